@@ -1,0 +1,358 @@
+//! From a configuration to an open gate, and back to a closed one.
+//!
+//! [`Builder::open`] is the one place where the parts meet: it checks every section, opens the
+//! portal list and the spool, builds the upstreams and starts delivery. Delivery runs on a small
+//! runtime of the gate's own, so that a host needs to start nothing, and a slow upstream never
+//! takes a worker from the request path.
+
+use crate::answer::{self, Answers};
+use crate::client::TrustedProxies;
+use crate::clock::{Clock, SystemClock};
+use crate::event::{self, Rules};
+use crate::forward::{self, Forwarder, Meters, Route};
+use crate::gate::Gate;
+use crate::metrics::Metrics;
+use crate::path::Guard;
+use crate::plugin::{PixelGate, Prebuilt, Shared};
+use crate::portals::{self, Portals};
+use crate::privacy;
+use crate::spool::{self, Env, Spool};
+use crate::upstream::{self, BatchConfig, Upstream};
+use std::fmt;
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, PoisonError};
+use tokio::runtime::Runtime;
+use tokio::sync::watch;
+
+/// The folder of the dead letters, below the spool's own.
+const DEAD_DIR: &str = "dead";
+/// Threads that deliver: encoding and compressing a million events a second needs no more.
+const DELIVERY_THREADS: usize = 1;
+
+/// Everything that a gate is told (SPEC 9, without the sections of the ready edge).
+#[derive(Debug, Clone, Default)]
+pub struct Config {
+    /// Which requests are events, and their limits.
+    pub events: event::Config,
+    /// Who may report events.
+    pub portals: portals::Config,
+    /// What an answer looks like.
+    pub response: answer::Config,
+    /// What is kept of a person.
+    pub privacy: privacy::Config,
+    /// Where accepted events wait.
+    pub spool: spool::Config,
+    /// How events are grouped on their way.
+    pub batch: BatchConfig,
+    /// Where events go. None: into files below `data/events`, see [`Config::upstreams`].
+    pub upstream: Vec<upstream::Config>,
+}
+
+/// A key that cannot be used, and why.
+#[derive(Debug)]
+pub struct ConfigError {
+    key: String,
+    reason: String,
+}
+
+impl ConfigError {
+    fn new(key: impl Into<String>, reason: impl Into<String>) -> Self {
+        Self { key: key.into(), reason: reason.into() }
+    }
+
+    /// The key, such as `events.query_bytes_max`.
+    pub fn key(&self) -> &str {
+        &self.key
+    }
+
+    /// What is wrong with its value. Shows no secret.
+    pub fn reason(&self) -> &str {
+        &self.reason
+    }
+}
+
+impl fmt::Display for ConfigError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}: {}", self.key, self.reason)
+    }
+}
+
+impl std::error::Error for ConfigError {}
+
+/// Why a gate did not open.
+#[derive(Debug)]
+pub enum OpenError {
+    /// A section's value cannot be used.
+    Config(ConfigError),
+    /// The portal list cannot be read.
+    Portals(portals::OpenError),
+    /// The spool cannot be opened.
+    Spool(spool::OpenError),
+    /// An answer cannot be made of what Pingora takes.
+    Answers(Box<pingora::Error>),
+    /// The threads that deliver cannot be started.
+    Threads(std::io::Error),
+}
+
+impl fmt::Display for OpenError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Config(e) => e.fmt(f),
+            Self::Portals(e) => e.fmt(f),
+            Self::Spool(e) => e.fmt(f),
+            Self::Answers(_) => f.write_str("the answers cannot be built"),
+            Self::Threads(_) => f.write_str("the threads that deliver cannot be started"),
+        }
+    }
+}
+
+impl std::error::Error for OpenError {
+    fn source(&self) -> Option<&(dyn std::error::Error + 'static)> {
+        match self {
+            Self::Config(_) => None,
+            Self::Portals(e) => e.source(),
+            Self::Spool(e) => e.source(),
+            Self::Answers(e) => Some(e),
+            Self::Threads(e) => Some(e),
+        }
+    }
+}
+
+impl From<ConfigError> for OpenError {
+    fn from(e: ConfigError) -> Self {
+        Self::Config(e)
+    }
+}
+
+impl Config {
+    /// Checks every section by itself, without touching disk or network.
+    pub fn validate(&self) -> Result<(), ConfigError> {
+        self.rules()?;
+        self.guard()?;
+        self.portals.validate().map_err(|e| ConfigError::new(e.key, e.why))?;
+        self.spool.validate().map_err(|e| ConfigError::new(e.key, e.reason))?;
+        let told = |e: upstream::ConfigError| {
+            let whole = e.to_string();
+            let reason = whole.strip_prefix(&format!("{}: ", e.key())).unwrap_or(&whole);
+            ConfigError::new(e.key(), reason)
+        };
+        self.batch.validate().map_err(told)?;
+        upstream::Config::validate_all(&self.upstream).map_err(told)
+    }
+
+    /// The upstreams in force: those configured, or the embedded default.
+    pub fn upstreams(&self) -> Vec<upstream::Config> {
+        match self.upstream.as_slice() {
+            [] => vec![embedded_upstream()],
+            all => all.to_vec(),
+        }
+    }
+
+    /// The folder of the dead letters.
+    pub fn dead_dir(&self) -> PathBuf {
+        self.spool.dir.join(DEAD_DIR)
+    }
+
+    fn rules(&self) -> Result<Rules, ConfigError> {
+        Rules::new(&self.events).map_err(|e| ConfigError::new(e.key, e.reason))
+    }
+
+    fn guard(&self) -> Result<Guard, ConfigError> {
+        let told = |e: crate::path::PathError| ConfigError::new("events.path", e.to_string());
+        Guard::new(&self.events.path).map_err(told)
+    }
+}
+
+/// Where events go when nothing is configured: into files.
+fn embedded_upstream() -> upstream::Config {
+    let kind = upstream::Kind::File(upstream::file::Config::default());
+    upstream::Config { name: "file".to_owned(), batch: upstream::BatchOverride::default(), kind }
+}
+
+/// Opens a gate.
+pub struct Builder {
+    config: Config,
+    state_dir: PathBuf,
+    trusted: TrustedProxies,
+    own: Vec<(String, Arc<dyn Upstream>)>,
+    clock: Arc<dyn Clock>,
+}
+
+impl Builder {
+    pub(crate) fn new(config: Config) -> Self {
+        Self {
+            config,
+            state_dir: PathBuf::from("data"),
+            trusted: TrustedProxies::default(),
+            own: Vec::new(),
+            clock: Arc::new(SystemClock),
+        }
+    }
+
+    /// Where small state is kept across restarts, such as the last good portal list. Default
+    /// `data`.
+    pub fn state_dir(mut self, dir: &Path) -> Self {
+        self.state_dir = dir.to_owned();
+        self
+    }
+
+    /// Whose word on the client's address is taken. Default: nobody's.
+    pub fn trusted_proxies(mut self, trusted: TrustedProxies) -> Self {
+        self.trusted = trusted;
+        self
+    }
+
+    /// Adds an upstream of the host's own beside the configured ones. Its name must not change
+    /// between starts: it names the cursor.
+    pub fn upstream(mut self, name: &str, upstream: Arc<dyn Upstream>) -> Self {
+        self.own.push((name.to_owned(), upstream));
+        self
+    }
+
+    /// The judge alone, as `explain` asks it: nothing is opened but the portal list.
+    pub fn gate(self) -> Result<Gate, OpenError> {
+        let portals = Portals::open(&self.config.portals, &self.state_dir, self.clock.clone());
+        let portals = portals.map_err(OpenError::Portals)?;
+        self.judge(portals)
+    }
+
+    fn judge(&self, portals: Portals) -> Result<Gate, OpenError> {
+        let config = &self.config;
+        let privacy = config.privacy.clone();
+        Ok(Gate::new(config.guard()?, config.rules()?, privacy, portals, self.clock.clone()))
+    }
+
+    /// Opens everything and starts delivery.
+    ///
+    /// Starts threads, so a host that daemonizes must do that first.
+    ///
+    /// # Errors
+    ///
+    /// The first part that cannot be used. What a spool folder holds is never a reason: damaged
+    /// records are set aside and counted.
+    pub fn open(self) -> Result<PixelGate, OpenError> {
+        let config = &self.config;
+        config.validate()?;
+        let portals = Portals::open(&config.portals, &self.state_dir, self.clock.clone());
+        let portals = portals.map_err(OpenError::Portals)?;
+        let gate = self.judge(portals.clone())?;
+        let metrics = Metrics::new();
+        let answers = Answers::build(&config.response, &config.events.methods, Prebuilt::new)
+            .map_err(OpenError::Answers)?;
+        let routes = self.upstreams()?;
+        let names: Vec<String> = routes.iter().map(|(name, ..)| name.clone()).collect();
+        let env = Env {
+            clock: self.clock.clone(),
+            commit_seconds: Some(metrics.spool_commit_seconds.clone()),
+            ..Env::system()
+        };
+        let spool = Spool::open(&config.spool, &names, env).map_err(OpenError::Spool)?;
+        let options = forward::Options {
+            clock: self.clock.clone(),
+            meters: Meters {
+                delivered: metrics.delivered_events.clone(),
+                dead: metrics.dead_events.clone(),
+                batches: metrics.batches.clone(),
+                lag_seconds: metrics.delivery_lag_seconds.clone(),
+            },
+            ..forward::Options::new(config.dead_dir())
+        };
+        let route = |(name, upstream, batch): (String, Arc<dyn Upstream>, BatchConfig)| {
+            // The spool was opened with exactly these names, and each is asked for once.
+            let reader = spool.reader(&name)?;
+            Some(Route { name, upstream, batch, reader })
+        };
+        let routes = routes.into_iter().filter_map(route).collect();
+        let delivery = Delivery::start(routes, options, portals)?;
+        let trusted = self.trusted;
+        Ok(PixelGate::from_shared(Shared { gate, spool, metrics, answers, trusted, delivery }))
+    }
+
+    /// Every upstream with its name and its batches.
+    fn upstreams(&self) -> Result<Vec<(String, Arc<dyn Upstream>, BatchConfig)>, ConfigError> {
+        let mut all = Vec::new();
+        for config in self.config.upstreams() {
+            let told = |e: upstream::ConfigError| ConfigError::new(e.key(), e.to_string());
+            let built = config.build().map_err(told)?;
+            all.push((config.name.clone(), built, config.batch.over(&self.config.batch)));
+        }
+        for (name, upstream) in &self.own {
+            if all.iter().any(|(taken, ..)| taken == name) {
+                return Err(ConfigError::new("upstream.name", format!("`{name}` is taken")));
+            }
+            all.push((name.clone(), upstream.clone(), self.config.batch.clone()));
+        }
+        Ok(all)
+    }
+}
+
+/// Delivery and the watch on the portal list, on a runtime of their own.
+pub(crate) struct Delivery {
+    runtime: Mutex<Option<Runtime>>,
+    forwarder: Forwarder,
+    stop: watch::Sender<bool>,
+}
+
+impl Delivery {
+    fn start(
+        routes: Vec<Route>,
+        options: forward::Options,
+        portals: Portals,
+    ) -> Result<Self, OpenError> {
+        let runtime = tokio::runtime::Builder::new_multi_thread()
+            .worker_threads(DELIVERY_THREADS)
+            .thread_name("delivery")
+            .enable_all()
+            .build()
+            .map_err(OpenError::Threads)?;
+        let (stop, stopped) = watch::channel(false);
+        let guard = runtime.enter();
+        let forwarder = forward::start(routes, options);
+        runtime.spawn(portals.watch(stopped));
+        drop(guard);
+        Ok(Self { runtime: Mutex::new(Some(runtime)), forwarder, stop })
+    }
+
+    pub fn forwarder(&self) -> &Forwarder {
+        &self.forwarder
+    }
+
+    /// Stops both; what was on its way is given a moment. Idempotent.
+    pub fn stop(&self) {
+        let _ = self.stop.send(true);
+        let runtime = self.runtime.lock().unwrap_or_else(PoisonError::into_inner).take();
+        if let Some(runtime) = runtime {
+            runtime.block_on(self.forwarder.stop());
+            runtime.shutdown_background();
+        }
+    }
+}
+
+impl Drop for Delivery {
+    fn drop(&mut self) {
+        // Dropping a runtime waits for its threads, which async code must not do.
+        let runtime = self.runtime.get_mut().unwrap_or_else(PoisonError::into_inner).take();
+        if let Some(runtime) = runtime {
+            runtime.shutdown_background();
+        }
+    }
+}
+
+/// Checks a configuration and all that it names, as `pixelgate check` does, and says what is in
+/// force. Opens no spool.
+pub fn check(config: &Config, state_dir: &Path) -> Result<String, OpenError> {
+    config.validate()?;
+    let clock: Arc<dyn Clock> = Arc::new(SystemClock);
+    let portals = Portals::open(&config.portals, state_dir, clock).map_err(OpenError::Portals)?;
+    let mut lines = vec![portals.summary().to_string()];
+    for upstream in config.upstreams() {
+        // A file upstream would make its folder; every other only reads what it needs.
+        if !matches!(upstream.kind, upstream::Kind::File(_)) {
+            upstream.build().map_err(|e| ConfigError::new(e.key(), e.to_string()))?;
+        }
+        lines.push(format!("upstream {}: {}", upstream.name, upstream.kind_name()));
+    }
+    lines.push(format!("spool: {}", config.spool.dir.display()));
+    lines.push("configuration is valid".to_owned());
+    Ok(lines.join("\n"))
+}

@@ -1,0 +1,203 @@
+//! Whose request it is: the client's address behind the proxies that are trusted.
+//!
+//! A header can say anything, so it is believed only as far as trusted machines wrote it: the
+//! chain of addresses is walked from the connection's peer outwards, and the first address that
+//! is not a trusted proxy is the client. This module reads headers handed to it; it neither
+//! fetches nor changes one.
+
+use ipnet::IpNet;
+use std::net::IpAddr;
+
+/// Longest chain of proxies that is walked, in addresses. A longer one is an attempt to make
+/// the walk expensive; the address at the limit is taken.
+pub const CHAIN_ADDRESSES_MAX: usize = 32;
+
+/// Which machines may say on whose behalf they ask, and in which header (SPEC 9, `[edge]`).
+#[derive(Debug, Clone, Default)]
+pub struct TrustedProxies {
+    networks: Vec<IpNet>,
+    header: Option<http::HeaderName>,
+}
+
+/// Why a proxy setting cannot be used.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum TrustError {
+    /// The text is neither an address nor a network in CIDR notation.
+    Network(String),
+    /// The text is not a header name.
+    Header(String),
+}
+
+impl std::fmt::Display for TrustError {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::Network(text) => {
+                write!(f, "`{text}` is neither an IP address nor a network such as 10.0.0.0/8")
+            }
+            Self::Header(text) => write!(f, "`{text}` is not a header name"),
+        }
+    }
+}
+
+impl std::error::Error for TrustError {}
+
+impl TrustedProxies {
+    /// Reads `edge.trusted_proxies` and `edge.client_ip_header`.
+    pub fn new(networks: &[String], header: Option<&str>) -> Result<Self, TrustError> {
+        let networks = networks.iter().map(|text| parse_network(text)).collect::<Result<_, _>>()?;
+        let parse_header = |name: &str| {
+            name.parse::<http::HeaderName>().map_err(|_| TrustError::Header(name.to_owned()))
+        };
+        Ok(Self { networks, header: header.map(parse_header).transpose()? })
+    }
+
+    /// Whether `address` is one of the trusted proxies.
+    pub fn trusts(&self, address: IpAddr) -> bool {
+        let address = canonical(address);
+        self.networks.iter().any(|network| network.contains(&address))
+    }
+
+    /// The client's address: `peer` itself unless it is trusted, else what the configured header
+    /// says, else the rightmost address of `X-Forwarded-For` or `Forwarded` (RFC 7239) that no
+    /// trusted proxy has.
+    pub fn client(&self, peer: IpAddr, headers: &http::HeaderMap) -> IpAddr {
+        let peer = canonical(peer);
+        if !self.trusts(peer) {
+            return peer;
+        }
+        if let Some(name) = &self.header {
+            let said = headers.get_all(name).iter().next_back();
+            let address = said.and_then(|v| v.to_str().ok()).and_then(parse_address);
+            return address.unwrap_or(peer);
+        }
+        let forwarded_for = chain(headers, "x-forwarded-for", parse_address);
+        let mut walked = forwarded_for;
+        if walked.is_empty() {
+            walked = chain(headers, "forwarded", parse_forwarded);
+        }
+        let mut client = peer;
+        for address in walked.into_iter().take(CHAIN_ADDRESSES_MAX) {
+            // What stands left of an unreadable entry was written by nobody we know.
+            let Some(address) = address else { break };
+            client = address;
+            if !self.trusts(address) {
+                break;
+            }
+        }
+        client
+    }
+}
+
+fn parse_network(text: &str) -> Result<IpNet, TrustError> {
+    let network = text.parse::<IpNet>().or_else(|_| text.parse::<IpAddr>().map(IpNet::from));
+    network.map(|n| n.trunc()).map_err(|_| TrustError::Network(text.to_owned()))
+}
+
+/// An IPv4 address that came over an IPv6 socket is the IPv4 address.
+fn canonical(address: IpAddr) -> IpAddr {
+    address.to_canonical()
+}
+
+/// The entries of a list header from right to left, over all its lines.
+fn chain(
+    headers: &http::HeaderMap,
+    name: &str,
+    parse: fn(&str) -> Option<IpAddr>,
+) -> Vec<Option<IpAddr>> {
+    let mut entries = Vec::new();
+    for line in headers.get_all(name).iter().rev() {
+        let Ok(line) = line.to_str() else {
+            entries.push(None);
+            break;
+        };
+        entries.extend(line.rsplit(',').take(CHAIN_ADDRESSES_MAX).map(|e| parse(e.trim())));
+        if entries.len() >= CHAIN_ADDRESSES_MAX {
+            break;
+        }
+    }
+    entries
+}
+
+/// An address as proxies write it: bare, with a port, or in brackets.
+fn parse_address(text: &str) -> Option<IpAddr> {
+    let text = text.trim();
+    let address = text.parse::<IpAddr>().ok();
+    let with_port = || text.parse::<std::net::SocketAddr>().ok().map(|a| a.ip());
+    let bracketed = || text.strip_prefix('[')?.strip_suffix(']')?.parse::<IpAddr>().ok();
+    address.or_else(with_port).or_else(bracketed).map(canonical)
+}
+
+/// The `for=` parameter of one element of `Forwarded` (RFC 7239, section 4).
+fn parse_forwarded(element: &str) -> Option<IpAddr> {
+    let mut pairs = element.split(';').filter_map(|pair| pair.trim().split_once('='));
+    let (_, node) = pairs.find(|(name, _)| name.trim().eq_ignore_ascii_case("for"))?;
+    parse_address(node.trim().trim_matches('"'))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn client(trusted: &[&str], header: Option<&str>, peer: &str, lines: &[(&str, &str)]) -> String {
+        let trusted: Vec<String> = trusted.iter().map(|t| t.to_string()).collect();
+        let proxies = TrustedProxies::new(&trusted, header).unwrap();
+        let mut headers = http::HeaderMap::new();
+        for (name, value) in lines {
+            let name: http::HeaderName = name.parse().unwrap();
+            headers.append(name, value.parse().unwrap());
+        }
+        proxies.client(peer.parse().unwrap(), &headers).to_string()
+    }
+
+    #[test]
+    fn an_untrusted_peer_is_the_client_whatever_it_says() {
+        let lies = [("x-forwarded-for", "1.2.3.4"), ("cf-connecting-ip", "1.2.3.4")];
+        assert_eq!(client(&[], None, "9.9.9.9", &lies), "9.9.9.9");
+        assert_eq!(client(&["10.0.0.0/8"], Some("CF-Connecting-IP"), "9.9.9.9", &lies), "9.9.9.9");
+    }
+
+    #[test]
+    fn the_rightmost_untrusted_address_of_the_chain_is_the_client() {
+        let check = |chain: &[(&str, &str)], expect: &str| {
+            assert_eq!(client(&["10.0.0.0/8", "fd00::/8"], None, "10.0.0.1", chain), expect);
+        };
+        check(&[], "10.0.0.1");
+        check(&[("x-forwarded-for", "8.8.8.8, 203.0.113.7, 10.2.3.4")], "203.0.113.7");
+        check(&[("x-forwarded-for", "8.8.8.8"), ("x-forwarded-for", "203.0.113.7")], "203.0.113.7");
+        check(&[("x-forwarded-for", "8.8.8.8, unknown, 10.2.3.4")], "10.2.3.4");
+        check(&[("x-forwarded-for", "203.0.113.7:4711")], "203.0.113.7");
+        check(&[("x-forwarded-for", "[2001:db8::1]:4711")], "2001:db8::1");
+        check(&[("forwarded", "for=8.8.8.8, For=\"[2001:db8::1]:99\";proto=https")], "2001:db8::1");
+        check(&[("forwarded", "for=_hidden, for=10.1.1.1")], "10.1.1.1");
+        check(&[("x-forwarded-for", "10.0.0.7, 10.0.0.8")], "10.0.0.7");
+    }
+
+    #[test]
+    fn a_chain_is_walked_to_its_limit_and_no_further() {
+        let trusted = vec!["10.0.0.9"; CHAIN_ADDRESSES_MAX];
+        let just_fits = format!("8.8.8.8, {}", trusted[1..].join(", "));
+        let too_long = format!("8.8.8.8, {}", trusted.join(", "));
+        let check = |chain: &str| {
+            client(&["10.0.0.0/8"], None, "10.0.0.1", &[("x-forwarded-for", chain)])
+        };
+        assert_eq!(check(&just_fits), "8.8.8.8");
+        assert_eq!(check(&too_long), "10.0.0.9");
+    }
+
+    #[test]
+    fn the_configured_header_is_believed_from_a_trusted_peer_alone() {
+        let said = [("cf-connecting-ip", "203.0.113.7"), ("x-forwarded-for", "8.8.8.8")];
+        let check = |peer: &str| client(&["10.0.0.1"], Some("CF-Connecting-IP"), peer, &said);
+        assert_eq!(check("10.0.0.1"), "203.0.113.7");
+        assert_eq!(check("::ffff:10.0.0.1"), "203.0.113.7");
+        assert_eq!(check("10.0.0.2"), "10.0.0.2");
+    }
+
+    #[test]
+    fn a_setting_that_means_nothing_is_named() {
+        let wrong = TrustedProxies::new(&["10.0.0.0/33".into()], None).unwrap_err();
+        assert_eq!(wrong, TrustError::Network("10.0.0.0/33".into()));
+        let wrong = TrustedProxies::new(&[], Some("not a header")).unwrap_err();
+        assert_eq!(wrong, TrustError::Header("not a header".into()));
+    }
+}

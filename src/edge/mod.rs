@@ -1,0 +1,141 @@
+//! The ready edge: listeners and an origin around the gate.
+//!
+//! The binary's own part, built on nothing but the library's public interface: what is possible
+//! here is possible in anybody's proxy.
+
+pub mod listen;
+pub mod origin;
+pub mod proxy;
+pub mod server;
+
+use pixelgate::client::TrustedProxies;
+use serde::Deserialize;
+use std::path::PathBuf;
+
+/// Most worker threads that may be asked for: more than any machine has cores.
+const THREADS_MAX: usize = 1024;
+/// Longest of the timeouts below, in seconds: a day.
+const SECONDS_MAX: u64 = 86_400;
+
+/// The `[edge]` section.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Config {
+    /// Plain listeners: `address:port` or `unix:/path`. Port 0 lets the kernel choose.
+    pub listen: Vec<String>,
+    /// TLS listeners.
+    pub tls: Vec<TlsListener>,
+    /// Where everything that is not an event goes; empty: answered 404.
+    #[serde(deserialize_with = "crate::config::one_or_many")]
+    pub origin: Vec<String>,
+    /// Worker threads; 0 for one a core.
+    pub threads: usize,
+    /// How long a kept connection may be idle.
+    pub keepalive_seconds: u64,
+    /// How long a request's header may take from its first byte to its last.
+    pub header_timeout_seconds: u64,
+    /// Most connections at once.
+    pub connections_max: usize,
+    /// Most connections at once from one address; 0: no limit.
+    pub connections_per_address_max: usize,
+    /// How long a stop waits for requests in flight.
+    pub shutdown_grace_seconds: u64,
+    /// Addresses and networks whose word on the client's address is taken.
+    pub trusted_proxies: Vec<String>,
+    /// The header in which they give it; without one `X-Forwarded-For` or `Forwarded`.
+    pub client_ip_header: Option<String>,
+    /// Where small state is kept across restarts.
+    pub state_dir: PathBuf,
+}
+
+impl Default for Config {
+    fn default() -> Self {
+        Self {
+            listen: vec!["127.0.0.1:8080".to_owned()],
+            tls: Vec::new(),
+            origin: Vec::new(),
+            threads: 0,
+            keepalive_seconds: 75,
+            header_timeout_seconds: 10,
+            connections_max: 65_536,
+            connections_per_address_max: 0,
+            shutdown_grace_seconds: 10,
+            trusted_proxies: Vec::new(),
+            client_ip_header: None,
+            state_dir: PathBuf::from("data"),
+        }
+    }
+}
+
+/// One entry of `edge.tls`.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct TlsListener {
+    /// `address:port`.
+    pub listen: String,
+    /// The certificate chain, PEM.
+    pub cert: PathBuf,
+    /// Its key, PEM.
+    pub key: PathBuf,
+}
+
+/// What is wrong: the key below `edge.`, and why.
+type Wrong = (&'static str, String);
+
+impl Config {
+    /// Checks what can be checked without touching the network.
+    pub fn validate(&self) -> Result<(), Wrong> {
+        if self.listen.is_empty() && self.tls.is_empty() {
+            return Err(("listen", "names no listener, and edge.tls has none either".to_owned()));
+        }
+        for address in &self.listen {
+            listen::Address::parse(address).map_err(|why| ("listen", why))?;
+        }
+        for tls in &self.tls {
+            match listen::Address::parse(&tls.listen).map_err(|why| ("tls", why))? {
+                listen::Address::Tcp(_) => {}
+                listen::Address::Unix(_) => {
+                    return Err(("tls", "listens on TCP addresses only".to_owned()));
+                }
+            }
+        }
+        for url in &self.origin {
+            origin::parse(url).map_err(|why| ("origin", why))?;
+        }
+        self.trust().map_err(|e| match e {
+            pixelgate::client::TrustError::Network(_) => ("trusted_proxies", e.to_string()),
+            pixelgate::client::TrustError::Header(_) => ("client_ip_header", e.to_string()),
+        })?;
+        if self.threads > THREADS_MAX {
+            return Err(("threads", format!("{THREADS_MAX} are the most")));
+        }
+        if self.connections_max == 0 {
+            return Err(("connections_max", "must be at least 1".to_owned()));
+        }
+        for (key, seconds) in [
+            ("keepalive_seconds", self.keepalive_seconds),
+            ("header_timeout_seconds", self.header_timeout_seconds),
+        ] {
+            if !(1..=SECONDS_MAX).contains(&seconds) {
+                return Err((key, format!("must be 1 to {SECONDS_MAX}")));
+            }
+        }
+        if self.shutdown_grace_seconds > SECONDS_MAX {
+            return Err(("shutdown_grace_seconds", format!("{SECONDS_MAX} are the most")));
+        }
+        Ok(())
+    }
+
+    /// Whose word on the client's address is taken.
+    pub fn trust(&self) -> Result<TrustedProxies, pixelgate::client::TrustError> {
+        TrustedProxies::new(&self.trusted_proxies, self.client_ip_header.as_deref())
+    }
+
+    /// Worker threads in number.
+    pub fn threads(&self) -> usize {
+        match self.threads {
+            0 => std::thread::available_parallelism().map_or(1, usize::from),
+            threads => threads,
+        }
+    }
+}

@@ -1,0 +1,262 @@
+//! The gate's first customer: a Pingora proxy that asks it first and passes on the rest.
+
+use super::origin::Origins;
+use async_trait::async_trait;
+use bytes::Bytes;
+use http::{HeaderName, HeaderValue, header};
+use log::{debug, error};
+use pingora::http::{RequestHeader, ResponseHeader};
+use pingora::modules::http::HttpModules;
+use pingora::prelude::*;
+use pingora::proxy::{FailToProxy, ProxyWarnLogContext};
+use pingora::{ErrorSource, ErrorType};
+use pixelgate::client::TrustedProxies;
+use pixelgate::front::InFlight;
+use pixelgate::{PixelGate, Verdict};
+use std::net::IpAddr;
+use std::sync::Arc;
+
+const X_FORWARDED_FOR: HeaderName = HeaderName::from_static("x-forwarded-for");
+const X_FORWARDED_PROTO: HeaderName = HeaderName::from_static("x-forwarded-proto");
+const X_FORWARDED_HOST: HeaderName = HeaderName::from_static("x-forwarded-host");
+
+/// The edge: one gate in front of its origins.
+pub struct Edge {
+    gate: PixelGate,
+    origins: Origins,
+    trusted: TrustedProxies,
+    keepalive_seconds: u64,
+    in_flight: InFlight,
+    refusals: Refusals,
+}
+
+/// What the edge remembers of a request.
+pub struct Ctx {
+    /// What the gate said, if the request was its own.
+    verdict: Option<Verdict>,
+    turn: usize,
+    attempts: usize,
+    origin: usize,
+    _busy: pixelgate::front::Busy,
+}
+
+/// The answers that the edge gives of its own, built once.
+struct Refusals {
+    not_found: Refusal,
+    bad_request: Refusal,
+    bad_gateway: Refusal,
+    timeout: Refusal,
+    internal: Refusal,
+}
+
+struct Refusal {
+    header: Arc<ResponseHeader>,
+    body: Bytes,
+}
+
+impl Edge {
+    /// Puts the edge together. Fails only if a header of its own answers is malformed.
+    pub fn new(
+        gate: PixelGate,
+        origins: Origins,
+        trusted: TrustedProxies,
+        keepalive_seconds: u64,
+        in_flight: InFlight,
+    ) -> Result<Self> {
+        let refusals = Refusals {
+            not_found: Refusal::new(404, "There is nothing here.\n")?,
+            bad_request: Refusal::new(400, "The request cannot be understood.\n")?,
+            bad_gateway: Refusal::new(502, "The origin does not answer.\n")?,
+            timeout: Refusal::new(504, "The origin does not answer in time.\n")?,
+            internal: Refusal::new(500, "The edge failed.\n")?,
+        };
+        Ok(Self { gate, origins, trusted, keepalive_seconds, in_flight, refusals })
+    }
+
+    async fn refuse(&self, session: &mut Session, refusal: &Refusal) -> Result<()> {
+        let head = session.req_header().method == http::Method::HEAD;
+        session.write_response_header(Box::new(ResponseHeader::clone(&refusal.header)), head).await?;
+        if !head {
+            session.write_response_body(Some(refusal.body.clone()), true).await?;
+        }
+        Ok(())
+    }
+
+    /// Appends who asked, how and for which host (SPEC 1). The client's own claims about scheme
+    /// and host are believed only from a trusted proxy.
+    fn forwarded(&self, session: &Session, request: &mut RequestHeader) -> Result<()> {
+        let peer = session.client_addr().and_then(|a| a.as_inet()).map(|a| a.ip());
+        if let Some(peer) = peer {
+            let value = appended(request, &X_FORWARDED_FOR, peer);
+            request.insert_header(X_FORWARDED_FOR, value)?;
+        }
+        let trusted = peer.is_some_and(|peer| self.trusted.trusts(peer));
+        if !(trusted && request.headers.contains_key(X_FORWARDED_PROTO)) {
+            let tls = session.digest().is_some_and(|digest| digest.ssl_digest.is_some());
+            request.insert_header(X_FORWARDED_PROTO, if tls { "https" } else { "http" })?;
+        }
+        if !(trusted && request.headers.contains_key(X_FORWARDED_HOST)) {
+            let request_host = session.req_header();
+            let authority = request_host.uri.authority().map(|a| a.as_str().as_bytes());
+            let host = request_host.headers.get(header::HOST).map(HeaderValue::as_bytes);
+            match host.or(authority).and_then(|host| HeaderValue::from_bytes(host).ok()) {
+                Some(host) => request.insert_header(X_FORWARDED_HOST, host)?,
+                None => drop(request.remove_header(&X_FORWARDED_HOST)),
+            }
+        }
+        Ok(())
+    }
+}
+
+/// All lines of a list header in one, with `address` at its end.
+fn appended(request: &RequestHeader, name: &HeaderName, address: IpAddr) -> Vec<u8> {
+    let mut value = Vec::new();
+    for line in request.headers.get_all(name) {
+        value.extend_from_slice(line.as_bytes());
+        value.extend_from_slice(b", ");
+    }
+    value.extend_from_slice(address.to_canonical().to_string().as_bytes());
+    value
+}
+
+#[async_trait]
+impl ProxyHttp for Edge {
+    type CTX = Ctx;
+
+    fn new_ctx(&self) -> Ctx {
+        Ctx { verdict: None, turn: 0, attempts: 0, origin: 0, _busy: self.in_flight.enter() }
+    }
+
+    // The default adds a compression module to every request; the edge changes no body.
+    fn init_downstream_modules(&self, _modules: &mut HttpModules) {}
+
+    async fn request_filter(&self, session: &mut Session, ctx: &mut Ctx) -> Result<bool> {
+        // Pingora keeps a connection for ever after its first request.
+        if session.get_keepalive().is_some() {
+            session.set_keepalive(Some(self.keepalive_seconds));
+        }
+        ctx.verdict = self.gate.handle(session).await?;
+        if ctx.verdict.is_some() {
+            return Ok(true);
+        }
+        if self.origins.is_empty() {
+            self.refuse(session, &self.refusals.not_found).await?;
+            return Ok(true);
+        }
+        ctx.turn = self.origins.take_turn();
+        Ok(false)
+    }
+
+    async fn upstream_peer(&self, _: &mut Session, ctx: &mut Ctx) -> Result<Box<HttpPeer>> {
+        let (origin, peer) = self.origins.peer(ctx.turn, ctx.attempts);
+        ctx.origin = origin;
+        match peer {
+            Some(peer) => Ok(Box::new(peer)),
+            None => {
+                self.origins.failed(origin, "its name has no address");
+                Err(Error::new_up(ErrorType::ConnectNoRoute))
+            }
+        }
+    }
+
+    async fn upstream_request_filter(
+        &self,
+        session: &mut Session,
+        request: &mut RequestHeader,
+        _ctx: &mut Ctx,
+    ) -> Result<()> {
+        self.forwarded(session, request)
+    }
+
+    async fn upstream_response_filter(
+        &self,
+        _session: &mut Session,
+        _response: &mut ResponseHeader,
+        ctx: &mut Ctx,
+    ) -> Result<()> {
+        self.origins.answered(ctx.origin);
+        Ok(())
+    }
+
+    fn fail_to_connect(
+        &self,
+        _session: &mut Session,
+        _peer: &HttpPeer,
+        ctx: &mut Ctx,
+        mut e: Box<Error>,
+    ) -> Box<Error> {
+        self.origins.failed(ctx.origin, e.etype().as_str());
+        ctx.attempts += 1;
+        // Nothing was sent yet, so any method may be tried elsewhere.
+        e.set_retry(ctx.attempts < self.origins.count());
+        e
+    }
+
+    async fn fail_to_proxy(&self, session: &mut Session, e: &Error, ctx: &mut Ctx) -> FailToProxy {
+        let gone = FailToProxy { error_code: 0, can_reuse_downstream: false };
+        let refusal = match (e.esource(), e.etype()) {
+            (_, ErrorType::HTTPStatus(_)) => &self.refusals.bad_request,
+            (ErrorSource::Upstream, ErrorType::ConnectTimedout | ErrorType::ReadTimedout) => {
+                &self.refusals.timeout
+            }
+            (ErrorSource::Upstream, _) => &self.refusals.bad_gateway,
+            (ErrorSource::Downstream, ErrorType::InvalidHTTPHeader) => &self.refusals.bad_request,
+            // The client is gone: there is nobody to answer.
+            (ErrorSource::Downstream, _) => return gone,
+            (ErrorSource::Internal | ErrorSource::Unset, _) => &self.refusals.internal,
+        };
+        if *e.esource() == ErrorSource::Upstream {
+            self.gate.metrics().origin_failures.inc();
+            self.origins.failed(ctx.origin, e.etype().as_str());
+        } else if *e.esource() != ErrorSource::Downstream {
+            // The kind of error alone: its context may quote the request.
+            error!("a request failed inside the edge: {}", e.etype().as_str());
+        }
+        if session.response_written().is_some() {
+            return gone;
+        }
+        // What is left of the request's body would be read as the next request.
+        let can_reuse_downstream = session.is_body_done();
+        if !can_reuse_downstream {
+            session.set_keepalive(None);
+        }
+        match self.refuse(session, refusal).await {
+            Ok(()) => {
+                FailToProxy { error_code: refusal.header.status.as_u16(), can_reuse_downstream }
+            }
+            Err(e) => {
+                debug!("a client left before it was told of a failure: {}", e.etype().as_str());
+                gone
+            }
+        }
+    }
+
+    // Pingora's own lines quote the request, its query included; ours are in `fail_to_proxy`.
+    fn suppress_error_log(&self, _: &Session, _: &Ctx, _: &Error) -> bool {
+        true
+    }
+
+    fn suppress_proxy_warn_log(
+        &self,
+        _: &Session,
+        _: &Ctx,
+        _: &Error,
+        _: ProxyWarnLogContext,
+    ) -> bool {
+        true
+    }
+
+    fn request_summary(&self, session: &Session, _ctx: &Ctx) -> String {
+        session.req_header().method.to_string()
+    }
+}
+
+impl Refusal {
+    fn new(status: u16, text: &'static str) -> Result<Self> {
+        let mut header = ResponseHeader::build_no_case(status, Some(5))?;
+        header.insert_header(header::CONTENT_TYPE, "text/plain; charset=utf-8")?;
+        header.insert_header(header::CONTENT_LENGTH, text.len())?;
+        header.insert_header(header::CACHE_CONTROL, "no-store")?;
+        Ok(Self { header: Arc::new(header), body: Bytes::from_static(text.as_bytes()) })
+    }
+}

@@ -1,0 +1,277 @@
+//! From a configuration to a running edge, and from a signal to its end.
+//!
+//! Pingora's own stop sleeps through its grace period even when nothing is in flight, and drops
+//! what is in flight at its end. So the stop is run here: close the listeners, wait for requests
+//! in flight (and only for them), then let Pingora end its threads, then close the gate.
+
+use super::listen::{Address, BindError, Bound};
+use super::origin::Origins;
+use super::proxy::Edge;
+use crate::config::Config;
+use async_trait::async_trait;
+use log::{error, info};
+use pingora::listeners::tls::TlsSettings;
+use pingora::listeners::{L4BufferSettings, ListenerConfig};
+use pingora::proxy::http_proxy;
+use pingora::server::configuration::ServerConf;
+use pingora::server::{
+    ListenFds, RunArgs, Server, ShutdownSignal, ShutdownSignalWatch, ShutdownWatch,
+};
+use pingora::services::background::{BackgroundService, background_service};
+use pingora::services::listening::Service;
+use pixelgate::PixelGate;
+use pixelgate::admin::Admin;
+use pixelgate::front::{Front, InFlight, Limits};
+use std::fmt;
+use std::time::{Duration, Instant};
+use tokio::signal::unix::{SignalKind, signal};
+use tokio::sync::watch;
+
+/// Pause between two looks at whether requests are still in flight, in milliseconds.
+const DRAIN_LOOK_MS: u64 = 2;
+
+/// Why an edge did not start, or did not stop as it should.
+#[derive(Debug)]
+pub enum EdgeError {
+    /// A part of the gate did not open.
+    Gate(pixelgate::OpenError),
+    /// A listener did not open.
+    Listen(BindError),
+    /// A key of `[edge]` cannot be used.
+    Edge(String),
+    /// The state folder cannot be made.
+    State(std::io::Error),
+    /// Pingora refused a setting.
+    Pingora(Box<pingora::Error>),
+    /// The gate did not close as it should.
+    Close(pixelgate::spool::CloseError),
+}
+
+impl fmt::Display for EdgeError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Gate(e) => e.fmt(f),
+            Self::Listen(e) => e.fmt(f),
+            Self::Edge(why) => write!(f, "edge: {why}"),
+            Self::State(e) => write!(f, "edge.state_dir cannot be made: {e}"),
+            Self::Pingora(e) => e.fmt(f),
+            Self::Close(e) => e.fmt(f),
+        }
+    }
+}
+
+impl std::error::Error for EdgeError {}
+
+/// Runs an edge until it is told to stop.
+pub fn run(config: &Config) -> Result<(), EdgeError> {
+    let edge = &config.edge;
+    std::fs::create_dir_all(&edge.state_dir).map_err(EdgeError::State)?;
+    // Sockets first: a second edge on the same port must not get as far as the spool.
+    let plain = bind_all(&edge.listen)?;
+    let tls = bind_all(edge.tls.iter().map(|tls| &tls.listen))?;
+    let admin = bind_all(Some(&config.admin.listen).filter(|listen| !listen.is_empty()))?;
+    let trusted = edge.trust().map_err(|e| EdgeError::Edge(e.to_string()))?;
+    let origins = Origins::new(&edge.origin).map_err(EdgeError::Edge)?;
+
+    let gate = PixelGate::builder(config.gate())
+        .state_dir(&edge.state_dir)
+        .trusted_proxies(trusted.clone())
+        .open()
+        .map_err(EdgeError::Gate)?;
+    let in_flight = InFlight::default();
+    let proxy =
+        Edge::new(gate.clone(), origins.clone(), trusted, edge.keepalive_seconds, in_flight.clone())
+            .map_err(EdgeError::Pingora)?;
+
+    let mut server = Server::new_with_opt_and_conf(None, server_conf(config));
+    let front = Front::new(http_proxy(&server.configuration, proxy), limits(config));
+    let (stop, stopped) = watch::channel(false);
+    let mut service = Service::new("edge".to_owned(), front);
+    for bound in &plain {
+        service.add_listener(listener(bound));
+    }
+    for (bound, files) in tls.iter().zip(&edge.tls) {
+        let (cert, key) = (files.cert.to_string_lossy(), files.key.to_string_lossy());
+        let mut settings = TlsSettings::intermediate(&cert, &key).map_err(EdgeError::Pingora)?;
+        settings.enable_h2();
+        service.add_listener(listener(bound).tls(settings));
+    }
+    announce(&plain, &tls, &admin);
+    let sockets = plain.into_iter().chain(tls).collect();
+    server.add_service(Stoppable { inner: service, sockets, stopped: stopped.clone() });
+
+    let mut pages = Service::new("admin".to_owned(), Admin::new(gate.clone(), &config.admin));
+    pages.threads = Some(1);
+    for bound in &admin {
+        pages.add_listener(listener(bound));
+    }
+    server.add_service(Stoppable { inner: pages, sockets: admin, stopped });
+    server.add_service(background_service("lookup", LookUp(origins)));
+
+    let grace = Duration::from_secs(edge.shutdown_grace_seconds);
+    let signals = Signals { gate: gate.clone(), stop, in_flight, grace };
+    server.run(RunArgs { shutdown_signal: Box::new(signals) });
+    gate.close(grace).map_err(EdgeError::Close)?;
+    info!("stopped");
+    Ok(())
+}
+
+fn bind_all<'a>(addresses: impl IntoIterator<Item = &'a String>) -> Result<Vec<Bound>, EdgeError> {
+    let open = |text: &String| {
+        let address = Address::parse(text).map_err(EdgeError::Edge)?;
+        Bound::open(&address).map_err(EdgeError::Listen)
+    };
+    addresses.into_iter().map(open).collect()
+}
+
+fn server_conf(config: &Config) -> ServerConf {
+    let state = |name: &str| config.edge.state_dir.join(name).to_string_lossy().into_owned();
+    ServerConf {
+        threads: config.edge.threads(),
+        pid_file: state("pixelgate.pid"),
+        upgrade_sock: state("upgrade.sock"),
+        // One stop is ours (see the head of this file); Pingora's must not sleep after it.
+        grace_period_seconds: Some(0),
+        graceful_shutdown_timeout_seconds: Some(0),
+        ..ServerConf::default()
+    }
+}
+
+fn limits(config: &Config) -> Limits {
+    Limits {
+        header_timeout: Duration::from_secs(config.edge.header_timeout_seconds),
+        keepalive: Duration::from_secs(config.edge.keepalive_seconds),
+        connections_max: config.edge.connections_max,
+        connections_per_address_max: config.edge.connections_per_address_max,
+    }
+}
+
+fn listener(bound: &Bound) -> ListenerConfig {
+    let config = match bound.unix {
+        true => ListenerConfig::uds(&bound.key),
+        false => ListenerConfig::tcp(&bound.key),
+    };
+    let (read, write) = pixelgate::front::SOCKET_BUFFER_BYTES;
+    config.l4_buffer(L4BufferSettings::new(read, write))
+}
+
+/// One line for each listener, for people and for tests: the port may be the kernel's choice.
+fn announce(plain: &[Bound], tls: &[Bound], admin: &[Bound]) {
+    for (scheme, what, all) in
+        [("http", "events and pass-through", plain), ("https", "events and pass-through", tls),
+         ("http", "admin", admin)]
+    {
+        for bound in all {
+            match bound.unix {
+                true => info!("listening on unix:{} ({what})", bound.key),
+                false => info!("listening on {scheme}://{} ({what})", bound.key),
+            }
+        }
+    }
+}
+
+/// A service that stops when we say so, on sockets that we opened.
+struct Stoppable<A> {
+    inner: Service<A>,
+    sockets: Vec<Bound>,
+    stopped: ShutdownWatch,
+}
+
+#[async_trait]
+impl<A> pingora::services::Service for Stoppable<A>
+where
+    A: pingora::apps::ServerApp + Send + Sync + 'static,
+{
+    async fn start_service(
+        &mut self,
+        fds: Option<ListenFds>,
+        _shutdown: ShutdownWatch,
+        listeners_per_fd: usize,
+    ) {
+        if let Some(table) = &fds {
+            let mut table = table.lock();
+            for bound in self.sockets.drain(..) {
+                let (key, socket) = bound.into_raw();
+                table.add(key, socket);
+            }
+        }
+        self.inner.start_service(fds, self.stopped.clone(), listeners_per_fd).await;
+    }
+
+    fn name(&self) -> &str {
+        self.inner.name()
+    }
+
+    fn threads(&self) -> Option<usize> {
+        self.inner.threads()
+    }
+}
+
+struct LookUp(Origins);
+
+#[async_trait]
+impl BackgroundService for LookUp {
+    async fn start(&self, mut shutdown: ShutdownWatch) {
+        tokio::select! {
+            () = self.0.keep_looking_up() => {}
+            _ = shutdown.changed() => {}
+        }
+    }
+}
+
+/// Waits for a signal, and drains before Pingora hears of it.
+struct Signals {
+    gate: PixelGate,
+    stop: watch::Sender<bool>,
+    in_flight: InFlight,
+    grace: Duration,
+}
+
+#[async_trait]
+impl ShutdownSignalWatch for Signals {
+    async fn recv(&self) -> ShutdownSignal {
+        if let Err(e) = self.wait().await {
+            // Without handlers the default actions apply: the process still ends, undrained.
+            error!("signals cannot be handled: {e}");
+            std::future::pending::<()>().await;
+        }
+        self.drain().await;
+        ShutdownSignal::FastShutdown
+    }
+}
+
+impl Signals {
+    async fn wait(&self) -> std::io::Result<()> {
+        let mut terminate = signal(SignalKind::terminate())?;
+        let mut quit = signal(SignalKind::quit())?;
+        let mut interrupt = signal(SignalKind::interrupt())?;
+        let mut hangup = signal(SignalKind::hangup())?;
+        loop {
+            let name = tokio::select! {
+                _ = terminate.recv() => "SIGTERM",
+                _ = quit.recv() => "SIGQUIT",
+                _ = interrupt.recv() => "SIGINT",
+                _ = hangup.recv() => {
+                    info!("SIGHUP: reading the portals again");
+                    self.gate.reload_portals();
+                    continue;
+                }
+            };
+            info!("{name}: stopping");
+            return Ok(());
+        }
+    }
+
+    async fn drain(&self) {
+        // Listeners close, idle connections end, requests in flight are answered.
+        let _ = self.stop.send(true);
+        let deadline = Instant::now() + self.grace;
+        while self.in_flight.count() > 0 && Instant::now() < deadline {
+            tokio::time::sleep(Duration::from_millis(DRAIN_LOOK_MS)).await;
+        }
+        let left = self.in_flight.count();
+        if left > 0 {
+            error!("{left} requests were still in flight when the grace period ended");
+        }
+    }
+}

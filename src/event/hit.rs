@@ -1,0 +1,154 @@
+//! A hit being read: parameters gathered by what they mean, then judged in the order of SPEC 3.
+//!
+//! Gathering and judging are apart because the order of the rejections is not the order of the
+//! parameters: a later `_a` outranks an earlier `email`.
+
+use std::borrow::Cow;
+
+use super::param::{Reserved, WITHHELD};
+use super::query::{NotUtf8, Piece, Plus, Text};
+use super::verdict::{Ignored, Reason, Reject};
+use super::{Event, IgnoredParams, Judged, Properties, Rules};
+use super::{email, normalize, revenue::Revenue, validate};
+
+/// What a reserved parameter was given as.
+#[derive(Default)]
+struct Slot<'a> {
+    value: Option<Text<'a>>,
+    not_utf8: bool,
+    conflicts: bool,
+}
+
+impl<'a> Slot<'a> {
+    fn take(&mut self, value: Result<Text<'a>, NotUtf8>) {
+        match (value, &self.value) {
+            (Err(NotUtf8), _) => self.not_utf8 = true,
+            (Ok(new), _) if new.text.is_empty() => {}
+            (Ok(new), None) => self.value = Some(new),
+            (Ok(new), Some(first)) => self.conflicts |= new.text != first.text,
+        }
+    }
+
+    fn read(self, param: Reserved) -> Result<Option<Text<'a>>, Reject> {
+        if self.not_utf8 {
+            return Err(Reject::at(Reason::InvalidEncoding, param));
+        }
+        if self.conflicts {
+            return Err(Reject::at(Reason::ConflictingParam, param));
+        }
+        Ok(self.value)
+    }
+}
+
+/// The parameters of a hit.
+#[derive(Default)]
+pub(super) struct Hit<'a> {
+    reserved: [Slot<'a>; Reserved::COUNT],
+    properties: Properties<'a>,
+    ignored: IgnoredParams<'a>,
+}
+
+impl<'a> Hit<'a> {
+    /// Puts a parameter where it belongs.
+    pub(super) fn take(&mut self, piece: Piece<'a>, rules: &Rules) {
+        let key = match piece.plain_key() {
+            Some(key) => Cow::Borrowed(key),
+            None => match piece.key() {
+                Ok(key) => key,
+                Err(NotUtf8) => return self.take_nameless(piece),
+            },
+        };
+        if let Some(param) = Reserved::of(key.as_bytes()) {
+            return self.reserved[param as usize].take(piece.value(Plus::of(Some(param))));
+        }
+        let value = piece.value(Plus::of(None));
+        if value.as_ref().is_ok_and(|value| value.text.is_empty()) {
+            return;
+        }
+        match (name_fault(&key, rules), value) {
+            (Some(fault), _) => self.ignored.push((key, fault)),
+            (None, Err(NotUtf8)) => self.ignored.push((key, Ignored::InvalidEncoding)),
+            (None, Ok(value)) if !validate::is_property_value(&value) => {
+                self.ignored.push((key, Ignored::ControlCharacter));
+            }
+            (None, Ok(value)) => self.properties.push((key, value.text)),
+        }
+    }
+
+    fn take_nameless(&mut self, piece: Piece<'a>) {
+        if piece
+            .value(Plus::of(None))
+            .is_ok_and(|value| value.text.is_empty())
+        {
+            return;
+        }
+        self.ignored
+            .push((Cow::Owned(piece.key_lossy()), Ignored::InvalidEncoding));
+    }
+
+    /// Judges what was gathered.
+    pub(super) fn judge(mut self) -> Result<Judged<'a>, Reject> {
+        let [portal, name, email, revenue, external_id] = self.reserved;
+
+        let portal = portal
+            .read(Reserved::Portal)?
+            .ok_or(Reject::of(Reason::MissingPortal))?;
+        let portal = validate::portal(&portal).ok_or(Reject::of(Reason::InvalidPortal))?;
+
+        let name = name
+            .read(Reserved::Event)?
+            .ok_or(Reject::of(Reason::MissingEvent))?;
+        if !validate::is_event_name(&name) {
+            return Err(Reject::of(Reason::InvalidEvent));
+        }
+
+        let email = email
+            .read(Reserved::Email)?
+            .map(|text| email::canonical(text.text).ok_or(Reject::of(Reason::InvalidEmail)))
+            .transpose()?;
+
+        let revenue = revenue
+            .read(Reserved::Revenue)?
+            .map(|text| Revenue::parse(&text.text).ok_or(Reject::of(Reason::InvalidRevenue)))
+            .transpose()?;
+
+        let external_id = external_id.read(Reserved::ExternalId)?;
+        if external_id
+            .as_ref()
+            .is_some_and(|id| !validate::is_external_id(id))
+        {
+            return Err(Reject::of(Reason::InvalidExternalId));
+        }
+
+        normalize::sort_and_merge(&mut self.properties);
+        let event = Event {
+            portal,
+            name: name.text,
+            email,
+            revenue,
+            external_id: external_id.map(|id| id.text),
+            properties: self.properties,
+        };
+        Ok(Judged {
+            event,
+            ignored: self.ignored,
+        })
+    }
+}
+
+/// Why a parameter of this name is no contact property, if so. The name is in lower case.
+pub(super) fn name_fault(name: &str, rules: &Rules) -> Option<Ignored> {
+    if WITHHELD.contains(&name) {
+        Some(Ignored::Withheld)
+    } else if rules.ignores(name) {
+        Some(Ignored::Configured)
+    } else if name.starts_with('_') {
+        Some(Ignored::Underscore)
+    } else if name.starts_with("amp;") {
+        Some(Ignored::EscapedSeparator)
+    } else if !validate::is_property_name(name) {
+        Some(Ignored::InvalidName)
+    } else {
+        None
+    }
+}

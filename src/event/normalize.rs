@@ -1,0 +1,101 @@
+//! The canonical form: how properties are put together, and an event written back as a query.
+//!
+//! The law is idempotence: a canonical event written back and judged again gives the same event
+//! (SPEC 3). Single values are made canonical where they are read: `query.rs` trims, `email.rs`
+//! lower-cases, [`Revenue`](super::Revenue) prints itself.
+
+use std::borrow::Cow;
+use std::fmt::Write;
+
+use super::param::Reserved;
+use super::{Event, Properties};
+
+/// Between the values of a property given several times: HubSpot's form of many checkboxes.
+const MULTI_VALUE_SEPARATOR: &str = ";";
+
+/// Sorts properties by name, and makes one of those that share it.
+pub(super) fn sort_and_merge(properties: &mut Properties<'_>) {
+    if properties.is_sorted_by(|(a, _), (b, _)| a < b) {
+        return;
+    }
+    // Stable: the values of one name stay in order of appearance.
+    properties.sort_by(|(a, _), (b, _)| a.cmp(b));
+    if properties.windows(2).all(|pair| pair[0].0 != pair[1].0) {
+        return;
+    }
+    let mut merged = Properties::with_capacity(properties.len());
+    let mut rest = properties.drain(..).peekable();
+    while let Some((name, first)) = rest.next() {
+        let mut values = vec![first];
+        while let Some((_, value)) = rest.next_if(|(next, _)| *next == name) {
+            values.push(value);
+        }
+        merged.push((name, multi_value(values)));
+    }
+    drop(rest);
+    *properties = merged;
+}
+
+/// The distinct values in order of first appearance, joined.
+///
+/// By sorting and not by comparing each with each: a query of nothing but one repeated key must not
+/// take longer than any other.
+fn multi_value<'a>(mut values: Vec<Cow<'a, str>>) -> Cow<'a, str> {
+    let mut places: Vec<usize> = (0..values.len()).collect();
+    places.sort_by(|&a, &b| values[a].cmp(&values[b])); // stable: the first of equals stays first
+    places.dedup_by(|later, first| values[*later] == values[*first]);
+    places.sort_unstable();
+    match places.as_slice() {
+        [only] => values.swap_remove(*only),
+        many => {
+            let distinct: Vec<&str> = many.iter().map(|&place| &*values[place]).collect();
+            Cow::Owned(distinct.join(MULTI_VALUE_SEPARATOR))
+        }
+    }
+}
+
+/// Writes an event back as a query. Judged again it gives the same event and nothing ignored, as
+/// long as the limits of the query as a whole allow its length (percent-encoding may make it longer
+/// than what was judged, at most thrice).
+///
+/// Everything but RFC 3986's unreserved characters is percent-encoded, spaces and `+` included, so
+/// that it says the same to every server.
+pub fn canonical_query(event: &Event<'_>) -> String {
+    let mut query = String::with_capacity(128);
+    push(
+        &mut query,
+        Reserved::Portal.key(),
+        &event.portal.to_string(),
+    );
+    push(&mut query, Reserved::Event.key(), &event.name);
+    if let Some(email) = &event.email {
+        push(&mut query, Reserved::Email.key(), email);
+    }
+    if let Some(revenue) = event.revenue {
+        push(&mut query, Reserved::Revenue.key(), &revenue.to_string());
+    }
+    if let Some(id) = &event.external_id {
+        push(&mut query, Reserved::ExternalId.key(), id);
+    }
+    for (name, value) in &event.properties {
+        push(&mut query, name, value);
+    }
+    query
+}
+
+/// A key needs no encoding: it is made of `[a-z0-9_]`.
+fn push(query: &mut String, key: &str, value: &str) {
+    if !query.is_empty() {
+        query.push('&');
+    }
+    query.push_str(key);
+    query.push('=');
+    for byte in value.bytes() {
+        if byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'.' | b'_' | b'~') {
+            query.push(char::from(byte));
+        } else {
+            // Writing to a `String` cannot fail.
+            let _ = write!(query, "%{byte:02X}");
+        }
+    }
+}

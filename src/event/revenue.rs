@@ -1,0 +1,128 @@
+//! Money, exactly: a decimal number read and written without a floating-point number in between.
+//!
+//! The limits of SPEC 3 are about the value, not about how it was spelled: `20.50000000` has one
+//! decimal, and `0.00001e5` is 1. So whatever a canonical form says passes again.
+
+use std::fmt;
+
+use super::param::{
+    REVENUE_DECIMALS_MAX, REVENUE_DIGITS_MAX, REVENUE_EXPONENT_DIGITS_MAX,
+    REVENUE_INTEGER_DIGITS_MAX,
+};
+
+/// Micros in a whole: there is one for each decimal allowed.
+const MICROS: i64 = 10i64.pow(REVENUE_DECIMALS_MAX);
+/// The first absolute value that is too much, in micros. Leaves room in an `i64`.
+const MICROS_END: i64 = 10i64.pow(REVENUE_INTEGER_DIGITS_MAX + REVENUE_DECIMALS_MAX);
+
+/// An amount within the limits of SPEC 3. Its `Display` is the canonical form: a plain decimal, no
+/// exponent, no needless zeros, no `-0`. That form is a JSON number too.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Default)]
+pub struct Revenue {
+    micros: i64,
+}
+
+impl Revenue {
+    /// Reads `[+-]?(\d+(\.\d*)?|\.\d+)([eE][+-]?\d{1,2})?`. `None` if it is not that, or if the value
+    /// has more than 15 significant digits, more than 6 decimals, or is not below 10¹².
+    pub fn parse(text: &str) -> Option<Revenue> {
+        let (negative, number) = unsigned(text.as_bytes());
+        let (mantissa, exponent) = match number.iter().position(|b| matches!(b, b'e' | b'E')) {
+            Some(place) => (&number[..place], exponent(&number[place + 1..])?),
+            None => (number, 0),
+        };
+        let micros = micros(mantissa, exponent)?;
+        Some(Revenue {
+            micros: if negative { -micros } else { micros },
+        })
+    }
+
+    /// The amount in millionths.
+    pub fn micros(self) -> i64 {
+        self.micros
+    }
+}
+
+impl fmt::Display for Revenue {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        if self.micros < 0 {
+            f.write_str("-")?;
+        }
+        let absolute = self.micros.unsigned_abs();
+        let (whole, mut decimals) = (
+            absolute / MICROS.unsigned_abs(),
+            absolute % MICROS.unsigned_abs(),
+        );
+        write!(f, "{whole}")?;
+        if decimals == 0 {
+            return Ok(());
+        }
+        let mut width = REVENUE_DECIMALS_MAX as usize;
+        while decimals % 10 == 0 {
+            decimals /= 10;
+            width -= 1;
+        }
+        write!(f, ".{decimals:0width$}")
+    }
+}
+
+fn unsigned(text: &[u8]) -> (bool, &[u8]) {
+    match text {
+        [b'-', rest @ ..] => (true, rest),
+        [b'+', rest @ ..] => (false, rest),
+        _ => (false, text),
+    }
+}
+
+fn exponent(text: &[u8]) -> Option<i32> {
+    let (negative, digits) = unsigned(text);
+    if digits.is_empty() || digits.len() > REVENUE_EXPONENT_DIGITS_MAX {
+        return None;
+    }
+    let value = digits.iter().try_fold(0, |value, digit| {
+        digit
+            .is_ascii_digit()
+            .then(|| value * 10 + i32::from(digit - b'0'))
+    })?;
+    Some(if negative { -value } else { value })
+}
+
+/// The absolute value of `mantissa · 10^exponent` in micros.
+fn micros(mantissa: &[u8], exponent: i32) -> Option<i64> {
+    // The value is `significant · 10^(zeros - decimals + exponent)`, where `significant` neither
+    // begins nor ends with a zero: zeros wait until another digit makes them count.
+    let (mut significant, mut count, mut zeros, mut decimals) = (0i64, 0u32, 0u32, 0i32);
+    let (mut any_digit, mut point) = (false, false);
+    for &byte in mantissa {
+        match byte {
+            b'.' if !point => {
+                point = true;
+                continue;
+            }
+            b'0' if count == 0 => {}
+            b'0' => zeros += 1,
+            b'1'..=b'9' => {
+                count = count.saturating_add(zeros + 1);
+                if count > REVENUE_DIGITS_MAX {
+                    return None;
+                }
+                significant = significant * 10i64.pow(zeros + 1) + i64::from(byte - b'0');
+                zeros = 0;
+            }
+            _ => return None,
+        }
+        any_digit = true;
+        decimals += i32::from(point);
+    }
+    if !any_digit {
+        return None;
+    }
+    if significant == 0 {
+        return Some(0);
+    }
+    let power = i32::try_from(zeros).ok()? - decimals + exponent + REVENUE_DECIMALS_MAX as i32;
+    let scale = 10i64.checked_pow(u32::try_from(power).ok()?)?;
+    significant
+        .checked_mul(scale)
+        .filter(|micros| *micros < MICROS_END)
+}

@@ -1,0 +1,58 @@
+//! The rules of single fields (SPEC 3), other than `email.rs` and `revenue.rs`.
+//!
+//! They look and say yes or no; none changes a value. "Control character" is Unicode's category Cc.
+
+use super::param::{
+    EVENT_CHARS_MAX, EXTERNAL_ID_CHARS_MAX, PORTAL_DIGITS_MAX, PROPERTY_NAME_BYTES_MAX,
+};
+use super::query::Text;
+
+/// `0*[1-9][0-9]{0,14}`.
+pub(super) fn portal(value: &Text<'_>) -> Option<u64> {
+    let digits = value.text.trim_start_matches('0');
+    if digits.is_empty() || digits.len() > PORTAL_DIGITS_MAX {
+        return None;
+    }
+    // Not `str::parse`: that takes a leading `+`.
+    digits.bytes().try_fold(0u64, |number, digit| {
+        digit
+            .is_ascii_digit()
+            .then(|| number * 10 + u64::from(digit - b'0'))
+    })
+}
+
+/// An event's id or name.
+pub(super) fn is_event_name(value: &Text<'_>) -> bool {
+    is_opaque(value, EVENT_CHARS_MAX)
+}
+
+/// The caller's id of the contact.
+pub(super) fn is_external_id(value: &Text<'_>) -> bool {
+    is_opaque(value, EXTERNAL_ID_CHARS_MAX)
+}
+
+/// `[a-z][a-z0-9_]{0,99}`.
+pub(super) fn is_property_name(name: &str) -> bool {
+    name.len() <= PROPERTY_NAME_BYTES_MAX
+        && name.starts_with(|first: char| first.is_ascii_lowercase())
+        && name
+            .bytes()
+            .all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'_')
+}
+
+/// No control characters but those of text in lines.
+pub(super) fn is_property_value(value: &Text<'_>) -> bool {
+    value.plain
+        || !value
+            .text
+            .chars()
+            .any(|c| c.is_control() && !matches!(c, '\t' | '\n' | '\r'))
+}
+
+fn is_opaque(value: &Text<'_>, chars_max: usize) -> bool {
+    if value.plain {
+        return value.text.len() <= chars_max;
+    }
+    let mut chars = value.text.chars();
+    chars.by_ref().take(chars_max).all(|c| !c.is_control()) && chars.next().is_none()
+}

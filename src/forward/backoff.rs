@@ -1,0 +1,47 @@
+//! How long to wait after a setback: full jitter, 250 ms doubling to 60 s (SPEC 7).
+//!
+//! Full jitter (any time between nothing and the bound) spreads the edges of a fleet that all
+//! lost the same backend at the same moment better than any other shape.
+
+use std::time::Duration;
+
+/// Upper bound of the first wait.
+pub const BACKOFF_MS_MIN: u64 = 250;
+/// Upper bound of every wait.
+pub const BACKOFF_MS_MAX: u64 = 60_000;
+
+/// The longest wait after so many setbacks in a row (1 is the first).
+pub fn bound(setbacks: u32) -> Duration {
+    let doublings = setbacks.saturating_sub(1).min(16);
+    Duration::from_millis((BACKOFF_MS_MIN << doublings).min(BACKOFF_MS_MAX))
+}
+
+/// A wait after so many setbacks in a row, and at least `after` where the upstream asked for it.
+pub fn wait(setbacks: u32, after: Option<Duration>) -> Duration {
+    let jittered = bound(setbacks).mul_f64(rand::random::<f64>());
+    jittered.max(after.unwrap_or_default())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_bound_doubles_from_a_quarter_second_to_a_minute_and_stays() {
+        let bounds: Vec<_> = (0..12).map(|n| bound(n).as_millis()).collect();
+        let expect =
+            [250, 250, 500, 1000, 2000, 4000, 8000, 16_000, 32_000, 60_000, 60_000, 60_000];
+        assert_eq!(bounds, expect);
+        assert_eq!(bound(u32::MAX), Duration::from_millis(BACKOFF_MS_MAX));
+    }
+
+    #[test]
+    fn a_wait_is_anywhere_below_the_bound_and_never_shorter_than_asked() {
+        let waits: Vec<_> = (0..2000).map(|_| wait(3, None)).collect();
+        assert!(waits.iter().all(|w| *w <= bound(3)));
+        assert!(waits.iter().any(|w| *w < bound(3) / 4));
+        assert!(waits.iter().any(|w| *w > bound(3) * 3 / 4));
+        let asked = Duration::from_secs(7);
+        assert_eq!(wait(1, Some(asked)), asked);
+    }
+}

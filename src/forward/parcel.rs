@@ -1,0 +1,142 @@
+//! A parcel: a batch together with what the spool knows its events by.
+
+use std::collections::BTreeSet;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use bytes::Bytes;
+
+use crate::spool::Seat;
+use crate::upstream::{Batch, Outcome, Part, Setback};
+
+use super::batch::Gathered;
+
+/// See the module.
+#[derive(Debug)]
+pub struct Parcel<T = Seat> {
+    pub batch: Batch,
+    /// One for each record of the batch, in its order.
+    pub seats: Vec<T>,
+    /// Setbacks in a row.
+    pub setbacks: u32,
+    /// Shared by the parcels that one was split into.
+    age: Option<Arc<Age>>,
+}
+
+/// How old the events are that are on their way.
+#[derive(Debug, Default)]
+pub struct Ages {
+    inner: Mutex<Inner>,
+}
+
+#[derive(Debug, Default)]
+struct Inner {
+    /// When the oldest event of each parcel came, and a number to tell parcels apart.
+    parcels: BTreeSet<(u64, u64)>,
+    entered: u64,
+}
+
+/// Keeps a parcel's place in `Ages` until the last part of it is settled.
+#[derive(Debug)]
+struct Age {
+    ages: Arc<Ages>,
+    key: (u64, u64),
+}
+
+impl Parcel {
+    /// Of a closed batch.
+    pub fn new(gathered: Gathered, ages: &Arc<Ages>) -> Parcel {
+        let came_ms = gathered.arrivals.iter().map(|a| a.received_at_ms).min();
+        let age = Some(Arc::new(Ages::enter(ages, came_ms.unwrap_or_default())));
+        let (seats, records) = gathered.arrivals.into_iter().map(|a| (a.seat, a.record)).unzip();
+        Parcel { batch: Batch::new(records), seats, setbacks: 0, age }
+    }
+}
+
+impl<T: Copy> Parcel<T> {
+    /// Of records that are not on their way from the spool.
+    pub fn of(records: Vec<Bytes>, seats: Vec<T>) -> Parcel<T> {
+        Parcel { batch: Batch::new(records), seats, setbacks: 0, age: None }
+    }
+
+    /// How many events.
+    pub fn len(&self) -> usize {
+        self.seats.len()
+    }
+
+    /// The events at these places, as a parcel with a batch of its own.
+    fn pick(&self, places: &[usize]) -> Parcel<T> {
+        let records = places.iter().map(|&p| detached(&self.batch.records()[p])).collect();
+        Parcel {
+            batch: Batch::new(records),
+            seats: places.iter().map(|&p| self.seats[p]).collect(),
+            setbacks: self.setbacks,
+            age: self.age.clone(),
+        }
+    }
+
+    /// Two halves, in order. Of a parcel with at least two events.
+    pub fn halve(self) -> [Parcel<T>; 2] {
+        let middle = self.len() / 2;
+        let places: Vec<usize> = (0..self.len()).collect();
+        [self.pick(&places[..middle]), self.pick(&places[middle..])].map(|mut half| {
+            half.setbacks = 0;
+            half
+        })
+    }
+
+    /// Takes a parcel apart by the outcomes of its events. Whatever `parts` say, every event
+    /// comes out exactly once: one that is not named, or named as mixed, is to be tried again.
+    pub fn part(self, parts: Vec<Part>) -> Vec<(Parcel<T>, Outcome)> {
+        let mut free = vec![true; self.len()];
+        let mut all = Vec::with_capacity(parts.len() + 1);
+        for Part { places, outcome } in parts {
+            let take = |&p: &usize| free.get_mut(p).is_some_and(std::mem::take);
+            let places: Vec<usize> = places.into_iter().filter(take).collect();
+            all.push((places, outcome));
+        }
+        let rest: Vec<usize> = (0..self.len()).filter(|&p| free[p]).collect();
+        all.push((rest, Outcome::Retry(Setback::new("not attempted"))));
+        all.retain(|(places, _)| !places.is_empty());
+        if let [(places, outcome)] = &mut all[..]
+            && places.len() == self.len()
+        {
+            // All alike: the batch stays what it was, key and bytes included.
+            let outcome = std::mem::replace(outcome, Outcome::Delivered);
+            return vec![(self, outcome)];
+        }
+        all.into_iter().map(|(places, outcome)| (self.pick(&places), outcome)).collect()
+    }
+}
+
+impl Ages {
+    /// When the oldest event that is on its way came, in milliseconds since 1970.
+    pub fn oldest_ms(&self) -> Option<u64> {
+        self.lock().parcels.first().map(|(came_ms, _)| *came_ms)
+    }
+
+    fn enter(ages: &Arc<Ages>, came_ms: u64) -> Age {
+        let mut inner = ages.lock();
+        inner.entered += 1;
+        let key = (came_ms, inner.entered);
+        inner.parcels.insert(key);
+        drop(inner);
+        Age { ages: Arc::clone(ages), key }
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Inner> {
+        // Nothing panics while it is held.
+        self.inner.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Drop for Age {
+    fn drop(&mut self) {
+        self.ages.lock().parcels.remove(&self.key);
+    }
+}
+
+/// A copy that holds on to nothing else: a record is a slice of the block that the spool read, and
+/// a few poison events that are tried for hours must not keep their neighbours in memory.
+pub fn detached(record: &Bytes) -> Bytes {
+    Bytes::copy_from_slice(record)
+}

@@ -1,0 +1,79 @@
+//! pixelgate: an event-pixel gate.
+//!
+//! A [Pingora](https://docs.rs/pingora) middleware that intercepts event pixels
+//! (`GET /v1/event/?_a=PORTAL&_n=EVENT&...`) at the edge, judges them, keeps each accepted event
+//! on disk before it answers the pixel, and forwards the events in batches. Everything else is
+//! the host's to proxy, untouched.
+//!
+//! # Embedding
+//!
+//! ```no_run
+//! use pingora::prelude::*;
+//! use pixelgate::{PixelGate, Verdict};
+//!
+//! struct MyProxy {
+//!     pixels: PixelGate,
+//! }
+//!
+//! #[derive(Default)]
+//! struct MyCtx {
+//!     verdict: Option<Verdict>,
+//! }
+//!
+//! #[async_trait::async_trait]
+//! impl ProxyHttp for MyProxy {
+//!     type CTX = MyCtx;
+//!     fn new_ctx(&self) -> MyCtx {
+//!         MyCtx::default()
+//!     }
+//!     async fn request_filter(&self, session: &mut Session, ctx: &mut MyCtx) -> Result<bool> {
+//!         ctx.verdict = self.pixels.handle(session).await?; // None: not ours, session untouched
+//!         Ok(ctx.verdict.is_some()) // Some: answered
+//!     }
+//!     async fn upstream_peer(&self, _: &mut Session, _: &mut MyCtx) -> Result<Box<HttpPeer>> {
+//!         Ok(Box::new(HttpPeer::new("127.0.0.1:9000", false, String::new())))
+//!     }
+//! }
+//! # fn main() {}
+//! ```
+//!
+//! A gate is opened by [`PixelGate::builder`] and ended by [`PixelGate::close`], after the server
+//! has stopped. `examples/embed.rs` is a whole proxy.
+//!
+//! # The plan of the house
+//!
+//! Imports point down only.
+//!
+//! | floor | modules | what they are |
+//! |---|---|---|
+//! | 3 | [`plugin`], [`front`], [`builder`], [`admin`] | hosts: the only ones that know Pingora |
+//! | 2 | [`gate`], [`forward`] | flows: from a hit to a verdict, from the spool to the upstreams |
+//! | 1 | [`spool`], [`portals`], [`upstream`] | devices, which know nothing of each other |
+//! | 0 | [`event`], [`path`], [`target`], [`answer`], [`client`], [`privacy`], [`pixel`], [`metrics`], [`clock`] | pure: no I/O, no async |
+
+#![warn(missing_docs)]
+
+pub mod admin;
+pub mod answer;
+pub mod builder;
+pub mod client;
+pub mod clock;
+pub mod event;
+pub mod forward;
+pub mod front;
+pub mod gate;
+pub mod metrics;
+pub mod path;
+pub mod pixel;
+pub mod plugin;
+pub mod portals;
+pub mod privacy;
+pub mod spool;
+pub mod target;
+pub mod upstream;
+
+pub use builder::{Builder, Config, ConfigError, OpenError, check};
+pub use event::{Reason, Reject};
+pub use gate::Verdict;
+pub use plugin::PixelGate;
+pub use upstream::Upstream;

@@ -1,0 +1,244 @@
+//! The numbers that pixelgate counts about itself, under the names of SPEC section 8.
+//!
+//! One [`Metrics`] belongs to one gate and owns its registry, so that two gates in one process
+//! (or one test beside another) never meet. Every label set is closed: reasons, causes and
+//! verdicts are enums, upstream names come from the configuration. Nothing here can hold a
+//! value that a request brought.
+
+use crate::event::{Ignored, Reason};
+use prometheus::{
+    Encoder, Histogram, HistogramOpts, IntCounter, IntCounterVec, IntGauge, IntGaugeVec, Opts,
+    Registry, TextEncoder,
+};
+
+/// Upper bounds, in seconds, of the buckets of `pixelgate_spool_commit_seconds`.
+///
+/// From a tenth of a millisecond (a battery-backed log device) to ten seconds (a disk that is
+/// about to be declared failing).
+const COMMIT_BUCKETS_SECONDS: [f64; 12] =
+    [1e-4, 2.5e-4, 5e-4, 1e-3, 2.5e-3, 5e-3, 1e-2, 2.5e-2, 0.1, 0.5, 2.0, 10.0];
+
+/// The counters of one gate. Cheap to clone: every field is a handle.
+#[derive(Clone)]
+pub struct Metrics {
+    registry: Registry,
+    accepted: IntCounter,
+    rejected: IntCounter,
+    not_judged: IntCounter,
+    by_reason: Box<[IntCounter]>,
+    dry_run_refusals: Box<[IntCounter]>,
+    ignored: Box<[IntCounter]>,
+    /// Time from a record's `append` to its commit, as `spool` observes it.
+    pub spool_commit_seconds: Histogram,
+    /// Bytes that the spool's segments hold.
+    pub spool_bytes: IntGauge,
+    /// Events that wait, by upstream.
+    pub spool_pending_events: IntGaugeVec,
+    /// Events handed over, by upstream, since start.
+    pub delivered_events: IntCounterVec,
+    /// Events written to the dead letters, by upstream, since start.
+    pub dead_events: IntCounterVec,
+    /// Batches sent, by upstream and outcome.
+    pub batches: IntCounterVec,
+    /// Age in seconds of the oldest event that waits, by upstream.
+    pub delivery_lag_seconds: IntGaugeVec,
+    /// Portals in the list that is in force.
+    pub portals: IntGauge,
+    /// Refreshes of the list that failed and changed nothing.
+    pub portals_refresh_failures: IntCounter,
+    /// Requests that no origin answered.
+    pub origin_failures: IntCounter,
+}
+
+impl Default for Metrics {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+impl Metrics {
+    /// Builds and registers every metric, so that a scrape shows zeros before the first event.
+    pub fn new() -> Self {
+        let r = Registry::new();
+        let requests =
+            counters(&r, "requests_total", "Event requests answered, by verdict.", &["verdict"]);
+        let rejected = counters(&r, "rejected_total", "Event requests refused.", &["reason"]);
+        let dry_run = counters(
+            &r,
+            "dry_run_refusals_total",
+            "Events accepted in dry_run mode that enforce would refuse.",
+            &["reason"],
+        );
+        let ignored = counters(
+            &r,
+            "ignored_params_total",
+            "Parameters dropped from events that still counted, by cause.",
+            &["why"],
+        );
+        let by_reason = |vec: &IntCounterVec| -> Box<[IntCounter]> {
+            Reason::ALL.iter().map(|r| vec.with_label_values(&[r.as_str()])).collect()
+        };
+        Self {
+            accepted: requests.with_label_values(&["accepted"]),
+            rejected: requests.with_label_values(&["rejected"]),
+            not_judged: requests.with_label_values(&["not_judged"]),
+            by_reason: by_reason(&rejected),
+            dry_run_refusals: by_reason(&dry_run),
+            ignored: Ignored::ALL.iter().map(|i| ignored.with_label_values(&[i.as_str()])).collect(),
+            spool_commit_seconds: commit_histogram(&r),
+            spool_bytes: gauge(&r, "spool_bytes", "Bytes that the spool's segments hold."),
+            spool_pending_events: gauges(
+                &r,
+                "spool_pending_events",
+                "Accepted events not yet delivered, by upstream.",
+            ),
+            delivered_events: counters(
+                &r,
+                "delivered_events_total",
+                "Events delivered since start, by upstream.",
+                &["upstream"],
+            ),
+            dead_events: counters(
+                &r,
+                "dead_events_total",
+                "Events written to the dead letters since start, by upstream.",
+                &["upstream"],
+            ),
+            batches: counters(
+                &r,
+                "batches_total",
+                "Attempts to send a batch, by upstream and outcome.",
+                &["upstream", "outcome"],
+            ),
+            delivery_lag_seconds: gauges(
+                &r,
+                "delivery_lag_seconds",
+                "Age of the oldest event that waits, by upstream.",
+            ),
+            portals: gauge(&r, "portals", "Portals in the list that is in force."),
+            portals_refresh_failures: counter(
+                &r,
+                "portals_refresh_failures_total",
+                "Refreshes of the portal list that failed and changed nothing.",
+            ),
+            origin_failures: counter(
+                &r,
+                "origin_failures_total",
+                "Requests passed through that no origin answered.",
+            ),
+            registry: r,
+        }
+    }
+
+    /// Counts an event that was accepted and is on disk.
+    pub fn count_accepted(&self) {
+        self.accepted.inc();
+    }
+
+    /// Counts a refusal by its reason.
+    pub fn count_rejected(&self, reason: Reason) {
+        self.rejected.inc();
+        self.by_reason[reason as usize].inc();
+    }
+
+    /// Counts a request for the event path that is answered without being judged
+    /// (`HEAD`, `OPTIONS`).
+    pub fn count_not_judged(&self) {
+        self.not_judged.inc();
+    }
+
+    /// Counts what `enforce` would have refused while the mode is `dry_run`.
+    pub fn count_dry_run_refusal(&self, reason: Reason) {
+        self.dry_run_refusals[reason as usize].inc();
+    }
+
+    /// Counts a parameter that was dropped from an event.
+    pub fn count_ignored(&self, why: Ignored) {
+        self.ignored[why as usize].inc();
+    }
+
+    /// Requests by verdict since start: accepted, then every reason in the order of SPEC 3.
+    pub fn verdicts(&self) -> (u64, Vec<(Reason, u64)>) {
+        let reasons = Reason::ALL.iter().zip(&*self.by_reason);
+        (self.accepted.get(), reasons.map(|(&r, c)| (r, c.get())).collect())
+    }
+
+    /// Everything in the Prometheus text format, version 0.0.4.
+    pub fn render(&self) -> String {
+        let mut out = Vec::new();
+        // Encoding fails only for a family without metrics or a writer that fails; a `Vec` and
+        // the families built above are neither.
+        let _ = TextEncoder::new().encode(&self.registry.gather(), &mut out);
+        String::from_utf8_lossy(&out).into_owned()
+    }
+}
+
+fn opts(name: &str, help: &str) -> Opts {
+    Opts::new(format!("pixelgate_{name}"), help)
+}
+
+/// Registers `metric`. A name can be taken or malformed only by a mistake in this file, which
+/// the test below would meet; the metric then still counts, unseen.
+fn register<M: prometheus::core::Collector + Clone + 'static>(
+    registry: &Registry,
+    metric: prometheus::Result<M>,
+) -> M {
+    let metric = metric.expect("names and labels are literals of this file, tested below");
+    let taken = registry.register(Box::new(metric.clone()));
+    debug_assert!(taken.is_ok(), "two metrics share a name: {taken:?}");
+    metric
+}
+
+fn counter(r: &Registry, name: &str, help: &str) -> IntCounter {
+    register(r, IntCounter::with_opts(opts(name, help)))
+}
+
+fn counters(r: &Registry, name: &str, help: &str, labels: &[&str]) -> IntCounterVec {
+    register(r, IntCounterVec::new(opts(name, help), labels))
+}
+
+fn gauge(r: &Registry, name: &str, help: &str) -> IntGauge {
+    register(r, IntGauge::with_opts(opts(name, help)))
+}
+
+fn gauges(r: &Registry, name: &str, help: &str) -> IntGaugeVec {
+    register(r, IntGaugeVec::new(opts(name, help), &["upstream"]))
+}
+
+fn commit_histogram(r: &Registry) -> Histogram {
+    let opts = HistogramOpts::new(
+        "pixelgate_spool_commit_seconds",
+        "Time from a record's append to its commit.",
+    );
+    register(r, Histogram::with_opts(opts.buckets(COMMIT_BUCKETS_SECONDS.to_vec())))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_reason_and_cause_is_scraped_before_the_first_event() {
+        let text = Metrics::new().render();
+        for reason in Reason::ALL {
+            let line = format!("pixelgate_rejected_total{{reason=\"{}\"}} 0", reason.as_str());
+            assert!(text.contains(&line), "missing: {line}");
+        }
+        for why in Ignored::ALL {
+            let line = format!("pixelgate_ignored_params_total{{why=\"{}\"}} 0", why.as_str());
+            assert!(text.contains(&line), "missing: {line}");
+        }
+    }
+
+    #[test]
+    fn a_reason_is_counted_under_its_own_name() {
+        let metrics = Metrics::new();
+        for reason in Reason::ALL {
+            metrics.count_rejected(reason);
+        }
+        metrics.count_rejected(Reason::MissingEvent);
+        let text = metrics.render();
+        assert!(text.contains("pixelgate_rejected_total{reason=\"missing_event\"} 2"));
+        assert!(text.contains("pixelgate_rejected_total{reason=\"overloaded\"} 1"));
+    }
+}

@@ -1,0 +1,186 @@
+//! The `[portals]` section of the configuration, and what is wrong with one.
+
+use std::{collections::BTreeMap, fmt, path::PathBuf};
+
+use serde::Deserialize;
+use url::Url;
+
+use super::parse::Format;
+
+/// The longest interval between two looks at the source. A day: more is surely a mistake.
+pub const REFRESH_SECONDS_MAX: u64 = 86_400;
+
+/// The `[portals]` section (SPEC 5 and 9).
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Config {
+    /// A file ending in `.toml`, `.json` or `.txt`, or an `http://` or `https://` URL. May be
+    /// empty only where `mode` is `off`: then there is no list.
+    pub source: String,
+    /// What becomes of a refusal.
+    pub mode: Mode,
+    /// A change is picked up within this many seconds, 1 to [`REFRESH_SECONDS_MAX`].
+    pub refresh_seconds: u64,
+    /// A list whose source could not confirm it for longer than this answers `overloaded`.
+    /// 0: never.
+    pub stale_seconds_max: u64,
+    /// Request headers for a URL source; `${NAME}` is taken from the environment.
+    pub headers: BTreeMap<String, String>,
+}
+
+impl Default for Config {
+    fn default() -> Config {
+        Config {
+            source: "portals.toml".to_owned(),
+            mode: Mode::Enforce,
+            refresh_seconds: 5,
+            stale_seconds_max: 0,
+            headers: BTreeMap::new(),
+        }
+    }
+}
+
+/// What becomes of a refusal.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Mode {
+    /// It is answered as such.
+    #[default]
+    Enforce,
+    /// The event is accepted, and the caller of this module told what `enforce` would have done.
+    DryRun,
+    /// Nothing is refused. Properties are dropped all the same: a rule that keeps data from
+    /// being passed on is not lifted by letting more events in.
+    Off,
+}
+
+impl Mode {
+    /// The name in the configuration.
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Mode::Enforce => "enforce",
+            Mode::DryRun => "dry_run",
+            Mode::Off => "off",
+        }
+    }
+}
+
+/// A value in `[portals]` that cannot be used.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ConfigError {
+    /// The key, such as `portals.source`.
+    pub key: String,
+    /// What is wrong with it.
+    pub why: String,
+}
+
+impl ConfigError {
+    pub(super) fn new(key: impl Into<String>, why: impl Into<String>) -> ConfigError {
+        ConfigError { key: key.into(), why: why.into() }
+    }
+}
+
+impl fmt::Display for ConfigError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}: {}", self.key, self.why)
+    }
+}
+
+impl std::error::Error for ConfigError {}
+
+/// Where the list comes from, as `portals.source` says.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) enum Origin {
+    /// There is no list, and none is wanted (`off` with an empty source).
+    Nowhere,
+    File {
+        path: PathBuf,
+        format: Format,
+    },
+    Url(Url),
+}
+
+impl Config {
+    /// Checks every value, without reading the source.
+    pub fn validate(&self) -> Result<(), ConfigError> {
+        self.origin()?;
+        if !(1..=REFRESH_SECONDS_MAX).contains(&self.refresh_seconds) {
+            let why = format!("must be 1 to {REFRESH_SECONDS_MAX}");
+            return Err(ConfigError::new("portals.refresh_seconds", why));
+        }
+        if self.stale_seconds_max != 0 && self.stale_seconds_max <= self.refresh_seconds {
+            let why = "must be 0 (never) or more than portals.refresh_seconds";
+            return Err(ConfigError::new("portals.stale_seconds_max", why));
+        }
+        Ok(())
+    }
+
+    pub(super) fn origin(&self) -> Result<Origin, ConfigError> {
+        let wrong = |why: &str| Err(ConfigError::new("portals.source", why));
+        let source = self.source.trim();
+        if source.is_empty() {
+            return match self.mode {
+                Mode::Off => Ok(Origin::Nowhere),
+                Mode::Enforce | Mode::DryRun => wrong("is empty; only mode \"off\" needs no list"),
+            };
+        }
+        if source.starts_with("http://") || source.starts_with("https://") {
+            return match Url::parse(source) {
+                Ok(url) if !url.username().is_empty() || url.password().is_some() => {
+                    wrong("holds a password; put it into portals.headers as \"${NAME}\"")
+                }
+                Ok(url) => Ok(Origin::Url(url)),
+                Err(error) => wrong(&format!("is not a URL: {error}")),
+            };
+        }
+        if source.contains("://") {
+            return wrong("is neither a file nor an http:// or https:// URL");
+        }
+        if !self.headers.is_empty() {
+            return Err(ConfigError::new("portals.headers", "are for a URL source only"));
+        }
+        match Format::of_name(source) {
+            Some(format) => Ok(Origin::File { path: source.into(), format }),
+            None => wrong("must end in .toml, .json or .txt"),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn check(toml: &str, expect: Result<(), &str>) {
+        let config: Config = toml::from_str(toml).unwrap();
+        let got = config.validate();
+        assert_eq!(got.as_ref().map_err(|e| e.key.as_str()).copied(), expect, "{toml}: {got:?}");
+    }
+
+    #[test]
+    fn values_are_checked_and_named() {
+        check("", Ok(()));
+        check("source = 'a.toml'", Ok(()));
+        check("source = '/etc/pixelgate/LIST.JSON'", Ok(()));
+        check("source = 'https://lists.example/portals?x=1'", Ok(()));
+        check("source = ''\nmode = 'off'", Ok(()));
+        check("source = ''", Err("portals.source"));
+        check("source = 'portals.yaml'", Err("portals.source"));
+        check("source = 'portals'", Err("portals.source"));
+        check("source = 'https://me:secret@lists.example/'", Err("portals.source"));
+        check("source = 'https://'", Err("portals.source"));
+        check("source = 'ftp://lists.example/a.toml'", Err("portals.source"));
+        check("headers = { a = 'b' }", Err("portals.headers"));
+        check("refresh_seconds = 0", Err("portals.refresh_seconds"));
+        check("refresh_seconds = 86400", Ok(()));
+        check("refresh_seconds = 86401", Err("portals.refresh_seconds"));
+        check("stale_seconds_max = 5", Err("portals.stale_seconds_max"));
+        check("stale_seconds_max = 6", Ok(()));
+    }
+
+    #[test]
+    fn unknown_keys_and_modes_are_errors() {
+        assert!(toml::from_str::<Config>("sauce = 'a.toml'").is_err());
+        assert!(toml::from_str::<Config>("mode = 'dry-run'").is_err());
+        assert_eq!(toml::from_str::<Config>("mode = 'dry_run'").unwrap().mode, Mode::DryRun);
+    }
+}

@@ -1,0 +1,240 @@
+//! The last good list of a URL, kept on disk for the next start.
+//!
+//! One file, replaced whole, so that a list and what is known about it are never of two minds:
+//!
+//! | bytes | what |
+//! |---|---|
+//! | 0..4096 | a JSON object ([`About`]), then blanks, then a line end |
+//! | 4096.. | the list as the server sent it, decompressed |
+//!
+//! The time of the last modification is when the server last confirmed the list. A copy that
+//! is damaged, of another URL or of another version is as good as none.
+
+use std::{
+    fs::{self, File},
+    io::{self, Read, Seek, SeekFrom, Write},
+    os::unix::fs::{FileExt, OpenOptionsExt},
+    path::{Path, PathBuf},
+    time::{Duration, SystemTime},
+};
+
+use serde::{Deserialize, Serialize};
+
+use super::parse::Format;
+
+/// Where the list begins in the file.
+const HEADER_BYTES: usize = 4096;
+
+const VERSION: u32 = 1;
+
+const NAME: &str = "portals.copy";
+const NAME_WHILE_WRITTEN: &str = "portals.copy.new";
+
+/// Read in pieces of this size.
+const READ_BYTES: usize = 64 << 10;
+
+/// What is known about a copied list.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(super) struct About {
+    pub url: String,
+    pub format: Format,
+    #[serde(flatten)]
+    pub validators: Validators,
+}
+
+/// How to ask a server whether it still has the same.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub(super) struct Validators {
+    pub etag: Option<String>,
+    pub last_modified: Option<String>,
+}
+
+#[derive(Serialize, Deserialize)]
+struct Header {
+    version: u32,
+    #[serde(flatten)]
+    about: About,
+    body_crc32c: u32,
+}
+
+/// A list being received. Gone with its file unless it is kept.
+#[derive(Debug)]
+pub(super) struct Incoming {
+    folder: PathBuf,
+    file: File,
+    crc32c: u32,
+    kept: bool,
+}
+
+impl Incoming {
+    /// Begins a file in the state folder, which is made if need be.
+    pub(super) fn create(folder: &Path) -> io::Result<Incoming> {
+        fs::create_dir_all(folder)?;
+        let mut options = File::options();
+        // For the owner's eyes only: a URL may hold a token.
+        options.read(true).write(true).create(true).truncate(true).mode(0o600);
+        let mut file = options.open(folder.join(NAME_WHILE_WRITTEN))?;
+        file.seek(SeekFrom::Start(HEADER_BYTES as u64))?;
+        Ok(Incoming { folder: folder.to_owned(), file, crc32c: 0, kept: false })
+    }
+
+    /// The file, standing where the list begins.
+    pub(super) fn list(&mut self) -> io::Result<&mut File> {
+        self.file.seek(SeekFrom::Start(HEADER_BYTES as u64))?;
+        Ok(&mut self.file)
+    }
+
+    /// Puts it in place of the copy there is, and on disk.
+    pub(super) fn keep(mut self, about: &About) -> io::Result<()> {
+        let body_crc32c = self.crc32c;
+        let header = Header { version: VERSION, about: about.clone(), body_crc32c };
+        let mut header = serde_json::to_vec(&header)?;
+        if header.len() >= HEADER_BYTES {
+            return Err(io::Error::other("the URL and its ETag are too long to keep a copy"));
+        }
+        header.resize(HEADER_BYTES - 1, b' ');
+        header.push(b'\n');
+        self.file.write_all_at(&header, 0)?;
+        self.file.sync_all()?;
+        fs::rename(self.folder.join(NAME_WHILE_WRITTEN), self.folder.join(NAME))?;
+        self.kept = true;
+        File::open(&self.folder)?.sync_all()
+    }
+}
+
+impl Write for Incoming {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        let written = self.file.write(bytes)?;
+        self.crc32c = crc32c::crc32c_append(self.crc32c, &bytes[..written]);
+        Ok(written)
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        self.file.flush()
+    }
+}
+
+impl Drop for Incoming {
+    fn drop(&mut self) {
+        if !self.kept {
+            // Where it cannot be removed, the next one overwrites it.
+            let _ = fs::remove_file(self.folder.join(NAME_WHILE_WRITTEN));
+        }
+    }
+}
+
+/// A copy found at start.
+pub(super) struct Found {
+    pub about: About,
+    /// Stands where the list begins.
+    pub list: File,
+    /// How long ago the server confirmed it.
+    pub age: Duration,
+}
+
+/// The copy of this URL's list, if there is a whole one.
+pub(super) fn find(folder: &Path, url: &str) -> io::Result<Option<Found>> {
+    let mut file = match File::open(folder.join(NAME)) {
+        Ok(file) => file,
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+        Err(error) => return Err(error),
+    };
+    let mut header = [0; HEADER_BYTES];
+    file.read_exact(&mut header)?;
+    let header: Header = serde_json::from_slice(&header)?;
+    if header.version != VERSION || header.about.url != url {
+        return Ok(None);
+    }
+    if crc32c_of(&mut file)? != header.body_crc32c {
+        return Err(io::Error::other("the copy is damaged"));
+    }
+    file.seek(SeekFrom::Start(HEADER_BYTES as u64))?;
+    let confirmed = file.metadata()?.modified()?;
+    let age = SystemTime::now().duration_since(confirmed).unwrap_or_default();
+    Ok(Some(Found { about: header.about, list: file, age }))
+}
+
+/// Notes that the server has just confirmed the copy. Where that cannot be noted, the list
+/// will look older after a restart than it is, which is the safe side.
+pub(super) fn confirm(folder: &Path) {
+    let copy = File::options().write(true).open(folder.join(NAME));
+    let _ = copy.and_then(|copy| copy.set_modified(SystemTime::now()));
+}
+
+fn crc32c_of(file: &mut File) -> io::Result<u32> {
+    let mut buffer = vec![0; READ_BYTES];
+    let mut crc32c = 0;
+    loop {
+        match file.read(&mut buffer)? {
+            0 => return Ok(crc32c),
+            read => crc32c = crc32c::crc32c_append(crc32c, &buffer[..read]),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const URL: &str = "https://lists.example/portals.txt";
+
+    fn about(url: &str) -> About {
+        let validators = Validators { etag: Some("\"v1\"".to_owned()), last_modified: None };
+        About { url: url.to_owned(), format: Format::Text, validators }
+    }
+
+    fn keep(folder: &Path, body: &[u8]) {
+        let mut incoming = Incoming::create(folder).unwrap();
+        incoming.write_all(body).unwrap();
+        incoming.keep(&about(URL)).unwrap();
+    }
+
+    #[test]
+    fn a_kept_list_is_found_again() {
+        let dir = tempfile::tempdir().unwrap();
+        let folder = dir.path().join("a/state");
+        assert!(find(&folder, URL).unwrap().is_none());
+        keep(&folder, b"11\n");
+        keep(&folder, b"22\n33\n");
+        let mut found = find(&folder, URL).unwrap().unwrap();
+        let mut body = String::new();
+        found.list.read_to_string(&mut body).unwrap();
+        assert_eq!((body.as_str(), found.about), ("22\n33\n", about(URL)));
+        assert!(find(&folder, "https://lists.example/other.txt").unwrap().is_none());
+        assert_eq!(fs::read_dir(&folder).unwrap().count(), 1);
+    }
+
+    #[test]
+    fn a_list_that_is_not_kept_leaves_nothing() {
+        let dir = tempfile::tempdir().unwrap();
+        keep(dir.path(), b"11\n");
+        Incoming::create(dir.path()).unwrap().write_all(b"2").unwrap();
+        assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 1);
+        let mut incoming = Incoming::create(dir.path()).unwrap();
+        incoming.write_all(b"22\n").unwrap();
+        assert!(incoming.keep(&about(&"x".repeat(HEADER_BYTES))).is_err());
+        let mut body = Vec::new();
+        find(dir.path(), URL).unwrap().unwrap().list.read_to_end(&mut body).unwrap();
+        assert_eq!(body, b"11\n");
+    }
+
+    #[test]
+    fn every_damaged_byte_is_noticed() {
+        let dir = tempfile::tempdir().unwrap();
+        keep(dir.path(), b"11\n22\n");
+        let path = dir.path().join(NAME);
+        let whole = fs::read(&path).unwrap();
+        for at in (0..200).chain(HEADER_BYTES..whole.len()) {
+            let mut damaged = whole.clone();
+            damaged[at] ^= 0x10;
+            fs::write(&path, &damaged).unwrap();
+            // A damaged header may still be one, of another URL or with another ETag.
+            let found = find(dir.path(), URL);
+            assert!(at < HEADER_BYTES || found.is_err(), "byte {at}");
+        }
+        for length in [0, 100, HEADER_BYTES, whole.len() - 1] {
+            fs::write(&path, &whole[..length]).unwrap();
+            assert!(find(dir.path(), URL).is_err(), "{length} bytes");
+        }
+    }
+}

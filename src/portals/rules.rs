@@ -1,0 +1,243 @@
+//! What may be said about a portal: its event names, dropped properties, rate and expiry.
+//!
+//! These are the values of a list, checked as they are read, so that a [`Rules`] never holds a
+//! pattern that cannot match or a rate of zero. A rule that is absent is the default's; where
+//! that is absent too, there is no such rule. A portal's own rule replaces the default of the same
+//! name, and is not added to it.
+
+use std::{fmt, num::NonZeroU32, sync::Arc};
+
+use jiff::{civil, tz::TimeZone};
+use serde::{
+    Deserialize,
+    de::{Deserializer, Error, MapAccess, Visitor, value::MapAccessDeserializer},
+};
+
+use super::pattern::Pattern;
+
+/// The most patterns in one `events`, and the most names in one `drop_properties`.
+pub const RULE_ENTRIES_MAX: usize = 1_000;
+
+/// The highest `per_second` and `burst`.
+pub const RATE_MAX: u32 = 1_000_000;
+
+/// The most characters of a property's name (SPEC 3).
+const PROPERTY_CHARS_MAX: usize = 100;
+
+/// Names of parameters that are no properties (SPEC 3): dropping them is not in a list's power.
+const RESERVED: [&str; 2] = ["email", "id"];
+
+/// The rules of one portal, or the defaults.
+#[derive(Debug, Clone, Default, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub(super) struct Rules {
+    pub events: Option<Events>,
+    pub drop_properties: Option<DropProperties>,
+    pub rate: Option<Rate>,
+    pub expires: Option<Expires>,
+}
+
+impl Rules {
+    /// These rules, completed by the defaults.
+    pub(super) fn or(mut self, defaults: &Rules) -> Rules {
+        self.events = self.events.or_else(|| defaults.events.clone());
+        self.drop_properties = self.drop_properties.or_else(|| defaults.drop_properties.clone());
+        self.rate = self.rate.or(defaults.rate);
+        self.expires = self.expires.or(defaults.expires);
+        self
+    }
+}
+
+/// The event names that a portal may use: at least one pattern.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(try_from = "Vec<String>")]
+pub(super) struct Events {
+    /// Patterns without a wildcard, sorted.
+    exact: Arc<[Box<str>]>,
+    wild: Arc<[Pattern]>,
+}
+
+impl Events {
+    /// Whether an event name fits a pattern.
+    pub(super) fn allow(&self, name: &str) -> bool {
+        self.exact.binary_search_by(|exact| exact.as_ref().cmp(name)).is_ok()
+            || self.wild.iter().any(|pattern| pattern.matches(name))
+    }
+
+    /// The text of the pattern that an event name fits.
+    pub(super) fn fitting(&self, name: &str) -> Option<&str> {
+        match self.exact.binary_search_by(|exact| exact.as_ref().cmp(name)) {
+            Ok(index) => Some(&self.exact[index]),
+            Err(_) => self.wild.iter().find(|p| p.matches(name)).map(Pattern::as_str),
+        }
+    }
+}
+
+impl TryFrom<Vec<String>> for Events {
+    type Error = String;
+
+    fn try_from(patterns: Vec<String>) -> Result<Events, String> {
+        check_count("events", patterns.len())?;
+        if patterns.is_empty() {
+            return Err(
+                "`events` names none; to allow none, take the portal out of the list, and \
+                        to allow all say [\"*\"]"
+                    .to_owned(),
+            );
+        }
+        let (mut exact, mut wild) = (Vec::new(), Vec::new());
+        for pattern in patterns {
+            let pattern = Pattern::new(&pattern)?;
+            match pattern.is_exact() {
+                true => exact.push(pattern.as_str().into()),
+                false => wild.push(pattern),
+            }
+        }
+        exact.sort_unstable();
+        Ok(Events { exact: exact.into(), wild: wild.into() })
+    }
+}
+
+/// The properties that are not passed on. Empty where a portal lifts the default.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(try_from = "Vec<String>")]
+pub(super) struct DropProperties(Arc<[Box<str>]>);
+
+impl DropProperties {
+    pub(super) fn contains(&self, name: &str) -> bool {
+        self.0.binary_search_by(|dropped| dropped.as_ref().cmp(name)).is_ok()
+    }
+
+    pub(super) fn is_empty(&self) -> bool {
+        self.0.is_empty()
+    }
+}
+
+impl TryFrom<Vec<String>> for DropProperties {
+    type Error = String;
+
+    fn try_from(names: Vec<String>) -> Result<DropProperties, String> {
+        check_count("drop_properties", names.len())?;
+        let mut dropped: Vec<Box<str>> = Vec::with_capacity(names.len());
+        for name in names {
+            check_property(&name)?;
+            dropped.push(name.into());
+        }
+        dropped.sort_unstable();
+        Ok(DropProperties(dropped.into()))
+    }
+}
+
+/// A name that no property can have would look like protection and be none.
+fn check_property(name: &str) -> Result<(), String> {
+    let head = name.as_bytes().first().is_some_and(u8::is_ascii_lowercase);
+    let tail = name.bytes().all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'_');
+    if RESERVED.contains(&name) {
+        Err(format!("`{name}` is not a property and cannot be dropped"))
+    } else if !head || !tail || name.len() > PROPERTY_CHARS_MAX {
+        Err(format!(
+            "{name:?} is no property's name: a small letter, then up to 99 small letters, digits \
+             and `_`"
+        ))
+    } else {
+        Ok(())
+    }
+}
+
+fn check_count(rule: &str, count: usize) -> Result<(), String> {
+    match count <= RULE_ENTRIES_MAX {
+        true => Ok(()),
+        false => {
+            Err(format!("`{rule}` has {count} entries; at most {RULE_ENTRIES_MAX} are allowed"))
+        }
+    }
+}
+
+/// How many events are taken, per process.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Deserialize)]
+#[serde(try_from = "RawRate")]
+pub(super) struct Rate {
+    pub per_second: NonZeroU32,
+    pub burst: NonZeroU32,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct RawRate {
+    per_second: u64,
+    burst: Option<u64>,
+}
+
+impl TryFrom<RawRate> for Rate {
+    type Error = String;
+
+    fn try_from(raw: RawRate) -> Result<Rate, String> {
+        let check = |key: &str, value: u64| {
+            let value = u32::try_from(value).ok().filter(|&value| value <= RATE_MAX);
+            let value = value.and_then(NonZeroU32::new);
+            value.ok_or_else(|| format!("`rate.{key}` must be a whole number, 1 to {RATE_MAX}"))
+        };
+        let per_second = check("per_second", raw.per_second)?;
+        // A burst of one second's worth is what people mean who do not think of bursts.
+        let burst = raw.burst.map_or(Ok(per_second), |burst| check("burst", burst))?;
+        Ok(Rate { per_second, burst })
+    }
+}
+
+/// The day from whose 00:00 UTC on a portal is not allowed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) struct Expires {
+    pub unix_ms: u64,
+}
+
+impl Expires {
+    fn from_date(date: &str) -> Result<Expires, String> {
+        let wrong = || format!("{date:?} is not a date such as 2027-01-01, without a time");
+        // The parser alone would also take other forms of ISO 8601, such as a time of day.
+        if date.len() != "2027-01-01".len() {
+            return Err(wrong());
+        }
+        let day: civil::Date = date.parse().map_err(|_| wrong())?;
+        let midnight = TimeZone::UTC.to_timestamp(day.to_datetime(civil::Time::midnight()));
+        let unix_ms = midnight.map_err(|_| wrong())?.as_millisecond();
+        // A date before 1970 has passed, like 1970 itself.
+        Ok(Expires { unix_ms: u64::try_from(unix_ms).unwrap_or(0) })
+    }
+}
+
+impl fmt::Display for Expires {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let timestamp = i64::try_from(self.unix_ms).map(jiff::Timestamp::from_millisecond);
+        match timestamp {
+            Ok(Ok(timestamp)) => timestamp.to_zoned(TimeZone::UTC).date().fmt(f),
+            _ => f.write_str("a far day"),
+        }
+    }
+}
+
+impl<'de> Deserialize<'de> for Expires {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Expires, D::Error> {
+        deserializer.deserialize_any(ExpiresVisitor)
+    }
+}
+
+struct ExpiresVisitor;
+
+impl<'de> Visitor<'de> for ExpiresVisitor {
+    type Value = Expires;
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("a date such as 2027-01-01")
+    }
+
+    /// JSON has no dates, so there it is a string; a quoted date in TOML is as clear.
+    fn visit_str<E: Error>(self, date: &str) -> Result<Expires, E> {
+        Expires::from_date(date).map_err(E::custom)
+    }
+
+    /// A TOML date arrives as a map that only the `toml` crate's own type understands.
+    fn visit_map<A: MapAccess<'de>>(self, map: A) -> Result<Expires, A::Error> {
+        let date = toml::value::Datetime::deserialize(MapAccessDeserializer::new(map))?;
+        Expires::from_date(&date.to_string()).map_err(A::Error::custom)
+    }
+}

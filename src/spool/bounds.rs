@@ -1,0 +1,184 @@
+//! What the spool may hold, and the gate that says no.
+//!
+//! The gate is read on every append, so it is a handful of relaxed atomics: being a few records
+//! late at a bound of gigabytes costs nothing, a lock would.
+
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
+use std::time::Duration;
+
+/// Most bytes of records that are in memory and not yet durable. A disk that stalls queues up to
+/// this much; then appends are refused.
+pub const PENDING_BYTES_MAX: u64 = 64 << 20;
+
+/// How quickly the growth rate forgets: a change counts for two thirds after this long.
+const GROWTH_MEMORY_SECONDS: f64 = 30.0;
+
+/// The gate and the counters it looks at.
+#[derive(Debug, Default)]
+pub struct Bounds {
+    /// Bytes that may be held on disk for upstreams.
+    pub bytes_max: u64,
+    closed: AtomicBool,
+    failing: AtomicBool,
+    disk_low: AtomicBool,
+    /// Staged, or being written, or written and not synced.
+    pending_bytes: AtomicU64,
+    /// In segments and not acknowledged by every upstream.
+    held_bytes: AtomicU64,
+    free_bytes: AtomicU64,
+}
+
+impl Bounds {
+    pub fn new(bytes_max: u64) -> Bounds {
+        Bounds { bytes_max, free_bytes: AtomicU64::new(u64::MAX), ..Bounds::default() }
+    }
+
+    /// Takes a record of this size in, or says no.
+    pub fn admit(&self, bytes: u64) -> bool {
+        if self.closed.load(Relaxed) || self.failing.load(Relaxed) || self.disk_low.load(Relaxed) {
+            return false;
+        }
+        let pending = self.pending_bytes.fetch_add(bytes, Relaxed) + bytes;
+        let fits = pending <= PENDING_BYTES_MAX
+            && pending.saturating_add(self.held_bytes.load(Relaxed)) <= self.bytes_max;
+        if !fits {
+            self.pending_bytes.fetch_sub(bytes, Relaxed);
+        }
+        fits
+    }
+
+    /// Bytes that `admit` took in are durable, or were refused.
+    pub fn settle(&self, bytes: u64) {
+        self.pending_bytes.fetch_sub(bytes, Relaxed);
+    }
+
+    pub fn pending_bytes(&self) -> u64 {
+        self.pending_bytes.load(Relaxed)
+    }
+
+    /// Adds what a lane holds more than before; wrapping, so that less is a negative number.
+    pub fn add_held_bytes(&self, difference: u64) {
+        self.held_bytes.fetch_add(difference, Relaxed);
+    }
+
+    pub fn held_bytes(&self) -> u64 {
+        self.held_bytes.load(Relaxed)
+    }
+
+    pub fn close(&self) {
+        self.closed.store(true, Relaxed);
+    }
+
+    pub fn is_closed(&self) -> bool {
+        self.closed.load(Relaxed)
+    }
+
+    /// Returns what it was before.
+    pub fn set_failing(&self, failing: bool) -> bool {
+        self.failing.swap(failing, Relaxed)
+    }
+
+    pub fn is_failing(&self) -> bool {
+        self.failing.load(Relaxed)
+    }
+
+    /// Notes what the disk has left. Returns whether that closed (`true`) or opened the gate.
+    pub fn set_free_bytes(&self, free: u64, free_bytes_min: u64) -> Option<bool> {
+        self.free_bytes.store(free, Relaxed);
+        let low = free < free_bytes_min;
+        (self.disk_low.swap(low, Relaxed) != low).then_some(low)
+    }
+
+    pub fn free_bytes(&self) -> u64 {
+        self.free_bytes.load(Relaxed)
+    }
+
+    pub fn is_disk_low(&self) -> bool {
+        self.disk_low.load(Relaxed)
+    }
+}
+
+/// How fast the spool grows: an exponentially weighted mean over about half a minute.
+#[derive(Debug, Default)]
+pub struct Growth {
+    last: Option<(Duration, u64)>,
+    bytes_per_second: f64,
+}
+
+impl Growth {
+    /// Notes how much is held at a time.
+    pub fn observe(&mut self, now: Duration, held_bytes: u64) {
+        if let Some((then, before)) = self.last {
+            let seconds = now.saturating_sub(then).as_secs_f64();
+            if seconds <= 0.0 {
+                return;
+            }
+            let rate = (held_bytes as f64 - before as f64) / seconds;
+            let weight = 1.0 - (-seconds / GROWTH_MEMORY_SECONDS).exp();
+            self.bytes_per_second += weight * (rate - self.bytes_per_second);
+        }
+        self.last = Some((now, held_bytes));
+    }
+
+    /// Seconds until `room` bytes are used up; `None` while the spool does not grow.
+    pub fn seconds_until(&self, room: u64) -> Option<u64> {
+        // Below a byte a second the mean is forgetting, not growing.
+        (self.bytes_per_second >= 1.0).then(|| (room as f64 / self.bytes_per_second) as u64)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_bound_is_exact_and_opens_again() {
+        let bounds = Bounds::new(100);
+        assert!(bounds.admit(60));
+        assert!(bounds.admit(40));
+        assert!(!bounds.admit(1));
+        assert_eq!(bounds.pending_bytes(), 100);
+        bounds.settle(100);
+        bounds.add_held_bytes(100);
+        assert!(!bounds.admit(1));
+        bounds.add_held_bytes(1u64.wrapping_neg());
+        assert!(bounds.admit(1));
+    }
+
+    #[test]
+    fn memory_is_bounded_whatever_the_disk_may_hold() {
+        let bounds = Bounds::new(u64::MAX);
+        assert!(bounds.admit(PENDING_BYTES_MAX));
+        assert!(!bounds.admit(1));
+    }
+
+    #[test]
+    fn each_cause_closes_the_gate_by_itself() {
+        let bounds = Bounds::new(100);
+        assert!(!bounds.set_failing(true));
+        assert!(!bounds.admit(1));
+        assert!(bounds.set_failing(false));
+        assert!(bounds.admit(1));
+        assert_eq!(bounds.set_free_bytes(9, 10), Some(true));
+        assert!(!bounds.admit(1));
+        assert_eq!(bounds.set_free_bytes(9, 10), None);
+        assert_eq!(bounds.set_free_bytes(10, 10), Some(false));
+        assert!(bounds.admit(1));
+        bounds.close();
+        assert!(!bounds.admit(1));
+    }
+
+    #[test]
+    fn steady_growth_gives_the_time_that_is_left() {
+        let mut growth = Growth::default();
+        for second in 0..600 {
+            growth.observe(Duration::from_secs(second), second * 1000);
+        }
+        let left = growth.seconds_until(60_000).expect("it grows");
+        assert!((59..=61).contains(&left), "{left}");
+        for second in 600..1200 {
+            growth.observe(Duration::from_secs(second), 600_000);
+        }
+        assert_eq!(growth.seconds_until(60_000), None);
+    }
+}

@@ -1,0 +1,389 @@
+//! The committer: one thread that gathers what was staged, writes it, makes it durable and says
+//! so.
+//!
+//! A group, all that is gathered at once, goes into one segment and is answered as one. Its bytes
+//! stay in memory until they are as durable as the mode wants, because a segment whose write or
+//! sync failed is never touched again: the group is written a second time, into a new segment
+//! that begins at the group's first number and thereby cuts the old one. If that fails too, the
+//! group is refused (`power`), and its numbers are given to others.
+
+use std::io;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use super::Shared;
+use super::config::Durability;
+use super::format::{self, RECORD_HEADER_BYTES, SEGMENT_HEADER_BYTES};
+use super::group::{Group, Overloaded, Taken};
+use super::lane::Lane;
+use super::segment::Segment;
+
+/// From this much on a group stops gathering and does not linger.
+pub const GROUP_BYTES_MAX: u64 = 4 << 20;
+/// While the disk fails it is tried again this often.
+const RETRY: Duration = Duration::from_millis(250);
+/// Buffers larger than this are given back after a burst.
+const BUFFER_BYTES_KEPT: usize = 1 << 20;
+
+/// Records in memory that are not yet durable, from sequence number `base` on.
+#[derive(Default)]
+struct Unsynced {
+    bytes: Vec<u8>,
+    base: u64,
+    events: u64,
+    /// Of these, what is in the segment.
+    written: usize,
+    /// Of these, what was answered: it must not be given up.
+    answered: usize,
+    answered_events: u64,
+}
+
+/// The state of the committing thread.
+pub struct Committer {
+    shared: Arc<Shared>,
+    lane: Arc<Lane>,
+    segment: Option<Segment>,
+    next_number: u64,
+    unsynced: Unsynced,
+    spares: Vec<Vec<u8>>,
+    synced_at: Duration,
+}
+
+impl Committer {
+    /// A committer for the process's own lane, which has no segment yet.
+    pub fn new(shared: Arc<Shared>) -> Committer {
+        let lane = Arc::clone(&shared.own);
+        let synced_at = shared.clock.monotonic();
+        Committer {
+            shared,
+            lane,
+            segment: None,
+            next_number: 1,
+            unsynced: Unsynced { base: 1, ..Unsynced::default() },
+            spares: Vec::new(),
+            synced_at,
+        }
+    }
+
+    /// Makes the first segment ahead of the first event. A disk that does not let it is failing,
+    /// not a reason not to start.
+    pub fn prepare(&mut self) {
+        if let Err(error) = self.open_segment(0) {
+            self.shared.fail(&error);
+        }
+    }
+
+    /// Runs until the spool is closed and everything staged has its answer.
+    pub fn run(mut self) {
+        loop {
+            let closing = self.shared.bounds.is_closed();
+            self.wait(closing);
+            let gathered = self.gather();
+            let sync = closing || self.must_sync(!gathered.is_empty());
+            if !gathered.is_empty() || sync || self.shared.is_failing() {
+                self.commit(gathered, sync);
+            }
+            if closing && !self.shared.has_staged() {
+                break;
+            }
+        }
+        if self.unsynced.answered_events > 0 {
+            ::log::error!(
+                "spool: {} answered events could not be written before the stop",
+                self.unsynced.answered_events
+            );
+        }
+        if let Some(segment) = &self.segment {
+            segment.cut(segment.offset);
+        }
+    }
+
+    /// Sleeps until there is something to do, then lingers for company.
+    fn wait(&self, closing: bool) {
+        if closing {
+            return;
+        }
+        let config = &self.shared.config;
+        let now = self.shared.clock.monotonic();
+        let first_at = if self.shared.is_failing() {
+            None
+        } else {
+            self.shared.shards.iter().filter_map(|shard| shard.first_at()).min()
+        };
+        let Some(first_at) = first_at else {
+            let timeout = if self.shared.is_failing() {
+                Some(RETRY)
+            } else if self.unsynced.written > 0 && config.durability == Durability::Interval {
+                let due = self.synced_at + Duration::from_millis(config.sync_ms);
+                Some(due.saturating_sub(now))
+            } else {
+                None
+            };
+            self.shared.parker.park(timeout, || {
+                self.shared.bounds.is_closed()
+                    || (!self.shared.is_failing() && self.shared.has_staged())
+            });
+            return self.linger();
+        };
+        self.linger_since(first_at, now);
+    }
+
+    fn linger(&self) {
+        let first_at = self.shared.shards.iter().filter_map(|shard| shard.first_at()).min();
+        if let Some(first_at) = first_at {
+            self.linger_since(first_at, self.shared.clock.monotonic());
+        }
+    }
+
+    /// Lingers even for a lone event while no sync is in flight: at 2 ms it costs less than the
+    /// sync itself, and it is what makes the second event free.
+    fn linger_since(&self, first_at: Duration, now: Duration) {
+        let linger = Duration::from_millis(self.shared.config.linger_ms);
+        let left = (first_at + linger).saturating_sub(now);
+        // By the system's own time: a test's clock may stand still.
+        let until = Instant::now() + left;
+        loop {
+            let left = until.saturating_duration_since(Instant::now());
+            let urgent = self.shared.bounds.is_closed()
+                || self.shared.bounds.pending_bytes() >= GROUP_BYTES_MAX;
+            if left.is_zero() || urgent {
+                return;
+            }
+            std::thread::park_timeout(left);
+        }
+    }
+
+    fn gather(&mut self) -> Vec<Taken> {
+        let mut gathered = Vec::new();
+        let mut bytes = 0;
+        for shard in &self.shared.shards {
+            let mut spare = self.spares.pop();
+            if let Some(taken) = shard.take(&mut spare) {
+                bytes += taken.bytes.len() as u64;
+                gathered.push(taken);
+            }
+            self.spares.extend(spare);
+            if bytes >= GROUP_BYTES_MAX {
+                break;
+            }
+        }
+        gathered
+    }
+
+    fn must_sync(&self, gathered: bool) -> bool {
+        match self.shared.config.durability {
+            Durability::Power => gathered,
+            Durability::Memory => false,
+            Durability::Interval => {
+                let due = self.synced_at + Duration::from_millis(self.shared.config.sync_ms);
+                self.unsynced.events > 0 && self.shared.clock.monotonic() >= due
+            }
+        }
+    }
+
+    fn commit(&mut self, gathered: Vec<Taken>, sync: bool) {
+        let first_at = gathered.iter().map(|taken| taken.first_at).min();
+        let mut groups: Vec<Arc<Group>> = Vec::with_capacity(gathered.len());
+        for taken in gathered {
+            self.unsynced.bytes.extend_from_slice(&taken.bytes);
+            self.unsynced.events += taken.events;
+            groups.push(taken.group);
+            let mut buffer = taken.bytes;
+            buffer.clear();
+            if buffer.capacity() <= BUFFER_BYTES_KEPT {
+                self.spares.push(buffer);
+            }
+        }
+        if self.shared.config.durability == Durability::Memory {
+            self.answer();
+        }
+        let result = self.persist(sync).or_else(|error| {
+            ::log::warn!("spool: writing to a segment failed, trying a new one: {error}");
+            self.give_up_segment();
+            self.persist(true)
+        });
+        match result {
+            Ok(()) => {
+                self.shared.recover();
+                groups.iter().for_each(|group| group.settle(Ok(())));
+            }
+            Err(error) => {
+                self.shared.fail(&error);
+                self.give_up_segment();
+                self.refuse();
+                groups.iter().for_each(|group| group.settle(Err(Overloaded)));
+            }
+        }
+        if let (Some(first_at), Some(histogram)) = (first_at, &self.shared.commit_seconds) {
+            let now = self.shared.clock.monotonic();
+            histogram.observe(now.saturating_sub(first_at).as_secs_f64());
+        }
+    }
+
+    /// All that is in memory is answered for.
+    fn answer(&mut self) {
+        self.unsynced.answered = self.unsynced.bytes.len();
+        self.unsynced.answered_events = self.unsynced.events;
+        self.lane.state().accepted = self.unsynced.base + self.unsynced.events;
+    }
+
+    /// Writes what is not yet written, and syncs.
+    fn persist(&mut self, sync: bool) -> io::Result<()> {
+        let new = (self.unsynced.bytes.len() - self.unsynced.written) as u64;
+        let full = self.segment.as_ref().is_some_and(|segment| {
+            segment.offset > SEGMENT_HEADER_BYTES as u64 && segment.offset + new > segment.capacity
+        });
+        if full {
+            self.close_segment()?;
+        }
+        if self.segment.is_none() {
+            self.open_segment(new)?;
+        }
+        let Some(segment) = &mut self.segment else { return Ok(()) };
+        if new > 0 {
+            let (mut at, mut seq) = (self.unsynced.written, self.unsynced.base);
+            seq += count(&self.unsynced.bytes[..at]);
+            while at < self.unsynced.bytes.len() {
+                at += format::place(&mut self.unsynced.bytes[at..], segment.seal, seq);
+                seq += 1;
+            }
+            segment.write(&self.unsynced.bytes[self.unsynced.written..])?;
+            self.unsynced.written = self.unsynced.bytes.len();
+        }
+        match self.shared.config.durability {
+            Durability::Power => {}
+            Durability::Interval => {
+                self.publish();
+                self.answer();
+            }
+            Durability::Memory => {
+                self.publish();
+                self.forget_written();
+            }
+        }
+        if sync { self.sync() } else { Ok(()) }
+    }
+
+    fn sync(&mut self) -> io::Result<()> {
+        if let Some(segment) = &self.segment {
+            segment.sync()?;
+        }
+        self.synced_at = self.shared.clock.monotonic();
+        if self.shared.config.durability == Durability::Power {
+            self.publish();
+            self.lane.state().accepted = self.unsynced.base + self.unsynced.events;
+        }
+        self.forget_written();
+        Ok(())
+    }
+
+    /// Lets readers see what is written.
+    fn publish(&mut self) {
+        let Some(segment) = &self.segment else { return };
+        let end = self.unsynced.base + self.unsynced.events;
+        let mut state = self.lane.state();
+        state.log.publish(segment.offset, end);
+        self.lane.publish_held(&state, &self.shared.bounds);
+        drop(state);
+        self.shared.wake_readers();
+    }
+
+    fn forget_written(&mut self) {
+        let unsynced = &mut self.unsynced;
+        self.shared.bounds.settle(unsynced.bytes.len() as u64);
+        unsynced.base += unsynced.events;
+        unsynced.bytes.clear();
+        if unsynced.bytes.capacity() > BUFFER_BYTES_KEPT {
+            unsynced.bytes = Vec::new();
+        }
+        *unsynced = Unsynced {
+            bytes: std::mem::take(&mut unsynced.bytes),
+            base: unsynced.base,
+            ..Unsynced::default()
+        };
+    }
+
+    /// Ends a full segment. Only the last segment of a lane ever holds unsynced records.
+    fn close_segment(&mut self) -> io::Result<()> {
+        if self.unsynced.written > 0 || self.shared.config.durability == Durability::Memory {
+            let Some(segment) = &self.segment else { return Ok(()) };
+            segment.sync()?;
+            self.synced_at = self.shared.clock.monotonic();
+            self.forget_prefix();
+        }
+        self.segment = None;
+        Ok(())
+    }
+
+    /// The written part became durable; what was staged since stays.
+    fn forget_prefix(&mut self) {
+        let unsynced = &mut self.unsynced;
+        let events = count(&unsynced.bytes[..unsynced.written]);
+        self.shared.bounds.settle(unsynced.written as u64);
+        unsynced.bytes.drain(..unsynced.written);
+        unsynced.base += events;
+        unsynced.events -= events;
+        unsynced.answered = unsynced.answered.saturating_sub(unsynced.written);
+        unsynced.answered_events = unsynced.answered_events.saturating_sub(events);
+        unsynced.written = 0;
+    }
+
+    fn open_segment(&mut self, records_bytes: u64) -> io::Result<()> {
+        let bytes = self
+            .shared
+            .config
+            .segment_bytes_used()
+            .max(SEGMENT_HEADER_BYTES as u64 + records_bytes);
+        // A number is used once, even when making its segment failed half way.
+        let number = self.next_number;
+        self.next_number += 1;
+        let base = self.unsynced.base;
+        let segment = Segment::create(&self.lane, number, base, bytes)?;
+        let mut state = self.lane.state();
+        state.log.push(number, base, segment.recycled, segment.offset);
+        drop(state);
+        self.segment = Some(segment);
+        Ok(())
+    }
+
+    /// Cuts the segment back to what is surely good, and makes what was in it ready to be placed
+    /// elsewhere.
+    fn give_up_segment(&mut self) {
+        let unsynced = &mut self.unsynced;
+        let mut at = 0;
+        // Those behind the written ones may be placed as well: the write is what failed.
+        while at < unsynced.bytes.len() {
+            let bytes = format::record_bytes(&unsynced.bytes[at..]);
+            format::unplace(&mut unsynced.bytes[at..at + bytes]);
+            at += bytes;
+        }
+        let written = std::mem::take(&mut unsynced.written) as u64;
+        if let Some(segment) = self.segment.take() {
+            let good = segment.offset - written;
+            // Readers first: they must not see the file shorter than its span.
+            let mut state = self.lane.state();
+            state.log.publish(good, unsynced.base);
+            drop(state);
+            segment.cut(good);
+        }
+    }
+
+    /// Drops what nobody was told is safe.
+    fn refuse(&mut self) {
+        let unsynced = &mut self.unsynced;
+        let refused = unsynced.bytes.len() - unsynced.answered;
+        unsynced.bytes.truncate(unsynced.answered);
+        unsynced.events = unsynced.answered_events;
+        self.shared.bounds.settle(refused as u64);
+    }
+}
+
+/// How many records these bytes are.
+fn count(mut records: &[u8]) -> u64 {
+    let mut events = 0;
+    while records.len() >= RECORD_HEADER_BYTES {
+        records = &records[format::record_bytes(records).min(records.len())..];
+        events += 1;
+    }
+    events
+}

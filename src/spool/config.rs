@@ -1,0 +1,161 @@
+//! The `[spool]` section: its keys, their defaults (SPEC 9) and what is refused before a start.
+
+use std::path::PathBuf;
+
+use bytesize::ByteSize;
+use serde::Deserialize;
+
+/// Longest wait, in milliseconds, that `spool.linger_ms` may put before an answer.
+pub const LINGER_MS_MAX: u64 = 1_000;
+/// Longest time, in milliseconds, that `interval` may leave answered events to the page cache.
+pub const SYNC_MS_MAX: u64 = 60_000;
+/// Smallest segment; below it the headers and the directory outweigh the records.
+pub const SEGMENT_BYTES_MIN: u64 = 4 << 10;
+/// Largest segment; a start reads up to one segment before it serves.
+pub const SEGMENT_BYTES_MAX: u64 = 1 << 30;
+/// Smallest bound on the spool: room for one segment with room around it.
+pub const SPOOL_BYTES_MIN: u64 = 16 << 10;
+/// A bound holds at least this many segments, so that trimming, which frees whole segments,
+/// keeps the disk near the bound.
+const SEGMENTS_PER_BOUND: u64 = 4;
+
+/// What an accepted event survives from the moment it is answered (SPEC 6).
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Durability {
+    /// Answered after `fdatasync`: survives power loss.
+    Power,
+    /// Answered after `write`; synced every `sync_ms`: survives any crash of the process.
+    Interval,
+    /// Answered at once: survives a graceful stop.
+    Memory,
+}
+
+/// The `[spool]` section.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Config {
+    /// The spool's folder; created when absent. On a local file system with working `flock`.
+    pub dir: PathBuf,
+    /// What a 200 means.
+    pub durability: Durability,
+    /// Milliseconds that a group commit waits for company after its first event, 0 to 1000.
+    pub linger_ms: u64,
+    /// Milliseconds between two `fdatasync`s in `interval`, 1 to 60000.
+    pub sync_ms: u64,
+    /// Most bytes of events not yet acknowledged by every upstream. Beyond it: `overloaded`. The
+    /// files may hold up to two segments more, because they are freed whole.
+    pub bytes_max: ByteSize,
+    /// The disk keeps at least this many bytes free; below it: `overloaded`.
+    pub free_bytes_min: ByteSize,
+    /// Size of one segment file. A spool with a small `bytes_max` uses smaller ones: a quarter.
+    pub segment_bytes: ByteSize,
+}
+
+impl Default for Config {
+    fn default() -> Self {
+        Config {
+            dir: PathBuf::from("data/spool"),
+            durability: Durability::Power,
+            linger_ms: 2,
+            sync_ms: 50,
+            bytes_max: ByteSize::gib(8),
+            free_bytes_min: ByteSize::mib(256),
+            segment_bytes: ByteSize::mib(64),
+        }
+    }
+}
+
+/// A value of the `[spool]` section that cannot be used.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ConfigError {
+    /// The whole key, such as `spool.linger_ms`.
+    pub key: &'static str,
+    /// What would be a usable value.
+    pub reason: &'static str,
+}
+
+impl std::fmt::Display for ConfigError {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{}: {}", self.key, self.reason)
+    }
+}
+
+impl std::error::Error for ConfigError {}
+
+impl Config {
+    /// Checks every range, without touching the disk.
+    pub fn validate(&self) -> Result<(), ConfigError> {
+        let segment_bytes = self.segment_bytes.as_u64();
+        let rules = [
+            (!self.dir.as_os_str().is_empty(), "spool.dir", "must name a folder"),
+            (self.linger_ms <= LINGER_MS_MAX, "spool.linger_ms", "must be 0 to 1000"),
+            ((1..=SYNC_MS_MAX).contains(&self.sync_ms), "spool.sync_ms", "must be 1 to 60000"),
+            (
+                self.bytes_max.as_u64() >= SPOOL_BYTES_MIN,
+                "spool.bytes_max",
+                "must be at least 16KiB",
+            ),
+            (
+                (SEGMENT_BYTES_MIN..=SEGMENT_BYTES_MAX).contains(&segment_bytes),
+                "spool.segment_bytes",
+                "must be 4KiB to 1GiB",
+            ),
+        ];
+        match rules.into_iter().find(|(holds, ..)| !holds) {
+            Some((_, key, reason)) => Err(ConfigError { key, reason }),
+            None => Ok(()),
+        }
+    }
+
+    /// The segment size that is used: a small bound gets segments to match.
+    pub(super) fn segment_bytes_used(&self) -> u64 {
+        let fitting = self.bytes_max.as_u64() / SEGMENTS_PER_BOUND;
+        self.segment_bytes.as_u64().min(fitting).max(SEGMENT_BYTES_MIN)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn check(edit: impl FnOnce(&mut Config), expect: Option<&str>) {
+        let mut config = Config::default();
+        edit(&mut config);
+        assert_eq!(config.validate().err().map(|error| error.key), expect);
+    }
+
+    #[test]
+    fn each_range_is_checked_at_its_edge() {
+        check(|_| {}, None);
+        check(|c| c.linger_ms = LINGER_MS_MAX, None);
+        check(|c| c.linger_ms = LINGER_MS_MAX + 1, Some("spool.linger_ms"));
+        check(|c| c.linger_ms = 0, None);
+        check(|c| c.sync_ms = 0, Some("spool.sync_ms"));
+        check(|c| c.sync_ms = SYNC_MS_MAX, None);
+        check(|c| c.sync_ms = SYNC_MS_MAX + 1, Some("spool.sync_ms"));
+        check(|c| c.bytes_max = ByteSize(SPOOL_BYTES_MIN), None);
+        check(|c| c.bytes_max = ByteSize(SPOOL_BYTES_MIN - 1), Some("spool.bytes_max"));
+        check(|c| c.segment_bytes = ByteSize(SEGMENT_BYTES_MIN), None);
+        check(|c| c.segment_bytes = ByteSize(SEGMENT_BYTES_MIN - 1), Some("spool.segment_bytes"));
+        check(|c| c.segment_bytes = ByteSize(SEGMENT_BYTES_MAX + 1), Some("spool.segment_bytes"));
+        check(|c| c.dir = PathBuf::new(), Some("spool.dir"));
+    }
+
+    #[test]
+    fn a_small_bound_gets_small_segments() {
+        let config = Config { bytes_max: ByteSize::mib(1), ..Config::default() };
+        assert_eq!(config.segment_bytes_used(), 256 << 10);
+        assert_eq!(Config::default().segment_bytes_used(), 64 << 20);
+    }
+
+    #[test]
+    fn the_section_reads_from_toml_and_refuses_unknown_keys() {
+        let config: Config =
+            toml::from_str("durability = \"interval\"\nbytes_max = \"1GiB\"").expect("valid");
+        assert_eq!(config.durability, Durability::Interval);
+        assert_eq!(config.bytes_max, ByteSize::gib(1));
+        assert!(toml::from_str::<Config>("durable = true").is_err());
+        assert!(toml::from_str::<Config>("durability = \"Power\"").is_err());
+    }
+}

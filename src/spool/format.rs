@@ -1,0 +1,227 @@
+//! The bytes of a segment: header and records, written and read back.
+//!
+//! The tables stand in the head of [`super`]. This module does no I/O; it is given slices and
+//! says what is in them, whatever they hold.
+
+/// Bytes of a segment's header.
+pub const SEGMENT_HEADER_BYTES: usize = 64;
+/// Bytes before a record's payload.
+pub const RECORD_HEADER_BYTES: usize = 16;
+/// Largest payload of a record. An event of a query of 8 KiB stays far below it.
+pub const RECORD_BYTES_MAX: usize = 256 << 10;
+
+const MAGIC: [u8; 8] = *b"pxgspool";
+const VERSION: u32 = 1;
+const FLAG_RECYCLED: u32 = 1;
+
+/// The header of a segment.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct SegmentHeader {
+    /// The lane that the segment belongs to.
+    pub lane: u64,
+    /// Its number in the lane, counted from 1 and never used twice.
+    pub number: u64,
+    /// Sequence number of its first record; every segment before it ends there.
+    pub base_seq: u64,
+    /// The lane's random salt.
+    pub salt: u64,
+    /// Whether the file held another segment before, so that bytes behind the last record say
+    /// nothing.
+    pub recycled: bool,
+}
+
+impl SegmentHeader {
+    /// The header's bytes.
+    pub fn encode(&self) -> [u8; SEGMENT_HEADER_BYTES] {
+        let mut out = [0; SEGMENT_HEADER_BYTES];
+        out[0..8].copy_from_slice(&MAGIC);
+        out[8..12].copy_from_slice(&VERSION.to_le_bytes());
+        out[12..16].copy_from_slice(&(u32::from(self.recycled) * FLAG_RECYCLED).to_le_bytes());
+        out[16..24].copy_from_slice(&self.lane.to_le_bytes());
+        out[24..32].copy_from_slice(&self.number.to_le_bytes());
+        out[32..40].copy_from_slice(&self.base_seq.to_le_bytes());
+        out[40..48].copy_from_slice(&self.salt.to_le_bytes());
+        let crc = crc32c::crc32c(&out[..60]);
+        out[60..64].copy_from_slice(&crc.to_le_bytes());
+        out
+    }
+
+    /// Reads a header; `None` if these bytes are not one.
+    pub fn decode(bytes: &[u8]) -> Option<SegmentHeader> {
+        let bytes = bytes.get(..SEGMENT_HEADER_BYTES)?;
+        let sound = bytes[0..8] == MAGIC
+            && u32_at(bytes, 8) == VERSION
+            && u32_at(bytes, 60) == crc32c::crc32c(&bytes[..60]);
+        sound.then(|| SegmentHeader {
+            recycled: u32_at(bytes, 12) & FLAG_RECYCLED != 0,
+            lane: u64_at(bytes, 16),
+            number: u64_at(bytes, 24),
+            base_seq: u64_at(bytes, 32),
+            salt: u64_at(bytes, 40),
+        })
+    }
+}
+
+/// What the checksums of one segment's records are seeded with: a record copied from another
+/// segment, or left over in a recycled file, fails it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Seal {
+    salt: u64,
+    number: u64,
+}
+
+impl Seal {
+    /// The seal of segment `number` of the lane with this salt.
+    pub fn new(salt: u64, number: u64) -> Seal {
+        Seal { salt, number }
+    }
+
+    /// A record's checksum from that of its payload: the payload is summed where it was written,
+    /// by the appending thread; its place is only known to the committer.
+    pub fn finish(self, payload_crc: u32, len: u32, seq: u64) -> u32 {
+        let mut tail = [0; 28];
+        tail[0..4].copy_from_slice(&len.to_le_bytes());
+        tail[4..12].copy_from_slice(&seq.to_le_bytes());
+        tail[12..20].copy_from_slice(&self.salt.to_le_bytes());
+        tail[20..28].copy_from_slice(&self.number.to_le_bytes());
+        crc32c::crc32c_append(payload_crc, &tail)
+    }
+}
+
+/// The header of a staged record: its payload's length and checksum, no place yet.
+pub fn stage(payload: &[u8]) -> [u8; RECORD_HEADER_BYTES] {
+    let mut header = [0; RECORD_HEADER_BYTES];
+    header[0..4].copy_from_slice(&crc32c::crc32c(payload).to_le_bytes());
+    header[4..8].copy_from_slice(&(payload.len() as u32).to_le_bytes());
+    header
+}
+
+/// Makes a placed record a staged one again.
+pub fn unplace(record: &mut [u8]) {
+    let header = stage(&record[RECORD_HEADER_BYTES..]);
+    record[..RECORD_HEADER_BYTES].copy_from_slice(&header);
+}
+
+/// Gives the staged record at the start of `records` its place. Returns its whole size.
+pub fn place(records: &mut [u8], seal: Seal, seq: u64) -> usize {
+    let (payload_crc, len) = (u32_at(records, 0), u32_at(records, 4));
+    records[0..4].copy_from_slice(&seal.finish(payload_crc, len, seq).to_le_bytes());
+    records[8..16].copy_from_slice(&seq.to_le_bytes());
+    RECORD_HEADER_BYTES + len as usize
+}
+
+/// Whole size of the record, staged or placed, at the start of `records`.
+pub fn record_bytes(records: &[u8]) -> usize {
+    RECORD_HEADER_BYTES + u32_at(records, 4) as usize
+}
+
+/// What stands at one place of a segment.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Found {
+    /// A sound record: its sequence number and whole size.
+    Record { seq: u64, bytes: usize },
+    /// A record may be here, but it takes this many bytes to tell.
+    Short { bytes: usize },
+    /// No record.
+    Damaged,
+}
+
+/// Looks for a record with a sequence number in `seqs` at the start of `bytes`.
+pub fn probe(bytes: &[u8], seal: Seal, seqs: std::ops::Range<u64>) -> Found {
+    if bytes.len() < RECORD_HEADER_BYTES {
+        return Found::Short { bytes: RECORD_HEADER_BYTES };
+    }
+    let (len, seq) = (u32_at(bytes, 4), u64_at(bytes, 8));
+    if len == 0 || len as usize > RECORD_BYTES_MAX || !seqs.contains(&seq) {
+        return Found::Damaged;
+    }
+    let whole = RECORD_HEADER_BYTES + len as usize;
+    let Some(payload) = bytes.get(RECORD_HEADER_BYTES..whole) else {
+        return Found::Short { bytes: whole };
+    };
+    if seal.finish(crc32c::crc32c(payload), len, seq) != u32_at(bytes, 0) {
+        return Found::Damaged;
+    }
+    Found::Record { seq, bytes: whole }
+}
+
+pub(super) fn u32_at(bytes: &[u8], at: usize) -> u32 {
+    let mut word = [0; 4];
+    word.copy_from_slice(&bytes[at..at + 4]);
+    u32::from_le_bytes(word)
+}
+
+pub(super) fn u64_at(bytes: &[u8], at: usize) -> u64 {
+    let mut word = [0; 8];
+    word.copy_from_slice(&bytes[at..at + 8]);
+    u64::from_le_bytes(word)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const SEAL: Seal = Seal { salt: 0x1234_5678_9abc_def0, number: 7 };
+
+    fn record(payload: &[u8], seal: Seal, seq: u64) -> Vec<u8> {
+        let mut out = stage(payload).to_vec();
+        out.extend_from_slice(payload);
+        assert_eq!(place(&mut out, seal, seq), out.len());
+        out
+    }
+
+    #[test]
+    fn a_header_reads_back_and_no_flipped_bit_passes() {
+        let header =
+            SegmentHeader { lane: 3, number: 9, base_seq: 1 << 40, salt: 77, recycled: true };
+        let bytes = header.encode();
+        assert_eq!(SegmentHeader::decode(&bytes), Some(header));
+        for bit in 0..bytes.len() * 8 {
+            let mut bad = bytes;
+            bad[bit / 8] ^= 1 << (bit % 8);
+            assert_eq!(SegmentHeader::decode(&bad), None, "bit {bit}");
+        }
+        assert_eq!(SegmentHeader::decode(&bytes[..63]), None);
+    }
+
+    #[test]
+    fn a_record_reads_back_and_no_flipped_bit_passes() {
+        let bytes = record(b"an event", SEAL, 42);
+        assert_eq!(probe(&bytes, SEAL, 42..43), Found::Record { seq: 42, bytes: bytes.len() });
+        for bit in 0..bytes.len() * 8 {
+            let mut bad = bytes.clone();
+            bad[bit / 8] ^= 1 << (bit % 8);
+            let found = probe(&bad, SEAL, 0..u64::MAX);
+            assert!(!matches!(found, Found::Record { .. }), "bit {bit}");
+        }
+    }
+
+    #[test]
+    fn a_record_of_another_segment_lane_or_place_is_none() {
+        let bytes = record(b"an event", SEAL, 42);
+        assert_eq!(probe(&bytes, Seal::new(SEAL.salt, 8), 0..u64::MAX), Found::Damaged);
+        assert_eq!(probe(&bytes, Seal::new(SEAL.salt ^ 1, 7), 0..u64::MAX), Found::Damaged);
+        assert_eq!(probe(&bytes, SEAL, 0..42), Found::Damaged);
+        assert_eq!(probe(&bytes, SEAL, 43..u64::MAX), Found::Damaged);
+    }
+
+    #[test]
+    fn zeros_are_no_record() {
+        assert_eq!(probe(&[0; 64], Seal::new(0, 0), 0..u64::MAX), Found::Damaged);
+    }
+
+    #[test]
+    fn a_cut_record_asks_for_what_it_lacks() {
+        let bytes = record(&[9; 100], SEAL, 1);
+        assert_eq!(probe(&bytes[..10], SEAL, 1..2), Found::Short { bytes: 16 });
+        assert_eq!(probe(&bytes[..50], SEAL, 1..2), Found::Short { bytes: 116 });
+    }
+
+    #[test]
+    fn the_largest_payload_is_a_record_and_one_more_byte_is_not() {
+        let largest = record(&vec![1; RECORD_BYTES_MAX], SEAL, 1);
+        assert!(matches!(probe(&largest, SEAL, 1..2), Found::Record { .. }));
+        let beyond = record(&vec![1; RECORD_BYTES_MAX + 1], SEAL, 1);
+        assert_eq!(probe(&beyond, SEAL, 1..2), Found::Damaged);
+    }
+}

@@ -1,0 +1,219 @@
+//! The file system, as a parameter.
+//!
+//! Everything the spool asks of a disk goes through [`Fs`] and [`File`], so that a test can put a
+//! file system below it that tears writes, fills up, fails a sync or loses power. The calls are
+//! those of POSIX and as weak: a write may be short, a sync may fail, and a name is durable only
+//! after its folder was synced.
+
+use std::ffi::OsString;
+use std::io;
+use std::path::Path;
+use std::sync::Arc;
+
+/// How a file is opened. Reading and writing are always at an offset.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Open {
+    /// An existing file, to read.
+    Read,
+    /// An existing file, to read and write.
+    Write,
+    /// A file that is made, or emptied if it is there.
+    Create,
+    /// A file that is made if it is not there, and left as it is if it is.
+    Ensure,
+}
+
+/// One entry of a folder.
+#[derive(Debug, Clone)]
+pub struct Entry {
+    /// Its name without the folder.
+    pub name: OsString,
+    /// Whether it is a folder.
+    pub is_dir: bool,
+    /// Its size in bytes; 0 for a folder.
+    pub bytes: u64,
+}
+
+/// What the spool needs of a file system.
+pub trait Fs: Send + Sync + 'static {
+    /// Makes a folder and those above it; one that is there already is no error.
+    fn create_dir_all(&self, dir: &Path) -> io::Result<()>;
+    /// The entries of a folder, in no order.
+    fn list(&self, dir: &Path) -> io::Result<Vec<Entry>>;
+    /// Opens a file.
+    fn open(&self, path: &Path, how: Open) -> io::Result<Arc<dyn File>>;
+    /// Renames a file, replacing what has the name.
+    fn rename(&self, from: &Path, to: &Path) -> io::Result<()>;
+    /// Removes a file.
+    fn remove_file(&self, path: &Path) -> io::Result<()>;
+    /// Removes an empty folder.
+    fn remove_dir(&self, dir: &Path) -> io::Result<()>;
+    /// Makes the names in a folder durable.
+    fn sync_dir(&self, dir: &Path) -> io::Result<()>;
+    /// Bytes that an unprivileged process may still write on the disk below `dir`.
+    fn free_bytes(&self, dir: &Path) -> io::Result<u64>;
+}
+
+/// One open file. Dropping it closes it and gives back its lock.
+pub trait File: Send + Sync {
+    /// Reads at `offset`; fewer bytes than asked for only near the end, 0 at it.
+    fn read_at(&self, buf: &mut [u8], offset: u64) -> io::Result<usize>;
+    /// Writes at `offset`; may write less than it was given.
+    fn write_at(&self, buf: &[u8], offset: u64) -> io::Result<usize>;
+    /// `fdatasync`: the bytes, and the size needed to find them, are durable.
+    fn sync_data(&self) -> io::Result<()>;
+    /// Cuts or extends (with zeros) the file.
+    fn set_len(&self, bytes: u64) -> io::Result<()>;
+    /// Makes the file `bytes` long with its blocks reserved, where the file system can.
+    fn allocate(&self, bytes: u64) -> io::Result<()>;
+    /// The file's size in bytes.
+    fn bytes(&self) -> io::Result<u64>;
+    /// Takes the file's exclusive lock; `false` if a living process, this one included, holds it.
+    fn try_lock(&self) -> io::Result<bool>;
+    /// Whether nobody holds the file's exclusive lock at the moment.
+    fn is_unlocked(&self) -> io::Result<bool>;
+}
+
+/// Reads exactly `buf.len()` bytes, or fewer at the end of the file; returns how many.
+pub(super) fn read_full(file: &dyn File, buf: &mut [u8], offset: u64) -> io::Result<usize> {
+    let mut filled = 0;
+    while filled < buf.len() {
+        match file.read_at(&mut buf[filled..], offset + filled as u64) {
+            Ok(0) => break,
+            Ok(bytes) => filled += bytes,
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+            Err(error) => return Err(error),
+        }
+    }
+    Ok(filled)
+}
+
+/// Writes all of `buf`. After an error an unknown part of it has been written.
+pub(super) fn write_full(file: &dyn File, buf: &[u8], offset: u64) -> io::Result<()> {
+    let mut written = 0;
+    while written < buf.len() {
+        match file.write_at(&buf[written..], offset + written as u64) {
+            Ok(0) => return Err(io::ErrorKind::WriteZero.into()),
+            Ok(bytes) => written += bytes,
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+            Err(error) => return Err(error),
+        }
+    }
+    Ok(())
+}
+
+/// The machine's own file system.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct SystemFs;
+
+struct SystemFile(std::fs::File);
+
+impl Fs for SystemFs {
+    fn create_dir_all(&self, dir: &Path) -> io::Result<()> {
+        std::fs::create_dir_all(dir)
+    }
+
+    fn list(&self, dir: &Path) -> io::Result<Vec<Entry>> {
+        let mut entries = Vec::new();
+        for entry in std::fs::read_dir(dir)? {
+            let entry = entry?;
+            // A file may vanish between the listing and the question: a living process trims.
+            let Ok(meta) = entry.metadata() else { continue };
+            let bytes = if meta.is_dir() { 0 } else { meta.len() };
+            entries.push(Entry { name: entry.file_name(), is_dir: meta.is_dir(), bytes });
+        }
+        Ok(entries)
+    }
+
+    fn open(&self, path: &Path, how: Open) -> io::Result<Arc<dyn File>> {
+        let mut options = std::fs::OpenOptions::new();
+        options.read(true).write(how != Open::Read);
+        match how {
+            Open::Read | Open::Write => {}
+            Open::Create => _ = options.create(true).truncate(true),
+            Open::Ensure => _ = options.create(true),
+        }
+        // Events are personal data: nobody but the owner reads them.
+        #[cfg(unix)]
+        std::os::unix::fs::OpenOptionsExt::mode(&mut options, 0o600);
+        Ok(Arc::new(SystemFile(options.open(path)?)))
+    }
+
+    fn rename(&self, from: &Path, to: &Path) -> io::Result<()> {
+        std::fs::rename(from, to)
+    }
+
+    fn remove_file(&self, path: &Path) -> io::Result<()> {
+        std::fs::remove_file(path)
+    }
+
+    fn remove_dir(&self, dir: &Path) -> io::Result<()> {
+        std::fs::remove_dir(dir)
+    }
+
+    fn sync_dir(&self, dir: &Path) -> io::Result<()> {
+        std::fs::File::open(dir)?.sync_all()
+    }
+
+    fn free_bytes(&self, dir: &Path) -> io::Result<u64> {
+        let stat = rustix::fs::statvfs(dir)?;
+        Ok(stat.f_bavail.saturating_mul(stat.f_frsize))
+    }
+}
+
+impl File for SystemFile {
+    fn read_at(&self, buf: &mut [u8], offset: u64) -> io::Result<usize> {
+        std::os::unix::fs::FileExt::read_at(&self.0, buf, offset)
+    }
+
+    fn write_at(&self, buf: &[u8], offset: u64) -> io::Result<usize> {
+        std::os::unix::fs::FileExt::write_at(&self.0, buf, offset)
+    }
+
+    fn sync_data(&self) -> io::Result<()> {
+        self.0.sync_data()
+    }
+
+    fn set_len(&self, bytes: u64) -> io::Result<()> {
+        self.0.set_len(bytes)
+    }
+
+    #[cfg(any(target_os = "linux", target_os = "freebsd"))]
+    fn allocate(&self, bytes: u64) -> io::Result<()> {
+        use rustix::io::Errno;
+        match rustix::fs::fallocate(&self.0, rustix::fs::FallocateFlags::empty(), 0, bytes) {
+            // A file system without reservation still serves: a full disk then shows at the write.
+            Err(Errno::OPNOTSUPP | Errno::NOSYS | Errno::INVAL) => self.0.set_len(bytes),
+            other => Ok(other?),
+        }
+    }
+
+    #[cfg(not(any(target_os = "linux", target_os = "freebsd")))]
+    fn allocate(&self, bytes: u64) -> io::Result<()> {
+        self.0.set_len(bytes)
+    }
+
+    fn bytes(&self) -> io::Result<u64> {
+        Ok(self.0.metadata()?.len())
+    }
+
+    fn try_lock(&self) -> io::Result<bool> {
+        unlocked(self.0.try_lock())
+    }
+
+    fn is_unlocked(&self) -> io::Result<bool> {
+        let free = unlocked(self.0.try_lock_shared())?;
+        if free {
+            self.0.unlock()?;
+        }
+        Ok(free)
+    }
+}
+
+fn unlocked(result: Result<(), std::fs::TryLockError>) -> io::Result<bool> {
+    match result {
+        Ok(()) => Ok(true),
+        Err(std::fs::TryLockError::WouldBlock) => Ok(false),
+        Err(std::fs::TryLockError::Error(error)) => Err(error),
+    }
+}

@@ -1,0 +1,188 @@
+//! The keeper: one thread that turns once a second and does what need not be done at once.
+//!
+//! Cursors, trimming, the lanes of processes that are gone, the free space of the disk, the
+//! growth rate. Not in the committer's thread, whose answers somebody waits for.
+
+use std::io;
+use std::path::Path;
+use std::sync::Arc;
+use std::time::Duration;
+
+use super::Shared;
+use super::fs::{File, Fs, Open};
+use super::lane::{Lane, lane_dir, lane_id, remove_lane};
+use super::quarantine::Quarantine;
+use super::recover::{Adopted, adopt};
+
+/// How often the keeper turns.
+pub const TURN: Duration = Duration::from_secs(1);
+/// The lock of the spool's folder: held while lanes are made and adopted.
+const SPOOL_LOCK: &str = "lock";
+
+/// Takes the folder's lock; `None` while another process is making or adopting lanes.
+pub fn lock_spool(fs: &dyn Fs, root: &Path) -> io::Result<Option<Arc<dyn File>>> {
+    let lock = fs.open(&root.join(SPOOL_LOCK), Open::Ensure)?;
+    Ok(lock.try_lock()?.then_some(lock))
+}
+
+/// The lanes that a spool's folder holds, oldest first.
+pub fn lane_ids(fs: &dyn Fs, root: &Path) -> io::Result<Vec<u64>> {
+    let entries = fs.list(root)?;
+    let mut ids: Vec<u64> = entries
+        .iter()
+        .filter(|entry| entry.is_dir)
+        .filter_map(|entry| lane_id(&entry.name))
+        .collect();
+    ids.sort_unstable();
+    Ok(ids)
+}
+
+/// Adopts each of these lanes whose process is gone. Under the folder's lock, so that no lane
+/// that is just being made looks dead. A lane that cannot be read is left for a later turn.
+pub fn adopt_dead(
+    fs: &Arc<dyn Fs>,
+    root: &Path,
+    ids: &[u64],
+    upstreams: &[String],
+    quarantine: &Quarantine,
+) -> (Vec<Lane>, Vec<u64>) {
+    let (mut lanes, mut absorbed) = (Vec::new(), Vec::new());
+    for &id in ids {
+        match adopt(fs, root, id, upstreams, quarantine) {
+            Ok(Some(Adopted { lane, absorbed: by_it })) => {
+                absorbed.extend(by_it);
+                lanes.push(lane);
+            }
+            Ok(None) => {}
+            // Removed by the process that had it, between the listing and the look.
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+            Err(error) => ::log::error!("spool: lane {id} cannot be read yet: {error}"),
+        }
+    }
+    // Their totals are counted in another lane: a crash came before they were removed.
+    lanes.retain(|lane| !absorbed.contains(&lane.id));
+    (lanes, absorbed)
+}
+
+/// The state of the keeping thread.
+pub struct Keeper {
+    shared: Arc<Shared>,
+    // Lanes that are folded into the own one; removed when its cursor says so durably.
+    folded: Vec<Arc<Lane>>,
+    cursor_failing: bool,
+}
+
+impl Keeper {
+    pub fn new(shared: Arc<Shared>) -> Keeper {
+        Keeper { shared, folded: Vec::new(), cursor_failing: false }
+    }
+
+    /// Turns until the spool is closed.
+    pub fn run(mut self) {
+        while !self.shared.keeper_waits(TURN) {
+            self.turn();
+        }
+    }
+
+    fn turn(&mut self) {
+        self.shared.look_at_disk();
+        self.adopt();
+        self.fold();
+        let result = self.save();
+        if let Err(error) = &result
+            && !self.cursor_failing
+        {
+            ::log::error!("spool: cursors cannot be written, trying again: {error}");
+        }
+        self.cursor_failing = result.is_err();
+        self.shared.wake_failed_reads();
+    }
+
+    /// Adopts what a process that ended in the meantime has left.
+    fn adopt(&self) {
+        let shared = &self.shared;
+        let result = lane_ids(&*shared.fs, &shared.root).and_then(|ids| {
+            let held = shared.lanes();
+            let mine = |id: &u64| held.iter().any(|lane| lane.id == *id);
+            let folded = |id: &u64| self.folded.iter().any(|lane| lane.id == *id);
+            let ids: Vec<u64> =
+                ids.into_iter().filter(|id| !mine(id) && !folded(id)).collect();
+            if ids.is_empty() {
+                return Ok(());
+            }
+            let Some(_lock) = lock_spool(&*shared.fs, &shared.root)? else { return Ok(()) };
+            let (lanes, absorbed) =
+                adopt_dead(&shared.fs, &shared.root, &ids, &shared.names(), &shared.quarantine);
+            shared.take_in(lanes, absorbed);
+            Ok(())
+        });
+        if let Err(error) = result {
+            ::log::warn!("spool: the lanes cannot be listed: {error}");
+        }
+    }
+
+    /// Folds the totals of lanes that all upstreams are through with into the own lane.
+    fn fold(&mut self) {
+        let mut lanes = self.shared.lanes.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+        lanes.retain(|lane| {
+            let state = lane.state();
+            if !state.is_done() {
+                return true;
+            }
+            let mut own = self.shared.own.state();
+            if own.absorbed.len() >= super::cursor::ABSORBED_MAX {
+                return true;
+            }
+            for (mine, theirs) in own.accounts.iter_mut().zip(&state.accounts) {
+                mine.carried.add(theirs.totals(state.end()));
+            }
+            own.absorbed.push(lane.id);
+            own.dirty = true;
+            ::log::info!("spool: lane {} is delivered and goes", lane.id);
+            self.folded.push(Arc::clone(lane));
+            false
+        });
+    }
+
+    fn save(&mut self) -> io::Result<()> {
+        for lane in self.shared.lanes() {
+            if lane.state().dirty {
+                lane.save_cursor()?;
+            }
+            let own = lane.id == self.shared.own.id;
+            lane.trim(own.then(|| self.shared.config.segment_bytes_used()))?;
+        }
+        self.remove_folded()
+    }
+
+    /// Removes folders whose totals are in both slots of the own cursor.
+    fn remove_folded(&mut self) -> io::Result<()> {
+        if self.shared.own.state().absorbed.is_empty() {
+            return Ok(());
+        }
+        self.shared.own.save_cursor()?;
+        self.shared.own.save_cursor()?;
+        let absorbed = self.shared.own.state().absorbed.clone();
+        for id in absorbed {
+            let dir = lane_dir(&self.shared.root, id);
+            match remove_lane(&*self.shared.fs, &dir) {
+                Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+                _ => {}
+            }
+            self.folded.retain(|lane| lane.id != id);
+        }
+        self.shared.fs.sync_dir(&self.shared.root)?;
+        let mut own = self.shared.own.state();
+        own.absorbed.clear();
+        own.dirty = true;
+        Ok(())
+    }
+
+    /// The last turn, when the committer is through.
+    pub fn finish(shared: &Arc<Shared>) -> io::Result<()> {
+        for lane in shared.lanes() {
+            lane.save_cursor()?;
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,205 @@
+//! Which segments a lane has, and which sequence numbers and bytes each of them holds.
+//!
+//! A span reaches up to where the next one begins, whatever else its file may hold: that is how a
+//! segment that was given up after a failed write or sync is cut, on disk as in memory.
+
+use std::collections::VecDeque;
+
+use super::format::SEGMENT_HEADER_BYTES;
+
+/// One segment, as readers see it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Span {
+    /// The segment's number.
+    pub number: u64,
+    /// Its first sequence number.
+    pub base: u64,
+    /// Where its readable bytes end in the file.
+    pub bytes: u64,
+    /// Whether the bytes behind them may be another segment's.
+    pub recycled: bool,
+    // Bytes of all spans before it, ever.
+    before: u64,
+}
+
+/// What a reader may read next.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct View {
+    pub span: Span,
+    /// The sequence number at which the span ends.
+    pub limit: u64,
+    /// Whether more may still be written into it.
+    pub open: bool,
+}
+
+impl View {
+    /// Whether all that `other` showed is still there: a segment may be cut, or end earlier.
+    pub fn covers(&self, other: &View) -> bool {
+        self.span.number == other.span.number
+            && self.span.bytes >= other.span.bytes
+            && self.limit >= other.limit
+    }
+}
+
+/// The segments of a lane, oldest first.
+#[derive(Debug)]
+pub struct Log {
+    spans: VecDeque<Span>,
+    /// The sequence number behind the last readable record.
+    end: u64,
+    sealed: bool,
+}
+
+impl Log {
+    /// A lane whose first record will have the number `end`.
+    pub fn new(end: u64) -> Log {
+        Log { spans: VecDeque::new(), end, sealed: false }
+    }
+
+    /// Adds a segment behind the others.
+    pub fn push(&mut self, number: u64, base: u64, recycled: bool, bytes: u64) {
+        let before = self.spans.back().map_or(0, |span| span.before + span.bytes);
+        self.spans.push_back(Span { number, base, bytes, recycled, before });
+        self.end = self.end.max(base);
+    }
+
+    /// The last segment is readable up to this byte and sequence number. Both may go back: a
+    /// segment whose sync failed is cut.
+    pub fn publish(&mut self, bytes: u64, end: u64) {
+        if let Some(span) = self.spans.back_mut() {
+            span.bytes = bytes;
+        }
+        self.end = end;
+    }
+
+    /// Nothing more will be written.
+    pub fn seal(&mut self, end: u64) {
+        self.sealed = true;
+        self.end = end;
+    }
+
+    pub fn end(&self) -> u64 {
+        self.end
+    }
+
+    pub fn is_sealed(&self) -> bool {
+        self.sealed
+    }
+
+    pub fn spans(&self) -> impl Iterator<Item = &Span> {
+        self.spans.iter()
+    }
+
+    /// The segment that holds `seq`, or the first behind it where none does.
+    pub fn view(&self, seq: u64) -> Option<View> {
+        if seq >= self.end {
+            return None;
+        }
+        let at = self.at(seq)?;
+        let open = at + 1 == self.spans.len() && !self.sealed;
+        Some(View { span: self.spans[at], limit: self.limit(at), open })
+    }
+
+    /// Bytes from `low` on, to within the mean record of one segment.
+    pub fn held_bytes(&self, low: u64) -> u64 {
+        let Some(last) = self.spans.back() else { return 0 };
+        if low >= self.end {
+            return 0;
+        }
+        let total = last.before + last.bytes;
+        let Some(at) = self.at(low) else { return 0 };
+        let span = &self.spans[at];
+        let events = self.limit(at).saturating_sub(span.base).max(1);
+        let done = low.saturating_sub(span.base).min(events);
+        let payload = span.bytes.saturating_sub(SEGMENT_HEADER_BYTES as u64);
+        // In u128: a segment of a GiB times its events does not fit into 64 bits.
+        let done_bytes = (u128::from(payload) * u128::from(done) / u128::from(events)) as u64;
+        total - span.before - done_bytes
+    }
+
+    /// Takes out the segments that end at or before `low`, save the one being written.
+    pub fn trim(&mut self, low: u64) -> Vec<u64> {
+        let mut numbers = Vec::new();
+        while let Some(first) = self.spans.front() {
+            let last = self.spans.len() == 1;
+            if self.limit(0) > low || (last && !(self.sealed && low >= self.end)) {
+                break;
+            }
+            numbers.push(first.number);
+            self.spans.pop_front();
+        }
+        numbers
+    }
+
+    fn at(&self, seq: u64) -> Option<usize> {
+        let behind = self.spans.partition_point(|span| span.base <= seq);
+        (!self.spans.is_empty()).then(|| behind.saturating_sub(1))
+    }
+
+    fn limit(&self, at: usize) -> u64 {
+        self.spans.get(at + 1).map_or(self.end, |next| next.base)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn log() -> Log {
+        let mut log = Log::new(1);
+        log.push(1, 1, false, 1064);
+        log.push(2, 11, false, 1064);
+        log.push(3, 21, false, 564);
+        log.publish(564, 26);
+        log
+    }
+
+    #[test]
+    fn a_sequence_number_is_found_in_its_segment() {
+        let log = log();
+        for (seq, number, limit, open) in
+            [(1, 1, 11, false), (10, 1, 11, false), (11, 2, 21, false), (25, 3, 26, true)]
+        {
+            let view = log.view(seq).expect("held");
+            assert_eq!((view.span.number, view.limit, view.open), (number, limit, open));
+        }
+        assert_eq!(log.view(26), None);
+    }
+
+    #[test]
+    fn a_number_before_the_first_segment_shows_the_first() {
+        let mut log = log();
+        assert_eq!(log.trim(11), [1]);
+        assert_eq!(log.view(3).map(|view| view.span.number), Some(2));
+    }
+
+    #[test]
+    fn trimming_keeps_the_open_segment_and_takes_a_sealed_one() {
+        let mut log = log();
+        assert_eq!(log.trim(26), [1, 2]);
+        assert_eq!(log.trim(26), []);
+        log.seal(26);
+        assert_eq!(log.trim(25), []);
+        assert_eq!(log.trim(26), [3]);
+    }
+
+    #[test]
+    fn a_cut_segment_ends_where_the_next_begins() {
+        let mut log = log();
+        log.publish(64, 21);
+        log.push(4, 21, false, 164);
+        log.publish(164, 22);
+        let view = log.view(21).expect("held");
+        assert_eq!((view.span.number, view.limit), (4, 22));
+        assert_eq!(log.trim(21), [1, 2, 3]);
+    }
+
+    #[test]
+    fn held_bytes_fall_with_what_is_acknowledged() {
+        let log = log();
+        assert_eq!(log.held_bytes(1), 1064 + 1064 + 564);
+        assert_eq!(log.held_bytes(6), 1064 + 1064 + 564 - 500);
+        assert_eq!(log.held_bytes(21), 564);
+        assert_eq!(log.held_bytes(26), 0);
+    }
+}

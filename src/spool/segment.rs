@@ -1,0 +1,89 @@
+//! The segment that is being written.
+
+use std::io;
+use std::sync::Arc;
+
+use super::format::{SEGMENT_HEADER_BYTES, SegmentHeader, Seal};
+use super::fs::{File, Open, write_full};
+use super::lane::{Lane, MAKING, SPARE};
+
+/// Smallest segment that is tried when the disk has no room for a whole one.
+const SEGMENT_BYTES_TRIED_MIN: u64 = 64 << 10;
+
+/// An open segment and how far it is good.
+pub struct Segment {
+    file: Arc<dyn File>,
+    pub number: u64,
+    pub seal: Seal,
+    pub recycled: bool,
+    /// Where it is closed. Not a hard limit: a group is never split.
+    pub capacity: u64,
+    /// Where the next record goes.
+    pub offset: u64,
+}
+
+impl Segment {
+    /// Makes the segment whose first record has the number `base_seq`: the lane's spare or a new
+    /// file, its header durable before it has a segment's name, and the name durable before any
+    /// record is. A crash on the way leaves a file that no one takes for a segment.
+    pub fn create(lane: &Lane, number: u64, base_seq: u64, bytes: u64) -> io::Result<Segment> {
+        let (spare, making) = (lane.dir().join(SPARE), lane.dir().join(MAKING));
+        let recycled = lane.fs().rename(&spare, &making).is_ok();
+        let how = if recycled { Open::Write } else { Open::Create };
+        let file = lane.fs().open(&making, how)?;
+        let capacity = if recycled { file.bytes()? } else { allocate(&*file, bytes)? };
+        let header =
+            SegmentHeader { lane: lane.id, number, base_seq, salt: lane.salt, recycled };
+        write_full(&*file, &header.encode(), 0)?;
+        file.sync_data()?;
+        lane.fs().rename(&making, &lane.segment_path(number))?;
+        lane.fs().sync_dir(lane.dir())?;
+        Ok(Segment {
+            file,
+            number,
+            seal: Seal::new(lane.salt, number),
+            recycled,
+            capacity,
+            offset: SEGMENT_HEADER_BYTES as u64,
+        })
+    }
+
+    /// Writes records behind the others. After an error the segment must be given up.
+    pub fn write(&mut self, records: &[u8]) -> io::Result<()> {
+        write_full(&*self.file, records, self.offset)?;
+        self.offset += records.len() as u64;
+        Ok(())
+    }
+
+    /// `fdatasync`. After an error the segment must be given up: what the kernel could not write
+    /// it may have marked clean, and a second sync would succeed and lie.
+    pub fn sync(&self) -> io::Result<()> {
+        self.file.sync_data()
+    }
+
+    /// Cuts what is behind `bytes`: the best that can be done for a segment that was given up,
+    /// which also gives a full disk its room back. The next segment's base cuts it in any case.
+    pub fn cut(&self, bytes: u64) {
+        if let Err(error) = self.file.set_len(bytes) {
+            ::log::warn!("spool: segment {} could not be cut: {error}", self.number);
+        }
+    }
+}
+
+/// Reserves the segment, or as much of it as the disk has.
+fn allocate(file: &dyn File, bytes: u64) -> io::Result<u64> {
+    let mut wanted = bytes;
+    loop {
+        match file.allocate(wanted) {
+            Ok(()) => return Ok(wanted),
+            Err(error)
+                if error.kind() == io::ErrorKind::StorageFull
+                    && wanted / 2 >= SEGMENT_BYTES_TRIED_MIN.min(bytes) =>
+            {
+                file.set_len(0)?;
+                wanted /= 2;
+            }
+            Err(error) => return Err(error),
+        }
+    }
+}

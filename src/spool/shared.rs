@@ -1,0 +1,348 @@
+//! What the handles, the readers and the two threads of a spool share.
+
+use std::cell::RefCell;
+use std::io;
+use std::path::PathBuf;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering::Relaxed, Ordering::SeqCst};
+use std::sync::{Arc, Condvar, Mutex, OnceLock, PoisonError};
+use std::thread::Thread;
+use std::time::Duration;
+
+use tokio::sync::Notify;
+
+use super::bounds::{Bounds, Growth};
+use super::commit::GROUP_BYTES_MAX;
+use super::config::{Config, Durability};
+use super::group::{Commit, Overloaded, Shard};
+use super::keeper::{adopt_dead, lane_ids};
+use super::lane::Lane;
+use super::ledger::Counts;
+use super::quarantine::Quarantine;
+use super::{Env, RECORD_BYTES_MAX, RECORD_HEADER_BYTES, Status, UpstreamStatus, format, fs};
+use crate::clock::Clock;
+
+/// Most staging buffers; more threads than that share.
+const SHARDS_MAX: usize = 64;
+
+/// An upstream's place among readers.
+pub struct Upstream {
+    pub name: String,
+    /// Something may be readable.
+    pub readable: Notify,
+    taken: AtomicBool,
+}
+
+impl Upstream {
+    /// Takes the one reader. Says no the second time.
+    pub fn take(&self) -> bool {
+        !self.taken.swap(true, SeqCst)
+    }
+}
+
+/// Everything but the threads.
+pub struct Shared {
+    pub config: Config,
+    pub root: PathBuf,
+    pub fs: Arc<dyn fs::Fs>,
+    pub clock: Arc<dyn Clock>,
+    pub commit_seconds: Option<prometheus::Histogram>,
+    pub bounds: Bounds,
+    pub shards: Box<[Shard]>,
+    pub parker: Parker,
+    /// This process's own lane; also in `lanes`.
+    pub own: Arc<Lane>,
+    /// All lanes that this process delivers, oldest first.
+    pub lanes: Mutex<Vec<Arc<Lane>>>,
+    pub upstreams: Vec<Upstream>,
+    pub quarantine: Quarantine,
+    failing: Mutex<Option<String>>,
+    growth: Mutex<Growth>,
+    reads_failed: AtomicBool,
+    stop: Mutex<bool>,
+    stopped: Condvar,
+}
+
+impl Shared {
+    /// Adopts, makes the own lane, and puts everything together. Under the folder's lock.
+    pub fn open(config: &Config, upstreams: &[String], env: Env) -> io::Result<Shared> {
+        let root = config.dir.clone();
+        let quarantine = Quarantine::open(Arc::clone(&env.fs), &root);
+        let ids = lane_ids(&*env.fs, &root)?;
+        let (adopted, absorbed) = adopt_dead(&env.fs, &root, &ids, upstreams, &quarantine);
+        let id = ids.last().copied().unwrap_or(0) + 1;
+        let own = Arc::new(Lane::create(&env.fs, &root, id, rand::random(), upstreams)?);
+        let threads = std::thread::available_parallelism().map_or(1, |threads| threads.get());
+        let shared = Shared {
+            config: config.clone(),
+            root,
+            fs: env.fs,
+            clock: env.clock,
+            commit_seconds: env.commit_seconds,
+            bounds: Bounds::new(config.bytes_max.as_u64()),
+            shards: (0..threads.clamp(1, SHARDS_MAX)).map(|_| Shard::new()).collect(),
+            parker: Parker::default(),
+            lanes: Mutex::new(vec![Arc::clone(&own)]),
+            own,
+            upstreams: upstreams
+                .iter()
+                .map(|name| Upstream {
+                    name: name.clone(),
+                    readable: Notify::new(),
+                    taken: AtomicBool::new(false),
+                })
+                .collect(),
+            quarantine,
+            failing: Mutex::new(None),
+            growth: Mutex::new(Growth::default()),
+            reads_failed: AtomicBool::new(false),
+            stop: Mutex::new(false),
+            stopped: Condvar::new(),
+        };
+        shared.take_in(adopted, absorbed);
+        Ok(shared)
+    }
+
+    /// Adds adopted lanes, and notes which folders are only leftovers.
+    pub fn take_in(&self, adopted: Vec<Lane>, absorbed: Vec<u64>) {
+        if !absorbed.is_empty() {
+            let mut own = self.own.state();
+            own.absorbed.extend(absorbed);
+            own.absorbed.truncate(super::cursor::ABSORBED_MAX);
+            own.dirty = true;
+        }
+        if adopted.is_empty() {
+            return;
+        }
+        let mut lanes = self.lanes.lock().unwrap_or_else(PoisonError::into_inner);
+        for lane in adopted {
+            let state = lane.state();
+            let events = state.log.end().saturating_sub(state.low());
+            lane.publish_held(&state, &self.bounds);
+            drop(state);
+            ::log::info!("spool: lane {} adopted, {events} events to deliver", lane.id);
+            lanes.push(Arc::new(lane));
+        }
+        lanes.sort_by_key(|lane| lane.id);
+        drop(lanes);
+        self.wake_readers();
+    }
+
+    pub fn append(&self, encode: impl FnOnce(&mut Vec<u8>)) -> Result<Commit, Overloaded> {
+        thread_local! {
+            static SCRATCH: RefCell<Vec<u8>> = const { RefCell::new(Vec::new()) };
+        }
+        SCRATCH.with(|scratch| match scratch.try_borrow_mut() {
+            Ok(mut record) => self.append_with(&mut record, encode),
+            // An encoder that appends by itself gets a buffer of its own.
+            Err(_) => self.append_with(&mut Vec::new(), encode),
+        })
+    }
+
+    fn append_with(
+        &self,
+        record: &mut Vec<u8>,
+        encode: impl FnOnce(&mut Vec<u8>),
+    ) -> Result<Commit, Overloaded> {
+        record.clear();
+        encode(record);
+        let payload = record.len();
+        if payload == 0 || payload > RECORD_BYTES_MAX {
+            return Err(Overloaded);
+        }
+        let header = format::stage(record);
+        let bytes = (RECORD_HEADER_BYTES + payload) as u64;
+        let shard = &self.shards[thread_number() % self.shards.len()];
+        let now = || self.clock.monotonic();
+        let group = shard.append(now, &header, record, || self.bounds.admit(bytes))?;
+        let pending = self.bounds.pending_bytes();
+        // Crossing the mark is told by whoever crosses it: the committer may be lingering.
+        let crossed = pending >= GROUP_BYTES_MAX && pending - bytes < GROUP_BYTES_MAX;
+        self.parker.wake(crossed);
+        Ok(match self.config.durability {
+            Durability::Memory => Commit::ready(),
+            Durability::Power | Durability::Interval => Commit::waiting(group),
+        })
+    }
+
+    pub fn has_staged(&self) -> bool {
+        self.shards.iter().any(|shard| shard.events() > 0)
+    }
+
+    pub fn lanes(&self) -> Vec<Arc<Lane>> {
+        self.lanes.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    pub fn names(&self) -> Vec<String> {
+        self.upstreams.iter().map(|upstream| upstream.name.clone()).collect()
+    }
+
+    pub fn wake_readers(&self) {
+        self.upstreams.iter().for_each(|upstream| upstream.readable.notify_one());
+    }
+
+    /// The disk does not take what is written: refuse until it does.
+    pub fn fail(&self, error: &io::Error) {
+        *self.failing.lock().unwrap_or_else(PoisonError::into_inner) = Some(error.to_string());
+        if !self.bounds.set_failing(true) {
+            ::log::error!("spool: failing, events are refused: {error}");
+        }
+    }
+
+    /// The disk takes it again.
+    pub fn recover(&self) {
+        if self.bounds.is_failing() {
+            self.bounds.set_failing(false);
+            *self.failing.lock().unwrap_or_else(PoisonError::into_inner) = None;
+            ::log::info!("spool: working again");
+        }
+    }
+
+    pub fn is_failing(&self) -> bool {
+        self.bounds.is_failing()
+    }
+
+    /// Notes the disk's free space and the spool's growth.
+    pub fn look_at_disk(&self) {
+        let least = self.config.free_bytes_min.as_u64();
+        match self.fs.free_bytes(&self.root) {
+            Err(error) => ::log::warn!("spool: the disk's free space is unknown: {error}"),
+            Ok(free) => match self.bounds.set_free_bytes(free, least) {
+                Some(true) => ::log::error!(
+                    "spool: {free} bytes free, spool.free_bytes_min is {least}: events are refused"
+                ),
+                Some(false) => ::log::info!("spool: {free} bytes free, events are accepted again"),
+                None => {}
+            },
+        }
+        let held = self.bounds.held_bytes() + self.bounds.pending_bytes();
+        let mut growth = self.growth.lock().unwrap_or_else(PoisonError::into_inner);
+        growth.observe(self.clock.monotonic(), held);
+    }
+
+    /// A read failed: the keeper wakes the readers at its next turn.
+    pub fn retry_reads(&self) {
+        self.reads_failed.store(true, SeqCst);
+    }
+
+    pub fn wake_failed_reads(&self) {
+        if self.reads_failed.swap(false, SeqCst) {
+            self.wake_readers();
+        }
+    }
+
+    /// Waits for the keeper's next turn. Says whether to stop.
+    pub fn keeper_waits(&self, turn: Duration) -> bool {
+        let stop = self.stop.lock().unwrap_or_else(PoisonError::into_inner);
+        let result = self.stopped.wait_timeout_while(stop, turn, |stop| !*stop);
+        *result.unwrap_or_else(PoisonError::into_inner).0
+    }
+
+    pub fn stop_keeper(&self) {
+        *self.stop.lock().unwrap_or_else(PoisonError::into_inner) = true;
+        self.stopped.notify_all();
+    }
+
+    pub fn status(&self) -> Status {
+        let bytes = self.bounds.held_bytes() + self.bounds.pending_bytes();
+        let room = (self.bounds.bytes_max.saturating_sub(bytes)).min(
+            self.bounds.free_bytes().saturating_sub(self.config.free_bytes_min.as_u64()),
+        );
+        let growth = self.growth.lock().unwrap_or_else(PoisonError::into_inner);
+        let seconds_to_full = growth.seconds_until(room);
+        drop(growth);
+        Status {
+            bytes,
+            free_bytes: self.bounds.free_bytes(),
+            seconds_to_full,
+            quarantined_bytes: self.quarantine.bytes(),
+            failing: self.why_refusing(bytes),
+            upstreams: self.totals(),
+        }
+    }
+
+    fn why_refusing(&self, bytes: u64) -> Option<String> {
+        let failing = self.failing.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        failing
+            .or_else(|| {
+                self.bounds.is_disk_low().then(|| "spool.free_bytes_min is reached".to_owned())
+            })
+            .or_else(|| {
+                let full = bytes >= self.bounds.bytes_max;
+                full.then(|| "spool.bytes_max is reached".to_owned())
+            })
+    }
+
+    fn totals(&self) -> Vec<UpstreamStatus> {
+        // Under the list's lock, so that a lane that is being folded is counted once.
+        let lanes = self.lanes.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut totals = vec![Counts::default(); self.upstreams.len()];
+        for lane in lanes.iter() {
+            let state = lane.state();
+            let end = state.end();
+            for (total, account) in totals.iter_mut().zip(&state.accounts) {
+                total.add(account.totals(end));
+            }
+        }
+        let named = self.upstreams.iter().zip(totals);
+        named
+            .map(|(upstream, counts)| UpstreamStatus {
+                name: upstream.name.clone(),
+                accepted: counts.accepted,
+                delivered: counts.delivered,
+                dead: counts.dead,
+                lost: counts.lost,
+                pending: counts.pending(),
+            })
+            .collect()
+    }
+}
+
+/// Puts the committer to sleep and wakes it, with a system call only when it sleeps.
+#[derive(Default)]
+pub struct Parker {
+    thread: OnceLock<Thread>,
+    idle: AtomicBool,
+}
+
+impl Parker {
+    pub fn set(&self, thread: Thread) {
+        _ = self.thread.set(thread);
+        self.unpark();
+    }
+
+    pub fn unpark(&self) {
+        if let Some(thread) = self.thread.get() {
+            thread.unpark();
+        }
+    }
+
+    /// Something was staged.
+    pub fn wake(&self, urgent: bool) {
+        // The shard's lock orders this: a committer that found the shard empty had announced
+        // before that it is going to sleep.
+        if urgent || (self.idle.load(SeqCst) && self.idle.swap(false, SeqCst)) {
+            self.unpark();
+        }
+    }
+
+    /// Sleeps until woken, or the time is over, or there is `work` after all.
+    pub fn park(&self, timeout: Option<Duration>, work: impl Fn() -> bool) {
+        self.idle.store(true, SeqCst);
+        if !work() {
+            match timeout {
+                Some(timeout) => std::thread::park_timeout(timeout),
+                None => std::thread::park(),
+            }
+        }
+        self.idle.store(false, SeqCst);
+    }
+}
+
+/// A small number for each thread, so that each worker stages into a buffer of its own.
+fn thread_number() -> usize {
+    static NEXT: AtomicUsize = AtomicUsize::new(0);
+    thread_local! {
+        static NUMBER: usize = NEXT.fetch_add(1, Relaxed);
+    }
+    NUMBER.with(|number| *number)
+}

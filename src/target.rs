@@ -1,0 +1,88 @@
+//! The two parts of a request target that judging looks at.
+//!
+//! A request line may carry a path (`/v1/event/?_a=1`), a whole URL (`http://host/v1/event/`) or
+//! something that only a lenient origin would accept (`v1/event/`, `http:/v1/event/`). Whatever
+//! it is, it is split here once, so that the plugin, the front door and `explain` see the same
+//! path. Nothing is decoded: that is the business of `path` and `event`.
+
+/// Path and query of a request target, as bytes of the target.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Target<'a> {
+    /// From the first `/` after an authority up to `?` or `#`. Empty where the target names no
+    /// path. A path that begins without `/` is left so: its loosest reading supplies the slash.
+    pub path: &'a [u8],
+    /// After the first `?`, up to `#`; empty where there is none.
+    pub query: &'a [u8],
+}
+
+impl<'a> Target<'a> {
+    /// Splits a request target of any form (RFC 9112, section 3.2), valid or not.
+    pub fn split(target: &'a [u8]) -> Self {
+        // A fragment is not part of a request target; what reads one all the same stops here.
+        let target = until(target, b"#").0;
+        let (path, query) = until(target, b"?");
+        Self { path: without_authority(path), query }
+    }
+}
+
+/// What stands before the first byte of `stops`, and what stands after it.
+fn until<'a>(bytes: &'a [u8], stops: &[u8]) -> (&'a [u8], &'a [u8]) {
+    match bytes.iter().position(|b| stops.contains(b)) {
+        Some(at) => (&bytes[..at], &bytes[at + 1..]),
+        None => (bytes, b""),
+    }
+}
+
+/// Drops `scheme:` and `//authority` from a target that does not begin with a path.
+fn without_authority(path: &[u8]) -> &[u8] {
+    if path.first().is_none_or(|&b| b == b'/') {
+        return path;
+    }
+    let scheme = path.iter().take_while(|b| is_scheme_byte(**b)).count();
+    let rest = match path.get(scheme) {
+        Some(b':') if path[0].is_ascii_alphabetic() => &path[scheme + 1..],
+        _ => return path,
+    };
+    match rest.strip_prefix(b"//") {
+        Some(authority) => {
+            let slash = authority.iter().position(|&b| b == b'/');
+            slash.map_or(b"", |at| &authority[at..])
+        }
+        None => rest,
+    }
+}
+
+/// RFC 3986, section 3.1.
+fn is_scheme_byte(byte: u8) -> bool {
+    byte.is_ascii_alphanumeric() || matches!(byte, b'+' | b'-' | b'.')
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_target_of_any_form_has_a_path_and_a_query() {
+        let check = |target: &str, path: &str, query: &str| {
+            let split = Target::split(target.as_bytes());
+            let expect = Target { path: path.as_bytes(), query: query.as_bytes() };
+            assert_eq!(split, expect, "{target}");
+        };
+        check("/v1/event/?_a=1", "/v1/event/", "_a=1");
+        check("/v1/event/", "/v1/event/", "");
+        check("/a?b?c#d", "/a", "b?c");
+        check("/a#b?c", "/a", "");
+        check("//host/v1/event/", "//host/v1/event/", "");
+        check("http://host/v1/event/?_a=1", "/v1/event/", "_a=1");
+        check("HTTPS://user@host:1/v1/event", "/v1/event", "");
+        check("http://host", "", "");
+        check("http://host?_a=1", "", "_a=1");
+        check("http:/v1/event/", "/v1/event/", "");
+        check("http:v1/event/", "v1/event/", "");
+        check("v1/event/", "v1/event/", "");
+        check("*", "*", "");
+        check("host:443", "443", "");
+        check("1:2/v1", "1:2/v1", "");
+        check("", "", "");
+    }
+}

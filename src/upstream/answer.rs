@@ -1,0 +1,110 @@
+//! What an HTTP answer, or the lack of one, means for a batch (SPEC 7).
+
+use std::error::Error as _;
+use std::time::Duration;
+
+use http::{HeaderMap, StatusCode, header};
+use jiff::Timestamp;
+
+use super::{Outcome, Setback};
+
+/// Longest wait that an upstream can ask for. A `Retry-After` beyond it is cut down to it, so
+/// that a wrong date does not stop the delivery for a year.
+pub const RETRY_AFTER_SECONDS_MAX: u64 = 3600;
+
+/// Sorts an answer to a whole batch by its status.
+pub fn outcome(status: StatusCode, headers: &HeaderMap, now: Timestamp) -> Outcome {
+    let setback = || Setback::answered(status.as_u16());
+    match status.as_u16() {
+        200..=299 => Outcome::Delivered,
+        408 | 425 | 429 | 500..=599 => {
+            Outcome::Retry(Setback { after: retry_after(headers, now), ..setback() })
+        }
+        413 => Outcome::TooLarge(setback()),
+        400 | 422 => Outcome::Rejected(setback()),
+        _ => Outcome::Fault(setback()),
+    }
+}
+
+/// `Retry-After` in either form of RFC 9110, 10.2.3, at most [`RETRY_AFTER_SECONDS_MAX`].
+pub fn retry_after(headers: &HeaderMap, now: Timestamp) -> Option<Duration> {
+    let value = headers.get(header::RETRY_AFTER)?.to_str().ok()?.trim();
+    let seconds = if !value.is_empty() && value.bytes().all(|b| b.is_ascii_digit()) {
+        // Digits that do not fit are a long wait, not a malformed one.
+        value.parse().unwrap_or(u64::MAX)
+    } else {
+        let date = jiff::fmt::rfc2822::DateTimeParser::new().parse_timestamp(value).ok()?;
+        // Rounded up: a wait must not end just before the date.
+        let millis = date.as_millisecond().saturating_sub(now.as_millisecond()).max(0);
+        u64::try_from(millis).ok()?.div_ceil(1000)
+    };
+    Some(Duration::from_secs(seconds.min(RETRY_AFTER_SECONDS_MAX)))
+}
+
+/// What a failed request says to people: the innermost cause, without the URL, which may carry
+/// an event's query or credentials.
+pub fn describe(error: &reqwest::Error) -> String {
+    let stage = match () {
+        () if error.is_connect() && error.is_timeout() => return "connecting timed out".into(),
+        () if error.is_timeout() => return "no answer in time".into(),
+        () if error.is_connect() => "cannot connect",
+        () => "connection failed",
+    };
+    let mut innermost = error.source();
+    while let Some(cause) = innermost.and_then(|e| e.source()) {
+        innermost = Some(cause);
+    }
+    match innermost {
+        Some(cause) => format!("{stage}: {cause}"),
+        None => stage.into(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const NOW: &str = "2026-11-23T02:45:13.250Z";
+
+    fn wait(value: &str) -> Option<u64> {
+        let mut headers = HeaderMap::new();
+        headers.insert(header::RETRY_AFTER, value.parse().unwrap());
+        retry_after(&headers, NOW.parse().unwrap()).map(|d| d.as_secs())
+    }
+
+    #[test]
+    fn every_status_has_the_outcome_of_the_contract() {
+        for code in 100..=999_u16 {
+            let status = StatusCode::from_u16(code).unwrap();
+            let got = outcome(status, &HeaderMap::new(), NOW.parse().unwrap());
+            let expect = match code {
+                200..=299 => "delivered",
+                408 | 425 | 429 | 500..=599 => "retry",
+                413 => "too_large",
+                400 | 422 => "rejected",
+                _ => "fault",
+            };
+            assert_eq!(got.label(), expect, "{code}");
+        }
+    }
+
+    #[test]
+    fn retry_after_is_read_in_seconds_and_as_a_date() {
+        assert_eq!(wait("120"), Some(120));
+        assert_eq!(wait("0"), Some(0));
+        assert_eq!(wait("Mon, 23 Nov 2026 02:46:13 GMT"), Some(60));
+        assert_eq!(wait("Mon, 23 Nov 2026 02:45:14 GMT"), Some(1));
+        assert_eq!(wait("Mon, 23 Nov 2026 02:00:00 GMT"), Some(0));
+    }
+
+    #[test]
+    fn retry_after_is_bounded_and_nonsense_is_as_good_as_absent() {
+        assert_eq!(wait("3600"), Some(RETRY_AFTER_SECONDS_MAX));
+        assert_eq!(wait("3601"), Some(RETRY_AFTER_SECONDS_MAX));
+        assert_eq!(wait("99999999999999999999999999"), Some(RETRY_AFTER_SECONDS_MAX));
+        assert_eq!(wait("Thu, 31 Dec 9998 23:59:59 GMT"), Some(RETRY_AFTER_SECONDS_MAX));
+        for nonsense in ["", "soon", "-1", "1.5", "+3", "Mon, 23 Nov"] {
+            assert_eq!(wait(nonsense), None, "{nonsense}");
+        }
+    }
+}

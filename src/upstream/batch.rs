@@ -1,0 +1,125 @@
+//! A batch: events that travel together, under one idempotency key.
+//!
+//! A batch never changes after it is made. Its body is encoded and compressed once and kept, so
+//! that every attempt sends the same bytes under the same key; a batch that is split becomes
+//! two new batches with keys of their own.
+
+use std::sync::{Arc, OnceLock};
+
+use bytes::Bytes;
+use bytesize::ByteSize;
+use serde::Deserialize;
+use uuid::Uuid;
+
+use super::ConfigError;
+
+/// Most events that a batch may be configured to hold.
+pub const BATCH_EVENTS_MAX: usize = 100_000;
+/// Most bytes that a batch may be configured to hold: several of them are in memory at once.
+pub const BATCH_BYTES_MAX: u64 = 64 << 20;
+/// Longest time that a batch may be configured to wait for company.
+pub const BATCH_LINGER_MS_MAX: u64 = 600_000;
+
+/// The `[batch]` section (SPEC 7): when a batch is closed.
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct BatchConfig {
+    /// Events in a batch, at most.
+    pub events_max: usize,
+    /// Bytes in a batch, at most, before compression: spool records plus
+    /// [`Batch::EVENT_OVERHEAD_BYTES`] each. An event larger than this travels alone.
+    pub bytes_max: ByteSize,
+    /// How long the first event of a batch waits for others.
+    pub linger_ms: u64,
+}
+
+/// The `[upstream.batch]` table: what one upstream does differently from `[batch]`.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct BatchOverride {
+    /// See [`BatchConfig::events_max`].
+    pub events_max: Option<usize>,
+    /// See [`BatchConfig::bytes_max`].
+    pub bytes_max: Option<ByteSize>,
+    /// See [`BatchConfig::linger_ms`].
+    pub linger_ms: Option<u64>,
+}
+
+/// Events on their way to one upstream.
+#[derive(Debug, Clone)]
+pub struct Batch {
+    id: Uuid,
+    records: Arc<[Bytes]>,
+    body: Arc<OnceLock<Option<Body>>>,
+}
+
+/// An encoded batch, ready to be sent any number of times.
+#[derive(Debug, Clone)]
+pub struct Body {
+    /// What goes over the wire.
+    pub bytes: Bytes,
+    /// Its size before compression.
+    pub plain_bytes: usize,
+}
+
+impl Default for BatchConfig {
+    fn default() -> Self {
+        Self { events_max: 500, bytes_max: ByteSize::mib(1), linger_ms: 1000 }
+    }
+}
+
+impl BatchConfig {
+    /// Checks every limit; the error names the key.
+    pub fn validate(&self) -> Result<(), ConfigError> {
+        let within = |key, value: u64, min: u64, max: u64| {
+            let reason = || format!("{value} is not within {min} and {max}");
+            if (min..=max).contains(&value) { Ok(()) } else { Err(ConfigError::new(key, reason())) }
+        };
+        within("batch.events_max", self.events_max as u64, 1, BATCH_EVENTS_MAX as u64)?;
+        within("batch.bytes_max", self.bytes_max.as_u64(), 1, BATCH_BYTES_MAX)?;
+        within("batch.linger_ms", self.linger_ms, 0, BATCH_LINGER_MS_MAX)
+    }
+}
+
+impl BatchOverride {
+    /// The limits that hold for an upstream where `[batch]` says `base`.
+    pub fn over(&self, base: &BatchConfig) -> BatchConfig {
+        BatchConfig {
+            events_max: self.events_max.unwrap_or(base.events_max),
+            bytes_max: self.bytes_max.unwrap_or(base.bytes_max),
+            linger_ms: self.linger_ms.unwrap_or(base.linger_ms),
+        }
+    }
+}
+
+impl Batch {
+    /// What an event is taken to need beside its spool record (which holds the larger part of
+    /// its wire form already): the keys and braces of the wire form, its id and its time.
+    pub const EVENT_OVERHEAD_BYTES: usize = 192;
+
+    /// A new batch with a key of its own. Each record is one `event::Record`.
+    pub fn new(records: Vec<Bytes>) -> Batch {
+        Batch { id: Uuid::now_v7(), records: records.into(), body: Arc::default() }
+    }
+
+    /// The key under which every attempt at this batch is made.
+    pub fn id(&self) -> Uuid {
+        self.id
+    }
+
+    /// The spool records of the events, in order.
+    pub fn records(&self) -> &[Bytes] {
+        &self.records
+    }
+
+    /// The body, if it has been made.
+    pub fn body(&self) -> Option<&Option<Body>> {
+        self.body.get()
+    }
+
+    /// The body: made by `encode` at the first call, the same ever after. `None` where a record
+    /// cannot be read, which no retry would change.
+    pub fn body_or_encode(&self, encode: impl FnOnce(&[Bytes]) -> Option<Body>) -> Option<&Body> {
+        self.body.get_or_init(|| encode(&self.records)).as_ref()
+    }
+}

@@ -1,0 +1,78 @@
+//! Whether a user agent says that it is a bot. On this side of the spool, because matching
+//! costs more than everything that the request path does with an event together.
+//!
+//! The patterns are those of the crate `isbot`. A few thousand user agents make up nearly all
+//! traffic, so verdicts are remembered.
+
+use std::collections::HashMap;
+use std::sync::{LazyLock, Mutex, PoisonError};
+
+use isbot::Bots;
+
+/// Remembered verdicts. The whole table is dropped when it is full: simpler than an eviction
+/// order, and the common agents are back within a batch or two.
+const REMEMBERED_MAX: usize = 8192;
+/// Bytes of a user agent that are looked at. A longer one is no browser's.
+const USER_AGENT_BYTES_MAX: usize = 512;
+
+static BOTS: LazyLock<Bots> = LazyLock::new(Bots::default);
+static REMEMBERED: LazyLock<Mutex<HashMap<Box<str>, bool>>> = LazyLock::new(Mutex::default);
+
+/// Whether `user_agent` is a known bot's. An absent one is no proof of anything: false.
+pub fn is_bot(user_agent: Option<&str>) -> bool {
+    let Some(agent) = user_agent else { return false };
+    let agent = head(agent);
+    // A poisoned lock guards a table of facts: every state of it is good.
+    if let Some(&known) = REMEMBERED.lock().unwrap_or_else(PoisonError::into_inner).get(agent) {
+        return known;
+    }
+    let bot = BOTS.is_bot(agent);
+    let mut remembered = REMEMBERED.lock().unwrap_or_else(PoisonError::into_inner);
+    if remembered.len() >= REMEMBERED_MAX {
+        remembered.clear();
+    }
+    remembered.insert(agent.into(), bot);
+    bot
+}
+
+/// The first [`USER_AGENT_BYTES_MAX`] bytes, or up to three fewer, so as not to cut a character.
+fn head(agent: &str) -> &str {
+    let end =
+        (0..=USER_AGENT_BYTES_MAX.min(agent.len())).rev().find(|&n| agent.is_char_boundary(n));
+    &agent[..end.unwrap_or(0)]
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const CHROME: &str = "Mozilla/5.0 (Windows NT 10.0; Win64; x64) AppleWebKit/537.36 \
+                          (KHTML, like Gecko) Chrome/131.0.0.0 Safari/537.36";
+    const GOOGLEBOT: &str =
+        "Mozilla/5.0 (compatible; Googlebot/2.1; +http://www.google.com/bot.html)";
+
+    #[test]
+    fn bots_are_told_from_browsers_and_stay_told() {
+        for _ in 0..2 {
+            assert!(is_bot(Some(GOOGLEBOT)));
+            assert!(!is_bot(Some(CHROME)));
+            assert!(!is_bot(None));
+        }
+    }
+
+    #[test]
+    fn the_memory_is_bounded() {
+        for n in 0..REMEMBERED_MAX + 10 {
+            is_bot(Some(&format!("agent {n}")));
+        }
+        let len = REMEMBERED.lock().unwrap_or_else(PoisonError::into_inner).len();
+        assert!(len <= REMEMBERED_MAX);
+        assert!(is_bot(Some(GOOGLEBOT)));
+    }
+
+    #[test]
+    fn a_long_agent_is_cut_between_characters() {
+        let long = "é".repeat(USER_AGENT_BYTES_MAX);
+        assert!(!is_bot(Some(&long)));
+    }
+}

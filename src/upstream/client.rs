@@ -1,0 +1,146 @@
+//! The HTTP client that the kinds `http` and `legacy` share.
+//!
+//! Trust: the machine's root certificates, or only those of `ca` where it is given. Proxies are
+//! never taken from the environment: a variable that somebody set for another program must not
+//! redirect personal data. Redirects are never followed: a `POST` would arrive as a `GET`, or
+//! at an address that nobody configured.
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
+
+use reqwest::{Client, Response, redirect};
+use rustls::pki_types::pem::PemObject;
+use rustls::pki_types::{CertificateDer, PrivateKeyDer};
+use rustls::{ClientConfig, RootCertStore};
+
+use super::ConfigError;
+
+/// Longest time to wait for a connection, TLS included; `timeout_seconds` where that is less.
+pub const CONNECT_SECONDS_MAX: u64 = 5;
+/// How much of an answer's body is read (and dropped) to keep its connection.
+pub const ANSWER_BYTES_MAX: usize = 64 << 10;
+/// How long that may take: a batch does not wait for a body that nobody reads.
+pub const ANSWER_BODY_MS_MAX: u64 = 1000;
+/// How long an idle connection is kept. Below the keep-alive of common backends and balancers
+/// (60 s and more), so that they rarely close what we are about to use.
+const IDLE_SECONDS_MAX: u64 = 50;
+/// How often a silent HTTP/2 connection is probed, so that a dead one does not swallow batches.
+const H2_PING_SECONDS: u64 = 15;
+
+const USER_AGENT: &str = concat!("pixelgate/", env!("CARGO_PKG_VERSION"));
+
+/// Paths to PEM files, as configured.
+#[derive(Debug, Default)]
+pub struct Tls<'a> {
+    /// Certificates to trust instead of the machine's.
+    pub ca: Option<&'a Path>,
+    /// Our certificate chain; with `key`.
+    pub cert: Option<&'a Path>,
+    /// Its private key.
+    pub key: Option<&'a Path>,
+}
+
+/// Builds a client for one upstream.
+pub fn build(
+    url: &url::Url,
+    timeout_seconds: u64,
+    connections: usize,
+    tls: &Tls<'_>,
+) -> Result<Client, ConfigError> {
+    let connect = Duration::from_secs(timeout_seconds.min(CONNECT_SECONDS_MAX));
+    let mut builder = Client::builder()
+        .user_agent(USER_AGENT)
+        .no_proxy()
+        .redirect(redirect::Policy::none())
+        .referer(false)
+        .connect_timeout(connect)
+        .timeout(Duration::from_secs(timeout_seconds))
+        .pool_idle_timeout(Duration::from_secs(IDLE_SECONDS_MAX))
+        .pool_max_idle_per_host(connections)
+        .http2_keep_alive_interval(Duration::from_secs(H2_PING_SECONDS))
+        .http2_adaptive_window(true);
+    // Also where the URL is plain `http`: the client wants a TLS setup before its first request,
+    // and without this one it would look for a process-wide default that may not be there.
+    let roots = url.scheme() == "https" || tls.ca.is_some();
+    builder = builder.tls_backend_preconfigured(tls_config(tls, roots)?);
+    builder.build().map_err(|e| ConfigError::caused("url", "no client for it can be made", e))
+}
+
+/// Reads and drops what is left of an answer, so that its connection can be used again.
+/// The status has decided already: whatever goes wrong here only costs the connection.
+pub async fn drain(mut answer: Response) {
+    let read = async {
+        let mut bytes = 0;
+        while let Ok(Some(chunk)) = answer.chunk().await {
+            bytes += chunk.len();
+            if bytes > ANSWER_BYTES_MAX {
+                return;
+            }
+        }
+    };
+    let _ = tokio::time::timeout(Duration::from_millis(ANSWER_BODY_MS_MAX), read).await;
+}
+
+fn tls_config(tls: &Tls<'_>, roots: bool) -> Result<ClientConfig, ConfigError> {
+    let provider = Arc::new(rustls::crypto::ring::default_provider());
+    let store = match tls.ca {
+        Some(path) => given_roots(path)?,
+        None if roots => machine_roots()?,
+        None => RootCertStore::empty(),
+    };
+    let builder = ClientConfig::builder_with_provider(provider)
+        .with_safe_default_protocol_versions()
+        .map_err(|e| ConfigError::caused("url", "no TLS version is available", e))?
+        .with_root_certificates(store);
+    let mut config = match (tls.cert, tls.key) {
+        (Some(cert), Some(key)) => {
+            let chain = certificates("cert", cert)?;
+            let key = PrivateKeyDer::from_pem_file(key)
+                .map_err(|e| ConfigError::caused("key", "no private key can be read", e))?;
+            builder
+                .with_client_auth_cert(chain, key)
+                .map_err(|e| ConfigError::caused("cert", "does not fit its key", e))?
+        }
+        (None, None) => builder.with_no_client_auth(),
+        (Some(_), None) => return Err(ConfigError::new("key", "is missing: `cert` needs it")),
+        (None, Some(_)) => return Err(ConfigError::new("cert", "is missing: `key` needs it")),
+    };
+    config.alpn_protocols = vec![b"h2".to_vec(), b"http/1.1".to_vec()];
+    Ok(config)
+}
+
+fn given_roots(path: &Path) -> Result<RootCertStore, ConfigError> {
+    let mut store = RootCertStore::empty();
+    for certificate in certificates("ca", path)? {
+        store
+            .add(certificate)
+            .map_err(|e| ConfigError::caused("ca", "holds a certificate that is no root", e))?;
+    }
+    Ok(store)
+}
+
+fn machine_roots() -> Result<RootCertStore, ConfigError> {
+    let mut store = RootCertStore::empty();
+    // One unreadable certificate among the machine's hundred is none of our business.
+    store.add_parsable_certificates(rustls_native_certs::load_native_certs().certs);
+    if store.is_empty() {
+        let reason = "this machine has no root certificates: install ca-certificates or set `ca`";
+        return Err(ConfigError::new("url", reason));
+    }
+    Ok(store)
+}
+
+fn certificates(
+    key: &'static str,
+    path: &Path,
+) -> Result<Vec<CertificateDer<'static>>, ConfigError> {
+    let unreadable = |e| ConfigError::caused(key, "no certificate can be read", e);
+    let all: Result<Vec<_>, _> = CertificateDer::pem_file_iter(path).map_err(unreadable)?.collect();
+    let all = all.map_err(unreadable)?;
+    if all.is_empty() {
+        let reason = format!("{} holds no certificate", PathBuf::from(path).display());
+        return Err(ConfigError::new(key, reason));
+    }
+    Ok(all)
+}

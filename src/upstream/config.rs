@@ -1,0 +1,268 @@
+//! `[[upstream]]`: which kinds there are, what each is told, and what is wrong with it.
+
+use std::collections::HashSet;
+use std::error::Error;
+use std::fmt;
+use std::sync::Arc;
+
+use serde::de::{self, Deserialize, Deserializer};
+
+use super::{BatchOverride, Upstream, file, http, legacy};
+
+/// Longest name of an upstream, in characters.
+pub const NAME_CHARS_MAX: usize = 64;
+/// Upstreams side by side, at most: each has connections, memory and a cursor of its own.
+pub const UPSTREAMS_MAX: usize = 16;
+
+const KINDS: &[&str] = &["file", "http", "legacy"];
+
+/// One `[[upstream]]`.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Config {
+    /// Names the upstream's cursor, dead letters and metrics: `[a-z0-9_-]{1,64}`, unique.
+    pub name: String,
+    /// What it does differently from `[batch]`: its own `[upstream.batch]` table.
+    pub batch: BatchOverride,
+    /// What it is, and that kind's settings.
+    pub kind: Kind,
+}
+
+/// The kinds that are built in, by the value of `kind`.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Kind {
+    /// Rotated NDJSON files: the embedded default.
+    File(file::Config),
+    /// A collector that takes batches over HTTP.
+    Http(http::Config),
+    /// A backend without a batch API.
+    Legacy(legacy::Config),
+}
+
+/// What is wrong with the configuration: the key, and the reason. Never a value that may be
+/// secret.
+#[derive(Debug)]
+pub struct ConfigError {
+    key: String,
+    reason: String,
+    source: Option<Box<dyn Error + Send + Sync>>,
+}
+
+impl ConfigError {
+    /// `key` is at fault because of `reason`, which reads on from it: `is missing`.
+    pub fn new(key: impl Into<String>, reason: impl Into<String>) -> ConfigError {
+        ConfigError { key: key.into(), reason: reason.into(), source: None }
+    }
+
+    /// The same, where something else brought it up.
+    pub fn caused(
+        key: impl Into<String>,
+        reason: impl Into<String>,
+        source: impl Error + Send + Sync + 'static,
+    ) -> ConfigError {
+        ConfigError { source: Some(Box::new(source)), ..ConfigError::new(key, reason) }
+    }
+
+    /// The key at fault, such as `upstream.collector.url`.
+    pub fn key(&self) -> &str {
+        &self.key
+    }
+
+    /// What is wrong with it.
+    pub fn reason(&self) -> &str {
+        &self.reason
+    }
+
+    fn within(mut self, name: &str) -> ConfigError {
+        self.key = format!("upstream.{name}.{}", self.key);
+        self
+    }
+}
+
+impl fmt::Display for ConfigError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}: {}", self.key, self.reason)
+    }
+}
+
+impl Error for ConfigError {
+    fn source(&self) -> Option<&(dyn Error + 'static)> {
+        self.source.as_deref().map(|e| e as &(dyn Error + 'static))
+    }
+}
+
+impl Config {
+    /// What is used where nothing is configured: files under `data/events`.
+    pub fn embedded() -> Config {
+        Config {
+            name: "events".into(),
+            batch: BatchOverride::default(),
+            kind: Kind::File(file::Config::default()),
+        }
+    }
+
+    /// Checks everything that can be checked without touching the disk or the network.
+    pub fn validate(&self) -> Result<(), ConfigError> {
+        check_name(&self.name)?;
+        let batch = self.batch.over(&super::BatchConfig::default());
+        batch.validate().map_err(|e| e.within(&self.name))?;
+        match &self.kind {
+            Kind::File(config) => config.validate(),
+            Kind::Http(config) => config.validate(),
+            Kind::Legacy(config) => config.validate(),
+        }
+        .map_err(|e| e.within(&self.name))
+    }
+
+    /// Validates, reads secrets and certificates, opens what the kind needs.
+    pub fn build(&self) -> Result<Arc<dyn Upstream>, ConfigError> {
+        self.validate()?;
+        let built: Result<Arc<dyn Upstream>, ConfigError> = match &self.kind {
+            Kind::File(config) => config.build().map(|u| Arc::new(u) as Arc<dyn Upstream>),
+            Kind::Http(config) => config.build().map(|u| Arc::new(u) as Arc<dyn Upstream>),
+            Kind::Legacy(config) => config.build().map(|u| Arc::new(u) as Arc<dyn Upstream>),
+        };
+        built.map_err(|e| e.within(&self.name))
+    }
+
+    /// The value of `kind`.
+    pub fn kind_name(&self) -> &'static str {
+        match self.kind {
+            Kind::File(_) => "file",
+            Kind::Http(_) => "http",
+            Kind::Legacy(_) => "legacy",
+        }
+    }
+
+    /// Validates all upstreams of a configuration, and that no two share a name.
+    pub fn validate_all(all: &[Config]) -> Result<(), ConfigError> {
+        if all.len() > UPSTREAMS_MAX {
+            let reason = format!("there are {}, at most {UPSTREAMS_MAX} are possible", all.len());
+            return Err(ConfigError::new("upstream", reason));
+        }
+        let mut names = HashSet::new();
+        for config in all {
+            config.validate()?;
+            if !names.insert(&config.name) {
+                let reason = format!("two upstreams are named `{}`", config.name);
+                return Err(ConfigError::new("upstream.name", reason));
+            }
+        }
+        Ok(())
+    }
+}
+
+/// Whether `name` can be an upstream's: it becomes a file name, a label and a key.
+pub fn check_name(name: &str) -> Result<(), ConfigError> {
+    let plain = |b: u8| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'_' || b == b'-';
+    if (1..=NAME_CHARS_MAX).contains(&name.len()) && name.bytes().all(plain) {
+        return Ok(());
+    }
+    let reason = format!("{name:?} is not 1 to {NAME_CHARS_MAX} of a-z, 0-9, `_` and `-`");
+    Err(ConfigError::new("upstream.name", reason))
+}
+
+// By hand, because serde's tagged enums cannot refuse unknown keys beside `name` and `batch`,
+// and so that an error says in which upstream it is.
+impl<'de> Deserialize<'de> for Config {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Config, D::Error> {
+        let mut table = toml::Table::deserialize(deserializer)?;
+        let name: String = take(&mut table, "name")?
+            .ok_or_else(|| de::Error::custom("an [[upstream]] has no `name`"))?;
+        let told =
+            |e: toml::de::Error| de::Error::custom(format!("upstream `{name}`: {}", e.message()));
+        let kind: String = take(&mut table, "kind")?.ok_or_else(|| {
+            let kinds = KINDS.join(", ");
+            de::Error::custom(format!("upstream `{name}` has no `kind` (one of: {kinds})"))
+        })?;
+        let batch = match table.remove("batch") {
+            Some(batch) => batch.try_into().map_err(told)?,
+            None => BatchOverride::default(),
+        };
+        let kind = match kind.as_str() {
+            "file" => table.try_into().map(Kind::File).map_err(told)?,
+            "http" => table.try_into().map(Kind::Http).map_err(told)?,
+            "legacy" => table.try_into().map(Kind::Legacy).map_err(told)?,
+            other => {
+                let kinds = KINDS.join(", ");
+                return Err(de::Error::custom(format!(
+                    "upstream `{name}`: there is no kind `{other}` (one of: {kinds})"
+                )));
+            }
+        };
+        Ok(Config { name, batch, kind })
+    }
+}
+
+fn take<E: de::Error>(table: &mut toml::Table, key: &str) -> Result<Option<String>, E> {
+    match table.remove(key) {
+        None => Ok(None),
+        Some(toml::Value::String(text)) => Ok(Some(text)),
+        Some(other) => {
+            let kind = other.type_str();
+            Err(E::custom(format!("`{key}` of an [[upstream]] must be a string, is {kind}")))
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[derive(Debug, serde::Deserialize)]
+    struct Whole {
+        upstream: Vec<Config>,
+    }
+
+    fn read(text: &str) -> Result<Vec<Config>, String> {
+        let whole: Whole = toml::from_str(text).map_err(|e| e.message().to_owned())?;
+        Config::validate_all(&whole.upstream).map_err(|e| e.to_string())?;
+        Ok(whole.upstream)
+    }
+
+    #[track_caller]
+    fn check_refused(text: &str, words: &[&str]) {
+        let error = read(text).expect_err(text);
+        for word in words {
+            assert!(error.contains(word), "{error:?} does not name {word:?}");
+        }
+    }
+
+    #[test]
+    fn several_upstreams_of_different_kinds_are_read() {
+        let all = read(
+            "[[upstream]]\nname = 'a'\nkind = 'file'\ndir = 'x'\n\
+             [[upstream]]\nname = 'b-2_c'\nkind = 'http'\nurl = 'https://collector/in'\n\
+             batch = { events_max = 7 }\n\
+             [[upstream]]\nname = 'c'\nkind = 'legacy'\nurl = 'http://old/v1/event/'\n",
+        )
+        .unwrap();
+        let kinds: Vec<_> = all.iter().map(Config::kind_name).collect();
+        assert_eq!(kinds, KINDS);
+        let base = crate::upstream::BatchConfig::default();
+        assert_eq!(all[1].batch.over(&base).events_max, 7);
+        assert_eq!(all[1].batch.over(&base).linger_ms, base.linger_ms);
+    }
+
+    #[test]
+    fn what_is_wrong_is_named_with_its_upstream_and_key() {
+        let file = |rest: &str| format!("[[upstream]]\nname = 'a'\nkind = 'file'\n{rest}");
+        check_refused("[[upstream]]\nkind = 'file'\n", &["name"]);
+        check_refused("[[upstream]]\nname = 'a'\n", &["`a`", "kind", "legacy"]);
+        check_refused("[[upstream]]\nname = 'a'\nkind = 'ftp'\n", &["`a`", "ftp", "http"]);
+        check_refused("[[upstream]]\nname = 3\nkind = 'file'\n", &["name", "integer"]);
+        check_refused(&file("dirr = 'x'"), &["`a`", "dirr", "rotate_seconds"]);
+        check_refused(&file("rotate_seconds = 'x'"), &["`a`", "invalid type"]);
+        check_refused(&file("rotate_seconds = 0"), &["upstream.a.rotate_seconds"]);
+        check_refused(&file("batch = { events_max = 0 }"), &["upstream.a.batch.events_max"]);
+        check_refused(&file("batch = { eventsmax = 1 }"), &["`a`", "eventsmax"]);
+        check_refused(&format!("{}{}", file(""), file("")), &["two upstreams", "`a`"]);
+    }
+
+    #[test]
+    fn names_are_held_to_their_alphabet_and_length() {
+        assert!(check_name(&"n".repeat(NAME_CHARS_MAX)).is_ok());
+        for bad in ["", "A", "a b", "ä", "../x", &"n".repeat(NAME_CHARS_MAX + 1)] {
+            assert!(check_name(bad).is_err(), "{bad}");
+        }
+    }
+}

@@ -1,0 +1,201 @@
+//! `file`: rotated NDJSON files, one event a line, in the wire form of SPEC 7.
+//!
+//! The open file is `<dir>/<time>-<random>.ndjson.part`: whole lines, readable at any time, and
+//! on disk as soon as a batch counts as delivered. After `rotate_bytes` or `rotate_seconds`,
+//! and at a stop, it is renamed to `*.ndjson` and never touched again: whoever collects
+//! `*.ndjson` gets complete files only, and names sort by time. Nothing here deletes a file.
+//!
+//! A thread of its own does the disk work, so that a slow disk holds up nobody else.
+
+mod writer;
+
+use std::path::PathBuf;
+use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender, TrySendError, sync_channel};
+use std::time::Duration;
+
+use async_trait::async_trait;
+use bytesize::ByteSize;
+use serde::Deserialize;
+use tokio::sync::oneshot;
+
+use super::{Batch, Compression, ConfigError, Format, Outcome, Setback, Upstream, encode};
+use writer::Writer;
+
+pub(crate) use writer::cut_torn_line;
+
+/// Bounds of `rotate_bytes`.
+pub const ROTATE_BYTES_MIN: u64 = 1 << 10;
+/// Bounds of `rotate_bytes`.
+pub const ROTATE_BYTES_MAX: u64 = 16 << 30;
+/// Upper bound of `rotate_seconds`: a day.
+pub const ROTATE_SECONDS_MAX: u64 = 86_400;
+
+/// Batches on their way at once: one on the disk, and those that the next sync takes along.
+const CONCURRENCY_MAX: usize = 4;
+/// Batches that wait for the thread. More than are ever on their way, because a `send` that
+/// was dropped leaves its batch behind.
+const QUEUE_BATCHES_MAX: usize = 64;
+/// Batches written under one sync.
+const GROUP_BATCHES_MAX: usize = 16;
+
+/// The settings of an `[[upstream]]` of kind `file`.
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Config {
+    /// The folder; made if missing. Several processes may share it.
+    pub dir: PathBuf,
+    /// A file is finished before it would grow beyond this (a larger batch gets one alone).
+    pub rotate_bytes: ByteSize,
+    /// A file is finished this long after its first event, traffic or none.
+    pub rotate_seconds: u64,
+}
+
+/// See the module.
+#[derive(Debug)]
+pub struct File {
+    orders: SyncSender<Order>,
+}
+
+/// What the thread is asked to do.
+enum Order {
+    Write(Batch, oneshot::Sender<Outcome>),
+    Finish(oneshot::Sender<()>),
+}
+
+impl Default for Config {
+    fn default() -> Self {
+        Self {
+            dir: PathBuf::from("data/events"),
+            rotate_bytes: ByteSize::mib(64),
+            rotate_seconds: 60,
+        }
+    }
+}
+
+impl Config {
+    /// Checks the limits.
+    pub fn validate(&self) -> Result<(), ConfigError> {
+        if self.dir.as_os_str().is_empty() {
+            return Err(ConfigError::new("dir", "is empty"));
+        }
+        let bytes = self.rotate_bytes.as_u64();
+        if !(ROTATE_BYTES_MIN..=ROTATE_BYTES_MAX).contains(&bytes) {
+            let reason = format!("{bytes} is not within 1KiB and 16GiB");
+            return Err(ConfigError::new("rotate_bytes", reason));
+        }
+        super::http::check_within("rotate_seconds", self.rotate_seconds, ROTATE_SECONDS_MAX)
+    }
+
+    /// Makes the folder, finishes what a crash left open in it, and starts the thread.
+    pub fn build(&self) -> Result<File, ConfigError> {
+        self.validate()?;
+        let rotate_after = Duration::from_secs(self.rotate_seconds);
+        let writer =
+            Writer::open(&self.dir, self.rotate_bytes.as_u64(), rotate_after).map_err(|e| {
+                let reason = format!("{} cannot be written to", self.dir.display());
+                ConfigError::caused("dir", reason, e)
+            })?;
+        let (orders, inbox) = sync_channel(QUEUE_BATCHES_MAX);
+        std::thread::Builder::new()
+            .name("pixelgate-file".into())
+            .spawn(move || work(writer, &inbox))
+            .map_err(|e| ConfigError::caused("dir", "no thread for it can be started", e))?;
+        Ok(File { orders })
+    }
+}
+
+#[async_trait]
+impl Upstream for File {
+    fn kind(&self) -> &'static str {
+        "file"
+    }
+
+    async fn send(&self, batch: &Batch) -> Outcome {
+        let (done, outcome) = oneshot::channel();
+        match self.orders.try_send(Order::Write(batch.clone(), done)) {
+            Ok(()) => {}
+            Err(TrySendError::Full(_)) => {
+                return Outcome::Retry(Setback::new("the disk is behind"));
+            }
+            Err(TrySendError::Disconnected(_)) => return gone(),
+        }
+        outcome.await.unwrap_or_else(|_| gone())
+    }
+
+    fn concurrency_max(&self) -> usize {
+        CONCURRENCY_MAX
+    }
+
+    async fn close(&self) {
+        let (done, finished) = oneshot::channel();
+        if self.orders.try_send(Order::Finish(done)).is_ok() {
+            // An error means that the thread is gone; the next start finishes the file.
+            let _ = finished.await;
+        }
+    }
+}
+
+fn gone() -> Outcome {
+    Outcome::Retry(Setback::new("the writing thread has ended"))
+}
+
+/// The thread: writes what is waiting under one sync, and rotates on time, traffic or none.
+fn work(mut writer: Writer, inbox: &Receiver<Order>) {
+    loop {
+        let mut next = match inbox.recv_timeout(writer.until_rotation()) {
+            Ok(order) => Some(order),
+            Err(RecvTimeoutError::Timeout) => {
+                writer.rotate_if_due();
+                continue;
+            }
+            Err(RecvTimeoutError::Disconnected) => return writer.finish(),
+        };
+        let mut group = Vec::new();
+        let mut finished = Vec::new();
+        while let Some(order) = next.take() {
+            match order {
+                Order::Write(batch, done) => write(&mut writer, &batch, done, &mut group),
+                Order::Finish(done) => finished.push(done),
+            }
+            if group.len() < GROUP_BATCHES_MAX {
+                next = inbox.try_recv().ok();
+            }
+        }
+        let outcome = match writer.sync() {
+            Ok(()) => Outcome::Delivered,
+            Err(e) => Outcome::Retry(Setback::new(format!("cannot sync: {e}"))),
+        };
+        for done in group {
+            // Whoever asked may have stopped waiting: then the events come again, by their ids.
+            let _ = done.send(outcome.clone());
+        }
+        if !finished.is_empty() {
+            writer.finish();
+        }
+        for done in finished {
+            let _ = done.send(());
+        }
+        writer.rotate_if_due();
+    }
+}
+
+/// Writes one batch: it joins `group`, to be answered after the sync, or is answered here.
+fn write(
+    writer: &mut Writer,
+    batch: &Batch,
+    done: oneshot::Sender<Outcome>,
+    group: &mut Vec<oneshot::Sender<Outcome>>,
+) {
+    let lines =
+        |records: &[bytes::Bytes]| encode::encode(records, Format::Ndjson, Compression::None);
+    let Some(body) = batch.body_or_encode(lines) else {
+        let _ = done.send(Outcome::Rejected(Setback::new("a spool record cannot be read")));
+        return;
+    };
+    match writer.append(&body.bytes) {
+        Ok(()) => group.push(done),
+        Err(e) => {
+            let _ = done.send(Outcome::Retry(Setback::new(format!("cannot write: {e}"))));
+        }
+    }
+}

@@ -1,0 +1,241 @@
+//! The files of one folder, and the order of writes, syncs and renames that keeps them whole.
+//!
+//! What can be relied on:
+//! - A finished file (`*.ndjson`) holds whole lines only and never changes.
+//! - A line is on disk when [`Writer::sync`] has returned `Ok` after its [`Writer::append`].
+//! - An open file (`*.ndjson.part`) is locked by its process. One without a lock was left by a
+//!   crash or a failing disk: whoever opens the next file cuts its torn last line off and
+//!   finishes it. Lines cut off or written twice were never synced, so they come again.
+
+use std::fs::{self, File, OpenOptions, TryLockError};
+use std::io::{self, Read, Seek, SeekFrom, Write};
+use std::os::unix::fs::OpenOptionsExt;
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+use jiff::Timestamp;
+
+/// What an open file's name ends in, after the name it will have.
+const PART: &str = ".part";
+/// Locked while a file is made and locked, or while leftovers are looked for: without it, a
+/// file could be taken for a leftover in the moment between the two.
+const LOCK: &str = ".lock";
+/// How much of a leftover's end is read at a time to find its last line's end.
+const TAIL_BYTES: u64 = 64 << 10;
+/// How long to wait for orders while no file is open.
+const IDLE: Duration = Duration::from_secs(3600);
+/// Events hold personal data: the owner writes, the group reads.
+const FILE_MODE: u32 = 0o640;
+
+/// Writes lines to one file after another.
+#[derive(Debug)]
+pub struct Writer {
+    dir: PathBuf,
+    rotate_bytes: u64,
+    rotate_after: Duration,
+    open: Option<Open>,
+    /// The millisecond in the last name, so that names sort even when the clock goes back.
+    last_ms: i64,
+    /// Whether lines appended since the last [`Writer::sync`] may not be on disk.
+    lost: bool,
+}
+
+#[derive(Debug)]
+struct Open {
+    file: File,
+    part: PathBuf,
+    since: Instant,
+    /// Whole batches in the file.
+    bytes: u64,
+    /// Of these, on disk for sure.
+    synced: u64,
+}
+
+impl Writer {
+    /// Makes the folder and finishes what a crash left in it.
+    pub fn open(dir: &Path, rotate_bytes: u64, rotate_after: Duration) -> io::Result<Writer> {
+        fs::create_dir_all(dir)?;
+        if let Some(parent) = dir.parent().filter(|p| !p.as_os_str().is_empty()) {
+            sync_dir(parent)?;
+        }
+        let dir = dir.to_path_buf();
+        let writer =
+            Writer { dir, rotate_bytes, rotate_after, open: None, last_ms: 0, lost: false };
+        let _lock = writer.lock_dir()?;
+        writer.finish_leftovers()?;
+        Ok(writer)
+    }
+
+    /// How long to wait for the next batch before [`Writer::rotate_if_due`] has something to do.
+    pub fn until_rotation(&self) -> Duration {
+        match &self.open {
+            Some(open) => self.rotate_after.saturating_sub(open.since.elapsed()),
+            None => IDLE,
+        }
+    }
+
+    /// Finishes the open file if it is old enough.
+    pub fn rotate_if_due(&mut self) {
+        if self.until_rotation().is_zero() {
+            self.finish();
+        }
+    }
+
+    /// Adds whole lines: all of them, or none.
+    pub fn append(&mut self, lines: &[u8]) -> io::Result<()> {
+        let len = lines.len() as u64;
+        if self.open.as_ref().is_some_and(|o| o.bytes > 0 && o.bytes + len > self.rotate_bytes) {
+            self.finish();
+        }
+        let mut open = match self.open.take() {
+            Some(open) => open,
+            None => self.create()?,
+        };
+        let written = open.file.write_all(lines);
+        match written {
+            Ok(()) => {
+                open.bytes += len;
+                self.open = Some(open);
+            }
+            // Cut the torn lines off and go on with the same file. If even that fails the file
+            // is let go of, to be finished as a leftover.
+            Err(_) if open.file.set_len(open.bytes).is_ok() => self.open = Some(open),
+            Err(_) => self.lost |= open.synced < open.bytes,
+        }
+        written
+    }
+
+    /// Puts everything appended since the last call on disk. After an error nothing is known
+    /// of any of it.
+    pub fn sync(&mut self) -> io::Result<()> {
+        let lost = std::mem::take(&mut self.lost);
+        self.sync_open()?;
+        if lost {
+            return Err(io::Error::other("an earlier file failed"));
+        }
+        Ok(())
+    }
+
+    /// Gives the open file its final name. What fails here is made good as a leftover.
+    pub fn finish(&mut self) {
+        if let Err(e) = self.sync_open() {
+            self.lost = true;
+            log::warn!("{}: cannot sync: {e}", self.dir.display());
+        }
+        let Some(open) = self.open.take() else { return };
+        if let Err(e) = self.finish_part(&open.part) {
+            log::warn!("{} stays open: {e}", open.part.display());
+        }
+    }
+
+    /// After an error the file is let go of: a sync that failed once may succeed the next time
+    /// without having written anything.
+    fn sync_open(&mut self) -> io::Result<()> {
+        let Some(mut open) = self.open.take() else { return Ok(()) };
+        if open.synced < open.bytes {
+            if let Err(e) = open.file.sync_data() {
+                let _ = open.file.set_len(open.synced);
+                return Err(e);
+            }
+            open.synced = open.bytes;
+        }
+        self.open = Some(open);
+        Ok(())
+    }
+
+    fn finish_part(&self, part: &Path) -> io::Result<()> {
+        // The final name is free: it was made unique together with the part's.
+        fs::rename(part, part.with_extension(""))?;
+        sync_dir(&self.dir)
+    }
+
+    fn create(&mut self) -> io::Result<Open> {
+        // Again, in case that somebody has cleared the folder away.
+        fs::create_dir_all(&self.dir)?;
+        let _lock = self.lock_dir()?;
+        self.finish_leftovers()?;
+        let now = Timestamp::now().as_millisecond();
+        self.last_ms = now.max(self.last_ms + 1);
+        let time = Timestamp::from_millisecond(self.last_ms).map_err(io::Error::other)?;
+        let name = format!(
+            "{}-{:08x}.ndjson{PART}",
+            time.strftime("%Y%m%dT%H%M%S%.3fZ"),
+            rand::random::<u32>(),
+        );
+        let part = self.dir.join(name);
+        if part.with_extension("").exists() {
+            return Err(io::ErrorKind::AlreadyExists.into());
+        }
+        let mut options = OpenOptions::new();
+        let file = options.append(true).create_new(true).mode(FILE_MODE).open(&part)?;
+        file.try_lock().map_err(|e| match e {
+            TryLockError::Error(e) => e,
+            TryLockError::WouldBlock => io::ErrorKind::WouldBlock.into(),
+        })?;
+        // Without this a power loss could forget the file with everything synced into it.
+        sync_dir(&self.dir)?;
+        Ok(Open { file, part, since: Instant::now(), bytes: 0, synced: 0 })
+    }
+
+    fn lock_dir(&self) -> io::Result<File> {
+        let mut options = OpenOptions::new();
+        let path = self.dir.join(LOCK);
+        let lock = options.write(true).create(true).truncate(false).mode(FILE_MODE).open(path)?;
+        lock.lock()?;
+        Ok(lock)
+    }
+
+    /// Finishes open files that nobody holds. Wants the folder locked.
+    fn finish_leftovers(&self) -> io::Result<()> {
+        for entry in fs::read_dir(&self.dir)? {
+            let part = entry?.path();
+            let ours = part.to_str().is_some_and(|p| p.ends_with(".ndjson.part"));
+            if !ours || !part.is_file() {
+                continue;
+            }
+            let mut file = OpenOptions::new().read(true).write(true).open(&part)?;
+            if file.try_lock().is_err() {
+                continue;
+            }
+            if cut_torn_line(&mut file)? == 0 {
+                fs::remove_file(&part)?;
+                continue;
+            }
+            file.sync_all()?;
+            self.finish_part(&part)?;
+        }
+        Ok(())
+    }
+}
+
+/// Cuts a file back to the end of its last whole line, and says how long it is then.
+pub fn cut_torn_line(file: &mut File) -> io::Result<u64> {
+    let len = file.metadata()?.len();
+    let whole = whole_lines(file, len)?;
+    if whole < len {
+        log::warn!("cut {} bytes of a line torn by a crash", len - whole);
+        file.set_len(whole)?;
+    }
+    Ok(whole)
+}
+
+/// How many bytes at the front of a file of `len` bytes end in a line feed.
+fn whole_lines(file: &mut File, len: u64) -> io::Result<u64> {
+    let mut end = len;
+    let mut tail = Vec::new();
+    while end > 0 {
+        let start = end.saturating_sub(TAIL_BYTES);
+        file.seek(SeekFrom::Start(start))?;
+        tail.clear();
+        Read::take(&mut *file, end - start).read_to_end(&mut tail)?;
+        if let Some(at) = memchr::memrchr(b'\n', &tail) {
+            return Ok(start + at as u64 + 1);
+        }
+        end = start;
+    }
+    Ok(0)
+}
+
+fn sync_dir(dir: &Path) -> io::Result<()> {
+    File::open(dir)?.sync_all()
+}

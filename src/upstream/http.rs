@@ -1,0 +1,261 @@
+//! `http`: a collector that takes a batch as the body of one `POST` (SPEC 7).
+
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+
+use async_trait::async_trait;
+use http::header::{self, HeaderMap, HeaderName, HeaderValue};
+use jiff::Timestamp;
+use reqwest::Client;
+use serde::Deserialize;
+use url::Url;
+
+use super::sign::Signer;
+use super::{
+    Batch, Body, Compression, ConfigError, Format, Outcome, Secret, Setback, Upstream, answer,
+    client, encode,
+};
+
+/// Bounds of `timeout_seconds`.
+pub const TIMEOUT_SECONDS_MAX: u64 = 300;
+/// Most batches on their way to one upstream at once.
+pub const CONCURRENCY_MAX: usize = 64;
+/// Most headers of the operator's own.
+pub const HEADERS_MAX: usize = 32;
+
+/// Headers that say something about the body or the connection that only we know.
+const HEADERS_OURS: &[&str] = &[
+    "connection",
+    "content-encoding",
+    "content-length",
+    "content-type",
+    "expect",
+    "host",
+    "idempotency-key",
+    "keep-alive",
+    "te",
+    "trailer",
+    "transfer-encoding",
+    "upgrade",
+    "webhook-id",
+    "webhook-signature",
+    "webhook-timestamp",
+    "x-batch-events",
+];
+
+/// The settings of an `[[upstream]]` of kind `http`.
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Config {
+    /// Where batches are posted to: `http` or `https`. May hold `${ENV}`.
+    pub url: Secret,
+    /// The layout of a body.
+    pub format: Format,
+    /// The compression of a body.
+    pub compression: Compression,
+    /// Headers of the operator's own, added to every request. Values may hold `${ENV}`.
+    pub headers: BTreeMap<String, Secret>,
+    /// Signs every request after Standard Webhooks: `whsec_…`. May hold `${ENV}`.
+    pub secret: Option<Secret>,
+    /// From the first byte of the connection to the last of the answer, in seconds.
+    pub timeout_seconds: u64,
+    /// Batches on their way at once, at most; how many it really are follows the backend.
+    pub concurrency_max: usize,
+    /// Whether each portal's events arrive in order.
+    pub order: Order,
+    /// Certificates (PEM) to trust instead of the machine's.
+    pub ca: Option<PathBuf>,
+    /// Our certificate chain (PEM), for a backend that asks for one; with `key`.
+    pub cert: Option<PathBuf>,
+    /// The private key (PEM) of `cert`.
+    pub key: Option<PathBuf>,
+}
+
+/// In which order events arrive.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Order {
+    /// In whichever order the batches get through.
+    #[default]
+    None,
+    /// Each portal's in the order in which they were accepted, retries included.
+    Portal,
+}
+
+/// See the module.
+#[derive(Debug)]
+pub struct Http {
+    client: Client,
+    url: Url,
+    headers: HeaderMap,
+    signer: Option<Signer>,
+    format: Format,
+    compression: Compression,
+    concurrency_max: usize,
+    order: Order,
+}
+
+impl Default for Config {
+    fn default() -> Self {
+        Self {
+            url: Secret::new(""),
+            format: Format::default(),
+            compression: Compression::default(),
+            headers: BTreeMap::new(),
+            secret: None,
+            timeout_seconds: 10,
+            concurrency_max: 8,
+            order: Order::default(),
+            ca: None,
+            cert: None,
+            key: None,
+        }
+    }
+}
+
+impl Config {
+    /// Checks limits, the URL, the headers' names and the presence of every `${ENV}`.
+    pub fn validate(&self) -> Result<(), ConfigError> {
+        check_within("timeout_seconds", self.timeout_seconds, TIMEOUT_SECONDS_MAX)?;
+        check_within("concurrency_max", self.concurrency_max as u64, CONCURRENCY_MAX as u64)?;
+        parse_url(&self.url)?;
+        self.own_headers()?;
+        self.signer().map(drop)
+    }
+
+    /// Builds the upstream: reads the certificates, resolves nothing, connects nowhere.
+    pub fn build(&self) -> Result<Http, ConfigError> {
+        self.validate()?;
+        let url = parse_url(&self.url)?;
+        let mut headers = self.own_headers()?;
+        let content_type = HeaderValue::from_static(self.format.content_type());
+        headers.insert(header::CONTENT_TYPE, content_type);
+        if let Some(encoding) = self.compression.content_encoding() {
+            headers.insert(header::CONTENT_ENCODING, HeaderValue::from_static(encoding));
+        }
+        let tls = client::Tls {
+            ca: self.ca.as_deref(),
+            cert: self.cert.as_deref(),
+            key: self.key.as_deref(),
+        };
+        Ok(Http {
+            client: client::build(&url, self.timeout_seconds, self.concurrency_max, &tls)?,
+            url,
+            headers,
+            signer: self.signer()?,
+            format: self.format,
+            compression: self.compression,
+            concurrency_max: self.concurrency_max,
+            order: self.order,
+        })
+    }
+
+    fn signer(&self) -> Result<Option<Signer>, ConfigError> {
+        let Some(secret) = &self.secret else { return Ok(None) };
+        Signer::new(&secret.expand("secret")?).map(Some)
+    }
+
+    fn own_headers(&self) -> Result<HeaderMap, ConfigError> {
+        if self.headers.len() > HEADERS_MAX {
+            let reason = format!("there are {}, at most {HEADERS_MAX}", self.headers.len());
+            return Err(ConfigError::new("headers", reason));
+        }
+        let mut headers = HeaderMap::new();
+        for (name, value) in &self.headers {
+            let key = format!("headers.{name}");
+            let parsed = HeaderName::from_bytes(name.as_bytes())
+                .map_err(|e| ConfigError::caused(&key, "is no header name", e))?;
+            if HEADERS_OURS.contains(&parsed.as_str()) {
+                return Err(ConfigError::new(key, "is set by pixelgate itself"));
+            }
+            // The error of an invalid value holds nothing of it.
+            let mut value = HeaderValue::from_str(&value.expand(&key)?)
+                .map_err(|e| ConfigError::caused(&key, "cannot be a header's value", e))?;
+            value.set_sensitive(true);
+            headers.insert(parsed, value);
+        }
+        Ok(headers)
+    }
+}
+
+/// Checks that `1 <= value <= max`.
+pub(super) fn check_within(key: &str, value: u64, max: u64) -> Result<(), ConfigError> {
+    if (1..=max).contains(&value) {
+        return Ok(());
+    }
+    Err(ConfigError::new(key, format!("{value} is not within 1 and {max}")))
+}
+
+/// Reads a configured URL: absolute, `http` or `https`, with a host.
+pub(super) fn parse_url(text: &Secret) -> Result<Url, ConfigError> {
+    let text = text.expand("url")?;
+    if text.is_empty() {
+        return Err(ConfigError::new("url", "is missing"));
+    }
+    let url = Url::parse(&text).map_err(|e| ConfigError::caused("url", "is no URL", e))?;
+    if !matches!(url.scheme(), "http" | "https") || !url.has_host() {
+        return Err(ConfigError::new("url", "must begin with http:// or https:// and a host"));
+    }
+    Ok(url)
+}
+
+impl Http {
+    /// The batch's body, made off the async threads: compressing a megabyte takes milliseconds,
+    /// which whoever shares this runtime would otherwise wait for.
+    async fn body(&self, batch: &Batch) -> Option<Body> {
+        if let Some(made) = batch.body() {
+            return made.clone();
+        }
+        let (batch, format, compression) = (batch.clone(), self.format, self.compression);
+        let make = move || {
+            batch.body_or_encode(|records| encode::encode(records, format, compression)).cloned()
+        };
+        // It fails only when the runtime shuts down under us, and then nobody waits for it.
+        tokio::task::spawn_blocking(make).await.ok().flatten()
+    }
+}
+
+#[async_trait]
+impl Upstream for Http {
+    fn kind(&self) -> &'static str {
+        "http"
+    }
+
+    async fn send(&self, batch: &Batch) -> Outcome {
+        let Some(body) = self.body(batch).await else {
+            return Outcome::Rejected(Setback::new("a spool record cannot be read"));
+        };
+        let id = batch.id().to_string();
+        let mut request = self
+            .client
+            .post(self.url.clone())
+            .headers(self.headers.clone())
+            .header("idempotency-key", &id)
+            .header("x-batch-events", batch.records().len());
+        if let Some(signer) = &self.signer {
+            // The time is the attempt's: receivers refuse an old one as a replay.
+            let seconds = Timestamp::now().as_second();
+            request = request
+                .header("webhook-id", &id)
+                .header("webhook-timestamp", seconds)
+                .header("webhook-signature", signer.sign(&id, seconds, &body.bytes));
+        }
+        match request.body(body.bytes).send().await {
+            Ok(response) => {
+                let outcome =
+                    answer::outcome(response.status(), response.headers(), Timestamp::now());
+                client::drain(response).await;
+                outcome
+            }
+            Err(error) => Outcome::Retry(Setback::new(answer::describe(&error))),
+        }
+    }
+
+    fn concurrency_max(&self) -> usize {
+        self.concurrency_max
+    }
+
+    fn keeps_portal_order(&self) -> bool {
+        self.order == Order::Portal
+    }
+}

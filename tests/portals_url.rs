@@ -1,0 +1,454 @@
+//! A portal list behind a URL, from a server that behaves in every way it may.
+
+use std::{
+    collections::{BTreeMap, VecDeque},
+    fs,
+    io::Write,
+    net::SocketAddr,
+    path::Path,
+    sync::{
+        Arc, Mutex,
+        atomic::{AtomicU64, Ordering},
+    },
+    time::Duration,
+};
+
+use pixelgate::{
+    clock::Clock,
+    event::Reason,
+    portals::{Config, Haste, LIST_BYTES_MAX, OpenError, Portals, Refreshed, Ruling},
+};
+use tokio::{
+    io::{AsyncReadExt, AsyncWriteExt},
+    net::{TcpListener, TcpStream},
+    task::JoinHandle,
+};
+
+/// A clock that stands still until it is moved.
+#[derive(Default)]
+struct HandClock(AtomicU64);
+
+impl Clock for HandClock {
+    fn unix_ms(&self) -> u64 {
+        1_798_675_200_000 + self.0.load(Ordering::Relaxed)
+    }
+
+    fn monotonic(&self) -> Duration {
+        Duration::from_millis(self.0.load(Ordering::Relaxed))
+    }
+}
+
+/// A server that gives the next answer of a script to each request, and keeps the requests.
+struct Server {
+    address: SocketAddr,
+    script: Arc<Mutex<VecDeque<Vec<u8>>>>,
+    requests: Arc<Mutex<Vec<String>>>,
+    running: JoinHandle<()>,
+}
+
+impl Server {
+    async fn start() -> Server {
+        Server::listen("127.0.0.1:0".parse().unwrap()).await
+    }
+
+    async fn listen(address: SocketAddr) -> Server {
+        let listener = TcpListener::bind(address).await.unwrap();
+        let address = listener.local_addr().unwrap();
+        let script: Arc<Mutex<VecDeque<Vec<u8>>>> = Arc::default();
+        let requests: Arc<Mutex<Vec<String>>> = Arc::default();
+        let (answers, heads) = (Arc::clone(&script), Arc::clone(&requests));
+        let running = tokio::spawn(async move {
+            loop {
+                let Ok((mut stream, _)) = listener.accept().await else { return };
+                let head = read_head(&mut stream).await;
+                heads.lock().unwrap().push(head);
+                let answer = answers.lock().unwrap().pop_front().unwrap_or_default();
+                // A client that has read enough hangs up, which is its right.
+                let _ = stream.write_all(&answer).await;
+                let _ = stream.shutdown().await;
+            }
+        });
+        Server { address, script, requests, running }
+    }
+
+    fn answers(&self, head: &str, body: impl AsRef<[u8]>) {
+        let (head, body) = (head.replace('\n', "\r\n"), body.as_ref());
+        let length = body.len();
+        let head =
+            format!("HTTP/1.1 {head}\r\nConnection: close\r\nContent-Length: {length}\r\n\r\n");
+        self.answers_raw([head.as_bytes(), body].concat());
+    }
+
+    fn answers_raw(&self, answer: impl Into<Vec<u8>>) {
+        self.script.lock().unwrap().push_back(answer.into());
+    }
+
+    fn last_request(&self) -> String {
+        self.requests.lock().unwrap().last().cloned().unwrap_or_default()
+    }
+
+    /// Closes the port.
+    async fn go(self) -> SocketAddr {
+        self.running.abort();
+        let _ = self.running.await;
+        self.address
+    }
+}
+
+async fn read_head(stream: &mut TcpStream) -> String {
+    let mut head = Vec::new();
+    while !head.ends_with(b"\r\n\r\n") {
+        match stream.read_u8().await {
+            Ok(byte) => head.push(byte),
+            Err(_) => break,
+        }
+    }
+    String::from_utf8(head).unwrap().to_ascii_lowercase()
+}
+
+struct Desk {
+    dir: tempfile::TempDir,
+    server: Server,
+    clock: Arc<HandClock>,
+    config: Config,
+    portals: Portals,
+}
+
+impl Desk {
+    async fn new(path: &str) -> Desk {
+        Desk::with(path, Config::default()).await
+    }
+
+    async fn with(path: &str, config: Config) -> Desk {
+        let dir = tempfile::tempdir().unwrap();
+        let server = Server::start().await;
+        let source = format!("http://{}{path}", server.address);
+        let config = Config { source, ..config };
+        let clock = Arc::new(HandClock::default());
+        let portals = Portals::open(&config, dir.path(), clock.clone()).unwrap();
+        Desk { dir, server, clock, config, portals }
+    }
+
+    fn open_again(&self) -> Portals {
+        Portals::open(&self.config, self.dir.path(), self.clock.clone()).unwrap()
+    }
+
+    async fn look(&self) -> Refreshed {
+        self.portals.refresh(Haste::Routine).await
+    }
+
+    async fn fails(&self, what: &str) {
+        let before = self.portals.status();
+        assert_eq!(self.look().await, Refreshed::Failed, "{what}");
+        let status = self.portals.status();
+        let failure = status.last_failure.unwrap().what;
+        assert!(failure.contains(what), "{failure}\n  {what}");
+        assert!(!failure.contains("secret"), "{failure}");
+        assert_eq!((status.fresh, status.failures), (false, before.failures + 1));
+        assert_eq!((status.count, status.loaded_at_ms), (before.count, before.loaded_at_ms));
+    }
+}
+
+fn ruling(portals: &Portals, portal: u64) -> Ruling {
+    portals.judge(portal, "e").ruling
+}
+
+const OVERLOADED: Ruling = Ruling::Refused(Reason::Overloaded);
+const NOT_LISTED: Ruling = Ruling::Refused(Reason::PortalNotAllowed);
+
+#[tokio::test]
+async fn it_is_overloaded_until_the_first_list() {
+    let desk = Desk::new("/l.toml").await;
+    assert_eq!(ruling(&desk.portals, 11), OVERLOADED);
+    assert!(!desk.portals.status().fresh);
+    desk.server.answers("500 Oh", "");
+    desk.fails("answered 500").await;
+    assert_eq!(ruling(&desk.portals, 11), OVERLOADED);
+    desk.server.answers("200 OK", "portals = [11]");
+    assert_eq!(desk.look().await, Refreshed::Swapped);
+    assert_eq!(
+        (ruling(&desk.portals, 11), ruling(&desk.portals, 22)),
+        (Ruling::Allowed, NOT_LISTED)
+    );
+    assert!(desk.portals.status().fresh);
+}
+
+#[tokio::test]
+async fn the_server_is_asked_with_what_it_said_last() {
+    let desk = Desk::new("/l.toml?key=1").await;
+    let date = "Mon, 23 Nov 2026 03:00:00 GMT";
+    desk.server
+        .answers(&format!("200 OK\nETag: W/\"v1\"\nLast-Modified: {date}"), "portals = [11]");
+    assert_eq!(desk.look().await, Refreshed::Swapped);
+    let request = desk.server.last_request();
+    assert!(request.starts_with("get /l.toml?key=1 http/1.1\r\n"), "{request}");
+    assert!(!request.contains("if-none-match") && !request.contains("if-modified-since"));
+
+    desk.server.answers_raw("HTTP/1.1 304 Not Modified\r\nConnection: close\r\n\r\n");
+    assert_eq!(desk.look().await, Refreshed::Same);
+    let request = desk.server.last_request();
+    assert!(request.contains("if-none-match: w/\"v1\"\r\n"), "{request}");
+    let since = format!("if-modified-since: {}\r\n", date.to_ascii_lowercase());
+    assert!(request.contains(&since), "{request}");
+    assert_eq!(ruling(&desk.portals, 11), Ruling::Allowed);
+}
+
+#[tokio::test]
+async fn a_304_to_an_unconditional_request_is_a_failure() {
+    let desk = Desk::new("/l.toml").await;
+    desk.server.answers("304 Not Modified", "");
+    desk.fails("answered 304").await;
+}
+
+#[tokio::test]
+async fn a_server_that_fails_changes_nothing_and_may_come_back() {
+    let mut desk = Desk::new("/l.txt?key=secret").await;
+    let garbage = |desk: &Desk, body: &[u8]| desk.server.answers("200 OK\nETag: \"bad\"", body);
+    desk.server.answers("200 OK\nETag: \"v1\"", "11\n");
+    assert_eq!(desk.look().await, Refreshed::Swapped);
+
+    desk.server.answers("500 Oh", "secret");
+    desk.fails("/l.txt: answered 500 Internal Server Error").await;
+    desk.server.answers("404 Oh", "22\n");
+    desk.fails("answered 404").await;
+    desk.server.answers("204 No", "");
+    desk.fails("answered 204").await;
+    garbage(&desk, b"11\n22\n<secret>\n");
+    desk.fails("/l.txt:3:1: not a portal id").await;
+    garbage(&desk, b"11\n22\n11\n");
+    desk.fails("/l.txt:3:1: portal 11: this portal id is already in the list").await;
+    garbage(&desk, b"");
+    desk.fails("/l.txt: there is no portal in it").await;
+    desk.server.answers("200 OK\nContent-Type: text/html; charset=utf-8", "22\n");
+    desk.fails("neither Content-Type nor name").await;
+    desk.server.answers("200 OK\nContent-Encoding: br", "22\n");
+    desk.fails("Content-Encoding is not gzip").await;
+    desk.server.answers("200 OK\nContent-Encoding: gzip", "22\n");
+    desk.fails("/l.txt: ").await;
+    desk.server.answers_raw("22\n");
+    desk.fails("/l.txt: ").await;
+    desk.server.answers_raw("");
+    desk.fails("/l.txt: ").await;
+    // Cut off: by the length, in the midst of chunks, and nobody knows.
+    desk.server.answers_raw("HTTP/1.1 200 OK\r\nContent-Length: 9\r\n\r\n22\n");
+    desk.fails("/l.txt: ").await;
+    desk.server.answers_raw("HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n3\r\n22\n\r\n");
+    desk.fails("/l.txt: ").await;
+    desk.server.answers_raw("HTTP/1.1 200 OK\r\n\r\n22\n");
+    desk.fails("no length").await;
+
+    let Desk { server, .. } = desk;
+    let address = server.go().await;
+    desk.server = Server::start().await;
+    desk.fails("/l.txt: ").await;
+    assert_eq!(ruling(&desk.portals, 11), Ruling::Allowed);
+
+    desk.server = Server::listen(address).await;
+    desk.server.answers("200 OK\nETag: \"v2\"", "22\n");
+    assert_eq!(desk.look().await, Refreshed::Swapped);
+    // What was not taken was not remembered either.
+    assert!(desk.server.last_request().contains("if-none-match: \"v1\"\r\n"));
+    assert_eq!(
+        (ruling(&desk.portals, 11), ruling(&desk.portals, 22)),
+        (NOT_LISTED, Ruling::Allowed)
+    );
+    assert!(desk.portals.status().fresh);
+}
+
+#[tokio::test]
+async fn the_type_decides_the_format_where_it_says_one() {
+    for (path, content_type, body) in [
+        ("/l", "application/json", r#"{"portals": [11]}"#),
+        ("/l", "application/json; charset=utf-8", r#"{"portals": [11]}"#),
+        ("/l.txt", "Application/TOML", "portals = [11]"),
+        ("/l", "text/plain", "11\n"),
+        ("/l.toml", "text/plain; charset=utf-8", "portals = [11]"),
+        ("/l.json?a=b.txt", "application/octet-stream", r#"{"portals": [11]}"#),
+        ("/l.TXT", "", "11\n"),
+    ] {
+        let desk = Desk::new(path).await;
+        desk.server.answers(&format!("200 OK\nContent-Type: {content_type}"), body);
+        assert_eq!(desk.look().await, Refreshed::Swapped, "{path} {content_type}");
+        assert_eq!(ruling(&desk.portals, 11), Ruling::Allowed);
+    }
+    let desk = Desk::new("/list").await;
+    desk.server.answers("200 OK\nContent-Type: application/octet-stream", "11\n");
+    desk.fails("neither Content-Type nor name").await;
+}
+
+fn gzip(body: &[u8]) -> Vec<u8> {
+    let mut encoder = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::fast());
+    encoder.write_all(body).unwrap();
+    encoder.finish().unwrap()
+}
+
+#[tokio::test]
+async fn gzip_is_read() {
+    let desk = Desk::new("/l.txt").await;
+    let body = gzip(b"11\n22\n");
+    desk.server.answers("200 OK\nContent-Encoding: gzip", &body);
+    assert_eq!(desk.look().await, Refreshed::Swapped);
+    assert!(desk.server.last_request().contains("accept-encoding: gzip\r\n"));
+    assert_eq!(desk.portals.status().count, 2);
+    // Without its checksum, it may be cut off.
+    desk.server.answers("200 OK\nContent-Encoding: gzip", &body[..body.len() - 8]);
+    desk.fails("/l.txt: ").await;
+}
+
+#[tokio::test]
+async fn a_list_larger_than_the_limit_is_not_taken() {
+    let limit = usize::try_from(LIST_BYTES_MAX).unwrap();
+    let desk = Desk::new("/l.txt").await;
+    let mut body = b"11\n".to_vec();
+    body.resize(limit, b'#');
+    desk.server.answers("200 OK\nContent-Encoding: gzip", gzip(&body));
+    assert_eq!(desk.look().await, Refreshed::Swapped);
+    body[1] = b'2';
+    body.push(b'#');
+    desk.server.answers("200 OK\nContent-Encoding: gzip", gzip(&body));
+    desk.fails("larger than 64 MiB").await;
+    desk.server.answers("200 OK", &body);
+    desk.fails("larger than 64 MiB").await;
+    assert_eq!(ruling(&desk.portals, 11), Ruling::Allowed);
+}
+
+#[tokio::test]
+async fn the_last_good_list_is_used_at_the_next_start() {
+    let desk = Desk::new("/l.toml").await;
+    desk.server.answers("200 OK\nETag: \"v1\"", "portals = [11]");
+    assert_eq!(desk.look().await, Refreshed::Swapped);
+    desk.server.answers("200 OK\nETag: \"v2\"", "portals = [nonsense]");
+    assert_eq!(desk.look().await, Refreshed::Failed);
+
+    let portals = desk.open_again();
+    assert_eq!(ruling(&portals, 11), Ruling::Allowed);
+    desk.server.answers("304 Not Modified", "");
+    assert_eq!(portals.refresh(Haste::Routine).await, Refreshed::Same);
+    assert!(desk.server.last_request().contains("if-none-match: \"v1\"\r\n"));
+
+    // Of another URL it is not the list.
+    let source = format!("{}?other", desk.config.source);
+    let other = Config { source, ..desk.config.clone() };
+    let portals = Portals::open(&other, desk.dir.path(), desk.clock.clone()).unwrap();
+    assert_eq!(ruling(&portals, 11), OVERLOADED);
+
+    // Damaged, it is none, and no reason not to start.
+    let copy = desk.dir.path().join("portals.copy");
+    let mut bytes = fs::read(&copy).unwrap();
+    *bytes.last_mut().unwrap() ^= 1;
+    fs::write(&copy, bytes).unwrap();
+    assert_eq!(ruling(&desk.open_again(), 11), OVERLOADED);
+}
+
+#[tokio::test]
+async fn a_copy_too_old_is_overloaded_until_it_is_confirmed() {
+    let config = Config { stale_seconds_max: 60, ..Config::default() };
+    let desk = Desk::with("/l.txt", config).await;
+    desk.server.answers("200 OK\nETag: \"v1\"", "11\n");
+    assert_eq!(desk.look().await, Refreshed::Swapped);
+    assert_eq!(ruling(&desk.open_again(), 11), Ruling::Allowed);
+
+    let copy = fs::File::options().write(true).open(desk.dir.path().join("portals.copy")).unwrap();
+    let long_ago = copy.metadata().unwrap().modified().unwrap() - Duration::from_secs(3600);
+    copy.set_modified(long_ago).unwrap();
+    let portals = desk.open_again();
+    assert_eq!(ruling(&portals, 11), OVERLOADED);
+    desk.server.answers("304 Not Modified", "");
+    assert_eq!(portals.refresh(Haste::Routine).await, Refreshed::Same);
+    assert_eq!(ruling(&portals, 11), Ruling::Allowed);
+    // The confirmation outlives the process too.
+    assert_eq!(ruling(&desk.open_again(), 11), Ruling::Allowed);
+}
+
+#[tokio::test]
+async fn the_same_list_again_is_not_swapped_nor_written() {
+    let desk = Desk::new("/l.txt").await;
+    for expect in [Refreshed::Swapped, Refreshed::Same] {
+        desk.server.answers("200 OK", "11\n");
+        assert_eq!(desk.look().await, expect);
+    }
+    let inode = || {
+        std::os::unix::fs::MetadataExt::ino(
+            &desk.dir.path().join("portals.copy").metadata().unwrap(),
+        )
+    };
+    let before = inode();
+    desk.server.answers("200 OK", "11\n");
+    assert_eq!(desk.look().await, Refreshed::Same);
+    assert_eq!(inode(), before);
+    desk.server.answers("200 OK\nETag: \"v1\"", "11\n");
+    assert_eq!(desk.look().await, Refreshed::Same);
+    assert_ne!(inode(), before);
+}
+
+#[tokio::test]
+async fn a_state_folder_that_cannot_be_written_is_told() {
+    let mut desk = Desk::new("/l.txt").await;
+    let file = desk.dir.path().join("file");
+    fs::write(&file, "").unwrap();
+    desk.portals = Portals::open(&desk.config, &file, desk.clock.clone()).unwrap();
+    desk.server.answers("200 OK", "11\n");
+    desk.fails("state folder").await;
+}
+
+#[tokio::test]
+async fn headers_are_sent_with_the_environment_in_them() {
+    let value = "Bearer ${CARGO_PKG_NAME}-${CARGO_PKG_NAME}";
+    let headers = BTreeMap::from([("Authorization".to_owned(), value.to_owned())]);
+    let desk = Desk::with("/l.txt", Config { headers, ..Config::default() }).await;
+    desk.server.answers("200 OK", "11\n");
+    assert_eq!(desk.look().await, Refreshed::Swapped);
+    let request = desk.server.last_request();
+    assert!(request.contains("authorization: bearer pixelgate-pixelgate\r\n"), "{request}");
+}
+
+#[test]
+fn a_header_that_cannot_be_sent_is_an_error_at_start() {
+    for (name, value, what) in [
+        ("x-key", "${NOBODY_HAS_SET_THIS}", "${NOBODY_HAS_SET_THIS} is not in the environment"),
+        ("x-key", "${UNCLOSED", "without a `}`"),
+        ("x-key", "a\nb", "cannot be the value"),
+        ("x key", "a", "is not the name"),
+    ] {
+        let headers = BTreeMap::from([(name.to_owned(), value.to_owned())]);
+        let source = "http://127.0.0.1/l.txt".to_owned();
+        let config = Config { source, headers, ..Config::default() };
+        let opened = Portals::open(&config, Path::new("unused"), Arc::new(HandClock::default()));
+        let Err(OpenError::Config(error)) = opened else { panic!("{name}: {value}: {opened:?}") };
+        assert_eq!(error.key, format!("portals.headers.{name}"));
+        assert!(error.why.contains(what), "{error}");
+    }
+}
+
+#[tokio::test]
+async fn a_redirect_is_followed_on_the_same_origin_only() {
+    let desk = Desk::new("/l.txt").await;
+    desk.server.answers("302 Found\nLocation: /other.txt", "");
+    desk.server.answers("200 OK", "11\n");
+    assert_eq!(desk.look().await, Refreshed::Swapped);
+    assert!(desk.server.last_request().starts_with("get /other.txt "));
+
+    let stranger = Server::start().await;
+    desk.server.answers(&format!("302 Found\nLocation: http://{}/", stranger.address), "");
+    desk.fails("redirected to another origin").await;
+    assert_eq!(stranger.last_request(), "");
+}
+
+#[tokio::test]
+async fn watching_fetches_at_once_and_ends_when_told() {
+    let desk = Desk::new("/l.txt").await;
+    desk.server.answers("200 OK", "11\n");
+    let (stop, stopped) = tokio::sync::watch::channel(false);
+    let watching = tokio::spawn(desk.portals.clone().watch(stopped));
+    while ruling(&desk.portals, 11) != Ruling::Allowed {
+        tokio::task::yield_now().await;
+    }
+    // Asked to, it does not wait for its time.
+    desk.server.answers("200 OK", "22\n");
+    desk.portals.reload();
+    while ruling(&desk.portals, 22) != Ruling::Allowed {
+        tokio::task::yield_now().await;
+    }
+    stop.send(true).unwrap();
+    watching.await.unwrap();
+}

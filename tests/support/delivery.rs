@@ -1,0 +1,224 @@
+//! The delivery path without the edge: a spool, upstreams from a configuration, events whose
+//! fate is known. Used beside `backend.rs` by the `delivery_*` tests.
+#![allow(dead_code)] // No test uses all of it.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytesize::ByteSize;
+use pixelgate::event::{self, Context, Event, Revenue};
+use pixelgate::forward::{self, Forwarder, Options, Route, dead};
+use pixelgate::spool::{self, Durability, Env, Spool};
+use pixelgate::upstream::{self, BatchConfig, Upstream};
+use serde_json::Value;
+use uuid::Uuid;
+
+/// See the module.
+pub struct Rig {
+    pub dir: Arc<tempfile::TempDir>,
+    pub spool: Spool,
+    pub forwarder: Option<Forwarder>,
+    /// What was accepted: id and wire form.
+    pub accepted: BTreeMap<String, Value>,
+    names: Vec<String>,
+}
+
+#[derive(serde::Deserialize)]
+struct Whole {
+    #[serde(default)]
+    batch: BatchConfig,
+    #[serde(default)]
+    upstream: Vec<upstream::Config>,
+}
+
+impl Rig {
+    /// Opens a spool in a new folder and starts forwarding by this configuration.
+    pub fn start(config: &str) -> Rig {
+        Rig::start_in(Arc::new(tempfile::tempdir().unwrap()), config, Vec::new())
+    }
+
+    /// With upstreams that are no configured kind.
+    pub fn start_with(own: Vec<(&str, Arc<dyn Upstream>)>, config: &str) -> Rig {
+        Rig::start_in(Arc::new(tempfile::tempdir().unwrap()), config, own)
+    }
+
+    /// In a folder that an earlier one has left.
+    pub fn start_in(
+        dir: Arc<tempfile::TempDir>,
+        config: &str,
+        own: Vec<(&str, Arc<dyn Upstream>)>,
+    ) -> Rig {
+        let whole: Whole = toml::from_str(config).unwrap_or_else(|e| panic!("{e}"));
+        upstream::Config::validate_all(&whole.upstream).unwrap();
+        let mut all: Vec<(String, Arc<dyn Upstream>, BatchConfig)> = Vec::new();
+        for c in &whole.upstream {
+            all.push((c.name.clone(), c.build().unwrap(), c.batch.over(&whole.batch)));
+        }
+        for (name, upstream) in own {
+            all.push((name.to_owned(), upstream, whole.batch.clone()));
+        }
+        let names: Vec<String> = all.iter().map(|(name, ..)| name.clone()).collect();
+        let spool = open_spool(dir.path(), &names);
+        let routes = all.into_iter().map(|(name, upstream, batch)| {
+            let reader = spool.reader(&name).unwrap();
+            Route { name, upstream, batch, reader }
+        });
+        let forwarder = forward::start(routes.collect(), Options::new(dir.path().join("dead")));
+        let accepted = BTreeMap::new();
+        Rig { dir, spool, forwarder: Some(forwarder), accepted, names }
+    }
+
+    /// Accepts `count` events of a thousand portals.
+    pub async fn accept(&mut self, count: usize) {
+        let commits: Vec<_> =
+            (0..count).map(|_| self.append(&sample(self.accepted.len()))).collect();
+        for commit in commits {
+            commit.await.unwrap();
+        }
+    }
+
+    /// Accepts one event.
+    pub async fn accept_event(&mut self, event: &Event<'_>) {
+        self.append(event).await.unwrap();
+    }
+
+    fn append(&mut self, event: &Event<'_>) -> spool::Commit {
+        let id = Uuid::now_v7();
+        let context = context();
+        let mut record = Vec::new();
+        event::encode_record(&mut record, id.as_bytes(), 1_795_000_000_000, event, &context);
+        let mut json = Vec::new();
+        event::Record::decode(&record).unwrap().write_json(&mut json, false);
+        self.accepted.insert(id.to_string(), serde_json::from_slice(&json).unwrap());
+        self.spool.append(|out| out.extend_from_slice(&record)).unwrap()
+    }
+
+    /// Waits until each accepted event has come to its end at this upstream. Panics after a
+    /// minute.
+    pub async fn settled(&self, upstream: &str) {
+        let wait = async {
+            // Not until nothing is pending: in `memory` an event is answered before it counts.
+            let ended = |c: spool::UpstreamStatus| c.delivered + c.dead;
+            while ended(self.counts(upstream)) < self.accepted.len() as u64 {
+                tokio::time::sleep(Duration::from_millis(2)).await;
+            }
+        };
+        let waited = tokio::time::timeout(Duration::from_secs(60), wait).await;
+        waited.unwrap_or_else(|_| panic!("{upstream}: {:?}", self.counts(upstream)));
+    }
+
+    /// What the spool says about an upstream, the identity of SPEC 7 checked.
+    pub fn counts(&self, upstream: &str) -> spool::UpstreamStatus {
+        let status = self.spool.status();
+        let counts = status.upstreams.into_iter().find(|u| u.name == upstream).unwrap();
+        let sum = counts.delivered + counts.dead + counts.pending + counts.lost;
+        assert_eq!(counts.accepted, sum, "{counts:?}");
+        assert_eq!(counts.lost, 0);
+        counts
+    }
+
+    pub fn status(&self, upstream: &str) -> forward::Status {
+        let all = self.forwarder.as_ref().unwrap().status();
+        all.into_iter().find(|s| s.name == upstream).unwrap()
+    }
+
+    /// Waits until the upstream's status is as asked for. Panics after a minute.
+    pub async fn until(&self, upstream: &str, done: impl Fn(&forward::Status) -> bool) {
+        let wait = async {
+            while !done(&self.status(upstream)) {
+                tokio::time::sleep(Duration::from_millis(2)).await;
+            }
+        };
+        let waited = tokio::time::timeout(Duration::from_secs(60), wait).await;
+        waited.unwrap_or_else(|_| panic!("{:?}", self.status(upstream)));
+    }
+
+    pub fn dead_dir(&self) -> PathBuf {
+        self.dir.path().join("dead")
+    }
+
+    /// The dead letters of an upstream.
+    pub fn dead(&self, upstream: &str) -> Vec<dead::Letter> {
+        let mut letters = Vec::new();
+        let summary = dead::list(&self.dead_dir(), upstream, |l| letters.push(l.clone())).unwrap();
+        assert_eq!(summary.damaged, 0);
+        letters
+    }
+
+    /// Holds what an upstream took, and its dead letters, against what was accepted: nothing is
+    /// missing, nothing was made up, every payload is what it was. Gives the number of
+    /// duplicates among what was taken.
+    pub fn check(&self, upstream: &str, taken: &[Value]) -> usize {
+        let mut delivered = BTreeSet::new();
+        let mut duplicates = 0;
+        for event in taken {
+            let id = self.check_payload(event);
+            duplicates += usize::from(!delivered.insert(id));
+        }
+        let mut ended = delivered;
+        for letter in self.dead(upstream) {
+            let event: Value = serde_json::from_str(letter.event.as_ref().unwrap().get()).unwrap();
+            let id = self.check_payload(&event);
+            assert_eq!(letter.id().unwrap().to_string(), id);
+            ended.insert(id);
+        }
+        let missing = self.accepted.len() - ended.len();
+        assert_eq!(missing, 0, "accepted events that are neither delivered nor dead letters");
+        assert_eq!(self.counts(upstream).pending, 0);
+        duplicates
+    }
+
+    fn check_payload(&self, event: &Value) -> String {
+        let id = event["id"].as_str().expect("an event has an id").to_owned();
+        let expect = self.accepted.get(&id).expect("an event that was never accepted");
+        assert_eq!(event, expect);
+        id
+    }
+
+    /// Stops forwarding and closes the spool, as a graceful stop does; gives the folder.
+    pub async fn stop(mut self) -> Arc<tempfile::TempDir> {
+        self.forwarder.take().unwrap().stop().await;
+        self.spool.close(Duration::from_secs(10)).unwrap();
+        self.dir
+    }
+}
+
+fn open_spool(dir: &Path, names: &[String]) -> Spool {
+    let config = spool::Config {
+        dir: dir.join("spool"),
+        durability: Durability::Memory,
+        bytes_max: ByteSize::mib(256),
+        free_bytes_min: ByteSize::mib(1),
+        segment_bytes: ByteSize::mib(4),
+        ..spool::Config::default()
+    };
+    Spool::open(&config, names, Env::system()).unwrap()
+}
+
+/// The nth event: of one of a thousand portals, some with revenue, some with awkward text.
+pub fn sample(n: usize) -> Event<'static> {
+    let mut properties = event::Properties::new();
+    properties.push(("favorite_color".into(), "orange \"and\" blue\n".into()));
+    properties.push(("n".into(), n.to_string().into()));
+    Event {
+        portal: 1 + (n % 1000) as u64,
+        name: "000000001625".into(),
+        email: Some(format!("person{n}@company.com").into()),
+        revenue: (n % 5 == 0).then(|| Revenue::parse("20.5").unwrap()),
+        external_id: (n % 3 == 0).then(|| format!("ext-{n}").into()),
+        properties,
+    }
+}
+
+/// Where every sample event came from.
+pub fn context() -> Context<'static> {
+    Context {
+        ip: Some("203.0.113.7".parse().unwrap()),
+        user_agent: Some("Mozilla/5.0 (X11; Linux x86_64; rv:130.0) Gecko/20100101".into()),
+        referer: Some("https://shop.example/\u{e9}?a=\"b\"".into()),
+        gpc: true,
+        ..Context::default()
+    }
+}

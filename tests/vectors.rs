@@ -1,0 +1,228 @@
+//! The contract's vectors (`tests/vectors/*.toml`): every one against the fast judge, against the
+//! naive one, and, if it is an event, through every form in which an event is written down.
+
+mod naive;
+
+use std::collections::{BTreeMap, HashSet};
+use std::fmt::Write;
+use std::panic::catch_unwind;
+use std::path::{Path, PathBuf};
+
+use pixelgate::event::{self, Config, Context, Event, Record, Rules};
+use serde::Deserialize;
+
+/// Fewer than this, and files have gone missing.
+const VECTORS_MIN: usize = 500;
+const ADDRESSES_MIN: usize = 150;
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct File {
+    #[serde(default)]
+    vector: Vec<Vector>,
+    #[serde(default)]
+    address: Vec<Address>,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Vector {
+    name: String,
+    query: String,
+    event: Option<Canonical>,
+    #[serde(default)]
+    ignored: Vec<(String, String)>,
+    reject: Option<String>,
+    param: Option<String>,
+    hints: Option<Vec<(String, String)>>,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Canonical {
+    portal: u64,
+    event: String,
+    email: Option<String>,
+    revenue: Option<String>,
+    external_id: Option<String>,
+    #[serde(default)]
+    properties: BTreeMap<String, String>,
+}
+
+/// One entry of a public list: what arrives, and its canonical form if it is an address here.
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Address {
+    text: String,
+    canonical: Option<String>,
+}
+
+#[test]
+fn every_vector_holds() {
+    let mut vectors = Vec::new();
+    let mut names = HashSet::new();
+    for path in files() {
+        for vector in read(&path).vector {
+            let place = format!("{}: {}", file_name(&path), vector.name);
+            assert!(names.insert(place.clone()), "{place}: this name is taken");
+            vectors.push((place, vector));
+        }
+    }
+    check_all(vectors, VECTORS_MIN);
+}
+
+#[test]
+fn every_address_of_the_public_lists_is_judged_by_the_rule() {
+    let mut vectors = Vec::new();
+    for path in files() {
+        for Address { text, canonical } in read(&path).address {
+            let place = format!("{}: {text:?}", file_name(&path));
+            let query = format!("_a=1&_n=x&email={}", encoded(&expand(&text)));
+            let vector = Vector {
+                name: text,
+                query,
+                reject: canonical.is_none().then(|| "invalid_email".to_owned()),
+                param: canonical.is_none().then(|| "email".to_owned()),
+                event: canonical.map(|email| Canonical {
+                    portal: 1,
+                    event: "x".to_owned(),
+                    email: Some(email),
+                    revenue: None,
+                    external_id: None,
+                    properties: BTreeMap::new(),
+                }),
+                ignored: vec![],
+                hints: None,
+            };
+            vectors.push((place, vector));
+        }
+    }
+    check_all(vectors, ADDRESSES_MIN);
+}
+
+/// Goes on after a failure: whoever changes a rule wants to see all that it touches.
+fn check_all(vectors: Vec<(String, Vector)>, count_min: usize) {
+    assert!(vectors.len() >= count_min, "only {} vectors", vectors.len());
+    let holds = |(place, vector)| catch_unwind(|| check(place, vector)).is_ok();
+    let failed = vectors.iter().map(|(place, vector)| (place, vector)).filter(|v| !holds(*v)).count();
+    assert_eq!(failed, 0, "of {} vectors", vectors.len());
+}
+
+fn check(place: &str, vector: &Vector) {
+    let query = expand(&vector.query);
+    let fast = fast(query.as_bytes(), &Rules::default());
+    match (&vector.event, &vector.reject) {
+        (Some(canonical), None) => {
+            let expected = naive::Event {
+                portal: canonical.portal,
+                event: expand(&canonical.event),
+                email: canonical.email.as_deref().map(expand),
+                revenue: canonical.revenue.clone(),
+                external_id: canonical.external_id.as_deref().map(expand),
+                properties: canonical
+                    .properties
+                    .iter()
+                    .map(|(name, value)| (expand(name), expand(value)))
+                    .collect(),
+            };
+            let Ok((event, ignored)) = &fast else { panic!("{place}: rejected, {fast:?}") };
+            assert_eq!(*event, expected, "{place}");
+            let named: Vec<_> = ignored.iter().map(|(n, why)| (&**n, *why)).collect();
+            let wanted: Vec<(String, String)> =
+                vector.ignored.iter().map(|(name, why)| (expand(name), why.clone())).collect();
+            let wanted: Vec<_> = wanted.iter().map(|(n, why)| (&**n, &**why)).collect();
+            assert_eq!(named, wanted, "{place}: ignored");
+            check_forms(place, query.as_bytes());
+        }
+        (None, Some(reason)) => {
+            let Err(reject) = &fast else { panic!("{place}: accepted as {fast:?}") };
+            assert_eq!(*reject, (reason.as_str(), vector.param.as_deref()), "{place}");
+        }
+        _ => panic!("{place}: either an event or a rejection"),
+    }
+    assert_eq!(naive::judge(query.as_bytes()), fast, "{place}: the naive judge");
+    if let Some(hints) = &vector.hints {
+        let found = event::advice(query.as_bytes(), &Rules::default());
+        let found: Vec<_> =
+            found.iter().map(|a| (a.param.to_string(), a.hint.as_str().to_owned())).collect();
+        assert_eq!(found, *hints, "{place}: hints");
+    }
+}
+
+/// The fast judge's verdict in the naive one's words.
+fn fast(query: &[u8], rules: &Rules) -> naive::Verdict {
+    match event::parse(query, rules) {
+        Ok(judged) => {
+            let ignored =
+                judged.ignored.iter().map(|(name, why)| (name.to_string(), why.as_str()));
+            Ok((plain(&judged.event), ignored.collect()))
+        }
+        Err(reject) => Err((reject.reason.as_str(), reject.param)),
+    }
+}
+
+fn plain(event: &Event<'_>) -> naive::Event {
+    let properties = event.properties.iter().map(|(n, v)| (n.to_string(), v.to_string()));
+    naive::Event {
+        portal: event.portal,
+        event: event.name.to_string(),
+        email: event.email.as_ref().map(|email| email.to_string()),
+        revenue: event.revenue.map(|revenue| revenue.to_string()),
+        external_id: event.external_id.as_ref().map(|id| id.to_string()),
+        properties: properties.collect(),
+    }
+}
+
+/// An event is the same after being written as a query, and as a record.
+fn check_forms(place: &str, query: &[u8]) {
+    let judged = event::parse(query, &Rules::default()).expect("checked before");
+    let roomy = Config { query_bytes_max: bytesize::ByteSize::kib(64), ..Config::default() };
+    let roomy = Rules::new(&roomy).expect("64 KiB may be configured");
+    let canonical = event::canonical_query(&judged.event);
+    let again = event::parse(canonical.as_bytes(), &roomy).expect("a canonical query passes");
+    assert!(again.event == judged.event, "{place}: not idempotent");
+    assert!(again.ignored.is_empty(), "{place}: a canonical query holds nothing to ignore");
+
+    let mut bytes = Vec::new();
+    event::encode_record(&mut bytes, &[7; 16], 1, &judged.event, &Context::default());
+    let record = Record::decode(&bytes).expect("what was encoded decodes");
+    assert!(record.event() == Ok(judged.event.into_owned()), "{place}: not the same in a record");
+}
+
+fn files() -> Vec<PathBuf> {
+    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/vectors");
+    let entries = std::fs::read_dir(&folder).expect("there are vectors");
+    let mut files: Vec<_> = entries.map(|entry| entry.expect("it can be read").path()).collect();
+    files.sort();
+    files
+}
+
+fn file_name(path: &Path) -> String {
+    path.file_name().unwrap_or_default().to_string_lossy().into_owned()
+}
+
+fn read(path: &Path) -> File {
+    let text = std::fs::read_to_string(path).expect("it can be read");
+    toml::from_str(&text).unwrap_or_else(|fault| panic!("{}: {fault}", path.display()))
+}
+
+/// `⟦text×count⟧` to so many times the text.
+fn expand(text: &str) -> String {
+    let mut expanded = String::new();
+    let mut rest = text;
+    while let Some((before, after)) = rest.split_once('⟦') {
+        let (inside, after) = after.split_once('⟧').expect("⟦ has its ⟧");
+        let (part, count) = inside.rsplit_once('×').expect("⟦text×count⟧");
+        expanded.push_str(before);
+        expanded.push_str(&part.repeat(count.parse().expect("a count")));
+        rest = after;
+    }
+    expanded + rest
+}
+
+fn encoded(text: &str) -> String {
+    text.bytes().fold(String::new(), |mut all, byte| {
+        let _ = write!(all, "%{byte:02X}");
+        all
+    })
+}
