@@ -74,7 +74,7 @@ impl Guard {
         if path.is_empty() {
             return Err(PathError::Root);
         }
-        if loosest(path).as_slice() != path {
+        if path.ends_with(b"/") || loosest(path).as_slice() != path {
             return Err(PathError::NotCanonical);
         }
         Ok(Guard { path: path.into() })

@@ -239,12 +239,23 @@ impl Prebuilt {
     /// valid by type and their statuses are literals.
     pub fn new(answer: Answer) -> pingora::Result<Self> {
         let size = answer.headers.len() + SPARE_HEADERS;
-        let mut header = ResponseHeader::build_no_case(answer.status, Some(size))?;
+        let mut header = ResponseHeader::build(answer.status, Some(size))?;
         for (name, value) in answer.headers {
-            header.insert_header(name, value)?;
+            header.insert_header(title_case(&name), value)?;
         }
         Ok(Self { header, body: answer.body })
     }
+}
+
+/// `x-event-verdict` as `X-Event-Verdict`: the same to every client, but not to every reader.
+pub(crate) fn title_case(name: &HeaderName) -> String {
+    let mut begins = true;
+    let title = |c: char| {
+        let cased = if begins { c.to_ascii_uppercase() } else { c };
+        begins = c == '-';
+        cased
+    };
+    name.as_str().chars().map(title).collect()
 }
 
 /// Reads a body that came along and drops it, so that the next request on this connection is

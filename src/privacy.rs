@@ -48,9 +48,7 @@ impl Config {
     /// Takes from an accepted event what may not be kept.
     pub fn apply<'a>(&self, event: &mut Event<'a>, context: &mut Context<'a>) {
         if context.gpc && self.gpc == Gpc::Anonymize {
-            event.email = None;
-            event.external_id = None;
-            event.properties.clear();
+            event.anonymize();
             context.ip = None;
             context.user_agent = None;
             context.referer = None;

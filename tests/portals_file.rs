@@ -450,8 +450,8 @@ fn a_list_larger_than_the_limit_is_not_read() {
 
     let limit = pixelgate::portals::RULES_BYTES_MAX;
     let mut list = b"portals=[\n11]\n".to_vec();
-    // The id itself is not counted.
-    list.resize(limit + 2, b'#');
+    // The id and the line end before it are not counted.
+    list.resize(limit + 3, b'#');
     assert_eq!(complaint("l.toml", &list), "taken: 1");
     list.push(b'#');
     assert!(complaint("l.toml", &list).contains("too much beside the ids"));

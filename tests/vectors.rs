@@ -8,7 +8,8 @@ use std::fmt::Write;
 use std::panic::catch_unwind;
 use std::path::{Path, PathBuf};
 
-use pixelgate::event::{self, Config, Context, Event, Record, Rules};
+use naive::compare;
+use pixelgate::event::{self, Context, Rules};
 use serde::Deserialize;
 
 /// Fewer than this, and files have gone missing.
@@ -103,14 +104,14 @@ fn every_address_of_the_public_lists_is_judged_by_the_rule() {
 /// Goes on after a failure: whoever changes a rule wants to see all that it touches.
 fn check_all(vectors: Vec<(String, Vector)>, count_min: usize) {
     assert!(vectors.len() >= count_min, "only {} vectors", vectors.len());
-    let holds = |(place, vector)| catch_unwind(|| check(place, vector)).is_ok();
-    let failed = vectors.iter().map(|(place, vector)| (place, vector)).filter(|v| !holds(*v)).count();
+    let holds = |(place, vector): &(String, Vector)| catch_unwind(|| check(place, vector)).is_ok();
+    let failed = vectors.iter().filter(|vector| !holds(vector)).count();
     assert_eq!(failed, 0, "of {} vectors", vectors.len());
 }
 
 fn check(place: &str, vector: &Vector) {
     let query = expand(&vector.query);
-    let fast = fast(query.as_bytes(), &Rules::default());
+    let fast = compare::fast(query.as_bytes());
     match (&vector.event, &vector.reject) {
         (Some(canonical), None) => {
             let expected = naive::Event {
@@ -132,7 +133,7 @@ fn check(place: &str, vector: &Vector) {
                 vector.ignored.iter().map(|(name, why)| (expand(name), why.clone())).collect();
             let wanted: Vec<_> = wanted.iter().map(|(n, why)| (&**n, &**why)).collect();
             assert_eq!(named, wanted, "{place}: ignored");
-            check_forms(place, query.as_bytes());
+            compare::check_forms(query.as_bytes(), &Context::default());
         }
         (None, Some(reason)) => {
             let Err(reject) = &fast else { panic!("{place}: accepted as {fast:?}") };
@@ -147,46 +148,6 @@ fn check(place: &str, vector: &Vector) {
             found.iter().map(|a| (a.param.to_string(), a.hint.as_str().to_owned())).collect();
         assert_eq!(found, *hints, "{place}: hints");
     }
-}
-
-/// The fast judge's verdict in the naive one's words.
-fn fast(query: &[u8], rules: &Rules) -> naive::Verdict {
-    match event::parse(query, rules) {
-        Ok(judged) => {
-            let ignored =
-                judged.ignored.iter().map(|(name, why)| (name.to_string(), why.as_str()));
-            Ok((plain(&judged.event), ignored.collect()))
-        }
-        Err(reject) => Err((reject.reason.as_str(), reject.param)),
-    }
-}
-
-fn plain(event: &Event<'_>) -> naive::Event {
-    let properties = event.properties.iter().map(|(n, v)| (n.to_string(), v.to_string()));
-    naive::Event {
-        portal: event.portal,
-        event: event.name.to_string(),
-        email: event.email.as_ref().map(|email| email.to_string()),
-        revenue: event.revenue.map(|revenue| revenue.to_string()),
-        external_id: event.external_id.as_ref().map(|id| id.to_string()),
-        properties: properties.collect(),
-    }
-}
-
-/// An event is the same after being written as a query, and as a record.
-fn check_forms(place: &str, query: &[u8]) {
-    let judged = event::parse(query, &Rules::default()).expect("checked before");
-    let roomy = Config { query_bytes_max: bytesize::ByteSize::kib(64), ..Config::default() };
-    let roomy = Rules::new(&roomy).expect("64 KiB may be configured");
-    let canonical = event::canonical_query(&judged.event);
-    let again = event::parse(canonical.as_bytes(), &roomy).expect("a canonical query passes");
-    assert!(again.event == judged.event, "{place}: not idempotent");
-    assert!(again.ignored.is_empty(), "{place}: a canonical query holds nothing to ignore");
-
-    let mut bytes = Vec::new();
-    event::encode_record(&mut bytes, &[7; 16], 1, &judged.event, &Context::default());
-    let record = Record::decode(&bytes).expect("what was encoded decodes");
-    assert!(record.event() == Ok(judged.event.into_owned()), "{place}: not the same in a record");
 }
 
 fn files() -> Vec<PathBuf> {

@@ -215,15 +215,10 @@ impl ProxyHttp for Edge {
         if session.response_written().is_some() {
             return gone;
         }
-        // What is left of the request's body would be read as the next request.
-        let can_reuse_downstream = session.is_body_done();
-        if !can_reuse_downstream {
-            session.set_keepalive(None);
-        }
+        // Pingora closes after a failed exchange whatever is said here, so say it to the client.
+        session.set_keepalive(None);
         match self.refuse(session, refusal).await {
-            Ok(()) => {
-                FailToProxy { error_code: refusal.header.status.as_u16(), can_reuse_downstream }
-            }
+            Ok(()) => FailToProxy { error_code: refusal.header.status.as_u16(), ..gone },
             Err(e) => {
                 debug!("a client left before it was told of a failure: {}", e.etype().as_str());
                 gone

@@ -10,38 +10,38 @@ use tokio::time::{Instant, timeout_at};
 use crate::spool::Seat;
 use crate::upstream::{Batch, BatchConfig};
 
-/// An event as it comes from the spool.
+/// An event as it comes from the spool. The seat's type is open so that tests can make seats.
 #[derive(Debug, Clone)]
-pub struct Arrival {
-    pub seat: Seat,
+pub struct Arrival<T = Seat> {
+    pub seat: T,
     pub record: Bytes,
     pub received_at_ms: u64,
 }
 
 /// Events that will be one batch. Holds at least one.
 #[derive(Debug)]
-pub struct Gathered {
-    pub arrivals: Vec<Arrival>,
+pub struct Gathered<T = Seat> {
+    pub arrivals: Vec<Arrival<T>>,
     bytes: usize,
 }
 
 /// Makes batches of what comes in.
 #[derive(Debug)]
-pub struct Gatherer {
+pub struct Gatherer<T = Seat> {
     config: BatchConfig,
-    inbox: Receiver<Vec<Arrival>>,
+    inbox: Receiver<Vec<Arrival<T>>>,
     /// Came in, and in no batch yet. Never more than one message of the inbox.
-    waiting: VecDeque<Arrival>,
+    waiting: VecDeque<Arrival<T>>,
 }
 
-impl Gatherer {
+impl<T> Gatherer<T> {
     /// Gathers from `inbox`.
-    pub fn new(config: BatchConfig, inbox: Receiver<Vec<Arrival>>) -> Gatherer {
+    pub fn new(config: BatchConfig, inbox: Receiver<Vec<Arrival<T>>>) -> Gatherer<T> {
         Gatherer { config, inbox, waiting: VecDeque::new() }
     }
 
     /// Waits for the next batch to close. `None` when the inbox has ended and is empty.
-    pub async fn next(&mut self) -> Option<Gathered> {
+    pub async fn next(&mut self) -> Option<Gathered<T>> {
         let first = loop {
             match self.waiting.pop_front() {
                 Some(arrival) => break arrival,
@@ -70,23 +70,104 @@ impl Gatherer {
     }
 }
 
-impl Gathered {
-    fn begin(first: Arrival) -> Gathered {
+impl<T> Gathered<T> {
+    fn begin(first: Arrival<T>) -> Gathered<T> {
         let bytes = weight(&first);
         Gathered { arrivals: vec![first], bytes }
     }
 
-    fn has_room(&self, arrival: &Arrival, config: &BatchConfig) -> bool {
+    fn has_room(&self, arrival: &Arrival<T>, config: &BatchConfig) -> bool {
         let bytes_max = usize::try_from(config.bytes_max.as_u64()).unwrap_or(usize::MAX);
         self.arrivals.len() < config.events_max && self.bytes + weight(arrival) <= bytes_max
     }
 
-    fn add(&mut self, arrival: Arrival) {
+    fn add(&mut self, arrival: Arrival<T>) {
         self.bytes += weight(&arrival);
         self.arrivals.push(arrival);
     }
 }
 
-fn weight(arrival: &Arrival) -> usize {
+#[cfg(test)]
+impl<T> Gathered<T> {
+    pub fn of_one(record: Bytes, seat: T, received_at_ms: u64) -> Gathered<T> {
+        Gathered::begin(Arrival { seat, record, received_at_ms })
+    }
+}
+
+fn weight<T>(arrival: &Arrival<T>) -> usize {
     arrival.record.len() + Batch::EVENT_OVERHEAD_BYTES
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use bytesize::ByteSize;
+    use tokio::sync::mpsc;
+
+    const OVERHEAD: usize = Batch::EVENT_OVERHEAD_BYTES;
+
+    fn arrivals(sizes: &[usize]) -> Vec<Arrival<()>> {
+        let one = |&bytes: &usize| {
+            let record = Bytes::from(vec![b'x'; bytes]);
+            Arrival { seat: (), record, received_at_ms: 0 }
+        };
+        sizes.iter().map(one).collect()
+    }
+
+    fn config(events_max: usize, bytes_max: usize, linger_ms: u64) -> BatchConfig {
+        BatchConfig { events_max, bytes_max: ByteSize(bytes_max as u64), linger_ms }
+    }
+
+    /// Events of these sizes come in in these messages, all at once: how many does each batch
+    /// hold?
+    async fn check(config: BatchConfig, messages: &[&[usize]], expect: &[usize]) {
+        let (outbox, inbox) = mpsc::channel(100);
+        for message in messages {
+            outbox.send(arrivals(message)).await.unwrap();
+        }
+        drop(outbox);
+        let mut gatherer = Gatherer::new(config, inbox);
+        let mut sizes = Vec::new();
+        while let Some(gathered) = gatherer.next().await {
+            sizes.push(gathered.arrivals.len());
+        }
+        assert_eq!(sizes, expect);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_batch_closes_at_its_number_of_events() {
+        check(config(3, 1 << 20, 1000), &[&[1], &[1, 1, 1], &[1; 4]], &[3, 3, 2]).await;
+        check(config(1, 1 << 20, 1000), &[&[1, 1], &[1]], &[1, 1, 1]).await;
+        check(config(3, 1 << 20, 0), &[&[1; 3]], &[3]).await;
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_batch_closes_at_its_bytes_and_not_one_later() {
+        let two = 2 * (100 + OVERHEAD);
+        check(config(100, two, 1000), &[&[100; 5]], &[2, 2, 1]).await;
+        check(config(100, two - 1, 1000), &[&[100; 3]], &[1, 1, 1]).await;
+        check(config(100, two + 1, 1000), &[&[100; 4]], &[2, 2]).await;
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn an_event_larger_than_a_batch_travels_alone() {
+        check(config(100, 1000, 1000), &[&[10, 5000, 10, 10]], &[1, 1, 2]).await;
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_batch_closes_when_its_first_event_has_waited_long_enough() {
+        let (outbox, inbox) = mpsc::channel(100);
+        let mut gatherer = Gatherer::new(config(100, 1 << 20, 1000), inbox);
+        tokio::spawn(async move {
+            // Every 300 ms, so that the events keep coming while the first one waits.
+            for _ in 0..10 {
+                outbox.send(arrivals(&[1])).await.unwrap();
+                tokio::time::sleep(Duration::from_millis(300)).await;
+            }
+        });
+        let start = Instant::now();
+        let first = gatherer.next().await.unwrap();
+        assert_eq!(first.arrivals.len(), 4);
+        assert_eq!(start.elapsed().as_millis(), 1000);
+    }
 }

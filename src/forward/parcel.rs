@@ -42,17 +42,15 @@ struct Age {
     key: (u64, u64),
 }
 
-impl Parcel {
+impl<T: Copy> Parcel<T> {
     /// Of a closed batch.
-    pub fn new(gathered: Gathered, ages: &Arc<Ages>) -> Parcel {
+    pub fn new(gathered: Gathered<T>, ages: &Arc<Ages>) -> Parcel<T> {
         let came_ms = gathered.arrivals.iter().map(|a| a.received_at_ms).min();
         let age = Some(Arc::new(Ages::enter(ages, came_ms.unwrap_or_default())));
         let (seats, records) = gathered.arrivals.into_iter().map(|a| (a.seat, a.record)).unzip();
         Parcel { batch: Batch::new(records), seats, setbacks: 0, age }
     }
-}
 
-impl<T: Copy> Parcel<T> {
     /// Of records that are not on their way from the spool.
     pub fn of(records: Vec<Bytes>, seats: Vec<T>) -> Parcel<T> {
         Parcel { batch: Batch::new(records), seats, setbacks: 0, age: None }
@@ -139,4 +137,77 @@ impl Drop for Age {
 /// a few poison events that are tried for hours must not keep their neighbours in memory.
 pub fn detached(record: &Bytes) -> Bytes {
     Bytes::copy_from_slice(record)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn parcel(len: usize) -> Parcel<usize> {
+        let records = (0..len).map(|n| Bytes::from(n.to_string())).collect();
+        Parcel::of(records, (0..len).collect())
+    }
+
+    fn retry() -> Outcome {
+        Outcome::Retry(Setback::new("test"))
+    }
+
+    /// A parcel of five is taken apart: which seats come out, with which outcome?
+    fn check(parts: Vec<(Vec<usize>, Outcome)>, expect: &[(&[usize], &str)]) {
+        let parts = parts.into_iter().map(|(places, outcome)| Part { places, outcome });
+        let parted = parcel(5).part(parts.collect());
+        let got: Vec<_> = parted.iter().map(|(p, o)| (p.seats.as_slice(), o.label())).collect();
+        assert_eq!(got, expect);
+        for (parcel, _) in &parted {
+            let records: Vec<_> = parcel.batch.records().iter().map(|r| r.to_vec()).collect();
+            let expect: Vec<_> = parcel.seats.iter().map(|s| s.to_string().into_bytes()).collect();
+            assert_eq!(records, expect, "a record changed its seat");
+        }
+    }
+
+    #[test]
+    fn every_event_comes_out_once_whatever_the_parts_say() {
+        use Outcome::Delivered;
+        check(vec![], &[(&[0, 1, 2, 3, 4], "retry")]);
+        check(vec![(vec![0, 2], Delivered)], &[(&[0, 2], "delivered"), (&[1, 3, 4], "retry")]);
+        check(vec![(vec![9, 1], Delivered)], &[(&[1], "delivered"), (&[0, 2, 3, 4], "retry")]);
+        let overlap = vec![(vec![0, 1, 1, 2], Delivered), (vec![2, 3, 4], retry())];
+        check(overlap, &[(&[0, 1, 2], "delivered"), (&[3, 4], "retry")]);
+        let about_the_upstream = vec![(vec![], retry()), (vec![4, 3, 2, 1, 0], Delivered)];
+        check(about_the_upstream, &[(&[0, 1, 2, 3, 4], "delivered")]);
+    }
+
+    #[test]
+    fn a_batch_whose_events_all_ended_alike_keeps_its_key() {
+        let whole = parcel(3);
+        let id = whole.batch.id();
+        let parted = whole.part(vec![Part { places: vec![0, 1, 2], outcome: retry() }]);
+        assert_eq!(parted[0].0.batch.id(), id);
+    }
+
+    #[test]
+    fn halves_keep_the_order_and_have_keys_of_their_own() {
+        let whole = parcel(5);
+        let id = whole.batch.id();
+        let [front, back] = whole.halve();
+        assert_eq!((front.seats.as_slice(), back.seats.as_slice()), (&[0, 1][..], &[2, 3, 4][..]));
+        assert!(front.batch.id() != id && back.batch.id() != id);
+        assert_ne!(front.batch.id(), back.batch.id());
+    }
+
+    #[test]
+    fn the_age_is_that_of_the_oldest_parcel_until_its_last_part_is_gone() {
+        let ages = Arc::new(Ages::default());
+        let gathered = |came_ms| Gathered::of_one(Bytes::from("x"), 0_usize, came_ms);
+        let old = Parcel::new(gathered(7), &ages);
+        let young = Parcel::new(gathered(9), &ages);
+        assert_eq!(ages.oldest_ms(), Some(7));
+        let part = old.pick(&[0]);
+        drop(old);
+        assert_eq!(ages.oldest_ms(), Some(7));
+        drop(part);
+        assert_eq!(ages.oldest_ms(), Some(9));
+        drop(young);
+        assert_eq!(ages.oldest_ms(), None);
+    }
 }

@@ -8,7 +8,7 @@ use super::{
     config::Mode,
     list::{List, Place},
 };
-use crate::event::Reason;
+use crate::{clock::Clock, event::Reason};
 
 /// The answer about one event of one portal.
 #[must_use]
@@ -163,10 +163,11 @@ impl fmt::Debug for Policy {
 }
 
 /// What `judge` needs to know beside the list.
-pub(super) struct Moment {
+pub(super) struct Moment<'a> {
     pub mode: Mode,
-    pub unix_ms: u64,
     pub stale: bool,
+    /// Asked only for a portal that expires: the time costs more than all the rest.
+    pub clock: &'a dyn Clock,
 }
 
 /// Judges one event, with no lock taken and nothing allocated.
@@ -175,14 +176,14 @@ pub(super) fn judge(
     list: Guard<Option<Arc<List>>>,
     portal: u64,
     event_name: &str,
-    moment: &Moment,
+    moment: &Moment<'_>,
 ) -> Decision {
     let place = list.as_ref().and_then(|list| list.place(portal));
     let checked = match (moment.mode, list.as_ref()) {
         (Mode::Off, _) => Ok(Because::Off),
         (_, None) => Err((Reason::Overloaded, Because::NotLoaded)),
         (_, Some(_)) if moment.stale => Err((Reason::Overloaded, Because::Stale)),
-        (_, Some(list)) => check(list, place, event_name, moment.unix_ms),
+        (_, Some(list)) => check(list, place, event_name, moment.clock),
     };
     let (ruling, because, metering) = match (checked, moment.mode) {
         (Ok(because), Mode::Enforce) => (Ruling::Allowed, because, Metering::Enforced),
@@ -201,13 +202,13 @@ fn check(
     list: &List,
     place: Option<Place>,
     event_name: &str,
-    unix_ms: u64,
+    clock: &dyn Clock,
 ) -> Result<Because, (Reason, Because)> {
     if place.is_none() {
         return Err((Reason::PortalNotAllowed, Because::NotListed));
     }
     let rules = list.rules(place);
-    if rules.expires.is_some_and(|expires| expires.unix_ms <= unix_ms) {
+    if rules.expires.is_some_and(|expires| expires.unix_ms <= clock.unix_ms()) {
         return Err((Reason::PortalNotAllowed, Because::Expired));
     }
     if rules.events.as_ref().is_some_and(|events| !events.allow(event_name)) {

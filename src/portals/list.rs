@@ -18,6 +18,9 @@ use crate::clock::Clock;
 /// Read in pieces of this size.
 const READ_BYTES: usize = 64 << 10;
 
+/// The most ids that memory is set aside for before they are seen.
+const IDS_RESERVED_MAX: usize = 4 << 20;
+
 /// A portal list.
 pub(super) struct List {
     /// Portals without rules of their own: most of them.
@@ -53,8 +56,10 @@ impl List {
         clock: &Arc<dyn Clock>,
     ) -> Result<List, ParseError> {
         let start = source.stream_position()?;
+        let ids = count_ids(format, source)?;
+        source.seek(SeekFrom::Start(start))?;
         let mut tap = BufReader::with_capacity(READ_BYTES, Tap::new(&mut *source));
-        let draft = parse::parse(format, &mut tap)?;
+        let draft = parse::parse(format, &mut tap, ids)?;
         // Whatever the parser left unread still belongs to the content.
         io::copy(&mut tap, &mut io::sink())?;
         let content = tap.get_ref().content();
@@ -162,6 +167,20 @@ impl List {
 impl fmt::Debug for List {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("List").field("len", &self.len()).finish_non_exhaustive()
+    }
+}
+
+/// How many ids a list has, or a few more. A vector that has to grow needs up to three times the
+/// memory, and all of it while there are two lists; reading twice costs next to nothing.
+fn count_ids(format: Format, source: &mut impl Read) -> io::Result<usize> {
+    let mut buffer = vec![0; READ_BYTES];
+    let mut ids = 1;
+    let mut source = source.take(LIST_BYTES_MAX);
+    loop {
+        match source.read(&mut buffer)? {
+            0 => return Ok(ids.min(IDS_RESERVED_MAX)),
+            read => ids += memchr::memchr_iter(format.separator(), &buffer[..read]).count(),
+        }
     }
 }
 

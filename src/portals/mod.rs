@@ -172,8 +172,8 @@ impl Portals {
     #[inline]
     pub fn judge(&self, portal: u64, event_name: &str) -> Decision {
         let shared = &*self.shared;
-        let moment =
-            Moment { mode: shared.mode, unix_ms: shared.clock.unix_ms(), stale: shared.is_stale() };
+        let (mode, stale) = (shared.mode, shared.is_stale());
+        let moment = Moment { mode, stale, clock: &*shared.clock };
         judge::judge(shared.current.load(), portal, event_name, &moment)
     }
 

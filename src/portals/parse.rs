@@ -43,6 +43,14 @@ impl Format {
             .find(|format| extension.eq_ignore_ascii_case(format.extension()))
     }
 
+    /// What stands between two ids.
+    pub(super) const fn separator(self) -> u8 {
+        match self {
+            Format::Toml | Format::Json => b',',
+            Format::Text => b'\n',
+        }
+    }
+
     /// The ending of such files' names, without the dot.
     pub(super) const fn extension(self) -> &'static str {
         match self {
@@ -127,9 +135,14 @@ impl Ids {
     }
 }
 
-/// Reads a list.
-pub(super) fn parse(format: Format, reader: impl BufRead) -> Result<Draft, ParseError> {
+/// Reads a list. `separators` is how many ids it has at most, for all that is known.
+pub(super) fn parse(
+    format: Format,
+    reader: impl BufRead,
+    separators: usize,
+) -> Result<Draft, ParseError> {
     let mut draft = Draft::default();
+    draft.ids.list.reserve_exact(separators);
     read(format, reader, &mut draft)?;
     if draft.ids.list.is_empty() && draft.tables.is_empty() && !draft.names_portals {
         let what = "there is no portal in it; a list that allows none must say `portals = []`";

@@ -2,9 +2,9 @@
 //!
 //! The general parser makes a tree of the whole document, which for a million ids is ten times
 //! what the list itself takes. So `portals = [...]`, where it comes first, is read here as a
-//! stream of digits, and the general parser gets the rest: the same text with the ids taken out
-//! and the line ends left in, so that the lines it names are right. What is read here is a subset of
-//! TOML: an id is written in plain digits, not as `0xF433` or `62_515`.
+//! stream of digits, and the general parser gets the rest: the same text with an empty array in
+//! its place. What is read here is a subset of TOML: an id is written in plain digits, not as
+//! `0xF433` or `62_515`.
 
 use std::io::{self, BufRead};
 
@@ -19,8 +19,12 @@ pub const RULES_BYTES_MAX: usize = 16 << 20;
 pub(super) fn read(reader: impl BufRead, draft: &mut Draft) -> Result<(), ParseError> {
     let mut scan = Scan { bytes: reader.bytes(), peeked: None, line: 1, column: 1 };
     let mut rest = Vec::new();
+    let mut cut = Cut::default();
     if scan.enters_ids(&mut rest)? {
-        scan.ids(&mut rest, &mut draft.ids)?;
+        cut.line = scan.line;
+        scan.ids(&mut draft.ids)?;
+        cut.lines = scan.line - cut.line;
+        rest.push(b']');
     }
     while let Some(byte) = scan.next()? {
         if rest.len() == RULES_BYTES_MAX {
@@ -29,12 +33,34 @@ pub(super) fn read(reader: impl BufRead, draft: &mut Draft) -> Result<(), ParseE
         }
         rest.push(byte);
     }
-    let rest = String::from_utf8(rest).map_err(|error| {
-        let valid = &error.as_bytes()[..error.utf8_error().valid_up_to()];
-        let (line, column) = document::place(&String::from_utf8_lossy(valid), usize::MAX);
-        ParseError::at(line, column, "not UTF-8")
-    })?;
-    document::read_toml(&rest, draft)
+    let parsed = match str::from_utf8(&rest) {
+        Ok(rest) => document::read_toml(rest, draft),
+        Err(error) => {
+            let valid = String::from_utf8_lossy(&rest[..error.valid_up_to()]);
+            let (line, column) = document::place(&valid, valid.len());
+            Err(ParseError::at(line, column, "not UTF-8"))
+        }
+    };
+    parsed.map_err(|error| cut.undo(error))
+}
+
+/// What has been taken out of a text.
+#[derive(Default)]
+struct Cut {
+    /// Where.
+    line: u64,
+    /// How many line ends.
+    lines: u64,
+}
+
+impl Cut {
+    /// Says where in the whole text an error in the rest is.
+    fn undo(self, mut error: ParseError) -> ParseError {
+        if let Some(line) = error.line.as_mut().filter(|line| **line > self.line) {
+            *line += self.lines;
+        }
+        error
+    }
 }
 
 /// Bytes with their place.
@@ -114,36 +140,35 @@ impl<R: BufRead> Scan<R> {
         Ok(())
     }
 
-    /// The ids up to and with the `]`. Leaves in `rest` an empty array of as many lines.
-    fn ids(&mut self, rest: &mut Vec<u8>, ids: &mut Ids) -> Result<(), ParseError> {
+    /// The ids up to and with the `]`.
+    fn ids(&mut self, ids: &mut Ids) -> Result<(), ParseError> {
         loop {
-            if self.blank(rest)? == Some(b']') {
+            if self.blank()? == Some(b']') {
                 break;
             }
             self.id(ids)?;
-            match self.blank(rest)? {
+            match self.blank()? {
                 Some(b',') => self.next()?,
                 Some(b']') => break,
                 None => return self.error("the list of ids is not closed with `]`"),
                 Some(_) => return self.error("expected `,` or `]` after a portal id"),
             };
         }
-        rest.extend(self.next()?);
+        self.next()?;
         Ok(())
     }
 
-    /// Skips blanks and comments, keeping line ends, and peeks at what comes then.
-    fn blank(&mut self, rest: &mut Vec<u8>) -> Result<Option<u8>, ParseError> {
+    /// Skips blanks and comments, and peeks at what comes then.
+    fn blank(&mut self) -> Result<Option<u8>, ParseError> {
         loop {
             match self.peek()? {
-                Some(b'\n') => rest.extend(self.next()?),
                 Some(b'\r') => {
                     self.next()?;
                     if self.peek()? != Some(b'\n') {
                         return self.error("a carriage return without a line feed");
                     }
                 }
-                Some(b' ' | b'\t') => _ = self.next()?,
+                Some(b' ' | b'\t' | b'\n') => _ = self.next()?,
                 Some(b'#') => {
                     while !matches!(self.peek()?, None | Some(b'\n')) {
                         self.next()?;
@@ -178,5 +203,119 @@ impl<R: BufRead> Scan<R> {
         }
         let taken = read_id(&digits[..count]).and_then(|id| ids.take(id));
         taken.map_err(|what| ParseError::at(line, column, what))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    type Meaning = (Vec<u64>, Vec<u64>, bool);
+
+    fn meaning(draft: Draft) -> Meaning {
+        let tables = draft.tables.iter().map(|&(id, _)| id).collect();
+        (draft.ids.list, tables, draft.names_portals)
+    }
+
+    fn scanned(text: &str) -> Result<Meaning, ParseError> {
+        let mut draft = Draft::default();
+        read(text.as_bytes(), &mut draft).map(|()| meaning(draft))
+    }
+
+    fn general(text: &str) -> Result<Meaning, ParseError> {
+        let mut draft = Draft::default();
+        document::read_toml(text, &mut draft).map(|()| meaning(draft))
+    }
+
+    fn blank() -> impl Strategy<Value = String> {
+        "([ \t\n]|\r\n|#[a-z0-9,\\[\\] ]{0,5}\r?\n){0,3}"
+    }
+
+    /// Lists as people and programs write them.
+    fn list() -> impl Strategy<Value = String> {
+        let id = (blank(), 1..1_000_000_000_000_000_u64, blank());
+        let ids = prop::collection::vec(id, 0..8);
+        let tail = prop::sample::select(vec![
+            "",
+            " # end",
+            "\n[[portal]]\nid = 7\n",
+            "\ndefaults.events = [\"a\"]\n[[portal]]\nid = 8",
+        ]);
+        let blanks = "[ \t]{0,2}";
+        (blank(), blanks, blanks, ids, any::<bool>(), blank(), tail).prop_map(
+            |(before, left, right, ids, comma, end, tail)| {
+                let count = ids.len();
+                let mut text = format!("{before}portals{left}={right}[");
+                for (nth, (before, id, after)) in ids.into_iter().enumerate() {
+                    let comma = if nth + 1 < count || comma { "," } else { "" };
+                    text += &format!("{before}{id}{after}{comma}");
+                }
+                text + &end + "]" + tail
+            },
+        )
+    }
+
+    /// Lists that are mostly none.
+    fn rubble() -> impl Strategy<Value = String> {
+        let pieces = [
+            "portals",
+            "portal",
+            "=",
+            "[",
+            "]",
+            ",",
+            "\n",
+            " ",
+            "\r",
+            "\r\n",
+            "# c",
+            "11",
+            "22",
+            "0",
+            "1000000000000000",
+            "999999999999999",
+            "portals = [",
+            "[[portal]]\nid = 7",
+            "\"",
+            "-",
+            ".",
+            "portals=[]",
+            "[defaults]",
+            "x",
+        ];
+        prop::collection::vec(prop::sample::select(pieces.to_vec()), 0..12)
+            .prop_map(|pieces| pieces.concat())
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig::with_cases(2048))]
+
+        #[test]
+        fn a_list_means_what_the_general_parser_says(text in list()) {
+            let expect = general(&text);
+            prop_assert!(expect.is_ok(), "{expect:?}");
+            prop_assert_eq!(scanned(&text), expect);
+        }
+
+        #[test]
+        fn what_is_no_list_is_none_to_either(text in rubble()) {
+            let (scanned, general) = (scanned(&text), general(&text));
+            match (&scanned, &general) {
+                (Ok(scanned), Ok(general)) => prop_assert_eq!(scanned, general),
+                (Err(_), Err(_)) => {}
+                _ => prop_assert!(false, "{scanned:?} but {general:?}"),
+            }
+        }
+    }
+
+    #[test]
+    fn only_plain_digits_are_scanned() {
+        // TOML has more ways to write a number; a list does not.
+        for number in ["+11", "0xb", "1_1", "0b11", "0o13"] {
+            assert!(general(&format!("portals = [{number}]")).is_ok(), "{number}");
+            assert!(scanned(&format!("portals = [{number}]")).is_err(), "{number}");
+        }
     }
 }

@@ -57,7 +57,7 @@ impl Rates {
 impl Meters {
     /// Meters for `cells` portals.
     pub(super) fn new(rates: Rates, cells: usize, clock: &Arc<dyn Clock>) -> Meters {
-        let cells = Cells(vec![0; cells].into_iter().map(AtomicU64::new).collect());
+        let cells = Cells((0..cells).map(|_| AtomicU64::new(0)).collect());
         let origin = clock.monotonic();
         let limiter = |rate: Rate| {
             let quota = Quota::per_second(rate.per_second).allow_burst(rate.burst);

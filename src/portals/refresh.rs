@@ -81,6 +81,8 @@ pub(super) struct Health {
     pub last_failure: Option<Failure>,
     pub failures: u64,
     pub failing: bool,
+    /// Whether it has been told that the list is too old.
+    pub stale_told: bool,
 }
 
 impl Portals {
@@ -213,6 +215,7 @@ impl Shared {
     fn confirm(&self) {
         self.confirmed_ms.store(monotonic_ms(&*self.clock), Ordering::Relaxed);
         let mut health = self.health();
+        health.stale_told = false;
         if std::mem::replace(&mut health.failing, false) {
             log::info!("portals: the source is well again");
         }
@@ -223,6 +226,10 @@ impl Shared {
         let known = health.failing && health.last_failure.as_ref().is_some_and(|f| f.what == what);
         if !known {
             log::error!("portals: the list in use stays: {what}");
+        }
+        let stale = self.is_stale() && self.current.load().is_some();
+        if stale && !std::mem::replace(&mut health.stale_told, true) {
+            log::error!("portals: the list in use is too old: every event is overloaded");
         }
         health.failing = true;
         health.failures += 1;

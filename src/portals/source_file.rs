@@ -115,24 +115,27 @@ impl FileSource {
         if let (Some(what), false) = (&self.rejected, at_once) {
             return Look::Failed(what.clone());
         }
-        let read = sighting.map_err(ParseError::from).and_then(|sighting| {
-            let list = self.read(sighting, clock)?;
-            Ok((sighting, list))
-        });
+        let read = match sighting {
+            Ok(sighting) => self.read(sighting, clock),
+            Err(error) => Err(ParseError::from(error)),
+        };
+        let believed = self.seen.filter(Sighting::can_be_believed);
         match read {
-            Ok((sighting, Some(list))) => {
+            Ok(None) => Look::Unsettled,
+            Ok(Some(list)) => {
                 self.rejected = None;
-                self.taken = sighting.can_be_believed().then_some(sighting);
+                self.taken = believed;
                 match current == Some(list.content) {
                     true => Look::Same,
                     false => Look::New(Box::new(list)),
                 }
             }
-            Ok((_, None)) => Look::Unsettled,
             Err(error) => {
                 let what = self.describe(&error);
-                // What the file system says may change by itself; what the file says may not.
-                self.rejected = error.line.is_some().then(|| what.clone());
+                // What a file says stays as long as the file does, so it is not read again. What
+                // the file system says may change by itself.
+                let said_by_file = error.line.is_some() && believed.is_some();
+                self.rejected = said_by_file.then(|| what.clone());
                 Look::Failed(what)
             }
         }

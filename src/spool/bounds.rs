@@ -25,6 +25,8 @@ pub struct Bounds {
     pending_bytes: AtomicU64,
     /// In segments and not acknowledged by every upstream.
     held_bytes: AtomicU64,
+    /// Counted in both: written, readable, and not synced yet.
+    unsynced_bytes: AtomicU64,
     free_bytes: AtomicU64,
 }
 
@@ -39,8 +41,7 @@ impl Bounds {
             return false;
         }
         let pending = self.pending_bytes.fetch_add(bytes, Relaxed) + bytes;
-        let fits = pending <= PENDING_BYTES_MAX
-            && pending.saturating_add(self.held_bytes.load(Relaxed)) <= self.bytes_max;
+        let fits = pending <= PENDING_BYTES_MAX && self.bytes() <= self.bytes_max;
         if !fits {
             self.pending_bytes.fetch_sub(bytes, Relaxed);
         }
@@ -61,8 +62,16 @@ impl Bounds {
         self.held_bytes.fetch_add(difference, Relaxed);
     }
 
-    pub fn held_bytes(&self) -> u64 {
-        self.held_bytes.load(Relaxed)
+    /// How much of what is pending is in segments already.
+    pub fn set_unsynced_bytes(&self, bytes: u64) {
+        self.unsynced_bytes.store(bytes, Relaxed);
+    }
+
+    /// Bytes in the spool, in memory and on disk.
+    pub fn bytes(&self) -> u64 {
+        let held = self.held_bytes.load(Relaxed);
+        let pending = self.pending_bytes().saturating_sub(self.unsynced_bytes.load(Relaxed));
+        held.saturating_add(pending)
     }
 
     pub fn close(&self) {

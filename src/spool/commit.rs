@@ -283,6 +283,7 @@ impl Committer {
         let end = self.unsynced.base + self.unsynced.events;
         let mut state = self.lane.state();
         state.log.publish(segment.offset, end);
+        self.shared.bounds.set_unsynced_bytes(self.unsynced.written as u64);
         self.lane.publish_held(&state, &self.shared.bounds);
         drop(state);
         self.shared.wake_readers();
@@ -290,6 +291,7 @@ impl Committer {
 
     fn forget_written(&mut self) {
         let unsynced = &mut self.unsynced;
+        self.shared.bounds.set_unsynced_bytes(0);
         self.shared.bounds.settle(unsynced.bytes.len() as u64);
         unsynced.base += unsynced.events;
         unsynced.bytes.clear();
@@ -319,6 +321,7 @@ impl Committer {
     fn forget_prefix(&mut self) {
         let unsynced = &mut self.unsynced;
         let events = count(&unsynced.bytes[..unsynced.written]);
+        self.shared.bounds.set_unsynced_bytes(0);
         self.shared.bounds.settle(unsynced.written as u64);
         unsynced.bytes.drain(..unsynced.written);
         unsynced.base += events;
@@ -357,12 +360,18 @@ impl Committer {
             format::unplace(&mut unsynced.bytes[at..at + bytes]);
             at += bytes;
         }
-        let written = std::mem::take(&mut unsynced.written) as u64;
+        let written = std::mem::take(&mut unsynced.written);
+        // What was answered after `write` stays where it is until it is written elsewhere: should
+        // the process be killed before, it is all there is.
+        let kept = written.min(unsynced.answered);
+        let end = unsynced.base + count(&unsynced.bytes[..kept]);
         if let Some(segment) = self.segment.take() {
-            let good = segment.offset - written;
+            let good = segment.offset - (written - kept) as u64;
             // Readers first: they must not see the file shorter than its span.
             let mut state = self.lane.state();
-            state.log.publish(good, unsynced.base);
+            state.log.publish(good, end);
+            self.shared.bounds.set_unsynced_bytes(kept as u64);
+            self.lane.publish_held(&state, &self.shared.bounds);
             drop(state);
             segment.cut(good);
         }

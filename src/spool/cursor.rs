@@ -13,7 +13,7 @@
 //! | 24 | 8 | lane |
 //! | 32 | 8 | the lane's salt |
 //! | 40 | 2, 2 | how many lanes are folded in, how many accounts follow |
-//! | 44 | 8 each | lanes whose totals are in `carried` and whose folders may still be there |
+//! | 44 | 8 + 8 each | lanes (number, salt) whose totals are in `carried` and whose folders may still be there |
 //! | | 2 + name | an account: the upstream's name |
 //! | | 9 × 8 | start, low, delivered, dead, lost; carried: accepted, delivered, dead, lost |
 
@@ -31,7 +31,7 @@ pub const UPSTREAMS_MAX: usize = 64;
 /// Longest name of an upstream.
 pub const UPSTREAM_NAME_BYTES_MAX: usize = 128;
 /// Most folded lanes that may wait for their removal at a time.
-pub const ABSORBED_MAX: usize = 64;
+pub const ABSORBED_MAX: usize = 512;
 
 const MAGIC: [u8; 8] = *b"pxgcurs1";
 const HEADER_BYTES: usize = 44;
@@ -39,10 +39,13 @@ const ACCOUNT_WORDS: usize = 9;
 
 const _: () = assert!(
     HEADER_BYTES
-        + ABSORBED_MAX * 8
+        + ABSORBED_MAX * 16
         + UPSTREAMS_MAX * (2 + UPSTREAM_NAME_BYTES_MAX + ACCOUNT_WORDS * 8)
         <= SLOT_BYTES
 );
+
+/// A lane's number and salt: which lane it is, even if a later one got the same number.
+pub type LaneKey = (u64, u64);
 
 /// What a slot says.
 #[derive(Debug, Clone)]
@@ -50,7 +53,7 @@ pub struct Cursor {
     pub lane: u64,
     pub salt: u64,
     /// Lanes whose totals are counted here already.
-    pub absorbed: Vec<u64>,
+    pub absorbed: Vec<LaneKey>,
     pub accounts: Vec<Account>,
 }
 
@@ -89,6 +92,21 @@ impl CursorFile {
     }
 }
 
+/// Offsets of slots that were written and cannot be read.
+pub fn damaged_slots(file: &dyn File) -> io::Result<Vec<u64>> {
+    let mut damaged = Vec::new();
+    for slot in 0..2 {
+        let mut bytes = vec![0; SLOT_BYTES];
+        let offset = slot * SLOT_BYTES as u64;
+        let filled = read_full(file, &mut bytes, offset)?;
+        let written = bytes.iter().any(|byte| *byte != 0);
+        if written && decode(&bytes[..filled]).is_none() {
+            damaged.push(offset);
+        }
+    }
+    Ok(damaged)
+}
+
 fn encode(generation: u64, cursor: &Cursor) -> Vec<u8> {
     let mut out = vec![0; 16];
     out[0..8].copy_from_slice(&MAGIC);
@@ -97,8 +115,9 @@ fn encode(generation: u64, cursor: &Cursor) -> Vec<u8> {
     }
     out.extend_from_slice(&(cursor.absorbed.len() as u16).to_le_bytes());
     out.extend_from_slice(&(cursor.accounts.len() as u16).to_le_bytes());
-    for lane in &cursor.absorbed {
+    for (lane, salt) in &cursor.absorbed {
         out.extend_from_slice(&lane.to_le_bytes());
+        out.extend_from_slice(&salt.to_le_bytes());
     }
     for account in &cursor.accounts {
         out.extend_from_slice(&(account.name.len() as u16).to_le_bytes());
@@ -137,10 +156,11 @@ fn decode(bytes: &[u8]) -> Option<(u64, Cursor)> {
     }
     let (absorbed, accounts) = (u16_at(header, 40), u16_at(header, 42));
     let mut rest = &whole[HEADER_BYTES..];
-    let absorbed = (0..absorbed).map(|_| take_u64(&mut rest)).collect::<Option<Vec<_>>>()?;
+    let absorbed = (0..absorbed)
+        .map(|_| Some((take_u64(&mut rest)?, take_u64(&mut rest)?)))
+        .collect::<Option<Vec<_>>>()?;
     let accounts = (0..accounts).map(|_| take_account(&mut rest)).collect::<Option<Vec<_>>>()?;
-    let cursor =
-        Cursor { lane: u64_at(header, 24), salt: u64_at(header, 32), absorbed, accounts };
+    let cursor = Cursor { lane: u64_at(header, 24), salt: u64_at(header, 32), absorbed, accounts };
     Some((u64_at(header, 16), cursor))
 }
 
@@ -185,7 +205,7 @@ mod tests {
         account.low = low;
         account.below.delivered = low - 5;
         account.carried = Counts { accepted: 9, delivered: 6, dead: 2, lost: 1 };
-        Cursor { lane: 3, salt: 4, absorbed: vec![1, 2], accounts: vec![account] }
+        Cursor { lane: 3, salt: 4, absorbed: vec![(1, 8), (2, 9)], accounts: vec![account] }
     }
 
     #[test]
@@ -193,7 +213,7 @@ mod tests {
         let bytes = encode(8, &cursor(11));
         let (generation, read) = decode(&bytes).expect("sound");
         assert_eq!((generation, read.lane, read.salt), (8, 3, 4));
-        assert_eq!(read.absorbed, [1, 2]);
+        assert_eq!(read.absorbed, [(1, 8), (2, 9)]);
         assert_eq!(read.accounts[0].low, 11);
         assert_eq!(read.accounts[0].carried.accepted, 9);
         for bit in 0..bytes.len() * 8 {

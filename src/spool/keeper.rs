@@ -5,14 +5,15 @@
 
 use std::io;
 use std::path::Path;
-use std::sync::Arc;
+use std::sync::{Arc, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use super::Shared;
+use super::cursor::LaneKey;
 use super::fs::{File, Fs, Open};
-use super::lane::{Lane, lane_dir, lane_id, remove_lane};
+use super::lane::{IDENTITY, Lane, lane_dir, lane_id, remove_lane};
 use super::quarantine::Quarantine;
-use super::recover::{Adopted, adopt};
+use super::recover::{Adopted, adopt, header};
 
 /// How often the keeper turns.
 pub const TURN: Duration = Duration::from_secs(1);
@@ -45,36 +46,29 @@ pub fn adopt_dead(
     ids: &[u64],
     upstreams: &[String],
     quarantine: &Quarantine,
-) -> (Vec<Lane>, Vec<u64>) {
-    let (mut lanes, mut absorbed) = (Vec::new(), Vec::new());
+) -> Vec<Adopted> {
+    let mut lanes = Vec::new();
     for &id in ids {
         match adopt(fs, root, id, upstreams, quarantine) {
-            Ok(Some(Adopted { lane, absorbed: by_it })) => {
-                absorbed.extend(by_it);
-                lanes.push(lane);
-            }
+            Ok(Some(adopted)) => lanes.push(adopted),
             Ok(None) => {}
             // Removed by the process that had it, between the listing and the look.
             Err(error) if error.kind() == io::ErrorKind::NotFound => {}
             Err(error) => ::log::error!("spool: lane {id} cannot be read yet: {error}"),
         }
     }
-    // Their totals are counted in another lane: a crash came before they were removed.
-    lanes.retain(|lane| !absorbed.contains(&lane.id));
-    (lanes, absorbed)
+    lanes
 }
 
 /// The state of the keeping thread.
 pub struct Keeper {
     shared: Arc<Shared>,
-    // Lanes that are folded into the own one; removed when its cursor says so durably.
-    folded: Vec<Arc<Lane>>,
     cursor_failing: bool,
 }
 
 impl Keeper {
     pub fn new(shared: Arc<Shared>) -> Keeper {
-        Keeper { shared, folded: Vec::new(), cursor_failing: false }
+        Keeper { shared, cursor_failing: false }
     }
 
     /// Turns until the spool is closed.
@@ -102,18 +96,17 @@ impl Keeper {
     fn adopt(&self) {
         let shared = &self.shared;
         let result = lane_ids(&*shared.fs, &shared.root).and_then(|ids| {
-            let held = shared.lanes();
+            let mut held = shared.lanes();
+            held.extend_from_slice(&folded(shared));
             let mine = |id: &u64| held.iter().any(|lane| lane.id == *id);
-            let folded = |id: &u64| self.folded.iter().any(|lane| lane.id == *id);
-            let ids: Vec<u64> =
-                ids.into_iter().filter(|id| !mine(id) && !folded(id)).collect();
+            let ids: Vec<u64> = ids.into_iter().filter(|id| !mine(id)).collect();
             if ids.is_empty() {
                 return Ok(());
             }
             let Some(_lock) = lock_spool(&*shared.fs, &shared.root)? else { return Ok(()) };
-            let (lanes, absorbed) =
-                adopt_dead(&shared.fs, &shared.root, &ids, &shared.names(), &shared.quarantine);
-            shared.take_in(lanes, absorbed);
+            let names = shared.names();
+            let adopted = adopt_dead(&shared.fs, &shared.root, &ids, &names, &shared.quarantine);
+            shared.take_in(adopted);
             Ok(())
         });
         if let Err(error) = result {
@@ -123,7 +116,7 @@ impl Keeper {
 
     /// Folds the totals of lanes that all upstreams are through with into the own lane.
     fn fold(&mut self) {
-        let mut lanes = self.shared.lanes.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+        let mut lanes = self.shared.lanes.lock().unwrap_or_else(PoisonError::into_inner);
         lanes.retain(|lane| {
             let state = lane.state();
             if !state.is_done() {
@@ -136,10 +129,10 @@ impl Keeper {
             for (mine, theirs) in own.accounts.iter_mut().zip(&state.accounts) {
                 mine.carried.add(theirs.totals(state.end()));
             }
-            own.absorbed.push(lane.id);
+            own.absorbed.push(lane.key());
             own.dirty = true;
             ::log::info!("spool: lane {} is delivered and goes", lane.id);
-            self.folded.push(Arc::clone(lane));
+            folded(&self.shared).push(Arc::clone(lane));
             false
         });
     }
@@ -163,19 +156,30 @@ impl Keeper {
         self.shared.own.save_cursor()?;
         self.shared.own.save_cursor()?;
         let absorbed = self.shared.own.state().absorbed.clone();
-        for id in absorbed {
-            let dir = lane_dir(&self.shared.root, id);
-            match remove_lane(&*self.shared.fs, &dir) {
-                Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
-                _ => {}
-            }
-            self.folded.retain(|lane| lane.id != id);
+        for key in absorbed {
+            self.remove(key)?;
+            folded(&self.shared).retain(|lane| lane.key() != key);
         }
         self.shared.fs.sync_dir(&self.shared.root)?;
         let mut own = self.shared.own.state();
         own.absorbed.clear();
         own.dirty = true;
         Ok(())
+    }
+
+    /// Removes a folded lane's folder, if it is that lane's: a later one may have its number.
+    fn remove(&self, key: LaneKey) -> io::Result<()> {
+        let dir = lane_dir(&self.shared.root, key.0);
+        let held = folded(&self.shared).iter().any(|lane| lane.key() == key);
+        if !held && lane_key(&*self.shared.fs, &dir)? != Some(key) {
+            // Gone, or gone but for the empty folder, or a later lane, whose folder is not empty.
+            _ = self.shared.fs.remove_dir(&dir);
+            return Ok(());
+        }
+        match remove_lane(&*self.shared.fs, &dir) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
+            other => other,
+        }
     }
 
     /// The last turn, when the committer is through.
@@ -185,4 +189,17 @@ impl Keeper {
         }
         Ok(())
     }
+}
+
+/// What a lane's identity says; `None` where there is none to read.
+fn lane_key(fs: &dyn Fs, dir: &Path) -> io::Result<Option<LaneKey>> {
+    match fs.open(&dir.join(IDENTITY), Open::Read) {
+        Ok(file) => Ok(header(&*file)?.map(|header| (header.lane, header.salt))),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+        Err(error) => Err(error),
+    }
+}
+
+fn folded(shared: &Shared) -> MutexGuard<'_, Vec<Arc<Lane>>> {
+    shared.folded.lock().unwrap_or_else(PoisonError::into_inner)
 }

@@ -9,7 +9,7 @@ use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use super::bounds::Bounds;
-use super::cursor::{Cursor, CursorFile};
+use super::cursor::{Cursor, CursorFile, LaneKey};
 use super::format::SegmentHeader;
 use super::fs::{File, Fs, Open, write_full};
 use super::ledger::Account;
@@ -22,6 +22,8 @@ pub(super) const CURSOR: &str = "cursor";
 pub(super) const SPARE: &str = "spare";
 /// A segment in the making: no record in it was ever answered.
 pub(super) const MAKING: &str = "making";
+
+const LOCK_TRIES: u32 = 1_000;
 
 /// A lane that this process holds the lock of.
 pub struct Lane {
@@ -41,7 +43,7 @@ pub struct State {
     /// One for each configured upstream, in the configuration's order.
     pub accounts: Vec<Account>,
     /// Lanes whose totals are folded into this one's accounts.
-    pub absorbed: Vec<u64>,
+    pub absorbed: Vec<LaneKey>,
     /// The cursor on disk is behind.
     pub dirty: bool,
     /// Watermarks of the two slots on disk, the newer last. Only what both have passed may be
@@ -83,14 +85,8 @@ impl Lane {
         accounts: Vec<Account>,
     ) -> Lane {
         let accepted = log.end();
-        let state = State {
-            log,
-            accounts,
-            absorbed: Vec::new(),
-            dirty: true,
-            saved: [0, 0],
-            accepted,
-        };
+        let state =
+            State { log, accounts, absorbed: Vec::new(), dirty: true, saved: [0, 0], accepted };
         Lane {
             id: place.0,
             salt,
@@ -114,28 +110,23 @@ impl Lane {
         let dir = lane_dir(root, id);
         fs.create_dir_all(&dir)?;
         let lock = fs.open(&dir.join(IDENTITY), Open::Create)?;
-        if !lock.try_lock()? {
-            return Err(io::Error::other("a new lane is locked already"));
-        }
+        take_lock(&*lock)?;
         // The identity has the form of a segment's header: number 0 is no segment.
         let identity = SegmentHeader { lane: id, number: 0, base_seq: 1, salt, recycled: false };
         write_full(&*lock, &identity.encode(), 0)?;
         lock.sync_data()?;
         let (cursor, _) = CursorFile::load(fs.open(&dir.join(CURSOR), Open::Create)?)?;
         let accounts = upstreams.iter().map(|name| Account::new(name, 1)).collect();
-        let lane = Lane::assemble(
-            Arc::clone(fs),
-            (id, dir),
-            salt,
-            lock,
-            cursor,
-            Log::new(1),
-            accounts,
-        );
+        let lane =
+            Lane::assemble(Arc::clone(fs), (id, dir), salt, lock, cursor, Log::new(1), accounts);
         lane.save_cursor()?;
         fs.sync_dir(&lane.dir)?;
         fs.sync_dir(root)?;
         Ok(lane)
+    }
+
+    pub fn key(&self) -> LaneKey {
+        (self.id, self.salt)
     }
 
     pub fn state(&self) -> MutexGuard<'_, State> {
@@ -222,16 +213,9 @@ impl Lane {
     pub fn release(&self) {
         *self.lock.lock().unwrap_or_else(PoisonError::into_inner) = None;
     }
-
-    /// Removes the folder and all in it. The identity goes last: while it is there, so is its lock.
-    pub fn remove(&self, root: &Path) -> io::Result<()> {
-        remove_lane(&*self.fs, &self.dir)?;
-        self.release();
-        self.fs.sync_dir(root)
-    }
 }
 
-/// Removes a lane's folder.
+/// Removes a lane's folder. The identity goes last: while it is there, so is its lock.
 pub(super) fn remove_lane(fs: &dyn Fs, dir: &Path) -> io::Result<()> {
     for entry in fs.list(dir)? {
         if entry.name != IDENTITY {
@@ -240,6 +224,17 @@ pub(super) fn remove_lane(fs: &dyn Fs, dir: &Path) -> io::Result<()> {
     }
     ignore_absent(fs.remove_file(&dir.join(IDENTITY)))?;
     fs.remove_dir(dir)
+}
+
+/// Locks a new lane. Nobody else wants it: at most somebody looks, for a moment, if it is locked.
+fn take_lock(lock: &dyn File) -> io::Result<()> {
+    for _ in 0..LOCK_TRIES {
+        if lock.try_lock()? {
+            return Ok(());
+        }
+        std::thread::sleep(std::time::Duration::from_millis(1));
+    }
+    Err(io::Error::other("the new lane is locked by somebody else"))
 }
 
 fn ignore_absent(result: io::Result<()>) -> io::Result<()> {

@@ -7,6 +7,8 @@
 
 use std::collections::VecDeque;
 
+use super::UpstreamStatus;
+
 /// Most records that an upstream may have read and not acknowledged, in one lane.
 pub const RUN_AHEAD_EVENTS_MAX: usize = 65_536;
 
@@ -44,6 +46,18 @@ impl Counts {
         self.delivered = self.delivered.saturating_add(other.delivered);
         self.dead = self.dead.saturating_add(other.dead);
         self.lost = self.lost.saturating_add(other.lost);
+    }
+
+    /// The counts under an upstream's name.
+    pub fn named(self, name: String) -> UpstreamStatus {
+        UpstreamStatus {
+            name,
+            accepted: self.accepted,
+            delivered: self.delivered,
+            dead: self.dead,
+            lost: self.lost,
+            pending: self.pending(),
+        }
     }
 
     /// What is neither delivered nor dead nor lost.
@@ -105,9 +119,9 @@ impl Account {
         RUN_AHEAD_EVENTS_MAX.saturating_sub(self.window.len())
     }
 
-    /// The next record was handed out.
-    pub fn hand_out(&mut self) {
-        self.window.push_back(Slot::Out);
+    /// The next records were handed out.
+    pub fn hand_out(&mut self, events: usize) {
+        self.window.extend(std::iter::repeat_n(Slot::Out, events));
     }
 
     /// The next records up to `seq` do not exist any more. Says no, and changes nothing, if they
@@ -171,7 +185,7 @@ mod tests {
 
     fn handed_out(events: usize) -> Account {
         let mut account = Account::new("a", 1);
-        (0..events).for_each(|_| account.hand_out());
+        account.hand_out(events);
         account
     }
 
@@ -220,7 +234,7 @@ mod tests {
         let mut account = handed_out(RUN_AHEAD_EVENTS_MAX - 1);
         assert_eq!(account.room(), 1);
         assert!(!account.lose_to(account.next() + 2));
-        account.hand_out();
+        account.hand_out(1);
         assert_eq!(account.room(), 0);
         account.settle(1, Fate::Delivered);
         account.advance();
@@ -231,7 +245,7 @@ mod tests {
     fn what_is_lost_is_counted_apart() {
         let mut account = handed_out(1);
         assert!(account.lose_to(4));
-        account.hand_out();
+        account.hand_out(1);
         identity_holds(&account, 5);
         account.settle(1, Fate::Delivered);
         account.advance();
@@ -240,7 +254,10 @@ mod tests {
         account.settle(4, Fate::Delivered);
         account.advance();
         assert!(account.lose_to(1 << 50));
-        assert_eq!(account.below, Counts { accepted: 0, delivered: 2, dead: 0, lost: (1 << 50) - 3 });
+        assert_eq!(
+            account.below,
+            Counts { accepted: 0, delivered: 2, dead: 0, lost: (1 << 50) - 3 }
+        );
         identity_holds(&account, 1 << 50);
     }
 }

@@ -9,6 +9,7 @@ mod cursor;
 mod format;
 pub mod fs;
 mod group;
+pub mod inspect;
 mod keeper;
 mod lane;
 mod ledger;
@@ -220,6 +221,12 @@ impl Spool {
     /// What it holds now.
     pub fn status(&self) -> Status {
         self.handle.shared.status()
+    }
+
+    /// Does at once what is otherwise done once a second, and returns when it is done: cursors are
+    /// durable, what all upstreams have is trimmed, lanes of dead processes are adopted.
+    pub fn checkpoint(&self) {
+        self.handle.shared.ask_keeper();
     }
 
     /// Refuses further appends, writes what is staged, syncs, writes the cursors and gives the

@@ -123,42 +123,48 @@ impl Reader {
         }
         let number = view.span.number;
         if self.walks.get(&lane.id).is_none_or(|(walk, _)| walk.number != number) {
-            let file = lane.fs().open(&lane.segment_path(number), Open::Read)?;
+            let file = match lane.fs().open(&lane.segment_path(number), Open::Read) {
+                Err(error) if error.kind() == io::ErrorKind::NotFound && !view.open => {
+                    return Ok(self.lose(lane, view, view.limit));
+                }
+                other => other?,
+            };
             let walk = Walk::new(number, lane.salt, view.span.base);
             self.walks.insert(lane.id, (walk, file));
         }
         let Some((walk, file)) = self.walks.get_mut(&lane.id) else { return Ok(Round::Enough) };
-        let mut left = room;
-        loop {
-            if left == 0 || entries.len() >= events_max || *bytes >= bytes_max {
-                return Ok(Round::Enough);
+        let before = entries.len();
+        let step = loop {
+            let handed_out = entries.len() - before;
+            if handed_out == room || entries.len() >= events_max || *bytes >= bytes_max {
+                break Ok(None);
             }
-            match walk.step(&**file, view.span.bytes, view.limit)? {
-                Step::Record { seq, .. } if seq < next => {}
-                Step::Record { seq, payload } => {
-                    if !entries.is_empty() && *bytes + payload.len() > bytes_max {
-                        // Looked at too early: the next read begins with it.
-                        let back = payload.len() as u64;
-                        walk.step_back(back);
-                        *bytes = bytes_max;
-                        return Ok(Round::Enough);
-                    }
-                    left -= 1;
+            match walk.step(&**file, view.span.bytes, view.limit) {
+                Ok(Step::Record { seq, .. }) if seq < next => {}
+                Ok(Step::Record { payload, .. })
+                    if !entries.is_empty() && *bytes + payload.len() > bytes_max =>
+                {
+                    // Looked at too early: the next read begins with it.
+                    walk.step_back(payload.len() as u64);
+                    *bytes = bytes_max;
+                }
+                Ok(Step::Record { seq, payload }) => {
                     *bytes += payload.len();
-                    lane.state().accounts[self.upstream].hand_out();
                     entries.push(Entry { seat: Seat { lane: lane.id, seq }, payload });
                 }
-                Step::End => return Ok(Round::More),
-                Step::Gap { seqs, bytes } => {
-                    let file = Arc::clone(file);
-                    return Ok(self.damaged(lane, view, &*file, bytes, seqs.end));
-                }
-                Step::Tail => {
-                    let (file, from) = (Arc::clone(file), walk.offset);
-                    return Ok(self.damaged(lane, view, &*file, from..view.span.bytes, view.limit));
-                }
+                other => break other.map(Some),
             }
-        }
+        };
+        let (file, offset) = (Arc::clone(file), walk.offset);
+        lane.state().accounts[self.upstream].hand_out(entries.len() - before);
+        Ok(match step? {
+            None | Some(Step::Record { .. }) => Round::Enough,
+            Some(Step::End) => Round::More,
+            Some(Step::Gap { seqs, bytes }) => self.damaged(lane, view, &*file, bytes, seqs.end),
+            Some(Step::Tail) => {
+                self.damaged(lane, view, &*file, offset..view.span.bytes, view.limit)
+            }
+        })
     }
 
     /// A bad spot, unless the segment was cut while it was read.

@@ -9,10 +9,10 @@ use std::io;
 use std::path::Path;
 use std::sync::Arc;
 
-use super::cursor::{Cursor, CursorFile};
+use super::cursor::{Cursor, CursorFile, LaneKey};
 use super::format::{
-    Found, RECORD_BYTES_MAX, RECORD_HEADER_BYTES, SEGMENT_HEADER_BYTES, Seal, SegmentHeader,
-    probe, u32_at, u64_at,
+    Found, RECORD_BYTES_MAX, RECORD_HEADER_BYTES, SEGMENT_HEADER_BYTES, Seal, SegmentHeader, probe,
+    u32_at, u64_at,
 };
 use super::fs::{File, Fs, Open, read_full};
 use super::lane::{CURSOR, IDENTITY, Lane, MAKING, SPARE, lane_dir, segment_number};
@@ -32,7 +32,7 @@ pub(super) struct Segment {
 /// A lane that was taken over, and the lanes whose totals it says it has in it.
 pub struct Adopted {
     pub lane: Lane,
-    pub absorbed: Vec<u64>,
+    pub absorbed: Vec<LaneKey>,
 }
 
 /// Takes a lane over if its process is gone; `None` if it lives.
@@ -91,7 +91,7 @@ pub(super) fn salt(
     Ok(0)
 }
 
-fn header(file: &dyn File) -> io::Result<Option<SegmentHeader>> {
+pub(super) fn header(file: &dyn File) -> io::Result<Option<SegmentHeader>> {
     let mut bytes = [0; SEGMENT_HEADER_BYTES];
     let filled = read_full(file, &mut bytes, 0)?;
     Ok(SegmentHeader::decode(&bytes[..filled]))

@@ -3,7 +3,7 @@
 use std::io;
 use std::sync::Arc;
 
-use super::format::{SEGMENT_HEADER_BYTES, SegmentHeader, Seal};
+use super::format::{SEGMENT_HEADER_BYTES, Seal, SegmentHeader};
 use super::fs::{File, Open, write_full};
 use super::lane::{Lane, MAKING, SPARE};
 
@@ -32,8 +32,7 @@ impl Segment {
         let how = if recycled { Open::Write } else { Open::Create };
         let file = lane.fs().open(&making, how)?;
         let capacity = if recycled { file.bytes()? } else { allocate(&*file, bytes)? };
-        let header =
-            SegmentHeader { lane: lane.id, number, base_seq, salt: lane.salt, recycled };
+        let header = SegmentHeader { lane: lane.id, number, base_seq, salt: lane.salt, recycled };
         write_full(&*file, &header.encode(), 0)?;
         file.sync_data()?;
         lane.fs().rename(&making, &lane.segment_path(number))?;

@@ -13,11 +13,13 @@ use tokio::sync::Notify;
 use super::bounds::{Bounds, Growth};
 use super::commit::GROUP_BYTES_MAX;
 use super::config::{Config, Durability};
+use super::cursor::LaneKey;
 use super::group::{Commit, Overloaded, Shard};
 use super::keeper::{adopt_dead, lane_ids};
 use super::lane::Lane;
 use super::ledger::Counts;
 use super::quarantine::Quarantine;
+use super::recover::Adopted;
 use super::{Env, RECORD_BYTES_MAX, RECORD_HEADER_BYTES, Status, UpstreamStatus, format, fs};
 use crate::clock::Clock;
 
@@ -39,6 +41,15 @@ impl Upstream {
     }
 }
 
+// Turns of the keeper, counted by those who asked for them.
+#[derive(Default)]
+struct Turns {
+    stop: bool,
+    asked: u64,
+    begun: u64,
+    done: u64,
+}
+
 /// Everything but the threads.
 pub struct Shared {
     pub config: Config,
@@ -53,13 +64,15 @@ pub struct Shared {
     pub own: Arc<Lane>,
     /// All lanes that this process delivers, oldest first.
     pub lanes: Mutex<Vec<Arc<Lane>>>,
+    /// Lanes whose totals are in the own one's, locked until their folders are removed.
+    pub folded: Mutex<Vec<Arc<Lane>>>,
     pub upstreams: Vec<Upstream>,
     pub quarantine: Quarantine,
     failing: Mutex<Option<String>>,
     growth: Mutex<Growth>,
     reads_failed: AtomicBool,
-    stop: Mutex<bool>,
-    stopped: Condvar,
+    turns: Mutex<Turns>,
+    turned: Condvar,
 }
 
 impl Shared {
@@ -68,8 +81,11 @@ impl Shared {
         let root = config.dir.clone();
         let quarantine = Quarantine::open(Arc::clone(&env.fs), &root);
         let ids = lane_ids(&*env.fs, &root)?;
-        let (adopted, absorbed) = adopt_dead(&env.fs, &root, &ids, upstreams, &quarantine);
-        let id = ids.last().copied().unwrap_or(0) + 1;
+        let adopted = adopt_dead(&env.fs, &root, &ids, upstreams, &quarantine);
+        // Above those that are mentioned, too: a number should mean one lane to whoever reads logs.
+        let mentioned = adopted.iter().flat_map(|adopted| adopted.absorbed.iter());
+        let mentioned = mentioned.map(|(id, _)| *id);
+        let id = ids.into_iter().chain(mentioned).max().unwrap_or(0) + 1;
         let own = Arc::new(Lane::create(&env.fs, &root, id, rand::random(), upstreams)?);
         let threads = std::thread::available_parallelism().map_or(1, |threads| threads.get());
         let shared = Shared {
@@ -83,6 +99,7 @@ impl Shared {
             parker: Parker::default(),
             lanes: Mutex::new(vec![Arc::clone(&own)]),
             own,
+            folded: Mutex::new(Vec::new()),
             upstreams: upstreams
                 .iter()
                 .map(|name| Upstream {
@@ -95,24 +112,31 @@ impl Shared {
             failing: Mutex::new(None),
             growth: Mutex::new(Growth::default()),
             reads_failed: AtomicBool::new(false),
-            stop: Mutex::new(false),
-            stopped: Condvar::new(),
+            turns: Mutex::new(Turns::default()),
+            turned: Condvar::new(),
         };
-        shared.take_in(adopted, absorbed);
+        shared.take_in(adopted);
         Ok(shared)
     }
 
-    /// Adds adopted lanes, and notes which folders are only leftovers.
-    pub fn take_in(&self, adopted: Vec<Lane>, absorbed: Vec<u64>) {
+    /// Adds adopted lanes. Those whose totals another one has in it already, because a crash came
+    /// before they were removed, only wait for that.
+    pub fn take_in(&self, adopted: Vec<Adopted>) {
+        if adopted.is_empty() {
+            return;
+        }
+        let absorbed: Vec<LaneKey> =
+            adopted.iter().flat_map(|adopted| adopted.absorbed.iter().copied()).collect();
+        let adopted = adopted.into_iter().map(|adopted| Arc::new(adopted.lane));
+        let (leftovers, adopted): (Vec<_>, Vec<_>) =
+            adopted.partition(|lane| absorbed.contains(&lane.key()));
         if !absorbed.is_empty() {
             let mut own = self.own.state();
             own.absorbed.extend(absorbed);
             own.absorbed.truncate(super::cursor::ABSORBED_MAX);
             own.dirty = true;
         }
-        if adopted.is_empty() {
-            return;
-        }
+        self.folded.lock().unwrap_or_else(PoisonError::into_inner).extend(leftovers);
         let mut lanes = self.lanes.lock().unwrap_or_else(PoisonError::into_inner);
         for lane in adopted {
             let state = lane.state();
@@ -120,7 +144,7 @@ impl Shared {
             lane.publish_held(&state, &self.bounds);
             drop(state);
             ::log::info!("spool: lane {} adopted, {events} events to deliver", lane.id);
-            lanes.push(Arc::new(lane));
+            lanes.push(lane);
         }
         lanes.sort_by_key(|lane| lane.id);
         drop(lanes);
@@ -214,7 +238,7 @@ impl Shared {
                 None => {}
             },
         }
-        let held = self.bounds.held_bytes() + self.bounds.pending_bytes();
+        let held = self.bounds.bytes();
         let mut growth = self.growth.lock().unwrap_or_else(PoisonError::into_inner);
         growth.observe(self.clock.monotonic(), held);
     }
@@ -230,23 +254,38 @@ impl Shared {
         }
     }
 
-    /// Waits for the keeper's next turn. Says whether to stop.
+    /// Waits for the keeper's next turn, which is over with the next call. Says whether to stop.
     pub fn keeper_waits(&self, turn: Duration) -> bool {
-        let stop = self.stop.lock().unwrap_or_else(PoisonError::into_inner);
-        let result = self.stopped.wait_timeout_while(stop, turn, |stop| !*stop);
-        *result.unwrap_or_else(PoisonError::into_inner).0
+        let mut turns = self.turns.lock().unwrap_or_else(PoisonError::into_inner);
+        turns.done = turns.begun;
+        self.turned.notify_all();
+        let wait = self
+            .turned
+            .wait_timeout_while(turns, turn, |turns| !turns.stop && turns.asked <= turns.begun);
+        let mut turns = wait.unwrap_or_else(PoisonError::into_inner).0;
+        turns.begun = turns.asked;
+        turns.stop
+    }
+
+    /// Waits for a turn of the keeper that begins after this call.
+    pub fn ask_keeper(&self) {
+        let mut turns = self.turns.lock().unwrap_or_else(PoisonError::into_inner);
+        turns.asked += 1;
+        let mine = turns.asked;
+        self.turned.notify_all();
+        let wait = self.turned.wait_while(turns, |turns| !turns.stop && turns.done < mine);
+        drop(wait.unwrap_or_else(PoisonError::into_inner));
     }
 
     pub fn stop_keeper(&self) {
-        *self.stop.lock().unwrap_or_else(PoisonError::into_inner) = true;
-        self.stopped.notify_all();
+        self.turns.lock().unwrap_or_else(PoisonError::into_inner).stop = true;
+        self.turned.notify_all();
     }
 
     pub fn status(&self) -> Status {
-        let bytes = self.bounds.held_bytes() + self.bounds.pending_bytes();
-        let room = (self.bounds.bytes_max.saturating_sub(bytes)).min(
-            self.bounds.free_bytes().saturating_sub(self.config.free_bytes_min.as_u64()),
-        );
+        let bytes = self.bounds.bytes();
+        let room = (self.bounds.bytes_max.saturating_sub(bytes))
+            .min(self.bounds.free_bytes().saturating_sub(self.config.free_bytes_min.as_u64()));
         let growth = self.growth.lock().unwrap_or_else(PoisonError::into_inner);
         let seconds_to_full = growth.seconds_until(room);
         drop(growth);
@@ -284,16 +323,7 @@ impl Shared {
             }
         }
         let named = self.upstreams.iter().zip(totals);
-        named
-            .map(|(upstream, counts)| UpstreamStatus {
-                name: upstream.name.clone(),
-                accepted: counts.accepted,
-                delivered: counts.delivered,
-                dead: counts.dead,
-                lost: counts.lost,
-                pending: counts.pending(),
-            })
-            .collect()
+        named.map(|(upstream, counts)| counts.named(upstream.name.clone())).collect()
     }
 }
 

@@ -22,9 +22,6 @@ pub const CONNECT_SECONDS_MAX: u64 = 5;
 pub const ANSWER_BYTES_MAX: usize = 64 << 10;
 /// How long that may take: a batch does not wait for a body that nobody reads.
 pub const ANSWER_BODY_MS_MAX: u64 = 1000;
-/// How long an idle connection is kept. Below the keep-alive of common backends and balancers
-/// (60 s and more), so that they rarely close what we are about to use.
-const IDLE_SECONDS_MAX: u64 = 50;
 /// How often a silent HTTP/2 connection is probed, so that a dead one does not swallow batches.
 const H2_PING_SECONDS: u64 = 15;
 
@@ -41,23 +38,28 @@ pub struct Tls<'a> {
     pub key: Option<&'a Path>,
 }
 
+/// What the kinds want differently.
+pub struct Setup {
+    /// From the beginning of a request to the end of its answer.
+    pub timeout_seconds: u64,
+    /// Idle connections that are kept.
+    pub connections: usize,
+    /// How long they are kept.
+    pub idle_seconds: u64,
+}
+
 /// Builds a client for one upstream.
-pub fn build(
-    url: &url::Url,
-    timeout_seconds: u64,
-    connections: usize,
-    tls: &Tls<'_>,
-) -> Result<Client, ConfigError> {
-    let connect = Duration::from_secs(timeout_seconds.min(CONNECT_SECONDS_MAX));
+pub fn build(url: &url::Url, setup: &Setup, tls: &Tls<'_>) -> Result<Client, ConfigError> {
+    let connect = Duration::from_secs(setup.timeout_seconds.min(CONNECT_SECONDS_MAX));
     let mut builder = Client::builder()
         .user_agent(USER_AGENT)
         .no_proxy()
         .redirect(redirect::Policy::none())
         .referer(false)
         .connect_timeout(connect)
-        .timeout(Duration::from_secs(timeout_seconds))
-        .pool_idle_timeout(Duration::from_secs(IDLE_SECONDS_MAX))
-        .pool_max_idle_per_host(connections)
+        .timeout(Duration::from_secs(setup.timeout_seconds))
+        .pool_idle_timeout(Duration::from_secs(setup.idle_seconds))
+        .pool_max_idle_per_host(setup.connections)
         .http2_keep_alive_interval(Duration::from_secs(H2_PING_SECONDS))
         .http2_adaptive_window(true);
     // Also where the URL is plain `http`: the client wants a TLS setup before its first request,

@@ -23,6 +23,10 @@ pub const CONCURRENCY_MAX: usize = 64;
 /// Most headers of the operator's own.
 pub const HEADERS_MAX: usize = 32;
 
+/// How long an idle connection is kept. Below the keep-alive of common backends and balancers
+/// (60 s and more), so that they rarely close what we are about to use.
+const IDLE_SECONDS_MAX: u64 = 50;
+
 /// Headers that say something about the body or the connection that only we know.
 const HEADERS_OURS: &[&str] = &[
     "connection",
@@ -138,8 +142,13 @@ impl Config {
             cert: self.cert.as_deref(),
             key: self.key.as_deref(),
         };
+        let setup = client::Setup {
+            timeout_seconds: self.timeout_seconds,
+            connections: self.concurrency_max,
+            idle_seconds: IDLE_SECONDS_MAX,
+        };
         Ok(Http {
-            client: client::build(&url, self.timeout_seconds, self.concurrency_max, &tls)?,
+            client: client::build(&url, &setup, &tls)?,
             url,
             headers,
             signer: self.signer()?,

@@ -24,6 +24,8 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 
+pub(crate) use bot::is_bot;
+
 pub use batch::{Batch, BatchConfig, BatchOverride, Body};
 pub use config::{Config, ConfigError, Kind, NAME_CHARS_MAX, UPSTREAMS_MAX, check_name};
 pub use encode::{Compression, Format};
@@ -82,7 +84,7 @@ pub enum Outcome {
 /// Events of one batch that ended alike.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Part {
-    /// Indices into [`Batch::records`].
+    /// Indices into [`Batch::records`]. None at all: the outcome speaks of the upstream only.
     pub places: Vec<usize>,
     /// How they ended; not `Mixed`.
     pub outcome: Outcome,

@@ -6,6 +6,8 @@
 
 #![allow(dead_code)] // each test that includes this uses a part of it
 
+pub mod compare;
+
 use std::borrow::Cow;
 use std::collections::BTreeMap;
 
@@ -24,7 +26,8 @@ pub struct Event {
 }
 
 /// An event and the parameters left out of it (name, why); or a reason and the parameter.
-pub type Verdict = Result<(Event, Vec<(String, &'static str)>), (&'static str, Option<&'static str>)>;
+pub type Verdict =
+    Result<(Event, Vec<(String, &'static str)>), (&'static str, Option<&'static str>)>;
 
 const QUERY_BYTES_MAX: usize = 8192;
 const PARAMS_MAX: usize = 100;
@@ -150,15 +153,17 @@ fn read_properties(
             ignored.push((name, "escaped_separator"));
         } else if !is_property_name(&name) {
             ignored.push((name, "invalid_name"));
-        } else if value.is_err() {
-            ignored.push((name, "invalid_encoding"));
-        } else if value.iter().any(|v| v.replace(['\t', '\n', '\r'], "").contains(char::is_control)) {
-            ignored.push((name, "control_character"));
         } else {
-            let seen = values.entry(name).or_default();
-            for value in value {
-                if !seen.contains(&value) {
-                    seen.push(value);
+            match value {
+                Err(_) => ignored.push((name, "invalid_encoding")),
+                Ok(v) if v.replace(['\t', '\n', '\r'], "").contains(char::is_control) => {
+                    ignored.push((name, "control_character"));
+                }
+                Ok(value) => {
+                    let seen = values.entry(name).or_default();
+                    if !seen.contains(&value) {
+                        seen.push(value);
+                    }
                 }
             }
         }

@@ -200,7 +200,7 @@ fn open_spool(dir: &Path, names: &[String]) -> Spool {
 /// The nth event: of one of a thousand portals, some with revenue, some with awkward text.
 pub fn sample(n: usize) -> Event<'static> {
     let mut properties = event::Properties::new();
-    properties.push(("favorite_color".into(), "orange \"and\" blue\n".into()));
+    properties.push(("favorite_color".into(), "orange \"and\"\nblue".into()));
     properties.push(("n".into(), n.to_string().into()));
     Event {
         portal: 1 + (n % 1000) as u64,

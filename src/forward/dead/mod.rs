@@ -29,7 +29,7 @@ use serde_json::value::RawValue;
 use uuid::Uuid;
 
 use crate::event::Record;
-use crate::upstream::Setback;
+use crate::upstream::{self, Setback};
 
 pub use replay::{Progress, Summary, list, replay};
 
@@ -144,8 +144,9 @@ impl Letter {
 
 fn wire_form(record: &[u8]) -> Option<Box<RawValue>> {
     let record = Record::decode(record).ok()?;
+    let bot = upstream::is_bot(record.context.user_agent.as_deref());
     let mut json = Vec::new();
-    record.write_json(&mut json, false);
+    record.write_json(&mut json, bot);
     RawValue::from_string(String::from_utf8(json).ok()?).ok()
 }
 
@@ -223,7 +224,7 @@ impl Files {
         options.read(true).append(true).create(true).mode(FILE_MODE);
         let mut file = options.open(&self.letters)?;
         // A crash may have torn the last line. It was not synced, so its events come again.
-        let len = crate::upstream::file::cut_torn_line(&mut file)?;
+        let len = upstream::file::cut_torn_line(&mut file)?;
         if len + lines.len() as u64 > bytes_max {
             return Err(DeadError::Full { bytes_max });
         }

@@ -239,3 +239,90 @@ fn whole_lines(file: &mut File, len: u64) -> io::Result<u64> {
 fn sync_dir(dir: &Path) -> io::Result<()> {
     File::open(dir)?.sync_all()
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn writer(dir: &Path) -> Writer {
+        Writer::open(dir, 1 << 20, Duration::from_secs(60)).unwrap()
+    }
+
+    fn text_of_all(dir: &Path) -> String {
+        let finished = |p: &PathBuf| p.extension().is_some_and(|e| e == "ndjson");
+        let mut all: Vec<_> = fs::read_dir(dir).unwrap().map(|e| e.unwrap().path()).collect();
+        all.retain(finished);
+        all.sort();
+        all.iter().map(|p| fs::read_to_string(p).unwrap()).collect()
+    }
+
+    /// Puts a handle that can only read in the open file's place: writes fail, and so does
+    /// cutting back.
+    fn break_open_file(writer: &mut Writer) {
+        let open = writer.open.as_mut().unwrap();
+        open.file = File::open(&open.part).unwrap();
+    }
+
+    #[test]
+    fn after_a_failed_write_nothing_of_the_same_group_counts_as_written() {
+        let dir = tempfile::tempdir().unwrap();
+        let mut writer = writer(dir.path());
+        writer.append(b"1\n").unwrap();
+        writer.sync().unwrap();
+        writer.append(b"2\n").unwrap();
+        break_open_file(&mut writer);
+        writer.append(b"3\n").unwrap_err();
+        writer.append(b"4\n").unwrap();
+        writer.sync().unwrap_err();
+        // All of the group comes again, and then counts.
+        for line in [b"2\n", b"3\n", b"4\n"] {
+            writer.append(line).unwrap();
+        }
+        writer.sync().unwrap();
+        writer.finish();
+        let text = text_of_all(dir.path());
+        for line in ["1", "2", "3", "4"] {
+            assert!(text.lines().any(|l| l == line), "{line} is not in {text:?}");
+        }
+    }
+
+    #[test]
+    fn a_failed_write_that_can_be_undone_costs_only_itself() {
+        let dir = tempfile::tempdir().unwrap();
+        let mut writer = writer(dir.path());
+        writer.append(b"1\n").unwrap();
+        // What a full disk leaves: the beginning of what should have been written.
+        let open = writer.open.as_mut().unwrap();
+        open.file.write_all(b"tor").unwrap();
+        open.file.set_len(open.bytes).unwrap();
+        writer.append(b"2\n").unwrap();
+        writer.sync().unwrap();
+        writer.finish();
+        assert_eq!(text_of_all(dir.path()), "1\n2\n");
+    }
+
+    #[test]
+    fn it_rotates_at_its_bounds_and_a_larger_batch_has_a_file_to_itself() {
+        let dir = tempfile::tempdir().unwrap();
+        let mut writer = Writer::open(dir.path(), 4, Duration::from_secs(60)).unwrap();
+        for lines in ["1\n", "2\n", "3\n", "4444444\n", "5\n"] {
+            writer.append(lines.as_bytes()).unwrap();
+        }
+        writer.finish();
+        let count = fs::read_dir(dir.path()).unwrap().count() - 1;
+        assert_eq!(count, 4, "12, 3, 4444444 and 5, beside the lock");
+        assert_eq!(text_of_all(dir.path()), "1\n2\n3\n4444444\n5\n");
+    }
+
+    #[test]
+    fn nothing_is_due_without_an_open_file() {
+        let dir = tempfile::tempdir().unwrap();
+        let mut writer = Writer::open(dir.path(), 4, Duration::ZERO).unwrap();
+        assert_eq!(writer.until_rotation(), IDLE);
+        writer.append(b"1\n").unwrap();
+        assert_eq!(writer.until_rotation(), Duration::ZERO);
+        writer.rotate_if_due();
+        assert_eq!(text_of_all(dir.path()), "1\n");
+        assert_eq!(writer.until_rotation(), IDLE);
+    }
+}

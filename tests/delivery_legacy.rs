@@ -1,0 +1,183 @@
+//! The `legacy` upstream: events replayed one by one, and what becomes of money when an answer
+//! gets lost.
+
+#[path = "support/backend.rs"]
+mod backend;
+#[path = "support/delivery.rs"]
+mod delivery;
+
+use std::collections::BTreeSet;
+
+use backend::{Act, Backend, Request};
+use delivery::Rig;
+use pixelgate::event::{Context, Event, Revenue, Rules, parse};
+use pixelgate::forward::dead::Reason;
+
+fn upstream(backend: &Backend, rest: &str) -> String {
+    let url = backend.url("/v1/event/");
+    format!(
+        "batch = {{ events_max = 50, linger_ms = 5 }}\n\
+         [[upstream]]\nname = 'old'\nkind = 'legacy'\nurl = '{url}'\n{rest}\n"
+    )
+}
+
+/// The `n` of a sample event, from the request that it came as.
+fn n_of(request: &Request) -> usize {
+    let (_, query) = request.target.split_once("&n=").expect(&request.target);
+    query.parse().expect(query)
+}
+
+fn ns(requests: &[Request]) -> BTreeSet<usize> {
+    requests.iter().map(n_of).collect()
+}
+
+fn has_revenue(request: &Request) -> bool {
+    request.target.contains("&_m=")
+}
+
+#[tokio::test]
+async fn each_event_arrives_once_as_the_request_that_it_was() {
+    let backend = Backend::playing([]).await;
+    let mut rig = Rig::start(&upstream(&backend, ""));
+    rig.accept(200).await;
+    rig.settled("old").await;
+    let taken = backend.taken();
+    assert_eq!((taken.len(), ns(&taken).len()), (200, 200));
+    let rules = Rules::default();
+    for request in &taken {
+        let query = request.target.strip_prefix("/v1/event/?").unwrap();
+        let judged = parse(query.as_bytes(), &rules).unwrap();
+        assert!(judged.event == delivery::sample(n_of(request)), "{query}");
+        let context: Context<'_> = delivery::context();
+        assert_eq!(request.method, "GET");
+        assert_eq!(request.header("user-agent"), context.user_agent.as_deref().unwrap());
+        assert_eq!(request.header("referer"), context.referer.as_deref().unwrap());
+        assert_eq!(request.header("x-forwarded-for"), "203.0.113.7");
+    }
+    assert!(backend.connections() <= 16, "connections are kept: {}", backend.connections());
+    rig.stop().await;
+}
+
+#[tokio::test]
+async fn a_backend_that_says_it_did_not_count_gets_everything_again() {
+    for status in [500, 503, 429, 404, 302] {
+        let mut n = 0;
+        let backend = Backend::start(move |_| {
+            n += 1;
+            if n % 40 == 3 { Act::Refuse(status) } else { Act::Take }
+        })
+        .await;
+        let mut rig = Rig::start(&upstream(&backend, ""));
+        rig.accept(100).await;
+        rig.settled("old").await;
+        let taken = backend.taken();
+        assert_eq!((taken.len(), ns(&taken).len()), (100, 100), "{status}");
+        assert_eq!(rig.counts("old").dead, 0);
+        rig.stop().await;
+    }
+}
+
+#[tokio::test]
+async fn revenue_that_may_have_counted_is_never_sent_twice_by_default() {
+    let lost = [Act::ResetAfterBody, Act::HalfHead, Act::TakeWith(502), Act::TakeWith(504)];
+    for act in lost {
+        let mut n = 0;
+        let backend = Backend::start(move |_| {
+            n += 1;
+            if n % 25 == 0 { act.clone() } else { Act::Take }
+        })
+        .await;
+        let mut rig = Rig::start(&upstream(&backend, ""));
+        rig.accept(100).await;
+        rig.settled("old").await;
+        let taken = backend.taken();
+        assert_eq!(ns(&taken).len(), 100);
+        let money: Vec<_> = taken.iter().filter(|r| has_revenue(r)).map(n_of).collect();
+        let distinct: BTreeSet<_> = money.iter().collect();
+        assert_eq!(distinct.len(), money.len(), "counted twice");
+        for letter in rig.dead("old") {
+            assert_eq!(letter.reason, Reason::Undeliverable);
+            assert!(letter.detail.contains("may have counted"), "{}", letter.detail);
+            assert!(letter.event.unwrap().get().contains("\"revenue\""));
+        }
+        rig.stop().await;
+    }
+}
+
+#[tokio::test]
+async fn revenue_that_may_have_counted_becomes_one_dead_letter_an_event() {
+    let backend = Backend::playing([Act::ResetAfterBody]).await;
+    let mut rig = Rig::start(&upstream(&backend, "concurrency_max = 1"));
+    let mut event: Event<'static> = delivery::sample(1);
+    event.revenue = Revenue::parse("99.9");
+    rig.accept_event(&event).await;
+    rig.settled("old").await;
+    let counts = rig.counts("old");
+    assert_eq!((counts.dead, counts.delivered, backend.seen().len()), (1, 0, 1));
+    rig.stop().await;
+}
+
+#[tokio::test]
+async fn on_unknown_retry_sends_revenue_again() {
+    let backend = Backend::playing(vec![Act::ResetAfterBody; 2]).await;
+    let mut rig = Rig::start(&upstream(&backend, "on_unknown = 'retry'"));
+    rig.accept(20).await;
+    rig.settled("old").await;
+    let taken = backend.taken();
+    assert_eq!(ns(&taken).len(), 20);
+    assert!(taken.len() > 20);
+    assert_eq!(rig.counts("old").dead, 0);
+    rig.stop().await;
+}
+
+#[tokio::test]
+async fn a_refused_connection_kills_no_event() {
+    let backend = Backend::playing([]).await;
+    let config = upstream(&backend, "");
+    drop(backend);
+    let mut rig = Rig::start(&config);
+    rig.accept(20).await;
+    rig.until("old", |s| s.state.as_str() == "down").await;
+    let counts = rig.counts("old");
+    assert_eq!((counts.dead, counts.delivered), (0, 0));
+    rig.stop().await;
+}
+
+#[tokio::test]
+async fn an_event_that_is_refused_dies_alone_and_is_asked_about_once() {
+    let backend = Backend::start(|request| match n_of(request) {
+        7 => Act::Refuse(400),
+        21 => Act::Refuse(422),
+        33 => Act::Refuse(414),
+        34 => Act::Refuse(413),
+        _ => Act::Take,
+    })
+    .await;
+    let mut rig = Rig::start(&upstream(&backend, ""));
+    rig.accept(100).await;
+    rig.settled("old").await;
+    assert_eq!(backend.seen().len(), 100);
+    assert_eq!(rig.counts("old").dead, 4);
+    let mut reasons: Vec<_> =
+        rig.dead("old").iter().map(|l| (l.status.unwrap(), l.reason)).collect();
+    reasons.sort_by_key(|(status, _)| *status);
+    let expect = [
+        (400, Reason::Rejected),
+        (413, Reason::TooLarge),
+        (414, Reason::TooLarge),
+        (422, Reason::Rejected),
+    ];
+    assert_eq!(reasons, expect);
+    rig.stop().await;
+}
+
+#[tokio::test]
+async fn a_backend_in_trouble_is_not_flooded() {
+    let backend = Backend::start(|_| Act::Refuse(503)).await;
+    let mut rig = Rig::start(&upstream(&backend, "concurrency_max = 4"));
+    rig.accept(500).await;
+    rig.until("old", |s| s.state.as_str() == "down").await;
+    // Five failed batches opened the breaker; none of them sent all its fifty events.
+    assert!(backend.seen().len() < 5 * 8, "{}", backend.seen().len());
+    rig.stop().await;
+}

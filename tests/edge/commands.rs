@@ -1,0 +1,143 @@
+//! The command line, and what it says about mistakes (SPEC 8 and 9).
+
+use crate::harness::{Setup, command};
+use serde_json::{Value, json};
+use std::path::Path;
+use std::process::Output;
+
+fn run(config: &Path, arguments: &[&str]) -> (i32, String, String) {
+    let Output { status, stdout, stderr } = command(config, arguments).output().unwrap();
+    let text = |bytes| String::from_utf8(bytes).unwrap();
+    (status.code().unwrap(), text(stdout), text(stderr))
+}
+
+fn explain(arguments: &[&str]) -> (i32, String) {
+    let dir = tempfile::tempdir().unwrap();
+    let config = Setup::default().write(dir.path());
+    let all: Vec<_> = std::iter::once("explain").chain(arguments.iter().copied()).collect();
+    let (code, stdout, stderr) = run(&config, &all);
+    assert!(!dir.path().join("spool").exists(), "explain records nothing");
+    (code, stdout + &stderr)
+}
+
+#[test]
+fn explain_prints_an_accepted_event_as_json() {
+    let query = "_a=62515&_n=000000001625&email=P@Company.com&_m=2e1&color=red&hapikey=x&_x=1";
+    let url = format!("https://track.example.com/v1/event/?{query}");
+    let path = format!("/V1/event?{query}");
+    let host = format!("track.example.com/v1/event/?{query}");
+    let mark = format!("?{query}");
+    for form in [query, &url, &path, &host, &mark] {
+        let (code, out) = explain(&["--json", form]);
+        assert_eq!(code, 0, "{form}: {out}");
+        let answer: Value = serde_json::from_str(&out).unwrap();
+        let expect = json!({
+            "verdict": "accepted",
+            "event": {
+                "portal": 62515, "event": "000000001625", "email": "p@company.com", "revenue": 20,
+                "properties": { "color": "red" }
+            },
+            "ignored": [
+                { "param": "hapikey", "why": "withheld" }, { "param": "_x", "why": "underscore" }
+            ]
+        });
+        assert_eq!(answer, expect, "{form}");
+    }
+}
+
+#[test]
+fn explain_prints_a_rejection_as_json() {
+    let (code, out) = explain(&["--json", "_a=62515&_n=a&email=nobody"]);
+    assert_eq!(code, 1);
+    let answer: Value = serde_json::from_str(&out).unwrap();
+    assert_eq!(answer["verdict"], "rejected");
+    assert_eq!(answer["reason"], "invalid_email");
+    assert_eq!(answer["status"], 400);
+    assert_eq!(answer["param"], "email");
+    assert!(answer["detail"].as_str().unwrap().contains("person@company.com"));
+    let (code, out) = explain(&["--json", "/v1/event/more?_a=62515&_n=a"]);
+    assert_eq!((code, out.contains("unknown_path")), (1, true));
+}
+
+#[test]
+fn explain_tells_a_marketer_what_to_change() {
+    let check = |query: &str, expect: &[&str]| {
+        let (_, out) = explain(&[query]);
+        for part in expect {
+            assert!(out.contains(part), "{part:?} is not in {out}");
+        }
+    };
+    check("_a=62515&_n=buy&email=P@x.example", &["accepted", "portal", "62515", "p@x.example"]);
+    check("_a=1&_n=buy", &["rejected: portal_not_allowed", "_a", "operator"]);
+    check("_a=62515&_n=buy&amp;email=a@b.example", &["&amp;", "amp;email"]);
+    check("_a=62515&_n=buy&email={{contact.email}}", &["rejected: invalid_email", "placeholder"]);
+    check("/other?x=1", &["passed on to the origin"]);
+}
+
+#[test]
+fn explain_shows_no_control_character_to_a_terminal() {
+    let (code, out) = explain(&["_a=62515&_n=a&note=%09%0Ared&%1b[31m=x"]);
+    assert_eq!(code, 0);
+    assert!(!out.contains('\u{1b}'), "{out:?}");
+}
+
+#[test]
+fn check_says_what_is_in_force() {
+    let dir = tempfile::tempdir().unwrap();
+    let config = Setup::default().write(dir.path());
+    let (code, out, _) = run(&config, &["check"]);
+    assert_eq!(code, 0);
+    assert!(out.contains("portals: 2") && out.contains("upstream file"), "{out}");
+}
+
+#[test]
+fn a_wrong_configuration_is_told_by_file_key_and_reason() {
+    let check = |change: &dyn Fn(String) -> String, expect: &[&str]| {
+        for arguments in [&["check"][..], &["run"]] {
+            let dir = tempfile::tempdir().unwrap();
+            let config = Setup::default().write(dir.path());
+            let text = change(std::fs::read_to_string(&config).unwrap());
+            std::fs::write(&config, text).unwrap();
+            let (code, _, said) = run(&config, arguments);
+            assert_eq!(code, 2, "{arguments:?}: {said}");
+            for part in expect {
+                assert!(said.contains(part), "{part:?} is not in {said:?}");
+            }
+            assert_eq!(said.trim_end().lines().count(), 1, "one line: {said:?}");
+        }
+    };
+    let replace = |from: &'static str, to: &'static str| {
+        move |text: String| {
+            assert!(text.contains(from));
+            text.replacen(from, to, 1)
+        }
+    };
+    check(&replace("[edge]", "[edge]\nlisten_on = 1"), &["edge.toml:2", "listen_on", "listen"]);
+    check(&replace("kind = \"file\"", "kind = \"fax\""), &["edge.toml", "fax", "http"]);
+    check(&replace("[spool]", "[spool]\nlinger_ms = 5000"), &["edge.toml", "spool.linger_ms"]);
+    check(&replace("[spool]", "[spool]\nbytes_max = \"lots\""), &["edge.toml", "spool.bytes_max"]);
+    check(&replace("[edge]", "[events]\npath = \"event\"\n[edge]"), &["edge.toml", "events.path"]);
+    check(&replace("[edge]", "[edge]\norigin = \"gopher://a\""), &["edge.toml", "edge.origin"]);
+    check(&replace("portals.toml", "missing.toml"), &["missing.toml"]);
+    check(&replace("127.0.0.1:0\"\n", "0.0.0.0:0\"\n"), &["admin.token"]);
+}
+
+#[test]
+fn a_broken_portal_list_is_a_start_up_error_with_its_line() {
+    let dir = tempfile::tempdir().unwrap();
+    let config = Setup::default().portals("portals = [\n  1,\n  0,\n]\n").write(dir.path());
+    let (code, _, said) = run(&config, &["check"]);
+    assert_eq!(code, 2);
+    assert!(said.contains("portals.toml:3"), "{said}");
+}
+
+#[test]
+fn the_environment_overrides_the_file() {
+    let dir = tempfile::tempdir().unwrap();
+    let config = Setup::default().write(dir.path());
+    let mut check = command(&config, &["check"]);
+    let output = check.env("PIXELGATE__EDGE__THREADS", "lots").output().unwrap();
+    let said = String::from_utf8(output.stderr).unwrap();
+    assert_eq!(output.status.code(), Some(2));
+    assert!(said.contains("environment") && said.contains("edge.threads"), "{said}");
+}

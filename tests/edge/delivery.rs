@@ -1,0 +1,161 @@
+//! SPEC 7, seen from outside: what was accepted arrives at a receiver in its wire form.
+
+use crate::backend::{Act, Backend};
+use crate::harness::{Edge, Setup, wait_for};
+use serde_json::{Value, json};
+use std::sync::LazyLock;
+use tokio::runtime::Runtime;
+
+/// Backends live on it.
+pub static RUNTIME: LazyLock<Runtime> = LazyLock::new(|| Runtime::new().unwrap());
+
+/// An upstream table for a backend.
+pub fn http_upstream(backend: &Backend, more: &str) -> String {
+    let url = backend.url("/take");
+    format!(
+        "[[upstream]]\nname = \"collector\"\nkind = \"http\"\nurl = \"{url}\"\n{more}\n\
+         [upstream.batch]\nlinger_ms = 20\n"
+    )
+}
+
+#[test]
+fn an_event_arrives_in_its_wire_form() {
+    let backend = RUNTIME.block_on(Backend::playing([]));
+    let edge = Setup::default().upstreams(&http_upstream(&backend, "")).start();
+    let query = "&_n=000000001625&_a=0062515&email=Person%2BX@B%C3%BCcher.example&_m=%2B20.50&id=ext-77\
+                 &favorite_color=orange&favorite_color=blue&Note=a+b&empty=&t=99&hapikey=secret";
+    let lines = "User-Agent: Tester/1\r\nReferer: https://shop.test/thanks\r\nSec-GPC: 1\r\n\
+                 DNT: 1\r\nSec-Purpose: prefetch;prerender\r\nCookie: secret=1\r\n";
+    let response = edge.connect().get(&format!("/v1/event/?{query}"), lines);
+    assert_eq!(response.verdict(), "accepted");
+    edge.wait_delivered("collector");
+
+    let requests = backend.taken();
+    assert_eq!(requests.len(), 1);
+    let request = &requests[0];
+    assert_eq!(request.header("content-type"), "application/json");
+    assert_eq!(request.header("content-encoding"), "gzip");
+    assert_eq!(request.header("x-batch-events"), "1");
+    assert!(uuid::Uuid::parse_str(request.header("idempotency-key")).is_ok());
+    let body = String::from_utf8(request.plain()).unwrap();
+    assert!(!body.contains("secret"), "{body}");
+
+    let mut event = backend.events().remove(0);
+    let id = uuid::Uuid::parse_str(event["id"].take().as_str().unwrap()).unwrap();
+    assert_eq!(id.get_version_num(), 7);
+    let received_at = event["received_at"].take();
+    let received_at = received_at.as_str().unwrap();
+    assert_eq!(received_at.len(), "2026-11-23T02:45:13.123Z".len(), "{received_at}");
+    assert!(received_at.ends_with('Z'));
+    let expect = json!({
+        "id": null, "received_at": null,
+        "portal": 62515, "event": "000000001625", "email": "person+x@bücher.example",
+        "external_id": "ext-77", "revenue": 20.5,
+        "properties": { "favorite_color": "orange;blue", "note": "a b" },
+        "context": {
+            "ip": "127.0.0.1", "user_agent": "Tester/1", "referer": "https://shop.test/thanks",
+            "gpc": true, "dnt": true, "prefetch": true
+        }
+    });
+    assert_eq!(event, expect);
+    let keys = ["\"id\"", "\"received_at\"", "\"portal\"", "\"event\"", "\"email\"",
+        "\"external_id\"", "\"revenue\"", "\"properties\"", "\"context\""];
+    let places: Vec<_> = keys.iter().map(|key| body.find(key).unwrap()).collect();
+    assert!(places.is_sorted(), "the keys stand in the contract's order: {body}");
+}
+
+#[test]
+fn an_event_with_nothing_but_its_name_has_properties_and_context_all_the_same() {
+    let backend = RUNTIME.block_on(Backend::playing([]));
+    let edge = Setup::default()
+        .upstreams(&http_upstream(&backend, "format = \"ndjson\"\ncompression = \"zstd\""))
+        .sections("[privacy]\nip = \"none\"")
+        .start();
+    assert_eq!(edge.event("_a=62515&_n=a").status, 200);
+    edge.wait_delivered("collector");
+    assert_eq!(backend.taken()[0].header("content-type"), "application/x-ndjson");
+    assert_eq!(backend.taken()[0].header("content-encoding"), "zstd");
+    let event = backend.events().remove(0);
+    let names: Vec<_> = event.as_object().unwrap().keys().map(String::as_str).collect();
+    assert_eq!(names.len(), 6, "{names:?}");
+    assert_eq!(event["properties"], json!({}));
+    assert_eq!(event["context"], json!({}));
+}
+
+#[test]
+fn an_opted_out_visitor_stays_anonymous() {
+    let backend = RUNTIME.block_on(Backend::playing([]));
+    let edge = Setup::default()
+        .upstreams(&http_upstream(&backend, ""))
+        .sections("[privacy]\ngpc = \"anonymize\"")
+        .start();
+    let target = "/v1/event/?_a=62515&_n=a&email=a@b.example&id=7&_m=5&color=red";
+    assert_eq!(edge.connect().get(target, "Sec-GPC: 1\r\nReferer: https://a.test/\r\n").status, 200);
+    edge.wait_delivered("collector");
+    let mut event = backend.events().remove(0);
+    for varying in ["id", "received_at"] {
+        event.as_object_mut().unwrap().remove(varying);
+    }
+    let expect = json!({
+        "portal": 62515, "event": "a", "revenue": 5, "properties": {}, "context": { "gpc": true }
+    });
+    assert_eq!(event, expect);
+}
+
+#[test]
+fn a_backend_that_fails_gets_the_same_batch_again_under_the_same_key() {
+    let acts = [Act::Refuse(503), Act::ResetAfterBody, Act::Refuse(429)];
+    let backend = RUNTIME.block_on(Backend::playing(acts));
+    let edge = Setup::default().upstreams(&http_upstream(&backend, "")).start();
+    assert_eq!(edge.event("_a=62515&_n=a").status, 200);
+    let row = edge.wait_delivered("collector");
+    assert_eq!((&row["delivered"], &row["dead"]), (&json!(1), &json!(0)));
+    let seen = backend.seen();
+    assert_eq!(seen.len(), 4);
+    for again in &seen[1..] {
+        assert_eq!(again.header("idempotency-key"), seen[0].header("idempotency-key"));
+        assert_eq!(again.body, seen[0].body);
+    }
+}
+
+#[test]
+fn a_dead_upstream_holds_back_nobody_else_and_gets_everything_later() {
+    let backend = RUNTIME.block_on(Backend::start(|_| Act::Refuse(500)));
+    let file = "[[upstream]]\nname = \"file\"\nkind = \"file\"\ndir = \"DIR/events\"\n";
+    let dir = std::sync::Arc::new(tempfile::tempdir().unwrap());
+    let file = file.replace("DIR", &dir.path().display().to_string());
+    Setup::default().upstreams(&file).upstreams(&http_upstream(&backend, "")).write(dir.path());
+    let edge = Edge::start_in(dir);
+    for n in 0..50 {
+        assert_eq!(edge.event(&format!("_a=62515&_n=a&id={n}")).status, 200);
+    }
+    edge.wait_delivered("file");
+    let row = edge.upstream("collector");
+    assert_eq!((&row["pending"], &row["delivered"]), (&json!(50), &json!(0)));
+
+    // The same holds after a restart, and then the upstream comes back.
+    let edge = Edge::start_in(edge.stop());
+    assert_eq!(edge.upstream("file")["pending"], 0);
+    assert_eq!(edge.upstream("collector")["pending"], 50);
+    backend.script(|_| Act::Take);
+    edge.wait_delivered("collector");
+    let mut ids: Vec<Value> = backend.events().iter().map(|e| e["external_id"].clone()).collect();
+    ids.sort_by_key(|id| id.as_str().unwrap().parse::<u32>().unwrap());
+    ids.dedup();
+    assert_eq!(ids.len(), 50);
+}
+
+#[test]
+fn files_are_finished_while_the_edge_runs_and_when_it_stops() {
+    let edge = Setup::default().start();
+    assert_eq!(edge.event("_a=62515&_n=a").status, 200);
+    edge.wait_delivered("file");
+    let dir = edge.stop();
+    let finished = || {
+        let entries = std::fs::read_dir(dir.path().join("events")).unwrap();
+        let names = entries.map(|e| e.unwrap().file_name().into_string().unwrap());
+        names.filter(|name| name.ends_with(".ndjson")).count()
+    };
+    wait_for("a finished file", || finished() == 1);
+    assert_eq!(Edge::events_in_files(dir.path()).len(), 1);
+}

@@ -1,0 +1,278 @@
+//! Starts and ends the binary, each in a folder of its own, on ports that the kernel chooses.
+
+use crate::http::{Connection, Response};
+use serde_json::Value;
+use std::io::{BufRead, BufReader};
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, ExitStatus, Stdio};
+use std::sync::{Arc, Mutex};
+use std::time::{Duration, Instant};
+
+/// How long anything may take that is waited for. Not an assertion about speed: only so that a
+/// test that would wait for ever fails instead.
+pub const PATIENCE: Duration = Duration::from_secs(60);
+
+/// The portals of every test's list.
+pub const PORTALS: &str = "portals = [62515, 56043]\n";
+
+/// A running edge.
+pub struct Edge {
+    child: Child,
+    /// Where it takes events.
+    pub address: SocketAddr,
+    /// Its admin listener.
+    pub admin: SocketAddr,
+    log: Arc<Mutex<String>>,
+    dir: Arc<tempfile::TempDir>,
+}
+
+/// What an edge is told beside the harness's own settings.
+#[derive(Default, Clone)]
+pub struct Setup {
+    edge: String,
+    sections: String,
+    upstreams: String,
+    portals: Option<String>,
+    spool: String,
+}
+
+impl Setup {
+    /// Lines of `[edge]`.
+    pub fn edge(mut self, lines: &str) -> Self {
+        self.edge += lines;
+        self.edge += "\n";
+        self
+    }
+
+    /// An origin.
+    pub fn origin(self, origin: SocketAddr) -> Self {
+        self.edge(&format!("origin = \"http://{origin}\""))
+    }
+
+    /// Whole sections, such as `[response]`.
+    pub fn sections(mut self, text: &str) -> Self {
+        self.sections += text;
+        self.sections += "\n";
+        self
+    }
+
+    /// Whole `[[upstream]]` tables, instead of the file upstream.
+    pub fn upstreams(mut self, text: &str) -> Self {
+        self.upstreams += text;
+        self.upstreams += "\n";
+        self
+    }
+
+    /// Lines of `[spool]`.
+    pub fn spool(mut self, lines: &str) -> Self {
+        self.spool += lines;
+        self.spool += "\n";
+        self
+    }
+
+    /// The portal list, instead of [`PORTALS`].
+    pub fn portals(mut self, list: &str) -> Self {
+        self.portals = Some(list.to_owned());
+        self
+    }
+
+    /// Writes the configuration into a new folder, and starts the edge.
+    pub fn start(self) -> Edge {
+        let dir = Arc::new(tempfile::tempdir().unwrap());
+        self.write(dir.path());
+        Edge::start_in(dir)
+    }
+
+    /// Writes the configuration and the portal list into `dir`, and gives the file's path.
+    pub fn write(&self, dir: &Path) -> PathBuf {
+        let at = dir.display();
+        let upstreams = match self.upstreams.as_str() {
+            "" => format!("[[upstream]]\nname = \"file\"\nkind = \"file\"\ndir = \"{at}/events\"\n"),
+            own => own.to_owned(),
+        };
+        let portals = dir.join("portals.toml");
+        std::fs::write(&portals, self.portals.as_deref().unwrap_or(PORTALS)).unwrap();
+        let config = format!(
+            "[edge]\nlisten = [\"127.0.0.1:0\"]\nstate_dir = \"{at}\"\n{}\n\
+             [portals]\nsource = \"{at}/portals.toml\"\nrefresh_seconds = 1\n\
+             [spool]\ndir = \"{at}/spool\"\n{}\n\
+             [admin]\nlisten = \"127.0.0.1:0\"\n{}\n{}",
+            self.edge, self.spool, self.sections, upstreams
+        );
+        let path = dir.join("edge.toml");
+        std::fs::write(&path, config).unwrap();
+        path
+    }
+}
+
+impl Edge {
+    /// Starts an edge with the harness's settings alone.
+    pub fn start() -> Edge {
+        Setup::default().start()
+    }
+
+    /// Starts an edge on a folder that holds its configuration.
+    pub fn start_in(dir: Arc<tempfile::TempDir>) -> Edge {
+        let mut child = command(&dir.path().join("edge.toml"), &["run"]).spawn().unwrap();
+        let stderr = child.stderr.take().unwrap();
+        let log = Arc::new(Mutex::new(String::new()));
+        let keep = Arc::clone(&log);
+        std::thread::spawn(move || {
+            for line in BufReader::new(stderr).lines().map_while(Result::ok) {
+                let mut log = keep.lock().unwrap();
+                log.push_str(&line);
+                log.push('\n');
+            }
+        });
+        let nowhere: SocketAddr = "127.0.0.1:1".parse().unwrap();
+        let mut edge = Edge { child, address: nowhere, admin: nowhere, log, dir };
+        edge.address = edge.announced("(events and pass-through)");
+        edge.admin = edge.announced("(admin)");
+        edge
+    }
+
+    fn announced(&mut self, what: &str) -> SocketAddr {
+        let mut found = None;
+        wait_for(&format!("the edge to announce {what}"), || {
+            if let Ok(Some(status)) = self.child.try_wait() {
+                panic!("the edge ended with {status}:\n{}", self.log());
+            }
+            let log = self.log();
+            let line = log.lines().find(|line| line.contains(what));
+            let url = line.and_then(|line| line.split("://").nth(1));
+            found = url.and_then(|url| url.split(' ').next()?.parse().ok());
+            found.is_some()
+        });
+        found.unwrap()
+    }
+
+    /// Its folder.
+    pub fn dir(&self) -> &Path {
+        self.dir.path()
+    }
+
+    /// What it wrote to standard error so far.
+    pub fn log(&self) -> String {
+        self.log.lock().unwrap().clone()
+    }
+
+    /// A new connection to it.
+    pub fn connect(&self) -> Connection {
+        Connection::open(self.address)
+    }
+
+    /// One `GET` on a connection of its own.
+    pub fn get(&self, target: &str) -> Response {
+        self.connect().get(target, "")
+    }
+
+    /// One event by its query.
+    pub fn event(&self, query: &str) -> Response {
+        self.get(&format!("/v1/event/?{query}"))
+    }
+
+    /// A page of the admin listener.
+    pub fn admin(&self, page: &str) -> Response {
+        Connection::open(self.admin).get(page, "")
+    }
+
+    /// `/status`.
+    pub fn status(&self) -> Value {
+        let page = self.admin("/status");
+        assert_eq!(page.status, 200);
+        serde_json::from_slice(&page.body).unwrap()
+    }
+
+    /// One upstream's row of `/status`.
+    pub fn upstream(&self, name: &str) -> Value {
+        let status = self.status();
+        let rows = status["upstreams"].as_array().unwrap();
+        rows.iter().find(|row| row["name"] == name).unwrap().clone()
+    }
+
+    /// Waits until an upstream has nothing pending.
+    pub fn wait_delivered(&self, name: &str) -> Value {
+        let mut row = Value::Null;
+        wait_for("everything to be delivered", || {
+            row = self.upstream(name);
+            row["pending"] == 0
+        });
+        let sum = row["delivered"].as_u64().unwrap() + row["dead"].as_u64().unwrap();
+        assert_eq!(row["accepted"].as_u64(), Some(sum), "{row}");
+        row
+    }
+
+    /// Sends a signal.
+    pub fn signal(&self, signal: &str) {
+        let pid = self.child.id().to_string();
+        let sent = Command::new("kill").args([signal, &pid]).status().unwrap();
+        assert!(sent.success());
+    }
+
+    /// Waits for its end.
+    pub fn wait(&mut self) -> ExitStatus {
+        let mut status = None;
+        wait_for("the edge to end", || {
+            status = self.child.try_wait().unwrap();
+            status.is_some()
+        });
+        status.unwrap()
+    }
+
+    /// Stops it gracefully and hands on its folder.
+    pub fn stop(mut self) -> Arc<tempfile::TempDir> {
+        self.signal("-TERM");
+        let status = self.wait();
+        assert_eq!(status.code(), Some(0), "{}", self.log());
+        Arc::clone(&self.dir)
+    }
+
+    /// Ends it as a crash does and hands on its folder.
+    pub fn kill(mut self) -> Arc<tempfile::TempDir> {
+        self.child.kill().unwrap();
+        self.child.wait().unwrap();
+        Arc::clone(&self.dir)
+    }
+
+    /// Every event in the files of the file upstream, as JSON. Files that are still open count.
+    pub fn events_in_files(dir: &Path) -> Vec<Value> {
+        let mut events = Vec::new();
+        let Ok(entries) = std::fs::read_dir(dir.join("events")) else { return events };
+        for entry in entries.map(Result::unwrap) {
+            let name = entry.file_name().into_string().unwrap();
+            if name.contains(".ndjson") {
+                let text = std::fs::read_to_string(entry.path()).unwrap();
+                events.extend(text.lines().map(|line| serde_json::from_str(line).unwrap()));
+            }
+        }
+        events
+    }
+}
+
+impl Drop for Edge {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+        if std::thread::panicking() {
+            eprintln!("--- the edge's log:\n{}", self.log());
+        }
+    }
+}
+
+/// The binary with this configuration and these arguments.
+pub fn command(config: &Path, arguments: &[&str]) -> Command {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_pixelgate"));
+    command.args(arguments).arg("--config").arg(config);
+    command.env_remove("RUST_LOG").stdout(Stdio::piped()).stderr(Stdio::piped());
+    command
+}
+
+/// Looks again and again until `done`, and fails when [`PATIENCE`] is at its end.
+pub fn wait_for(what: &str, mut done: impl FnMut() -> bool) {
+    let deadline = Instant::now() + PATIENCE;
+    while !done() {
+        assert!(Instant::now() < deadline, "waited in vain for {what}");
+        std::thread::sleep(Duration::from_millis(5));
+    }
+}

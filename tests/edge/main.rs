@@ -1,0 +1,19 @@
+//! The real binary, with real peers: nginx as the origin, a backend that fails on demand.
+//!
+//! One test binary, because each one links the whole of Pingora.
+
+mod answers;
+mod commands;
+mod connections;
+mod crash;
+mod delivery;
+mod harness;
+mod http;
+mod nginx;
+mod passthrough;
+mod paths;
+mod policy;
+mod stop;
+
+#[path = "../support/backend.rs"]
+mod backend;

@@ -1,0 +1,127 @@
+//! A graceful stop loses nothing, and does not dawdle (SPEC 8).
+
+use crate::backend::{Act, Backend};
+use crate::delivery::{RUNTIME, http_upstream};
+use crate::harness::{Edge, Setup, wait_for};
+use std::collections::BTreeSet;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
+use std::time::{Duration, Instant};
+
+#[test]
+fn an_idle_edge_stops_at_once_on_each_signal() {
+    for signal in ["-TERM", "-INT", "-QUIT"] {
+        let mut edge = Setup::default().edge("shutdown_grace_seconds = 3600").start();
+        let mut kept = edge.connect();
+        assert_eq!(kept.get("/v1/event/?_a=62515&_n=a", "").status, 200);
+        edge.signal(signal);
+        // The grace period is an hour: that it ends within the harness's patience is the proof
+        // that it was not waited out.
+        assert_eq!(edge.wait().code(), Some(0), "{signal}");
+        assert!(kept.is_closed());
+    }
+}
+
+#[test]
+fn a_stop_while_an_upstream_is_dead_ends_and_loses_nothing() {
+    let backend = RUNTIME.block_on(Backend::start(|_| Act::Refuse(503)));
+    let setup = Setup::default()
+        .edge("shutdown_grace_seconds = 3600")
+        .upstreams(&http_upstream(&backend, ""));
+    let edge = setup.start();
+    assert_eq!(edge.event("_a=62515&_n=a").status, 200);
+    wait_for("an attempt", || !backend.seen().is_empty());
+    let dir = edge.stop();
+    backend.script(|_| Act::Take);
+    let edge = Edge::start_in(dir);
+    edge.wait_delivered("collector");
+    assert_eq!(backend.events().len(), 1);
+}
+
+#[test]
+fn a_request_in_flight_is_answered_before_the_end() {
+    // An origin that takes its time keeps one request in flight while the signal comes.
+    let slow = RUNTIME.block_on(Backend::start(|_| Act::Slow(Duration::from_millis(300))));
+    let mut edge = Setup::default().origin(slow.addr()).start();
+    let mut connection = edge.connect();
+    connection.send(b"GET /slow HTTP/1.1\r\nHost: a\r\n\r\n");
+    wait_for("the origin to be asked", || slow.connections() > 0);
+    edge.signal("-TERM");
+    assert_eq!(connection.read("GET").status, 200);
+    assert_eq!(edge.wait().code(), Some(0));
+}
+
+#[test]
+fn nothing_answered_is_lost_by_a_stop_under_load_whatever_the_durability() {
+    for durability in ["power", "interval", "memory"] {
+        let backend = RUNTIME.block_on(Backend::playing([]));
+        let edge = Setup::default()
+            .spool(&format!("durability = \"{durability}\""))
+            .upstreams(&http_upstream(&backend, ""))
+            .start();
+        let address = edge.address;
+        let next = Arc::new(AtomicU64::new(0));
+        let stopped = Arc::new(AtomicBool::new(false));
+        let senders: Vec<_> = (0..8)
+            .map(|_| {
+                let (next, stopped) = (Arc::clone(&next), Arc::clone(&stopped));
+                std::thread::spawn(move || crate::stop::send(address, &next, &stopped))
+            })
+            .collect();
+        wait_for("some hundred events", || next.load(Relaxed) > 500);
+        let dir = edge.stop();
+        stopped.store(true, Relaxed);
+        let mut answered = BTreeSet::new();
+        for sender in senders {
+            answered.extend(sender.join().unwrap());
+        }
+        let edge = Edge::start_in(dir);
+        edge.wait_delivered("collector");
+        let delivered: BTreeSet<u64> = backend
+            .events()
+            .iter()
+            .map(|event| event["external_id"].as_str().unwrap().parse().unwrap())
+            .collect();
+        let lost = answered.difference(&delivered).count();
+        assert_eq!(lost, 0, "{durability}: {lost} of {} lost", answered.len());
+    }
+}
+
+/// Sends events until the edge is gone; gives the ids answered 200.
+fn send(address: std::net::SocketAddr, next: &AtomicU64, stopped: &AtomicBool) -> Vec<u64> {
+    let mut kept = Vec::new();
+    while !stopped.load(Relaxed) {
+        let Ok(stream) = std::net::TcpStream::connect(address) else { break };
+        let mut connection = crate::http::Connection::of(stream);
+        loop {
+            let id = next.fetch_add(1, Relaxed);
+            let head = format!("GET /v1/event/?_a=62515&_n=a&id={id} HTTP/1.1\r\nHost: a\r\n\r\n");
+            if connection.try_send(head.as_bytes()).is_err() {
+                break;
+            }
+            match connection.read_one("GET") {
+                Ok(response) if response.status == 200 => kept.push(id),
+                Ok(_) => {}
+                Err(_) => break,
+            }
+        }
+    }
+    kept
+}
+
+#[test]
+fn a_second_edge_on_the_same_port_says_so_and_leaves_the_first_alone() {
+    let first = Edge::start();
+    let dir = tempfile::tempdir().unwrap();
+    let path = Setup::default().write(dir.path());
+    let text = std::fs::read_to_string(&path).unwrap();
+    let text = text.replacen("127.0.0.1:0", &first.address.to_string(), 1);
+    std::fs::write(&path, text).unwrap();
+    let began = Instant::now();
+    let output = crate::harness::command(&path, &["run"]).output().unwrap();
+    assert_eq!(output.status.code(), Some(2));
+    let said = String::from_utf8(output.stderr).unwrap();
+    assert!(said.contains(&first.address.to_string()), "{said}");
+    assert!(began.elapsed() < crate::harness::PATIENCE);
+    assert_eq!(first.event("_a=62515&_n=a").status, 200);
+}

@@ -1,0 +1,398 @@
+//! The spool against a naive model: any sequence of appends, commits, reads, acknowledgements,
+//! faults, kills, power losses, restarts and adoptions, on a file system that misbehaves.
+//!
+//! What must hold: what is read was written (no inventions), in order, once per process; what was
+//! answered comes back after whatever the durability promises to survive; what was refused does
+//! not, unless a crash came in between; and the four counts add up at every moment.
+
+mod spool_sim;
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::path::Path;
+use std::task::{Context, Poll, Waker};
+use std::time::Duration;
+
+use std::future::Future;
+use std::pin::Pin;
+use std::sync::Arc;
+
+use bytesize::ByteSize;
+use pixelgate::spool::{
+    Commit, Config, Durability, Entry, Env, Fate, Overloaded, Reader, Seat, Spool,
+};
+use proptest::prelude::*;
+use spool_sim::{Fault, Op, SimFs};
+
+const UPSTREAMS: [&str; 2] = ["near", "far"];
+const ROOT: &str = "/spool";
+
+#[derive(Debug, Clone)]
+enum Action {
+    /// Appends this many events without waiting.
+    Append(u8),
+    /// Waits for the answers of all that were appended.
+    Settle,
+    /// An upstream reads up to so many.
+    Read(bool, u8),
+    /// An upstream acknowledges what it has read, beginning at some entry, every so many.
+    Acknowledge(bool, u8, u8),
+    /// What the keeper does each second.
+    Checkpoint,
+    /// Something fails.
+    Fault(Op, u8, u8, u8),
+    Fill(bool),
+    /// All is well again.
+    Heal,
+    /// The process is killed and starts again.
+    Kill,
+    /// The power goes, the machine starts again.
+    LosePower,
+    /// A graceful restart.
+    Restart,
+    /// A new process starts beside the old one, which then ends, gracefully or not.
+    Upgrade(bool),
+}
+
+fn action() -> impl Strategy<Value = Action> {
+    let op = prop_oneof![Just(Op::Write), Just(Op::Sync), Just(Op::Names), Just(Op::Read)];
+    prop_oneof![
+        8 => (1..20u8).prop_map(Action::Append),
+        6 => Just(Action::Settle),
+        6 => (any::<bool>(), 1..40u8).prop_map(|(u, n)| Action::Read(u, n)),
+        6 => (any::<bool>(), any::<u8>(), 1..4u8).prop_map(|(u, n, k)| Action::Acknowledge(u, n, k)),
+        3 => Just(Action::Checkpoint),
+        3 => (op, 0..4u8, 1..4u8, any::<u8>()).prop_map(|(o, a, t, p)| Action::Fault(o, a, t, p)),
+        1 => any::<bool>().prop_map(Action::Fill),
+        3 => Just(Action::Heal),
+        2 => Just(Action::Kill),
+        2 => Just(Action::LosePower),
+        1 => Just(Action::Restart),
+        2 => any::<bool>().prop_map(Action::Upgrade),
+    ]
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Told {
+    Nothing,
+    Yes,
+    No,
+}
+
+#[derive(Debug)]
+struct Event {
+    told: Told,
+    /// Power was lost, or the process killed, since it was appended.
+    crashed: bool,
+    /// The durability does not promise it any more.
+    forgiven: bool,
+}
+
+/// One process with its spool, and what it has done with it.
+struct Process {
+    fs: SimFs,
+    spool: Spool,
+    readers: Vec<Reader>,
+    waiting: Vec<(u64, Commit)>,
+    out: [Vec<Entry>; 2],
+    handed: [BTreeSet<Seat>; 2],
+    // The last event read, per lane: order holds within a lane.
+    last: [BTreeMap<String, u64>; 2],
+}
+
+struct World {
+    config: Config,
+    disk: SimFs,
+    now: Process,
+    events: BTreeMap<u64, Event>,
+    /// Acknowledged by each upstream.
+    acknowledged: [BTreeSet<u64>; 2],
+    next: u64,
+    /// Damage that a power loss may do to records that nobody was promised.
+    may_lose: bool,
+}
+
+fn open(disk: &SimFs, config: &Config) -> Option<Process> {
+    let fs = disk.process();
+    let env = Env { fs: Arc::new(fs.clone()), ..Env::system() };
+    let names = UPSTREAMS.map(str::to_owned);
+    let spool = Spool::open(config, &names, env).ok()?;
+    let readers = UPSTREAMS.map(|name| spool.reader(name).expect("configured")).into();
+    Some(Process {
+        fs,
+        spool,
+        readers,
+        waiting: Vec::new(),
+        out: Default::default(),
+        handed: Default::default(),
+        last: Default::default(),
+    })
+}
+
+/// Events carry their number, and a length that follows from it.
+fn payload(event: u64) -> Vec<u8> {
+    let mut bytes = event.to_le_bytes().to_vec();
+    bytes.extend((0..event * 37 % 301).map(|at| (at ^ event) as u8));
+    bytes
+}
+
+fn number(payload: &[u8]) -> u64 {
+    let mut word = [0; 8];
+    word.copy_from_slice(&payload[..8]);
+    u64::from_le_bytes(word)
+}
+
+fn wait(mut commit: Commit) -> Result<(), Overloaded> {
+    struct Unpark(std::thread::Thread);
+    impl std::task::Wake for Unpark {
+        fn wake(self: Arc<Self>) {
+            self.0.unpark();
+        }
+    }
+    let waker = Waker::from(Arc::new(Unpark(std::thread::current())));
+    let mut context = Context::from_waker(&waker);
+    loop {
+        match Pin::new(&mut commit).poll(&mut context) {
+            Poll::Ready(outcome) => return outcome,
+            Poll::Pending => std::thread::park(),
+        }
+    }
+}
+
+impl World {
+    fn new(durability: Durability, seed: u64) -> World {
+        let config = Config {
+            dir: ROOT.into(),
+            durability,
+            linger_ms: 0,
+            sync_ms: 1,
+            segment_bytes: ByteSize::kib(4),
+            bytes_max: ByteSize::mib(16),
+            ..Config::default()
+        };
+        let disk = SimFs::new(seed);
+        let now = open(&disk, &config).expect("a new disk serves");
+        World {
+            config,
+            disk,
+            now,
+            events: BTreeMap::new(),
+            acknowledged: Default::default(),
+            next: 1,
+            may_lose: false,
+        }
+    }
+
+    fn act(&mut self, action: &Action) {
+        match *action {
+            Action::Append(events) => (0..events).for_each(|_| self.append()),
+            Action::Settle => self.settle(),
+            Action::Read(far, events) => _ = self.read(usize::from(far), usize::from(events)),
+            Action::Acknowledge(far, from, step) => {
+                self.acknowledge(usize::from(far), usize::from(from), usize::from(step));
+            }
+            Action::Checkpoint => self.now.spool.checkpoint(),
+            Action::Fault(op, after, times, part) => {
+                let errno = if part % 2 == 0 { 5 } else { 28 };
+                let (after, times) = (u32::from(after), u32::from(times));
+                self.disk.fault(Fault { op, after, times, errno, part });
+            }
+            Action::Fill(full) => self.disk.set_full(full),
+            Action::Heal => self.disk.heal(),
+            Action::Kill => self.kill(),
+            Action::LosePower => self.lose_power(),
+            Action::Restart => self.restart(),
+            Action::Upgrade(graceful) => self.upgrade(graceful),
+        }
+        self.identity_holds();
+    }
+
+    fn append(&mut self) {
+        let event = self.next;
+        self.next += 1;
+        if let Ok(commit) = self.now.spool.append(|out| out.extend_from_slice(&payload(event))) {
+            let told = match self.config.durability {
+                Durability::Memory => Told::Yes,
+                _ => Told::Nothing,
+            };
+            self.events.insert(event, Event { told, crashed: false, forgiven: false });
+            self.now.waiting.push((event, commit));
+        }
+    }
+
+    fn settle(&mut self) {
+        for (event, commit) in std::mem::take(&mut self.now.waiting) {
+            let told = if wait(commit).is_ok() { Told::Yes } else { Told::No };
+            self.events.get_mut(&event).expect("appended").told = told;
+        }
+    }
+
+    fn read(&mut self, upstream: usize, events_max: usize) -> usize {
+        let entries = self.now.readers[upstream].try_read(events_max, 4_000);
+        assert!(entries.len() <= events_max);
+        for entry in &entries {
+            let event = number(&entry.payload);
+            assert_eq!(entry.payload[..], payload(event)[..], "an invention");
+            let known = self.events.get(&event).expect("an invention");
+            assert!(known.told != Told::No || known.crashed, "refused event {event} is delivered");
+            assert!(self.now.handed[upstream].insert(entry.seat), "handed out twice");
+            let lane = entry.seat.to_string();
+            let lane = lane.split('/').next().unwrap_or_default().to_owned();
+            let before = self.now.last[upstream].insert(lane, event).unwrap_or(0);
+            assert!(before < event, "event {event} after {before}");
+        }
+        let count = entries.len();
+        self.now.out[upstream].extend(entries);
+        count
+    }
+
+    fn acknowledge(&mut self, upstream: usize, from: usize, step: usize) {
+        let out = &mut self.now.out[upstream];
+        if out.is_empty() {
+            return;
+        }
+        let from = from % out.len();
+        let (taken, left): (Vec<_>, Vec<_>) = std::mem::take(out)
+            .into_iter()
+            .enumerate()
+            .partition(|(at, _)| *at >= from && (at - from) % step == 0);
+        *out = left.into_iter().map(|(_, entry)| entry).collect();
+        let seats: Vec<Seat> = taken.iter().map(|(_, entry)| entry.seat).collect();
+        let fate = if step == 3 { Fate::Dead } else { Fate::Delivered };
+        self.now.readers[upstream].acknowledger().acknowledge(&seats, fate);
+        let events = taken.iter().map(|(_, entry)| number(&entry.payload));
+        self.acknowledged[upstream].extend(events);
+    }
+
+    fn crashed(&mut self, power: bool) {
+        for event in self.events.values_mut() {
+            event.crashed = true;
+            event.forgiven |= match self.config.durability {
+                Durability::Power => false,
+                Durability::Interval => power,
+                Durability::Memory => true,
+            };
+        }
+        self.may_lose |= power;
+    }
+
+    fn reopen(&mut self) {
+        let next = open(&self.disk, &self.config).unwrap_or_else(|| {
+            // A disk that fails may refuse a start; one that works may not.
+            self.disk.heal();
+            open(&self.disk, &self.config).expect("a healthy disk serves")
+        });
+        self.now = next;
+    }
+
+    fn kill(&mut self) {
+        self.disk.kill(&self.now.fs);
+        self.crashed(false);
+        self.reopen();
+    }
+
+    fn lose_power(&mut self) {
+        self.disk.lose_power();
+        self.crashed(true);
+        self.reopen();
+    }
+
+    fn restart(&mut self) {
+        // A graceful stop keeps its promises on a disk that works.
+        self.disk.heal();
+        self.settle();
+        self.now.spool.close(Duration::from_secs(60)).expect("closes");
+        self.reopen();
+    }
+
+    fn upgrade(&mut self, graceful: bool) {
+        let Some(next) = open(&self.disk, &self.config) else { return };
+        let old = std::mem::replace(&mut self.now, next);
+        if graceful {
+            self.disk.heal();
+            for (event, commit) in old.waiting {
+                let told = if wait(commit).is_ok() { Told::Yes } else { Told::No };
+                self.events.get_mut(&event).expect("appended").told = told;
+            }
+            old.spool.close(Duration::from_secs(60)).expect("closes");
+        } else {
+            self.disk.kill(&old.fs);
+            self.crashed(false);
+        }
+        drop((old.readers, old.spool));
+        self.now.spool.checkpoint();
+    }
+
+    fn identity_holds(&self) {
+        for upstream in self.now.spool.status().upstreams {
+            let sum = upstream.delivered + upstream.dead + upstream.lost + upstream.pending;
+            assert_eq!(upstream.accepted, sum, "{upstream:?}");
+            if !self.may_lose {
+                assert_eq!(upstream.lost, 0, "{upstream:?}");
+            }
+        }
+    }
+
+    /// Everything still promised arrives, and then the spool is empty.
+    fn drain(&mut self) {
+        self.disk.heal();
+        self.settle();
+        self.kill();
+        self.now.spool.checkpoint();
+        for upstream in 0..UPSTREAMS.len() {
+            let mut idle = 0;
+            while idle < 3 {
+                if self.read(upstream, 1_000) == 0 {
+                    idle += 1;
+                    self.now.spool.checkpoint();
+                }
+                self.acknowledge(upstream, 0, 1);
+            }
+            for (event, known) in &self.events {
+                let due = known.told == Told::Yes && !known.forgiven;
+                let here = self.acknowledged[upstream].contains(event);
+                assert!(here || !due, "event {event} was answered and is not there: {known:?}");
+            }
+        }
+        self.identity_holds();
+        let status = self.now.spool.status();
+        assert!(status.upstreams.iter().all(|upstream| upstream.pending == 0), "{status:?}");
+        assert_eq!(status.bytes, 0, "{status:?}");
+        (0..4).for_each(|_| self.now.spool.checkpoint());
+        let lanes: BTreeSet<_> =
+            self.disk.files().iter().filter_map(|file| file.parent().map(Path::to_owned)).collect();
+        let lanes: Vec<_> =
+            lanes.iter().filter(|dir| dir.to_string_lossy().contains("lane-")).collect();
+        assert_eq!(lanes.len(), 1, "drained lanes are gone: {:?}", self.disk.files());
+    }
+}
+
+fn check(durability: Durability, seed: u64, actions: &[Action]) {
+    let mut world = World::new(durability, seed);
+    for action in actions {
+        world.act(action);
+    }
+    world.drain();
+}
+
+fn actions() -> impl Strategy<Value = Vec<Action>> {
+    prop::collection::vec(action(), 1..60)
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { failure_persistence: None, ..ProptestConfig::default() })]
+
+    #[test]
+    fn power_keeps_what_it_answered(seed: u64, actions in actions()) {
+        check(Durability::Power, seed, &actions);
+    }
+
+    #[test]
+    fn interval_keeps_what_it_answered(seed: u64, actions in actions()) {
+        check(Durability::Interval, seed, &actions);
+    }
+
+    #[test]
+    fn memory_keeps_what_it_answered(seed: u64, actions in actions()) {
+        check(Durability::Memory, seed, &actions);
+    }
+}
