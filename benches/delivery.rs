@@ -73,8 +73,8 @@ fn drain(events: usize, compression: &str) {
         batch: BatchConfig::default(),
         reader: spool.reader("out").unwrap(),
     };
-    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all();
-    let runtime = { runtime }.build().unwrap();
+    let mut runtime = tokio::runtime::Builder::new_multi_thread();
+    let runtime = runtime.worker_threads(1).enable_all().build().unwrap();
     // 5: forget the peak of the memory used so far.
     let _ = fs::write("/proc/self/clear_refs", "5");
     let (start, cpu) = (Instant::now(), cpu_ns());

@@ -3,7 +3,6 @@
 mod cli;
 mod config;
 mod edge;
-mod explain;
 
 use std::process::ExitCode;
 

@@ -254,7 +254,7 @@ impl World {
         let (taken, left): (Vec<_>, Vec<_>) = std::mem::take(out)
             .into_iter()
             .enumerate()
-            .partition(|(at, _)| *at >= from && (at - from) % step == 0);
+            .partition(|(at, _)| *at >= from && (at - from).is_multiple_of(step));
         *out = left.into_iter().map(|(_, entry)| entry).collect();
         let seats: Vec<Seat> = taken.iter().map(|(_, entry)| entry.seat).collect();
         let fate = if step == 3 { Fate::Dead } else { Fate::Delivered };

@@ -7,7 +7,7 @@ use std::borrow::Cow;
 
 use super::hit::name_fault;
 use super::param::{Reserved, WITHHELD};
-use super::query::{NotUtf8, Piece, Plus, pieces};
+use super::query::{NotUtf8, Piece, Plus, encode_wide, pieces};
 use super::{Ignored, Revenue, Rules};
 
 /// A likely mistake.
@@ -132,10 +132,12 @@ pub struct Advice<'a> {
 
 /// Looks for likely mistakes in a query, parameter by parameter. Reads no more of it than `rules`
 /// allow.
-pub fn advice<'a>(query: &'a [u8], rules: &Rules) -> Vec<Advice<'a>> {
+pub fn advice(query: &[u8], rules: &Rules) -> Vec<Advice<'static>> {
     let limits = rules.limits();
     let query = &query[..query.len().min(limits.query_bytes_max)];
-    let pieces: Vec<_> = pieces(query).take(limits.params_max).collect();
+    let query =
+        std::str::from_utf8(query).map_or_else(|_| encode_wide(query).into(), Cow::Borrowed);
+    let pieces: Vec<_> = pieces(&query).take(limits.params_max).collect();
     let is_given = |param: &str| {
         let names = |piece: &Piece<'_>| piece.key().is_ok_and(|key| key == param);
         pieces
@@ -146,20 +148,23 @@ pub fn advice<'a>(query: &'a [u8], rules: &Rules) -> Vec<Advice<'a>> {
     for piece in &pieces {
         let param = piece
             .key()
-            .unwrap_or_else(|NotUtf8| Cow::Owned(piece.key_lossy()));
+            .map_or_else(|NotUtf8| piece.key_lossy(), Cow::into_owned);
         let reserved = Reserved::of(param.as_bytes());
         let value = piece.value(Plus::of(reserved)).ok().map(|value| value.text);
-        let raw = String::from_utf8_lossy(piece.raw_value());
         let hints = [
             about_key(&param, reserved, piece, rules),
             meant_param(&param)
                 .filter(|meant| !is_given(meant))
                 .map(Hint::MeantParam),
             // Both forms: decoding may destroy a placeholder, as that of `%%address%%`.
-            about_value(reserved, value.as_deref().unwrap_or_default(), &raw),
+            about_value(
+                reserved,
+                value.as_deref().unwrap_or_default(),
+                piece.raw_value(),
+            ),
         ];
         let advice = |hint| Advice {
-            param: param.clone(),
+            param: Cow::Owned(param.clone()),
             hint,
         };
         found.extend(hints.into_iter().flatten().map(advice));

@@ -19,7 +19,8 @@ const DOMAIN_BYTES_READ_MAX: usize = 4 * 253;
 
 /// The canonical form: lower case, the domain in Unicode form. `None` if it is not an address.
 pub(super) fn canonical(address: Cow<'_, str>) -> Option<Cow<'_, str>> {
-    let (local, domain) = address.split_once('@')?;
+    let at = address.bytes().position(|byte| byte == b'@')?;
+    let (local, domain) = (&address[..at], &address[at + 1..]);
     let local = lower_case(local);
     if local.len() > EMAIL_LOCAL_BYTES_MAX || !is_dot_atom(&local) {
         return None;
@@ -51,9 +52,18 @@ fn lower_case(local: &str) -> Cow<'_, str> {
 }
 
 fn is_dot_atom(local: &str) -> bool {
-    local
-        .split('.')
-        .all(|atom| !atom.is_empty() && atom.chars().all(is_atext))
+    let mut previous = '.'; // as if one stood before, so that none may come first
+    for c in local.chars() {
+        if if c == '.' {
+            previous == '.'
+        } else {
+            !is_atext(c)
+        } {
+            return false;
+        }
+        previous = c;
+    }
+    previous != '.'
 }
 
 /// RFC 5322, 3.2.3, and RFC 6532, 3.2, less what nobody can see.
@@ -81,13 +91,15 @@ fn canonical_domain(domain: &str) -> Option<(Cow<'_, str>, usize)> {
             DnsLength::Verify,
         )
         .ok()?;
-    let last = ascii.rsplit('.').next().unwrap_or_default();
-    let labels = ascii.split('.').count();
-    if labels < EMAIL_LABELS_MIN || last.bytes().all(|byte| byte.is_ascii_digit()) {
+    let mut labels = ascii.as_bytes().split(|byte| *byte == b'.');
+    let is_encoded = labels.clone().any(|label| label.starts_with(b"xn--"));
+    let count = labels.clone().count();
+    let is_number = labels.next_back()?.iter().all(u8::is_ascii_digit);
+    if count < EMAIL_LABELS_MIN || is_number {
         return None;
     }
     let ascii_bytes = ascii.len();
-    if !ascii.split('.').any(|label| label.starts_with("xn--")) {
+    if !is_encoded {
         return Some((ascii, ascii_bytes));
     }
     let (unicode, verdict) =

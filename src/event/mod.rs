@@ -72,8 +72,8 @@ pub struct Event<'a> {
 }
 
 impl Event<'_> {
-    /// The same event, borrowing from nothing.
-    pub fn into_owned(self) -> Event<'static> {
+    /// The same event, borrowing from nothing: for any lifetime, `'static` included.
+    pub fn into_owned<'any>(self) -> Event<'any> {
         let own = |text: Cow<'_, str>| Cow::Owned(text.into_owned());
         Event {
             portal: self.portal,
@@ -106,7 +106,11 @@ impl<'b> PartialEq<Event<'b>> for Event<'_> {
             && self.revenue == other.revenue
             && self.external_id == other.external_id
             && self.properties.len() == other.properties.len()
-            && self.properties.iter().zip(&other.properties).all(|(a, b)| a.0 == b.0 && a.1 == b.1)
+            && self
+                .properties
+                .iter()
+                .zip(&other.properties)
+                .all(|(a, b)| a.0 == b.0 && a.1 == b.1)
     }
 }
 
@@ -143,6 +147,24 @@ pub fn parse<'a>(query: &'a [u8], rules: &Rules) -> Result<Judged<'a>, Reject> {
     if query.len() > rules.limits().query_bytes_max {
         return Err(Reject::of(Reason::QueryTooLong));
     }
+    match std::str::from_utf8(query) {
+        Ok(query) => parse_text(query, rules),
+        Err(_) => {
+            // Rare, and never what a browser sends: it may cost an allocation or two.
+            let query = query::encode_wide(query);
+            let judged = parse_text(&query, rules)?;
+            let ignored = judged.ignored.into_iter();
+            Ok(Judged {
+                event: judged.event.into_owned(),
+                ignored: ignored
+                    .map(|(name, why)| (Cow::Owned(name.into_owned()), why))
+                    .collect(),
+            })
+        }
+    }
+}
+
+fn parse_text<'a>(query: &'a str, rules: &Rules) -> Result<Judged<'a>, Reject> {
     let mut hit = hit::Hit::default();
     for (count, piece) in query::pieces(query).enumerate() {
         if count == rules.limits().params_max {

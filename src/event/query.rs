@@ -8,6 +8,7 @@
 //! Nothing here knows what a parameter means, but that a `+` is itself in two of them.
 
 use std::borrow::Cow;
+use std::fmt::Write;
 
 use super::param::Reserved;
 
@@ -76,8 +77,8 @@ pub(super) struct NotUtf8;
 /// One non-empty piece between two `&`, split at its first `=`.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Piece<'a> {
-    key: &'a [u8],
-    value: &'a [u8],
+    key: &'a str,
+    value: &'a str,
     key_class: Class,
     value_class: Class,
     has_equals_sign: bool,
@@ -95,21 +96,18 @@ impl<'a> Piece<'a> {
 
     /// The key where it is made of `[a-z0-9_]` alone, and so needs nothing done to it.
     pub(super) fn plain_key(&self) -> Option<&'a str> {
-        if self.key_class & NOT_NAME != 0 {
-            return None;
-        }
-        std::str::from_utf8(self.key).ok()
+        (self.key_class & NOT_NAME == 0).then_some(self.key)
     }
 
     /// The key as well as it can be shown where it is not UTF-8.
     pub(super) fn key_lossy(&self) -> String {
-        String::from_utf8_lossy(&decode(self.key, Plus::Space))
+        String::from_utf8_lossy(&decode(self.key.as_bytes(), Plus::Space))
             .trim()
             .to_ascii_lowercase()
     }
 
-    /// The value's bytes as they came.
-    pub(super) fn raw_value(&self) -> &'a [u8] {
+    /// The value as it came.
+    pub(super) fn raw_value(&self) -> &'a str {
         self.value
     }
 
@@ -125,32 +123,30 @@ impl<'a> Piece<'a> {
 }
 
 /// The non-empty pieces of a query, in order.
-pub(super) fn pieces(query: &[u8]) -> Pieces<'_> {
+pub(super) fn pieces(query: &str) -> Pieces<'_> {
     Pieces { rest: query }
 }
 
 /// See [`pieces`].
 pub(super) struct Pieces<'a> {
-    rest: &'a [u8],
+    rest: &'a str,
 }
 
 impl<'a> Iterator for Pieces<'a> {
     type Item = Piece<'a>;
 
     fn next(&mut self) -> Option<Piece<'a>> {
-        while let [b'&', rest @ ..] = self.rest {
+        while let Some(rest) = self.rest.strip_prefix('&') {
             self.rest = rest;
         }
         if self.rest.is_empty() {
             return None;
         }
         let (key, key_class, rest) = until(self.rest, |byte| byte == b'=' || byte == b'&');
-        let has_equals_sign = rest.first() == Some(&b'=');
-        let (value, value_class, rest) = match rest {
-            [b'=', rest @ ..] => until(rest, |byte| byte == b'&'),
-            _ => (&rest[..0], 0, rest),
-        };
+        let after = rest.strip_prefix('=');
+        let (value, value_class, rest) = until(after.unwrap_or(rest), |byte| byte == b'&');
         self.rest = rest;
+        let has_equals_sign = after.is_some();
         Some(Piece {
             key,
             value,
@@ -161,42 +157,56 @@ impl<'a> Iterator for Pieces<'a> {
     }
 }
 
-/// Cuts before the first byte that ends a part, and says what the part is made of.
+/// Cuts before the first byte that ends a part, and says what the part is made of. What ends a part
+/// is ASCII, so the cut is never within a character.
 #[inline(always)]
-fn until(bytes: &[u8], ends: impl Fn(u8) -> bool) -> (&[u8], Class, &[u8]) {
+fn until(text: &str, ends: impl Fn(u8) -> bool) -> (&str, Class, &str) {
     let mut class = 0;
-    let mut length = bytes.len();
-    for (place, &byte) in bytes.iter().enumerate() {
+    let mut length = text.len();
+    for (place, byte) in text.bytes().enumerate() {
         if ends(byte) {
             length = place;
             break;
         }
         class |= CLASS[usize::from(byte)];
     }
-    let (part, rest) = bytes.split_at(length);
+    let (part, rest) = text.split_at(length);
     (part, class, rest)
 }
 
-fn text(raw: &[u8], class: Class, plus: Plus) -> Result<Text<'_>, NotUtf8> {
+fn text(raw: &str, class: Class, plus: Plus) -> Result<Text<'_>, NotUtf8> {
     let coded = match plus {
         Plus::Space => PERCENT | PLUS,
         Plus::Itself => PERCENT,
     };
     if class & (coded | BLANK | WIDE) == 0 {
-        let text = std::str::from_utf8(raw).map_err(|_| NotUtf8)?;
         return Ok(Text {
-            text: Cow::Borrowed(text),
+            text: Cow::Borrowed(raw),
             plain: true,
         });
     }
     let text = if class & coded == 0 {
-        Cow::Borrowed(std::str::from_utf8(raw).map_err(|_| NotUtf8)?.trim())
+        Cow::Borrowed(raw.trim())
     } else {
-        Cow::Owned(trimmed(
-            String::from_utf8(decode(raw, plus)).map_err(|_| NotUtf8)?,
-        ))
+        let decoded = decode(raw.as_bytes(), plus);
+        Cow::Owned(trimmed(String::from_utf8(decoded).map_err(|_| NotUtf8)?))
     };
     Ok(Text { text, plain: false })
+}
+
+/// A query whose raw bytes are not UTF-8, with all that is not ASCII percent-encoded: that says the
+/// same.
+pub(super) fn encode_wide(query: &[u8]) -> String {
+    let mut encoded = String::with_capacity(query.len() * 3);
+    for &byte in query {
+        if byte.is_ascii() {
+            encoded.push(char::from(byte));
+        } else {
+            // Writing to a `String` cannot fail.
+            let _ = write!(encoded, "%{byte:02X}");
+        }
+    }
+    encoded
 }
 
 fn trimmed(mut text: String) -> String {
@@ -242,24 +252,20 @@ fn hex(digit: u8) -> Option<u8> {
 mod tests {
     use super::*;
 
-    fn split(query: &str) -> Vec<(String, String)> {
-        pieces(query.as_bytes())
-            .map(|piece| {
-                let text = |raw: &[u8]| String::from_utf8_lossy(raw).into_owned();
-                (text(piece.key), text(piece.value))
-            })
+    fn split(query: &str) -> Vec<(&str, &str)> {
+        pieces(query)
+            .map(|piece| (piece.key, piece.value))
             .collect()
     }
 
     #[test]
     fn pieces_are_split_at_ampersands_and_the_first_equals_sign() {
-        let pair = |key: &str, value: &str| (key.to_owned(), value.to_owned());
         assert_eq!(split(""), []);
         assert_eq!(split("&&&"), []);
-        assert_eq!(split("a"), [pair("a", "")]);
-        assert_eq!(split("="), [pair("", "")]);
-        assert_eq!(split("&a=1&&b=2&"), [pair("a", "1"), pair("b", "2")]);
-        assert_eq!(split("a=b=c&=d"), [pair("a", "b=c"), pair("", "d")]);
+        assert_eq!(split("a"), [("a", "")]);
+        assert_eq!(split("="), [("", "")]);
+        assert_eq!(split("&a=1&&b=2&"), [("a", "1"), ("b", "2")]);
+        assert_eq!(split("a=b=c&=d"), [("a", "b=c"), ("", "d")]);
     }
 
     #[test]
@@ -284,7 +290,7 @@ mod tests {
 
     #[test]
     fn plain_text_is_borrowed() {
-        let piece = pieces(b"name=Value-1").next().expect("there is one");
+        let piece = pieces("name=Value-1").next().expect("there is one");
         let value = piece.value(Plus::Space);
         assert!(matches!(
             value,

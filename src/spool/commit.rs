@@ -13,7 +13,7 @@ use std::time::{Duration, Instant};
 
 use super::Shared;
 use super::config::Durability;
-use super::format::{self, RECORD_HEADER_BYTES, SEGMENT_HEADER_BYTES};
+use super::format::{self, RECORD_HEADER_BYTES, SEGMENT_HEADER_BYTES, Seal};
 use super::group::{Group, Overloaded, Taken};
 use super::lane::Lane;
 use super::segment::Segment;
@@ -38,6 +38,29 @@ struct Unsynced {
     answered_events: u64,
 }
 
+impl Unsynced {
+    /// Gives those that are not written their place in a segment.
+    fn place(&mut self, seal: Seal) {
+        let mut at = self.written;
+        let mut seq = self.base + count(&self.bytes[..at]);
+        while at < self.bytes.len() {
+            at += format::place(&mut self.bytes[at..], seal, seq);
+            seq += 1;
+        }
+    }
+
+    /// Takes all places back: the records are as they were staged.
+    fn unplace(&mut self) {
+        let mut at = 0;
+        while at < self.bytes.len() {
+            let bytes = format::record_bytes(&self.bytes[at..]);
+            format::unplace(&mut self.bytes[at..at + bytes]);
+            at += bytes;
+        }
+        self.written = 0;
+    }
+}
+
 /// The state of the committing thread.
 pub struct Committer {
     shared: Arc<Shared>,
@@ -45,6 +68,8 @@ pub struct Committer {
     segment: Option<Segment>,
     next_number: u64,
     unsynced: Unsynced,
+    /// Who waits for what is not yet answered, and since when.
+    waiting: Vec<(Duration, Arc<Group>)>,
     spares: Vec<Vec<u8>>,
     synced_at: Duration,
 }
@@ -60,6 +85,7 @@ impl Committer {
             segment: None,
             next_number: 1,
             unsynced: Unsynced { base: 1, ..Unsynced::default() },
+            waiting: Vec::new(),
             spares: Vec::new(),
             synced_at,
         }
@@ -182,12 +208,10 @@ impl Committer {
     }
 
     fn commit(&mut self, gathered: Vec<Taken>, sync: bool) {
-        let first_at = gathered.iter().map(|taken| taken.first_at).min();
-        let mut groups: Vec<Arc<Group>> = Vec::with_capacity(gathered.len());
         for taken in gathered {
             self.unsynced.bytes.extend_from_slice(&taken.bytes);
             self.unsynced.events += taken.events;
-            groups.push(taken.group);
+            self.waiting.push((taken.first_at, taken.group));
             let mut buffer = taken.bytes;
             buffer.clear();
             if buffer.capacity() <= BUFFER_BYTES_KEPT {
@@ -198,33 +222,34 @@ impl Committer {
             self.answer();
         }
         let result = self.persist(sync).or_else(|error| {
-            ::log::warn!("spool: writing to a segment failed, trying a new one: {error}");
+            if !self.shared.is_failing() {
+                ::log::warn!("spool: a segment failed, trying a new one: {error}");
+            }
             self.give_up_segment();
             self.persist(true)
         });
         match result {
-            Ok(()) => {
-                self.shared.recover();
-                groups.iter().for_each(|group| group.settle(Ok(())));
-            }
+            Ok(()) => self.shared.recover(),
             Err(error) => {
                 self.shared.fail(&error);
                 self.give_up_segment();
                 self.refuse();
-                groups.iter().for_each(|group| group.settle(Err(Overloaded)));
             }
-        }
-        if let (Some(first_at), Some(histogram)) = (first_at, &self.shared.commit_seconds) {
-            let now = self.shared.clock.monotonic();
-            histogram.observe(now.saturating_sub(first_at).as_secs_f64());
         }
     }
 
-    /// All that is in memory is answered for.
+    /// All that is in memory is as safe as was promised: says so.
     fn answer(&mut self) {
         self.unsynced.answered = self.unsynced.bytes.len();
         self.unsynced.answered_events = self.unsynced.events;
         self.lane.state().accepted = self.unsynced.base + self.unsynced.events;
+        let now = self.shared.clock.monotonic();
+        for (first_at, group) in self.waiting.drain(..) {
+            group.settle(Ok(()));
+            if let Some(histogram) = &self.shared.commit_seconds {
+                histogram.observe(now.saturating_sub(first_at).as_secs_f64());
+            }
+        }
     }
 
     /// Writes what is not yet written, and syncs.
@@ -236,19 +261,14 @@ impl Committer {
         if full {
             self.close_segment()?;
         }
-        if self.segment.is_none() {
-            self.open_segment(new)?;
-        }
-        let Some(segment) = &mut self.segment else { return Ok(()) };
-        if new > 0 {
-            let (mut at, mut seq) = (self.unsynced.written, self.unsynced.base);
-            seq += count(&self.unsynced.bytes[..at]);
-            while at < self.unsynced.bytes.len() {
-                at += format::place(&mut self.unsynced.bytes[at..], segment.seal, seq);
-                seq += 1;
+        match &mut self.segment {
+            None => self.open_segment()?,
+            Some(segment) if new > 0 => {
+                self.unsynced.place(segment.seal);
+                segment.write(&self.unsynced.bytes[self.unsynced.written..])?;
+                self.unsynced.written = self.unsynced.bytes.len();
             }
-            segment.write(&self.unsynced.bytes[self.unsynced.written..])?;
-            self.unsynced.written = self.unsynced.bytes.len();
+            Some(_) => {}
         }
         match self.shared.config.durability {
             Durability::Power => {}
@@ -271,7 +291,7 @@ impl Committer {
         self.synced_at = self.shared.clock.monotonic();
         if self.shared.config.durability == Durability::Power {
             self.publish();
-            self.lane.state().accepted = self.unsynced.base + self.unsynced.events;
+            self.answer();
         }
         self.forget_written();
         Ok(())
@@ -331,19 +351,20 @@ impl Committer {
         unsynced.written = 0;
     }
 
-    fn open_segment(&mut self, records_bytes: u64) -> io::Result<()> {
-        let bytes = self
-            .shared
-            .config
-            .segment_bytes_used()
-            .max(SEGMENT_HEADER_BYTES as u64 + records_bytes);
+    /// Makes a segment with all that is not yet durable in it.
+    fn open_segment(&mut self) -> io::Result<()> {
+        let records = self.unsynced.bytes.len() as u64;
+        let bytes =
+            self.shared.config.segment_bytes_used().max(SEGMENT_HEADER_BYTES as u64 + records);
         // A number is used once, even when making its segment failed half way.
         let number = self.next_number;
         self.next_number += 1;
+        self.unsynced.place(Seal::new(self.lane.salt, number));
         let base = self.unsynced.base;
-        let segment = Segment::create(&self.lane, number, base, bytes)?;
+        let segment = Segment::create(&self.lane, number, base, bytes, &self.unsynced.bytes)?;
+        self.unsynced.written = self.unsynced.bytes.len();
         let mut state = self.lane.state();
-        state.log.push(number, base, segment.recycled, segment.offset);
+        state.log.push(number, base, segment.recycled, SEGMENT_HEADER_BYTES as u64);
         drop(state);
         self.segment = Some(segment);
         Ok(())
@@ -353,14 +374,8 @@ impl Committer {
     /// elsewhere.
     fn give_up_segment(&mut self) {
         let unsynced = &mut self.unsynced;
-        let mut at = 0;
-        // Those behind the written ones may be placed as well: the write is what failed.
-        while at < unsynced.bytes.len() {
-            let bytes = format::record_bytes(&unsynced.bytes[at..]);
-            format::unplace(&mut unsynced.bytes[at..at + bytes]);
-            at += bytes;
-        }
-        let written = std::mem::take(&mut unsynced.written);
+        let written = unsynced.written;
+        unsynced.unplace();
         // What was answered after `write` stays where it is until it is written elsewhere: should
         // the process be killed before, it is all there is.
         let kept = written.min(unsynced.answered);
@@ -384,6 +399,7 @@ impl Committer {
         unsynced.bytes.truncate(unsynced.answered);
         unsynced.events = unsynced.answered_events;
         self.shared.bounds.settle(refused as u64);
+        self.waiting.drain(..).for_each(|(_, group)| group.settle(Err(Overloaded)));
     }
 }
 

@@ -1,6 +1,100 @@
 //! The spool: accepted events, on disk before they are answered, until every upstream has them.
 //!
-//! (head follows)
+//! It stores bytes and knows nothing of events. It does not encode, batch or deliver; it does not
+//! repair what a disk has damaged, it steps around it and says so. Why not a database: no crate
+//! gives a multi-producer append below a microsecond, trimming in order, and several processes at
+//! once. Why `write` and not `mmap`: a full disk is an error before the answer, not a SIGBUS.
+//!
+//! # Files
+//!
+//! ```text
+//! <dir>/lock                         held while lanes are made and adopted
+//! <dir>/lane-00000001/lane           identity; its flock says that the lane's process lives
+//! <dir>/lane-00000001/cursor         two slots, see `cursor.rs`
+//! <dir>/lane-00000001/0000000001.seg segments, oldest first
+//! <dir>/lane-00000001/spare, making  a segment to be written again; one in the making
+//! <dir>/quarantine/<lane>-<segment>-<offset>.bin   damaged bytes, at most 64 MiB of them
+//! ```
+//!
+//! A lane is written by one process in its life. All integers are little-endian.
+//!
+//! | segment header, at | bytes | |
+//! |---|---|---|
+//! | 0 | 8 | magic `pxgspool` |
+//! | 8 | 4 | version, 1 |
+//! | 12 | 4 | flags: 1, the file was another segment before |
+//! | 16 | 8 | lane |
+//! | 24 | 8 | number in the lane, from 1, never used twice (0: the identity file) |
+//! | 32 | 8 | sequence number of the first record |
+//! | 40 | 8 | the lane's random salt |
+//! | 48 | 12 | zero |
+//! | 60 | 4 | crc32c of bytes 0 to 59 |
+//!
+//! | record, at | bytes | |
+//! |---|---|---|
+//! | 0 | 4 | crc32c of payload, length, sequence number, lane salt, segment number, in this order |
+//! | 4 | 4 | length of the payload, 1 to 262,144 |
+//! | 8 | 8 | sequence number: contiguous in the lane, from 1 |
+//! | 16 | | payload |
+//!
+//! The salt and the segment number are in the checksum and not in the record: what a recycled file
+//! still holds, what was copied from elsewhere, and what a client wrote into an event to look like
+//! a record, all fail it; and zeros fail by their length.
+//!
+//! Two rules replace every other mark on disk. **A segment ends where the next one begins**: its
+//! records from the next one's first sequence number on do not count. **A lane ends at its last
+//! sound record.**
+//!
+//! # Assumptions
+//!
+//! A local file system with working `flock`, on which `fdatasync` makes a file's bytes and size
+//! durable, `fsync` of a folder its names, and `rename` is atomic; a disk that does not lie about
+//! it. A write may tear at any byte and sectors may arrive in any order until then. After a
+//! failed `fdatasync` nothing is known of the bytes since the last good one.
+//!
+//! # What a crash can do, per operation
+//!
+//! - *Append.* In memory only; no answer was given (`memory` promises a graceful stop, not more).
+//! - *Group commit.* Torn anywhere: none of its events was answered in `power`, and in `interval`
+//!   a crash of the process does not undo a finished `write`. Recovery keeps the sound records;
+//!   an event that was not answered may thereby be delivered, which at-least-once allows.
+//! - *New segment.* Header durable, then the name, then records. Before the name there is no
+//!   segment, behind it its header is sound; a segment without records is an end like another.
+//! - *Failed write or sync.* The segment is given up and never written again; the group goes once
+//!   more into a new segment that begins at the group's first number, which cuts the old one
+//!   whatever its file holds. If that fails too the group is refused, the numbers are free again,
+//!   and the next segment cuts in the same way. Only a crash in between, before any further
+//!   segment could be made and where cutting the file failed as well, can let refused events be
+//!   delivered.
+//! - *Cursor.* One of two slots, in turn; the other stands. What the older one forgets is read
+//!   again.
+//! - *Trim.* Only segments that both slots have passed; so either slot is enough. A segment that
+//!   comes back after a power loss lies before every cursor and is trimmed again.
+//! - *Recycle.* The spare is no segment by name until its new header is durable; its old records
+//!   carry another segment's number in their checksums.
+//! - *Adopt.* Reads, and cuts off what is behind the end. Done again it does the same.
+//! - *Fold and remove.* A delivered lane's totals go into the own cursor together with the lane's
+//!   name, into both slots, before its folder goes. A folder that is still there is recognized by
+//!   that name and only removed, not counted twice.
+//!
+//! Corruption at rest costs the records it touches. A reader that meets a bad spot searches for
+//! the next sound record, copies the bytes between to the quarantine, and counts the missing
+//! sequence numbers as lost. A damaged segment header costs nothing (the salt stands in three
+//! places), a lost cursor re-reads the lane from its oldest segment.
+//!
+//! # Upstreams that come and go
+//!
+//! Accounts are made anew from the configuration at each start. A new upstream begins at the
+//! oldest event that any upstream still waited for: after renaming one nothing pending is lost,
+//! and a newcomer does not get what the others are through with. A removed one no longer holds
+//! anything back, and its counts are forgotten. `accepted` counts from where an upstream began.
+//! Without any upstream nothing is trimmed.
+//!
+//! # Threads
+//!
+//! Any thread appends into a staging buffer of its own (`group.rs`); one committer writes and
+//! syncs (`commit.rs`); one keeper turns each second (`keeper.rs`); readers read in the tasks of
+//! their upstreams, from the page cache as a rule (`reader.rs`).
 
 mod bounds;
 mod commit;

@@ -23,10 +23,17 @@ pub struct Segment {
 }
 
 impl Segment {
-    /// Makes the segment whose first record has the number `base_seq`: the lane's spare or a new
-    /// file, its header durable before it has a segment's name, and the name durable before any
-    /// record is. A crash on the way leaves a file that no one takes for a segment.
-    pub fn create(lane: &Lane, number: u64, base_seq: u64, bytes: u64) -> io::Result<Segment> {
+    /// Makes segment `number`, whose first records, from sequence number `base_seq` on, are
+    /// `records`: the lane's spare or a new file. Header and records are durable before the file
+    /// has a segment's name, because with the name it cuts the segment before it, which may hold
+    /// the same records. A crash on the way leaves a file that no one takes for a segment.
+    pub fn create(
+        lane: &Lane,
+        number: u64,
+        base_seq: u64,
+        bytes: u64,
+        records: &[u8],
+    ) -> io::Result<Segment> {
         let (spare, making) = (lane.dir().join(SPARE), lane.dir().join(MAKING));
         let recycled = lane.fs().rename(&spare, &making).is_ok();
         let how = if recycled { Open::Write } else { Open::Create };
@@ -34,16 +41,22 @@ impl Segment {
         let capacity = if recycled { file.bytes()? } else { allocate(&*file, bytes)? };
         let header = SegmentHeader { lane: lane.id, number, base_seq, salt: lane.salt, recycled };
         write_full(&*file, &header.encode(), 0)?;
+        write_full(&*file, records, SEGMENT_HEADER_BYTES as u64)?;
         file.sync_data()?;
-        lane.fs().rename(&making, &lane.segment_path(number))?;
-        lane.fs().sync_dir(lane.dir())?;
+        let path = lane.segment_path(number);
+        let named = lane.fs().rename(&making, &path).and_then(|()| lane.fs().sync_dir(lane.dir()));
+        if let Err(error) = named {
+            // Its records may be refused now: better that they are not found.
+            _ = lane.fs().remove_file(&path);
+            return Err(error);
+        }
         Ok(Segment {
             file,
             number,
             seal: Seal::new(lane.salt, number),
             recycled,
             capacity,
-            offset: SEGMENT_HEADER_BYTES as u64,
+            offset: (SEGMENT_HEADER_BYTES + records.len()) as u64,
         })
     }
 

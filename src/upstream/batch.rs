@@ -112,9 +112,9 @@ impl Batch {
         &self.records
     }
 
-    /// The body, if it has been made.
-    pub fn body(&self) -> Option<&Option<Body>> {
-        self.body.get()
+    /// Whether the body has been made, so that asking for it again costs nothing.
+    pub fn is_encoded(&self) -> bool {
+        self.body.get().is_some()
     }
 
     /// The body: made by `encode` at the first call, the same ever after. `None` where a record

@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::path::PathBuf;
 
 use async_trait::async_trait;
+use bytes::Bytes;
 use http::header::{self, HeaderMap, HeaderName, HeaderValue};
 use jiff::Timestamp;
 use reqwest::Client;
@@ -82,7 +83,9 @@ pub enum Order {
     /// In whichever order the batches get through.
     #[default]
     None,
-    /// Each portal's in the order in which they were accepted, retries included.
+    /// Each portal's in the order in which they were accepted, retries included. A batch that
+    /// does not get through holds up the portals that share its strand, and in the end, because
+    /// nothing grows without bound, all of them.
     Portal,
 }
 
@@ -211,16 +214,22 @@ pub(super) fn parse_url(text: &Secret) -> Result<Url, ConfigError> {
 impl Http {
     /// The batch's body, made off the async threads: compressing a megabyte takes milliseconds,
     /// which whoever shares this runtime would otherwise wait for.
-    async fn body(&self, batch: &Batch) -> Option<Body> {
-        if let Some(made) = batch.body() {
-            return made.clone();
-        }
+    async fn body(&self, batch: &Batch) -> Result<Body, Outcome> {
         let (batch, format, compression) = (batch.clone(), self.format, self.compression);
+        let is_encoded = batch.is_encoded();
         let make = move || {
-            batch.body_or_encode(|records| encode::encode(records, format, compression)).cloned()
+            let encode = |records: &[Bytes]| encode::encode(records, format, compression);
+            batch.body_or_encode(encode).cloned()
         };
-        // It fails only when the runtime shuts down under us, and then nobody waits for it.
-        tokio::task::spawn_blocking(make).await.ok().flatten()
+        let body = if is_encoded {
+            make()
+        } else {
+            // It fails only when the runtime shuts down under us.
+            let shut_down = |_| Outcome::Retry(Setback::new("shutting down"));
+            tokio::task::spawn_blocking(make).await.map_err(shut_down)?
+        };
+        let unreadable = || Outcome::Rejected(Setback::new("a spool record cannot be read"));
+        body.ok_or_else(unreadable)
     }
 }
 
@@ -231,8 +240,9 @@ impl Upstream for Http {
     }
 
     async fn send(&self, batch: &Batch) -> Outcome {
-        let Some(body) = self.body(batch).await else {
-            return Outcome::Rejected(Setback::new("a spool record cannot be read"));
+        let body = match self.body(batch).await {
+            Ok(body) => body,
+            Err(outcome) => return outcome,
         };
         let id = batch.id().to_string();
         let mut request = self
@@ -266,5 +276,87 @@ impl Upstream for Http {
 
     fn keeps_portal_order(&self) -> bool {
         self.order == Order::Portal
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn config(rest: &str) -> Config {
+        toml::from_str(&format!("url = 'http://collector/in'\n{rest}")).expect(rest)
+    }
+
+    #[track_caller]
+    fn check_refused(config: &Config, key: &str, word: &str) {
+        let error = config.build().expect_err(key);
+        assert_eq!(error.key(), key);
+        assert!(error.reason().contains(word), "{error}");
+    }
+
+    fn url(url: &str) -> Config {
+        Config { url: Secret::new(url), ..Config::default() }
+    }
+
+    #[test]
+    fn a_url_is_absolute_http_with_a_host() {
+        for good in ["http://h", "https://h:1/p?q=1", "http://user:pass@h/", "http://[::1]:9/"] {
+            url(good).validate().expect(good);
+        }
+        check_refused(&Config::default(), "url", "missing");
+        check_refused(&url("collector/in"), "url", "no URL");
+        check_refused(&url("ftp://h/"), "url", "http://");
+        check_refused(&url("http:///x"), "url", "no URL");
+        check_refused(&url("http://${PIXELGATE_NO_SUCH}/"), "url", "PIXELGATE_NO_SUCH");
+    }
+
+    #[test]
+    fn numbers_are_held_to_their_bounds() {
+        for (key, max) in
+            [("timeout_seconds", TIMEOUT_SECONDS_MAX), ("concurrency_max", CONCURRENCY_MAX as u64)]
+        {
+            for good in [1, max] {
+                config(&format!("{key} = {good}")).validate().expect(key);
+            }
+            for bad in [0, max + 1] {
+                check_refused(&config(&format!("{key} = {bad}")), key, "within");
+            }
+        }
+    }
+
+    #[test]
+    fn headers_are_checked_and_ours_are_ours() {
+        check_refused(&config("headers = { 'a b' = 'x' }"), "headers.a b", "header name");
+        check_refused(&config("headers = { A = \"x\\ny\" }"), "headers.A", "value");
+        check_refused(&config("headers = { A = '${NO_SUCH}' }"), "headers.A", "NO_SUCH");
+        for ours in HEADERS_OURS {
+            let headers = format!("headers = {{ {ours} = 'x' }}");
+            check_refused(&config(&headers), &format!("headers.{ours}"), "itself");
+        }
+        let many = |n: usize| {
+            let headers = (0..n).map(|n| (format!("x-{n}"), Secret::new("v"))).collect();
+            Config { headers, ..config("") }
+        };
+        many(HEADERS_MAX).validate().unwrap();
+        check_refused(&many(HEADERS_MAX + 1), "headers", "at most");
+    }
+
+    #[test]
+    fn certificates_that_cannot_be_read_are_named() {
+        check_refused(&config("ca = '/no/such/file'"), "ca", "read");
+        check_refused(&config("cert = '/no/such/file'"), "key", "missing");
+        check_refused(&config("key = '/no/such/file'"), "cert", "missing");
+        let dir = tempfile::tempdir().unwrap();
+        let empty = dir.path().join("empty.pem");
+        std::fs::write(&empty, "not a certificate").unwrap();
+        let config = Config { ca: Some(empty), ..config("") };
+        check_refused(&config, "ca", "no certificate");
+    }
+
+    #[test]
+    fn nothing_secret_is_printed() {
+        let config = config("secret = 'whsec_c2VjcmV0'\nheaders = { A = 'c2VjcmV0' }");
+        let config = Config { url: Secret::new("http://c2VjcmV0@h/"), ..config };
+        assert!(!format!("{config:?}").contains("c2VjcmV0"));
     }
 }

@@ -1,6 +1,7 @@
 //! Starts and ends the binary, each in a folder of its own, on ports that the kernel chooses.
 
 use crate::http::{Connection, Response};
+use rustix::process::Signal;
 use serde_json::Value;
 use std::io::{BufRead, BufReader};
 use std::net::SocketAddr;
@@ -204,10 +205,8 @@ impl Edge {
     }
 
     /// Sends a signal.
-    pub fn signal(&self, signal: &str) {
-        let pid = self.child.id().to_string();
-        let sent = Command::new("kill").args([signal, &pid]).status().unwrap();
-        assert!(sent.success());
+    pub fn signal(&self, signal: Signal) {
+        kill(&self.child, signal);
     }
 
     /// Waits for its end.
@@ -222,7 +221,7 @@ impl Edge {
 
     /// Stops it gracefully and hands on its folder.
     pub fn stop(mut self) -> Arc<tempfile::TempDir> {
-        self.signal("-TERM");
+        self.signal(Signal::TERM);
         let status = self.wait();
         assert_eq!(status.code(), Some(0), "{}", self.log());
         Arc::clone(&self.dir)
@@ -258,6 +257,12 @@ impl Drop for Edge {
             eprintln!("--- the edge's log:\n{}", self.log());
         }
     }
+}
+
+/// Sends a signal to a process that was started here.
+pub fn kill(child: &Child, signal: Signal) {
+    let pid = rustix::process::Pid::from_child(child);
+    rustix::process::kill_process(pid, signal).unwrap();
 }
 
 /// The binary with this configuration and these arguments.

@@ -7,6 +7,7 @@ mod commands;
 mod connections;
 mod crash;
 mod delivery;
+mod embed;
 mod harness;
 mod http;
 mod nginx;

@@ -71,7 +71,7 @@ impl Nginx {
 impl Drop for Nginx {
     fn drop(&mut self) {
         // SIGQUIT and SIGKILL leave workers or files; SIGTERM ends all at once.
-        let _ = Command::new("kill").arg(self.child.id().to_string()).status();
+        crate::harness::kill(&self.child, rustix::process::Signal::TERM);
         let _ = self.child.wait();
     }
 }

@@ -50,7 +50,7 @@ fn a_change_is_picked_up_and_a_mistake_changes_nothing() {
     let new = edge.dir().join("list.new");
     std::fs::write(&new, "portals = [9]\n").unwrap();
     std::fs::rename(&new, &list).unwrap();
-    edge.signal("-HUP");
+    edge.signal(rustix::process::Signal::HUP);
     wait_for("the renamed list", || verdict(9) == "accepted");
     assert_eq!(verdict(7), "portal_not_allowed");
     wait_for("readiness", || edge.admin("/readyz").status == 200);

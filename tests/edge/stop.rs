@@ -3,6 +3,7 @@
 use crate::backend::{Act, Backend};
 use crate::delivery::{RUNTIME, http_upstream};
 use crate::harness::{Edge, Setup, wait_for};
+use rustix::process::Signal;
 use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
@@ -10,14 +11,14 @@ use std::time::{Duration, Instant};
 
 #[test]
 fn an_idle_edge_stops_at_once_on_each_signal() {
-    for signal in ["-TERM", "-INT", "-QUIT"] {
+    for signal in [Signal::TERM, Signal::INT, Signal::QUIT] {
         let mut edge = Setup::default().edge("shutdown_grace_seconds = 3600").start();
         let mut kept = edge.connect();
         assert_eq!(kept.get("/v1/event/?_a=62515&_n=a", "").status, 200);
         edge.signal(signal);
         // The grace period is an hour: that it ends within the harness's patience is the proof
         // that it was not waited out.
-        assert_eq!(edge.wait().code(), Some(0), "{signal}");
+        assert_eq!(edge.wait().code(), Some(0), "{signal:?}");
         assert!(kept.is_closed());
     }
 }
@@ -46,7 +47,7 @@ fn a_request_in_flight_is_answered_before_the_end() {
     let mut connection = edge.connect();
     connection.send(b"GET /slow HTTP/1.1\r\nHost: a\r\n\r\n");
     wait_for("the origin to be asked", || slow.connections() > 0);
-    edge.signal("-TERM");
+    edge.signal(Signal::TERM);
     assert_eq!(connection.read("GET").status, 200);
     assert_eq!(edge.wait().code(), Some(0));
 }

@@ -15,6 +15,9 @@ use pixelgate::upstream::{self, BatchConfig, Upstream};
 use serde_json::Value;
 use uuid::Uuid;
 
+/// When every event was accepted, so far as it says itself.
+pub const RECEIVED_AT_MS: u64 = 1_750_000_000_000;
+
 /// See the module.
 pub struct Rig {
     pub dir: Arc<tempfile::TempDir>,
@@ -88,7 +91,7 @@ impl Rig {
         let id = Uuid::now_v7();
         let context = context();
         let mut record = Vec::new();
-        event::encode_record(&mut record, id.as_bytes(), 1_795_000_000_000, event, &context);
+        event::encode_record(&mut record, id.as_bytes(), RECEIVED_AT_MS, event, &context);
         let mut json = Vec::new();
         event::Record::decode(&record).unwrap().write_json(&mut json, false);
         self.accepted.insert(id.to_string(), serde_json::from_slice(&json).unwrap());

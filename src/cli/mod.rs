@@ -3,14 +3,17 @@
 //! Each command reads the configuration, does one thing through the library and says what came
 //! of it by its exit code: 0 done, 1 the answer is no, 2 the configuration cannot be used.
 
+mod dead;
+mod explain;
+mod spool;
+
 use crate::config::Config;
-use crate::{edge, explain};
+use crate::edge;
 use clap::{Args, Parser, Subcommand};
 use log::LevelFilter;
-use pixelgate::forward::dead;
 use std::fmt::Display;
 use std::io::Write;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::process::ExitCode;
 
 /// The answer is no, or the command failed.
@@ -55,17 +58,12 @@ enum Command {
         #[arg(value_name = "URL or query", allow_hyphen_values = true)]
         event: String,
     },
+    /// Look into the spool, running or not; nothing is changed.
+    #[command(subcommand)]
+    Spool(spool::Command),
     /// List or replay the events that an upstream refused for good.
     #[command(subcommand)]
-    Dead(DeadCommand),
-}
-
-#[derive(Debug, Subcommand)]
-enum DeadCommand {
-    /// Print the dead letters, one JSON object a line.
-    List,
-    /// Send the dead letters again, with the ids they had.
-    Replay,
+    Dead(dead::Command),
 }
 
 /// Does what the command line says.
@@ -87,7 +85,8 @@ pub fn run(cli: Cli) -> ExitCode {
             Ok(false) => ExitCode::from(NO),
             Err(e) => fail(UNUSABLE, e),
         },
-        Command::Dead(command) => bury(&config, &command),
+        Command::Spool(command) => spool::run(&config, &command),
+        Command::Dead(command) => dead::run(&config, &command),
     }
 }
 
@@ -133,66 +132,5 @@ fn check(config: &Config) -> ExitCode {
             ExitCode::SUCCESS
         }
         Err(e) => fail(UNUSABLE, chain(&e)),
-    }
-}
-
-fn bury(config: &Config, command: &DeadCommand) -> ExitCode {
-    let gate = config.gate();
-    let dir = gate.dead_dir();
-    let mut code = ExitCode::SUCCESS;
-    for upstream in gate.upstreams() {
-        let done = match command {
-            DeadCommand::List => list(&dir, &upstream.name),
-            DeadCommand::Replay => replay(config, &upstream),
-        };
-        if let Err(why) = done {
-            code = fail(NO, format!("{}: {why}", upstream.name));
-        }
-    }
-    code
-}
-
-fn list(dir: &Path, upstream: &str) -> Result<(), String> {
-    let mut out = std::io::stdout().lock();
-    let mut printed = Ok(());
-    let show = |letter: &dead::Letter| {
-        if printed.is_ok() {
-            printed = serde_json::to_writer(&mut out, letter)
-                .map_err(std::io::Error::from)
-                .and_then(|()| out.write_all(b"\n"));
-        }
-    };
-    let summary = dead::list(dir, upstream, show).map_err(|e| chain(&e))?;
-    printed.map_err(|e| e.to_string())?;
-    match summary.damaged {
-        0 => Ok(()),
-        damaged => Err(format!("{damaged} lines are no dead letters")),
-    }
-}
-
-fn replay(config: &Config, upstream: &pixelgate::upstream::Config) -> Result<(), String> {
-    let gate = config.gate();
-    let built = upstream.build().map_err(|e| chain(&e))?;
-    let runtime = tokio::runtime::Builder::new_multi_thread()
-        .worker_threads(1)
-        .enable_all()
-        .build()
-        .map_err(|e| e.to_string())?;
-    let batch = upstream.batch.over(&gate.batch);
-    let replayed = runtime.block_on(async {
-        let replayed =
-            dead::replay(&gate.dead_dir(), &upstream.name, &*built, &batch, |_| {}).await;
-        built.close().await;
-        replayed
-    });
-    let done = replayed.map_err(|e| chain(&e))?;
-    let line = format!(
-        "{}: {} delivered, {} refused again, {} put back",
-        upstream.name, done.delivered, done.refused, done.put_back
-    );
-    writeln!(std::io::stdout(), "{line}").map_err(|e| e.to_string())?;
-    match done.gave_up {
-        None => Ok(()),
-        Some(why) => Err(why),
     }
 }

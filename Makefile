@@ -1,0 +1,23 @@
+# Two commands for a fresh machine with rustup, gcc and make; `make help` lists the rest.
+
+export PATH := $(PATH):/usr/sbin:/sbin
+
+.PHONY: run test bench check help
+
+run: ## Build and start the edge on the sample configuration
+	@.ci/need cc cmake
+	cargo run --locked --release -- run --config config/pixelgate.toml
+
+test: ## Pass the tests
+	@.ci/need cc cmake nginx
+	cargo test --locked
+
+bench: ## Measure next to nginx and the other yardsticks (README, "Figures")
+	@.ci/need cc cmake nginx valgrind
+	cargo bench --locked
+
+check: ## What CI does
+	@.ci/run
+
+help:
+	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/'

@@ -1,0 +1,311 @@
+//! What an event costs on its way to the disk: CPU per event, wait until it is safe, bytes written
+//! per byte of events; next to a plain `write` per record and to redb and fjall, in the same run.
+//!
+//!     cargo bench --bench spool [-- <folder> [<events>]]
+//!
+//! Every row checks that what it has written can be read back. CPU is that of the whole process,
+//! so it includes the producers' own work and the committer's; bytes written are those that the
+//! kernel charges the process with (`/proc/self/io`).
+
+use std::io::Write as _;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use pixelgate::spool::{Config, Durability, Env, Fate, Spool};
+
+/// A payload as an event has it.
+const PAYLOAD_BYTES: usize = 300;
+const PACED_PER_SECOND: u64 = 100_000;
+/// Waiting requests per producer, when it runs flat out.
+const IN_FLIGHT: usize = 512;
+
+struct Row {
+    name: String,
+    events: u64,
+    wall: Duration,
+    cpu: Duration,
+    written: u64,
+    waits: Vec<u32>,
+}
+
+fn main() {
+    let mut args = std::env::args().skip(1).filter(|arg| !arg.starts_with("--"));
+    let dir = args.next().map_or_else(std::env::temp_dir, PathBuf::from);
+    let events = args.next().and_then(|arg| arg.parse().ok()).unwrap_or(500_000);
+    println!("{events} events of {PAYLOAD_BYTES} bytes, in {}", dir.display());
+    println!("one fdatasync of 64 KiB takes {:?} (median of 101)\n", sync_time(&dir));
+    println!(
+        "{:<38} {:>10} {:>8} {:>8} {:>9} {:>9} {:>9}",
+        "", "events/s", "CPU us", "written", "p50 ms", "p99 ms", "max ms"
+    );
+    for durability in [Durability::Power, Durability::Interval, Durability::Memory] {
+        for producers in [1, 4] {
+            show(spool(&dir, durability, producers, events, None));
+        }
+    }
+    for producers in [1, 4] {
+        let paced = Some(PACED_PER_SECOND);
+        show(spool(&dir, Durability::Power, producers, events, paced));
+    }
+    show(drained(&dir, events));
+    show(plain(&dir, events / 5, false));
+    show(plain(&dir, (events / 500).max(100), true));
+    show(redb(&dir, events / 5, false));
+    show(redb(&dir, events / 5, true));
+    show(fjall(&dir, events / 5));
+}
+
+fn show(mut row: Row) {
+    row.waits.sort_unstable();
+    let at = |part: f64| {
+        let index = ((row.waits.len() as f64 - 1.0) * part) as usize;
+        row.waits.get(index).map_or("-".into(), |us| format!("{:.2}", f64::from(*us) / 1000.0))
+    };
+    println!(
+        "{:<38} {:>10.0} {:>8.2} {:>7.2}x {:>9} {:>9} {:>9}",
+        row.name,
+        row.events as f64 / row.wall.as_secs_f64(),
+        row.cpu.as_secs_f64() * 1e6 / row.events as f64,
+        row.written as f64 / (row.events * PAYLOAD_BYTES as u64) as f64,
+        at(0.5),
+        at(0.99),
+        at(1.0),
+    );
+}
+
+fn payload(event: u64) -> [u8; PAYLOAD_BYTES] {
+    let mut payload = [b'x'; PAYLOAD_BYTES];
+    payload[..8].copy_from_slice(&event.to_le_bytes());
+    payload
+}
+
+fn measure(name: String, events: u64, work: impl FnOnce() -> Vec<u32>) -> Row {
+    let (cpu, written, from) = (cpu_time(), bytes_written(), Instant::now());
+    let waits = work();
+    let wall = from.elapsed();
+    Row { name, events, wall, cpu: cpu_time() - cpu, written: bytes_written() - written, waits }
+}
+
+fn open(dir: &Path, durability: Durability) -> Spool {
+    let config = Config { dir: dir.to_owned(), durability, ..Config::default() };
+    Spool::open(&config, &["bench".to_owned()], Env::system()).expect("opens")
+}
+
+/// One thread with one runtime per producer, as a proxy has them; each event is a task that waits.
+fn spool(
+    root: &Path,
+    durability: Durability,
+    producers: usize,
+    events: u64,
+    paced: Option<u64>,
+) -> Row {
+    let dir = tempfile::tempdir_in(root).expect("a folder");
+    let spool = open(dir.path(), durability);
+    let rate = paced.map(|rate| rate / producers as u64);
+    let pace = if paced.is_some() { ", 100,000/s" } else { ", flat out" };
+    let name = format!("spool {durability:?}, {producers} producers{pace}");
+    let each = events / producers as u64;
+    let row = measure(name, each * producers as u64, || {
+        std::thread::scope(|scope| {
+            let threads: Vec<_> = (0..producers as u64)
+                .map(|producer| {
+                    let spool = spool.clone();
+                    scope.spawn(move || produce(&spool, producer * each, each, rate))
+                })
+                .collect();
+            threads.into_iter().flat_map(|thread| thread.join().expect("ends")).collect()
+        })
+    });
+    spool.close(Duration::from_secs(60)).expect("closes");
+    drop(spool);
+    let spool = open(dir.path(), durability);
+    assert_eq!(read_all(&spool), row.events, "all that was answered is there");
+    row
+}
+
+fn produce(spool: &Spool, first: u64, events: u64, rate: Option<u64>) -> Vec<u32> {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_time().build();
+    let runtime = runtime.expect("a runtime");
+    let local = tokio::task::LocalSet::new();
+    let waits = std::rc::Rc::new(std::cell::RefCell::new(Vec::with_capacity(events as usize)));
+    let from = Instant::now();
+    let seats = Arc::new(tokio::sync::Semaphore::new(IN_FLIGHT));
+    local.block_on(&runtime, async {
+        let mut sent = 0;
+        while sent < events {
+            let due = match rate {
+                Some(rate) => (from.elapsed().as_secs_f64() * rate as f64) as u64,
+                None => sent + 64,
+            };
+            for event in sent..due.min(events) {
+                let seat = match rate {
+                    Some(_) => None,
+                    None => Some(Arc::clone(&seats).acquire_owned().await.expect("open")),
+                };
+                let began = Instant::now();
+                let commit = spool.append(|out| out.extend_from_slice(&payload(first + event)));
+                let commit = commit.expect("there is room");
+                let waits = std::rc::Rc::clone(&waits);
+                tokio::task::spawn_local(async move {
+                    commit.await.expect("committed");
+                    waits.borrow_mut().push(began.elapsed().as_micros() as u32);
+                    drop(seat);
+                });
+            }
+            sent = due.min(events);
+            match rate {
+                Some(_) => tokio::time::sleep(Duration::from_millis(1)).await,
+                None => tokio::task::yield_now().await,
+            }
+        }
+    });
+    runtime.block_on(local);
+    std::rc::Rc::try_unwrap(waits).expect("all ended").into_inner()
+}
+
+/// Reads and acknowledges everything; each event once.
+fn read_all(spool: &Spool) -> u64 {
+    let mut reader = spool.reader("bench").expect("configured");
+    let acknowledger = reader.acknowledger();
+    let mut seen = 0;
+    loop {
+        let entries = reader.try_read(500, 1 << 20);
+        if entries.is_empty() {
+            return seen;
+        }
+        seen += entries.len() as u64;
+        let seats: Vec<_> = entries.iter().map(|entry| entry.seat).collect();
+        acknowledger.acknowledge(&seats, Fate::Delivered);
+    }
+}
+
+/// The way out: recovery, reading, acknowledging, trimming.
+fn drained(root: &Path, events: u64) -> Row {
+    let dir = tempfile::tempdir_in(root).expect("a folder");
+    let spool = open(dir.path(), Durability::Memory);
+    produce(&spool, 0, events, None);
+    spool.close(Duration::from_secs(60)).expect("closes");
+    drop(spool);
+    measure("spool: open, read and acknowledge".to_owned(), events, || {
+        let spool = open(dir.path(), Durability::Power);
+        assert_eq!(read_all(&spool), events);
+        spool.checkpoint();
+        Vec::new()
+    })
+}
+
+fn plain(root: &Path, events: u64, sync: bool) -> Row {
+    let file = tempfile::NamedTempFile::new_in(root).expect("a file");
+    let (mut out, path) = file.into_parts();
+    let name = if sync { "write + fdatasync per record" } else { "write per record, no sync" };
+    let row = measure(name.to_owned(), events, || {
+        let mut waits = Vec::with_capacity(events as usize);
+        for event in 0..events {
+            let began = Instant::now();
+            out.write_all(&payload(event)).expect("written");
+            if sync {
+                out.sync_data().expect("synced");
+            }
+            waits.push(began.elapsed().as_micros() as u32);
+        }
+        out.sync_data().expect("synced");
+        waits
+    });
+    assert_eq!(path.metadata_len(), events * PAYLOAD_BYTES as u64);
+    row
+}
+
+trait MetadataLen {
+    fn metadata_len(&self) -> u64;
+}
+
+impl MetadataLen for tempfile::TempPath {
+    fn metadata_len(&self) -> u64 {
+        std::fs::metadata(self).expect("there").len()
+    }
+}
+
+/// redb, a transaction per 200 events: what a 2 ms group has at 100,000/s.
+fn redb(root: &Path, events: u64, durable: bool) -> Row {
+    use redb::ReadableTableMetadata as _;
+    const TABLE: redb::TableDefinition<'_, u64, &[u8]> = redb::TableDefinition::new("events");
+    let dir = tempfile::tempdir_in(root).expect("a folder");
+    let base = redb::Database::create(dir.path().join("redb")).expect("opens");
+    let name = format!("redb, {} per 200", if durable { "Immediate" } else { "Durability::None" });
+    let row = measure(name, events, || {
+        let mut waits = Vec::new();
+        let mut event = 0;
+        while event < events {
+            let began = Instant::now();
+            let mut write = base.begin_write().expect("begins");
+            if !durable {
+                write.set_durability(redb::Durability::None).expect("allowed");
+            }
+            {
+                let mut table = write.open_table(TABLE).expect("opens");
+                for event in event..(event + 200).min(events) {
+                    table.insert(event, &payload(event)[..]).expect("inserted");
+                }
+            }
+            write.commit().expect("commits");
+            waits.push(began.elapsed().as_micros() as u32);
+            event += 200;
+        }
+        waits
+    });
+    let read = redb::ReadableDatabase::begin_read(&base).expect("begins");
+    assert_eq!(read.open_table(TABLE).expect("opens").len().expect("counts"), events);
+    row
+}
+
+/// fjall, one insert an event and a sync of the journal per 200.
+fn fjall(root: &Path, events: u64) -> Row {
+    let dir = tempfile::tempdir_in(root).expect("a folder");
+    let base = fjall::Database::builder(dir.path()).open().expect("opens");
+    let keys = base.keyspace("events", fjall::KeyspaceCreateOptions::default).expect("opens");
+    let row = measure("fjall, SyncData per 200".to_owned(), events, || {
+        let mut waits = Vec::new();
+        let mut began = Instant::now();
+        for event in 0..events {
+            keys.insert(event.to_be_bytes(), payload(event)).expect("inserted");
+            if event % 200 == 199 || event + 1 == events {
+                base.persist(fjall::PersistMode::SyncData).expect("synced");
+                waits.push(began.elapsed().as_micros() as u32);
+                began = Instant::now();
+            }
+        }
+        waits
+    });
+    assert_eq!(keys.len().expect("counts") as u64, events);
+    row
+}
+
+fn sync_time(root: &Path) -> Duration {
+    let (mut file, path) = tempfile::NamedTempFile::new_in(root).expect("a file").into_parts();
+    let mut times: Vec<_> = (0..101)
+        .map(|_| {
+            file.write_all(&[7; 64 << 10]).expect("written");
+            let began = Instant::now();
+            file.sync_data().expect("synced");
+            began.elapsed()
+        })
+        .collect();
+    drop(path);
+    times.sort_unstable();
+    times[50]
+}
+
+/// User and system time of this process.
+fn cpu_time() -> Duration {
+    let stat = std::fs::read_to_string("/proc/self/stat").unwrap_or_default();
+    let fields: Vec<&str> = stat.rsplit(')').next().unwrap_or("").split_whitespace().collect();
+    let ticks = |at: usize| fields.get(at).and_then(|f| f.parse::<u64>().ok()).unwrap_or(0);
+    Duration::from_millis((ticks(11) + ticks(12)) * 10)
+}
+
+fn bytes_written() -> u64 {
+    let io = std::fs::read_to_string("/proc/self/io").unwrap_or_default();
+    let line = io.lines().find_map(|line| line.strip_prefix("write_bytes: "));
+    line.and_then(|bytes| bytes.parse().ok()).unwrap_or(0)
+}

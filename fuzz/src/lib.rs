@@ -1,0 +1,6 @@
+//! The rooms under test, by their own files: see `Cargo.toml`.
+
+#[path = "../../src/event/mod.rs"]
+pub mod event;
+#[path = "../../src/path.rs"]
+pub mod path;

@@ -1,0 +1,188 @@
+//! The `http` upstream over TLS: whom it trusts, how it shows itself, and which protocol it
+//! speaks. The certificates are made for each run.
+
+#[path = "support/backend.rs"]
+mod backend;
+#[path = "support/delivery.rs"]
+mod delivery;
+
+use std::net::SocketAddr;
+use std::path::Path;
+use std::sync::{Arc, Mutex};
+
+use backend::Backend;
+use delivery::Rig;
+use rcgen::{BasicConstraints, CertificateParams, IsCa, Issuer, KeyPair};
+use rustls::pki_types::{PrivateKeyDer, PrivatePkcs8KeyDer};
+use rustls::server::WebPkiClientVerifier;
+use rustls::{RootCertStore, ServerConfig};
+use tokio::net::{TcpListener, TcpStream};
+use tokio_rustls::TlsAcceptor;
+
+/// An authority and what it has signed.
+struct Authority {
+    issuer: Issuer<'static, KeyPair>,
+    pem: String,
+    der: rustls::pki_types::CertificateDer<'static>,
+}
+
+impl Authority {
+    fn new() -> Authority {
+        let key = KeyPair::generate().unwrap();
+        let mut params = CertificateParams::new(Vec::<String>::new()).unwrap();
+        params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+        let certificate = params.self_signed(&key).unwrap();
+        let (pem, der) = (certificate.pem(), certificate.der().clone());
+        Authority { issuer: Issuer::new(params, key), pem, der }
+    }
+
+    /// A certificate for `name`, and its key.
+    fn sign(&self, name: &str) -> (rcgen::Certificate, KeyPair) {
+        let key = KeyPair::generate().unwrap();
+        let params = CertificateParams::new(vec![name.to_owned()]).unwrap();
+        (params.signed_by(&key, &self.issuer).unwrap(), key)
+    }
+
+    fn server(&self, name: &str, clients: Option<&Authority>, alpn: &[&str]) -> TlsAcceptor {
+        let provider = Arc::new(rustls::crypto::ring::default_provider());
+        let builder = ServerConfig::builder_with_provider(Arc::clone(&provider));
+        let builder = builder.with_safe_default_protocol_versions().unwrap();
+        let builder = match clients {
+            None => builder.with_no_client_auth(),
+            Some(authority) => {
+                let mut roots = RootCertStore::empty();
+                roots.add(authority.der.clone()).unwrap();
+                let verifier =
+                    WebPkiClientVerifier::builder_with_provider(Arc::new(roots), provider);
+                builder.with_client_cert_verifier(verifier.build().unwrap())
+            }
+        };
+        let (certificate, key) = self.sign(name);
+        let key = PrivateKeyDer::Pkcs8(PrivatePkcs8KeyDer::from(key.serialize_der()));
+        let mut config = builder.with_single_cert(vec![certificate.der().clone()], key).unwrap();
+        config.alpn_protocols = alpn.iter().map(|p| p.as_bytes().to_vec()).collect();
+        TlsAcceptor::from(Arc::new(config))
+    }
+}
+
+/// Takes the TLS off and passes everything on to the backend.
+async fn terminate(acceptor: TlsAcceptor, backend: SocketAddr) -> SocketAddr {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let addr = listener.local_addr().unwrap();
+    tokio::spawn(async move {
+        while let Ok((stream, _)) = listener.accept().await {
+            let acceptor = acceptor.clone();
+            tokio::spawn(async move {
+                let Ok(mut tls) = acceptor.accept(stream).await else { return };
+                let mut plain = TcpStream::connect(backend).await.unwrap();
+                let _ = tokio::io::copy_bidirectional(&mut tls, &mut plain).await;
+            });
+        }
+    });
+    addr
+}
+
+fn upstream(addr: SocketAddr, rest: &str) -> String {
+    let port = addr.port();
+    format!(
+        "batch = {{ events_max = 50, linger_ms = 5 }}\n\
+         [[upstream]]\nname = 'out'\nkind = 'http'\nurl = 'https://localhost:{port}/'\n{rest}\n"
+    )
+}
+
+fn write(dir: &Path, name: &str, text: &str) -> String {
+    let path = dir.join(name);
+    std::fs::write(&path, text).unwrap();
+    path.display().to_string()
+}
+
+async fn check_delivered(backend: &Backend, config: &str) {
+    let mut rig = Rig::start(config);
+    rig.accept(120).await;
+    rig.settled("out").await;
+    assert_eq!(rig.check("out", &backend.events()), 0);
+    rig.stop().await;
+}
+
+async fn check_refused(config: &str) {
+    let mut rig = Rig::start(config);
+    rig.accept(120).await;
+    rig.until("out", |s| s.last_error.is_some()).await;
+    assert_eq!(rig.counts("out").delivered, 0);
+    rig.stop().await;
+}
+
+#[tokio::test]
+async fn a_given_authority_is_trusted_and_no_other() {
+    let (ours, other) = (Authority::new(), Authority::new());
+    let dir = tempfile::tempdir().unwrap();
+    let ca = write(dir.path(), "ours.pem", &ours.pem);
+    let trusting = format!("ca = '{ca}'");
+    let backend = Backend::playing([]).await;
+
+    let addr = terminate(ours.server("localhost", None, &["http/1.1"]), backend.addr()).await;
+    check_delivered(&backend, &upstream(addr, &trusting)).await;
+    // The machine's own authorities do not know ours.
+    check_refused(&upstream(addr, "")).await;
+    // Neither another's signature, nor another host's certificate will do.
+    let addr = terminate(other.server("localhost", None, &["http/1.1"]), backend.addr()).await;
+    check_refused(&upstream(addr, &trusting)).await;
+    let addr = terminate(ours.server("elsewhere", None, &["http/1.1"]), backend.addr()).await;
+    check_refused(&upstream(addr, &trusting)).await;
+}
+
+#[tokio::test]
+async fn a_backend_that_asks_for_a_certificate_gets_ours() {
+    let (ours, clients) = (Authority::new(), Authority::new());
+    let dir = tempfile::tempdir().unwrap();
+    let ca = write(dir.path(), "ca.pem", &ours.pem);
+    let (certificate, key) = clients.sign("edge");
+    let cert = write(dir.path(), "edge.pem", &certificate.pem());
+    let key = write(dir.path(), "edge.key", &key.serialize_pem());
+    let backend = Backend::playing([]).await;
+    let server = ours.server("localhost", Some(&clients), &["http/1.1"]);
+    let addr = terminate(server, backend.addr()).await;
+    check_refused(&upstream(addr, &format!("ca = '{ca}'"))).await;
+    let rest = format!("ca = '{ca}'\ncert = '{cert}'\nkey = '{key}'");
+    check_delivered(&backend, &upstream(addr, &rest)).await;
+}
+
+#[tokio::test]
+async fn http2_is_spoken_where_it_is_offered() {
+    let ours = Authority::new();
+    let dir = tempfile::tempdir().unwrap();
+    let ca = write(dir.path(), "ca.pem", &ours.pem);
+    let acceptor = ours.server("localhost", None, &["h2"]);
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let addr = listener.local_addr().unwrap();
+    let taken: Arc<Mutex<Vec<serde_json::Value>>> = Arc::default();
+    let shared = Arc::clone(&taken);
+    tokio::spawn(async move {
+        while let Ok((stream, _)) = listener.accept().await {
+            let (acceptor, taken) = (acceptor.clone(), Arc::clone(&shared));
+            tokio::spawn(async move {
+                let tls = acceptor.accept(stream).await.unwrap();
+                let mut connection = h2::server::handshake(tls).await.unwrap();
+                while let Some(Ok((request, mut respond))) = connection.accept().await {
+                    let taken = Arc::clone(&taken);
+                    tokio::spawn(async move {
+                        let mut body = request.into_body();
+                        let mut bytes = Vec::new();
+                        while let Some(Ok(chunk)) = body.data().await {
+                            body.flow_control().release_capacity(chunk.len()).unwrap();
+                            bytes.extend_from_slice(&chunk);
+                        }
+                        let events: Vec<_> = serde_json::from_slice(&bytes).unwrap();
+                        taken.lock().unwrap().extend(events);
+                        respond.send_response(http::Response::new(()), true).unwrap();
+                    });
+                }
+            });
+        }
+    });
+    let mut rig = Rig::start(&upstream(addr, &format!("ca = '{ca}'\ncompression = 'none'")));
+    rig.accept(500).await;
+    rig.settled("out").await;
+    assert_eq!(rig.check("out", &taken.lock().unwrap()), 0);
+    rig.stop().await;
+}

@@ -1,0 +1,195 @@
+//! Style is a test: the floors of the house, the sizes of its rooms, and words that are not used.
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::path::{Path, PathBuf};
+
+/// Most lines of a file; the median stays far below.
+const FILE_LINES_MAX: usize = 600;
+const FILE_LINES_MEDIAN_MAX: usize = 250;
+/// Most lines of a function, its signature included.
+const FUNCTION_LINES_MAX: usize = 70;
+/// Most columns of a line, in characters.
+const COLUMNS_MAX: usize = 100;
+
+/// The floor of each module of the library. A module imports from floors below its own, and on
+/// floor 1 from no neighbour.
+const FLOORS: &[(u8, &[&str])] = &[
+    (3, &["plugin", "front", "builder", "admin"]),
+    (2, &["gate", "forward"]),
+    (1, &["spool", "portals", "upstream"]),
+    (0, &[
+        "event", "path", "target", "answer", "client", "privacy", "pixel", "metrics", "clock",
+    ]),
+];
+
+/// The binary's own modules.
+const BINARY: &[&str] = &["main", "cli", "config", "edge"];
+
+struct Source {
+    path: PathBuf,
+    text: String,
+}
+
+fn sources(folders: &[&str]) -> Vec<Source> {
+    let mut found = Vec::new();
+    let mut folders: Vec<PathBuf> = folders.iter().map(|f| root().join(f)).collect();
+    while let Some(folder) = folders.pop() {
+        let Ok(entries) = fs::read_dir(&folder) else { continue };
+        for path in entries.map(|entry| entry.unwrap().path()) {
+            if path.is_dir() {
+                folders.push(path);
+            } else if path.extension().is_some_and(|e| e == "rs") {
+                let text = fs::read_to_string(&path).unwrap();
+                let path = path.strip_prefix(root()).unwrap().to_owned();
+                found.push(Source { path, text });
+            }
+        }
+    }
+    assert!(!found.is_empty());
+    found
+}
+
+fn root() -> &'static Path {
+    Path::new(env!("CARGO_MANIFEST_DIR"))
+}
+
+/// The top module that a file of `src` belongs to.
+fn module(path: &Path) -> String {
+    let first = path.components().nth(1).unwrap().as_os_str().to_str().unwrap();
+    first.trim_end_matches(".rs").to_owned()
+}
+
+#[test]
+fn imports_point_down() {
+    let floor: BTreeMap<&str, u8> =
+        FLOORS.iter().flat_map(|(floor, all)| all.iter().map(move |m| (*m, *floor))).collect();
+    let mut wrong = Vec::new();
+    for source in sources(&["src"]) {
+        let from = module(&source.path);
+        if from == "lib" || BINARY.contains(&from.as_str()) {
+            continue;
+        }
+        let at = *floor.get(from.as_str()).unwrap_or_else(|| panic!("{from} has no floor"));
+        for (number, line) in source.text.lines().enumerate() {
+            let code = line.split("//").next().unwrap();
+            for import in code.split("crate::").skip(1) {
+                let to: String =
+                    import.chars().take_while(|c| c.is_alphanumeric() || *c == '_').collect();
+                let Some(&below) = floor.get(to.as_str()) else { continue };
+                let sideways_allowed = at != 1;
+                let fine = to == from || below < at || (below == at && sideways_allowed);
+                if !fine {
+                    wrong.push(format!("{}:{}: {from} -> {to}", source.path.display(), number + 1));
+                }
+            }
+        }
+    }
+    assert!(wrong.is_empty(), "{wrong:#?}");
+}
+
+#[test]
+fn only_the_hosts_know_pingora() {
+    let hosts = ["plugin", "front", "builder", "admin", "edge", "lib"];
+    for source in sources(&["src"]) {
+        let code = source.text.lines().filter(|line| !line.trim_start().starts_with("//"));
+        let knows = code.into_iter().any(|line| line.contains("pingora::"));
+        let allowed = hosts.contains(&module(&source.path).as_str());
+        assert!(!knows || allowed, "{} names Pingora", source.path.display());
+    }
+}
+
+#[test]
+fn floor_0_does_no_io_and_no_async() {
+    let forbidden = ["std::fs", "std::net::Tcp", "tokio::", "async fn", "std::thread", "reqwest"];
+    let pure = FLOORS.iter().find(|(floor, _)| *floor == 0).unwrap().1;
+    for source in sources(&["src"]).iter().filter(|s| pure.contains(&module(&s.path).as_str())) {
+        for word in forbidden {
+            let used = source.text.contains(word);
+            assert!(!used, "{} uses {word}", source.path.display());
+        }
+    }
+}
+
+#[test]
+fn files_are_small() {
+    let mut lengths = Vec::new();
+    for source in sources(&["src", "tests", "benches", "examples"]) {
+        let length = source.text.lines().count();
+        assert!(length <= FILE_LINES_MAX, "{} has {length} lines", source.path.display());
+        lengths.push(length);
+    }
+    lengths.sort_unstable();
+    let median = lengths[lengths.len() / 2];
+    assert!(median <= FILE_LINES_MEDIAN_MAX, "the median file has {median} lines");
+}
+
+#[test]
+fn functions_are_small_and_lines_are_short() {
+    let mut wrong = Vec::new();
+    for source in sources(&["src", "tests", "benches", "examples"]) {
+        let mut began: Option<(usize, usize)> = None;
+        for (number, line) in source.text.lines().enumerate() {
+            let place = format!("{}:{}", source.path.display(), number + 1);
+            if line.chars().count() > COLUMNS_MAX {
+                wrong.push(format!("{place} is too long"));
+            }
+            let indent = line.len() - line.trim_start().len();
+            match began {
+                // Formatted code closes a function at the column where it began.
+                Some((start, column)) if indent == column && line.trim() == "}" => {
+                    if number + 1 - start > FUNCTION_LINES_MAX {
+                        wrong.push(format!("{place} ends a function of {}", number + 1 - start));
+                    }
+                    began = None;
+                }
+                None if is_function(line) && !line.trim_end().ends_with(['}', ';']) => {
+                    began = Some((number, indent));
+                }
+                _ => {}
+            }
+        }
+    }
+    assert!(wrong.is_empty(), "{wrong:#?}");
+}
+
+fn is_function(line: &str) -> bool {
+    let mut words = line.split_whitespace().skip_while(|word| {
+        matches!(*word, "pub" | "async" | "const" | "unsafe") || word.starts_with("pub(")
+    });
+    words.next() == Some("fn")
+}
+
+#[test]
+fn nothing_is_left_undone() {
+    // Put together here, so that this file does not find itself.
+    let words = ["to", "fix", "xx", "dbg", "unimplemented"]
+        .iter()
+        .zip(["do!", "me", "x", "!(", "!("])
+        .map(|(a, b)| format!("{a}{b}"))
+        .collect::<Vec<_>>();
+    for source in sources(&["src", "tests", "benches", "examples"]) {
+        let text = source.text.to_lowercase();
+        for word in &words {
+            assert!(!text.contains(word.as_str()), "{} says {word}", source.path.display());
+        }
+    }
+}
+
+#[test]
+fn what_may_panic_says_why() {
+    for source in sources(&["src"]) {
+        // Tests stand last in a file.
+        let code = source.text.split("#[cfg(test)]").next().unwrap();
+        let lines: Vec<&str> = code.lines().collect();
+        for (number, line) in lines.iter().enumerate() {
+            if !(line.contains(".unwrap()") || line.contains(".expect(")) {
+                continue;
+            }
+            let reasons = lines[number.saturating_sub(3)..=number].iter();
+            let told = line.contains(".expect(")
+                || reasons.clone().any(|line| line.trim_start().starts_with("//"));
+            assert!(told, "{}:{} panics without a reason", source.path.display(), number + 1);
+        }
+    }
+}
