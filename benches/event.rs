@@ -4,8 +4,8 @@
 //! `cargo bench --bench event` prints the table. Rounds of the two alternate, so that whatever
 //! disturbs the machine disturbs both; the figure is the median round. Instructions are counted by
 //! `valgrind --tool=callgrind`, if it is there: the benchmark runs itself under it twice, for two
-//! numbers of repetitions, and the difference is theirs. The counts also show that no query of twice
-//! the length takes more than about twice the work, without a clock.
+//! numbers of repetitions, and the difference is theirs. The counts also show that no query of
+//! twice the length takes more than about twice the work, without a clock.
 //!
 //! Run without `--bench`, as tests are, it only makes sure that the results are right.
 
@@ -71,7 +71,8 @@ fn cases(bytes_max: usize) -> Vec<Case> {
         case(
             "typical, plain",
             "_a=62515&_n=000000001625&email=person@company.com&_m=20.5&id=ext-77812\
-             &favorite_color=orange&plan=business-annual&utm_source=newsletter&birthday=1734652800000",
+             &favorite_color=orange&plan=business-annual&utm_source=newsletter\
+             &birthday=1734652800000",
             4,
             0,
         ),
@@ -215,8 +216,8 @@ fn main() {
         let count =
             |kind| instructions(kind, query).map_or("–".into(), |count| format!("{count:.0}"));
         println!(
-            "| {name} | {} | {judged:.0} | {split:.0} | {:.2} | {allocated} (split {allocated_by_split}) \
-             | {} (split {}) |",
+            "| {name} | {} | {judged:.0} | {split:.0} | {:.2} | {allocated} \
+             (split {allocated_by_split}) | {} (split {}) |",
             query.len(),
             judged / split,
             count("judge"),

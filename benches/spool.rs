@@ -12,7 +12,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use pixelgate::spool::{Config, Durability, Env, Fate, Spool};
+use pixelgate::spool::{Commit, Config, Durability, Env, Fate, Spool};
 
 /// A payload as an event has it.
 const PAYLOAD_BYTES: usize = 300;
@@ -44,9 +44,11 @@ fn main() {
             show(spool(&dir, durability, producers, events, None));
         }
     }
+    show(harness(events, 1, None));
     for producers in [1, 4] {
         let paced = Some(PACED_PER_SECOND);
         show(spool(&dir, Durability::Power, producers, events, paced));
+        show(harness(events, producers as u64, paced));
     }
     show(drained(&dir, events));
     show(plain(&dir, events / 5, false));
@@ -111,7 +113,7 @@ fn spool(
             let threads: Vec<_> = (0..producers as u64)
                 .map(|producer| {
                     let spool = spool.clone();
-                    scope.spawn(move || produce(&spool, producer * each, each, rate))
+                    scope.spawn(move || produce(Some(&spool), producer * each, each, rate))
                 })
                 .collect();
             threads.into_iter().flat_map(|thread| thread.join().expect("ends")).collect()
@@ -124,7 +126,7 @@ fn spool(
     row
 }
 
-fn produce(spool: &Spool, first: u64, events: u64, rate: Option<u64>) -> Vec<u32> {
+fn produce(spool: Option<&Spool>, first: u64, events: u64, rate: Option<u64>) -> Vec<u32> {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_time().build();
     let runtime = runtime.expect("a runtime");
     let local = tokio::task::LocalSet::new();
@@ -144,11 +146,16 @@ fn produce(spool: &Spool, first: u64, events: u64, rate: Option<u64>) -> Vec<u32
                     None => Some(Arc::clone(&seats).acquire_owned().await.expect("open")),
                 };
                 let began = Instant::now();
-                let commit = spool.append(|out| out.extend_from_slice(&payload(first + event)));
-                let commit = commit.expect("there is room");
+                let commit = match spool {
+                    Some(spool) => Some(append(spool, first + event).await),
+                    None => None,
+                };
                 let waits = std::rc::Rc::clone(&waits);
                 tokio::task::spawn_local(async move {
-                    commit.await.expect("committed");
+                    match commit {
+                        Some(commit) => commit.await.expect("committed"),
+                        None => tokio::task::yield_now().await,
+                    }
                     waits.borrow_mut().push(began.elapsed().as_micros() as u32);
                     drop(seat);
                 });
@@ -162,6 +169,31 @@ fn produce(spool: &Spool, first: u64, events: u64, rate: Option<u64>) -> Vec<u32
     });
     runtime.block_on(local);
     std::rc::Rc::try_unwrap(waits).expect("all ended").into_inner()
+}
+
+async fn append(spool: &Spool, event: u64) -> Commit {
+    loop {
+        match spool.append(|out| out.extend_from_slice(&payload(event))) {
+            Ok(commit) => return commit,
+            // Memory is bounded: a producer that does not wait meets the bound.
+            Err(_) => tokio::time::sleep(Duration::from_millis(1)).await,
+        }
+    }
+}
+
+/// What the tasks of the spool's rows cost by themselves, to be taken off their CPU.
+fn harness(events: u64, producers: u64, paced: Option<u64>) -> Row {
+    let pace = if paced.is_some() { ", 100,000/s" } else { ", flat out" };
+    let name = format!("  the tasks alone, {producers} producers{pace}");
+    let (each, rate) = (events / producers, paced.map(|rate| rate / producers));
+    measure(name, each * producers, || {
+        std::thread::scope(|scope| {
+            for _ in 0..producers {
+                scope.spawn(move || produce(None, 0, each, rate));
+            }
+        });
+        Vec::new()
+    })
 }
 
 /// Reads and acknowledges everything; each event once.
@@ -184,7 +216,7 @@ fn read_all(spool: &Spool) -> u64 {
 fn drained(root: &Path, events: u64) -> Row {
     let dir = tempfile::tempdir_in(root).expect("a folder");
     let spool = open(dir.path(), Durability::Memory);
-    produce(&spool, 0, events, None);
+    produce(Some(&spool), 0, events, None);
     spool.close(Duration::from_secs(60)).expect("closes");
     drop(spool);
     measure("spool: open, read and acknowledge".to_owned(), events, || {

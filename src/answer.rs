@@ -117,15 +117,16 @@ impl<T> Answers<T> {
         &self.preflight
     }
 
-    /// The answer to a refused event. `accept` is the request's `Accept` header, if it has one.
-    pub fn rejected(&self, reject: Reject, accept: Option<&[u8]>) -> &T {
+    /// The answer to a refused event, as an image or as a document.
+    pub fn rejected(&self, reject: Reject, as_image: bool) -> &T {
         let (image, document) = &self.rejected[slot(reject)];
-        if wants_image(accept) { image } else { document }
+        if as_image { image } else { document }
     }
 }
 
-/// Whether a refusal is shown as a pixel: `Accept` is absent or names `image/` (SPEC 4).
-fn wants_image(accept: Option<&[u8]>) -> bool {
+/// Whether a refusal is shown as a pixel: the request's `Accept` is absent or names `image/`
+/// (SPEC 4).
+pub fn wants_image(accept: Option<&[u8]>) -> bool {
     accept.is_none_or(|value| {
         value.windows(b"image/".len()).any(|part| part.eq_ignore_ascii_case(b"image/"))
     })
@@ -282,7 +283,7 @@ mod tests {
     #[test]
     fn every_answer_carries_the_headers_of_the_contract_and_no_validator() {
         let all = answers(&Config::default());
-        let refused = rejects().flat_map(|r| [all.rejected(r, None), all.rejected(r, Some(b""))]);
+        let refused = rejects().flat_map(|r| [all.rejected(r, true), all.rejected(r, false)]);
         for answer in refused.chain([all.accepted(), all.preflight()]) {
             assert_eq!(value(answer, "cache-control"), Some("no-cache, no-store, must-revalidate"));
             assert_eq!(value(answer, "access-control-allow-origin"), Some("*"));
@@ -298,7 +299,7 @@ mod tests {
     fn a_problem_document_names_reason_param_and_remedy() {
         let all = answers(&Config::default());
         let reject = Reject::of(Reason::InvalidEmail);
-        let answer = all.rejected(reject, Some(b"application/json"));
+        let answer = all.rejected(reject, false);
         assert_eq!(answer.status, 400);
         assert_eq!(value(answer, "content-type"), Some("application/problem+json"));
         let problem: serde_json::Value = serde_json::from_slice(&answer.body).unwrap();
@@ -314,7 +315,7 @@ mod tests {
         let config = Config { rejections: Rejections::Pixel, ..Config::default() };
         let all = answers(&config);
         for reject in rejects() {
-            let answer = all.rejected(reject, Some(b"application/json"));
+            let answer = all.rejected(reject, false);
             let expect = if reject.reason == Reason::Overloaded { 503 } else { 200 };
             assert_eq!(answer.status, expect, "{reject:?}");
             let verdict = format!("rejected; reason={}", reject.reason.as_str());
@@ -335,10 +336,10 @@ mod tests {
     fn method_not_allowed_lists_the_methods_and_overload_says_when() {
         let all = answers(&Config::default());
         let method = Reject::of(Reason::MethodNotAllowed);
-        let allow = value(all.rejected(method, None), "allow");
+        let allow = value(all.rejected(method, true), "allow");
         assert_eq!(allow, Some("GET, HEAD, OPTIONS, POST"));
         for reason in [Reason::Overloaded, Reason::RateLimited] {
-            let answer = all.rejected(Reject::of(reason), None);
+            let answer = all.rejected(Reject::of(reason), true);
             let seconds: u32 = value(answer, "retry-after").unwrap().parse().unwrap();
             assert!(seconds > 0);
         }

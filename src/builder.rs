@@ -10,6 +10,7 @@ use crate::client::TrustedProxies;
 use crate::clock::{Clock, SystemClock};
 use crate::event::{self, Rules};
 use crate::forward::{self, Forwarder, Meters, Route};
+use crate::front::Raw;
 use crate::gate::Gate;
 use crate::metrics::Metrics;
 use crate::path::Guard;
@@ -239,6 +240,8 @@ impl Builder {
         let metrics = Metrics::new();
         let answers = Answers::build(&config.response, &config.events.methods, Prebuilt::new)
             .map_err(OpenError::Answers)?;
+        let Ok(raw_answers) =
+            Answers::build(&config.response, &config.events.methods, Raw::new);
         let routes = self.upstreams()?;
         let names: Vec<String> = routes.iter().map(|(name, ..)| name.clone()).collect();
         let env = Env {
@@ -265,7 +268,15 @@ impl Builder {
         let routes = routes.into_iter().filter_map(route).collect();
         let delivery = Delivery::start(routes, options, portals)?;
         let trusted = self.trusted;
-        Ok(PixelGate::from_shared(Shared { gate, spool, metrics, answers, trusted, delivery }))
+        Ok(PixelGate::from_shared(Shared {
+            gate,
+            spool,
+            metrics,
+            answers,
+            raw_answers,
+            trusted,
+            delivery,
+        }))
     }
 
     /// Every upstream with its name and its batches.

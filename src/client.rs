@@ -12,6 +12,23 @@ use std::net::IpAddr;
 /// the walk expensive; the address at the limit is taken.
 pub const CHAIN_ADDRESSES_MAX: usize = 32;
 
+/// A request's header lines, however they are kept.
+pub trait Headers {
+    /// The values of all lines with this name (in lower case), in the order in which they came.
+    fn lines<'a>(&'a self, name: &'a str) -> impl DoubleEndedIterator<Item = &'a [u8]>;
+
+    /// The first of them.
+    fn first<'a>(&'a self, name: &'a str) -> Option<&'a [u8]> {
+        self.lines(name).next()
+    }
+}
+
+impl Headers for http::HeaderMap {
+    fn lines<'a>(&'a self, name: &'a str) -> impl DoubleEndedIterator<Item = &'a [u8]> {
+        self.get_all(name).iter().map(|value| value.as_bytes())
+    }
+}
+
 /// Which machines may say on whose behalf they ask, and in which header (SPEC 9, `[edge]`).
 #[derive(Debug, Clone, Default)]
 pub struct TrustedProxies {
@@ -60,14 +77,14 @@ impl TrustedProxies {
     /// The client's address: `peer` itself unless it is trusted, else what the configured header
     /// says, else the rightmost address of `X-Forwarded-For` or `Forwarded` (RFC 7239) that no
     /// trusted proxy has.
-    pub fn client(&self, peer: IpAddr, headers: &http::HeaderMap) -> IpAddr {
+    pub fn client(&self, peer: IpAddr, headers: &impl Headers) -> IpAddr {
         let peer = canonical(peer);
         if !self.trusts(peer) {
             return peer;
         }
         if let Some(name) = &self.header {
-            let said = headers.get_all(name).iter().next_back();
-            let address = said.and_then(|v| v.to_str().ok()).and_then(parse_address);
+            let said = headers.lines(name.as_str()).next_back();
+            let address = said.and_then(|v| std::str::from_utf8(v).ok()).and_then(parse_address);
             return address.unwrap_or(peer);
         }
         let forwarded_for = chain(headers, "x-forwarded-for", parse_address);
@@ -100,13 +117,13 @@ fn canonical(address: IpAddr) -> IpAddr {
 
 /// The entries of a list header from right to left, over all its lines.
 fn chain(
-    headers: &http::HeaderMap,
+    headers: &impl Headers,
     name: &str,
     parse: fn(&str) -> Option<IpAddr>,
 ) -> Vec<Option<IpAddr>> {
     let mut entries = Vec::new();
-    for line in headers.get_all(name).iter().rev() {
-        let Ok(line) = line.to_str() else {
+    for line in headers.lines(name).rev() {
+        let Ok(line) = std::str::from_utf8(line) else {
             entries.push(None);
             break;
         };

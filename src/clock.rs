@@ -30,9 +30,7 @@ static ORIGIN: Lazy<Instant> = Lazy::new(Instant::now);
 impl Clock for SystemClock {
     fn unix_ms(&self) -> u64 {
         // A date before 1970 is a machine without a battery clock: 0 is as wrong, and harmless.
-        let since_epoch = SystemTime::now()
-            .duration_since(UNIX_EPOCH)
-            .unwrap_or_default();
+        let since_epoch = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
         u64::try_from(since_epoch.as_millis()).unwrap_or(u64::MAX)
     }
 

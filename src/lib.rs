@@ -49,7 +49,7 @@
 //! | 3 | [`plugin`], [`front`], [`builder`], [`admin`] | hosts: the only ones that know Pingora |
 //! | 2 | [`gate`], [`forward`] | flows: from a hit to a verdict, from the spool to the upstreams |
 //! | 1 | [`spool`], [`portals`], [`upstream`] | devices, which know nothing of each other |
-//! | 0 | [`event`], [`path`], [`target`], [`answer`], [`client`], [`privacy`], [`pixel`], [`metrics`], [`clock`] | pure: no I/O, no async |
+//! | 0 | [`event`], [`path`], [`target`], [`answer`], [`client`], [`context`], [`privacy`], [`pixel`], [`metrics`], [`clock`] | pure: no I/O, no async |
 
 #![warn(missing_docs)]
 
@@ -58,6 +58,7 @@ pub mod answer;
 pub mod builder;
 pub mod client;
 pub mod clock;
+pub mod context;
 pub mod event;
 pub mod forward;
 pub mod front;

@@ -67,10 +67,7 @@ impl Guard {
     ///
     /// [`PathError`] if the path is not canonical or is the root.
     pub fn new(event_path: &str) -> Result<Guard, PathError> {
-        let path = event_path
-            .strip_suffix('/')
-            .unwrap_or(event_path)
-            .as_bytes();
+        let path = event_path.strip_suffix('/').unwrap_or(event_path).as_bytes();
         if path.is_empty() {
             return Err(PathError::Root);
         }
@@ -85,11 +82,7 @@ impl Guard {
     /// Takes time linear in the path's length, and allocates nothing for a path of up to 256 bytes
     /// or one without special characters.
     pub fn read(&self, raw_path: &[u8]) -> Reading {
-        if is_plain(raw_path) {
-            self.compare(raw_path)
-        } else {
-            self.compare(&loosest(raw_path))
-        }
+        if is_plain(raw_path) { self.compare(raw_path) } else { self.compare(&loosest(raw_path)) }
     }
 
     /// Upper and lower case are the same: a plain path comes here as it is.
@@ -163,9 +156,7 @@ fn decode(path: &mut Bytes) -> bool {
 }
 
 fn hex(digit: u8) -> Option<u8> {
-    char::from(digit)
-        .to_digit(16)
-        .and_then(|value| u8::try_from(value).ok())
+    char::from(digit).to_digit(16).and_then(|value| u8::try_from(value).ok())
 }
 
 /// Backslashes to slashes, path parameters, control characters and spaces away, lower case.

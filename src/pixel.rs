@@ -50,10 +50,7 @@ mod tests {
         assert_eq!(packed >> 7, 1, "there is a global colour table");
         let colours = 2usize << (packed & 7);
         assert_eq!(colours, 2);
-        assert!(
-            usize::from(gif[11]) < colours,
-            "the background is a colour of the table"
-        );
+        assert!(usize::from(gif[11]) < colours, "the background is a colour of the table");
         let after_table = 13 + 3 * colours;
 
         // Graphic control extension.
@@ -77,11 +74,7 @@ mod tests {
         let block = &gif[data + 2..data + 2 + block_bytes];
         let (clear, end) = (1 << bits, (1 << bits) + 1);
         assert_eq!(codes(block, bits + 1)[..3], [clear, transparent, end]);
-        assert_eq!(
-            gif[data + 2 + block_bytes..],
-            [0, 0x3B],
-            "terminator and trailer, no more"
-        );
+        assert_eq!(gif[data + 2 + block_bytes..], [0, 0x3B], "terminator and trailer, no more");
     }
 
     #[test]

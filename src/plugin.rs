@@ -6,23 +6,23 @@
 //! that is ours is answered here, its connection stays usable, and the verdict is returned for
 //! the host to log. Delivery goes on behind, on threads of the gate's own.
 
-use crate::answer::{Answer, Answers};
+use crate::answer::{Answer, Answers, wants_image};
 use crate::builder::{Builder, Config};
 use crate::client::TrustedProxies;
-use crate::event::{Context, Reason};
+use crate::context::context;
+use crate::event::Reason;
 use crate::forward::Forwarder;
+use crate::front::Raw;
 use crate::gate::{Gate, Hit, Judgement, Refusal, Verdict};
 use crate::metrics::Metrics;
 use crate::path::Reading;
 use crate::spool::{CloseError, Commit, Overloaded, Spool};
 use crate::target::Target;
 use bytes::Bytes;
-use http::{HeaderMap, HeaderName, Method, header};
+use http::{HeaderName, Method, header};
 use pingora::http::ResponseHeader;
 use pingora::protocols::http::ServerSession;
 use pingora::proxy::Session;
-use std::borrow::Cow;
-use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -46,6 +46,7 @@ pub(crate) struct Shared {
     pub spool: Spool,
     pub metrics: Metrics,
     pub answers: Answers<Prebuilt>,
+    pub raw_answers: Answers<Raw>,
     pub trusted: TrustedProxies,
     pub delivery: crate::builder::Delivery,
 }
@@ -58,7 +59,7 @@ pub(crate) struct Prebuilt {
 
 /// What a hit is answered with.
 #[derive(Debug, Clone, Copy)]
-enum Reply {
+pub(crate) enum Reply {
     Accepted,
     Head,
     Preflight,
@@ -66,7 +67,7 @@ enum Reply {
 }
 
 /// What the synchronous half of a hit leaves to do.
-enum Step {
+pub(crate) enum Step {
     /// Answer now.
     Answer(Reply),
     /// Wait for the disk, then answer.
@@ -74,6 +75,23 @@ enum Step {
 }
 
 impl Reply {
+    /// Which of all answers it is.
+    pub fn pick<'a, T>(self, answers: &'a Answers<T>, as_image: bool) -> &'a T {
+        match self {
+            Self::Accepted | Self::Head => answers.accepted(),
+            Self::Preflight => answers.preflight(),
+            Self::Refused(refusal) => answers.rejected(refusal.reject, as_image),
+        }
+    }
+
+    /// Says better than the prebuilt answer when to come back.
+    pub fn retry_after_seconds(self) -> Option<u32> {
+        match self {
+            Self::Refused(refusal) => refusal.retry_after_seconds,
+            _ => None,
+        }
+    }
+
     fn verdict(self) -> Verdict {
         match self {
             Self::Accepted => Verdict::Accepted,
@@ -124,28 +142,27 @@ impl PixelGate {
         if reading == Reading::Other {
             return Ok(None);
         }
-        let reply = match self.step(session, reading) {
-            Step::Answer(reply) => reply,
-            Step::Wait(commit) => Reply::of_commit(commit.await),
-        };
-        let verdict = reply.verdict();
-        self.count(verdict);
+        let reply = self.finish(self.step(session, reading)).await;
         drop_body(session).await?;
         self.answer(session, reply).await?;
-        Ok(Some(verdict))
+        Ok(Some(reply.verdict()))
     }
 
     /// Everything that needs no waiting: judge, encode, enqueue.
     fn step(&self, session: &ServerSession, reading: Reading) -> Step {
-        let shared = &*self.shared;
         let request = session.req_header();
         let peer = session.client_addr().and_then(|a| a.as_inet()).map(|a| a.ip());
-        let hit = Hit {
+        self.begin(Hit {
             method: &request.method,
             reading,
             query: Target::split(request.raw_path()).query,
-            context: context(&request.headers, peer, &shared.trusted),
-        };
+            context: context(&request.headers, peer, &self.shared.trusted),
+        })
+    }
+
+    /// Judges a hit, and enqueues what is kept.
+    pub(crate) fn begin(&self, hit: Hit<'_>) -> Step {
+        let shared = &*self.shared;
         let kept = match shared.gate.judge(hit) {
             Judgement::Keep(kept) => kept,
             Judgement::Refuse(refusal) => return Step::Answer(Reply::Refused(refusal)),
@@ -164,6 +181,16 @@ impl PixelGate {
         }
     }
 
+    /// Waits for the disk where there is something to wait for, and counts what came of it.
+    pub(crate) async fn finish(&self, step: Step) -> Reply {
+        let reply = match step {
+            Step::Answer(reply) => reply,
+            Step::Wait(commit) => Reply::of_commit(commit.await),
+        };
+        self.count(reply.verdict());
+        reply
+    }
+
     fn count(&self, verdict: Verdict) {
         match verdict {
             Verdict::Accepted => self.shared.metrics.count_accepted(),
@@ -173,17 +200,10 @@ impl PixelGate {
     }
 
     async fn answer(&self, session: &mut ServerSession, reply: Reply) -> pingora::Result<()> {
-        let answers = &self.shared.answers;
-        let prebuilt = match reply {
-            Reply::Accepted | Reply::Head => answers.accepted(),
-            Reply::Preflight => answers.preflight(),
-            Reply::Refused(refusal) => {
-                let accept = session.get_header(header::ACCEPT).map(|value| value.as_bytes());
-                answers.rejected(refusal.reject, accept)
-            }
-        };
+        let accept = session.get_header(header::ACCEPT).map(|value| value.as_bytes());
+        let prebuilt = reply.pick(&self.shared.answers, wants_image(accept));
         let mut header = Box::new(prebuilt.header.clone());
-        if let Reply::Refused(Refusal { retry_after_seconds: Some(seconds), .. }) = reply
+        if let Some(seconds) = reply.retry_after_seconds()
             && header.headers.contains_key(header::RETRY_AFTER)
         {
             header.insert_header(header::RETRY_AFTER, seconds)?;
@@ -193,6 +213,10 @@ impl PixelGate {
             session.write_response_body(prebuilt.body.clone(), true).await?;
         }
         Ok(())
+    }
+
+    pub(crate) fn shared(&self) -> &Shared {
+        &self.shared
     }
 
     /// The judge, for a host that wants to explain a verdict. Nothing is recorded by asking it.
@@ -288,39 +312,4 @@ async fn read_body(session: &mut ServerSession) -> pingora::Result<bool> {
         }
     }
     Ok(true)
-}
-
-/// What the request says beside its query.
-pub(crate) fn context<'a>(
-    headers: &'a HeaderMap,
-    peer: Option<IpAddr>,
-    trusted: &TrustedProxies,
-) -> Context<'a> {
-    Context {
-        ip: peer.map(|peer| trusted.client(peer, headers)),
-        user_agent: text(headers, header::USER_AGENT),
-        referer: text(headers, header::REFERER),
-        gpc: is(headers, "sec-gpc", b"1"),
-        dnt: is(headers, "dnt", b"1"),
-        prefetch: ["sec-purpose", "purpose", "x-purpose", "x-moz"]
-            .iter()
-            .any(|name| headers.get(*name).is_some_and(|value| is_prefetch(value.as_bytes()))),
-    }
-}
-
-/// A header as text. What is not UTF-8 in it is replaced: a client's odd header must not cost its
-/// event.
-fn text(headers: &HeaderMap, name: HeaderName) -> Option<Cow<'_, str>> {
-    let text = String::from_utf8_lossy(headers.get(name)?.as_bytes());
-    (!text.is_empty()).then_some(text)
-}
-
-fn is(headers: &HeaderMap, name: &str, expect: &[u8]) -> bool {
-    headers.get(name).is_some_and(|value| value.as_bytes().trim_ascii() == expect)
-}
-
-/// `Sec-Purpose: prefetch;prerender`, `Purpose: prefetch`, `X-Moz: prefetch`, `preview`.
-fn is_prefetch(value: &[u8]) -> bool {
-    let first = value.split(|b| matches!(b, b';' | b',')).next().unwrap_or_default().trim_ascii();
-    [&b"prefetch"[..], b"prerender", b"preview"].iter().any(|p| first.eq_ignore_ascii_case(p))
 }

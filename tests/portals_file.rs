@@ -177,6 +177,8 @@ fn what_is_not_understood_is_named_with_its_place() {
         // Syntax.
         ("l.toml", "portals = [11 22]", "l.toml:1:15: ", "expected `,` or `]`"),
         ("l.toml", "portals = [11,, 22]", "l.toml:1:15: ", "expected a portal id"),
+        ("l.toml", "portals = [11,\n 22] x\n", "l.toml:2: ", "expected"),
+        ("l.toml", "portals = [11] x\n", "l.toml:1: ", "expected"),
         ("l.toml", "portals = [11]\nportals = [22]", "l.toml:2:1: ", "duplicate key"),
         ("l.json", "{\"portals\": [11],\n\"portals\": [22]}", "l.json:2:", "already in the list"),
         ("l.json", "{\"portals\": [11]}\n{}", "l.json:2:1: ", "trailing"),
@@ -381,7 +383,7 @@ async fn a_file_that_is_gone_or_not_a_file_changes_nothing() {
 async fn a_file_that_may_not_be_read_changes_nothing_until_it_may() {
     let desk = Desk::new("l.txt", "11\n");
     fs::write(&desk.path, "22\n").unwrap();
-    fs::set_permissions(&desk.path, fs::Permissions::from_mode(0)).unwrap();
+    fs::set_permissions(&desk.path, fs::Permissions::from_mode(0o000)).unwrap();
     if fs::File::open(&desk.path).is_ok() {
         return; // Root may read everything, so there is nothing to see.
     }
@@ -450,9 +452,9 @@ fn a_list_larger_than_the_limit_is_not_read() {
 
     let limit = pixelgate::portals::RULES_BYTES_MAX;
     let mut list = b"portals=[\n11]\n".to_vec();
-    // The id and the line end before it are not counted.
-    list.resize(limit + 3, b'#');
+    // The id is not counted.
+    list.resize(limit + 2, b'#');
     assert_eq!(complaint("l.toml", &list), "taken: 1");
     list.push(b'#');
-    assert!(complaint("l.toml", &list).contains("too much beside the ids"));
+    assert!(complaint("l.toml", &list).contains("more than 16 MiB beside the ids"));
 }

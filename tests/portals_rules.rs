@@ -169,16 +169,6 @@ fn only_taking_the_rate_uses_it_up() {
 }
 
 #[test]
-fn a_long_wait_is_named_in_whole_seconds() {
-    let list = "[[portal]]\nid = 1\nrate = { per_second = 1, burst = 1 }";
-    let (portals, clock) = portals(list, Mode::Enforce);
-    let take = || portals.judge(1, "x").policy.take_rate();
-    assert_eq!(take(), Ok(()));
-    clock.forward(1);
-    assert_eq!(take(), limited(1));
-}
-
-#[test]
 fn many_threads_share_one_rate_exactly() {
     let list = "[[portal]]\nid = 1\nrate = { per_second = 1, burst = 1000 }";
     let (portals, _) = portals(list, Mode::Enforce);

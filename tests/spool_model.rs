@@ -59,7 +59,8 @@ fn action() -> impl Strategy<Value = Action> {
         8 => (1..20u8).prop_map(Action::Append),
         6 => Just(Action::Settle),
         6 => (any::<bool>(), 1..40u8).prop_map(|(u, n)| Action::Read(u, n)),
-        6 => (any::<bool>(), any::<u8>(), 1..4u8).prop_map(|(u, n, k)| Action::Acknowledge(u, n, k)),
+        6 => (any::<bool>(), any::<u8>(), 1..4u8)
+            .prop_map(|(u, n, k)| Action::Acknowledge(u, n, k)),
         3 => Just(Action::Checkpoint),
         3 => (op, 0..4u8, 1..4u8, any::<u8>()).prop_map(|(o, a, t, p)| Action::Fault(o, a, t, p)),
         1 => any::<bool>().prop_map(Action::Fill),

@@ -134,6 +134,23 @@ fn an_untouched_spool_verifies_and_is_delivered_whole() {
 }
 
 #[test]
+fn a_running_spool_can_be_looked_at_and_is_left_alone() {
+    let dir = tempfile::tempdir().expect("a folder");
+    let spool = open(dir.path());
+    std::thread::scope(|scope| {
+        let appends = scope.spawn(|| append(&spool, 0..EVENTS));
+        while !appends.is_finished() {
+            let report = verify(dir.path(), &mut |_, _| {}).expect("readable");
+            assert!(report.ok, "{report:?}");
+            assert!(stat(dir.path()).expect("readable").lanes[0].living);
+        }
+    });
+    let report = verify(dir.path(), &mut |_, _| {}).expect("readable");
+    assert!(report.ok && report.records == EVENTS, "{report:?}");
+    assert_eq!(drain(&spool), (0..EVENTS).collect::<Vec<_>>());
+}
+
+#[test]
 fn a_flipped_bit_in_each_field_of_a_record_costs_that_record() {
     for at in [0, 4, 5, 8, 15, 16, 24] {
         let status = check(|dir| damage_event(dir, 70, at), &[70], 20);

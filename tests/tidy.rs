@@ -19,7 +19,8 @@ const FLOORS: &[(u8, &[&str])] = &[
     (2, &["gate", "forward"]),
     (1, &["spool", "portals", "upstream"]),
     (0, &[
-        "event", "path", "target", "answer", "client", "privacy", "pixel", "metrics", "clock",
+        "event", "path", "target", "answer", "client", "context", "privacy", "pixel", "metrics",
+        "clock",
     ]),
 ];
 

@@ -126,6 +126,9 @@ fn start_log(running: bool) {
 }
 
 fn check(config: &Config) -> ExitCode {
+    if let Err(why) = edge::tls::Certificates::load_all(&config.edge.tls) {
+        return fail(UNUSABLE, format!("edge.tls: {why}"));
+    }
     match pixelgate::check(&config.gate(), &config.edge.state_dir) {
         Ok(summary) => {
             let _ = writeln!(std::io::stdout(), "{summary}");

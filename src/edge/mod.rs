@@ -7,6 +7,7 @@ pub mod listen;
 pub mod origin;
 pub mod proxy;
 pub mod server;
+pub mod tls;
 
 use pixelgate::client::TrustedProxies;
 use serde::Deserialize;
@@ -38,6 +39,8 @@ pub struct Config {
     pub connections_max: usize,
     /// Most connections at once from one address; 0: no limit.
     pub connections_per_address_max: usize,
+    /// Whether the front door answers plain events itself; if not, all take Pingora's own path.
+    pub answer_plain: bool,
     /// How long a stop waits for requests in flight.
     pub shutdown_grace_seconds: u64,
     /// Addresses and networks whose word on the client's address is taken.
@@ -59,6 +62,7 @@ impl Default for Config {
             header_timeout_seconds: 10,
             connections_max: 65_536,
             connections_per_address_max: 0,
+            answer_plain: true,
             shutdown_grace_seconds: 10,
             trusted_proxies: Vec::new(),
             client_ip_header: None,
@@ -67,7 +71,7 @@ impl Default for Config {
     }
 }
 
-/// One entry of `edge.tls`.
+/// One entry of `edge.tls`. Entries with one address share its listener, see [`tls`].
 #[derive(Debug, Clone, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct TlsListener {

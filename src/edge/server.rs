@@ -7,6 +7,7 @@
 use super::listen::{Address, BindError, Bound};
 use super::origin::Origins;
 use super::proxy::Edge;
+use super::tls::Certificates;
 use crate::config::Config;
 use async_trait::async_trait;
 use log::{error, info};
@@ -23,6 +24,7 @@ use pixelgate::PixelGate;
 use pixelgate::admin::Admin;
 use pixelgate::front::{Front, InFlight, Limits};
 use std::fmt;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::watch;
@@ -52,7 +54,7 @@ impl fmt::Display for EdgeError {
         match self {
             Self::Gate(e) => e.fmt(f),
             Self::Listen(e) => e.fmt(f),
-            Self::Edge(why) => write!(f, "edge: {why}"),
+            Self::Edge(why) => f.write_str(why),
             Self::State(e) => write!(f, "edge.state_dir cannot be made: {e}"),
             Self::Pingora(e) => e.fmt(f),
             Self::Close(e) => e.fmt(f),
@@ -68,10 +70,13 @@ pub fn run(config: &Config) -> Result<(), EdgeError> {
     std::fs::create_dir_all(&edge.state_dir).map_err(EdgeError::State)?;
     // Sockets first: a second edge on the same port must not get as far as the spool.
     let plain = bind_all(&edge.listen)?;
-    let tls = bind_all(edge.tls.iter().map(|tls| &tls.listen))?;
+    let certificates = Certificates::load_all(&edge.tls)
+        .map_err(|why| EdgeError::Edge(format!("edge.tls: {why}")))?;
+    let tls = bind_all(certificates.iter().map(|(listen, _)| listen))?;
     let admin = bind_all(Some(&config.admin.listen).filter(|listen| !listen.is_empty()))?;
     let trusted = edge.trust().map_err(|e| EdgeError::Edge(e.to_string()))?;
-    let origins = Origins::new(&edge.origin).map_err(EdgeError::Edge)?;
+    let origins = Origins::new(&edge.origin)
+        .map_err(|why| EdgeError::Edge(format!("edge.origin: {why}")))?;
 
     let gate = PixelGate::builder(config.gate())
         .state_dir(&edge.state_dir)
@@ -84,15 +89,17 @@ pub fn run(config: &Config) -> Result<(), EdgeError> {
             .map_err(EdgeError::Pingora)?;
 
     let mut server = Server::new_with_opt_and_conf(None, server_conf(config));
-    let front = Front::new(http_proxy(&server.configuration, proxy), limits(config));
+    let proxy = http_proxy(&server.configuration, proxy);
+    let front = Front::new(proxy, gate.clone(), in_flight.clone(), limits(config));
     let (stop, stopped) = watch::channel(false);
     let mut service = Service::new("edge".to_owned(), front);
     for bound in &plain {
         service.add_listener(listener(bound));
     }
-    for (bound, files) in tls.iter().zip(&edge.tls) {
-        let (cert, key) = (files.cert.to_string_lossy(), files.key.to_string_lossy());
-        let mut settings = TlsSettings::intermediate(&cert, &key).map_err(EdgeError::Pingora)?;
+    for (bound, (_, certificates)) in tls.iter().zip(&certificates) {
+        // No files for Pingora to read: the resolver has them read already.
+        let mut settings = TlsSettings::intermediate("", "").map_err(EdgeError::Pingora)?;
+        settings.set_cert_resolver(certificates.clone());
         settings.enable_h2();
         service.add_listener(listener(bound).tls(settings));
     }
@@ -109,7 +116,8 @@ pub fn run(config: &Config) -> Result<(), EdgeError> {
     server.add_service(background_service("lookup", LookUp(origins)));
 
     let grace = Duration::from_secs(edge.shutdown_grace_seconds);
-    let signals = Signals { gate: gate.clone(), stop, in_flight, grace };
+    let certificates = certificates.into_iter().map(|(_, certificates)| certificates).collect();
+    let signals = Signals { gate: gate.clone(), certificates, stop, in_flight, grace };
     server.run(RunArgs { shutdown_signal: Box::new(signals) });
     gate.close(grace).map_err(EdgeError::Close)?;
     info!("stopped");
@@ -118,7 +126,7 @@ pub fn run(config: &Config) -> Result<(), EdgeError> {
 
 fn bind_all<'a>(addresses: impl IntoIterator<Item = &'a String>) -> Result<Vec<Bound>, EdgeError> {
     let open = |text: &String| {
-        let address = Address::parse(text).map_err(EdgeError::Edge)?;
+        let address = Address::parse(text).map_err(|why| EdgeError::Edge(format!("edge.listen: {why}")))?;
         Bound::open(&address).map_err(EdgeError::Listen)
     };
     addresses.into_iter().map(open).collect()
@@ -143,6 +151,7 @@ fn limits(config: &Config) -> Limits {
         keepalive: Duration::from_secs(config.edge.keepalive_seconds),
         connections_max: config.edge.connections_max,
         connections_per_address_max: config.edge.connections_per_address_max,
+        answer_plain: config.edge.answer_plain,
     }
 }
 
@@ -222,6 +231,7 @@ impl BackgroundService for LookUp {
 /// Waits for a signal, and drains before Pingora hears of it.
 struct Signals {
     gate: PixelGate,
+    certificates: Vec<Arc<Certificates>>,
     stop: watch::Sender<bool>,
     in_flight: InFlight,
     grace: Duration,
@@ -252,13 +262,22 @@ impl Signals {
                 _ = quit.recv() => "SIGQUIT",
                 _ = interrupt.recv() => "SIGINT",
                 _ = hangup.recv() => {
-                    info!("SIGHUP: reading the portals again");
-                    self.gate.reload_portals();
+                    self.reload();
                     continue;
                 }
             };
             info!("{name}: stopping");
             return Ok(());
+        }
+    }
+
+    fn reload(&self) {
+        info!("SIGHUP: reading the portals and the certificates again");
+        self.gate.reload_portals();
+        for certificates in &self.certificates {
+            if let Err(why) = certificates.reload() {
+                error!("edge.tls: {why}; the certificates in use stay");
+            }
         }
     }
 

@@ -140,33 +140,20 @@ pub fn advice(query: &[u8], rules: &Rules) -> Vec<Advice<'static>> {
     let pieces: Vec<_> = pieces(&query).take(limits.params_max).collect();
     let is_given = |param: &str| {
         let names = |piece: &Piece<'_>| piece.key().is_ok_and(|key| key == param);
-        pieces
-            .iter()
-            .any(|piece| names(piece) && !piece.raw_value().is_empty())
+        pieces.iter().any(|piece| names(piece) && !piece.raw_value().is_empty())
     };
     let mut found = Vec::new();
     for piece in &pieces {
-        let param = piece
-            .key()
-            .map_or_else(|NotUtf8| piece.key_lossy(), Cow::into_owned);
+        let param = piece.key().map_or_else(|NotUtf8| piece.key_lossy(), Cow::into_owned);
         let reserved = Reserved::of(param.as_bytes());
         let value = piece.value(Plus::of(reserved)).ok().map(|value| value.text);
         let hints = [
             about_key(&param, reserved, piece, rules),
-            meant_param(&param)
-                .filter(|meant| !is_given(meant))
-                .map(Hint::MeantParam),
+            meant_param(&param).filter(|meant| !is_given(meant)).map(Hint::MeantParam),
             // Both forms: decoding may destroy a placeholder, as that of `%%address%%`.
-            about_value(
-                reserved,
-                value.as_deref().unwrap_or_default(),
-                piece.raw_value(),
-            ),
+            about_value(reserved, value.as_deref().unwrap_or_default(), piece.raw_value()),
         ];
-        let advice = |hint| Advice {
-            param: Cow::Owned(param.clone()),
-            hint,
-        };
+        let advice = |hint| Advice { param: Cow::Owned(param.clone()), hint };
         found.extend(hints.into_iter().flatten().map(advice));
     }
     found
@@ -178,9 +165,7 @@ fn about_key(
     piece: &Piece<'_>,
     rules: &Rules,
 ) -> Option<Hint> {
-    let is_empty = piece
-        .value(Plus::of(reserved))
-        .is_ok_and(|value| value.text.is_empty());
+    let is_empty = piece.value(Plus::of(reserved)).is_ok_and(|value| value.text.is_empty());
     if key.starts_with("amp;") {
         Some(Hint::EscapedSeparator)
     } else if key.starts_with('?') {
@@ -219,10 +204,7 @@ fn about_value(reserved: Option<Reserved>, value: &str, raw: &str) -> Option<Hin
     const REOPENED: [&str; 5] = [";_a=", ";_n=", ";_m=", ";email=", ";id="];
     if is_placeholder(value) || is_placeholder(raw) {
         Some(Hint::Placeholder)
-    } else if REOPENED
-        .iter()
-        .any(|start| value.to_ascii_lowercase().contains(start))
-    {
+    } else if REOPENED.iter().any(|start| value.to_ascii_lowercase().contains(start)) {
         Some(Hint::SemicolonSeparator)
     } else if has_escape(value) {
         Some(Hint::EncodedTwice)
@@ -244,9 +226,7 @@ fn about_email(value: &str) -> Option<Hint> {
     if value.matches('@').count() > 1 {
         Some(Hint::SeveralEmails)
     } else if value.contains(['<', '>', '"', '(', ')', '[', ']'])
-        || value
-            .get(..7)
-            .is_some_and(|start| start.eq_ignore_ascii_case("mailto:"))
+        || value.get(..7).is_some_and(|start| start.eq_ignore_ascii_case("mailto:"))
     {
         Some(Hint::DecoratedEmail)
     } else if value.contains(is_invisible) {
@@ -276,8 +256,7 @@ fn is_placeholder(value: &str) -> bool {
     const WHOLE: [(&str, &str); 5] = [("[", "]"), ("{", "}"), ("%", "%"), ("<", ">"), ("__", "__")];
     let encloses = |(open, close): (&str, &str)| {
         let (_, rest) = value.split_once(open)?;
-        rest.split_once(close)
-            .filter(|(inside, _)| !inside.trim().is_empty())
+        rest.split_once(close).filter(|(inside, _)| !inside.trim().is_empty())
     };
     let is_name = |inside: &str| {
         let is_part = |c: char| c.is_ascii_alphanumeric() || "_-.:| ".contains(c);
@@ -285,19 +264,14 @@ fn is_placeholder(value: &str) -> bool {
     };
     ANYWHERE.into_iter().any(|pair| encloses(pair).is_some())
         || WHOLE.into_iter().any(|(open, close)| {
-            value
-                .strip_prefix(open)
-                .and_then(|rest| rest.strip_suffix(close))
-                .is_some_and(is_name)
+            value.strip_prefix(open).and_then(|rest| rest.strip_suffix(close)).is_some_and(is_name)
         })
 }
 
 /// Whether a decoded text has a percent-escape in it.
 fn has_escape(value: &str) -> bool {
     let bytes = value.as_bytes();
-    bytes
-        .windows(3)
-        .any(|w| w[0] == b'%' && w[1].is_ascii_hexdigit() && w[2].is_ascii_hexdigit())
+    bytes.windows(3).any(|w| w[0] == b'%' && w[1].is_ascii_hexdigit() && w[2].is_ascii_hexdigit())
 }
 
 #[cfg(test)]
@@ -314,14 +288,8 @@ mod tests {
     #[test]
     fn a_good_link_gets_no_advice() {
         check("", &[]);
-        check(
-            "_a=62515&_n=000000001625&email=person@company.com&_m=20.5&id=ext-77",
-            &[],
-        );
-        check(
-            "&_a=1&_n=50%25 off&favorite_color=orange&interests=a;b&note=[x] done",
-            &[],
-        );
+        check("_a=62515&_n=000000001625&email=person@company.com&_m=20.5&id=ext-77", &[]);
+        check("&_a=1&_n=50%25 off&favorite_color=orange&interests=a;b&note=[x] done", &[]);
         check("_a=1&_n=x&t=1&phone=%2B49 30 123&share=100%&range=<5>", &[]);
     }
 
@@ -346,14 +314,8 @@ mod tests {
             "__EMAIL__",
             "mailto:{{ lead.email }}",
         ] {
-            check(
-                &format!("_a=1&_n=x&email={placeholder}"),
-                &[("email", "placeholder")],
-            );
-            check(
-                &format!("_a=1&_n=x&city={placeholder}"),
-                &[("city", "placeholder")],
-            );
+            check(&format!("_a=1&_n=x&email={placeholder}"), &[("email", "placeholder")]);
+            check(&format!("_a=1&_n=x&city={placeholder}"), &[("city", "placeholder")]);
         }
     }
 
@@ -362,17 +324,11 @@ mod tests {
         check("_a=1&amp;_n=x", &[("amp;_n", "escaped_separator")]);
         check("?_a=1&_n=x", &[("?_a", "second_question_mark")]);
         check("_a=1;_n=x", &[("_a", "semicolon_separator")]);
-        check(
-            "_a=1&_n=x&company=Smith&Sons",
-            &[("sons", "bare_ampersand")],
-        );
+        check("_a=1&_n=x&company=Smith&Sons", &[("sons", "bare_ampersand")]);
         check("_a=1&_n=x&email=a%2540b.co", &[("email", "encoded_twice")]);
         check("_a=1&_n=x&email=", &[("email", "empty_value")]);
         check("_a=1&_n=x&email", &[("email", "empty_value")]);
-        check(
-            "_a=1&_n=x&Favorite+Color=red",
-            &[("favorite color", "property_label")],
-        );
+        check("_a=1&_n=x&Favorite+Color=red", &[("favorite color", "property_label")]);
         check("_a=1&_n=x&hapikey=k", &[("hapikey", "credential")]);
     }
 
@@ -406,13 +362,7 @@ mod tests {
 
     #[test]
     fn any_bytes_get_advice_without_a_panic() {
-        for query in [
-            &b"%FF=%FF&=&&=%FF"[..],
-            b"\xFF=\xFF",
-            b"email=%",
-            b"%%=%%",
-            b"amp;%80=1",
-        ] {
+        for query in [&b"%FF=%FF&=&&=%FF"[..], b"\xFF=\xFF", b"email=%", b"%%=%%", b"amp;%80=1"] {
             advice(query, &Rules::default());
         }
     }

@@ -96,10 +96,7 @@ impl Rules {
             });
         }
         Ok(Rules {
-            limits: Limits {
-                query_bytes_max,
-                params_max: config.params_max,
-            },
+            limits: Limits { query_bytes_max, params_max: config.params_max },
             ignore_params: ignore_params(&config.ignore_params)?,
             judges_post: judges_post(&config.methods)?,
         })
@@ -156,18 +153,12 @@ fn ignore_params(names: &[String]) -> Result<Box<[String]>, ConfigError> {
 
 fn judges_post(methods: &[String]) -> Result<bool, ConfigError> {
     let key = "events.methods";
-    if let Some(other) = methods
-        .iter()
-        .find(|m| !matches!(m.as_str(), "GET" | "POST"))
-    {
+    if let Some(other) = methods.iter().find(|m| !matches!(m.as_str(), "GET" | "POST")) {
         let reason = format!("may hold \"GET\" and \"POST\", not {other:?}");
         return Err(ConfigError { key, reason });
     }
     if !methods.iter().any(|method| method == "GET") {
-        return Err(ConfigError {
-            key,
-            reason: "must hold \"GET\"".to_owned(),
-        });
+        return Err(ConfigError { key, reason: "must hold \"GET\"".to_owned() });
     }
     Ok(methods.iter().any(|method| method == "POST"))
 }
@@ -179,9 +170,7 @@ mod tests {
     fn refused(change: impl FnOnce(&mut Config)) -> &'static str {
         let mut config = Config::default();
         change(&mut config);
-        Rules::new(&config)
-            .expect_err("this configuration must be refused")
-            .key
+        Rules::new(&config).expect_err("this configuration must be refused").key
     }
 
     #[test]
@@ -201,11 +190,7 @@ mod tests {
         let edges = [(64, 2), (65_536, 1000)];
         for (bytes, params_max) in edges {
             let query_bytes_max = ByteSize::b(bytes);
-            let config = Config {
-                query_bytes_max,
-                params_max,
-                ..Config::default()
-            };
+            let config = Config { query_bytes_max, params_max, ..Config::default() };
             assert!(Rules::new(&config).is_ok());
         }
     }
@@ -213,33 +198,18 @@ mod tests {
     #[test]
     fn only_get_and_post_are_methods_and_get_is_needed() {
         assert_eq!(refused(|c| c.methods = vec![]), "events.methods");
-        assert_eq!(
-            refused(|c| c.methods = vec!["POST".into()]),
-            "events.methods"
-        );
-        assert_eq!(
-            refused(|c| c.methods = vec!["GET".into(), "PUT".into()]),
-            "events.methods"
-        );
-        let config = Config {
-            methods: vec!["GET".into(), "POST".into()],
-            ..Config::default()
-        };
+        assert_eq!(refused(|c| c.methods = vec!["POST".into()]), "events.methods");
+        assert_eq!(refused(|c| c.methods = vec!["GET".into(), "PUT".into()]), "events.methods");
+        let config = Config { methods: vec!["GET".into(), "POST".into()], ..Config::default() };
         assert!(Rules::new(&config).is_ok_and(|rules| rules.judges_post()));
     }
 
     #[test]
     fn ignored_names_are_compared_in_lower_case_and_never_reserved() {
-        let config = Config {
-            ignore_params: vec![" CacheBuster ".into()],
-            ..Config::default()
-        };
+        let config = Config { ignore_params: vec![" CacheBuster ".into()], ..Config::default() };
         assert!(Rules::new(&config).is_ok_and(|rules| rules.ignores("cachebuster")));
         for name in ["email", "_A", " id", "", "  "] {
-            assert_eq!(
-                refused(|c| c.ignore_params = vec![name.into()]),
-                "events.ignore_params"
-            );
+            assert_eq!(refused(|c| c.ignore_params = vec![name.into()]), "events.ignore_params");
         }
     }
 }

@@ -1,8 +1,8 @@
 //! The address rule of SPEC 3: one plain address, as a person would write it down.
 //!
-//! The domain is judged by the `idna` crate (UTS-46). The local part is RFC 5322's dot-atom with the
-//! non-ASCII characters of RFC 6532: no quotes, no comments, no address literals, no display name.
-//! Deliverability is not judged: nobody is asked whether the domain exists.
+//! The domain is judged by the `idna` crate (UTS-46). The local part is RFC 5322's dot-atom with
+//! the non-ASCII characters of RFC 6532: no quotes, no comments, no address literals, no display
+//! name. Deliverability is not judged: nobody is asked whether the domain exists.
 //!
 //! Limits hold for the canonical form, because lower-casing and IDNA mapping change lengths, and a
 //! canonical address must pass again.
@@ -38,10 +38,7 @@ pub(super) fn canonical(address: Cow<'_, str>) -> Option<Cow<'_, str>> {
 }
 
 fn lower_case(local: &str) -> Cow<'_, str> {
-    if local
-        .bytes()
-        .all(|byte| byte.is_ascii() && !byte.is_ascii_uppercase())
-    {
+    if local.bytes().all(|byte| byte.is_ascii() && !byte.is_ascii_uppercase()) {
         return Cow::Borrowed(local);
     }
     // By Unicode's rules, final sigma included. Doing it twice changes nothing more.
@@ -54,11 +51,7 @@ fn lower_case(local: &str) -> Cow<'_, str> {
 fn is_dot_atom(local: &str) -> bool {
     let mut previous = '.'; // as if one stood before, so that none may come first
     for c in local.chars() {
-        if if c == '.' {
-            previous == '.'
-        } else {
-            !is_atext(c)
-        } {
+        if if c == '.' { previous == '.' } else { !is_atext(c) } {
             return false;
         }
         previous = c;
@@ -84,12 +77,7 @@ fn canonical_domain(domain: &str) -> Option<(Cow<'_, str>, usize)> {
     // Hyphens in the third and fourth place are allowed: there are such domains.
     let hyphens = Hyphens::CheckFirstLast;
     let ascii = Uts46::new()
-        .to_ascii(
-            domain.as_bytes(),
-            AsciiDenyList::STD3,
-            hyphens,
-            DnsLength::Verify,
-        )
+        .to_ascii(domain.as_bytes(), AsciiDenyList::STD3, hyphens, DnsLength::Verify)
         .ok()?;
     let mut labels = ascii.as_bytes().split(|byte| *byte == b'.');
     let is_encoded = labels.clone().any(|label| label.starts_with(b"xn--"));

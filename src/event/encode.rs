@@ -5,8 +5,8 @@
 //!
 //! # The record, version 1
 //!
-//! Integers are little-endian. There is no checksum and no length of the whole: the spool frames and
-//! checks what it keeps.
+//! Integers are little-endian. There is no checksum and no length of the whole: the spool frames
+//! and checks what it keeps.
 //!
 //! | offset | bytes | field |
 //! |---|---|---|
@@ -34,12 +34,11 @@ use std::net::IpAddr;
 
 use super::Event;
 use super::param::{REFERER_BYTES_MAX, USER_AGENT_BYTES_MAX};
+use super::timestamp::UNIX_MS_MAX;
 
 pub(super) const VERSION: u8 = 1;
 /// Where the JSON begins.
 pub(super) const JSON_OFFSET: usize = 38;
-/// The last millisecond of the year 9999: RFC 3339 has four digits for the year.
-pub(super) const RECEIVED_AT_MS_MAX: u64 = 253_402_300_799_999;
 
 pub(super) mod flag {
     pub(in super::super) const GPC: u8 = 1;
@@ -89,7 +88,8 @@ impl Context<'_> {
     }
 }
 
-/// Appends the record of an accepted event. `id` is a UUIDv7; `received_at_ms` counts from 1970, UTC.
+/// Appends the record of an accepted event. `id` is a UUIDv7; `received_at_ms` counts from 1970,
+/// UTC.
 pub fn encode_record(
     out: &mut Vec<u8>,
     id: &[u8; 16],
@@ -99,7 +99,7 @@ pub fn encode_record(
 ) {
     out.push(VERSION);
     out.push(context.flags());
-    out.extend_from_slice(&received_at_ms.min(RECEIVED_AT_MS_MAX).to_le_bytes());
+    out.extend_from_slice(&received_at_ms.min(UNIX_MS_MAX).to_le_bytes());
     out.extend_from_slice(id);
     out.extend_from_slice(&event.portal.to_le_bytes());
     let length_offset = out.len();
@@ -194,10 +194,7 @@ mod tests {
 
     #[test]
     fn json_strings_are_those_of_serde_json() {
-        for c in (0..=0x2FFF)
-            .filter_map(char::from_u32)
-            .chain(['\u{FFFF}', '\u{10FFFF}', '😀'])
-        {
+        for c in (0..=0x2FFF).filter_map(char::from_u32).chain(['\u{FFFF}', '\u{10FFFF}', '😀']) {
             for text in [String::from(c), format!("a{c}b"), format!("{c}{c}\"\\")] {
                 let mut out = Vec::new();
                 write_json_string(&mut out, &text);

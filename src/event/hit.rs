@@ -76,28 +76,20 @@ impl<'a> Hit<'a> {
     }
 
     fn take_nameless(&mut self, piece: Piece<'a>) {
-        if piece
-            .value(Plus::of(None))
-            .is_ok_and(|value| value.text.is_empty())
-        {
+        if piece.value(Plus::of(None)).is_ok_and(|value| value.text.is_empty()) {
             return;
         }
-        self.ignored
-            .push((Cow::Owned(piece.key_lossy()), Ignored::InvalidEncoding));
+        self.ignored.push((Cow::Owned(piece.key_lossy()), Ignored::InvalidEncoding));
     }
 
     /// Judges what was gathered.
     pub(super) fn judge(mut self) -> Result<Judged<'a>, Reject> {
         let [portal, name, email, revenue, external_id] = self.reserved;
 
-        let portal = portal
-            .read(Reserved::Portal)?
-            .ok_or(Reject::of(Reason::MissingPortal))?;
+        let portal = portal.read(Reserved::Portal)?.ok_or(Reject::of(Reason::MissingPortal))?;
         let portal = validate::portal(&portal).ok_or(Reject::of(Reason::InvalidPortal))?;
 
-        let name = name
-            .read(Reserved::Event)?
-            .ok_or(Reject::of(Reason::MissingEvent))?;
+        let name = name.read(Reserved::Event)?.ok_or(Reject::of(Reason::MissingEvent))?;
         if !validate::is_event_name(&name) {
             return Err(Reject::of(Reason::InvalidEvent));
         }
@@ -113,10 +105,7 @@ impl<'a> Hit<'a> {
             .transpose()?;
 
         let external_id = external_id.read(Reserved::ExternalId)?;
-        if external_id
-            .as_ref()
-            .is_some_and(|id| !validate::is_external_id(id))
-        {
+        if external_id.as_ref().is_some_and(|id| !validate::is_external_id(id)) {
             return Err(Reject::of(Reason::InvalidExternalId));
         }
 
@@ -129,10 +118,7 @@ impl<'a> Hit<'a> {
             external_id: external_id.map(|id| id.text),
             properties: self.properties,
         };
-        Ok(Judged {
-            event,
-            ignored: self.ignored,
-        })
+        Ok(Judged { event, ignored: self.ignored })
     }
 }
 

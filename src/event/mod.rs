@@ -25,8 +25,10 @@ mod param;
 mod query;
 mod record;
 mod revenue;
+mod timestamp;
 mod validate;
 mod verdict;
+mod wire;
 
 use std::borrow::Cow;
 use std::fmt;
@@ -81,11 +83,7 @@ impl Event<'_> {
             email: self.email.map(own),
             revenue: self.revenue,
             external_id: self.external_id.map(own),
-            properties: self
-                .properties
-                .into_iter()
-                .map(|(n, v)| (own(n), own(v)))
-                .collect(),
+            properties: self.properties.into_iter().map(|(n, v)| (own(n), own(v))).collect(),
         }
     }
 
@@ -106,11 +104,7 @@ impl<'b> PartialEq<Event<'b>> for Event<'_> {
             && self.revenue == other.revenue
             && self.external_id == other.external_id
             && self.properties.len() == other.properties.len()
-            && self
-                .properties
-                .iter()
-                .zip(&other.properties)
-                .all(|(a, b)| a.0 == b.0 && a.1 == b.1)
+            && self.properties.iter().zip(&other.properties).all(|(a, b)| a.0 == b.0 && a.1 == b.1)
     }
 }
 
@@ -156,9 +150,7 @@ pub fn parse<'a>(query: &'a [u8], rules: &Rules) -> Result<Judged<'a>, Reject> {
             let ignored = judged.ignored.into_iter();
             Ok(Judged {
                 event: judged.event.into_owned(),
-                ignored: ignored
-                    .map(|(name, why)| (Cow::Owned(name.into_owned()), why))
-                    .collect(),
+                ignored: ignored.map(|(name, why)| (Cow::Owned(name.into_owned()), why)).collect(),
             })
         }
     }

@@ -62,11 +62,7 @@ fn multi_value<'a>(mut values: Vec<Cow<'a, str>>) -> Cow<'a, str> {
 /// that it says the same to every server.
 pub fn canonical_query(event: &Event<'_>) -> String {
     let mut query = String::with_capacity(128);
-    push(
-        &mut query,
-        Reserved::Portal.key(),
-        &event.portal.to_string(),
-    );
+    push(&mut query, Reserved::Portal.key(), &event.portal.to_string());
     push(&mut query, Reserved::Event.key(), &event.name);
     if let Some(email) = &event.email {
         push(&mut query, Reserved::Email.key(), email);

@@ -21,7 +21,8 @@ pub const EVENT_CHARS_MAX: usize = 255;
 pub const EXTERNAL_ID_CHARS_MAX: usize = 255;
 /// The longest local part of an address, in bytes of its canonical form (RFC 5321, 4.5.3.1.1).
 pub const EMAIL_LOCAL_BYTES_MAX: usize = 64;
-/// The longest address with its domain in ASCII form, in bytes (RFC 5321, erratum 1690 to RFC 3696).
+/// The longest address with its domain in ASCII form, in bytes (RFC 5321, 4.5.3.1.3; RFC 3696,
+/// erratum 1690).
 pub const EMAIL_BYTES_MAX: usize = 254;
 /// The fewest labels of an address's domain.
 pub const EMAIL_LABELS_MIN: usize = 2;

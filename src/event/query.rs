@@ -147,13 +147,7 @@ impl<'a> Iterator for Pieces<'a> {
         let (value, value_class, rest) = until(after.unwrap_or(rest), |byte| byte == b'&');
         self.rest = rest;
         let has_equals_sign = after.is_some();
-        Some(Piece {
-            key,
-            value,
-            key_class,
-            value_class,
-            has_equals_sign,
-        })
+        Some(Piece { key, value, key_class, value_class, has_equals_sign })
     }
 }
 
@@ -180,10 +174,7 @@ fn text(raw: &str, class: Class, plus: Plus) -> Result<Text<'_>, NotUtf8> {
         Plus::Itself => PERCENT,
     };
     if class & (coded | BLANK | WIDE) == 0 {
-        return Ok(Text {
-            text: Cow::Borrowed(raw),
-            plain: true,
-        });
+        return Ok(Text { text: Cow::Borrowed(raw), plain: true });
     }
     let text = if class & coded == 0 {
         Cow::Borrowed(raw.trim())
@@ -253,9 +244,7 @@ mod tests {
     use super::*;
 
     fn split(query: &str) -> Vec<(&str, &str)> {
-        pieces(query)
-            .map(|piece| (piece.key, piece.value))
-            .collect()
+        pieces(query).map(|piece| (piece.key, piece.value)).collect()
     }
 
     #[test]
@@ -278,11 +267,7 @@ mod tests {
             ("%25%34%31", "%41"),
             ("%e2%82%AC", "€"),
         ] {
-            assert_eq!(
-                decode(raw.as_bytes(), Plus::Space),
-                decoded.as_bytes(),
-                "{raw}"
-            );
+            assert_eq!(decode(raw.as_bytes(), Plus::Space), decoded.as_bytes(), "{raw}");
         }
         assert_eq!(decode(b"a+b%2B", Plus::Space), b"a b+");
         assert_eq!(decode(b"a+b%2B", Plus::Itself), b"a+b+");
@@ -292,13 +277,7 @@ mod tests {
     fn plain_text_is_borrowed() {
         let piece = pieces("name=Value-1").next().expect("there is one");
         let value = piece.value(Plus::Space);
-        assert!(matches!(
-            value,
-            Ok(Text {
-                text: Cow::Borrowed("Value-1"),
-                plain: true
-            })
-        ));
+        assert!(matches!(value, Ok(Text { text: Cow::Borrowed("Value-1"), plain: true })));
         assert_eq!(piece.plain_key(), Some("name"));
     }
 }

@@ -7,15 +7,12 @@
 use std::borrow::Cow;
 use std::fmt;
 use std::io::Write;
-use std::marker::PhantomData;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
-use serde::Deserialize;
-use serde::de::{Deserializer, Error, MapAccess, Visitor};
-
-use super::encode::{JSON_OFFSET, RECEIVED_AT_MS_MAX, VERSION, flag, write_json_string};
+use super::encode::{JSON_OFFSET, VERSION, flag, write_json_string};
 use super::param::{PORTAL_MAX, REFERER_BYTES_MAX, USER_AGENT_BYTES_MAX};
-use super::{Context, Event, Properties, Revenue};
+use super::timestamp::{UNIX_MS_MAX, rfc3339};
+use super::{Context, Event, wire};
 
 /// An accepted event as it is kept.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -90,7 +87,7 @@ impl<'a> Record<'a> {
             return Err(RecordError::Flags);
         }
         let received_at_ms = u64::from_le_bytes(rest.array()?);
-        if received_at_ms > RECEIVED_AT_MS_MAX {
+        if received_at_ms > UNIX_MS_MAX {
             return Err(RecordError::ReceivedAt);
         }
         let id = rest.array()?;
@@ -102,21 +99,15 @@ impl<'a> Record<'a> {
         debug_assert_eq!(bytes.len() - rest.rest.len(), JSON_OFFSET);
         let json = rest.take(usize::try_from(json_bytes).map_err(|_| RecordError::Truncated)?)?;
         let event_json = std::str::from_utf8(json).map_err(|_| RecordError::Json)?;
-        let wire: Wire<'_> = serde_json::from_str(event_json).map_err(|_| RecordError::Json)?;
-        if wire.portal != portal || !event_json.starts_with('{') || !event_json.ends_with('}') {
+        let event = wire::read(event_json).map_err(|_| RecordError::Json)?;
+        if event.portal != portal || !event_json.starts_with('{') || !event_json.ends_with('}') {
             return Err(RecordError::Json);
         }
         let context = rest.context(flags)?;
         if !rest.rest.is_empty() {
             return Err(RecordError::TrailingBytes);
         }
-        Ok(Record {
-            id,
-            received_at_ms,
-            portal,
-            event_json,
-            context,
-        })
+        Ok(Record { id, received_at_ms, portal, event_json, context })
     }
 
     /// Appends the record as one JSON object (SPEC 7), without a line's end.
@@ -125,18 +116,13 @@ impl<'a> Record<'a> {
     pub fn write_json(&self, out: &mut Vec<u8>, bot: bool) {
         out.extend_from_slice(b"{\"id\":\"");
         let mut id = [0; uuid::fmt::Hyphenated::LENGTH];
-        let id = uuid::Uuid::from_bytes(self.id)
-            .hyphenated()
-            .encode_lower(&mut id);
+        let id = uuid::Uuid::from_bytes(self.id).hyphenated().encode_lower(&mut id);
         out.extend_from_slice(id.as_bytes());
         out.extend_from_slice(b"\",\"received_at\":\"");
         out.extend_from_slice(&rfc3339(self.received_at_ms));
         out.extend_from_slice(b"\",");
         // The event's object is opened here and closed below: its fields stand among the others.
-        let fields = self
-            .event_json
-            .strip_prefix('{')
-            .and_then(|json| json.strip_suffix('}'));
+        let fields = self.event_json.strip_prefix('{').and_then(|json| json.strip_suffix('}'));
         out.extend_from_slice(fields.unwrap_or_default().as_bytes());
         out.extend_from_slice(b",\"context\":{");
         self.write_context(out, bot);
@@ -157,25 +143,15 @@ impl<'a> Record<'a> {
             // Writing to a `Vec` cannot fail.
             let _ = write!(out, "\"{ip}\"");
         }
-        let texts = [
-            ("user_agent", &self.context.user_agent),
-            ("referer", &self.context.referer),
-        ];
+        let texts = [("user_agent", &self.context.user_agent), ("referer", &self.context.referer)];
         for (name, text) in texts {
             if let Some(text) = text {
                 key(out, name);
                 write_json_string(out, text);
             }
         }
-        let Context {
-            gpc, dnt, prefetch, ..
-        } = self.context;
-        for (name, is_set) in [
-            ("gpc", gpc),
-            ("dnt", dnt),
-            ("prefetch", prefetch),
-            ("bot", bot),
-        ] {
+        let Context { gpc, dnt, prefetch, .. } = self.context;
+        for (name, is_set) in [("gpc", gpc), ("dnt", dnt), ("prefetch", prefetch), ("bot", bot)] {
             if is_set {
                 key(out, name);
                 out.extend_from_slice(b"true");
@@ -189,81 +165,8 @@ impl<'a> Record<'a> {
     ///
     /// [`RecordError::Json`] if the JSON is not that of an event; never for a decoded record.
     pub fn event(&self) -> Result<Event<'static>, RecordError> {
-        let wire: Wire<'_> =
-            serde_json::from_str(self.event_json).map_err(|_| RecordError::Json)?;
-        let event = Event {
-            portal: wire.portal,
-            name: wire.event,
-            email: wire.email.map(|text| text.0),
-            revenue: wire.revenue.map(|amount| amount.0),
-            external_id: wire.external_id.map(|text| text.0),
-            properties: wire.properties.0,
-        };
+        let event = wire::read(self.event_json).map_err(|_| RecordError::Json)?;
         Ok(event.into_owned())
-    }
-}
-
-/// The shape of an event's JSON. Borrows what has no escapes in it.
-#[derive(Deserialize)]
-#[serde(deny_unknown_fields)]
-struct Wire<'a> {
-    portal: u64,
-    #[serde(borrow)]
-    event: Cow<'a, str>,
-    #[serde(borrow)]
-    email: Option<Text<'a>>,
-    #[serde(borrow)]
-    external_id: Option<Text<'a>>,
-    revenue: Option<Amount>,
-    #[serde(borrow)]
-    properties: Pairs<'a>,
-}
-
-// Serde borrows a `Cow` only where the field itself is one, hence the wrapper.
-#[derive(Deserialize)]
-struct Text<'a>(#[serde(borrow)] Cow<'a, str>);
-
-struct Amount(Revenue);
-
-impl<'de> Deserialize<'de> for Amount {
-    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Amount, D::Error> {
-        // Exact: a decimal of at most 15 digits survives the way through a double, and a double's
-        // shortest text is that decimal again.
-        let number = f64::deserialize(deserializer)?;
-        let amount = Revenue::parse(&number.to_string());
-        amount
-            .map(Amount)
-            .ok_or_else(|| D::Error::custom("not an amount"))
-    }
-}
-
-/// Properties in strictly rising order of their names.
-struct Pairs<'a>(Properties<'a>);
-
-impl<'de: 'a, 'a> Deserialize<'de> for Pairs<'a> {
-    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Pairs<'a>, D::Error> {
-        deserializer.deserialize_map(PairsVisitor(PhantomData))
-    }
-}
-
-struct PairsVisitor<'a>(PhantomData<&'a ()>);
-
-impl<'de: 'a, 'a> Visitor<'de> for PairsVisitor<'a> {
-    type Value = Pairs<'a>;
-
-    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("properties sorted by name")
-    }
-
-    fn visit_map<M: MapAccess<'de>>(self, mut map: M) -> Result<Pairs<'a>, M::Error> {
-        let mut pairs = Properties::new();
-        while let Some((Text(name), Text(value))) = map.next_entry()? {
-            if pairs.last().is_some_and(|(last, _)| *last >= name) {
-                return Err(M::Error::custom("properties out of order"));
-            }
-            pairs.push((name, value));
-        }
-        Ok(Pairs(pairs))
     }
 }
 
@@ -274,19 +177,13 @@ struct Reader<'a> {
 
 impl<'a> Reader<'a> {
     fn array<const N: usize>(&mut self) -> Result<[u8; N], RecordError> {
-        let (array, rest) = self
-            .rest
-            .split_first_chunk()
-            .ok_or(RecordError::Truncated)?;
+        let (array, rest) = self.rest.split_first_chunk().ok_or(RecordError::Truncated)?;
         self.rest = rest;
         Ok(*array)
     }
 
     fn take(&mut self, bytes: usize) -> Result<&'a [u8], RecordError> {
-        let (taken, rest) = self
-            .rest
-            .split_at_checked(bytes)
-            .ok_or(RecordError::Truncated)?;
+        let (taken, rest) = self.rest.split_at_checked(bytes).ok_or(RecordError::Truncated)?;
         self.rest = rest;
         Ok(taken)
     }
@@ -296,9 +193,7 @@ impl<'a> Reader<'a> {
         if bytes > bytes_max {
             return Err(fault);
         }
-        std::str::from_utf8(self.take(bytes)?)
-            .map(Cow::Borrowed)
-            .map_err(|_| fault)
+        std::str::from_utf8(self.take(bytes)?).map(Cow::Borrowed).map_err(|_| fault)
     }
 
     fn context(&mut self, flags: u8) -> Result<Context<'a>, RecordError> {
@@ -324,46 +219,142 @@ impl<'a> Reader<'a> {
     }
 }
 
-/// `2026-11-23T02:45:13.123Z`, for a time before the year 10000.
-fn rfc3339(unix_ms: u64) -> [u8; 24] {
-    let (days, ms) = (unix_ms / 86_400_000, unix_ms % 86_400_000);
-    let (year, month, day) = civil(days);
-    let mut text = *b"0000-00-00T00:00:00.000Z";
-    let mut put = |place: usize, digits: usize, mut number: u64| {
-        for digit in text[place..place + digits].iter_mut().rev() {
-            *digit = b'0' + (number % 10) as u8;
-            number /= 10;
-        }
-    };
-    put(0, 4, year);
-    put(5, 2, month);
-    put(8, 2, day);
-    put(11, 2, ms / 3_600_000);
-    put(14, 2, ms / 60_000 % 60);
-    put(17, 2, ms / 1000 % 60);
-    put(20, 3, ms % 1000);
-    text
-}
+#[cfg(test)]
+mod tests {
+    use super::super::{Rules, encode_record, parse};
+    use super::*;
 
-/// Year, month and day of a day counted from 1970-01-01, in the Gregorian calendar.
-///
-/// Years are counted from March, so that the leap day comes last and the months before it have
-/// lengths that repeat: 153 days in five months.
-fn civil(days: u64) -> (u64, u64, u64) {
-    const DAYS_TO_1970: u64 = 719_468; // from 0000-03-01
-    const DAYS_OF_400_YEARS: u64 = 146_097;
-    let days = days + DAYS_TO_1970;
-    let (era, day_of_era) = (days / DAYS_OF_400_YEARS, days % DAYS_OF_400_YEARS);
-    let leap_days_before = day_of_era / 1460 + day_of_era / 146_096 - day_of_era / 36_524;
-    let year_of_era = (day_of_era - leap_days_before) / 365;
-    let first_day = 365 * year_of_era + year_of_era / 4 - year_of_era / 100;
-    let day_of_year = day_of_era - first_day;
-    let month = (5 * day_of_year + 2) / 153;
-    let day = day_of_year - (153 * month + 2) / 5 + 1;
-    let (month, next) = if month < 10 {
-        (month + 3, 0)
-    } else {
-        (month - 9, 1)
-    };
-    (400 * era + year_of_era + next, month, day)
+    const QUERY: &[u8] = b"_a=62515&_n=000000001625&email=Person@company.com&id=ext-77&_m=20.50\
+        &favorite_color=orange&note=%22a%22%0A%E2%80%A8b";
+
+    fn encoded(context: &Context<'_>) -> Vec<u8> {
+        let judged = parse(QUERY, &Rules::default()).expect("a good query");
+        let mut bytes = Vec::new();
+        let id = *b"\x01\x97\x01\x02\x03\x04\x75\x06\x87\x08\x09\x0a\x0b\x0c\x0d\x0e";
+        encode_record(&mut bytes, &id, 1_795_401_913_123, &judged.event, context);
+        bytes
+    }
+
+    fn json(bytes: &[u8], bot: bool) -> String {
+        let mut out = Vec::new();
+        Record::decode(bytes).expect("a good record").write_json(&mut out, bot);
+        String::from_utf8(out).expect("JSON is UTF-8")
+    }
+
+    #[test]
+    fn the_wire_form_is_that_of_the_contract() {
+        let context = Context {
+            ip: Some("203.0.113.7".parse().expect("an address")),
+            user_agent: Some("curl/8 \"x\"".into()),
+            referer: Some("https://company.com/".into()),
+            gpc: true,
+            dnt: true,
+            prefetch: true,
+        };
+        let event = r#"{"id":"01970102-0304-7506-8708-090a0b0c0d0e","received_at":"#.to_owned()
+            + r#""2026-11-23T02:45:13.123Z","portal":62515,"event":"000000001625","#
+            + r#""email":"person@company.com","external_id":"ext-77","revenue":20.5,"#
+            + r#""properties":{"favorite_color":"orange","note":"\"a\"\n"#
+            + "\u{2028}b\"},";
+        let full = r#""context":{"ip":"203.0.113.7","user_agent":"curl/8 \"x\"","#.to_owned()
+            + r#""referer":"https://company.com/","gpc":true,"dnt":true,"prefetch":true,"#
+            + r#""bot":true}}"#;
+        assert_eq!(json(&encoded(&context), true), event.clone() + &full);
+        assert_eq!(json(&encoded(&Context::default()), false), event.clone() + r#""context":{}}"#);
+        let bot = event + r#""context":{"bot":true}}"#;
+        assert_eq!(json(&encoded(&Context::default()), true), bot);
+    }
+
+    #[test]
+    fn the_layout_is_that_of_the_table() {
+        let ip = Some("2001:db8::1".parse().expect("an address"));
+        let context = Context { ip, referer: Some("r".into()), dnt: true, ..Context::default() };
+        let bytes = encoded(&context);
+        assert_eq!(bytes[..2], [1, 0b0101_0010]);
+        assert_eq!(bytes[2..10], 1_795_401_913_123u64.to_le_bytes());
+        assert_eq!(bytes[10..12], [0x01, 0x97]);
+        assert_eq!(bytes[26..34], 62515u64.to_le_bytes());
+        let json_bytes = u32::from_le_bytes([bytes[34], bytes[35], bytes[36], bytes[37]]) as usize;
+        let after = 38 + json_bytes;
+        assert_eq!(bytes[38], b'{');
+        assert_eq!(bytes[after - 2..after], *b"}}");
+        assert_eq!(bytes[after..after + 3], [0x20, 0x01, 0x0d]);
+        assert_eq!(bytes[after + 16..], [1, 0, b'r']);
+    }
+
+    #[test]
+    fn long_headers_are_cut_between_characters() {
+        for (unit, user_agent_bytes, referer_bytes) in [("a", 1024, 2048), ("\u{20AC}", 1023, 2046)]
+        {
+            let long: Cow<'_, str> = unit.repeat(3000).into();
+            let context = Context {
+                user_agent: Some(long.clone()),
+                referer: Some(long),
+                ..Context::default()
+            };
+            let bytes = encoded(&context);
+            let context = Record::decode(&bytes).expect("a good record").context;
+            assert_eq!(context.user_agent.map(|text| text.len()), Some(user_agent_bytes));
+            assert_eq!(context.referer.map(|text| text.len()), Some(referer_bytes));
+        }
+    }
+
+    #[test]
+    fn each_fault_of_a_record_is_found() {
+        let good = encoded(&Context { user_agent: Some("u".into()), ..Context::default() });
+        let after_json = good.len() - 3;
+        let fault = |change: &dyn Fn(&mut Vec<u8>)| {
+            let mut bytes = good.clone();
+            change(&mut bytes);
+            Record::decode(&bytes).expect_err("a fault")
+        };
+        assert_eq!(fault(&|b| b[0] = 0), RecordError::UnknownVersion(0));
+        assert_eq!(fault(&|b| b[0] = 2), RecordError::UnknownVersion(2));
+        assert_eq!(fault(&|b| b[1] |= 0x80), RecordError::Flags);
+        assert_eq!(fault(&|b| b[1] |= 0x18), RecordError::Flags);
+        assert_eq!(fault(&|b| b[9] = 1), RecordError::ReceivedAt);
+        assert_eq!(fault(&|b| b[26..34].fill(0)), RecordError::Portal);
+        assert_eq!(fault(&|b| b[33] = 1), RecordError::Portal);
+        assert_eq!(fault(&|b| b[26] ^= 1), RecordError::Json);
+        assert_eq!(fault(&|b| b[34] += 1), RecordError::Json);
+        assert_eq!(fault(&|b| b[38] = b' '), RecordError::Json);
+        assert_eq!(fault(&|b| b[40] = 0xFF), RecordError::Json);
+        assert_eq!(fault(&|b| b[after_json + 1] = 5), RecordError::UserAgent);
+        assert_eq!(fault(&|b| b[after_json] = 2), RecordError::Truncated);
+        assert_eq!(fault(&|b| b[after_json + 2] = 0xFF), RecordError::UserAgent);
+        assert_eq!(fault(&|b| b.push(0)), RecordError::TrailingBytes);
+        for length in 0..good.len() {
+            assert_eq!(Record::decode(&good[..length]), Err(RecordError::Truncated), "{length}");
+        }
+    }
+
+    #[test]
+    fn json_of_another_shape_is_refused() {
+        let with = |json: &str| {
+            let mut bytes = encoded(&Context::default())[..34].to_vec();
+            bytes.extend_from_slice(&(json.len() as u32).to_le_bytes());
+            bytes.extend_from_slice(json.as_bytes());
+            Record::decode(&bytes).map(|_| ())
+        };
+        assert_eq!(with(r#"{"portal":62515,"event":"x","properties":{}}"#), Ok(()));
+        for json in [
+            "",
+            "{}",
+            "null",
+            r#"{"portal":62515,"event":"x"}"#,
+            r#"{"portal":62516,"event":"x","properties":{}}"#,
+            r#"{"portal":62515,"event":"x","properties":{},"more":1}"#,
+            r#"{"portal":62515,"event":"x","event":"y","properties":{}}"#,
+            r#"{"portal":62515,"event":7,"properties":{}}"#,
+            r#"{"portal":62515,"event":"x","revenue":1e12,"properties":{}}"#,
+            r#"{"portal":62515,"event":"x","properties":{"b":"1","a":"2"}}"#,
+            r#"{"portal":62515,"event":"x","properties":{"a":"1","a":"2"}}"#,
+            r#"{"portal":62515,"event":"x","properties":{"a":1}}"#,
+            r#"{"portal":62515,"event":"x","properties":{}} "#,
+            r#" {"portal":62515,"event":"x","properties":{}}"#,
+            r#"{"portal":62515,"event":"x","properties":{}}{}"#,
+        ] {
+            assert_eq!(with(json), Err(RecordError::Json), "{json}");
+        }
+    }
 }

@@ -23,8 +23,8 @@ pub struct Revenue {
 }
 
 impl Revenue {
-    /// Reads `[+-]?(\d+(\.\d*)?|\.\d+)([eE][+-]?\d{1,2})?`. `None` if it is not that, or if the value
-    /// has more than 15 significant digits, more than 6 decimals, or is not below 10¹².
+    /// Reads `[+-]?(\d+(\.\d*)?|\.\d+)([eE][+-]?\d{1,2})?`. `None` if it is not that, or if the
+    /// value has more than 15 significant digits, more than 6 decimals, or is not below 10¹².
     pub fn parse(text: &str) -> Option<Revenue> {
         let (negative, number) = unsigned(text.as_bytes());
         let (mantissa, exponent) = match number.iter().position(|b| matches!(b, b'e' | b'E')) {
@@ -32,9 +32,7 @@ impl Revenue {
             None => (number, 0),
         };
         let micros = micros(mantissa, exponent)?;
-        Some(Revenue {
-            micros: if negative { -micros } else { micros },
-        })
+        Some(Revenue { micros: if negative { -micros } else { micros } })
     }
 
     /// The amount in millionths.
@@ -49,10 +47,8 @@ impl fmt::Display for Revenue {
             f.write_str("-")?;
         }
         let absolute = self.micros.unsigned_abs();
-        let (whole, mut decimals) = (
-            absolute / MICROS.unsigned_abs(),
-            absolute % MICROS.unsigned_abs(),
-        );
+        let (whole, mut decimals) =
+            (absolute / MICROS.unsigned_abs(), absolute % MICROS.unsigned_abs());
         write!(f, "{whole}")?;
         if decimals == 0 {
             return Ok(());
@@ -80,9 +76,7 @@ fn exponent(text: &[u8]) -> Option<i32> {
         return None;
     }
     let value = digits.iter().try_fold(0, |value, digit| {
-        digit
-            .is_ascii_digit()
-            .then(|| value * 10 + i32::from(digit - b'0'))
+        digit.is_ascii_digit().then(|| value * 10 + i32::from(digit - b'0'))
     })?;
     Some(if negative { -value } else { value })
 }
@@ -122,7 +116,5 @@ fn micros(mantissa: &[u8], exponent: i32) -> Option<i64> {
     }
     let power = i32::try_from(zeros).ok()? - decimals + exponent + REVENUE_DECIMALS_MAX as i32;
     let scale = 10i64.checked_pow(u32::try_from(power).ok()?)?;
-    significant
-        .checked_mul(scale)
-        .filter(|micros| *micros < MICROS_END)
+    significant.checked_mul(scale).filter(|micros| *micros < MICROS_END)
 }

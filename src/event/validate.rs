@@ -15,9 +15,7 @@ pub(super) fn portal(value: &Text<'_>) -> Option<u64> {
     }
     // Not `str::parse`: that takes a leading `+`.
     digits.bytes().try_fold(0u64, |number, digit| {
-        digit
-            .is_ascii_digit()
-            .then(|| number * 10 + u64::from(digit - b'0'))
+        digit.is_ascii_digit().then(|| number * 10 + u64::from(digit - b'0'))
     })
 }
 
@@ -35,18 +33,12 @@ pub(super) fn is_external_id(value: &Text<'_>) -> bool {
 pub(super) fn is_property_name(name: &str) -> bool {
     name.len() <= PROPERTY_NAME_BYTES_MAX
         && name.starts_with(|first: char| first.is_ascii_lowercase())
-        && name
-            .bytes()
-            .all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'_')
+        && name.bytes().all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'_')
 }
 
 /// No control characters but those of text in lines.
 pub(super) fn is_property_value(value: &Text<'_>) -> bool {
-    value.plain
-        || !value
-            .text
-            .chars()
-            .any(|c| c.is_control() && !matches!(c, '\t' | '\n' | '\r'))
+    value.plain || !value.text.chars().any(|c| c.is_control() && !matches!(c, '\t' | '\n' | '\r'))
 }
 
 fn is_opaque(value: &Text<'_>, chars_max: usize) -> bool {

@@ -221,10 +221,7 @@ impl Reject {
     }
 
     pub(super) const fn at(reason: Reason, param: Reserved) -> Reject {
-        Reject {
-            reason,
-            param: Some(param.key()),
-        }
+        Reject { reason, param: Some(param.key()) }
     }
 
     /// What to change. Never holds anything of what was sent.
@@ -309,10 +306,7 @@ mod tests {
         let causes: HashSet<_> = Ignored::ALL.iter().map(|i| i.as_str()).collect();
         assert_eq!(causes.len(), Ignored::ALL.len());
         for label in reasons.iter().chain(&causes) {
-            assert!(
-                label.bytes().all(|b| b.is_ascii_lowercase() || b == b'_'),
-                "{label}"
-            );
+            assert!(label.bytes().all(|b| b.is_ascii_lowercase() || b == b'_'), "{label}");
         }
     }
 

@@ -15,7 +15,6 @@ use crate::upstream::{Batch, BatchConfig};
 pub struct Arrival<T = Seat> {
     pub seat: T,
     pub record: Bytes,
-    pub received_at_ms: u64,
 }
 
 /// Events that will be one batch. Holds at least one.
@@ -89,8 +88,8 @@ impl<T> Gathered<T> {
 
 #[cfg(test)]
 impl<T> Gathered<T> {
-    pub fn of_one(record: Bytes, seat: T, received_at_ms: u64) -> Gathered<T> {
-        Gathered::begin(Arrival { seat, record, received_at_ms })
+    pub fn of_one(record: Bytes, seat: T) -> Gathered<T> {
+        Gathered::begin(Arrival { seat, record })
     }
 }
 
@@ -109,7 +108,7 @@ mod tests {
     fn arrivals(sizes: &[usize]) -> Vec<Arrival<()>> {
         let one = |&bytes: &usize| {
             let record = Bytes::from(vec![b'x'; bytes]);
-            Arrival { seat: (), record, received_at_ms: 0 }
+            Arrival { seat: (), record }
         };
         sizes.iter().map(one).collect()
     }

@@ -20,7 +20,7 @@ use super::parcel::{Ages, Parcel};
 use super::{Options, Route, STOP_ATTEMPT_MS_MAX, Status, backoff, parcel};
 use crate::clock::Clock;
 use crate::event::Record;
-use crate::spool::{Acknowledger, Entry, Fate, Reader, Seat};
+use crate::spool::{Acknowledger, Entry, Fate, Reader};
 use crate::upstream::{BatchConfig, Outcome, Setback, Upstream};
 
 const OUTCOMES: [&str; 7] =
@@ -150,21 +150,13 @@ impl Courier {
             let entries = self.unless_stopped(reader.read(batch.events_max, bytes_max)).await?;
             let mut shares = vec![Vec::new(); strands.len()];
             for Entry { seat, payload } in entries {
-                match Record::decode(&payload) {
-                    Ok(record) => {
-                        let strand = strand_of(record.portal, strands.len());
-                        let received_at_ms = record.received_at_ms;
-                        // One strand uses up whole blocks of the spool; several would each keep
-                        // a little of every block.
-                        let record =
-                            if strands.len() > 1 { parcel::detached(&payload) } else { payload };
-                        shares[strand].push(Arrival { seat, record, received_at_ms });
-                    }
-                    Err(e) => {
-                        let setback = Setback::new(e.to_string());
-                        self.bury(&[seat], &[payload], Reason::Unreadable, &setback).await?;
-                    }
-                }
+                let (strand, record) = match strands.len() {
+                    0 | 1 => (0, payload),
+                    // One strand uses up whole blocks of the spool; several would each keep a
+                    // little of every block.
+                    n => (strand_of(&payload, n), parcel::detached(&payload)),
+                };
+                shares[strand].push(Arrival { seat, record });
             }
             for (strand, share) in strands.iter().zip(shares) {
                 if !share.is_empty() {
@@ -181,7 +173,11 @@ impl Courier {
         let slots = Arc::new(Semaphore::new(each));
         let mut settling = JoinSet::new();
         while let Ok(Some(gathered)) = self.unless_stopped(gatherer.next()).await {
-            let parcel = Parcel::new(gathered, &self.ages);
+            // The first is the oldest: strands keep the order in which events came. One that
+            // cannot be read has no age.
+            let first = gathered.arrivals.first().and_then(|a| Record::decode(&a.record).ok());
+            let came_ms = first.map_or(u64::MAX, |record| record.received_at_ms);
+            let parcel = Parcel::new(gathered, came_ms, &self.ages);
             let slot = self.unless_stopped(Arc::clone(&slots).acquire_owned()).await;
             let Ok(Ok(slot)) = slot else { break };
             let courier = Arc::clone(&self);
@@ -264,9 +260,14 @@ impl Courier {
                 Outcome::TooLarge(_) | Outcome::Rejected(_) if parcel.len() > 1 => {
                     todo.parcels.extend(parcel.halve());
                 }
-                Outcome::TooLarge(s) => self.bury_all(&parcel, Reason::TooLarge, &s).await?,
-                Outcome::Rejected(s) => self.bury_all(&parcel, Reason::Rejected, &s).await?,
-                Outcome::Dead(s) => self.bury_all(&parcel, Reason::Undeliverable, &s).await?,
+                Outcome::TooLarge(s) => self.bury(&parcel, Reason::TooLarge, &s).await?,
+                Outcome::Rejected(s) => {
+                    let readable = |r: &Bytes| Record::decode(r).is_ok();
+                    let readable = parcel.batch.records().iter().all(readable);
+                    let reason = if readable { Reason::Rejected } else { Reason::Unreadable };
+                    self.bury(&parcel, reason, &s).await?;
+                }
+                Outcome::Dead(s) => self.bury(&parcel, Reason::Undeliverable, &s).await?,
             }
         }
         Ok(todo)
@@ -278,26 +279,16 @@ impl Courier {
         self.health.ok();
     }
 
-    async fn bury_all(
+    /// Makes dead letters of events, however long that takes.
+    async fn bury(
         &self,
         parcel: &Parcel,
         reason: Reason,
         setback: &Setback,
     ) -> Result<(), Stopped> {
-        self.bury(&parcel.seats, parcel.batch.records(), reason, setback).await
-    }
-
-    /// Makes dead letters of events, however long that takes.
-    async fn bury(
-        &self,
-        seats: &[Seat],
-        records: &[Bytes],
-        reason: Reason,
-        setback: &Setback,
-    ) -> Result<(), Stopped> {
         let now = self.supplies.clock.unix_ms();
         let letter = |r: &Bytes| Letter::new(self.name(), now, reason, setback, r);
-        let letters: Arc<[Letter]> = records.iter().map(letter).collect();
+        let letters: Arc<[Letter]> = parcel.batch.records().iter().map(letter).collect();
         let mut setbacks = 0;
         loop {
             let (file, letters) = (self.supplies.dead_letters.clone(), Arc::clone(&letters));
@@ -312,8 +303,8 @@ impl Courier {
             setbacks += 1;
             self.unless_stopped(tokio::time::sleep(backoff::wait(setbacks, None))).await?;
         }
-        self.supplies.acknowledger.acknowledge(seats, Fate::Dead);
-        self.supplies.dead.inc_by(seats.len() as u64);
+        self.supplies.acknowledger.acknowledge(&parcel.seats, Fate::Dead);
+        self.supplies.dead.inc_by(parcel.len() as u64);
         self.health.ok();
         Ok(())
     }
@@ -385,8 +376,9 @@ fn gist_of_part(outcome: &Outcome) -> Gist {
 }
 
 /// The same strand for the same portal, always. The multiplier (2^64 / golden ratio) spreads
-/// neighbouring numbers.
-fn strand_of(portal: u64, strands: usize) -> usize {
+/// neighbouring numbers. A record that cannot be read has no order to keep.
+fn strand_of(record: &[u8], strands: usize) -> usize {
+    let portal = Record::decode(record).map_or(0, |record| record.portal);
     let spread = portal.wrapping_mul(0x9E37_79B9_7F4A_7C15) >> 32;
     (spread % strands as u64) as usize
 }

@@ -43,10 +43,9 @@ struct Age {
 }
 
 impl<T: Copy> Parcel<T> {
-    /// Of a closed batch.
-    pub fn new(gathered: Gathered<T>, ages: &Arc<Ages>) -> Parcel<T> {
-        let came_ms = gathered.arrivals.iter().map(|a| a.received_at_ms).min();
-        let age = Some(Arc::new(Ages::enter(ages, came_ms.unwrap_or_default())));
+    /// Of a closed batch whose oldest event came at `came_ms`.
+    pub fn new(gathered: Gathered<T>, came_ms: u64, ages: &Arc<Ages>) -> Parcel<T> {
+        let age = Some(Arc::new(Ages::enter(ages, came_ms)));
         let (seats, records) = gathered.arrivals.into_iter().map(|a| (a.seat, a.record)).unzip();
         Parcel { batch: Batch::new(records), seats, setbacks: 0, age }
     }
@@ -198,9 +197,9 @@ mod tests {
     #[test]
     fn the_age_is_that_of_the_oldest_parcel_until_its_last_part_is_gone() {
         let ages = Arc::new(Ages::default());
-        let gathered = |came_ms| Gathered::of_one(Bytes::from("x"), 0_usize, came_ms);
-        let old = Parcel::new(gathered(7), &ages);
-        let young = Parcel::new(gathered(9), &ages);
+        let gathered = || Gathered::of_one(Bytes::from("x"), 0_usize);
+        let old = Parcel::new(gathered(), 7, &ages);
+        let young = Parcel::new(gathered(), 9, &ages);
         assert_eq!(ages.oldest_ms(), Some(7));
         let part = old.pick(&[0]);
         drop(old);

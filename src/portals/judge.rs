@@ -67,10 +67,13 @@ impl Because {
     }
 }
 
+/// The least that `Retry-After` can say, and enough: a rate is one a second or more.
+const RETRY_AFTER_SECONDS: u32 = 1;
+
 /// A portal's rate was used up.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct RateLimited {
-    /// After how many seconds the portal's next event would be taken; at least 1.
+    /// After how many seconds the portal's next event would be taken.
     pub retry_after_seconds: u32,
     /// False where the event is taken all the same, and only counted (`dry_run`).
     pub enforced: bool,
@@ -122,14 +125,13 @@ impl Policy {
         if self.metering == Metering::Off {
             return Ok(());
         }
-        list.take_rate(place).map_err(|wait| {
-            // Rounded up: whoever comes back after the seconds we named shall be let in.
-            let seconds = wait.as_secs().saturating_add(u64::from(wait.subsec_nanos() > 0));
-            RateLimited {
-                retry_after_seconds: u32::try_from(seconds.max(1)).unwrap_or(u32::MAX),
+        match list.take_rate(place) {
+            true => Ok(()),
+            false => Err(RateLimited {
+                retry_after_seconds: RETRY_AFTER_SECONDS,
                 enforced: self.metering == Metering::Enforced,
-            }
-        })
+            }),
+        }
     }
 }
 

@@ -125,13 +125,10 @@ impl List {
         self.plain.len()
     }
 
-    /// Takes one event of a portal's rate, or says how long it has to wait for its next.
+    /// Takes one event of a portal's rate, if there is one left.
     #[inline]
-    pub(super) fn take_rate(&self, place: Place) -> Result<(), std::time::Duration> {
-        match self.meter(place) {
-            Some((meter, cell)) => self.meters.take(meter, cell),
-            None => Ok(()),
-        }
+    pub(super) fn take_rate(&self, place: Place) -> bool {
+        self.meter(place).is_none_or(|(meter, cell)| self.meters.take(meter, cell))
     }
 
     #[inline]

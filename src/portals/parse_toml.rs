@@ -6,7 +6,7 @@
 //! its place. What is read here is a subset of TOML: an id is written in plain digits, not as
 //! `0xF433` or `62_515`.
 
-use std::io::{self, BufRead};
+use std::io::{self, BufRead, Read};
 
 use super::{
     document,
@@ -17,21 +17,21 @@ use super::{
 pub const RULES_BYTES_MAX: usize = 16 << 20;
 
 pub(super) fn read(reader: impl BufRead, draft: &mut Draft) -> Result<(), ParseError> {
-    let mut scan = Scan { bytes: reader.bytes(), peeked: None, line: 1, column: 1 };
+    let mut scan = Scan { reader, line: 1, column: 1 };
     let mut rest = Vec::new();
-    let mut cut = Cut::default();
+    let mut cut = None;
     if scan.enters_ids(&mut rest)? {
-        cut.line = scan.line;
+        let begin = scan.line;
         scan.ids(&mut draft.ids)?;
-        cut.lines = scan.line - cut.line;
-        rest.push(b']');
+        cut = Some(Cut { begin, end: scan.line });
+        // What comes after the ids shall not seem to stand on the line where they begin.
+        rest.extend_from_slice(b"\n]");
     }
-    while let Some(byte) = scan.next()? {
-        if rest.len() == RULES_BYTES_MAX {
-            let what = "too much beside the ids (16 MiB); `portals` must come first in the list";
-            return Err(ParseError::at(scan.line, scan.column, what));
-        }
-        rest.push(byte);
+    let limit = RULES_BYTES_MAX as u64 + 1;
+    scan.reader.take(limit.saturating_sub(rest.len() as u64)).read_to_end(&mut rest)?;
+    if rest.len() > RULES_BYTES_MAX {
+        let what = "more than 16 MiB beside the ids; `portals` must come first in the list";
+        return Err(ParseError::new(what));
     }
     let parsed = match str::from_utf8(&rest) {
         Ok(rest) => document::read_toml(rest, draft),
@@ -41,23 +41,26 @@ pub(super) fn read(reader: impl BufRead, draft: &mut Draft) -> Result<(), ParseE
             Err(ParseError::at(line, column, "not UTF-8"))
         }
     };
-    parsed.map_err(|error| cut.undo(error))
+    parsed.map_err(|error| match cut {
+        Some(cut) => cut.undo(error),
+        None => error,
+    })
 }
 
-/// What has been taken out of a text.
-#[derive(Default)]
+/// Lines of which the middle has been taken out.
 struct Cut {
-    /// Where.
-    line: u64,
-    /// How many line ends.
-    lines: u64,
+    begin: u64,
+    end: u64,
 }
 
 impl Cut {
     /// Says where in the whole text an error in the rest is.
     fn undo(self, mut error: ParseError) -> ParseError {
-        if let Some(line) = error.line.as_mut().filter(|line| **line > self.line) {
-            *line += self.lines;
+        if let Some(line) = error.line.as_mut().filter(|line| **line > self.begin) {
+            *line = *line - 1 - self.begin + self.end;
+            if *line == self.end {
+                error.column = None;
+            }
         }
         error
     }
@@ -65,8 +68,7 @@ impl Cut {
 
 /// Bytes with their place.
 struct Scan<R> {
-    bytes: io::Bytes<R>,
-    peeked: Option<u8>,
+    reader: R,
     line: u64,
     column: u64,
 }
@@ -74,22 +76,19 @@ struct Scan<R> {
 impl<R: BufRead> Scan<R> {
     #[inline]
     fn peek(&mut self) -> io::Result<Option<u8>> {
-        if self.peeked.is_none() {
-            self.peeked = self.bytes.next().transpose()?;
-        }
-        Ok(self.peeked)
+        Ok(self.reader.fill_buf()?.first().copied())
     }
 
     #[inline]
     fn next(&mut self) -> io::Result<Option<u8>> {
         let next = self.peek()?;
-        self.peeked = None;
         match next {
+            None => return Ok(None),
             Some(b'\n') => (self.line, self.column) = (self.line + 1, 1),
             // A continuation byte of UTF-8 is not a character of its own.
-            Some(byte) if byte & 0xc0 != 0x80 => self.column += 1,
-            _ => {}
+            Some(byte) => self.column += u64::from(byte & 0xc0 != 0x80),
         }
+        self.reader.consume(1);
         Ok(next)
     }
 

@@ -1,9 +1,10 @@
 //! Rates: how many events of a portal are taken.
 //!
 //! The algorithm is governor's (GCRA); the state is kept here, one number a portal in a plain
-//! array, made with the list and as long as it. So it is bounded, needs no lock and no cleaning
-//! up, and a reload can carry it over. It counts per process: behind several edges a portal has its rate
-//! at each of them.
+//! array, made with the list and as long as it. So it is bounded, needs no lock and no cleaning up,
+//! and a reload can carry it over; what is taken in the milliseconds of the carrying is forgotten.
+//!
+//! It counts per process: behind several edges a portal has its rate at each of them.
 
 use std::{
     collections::HashMap,
@@ -71,13 +72,11 @@ impl Meters {
         self.limiters[meter.0 as usize].0
     }
 
-    /// Takes one event of a portal, or says how long it has to wait for its next.
+    /// Takes one event of a portal, if its rate has one left.
     #[inline]
-    pub(super) fn take(&self, meter: Meter, cell: usize) -> Result<(), Duration> {
+    pub(super) fn take(&self, meter: Meter, cell: usize) -> bool {
         let (_, limiter) = &self.limiters[meter.0 as usize];
-        limiter.check_key(&cell).map_err(|not_until| {
-            not_until.wait_time_from(governor::clock::Clock::now(limiter.clock()))
-        })
+        limiter.check_key(&cell).is_ok()
     }
 
     /// Goes on where a portal stood in an earlier list.

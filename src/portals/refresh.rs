@@ -201,7 +201,8 @@ impl Shared {
         self.current.store(Some(list));
         self.health().loaded_at_ms = Some(self.clock.unix_ms());
         // A hit that still holds the old list would have to free it: wait for the last to let go.
-        // Hits hold it for microseconds, so this ends at once; the bound is for a host that keeps one.
+        // They hold it for microseconds, so this ends at once; the bound is for a host that keeps
+        // a policy in hand.
         if let Some(mut earlier) = earlier {
             for _ in 0..1_000 {
                 if Arc::get_mut(&mut earlier).is_some() {

@@ -1,15 +1,15 @@
 //! A list in a file, and when a change to it is believed.
 //!
 //! A file is watched by looking at what its path leads to: device, inode, size, and the times of
-//! change to the nanosecond. That sees rewrites, an editor's rename and a symlink that is swapped
-//! somewhere along the path, alike and on every file system; notifications see some of these, on some.
+//! change to the nanosecond. That sees rewrites, an editor's rename and a symlink swapped somewhere
+//! along the path, all alike and on every file system; notifications see some of these, on some.
 //!
 //! **A file that is being written must not be taken for a list.** Cut anywhere, a `.txt` is still
 //! a list, only a shorter one, and a `.toml` may lose a portal's last rules. So a change is read
-//! only when two looks in a row, a third of `refresh_seconds` apart, saw the same; and what was
+//! only when two looks in a row, a quarter of `refresh_seconds` apart, saw the same; and what was
 //! read is thrown away if the file changed meanwhile. A writer that pauses for longer in the midst
-//! of a file is beyond this: write beside it and rename. When asked to read at once (at start, and on
-//! SIGHUP) only the second half holds.
+//! of a file is beyond this: write beside it and rename. When asked to read at once (at start,
+//! and on SIGHUP) only the second half holds.
 //!
 //! **The times are not believed where they are fresh.** A file changed twice within one tick of
 //! the kernel's clock can look the same both times, so one read so soon is read once more.
@@ -29,9 +29,9 @@ use super::{
 };
 use crate::clock::Clock;
 
-/// How often to look, in every `refresh_seconds`: once to see a change and once more to believe
-/// it, with time left to read it.
-pub(super) const LOOKS_PER_REFRESH: u32 = 3;
+/// How often to look, in every `refresh_seconds`: once to see that the old file is gone, once to
+/// see the new, and once to believe it, with time left to read it.
+pub(super) const LOOKS_PER_REFRESH: u32 = 4;
 
 /// Times younger than this are not believed. File systems of today stamp to some milliseconds,
 /// those of old to 2 seconds.
@@ -188,5 +188,60 @@ impl Sighting {
         // A stamp from the future is as good as one from the past: the next will differ.
         i128::try_from(now)
             .is_ok_and(|now| now.abs_diff(self.changed_ns) > STAMP_AGE_MIN.as_nanos())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::clock::SystemClock;
+
+    /// A clock that writes to a file whenever it is asked: a list asks it when it has been read.
+    struct Meddler(PathBuf);
+
+    impl Clock for Meddler {
+        fn unix_ms(&self) -> u64 {
+            0
+        }
+
+        fn monotonic(&self) -> Duration {
+            let list = fs::read_to_string(&self.0).unwrap();
+            fs::write(&self.0, list + "44\n").unwrap();
+            Duration::ZERO
+        }
+    }
+
+    #[test]
+    fn a_file_that_changes_while_it_is_read_is_not_taken() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("l.txt");
+        fs::write(&path, "11\n").unwrap();
+        let steady: Arc<dyn Clock> = Arc::new(SystemClock);
+        let (mut source, list) = FileSource::open(path.clone(), Format::Text, &steady).unwrap();
+        let current = Some(list.content);
+        assert_eq!(source.taken, None, "the stamps of a file just written are not believed");
+
+        fs::write(&path, "11\n22\n").unwrap();
+        let meddler: Arc<dyn Clock> = Arc::new(Meddler(path.clone()));
+        assert!(matches!(source.look(current, true, &meddler), Look::Unsettled));
+        assert!(matches!(source.look(current, false, &steady), Look::Unsettled));
+        let Look::New(list) = source.look(current, false, &steady) else { panic!("at rest now") };
+        assert_eq!(list.len(), 3);
+        // And one that never comes to rest is no list to start with.
+        fs::write(&path, "11\n").unwrap();
+        assert!(FileSource::open(path, Format::Text, &meddler).is_err());
+    }
+
+    #[test]
+    fn a_fresh_stamp_is_not_believed() {
+        let dir = tempfile::tempdir().unwrap();
+        let fresh = Sighting::of(&fs::metadata(dir.path()).unwrap());
+        assert!(!fresh.can_be_believed());
+        let by = |seconds: i128| Sighting {
+            changed_ns: fresh.changed_ns + seconds * 1_000_000_000,
+            ..fresh
+        };
+        assert!(by(-60).can_be_believed());
+        assert!(by(60).can_be_believed());
     }
 }

@@ -214,9 +214,10 @@ impl Receipt {
         let fault = |error: io::Error| format!(": {error}");
         let disk = |error: io::Error| format!(": cannot be kept in the state folder: {error}");
         let incoming = Incoming::create(&self.folder).map_err(disk)?;
+        let bounded = Bounded { incoming, left: LIST_BYTES_MAX };
         let mut body = match self.gzip {
-            true => Body::Gzip(GzDecoder::new(Bounded { incoming, left: LIST_BYTES_MAX })),
-            false => Body::Plain(Bounded { incoming, left: LIST_BYTES_MAX }),
+            true => Body::Gzip(Box::new(GzDecoder::new(bounded))),
+            false => Body::Plain(bounded),
         };
         loop {
             match received.blocking_recv() {
@@ -244,7 +245,7 @@ impl Receipt {
 
 enum Body {
     Plain(Bounded),
-    Gzip(GzDecoder<Bounded>),
+    Gzip(Box<GzDecoder<Bounded>>),
 }
 
 impl Body {

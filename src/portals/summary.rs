@@ -27,10 +27,13 @@ pub struct Summary {
     pub count: usize,
     /// Portals with rules of their own.
     pub ruled: usize,
-    /// Portals with a rule about event names, be it their own or the default; and so on.
+    /// Portals with an `events` rule, be it their own or the default.
     pub with_events: usize,
+    /// Portals with properties to drop, likewise.
     pub with_drop_properties: usize,
+    /// Portals with a rate, likewise.
     pub with_rate: usize,
+    /// Portals that expire or have expired, likewise.
     pub with_expires: usize,
     /// Portals that have expired.
     pub expired: usize,

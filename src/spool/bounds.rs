@@ -67,11 +67,14 @@ impl Bounds {
         self.unsynced_bytes.store(bytes, Relaxed);
     }
 
+    /// Bytes that wait to be written.
+    pub fn staged_bytes(&self) -> u64 {
+        self.pending_bytes().saturating_sub(self.unsynced_bytes.load(Relaxed))
+    }
+
     /// Bytes in the spool, in memory and on disk.
     pub fn bytes(&self) -> u64 {
-        let held = self.held_bytes.load(Relaxed);
-        let pending = self.pending_bytes().saturating_sub(self.unsynced_bytes.load(Relaxed));
-        held.saturating_add(pending)
+        self.held_bytes.load(Relaxed).saturating_add(self.staged_bytes())
     }
 
     pub fn close(&self) {

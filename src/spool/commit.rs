@@ -94,7 +94,7 @@ impl Committer {
     /// Makes the first segment ahead of the first event. A disk that does not let it is failing,
     /// not a reason not to start.
     pub fn prepare(&mut self) {
-        if let Err(error) = self.open_segment(0) {
+        if let Err(error) = self.open_segment() {
             self.shared.fail(&error);
         }
     }
@@ -103,7 +103,9 @@ impl Committer {
     pub fn run(mut self) {
         loop {
             let closing = self.shared.bounds.is_closed();
-            self.wait(closing);
+            if !closing {
+                self.wait();
+            }
             let gathered = self.gather();
             let sync = closing || self.must_sync(!gathered.is_empty());
             if !gathered.is_empty() || sync || self.shared.is_failing() {
@@ -125,53 +127,37 @@ impl Committer {
     }
 
     /// Sleeps until there is something to do, then lingers for company.
-    fn wait(&self, closing: bool) {
-        if closing {
-            return;
-        }
-        let config = &self.shared.config;
-        let now = self.shared.clock.monotonic();
-        let first_at = if self.shared.is_failing() {
-            None
+    fn wait(&self) {
+        let shared = &self.shared;
+        let failing = shared.is_failing();
+        let timeout = if failing {
+            Some(RETRY)
+        } else if self.unsynced.written > 0 {
+            let due = self.synced_at + Duration::from_millis(shared.config.sync_ms);
+            Some(due.saturating_sub(shared.clock.monotonic()))
         } else {
-            self.shared.shards.iter().filter_map(|shard| shard.first_at()).min()
+            None
         };
-        let Some(first_at) = first_at else {
-            let timeout = if self.shared.is_failing() {
-                Some(RETRY)
-            } else if self.unsynced.written > 0 && config.durability == Durability::Interval {
-                let due = self.synced_at + Duration::from_millis(config.sync_ms);
-                Some(due.saturating_sub(now))
-            } else {
-                None
-            };
-            self.shared.parker.park(timeout, || {
-                self.shared.bounds.is_closed()
-                    || (!self.shared.is_failing() && self.shared.has_staged())
-            });
-            return self.linger();
-        };
-        self.linger_since(first_at, now);
-    }
-
-    fn linger(&self) {
-        let first_at = self.shared.shards.iter().filter_map(|shard| shard.first_at()).min();
-        if let Some(first_at) = first_at {
-            self.linger_since(first_at, self.shared.clock.monotonic());
+        // While it fails, what slipped in before the gate closed waits for the next attempt.
+        shared
+            .parker
+            .park(timeout, || shared.bounds.is_closed() || (!failing && shared.has_staged()));
+        if !failing && let Some(first_at) = shared.first_at() {
+            self.linger(first_at);
         }
     }
 
     /// Lingers even for a lone event while no sync is in flight: at 2 ms it costs less than the
     /// sync itself, and it is what makes the second event free.
-    fn linger_since(&self, first_at: Duration, now: Duration) {
+    fn linger(&self, first_at: Duration) {
         let linger = Duration::from_millis(self.shared.config.linger_ms);
-        let left = (first_at + linger).saturating_sub(now);
+        let left = (first_at + linger).saturating_sub(self.shared.clock.monotonic());
         // By the system's own time: a test's clock may stand still.
         let until = Instant::now() + left;
         loop {
             let left = until.saturating_duration_since(Instant::now());
             let urgent = self.shared.bounds.is_closed()
-                || self.shared.bounds.pending_bytes() >= GROUP_BYTES_MAX;
+                || self.shared.bounds.staged_bytes() >= GROUP_BYTES_MAX;
             if left.is_zero() || urgent {
                 return;
             }
@@ -209,10 +195,15 @@ impl Committer {
 
     fn commit(&mut self, gathered: Vec<Taken>, sync: bool) {
         for taken in gathered {
-            self.unsynced.bytes.extend_from_slice(&taken.bytes);
             self.unsynced.events += taken.events;
             self.waiting.push((taken.first_at, taken.group));
             let mut buffer = taken.bytes;
+            if self.unsynced.bytes.is_empty() {
+                // Mostly, and with one busy worker always: nothing is copied.
+                std::mem::swap(&mut self.unsynced.bytes, &mut buffer);
+            } else {
+                self.unsynced.bytes.extend_from_slice(&buffer);
+            }
             buffer.clear();
             if buffer.capacity() <= BUFFER_BYTES_KEPT {
                 self.spares.push(buffer);
@@ -363,9 +354,8 @@ impl Committer {
         let base = self.unsynced.base;
         let segment = Segment::create(&self.lane, number, base, bytes, &self.unsynced.bytes)?;
         self.unsynced.written = self.unsynced.bytes.len();
-        let mut state = self.lane.state();
-        state.log.push(number, base, segment.recycled, SEGMENT_HEADER_BYTES as u64);
-        drop(state);
+        // With all its bytes: readers may have been shown these records in the segment before.
+        self.lane.state().log.push(number, base, segment.recycled, segment.offset);
         self.segment = Some(segment);
         Ok(())
     }

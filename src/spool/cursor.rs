@@ -13,7 +13,7 @@
 //! | 24 | 8 | lane |
 //! | 32 | 8 | the lane's salt |
 //! | 40 | 2, 2 | how many lanes are folded in, how many accounts follow |
-//! | 44 | 8 + 8 each | lanes (number, salt) whose totals are in `carried` and whose folders may still be there |
+//! | 44 | 8 + 8 each | number and salt of lanes whose totals are in `carried` already |
 //! | | 2 + name | an account: the upstream's name |
 //! | | 9 × 8 | start, low, delivered, dead, lost; carried: accepted, delivered, dead, lost |
 

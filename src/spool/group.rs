@@ -220,11 +220,6 @@ impl Shard {
         (staging.events > 0).then_some(staging.first_at)
     }
 
-    /// How many records wait here.
-    pub fn events(&self) -> u64 {
-        lock(&self.staging).events
-    }
-
     /// Takes what was staged and leaves `spare`, an empty buffer, and a new group.
     pub fn take(&self, spare: &mut Option<Vec<u8>>) -> Option<Taken> {
         let mut staging = lock(&self.staging);

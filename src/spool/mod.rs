@@ -58,14 +58,15 @@
 //! - *Group commit.* Torn anywhere: none of its events was answered in `power`, and in `interval`
 //!   a crash of the process does not undo a finished `write`. Recovery keeps the sound records;
 //!   an event that was not answered may thereby be delivered, which at-least-once allows.
-//! - *New segment.* Header durable, then the name, then records. Before the name there is no
-//!   segment, behind it its header is sound; a segment without records is an end like another.
-//! - *Failed write or sync.* The segment is given up and never written again; the group goes once
-//!   more into a new segment that begins at the group's first number, which cuts the old one
-//!   whatever its file holds. If that fails too the group is refused, the numbers are free again,
-//!   and the next segment cuts in the same way. Only a crash in between, before any further
-//!   segment could be made and where cutting the file failed as well, can let refused events be
-//!   delivered.
+//! - *New segment.* Header and the group that opens it durable, then the name. Before the name
+//!   there is no segment; behind it, it is whole.
+//! - *Failed write or sync.* The segment is given up and never written again; all that is not yet
+//!   durable goes once more into a new segment that begins at the first such number. With its
+//!   name, and not before, it cuts the old one, whatever that one's file holds: so in `interval`
+//!   what was answered after `write` is always in one of the two. If that fails too the group is
+//!   refused, its numbers are free again, and the next segment cuts in the same way. Only a crash
+//!   in between, before any further segment could be made and where cutting the file failed as
+//!   well, can let refused events be delivered.
 //! - *Cursor.* One of two slots, in turn; the other stands. What the older one forgets is read
 //!   again.
 //! - *Trim.* Only segments that both slots have passed; so either slot is enough. A segment that
@@ -80,7 +81,8 @@
 //! Corruption at rest costs the records it touches. A reader that meets a bad spot searches for
 //! the next sound record, copies the bytes between to the quarantine, and counts the missing
 //! sequence numbers as lost. A damaged segment header costs nothing (the salt stands in three
-//! places), a lost cursor re-reads the lane from its oldest segment.
+//! places), a lost cursor re-reads the lane from its oldest segment. A read that fails without
+//! giving bytes (`EIO`) is no corruption: it is tried again each second, and that upstream waits.
 //!
 //! # Upstreams that come and go
 //!
@@ -275,7 +277,8 @@ impl Spool {
     /// Opens the spool for these upstreams: adopts what processes before this one have left, and
     /// makes a lane for this one. Call it after daemonizing: it takes locks and starts threads.
     ///
-    /// A full disk is not an error: appends are refused until there is room.
+    /// A full disk is not an error as long as it takes a lane's two small files: appends are
+    /// refused until there is room, and delivering what is there makes room.
     pub fn open(config: &Config, upstreams: &[String], env: Env) -> Result<Spool, OpenError> {
         config.validate().map_err(OpenError::Config)?;
         check_upstreams(upstreams)?;

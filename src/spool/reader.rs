@@ -3,7 +3,6 @@
 use std::collections::HashMap;
 use std::io;
 use std::sync::Arc;
-use std::time::Duration;
 
 use bytes::Bytes;
 
@@ -41,7 +40,8 @@ pub struct Reader {
     shared: Arc<Shared>,
     upstream: usize,
     walks: HashMap<u64, (Walk, Arc<dyn File>)>,
-    failing_since: Option<Duration>,
+    /// The lane whose reading fails, told once.
+    failing: Option<u64>,
 }
 
 /// What one round on a segment came to.
@@ -54,7 +54,7 @@ enum Round {
 
 impl Reader {
     pub(super) fn new(shared: Arc<Shared>, upstream: usize) -> Reader {
-        Reader { shared, upstream, walks: HashMap::new(), failing_since: None }
+        Reader { shared, upstream, walks: HashMap::new(), failing: None }
     }
 
     /// Waits until at least one record is readable, and returns up to `events_max` records of up
@@ -83,8 +83,12 @@ impl Reader {
         for lane in lanes {
             loop {
                 match self.round(&lane, events_max, bytes_max, &mut bytes, &mut entries) {
-                    Ok(Round::More) => self.failing_since = None,
-                    Ok(Round::Enough) => break,
+                    Ok(round) => {
+                        self.failing = self.failing.filter(|failing| *failing != lane.id);
+                        if matches!(round, Round::Enough) {
+                            break;
+                        }
+                    }
                     Err(error) => {
                         self.read_failed(&lane, &error);
                         break;
@@ -215,11 +219,9 @@ impl Reader {
     }
 
     fn read_failed(&mut self, lane: &Lane, error: &io::Error) {
-        let now = self.shared.clock.monotonic();
-        if self.failing_since.is_none() {
+        if self.failing.replace(lane.id) != Some(lane.id) {
             ::log::error!("spool: reading lane {} fails, trying again: {error}", lane.id);
         }
-        self.failing_since.get_or_insert(now);
         self.walks.remove(&lane.id);
         // The keeper wakes this reader at its next turn.
         self.shared.retry_reads();

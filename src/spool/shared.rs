@@ -178,9 +178,9 @@ impl Shared {
         let shard = &self.shards[thread_number() % self.shards.len()];
         let now = || self.clock.monotonic();
         let group = shard.append(now, &header, record, || self.bounds.admit(bytes))?;
-        let pending = self.bounds.pending_bytes();
+        let staged = self.bounds.staged_bytes();
         // Crossing the mark is told by whoever crosses it: the committer may be lingering.
-        let crossed = pending >= GROUP_BYTES_MAX && pending - bytes < GROUP_BYTES_MAX;
+        let crossed = staged >= GROUP_BYTES_MAX && staged.saturating_sub(bytes) < GROUP_BYTES_MAX;
         self.parker.wake(crossed);
         Ok(match self.config.durability {
             Durability::Memory => Commit::ready(),
@@ -189,7 +189,12 @@ impl Shared {
     }
 
     pub fn has_staged(&self) -> bool {
-        self.shards.iter().any(|shard| shard.events() > 0)
+        self.first_at().is_some()
+    }
+
+    /// When the first record that waits was staged.
+    pub fn first_at(&self) -> Option<Duration> {
+        self.shards.iter().filter_map(Shard::first_at).min()
     }
 
     pub fn lanes(&self) -> Vec<Arc<Lane>> {
@@ -357,6 +362,10 @@ impl Parker {
 
     /// Sleeps until woken, or the time is over, or there is `work` after all.
     pub fn park(&self, timeout: Option<Duration>, work: impl Fn() -> bool) {
+        if work() {
+            // Busy: nobody needs to know, and nobody makes a system call for it.
+            return;
+        }
         self.idle.store(true, SeqCst);
         if !work() {
             match timeout {

@@ -15,6 +15,8 @@ mod passthrough;
 mod paths;
 mod policy;
 mod stop;
+mod tls;
+mod ways;
 
 #[path = "../support/backend.rs"]
 mod backend;

@@ -102,7 +102,8 @@ http {{
         }}
         location /echo {{
             default_type text/plain;
-            return 200 "$request_method $request_uri|$http_host|$http_x_forwarded_for|$http_x_forwarded_proto|$http_x_forwarded_host|$http_x_custom\n";
+            set $who "$http_host|$http_x_forwarded_for|$http_x_forwarded_proto";
+            return 200 "$request_method $request_uri|$who|$http_x_forwarded_host|$http_x_custom\n";
         }}
         location / {{ return 204; }}
     }}

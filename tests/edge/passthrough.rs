@@ -47,7 +47,8 @@ fn a_large_upload_arrives_as_it_is_sized_and_chunked() {
     assert_eq!(connection.read("PUT").status, 201);
     assert!(std::fs::read(nginx.files().join("sized")).unwrap() == file, "the bytes differ");
 
-    connection.send(b"PUT /files/chunked HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\n");
+    let head = "PUT /files/chunked HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\n";
+    connection.send(head.as_bytes());
     for chunk in file.chunks(77_777) {
         connection.send(format!("{:x}\r\n", chunk.len()).as_bytes());
         connection.send(chunk);

@@ -1,26 +1,41 @@
 //! The front door: a connection before its first request.
 //!
 //! Pingora's HTTP server has no deadline for a whole header, no bound on connections and keeps
-//! one for ever once it has been used. [`Front`] stands in front of it: it counts connections,
-//! reads each request's header itself under one deadline, and hands the connection over with
-//! what it has read. It judges nothing and parses no more than where a header ends.
+//! one for ever once it has been used. [`Front`] stands in front of it: it counts connections and
+//! reads each request's header itself under one deadline. A plain event request it answers
+//! directly, by the same judge, spool and answers as [`PixelGate::handle`] does; every other goes,
+//! with the bytes that were read, down Pingora's own path. It decides nothing of its own: which
+//! way a request takes shows in what it costs, and in nothing else.
 //!
 //! HTTP/2 connections are handed over as they come: Pingora frames them itself.
 
+mod census;
+mod head;
+mod plain;
+mod raw;
+
+use crate::answer::wants_image;
+use crate::client::Headers;
+use crate::context::context;
+use crate::gate::Hit;
+use crate::path::Reading;
+use crate::plugin::{PixelGate, Step};
+use crate::target::Target;
 use async_trait::async_trait;
 use bytes::{Buf, BytesMut};
-use log::warn;
+use census::Census;
+use head::{end_of_head, expects_more};
 use pingora::apps::{HttpServerApp, ServerApp};
 use pingora::protocols::http::ServerSession;
 use pingora::protocols::{ALPN, Stream};
 use pingora::proxy::{HttpProxy, ProxyHttp};
 use pingora::server::ShutdownWatch;
 use pingora_timeout::timeout;
-use std::collections::HashMap;
-use std::collections::hash_map::Entry;
+use plain::{HEADERS_MAX, Plain, plain};
+pub(crate) use raw::Raw;
 use std::net::IpAddr;
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering::Relaxed};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
 use std::time::Duration;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
@@ -50,6 +65,8 @@ pub struct Limits {
     pub connections_max: usize,
     /// Connections at once from one address; 0: no limit.
     pub connections_per_address_max: usize,
+    /// Whether plain event requests are answered here; if not, all take Pingora's path.
+    pub answer_plain: bool,
 }
 
 /// Counts requests between their first judgement and the end of their answer.
@@ -82,22 +99,10 @@ impl Drop for Busy {
 /// A Pingora service's application: the front door of a proxy.
 pub struct Front<SV> {
     proxy: Arc<HttpProxy<SV, ()>>,
+    gate: PixelGate,
+    in_flight: InFlight,
     limits: Limits,
     census: Arc<Census>,
-}
-
-/// Who is connected.
-#[derive(Default)]
-struct Census {
-    all: AtomicUsize,
-    by_address: Mutex<HashMap<IpAddr, usize>>,
-    full: AtomicBool,
-}
-
-/// One connection's place; given back when dropped.
-struct Place {
-    census: Arc<Census>,
-    address: Option<IpAddr>,
 }
 
 /// How reading a header ended.
@@ -113,9 +118,15 @@ enum Head {
 }
 
 impl<SV> Front<SV> {
-    /// A front door for `proxy`.
-    pub fn new(proxy: HttpProxy<SV, ()>, limits: Limits) -> Self {
-        Self { proxy: Arc::new(proxy), limits, census: Arc::default() }
+    /// A front door for `proxy`, whose `request_filter` asks `gate` first. Requests that are
+    /// answered here count as in flight in `in_flight`; the proxy counts its own.
+    pub fn new(
+        proxy: HttpProxy<SV, ()>,
+        gate: PixelGate,
+        in_flight: InFlight,
+        limits: Limits,
+    ) -> Self {
+        Self { proxy: Arc::new(proxy), gate, in_flight, limits, census: Arc::default() }
     }
 
     /// Reads until the buffer holds a whole header. Waits for its first byte as long as
@@ -170,10 +181,21 @@ impl<SV> Front<SV> {
     {
         let mut stopping = shutdown.clone();
         let mut buffer = BytesMut::new();
+        let peer = peer(&stream);
         let mut patience = self.limits.header_timeout;
         loop {
             match self.read_head(&mut stream, &mut buffer, patience, &mut stopping).await {
                 Head::Complete(end) => {
+                    let keep = !*shutdown.borrow();
+                    if let Some(answer) = self.answer_plain(&buffer[..end], peer, keep).await {
+                        buffer.advance(end);
+                        send(&mut stream, &answer).await?;
+                        if !keep {
+                            return None;
+                        }
+                        patience = self.limits.keepalive;
+                        continue;
+                    }
                     let request = match expects_more(&buffer[..end]) {
                         true => std::mem::take(&mut buffer),
                         false => buffer.split_to(end),
@@ -190,6 +212,40 @@ impl<SV> Front<SV> {
             }
             patience = self.limits.keepalive;
         }
+    }
+
+    /// Judges and answers a request that is plain and ours; `None` if it is not.
+    async fn answer_plain(&self, head: &[u8], peer: Option<IpAddr>, keep: bool) -> Option<Vec<u8>> {
+        let _busy = self.in_flight.enter();
+        let (step, image) = self.begin_plain(head, peer)?;
+        let reply = self.gate.finish(step).await;
+        let raw = reply.pick(&self.gate.shared().raw_answers, image);
+        let mut answer = Vec::new();
+        raw.write(&mut answer, reply.retry_after_seconds(), keep);
+        Some(answer)
+    }
+
+    /// The part that waits for nothing; and whether a refusal is shown as an image. Apart, so
+    /// that a connection which waits for the disk does not hold the room for its headers.
+    fn begin_plain(&self, head: &[u8], peer: Option<IpAddr>) -> Option<(Step, bool)> {
+        if !self.limits.answer_plain {
+            return None;
+        }
+        let mut room = [httparse::EMPTY_HEADER; HEADERS_MAX];
+        let request = plain(head, &mut room)?;
+        let target = Target::split(request.target);
+        let shared = self.gate.shared();
+        let reading = shared.gate.read(target.path);
+        if reading == Reading::Other {
+            return None;
+        }
+        let step = self.gate.begin(Hit {
+            method: &Plain::METHOD,
+            reading,
+            query: target.query,
+            context: context(&request, peer, &shared.trusted),
+        });
+        Some((step, wants_image(request.first("accept"))))
     }
 
     /// Has Pingora serve the request that begins with `request`. The connection comes back if
@@ -223,10 +279,9 @@ where
         stream: Stream,
         shutdown: &ShutdownWatch,
     ) -> Option<Stream> {
-        let digest = stream.get_socket_digest();
-        let address = digest.as_ref().and_then(|d| d.peer_addr()).and_then(|a| a.as_inet());
+        let address = peer(&stream).map(|address| address.to_canonical());
         // No place: the connection closes unanswered, before anything is spent on it.
-        let _place = self.census.admit(address.map(|a| a.ip().to_canonical()), &self.limits)?;
+        let _place = self.census.admit(address, &self.limits)?;
         if stream.selected_alpn_proto() == Some(ALPN::H2) {
             return self.proxy.process_new(stream, shutdown).await;
         }
@@ -239,47 +294,18 @@ where
     }
 }
 
-impl Census {
-    fn admit(self: &Arc<Self>, address: Option<IpAddr>, limits: &Limits) -> Option<Place> {
-        if self.all.fetch_add(1, Relaxed) >= limits.connections_max {
-            self.all.fetch_sub(1, Relaxed);
-            if !self.full.swap(true, Relaxed) {
-                warn!("{} connections are open: more are closed", limits.connections_max);
-            }
-            return None;
-        }
-        self.full.store(false, Relaxed);
-        let mut place = Place { census: self.clone(), address: None };
-        if limits.connections_per_address_max > 0
-            && let Some(address) = address
-        {
-            let mut by_address = self.by_address.lock().unwrap_or_else(PoisonError::into_inner);
-            let count = by_address.entry(address).or_default();
-            if *count >= limits.connections_per_address_max {
-                drop(by_address);
-                return None;
-            }
-            *count += 1;
-            place.address = Some(address);
-        }
-        Some(place)
-    }
+fn peer(stream: &Stream) -> Option<IpAddr> {
+    let digest = stream.get_socket_digest()?;
+    Some(digest.peer_addr()?.as_inet()?.ip())
 }
 
-impl Drop for Place {
-    fn drop(&mut self) {
-        self.census.all.fetch_sub(1, Relaxed);
-        if let Some(address) = self.address {
-            let by_address = self.census.by_address.lock();
-            let mut by_address = by_address.unwrap_or_else(PoisonError::into_inner);
-            if let Entry::Occupied(mut entry) = by_address.entry(address) {
-                *entry.get_mut() -= 1;
-                if *entry.get() == 0 {
-                    entry.remove();
-                }
-            }
-        }
-    }
+/// Sends an answer, for as long as the client takes it.
+async fn send(stream: &mut Stream, answer: &[u8]) -> Option<()> {
+    let sending = async {
+        stream.write_all(answer).await.ok()?;
+        stream.flush().await.ok()
+    };
+    timeout(Duration::from_secs(WRITE_SECONDS_MAX), sending).await.ok()?
 }
 
 /// Says why, and closes. A client that does not listen is not waited for.
@@ -293,108 +319,3 @@ async fn refuse(mut stream: Stream, answer: &'static [u8]) -> Option<()> {
     None
 }
 
-/// Where the header ends: after its empty line, whose line ends may be bare LF as Pingora's
-/// parser reads them. `searched` remembers how far earlier calls looked, so that a header that
-/// comes byte by byte is looked at once.
-fn end_of_head(buffer: &mut BytesMut, searched: &mut usize) -> Option<usize> {
-    // Empty lines before a request line are skipped (RFC 9112, section 2.2).
-    if *searched == 0 {
-        let empty = buffer.iter().take_while(|b| matches!(b, b'\r' | b'\n')).count();
-        buffer.advance(empty);
-    }
-    let mut from = searched.saturating_sub(3);
-    while let Some(at) = memchr::memchr(b'\n', &buffer[from..]) {
-        let line_end = from + at + 1;
-        match buffer[line_end..] {
-            [b'\n', ..] => return Some(line_end + 1),
-            [b'\r', b'\n', ..] => return Some(line_end + 2),
-            _ => from = line_end,
-        }
-    }
-    *searched = buffer.len();
-    None
-}
-
-/// Whether bytes behind this header may belong to its request: then Pingora gets them all, and
-/// decides by its own reading. Only the header of a request that cannot have a body is cut off
-/// exactly, which keeps what a client sent ahead for the next round.
-fn expects_more(head: &[u8]) -> bool {
-    if !(head.starts_with(b"GET ") || head.starts_with(b"HEAD ")) {
-        return true;
-    }
-    const FRAMING: [&[u8]; 4] = [b"content-length", b"transfer-encoding", b"upgrade", b"expect"];
-    let mut lines = head.split(|&b| b == b'\n').skip(1);
-    lines.any(|line| {
-        FRAMING.iter().any(|name| {
-            line.get(..name.len()).is_some_and(|start| start.eq_ignore_ascii_case(name))
-        })
-    })
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn end(bytes: &[u8]) -> Option<usize> {
-        end_of_head(&mut BytesMut::from(bytes), &mut 0)
-    }
-
-    #[test]
-    fn a_header_ends_with_its_empty_line() {
-        assert_eq!(end(b"GET / HTTP/1.1\r\nHost: a\r\n\r\n"), Some(27));
-        assert_eq!(end(b"GET / HTTP/1.1\r\n\r\nGET "), Some(18));
-        assert_eq!(end(b"GET / HTTP/1.1\nHost: a\n\n"), Some(24));
-        assert_eq!(end(b"\r\n\nGET / HTTP/1.1\r\n\r\n"), Some(18));
-        for partial in [&b""[..], b"\r\n", b"GET / HTTP/1.1\r\n", b"GET / HTTP/1.1\r\n\r"] {
-            assert_eq!(end(partial), None);
-        }
-    }
-
-    #[test]
-    fn a_header_is_found_however_it_is_cut() {
-        let whole = b"GET /a?b=c HTTP/1.1\r\nHost: a\r\nX: \r y\r\n\r\n";
-        for cut in 0..whole.len() {
-            let mut buffer = BytesMut::new();
-            let mut searched = 0;
-            buffer.extend_from_slice(&whole[..cut]);
-            assert_eq!(end_of_head(&mut buffer, &mut searched), None, "cut at {cut}");
-            buffer.extend_from_slice(&whole[cut..]);
-            assert_eq!(end_of_head(&mut buffer, &mut searched), Some(whole.len()), "cut at {cut}");
-        }
-    }
-
-    #[test]
-    fn only_a_request_without_a_body_is_cut_off() {
-        let check = |head: &str, expect: bool| {
-            assert_eq!(expects_more(head.as_bytes()), expect, "{head:?}");
-        };
-        check("GET / HTTP/1.1\r\nHost: a\r\n\r\n", false);
-        check("HEAD / HTTP/1.1\r\n\r\n", false);
-        check("POST / HTTP/1.1\r\n\r\n", true);
-        check("GET / HTTP/1.1\r\nContent-Length: 5\r\n\r\n", true);
-        check("GET / HTTP/1.1\nTRANSFER-ENCODING: chunked\n\n", true);
-        check("GET / HTTP/1.1\r\nUpgrade: websocket\r\n\r\n", true);
-        check("GET /?content-length HTTP/1.1\r\nHost: a\r\n\r\n", false);
-    }
-
-    #[test]
-    fn places_are_counted_in_all_and_by_address() {
-        let census = Arc::new(Census::default());
-        let limits = Limits {
-            header_timeout: Duration::from_secs(1),
-            keepalive: Duration::from_secs(1),
-            connections_max: 3,
-            connections_per_address_max: 2,
-        };
-        let one = Some("203.0.113.1".parse().unwrap());
-        let other = Some("203.0.113.2".parse().unwrap());
-        let first = census.admit(one, &limits).unwrap();
-        let _second = census.admit(one, &limits).unwrap();
-        assert!(census.admit(one, &limits).is_none(), "a third from one address");
-        let _third = census.admit(other, &limits).unwrap();
-        assert!(census.admit(other, &limits).is_none(), "a fourth in all");
-        drop(first);
-        assert!(census.admit(one, &limits).is_some());
-        assert_eq!(census.all.load(Relaxed), 2);
-    }
-}

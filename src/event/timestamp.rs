@@ -1,0 +1,72 @@
+//! RFC 3339 in UTC with milliseconds: the one form in which a time leaves this program in a batch.
+//!
+//! By hand because it is written for each event delivered: a calendar library takes ten times as
+//! long. The tests hold it equal to one.
+
+/// The last millisecond of the year 9999: RFC 3339 has four digits for the year.
+pub(super) const UNIX_MS_MAX: u64 = 253_402_300_799_999;
+
+/// `2026-11-23T02:45:13.123Z`. A time after [`UNIX_MS_MAX`] loses the first digit of its year.
+pub(super) fn rfc3339(unix_ms: u64) -> [u8; 24] {
+    let (days, ms) = (unix_ms / 86_400_000, unix_ms % 86_400_000);
+    let (year, month, day) = civil(days);
+    let mut text = *b"0000-00-00T00:00:00.000Z";
+    let mut put = |place: usize, digits: usize, mut number: u64| {
+        for digit in text[place..place + digits].iter_mut().rev() {
+            *digit = b'0' + (number % 10) as u8;
+            number /= 10;
+        }
+    };
+    put(0, 4, year);
+    put(5, 2, month);
+    put(8, 2, day);
+    put(11, 2, ms / 3_600_000);
+    put(14, 2, ms / 60_000 % 60);
+    put(17, 2, ms / 1000 % 60);
+    put(20, 3, ms % 1000);
+    text
+}
+
+/// Year, month and day of a day counted from 1970-01-01, in the Gregorian calendar.
+///
+/// Years are counted from March, so that the leap day comes last and the months before it have
+/// lengths that repeat: 153 days in five months.
+fn civil(days: u64) -> (u64, u64, u64) {
+    const DAYS_TO_1970: u64 = 719_468; // from 0000-03-01
+    const DAYS_OF_400_YEARS: u64 = 146_097;
+    let days = days + DAYS_TO_1970;
+    let (era, day_of_era) = (days / DAYS_OF_400_YEARS, days % DAYS_OF_400_YEARS);
+    let leap_days_before = day_of_era / 1460 + day_of_era / 146_096 - day_of_era / 36_524;
+    let year_of_era = (day_of_era - leap_days_before) / 365;
+    let first_day = 365 * year_of_era + year_of_era / 4 - year_of_era / 100;
+    let day_of_year = day_of_era - first_day;
+    let month = (5 * day_of_year + 2) / 153;
+    let day = day_of_year - (153 * month + 2) / 5 + 1;
+    let (month, next) = if month < 10 { (month + 3, 0) } else { (month - 9, 1) };
+    (400 * era + year_of_era + next, month, day)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn check(unix_ms: u64) {
+        let instant = jiff::Timestamp::from_millisecond(unix_ms as i64).expect("within range");
+        let expected = format!("{instant:.3}");
+        assert_eq!(std::str::from_utf8(&rfc3339(unix_ms)), Ok(&*expected), "{unix_ms}");
+    }
+
+    #[test]
+    fn times_are_those_of_a_calendar_library() {
+        assert_eq!(&rfc3339(1_795_401_913_123), b"2026-11-23T02:45:13.123Z");
+        for unix_ms in [0, 1, 999, 951_782_400_000, 4_107_542_399_999, 4_107_542_400_000] {
+            check(unix_ms);
+        }
+        // Every day of two centuries, then every 13th, at another time of the day each.
+        const DAY: usize = 86_400_000;
+        (0..200 * 365).for_each(|day| check(day * (DAY as u64 + 4_321)));
+        (0..253_402_200_000_000).step_by(13 * DAY + 4_321).for_each(check);
+        // jiff ends a few hours before the year does, for the sake of time zones.
+        assert_eq!(&rfc3339(UNIX_MS_MAX), b"9999-12-31T23:59:59.999Z");
+    }
+}

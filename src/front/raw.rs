@@ -1,0 +1,62 @@
+//! Answers as the bytes that are sent.
+
+use crate::answer::Answer;
+use crate::plugin::title_case;
+use bytes::{BufMut, Bytes, BytesMut};
+use http::{HeaderValue, StatusCode, header};
+use std::convert::Infallible;
+
+/// An answer, written out but for what changes: `Date`, `Connection`, and sometimes
+/// `Retry-After`.
+#[derive(Debug)]
+pub struct Raw {
+    head: Bytes,
+    /// The prebuilt value, kept apart because a rate limit knows better.
+    retry_after: Option<HeaderValue>,
+    body: Bytes,
+}
+
+impl Raw {
+    /// Writes an answer out.
+    pub fn new(answer: Answer) -> Result<Raw, Infallible> {
+        let status = StatusCode::from_u16(answer.status).unwrap_or_default();
+        let reason = status.canonical_reason().unwrap_or_default();
+        let mut head = BytesMut::new();
+        head.put_slice(format!("HTTP/1.1 {} {reason}\r\n", status.as_str()).as_bytes());
+        let mut retry_after = None;
+        for (name, value) in answer.headers {
+            if name == header::RETRY_AFTER {
+                retry_after = Some(value);
+                continue;
+            }
+            put_line(&mut head, &title_case(&name), value.as_bytes());
+        }
+        Ok(Raw { head: head.freeze(), retry_after, body: answer.body })
+    }
+
+    /// Writes the whole answer as it is sent now.
+    pub fn write(&self, out: &mut Vec<u8>, retry_after_seconds: Option<u32>, keep: bool) {
+        out.reserve(self.head.len() + self.body.len() + 128);
+        out.put_slice(&self.head);
+        if let Some(prebuilt) = &self.retry_after {
+            match retry_after_seconds {
+                Some(seconds) => {
+                    put_line(out, "Retry-After", itoa::Buffer::new().format(seconds).as_bytes());
+                }
+                None => put_line(out, "Retry-After", prebuilt.as_bytes()),
+            }
+        }
+        let date = pingora::protocols::http::date::get_cached_date();
+        put_line(out, "Date", date.as_bytes());
+        put_line(out, "Connection", if keep { b"keep-alive" } else { b"close" });
+        out.put_slice(b"\r\n");
+        out.put_slice(&self.body);
+    }
+}
+
+fn put_line(out: &mut impl BufMut, name: &str, value: &[u8]) {
+    out.put_slice(name.as_bytes());
+    out.put_slice(b": ");
+    out.put_slice(value);
+    out.put_slice(b"\r\n");
+}

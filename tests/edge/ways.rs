@@ -1,0 +1,138 @@
+//! The front door's own answers and Pingora's path are two ways to the same verdict: over the
+//! whole corpus they differ in nothing, neither in what is answered nor in what is kept.
+
+use crate::harness::{Edge, Setup};
+use crate::http::Response;
+use serde_json::Value;
+
+const PORTALS: &str = "portals = [62515]\n[[portal]]\nid = 1001\nevents = [\"signup*\"]\n";
+
+/// Every query of the vectors.
+fn queries() -> Vec<String> {
+    let mut queries = Vec::new();
+    let folder = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/vectors");
+    for entry in std::fs::read_dir(folder).unwrap() {
+        let text = std::fs::read_to_string(entry.unwrap().path()).unwrap();
+        let table: toml::Table = toml::from_str(&text).unwrap();
+        let vectors = table.values().filter_map(|value| value.as_array()).flatten();
+        let query = |vector: &toml::Value| Some(vector.get("query")?.as_str()?.to_owned());
+        queries.extend(vectors.filter_map(query));
+    }
+    assert!(queries.len() >= 300, "{}", queries.len());
+    // What cannot stand in a request line never arrives as a query.
+    queries.retain(|q| q.bytes().all(|b| b.is_ascii_graphic() && b != b'#') && q.len() < 30_000);
+    queries
+}
+
+/// Requests that are unusual in other ways than by their query.
+fn requests() -> Vec<String> {
+    let event = "/v1/event/?_a=62515&_n=a";
+    let mut all: Vec<String> = [
+        "Host: a", "Host: a\r\nHost: b", "host: a", "X: y", "Host: a\r\nConnection: keep-alive",
+        "Host: a\r\nAccept: application/json", "Host: a\r\nAccept: image/*",
+        "Host: a\r\nExpect: 100-continue", "Host: a\r\nContent-Length: 0",
+        "Host: a\r\nSec-GPC: 1\r\nDNT: 1\r\nPurpose: prefetch",
+        "Host: a\r\nUser-Agent: \r\nReferer: https://a.test/?q",
+        "Host: a\r\nUser-Agent: caf\u{e9}", "Host: a\r\nX-Forwarded-For: 1.2.3.4",
+        "Host: a\r\nCookie: a=b\r\nAuthorization: Basic eA==",
+    ]
+    .iter()
+    .map(|headers| format!("GET {event} HTTP/1.1\r\n{headers}\r\n\r\n"))
+    .collect();
+    for line in [
+        "GET /v1/event HTTP/1.1", "GET /V1//event/ HTTP/1.1", "GET /v1/event/x?_a=62515 HTTP/1.1",
+        "GET http://a/v1/event/?_a=62515&_n=a HTTP/1.1", "GET /v1/event/?_a=1001&_n=b HTTP/1.1",
+        "GET /v1/event/?_a=1001&_n=signup HTTP/1.1", "POST /v1/event/ HTTP/1.1",
+        "HEAD /v1/event/?_a=62515&_n=a HTTP/1.1", "OPTIONS /v1/event/ HTTP/1.1",
+        "GET /v1/event/?_a=62515&_n=a#b HTTP/1.1", "GET /other HTTP/1.1",
+    ] {
+        all.push(format!("{line}\r\nHost: a\r\n\r\n"));
+    }
+    all
+}
+
+/// A response without what differs from second to second.
+fn comparable(mut response: Response) -> Response {
+    response.headers.retain(|(name, _)| name != "date");
+    response.headers.sort();
+    response
+}
+
+fn answer(edge: &Edge, request: &str) -> Response {
+    let mut connection = edge.connect();
+    connection.send(request.as_bytes());
+    comparable(connection.read(request.split(' ').next().unwrap()))
+}
+
+/// What was kept, without what is new for each event.
+fn kept(edge: &Edge) -> Vec<Value> {
+    edge.wait_delivered("file");
+    let mut events = Edge::events_in_files(edge.dir());
+    for event in &mut events {
+        event["id"].take();
+        event["received_at"].take();
+    }
+    events
+}
+
+fn two_ways() -> [Edge; 2] {
+    [true, false].map(|plain| {
+        Setup::default()
+            .portals(PORTALS)
+            .edge(&format!("answer_plain = {plain}"))
+            .spool("linger_ms = 0\ndurability = \"interval\"")
+            .start()
+    })
+}
+
+#[test]
+fn every_request_is_answered_and_kept_alike_on_both_ways() {
+    let edges = two_ways();
+    let queries = queries().into_iter().map(|query| {
+        format!("GET /v1/event/?{query} HTTP/1.1\r\nHost: a\r\nUser-Agent: b\r\n\r\n")
+    });
+    let mut count = 0;
+    for request in queries.chain(requests()) {
+        let [front, pingora] = [0, 1].map(|way| answer(&edges[way], &request));
+        assert_eq!(front, pingora, "{request:?}");
+        count += 1;
+    }
+    let [front, pingora] = [0, 1].map(|way| kept(&edges[way]));
+    assert_eq!(front, pingora);
+    assert!(front.len() > 100, "{} of {count} requests were kept", front.len());
+}
+
+#[test]
+fn pipelined_requests_change_ways_without_losing_step() {
+    let edges = two_ways();
+    // Plain ones and others in turn, all sent at once: an unusual one among them may end the
+    // connection, but nothing is answered out of turn.
+    let plain = "GET /v1/event/?_a=62515&_n=a HTTP/1.1\r\nHost: a\r\n\r\n";
+    let head = "HEAD /v1/event/?_a=62515&_n=a HTTP/1.1\r\nHost: a\r\n\r\n";
+    let wrong = "GET /v1/event/?_a=62515 HTTP/1.1\r\nHost: a\r\n\r\n";
+    for order in [[plain, plain, wrong], [plain, head, plain], [wrong, wrong, plain]] {
+        let answers = [0, 1].map(|way| {
+            let mut connection = edges[way].connect();
+            connection.send(order.concat().as_bytes());
+            order.map(|request| {
+                comparable(connection.read(request.split(' ').next().unwrap()))
+            })
+        });
+        assert_eq!(answers[0], answers[1]);
+    }
+}
+
+#[test]
+fn a_torn_request_is_answered_alike_on_both_ways() {
+    let edges = two_ways();
+    let request = "GET /v1/event/?_a=62515&_n=a&m=%20x HTTP/1.1\r\nHost: a\r\nAccept: */*\r\n\r\n";
+    for cut in 1..request.len() {
+        let answers = [0, 1].map(|way| {
+            let mut connection = edges[way].connect();
+            connection.send(&request.as_bytes()[..cut]);
+            connection.send(&request.as_bytes()[cut..]);
+            comparable(connection.read("GET"))
+        });
+        assert_eq!(answers[0], answers[1], "torn at {cut}");
+    }
+}
