@@ -52,18 +52,17 @@ impl ProxyHttp for MyProxy {
 fn main() -> std::result::Result<(), Box<dyn std::error::Error>> {
     let mut arguments = std::env::args().skip(1);
     let usage = "usage: embed LISTEN BACKEND PORTALS [FOLDER]";
-    let (listen, backend, portals) =
-        match (arguments.next(), arguments.next(), arguments.next()) {
-            (Some(listen), Some(backend), Some(portals)) => (listen, backend, portals),
-            _ => return Err(usage.into()),
-        };
+    let (listen, backend, portals) = match (arguments.next(), arguments.next(), arguments.next()) {
+        (Some(listen), Some(backend), Some(portals)) => (listen, backend, portals),
+        _ => return Err(usage.into()),
+    };
     let folder = std::path::PathBuf::from(arguments.next().unwrap_or("data/embed".to_owned()));
 
     let mut config = pixelgate::Config::default();
     config.portals.source = portals;
     config.spool.dir = folder.join("spool");
-    let mut files = pixelgate::upstream::file::Config::default();
-    files.dir = folder.join("events");
+    let files =
+        pixelgate::upstream::file::Config { dir: folder.join("events"), ..Default::default() };
     config.upstream = vec![pixelgate::upstream::Config {
         name: "file".to_owned(),
         batch: Default::default(),

@@ -164,17 +164,14 @@ fn preflight(allow: &HeaderValue) -> Answer {
 /// The two forms of one refusal: as an image and as a problem document.
 fn refusal(config: &Config, reject: Reject, allow: &HeaderValue) -> (Answer, Answer) {
     let verdict = format!("rejected; reason={}", reject.reason.as_str());
-    let disguised =
-        config.rejections == Rejections::Pixel && reject.reason != Reason::Overloaded;
+    let disguised = config.rejections == Rejections::Pixel && reject.reason != Reason::Overloaded;
     if disguised {
         let pixel = Answer::image(config, 200, verdict);
         return (pixel.clone(), pixel);
     }
     let status = reject.reason.status();
-    let mut forms = [
-        Answer::image(config, status, verdict.clone()),
-        Answer::document(config, reject, verdict),
-    ];
+    let mut forms =
+        [Answer::image(config, status, verdict.clone()), Answer::document(config, reject, verdict)];
     for answer in &mut forms {
         match reject.reason {
             Reason::MethodNotAllowed => answer.headers.push((header::ALLOW, allow.clone())),

@@ -132,11 +132,7 @@ impl Config {
         self.guard()?;
         self.portals.validate().map_err(|e| ConfigError::new(e.key, e.why))?;
         self.spool.validate().map_err(|e| ConfigError::new(e.key, e.reason))?;
-        let told = |e: upstream::ConfigError| {
-            let whole = e.to_string();
-            let reason = whole.strip_prefix(&format!("{}: ", e.key())).unwrap_or(&whole);
-            ConfigError::new(e.key(), reason)
-        };
+        let told = |e: upstream::ConfigError| ConfigError::new(e.key(), e.reason());
         self.batch.validate().map_err(told)?;
         upstream::Config::validate_all(&self.upstream).map_err(told)
     }
@@ -144,7 +140,7 @@ impl Config {
     /// The upstreams in force: those configured, or the embedded default.
     pub fn upstreams(&self) -> Vec<upstream::Config> {
         match self.upstream.as_slice() {
-            [] => vec![embedded_upstream()],
+            [] => vec![upstream::Config::embedded()],
             all => all.to_vec(),
         }
     }
@@ -164,11 +160,8 @@ impl Config {
     }
 }
 
-/// Where events go when nothing is configured: into files.
-fn embedded_upstream() -> upstream::Config {
-    let kind = upstream::Kind::File(upstream::file::Config::default());
-    upstream::Config { name: "file".to_owned(), batch: upstream::BatchOverride::default(), kind }
-}
+/// An upstream, its name, and when its batches close.
+type Destination = (String, Arc<dyn Upstream>, BatchConfig);
 
 /// Opens a gate.
 pub struct Builder {
@@ -240,8 +233,7 @@ impl Builder {
         let metrics = Metrics::new();
         let answers = Answers::build(&config.response, &config.events.methods, Prebuilt::new)
             .map_err(OpenError::Answers)?;
-        let Ok(raw_answers) =
-            Answers::build(&config.response, &config.events.methods, Raw::new);
+        let Ok(raw_answers) = Answers::build(&config.response, &config.events.methods, Raw::new);
         let routes = self.upstreams()?;
         let names: Vec<String> = routes.iter().map(|(name, ..)| name.clone()).collect();
         let env = Env {
@@ -260,7 +252,7 @@ impl Builder {
             },
             ..forward::Options::new(config.dead_dir())
         };
-        let route = |(name, upstream, batch): (String, Arc<dyn Upstream>, BatchConfig)| {
+        let route = |(name, upstream, batch): Destination| {
             // The spool was opened with exactly these names, and each is asked for once.
             let reader = spool.reader(&name)?;
             Some(Route { name, upstream, batch, reader })
@@ -280,7 +272,7 @@ impl Builder {
     }
 
     /// Every upstream with its name and its batches.
-    fn upstreams(&self) -> Result<Vec<(String, Arc<dyn Upstream>, BatchConfig)>, ConfigError> {
+    fn upstreams(&self) -> Result<Vec<Destination>, ConfigError> {
         let mut all = Vec::new();
         for config in self.config.upstreams() {
             let told = |e: upstream::ConfigError| ConfigError::new(e.key(), e.to_string());

@@ -155,7 +155,12 @@ fn parse_forwarded(element: &str) -> Option<IpAddr> {
 mod tests {
     use super::*;
 
-    fn client(trusted: &[&str], header: Option<&str>, peer: &str, lines: &[(&str, &str)]) -> String {
+    fn client(
+        trusted: &[&str],
+        header: Option<&str>,
+        peer: &str,
+        lines: &[(&str, &str)],
+    ) -> String {
         let trusted: Vec<String> = trusted.iter().map(|t| t.to_string()).collect();
         let proxies = TrustedProxies::new(&trusted, header).unwrap();
         let mut headers = http::HeaderMap::new();
@@ -194,9 +199,8 @@ mod tests {
         let trusted = vec!["10.0.0.9"; CHAIN_ADDRESSES_MAX];
         let just_fits = format!("8.8.8.8, {}", trusted[1..].join(", "));
         let too_long = format!("8.8.8.8, {}", trusted.join(", "));
-        let check = |chain: &str| {
-            client(&["10.0.0.0/8"], None, "10.0.0.1", &[("x-forwarded-for", chain)])
-        };
+        let check =
+            |chain: &str| client(&["10.0.0.0/8"], None, "10.0.0.1", &[("x-forwarded-for", chain)]);
         assert_eq!(check(&just_fits), "8.8.8.8");
         assert_eq!(check(&too_long), "10.0.0.9");
     }

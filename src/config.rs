@@ -126,7 +126,8 @@ fn read(path: &Path) -> Result<String, String> {
 
 fn from_text(path: &Path, text: &str) -> Result<Config, ConfigError> {
     let told = |key: &str, e: &toml::de::Error| {
-        let line = e.span().map(|span| 1 + text[..span.start.min(text.len())].matches('\n').count());
+        let line =
+            e.span().map(|span| 1 + text[..span.start.min(text.len())].matches('\n').count());
         error(path, line, key, e.message().to_owned())
     };
     let document = toml::Deserializer::parse(text).map_err(|e| told("", &e))?;
@@ -212,11 +213,15 @@ where
         toml::Value::Array(many) => {
             let text = |value: toml::Value| match value {
                 toml::Value::String(text) => Ok(text),
-                other => Err(D::Error::custom(format!("expected a text, found {}", other.type_str()))),
+                other => {
+                    Err(D::Error::custom(format!("expected a text, found {}", other.type_str())))
+                }
             };
             many.into_iter().map(text).collect()
         }
-        other => Err(D::Error::custom(format!("expected a text or a list, found {}", other.type_str()))),
+        other => {
+            Err(D::Error::custom(format!("expected a text or a list, found {}", other.type_str())))
+        }
     }
 }
 

@@ -40,6 +40,7 @@ pub enum Verdict {
 
 /// What the judge says of a hit.
 #[derive(Debug)]
+#[allow(clippy::large_enum_variant)] // Boxing would allocate for every event that is kept.
 pub enum Judgement<'a> {
     /// An event that counts once it is durable.
     Keep(Kept<'a>),
@@ -133,11 +134,7 @@ impl Gate {
     }
 
     /// The checks that follow once the parameters are in order.
-    fn admit<'a>(
-        &self,
-        judged: Judged<'a>,
-        mut context: Context<'a>,
-    ) -> Result<Kept<'a>, Refusal> {
+    fn admit<'a>(&self, judged: Judged<'a>, mut context: Context<'a>) -> Result<Kept<'a>, Refusal> {
         let Judged { mut event, ignored } = judged;
         let decision = self.portals.judge(event.portal, &event.name);
         let mut would_refuse = match decision.ruling {
@@ -152,7 +149,10 @@ impl Gate {
         if let Err(limited) = decision.policy.take_rate() {
             if limited.enforced {
                 let retry_after_seconds = Some(limited.retry_after_seconds);
-                return Err(Refusal { reject: Reject::of(Reason::RateLimited), retry_after_seconds });
+                return Err(Refusal {
+                    reject: Reject::of(Reason::RateLimited),
+                    retry_after_seconds,
+                });
             }
             would_refuse = would_refuse.or(Some(Reason::RateLimited));
         }

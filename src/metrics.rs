@@ -84,7 +84,10 @@ impl Metrics {
             not_judged: requests.with_label_values(&["not_judged"]),
             by_reason: by_reason(&rejected),
             dry_run_refusals: by_reason(&dry_run),
-            ignored: Ignored::ALL.iter().map(|i| ignored.with_label_values(&[i.as_str()])).collect(),
+            ignored: Ignored::ALL
+                .iter()
+                .map(|i| ignored.with_label_values(&[i.as_str()]))
+                .collect(),
             spool_commit_seconds: commit_histogram(&r),
             spool_bytes: gauge(&r, "spool_bytes", "Bytes that the spool's segments hold."),
             spool_pending_events: gauges(

@@ -76,7 +76,7 @@ pub(crate) enum Step {
 
 impl Reply {
     /// Which of all answers it is.
-    pub fn pick<'a, T>(self, answers: &'a Answers<T>, as_image: bool) -> &'a T {
+    pub fn pick<T>(self, answers: &Answers<T>, as_image: bool) -> &T {
         match self {
             Self::Accepted | Self::Head => answers.accepted(),
             Self::Preflight => answers.preflight(),

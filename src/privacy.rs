@@ -147,7 +147,7 @@ mod tests {
 
     #[test]
     fn anonymize_keeps_portal_name_revenue_and_flags_alone() {
-        let rules = crate::event::Rules::new(&crate::event::Config::default());
+        let rules = crate::event::Rules::default();
         let query = b"_a=1&_n=buy&_m=20.5&email=a@b.example&id=x&color=red";
         let check = |gpc: bool, expect: usize| {
             let mut event = crate::event::parse(query, &rules).unwrap().event;

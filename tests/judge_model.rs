@@ -199,7 +199,7 @@ fn email() -> BoxedStrategy<String> {
     let dot = select(&[".", ".", ".", ".", ".", "。", "．", ".."][..]);
     let domain = prop::collection::vec((regex(label), dot), 1..5).prop_map(|labels| {
         let mut domain: String = labels.iter().flat_map(|(l, d)| [l.as_str(), d]).collect();
-        if domain.len() % 7 != 0 {
+        if !domain.len().is_multiple_of(7) {
             domain.truncate(domain.len() - labels[labels.len() - 1].1.len());
         }
         domain

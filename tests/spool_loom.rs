@@ -27,8 +27,8 @@ use loom::thread;
 
 fn model(check: impl Fn() + Send + Sync + 'static) {
     let mut builder = loom::model::Builder::new();
-    // All interleavings with up to three preemptions: what is known to find nearly all races.
-    builder.preemption_bound = Some(3);
+    // All interleavings with up to two preemptions: what is known to find nearly all races.
+    builder.preemption_bound = Some(2);
     builder.check(check);
 }
 

@@ -18,10 +18,13 @@ const FLOORS: &[(u8, &[&str])] = &[
     (3, &["plugin", "front", "builder", "admin"]),
     (2, &["gate", "forward"]),
     (1, &["spool", "portals", "upstream"]),
-    (0, &[
-        "event", "path", "target", "answer", "client", "context", "privacy", "pixel", "metrics",
-        "clock",
-    ]),
+    (
+        0,
+        &[
+            "event", "path", "target", "answer", "client", "context", "privacy", "pixel",
+            "metrics", "clock",
+        ],
+    ),
 ];
 
 /// The binary's own modules.

@@ -11,8 +11,8 @@ const CONNECTIONS: usize = 64;
 /// What is asked, and what must be answered.
 #[derive(Clone)]
 pub struct Load {
-    request: String,
-    status: u16,
+    pub request: String,
+    pub status: u16,
     /// Whether each request has a connection of its own.
     pub reconnect: bool,
 }

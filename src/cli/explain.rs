@@ -80,9 +80,10 @@ fn read<'a>(gate: &Gate, text: &'a str) -> (Reading, &'a [u8]) {
 fn to_json(judgement: &Judgement<'_>) -> Value {
     match judgement {
         Judgement::Keep(kept) => {
-            let ignored = kept.ignored.iter().map(|(param, why)| {
-                json!({ "param": param, "why": why.as_str() })
-            });
+            let ignored = kept
+                .ignored
+                .iter()
+                .map(|(param, why)| json!({ "param": param, "why": why.as_str() }));
             json!({
                 "verdict": "accepted",
                 "event": event_value(kept),

@@ -75,7 +75,9 @@ impl Edge {
 
     async fn refuse(&self, session: &mut Session, refusal: &Refusal) -> Result<()> {
         let head = session.req_header().method == http::Method::HEAD;
-        session.write_response_header(Box::new(ResponseHeader::clone(&refusal.header)), head).await?;
+        session
+            .write_response_header(Box::new(ResponseHeader::clone(&refusal.header)), head)
+            .await?;
         if !head {
             session.write_response_body(Some(refusal.body.clone()), true).await?;
         }

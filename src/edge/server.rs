@@ -75,8 +75,8 @@ pub fn run(config: &Config) -> Result<(), EdgeError> {
     let tls = bind_all(certificates.iter().map(|(listen, _)| listen))?;
     let admin = bind_all(Some(&config.admin.listen).filter(|listen| !listen.is_empty()))?;
     let trusted = edge.trust().map_err(|e| EdgeError::Edge(e.to_string()))?;
-    let origins = Origins::new(&edge.origin)
-        .map_err(|why| EdgeError::Edge(format!("edge.origin: {why}")))?;
+    let origins =
+        Origins::new(&edge.origin).map_err(|why| EdgeError::Edge(format!("edge.origin: {why}")))?;
 
     let gate = PixelGate::builder(config.gate())
         .state_dir(&edge.state_dir)
@@ -84,9 +84,14 @@ pub fn run(config: &Config) -> Result<(), EdgeError> {
         .open()
         .map_err(EdgeError::Gate)?;
     let in_flight = InFlight::default();
-    let proxy =
-        Edge::new(gate.clone(), origins.clone(), trusted, edge.keepalive_seconds, in_flight.clone())
-            .map_err(EdgeError::Pingora)?;
+    let proxy = Edge::new(
+        gate.clone(),
+        origins.clone(),
+        trusted,
+        edge.keepalive_seconds,
+        in_flight.clone(),
+    )
+    .map_err(EdgeError::Pingora)?;
 
     let mut server = Server::new_with_opt_and_conf(None, server_conf(config));
     let proxy = http_proxy(&server.configuration, proxy);
@@ -126,7 +131,8 @@ pub fn run(config: &Config) -> Result<(), EdgeError> {
 
 fn bind_all<'a>(addresses: impl IntoIterator<Item = &'a String>) -> Result<Vec<Bound>, EdgeError> {
     let open = |text: &String| {
-        let address = Address::parse(text).map_err(|why| EdgeError::Edge(format!("edge.listen: {why}")))?;
+        let address =
+            Address::parse(text).map_err(|why| EdgeError::Edge(format!("edge.listen: {why}")))?;
         Bound::open(&address).map_err(EdgeError::Listen)
     };
     addresses.into_iter().map(open).collect()
@@ -166,10 +172,11 @@ fn listener(bound: &Bound) -> ListenerConfig {
 
 /// One line for each listener, for people and for tests: the port may be the kernel's choice.
 fn announce(plain: &[Bound], tls: &[Bound], admin: &[Bound]) {
-    for (scheme, what, all) in
-        [("http", "events and pass-through", plain), ("https", "events and pass-through", tls),
-         ("http", "admin", admin)]
-    {
+    for (scheme, what, all) in [
+        ("http", "events and pass-through", plain),
+        ("https", "events and pass-through", tls),
+        ("http", "admin", admin),
+    ] {
         for bound in all {
             match bound.unix {
                 true => info!("listening on unix:{} ({what})", bound.key),

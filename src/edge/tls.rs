@@ -104,10 +104,12 @@ mod tests {
     #[test]
     fn what_cannot_be_used_is_told_by_its_file() {
         let (cert, key) = (Path::new(CERT), Path::new(KEY));
-        for (cert, key, file) in
-            [(Path::new("/none.pem"), key, "/none.pem"), (cert, Path::new("/none.key"), "/none.key"),
-             (key, key, KEY), (cert, cert, CERT)]
-        {
+        for (cert, key, file) in [
+            (Path::new("/none.pem"), key, "/none.pem"),
+            (cert, Path::new("/none.key"), "/none.key"),
+            (key, key, KEY),
+            (cert, cert, CERT),
+        ] {
             let why = read(cert, key).unwrap_err();
             assert!(why.contains(file), "{why}");
         }

@@ -318,4 +318,3 @@ async fn refuse(mut stream: Stream, answer: &'static [u8]) -> Option<()> {
     let _ = timeout(Duration::from_secs(1), goodbye).await;
     None
 }
-

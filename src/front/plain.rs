@@ -53,10 +53,10 @@ pub fn plain<'h, 'b>(
             4 if is(header.name, "host") => hosts += 1,
             6 if is(header.name, "expect") => return None,
             7 if is(header.name, "upgrade") || is(header.name, "trailer") => return None,
-            10 if is(header.name, "connection") => {
-                if !header.value.eq_ignore_ascii_case(b"keep-alive") {
-                    return None;
-                }
+            10 if is(header.name, "connection")
+                && !header.value.eq_ignore_ascii_case(b"keep-alive") =>
+            {
+                return None;
             }
             14 if is(header.name, "content-length") => return None,
             17 if is(header.name, "transfer-encoding") => return None,

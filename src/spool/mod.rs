@@ -167,7 +167,12 @@ pub enum OpenError {
     /// Another process has kept the folder's lock.
     Busy(PathBuf),
     /// The folder cannot be used.
-    Io { path: PathBuf, source: io::Error },
+    Io {
+        /// The folder.
+        path: PathBuf,
+        /// What the system says.
+        source: io::Error,
+    },
 }
 
 impl std::fmt::Display for OpenError {

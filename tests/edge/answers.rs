@@ -114,8 +114,7 @@ fn a_problem_names_the_parameter_and_echoes_nothing() {
 fn a_rate_that_is_used_up_says_when_to_come_back() {
     let edge = Setup::default().portals(RULES).start();
     let mut connection = edge.connect();
-    let responses: Vec<_> =
-        (0..3).map(|_| connection.get("/v1/event/?_a=1002&_n=a", "")).collect();
+    let responses: Vec<_> = (0..3).map(|_| connection.get("/v1/event/?_a=1002&_n=a", "")).collect();
     let limited = responses.iter().find(|r| r.status == 429).expect("a burst of three is limited");
     assert_eq!(limited.verdict(), "rate_limited");
     assert!(limited.header("retry-after").unwrap().parse::<u32>().unwrap() >= 1);
@@ -214,9 +213,8 @@ fn post_is_judged_by_its_query_where_it_is_allowed() {
 
 #[test]
 fn an_empty_body_and_no_verdict_header_where_the_operator_wants_it_so() {
-    let edge = Setup::default()
-        .sections("[response]\nbody = \"empty\"\nverdict_header = false")
-        .start();
+    let edge =
+        Setup::default().sections("[response]\nbody = \"empty\"\nverdict_header = false").start();
     let mut connection = edge.connect();
     for query in ["_a=62515&_n=a", "_a=1&_n=a"] {
         let response = connection.get(&format!("/v1/event/?{query}"), "");

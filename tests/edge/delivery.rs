@@ -58,8 +58,17 @@ fn an_event_arrives_in_its_wire_form() {
         }
     });
     assert_eq!(event, expect);
-    let keys = ["\"id\"", "\"received_at\"", "\"portal\"", "\"event\"", "\"email\"",
-        "\"external_id\"", "\"revenue\"", "\"properties\"", "\"context\""];
+    let keys = [
+        "\"id\"",
+        "\"received_at\"",
+        "\"portal\"",
+        "\"event\"",
+        "\"email\"",
+        "\"external_id\"",
+        "\"revenue\"",
+        "\"properties\"",
+        "\"context\"",
+    ];
     let places: Vec<_> = keys.iter().map(|key| body.find(key).unwrap()).collect();
     assert!(places.is_sorted(), "the keys stand in the contract's order: {body}");
 }
@@ -90,7 +99,10 @@ fn an_opted_out_visitor_stays_anonymous() {
         .sections("[privacy]\ngpc = \"anonymize\"")
         .start();
     let target = "/v1/event/?_a=62515&_n=a&email=a@b.example&id=7&_m=5&color=red";
-    assert_eq!(edge.connect().get(target, "Sec-GPC: 1\r\nReferer: https://a.test/\r\n").status, 200);
+    assert_eq!(
+        edge.connect().get(target, "Sec-GPC: 1\r\nReferer: https://a.test/\r\n").status,
+        200
+    );
     edge.wait_delivered("collector");
     let mut event = backend.events().remove(0);
     for varying in ["id", "received_at"] {

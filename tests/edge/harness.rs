@@ -89,7 +89,9 @@ impl Setup {
     pub fn write(&self, dir: &Path) -> PathBuf {
         let at = dir.display();
         let upstreams = match self.upstreams.as_str() {
-            "" => format!("[[upstream]]\nname = \"file\"\nkind = \"file\"\ndir = \"{at}/events\"\n"),
+            "" => {
+                format!("[[upstream]]\nname = \"file\"\nkind = \"file\"\ndir = \"{at}/events\"\n")
+            }
             own => own.to_owned(),
         };
         let portals = dir.join("portals.toml");
@@ -115,7 +117,13 @@ impl Edge {
 
     /// Starts an edge on a folder that holds its configuration.
     pub fn start_in(dir: Arc<tempfile::TempDir>) -> Edge {
-        let mut child = command(&dir.path().join("edge.toml"), &["run"]).spawn().unwrap();
+        Self::start_with(dir, &[])
+    }
+
+    /// The same, with variables in its environment.
+    pub fn start_with(dir: Arc<tempfile::TempDir>, environment: &[(&str, &str)]) -> Edge {
+        let mut command = command(&dir.path().join("edge.toml"), &["run"]);
+        let mut child = command.envs(environment.iter().copied()).spawn().unwrap();
         let stderr = child.stderr.take().unwrap();
         let log = Arc::new(Mutex::new(String::new()));
         let keep = Arc::clone(&log);

@@ -7,6 +7,7 @@ mod commands;
 mod connections;
 mod crash;
 mod delivery;
+mod discretion;
 mod embed;
 mod harness;
 mod http;

@@ -97,10 +97,8 @@ fn the_origin_learns_who_asked_how_and_for_whom() {
 #[test]
 fn a_trusted_proxy_is_believed_about_scheme_and_host() {
     let nginx = Nginx::start();
-    let edge = Setup::default()
-        .origin(nginx.address)
-        .edge("trusted_proxies = [\"127.0.0.0/8\"]")
-        .start();
+    let edge =
+        Setup::default().origin(nginx.address).edge("trusted_proxies = [\"127.0.0.0/8\"]").start();
     let lines = "X-Forwarded-Proto: https\r\nX-Forwarded-Host: shop.test\r\n";
     let response = edge.connect().get("/echo", lines);
     let text = String::from_utf8(response.body).unwrap();

@@ -47,7 +47,8 @@ fn events_and_pass_through_work_over_tls_in_both_versions_of_http() {
 #[test]
 fn a_certificate_that_cannot_be_used_is_told_by_its_key() {
     let dir = tempfile::tempdir().unwrap();
-    let tls = "tls = [{ listen = \"127.0.0.1:0\", cert = \"/missing.pem\", key = \"/missing.key\" }]";
+    let tls =
+        "tls = [{ listen = \"127.0.0.1:0\", cert = \"/missing.pem\", key = \"/missing.key\" }]";
     let config = Setup::default().edge(tls).write(dir.path());
     for arguments in [&["check"][..], &["run"]] {
         let output = crate::harness::command(&config, arguments).output().unwrap();

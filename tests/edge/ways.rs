@@ -28,23 +28,36 @@ fn queries() -> Vec<String> {
 fn requests() -> Vec<String> {
     let event = "/v1/event/?_a=62515&_n=a";
     let mut all: Vec<String> = [
-        "Host: a", "Host: a\r\nHost: b", "host: a", "X: y", "Host: a\r\nConnection: keep-alive",
-        "Host: a\r\nAccept: application/json", "Host: a\r\nAccept: image/*",
-        "Host: a\r\nExpect: 100-continue", "Host: a\r\nContent-Length: 0",
+        "Host: a",
+        "Host: a\r\nHost: b",
+        "host: a",
+        "X: y",
+        "Host: a\r\nConnection: keep-alive",
+        "Host: a\r\nAccept: application/json",
+        "Host: a\r\nAccept: image/*",
+        "Host: a\r\nExpect: 100-continue",
+        "Host: a\r\nContent-Length: 0",
         "Host: a\r\nSec-GPC: 1\r\nDNT: 1\r\nPurpose: prefetch",
         "Host: a\r\nUser-Agent: \r\nReferer: https://a.test/?q",
-        "Host: a\r\nUser-Agent: caf\u{e9}", "Host: a\r\nX-Forwarded-For: 1.2.3.4",
+        "Host: a\r\nUser-Agent: caf\u{e9}",
+        "Host: a\r\nX-Forwarded-For: 1.2.3.4",
         "Host: a\r\nCookie: a=b\r\nAuthorization: Basic eA==",
     ]
     .iter()
     .map(|headers| format!("GET {event} HTTP/1.1\r\n{headers}\r\n\r\n"))
     .collect();
     for line in [
-        "GET /v1/event HTTP/1.1", "GET /V1//event/ HTTP/1.1", "GET /v1/event/x?_a=62515 HTTP/1.1",
-        "GET http://a/v1/event/?_a=62515&_n=a HTTP/1.1", "GET /v1/event/?_a=1001&_n=b HTTP/1.1",
-        "GET /v1/event/?_a=1001&_n=signup HTTP/1.1", "POST /v1/event/ HTTP/1.1",
-        "HEAD /v1/event/?_a=62515&_n=a HTTP/1.1", "OPTIONS /v1/event/ HTTP/1.1",
-        "GET /v1/event/?_a=62515&_n=a#b HTTP/1.1", "GET /other HTTP/1.1",
+        "GET /v1/event HTTP/1.1",
+        "GET /V1//event/ HTTP/1.1",
+        "GET /v1/event/x?_a=62515 HTTP/1.1",
+        "GET http://a/v1/event/?_a=62515&_n=a HTTP/1.1",
+        "GET /v1/event/?_a=1001&_n=b HTTP/1.1",
+        "GET /v1/event/?_a=1001&_n=signup HTTP/1.1",
+        "POST /v1/event/ HTTP/1.1",
+        "HEAD /v1/event/?_a=62515&_n=a HTTP/1.1",
+        "OPTIONS /v1/event/ HTTP/1.1",
+        "GET /v1/event/?_a=62515&_n=a#b HTTP/1.1",
+        "GET /other HTTP/1.1",
     ] {
         all.push(format!("{line}\r\nHost: a\r\n\r\n"));
     }
@@ -114,9 +127,7 @@ fn pipelined_requests_change_ways_without_losing_step() {
         let answers = [0, 1].map(|way| {
             let mut connection = edges[way].connect();
             connection.send(order.concat().as_bytes());
-            order.map(|request| {
-                comparable(connection.read(request.split(' ').next().unwrap()))
-            })
+            order.map(|request| comparable(connection.read(request.split(' ').next().unwrap())))
         });
         assert_eq!(answers[0], answers[1]);
     }

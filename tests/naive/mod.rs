@@ -64,10 +64,8 @@ pub fn judge_of_any_length(query: &[u8]) -> Verdict {
         None => None,
     };
     let external_id = reserved(&params, "id")?;
-    if let Some(id) = &external_id {
-        if id.chars().count() > 255 || id.chars().any(char::is_control) {
-            return Err(("invalid_external_id", Some("id")));
-        }
+    if external_id.iter().any(|id| id.chars().count() > 255 || id.chars().any(char::is_control)) {
+        return Err(("invalid_external_id", Some("id")));
     }
     let (properties, ignored) = read_properties(&params);
     Ok((Event { portal, event, email, revenue, external_id, properties }, ignored))

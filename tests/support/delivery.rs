@@ -209,8 +209,8 @@ pub fn sample(n: usize) -> Event<'static> {
         portal: 1 + (n % 1000) as u64,
         name: "000000001625".into(),
         email: Some(format!("person{n}@company.com").into()),
-        revenue: (n % 5 == 0).then(|| Revenue::parse("20.5").unwrap()),
-        external_id: (n % 3 == 0).then(|| format!("ext-{n}").into()),
+        revenue: n.is_multiple_of(5).then(|| Revenue::parse("20.5").unwrap()),
+        external_id: n.is_multiple_of(3).then(|| format!("ext-{n}").into()),
         properties,
     }
 }
