@@ -131,8 +131,8 @@ fn sample(n: usize) -> Event<'static> {
         portal: 62_000 + (n % 1000) as u64,
         name: "000000001625".into(),
         email: Some(format!("person{}@company{}.com", n % 100_003, n % 997).into()),
-        revenue: (n % 10 == 0).then(|| Revenue::parse("20.5").unwrap()),
-        external_id: (n % 4 == 0).then(|| format!("ext-{n}").into()),
+        revenue: n.is_multiple_of(10).then(|| Revenue::parse("20.5").unwrap()),
+        external_id: n.is_multiple_of(4).then(|| format!("ext-{n}").into()),
         properties,
     }
 }
