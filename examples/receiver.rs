@@ -1,7 +1,7 @@
-//! A backend for pixelgate, in one page: takes batches, checks their signature, drops what it
-//! has seen before, and prints each new event as a line of JSON.
+//! A backend for pixelgate: takes batches, checks their signature, drops the events that it has
+//! seen before, and prints each new one as a line of JSON.
 //!
-//!     SECRET=whsec_$(openssl rand -base64 32) && export SECRET
+//!     export SECRET="whsec_$(openssl rand -base64 32)"
 //!     cargo run --example receiver -- 127.0.0.1:9000
 //!
 //! and in the edge's configuration:
@@ -12,15 +12,15 @@
 //!     url = "http://127.0.0.1:9000/events"
 //!     secret = "${SECRET}"
 //!
-//! What a real one does the same: verify before parsing, answer 2xx only after the events are
+//! What a real one does the same: verify before parsing, answer 2xx only once the events are
 //! stored, and tell duplicates by the event's `id` (delivery is at least once). What it does
-//! better: remember ids in its database, and use an HTTP library.
+//! better: keep the ids in its database (here they grow for ever), and use an HTTP library.
 
-use std::collections::{HashSet, VecDeque};
+use std::collections::{HashMap, HashSet};
 use std::error::Error;
-use std::io::{BufRead, BufReader, Read, Write};
+use std::io::{self, BufRead, BufReader, Read, Write};
 use std::net::{TcpListener, TcpStream};
-use std::sync::Mutex;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use base64::Engine as _;
@@ -28,147 +28,127 @@ use base64::engine::general_purpose::STANDARD;
 use ring::hmac;
 use serde_json::Value;
 
-/// Ids that are remembered. Longer than any retry takes is long enough.
-const IDS_MAX: usize = 1_000_000;
-/// Largest body that is accepted, compressed or not; a larger one is answered 413.
+/// Largest body, compressed or not; a larger one is answered 413, and the edge splits the batch.
 const BODY_BYTES_MAX: u64 = 8 << 20;
-/// How old a signature may be: Standard Webhooks' own tolerance.
+/// How far a signature's time may be off: Standard Webhooks' own tolerance.
 const AGE_SECONDS_MAX: u64 = 300;
 
-#[derive(Default)]
-struct Seen {
-    ids: HashSet<String>,
-    order: VecDeque<String>,
-}
+/// Names in lower case.
+type Head = HashMap<String, String>;
 
-#[derive(Default)]
-struct Request {
-    head: Vec<(String, String)>,
-    body: Vec<u8>,
+struct Receiver {
+    key: Option<hmac::Key>,
+    seen_ids: Mutex<HashSet<String>>,
 }
 
 fn main() -> Result<(), Box<dyn Error>> {
-    let addr = std::env::args().nth(1).unwrap_or_else(|| "127.0.0.1:9000".into());
-    let key = match std::env::var("SECRET") {
-        Ok(secret) => {
-            let key = STANDARD.decode(secret.strip_prefix("whsec_").unwrap_or(&secret))?;
-            Some(hmac::Key::new(hmac::HMAC_SHA256, &key))
-        }
-        Err(_) => None,
-    };
-    let listener = TcpListener::bind(&addr)?;
-    let signed = if key.is_some() { "signed batches" } else { "batches, signed or not" };
-    eprintln!("receiving {signed} on {}", listener.local_addr()?);
-    let (key, seen) = (&key, &Mutex::new(Seen::default()));
-    std::thread::scope(|threads| {
-        for stream in listener.incoming().flatten() {
-            threads.spawn(move || {
-                if let Err(e) = serve(stream, key.as_ref(), seen) {
-                    eprintln!("connection: {e}");
-                }
-            });
-        }
-    });
+    let address = std::env::args().nth(1).unwrap_or_else(|| "127.0.0.1:9000".into());
+    let secret = std::env::var_os("SECRET").filter(|secret| !secret.is_empty());
+    let key = secret.map(|secret| read_key(&secret.to_string_lossy())).transpose()?;
+    let listener = TcpListener::bind(address)?;
+    let what = if key.is_some() { "signed batches" } else { "batches, signed or not," };
+    eprintln!("receiving {what} on {}", listener.local_addr()?);
+    let receiver = Arc::new(Receiver { key, seen_ids: Mutex::default() });
+    for stream in listener.incoming() {
+        let (receiver, stream) = (Arc::clone(&receiver), stream?);
+        std::thread::spawn(move || receiver.serve(stream).unwrap_or_else(|e| eprintln!("{e}")));
+    }
     Ok(())
 }
 
-fn serve(
-    stream: TcpStream,
-    key: Option<&hmac::Key>,
-    seen: &Mutex<Seen>,
-) -> Result<(), Box<dyn Error>> {
-    let mut reader = BufReader::new(stream);
-    loop {
-        let status = match read(&mut reader)? {
-            None => return Ok(()),
-            Some(None) => "413 Content Too Large",
-            Some(Some(request)) => take(&request, key, seen),
+fn read_key(secret: &str) -> Result<hmac::Key, Box<dyn Error>> {
+    let key = STANDARD.decode(secret.strip_prefix("whsec_").unwrap_or(secret))?;
+    Ok(hmac::Key::new(hmac::HMAC_SHA256, &key))
+}
+
+/// Reads up to the empty line; `None` where the connection has ended.
+fn read_head(reader: &mut impl BufRead) -> io::Result<Option<Head>> {
+    let mut head = Head::new();
+    for line in reader.lines() {
+        match line?.split_once(':') {
+            Some((name, value)) => head.insert(name.to_ascii_lowercase(), value.trim().to_owned()),
+            None if head.is_empty() => continue, // The request line.
+            None => return Ok(Some(head)),
         };
-        let answer = format!("HTTP/1.1 {status}\r\nContent-Length: 0\r\n\r\n");
-        reader.get_mut().write_all(answer.as_bytes())?;
-        if status.starts_with("413") {
-            return Ok(()); // The body is still on the connection.
+    }
+    Ok(None)
+}
+
+impl Receiver {
+    fn serve(&self, stream: TcpStream) -> Result<(), Box<dyn Error>> {
+        let mut reader = BufReader::new(stream);
+        while let Some(head) = read_head(&mut reader)? {
+            let length: u64 = header(&head, "content-length").parse()?;
+            let status = if length > BODY_BYTES_MAX {
+                io::copy(&mut reader.by_ref().take(length), &mut io::sink())?;
+                "413 Content Too Large"
+            } else {
+                let mut body = vec![0; length as usize];
+                reader.read_exact(&mut body)?;
+                self.take(&head, &body)
+            };
+            let answer = format!("HTTP/1.1 {status}\r\nContent-Length: 0\r\n\r\n");
+            reader.get_mut().write_all(answer.as_bytes())?;
         }
+        Ok(())
+    }
+
+    /// The status of the answer. The edge tries a batch with 401 or 415 again and tells its
+    /// operator, splits one with 413, and looks for the event at fault in one with 400.
+    fn take(&self, head: &Head, body: &[u8]) -> &'static str {
+        if self.key.as_ref().is_some_and(|key| !is_signed(head, body, key)) {
+            return "401 Unauthorized";
+        }
+        let Some(plain) = decompress(head, body) else { return "400 Bad Request" };
+        let events: Result<Vec<Value>, _> = match header(head, "content-type") {
+            "application/json" => serde_json::from_slice(&plain),
+            "application/x-ndjson" => {
+                serde_json::Deserializer::from_slice(&plain).into_iter().collect()
+            }
+            _ => return "415 Unsupported Media Type",
+        };
+        let Ok(events) = events else { return "400 Bad Request" };
+        self.store(&events).map_or("503 Service Unavailable", |()| "200 OK")
+    }
+
+    /// Prints the events that are new.
+    fn store(&self, events: &[Value]) -> io::Result<()> {
+        let mut seen_ids = self.seen_ids.lock().unwrap_or_else(PoisonError::into_inner);
+        for event in events {
+            let id = event["id"].as_str().unwrap_or_default();
+            if !seen_ids.contains(id) {
+                writeln!(io::stdout(), "{event}")?;
+                seen_ids.insert(id.to_owned());
+            }
+        }
+        Ok(())
     }
 }
 
-/// One request: `None` at the end of the connection, `Some(None)` when it is too large.
-fn read(reader: &mut impl BufRead) -> Result<Option<Option<Request>>, Box<dyn Error>> {
-    let (mut request, mut line) = (Request::default(), String::new());
-    if reader.read_line(&mut line)? == 0 {
-        return Ok(None);
-    }
-    loop {
-        line.clear();
-        reader.read_line(&mut line)?;
-        let Some((name, value)) = line.split_once(':') else { break };
-        request.head.push((name.to_ascii_lowercase(), value.trim().to_owned()));
-    }
-    let length: u64 = request.header("content-length").parse()?;
-    if length > BODY_BYTES_MAX {
-        return Ok(Some(None));
-    }
-    reader.take(length).read_to_end(&mut request.body)?;
-    Ok(Some(Some(request)))
+fn header<'a>(head: &'a Head, name: &str) -> &'a str {
+    head.get(name).map_or("", String::as_str)
 }
 
-/// The status of the answer. 401 is retried by the edge and shown to its operator; 400 makes it
-/// look for the event that is at fault.
-fn take(request: &Request, key: Option<&hmac::Key>, seen: &Mutex<Seen>) -> &'static str {
-    if key.is_some_and(|key| !is_signed(request, key)) {
-        return "401 Unauthorized";
-    }
-    let Some(events) = request.events() else { return "400 Bad Request" };
-    let mut seen = seen.lock().unwrap_or_else(|e| e.into_inner());
-    let (mut new, total) = (0, events.len());
-    for event in events {
-        let id = event["id"].as_str().unwrap_or_default().to_owned();
-        if seen.ids.insert(id.clone()) {
-            new += 1;
-            println!("{event}");
-            seen.order.push_back(id);
-        }
-        if seen.order.len() > IDS_MAX
-            && let Some(oldest) = seen.order.pop_front()
-        {
-            seen.ids.remove(&oldest);
-        }
-    }
-    eprintln!("batch {}: {total} events, {new} new", request.header("idempotency-key"));
-    "200 OK"
-}
-
-fn is_signed(request: &Request, key: &hmac::Key) -> bool {
-    let (id, time) = (request.header("webhook-id"), request.header("webhook-timestamp"));
+/// Whether one of the signatures fits: there may be several, while a key is being replaced.
+fn is_signed(head: &Head, body: &[u8], key: &hmac::Key) -> bool {
+    let (id, time) = (header(head, "webhook-id"), header(head, "webhook-timestamp"));
     let now = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |d| d.as_secs());
     let fresh = time.parse().is_ok_and(|time: u64| now.abs_diff(time) <= AGE_SECONDS_MAX);
-    let mut signed = format!("{id}.{time}.").into_bytes();
-    signed.extend_from_slice(&request.body);
-    // Several signatures may be given, one of which must fit: that is how keys are rotated.
+    let signed = [format!("{id}.{time}.").as_bytes(), body].concat();
     let fits = |signature: &str| {
-        let tag = signature.strip_prefix("v1,").and_then(|s| STANDARD.decode(s).ok());
+        let tag = signature.strip_prefix("v1,").and_then(|tag| STANDARD.decode(tag).ok());
         tag.is_some_and(|tag| hmac::verify(key, &signed, &tag).is_ok())
     };
-    fresh && request.header("webhook-signature").split(' ').any(fits)
+    fresh && header(head, "webhook-signature").split(' ').any(fits)
 }
 
-impl Request {
-    fn header(&self, name: &str) -> &str {
-        self.head.iter().find(|(n, _)| n == name).map_or("", |(_, value)| value)
-    }
-
-    fn events(&self) -> Option<Vec<Value>> {
-        let body: Box<dyn Read> = match self.header("content-encoding") {
-            "gzip" => Box::new(flate2::read::GzDecoder::new(&self.body[..])),
-            "zstd" => Box::new(zstd::stream::read::Decoder::new(&self.body[..]).ok()?),
-            _ => Box::new(&self.body[..]),
-        };
-        // Bounded, because a small body may say that it is a very large one.
-        let body = body.take(8 * BODY_BYTES_MAX);
-        if self.header("content-type") == "application/json" {
-            return serde_json::from_reader(body).ok();
-        }
-        let lines = serde_json::Deserializer::from_reader(body).into_iter::<Value>();
-        lines.collect::<Result<_, _>>().ok() // application/x-ndjson
-    }
+fn decompress(head: &Head, body: &[u8]) -> Option<Vec<u8>> {
+    let reader: Box<dyn Read> = match header(head, "content-encoding") {
+        "gzip" => Box::new(flate2::read::GzDecoder::new(body)),
+        "zstd" => Box::new(zstd::stream::read::Decoder::new(body).ok()?),
+        _ => Box::new(body),
+    };
+    let mut plain = Vec::new();
+    // Bounded, because a small body may unfold to a very large one.
+    reader.take(8 * BODY_BYTES_MAX).read_to_end(&mut plain).ok().map(|_| plain)
 }

@@ -49,7 +49,7 @@
 //! | 3 | [`plugin`], [`front`], [`builder`], [`admin`] | hosts: the only ones that know Pingora |
 //! | 2 | [`gate`], [`forward`] | flows: from a hit to a verdict, from the spool to the upstreams |
 //! | 1 | [`spool`], [`portals`], [`upstream`] | devices, which know nothing of each other |
-//! | 0 | [`event`], [`path`], [`target`], [`answer`], [`client`], [`context`], [`privacy`], [`pixel`], [`metrics`], [`clock`] | pure: no I/O, no async |
+//! | 0 | [`event`], [`path`], [`answer`], [`pixel`] and the like | pure: no I/O, no async |
 
 #![warn(missing_docs)]
 

@@ -22,12 +22,7 @@ const COMMIT_BUCKETS_SECONDS: [f64; 12] =
 #[derive(Clone)]
 pub struct Metrics {
     registry: Registry,
-    accepted: IntCounter,
-    rejected: IntCounter,
-    not_judged: IntCounter,
-    by_reason: Box<[IntCounter]>,
-    dry_run_refusals: Box<[IntCounter]>,
-    ignored: Box<[IntCounter]>,
+    hits: Hits,
     /// Time from a record's `append` to its commit, as `spool` observes it.
     pub spool_commit_seconds: Histogram,
     /// Bytes that the spool's segments hold.
@@ -50,6 +45,49 @@ pub struct Metrics {
     pub origin_failures: IntCounter,
 }
 
+/// What became of hits: one handle for each label, found by the enum's number.
+#[derive(Clone)]
+struct Hits {
+    accepted: IntCounter,
+    rejected: IntCounter,
+    not_judged: IntCounter,
+    by_reason: Box<[IntCounter]>,
+    dry_run_refusals: Box<[IntCounter]>,
+    ignored: Box<[IntCounter]>,
+}
+
+impl Hits {
+    fn new(r: &Registry) -> Self {
+        let requests =
+            counters(r, "requests_total", "Event requests answered, by verdict.", &["verdict"]);
+        let rejected = counters(r, "rejected_total", "Event requests refused.", &["reason"]);
+        let dry_run = counters(
+            r,
+            "dry_run_refusals_total",
+            "Events accepted in dry_run mode that enforce would refuse.",
+            &["reason"],
+        );
+        let ignored = counters(
+            r,
+            "ignored_params_total",
+            "Parameters dropped from events that still counted, by cause.",
+            &["why"],
+        );
+        let by_reason = |vec: &IntCounterVec| -> Box<[IntCounter]> {
+            Reason::ALL.iter().map(|r| vec.with_label_values(&[r.as_str()])).collect()
+        };
+        let by_cause = |why: &Ignored| ignored.with_label_values(&[why.as_str()]);
+        Self {
+            accepted: requests.with_label_values(&["accepted"]),
+            rejected: requests.with_label_values(&["rejected"]),
+            not_judged: requests.with_label_values(&["not_judged"]),
+            by_reason: by_reason(&rejected),
+            dry_run_refusals: by_reason(&dry_run),
+            ignored: Ignored::ALL.iter().map(by_cause).collect(),
+        }
+    }
+}
+
 impl Default for Metrics {
     fn default() -> Self {
         Self::new()
@@ -60,34 +98,8 @@ impl Metrics {
     /// Builds and registers every metric, so that a scrape shows zeros before the first event.
     pub fn new() -> Self {
         let r = Registry::new();
-        let requests =
-            counters(&r, "requests_total", "Event requests answered, by verdict.", &["verdict"]);
-        let rejected = counters(&r, "rejected_total", "Event requests refused.", &["reason"]);
-        let dry_run = counters(
-            &r,
-            "dry_run_refusals_total",
-            "Events accepted in dry_run mode that enforce would refuse.",
-            &["reason"],
-        );
-        let ignored = counters(
-            &r,
-            "ignored_params_total",
-            "Parameters dropped from events that still counted, by cause.",
-            &["why"],
-        );
-        let by_reason = |vec: &IntCounterVec| -> Box<[IntCounter]> {
-            Reason::ALL.iter().map(|r| vec.with_label_values(&[r.as_str()])).collect()
-        };
         Self {
-            accepted: requests.with_label_values(&["accepted"]),
-            rejected: requests.with_label_values(&["rejected"]),
-            not_judged: requests.with_label_values(&["not_judged"]),
-            by_reason: by_reason(&rejected),
-            dry_run_refusals: by_reason(&dry_run),
-            ignored: Ignored::ALL
-                .iter()
-                .map(|i| ignored.with_label_values(&[i.as_str()]))
-                .collect(),
+            hits: Hits::new(&r),
             spool_commit_seconds: commit_histogram(&r),
             spool_bytes: gauge(&r, "spool_bytes", "Bytes that the spool's segments hold."),
             spool_pending_events: gauges(
@@ -135,35 +147,35 @@ impl Metrics {
 
     /// Counts an event that was accepted and is on disk.
     pub fn count_accepted(&self) {
-        self.accepted.inc();
+        self.hits.accepted.inc();
     }
 
     /// Counts a refusal by its reason.
     pub fn count_rejected(&self, reason: Reason) {
-        self.rejected.inc();
-        self.by_reason[reason as usize].inc();
+        self.hits.rejected.inc();
+        self.hits.by_reason[reason as usize].inc();
     }
 
     /// Counts a request for the event path that is answered without being judged
     /// (`HEAD`, `OPTIONS`).
     pub fn count_not_judged(&self) {
-        self.not_judged.inc();
+        self.hits.not_judged.inc();
     }
 
     /// Counts what `enforce` would have refused while the mode is `dry_run`.
     pub fn count_dry_run_refusal(&self, reason: Reason) {
-        self.dry_run_refusals[reason as usize].inc();
+        self.hits.dry_run_refusals[reason as usize].inc();
     }
 
     /// Counts a parameter that was dropped from an event.
     pub fn count_ignored(&self, why: Ignored) {
-        self.ignored[why as usize].inc();
+        self.hits.ignored[why as usize].inc();
     }
 
     /// Requests by verdict since start: accepted, then every reason in the order of SPEC 3.
     pub fn verdicts(&self) -> (u64, Vec<(Reason, u64)>) {
-        let reasons = Reason::ALL.iter().zip(&*self.by_reason);
-        (self.accepted.get(), reasons.map(|(&r, c)| (r, c.get())).collect())
+        let reasons = Reason::ALL.iter().zip(&*self.hits.by_reason);
+        (self.hits.accepted.get(), reasons.map(|(&r, c)| (r, c.get())).collect())
     }
 
     /// Everything in the Prometheus text format, version 0.0.4.

@@ -46,6 +46,7 @@ fn upstreams(gate: &PixelGate) -> Vec<Value> {
             "accepted": held.accepted,
             "delivered": held.delivered,
             "dead": held.dead,
+            "lost": held.lost,
             "pending": held.pending,
             "lag_seconds": route.lag_seconds,
             "last_error": route.last_error,

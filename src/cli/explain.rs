@@ -4,14 +4,22 @@
 //! into words for the person who built the link. Nothing is recorded.
 
 use crate::config::Config;
-use pixelgate::event::{self, Advice, Context, Rules, advice};
+use pixelgate::event::{self, Advice, Context, Judged, Rules, advice};
 use pixelgate::gate::{Gate, Hit, Judgement, Kept, Refusal};
 use pixelgate::path::Reading;
-use pixelgate::portals::Because;
+use pixelgate::portals::Ruling;
 use pixelgate::target::Target;
 use pixelgate::{OpenError, PixelGate};
-use serde_json::{Value, json};
+use serde::Serialize;
+use serde_json::value::RawValue;
+use std::borrow::Cow;
 use std::io::Write;
+use url::form_urlencoded;
+
+/// The most parameters that are shown as they arrived, one a line.
+const ARRIVED_LINES_MAX: usize = 100;
+/// Parameters whose values are shown to nobody (SPEC 3), whatever a broken link puts before them.
+const WITHHELD: [&str; 3] = ["access_token", "hapikey", "portalid"];
 
 /// Why there is no answer.
 #[derive(Debug)]
@@ -36,6 +44,31 @@ impl std::fmt::Display for ExplainError {
     }
 }
 
+/// The JSON of an accepted event; the order of the keys is the contract's (SPEC 8).
+#[derive(Serialize)]
+struct Accepted<'a> {
+    verdict: &'static str,
+    event: Box<RawValue>,
+    ignored: Vec<IgnoredParam<'a>>,
+}
+
+#[derive(Serialize)]
+struct IgnoredParam<'a> {
+    param: &'a str,
+    why: &'static str,
+}
+
+/// The JSON of a rejected event.
+#[derive(Serialize)]
+struct Rejected {
+    verdict: &'static str,
+    reason: &'static str,
+    status: u16,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    param: Option<&'static str>,
+    detail: &'static str,
+}
+
 /// Explains one event on standard output; says whether it would be accepted.
 pub fn explain(config: &Config, text: &str, as_json: bool) -> Result<bool, ExplainError> {
     let builder = PixelGate::builder(config.gate()).state_dir(&config.edge.state_dir);
@@ -45,28 +78,32 @@ pub fn explain(config: &Config, text: &str, as_json: bool) -> Result<bool, Expla
         return Err(ExplainError::NotAnEvent);
     }
     let context = Context::default();
-    let judgement = gate.judge(Hit { method: &http::Method::GET, reading, query, context });
-    let rules = Rules::new(&config.events).unwrap_or_default();
-    let hints = advice(query, &rules);
-    let accepted = matches!(judgement, Judgement::Keep(_));
-    let mut out = std::io::stdout().lock();
-    let printed = match as_json {
-        true => writeln!(out, "{}", to_json(&judgement)),
-        false => write!(out, "{}", to_text(&gate, &judgement, &hints)),
+    let hit = Hit { method: &http::Method::GET, reading, query: query.as_bytes(), context };
+    let judgement = gate.judge(hit);
+    let answer = match as_json {
+        true => to_json(&judgement).map_err(|e| ExplainError::Print(e.into()))?,
+        false => {
+            // The gate was built from the same section, so it is in order.
+            let rules = Rules::new(&config.events).unwrap_or_default();
+            let policy = match reading {
+                Reading::Event => policy(&gate, query, &rules),
+                _ => Vec::new(),
+            };
+            to_text(&judgement, arrived(query), policy, &advice(query.as_bytes(), &rules))
+        }
     };
-    printed.map_err(ExplainError::Print)?;
-    Ok(accepted)
+    writeln!(std::io::stdout().lock(), "{answer}").map_err(ExplainError::Print)?;
+    Ok(matches!(judgement, Judgement::Keep(_)))
 }
 
 /// What stands in a text: a whole URL, a host with a path, a path, or a query alone.
-fn read<'a>(gate: &Gate, text: &'a str) -> (Reading, &'a [u8]) {
+fn read<'a>(gate: &Gate, text: &'a str) -> (Reading, &'a str) {
     let text = text.trim();
     let before_query = text.split('?').next().unwrap_or_default();
     let has_path = before_query.contains('/') && !before_query.contains(['=', '&']);
     if !has_path {
         let query = text.strip_prefix('?').unwrap_or(text);
-        let query = query.split('#').next().unwrap_or_default();
-        return (Reading::Event, query.as_bytes());
+        return (Reading::Event, query.split('#').next().unwrap_or_default());
     }
     let mut target = Target::split(text.as_bytes());
     if !text.starts_with('/') && !text.contains("://") {
@@ -74,124 +111,140 @@ fn read<'a>(gate: &Gate, text: &'a str) -> (Reading, &'a [u8]) {
         let slash = target.path.iter().position(|&b| b == b'/').unwrap_or(0);
         target.path = &target.path[slash..];
     }
-    (gate.read(target.path), target.query)
+    // Cut at ASCII characters, so it is UTF-8 as before.
+    (gate.read(target.path), std::str::from_utf8(target.query).unwrap_or_default())
 }
 
-fn to_json(judgement: &Judgement<'_>) -> Value {
+fn to_json(judgement: &Judgement<'_>) -> serde_json::Result<String> {
     match judgement {
-        Judgement::Keep(kept) => {
-            let ignored = kept
-                .ignored
-                .iter()
-                .map(|(param, why)| json!({ "param": param, "why": why.as_str() }));
-            json!({
-                "verdict": "accepted",
-                "event": event_value(kept),
-                "ignored": ignored.collect::<Vec<_>>(),
+        Judgement::Keep(Kept { event, ignored, .. }) => {
+            let mut wire = Vec::new();
+            event::write_event_json(&mut wire, event);
+            let ignored = ignored.iter();
+            serde_json::to_string(&Accepted {
+                verdict: "accepted",
+                event: serde_json::from_slice(&wire)?,
+                ignored: ignored
+                    .map(|(param, why)| IgnoredParam { param, why: why.as_str() })
+                    .collect(),
             })
         }
-        Judgement::Refuse(Refusal { reject, .. }) => {
-            let mut answer = json!({
-                "verdict": "rejected",
-                "reason": reject.reason.as_str(),
-                "status": reject.reason.status(),
-                "detail": reject.detail(),
-            });
-            if let Some(param) = reject.param {
-                answer["param"] = param.into();
-            }
-            answer
-        }
+        Judgement::Refuse(Refusal { reject, .. }) => serde_json::to_string(&Rejected {
+            verdict: "rejected",
+            reason: reject.reason.as_str(),
+            status: reject.reason.status(),
+            param: reject.param,
+            detail: reject.detail(),
+        }),
         // `explain` asks with GET alone.
-        Judgement::Head | Judgement::Preflight => json!({ "verdict": "not_judged" }),
+        Judgement::Head | Judgement::Preflight => Ok("null".to_owned()),
     }
 }
 
-fn event_value(kept: &Kept<'_>) -> Value {
-    let mut wire = Vec::new();
-    event::write_event_json(&mut wire, &kept.event);
-    serde_json::from_slice(&wire).unwrap_or_default()
-}
+type Lines = Vec<String>;
 
-fn to_text(gate: &Gate, judgement: &Judgement<'_>, hints: &[Advice<'_>]) -> String {
-    let mut lines = Vec::new();
-    match judgement {
+fn to_text(
+    judgement: &Judgement<'_>,
+    arrived: Lines,
+    policy: Lines,
+    hints: &[Advice<'_>],
+) -> String {
+    let (verdict, outcome) = match judgement {
         Judgement::Keep(kept) => {
-            lines.push("accepted: this event counts.".to_owned());
-            lines.push(String::new());
-            push_event(&mut lines, kept);
-            push_ignored(&mut lines, kept);
-            lines.push(String::new());
-            lines.push(format!("policy: {}", policy(gate, kept)));
+            let ignored = kept.ignored.iter();
+            let ignored = ignored.map(|(param, why)| format!("{}: {}", shown(param), why.detail()));
+            let sections =
+                [("what was made of it", made(kept)), ("what was ignored", ignored.collect())];
+            ("accepted: this event counts.".to_owned(), sections)
         }
         Judgement::Refuse(Refusal { reject, .. }) => {
-            let (reason, status) = (reject.reason.as_str(), reject.reason.status());
-            lines.push(format!("rejected: {reason} (status {status})"));
-            lines.push(String::new());
-            if let Some(param) = reject.param {
-                lines.push(format!("  about     {param}"));
-            }
-            lines.push(format!("  to do     {}", reject.detail()));
+            let about = reject.param.map(|param| format!("about {param}: ")).unwrap_or_default();
+            let to_do = vec![format!("{about}{}", reject.detail())];
+            let verdict =
+                format!("rejected: {} (status {})", reject.reason.as_str(), reject.reason.status());
+            (verdict, [("what to do", to_do), ("what was ignored", Lines::new())])
         }
-        Judgement::Head | Judgement::Preflight => lines.push("nothing to judge".to_owned()),
-    }
-    if !hints.is_empty() {
-        lines.push(String::new());
-        lines.push("likely mistakes:".to_owned());
-        lines.extend(hints.iter().map(|a| format!("  {}: {}", shown(&a.param), a.hint.detail())));
-    }
-    lines.push(String::new());
-    lines.join("\n")
-}
-
-fn push_event(lines: &mut Vec<String>, kept: &Kept<'_>) {
-    let event = &kept.event;
-    lines.push("what was made of it:".to_owned());
-    let mut row = |name: &str, value: &str| lines.push(format!("  {name:<12} {value}"));
-    row("portal", &event.portal.to_string());
-    row("event", &shown(&event.name));
-    if let Some(email) = &event.email {
-        row("email", &shown(email));
-    }
-    if let Some(revenue) = &event.revenue {
-        row("revenue", &revenue.to_string());
-    }
-    if let Some(id) = &event.external_id {
-        row("external id", &shown(id));
-    }
-    for (name, value) in &event.properties {
-        row("property", &format!("{name} = {}", shown(value)));
-    }
-}
-
-fn push_ignored(lines: &mut Vec<String>, kept: &Kept<'_>) {
-    if kept.ignored.is_empty() {
-        return;
-    }
-    lines.push(String::new());
-    lines.push("what was ignored:".to_owned());
-    for (param, why) in &kept.ignored {
-        lines.push(format!("  {}: {}", shown(param), why.detail()));
-    }
-}
-
-/// Which rule decided.
-fn policy(gate: &Gate, kept: &Kept<'_>) -> String {
-    let decision = gate.portals().judge(kept.event.portal, &kept.event.name);
-    let mut rule = match decision.because {
-        Because::Off => "the portal list is switched off (portals.mode)".to_owned(),
-        Because::Listed => format!("portal {} is in the list", kept.event.portal),
-        other => format!("dry run: enforce would refuse it ({})", other.as_str()),
+        Judgement::Head | Judgement::Preflight => return "nothing to judge".to_owned(),
     };
-    if let Some(reason) = kept.would_refuse {
-        rule.push_str(&format!("; enforce would answer {}", reason.as_str()));
+    let likely = hints.iter().map(|a| format!("{}: {}", shown(&a.param), a.hint.detail()));
+    let [made, ignored] = outcome;
+    let likely = ("likely mistakes", likely.collect());
+    let sections = [("what arrived", arrived), made, ignored, ("policy", policy), likely];
+    let mut text = verdict;
+    for (title, lines) in sections.into_iter().filter(|(_, lines)| !lines.is_empty()) {
+        text.push_str(&format!("\n\n{title}:\n  {}", lines.join("\n  ")));
     }
-    rule
+    text
 }
 
-/// A caller's text on a terminal: what could steer it is shown by its code.
+/// The parameters, decoded and otherwise as they are.
+fn arrived(query: &str) -> Lines {
+    let pieces: Vec<&str> = query.split('&').filter(|piece| !piece.is_empty()).collect();
+    let mut lines: Lines = pieces.iter().take(ARRIVED_LINES_MAX).map(|piece| line(piece)).collect();
+    if pieces.len() > lines.len() {
+        lines.push(format!("and {} more", pieces.len() - lines.len()));
+    }
+    lines
+}
+
+fn line(piece: &str) -> String {
+    let name = form_urlencoded::parse(piece.as_bytes()).next().map(|(name, _)| name);
+    let name = name.unwrap_or_default().trim().to_ascii_lowercase();
+    if WITHHELD.iter().any(|withheld| name.ends_with(withheld)) {
+        return format!("{} (its value is not shown)", shown(&name));
+    }
+    // A raw `+` stands for itself in these two (SPEC 3).
+    let piece = match name.as_str() {
+        "email" | "_m" => Cow::Owned(piece.replace('+', "%2B")),
+        _ => Cow::Borrowed(piece),
+    };
+    match form_urlencoded::parse(piece.as_bytes()).next() {
+        Some((name, value)) => format!("{} = {}", shown(&name), shown(&value)),
+        None => "=".to_owned(),
+    }
+}
+
+fn made(kept: &Kept<'_>) -> Lines {
+    let event = &kept.event;
+    let row = |name: &str, value: &str| format!("{name:<12} {}", shown(value));
+    let mut lines = vec![row("portal", &event.portal.to_string()), row("event", &event.name)];
+    lines.extend(event.email.iter().map(|email| row("email", email)));
+    lines.extend(event.revenue.iter().map(|revenue| row("revenue", &revenue.to_string())));
+    lines.extend(event.external_id.iter().map(|id| row("external id", id)));
+    let properties = event.properties.iter();
+    lines.extend(properties.map(|(name, value)| row("property", &format!("{name} = {value}"))));
+    lines
+}
+
+/// Which rule of the portal list decided, and what the rules take away: asked of every event
+/// whose parameters are in order.
+fn policy(gate: &Gate, query: &str, rules: &Rules) -> Lines {
+    let Ok(Judged { event, .. }) = event::parse(query.as_bytes(), rules) else {
+        return Lines::new();
+    };
+    let decision = gate.portals().judge(event.portal, &event.name);
+    let mut lines = vec![decision.explain(&event.name)];
+    match decision.ruling {
+        Ruling::Allowed => {}
+        Ruling::WouldRefuse(reason) => {
+            lines.push(format!("a dry run: enforce would answer {}", reason.as_str()));
+        }
+        Ruling::Refused(_) => return lines,
+    }
+    let names = event.properties.iter().map(|(name, _)| name);
+    let dropped = names.filter(|name| decision.policy.drops(name));
+    lines.extend(dropped.map(|name| format!("{name}: not passed on (drop_properties)")));
+    lines
+}
+
+/// A caller's text on a terminal: what could steer it, or cannot be seen, is shown by its code.
 fn shown(text: &str) -> String {
-    let show = |c: char| match c.is_control() {
+    let is_hidden = |c: char| {
+        let invisible = matches!(c, '\u{200b}'..='\u{200f}' | '\u{2028}'..='\u{202e}'
+            | '\u{2060}'..='\u{206f}' | '\u{feff}');
+        c.is_control() || invisible
+    };
+    let show = |c: char| match is_hidden(c) {
         true => c.escape_default().to_string(),
         false => c.to_string(),
     };

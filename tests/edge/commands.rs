@@ -82,6 +82,76 @@ fn explain_shows_no_control_character_to_a_terminal() {
 }
 
 #[test]
+fn explain_keeps_the_order_of_the_contract() {
+    let (_, out) = explain(&["--json", "_n=a&z=1&b=2&_a=62515&email=a@b.example&_m=5&id=x&_q=1"]);
+    let expect = "{\"verdict\":\"accepted\",\"event\":{\"portal\":62515,\"event\":\"a\",\
+        \"email\":\"a@b.example\",\"external_id\":\"x\",\"revenue\":5,\
+        \"properties\":{\"b\":\"2\",\"z\":\"1\"}},\
+        \"ignored\":[{\"param\":\"_q\",\"why\":\"underscore\"}]}\n";
+    assert_eq!(out, expect);
+    let (_, out) = explain(&["--json", "_a=62515&_n=a&email=nobody"]);
+    let expect = "{\"verdict\":\"rejected\",\"reason\":\"invalid_email\",\"status\":400,\
+        \"param\":\"email\",\"detail\":\"";
+    assert!(out.starts_with(expect), "{out}");
+}
+
+#[test]
+fn explain_shows_what_arrived_before_what_it_means() {
+    let query = "_a=0062515&_n=a%2Fb&email=A+b@x.example&note=a+b&bell=%07%e2%80%ae&hapikey=hush";
+    let arrived = "what arrived:\n  _a = 0062515\n  _n = a/b\n  email = A+b@x.example\n  \
+        note = a b\n  bell = \\u{7}\\u{202e}\n  hapikey (its value is not shown)\n\n";
+    let accepted = format!("accepted: this event counts.\n\n{arrived}what was made of it:\n");
+    let (_, out) = explain(&[query]);
+    assert!(out.starts_with(&accepted), "{out}");
+    let (_, out) = explain(&[&query.replace("A+b@", "nobody")]);
+    let arrived = arrived.replace("A+b@", "nobody");
+    assert!(
+        out.starts_with(&format!("rejected: invalid_email (status 400)\n\n{arrived}")),
+        "{out}"
+    );
+    assert!(!out.contains("hush"), "{out}");
+
+    // No more lines than a person reads.
+    let query = "&x=1".repeat(100);
+    let (_, out) = explain(&[&query]);
+    assert!(out.contains("  x = 1\n\n"), "{out}");
+    let (_, out) = explain(&[&format!("{query}&y=2&y=3")]);
+    assert!(out.contains("  x = 1\n  and 2 more\n\n") && !out.contains("y = "), "{out}");
+}
+
+#[test]
+fn explain_names_the_rule_that_decided() {
+    let dir = tempfile::tempdir().unwrap();
+    let list = "[[portal]]\nid = 7\nevents = [\"buy\", \"signup*\"]\ndrop_properties = [\"ssn\"]\n\
+        [[portal]]\nid = 8\nexpires = 2020-02-29\n";
+    let config = Setup::default().portals(list).write(dir.path());
+    let check = |query: &str, expect: &[&str]| {
+        let (code, out, _) = run(&config, &["explain", query]);
+        for part in expect {
+            assert!(out.contains(part), "{part:?} is not in {out}");
+        }
+        (code, out)
+    };
+    let rule = "policy:\n  the event name fits `signup*` of `events`\n";
+    let ssn = "ssn: not passed on (drop_properties)";
+    let (code, out) = check("_a=7&_n=signup-now&ssn=078-05-1120&color=red", &[rule, ssn, "red"]);
+    assert_eq!((code, out.matches("078-05-1120").count()), (0, 1), "it arrived and went: {out}");
+    let refused = "rejected: event_not_allowed (status 403)";
+    let (code, out) =
+        check("_a=7&_n=sell&ssn=1", &[refused, "the event name fits none of `events`"]);
+    assert_eq!((code, out.contains(ssn)), (1, false), "{out}");
+    check("_a=8&_n=a", &["rejected: portal_not_allowed", "the portal has expired on 2020-02-29"]);
+    check("_a=9&_n=a", &["rejected: portal_not_allowed", "the portal is not in the list"]);
+    assert!(!check("_a=9&_n=a&email=x", &["invalid_email"]).1.contains("policy"));
+
+    let text = std::fs::read_to_string(&config).unwrap();
+    let dry = text.replace("[portals]\n", "[portals]\nmode = \"dry_run\"\n");
+    std::fs::write(&config, dry).unwrap();
+    let dry = "a dry run: enforce would answer portal_not_allowed";
+    assert_eq!(check("_a=9&_n=a", &["accepted", "the portal is not in the list", dry]).0, 0);
+}
+
+#[test]
 fn check_says_what_is_in_force() {
     let dir = tempfile::tempdir().unwrap();
     let config = Setup::default().write(dir.path());
