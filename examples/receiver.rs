@@ -16,32 +16,29 @@
 //! stored, and tell duplicates by the event's `id` (delivery is at least once). What it does
 //! better: keep the ids in its database (here they grow for ever), and use an HTTP library.
 
-use std::collections::{HashMap, HashSet};
-use std::error::Error;
-use std::io::{self, BufRead, BufReader, Read, Write};
-use std::net::{TcpListener, TcpStream};
-use std::sync::{Arc, Mutex, PoisonError};
-use std::time::{SystemTime, UNIX_EPOCH};
-
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use ring::hmac;
 use serde_json::Value;
+use std::collections::{HashMap, HashSet};
+use std::io::{self, BufRead, BufReader, Read, Write};
+use std::net::{TcpListener, TcpStream};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{SystemTime, UNIX_EPOCH};
 
 /// Largest body, compressed or not; a larger one is answered 413, and the edge splits the batch.
 const BODY_BYTES_MAX: u64 = 8 << 20;
 /// How far a signature's time may be off: Standard Webhooks' own tolerance.
 const AGE_SECONDS_MAX: u64 = 300;
 
-/// Names in lower case.
-type Head = HashMap<String, String>;
+type Head = HashMap<String, String>; // Names in lower case.
 
 struct Receiver {
     key: Option<hmac::Key>,
     seen_ids: Mutex<HashSet<String>>,
 }
 
-fn main() -> Result<(), Box<dyn Error>> {
+fn main() -> io::Result<()> {
     let address = std::env::args().nth(1).unwrap_or_else(|| "127.0.0.1:9000".into());
     let secret = std::env::var_os("SECRET").filter(|secret| !secret.is_empty());
     let key = secret.map(|secret| read_key(&secret.to_string_lossy())).transpose()?;
@@ -56,9 +53,9 @@ fn main() -> Result<(), Box<dyn Error>> {
     Ok(())
 }
 
-fn read_key(secret: &str) -> Result<hmac::Key, Box<dyn Error>> {
-    let key = STANDARD.decode(secret.strip_prefix("whsec_").unwrap_or(secret))?;
-    Ok(hmac::Key::new(hmac::HMAC_SHA256, &key))
+fn read_key(secret: &str) -> io::Result<hmac::Key> {
+    let key = STANDARD.decode(secret.strip_prefix("whsec_").unwrap_or(secret));
+    Ok(hmac::Key::new(hmac::HMAC_SHA256, &key.map_err(io::Error::other)?))
 }
 
 /// Reads up to the empty line; `None` where the connection has ended.
@@ -75,10 +72,10 @@ fn read_head(reader: &mut impl BufRead) -> io::Result<Option<Head>> {
 }
 
 impl Receiver {
-    fn serve(&self, stream: TcpStream) -> Result<(), Box<dyn Error>> {
+    fn serve(&self, stream: TcpStream) -> io::Result<()> {
         let mut reader = BufReader::new(stream);
         while let Some(head) = read_head(&mut reader)? {
-            let length: u64 = header(&head, "content-length").parse()?;
+            let length: u64 = header(&head, "content-length").parse().map_err(io::Error::other)?;
             let status = if length > BODY_BYTES_MAX {
                 io::copy(&mut reader.by_ref().take(length), &mut io::sink())?;
                 "413 Content Too Large"

@@ -19,15 +19,15 @@ impl<'a> Target<'a> {
     /// Splits a request target of any form (RFC 9112, section 3.2), valid or not.
     pub fn split(target: &'a [u8]) -> Self {
         // A fragment is not part of a request target; what reads one all the same stops here.
-        let target = until(target, b"#").0;
-        let (path, query) = until(target, b"?");
+        let target = until(target, b'#').0;
+        let (path, query) = until(target, b'?');
         Self { path: without_authority(path), query }
     }
 }
 
-/// What stands before the first byte of `stops`, and what stands after it.
-fn until<'a>(bytes: &'a [u8], stops: &[u8]) -> (&'a [u8], &'a [u8]) {
-    match bytes.iter().position(|b| stops.contains(b)) {
+/// What stands before the first `stop`, and what stands after it.
+fn until(bytes: &[u8], stop: u8) -> (&[u8], &[u8]) {
+    match memchr::memchr(stop, bytes) {
         Some(at) => (&bytes[..at], &bytes[at + 1..]),
         None => (bytes, b""),
     }

@@ -91,12 +91,16 @@ async fn a_replay_to_an_upstream_that_is_not_right_puts_everything_back() {
         let rig = rig_with_five_dead(&backend).await;
         let before = fs::read(rig.dead_dir().join("collector.ndjson")).unwrap();
         backend.script(move |_| Act::Refuse(status));
+        let seen = backend.seen().len();
         let upstream = built(&backend);
         let batch = BatchConfig { events_max: 2, ..BatchConfig::default() };
         let end =
             dead::replay(&rig.dead_dir(), "collector", &*upstream, &batch, |_| ()).await.unwrap();
         assert_eq!((end.delivered, end.put_back), (0, 5));
         assert_eq!(end.gave_up, Some(format!("answered {status}")));
+        // What may pass is tried again, and after that nobody waits for the rest of the file.
+        let attempts = if status == 503 { dead::ATTEMPTS_MAX as usize } else { 1 };
+        assert_eq!(backend.seen().len() - seen, attempts);
         assert_eq!(fs::read(rig.dead_dir().join("collector.ndjson")).unwrap(), before);
         rig.stop().await;
     }

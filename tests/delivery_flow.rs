@@ -11,9 +11,12 @@ use std::time::Duration;
 use async_trait::async_trait;
 use delivery::Rig;
 use pixelgate::event::Record;
+use pixelgate::forward::STOP_ATTEMPT_MS_MAX;
 use pixelgate::forward::dead::Reason;
 use pixelgate::upstream::{Batch, Outcome, Part, Setback, Upstream};
+use prometheus::IntCounterVec;
 use serde_json::Value;
+use tokio::sync::Notify;
 
 const BATCHES: &str = "batch = { events_max = 20, linger_ms = 5 }";
 /// For who needs to know what is in a batch: it waits until it is full.
@@ -201,6 +204,8 @@ async fn what_happens_is_counted() {
     let outcomes: BTreeMap<_, _> = rig.status("own").outcomes.into_iter().collect();
     assert_eq!((outcomes["retry"], outcomes["fault"], outcomes["too_large"]), (1, 1, 1));
     assert!(outcomes["delivered"] >= 2);
+    let counted = |counter: &IntCounterVec| counter.with_label_values(&["own"]).get();
+    assert_eq!((counted(&rig.meters.delivered), counted(&rig.meters.dead)), (10, 0));
     let status = rig.status("own");
     assert_eq!((status.kind, status.state.as_str(), status.lag_seconds), ("obedient", "ok", 0));
     rig.stop().await;
@@ -215,6 +220,54 @@ async fn the_lag_is_the_age_of_the_oldest_event_that_waits() {
     rig.until("own", |s| s.state.as_str() == "retrying" || s.state.as_str() == "down").await;
     let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap();
     let age = now.as_secs().saturating_sub(delivery::RECEIVED_AT_MS / 1000);
-    assert!(rig.status("own").lag_seconds.abs_diff(age) <= 5);
+    let lag_seconds = rig.status("own").lag_seconds;
+    assert!(lag_seconds.abs_diff(age) <= 60, "{lag_seconds} is not {age}");
+    let gauge = rig.meters.lag_seconds.with_label_values(&["own"]).get();
+    assert_eq!(u64::try_from(gauge).unwrap(), lag_seconds);
     rig.stop().await;
+}
+
+/// Says when it has a batch, and answers when it is told to.
+#[derive(Default)]
+struct Late {
+    begun: Notify,
+    answer: Notify,
+}
+
+#[async_trait]
+impl Upstream for Late {
+    fn kind(&self) -> &'static str {
+        "late"
+    }
+
+    async fn send(&self, _: &Batch) -> Outcome {
+        self.begun.notify_one();
+        self.answer.notified().await;
+        Outcome::Delivered
+    }
+}
+
+/// An answer comes this long after the stop: how many events count as delivered?
+async fn delivered_when_answered_after(wait_ms: u64) -> u64 {
+    let late = Arc::new(Late::default());
+    let own: Arc<dyn Upstream> = Arc::clone(&late) as Arc<dyn Upstream>;
+    let mut rig = Rig::start_with(vec![("own", own)], BATCHES);
+    rig.accept(1).await;
+    late.begun.notified().await;
+    let forwarder = rig.forwarder.take().unwrap();
+    let answer = async {
+        tokio::time::sleep(Duration::from_millis(wait_ms)).await;
+        late.answer.notify_one();
+    };
+    tokio::join!(forwarder.stop(), answer);
+    let counts = rig.counts("own");
+    assert_eq!(counts.delivered + counts.pending, 1);
+    rig.spool.close(Duration::from_secs(10)).unwrap();
+    counts.delivered
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_stop_waits_a_little_for_the_answer_to_what_was_sent() {
+    assert_eq!(delivered_when_answered_after(STOP_ATTEMPT_MS_MAX / 2).await, 1);
+    assert_eq!(delivered_when_answered_after(STOP_ATTEMPT_MS_MAX * 2).await, 0);
 }

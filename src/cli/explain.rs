@@ -85,10 +85,7 @@ pub fn explain(config: &Config, text: &str, as_json: bool) -> Result<bool, Expla
         false => {
             // The gate was built from the same section, so it is in order.
             let rules = Rules::new(&config.events).unwrap_or_default();
-            let policy = match reading {
-                Reading::Event => policy(&gate, query, &rules),
-                _ => Vec::new(),
-            };
+            let policy = policy(&gate, reading, query, &rules);
             to_text(&judgement, arrived(query), policy, &advice(query.as_bytes(), &rules))
         }
     };
@@ -153,9 +150,9 @@ fn to_text(
         Judgement::Keep(kept) => {
             let ignored = kept.ignored.iter();
             let ignored = ignored.map(|(param, why)| format!("{}: {}", shown(param), why.detail()));
-            let sections =
+            let made =
                 [("what was made of it", made(kept)), ("what was ignored", ignored.collect())];
-            ("accepted: this event counts.".to_owned(), sections)
+            ("accepted: this event counts.".to_owned(), made)
         }
         Judgement::Refuse(Refusal { reject, .. }) => {
             let about = reject.param.map(|param| format!("about {param}: ")).unwrap_or_default();
@@ -218,8 +215,9 @@ fn made(kept: &Kept<'_>) -> Lines {
 
 /// Which rule of the portal list decided, and what the rules take away: asked of every event
 /// whose parameters are in order.
-fn policy(gate: &Gate, query: &str, rules: &Rules) -> Lines {
-    let Ok(Judged { event, .. }) = event::parse(query.as_bytes(), rules) else {
+fn policy(gate: &Gate, reading: Reading, query: &str, rules: &Rules) -> Lines {
+    let parsed = event::parse(query.as_bytes(), rules);
+    let (Reading::Event, Ok(Judged { event, .. })) = (reading, parsed) else {
         return Lines::new();
     };
     let decision = gate.portals().judge(event.portal, &event.name);

@@ -23,6 +23,7 @@ use pingora::services::listening::Service;
 use pixelgate::PixelGate;
 use pixelgate::admin::Admin;
 use pixelgate::front::{Front, InFlight, Limits};
+use rustix::process::{Resource, getrlimit, setrlimit};
 use std::fmt;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -31,6 +32,9 @@ use tokio::sync::watch;
 
 /// Pause between two looks at whether requests are still in flight, in milliseconds.
 const DRAIN_LOOK_MS: u64 = 2;
+
+/// Open files that are no connection: segments, listeners, logs, connections to upstreams.
+const FILES_OF_OUR_OWN: usize = 256;
 
 /// Why an edge did not start, or did not stop as it should.
 #[derive(Debug)]
@@ -68,6 +72,7 @@ impl std::error::Error for EdgeError {}
 pub fn run(config: &Config) -> Result<(), EdgeError> {
     let edge = &config.edge;
     std::fs::create_dir_all(&edge.state_dir).map_err(EdgeError::State)?;
+    raise_file_limit(edge.connections_max);
     // Sockets first: a second edge on the same port must not get as far as the spool.
     let plain = bind_all(&edge.listen)?;
     let certificates = Certificates::load_all(&edge.tls)
@@ -127,6 +132,19 @@ pub fn run(config: &Config) -> Result<(), EdgeError> {
     gate.close(grace).map_err(EdgeError::Close)?;
     info!("stopped");
     Ok(())
+}
+
+/// Takes as many open files as the system lets us: a connection is one, and the usual first
+/// limit of 1024 is for programs that call `select`.
+fn raise_file_limit(connections_max: usize) {
+    let mut limit = getrlimit(Resource::Nofile);
+    limit.current = limit.maximum;
+    // A refusal leaves the limit as it was, which is told below.
+    let _ = setrlimit(Resource::Nofile, limit);
+    let Some(files) = getrlimit(Resource::Nofile).current else { return };
+    if files < (connections_max + FILES_OF_OUR_OWN) as u64 {
+        info!("the system allows {files} open files: fewer connections than edge.connections_max");
+    }
 }
 
 fn bind_all<'a>(addresses: impl IntoIterator<Item = &'a String>) -> Result<Vec<Bound>, EdgeError> {

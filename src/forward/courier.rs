@@ -175,7 +175,8 @@ impl Courier {
         while let Ok(Some(gathered)) = self.unless_stopped(gatherer.next()).await {
             // The first is the oldest: strands keep the order in which events came. One that
             // cannot be read has no age.
-            let first = gathered.arrivals.first().and_then(|a| Record::decode(&a.record).ok());
+            let first =
+                gathered.arrivals.first().and_then(|a| Record::decode_sound(&a.record).ok());
             let came_ms = first.map_or(u64::MAX, |record| record.received_at_ms);
             let parcel = Parcel::new(gathered, came_ms, &self.ages);
             let slot = self.unless_stopped(Arc::clone(&slots).acquire_owned()).await;
@@ -262,7 +263,7 @@ impl Courier {
                 }
                 Outcome::TooLarge(s) => self.bury(&parcel, Reason::TooLarge, &s).await?,
                 Outcome::Rejected(s) => {
-                    let readable = |r: &Bytes| Record::decode(r).is_ok();
+                    let readable = |r: &Bytes| Record::decode_sound(r).is_ok();
                     let readable = parcel.batch.records().iter().all(readable);
                     let reason = if readable { Reason::Rejected } else { Reason::Unreadable };
                     self.bury(&parcel, reason, &s).await?;
@@ -378,7 +379,7 @@ fn gist_of_part(outcome: &Outcome) -> Gist {
 /// The same strand for the same portal, always. The multiplier (2^64 / golden ratio) spreads
 /// neighbouring numbers. A record that cannot be read has no order to keep.
 fn strand_of(record: &[u8], strands: usize) -> usize {
-    let portal = Record::decode(record).map_or(0, |record| record.portal);
+    let portal = Record::decode_sound(record).map_or(0, |record| record.portal);
     let spread = portal.wrapping_mul(0x9E37_79B9_7F4A_7C15) >> 32;
     (spread % strands as u64) as usize
 }

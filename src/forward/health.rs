@@ -137,3 +137,38 @@ impl Inner {
         true
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test(start_paused = true)]
+    async fn the_same_change_is_logged_once_a_while() {
+        let mut inner = Inner::default();
+        let almost = Duration::from_secs(REPEAT_SECONDS_MIN) - Duration::from_millis(1);
+        assert!(inner.may_log(State::Down));
+        tokio::time::advance(almost).await;
+        assert!(!inner.may_log(State::Down));
+        assert!(inner.may_log(State::Misconfigured), "another change is news");
+        tokio::time::advance(Duration::from_millis(1)).await;
+        assert!(inner.may_log(State::Down));
+    }
+
+    #[test]
+    fn the_last_error_outlives_what_it_told_of() {
+        let health = Health::new("a");
+        health.failing(State::Down, "connection refused");
+        assert_eq!(health.read(), (State::Down, Some("connection refused".into())));
+        health.ok();
+        assert_eq!(health.read(), (State::Ok, Some("connection refused".into())));
+    }
+
+    #[test]
+    fn nothing_follows_a_stop() {
+        let health = Health::new("a");
+        health.stopped();
+        health.failing(State::Down, "late");
+        health.ok();
+        assert_eq!(health.read(), (State::Stopped, None));
+    }
+}

@@ -195,6 +195,14 @@ mod tests {
     }
 
     #[test]
+    fn a_part_holds_on_to_no_memory_of_the_whole() {
+        let whole = parcel(2);
+        let place = whole.batch.records()[0].as_ptr();
+        let [front, _] = whole.halve();
+        assert_ne!(front.batch.records()[0].as_ptr(), place);
+    }
+
+    #[test]
     fn the_age_is_that_of_the_oldest_parcel_until_its_last_part_is_gone() {
         let ages = Arc::new(Ages::default());
         let gathered = || Gathered::of_one(Bytes::from("x"), 0_usize);

@@ -19,6 +19,8 @@ use super::sync::{Arc, AtomicU8, Mutex, MutexGuard, Ordering, PoisonError};
 const WAITING: u8 = 0;
 const COMMITTED: u8 = 1;
 const REFUSED: u8 = 2;
+/// Beside one of the last two: nobody is left to be woken.
+const PASSED_ON: u8 = 4;
 
 /// The spool did not take the event: it is full, failing or closed (SPEC 4, `overloaded`).
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -59,7 +61,7 @@ impl Group {
     }
 
     fn outcome(&self) -> Option<Result<(), Overloaded>> {
-        match self.outcome.load(Ordering::Acquire) {
+        match self.outcome.load(Ordering::Acquire) & !PASSED_ON {
             WAITING => None,
             COMMITTED => Some(Ok(())),
             _ => Some(Err(Overloaded)),
@@ -68,7 +70,16 @@ impl Group {
 
     /// Wakes whoever still waits for a settled group.
     fn pass_on(&self) {
-        let rest = std::mem::take(&mut *lock(&self.waiters));
+        if self.outcome.load(Ordering::Acquire) & PASSED_ON != 0 {
+            // All but the first of a thousand come by here.
+            return;
+        }
+        let rest = {
+            let mut waiters = lock(&self.waiters);
+            // Final: who looks from now on, under this lock, sees that the group is settled.
+            self.outcome.fetch_or(PASSED_ON, Ordering::Release);
+            std::mem::take(&mut *waiters)
+        };
         for waker in rest.into_iter().flatten() {
             waker.wake();
         }

@@ -89,7 +89,7 @@ fn lay_out(records: &[Bytes], format: Format) -> Option<Vec<u8>> {
         if place > 0 {
             out.extend_from_slice(between);
         }
-        let record = Record::decode(bytes).ok()?;
+        let record = Record::decode_sound(bytes).ok()?;
         let bot = bot::is_bot(record.context.user_agent.as_deref());
         if format == Format::CloudEvents {
             open_envelope(&mut out, &record)?;

@@ -4,11 +4,14 @@ use crate::backend::Backend;
 use crate::delivery::{RUNTIME, http_upstream};
 use crate::harness::{Edge, Setup};
 use crate::http::Connection;
+use serde_json::Value;
 use std::collections::{BTreeMap, BTreeSet};
 use std::io::Write;
 use std::net::{SocketAddr, TcpStream};
+use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+use tempfile::TempDir;
 
 /// Connections that send events at once.
 const SENDERS: u64 = 8;
@@ -50,17 +53,21 @@ fn check(id: u64) -> u64 {
     id.wrapping_mul(0x9E37_79B9_7F4A_7C15) >> 16
 }
 
-fn survive(durability: &str) {
-    let backend = RUNTIME.block_on(Backend::playing([]));
-    let dir = Arc::new(tempfile::tempdir().unwrap());
-    Setup::default()
-        .spool(&format!("durability = \"{durability}\"\nsegment_bytes = \"64KiB\""))
-        .upstreams(&http_upstream(&backend, ""))
-        .write(dir.path());
+/// What was sent to edges that were killed.
+struct Sent {
+    /// Every id below this was sent.
+    end: u64,
+    /// Those that were answered 200.
+    answered: BTreeSet<u64>,
+}
+
+/// Starts an edge in `dir`, sends events and kills it, again and again. `look` is called on the
+/// folder after each kill.
+fn kill_again_and_again(dir: &Arc<TempDir>, look: impl Fn(&Path)) -> Sent {
     let next = Arc::new(AtomicU64::new(0));
     let mut answered = BTreeSet::new();
     for round in 0..kills() {
-        let edge = Edge::start_in(Arc::clone(&dir));
+        let edge = Edge::start_in(Arc::clone(dir));
         let address = edge.address;
         let count = Arc::new(AtomicU64::new(0));
         let senders: Vec<_> = (0..SENDERS)
@@ -76,25 +83,43 @@ fn survive(durability: &str) {
         for sender in senders {
             answered.extend(sender.join().unwrap());
         }
+        look(dir.path());
     }
+    assert!(answered.len() as u64 >= kills());
+    Sent { end: next.load(Relaxed), answered }
+}
+
+impl Sent {
+    /// Holds what has arrived against what was sent: nothing answered is missing, nothing was
+    /// made up or changed, and what came twice can be told by its id.
+    fn check(&self, events: &[Value]) {
+        let mut ids: BTreeMap<&str, u64> = BTreeMap::new();
+        for event in events {
+            let sent: u64 = event["external_id"].as_str().unwrap().parse().unwrap();
+            assert!(sent < self.end, "nobody sent {sent}");
+            assert_eq!(event["properties"]["check"], check(sent).to_string(), "{sent} is changed");
+            let known = ids.entry(event["id"].as_str().unwrap()).or_insert(sent);
+            assert_eq!(*known, sent, "two events share an id");
+        }
+        let delivered: BTreeSet<u64> = ids.values().copied().collect();
+        assert_eq!(delivered.len(), ids.len(), "one event has two ids");
+        let lost = self.answered.difference(&delivered).count();
+        assert_eq!(lost, 0, "of {} answered events are lost", self.answered.len());
+        println!("{} kills, {} events answered, none lost", kills(), self.answered.len());
+    }
+}
+
+fn survive(durability: &str) {
+    let backend = RUNTIME.block_on(Backend::playing([]));
+    let dir = Arc::new(tempfile::tempdir().unwrap());
+    Setup::default()
+        .spool(&format!("durability = \"{durability}\"\nsegment_bytes = \"64KiB\""))
+        .upstreams(&http_upstream(&backend, ""))
+        .write(dir.path());
+    let sent = kill_again_and_again(&dir, |_| {});
     let edge = Edge::start_in(Arc::clone(&dir));
     edge.wait_delivered("collector");
-
-    let mut ids: BTreeMap<String, u64> = BTreeMap::new();
-    for event in backend.events() {
-        let sent: u64 = event["external_id"].as_str().unwrap().parse().unwrap();
-        assert!(sent < next.load(Relaxed), "nobody sent {sent}");
-        assert_eq!(event["properties"]["check"], check(sent).to_string(), "{sent} is changed");
-        let id = event["id"].as_str().unwrap().to_owned();
-        let known = ids.entry(id).or_insert(sent);
-        assert_eq!(*known, sent, "two events share an id");
-    }
-    let delivered: BTreeSet<u64> = ids.values().copied().collect();
-    assert_eq!(delivered.len(), ids.len(), "one event has two ids");
-    let lost: Vec<_> = answered.difference(&delivered).collect();
-    assert!(lost.is_empty(), "{} of {} answered events are lost", lost.len(), answered.len());
-    assert!(answered.len() as u64 >= kills());
-    println!("{durability}: {} kills, {} events answered, none lost", kills(), answered.len());
+    sent.check(&backend.events());
 }
 
 #[test]
@@ -105,4 +130,44 @@ fn every_answered_event_survives_kill_9_under_power() {
 #[test]
 fn every_answered_event_survives_kill_9_under_interval() {
     survive("interval");
+}
+
+/// Texts of the files of a file upstream whose names end in `suffix`.
+fn files(dir: &Path, suffix: &str) -> Vec<String> {
+    let Ok(entries) = std::fs::read_dir(dir.join("events")) else { return Vec::new() };
+    let paths = entries.map(|entry| entry.unwrap().path());
+    let ours = paths.filter(|path| path.to_str().unwrap().ends_with(suffix));
+    ours.map(|path| std::fs::read_to_string(path).unwrap()).collect()
+}
+
+fn check_whole_lines(files: &[String]) {
+    for text in files {
+        assert!(text.ends_with('\n'), "a file ends within a line");
+        let mut lines = text.lines().map(serde_json::from_str::<Value>);
+        assert!(lines.all(|line| line.is_ok_and(|event| event.is_object())));
+    }
+}
+
+#[test]
+fn every_answered_event_is_in_a_file_of_whole_lines_after_kill_9() {
+    let dir = Arc::new(tempfile::tempdir().unwrap());
+    // Small files and batches, so that a kill meets every step of writing and finishing one.
+    let at = dir.path().display();
+    Setup::default()
+        .upstreams(&format!(
+            "[[upstream]]\nname = \"file\"\nkind = \"file\"\ndir = \"{at}/events\"\n\
+             rotate_bytes = \"8KiB\"\n[upstream.batch]\nevents_max = 10\nlinger_ms = 1\n"
+        ))
+        .write(dir.path());
+    let sent = kill_again_and_again(&dir, |dir| check_whole_lines(&files(dir, ".ndjson")));
+
+    let edge = Edge::start_in(dir);
+    edge.wait_delivered("file");
+    // A last kill, so that what counts as delivered is looked for in open files, too.
+    let dir = edge.kill();
+    let (finished, open) = (files(dir.path(), ".ndjson"), files(dir.path(), ".ndjson.part"));
+    check_whole_lines(&finished);
+    check_whole_lines(&open);
+    assert!(finished.len() > 10 && open.len() <= 1, "{} and {}", finished.len(), open.len());
+    sent.check(&Edge::events_in_files(dir.path()));
 }

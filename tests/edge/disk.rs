@@ -175,20 +175,15 @@ struct Load(Vec<std::thread::JoinHandle<()>>);
 
 impl Load {
     fn start(address: SocketAddr, ledger: &Arc<Ledger>) -> Load {
-        let send = |ledger: Arc<Ledger>| {
-            let Ok(stream) = TcpStream::connect(address) else { return };
-            let mut connection = Connection::of(stream);
-            while ledger.send(&mut connection).is_some_and(|response| response.status == 200) {}
+        let sender = || {
+            let ledger = Arc::clone(ledger);
+            std::thread::spawn(move || {
+                let Ok(stream) = TcpStream::connect(address) else { return };
+                let mut connection = Connection::of(stream);
+                while ledger.send(&mut connection).is_some_and(|answer| answer.status == 200) {}
+            })
         };
-        let senders = 0..SENDERS;
-        Load(
-            senders
-                .map(|_| {
-                    let ledger = Arc::clone(ledger);
-                    std::thread::spawn(move || send(ledger))
-                })
-                .collect(),
-        )
+        Load((0..SENDERS).map(|_| sender()).collect())
     }
 
     fn end(self) {
@@ -243,37 +238,41 @@ fn a_disk_that_fills_up_refuses_and_recovers_when_there_is_room() {
 fn a_folder_that_turns_read_only_refuses_and_recovers_when_it_can_be_written() {
     let backend = RUNTIME.block_on(Backend::start(|_| Act::Refuse(503)));
     let dir = folder(&backend);
-    let spool = dir.path().join("spool");
+    let (spool, view) = (dir.path().join("spool"), dir.path().join("view"));
     std::fs::create_dir_all(&spool).unwrap();
-    let edge = Edge::start_in(Arc::clone(&dir));
-    // A mount that has files open for writing does not turn read-only, so the folder gets one of
-    // its own: the open segment can still be written, whatever is opened from now on cannot.
-    let itself = spool.to_str().unwrap();
-    let Some(disk) = or_skip(Disk::mount(&["--bind", itself], &spool)) else { return };
+    // A mount with files open for writing does not turn read-only. So a read-only view of the
+    // folder is laid over it: what is open can still be written, what is opened from then on not.
+    let from = spool.to_str().unwrap();
+    let Some(read_only) = or_skip(Disk::mount(&["--bind", from], &view)) else { return };
+    read_only.remount("bind,ro");
+    let turn_read_only = || Disk::mount(&["--bind", view.to_str().unwrap()], &spool).unwrap();
+
     let ledger = Arc::new(Ledger::default());
-    for round in 1..=ROUNDS {
+    let edge = Edge::start_in(Arc::clone(&dir));
+    let mut layers = Vec::new();
+    for _ in 0..ROUNDS {
         let load = Load::start(edge.address, &ledger);
-        wait_for("answers", || ledger.count.load(Relaxed) >= round * 100);
-        disk.remount("bind,ro");
+        let moment = ledger.count.load(Relaxed) + 100;
+        wait_for("answers", || ledger.count.load(Relaxed) >= moment);
+        let layer = turn_read_only();
         load.end();
         ledger.wait_refusing(&edge);
-        disk.remount("bind,rw");
+        layer.remount("bind,rw");
         ledger.wait_accepting(&edge);
+        layers.push(layer);
     }
     // Refusing once more when the process is killed: the next one finds all that was answered.
-    disk.remount("bind,ro");
+    layers.push(turn_read_only());
     Load::start(edge.address, &ledger).end();
     ledger.wait_refusing(&edge);
     edge.kill();
-    disk.remount("bind,rw");
+    layers.into_iter().rev().for_each(Disk::unmount);
     let edge = Edge::start_in(dir);
     backend.script(|_| Act::Take);
     let row = edge.wait_delivered("collector");
     assert_eq!(row["accepted"], ledger.count.load(Relaxed), "{row}");
     ledger.check(&backend, true);
-    // Its files are closed before the folder's mount goes.
-    drop(edge);
-    disk.unmount();
+    read_only.unmount();
 }
 
 /// Loses the disk under load, again and again; each time the process is killed as well, and a new

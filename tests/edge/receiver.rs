@@ -8,7 +8,7 @@ use serde_json::Value;
 use std::collections::BTreeSet;
 use std::io::{BufRead, BufReader};
 use std::net::SocketAddr;
-use std::process::{Child, Command, Stdio};
+use std::process::{Child, ChildStderr, Command, Stdio};
 use std::sync::Arc;
 
 const SECRET: &str = "whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw";
@@ -18,6 +18,8 @@ const WRONG_SECRET: &str = "whsec_AAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAA";
 struct Receiver {
     child: Child,
     address: SocketAddr,
+    /// Kept open: whoever writes to a closed pipe fails.
+    _stderr: BufReader<ChildStderr>,
 }
 
 impl Receiver {
@@ -34,10 +36,11 @@ impl Receiver {
             .spawn()
             .unwrap();
         let mut line = String::new();
-        BufReader::new(child.stderr.take().unwrap()).read_line(&mut line).unwrap();
+        let mut stderr = BufReader::new(child.stderr.take().unwrap());
+        stderr.read_line(&mut line).unwrap();
         let address = line.trim_end().strip_prefix("receiving signed batches on ");
         let address = address.unwrap_or_else(|| panic!("{line}")).parse().unwrap();
-        Receiver { child, address }
+        Receiver { child, address, _stderr: stderr }
     }
 
     /// Ends it, and gives the events that it printed.

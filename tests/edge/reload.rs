@@ -208,7 +208,7 @@ const BAD_EDITS: &[BadEdit] = &[
     (|path| rewrite(path, ""), "portals.toml: there is no portal in it"),
     (|path| fs::remove_file(path).unwrap(), "portals.toml: No such file"),
     (
-        |path| fs::set_permissions(path, fs::Permissions::from_mode(0)).unwrap(),
+        |path| fs::set_permissions(path, fs::Permissions::from_mode(0o000)).unwrap(),
         "portals.toml: Permission denied",
     ),
 ];
@@ -403,7 +403,7 @@ fn a_url_that_misbehaves_and_goes_away_changes_nothing_under_load() {
         (format!("200 OK\r\n{}", body("application/toml", "portals = [7,\n0]")), ".toml:2:"),
         (format!("200 OK\r\n{page}"), "neither Content-Type nor name"),
         (format!("200 OK\r\n{cut}"), "end of file before message length reached"),
-        ("garbage".to_owned(), "invalid HTTP version"),
+        ("garbage".to_owned(), "invalid HTTP"),
     ] {
         *server.desk.instead.lock().unwrap() = Some(instead);
         failed_and_changed_nothing(&edge, 101, what);

@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use bytesize::ByteSize;
 use pixelgate::event::{self, Context, Event, Revenue};
-use pixelgate::forward::{self, Forwarder, Options, Route, dead};
+use pixelgate::forward::{self, Forwarder, Meters, Options, Route, dead};
 use pixelgate::spool::{self, Durability, Env, Spool};
 use pixelgate::upstream::{self, BatchConfig, Upstream};
 use serde_json::Value;
@@ -23,6 +23,8 @@ pub struct Rig {
     pub dir: Arc<tempfile::TempDir>,
     pub spool: Spool,
     pub forwarder: Option<Forwarder>,
+    /// What is counted.
+    pub meters: Meters,
     /// What was accepted: id and wire form.
     pub accepted: BTreeMap<String, Value>,
     names: Vec<String>,
@@ -68,9 +70,11 @@ impl Rig {
             let reader = spool.reader(&name).unwrap();
             Route { name, upstream, batch, reader }
         });
-        let forwarder = forward::start(routes.collect(), Options::new(dir.path().join("dead")));
+        let options = Options::new(dir.path().join("dead"));
+        let meters = options.meters.clone();
+        let forwarder = Some(forward::start(routes.collect(), options));
         let accepted = BTreeMap::new();
-        Rig { dir, spool, forwarder: Some(forwarder), accepted, names }
+        Rig { dir, spool, forwarder, meters, accepted, names }
     }
 
     /// Accepts `count` events of a thousand portals.

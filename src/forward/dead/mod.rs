@@ -31,7 +31,7 @@ use uuid::Uuid;
 use crate::event::Record;
 use crate::upstream::{self, Setback};
 
-pub use replay::{Progress, Summary, list, replay};
+pub use replay::{ATTEMPTS_MAX, Progress, Summary, list, replay};
 
 /// Size of one upstream's dead letters, at most. At some 700 bytes a letter, the third of a
 /// million: whoever has that many has a broken backend, not poison events.
