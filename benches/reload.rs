@@ -4,12 +4,14 @@
 //! cargo bench --bench reload
 //! ```
 //!
-//! The release build takes events at a constant rate, far below what it could take: before, while
-//! one reload follows the other without a pause, and after. Once with all cores, and once on one
-//! core alone, where whoever reads a list must take the time from whoever answers. A latency counts
-//! from when the event was due, so that a standstill is seen by all the events that it keeps
-//! waiting. Durability is `memory`: the disk's own pauses would hide what is looked for. Every
-//! answer must be a pixel: one refused event fails the benchmark.
+//! The release build takes events at a constant rate, far below what it could take: for a while
+//! with nothing else to do, then while one reload follows the other without a pause, in turn and
+//! several rounds, so that what else the machine does disturbs both. Once with all cores, and once
+//! on one core alone, where whoever reads a list takes the time from whoever answers.
+//!
+//! A latency counts from when the event was due, so that a standstill is seen by all the events
+//! that it keeps waiting. Durability is `memory`: the disk's own pauses would hide what is looked
+//! for. Every answer must be a pixel: one refused event fails the benchmark.
 
 use rustix::process::{Pid, Signal, kill_process};
 use std::fmt::Write as _;
@@ -26,12 +28,14 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 
 const IDS: u64 = 1_000_000;
-const RELOADS: u32 = 100;
+const ROUNDS: u32 = 10;
+/// In each round.
+const RELOADS: u32 = 10;
 const CONNECTIONS: u32 = 32;
 /// Between two events of one connection: 2,000 events a second on all of them.
 const PERIOD: Duration = Duration::from_millis(16);
-/// How long the load goes on before and after the reloads.
-const ROUND: Duration = Duration::from_secs(10);
+/// How long the load goes on before the reloads of each round.
+const BEFORE: Duration = Duration::from_secs(2);
 /// Only so that a benchmark that would wait for ever fails.
 const PATIENCE: Duration = Duration::from_secs(60);
 
@@ -45,33 +49,36 @@ fn main() {
         println!("nothing is measured without --bench");
         return;
     }
-    println!("{IDS} ids, {RELOADS} reloads; CPU is the server's; latencies in microseconds");
+    let all = ROUNDS * RELOADS;
+    println!("{IDS} ids, {all} reloads; CPU is the server's; latencies in microseconds");
     for (name, core) in [("all cores", None), ("one core", Some("0"))] {
         let edge = Edge::start(core);
-        edge.load(|| std::thread::sleep(ROUND / 5)); // Warms up.
-        let before = edge.load(|| std::thread::sleep(ROUND));
+        edge.load(|| std::thread::sleep(BEFORE)); // Warms up.
         let peak = edge.peak_mib();
-        let during = edge.load(|| (0..RELOADS).for_each(|n| edge.reload(n)));
-        let after = edge.load(|| std::thread::sleep(ROUND));
+        let (mut before, mut during) = (Figures::default(), Figures::default());
+        for round in 0..ROUNDS {
+            before.add(edge.load(|| std::thread::sleep(BEFORE)));
+            let reloads = round * RELOADS..(round + 1) * RELOADS;
+            during.add(edge.load(|| reloads.for_each(|n| edge.reload(n))));
+        }
         println!(
             "\n{name:<18} {:>8} {:>9} {:>7} {:>7} {:>7} {:>7} {:>7}",
             "events", "events/s", "CPU %", "p50", "p99", "p999", "max"
         );
-        for (name, figures) in [("before", &before), ("during", &during), ("after", &after)] {
-            figures.print(name);
-        }
-        let reloads = f64::from(RELOADS);
+        before.print("before");
+        during.print("during");
         let cpu = during.cpu_seconds - before.cpu_seconds / before.seconds * during.seconds;
         println!(
             "a reload: {:.0} ms, {:.0} ms of CPU; peak memory {peak:.0} MiB, then {:.0} MiB",
-            during.seconds / reloads * 1e3,
-            cpu / reloads * 1e3,
+            during.seconds / f64::from(all) * 1e3,
+            cpu / f64::from(all) * 1e3,
             edge.peak_mib(),
         );
     }
 }
 
 /// What a load saw.
+#[derive(Default)]
 struct Figures {
     seconds: f64,
     cpu_seconds: f64,
@@ -80,6 +87,13 @@ struct Figures {
 }
 
 impl Figures {
+    fn add(&mut self, other: Figures) {
+        self.seconds += other.seconds;
+        self.cpu_seconds += other.cpu_seconds;
+        self.latencies.extend(other.latencies);
+        self.latencies.sort_unstable();
+    }
+
     fn at(&self, share: f64) -> u32 {
         let last = self.latencies.len() - 1;
         self.latencies[(last as f64 * share) as usize]
@@ -170,9 +184,8 @@ impl Edge {
         let load = std::thread::spawn(move || ask_all(address, &end));
         work();
         ended.store(true, Relaxed);
-        let mut latencies = load.join().expect("no event is refused");
+        let latencies = load.join().expect("no event is refused");
         let (seconds, cpu_seconds) = (began.elapsed().as_secs_f64(), self.cpu_seconds() - cpu);
-        latencies.sort_unstable();
         Figures { seconds, cpu_seconds, latencies }
     }
 

@@ -4,7 +4,7 @@
 //!     export SECRET="whsec_$(openssl rand -base64 32)"
 //!     cargo run --example receiver -- 127.0.0.1:9000
 //!
-//! and in the edge's configuration:
+//! with this in the edge's configuration:
 //!
 //!     [[upstream]]
 //!     name = "collector"
@@ -12,9 +12,8 @@
 //!     url = "http://127.0.0.1:9000/events"
 //!     secret = "${SECRET}"
 //!
-//! What a real one does the same: verify before parsing, answer 2xx only once the events are
-//! stored, and tell duplicates by the event's `id` (delivery is at least once). What it does
-//! better: keep the ids in its database (here they grow for ever), and use an HTTP library.
+//! A real one, too, verifies before it parses, answers 2xx only once the events are stored, and
+//! tells duplicates by their `id`; but it keeps ids in a database, and uses an HTTP library.
 
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;

@@ -1,16 +1,14 @@
 //! From a configuration to an open gate, and back to a closed one.
 //!
 //! [`Builder::open`] is the one place where the parts meet: it checks every section, opens the
-//! portal list and the spool, builds the upstreams and starts delivery. Delivery runs on a small
-//! runtime of the gate's own, so that a host needs to start nothing, and a slow upstream never
-//! takes a worker from the request path.
+//! portal list and the spool, builds the upstreams and starts delivery.
 
 use crate::answer::{self, Answers};
 use crate::client::TrustedProxies;
 use crate::clock::{Clock, SystemClock};
+use crate::delivery::Delivery;
 use crate::event::{self, Rules};
-use crate::forward::{self, Forwarder, Meters, Route};
-use crate::front::Raw;
+use crate::forward::{self, Meters, Route};
 use crate::gate::Gate;
 use crate::metrics::Metrics;
 use crate::path::Guard;
@@ -21,14 +19,10 @@ use crate::spool::{self, Env, Spool};
 use crate::upstream::{self, BatchConfig, Upstream};
 use std::fmt;
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex, PoisonError};
-use tokio::runtime::Runtime;
-use tokio::sync::watch;
+use std::sync::Arc;
 
 /// The folder of the dead letters, below the spool's own.
 const DEAD_DIR: &str = "dead";
-/// Threads that deliver: encoding and compressing a million events a second needs no more.
-const DELIVERY_THREADS: usize = 1;
 
 /// Everything that a gate is told (SPEC 9, without the sections of the ready edge).
 #[derive(Debug, Clone, Default)]
@@ -172,8 +166,15 @@ pub struct Builder {
     clock: Arc<dyn Clock>,
 }
 
+impl PixelGate {
+    /// Begins a gate with this configuration.
+    pub fn builder(config: Config) -> Builder {
+        Builder::new(config)
+    }
+}
+
 impl Builder {
-    pub(crate) fn new(config: Config) -> Self {
+    fn new(config: Config) -> Self {
         Self {
             config,
             state_dir: PathBuf::from("data"),
@@ -233,7 +234,6 @@ impl Builder {
         let metrics = Metrics::new();
         let answers = Answers::build(&config.response, &config.events.methods, Prebuilt::new)
             .map_err(OpenError::Answers)?;
-        let Ok(raw_answers) = Answers::build(&config.response, &config.events.methods, Raw::new);
         let routes = self.upstreams()?;
         let names: Vec<String> = routes.iter().map(|(name, ..)| name.clone()).collect();
         let env = Env {
@@ -258,14 +258,15 @@ impl Builder {
             Some(Route { name, upstream, batch, reader })
         };
         let routes = routes.into_iter().filter_map(route).collect();
-        let delivery = Delivery::start(routes, options, portals)?;
+        let delivery = Delivery::start(routes, options, portals).map_err(OpenError::Threads)?;
         let trusted = self.trusted;
         Ok(PixelGate::from_shared(Shared {
             gate,
             spool,
             metrics,
             answers,
-            raw_answers,
+            response: config.response.clone(),
+            methods: config.events.methods.clone(),
             trusted,
             delivery,
         }))
@@ -286,58 +287,6 @@ impl Builder {
             all.push((name.clone(), upstream.clone(), self.config.batch.clone()));
         }
         Ok(all)
-    }
-}
-
-/// Delivery and the watch on the portal list, on a runtime of their own.
-pub(crate) struct Delivery {
-    runtime: Mutex<Option<Runtime>>,
-    forwarder: Forwarder,
-    stop: watch::Sender<bool>,
-}
-
-impl Delivery {
-    fn start(
-        routes: Vec<Route>,
-        options: forward::Options,
-        portals: Portals,
-    ) -> Result<Self, OpenError> {
-        let runtime = tokio::runtime::Builder::new_multi_thread()
-            .worker_threads(DELIVERY_THREADS)
-            .thread_name("delivery")
-            .enable_all()
-            .build()
-            .map_err(OpenError::Threads)?;
-        let (stop, stopped) = watch::channel(false);
-        let guard = runtime.enter();
-        let forwarder = forward::start(routes, options);
-        runtime.spawn(portals.watch(stopped));
-        drop(guard);
-        Ok(Self { runtime: Mutex::new(Some(runtime)), forwarder, stop })
-    }
-
-    pub fn forwarder(&self) -> &Forwarder {
-        &self.forwarder
-    }
-
-    /// Stops both; what was on its way is given a moment. Idempotent.
-    pub fn stop(&self) {
-        let _ = self.stop.send(true);
-        let runtime = self.runtime.lock().unwrap_or_else(PoisonError::into_inner).take();
-        if let Some(runtime) = runtime {
-            runtime.block_on(self.forwarder.stop());
-            runtime.shutdown_background();
-        }
-    }
-}
-
-impl Drop for Delivery {
-    fn drop(&mut self) {
-        // Dropping a runtime waits for its threads, which async code must not do.
-        let runtime = self.runtime.get_mut().unwrap_or_else(PoisonError::into_inner).take();
-        if let Some(runtime) = runtime {
-            runtime.shutdown_background();
-        }
     }
 }
 

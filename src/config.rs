@@ -5,7 +5,6 @@
 //! a mistake is told: file, line, key, reason. Nothing imports this module but the binary.
 
 use serde::Deserialize;
-use serde::de::Error as _;
 use std::fmt;
 use std::path::{Path, PathBuf};
 
@@ -201,28 +200,6 @@ fn element<'a>(array: &'a mut [toml::Value], key: &str) -> Result<&'a mut toml::
     let length = array.len();
     let index: usize = key.parse().map_err(|_| format!("`{key}` is not a position in a list"))?;
     array.get_mut(index).ok_or_else(|| format!("the list has {length} entries, none at {index}"))
-}
-
-/// One value or a list of them, as `edge.origin` takes it.
-pub fn one_or_many<'de, D>(deserializer: D) -> Result<Vec<String>, D::Error>
-where
-    D: serde::Deserializer<'de>,
-{
-    match toml::Value::deserialize(deserializer)? {
-        toml::Value::String(one) => Ok(vec![one]),
-        toml::Value::Array(many) => {
-            let text = |value: toml::Value| match value {
-                toml::Value::String(text) => Ok(text),
-                other => {
-                    Err(D::Error::custom(format!("expected a text, found {}", other.type_str())))
-                }
-            };
-            many.into_iter().map(text).collect()
-        }
-        other => {
-            Err(D::Error::custom(format!("expected a text or a list, found {}", other.type_str())))
-        }
-    }
 }
 
 #[cfg(test)]

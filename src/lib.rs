@@ -59,6 +59,7 @@ pub mod builder;
 pub mod client;
 pub mod clock;
 pub mod context;
+mod delivery;
 pub mod event;
 pub mod forward;
 pub mod front;

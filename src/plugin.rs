@@ -6,13 +6,12 @@
 //! that is ours is answered here, its connection stays usable, and the verdict is returned for
 //! the host to log. Delivery goes on behind, on threads of the gate's own.
 
-use crate::answer::{Answer, Answers, wants_image};
-use crate::builder::{Builder, Config};
+use crate::answer::{self, Answer, Answers, wants_image};
 use crate::client::TrustedProxies;
 use crate::context::context;
+use crate::delivery::Delivery;
 use crate::event::Reason;
 use crate::forward::Forwarder;
-use crate::front::Raw;
 use crate::gate::{Gate, Hit, Judgement, Refusal, Verdict};
 use crate::metrics::Metrics;
 use crate::path::Reading;
@@ -46,9 +45,11 @@ pub(crate) struct Shared {
     pub spool: Spool,
     pub metrics: Metrics,
     pub answers: Answers<Prebuilt>,
-    pub raw_answers: Answers<Raw>,
+    /// For whoever builds the answers in another form.
+    pub response: answer::Config,
+    pub methods: Vec<String>,
     pub trusted: TrustedProxies,
-    pub delivery: crate::builder::Delivery,
+    pub delivery: Delivery,
 }
 
 /// An answer in the form in which Pingora sends it.
@@ -110,11 +111,6 @@ impl Reply {
 }
 
 impl PixelGate {
-    /// Begins a gate with this configuration.
-    pub fn builder(config: Config) -> Builder {
-        Builder::new(config)
-    }
-
     pub(crate) fn from_shared(shared: Shared) -> Self {
         Self { shared: Arc::new(shared) }
     }

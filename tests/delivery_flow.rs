@@ -271,3 +271,15 @@ async fn a_stop_waits_a_little_for_the_answer_to_what_was_sent() {
     assert_eq!(delivered_when_answered_after(STOP_ATTEMPT_MS_MAX / 2).await, 1);
     assert_eq!(delivered_when_answered_after(STOP_ATTEMPT_MS_MAX * 2).await, 0);
 }
+
+#[tokio::test]
+async fn a_stop_does_not_wait_for_the_next_attempt() {
+    let later = Setback { after: Some(Duration::from_secs(3000)), ..setback() };
+    let upstream = Obedient::new(move |_, _| Outcome::Fault(later.clone()));
+    let own: Arc<dyn Upstream> = Arc::clone(&upstream) as Arc<dyn Upstream>;
+    let mut rig = Rig::start_with(vec![("own", own)], BATCHES);
+    rig.accept(10).await;
+    rig.until("own", |s| s.state.as_str() == "misconfigured").await;
+    let stop = tokio::time::timeout(Duration::from_secs(60), rig.stop());
+    stop.await.expect("it does not wait for an hour");
+}

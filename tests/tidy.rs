@@ -15,7 +15,7 @@ const COLUMNS_MAX: usize = 100;
 /// The floor of each module of the library. A module imports from floors below its own, and on
 /// floor 1 from no neighbour.
 const FLOORS: &[(u8, &[&str])] = &[
-    (3, &["plugin", "front", "builder", "admin"]),
+    (3, &["builder", "front", "admin", "plugin", "delivery"]),
     (2, &["gate", "forward"]),
     (1, &["spool", "portals", "upstream"]),
     (

@@ -75,7 +75,7 @@ pub fn run(cli: Cli) -> ExitCode {
         Err(e) => return fail(UNUSABLE, e),
     };
     match command {
-        Command::Run => match edge::server::run(&config) {
+        Command::Run => match edge::server::run(&config.edge, config.gate(), &config.admin) {
             Ok(()) => ExitCode::SUCCESS,
             Err(e) => fail(UNUSABLE, chain(&e)),
         },

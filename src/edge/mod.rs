@@ -11,6 +11,7 @@ pub mod tls;
 
 use pixelgate::client::TrustedProxies;
 use serde::Deserialize;
+use serde::de::Error as _;
 use std::path::PathBuf;
 
 /// Most worker threads that may be asked for: more than any machine has cores.
@@ -27,7 +28,7 @@ pub struct Config {
     /// TLS listeners.
     pub tls: Vec<TlsListener>,
     /// Where everything that is not an event goes; empty: answered 404.
-    #[serde(deserialize_with = "crate::config::one_or_many")]
+    #[serde(deserialize_with = "one_or_many")]
     pub origin: Vec<String>,
     /// Worker threads; 0 for one a core.
     pub threads: usize,
@@ -140,6 +141,28 @@ impl Config {
         match self.threads {
             0 => std::thread::available_parallelism().map_or(1, usize::from),
             threads => threads,
+        }
+    }
+}
+
+/// One value or a list of them, as `edge.origin` takes it.
+fn one_or_many<'de, D>(deserializer: D) -> Result<Vec<String>, D::Error>
+where
+    D: serde::Deserializer<'de>,
+{
+    match toml::Value::deserialize(deserializer)? {
+        toml::Value::String(one) => Ok(vec![one]),
+        toml::Value::Array(many) => {
+            let text = |value: toml::Value| match value {
+                toml::Value::String(text) => Ok(text),
+                other => {
+                    Err(D::Error::custom(format!("expected a text, found {}", other.type_str())))
+                }
+            };
+            many.into_iter().map(text).collect()
+        }
+        other => {
+            Err(D::Error::custom(format!("expected a text or a list, found {}", other.type_str())))
         }
     }
 }

@@ -4,11 +4,11 @@
 //! what is in flight at its end. So the stop is run here: close the listeners, wait for requests
 //! in flight (and only for them), then let Pingora end its threads, then close the gate.
 
+use super::Config;
 use super::listen::{Address, BindError, Bound};
 use super::origin::Origins;
 use super::proxy::Edge;
 use super::tls::Certificates;
-use crate::config::Config;
 use async_trait::async_trait;
 use log::{error, info};
 use pingora::listeners::tls::TlsSettings;
@@ -69,21 +69,23 @@ impl fmt::Display for EdgeError {
 impl std::error::Error for EdgeError {}
 
 /// Runs an edge until it is told to stop.
-pub fn run(config: &Config) -> Result<(), EdgeError> {
-    let edge = &config.edge;
+pub fn run(
+    edge: &Config,
+    gate: pixelgate::Config,
+    admin: &pixelgate::admin::Config,
+) -> Result<(), EdgeError> {
     std::fs::create_dir_all(&edge.state_dir).map_err(EdgeError::State)?;
-    raise_file_limit(edge.connections_max);
     // Sockets first: a second edge on the same port must not get as far as the spool.
     let plain = bind_all(&edge.listen)?;
     let certificates = Certificates::load_all(&edge.tls)
         .map_err(|why| EdgeError::Edge(format!("edge.tls: {why}")))?;
     let tls = bind_all(certificates.iter().map(|(listen, _)| listen))?;
-    let admin = bind_all(Some(&config.admin.listen).filter(|listen| !listen.is_empty()))?;
+    let pages = bind_all(Some(&admin.listen).filter(|listen| !listen.is_empty()))?;
     let trusted = edge.trust().map_err(|e| EdgeError::Edge(e.to_string()))?;
     let origins =
         Origins::new(&edge.origin).map_err(|why| EdgeError::Edge(format!("edge.origin: {why}")))?;
 
-    let gate = PixelGate::builder(config.gate())
+    let gate = PixelGate::builder(gate)
         .state_dir(&edge.state_dir)
         .trusted_proxies(trusted.clone())
         .open()
@@ -98,9 +100,9 @@ pub fn run(config: &Config) -> Result<(), EdgeError> {
     )
     .map_err(EdgeError::Pingora)?;
 
-    let mut server = Server::new_with_opt_and_conf(None, server_conf(config));
+    let mut server = Server::new_with_opt_and_conf(None, server_conf(edge));
     let proxy = http_proxy(&server.configuration, proxy);
-    let front = Front::new(proxy, gate.clone(), in_flight.clone(), limits(config));
+    let front = Front::new(proxy, gate.clone(), in_flight.clone(), limits(edge));
     let (stop, stopped) = watch::channel(false);
     let mut service = Service::new("edge".to_owned(), front);
     for bound in &plain {
@@ -113,16 +115,17 @@ pub fn run(config: &Config) -> Result<(), EdgeError> {
         settings.enable_h2();
         service.add_listener(listener(bound).tls(settings));
     }
-    announce(&plain, &tls, &admin);
+    raise_file_limit(edge.connections_max);
+    announce(&plain, &tls, &pages);
     let sockets = plain.into_iter().chain(tls).collect();
     server.add_service(Stoppable { inner: service, sockets, stopped: stopped.clone() });
 
-    let mut pages = Service::new("admin".to_owned(), Admin::new(gate.clone(), &config.admin));
-    pages.threads = Some(1);
-    for bound in &admin {
-        pages.add_listener(listener(bound));
+    let mut service = Service::new("admin".to_owned(), Admin::new(gate.clone(), admin));
+    service.threads = Some(1);
+    for bound in &pages {
+        service.add_listener(listener(bound));
     }
-    server.add_service(Stoppable { inner: pages, sockets: admin, stopped });
+    server.add_service(Stoppable { inner: service, sockets: pages, stopped });
     server.add_service(background_service("lookup", LookUp(origins)));
 
     let grace = Duration::from_secs(edge.shutdown_grace_seconds);
@@ -156,10 +159,10 @@ fn bind_all<'a>(addresses: impl IntoIterator<Item = &'a String>) -> Result<Vec<B
     addresses.into_iter().map(open).collect()
 }
 
-fn server_conf(config: &Config) -> ServerConf {
-    let state = |name: &str| config.edge.state_dir.join(name).to_string_lossy().into_owned();
+fn server_conf(edge: &Config) -> ServerConf {
+    let state = |name: &str| edge.state_dir.join(name).to_string_lossy().into_owned();
     ServerConf {
-        threads: config.edge.threads(),
+        threads: edge.threads(),
         pid_file: state("pixelgate.pid"),
         upgrade_sock: state("upgrade.sock"),
         // One stop is ours (see the head of this file); Pingora's must not sleep after it.
@@ -169,13 +172,13 @@ fn server_conf(config: &Config) -> ServerConf {
     }
 }
 
-fn limits(config: &Config) -> Limits {
+fn limits(edge: &Config) -> Limits {
     Limits {
-        header_timeout: Duration::from_secs(config.edge.header_timeout_seconds),
-        keepalive: Duration::from_secs(config.edge.keepalive_seconds),
-        connections_max: config.edge.connections_max,
-        connections_per_address_max: config.edge.connections_per_address_max,
-        answer_plain: config.edge.answer_plain,
+        header_timeout: Duration::from_secs(edge.header_timeout_seconds),
+        keepalive: Duration::from_secs(edge.keepalive_seconds),
+        connections_max: edge.connections_max,
+        connections_per_address_max: edge.connections_per_address_max,
+        answer_plain: edge.answer_plain,
     }
 }
 

@@ -14,7 +14,7 @@ mod head;
 mod plain;
 mod raw;
 
-use crate::answer::wants_image;
+use crate::answer::{Answers, wants_image};
 use crate::client::Headers;
 use crate::context::context;
 use crate::gate::Hit;
@@ -32,7 +32,7 @@ use pingora::proxy::{HttpProxy, ProxyHttp};
 use pingora::server::ShutdownWatch;
 use pingora_timeout::timeout;
 use plain::{HEADERS_MAX, Plain, plain};
-pub(crate) use raw::Raw;
+use raw::Raw;
 use std::net::IpAddr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
@@ -100,6 +100,7 @@ impl Drop for Busy {
 pub struct Front<SV> {
     proxy: Arc<HttpProxy<SV, ()>>,
     gate: PixelGate,
+    answers: Answers<Raw>,
     in_flight: InFlight,
     limits: Limits,
     census: Arc<Census>,
@@ -126,7 +127,9 @@ impl<SV> Front<SV> {
         in_flight: InFlight,
         limits: Limits,
     ) -> Self {
-        Self { proxy: Arc::new(proxy), gate, in_flight, limits, census: Arc::default() }
+        let shared = gate.shared();
+        let Ok(answers) = Answers::build(&shared.response, &shared.methods, Raw::new);
+        Self { proxy: Arc::new(proxy), gate, answers, in_flight, limits, census: Arc::default() }
     }
 
     /// Reads until the buffer holds a whole header. Waits for its first byte as long as
@@ -219,7 +222,7 @@ impl<SV> Front<SV> {
         let _busy = self.in_flight.enter();
         let (step, image) = self.begin_plain(head, peer)?;
         let reply = self.gate.finish(step).await;
-        let raw = reply.pick(&self.gate.shared().raw_answers, image);
+        let raw = reply.pick(&self.answers, image);
         let mut answer = Vec::new();
         raw.write(&mut answer, reply.retry_after_seconds(), keep);
         Some(answer)

@@ -154,6 +154,7 @@ fn every_answered_event_is_in_a_file_of_whole_lines_after_kill_9() {
     // Small files and batches, so that a kill meets every step of writing and finishing one.
     let at = dir.path().display();
     Setup::default()
+        .spool("segment_bytes = \"64KiB\"")
         .upstreams(&format!(
             "[[upstream]]\nname = \"file\"\nkind = \"file\"\ndir = \"{at}/events\"\n\
              rotate_bytes = \"8KiB\"\n[upstream.batch]\nevents_max = 10\nlinger_ms = 1\n"

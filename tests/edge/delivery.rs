@@ -22,8 +22,9 @@ pub fn http_upstream(backend: &Backend, more: &str) -> String {
 fn an_event_arrives_in_its_wire_form() {
     let backend = RUNTIME.block_on(Backend::playing([]));
     let edge = Setup::default().upstreams(&http_upstream(&backend, "")).start();
-    let query = "&_n=000000001625&_a=0062515&email=Person%2BX@B%C3%BCcher.example&_m=%2B20.50\
-                 &id=ext-77&favorite_color=orange&favorite_color=blue&Note=a+b&empty=&t=99&hapikey=secret";
+    let query = "&_n=000000001625&_a=0062515&email=Person%2BX@B%C3%BCcher.example\
+                 &_m=%2B20.50&id=ext-77&favorite_color=orange&favorite_color=blue&Note=a+b\
+                 &empty=&t=99&hapikey=secret";
     let lines = "User-Agent: Tester/1\r\nReferer: https://shop.test/thanks\r\nSec-GPC: 1\r\n\
                  DNT: 1\r\nSec-Purpose: prefetch;prerender\r\nCookie: secret=1\r\n";
     let response = edge.connect().get(&format!("/v1/event/?{query}"), lines);
