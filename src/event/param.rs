@@ -43,7 +43,7 @@ pub const USER_AGENT_BYTES_MAX: usize = 1024;
 pub const REFERER_BYTES_MAX: usize = 2048;
 
 /// Parameters that may be credentials of the caller: never forwarded, logged or shown.
-pub(super) const WITHHELD: [&str; 3] = ["access_token", "hapikey", "portalid"];
+pub const WITHHELD: [&str; 3] = ["access_token", "hapikey", "portalid"];
 
 /// The five parameters with a meaning of their own, in the order in which they are judged.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
