@@ -12,6 +12,8 @@ use tokio::sync::watch;
 
 /// Threads that deliver: encoding and compressing half a million events a second needs no more.
 const THREADS: usize = 1;
+/// Threads that encode batches and read lists. Each one that ever ran keeps memory of its own.
+const BLOCKING_THREADS_MAX: usize = 4;
 
 /// Delivery and the watch on the portal list, on a runtime of their own.
 pub(crate) struct Delivery {
@@ -29,6 +31,7 @@ impl Delivery {
     ) -> io::Result<Self> {
         let runtime = tokio::runtime::Builder::new_multi_thread()
             .worker_threads(THREADS)
+            .max_blocking_threads(BLOCKING_THREADS_MAX)
             .thread_name("delivery")
             .enable_all()
             .build()?;

@@ -18,6 +18,9 @@ const BLOCK_BYTES: u64 = 256 << 10;
 /// Bytes of one read while searching behind a bad spot.
 const SEARCH_BYTES: u64 = 4 << 20;
 
+/// A run of zeros that is skipped at once.
+const ZEROS: [u8; 256] = [0; 256];
+
 /// What stands at the walk's place.
 #[derive(Debug)]
 pub enum Step {
@@ -142,10 +145,18 @@ fn search(
         let mut window = vec![0; whole.min(range.end - from) as usize];
         let filled = read_full(file, &mut window, from)?;
         window.truncate(filled);
-        for at in 0..filled.min(SEARCH_BYTES as usize) {
+        let mut at = 0;
+        while at < filled.min(SEARCH_BYTES as usize) {
+            if window[at..].starts_with(&ZEROS) {
+                // A preallocated tail is nothing but zeros. The length, in bytes 4 to 7 of a
+                // record, is never zero: none begins here but in the last seven bytes.
+                at += ZEROS.len() - 7;
+                continue;
+            }
             if let Found::Record { seq, .. } = probe(&window[at..], seal, seqs.clone()) {
                 return Ok(Some((from + at as u64, seq)));
             }
+            at += 1;
         }
         if filled < SEARCH_BYTES as usize {
             break;
