@@ -291,8 +291,8 @@ fn every_answered_event_survives_a_loss_of_power() {
         let moment = ledger.count.load(Relaxed) + 200 + 77 * round;
         wait_for("answers", || ledger.count.load(Relaxed) >= moment);
         // Later answers are not claimed: with the power, the edge would be gone as well. Here it
-        // lives on for a moment, on a disk that is gone, and one group answered in that moment
-        // has been seen to be missing; whether `fdatasync` had called it done is not known.
+        // lives on for a moment, and ext4 may call an `fdatasync` done that was cut off under
+        // way: see the assumptions in the head of `src/spool/mod.rs`.
         let claimed = ledger.answered.lock().unwrap().clone();
         disk.lose_power();
         load.end();
