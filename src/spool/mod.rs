@@ -52,9 +52,9 @@
 //! it. A write may tear at any byte and sectors may arrive in any order until then. After a
 //! failed `fdatasync` nothing is known of the bytes since the last good one.
 //!
-//! One case is known where a file system breaks this: an ext4 (Linux 6.18) that is shut down, or
-//! aborts its journal, while an `fdatasync` of preallocated bytes is under way may return success
-//! for it and lose them. Bare `pwrite` and `fdatasync` show it in about one shutdown of ten. With
+//! One case is known where a file system breaks this: an ext4 (Linux 6.18) that is shut down by
+//! its ioctl while an `fdatasync` of preallocated bytes is under way may return success for it and
+//! lose them. Bare `pwrite` and `fdatasync` show it in about one shutdown of ten. With
 //! a loss of power the process is gone with its answers; where it lives on, the one group that
 //! was on its way at that moment may have been answered and be lost.
 //!
