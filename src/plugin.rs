@@ -133,27 +133,28 @@ impl PixelGate {
         &self,
         session: &mut ServerSession,
     ) -> pingora::Result<Option<Verdict>> {
-        let target = Target::split(session.req_header().raw_path());
-        let reading = self.shared.gate.read(target.path);
-        if reading == Reading::Other {
-            return Ok(None);
-        }
-        let reply = self.finish(self.step(session, reading)).await;
+        let Some(step) = self.step(session) else { return Ok(None) };
+        let reply = self.finish(step).await;
         drop_body(session).await?;
         self.answer(session, reply).await?;
         Ok(Some(reply.verdict()))
     }
 
-    /// Everything that needs no waiting: judge, encode, enqueue.
-    fn step(&self, session: &ServerSession, reading: Reading) -> Step {
+    /// Everything that needs no waiting: judge, encode, enqueue. `None` where it is not ours.
+    fn step(&self, session: &ServerSession) -> Option<Step> {
         let request = session.req_header();
+        let target = Target::split(request.raw_path());
+        let reading = self.shared.gate.read(target.path);
+        if reading == Reading::Other {
+            return None;
+        }
         let peer = session.client_addr().and_then(|a| a.as_inet()).map(|a| a.ip());
-        self.begin(Hit {
+        Some(self.begin(Hit {
             method: &request.method,
             reading,
-            query: Target::split(request.raw_path()).query,
+            query: target.query,
             context: context(&request.headers, peer, &self.shared.trusted),
-        })
+        }))
     }
 
     /// Judges a hit, and enqueues what is kept.

@@ -4,35 +4,22 @@
 //! `PIXELGATE_CASES` says how many queries in all; 50,000 unless set. A failure prints the smallest
 //! query found that shows it: that belongs into `tests/vectors/`.
 
+#[path = "support/cases.rs"]
+mod cases;
 mod naive;
 
 use std::cell::RefCell;
 use std::collections::BTreeMap;
 use std::net::IpAddr;
 
+use cases::{cases, run};
 use naive::compare;
 use pixelgate::event::{Context, Ignored, Reason, Record, RecordError, Rules, advice};
 use proptest::prelude::*;
 use proptest::sample::select;
-use proptest::test_runner::{Config, TestRunner};
 
 /// From so many cases on, every reason and cause must have come up.
 const CASES_ENOUGH: u32 = 10_000;
-
-fn cases() -> u32 {
-    std::env::var("PIXELGATE_CASES").ok().and_then(|text| text.parse().ok()).unwrap_or(50_000)
-}
-
-fn run<S: Strategy>(cases: u32, strategy: S, test: impl Fn(S::Value)) {
-    let config = Config { cases, failure_persistence: None, ..Config::default() };
-    let result = TestRunner::new(config).run(&strategy, |value| {
-        test(value);
-        Ok(())
-    });
-    if let Err(fault) = result {
-        panic!("{fault}");
-    }
-}
 
 #[test]
 fn the_fast_judge_and_the_naive_one_agree_and_events_are_stable() {

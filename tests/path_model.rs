@@ -2,12 +2,14 @@
 //!
 //! `PIXELGATE_CASES` says how many generated paths; 50,000 unless set.
 
+#[path = "support/cases.rs"]
+mod cases;
 mod naive;
 
+use cases::{cases, run};
 use pixelgate::path::{Guard, PathError, Reading};
 use proptest::prelude::*;
 use proptest::sample::select;
-use proptest::test_runner::{Config, TestRunner};
 
 const EVENT_PATHS: [&str; 4] = ["/v1/event/", "/pixel/", "/a.b/c_d/e-f.gif", "/v1/event"];
 
@@ -231,21 +233,6 @@ fn the_length_of_a_path_changes_nothing() {
     }
 }
 
-fn cases() -> u32 {
-    std::env::var("PIXELGATE_CASES").ok().and_then(|text| text.parse().ok()).unwrap_or(50_000)
-}
-
-fn run<S: Strategy>(strategy: S, test: impl Fn(S::Value)) {
-    let config = Config { cases: cases() / 2, failure_persistence: None, ..Config::default() };
-    let result = TestRunner::new(config).run(&strategy, |value| {
-        test(value);
-        Ok(())
-    });
-    if let Err(fault) = result {
-        panic!("{fault}");
-    }
-}
-
 #[test]
 fn the_guard_and_the_naive_reading_agree() {
     const PARTS: [&str; 44] = [
@@ -301,7 +288,7 @@ fn the_guard_and_the_naive_reading_agree() {
         0..40,
     );
     let guards = EVENT_PATHS.map(|path| (path.trim_end_matches('/'), guard(path)));
-    run(prop_oneof![4 => parts, 1 => noise], |path| {
+    run(cases() / 2, prop_oneof![4 => parts, 1 => noise], |path| {
         for (event_path, guard) in &guards {
             let naive = naive::read_path(event_path, &path);
             assert_eq!(label(guard.read(&path)), naive, "{}", String::from_utf8_lossy(&path));
@@ -314,7 +301,7 @@ fn no_disguise_of_the_event_path_gets_past() {
     // Each disguise is something that the loosest reading undoes.
     let disguises = prop::collection::vec((any::<prop::sample::Index>(), 0u8..12), 0..12);
     let strategy = (select(&EVENT_PATHS[..]), disguises);
-    run(strategy, |(event_path, disguises)| {
+    run(cases() / 2, strategy, |(event_path, disguises)| {
         let mut path = event_path.as_bytes().to_vec();
         // Decoding happens thrice at most, so no byte may be encoded oftener.
         let mut encoded = 0;

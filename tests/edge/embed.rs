@@ -1,20 +1,10 @@
 //! `examples/embed.rs`: the gate in somebody else's proxy does the same job.
 
-use crate::harness::{PORTALS, wait_for};
+use crate::harness::{PORTALS, example, wait_for};
 use crate::http::Connection;
 use crate::nginx::Nginx;
 use std::net::{TcpListener, TcpStream};
-use std::path::PathBuf;
 use std::process::{Command, Stdio};
-
-/// Where `cargo test` puts the example beside this test.
-fn example() -> PathBuf {
-    let test = std::env::current_exe().unwrap();
-    let profile = test.parent().and_then(|deps| deps.parent()).unwrap();
-    let path = profile.join("examples/embed");
-    assert!(path.exists(), "cargo build --example embed");
-    path
-}
 
 #[test]
 fn another_proxy_judges_keeps_answers_and_passes_on() {
@@ -23,7 +13,7 @@ fn another_proxy_judges_keeps_answers_and_passes_on() {
     let portals = dir.path().join("portals.toml");
     std::fs::write(&portals, PORTALS).unwrap();
     let listen = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
-    let mut child = Command::new(example())
+    let mut child = Command::new(example("embed"))
         .args([listen.to_string(), nginx.address.to_string()])
         .args([&portals, &dir.path().join("data")])
         .stdout(Stdio::piped())

@@ -281,6 +281,15 @@ pub fn command(config: &Path, arguments: &[&str]) -> Command {
     command
 }
 
+/// An example of the project, where `cargo test` puts it beside this test.
+pub fn example(name: &str) -> PathBuf {
+    let test = std::env::current_exe().unwrap();
+    let profile = test.parent().and_then(|deps| deps.parent()).unwrap();
+    let path = profile.join("examples").join(name);
+    assert!(path.exists(), "cargo build --example {name}");
+    path
+}
+
 /// Looks again and again until `done`, and fails when [`PATIENCE`] is at its end.
 pub fn wait_for(what: &str, mut done: impl FnMut() -> bool) {
     let deadline = Instant::now() + PATIENCE;

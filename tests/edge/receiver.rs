@@ -2,7 +2,7 @@
 
 use crate::backend::{Backend, Request};
 use crate::delivery::{RUNTIME, http_upstream};
-use crate::harness::{Edge, Setup, wait_for};
+use crate::harness::{Edge, Setup, example, wait_for};
 use crate::http::Connection;
 use serde_json::Value;
 use std::collections::BTreeSet;
@@ -24,11 +24,7 @@ struct Receiver {
 
 impl Receiver {
     fn start(address: &str) -> Receiver {
-        let test = std::env::current_exe().unwrap();
-        let profile = test.parent().and_then(|deps| deps.parent()).unwrap();
-        let path = profile.join("examples/receiver");
-        assert!(path.exists(), "cargo build --example receiver");
-        let mut child = Command::new(path)
+        let mut child = Command::new(example("receiver"))
             .arg(address)
             .env("SECRET", SECRET)
             .stdout(Stdio::piped())
