@@ -197,6 +197,69 @@ fn trimmed_segments_are_written_again_and_their_old_records_stay_dead() {
     assert_eq!((of(&spool, "up").lost, spool.status().quarantined_bytes), (0, 0));
 }
 
+/// The segments that are kept to be written again.
+fn spares(fs: &SimFs) -> Vec<std::path::PathBuf> {
+    let is_spare = |path: &std::path::PathBuf| path.extension() == Some("spare".as_ref());
+    fs.files().into_iter().filter(is_spare).collect()
+}
+
+#[test]
+fn a_few_trimmed_segments_are_kept_and_given_up_where_the_disk_is_low() {
+    let fs = SimFs::new(1);
+    let spool = open(&fs, &config(), &["up"]);
+    let mut reader = spool.reader("up").expect("configured");
+    let text = "x".repeat(500);
+    for _ in 0..100 {
+        append_all(&spool, &[&text]);
+    }
+    while spool.status().upstreams[0].pending > 0 {
+        let (_, seats) = read(&mut reader);
+        reader.acknowledger().acknowledge(&seats, Fate::Delivered);
+    }
+    // Twice: only what both slots of the cursor have passed is trimmed.
+    spool.checkpoint();
+    spool.checkpoint();
+    assert_eq!(spares(&fs).len(), 3, "of a dozen");
+    // As many segments as there are spares are made without a new file.
+    for _ in 0..8 * 3 {
+        append_all(&spool, &[&text]);
+    }
+    assert_eq!(spares(&fs).len(), 0);
+    while spool.status().upstreams[0].pending > 0 {
+        let (_, seats) = read(&mut reader);
+        reader.acknowledger().acknowledge(&seats, Fate::Delivered);
+    }
+    spool.checkpoint();
+    spool.checkpoint();
+    assert!(!spares(&fs).is_empty());
+    fs.set_free_bytes(0);
+    spool.checkpoint();
+    assert_eq!(spares(&fs).len(), 0, "a low disk gets its room back");
+    fs.set_free_bytes(u64::MAX);
+    spool.checkpoint();
+    append_all(&spool, &["goes on"]);
+}
+
+#[test]
+fn a_successor_removes_what_a_dead_process_kept_to_write_again() {
+    let fs = SimFs::new(1);
+    let process = fs.process();
+    let spool = open(&process, &config(), &["up"]);
+    let text = "x".repeat(500);
+    for _ in 0..50 {
+        append_all(&spool, &[&text]);
+    }
+    drain(&spool, "up");
+    spool.checkpoint();
+    spool.checkpoint();
+    append_all(&spool, &["left"]);
+    assert!(!spares(&fs).is_empty());
+    fs.kill(&process);
+    let spool = open(&fs, &config(), &["up"]);
+    assert_eq!(spares(&fs).len(), 0);
+    assert_eq!(drain(&spool, "up"), ["left"]);
+}
+
 #[test]
 fn the_bound_refuses_at_once_and_opens_with_the_first_acknowledgement() {
     let fs = SimFs::new(1);

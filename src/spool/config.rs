@@ -5,6 +5,8 @@ use std::path::PathBuf;
 use bytesize::ByteSize;
 use serde::Deserialize;
 
+use super::lane::Spares;
+
 /// Longest wait, in milliseconds, that `spool.linger_ms` may put before an answer.
 pub const LINGER_MS_MAX: u64 = 1_000;
 /// Longest time, in milliseconds, that `interval` may leave answered events to the page cache.
@@ -18,6 +20,12 @@ pub const SPOOL_BYTES_MIN: u64 = 16 << 10;
 /// A bound holds at least this many segments, so that trimming, which frees whole segments,
 /// keeps the disk near the bound.
 const SEGMENTS_PER_BOUND: u64 = 4;
+
+/// Most trimmed segments that are kept to be written again. In a steady flow three go around
+/// between the committer and the slowest cursor, which the disk has twice before it frees one.
+const SPARES_MAX: u64 = 3;
+/// Spares hold at most this part of the bound, but always one.
+const SPARES_PART_OF_BOUND: u64 = 8;
 
 /// What an accepted event survives from the moment it is answered (SPEC 6).
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
@@ -44,7 +52,8 @@ pub struct Config {
     /// Milliseconds between two `fdatasync`s in `interval`, 1 to 60000.
     pub sync_ms: u64,
     /// Most bytes of events not yet acknowledged by every upstream. Beyond it: `overloaded`. The
-    /// files may hold up to two segments more, because they are freed whole.
+    /// files may hold up to five segments more: they are freed whole, and up to three are kept to
+    /// be written again.
     pub bytes_max: ByteSize,
     /// The disk keeps at least this many bytes free; below it: `overloaded`.
     pub free_bytes_min: ByteSize,
@@ -113,6 +122,13 @@ impl Config {
         let fitting = self.bytes_max.as_u64() / SEGMENTS_PER_BOUND;
         self.segment_bytes.as_u64().min(fitting).max(SEGMENT_BYTES_MIN)
     }
+
+    /// Which trimmed segments are kept.
+    pub(super) fn spares(&self) -> Spares {
+        let bytes = self.segment_bytes_used();
+        let fitting = self.bytes_max.as_u64() / SPARES_PART_OF_BOUND / bytes;
+        Spares { count_max: fitting.clamp(1, SPARES_MAX) as usize, bytes }
+    }
 }
 
 #[cfg(test)]
@@ -147,6 +163,8 @@ mod tests {
         let config = Config { bytes_max: ByteSize::mib(1), ..Config::default() };
         assert_eq!(config.segment_bytes_used(), 256 << 10);
         assert_eq!(Config::default().segment_bytes_used(), 64 << 20);
+        assert_eq!(config.spares(), Spares { count_max: 1, bytes: 256 << 10 });
+        assert_eq!(Config::default().spares(), Spares { count_max: 3, bytes: 64 << 20 });
     }
 
     #[test]

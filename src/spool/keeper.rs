@@ -143,7 +143,11 @@ impl Keeper {
                 lane.save_cursor()?;
             }
             let own = lane.id == self.shared.own.id;
-            lane.trim(own.then(|| self.shared.config.segment_bytes_used()))?;
+            let low = self.shared.bounds.is_disk_low();
+            lane.trim((own && !low).then(|| self.shared.config.spares()))?;
+            if low {
+                lane.drop_spares();
+            }
         }
         self.remove_folded()
     }

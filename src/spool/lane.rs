@@ -18,8 +18,8 @@ use super::log::Log;
 /// The file that carries the lane's lock and repeats its salt.
 pub(super) const IDENTITY: &str = "lane";
 pub(super) const CURSOR: &str = "cursor";
-/// A trimmed segment, kept to be written again.
-pub(super) const SPARE: &str = "spare";
+/// What a trimmed segment that is kept to be written again ends with.
+const SPARE_SUFFIX: &str = ".spare";
 /// A segment in the making: no record in it was ever answered.
 pub(super) const MAKING: &str = "making";
 
@@ -34,7 +34,18 @@ pub struct Lane {
     lock: Mutex<Option<Arc<dyn File>>>,
     cursor: Mutex<CursorFile>,
     state: Mutex<State>,
+    /// Numbers of the segments that are kept to be written again; their names are durable.
+    spares: Mutex<Vec<u64>>,
     held_bytes: AtomicU64,
+}
+
+/// Which trimmed segments are kept.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Spares {
+    /// How many, at most.
+    pub count_max: usize,
+    /// Only those of this size.
+    pub bytes: u64,
 }
 
 /// What changes.
@@ -95,6 +106,7 @@ impl Lane {
             lock: Mutex::new(Some(lock)),
             cursor: Mutex::new(cursor),
             state: Mutex::new(state),
+            spares: Mutex::new(Vec::new()),
             held_bytes: AtomicU64::new(0),
         }
     }
@@ -180,8 +192,8 @@ impl Lane {
         saved
     }
 
-    /// Removes, or keeps as the spare, segments that both cursor slots have passed.
-    pub fn trim(&self, spare_bytes: Option<u64>) -> io::Result<()> {
+    /// Removes, or keeps as spares, segments that both cursor slots have passed.
+    pub fn trim(&self, keep: Option<Spares>) -> io::Result<()> {
         let numbers = {
             let mut state = self.state();
             let low = state.saved[0];
@@ -190,29 +202,62 @@ impl Lane {
         if numbers.is_empty() {
             return Ok(());
         }
-        let spare = self.dir.join(SPARE);
+        let mut kept = Vec::new();
+        let places = keep.map_or(0, |keep| keep.count_max.saturating_sub(self.spares().len()));
         for number in numbers {
             let path = self.segment_path(number);
-            if let Some(bytes) = spare_bytes
-                && self.may_be_spare(&path, &spare, bytes)
-            {
-                self.fs.rename(&path, &spare)?;
+            let size = || self.fs.open(&path, Open::Read).and_then(|file| file.bytes());
+            let fits = |keep: Spares| size().is_ok_and(|size| size == keep.bytes);
+            if kept.len() < places && keep.is_some_and(fits) {
+                self.fs.rename(&path, &self.spare_path(number))?;
+                kept.push(number);
             } else {
                 ignore_absent(self.fs.remove_file(&path))?;
             }
         }
-        self.fs.sync_dir(&self.dir)
+        self.fs.sync_dir(&self.dir)?;
+        // Not before: what is written into a spare must not come back as the old segment.
+        self.spares().extend(kept);
+        Ok(())
     }
 
-    fn may_be_spare(&self, path: &Path, spare: &Path, bytes: u64) -> bool {
-        let size = |path| self.fs.open(path, Open::Read).and_then(|file| file.bytes());
-        size(spare).is_err() && size(path).is_ok_and(|size| size == bytes)
+    /// Takes a spare, to be renamed and written.
+    pub fn take_spare(&self) -> Option<PathBuf> {
+        let number = self.spares().pop()?;
+        Some(self.spare_path(number))
+    }
+
+    /// Gives the disk its room back. What cannot be removed now goes with the lane.
+    pub fn drop_spares(&self) {
+        for number in std::mem::take(&mut *self.spares()) {
+            _ = self.fs.remove_file(&self.spare_path(number));
+        }
+    }
+
+    fn spares(&self) -> MutexGuard<'_, Vec<u64>> {
+        self.spares.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn spare_path(&self, number: u64) -> PathBuf {
+        self.dir.join(format!("{number:010}{SPARE_SUFFIX}"))
     }
 
     /// Gives the lock back: another process may adopt the lane.
     pub fn release(&self) {
         *self.lock.lock().unwrap_or_else(PoisonError::into_inner) = None;
     }
+}
+
+/// Removes what a dead lane's process had in the making or had kept to write again. Where that
+/// fails it does no harm, and goes with the lane.
+pub(super) fn remove_leftovers(fs: &dyn Fs, dir: &Path) -> io::Result<()> {
+    for entry in fs.list(dir)? {
+        let name = entry.name.to_string_lossy();
+        if name == MAKING || name.ends_with(SPARE_SUFFIX) {
+            _ = fs.remove_file(&dir.join(&entry.name));
+        }
+    }
+    Ok(())
 }
 
 /// Removes a lane's folder. The identity goes last: while it is there, so is its lock.

@@ -15,7 +15,7 @@ use super::format::{
     u32_at, u64_at,
 };
 use super::fs::{File, Fs, Open, read_full};
-use super::lane::{CURSOR, IDENTITY, Lane, MAKING, SPARE, lane_dir, segment_number};
+use super::lane::{CURSOR, IDENTITY, Lane, lane_dir, remove_leftovers, segment_number};
 use super::ledger::Account;
 use super::log::Log;
 use super::quarantine::Quarantine;
@@ -51,10 +51,7 @@ pub fn adopt(
     let (cursor_file, cursor) = CursorFile::load(fs.open(&dir.join(CURSOR), Open::Ensure)?)?;
     let cursor = cursor.filter(|cursor| cursor.lane == id);
     let salt = salt(&**fs, &dir, id, &*lock, cursor.as_ref())?;
-    for leftover in [MAKING, SPARE] {
-        // Absent, mostly; and where it cannot be removed it does no harm.
-        _ = fs.remove_file(&dir.join(leftover));
-    }
+    remove_leftovers(&**fs, &dir)?;
     let segments = survey(&**fs, &dir, id, salt, Some(quarantine))?;
     let log = rebuild(&**fs, &dir, id, salt, &segments, quarantine)?;
     let (log, accounts) = settle_accounts(log, cursor.as_ref(), upstreams);

@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use super::format::{SEGMENT_HEADER_BYTES, Seal, SegmentHeader};
 use super::fs::{File, Open, write_full};
-use super::lane::{Lane, MAKING, SPARE};
+use super::lane::{Lane, MAKING};
 
 /// Smallest segment that is tried when the disk has no room for a whole one.
 const SEGMENT_BYTES_TRIED_MIN: u64 = 64 << 10;
@@ -24,7 +24,7 @@ pub struct Segment {
 
 impl Segment {
     /// Makes segment `number`, whose first records, from sequence number `base_seq` on, are
-    /// `records`: the lane's spare or a new file. Header and records are durable before the file
+    /// `records`: a spare of the lane or a new file. Header and records are durable before the file
     /// has a segment's name, because with the name it cuts the segment before it, which may hold
     /// the same records. A crash on the way leaves a file that no one takes for a segment.
     pub fn create(
@@ -34,8 +34,9 @@ impl Segment {
         bytes: u64,
         records: &[u8],
     ) -> io::Result<Segment> {
-        let (spare, making) = (lane.dir().join(SPARE), lane.dir().join(MAKING));
-        let recycled = lane.fs().rename(&spare, &making).is_ok();
+        let making = lane.dir().join(MAKING);
+        let spare = lane.take_spare();
+        let recycled = spare.is_some_and(|spare| lane.fs().rename(&spare, &making).is_ok());
         let how = if recycled { Open::Write } else { Open::Create };
         let file = lane.fs().open(&making, how)?;
         let capacity = if recycled { file.bytes()? } else { allocate(&*file, bytes)? };
