@@ -365,6 +365,76 @@ fn a_refused_event_stays_refused_after_a_restart() {
 }
 
 #[test]
+fn interval_answers_while_a_sync_stalls() {
+    let fs = SimFs::new(1);
+    let config = Config {
+        durability: Durability::Interval,
+        sync_ms: 1,
+        segment_bytes: ByteSize::mib(16),
+        bytes_max: ByteSize::mib(64),
+        ..config()
+    };
+    let spool = open(&fs, &config, &["up"]);
+    append_all(&spool, &["a"]);
+    fs.stall_syncs(true);
+    for number in 0..900 {
+        append_all(&spool, &[&number.to_string()]);
+        if number % 100 == 0 {
+            // So that a sync is due for certain.
+            std::thread::sleep(Duration::from_millis(1));
+        }
+    }
+    fs.stall_syncs(false);
+    close(&spool);
+    assert_eq!(drain(&open(&fs, &config, &["up"]), "up").len(), 901);
+}
+
+#[test]
+fn a_sync_that_fails_beside_the_committer_costs_nothing() {
+    let fs = SimFs::new(1);
+    let config = Config { durability: Durability::Interval, sync_ms: 1, ..config() };
+    let spool = open(&fs, &config, &["up"]);
+    // The sync of each interval, until the segment is given up; making the next one goes well.
+    fs.fault(Fault { op: Op::Sync, after: 0, times: 1, errno: 5, part: 0 });
+    append_all(&spool, &["a"]);
+    let segments = || fs.files().iter().filter(|f| f.extension() == Some("seg".as_ref())).count();
+    let until = std::time::Instant::now() + Duration::from_secs(60);
+    while segments() < 2 {
+        assert!(std::time::Instant::now() < until, "the segment is not given up");
+        std::thread::yield_now();
+    }
+    append_all(&spool, &["b"]);
+    // What was written again is what counts: the first segment's own sync is never tried again.
+    close(&spool);
+    fs.lose_power();
+    assert_eq!(drain(&open(&fs.process(), &config, &["up"]), "up"), ["a", "b"]);
+}
+
+#[test]
+fn a_stop_waits_for_the_sync_that_alone_is_told_of_a_failure() {
+    // Which of two syncs that wait comes first is the system's choice, so try it often.
+    for seed in 1..=20 {
+        let fs = SimFs::new(seed);
+        let config = Config { durability: Durability::Interval, sync_ms: 1, ..config() };
+        let spool = open(&fs, &config, &["up"]);
+        append_all(&spool, &["a"]);
+        fs.stall_syncs(true);
+        fs.fault(Fault { op: Op::Sync, after: 0, times: 1, errno: 5, part: 0 });
+        // One of these finds a sync due and begins it.
+        for _ in 0..3 {
+            append_all(&spool, &["b"]);
+            std::thread::sleep(Duration::from_millis(1));
+        }
+        let closing = std::thread::spawn(move || close(&spool));
+        std::thread::sleep(Duration::from_millis(1));
+        fs.stall_syncs(false);
+        closing.join().expect("closes");
+        fs.lose_power();
+        assert_eq!(drain(&open(&fs.process(), &config, &["up"]), "up"), ["a", "b", "b", "b"]);
+    }
+}
+
+#[test]
 fn a_stalled_disk_queues_then_sheds() {
     let fs = SimFs::new(1);
     let config =

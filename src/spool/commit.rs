@@ -6,6 +6,9 @@
 //! sync failed is never touched again: the group is written a second time, into a new segment
 //! that begins at the group's first number and thereby cuts the old one. If that fails too, the
 //! group is refused (`power`), and its numbers are given to others.
+//!
+//! In `interval` answers do not wait for a sync: the syncer's thread makes it, and what it began
+//! with is let go of when it has ended well.
 
 use std::io;
 use std::sync::Arc;
@@ -17,6 +20,7 @@ use super::format::{self, RECORD_HEADER_BYTES, SEGMENT_HEADER_BYTES, Seal};
 use super::group::{Group, Overloaded, Taken};
 use super::lane::Lane;
 use super::segment::Segment;
+use super::syncer::Syncer;
 
 /// From this much on a group stops gathering and does not linger.
 pub const GROUP_BYTES_MAX: u64 = 4 << 20;
@@ -61,6 +65,12 @@ impl Unsynced {
     }
 }
 
+/// What a sync that is under way will have made durable: the first of what is unsynced.
+struct Handed {
+    bytes: usize,
+    events: u64,
+}
+
 /// The state of the committing thread.
 pub struct Committer {
     shared: Arc<Shared>,
@@ -71,15 +81,24 @@ pub struct Committer {
     /// Who waits for what is not yet answered, and since when.
     waiting: Vec<(Duration, Arc<Group>)>,
     spares: Vec<Vec<u8>>,
+    /// When the last sync began or, in `power`, ended.
     synced_at: Duration,
+    /// Only in `interval`.
+    syncer: Option<Syncer>,
+    /// The segment's sync is with the syncer.
+    handed: Option<Handed>,
 }
 
 impl Committer {
     /// A committer for the process's own lane, which has no segment yet.
-    pub fn new(shared: Arc<Shared>) -> Committer {
+    pub fn new(shared: Arc<Shared>) -> io::Result<Committer> {
         let lane = Arc::clone(&shared.own);
         let synced_at = shared.clock.monotonic();
-        Committer {
+        let syncer = match shared.config.durability {
+            Durability::Interval => Some(Syncer::start(&shared)?),
+            Durability::Power | Durability::Memory => None,
+        };
+        Ok(Committer {
             shared,
             lane,
             segment: None,
@@ -88,7 +107,9 @@ impl Committer {
             waiting: Vec::new(),
             spares: Vec::new(),
             synced_at,
-        }
+            syncer,
+            handed: None,
+        })
     }
 
     /// Makes the first segment ahead of the first event. A disk that does not let it is failing,
@@ -108,7 +129,8 @@ impl Committer {
             }
             let gathered = self.gather();
             let sync = closing || self.must_sync(!gathered.is_empty());
-            if !gathered.is_empty() || sync || self.shared.is_failing() {
+            let looks = self.handed.is_some() || self.shared.is_failing();
+            if !gathered.is_empty() || sync || looks {
                 self.commit(gathered, sync);
             }
             if closing && !self.shared.has_staged() {
@@ -132,7 +154,7 @@ impl Committer {
         let failing = shared.is_failing();
         let timeout = if failing {
             Some(RETRY)
-        } else if self.unsynced.written > 0 {
+        } else if self.unsynced.written > 0 && self.handed.is_none() {
             let due = self.synced_at + Duration::from_millis(shared.config.sync_ms);
             Some(due.saturating_sub(shared.clock.monotonic()))
         } else {
@@ -188,7 +210,8 @@ impl Committer {
             Durability::Memory => false,
             Durability::Interval => {
                 let due = self.synced_at + Duration::from_millis(self.shared.config.sync_ms);
-                self.unsynced.events > 0 && self.shared.clock.monotonic() >= due
+                let waiting = self.unsynced.events > 0 && self.handed.is_none();
+                waiting && self.shared.clock.monotonic() >= due
             }
         }
     }
@@ -245,6 +268,9 @@ impl Committer {
 
     /// Writes what is not yet written, and syncs.
     fn persist(&mut self, sync: bool) -> io::Result<()> {
+        if let Some(end) = self.syncer.as_ref().and_then(Syncer::try_end) {
+            self.take_end(end)?;
+        }
         let new = (self.unsynced.bytes.len() - self.unsynced.written) as u64;
         let full = self.segment.as_ref().is_some_and(|segment| {
             segment.offset > SEGMENT_HEADER_BYTES as u64 && segment.offset + new > segment.capacity
@@ -269,13 +295,23 @@ impl Committer {
             }
             Durability::Memory => {
                 self.publish();
-                self.forget_written();
+                self.forget(self.unsynced.bytes.len(), self.unsynced.events);
             }
         }
         if sync { self.sync() } else { Ok(()) }
     }
 
     fn sync(&mut self) -> io::Result<()> {
+        if let (Some(syncer), Some(segment)) = (&self.syncer, &self.segment)
+            && !self.shared.bounds.is_closed()
+        {
+            syncer.begin(segment.file());
+            let (bytes, events) = (self.unsynced.bytes.len(), self.unsynced.events);
+            self.handed = Some(Handed { bytes, events });
+            self.synced_at = self.shared.clock.monotonic();
+            return Ok(());
+        }
+        self.await_sync()?;
         if let Some(segment) = &self.segment {
             segment.sync()?;
         }
@@ -284,7 +320,27 @@ impl Committer {
             self.publish();
             self.answer();
         }
-        self.forget_written();
+        self.forget(self.unsynced.bytes.len(), self.unsynced.events);
+        Ok(())
+    }
+
+    /// Waits for the end of a sync that is under way: it alone may be told that it failed.
+    fn await_sync(&mut self) -> io::Result<()> {
+        match (&self.syncer, &self.handed) {
+            (Some(syncer), Some(_)) => {
+                let end = syncer.end();
+                self.take_end(end)
+            }
+            _ => Ok(()),
+        }
+    }
+
+    fn take_end(&mut self, end: io::Result<()>) -> io::Result<()> {
+        let handed = self.handed.take();
+        end?;
+        if let Some(Handed { bytes, events }) = handed {
+            self.forget(bytes, events);
+        }
         Ok(())
     }
 
@@ -300,46 +356,34 @@ impl Committer {
         self.shared.wake_readers();
     }
 
-    fn forget_written(&mut self) {
+    /// So much is durable, from the front: what was staged since stays.
+    fn forget(&mut self, bytes: usize, events: u64) {
         let unsynced = &mut self.unsynced;
-        self.shared.bounds.set_unsynced_bytes(0);
-        self.shared.bounds.settle(unsynced.bytes.len() as u64);
-        unsynced.base += unsynced.events;
-        unsynced.bytes.clear();
-        if unsynced.bytes.capacity() > BUFFER_BYTES_KEPT {
+        unsynced.written = unsynced.written.saturating_sub(bytes);
+        unsynced.answered = unsynced.answered.saturating_sub(bytes);
+        unsynced.answered_events = unsynced.answered_events.saturating_sub(events);
+        unsynced.base += events;
+        unsynced.events -= events;
+        unsynced.bytes.drain(..bytes);
+        if unsynced.bytes.is_empty() && unsynced.bytes.capacity() > BUFFER_BYTES_KEPT {
             unsynced.bytes = Vec::new();
         }
-        *unsynced = Unsynced {
-            bytes: std::mem::take(&mut unsynced.bytes),
-            base: unsynced.base,
-            ..Unsynced::default()
-        };
+        self.shared.bounds.set_unsynced_bytes(unsynced.written as u64);
+        self.shared.bounds.settle(bytes as u64);
     }
 
     /// Ends a full segment. Only the last segment of a lane ever holds unsynced records.
     fn close_segment(&mut self) -> io::Result<()> {
+        self.await_sync()?;
         if self.unsynced.written > 0 || self.shared.config.durability == Durability::Memory {
             let Some(segment) = &self.segment else { return Ok(()) };
             segment.sync()?;
             self.synced_at = self.shared.clock.monotonic();
-            self.forget_prefix();
+            let written = self.unsynced.written;
+            self.forget(written, count(&self.unsynced.bytes[..written]));
         }
         self.segment = None;
         Ok(())
-    }
-
-    /// The written part became durable; what was staged since stays.
-    fn forget_prefix(&mut self) {
-        let unsynced = &mut self.unsynced;
-        let events = count(&unsynced.bytes[..unsynced.written]);
-        self.shared.bounds.set_unsynced_bytes(0);
-        self.shared.bounds.settle(unsynced.written as u64);
-        unsynced.bytes.drain(..unsynced.written);
-        unsynced.base += events;
-        unsynced.events -= events;
-        unsynced.answered = unsynced.answered.saturating_sub(unsynced.written);
-        unsynced.answered_events = unsynced.answered_events.saturating_sub(events);
-        unsynced.written = 0;
     }
 
     /// Makes a segment with all that is not yet durable in it.
@@ -363,6 +407,8 @@ impl Committer {
     /// Cuts the segment back to what is surely good, and makes what was in it ready to be placed
     /// elsewhere.
     fn give_up_segment(&mut self) {
+        // However it ends: all of it is written elsewhere.
+        _ = self.await_sync();
         let unsynced = &mut self.unsynced;
         let written = unsynced.written;
         unsynced.unplace();

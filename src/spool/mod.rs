@@ -104,7 +104,7 @@
 //! # Threads
 //!
 //! Any thread appends into a staging buffer of its own (`group.rs`); one committer writes and
-//! syncs (`commit.rs`); one keeper turns each second (`keeper.rs`); readers read in the tasks of
+//! syncs (`commit.rs`), in `interval` with a syncer (`syncer.rs`); one keeper turns each second (`keeper.rs`); readers read in the tasks of
 //! their upstreams, from the page cache as a rule (`reader.rs`).
 
 mod bounds;
@@ -126,6 +126,7 @@ mod scan;
 mod segment;
 mod shared;
 mod sync;
+mod syncer;
 
 use std::io;
 use std::path::PathBuf;
@@ -303,7 +304,7 @@ impl Spool {
         drop(lock);
         let shared = Arc::new(shared);
         shared.look_at_disk();
-        let mut committer = commit::Committer::new(Arc::clone(&shared));
+        let mut committer = commit::Committer::new(Arc::clone(&shared)).map_err(io_error)?;
         committer.prepare();
         let keeper = keeper::Keeper::new(Arc::clone(&shared));
         let named = |name: &str| std::thread::Builder::new().name(name.to_owned());

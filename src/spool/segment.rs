@@ -68,6 +68,11 @@ impl Segment {
         Ok(())
     }
 
+    /// The file, for a sync by another thread.
+    pub fn file(&self) -> Arc<dyn File> {
+        Arc::clone(&self.file)
+    }
+
     /// `fdatasync`. After an error the segment must be given up: what the kernel could not write
     /// it may have marked clean, and a second sync would succeed and lie.
     pub fn sync(&self) -> io::Result<()> {
