@@ -8,10 +8,14 @@ mod delivery;
 
 use std::collections::BTreeSet;
 
+use std::sync::Arc;
+
 use backend::{Act, Backend, Request};
+use bytes::Bytes;
 use delivery::Rig;
-use pixelgate::event::{Context, Event, Revenue, Rules, parse};
+use pixelgate::event::{Context, Event, Revenue, Rules, encode_record, parse};
 use pixelgate::forward::dead::Reason;
+use pixelgate::upstream::{self, Batch, Outcome, Part, Upstream};
 
 fn upstream(backend: &Backend, rest: &str) -> String {
     let url = backend.url("/v1/event/");
@@ -180,4 +184,56 @@ async fn a_backend_in_trouble_is_not_flooded() {
     // Five failed batches opened the breaker; none of them sent all its fifty events.
     assert!(backend.seen().len() < 5 * 8, "{}", backend.seen().len());
     rig.stop().await;
+}
+
+/// The upstream alone, without anybody who tries again.
+fn alone(backend: &Backend) -> Arc<dyn Upstream> {
+    let url = backend.url("/v1/event/");
+    let config = format!("name = 'old'\nkind = 'legacy'\nurl = '{url}'\nconcurrency_max = 8");
+    toml::from_str::<upstream::Config>(&config).unwrap().build().unwrap()
+}
+
+/// A batch of these sample events.
+fn batch(ns: std::ops::Range<usize>) -> Batch {
+    let record = |n| {
+        let mut record = Vec::new();
+        let (event, context) = (delivery::sample(n), delivery::context());
+        encode_record(&mut record, &[n as u8; 16], delivery::RECEIVED_AT_MS, &event, &context);
+        Bytes::from(record)
+    };
+    Batch::new(ns.map(record).collect())
+}
+
+#[tokio::test]
+async fn after_trouble_one_event_goes_first_and_only_where_that_goes_well_the_others() {
+    let backend = Backend::start(|_| Act::Refuse(503)).await;
+    let upstream = alone(&backend);
+    upstream.send(&batch(0..50)).await;
+    for _ in 0..3 {
+        let before = backend.seen().len();
+        upstream.send(&batch(0..50)).await;
+        assert_eq!(backend.seen().len() - before, 1);
+    }
+    backend.script(|_| Act::Take);
+    assert_eq!(upstream.send(&batch(0..50)).await, Outcome::Delivered);
+    // Well again, and no longer careful: trouble meets several at once.
+    backend.script(|_| Act::Refuse(503));
+    let before = backend.seen().len();
+    upstream.send(&batch(0..50)).await;
+    assert!(backend.seen().len() - before > 1);
+}
+
+/// Where each event has come to its end the backend may be in trouble all the same: whoever
+/// sends the next batch has to know.
+#[tokio::test]
+async fn trouble_is_told_even_where_no_event_is_left_to_be_sent() {
+    let backend = Backend::playing([Act::ResetAfterBody]).await;
+    // Event 5 has revenue, so it is not sent again.
+    let Outcome::Mixed(parts) = alone(&backend).send(&batch(5..6)).await else {
+        panic!("the trouble is not told")
+    };
+    let is = |part: &Part, places: &[usize], label: &str| {
+        part.places == places && part.outcome.label() == label
+    };
+    assert!(is(&parts[0], &[0], "dead") && is(&parts[1], &[], "retry"), "{parts:?}");
 }
