@@ -17,8 +17,19 @@ use pixelgate::spool::{Commit, Config, Durability, Env, Fate, Spool};
 /// A payload as an event has it.
 const PAYLOAD_BYTES: usize = 300;
 const PACED_PER_SECOND: u64 = 100_000;
+/// Six segments: when they are trimmed three are kept, which is what a row needs.
+const WRITTEN_BEFORE_BYTES: u64 = 6 * (64 << 20);
 /// Waiting requests per producer, when it runs flat out.
 const IN_FLIGHT: usize = 512;
+
+/// What segments are made of.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Files {
+    /// New files: a start, or a spool that grows.
+    New,
+    /// Trimmed segments that are written again: a steady flow.
+    WrittenBefore,
+}
 
 struct Row {
     name: String,
@@ -36,18 +47,20 @@ fn main() {
     println!("{events} events of {PAYLOAD_BYTES} bytes, in {}", dir.display());
     println!("one fdatasync of 64 KiB takes {:?} (median of 101)\n", sync_time(&dir));
     println!(
-        "{:<38} {:>10} {:>8} {:>8} {:>9} {:>9} {:>9}",
+        "{:<46} {:>10} {:>8} {:>8} {:>9} {:>9} {:>9}",
         "", "events/s", "CPU us", "written", "p50 ms", "p99 ms", "max ms"
     );
     for durability in [Durability::Power, Durability::Interval, Durability::Memory] {
         for producers in [1, 4] {
-            show(spool(&dir, durability, producers, events, None));
+            show(spool(&dir, durability, producers, events, None, Files::New));
         }
     }
     show(harness(events, 1, None));
     for producers in [1, 4] {
         let paced = Some(PACED_PER_SECOND);
-        show(spool(&dir, Durability::Power, producers, events, paced));
+        for files in [Files::New, Files::WrittenBefore] {
+            show(spool(&dir, Durability::Power, producers, events, paced, files));
+        }
         show(harness(events, producers as u64, paced));
     }
     show(drained(&dir, events));
@@ -65,7 +78,7 @@ fn show(mut row: Row) {
         row.waits.get(index).map_or("-".into(), |us| format!("{:.2}", f64::from(*us) / 1000.0))
     };
     println!(
-        "{:<38} {:>10.0} {:>8.2} {:>7.2}x {:>9} {:>9} {:>9}",
+        "{:<46} {:>10.0} {:>8.2} {:>7.2}x {:>9} {:>9} {:>9}",
         row.name,
         row.events as f64 / row.wall.as_secs_f64(),
         row.cpu.as_secs_f64() * 1e6 / row.events as f64,
@@ -101,19 +114,29 @@ fn spool(
     producers: usize,
     events: u64,
     paced: Option<u64>,
+    files: Files,
 ) -> Row {
     let dir = tempfile::tempdir_in(root).expect("a folder");
     let spool = open(dir.path(), durability);
+    let mut before = 0;
+    if files == Files::WrittenBefore {
+        // Enough for the spares of one row, and delivered.
+        before = WRITTEN_BEFORE_BYTES / PAYLOAD_BYTES as u64;
+        produce(Some(&spool), 0, before, None);
+        assert_eq!(read_all(&spool), before);
+        (0..3).for_each(|_| spool.checkpoint());
+    }
     let rate = paced.map(|rate| rate / producers as u64);
     let pace = if paced.is_some() { ", 100,000/s" } else { ", flat out" };
-    let name = format!("spool {durability:?}, {producers} producers{pace}");
+    let used = if files == Files::WrittenBefore { ", steady" } else { "" };
+    let name = format!("spool {durability:?}, {producers} producers{pace}{used}");
     let each = events / producers as u64;
     let row = measure(name, each * producers as u64, || {
         std::thread::scope(|scope| {
             let threads: Vec<_> = (0..producers as u64)
                 .map(|producer| {
                     let spool = spool.clone();
-                    scope.spawn(move || produce(Some(&spool), producer * each, each, rate))
+                    scope.spawn(move || produce(Some(&spool), before + producer * each, each, rate))
                 })
                 .collect();
             threads.into_iter().flat_map(|thread| thread.join().expect("ends")).collect()

@@ -15,7 +15,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use super::Shared;
-use super::config::Durability;
+use super::config::{Durability, FILLED_BYTES_MIN, FIRST_SEGMENT_BYTES};
 use super::format::{self, RECORD_HEADER_BYTES, SEGMENT_HEADER_BYTES, Seal};
 use super::group::{Group, Overloaded, Taken};
 use super::lane::Lane;
@@ -115,6 +115,10 @@ impl Committer {
     /// Makes the first segment ahead of the first event. A disk that does not let it is failing,
     /// not a reason not to start.
     pub fn prepare(&mut self) {
+        if self.shared.config.segment_bytes_used() >= FILLED_BYTES_MIN {
+            // Without it the first segment is a new file.
+            _ = self.lane.fill_spare(FIRST_SEGMENT_BYTES, || true);
+        }
         if let Err(error) = self.open_segment() {
             self.shared.fail(&error);
         }

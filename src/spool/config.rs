@@ -21,6 +21,10 @@ pub const SPOOL_BYTES_MIN: u64 = 16 << 10;
 /// keeps the disk near the bound.
 const SEGMENTS_PER_BOUND: u64 = 4;
 
+/// Smaller segments are made of new files: for them it is not worth writing zeros ahead.
+pub const FILLED_BYTES_MIN: u64 = 1 << 20;
+/// Size of a lane's first segment: small, because a start waits until it is filled.
+pub const FIRST_SEGMENT_BYTES: u64 = FILLED_BYTES_MIN;
 /// Most trimmed segments that are kept to be written again. In a steady flow three go around
 /// between the committer and the slowest cursor, which the disk has twice before it frees one.
 const SPARES_MAX: u64 = 3;

@@ -9,9 +9,10 @@ use std::sync::{Arc, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use super::Shared;
+use super::config::FILLED_BYTES_MIN;
 use super::cursor::LaneKey;
 use super::fs::{File, Fs, Open};
-use super::lane::{IDENTITY, Lane, lane_dir, lane_id, remove_lane};
+use super::lane::{IDENTITY, Lane, Spares, lane_dir, lane_id, remove_lane};
 use super::quarantine::Quarantine;
 use super::recover::{Adopted, adopt, header};
 
@@ -64,11 +65,13 @@ pub fn adopt_dead(
 pub struct Keeper {
     shared: Arc<Shared>,
     cursor_failing: bool,
+    /// How often a spare of zeros was begun.
+    fills: usize,
 }
 
 impl Keeper {
     pub fn new(shared: Arc<Shared>) -> Keeper {
-        Keeper { shared, cursor_failing: false }
+        Keeper { shared, cursor_failing: false, fills: 0 }
     }
 
     /// Turns until the spool is closed.
@@ -90,6 +93,26 @@ impl Keeper {
         }
         self.cursor_failing = result.is_err();
         self.shared.wake_failed_reads();
+        self.fill();
+    }
+
+    /// Makes the spares that a steady flow then uses for ever. Not more: a spool that grows takes
+    /// new files, because writing zeros into each would double what is written.
+    fn fill(&mut self) {
+        let shared = &self.shared;
+        let Spares { count_max, bytes } = shared.config.spares();
+        let room = shared.bounds.free_bytes().saturating_sub(bytes);
+        let wanted = bytes >= FILLED_BYTES_MIN
+            && self.fills < count_max
+            && room >= shared.config.free_bytes_min.as_u64()
+            && !shared.is_failing()
+            && !shared.own.has_spare();
+        if wanted {
+            self.fills += 1;
+            if let Err(error) = shared.own.fill_spare(bytes, || !shared.keeper_stops()) {
+                ::log::warn!("spool: a segment cannot be made ahead: {error}");
+            }
+        }
     }
 
     /// Adopts what a process that ended in the meantime has left.

@@ -18,10 +18,19 @@ use super::log::Log;
 /// The file that carries the lane's lock and repeats its salt.
 pub(super) const IDENTITY: &str = "lane";
 pub(super) const CURSOR: &str = "cursor";
-/// What a trimmed segment that is kept to be written again ends with.
-const SPARE_SUFFIX: &str = ".spare";
+/// The extension of a file whose blocks have been written before, to make a segment of: a trimmed
+/// segment, or one of zeros.
+const SPARE_EXTENSION: &str = "spare";
 /// A segment in the making: no record in it was ever answered.
 pub(super) const MAKING: &str = "making";
+/// A spare in the making.
+const FILLING: &str = "filling";
+
+/// Zeros are written in pieces of this size,
+const FILL_PIECE_BYTES: usize = 1 << 20;
+/// and synced each time there are so many of them: a disk that is busy with answers must not find
+/// a whole segment queued before them.
+const FILL_PIECES_PER_SYNC: u64 = 4;
 
 const LOCK_TRIES: u32 = 1_000;
 
@@ -34,17 +43,19 @@ pub struct Lane {
     lock: Mutex<Option<Arc<dyn File>>>,
     cursor: Mutex<CursorFile>,
     state: Mutex<State>,
-    /// Numbers of the segments that are kept to be written again; their names are durable.
-    spares: Mutex<Vec<u64>>,
+    /// Files to make segments of; their names are durable.
+    spares: Mutex<Vec<PathBuf>>,
+    /// Spares of zeros that were made.
+    filled: AtomicU64,
     held_bytes: AtomicU64,
 }
 
-/// Which trimmed segments are kept.
+/// Which spares a lane has.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Spares {
     /// How many, at most.
     pub count_max: usize,
-    /// Only those of this size.
+    /// Of this size each.
     pub bytes: u64,
 }
 
@@ -107,6 +118,7 @@ impl Lane {
             cursor: Mutex::new(cursor),
             state: Mutex::new(state),
             spares: Mutex::new(Vec::new()),
+            filled: AtomicU64::new(0),
             held_bytes: AtomicU64::new(0),
         }
     }
@@ -209,8 +221,9 @@ impl Lane {
             let size = || self.fs.open(&path, Open::Read).and_then(|file| file.bytes());
             let fits = |keep: Spares| size().is_ok_and(|size| size == keep.bytes);
             if kept.len() < places && keep.is_some_and(fits) {
-                self.fs.rename(&path, &self.spare_path(number))?;
-                kept.push(number);
+                let spare = path.with_extension(SPARE_EXTENSION);
+                self.fs.rename(&path, &spare)?;
+                kept.push(spare);
             } else {
                 ignore_absent(self.fs.remove_file(&path))?;
             }
@@ -221,25 +234,61 @@ impl Lane {
         Ok(())
     }
 
+    /// Makes a spare of `bytes` zeros, unless `go_on` says no on the way.
+    pub fn fill_spare(&self, bytes: u64, go_on: impl Fn() -> bool) -> io::Result<()> {
+        let filling = self.dir.join(FILLING);
+        let filled = self.fill(&filling, bytes, go_on);
+        if !matches!(filled, Ok(true)) {
+            _ = self.fs.remove_file(&filling);
+            return filled.map(drop);
+        }
+        let number = self.filled.fetch_add(1, Relaxed);
+        let spare = self.dir.join(format!("filled-{number}.{SPARE_EXTENSION}"));
+        self.fs.rename(&filling, &spare)?;
+        self.fs.sync_dir(&self.dir)?;
+        self.spares().push(spare);
+        Ok(())
+    }
+
+    fn fill(&self, path: &Path, bytes: u64, go_on: impl Fn() -> bool) -> io::Result<bool> {
+        let file = self.fs.open(path, Open::Create)?;
+        // Reserved first: a disk without room is told so before anything is written.
+        file.allocate(bytes)?;
+        let zeros = vec![0; FILL_PIECE_BYTES.min(bytes as usize)];
+        let mut at = 0;
+        while at < bytes {
+            if !go_on() {
+                return Ok(false);
+            }
+            let piece = zeros.len().min((bytes - at) as usize);
+            write_full(&*file, &zeros[..piece], at)?;
+            at += piece as u64;
+            if at == bytes || (at / FILL_PIECE_BYTES as u64).is_multiple_of(FILL_PIECES_PER_SYNC) {
+                file.sync_data()?;
+            }
+        }
+        Ok(true)
+    }
+
     /// Takes a spare, to be renamed and written.
     pub fn take_spare(&self) -> Option<PathBuf> {
-        let number = self.spares().pop()?;
-        Some(self.spare_path(number))
+        self.spares().pop()
+    }
+
+    /// Whether there is a spare.
+    pub fn has_spare(&self) -> bool {
+        !self.spares().is_empty()
     }
 
     /// Gives the disk its room back. What cannot be removed now goes with the lane.
     pub fn drop_spares(&self) {
-        for number in std::mem::take(&mut *self.spares()) {
-            _ = self.fs.remove_file(&self.spare_path(number));
+        for spare in std::mem::take(&mut *self.spares()) {
+            _ = self.fs.remove_file(&spare);
         }
     }
 
-    fn spares(&self) -> MutexGuard<'_, Vec<u64>> {
+    fn spares(&self) -> MutexGuard<'_, Vec<PathBuf>> {
         self.spares.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    fn spare_path(&self, number: u64) -> PathBuf {
-        self.dir.join(format!("{number:010}{SPARE_SUFFIX}"))
     }
 
     /// Gives the lock back: another process may adopt the lane.
@@ -252,9 +301,10 @@ impl Lane {
 /// fails it does no harm, and goes with the lane.
 pub(super) fn remove_leftovers(fs: &dyn Fs, dir: &Path) -> io::Result<()> {
     for entry in fs.list(dir)? {
-        let name = entry.name.to_string_lossy();
-        if name == MAKING || name.ends_with(SPARE_SUFFIX) {
-            _ = fs.remove_file(&dir.join(&entry.name));
+        let path = dir.join(&entry.name);
+        let is_spare = path.extension().is_some_and(|extension| extension == SPARE_EXTENSION);
+        if is_spare || entry.name == MAKING || entry.name == FILLING {
+            _ = fs.remove_file(&path);
         }
     }
     Ok(())

@@ -282,6 +282,10 @@ impl Shared {
         drop(wait.unwrap_or_else(PoisonError::into_inner));
     }
 
+    pub fn keeper_stops(&self) -> bool {
+        self.turns.lock().unwrap_or_else(PoisonError::into_inner).stop
+    }
+
     pub fn stop_keeper(&self) {
         self.turns.lock().unwrap_or_else(PoisonError::into_inner).stop = true;
         self.turned.notify_all();

@@ -191,12 +191,13 @@ impl Load {
     }
 }
 
-/// A folder with the edge's configuration: small segments, and no reserve, so that the disk
-/// itself is what says no.
-fn folder(backend: &Backend) -> Arc<tempfile::TempDir> {
+/// A folder with the edge's configuration: segments of this size, and no reserve, so that the
+/// disk itself is what says no.
+fn folder(backend: &Backend, segment_bytes: &str) -> Arc<tempfile::TempDir> {
     let dir = Arc::new(tempfile::tempdir().unwrap());
+    let spool = format!("segment_bytes = \"{segment_bytes}\"\nfree_bytes_min = \"0\"");
     Setup::default()
-        .spool("durability = \"power\"\nsegment_bytes = \"256KiB\"\nfree_bytes_min = \"0\"")
+        .spool(&format!("durability = \"power\"\n{spool}"))
         .upstreams(&http_upstream(backend, ""))
         .write(dir.path());
     dir
@@ -205,7 +206,7 @@ fn folder(backend: &Backend) -> Arc<tempfile::TempDir> {
 #[test]
 fn a_disk_that_fills_up_refuses_and_recovers_when_there_is_room() {
     let backend = RUNTIME.block_on(Backend::start(|_| Act::Refuse(503)));
-    let dir = folder(&backend);
+    let dir = folder(&backend, "256KiB");
     let spool = dir.path().join("spool");
     let small = Disk::mount(&["-t", "tmpfs", "-o", "size=4m", "tmpfs"], &spool);
     let Some(_disk) = or_skip(small) else { return };
@@ -237,7 +238,7 @@ fn a_disk_that_fills_up_refuses_and_recovers_when_there_is_room() {
 #[test]
 fn a_folder_that_turns_read_only_refuses_and_recovers_when_it_can_be_written() {
     let backend = RUNTIME.block_on(Backend::start(|_| Act::Refuse(503)));
-    let dir = folder(&backend);
+    let dir = folder(&backend, "256KiB");
     let (spool, view) = (dir.path().join("spool"), dir.path().join("view"));
     std::fs::create_dir_all(&spool).unwrap();
     // A mount with files open for writing does not turn read-only. So a read-only view of the
@@ -276,11 +277,14 @@ fn a_folder_that_turns_read_only_refuses_and_recovers_when_it_can_be_written() {
 }
 
 /// The disk goes under load, again and again; each time the process is killed as well, and a new
-/// one starts on what the disk has kept.
+/// one starts on what the disk has kept. The process outlives its disk for a moment, so every
+/// answer counts, the last ones before it noticed included; which holds in segments whose blocks
+/// have been written before (see the assumptions in the head of `src/spool/mod.rs`), and a lane
+/// begins with one.
 #[test]
 fn every_answered_event_survives_a_loss_of_power() {
     let backend = RUNTIME.block_on(Backend::playing([]));
-    let dir = folder(&backend);
+    let dir = folder(&backend, "4MiB");
     let (image, spool) = (dir.path().join("image"), dir.path().join("spool"));
     let Some(mut disk) = or_skip(Disk::ext4(&image, &spool)) else { return };
     let ledger = Arc::new(Ledger::default());
@@ -290,15 +294,10 @@ fn every_answered_event_survives_a_loss_of_power() {
         // A different moment each time, some segments apart.
         let moment = ledger.count.load(Relaxed) + 200 + 77 * round;
         wait_for("answers", || ledger.count.load(Relaxed) >= moment);
-        // Later answers are not claimed: with the power, the edge would be gone as well. Here it
-        // lives on for a moment, and ext4 may call an `fdatasync` done that was cut off under
-        // way: see the assumptions in the head of `src/spool/mod.rs`.
-        let claimed = ledger.answered.lock().unwrap().clone();
         disk.lose_power();
         load.end();
         ledger.wait_refusing(&edge);
         edge.kill();
-        *ledger.answered.lock().unwrap() = claimed;
         disk.unmount();
         disk = Disk::mount(&["-o", "loop", image.to_str().unwrap()], &spool).unwrap();
     }

@@ -9,12 +9,16 @@
 
 #![allow(dead_code, reason = "each test uses a part of it")]
 
+mod file;
+pub mod rig;
+
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::ffi::OsString;
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard};
 
+use file::SimFile;
 use pixelgate::spool::fs::{Entry, File, Fs, Open};
 
 pub const SECTOR_BYTES: usize = 512;
@@ -91,12 +95,6 @@ struct Disk {
 pub struct SimFs {
     disk: Arc<Mutex<Disk>>,
     life: u64,
-}
-
-struct SimFile {
-    fs: SimFs,
-    inode: u64,
-    handle: u64,
 }
 
 impl SimFs {
@@ -431,125 +429,5 @@ impl Fs for SimFs {
 
     fn free_bytes(&self, _: &Path) -> io::Result<u64> {
         Ok(self.alive()?.free_bytes)
-    }
-}
-
-impl SimFile {
-    fn with<T>(&self, act: impl FnOnce(&mut Inode) -> T) -> io::Result<T> {
-        let mut disk = self.fs.alive()?;
-        let inode = disk.inodes.get_mut(&self.inode).ok_or_else(absent)?;
-        Ok(act(inode))
-    }
-}
-
-impl File for SimFile {
-    fn read_at(&self, buf: &mut [u8], offset: u64) -> io::Result<usize> {
-        if let Some(fault) = self.fs.alive()?.fails(Op::Read) {
-            return Err(io::Error::from_raw_os_error(fault.errno));
-        }
-        self.with(|inode| {
-            let from = (offset as usize).min(inode.seen.len());
-            let bytes = buf.len().min(inode.seen.len() - from);
-            buf[..bytes].copy_from_slice(&inode.seen[from..from + bytes]);
-            bytes
-        })
-    }
-
-    fn write_at(&self, buf: &[u8], offset: u64) -> io::Result<usize> {
-        let (fault, full, short) = {
-            let mut disk = self.fs.alive()?;
-            let fault = disk.fails(Op::Write);
-            // Now and then a write is short without being wrong.
-            let short = disk.roll(4) == 0;
-            (fault, disk.full, short)
-        };
-        let written = self.with(|inode| {
-            let room = inode.seen.len().saturating_sub(offset as usize);
-            let mut bytes = buf.len();
-            if let Some(fault) = fault {
-                bytes = bytes * usize::from(fault.part) / 256;
-            } else if short && bytes > 1 {
-                bytes = bytes / 2 + 1;
-            }
-            if full {
-                bytes = bytes.min(room);
-            }
-            let end = offset as usize + bytes;
-            if inode.seen.len() < end {
-                inode.seen.resize(end, 0);
-            }
-            inode.seen[offset as usize..end].copy_from_slice(&buf[..bytes]);
-            if bytes > 0 {
-                let sectors = offset as usize / SECTOR_BYTES..=(end - 1) / SECTOR_BYTES;
-                inode.dirty.extend(sectors);
-            }
-            bytes
-        })?;
-        match fault {
-            Some(fault) => Err(io::Error::from_raw_os_error(fault.errno)),
-            None if written == 0 && !buf.is_empty() => Err(io::ErrorKind::StorageFull.into()),
-            None => Ok(written),
-        }
-    }
-
-    fn sync_data(&self) -> io::Result<()> {
-        while self.fs.alive()?.stalled {
-            std::thread::yield_now();
-        }
-        let fault = self.fs.alive()?.fails(Op::Sync);
-        self.with(|inode| {
-            let dirty = std::mem::take(&mut inode.dirty);
-            for (at, sector) in dirty.into_iter().enumerate() {
-                // A failed sync has written some, and dropped the others for good.
-                if fault.is_none_or(|fault| (at * 37 + 11) % 256 < usize::from(fault.part)) {
-                    inode.write_back(sector);
-                }
-            }
-        })?;
-        fault.map_or(Ok(()), |fault| Err(io::Error::from_raw_os_error(fault.errno)))
-    }
-
-    fn set_len(&self, bytes: u64) -> io::Result<()> {
-        if let Some(fault) = self.fs.alive()?.fails(Op::Names) {
-            return Err(io::Error::from_raw_os_error(fault.errno));
-        }
-        self.with(|inode| inode.resize(bytes as usize))
-    }
-
-    fn allocate(&self, bytes: u64) -> io::Result<()> {
-        if self.fs.alive()?.full {
-            return Err(io::ErrorKind::StorageFull.into());
-        }
-        self.set_len(bytes)
-    }
-
-    fn bytes(&self) -> io::Result<u64> {
-        self.with(|inode| inode.seen.len() as u64)
-    }
-
-    fn try_lock(&self) -> io::Result<bool> {
-        let handle = self.handle;
-        self.with(|inode| {
-            let mine = inode.locked_by.is_none_or(|owner| owner == handle);
-            if mine {
-                inode.locked_by = Some(handle);
-            }
-            mine
-        })
-    }
-
-    fn is_unlocked(&self) -> io::Result<bool> {
-        self.with(|inode| inode.locked_by.is_none())
-    }
-}
-
-impl Drop for SimFile {
-    fn drop(&mut self) {
-        let handle = self.handle;
-        _ = self.with(|inode| {
-            if inode.locked_by == Some(handle) {
-                inode.locked_by = None;
-            }
-        });
     }
 }
