@@ -4,8 +4,10 @@
 //!     cargo bench --bench spool [-- <folder> [<events>]]
 //!
 //! Every row checks that what it has written can be read back. CPU is that of the whole process,
-//! so it includes the producers' own work and the committer's; bytes written are those that the
-//! kernel charges the process with (`/proc/self/io`).
+//! so it includes the producers' own work and the committer's. Bytes written are those that reached
+//! the disk below the folder, the file system's journal and whatever else writes there included:
+//! what the kernel charges the process with counts pages many times over that are written piece
+//! by piece.
 
 use std::io::Write as _;
 use std::path::{Path, PathBuf};
@@ -55,13 +57,13 @@ fn main() {
             show(spool(&dir, durability, producers, events, None, Files::New));
         }
     }
-    show(harness(events, 1, None));
+    show(harness(&dir, events, 1, None));
     for producers in [1, 4] {
         let paced = Some(PACED_PER_SECOND);
         for files in [Files::New, Files::WrittenBefore] {
             show(spool(&dir, Durability::Power, producers, events, paced, files));
         }
-        show(harness(events, producers as u64, paced));
+        show(harness(&dir, events, producers as u64, paced));
     }
     show(drained(&dir, events));
     show(plain(&dir, events / 5, false));
@@ -95,11 +97,15 @@ fn payload(event: u64) -> [u8; PAYLOAD_BYTES] {
     payload
 }
 
-fn measure(name: String, events: u64, work: impl FnOnce() -> Vec<u32>) -> Row {
-    let (cpu, written, from) = (cpu_time(), bytes_written(), Instant::now());
+fn measure(root: &Path, name: String, events: u64, work: impl FnOnce() -> Vec<u32>) -> Row {
+    // What earlier rows have left to be written is none of this one's.
+    rustix::fs::sync();
+    let (cpu, written, from) = (cpu_time(), bytes_written(root), Instant::now());
     let waits = work();
-    let wall = from.elapsed();
-    Row { name, events, wall, cpu: cpu_time() - cpu, written: bytes_written() - written, waits }
+    let (wall, cpu) = (from.elapsed(), cpu_time() - cpu);
+    rustix::fs::sync();
+    let written = bytes_written(root).saturating_sub(written);
+    Row { name, events, wall, cpu, written, waits }
 }
 
 fn open(dir: &Path, durability: Durability) -> Spool {
@@ -131,7 +137,7 @@ fn spool(
     let used = if files == Files::WrittenBefore { ", steady" } else { "" };
     let name = format!("spool {durability:?}, {producers} producers{pace}{used}");
     let each = events / producers as u64;
-    let row = measure(name, each * producers as u64, || {
+    let row = measure(root, name, each * producers as u64, || {
         std::thread::scope(|scope| {
             let threads: Vec<_> = (0..producers as u64)
                 .map(|producer| {
@@ -205,11 +211,11 @@ async fn append(spool: &Spool, event: u64) -> Commit {
 }
 
 /// What the tasks of the spool's rows cost by themselves, to be taken off their CPU.
-fn harness(events: u64, producers: u64, paced: Option<u64>) -> Row {
+fn harness(root: &Path, events: u64, producers: u64, paced: Option<u64>) -> Row {
     let pace = if paced.is_some() { ", 100,000/s" } else { ", flat out" };
     let name = format!("  the tasks alone, {producers} producers{pace}");
     let (each, rate) = (events / producers, paced.map(|rate| rate / producers));
-    measure(name, each * producers, || {
+    measure(root, name, each * producers, || {
         std::thread::scope(|scope| {
             for _ in 0..producers {
                 scope.spawn(move || produce(None, 0, each, rate));
@@ -242,7 +248,7 @@ fn drained(root: &Path, events: u64) -> Row {
     produce(Some(&spool), 0, events, None);
     spool.close(Duration::from_secs(60)).expect("closes");
     drop(spool);
-    measure("spool: open, read and acknowledge".to_owned(), events, || {
+    measure(root, "spool: open, read and acknowledge".to_owned(), events, || {
         let spool = open(dir.path(), Durability::Power);
         assert_eq!(read_all(&spool), events);
         spool.checkpoint();
@@ -254,7 +260,7 @@ fn plain(root: &Path, events: u64, sync: bool) -> Row {
     let file = tempfile::NamedTempFile::new_in(root).expect("a file");
     let (mut out, path) = file.into_parts();
     let name = if sync { "write + fdatasync per record" } else { "write per record, no sync" };
-    let row = measure(name.to_owned(), events, || {
+    let row = measure(root, name.to_owned(), events, || {
         let mut waits = Vec::with_capacity(events as usize);
         for event in 0..events {
             let began = Instant::now();
@@ -288,7 +294,7 @@ fn redb(root: &Path, events: u64, durable: bool) -> Row {
     let dir = tempfile::tempdir_in(root).expect("a folder");
     let base = redb::Database::create(dir.path().join("redb")).expect("opens");
     let name = format!("redb, {} per 200", if durable { "Immediate" } else { "Durability::None" });
-    let row = measure(name, events, || {
+    let row = measure(root, name, events, || {
         let mut waits = Vec::new();
         let mut event = 0;
         while event < events {
@@ -319,7 +325,7 @@ fn fjall(root: &Path, events: u64) -> Row {
     let dir = tempfile::tempdir_in(root).expect("a folder");
     let base = fjall::Database::builder(dir.path()).open().expect("opens");
     let keys = base.keyspace("events", fjall::KeyspaceCreateOptions::default).expect("opens");
-    let row = measure("fjall, SyncData per 200".to_owned(), events, || {
+    let row = measure(root, "fjall, SyncData per 200".to_owned(), events, || {
         let mut waits = Vec::new();
         let mut began = Instant::now();
         for event in 0..events {
@@ -359,8 +365,14 @@ fn cpu_time() -> Duration {
     Duration::from_millis((ticks(11) + ticks(12)) * 10)
 }
 
-fn bytes_written() -> u64 {
-    let io = std::fs::read_to_string("/proc/self/io").unwrap_or_default();
-    let line = io.lines().find_map(|line| line.strip_prefix("write_bytes: "));
-    line.and_then(|bytes| bytes.parse().ok()).unwrap_or(0)
+/// Bytes written to the disk on which this folder is, by anybody; 0 where there is no such disk.
+fn bytes_written(folder: &Path) -> u64 {
+    let Ok(meta) = std::fs::metadata(folder) else { return 0 };
+    let device = std::os::unix::fs::MetadataExt::dev(&meta);
+    let (major, minor) = (rustix::fs::major(device), rustix::fs::minor(device));
+    let stat = std::fs::read_to_string(format!("/sys/dev/block/{major}:{minor}/stat"));
+    let stat = stat.unwrap_or_default();
+    // The seventh field counts sectors of 512 bytes, whatever the disk's own are.
+    stat.split_whitespace().nth(6).and_then(|sectors| sectors.parse::<u64>().ok()).unwrap_or(0)
+        * 512
 }

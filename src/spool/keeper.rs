@@ -16,6 +16,9 @@ use super::lane::{IDENTITY, Lane, Spares, lane_dir, lane_id, remove_lane};
 use super::quarantine::Quarantine;
 use super::recover::{Adopted, adopt, header};
 
+/// Spares of zeros that are made, at most: one is used while the other waits. The third that goes
+/// around in a swift flow is a new file that has been trimmed.
+const FILLS_MAX: usize = 2;
 /// How often the keeper turns.
 pub const TURN: Duration = Duration::from_secs(1);
 /// The lock of the spool's folder: held while lanes are made and adopted.
@@ -103,7 +106,7 @@ impl Keeper {
         let Spares { count_max, bytes } = shared.config.spares();
         let room = shared.bounds.free_bytes().saturating_sub(bytes);
         let wanted = bytes >= FILLED_BYTES_MIN
-            && self.fills < count_max
+            && self.fills < FILLS_MAX.min(count_max)
             && room >= shared.config.free_bytes_min.as_u64()
             && !shared.is_failing()
             && !shared.own.has_spare();
