@@ -79,7 +79,8 @@ fn drain(events: usize, compression: &str) {
         reader: spool.reader("out").unwrap(),
     };
     let mut runtime = tokio::runtime::Builder::new_multi_thread();
-    let runtime = runtime.worker_threads(1).enable_all().build().unwrap();
+    // As in `src/delivery.rs`.
+    let runtime = runtime.worker_threads(1).max_blocking_threads(4).enable_all().build().unwrap();
     // 5: forget the peak of the memory used so far.
     let _ = fs::write("/proc/self/clear_refs", "5");
     let (start, cpu) = (Instant::now(), cpu_ns());
