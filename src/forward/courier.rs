@@ -56,6 +56,9 @@ struct Stopped;
 struct Todo {
     parcels: Vec<Parcel>,
     wait: Option<Duration>,
+    /// Whether the wait is the parcel's own: the breaker, which knows nothing of it, will not
+    /// do the waiting.
+    wait_is_own: bool,
 }
 
 impl Supplies {
@@ -203,7 +206,7 @@ impl Courier {
                 work.push_front(parcel);
             }
             if let Some(wait) = todo.wait
-                && self.breaker.is_closed()
+                && (todo.wait_is_own || self.breaker.is_closed())
             {
                 self.unless_stopped(tokio::time::sleep(wait)).await?;
             }
@@ -239,6 +242,7 @@ impl Courier {
                 pass.fail(after);
             }
             Gist::Refused => pass.fail(None),
+            Gist::Silent => {}
         }
         Ok(outcome)
     }
@@ -331,6 +335,7 @@ impl Todo {
         parcel.setbacks = parcel.setbacks.saturating_add(1);
         let wait = backoff::wait(parcel.setbacks, setback.after);
         self.wait = self.wait.max(Some(wait));
+        self.wait_is_own |= setback.local;
         self.parcels.push(parcel);
         let down = state == State::Retrying && !courier.breaker.is_closed();
         courier.health.failing(if down { State::Down } else { state }, &setback.what);
@@ -339,6 +344,8 @@ impl Todo {
 
 /// What an attempt says about the upstream itself.
 enum Gist {
+    /// Nothing.
+    Silent,
     /// It is there and deals with what it gets.
     Took,
     /// It is not there, or has too much to do.
@@ -349,18 +356,20 @@ enum Gist {
 
 fn gist(outcome: &Outcome) -> Gist {
     match outcome {
+        Outcome::Retry(setback) | Outcome::Fault(setback) if setback.local => Gist::Silent,
         Outcome::Retry(setback) => Gist::Pressed(setback.after),
         Outcome::Fault(_) => Gist::Refused,
         Outcome::Delivered | Outcome::TooLarge(_) | Outcome::Rejected(_) | Outcome::Dead(_) => {
             Gist::Took
         }
         Outcome::Mixed(parts) => {
-            let mut worst = Gist::Took;
+            let mut worst = Gist::Silent;
             for part in parts {
                 match (&worst, gist_of_part(&part.outcome)) {
                     (Gist::Pressed(a), Gist::Pressed(b)) => worst = Gist::Pressed(b.max(*a)),
                     (_, pressed @ Gist::Pressed(_)) => worst = pressed,
-                    (Gist::Took, refused @ Gist::Refused) => worst = refused,
+                    (Gist::Silent | Gist::Took, refused @ Gist::Refused) => worst = refused,
+                    (Gist::Silent, took @ Gist::Took) => worst = took,
                     _ => {}
                 }
             }

@@ -100,17 +100,26 @@ pub struct Setback {
     pub status: Option<u16>,
     /// How long the upstream asked us to wait (`Retry-After`).
     pub after: Option<Duration>,
+    /// Whether it speaks of these events only (their portal is limited, say) and not of the
+    /// upstream: then nothing else that goes there is slowed or stopped for it.
+    pub local: bool,
 }
 
 impl Setback {
     /// A setback without an answer.
     pub fn new(what: impl Into<Cow<'static, str>>) -> Setback {
-        Setback { what: what.into(), status: None, after: None }
+        Setback { what: what.into(), status: None, after: None, local: false }
     }
 
     /// A setback that an answer with this status brought.
     pub fn answered(status: u16) -> Setback {
-        Setback { what: format!("answered {status}").into(), status: Some(status), after: None }
+        let what = format!("answered {status}").into();
+        Setback { what, status: Some(status), after: None, local: false }
+    }
+
+    /// The same, of these events only: see [`Setback::local`].
+    pub fn of_these_events(self) -> Setback {
+        Setback { local: true, ..self }
     }
 }
 
