@@ -1,4 +1,4 @@
-//! The HTTP client that the kinds `http` and `legacy` share.
+//! The HTTP client that the kinds `http`, `legacy` and `hubspot` share.
 //!
 //! Trust: the machine's root certificates, or only those of `ca` where it is given. Proxies are
 //! never taken from the environment: a variable that somebody set for another program must not
@@ -67,6 +67,19 @@ pub fn build(url: &url::Url, setup: &Setup, tls: &Tls<'_>) -> Result<Client, Con
     let roots = url.scheme() == "https" || tls.ca.is_some();
     builder = builder.tls_backend_preconfigured(tls_config(tls, roots)?);
     builder.build().map_err(|e| ConfigError::caused("url", "no client for it can be made", e))
+}
+
+/// The body of an answer, or `None` where it is longer than `bytes_max` or does not arrive. The
+/// client's timeout bounds the wait.
+pub async fn body(mut answer: Response, bytes_max: usize) -> Option<Vec<u8>> {
+    let mut bytes = Vec::new();
+    while let Some(chunk) = answer.chunk().await.ok()? {
+        if bytes.len() + chunk.len() > bytes_max {
+            return None;
+        }
+        bytes.extend_from_slice(&chunk);
+    }
+    Some(bytes)
 }
 
 /// Reads and drops what is left of an answer, so that its connection can be used again.

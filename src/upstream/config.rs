@@ -7,14 +7,14 @@ use std::sync::Arc;
 
 use serde::de::{self, Deserialize, Deserializer};
 
-use super::{BatchOverride, Upstream, file, http, legacy};
+use super::{BatchOverride, Upstream, file, http, hubspot, legacy};
 
 /// Longest name of an upstream, in characters.
 pub const NAME_CHARS_MAX: usize = 64;
 /// Upstreams side by side, at most: each has connections, memory and a cursor of its own.
 pub const UPSTREAMS_MAX: usize = 16;
 
-const KINDS: &[&str] = &["file", "http", "legacy"];
+const KINDS: &[&str] = &["file", "http", "legacy", "hubspot"];
 
 /// One `[[upstream]]`.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -36,6 +36,8 @@ pub enum Kind {
     Http(http::Config),
     /// A backend without a batch API.
     Legacy(legacy::Config),
+    /// HubSpot's successor API.
+    Hubspot(hubspot::Config),
 }
 
 /// What is wrong with the configuration: the key, and the reason. Never a value that may be
@@ -109,6 +111,7 @@ impl Config {
             Kind::File(config) => config.validate(),
             Kind::Http(config) => config.validate(),
             Kind::Legacy(config) => config.validate(),
+            Kind::Hubspot(config) => config.validate(),
         }
         .map_err(|e| e.within(&self.name))
     }
@@ -120,6 +123,7 @@ impl Config {
             Kind::File(config) => config.build().map(|u| Arc::new(u) as Arc<dyn Upstream>),
             Kind::Http(config) => config.build().map(|u| Arc::new(u) as Arc<dyn Upstream>),
             Kind::Legacy(config) => config.build().map(|u| Arc::new(u) as Arc<dyn Upstream>),
+            Kind::Hubspot(config) => config.build().map(|u| Arc::new(u) as Arc<dyn Upstream>),
         };
         built.map_err(|e| e.within(&self.name))
     }
@@ -130,6 +134,7 @@ impl Config {
             Kind::File(_) => "file",
             Kind::Http(_) => "http",
             Kind::Legacy(_) => "legacy",
+            Kind::Hubspot(_) => "hubspot",
         }
     }
 
@@ -182,6 +187,7 @@ impl<'de> Deserialize<'de> for Config {
             "file" => table.try_into().map(Kind::File).map_err(told)?,
             "http" => table.try_into().map(Kind::Http).map_err(told)?,
             "legacy" => table.try_into().map(Kind::Legacy).map_err(told)?,
+            "hubspot" => table.try_into().map(Kind::Hubspot).map_err(told)?,
             other => {
                 let kinds = KINDS.join(", ");
                 return Err(de::Error::custom(format!(
@@ -233,7 +239,8 @@ mod tests {
             "[[upstream]]\nname = 'a'\nkind = 'file'\ndir = 'x'\n\
              [[upstream]]\nname = 'b-2_c'\nkind = 'http'\nurl = 'https://collector/in'\n\
              batch = { events_max = 7 }\n\
-             [[upstream]]\nname = 'c'\nkind = 'legacy'\nurl = 'http://old/v1/event/'\n",
+             [[upstream]]\nname = 'c'\nkind = 'legacy'\nurl = 'http://old/v1/event/'\n\
+             [[upstream]]\nname = 'd'\nkind = 'hubspot'\ntokens = { '62515' = 'x' }\n",
         )
         .unwrap();
         let kinds: Vec<_> = all.iter().map(Config::kind_name).collect();

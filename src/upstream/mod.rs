@@ -16,6 +16,7 @@ mod encode;
 mod env;
 pub mod file;
 pub mod http;
+pub mod hubspot;
 pub mod legacy;
 mod sign;
 

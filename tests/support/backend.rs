@@ -45,6 +45,8 @@ pub enum Act {
     Refuse(u16),
     /// The same, with headers.
     RefuseWith(u16, Vec<(&'static str, String)>),
+    /// Takes it and answers with this status, these headers and this body.
+    Say(u16, Vec<(&'static str, String)>, String),
     /// Resets the connection after the header, before the body is read.
     ResetBeforeBody,
     /// Takes it and resets the connection instead of answering.
@@ -254,6 +256,10 @@ async fn act(
         }
         Act::Refuse(status) => answer(stream, status, &[]).await?,
         Act::RefuseWith(status, headers) => answer(stream, status, &headers).await?,
+        Act::Say(status, headers, body) => {
+            take();
+            say(stream, status, &headers, &body).await?;
+        }
         Act::ResetBeforeBody => return reset(stream),
         Act::ResetAfterBody => {
             take();
@@ -297,11 +303,25 @@ async fn answer(
     status: u16,
     headers: &[(&'static str, String)],
 ) -> io::Result<()> {
-    let mut head = format!("HTTP/1.1 {status} Because\r\nContent-Length: 2\r\n");
+    say(stream, status, headers, "ok").await
+}
+
+async fn say(
+    stream: &mut TcpStream,
+    status: u16,
+    headers: &[(&'static str, String)],
+    body: &str,
+) -> io::Result<()> {
+    let mut head = format!("HTTP/1.1 {status} Because\r\n");
+    // RFC 9110, 8.6: a 204 has no length, because it has no body.
+    if status != 204 {
+        head.push_str(&format!("Content-Length: {}\r\n", body.len()));
+    }
     for (name, value) in headers {
         head.push_str(&format!("{name}: {value}\r\n"));
     }
-    head.push_str("\r\nok");
+    head.push_str("\r\n");
+    head.push_str(if status == 204 { "" } else { body });
     stream.write_all(head.as_bytes()).await
 }
 

@@ -1,0 +1,262 @@
+//! What an `[[upstream]]` of kind `hubspot` is told.
+
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::path::PathBuf;
+
+use http::header::HeaderValue;
+use serde::Deserialize;
+use tokio::sync::Semaphore;
+use url::Url;
+
+use super::super::http::{CONCURRENCY_MAX, TIMEOUT_SECONDS_MAX, check_within, parse_url};
+use super::super::{ConfigError, Secret, client};
+use super::names::{self, EventNames};
+use super::send::Sender;
+use super::translate::Translator;
+use super::{Hubspot, IDLE_SECONDS_MAX, pauses};
+
+/// The settings of an `[[upstream]]` of kind `hubspot`.
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Config {
+    /// Scheme and host of the API. May hold `${ENV}`.
+    pub url: Secret,
+    /// A token for each portal, by its number. Values may hold `${ENV}`.
+    pub tokens: BTreeMap<String, Secret>,
+    /// HubSpot's names of events by what the pixels call them. A key is a name, or
+    /// `portal/name`; a value is a whole `pe{portal}_{name}`, or the name alone.
+    pub event_names: BTreeMap<String, String>,
+    /// Whether the contact of each event is written, with its contact properties.
+    pub contacts: bool,
+    /// The event property that takes the revenue; empty: revenue is left out.
+    pub revenue_property: String,
+    /// The event property that takes the external id; empty: it is left out.
+    pub external_id_property: String,
+    /// Portals whose events become dead letters instead of waiting for a token.
+    pub abandoned: Vec<u64>,
+    /// Below `url`, where events are posted to.
+    pub events_path: String,
+    /// Below `url`, where contacts are posted to.
+    pub contacts_path: String,
+    /// Requests on their way at once, at most.
+    pub concurrency_max: usize,
+    /// Time for one request, in seconds.
+    pub timeout_seconds: u64,
+    /// Certificates (PEM) to trust instead of the machine's.
+    pub ca: Option<PathBuf>,
+}
+
+impl Default for Config {
+    fn default() -> Self {
+        Self {
+            url: Secret::new("https://api.hubapi.com"),
+            tokens: BTreeMap::new(),
+            event_names: BTreeMap::new(),
+            contacts: true,
+            revenue_property: "revenue".into(),
+            external_id_property: "external_id".into(),
+            abandoned: Vec::new(),
+            events_path: "/events/v3/send/batch".into(),
+            contacts_path: "/crm/v3/objects/contacts/batch/upsert".into(),
+            concurrency_max: 8,
+            timeout_seconds: 10,
+            ca: None,
+        }
+    }
+}
+
+impl Config {
+    /// Checks limits, names, addresses and the presence of every `${ENV}`.
+    pub fn validate(&self) -> Result<(), ConfigError> {
+        check_within("timeout_seconds", self.timeout_seconds, TIMEOUT_SECONDS_MAX)?;
+        check_within("concurrency_max", self.concurrency_max as u64, CONCURRENCY_MAX as u64)?;
+        self.endpoint("events_path", &self.events_path)?;
+        self.endpoint("contacts_path", &self.contacts_path)?;
+        self.translator()?;
+        self.authorizations().map(drop)
+    }
+
+    /// How events are translated: what of the configuration is no secret and no address.
+    pub fn translator(&self) -> Result<Translator, ConfigError> {
+        let check = |key: &str, name: &str| {
+            if name.is_empty() || (names::is_valid(name) && !name.contains('-')) {
+                return Ok(());
+            }
+            let reason = "is no event property's name: a-z, 0-9 and `_`, letter first, \
+                          at most 50 characters; empty leaves it out";
+            Err(ConfigError::new(key, reason))
+        };
+        check("revenue_property", &self.revenue_property)?;
+        check("external_id_property", &self.external_id_property)?;
+        if self.revenue_property == self.external_id_property && !self.revenue_property.is_empty() {
+            return Err(ConfigError::new("external_id_property", "is the revenue's, too"));
+        }
+        Ok(Translator {
+            event_names: EventNames::new(&self.event_names)?,
+            contacts: self.contacts,
+            revenue_property: self.revenue_property.clone(),
+            external_id_property: self.external_id_property.clone(),
+            abandoned: self.abandoned.iter().copied().collect::<BTreeSet<u64>>(),
+        })
+    }
+
+    /// Whether a portal's events can be sent: it has a token.
+    pub fn has_token(&self, portal: u64) -> bool {
+        self.tokens.contains_key(&portal.to_string())
+    }
+
+    /// Builds the upstream: reads the certificates, resolves nothing, connects nowhere.
+    pub fn build(&self) -> Result<Hubspot, ConfigError> {
+        self.validate()?;
+        let tls = client::Tls { ca: self.ca.as_deref(), ..client::Tls::default() };
+        let setup = client::Setup {
+            timeout_seconds: self.timeout_seconds,
+            connections: self.concurrency_max,
+            idle_seconds: IDLE_SECONDS_MAX,
+        };
+        let events_url = self.endpoint("events_path", &self.events_path)?;
+        let contacts_url = match self.contacts {
+            true => Some(self.endpoint("contacts_path", &self.contacts_path)?),
+            false => None,
+        };
+        let sender = Sender {
+            client: client::build(&events_url, &setup, &tls)?,
+            events_url,
+            contacts_url,
+            requests: Semaphore::new(self.concurrency_max),
+        };
+        let authorizations = self.authorizations()?;
+        Ok(Hubspot::new(self.translator()?, authorizations, sender, pauses::Pauses::default()))
+    }
+
+    fn endpoint(&self, key: &str, path: &str) -> Result<Url, ConfigError> {
+        let base = parse_url(&self.url)?;
+        if base.query().is_some() || base.fragment().is_some() {
+            return Err(ConfigError::new("url", "has a query: the paths have keys of their own"));
+        }
+        if !path.starts_with('/') || path.contains('#') {
+            return Err(ConfigError::new(key, "must begin with `/`"));
+        }
+        let whole = format!("{}{path}", base.as_str().trim_end_matches('/'));
+        Url::parse(&whole).map_err(|e| ConfigError::caused(key, "is no path", e))
+    }
+
+    fn authorizations(&self) -> Result<HashMap<u64, HeaderValue>, ConfigError> {
+        if self.tokens.is_empty() {
+            return Err(ConfigError::new("tokens", "is missing: { \"62515\" = \"${TOKEN}\" }"));
+        }
+        let mut all = HashMap::new();
+        for (portal, token) in &self.tokens {
+            let key = format!("tokens.{portal}");
+            let Some(portal) = names::portal_of(portal) else {
+                return Err(ConfigError::new(key, "is no portal's number"));
+            };
+            let token = token.expand(&key)?;
+            if token.trim().is_empty() {
+                return Err(ConfigError::new(key, "is empty"));
+            }
+            // The error of an invalid value holds nothing of it.
+            let mut value = HeaderValue::from_str(&format!("Bearer {}", token.trim()))
+                .map_err(|e| ConfigError::caused(&key, "cannot be a header's value", e))?;
+            value.set_sensitive(true);
+            all.insert(portal, value);
+        }
+        Ok(all)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const REFERENCE: &str = include_str!("../../../config/reference.toml");
+
+    fn config(rest: &str) -> Config {
+        toml::from_str(&format!("tokens = {{ '62515' = 't0ps3cret' }}\n{rest}")).expect(rest)
+    }
+
+    #[track_caller]
+    fn check_refused(config: &Config, key: &str, word: &str) {
+        let error = config.validate().expect_err(key);
+        assert_eq!(error.key(), key);
+        assert!(error.reason().contains(word), "{error}");
+        assert!(!error.to_string().contains("t0ps3cret"), "{error}");
+    }
+
+    #[test]
+    fn the_least_that_is_told_is_enough() {
+        config("").validate().unwrap();
+        assert!(config("").has_token(62515) && !config("").has_token(7));
+        check_refused(&Config::default(), "tokens", "missing");
+    }
+
+    #[test]
+    fn the_reference_shows_the_defaults() {
+        let start = REFERENCE.find("\n# kind = \"hubspot\"\n").expect("an entry for hubspot");
+        let entry = &REFERENCE[start + 1..];
+        let entry = &entry[..entry.find("\n\n").unwrap_or(entry.len())];
+        let lines = entry.lines().skip(1).map(|line| line.trim_start_matches("# "));
+        let mut table: toml::Table = lines.collect::<Vec<_>>().join("\n").parse().unwrap();
+        for only_shown in ["tokens", "event_names", "ca"] {
+            assert!(table.remove(only_shown).is_some(), "{only_shown}");
+        }
+        let keys = format!("{:?}", toml::from_str::<Config>("no_such_key = 1").unwrap_err());
+        for key in table.keys() {
+            assert!(keys.contains(&format!("`{key}`")), "{key}");
+        }
+        assert_eq!(table.len() + 3, keys.matches('`').count() / 2 - 1, "{keys}");
+        assert_eq!(table.try_into::<Config>().unwrap(), Config::default());
+    }
+
+    #[test]
+    fn tokens_are_checked_and_never_shown() {
+        let tokens = |portal: &str, token: &str| {
+            let tokens = BTreeMap::from([(portal.to_owned(), Secret::new(token))]);
+            Config { tokens, ..Config::default() }
+        };
+        check_refused(&tokens("062515", "t0ps3cret"), "tokens.062515", "no portal");
+        check_refused(&tokens("all", "t0ps3cret"), "tokens.all", "no portal");
+        check_refused(&tokens("1", "${PIXELGATE_NO_SUCH}"), "tokens.1", "PIXELGATE_NO_SUCH");
+        check_refused(&tokens("1", "t0ps3cret\nX: y"), "tokens.1", "header");
+        check_refused(&tokens("1", " "), "tokens.1", "empty");
+        assert!(!format!("{:?}", config("")).contains("t0ps3cret"));
+        assert!(!format!("{:?}", config("").build().unwrap()).contains("t0ps3cret"));
+    }
+
+    #[test]
+    fn addresses_are_put_together_and_checked() {
+        let at = |url: &str, path: &str| {
+            let config = Config { url: Secret::new(url), ..config("") };
+            config.endpoint("events_path", path).unwrap().to_string()
+        };
+        assert_eq!(at("https://h", "/a/b"), "https://h/a/b");
+        assert_eq!(at("https://h/x/", "/a?idProperty=email"), "https://h/x/a?idProperty=email");
+        check_refused(&config("url = 'https://h/?a=b'"), "url", "query");
+        check_refused(&config("url = 'ftp://h'"), "url", "http://");
+        check_refused(&config("events_path = 'a'"), "events_path", "begin");
+        check_refused(&config("contacts_path = '/a#b'"), "contacts_path", "begin");
+    }
+
+    #[test]
+    fn numbers_and_names_are_held_to_their_bounds() {
+        for (key, max) in
+            [("timeout_seconds", TIMEOUT_SECONDS_MAX), ("concurrency_max", CONCURRENCY_MAX as u64)]
+        {
+            for good in [1, max] {
+                config(&format!("{key} = {good}")).validate().expect(key);
+            }
+            for bad in [0, max + 1] {
+                check_refused(&config(&format!("{key} = {bad}")), key, "within");
+            }
+        }
+        for key in ["revenue_property", "external_id_property"] {
+            config(&format!("{key} = ''")).validate().expect(key);
+            config(&format!("{key} = 'amount_2'")).validate().expect(key);
+            for bad in ["Amount", "2x", "a-b", "a b"] {
+                check_refused(&config(&format!("{key} = '{bad}'")), key, "no event property");
+            }
+        }
+        check_refused(&config("external_id_property = 'revenue'"), "external_id_property", "too");
+        check_refused(&config("event_names = { a = 'B' }"), "event_names.a", "neither");
+    }
+}

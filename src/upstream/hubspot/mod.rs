@@ -1,0 +1,288 @@
+//! `hubspot`: HubSpot's successor of the legacy events API. Events become occurrences of custom
+//! events (`POST /events/v3/send/batch`), contact properties an upsert of contacts.
+//!
+//! A batch holds events of many portals. Each portal has a token, limits and troubles of its own,
+//! so its events travel apart (`send.rs`), and what happens to one portal stops no other: a
+//! portal that is limited, or whose token is refused, is left alone for a while (`pauses.rs`),
+//! and its events are tried again while the others arrive. What that costs the others is told by
+//! [`BATCHES_MAX`].
+//!
+//! What does not fit the successor (`translate.rs`) becomes a dead letter. What the API answers
+//! is read in `answers.rs`; an operator's side of all this is `docs/hubspot.md`.
+
+mod answers;
+mod config;
+mod contacts;
+mod names;
+mod pauses;
+mod send;
+mod translate;
+
+use std::collections::{BTreeMap, HashMap};
+use std::fmt;
+use std::sync::Arc;
+
+use async_trait::async_trait;
+use http::header::HeaderValue;
+use tokio::task::JoinSet;
+
+use super::{Batch, Outcome, Part, Setback, Upstream};
+use crate::event::Record;
+
+pub use answers::PAUSE_SECONDS;
+pub use config::Config;
+pub use names::{EVENT_NAME_CHARS_MAX, NameFault};
+pub use send::{CONTACTS_MAX, EVENTS_MAX};
+pub use translate::{EventInput, Translation, Translator, Untranslatable};
+
+use pauses::Pauses;
+use send::{Ends, Item, Sender};
+
+/// Batches on their way at once. A batch stays until its last event has come to an end, so this
+/// is also how many batches may hold events of portals that are limited, or whose token is
+/// refused, before the others have to wait for these.
+pub const BATCHES_MAX: usize = 64;
+/// How long an idle connection is kept: below what common balancers allow.
+const IDLE_SECONDS_MAX: u64 = 50;
+
+/// See the module.
+pub struct Hubspot {
+    translator: Translator,
+    authorizations: HashMap<u64, HeaderValue>,
+    sender: Arc<Sender>,
+    pauses: Pauses,
+}
+
+/// What has become of a batch's events so far.
+#[derive(Default)]
+struct Gathered {
+    delivered: Vec<usize>,
+    /// Refused, or never to be sent.
+    ended: Vec<Part>,
+    /// To be tried again.
+    left: Option<Part>,
+}
+
+// By hand: it holds tokens.
+impl fmt::Debug for Hubspot {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Hubspot(..)")
+    }
+}
+
+impl Hubspot {
+    fn new(
+        translator: Translator,
+        authorizations: HashMap<u64, HeaderValue>,
+        sender: Sender,
+        pauses: Pauses,
+    ) -> Hubspot {
+        Hubspot { translator, authorizations, sender: Arc::new(sender), pauses }
+    }
+
+    /// Translates a batch, and sorts it by portal.
+    fn sort(&self, batch: &Batch, gathered: &mut Gathered) -> BTreeMap<u64, Vec<Item>> {
+        let mut portals: BTreeMap<u64, Vec<Item>> = BTreeMap::new();
+        for (place, bytes) in batch.records().iter().enumerate() {
+            let read = Record::decode_sound(bytes);
+            let read = read.and_then(|record| Ok((record.event()?, record)));
+            let Ok((event, record)) = read else {
+                let setback = Setback::new("a spool record cannot be read");
+                gathered.end(vec![place], Outcome::Rejected(setback));
+                continue;
+            };
+            match self.translator.translate(event) {
+                Ok(translation) => {
+                    let item = Item::new(place, record.id, record.received_at_ms, translation);
+                    portals.entry(record.portal).or_default().push(item);
+                }
+                Err(why) => gathered.end(vec![place], Outcome::Dead(Setback::new(why.as_str()))),
+            }
+        }
+        portals
+    }
+
+    /// Why a portal's events cannot be sent now.
+    fn hindrance(&self, portal: u64) -> Option<Outcome> {
+        if !self.authorizations.contains_key(&portal) {
+            // A portal's number is nobody's secret, and the operator needs it.
+            let what = format!("there is no token for portal {portal}");
+            return Some(Outcome::Fault(Setback::new(what).of_these_events()));
+        }
+        self.pauses.of(portal)
+    }
+}
+
+#[async_trait]
+impl Upstream for Hubspot {
+    fn kind(&self) -> &'static str {
+        "hubspot"
+    }
+
+    async fn send(&self, batch: &Batch) -> Outcome {
+        let mut gathered = Gathered::default();
+        let mut sending = JoinSet::new();
+        for (portal, items) in self.sort(batch, &mut gathered) {
+            if let Some(outcome) = self.hindrance(portal) {
+                let places = items.iter().map(|item| item.place).collect();
+                gathered.leave(Part { places, outcome });
+                continue;
+            }
+            let Some(authorization) = self.authorizations.get(&portal).cloned() else { continue };
+            let sender = Arc::clone(&self.sender);
+            sending.spawn(async move { (portal, sender.hand_over(&authorization, items).await) });
+        }
+        // One that panicked says nothing of its events: they are tried again.
+        while let Some(done) = sending.join_next().await {
+            let Ok((portal, Ends { parts, left })) = done else { continue };
+            parts.into_iter().for_each(|part| gathered.end(part.places, part.outcome));
+            if let Some(mut left) = left {
+                name_portal(portal, &mut left.outcome);
+                self.pauses.note(portal, &left.outcome);
+                gathered.leave(left);
+            }
+        }
+        gathered.outcome(batch.records().len())
+    }
+
+    fn concurrency_max(&self) -> usize {
+        BATCHES_MAX
+    }
+}
+
+impl Gathered {
+    fn end(&mut self, places: Vec<usize>, outcome: Outcome) {
+        // Those that can never be sent are alike. A refusal is about what was refused together:
+        // two of them in one part would be halved and sent again.
+        let same =
+            |part: &&mut Part| part.outcome == outcome && matches!(outcome, Outcome::Dead(_));
+        if outcome == Outcome::Delivered {
+            self.delivered.extend(places);
+        } else if let Some(part) = self.ended.iter_mut().find(same) {
+            part.places.extend(places);
+        } else {
+            self.ended.push(Part { places, outcome });
+        }
+    }
+
+    /// All that is to be tried again stays together: one portal's events must not wait for
+    /// another's.
+    fn leave(&mut self, part: Part) {
+        self.left = Some(match self.left.take() {
+            None => part,
+            Some(mut left) => {
+                left.places.extend(part.places);
+                left.outcome = worse(left.outcome, part.outcome);
+                left
+            }
+        });
+    }
+
+    /// The outcome of a batch of `count` events.
+    fn outcome(self, count: usize) -> Outcome {
+        let mut parts = Vec::new();
+        if !self.delivered.is_empty() {
+            parts.push(Part { places: self.delivered, outcome: Outcome::Delivered });
+        }
+        parts.extend(self.ended);
+        // The last, because what comes after it would wait for it.
+        parts.extend(self.left);
+        match &mut parts[..] {
+            [only] if only.places.len() == count => {
+                std::mem::replace(&mut only.outcome, Outcome::Delivered)
+            }
+            _ => Outcome::Mixed(parts),
+        }
+    }
+}
+
+/// Of two reasons to try again the one that says more about the upstream; the wait is the shorter
+/// one, as the other portal's pause is kept anyway.
+fn worse(a: Outcome, b: Outcome) -> Outcome {
+    let rank = |outcome: &Outcome| match outcome {
+        Outcome::Retry(setback) if !setback.local => 3,
+        Outcome::Fault(setback) if !setback.local => 2,
+        Outcome::Fault(_) => 1,
+        _ => 0,
+    };
+    let after = |outcome: &Outcome| match outcome {
+        Outcome::Retry(setback) | Outcome::Fault(setback) => setback.after,
+        _ => None,
+    };
+    let (mut worse, other) = if rank(&a) >= rank(&b) { (a, b) } else { (b, a) };
+    let sooner = after(&worse).min(after(&other));
+    if let Outcome::Retry(setback) | Outcome::Fault(setback) = &mut worse
+        && setback.local
+    {
+        setback.after = sooner;
+    }
+    worse
+}
+
+/// Says whose trouble it is, where it is one portal's: a number that the operator configured.
+fn name_portal(portal: u64, outcome: &mut Outcome) {
+    if let Outcome::Retry(setback) | Outcome::Fault(setback) = outcome
+        && setback.local
+    {
+        setback.what = format!("portal {portal}: {}", setback.what).into();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::time::Duration;
+
+    fn part(places: &[usize], outcome: Outcome) -> Part {
+        Part { places: places.to_vec(), outcome }
+    }
+
+    fn setback(seconds: u64) -> Setback {
+        Setback { after: Some(Duration::from_secs(seconds)), ..Setback::answered(429) }
+    }
+
+    #[test]
+    fn what_ended_alike_is_told_at_once_and_what_is_left_comes_last() {
+        let mut gathered = Gathered::default();
+        let dead = || Outcome::Dead(Setback::new("no"));
+        let refused = || Outcome::Rejected(Setback::answered(400));
+        gathered.leave(part(&[3], Outcome::Retry(setback(9).of_these_events())));
+        gathered.end(vec![0], dead());
+        gathered.end(vec![1], refused());
+        gathered.end(vec![5], Outcome::Delivered);
+        gathered.end(vec![2], dead());
+        gathered.end(vec![4], refused());
+        gathered.end(vec![6], Outcome::Delivered);
+        let expect = vec![
+            part(&[5, 6], Outcome::Delivered),
+            part(&[0, 2], dead()),
+            part(&[1], refused()),
+            part(&[4], refused()),
+            part(&[3], Outcome::Retry(setback(9).of_these_events())),
+        ];
+        assert_eq!(gathered.outcome(7), Outcome::Mixed(expect));
+    }
+
+    #[test]
+    fn a_batch_of_one_sort_has_one_outcome_unless_something_is_missing() {
+        let gathered = || {
+            let mut gathered = Gathered::default();
+            gathered.end(vec![0, 1], Outcome::Delivered);
+            gathered
+        };
+        assert_eq!(gathered().outcome(2), Outcome::Delivered);
+        let expect = vec![part(&[0, 1], Outcome::Delivered)];
+        assert_eq!(gathered().outcome(3), Outcome::Mixed(expect), "one portal's task panicked");
+    }
+
+    #[test]
+    fn trouble_of_all_outweighs_that_of_one_and_the_shorter_wait_is_kept() {
+        let local = |seconds| Outcome::Retry(setback(seconds).of_these_events());
+        let fault = |seconds| Outcome::Fault(setback(seconds).of_these_events());
+        assert_eq!(worse(local(9), local(4)), local(4));
+        assert_eq!(worse(local(4), fault(9)), fault(4));
+        let down = Outcome::Retry(setback(60));
+        assert_eq!(worse(fault(1), down.clone()), down);
+        assert_eq!(worse(down.clone(), local(1)), down);
+    }
+}
