@@ -9,6 +9,7 @@ use pixelgate::gate::{Gate, Hit, Judgement, Kept, Refusal};
 use pixelgate::path::Reading;
 use pixelgate::portals::Ruling;
 use pixelgate::target::Target;
+use pixelgate::upstream::hubspot::{self, Explained};
 use pixelgate::{OpenError, PixelGate};
 use serde::Serialize;
 use serde_json::value::RawValue;
@@ -48,6 +49,9 @@ struct Accepted<'a> {
     verdict: &'static str,
     event: Box<RawValue>,
     ignored: Vec<IgnoredParam<'a>>,
+    /// Only where an upstream of kind `hubspot` is configured.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    translation: Vec<serde_json::Value>,
 }
 
 #[derive(Serialize)]
@@ -78,13 +82,18 @@ pub fn explain(config: &Config, text: &str, as_json: bool) -> Result<bool, Expla
     let context = Context::default();
     let hit = Hit { method: &http::Method::GET, reading, query: query.as_bytes(), context };
     let judgement = gate.judge(hit);
+    let hubspot = match &judgement {
+        Judgement::Keep(kept) => hubspot::explain(&config.upstream, &kept.event),
+        _ => Vec::new(),
+    };
     let answer = match as_json {
-        true => to_json(&judgement).map_err(|e| ExplainError::Print(e.into()))?,
+        true => to_json(&judgement, hubspot).map_err(|e| ExplainError::Print(e.into()))?,
         false => {
             // The gate was built from the same section, so it is in order.
             let rules = Rules::new(&config.events).unwrap_or_default();
             let policy = policy(&gate, reading, query, &rules);
-            to_text(&judgement, arrived(query), policy, &advice(query.as_bytes(), &rules))
+            let hints = advice(query.as_bytes(), &rules);
+            to_text(&judgement, arrived(query), policy, &hints, &hubspot)
         }
     };
     writeln!(std::io::stdout().lock(), "{answer}").map_err(ExplainError::Print)?;
@@ -110,7 +119,7 @@ fn read<'a>(gate: &Gate, text: &'a str) -> (Reading, &'a str) {
     (gate.read(target.path), std::str::from_utf8(target.query).unwrap_or_default())
 }
 
-fn to_json(judgement: &Judgement<'_>) -> serde_json::Result<String> {
+fn to_json(judgement: &Judgement<'_>, hubspot: Vec<Explained>) -> serde_json::Result<String> {
     match judgement {
         Judgement::Keep(Kept { event, ignored, .. }) => {
             let mut wire = Vec::new();
@@ -122,6 +131,7 @@ fn to_json(judgement: &Judgement<'_>) -> serde_json::Result<String> {
                 ignored: ignored
                     .map(|(param, why)| IgnoredParam { param, why: why.as_str() })
                     .collect(),
+                translation: hubspot.into_iter().map(|told| told.json).collect(),
             })
         }
         Judgement::Refuse(Refusal { reject, .. }) => serde_json::to_string(&Rejected {
@@ -143,6 +153,7 @@ fn to_text(
     arrived: Lines,
     policy: Lines,
     hints: &[Advice<'_>],
+    hubspot: &[Explained],
 ) -> String {
     let (verdict, outcome) = match judgement {
         Judgement::Keep(kept) => {
@@ -165,8 +176,13 @@ fn to_text(
     let [made, ignored] = outcome;
     let likely = ("likely mistakes", likely.collect());
     let sections = [("what arrived", arrived), made, ignored, ("policy", policy), likely];
+    let sections = sections.map(|(title, lines)| (title.to_owned(), lines)).into_iter();
+    let sent = hubspot.iter().map(|told| {
+        let lines = told.lines.iter().map(|line| shown(line)).collect();
+        (format!("what upstream {} would send to HubSpot", told.upstream), lines)
+    });
     let mut text = verdict;
-    for (title, lines) in sections.into_iter().filter(|(_, lines)| !lines.is_empty()) {
+    for (title, lines) in sections.chain(sent).filter(|(_, lines)| !lines.is_empty()) {
         text.push_str(&format!("\n\n{title}:\n  {}", lines.join("\n  ")));
     }
     text

@@ -13,6 +13,7 @@ mod disk;
 mod embed;
 mod harness;
 mod http;
+mod hubspot;
 mod legacy;
 mod nginx;
 mod passthrough;
@@ -26,3 +27,5 @@ mod ways;
 
 #[path = "../support/backend.rs"]
 mod backend;
+#[path = "../support/hubspot.rs"]
+mod crm;

@@ -13,6 +13,7 @@
 mod answers;
 mod config;
 mod contacts;
+mod explain;
 mod names;
 mod pauses;
 mod send;
@@ -31,6 +32,7 @@ use crate::event::Record;
 
 pub use answers::PAUSE_SECONDS;
 pub use config::Config;
+pub use explain::{Explained, explain};
 pub use names::{EVENT_NAME_CHARS_MAX, NameFault};
 pub use send::{CONTACTS_MAX, EVENTS_MAX};
 pub use translate::{EventInput, Translation, Translator, Untranslatable};

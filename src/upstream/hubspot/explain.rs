@@ -1,0 +1,164 @@
+//! What would be sent to HubSpot for an event, for the people who built the link: `explain`
+//! prints it. The same translation as the delivery's, and nothing is sent.
+
+use std::collections::BTreeMap;
+
+use serde_json::{Value, json};
+
+use super::super::{Config as Upstream, Kind};
+use super::{Config, Translation, Untranslatable};
+use crate::event::Event;
+
+/// What one upstream would make of an event.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Explained {
+    /// The upstream's name.
+    pub upstream: String,
+    /// For people, one statement a line. Holds the caller's texts as they are.
+    pub lines: Vec<String>,
+    /// For programs: `{"upstream":…,"event":{…},"contact":{…}}` in HubSpot's own words, or
+    /// `{"upstream":…,"dead":"why"}`. `event` is without what is known only when it is received.
+    pub json: Value,
+}
+
+/// What each configured upstream of this kind would make of `event`; none where there is none.
+pub fn explain(upstreams: &[Upstream], event: &Event<'_>) -> Vec<Explained> {
+    let ours = upstreams.iter().filter_map(|upstream| match &upstream.kind {
+        Kind::Hubspot(config) => Some((&upstream.name, config)),
+        _ => None,
+    });
+    // A map of names that cannot be read is an error of the configuration long before this.
+    let translated = ours.filter_map(|(name, config)| {
+        let translation = config.translator().ok()?.translate(event.clone());
+        Some((name, config, translation))
+    });
+    let told =
+        |(name, config, translation): (&String, &Config, Result<Translation<'_>, _>)| Explained {
+            upstream: name.clone(),
+            lines: lines(config, event, &translation),
+            json: to_json(name, &translation),
+        };
+    translated.map(told).collect()
+}
+
+fn lines(
+    config: &Config,
+    event: &Event<'_>,
+    translation: &Result<Translation<'_>, Untranslatable>,
+) -> Vec<String> {
+    let translation = match translation {
+        Ok(translation) => translation,
+        Err(why) => return vec![format!("a dead letter: {}", why.as_str())],
+    };
+    let row = |name: &str, value: &str| format!("{name:<12} {value}");
+    let pair = |name: &str, value: &str| format!("{name} = {value}");
+    let mut lines = vec![
+        row("eventName", &translation.event_name),
+        row("email", &translation.email),
+        row("occurredAt", "when it is received"),
+        row("uuid", "the event's id"),
+    ];
+    let properties = translation.properties.iter();
+    lines.extend(properties.map(|(name, value)| row("property", &pair(name, value))));
+    let contact = translation.contact.iter().flatten();
+    lines.extend(contact.map(|(name, value)| row("contact", &pair(name, value))));
+    let mut note = |is_so: bool, what: &str| lines.extend(is_so.then(|| what.to_owned()));
+    note(
+        event.revenue.is_some() && config.revenue_property.is_empty(),
+        "revenue is left out (revenue_property is empty)",
+    );
+    note(
+        event.external_id.is_some() && config.external_id_property.is_empty(),
+        "the external id is left out (external_id_property is empty)",
+    );
+    note(
+        !event.properties.is_empty() && !config.contacts,
+        "contact properties are left out (contacts is false)",
+    );
+    note(
+        !config.has_token(event.portal),
+        "it would wait: there is no token for its portal in tokens",
+    );
+    lines
+}
+
+fn to_json(upstream: &str, translation: &Result<Translation<'_>, Untranslatable>) -> Value {
+    let translation = match translation {
+        Ok(translation) => translation,
+        Err(why) => return json!({ "upstream": upstream, "dead": why.as_str() }),
+    };
+    let mut told = json!({ "upstream": upstream, "event": translation.input(None, None) });
+    if let Some(properties) = &translation.contact {
+        let pairs = properties.iter().map(|(name, value)| (&**name, &**value));
+        let all: BTreeMap<&str, &str> = pairs.chain([("email", &*translation.email)]).collect();
+        told["contact"] = json!(all);
+    }
+    told
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::event::{Rules, parse};
+
+    const QUERY: &str = "_a=62515&_n=buy&email=Person@company.com&_m=20.50&id=ext-77\
+                         &favorite_color=orange&favorite_color=blue&note=a";
+
+    fn told(rest: &str, query: &str) -> Explained {
+        let text =
+            format!("name = 'crm'\nkind = 'hubspot'\ntokens = {{ '62515' = 't0ps3cret' }}\n{rest}");
+        let upstreams = [
+            toml::from_str("name = 'files'\nkind = 'file'").unwrap(),
+            toml::from_str(&text).unwrap(),
+        ];
+        let event = parse(query.as_bytes(), &Rules::default()).unwrap().event;
+        let mut all = explain(&upstreams, &event);
+        assert_eq!(all.len(), 1);
+        all.remove(0)
+    }
+
+    #[test]
+    fn all_that_would_be_sent_is_told() {
+        let told = told("", QUERY);
+        let lines = told.lines.join("\n");
+        for part in [
+            "pe62515_buy",
+            "person@company.com",
+            "revenue = 20.5",
+            "external_id = ext-77",
+            "favorite_color = orange;blue",
+        ] {
+            assert!(lines.contains(part), "{lines}");
+        }
+        let expect = json!({
+            "upstream": "crm",
+            "event": {
+                "eventName": "pe62515_buy", "email": "person@company.com",
+                "properties": { "revenue": "20.5", "external_id": "ext-77" }
+            },
+            "contact": {
+                "email": "person@company.com", "favorite_color": "orange;blue", "note": "a"
+            }
+        });
+        assert_eq!(told.json, expect);
+    }
+
+    #[test]
+    fn what_is_left_out_or_missing_is_told() {
+        let rest = "contacts = false\nrevenue_property = ''\nexternal_id_property = ''";
+        let told = told(rest, &QUERY.replace("62515", "56043"));
+        let lines = told.lines.join("\n");
+        for part in ["revenue_property", "external_id_property", "contacts is false", "no token"] {
+            assert!(lines.contains(part), "{lines}");
+        }
+        assert_eq!(told.json.get("contact"), None);
+    }
+
+    #[test]
+    fn a_dead_letter_says_why() {
+        let told = told("", "_a=62515&_n=buy");
+        let why = Untranslatable::NoEmail.as_str();
+        assert_eq!(told.lines, [format!("a dead letter: {why}")]);
+        assert_eq!(told.json, json!({ "upstream": "crm", "dead": why }));
+    }
+}
