@@ -241,7 +241,7 @@ async fn a_token_that_is_refused_is_one_portals_fault_until_it_is_set_right() {
 }
 
 #[tokio::test]
-async fn events_of_a_portal_without_a_token_wait_until_it_has_one_or_is_given_up() {
+async fn events_of_a_portal_without_a_token_wait_for_one() {
     let hubspot = Hubspot::start().await;
     let mut rig = Rig::start(&config(&hubspot, ""));
     let stranger = |n: usize| Event { portal: 9, ..event(n) };
@@ -250,14 +250,45 @@ async fn events_of_a_portal_without_a_token_wait_until_it_has_one_or_is_given_up
     hubspot.backend.until("the others", |_| hubspot.state().occurrences.len() == 300).await;
     rig.until("crm", |s| s.state.as_str() == "misconfigured").await;
     assert_eq!(rig.status("crm").last_error.unwrap(), "there is no token for portal 9");
-    assert_eq!(rig.counts("crm").dead, 0);
     let accepted = rig.accepted.clone();
     let dir = rig.stop().await;
 
-    let mut rig = Rig::start_in(dir, &config(&hubspot, "abandoned = [9]"), Vec::new());
+    let with_it = config(&hubspot, "").replace("tokens = {", "tokens = { \"9\" = \"token-9\",");
+    let mut rig = Rig::start_in(dir, &with_it, Vec::new());
     rig.accepted = accepted;
     rig.settled("crm").await;
-    assert_eq!(rig.counts("crm").dead, 3);
+    assert_eq!(rig.counts("crm").dead, 0);
+    hubspot.check(&rig.accepted, &BTreeSet::new());
+    rig.stop().await;
+}
+
+#[tokio::test]
+async fn a_fault_that_lasts_longer_than_it_may_ends_in_dead_letters_that_can_be_replayed() {
+    let hubspot = Hubspot::failing(|call| match call.portal {
+        1 => Fault::Refuse(401, Vec::new()),
+        _ => Fault::None,
+    })
+    .await;
+    let mut rig = Rig::start(&config(&hubspot, "fault_seconds_max = 1"));
+    let stranger = |n: usize| Event { portal: 9, ..event(n) };
+    accept(&mut rig, (0..3).map(stranger).chain((0..60).map(event))).await;
+    rig.settled("crm").await;
+    assert_eq!(rig.counts("crm").dead, 3 + 20);
+    hubspot.check(&rig.accepted, &dead_ids(&rig));
+    let mut why: Vec<String> = rig.dead("crm").into_iter().map(|letter| letter.detail).collect();
+    why.sort_unstable();
+    why.dedup();
+    let longer = "for longer than fault_seconds_max";
+    let expect = ["portal 1: answered 401", "there is no token for portal 9"];
+    assert_eq!(why, expect.map(|what| format!("{what}, {longer}")));
+
+    hubspot.script(|_| Fault::None);
+    let right: toml::Table = config(&hubspot, "").parse().unwrap();
+    let right: upstream::Config = right["upstream"][0].clone().try_into().unwrap();
+    let right = right.build().unwrap();
+    let batch = BatchConfig::default();
+    let done = dead::replay(&rig.dead_dir(), "crm", &*right, &batch, |_| {}).await.unwrap();
+    assert_eq!((done.delivered, done.refused, done.put_back), (20, 0, 3));
     hubspot.check(&rig.accepted, &dead_ids(&rig));
     rig.stop().await;
 }

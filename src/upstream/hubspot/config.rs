@@ -1,7 +1,8 @@
 //! What an `[[upstream]]` of kind `hubspot` is told.
 
-use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::collections::{BTreeMap, HashMap};
 use std::path::PathBuf;
+use std::time::Duration;
 
 use http::header::HeaderValue;
 use serde::Deserialize;
@@ -11,9 +12,13 @@ use url::Url;
 use super::super::http::{CONCURRENCY_MAX, TIMEOUT_SECONDS_MAX, check_within, parse_url};
 use super::super::{ConfigError, Secret, client};
 use super::names::{self, EventNames};
+use super::pauses::Pauses;
 use super::send::Sender;
 use super::translate::Translator;
-use super::{Hubspot, IDLE_SECONDS_MAX, pauses};
+use super::{Hubspot, IDLE_SECONDS_MAX};
+
+/// Most that `fault_seconds_max` may be: a week.
+pub const FAULT_SECONDS_MAX: u64 = 604_800;
 
 /// The settings of an `[[upstream]]` of kind `hubspot`.
 #[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
@@ -32,8 +37,9 @@ pub struct Config {
     pub revenue_property: String,
     /// The event property that takes the external id; empty: it is left out.
     pub external_id_property: String,
-    /// Portals whose events become dead letters instead of waiting for a token.
-    pub abandoned: Vec<u64>,
+    /// How long a portal's events wait while its token is refused, or it has none, in seconds;
+    /// then they become dead letters. 0: for ever.
+    pub fault_seconds_max: u64,
     /// Below `url`, where events are posted to.
     pub events_path: String,
     /// Below `url`, where contacts are posted to.
@@ -55,7 +61,7 @@ impl Default for Config {
             contacts: true,
             revenue_property: "revenue".into(),
             external_id_property: "external_id".into(),
-            abandoned: Vec::new(),
+            fault_seconds_max: 0,
             events_path: "/events/v3/send/batch".into(),
             contacts_path: "/crm/v3/objects/contacts/batch/upsert".into(),
             concurrency_max: 8,
@@ -70,6 +76,10 @@ impl Config {
     pub fn validate(&self) -> Result<(), ConfigError> {
         check_within("timeout_seconds", self.timeout_seconds, TIMEOUT_SECONDS_MAX)?;
         check_within("concurrency_max", self.concurrency_max as u64, CONCURRENCY_MAX as u64)?;
+        if self.fault_seconds_max > FAULT_SECONDS_MAX {
+            let reason = format!("is more than {FAULT_SECONDS_MAX}");
+            return Err(ConfigError::new("fault_seconds_max", reason));
+        }
         self.endpoint("events_path", &self.events_path)?;
         self.endpoint("contacts_path", &self.contacts_path)?;
         self.translator()?;
@@ -96,7 +106,6 @@ impl Config {
             contacts: self.contacts,
             revenue_property: self.revenue_property.clone(),
             external_id_property: self.external_id_property.clone(),
-            abandoned: self.abandoned.iter().copied().collect::<BTreeSet<u64>>(),
         })
     }
 
@@ -126,7 +135,9 @@ impl Config {
             requests: Semaphore::new(self.concurrency_max),
         };
         let authorizations = self.authorizations()?;
-        Ok(Hubspot::new(self.translator()?, authorizations, sender, pauses::Pauses::default()))
+        let fault_max = Some(self.fault_seconds_max).filter(|seconds| *seconds > 0);
+        let pauses = Pauses::new(fault_max.map(Duration::from_secs));
+        Ok(Hubspot::new(self.translator()?, authorizations, sender, pauses))
     }
 
     fn endpoint(&self, key: &str, path: &str) -> Result<Url, ConfigError> {
@@ -249,6 +260,8 @@ mod tests {
                 check_refused(&config(&format!("{key} = {bad}")), key, "within");
             }
         }
+        config("fault_seconds_max = 604800").validate().unwrap();
+        check_refused(&config("fault_seconds_max = 604801"), "fault_seconds_max", "more than");
         for key in ["revenue_property", "external_id_property"] {
             config(&format!("{key} = ''")).validate().expect(key);
             config(&format!("{key} = 'amount_2'")).validate().expect(key);

@@ -4,7 +4,7 @@
 //! A batch holds events of many portals. Each portal has a token, limits and troubles of its own,
 //! so its events travel apart (`send.rs`), and what happens to one portal stops no other: a
 //! portal that is limited, or whose token is refused, is left alone for a while (`pauses.rs`),
-//! and its events are tried again while the others arrive. What that costs the others is told by
+//! and its events are tried again while the others arrive. How long the others have is told by
 //! [`BATCHES_MAX`].
 //!
 //! What does not fit the successor (`translate.rs`) becomes a dead letter. What the API answers
@@ -41,8 +41,9 @@ use pauses::Pauses;
 use send::{Ends, Item, Sender};
 
 /// Batches on their way at once. A batch stays until its last event has come to an end, so this
-/// is also how many batches may hold events of portals that are limited, or whose token is
-/// refused, before the others have to wait for these.
+/// is also how many batches may hold events of portals in trouble of their own before the others
+/// have to wait for these. (More would not help: the spool hands out at most
+/// `spool::RUN_AHEAD_EVENTS_MAX` events beyond the first that waits.)
 pub const BATCHES_MAX: usize = 64;
 /// How long an idle connection is kept: below what common balancers allow.
 const IDLE_SECONDS_MAX: u64 = 50;
@@ -90,7 +91,8 @@ impl Hubspot {
             let read = read.and_then(|record| Ok((record.event()?, record)));
             let Ok((event, record)) = read else {
                 let setback = Setback::new("a spool record cannot be read");
-                gathered.end(vec![place], Outcome::Rejected(setback));
+                let outcome = Outcome::Rejected(setback);
+                gathered.take(Part { places: vec![place], outcome });
                 continue;
             };
             match self.translator.translate(event) {
@@ -98,20 +100,24 @@ impl Hubspot {
                     let item = Item::new(place, record.id, record.received_at_ms, translation);
                     portals.entry(record.portal).or_default().push(item);
                 }
-                Err(why) => gathered.end(vec![place], Outcome::Dead(Setback::new(why.as_str()))),
+                Err(why) => {
+                    let outcome = Outcome::Dead(Setback::new(why.as_str()));
+                    gathered.take(Part { places: vec![place], outcome });
+                }
             }
         }
         portals
     }
 
-    /// Why a portal's events cannot be sent now.
-    fn hindrance(&self, portal: u64) -> Option<Outcome> {
-        if !self.authorizations.contains_key(&portal) {
+    /// What a portal's events are sent with, or what becomes of them as they cannot be sent now.
+    fn authorization(&self, portal: u64) -> Result<HeaderValue, Outcome> {
+        let Some(authorization) = self.authorizations.get(&portal) else {
             // A portal's number is nobody's secret, and the operator needs it.
             let what = format!("there is no token for portal {portal}");
-            return Some(Outcome::Fault(Setback::new(what).of_these_events()));
-        }
-        self.pauses.of(portal)
+            let fault = Outcome::Fault(Setback::new(what).of_these_events());
+            return Err(self.pauses.of_no_token(fault));
+        };
+        self.pauses.of(portal).map_or(Ok(authorization.clone()), Err)
     }
 }
 
@@ -125,23 +131,30 @@ impl Upstream for Hubspot {
         let mut gathered = Gathered::default();
         let mut sending = JoinSet::new();
         for (portal, items) in self.sort(batch, &mut gathered) {
-            if let Some(outcome) = self.hindrance(portal) {
-                let places = items.iter().map(|item| item.place).collect();
-                gathered.leave(Part { places, outcome });
-                continue;
+            match self.authorization(portal) {
+                Err(outcome) => {
+                    let places = items.iter().map(|item| item.place).collect();
+                    gathered.take(Part { places, outcome });
+                }
+                Ok(authorization) => {
+                    let sender = Arc::clone(&self.sender);
+                    sending.spawn(async move {
+                        (portal, sender.hand_over(&authorization, items).await)
+                    });
+                }
             }
-            let Some(authorization) = self.authorizations.get(&portal).cloned() else { continue };
-            let sender = Arc::clone(&self.sender);
-            sending.spawn(async move { (portal, sender.hand_over(&authorization, items).await) });
         }
         // One that panicked says nothing of its events: they are tried again.
         while let Some(done) = sending.join_next().await {
             let Ok((portal, Ends { parts, left })) = done else { continue };
-            parts.into_iter().for_each(|part| gathered.end(part.places, part.outcome));
-            if let Some(mut left) = left {
-                name_portal(portal, &mut left.outcome);
-                self.pauses.note(portal, &left.outcome);
-                gathered.leave(left);
+            parts.into_iter().for_each(|part| gathered.take(part));
+            match left {
+                None => self.pauses.over(portal),
+                Some(Part { places, mut outcome }) => {
+                    name_portal(portal, &mut outcome);
+                    let outcome = self.pauses.note(portal, outcome);
+                    gathered.take(Part { places, outcome });
+                }
             }
         }
         gathered.outcome(batch.records().len())
@@ -153,17 +166,17 @@ impl Upstream for Hubspot {
 }
 
 impl Gathered {
-    fn end(&mut self, places: Vec<usize>, outcome: Outcome) {
-        // Those that can never be sent are alike. A refusal is about what was refused together:
-        // two of them in one part would be halved and sent again.
-        let same =
-            |part: &&mut Part| part.outcome == outcome && matches!(outcome, Outcome::Dead(_));
-        if outcome == Outcome::Delivered {
-            self.delivered.extend(places);
-        } else if let Some(part) = self.ended.iter_mut().find(same) {
-            part.places.extend(places);
-        } else {
-            self.ended.push(Part { places, outcome });
+    fn take(&mut self, part: Part) {
+        match part.outcome {
+            Outcome::Delivered => self.delivered.extend(part.places),
+            Outcome::Retry(_) | Outcome::Fault(_) => self.leave(part),
+            // Those that can never be sent are alike. A refusal is about what was refused
+            // together: two of them in one part would be halved and sent again.
+            Outcome::Dead(_) => match self.ended.iter_mut().find(|p| p.outcome == part.outcome) {
+                Some(known) => known.places.extend(part.places),
+                None => self.ended.push(part),
+            },
+            _ => self.ended.push(part),
         }
     }
 
@@ -248,13 +261,17 @@ mod tests {
         let mut gathered = Gathered::default();
         let dead = || Outcome::Dead(Setback::new("no"));
         let refused = || Outcome::Rejected(Setback::answered(400));
-        gathered.leave(part(&[3], Outcome::Retry(setback(9).of_these_events())));
-        gathered.end(vec![0], dead());
-        gathered.end(vec![1], refused());
-        gathered.end(vec![5], Outcome::Delivered);
-        gathered.end(vec![2], dead());
-        gathered.end(vec![4], refused());
-        gathered.end(vec![6], Outcome::Delivered);
+        for part in [
+            part(&[3], Outcome::Retry(setback(9).of_these_events())),
+            part(&[0], dead()),
+            part(&[1], refused()),
+            part(&[5], Outcome::Delivered),
+            part(&[2], dead()),
+            part(&[4], refused()),
+            part(&[6], Outcome::Delivered),
+        ] {
+            gathered.take(part);
+        }
         let expect = vec![
             part(&[5, 6], Outcome::Delivered),
             part(&[0, 2], dead()),
@@ -269,7 +286,7 @@ mod tests {
     fn a_batch_of_one_sort_has_one_outcome_unless_something_is_missing() {
         let gathered = || {
             let mut gathered = Gathered::default();
-            gathered.end(vec![0, 1], Outcome::Delivered);
+            gathered.take(part(&[0, 1], Outcome::Delivered));
             gathered
         };
         assert_eq!(gathered().outcome(2), Outcome::Delivered);

@@ -1,4 +1,9 @@
-//! Portals that are left alone for a while: each has limits, and a token, of its own.
+//! Portals in trouble of their own: each has limits, and a token, of its own.
+//!
+//! Such a portal is left alone for a while, then asked again. Where its token is refused, or it
+//! has none, and the operator has said for how long that may go on, its events become dead
+//! letters after that: what waits for a portal that may never come back would in the end hold
+//! back all the others.
 
 use std::collections::HashMap;
 use std::sync::{Mutex, MutexGuard, PoisonError};
@@ -9,47 +14,80 @@ use tokio::time::Instant;
 use super::super::{Outcome, Setback};
 use super::answers::PAUSE_SECONDS;
 
-/// Which portals are left alone. Bounded by the portals that have a token.
-#[derive(Debug, Default)]
+/// The portals in trouble. Bounded by the portals that have a token.
+#[derive(Debug)]
 pub struct Pauses {
-    inner: Mutex<HashMap<u64, Pause>>,
+    fault_max: Option<Duration>,
+    started: Instant,
+    inner: Mutex<HashMap<u64, Trouble>>,
 }
 
 #[derive(Debug)]
-struct Pause {
+struct Trouble {
+    /// Since when nothing but faults came.
+    faulty_since: Option<Instant>,
     until: Instant,
     why: Outcome,
 }
 
 impl Pauses {
-    /// Leaves a portal alone after an outcome that is about it alone; after any other, does not.
-    pub fn note(&self, portal: u64, outcome: &Outcome) {
-        let (Outcome::Retry(setback) | Outcome::Fault(setback)) = outcome else { return };
-        if setback.local {
-            let wait = setback.after.unwrap_or(Duration::from_secs(PAUSE_SECONDS));
-            let pause = Pause { until: Instant::now() + wait, why: outcome.clone() };
-            self.lock().insert(portal, pause);
-        }
+    /// Faults may last for `fault_max`; `None`: for ever.
+    pub fn new(fault_max: Option<Duration>) -> Pauses {
+        Pauses { fault_max, started: Instant::now(), inner: Mutex::default() }
     }
 
-    /// Why a portal is left alone, and for how much longer. `None` where it is not.
-    pub fn of(&self, portal: u64) -> Option<Outcome> {
+    /// Leaves a portal alone after an outcome that is about it alone; after any other, does not.
+    /// Gives what becomes of the events.
+    pub fn note(&self, portal: u64, outcome: Outcome) -> Outcome {
+        let (Outcome::Retry(setback) | Outcome::Fault(setback)) = &outcome else { return outcome };
+        if !setback.local {
+            return outcome;
+        }
+        let now = Instant::now();
+        let until = now + setback.after.unwrap_or(Duration::from_secs(PAUSE_SECONDS));
+        let is_fault = matches!(outcome, Outcome::Fault(_));
         let mut inner = self.lock();
-        let pause = inner.get(&portal)?;
-        let left = pause.until.saturating_duration_since(Instant::now());
+        let before = inner.get(&portal).and_then(|trouble| trouble.faulty_since);
+        let faulty_since = is_fault.then(|| before.unwrap_or(now));
+        inner.insert(portal, Trouble { faulty_since, until, why: outcome.clone() });
+        self.unless_too_long(faulty_since, outcome)
+    }
+
+    /// What a portal's events wait for, or what becomes of them. `None` where it may be asked.
+    pub fn of(&self, portal: u64) -> Option<Outcome> {
+        let inner = self.lock();
+        let trouble = inner.get(&portal)?;
+        let left = trouble.until.saturating_duration_since(Instant::now());
         if left.is_zero() {
-            inner.remove(&portal);
             return None;
         }
-        let again = |setback: &Setback| Setback { after: Some(left), ..setback.clone() };
-        Some(match &pause.why {
-            Outcome::Fault(setback) => Outcome::Fault(again(setback)),
-            Outcome::Retry(setback) => Outcome::Retry(again(setback)),
-            other => other.clone(),
+        Some(match trouble.why.clone() {
+            Outcome::Retry(setback) => Outcome::Retry(Setback { after: Some(left), ..setback }),
+            why => self.unless_too_long(trouble.faulty_since, why),
         })
     }
 
-    fn lock(&self) -> MutexGuard<'_, HashMap<u64, Pause>> {
+    /// What becomes of the events of a portal without a token.
+    pub fn of_no_token(&self, fault: Outcome) -> Outcome {
+        self.unless_too_long(Some(self.started), fault)
+    }
+
+    /// A portal is well again.
+    pub fn over(&self, portal: u64) {
+        self.lock().remove(&portal);
+    }
+
+    fn unless_too_long(&self, since: Option<Instant>, outcome: Outcome) -> Outcome {
+        match (outcome, since, self.fault_max) {
+            (Outcome::Fault(setback), Some(since), Some(max)) if since.elapsed() >= max => {
+                let what = format!("{}, for longer than fault_seconds_max", setback.what);
+                Outcome::Dead(Setback { what: what.into(), ..setback })
+            }
+            (outcome, ..) => outcome,
+        }
+    }
+
+    fn lock(&self) -> MutexGuard<'_, HashMap<u64, Trouble>> {
         // Nothing panics while it is held, and each write leaves it whole.
         self.inner.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -59,23 +97,53 @@ impl Pauses {
 mod tests {
     use super::*;
 
+    const PAUSE: Duration = Duration::from_secs(PAUSE_SECONDS);
+
+    fn fault() -> Outcome {
+        Outcome::Fault(Setback::answered(401).of_these_events())
+    }
+
     #[tokio::test(start_paused = true)]
     async fn a_pause_is_one_portals_and_ends_by_itself() {
-        let pauses = Pauses::default();
+        let pauses = Pauses::new(None);
         let wait = Duration::from_secs(7);
         let setback = Setback { after: Some(wait), ..Setback::answered(429) };
-        pauses.note(2, &Outcome::Retry(setback.clone()));
+        let everybodys = Outcome::Retry(setback.clone());
+        assert_eq!(pauses.note(2, everybodys.clone()), everybodys);
         assert_eq!(pauses.of(2), None, "it was about everybody");
-        pauses.note(1, &Outcome::Retry(setback.clone().of_these_events()));
+        pauses.note(1, Outcome::Retry(setback.clone().of_these_events()));
         tokio::time::advance(Duration::from_secs(3)).await;
         let left = Setback { after: Some(Duration::from_secs(4)), ..setback.of_these_events() };
         assert_eq!(pauses.of(1), Some(Outcome::Retry(left)));
         assert_eq!(pauses.of(2), None);
         tokio::time::advance(Duration::from_secs(4)).await;
         assert_eq!(pauses.of(1), None);
-        pauses.note(1, &Outcome::Fault(Setback::answered(401).of_these_events()));
+        pauses.note(1, fault());
         assert!(matches!(pauses.of(1), Some(Outcome::Fault(_))));
-        tokio::time::advance(Duration::from_secs(PAUSE_SECONDS)).await;
+        tokio::time::advance(PAUSE).await;
         assert_eq!(pauses.of(1), None);
+        pauses.note(1, fault());
+        pauses.over(1);
+        assert_eq!(pauses.of(1), None);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_fault_that_lasts_too_long_ends_the_waiting_but_not_the_asking() {
+        let pauses = Pauses::new(Some(PAUSE * 2));
+        let is_dead = |outcome: &Outcome| matches!(outcome, Outcome::Dead(_));
+        for round in 0..2 {
+            assert!(!is_dead(&pauses.note(1, fault())), "{round}");
+            assert!(!is_dead(&pauses.of_no_token(fault())), "{round}");
+            tokio::time::advance(PAUSE).await;
+            assert_eq!(pauses.of(1), None, "it is asked again");
+        }
+        assert!(is_dead(&pauses.note(1, fault())));
+        assert!(is_dead(&pauses.of(1).unwrap()));
+        assert!(is_dead(&pauses.of_no_token(fault())));
+        pauses.over(1);
+        assert!(!is_dead(&pauses.note(1, fault())), "counted anew");
+        tokio::time::advance(PAUSE * 2).await;
+        let limited = Outcome::Retry(Setback::answered(429).of_these_events());
+        assert!(!is_dead(&pauses.note(1, limited)), "a limit is no fault");
     }
 }

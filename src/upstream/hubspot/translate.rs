@@ -5,7 +5,7 @@
 //! not fit at all is [`Untranslatable`].
 
 use std::borrow::Cow;
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 
 use serde::Serialize;
 
@@ -19,7 +19,6 @@ pub struct Translator {
     pub(super) contacts: bool,
     pub(super) revenue_property: String,
     pub(super) external_id_property: String,
-    pub(super) abandoned: BTreeSet<u64>,
 }
 
 /// An event as HubSpot will know it.
@@ -43,8 +42,6 @@ pub enum Untranslatable {
     NoEmail,
     /// See [`NameFault`].
     EventName(NameFault),
-    /// The operator has given this portal up.
-    Abandoned,
 }
 
 /// One of the `inputs` of `POST /events/v3/send/batch`.
@@ -66,7 +63,6 @@ impl Untranslatable {
         match self {
             Untranslatable::NoEmail => "it has no email address, which HubSpot knows contacts by",
             Untranslatable::EventName(fault) => fault.as_str(),
-            Untranslatable::Abandoned => "its portal is listed in `abandoned`",
         }
     }
 }
@@ -76,11 +72,8 @@ impl Translator {
     ///
     /// # Errors
     ///
-    /// What makes it impossible; the first in the order of [`Untranslatable`], last one first.
+    /// What makes it impossible; the name before the address.
     pub fn translate<'a>(&self, event: Event<'a>) -> Result<Translation<'a>, Untranslatable> {
-        if self.abandoned.contains(&event.portal) {
-            return Err(Untranslatable::Abandoned);
-        }
         let event_name = self
             .event_names
             .qualify(event.portal, &event.name)
@@ -130,7 +123,6 @@ mod tests {
             contacts: true,
             revenue_property: "revenue".into(),
             external_id_property: "external_id".into(),
-            abandoned: BTreeSet::from([7]),
         }
     }
 
@@ -176,6 +168,5 @@ mod tests {
         check("_a=62515&_n=signup&id=7", Untranslatable::NoEmail);
         let fault = NameFault::NoLetterFirst;
         check("_a=62515&_n=000000000001&email=a@b.example", Untranslatable::EventName(fault));
-        check("_a=7&_n=signup&email=a@b.example", Untranslatable::Abandoned);
     }
 }
