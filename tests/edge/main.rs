@@ -21,6 +21,7 @@ mod paths;
 mod policy;
 mod receiver;
 mod reload;
+mod sizing;
 mod stop;
 mod tls;
 mod ways;
