@@ -356,7 +356,7 @@ enum Gist {
 
 fn gist(outcome: &Outcome) -> Gist {
     match outcome {
-        Outcome::Retry(setback) | Outcome::Fault(setback) if setback.local => Gist::Silent,
+        Outcome::Retry(s) | Outcome::Fault(s) | Outcome::Dead(s) if s.local => Gist::Silent,
         Outcome::Retry(setback) => Gist::Pressed(setback.after),
         Outcome::Fault(_) => Gist::Refused,
         Outcome::Delivered | Outcome::TooLarge(_) | Outcome::Rejected(_) | Outcome::Dead(_) => {

@@ -101,8 +101,8 @@ pub struct Setback {
     pub status: Option<u16>,
     /// How long the upstream asked us to wait (`Retry-After`).
     pub after: Option<Duration>,
-    /// Whether it speaks of these events only (their portal is limited, say) and not of the
-    /// upstream: then nothing else that goes there is slowed or stopped for it.
+    /// Whether it speaks of these events only (their portal is limited, say) and says nothing of
+    /// the upstream: then nothing else that goes there is slowed, stopped or encouraged by it.
     pub local: bool,
 }
 

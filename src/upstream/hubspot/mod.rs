@@ -101,7 +101,7 @@ impl Hubspot {
                     portals.entry(record.portal).or_default().push(item);
                 }
                 Err(why) => {
-                    let outcome = Outcome::Dead(Setback::new(why.as_str()));
+                    let outcome = Outcome::Dead(Setback::new(why.as_str()).of_these_events());
                     gathered.take(Part { places: vec![place], outcome });
                 }
             }

@@ -72,9 +72,15 @@ impl Pauses {
         self.unless_too_long(Some(self.started), fault)
     }
 
-    /// A portal is well again.
+    /// A portal takes what it is given. A pause that it asked for is kept all the same: this may
+    /// be the answer to what was on its way before.
     pub fn over(&self, portal: u64) {
-        self.lock().remove(&portal);
+        let keep =
+            |trouble: &Trouble| trouble.faulty_since.is_none() && trouble.until > Instant::now();
+        let mut inner = self.lock();
+        if inner.get(&portal).is_some_and(|trouble| !keep(trouble)) {
+            inner.remove(&portal);
+        }
     }
 
     fn unless_too_long(&self, since: Option<Instant>, outcome: Outcome) -> Outcome {
@@ -116,6 +122,8 @@ mod tests {
         let left = Setback { after: Some(Duration::from_secs(4)), ..setback.of_these_events() };
         assert_eq!(pauses.of(1), Some(Outcome::Retry(left)));
         assert_eq!(pauses.of(2), None);
+        pauses.over(1);
+        assert!(pauses.of(1).is_some(), "a straggler does not end a pause");
         tokio::time::advance(Duration::from_secs(4)).await;
         assert_eq!(pauses.of(1), None);
         pauses.note(1, fault());

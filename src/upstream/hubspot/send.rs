@@ -166,7 +166,11 @@ impl Sender {
     ) -> Result<Vec<Part>, Outcome> {
         let contacts = contacts::merge(stretch);
         let Ok(body) = contacts::body(&contacts) else { return Err(unencodable()) };
-        let answer = self.post(url, authorization, body).await;
+        let mut answer = self.post(url, authorization, body.clone()).await;
+        if answer.status == 409 {
+            // Somebody else was creating one of them. Now it is there.
+            answer = self.post(url, authorization, body).await;
+        }
         match (&answer.outcome, answer.status) {
             (Outcome::Delivered, 207) => {}
             (Outcome::Delivered, _) => return Ok(Vec::new()),
