@@ -92,7 +92,7 @@ pub struct Part {
 }
 
 /// Why an attempt did not deliver. Shown in logs, `/status` and dead letters, so it never holds
-/// anything that an event or an upstream's answer brought.
+/// anything that an event or an upstream's answer brought, but for a portal's number.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Setback {
     /// For people: `answered 503`, `connection refused`.
