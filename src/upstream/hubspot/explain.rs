@@ -23,22 +23,19 @@ pub struct Explained {
 
 /// What each configured upstream of this kind would make of `event`; none where there is none.
 pub fn explain(upstreams: &[Upstream], event: &Event<'_>) -> Vec<Explained> {
-    let ours = upstreams.iter().filter_map(|upstream| match &upstream.kind {
-        Kind::Hubspot(config) => Some((&upstream.name, config)),
-        _ => None,
-    });
-    // A map of names that cannot be read is an error of the configuration long before this.
-    let translated = ours.filter_map(|(name, config)| {
-        let translation = config.translator().ok()?.translate(event.clone());
-        Some((name, config, translation))
-    });
-    let told =
-        |(name, config, translation): (&String, &Config, Result<Translation<'_>, _>)| Explained {
-            upstream: name.clone(),
+    let mut all = Vec::new();
+    for upstream in upstreams {
+        let Kind::Hubspot(config) = &upstream.kind else { continue };
+        // Names that cannot be used are an error of the configuration long before this.
+        let Ok(translator) = config.translator() else { continue };
+        let translation = translator.translate(event.clone());
+        all.push(Explained {
+            upstream: upstream.name.clone(),
             lines: lines(config, event, &translation),
-            json: to_json(name, &translation),
-        };
-    translated.map(told).collect()
+            json: to_json(&upstream.name, &translation),
+        });
+    }
+    all
 }
 
 fn lines(
