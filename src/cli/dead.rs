@@ -1,10 +1,11 @@
 //! `pixelgate dead`: the events that an upstream refused for good.
 
+use super::terminal::{Progress, Unit};
 use super::{NO, chain, fail};
 use crate::config::Config;
 use clap::Subcommand;
 use pixelgate::forward::dead;
-use std::io::Write;
+use std::io::{ErrorKind, Write};
 use std::path::Path;
 use std::process::ExitCode;
 
@@ -44,7 +45,11 @@ fn list(dir: &Path, upstream: &str) -> Result<(), String> {
         }
     };
     let summary = dead::list(dir, upstream, show).map_err(|e| chain(&e))?;
-    printed.map_err(|e| e.to_string())?;
+    match printed {
+        // Whoever reads less than there is has seen enough.
+        Err(e) if e.kind() == ErrorKind::BrokenPipe => return Ok(()),
+        printed => printed.map_err(|e| e.to_string())?,
+    }
     match summary.damaged {
         0 => Ok(()),
         damaged => Err(format!("{damaged} lines are no dead letters")),
@@ -60,12 +65,21 @@ fn replay(config: &Config, upstream: &pixelgate::upstream::Config) -> Result<(),
         .build()
         .map_err(|e| e.to_string())?;
     let batch = upstream.batch.over(&gate.batch);
+    let dir = gate.dead_dir();
+    // Counted first, for the bar. What the edge adds meanwhile is replayed as well.
+    let total = dead::list(&dir, &upstream.name, |_| {}).map_err(|e| chain(&e))?;
+    let total = total.letters + total.damaged;
+    let mut progress = Progress::new(format!("replaying for {}", upstream.name), Unit::Events);
+    let show = |so_far: &dead::Progress| {
+        let ended = so_far.delivered + so_far.refused + so_far.put_back + so_far.damaged;
+        progress.at(ended, total);
+    };
     let replayed = runtime.block_on(async {
-        let replayed =
-            dead::replay(&gate.dead_dir(), &upstream.name, &*built, &batch, |_| {}).await;
+        let replayed = dead::replay(&dir, &upstream.name, &*built, &batch, show).await;
         built.close().await;
         replayed
     });
+    drop(progress);
     let done = replayed.map_err(|e| chain(&e))?;
     let line = format!(
         "{}: {} delivered, {} refused again, {} put back",

@@ -5,16 +5,22 @@
 
 mod dead;
 mod explain;
+mod help;
+mod pages;
+mod probe;
 mod spool;
+mod terminal;
 
 use crate::config::Config;
 use crate::edge;
 use clap::{Args, Parser, Subcommand};
+use clap_complete::Shell;
 use log::LevelFilter;
 use std::fmt::Display;
-use std::io::Write;
+use std::io::{ErrorKind, Write};
 use std::path::PathBuf;
 use std::process::ExitCode;
+use terminal::{BAD, GOOD, Progress};
 
 /// The answer is no, or the command failed.
 const NO: u8 = 1;
@@ -22,13 +28,15 @@ const NO: u8 = 1;
 const UNUSABLE: u8 = 2;
 /// Where the configuration is looked for.
 const CONFIG: &str = "config/pixelgate.toml";
+/// Names another place.
+const CONFIG_ENV: &str = "PIXELGATE_CONFIG";
 
 /// An event-pixel gate in front of a tracking backend.
 ///
 /// Judges GET /v1/event/?_a=PORTAL&_n=EVENT&... at the edge, keeps each accepted event on disk
 /// before it answers the pixel, forwards events in batches and passes everything else through.
 #[derive(Debug, Parser)]
-#[command(version, max_term_width = 100)]
+#[command(version, max_term_width = 100, after_long_help = help::ALL)]
 pub struct Cli {
     #[command(subcommand)]
     command: Option<Command>,
@@ -39,17 +47,20 @@ pub struct Cli {
 #[derive(Debug, Clone, Args)]
 struct ConfigFile {
     /// The configuration file (config/reference.toml lists every key).
-    #[arg(long, value_name = "FILE", default_value = CONFIG, global = true)]
+    #[arg(long, value_name = "FILE", default_value = CONFIG, env = CONFIG_ENV, global = true)]
     config: PathBuf,
 }
 
 #[derive(Debug, Subcommand)]
 enum Command {
     /// Run the edge until SIGTERM, SIGINT or SIGQUIT (the default command).
+    #[command(after_long_help = help::RUN)]
     Run,
     /// Validate the configuration, the portal list and all they name; exit 0 or 2.
+    #[command(after_long_help = help::CHECK)]
     Check,
     /// Say what would become of an event, and why; record nothing; exit 0 or 1.
+    #[command(after_long_help = help::EXPLAIN)]
     Explain {
         /// Print JSON.
         #[arg(long)]
@@ -59,16 +70,41 @@ enum Command {
         event: String,
     },
     /// Look into the spool, running or not; nothing is changed.
-    #[command(subcommand)]
+    #[command(subcommand, after_long_help = help::SPOOL)]
     Spool(spool::Command),
     /// List or replay the events that an upstream refused for good.
-    #[command(subcommand)]
+    #[command(subcommand, after_long_help = help::DEAD)]
     Dead(dead::Command),
+    /// Ask the running edge whether it takes events; exit 0 or 1.
+    #[command(after_long_help = help::PROBE)]
+    Probe {
+        /// What is asked.
+        #[arg(value_enum, default_value = "readyz")]
+        page: probe::Page,
+    },
+    /// Print the completion script of a shell.
+    #[command(after_long_help = help::COMPLETIONS)]
+    Completions {
+        /// The shell.
+        shell: Shell,
+    },
+    /// Print the manual page.
+    #[command(after_long_help = help::MAN)]
+    Man {
+        /// Write it and a page for each command into this folder instead.
+        #[arg(long, value_name = "DIR")]
+        dir: Option<PathBuf>,
+    },
 }
 
 /// Does what the command line says.
 pub fn run(cli: Cli) -> ExitCode {
     let command = cli.command.unwrap_or(Command::Run);
+    match &command {
+        Command::Completions { shell } => return pages::completions(*shell),
+        Command::Man { dir } => return pages::man(dir.as_deref()),
+        _ => {}
+    }
     start_log(matches!(command, Command::Run));
     let config = match Config::load(&cli.file.config) {
         Ok(config) => config,
@@ -83,16 +119,23 @@ pub fn run(cli: Cli) -> ExitCode {
         Command::Explain { json, event } => match explain::explain(&config, &event, json) {
             Ok(true) => ExitCode::SUCCESS,
             Ok(false) => ExitCode::from(NO),
+            // Whoever reads less than there is has seen enough.
+            Err(explain::ExplainError::Print(e)) if e.kind() == ErrorKind::BrokenPipe => {
+                ExitCode::SUCCESS
+            }
             Err(e) => fail(UNUSABLE, e),
         },
         Command::Spool(command) => spool::run(&config, &command),
         Command::Dead(command) => dead::run(&config, &command),
+        Command::Probe { page } => probe::run(&config.admin, page),
+        // Done above: they need no configuration.
+        Command::Completions { .. } | Command::Man { .. } => ExitCode::SUCCESS,
     }
 }
 
 fn fail(code: u8, why: impl Display) -> ExitCode {
     // Standard error is gone only if nobody listens.
-    let _ = writeln!(std::io::stderr(), "pixelgate: {why}");
+    let _ = writeln!(anstream::stderr(), "{BAD}pixelgate:{BAD:#} {why}");
     ExitCode::from(code)
 }
 
@@ -129,9 +172,14 @@ fn check(config: &Config) -> ExitCode {
     if let Err(why) = edge::tls::Certificates::load_all(&config.edge.tls) {
         return fail(UNUSABLE, format!("edge.tls: {why}"));
     }
-    match pixelgate::check(&config.gate(), &config.edge.state_dir) {
+    let wheel = Progress::wheel("reading the portal list");
+    let checked = pixelgate::check(&config.gate(), &config.edge.state_dir);
+    drop(wheel);
+    match checked {
         Ok(summary) => {
-            let _ = writeln!(std::io::stdout(), "{summary}");
+            // Its last line is the verdict.
+            let (body, verdict) = summary.rsplit_once('\n').unwrap_or(("", &summary));
+            let _ = writeln!(anstream::stdout(), "{body}\n{GOOD}{verdict}{GOOD:#}");
             ExitCode::SUCCESS
         }
         Err(e) => fail(UNUSABLE, chain(&e)),

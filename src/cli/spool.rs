@@ -1,5 +1,6 @@
 //! `pixelgate spool`: a look into the spool, running or not. Nothing is changed.
 
+use super::terminal::{BAD, GOOD, Progress, Unit};
 use super::{NO, fail};
 use crate::config::Config;
 use clap::Subcommand;
@@ -23,19 +24,26 @@ pub enum Command {
 /// Does it.
 pub fn run(config: &Config, command: &Command) -> ExitCode {
     let dir = &config.spool.dir;
-    let mut out = io::BufWriter::new(io::stdout().lock());
     let sound = match command {
-        Command::Stat => stat(dir, &mut out).map(|()| true),
-        Command::Verify => verify(dir, &mut out),
-        Command::Dump => dump(dir, &mut out).map(|()| true),
+        Command::Stat => print(|out| stat(dir, out)).map(|()| true),
+        Command::Verify => verify(dir),
+        Command::Dump => print(|out| dump(dir, out)).map(|()| true),
     };
-    match sound.and_then(|sound| out.flush().map(|()| sound)) {
+    match sound {
         Ok(true) => ExitCode::SUCCESS,
         Ok(false) => ExitCode::from(NO),
         // Whoever reads less than there is has seen enough.
         Err(e) if e.kind() == io::ErrorKind::BrokenPipe => ExitCode::SUCCESS,
         Err(e) => fail(NO, format!("{}: {e}", dir.display())),
     }
+}
+
+fn print(
+    to: impl FnOnce(&mut io::BufWriter<io::StdoutLock<'_>>) -> io::Result<()>,
+) -> io::Result<()> {
+    let mut out = io::BufWriter::new(io::stdout().lock());
+    to(&mut out)?;
+    out.flush()
 }
 
 fn stat(dir: &Path, out: &mut impl Write) -> io::Result<()> {
@@ -61,16 +69,22 @@ fn stat(dir: &Path, out: &mut impl Write) -> io::Result<()> {
     writeln!(out, "quarantined: {} bytes", stat.quarantined_bytes)
 }
 
-fn verify(dir: &Path, out: &mut impl Write) -> io::Result<bool> {
-    let report = inspect::verify(dir, &mut |_, _| {})?;
+fn verify(dir: &Path) -> io::Result<bool> {
+    let mut progress = Progress::new("verifying the spool", Unit::Bytes);
+    let report = inspect::verify(dir, &mut |done, total| progress.at(done, total))?;
+    drop(progress);
+    let mut out = io::BufWriter::new(anstream::stdout().lock());
     for finding in &report.findings {
-        writeln!(out, "{}:{}: {}", finding.file.display(), finding.offset, finding.what)?;
+        let (file, offset, what) = (finding.file.display(), finding.offset, &finding.what);
+        writeln!(out, "{file}:{offset}: {BAD}{what}{BAD:#}")?;
     }
     if report.findings_unlisted > 0 {
         writeln!(out, "and {} places more", report.findings_unlisted)?;
     }
     let (records, bytes) = (report.records, report.payload_bytes);
-    writeln!(out, "{records} sound records, {bytes} bytes")?;
+    let style = if report.ok { GOOD } else { BAD };
+    writeln!(out, "{style}{records} sound records, {bytes} bytes{style:#}")?;
+    out.flush()?;
     Ok(report.ok)
 }
 

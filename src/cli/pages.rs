@@ -1,0 +1,83 @@
+//! `pixelgate completions` and `pixelgate man`: made of the same source as `--help`.
+
+use super::{Cli, NO, fail};
+use clap::{Command, CommandFactory as _};
+use clap_complete::Shell;
+use clap_mangen::Man;
+use clap_mangen::roff::{Roff, roman};
+use std::io::{self, Write};
+use std::path::Path;
+use std::process::ExitCode;
+
+/// Prints a shell's completion script.
+pub fn completions(shell: Shell) -> ExitCode {
+    let mut script = Vec::new();
+    clap_complete::generate(shell, &mut Cli::command(), "pixelgate", &mut script);
+    done(io::stdout().write_all(&script))
+}
+
+/// Prints `pixelgate(1)`, or writes it and a page for each command into a folder.
+pub fn man(dir: Option<&Path>) -> ExitCode {
+    let mut command = Cli::command().disable_help_subcommand(true);
+    // Gives each command its whole name, such as `pixelgate-spool-verify`.
+    command.build();
+    done(match dir {
+        None => page(&command).and_then(|page| io::stdout().write_all(&page)),
+        Some(dir) => std::fs::create_dir_all(dir).and_then(|()| write_all(&command, dir)),
+    })
+}
+
+fn done(result: io::Result<()>) -> ExitCode {
+    match result {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(e) if e.kind() == io::ErrorKind::BrokenPipe => ExitCode::SUCCESS,
+        Err(e) => fail(NO, e),
+    }
+}
+
+fn write_all(command: &Command, dir: &Path) -> io::Result<()> {
+    let name = command.get_display_name().unwrap_or(command.get_name());
+    std::fs::write(dir.join(format!("{name}.1")), page(command)?)?;
+    command.get_subcommands().try_for_each(|below| write_all(below, dir))
+}
+
+/// One command's page. The crate would print what stands below the options as one paragraph.
+fn page(command: &Command) -> io::Result<Vec<u8>> {
+    let name = command.get_display_name().unwrap_or(command.get_name()).to_owned();
+    let version = concat!("pixelgate ", env!("CARGO_PKG_VERSION"));
+    let man = Man::new(command.clone()).title(name).source(version);
+    let mut page = Vec::new();
+    man.render_title(&mut page)?;
+    man.render_name_section(&mut page)?;
+    man.render_synopsis_section(&mut page)?;
+    man.render_description_section(&mut page)?;
+    man.render_options_section(&mut page)?;
+    if command.has_subcommands() {
+        man.render_subcommands_section(&mut page)?;
+    }
+    if let Some(text) = command.get_after_long_help() {
+        sections(&text.to_string()).to_writer(&mut page)?;
+    }
+    Ok(page)
+}
+
+/// The headings and the lines below them, lines as they are.
+fn sections(text: &str) -> Roff {
+    let mut roff = Roff::new();
+    let mut open = false;
+    for line in text.lines().filter(|line| !line.is_empty()) {
+        match line.strip_suffix(':').filter(|heading| !heading.starts_with(' ')) {
+            Some(heading) => {
+                if std::mem::replace(&mut open, true) {
+                    roff.control("fi", []);
+                }
+                roff.control("SH", [heading.to_uppercase().as_str()]).control("nf", []);
+            }
+            None => _ = roff.text([roman(line.strip_prefix("  ").unwrap_or(line))]),
+        }
+    }
+    if open {
+        roff.control("fi", []);
+    }
+    roff
+}
