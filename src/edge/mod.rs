@@ -7,6 +7,7 @@ pub mod listen;
 pub mod origin;
 pub mod proxy;
 pub mod server;
+pub mod systemd;
 pub mod tls;
 
 use pixelgate::client::TrustedProxies;

@@ -8,6 +8,7 @@ use super::Config;
 use super::listen::{Address, BindError, Bound};
 use super::origin::Origins;
 use super::proxy::Edge;
+use super::systemd;
 use super::tls::Certificates;
 use async_trait::async_trait;
 use log::{error, info};
@@ -284,17 +285,21 @@ impl Signals {
         let mut quit = signal(SignalKind::quit())?;
         let mut interrupt = signal(SignalKind::interrupt())?;
         let mut hangup = signal(SignalKind::hangup())?;
+        systemd::ready();
         loop {
             let name = tokio::select! {
                 _ = terminate.recv() => "SIGTERM",
                 _ = quit.recv() => "SIGQUIT",
                 _ = interrupt.recv() => "SIGINT",
                 _ = hangup.recv() => {
+                    systemd::reloading();
                     self.reload();
+                    systemd::ready();
                     continue;
                 }
             };
             info!("{name}: stopping");
+            systemd::stopping();
             return Ok(());
         }
     }

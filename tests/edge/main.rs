@@ -23,6 +23,7 @@ mod receiver;
 mod reload;
 mod sizing;
 mod stop;
+mod systemd;
 mod terminal;
 mod tls;
 mod ways;
