@@ -16,6 +16,7 @@ mod http;
 mod hubspot;
 mod legacy;
 mod nginx;
+mod packaging;
 mod passthrough;
 mod paths;
 mod policy;
