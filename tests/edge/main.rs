@@ -22,6 +22,7 @@ mod paths;
 mod policy;
 mod receiver;
 mod reload;
+mod schema;
 mod sizing;
 mod stop;
 mod systemd;
