@@ -10,6 +10,7 @@ mod dead;
 mod delivery;
 mod discretion;
 mod disk;
+mod documented;
 mod embed;
 mod harness;
 mod http;
