@@ -24,9 +24,17 @@ struct Receiver {
 
 impl Receiver {
     fn start(address: &str) -> Receiver {
+        Receiver::start_with(address, SECRET, "receiving signed batches on ")
+    }
+
+    fn start_unsigned() -> Receiver {
+        Receiver::start_with("127.0.0.1:0", "", "receiving batches, signed or not, on ")
+    }
+
+    fn start_with(address: &str, secret: &str, says: &str) -> Receiver {
         let mut child = Command::new(example("receiver"))
             .arg(address)
-            .env("SECRET", SECRET)
+            .env("SECRET", secret)
             .stdout(Stdio::piped())
             .stderr(Stdio::piped())
             .spawn()
@@ -34,7 +42,7 @@ impl Receiver {
         let mut line = String::new();
         let mut stderr = BufReader::new(child.stderr.take().unwrap());
         stderr.read_line(&mut line).unwrap();
-        let address = line.trim_end().strip_prefix("receiving signed batches on ");
+        let address = line.trim_end().strip_prefix(says);
         let address = address.unwrap_or_else(|| panic!("{line}")).parse().unwrap();
         Receiver { child, address, _stderr: stderr }
     }
@@ -140,4 +148,33 @@ fn a_batch_that_comes_twice_counts_once_and_a_changed_one_not_at_all() {
     let events = receiver.stop();
     assert_eq!((events.len(), external_ids(&events)), (1, [1].into()));
     assert_eq!(events[0]["properties"]["color"], "red");
+}
+
+#[test]
+fn what_cannot_be_taken_is_told_by_its_status() {
+    let receiver = Receiver::start_unsigned();
+    let post = |kind: &str, encoding: &str, body: &[u8]| {
+        let headers = [("content-type", kind), ("content-encoding", encoding)];
+        let headers = headers.map(|(name, value)| (name.to_owned(), value.to_owned()));
+        let length = ("content-length".to_owned(), body.len().to_string());
+        let request = Request {
+            method: "POST".to_owned(),
+            target: "/events".to_owned(),
+            headers: headers.into_iter().chain([length]).collect(),
+            body: body.to_vec(),
+        };
+        forward(&request, receiver.address)
+    };
+    let json = "application/json";
+    assert_eq!(post(json, "", b"[{\"id\":\"a\"},{\"id\":\"a\"}]"), 200);
+    for wrong in [&b"["[..], b"{}", b"[{}]", b"[{\"id\":1}]", b"[{\"id\":\"b\"},{}]"] {
+        assert_eq!(post(json, "", wrong), 400, "{wrong:?}");
+    }
+    assert_eq!(post(json, "gzip", b"[]"), 400);
+    assert_eq!(post("text/plain", "", b"[]"), 415);
+    // A small body that unfolds to a large one, and a large one.
+    let large = vec![b' '; 9 << 20];
+    assert_eq!(post(json, "zstd", &zstd::encode_all(&large[..], 1).unwrap()), 413);
+    assert_eq!(post(json, "", &large), 413);
+    assert_eq!(receiver.stop().len(), 1);
 }
