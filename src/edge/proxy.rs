@@ -3,7 +3,7 @@
 use super::origin::Origins;
 use async_trait::async_trait;
 use bytes::Bytes;
-use http::{HeaderName, HeaderValue, header};
+use http::{HeaderName, HeaderValue, StatusCode, header};
 use log::{debug, error};
 use pingora::http::{RequestHeader, ResponseHeader};
 use pingora::modules::http::HttpModules;
@@ -19,6 +19,9 @@ use std::sync::Arc;
 const X_FORWARDED_FOR: HeaderName = HeaderName::from_static("x-forwarded-for");
 const X_FORWARDED_PROTO: HeaderName = HeaderName::from_static("x-forwarded-proto");
 const X_FORWARDED_HOST: HeaderName = HeaderName::from_static("x-forwarded-host");
+const KEEP_ALIVE: HeaderName = HeaderName::from_static("keep-alive");
+const PROXY_CONNECTION: HeaderName = HeaderName::from_static("proxy-connection");
+const MAX_FORWARDS: HeaderName = HeaderName::from_static("max-forwards");
 
 /// The edge: one gate in front of its origins.
 pub struct Edge {
@@ -43,6 +46,7 @@ pub struct Ctx {
 /// The answers that the edge gives of its own, built once.
 struct Refusals {
     not_found: Refusal,
+    last_hop: Refusal,
     bad_request: Refusal,
     bad_gateway: Refusal,
     timeout: Refusal,
@@ -65,6 +69,7 @@ impl Edge {
     ) -> Result<Self> {
         let refusals = Refusals {
             not_found: Refusal::new(404, "There is nothing here.\n")?,
+            last_hop: Refusal::new(405, "This is the last hop.\n")?,
             bad_request: Refusal::new(400, "The request cannot be understood.\n")?,
             bad_gateway: Refusal::new(502, "The origin does not answer.\n")?,
             timeout: Refusal::new(504, "The origin does not answer in time.\n")?,
@@ -110,6 +115,63 @@ impl Edge {
     }
 }
 
+/// Puts the headers that are left of a request back into the order in which they came: where one
+/// is removed, the map moves the last into its place.
+fn restore_order(came: &RequestHeader, request: &mut RequestHeader) -> Result<()> {
+    let left = |name: &&HeaderName| request.headers.contains_key(*name);
+    let whole: Vec<HeaderName> = came.headers.keys().filter(left).cloned().collect();
+    let moved = whole.iter().zip(request.headers.keys()).position(|(came, is)| came != is);
+    let Some(first) = moved else { return Ok(()) };
+    let late = &whole[first..];
+    let values = |name: &HeaderName| request.headers.get_all(name).iter().cloned().collect();
+    let late: Vec<(&HeaderName, Vec<HeaderValue>)> =
+        late.iter().map(|name| (name, values(name))).collect();
+    for (name, _) in &late {
+        request.remove_header(*name);
+    }
+    for (name, values) in late {
+        // Spelled as the client did, which over HTTP/2 is in lower case.
+        let is_it = |spelled: &[u8]| spelled.eq_ignore_ascii_case(name.as_str().as_bytes());
+        let mut spellings =
+            came.case_header_iter().filter(|(spelled, _)| is_it(spelled.as_slice()));
+        for value in values {
+            match spellings.next() {
+                Some((spelled, _)) => request.append_header(spelled.clone(), value)?,
+                None => request.append_header(name, value)?,
+            };
+        }
+    }
+    Ok(())
+}
+
+/// How many hops more a `TRACE` or `OPTIONS` request may take, if it says so (RFC 9110, section
+/// 7.6.2). No other method is bound by it, and what is no number is passed on as it is.
+fn forwards_left(request: &RequestHeader) -> Option<u64> {
+    if !matches!(request.method, http::Method::TRACE | http::Method::OPTIONS) {
+        return None;
+    }
+    request.headers.get(MAX_FORWARDS)?.to_str().ok()?.parse().ok()
+}
+
+/// Removes what an origin says of its connection to the edge (RFC 9110, section 7.6.1). Of a
+/// request Pingora does the same; of a response it only replaces `Connection`, so that stays here
+/// and keeps its place. The answer to an upgrade is about both hops.
+fn end_hop(response: &mut ResponseHeader) {
+    let upgrade = [StatusCode::SWITCHING_PROTOCOLS, StatusCode::UPGRADE_REQUIRED];
+    if upgrade.contains(&response.status) {
+        return;
+    }
+    let lines = response.headers.get_all(header::CONNECTION);
+    let tokens = lines.iter().flat_map(|line| line.as_bytes().split(|b| *b == b','));
+    let named = tokens.filter_map(|token| HeaderName::from_bytes(token.trim_ascii()).ok());
+    let framing = [header::CONNECTION, header::CONTENT_LENGTH, header::TRANSFER_ENCODING];
+    let mut named: Vec<_> = named.filter(|name| !framing.contains(name)).collect();
+    named.extend([KEEP_ALIVE, PROXY_CONNECTION]);
+    for name in named {
+        response.remove_header(&name);
+    }
+}
+
 /// All lines of a list header in one, with `address` at its end.
 fn appended(request: &RequestHeader, name: &HeaderName, address: IpAddr) -> Vec<u8> {
     let mut value = Vec::new();
@@ -145,6 +207,11 @@ impl ProxyHttp for Edge {
             self.refuse(session, &self.refusals.not_found).await?;
             return Ok(true);
         }
+        if forwards_left(session.req_header()) == Some(0) {
+            // It asks about this hop, which has nothing to say and echoes nothing.
+            self.refuse(session, &self.refusals.last_hop).await?;
+            return Ok(true);
+        }
         ctx.turn = self.origins.take_turn();
         Ok(false)
     }
@@ -167,15 +234,20 @@ impl ProxyHttp for Edge {
         request: &mut RequestHeader,
         _ctx: &mut Ctx,
     ) -> Result<()> {
+        if let Some(left) = forwards_left(request) {
+            request.insert_header(MAX_FORWARDS, left.saturating_sub(1).to_string())?;
+        }
+        restore_order(session.req_header(), request)?;
         self.forwarded(session, request)
     }
 
     async fn upstream_response_filter(
         &self,
         _session: &mut Session,
-        _response: &mut ResponseHeader,
+        response: &mut ResponseHeader,
         ctx: &mut Ctx,
     ) -> Result<()> {
+        end_hop(response);
         self.origins.answered(ctx.origin);
         Ok(())
     }

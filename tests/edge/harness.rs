@@ -161,6 +161,11 @@ impl Edge {
         self.dir.path()
     }
 
+    /// Waits until its log says so.
+    pub fn wait_log(&self, what: &str) {
+        wait_for(&format!("the log to say {what:?}"), || self.log().contains(what));
+    }
+
     /// What it wrote to standard error so far.
     pub fn log(&self) -> String {
         self.log.lock().unwrap().clone()

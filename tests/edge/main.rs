@@ -5,13 +5,16 @@
 mod answers;
 mod commands;
 mod connections;
+mod corpus;
 mod crash;
 mod dead;
 mod delivery;
 mod discretion;
 mod disk;
 mod documented;
+mod duplex;
 mod embed;
+mod fidelity;
 mod harness;
 mod http;
 mod hubspot;
@@ -30,6 +33,7 @@ mod systemd;
 mod terminal;
 mod tls;
 mod ways;
+mod wire;
 
 #[path = "../support/backend.rs"]
 mod backend;

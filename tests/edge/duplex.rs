@@ -1,0 +1,160 @@
+//! Exchanges in which both sides speak in turns: `Expect: 100-continue`, WebSockets, requests
+//! sent ahead, and what becomes of one side when the other breaks off.
+
+use crate::harness::{Edge, PATIENCE, Setup, wait_for};
+use crate::wire::{Act, Origin, Script, read_head, read_responses};
+use std::io::{BufReader, Read, Write};
+use std::net::{Shutdown, TcpStream};
+
+fn start() -> (Origin, Edge) {
+    let origin = Origin::start();
+    let edge = Setup::default().origin(origin.address).start();
+    (origin, edge)
+}
+
+fn connect(edge: &Edge) -> (TcpStream, BufReader<TcpStream>) {
+    let stream = TcpStream::connect(edge.address).unwrap();
+    stream.set_read_timeout(Some(PATIENCE)).unwrap();
+    (stream.try_clone().unwrap(), BufReader::new(stream))
+}
+
+fn send(text: &str) -> Act {
+    Act::Send(text.as_bytes().to_vec())
+}
+
+#[test]
+fn a_client_that_asks_first_sends_its_body_when_the_origin_wants_it() {
+    let (origin, edge) = start();
+    let before_body = vec![send("HTTP/1.1 100 Continue\r\n\r\n")];
+    let after_body = vec![send("HTTP/1.1 201 Created\r\nContent-Length: 0\r\n\r\n")];
+    origin.on("/upload", Script { before_body, after_body });
+    let (mut writer, mut reader) = connect(&edge);
+    let head = "PUT /upload HTTP/1.1\r\nHost: a\r\nContent-Length: 5\r\n\
+                Expect: 100-continue\r\n\r\n";
+    writer.write_all(head.as_bytes()).unwrap();
+    assert_eq!(read_head(&mut reader).unwrap().status(), 100);
+    writer.write_all(b"hello").unwrap();
+    assert_eq!(read_responses(&mut reader, "PUT")[0].status(), 201);
+    let seen = origin.take_seen().remove(0);
+    assert_eq!(
+        (seen.body.as_slice(), seen.header("expect")),
+        (&b"hello"[..], Some("100-continue"))
+    );
+}
+
+#[test]
+fn a_client_that_asks_first_may_be_refused() {
+    let (origin, edge) = start();
+    let refusal =
+        "HTTP/1.1 417 Expectation Failed\r\nContent-Length: 0\r\nConnection: close\r\n\r\n";
+    origin
+        .on("/upload", Script { before_body: vec![send(refusal), Act::Close], after_body: vec![] });
+    let (mut writer, mut reader) = connect(&edge);
+    let head = "PUT /upload HTTP/1.1\r\nHost: a\r\nContent-Length: 5\r\n\
+                Expect: 100-continue\r\n\r\n";
+    writer.write_all(head.as_bytes()).unwrap();
+    assert_eq!(read_responses(&mut reader, "PUT")[0].status(), 417);
+}
+
+const UPGRADE: &str = "GET /socket?a=b HTTP/1.1\r\nHost: edge.test\r\nConnection: Upgrade\r\n\
+                       Upgrade: websocket\r\nSec-WebSocket-Version: 13\r\n\
+                       Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n\r\n";
+const SWITCHED: &str = "HTTP/1.1 101 Switching Protocols\r\nConnection: Upgrade\r\n\
+                        Upgrade: websocket\r\nSec-WebSocket-Accept: x\r\n\r\n";
+
+#[test]
+fn a_websocket_is_two_streams_of_bytes_until_one_side_closes() {
+    let (origin, edge) = start();
+    origin.on(
+        "/socket?a=b",
+        Script {
+            // The origin speaks first, at once behind its answer.
+            before_body: vec![send(SWITCHED), send("hello"), Act::Echo],
+            after_body: vec![],
+        },
+    );
+    let (mut writer, mut reader) = connect(&edge);
+    writer.write_all(UPGRADE.as_bytes()).unwrap();
+    let answer = read_head(&mut reader).unwrap();
+    assert_eq!(answer.status(), 101);
+    assert_eq!(answer.header("upgrade"), Some("websocket"));
+    assert_eq!(answer.header("sec-websocket-accept"), Some("x"));
+    let mut greeting = [0; 5];
+    reader.read_exact(&mut greeting).unwrap();
+    assert_eq!(&greeting, b"hello");
+    // More than any buffer holds, and every value of a byte.
+    let sent: Vec<u8> = (0..3_000_000_u32).map(|n| (n % 251) as u8).collect();
+    let sending = sent.clone();
+    let sender = std::thread::spawn(move || {
+        writer.write_all(&sending).unwrap();
+        writer
+    });
+    let mut echoed = vec![0; sent.len()];
+    reader.read_exact(&mut echoed).unwrap();
+    assert!(echoed == sent, "the bytes differ");
+    let writer = sender.join().unwrap();
+    writer.shutdown(Shutdown::Write).unwrap();
+    assert_eq!(reader.read(&mut [0]).unwrap(), 0, "the close arrives");
+}
+
+#[test]
+fn a_websocket_that_the_origin_closes_is_closed() {
+    let (origin, edge) = start();
+    let before_body = vec![send(SWITCHED), send("bye"), Act::Close];
+    origin.on("/socket?a=b", Script { before_body, after_body: vec![] });
+    let (mut writer, mut reader) = connect(&edge);
+    writer.write_all(UPGRADE.as_bytes()).unwrap();
+    assert_eq!(read_head(&mut reader).unwrap().status(), 101);
+    let mut rest = Vec::new();
+    reader.read_to_end(&mut rest).unwrap();
+    assert_eq!(rest, b"bye");
+}
+
+#[test]
+fn an_upgrade_that_the_origin_declines_is_an_answer_like_any_other() {
+    let (origin, edge) = start();
+    origin.answer("/socket?a=b", b"HTTP/1.1 400 Bad Request\r\nContent-Length: 2\r\n\r\nno");
+    let (mut writer, mut reader) = connect(&edge);
+    writer.write_all(UPGRADE.as_bytes()).unwrap();
+    let answer = read_responses(&mut reader, "GET").remove(0);
+    assert_eq!((answer.status(), answer.body.as_slice()), (400, &b"no"[..]));
+}
+
+#[test]
+fn requests_that_were_sent_ahead_are_answered_in_their_order() {
+    let (origin, edge) = start();
+    for n in 0..20 {
+        let answer = format!("HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\n{n:02}");
+        origin.answer(&format!("/{n}"), answer.as_bytes());
+    }
+    let (mut writer, mut reader) = connect(&edge);
+    let ahead: String = (0..20).map(|n| format!("GET /{n} HTTP/1.1\r\nHost: a\r\n\r\n")).collect();
+    writer.write_all(ahead.as_bytes()).unwrap();
+    for n in 0..20 {
+        let answer = read_responses(&mut reader, "GET").remove(0);
+        assert_eq!(answer.body, format!("{n:02}").into_bytes());
+    }
+}
+
+/// An origin that says one thing and then nothing for a long time.
+fn half_said(origin: &Origin) {
+    let half = send("HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n4\r\nhalf\r\n");
+    origin.on("/half", Script { before_body: vec![], after_body: vec![half, Act::Hang] });
+}
+
+#[test]
+fn what_an_origin_says_arrives_when_it_says_it_and_a_client_that_leaves_frees_it() {
+    let (origin, edge) = start();
+    half_said(&origin);
+    let (mut writer, mut reader) = connect(&edge);
+    writer.write_all(b"GET /half HTTP/1.1\r\nHost: a\r\n\r\n").unwrap();
+    assert_eq!(read_head(&mut reader).unwrap().status(), 200);
+    let mut chunk = [0; 9];
+    reader.read_exact(&mut chunk).unwrap();
+    assert_eq!(&chunk, b"4\r\nhalf\r\n");
+    drop((writer, reader));
+    // The edge would wait for a silent origin as long as the harness for anything: that the
+    // origin is left before shows that the client's leaving is the cause.
+    wait_for("the origin's connection to close", || origin.open() == 0);
+    assert!(!edge.log().contains("does not answer"), "{}", edge.log());
+}

@@ -1,0 +1,229 @@
+//! SPEC 1, measured: each exchange is had with the origin itself and through the edge, and both
+//! have to be the same, but for what is listed here by name.
+
+use crate::corpus::{self, Case};
+use crate::harness::Setup;
+use crate::nginx::Nginx;
+use crate::wire::{Message, Origin, exchange};
+use std::net::SocketAddr;
+
+/// Headers of a request that the edge adds, changes or removes, and why.
+const REQUEST_DIFFERENCES: &[&str] = &[
+    // What the edge says of the client (SPEC 1).
+    "x-forwarded-for",
+    "x-forwarded-proto",
+    "x-forwarded-host",
+    // Between the client and the edge alone (RFC 9110, section 7.6.1).
+    "connection",
+    "keep-alive",
+    "proxy-connection",
+    "te",
+    "trailer",
+    "upgrade",
+    "proxy-authorization",
+    "http2-settings",
+    // The message's framing, chosen anew for each hop; what it frames is compared.
+    "transfer-encoding",
+];
+/// Headers of a response that the edge adds, changes or removes, and why.
+const RESPONSE_DIFFERENCES: &[&str] = &[
+    // Between the edge and the client alone.
+    "connection",
+    "keep-alive",
+    "proxy-connection",
+    // The message's framing.
+    "transfer-encoding",
+    // Pingora sets its own in every answer, as nginx does, and has no switch for that.
+    "date",
+];
+// Beside these, each side is spoken to in the version that the edge has agreed on with it, and
+// trailers of HTTP/1.1 are lost: see `what_pingora_changes_is_known`.
+
+/// A message without what may differ.
+fn without(mut message: Message, differences: &[&str]) -> Message {
+    message.headers.retain(|(name, _)| !differences.contains(&&*name.to_ascii_lowercase()));
+    message.start = message.start.replace("HTTP/1.0", "HTTP/1.1");
+    message.trailers.clear();
+    message
+}
+
+/// The differences between an exchange with the origin and the same through the edge.
+fn compare(case: &Case, origin: &Origin, edge: SocketAddr) -> Vec<String> {
+    let text = String::from_utf8_lossy(&case.request);
+    let mut words = text.split(' ');
+    let (method, target) = (words.next().unwrap(), words.next().unwrap());
+    origin.on(target, case.script.clone());
+    let ask = |address| {
+        let responses = exchange(address, method, &case.request);
+        (origin.take_seen(), responses)
+    };
+    let (direct, through) = (ask(origin.address), ask(edge));
+    let mut differences = Vec::new();
+    let mut hold = |what: &str, [direct, through]: [Vec<Message>; 2]| {
+        if direct != through {
+            let name = case.name;
+            differences.push(format!("{name} ({target}): {what}\n  {direct:?}\n  {through:?}"));
+        }
+    };
+    let clean = |messages: Vec<Message>, names: &[&str]| -> Vec<_> {
+        messages.into_iter().map(|message| without(message, names)).collect()
+    };
+    assert_eq!(direct.0.len(), 1, "{}: the origin understands the request", case.name);
+    let asked = [direct.0, through.0].map(|seen| clean(seen, REQUEST_DIFFERENCES));
+    let answered = [direct.1, through.1].map(|seen| clean(seen, RESPONSE_DIFFERENCES));
+    hold("the origin was asked", asked);
+    hold("the client was answered", answered);
+    differences
+}
+
+fn check(cases: &[Case]) {
+    let origin = Origin::start();
+    let edge = Setup::default().origin(origin.address).start();
+    let differences: Vec<String> =
+        cases.iter().flat_map(|case| compare(case, &origin, edge.address)).collect();
+    assert!(
+        differences.is_empty(),
+        "{} differences:\n{}",
+        differences.len(),
+        differences.join("\n")
+    );
+}
+
+/// What nginx answers, directly and through the edge.
+#[test]
+fn nginx_answers_through_the_edge_as_it_does_itself() {
+    let nginx = Nginx::start();
+    std::fs::write(nginx.files().join("page"), "0123456789".repeat(1000)).unwrap();
+    let edge = Setup::default().origin(nginx.address).start();
+    let mut differences = Vec::new();
+    for (method, target, lines) in [
+        ("GET", "/files/page", ""),
+        ("HEAD", "/files/page", ""),
+        ("GET", "/files/page", "Range: bytes=5-9\r\n"),
+        ("GET", "/files/page", "Range: bytes=0-1,5-6\r\n"),
+        ("GET", "/files/page", "Range: bytes=99999-\r\n"),
+        ("GET", "/files/page", "If-Modified-Since: Thu, 01 Jan 2099 00:00:00 GMT\r\n"),
+        ("GET", "/files/page", "If-None-Match: *\r\n"),
+        ("GET", "/files/page", "If-Match: \"other\"\r\n"),
+        ("GET", "/files/page", "Accept-Encoding: gzip\r\n"),
+        ("GET", "/files/missing", ""),
+        ("GET", "/files", ""),
+        ("GET", "/files//page", ""),
+        ("GET", "/files/../files/page", ""),
+        ("GET", "/files/%70age", ""),
+        ("GET", "/files/page?a=b", ""),
+        ("POST", "/files/page", "Content-Length: 0\r\n"),
+        ("OPTIONS", "/files/page", ""),
+        ("PROPFIND", "/files/page", ""),
+        ("GET", "/anything", ""),
+        ("GET", "/x%00", ""),
+        ("GET", "/../x", ""),
+    ] {
+        let head = format!(
+            "{method} {target} HTTP/1.1\r\nHost: edge.test\r\n{lines}Connection: close\r\n\r\n"
+        );
+        let ask = |address| {
+            let answers = exchange(address, method, head.as_bytes());
+            answers.into_iter().map(|m| without(m, RESPONSE_DIFFERENCES)).collect::<Vec<_>>()
+        };
+        let (direct, through) = (ask(nginx.address), ask(edge.address));
+        if boundaryless(&direct) != boundaryless(&through) {
+            differences.push(format!("{head}  {direct:?}\n  {through:?}"));
+        }
+    }
+    assert!(differences.is_empty(), "{}", differences.join("\n"));
+}
+
+/// nginx numbers the boundary of each multipart answer anew.
+fn boundaryless(answers: &[Message]) -> Vec<Message> {
+    let mut answers = answers.to_vec();
+    for answer in &mut answers {
+        let kind = answer.header("content-type").unwrap_or_default().to_owned();
+        if let Some((_, boundary)) = kind.split_once("boundary=") {
+            answer.headers.retain(|(name, _)| !name.eq_ignore_ascii_case("content-type"));
+            let body = String::from_utf8(std::mem::take(&mut answer.body)).unwrap();
+            answer.body = body.replace(boundary, "").into_bytes();
+        }
+    }
+    answers
+}
+
+#[test]
+fn what_is_said_of_one_connection_ends_with_it() {
+    let origin = Origin::start();
+    origin.answer(
+        "/a",
+        b"HTTP/1.1 200 OK\r\nConnection: X-Hop, Upgrade\r\nX-Hop: a\r\nUpgrade: h2c\r\n\
+          Keep-Alive: timeout=5\r\nX-Kept: b\r\nContent-Length: 0\r\n\r\n",
+    );
+    let edge = Setup::default().origin(origin.address).start();
+    let head = "GET /a HTTP/1.1\r\nHost: a\r\nConnection: X-Hop, TE\r\nX-Hop: a\r\nTE: trailers\r\n\
+                Proxy-Authorization: b\r\nX-Kept: b\r\n\r\n";
+    let response = exchange(edge.address, "GET", head.as_bytes()).remove(0);
+    let request = origin.take_seen().remove(0);
+    for message in [&request, &response] {
+        assert_eq!(message.header("x-kept"), Some("b"));
+        for name in ["x-hop", "te", "upgrade", "keep-alive", "proxy-authorization"] {
+            assert_eq!(message.header(name), None, "{name} of {}", message.start);
+        }
+    }
+}
+
+/// What Pingora does of its own, with no switch for it. When one of these fails, Pingora has
+/// learned something: the lists above get shorter.
+#[test]
+fn what_pingora_changes_is_known() {
+    let origin = Origin::start();
+    let dated =
+        "HTTP/1.1 200 OK\r\nDate: Thu, 01 Jan 1970 00:00:00 GMT\r\nContent-Length: 0\r\n\r\n";
+    origin.answer("/date", dated.as_bytes());
+    let trailers =
+        "HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n1\r\na\r\n0\r\nX-Sum: 1\r\n\r\n";
+    origin.answer("/trailers", trailers.as_bytes());
+    let edge = Setup::default().origin(origin.address).start();
+    let ask = |request: &str| exchange(edge.address, "GET", request.as_bytes()).remove(0);
+    let answer = ask("GET /date HTTP/1.1\r\nHost: a\r\n\r\n");
+    assert_ne!(answer.header("date"), Some("Thu, 01 Jan 1970 00:00:00 GMT"));
+    let chunks = "Transfer-Encoding: chunked\r\n\r\n1\r\na\r\n0\r\nX-Sum: 1\r\n\r\n";
+    let answer = ask(&format!("GET /trailers HTTP/1.1\r\nHost: a\r\n{chunks}"));
+    assert_eq!((answer.body.as_slice(), answer.trailers.len()), (&b"a"[..], 0));
+    let asked = origin.take_seen().remove(1);
+    assert_eq!((asked.body.as_slice(), asked.trailers.len()), (&b"a"[..], 0));
+    // No target has a fragment (RFC 9112, section 3.2): it is cut off.
+    ask("GET /a?b#c HTTP/1.1\r\nHost: a\r\n\r\n");
+    assert_eq!(origin.take_seen()[0].start, "GET /a?b HTTP/1.1");
+}
+
+#[test]
+fn the_last_hop_of_a_trace_is_the_one_it_names() {
+    let origin = Origin::start();
+    let edge = Setup::default().origin(origin.address).start();
+    for (method, hops, expect) in [
+        ("OPTIONS", "2", Some("1")),
+        ("TRACE", "1", Some("0")),
+        ("OPTIONS", "0", None),
+        ("TRACE", "0", None),
+        ("GET", "0", Some("0")),
+        ("OPTIONS", "many", Some("many")),
+    ] {
+        let head = format!("{method} /a HTTP/1.1\r\nHost: a\r\nMax-Forwards: {hops}\r\n\r\n");
+        let status = exchange(edge.address, method, head.as_bytes())[0].status();
+        let seen = origin.take_seen();
+        let got = seen.first().and_then(|request| request.header("max-forwards"));
+        assert_eq!(got, expect, "{method} {hops}");
+        assert_eq!(status, if expect.is_some() { 204 } else { 405 }, "{method} {hops}");
+    }
+}
+
+#[test]
+fn a_request_reaches_the_origin_as_it_was_sent() {
+    check(&corpus::request_lines());
+    check(&corpus::request_headers());
+    check(&corpus::request_bodies());
+}
+
+#[test]
+fn a_response_reaches_the_client_as_it_was_sent() {
+    check(&corpus::response_framing());
+    check(&corpus::response_headers());
+}
