@@ -165,12 +165,18 @@ fn start_log(running: bool) {
     for target in ["pingora", "pingora_core", "pingora_proxy", "hyper", "h2", "reqwest", "rustls"] {
         log.filter_module(target, LevelFilter::Warn);
     }
+    // What it says of an origin's health is said in our own words.
+    log.filter_module("pingora_load_balancing", LevelFilter::Off);
     log.init();
 }
 
 fn check(config: &Config) -> ExitCode {
     if let Err(why) = edge::tls::Certificates::load_all(&config.edge.tls) {
         return fail(UNUSABLE, format!("edge.tls: {why}"));
+    }
+    let origin_ca = config.edge.origin_ca.as_deref();
+    if let Some(why) = origin_ca.and_then(|path| edge::server::check_trust_file(path).err()) {
+        return fail(UNUSABLE, format!("edge.origin_ca: {why}"));
     }
     let wheel = Progress::wheel("reading the portal list");
     let checked = pixelgate::check(&config.gate(), &config.edge.state_dir);

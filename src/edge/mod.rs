@@ -31,6 +31,14 @@ pub struct Config {
     /// Where everything that is not an event goes; empty: answered 404.
     #[serde(deserialize_with = "one_or_many")]
     pub origin: Vec<String>,
+    /// Certificates that origins are verified against, PEM; without it the machine's.
+    pub origin_ca: Option<PathBuf>,
+    /// What an origin is asked for to learn whether it is well; without it, a connection does.
+    pub origin_health_path: Option<String>,
+    /// Pause between two checks of an origin's health.
+    pub origin_health_seconds: u64,
+    /// How long an origin may be silent in the middle of an exchange.
+    pub origin_timeout_seconds: u64,
     /// Worker threads; 0 for one a core.
     pub threads: usize,
     /// How long a kept connection may be idle.
@@ -59,6 +67,10 @@ impl Default for Config {
             listen: vec!["127.0.0.1:8080".to_owned()],
             tls: Vec::new(),
             origin: Vec::new(),
+            origin_ca: None,
+            origin_health_path: None,
+            origin_health_seconds: 5,
+            origin_timeout_seconds: 60,
             threads: 0,
             keepalive_seconds: 75,
             header_timeout_seconds: 10,
@@ -108,6 +120,14 @@ impl Config {
         for url in &self.origin {
             origin::parse(url).map_err(|why| ("origin", why))?;
         }
+        if let Some(path) = &self.origin_health_path
+            && !(path.starts_with('/') && path.parse::<http::uri::PathAndQuery>().is_ok())
+        {
+            return Err((
+                "origin_health_path",
+                format!("`{path}` is no path, such as \"/health\""),
+            ));
+        }
         self.trust().map_err(|e| match e {
             pixelgate::client::TrustError::Network(_) => ("trusted_proxies", e.to_string()),
             pixelgate::client::TrustError::Header(_) => ("client_ip_header", e.to_string()),
@@ -121,6 +141,8 @@ impl Config {
         for (key, seconds) in [
             ("keepalive_seconds", self.keepalive_seconds),
             ("header_timeout_seconds", self.header_timeout_seconds),
+            ("origin_health_seconds", self.origin_health_seconds),
+            ("origin_timeout_seconds", self.origin_timeout_seconds),
         ] {
             if !(1..=SECONDS_MAX).contains(&seconds) {
                 return Err((key, format!("must be 1 to {SECONDS_MAX}")));

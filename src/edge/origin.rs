@@ -1,13 +1,28 @@
-//! The origin: where requests go that are not events.
+//! The origins: where requests go that are not events.
 //!
-//! One or several servers, asked in turn; one that cannot be reached is passed over for the next.
-//! Names are looked up again every [`LOOKUP_SECONDS`] on a thread of their own, never on the
-//! request path. That an origin is down, and that it is back, is logged once each.
+//! Each origin is a name with one or several addresses; every address is a server of Pingora's
+//! load balancer, which gives turns, looks names up again every [`LOOKUP_SECONDS`] and asks each
+//! server for its health. What is ours is what a request itself learns: a server that failed one
+//! is passed over at once, until a check or a request finds it well again. Where none is well,
+//! each is tried all the same. That a server fails, and that it answers again, is logged once.
 
+use super::Config;
+use async_trait::async_trait;
 use log::{error, info};
+use pingora::connectors::http::Connector;
+use pingora::connectors::{ConnectorOptions, TransportConnector};
+use pingora::lb::discovery::ServiceDiscovery;
+use pingora::lb::health_check::{HealthCheck, HttpHealthCheck, TcpHealthCheck};
+use pingora::lb::selection::RoundRobin;
+use pingora::lb::{Backend, Backends, Extensions, LoadBalancer};
+use pingora::prelude::*;
+use pingora::protocols::l4::socket::SocketAddr;
+use pingora::server::ShutdownWatch;
+use pingora::services::background::BackgroundService;
 use pingora::upstreams::peer::HttpPeer;
-use std::net::{IpAddr, SocketAddr, ToSocketAddrs};
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering::Relaxed};
+use std::collections::{BTreeSet, HashMap};
+use std::net::{IpAddr, ToSocketAddrs};
+use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -15,26 +30,42 @@ use std::time::Duration;
 const LOOKUP_SECONDS: u64 = 30;
 /// How long a connection to an origin may take, in seconds.
 const CONNECT_SECONDS_MAX: u64 = 5;
-/// How long an origin may be silent in the middle of an exchange, in seconds.
-const SILENCE_SECONDS_MAX: u64 = 60;
+/// How long a health check may take to be answered, in seconds.
+const CHECK_SECONDS_MAX: u64 = 5;
 /// How long an idle connection to an origin is kept, in seconds: less than what common origins
 /// keep theirs (nginx: 75), so that they rarely close it as we write.
 const IDLE_SECONDS_MAX: u64 = 60;
+/// Failed checks in a row that take a server out; one that passes brings it back.
+const CHECKS_FAILED: usize = 2;
+/// Servers of which the next is chosen, at most: more than a name has addresses.
+const SERVERS_MAX: usize = 256;
 
 /// All origins of an edge. Cheap to clone.
 #[derive(Clone)]
-pub struct Origins {
-    all: Arc<[Origin]>,
-    turn: Arc<AtomicUsize>,
+pub struct Origins(Arc<Inner>);
+
+struct Inner {
+    origins: Arc<[Origin]>,
+    balancer: LoadBalancer<RoundRobin>,
+    silence: Duration,
 }
 
+/// One entry of `edge.origin`.
 struct Origin {
+    /// As it stands in the configuration.
     name: String,
     host: String,
     port: u16,
     tls: bool,
-    addresses: Mutex<Vec<SocketAddr>>,
-    down: AtomicBool,
+}
+
+/// One address of an origin.
+pub struct Server {
+    origin: usize,
+    address: std::net::SocketAddr,
+    /// Its name in the log.
+    name: String,
+    failing: AtomicBool,
 }
 
 /// Host, port and TLS of an origin's URL.
@@ -57,78 +88,101 @@ pub fn parse(text: &str) -> Result<(String, u16, bool), String> {
 
 impl Origins {
     /// Looks up each origin once. One that cannot be found yet is no error: it is looked up again.
-    pub fn new(urls: &[String]) -> Result<Self, String> {
-        let origin = |url: &String| -> Result<Origin, String> {
+    /// Connections of the health checks are made as `options` say.
+    pub fn new(edge: &Config, options: ConnectorOptions) -> Result<Self, String> {
+        let origin = |url: &String| {
             let (host, port, tls) = parse(url)?;
-            let down = AtomicBool::new(false);
             let name = url.trim_end_matches('/').to_owned();
-            let origin = Origin { name, host, port, tls, addresses: Mutex::default(), down };
-            origin.look_up();
-            Ok(origin)
+            Ok(Origin { name, host, port, tls })
         };
-        let all = urls.iter().map(origin).collect::<Result<Vec<_>, _>>()?;
-        Ok(Self { all: all.into(), turn: Arc::default() })
+        let origins = edge.origin.iter().map(origin).collect::<Result<Arc<[_]>, String>>()?;
+        let lookup = LookUp { origins: origins.clone(), found: Mutex::default() };
+        let names = origins.iter().any(|origin| !origin.is_address());
+        let mut balancer = LoadBalancer::from_backends(Backends::new(Box::new(lookup)));
+        balancer.update_frequency = names.then_some(Duration::from_secs(LOOKUP_SECONDS));
+        balancer.parallel_health_check = true;
+        // A lone server gets every request, well or not: to know would change nothing.
+        if edge.origin_health_path.is_some() || names || origins.len() > 1 {
+            let every = Duration::from_secs(edge.origin_health_seconds);
+            balancer.health_check_frequency = Some(every);
+            let path = edge.origin_health_path.as_deref();
+            let checks = origins.iter().map(|origin| origin.check(path, &options));
+            balancer.set_health_check(Box::new(Checks(checks.collect::<Result<_, _>>()?)));
+        }
+        let runtime = tokio::runtime::Builder::new_current_thread().build();
+        runtime
+            .map_err(|e| e.to_string())?
+            .block_on(balancer.update())
+            .map_err(|e| e.to_string())?;
+        let silence = Duration::from_secs(edge.origin_timeout_seconds);
+        Ok(Self(Arc::new(Inner { origins, balancer, silence })))
     }
 
     /// Whether there is none, so that what is not an event is answered 404.
     pub fn is_empty(&self) -> bool {
-        self.all.is_empty()
+        self.0.origins.is_empty()
     }
 
-    /// How many there are: as often is a request tried.
-    pub fn count(&self) -> usize {
-        self.all.len()
+    /// How many servers there are: as often is a request tried on a new connection.
+    pub fn servers(&self) -> usize {
+        self.0.balancer.backends().get_backend().len()
     }
 
-    /// Whose turn it is.
-    pub fn take_turn(&self) -> usize {
-        match self.all.len() {
-            0 | 1 => 0,
-            _ => self.turn.fetch_add(1, Relaxed),
+    /// Whose turn it is among those that were not tried yet: one that is well if there is any.
+    pub fn choose(&self, tried: &[Arc<Server>]) -> Option<Arc<Server>> {
+        let untried = |server: &Server| tried.iter().all(|t| t.address != server.address);
+        let choose = |accept: &dyn Fn(&Server, bool) -> bool| {
+            self.0.balancer.select_with(b"", SERVERS_MAX, |backend, healthy| {
+                server(backend).is_some_and(|server| accept(server, healthy))
+            })
+        };
+        let well =
+            choose(&|server, healthy| healthy && !server.failing.load(Relaxed) && untried(server));
+        let chosen = well.or_else(|| choose(&|server, _| untried(server)))?;
+        server(&chosen).cloned()
+    }
+
+    /// How Pingora connects to this server.
+    pub fn peer(&self, server: &Server) -> HttpPeer {
+        // A server comes from the list of origins, and is only ever asked of its own.
+        let (tls, host) = match self.0.origins.get(server.origin) {
+            Some(origin) => (origin.tls, origin.host.clone()),
+            None => (false, String::new()),
+        };
+        let mut peer = HttpPeer::new(server.address, tls, host);
+        peer.options.connection_timeout = Some(Duration::from_secs(CONNECT_SECONDS_MAX));
+        peer.options.total_connection_timeout = Some(Duration::from_secs(CONNECT_SECONDS_MAX));
+        peer.options.read_timeout = Some(self.0.silence);
+        peer.options.write_timeout = Some(self.0.silence);
+        peer.options.idle_timeout = Some(Duration::from_secs(IDLE_SECONDS_MAX));
+        peer
+    }
+}
+
+/// The load balancer's own work: looking up and checking, until the stop.
+#[async_trait]
+impl BackgroundService for Origins {
+    async fn start(&self, shutdown: ShutdownWatch) {
+        self.0.balancer.start(shutdown).await;
+    }
+}
+
+fn server(backend: &Backend) -> Option<&Arc<Server>> {
+    backend.ext.get()
+}
+
+impl Server {
+    /// Notes that it failed a request or its check.
+    pub fn failed(&self, why: &str) {
+        if !self.failing.swap(true, Relaxed) {
+            error!("origin {} does not answer: {why}", self.name);
         }
     }
 
-    /// The server for the attempt numbered `attempt` of the request that got this `turn`, and
-    /// which origin it belongs to.
-    pub fn peer(&self, turn: usize, attempt: usize) -> (usize, Option<HttpPeer>) {
-        let index = (turn.wrapping_add(attempt)) % self.all.len().max(1);
-        let peer = self.all.get(index).and_then(|origin| origin.peer(turn / self.all.len()));
-        (index, peer)
-    }
-
-    /// Notes that an origin did not answer.
-    pub fn failed(&self, index: usize, why: &str) {
-        if let Some(origin) = self.all.get(index)
-            && !origin.down.swap(true, Relaxed)
-        {
-            error!("origin {} does not answer: {why}", origin.name);
-        }
-    }
-
-    /// Notes that an origin answered.
-    pub fn answered(&self, index: usize) {
-        if let Some(origin) = self.all.get(index)
-            && origin.down.load(Relaxed)
-            && origin.down.swap(false, Relaxed)
-        {
-            info!("origin {} answers again", origin.name);
-        }
-    }
-
-    /// Looks names up again, for ever. Returns at once where every origin is an address.
-    pub async fn keep_looking_up(&self) {
-        if self.all.iter().all(Origin::is_address) {
-            return;
-        }
-        loop {
-            tokio::time::sleep(Duration::from_secs(LOOKUP_SECONDS)).await;
-            let all = self.all.clone();
-            let looked_up = tokio::task::spawn_blocking(move || {
-                all.iter().filter(|origin| !origin.is_address()).for_each(Origin::look_up);
-            });
-            if looked_up.await.is_err() {
-                error!("looking up the origins' names failed; it is tried again");
-            }
+    /// Notes that it answered.
+    pub fn answered(&self) {
+        if self.failing.load(Relaxed) && self.failing.swap(false, Relaxed) {
+            info!("origin {} answers again", self.name);
         }
     }
 }
@@ -138,35 +192,151 @@ impl Origin {
         self.host.parse::<IpAddr>().is_ok()
     }
 
-    /// What the name resolves to now; a failure keeps what was known.
-    fn look_up(&self) {
-        match (self.host.as_str(), self.port).to_socket_addrs() {
-            Ok(found) => {
-                let mut addresses = self.addresses.lock().unwrap_or_else(PoisonError::into_inner);
-                *addresses = found.collect();
+    /// How its health is found out: by a request for `path`, else by a connection.
+    fn check(
+        &self,
+        path: Option<&str>,
+        options: &ConnectorOptions,
+    ) -> Result<Box<dyn HealthCheck + Send + Sync>, String> {
+        let patience = Some(Duration::from_secs(CHECK_SECONDS_MAX));
+        let Some(path) = path else {
+            // Over TLS the certificate is part of being well.
+            let mut check = match self.tls {
+                true => TcpHealthCheck::new_tls(&self.host),
+                false => TcpHealthCheck::new(),
+            };
+            check.set_connector(TransportConnector::new(Some(options.clone())));
+            check.consecutive_failure = CHECKS_FAILED;
+            check.peer_template.options.connection_timeout = patience;
+            return Ok(check);
+        };
+        let mut check = HttpHealthCheck::new(&self.host, self.tls);
+        check.set_connector(Connector::new(Some(options.clone())));
+        check.consecutive_failure = CHECKS_FAILED;
+        check.peer_template.options.connection_timeout = patience;
+        check.peer_template.options.read_timeout = patience;
+        check.req.set_uri(path.parse().map_err(|e| format!("`{path}`: {e}"))?);
+        check.validator = Some(Box::new(|response| {
+            match response.status.is_success() || response.status.is_redirection() {
+                true => Ok(()),
+                false => Error::e_explain(
+                    ErrorType::HTTPStatus(response.status.as_u16()),
+                    "to a health check",
+                ),
             }
-            Err(e) => error!("origin {}: its name cannot be looked up: {e}", self.name),
+        }));
+        Ok(Box::new(check))
+    }
+}
+
+/// Finds the servers of each origin.
+struct LookUp {
+    origins: Arc<[Origin]>,
+    /// The servers that are known, so that what is known of one outlives a look-up.
+    found: Mutex<HashMap<std::net::SocketAddr, Arc<Server>>>,
+}
+
+#[async_trait]
+impl ServiceDiscovery for LookUp {
+    async fn discover(&self) -> Result<(BTreeSet<Backend>, HashMap<u64, bool>)> {
+        let mut all = HashMap::new();
+        for (index, origin) in self.origins.iter().enumerate() {
+            for address in self.look_up(index, origin).await {
+                // Two names with one address are one server; the first of them is asked for.
+                let name = match origin.is_address() {
+                    true => origin.name.clone(),
+                    false => format!("{} ({address})", origin.name),
+                };
+                let failing = AtomicBool::new(false);
+                all.entry(address).or_insert_with(|| {
+                    self.known()
+                        .get(&address)
+                        .filter(|known| known.origin == index)
+                        .cloned()
+                        .unwrap_or_else(|| {
+                            Arc::new(Server { origin: index, address, name, failing })
+                        })
+                });
+            }
+        }
+        let backend = |(address, server): (&std::net::SocketAddr, &Arc<Server>)| {
+            let mut ext = Extensions::new();
+            ext.insert(server.clone());
+            Backend { addr: SocketAddr::Inet(*address), weight: 1, ext }
+        };
+        let backends = all.iter().map(backend).collect();
+        *self.known() = all;
+        Ok((backends, HashMap::new()))
+    }
+}
+
+impl LookUp {
+    fn known(&self) -> std::sync::MutexGuard<'_, HashMap<std::net::SocketAddr, Arc<Server>>> {
+        self.found.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// What a name resolves to now; a failure keeps what was known.
+    async fn look_up(&self, index: usize, origin: &Origin) -> Vec<std::net::SocketAddr> {
+        if let Ok(ip) = origin.host.parse::<IpAddr>() {
+            return vec![(ip, origin.port).into()];
+        }
+        let (host, port) = (origin.host.clone(), origin.port);
+        let look = move || (host.as_str(), port).to_socket_addrs().map(Iterator::collect);
+        // An error of the thread is a panic in the resolver, which is no better than its error.
+        let found = tokio::task::spawn_blocking(look).await.map_err(std::io::Error::other);
+        match found.flatten() {
+            Ok(found) => found,
+            Err(e) => {
+                error!("origin {}: its name cannot be looked up: {e}", origin.name);
+                let known = self.known();
+                let same = known.values().filter(|server| server.origin == index);
+                same.map(|server| server.address).collect()
+            }
+        }
+    }
+}
+
+/// The check of each origin, in their order.
+struct Checks(Vec<Box<dyn HealthCheck + Send + Sync>>);
+
+#[async_trait]
+impl HealthCheck for Checks {
+    async fn check(&self, target: &Backend) -> Result<()> {
+        let Some(server) = server(target) else { return Ok(()) };
+        let Some(check) = self.0.get(server.origin) else { return Ok(()) };
+        let result = check.check(target).await;
+        if result.is_ok() {
+            server.answered();
+        }
+        result
+    }
+
+    async fn health_status_change(&self, target: &Backend, healthy: bool) {
+        if let Some(server) = server(target)
+            && !healthy
+        {
+            server.failed("its health checks fail");
         }
     }
 
-    fn peer(&self, round: usize) -> Option<HttpPeer> {
-        let address = {
-            let addresses = self.addresses.lock().unwrap_or_else(PoisonError::into_inner);
-            *addresses.get(round % addresses.len().max(1))?
-        };
-        let mut peer = HttpPeer::new(address, self.tls, self.host.clone());
-        peer.options.connection_timeout = Some(Duration::from_secs(CONNECT_SECONDS_MAX));
-        peer.options.total_connection_timeout = Some(Duration::from_secs(CONNECT_SECONDS_MAX));
-        peer.options.read_timeout = Some(Duration::from_secs(SILENCE_SECONDS_MAX));
-        peer.options.write_timeout = Some(Duration::from_secs(SILENCE_SECONDS_MAX));
-        peer.options.idle_timeout = Some(Duration::from_secs(IDLE_SECONDS_MAX));
-        Some(peer)
+    fn health_threshold(&self, success: bool) -> usize {
+        if success { 1 } else { CHECKS_FAILED }
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use pingora::server::configuration::ServerConf;
+
+    fn origins(urls: &[&str]) -> Origins {
+        let edge = Config {
+            origin: urls.iter().map(|url| url.to_string()).collect(),
+            ..Config::default()
+        };
+        let options = ConnectorOptions::from_server_conf(&ServerConf::default());
+        Origins::new(&edge, options).unwrap()
+    }
 
     #[test]
     fn an_origin_is_scheme_host_and_port() {
@@ -182,17 +352,26 @@ mod tests {
     }
 
     #[test]
-    fn several_origins_take_turns_and_a_failed_one_is_passed_over() {
-        let urls = ["http://127.0.0.1:1".to_owned(), "http://127.0.0.1:2".to_owned()];
-        let origins = Origins::new(&urls).unwrap();
-        let port = |turn, attempt| {
-            let (_, peer) = origins.peer(turn, attempt);
-            peer.map(|peer| peer._address.as_inet().unwrap().port())
-        };
-        let first = origins.take_turn();
-        let second = origins.take_turn();
-        assert_ne!(port(first, 0), port(second, 0));
-        assert_ne!(port(first, 0), port(first, 1));
-        assert!(Origins::new(&[]).unwrap().peer(0, 0).1.is_none());
+    fn servers_take_turns_and_a_failing_one_is_passed_over() {
+        let origins = origins(&["http://127.0.0.1:1", "http://127.0.0.1:2"]);
+        assert_eq!(origins.servers(), 2);
+        let first = origins.choose(&[]).unwrap();
+        let second = origins.choose(&[]).unwrap();
+        assert_ne!(first.address, second.address);
+        assert_eq!(origins.choose(std::slice::from_ref(&first)).unwrap().address, second.address);
+        first.failed("of a test");
+        for _ in 0..4 {
+            assert_eq!(origins.choose(&[]).unwrap().address, second.address);
+        }
+        second.failed("of a test");
+        assert!(origins.choose(&[]).is_some(), "none is well: each is tried all the same");
+        assert!(origins.choose(&[first, second.clone()]).is_none(), "each was tried");
+        second.answered();
+        assert_eq!(origins.choose(&[]).unwrap().address, second.address);
+    }
+
+    #[test]
+    fn there_may_be_no_origin() {
+        assert!(origins(&[]).choose(&[]).is_none());
     }
 }

@@ -1,6 +1,6 @@
 //! The gate's first customer: a Pingora proxy that asks it first and passes on the rest.
 
-use super::origin::Origins;
+use super::origin::{Origins, Server};
 use async_trait::async_trait;
 use bytes::Bytes;
 use http::{HeaderName, HeaderValue, StatusCode, header};
@@ -37,9 +37,10 @@ pub struct Edge {
 pub struct Ctx {
     /// What the gate said, if the request was its own.
     verdict: Option<Verdict>,
-    turn: usize,
-    attempts: usize,
-    origin: usize,
+    /// The server that was asked last.
+    server: Option<Arc<Server>>,
+    /// Those on which a new connection, or a request on one, has failed.
+    tried: Vec<Arc<Server>>,
     _busy: pixelgate::front::Busy,
 }
 
@@ -112,6 +113,16 @@ impl Edge {
             }
         }
         Ok(())
+    }
+}
+
+impl Edge {
+    /// Notes that the server of this request failed it.
+    fn give_up(&self, ctx: &mut Ctx, why: &str) {
+        if let Some(server) = ctx.server.take() {
+            server.failed(why);
+            ctx.tried.push(server);
+        }
     }
 }
 
@@ -188,7 +199,7 @@ impl ProxyHttp for Edge {
     type CTX = Ctx;
 
     fn new_ctx(&self) -> Ctx {
-        Ctx { verdict: None, turn: 0, attempts: 0, origin: 0, _busy: self.in_flight.enter() }
+        Ctx { verdict: None, server: None, tried: Vec::new(), _busy: self.in_flight.enter() }
     }
 
     // The default adds a compression module to every request; the edge changes no body.
@@ -212,19 +223,15 @@ impl ProxyHttp for Edge {
             self.refuse(session, &self.refusals.last_hop).await?;
             return Ok(true);
         }
-        ctx.turn = self.origins.take_turn();
         Ok(false)
     }
 
     async fn upstream_peer(&self, _: &mut Session, ctx: &mut Ctx) -> Result<Box<HttpPeer>> {
-        let (origin, peer) = self.origins.peer(ctx.turn, ctx.attempts);
-        ctx.origin = origin;
-        match peer {
-            Some(peer) => Ok(Box::new(peer)),
-            None => {
-                self.origins.failed(origin, "its name has no address");
-                Err(Error::new_up(ErrorType::ConnectNoRoute))
-            }
+        ctx.server = self.origins.choose(&ctx.tried);
+        match &ctx.server {
+            Some(server) => Ok(Box::new(self.origins.peer(server))),
+            // No name has an address: the look-up said so in the log.
+            None => Err(Error::new_up(ErrorType::ConnectNoRoute)),
         }
     }
 
@@ -248,7 +255,9 @@ impl ProxyHttp for Edge {
         ctx: &mut Ctx,
     ) -> Result<()> {
         end_hop(response);
-        self.origins.answered(ctx.origin);
+        if let Some(server) = &ctx.server {
+            server.answered();
+        }
         Ok(())
     }
 
@@ -259,14 +268,41 @@ impl ProxyHttp for Edge {
         ctx: &mut Ctx,
         mut e: Box<Error>,
     ) -> Box<Error> {
-        self.origins.failed(ctx.origin, e.etype().as_str());
-        ctx.attempts += 1;
+        // What failed is between the edge and the origin: nothing in it is the client's.
+        self.give_up(ctx, &e.to_string());
         // Nothing was sent yet, so any method may be tried elsewhere.
-        e.set_retry(ctx.attempts < self.origins.count());
+        e.set_retry(ctx.tried.len() < self.origins.servers());
         e
     }
 
-    async fn fail_to_proxy(&self, session: &mut Session, e: &Error, ctx: &mut Ctx) -> FailToProxy {
+    /// A request that failed on its way is sent again only if that cannot do its work twice
+    /// (RFC 9110, section 9.2.2), and only while its client has heard nothing: on another
+    /// connection if an old one had gone stale, else on another server. A client that has
+    /// waited through one timeout does not wait through the next.
+    fn error_while_proxy(
+        &self,
+        _peer: &HttpPeer,
+        session: &mut Session,
+        mut e: Box<Error>,
+        ctx: &mut Ctx,
+        reused: bool,
+    ) -> Box<Error> {
+        let of_origin = *e.esource() == ErrorSource::Upstream;
+        if of_origin && !reused {
+            self.give_up(ctx, e.etype().as_str());
+        }
+        let timed_out = matches!(e.etype(), ErrorType::ReadTimedout | ErrorType::WriteTimedout);
+        let again = of_origin
+            && !timed_out
+            && session.req_header().method.is_idempotent()
+            && !session.as_ref().retry_buffer_truncated()
+            && session.response_written().is_none()
+            && (reused || ctx.tried.len() < self.origins.servers());
+        e.set_retry(again);
+        e
+    }
+
+    async fn fail_to_proxy(&self, session: &mut Session, e: &Error, _: &mut Ctx) -> FailToProxy {
         let gone = FailToProxy { error_code: 0, can_reuse_downstream: false };
         let refusal = match (e.esource(), e.etype()) {
             (_, ErrorType::HTTPStatus(_)) => &self.refusals.bad_request,
@@ -281,7 +317,6 @@ impl ProxyHttp for Edge {
         };
         if *e.esource() == ErrorSource::Upstream {
             self.gate.metrics().origin_failures.inc();
-            self.origins.failed(ctx.origin, e.etype().as_str());
         } else if *e.esource() != ErrorSource::Downstream {
             // The kind of error alone: its context may quote the request.
             error!("a request failed inside the edge: {}", e.etype().as_str());

@@ -12,6 +12,7 @@ use super::systemd;
 use super::tls::Certificates;
 use async_trait::async_trait;
 use log::{error, info};
+use pingora::connectors::ConnectorOptions;
 use pingora::listeners::tls::TlsSettings;
 use pingora::listeners::{L4BufferSettings, ListenerConfig};
 use pingora::proxy::http_proxy;
@@ -19,13 +20,16 @@ use pingora::server::configuration::ServerConf;
 use pingora::server::{
     ListenFds, RunArgs, Server, ShutdownSignal, ShutdownSignalWatch, ShutdownWatch,
 };
-use pingora::services::background::{BackgroundService, background_service};
+use pingora::services::background::background_service;
 use pingora::services::listening::Service;
 use pixelgate::PixelGate;
 use pixelgate::admin::Admin;
 use pixelgate::front::{Front, InFlight, Limits};
 use rustix::process::{Resource, getrlimit, setrlimit};
+use rustls::pki_types::CertificateDer;
+use rustls::pki_types::pem::PemObject;
 use std::fmt;
+use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 use tokio::signal::unix::{SignalKind, signal};
@@ -83,8 +87,9 @@ pub fn run(
     let tls = bind_all(certificates.iter().map(|(listen, _)| listen))?;
     let pages = bind_all(Some(&admin.listen).filter(|listen| !listen.is_empty()))?;
     let trusted = edge.trust().map_err(|e| EdgeError::Edge(e.to_string()))?;
-    let origins =
-        Origins::new(&edge.origin).map_err(|why| EdgeError::Edge(format!("edge.origin: {why}")))?;
+    let conf = server_conf(edge)?;
+    let origins = Origins::new(edge, ConnectorOptions::from_server_conf(&conf))
+        .map_err(|why| EdgeError::Edge(format!("edge.origin: {why}")))?;
 
     let gate = PixelGate::builder(gate)
         .state_dir(&edge.state_dir)
@@ -101,7 +106,7 @@ pub fn run(
     )
     .map_err(EdgeError::Pingora)?;
 
-    let mut server = Server::new_with_opt_and_conf(None, server_conf(edge));
+    let mut server = Server::new_with_opt_and_conf(None, conf);
     let proxy = http_proxy(&server.configuration, proxy);
     let front = Front::new(proxy, gate.clone(), in_flight.clone(), limits(edge));
     let (stop, stopped) = watch::channel(false);
@@ -127,7 +132,7 @@ pub fn run(
         service.add_listener(listener(bound));
     }
     server.add_service(Stoppable { inner: service, sockets: pages, stopped });
-    server.add_service(background_service("lookup", LookUp(origins)));
+    server.add_service(background_service("origins", origins));
 
     let grace = Duration::from_secs(edge.shutdown_grace_seconds);
     let certificates = certificates.into_iter().map(|(_, certificates)| certificates).collect();
@@ -160,17 +165,33 @@ fn bind_all<'a>(addresses: impl IntoIterator<Item = &'a String>) -> Result<Vec<B
     addresses.into_iter().map(open).collect()
 }
 
-fn server_conf(edge: &Config) -> ServerConf {
+fn server_conf(edge: &Config) -> Result<ServerConf, EdgeError> {
     let state = |name: &str| edge.state_dir.join(name).to_string_lossy().into_owned();
-    ServerConf {
+    Ok(ServerConf {
         threads: edge.threads(),
         pid_file: state("pixelgate.pid"),
-        upgrade_sock: state("upgrade.sock"),
+        ca_file: edge.origin_ca.as_deref().map(trust_file).transpose()?,
         // One stop is ours (see the head of this file); Pingora's must not sleep after it.
         grace_period_seconds: Some(0),
         graceful_shutdown_timeout_seconds: Some(0),
         ..ServerConf::default()
+    })
+}
+
+/// Makes sure of `edge.origin_ca`: Pingora panics over a file that it cannot use.
+fn trust_file(path: &Path) -> Result<String, EdgeError> {
+    check_trust_file(path).map_err(|why| EdgeError::Edge(format!("edge.origin_ca: {why}")))?;
+    Ok(path.to_string_lossy().into_owned())
+}
+
+/// Whether a file holds certificates to verify others against.
+pub fn check_trust_file(path: &Path) -> Result<(), String> {
+    let told = |why: &dyn fmt::Display| format!("{}: {why}", path.display());
+    let mut roots = rustls::RootCertStore::empty();
+    for certificate in CertificateDer::pem_file_iter(path).map_err(|e| told(&e))? {
+        roots.add(certificate.map_err(|e| told(&e))?).map_err(|e| told(&e))?;
     }
+    if roots.is_empty() { Err(told(&"holds no certificate")) } else { Ok(()) }
 }
 
 fn limits(edge: &Config) -> Limits {
@@ -242,18 +263,6 @@ where
 
     fn threads(&self) -> Option<usize> {
         self.inner.threads()
-    }
-}
-
-struct LookUp(Origins);
-
-#[async_trait]
-impl BackgroundService for LookUp {
-    async fn start(&self, mut shutdown: ShutdownWatch) {
-        tokio::select! {
-            () = self.0.keep_looking_up() => {}
-            _ = shutdown.changed() => {}
-        }
     }
 }
 

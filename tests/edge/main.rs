@@ -21,6 +21,7 @@ mod hubspot;
 mod legacy;
 mod nginx;
 mod packaging;
+mod origins;
 mod passthrough;
 mod paths;
 mod policy;
@@ -32,6 +33,7 @@ mod stop;
 mod systemd;
 mod terminal;
 mod tls;
+mod tls_origin;
 mod ways;
 mod wire;
 
