@@ -20,7 +20,7 @@ use pingora::server::configuration::ServerConf;
 use pingora::server::{
     ListenFds, RunArgs, Server, ShutdownSignal, ShutdownSignalWatch, ShutdownWatch,
 };
-use pingora::services::background::background_service;
+use pingora::services::background::{BackgroundService, background_service};
 use pingora::services::listening::Service;
 use pixelgate::PixelGate;
 use pixelgate::admin::Admin;
@@ -135,7 +135,8 @@ pub fn run(
     server.add_service(background_service("origins", origins));
 
     let grace = Duration::from_secs(edge.shutdown_grace_seconds);
-    let certificates = certificates.into_iter().map(|(_, certificates)| certificates).collect();
+    let certificates: Vec<_> = certificates.into_iter().map(|(_, all)| all).collect();
+    server.add_service(background_service("certificates", Renewal(certificates.clone())));
     let signals = Signals { gate: gate.clone(), certificates, stop, in_flight, grace };
     server.run(RunArgs { shutdown_signal: Box::new(signals) });
     gate.close(grace).map_err(EdgeError::Close)?;
@@ -266,6 +267,22 @@ where
     }
 }
 
+/// Reads certificates again when they change.
+struct Renewal(Vec<Arc<Certificates>>);
+
+#[async_trait]
+impl BackgroundService for Renewal {
+    async fn start(&self, mut shutdown: ShutdownWatch) {
+        if self.0.is_empty() {
+            return;
+        }
+        tokio::select! {
+            () = Certificates::keep_looking(self.0.clone()) => {}
+            _ = shutdown.changed() => {}
+        }
+    }
+}
+
 /// Waits for a signal, and drains before Pingora hears of it.
 struct Signals {
     gate: PixelGate,
@@ -317,9 +334,7 @@ impl Signals {
         info!("SIGHUP: reading the portals and the certificates again");
         self.gate.reload_portals();
         for certificates in &self.certificates {
-            if let Err(why) = certificates.reload() {
-                error!("edge.tls: {why}; the certificates in use stay");
-            }
+            certificates.reload(true);
         }
     }
 

@@ -1,12 +1,17 @@
-//! Certificates of the TLS listeners: read before anything starts, chosen by name, read again on
-//! SIGHUP.
+//! Certificates of the TLS listeners: read before anything starts, chosen by name, read again when
+//! their files change and on SIGHUP.
 //!
 //! Several entries of `edge.tls` with one address share its listener: each connection gets the
 //! first certificate that is valid for the name it asks for, and the first of all where it asks
-//! for none that is known. A certificate that cannot be read again leaves the one in use.
+//! for none that is known. Each entry stands for itself: one that cannot be read again, or whose
+//! key is not yet its certificate's, leaves the one in use, and holds up no other.
+//!
+//! The files are looked at, not watched: that sees an editor's rename, a symlink that points
+//! elsewhere (Kubernetes) and a network file system alike.
 
 use super::TlsListener;
 use arc_swap::ArcSwap;
+use log::{error, info};
 use rustls::client::verify_server_name;
 use rustls::crypto::ring::sign::any_supported_type;
 use rustls::pki_types::pem::PemObject;
@@ -14,43 +19,107 @@ use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName};
 use rustls::server::{ClientHello, ParsedCertificate, ResolvesServerCert};
 use rustls::sign::CertifiedKey;
 use std::fmt;
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+/// Pause between two looks at the files, in seconds.
+const LOOK_SECONDS: u64 = 2;
 
 /// The certificates of one listener.
 pub struct Certificates {
-    files: Vec<(PathBuf, PathBuf)>,
-    loaded: ArcSwap<Vec<Arc<CertifiedKey>>>,
+    entries: Mutex<Vec<Entry>>,
+    in_use: ArcSwap<Vec<Arc<CertifiedKey>>>,
 }
+
+/// One entry of `edge.tls`.
+struct Entry {
+    cert: PathBuf,
+    key: PathBuf,
+    /// What the files were when they were last read, for good or ill.
+    seen: [Option<Stamp>; 2],
+    /// The reason that was last told why they cannot be used.
+    told: Option<String>,
+}
+
+/// What changes when a file does: file system, inode, length, and its time in nanoseconds.
+type Stamp = (u64, u64, u64, i64, i64);
 
 impl Certificates {
     /// Groups the entries of `edge.tls` by their address, in the order in which they stand.
     pub fn load_all(entries: &[TlsListener]) -> Result<Vec<(String, Arc<Self>)>, String> {
-        let mut grouped: Vec<(String, Vec<(PathBuf, PathBuf)>)> = Vec::new();
-        for entry in entries {
-            let files = (entry.cert.clone(), entry.key.clone());
-            match grouped.iter_mut().find(|(listen, _)| *listen == entry.listen) {
-                Some((_, all)) => all.push(files),
-                None => grouped.push((entry.listen.clone(), vec![files])),
+        let mut grouped: Vec<(String, Vec<Entry>)> = Vec::new();
+        for TlsListener { listen, cert, key } in entries {
+            let seen = [cert, key].map(|file| stamp(file));
+            let entry = Entry { cert: cert.clone(), key: key.clone(), seen, told: None };
+            match grouped.iter_mut().find(|(address, _)| address == listen) {
+                Some((_, all)) => all.push(entry),
+                None => grouped.push((listen.clone(), vec![entry])),
             }
         }
-        let load = |(listen, files): (String, Vec<_>)| {
-            let loaded = ArcSwap::from_pointee(read_all(&files)?);
-            Ok((listen, Arc::new(Self { files, loaded })))
+        let load = |(listen, entries): (String, Vec<Entry>)| {
+            let keys = entries.iter().map(|entry| read(&entry.cert, &entry.key).map(Arc::new));
+            let in_use = ArcSwap::from_pointee(keys.collect::<Result<_, _>>()?);
+            Ok((listen, Arc::new(Self { entries: Mutex::new(entries), in_use })))
         };
         grouped.into_iter().map(load).collect()
     }
 
-    /// Reads the files again. Connections that are open keep what they have.
-    pub fn reload(&self) -> Result<(), String> {
-        self.loaded.store(Arc::new(read_all(&self.files)?));
-        Ok(())
+    /// Reads again what has changed, or all of it if `whole`. Connections that are open keep what
+    /// they have. What cannot be used is told once.
+    pub fn reload(&self, whole: bool) {
+        let mut entries = self.entries.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut keys = Vec::clone(&self.in_use.load());
+        let mut changed = false;
+        for (entry, in_use) in entries.iter_mut().zip(&mut keys) {
+            // Before the files are read: what is written meanwhile is seen at the next look.
+            let now = [&entry.cert, &entry.key].map(|file| stamp(file));
+            if now == entry.seen && !whole {
+                continue;
+            }
+            entry.seen = now;
+            match read(&entry.cert, &entry.key) {
+                Ok(key) => {
+                    if key.cert != in_use.cert {
+                        info!("edge.tls: {} is in use from now on", entry.cert.display());
+                    }
+                    *in_use = Arc::new(key);
+                    entry.told = None;
+                    changed = true;
+                }
+                Err(why) if entry.told.as_ref() == Some(&why) && !whole => {}
+                Err(why) => {
+                    error!("edge.tls: {why}; the certificate in use stays");
+                    entry.told = Some(why);
+                }
+            }
+        }
+        if changed {
+            self.in_use.store(Arc::new(keys));
+        }
     }
+
+    /// Looks at the files again and again, and never returns.
+    pub async fn keep_looking(all: Vec<Arc<Self>>) {
+        loop {
+            tokio::time::sleep(Duration::from_secs(LOOK_SECONDS)).await;
+            let all = all.clone();
+            // A panic below leaves what is in use; the next look is in two seconds.
+            let look = move || all.iter().for_each(|certificates| certificates.reload(false));
+            let _ = tokio::task::spawn_blocking(look).await;
+        }
+    }
+}
+
+fn stamp(file: &Path) -> Option<Stamp> {
+    let meta = std::fs::metadata(file).ok()?;
+    Some((meta.dev(), meta.ino(), meta.len(), meta.mtime(), meta.mtime_nsec()))
 }
 
 impl ResolvesServerCert for Certificates {
     fn resolve(&self, hello: ClientHello<'_>) -> Option<Arc<CertifiedKey>> {
-        let all = self.loaded.load();
+        let all = self.in_use.load();
         let name = hello.server_name().and_then(|name| ServerName::try_from(name).ok());
         let named = name.and_then(|name| all.iter().find(|key| is_for(key, &name)));
         named.or(all.first()).cloned()
@@ -59,17 +128,13 @@ impl ResolvesServerCert for Certificates {
 
 impl fmt::Debug for Certificates {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Certificates").field("files", &self.files).finish_non_exhaustive()
+        f.debug_struct("Certificates").finish_non_exhaustive()
     }
 }
 
 fn is_for(key: &CertifiedKey, name: &ServerName<'_>) -> bool {
     let parsed = key.end_entity_cert().ok().and_then(|c| ParsedCertificate::try_from(c).ok());
     parsed.is_some_and(|parsed| verify_server_name(&parsed, name).is_ok())
-}
-
-fn read_all(files: &[(PathBuf, PathBuf)]) -> Result<Vec<Arc<CertifiedKey>>, String> {
-    files.iter().map(|(cert, key)| read(cert, key).map(Arc::new)).collect()
 }
 
 /// Reads a chain and its key, and makes sure that they belong together.
@@ -113,5 +178,38 @@ mod tests {
             let why = read(cert, key).unwrap_err();
             assert!(why.contains(file), "{why}");
         }
+    }
+
+    /// The first certificate in use, by its bytes.
+    fn in_use(certificates: &Certificates) -> Vec<u8> {
+        certificates.in_use.load()[0].cert[0].to_vec()
+    }
+
+    #[test]
+    fn a_changed_pair_is_taken_and_half_of_one_is_not() {
+        let dir = tempfile::tempdir().unwrap();
+        let [cert, key] = ["cert.pem", "key.pem"].map(|name| dir.path().join(name));
+        std::fs::copy(CERT, &cert).unwrap();
+        std::fs::copy(KEY, &key).unwrap();
+        let listener =
+            TlsListener { listen: "127.0.0.1:0".into(), cert: cert.clone(), key: key.clone() };
+        let all = Certificates::load_all(&[listener]).unwrap();
+        let (_, certificates) = &all[0];
+        let first = in_use(certificates);
+
+        let new = rcgen::generate_simple_self_signed(["edge.test".to_owned()]).unwrap();
+        std::fs::write(&cert, new.cert.pem()).unwrap();
+        certificates.reload(false);
+        assert_eq!(in_use(certificates), first, "the key is still the old one's");
+        std::fs::remove_file(&cert).unwrap();
+        certificates.reload(false);
+        assert_eq!(in_use(certificates), first, "the file is not there");
+
+        // As editors do: another file in its place.
+        std::fs::write(dir.path().join("new"), new.cert.pem()).unwrap();
+        std::fs::rename(dir.path().join("new"), &cert).unwrap();
+        std::fs::write(&key, new.signing_key.serialize_pem()).unwrap();
+        certificates.reload(false);
+        assert_eq!(in_use(certificates), new.cert.der().to_vec());
     }
 }

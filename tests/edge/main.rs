@@ -33,7 +33,10 @@ mod stop;
 mod systemd;
 mod terminal;
 mod tls;
+mod tls_client;
+mod tls_names;
 mod tls_origin;
+mod tls_scan;
 mod ways;
 mod wire;
 
