@@ -55,7 +55,12 @@ struct ConfigFile {
 enum Command {
     /// Run the edge until SIGTERM, SIGINT or SIGQUIT (the default command).
     #[command(after_long_help = help::RUN)]
-    Run,
+    Run {
+        /// Take the listening sockets of the edge that runs with the same edge.state_dir, so that
+        /// no connection is refused; then send SIGQUIT to that one.
+        #[arg(long)]
+        upgrade: bool,
+    },
     /// Validate the configuration, the portal list and all they name; exit 0 or 2.
     #[command(after_long_help = help::CHECK)]
     Check,
@@ -99,22 +104,24 @@ enum Command {
 
 /// Does what the command line says.
 pub fn run(cli: Cli) -> ExitCode {
-    let command = cli.command.unwrap_or(Command::Run);
+    let command = cli.command.unwrap_or(Command::Run { upgrade: false });
     match &command {
         Command::Completions { shell } => return pages::completions(*shell),
         Command::Man { dir } => return pages::man(dir.as_deref()),
         _ => {}
     }
-    start_log(matches!(command, Command::Run));
+    start_log(matches!(command, Command::Run { .. }));
     let config = match Config::load(&cli.file.config) {
         Ok(config) => config,
         Err(e) => return fail(UNUSABLE, e),
     };
     match command {
-        Command::Run => match edge::server::run(&config.edge, config.gate(), &config.admin) {
-            Ok(()) => ExitCode::SUCCESS,
-            Err(e) => fail(UNUSABLE, chain(&e)),
-        },
+        Command::Run { upgrade } => {
+            match edge::server::run(&config.edge, config.gate(), &config.admin, upgrade) {
+                Ok(()) => ExitCode::SUCCESS,
+                Err(e) => fail(UNUSABLE, chain(&e)),
+            }
+        }
         Command::Check => check(&config),
         Command::Explain { json, event } => match explain::explain(&config, &event, json) {
             Ok(true) => ExitCode::SUCCESS,

@@ -36,6 +36,15 @@ impl Address {
     }
 }
 
+impl fmt::Display for Address {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Tcp(address) => address.fmt(f),
+            Self::Unix(path) => write!(f, "unix:{}", path.display()),
+        }
+    }
+}
+
 /// A socket that listens and waits for its service.
 #[derive(Debug)]
 pub struct Bound {
@@ -56,6 +65,13 @@ pub struct BindError {
 impl fmt::Display for BindError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "cannot listen on {}: {}", self.address, self.source)
+    }
+}
+
+impl BindError {
+    /// Whether somebody else listens there.
+    pub fn is_in_use(&self) -> bool {
+        self.source.kind() == std::io::ErrorKind::AddrInUse
     }
 }
 
@@ -85,6 +101,25 @@ impl Bound {
                 Ok(Self { key, unix: true, socket: listener.into() })
             }
         }
+    }
+
+    /// A socket that a process before this one opened for `address`, and still holds.
+    pub fn inherited(address: &Address, socket: OwnedFd) -> Result<Self, BindError> {
+        match address {
+            Address::Tcp(address) => {
+                let failed = |source| BindError { address: address.to_string(), source };
+                let listener = TcpListener::from(socket);
+                listener.set_nonblocking(true).map_err(failed)?;
+                let key = listener.local_addr().map_err(failed)?.to_string();
+                Ok(Self { key, unix: false, socket: listener.into() })
+            }
+            Address::Unix(path) => Ok(Self { key: path.display().to_string(), unix: true, socket }),
+        }
+    }
+
+    /// Another descriptor of the same socket.
+    pub fn copy(&self) -> std::io::Result<OwnedFd> {
+        self.socket.try_clone()
     }
 
     /// Gives the socket away, to whoever closes it.

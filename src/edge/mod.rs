@@ -3,10 +3,12 @@
 //! The binary's own part, built on nothing but the library's public interface: what is possible
 //! here is possible in anybody's proxy.
 
+pub mod handover;
 pub mod listen;
 pub mod origin;
 pub mod proxy;
 pub mod server;
+pub mod stop;
 pub mod systemd;
 pub mod tls;
 

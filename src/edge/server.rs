@@ -1,25 +1,23 @@
-//! From a configuration to a running edge, and from a signal to its end.
+//! From a configuration to a running edge.
 //!
-//! Pingora's own stop sleeps through its grace period even when nothing is in flight, and drops
-//! what is in flight at its end. So the stop is run here: close the listeners, wait for requests
-//! in flight (and only for them), then let Pingora end its threads, then close the gate.
+//! Everything that can fail is opened before Pingora starts anything: sockets, certificates,
+//! spool. How it ends is in [`super::stop`].
 
 use super::Config;
+use super::handover::{Inheritance, SOCKET_NAME};
 use super::listen::{Address, BindError, Bound};
 use super::origin::Origins;
 use super::proxy::Edge;
-use super::systemd;
+use super::stop::Signals;
 use super::tls::Certificates;
 use async_trait::async_trait;
-use log::{error, info};
+use log::{info, warn};
 use pingora::connectors::ConnectorOptions;
 use pingora::listeners::tls::TlsSettings;
 use pingora::listeners::{L4BufferSettings, ListenerConfig};
 use pingora::proxy::http_proxy;
 use pingora::server::configuration::ServerConf;
-use pingora::server::{
-    ListenFds, RunArgs, Server, ShutdownSignal, ShutdownSignalWatch, ShutdownWatch,
-};
+use pingora::server::{ListenFds, RunArgs, Server, ShutdownWatch};
 use pingora::services::background::{BackgroundService, background_service};
 use pingora::services::listening::Service;
 use pixelgate::PixelGate;
@@ -30,13 +28,13 @@ use rustls::pki_types::CertificateDer;
 use rustls::pki_types::pem::PemObject;
 use std::fmt;
 use std::path::Path;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
-use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::watch;
 
-/// Pause between two looks at whether requests are still in flight, in milliseconds.
-const DRAIN_LOOK_MS: u64 = 2;
+/// How long an upgrade that found no process to take over from waits for an address that is in
+/// use, in seconds: that process may be closing it in this moment.
+const BIND_SECONDS_MAX: u64 = 5;
 
 /// Open files that are no connection: segments, listeners, logs, connections to upstreams.
 const FILES_OF_OUR_OWN: usize = 256;
@@ -52,6 +50,8 @@ pub enum EdgeError {
     Edge(String),
     /// The state folder cannot be made.
     State(std::io::Error),
+    /// The running process does not hand its sockets over.
+    Upgrade(std::io::Error),
     /// Pingora refused a setting.
     Pingora(Box<pingora::Error>),
     /// The gate did not close as it should.
@@ -65,6 +65,7 @@ impl fmt::Display for EdgeError {
             Self::Listen(e) => e.fmt(f),
             Self::Edge(why) => f.write_str(why),
             Self::State(e) => write!(f, "edge.state_dir cannot be made: {e}"),
+            Self::Upgrade(e) => write!(f, "the running process hands nothing over: {e}"),
             Self::Pingora(e) => e.fmt(f),
             Self::Close(e) => e.fmt(f),
         }
@@ -73,19 +74,21 @@ impl fmt::Display for EdgeError {
 
 impl std::error::Error for EdgeError {}
 
-/// Runs an edge until it is told to stop.
+/// Runs an edge until it is told to stop. With `upgrade` it takes the listening sockets of the
+/// one that runs; if none does, it starts like any other.
 pub fn run(
     edge: &Config,
     gate: pixelgate::Config,
     admin: &pixelgate::admin::Config,
+    upgrade: bool,
 ) -> Result<(), EdgeError> {
     std::fs::create_dir_all(&edge.state_dir).map_err(EdgeError::State)?;
     // Sockets first: a second edge on the same port must not get as far as the spool.
-    let plain = bind_all(&edge.listen)?;
-    let certificates = Certificates::load_all(&edge.tls)
-        .map_err(|why| EdgeError::Edge(format!("edge.tls: {why}")))?;
-    let tls = bind_all(certificates.iter().map(|(listen, _)| listen))?;
-    let pages = bind_all(Some(&admin.listen).filter(|listen| !listen.is_empty()))?;
+    let mut sockets = Sockets::new(edge, upgrade)?;
+    let plain = sockets.open_all("edge", &edge.listen)?;
+    let certificates = load_certificates(edge)?;
+    let tls = sockets.open_all("edge", certificates.iter().map(|(listen, _)| listen))?;
+    let pages = sockets.open_all("admin", Some(&admin.listen).filter(|l| !l.is_empty()))?;
     let trusted = edge.trust().map_err(|e| EdgeError::Edge(e.to_string()))?;
     let conf = server_conf(edge)?;
     let origins = Origins::new(edge, ConnectorOptions::from_server_conf(&conf))
@@ -97,51 +100,126 @@ pub fn run(
         .open()
         .map_err(EdgeError::Gate)?;
     let in_flight = InFlight::default();
-    let proxy = Edge::new(
-        gate.clone(),
-        origins.clone(),
-        trusted,
-        edge.keepalive_seconds,
-        in_flight.clone(),
-    )
-    .map_err(EdgeError::Pingora)?;
+    let keepalive = edge.keepalive_seconds;
+    let proxy = Edge::new(gate.clone(), origins.clone(), trusted, keepalive, in_flight.clone())
+        .map_err(EdgeError::Pingora)?;
 
     let mut server = Server::new_with_opt_and_conf(None, conf);
     let proxy = http_proxy(&server.configuration, proxy);
     let front = Front::new(proxy, gate.clone(), in_flight.clone(), limits(edge));
     let (stop, stopped) = watch::channel(false);
     let mut service = Service::new("edge".to_owned(), front);
-    for bound in &plain {
+    let certificates: Vec<_> = certificates.into_iter().map(|(_, all)| all).collect();
+    add_listeners(&mut service, &plain, &tls, &certificates)?;
+    raise_file_limit(edge.connections_max);
+    let announcement = announcement(&plain, &tls, &pages);
+    let bound = plain.into_iter().chain(tls).collect();
+    server.add_service(Stoppable { inner: service, sockets: bound, stopped: stopped.clone() });
+
+    let mut service = Service::new("admin".to_owned(), Admin::new(gate.clone(), admin));
+    service.threads = Some(1);
+    add_listeners(&mut service, &pages, &[], &[])?;
+    server.add_service(Stoppable { inner: service, sockets: pages, stopped });
+    server.add_service(background_service("origins", origins));
+    server.add_service(background_service("certificates", Renewal(certificates.clone())));
+
+    let grace = Duration::from_secs(edge.shutdown_grace_seconds);
+    let signals = Signals {
+        gate: gate.clone(),
+        certificates,
+        stop,
+        in_flight,
+        grace,
+        state_dir: edge.state_dir.clone(),
+        sockets: Mutex::new(sockets.copies),
+        inheritance: Mutex::new(sockets.inheritance),
+        announcement,
+    };
+    server.run(RunArgs { shutdown_signal: Box::new(signals) });
+    gate.close(grace).map_err(EdgeError::Close)?;
+    info!("stopped");
+    Ok(())
+}
+
+fn load_certificates(edge: &Config) -> Result<Vec<(String, Arc<Certificates>)>, EdgeError> {
+    Certificates::load_all(&edge.tls).map_err(|why| EdgeError::Edge(format!("edge.tls: {why}")))
+}
+
+/// Has a service listen on plain sockets, and on TLS ones with the certificates of each.
+fn add_listeners<A>(
+    service: &mut Service<A>,
+    plain: &[Bound],
+    tls: &[Bound],
+    certificates: &[Arc<Certificates>],
+) -> Result<(), EdgeError> {
+    for bound in plain {
         service.add_listener(listener(bound));
     }
-    for (bound, (_, certificates)) in tls.iter().zip(&certificates) {
+    for (bound, certificates) in tls.iter().zip(certificates) {
         // No files for Pingora to read: the resolver has them read already.
         let mut settings = TlsSettings::intermediate("", "").map_err(EdgeError::Pingora)?;
         settings.set_cert_resolver(certificates.clone());
         settings.enable_h2();
         service.add_listener(listener(bound).tls(settings));
     }
-    raise_file_limit(edge.connections_max);
-    announce(&plain, &tls, &pages);
-    let sockets = plain.into_iter().chain(tls).collect();
-    server.add_service(Stoppable { inner: service, sockets, stopped: stopped.clone() });
-
-    let mut service = Service::new("admin".to_owned(), Admin::new(gate.clone(), admin));
-    service.threads = Some(1);
-    for bound in &pages {
-        service.add_listener(listener(bound));
-    }
-    server.add_service(Stoppable { inner: service, sockets: pages, stopped });
-    server.add_service(background_service("origins", origins));
-
-    let grace = Duration::from_secs(edge.shutdown_grace_seconds);
-    let certificates: Vec<_> = certificates.into_iter().map(|(_, all)| all).collect();
-    server.add_service(background_service("certificates", Renewal(certificates.clone())));
-    let signals = Signals { gate: gate.clone(), certificates, stop, in_flight, grace };
-    server.run(RunArgs { shutdown_signal: Box::new(signals) });
-    gate.close(grace).map_err(EdgeError::Close)?;
-    info!("stopped");
     Ok(())
+}
+
+/// The listening sockets: opened here, or inherited.
+struct Sockets {
+    inheritance: Option<Inheritance>,
+    /// Until when an address that is in use is tried again.
+    patience: Instant,
+    /// For the next process.
+    copies: Vec<(String, std::os::fd::OwnedFd)>,
+}
+
+impl Sockets {
+    fn new(edge: &Config, upgrade: bool) -> Result<Self, EdgeError> {
+        let mut patience = Instant::now();
+        let mut inheritance = None;
+        if upgrade {
+            let path = edge.state_dir.join(SOCKET_NAME);
+            inheritance = Inheritance::take(&path).map_err(EdgeError::Upgrade)?;
+            if inheritance.is_none() {
+                warn!("{}: no edge runs here to take over from", edge.state_dir.display());
+                patience += Duration::from_secs(BIND_SECONDS_MAX);
+            }
+        }
+        Ok(Self { inheritance, patience, copies: Vec::new() })
+    }
+
+    fn open_all<'a>(
+        &mut self,
+        role: &str,
+        addresses: impl IntoIterator<Item = &'a String>,
+    ) -> Result<Vec<Bound>, EdgeError> {
+        addresses.into_iter().map(|text| self.open(role, text)).collect()
+    }
+
+    fn open(&mut self, role: &str, text: &str) -> Result<Bound, EdgeError> {
+        let address =
+            Address::parse(text).map_err(|why| EdgeError::Edge(format!("edge.listen: {why}")))?;
+        let name = format!("{role} {address}");
+        let inherited = self.inheritance.as_mut().and_then(|all| all.claim(&name));
+        let bound = match inherited {
+            Some(socket) => Bound::inherited(&address, socket),
+            None => loop {
+                match Bound::open(&address) {
+                    Err(e) if e.is_in_use() && Instant::now() < self.patience => {
+                        std::thread::sleep(Duration::from_millis(20));
+                    }
+                    opened => break opened,
+                }
+            },
+        };
+        let bound = bound.map_err(EdgeError::Listen)?;
+        match bound.copy() {
+            Ok(copy) => self.copies.push((name, copy)),
+            Err(e) => warn!("{name} cannot be handed over to a next process: {e}"),
+        }
+        Ok(bound)
+    }
 }
 
 /// Takes as many open files as the system lets us: a connection is one, and the usual first
@@ -157,22 +235,13 @@ fn raise_file_limit(connections_max: usize) {
     }
 }
 
-fn bind_all<'a>(addresses: impl IntoIterator<Item = &'a String>) -> Result<Vec<Bound>, EdgeError> {
-    let open = |text: &String| {
-        let address =
-            Address::parse(text).map_err(|why| EdgeError::Edge(format!("edge.listen: {why}")))?;
-        Bound::open(&address).map_err(EdgeError::Listen)
-    };
-    addresses.into_iter().map(open).collect()
-}
-
 fn server_conf(edge: &Config) -> Result<ServerConf, EdgeError> {
     let state = |name: &str| edge.state_dir.join(name).to_string_lossy().into_owned();
     Ok(ServerConf {
         threads: edge.threads(),
         pid_file: state("pixelgate.pid"),
         ca_file: edge.origin_ca.as_deref().map(trust_file).transpose()?,
-        // One stop is ours (see the head of this file); Pingora's must not sleep after it.
+        // One stop is ours (see `super::stop`); Pingora's must not sleep after it.
         grace_period_seconds: Some(0),
         graceful_shutdown_timeout_seconds: Some(0),
         ..ServerConf::default()
@@ -215,19 +284,19 @@ fn listener(bound: &Bound) -> ListenerConfig {
 }
 
 /// One line for each listener, for people and for tests: the port may be the kernel's choice.
-fn announce(plain: &[Bound], tls: &[Bound], admin: &[Bound]) {
-    for (scheme, what, all) in [
+fn announcement(plain: &[Bound], tls: &[Bound], admin: &[Bound]) -> Vec<String> {
+    let kinds = [
         ("http", "events and pass-through", plain),
         ("https", "events and pass-through", tls),
         ("http", "admin", admin),
-    ] {
-        for bound in all {
-            match bound.unix {
-                true => info!("listening on unix:{} ({what})", bound.key),
-                false => info!("listening on {scheme}://{} ({what})", bound.key),
-            }
-        }
-    }
+    ];
+    let lines = kinds.into_iter().flat_map(|(scheme, what, all)| {
+        all.iter().map(move |bound| match bound.unix {
+            true => format!("listening on unix:{} ({what})", bound.key),
+            false => format!("listening on {scheme}://{} ({what})", bound.key),
+        })
+    });
+    lines.collect()
 }
 
 /// A service that stops when we say so, on sockets that we opened.
@@ -279,75 +348,6 @@ impl BackgroundService for Renewal {
         tokio::select! {
             () = Certificates::keep_looking(self.0.clone()) => {}
             _ = shutdown.changed() => {}
-        }
-    }
-}
-
-/// Waits for a signal, and drains before Pingora hears of it.
-struct Signals {
-    gate: PixelGate,
-    certificates: Vec<Arc<Certificates>>,
-    stop: watch::Sender<bool>,
-    in_flight: InFlight,
-    grace: Duration,
-}
-
-#[async_trait]
-impl ShutdownSignalWatch for Signals {
-    async fn recv(&self) -> ShutdownSignal {
-        if let Err(e) = self.wait().await {
-            // Without handlers the default actions apply: the process still ends, undrained.
-            error!("signals cannot be handled: {e}");
-            std::future::pending::<()>().await;
-        }
-        self.drain().await;
-        ShutdownSignal::FastShutdown
-    }
-}
-
-impl Signals {
-    async fn wait(&self) -> std::io::Result<()> {
-        let mut terminate = signal(SignalKind::terminate())?;
-        let mut quit = signal(SignalKind::quit())?;
-        let mut interrupt = signal(SignalKind::interrupt())?;
-        let mut hangup = signal(SignalKind::hangup())?;
-        systemd::ready();
-        loop {
-            let name = tokio::select! {
-                _ = terminate.recv() => "SIGTERM",
-                _ = quit.recv() => "SIGQUIT",
-                _ = interrupt.recv() => "SIGINT",
-                _ = hangup.recv() => {
-                    systemd::reloading();
-                    self.reload();
-                    systemd::ready();
-                    continue;
-                }
-            };
-            info!("{name}: stopping");
-            systemd::stopping();
-            return Ok(());
-        }
-    }
-
-    fn reload(&self) {
-        info!("SIGHUP: reading the portals and the certificates again");
-        self.gate.reload_portals();
-        for certificates in &self.certificates {
-            certificates.reload(true);
-        }
-    }
-
-    async fn drain(&self) {
-        // Listeners close, idle connections end, requests in flight are answered.
-        let _ = self.stop.send(true);
-        let deadline = Instant::now() + self.grace;
-        while self.in_flight.count() > 0 && Instant::now() < deadline {
-            tokio::time::sleep(Duration::from_millis(DRAIN_LOOK_MS)).await;
-        }
-        let left = self.in_flight.count();
-        if left > 0 {
-            error!("{left} requests were still in flight when the grace period ended");
         }
     }
 }

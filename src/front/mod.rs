@@ -35,7 +35,7 @@ use plain::{HEADERS_MAX, Plain, plain};
 use raw::Raw;
 use std::net::IpAddr;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering::Relaxed};
 use std::time::Duration;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
@@ -69,30 +69,73 @@ pub struct Limits {
     pub answer_plain: bool,
 }
 
-/// Counts requests between their first judgement and the end of their answer.
+/// Counts what a stop waits for: requests between their first judgement and the end of their
+/// answer, and the connections on which they come.
 #[derive(Debug, Clone, Default)]
-pub struct InFlight(Arc<AtomicUsize>);
+pub struct InFlight(Arc<Counts>);
+
+#[derive(Debug, Default)]
+struct Counts {
+    requests: AtomicUsize,
+    connections: AtomicUsize,
+    lingering: AtomicBool,
+}
 
 /// One request in flight; ends when dropped.
 #[derive(Debug)]
-pub struct Busy(Arc<AtomicUsize>);
+pub struct Busy(InFlight);
+
+/// One open connection; ends when dropped.
+struct Connected(InFlight);
 
 impl InFlight {
     /// Counts one more, for as long as the answer lives.
     pub fn enter(&self) -> Busy {
-        self.0.fetch_add(1, Relaxed);
-        Busy(self.0.clone())
+        self.0.requests.fetch_add(1, Relaxed);
+        Busy(self.clone())
     }
 
-    /// How many there are.
+    /// How many requests there are.
     pub fn count(&self) -> usize {
-        self.0.load(Relaxed)
+        self.0.requests.load(Relaxed)
+    }
+
+    /// How many connections there are, idle ones included.
+    pub fn connections(&self) -> usize {
+        self.0.connections.load(Relaxed)
+    }
+
+    /// Has idle connections live on through a stop, each until it was told by the answer to one
+    /// more request that it closes: whoever is just sending is then answered. To be called
+    /// before the stop; how long the stop waits for them is its caller's choice.
+    pub fn linger(&self) {
+        self.0.lingering.store(true, Relaxed);
+    }
+
+    fn connect(&self) -> Connected {
+        self.0.connections.fetch_add(1, Relaxed);
+        Connected(self.clone())
+    }
+
+    /// Ends when an idle connection is to be closed.
+    async fn closing(&self, shutdown: &mut ShutdownWatch) {
+        // An error is a host that is gone without a word, which is a stop, too.
+        let _ = shutdown.wait_for(|stop| *stop).await;
+        if self.0.lingering.load(Relaxed) {
+            std::future::pending::<()>().await;
+        }
     }
 }
 
 impl Drop for Busy {
     fn drop(&mut self) {
-        self.0.fetch_sub(1, Relaxed);
+        self.0.0.requests.fetch_sub(1, Relaxed);
+    }
+}
+
+impl Drop for Connected {
+    fn drop(&mut self) {
+        self.0.0.connections.fetch_sub(1, Relaxed);
     }
 }
 
@@ -146,7 +189,7 @@ impl<SV> Front<SV> {
             let first = tokio::select! {
                 biased;
                 read = timeout(patience, stream.read_buf(buffer)) => read,
-                _ = shutdown.wait_for(|stop| *stop) => return Head::Closed,
+                () = self.in_flight.closing(shutdown) => return Head::Closed,
             };
             match first {
                 Ok(Ok(length)) if length > 0 => {}
@@ -194,7 +237,7 @@ impl<SV> Front<SV> {
                         buffer.advance(end);
                         send(&mut stream, &answer).await?;
                         if !keep {
-                            return None;
+                            return part(stream).await;
                         }
                         patience = self.limits.keepalive;
                         continue;
@@ -285,6 +328,7 @@ where
         let address = peer(&stream).map(|address| address.to_canonical());
         // No place: the connection closes unanswered, before anything is spent on it.
         let _place = self.census.admit(address, &self.limits)?;
+        let _connected = self.in_flight.connect();
         if stream.selected_alpn_proto() == Some(ALPN::H2) {
             return self.proxy.process_new(stream, shutdown).await;
         }
@@ -309,6 +353,20 @@ async fn send(stream: &mut Stream, answer: &[u8]) -> Option<()> {
         stream.flush().await.ok()
     };
     timeout(Duration::from_secs(WRITE_SECONDS_MAX), sending).await.ok()?
+}
+
+/// Closes a connection whose client was told so. What it sent meanwhile is read and dropped: to
+/// close on unread bytes resets the connection, and may take the answer with it (RFC 9112, 9.6).
+async fn part(mut stream: Stream) -> Option<()> {
+    let goodbye = async {
+        let _ = stream.shutdown().await;
+        let mut dropped = BytesMut::with_capacity(READ_BYTES);
+        while stream.read_buf(&mut dropped).await.is_ok_and(|length| length > 0) {
+            dropped.clear();
+        }
+    };
+    let _ = timeout(Duration::from_secs(1), goodbye).await;
+    None
 }
 
 /// Says why, and closes. A client that does not listen is not waited for.

@@ -122,8 +122,22 @@ impl Edge {
 
     /// The same, with variables in its environment.
     pub fn start_with(dir: Arc<tempfile::TempDir>, environment: &[(&str, &str)]) -> Edge {
-        let mut command = command(&dir.path().join("edge.toml"), &["run"]);
-        let mut child = command.envs(environment.iter().copied()).spawn().unwrap();
+        Self::start_as(dir, &["run"], environment)
+    }
+
+    /// Starts the successor of this one, on its sockets.
+    pub fn upgrade(&self) -> Edge {
+        Self::start_successor(Arc::clone(&self.dir))
+    }
+
+    /// Starts an edge that takes over whatever runs on its folder.
+    pub fn start_successor(dir: Arc<tempfile::TempDir>) -> Edge {
+        Self::start_as(dir, &["run", "--upgrade"], &[])
+    }
+
+    fn start_as(dir: Arc<tempfile::TempDir>, arguments: &[&str], set: &[(&str, &str)]) -> Edge {
+        let mut command = command(&dir.path().join("edge.toml"), arguments);
+        let mut child = command.envs(set.iter().copied()).spawn().unwrap();
         let stderr = child.stderr.take().unwrap();
         let log = Arc::new(Mutex::new(String::new()));
         let keep = Arc::clone(&log);

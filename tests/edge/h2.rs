@@ -1,0 +1,232 @@
+//! HTTP/2, by a stock client: many streams at once, in order and out of it, to the end and not.
+
+use crate::delivery::RUNTIME;
+use crate::harness::{Edge, PATIENCE, Setup};
+use crate::nginx::Nginx;
+use crate::tls_client::{CERT, KEY};
+use crate::wire::{Act, Origin, Script};
+use bytes::Bytes;
+use h2::client::{ResponseFuture, SendRequest};
+use http::{HeaderMap, Request, StatusCode};
+use rustix::process::Signal;
+use rustls::pki_types::pem::PemObject;
+use rustls::pki_types::{CertificateDer, ServerName};
+use rustls::{ClientConfig, RootCertStore};
+use std::net::SocketAddr;
+use std::sync::Arc;
+use tokio::task::JoinHandle;
+
+/// What the client takes without a word, on a stream and on all.
+const WINDOW_BYTES: u32 = 16 << 20;
+
+struct Client {
+    send: SendRequest<Bytes>,
+    /// The connection's own end: `Ok` after a GOAWAY without an error.
+    end: JoinHandle<Result<(), h2::Error>>,
+}
+
+fn start(origin: SocketAddr) -> (Edge, SocketAddr) {
+    let tls = format!("tls = [{{ listen = \"127.0.0.1:0\", cert = \"{CERT}\", key = \"{KEY}\" }}]");
+    let edge = Setup::default().origin(origin).edge(&tls).start();
+    let log = edge.log();
+    let address = log.split("listening on https://").nth(1).unwrap().split(' ').next().unwrap();
+    let address = address.parse().unwrap();
+    (edge, address)
+}
+
+async fn connect(address: SocketAddr) -> Client {
+    let mut roots = RootCertStore::empty();
+    roots.add(CertificateDer::from_pem_file(CERT).unwrap()).unwrap();
+    let provider = Arc::new(rustls::crypto::ring::default_provider());
+    let config = ClientConfig::builder_with_provider(provider);
+    let config = config.with_safe_default_protocol_versions().unwrap();
+    let mut config = config.with_root_certificates(roots).with_no_client_auth();
+    config.alpn_protocols = vec![b"h2".to_vec()];
+    let connector = tokio_rustls::TlsConnector::from(Arc::new(config));
+    let stream = tokio::net::TcpStream::connect(address).await.unwrap();
+    let name = ServerName::try_from("edge.test").unwrap();
+    let stream = connector.connect(name, stream).await.unwrap();
+    // Room for all that a test leaves unread for a while.
+    let mut builder = h2::client::Builder::new();
+    builder.initial_window_size(WINDOW_BYTES).initial_connection_window_size(WINDOW_BYTES);
+    let (send, connection) = builder.handshake(stream).await.unwrap();
+    Client { send, end: tokio::spawn(connection) }
+}
+
+impl Client {
+    async fn ask(
+        &mut self,
+        request: http::request::Builder,
+        body: Option<Bytes>,
+    ) -> ResponseFuture {
+        let mut ready = self.send.clone().ready().await.unwrap();
+        let (response, mut stream) =
+            ready.send_request(request.body(()).unwrap(), body.is_none()).unwrap();
+        if let Some(body) = body {
+            stream.send_data(body, true).unwrap();
+        }
+        response
+    }
+
+    async fn get(&mut self, target: &str) -> Answer {
+        let response = self.ask(get(target), None).await;
+        read(response).await.unwrap()
+    }
+}
+
+fn get(target: &str) -> http::request::Builder {
+    Request::get(format!("https://edge.test{target}"))
+}
+
+struct Answer {
+    status: StatusCode,
+    headers: HeaderMap,
+    body: Vec<u8>,
+}
+
+async fn read(response: ResponseFuture) -> Result<Answer, h2::Error> {
+    let response = tokio::time::timeout(PATIENCE, response).await.expect("an answer")?;
+    let (parts, mut stream) = response.into_parts();
+    let mut body = Vec::new();
+    while let Some(data) = tokio::time::timeout(PATIENCE, stream.data()).await.expect("the body") {
+        let data = data?;
+        stream.flow_control().release_capacity(data.len())?;
+        body.extend_from_slice(&data);
+    }
+    Ok(Answer { status: parts.status, headers: parts.headers, body })
+}
+
+#[test]
+fn many_streams_at_once_are_each_answered_as_they_should() {
+    let nginx = Nginx::start();
+    let page = "0123456789".repeat(10_000);
+    std::fs::write(nginx.files().join("page"), &page).unwrap();
+    let (edge, address) = start(nginx.address);
+    RUNTIME.block_on(async {
+        let mut client = connect(address).await;
+        let mut asked = Vec::new();
+        for n in 0..90 {
+            let target = match n % 3 {
+                0 => format!("/v1/event/?_a=62515&_n=a&id={n}"),
+                1 => "/v1/event/?_a=1&_n=a".to_owned(),
+                _ => "/files/page".to_owned(),
+            };
+            asked.push((n, client.ask(get(&target), None).await));
+        }
+        // The last is read first: none waits for another.
+        for (n, response) in asked.into_iter().rev() {
+            let answer = read(response).await.unwrap();
+            match n % 3 {
+                0 => {
+                    assert_eq!((answer.status.as_u16(), answer.body.len()), (200, 43));
+                    assert_eq!(answer.headers["x-event-verdict"], "accepted");
+                }
+                1 => assert_eq!(answer.status, 403),
+                _ => assert!(answer.status == 200 && answer.body == page.as_bytes()),
+            }
+        }
+    });
+    assert_eq!(edge.wait_delivered("file")["accepted"], 30);
+}
+
+#[test]
+fn a_request_over_http2_is_the_same_request_to_an_origin_of_http1() {
+    let origin = Origin::start();
+    let answer =
+        b"HTTP/1.1 200 OK\r\nConnection: keep-alive\r\nKeep-Alive: timeout=5\r\nX-Empty:\r\n\
+                   Set-Cookie: a=b\r\nSet-Cookie: c=d\r\nContent-Length: 2\r\n\r\nok";
+    origin.answer("/a//b/../c?d=%20&&e", answer);
+    let (_edge, address) = start(origin.address);
+    let long = "x".repeat(20_000);
+    RUNTIME.block_on(async {
+        let mut client = connect(address).await;
+        let request = Request::post("https://edge.test/a//b/../c?d=%20&&e");
+        let request = request.header("x-long", &long).header("x-empty", "");
+        let request = request.header("cookie", "a=b").header("te", "trailers");
+        let response = client.ask(request, Some(Bytes::from_static(b"hello"))).await;
+        let answer = read(response).await.unwrap();
+        assert_eq!((answer.status.as_u16(), answer.body.as_slice()), (200, &b"ok"[..]));
+        assert_eq!(answer.headers.get_all("set-cookie").iter().count(), 2);
+        assert_eq!(answer.headers["x-empty"], "");
+        for name in ["connection", "keep-alive", "transfer-encoding"] {
+            assert!(!answer.headers.contains_key(name), "{name} has no place in HTTP/2");
+        }
+    });
+    let seen = origin.take_seen().remove(0);
+    assert_eq!(seen.start, "POST /a//b/../c?d=%20&&e HTTP/1.1");
+    assert_eq!(seen.body, b"hello");
+    for (name, value) in [
+        ("host", "edge.test"),
+        ("x-long", &long),
+        ("x-empty", ""),
+        ("cookie", "a=b"),
+        ("x-forwarded-proto", "https"),
+        ("x-forwarded-host", "edge.test"),
+    ] {
+        assert_eq!(seen.header(name), Some(value), "{name}");
+    }
+    assert_eq!(seen.header("te"), None);
+}
+
+#[test]
+fn an_upload_with_trailers_arrives_whole() {
+    let origin = Origin::start();
+    let (_edge, address) = start(origin.address);
+    let body = Bytes::from(vec![7; 60_000]);
+    RUNTIME.block_on(async {
+        let client = connect(address).await;
+        let mut ready = client.send.clone().ready().await.unwrap();
+        let request = Request::put("https://edge.test/a").body(()).unwrap();
+        let (response, mut stream) = ready.send_request(request, false).unwrap();
+        stream.send_data(body.clone(), false).unwrap();
+        let mut trailers = HeaderMap::new();
+        trailers.insert("x-sum", "1".parse().unwrap());
+        stream.send_trailers(trailers).unwrap();
+        assert_eq!(read(response).await.unwrap().status, 204);
+    });
+    assert!(origin.take_seen()[0].body == body, "the bytes differ");
+}
+
+#[test]
+fn half_an_answer_resets_its_stream_and_no_other() {
+    let origin = Origin::start();
+    for (target, half) in [
+        ("/sized", "HTTP/1.1 200 OK\r\nContent-Length: 9\r\n\r\nhalf"),
+        ("/chunked", "HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n4\r\nhalf\r\n"),
+    ] {
+        let after_body = vec![Act::Send(half.as_bytes().to_vec()), Act::Close];
+        origin.on(target, Script { after_body, ..Script::default() });
+    }
+    let (_edge, address) = start(origin.address);
+    RUNTIME.block_on(async {
+        let mut client = connect(address).await;
+        for target in ["/sized", "/chunked"] {
+            let response = client.ask(get(target), None).await;
+            assert!(read(response).await.is_err(), "{target} looks whole");
+            assert_eq!(client.get("/other").await.status, 204, "the connection goes on");
+        }
+    });
+}
+
+#[test]
+fn a_stop_lets_streams_end_and_says_goaway() {
+    let origin = Origin::start();
+    let slow = vec![
+        Act::Pause(std::time::Duration::from_millis(300)),
+        Act::Send(b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok".to_vec()),
+    ];
+    origin.on("/slow", Script { after_body: slow, ..Script::default() });
+    let (mut edge, address) = start(origin.address);
+    RUNTIME.block_on(async {
+        let mut client = connect(address).await;
+        assert_eq!(client.get("/v1/event/?_a=62515&_n=a").await.status, 200);
+        let response = client.ask(get("/slow"), None).await;
+        crate::harness::wait_for("the origin to be asked", || !origin.take_seen().is_empty());
+        edge.signal(Signal::TERM);
+        assert_eq!(read(response).await.unwrap().body, b"ok");
+        drop(client.send);
+        let end = tokio::time::timeout(PATIENCE, client.end).await.expect("the end").unwrap();
+        assert!(end.is_ok(), "{end:?}");
+    });
+    assert_eq!(edge.wait().code(), Some(0));
+}

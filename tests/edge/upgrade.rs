@@ -1,0 +1,331 @@
+//! `pixelgate run --upgrade`: one process after another, and no client notices (SPEC 8).
+
+use crate::harness::{Edge, PATIENCE, Setup, command, wait_for};
+use crate::http::Connection;
+use crate::nginx::Nginx;
+use crate::tls_client::{CERT, Client, KEY};
+use rustix::process::Signal;
+use std::collections::{BTreeMap, BTreeSet};
+use std::io::{self, BufRead, BufReader, Read, Write};
+use std::net::{SocketAddr, TcpStream};
+use std::os::unix::net::UnixStream;
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
+use std::sync::{Arc, Mutex};
+
+/// How often the edge is upgraded under load: `PIXELGATE_TEST_UPGRADES`, else 4.
+fn upgrades() -> u64 {
+    let set = std::env::var("PIXELGATE_TEST_UPGRADES").ok();
+    set.map_or(4, |count| count.parse().expect("PIXELGATE_TEST_UPGRADES is a number"))
+}
+
+/// What all clients share.
+#[derive(Default)]
+struct Tally {
+    next: AtomicU64,
+    over: AtomicBool,
+    /// Ids of events that were answered 200.
+    answered: Mutex<Vec<u64>>,
+    /// What a client should never see.
+    faults: Mutex<Vec<String>>,
+}
+
+/// A connection of any kind, and what is asked on it.
+struct Way {
+    name: &'static str,
+    connect: Box<dyn Fn() -> io::Result<Box<dyn Duplex>> + Send>,
+    /// Whether connections are kept, as long as the edge keeps them.
+    keep: bool,
+    /// `None`: an event.
+    target: Option<&'static str>,
+}
+
+trait Duplex: Read + Write + Send {}
+impl<T: Read + Write + Send> Duplex for T {}
+
+fn tcp(address: SocketAddr) -> io::Result<Box<dyn Duplex>> {
+    let stream = TcpStream::connect(address)?;
+    stream.set_read_timeout(Some(PATIENCE))?;
+    stream.set_nodelay(true)?;
+    Ok(Box::new(stream))
+}
+
+/// Asks until it is over. Every connection has to be accepted and every request answered.
+fn run(way: &Way, tally: &Tally) {
+    while !tally.over.load(Relaxed) {
+        if let Err(e) = run_connection(way, tally) {
+            tally.faults.lock().unwrap().push(format!("{}: {e}", way.name));
+        }
+    }
+}
+
+fn run_connection(way: &Way, tally: &Tally) -> io::Result<()> {
+    let told =
+        |at: &'static str| move |e: io::Error| io::Error::new(e.kind(), format!("{at}: {e}"));
+    let mut stream = BufReader::new((way.connect)().map_err(told("connecting"))?);
+    loop {
+        let id = tally.next.fetch_add(1, Relaxed);
+        let event = format!("/v1/event/?_a=62515&_n=upgrade&id={id}");
+        let target = way.target.unwrap_or(&event);
+        let head = format!("GET {target} HTTP/1.1\r\nHost: edge.test\r\n\r\n");
+        stream.get_mut().write_all(head.as_bytes()).map_err(told("sending"))?;
+        let (status, keeps) = read_answer(&mut stream).map_err(told("waiting for the answer"))?;
+        match (status, way.target) {
+            (200, None) => tally.answered.lock().unwrap().push(id),
+            (200 | 204, Some(_)) => {}
+            (other, _) => return Err(io::Error::other(format!("answered {other}"))),
+        }
+        if !keeps || !way.keep || tally.over.load(Relaxed) {
+            return Ok(());
+        }
+    }
+}
+
+/// Reads an answer whole; gives its status and whether the connection is kept.
+fn read_answer(stream: &mut BufReader<Box<dyn Duplex>>) -> io::Result<(u16, bool)> {
+    let mut lines = Vec::new();
+    loop {
+        let mut line = String::new();
+        if stream.read_line(&mut line)? == 0 {
+            return Err(io::ErrorKind::UnexpectedEof.into());
+        }
+        match line.trim_end() {
+            "" => break,
+            line => lines.push(line.to_ascii_lowercase()),
+        }
+    }
+    let value = |name: &str| lines.iter().find_map(|line| line.strip_prefix(name));
+    let length = value("content-length: ").map_or(0, |length| length.parse().unwrap());
+    io::copy(&mut stream.by_ref().take(length), &mut io::sink())?;
+    let status = lines[0].split(' ').nth(1).and_then(|status| status.parse().ok()).unwrap();
+    Ok((status, value("connection: ") != Some("close")))
+}
+
+/// Every kind of client: plain, TLS and Unix, kept and new, events and pass-through, and admin.
+fn ways(edge: &Edge, tls: SocketAddr, unix: PathBuf) -> Vec<Way> {
+    let (plain, admin) = (edge.address, edge.admin);
+    let client = Client::trusting(&[Path::new(CERT)]);
+    let secure =
+        move || -> io::Result<Box<dyn Duplex>> { Ok(Box::new(client.connect(tls, "edge.test")?)) };
+    let local = move || -> io::Result<Box<dyn Duplex>> {
+        let stream = UnixStream::connect(&unix)?;
+        stream.set_read_timeout(Some(PATIENCE))?;
+        Ok(Box::new(stream))
+    };
+    let mut ways = Vec::new();
+    for keep in [true, false] {
+        let plain = move || tcp(plain);
+        let mut way = |name, connect, target| ways.push(Way { name, connect, keep, target });
+        way("plain", Box::new(plain) as Box<_>, None);
+        way("plain to the origin", Box::new(plain), Some("/page"));
+        way("tls", Box::new(secure.clone()), None);
+        way("tls to the origin", Box::new(secure.clone()), Some("/page"));
+        way("unix", Box::new(local.clone()), None);
+        way("admin", Box::new(move || tcp(admin)), Some("/livez"));
+    }
+    ways
+}
+
+fn tls_and_unix(dir: &Path) -> String {
+    format!(
+        "listen = [\"127.0.0.1:0\", \"unix:{}/edge.sock\"]\n\
+         tls = [{{ listen = \"127.0.0.1:0\", cert = \"{CERT}\", key = \"{KEY}\" }}]\n\
+         shutdown_grace_seconds = 60",
+        dir.display()
+    )
+}
+
+/// Starts an edge with every kind of listener; gives the address of the TLS one.
+fn start(dir: &Arc<tempfile::TempDir>, setup: Setup) -> (Edge, SocketAddr) {
+    let path = setup.edge(&tls_and_unix(dir.path())).write(dir.path());
+    // The harness's own listener is in the lines above.
+    let text = std::fs::read_to_string(&path).unwrap();
+    std::fs::write(&path, text.replacen("listen = [\"127.0.0.1:0\"]\n", "", 1)).unwrap();
+    let edge = Edge::start_in(Arc::clone(dir));
+    let log = edge.log();
+    let tls = log.split("listening on https://").nth(1).unwrap().split(' ').next().unwrap();
+    let tls = tls.parse().unwrap();
+    (edge, tls)
+}
+
+#[test]
+fn upgrade_after_upgrade_under_load_refuses_nothing_and_loses_nothing() {
+    let nginx = Nginx::start();
+    let dir = Arc::new(tempfile::tempdir().unwrap());
+    let (mut edge, tls) = start(&dir, Setup::default().origin(nginx.address));
+    let tally = Arc::new(Tally::default());
+    let clients: Vec<_> = ways(&edge, tls, dir.path().join("edge.sock"))
+        .into_iter()
+        .map(|way| {
+            let tally = Arc::clone(&tally);
+            std::thread::spawn(move || run(&way, &tally))
+        })
+        .collect();
+    let answered = || tally.answered.lock().unwrap().len();
+    for round in 0..upgrades() {
+        let before = answered();
+        wait_for("events", || answered() > before + 50);
+        let next = edge.upgrade();
+        assert_eq!((next.address, next.admin), (edge.address, edge.admin));
+        // In every other round the signal comes while the new process is still starting.
+        if round % 2 == 0 {
+            edge.wait_log("the new process accepts");
+        } else {
+            edge.wait_log("a new process has the listening sockets");
+        }
+        edge.signal(Signal::QUIT);
+        assert_eq!(edge.wait().code(), Some(0), "{}", edge.log());
+        assert!(!edge.log().contains("still in flight"), "{}", edge.log());
+        edge = next;
+    }
+    let before = answered();
+    wait_for("events of the last process", || answered() > before + 50);
+    tally.over.store(true, Relaxed);
+    for client in clients {
+        client.join().unwrap();
+    }
+    let faults = tally.faults.lock().unwrap();
+    assert!(
+        faults.is_empty(),
+        "{} faults, such as {:#?}",
+        faults.len(),
+        &faults[..faults.len().min(9)]
+    );
+    edge.wait_delivered("file");
+    let dir = edge.stop();
+    let (ids, repeated) = delivered(&dir);
+    let doubled = ids.values().filter(|ids| ids.len() > 1).count();
+    assert_eq!(doubled, 0, "requests are two events in the spool");
+    let answered = tally.answered.lock().unwrap();
+    let lost = answered.iter().filter(|id| !ids.contains_key(id)).count();
+    assert_eq!(lost, 0, "of {} answered events are lost", answered.len());
+    let count = answered.len();
+    println!("{} upgrades, {count} events answered, none lost, {repeated} repeated", upgrades());
+}
+
+/// The ids under which each request was delivered, and how many lines repeat an earlier one:
+/// delivery is at least once, under one id.
+fn delivered(dir: &tempfile::TempDir) -> (BTreeMap<u64, BTreeSet<String>>, usize) {
+    let mut ids: BTreeMap<u64, BTreeSet<String>> = BTreeMap::new();
+    let mut repeated = 0;
+    for event in Edge::events_in_files(dir.path()) {
+        let request = event["external_id"].as_str().unwrap().parse().unwrap();
+        let new = ids.entry(request).or_default().insert(event["id"].as_str().unwrap().to_owned());
+        repeated += usize::from(!new);
+    }
+    (ids, repeated)
+}
+
+#[test]
+fn an_idle_connection_has_the_grace_period_and_is_told_that_it_closes() {
+    let edge = Setup::default().edge("shutdown_grace_seconds = 3600").start();
+    let mut old = edge;
+    let mut kept = old.connect();
+    let mut silent = old.connect();
+    assert_eq!(kept.get("/v1/event/?_a=62515&_n=a", "").header("connection"), Some("keep-alive"));
+    let next = old.upgrade();
+    old.wait_log("the new process accepts");
+    old.signal(Signal::QUIT);
+    old.wait_log("stopping");
+    let last = kept.get("/v1/event/?_a=62515&_n=b", "");
+    assert_eq!((last.status, last.header("connection")), (200, Some("close")));
+    assert!(kept.is_closed());
+    let last = silent.get("/page", "");
+    assert_eq!((last.status, last.header("connection")), (404, Some("close")));
+    drop(silent);
+    assert_eq!(old.wait().code(), Some(0));
+    assert_eq!(next.event("_a=62515&_n=c").status, 200);
+}
+
+#[test]
+fn a_signal_that_comes_before_the_new_process_accepts_waits_for_it() {
+    let mut edge = Edge::start();
+    let mut kept = edge.connect();
+    let mut event = |what: &str| {
+        let answer = kept.get("/v1/event/?_a=62515&_n=a", "");
+        assert_eq!(
+            (answer.status, answer.header("connection")),
+            (200, Some("keep-alive")),
+            "{what}"
+        );
+    };
+    event("before");
+    // Nobody's successor: it takes the sockets, and says only what it is told to.
+    let takes = |times: usize| {
+        let socket = UnixStream::connect(edge.dir().join("upgrade.sock")).unwrap();
+        let told = "a new process has the listening sockets";
+        wait_for(told, || edge.log().matches(told).count() == times);
+        edge.signal(Signal::QUIT);
+        let waits = "waiting for the new process to accept";
+        wait_for(waits, || edge.log().matches(waits).count() == times);
+        socket
+    };
+    let fails = takes(1);
+    event("while the new process starts");
+    drop(fails);
+    edge.wait_log("the new process failed to start: this one goes on");
+    event("after it failed");
+    let mut accepts = takes(2);
+    event("while the next one starts");
+    accepts.write_all(b"A").unwrap();
+    edge.wait_log("stopping");
+    let last = kept.get("/v1/event/?_a=62515&_n=a", "");
+    assert_eq!((last.status, last.header("connection")), (200, Some("close")));
+    drop(kept);
+    assert_eq!(edge.wait().code(), Some(0));
+}
+
+#[test]
+fn a_new_process_that_fails_changes_nothing() {
+    let edge = Edge::start();
+    let path = edge.dir().join("edge.toml");
+    let good = std::fs::read_to_string(&path).unwrap();
+    std::fs::write(&path, good.replace("portals.toml", "missing.toml")).unwrap();
+    let output = command(&path, &["run", "--upgrade"]).output().unwrap();
+    assert_eq!(output.status.code(), Some(2));
+    edge.wait_log("the new process has ended");
+    assert_eq!(edge.event("_a=62515&_n=a").status, 200);
+
+    std::fs::write(&path, good).unwrap();
+    let next = edge.upgrade();
+    edge.wait_log("the new process accepts");
+    let address = edge.address;
+    let _dir = edge.stop();
+    assert_eq!(Connection::open(address).get("/v1/event/?_a=62515&_n=b", "").status, 200);
+    next.stop();
+}
+
+#[test]
+fn an_upgrade_of_nothing_is_a_start() {
+    let dir = Arc::new(tempfile::tempdir().unwrap());
+    Setup::default().write(dir.path());
+    let first = Edge::start_in(Arc::clone(&dir));
+    // What a crash leaves behind offers nothing.
+    first.kill();
+    assert!(dir.path().join("upgrade.sock").exists());
+    let edge = Edge::start_successor(dir);
+    edge.wait_log("no edge runs here to take over from");
+    assert_eq!(edge.event("_a=62515&_n=a").status, 200);
+}
+
+#[test]
+fn a_listener_that_is_new_is_opened_and_one_that_is_gone_is_closed() {
+    let old = Setup::default().start();
+    let path = old.dir().join("edge.toml");
+    let text = std::fs::read_to_string(&path).unwrap();
+    let socket = old.dir().join("new.sock");
+    let listen = format!("listen = [\"unix:{}\"]", socket.display());
+    std::fs::write(&path, text.replacen("listen = [\"127.0.0.1:0\"]", &listen, 1)).unwrap();
+    let mut next = command(&path, &["run", "--upgrade"]).spawn().unwrap();
+    old.wait_log("the new process accepts");
+    let address = old.address;
+    let _dir = old.stop();
+    assert!(TcpStream::connect(address).is_err(), "nobody listens there any more");
+    let mut stream = UnixStream::connect(&socket).unwrap();
+    stream.write_all(b"GET /v1/event/?_a=62515&_n=a HTTP/1.1\r\nHost: a\r\n\r\n").unwrap();
+    let mut line = String::new();
+    BufReader::new(stream).read_line(&mut line).unwrap();
+    assert_eq!(line, "HTTP/1.1 200 OK\r\n");
+    crate::harness::kill(&next, Signal::TERM);
+    assert!(next.wait().unwrap().success());
+}
