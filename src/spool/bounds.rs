@@ -19,6 +19,8 @@ pub struct Bounds {
     /// Bytes that may be held on disk for upstreams.
     pub bytes_max: u64,
     closed: AtomicBool,
+    /// A record was refused because of `bytes_max`, and there is not yet room again.
+    full: AtomicBool,
     failing: AtomicBool,
     disk_low: AtomicBool,
     /// Staged, or being written, or written and not synced.
@@ -41,11 +43,24 @@ impl Bounds {
             return false;
         }
         let pending = self.pending_bytes.fetch_add(bytes, Relaxed) + bytes;
-        let fits = pending <= PENDING_BYTES_MAX && self.bytes() <= self.bytes_max;
+        let full = self.bytes() > self.bytes_max;
+        let fits = pending <= PENDING_BYTES_MAX && !full;
         if !fits {
             self.pending_bytes.fetch_sub(bytes, Relaxed);
+            if full {
+                self.full.store(true, Relaxed);
+            }
         }
         fits
+    }
+
+    /// Whether records were refused for want of room under `bytes_max`. That is over when a
+    /// sixteenth of it is free, so that a spool at its bound does not say yes and no in turn.
+    pub fn is_full(&self) -> bool {
+        if self.bytes() <= self.bytes_max - self.bytes_max / 16 {
+            self.full.store(false, Relaxed);
+        }
+        self.full.load(Relaxed)
     }
 
     /// Bytes that `admit` took in are durable, or were refused.
@@ -155,6 +170,17 @@ mod tests {
         assert!(!bounds.admit(1));
         bounds.add_held_bytes(1u64.wrapping_neg());
         assert!(bounds.admit(1));
+    }
+
+    #[test]
+    fn it_is_full_from_the_first_refusal_until_a_sixteenth_is_free() {
+        let bounds = Bounds::new(160);
+        assert!(bounds.admit(155) && !bounds.is_full());
+        assert!(!bounds.admit(6) && bounds.is_full());
+        bounds.settle(4);
+        assert!(bounds.admit(1) && bounds.is_full(), "152 of 160");
+        bounds.settle(2);
+        assert!(!bounds.is_full(), "150 of 160");
     }
 
     #[test]

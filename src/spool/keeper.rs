@@ -68,13 +68,15 @@ pub fn adopt_dead(
 pub struct Keeper {
     shared: Arc<Shared>,
     cursor_failing: bool,
+    /// `spool.bytes_max` was reached at the last turn.
+    full: bool,
     /// How often a spare of zeros was begun.
     fills: usize,
 }
 
 impl Keeper {
     pub fn new(shared: Arc<Shared>) -> Keeper {
-        Keeper { shared, cursor_failing: false, fills: 0 }
+        Keeper { shared, cursor_failing: false, full: false, fills: 0 }
     }
 
     /// Turns until the spool is closed.
@@ -86,6 +88,7 @@ impl Keeper {
 
     fn turn(&mut self) {
         self.shared.look_at_disk();
+        self.tell_full();
         self.adopt();
         self.fold();
         let result = self.save();
@@ -115,6 +118,19 @@ impl Keeper {
             if let Err(error) = shared.own.fill_spare(bytes, || !shared.keeper_stops()) {
                 ::log::warn!("spool: a segment cannot be made ahead: {error}");
             }
+        }
+    }
+
+    /// Says once that events are refused for want of room, and once that there is room again.
+    fn tell_full(&mut self) {
+        let full = self.shared.bounds.is_full();
+        match (std::mem::replace(&mut self.full, full), full) {
+            (false, true) => ::log::error!(
+                "spool: full, spool.bytes_max is {}: events are refused",
+                self.shared.bounds.bytes_max
+            ),
+            (true, false) => ::log::info!("spool: there is room again, events are accepted"),
+            _ => {}
         }
     }
 

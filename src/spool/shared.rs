@@ -303,21 +303,18 @@ impl Shared {
             free_bytes: self.bounds.free_bytes(),
             seconds_to_full,
             quarantined_bytes: self.quarantine.bytes(),
-            failing: self.why_refusing(bytes),
+            failing: self.why_refusing(),
             upstreams: self.totals(),
         }
     }
 
-    fn why_refusing(&self, bytes: u64) -> Option<String> {
+    fn why_refusing(&self) -> Option<String> {
         let failing = self.failing.lock().unwrap_or_else(PoisonError::into_inner).clone();
         failing
             .or_else(|| {
                 self.bounds.is_disk_low().then(|| "spool.free_bytes_min is reached".to_owned())
             })
-            .or_else(|| {
-                let full = bytes >= self.bounds.bytes_max;
-                full.then(|| "spool.bytes_max is reached".to_owned())
-            })
+            .or_else(|| self.bounds.is_full().then(|| "spool.bytes_max is reached".to_owned()))
     }
 
     fn totals(&self) -> Vec<UpstreamStatus> {

@@ -236,6 +236,28 @@ fn a_disk_that_fills_up_refuses_and_recovers_when_there_is_room() {
 }
 
 #[test]
+fn a_spool_at_its_bound_refuses_says_so_and_recovers_when_events_are_delivered() {
+    let backend = RUNTIME.block_on(Backend::start(|_| Act::Refuse(503)));
+    let dir = Arc::new(tempfile::tempdir().unwrap());
+    let spool = "bytes_max = \"1MiB\"\nfree_bytes_min = \"0\"";
+    Setup::default().spool(spool).upstreams(&http_upstream(&backend, "")).write(dir.path());
+    let edge = Edge::start_in(dir);
+    let ledger = Arc::new(Ledger::default());
+    Load::start(edge.address, &ledger).end();
+    ledger.wait_refusing(&edge);
+    let ready = edge.admin("/readyz");
+    assert!(String::from_utf8_lossy(&ready.body).contains("bytes_max"), "{:?}", ready.body);
+    wait_for("the log to say it", || edge.log().contains("spool: full, spool.bytes_max"));
+
+    backend.script(|_| Act::Take);
+    ledger.wait_accepting(&edge);
+    wait_for("the log to say it", || edge.log().contains("spool: there is room again"));
+    let row = edge.wait_delivered("collector");
+    assert_eq!(row["accepted"], ledger.count.load(Relaxed), "{row}");
+    ledger.check(&backend, true);
+}
+
+#[test]
 fn a_folder_that_turns_read_only_refuses_and_recovers_when_it_can_be_written() {
     let backend = RUNTIME.block_on(Backend::start(|_| Act::Refuse(503)));
     let dir = folder(&backend, "256KiB");
