@@ -1,48 +1,26 @@
 //! The `http` upstream over TLS: whom it trusts, how it shows itself, and which protocol it
 //! speaks. The certificates are made for each run.
 
+#[path = "support/authority.rs"]
+mod authority;
 #[path = "support/backend.rs"]
 mod backend;
 #[path = "support/delivery.rs"]
 mod delivery;
 
 use std::net::SocketAddr;
-use std::path::Path;
 use std::sync::{Arc, Mutex};
 
+use authority::{Authority, write};
 use backend::Backend;
 use delivery::Rig;
-use rcgen::{BasicConstraints, CertificateParams, IsCa, Issuer, KeyPair};
 use rustls::pki_types::{PrivateKeyDer, PrivatePkcs8KeyDer};
 use rustls::server::WebPkiClientVerifier;
 use rustls::{RootCertStore, ServerConfig};
 use tokio::net::{TcpListener, TcpStream};
 use tokio_rustls::TlsAcceptor;
 
-/// An authority and what it has signed.
-struct Authority {
-    issuer: Issuer<'static, KeyPair>,
-    pem: String,
-    der: rustls::pki_types::CertificateDer<'static>,
-}
-
 impl Authority {
-    fn new() -> Authority {
-        let key = KeyPair::generate().unwrap();
-        let mut params = CertificateParams::new(Vec::<String>::new()).unwrap();
-        params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
-        let certificate = params.self_signed(&key).unwrap();
-        let (pem, der) = (certificate.pem(), certificate.der().clone());
-        Authority { issuer: Issuer::new(params, key), pem, der }
-    }
-
-    /// A certificate for `name`, and its key.
-    fn sign(&self, name: &str) -> (rcgen::Certificate, KeyPair) {
-        let key = KeyPair::generate().unwrap();
-        let params = CertificateParams::new(vec![name.to_owned()]).unwrap();
-        (params.signed_by(&key, &self.issuer).unwrap(), key)
-    }
-
     fn server(&self, name: &str, clients: Option<&Authority>, alpn: &[&str]) -> TlsAcceptor {
         let provider = Arc::new(rustls::crypto::ring::default_provider());
         let builder = ServerConfig::builder_with_provider(Arc::clone(&provider));
@@ -88,12 +66,6 @@ fn upstream(addr: SocketAddr, rest: &str) -> String {
         "batch = {{ events_max = 50, linger_ms = 5 }}\n\
          [[upstream]]\nname = 'out'\nkind = 'http'\nurl = 'https://localhost:{port}/'\n{rest}\n"
     )
-}
-
-fn write(dir: &Path, name: &str, text: &str) -> String {
-    let path = dir.join(name);
-    std::fs::write(&path, text).unwrap();
-    path.display().to_string()
 }
 
 async fn check_delivered(backend: &Backend, config: &str) {

@@ -1,4 +1,5 @@
-//! The HTTP client that the kinds `http`, `legacy` and `hubspot` share.
+//! The HTTP client that the kinds `http`, `legacy` and `hubspot` share, and the TLS setup that
+//! `nats` shares with them.
 //!
 //! Trust: the machine's root certificates, or only those of `ca` where it is given. Proxies are
 //! never taken from the environment: a variable that somebody set for another program must not
@@ -65,7 +66,9 @@ pub fn build(url: &url::Url, setup: &Setup, tls: &Tls<'_>) -> Result<Client, Con
     // Also where the URL is plain `http`: the client wants a TLS setup before its first request,
     // and without this one it would look for a process-wide default that may not be there.
     let roots = url.scheme() == "https" || tls.ca.is_some();
-    builder = builder.tls_backend_preconfigured(tls_config(tls, roots)?);
+    let mut config = tls_config(tls, roots)?;
+    config.alpn_protocols = vec![b"h2".to_vec(), b"http/1.1".to_vec()];
+    builder = builder.tls_backend_preconfigured(config);
     builder.build().map_err(|e| ConfigError::caused("url", "no client for it can be made", e))
 }
 
@@ -97,7 +100,9 @@ pub async fn drain(mut answer: Response) {
     let _ = tokio::time::timeout(Duration::from_millis(ANSWER_BODY_MS_MAX), read).await;
 }
 
-fn tls_config(tls: &Tls<'_>, roots: bool) -> Result<ClientConfig, ConfigError> {
+/// Whom a connection trusts, and what it shows: without `ca`, the machine's authorities are trusted
+/// if `roots` says so, else nobody.
+pub fn tls_config(tls: &Tls<'_>, roots: bool) -> Result<ClientConfig, ConfigError> {
     let provider = Arc::new(rustls::crypto::ring::default_provider());
     let store = match tls.ca {
         Some(path) => given_roots(path)?,
@@ -108,7 +113,7 @@ fn tls_config(tls: &Tls<'_>, roots: bool) -> Result<ClientConfig, ConfigError> {
         .with_safe_default_protocol_versions()
         .map_err(|e| ConfigError::caused("url", "no TLS version is available", e))?
         .with_root_certificates(store);
-    let mut config = match (tls.cert, tls.key) {
+    Ok(match (tls.cert, tls.key) {
         (Some(cert), Some(key)) => {
             let chain = certificates("cert", cert)?;
             let key = PrivateKeyDer::from_pem_file(key)
@@ -120,9 +125,7 @@ fn tls_config(tls: &Tls<'_>, roots: bool) -> Result<ClientConfig, ConfigError> {
         (None, None) => builder.with_no_client_auth(),
         (Some(_), None) => return Err(ConfigError::new("key", "is missing: `cert` needs it")),
         (None, Some(_)) => return Err(ConfigError::new("cert", "is missing: `key` needs it")),
-    };
-    config.alpn_protocols = vec![b"h2".to_vec(), b"http/1.1".to_vec()];
-    Ok(config)
+    })
 }
 
 fn given_roots(path: &Path) -> Result<RootCertStore, ConfigError> {
