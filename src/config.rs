@@ -250,6 +250,21 @@ mod tests {
     }
 
     #[test]
+    fn the_kinds_that_the_reference_shows_are_read() {
+        let blocks: Vec<&str> = REFERENCE.split("\n# [[upstream]]\n").skip(1).collect();
+        assert!(blocks.len() >= 4, "{}", blocks.len());
+        for block in blocks {
+            let keys = block.lines().take_while(|line| line.starts_with("# "));
+            let keys: String = keys.map(|line| format!("{}\n", &line[2..])).collect();
+            match toml::from_str::<pixelgate::upstream::Config>(&keys) {
+                Ok(_) => {}
+                Err(e) if e.message().contains("lacks the feature") => {}
+                Err(e) => panic!("{e}\n{keys}"),
+            }
+        }
+    }
+
+    #[test]
     fn the_sample_is_valid() {
         parse(SAMPLE, &[]).unwrap();
     }

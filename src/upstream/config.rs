@@ -7,6 +7,10 @@ use std::sync::Arc;
 
 use serde::de::{self, Deserialize, Deserializer};
 
+#[cfg(feature = "kafka")]
+use super::kafka;
+#[cfg(feature = "nats")]
+use super::nats;
 use super::{BatchOverride, Upstream, file, http, hubspot, legacy};
 
 /// Longest name of an upstream, in characters.
@@ -15,6 +19,8 @@ pub const NAME_CHARS_MAX: usize = 64;
 pub const UPSTREAMS_MAX: usize = 16;
 
 const KINDS: &[&str] = &["file", "http", "legacy", "hubspot"];
+/// Kinds that are built in only with the cargo feature of their name.
+const FEATURES: &[&str] = &["kafka", "nats"];
 
 /// One `[[upstream]]`.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -38,6 +44,12 @@ pub enum Kind {
     Legacy(legacy::Config),
     /// HubSpot's successor API.
     Hubspot(hubspot::Config),
+    /// A topic of a Kafka cluster.
+    #[cfg(feature = "kafka")]
+    Kafka(kafka::Config),
+    /// A stream of NATS JetStream.
+    #[cfg(feature = "nats")]
+    Nats(nats::Config),
 }
 
 /// What is wrong with the configuration: the key, and the reason. Never a value that may be
@@ -112,6 +124,10 @@ impl Config {
             Kind::Http(config) => config.validate(),
             Kind::Legacy(config) => config.validate(),
             Kind::Hubspot(config) => config.validate(),
+            #[cfg(feature = "kafka")]
+            Kind::Kafka(config) => config.validate(),
+            #[cfg(feature = "nats")]
+            Kind::Nats(config) => config.validate(),
         }
         .map_err(|e| e.within(&self.name))
     }
@@ -124,6 +140,10 @@ impl Config {
             Kind::Http(config) => config.build().map(|u| Arc::new(u) as Arc<dyn Upstream>),
             Kind::Legacy(config) => config.build().map(|u| Arc::new(u) as Arc<dyn Upstream>),
             Kind::Hubspot(config) => config.build().map(|u| Arc::new(u) as Arc<dyn Upstream>),
+            #[cfg(feature = "kafka")]
+            Kind::Kafka(config) => config.build().map(|u| Arc::new(u) as Arc<dyn Upstream>),
+            #[cfg(feature = "nats")]
+            Kind::Nats(config) => config.build().map(|u| Arc::new(u) as Arc<dyn Upstream>),
         };
         built.map_err(|e| e.within(&self.name))
     }
@@ -135,6 +155,10 @@ impl Config {
             Kind::Http(_) => "http",
             Kind::Legacy(_) => "legacy",
             Kind::Hubspot(_) => "hubspot",
+            #[cfg(feature = "kafka")]
+            Kind::Kafka(_) => "kafka",
+            #[cfg(feature = "nats")]
+            Kind::Nats(_) => "nats",
         }
     }
 
@@ -176,7 +200,7 @@ impl<'de> Deserialize<'de> for Config {
         let told =
             |e: toml::de::Error| de::Error::custom(format!("upstream `{name}`: {}", e.message()));
         let kind: String = take(&mut table, "kind")?.ok_or_else(|| {
-            let kinds = KINDS.join(", ");
+            let kinds = kinds();
             de::Error::custom(format!("upstream `{name}` has no `kind` (one of: {kinds})"))
         })?;
         let batch = match table.remove("batch") {
@@ -188,8 +212,18 @@ impl<'de> Deserialize<'de> for Config {
             "http" => table.try_into().map(Kind::Http).map_err(told)?,
             "legacy" => table.try_into().map(Kind::Legacy).map_err(told)?,
             "hubspot" => table.try_into().map(Kind::Hubspot).map_err(told)?,
+            #[cfg(feature = "kafka")]
+            "kafka" => table.try_into().map(Kind::Kafka).map_err(told)?,
+            #[cfg(feature = "nats")]
+            "nats" => table.try_into().map(Kind::Nats).map_err(told)?,
+            other if FEATURES.contains(&other) => {
+                return Err(de::Error::custom(format!(
+                    "upstream `{name}`: this build lacks the feature `{other}`; one that has it \
+                     comes of `cargo build --release --features {other}`"
+                )));
+            }
             other => {
-                let kinds = KINDS.join(", ");
+                let kinds = kinds();
                 return Err(de::Error::custom(format!(
                     "upstream `{name}`: there is no kind `{other}` (one of: {kinds})"
                 )));
@@ -197,6 +231,10 @@ impl<'de> Deserialize<'de> for Config {
         };
         Ok(Config { name, batch, kind })
     }
+}
+
+fn kinds() -> String {
+    [KINDS, FEATURES].concat().join(", ")
 }
 
 fn take<E: de::Error>(table: &mut toml::Table, key: &str) -> Result<Option<String>, E> {
@@ -263,6 +301,18 @@ mod tests {
         check_refused(&file("batch = { events_max = 0 }"), &["upstream.a.batch.events_max"]);
         check_refused(&file("batch = { eventsmax = 1 }"), &["`a`", "eventsmax"]);
         check_refused(&format!("{}{}", file(""), file("")), &["two upstreams", "`a`"]);
+    }
+
+    #[test]
+    fn a_kind_that_is_not_built_in_says_how_to_build_it() {
+        for (kind, built_in) in
+            [("kafka", cfg!(feature = "kafka")), ("nats", cfg!(feature = "nats"))]
+        {
+            let text = format!("[[upstream]]\nname = 'a'\nkind = '{kind}'\n");
+            let error = read(&text).expect_err("it has no address");
+            let expect = if built_in { "missing" } else { "--features" };
+            assert!(error.contains(expect), "{error}");
+        }
     }
 
     #[test]

@@ -15,9 +15,15 @@ mod config;
 mod encode;
 mod env;
 pub mod file;
+#[cfg(any(feature = "kafka", feature = "nats"))]
+mod gather;
 pub mod http;
 pub mod hubspot;
+#[cfg(feature = "kafka")]
+pub mod kafka;
 pub mod legacy;
+#[cfg(feature = "nats")]
+pub mod nats;
 mod sign;
 
 use std::borrow::Cow;

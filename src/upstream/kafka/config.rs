@@ -1,0 +1,335 @@
+//! What a `kafka` upstream is told, and what becomes of it: librdkafka's configuration.
+
+use std::collections::BTreeMap;
+
+use rdkafka::ClientConfig;
+use rdkafka::error::KafkaError;
+use rdkafka::types::RDKafkaConfRes;
+use serde::Deserialize;
+use serde::de::{self, Deserializer};
+
+use super::super::http::{TIMEOUT_SECONDS_MAX, check_within};
+use super::line::Line;
+use super::{Kafka, Setup};
+use crate::upstream::{ConfigError, Secret};
+
+/// Brokers to begin with, at most: the cluster itself tells of the others.
+pub const BROKERS_MAX: usize = 64;
+/// Properties of the operator's own, at most.
+pub const PROPERTIES_MAX: usize = 64;
+/// Longest name of a topic (Kafka's own rule).
+pub const TOPIC_CHARS_MAX: usize = 249;
+
+/// What holds unless `properties` say otherwise.
+const DEFAULTS: &[(&str, &str)] = &[
+    ("client.id", "pixelgate"),
+    ("compression.type", "zstd"),
+    // Java's choice of a partition, so that a portal is where other producers would put it.
+    ("partitioner", "murmur2_random"),
+    // The queue holds what is on its way; what waits is in the spool.
+    ("queue.buffering.max.messages", "100000"),
+    ("queue.buffering.max.kbytes", "131072"),
+    // A broker that takes requests and answers none is left for a new connection, in time for
+    // librdkafka to send again what was in them before an attempt ends.
+    ("socket.timeout.ms", "10000"),
+    ("socket.keepalive.enable", "true"),
+    // A topic that is not there is told as such well before an attempt ends.
+    ("topic.metadata.propagation.max.ms", "5000"),
+];
+
+/// Properties that are keys of ours, or that a delivery rests on: who sets them, and what to do.
+const OURS: &[(&str, &str)] = &[
+    ("bootstrap.servers", "is the key `brokers`"),
+    ("metadata.broker.list", "is the key `brokers`"),
+    ("message.timeout.ms", "is the key `timeout_seconds`"),
+    ("delivery.timeout.ms", "is the key `timeout_seconds`"),
+    ("acks", "is always `all`: a delivered event survives the loss of a broker"),
+    ("request.required.acks", "is always `all`: a delivered event survives the loss of a broker"),
+    ("enable.idempotence", "is always on: librdkafka's own retries make no duplicates"),
+    ("transactional.id", "cannot be set: pixelgate writes outside of transactions"),
+    ("delivery.report.only.error", "cannot be set: every delivery is reported"),
+];
+
+/// The settings of an `[[upstream]]` of kind `kafka`.
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Config {
+    /// Brokers to begin with, `host:port`. May hold `${ENV}`.
+    pub brokers: Vec<Secret>,
+    /// The topic. It must exist, or the cluster make topics by itself.
+    pub topic: String,
+    /// What chooses an event's partition.
+    pub key: Key,
+    /// Any other property of librdkafka, such as `sasl.mechanism`. Values may hold `${ENV}`.
+    pub properties: Properties,
+    /// Time for one attempt at a batch, in seconds: `message.timeout.ms`.
+    pub timeout_seconds: u64,
+}
+
+/// The key of an event's message. Events with the same key go to the same partition.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Key {
+    /// The portal's number, in digits.
+    #[default]
+    Portal,
+    /// The canonical email address; an event without one has no key.
+    Email,
+    /// None: spread over all partitions.
+    None,
+}
+
+/// librdkafka's properties by name, as configured.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Properties(BTreeMap<String, Secret>);
+
+impl Default for Config {
+    fn default() -> Self {
+        Self {
+            brokers: Vec::new(),
+            topic: String::new(),
+            key: Key::default(),
+            properties: Properties::default(),
+            timeout_seconds: 30,
+        }
+    }
+}
+
+impl Config {
+    /// Checks limits, names, the presence of every `${ENV}`, and that librdkafka knows each
+    /// property and takes its value.
+    pub fn validate(&self) -> Result<(), ConfigError> {
+        self.client_config().map(drop)
+    }
+
+    /// Builds the upstream: reads certificates and keys, connects nowhere.
+    pub fn build(&self) -> Result<Kafka, ConfigError> {
+        let client = self.client_config()?;
+        let secrets = self.values()?.into_values().collect();
+        let setup = Setup {
+            client,
+            secrets,
+            topic: self.topic.clone(),
+            key: self.key,
+            timeout_seconds: self.timeout_seconds,
+        };
+        Line::rehearse(&setup).map_err(|reason| ConfigError::new("properties", reason))?;
+        Ok(Kafka::new(setup))
+    }
+
+    fn client_config(&self) -> Result<ClientConfig, ConfigError> {
+        check_within("timeout_seconds", self.timeout_seconds, TIMEOUT_SECONDS_MAX)?;
+        check_topic(&self.topic)?;
+        let mut client = ClientConfig::new();
+        let own = self.values()?;
+        for (name, value) in DEFAULTS {
+            // Of two names for one property, librdkafka would take whichever it is told last.
+            let aliased = *name == "compression.type" && own.contains_key("compression.codec");
+            if !aliased {
+                client.set(*name, *value);
+            }
+        }
+        for (name, value) in own {
+            client.set(name, value);
+        }
+        client.set("acks", "all").set("enable.idempotence", "true");
+        client.set("message.timeout.ms", (self.timeout_seconds * 1000).to_string());
+        client.set("bootstrap.servers", self.bootstrap()?);
+        client.create_native_config().map_err(told)?;
+        Ok(client)
+    }
+
+    fn bootstrap(&self) -> Result<String, ConfigError> {
+        if self.brokers.is_empty() {
+            return Err(ConfigError::new("brokers", "is missing: `[\"kafka.example:9092\"]`"));
+        }
+        if self.brokers.len() > BROKERS_MAX {
+            let reason = format!("there are {}, at most {BROKERS_MAX}", self.brokers.len());
+            return Err(ConfigError::new("brokers", reason));
+        }
+        let expanded: Result<Vec<_>, _> =
+            self.brokers.iter().map(|broker| broker.expand("brokers")).collect();
+        let expanded = expanded?;
+        let plain = |b: &String| !b.trim().is_empty() && !b.contains(char::is_whitespace);
+        if !expanded.iter().all(plain) {
+            return Err(ConfigError::new("brokers", "holds one that is no `host:port`"));
+        }
+        Ok(expanded.join(","))
+    }
+
+    /// The operator's own properties, `${ENV}` replaced.
+    fn values(&self) -> Result<BTreeMap<String, String>, ConfigError> {
+        let Properties(all) = &self.properties;
+        if all.len() > PROPERTIES_MAX {
+            let reason = format!("there are {}, at most {PROPERTIES_MAX}", all.len());
+            return Err(ConfigError::new("properties", reason));
+        }
+        let mut values = BTreeMap::new();
+        for (name, value) in all {
+            let key = format!("properties.{name}");
+            if let Some((_, why)) = OURS.iter().find(|(ours, _)| ours == name) {
+                return Err(ConfigError::new(key, *why));
+            }
+            if name.starts_with("test.") {
+                return Err(ConfigError::new(key, "is for tests of librdkafka itself"));
+            }
+            values.insert(name.clone(), value.expand(&key)?);
+        }
+        Ok(values)
+    }
+}
+
+/// Kafka's rule for a topic's name.
+fn check_topic(topic: &str) -> Result<(), ConfigError> {
+    if topic.is_empty() {
+        return Err(ConfigError::new("topic", "is missing"));
+    }
+    let plain = |b: u8| b.is_ascii_alphanumeric() || matches!(b, b'.' | b'_' | b'-');
+    let fits = topic.len() <= TOPIC_CHARS_MAX && topic.bytes().all(plain);
+    if fits && !matches!(topic, "." | "..") {
+        return Ok(());
+    }
+    let reason = format!("is not 1 to {TOPIC_CHARS_MAX} of a-z, A-Z, 0-9, `.`, `_` and `-`");
+    Err(ConfigError::new("topic", reason))
+}
+
+/// What librdkafka found wrong with a property. Its own words hold the value, so they are not used.
+fn told(error: KafkaError) -> ConfigError {
+    match error {
+        KafkaError::ClientConfig(RDKafkaConfRes::RD_KAFKA_CONF_UNKNOWN, _, name, _) => {
+            ConfigError::new(format!("properties.{name}"), "is no property of librdkafka")
+        }
+        KafkaError::ClientConfig(_, _, name, _) => {
+            ConfigError::new(format!("properties.{name}"), "has a value that librdkafka refuses")
+        }
+        _ => ConfigError::new("properties", "hold a null character"),
+    }
+}
+
+// By hand: a value may be a text, a number or a boolean, and a name with dots in it may as well be
+// written as nested tables, which is what TOML makes of an unquoted `linger.ms = 5`.
+impl<'de> Deserialize<'de> for Properties {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Properties, D::Error> {
+        let table = toml::Table::deserialize(deserializer)?;
+        let mut all = BTreeMap::new();
+        let mut waiting: Vec<(String, toml::Value)> = table.into_iter().collect();
+        while let Some((name, value)) = waiting.pop() {
+            let text = match value {
+                toml::Value::String(text) => text,
+                toml::Value::Integer(number) => number.to_string(),
+                toml::Value::Boolean(flag) => flag.to_string(),
+                toml::Value::Table(inner) => {
+                    waiting.extend(inner.into_iter().map(|(k, v)| (format!("{name}.{k}"), v)));
+                    continue;
+                }
+                other => {
+                    let kind = other.type_str();
+                    return Err(de::Error::custom(format!(
+                        "properties.{name}: expected a text, a number or a boolean, found {kind}"
+                    )));
+                }
+            };
+            if all.insert(name.clone(), Secret::new(text)).is_some() {
+                return Err(de::Error::custom(format!("properties.{name} is there twice")));
+            }
+        }
+        Ok(Properties(all))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const WHOLE: &str = "brokers = ['kafka:9092']\ntopic = 'events'\n";
+
+    fn config(text: &str) -> Config {
+        toml::from_str(text).expect(text)
+    }
+
+    #[track_caller]
+    fn check_refused(config: &Config, key: &str, word: &str) {
+        let error = config.build().expect_err(key);
+        assert_eq!(error.key(), key);
+        assert!(error.reason().contains(word), "{error}");
+        assert!(!format!("{error:?}").contains("s3cret"), "{error:?}");
+    }
+
+    #[track_caller]
+    fn check_property(line: &str, key: &str, word: &str) {
+        let config = config(&format!("{WHOLE}[properties]\n{line}\n"));
+        check_refused(&config, &format!("properties.{key}"), word);
+    }
+
+    #[test]
+    fn brokers_and_topic_are_needed_and_checked() {
+        config(WHOLE).build().unwrap();
+        check_refused(&config("topic = 'a'"), "brokers", "missing");
+        check_refused(&config("topic = 'a'\nbrokers = ['a b']"), "brokers", "host:port");
+        check_refused(&config("topic = 'a'\nbrokers = ['${NO_SUCH}']"), "brokers", "NO_SUCH");
+        let many = |n| Config { brokers: vec![Secret::new("a:1"); n], ..config("topic = 'a'") };
+        many(BROKERS_MAX).validate().unwrap();
+        check_refused(&many(BROKERS_MAX + 1), "brokers", "at most");
+        let topic = |topic: &str| Config { topic: topic.to_owned(), ..config(WHOLE) };
+        topic(&"t".repeat(TOPIC_CHARS_MAX)).validate().unwrap();
+        check_refused(&topic(""), "topic", "missing");
+        for bad in [".", "..", "a b", "ä", &"t".repeat(TOPIC_CHARS_MAX + 1)] {
+            check_refused(&topic(bad), "topic", "is not 1 to");
+        }
+        for seconds in [0, TIMEOUT_SECONDS_MAX + 1] {
+            let config = config(&format!("{WHOLE}timeout_seconds = {seconds}"));
+            check_refused(&config, "timeout_seconds", "within");
+        }
+    }
+
+    #[test]
+    fn properties_are_read_however_toml_spells_them() {
+        let nested = config(&format!(
+            "{WHOLE}[properties]\nlinger.ms = 7\nenable.ssl.certificate.verification = false\n\
+             sasl.mechanism = 'PLAIN'\nsasl.username = '${{CARGO_PKG_NAME}}'\n"
+        ));
+        let quoted = config(&format!(
+            "{WHOLE}properties = {{ 'linger.ms' = 7, 'sasl.mechanism' = 'PLAIN', \
+             'enable.ssl.certificate.verification' = false, \
+             'sasl.username' = '${{CARGO_PKG_NAME}}' }}"
+        ));
+        assert_eq!(nested, quoted);
+        let client = nested.client_config().unwrap();
+        assert_eq!(client.get("linger.ms"), Some("7"));
+        assert_eq!(client.get("sasl.username"), Some("pixelgate"));
+        assert!(toml::from_str::<Config>("properties = { a = [1] }").is_err());
+        assert!(toml::from_str::<Config>("properties = { a.b = 1, 'a.b' = 2 }").is_err());
+    }
+
+    #[test]
+    fn what_a_delivery_rests_on_cannot_be_set() {
+        for (name, _) in OURS {
+            check_property(&format!("'{name}' = 'x'"), name, "");
+        }
+        check_property("test.mock.num.brokers = 3", "test.mock.num.brokers", "tests");
+    }
+
+    #[test]
+    fn what_librdkafka_refuses_is_named_without_its_value() {
+        check_property("no.such = 's3cret'", "no.such", "no property");
+        check_property("linger.ms = 's3cret'", "linger.ms", "refuses");
+        check_property("sasl.password = '${NO_SUCH}'", "sasl.password", "NO_SUCH");
+        let whole = |line: &str| config(&format!("{WHOLE}[properties]\n{line}\n"));
+        // What only shows when all of them are together.
+        check_refused(&whole("retries = 0"), "properties", "retries");
+        let line = "security.protocol = 'ssl'\nssl.key.pem = 's3cret key'";
+        check_refused(&whole(line), "properties", "ssl.key.pem");
+        let many = (0..=PROPERTIES_MAX).map(|n| (format!("p{n}"), Secret::new("v"))).collect();
+        let config = Config { properties: Properties(many), ..config(WHOLE) };
+        check_refused(&config, "properties", "at most");
+    }
+
+    #[test]
+    fn the_defaults_give_way_to_the_operator() {
+        let set = |line: &str| config(&format!("{WHOLE}[properties]\n{line}\n")).client_config();
+        assert_eq!(set("").unwrap().get("compression.type"), Some("zstd"));
+        assert_eq!(set("compression.type = 'lz4'").unwrap().get("compression.type"), Some("lz4"));
+        let aliased = set("compression.codec = 'lz4'").unwrap();
+        assert_eq!((aliased.get("compression.type"), aliased.get("acks")), (None, Some("all")));
+    }
+}

@@ -1,0 +1,94 @@
+//! What librdkafka's error codes mean for an event (SPEC 7).
+
+use std::borrow::Cow;
+
+use rdkafka::error::RDKafkaErrorCode as Code;
+
+use super::line::Trouble;
+use crate::upstream::{Outcome, Setback};
+
+/// How an event ended whose delivery failed with `code`, while the connections were in `trouble`.
+///
+/// Nothing that a broker wrote is passed on: the texts are librdkafka's own, one for each code.
+pub fn of(code: Code, trouble: Trouble) -> Outcome {
+    match code {
+        // The last word of an event whose broker was never reached is that its time ran out. Why
+        // it was not reached is told apart from it.
+        Code::MessageTimedOut | Code::TimedOutQueue | Code::BrokerTransportFailure => match trouble
+        {
+            Trouble::None => Outcome::Retry(Setback::new("no acknowledgement in time")),
+            Trouble::Unreachable => Outcome::Retry(Setback::new("no broker can be reached")),
+            Trouble::Unresolved => Outcome::Retry(Setback::new(
+                "no broker can be reached, and a name cannot be resolved",
+            )),
+            Trouble::Tls => Outcome::Fault(Setback::new("the TLS handshake fails")),
+            Trouble::Authentication => Outcome::Fault(Setback::new("authentication fails")),
+        },
+        // Said of one event by librdkafka, or by a broker of a whole request: halving finds out.
+        Code::MessageSizeTooLarge | Code::MessageBatchTooLarge | Code::InvalidMessageSize => {
+            Outcome::TooLarge(setback(code))
+        }
+        Code::InvalidRecord => Outcome::Rejected(setback(code)),
+        // The topic's bounds on an event's time. The event is what it is, and a clock that is
+        // ahead is soon not ahead any more: a matter of configuration, not of the event.
+        Code::InvalidTimestamp => Outcome::Fault(setback(code)),
+        Code::Authentication
+        | Code::ClusterAuthorizationFailed
+        | Code::IllegalSASLState
+        | Code::InvalidArgument
+        | Code::InvalidRequiredAcks
+        | Code::InvalidTopic
+        | Code::NotImplemented
+        | Code::PolicyViolation
+        | Code::SSL
+        | Code::SaslAuthenticationFailed
+        | Code::SecurityDisabled
+        | Code::TopicAuthorizationFailed
+        | Code::TransactionalIdAuthorizationFailed
+        | Code::UnknownPartition
+        | Code::UnknownTopic
+        | Code::UnknownTopicOrPartition
+        | Code::UnsupportedCompressionType
+        | Code::UnsupportedFeature
+        | Code::UnsupportedForMessageFormat
+        | Code::UnsupportedSASLMechanism
+        | Code::UnsupportedVersion => Outcome::Fault(setback(code)),
+        _ => Outcome::Retry(setback(code)),
+    }
+}
+
+fn setback(code: Code) -> Setback {
+    Setback::new(Cow::Owned(code.to_string()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[track_caller]
+    fn check(code: Code, trouble: Trouble, label: &str, word: &str) {
+        let outcome = of(code, trouble);
+        assert_eq!(outcome.label(), label, "{code:?}");
+        assert!(format!("{outcome:?}").contains(word), "{outcome:?}");
+    }
+
+    #[test]
+    fn what_passes_is_tried_again_and_what_must_be_set_right_is_a_fault() {
+        check(Code::MessageTimedOut, Trouble::None, "retry", "in time");
+        check(Code::MessageTimedOut, Trouble::Unreachable, "retry", "reached");
+        check(Code::MessageTimedOut, Trouble::Authentication, "fault", "authentication");
+        check(Code::MessageTimedOut, Trouble::Tls, "fault", "TLS");
+        check(Code::NotEnoughReplicas, Trouble::None, "retry", "NotEnoughReplicas");
+        check(Code::QueueFull, Trouble::None, "retry", "QueueFull");
+        check(Code::Fatal, Trouble::None, "retry", "Fatal");
+        check(Code::UnknownTopicOrPartition, Trouble::None, "fault", "topic");
+        check(Code::TopicAuthorizationFailed, Trouble::None, "fault", "uthorization");
+        check(Code::InvalidTimestamp, Trouble::None, "fault", "imestamp");
+    }
+
+    #[test]
+    fn what_is_wrong_with_an_event_is_said_of_it_alone() {
+        check(Code::MessageSizeTooLarge, Trouble::Tls, "too_large", "TooLarge");
+        check(Code::InvalidRecord, Trouble::None, "rejected", "InvalidRecord");
+    }
+}

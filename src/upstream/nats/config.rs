@@ -1,0 +1,179 @@
+//! What a `nats` upstream is told.
+
+use std::path::PathBuf;
+use std::time::Duration;
+
+use async_nats::ServerAddr;
+use percent_encoding::percent_decode_str;
+use serde::Deserialize;
+use url::Url;
+
+use super::super::client;
+use super::super::http::{TIMEOUT_SECONDS_MAX, check_within};
+use super::subject::Subject;
+use super::{Login, Nats, Setup};
+use crate::upstream::{ConfigError, Secret};
+
+/// Servers to try, at most.
+pub const URLS_MAX: usize = 16;
+/// Longest name of a stream, in characters.
+pub const STREAM_CHARS_MAX: usize = 255;
+
+/// The settings of an `[[upstream]]` of kind `nats`.
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Config {
+    /// Servers of one cluster: `nats://` or `tls://`, with `user:password@` or `token@` where they
+    /// are asked for, the same in all of them. May hold `${ENV}`.
+    pub urls: Vec<Secret>,
+    /// Where events are published. `{portal}` stands for the event's portal.
+    pub subject: String,
+    /// The stream that takes them. It must exist and take the subject.
+    pub stream: String,
+    /// A credentials file (`.creds`: a JWT and its key), read again for every connection.
+    pub credentials: Option<PathBuf>,
+    /// Time for one attempt at a batch, in seconds.
+    pub timeout_seconds: u64,
+    /// Certificates (PEM) to trust instead of the machine's; with it, TLS is a must.
+    pub ca: Option<PathBuf>,
+    /// Our certificate chain (PEM), for a server that asks for one; with `key`.
+    pub cert: Option<PathBuf>,
+    /// The private key (PEM) of `cert`.
+    pub key: Option<PathBuf>,
+}
+
+impl Default for Config {
+    fn default() -> Self {
+        Self {
+            urls: Vec::new(),
+            subject: String::new(),
+            stream: String::new(),
+            credentials: None,
+            timeout_seconds: 10,
+            ca: None,
+            cert: None,
+            key: None,
+        }
+    }
+}
+
+impl Config {
+    /// Checks limits, URLs, names and the presence of every `${ENV}`.
+    pub fn validate(&self) -> Result<(), ConfigError> {
+        check_within("timeout_seconds", self.timeout_seconds, TIMEOUT_SECONDS_MAX)?;
+        Subject::parse(&self.subject).map_err(|why| ConfigError::new("subject", why))?;
+        check_stream(&self.stream)?;
+        self.servers().map(drop)
+    }
+
+    /// Builds the upstream: reads the certificates and the credentials, connects nowhere.
+    pub fn build(&self) -> Result<Nats, ConfigError> {
+        self.validate()?;
+        let (servers, login) = self.servers()?;
+        let subject =
+            Subject::parse(&self.subject).map_err(|why| ConfigError::new("subject", why))?;
+        if let Some(path) = &self.credentials {
+            check_credentials(path)?;
+        }
+        let tls_required = self.ca.is_some()
+            || self.cert.is_some()
+            || servers.iter().any(ServerAddr::tls_required);
+        Ok(Nats::new(Setup {
+            tls: self.tls(tls_required)?,
+            tls_required,
+            servers,
+            login,
+            credentials: self.credentials.clone(),
+            subject,
+            stream: self.stream.clone(),
+            timeout: Duration::from_secs(self.timeout_seconds),
+        }))
+    }
+
+    fn tls(&self, required: bool) -> Result<rustls::ClientConfig, ConfigError> {
+        let tls = client::Tls {
+            ca: self.ca.as_deref(),
+            cert: self.cert.as_deref(),
+            key: self.key.as_deref(),
+        };
+        match client::tls_config(&tls, true) {
+            // A server may ask for TLS unbidden. Without the machine's certificates it is not
+            // trusted then, but most do not ask.
+            Err(_) if !required => client::tls_config(&tls, false),
+            config => config,
+        }
+        .map_err(|e| if e.key() == "url" { ConfigError::new("urls", e.reason()) } else { e })
+    }
+
+    fn servers(&self) -> Result<(Vec<ServerAddr>, Login), ConfigError> {
+        let wrong = |reason: String| ConfigError::new("urls", reason);
+        if self.urls.is_empty() {
+            return Err(wrong("is missing: `[\"nats://nats.example:4222\"]`".to_owned()));
+        }
+        if self.urls.len() > URLS_MAX {
+            return Err(wrong(format!("there are {}, at most {URLS_MAX}", self.urls.len())));
+        }
+        let mut servers = Vec::new();
+        let mut login: Option<Login> = None;
+        for text in &self.urls {
+            let text = text.expand("urls")?;
+            let mut url = Url::parse(&text)
+                .map_err(|e| ConfigError::caused("urls", "holds one that is no URL", e))?;
+            if !matches!(url.scheme(), "nats" | "tls") || !url.has_host() {
+                let reason = "must each begin with nats:// or tls:// and a host";
+                return Err(wrong(reason.to_owned()));
+            }
+            let own = Login::of(&url).map_err(|why| wrong(why.to_owned()))?;
+            if *login.get_or_insert(own.clone()) != own {
+                return Err(wrong("must all hold the same user and password".to_owned()));
+            }
+            // Cannot fail for a URL with a host.
+            let _ = (url.set_username(""), url.set_password(None));
+            let server = ServerAddr::from_url(url);
+            servers.push(server.map_err(|e| ConfigError::caused("urls", "cannot be used", e))?);
+        }
+        let login = login.unwrap_or(Login::Nobody);
+        if login != Login::Nobody && self.credentials.is_some() {
+            let reason = "cannot be used beside the user or token in `urls`";
+            return Err(ConfigError::new("credentials", reason));
+        }
+        Ok((servers, login))
+    }
+}
+
+impl Login {
+    /// What stands before the `@`: `user:password`, or a token alone, as NATS has it.
+    fn of(url: &Url) -> Result<Login, &'static str> {
+        let plain = |text: &str| {
+            let text = percent_decode_str(text).decode_utf8();
+            text.map(String::from).map_err(|_| "hold a user or password that is not UTF-8")
+        };
+        match (url.username(), url.password()) {
+            ("", None) => Ok(Login::Nobody),
+            (token, None) => Ok(Login::Token(plain(token)?)),
+            (user, Some(password)) => Ok(Login::User(plain(user)?, plain(password)?)),
+        }
+    }
+}
+
+fn check_stream(stream: &str) -> Result<(), ConfigError> {
+    if stream.is_empty() {
+        return Err(ConfigError::new("stream", "is missing"));
+    }
+    let fits = |c: char| !c.is_whitespace() && !c.is_control() && !".*>/\\".contains(c);
+    if stream.chars().count() <= STREAM_CHARS_MAX && stream.chars().all(fits) {
+        return Ok(());
+    }
+    let reason = format!(
+        "is not 1 to {STREAM_CHARS_MAX} characters without white space, `.`, `*`, `>`, `/` and `\\`"
+    );
+    Err(ConfigError::new("stream", reason))
+}
+
+fn check_credentials(path: &std::path::Path) -> Result<(), ConfigError> {
+    let text = std::fs::read_to_string(path)
+        .map_err(|e| ConfigError::caused("credentials", "cannot be read", e))?;
+    let parsed = async_nats::ConnectOptions::new().credentials(&text);
+    // The error might hold a part of the file.
+    parsed.map(drop).map_err(|_| ConfigError::new("credentials", "holds no JWT with its key"))
+}
