@@ -5,9 +5,16 @@
 //!
 //!     cargo bench --bench delivery                  # a million events for each compression
 //!     PIXELGATE_BENCH_EVENTS=10000000 cargo bench --bench delivery
+//!     cargo bench --bench delivery --features kafka,nats   # and into brokers, see `brokers.rs`
 //!
 //! CPU is the sum over all threads of the process while it drains: reading the spool, making
 //! JSON, compressing, sending, acknowledging.
+
+#[cfg(any(feature = "kafka", feature = "nats"))]
+mod brokers;
+#[cfg(feature = "nats")]
+#[path = "../../tests/support/nats.rs"]
+mod nats;
 
 use std::collections::HashSet;
 use std::fs;
@@ -43,6 +50,10 @@ fn main() {
     if std::env::args().any(|a| a == "--receive") {
         return receive();
     }
+    #[cfg(feature = "kafka")]
+    if std::env::args().any(|a| a == "--mock") {
+        return brokers::mock();
+    }
     let events = std::env::var("PIXELGATE_BENCH_EVENTS").ok().and_then(|v| v.parse().ok());
     let events = events.unwrap_or(EVENTS);
     println!("{events} events, batches of 500, one delivery thread");
@@ -51,12 +62,45 @@ fn main() {
          wire B/event   ratio"
     );
     for compression in ["none", "zstd", "gzip"] {
-        drain(events, compression);
+        post(events, compression);
     }
+    #[cfg(any(feature = "kafka", feature = "nats"))]
+    brokers::run(events);
 }
 
-/// Fills a spool, drains it, and prints a line.
-fn drain(events: usize, compression: &str) {
+/// What draining a spool took.
+struct Drained {
+    wall: Duration,
+    cpu_ns: u64,
+    /// The peak of the memory used after a tenth, to be held against the one at the end.
+    early_mib: u64,
+    peak_mib: u64,
+    /// The size of the events' JSON.
+    plain_bytes: u64,
+}
+
+/// Drains a spool into a receiver and prints a line.
+fn post(events: usize, compression: &str) {
+    let mut receiver = Receiver::start();
+    let kind =
+        format!("kind = 'http'\nurl = 'http://{}/'\ncompression = '{compression}'", receiver.addr);
+    let Drained { wall, cpu_ns, early_mib, peak_mib, plain_bytes } = drain(events, &kind);
+    let (received, wire_bytes) = receiver.stop();
+    assert_eq!(received, events, "each event arrives exactly once");
+    let per = |n: u64| n as f64 / events as f64;
+    println!(
+        "{compression:<11} {:>10.0} {:>14.2} {early_mib:>11} {peak_mib:>10} {:>15.0} {:>14.0} \
+         {:>7.1}",
+        events as f64 / wall.as_secs_f64(),
+        per(cpu_ns) / 1000.0,
+        per(plain_bytes),
+        per(wire_bytes),
+        plain_bytes as f64 / wire_bytes as f64,
+    );
+}
+
+/// Fills a spool, and drains it into an upstream of this kind.
+fn drain(events: usize, kind: &str) -> Drained {
     let dir = tempfile::tempdir().unwrap();
     let config = spool::Config {
         dir: dir.path().join("spool"),
@@ -66,12 +110,8 @@ fn drain(events: usize, compression: &str) {
     };
     let spool = Spool::open(&config, &["out".to_owned()], Env::system()).unwrap();
     let plain_bytes = fill(&spool, events);
-    let mut receiver = Receiver::start();
-    let text = format!(
-        "name = 'out'\nkind = 'http'\nurl = 'http://{}/'\ncompression = '{compression}'",
-        receiver.addr
-    );
-    let upstream = toml::from_str::<Config>(&text).unwrap().build().unwrap();
+    let upstream = toml::from_str::<Config>(&format!("name = 'out'\n{kind}")).unwrap();
+    let upstream = upstream.build().unwrap();
     let route = Route {
         name: "out".into(),
         upstream,
@@ -86,24 +126,12 @@ fn drain(events: usize, compression: &str) {
     let (start, cpu) = (Instant::now(), cpu_ns());
     let _guard = runtime.enter();
     let forwarder = forward::start(vec![route], Options::new(dir.path().join("dead")));
-    // The peak after a tenth, to be held against the one at the end.
     await_delivered(&spool, events / 10);
-    let early = peak_mib();
+    let early_mib = peak_mib();
     await_delivered(&spool, events);
-    let (wall, cpu) = (start.elapsed(), cpu_ns() - cpu);
-    let peak = peak_mib();
+    let (wall, cpu_ns, peak_mib) = (start.elapsed(), cpu_ns() - cpu, peak_mib());
     runtime.block_on(forwarder.stop());
-    let (received, wire_bytes) = receiver.stop();
-    assert_eq!(received, events, "each event arrives exactly once");
-    let per = |n: u64| n as f64 / events as f64;
-    println!(
-        "{compression:<11} {:>10.0} {:>14.2} {early:>11} {peak:>10} {:>15.0} {:>14.0} {:>7.1}",
-        events as f64 / wall.as_secs_f64(),
-        per(cpu) / 1000.0,
-        per(plain_bytes),
-        per(wire_bytes),
-        plain_bytes as f64 / wire_bytes as f64,
-    );
+    Drained { wall, cpu_ns, early_mib, peak_mib, plain_bytes }
 }
 
 fn await_delivered(spool: &Spool, events: usize) {
@@ -114,17 +142,9 @@ fn await_delivered(spool: &Spool, events: usize) {
 
 /// Appends events as they come from a busy site; gives the size of their JSON.
 fn fill(spool: &Spool, events: usize) -> u64 {
-    let (mut record, mut json, mut bytes) = (Vec::new(), Vec::new(), 0);
+    let (mut json, mut bytes) = (Vec::new(), 0);
     for n in 0..events {
-        let id = Uuid::now_v7();
-        record.clear();
-        let context = Context {
-            ip: Some(std::net::Ipv4Addr::from((n as u32).wrapping_mul(2_654_435_761)).into()),
-            user_agent: Some(AGENTS[n % AGENTS.len()].into()),
-            referer: Some(format!("https://shop.example/item/{}", n % 5000).into()),
-            ..Context::default()
-        };
-        event::encode_record(&mut record, id.as_bytes(), now_ms(), &sample(n), &context);
+        let record = record(n);
         json.clear();
         event::Record::decode(&record).unwrap().write_json(&mut json, false);
         bytes += json.len() as u64 + 1;
@@ -134,6 +154,19 @@ fn fill(spool: &Spool, events: usize) -> u64 {
         }
     }
     bytes
+}
+
+fn record(n: usize) -> Vec<u8> {
+    let mut record = Vec::new();
+    let context = Context {
+        ip: Some(std::net::Ipv4Addr::from((n as u32).wrapping_mul(2_654_435_761)).into()),
+        user_agent: Some(AGENTS[n % AGENTS.len()].into()),
+        referer: Some(format!("https://shop.example/item/{}", n % 5000).into()),
+        ..Context::default()
+    };
+    let id = Uuid::now_v7();
+    event::encode_record(&mut record, id.as_bytes(), now_ms(), &sample(n), &context);
+    record
 }
 
 fn sample(n: usize) -> Event<'static> {
