@@ -10,7 +10,7 @@ run: ## Build and start the edge on the sample configuration
 
 test: ## Pass the tests
 	@.ci/need cc cmake nginx
-	cargo test --locked
+	cargo test --locked $(if $(FEATURES),--features $(FEATURES))
 
 bench: ## Measure next to nginx and the other yardsticks (README, "Figures")
 	@.ci/need cc cmake nginx valgrind
