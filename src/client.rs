@@ -12,6 +12,9 @@ use std::net::IpAddr;
 /// the walk expensive; the address at the limit is taken.
 pub const CHAIN_ADDRESSES_MAX: usize = 32;
 
+const X_FORWARDED_FOR: &str = "x-forwarded-for";
+const FORWARDED: &str = "forwarded";
+
 /// A request's header lines, however they are kept.
 pub trait Headers {
     /// The values of all lines with this name (in lower case), in the order in which they came.
@@ -76,24 +79,29 @@ impl TrustedProxies {
 
     /// The client's address: `peer` itself unless it is trusted, else what the configured header
     /// says, else the rightmost address of `X-Forwarded-For` or `Forwarded` (RFC 7239) that no
-    /// trusted proxy has.
+    /// trusted proxy has. Of these two the configured header may name one; the other is then not
+    /// looked at, since only what a trusted proxy writes keeps a client from writing it.
     pub fn client(&self, peer: IpAddr, headers: &impl Headers) -> IpAddr {
         let peer = canonical(peer);
         if !self.trusts(peer) {
             return peer;
         }
-        if let Some(name) = &self.header {
-            let said = headers.lines(name.as_str()).next_back();
-            let address = said.and_then(|v| std::str::from_utf8(v).ok()).and_then(parse_address);
-            return address.unwrap_or(peer);
-        }
-        let forwarded_for = chain(headers, "x-forwarded-for", parse_address);
-        let mut walked = forwarded_for;
-        if walked.is_empty() {
-            walked = chain(headers, "forwarded", parse_forwarded);
-        }
+        let walked = match self.header.as_ref().map(http::HeaderName::as_str) {
+            None => {
+                let walked = chain(headers, X_FORWARDED_FOR, parse_address);
+                let or = || chain(headers, FORWARDED, parse_forwarded);
+                if walked.is_empty() { or() } else { walked }
+            }
+            Some(X_FORWARDED_FOR) => chain(headers, X_FORWARDED_FOR, parse_address),
+            Some(FORWARDED) => chain(headers, FORWARDED, parse_forwarded),
+            Some(name) => {
+                let said = headers.lines(name).next_back();
+                let said = said.and_then(|value| std::str::from_utf8(value).ok());
+                return said.and_then(parse_address).unwrap_or(peer);
+            }
+        };
         let mut client = peer;
-        for address in walked.into_iter().take(CHAIN_ADDRESSES_MAX) {
+        for address in walked {
             // What stands left of an unreadable entry was written by nobody we know.
             let Some(address) = address else { break };
             client = address;
@@ -115,24 +123,17 @@ fn canonical(address: IpAddr) -> IpAddr {
     address.to_canonical()
 }
 
-/// The entries of a list header from right to left, over all its lines.
+/// The entries of a list header from right to left, over all its lines; no more than are walked.
+/// Commas part them even in quotes: what a client left open must not swallow what a proxy wrote.
 fn chain(
     headers: &impl Headers,
     name: &str,
     parse: fn(&str) -> Option<IpAddr>,
 ) -> Vec<Option<IpAddr>> {
-    let mut entries = Vec::new();
-    for line in headers.lines(name).rev() {
-        let Ok(line) = std::str::from_utf8(line) else {
-            entries.push(None);
-            break;
-        };
-        entries.extend(line.rsplit(',').take(CHAIN_ADDRESSES_MAX).map(|e| parse(e.trim())));
-        if entries.len() >= CHAIN_ADDRESSES_MAX {
-            break;
-        }
-    }
-    entries
+    let lines = headers.lines(name).rev();
+    let entries = lines.flat_map(|line| line.rsplit(|&b| b == b','));
+    let read = |entry| std::str::from_utf8(entry).ok().and_then(|text| parse(text.trim()));
+    entries.take(CHAIN_ADDRESSES_MAX).map(read).collect()
 }
 
 /// An address as proxies write it: bare, with a port, or in brackets.
@@ -146,9 +147,13 @@ fn parse_address(text: &str) -> Option<IpAddr> {
 
 /// The `for=` parameter of one element of `Forwarded` (RFC 7239, section 4).
 fn parse_forwarded(element: &str) -> Option<IpAddr> {
-    let mut pairs = element.split(';').filter_map(|pair| pair.trim().split_once('='));
-    let (_, node) = pairs.find(|(name, _)| name.trim().eq_ignore_ascii_case("for"))?;
-    parse_address(node.trim().trim_matches('"'))
+    let pairs = element.split(';').filter_map(|pair| pair.trim().split_once('='));
+    let mut nodes = pairs.filter(|(name, _)| name.trim().eq_ignore_ascii_case("for"));
+    // Two are two answers, hence none.
+    let ((_, node), None) = (nodes.next()?, nodes.next()) else { return None };
+    let node = node.trim();
+    let quoted = node.strip_prefix('"').and_then(|rest| rest.strip_suffix('"'));
+    parse_address(quoted.unwrap_or(node))
 }
 
 #[cfg(test)]
@@ -203,6 +208,66 @@ mod tests {
             |chain: &str| client(&["10.0.0.0/8"], None, "10.0.0.1", &[("x-forwarded-for", chain)]);
         assert_eq!(check(&just_fits), "8.8.8.8");
         assert_eq!(check(&too_long), "10.0.0.9");
+    }
+
+    #[test]
+    fn whatever_stands_in_a_chain_only_what_trusted_proxies_wrote_is_believed() {
+        let check = |name: &str, lines: &[&str], expect: &str| {
+            let lines: Vec<_> = lines.iter().map(|line| (name, *line)).collect();
+            assert_eq!(client(&["10.0.0.0/8"], None, "10.0.0.1", &lines), expect, "{lines:?}");
+        };
+        let many = "6.6.6.6,".repeat(10_000);
+        for garbage in [
+            "unknown",
+            "_hidden",
+            "",
+            ",,,",
+            "for=",
+            "256.1.1.1",
+            "1.2.3",
+            "[::1",
+            "::1]",
+            "%0a",
+            "fe80::1%eth0",
+            "\"",
+            "\"6.6.6.6",
+            "10.0.0.1:99999",
+            "6.6.6.6 6.6.6.6",
+            &many,
+        ] {
+            let behind = format!("{garbage}, 203.0.113.7, 10.0.0.2");
+            check("x-forwarded-for", &[&behind], "203.0.113.7");
+            check("x-forwarded-for", &[garbage, "203.0.113.7", "10.0.0.2"], "203.0.113.7");
+            let before = format!("6.6.6.6, {garbage}, 10.0.0.2");
+            check("x-forwarded-for", &[&before], "10.0.0.2");
+            let behind = format!("for={garbage}, for=203.0.113.7;by=x, for=\"10.0.0.2:1\"");
+            check("forwarded", &[&behind], "203.0.113.7");
+        }
+        for (address, expect) in [
+            ("203.0.113.7:80", "203.0.113.7"),
+            ("[2001:db8::7]", "2001:db8::7"),
+            ("[2001:db8::7]:80", "2001:db8::7"),
+            ("2001:db8::7", "2001:db8::7"),
+            ("::ffff:203.0.113.7", "203.0.113.7"),
+            ("[::ffff:203.0.113.7]:80", "203.0.113.7"),
+            ("\t203.0.113.7 ", "203.0.113.7"),
+        ] {
+            check("x-forwarded-for", &[address], expect);
+            check("forwarded", &[&format!("proto=https;FOR=\"{}\"", address.trim())], expect);
+        }
+        check("forwarded", &["for=203.0.113.7;for=6.6.6.6"], "10.0.0.1");
+        check("forwarded", &["proto=https"], "10.0.0.1");
+    }
+
+    #[test]
+    fn of_the_two_chains_the_configured_one_is_walked_alone() {
+        let both = [("x-forwarded-for", "8.8.8.8"), ("forwarded", "for=203.0.113.7")];
+        let check = |header: Option<&str>| client(&["10.0.0.1"], header, "10.0.0.1", &both);
+        assert_eq!(check(None), "8.8.8.8");
+        assert_eq!(check(Some("X-Forwarded-For")), "8.8.8.8");
+        assert_eq!(check(Some("Forwarded")), "203.0.113.7");
+        let other = [("x-forwarded-for", "8.8.8.8")];
+        assert_eq!(client(&["10.0.0.1"], Some("Forwarded"), "10.0.0.1", &other), "10.0.0.1");
     }
 
     #[test]
