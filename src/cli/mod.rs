@@ -4,6 +4,7 @@
 //! of it by its exit code: 0 done, 1 the answer is no, 2 the configuration cannot be used.
 
 mod dead;
+mod discreet;
 mod explain;
 mod help;
 mod pages;
@@ -174,7 +175,10 @@ fn start_log(running: bool) {
     }
     // What it says of an origin's health is said in our own words.
     log.filter_module("pingora_load_balancing", LevelFilter::Off);
-    log.init();
+    let log = log.build();
+    log::set_max_level(log.filter());
+    // It is set but once in a process: here.
+    let _ = log::set_boxed_logger(Box::new(discreet::Discreet::new(log)));
 }
 
 fn check(config: &Config) -> ExitCode {
