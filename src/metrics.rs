@@ -18,6 +18,75 @@ use prometheus::{
 const COMMIT_BUCKETS_SECONDS: [f64; 12] =
     [1e-4, 2.5e-4, 5e-4, 1e-3, 2.5e-3, 5e-3, 1e-2, 2.5e-2, 0.1, 0.5, 2.0, 10.0];
 
+/// A limit of the front door at which a connection ends (SPEC 9, `[edge]`).
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Limit {
+    /// As many connections as may be open are open.
+    Connections,
+    /// As many as one address may have.
+    ConnectionsPerAddress,
+    /// No PROXY header where one must stand, one that is malformed, or from a stranger.
+    ProxyHeader,
+    /// The TLS handshake failed or took too long.
+    TlsHandshake,
+    /// A header took too long.
+    HeaderTime,
+    /// A header is too large.
+    HeaderBytes,
+    /// A header has too many lines.
+    HeaderLines,
+    /// A header could be read in two ways, or in none.
+    HeaderSyntax,
+    /// The client did not take its answer.
+    WriteTime,
+    /// The connection was idle for as long as it may be.
+    IdleTime,
+    /// The connection had as many requests as it may.
+    Requests,
+    /// HTTP/2: more streams were reset at once than a browser does.
+    Resets,
+    /// HTTP/2: more frames than requests give reason for.
+    Frames,
+}
+
+impl Limit {
+    /// Every limit, in the order of its number.
+    pub const ALL: [Self; 13] = [
+        Self::Connections,
+        Self::ConnectionsPerAddress,
+        Self::ProxyHeader,
+        Self::TlsHandshake,
+        Self::HeaderTime,
+        Self::HeaderBytes,
+        Self::HeaderLines,
+        Self::HeaderSyntax,
+        Self::WriteTime,
+        Self::IdleTime,
+        Self::Requests,
+        Self::Resets,
+        Self::Frames,
+    ];
+
+    /// Its label in `pixelgate_connections_refused_total{limit}` and in the log.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Connections => "connections",
+            Self::ConnectionsPerAddress => "connections_per_address",
+            Self::ProxyHeader => "proxy_header",
+            Self::TlsHandshake => "tls_handshake",
+            Self::HeaderTime => "header_time",
+            Self::HeaderBytes => "header_bytes",
+            Self::HeaderLines => "header_lines",
+            Self::HeaderSyntax => "header_syntax",
+            Self::WriteTime => "write_time",
+            Self::IdleTime => "idle_time",
+            Self::Requests => "requests",
+            Self::Resets => "h2_resets",
+            Self::Frames => "h2_frames",
+        }
+    }
+}
+
 /// The counters of one gate. Cheap to clone: every field is a handle.
 #[derive(Clone)]
 pub struct Metrics {
@@ -43,6 +112,7 @@ pub struct Metrics {
     pub portals_refresh_failures: IntCounter,
     /// Requests that no origin answered.
     pub origin_failures: IntCounter,
+    refused: Box<[IntCounter]>,
 }
 
 /// What became of hits: one handle for each label, found by the enum's number.
@@ -141,6 +211,7 @@ impl Metrics {
                 "origin_failures_total",
                 "Requests passed through that no origin answered.",
             ),
+            refused: refused_by_limit(&r),
             registry: r,
         }
     }
@@ -170,6 +241,16 @@ impl Metrics {
     /// Counts a parameter that was dropped from an event.
     pub fn count_ignored(&self, why: Ignored) {
         self.hits.ignored[why as usize].inc();
+    }
+
+    /// Counts a connection that ended at a limit of the front door.
+    pub fn count_refused(&self, limit: Limit) {
+        self.refused[limit as usize].inc();
+    }
+
+    /// Connections that ended at this limit since start.
+    pub fn refused(&self, limit: Limit) -> u64 {
+        self.refused[limit as usize].get()
     }
 
     /// Requests by verdict since start: accepted, then every reason in the order of SPEC 3.
@@ -220,6 +301,16 @@ fn gauges(r: &Registry, name: &str, help: &str) -> IntGaugeVec {
     register(r, IntGaugeVec::new(opts(name, help), &["upstream"]))
 }
 
+fn refused_by_limit(r: &Registry) -> Box<[IntCounter]> {
+    let refused = counters(
+        r,
+        "connections_refused_total",
+        "Connections refused or ended at a limit of the front door.",
+        &["limit"],
+    );
+    Limit::ALL.iter().map(|limit| refused.with_label_values(&[limit.as_str()])).collect()
+}
+
 fn commit_histogram(r: &Registry) -> Histogram {
     let opts = HistogramOpts::new(
         "pixelgate_spool_commit_seconds",
@@ -242,6 +333,17 @@ mod tests {
         for why in Ignored::ALL {
             let line = format!("pixelgate_ignored_params_total{{why=\"{}\"}} 0", why.as_str());
             assert!(text.contains(&line), "missing: {line}");
+        }
+    }
+
+    #[test]
+    fn a_limit_is_counted_under_its_own_name() {
+        let metrics = Metrics::new();
+        for limit in Limit::ALL {
+            metrics.count_refused(limit);
+            let name = limit.as_str();
+            let line = format!("pixelgate_connections_refused_total{{limit=\"{name}\"}} 1");
+            assert!(metrics.render().contains(&line), "missing: {line}");
         }
     }
 

@@ -12,9 +12,11 @@ use pingora::proxy::{FailToProxy, ProxyWarnLogContext};
 use pingora::{ErrorSource, ErrorType};
 use pixelgate::client::TrustedProxies;
 use pixelgate::front::InFlight;
+use pixelgate::metrics::Limit;
 use pixelgate::{PixelGate, Verdict};
 use std::net::IpAddr;
 use std::sync::Arc;
+use std::time::Duration;
 
 const X_FORWARDED_FOR: HeaderName = HeaderName::from_static("x-forwarded-for");
 const X_FORWARDED_PROTO: HeaderName = HeaderName::from_static("x-forwarded-proto");
@@ -29,6 +31,7 @@ pub struct Edge {
     origins: Origins,
     trusted: TrustedProxies,
     keepalive_seconds: u64,
+    write_timeout: Option<Duration>,
     in_flight: InFlight,
     refusals: Refusals,
 }
@@ -76,7 +79,14 @@ impl Edge {
             timeout: Refusal::new(504, "The origin does not answer in time.\n")?,
             internal: Refusal::new(500, "The edge failed.\n")?,
         };
-        Ok(Self { gate, origins, trusted, keepalive_seconds, in_flight, refusals })
+        let write_timeout = None;
+        Ok(Self { gate, origins, trusted, keepalive_seconds, write_timeout, in_flight, refusals })
+    }
+
+    /// Bounds how long a client may take to take a piece of its answer.
+    pub fn with_write_timeout(mut self, limit: Duration) -> Self {
+        self.write_timeout = Some(limit);
+        self
     }
 
     async fn refuse(&self, session: &mut Session, refusal: &Refusal) -> Result<()> {
@@ -206,6 +216,8 @@ impl ProxyHttp for Edge {
     fn init_downstream_modules(&self, _modules: &mut HttpModules) {}
 
     async fn request_filter(&self, session: &mut Session, ctx: &mut Ctx) -> Result<bool> {
+        // An HTTP/2 stream's window is the client's to open, or not.
+        session.set_write_timeout(self.write_timeout);
         // Pingora keeps a connection for ever after its first request.
         if session.get_keepalive().is_some() {
             session.set_keepalive(Some(self.keepalive_seconds));
@@ -311,7 +323,11 @@ impl ProxyHttp for Edge {
             }
             (ErrorSource::Upstream, _) => &self.refusals.bad_gateway,
             (ErrorSource::Downstream, ErrorType::InvalidHTTPHeader) => &self.refusals.bad_request,
-            // The client is gone: there is nobody to answer.
+            // The client does not listen, or is gone: there is nobody to answer.
+            (ErrorSource::Downstream, ErrorType::WriteTimedout) => {
+                self.gate.metrics().count_refused(Limit::WriteTime);
+                return gone;
+            }
             (ErrorSource::Downstream, _) => return gone,
             (ErrorSource::Internal | ErrorSource::Unset, _) => &self.refusals.internal,
         };

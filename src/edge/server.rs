@@ -102,16 +102,19 @@ pub fn run(
     let in_flight = InFlight::default();
     let keepalive = edge.keepalive_seconds;
     let proxy = Edge::new(gate.clone(), origins.clone(), trusted, keepalive, in_flight.clone())
-        .map_err(EdgeError::Pingora)?;
+        .map_err(EdgeError::Pingora)?
+        .with_write_timeout(edge.limits().write_timeout);
 
     let mut server = Server::new_with_opt_and_conf(None, conf);
     let proxy = http_proxy(&server.configuration, proxy);
-    let front = Front::new(proxy, gate.clone(), in_flight.clone(), limits(edge));
+    let limits = Limits { connections_max: raise_file_limit(edge), ..edge.limits() };
+    let front = Front::new(proxy, gate.clone(), in_flight.clone(), limits);
     let (stop, stopped) = watch::channel(false);
+    let before_tls = front.before_tls();
     let mut service = Service::new("edge".to_owned(), front);
+    service.endpoints().set_pre_tls_callback(before_tls);
     let certificates: Vec<_> = certificates.into_iter().map(|(_, all)| all).collect();
     add_listeners(&mut service, &plain, &tls, &certificates)?;
-    raise_file_limit(edge.connections_max);
     let announcement = announcement(&plain, &tls, &pages);
     let bound = plain.into_iter().chain(tls).collect();
     server.add_service(Stoppable { inner: service, sockets: bound, stopped: stopped.clone() });
@@ -222,17 +225,21 @@ impl Sockets {
     }
 }
 
-/// Takes as many open files as the system lets us: a connection is one, and the usual first
-/// limit of 1024 is for programs that call `select`.
-fn raise_file_limit(connections_max: usize) {
+/// Takes as many open files as the system lets us, and gives the connections that they suffice
+/// for: each is one, and one more where it is passed on. Beyond, no event could be kept. (The usual
+/// first limit of 1024 is for programs that call `select`.)
+fn raise_file_limit(edge: &Config) -> usize {
     let mut limit = getrlimit(Resource::Nofile);
     limit.current = limit.maximum;
     // A refusal leaves the limit as it was, which is told below.
     let _ = setrlimit(Resource::Nofile, limit);
-    let Some(files) = getrlimit(Resource::Nofile).current else { return };
-    if files < (connections_max + FILES_OF_OUR_OWN) as u64 {
-        info!("the system allows {files} open files: fewer connections than edge.connections_max");
+    let Some(files) = getrlimit(Resource::Nofile).current else { return edge.connections_max };
+    let free = usize::try_from(files).unwrap_or(usize::MAX).saturating_sub(FILES_OF_OUR_OWN);
+    let most = if edge.origin.is_empty() { free } else { free / 2 }.max(1);
+    if most < edge.connections_max {
+        info!("the system allows {files} open files: {most} is edge.connections_max");
     }
+    most.min(edge.connections_max)
 }
 
 fn server_conf(edge: &Config) -> Result<ServerConf, EdgeError> {
@@ -262,16 +269,6 @@ pub fn check_trust_file(path: &Path) -> Result<(), String> {
         roots.add(certificate.map_err(|e| told(&e))?).map_err(|e| told(&e))?;
     }
     if roots.is_empty() { Err(told(&"holds no certificate")) } else { Ok(()) }
-}
-
-fn limits(edge: &Config) -> Limits {
-    Limits {
-        header_timeout: Duration::from_secs(edge.header_timeout_seconds),
-        keepalive: Duration::from_secs(edge.keepalive_seconds),
-        connections_max: edge.connections_max,
-        connections_per_address_max: edge.connections_per_address_max,
-        answer_plain: edge.answer_plain,
-    }
 }
 
 fn listener(bound: &Bound) -> ListenerConfig {

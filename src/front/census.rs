@@ -1,19 +1,23 @@
 //! Who is connected: a bound on connections, in all and from one address.
+//!
+//! A connection takes its place before anything is spent on it, a TLS handshake included, and
+//! gives it back when it ends, however it ends.
 
 use super::Limits;
-use log::warn;
+use super::limits::Teller;
+use crate::metrics::Limit;
 use std::collections::HashMap;
 use std::collections::hash_map::Entry;
-use std::net::IpAddr;
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering::Relaxed};
+use std::net::{IpAddr, Ipv6Addr};
+use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
 use std::sync::{Arc, Mutex, PoisonError};
 
-/// Who is connected.
-#[derive(Default)]
+/// Who is connected. The table holds only addresses that are connected now, so it is as bounded
+/// as connections are, and is not touched where addresses are not limited.
 pub struct Census {
+    teller: Arc<Teller>,
     all: AtomicUsize,
     by_address: Mutex<HashMap<IpAddr, usize>>,
-    full: AtomicBool,
 }
 
 /// One connection's place; given back when dropped.
@@ -23,30 +27,54 @@ pub struct Place {
 }
 
 impl Census {
+    /// Nobody is connected.
+    pub fn new(teller: Arc<Teller>) -> Self {
+        Self { teller, all: AtomicUsize::new(0), by_address: Mutex::default() }
+    }
+
     /// A place for one more connection, if there is one.
-    pub fn admit(self: &Arc<Self>, address: Option<IpAddr>, limits: &Limits) -> Option<Place> {
+    pub fn admit(self: &Arc<Self>, limits: &Limits) -> Option<Place> {
         if self.all.fetch_add(1, Relaxed) >= limits.connections_max {
             self.all.fetch_sub(1, Relaxed);
-            if !self.full.swap(true, Relaxed) {
-                warn!("{} connections are open: more are closed", limits.connections_max);
-            }
+            self.teller.tell(Limit::Connections);
             return None;
         }
-        self.full.store(false, Relaxed);
-        let mut place = Place { census: self.clone(), address: None };
-        if limits.connections_per_address_max > 0
-            && let Some(address) = address
-        {
-            let mut by_address = self.by_address.lock().unwrap_or_else(PoisonError::into_inner);
-            let count = by_address.entry(address).or_default();
-            if *count >= limits.connections_per_address_max {
-                drop(by_address);
-                return None;
-            }
-            *count += 1;
-            place.address = Some(address);
+        Some(Place { census: self.clone(), address: None })
+    }
+}
+
+impl Place {
+    /// Gives the place to a client at `address`, if it may have one more.
+    pub fn claim(mut self, address: IpAddr, limits: &Limits) -> Option<Self> {
+        if limits.connections_per_address_max == 0 {
+            return Some(self);
         }
-        Some(place)
+        let address = counted_as(address);
+        {
+            let by_address = self.census.by_address.lock();
+            let mut by_address = by_address.unwrap_or_else(PoisonError::into_inner);
+            let count = by_address.entry(address).or_default();
+            if *count < limits.connections_per_address_max {
+                *count += 1;
+                self.address = Some(address);
+            }
+        }
+        if self.address.is_none() {
+            self.census.teller.tell(Limit::ConnectionsPerAddress);
+            return None;
+        }
+        Some(self)
+    }
+}
+
+/// One customer of IPv6 has a /64 network and may use as many addresses of it as he likes.
+fn counted_as(address: IpAddr) -> IpAddr {
+    match address.to_canonical() {
+        IpAddr::V6(v6) => {
+            let [a, b, c, d, ..] = v6.segments();
+            Ipv6Addr::new(a, b, c, d, 0, 0, 0, 0).into()
+        }
+        v4 @ IpAddr::V4(_) => v4,
     }
 }
 
@@ -69,27 +97,38 @@ impl Drop for Place {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use std::time::Duration;
+    use crate::metrics::Metrics;
+
+    fn census() -> Arc<Census> {
+        Arc::new(Census::new(Arc::new(Teller::new(Metrics::new()))))
+    }
 
     #[test]
     fn places_are_counted_in_all_and_by_address() {
-        let census = Arc::new(Census::default());
-        let limits = Limits {
-            header_timeout: Duration::from_secs(1),
-            keepalive: Duration::from_secs(1),
-            connections_max: 3,
-            connections_per_address_max: 2,
-            answer_plain: true,
-        };
-        let one = Some("203.0.113.1".parse().unwrap());
-        let other = Some("203.0.113.2".parse().unwrap());
-        let first = census.admit(one, &limits).unwrap();
-        let _second = census.admit(one, &limits).unwrap();
-        assert!(census.admit(one, &limits).is_none(), "a third from one address");
-        let _third = census.admit(other, &limits).unwrap();
-        assert!(census.admit(other, &limits).is_none(), "a fourth in all");
+        let census = census();
+        let limits =
+            Limits { connections_max: 3, connections_per_address_max: 2, ..Limits::default() };
+        let admit = |address: &str| census.admit(&limits)?.claim(address.parse().unwrap(), &limits);
+        let first = admit("203.0.113.1").unwrap();
+        let _second = admit("::ffff:203.0.113.1").unwrap();
+        assert!(admit("203.0.113.1").is_none(), "a third from one address");
+        let _third = admit("203.0.113.2").unwrap();
+        assert!(admit("203.0.113.3").is_none(), "a fourth in all");
         drop(first);
-        assert!(census.admit(one, &limits).is_some());
+        assert!(admit("203.0.113.1").is_some());
         assert_eq!(census.all.load(Relaxed), 2);
+    }
+
+    #[test]
+    fn a_network_of_ipv6_is_one_address_and_the_table_forgets() {
+        let census = census();
+        let limits = Limits { connections_per_address_max: 1, ..Limits::default() };
+        let admit = |address: &str| census.admit(&limits)?.claim(address.parse().unwrap(), &limits);
+        let place = admit("2001:db8:0:1::1").unwrap();
+        assert!(admit("2001:db8:0:1:ffff::2").is_none());
+        drop(admit("2001:db8:0:2::1").unwrap());
+        drop(place);
+        assert!(census.by_address.lock().unwrap().is_empty());
+        assert_eq!(census.all.load(Relaxed), 0);
     }
 }

@@ -1,43 +1,195 @@
-//! Where a request's header ends, and whether more may belong to it. No more is parsed here.
+//! Where a request's header ends, and what may stand in it.
+//!
+//! A header that goes on to another party must be one that no two parties read differently: where
+//! they disagree about where a request ends, one client's bytes become another's request
+//! (smuggling). So a header is let through only if it follows the strict grammar of RFC 9112;
+//! whatever a lenient reader might forgive is refused here, before Pingora or an origin sees it.
+//! Plain event requests are held to as much by their own reader, see [`super::plain`].
 
-use bytes::{Buf, BytesMut};
+use bytes::BytesMut;
 
-/// Where the header ends: after its empty line, whose line ends may be bare LF as Pingora's
-/// parser reads them. `searched` remembers how far earlier calls looked, so that a header that
-/// comes byte by byte is looked at once.
-pub fn end_of_head(buffer: &mut BytesMut, searched: &mut usize) -> Option<usize> {
-    // Empty lines before a request line are skipped (RFC 9112, section 2.2).
-    if *searched == 0 {
-        let empty = buffer.iter().take_while(|b| matches!(b, b'\r' | b'\n')).count();
-        buffer.advance(empty);
-    }
+/// Longest method, in bytes: the longest that is registered has 17.
+const METHOD_BYTES_MAX: usize = 32;
+/// Most digits of a `Content-Length`: any value of as many fits 64 bits.
+const LENGTH_DIGITS_MAX: usize = 18;
+
+/// Empty lines before a request line, which are skipped (RFC 9112, section 2.2), in bytes.
+pub fn empty_lines(bytes: &[u8]) -> usize {
+    bytes.iter().take_while(|b| matches!(b, b'\r' | b'\n')).count()
+}
+
+/// Where the header ends: after its empty line, whose line ends may be bare LF, since a lenient
+/// reader stops there ([`examine`] refuses them). `searched` remembers how far earlier calls
+/// looked, so that a header that comes byte by byte is looked at once.
+pub fn end_of_head(bytes: &[u8], searched: &mut usize) -> Option<usize> {
     let mut from = searched.saturating_sub(3);
-    while let Some(at) = memchr::memchr(b'\n', &buffer[from..]) {
+    while let Some(at) = memchr::memchr(b'\n', &bytes[from..]) {
         let line_end = from + at + 1;
-        match buffer[line_end..] {
+        match bytes[line_end..] {
             [b'\n', ..] => return Some(line_end + 1),
             [b'\r', b'\n', ..] => return Some(line_end + 2),
             _ => from = line_end,
         }
     }
-    *searched = buffer.len();
+    *searched = bytes.len();
     None
 }
 
-/// Whether bytes behind this header may belong to its request: then Pingora gets them all, and
-/// decides by its own reading. Only the header of a request that cannot have a body is cut off
-/// exactly, which keeps what a client sent ahead for the next round.
-pub fn expects_more(head: &[u8]) -> bool {
-    if !(head.starts_with(b"GET ") || head.starts_with(b"HEAD ")) {
-        return true;
+/// A header that every party reads alike.
+#[derive(Debug, PartialEq, Eq)]
+pub struct Sound {
+    /// Whether bytes behind it may belong to its request: then Pingora gets them all, and decides.
+    /// Only the header of a request that cannot have a body is cut off exactly, which keeps what a
+    /// client sent ahead for the next round.
+    pub expects_more: bool,
+    /// Whether it asks for another protocol than WebSocket: see [`without_upgrade`].
+    pub upgrades: bool,
+}
+
+/// Why a header is not let through.
+#[derive(Debug, PartialEq, Eq)]
+pub enum Fault {
+    /// It could be read in two ways, or in none.
+    Syntax,
+    /// It has too many lines.
+    Lines,
+}
+
+/// What the lines so far said of the body and of the host.
+#[derive(Default)]
+struct Seen {
+    hosts: usize,
+    lengths: usize,
+    codings: usize,
+    upgrades: bool,
+    websocket: bool,
+    expects: bool,
+}
+
+/// Reads a whole header, its empty line included, by the strict grammar.
+pub fn examine(head: &[u8], lines_max: usize) -> Result<Sound, Fault> {
+    let lines = head.strip_suffix(b"\r\n\r\n").ok_or(Fault::Syntax)?;
+    let mut lines = lines.split(|&b| b == b'\n');
+    // The last line has lost its CR with the end.
+    let count = memchr::memchr_iter(b'\n', head).count() - 1;
+    if count > lines_max + 1 {
+        return Err(Fault::Lines);
     }
-    const FRAMING: [&[u8]; 4] = [b"content-length", b"transfer-encoding", b"upgrade", b"expect"];
-    let mut lines = head.split(|&b| b == b'\n').skip(1);
-    lines.any(|line| {
-        FRAMING.iter().any(|name| {
-            line.get(..name.len()).is_some_and(|start| start.eq_ignore_ascii_case(name))
-        })
-    })
+    let mut number = 0;
+    let mut next = || -> Option<Result<&[u8], Fault>> {
+        let line = lines.next()?;
+        number += 1;
+        let whole = if number == count { Some(line) } else { line.strip_suffix(b"\r") };
+        Some(whole.ok_or(Fault::Syntax))
+    };
+    let request = request_line(next().ok_or(Fault::Syntax)??).ok_or(Fault::Syntax)?;
+    let mut seen = Seen::default();
+    while let Some(line) = next() {
+        header_line(line?, &request, &mut seen).ok_or(Fault::Syntax)?;
+    }
+    let hosts_fit = if request.version_1_1 { seen.hosts == 1 } else { seen.hosts <= 1 };
+    if !hosts_fit || seen.lengths + seen.codings > 1 {
+        return Err(Fault::Syntax);
+    }
+    let bodyless = request.bodyless && seen.lengths == 0 && seen.codings == 0;
+    let upgrades = seen.upgrades && !seen.websocket;
+    Ok(Sound { expects_more: !bodyless || seen.upgrades || seen.expects, upgrades })
+}
+
+/// What a request line says.
+struct RequestLine {
+    bodyless: bool,
+    version_1_1: bool,
+}
+
+/// `method SP target SP version` (RFC 9112, section 3), with nothing to spare.
+fn request_line(line: &[u8]) -> Option<RequestLine> {
+    let mut words = line.split(|&b| b == b' ');
+    let (method, target, version) = (words.next()?, words.next()?, words.next()?);
+    let method_fits = (1..=METHOD_BYTES_MAX).contains(&method.len()) && is_token(method);
+    // A client's raw bytes beyond ASCII are the origin's business; none of them ends a target.
+    let target_fits = !target.is_empty() && target.iter().all(|&b| b > b' ' && b != 0x7f);
+    if words.next().is_some() || !method_fits || !target_fits {
+        return None;
+    }
+    let version_1_1 = match version {
+        b"HTTP/1.1" => true,
+        b"HTTP/1.0" => false,
+        _ => return None,
+    };
+    Some(RequestLine { bodyless: matches!(method, b"GET" | b"HEAD"), version_1_1 })
+}
+
+/// `name ":" value` (RFC 9112, section 5); and what frames the request.
+fn header_line(line: &[u8], request: &RequestLine, seen: &mut Seen) -> Option<()> {
+    let colon = memchr::memchr(b':', line)?;
+    let (name, value) = (&line[..colon], trimmed(&line[colon + 1..]));
+    let value_fits = value.iter().all(|&b| b == b'\t' || (b >= b' ' && b != 0x7f));
+    // A fold begins with white space, which is no part of a name; so is one before the colon.
+    if name.is_empty() || !is_token(name) || !value_fits {
+        return None;
+    }
+    let is = |expect: &str| name.eq_ignore_ascii_case(expect.as_bytes());
+    match name.len() {
+        4 if is("host") => {
+            seen.hosts += 1;
+            is_host(value).then_some(())?;
+        }
+        6 if is("expect") => seen.expects = true,
+        7 if is("upgrade") => {
+            seen.websocket = !seen.upgrades && value.eq_ignore_ascii_case(b"websocket");
+            seen.upgrades = true;
+        }
+        14 if is("content-length") => {
+            seen.lengths += 1;
+            let digits = (1..=LENGTH_DIGITS_MAX).contains(&value.len());
+            (digits && value.iter().all(u8::is_ascii_digit)).then_some(())?;
+        }
+        17 if is("transfer-encoding") => {
+            seen.codings += 1;
+            (request.version_1_1 && value.eq_ignore_ascii_case(b"chunked")).then_some(())?;
+        }
+        // To what hands headers on as CGI variables these are the two above.
+        14 if is("content_length") => return None,
+        17 if is("transfer_encoding") => return None,
+        _ => {}
+    }
+    Some(())
+}
+
+/// Without the white space that may stand around a value: space and tab, and nothing else.
+fn trimmed(mut value: &[u8]) -> &[u8] {
+    while let [b' ' | b'\t', rest @ ..] | [rest @ .., b' ' | b'\t'] = value {
+        value = rest;
+    }
+    value
+}
+
+/// A host and a port, and nothing that could end one (RFC 3986, section 3.2). An empty one is
+/// legal where the target has no authority.
+fn is_host(value: &[u8]) -> bool {
+    let ends_one = |b: &u8| b" \t/\\?#@,\"<>".contains(b);
+    value.is_ascii() && !value.iter().any(ends_one)
+}
+
+/// RFC 9110, section 5.6.2.
+fn is_token(bytes: &[u8]) -> bool {
+    bytes.iter().all(|&b| b.is_ascii_alphanumeric() || b"!#$%&'*+-.^_`|~".contains(&b))
+}
+
+/// The same header without its wish for another protocol. An origin that took up `h2c` would
+/// open a tunnel through which requests reach it unjudged; a wish may always be ignored (RFC 9110,
+/// section 7.8).
+pub fn without_upgrade(head: &[u8]) -> BytesMut {
+    let mut kept = BytesMut::with_capacity(head.len());
+    for line in head.split_inclusive(|&b| b == b'\n') {
+        let name = line.split(|&b| b == b':').next().unwrap_or_default();
+        let asks = [&b"upgrade"[..], b"http2-settings"];
+        if !asks.iter().any(|asked| name.eq_ignore_ascii_case(asked)) {
+            kept.extend_from_slice(line);
+        }
+    }
+    kept
 }
 
 #[cfg(test)]
@@ -45,7 +197,7 @@ mod tests {
     use super::*;
 
     fn end(bytes: &[u8]) -> Option<usize> {
-        end_of_head(&mut BytesMut::from(bytes), &mut 0)
+        end_of_head(bytes, &mut 0)
     }
 
     #[test]
@@ -53,8 +205,8 @@ mod tests {
         assert_eq!(end(b"GET / HTTP/1.1\r\nHost: a\r\n\r\n"), Some(27));
         assert_eq!(end(b"GET / HTTP/1.1\r\n\r\nGET "), Some(18));
         assert_eq!(end(b"GET / HTTP/1.1\nHost: a\n\n"), Some(24));
-        assert_eq!(end(b"\r\n\nGET / HTTP/1.1\r\n\r\n"), Some(18));
-        for partial in [&b""[..], b"\r\n", b"GET / HTTP/1.1\r\n", b"GET / HTTP/1.1\r\n\r"] {
+        assert_eq!(empty_lines(b"\r\n\nGET / HTTP/1.1\r\n\r\n"), 3);
+        for partial in [&b""[..], b"GET / HTTP/1.1\r\n", b"GET / HTTP/1.1\r\n\r"] {
             assert_eq!(end(partial), None);
         }
     }
@@ -63,26 +215,120 @@ mod tests {
     fn a_header_is_found_however_it_is_cut() {
         let whole = b"GET /a?b=c HTTP/1.1\r\nHost: a\r\nX: \r y\r\n\r\n";
         for cut in 0..whole.len() {
-            let mut buffer = BytesMut::new();
             let mut searched = 0;
-            buffer.extend_from_slice(&whole[..cut]);
-            assert_eq!(end_of_head(&mut buffer, &mut searched), None, "cut at {cut}");
-            buffer.extend_from_slice(&whole[cut..]);
-            assert_eq!(end_of_head(&mut buffer, &mut searched), Some(whole.len()), "cut at {cut}");
+            assert_eq!(end_of_head(&whole[..cut], &mut searched), None, "cut at {cut}");
+            assert_eq!(end_of_head(whole, &mut searched), Some(whole.len()), "cut at {cut}");
         }
+    }
+
+    fn examined(line: &str, headers: &str) -> Result<Sound, Fault> {
+        examine(format!("{line}\r\n{headers}\r\n").as_bytes(), 8)
     }
 
     #[test]
     fn only_a_request_without_a_body_is_cut_off() {
-        let check = |head: &str, expect: bool| {
-            assert_eq!(expects_more(head.as_bytes()), expect, "{head:?}");
+        let check = |line: &str, headers: &str, expects_more: bool| {
+            let sound = examined(line, headers).unwrap();
+            assert_eq!(sound.expects_more, expects_more, "{line} {headers:?}");
         };
-        check("GET / HTTP/1.1\r\nHost: a\r\n\r\n", false);
-        check("HEAD / HTTP/1.1\r\n\r\n", false);
-        check("POST / HTTP/1.1\r\n\r\n", true);
-        check("GET / HTTP/1.1\r\nContent-Length: 5\r\n\r\n", true);
-        check("GET / HTTP/1.1\nTRANSFER-ENCODING: chunked\n\n", true);
-        check("GET / HTTP/1.1\r\nUpgrade: websocket\r\n\r\n", true);
-        check("GET /?content-length HTTP/1.1\r\nHost: a\r\n\r\n", false);
+        let host = "Host: a\r\n";
+        check("GET / HTTP/1.1", host, false);
+        check("HEAD / HTTP/1.0", "", false);
+        check("POST / HTTP/1.1", host, true);
+        check("GET / HTTP/1.1", "Host: a\r\nContent-Length: 5\r\n", true);
+        check("GET / HTTP/1.1", "Host: a\r\nTRANSFER-ENCODING: Chunked\r\n", true);
+        check("GET / HTTP/1.1", "Host: a\r\nUpgrade: websocket\r\n", true);
+        check("GET /?content-length HTTP/1.1", host, false);
+    }
+
+    #[test]
+    fn what_could_be_read_in_two_ways_is_refused() {
+        let host = "Host: a\r\n";
+        for line in [
+            "",
+            "GET",
+            "GET /",
+            "GET  / HTTP/1.1",
+            "GET / HTTP/1.1 ",
+            " GET / HTTP/1.1",
+            "GET /a b HTTP/1.1",
+            "GET /\t HTTP/1.1",
+            "GET / HTTP/2.0",
+            "GET / http/1.1",
+            "GET / HTTP/1.1\r",
+            "G@T / HTTP/1.1",
+            "GET /\u{7f} HTTP/1.1",
+            "GET\t/ HTTP/1.1",
+        ] {
+            assert_eq!(examined(line, host), Err(Fault::Syntax), "{line:?}");
+        }
+        for lines in [
+            "X\r\n",
+            ": y\r\n",
+            " X: y\r\n",
+            "X : y\r\n",
+            "X\t: y\r\n",
+            "X: a\r\n b\r\n",
+            "X: a\r\n\tb\r\n",
+            "X: a\nY: b\r\n",
+            "X: a\rb\r\n",
+            "X: a\0b\r\n",
+            "X: a\x0bb\r\n",
+            "X\u{e9}: a\r\n",
+            "Host: b\r\n",
+            "Content-Length: 1\r\nContent-Length: 1\r\n",
+            "Content-Length: +1\r\n",
+            "Content-Length: -1\r\n",
+            "Content-Length: 1, 1\r\n",
+            "Content-Length: \r\n",
+            "Content-Length: 0x1\r\n",
+            "Content-Length: 1 1\r\n",
+            "Content-Length: 9999999999999999999\r\n",
+            "Content_Length: 1\r\n",
+            "Content-Length: 1\r\nTransfer-Encoding: chunked\r\n",
+            "Transfer-Encoding: chunked\r\nTransfer-Encoding: chunked\r\n",
+            "Transfer-Encoding: identity\r\n",
+            "Transfer-Encoding: xchunked\r\n",
+            "Transfer-Encoding: chunked, identity\r\n",
+            "Transfer-Encoding: gzip, chunked\r\n",
+            "Transfer-Encoding: \"chunked\"\r\n",
+            "Transfer-Encoding : chunked\r\n",
+            "Transfer-Encoding:\x0bchunked\r\n",
+            "Transfer-Encoding: \x0cchunked\r\n",
+            "Content-Length: 1\x0c\r\n",
+            "Transfer_Encoding: chunked\r\n",
+        ] {
+            let headers = format!("{host}{lines}");
+            assert_eq!(examined("POST / HTTP/1.1", &headers), Err(Fault::Syntax), "{lines:?}");
+        }
+        for host in ["", "Host: a b\r\n", "Host: a/b\r\n", "Host: u@a\r\n", "Host: a,b\r\n"] {
+            assert_eq!(examined("GET / HTTP/1.1", host), Err(Fault::Syntax), "{host:?}");
+        }
+        let old = "Host: a\r\nTransfer-Encoding: chunked\r\n";
+        assert_eq!(examined("POST / HTTP/1.0", old), Err(Fault::Syntax));
+        assert_eq!(examine(b"GET / HTTP/1.1\nHost: a\n\n", 8), Err(Fault::Syntax));
+        assert_eq!(examine(b"GET / HTTP/1.1\r\nHost: a\r\n\n", 8), Err(Fault::Syntax));
+    }
+
+    #[test]
+    fn lines_are_as_many_as_may_be_and_no_more() {
+        let headers = |count: usize| format!("Host: a\r\n{}", "X: y\r\n".repeat(count - 1));
+        assert!(examined("GET / HTTP/1.1", &headers(8)).is_ok());
+        assert_eq!(examined("GET / HTTP/1.1", &headers(9)), Err(Fault::Lines));
+    }
+
+    #[test]
+    fn only_a_wish_for_web_sockets_goes_on() {
+        let upgrades = |lines: &str| {
+            examined("GET / HTTP/1.1", &format!("Host: a\r\n{lines}")).unwrap().upgrades
+        };
+        assert!(!upgrades("Upgrade: WebSocket\r\nConnection: Upgrade\r\n"));
+        assert!(upgrades("Upgrade: h2c\r\n"));
+        assert!(upgrades("Upgrade: websocket, h2c\r\n"));
+        assert!(upgrades("Upgrade: websocket\r\nUpgrade: h2c\r\n"));
+        let head =
+            b"GET / HTTP/1.1\r\nHost: a\r\nUPGRADE: h2c\r\nHTTP2-Settings: x\r\nX: y\r\n\r\n";
+        let kept = b"GET / HTTP/1.1\r\nHost: a\r\nX: y\r\n\r\n";
+        assert_eq!(without_upgrade(head), &kept[..]);
     }
 }

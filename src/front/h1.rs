@@ -1,0 +1,444 @@
+//! One HTTP/1 connection: its requests, each read under one deadline, answered here or by Pingora.
+
+use super::census::Place;
+use super::head::{self, Fault, end_of_head, examine};
+use super::in_flight::{Busy, Connected};
+use super::plain::{HEADERS_MAX, Plain, plain};
+use super::{Front, h2, scratch};
+use crate::answer::wants_image;
+use crate::client::Headers;
+use crate::context::context;
+use crate::gate::Hit;
+use crate::metrics::Limit;
+use crate::path::Reading;
+use crate::plugin::Step;
+use crate::target::Target;
+use bytes::{Buf, BytesMut};
+use pingora::apps::{HttpServerApp, ReusedHttpStream};
+use pingora::protocols::Stream;
+use pingora::protocols::http::ServerSession;
+use pingora::proxy::ProxyHttp;
+use pingora::server::ShutdownWatch;
+use pingora_timeout::timeout;
+use std::future::poll_fn;
+use std::net::IpAddr;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::task::{Context, Poll};
+use std::time::Duration;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+
+/// Room for one read of the rest of a header, in bytes.
+const READ_BYTES: usize = 4096;
+/// How long a client is heard out before its connection closes, in seconds, and how many bytes: a
+/// close with bytes unread would take the last answer back from it (RFC 9112, section 9.6).
+const LINGER_SECONDS_MAX: u64 = 1;
+const LINGER_BYTES_MAX: usize = 256 << 10;
+/// Sent before closing where a request is not served.
+const HEADER_TIMEOUT: &[u8] =
+    b"HTTP/1.1 408 Request Timeout\r\nContent-Length: 0\r\nConnection: close\r\n\r\n";
+const HEADER_TOO_LARGE: &[u8] = b"HTTP/1.1 431 Request Header Fields Too Large\r\n\
+    Content-Length: 0\r\nConnection: close\r\n\r\n";
+const HEADER_UNSOUND: &[u8] =
+    b"HTTP/1.1 400 Bad Request\r\nContent-Length: 0\r\nConnection: close\r\n\r\n";
+
+/// An HTTP/1 connection between two of its requests.
+pub struct Connection {
+    pub stream: Stream,
+    /// What came and is not used yet. An idle connection holds no memory here.
+    pub came: BytesMut,
+    pub peer: Option<IpAddr>,
+    /// How many it has had, the one that it is at included.
+    pub requests: u32,
+    /// Its place among the connections.
+    pub place: Place,
+    /// A stop waits for it.
+    pub connected: Connected,
+}
+
+/// A plain event request that is judged, and waits for the disk at most.
+struct Judged {
+    step: Step,
+    image: bool,
+    _busy: Busy,
+}
+
+/// What a connection brings first when it was waited for.
+enum Arrival {
+    /// A plain event request, whole.
+    Judged(Judged),
+    /// Something else, which is in the connection's buffer.
+    Bytes,
+    /// Nothing, in time.
+    Late,
+    /// Nothing any more.
+    Closed,
+}
+
+/// How reading a header ended.
+pub enum Head {
+    /// It is in the buffer, this many bytes long.
+    Complete(usize),
+    /// It crosses a limit.
+    Refused(Limit),
+    /// The client left.
+    Closed,
+}
+
+/// Whether an answer was taken.
+type Sent = Option<()>;
+
+/// What Pingora makes of a request: the connection, if it can take another one.
+type Handed<'a> = Pin<Box<dyn Future<Output = Option<ReusedHttpStream>> + Send + 'a>>;
+
+impl<SV> Front<SV> {
+    /// Takes a connection's next bytes, if there are any. A plain event request that comes in one
+    /// piece, as nearly all do, is judged where it was read.
+    fn poll_arrival(&self, connection: &mut Connection, cx: &mut Context<'_>) -> Poll<Arrival> {
+        let Connection { stream, came, peer, .. } = connection;
+        if !came.is_empty() {
+            return Poll::Ready(Arrival::Bytes);
+        }
+        let read = scratch::poll_read(&mut **stream, cx, |bytes| {
+            let mut searched = 0;
+            if let Some(end) = end_of_head(bytes, &mut searched)
+                && let Some(judged) = self.judge_plain(&bytes[..end], *peer)
+            {
+                came.extend_from_slice(&bytes[end..]);
+                return Arrival::Judged(judged);
+            }
+            came.extend_from_slice(bytes);
+            if bytes.is_empty() { Arrival::Closed } else { Arrival::Bytes }
+        });
+        read.map(|read| read.unwrap_or(Arrival::Closed))
+    }
+
+    /// Waits for a connection's next bytes, as long as it may.
+    async fn wait(&self, connection: &mut Connection, stopping: &mut ShutdownWatch) -> Arrival {
+        if connection.came.is_empty() {
+            connection.came = BytesMut::new();
+        }
+        let limits = self.limits();
+        let first = connection.requests == 0;
+        let patience = if first { limits.header_timeout } else { limits.keepalive };
+        let arrival = poll_fn(|cx| self.poll_arrival(connection, cx));
+        tokio::select! {
+            biased;
+            arrival = timeout(patience, arrival) => arrival.unwrap_or(Arrival::Late),
+            () = self.in_flight.closing(stopping) => Arrival::Closed,
+        }
+    }
+
+    /// Reads until the buffer begins with a whole header, and holds at least `least` bytes.
+    pub async fn read_head(&self, stream: &mut Stream, came: &mut BytesMut, least: usize) -> Head {
+        let limits = self.limits();
+        let mut searched = 0;
+        let mut look = |came: &mut BytesMut| {
+            // Empty lines before a request line are skipped (RFC 9112, section 2.2).
+            if searched == 0 {
+                came.advance(head::empty_lines(came));
+            }
+            match end_of_head(came, &mut searched) {
+                Some(end) if end > limits.header_bytes_max => {
+                    Some(Head::Refused(Limit::HeaderBytes))
+                }
+                Some(end) if came.len() >= least => Some(Head::Complete(end)),
+                None if came.len() > limits.header_bytes_max => {
+                    Some(Head::Refused(Limit::HeaderBytes))
+                }
+                _ => None,
+            }
+        };
+        if let Some(head) = look(came) {
+            return head;
+        }
+        let rest = async {
+            loop {
+                came.reserve(READ_BYTES);
+                match stream.read_buf(came).await {
+                    Ok(length) if length > 0 => {}
+                    _ => return Head::Closed,
+                }
+                if let Some(head) = look(came) {
+                    return head;
+                }
+            }
+        };
+        let rest = timeout(limits.header_timeout, rest).await;
+        rest.unwrap_or(Head::Refused(Limit::HeaderTime))
+    }
+
+    /// Judges a request that is plain and ours; `None` if it is not.
+    fn judge_plain(&self, head: &[u8], peer: Option<IpAddr>) -> Option<Judged> {
+        if !self.limits().answer_plain {
+            return None;
+        }
+        let mut room = [httparse::EMPTY_HEADER; HEADERS_MAX];
+        let request = plain(head, &mut room)?;
+        let limits = self.limits();
+        if request.headers.len() > limits.header_lines_max || head.len() > limits.header_bytes_max {
+            return None;
+        }
+        let target = Target::split(request.target);
+        let shared = self.gate.shared();
+        let reading = shared.gate.read(target.path);
+        if reading == Reading::Other {
+            return None;
+        }
+        let busy = self.in_flight.enter();
+        let step = self.gate.begin(Hit {
+            method: &Plain::METHOD,
+            reading,
+            query: target.query,
+            context: context(&request, peer, &shared.trusted),
+        });
+        Some(Judged { step, image: wants_image(request.first("accept")), _busy: busy })
+    }
+
+    /// Answers a request that was judged, once the disk has it; then the connection comes back,
+    /// or closes.
+    async fn answer(
+        &self,
+        mut connection: Connection,
+        judged: Judged,
+        keep: bool,
+    ) -> Option<Connection> {
+        self.send_answer(&mut connection.stream, judged, keep).await?;
+        if !keep {
+            Box::pin(part(connection.stream)).await;
+            return None;
+        }
+        Some(connection)
+    }
+
+    async fn send_answer(&self, stream: &mut Stream, judged: Judged, keep: bool) -> Sent {
+        let reply = self.gate.finish(judged.step).await;
+        let raw = reply.pick(&self.answers, judged.image);
+        let mut answer = Vec::new();
+        raw.write(&mut answer, reply.retry_after_seconds(), keep);
+        let sending = async {
+            stream.write_all(&answer).await?;
+            stream.flush().await
+        };
+        match timeout(self.limits().write_timeout, sending).await {
+            Ok(sent) => sent.ok(),
+            Err(_) => {
+                self.door.teller.tell(Limit::WriteTime);
+                None
+            }
+        }
+    }
+
+    /// Whether a connection may have one more request after the one that it is at.
+    fn keeps(&self, connection: &Connection, shutdown: &ShutdownWatch) -> bool {
+        let max = self.limits().requests_per_connection_max;
+        let last = max > 0 && connection.requests >= max;
+        if last {
+            self.door.teller.tell(Limit::Requests);
+        }
+        !last && !*shutdown.borrow()
+    }
+
+    /// Says why, hears the client out for a moment, and closes.
+    async fn refuse(&self, mut stream: Stream, limit: Limit) {
+        self.door.teller.tell(limit);
+        let answer = match limit {
+            Limit::HeaderTime => HEADER_TIMEOUT,
+            Limit::HeaderBytes | Limit::HeaderLines => HEADER_TOO_LARGE,
+            _ => HEADER_UNSOUND,
+        };
+        let why = async {
+            stream.write_all(answer).await?;
+            stream.flush().await
+        };
+        // A client that does not listen is not waited for.
+        if let Ok(Ok(())) = timeout(Duration::from_secs(LINGER_SECONDS_MAX), why).await {
+            part(stream).await;
+        }
+    }
+}
+
+/// Closes a connection whose client was told so, and hears it out for a moment.
+async fn part(mut stream: Stream) {
+    let goodbye = async {
+        AsyncWriteExt::shutdown(&mut stream).await?;
+        let mut heard = 0;
+        while heard < LINGER_BYTES_MAX {
+            let more = poll_fn(|cx| scratch::poll_read(&mut *stream, cx, <[u8]>::len)).await?;
+            if more == 0 {
+                break;
+            }
+            heard += more;
+        }
+        std::io::Result::Ok(())
+    };
+    let _ = timeout(Duration::from_secs(LINGER_SECONDS_MAX), goodbye).await;
+}
+
+impl<SV> Front<SV>
+where
+    SV: ProxyHttp + Send + Sync + 'static,
+    SV::CTX: Send + Sync,
+{
+    /// Serves what a connection has brought already, and gives it back where it must be waited
+    /// for.
+    pub async fn serve_arrived(
+        self: &Arc<Self>,
+        mut connection: Connection,
+        shutdown: &ShutdownWatch,
+    ) -> Option<Connection> {
+        loop {
+            let arrival = poll_fn(|cx| Poll::Ready(self.poll_arrival(&mut connection, cx))).await;
+            let Poll::Ready(arrival) = arrival else { return Some(connection) };
+            connection = self.serve_one(connection, arrival, shutdown).await?;
+        }
+    }
+
+    /// Serves an HTTP/1 connection to its end.
+    pub async fn serve(self: Arc<Self>, mut connection: Connection, shutdown: ShutdownWatch) {
+        let mut stopping = shutdown.clone();
+        loop {
+            let arrival = self.wait(&mut connection, &mut stopping).await;
+            match self.serve_one(connection, arrival, &shutdown).await {
+                Some(kept) => connection = kept,
+                None => return,
+            }
+        }
+    }
+
+    /// Serves one request; the connection comes back if it can take another one.
+    async fn serve_one(
+        self: &Arc<Self>,
+        mut connection: Connection,
+        arrival: Arrival,
+        shutdown: &ShutdownWatch,
+    ) -> Option<Connection> {
+        let first = connection.requests == 0;
+        connection.requests = connection.requests.saturating_add(1);
+        match arrival {
+            Arrival::Judged(judged) => {
+                let keep = self.keeps(&connection, shutdown);
+                self.answer(connection, judged, keep).await
+            }
+            Arrival::Bytes => self.serve_bytes(connection, shutdown).await,
+            Arrival::Late => {
+                let limit = if first { Limit::HeaderTime } else { Limit::IdleTime };
+                self.door.teller.tell(limit);
+                None
+            }
+            Arrival::Closed => None,
+        }
+    }
+
+    /// Serves a request whose first bytes are in the buffer.
+    async fn serve_bytes(
+        self: &Arc<Self>,
+        mut connection: Connection,
+        shutdown: &ShutdownWatch,
+    ) -> Option<Connection> {
+        let Connection { stream, came, peer, requests, .. } = &mut connection;
+        let end = match self.read_head(stream, came, 0).await {
+            Head::Complete(end) => end,
+            Head::Closed => return None,
+            Head::Refused(limit) => {
+                Box::pin(self.refuse(connection.stream, limit)).await;
+                return None;
+            }
+        };
+        if let Some(judged) = self.judge_plain(&came[..end], *peer) {
+            came.advance(end);
+            let keep = self.keeps(&connection, shutdown);
+            return self.answer(connection, judged, keep).await;
+        }
+        let first = *requests == 1;
+        if first && end == h2::PREFACE_HEAD_BYTES && h2::PREFACE.starts_with(&came[..end]) {
+            Box::pin(self.clone().serve_h2(connection, shutdown.clone())).await;
+            return None;
+        }
+        let request = match sound(came, end, self.limits().header_lines_max) {
+            Ok(request) => request,
+            Err(limit) => {
+                Box::pin(self.refuse(connection.stream, limit)).await;
+                return None;
+            }
+        };
+        let keep = self.keeps(&connection, shutdown);
+        let reused = self.hand_over(connection.stream, request, keep, shutdown).await?;
+        connection.stream = reused.consume().0;
+        Some(connection)
+    }
+
+    /// Has Pingora serve the request that begins with `request`.
+    fn hand_over<'a>(
+        &'a self,
+        stream: Stream,
+        request: BytesMut,
+        keep: bool,
+        shutdown: &'a ShutdownWatch,
+    ) -> Handed<'a> {
+        let mut session = ServerSession::new_http1(stream);
+        session.set_pipelined_prefix(request);
+        session.set_write_timeout(Some(self.limits().write_timeout));
+        if !keep {
+            session.set_keepalive_reuses_remaining(Some(0));
+        }
+        self.proxy.process_new_http(session, shutdown)
+    }
+}
+
+/// Takes a request's bytes out of the buffer for Pingora: its header alone, or all that may be
+/// its body.
+fn sound(came: &mut BytesMut, end: usize, lines_max: usize) -> Result<BytesMut, Limit> {
+    let sound = examine(&came[..end], lines_max).map_err(|fault| match fault {
+        Fault::Syntax => Limit::HeaderSyntax,
+        Fault::Lines => Limit::HeaderLines,
+    })?;
+    let mut request = came.split_to(end);
+    if sound.upgrades {
+        request = head::without_upgrade(&request);
+    }
+    if sound.expects_more {
+        request.unsplit(std::mem::take(came));
+    }
+    Ok(request)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use async_trait::async_trait;
+    use pingora::Error;
+    use pingora::prelude::{HttpPeer, Session};
+
+    /// What an idle connection may hold in its task, in bytes. Its socket's buffer and what the
+    /// runtime and Pingora keep of a socket come on top; `tests/security` measures the whole.
+    const IDLE_BYTES_MAX: usize = 1280;
+
+    struct Nobody;
+
+    #[async_trait]
+    impl ProxyHttp for Nobody {
+        type CTX = ();
+
+        fn new_ctx(&self) {}
+
+        async fn upstream_peer(
+            &self,
+            _: &mut Session,
+            _: &mut (),
+        ) -> pingora::Result<Box<HttpPeer>> {
+            Err(Error::new(pingora::ErrorType::ConnectNoRoute))
+        }
+    }
+
+    fn bytes_of<F>(_: fn(Arc<Front<Nobody>>, Connection, ShutdownWatch) -> F) -> usize {
+        size_of::<F>()
+    }
+
+    #[test]
+    fn an_idle_connection_holds_little() {
+        let bytes = bytes_of(Front::<Nobody>::serve);
+        println!("{bytes} bytes");
+        assert!(bytes <= IDLE_BYTES_MAX, "{bytes} bytes");
+    }
+}

@@ -1,0 +1,187 @@
+//! The PROXY header (versions 1 and 2 of HAProxy's protocol), which a proxy in front writes
+//! before everything else, TLS included.
+//!
+//! Where `edge.proxy_protocol` is on, every TCP connection must begin with one, and only a peer of
+//! `edge.trusted_proxies` may send it: whoever may name the client's address must be known. The
+//! address in it takes the place of the peer's; as any other it may then be a trusted proxy's, and
+//! `X-Forwarded-For` be believed. Health checks (`LOCAL`, `UNKNOWN`) keep the peer's own. Unix
+//! sockets carry none: who may connect to them is the file system's to say.
+
+use super::limits::Limits;
+use bytes::{Buf, BytesMut};
+use pingora::protocols::l4::socket::SocketAddr as PeerAddress;
+use pingora::protocols::{IO, SocketDigest};
+use pingora_timeout::timeout;
+use std::net::SocketAddr;
+use tokio::io::AsyncReadExt;
+
+/// Longest header of version 1, in bytes, its line end included (its specification, 2.1).
+const V1_BYTES_MAX: usize = 107;
+/// Longest header of version 2 that is read, in bytes: addresses and a client certificate's names.
+const V2_BYTES_MAX: usize = 4096;
+/// A header of version 2 before its addresses, in bytes.
+const V2_BYTES_MIN: usize = 16;
+
+/// What a PROXY header says.
+#[derive(Debug, PartialEq, Eq)]
+pub struct Said {
+    /// On whose behalf; `None` for the proxy's own.
+    pub client: Option<SocketAddr>,
+    /// How long the header is, in bytes.
+    pub length: usize,
+}
+
+/// How a beginning of bytes reads.
+#[derive(Debug, PartialEq, Eq)]
+pub enum Reading {
+    /// A whole header.
+    Whole(Said),
+    /// It may become one.
+    Partial,
+    /// It is none.
+    Malformed,
+}
+
+/// Reads what stands at the beginning of `bytes`.
+pub fn read(bytes: &[u8]) -> Reading {
+    match bytes.first() {
+        None => Reading::Partial,
+        Some(b'P') => read_text(bytes),
+        Some(_) => read_binary(bytes),
+    }
+}
+
+fn read_text(bytes: &[u8]) -> Reading {
+    let line = &bytes[..bytes.len().min(V1_BYTES_MAX)];
+    let Some(end) = memchr::memchr(b'\n', line) else {
+        let may_become = line.iter().zip(b"PROXY ").all(|(have, want)| have == want);
+        return match may_become && line.len() < V1_BYTES_MAX {
+            true => Reading::Partial,
+            false => Reading::Malformed,
+        };
+    };
+    let length = end + 1;
+    let Ok(header) = ppp::v1::Header::try_from(&bytes[..length]) else { return Reading::Malformed };
+    let client = match header.addresses {
+        ppp::v1::Addresses::Tcp4(a) => Some((a.source_address, a.source_port).into()),
+        ppp::v1::Addresses::Tcp6(a) => Some((a.source_address, a.source_port).into()),
+        ppp::v1::Addresses::Unknown => None,
+    };
+    Reading::Whole(Said { client, length })
+}
+
+fn read_binary(bytes: &[u8]) -> Reading {
+    use ppp::PartialResult;
+    use ppp::v2::{Addresses, Command, Header};
+    if let [_, .., high, low] = bytes.get(..V2_BYTES_MIN).unwrap_or_default()
+        && V2_BYTES_MIN + usize::from(u16::from_be_bytes([*high, *low])) > V2_BYTES_MAX
+    {
+        return Reading::Malformed;
+    }
+    let header = Header::try_from(bytes);
+    if header.is_incomplete() {
+        return Reading::Partial;
+    }
+    let Ok(header) = header else { return Reading::Malformed };
+    let client = match (header.command, header.addresses) {
+        (Command::Local, _) => None,
+        (Command::Proxy, Addresses::IPv4(a)) => Some((a.source_address, a.source_port).into()),
+        (Command::Proxy, Addresses::IPv6(a)) => Some((a.source_address, a.source_port).into()),
+        // Nothing that could be taken for a client's address.
+        (Command::Proxy, Addresses::Unix(_) | Addresses::Unspecified) => None,
+    };
+    Reading::Whole(Said { client, length: header.len() })
+}
+
+/// Reads the header off a connection, and gives the connection the client's address. What was
+/// read behind it stays in `buffer`. `None`: there was none in time, or none that can be read.
+pub async fn take(stream: &mut dyn IO, buffer: &mut BytesMut, limits: &Limits) -> Option<()> {
+    let reading = async {
+        loop {
+            match read(buffer) {
+                Reading::Whole(said) => return Some(said),
+                Reading::Malformed => return None,
+                Reading::Partial => {}
+            }
+            buffer.reserve(V1_BYTES_MAX);
+            if stream.read_buf(buffer).await.ok()? == 0 {
+                return None;
+            }
+        }
+    };
+    let said = timeout(limits.header_timeout, reading).await.ok()??;
+    buffer.advance(said.length);
+    if let Some(client) = said.client {
+        let digest = SocketDigest::from_raw_fd(stream.id());
+        // A digest that was made here has no address yet.
+        let _ = digest.peer_addr.set(Some(PeerAddress::Inet(client)));
+        stream.set_socket_digest(digest);
+    }
+    Some(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const SIGNATURE: &[u8] = b"\r\n\r\n\0\r\nQUIT\n";
+
+    fn v2(command_family: [u8; 2], payload: &[u8]) -> Vec<u8> {
+        let length = u16::try_from(payload.len()).unwrap().to_be_bytes();
+        [SIGNATURE, &command_family, &length, payload].concat()
+    }
+
+    fn said(client: Option<&str>, length: usize) -> Reading {
+        Reading::Whole(Said { client: client.map(|c| c.parse().unwrap()), length })
+    }
+
+    #[test]
+    fn a_text_header_names_the_client() {
+        let check = |line: &str, client: Option<&str>| {
+            let bytes = format!("{line}\r\nGET / HTTP/1.1\r\n");
+            assert_eq!(read(bytes.as_bytes()), said(client, line.len() + 2), "{line}");
+        };
+        check("PROXY TCP4 203.0.113.7 10.0.0.1 4711 443", Some("203.0.113.7:4711"));
+        check("PROXY TCP6 2001:db8::7 2001:db8::1 4711 443", Some("[2001:db8::7]:4711"));
+        check("PROXY UNKNOWN", None);
+        check("PROXY UNKNOWN ffff::1 ffff::2 1 2", None);
+    }
+
+    #[test]
+    fn a_binary_header_names_the_client() {
+        let v4 = [203, 0, 113, 7, 10, 0, 0, 1, 0x12, 0x67, 1, 187];
+        let with_tlv = [&v4[..], &[4, 0, 1, 0]].concat();
+        assert_eq!(read(&v2([0x21, 0x11], &v4)), said(Some("203.0.113.7:4711"), 28));
+        assert_eq!(read(&v2([0x21, 0x11], &with_tlv)), said(Some("203.0.113.7:4711"), 32));
+        assert_eq!(read(&v2([0x20, 0x00], &[])), said(None, 16), "LOCAL");
+        assert_eq!(read(&v2([0x20, 0x11], &v4)), said(None, 28), "LOCAL with addresses");
+        assert_eq!(read(&v2([0x21, 0x31], &[0; 216])), said(None, 232), "Unix");
+    }
+
+    #[test]
+    fn a_header_is_read_however_it_is_cut_and_nothing_else_is() {
+        let v4 = [203, 0, 113, 7, 10, 0, 0, 1, 0x12, 0x67, 1, 187];
+        let text = b"PROXY TCP4 203.0.113.7 10.0.0.1 4711 443\r\n".to_vec();
+        for whole in [text, v2([0x21, 0x11], &v4)] {
+            for cut in 0..whole.len() {
+                assert_eq!(read(&whole[..cut]), Reading::Partial, "{cut} of {whole:?}");
+            }
+        }
+        let longest = format!("PROXY {}", "x".repeat(V1_BYTES_MAX));
+        for wrong in [
+            &b"GET / HTTP/1.1\r\n"[..],
+            b"PUT / HTTP/1.1\r\n",
+            b"PROXY TCP4 203.0.113.7\r\n",
+            b"PROXY TCP4 203.0.113.256 10.0.0.1 4711 443\r\n",
+            b"PROXY TCP4 203.0.113.7 10.0.0.1 4711 443\n",
+            b"PROXY TCP5 203.0.113.7 10.0.0.1 4711 443\r\n",
+            b"\x16\x03\x01",
+            longest.as_bytes(),
+            &v2([0x31, 0x11], &v4),
+            &v2([0x21, 0x11], &v4[..4]),
+            &v2([0x21, 0x11], &[0; V2_BYTES_MAX]),
+        ] {
+            assert_eq!(read(wrong), Reading::Malformed, "{}", wrong.escape_ascii());
+        }
+    }
+}
