@@ -31,6 +31,7 @@ pub struct Edge {
 /// What an edge is told beside the harness's own settings.
 #[derive(Default, Clone)]
 pub struct Setup {
+    listen: String,
     edge: String,
     sections: String,
     upstreams: String,
@@ -43,6 +44,12 @@ impl Setup {
     pub fn edge(mut self, lines: &str) -> Self {
         self.edge += lines;
         self.edge += "\n";
+        self
+    }
+
+    /// One more listener.
+    pub fn listen(mut self, address: &str) -> Self {
+        self.listen += &format!(", \"{address}\"");
         self
     }
 
@@ -85,6 +92,18 @@ impl Setup {
         Edge::start_in(dir)
     }
 
+    /// The same as `start`, behind these commands of a shell, such as `ulimit -n 300`.
+    #[allow(dead_code, reason = "for tests/security")]
+    pub fn start_under(self, commands: &str) -> Edge {
+        let dir = Arc::new(tempfile::tempdir().unwrap());
+        let config = self.write(dir.path());
+        let mut shell = Command::new("sh");
+        shell.arg("-c").arg(format!("{commands}; exec \"$0\" run --config \"$1\""));
+        shell.arg(env!("CARGO_BIN_EXE_pixelgate")).arg(config);
+        shell.env_remove("RUST_LOG").stdout(Stdio::piped()).stderr(Stdio::piped());
+        Edge::spawn(shell, dir)
+    }
+
     /// Writes the configuration and the portal list into `dir`, and gives the file's path.
     pub fn write(&self, dir: &Path) -> PathBuf {
         let at = dir.display();
@@ -97,11 +116,11 @@ impl Setup {
         let portals = dir.join("portals.toml");
         std::fs::write(&portals, self.portals.as_deref().unwrap_or(PORTALS)).unwrap();
         let config = format!(
-            "[edge]\nlisten = [\"127.0.0.1:0\"]\nstate_dir = \"{at}\"\n{}\n\
+            "[edge]\nlisten = [\"127.0.0.1:0\"{}]\nstate_dir = \"{at}\"\n{}\n\
              [portals]\nsource = \"{at}/portals.toml\"\nrefresh_seconds = 1\n\
              [spool]\ndir = \"{at}/spool\"\n{}\n\
              [admin]\nlisten = \"127.0.0.1:0\"\n{}\n{}",
-            self.edge, self.spool, self.sections, upstreams
+            self.listen, self.edge, self.spool, self.sections, upstreams
         );
         let path = dir.join("edge.toml");
         std::fs::write(&path, config).unwrap();
@@ -137,7 +156,12 @@ impl Edge {
 
     fn start_as(dir: Arc<tempfile::TempDir>, arguments: &[&str], set: &[(&str, &str)]) -> Edge {
         let mut command = command(&dir.path().join("edge.toml"), arguments);
-        let mut child = command.envs(set.iter().copied()).spawn().unwrap();
+        command.envs(set.iter().copied());
+        Self::spawn(command, dir)
+    }
+
+    fn spawn(mut command: Command, dir: Arc<tempfile::TempDir>) -> Edge {
+        let mut child = command.spawn().unwrap();
         let stderr = child.stderr.take().unwrap();
         let log = Arc::new(Mutex::new(String::new()));
         let keep = Arc::clone(&log);
@@ -178,6 +202,14 @@ impl Edge {
     /// Waits until its log says so.
     pub fn wait_log(&self, what: &str) {
         wait_for(&format!("the log to say {what:?}"), || self.log().contains(what));
+    }
+
+    /// Its resident memory, in KiB.
+    #[allow(dead_code, reason = "for tests/security")]
+    pub fn resident_kib(&self) -> u64 {
+        let status = std::fs::read_to_string(format!("/proc/{}/status", self.child.id())).unwrap();
+        let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).unwrap();
+        line.trim().trim_end_matches(" kB").parse().unwrap()
     }
 
     /// What it wrote to standard error so far.
