@@ -51,6 +51,7 @@
 //! | 1 | [`spool`], [`portals`], [`upstream`] | devices, which know nothing of each other |
 //! | 0 | [`event`], [`path`], [`answer`], [`pixel`] and the like | pure: no I/O, no async |
 
+#![forbid(unsafe_code)]
 #![warn(missing_docs)]
 
 pub mod admin;

@@ -1,5 +1,7 @@
 //! The ready edge: read the configuration, do what the command line says.
 
+#![forbid(unsafe_code)]
+
 mod cli;
 mod config;
 mod edge;

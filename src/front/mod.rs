@@ -22,8 +22,6 @@
 //! | `h2`, `watched` | allowances and deadlines of HTTP/2 |
 //! | `limits` | what is allowed, and who is told of what was not |
 
-#![forbid(unsafe_code)]
-
 mod census;
 mod door;
 mod h1;
