@@ -8,7 +8,7 @@
 use crate::clock::Clock;
 use crate::event::{self, Context, Event, Judged, Reason, Reject, Rules};
 use crate::path::{Guard, Reading};
-use crate::portals::{Portals, Ruling};
+use crate::portals::{Policy, Portals, RateLimited, Ruling};
 use crate::privacy;
 use http::Method;
 use rand::Rng;
@@ -80,6 +80,9 @@ pub struct Kept<'a> {
     pub would_refuse: Option<Reason>,
 }
 
+/// What a portal's rate says.
+type Rate = Result<(), RateLimited>;
+
 /// The judge of one configuration.
 pub struct Gate {
     guard: Guard,
@@ -112,8 +115,22 @@ impl Gate {
         &self.portals
     }
 
+    /// The rules by which queries are read.
+    pub fn rules(&self) -> &Rules {
+        &self.rules
+    }
+
     /// Judges a hit. One whose path is not ours is refused like one below the event path.
     pub fn judge<'a>(&self, hit: Hit<'a>) -> Judgement<'a> {
+        self.judge_by(hit, |policy| policy.take_rate())
+    }
+
+    /// What [`Gate::judge`] would say, without using up a place in a portal's rate.
+    pub fn consider<'a>(&self, hit: Hit<'a>) -> Judgement<'a> {
+        self.judge_by(hit, |_| Ok(()))
+    }
+
+    fn judge_by<'a>(&self, hit: Hit<'a>, take_rate: impl FnOnce(&Policy) -> Rate) -> Judgement<'a> {
         if hit.reading != Reading::Event {
             return Judgement::Refuse(Refusal::of(Reason::UnknownPath));
         }
@@ -126,7 +143,7 @@ impl Gate {
         }
         let admitted = event::parse(hit.query, &self.rules)
             .map_err(|reject| Refusal { reject, retry_after_seconds: None })
-            .and_then(|judged| self.admit(judged, hit.context));
+            .and_then(|judged| self.admit(judged, hit.context, take_rate));
         match admitted {
             Ok(kept) => Judgement::Keep(kept),
             Err(refusal) => Judgement::Refuse(refusal),
@@ -134,7 +151,12 @@ impl Gate {
     }
 
     /// The checks that follow once the parameters are in order.
-    fn admit<'a>(&self, judged: Judged<'a>, mut context: Context<'a>) -> Result<Kept<'a>, Refusal> {
+    fn admit<'a>(
+        &self,
+        judged: Judged<'a>,
+        mut context: Context<'a>,
+        take_rate: impl FnOnce(&Policy) -> Rate,
+    ) -> Result<Kept<'a>, Refusal> {
         let Judged { mut event, ignored } = judged;
         let decision = self.portals.judge(event.portal, &event.name);
         let mut would_refuse = match decision.ruling {
@@ -146,7 +168,7 @@ impl Gate {
             return Err(Refusal::of(Reason::PrivacyOptOut));
         }
         // Last, because asking uses up a place.
-        if let Err(limited) = decision.policy.take_rate() {
+        if let Err(limited) = take_rate(&decision.policy) {
             if limited.enforced {
                 let retry_after_seconds = Some(limited.retry_after_seconds);
                 return Err(Refusal {

@@ -47,7 +47,7 @@
 //! | floor | modules | what they are |
 //! |---|---|---|
 //! | 3 | [`plugin`], [`front`], [`builder`], [`admin`] | hosts: the only ones that know Pingora |
-//! | 2 | [`gate`], [`forward`] | flows: from a hit to a verdict, from the spool to the upstreams |
+//! | 2 | [`gate`], [`explain`], [`forward`] | flows: from hit to verdict, from spool to upstreams |
 //! | 1 | [`spool`], [`portals`], [`upstream`] | devices, which know nothing of each other |
 //! | 0 | [`event`], [`path`], [`answer`], [`pixel`] and the like | pure: no I/O, no async |
 
@@ -62,6 +62,7 @@ pub mod clock;
 pub mod context;
 mod delivery;
 pub mod event;
+pub mod explain;
 pub mod forward;
 pub mod front;
 pub mod gate;

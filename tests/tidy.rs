@@ -16,7 +16,7 @@ const COLUMNS_MAX: usize = 100;
 /// floor 1 from no neighbour.
 const FLOORS: &[(u8, &[&str])] = &[
     (3, &["builder", "front", "admin", "plugin", "delivery"]),
-    (2, &["gate", "forward"]),
+    (2, &["gate", "explain", "forward"]),
     (1, &["spool", "portals", "upstream"]),
     (
         0,
