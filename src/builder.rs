@@ -10,6 +10,7 @@ use crate::delivery::Delivery;
 use crate::event::{self, Rules};
 use crate::forward::{self, Meters, Route};
 use crate::gate::Gate;
+use crate::glimpse::Glimpses;
 use crate::metrics::Metrics;
 use crate::path::Guard;
 use crate::plugin::{PixelGate, Prebuilt, Shared};
@@ -264,6 +265,7 @@ impl Builder {
             gate,
             spool,
             metrics,
+            glimpses: Glimpses::new(self.clock.clone()),
             answers,
             response: config.response.clone(),
             methods: config.events.methods.clone(),

@@ -66,6 +66,7 @@ pub mod explain;
 pub mod forward;
 pub mod front;
 pub mod gate;
+pub mod glimpse;
 pub mod metrics;
 pub mod path;
 pub mod pixel;

@@ -13,6 +13,7 @@ use crate::delivery::Delivery;
 use crate::event::Reason;
 use crate::forward::Forwarder;
 use crate::gate::{Gate, Hit, Judgement, Refusal, Verdict};
+use crate::glimpse::{Glimpses, Note};
 use crate::metrics::Metrics;
 use crate::path::Reading;
 use crate::spool::{CloseError, Commit, Overloaded, Spool};
@@ -44,6 +45,7 @@ pub(crate) struct Shared {
     pub gate: Gate,
     pub spool: Spool,
     pub metrics: Metrics,
+    pub glimpses: Glimpses,
     pub answers: Answers<Prebuilt>,
     /// For whoever builds the answers in another form.
     pub response: answer::Config,
@@ -72,7 +74,7 @@ pub(crate) enum Step {
     /// Answer now.
     Answer(Reply),
     /// Wait for the disk, then answer.
-    Wait(Commit),
+    Wait(Commit, Note),
 }
 
 impl Reply {
@@ -89,6 +91,13 @@ impl Reply {
     pub fn retry_after_seconds(self) -> Option<u32> {
         match self {
             Self::Refused(refusal) => refusal.retry_after_seconds,
+            _ => None,
+        }
+    }
+
+    fn reason(self) -> Option<Reason> {
+        match self {
+            Self::Refused(refusal) => Some(refusal.reject.reason),
             _ => None,
         }
     }
@@ -160,9 +169,14 @@ impl PixelGate {
     /// Judges a hit, and enqueues what is kept.
     pub(crate) fn begin(&self, hit: Hit<'_>) -> Step {
         let shared = &*self.shared;
+        let query = hit.query;
+        let refused = |refusal: Refusal| {
+            shared.glimpses.rejected(refusal.reject.reason, query, shared.gate.rules());
+            Step::Answer(Reply::Refused(refusal))
+        };
         let kept = match shared.gate.judge(hit) {
             Judgement::Keep(kept) => kept,
-            Judgement::Refuse(refusal) => return Step::Answer(Reply::Refused(refusal)),
+            Judgement::Refuse(refusal) => return refused(refusal),
             Judgement::Preflight => return Step::Answer(Reply::Preflight),
             Judgement::Head => return Step::Answer(Reply::Head),
         };
@@ -173,8 +187,8 @@ impl PixelGate {
             shared.metrics.count_dry_run_refusal(reason);
         }
         match shared.spool.append(|out| shared.gate.encode(&kept, out)) {
-            Ok(commit) => Step::Wait(commit),
-            Err(full) => Step::Answer(Reply::of_commit(Err(full))),
+            Ok(commit) => Step::Wait(commit, shared.glimpses.kept(&kept.event)),
+            Err(Overloaded) => refused(Refusal::of(Reason::Overloaded)),
         }
     }
 
@@ -182,7 +196,11 @@ impl PixelGate {
     pub(crate) async fn finish(&self, step: Step) -> Reply {
         let reply = match step {
             Step::Answer(reply) => reply,
-            Step::Wait(commit) => Reply::of_commit(commit.await),
+            Step::Wait(commit, note) => {
+                let reply = Reply::of_commit(commit.await);
+                self.shared.glimpses.settled(note, reply.reason());
+                reply
+            }
         };
         self.count(reply.verdict());
         reply
@@ -224,6 +242,11 @@ impl PixelGate {
     /// The gate's own numbers.
     pub fn metrics(&self) -> &Metrics {
         &self.shared.metrics
+    }
+
+    /// What may be seen of single events.
+    pub fn glimpses(&self) -> &Glimpses {
+        &self.shared.glimpses
     }
 
     /// Where accepted events wait.

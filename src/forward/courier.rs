@@ -135,6 +135,7 @@ impl Courier {
             name: self.supplies.name.clone(),
             kind: self.supplies.upstream.kind(),
             state,
+            trouble_seconds: self.health.trouble_seconds(),
             lag_seconds: self.lag_seconds(),
             last_error,
             outcomes: OUTCOMES.map(count).to_vec(),

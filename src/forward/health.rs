@@ -54,6 +54,8 @@ pub struct Health {
 struct Inner {
     state: State,
     last_error: Option<String>,
+    /// Since when it has not worked, through every state but `Ok`.
+    trouble: Option<Instant>,
     /// When a change to each state was last logged.
     logged: [Option<Instant>; 6],
     /// Whether the log's last word is that something is wrong.
@@ -72,6 +74,11 @@ impl Health {
         (inner.state, inner.last_error.clone())
     }
 
+    /// How long it has not worked, in seconds; `None` while it does.
+    pub fn trouble_seconds(&self) -> Option<u64> {
+        self.lock().trouble.map(|since| since.elapsed().as_secs())
+    }
+
     /// It works, or works again.
     pub fn ok(&self) {
         let mut inner = self.lock();
@@ -79,6 +86,7 @@ impl Health {
             return;
         }
         inner.state = State::Ok;
+        inner.trouble = None;
         if inner.alarmed && inner.may_log(State::Ok) {
             inner.alarmed = false;
             log::info!("upstream {}: delivers again", self.name);
@@ -92,6 +100,7 @@ impl Health {
             return;
         }
         inner.last_error = Some(error.to_owned());
+        inner.trouble.get_or_insert_with(Instant::now);
         if inner.state == state {
             return;
         }
@@ -161,6 +170,18 @@ mod tests {
         assert_eq!(health.read(), (State::Down, Some("connection refused".into())));
         health.ok();
         assert_eq!(health.read(), (State::Ok, Some("connection refused".into())));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn trouble_lasts_from_the_first_failure_to_the_next_success() {
+        let health = Health::new("a");
+        assert_eq!(health.trouble_seconds(), None);
+        health.failing(State::Retrying, "503");
+        tokio::time::advance(Duration::from_secs(3)).await;
+        health.failing(State::Down, "503");
+        assert_eq!(health.trouble_seconds(), Some(3));
+        health.ok();
+        assert_eq!(health.trouble_seconds(), None);
     }
 
     #[test]

@@ -97,6 +97,8 @@ pub struct Status {
     pub kind: &'static str,
     /// Its state.
     pub state: State,
+    /// How long it has not worked, in seconds; `None` while it does.
+    pub trouble_seconds: Option<u64>,
     /// Age in seconds of the oldest event on its way; 0 when there is none.
     pub lag_seconds: u64,
     /// The last error ever. Holds nothing that an event or an answer brought.

@@ -1,0 +1,68 @@
+//! What can be told of a query without judging it: whose event it is, and which.
+//!
+//! For people who look for their event among those that were rejected. A rejection carries
+//! neither, because most of them are about a query that has none; so this reads the query again,
+//! and is asked for few of them.
+
+use std::borrow::Cow;
+
+use super::param::Reserved;
+use super::query::{Piece, Plus, encode_wide, pieces};
+use super::{Rules, validate};
+
+/// See the module. What is missing or breaks its rule is `None`.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Glance {
+    /// The account (`_a`).
+    pub portal: Option<u64>,
+    /// The event's id or name (`_n`), as decoded.
+    pub name: Option<String>,
+}
+
+/// Looks at a query, at no more of it than `rules` allow. Of several values it takes the first.
+pub fn glance(query: &[u8], rules: &Rules) -> Glance {
+    let limits = rules.limits();
+    let query = &query[..query.len().min(limits.query_bytes_max)];
+    let query =
+        std::str::from_utf8(query).map_or_else(|_| encode_wide(query).into(), Cow::Borrowed);
+    let mut seen = Glance::default();
+    for piece in pieces(&query).take(limits.params_max) {
+        match piece.key().ok().and_then(|key| Reserved::of(key.as_bytes())) {
+            Some(Reserved::Portal) if seen.portal.is_none() => {
+                seen.portal = value(&piece).as_ref().and_then(validate::portal);
+            }
+            Some(Reserved::Event) if seen.name.is_none() => {
+                let name = value(&piece).filter(validate::is_event_name);
+                seen.name = name.map(|name| name.text.into_owned());
+            }
+            _ => {}
+        }
+    }
+    seen
+}
+
+fn value<'a>(piece: &Piece<'a>) -> Option<super::query::Text<'a>> {
+    piece.value(Plus::Space).ok().filter(|value| !value.text.is_empty())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn it_sees_what_is_there_and_nothing_more() {
+        let check = |query: &[u8], portal: Option<u64>, name: Option<&str>| {
+            let seen = glance(query, &Rules::default());
+            assert_eq!((seen.portal, seen.name.as_deref()), (portal, name), "{query:?}");
+        };
+        check(b"_a=62515&_n=buy&email=nobody", Some(62515), Some("buy"));
+        check(b"_A=0062515&_n=a%20b", Some(62515), Some("a b"));
+        check(b"_a=x&_n=buy", None, Some("buy"));
+        check(b"_a=&_a=7&_a=8", Some(7), None);
+        check(b"_a=7&_n=%FF", Some(7), None);
+        check(b"_a=7&_n=\xff", Some(7), None);
+        check(b"", None, None);
+        let beyond = ["x=1&"; 100].concat() + "_a=7";
+        check(beyond.as_bytes(), None, None);
+    }
+}
