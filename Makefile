@@ -9,7 +9,7 @@ run: ## Build and start the edge on the sample configuration
 	cargo run --locked --release -- run --config config/pixelgate.toml
 
 test: ## Pass the tests
-	@.ci/need cc cmake nginx
+	@.ci/need cc cmake nginx chromium chromedriver
 	cargo test --locked $(if $(FEATURES),--features $(FEATURES))
 
 bench: ## Measure next to nginx and the other yardsticks (README, "Figures")

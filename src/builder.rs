@@ -271,6 +271,7 @@ impl Builder {
             methods: config.events.methods.clone(),
             trusted,
             delivery,
+            upstreams: config.upstream.clone(),
         }))
     }
 

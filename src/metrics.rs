@@ -96,6 +96,14 @@ pub struct Metrics {
     pub spool_commit_seconds: Histogram,
     /// Bytes that the spool's segments hold.
     pub spool_bytes: IntGauge,
+    /// Bytes that the spool's disk has left.
+    pub spool_free_bytes: IntGauge,
+    /// Damaged bytes found, those kept in quarantine included.
+    pub spool_quarantined_bytes: IntGauge,
+    /// 1 where `/readyz` says so, else 0.
+    pub ready: IntGauge,
+    /// 1 for each upstream that works or hiccups, 0 for one that needs somebody.
+    pub upstream_up: IntGaugeVec,
     /// Events that wait, by upstream.
     pub spool_pending_events: IntGaugeVec,
     /// Events handed over, by upstream, since start.
@@ -172,6 +180,18 @@ impl Metrics {
             hits: Hits::new(&r),
             spool_commit_seconds: commit_histogram(&r),
             spool_bytes: gauge(&r, "spool_bytes", "Bytes that the spool's segments hold."),
+            spool_free_bytes: gauge(&r, "spool_free_bytes", "Bytes free on the spool's disk."),
+            spool_quarantined_bytes: gauge(
+                &r,
+                "spool_quarantined_bytes",
+                "Damaged bytes found in the spool.",
+            ),
+            ready: gauge(&r, "ready", "Whether events are taken, as /readyz says: 1 or 0."),
+            upstream_up: gauges(
+                &r,
+                "upstream_up",
+                "Whether the upstream takes its events: 1 or 0.",
+            ),
             spool_pending_events: gauges(
                 &r,
                 "spool_pending_events",
@@ -257,6 +277,11 @@ impl Metrics {
     pub fn verdicts(&self) -> (u64, Vec<(Reason, u64)>) {
         let reasons = Reason::ALL.iter().zip(&*self.hits.by_reason);
         (self.hits.accepted.get(), reasons.map(|(&r, c)| (r, c.get())).collect())
+    }
+
+    /// Requests for the event path answered without being judged, since start.
+    pub fn not_judged(&self) -> u64 {
+        self.hits.not_judged.get()
     }
 
     /// Everything in the Prometheus text format, version 0.0.4.

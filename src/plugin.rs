@@ -18,6 +18,7 @@ use crate::metrics::Metrics;
 use crate::path::Reading;
 use crate::spool::{CloseError, Commit, Overloaded, Spool};
 use crate::target::Target;
+use crate::upstream;
 use bytes::Bytes;
 use http::{HeaderName, Method, header};
 use pingora::http::ResponseHeader;
@@ -52,6 +53,8 @@ pub(crate) struct Shared {
     pub methods: Vec<String>,
     pub trusted: TrustedProxies,
     pub delivery: Delivery,
+    /// As configured, for whoever explains what they would be sent.
+    pub upstreams: Vec<upstream::Config>,
 }
 
 /// An answer in the form in which Pingora sends it.

@@ -1,48 +1,119 @@
 //! `/status` and `/readyz`: how the gate is, as data.
+//!
+//! `/status` holds the keys of SPEC 8, and beside them what the page shows more:
+//!
+//! | key | what it is |
+//! |---|---|
+//! | `now` | the edge's time, milliseconds since 1970 |
+//! | `headline` | `level` (`ok`, `notice`, `trouble`), `text`, `advice`: the page's first lines |
+//! | `ready`, `faults` | what `/readyz` says |
+//! | `not_judged` | `HEAD` and `OPTIONS` answered since start |
+//! | `lately` | the last ten minutes at most: `seconds`, `accepted`, `reasons` (most first) |
+//! | `spool.bytes_max`, `.failing` | its bound, and why it refuses events, if it does |
+//! | `portals.age_seconds`, `.fresh`, `.stale` | since it was loaded; how the last look went |
+//! | `upstreams[].lost` | events whose record the disk damaged |
+//! | `upstreams[].trouble`, `.trouble_seconds` | whether it needs somebody, and since when |
+//! | `ranking` | `portals` with most events lately; `others`: events of those not counted each |
+//! | `recent` | the last events that were glimpsed, masked ([`crate::glimpse`]), newest first |
 
+use super::headline::{headline, is_in_trouble};
+use super::lookout::{Look, Lookout, Rejections};
+use crate::event::Reason;
+use crate::glimpse::Glimpse;
 use crate::plugin::PixelGate;
+use crate::{portals, spool};
 use serde_json::{Value, json};
+use std::cmp::Reverse;
+use std::collections::HashMap;
 
-/// Everything that SPEC 8 says `/status` holds.
-pub fn status(gate: &PixelGate, uptime_seconds: u64) -> Value {
+/// Portals in the ranking.
+const RANKED_PORTALS: usize = 12;
+
+/// Everything that is known, see the module.
+pub fn status(lookout: &Lookout) -> Value {
+    let gate = lookout.gate();
+    let look = lookout.look();
+    let headline = headline(&look);
+    let faults = faults(&look.portals, &look.spool);
     let (accepted, reasons) = gate.metrics().verdicts();
     let mut verdicts = serde_json::Map::new();
     verdicts.insert("accepted".to_owned(), accepted.into());
     for (reason, count) in reasons {
         verdicts.insert(reason.as_str().to_owned(), count.into());
     }
-    let spool = gate.spool().status();
-    let portals = gate.gate().portals().status();
+    let past = lookout.past();
+    let recent: Vec<_> = past.recent.iter().map(|(at, seen)| glimpse(*at, seen)).collect();
+    let rejections = past.rejections();
+    drop(past);
     json!({
         "version": env!("CARGO_PKG_VERSION"),
-        "uptime_seconds": uptime_seconds,
+        "uptime_seconds": lookout.uptime().as_secs(),
+        "now": now_ms(),
+        "headline": {
+            "level": headline.level.as_str(),
+            "text": headline.text,
+            "advice": headline.advice,
+        },
+        "ready": faults.is_empty(),
+        "faults": faults,
         "verdicts": verdicts,
-        "spool": {
-            "bytes": spool.bytes,
-            "free_bytes": spool.free_bytes,
-            "seconds_to_full": spool.seconds_to_full,
-            "quarantined_bytes": spool.quarantined_bytes,
-        },
-        "portals": {
-            "count": portals.count,
-            "mode": portals.mode.as_str(),
-            "loaded_at": portals.loaded_at_ms.map(rfc3339),
-            "last_failure": portals.last_failure.as_ref().map(|failure| {
-                json!({ "at": rfc3339(failure.at_ms), "what": failure.what })
-            }),
-        },
-        "upstreams": upstreams(gate),
+        "not_judged": gate.metrics().not_judged(),
+        "lately": lately(&look),
+        "spool": spool(gate, &look.spool),
+        "portals": portals(&look.portals),
+        "upstreams": upstreams(&look),
+        "ranking": ranking(gate, rejections),
+        "recent": recent,
     })
 }
 
-fn upstreams(gate: &PixelGate) -> Vec<Value> {
-    let spool = gate.spool().status();
-    let row = |route: crate::forward::Status| {
-        let held = spool.upstreams.iter().find(|held| held.name == route.name)?;
+fn lately(look: &Look) -> Value {
+    let mut reasons = Vec::new();
+    for (reason, count) in look.lately.ranked() {
+        let (name, detail) = (reason.as_str(), reason.detail());
+        reasons.push(json!({ "reason": name, "count": count, "detail": detail }));
+    }
+    json!({
+        "seconds": look.lately.seconds,
+        "accepted": look.lately.accepted,
+        "reasons": reasons,
+    })
+}
+
+fn spool(gate: &PixelGate, spool: &spool::Status) -> Value {
+    json!({
+        "bytes": spool.bytes,
+        "bytes_max": gate.spool().bytes_max(),
+        "free_bytes": spool.free_bytes,
+        "seconds_to_full": spool.seconds_to_full,
+        "quarantined_bytes": spool.quarantined_bytes,
+        "failing": spool.failing,
+    })
+}
+
+fn portals(portals: &portals::Status) -> Value {
+    json!({
+        "count": portals.count,
+        "mode": portals.mode.as_str(),
+        "loaded_at": portals.loaded_at_ms.map(rfc3339),
+        "age_seconds": portals.loaded_at_ms.map(|at| now_ms().saturating_sub(at) / 1000),
+        "fresh": portals.fresh,
+        "stale": portals.stale,
+        "last_failure": portals.last_failure.as_ref().map(|failure| {
+            json!({ "at": rfc3339(failure.at_ms), "what": failure.what })
+        }),
+    })
+}
+
+fn upstreams(look: &Look) -> Vec<Value> {
+    let row = |route: &crate::forward::Status| {
+        let held = look.spool.upstreams.iter().find(|held| held.name == route.name)?;
         Some(json!({
             "name": route.name,
             "kind": route.kind,
             "state": route.state.as_str(),
+            "trouble": is_in_trouble(route),
+            "trouble_seconds": route.trouble_seconds,
             "accepted": held.accepted,
             "delivered": held.delivered,
             "dead": held.dead,
@@ -52,14 +123,54 @@ fn upstreams(gate: &PixelGate) -> Vec<Value> {
             "last_error": route.last_error,
         }))
     };
-    gate.forwarder().status().into_iter().filter_map(row).collect()
+    look.routes.iter().filter_map(row).collect()
+}
+
+fn ranking(gate: &PixelGate, mut rejections: HashMap<u64, Rejections>) -> Value {
+    let tally = gate.glimpses().tally().ranking();
+    let mut all: Vec<(u64, u64, Rejections)> = Vec::new();
+    for (portal, accepted) in tally.portals {
+        all.push((portal, accepted, rejections.remove(&portal).unwrap_or_default()));
+    }
+    all.extend(rejections.into_iter().map(|(portal, rejections)| (portal, 0, rejections)));
+    all.sort_by_key(|(portal, accepted, rejected)| (Reverse(accepted + rejected.count), *portal));
+    let row = |(portal, accepted, rejected): &(u64, u64, Rejections)| {
+        json!({
+            "portal": portal,
+            "accepted": accepted,
+            "rejected": rejected.count,
+            "mostly": rejected.mostly().map(Reason::as_str),
+        })
+    };
+    let portals: Vec<_> = all.iter().take(RANKED_PORTALS).map(row).collect();
+    json!({ "portals": portals, "others": tally.others })
+}
+
+fn glimpse(number: u64, glimpse: &Glimpse) -> Value {
+    json!({
+        "number": number,
+        "at": rfc3339(glimpse.at_ms),
+        "verdict": if glimpse.rejected.is_some() { "rejected" } else { "accepted" },
+        "reason": glimpse.rejected.map(Reason::as_str),
+        "portal": glimpse.portal,
+        "event": glimpse.name,
+        "email": glimpse.email,
+        "revenue": glimpse.revenue,
+        "properties": glimpse.properties,
+    })
 }
 
 /// Whether events are taken: the list is there and fresh, the spool takes records. An upstream
 /// that is down makes no edge unready: its events wait.
 pub fn readiness(gate: &PixelGate) -> (bool, String) {
-    let portals = gate.gate().portals().status();
-    let spool = gate.spool().status();
+    let faults = faults(&gate.gate().portals().status(), &gate.spool().status());
+    match faults.is_empty() {
+        true => (true, "ready\n".to_owned()),
+        false => (false, faults.join("\n") + "\n"),
+    }
+}
+
+fn faults(portals: &portals::Status, spool: &spool::Status) -> Vec<String> {
     let mut faults = Vec::new();
     if !portals.fresh {
         faults.push("portals: the last look at the list failed, or there is none yet".to_owned());
@@ -67,13 +178,10 @@ pub fn readiness(gate: &PixelGate) -> (bool, String) {
     if portals.stale {
         faults.push("portals: the list is older than portals.stale_seconds_max".to_owned());
     }
-    if let Some(why) = spool.failing {
+    if let Some(why) = &spool.failing {
         faults.push(format!("spool: {why}"));
     }
-    match faults.is_empty() {
-        true => (true, "ready\n".to_owned()),
-        false => (false, faults.join("\n") + "\n"),
-    }
+    faults
 }
 
 /// Brings the gauges up to date that nobody counts as it goes.
@@ -82,15 +190,25 @@ pub fn refresh_gauges(gate: &PixelGate) {
     let spool = gate.spool().status();
     let gauge = |value: u64| i64::try_from(value).unwrap_or(i64::MAX);
     metrics.spool_bytes.set(gauge(spool.bytes));
+    metrics.spool_free_bytes.set(gauge(spool.free_bytes));
+    metrics.spool_quarantined_bytes.set(gauge(spool.quarantined_bytes));
     for held in &spool.upstreams {
         metrics.spool_pending_events.with_label_values(&[&held.name]).set(gauge(held.pending));
     }
     let portals = gate.gate().portals().status();
+    metrics.ready.set(i64::from(faults(&portals, &spool).is_empty()));
     metrics.portals.set(i64::try_from(portals.count).unwrap_or(i64::MAX));
     let counted = metrics.portals_refresh_failures.get();
     metrics.portals_refresh_failures.inc_by(portals.failures.saturating_sub(counted));
     // Lag is set as a side effect of asking.
-    gate.forwarder().status();
+    for route in gate.forwarder().status() {
+        let up = i64::from(!is_in_trouble(&route));
+        metrics.upstream_up.with_label_values(&[&route.name]).set(up);
+    }
+}
+
+fn now_ms() -> u64 {
+    jiff::Timestamp::now().as_millisecond().unsigned_abs()
 }
 
 fn rfc3339(unix_ms: u64) -> String {

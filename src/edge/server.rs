@@ -18,10 +18,10 @@ use pingora::listeners::{L4BufferSettings, ListenerConfig};
 use pingora::proxy::http_proxy;
 use pingora::server::configuration::ServerConf;
 use pingora::server::{ListenFds, RunArgs, Server, ShutdownWatch};
-use pingora::services::background::{BackgroundService, background_service};
+use pingora::services::background::{BackgroundService, GenBackgroundService, background_service};
 use pingora::services::listening::Service;
 use pixelgate::PixelGate;
-use pixelgate::admin::Admin;
+use pixelgate::admin::{Admin, Lookout};
 use pixelgate::front::{Front, InFlight, Limits};
 use rustix::process::{Resource, getrlimit, setrlimit};
 use rustls::pki_types::CertificateDer;
@@ -119,8 +119,8 @@ pub fn run(
     let bound = plain.into_iter().chain(tls).collect();
     server.add_service(Stoppable { inner: service, sockets: bound, stopped: stopped.clone() });
 
-    let mut service = Service::new("admin".to_owned(), Admin::new(gate.clone(), admin));
-    service.threads = Some(1);
+    let (lookout, mut service) = operators(&gate, admin, &in_flight);
+    server.add_service(lookout);
     add_listeners(&mut service, &pages, &[], &[])?;
     server.add_service(Stoppable { inner: service, sockets: pages, stopped });
     server.add_service(background_service("origins", origins));
@@ -223,6 +223,19 @@ impl Sockets {
         }
         Ok(bound)
     }
+}
+
+/// What serves the operator: who looks and remembers, and the pages about it.
+fn operators(
+    gate: &PixelGate,
+    admin: &pixelgate::admin::Config,
+    in_flight: &InFlight,
+) -> (GenBackgroundService<Lookout>, Service<Admin>) {
+    let lookout = Arc::new(Lookout::new(gate.clone(), 0));
+    let pages = Admin::new(lookout.clone(), admin, in_flight.clone());
+    let mut service = Service::new("admin".to_owned(), pages);
+    service.threads = Some(1);
+    (GenBackgroundService::new("lookout".to_owned(), lookout), service)
 }
 
 /// Takes as many open files as the system lets us, and gives the connections that they suffice

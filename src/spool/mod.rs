@@ -339,6 +339,11 @@ impl Spool {
         shared.upstreams[at].take().then(|| Reader::new(Arc::clone(shared), at))
     }
 
+    /// `spool.bytes_max`, in bytes.
+    pub fn bytes_max(&self) -> u64 {
+        self.handle.shared.bounds.bytes_max
+    }
+
     /// What it holds now.
     pub fn status(&self) -> Status {
         self.handle.shared.status()

@@ -1,6 +1,7 @@
 //! Nothing that a request brought is in a log line, a metric or a page, even where everything is
 //! logged that can be.
 
+use crate::admin::{Live, post_explain};
 use crate::backend::{Act, Backend};
 use crate::delivery::{RUNTIME, http_upstream};
 use crate::harness::{Edge, Setup, wait_for};
@@ -20,9 +21,10 @@ fn the_log_at_its_loudest_the_metrics_and_the_status_hold_no_personal_data() {
     let edge = Edge::start_with(dir, &[("RUST_LOG", "trace")]);
 
     let targets = [
-        format!("/v1/event/?_a=62515&_n={SECRET}&email={SECRET}@a.example&color={SECRET}"),
+        format!("/v1/event/?_a=62515&_n={SECRET}@a.example&email={SECRET}@a.example"),
+        format!("/v1/event/?_a=62515&_n=a&id={SECRET}&color={SECRET}&{SECRET}=1"),
         format!("/v1/event/?_a=62515&_n=a&email={SECRET}"),
-        format!("/v1/event/?_a=1&_n={SECRET}"),
+        format!("/v1/event/?_a=1&_n=a={SECRET}&note={SECRET}"),
         format!("/v1/event/{SECRET}"),
         format!("/page?email={SECRET}@a.example"),
         format!("/v1/event/?_a=62515&_n=%FF&note={SECRET}"),
@@ -49,10 +51,19 @@ fn the_log_at_its_loudest_the_metrics_and_the_status_hold_no_personal_data() {
     wait_for("attempts at the upstream", || backend.seen().len() >= 2);
     edge.wait_delivered("collector");
 
-    let pages: Vec<String> = ["/metrics", "/status", "/readyz", "/livez", "/"]
+    wait_for("the last events to be seen", || {
+        let recent = edge.status()["recent"].as_array().unwrap().len();
+        recent >= targets.len() - 1
+    });
+    // Whoever asks is told what they asked about, and nobody else is.
+    let told = post_explain(&edge, &format!("_a=62515&_n=a&email={SECRET}@a.example")).body;
+    assert!(String::from_utf8(told).unwrap().contains(SECRET));
+
+    let mut pages: Vec<String> = ["/metrics", "/status", "/readyz", "/livez", "/"]
         .iter()
         .map(|page| String::from_utf8(edge.admin(page).body).unwrap())
         .collect();
+    pages.push(Live::open(&edge).line("data: ").unwrap());
     for (place, text) in pages.iter().map(|p| ("a page", p)).chain([("the log", &edge.log())]) {
         let found = text.lines().find(|line| line.to_lowercase().contains(SECRET));
         assert_eq!(found, None, "{place} tells");

@@ -234,7 +234,13 @@ impl Edge {
 
     /// A page of the admin listener.
     pub fn admin(&self, page: &str) -> Response {
-        Connection::open(self.admin).get(page, "")
+        self.admin_with(page, "")
+    }
+
+    /// The same, with further header lines, each ended by CRLF.
+    pub fn admin_with(&self, page: &str, lines: &str) -> Response {
+        let host = format!("Host: {}\r\n{lines}", self.admin);
+        Connection::open(self.admin).get(page, &host)
     }
 
     /// `/status`.

@@ -71,9 +71,10 @@ impl Connection {
         self.request("GET", target, lines)
     }
 
-    /// A request without a body.
+    /// A request without a body. Its host is `edge.test`, unless the lines begin with another.
     pub fn request(&mut self, method: &str, target: &str, lines: &str) -> Response {
-        let head = format!("{method} {target} HTTP/1.1\r\nHost: edge.test\r\n{lines}\r\n");
+        let host = if lines.starts_with("Host: ") { "" } else { "Host: edge.test\r\n" };
+        let head = format!("{method} {target} HTTP/1.1\r\n{host}{lines}\r\n");
         self.send(head.as_bytes());
         self.read(method)
     }

@@ -2,6 +2,7 @@
 //!
 //! One test binary, because each one links the whole of Pingora.
 
+mod admin;
 mod answers;
 mod commands;
 mod connections;
@@ -23,6 +24,7 @@ mod legacy;
 mod nginx;
 mod origins;
 mod packaging;
+mod page;
 mod passthrough;
 mod paths;
 mod policy;
@@ -40,6 +42,7 @@ mod tls_origin;
 mod tls_scan;
 mod upgrade;
 mod ways;
+mod webdriver;
 mod wire;
 
 #[path = "../support/backend.rs"]

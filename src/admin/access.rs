@@ -1,0 +1,171 @@
+//! Who may ask the admin listener.
+//!
+//! With a token: whoever brings it. Without one the listener is on a loopback address, and
+//! whoever is on this machine may ask. That includes every web page that is open in a browser
+//! here, so two things are refused: a `Host` that is no loopback name or address (a page whose own
+//! name was made to resolve to 127.0.0.1, "DNS rebinding"), and a request that a browser says was
+//! made by another site.
+
+use http::{HeaderMap, HeaderName, header};
+use std::net::IpAddr;
+
+const SEC_FETCH_SITE: HeaderName = HeaderName::from_static("sec-fetch-site");
+
+/// Why a request is not answered.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Denied {
+    /// It lacks the token.
+    Token,
+    /// It is addressed to a name that is not this listener's.
+    Host,
+    /// Another site's page makes it.
+    Site,
+}
+
+/// The rule of one listener.
+#[derive(Debug, Clone)]
+pub struct Access {
+    token: Option<String>,
+}
+
+impl Access {
+    /// With this token; without one the listener must be on a loopback address.
+    pub fn new(token: Option<String>) -> Self {
+        Self { token }
+    }
+
+    /// Whether the page itself, which holds no data, may be shown.
+    pub fn shell(&self, headers: &HeaderMap) -> Result<(), Denied> {
+        match self.token {
+            None if !is_addressed_to_loopback(headers) => Err(Denied::Host),
+            _ => Ok(()),
+        }
+    }
+
+    /// Whether data may be given.
+    pub fn data(&self, headers: &HeaderMap) -> Result<(), Denied> {
+        self.shell(headers)?;
+        if let Some(token) = &self.token {
+            let given = headers.get(header::AUTHORIZATION).map(|value| value.as_bytes());
+            let given = given.and_then(|value| value.strip_prefix(b"Bearer "));
+            if !given.is_some_and(|given| equal(given, token.as_bytes())) {
+                return Err(Denied::Token);
+            }
+        }
+        match is_of_another_site(headers) {
+            true => Err(Denied::Site),
+            false => Ok(()),
+        }
+    }
+}
+
+/// Compares without telling by its time how much was right.
+fn equal(a: &[u8], b: &[u8]) -> bool {
+    a.len() == b.len() && a.iter().zip(b).fold(0, |differ, (a, b)| differ | (a ^ b)) == 0
+}
+
+fn is_addressed_to_loopback(headers: &HeaderMap) -> bool {
+    let mut hosts = headers.get_all(header::HOST).iter();
+    let (Some(host), None) = (hosts.next(), hosts.next()) else { return false };
+    let Ok(host) = host.to_str() else { return false };
+    // `[::1]:9090`, `127.0.0.1:9090`, `localhost`.
+    let name = match host.strip_prefix('[') {
+        Some(bracketed) => bracketed.split(']').next().unwrap_or_default(),
+        None => host.split(':').next().unwrap_or_default(),
+    };
+    let name = name.trim_end_matches('.').to_ascii_lowercase();
+    let is_address = name.parse::<IpAddr>().is_ok_and(|ip| ip.to_canonical().is_loopback());
+    is_address || name == "localhost" || name.ends_with(".localhost")
+}
+
+/// As browsers say it: by `Sec-Fetch-Site`, or, those that do not, by `Origin`.
+fn is_of_another_site(headers: &HeaderMap) -> bool {
+    if let Some(site) = headers.get(SEC_FETCH_SITE) {
+        return !matches!(site.as_bytes(), b"same-origin" | b"none");
+    }
+    let Some(origin) = headers.get(header::ORIGIN) else { return false };
+    let host = headers.get(header::HOST).map(|host| host.as_bytes());
+    let origin = origin.as_bytes();
+    let authority = origin.strip_prefix(b"http://").or_else(|| origin.strip_prefix(b"https://"));
+    authority.is_none() || authority != host
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const TOKEN: &str = "sixteen bytes ok";
+
+    fn headers(lines: &[(&str, &str)]) -> HeaderMap {
+        let pair = |(name, value): &(&str, &str)| -> (HeaderName, http::HeaderValue) {
+            (name.parse().unwrap(), value.parse().unwrap())
+        };
+        lines.iter().map(pair).collect()
+    }
+
+    #[test]
+    fn tokens_are_equal_only_when_every_byte_is() {
+        assert!(equal(b"abc", b"abc"));
+        for other in [&b"abd"[..], b"ab", b"abcd", b""] {
+            assert!(!equal(other, b"abc"));
+        }
+    }
+
+    #[test]
+    fn a_token_opens_the_data_and_its_absence_only_the_shell() {
+        let access = Access::new(Some(TOKEN.to_owned()));
+        let check = |lines: &[(&str, &str)], expect: Result<(), Denied>| {
+            let headers = headers(lines);
+            assert_eq!(access.shell(&headers), Ok(()));
+            assert_eq!(access.data(&headers), expect, "{lines:?}");
+        };
+        let bearer = format!("Bearer {TOKEN}");
+        check(&[("host", "edge1.example:9090")], Err(Denied::Token));
+        check(&[("authorization", TOKEN)], Err(Denied::Token));
+        check(&[("authorization", "Bearer sixteen bytes no")], Err(Denied::Token));
+        check(&[("host", "edge1.example:9090"), ("authorization", &bearer)], Ok(()));
+    }
+
+    #[test]
+    fn without_a_token_only_loopback_names_are_answered() {
+        let access = Access::new(None);
+        for host in [
+            "127.0.0.1:9090",
+            "127.8.8.8",
+            "[::1]:9090",
+            "localhost",
+            "LocalHost:9090",
+            "edge.localhost:9090",
+            "[::ffff:127.0.0.1]",
+        ] {
+            assert_eq!(access.data(&headers(&[("host", host)])), Ok(()), "{host}");
+        }
+        for host in
+            ["evil.example:9090", "10.0.0.1", "127.0.0.1.evil.example", "localhost.evil", ""]
+        {
+            let headers = headers(&[("host", host)]);
+            assert_eq!(access.data(&headers), Err(Denied::Host), "{host}");
+            assert_eq!(access.shell(&headers), Err(Denied::Host), "{host}");
+        }
+        assert_eq!(access.data(&headers(&[])), Err(Denied::Host));
+        let two = headers(&[("host", "localhost"), ("host", "evil.example")]);
+        assert_eq!(access.data(&two), Err(Denied::Host));
+    }
+
+    #[test]
+    fn another_sites_page_gets_nothing() {
+        let access = Access::new(None);
+        let check = |name: &str, value: &str, expect: Result<(), Denied>| {
+            let headers = headers(&[("host", "localhost:9090"), (name, value)]);
+            assert_eq!(access.data(&headers), expect, "{name}: {value}");
+        };
+        check("sec-fetch-site", "same-origin", Ok(()));
+        check("sec-fetch-site", "none", Ok(()));
+        check("sec-fetch-site", "cross-site", Err(Denied::Site));
+        check("sec-fetch-site", "same-site", Err(Denied::Site));
+        check("origin", "http://localhost:9090", Ok(()));
+        check("origin", "http://localhost:8080", Err(Denied::Site));
+        check("origin", "https://evil.example", Err(Denied::Site));
+        check("origin", "null", Err(Denied::Site));
+    }
+}

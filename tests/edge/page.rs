@@ -1,0 +1,157 @@
+//! The live page, in a real browser against the running binary.
+
+use crate::backend::{Act, Backend};
+use crate::delivery::{RUNTIME, http_upstream};
+use crate::harness::{Edge, Setup, wait_for};
+use crate::webdriver::Browser;
+use serde_json::json;
+use std::sync::Arc;
+
+const TAB: &str = "\u{e004}";
+const ENTER: &str = "\u{e007}";
+const TOKEN: &str = "sixteen bytes ok";
+/// More than there is to reach by the keyboard.
+const TABS_MAX: usize = 40;
+
+fn open(browser: &Browser, edge: &Edge) {
+    browser.open(&format!("http://{}/", edge.admin));
+}
+
+/// Goes from where the focus is to the element with this id, as people without a mouse do.
+fn tab_to(browser: &Browser, id: &str) {
+    for _ in 0..TABS_MAX {
+        browser.press(TAB);
+        let focus = "const e = document.activeElement; \
+                     return [e.id, getComputedStyle(e).outlineStyle, e.matches(':focus-visible')]";
+        let focus = browser.ask(focus);
+        assert_eq!((&focus[1], &focus[2]), (&json!("solid"), &json!(true)), "the focus shows");
+        if focus[0] == id {
+            return;
+        }
+    }
+    panic!("{id} cannot be reached by the keyboard");
+}
+
+#[test]
+fn what_happens_is_seen_without_a_reload() {
+    let backend = RUNTIME.block_on(Backend::playing([]));
+    let edge = Setup::default().upstreams(&http_upstream(&backend, "")).start();
+    let browser = Browser::start();
+    open(&browser, &edge);
+    browser.wait_text("#link", "Live");
+    browser.wait_text("#headline-text", "Ready.");
+    browser.wait_text("#recent", "none yet");
+
+    edge.event("_a=62515&_n=signup&email=person@company.com&color=zanzibar&_m=20.5");
+    browser.wait_text("#headline-text", "Events flow.");
+    let row = browser.wait_text("#recent", "accepted");
+    for part in ["62515", "signup", "p…@c….com", "revenue 20.5, 1 property"] {
+        assert!(row.contains(part), "{part:?} is not in {row:?}");
+    }
+    edge.event("_a=56043&_n=<i>a</i>&email=zanzibar");
+    let row = browser.wait_text("#recent", "invalid_email");
+    assert!(row.contains("56043") && !row.contains("<i>"), "{row:?}");
+    browser.wait_text("#reasons", "person@company.com");
+    browser.wait_text("#ranking", "mostly invalid_email");
+
+    browser.click("#filter-rejected");
+    wait_for("only the rejected", || !browser.text("#recent").contains("accepted"));
+    browser.fill("#filter-portal", "1");
+    browser.wait_text("#recent", "none of these lately");
+    assert!(
+        !browser.ask("return document.documentElement.innerText").to_string().contains("zanzibar")
+    );
+    assert_eq!(browser.complaints(), [""; 0]);
+}
+
+#[test]
+fn an_upstream_that_stops_and_comes_back_is_seen_to() {
+    let backend = RUNTIME.block_on(Backend::playing([]));
+    let edge = Setup::default().upstreams(&http_upstream(&backend, "")).start();
+    let browser = Browser::start();
+    open(&browser, &edge);
+    browser.wait_text("[data-upstream=collector] .state", "delivers");
+    backend.script(|_| Act::Refuse(503));
+    edge.event("_a=62515&_n=a");
+    edge.event("_a=62515&_n=b");
+    browser.wait_text("[data-upstream=collector] .state", "down");
+    browser.wait_text("[data-upstream=collector]", "503");
+    browser.wait_text("#headline-text", "Upstream collector has taken nothing for");
+    browser.wait_text("#headline-text", "2 events wait safely on disk");
+    browser.wait_text("#level", "TROUBLE");
+    backend.script(|_| Act::Take);
+    browser.wait_text("[data-upstream=collector] .state", "delivers");
+    browser.wait_text("#headline-text", "Events flow.");
+    edge.wait_delivered("collector");
+    assert_eq!(browser.complaints(), [""; 0]);
+}
+
+#[test]
+fn the_page_explains_by_the_keyboard_alone() {
+    let edge = Edge::start();
+    let browser = Browser::start();
+    open(&browser, &edge);
+    browser.wait_text("#link", "Live");
+    tab_to(&browser, "explain-text");
+    browser.press("_a=62515&_n=buy&email=nobody");
+    tab_to(&browser, "explain-go");
+    browser.press(ENTER);
+    let told = browser.wait_text("#explanation", "rejected: invalid_email (status 400)");
+    assert!(told.contains("email = nobody") && told.contains("about email: Make email"), "{told}");
+    tab_to(&browser, "filter-rejected");
+    browser.press(" ");
+    assert_eq!(browser.ask("return document.getElementById('filter-rejected').checked"), true);
+    tab_to(&browser, "pause");
+    browser.press(ENTER);
+    browser.wait_text("#pause", "Go on");
+
+    // What a screen reader goes by: landmarks, one name for each control, headers of each table.
+    let nameless = browser.ask(
+        "return [...document.querySelectorAll('input,textarea,button')].filter((e) => \
+         !(e.labels?.length || e.textContent.trim())).map((e) => e.outerHTML)",
+    );
+    assert_eq!(nameless, json!([]));
+    let tables = browser.ask(
+        "return [...document.querySelectorAll('table')].every((t) => \
+         t.querySelectorAll('thead th[scope=col]').length > 1) && \
+         document.querySelectorAll('header, main:not([hidden])').length === 2 && \
+         document.documentElement.lang === 'en'",
+    );
+    assert_eq!(tables, true);
+    let wide = browser.ask("return document.documentElement.scrollWidth > innerWidth");
+    assert_eq!(wide, false);
+    assert_eq!(browser.complaints(), [""; 0]);
+}
+
+#[test]
+fn a_guarded_page_asks_for_its_token_and_a_lost_edge_is_missed() {
+    let dir = Arc::new(tempfile::tempdir().unwrap());
+    let path = Setup::default().sections(&format!("token = \"{TOKEN}\"")).write(dir.path());
+    let edge = Edge::start_in(Arc::clone(&dir));
+    let browser = Browser::start();
+    open(&browser, &edge);
+    browser.wait_text("#door h2", "guarded");
+    assert_eq!(browser.ask("return document.activeElement.id"), "token", "one types at once");
+    browser.press("a token that is wrong");
+    browser.press(ENTER);
+    browser.wait_text("#token-wrong", "That is not its token.");
+    browser.press(TOKEN);
+    browser.press(ENTER);
+    browser.wait_text("#link", "Live");
+    assert_eq!(browser.ask("return document.getElementById('door').hidden"), true);
+    let kept = browser.ask("return [localStorage.length, sessionStorage.length, document.cookie]");
+    assert_eq!(kept, json!([0, 1, ""]));
+
+    let address = edge.admin.to_string();
+    edge.stop();
+    browser.wait_text("#headline-text", "The edge");
+    browser.wait_text("#link", "Connection lost");
+    browser.wait_text("#headline-advice", "What is below is from");
+    let text = std::fs::read_to_string(&path).unwrap();
+    let admin = "[admin]\nlisten = \"127.0.0.1:0\"";
+    std::fs::write(&path, text.replace(admin, &format!("[admin]\nlisten = \"{address}\"")))
+        .unwrap();
+    let _edge = Edge::start_in(dir);
+    browser.wait_text("#link", "Live");
+    browser.wait_text("#headline-text", "Ready.");
+}

@@ -1,0 +1,175 @@
+//! A real browser, driven over WebDriver (W3C Recommendation), which is JSON over HTTP.
+
+use crate::harness::{PATIENCE, wait_for};
+use crate::http::Connection;
+use serde_json::{Value, json};
+use std::io::{BufRead, BufReader};
+use std::net::SocketAddr;
+use std::process::{Child, Command, Stdio};
+
+/// The key under which WebDriver names an element.
+const ELEMENT: &str = "element-6066-11e4-a52e-4f735466cecf";
+
+/// One Chromium with a profile of its own. Ends when dropped.
+pub struct Browser {
+    driver: Child,
+    address: SocketAddr,
+    session: String,
+    _profile: tempfile::TempDir,
+}
+
+impl Browser {
+    /// Starts one on a port that the kernel chooses.
+    pub fn start() -> Browser {
+        let mut driver = Command::new("chromedriver")
+            .arg("--port=0")
+            .stdout(Stdio::piped())
+            .stderr(Stdio::null())
+            .spawn()
+            .expect("chromedriver is not here: install it by `.ci/need chromium chromedriver`");
+        let mut lines = BufReader::new(driver.stdout.take().unwrap()).lines();
+        let port = lines
+            .by_ref()
+            .map_while(Result::ok)
+            .find_map(|line| {
+                line.split("successfully on port ").nth(1)?.trim_end_matches('.').parse().ok()
+            })
+            .expect("chromedriver says on which port it listens");
+        // Nobody reads on: what it says later must not fill the pipe.
+        std::thread::spawn(move || lines.for_each(drop));
+        let profile = tempfile::tempdir().unwrap();
+        let mut browser = Browser {
+            driver,
+            address: SocketAddr::from(([127, 0, 0, 1], port)),
+            session: String::new(),
+            _profile: profile,
+        };
+        let profile = format!("--user-data-dir={}", browser._profile.path().display());
+        let arguments = [
+            "--headless",
+            "--no-sandbox",
+            "--disable-gpu",
+            "--disable-quic",
+            "--no-first-run",
+            "--disable-background-networking",
+            "--disable-component-update",
+            "--disable-sync",
+            "--disable-dev-shm-usage",
+            &profile,
+        ];
+        let wish = json!({ "capabilities": { "alwaysMatch": {
+            "goog:chromeOptions": { "args": arguments },
+            "goog:loggingPrefs": { "browser": "ALL" },
+        } } });
+        let session = browser.call("POST", "/session", &wish);
+        let id = session["sessionId"].as_str();
+        let id = id.unwrap_or_else(|| {
+            panic!("no browser (install it by `.ci/need chromium chromedriver`): {session}")
+        });
+        browser.session = format!("/session/{id}");
+        browser
+    }
+
+    fn call(&self, method: &str, path: &str, body: &Value) -> Value {
+        let body = if method == "POST" { body.to_string() } else { String::new() };
+        let mut connection = Connection::open(self.address);
+        let head = format!(
+            "{method} {path} HTTP/1.1\r\nHost: {}\r\nContent-Type: application/json\r\n\
+             Content-Length: {}\r\n\r\n{body}",
+            self.address,
+            body.len()
+        );
+        connection.send(head.as_bytes());
+        let answer = connection.read(method);
+        let answer: Value = serde_json::from_slice(&answer.body).unwrap();
+        answer["value"].clone()
+    }
+
+    fn post(&self, path: &str, body: &Value) -> Value {
+        self.call("POST", &format!("{}{path}", self.session), body)
+    }
+
+    /// Opens an address.
+    pub fn open(&self, url: &str) {
+        let answer = self.post("/url", &json!({ "url": url }));
+        assert!(answer.is_null(), "{answer}");
+    }
+
+    /// What a function's body returns in the page.
+    pub fn ask(&self, script: &str) -> Value {
+        self.post("/execute/sync", &json!({ "script": script, "args": [] }))
+    }
+
+    /// The text of what a selector finds first, as it is seen; empty where it finds nothing.
+    pub fn text(&self, selector: &str) -> String {
+        let script = format!("return document.querySelector({})?.innerText ?? ''", json!(selector));
+        self.ask(&script).as_str().unwrap_or_default().to_owned()
+    }
+
+    /// Waits until the text of an element holds `part`, and gives it.
+    pub fn wait_text(&self, selector: &str, part: &str) -> String {
+        let mut text = String::new();
+        let started = std::time::Instant::now();
+        wait_for(&format!("{part:?} in {selector}"), || {
+            text = self.text(selector);
+            let late = started.elapsed() > PATIENCE - std::time::Duration::from_secs(2);
+            assert!(!late || text.contains(part), "{selector} says {text:?} and not {part:?}");
+            text.contains(part)
+        });
+        text
+    }
+
+    /// Types into the element that has the focus.
+    pub fn press(&self, keys: &str) {
+        let steps = keys.chars().flat_map(|key| {
+            let key = key.to_string();
+            [json!({ "type": "keyDown", "value": key }), json!({ "type": "keyUp", "value": key })]
+        });
+        let steps: Vec<Value> = steps.collect();
+        let actions = json!({ "actions": [{ "type": "key", "id": "keys", "actions": steps }] });
+        let answer = self.post("/actions", &actions);
+        assert!(answer.is_null(), "{answer}");
+    }
+
+    /// Clicks what a selector finds first.
+    pub fn click(&self, selector: &str) {
+        let element = self.find(selector);
+        let answer = self.post(&format!("/element/{element}/click"), &json!({}));
+        assert!(answer.is_null(), "{answer}");
+    }
+
+    /// Types into what a selector finds first.
+    pub fn fill(&self, selector: &str, text: &str) {
+        let element = self.find(selector);
+        let answer = self.post(&format!("/element/{element}/value"), &json!({ "text": text }));
+        assert!(answer.is_null(), "{answer}");
+    }
+
+    fn find(&self, selector: &str) -> String {
+        let by = json!({ "using": "css selector", "value": selector });
+        let found = self.post("/element", &by);
+        found[ELEMENT].as_str().unwrap_or_else(|| panic!("{selector}: {found}")).to_owned()
+    }
+
+    /// What the browser complained about: scripts that failed, policies that were broken.
+    pub fn complaints(&self) -> Vec<String> {
+        let log = self.post("/se/log", &json!({ "type": "browser" }));
+        let entries = log.as_array().cloned().unwrap_or_default();
+        entries.iter().map(|entry| entry["message"].to_string()).collect()
+    }
+}
+
+impl Drop for Browser {
+    fn drop(&mut self) {
+        if !self.session.is_empty() {
+            // Ends Chromium, too; the driver alone would leave it behind.
+            let path = std::mem::take(&mut self.session);
+            let gone = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| {
+                self.call("DELETE", &path, &Value::Null)
+            }));
+            drop(gone);
+        }
+        let _ = self.driver.kill();
+        let _ = self.driver.wait();
+    }
+}
