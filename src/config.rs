@@ -36,6 +36,8 @@ pub struct Config {
     pub upstream: Vec<pixelgate::upstream::Config>,
     /// The operator's listener.
     pub admin: pixelgate::admin::Config,
+    /// What is written to standard error.
+    pub log: crate::logging::Config,
 }
 
 /// Why a configuration cannot be used. Displays as `file:line: key: reason`.
@@ -107,6 +109,7 @@ impl Config {
         let named = |key: &str, reason: String| error(path, None, key, reason);
         self.edge.validate().map_err(|(key, reason)| named(&format!("edge.{key}"), reason))?;
         self.admin.validate().map_err(|(key, reason)| named(&format!("admin.{key}"), reason))?;
+        self.log.validate().map_err(|(key, reason)| named(&format!("log.{key}"), reason))?;
         self.gate().validate().map_err(|e| named(e.key(), e.reason().to_owned()))
     }
 }

@@ -5,6 +5,7 @@
 mod cli;
 mod config;
 mod edge;
+mod logging;
 
 use std::process::ExitCode;
 

@@ -28,7 +28,7 @@ const FLOORS: &[(u8, &[&str])] = &[
 ];
 
 /// The binary's own modules.
-const BINARY: &[&str] = &["main", "cli", "config", "edge"];
+const BINARY: &[&str] = &["main", "cli", "config", "edge", "logging"];
 
 struct Source {
     path: PathBuf,

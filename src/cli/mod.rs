@@ -4,7 +4,6 @@
 //! of it by its exit code: 0 done, 1 the answer is no, 2 the configuration cannot be used.
 
 mod dead;
-mod discreet;
 mod explain;
 mod help;
 mod pages;
@@ -13,10 +12,10 @@ mod spool;
 mod terminal;
 
 use crate::config::Config;
-use crate::edge;
+use crate::edge::{self, server};
+use crate::logging;
 use clap::{Args, Parser, Subcommand};
 use clap_complete::Shell;
-use log::LevelFilter;
 use std::fmt::Display;
 use std::io::{ErrorKind, Write};
 use std::path::PathBuf;
@@ -111,14 +110,16 @@ pub fn run(cli: Cli) -> ExitCode {
         Command::Man { dir } => return pages::man(dir.as_deref()),
         _ => {}
     }
-    start_log(matches!(command, Command::Run { .. }));
     let config = match Config::load(&cli.file.config) {
         Ok(config) => config,
         Err(e) => return fail(UNUSABLE, e),
     };
+    logging::start(&config.log, matches!(command, Command::Run { .. }));
     match command {
         Command::Run { upgrade } => {
-            match edge::server::run(&config.edge, config.gate(), &config.admin, upgrade) {
+            let verdicts = config.log.verdicts;
+            let (edge, admin) = (&config.edge, &config.admin);
+            match server::run(edge, config.gate(), admin, verdicts, upgrade) {
                 Ok(()) => ExitCode::SUCCESS,
                 Err(e) => fail(UNUSABLE, chain(&e)),
             }
@@ -159,26 +160,6 @@ fn chain(error: &dyn std::error::Error) -> String {
         source = cause.source();
     }
     line
-}
-
-/// `RUST_LOG` sets the level. Pingora's own lines are kept to warnings whatever it says: below
-/// that they quote requests, and with them people's addresses.
-fn start_log(running: bool) {
-    let level = if running { LevelFilter::Info } else { LevelFilter::Warn };
-    let mut log = env_logger::Builder::new();
-    log.filter_level(level);
-    if let Ok(wish) = std::env::var("RUST_LOG") {
-        log.parse_filters(&wish);
-    }
-    for target in ["pingora", "pingora_core", "pingora_proxy", "hyper", "h2", "reqwest", "rustls"] {
-        log.filter_module(target, LevelFilter::Warn);
-    }
-    // What it says of an origin's health is said in our own words.
-    log.filter_module("pingora_load_balancing", LevelFilter::Off);
-    let log = log.build();
-    log::set_max_level(log.filter());
-    // It is set but once in a process: here.
-    let _ = log::set_boxed_logger(Box::new(discreet::Discreet::new(log)));
 }
 
 fn check(config: &Config) -> ExitCode {

@@ -75,11 +75,13 @@ impl fmt::Display for EdgeError {
 impl std::error::Error for EdgeError {}
 
 /// Runs an edge until it is told to stop. With `upgrade` it takes the listening sockets of the
-/// one that runs; if none does, it starts like any other.
+/// one that runs; if none does, it starts like any other. `verdicts` events of each kind are logged
+/// a second.
 pub fn run(
     edge: &Config,
     gate: pixelgate::Config,
     admin: &pixelgate::admin::Config,
+    verdicts: u32,
     upgrade: bool,
 ) -> Result<(), EdgeError> {
     std::fs::create_dir_all(&edge.state_dir).map_err(EdgeError::State)?;
@@ -119,7 +121,7 @@ pub fn run(
     let bound = plain.into_iter().chain(tls).collect();
     server.add_service(Stoppable { inner: service, sockets: bound, stopped: stopped.clone() });
 
-    let (lookout, mut service) = operators(&gate, admin, &in_flight);
+    let (lookout, mut service) = operators(&gate, admin, verdicts, &in_flight);
     server.add_service(lookout);
     add_listeners(&mut service, &pages, &[], &[])?;
     server.add_service(Stoppable { inner: service, sockets: pages, stopped });
@@ -229,9 +231,10 @@ impl Sockets {
 fn operators(
     gate: &PixelGate,
     admin: &pixelgate::admin::Config,
+    verdicts: u32,
     in_flight: &InFlight,
 ) -> (GenBackgroundService<Lookout>, Service<Admin>) {
-    let lookout = Arc::new(Lookout::new(gate.clone(), 0));
+    let lookout = Arc::new(Lookout::new(gate.clone(), verdicts));
     let pages = Admin::new(lookout.clone(), admin, in_flight.clone());
     let mut service = Service::new("admin".to_owned(), pages);
     service.threads = Some(1);

@@ -21,6 +21,7 @@ mod harness;
 mod http;
 mod hubspot;
 mod legacy;
+mod logs;
 mod nginx;
 mod origins;
 mod packaging;
