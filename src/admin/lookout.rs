@@ -116,13 +116,22 @@ impl Lookout {
     /// Looks at `gate`, and logs at most `verdicts_per_second` accepted and as many rejected
     /// events a second.
     pub fn new(gate: PixelGate, verdicts_per_second: u32) -> Self {
-        Self {
+        let lookout = Self {
             gate,
             started: Instant::now(),
             verdicts_per_second: verdicts_per_second.min(PLACES_MAX),
             past: Mutex::default(),
             told: watch::Sender::new(Arc::from("null")),
-        }
+        };
+        // The very first event may come before the first look.
+        lookout.open_places();
+        lookout
+    }
+
+    fn open_places(&self) {
+        let places = |page: u32| page.max(self.verdicts_per_second);
+        let (accepted, rejected) = (places(GLIMPSED_ACCEPTED_MAX), places(GLIMPSED_REJECTED_MAX));
+        self.gate.glimpses().open(accepted, rejected);
     }
 
     pub(super) fn gate(&self) -> &PixelGate {
@@ -157,8 +166,7 @@ impl Lookout {
     fn turn(&self) {
         let glimpses = self.gate.glimpses();
         let seen = glimpses.drain();
-        let places = |page: u32| page.max(self.verdicts_per_second);
-        glimpses.open(places(GLIMPSED_ACCEPTED_MAX), places(GLIMPSED_REJECTED_MAX));
+        self.open_places();
         self.log(&seen);
         let second = self.second();
         let mut past = self.past();
