@@ -163,7 +163,7 @@ impl Lookout {
     }
 
     /// One look: what was glimpsed is taken in, the second is remembered, who watches is told.
-    fn turn(&self) {
+    fn tick(&self) {
         let glimpses = self.gate.glimpses();
         let seen = glimpses.drain();
         self.open_places();
@@ -233,7 +233,7 @@ impl BackgroundService for Lookout {
                 _ = seconds.tick() => {}
                 _ = shutdown.changed() => return,
             }
-            self.turn();
+            self.tick();
             // A logger that holds back repetitions tells of them now.
             log::logger().flush();
         }

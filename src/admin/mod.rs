@@ -232,6 +232,7 @@ impl Admin {
         loop {
             let event = self.event(&status, &mut last);
             tokio::select! {
+                biased;
                 written = written(session.write_response_body(event.into(), false)) => written?,
                 // One that is slow does not hold up the stop.
                 _ = stop.wait_for(|stop| *stop) => return None,

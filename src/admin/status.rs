@@ -1,20 +1,7 @@
 //! `/status` and `/readyz`: how the gate is, as data.
 //!
-//! `/status` holds the keys of SPEC 8, and beside them what the page shows more:
-//!
-//! | key | what it is |
-//! |---|---|
-//! | `now` | the edge's time, milliseconds since 1970 |
-//! | `headline` | `level` (`ok`, `notice`, `trouble`), `text`, `advice`: the page's first lines |
-//! | `ready`, `faults` | what `/readyz` says |
-//! | `not_judged` | `HEAD` and `OPTIONS` answered since start |
-//! | `lately` | the last ten minutes at most: `seconds`, `accepted`, `reasons` (most first) |
-//! | `spool.bytes_max`, `.failing` | its bound, and why it refuses events, if it does |
-//! | `portals.age_seconds`, `.fresh`, `.stale` | since it was loaded; how the last look went |
-//! | `upstreams[].lost` | events whose record the disk damaged |
-//! | `upstreams[].trouble`, `.trouble_seconds` | whether it needs somebody, and since when |
-//! | `ranking` | `portals` with most events lately; `others`: events of those not counted each |
-//! | `recent` | the last events that were glimpsed, masked ([`crate::glimpse`]), newest first |
+//! `/status` holds the keys of SPEC 8, and beside them what the page shows more; `docs/admin.md`
+//! says what each of those is.
 
 use super::headline::{headline, is_in_trouble};
 use super::lookout::{Look, Lookout, Rejections};
