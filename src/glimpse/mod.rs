@@ -3,7 +3,7 @@
 //! A counter says that events are rejected; whoever asks "why does mine not count?" wants to see
 //! theirs. So a few events of each second are kept for the admin page and the log, masked from the
 //! start: the portal, the event's name, the verdict, and of an address as much as `p…@c….com`.
-//! Values of properties and queries are never here ([`mask`] says what is).
+//! Values of properties and queries are never here (`mask.rs` says what is).
 //!
 //! The request path pays one load of an atomic for this, and no lock that workers share. There are
 //! a number of places for each second, opened by whoever watches ([`Glimpses::open`]). A hit that
