@@ -232,10 +232,13 @@ async fn a_wrong_configuration_is_shown_and_nothing_dies_of_it() {
 
 #[tokio::test]
 async fn the_pause_that_is_asked_for_is_kept() {
-    let date = jiff::Timestamp::now() + jiff::SignedDuration::from_secs(2);
-    let date = date.strftime("%a, %d %b %Y %H:%M:%S GMT").to_string();
-    for value in ["1".to_owned(), date] {
-        let after = vec![("Retry-After", value)];
+    let seconds = || "1".to_owned();
+    let date = || {
+        let date = jiff::Timestamp::now() + jiff::SignedDuration::from_secs(2);
+        date.strftime("%a, %d %b %Y %H:%M:%S GMT").to_string()
+    };
+    for value in [seconds as fn() -> String, date] {
+        let after = vec![("Retry-After", value())];
         let backend = Backend::playing([Act::RefuseWith(503, after)]).await;
         let mut rig = Rig::start(&upstream(&backend, ""));
         let start = std::time::Instant::now();

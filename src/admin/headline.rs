@@ -13,6 +13,8 @@ use crate::{forward, portals};
 const HICCUP_SECONDS: u64 = 10;
 /// From when on a spool that fills up is news, in seconds.
 const FULL_SOON_SECONDS: u64 = 3600;
+/// A spool that is full later than this, in seconds, is not said to fill up. The same in `page.js`.
+const FILLS_SECONDS: u64 = 30 * 86_400;
 
 /// How loud to be.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -111,8 +113,10 @@ fn upstream_holds_back(look: &Look) -> Option<Headline> {
     };
     let error = route.last_error.as_deref().unwrap_or("none is known");
     let room = match look.spool.seconds_to_full {
-        Some(seconds) => format!(" At this pace the spool is full in {}.", span(seconds)),
-        None => String::new(),
+        Some(seconds) if seconds < FILLS_SECONDS => {
+            format!(" At this pace the spool is full in {}.", span(seconds))
+        }
+        _ => String::new(),
     };
     match route.state {
         State::Misconfigured => trouble(

@@ -283,6 +283,7 @@ impl ServerApp for Admin {
         shutdown: &ShutdownWatch,
     ) -> Option<Stream> {
         let _place = self.connections.try_acquire().ok()?;
+        let _connected = self.in_flight.connect();
         let mut stop = shutdown.clone();
         loop {
             let mut session = ServerSession::new_http1(stream);
@@ -291,7 +292,7 @@ impl ServerApp for Admin {
             let whole = tokio::select! {
                 biased;
                 read = read => matches!(read, Ok(Ok(true))),
-                _ = stop.wait_for(|stop| *stop) => false,
+                _ = stop.wait_for(|stop| *stop && self.in_flight.closes_idle()) => false,
             };
             if !whole {
                 return None;

@@ -24,9 +24,9 @@ use tokio::sync::watch;
 
 /// Pause between two looks at whether requests are still in flight, in milliseconds.
 const DRAIN_LOOK_MS: u64 = 2;
-/// After an upgrade, how long at least a connection that was just accepted has to finish its TLS
-/// handshake, in milliseconds: until then Pingora does not tell of it.
-const HANDSHAKE_MS: u64 = 1_000;
+/// After an upgrade, how long the stop takes at least, in milliseconds: a connection that was just
+/// accepted is counted when its task first runs.
+const ACCEPT_MS: u64 = 200;
 
 /// What a running edge needs to stop.
 pub struct Signals {
@@ -186,7 +186,7 @@ impl Signals {
         let _ = self.stop.send(true);
         let began = Instant::now();
         let at_least = match stop {
-            Stop::Upgraded => Duration::from_millis(HANDSHAKE_MS),
+            Stop::Upgraded => Duration::from_millis(ACCEPT_MS),
             Stop::Now => Duration::ZERO,
         };
         let is_busy = || match stop {

@@ -3,8 +3,8 @@
 //! A connection takes its place before anything is spent on it, a TLS handshake included, and
 //! gives it back when it ends, however it ends.
 
-use super::Limits;
 use super::limits::Teller;
+use super::{InFlight, Limits};
 use crate::metrics::Limit;
 use std::collections::HashMap;
 use std::collections::hash_map::Entry;
@@ -16,6 +16,8 @@ use std::sync::{Arc, Mutex, PoisonError};
 /// as connections are, and is not touched where addresses are not limited.
 pub struct Census {
     teller: Arc<Teller>,
+    /// A stop waits for these connections, and for others.
+    in_flight: InFlight,
     all: AtomicUsize,
     by_address: Mutex<HashMap<IpAddr, usize>>,
 }
@@ -28,8 +30,8 @@ pub struct Place {
 
 impl Census {
     /// Nobody is connected.
-    pub fn new(teller: Arc<Teller>) -> Self {
-        Self { teller, all: AtomicUsize::new(0), by_address: Mutex::default() }
+    pub fn new(teller: Arc<Teller>, in_flight: InFlight) -> Self {
+        Self { teller, in_flight, all: AtomicUsize::new(0), by_address: Mutex::default() }
     }
 
     /// A place for one more connection, if there is one.
@@ -39,6 +41,7 @@ impl Census {
             self.teller.tell(Limit::Connections);
             return None;
         }
+        self.in_flight.connected();
         Some(Place { census: self.clone(), address: None })
     }
 }
@@ -80,6 +83,7 @@ fn counted_as(address: IpAddr) -> IpAddr {
 
 impl Drop for Place {
     fn drop(&mut self) {
+        self.census.in_flight.disconnected();
         self.census.all.fetch_sub(1, Relaxed);
         if let Some(address) = self.address {
             let by_address = self.census.by_address.lock();
@@ -100,7 +104,7 @@ mod tests {
     use crate::metrics::Metrics;
 
     fn census() -> Arc<Census> {
-        Arc::new(Census::new(Arc::new(Teller::new(Metrics::new()))))
+        Arc::new(Census::new(Arc::new(Teller::new(Metrics::new())), InFlight::default()))
     }
 
     #[test]
@@ -116,7 +120,7 @@ mod tests {
         assert!(admit("203.0.113.3").is_none(), "a fourth in all");
         drop(first);
         assert!(admit("203.0.113.1").is_some());
-        assert_eq!(census.all.load(Relaxed), 2);
+        assert_eq!((census.all.load(Relaxed), census.in_flight.connections()), (2, 2));
     }
 
     #[test]

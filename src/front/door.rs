@@ -4,6 +4,7 @@
 //! before that, too ([`BeforeTls`]), so that connections which never finish a handshake have
 //! places like all others, and a PROXY header is read where it stands.
 
+use super::InFlight;
 use super::census::{Census, Place};
 use super::limits::{Limits, Teller};
 use super::proxy_header;
@@ -35,9 +36,15 @@ pub struct Admitted {
 }
 
 impl Door {
-    pub fn new(limits: Limits, trusted: TrustedProxies, metrics: Metrics) -> Self {
+    pub fn new(
+        limits: Limits,
+        trusted: TrustedProxies,
+        metrics: Metrics,
+        in_flight: InFlight,
+    ) -> Self {
         let teller = Arc::new(Teller::new(metrics));
-        Self { limits, trusted, census: Arc::new(Census::new(teller.clone())), teller }
+        let census = Arc::new(Census::new(teller.clone(), in_flight));
+        Self { limits, trusted, census, teller }
     }
 
     /// A place for a new connection; `None` closes it, unanswered.

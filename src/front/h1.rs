@@ -2,9 +2,8 @@
 
 use super::census::Place;
 use super::head::{self, Fault, end_of_head, examine};
-use super::in_flight::{Busy, Connected};
 use super::plain::{HEADERS_MAX, Plain, plain};
-use super::{Front, h2, scratch};
+use super::{Busy, Front, h2, scratch};
 use crate::answer::wants_image;
 use crate::client::Headers;
 use crate::context::context;
@@ -52,8 +51,6 @@ pub struct Connection {
     pub requests: u32,
     /// Its place among the connections.
     pub place: Place,
-    /// A stop waits for it.
-    pub connected: Connected,
 }
 
 /// A plain event request that is judged, and waits for the disk at most.
@@ -125,7 +122,7 @@ impl<SV> Front<SV> {
         tokio::select! {
             biased;
             arrival = timeout(patience, arrival) => arrival.unwrap_or(Arrival::Late),
-            () = self.in_flight.closing(stopping) => Arrival::Closed,
+            _ = stopping.wait_for(|stop| *stop && self.in_flight.closes_idle()) => Arrival::Closed,
         }
     }
 
@@ -195,23 +192,8 @@ impl<SV> Front<SV> {
         Some(Judged { step, image: wants_image(request.first("accept")), _busy: busy })
     }
 
-    /// Answers a request that was judged, once the disk has it; then the connection comes back,
-    /// or closes.
-    async fn answer(
-        &self,
-        mut connection: Connection,
-        judged: Judged,
-        keep: bool,
-    ) -> Option<Connection> {
-        self.send_answer(&mut connection.stream, judged, keep).await?;
-        if !keep {
-            Box::pin(part(connection.stream)).await;
-            return None;
-        }
-        Some(connection)
-    }
-
-    async fn send_answer(&self, stream: &mut Stream, judged: Judged, keep: bool) -> Sent {
+    /// Answers a request that was judged, once the disk has it.
+    async fn answer(&self, stream: &mut Stream, judged: Judged, keep: bool) -> Sent {
         let reply = self.gate.finish(judged.step).await;
         let raw = reply.pick(&self.answers, judged.image);
         let mut answer = Vec::new();
@@ -240,7 +222,7 @@ impl<SV> Front<SV> {
     }
 
     /// Says why, hears the client out for a moment, and closes.
-    async fn refuse(&self, mut stream: Stream, limit: Limit) {
+    async fn refuse(&self, mut connection: Connection, limit: Limit) {
         self.door.teller.tell(limit);
         let answer = match limit {
             Limit::HeaderTime => HEADER_TIMEOUT,
@@ -248,23 +230,24 @@ impl<SV> Front<SV> {
             _ => HEADER_UNSOUND,
         };
         let why = async {
-            stream.write_all(answer).await?;
-            stream.flush().await
+            connection.stream.write_all(answer).await?;
+            connection.stream.flush().await
         };
         // A client that does not listen is not waited for.
         if let Ok(Ok(())) = timeout(Duration::from_secs(LINGER_SECONDS_MAX), why).await {
-            part(stream).await;
+            part(connection).await;
         }
     }
 }
 
 /// Closes a connection whose client was told so, and hears it out for a moment.
-async fn part(mut stream: Stream) {
+async fn part(mut connection: Connection) {
+    let stream = &mut connection.stream;
     let goodbye = async {
-        AsyncWriteExt::shutdown(&mut stream).await?;
+        AsyncWriteExt::shutdown(stream).await?;
         let mut heard = 0;
         while heard < LINGER_BYTES_MAX {
-            let more = poll_fn(|cx| scratch::poll_read(&mut *stream, cx, <[u8]>::len)).await?;
+            let more = poll_fn(|cx| scratch::poll_read(&mut **stream, cx, <[u8]>::len)).await?;
             if more == 0 {
                 break;
             }
@@ -318,7 +301,12 @@ where
         match arrival {
             Arrival::Judged(judged) => {
                 let keep = self.keeps(&connection, shutdown);
-                self.answer(connection, judged, keep).await
+                self.answer(&mut connection.stream, judged, keep).await?;
+                if !keep {
+                    Box::pin(part(connection)).await;
+                    return None;
+                }
+                Some(connection)
             }
             Arrival::Bytes => self.serve_bytes(connection, shutdown).await,
             Arrival::Late => {
@@ -341,14 +329,19 @@ where
             Head::Complete(end) => end,
             Head::Closed => return None,
             Head::Refused(limit) => {
-                Box::pin(self.refuse(connection.stream, limit)).await;
+                Box::pin(self.refuse(connection, limit)).await;
                 return None;
             }
         };
         if let Some(judged) = self.judge_plain(&came[..end], *peer) {
             came.advance(end);
             let keep = self.keeps(&connection, shutdown);
-            return self.answer(connection, judged, keep).await;
+            self.answer(&mut connection.stream, judged, keep).await?;
+            if !keep {
+                Box::pin(part(connection)).await;
+                return None;
+            }
+            return Some(connection);
         }
         let first = *requests == 1;
         if first && end == h2::PREFACE_HEAD_BYTES && h2::PREFACE.starts_with(&came[..end]) {
@@ -358,7 +351,7 @@ where
         let request = match sound(came, end, self.limits().header_lines_max) {
             Ok(request) => request,
             Err(limit) => {
-                Box::pin(self.refuse(connection.stream, limit)).await;
+                Box::pin(self.refuse(connection, limit)).await;
                 return None;
             }
         };

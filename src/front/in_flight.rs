@@ -1,6 +1,5 @@
 //! What a stop waits for.
 
-use pingora::server::ShutdownWatch;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering::Relaxed};
 
@@ -47,18 +46,24 @@ impl InFlight {
         self.0.lingering.store(true, Relaxed);
     }
 
-    pub(super) fn connect(&self) -> Connected {
-        self.0.connections.fetch_add(1, Relaxed);
+    /// Counts one more connection, for as long as what it gives lives.
+    pub(crate) fn connect(&self) -> Connected {
+        self.connected();
         Connected(self.clone())
     }
 
-    /// Ends when an idle connection is to be closed.
-    pub(super) async fn closing(&self, shutdown: &mut ShutdownWatch) {
-        // An error is a host that is gone without a word, which is a stop, too.
-        let _ = shutdown.wait_for(|stop| *stop).await;
-        if self.0.lingering.load(Relaxed) {
-            std::future::pending::<()>().await;
-        }
+    /// Counts one more, whose end its owner tells.
+    pub(super) fn connected(&self) {
+        self.0.connections.fetch_add(1, Relaxed);
+    }
+
+    pub(super) fn disconnected(&self) {
+        self.0.connections.fetch_sub(1, Relaxed);
+    }
+
+    /// Whether a stop closes idle connections at once.
+    pub(crate) fn closes_idle(&self) -> bool {
+        !self.0.lingering.load(Relaxed)
     }
 }
 
@@ -70,6 +75,6 @@ impl Drop for Busy {
 
 impl Drop for Connected {
     fn drop(&mut self) {
-        self.0.0.connections.fetch_sub(1, Relaxed);
+        self.0.disconnected();
     }
 }

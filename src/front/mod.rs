@@ -79,7 +79,8 @@ impl<SV> Front<SV> {
         proxy.h2_options = Some(h2::options(&limits));
         let shared = gate.shared();
         let Ok(answers) = Answers::build(&shared.response, &shared.methods, Raw::new);
-        let door = Door::new(limits, shared.trusted.clone(), shared.metrics.clone());
+        let (trusted, metrics) = (shared.trusted.clone(), shared.metrics.clone());
+        let door = Door::new(limits, trusted, metrics, in_flight.clone());
         Self { proxy: Arc::new(proxy), gate, answers, in_flight, door: Arc::new(door) }
     }
 
@@ -115,8 +116,7 @@ where
         let by_alpn = stream.selected_alpn_proto() == Some(ALPN::H2);
         let peer = peer(&*stream);
         let (came, place) = (admitted.ahead, admitted.place);
-        let connected = self.in_flight.connect();
-        let connection = Connection { stream, came, peer, requests: 0, place, connected };
+        let connection = Connection { stream, came, peer, requests: 0, place };
         // Pingora's task is as large as a TLS handshake: a connection that waits is better off in
         // one of its own.
         if by_alpn {

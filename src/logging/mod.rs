@@ -2,8 +2,9 @@
 //!
 //! One line for each change of state; a fault that comes again and again is told once, and counted
 //! ([`quiet`]); what strangers can provoke is bounded before ([`discreet`]). No line holds what a
-//! request brought: that is the business of who writes it, and `tests/edge/discretion.rs` watches. The lines of other crates are kept to warnings whatever
-//! anybody asks for, because below that they quote requests, and with them people's addresses.
+//! request brought: that is the business of who writes it, and `tests/edge/discretion.rs` watches.
+//! The lines of other crates are kept to warnings whatever anybody asks for, because below that
+//! they quote requests, and with them people's addresses.
 
 mod discreet;
 mod quiet;

@@ -67,7 +67,7 @@ fn run_connection(way: &Way, tally: &Tally) -> io::Result<()> {
         let id = tally.next.fetch_add(1, Relaxed);
         let event = format!("/v1/event/?_a=62515&_n=upgrade&id={id}");
         let target = way.target.unwrap_or(&event);
-        let head = format!("GET {target} HTTP/1.1\r\nHost: edge.test\r\n\r\n");
+        let head = format!("GET {target} HTTP/1.1\r\nHost: localhost\r\n\r\n");
         stream.get_mut().write_all(head.as_bytes()).map_err(told("sending"))?;
         let (status, keeps) = read_answer(&mut stream).map_err(told("waiting for the answer"))?;
         match (status, way.target) {
