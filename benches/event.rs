@@ -9,12 +9,14 @@
 //!
 //! Run without `--bench`, as tests are, it only makes sure that the results are right.
 
-use std::alloc::{GlobalAlloc, Layout, System};
+#[path = "../tests/support/counting.rs"]
+mod counting;
+
 use std::hint::black_box;
 use std::process::Command;
-use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::time::Instant;
 
+use counting::{Counting, allocations};
 use pixelgate::event::{self, Rules};
 use url::form_urlencoded;
 
@@ -23,30 +25,6 @@ const ROUNDS: usize = 41;
 const ROUND_NS: f64 = 2e6;
 /// More instructions than this for a query of twice the length are more than linear.
 const DOUBLING_MAX: f64 = 2.2;
-
-struct Counting;
-
-static ALLOCATIONS: AtomicU64 = AtomicU64::new(0);
-
-// SAFETY: it only counts, and leaves everything to the system's allocator.
-unsafe impl GlobalAlloc for Counting {
-    unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
-        ALLOCATIONS.fetch_add(1, Relaxed);
-        // SAFETY: the caller's promise is passed on.
-        unsafe { System.alloc(layout) }
-    }
-
-    unsafe fn dealloc(&self, pointer: *mut u8, layout: Layout) {
-        // SAFETY: the caller's promise is passed on.
-        unsafe { System.dealloc(pointer, layout) }
-    }
-
-    unsafe fn realloc(&self, pointer: *mut u8, layout: Layout, size: usize) -> *mut u8 {
-        ALLOCATIONS.fetch_add(1, Relaxed);
-        // SAFETY: the caller's promise is passed on.
-        unsafe { System.realloc(pointer, layout, size) }
-    }
-}
 
 #[global_allocator]
 static ALLOCATOR: Counting = Counting;
@@ -136,12 +114,6 @@ fn check(case: &Case, rules: &Rules) {
     if case.name.ends_with(", plain") {
         assert_eq!(allocations(|| judge(&case.query, rules)), 0, "{}", case.name);
     }
-}
-
-fn allocations(work: impl FnOnce()) -> u64 {
-    let before = ALLOCATIONS.load(Relaxed);
-    work();
-    ALLOCATIONS.load(Relaxed) - before
 }
 
 /// Nanoseconds per call, of each kind: the median of rounds that alternate.
