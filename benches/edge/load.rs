@@ -1,158 +1,205 @@
 //! A load generator that costs little: one thread, one runtime, requests written as they are.
 
-use crate::peers::Server;
+use crate::client::Client;
+use crate::server::Server;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::time::{Duration, Instant};
-use tokio::io::{AsyncReadExt, AsyncWriteExt};
-use tokio::net::TcpStream;
+use tokio::sync::Semaphore;
+use tokio::task::JoinHandle;
 
-/// Connections at once.
-const CONNECTIONS: usize = 64;
+/// Connections that are opened at once: fewer than a listener's queue holds.
+const OPENED_AT_ONCE: usize = 64;
+/// Longest load and its last answers; after more a server has forgotten someone.
+const PATIENCE: Duration = Duration::from_secs(120);
+/// From so many connections on memory is divided by them.
+const MANY: usize = 1000;
 
-/// What is asked, and what must be answered.
+/// How requests come to the server.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub enum How {
+    /// One after the other on connections that stay.
+    Kept,
+    /// Each on a connection of its own, which the client closes, as a browser does that leaves.
+    New,
+    /// Each on a connection of its own, which it asks the server to close.
+    Close,
+    /// Each on a TLS connection of its own, with a full handshake.
+    Handshake,
+    /// As streams of one HTTP/2 connection over TLS.
+    Streams,
+}
+
+/// What is asked, how, and what must be answered.
 #[derive(Clone)]
 pub struct Load {
-    pub request: String,
+    pub how: How,
+    pub target: &'static str,
     pub status: u16,
-    /// Whether each request has a connection of its own.
-    pub reconnect: bool,
+    pub body_bytes: usize,
+    /// Connections at once, or streams.
+    pub connections: usize,
+    /// Requests a second; `None`: each connection asks again when it was answered.
+    pub pace: Option<u32>,
+}
+
+/// When a load ends.
+#[derive(Clone, Copy)]
+pub enum Until {
+    Over(Duration),
+    Answered(u64),
 }
 
 /// One round's figures.
-#[derive(Clone)]
 pub struct Sample {
     pub per_second: f64,
+    /// The server's, in microseconds a request.
     pub cpu_us: f64,
     pub p50_us: f64,
     pub p99_us: f64,
     pub p999_us: f64,
+    /// How much the server's memory in use grew by, a connection, until all were open and had
+    /// been answered once; where there are so many that it tells something.
+    pub connection_kib: Option<f64>,
 }
 
 impl Load {
-    /// `GET target` as a browser sends it.
-    pub fn new(target: &str, status: u16) -> Load {
-        let request = format!(
-            "GET {target} HTTP/1.1\r\nHost: track.example.com\r\n\
-             User-Agent: Mozilla/5.0 (X11; Linux x86_64; rv:140.0) Gecko/20100101 Firefox/140.0\r\n\
-             Accept: image/avif,image/webp,image/png,image/svg+xml,image/*;q=0.8,*/*;q=0.5\r\n\
-             Accept-Language: en-US,en;q=0.5\r\nAccept-Encoding: gzip, deflate, br, zstd\r\n\
-             Referer: https://shop.example.com/thank-you\r\nConnection: keep-alive\r\n\r\n"
-        );
-        Load { request, status, reconnect: false }
+    /// `GET target` over 64 connections, answered 200 with a body of `body_bytes`.
+    pub fn new(how: How, target: &'static str, body_bytes: usize) -> Load {
+        Load { how, target, status: 200, body_bytes, connections: 64, pace: None }
     }
 
-    /// Loads `server` for `time`.
-    pub fn run(&self, server: &Server, time: Duration) -> Sample {
+    /// Loads a server. Its CPU counts until it has nothing left to do for what it has answered.
+    pub fn run(&self, server: &mut Server, until: Until) -> Sample {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
-        let mut request = self.request.clone();
-        if self.reconnect {
-            request = request.replace("keep-alive", "close");
-        }
-        let cpu_before = server.cpu();
+        let resident_kib = server.resident_kib();
+        let clients = runtime.block_on(self.open(server));
+        let grown_kib = server.resident_kib() - resident_kib;
+        server.settle();
+        let cpu = server.cpu();
         let began = Instant::now();
-        let mut latencies = runtime.block_on(async {
-            let tasks = (0..CONNECTIONS).map(|_| {
-                let request = request.clone();
-                let (address, status, reconnect) = (server.address, self.status, self.reconnect);
-                tokio::spawn(async move {
-                    ask(address, &request, status, reconnect, began + time).await
-                })
-            });
-            let mut all = Vec::new();
-            for task in tasks.collect::<Vec<_>>() {
-                all.extend(task.await.unwrap());
-            }
-            all
-        });
-        let elapsed = began.elapsed().as_secs_f64();
-        let cpu = server.cpu() - cpu_before;
+        let (clients, mut latencies) = runtime.block_on(self.ask(clients, until));
+        let elapsed = began.elapsed();
+        assert!(!latencies.is_empty(), "the server answered nothing in {elapsed:?}");
+        server.answered += latencies.len() as u64;
+        server.settle();
+        let cpu = server.cpu() - cpu;
+        // Not before: closing connections that stay is no request's cost.
+        drop(clients);
         latencies.sort_unstable();
         let at = |share: f64| f64::from(latencies[(latencies.len() as f64 * share) as usize]);
         Sample {
-            per_second: latencies.len() as f64 / elapsed,
-            cpu_us: cpu * 1e6 / latencies.len() as f64,
+            per_second: latencies.len() as f64 / elapsed.as_secs_f64(),
+            cpu_us: cpu.as_secs_f64() * 1e6 / latencies.len() as f64,
             p50_us: at(0.5),
             p99_us: at(0.99),
             p999_us: at(0.999),
+            connection_kib: (self.connections >= MANY)
+                .then_some(grown_kib / self.connections as f64),
         }
     }
-}
 
-/// Asks again and again until `end`; gives the latencies in microseconds.
-async fn ask(
-    address: std::net::SocketAddr,
-    request: &str,
-    status: u16,
-    reconnect: bool,
-    end: Instant,
-) -> Vec<u32> {
-    let mut latencies = Vec::with_capacity(100_000);
-    let mut buffer = vec![0; 256 << 10];
-    let mut stream = None;
-    while Instant::now() < end {
-        let asked = Instant::now();
-        let mut connection = match stream.take() {
-            Some(connection) => connection,
-            None => {
-                let connection = TcpStream::connect(address).await.unwrap();
-                connection.set_nodelay(true).unwrap();
-                connection
-            }
+    /// Opens all connections that stay, and has each answered once.
+    async fn open(&self, server: &mut Server) -> Vec<Client> {
+        let clients = Client::all(self, server.address).await;
+        server.answered += clients.len() as u64;
+        let room = Arc::new(Semaphore::new(OPENED_AT_ONCE));
+        let open = |mut client: Client| {
+            let room = Arc::clone(&room);
+            tokio::spawn(async move {
+                let _room = room.acquire().await;
+                client.ask().await;
+                client
+            })
         };
-        connection.write_all(request.as_bytes()).await.unwrap();
-        read_response(&mut connection, &mut buffer, status).await;
-        latencies.push(u32::try_from(asked.elapsed().as_micros()).unwrap_or(u32::MAX));
-        if !reconnect {
-            stream = Some(connection);
+        answered(clients.into_iter().map(open).collect()).await
+    }
+
+    /// Asks until the end; gives the latencies in microseconds.
+    async fn ask(&self, clients: Vec<Client>, until: Until) -> (Vec<Client>, Vec<u32>) {
+        let turns = Arc::new(Turns::new(self.pace, until));
+        let tasks: Vec<_> = clients
+            .into_iter()
+            .map(|mut client| {
+                let turns = Arc::clone(&turns);
+                tokio::spawn(async move {
+                    let mut latencies = Vec::new();
+                    while let Some(due) = turns.next().await {
+                        client.ask().await;
+                        let took = due.elapsed().as_micros();
+                        latencies.push(u32::try_from(took).unwrap_or(u32::MAX));
+                    }
+                    (client, latencies)
+                })
+            })
+            .collect();
+        turns.keep_pace().await;
+        let (clients, latencies): (Vec<_>, Vec<_>) = answered(tasks).await.into_iter().unzip();
+        (clients, latencies.concat())
+    }
+}
+
+/// Waits for all tasks, but not for ever.
+async fn answered<T>(tasks: Vec<JoinHandle<T>>) -> Vec<T> {
+    let all = async {
+        let mut all = Vec::with_capacity(tasks.len());
+        for task in tasks {
+            all.push(task.await.expect("the answers are right"));
+        }
+        all
+    };
+    tokio::time::timeout(PATIENCE, all).await.expect("a request was never answered")
+}
+
+/// Whose turn it is.
+struct Turns {
+    began: Instant,
+    until: Until,
+    taken: AtomicU64,
+    /// Seconds between two requests, where their pace is set.
+    interval: Option<f64>,
+    due: Semaphore,
+}
+
+impl Turns {
+    fn new(pace: Option<u32>, until: Until) -> Turns {
+        let interval = pace.map(|pace| 1.0 / f64::from(pace));
+        let (taken, due) = (AtomicU64::new(0), Semaphore::new(0));
+        Turns { began: Instant::now(), until, taken, interval, due }
+    }
+
+    fn is_over(&self, turn: u64) -> bool {
+        match self.until {
+            Until::Over(time) => self.began.elapsed() >= time,
+            Until::Answered(count) => turn >= count,
         }
     }
-    latencies
-}
 
-/// Reads one response to its end and checks its status.
-async fn read_response(stream: &mut TcpStream, buffer: &mut [u8], status: u16) {
-    let mut length = 0;
-    let mut whole = None;
-    loop {
-        let read = stream.read(&mut buffer[length..]).await.unwrap();
-        assert!(read > 0, "the server closed in the middle of a response");
-        length += read;
-        if whole.is_none() {
-            let head = buffer[..length].windows(4).position(|w| w == b"\r\n\r\n");
-            whole = head.map(|at| at + 4 + content_length(&buffer[..at]));
+    /// Waits for a turn; says when it was due. What waits for a free connection waits from then
+    /// on: else a server that is slow would be asked less, and look better for it.
+    async fn next(&self) -> Option<Instant> {
+        if self.interval.is_some() {
+            self.due.acquire().await.ok()?.forget();
         }
-        if whole.is_some_and(|whole| length >= whole) {
-            break;
+        let turn = self.taken.fetch_add(1, Relaxed);
+        if self.is_over(turn) {
+            return None;
         }
+        let due = |interval| self.began + Duration::from_secs_f64(interval * turn as f64);
+        Some(self.interval.map_or_else(Instant::now, due))
     }
-    let answered = std::str::from_utf8(&buffer[9..12]).unwrap();
-    assert_eq!(answered, status.to_string(), "the wrong answer");
-}
 
-fn content_length(head: &[u8]) -> usize {
-    let head = std::str::from_utf8(head).unwrap();
-    let mut lines = head.lines().filter_map(|line| line.split_once(':'));
-    let found = lines.find(|(name, _)| name.eq_ignore_ascii_case("content-length"));
-    found.map_or(0, |(_, length)| length.trim().parse().unwrap())
-}
-
-/// Opens connections that ask once and then stay.
-pub fn hold(server: &Server, count: usize) -> Vec<std::net::TcpStream> {
-    use std::io::{Read, Write};
-    let request = "GET /v1/event/?_a=62515&_n=idle HTTP/1.1\r\nHost: a\r\n\r\n";
-    let mut held = Vec::new();
-    for _ in 0..count {
-        let Ok(mut stream) = std::net::TcpStream::connect(server.address) else { break };
-        stream.write_all(request.as_bytes()).unwrap();
-        let mut response = [0; 2048];
-        assert!(stream.read(&mut response).unwrap() > 0);
-        held.push(stream);
+    /// Gives out turns one by one as they fall due. Never sleeps: a timer's tick is a
+    /// millisecond, in which ten would gather.
+    async fn keep_pace(&self) {
+        let Some(interval) = self.interval else { return };
+        let mut given = 0;
+        while !self.is_over(given) {
+            let due = (self.began.elapsed().as_secs_f64() / interval) as u64 + 1;
+            self.due.add_permits((due - given) as usize);
+            given = due;
+            tokio::task::yield_now().await;
+        }
+        self.due.close();
     }
-    held
-}
-
-/// The middle of some figures.
-pub fn median(values: impl Iterator<Item = f64>) -> f64 {
-    let mut values: Vec<f64> = values.collect();
-    values.sort_by(f64::total_cmp);
-    values[values.len() / 2]
 }

@@ -1,0 +1,69 @@
+//! pixelgate: the build that belongs to this benchmark, or `PIXELGATE_BENCH_BINARY`.
+
+use crate::nginx;
+use crate::process::Mode;
+use crate::server::{Kind, Server, folder, free_address};
+use crate::tls;
+use std::process::Command;
+
+/// An edge for events.
+pub fn events(mode: Mode, durability: &str) -> Server {
+    start(mode, durability, Door::Plain)
+}
+
+/// An edge for events over TLS.
+pub fn tls(mode: Mode, durability: &str) -> Server {
+    start(mode, durability, Door::Tls)
+}
+
+/// An edge in front of an origin of its own.
+pub fn proxy(mode: Mode) -> Server {
+    let origin = nginx::origin();
+    let mut server = start(mode, "power", Door::Proxy(&origin));
+    server.origin = Some(Box::new(origin));
+    server
+}
+
+/// What is loaded.
+enum Door<'a> {
+    Plain,
+    Tls,
+    Proxy(&'a Server),
+}
+
+/// One worker thread, as nginx has one worker. Batches close after 100 ms of less than their fill,
+/// so that a round's last events are delivered soon; under load they are full long before.
+fn start(mode: Mode, durability: &str, door: Door<'_>) -> Server {
+    let dir = folder();
+    let at = dir.path().display();
+    let (plain, loaded, admin) = (free_address(), free_address(), free_address());
+    let (kind, address, edge) = match door {
+        Door::Plain => (Kind::Edge, plain, String::new()),
+        Door::Proxy(origin) => {
+            (Kind::EdgeProxy, plain, format!("origin = \"http://{}\"", origin.address))
+        }
+        Door::Tls => {
+            let (cert, key) = tls::files(dir.path());
+            let tls = format!("listen = \"{loaded}\", cert = \"{cert}\", key = \"{key}\"");
+            (Kind::Edge, loaded, format!("tls = [{{ {tls} }}]"))
+        }
+    };
+    let config = format!(
+        "[edge]\nlisten = [\"{plain}\"]\nthreads = 1\nstate_dir = \"{at}\"\n{edge}\n\
+         [portals]\nsource = \"{at}/portals.toml\"\n\
+         [spool]\ndir = \"{at}/spool\"\ndurability = \"{durability}\"\n\
+         [batch]\nlinger_ms = 100\n\
+         [admin]\nlisten = \"{admin}\"\n\
+         [[upstream]]\nname = \"file\"\nkind = \"file\"\ndir = \"{at}/events\"\n"
+    );
+    std::fs::write(dir.path().join("portals.toml"), "portals = [62515]\n").unwrap();
+    let path = dir.path().join("edge.toml");
+    std::fs::write(&path, config).unwrap();
+    let binary = std::env::var("PIXELGATE_BENCH_BINARY");
+    let binary = binary.unwrap_or_else(|_| env!("CARGO_BIN_EXE_pixelgate").to_owned());
+    let mut command = Command::new(binary);
+    command.arg("--config").arg(path);
+    let mut server = Server::start(kind, mode, dir, address, &command);
+    server.admin = Some(admin);
+    server
+}

@@ -1,0 +1,42 @@
+//! Instructions in user space that a request costs, counted by callgrind.
+
+use crate::load::Until;
+use crate::process::{COUNTS, Mode};
+use crate::scenario::{Contender, Scenario};
+use std::process::{Command, Stdio};
+use std::sync::LazyLock;
+
+/// Requests before those that are counted: what is done only in the beginning cancels out.
+const BEFORE: u64 = 200;
+
+static INSTALLED: LazyLock<bool> = LazyLock::new(|| {
+    let found = Command::new("valgrind").arg("--version").stdout(Stdio::null()).status().is_ok();
+    if !found {
+        eprintln!("valgrind is not installed: no instructions are counted");
+    }
+    found
+});
+
+/// The difference between two runs, a request; `None` where nothing can or shall be counted.
+pub fn per_request(scenario: &Scenario, contender: &Contender) -> Option<f64> {
+    if scenario.counted == 0 || !*INSTALLED {
+        return None;
+    }
+    // Both at once: what is counted does not depend on the time that it takes.
+    let [less, more] = std::thread::scope(|scope| {
+        [BEFORE, BEFORE + scenario.counted]
+            .map(|requests| scope.spawn(move || count(scenario, contender, requests)))
+            .map(|run| run.join().expect("the answers are right"))
+    });
+    Some((more - less) / scenario.counted as f64)
+}
+
+fn count(scenario: &Scenario, contender: &Contender, requests: u64) -> f64 {
+    let mut server = (contender.start)(Mode::Counted);
+    let load = (scenario.load)(&server);
+    load.run(&mut server, Until::Answered(requests));
+    let report = std::fs::read_to_string(server.stop().path().join(COUNTS)).expect("a report");
+    let line = report.lines().find(|line| line.contains("Collected :"));
+    let count = line.and_then(|line| line.split_whitespace().last());
+    count.and_then(|count| count.parse().ok()).expect("callgrind says what it has collected")
+}
