@@ -389,7 +389,7 @@ mod tests {
             portal: Some(portal),
             name: None,
             email: None,
-            revenue: None,
+            has_revenue: false,
             properties: 0,
         };
         let mut past = Past::default();

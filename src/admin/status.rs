@@ -142,7 +142,7 @@ fn glimpse(number: u64, glimpse: &Glimpse) -> Value {
         "portal": glimpse.portal,
         "event": glimpse.name,
         "email": glimpse.email,
-        "revenue": glimpse.revenue,
+        "revenue": glimpse.has_revenue,
         "properties": glimpse.properties,
     })
 }

@@ -44,8 +44,8 @@ pub struct Glimpse {
     pub name: Option<String>,
     /// Its contact's address, masked.
     pub email: Option<String>,
-    /// What it is worth.
-    pub revenue: Option<String>,
+    /// Whether it is worth something; what, is not shown.
+    pub has_revenue: bool,
     /// How many contact properties it has.
     pub properties: usize,
 }
@@ -111,7 +111,7 @@ impl Glimpses {
             portal: seen.portal,
             name: seen.name.as_deref().and_then(name),
             email: None,
-            revenue: None,
+            has_revenue: false,
             properties: 0,
         }));
     }
@@ -125,7 +125,7 @@ impl Glimpses {
                 portal: Some(event.portal),
                 name: name(&event.name),
                 email: event.email.as_deref().map(email),
-                revenue: event.revenue.map(|revenue| revenue.to_string()),
+                has_revenue: event.revenue.is_some(),
                 properties: event.properties.len(),
             })
         });
@@ -200,7 +200,7 @@ mod tests {
         glimpses.settled(note, Some(Reason::Overloaded));
         let seen = &glimpses.drain()[0];
         assert_eq!(seen.email.as_deref(), Some("p…@c….com"));
-        assert_eq!((seen.revenue.as_deref(), seen.properties), (Some("20"), 1));
+        assert_eq!((seen.has_revenue, seen.properties), (true, 1));
         assert_eq!(seen.rejected, Some(Reason::Overloaded), "the disk has the last word");
         let text = format!("{seen:?}");
         assert!(!text.contains("secret") && !text.contains("erson"), "{text}");

@@ -45,7 +45,7 @@ fn what_happens_is_seen_without_a_reload() {
     edge.event("_a=62515&_n=signup&email=person@company.com&color=zanzibar&_m=20.5");
     browser.wait_text("#headline-text", "Events flow.");
     let row = browser.wait_text("#recent", "accepted");
-    for part in ["62515", "signup", "p…@c….com", "revenue 20.5, 1 property"] {
+    for part in ["62515", "signup", "p…@c….com", "revenue, 1 property"] {
         assert!(row.contains(part), "{part:?} is not in {row:?}");
     }
     edge.event("_a=56043&_n=<i>a</i>&email=zanzibar");

@@ -220,7 +220,7 @@ function events() {
       const verdict = make("td");
       verdict.append(make("span", good ? "● accepted" : `✕ ${event.reason}`, `state ${good ? "ok" : "notice"}`));
       const holds = [];
-      if (event.revenue) holds.push(`revenue ${event.revenue}`);
+      if (event.revenue) holds.push("revenue");
       if (event.properties) holds.push(`${event.properties} ${event.properties === 1 ? "property" : "properties"}`);
       row.append(
         make("td", clock.format(new Date(event.at)), "nowrap"), verdict,
