@@ -99,7 +99,9 @@ impl Server {
     fn status(&self) -> Value {
         let admin = self.admin.expect("an edge has an admin listener");
         let mut stream = TcpStream::connect(admin).unwrap();
-        stream.write_all(b"GET /status HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n").unwrap();
+        stream
+            .write_all(b"GET /status HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n")
+            .unwrap();
         let mut response = String::new();
         stream.read_to_string(&mut response).unwrap();
         let (_, body) = response.split_once("\r\n\r\n").expect("a whole response");
