@@ -431,7 +431,6 @@ mod tests {
     #[test]
     fn an_idle_connection_holds_little() {
         let bytes = bytes_of(Front::<Nobody>::serve);
-        println!("{bytes} bytes");
         assert!(bytes <= IDLE_BYTES_MAX, "{bytes} bytes");
     }
 }
