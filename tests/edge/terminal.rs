@@ -12,8 +12,16 @@ use std::process::{Command, Stdio};
 use std::sync::Arc;
 
 const ESCAPE: char = '\u{1b}';
+/// What colours follow besides the terminal; the machine that runs the tests may set any of them
+/// (one that integrates changes sets `CI`, which alone makes a dumb terminal coloured).
+const COLOURING: [&str; 5] = ["NO_COLOR", "CLICOLOR", "CLICOLOR_FORCE", "COLORTERM", "CI"];
 /// How a colour begins; a bar moves the cursor by other sequences.
 const RED_OR_GREEN: [&str; 2] = ["\u{1b}[31m", "\u{1b}[32m"];
+
+/// Takes from a command what the environment of the tests says of colours.
+fn uncoloured(command: &mut Command) -> &mut Command {
+    COLOURING.iter().fold(command, |command, name| command.env_remove(name))
+}
 
 /// Runs a command at a terminal of its own; its exit code, and all that the terminal was sent.
 fn at_terminal(mut command: Command, environment: &[(&str, &str)]) -> (i32, String) {
@@ -22,7 +30,7 @@ fn at_terminal(mut command: Command, environment: &[(&str, &str)]) -> (i32, Stri
     unlockpt(&master).unwrap();
     let name = ptsname(&master, Vec::new()).unwrap();
     let open = || rustix::fs::open(&name, OFlags::RDWR | OFlags::NOCTTY, Mode::empty()).unwrap();
-    command.env_remove("NO_COLOR").env("TERM", "xterm").envs(environment.iter().copied());
+    uncoloured(&mut command).env("TERM", "xterm").envs(environment.iter().copied());
     let mut child =
         command.stdout(Stdio::from(open())).stderr(Stdio::from(open())).spawn().unwrap();
     // It holds our copies of the other side, without which reading would never end.
@@ -40,7 +48,7 @@ fn at_terminal(mut command: Command, environment: &[(&str, &str)]) -> (i32, Stri
 
 /// Runs it in pipes; exit code, standard output, standard error.
 fn in_pipes(mut command: Command) -> (i32, String, String) {
-    let output = command.output().unwrap();
+    let output = uncoloured(&mut command).output().unwrap();
     let text = |bytes| String::from_utf8(bytes).unwrap();
     (output.status.code().unwrap(), text(output.stdout), text(output.stderr))
 }
