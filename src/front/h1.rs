@@ -21,11 +21,12 @@ use pingora::server::ShutdownWatch;
 use pingora_timeout::timeout;
 use std::future::poll_fn;
 use std::net::IpAddr;
-use std::pin::Pin;
+use std::pin::{Pin, pin};
 use std::sync::Arc;
 use std::task::{Context, Poll};
 use std::time::Duration;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::time::{Instant, Sleep, sleep};
 
 /// Room for one read of the rest of a header, in bytes.
 const READ_BYTES: usize = 4096;
@@ -110,20 +111,42 @@ impl<SV> Front<SV> {
         read.map(|read| read.unwrap_or(Arrival::Closed))
     }
 
-    /// Waits for a connection's next bytes, as long as it may.
-    async fn wait(&self, connection: &mut Connection, stopping: &mut ShutdownWatch) -> Arrival {
+    /// Waits for a connection's next bytes, as long as it may, or until `stopped`.
+    ///
+    /// `alarm` is the connection's own. It is set anew only when it goes off too early, which is
+    /// once in many requests: setting it for each costs more than judging an event.
+    async fn wait(
+        &self,
+        connection: &mut Connection,
+        mut alarm: Pin<&mut Sleep>,
+        mut stopped: Pin<&mut impl Future>,
+    ) -> Arrival {
         if connection.came.is_empty() {
             connection.came = BytesMut::new();
         }
-        let limits = self.limits();
-        let first = connection.requests == 0;
-        let patience = if first { limits.header_timeout } else { limits.keepalive };
-        let arrival = poll_fn(|cx| self.poll_arrival(connection, cx));
-        tokio::select! {
-            biased;
-            arrival = timeout(patience, arrival) => arrival.unwrap_or(Arrival::Late),
-            _ = stopping.wait_for(|stop| *stop && self.in_flight.closes_idle()) => Arrival::Closed,
+        let until = Instant::now() + self.patience(connection);
+        if until < alarm.deadline() {
+            alarm.as_mut().reset(until);
         }
+        poll_fn(|cx| {
+            if let Poll::Ready(arrival) = self.poll_arrival(connection, cx) {
+                return Poll::Ready(arrival);
+            }
+            while alarm.as_mut().poll(cx).is_ready() {
+                if alarm.deadline() >= until {
+                    return Poll::Ready(Arrival::Late);
+                }
+                alarm.as_mut().reset(until);
+            }
+            stopped.as_mut().poll(cx).map(|_| Arrival::Closed)
+        })
+        .await
+    }
+
+    /// How long a connection's next bytes are waited for.
+    fn patience(&self, connection: &Connection) -> Duration {
+        let limits = self.limits();
+        if connection.requests == 0 { limits.header_timeout } else { limits.keepalive }
     }
 
     /// Reads until the buffer begins with a whole header, and holds at least `least` bytes.
@@ -280,8 +303,10 @@ where
     /// Serves an HTTP/1 connection to its end.
     pub async fn serve(self: Arc<Self>, mut connection: Connection, shutdown: ShutdownWatch) {
         let mut stopping = shutdown.clone();
+        let mut stopped = pin!(stopping.wait_for(|stop| *stop && self.in_flight.closes_idle()));
+        let mut alarm = pin!(sleep(self.patience(&connection)));
         loop {
-            let arrival = self.wait(&mut connection, &mut stopping).await;
+            let arrival = self.wait(&mut connection, alarm.as_mut(), stopped.as_mut()).await;
             match self.serve_one(connection, arrival, &shutdown).await {
                 Some(kept) => connection = kept,
                 None => return,
@@ -308,7 +333,8 @@ where
                 }
                 Some(connection)
             }
-            Arrival::Bytes => self.serve_bytes(connection, shutdown).await,
+            // Boxed, as all that is rare: its room would be held while nothing comes.
+            Arrival::Bytes => Box::pin(self.serve_bytes(connection, shutdown)).await,
             Arrival::Late => {
                 let limit = if first { Limit::HeaderTime } else { Limit::IdleTime };
                 self.door.teller.tell(limit);
