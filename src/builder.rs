@@ -9,6 +9,7 @@ use crate::clock::{Clock, SystemClock};
 use crate::delivery::Delivery;
 use crate::event::{self, Rules};
 use crate::forward::{self, Meters, Route};
+use crate::front::InFlight;
 use crate::gate::Gate;
 use crate::glimpse::Glimpses;
 use crate::metrics::Metrics;
@@ -164,6 +165,7 @@ pub struct Builder {
     state_dir: PathBuf,
     trusted: TrustedProxies,
     own: Vec<(String, Arc<dyn Upstream>)>,
+    company: Option<InFlight>,
     clock: Arc<dyn Clock>,
 }
 
@@ -181,6 +183,7 @@ impl Builder {
             state_dir: PathBuf::from("data"),
             trusted: TrustedProxies::default(),
             own: Vec::new(),
+            company: None,
             clock: Arc::new(SystemClock),
         }
     }
@@ -195,6 +198,14 @@ impl Builder {
     /// Whose word on the client's address is taken. Default: nobody's.
     pub fn trusted_proxies(mut self, trusted: TrustedProxies) -> Self {
         self.trusted = trusted;
+        self
+    }
+
+    /// What counts the requests and connections on which events come, so that a group's sync is not
+    /// held up (`spool.linger_ms`) for company when everyone who could be company is in it. A
+    /// request must count before it is judged. Default: nobody knows, and each group lingers.
+    pub fn company(mut self, in_flight: InFlight) -> Self {
+        self.company = Some(in_flight);
         self
     }
 
@@ -271,6 +282,7 @@ impl Builder {
             methods: config.events.methods.clone(),
             trusted,
             delivery,
+            company: self.company,
             upstreams: config.upstream.clone(),
         }))
     }

@@ -12,6 +12,7 @@ use crate::context::context;
 use crate::delivery::Delivery;
 use crate::event::Reason;
 use crate::forward::Forwarder;
+use crate::front::InFlight;
 use crate::gate::{Gate, Hit, Judgement, Refusal, Verdict};
 use crate::glimpse::{Glimpses, Note};
 use crate::metrics::Metrics;
@@ -53,6 +54,8 @@ pub(crate) struct Shared {
     pub methods: Vec<String>,
     pub trusted: TrustedProxies,
     pub delivery: Delivery,
+    /// Who else may report an event; nobody knows where it is not said.
+    pub company: Option<InFlight>,
     /// As configured, for whoever explains what they would be sent.
     pub upstreams: Vec<upstream::Config>,
 }
@@ -190,7 +193,12 @@ impl PixelGate {
             shared.metrics.count_dry_run_refusal(reason);
         }
         match shared.spool.append(|out| shared.gate.encode(&kept, out)) {
-            Ok(commit) => Step::Wait(commit, shared.glimpses.kept(&kept.event)),
+            Ok(commit) => {
+                if shared.company.as_ref().is_some_and(InFlight::is_everyone) {
+                    shared.spool.hurry();
+                }
+                Step::Wait(commit, shared.glimpses.kept(&kept.event))
+            }
             Err(Overloaded) => refused(Refusal::of(Reason::Overloaded)),
         }
     }

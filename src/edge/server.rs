@@ -96,12 +96,13 @@ pub fn run(
     let origins = Origins::new(edge, ConnectorOptions::from_server_conf(&conf))
         .map_err(|why| EdgeError::Edge(format!("edge.origin: {why}")))?;
 
+    let in_flight = InFlight::default();
     let gate = PixelGate::builder(gate)
         .state_dir(&edge.state_dir)
         .trusted_proxies(trusted.clone())
+        .company(in_flight.clone())
         .open()
         .map_err(EdgeError::Gate)?;
-    let in_flight = InFlight::default();
     let keepalive = edge.keepalive_seconds;
     let proxy = Edge::new(gate.clone(), origins.clone(), trusted, keepalive, in_flight.clone())
         .map_err(EdgeError::Pingora)?
@@ -121,7 +122,9 @@ pub fn run(
     let bound = plain.into_iter().chain(tls).collect();
     server.add_service(Stoppable { inner: service, sockets: bound, stopped: stopped.clone() });
 
-    let (lookout, mut service) = operators(&gate, admin, verdicts, &in_flight);
+    // Apart: whoever looks at the pages is nobody to linger for.
+    let watched = InFlight::default();
+    let (lookout, mut service) = operators(&gate, admin, verdicts, &watched);
     server.add_service(lookout);
     add_listeners(&mut service, &pages, &[], &[])?;
     server.add_service(Stoppable { inner: service, sockets: pages, stopped });
@@ -133,7 +136,7 @@ pub fn run(
         gate: gate.clone(),
         certificates,
         stop,
-        in_flight,
+        in_flight: [in_flight, watched],
         grace,
         state_dir: edge.state_dir.clone(),
         sockets: Mutex::new(sockets.copies),

@@ -36,8 +36,8 @@ pub struct Signals {
     pub certificates: Vec<Arc<Certificates>>,
     /// Closes the listeners when it says so.
     pub stop: watch::Sender<bool>,
-    /// What a stop waits for,
-    pub in_flight: InFlight,
+    /// What a stop waits for: of visitors, and of whoever looks at the pages,
+    pub in_flight: [InFlight; 2],
     /// for as long as this.
     pub grace: Duration,
     /// `edge.state_dir`.
@@ -180,7 +180,7 @@ impl Signals {
 
     async fn drain(&self, stop: Stop) {
         if stop == Stop::Upgraded {
-            self.in_flight.linger();
+            self.in_flight.iter().for_each(InFlight::linger);
         }
         // Listeners close, idle connections end, requests in flight are answered.
         let _ = self.stop.send(true);
@@ -189,17 +189,16 @@ impl Signals {
             Stop::Upgraded => Duration::from_millis(ACCEPT_MS),
             Stop::Now => Duration::ZERO,
         };
+        let requests = || self.in_flight.iter().map(InFlight::count).sum::<usize>();
+        let connections = || self.in_flight.iter().map(InFlight::connections).sum::<usize>();
         let is_busy = || match stop {
-            Stop::Now => self.in_flight.count() > 0,
-            Stop::Upgraded => {
-                self.in_flight.count() + self.in_flight.connections() > 0
-                    || began.elapsed() < at_least
-            }
+            Stop::Now => requests() > 0,
+            Stop::Upgraded => requests() + connections() > 0 || began.elapsed() < at_least,
         };
         while is_busy() && began.elapsed() < self.grace {
             tokio::time::sleep(Duration::from_millis(DRAIN_LOOK_MS)).await;
         }
-        let left = self.in_flight.count();
+        let left = requests();
         if left > 0 {
             error!("{left} requests were still in flight when the grace period ended");
         }

@@ -205,6 +205,7 @@ where
 
     async fn serve_frames(&self, stream: Stream, came: BytesMut, mut shutdown: ShutdownWatch) {
         let limits = &self.door.limits;
+        let _seats = self.in_flight.streams(limits.h2_streams_max);
         let (stop, stopping) = watch::channel(false);
         let pulse = Arc::new(Pulse::new(limits, stop));
         let (watched, mut crossed) = Watched::new(stream, came, pulse.clone());

@@ -12,6 +12,7 @@
 
 use std::io;
 use std::sync::Arc;
+use std::sync::atomic::Ordering::SeqCst;
 use std::time::{Duration, Instant};
 
 use super::Shared;
@@ -183,7 +184,8 @@ impl Committer {
         loop {
             let left = until.saturating_duration_since(Instant::now());
             let urgent = self.shared.bounds.is_closed()
-                || self.shared.bounds.staged_bytes() >= GROUP_BYTES_MAX;
+                || self.shared.bounds.staged_bytes() >= GROUP_BYTES_MAX
+                || self.shared.hurried.load(SeqCst);
             if left.is_zero() || urgent {
                 return;
             }
@@ -192,6 +194,8 @@ impl Committer {
     }
 
     fn gather(&mut self) -> Vec<Taken> {
+        // Before the look: who hurries after it has staged after it, too.
+        self.shared.hurried.store(false, SeqCst);
         let mut gathered = Vec::new();
         let mut bytes = 0;
         for shard in &self.shared.shards {

@@ -332,6 +332,12 @@ impl Spool {
         self.handle.shared.append(encode)
     }
 
+    /// Whoever could report an event waits for one already: the group that is gathered does not
+    /// linger any longer.
+    pub fn hurry(&self) {
+        self.handle.shared.hurry();
+    }
+
     /// The reader of an upstream; `None` if it is not configured or its reader was taken.
     pub fn reader(&self, upstream: &str) -> Option<Reader> {
         let shared = &self.handle.shared;

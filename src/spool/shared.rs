@@ -60,6 +60,8 @@ pub struct Shared {
     pub bounds: Bounds,
     pub shards: Box<[Shard]>,
     pub parker: Parker,
+    /// The group that is gathered shall not linger.
+    pub hurried: AtomicBool,
     /// This process's own lane; also in `lanes`.
     pub own: Arc<Lane>,
     /// All lanes that this process delivers, oldest first.
@@ -97,6 +99,7 @@ impl Shared {
             bounds: Bounds::new(config.bytes_max.as_u64()),
             shards: (0..threads.clamp(1, SHARDS_MAX)).map(|_| Shard::new()).collect(),
             parker: Parker::default(),
+            hurried: AtomicBool::new(false),
             lanes: Mutex::new(vec![Arc::clone(&own)]),
             own,
             folded: Mutex::new(Vec::new()),
@@ -186,6 +189,14 @@ impl Shared {
             Durability::Memory => Commit::ready(),
             Durability::Power | Durability::Interval => Commit::waiting(group),
         })
+    }
+
+    /// See [`Spool::hurry`](super::Spool::hurry).
+    pub fn hurry(&self) {
+        // In `memory` nobody waits.
+        if self.config.durability != Durability::Memory && !self.hurried.swap(true, SeqCst) {
+            self.parker.unpark();
+        }
     }
 
     pub fn has_staged(&self) -> bool {

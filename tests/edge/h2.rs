@@ -14,6 +14,7 @@ use rustls::pki_types::{CertificateDer, ServerName};
 use rustls::{ClientConfig, RootCertStore};
 use std::net::SocketAddr;
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 use tokio::task::JoinHandle;
 
 /// What the client takes without a word, on a stream and on all.
@@ -26,8 +27,12 @@ struct Client {
 }
 
 fn start(origin: SocketAddr) -> (Edge, SocketAddr) {
+    start_with(Setup::default().origin(origin))
+}
+
+fn start_with(setup: Setup) -> (Edge, SocketAddr) {
     let tls = format!("tls = [{{ listen = \"127.0.0.1:0\", cert = \"{CERT}\", key = \"{KEY}\" }}]");
-    let edge = Setup::default().origin(origin).edge(&tls).start();
+    let edge = setup.edge(&tls).start();
     let log = edge.log();
     let address = log.split("listening on https://").nth(1).unwrap().split(' ').next().unwrap();
     let address = address.parse().unwrap();
@@ -229,4 +234,15 @@ fn a_stop_lets_streams_end_and_says_goaway() {
         assert!(end.is_ok(), "{end:?}");
     });
     assert_eq!(edge.wait().code(), Some(0));
+}
+
+#[test]
+fn an_event_waits_for_other_streams_that_may_come() {
+    let (_edge, address) = start_with(Setup::default().spool("linger_ms = 1000"));
+    RUNTIME.block_on(async {
+        let mut client = connect(address).await;
+        let began = Instant::now();
+        assert_eq!(client.get("/v1/event/?_a=62515&_n=a").await.status, StatusCode::OK);
+        assert!(began.elapsed() >= Duration::from_millis(1000), "{:?}", began.elapsed());
+    });
 }

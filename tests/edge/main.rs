@@ -5,6 +5,7 @@
 mod admin;
 mod answers;
 mod commands;
+mod company;
 mod connections;
 mod corpus;
 mod crash;
