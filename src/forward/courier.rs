@@ -26,6 +26,10 @@ use crate::upstream::{BatchConfig, Outcome, Setback, Upstream};
 const OUTCOMES: [&str; 7] =
     ["delivered", "retry", "too_large", "rejected", "fault", "dead", "mixed"];
 
+/// Pause after a read that gave less than half a batch: whoever read each group that was committed
+/// would wake up hundreds of times for one batch, which lingers for company in any case.
+const REST: Duration = Duration::from_millis(10);
+
 /// What a courier is given.
 pub struct Supplies {
     name: String,
@@ -150,8 +154,11 @@ impl Courier {
         strands: Vec<mpsc::Sender<Vec<Arrival>>>,
     ) -> Result<(), Stopped> {
         let bytes_max = usize::try_from(batch.bytes_max.as_u64()).unwrap_or(usize::MAX);
+        let rest = REST.min(Duration::from_millis(batch.linger_ms) / 2);
         loop {
             let entries = self.unless_stopped(reader.read(batch.events_max, bytes_max)).await?;
+            let bytes = entries.iter().map(|entry| entry.payload.len()).sum::<usize>();
+            let few = entries.len() < batch.events_max / 2 && bytes < bytes_max / 2;
             let mut shares = vec![Vec::new(); strands.len()];
             for Entry { seat, payload } in entries {
                 let (strand, record) = match strands.len() {
@@ -168,6 +175,9 @@ impl Courier {
                     let sent = self.unless_stopped(strand.send(share)).await?;
                     sent.map_err(|_| Stopped)?;
                 }
+            }
+            if few {
+                self.unless_stopped(tokio::time::sleep(rest)).await?;
             }
         }
     }
