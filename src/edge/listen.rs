@@ -5,11 +5,20 @@
 //! opened sockets are then put into the table in which Pingora looks before it binds. This also
 //! tells which port the kernel chose for port 0.
 
+use pixelgate::front::Listener;
 use std::fmt;
+use std::fs::{Permissions, set_permissions};
 use std::net::{SocketAddr, TcpListener, ToSocketAddrs};
-use std::os::fd::{IntoRawFd, OwnedFd, RawFd};
+use std::os::fd::{AsFd, IntoRawFd, OwnedFd, RawFd};
+use std::os::unix::fs::PermissionsExt;
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::PathBuf;
+
+/// Connections that may wait to be accepted; the system may allow fewer (`net.core.somaxconn`).
+const BACKLOG: i32 = 65_535;
+
+/// Whoever may enter the folder of a Unix socket may connect: the proxy in front is another user.
+const SOCKET_MODE: u32 = 0o666;
 
 /// Where to listen.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -88,6 +97,7 @@ impl Bound {
             Address::Tcp(address) => {
                 let failed = |source| BindError { address: address.to_string(), source };
                 let listener = TcpListener::bind(address).map_err(failed)?;
+                listen(&listener).map_err(failed)?;
                 listener.set_nonblocking(true).map_err(failed)?;
                 let key = listener.local_addr().map_err(failed)?.to_string();
                 Ok(Self { key, unix: false, socket: listener.into() })
@@ -97,6 +107,8 @@ impl Bound {
                 let failed = |source| BindError { address: format!("unix:{key}"), source };
                 remove_stale(path).map_err(failed)?;
                 let listener = UnixListener::bind(path).map_err(failed)?;
+                set_permissions(path, Permissions::from_mode(SOCKET_MODE)).map_err(failed)?;
+                listen(&listener).map_err(failed)?;
                 listener.set_nonblocking(true).map_err(failed)?;
                 Ok(Self { key, unix: true, socket: listener.into() })
             }
@@ -122,10 +134,24 @@ impl Bound {
         self.socket.try_clone()
     }
 
+    /// The socket as the edge's entrance takes it.
+    pub fn into_listener(self) -> Listener {
+        match self.unix {
+            true => Listener::unix(self.socket.into()),
+            false => Listener::tcp(self.socket.into()),
+        }
+    }
+
     /// Gives the socket away, to whoever closes it.
     pub fn into_raw(self) -> (String, RawFd) {
         (self.key, self.socket.into_raw_fd())
     }
+}
+
+/// Makes a listening socket's queue longer: that of the standard library is short, and whoever
+/// finds no place in it tries again a second later.
+fn listen(socket: impl AsFd) -> std::io::Result<()> {
+    Ok(rustix::net::listen(socket, BACKLOG)?)
 }
 
 /// Removes what a dead process left behind at `path`, and only that: not a socket on which
@@ -172,6 +198,8 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let address = Address::Unix(dir.path().join("edge.sock"));
         let first = Bound::open(&address).unwrap();
+        let mode = std::fs::metadata(&first.key).unwrap().permissions().mode();
+        assert_eq!(mode & 0o777, SOCKET_MODE);
         assert!(Bound::open(&address).is_err());
         drop(first);
         Bound::open(&address).unwrap();

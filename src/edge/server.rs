@@ -22,7 +22,7 @@ use pingora::services::background::{BackgroundService, GenBackgroundService, bac
 use pingora::services::listening::Service;
 use pixelgate::PixelGate;
 use pixelgate::admin::{Admin, Lookout};
-use pixelgate::front::{Front, InFlight, Limits};
+use pixelgate::front::{Entrance, Front, InFlight, Limits};
 use rustix::process::{Resource, getrlimit, setrlimit};
 use rustls::pki_types::CertificateDer;
 use rustls::pki_types::pem::PemObject;
@@ -113,20 +113,17 @@ pub fn run(
     let limits = Limits { connections_max: raise_file_limit(edge), ..edge.limits() };
     let front = Front::new(proxy, gate.clone(), in_flight.clone(), limits);
     let (stop, stopped) = watch::channel(false);
-    let before_tls = front.before_tls();
-    let mut service = Service::new("edge".to_owned(), front);
-    service.endpoints().set_pre_tls_callback(before_tls);
     let certificates: Vec<_> = certificates.into_iter().map(|(_, all)| all).collect();
-    add_listeners(&mut service, &plain, &tls, &certificates)?;
     let announcement = announcement(&plain, &tls, &pages);
-    let bound = plain.into_iter().chain(tls).collect();
-    server.add_service(Stoppable { inner: service, sockets: bound, stopped: stopped.clone() });
+    let mut entrance = Entrance::new("edge", front, stopped.clone());
+    listen(&mut entrance, plain, tls, &certificates)?;
+    server.add_service(entrance);
 
     // Apart: whoever looks at the pages is nobody to linger for.
     let watched = InFlight::default();
     let (lookout, mut service) = operators(&gate, admin, verdicts, &watched);
     server.add_service(lookout);
-    add_listeners(&mut service, &pages, &[], &[])?;
+    pages.iter().for_each(|bound| service.add_listener(admin_listener(bound)));
     server.add_service(Stoppable { inner: service, sockets: pages, stopped });
     server.add_service(background_service("origins", origins));
     server.add_service(background_service("certificates", Renewal(certificates.clone())));
@@ -153,24 +150,31 @@ fn load_certificates(edge: &Config) -> Result<Vec<(String, Arc<Certificates>)>, 
     Certificates::load_all(&edge.tls).map_err(|why| EdgeError::Edge(format!("edge.tls: {why}")))
 }
 
-/// Has a service listen on plain sockets, and on TLS ones with the certificates of each.
-fn add_listeners<A>(
-    service: &mut Service<A>,
-    plain: &[Bound],
-    tls: &[Bound],
+/// Has the edge listen on plain sockets, and on TLS ones with the certificates of each.
+fn listen(
+    entrance: &mut Entrance<Edge>,
+    plain: Vec<Bound>,
+    tls: Vec<Bound>,
     certificates: &[Arc<Certificates>],
 ) -> Result<(), EdgeError> {
-    for bound in plain {
-        service.add_listener(listener(bound));
-    }
-    for (bound, certificates) in tls.iter().zip(certificates) {
+    plain.into_iter().for_each(|bound| entrance.listen(bound.into_listener()));
+    for (bound, certificates) in tls.into_iter().zip(certificates) {
         // No files for Pingora to read: the resolver has them read already.
         let mut settings = TlsSettings::intermediate("", "").map_err(EdgeError::Pingora)?;
         settings.set_cert_resolver(certificates.clone());
         settings.enable_h2();
-        service.add_listener(listener(bound).tls(settings));
+        entrance.listen(bound.into_listener().tls(settings));
     }
     Ok(())
+}
+
+/// The admin pages are a service of Pingora's own.
+fn admin_listener(bound: &Bound) -> ListenerConfig {
+    let config = match bound.unix {
+        true => ListenerConfig::uds(&bound.key),
+        false => ListenerConfig::tcp(&bound.key),
+    };
+    config.l4_buffer(L4BufferSettings::default().read(0))
 }
 
 /// The listening sockets: opened here, or inherited.
@@ -288,15 +292,6 @@ pub fn check_trust_file(path: &Path) -> Result<(), String> {
         roots.add(certificate.map_err(|e| told(&e))?).map_err(|e| told(&e))?;
     }
     if roots.is_empty() { Err(told(&"holds no certificate")) } else { Ok(()) }
-}
-
-fn listener(bound: &Bound) -> ListenerConfig {
-    let config = match bound.unix {
-        true => ListenerConfig::uds(&bound.key),
-        false => ListenerConfig::tcp(&bound.key),
-    };
-    let (read, write) = pixelgate::front::SOCKET_BUFFER_BYTES;
-    config.l4_buffer(L4BufferSettings::new(read, write))
 }
 
 /// One line for each listener, for people and for tests: the port may be the kernel's choice.

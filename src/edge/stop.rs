@@ -24,8 +24,8 @@ use tokio::sync::watch;
 
 /// Pause between two looks at whether requests are still in flight, in milliseconds.
 const DRAIN_LOOK_MS: u64 = 2;
-/// After an upgrade, how long the stop takes at least, in milliseconds: a connection that was just
-/// accepted is counted when its task first runs.
+/// After an upgrade, how long the stop takes at least, in milliseconds: a connection that is just
+/// being accepted is counted a moment later.
 const ACCEPT_MS: u64 = 200;
 
 /// What a running edge needs to stop.

@@ -1,8 +1,4 @@
 //! Who is let in: what happens to a connection before its first byte of HTTP or TLS.
-//!
-//! Pingora shakes hands on TLS before it shows a connection to its application. The door stands
-//! before that, too ([`BeforeTls`]), so that connections which never finish a handshake have
-//! places like all others, and a PROXY header is read where it stands.
 
 use super::InFlight;
 use super::census::{Census, Place};
@@ -10,15 +6,10 @@ use super::limits::{Limits, Teller};
 use super::proxy_header;
 use crate::client::TrustedProxies;
 use crate::metrics::{Limit, Metrics};
-use async_trait::async_trait;
 use bytes::BytesMut;
-use pingora::http::ResponseHeader;
-use pingora::listeners::PreTlsProcess;
-use pingora::protocols::raw_connect::ProxyDigest;
-use pingora::protocols::{GetProxyDigest, IO, l4};
-use pingora::{Error, ErrorType};
+use pingora::protocols::IO;
 use std::net::IpAddr;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 
 /// The door of one edge.
 pub struct Door {
@@ -28,9 +19,11 @@ pub struct Door {
     census: Arc<Census>,
 }
 
-/// A connection that has a place.
+/// A connection that may go on.
 pub struct Admitted {
     pub place: Place,
+    /// The client, as far as the connection itself tells.
+    pub client: Option<IpAddr>,
     /// What came behind a PROXY header.
     pub ahead: BytesMut,
 }
@@ -48,26 +41,42 @@ impl Door {
     }
 
     /// A place for a new connection; `None` closes it, unanswered.
-    pub async fn admit(&self, stream: &mut dyn IO) -> Option<Admitted> {
-        let place = self.census.admit(&self.limits)?;
-        let mut ahead = BytesMut::new();
-        let Some(mut address) = peer(stream) else {
-            return Some(Admitted { place, ahead });
-        };
-        if self.limits.proxy_protocol {
-            let known = self.trusted.trusts(address);
-            if !known || proxy_header::take(stream, &mut ahead, &self.limits).await.is_none() {
+    pub fn place(&self) -> Option<Place> {
+        self.census.admit(&self.limits)
+    }
+
+    /// Gives a place to a client, if that one may have one more. One that speaks for many is not
+    /// one client, and on a Unix socket none has an address.
+    pub fn claim(&self, place: Place, client: Option<IpAddr>) -> Option<Place> {
+        match client {
+            Some(address) if !self.trusted.trusts(address) => place.claim(address, &self.limits),
+            _ => Some(place),
+        }
+    }
+
+    /// Lets a connection from `peer` in, once its PROXY header is read where it must have one.
+    pub async fn admit(
+        &self,
+        place: Place,
+        peer: Option<IpAddr>,
+        stream: &mut dyn IO,
+    ) -> Option<Admitted> {
+        let (mut client, mut ahead) = (peer, BytesMut::new());
+        if let Some(peer) = peer
+            && self.limits.proxy_protocol
+        {
+            let known = self.trusted.trusts(peer);
+            let said = match known {
+                true => proxy_header::take(stream, &mut ahead, &self.limits).await,
+                false => None,
+            };
+            let Some(said) = said else {
                 self.teller.tell(Limit::ProxyHeader);
                 return None;
-            }
-            address = peer(stream).unwrap_or(address);
+            };
+            client = said.map(|address| address.ip()).or(client);
         }
-        // One that speaks for many is not one client.
-        let place = match self.trusted.trusts(address) {
-            true => place,
-            false => place.claim(address, &self.limits)?,
-        };
-        Some(Admitted { place, ahead })
+        Some(Admitted { place: self.claim(place, client)?, client, ahead })
     }
 }
 
@@ -75,44 +84,4 @@ impl Door {
 pub fn peer(stream: &dyn IO) -> Option<IpAddr> {
     let digest = stream.get_socket_digest()?;
     Some(digest.peer_addr()?.as_inet()?.ip())
-}
-
-/// The door, as Pingora asks it before a TLS handshake.
-pub struct BeforeTls(pub Arc<Door>);
-
-/// A place that waits for the end of its connection's handshake, and is given back without it.
-struct Shaking {
-    place: Mutex<Option<Place>>,
-    teller: Arc<Teller>,
-}
-
-impl Drop for Shaking {
-    fn drop(&mut self) {
-        if self.place.get_mut().unwrap_or_else(PoisonError::into_inner).is_some() {
-            self.teller.tell(Limit::TlsHandshake);
-        }
-    }
-}
-
-#[async_trait]
-impl PreTlsProcess for BeforeTls {
-    async fn process(&self, stream: &mut l4::stream::Stream) -> pingora::Result<()> {
-        let refused = || Error::explain(ErrorType::HandshakeError, "refused at a limit");
-        let admitted = self.0.admit(stream).await.ok_or_else(refused)?;
-        stream.rewind(&admitted.ahead);
-        let place = Mutex::new(Some(admitted.place));
-        let shaking = Shaking { place, teller: self.0.teller.clone() };
-        // The one thing of ours that a stream carries through its handshake.
-        let header = Box::new(ResponseHeader::build(200, Some(0))?);
-        stream.set_proxy_digest(ProxyDigest::new(header, Some(Box::new(shaking))));
-        Ok(())
-    }
-}
-
-/// The place of a connection that was admitted before its handshake.
-pub fn shaken(stream: &dyn IO) -> Option<Admitted> {
-    let digest = stream.get_proxy_digest()?;
-    let shaking = digest.user_data.as_ref()?.downcast_ref::<Shaking>()?;
-    let place = shaking.place.lock().unwrap_or_else(PoisonError::into_inner).take()?;
-    Some(Admitted { place, ahead: BytesMut::new() })
 }

@@ -54,6 +54,13 @@ pub struct Connection {
     pub place: Place,
 }
 
+impl Connection {
+    /// A connection on which nothing has come yet.
+    pub fn new(stream: Stream, peer: Option<IpAddr>, place: Place) -> Connection {
+        Connection { stream, came: BytesMut::new(), peer, requests: 0, place }
+    }
+}
+
 /// A plain event request that is judged, and waits for the disk at most.
 struct Judged {
     step: Step,
@@ -286,20 +293,6 @@ where
     SV: ProxyHttp + Send + Sync + 'static,
     SV::CTX: Send + Sync,
 {
-    /// Serves what a connection has brought already, and gives it back where it must be waited
-    /// for.
-    pub async fn serve_arrived(
-        self: &Arc<Self>,
-        mut connection: Connection,
-        shutdown: &ShutdownWatch,
-    ) -> Option<Connection> {
-        loop {
-            let arrival = poll_fn(|cx| Poll::Ready(self.poll_arrival(&mut connection, cx))).await;
-            let Poll::Ready(arrival) = arrival else { return Some(connection) };
-            connection = self.serve_one(connection, arrival, shutdown).await?;
-        }
-    }
-
     /// Serves an HTTP/1 connection to its end.
     pub async fn serve(self: Arc<Self>, mut connection: Connection, shutdown: ShutdownWatch) {
         let mut stopping = shutdown.clone();

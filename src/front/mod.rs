@@ -12,7 +12,9 @@
 //!
 //! | room | what it does |
 //! |---|---|
-//! | `door` | who is let in: places, the PROXY header, before TLS where there is TLS |
+//! | `entrance` | accepts connections, and shakes hands on TLS |
+//! | `socket` | a connection's socket, as Pingora wants one |
+//! | `door` | who is let in: places, and the PROXY header |
 //! | `census` | counts connections, in all and by address |
 //! | `scratch` | reads without holding memory while there is nothing to read |
 //! | `head` | where a header ends, and whether it is sound |
@@ -24,6 +26,7 @@
 
 mod census;
 mod door;
+mod entrance;
 mod h1;
 mod h2;
 mod head;
@@ -33,35 +36,36 @@ mod plain;
 mod proxy_header;
 mod raw;
 mod scratch;
+mod socket;
 mod watched;
 
+pub use entrance::{Entrance, Listener};
 pub use in_flight::{Busy, InFlight};
 pub use limits::Limits;
 
 use crate::answer::Answers;
 use crate::plugin::PixelGate;
 use async_trait::async_trait;
-use door::{BeforeTls, Door, peer};
+use door::{Admitted, Door, peer};
 use h1::Connection;
 use pingora::apps::{HttpServerApp, HttpServerOptions, ServerApp};
-use pingora::listeners::PreTlsCallback;
 use pingora::protocols::{ALPN, Stream};
 use pingora::proxy::{HttpProxy, ProxyHttp};
 use pingora::server::ShutdownWatch;
 use raw::Raw;
 use std::sync::Arc;
 
-/// Read and write buffer of a connection's socket, in bytes. What comes is read into room that
-/// lives only as long as it is used; writes are gathered so that a pixel leaves in one piece.
-pub const SOCKET_BUFFER_BYTES: (usize, usize) = (0, 2048);
-
-/// A Pingora service's application: the front door of a proxy.
+/// The front door of a proxy.
+///
+/// [`Entrance`] is the service for it. As the application of one of Pingora's own services it does
+/// the same, but a TLS handshake then has no place among the connections, and no PROXY header is
+/// read before it.
 pub struct Front<SV> {
     proxy: Arc<HttpProxy<SV, ()>>,
     gate: PixelGate,
     answers: Answers<Raw>,
     in_flight: InFlight,
-    door: Arc<Door>,
+    door: Door,
 }
 
 impl<SV> Front<SV> {
@@ -81,15 +85,7 @@ impl<SV> Front<SV> {
         let Ok(answers) = Answers::build(&shared.response, &shared.methods, Raw::new);
         let (trusted, metrics) = (shared.trusted.clone(), shared.metrics.clone());
         let door = Door::new(limits, trusted, metrics, in_flight.clone());
-        Self { proxy: Arc::new(proxy), gate, answers, in_flight, door: Arc::new(door) }
-    }
-
-    /// What Pingora has to ask before each TLS handshake
-    /// ([`Listeners::set_pre_tls_callback`](pingora::listeners::Listeners::set_pre_tls_callback)).
-    /// Without it, handshakes have no place among the connections, and no PROXY header is read
-    /// before them.
-    pub fn before_tls(&self) -> PreTlsCallback {
-        Arc::new(BeforeTls(self.door.clone()))
+        Self { proxy: Arc::new(proxy), gate, answers, in_flight, door }
     }
 
     fn limits(&self) -> &Limits {
@@ -109,19 +105,17 @@ where
         shutdown: &ShutdownWatch,
     ) -> Option<Stream> {
         // No place: the connection closes unanswered, before anything is spent on it.
-        let admitted = match door::shaken(&*stream) {
-            Some(admitted) => admitted,
-            None => self.door.admit(&mut *stream).await?,
-        };
-        let by_alpn = stream.selected_alpn_proto() == Some(ALPN::H2);
-        let peer = peer(&*stream);
-        let (came, place) = (admitted.ahead, admitted.place);
-        let connection = Connection { stream, came, peer, requests: 0, place };
+        let (place, client) = (self.door.place()?, peer(&*stream));
+        let Admitted { place, client, ahead } =
+            self.door.admit(place, client, &mut *stream).await?;
+        let speaks_h2 = stream.selected_alpn_proto() == Some(ALPN::H2);
+        let mut connection = Connection::new(stream, client, place);
+        connection.came = ahead;
         // Pingora's task is as large as a TLS handshake: a connection that waits is better off in
         // one of its own.
-        if by_alpn {
+        if speaks_h2 {
             tokio::spawn(self.clone().serve_h2(connection, shutdown.clone()));
-        } else if let Some(connection) = self.serve_arrived(connection, shutdown).await {
+        } else {
             tokio::spawn(self.clone().serve(connection, shutdown.clone()));
         }
         None

@@ -93,9 +93,14 @@ fn read_binary(bytes: &[u8]) -> Reading {
     Reading::Whole(Said { client, length: header.len() })
 }
 
-/// Reads the header off a connection, and gives the connection the client's address. What was
-/// read behind it stays in `buffer`. `None`: there was none in time, or none that can be read.
-pub async fn take(stream: &mut dyn IO, buffer: &mut BytesMut, limits: &Limits) -> Option<()> {
+/// Reads the header off a connection, gives the connection the client's address and says it, if
+/// the header does. What was read behind it stays in `buffer`. `None`: there was none in time, or
+/// none that can be read.
+pub async fn take(
+    stream: &mut dyn IO,
+    buffer: &mut BytesMut,
+    limits: &Limits,
+) -> Option<Option<SocketAddr>> {
     let reading = async {
         loop {
             match read(buffer) {
@@ -117,7 +122,7 @@ pub async fn take(stream: &mut dyn IO, buffer: &mut BytesMut, limits: &Limits) -
         let _ = digest.peer_addr.set(Some(PeerAddress::Inet(client)));
         stream.set_socket_digest(digest);
     }
-    Some(())
+    Some(said.client)
 }
 
 #[cfg(test)]

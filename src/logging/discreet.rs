@@ -46,13 +46,11 @@ impl<L: Log> Log for Discreet<L> {
 
     fn log(&self, record: &Record<'_>) {
         let strange = TARGETS.iter().any(|target| record.target().starts_with(target));
-        if strange && self.inner.enabled(record.metadata()) {
-            // A handshake that is broken off names its client's address, and is counted.
-            let of_listeners = record.target() == "pingora_core::services::listening";
-            let broken_off = || record.args().to_string().starts_with("Downstream handshake");
-            if (of_listeners && broken_off()) || !self.fits(self.started.elapsed().as_secs()) {
-                return;
-            }
+        if strange
+            && self.inner.enabled(record.metadata())
+            && !self.fits(self.started.elapsed().as_secs())
+        {
+            return;
         }
         self.inner.log(record);
     }
@@ -89,7 +87,6 @@ mod tests {
             log.log(&Record::builder().target(target).args(format_args!("{text}")).build());
         };
         for _ in 0..1000 {
-            line("pingora_core::services::listening", "Downstream handshake error from 1.2.3.4");
             line("pingora_proxy", "theirs");
             line("pixelgate::front", "ours");
         }

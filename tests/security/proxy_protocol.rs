@@ -227,3 +227,15 @@ fn tls_handshakes_have_places_among_the_connections_and_are_not_logged_each() {
         sent && stream.read(&mut [0; 4096]).is_ok_and(|length| length > 0)
     });
 }
+
+#[test]
+fn a_handshake_has_as_long_as_a_header() {
+    let (edge, address, _) = with_tls(Setup::default().edge("header_timeout_seconds = 1"));
+    let mut silent = Connection::open(address);
+    let mut begun = Connection::open(address);
+    begun.send(b"\x16\x03\x01\x02\x00\x01\x00");
+    for connection in [&mut silent, &mut begun] {
+        assert!(connection.is_closed());
+    }
+    wait_refused(&edge, "tls_handshake", 2);
+}
