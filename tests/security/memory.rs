@@ -6,7 +6,7 @@ use std::io::{Read, Write};
 use std::net::TcpStream;
 
 /// Memory of one idle kept connection, in KiB, in any build.
-const IDLE_KIB_MAX: f64 = 8.0;
+const IDLE_KIB_MAX: f64 = 4.0;
 /// Enough that what the process itself does is lost among them.
 const CONNECTIONS: usize = 6000;
 
