@@ -27,6 +27,9 @@ use super::syncer::Syncer;
 pub const GROUP_BYTES_MAX: u64 = 4 << 20;
 /// While the disk fails it is tried again this often.
 const RETRY: Duration = Duration::from_millis(250);
+/// In `memory` nobody waits for a group, and each costs two wake-ups: it lingers so many times as
+/// long.
+const MEMORY_LINGERS: u32 = 5;
 /// Buffers larger than this are given back after a burst.
 const BUFFER_BYTES_KEPT: usize = 1 << 20;
 
@@ -178,6 +181,10 @@ impl Committer {
     /// sync itself, and it is what makes the second event free.
     fn linger(&self, first_at: Duration) {
         let linger = Duration::from_millis(self.shared.config.linger_ms);
+        let linger = match self.shared.config.durability {
+            Durability::Power | Durability::Interval => linger,
+            Durability::Memory => linger * MEMORY_LINGERS,
+        };
         let left = (first_at + linger).saturating_sub(self.shared.clock.monotonic());
         // By the system's own time: a test's clock may stand still.
         let until = Instant::now() + left;
