@@ -141,30 +141,31 @@ impl Gate {
             Method::OPTIONS => return Judgement::Preflight,
             _ => return Judgement::Refuse(Refusal::of(Reason::MethodNotAllowed)),
         }
-        let admitted = event::parse(hit.query, &self.rules)
-            .map_err(|reject| Refusal { reject, retry_after_seconds: None })
-            .and_then(|judged| self.admit(judged, hit.context, take_rate));
-        match admitted {
+        match self.admit(hit.query, hit.context, take_rate) {
             Ok(kept) => Judgement::Keep(kept),
             Err(refusal) => Judgement::Refuse(refusal),
         }
     }
 
-    /// The checks that follow once the parameters are in order.
+    /// Reads an event and makes the checks that follow once its parameters are in order.
     fn admit<'a>(
         &self,
-        judged: Judged<'a>,
-        mut context: Context<'a>,
+        query: &'a [u8],
+        context: Context<'a>,
         take_rate: impl FnOnce(&Policy) -> Rate,
     ) -> Result<Kept<'a>, Refusal> {
-        let Judged { mut event, ignored } = judged;
-        let decision = self.portals.judge(event.portal, &event.name);
-        let mut would_refuse = match decision.ruling {
-            Ruling::Allowed => None,
-            Ruling::WouldRefuse(reason) => Some(reason),
+        let judged = event::parse(query, &self.rules);
+        let Judged { event, ignored } =
+            judged.map_err(|reject| Refusal { reject, retry_after_seconds: None })?;
+        // Put together at once: an event is large, and moving it costs more than some checks.
+        let mut kept = Kept { event, context, ignored, would_refuse: None };
+        let decision = self.portals.judge(kept.event.portal, &kept.event.name);
+        match decision.ruling {
+            Ruling::Allowed => {}
+            Ruling::WouldRefuse(reason) => kept.would_refuse = Some(reason),
             Ruling::Refused(reason) => return Err(Refusal::of(reason)),
-        };
-        if self.privacy.refuses(&context) {
+        }
+        if self.privacy.refuses(&kept.context) {
             return Err(Refusal::of(Reason::PrivacyOptOut));
         }
         // Last, because asking uses up a place.
@@ -176,13 +177,13 @@ impl Gate {
                     retry_after_seconds,
                 });
             }
-            would_refuse = would_refuse.or(Some(Reason::RateLimited));
+            kept.would_refuse = kept.would_refuse.or(Some(Reason::RateLimited));
         }
         if decision.policy.drops_any() {
-            event.properties.retain(|(name, _)| !decision.policy.drops(name));
+            kept.event.properties.retain(|(name, _)| !decision.policy.drops(name));
         }
-        self.privacy.apply(&mut event, &mut context);
-        Ok(Kept { event, context, ignored, would_refuse })
+        self.privacy.apply(&mut kept.event, &mut kept.context);
+        Ok(kept)
     }
 
     /// Writes a kept event as a spool record, and gives it its id and its time.
