@@ -20,15 +20,18 @@ pub trait Headers {
     /// The values of all lines with this name (in lower case), in the order in which they came.
     fn lines<'a>(&'a self, name: &'a str) -> impl DoubleEndedIterator<Item = &'a [u8]>;
 
-    /// The first of them.
-    fn first<'a>(&'a self, name: &'a str) -> Option<&'a [u8]> {
-        self.lines(name).next()
-    }
+    /// Visits all lines: their names, in any case, and their values. Those of one name come in the
+    /// order in which they came.
+    fn each<'a>(&'a self, visit: impl FnMut(&'a str, &'a [u8]));
 }
 
 impl Headers for http::HeaderMap {
     fn lines<'a>(&'a self, name: &'a str) -> impl DoubleEndedIterator<Item = &'a [u8]> {
         self.get_all(name).iter().map(|value| value.as_bytes())
+    }
+
+    fn each<'a>(&'a self, mut visit: impl FnMut(&'a str, &'a [u8])) {
+        self.iter().for_each(|(name, value)| visit(name.as_str(), value.as_bytes()));
     }
 }
 

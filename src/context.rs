@@ -12,27 +12,62 @@ pub fn context<'a>(
     peer: Option<IpAddr>,
     trusted: &TrustedProxies,
 ) -> Context<'a> {
+    let seen = Seen::of(headers);
     Context {
         ip: peer.map(|peer| trusted.client(peer, headers)),
-        user_agent: text(headers, "user-agent"),
-        referer: text(headers, "referer"),
-        gpc: is_one(headers, "sec-gpc"),
-        dnt: is_one(headers, "dnt"),
-        prefetch: ["sec-purpose", "purpose", "x-purpose", "x-moz"]
-            .iter()
-            .any(|name| headers.first(name).is_some_and(is_prefetch)),
+        user_agent: seen.user_agent.and_then(text),
+        referer: seen.referer.and_then(text),
+        gpc: seen.gpc.is_some_and(is_one),
+        dnt: seen.dnt.is_some_and(is_one),
+        prefetch: seen.purposes.into_iter().flatten().any(is_prefetch),
+    }
+}
+
+/// The first line of each header that says something of the context.
+#[derive(Default)]
+struct Seen<'a> {
+    user_agent: Option<&'a [u8]>,
+    referer: Option<&'a [u8]>,
+    gpc: Option<&'a [u8]>,
+    dnt: Option<&'a [u8]>,
+    /// Of the headers in which browsers say that they fetch ahead of need.
+    purposes: [Option<&'a [u8]>; 4],
+}
+
+impl<'a> Seen<'a> {
+    /// In one pass: most headers are told from these by their length.
+    fn of(headers: &'a impl Headers) -> Self {
+        let mut seen = Self::default();
+        headers.each(|name, value| {
+            let is = |expect: &str| name.eq_ignore_ascii_case(expect);
+            let place = match name.len() {
+                3 if is("dnt") => &mut seen.dnt,
+                5 if is("x-moz") => &mut seen.purposes[3],
+                7 if is("referer") => &mut seen.referer,
+                7 if is("sec-gpc") => &mut seen.gpc,
+                7 if is("purpose") => &mut seen.purposes[1],
+                9 if is("x-purpose") => &mut seen.purposes[2],
+                10 if is("user-agent") => &mut seen.user_agent,
+                11 if is("sec-purpose") => &mut seen.purposes[0],
+                _ => return,
+            };
+            place.get_or_insert(value);
+        });
+        seen
     }
 }
 
 /// A header as text. What is not UTF-8 in it is replaced: a client's odd header must not cost its
 /// event.
-fn text<'a>(headers: &'a impl Headers, name: &'a str) -> Option<Cow<'a, str>> {
-    let text = String::from_utf8_lossy(headers.first(name)?);
+fn text(value: &[u8]) -> Option<Cow<'_, str>> {
+    // Nearly all are UTF-8, and looking for what is not takes several times as long.
+    let text = std::str::from_utf8(value).map(Cow::Borrowed);
+    let text = text.unwrap_or_else(|_| String::from_utf8_lossy(value));
     (!text.is_empty()).then_some(text)
 }
 
-fn is_one(headers: &impl Headers, name: &str) -> bool {
-    headers.first(name).is_some_and(|value| value.trim_ascii() == b"1")
+fn is_one(value: &[u8]) -> bool {
+    value.trim_ascii() == b"1"
 }
 
 /// `Sec-Purpose: prefetch;prerender`, `Purpose: prefetch`, `X-Moz: prefetch`, `preview`.
@@ -68,6 +103,17 @@ mod tests {
         check("Purpose", "Prefetch", [false, false, true]);
         check("X-Moz", "prefetch", [false, false, true]);
         check("Purpose", "prefetching", [false, false, false]);
+        check("X-Purpose", "preview", [false, false, true]);
+        check("X-Other", "1", [false, false, false]);
+    }
+
+    #[test]
+    fn the_first_line_of_a_header_counts() {
+        let headers = of(&[("DNT", "0"), ("DNT", "1"), ("User-Agent", ""), ("User-Agent", "b")]);
+        let seen = context(&headers, None, &TrustedProxies::default());
+        assert_eq!((seen.dnt, seen.user_agent), (false, None));
+        let headers = of(&[("Purpose", "x"), ("Purpose", "prefetch"), ("X-Moz", "prefetch")]);
+        assert!(context(&headers, None, &TrustedProxies::default()).prefetch, "of the other one");
     }
 
     #[test]

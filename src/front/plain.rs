@@ -11,12 +11,21 @@ use http::Method;
 /// Most headers of a plain request: browsers send about fifteen.
 pub const HEADERS_MAX: usize = 48;
 
+/// The end of a line; anything else that a lenient reader might take for one is not plain.
+const LINE_END: &[u8] = b"\r\n";
+
 /// A request line and headers that hold no surprise.
 pub struct Plain<'h, 'b> {
     /// The target, in origin form.
     pub target: &'b [u8],
     /// The headers.
     pub headers: &'h [httparse::Header<'b>],
+    /// Length of the whole header, its empty line included.
+    pub length: usize,
+    /// The first `Accept`.
+    pub accept: Option<&'b [u8]>,
+    /// Whether the connection shall end with the answer.
+    pub closes: bool,
 }
 
 impl Plain<'_, '_> {
@@ -29,55 +38,98 @@ impl Headers for Plain<'_, '_> {
         let named = move |header: &&httparse::Header<'_>| header.name.eq_ignore_ascii_case(name);
         self.headers.iter().filter(named).map(|header| header.value)
     }
+
+    fn each<'a>(&'a self, mut visit: impl FnMut(&'a str, &'a [u8])) {
+        self.headers.iter().for_each(|header| visit(header.name, header.value));
+    }
 }
 
-/// Recognizes a plain request in `head`, which ends with its empty line.
+/// Recognizes a plain request at the beginning of `bytes`.
 pub fn plain<'h, 'b>(
-    head: &'b [u8],
+    bytes: &'b [u8],
     room: &'h mut [httparse::Header<'b>; HEADERS_MAX],
 ) -> Option<Plain<'h, 'b>> {
-    if !head.starts_with(b"GET /") {
+    if !bytes.starts_with(b"GET /") {
         return None;
     }
     let mut request = httparse::Request::new(room);
-    let parsed = request.parse(head).ok()?;
-    let whole = parsed == httparse::Status::Complete(head.len());
-    if !whole || request.version != Some(1) || has_bare_line_feed(head) {
-        return None;
-    }
+    let httparse::Status::Complete(length) = request.parse(bytes).ok()? else { return None };
     let target = request.path?.as_bytes();
     let headers: &'h [httparse::Header<'b>] = request.headers;
-    let mut hosts = 0;
+    if !is_laid_out(bytes.get(..length)?, target, headers) {
+        return None;
+    }
+    let (mut hosts, mut connections) = (0, 0);
+    let (mut accept, mut closes) = (None, false);
     for header in headers {
         match header.name.len() {
             4 if is(header.name, "host") => hosts += 1,
+            6 if is(header.name, "accept") => accept = accept.or(Some(header.value)),
             6 if is(header.name, "expect") => return None,
             7 if is(header.name, "upgrade") || is(header.name, "trailer") => return None,
-            10 if is(header.name, "connection")
-                && !header.value.eq_ignore_ascii_case(b"keep-alive") =>
-            {
-                return None;
+            10 if is(header.name, "connection") => {
+                connections += 1;
+                closes = header.value.eq_ignore_ascii_case(b"close");
+                if !closes && !header.value.eq_ignore_ascii_case(b"keep-alive") {
+                    return None;
+                }
             }
             14 if is(header.name, "content-length") => return None,
             17 if is(header.name, "transfer-encoding") => return None,
             _ => {}
         }
     }
-    // None, or several, is for Pingora to judge.
-    (hosts == 1).then_some(Plain { target, headers })
+    // No host, or several, is for Pingora to judge; and so are two wishes for the connection.
+    let plain = hosts == 1 && connections <= 1;
+    plain.then_some(Plain { target, headers, length, accept, closes })
 }
 
 fn is(name: &str, expect: &str) -> bool {
     name.eq_ignore_ascii_case(expect)
 }
 
-/// A line that ends without CR, or one that goes on (obs-fold).
-fn has_bare_line_feed(head: &[u8]) -> bool {
-    memchr::memchr_iter(b'\n', head).any(|at| {
-        let after_cr = at > 0 && head[at - 1] == b'\r';
-        let folded = matches!(head.get(at + 1), Some(b' ' | b'\t'));
-        !after_cr || folded
-    })
+/// Whether `head` is nothing but the parts that were found in it, with what must stand between
+/// them: no bare LF, no line that goes on in the next (obs-fold), no white space but where it
+/// belongs. Lengths are enough to tell: a part that was found elsewhere than here leaves a line end
+/// within its place here, and so none behind it.
+fn is_laid_out(head: &[u8], target: &[u8], headers: &[httparse::Header<'_>]) -> bool {
+    let mut layout = Layout { rest: head };
+    layout.literal(b"GET ")
+        && layout.part(target)
+        && layout.literal(b" HTTP/1.1")
+        && layout.literal(LINE_END)
+        && headers.iter().all(|header| {
+            layout.part(header.name.as_bytes())
+                && layout.literal(b":")
+                && (header.value.is_empty() || layout.value(header.value))
+                && layout.literal(LINE_END)
+        })
+        && layout.rest == LINE_END
+}
+
+/// What is left of a header, from part to part.
+struct Layout<'a> {
+    rest: &'a [u8],
+}
+
+impl Layout<'_> {
+    fn part(&mut self, part: &[u8]) -> bool {
+        let rest = self.rest.get(part.len()..);
+        self.rest = rest.unwrap_or_default();
+        rest.is_some()
+    }
+
+    /// A value, with the space before it that everybody writes, or without.
+    fn value(&mut self, value: &[u8]) -> bool {
+        self.rest = self.rest.strip_prefix(b" ").unwrap_or(self.rest);
+        self.part(value)
+    }
+
+    fn literal(&mut self, literal: &[u8]) -> bool {
+        let rest = self.rest.strip_prefix(literal);
+        self.rest = rest.unwrap_or_default();
+        rest.is_some()
+    }
 }
 
 #[cfg(test)]
@@ -91,8 +143,14 @@ mod tests {
     #[test]
     fn a_browsers_pixel_request_is_plain() {
         let head = "GET /v1/event/?_a=1 HTTP/1.1\r\nHost: a\r\nUser-Agent: b\r\nAccept: */*\r\n\
-                    Connection: Keep-Alive\r\nCookie: c=d\r\n\r\n";
-        assert!(is_plain(head));
+                    Connection: Keep-Alive\r\nCookie: c=d\r\nX:y\r\nZ:\r\n\r\n";
+        let mut room = [httparse::EMPTY_HEADER; HEADERS_MAX];
+        let more = format!("{head}GET /");
+        let plain = plain(more.as_bytes(), &mut room).unwrap();
+        assert_eq!((plain.length, plain.closes), (head.len(), false));
+        assert_eq!(plain.accept, Some(&b"*/*"[..]));
+        let closing = head.replace("Keep-Alive", "Close");
+        assert!(super::plain(closing.as_bytes(), &mut room).unwrap().closes);
     }
 
     #[test]
@@ -109,10 +167,19 @@ mod tests {
             ("GET /v1/event/ HTTP/1.1", "Transfer-Encoding: chunked\r\n"),
             ("GET /v1/event/ HTTP/1.1", "Expect: 100-continue\r\n"),
             ("GET /v1/event/ HTTP/1.1", "Upgrade: websocket\r\n"),
-            ("GET /v1/event/ HTTP/1.1", "Connection: close\r\n"),
             ("GET /v1/event/ HTTP/1.1", "Connection: keep-alive, upgrade\r\n"),
+            ("GET /v1/event/ HTTP/1.1", "Connection: close\r\nConnection: close\r\n"),
+            ("GET /v1/event/ HTTP/1.1", "Connection: close\r\nConnection: keep-alive\r\n"),
             ("GET /v1/event/ HTTP/1.1", "X: a\r\n b\r\n"),
+            ("GET /v1/event/ HTTP/1.1", "X: a\r\n\tb\r\n"),
             ("GET /v1/event/ HTTP/1.1", "X: a\n"),
+            ("GET /v1/event/ HTTP/1.1", "X: a\nY: b\r\n"),
+            ("GET /v1/event/ HTTP/1.1", "X: a\r\r\n"),
+            ("GET /v1/event/ HTTP/1.1", "X: a\0\r\n"),
+            ("GET /v1/event/ HTTP/1.1", "X:  a\r\n"),
+            ("GET /v1/event/ HTTP/1.1", "X:\ta\r\n"),
+            ("GET /v1/event/ HTTP/1.1", "X: a \r\n"),
+            ("GET /v1/event/ HTTP/1.1", "X: \r\n"),
             ("GET /v1/event/ HTTP/1.1", "X : a\r\n"),
             ("GET /v1/event/ HTTP/1.1", "X\r\n"),
         ] {
@@ -123,5 +190,83 @@ mod tests {
         assert!(!is_plain(&format!("GET / HTTP/1.1\r\nHost: a\r\n{many}\r\n")), "too many");
         let most = "X: a\r\n".repeat(HEADERS_MAX - 1);
         assert!(is_plain(&format!("GET / HTTP/1.1\r\nHost: a\r\n{most}\r\n")), "as many as may be");
+    }
+
+    /// The same question, asked of each line.
+    fn naive(head: &str) -> bool {
+        let Some(lines) = head.strip_suffix("\r\n\r\n") else { return false };
+        let mut lines = lines.split("\r\n");
+        let request: Vec<&str> = lines.next().unwrap_or_default().split(' ').collect();
+        let ["GET", target, "HTTP/1.1"] = request[..] else { return false };
+        let mut names = Vec::new();
+        for line in lines {
+            let Some((name, value)) = line.split_once(':') else { return false };
+            let value = value.strip_prefix(' ').unwrap_or(value);
+            let is_token = |c: char| c.is_ascii_alphanumeric() || c == '-';
+            let name = name.to_lowercase();
+            let fits = match name.as_str() {
+                "connection" => matches!(&*value.to_lowercase(), "keep-alive" | "close"),
+                "content-length" | "transfer-encoding" | "expect" | "upgrade" => false,
+                _ => !name.is_empty() && name.chars().all(is_token),
+            };
+            let odd = |c: char| c.is_control() && c != '\t';
+            let lone_space = value.is_empty() && line.ends_with(' ');
+            if !fits || lone_space || value != value.trim() || value.contains(odd) {
+                return false;
+            }
+            names.push(name);
+        }
+        let count = |name: &str| names.iter().filter(|n| *n == name).count();
+        target.starts_with('/') && count("host") == 1 && count("connection") <= 1
+    }
+
+    const PIECES: [&str; 24] = [
+        "GET ",
+        "/v1/event/?_a=1",
+        " HTTP/1.1",
+        "\r\n",
+        "\r\n",
+        "\r\n",
+        "Host: a",
+        "Host: a\r\n",
+        "GET / HTTP/1.1\r\nHost: a\r\n",
+        "\r\n\r\n",
+        "\n",
+        "\r",
+        " ",
+        "\t",
+        ":",
+        "X: y",
+        "X:y\r\n",
+        "Z:\r\n",
+        "Connection: close\r\n",
+        "connection: Keep-Alive\r\n",
+        "Content-Length: 1\r\n",
+        "Expect: x",
+        "\0",
+        "\u{e9}",
+    ];
+
+    proptest::proptest! {
+        #![proptest_config(proptest::test_runner::Config {
+            cases: 20_000,
+            failure_persistence: None,
+            ..Default::default()
+        })]
+
+        #[test]
+        fn what_is_plain_is_plain_to_whoever_reads_line_by_line(
+            places in proptest::collection::vec(0..PIECES.len(), 0..12),
+            begins_well: bool,
+        ) {
+            let begin = if begins_well { "GET / HTTP/1.1\r\nHost: a\r\n" } else { "" };
+            let bytes = places.iter().fold(begin.to_owned(), |all, place| all + PIECES[*place]);
+            let mut searched = 0;
+            let end = super::super::head::end_of_head(bytes.as_bytes(), &mut searched);
+            let mut room = [httparse::EMPTY_HEADER; HEADERS_MAX];
+            let length = plain(bytes.as_bytes(), &mut room).map(|plain| plain.length);
+            let expect = end.filter(|end| naive(&bytes[..*end]));
+            proptest::prop_assert_eq!(length, expect, "{:?}", bytes);
+        }
     }
 }

@@ -11,9 +11,9 @@ use super::limits::Limits;
 use bytes::{Buf, BytesMut};
 use pingora::protocols::l4::socket::SocketAddr as PeerAddress;
 use pingora::protocols::{IO, SocketDigest};
-use pingora_timeout::timeout;
 use std::net::SocketAddr;
 use tokio::io::AsyncReadExt;
+use tokio::time::timeout;
 
 /// Longest header of version 1, in bytes, its line end included (its specification, 2.1).
 const V1_BYTES_MAX: usize = 107;

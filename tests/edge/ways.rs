@@ -33,6 +33,10 @@ fn requests() -> Vec<String> {
         "host: a",
         "X: y",
         "Host: a\r\nConnection: keep-alive",
+        "Host: a\r\nConnection: Close",
+        "Host: a\r\nConnection: close\r\nConnection: keep-alive",
+        "Host: a\r\nConnection: close, x",
+        "Host: a\r\nUser-Agent: b \r\nX:\r\nY: ",
         "Host: a\r\nAccept: application/json",
         "Host: a\r\nAccept: image/*",
         "Host: a\r\nExpect: 100-continue",
@@ -113,6 +117,26 @@ fn every_request_is_answered_and_kept_alike_on_both_ways() {
     let [front, pingora] = [0, 1].map(|way| kept(&edges[way]));
     assert_eq!(front, pingora);
     assert!(front.len() > 100, "{} of {count} requests were kept", front.len());
+}
+
+#[test]
+fn a_client_that_wants_no_more_is_answered_and_left_on_both_ways() {
+    let edges = two_ways();
+    let event = "GET /v1/event/?_a=62515&_n=a HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n";
+    let refused = event.replace("62515", "1");
+    for request in [event, &refused] {
+        let answers = [0, 1].map(|way| {
+            let mut connection = edges[way].connect();
+            // Nothing behind it is answered.
+            connection.send(request.repeat(2).as_bytes());
+            let answer = comparable(connection.read("GET"));
+            assert!(connection.is_closed(), "{request:?}");
+            answer
+        });
+        assert_eq!(answers[0], answers[1]);
+        assert_eq!(answers[0].header("connection"), Some("close"));
+    }
+    assert_eq!(kept(&edges[0]).len(), 1);
 }
 
 #[test]
