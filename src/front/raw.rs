@@ -13,7 +13,8 @@ pub struct Raw {
     head: Bytes,
     /// The prebuilt value, kept apart because a rate limit knows better.
     retry_after: Option<HeaderValue>,
-    body: Bytes,
+    /// What follows the date: of a connection that goes on, and of one that ends.
+    tails: [Bytes; 2],
 }
 
 impl Raw {
@@ -31,12 +32,21 @@ impl Raw {
             }
             put_line(&mut head, &title_case(&name), value.as_bytes());
         }
-        Ok(Raw { head: head.freeze(), retry_after, body: answer.body })
+        let tails = ["keep-alive", "close"].map(|connection| {
+            let mut tail = BytesMut::from(&b"\r\n"[..]);
+            put_line(&mut tail, "Connection", connection.as_bytes());
+            tail.put_slice(b"\r\n");
+            tail.put_slice(&answer.body);
+            tail.freeze()
+        });
+        Ok(Raw { head: head.freeze(), retry_after, tails })
     }
 
     /// Writes the whole answer as it is sent now.
     pub fn write(&self, out: &mut Vec<u8>, retry_after_seconds: Option<u32>, keep: bool) {
-        out.reserve(self.head.len() + self.body.len() + 128);
+        let [keeps, closes] = &self.tails;
+        let tail = if keep { keeps } else { closes };
+        out.reserve(self.head.len() + tail.len() + 128);
         out.put_slice(&self.head);
         if let Some(prebuilt) = &self.retry_after {
             match retry_after_seconds {
@@ -46,11 +56,9 @@ impl Raw {
                 None => put_line(out, "Retry-After", prebuilt.as_bytes()),
             }
         }
-        let date = pingora::protocols::http::date::get_cached_date();
-        put_line(out, "Date", date.as_bytes());
-        put_line(out, "Connection", if keep { b"keep-alive" } else { b"close" });
-        out.put_slice(b"\r\n");
-        out.put_slice(&self.body);
+        out.put_slice(b"Date: ");
+        out.put_slice(pingora::protocols::http::date::get_cached_date().as_bytes());
+        out.put_slice(tail);
     }
 }
 
