@@ -2,7 +2,7 @@
 
 use super::census::Place;
 use super::head::{self, Fault, end_of_head, examine};
-use super::plain::{HEADERS_MAX, Plain, plain};
+use super::plain::{Plain, plain, room};
 use super::{Busy, Front, h2, scratch};
 use crate::answer::wants_image;
 use crate::context::context;
@@ -197,7 +197,7 @@ impl<SV> Front<SV> {
         if !limits.answer_plain {
             return None;
         }
-        let mut room = [httparse::EMPTY_HEADER; HEADERS_MAX];
+        let mut room = room();
         let request = plain(bytes, &mut room)?;
         let length = request.length;
         if request.headers.len() > limits.header_lines_max || length > limits.header_bytes_max {

@@ -7,9 +7,19 @@
 
 use crate::client::Headers;
 use http::Method;
+use std::mem::MaybeUninit;
 
 /// Most headers of a plain request: browsers send about fifteen.
 pub const HEADERS_MAX: usize = 48;
+
+/// Where the headers of a request are parsed into.
+pub type Room<'b> = [MaybeUninit<httparse::Header<'b>>; HEADERS_MAX];
+
+/// Room that nothing was parsed into yet: to fill it for each request would cost more than to read
+/// a header.
+pub const fn room<'b>() -> Room<'b> {
+    [const { MaybeUninit::uninit() }; HEADERS_MAX]
+}
 
 /// The end of a line; anything else that a lenient reader might take for one is not plain.
 const LINE_END: &[u8] = b"\r\n";
@@ -45,15 +55,13 @@ impl Headers for Plain<'_, '_> {
 }
 
 /// Recognizes a plain request at the beginning of `bytes`.
-pub fn plain<'h, 'b>(
-    bytes: &'b [u8],
-    room: &'h mut [httparse::Header<'b>; HEADERS_MAX],
-) -> Option<Plain<'h, 'b>> {
+pub fn plain<'h, 'b>(bytes: &'b [u8], room: &'h mut Room<'b>) -> Option<Plain<'h, 'b>> {
     if !bytes.starts_with(b"GET /") {
         return None;
     }
-    let mut request = httparse::Request::new(room);
-    let httparse::Status::Complete(length) = request.parse(bytes).ok()? else { return None };
+    let mut request = httparse::Request::new(&mut []);
+    let parsed = request.parse_with_uninit_headers(bytes, room).ok()?;
+    let httparse::Status::Complete(length) = parsed else { return None };
     let target = request.path?.as_bytes();
     let headers: &'h [httparse::Header<'b>] = request.headers;
     if !is_laid_out(bytes.get(..length)?, target, headers) {
@@ -137,14 +145,14 @@ mod tests {
     use super::*;
 
     fn is_plain(head: &str) -> bool {
-        plain(head.as_bytes(), &mut [httparse::EMPTY_HEADER; HEADERS_MAX]).is_some()
+        plain(head.as_bytes(), &mut room()).is_some()
     }
 
     #[test]
     fn a_browsers_pixel_request_is_plain() {
         let head = "GET /v1/event/?_a=1 HTTP/1.1\r\nHost: a\r\nUser-Agent: b\r\nAccept: */*\r\n\
                     Connection: Keep-Alive\r\nCookie: c=d\r\nX:y\r\nZ:\r\n\r\n";
-        let mut room = [httparse::EMPTY_HEADER; HEADERS_MAX];
+        let mut room = room();
         let more = format!("{head}GET /");
         let plain = plain(more.as_bytes(), &mut room).unwrap();
         assert_eq!((plain.length, plain.closes), (head.len(), false));
@@ -171,7 +179,12 @@ mod tests {
             ("GET /v1/event/ HTTP/1.1", "Connection: close\r\nConnection: close\r\n"),
             ("GET /v1/event/ HTTP/1.1", "Connection: close\r\nConnection: keep-alive\r\n"),
             ("GET /v1/event/ HTTP/1.1", "X: a\r\n b\r\n"),
+            ("GET /v1/event/ HTTP/1.1", "Connection:\r\n"),
+            ("GET /v1/event/ HTTP/1.1", "Connection: closed\r\n"),
+            ("GET /v1/event/ HTTP/1.1", "Connection: close, close\r\n"),
             ("GET /v1/event/ HTTP/1.1", "X: a\r\n\tb\r\n"),
+            ("GET /v1/event/ HTTP/1.1", "X:\r\n b\r\n"),
+            ("GET /v1/event/ HTTP/1.1", "X: a\rY: b\r\n"),
             ("GET /v1/event/ HTTP/1.1", "X: a\n"),
             ("GET /v1/event/ HTTP/1.1", "X: a\nY: b\r\n"),
             ("GET /v1/event/ HTTP/1.1", "X: a\r\r\n"),
@@ -186,6 +199,14 @@ mod tests {
             assert!(!is_plain(&format!("{line}\r\nHost: a\r\n{header}\r\n")), "{line} {header:?}");
         }
         assert!(!is_plain("GET /v1/event/ HTTP/1.1\r\nX: a\r\n\r\n"), "no host");
+        for bare in ["1.1\nHost: a\r\n\r\n", "1.1\r\nHost: a\n\r\n", "1.1\r\nHost: a\r\n\n"] {
+            assert!(!is_plain(&format!("GET / HTTP/{bare}")), "{bare:?}");
+        }
+        for part in
+            ["", "GET /", "GET / HTTP/1.1\r\nHost: a\r\n", "GET / HTTP/1.1\r\nHost: a\r\n\r"]
+        {
+            assert!(!is_plain(part), "{part:?}");
+        }
         let many = "X: a\r\n".repeat(HEADERS_MAX);
         assert!(!is_plain(&format!("GET / HTTP/1.1\r\nHost: a\r\n{many}\r\n")), "too many");
         let most = "X: a\r\n".repeat(HEADERS_MAX - 1);
@@ -263,7 +284,7 @@ mod tests {
             let bytes = places.iter().fold(begin.to_owned(), |all, place| all + PIECES[*place]);
             let mut searched = 0;
             let end = super::super::head::end_of_head(bytes.as_bytes(), &mut searched);
-            let mut room = [httparse::EMPTY_HEADER; HEADERS_MAX];
+            let mut room = room();
             let length = plain(bytes.as_bytes(), &mut room).map(|plain| plain.length);
             let expect = end.filter(|end| naive(&bytes[..*end]));
             proptest::prop_assert_eq!(length, expect, "{:?}", bytes);
