@@ -178,7 +178,9 @@ fn about_key(
         None
     } else if WITHHELD.contains(&key) {
         Some(Hint::Credential)
-    } else if reserved.is_none() && name_fault(key, rules) == Some(Ignored::InvalidName) {
+    } else if reserved.is_none()
+        && name_fault(key, piece.has_plain_key(), rules) == Some(Ignored::InvalidName)
+    {
         Some(Hint::PropertyLabel)
     } else {
         None

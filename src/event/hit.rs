@@ -51,13 +51,7 @@ pub(super) struct Hit<'a> {
 impl<'a> Hit<'a> {
     /// Puts a parameter where it belongs.
     pub(super) fn take(&mut self, piece: Piece<'a>, rules: &Rules) {
-        let key = match piece.plain_key() {
-            Some(key) => Cow::Borrowed(key),
-            None => match piece.key() {
-                Ok(key) => key,
-                Err(NotUtf8) => return self.take_nameless(piece),
-            },
-        };
+        let Ok(key) = piece.key() else { return self.take_nameless(piece) };
         if let Some(param) = Reserved::of(key.as_bytes()) {
             return self.reserved[param as usize].take(piece.value(Plus::of(Some(param))));
         }
@@ -65,7 +59,7 @@ impl<'a> Hit<'a> {
         if value.as_ref().is_ok_and(|value| value.text.is_empty()) {
             return;
         }
-        match (name_fault(&key, rules), value) {
+        match (name_fault(&key, piece.has_plain_key(), rules), value) {
             (Some(fault), _) => self.ignored.push((key, fault)),
             (None, Err(NotUtf8)) => self.ignored.push((key, Ignored::InvalidEncoding)),
             (None, Ok(value)) if !validate::is_property_value(&value) => {
@@ -122,17 +116,18 @@ impl<'a> Hit<'a> {
     }
 }
 
-/// Why a parameter of this name is no contact property, if so. The name is in lower case.
-pub(super) fn name_fault(name: &str, rules: &Rules) -> Option<Ignored> {
+/// Why a parameter of this name is no contact property, if so. The name is in lower case; `plain`
+/// as in [`validate::is_property_name`].
+pub(super) fn name_fault(name: &str, plain: bool, rules: &Rules) -> Option<Ignored> {
     if WITHHELD.contains(&name) {
         Some(Ignored::Withheld)
     } else if rules.ignores(name) {
         Some(Ignored::Configured)
     } else if name.starts_with('_') {
         Some(Ignored::Underscore)
-    } else if name.starts_with("amp;") {
+    } else if !plain && name.starts_with("amp;") {
         Some(Ignored::EscapedSeparator)
-    } else if !validate::is_property_name(name) {
+    } else if !validate::is_property_name(name, plain) {
         Some(Ignored::InvalidName)
     } else {
         None

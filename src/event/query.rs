@@ -24,6 +24,10 @@ const PLUS: Class = 1 << 2;
 const BLANK: Class = 1 << 3;
 /// Not ASCII.
 const WIDE: Class = 1 << 4;
+/// `=`, which ends a key.
+const EQUALS_SIGN: Class = 1 << 5;
+/// `&`, which ends a piece.
+const AMPERSAND: Class = 1 << 6;
 
 static CLASS: [Class; 256] = {
     let mut table = [NOT_NAME; 256];
@@ -34,6 +38,8 @@ static CLASS: [Class; 256] = {
             b'+' => PLUS,
             0..=b' ' | 0x7F => BLANK,
             0x80.. => WIDE,
+            b'=' => EQUALS_SIGN,
+            b'&' => AMPERSAND,
             _ => 0,
         };
         if matches!(byte as u8, b'a'..=b'z' | b'0'..=b'9' | b'_') {
@@ -86,7 +92,12 @@ pub(super) struct Piece<'a> {
 
 impl<'a> Piece<'a> {
     /// The key, decoded, trimmed and lower-cased.
+    #[inline]
     pub(super) fn key(&self) -> Result<Cow<'a, str>, NotUtf8> {
+        if self.has_plain_key() { Ok(Cow::Borrowed(self.key)) } else { self.decoded_key() }
+    }
+
+    fn decoded_key(&self) -> Result<Cow<'a, str>, NotUtf8> {
         let mut key = text(self.key, self.key_class, Plus::Space)?.text;
         if key.bytes().any(|byte| byte.is_ascii_uppercase()) {
             key.to_mut().make_ascii_lowercase();
@@ -94,9 +105,9 @@ impl<'a> Piece<'a> {
         Ok(key)
     }
 
-    /// The key where it is made of `[a-z0-9_]` alone, and so needs nothing done to it.
-    pub(super) fn plain_key(&self) -> Option<&'a str> {
-        (self.key_class & NOT_NAME == 0).then_some(self.key)
+    /// Whether the key is made of `[a-z0-9_]` alone, and so needs nothing done to it.
+    pub(super) fn has_plain_key(&self) -> bool {
+        self.key_class & NOT_NAME == 0
     }
 
     /// The key as well as it can be shown where it is not UTF-8.
@@ -117,6 +128,7 @@ impl<'a> Piece<'a> {
     }
 
     /// The value, decoded and trimmed.
+    #[inline]
     pub(super) fn value(&self, plus: Plus) -> Result<Text<'a>, NotUtf8> {
         text(self.value, self.value_class, plus)
     }
@@ -135,39 +147,61 @@ pub(super) struct Pieces<'a> {
 impl<'a> Iterator for Pieces<'a> {
     type Item = Piece<'a>;
 
+    #[inline]
     fn next(&mut self) -> Option<Piece<'a>> {
-        while let Some(rest) = self.rest.strip_prefix('&') {
-            self.rest = rest;
+        while self.rest.as_bytes().first() == Some(&b'&') {
+            self.rest = &self.rest[1..];
         }
         if self.rest.is_empty() {
             return None;
         }
-        let (key, key_class, rest) = until(self.rest, |byte| byte == b'=' || byte == b'&');
-        let after = rest.strip_prefix('=');
-        let (value, value_class, rest) = until(after.unwrap_or(rest), |byte| byte == b'&');
+        let (key, key_class, rest) = until(EQUALS_SIGN | AMPERSAND, self.rest, 0);
+        let has_equals_sign = rest.as_bytes().first() == Some(&b'=');
+        let rest = if has_equals_sign { &rest[1..] } else { rest };
+        let (value, value_class, rest) = until(AMPERSAND, rest, plain_prefix(rest.as_bytes()));
         self.rest = rest;
-        let has_equals_sign = after.is_some();
         Some(Piece { key, value, key_class, value_class, has_equals_sign })
     }
 }
 
-/// Cuts before the first byte that ends a part, and says what the part is made of. What ends a part
-/// is ASCII, so the cut is never within a character.
+/// Cuts before the first byte of a class in `ends`, and says what the part is made of, but for its
+/// first `known` bytes. What ends a part is ASCII, so the cut is never within a character.
 #[inline(always)]
-fn until(text: &str, ends: impl Fn(u8) -> bool) -> (&str, Class, &str) {
+fn until(ends: Class, text: &str, known: usize) -> (&str, Class, &str) {
     let mut class = 0;
-    let mut length = text.len();
-    for (place, byte) in text.bytes().enumerate() {
-        if ends(byte) {
-            length = place;
-            break;
+    let is_end = |byte: &u8| {
+        let with_it = class | CLASS[usize::from(*byte)];
+        let is_end = with_it & ends != 0;
+        if !is_end {
+            class = with_it;
         }
-        class |= CLASS[usize::from(byte)];
-    }
-    let (part, rest) = text.split_at(length);
+        is_end
+    };
+    let length = text.as_bytes()[known..].iter().position(is_end);
+    let (part, rest) = text.split_at(length.map_or(text.len(), |length| known + length));
     (part, class, rest)
 }
 
+/// How many bytes from the start are, seen eight at a time, surely of no class but [`NOT_NAME`] and
+/// [`EQUALS_SIGN`], which do not matter in a value.
+#[inline(always)]
+fn plain_prefix(text: &[u8]) -> usize {
+    const ONES: u64 = 0x0101_0101_0101_0101;
+    const HIGHS: u64 = 0x8080_8080_8080_8080;
+    let (words, _) = text.as_chunks();
+    for (place, word) in words.iter().enumerate() {
+        let word = u64::from_le_bytes(*word);
+        // The high bit of each byte that is below `,`, `DEL` or not ASCII, and maybe of bytes
+        // behind the first such: what has another class is among these.
+        let others = word.wrapping_sub(ONES * u64::from(b',')) | word.wrapping_add(ONES) | word;
+        if others & HIGHS != 0 {
+            return 8 * place + (others & HIGHS).trailing_zeros() as usize / 8;
+        }
+    }
+    8 * words.len()
+}
+
+#[inline(always)]
 fn text(raw: &str, class: Class, plus: Plus) -> Result<Text<'_>, NotUtf8> {
     let coded = match plus {
         Plus::Space => PERCENT | PLUS,
@@ -176,13 +210,14 @@ fn text(raw: &str, class: Class, plus: Plus) -> Result<Text<'_>, NotUtf8> {
     if class & (coded | BLANK | WIDE) == 0 {
         return Ok(Text { text: Cow::Borrowed(raw), plain: true });
     }
-    let text = if class & coded == 0 {
-        Cow::Borrowed(raw.trim())
-    } else {
-        let decoded = decode(raw.as_bytes(), plus);
-        Cow::Owned(trimmed(String::from_utf8(decoded).map_err(|_| NotUtf8)?))
-    };
-    Ok(Text { text, plain: false })
+    if class & coded == 0 {
+        return Ok(Text { text: Cow::Borrowed(raw.trim()), plain: false });
+    }
+    Ok(Text { text: Cow::Owned(decoded(raw, plus)?), plain: false })
+}
+
+fn decoded(raw: &str, plus: Plus) -> Result<String, NotUtf8> {
+    String::from_utf8(decode(raw.as_bytes(), plus)).map(trimmed).map_err(|_| NotUtf8)
 }
 
 /// A query whose raw bytes are not UTF-8, with all that is not ASCII percent-encoded: that says the
@@ -258,6 +293,21 @@ mod tests {
     }
 
     #[test]
+    fn what_is_seen_eight_bytes_at_a_time_is_what_the_table_says() {
+        for (byte, place) in (0..=u8::MAX).flat_map(|byte| (0..17).map(move |place| (byte, place)))
+        {
+            for rest in [b',', b'-', b'=', b'Z', b'a', b'~'] {
+                let mut text = [rest; 24];
+                text[place] = byte;
+                let class = CLASS[usize::from(byte)] & !(NOT_NAME | EQUALS_SIGN);
+                let most = if class == 0 { text.len() } else { place };
+                assert!(plain_prefix(&text) <= most, "{byte:#x} at {place}");
+            }
+        }
+        assert_eq!(plain_prefix(b",-./09:;<=>?@AZ[]^_`az{|}~"), 24);
+    }
+
+    #[test]
     fn decoding_leaves_malformed_percent_signs_alone() {
         for (raw, decoded) in [
             ("%", "%"),
@@ -278,6 +328,6 @@ mod tests {
         let piece = pieces("name=Value-1").next().expect("there is one");
         let value = piece.value(Plus::Space);
         assert!(matches!(value, Ok(Text { text: Cow::Borrowed("Value-1"), plain: true })));
-        assert_eq!(piece.plain_key(), Some("name"));
+        assert!(piece.has_plain_key() && matches!(piece.key(), Ok(Cow::Borrowed("name"))));
     }
 }

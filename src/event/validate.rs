@@ -9,12 +9,14 @@ use super::query::Text;
 
 /// `0*[1-9][0-9]{0,14}`.
 pub(super) fn portal(value: &Text<'_>) -> Option<u64> {
-    let digits = value.text.trim_start_matches('0');
+    let text = value.text.as_bytes();
+    let zeros = text.iter().take_while(|byte| **byte == b'0').count();
+    let digits = &text[zeros..];
     if digits.is_empty() || digits.len() > PORTAL_DIGITS_MAX {
         return None;
     }
     // Not `str::parse`: that takes a leading `+`.
-    digits.bytes().try_fold(0u64, |number, digit| {
+    digits.iter().try_fold(0u64, |number, digit| {
         digit.is_ascii_digit().then(|| number * 10 + u64::from(digit - b'0'))
     })
 }
@@ -29,11 +31,12 @@ pub(super) fn is_external_id(value: &Text<'_>) -> bool {
     is_opaque(value, EXTERNAL_ID_CHARS_MAX)
 }
 
-/// `[a-z][a-z0-9_]{0,99}`.
-pub(super) fn is_property_name(name: &str) -> bool {
+/// `[a-z][a-z0-9_]{0,99}`. With `plain` it is known to be of `[a-z0-9_]` alone.
+pub(super) fn is_property_name(name: &str, plain: bool) -> bool {
+    let is_name_byte = |b: u8| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'_';
     name.len() <= PROPERTY_NAME_BYTES_MAX
-        && name.starts_with(|first: char| first.is_ascii_lowercase())
-        && name.bytes().all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'_')
+        && name.as_bytes().first().is_some_and(u8::is_ascii_lowercase)
+        && (plain || name.bytes().all(is_name_byte))
 }
 
 /// No control characters but those of text in lines.
