@@ -1,6 +1,7 @@
 //! The address rule of SPEC 3: one plain address, as a person would write it down.
 //!
-//! The domain is judged by the `idna` crate (UTS-46). The local part is RFC 5322's dot-atom with
+//! Nearly every address is plainly canonical, which a glance at its bytes tells. Any other one's
+//! domain is judged by the `idna` crate (UTS-46). The local part is RFC 5322's dot-atom with
 //! the non-ASCII characters of RFC 6532: no quotes, no comments, no address literals, no display
 //! name. Deliverability is not judged: nobody is asked whether the domain exists.
 //!
@@ -17,8 +18,56 @@ use super::param::{EMAIL_BYTES_MAX, EMAIL_LABELS_MIN, EMAIL_LOCAL_BYTES_MAX};
 /// come out short enough, unless padded with characters that vanish; nobody needs to decode that.
 const DOMAIN_BYTES_READ_MAX: usize = 4 * 253;
 
+/// The longest label of a domain, in bytes (RFC 1035, 2.3.4).
+const LABEL_BYTES_MAX: usize = 63;
+
 /// The canonical form: lower case, the domain in Unicode form. `None` if it is not an address.
 pub(super) fn canonical(address: Cow<'_, str>) -> Option<Cow<'_, str>> {
+    if is_plainly_canonical(address.as_bytes()) { Some(address) } else { by_rule(address) }
+}
+
+/// Whether it surely is its own canonical form: lower-case ASCII, and a domain that looks ordinary.
+/// False says nothing.
+fn is_plainly_canonical(address: &[u8]) -> bool {
+    let Some(at) = address.iter().position(|byte| *byte == b'@') else { return false };
+    let (local, domain) = (&address[..at], &address[at + 1..]);
+    local.len() <= EMAIL_LOCAL_BYTES_MAX && is_plain_local(local) && is_plain_domain(domain)
+}
+
+fn is_plain_local(local: &[u8]) -> bool {
+    let mut previous = b'.'; // as if one stood before, so that none may come first
+    for &byte in local {
+        match byte {
+            b'a'..=b'z' | b'0'..=b'9' => {}
+            b'.' if previous != b'.' => {}
+            _ if is_ascii_atext(byte) && !byte.is_ascii_uppercase() => {}
+            _ => return false,
+        }
+        previous = byte;
+    }
+    previous != b'.'
+}
+
+/// Two labels or more of letters, digits and single hyphens between them, the last one not
+/// beginning with a digit. Two hyphens in a row may be Punycode, and are left to IDNA.
+fn is_plain_domain(domain: &[u8]) -> bool {
+    let mut previous = b'.';
+    for &byte in domain {
+        match byte {
+            b'a'..=b'z' | b'0'..=b'9' => {}
+            b'.' | b'-' if !matches!(previous, b'.' | b'-') => {}
+            _ => return false,
+        }
+        previous = byte;
+    }
+    let Some(dot) = domain.iter().rposition(|byte| *byte == b'.') else { return false };
+    // Of a domain this short no label is too long, nor the whole address.
+    domain.len() <= LABEL_BYTES_MAX
+        && domain.get(dot + 1).is_some_and(u8::is_ascii_lowercase)
+        && previous != b'-'
+}
+
+fn by_rule(address: Cow<'_, str>) -> Option<Cow<'_, str>> {
     let at = address.bytes().position(|byte| byte == b'@')?;
     let (local, domain) = (&address[..at], &address[at + 1..]);
     let local = lower_case(local);
@@ -61,12 +110,18 @@ fn is_dot_atom(local: &str) -> bool {
 
 /// RFC 5322, 3.2.3, and RFC 6532, 3.2, less what nobody can see.
 fn is_atext(c: char) -> bool {
-    match c {
-        'a'..='z' | 'A'..='Z' | '0'..='9' => true,
-        '!' | '#' | '$' | '%' | '&' | '\'' | '*' | '+' | '-' | '/' => true,
-        '=' | '?' | '^' | '_' | '`' | '{' | '|' | '}' | '~' => true,
-        _ => !c.is_ascii() && !c.is_control() && !c.is_whitespace(),
+    match u8::try_from(c) {
+        Ok(byte) if byte.is_ascii() => is_ascii_atext(byte),
+        _ => !c.is_control() && !c.is_whitespace(),
     }
+}
+
+fn is_ascii_atext(byte: u8) -> bool {
+    let is_sign = matches!(
+        byte,
+        b'!' | b'#'..=b'\'' | b'*' | b'+' | b'-' | b'/' | b'=' | b'?' | b'^'..=b'`' | b'{'..=b'~'
+    );
+    byte.is_ascii_alphanumeric() || is_sign
 }
 
 /// The domain in Unicode form, borrowed where it is that already, and the length of its ASCII form.
@@ -97,4 +152,72 @@ fn canonical_domain(domain: &str) -> Option<(Cow<'_, str>, usize)> {
         return Some((Cow::Borrowed(domain), ascii_bytes));
     }
     Some((Cow::Owned(unicode.into_owned()), ascii_bytes))
+}
+
+#[cfg(test)]
+#[path = "../../tests/support/cases.rs"]
+mod cases;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    /// The glance never says yes where the rule says no, or would change something.
+    fn check(address: &str) {
+        let expected = by_rule(address.into());
+        assert_eq!(canonical(address.into()), expected, "{address:?}");
+        if is_plainly_canonical(address.as_bytes()) {
+            assert!(matches!(expected, Some(Cow::Borrowed(_))), "{address:?}");
+        }
+    }
+
+    #[test]
+    fn ordinary_addresses_are_told_at_a_glance() {
+        for address in ["person@company.com", "a.b+c@sub.x-1.co.uk", "!#$%&'*+-/=?^_`{|}~@a.b"] {
+            assert!(is_plainly_canonical(address.as_bytes()), "{address}");
+            check(address);
+        }
+    }
+
+    #[test]
+    fn lengths_at_the_edge_are_judged_alike() {
+        for local in [0, 1, 64, 65] {
+            for label in [0, 1, 15, 31, 62, 63, 64] {
+                for labels in 0..6 {
+                    let domain = vec!["d".repeat(label); labels].join(".");
+                    check(&format!("{}@{domain}", "l".repeat(local)));
+                    check(&format!("{}@{domain}.{}", "l".repeat(local), "e".repeat(label / 2)));
+                }
+            }
+        }
+        for label in 1..64 {
+            let domain = ["d"; 4].map(|letter| letter.repeat(label)).join(".");
+            check(&format!("{}@{domain}", "l".repeat(64)));
+        }
+    }
+
+    #[test]
+    fn the_glance_agrees_with_the_rule() {
+        let byte = || any::<u8>().prop_map(|byte| char::from(byte & 0x7F).to_string());
+        let part = prop_oneof![
+            8 => "[a-z]{1,4}",
+            4 => "[a-z0-9.-]{1,6}",
+            2 => Just(".".to_owned()),
+            1 => Just("-".to_owned()),
+            1 => Just("xn--".to_owned()),
+            1 => Just("xn--mnchen-3ya".to_owned()),
+            1 => "[0-9]{1,3}",
+            1 => "[A-Z]",
+            1 => Just("@".to_owned()),
+            1 => byte(),
+            1 => any::<char>().prop_map(String::from),
+            1 => (60usize..66).prop_map(|bytes| "d".repeat(bytes)),
+        ];
+        let side = || prop::collection::vec(part.clone(), 0..8).prop_map(|parts| parts.concat());
+        cases::run(cases::cases(), (side(), side()), |(local, domain)| {
+            check(&format!("{local}@{domain}"));
+            check(&format!("l@{domain}.com"));
+        });
+    }
 }
