@@ -29,7 +29,6 @@
 //! A reader refuses a version it does not know; a field more means a version more.
 
 use std::borrow::Cow;
-use std::io::Write;
 use std::net::IpAddr;
 
 use super::Event;
@@ -134,8 +133,8 @@ pub fn write_event_json(out: &mut Vec<u8>, event: &Event<'_>) {
         write_json_string(out, id);
     }
     if let Some(revenue) = event.revenue {
-        // Writing to a `Vec` cannot fail.
-        let _ = write!(out, ",\"revenue\":{revenue}");
+        out.extend_from_slice(b",\"revenue\":");
+        out.extend_from_slice(revenue.write(&mut Default::default()));
     }
     out.extend_from_slice(b",\"properties\":{");
     for (place, (name, value)) in event.properties.iter().enumerate() {
@@ -153,36 +152,46 @@ pub fn write_event_json(out: &mut Vec<u8>, event: &Event<'_>) {
 pub(super) fn write_json_string(out: &mut Vec<u8>, text: &str) {
     let mut rest = text.as_bytes();
     out.push(b'"');
-    loop {
-        let plain = plain_prefix(rest);
-        out.extend_from_slice(&rest[..plain]);
-        let Some(&byte) = rest.get(plain) else { break };
-        push_escaped(out, byte);
-        rest = &rest[plain + 1..];
+    // Nearly all texts need no escape, and are copied in one go.
+    if !is_plain(rest) {
+        while let Some(place) = rest.iter().position(must_escape) {
+            out.extend_from_slice(&rest[..place]);
+            push_escaped(out, rest[place]);
+            rest = &rest[place + 1..];
+        }
     }
+    out.extend_from_slice(rest);
     out.push(b'"');
 }
 
-/// How many bytes from the start need no escape. Looks at eight at a time, because nearly all
-/// texts need none.
-fn plain_prefix(bytes: &[u8]) -> usize {
+fn must_escape(byte: &u8) -> bool {
+    *byte < b' ' || matches!(byte, b'"' | b'\\')
+}
+
+/// Whether no byte must be escaped. Looks at eight at a time; the last eight may overlap those
+/// before them, and fewer than eight overlap themselves.
+fn is_plain(bytes: &[u8]) -> bool {
+    if let Some(last) = bytes.last_chunk() {
+        let (words, _) = bytes.as_chunks();
+        words.iter().chain([last]).all(|word| is_plain_word(u64::from_le_bytes(*word)))
+    } else if let (Some(first), Some(last)) = (bytes.first_chunk(), bytes.last_chunk()) {
+        let halves = [first, last].map(|half| u64::from(u32::from_le_bytes(*half)));
+        is_plain_word(halves[0] << 32 | halves[1])
+    } else {
+        !bytes.iter().any(must_escape)
+    }
+}
+
+/// Whether none of a word's eight bytes must be escaped.
+fn is_plain_word(word: u64) -> bool {
     const ONES: u64 = 0x0101_0101_0101_0101;
     const HIGHS: u64 = 0x8080_8080_8080_8080;
-    // Below b' ', or equal to the byte that leaves zero. Exact for the lowest such byte, which is
-    // enough to know that there is one; which one is found below.
-    let below = |word: u64, limit: u64| word.wrapping_sub(ONES * limit) & !word & HIGHS;
-    let mut at = 0;
-    while let Some(chunk) = bytes[at..].first_chunk::<8>() {
-        let word = u64::from_le_bytes(*chunk);
-        let quote = word ^ (ONES * u64::from(b'"'));
-        let backslash = word ^ (ONES * u64::from(b'\\'));
-        if below(word, u64::from(b' ')) | below(quote, 1) | below(backslash, 1) != 0 {
-            break;
-        }
-        at += 8;
-    }
-    let must_escape = |byte: &u8| *byte < b' ' || matches!(byte, b'"' | b'\\');
-    bytes[at..].iter().position(must_escape).map_or(bytes.len(), |place| at + place)
+    // Sets the high bit of the lowest byte below `limit`, if there is one; above that one it may
+    // err, which does not matter here.
+    let below = |word: u64, limit: u64| word.wrapping_sub(ONES * limit) & !word;
+    let quote = word ^ (ONES * u64::from(b'"'));
+    let backslash = word ^ (ONES * u64::from(b'\\'));
+    (below(word, u64::from(b' ')) | below(quote, 1) | below(backslash, 1)) & HIGHS == 0
 }
 
 fn push_escaped(out: &mut Vec<u8>, byte: u8) {
@@ -219,11 +228,21 @@ mod tests {
     fn json_strings_are_those_of_serde_json() {
         for c in (0..=0x2FFF).filter_map(char::from_u32).chain(['\u{FFFF}', '\u{10FFFF}', '😀']) {
             for text in [String::from(c), format!("a{c}b"), format!("{c}{c}\"\\")] {
-                let mut out = Vec::new();
-                write_json_string(&mut out, &text);
-                let expected = serde_json::to_string(&text).expect("a string is JSON");
-                assert_eq!(String::from_utf8(out).as_deref(), Ok(&*expected));
+                check(&text);
             }
         }
+        // Of every length, and with what must be escaped at every place.
+        for (length, place) in (0..40).flat_map(|length| (0..=length).map(move |at| (length, at))) {
+            for c in ['x', '"', '\\', '\0', '\x1F', ' ', '\x7F', '\u{80}', '\u{FFFF}'] {
+                check(&format!("{}{c}{}", "a".repeat(place), "~".repeat(length - place)));
+            }
+        }
+    }
+
+    fn check(text: &str) {
+        let mut out = Vec::new();
+        write_json_string(&mut out, text);
+        let expected = serde_json::to_string(text).expect("a string is JSON");
+        assert_eq!(String::from_utf8(out).as_deref(), Ok(&*expected));
     }
 }

@@ -11,8 +11,14 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use super::encode::{JSON_OFFSET, VERSION, flag, write_json_string};
 use super::param::{PORTAL_MAX, REFERER_BYTES_MAX, USER_AGENT_BYTES_MAX};
-use super::timestamp::{UNIX_MS_MAX, rfc3339};
+use super::timestamp::{RFC3339_BYTES, UNIX_MS_MAX, rfc3339};
 use super::{Context, Event, wire};
+
+/// How the JSON of each event begins, and where its id and its time stand in that.
+const HEAD: &[u8; 86] = b"{\"id\":\"00000000-0000-0000-0000-000000000000\",\
+    \"received_at\":\"0000-00-00T00:00:00.000Z\",";
+const HEAD_ID: usize = 7;
+const HEAD_TIME: usize = 60;
 
 /// An accepted event as it is kept.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -129,13 +135,11 @@ impl<'a> Record<'a> {
     ///
     /// `bot` is the deliverer's judgement of the user agent; it is not kept.
     pub fn write_json(&self, out: &mut Vec<u8>, bot: bool) {
-        out.extend_from_slice(b"{\"id\":\"");
-        let mut id = [0; uuid::fmt::Hyphenated::LENGTH];
-        let id = uuid::Uuid::from_bytes(self.id).hyphenated().encode_lower(&mut id);
-        out.extend_from_slice(id.as_bytes());
-        out.extend_from_slice(b"\",\"received_at\":\"");
-        out.extend_from_slice(&rfc3339(self.received_at_ms));
-        out.extend_from_slice(b"\",");
+        let mut head = *HEAD;
+        let id = uuid::Uuid::from_bytes(self.id).hyphenated();
+        id.encode_lower(&mut head[HEAD_ID..][..uuid::fmt::Hyphenated::LENGTH]);
+        head[HEAD_TIME..][..RFC3339_BYTES].copy_from_slice(&rfc3339(self.received_at_ms));
+        out.extend_from_slice(&head);
         // The event's object is opened here and closed below: its fields stand among the others.
         let fields = self.event_json.strip_prefix('{').and_then(|json| json.strip_suffix('}'));
         out.extend_from_slice(fields.unwrap_or_default().as_bytes());
@@ -146,31 +150,34 @@ impl<'a> Record<'a> {
 
     fn write_context(&self, out: &mut Vec<u8>, bot: bool) {
         let start = out.len();
-        let key = |out: &mut Vec<u8>, key: &str| {
+        let key = |out: &mut Vec<u8>, key: &[u8]| {
             if out.len() > start {
                 out.push(b',');
             }
-            write_json_string(out, key);
-            out.push(b':');
+            out.extend_from_slice(key);
         };
         if let Some(ip) = self.context.ip {
-            key(out, "ip");
-            // Writing to a `Vec` cannot fail.
-            let _ = write!(out, "\"{ip}\"");
+            key(out, b"\"ip\":\"");
+            write_ip(out, ip);
+            out.push(b'"');
         }
-        let texts = [("user_agent", &self.context.user_agent), ("referer", &self.context.referer)];
-        for (name, text) in texts {
-            if let Some(text) = text {
-                key(out, name);
-                write_json_string(out, text);
-            }
+        if let Some(user_agent) = &self.context.user_agent {
+            key(out, b"\"user_agent\":");
+            write_json_string(out, user_agent);
+        }
+        if let Some(referer) = &self.context.referer {
+            key(out, b"\"referer\":");
+            write_json_string(out, referer);
         }
         let Context { gpc, dnt, prefetch, .. } = self.context;
-        for (name, is_set) in [("gpc", gpc), ("dnt", dnt), ("prefetch", prefetch), ("bot", bot)] {
-            if is_set {
-                key(out, name);
-                out.extend_from_slice(b"true");
-            }
+        let flags: [(&[u8], bool); 4] = [
+            (b"\"gpc\":true", gpc),
+            (b"\"dnt\":true", dnt),
+            (b"\"prefetch\":true", prefetch),
+            (b"\"bot\":true", bot),
+        ];
+        for (flag, _) in flags.iter().filter(|(_, is_set)| *is_set) {
+            key(out, flag);
         }
     }
 
@@ -182,6 +189,24 @@ impl<'a> Record<'a> {
     pub fn event(&self) -> Result<Event<'static>, RecordError> {
         let event = wire::read(self.event_json).map_err(|_| RecordError::Json)?;
         Ok(event.into_owned())
+    }
+}
+
+/// Writes an address as its `Display` does. The common kind by hand, because it is done for each
+/// event delivered.
+fn write_ip(out: &mut Vec<u8>, ip: IpAddr) {
+    match ip {
+        IpAddr::V4(ip) => {
+            let mut digits = itoa::Buffer::new();
+            for (place, octet) in ip.octets().into_iter().enumerate() {
+                if place > 0 {
+                    out.push(b'.');
+                }
+                out.extend_from_slice(digits.format(octet).as_bytes());
+            }
+        }
+        // Writing to a `Vec` cannot fail.
+        IpAddr::V6(ip) => _ = write!(out, "{ip}"),
     }
 }
 
@@ -278,6 +303,17 @@ mod tests {
         assert_eq!(json(&encoded(&Context::default()), false), event.clone() + r#""context":{}}"#);
         let bot = event + r#""context":{"bot":true}}"#;
         assert_eq!(json(&encoded(&Context::default()), true), bot);
+    }
+
+    #[test]
+    fn addresses_are_written_as_the_standard_library_does() {
+        let v4 = (0..=u8::MAX).flat_map(|n| [[n, 0, 9, 10], [99, n, 100, 255]]).map(IpAddr::from);
+        let v6 = ["::", "::1", "2001:db8::1", "::ffff:1.2.3.4", "1:0:0:2::3", "fe80::a:b:c:d"];
+        for ip in v4.chain(v6.map(|text| text.parse().expect("an address"))) {
+            let mut out = Vec::new();
+            write_ip(&mut out, ip);
+            assert_eq!(String::from_utf8(out).as_deref(), Ok(&*ip.to_string()));
+        }
     }
 
     #[test]

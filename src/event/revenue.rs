@@ -15,6 +15,10 @@ const MICROS: i64 = 10i64.pow(REVENUE_DECIMALS_MAX);
 /// The first absolute value that is too much, in micros. Leaves room in an `i64`.
 const MICROS_END: i64 = 10i64.pow(REVENUE_INTEGER_DIGITS_MAX + REVENUE_DECIMALS_MAX);
 
+/// Room for the longest canonical form: sign, whole, point, decimals.
+pub(super) type Space =
+    [u8; 2 + REVENUE_INTEGER_DIGITS_MAX as usize + REVENUE_DECIMALS_MAX as usize];
+
 /// An amount within the limits of SPEC 3. Its `Display` is the canonical form: a plain decimal, no
 /// exponent, no needless zeros, no `-0`. That form is a JSON number too.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Default)]
@@ -39,26 +43,51 @@ impl Revenue {
     pub fn micros(self) -> i64 {
         self.micros
     }
+
+    /// Writes the canonical form, which is ASCII, without the detour through `fmt`: each event with
+    /// a revenue is written.
+    pub(super) fn write(self, space: &mut Space) -> &[u8] {
+        let micros = self.micros.unsigned_abs();
+        let (mut whole, mut decimals) =
+            (micros / MICROS.unsigned_abs(), micros % MICROS.unsigned_abs());
+        // From the last byte to the first.
+        let mut start = space.len();
+        let mut put = |byte: u8| {
+            start -= 1;
+            space[start] = byte;
+        };
+        let digit = |number: u64| b'0' + (number % 10) as u8;
+        if decimals != 0 {
+            let mut width = REVENUE_DECIMALS_MAX;
+            while decimals % 10 == 0 {
+                decimals /= 10;
+                width -= 1;
+            }
+            for _ in 0..width {
+                put(digit(decimals));
+                decimals /= 10;
+            }
+            put(b'.');
+        }
+        loop {
+            put(digit(whole));
+            whole /= 10;
+            if whole == 0 {
+                break;
+            }
+        }
+        if self.micros < 0 {
+            put(b'-');
+        }
+        &space[start..]
+    }
 }
 
 impl fmt::Display for Revenue {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        if self.micros < 0 {
-            f.write_str("-")?;
-        }
-        let absolute = self.micros.unsigned_abs();
-        let (whole, mut decimals) =
-            (absolute / MICROS.unsigned_abs(), absolute % MICROS.unsigned_abs());
-        write!(f, "{whole}")?;
-        if decimals == 0 {
-            return Ok(());
-        }
-        let mut width = REVENUE_DECIMALS_MAX as usize;
-        while decimals % 10 == 0 {
-            decimals /= 10;
-            width -= 1;
-        }
-        write!(f, ".{decimals:0width$}")
+        let mut space = Space::default();
+        let text = self.write(&mut space);
+        f.write_str(std::str::from_utf8(text).map_err(|_| fmt::Error)?)
     }
 }
 

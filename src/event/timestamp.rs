@@ -6,8 +6,11 @@
 /// The last millisecond of the year 9999: RFC 3339 has four digits for the year.
 pub(super) const UNIX_MS_MAX: u64 = 253_402_300_799_999;
 
+/// The length of a time as [`rfc3339`] writes it.
+pub(super) const RFC3339_BYTES: usize = 24;
+
 /// `2026-11-23T02:45:13.123Z`. A time after [`UNIX_MS_MAX`] loses the first digit of its year.
-pub(super) fn rfc3339(unix_ms: u64) -> [u8; 24] {
+pub(super) fn rfc3339(unix_ms: u64) -> [u8; RFC3339_BYTES] {
     let (days, ms) = (unix_ms / 86_400_000, unix_ms % 86_400_000);
     let (year, month, day) = civil(days);
     let mut text = *b"0000-00-00T00:00:00.000Z";
