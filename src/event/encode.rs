@@ -175,8 +175,8 @@ fn is_plain(bytes: &[u8]) -> bool {
         let (words, _) = bytes.as_chunks();
         words.iter().chain([last]).all(|word| is_plain_word(u64::from_le_bytes(*word)))
     } else if let (Some(first), Some(last)) = (bytes.first_chunk(), bytes.last_chunk()) {
-        let halves = [first, last].map(|half| u64::from(u32::from_le_bytes(*half)));
-        is_plain_word(halves[0] << 32 | halves[1])
+        let half = |bytes: &[u8; 4]| u64::from(u32::from_le_bytes(*bytes));
+        is_plain_word(half(first) << 32 | half(last))
     } else {
         !bytes.iter().any(must_escape)
     }

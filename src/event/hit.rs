@@ -29,14 +29,14 @@ impl<'a> Slot<'a> {
         }
     }
 
-    fn read(self, param: Reserved) -> Result<Option<Text<'a>>, Reject> {
+    fn read(&mut self, param: Reserved) -> Result<Option<Text<'a>>, Reject> {
         if self.not_utf8 {
             return Err(Reject::at(Reason::InvalidEncoding, param));
         }
         if self.conflicts {
             return Err(Reject::at(Reason::ConflictingParam, param));
         }
-        Ok(self.value)
+        Ok(self.value.take())
     }
 }
 
@@ -76,9 +76,9 @@ impl<'a> Hit<'a> {
         self.ignored.push((Cow::Owned(piece.key_lossy()), Ignored::InvalidEncoding));
     }
 
-    /// Judges what was gathered.
-    pub(super) fn judge(mut self) -> Result<Judged<'a>, Reject> {
-        let [portal, name, email, revenue, external_id] = self.reserved;
+    /// Judges what was gathered, and takes it away.
+    pub(super) fn judge(&mut self) -> Result<Judged<'a>, Reject> {
+        let [portal, name, email, revenue, external_id] = &mut self.reserved;
 
         let portal = portal.read(Reserved::Portal)?.ok_or(Reject::of(Reason::MissingPortal))?;
         let portal = validate::portal(&portal).ok_or(Reject::of(Reason::InvalidPortal))?;
@@ -104,15 +104,18 @@ impl<'a> Hit<'a> {
         }
 
         normalize::sort_and_merge(&mut self.properties);
-        let event = Event {
-            portal,
-            name: name.text,
-            email,
-            revenue,
-            external_id: external_id.map(|id| id.text),
-            properties: self.properties,
-        };
-        Ok(Judged { event, ignored: self.ignored })
+        // Large, so moved once: straight into what is returned.
+        Ok(Judged {
+            event: Event {
+                portal,
+                name: name.text,
+                email,
+                revenue,
+                external_id: external_id.map(|id| id.text),
+                properties: std::mem::take(&mut self.properties),
+            },
+            ignored: std::mem::take(&mut self.ignored),
+        })
     }
 }
 
