@@ -185,6 +185,8 @@ mod tests {
             ("GET /v1/event/ HTTP/1.1", "X: a\r\n\tb\r\n"),
             ("GET /v1/event/ HTTP/1.1", "X:\r\n b\r\n"),
             ("GET /v1/event/ HTTP/1.1", "X: a\rY: b\r\n"),
+            ("GET /v1/event/ HTTP/1.1", "X:\r\n b\r\n"),
+            ("GET /v1/event/ HTTP/1.1", "X: a\rY: b\r\n"),
             ("GET /v1/event/ HTTP/1.1", "X: a\n"),
             ("GET /v1/event/ HTTP/1.1", "X: a\nY: b\r\n"),
             ("GET /v1/event/ HTTP/1.1", "X: a\r\r\n"),
@@ -199,6 +201,13 @@ mod tests {
             assert!(!is_plain(&format!("{line}\r\nHost: a\r\n{header}\r\n")), "{line} {header:?}");
         }
         assert!(!is_plain("GET /v1/event/ HTTP/1.1\r\nX: a\r\n\r\n"), "no host");
+        for bare in
+            ["\nHost: a\r\n\r\n", "\r\nHost: a\n\r\n", "\r\nHost: a\r\n\n", "\r\nHost: a\n\n"]
+        {
+            assert!(!is_plain(&format!("GET / HTTP/1.1{bare}")), "{bare:?}");
+        }
+        let whole = "GET / HTTP/1.1\r\nHost: a\r\n\r\n";
+        assert!((0..whole.len()).all(|cut| !is_plain(&whole[..cut])) && is_plain(whole), "a part");
         for bare in ["1.1\nHost: a\r\n\r\n", "1.1\r\nHost: a\n\r\n", "1.1\r\nHost: a\r\n\n"] {
             assert!(!is_plain(&format!("GET / HTTP/{bare}")), "{bare:?}");
         }
