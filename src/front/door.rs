@@ -45,13 +45,14 @@ impl Door {
         self.census.admit(&self.limits)
     }
 
-    /// Gives a place to a client, if that one may have one more. One that speaks for many is not
-    /// one client, and on a Unix socket none has an address.
-    pub fn claim(&self, place: Place, client: Option<IpAddr>) -> Option<Place> {
-        match client {
-            Some(address) if !self.trusted.trusts(address) => place.claim(address, &self.limits),
-            _ => Some(place),
-        }
+    /// Lets a client in, if that one may have one more place. One that speaks for many is not one
+    /// client, and on a Unix socket none has an address.
+    pub fn claim(&self, place: Place, client: Option<IpAddr>, ahead: BytesMut) -> Option<Admitted> {
+        let place = match client {
+            Some(address) if !self.trusted.trusts(address) => place.claim(address, &self.limits)?,
+            _ => place,
+        };
+        Some(Admitted { place, client, ahead })
     }
 
     /// Lets a connection from `peer` in, once its PROXY header is read where it must have one.
@@ -65,8 +66,7 @@ impl Door {
         if let Some(peer) = peer
             && self.limits.proxy_protocol
         {
-            let known = self.trusted.trusts(peer);
-            let said = match known {
+            let said = match self.trusted.trusts(peer) {
                 true => proxy_header::take(stream, &mut ahead, &self.limits).await,
                 false => None,
             };
@@ -76,7 +76,7 @@ impl Door {
             };
             client = said.map(|address| address.ip()).or(client);
         }
-        Some(Admitted { place: self.claim(place, client)?, client, ahead })
+        self.claim(place, client, ahead)
     }
 }
 

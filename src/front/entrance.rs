@@ -7,15 +7,14 @@
 
 use super::Front;
 use super::census::Place;
-use super::door::Admitted;
 use super::h1::Connection;
 use super::socket::Socket;
 use crate::metrics::Limit;
 use async_trait::async_trait;
+use bytes::BytesMut;
 use log::error;
 use pingora::apps::HttpServerApp;
 use pingora::listeners::tls::{Acceptor, TlsSettings};
-use pingora::protocols::{ALPN, Ssl};
 use pingora::proxy::ProxyHttp;
 use pingora::server::{ListenFds, ShutdownWatch};
 use pingora::services::Service;
@@ -165,9 +164,8 @@ where
             tokio::spawn(front.shake_hands(socket, place, tls.clone(), shutdown));
             return;
         }
-        let client = socket.peer();
-        if let Some(place) = self.door.claim(place, client) {
-            let connection = Connection::new(Box::new(socket), client, place);
+        if let Some(admitted) = self.door.claim(place, socket.peer(), BytesMut::new()) {
+            let connection = Connection::new(Box::new(socket), admitted);
             tokio::spawn(front.serve(connection, shutdown));
         }
     }
@@ -183,25 +181,17 @@ where
     ) {
         // Boxed, all of it: its room would be held for as long as the connection lives.
         let admitted = Box::pin(self.door.admit(place, socket.peer(), &mut socket)).await;
-        let Some(Admitted { place, client, ahead }) = admitted else { return };
+        let Some(mut admitted) = admitted else { return };
         let Some(tls) = tls else {
-            let mut connection = Connection::new(Box::new(socket), client, place);
-            connection.came = ahead;
-            return self.serve(connection, shutdown).await;
+            return self.serve(Connection::new(Box::new(socket), admitted), shutdown).await;
         };
-        socket.rewind(ahead);
+        socket.rewind(std::mem::take(&mut admitted.ahead));
         let shaken = timeout(self.limits().header_timeout, tls.tls_handshake(socket));
         let Ok(Ok(stream)) = Box::pin(shaken).await else {
             self.door.teller.tell(Limit::TlsHandshake);
             return;
         };
-        let speaks_h2 = stream.selected_alpn_proto() == Some(ALPN::H2);
-        let connection = Connection::new(Box::new(stream), client, place);
-        if speaks_h2 {
-            Box::pin(self.serve_h2(connection, shutdown)).await;
-        } else {
-            self.serve(connection, shutdown).await;
-        }
+        self.serve_agreed(Connection::new(Box::new(stream), admitted), shutdown).await;
     }
 }
 

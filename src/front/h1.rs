@@ -1,6 +1,7 @@
 //! One HTTP/1 connection: its requests, each read under one deadline, answered here or by Pingora.
 
 use super::census::Place;
+use super::door::Admitted;
 use super::head::{self, Fault, end_of_head, examine};
 use super::plain::{Plain, plain, room};
 use super::{Busy, Front, h2, scratch};
@@ -13,8 +14,8 @@ use crate::plugin::Step;
 use crate::target::Target;
 use bytes::{Buf, BytesMut};
 use pingora::apps::{HttpServerApp, ReusedHttpStream};
-use pingora::protocols::Stream;
 use pingora::protocols::http::ServerSession;
+use pingora::protocols::{ALPN, Stream};
 use pingora::proxy::ProxyHttp;
 use pingora::server::ShutdownWatch;
 use std::future::poll_fn;
@@ -53,9 +54,10 @@ pub struct Connection {
 }
 
 impl Connection {
-    /// A connection on which nothing has come yet.
-    pub fn new(stream: Stream, peer: Option<IpAddr>, place: Place) -> Connection {
-        Connection { stream, came: BytesMut::new(), peer, requests: 0, place }
+    /// A connection that was let in, before its first request.
+    pub fn new(stream: Stream, admitted: Admitted) -> Connection {
+        let Admitted { place, client, ahead } = admitted;
+        Connection { stream, came: ahead, peer: client, requests: 0, place }
     }
 }
 
@@ -308,6 +310,15 @@ where
     SV: ProxyHttp + Send + Sync + 'static,
     SV::CTX: Send + Sync,
 {
+    /// Serves a connection to its end, in the version of HTTP that its TLS handshake agreed on.
+    pub async fn serve_agreed(self: Arc<Self>, connection: Connection, shutdown: ShutdownWatch) {
+        if connection.stream.selected_alpn_proto() == Some(ALPN::H2) {
+            Box::pin(self.serve_h2(connection, shutdown)).await;
+        } else {
+            self.serve(connection, shutdown).await;
+        }
+    }
+
     /// Serves an HTTP/1 connection to its end.
     pub async fn serve(self: Arc<Self>, mut connection: Connection, shutdown: ShutdownWatch) {
         let mut stopping = shutdown.clone();

@@ -16,11 +16,11 @@
 //! | `socket` | a connection's socket, as Pingora wants one |
 //! | `door` | who is let in: places, and the PROXY header |
 //! | `census` | counts connections, in all and by address |
-//! | `scratch` | reads without holding memory while there is nothing to read |
+//! | `scratch` | reads without holding memory while there is nothing to read, and once more |
 //! | `head` | where a header ends, and whether it is sound |
 //! | `h1` | an HTTP/1 connection and its requests |
 //! | `plain`, `raw` | a plain event request, and its answer as bytes |
-//! | `in_flight` | what a stop waits for |
+//! | `in_flight` | what is under way: what a stop waits for, and who could still ask |
 //! | `h2`, `watched` | allowances and deadlines of HTTP/2 |
 //! | `limits` | what is allowed, and who is told of what was not |
 
@@ -46,10 +46,10 @@ pub use limits::Limits;
 use crate::answer::Answers;
 use crate::plugin::PixelGate;
 use async_trait::async_trait;
-use door::{Admitted, Door, peer};
+use door::{Door, peer};
 use h1::Connection;
 use pingora::apps::{HttpServerApp, HttpServerOptions, ServerApp};
-use pingora::protocols::{ALPN, Stream};
+use pingora::protocols::Stream;
 use pingora::proxy::{HttpProxy, ProxyHttp};
 use pingora::server::ShutdownWatch;
 use raw::Raw;
@@ -106,18 +106,11 @@ where
     ) -> Option<Stream> {
         // No place: the connection closes unanswered, before anything is spent on it.
         let (place, client) = (self.door.place()?, peer(&*stream));
-        let Admitted { place, client, ahead } =
-            self.door.admit(place, client, &mut *stream).await?;
-        let speaks_h2 = stream.selected_alpn_proto() == Some(ALPN::H2);
-        let mut connection = Connection::new(stream, client, place);
-        connection.came = ahead;
+        let admitted = self.door.admit(place, client, &mut *stream).await?;
         // Pingora's task is as large as a TLS handshake: a connection that waits is better off in
         // one of its own.
-        if speaks_h2 {
-            tokio::spawn(self.clone().serve_h2(connection, shutdown.clone()));
-        } else {
-            tokio::spawn(self.clone().serve(connection, shutdown.clone()));
-        }
+        let connection = Connection::new(stream, admitted);
+        tokio::spawn(self.clone().serve_agreed(connection, shutdown.clone()));
         None
     }
 

@@ -2,8 +2,10 @@
 //!
 //! A connection that waits needs no room for what has not come yet, and ten thousand that wait
 //! would hold ten thousand rooms. So all connections of a thread read into one room of the
-//! thread's; what came is used there, or copied by its real length.
+//! thread's; what came is used there, or copied by its real length. What was read before its reader
+//! was there is read once more by [`replay`].
 
+use bytes::BytesMut;
 use pingora::protocols::IO;
 use std::cell::Cell;
 use std::io;
@@ -16,6 +18,17 @@ const ROOM_BYTES: usize = 16 << 10;
 
 thread_local! {
     static ROOM: Cell<Option<Box<[u8]>>> = const { Cell::new(None) };
+}
+
+/// Gives a reader what was read before its time, if there is anything left of that. Says whether.
+pub fn replay(ahead: &mut BytesMut, buf: &mut ReadBuf<'_>) -> bool {
+    if ahead.is_empty() {
+        // Whoever waits for more holds nothing.
+        *ahead = BytesMut::new();
+        return false;
+    }
+    buf.put_slice(&ahead.split_to(ahead.len().min(buf.remaining())));
+    true
 }
 
 /// Reads once and hands what came to `take`; nothing at all came from a peer that closed.

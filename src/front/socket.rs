@@ -4,6 +4,7 @@
 //! Thousands of connections that wait should hold nothing for what they may say some day: here
 //! room is made when there is something to write, and given back when it is sent.
 
+use super::scratch::replay;
 use async_trait::async_trait;
 use bytes::{Buf, BytesMut};
 use pingora::protocols::l4::socket::SocketAddr as PeerAddress;
@@ -122,13 +123,7 @@ impl AsyncRead for Socket {
         buf: &mut ReadBuf<'_>,
     ) -> Poll<io::Result<()>> {
         let this = self.get_mut();
-        if this.ahead.has_remaining() {
-            let length = this.ahead.len().min(buf.remaining());
-            buf.put_slice(&this.ahead[..length]);
-            this.ahead.advance(length);
-            if this.ahead.is_empty() {
-                this.ahead = BytesMut::new();
-            }
+        if replay(&mut this.ahead, buf) {
             return Poll::Ready(Ok(()));
         }
         match &mut this.wire {

@@ -1,9 +1,10 @@
 //! A connection whose HTTP/2 frames are counted as they come by. What they mean is [`super::h2`]'s.
 
 use super::h2::{Frame, PREFACE, Pulse};
+use super::scratch::replay;
 use crate::metrics::Limit;
 use async_trait::async_trait;
-use bytes::{Buf, BytesMut};
+use bytes::BytesMut;
 use pingora::protocols::raw_connect::ProxyDigest;
 use pingora::protocols::tls::{SslDigest, TlsRef};
 use pingora::protocols::{
@@ -102,12 +103,7 @@ impl AsyncRead for Watched {
     ) -> Poll<io::Result<()>> {
         let this = self.get_mut();
         let before = buf.filled().len();
-        if this.came.has_remaining() {
-            let length = this.came.len().min(buf.remaining());
-            buf.put_slice(&this.came[..length]);
-            this.came.advance(length);
-        } else {
-            this.came = BytesMut::new();
+        if !replay(&mut this.came, buf) {
             ready!(Pin::new(&mut this.inner).poll_read(cx, buf))?;
         }
         let bytes = &buf.filled()[before..];
