@@ -185,8 +185,6 @@ mod tests {
             ("GET /v1/event/ HTTP/1.1", "X: a\r\n\tb\r\n"),
             ("GET /v1/event/ HTTP/1.1", "X:\r\n b\r\n"),
             ("GET /v1/event/ HTTP/1.1", "X: a\rY: b\r\n"),
-            ("GET /v1/event/ HTTP/1.1", "X:\r\n b\r\n"),
-            ("GET /v1/event/ HTTP/1.1", "X: a\rY: b\r\n"),
             ("GET /v1/event/ HTTP/1.1", "X: a\n"),
             ("GET /v1/event/ HTTP/1.1", "X: a\nY: b\r\n"),
             ("GET /v1/event/ HTTP/1.1", "X: a\r\r\n"),
@@ -208,14 +206,6 @@ mod tests {
         }
         let whole = "GET / HTTP/1.1\r\nHost: a\r\n\r\n";
         assert!((0..whole.len()).all(|cut| !is_plain(&whole[..cut])) && is_plain(whole), "a part");
-        for bare in ["1.1\nHost: a\r\n\r\n", "1.1\r\nHost: a\n\r\n", "1.1\r\nHost: a\r\n\n"] {
-            assert!(!is_plain(&format!("GET / HTTP/{bare}")), "{bare:?}");
-        }
-        for part in
-            ["", "GET /", "GET / HTTP/1.1\r\nHost: a\r\n", "GET / HTTP/1.1\r\nHost: a\r\n\r"]
-        {
-            assert!(!is_plain(part), "{part:?}");
-        }
         let many = "X: a\r\n".repeat(HEADERS_MAX);
         assert!(!is_plain(&format!("GET / HTTP/1.1\r\nHost: a\r\n{many}\r\n")), "too many");
         let most = "X: a\r\n".repeat(HEADERS_MAX - 1);
@@ -236,7 +226,7 @@ mod tests {
             let name = name.to_lowercase();
             let fits = match name.as_str() {
                 "connection" => matches!(&*value.to_lowercase(), "keep-alive" | "close"),
-                "content-length" | "transfer-encoding" | "expect" | "upgrade" => false,
+                "content-length" | "transfer-encoding" | "expect" | "upgrade" | "trailer" => false,
                 _ => !name.is_empty() && name.chars().all(is_token),
             };
             let odd = |c: char| c.is_control() && c != '\t';
