@@ -18,13 +18,18 @@ pub struct Target<'a> {
 impl<'a> Target<'a> {
     /// Splits a request target of any form (RFC 9112, section 3.2), valid or not.
     pub fn split(target: &'a [u8]) -> Self {
-        // A fragment is not part of a request target; what reads one all the same stops here. A
-        // path is short, a query is not.
-        let ends = target.iter().position(|byte| matches!(byte, b'?' | b'#'));
-        let (path, rest) = target.split_at(ends.unwrap_or(target.len()));
-        let query = rest.strip_prefix(b"?").unwrap_or_default();
-        let query = &query[..memchr::memchr(b'#', query).unwrap_or(query.len())];
+        // A fragment is not part of a request target; what reads one all the same stops here.
+        let target = until(target, b'#').0;
+        let (path, query) = until(target, b'?');
         Self { path: without_authority(path), query }
+    }
+}
+
+/// What stands before the first `stop`, and what stands after it.
+fn until(bytes: &[u8], stop: u8) -> (&[u8], &[u8]) {
+    match memchr::memchr(stop, bytes) {
+        Some(at) => (&bytes[..at], &bytes[at + 1..]),
+        None => (bytes, b""),
     }
 }
 
