@@ -1,9 +1,9 @@
 //! Listening sockets, opened before anything else starts.
 //!
 //! Pingora binds inside its services, where a failure is a panic in a task that nobody sees. Here
-//! every socket is opened first, so that a port in use is one clear line and an exit code; the
-//! opened sockets are then put into the table in which Pingora looks before it binds. This also
-//! tells which port the kernel chose for port 0.
+//! every socket is opened first, so that a port in use is one clear line and an exit code. The
+//! edge's entrance takes them as they are; those of the admin pages are put into the table in
+//! which Pingora looks before it binds. This also tells which port the kernel chose for port 0.
 
 use pixelgate::front::Listener;
 use std::fmt;
