@@ -18,53 +18,99 @@ use super::param::{EMAIL_BYTES_MAX, EMAIL_LABELS_MIN, EMAIL_LOCAL_BYTES_MAX};
 /// come out short enough, unless padded with characters that vanish; nobody needs to decode that.
 const DOMAIN_BYTES_READ_MAX: usize = 4 * 253;
 
-/// The longest label of a domain, in bytes (RFC 1035, 2.3.4).
-const LABEL_BYTES_MAX: usize = 63;
+/// The longest address that is told at a glance, in bytes: in it no part can be too long.
+const GLANCE_BYTES_MAX: usize = EMAIL_LOCAL_BYTES_MAX;
+
+/// Where the glance is in an address.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Place {
+    /// At the first byte, or behind a dot of the local part.
+    LocalStart,
+    Local,
+    /// Behind the `@`.
+    DomainStart,
+    FirstLabel,
+    FirstLabelHyphen,
+    /// Behind a dot of the domain.
+    LabelStart,
+    /// In a label that begins with a letter: a good end.
+    Label,
+    LabelHyphen,
+    /// In a label that begins with a digit.
+    Number,
+    NumberHyphen,
+    /// Where only the rule can tell.
+    Unclear,
+}
+
+impl Place {
+    const COUNT: usize = Place::Unclear as usize + 1;
+    const ALL: [Place; Place::COUNT] = {
+        use Place::*;
+        [
+            LocalStart,
+            Local,
+            DomainStart,
+            FirstLabel,
+            FirstLabelHyphen,
+            LabelStart,
+            Label,
+            LabelHyphen,
+            Number,
+            NumberHyphen,
+            Unclear,
+        ]
+    };
+
+    /// Where the next byte leads. A local part is of lower-case atoms with single dots between
+    /// them, a domain of labels of letters, digits and single hyphens between them: two in a row
+    /// may be Punycode, and are left to IDNA.
+    const fn after(self, byte: u8) -> Place {
+        use Place::*;
+        match (self, byte) {
+            (Local, b'.') => LocalStart,
+            (Local, b'@') => DomainStart,
+            (LocalStart | Local, _) if is_ascii_atext(byte) && !byte.is_ascii_uppercase() => Local,
+            (DomainStart | FirstLabel | FirstLabelHyphen, b'a'..=b'z' | b'0'..=b'9') => FirstLabel,
+            (LabelStart | Label | LabelHyphen, b'a'..=b'z') => Label,
+            (Label | LabelHyphen, b'0'..=b'9') => Label,
+            (LabelStart | Number | NumberHyphen, b'0'..=b'9') => Number,
+            (Number | NumberHyphen, b'a'..=b'z') => Number,
+            (FirstLabel, b'-') => FirstLabelHyphen,
+            (Label, b'-') => LabelHyphen,
+            (Number, b'-') => NumberHyphen,
+            (FirstLabel | Label | Number, b'.') => LabelStart,
+            _ => Unclear,
+        }
+    }
+}
+
+/// [`Place::after`], by place and byte.
+static AFTER: [[Place; 256]; Place::COUNT] = {
+    let mut table = [[Place::Unclear; 256]; Place::COUNT];
+    let mut place = 0;
+    while place < Place::COUNT {
+        let mut byte = 0;
+        while byte < 256 {
+            table[place][byte] = Place::ALL[place].after(byte as u8);
+            byte += 1;
+        }
+        place += 1;
+    }
+    table
+};
 
 /// The canonical form: lower case, the domain in Unicode form. `None` if it is not an address.
 pub(super) fn canonical(address: Cow<'_, str>) -> Option<Cow<'_, str>> {
     if is_plainly_canonical(address.as_bytes()) { Some(address) } else { by_rule(address) }
 }
 
-/// Whether it surely is its own canonical form: lower-case ASCII, and a domain that looks ordinary.
-/// False says nothing.
+/// Whether it surely is its own canonical form: lower-case ASCII, and a domain of two labels or
+/// more that looks ordinary. False says nothing.
 fn is_plainly_canonical(address: &[u8]) -> bool {
-    let Some(at) = address.iter().position(|byte| *byte == b'@') else { return false };
-    let (local, domain) = (&address[..at], &address[at + 1..]);
-    local.len() <= EMAIL_LOCAL_BYTES_MAX && is_plain_local(local) && is_plain_domain(domain)
-}
-
-fn is_plain_local(local: &[u8]) -> bool {
-    let mut previous = b'.'; // as if one stood before, so that none may come first
-    for &byte in local {
-        match byte {
-            b'a'..=b'z' | b'0'..=b'9' => {}
-            b'.' if previous != b'.' => {}
-            _ if is_ascii_atext(byte) && !byte.is_ascii_uppercase() => {}
-            _ => return false,
-        }
-        previous = byte;
-    }
-    previous != b'.'
-}
-
-/// Two labels or more of letters, digits and single hyphens between them, the last one not
-/// beginning with a digit. Two hyphens in a row may be Punycode, and are left to IDNA.
-fn is_plain_domain(domain: &[u8]) -> bool {
-    let mut previous = b'.';
-    for &byte in domain {
-        match byte {
-            b'a'..=b'z' | b'0'..=b'9' => {}
-            b'.' | b'-' if !matches!(previous, b'.' | b'-') => {}
-            _ => return false,
-        }
-        previous = byte;
-    }
-    let Some(dot) = domain.iter().rposition(|byte| *byte == b'.') else { return false };
-    // Of a domain this short no label is too long, nor the whole address.
-    domain.len() <= LABEL_BYTES_MAX
-        && domain.get(dot + 1).is_some_and(u8::is_ascii_lowercase)
-        && previous != b'-'
+    let next = |place: Place, byte: &u8| AFTER[place as usize][usize::from(*byte)];
+    address.len() <= GLANCE_BYTES_MAX
+        && address.iter().fold(Place::LocalStart, next) == Place::Label
 }
 
 fn by_rule(address: Cow<'_, str>) -> Option<Cow<'_, str>> {
@@ -116,7 +162,7 @@ fn is_atext(c: char) -> bool {
     }
 }
 
-fn is_ascii_atext(byte: u8) -> bool {
+const fn is_ascii_atext(byte: u8) -> bool {
     let is_sign = matches!(
         byte,
         b'!' | b'#'..=b'\'' | b'*' | b'+' | b'-' | b'/' | b'=' | b'?' | b'^'..=b'`' | b'{'..=b'~'
