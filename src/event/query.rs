@@ -155,7 +155,8 @@ impl<'a> Iterator for Pieces<'a> {
         if self.rest.is_empty() {
             return None;
         }
-        let (key, key_class, rest) = until(EQUALS_SIGN | AMPERSAND, self.rest, 0);
+        let known = name_prefix(self.rest.as_bytes());
+        let (key, key_class, rest) = until(EQUALS_SIGN | AMPERSAND, self.rest, known);
         let has_equals_sign = rest.as_bytes().first() == Some(&b'=');
         let rest = if has_equals_sign { &rest[1..] } else { rest };
         let (value, value_class, rest) = until(AMPERSAND, rest, plain_prefix(rest.as_bytes()));
@@ -180,6 +181,13 @@ fn until(ends: Class, text: &str, known: usize) -> (&str, Class, &str) {
     let length = text.as_bytes()[known..].iter().position(is_end);
     let (part, rest) = text.split_at(length.map_or(text.len(), |length| known + length));
     (part, class, rest)
+}
+
+/// How many bytes from the start are of no class.
+#[inline(always)]
+fn name_prefix(text: &[u8]) -> usize {
+    let other = text.iter().position(|byte| CLASS[usize::from(*byte)] != 0);
+    other.unwrap_or(text.len())
 }
 
 /// How many bytes from the start are, seen eight at a time, surely of no class but [`NOT_NAME`] and
