@@ -81,6 +81,8 @@ pub struct Committer {
     lane: Arc<Lane>,
     segment: Option<Segment>,
     next_number: u64,
+    /// Size of the next segment that is a new file.
+    new_bytes: u64,
     unsynced: Unsynced,
     /// Who waits for what is not yet answered, and since when.
     waiting: Vec<(Duration, Arc<Group>)>,
@@ -107,6 +109,7 @@ impl Committer {
             lane,
             segment: None,
             next_number: 1,
+            new_bytes: FIRST_SEGMENT_BYTES,
             unsynced: Unsynced { base: 1, ..Unsynced::default() },
             waiting: Vec::new(),
             spares: Vec::new(),
@@ -404,8 +407,8 @@ impl Committer {
     /// Makes a segment with all that is not yet durable in it.
     fn open_segment(&mut self) -> io::Result<()> {
         let records = self.unsynced.bytes.len() as u64;
-        let bytes =
-            self.shared.config.segment_bytes_used().max(SEGMENT_HEADER_BYTES as u64 + records);
+        let most = self.shared.config.segment_bytes_used();
+        let bytes = self.new_bytes.min(most).max(SEGMENT_HEADER_BYTES as u64 + records);
         // A number is used once, even when making its segment failed half way.
         let number = self.next_number;
         self.next_number += 1;
@@ -413,6 +416,12 @@ impl Committer {
         let base = self.unsynced.base;
         let segment = Segment::create(&self.lane, number, base, bytes, &self.unsynced.bytes)?;
         self.unsynced.written = self.unsynced.bytes.len();
+        if !segment.recycled {
+            // The first new files are short: a flow has begun, and the keeper now makes spares,
+            // which are cheaper to write.
+            self.new_bytes = self.new_bytes.saturating_mul(2);
+            self.shared.poke_keeper();
+        }
         // With all its bytes: readers may have been shown these records in the segment before.
         self.lane.state().log.push(number, base, segment.recycled, segment.offset);
         self.segment = Some(segment);

@@ -283,6 +283,12 @@ impl Shared {
         turns.stop
     }
 
+    /// Has the keeper turn now, and does not wait for it.
+    pub fn poke_keeper(&self) {
+        self.turns.lock().unwrap_or_else(PoisonError::into_inner).asked += 1;
+        self.turned.notify_all();
+    }
+
     /// Waits for a turn of the keeper that begins after this call.
     pub fn ask_keeper(&self) {
         let mut turns = self.turns.lock().unwrap_or_else(PoisonError::into_inner);
