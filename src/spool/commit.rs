@@ -93,6 +93,8 @@ pub struct Committer {
     syncer: Option<Syncer>,
     /// The segment's sync is with the syncer.
     handed: Option<Handed>,
+    /// The last look found a group.
+    busy: bool,
 }
 
 impl Committer {
@@ -116,6 +118,7 @@ impl Committer {
             synced_at,
             syncer,
             handed: None,
+            busy: false,
         })
     }
 
@@ -139,6 +142,7 @@ impl Committer {
                 self.wait();
             }
             let gathered = self.gather();
+            self.busy = !gathered.is_empty();
             let sync = closing || self.must_sync(!gathered.is_empty());
             let looks = self.handed.is_some() || self.shared.is_failing();
             if !gathered.is_empty() || sync || looks {
@@ -160,35 +164,48 @@ impl Committer {
     }
 
     /// Sleeps until there is something to do, then lingers for company.
+    ///
+    /// It lingers even for a lone event while no sync is in flight: at 2 ms it costs less than the
+    /// sync itself, and it is what makes the second event free.
     fn wait(&self) {
         let shared = &self.shared;
         let failing = shared.is_failing();
-        let timeout = if failing {
-            Some(RETRY)
-        } else if self.unsynced.written > 0 && self.handed.is_none() {
-            let due = self.synced_at + Duration::from_millis(shared.config.sync_ms);
-            Some(due.saturating_sub(shared.clock.monotonic()))
-        } else {
-            None
-        };
+        let linger = self.linger();
+        if self.busy && !failing {
+            // The next group is as good as begun: its first event need not wake anybody.
+            self.doze(self.sync_due().map_or(linger, |due| due.min(linger)));
+            if shared.has_staged() {
+                return;
+            }
+        }
+        let timeout = if failing { Some(RETRY) } else { self.sync_due() };
         // While it fails, what slipped in before the gate closed waits for the next attempt.
         shared
             .parker
             .park(timeout, || shared.bounds.is_closed() || (!failing && shared.has_staged()));
         if !failing && let Some(first_at) = shared.first_at() {
-            self.linger(first_at);
+            self.doze((first_at + linger).saturating_sub(shared.clock.monotonic()));
         }
     }
 
-    /// Lingers even for a lone event while no sync is in flight: at 2 ms it costs less than the
-    /// sync itself, and it is what makes the second event free.
-    fn linger(&self, first_at: Duration) {
+    /// The longest that a group waits for company.
+    fn linger(&self) -> Duration {
         let linger = Duration::from_millis(self.shared.config.linger_ms);
-        let linger = match self.shared.config.durability {
+        match self.shared.config.durability {
             Durability::Power | Durability::Interval => linger,
             Durability::Memory => linger * MEMORY_LINGERS,
-        };
-        let left = (first_at + linger).saturating_sub(self.shared.clock.monotonic());
+        }
+    }
+
+    /// In how long what is written and not synced must be, if there is such.
+    fn sync_due(&self) -> Option<Duration> {
+        let waits = self.unsynced.written > 0 && self.handed.is_none();
+        let due = self.synced_at + Duration::from_millis(self.shared.config.sync_ms);
+        waits.then(|| due.saturating_sub(self.shared.clock.monotonic()))
+    }
+
+    /// Sleeps for so long, or until what is staged shall wait no longer.
+    fn doze(&self, left: Duration) {
         // By the system's own time: a test's clock may stand still.
         let until = Instant::now() + left;
         loop {
