@@ -22,7 +22,15 @@ pub trait Headers {
 
     /// Visits all lines: their names, in any case, and their values. Those of one name come in the
     /// order in which they came.
-    fn each<'a>(&'a self, visit: impl FnMut(&'a str, &'a [u8]));
+    fn each<'a>(&'a self, visit: impl FnMut(&'a [u8], &'a [u8]));
+}
+
+/// Whether a header's name, or another token (RFC 9110, section 5.6.2), is `expect`, which is in
+/// lower case. Of the bytes of tokens only a letter's two cases differ by that one bit alone.
+#[inline]
+pub fn is_token<const N: usize>(token: &[u8], expect: &[u8; N]) -> bool {
+    let differs = |all: u8, (byte, expect): (&u8, &u8)| all | ((byte | 0x20) ^ expect);
+    token.len() == N && token.iter().zip(expect).fold(0, differs) == 0
 }
 
 impl Headers for http::HeaderMap {
@@ -30,8 +38,8 @@ impl Headers for http::HeaderMap {
         self.get_all(name).iter().map(|value| value.as_bytes())
     }
 
-    fn each<'a>(&'a self, mut visit: impl FnMut(&'a str, &'a [u8])) {
-        self.iter().for_each(|(name, value)| visit(name.as_str(), value.as_bytes()));
+    fn each<'a>(&'a self, mut visit: impl FnMut(&'a [u8], &'a [u8])) {
+        self.iter().for_each(|(name, value)| visit(name.as_ref(), value.as_bytes()));
     }
 }
 

@@ -3,7 +3,7 @@
 use super::census::Place;
 use super::door::Admitted;
 use super::head::{self, Fault, end_of_head, examine};
-use super::plain::{Plain, plain, room};
+use super::plain::{Lines, Plain, plain};
 use super::{Busy, Front, h2, scratch};
 use crate::answer::wants_image;
 use crate::context::context;
@@ -199,8 +199,8 @@ impl<SV> Front<SV> {
         if !limits.answer_plain {
             return None;
         }
-        let mut room = room();
-        let request = plain(bytes, &mut room)?;
+        let mut lines = Lines::new();
+        let request = plain(bytes, &mut lines)?;
         let length = request.length;
         if request.headers.len() > limits.header_lines_max || length > limits.header_bytes_max {
             return None;

@@ -172,9 +172,17 @@ fn is_host(value: &[u8]) -> bool {
     value.is_ascii() && !value.iter().any(ends_one)
 }
 
-/// RFC 9110, section 5.6.2.
 fn is_token(bytes: &[u8]) -> bool {
-    bytes.iter().all(|&b| b.is_ascii_alphanumeric() || b"!#$%&'*+-.^_`|~".contains(&b))
+    bytes.iter().all(|&b| is_token_byte(b))
+}
+
+/// RFC 9110, section 5.6.2.
+pub const fn is_token_byte(byte: u8) -> bool {
+    let is_sign = matches!(
+        byte,
+        b'!' | b'#'..=b'\'' | b'*' | b'+' | b'-' | b'.' | b'^' | b'_' | b'`' | b'|' | b'~'
+    );
+    byte.is_ascii_alphanumeric() || is_sign
 }
 
 /// The same header without its wish for another protocol. An origin that took up `h2c` would

@@ -5,31 +5,44 @@
 //! by the same judge; so this module only ever says "plain" or "not plain", and is free to be
 //! strict.
 
-use crate::client::Headers;
+use super::head::is_token_byte;
+use crate::client::{Headers, is_token};
 use http::Method;
-use std::mem::MaybeUninit;
+use smallvec::SmallVec;
 
 /// Most headers of a plain request: browsers send about fifteen.
 pub const HEADERS_MAX: usize = 48;
 
-/// Where the headers of a request are parsed into.
-pub type Room<'b> = [MaybeUninit<httparse::Header<'b>>; HEADERS_MAX];
-
-/// Room that nothing was parsed into yet: to fill it for each request would cost more than to read
-/// a header.
-pub const fn room<'b>() -> Room<'b> {
-    [const { MaybeUninit::uninit() }; HEADERS_MAX]
-}
-
 /// The end of a line; anything else that a lenient reader might take for one is not plain.
 const LINE_END: &[u8] = b"\r\n";
+
+/// Whether a byte may stand in a header's name, by its value.
+static NAME: [bool; 256] = {
+    let mut table = [false; 256];
+    let mut byte = 0;
+    while byte < table.len() {
+        table[byte] = is_token_byte(byte as u8);
+        byte += 1;
+    }
+    table
+};
+
+/// A header: its name, in any case, and its value.
+#[derive(Debug, Clone, Copy)]
+pub struct Line<'b> {
+    name: &'b [u8],
+    value: &'b [u8],
+}
+
+/// Where the headers of a request are read into.
+pub type Lines<'b> = SmallVec<[Line<'b>; HEADERS_MAX]>;
 
 /// A request line and headers that hold no surprise.
 pub struct Plain<'h, 'b> {
     /// The target, in origin form.
     pub target: &'b [u8],
     /// The headers.
-    pub headers: &'h [httparse::Header<'b>],
+    pub headers: &'h [Line<'b>],
     /// Length of the whole header, its empty line included.
     pub length: usize,
     /// The first `Accept`.
@@ -45,99 +58,98 @@ impl Plain<'_, '_> {
 
 impl Headers for Plain<'_, '_> {
     fn lines<'a>(&'a self, name: &'a str) -> impl DoubleEndedIterator<Item = &'a [u8]> {
-        let named = move |header: &&httparse::Header<'_>| header.name.eq_ignore_ascii_case(name);
-        self.headers.iter().filter(named).map(|header| header.value)
+        let named = move |line: &&Line<'_>| line.name.eq_ignore_ascii_case(name.as_bytes());
+        self.headers.iter().filter(named).map(|line| line.value)
     }
 
-    fn each<'a>(&'a self, mut visit: impl FnMut(&'a str, &'a [u8])) {
-        self.headers.iter().for_each(|header| visit(header.name, header.value));
+    fn each<'a>(&'a self, mut visit: impl FnMut(&'a [u8], &'a [u8])) {
+        self.headers.iter().for_each(|line| visit(line.name, line.value));
     }
 }
 
-/// Recognizes a plain request at the beginning of `bytes`.
-pub fn plain<'h, 'b>(bytes: &'b [u8], room: &'h mut Room<'b>) -> Option<Plain<'h, 'b>> {
-    if !bytes.starts_with(b"GET /") {
-        return None;
-    }
-    let mut request = httparse::Request::new(&mut []);
-    let parsed = request.parse_with_uninit_headers(bytes, room).ok()?;
-    let httparse::Status::Complete(length) = parsed else { return None };
-    let target = request.path?.as_bytes();
-    let headers: &'h [httparse::Header<'b>] = request.headers;
-    if !is_laid_out(bytes.get(..length)?, target, headers) {
-        return None;
-    }
+/// Recognizes a plain request at the beginning of `bytes`. Its headers are read into `lines`, which
+/// are empty.
+pub fn plain<'h, 'b>(bytes: &'b [u8], lines: &'h mut Lines<'b>) -> Option<Plain<'h, 'b>> {
+    let (request, mut rest) = cut(bytes)?;
+    let target = target(request)?;
     let (mut hosts, mut connections) = (0, 0);
     let (mut accept, mut closes) = (None, false);
-    for header in headers {
-        match header.name.len() {
-            4 if is(header.name, "host") => hosts += 1,
-            6 if is(header.name, "accept") => accept = accept.or(Some(header.value)),
-            6 if is(header.name, "expect") => return None,
-            7 if is(header.name, "upgrade") || is(header.name, "trailer") => return None,
-            10 if is(header.name, "connection") => {
+    loop {
+        let (text, behind) = cut(rest)?;
+        rest = behind;
+        if text.is_empty() {
+            break;
+        }
+        if lines.len() == HEADERS_MAX {
+            return None;
+        }
+        let line = line(text)?;
+        lines.push(line);
+        match line.name.len() {
+            4 if is_token(line.name, b"host") => hosts += 1,
+            6 if is_token(line.name, b"accept") => accept = accept.or(Some(line.value)),
+            6 if is_token(line.name, b"expect") => return None,
+            7 if is_token(line.name, b"upgrade") || is_token(line.name, b"trailer") => return None,
+            10 if is_token(line.name, b"connection") => {
                 connections += 1;
-                closes = header.value.eq_ignore_ascii_case(b"close");
-                if !closes && !header.value.eq_ignore_ascii_case(b"keep-alive") {
+                closes = is_token(line.value, b"close");
+                if !closes && !is_token(line.value, b"keep-alive") {
                     return None;
                 }
             }
-            14 if is(header.name, "content-length") => return None,
-            17 if is(header.name, "transfer-encoding") => return None,
+            14 if is_token(line.name, b"content-length") => return None,
+            17 if is_token(line.name, b"transfer-encoding") => return None,
             _ => {}
         }
     }
+    let length = bytes.len() - rest.len();
+    // Of the request's line, the headers' and the empty one. Nothing else is odd: nothing in a line
+    // that a lenient reader might take for its end, nor what servers disagree about.
+    let ends = LINE_END.len() * (lines.len() + 2);
     // No host, or several, is for Pingora to judge; and so are two wishes for the connection.
-    let plain = hosts == 1 && connections <= 1;
-    plain.then_some(Plain { target, headers, length, accept, closes })
+    let plain = hosts == 1 && connections <= 1 && odd_bytes(&bytes[..length]) == ends;
+    plain.then_some(Plain { target, headers: lines, length, accept, closes })
 }
 
-fn is(name: &str, expect: &str) -> bool {
-    name.eq_ignore_ascii_case(expect)
+/// The first line, without its end, and what stands behind it.
+fn cut(bytes: &[u8]) -> Option<(&[u8], &[u8])> {
+    let end = memchr::memchr(b'\n', bytes)?;
+    Some((bytes[..end].strip_suffix(b"\r")?, &bytes[end + 1..]))
 }
 
-/// Whether `head` is nothing but the parts that were found in it, with what must stand between
-/// them: no bare LF, no line that goes on in the next (obs-fold), no white space but where it
-/// belongs. Lengths are enough to tell: a part that was found elsewhere than here leaves a line end
-/// within its place here, and so none behind it.
-fn is_laid_out(head: &[u8], target: &[u8], headers: &[httparse::Header<'_>]) -> bool {
-    let mut layout = Layout { rest: head };
-    layout.literal(b"GET ")
-        && layout.part(target)
-        && layout.literal(b" HTTP/1.1")
-        && layout.literal(LINE_END)
-        && headers.iter().all(|header| {
-            layout.part(header.name.as_bytes())
-                && layout.literal(b":")
-                && (header.value.is_empty() || layout.value(header.value))
-                && layout.literal(LINE_END)
-        })
-        && layout.rest == LINE_END
+/// The target of a request line, in origin form.
+fn target(request: &[u8]) -> Option<&[u8]> {
+    let target = request.strip_prefix(b"GET ")?.strip_suffix(b" HTTP/1.1")?;
+    let fits = target.first() == Some(&b'/') && memchr::memchr(b' ', target).is_none();
+    fits.then_some(target)
 }
 
-/// What is left of a header, from part to part.
-struct Layout<'a> {
-    rest: &'a [u8],
+/// Reads a header line, but for odd bytes in its value: a name, a colon, and a value behind one
+/// space, as everybody writes it, or behind none. No white space but that around them, so it does
+/// not go on with the line before it either (obs-fold).
+fn line(text: &[u8]) -> Option<Line<'_>> {
+    let colon = text.iter().position(|byte| !NAME[usize::from(*byte)])?;
+    let (name, value) = (&text[..colon], &text[colon + 1..]);
+    let value = match value {
+        [b' ', value @ ..] if !value.is_empty() => value,
+        value => value,
+    };
+    let fits = text[colon] == b':'
+        && !name.is_empty()
+        && value.first() != Some(&b' ')
+        && value.last() != Some(&b' ');
+    fits.then_some(Line { name, value })
 }
 
-impl Layout<'_> {
-    fn part(&mut self, part: &[u8]) -> bool {
-        let rest = self.rest.get(part.len()..);
-        self.rest = rest.unwrap_or_default();
-        rest.is_some()
-    }
-
-    /// A value, with the space before it that everybody writes, or without.
-    fn value(&mut self, value: &[u8]) -> bool {
-        self.rest = self.rest.strip_prefix(b" ").unwrap_or(self.rest);
-        self.part(value)
-    }
-
-    fn literal(&mut self, literal: &[u8]) -> bool {
-        let rest = self.rest.strip_prefix(literal);
-        self.rest = rest.unwrap_or_default();
-        rest.is_some()
-    }
+/// How many bytes are not printable ASCII. Sixty-four at a time: without an early end the compiler
+/// compares many at once.
+fn odd_bytes(bytes: &[u8]) -> usize {
+    let is_odd = |byte: &u8| u8::from(!matches!(byte, b' '..=b'~'));
+    let count = |block: &[u8; 64]| usize::from(block.iter().map(is_odd).sum::<u8>());
+    let (blocks, rest) = bytes.as_chunks();
+    let mut last = [b' '; 64];
+    last[..rest.len()].copy_from_slice(rest);
+    blocks.iter().map(count).sum::<usize>() + count(&last)
 }
 
 #[cfg(test)]
@@ -145,20 +157,20 @@ mod tests {
     use super::*;
 
     fn is_plain(head: &str) -> bool {
-        plain(head.as_bytes(), &mut room()).is_some()
+        plain(head.as_bytes(), &mut Lines::new()).is_some()
     }
 
     #[test]
     fn a_browsers_pixel_request_is_plain() {
         let head = "GET /v1/event/?_a=1 HTTP/1.1\r\nHost: a\r\nUser-Agent: b\r\nAccept: */*\r\n\
                     Connection: Keep-Alive\r\nCookie: c=d\r\nX:y\r\nZ:\r\n\r\n";
-        let mut room = room();
         let more = format!("{head}GET /");
-        let plain = plain(more.as_bytes(), &mut room).unwrap();
+        let mut lines = Lines::new();
+        let plain = plain(more.as_bytes(), &mut lines).unwrap();
         assert_eq!((plain.length, plain.closes), (head.len(), false));
         assert_eq!(plain.accept, Some(&b"*/*"[..]));
         let closing = head.replace("Keep-Alive", "Close");
-        assert!(super::plain(closing.as_bytes(), &mut room).unwrap().closes);
+        assert!(super::plain(closing.as_bytes(), &mut Lines::new()).unwrap().closes);
     }
 
     #[test]
@@ -229,7 +241,7 @@ mod tests {
                 "content-length" | "transfer-encoding" | "expect" | "upgrade" | "trailer" => false,
                 _ => !name.is_empty() && name.chars().all(is_token),
             };
-            let odd = |c: char| c.is_control() && c != '\t';
+            let odd = |c: char| !matches!(c, ' '..='~');
             let lone_space = value.is_empty() && line.ends_with(' ');
             if !fits || lone_space || value != value.trim() || value.contains(odd) {
                 return false;
@@ -237,7 +249,8 @@ mod tests {
             names.push(name);
         }
         let count = |name: &str| names.iter().filter(|n| *n == name).count();
-        target.starts_with('/') && count("host") == 1 && count("connection") <= 1
+        let visible = target.chars().all(|c| c.is_ascii_graphic());
+        target.starts_with('/') && visible && count("host") == 1 && count("connection") <= 1
     }
 
     const PIECES: [&str; 24] = [
@@ -283,8 +296,7 @@ mod tests {
             let bytes = places.iter().fold(begin.to_owned(), |all, place| all + PIECES[*place]);
             let mut searched = 0;
             let end = super::super::head::end_of_head(bytes.as_bytes(), &mut searched);
-            let mut room = room();
-            let length = plain(bytes.as_bytes(), &mut room).map(|plain| plain.length);
+            let length = plain(bytes.as_bytes(), &mut Lines::new()).map(|plain| plain.length);
             let expect = end.filter(|end| naive(&bytes[..*end]));
             proptest::prop_assert_eq!(length, expect, "{:?}", bytes);
         }
