@@ -132,6 +132,28 @@ fn spares_of_zeros_are_made_ahead_and_not_where_there_is_no_room() {
 }
 
 #[test]
+fn a_flows_first_segments_are_short() {
+    let config =
+        Config { segment_bytes: ByteSize::mib(4), bytes_max: ByteSize::mib(64), ..config() };
+    let fs = SimFs::new(1);
+    // No room for a spare.
+    fs.set_free_bytes(config.free_bytes_min.as_u64() + (4 << 20) - 1);
+    let spool = open(&fs, &config, &["up"]);
+    let sizes = || {
+        let mut segments = fs.files();
+        segments.retain(|file| file.extension() == Some("seg".as_ref()));
+        segments.sort();
+        let mib = |file: PathBuf| fs.bytes_of(&file).map_or(0, |bytes| bytes.len() >> 20);
+        segments.into_iter().map(mib).collect::<Vec<_>>()
+    };
+    let payload = vec![7; RECORD_BYTES_MAX];
+    while sizes().len() < 5 {
+        wait(spool.append(|out| out.extend_from_slice(&payload)).expect("room")).expect("safe");
+    }
+    assert_eq!(sizes(), [1, 2, 4, 4, 4]);
+}
+
+#[test]
 fn a_successor_removes_what_a_dead_process_kept_to_write_again() {
     let fs = SimFs::new(1);
     let process = fs.process();
@@ -268,17 +290,45 @@ fn a_sync_that_fails_beside_the_committer_costs_nothing() {
     // The sync of each interval, until the segment is given up; making the next one goes well.
     fs.fault(Fault { op: Op::Sync, after: 0, times: 1, errno: 5, part: 0 });
     append_all(&spool, &["a"]);
-    let segments = || fs.files().iter().filter(|f| f.extension() == Some("seg".as_ref())).count();
-    let until = std::time::Instant::now() + Duration::from_secs(60);
-    while segments() < 2 {
-        assert!(std::time::Instant::now() < until, "the segment is not given up");
-        std::thread::yield_now();
-    }
+    segments_become(&fs, 2);
     append_all(&spool, &["b"]);
     // What was written again is what counts: the first segment's own sync is never tried again.
     close(&spool);
     fs.lose_power();
     assert_eq!(drain(&open(&fs.process(), &config, &["up"]), "up"), ["a", "b"]);
+}
+
+#[test]
+fn a_sync_that_fails_while_company_is_awaited_is_noticed() {
+    // Whether the sync had begun when the second event came is the system's choice.
+    for seed in 1..=10 {
+        let fs = SimFs::new(seed);
+        let config =
+            Config { durability: Durability::Interval, sync_ms: 1, linger_ms: 30, ..config() };
+        let spool = open(&fs, &config, &["up"]);
+        append_all(&spool, &["a"]);
+        fs.stall_syncs(true);
+        fs.fault(Fault { op: Op::Sync, after: 0, times: 1, errno: 5, part: 0 });
+        // So that a sync is due for certain.
+        std::thread::sleep(Duration::from_millis(2));
+        append_all(&spool, &["b"]);
+        fs.stall_syncs(false);
+        // Nothing else comes that could wake whoever gives the segment up.
+        segments_become(&fs, 2);
+        close(&spool);
+        fs.lose_power();
+        assert_eq!(drain(&open(&fs.process(), &config, &["up"]), "up"), ["a", "b"]);
+    }
+}
+
+/// Waits for so many segments.
+fn segments_become(fs: &SimFs, count: usize) {
+    let segments = || fs.files().iter().filter(|f| f.extension() == Some("seg".as_ref())).count();
+    let until = std::time::Instant::now() + Duration::from_secs(60);
+    while segments() < count {
+        assert!(std::time::Instant::now() < until, "the segment is not given up");
+        std::thread::yield_now();
+    }
 }
 
 #[test]

@@ -16,7 +16,7 @@ use std::sync::atomic::Ordering::SeqCst;
 use std::time::{Duration, Instant};
 
 use super::Shared;
-use super::config::{Durability, FILLED_BYTES_MIN, FIRST_SEGMENT_BYTES};
+use super::config::{Durability, FIRST_SEGMENT_BYTES};
 use super::format::{self, RECORD_HEADER_BYTES, SEGMENT_HEADER_BYTES, Seal};
 use super::group::{Group, Overloaded, Taken};
 use super::lane::Lane;
@@ -111,7 +111,7 @@ impl Committer {
             lane,
             segment: None,
             next_number: 1,
-            new_bytes: FIRST_SEGMENT_BYTES,
+            new_bytes: 2 * FIRST_SEGMENT_BYTES,
             unsynced: Unsynced { base: 1, ..Unsynced::default() },
             waiting: Vec::new(),
             spares: Vec::new(),
@@ -125,7 +125,7 @@ impl Committer {
     /// Makes the first segment ahead of the first event. A disk that does not let it is failing,
     /// not a reason not to start.
     pub fn prepare(&mut self) {
-        if self.shared.config.segment_bytes_used() >= FILLED_BYTES_MIN {
+        if self.shared.config.fills_spares() {
             // Without it the first segment is a new file.
             _ = self.lane.fill_spare(FIRST_SEGMENT_BYTES, || true);
         }
@@ -174,7 +174,8 @@ impl Committer {
         if self.busy && !failing {
             // The next group is as good as begun: its first event need not wake anybody.
             self.doze(self.sync_due().map_or(linger, |due| due.min(linger)));
-            if shared.has_staged() {
+            // Nor does a sync that ended meanwhile wake it a second time.
+            if shared.has_staged() || self.handed.is_some() {
                 return;
             }
         }
@@ -437,7 +438,9 @@ impl Committer {
             // The first new files are short: a flow has begun, and the keeper now makes spares,
             // which are cheaper to write.
             self.new_bytes = self.new_bytes.saturating_mul(2);
-            self.shared.poke_keeper();
+            if self.shared.config.fills_spares() {
+                self.shared.poke_keeper();
+            }
         }
         // With all its bytes: readers may have been shown these records in the segment before.
         self.lane.state().log.push(number, base, segment.recycled, segment.offset);

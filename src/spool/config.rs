@@ -22,7 +22,7 @@ pub const SPOOL_BYTES_MIN: u64 = 16 << 10;
 const SEGMENTS_PER_BOUND: u64 = 4;
 
 /// Smaller segments are made of new files: for them it is not worth writing zeros ahead.
-pub const FILLED_BYTES_MIN: u64 = 1 << 20;
+const FILLED_BYTES_MIN: u64 = 1 << 20;
 /// Size of a lane's first segment: small, because a start waits until it is filled.
 pub const FIRST_SEGMENT_BYTES: u64 = FILLED_BYTES_MIN;
 /// Most trimmed segments that are kept to be written again. In a steady flow three go around
@@ -126,6 +126,11 @@ impl Config {
     pub(super) fn segment_bytes_used(&self) -> u64 {
         let fitting = self.bytes_max.as_u64() / SEGMENTS_PER_BOUND;
         self.segment_bytes.as_u64().min(fitting).max(SEGMENT_BYTES_MIN)
+    }
+
+    /// Whether segments are worth writing zeros ahead.
+    pub(super) fn fills_spares(&self) -> bool {
+        self.segment_bytes_used() >= FILLED_BYTES_MIN
     }
 
     /// Which trimmed segments are kept.

@@ -9,7 +9,6 @@ use std::sync::{Arc, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use super::Shared;
-use super::config::FILLED_BYTES_MIN;
 use super::cursor::LaneKey;
 use super::fs::{File, Fs, Open};
 use super::lane::{IDENTITY, Lane, Spares, lane_dir, lane_id, remove_lane};
@@ -108,7 +107,7 @@ impl Keeper {
         let shared = &self.shared;
         let Spares { count_max, bytes } = shared.config.spares();
         let room = shared.bounds.free_bytes().saturating_sub(bytes);
-        let wanted = bytes >= FILLED_BYTES_MIN
+        let wanted = shared.config.fills_spares()
             && self.fills < FILLS_MAX.min(count_max)
             && room >= shared.config.free_bytes_min.as_u64()
             && !shared.is_failing()
