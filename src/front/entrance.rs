@@ -44,6 +44,9 @@ enum Listening<T, U> {
 impl Listener {
     /// Listens on a TCP socket, which must not block.
     pub fn tcp(socket: std::net::TcpListener) -> Self {
+        // An answer is written once, and nothing follows that it could wait for. Connections
+        // inherit this from their listener; one that did not would be slower, and no worse.
+        let _ = rustix::net::sockopt::set_tcp_nodelay(&socket, true);
         Self { socket: Listening::Tcp(socket), tls: None }
     }
 
@@ -63,9 +66,6 @@ impl Listening<TcpListener, UnixListener> {
         match self {
             Self::Tcp(listener) => {
                 let (stream, peer) = listener.accept().await?;
-                // An answer is written once, and nothing follows that it could wait for.
-                // One that has left already does not care.
-                let _ = stream.set_nodelay(true);
                 Ok(Socket::tcp(stream, peer))
             }
             Self::Unix(listener) => Ok(Socket::unix(listener.accept().await?.0)),
@@ -199,4 +199,18 @@ where
 fn has_left(error: &io::Error) -> bool {
     use io::ErrorKind::{ConnectionAborted, ConnectionRefused, ConnectionReset};
     matches!(error.kind(), ConnectionAborted | ConnectionRefused | ConnectionReset)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_connection_sends_at_once() {
+        let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+        let address = listener.local_addr().unwrap();
+        let Listening::Tcp(listener) = Listener::tcp(listener).socket else { unreachable!() };
+        let _client = std::net::TcpStream::connect(address).unwrap();
+        assert!(listener.accept().unwrap().0.nodelay().unwrap());
+    }
 }
