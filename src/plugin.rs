@@ -180,9 +180,11 @@ impl PixelGate {
             shared.glimpses.rejected(refusal.reject.reason, query, shared.gate.rules());
             Step::Answer(Reply::Refused(refusal))
         };
-        let kept = match shared.gate.judge(hit) {
+        // By reference: an event is large, and moving it costs more than some checks.
+        let judgement = shared.gate.judge(hit);
+        let kept = match &judgement {
             Judgement::Keep(kept) => kept,
-            Judgement::Refuse(refusal) => return refused(refusal),
+            Judgement::Refuse(refusal) => return refused(*refusal),
             Judgement::Preflight => return Step::Answer(Reply::Preflight),
             Judgement::Head => return Step::Answer(Reply::Head),
         };
@@ -192,7 +194,7 @@ impl PixelGate {
         if let Some(reason) = kept.would_refuse {
             shared.metrics.count_dry_run_refusal(reason);
         }
-        match shared.spool.append(|out| shared.gate.encode(&kept, out)) {
+        match shared.spool.append(|out| shared.gate.encode(kept, out)) {
             Ok(commit) => {
                 if shared.company.as_ref().is_some_and(InFlight::is_everyone) {
                     shared.spool.hurry();

@@ -233,8 +233,7 @@ impl<SV> Front<SV> {
         let keep = self.keeps(connection, shutdown) && !judged.closes;
         let reply = self.gate.finish(judged.step).await;
         let raw = reply.pick(&self.answers, judged.image);
-        let mut answer = Vec::new();
-        raw.write(&mut answer, reply.retry_after_seconds(), keep);
+        let answer = raw.write(reply.retry_after_seconds(), keep);
         let stream = &mut connection.stream;
         let mut sending = pin!(async {
             stream.write_all(&answer).await?;

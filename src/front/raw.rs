@@ -6,6 +6,9 @@ use bytes::{BufMut, Bytes, BytesMut};
 use http::{HeaderValue, StatusCode, header};
 use std::convert::Infallible;
 
+/// Room for what changes, in bytes.
+const CHANGES_BYTES: usize = 128;
+
 /// An answer, written out but for what changes: `Date`, `Connection`, and sometimes
 /// `Retry-After`.
 #[derive(Debug)]
@@ -42,23 +45,25 @@ impl Raw {
         Ok(Raw { head: head.freeze(), retry_after, tails })
     }
 
-    /// Writes the whole answer as it is sent now.
-    pub fn write(&self, out: &mut Vec<u8>, retry_after_seconds: Option<u32>, keep: bool) {
+    /// The whole answer as it is sent now.
+    pub fn write(&self, retry_after_seconds: Option<u32>, keep: bool) -> Vec<u8> {
         let [keeps, closes] = &self.tails;
         let tail = if keep { keeps } else { closes };
-        out.reserve(self.head.len() + tail.len() + 128);
+        let mut out = Vec::with_capacity(self.head.len() + tail.len() + CHANGES_BYTES);
         out.put_slice(&self.head);
         if let Some(prebuilt) = &self.retry_after {
             match retry_after_seconds {
                 Some(seconds) => {
-                    put_line(out, "Retry-After", itoa::Buffer::new().format(seconds).as_bytes());
+                    let mut digits = itoa::Buffer::new();
+                    put_line(&mut out, "Retry-After", digits.format(seconds).as_bytes());
                 }
-                None => put_line(out, "Retry-After", prebuilt.as_bytes()),
+                None => put_line(&mut out, "Retry-After", prebuilt.as_bytes()),
             }
         }
         out.put_slice(b"Date: ");
         out.put_slice(pingora::protocols::http::date::get_cached_date().as_bytes());
         out.put_slice(tail);
+        out
     }
 }
 

@@ -146,7 +146,11 @@ impl AsyncWrite for Socket {
         if bytes.len() > GATHERED_BYTES_MAX {
             return this.poll_wire(cx, bytes);
         }
-        this.gathered.extend_from_slice(bytes);
+        if this.gathered.is_empty() {
+            this.gathered = BytesMut::from(bytes);
+        } else {
+            this.gathered.extend_from_slice(bytes);
+        }
         Poll::Ready(Ok(bytes.len()))
     }
 
