@@ -230,7 +230,8 @@ impl<SV> Front<SV> {
         judged: Judged,
         shutdown: &ShutdownWatch,
     ) -> bool {
-        let keep = self.keeps(connection, shutdown) && !judged.closes;
+        let wishes_end = judged.closes;
+        let keep = self.keeps(connection, shutdown) && !wishes_end;
         let reply = self.gate.finish(judged.step).await;
         let raw = reply.pick(&self.answers, judged.image);
         let answer = raw.write(reply.retry_after_seconds(), keep);
@@ -247,7 +248,12 @@ impl<SV> Front<SV> {
         match sent {
             Some(Ok(())) if keep => true,
             Some(Ok(())) => {
-                Box::pin(part(stream)).await;
+                // A client that wishes the end and has sent nothing more has said all. TLS has a
+                // goodbye of its own.
+                let in_clear = connection.stream.get_ssl_digest().is_none();
+                if !(wishes_end && in_clear && connection.came.is_empty()) {
+                    Box::pin(part(&mut connection.stream)).await;
+                }
                 false
             }
             Some(Err(_)) => false,

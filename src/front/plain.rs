@@ -181,6 +181,9 @@ mod tests {
             ("GET /v1/event/ HTTP/1.0", ""),
             ("GET http://a/v1/event/ HTTP/1.1", ""),
             ("GET  /v1/event/ HTTP/1.1", ""),
+            ("GET /v1/event/?_n=a b HTTP/1.1", ""),
+            ("GET /v1/event/?_n=\x7F HTTP/1.1", ""),
+            ("GET /v1/event/?_n=\u{e9} HTTP/1.1", ""),
             ("GET /v1/event/", ""),
             ("GET /v1/event/ HTTP/1.1", "Host: b\r\n"),
             ("GET /v1/event/ HTTP/1.1", "Content-Length: 0\r\n"),
@@ -201,6 +204,9 @@ mod tests {
             ("GET /v1/event/ HTTP/1.1", "X: a\nY: b\r\n"),
             ("GET /v1/event/ HTTP/1.1", "X: a\r\r\n"),
             ("GET /v1/event/ HTTP/1.1", "X: a\0\r\n"),
+            ("GET /v1/event/ HTTP/1.1", "X: a\tb\r\n"),
+            ("GET /v1/event/ HTTP/1.1", "X: a\x7F\r\n"),
+            ("GET /v1/event/ HTTP/1.1", "X: \u{e9}\r\n"),
             ("GET /v1/event/ HTTP/1.1", "X:  a\r\n"),
             ("GET /v1/event/ HTTP/1.1", "X:\ta\r\n"),
             ("GET /v1/event/ HTTP/1.1", "X: a \r\n"),
@@ -253,7 +259,7 @@ mod tests {
         target.starts_with('/') && visible && count("host") == 1 && count("connection") <= 1
     }
 
-    const PIECES: [&str; 24] = [
+    const PIECES: [&str; 25] = [
         "GET ",
         "/v1/event/?_a=1",
         " HTTP/1.1",
@@ -277,6 +283,7 @@ mod tests {
         "Content-Length: 1\r\n",
         "Expect: x",
         "\0",
+        "\x7F",
         "\u{e9}",
     ];
 

@@ -127,6 +127,24 @@ fn connections_beyond_the_limit_are_closed_and_their_places_come_back() {
 }
 
 #[test]
+fn a_client_that_wished_the_end_and_stays_holds_no_place() {
+    let edge = Setup::default().edge("connections_max = 1").start();
+    let closing = EVENT.replace("\r\n\r\n", "\r\nConnection: close\r\n\r\n");
+    // All of them stay, open on their own side, and are done well within the second for which one
+    // that was told to go would be heard out.
+    let mut staying = Vec::new();
+    let mut answered = 0;
+    for _ in 0..20 {
+        let mut connection = edge.connect();
+        let _ = connection.try_send(closing.as_bytes());
+        let response = connection.read_one("GET");
+        answered += u32::from(response.is_ok_and(|response| response.status == 200));
+        staying.push(connection);
+    }
+    assert!(answered > 1, "{answered}");
+}
+
+#[test]
 fn connections_of_one_address_are_limited_apart() {
     let edge = Setup::default().edge("connections_per_address_max = 2").start();
     let mut held: Vec<Connection> = (0..2).map(|_| edge.connect()).collect();
