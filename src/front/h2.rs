@@ -17,10 +17,14 @@ use pingora::protocols::Stream;
 use pingora::protocols::http::v2::server::{H2Options, default_h2_options};
 use pingora::proxy::ProxyHttp;
 use pingora::server::ShutdownWatch;
+use std::future::poll_fn;
+use std::pin::{Pin, pin};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering::Relaxed};
+use std::task::ready;
 use std::time::Duration;
 use tokio::sync::watch;
+use tokio::task::yield_now;
 use tokio::time::{MissedTickBehavior, interval_at};
 
 /// What a client sends first (RFC 9113, section 3.4).
@@ -214,7 +218,7 @@ where
         beats.set_missed_tick_behavior(MissedTickBehavior::Delay);
         let mut keeper = Keeper::default();
         let mut told = false;
-        let mut serving = self.proxy.process_new(Box::new(watched), &stopping);
+        let mut serving = pin!(last(self.proxy.process_new(Box::new(watched), &stopping)));
         let limit = loop {
             tokio::select! {
                 biased;
@@ -234,9 +238,23 @@ where
     }
 }
 
+/// A future that lets all others have their turn before each of its own. A connection that were
+/// polled as soon as one of its streams has an answer would send each by itself, which costs more
+/// than all that was done for it; so they leave together.
+fn last<F: Future + Unpin>(mut future: F) -> impl Future<Output = F::Output> {
+    let mut turn = None;
+    poll_fn(move |cx| {
+        let waits = turn.get_or_insert_with(|| Box::pin(yield_now()));
+        ready!(waits.as_mut().poll(cx));
+        turn = None;
+        Pin::new(&mut future).poll(cx)
+    })
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+    use tokio::sync::Notify;
 
     fn pulse(limits: &Limits) -> (Pulse, watch::Receiver<bool>) {
         let (stop, stopping) = watch::channel(false);
@@ -249,6 +267,36 @@ mod tests {
 
     const REQUEST: Frame = Frame { kind: Frame::HEADERS, flags: Frame::END_HEADERS, length: 9 };
     const PING: u8 = 6;
+
+    /// How many of ten streams have answered when a connection that was woken by the first has its
+    /// turn, on the one worker of a runtime.
+    async fn answers_in_a_turn() -> u32 {
+        let (answered, woken) = (Arc::new(AtomicU32::new(0)), Arc::new(Notify::new()));
+        let (seen, wake) = (answered.clone(), woken.clone());
+        let (waiting, mut waits) = watch::channel(false);
+        let mut wake = Box::pin(async move { wake.notified().await });
+        let connection = tokio::spawn(last(poll_fn(move |cx| {
+            let turn = wake.as_mut().poll(cx).map(|()| seen.load(Relaxed));
+            waiting.send_replace(true);
+            turn
+        })));
+        waits.wait_for(|waits| *waits).await.unwrap();
+        // From here on a task that is woken comes next, as long as there are few in a row.
+        yield_now().await;
+        for _ in 0..10 {
+            let (answered, woken) = (answered.clone(), woken.clone());
+            tokio::spawn(async move {
+                answered.fetch_add(1, Relaxed);
+                woken.notify_one();
+            });
+        }
+        connection.await.unwrap()
+    }
+
+    #[tokio::test(flavor = "multi_thread", worker_threads = 1)]
+    async fn a_connection_has_its_turn_after_its_streams() {
+        assert_eq!(tokio::spawn(answers_in_a_turn()).await.unwrap(), 10);
+    }
 
     #[test]
     fn allowances_are_for_one_beat() {
