@@ -9,6 +9,7 @@
 use super::Front;
 use super::h1::{Connection, Head};
 use super::limits::Limits;
+use super::streams::Streams;
 use super::watched::Watched;
 use crate::metrics::Limit;
 use bytes::BytesMut;
@@ -207,7 +208,12 @@ where
         }
     }
 
-    async fn serve_frames(&self, stream: Stream, came: BytesMut, mut shutdown: ShutdownWatch) {
+    async fn serve_frames(
+        self: Arc<Self>,
+        stream: Stream,
+        came: BytesMut,
+        mut shutdown: ShutdownWatch,
+    ) {
         let limits = &self.door.limits;
         let _seats = self.in_flight.streams(limits.h2_streams_max);
         let (stop, stopping) = watch::channel(false);
@@ -218,7 +224,8 @@ where
         beats.set_missed_tick_behavior(MissedTickBehavior::Delay);
         let mut keeper = Keeper::default();
         let mut told = false;
-        let mut serving = pin!(last(self.proxy.process_new(Box::new(watched), &stopping)));
+        let streams = Arc::new(Streams(self.clone()));
+        let mut serving = pin!(last(streams.process_new(Box::new(watched), &stopping)));
         let limit = loop {
             tokio::select! {
                 biased;

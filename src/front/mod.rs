@@ -22,6 +22,7 @@
 //! | `plain`, `raw` | a plain event request, and its answer as bytes |
 //! | `in_flight` | what is under way: what a stop waits for, and who could still ask |
 //! | `h2`, `watched` | allowances and deadlines of HTTP/2 |
+//! | `streams` | an HTTP/2 connection's requests |
 //! | `limits` | what is allowed, and who is told of what was not |
 
 mod census;
@@ -37,6 +38,7 @@ mod proxy_header;
 mod raw;
 mod scratch;
 mod socket;
+mod streams;
 mod watched;
 
 pub use entrance::{Entrance, Listener};

@@ -236,6 +236,42 @@ fn a_stop_lets_streams_end_and_says_goaway() {
     assert_eq!(edge.wait().code(), Some(0));
 }
 
+/// What a client gets for requests around the event path, in order.
+async fn answers_around_the_event_path(client: &mut Client) -> Vec<String> {
+    let mut all = Vec::new();
+    for method in ["GET", "HEAD", "OPTIONS", "POST", "PUT"] {
+        for target in ["/v1/event/?_a=62515&_n=a", "/V1//event?_a=1&_n=a", "/v1/event/x", "/x"] {
+            for (line, body) in [
+                (("accept", "*/*"), None),
+                (("accept", "image/gif"), Some("body")),
+                (("expect", "100-continue"), Some("")),
+            ] {
+                let request = get(target).method(method).header(line.0, line.1);
+                let response = client.ask(request, body.map(Bytes::from)).await;
+                let mut answer = read(response).await.unwrap();
+                answer.headers.remove("date");
+                let (status, headers) = (answer.status, answer.headers);
+                all.push(format!("{method} {target} {line:?} {body:?}: {status} {headers:?}"));
+                all.push(String::from_utf8_lossy(&answer.body).into_owned());
+            }
+        }
+    }
+    all
+}
+
+#[test]
+fn streams_are_answered_alike_by_the_front_door_and_by_pingora() {
+    let [front, pingora] = [true, false].map(|plain| {
+        let (edge, address) = start_with(Setup::default().edge(&format!("answer_plain = {plain}")));
+        let answers = RUNTIME
+            .block_on(async { answers_around_the_event_path(&mut connect(address).await).await });
+        let row = edge.wait_delivered("file");
+        (answers, row["accepted"].as_u64())
+    });
+    assert_eq!(front, pingora);
+    assert_eq!(front.1, Some(3), "each GET of an event of this portal");
+}
+
 #[test]
 fn an_event_waits_for_other_streams_that_may_come() {
     let (_edge, address) = start_with(Setup::default().spool("linger_ms = 1000"));
