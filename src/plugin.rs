@@ -230,7 +230,12 @@ impl PixelGate {
     async fn answer(&self, session: &mut ServerSession, reply: Reply) -> pingora::Result<()> {
         let accept = session.get_header(header::ACCEPT).map(|value| value.as_bytes());
         let prebuilt = reply.pick(&self.shared.answers, wants_image(accept));
-        let mut header = Box::new(prebuilt.header.clone());
+        let mut header = Box::new(if session.is_http2() {
+            // Where all names are in lower case, how they could be spelled is not copied along.
+            ResponseHeader::from(prebuilt.header.as_owned_parts())
+        } else {
+            prebuilt.header.clone()
+        });
         if let Some(seconds) = reply.retry_after_seconds()
             && header.headers.contains_key(header::RETRY_AFTER)
         {
