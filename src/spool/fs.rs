@@ -58,6 +58,15 @@ pub trait Fs: Send + Sync + 'static {
 pub trait File: Send + Sync {
     /// Reads at `offset`; fewer bytes than asked for only near the end, 0 at it.
     fn read_at(&self, buf: &mut [u8], offset: u64) -> io::Result<usize>;
+    /// As [`File::read_at`], into the spare capacity of `buf`, which grows by what was read. The
+    /// system's files do so without zeroing that capacity first.
+    fn read_spare(&self, buf: &mut Vec<u8>, offset: u64) -> io::Result<usize> {
+        let filled = buf.len();
+        buf.resize(buf.capacity(), 0);
+        let read = self.read_at(&mut buf[filled..], offset);
+        buf.truncate(filled + read.as_ref().map_or(0, |bytes| *bytes));
+        read
+    }
     /// Writes at `offset`; may write less than it was given.
     fn write_at(&self, buf: &[u8], offset: u64) -> io::Result<usize>;
     /// `fdatasync`: the bytes, and the size needed to find them, are durable.
@@ -86,6 +95,23 @@ pub(super) fn read_full(file: &dyn File, buf: &mut [u8], offset: u64) -> io::Res
         }
     }
     Ok(filled)
+}
+
+/// Reads `bytes` bytes into memory of their own, or fewer at the end of the file.
+pub(super) fn read_block(file: &dyn File, bytes: usize, offset: u64) -> io::Result<Vec<u8>> {
+    let mut block = Vec::with_capacity(bytes);
+    while block.len() < bytes {
+        let from = offset + block.len() as u64;
+        match file.read_spare(&mut block, from) {
+            Ok(0) => break,
+            Ok(_) => {}
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+            Err(error) => return Err(error),
+        }
+    }
+    // An allocator may have given more room than was asked for.
+    block.truncate(bytes);
+    Ok(block)
 }
 
 /// Writes all of `buf`. After an error an unknown part of it has been written.
@@ -166,6 +192,10 @@ impl File for SystemFile {
         std::os::unix::fs::FileExt::read_at(&self.0, buf, offset)
     }
 
+    fn read_spare(&self, buf: &mut Vec<u8>, offset: u64) -> io::Result<usize> {
+        Ok(rustix::io::pread(&self.0, rustix::buffer::spare_capacity(buf), offset)?)
+    }
+
     fn write_at(&self, buf: &[u8], offset: u64) -> io::Result<usize> {
         std::os::unix::fs::FileExt::write_at(&self.0, buf, offset)
     }
@@ -215,5 +245,65 @@ fn unlocked(result: Result<(), std::fs::TryLockError>) -> io::Result<bool> {
         Ok(()) => Ok(true),
         Err(std::fs::TryLockError::WouldBlock) => Ok(false),
         Err(std::fs::TryLockError::Error(error)) => Err(error),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A file that has only what it must have, and reads little at a time.
+    struct Slow(Arc<dyn File>);
+
+    impl File for Slow {
+        fn read_at(&self, buf: &mut [u8], offset: u64) -> io::Result<usize> {
+            let bytes = buf.len().min(3);
+            self.0.read_at(&mut buf[..bytes], offset)
+        }
+
+        fn write_at(&self, buf: &[u8], offset: u64) -> io::Result<usize> {
+            self.0.write_at(buf, offset)
+        }
+
+        fn sync_data(&self) -> io::Result<()> {
+            self.0.sync_data()
+        }
+
+        fn set_len(&self, bytes: u64) -> io::Result<()> {
+            self.0.set_len(bytes)
+        }
+
+        fn allocate(&self, bytes: u64) -> io::Result<()> {
+            self.0.allocate(bytes)
+        }
+
+        fn bytes(&self) -> io::Result<u64> {
+            self.0.bytes()
+        }
+
+        fn try_lock(&self) -> io::Result<bool> {
+            self.0.try_lock()
+        }
+
+        fn is_unlocked(&self) -> io::Result<bool> {
+            self.0.is_unlocked()
+        }
+    }
+
+    #[test]
+    fn a_block_is_what_stands_there_and_ends_where_the_file_does() {
+        let dir = tempfile::tempdir().expect("a folder");
+        let file = SystemFs.open(&dir.path().join("file"), Open::Create).expect("a file");
+        let all: Vec<u8> = (0..=255).collect();
+        write_full(&*file, &all, 0).expect("a write");
+        for file in [Arc::clone(&file), Arc::new(Slow(file))] {
+            for (bytes, offset) in
+                [(0, 0), (1, 0), (7, 100), (256, 0), (257, 0), (9, 250), (5, 256)]
+            {
+                let block = read_block(&*file, bytes, offset).expect("a block");
+                let end = 256.min(offset as usize + bytes);
+                assert_eq!(block, all[offset as usize..end], "{bytes} at {offset}");
+            }
+        }
     }
 }

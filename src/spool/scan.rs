@@ -10,7 +10,7 @@ use bytes::Bytes;
 use super::format::{
     Found, RECORD_BYTES_MAX, RECORD_HEADER_BYTES, SEGMENT_HEADER_BYTES, Seal, probe,
 };
-use super::fs::{File, read_full};
+use super::fs::{File, read_block};
 
 /// Bytes of one read. Records are slices of such a block, so it is also what one forgotten
 /// payload keeps in memory.
@@ -101,10 +101,8 @@ impl Walk {
         let inside = self.block_at <= self.offset && self.offset + want <= block_end;
         if !inside {
             let left = bytes.saturating_sub(self.offset);
-            let mut block = vec![0; left.min(BLOCK_BYTES.max(want)) as usize];
-            let filled = read_full(file, &mut block, self.offset)?;
-            block.truncate(filled);
-            self.block = Bytes::from(block);
+            let bytes = left.min(BLOCK_BYTES.max(want)) as usize;
+            self.block = read_block(file, bytes, self.offset)?.into();
             self.block_at = self.offset;
         }
         Ok(&self.block[(self.offset - self.block_at) as usize..])
@@ -142,11 +140,9 @@ fn search(
     while from < range.end && !seqs.is_empty() {
         // Each read reaches one record further than it searches.
         let whole = SEARCH_BYTES + (RECORD_HEADER_BYTES + RECORD_BYTES_MAX) as u64;
-        let mut window = vec![0; whole.min(range.end - from) as usize];
-        let filled = read_full(file, &mut window, from)?;
-        window.truncate(filled);
+        let window = read_block(file, whole.min(range.end - from) as usize, from)?;
         let mut at = 0;
-        while at < filled.min(SEARCH_BYTES as usize) {
+        while at < window.len().min(SEARCH_BYTES as usize) {
             if window[at..].starts_with(&ZEROS) {
                 // A preallocated tail is nothing but zeros. The length, in bytes 4 to 7 of a
                 // record, is never zero: none begins here but in the last seven bytes.
@@ -158,7 +154,7 @@ fn search(
             }
             at += 1;
         }
-        if filled < SEARCH_BYTES as usize {
+        if window.len() < SEARCH_BYTES as usize {
             break;
         }
         from += SEARCH_BYTES;
