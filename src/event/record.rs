@@ -9,7 +9,7 @@ use std::fmt;
 use std::io::Write;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
-use super::encode::{JSON_OFFSET, VERSION, flag, write_json_string};
+use super::encode::{JSON_OFFSET, VERSION, flag, write_json_chars};
 use super::param::{PORTAL_MAX, REFERER_BYTES_MAX, USER_AGENT_BYTES_MAX};
 use super::timestamp::{RFC3339_BYTES, UNIX_MS_MAX, rfc3339};
 use super::{Context, Event, wire};
@@ -163,11 +163,15 @@ impl<'a> Record<'a> {
         }
         if let Some(user_agent) = &self.context.user_agent {
             key(out, b"\"user_agent\":");
-            write_json_string(out, user_agent);
+            out.push(b'"');
+            write_json_chars(out, user_agent.as_bytes());
+            out.push(b'"');
         }
         if let Some(referer) = &self.context.referer {
             key(out, b"\"referer\":");
-            write_json_string(out, referer);
+            out.push(b'"');
+            write_json_chars(out, referer.as_bytes());
+            out.push(b'"');
         }
         let Context { gpc, dnt, prefetch, .. } = self.context;
         let flags: [(&[u8], bool); 4] = [
