@@ -126,6 +126,33 @@ async fn a_replay_that_died_is_taken_up_by_the_next() {
     rig.stop().await;
 }
 
+#[tokio::test]
+async fn a_letter_that_was_meddled_with_spoils_no_batch() {
+    let backend = Backend::playing([]).await;
+    let rig = rig_with_five_dead(&backend).await;
+    let mut letters = rig.dead("collector");
+    let good = letters[0].record().unwrap();
+    let json = good.windows(8).position(|bytes| bytes == b"{\"portal").unwrap();
+    // Not UTF-8, not JSON, and no record at all.
+    for (letter, (place, byte)) in letters.iter_mut().zip([(json + 3, 0xFF), (json, b'['), (0, 9)])
+    {
+        let mut record = good.to_vec();
+        record[place] = byte;
+        *letter = Letter::new("collector", 1, Reason::Rejected, &Setback::new("x"), &record);
+    }
+    let dir = rig.dead_dir();
+    fs::remove_file(dir.join("collector.ndjson")).unwrap();
+    DeadLetters::new(&dir, "collector", 1 << 20).append(&letters).unwrap();
+    backend.script(|_| Act::Take);
+    let (upstream, batch) = (built(&backend), BatchConfig::default());
+    let seen = backend.seen().len();
+    let end = dead::replay(&dir, "collector", &*upstream, &batch, |_| ()).await.unwrap();
+    assert_eq!((end.delivered, end.refused, end.put_back, end.damaged), (2, 3, 0, 0));
+    assert_eq!(backend.seen().len() - seen, 1, "the others were sent together");
+    assert_eq!(rig.dead("collector").len(), 3);
+    rig.stop().await;
+}
+
 fn letter(n: usize) -> Letter {
     let setback = Setback::answered(400);
     Letter::new("u", n as u64, Reason::Rejected, &setback, format!("record {n}").as_bytes())

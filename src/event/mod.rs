@@ -9,8 +9,8 @@
 //!
 //! The way through: `query.rs` splits and decodes, `hit.rs` gathers what belongs together,
 //! `validate.rs`, `email.rs` and `revenue.rs` hold the rule of each field, `normalize.rs` makes the
-//! canonical form. `encode.rs` and `record.rs` write an event down and read it back; `advice.rs`
-//! tells people what they probably meant.
+//! canonical form. `encode.rs` and `record.rs` write an event down and read it back, `raw.rs`
+//! writes it as the backend gets it; `advice.rs` tells people what they probably meant.
 //!
 //! A plain query (no `%`, no `+`, lower-case keys) is judged without allocating: what is kept
 //! borrows from the query.
@@ -24,6 +24,7 @@ mod hit;
 mod normalize;
 mod param;
 mod query;
+mod raw;
 mod record;
 mod revenue;
 mod timestamp;
@@ -42,6 +43,7 @@ pub use encode::{Context, encode_record, write_event_json};
 pub use glance::{Glance, glance};
 pub use normalize::canonical_query;
 pub use param::*;
+pub use raw::{RawRecord, WireWriter};
 pub use record::{Record, RecordError};
 pub use revenue::Revenue;
 pub use verdict::{Ignored, Reason, Reject};

@@ -1,24 +1,15 @@
-//! Reading a record back, and writing it as the backend gets it (SPEC 7).
+//! Reading a record back.
 //!
 //! A record comes from a disk, or from a file that somebody carried here. So everything is checked
 //! before anything is believed: a record that decodes makes valid JSON of the right shape, and can
-//! never spoil the batch it travels in. The layout is told in `encode.rs`.
+//! never spoil the batch it travels in. The layout is told in `encode.rs`; `raw.rs` finds the
+//! fields in it and writes them as the backend gets them.
 
 use std::borrow::Cow;
 use std::fmt;
-use std::io::Write;
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
-use super::encode::{JSON_OFFSET, VERSION, flag, write_json_chars};
-use super::param::{PORTAL_MAX, REFERER_BYTES_MAX, USER_AGENT_BYTES_MAX};
-use super::timestamp::{RFC3339_BYTES, UNIX_MS_MAX, rfc3339};
+use super::raw::{RawRecord, WireWriter};
 use super::{Context, Event, wire};
-
-/// How the JSON of each event begins, and where its id and its time stand in that.
-const HEAD: &[u8; 86] = b"{\"id\":\"00000000-0000-0000-0000-000000000000\",\
-    \"received_at\":\"0000-00-00T00:00:00.000Z\",";
-const HEAD_ID: usize = 7;
-const HEAD_TIME: usize = 60;
 
 /// An accepted event as it is kept.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -99,90 +90,40 @@ impl<'a> Record<'a> {
     ///
     /// Any of [`RecordError`], but JSON that is well framed and yet not an event's goes unseen.
     pub fn decode_sound(bytes: &'a [u8]) -> Result<Record<'a>, RecordError> {
-        let mut rest = Reader { rest: bytes };
-        let [version, flags] = rest.array()?;
-        if version != VERSION {
-            return Err(RecordError::UnknownVersion(version));
-        }
-        let both = flag::IPV4 | flag::IPV6;
-        if flags & flag::UNUSED != 0 || flags & both == both {
-            return Err(RecordError::Flags);
-        }
-        let received_at_ms = u64::from_le_bytes(rest.array()?);
-        if received_at_ms > UNIX_MS_MAX {
-            return Err(RecordError::ReceivedAt);
-        }
-        let id = rest.array()?;
-        let portal = u64::from_le_bytes(rest.array()?);
-        if !(1..=PORTAL_MAX).contains(&portal) {
-            return Err(RecordError::Portal);
-        }
-        let json_bytes = u32::from_le_bytes(rest.array()?);
-        debug_assert_eq!(bytes.len() - rest.rest.len(), JSON_OFFSET);
-        let json = rest.take(usize::try_from(json_bytes).map_err(|_| RecordError::Truncated)?)?;
-        let event_json = std::str::from_utf8(json).map_err(|_| RecordError::Json)?;
-        if !event_json.starts_with('{') || !event_json.ends_with('}') {
-            return Err(RecordError::Json);
-        }
-        let context = rest.context(flags)?;
-        if !rest.rest.is_empty() {
-            return Err(RecordError::TrailingBytes);
-        }
-        Ok(Record { id, received_at_ms, portal, event_json, context })
+        let raw = RawRecord::read(bytes)?;
+        Ok(Record {
+            id: raw.id,
+            received_at_ms: raw.received_at_ms,
+            portal: raw.portal,
+            event_json: text(raw.event_json, RecordError::Json)?,
+            context: Context {
+                ip: raw.ip,
+                user_agent: shown(raw.user_agent, RecordError::UserAgent)?,
+                referer: shown(raw.referer, RecordError::Referer)?,
+                gpc: raw.gpc,
+                dnt: raw.dnt,
+                prefetch: raw.prefetch,
+            },
+        })
     }
 
     /// Appends the record as one JSON object (SPEC 7), without a line's end.
     ///
     /// `bot` is the deliverer's judgement of the user agent; it is not kept.
     pub fn write_json(&self, out: &mut Vec<u8>, bot: bool) {
-        let mut head = *HEAD;
-        let id = uuid::Uuid::from_bytes(self.id).hyphenated();
-        id.encode_lower(&mut head[HEAD_ID..][..uuid::fmt::Hyphenated::LENGTH]);
-        head[HEAD_TIME..][..RFC3339_BYTES].copy_from_slice(&rfc3339(self.received_at_ms));
-        out.extend_from_slice(&head);
-        // The event's object is opened here and closed below: its fields stand among the others.
-        let fields = self.event_json.strip_prefix('{').and_then(|json| json.strip_suffix('}'));
-        out.extend_from_slice(fields.unwrap_or_default().as_bytes());
-        out.extend_from_slice(b",\"context\":{");
-        self.write_context(out, bot);
-        out.extend_from_slice(b"}}");
-    }
-
-    fn write_context(&self, out: &mut Vec<u8>, bot: bool) {
-        let start = out.len();
-        let key = |out: &mut Vec<u8>, key: &[u8]| {
-            if out.len() > start {
-                out.push(b',');
-            }
-            out.extend_from_slice(key);
+        let raw = RawRecord {
+            id: self.id,
+            received_at_ms: self.received_at_ms,
+            portal: self.portal,
+            event_json: self.event_json.as_bytes(),
+            ip: self.context.ip,
+            user_agent: self.context.user_agent.as_deref().map(str::as_bytes),
+            referer: self.context.referer.as_deref().map(str::as_bytes),
+            gpc: self.context.gpc,
+            dnt: self.context.dnt,
+            prefetch: self.context.prefetch,
         };
-        if let Some(ip) = self.context.ip {
-            key(out, b"\"ip\":\"");
-            write_ip(out, ip);
-            out.push(b'"');
-        }
-        if let Some(user_agent) = &self.context.user_agent {
-            key(out, b"\"user_agent\":");
-            out.push(b'"');
-            write_json_chars(out, user_agent.as_bytes());
-            out.push(b'"');
-        }
-        if let Some(referer) = &self.context.referer {
-            key(out, b"\"referer\":");
-            out.push(b'"');
-            write_json_chars(out, referer.as_bytes());
-            out.push(b'"');
-        }
-        let Context { gpc, dnt, prefetch, .. } = self.context;
-        let flags: [(&[u8], bool); 4] = [
-            (b"\"gpc\":true", gpc),
-            (b"\"dnt\":true", dnt),
-            (b"\"prefetch\":true", prefetch),
-            (b"\"bot\":true", bot),
-        ];
-        for (flag, _) in flags.iter().filter(|(_, is_set)| *is_set) {
-            key(out, flag);
-        }
+        WireWriter::default().write(out, &raw, bot);
     }
 
     /// The event, as it was when it was accepted.
@@ -196,71 +137,12 @@ impl<'a> Record<'a> {
     }
 }
 
-/// Writes an address as its `Display` does. The common kind by hand, because it is done for each
-/// event delivered.
-fn write_ip(out: &mut Vec<u8>, ip: IpAddr) {
-    match ip {
-        IpAddr::V4(ip) => {
-            let mut digits = itoa::Buffer::new();
-            for (place, octet) in ip.octets().into_iter().enumerate() {
-                if place > 0 {
-                    out.push(b'.');
-                }
-                out.extend_from_slice(digits.format(octet).as_bytes());
-            }
-        }
-        // Writing to a `Vec` cannot fail.
-        IpAddr::V6(ip) => _ = write!(out, "{ip}"),
-    }
+fn text(bytes: &[u8], fault: RecordError) -> Result<&str, RecordError> {
+    std::str::from_utf8(bytes).map_err(|_| fault)
 }
 
-/// What is left of a record.
-struct Reader<'a> {
-    rest: &'a [u8],
-}
-
-impl<'a> Reader<'a> {
-    fn array<const N: usize>(&mut self) -> Result<[u8; N], RecordError> {
-        let (array, rest) = self.rest.split_first_chunk().ok_or(RecordError::Truncated)?;
-        self.rest = rest;
-        Ok(*array)
-    }
-
-    fn take(&mut self, bytes: usize) -> Result<&'a [u8], RecordError> {
-        let (taken, rest) = self.rest.split_at_checked(bytes).ok_or(RecordError::Truncated)?;
-        self.rest = rest;
-        Ok(taken)
-    }
-
-    fn text(&mut self, bytes_max: usize, fault: RecordError) -> Result<Cow<'a, str>, RecordError> {
-        let bytes = usize::from(u16::from_le_bytes(self.array()?));
-        if bytes > bytes_max {
-            return Err(fault);
-        }
-        std::str::from_utf8(self.take(bytes)?).map(Cow::Borrowed).map_err(|_| fault)
-    }
-
-    fn context(&mut self, flags: u8) -> Result<Context<'a>, RecordError> {
-        let has = |bit: u8| flags & bit != 0;
-        let mut context = Context {
-            gpc: has(flag::GPC),
-            dnt: has(flag::DNT),
-            prefetch: has(flag::PREFETCH),
-            ..Context::default()
-        };
-        if has(flag::IPV4) {
-            context.ip = Some(IpAddr::V4(Ipv4Addr::from(self.array::<4>()?)));
-        } else if has(flag::IPV6) {
-            context.ip = Some(IpAddr::V6(Ipv6Addr::from(self.array::<16>()?)));
-        }
-        if has(flag::USER_AGENT) {
-            context.user_agent = Some(self.text(USER_AGENT_BYTES_MAX, RecordError::UserAgent)?);
-        }
-        if has(flag::REFERER) {
-            context.referer = Some(self.text(REFERER_BYTES_MAX, RecordError::Referer)?);
-        }
-        Ok(context)
-    }
+fn shown(bytes: Option<&[u8]>, fault: RecordError) -> Result<Option<Cow<'_, str>>, RecordError> {
+    bytes.map(|bytes| text(bytes, fault).map(Cow::Borrowed)).transpose()
 }
 
 #[cfg(test)]
@@ -307,17 +189,6 @@ mod tests {
         assert_eq!(json(&encoded(&Context::default()), false), event.clone() + r#""context":{}}"#);
         let bot = event + r#""context":{"bot":true}}"#;
         assert_eq!(json(&encoded(&Context::default()), true), bot);
-    }
-
-    #[test]
-    fn addresses_are_written_as_the_standard_library_does() {
-        let v4 = (0..=u8::MAX).flat_map(|n| [[n, 0, 9, 10], [99, n, 100, 255]]).map(IpAddr::from);
-        let v6 = ["::", "::1", "2001:db8::1", "::ffff:1.2.3.4", "1:0:0:2::3", "fe80::a:b:c:d"];
-        for ip in v4.chain(v6.map(|text| text.parse().expect("an address"))) {
-            let mut out = Vec::new();
-            write_ip(&mut out, ip);
-            assert_eq!(String::from_utf8(out).as_deref(), Ok(&*ip.to_string()));
-        }
     }
 
     #[test]

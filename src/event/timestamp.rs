@@ -6,28 +6,51 @@
 /// The last millisecond of the year 9999: RFC 3339 has four digits for the year.
 pub(super) const UNIX_MS_MAX: u64 = 253_402_300_799_999;
 
-/// The length of a time as [`rfc3339`] writes it.
+/// The length of a time as [`Stamp::rfc3339`] writes it.
 pub(super) const RFC3339_BYTES: usize = 24;
 
-/// `2026-11-23T02:45:13.123Z`. A time after [`UNIX_MS_MAX`] loses the first digit of its year.
-pub(super) fn rfc3339(unix_ms: u64) -> [u8; RFC3339_BYTES] {
-    let (days, ms) = (unix_ms / 86_400_000, unix_ms % 86_400_000);
-    let (year, month, day) = civil(days);
-    let mut text = *b"0000-00-00T00:00:00.000Z";
-    let mut put = |place: usize, digits: usize, mut number: u64| {
-        for digit in text[place..place + digits].iter_mut().rev() {
+/// A time as it was written last. Events follow each other closely: mostly, the next one's differs
+/// in its milliseconds alone.
+pub(super) struct Stamp {
+    second: u64,
+    text: [u8; RFC3339_BYTES],
+}
+
+impl Default for Stamp {
+    fn default() -> Stamp {
+        Stamp { second: 0, text: *b"1970-01-01T00:00:00.000Z" }
+    }
+}
+
+impl Stamp {
+    /// `2026-11-23T02:45:13.123Z`. A time after [`UNIX_MS_MAX`] loses the first digit of its year.
+    pub(super) fn rfc3339(&mut self, unix_ms: u64) -> &[u8; RFC3339_BYTES] {
+        let (second, ms) = (unix_ms / 1000, unix_ms % 1000);
+        if second != self.second {
+            self.second = second;
+            self.write_second();
+        }
+        self.put(20, 3, ms);
+        &self.text
+    }
+
+    fn write_second(&mut self) {
+        let (year, month, day) = civil(self.second / 86_400);
+        let second = self.second % 86_400;
+        self.put(0, 4, year);
+        self.put(5, 2, month);
+        self.put(8, 2, day);
+        self.put(11, 2, second / 3600);
+        self.put(14, 2, second / 60 % 60);
+        self.put(17, 2, second % 60);
+    }
+
+    fn put(&mut self, place: usize, digits: usize, mut number: u64) {
+        for digit in self.text[place..place + digits].iter_mut().rev() {
             *digit = b'0' + (number % 10) as u8;
             number /= 10;
         }
-    };
-    put(0, 4, year);
-    put(5, 2, month);
-    put(8, 2, day);
-    put(11, 2, ms / 3_600_000);
-    put(14, 2, ms / 60_000 % 60);
-    put(17, 2, ms / 1000 % 60);
-    put(20, 3, ms % 1000);
-    text
+    }
 }
 
 /// Year, month and day of a day counted from 1970-01-01, in the Gregorian calendar.
@@ -53,6 +76,10 @@ fn civil(days: u64) -> (u64, u64, u64) {
 mod tests {
     use super::*;
 
+    fn rfc3339(unix_ms: u64) -> [u8; RFC3339_BYTES] {
+        *Stamp::default().rfc3339(unix_ms)
+    }
+
     fn check(unix_ms: u64) {
         let instant = jiff::Timestamp::from_millisecond(unix_ms as i64).expect("within range");
         let expected = format!("{instant:.3}");
@@ -71,5 +98,13 @@ mod tests {
         (0..253_402_200_000_000).step_by(13 * DAY + 4_321).for_each(check);
         // jiff ends a few hours before the year does, for the sake of time zones.
         assert_eq!(&rfc3339(UNIX_MS_MAX), b"9999-12-31T23:59:59.999Z");
+    }
+
+    #[test]
+    fn a_stamp_is_not_misled_by_the_one_before() {
+        let mut stamp = Stamp::default();
+        for unix_ms in [0, 999, 1000, 1001, 1000, 86_400_000, 86_399_999, 86_400_999, UNIX_MS_MAX] {
+            assert_eq!(stamp.rfc3339(unix_ms), &rfc3339(unix_ms), "{unix_ms}");
+        }
     }
 }

@@ -20,24 +20,29 @@ static BOTS: LazyLock<Bots> = LazyLock::new(Bots::default);
 // Asked for each event, so the standard library's hasher would be most of the answer's cost. This
 // one is seeded at random too; it is easier to attack, but what it guards is small, and forgotten
 // when full.
-static REMEMBERED: LazyLock<Mutex<HashMap<Box<str>, bool, RandomState>>> =
-    LazyLock::new(Mutex::default);
+type Verdicts = HashMap<Box<[u8]>, bool, RandomState>;
+static REMEMBERED: LazyLock<Mutex<Verdicts>> = LazyLock::new(Mutex::default);
 
 /// Whether `user_agent` is a known bot's. An absent one is no proof of anything: false.
-pub fn is_bot(user_agent: Option<&str>) -> bool {
+pub fn is_bot(user_agent: Option<&[u8]>) -> bool {
     let Some(agent) = user_agent else { return false };
-    let agent = &agent[..agent.floor_char_boundary(USER_AGENT_BYTES_MAX)];
+    let agent = agent.get(..USER_AGENT_BYTES_MAX).unwrap_or(agent);
     // A poisoned lock guards a table of facts: every state of it is good.
     if let Some(&known) = REMEMBERED.lock().unwrap_or_else(PoisonError::into_inner).get(agent) {
         return known;
     }
-    let bot = BOTS.is_bot(agent);
+    let bot = BOTS.is_bot(text(agent));
     let mut remembered = REMEMBERED.lock().unwrap_or_else(PoisonError::into_inner);
     if remembered.len() >= REMEMBERED_MAX {
         remembered.clear();
     }
     remembered.insert(agent.into(), bot);
     bot
+}
+
+/// The text that an agent begins with: all of it, unless it was cut within a character.
+fn text(agent: &[u8]) -> &str {
+    agent.utf8_chunks().next().map_or("", |chunk| chunk.valid())
 }
 
 #[cfg(test)]
@@ -52,8 +57,8 @@ mod tests {
     #[test]
     fn bots_are_told_from_browsers_and_stay_told() {
         for _ in 0..2 {
-            assert!(is_bot(Some(GOOGLEBOT)));
-            assert!(!is_bot(Some(CHROME)));
+            assert!(is_bot(Some(GOOGLEBOT.as_bytes())));
+            assert!(!is_bot(Some(CHROME.as_bytes())));
             assert!(!is_bot(None));
         }
     }
@@ -61,19 +66,19 @@ mod tests {
     #[test]
     fn the_memory_is_bounded() {
         for n in 0..REMEMBERED_MAX + 10 {
-            is_bot(Some(&format!("agent {n}")));
+            is_bot(Some(format!("agent {n}").as_bytes()));
         }
         let len = REMEMBERED.lock().unwrap_or_else(PoisonError::into_inner).len();
         assert!(len <= REMEMBERED_MAX);
-        assert!(is_bot(Some(GOOGLEBOT)));
+        assert!(is_bot(Some(GOOGLEBOT.as_bytes())));
     }
 
     #[test]
     fn a_long_agent_is_cut_between_characters() {
         for lead in ["", "x"] {
             let long = lead.to_owned() + &"é".repeat(USER_AGENT_BYTES_MAX);
-            assert!(!is_bot(Some(&long)));
-            assert!(!is_bot(Some(&(long + GOOGLEBOT))));
+            assert!(!is_bot(Some(long.as_bytes())));
+            assert!(!is_bot(Some((long + GOOGLEBOT).as_bytes())));
         }
     }
 }

@@ -9,7 +9,7 @@ use serde::Deserialize;
 use uuid::Uuid;
 
 use super::{Batch, Body, bot};
-use crate::event::Record;
+use crate::event::{RawRecord, WireWriter};
 
 /// gzip effort, of 9. Beyond it the size hardly falls for batches of like events.
 const GZIP_LEVEL: u32 = 3;
@@ -84,17 +84,18 @@ fn lay_out(records: &[Bytes], format: Format) -> Option<Vec<u8>> {
         Format::Json | Format::CloudEvents => (b"[", b",", b"]"),
         Format::Ndjson => (b"", b"\n", b"\n"),
     };
+    let mut writer = WireWriter::default();
     out.extend_from_slice(before);
     for (place, bytes) in records.iter().enumerate() {
         if place > 0 {
             out.extend_from_slice(between);
         }
-        let record = Record::decode_sound(bytes).ok()?;
-        let bot = bot::is_bot(record.context.user_agent.as_deref());
+        // The spool found the record's checksum right as it read it.
+        let record = RawRecord::read(bytes).ok()?;
         if format == Format::CloudEvents {
             open_envelope(&mut out, &record)?;
         }
-        record.write_json(&mut out, bot);
+        writer.write(&mut out, &record, bot::is_bot(record.user_agent));
         if format == Format::CloudEvents {
             out.push(b'}');
         }
@@ -104,7 +105,7 @@ fn lay_out(records: &[Bytes], format: Format) -> Option<Vec<u8>> {
 }
 
 /// Everything of the CloudEvents envelope up to the value of `data`.
-fn open_envelope(out: &mut Vec<u8>, record: &Record<'_>) -> Option<()> {
+fn open_envelope(out: &mut Vec<u8>, record: &RawRecord<'_>) -> Option<()> {
     let time = i64::try_from(record.received_at_ms).ok()?;
     let time = jiff::Timestamp::from_millisecond(time).ok()?;
     write!(

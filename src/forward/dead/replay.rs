@@ -14,6 +14,7 @@ use bytes::Bytes;
 
 use super::{DeadError, Files, Letter, Reason};
 use crate::clock::{Clock, SystemClock};
+use crate::event::Record;
 use crate::forward::backoff;
 use crate::forward::parcel::Parcel;
 use crate::upstream::{Batch, BatchConfig, Outcome, Setback, Upstream};
@@ -210,8 +211,18 @@ fn read_batch(reader: &mut impl BufRead, batch: &BatchConfig) -> io::Result<Opti
 /// Attempts to deliver what can be read of `lines`; one end for each.
 async fn deliver(upstream: &dyn Upstream, lines: &[Line]) -> Vec<End> {
     let mut ends: Vec<End> = lines.iter().map(|_| End::Delivered).collect();
-    let readable = lines.iter().enumerate().filter_map(|(n, l)| l.record.clone().map(|r| (r, n)));
-    let (records, places): (Vec<Bytes>, Vec<usize>) = readable.unzip();
+    let (mut records, mut places) = (Vec::new(), Vec::new());
+    for (place, line) in lines.iter().enumerate() {
+        let Some(record) = &line.record else { continue };
+        // Upstreams take records on trust, and no checksum vouches for a letter.
+        if Record::decode(record).is_err() {
+            let setback = Setback::new("a spool record cannot be read");
+            ends[place] = End::Refused(Reason::Rejected, setback);
+            continue;
+        }
+        records.push(record.clone());
+        places.push(place);
+    }
     if records.is_empty() {
         return ends;
     }

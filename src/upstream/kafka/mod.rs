@@ -38,7 +38,7 @@ use self::line::{Line, Message};
 use self::tally::{End, Tally};
 use super::gather::gather;
 use super::{Batch, Outcome, Setback, Upstream, bot};
-use crate::event::Record;
+use crate::event::{RawRecord, Record, WireWriter};
 
 pub use config::{BROKERS_MAX, Config, Key, PROPERTIES_MAX, Properties, TOPIC_CHARS_MAX};
 
@@ -149,6 +149,7 @@ impl Kafka {
     async fn hand_over(&self, line: &Line, records: &[Bytes], tally: &Arc<Tally>) {
         let deadline = Instant::now() + Duration::from_secs(self.setup.timeout_seconds);
         let (mut value, mut id) = (Vec::new(), Uuid::encode_buffer());
+        let mut writer = WireWriter::default();
         for (place, bytes) in records.iter().enumerate() {
             if place % EVENTS_AT_ONCE == EVENTS_AT_ONCE - 1 {
                 tokio::task::yield_now().await;
@@ -159,7 +160,7 @@ impl Kafka {
                 continue;
             };
             value.clear();
-            record.write_json(&mut value, bot::is_bot(record.context.user_agent.as_deref()));
+            writer.write(&mut value, &record, bot::is_bot(record.user_agent));
             let mut digits = itoa::Buffer::new();
             let key = match self.setup.key {
                 Key::Portal => Some(digits.format(record.portal).as_bytes()),
@@ -185,13 +186,15 @@ impl Kafka {
     }
 
     /// A record, and the email address where it is the key.
-    fn read<'a>(&self, bytes: &'a [u8]) -> Option<(Record<'a>, Option<String>)> {
-        let record = Record::decode_sound(bytes).ok()?;
+    fn read<'a>(&self, bytes: &'a [u8]) -> Option<(RawRecord<'a>, Option<String>)> {
         let email = match self.setup.key {
-            Key::Email => record.event().ok()?.email.map(String::from),
+            Key::Email => {
+                let event = Record::decode_sound(bytes).ok()?.event().ok()?;
+                event.email.map(String::from)
+            }
             Key::Portal | Key::None => None,
         };
-        Some((record, email))
+        Some((RawRecord::read(bytes).ok()?, email))
     }
 
     /// The line in use; opened where there is none.

@@ -34,7 +34,7 @@ use self::link::Link;
 use self::subject::Subject;
 use super::gather::gather;
 use super::{Batch, Outcome, Setback, Upstream, bot};
-use crate::event::Record;
+use crate::event::{RawRecord, WireWriter};
 
 pub use config::{Config, STREAM_CHARS_MAX, URLS_MAX};
 pub use subject::SUBJECT_CHARS_MAX;
@@ -175,9 +175,10 @@ impl Nats {
     }
 
     fn message(&self, bytes: &[u8]) -> Option<(String, PublishMessage)> {
-        let record = Record::decode_sound(bytes).ok()?;
+        let record = RawRecord::read(bytes).ok()?;
         let mut payload = Vec::with_capacity(bytes.len() + Batch::EVENT_OVERHEAD_BYTES);
-        record.write_json(&mut payload, bot::is_bot(record.context.user_agent.as_deref()));
+        let bot = bot::is_bot(record.user_agent);
+        WireWriter::default().write(&mut payload, &record, bot);
         let mut id = Uuid::encode_buffer();
         let id: &str = Uuid::from_bytes(record.id).hyphenated().encode_lower(&mut id);
         let message = PublishMessage::build()
