@@ -96,18 +96,18 @@ pub fn encode_record(
     event: &Event<'_>,
     context: &Context<'_>,
 ) {
-    out.push(VERSION);
-    out.push(context.flags());
-    out.extend_from_slice(&received_at_ms.min(UNIX_MS_MAX).to_le_bytes());
-    out.extend_from_slice(id);
-    out.extend_from_slice(&event.portal.to_le_bytes());
-    let length_offset = out.len();
-    out.extend_from_slice(&[0; 4]);
+    let mut head = [0; JSON_OFFSET];
+    head[..2].copy_from_slice(&[VERSION, context.flags()]);
+    head[2..10].copy_from_slice(&received_at_ms.min(UNIX_MS_MAX).to_le_bytes());
+    head[10..26].copy_from_slice(id);
+    head[26..34].copy_from_slice(&event.portal.to_le_bytes());
+    // The length of the JSON follows when it is known.
+    out.extend_from_slice(&head);
     let json_offset = out.len();
     write_event_json(out, event);
     // A query has at most 64 KiB, and JSON makes at most six bytes of one: it fits in 32 bits.
     let json_bytes = (out.len() - json_offset) as u32;
-    out[length_offset..json_offset].copy_from_slice(&json_bytes.to_le_bytes());
+    out[json_offset - 4..json_offset].copy_from_slice(&json_bytes.to_le_bytes());
     match context.ip {
         Some(IpAddr::V4(ip)) => out.extend_from_slice(&ip.octets()),
         Some(IpAddr::V6(ip)) => out.extend_from_slice(&ip.octets()),

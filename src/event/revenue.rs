@@ -15,6 +15,17 @@ const MICROS: i64 = 10i64.pow(REVENUE_DECIMALS_MAX);
 /// The first absolute value that is too much, in micros. Leaves room in an `i64`.
 const MICROS_END: i64 = 10i64.pow(REVENUE_INTEGER_DIGITS_MAX + REVENUE_DECIMALS_MAX);
 
+/// The powers of ten that an `i64` holds.
+const TENS: [i64; 19] = {
+    let mut tens = [1; 19];
+    let mut power = 1;
+    while power < tens.len() {
+        tens[power] = tens[power - 1] * 10;
+        power += 1;
+    }
+    tens
+};
+
 /// Room for the longest canonical form: sign, whole, point, decimals.
 pub(super) type Space =
     [u8; 2 + REVENUE_INTEGER_DIGITS_MAX as usize + REVENUE_DECIMALS_MAX as usize];
@@ -129,7 +140,7 @@ fn micros(mantissa: &[u8], exponent: i32) -> Option<i64> {
                 if count > REVENUE_DIGITS_MAX {
                     return None;
                 }
-                significant = significant * 10i64.pow(zeros + 1) + i64::from(byte - b'0');
+                significant = significant * TENS[zeros as usize + 1] + i64::from(byte - b'0');
                 zeros = 0;
             }
             _ => return None,
@@ -144,6 +155,6 @@ fn micros(mantissa: &[u8], exponent: i32) -> Option<i64> {
         return Some(0);
     }
     let power = i32::try_from(zeros).ok()? - decimals + exponent + REVENUE_DECIMALS_MAX as i32;
-    let scale = 10i64.checked_pow(u32::try_from(power).ok()?)?;
-    significant.checked_mul(scale).filter(|micros| *micros < MICROS_END)
+    let scale = TENS.get(usize::try_from(power).ok()?)?;
+    significant.checked_mul(*scale).filter(|micros| *micros < MICROS_END)
 }
