@@ -172,22 +172,28 @@ fn write_ip(out: &mut Vec<u8>, ip: IpAddr) {
 }
 
 fn write_ipv4(out: &mut Vec<u8>, ip: Ipv4Addr) {
-    // Each number with a point behind it.
+    /// Each number with a point behind it, and what is left of four bytes.
+    static NUMBERS: [[u8; 4]; 256] = {
+        let mut numbers = [[0; 4]; 256];
+        let mut n = 0;
+        while n < numbers.len() {
+            let [a, b, c] = [n / 100, n / 10 % 10, n % 10];
+            let [a, b, c] = [b'0' + a as u8, b'0' + b as u8, b'0' + c as u8];
+            numbers[n] = match n {
+                0..10 => [c, b'.', 0, 0],
+                10..100 => [b, c, b'.', 0],
+                _ => [a, b, c, b'.'],
+            };
+            n += 1;
+        }
+        numbers
+    };
     let (mut text, mut end) = ([0; 16], 0);
     for octet in ip.octets() {
-        let mut put = |byte| {
-            text[end] = byte;
-            end += 1;
-        };
-        if octet >= 100 {
-            put(b'0' + octet / 100);
-        }
-        if octet >= 10 {
-            put(b'0' + octet / 10 % 10);
-        }
-        put(b'0' + octet % 10);
-        put(b'.');
+        text[end..end + 4].copy_from_slice(&NUMBERS[usize::from(octet)]);
+        end += 2 + usize::from(octet >= 10) + usize::from(octet >= 100);
     }
+    // Without the last point.
     out.extend_from_slice(&text[..end - 1]);
 }
 
