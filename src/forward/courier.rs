@@ -27,8 +27,8 @@ const OUTCOMES: [&str; 7] =
     ["delivered", "retry", "too_large", "rejected", "fault", "dead", "mixed"];
 
 /// Pause after a read that gave less than half a batch: whoever read each group that was committed
-/// would wake up hundreds of times for one batch, which lingers for company in any case. Not longer,
-/// since what has come meanwhile is delivered at one go, and keeps a core from answering.
+/// would wake up hundreds of times for one batch, which lingers for company in any case. It is not
+/// longer, since what has come meanwhile is delivered at one go, and keeps a core from answering.
 const REST: Duration = Duration::from_millis(4);
 
 /// What a courier is given.

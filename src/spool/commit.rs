@@ -27,8 +27,8 @@ use super::syncer::Syncer;
 pub const GROUP_BYTES_MAX: u64 = 4 << 20;
 /// While the disk fails it is tried again this often.
 const RETRY: Duration = Duration::from_millis(250);
-/// In `memory` nobody waits for a group, and each costs a wake-up: it lingers so many times as long.
-/// Not longer, since a large one keeps a core from answering.
+/// In `memory` nobody waits for a group, and each costs a wake-up: it lingers so many times as
+/// long. Not longer, since a large one keeps a core from answering.
 const MEMORY_LINGERS: u32 = 2;
 /// Buffers larger than this are given back after a burst.
 const BUFFER_BYTES_KEPT: usize = 1 << 20;
