@@ -5,7 +5,7 @@ use serde_json::Value;
 use std::io::{Read, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::path::Path;
-use std::process::{Child, Command, Stdio};
+use std::process::{Child, Command, ExitStatus, Stdio};
 use std::time::{Duration, Instant};
 use tempfile::TempDir;
 
@@ -114,6 +114,18 @@ impl Server {
         let _ = rustix::process::kill_process(pid, rustix::process::Signal::TERM);
     }
 
+    /// Waits for its end.
+    fn end(&mut self) -> ExitStatus {
+        let deadline = Instant::now() + PATIENCE;
+        loop {
+            if let Some(ended) = self.child.try_wait().expect("it is our child") {
+                return ended;
+            }
+            assert!(Instant::now() < deadline, "a server has not ended after {PATIENCE:?}");
+            std::thread::sleep(LOOK);
+        }
+    }
+
     /// Ends it, and makes sure that what it has recorded is what it has answered. Gives the
     /// folder with all that it left behind.
     pub fn stop(mut self) -> TempDir {
@@ -123,7 +135,7 @@ impl Server {
             _ => None,
         };
         self.terminate();
-        let ended = self.child.wait().unwrap();
+        let ended = self.end();
         let recorded = |name: &str| lines_in(self.dir.path(), name);
         match self.kind {
             Kind::Edge => assert_eq!(Some(recorded(".ndjson")), accepted, "events and files"),
