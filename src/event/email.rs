@@ -22,77 +22,54 @@ const DOMAIN_BYTES_READ_MAX: usize = 4 * 253;
 const GLANCE_BYTES_MAX: usize = EMAIL_LOCAL_BYTES_MAX;
 
 /// Where the glance is in an address.
-#[derive(Clone, Copy, PartialEq, Eq)]
-enum Place {
-    /// At the first byte, or behind a dot of the local part.
-    LocalStart,
-    Local,
-    /// Behind the `@`.
-    DomainStart,
-    FirstLabel,
-    FirstLabelHyphen,
-    /// Behind a dot of the domain.
-    LabelStart,
-    /// In a label that begins with a letter: a good end.
-    Label,
-    LabelHyphen,
-    /// In a label that begins with a digit.
-    Number,
-    NumberHyphen,
-    /// Where only the rule can tell.
-    Unclear,
-}
+type Place = u8;
+/// At the first byte, or behind a dot of the local part.
+const LOCAL_START: Place = 0;
+const LOCAL: Place = 1;
+/// Behind the `@`.
+const DOMAIN_START: Place = 2;
+const FIRST_LABEL: Place = 3;
+const FIRST_LABEL_HYPHEN: Place = 4;
+/// Behind a dot of the domain.
+const LABEL_START: Place = 5;
+/// In a label that begins with a letter: a good end.
+const LABEL: Place = 6;
+const LABEL_HYPHEN: Place = 7;
+/// In a label that begins with a digit.
+const NUMBER: Place = 8;
+const NUMBER_HYPHEN: Place = 9;
+/// Where only the rule can tell.
+const UNCLEAR: Place = 10;
 
-impl Place {
-    const COUNT: usize = Place::Unclear as usize + 1;
-    const ALL: [Place; Place::COUNT] = {
-        use Place::*;
-        [
-            LocalStart,
-            Local,
-            DomainStart,
-            FirstLabel,
-            FirstLabelHyphen,
-            LabelStart,
-            Label,
-            LabelHyphen,
-            Number,
-            NumberHyphen,
-            Unclear,
-        ]
-    };
-
-    /// Where the next byte leads. A local part is of lower-case atoms with single dots between
-    /// them, a domain of labels of letters, digits and single hyphens between them: two in a row
-    /// may be Punycode, and are left to IDNA.
-    const fn after(self, byte: u8) -> Place {
-        use Place::*;
-        match (self, byte) {
-            (Local, b'.') => LocalStart,
-            (Local, b'@') => DomainStart,
-            (LocalStart | Local, _) if is_ascii_atext(byte) && !byte.is_ascii_uppercase() => Local,
-            (DomainStart | FirstLabel | FirstLabelHyphen, b'a'..=b'z' | b'0'..=b'9') => FirstLabel,
-            (LabelStart | Label | LabelHyphen, b'a'..=b'z') => Label,
-            (Label | LabelHyphen, b'0'..=b'9') => Label,
-            (LabelStart | Number | NumberHyphen, b'0'..=b'9') => Number,
-            (Number | NumberHyphen, b'a'..=b'z') => Number,
-            (FirstLabel, b'-') => FirstLabelHyphen,
-            (Label, b'-') => LabelHyphen,
-            (Number, b'-') => NumberHyphen,
-            (FirstLabel | Label | Number, b'.') => LabelStart,
-            _ => Unclear,
-        }
+/// Where a byte leads from a place. A local part is of lower-case atoms with single dots between
+/// them, a domain of labels of letters, digits and single hyphens between them: two in a row may be
+/// Punycode, and are left to IDNA.
+const fn after(place: Place, byte: u8) -> Place {
+    match (place, byte) {
+        (LOCAL, b'.') => LOCAL_START,
+        (LOCAL, b'@') => DOMAIN_START,
+        (LOCAL_START | LOCAL, _) if is_ascii_atext(byte) && !byte.is_ascii_uppercase() => LOCAL,
+        (DOMAIN_START | FIRST_LABEL | FIRST_LABEL_HYPHEN, b'a'..=b'z' | b'0'..=b'9') => FIRST_LABEL,
+        (LABEL_START | LABEL | LABEL_HYPHEN, b'a'..=b'z') => LABEL,
+        (LABEL | LABEL_HYPHEN, b'0'..=b'9') => LABEL,
+        (LABEL_START | NUMBER | NUMBER_HYPHEN, b'0'..=b'9') => NUMBER,
+        (NUMBER | NUMBER_HYPHEN, b'a'..=b'z') => NUMBER,
+        (FIRST_LABEL, b'-') => FIRST_LABEL_HYPHEN,
+        (LABEL, b'-') => LABEL_HYPHEN,
+        (NUMBER, b'-') => NUMBER_HYPHEN,
+        (FIRST_LABEL | LABEL | NUMBER, b'.') => LABEL_START,
+        _ => UNCLEAR,
     }
 }
 
-/// [`Place::after`], by place and byte.
-static AFTER: [[Place; 256]; Place::COUNT] = {
-    let mut table = [[Place::Unclear; 256]; Place::COUNT];
+/// [`after`], by place and byte.
+static AFTER: [[Place; 256]; UNCLEAR as usize + 1] = {
+    let mut table = [[UNCLEAR; 256]; UNCLEAR as usize + 1];
     let mut place = 0;
-    while place < Place::COUNT {
+    while place < table.len() {
         let mut byte = 0;
         while byte < 256 {
-            table[place][byte] = Place::ALL[place].after(byte as u8);
+            table[place][byte] = after(place as Place, byte as u8);
             byte += 1;
         }
         place += 1;
@@ -108,9 +85,8 @@ pub(super) fn canonical(address: Cow<'_, str>) -> Option<Cow<'_, str>> {
 /// Whether it surely is its own canonical form: lower-case ASCII, and a domain of two labels or
 /// more that looks ordinary. False says nothing.
 fn is_plainly_canonical(address: &[u8]) -> bool {
-    let next = |place: Place, byte: &u8| AFTER[place as usize][usize::from(*byte)];
-    address.len() <= GLANCE_BYTES_MAX
-        && address.iter().fold(Place::LocalStart, next) == Place::Label
+    let next = |place: Place, byte: &u8| AFTER[usize::from(place)][usize::from(*byte)];
+    address.len() <= GLANCE_BYTES_MAX && address.iter().fold(LOCAL_START, next) == LABEL
 }
 
 fn by_rule(address: Cow<'_, str>) -> Option<Cow<'_, str>> {
