@@ -22,7 +22,7 @@ use std::future::poll_fn;
 use std::pin::{Pin, pin};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering::Relaxed};
-use std::task::ready;
+use std::task::Poll;
 use std::time::Duration;
 use tokio::sync::watch;
 use tokio::task::yield_now;
@@ -245,17 +245,24 @@ where
     }
 }
 
-/// A future that lets all others have their turn before each of its own. A connection that were
-/// polled as soon as one of its streams has an answer would send each by itself, which costs more
-/// than all that was done for it; so they leave together.
-fn last<F: Future + Unpin>(mut future: F) -> impl Future<Output = F::Output> {
-    let mut turn = None;
-    poll_fn(move |cx| {
-        let waits = turn.get_or_insert_with(|| Box::pin(yield_now()));
-        ready!(waits.as_mut().poll(cx));
-        turn = None;
-        Pin::new(&mut future).poll(cx)
-    })
+/// Lets all others have their turn before each of a future's own. A connection that were polled as
+/// soon as one of its streams has an answer would send each by itself, which costs more than all
+/// that was done for it; so they leave together.
+async fn last<F: Future + Unpin>(mut future: F) -> F::Output {
+    loop {
+        yield_now().await;
+        let mut had_its_turn = false;
+        let turn = poll_fn(|cx| {
+            if had_its_turn {
+                return Poll::Ready(None);
+            }
+            had_its_turn = true;
+            Pin::new(&mut future).poll(cx).map(Some)
+        });
+        if let Some(output) = turn.await {
+            return output;
+        }
+    }
 }
 
 #[cfg(test)]
