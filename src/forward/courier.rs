@@ -19,7 +19,7 @@ use super::limiter::Limiter;
 use super::parcel::{Ages, Parcel};
 use super::{Options, Route, STOP_ATTEMPT_MS_MAX, Status, backoff, parcel};
 use crate::clock::Clock;
-use crate::event::Record;
+use crate::event::{RawRecord, Record};
 use crate::spool::{Acknowledger, Entry, Fate, Reader};
 use crate::upstream::{BatchConfig, Outcome, Setback, Upstream};
 
@@ -190,8 +190,8 @@ impl Courier {
         while let Ok(Some(gathered)) = self.unless_stopped(gatherer.next()).await {
             // The first is the oldest: strands keep the order in which events came. One that
             // cannot be read has no age.
-            let first =
-                gathered.arrivals.first().and_then(|a| Record::decode_sound(&a.record).ok());
+            let first = gathered.arrivals.first();
+            let first = first.and_then(|arrival| RawRecord::read(&arrival.record).ok());
             let came_ms = first.map_or(u64::MAX, |record| record.received_at_ms);
             let parcel = Parcel::new(gathered, came_ms, &self.ages);
             let slot = self.unless_stopped(Arc::clone(&slots).acquire_owned()).await;
@@ -400,7 +400,7 @@ fn gist_of_part(outcome: &Outcome) -> Gist {
 /// The same strand for the same portal, always. The multiplier (2^64 / golden ratio) spreads
 /// neighbouring numbers. A record that cannot be read has no order to keep.
 fn strand_of(record: &[u8], strands: usize) -> usize {
-    let portal = Record::decode_sound(record).map_or(0, |record| record.portal);
+    let portal = RawRecord::read(record).map_or(0, |record| record.portal);
     let spread = portal.wrapping_mul(0x9E37_79B9_7F4A_7C15) >> 32;
     (spread % strands as u64) as usize
 }
