@@ -28,7 +28,7 @@ pub trait Headers {
 /// Whether a header's name, or another token (RFC 9110, section 5.6.2), is `expect`, which is in
 /// lower case. Of the bytes of tokens only a letter's two cases differ by that one bit alone.
 #[inline]
-pub fn is_token<const N: usize>(token: &[u8], expect: &[u8; N]) -> bool {
+pub fn token_is<const N: usize>(token: &[u8], expect: &[u8; N]) -> bool {
     let differs = |all: u8, (byte, expect): (&u8, &u8)| all | ((byte | 0x20) ^ expect);
     token.len() == N && token.iter().zip(expect).fold(0, differs) == 0
 }

@@ -1,6 +1,6 @@
 //! What a request says beside its query: who asked, from where, and what their browser wishes.
 
-use crate::client::{Headers, TrustedProxies, is_token};
+use crate::client::{Headers, TrustedProxies, token_is};
 use crate::event::Context;
 use std::borrow::Cow;
 use std::net::IpAddr;
@@ -40,14 +40,14 @@ impl<'a> Seen<'a> {
         let mut seen = Self::default();
         headers.each(|name, value| {
             let place = match name.len() {
-                3 if is_token(name, b"dnt") => &mut seen.dnt,
-                5 if is_token(name, b"x-moz") => &mut seen.purposes[3],
-                7 if is_token(name, b"referer") => &mut seen.referer,
-                7 if is_token(name, b"sec-gpc") => &mut seen.gpc,
-                7 if is_token(name, b"purpose") => &mut seen.purposes[1],
-                9 if is_token(name, b"x-purpose") => &mut seen.purposes[2],
-                10 if is_token(name, b"user-agent") => &mut seen.user_agent,
-                11 if is_token(name, b"sec-purpose") => &mut seen.purposes[0],
+                3 if token_is(name, b"dnt") => &mut seen.dnt,
+                5 if token_is(name, b"x-moz") => &mut seen.purposes[3],
+                7 if token_is(name, b"referer") => &mut seen.referer,
+                7 if token_is(name, b"sec-gpc") => &mut seen.gpc,
+                7 if token_is(name, b"purpose") => &mut seen.purposes[1],
+                9 if token_is(name, b"x-purpose") => &mut seen.purposes[2],
+                10 if token_is(name, b"user-agent") => &mut seen.user_agent,
+                11 if token_is(name, b"sec-purpose") => &mut seen.purposes[0],
                 _ => return,
             };
             place.get_or_insert(value);

@@ -3,7 +3,7 @@
 use super::census::Place;
 use super::door::Admitted;
 use super::head::{self, Fault, end_of_head, examine};
-use super::plain::{Lines, Plain, plain};
+use super::plain::{Lines, Plain, plain, request_line};
 use super::{Busy, Front, h2, scratch};
 use crate::answer::wants_image;
 use crate::context::context;
@@ -199,16 +199,17 @@ impl<SV> Front<SV> {
         if !limits.answer_plain {
             return None;
         }
-        let mut lines = Lines::new();
-        let request = plain(bytes, &mut lines)?;
-        let length = request.length;
-        if request.headers.len() > limits.header_lines_max || length > limits.header_bytes_max {
-            return None;
-        }
-        let target = Target::split(request.target);
+        let line = request_line(bytes)?;
+        let target = Target::split(line.target);
         let shared = self.gate.shared();
         let reading = shared.gate.read(target.path);
         if reading == Reading::Other {
+            return None;
+        }
+        let mut lines = Lines::new();
+        let request = plain(line, &mut lines)?;
+        let length = request.length;
+        if request.headers.len() > limits.header_lines_max || length > limits.header_bytes_max {
             return None;
         }
         let busy = self.in_flight.enter();

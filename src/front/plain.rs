@@ -6,7 +6,7 @@
 //! strict.
 
 use super::head::is_token_byte;
-use crate::client::{Headers, is_token};
+use crate::client::{Headers, token_is};
 use http::Method;
 use smallvec::SmallVec;
 
@@ -37,10 +37,8 @@ pub struct Line<'b> {
 /// Where the headers of a request are read into.
 pub type Lines<'b> = SmallVec<[Line<'b>; HEADERS_MAX]>;
 
-/// A request line and headers that hold no surprise.
+/// A request that holds no surprise.
 pub struct Plain<'h, 'b> {
-    /// The target, in origin form.
-    pub target: &'b [u8],
     /// The headers.
     pub headers: &'h [Line<'b>],
     /// Length of the whole header, its empty line included.
@@ -67,11 +65,27 @@ impl Headers for Plain<'_, '_> {
     }
 }
 
-/// Recognizes a plain request at the beginning of `bytes`. Its headers are read into `lines`, which
-/// are empty.
-pub fn plain<'h, 'b>(bytes: &'b [u8], lines: &'h mut Lines<'b>) -> Option<Plain<'h, 'b>> {
-    let (request, mut rest) = cut(bytes)?;
-    let target = target(request)?;
+/// The line with which a plain request begins.
+pub struct RequestLine<'b> {
+    /// The target, in origin form.
+    pub target: &'b [u8],
+    /// From the line on.
+    bytes: &'b [u8],
+    /// Behind the line.
+    rest: &'b [u8],
+}
+
+/// Recognizes the line of a plain request at the beginning of `bytes`.
+pub fn request_line(bytes: &[u8]) -> Option<RequestLine<'_>> {
+    let (line, rest) = cut(bytes)?;
+    let target = line.strip_prefix(b"GET ")?.strip_suffix(b" HTTP/1.1")?;
+    let fits = target.first() == Some(&b'/') && memchr::memchr(b' ', target).is_none();
+    fits.then_some(RequestLine { target, bytes, rest })
+}
+
+/// Recognizes a plain request behind its line. Its headers are read into `lines`, which are empty.
+pub fn plain<'h, 'b>(line: RequestLine<'b>, lines: &'h mut Lines<'b>) -> Option<Plain<'h, 'b>> {
+    let RequestLine { bytes, mut rest, .. } = line;
     let (mut hosts, mut connections) = (0, 0);
     let (mut accept, mut closes) = (None, false);
     loop {
@@ -83,22 +97,22 @@ pub fn plain<'h, 'b>(bytes: &'b [u8], lines: &'h mut Lines<'b>) -> Option<Plain<
         if lines.len() == HEADERS_MAX {
             return None;
         }
-        let line = line(text)?;
+        let line = header_line(text)?;
         lines.push(line);
         match line.name.len() {
-            4 if is_token(line.name, b"host") => hosts += 1,
-            6 if is_token(line.name, b"accept") => accept = accept.or(Some(line.value)),
-            6 if is_token(line.name, b"expect") => return None,
-            7 if is_token(line.name, b"upgrade") || is_token(line.name, b"trailer") => return None,
-            10 if is_token(line.name, b"connection") => {
+            4 if token_is(line.name, b"host") => hosts += 1,
+            6 if token_is(line.name, b"accept") => accept = accept.or(Some(line.value)),
+            6 if token_is(line.name, b"expect") => return None,
+            7 if token_is(line.name, b"upgrade") || token_is(line.name, b"trailer") => return None,
+            10 if token_is(line.name, b"connection") => {
                 connections += 1;
-                closes = is_token(line.value, b"close");
-                if !closes && !is_token(line.value, b"keep-alive") {
+                closes = token_is(line.value, b"close");
+                if !closes && !token_is(line.value, b"keep-alive") {
                     return None;
                 }
             }
-            14 if is_token(line.name, b"content-length") => return None,
-            17 if is_token(line.name, b"transfer-encoding") => return None,
+            14 if token_is(line.name, b"content-length") => return None,
+            17 if token_is(line.name, b"transfer-encoding") => return None,
             _ => {}
         }
     }
@@ -108,7 +122,7 @@ pub fn plain<'h, 'b>(bytes: &'b [u8], lines: &'h mut Lines<'b>) -> Option<Plain<
     let ends = LINE_END.len() * (lines.len() + 2);
     // No host, or several, is for Pingora to judge; and so are two wishes for the connection.
     let plain = hosts == 1 && connections <= 1 && odd_bytes(&bytes[..length]) == ends;
-    plain.then_some(Plain { target, headers: lines, length, accept, closes })
+    plain.then_some(Plain { headers: lines, length, accept, closes })
 }
 
 /// The first line, without its end, and what stands behind it.
@@ -117,17 +131,10 @@ fn cut(bytes: &[u8]) -> Option<(&[u8], &[u8])> {
     Some((bytes[..end].strip_suffix(b"\r")?, &bytes[end + 1..]))
 }
 
-/// The target of a request line, in origin form.
-fn target(request: &[u8]) -> Option<&[u8]> {
-    let target = request.strip_prefix(b"GET ")?.strip_suffix(b" HTTP/1.1")?;
-    let fits = target.first() == Some(&b'/') && memchr::memchr(b' ', target).is_none();
-    fits.then_some(target)
-}
-
 /// Reads a header line, but for odd bytes in its value: a name, a colon, and a value behind one
 /// space, as everybody writes it, or behind none. No white space but that around them, so it does
 /// not go on with the line before it either (obs-fold).
-fn line(text: &[u8]) -> Option<Line<'_>> {
+fn header_line(text: &[u8]) -> Option<Line<'_>> {
     let colon = text.iter().position(|byte| !NAME[usize::from(*byte)])?;
     let (name, value) = (&text[..colon], &text[colon + 1..]);
     let value = match value {
@@ -156,6 +163,10 @@ fn odd_bytes(bytes: &[u8]) -> usize {
 mod tests {
     use super::*;
 
+    fn plain<'h, 'b>(bytes: &'b [u8], lines: &'h mut Lines<'b>) -> Option<Plain<'h, 'b>> {
+        super::plain(request_line(bytes)?, lines)
+    }
+
     fn is_plain(head: &str) -> bool {
         plain(head.as_bytes(), &mut Lines::new()).is_some()
     }
@@ -166,11 +177,11 @@ mod tests {
                     Connection: Keep-Alive\r\nCookie: c=d\r\nX:y\r\nZ:\r\n\r\n";
         let more = format!("{head}GET /");
         let mut lines = Lines::new();
-        let plain = plain(more.as_bytes(), &mut lines).unwrap();
-        assert_eq!((plain.length, plain.closes), (head.len(), false));
-        assert_eq!(plain.accept, Some(&b"*/*"[..]));
+        let request = plain(more.as_bytes(), &mut lines).unwrap();
+        assert_eq!((request.length, request.closes), (head.len(), false));
+        assert_eq!(request.accept, Some(&b"*/*"[..]));
         let closing = head.replace("Keep-Alive", "Close");
-        assert!(super::plain(closing.as_bytes(), &mut Lines::new()).unwrap().closes);
+        assert!(plain(closing.as_bytes(), &mut Lines::new()).unwrap().closes);
     }
 
     #[test]
@@ -240,12 +251,12 @@ mod tests {
         for line in lines {
             let Some((name, value)) = line.split_once(':') else { return false };
             let value = value.strip_prefix(' ').unwrap_or(value);
-            let is_token = |c: char| c.is_ascii_alphanumeric() || c == '-';
+            let token_is = |c: char| c.is_ascii_alphanumeric() || c == '-';
             let name = name.to_lowercase();
             let fits = match name.as_str() {
                 "connection" => matches!(&*value.to_lowercase(), "keep-alive" | "close"),
                 "content-length" | "transfer-encoding" | "expect" | "upgrade" | "trailer" => false,
-                _ => !name.is_empty() && name.chars().all(is_token),
+                _ => !name.is_empty() && name.chars().all(token_is),
             };
             let odd = |c: char| !matches!(c, ' '..='~');
             let lone_space = value.is_empty() && line.ends_with(' ');

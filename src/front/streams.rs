@@ -21,9 +21,9 @@ pub struct Streams<SV>(pub Arc<Front<SV>>);
 
 /// Whether a request is what `h1` takes for plain: nothing but a header, which asks for an answer.
 fn is_plain(session: &mut ServerSession) -> bool {
-    let bodyless = session.is_body_done();
     let request = session.req_header();
-    bodyless && request.method == Method::GET && !request.headers.contains_key(header::EXPECT)
+    let asks = request.method == Method::GET && !request.headers.contains_key(header::EXPECT);
+    asks && session.is_body_done()
 }
 
 impl<SV> Streams<SV> {
