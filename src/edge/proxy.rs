@@ -25,6 +25,9 @@ const KEEP_ALIVE: HeaderName = HeaderName::from_static("keep-alive");
 const PROXY_CONNECTION: HeaderName = HeaderName::from_static("proxy-connection");
 const MAX_FORWARDS: HeaderName = HeaderName::from_static("max-forwards");
 
+/// How long a client may take to end a body that it said is empty, in seconds.
+const EMPTY_BODY_SECONDS_MAX: u64 = 10;
+
 /// The edge: one gate in front of its origins.
 pub struct Edge {
     gate: PixelGate,
@@ -165,6 +168,25 @@ fn restore_order(came: &RequestHeader, request: &mut RequestHeader) -> Result<()
     Ok(())
 }
 
+/// Waits for the end of a body that is empty by its length. Over HTTP/2 that may not be true, and
+/// Pingora would pass on the header before it knows: here the contradiction ends the request.
+async fn end_of_empty_body(session: &mut Session) -> Result<()> {
+    let length = session.req_header().headers.get(header::CONTENT_LENGTH);
+    if !session.is_http2() || length.is_none_or(|length| length != "0") {
+        return Ok(());
+    }
+    let limit = Duration::from_secs(EMPTY_BODY_SECONDS_MAX);
+    let end = async {
+        while session.read_request_body().await?.is_some() {}
+        Ok(())
+    };
+    let late = |_| Err(Error::new_down(ErrorType::ReadTimedout));
+    tokio::time::timeout(limit, end)
+        .await
+        .unwrap_or_else(late)
+        .map_err(|e: Box<Error>| e.into_down())
+}
+
 /// How many hops more a `TRACE` or `OPTIONS` request may take, if it says so (RFC 9110, section
 /// 7.6.2). No other method is bound by it, and what is no number is passed on as it is.
 fn forwards_left(request: &RequestHeader) -> Option<u64> {
@@ -235,6 +257,7 @@ impl ProxyHttp for Edge {
             self.refuse(session, &self.refusals.last_hop).await?;
             return Ok(true);
         }
+        end_of_empty_body(session).await?;
         Ok(false)
     }
 

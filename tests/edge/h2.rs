@@ -193,6 +193,19 @@ fn an_upload_with_trailers_arrives_whole() {
 }
 
 #[test]
+fn an_empty_body_may_end_after_its_header() {
+    let nginx = Nginx::start();
+    std::fs::write(nginx.files().join("page"), "here").unwrap();
+    let (_edge, address) = start(nginx.address);
+    RUNTIME.block_on(async {
+        let mut client = connect(address).await;
+        let request = get("/files/page").header("content-length", "0");
+        let response = client.ask(request, Some(Bytes::new())).await;
+        assert_eq!(read(response).await.unwrap().body, b"here");
+    });
+}
+
+#[test]
 fn half_an_answer_resets_its_stream_and_no_other() {
     let origin = Origin::start();
     for (target, half) in [
