@@ -4,6 +4,7 @@ use super::census::Place;
 use super::door::Admitted;
 use super::head::{self, Fault, end_of_head, examine};
 use super::plain::{Lines, Plain, plain, request_line};
+use super::socket::Socket;
 use super::{Busy, Front, h2, scratch};
 use crate::answer::wants_image;
 use crate::context::context;
@@ -19,6 +20,7 @@ use pingora::protocols::{ALPN, Stream};
 use pingora::proxy::ProxyHttp;
 use pingora::server::ShutdownWatch;
 use std::future::poll_fn;
+use std::io;
 use std::net::IpAddr;
 use std::pin::{Pin, pin};
 use std::sync::Arc;
@@ -235,16 +237,16 @@ impl<SV> Front<SV> {
         let keep = self.keeps(connection, shutdown) && !wishes_end;
         let reply = self.gate.finish(judged.step).await;
         let raw = reply.pick(&self.answers, judged.image);
-        let answer = raw.write(reply.retry_after_seconds(), keep);
         let stream = &mut connection.stream;
-        let mut sending = pin!(async {
-            stream.write_all(&answer).await?;
-            stream.flush().await
+        let rest = raw.write(reply.retry_after_seconds(), keep, |answer| {
+            // What is taken at once, as nearly all is, costs no copy.
+            let sent =
+                stream.as_any().downcast_ref().map_or(0, |wire: &Socket| wire.send_now(answer));
+            (sent < answer.len()).then(|| answer[sent..].to_vec())
         });
-        // What is taken at once, as nearly all is, costs no timer.
-        let sent = match poll_fn(|cx| Poll::Ready(sending.as_mut().poll(cx))).await {
-            Poll::Ready(sent) => Some(sent),
-            Poll::Pending => Box::pin(timeout(self.limits().write_timeout, sending)).await.ok(),
+        let sent = match rest {
+            None => Some(Ok(())),
+            Some(rest) => self.send(stream, &rest).await,
         };
         match sent {
             Some(Ok(())) if keep => true,
@@ -262,6 +264,19 @@ impl<SV> Front<SV> {
                 self.door.teller.tell(Limit::WriteTime);
                 false
             }
+        }
+    }
+
+    /// Sends all of `bytes`, unless the client takes too long to take them. What it takes at once
+    /// costs no timer.
+    async fn send(&self, stream: &mut Stream, bytes: &[u8]) -> Option<io::Result<()>> {
+        let mut sending = pin!(async {
+            stream.write_all(bytes).await?;
+            stream.flush().await
+        });
+        match poll_fn(|cx| Poll::Ready(sending.as_mut().poll(cx))).await {
+            Poll::Ready(sent) => Some(sent),
+            Poll::Pending => Box::pin(timeout(self.limits().write_timeout, sending)).await.ok(),
         }
     }
 
@@ -306,7 +321,7 @@ async fn part(stream: &mut Stream) {
             }
             heard += more;
         }
-        std::io::Result::Ok(())
+        io::Result::Ok(())
     };
     let _ = timeout(Duration::from_secs(LINGER_SECONDS_MAX), goodbye).await;
 }

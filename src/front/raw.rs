@@ -4,10 +4,8 @@ use crate::answer::Answer;
 use crate::plugin::title_case;
 use bytes::{BufMut, Bytes, BytesMut};
 use http::{HeaderValue, StatusCode, header};
+use std::cell::Cell;
 use std::convert::Infallible;
-
-/// Room for what changes, in bytes.
-const CHANGES_BYTES: usize = 128;
 
 /// An answer, written out but for what changes: `Date`, `Connection`, and sometimes
 /// `Retry-After`.
@@ -45,25 +43,40 @@ impl Raw {
         Ok(Raw { head: head.freeze(), retry_after, tails })
     }
 
-    /// The whole answer as it is sent now.
-    pub fn write(&self, retry_after_seconds: Option<u32>, keep: bool) -> Vec<u8> {
+    /// Hands the whole answer, as it is sent now, to `take`.
+    pub fn write<T>(
+        &self,
+        retry_after_seconds: Option<u32>,
+        keep: bool,
+        take: impl FnOnce(&[u8]) -> T,
+    ) -> T {
+        thread_local! {
+            static OUT: Cell<Vec<u8>> = const { Cell::new(Vec::new()) };
+        }
+        let mut out = OUT.take();
+        out.clear();
+        self.write_into(&mut out, retry_after_seconds, keep);
+        let taken = take(&out);
+        OUT.set(out);
+        taken
+    }
+
+    fn write_into(&self, out: &mut Vec<u8>, retry_after_seconds: Option<u32>, keep: bool) {
         let [keeps, closes] = &self.tails;
         let tail = if keep { keeps } else { closes };
-        let mut out = Vec::with_capacity(self.head.len() + tail.len() + CHANGES_BYTES);
         out.put_slice(&self.head);
         if let Some(prebuilt) = &self.retry_after {
             match retry_after_seconds {
                 Some(seconds) => {
                     let mut digits = itoa::Buffer::new();
-                    put_line(&mut out, "Retry-After", digits.format(seconds).as_bytes());
+                    put_line(out, "Retry-After", digits.format(seconds).as_bytes());
                 }
-                None => put_line(&mut out, "Retry-After", prebuilt.as_bytes()),
+                None => put_line(out, "Retry-After", prebuilt.as_bytes()),
             }
         }
         out.put_slice(b"Date: ");
         out.put_slice(pingora::protocols::http::date::get_cached_date().as_bytes());
         out.put_slice(tail);
-        out
     }
 }
 

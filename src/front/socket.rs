@@ -79,6 +79,19 @@ impl Socket {
         self.ahead = ahead;
     }
 
+    /// Sends as much of `bytes` as can be sent at once, and says how much: an answer that is whole
+    /// need not be gathered. Nothing where something was gathered before it, or sending fails.
+    pub fn send_now(&self, bytes: &[u8]) -> usize {
+        if !self.gathered.is_empty() {
+            return 0;
+        }
+        let sent = match &self.wire {
+            Wire::Tcp(stream) => stream.try_write(bytes),
+            Wire::Unix(stream) => stream.try_write(bytes),
+        };
+        sent.unwrap_or(0)
+    }
+
     fn poll_wire(&mut self, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
         match &mut self.wire {
             Wire::Tcp(stream) => Pin::new(stream).poll_write(cx, bytes),
@@ -263,6 +276,23 @@ mod tests {
             let expect = [vec![b'a'; first], vec![b'b'; second]].concat();
             assert_eq!(all, expect, "{first} {second}");
         }
+    }
+
+    #[tokio::test]
+    async fn what_is_whole_is_sent_at_once_but_never_before_what_was_written() {
+        let (mut socket, far) = pair();
+        assert_eq!(socket.send_now(b"whole"), 5);
+        far.readable().await.unwrap();
+        assert_eq!(arrived(&far), 5);
+        socket.write_all(b"head").await.unwrap();
+        assert_eq!(socket.send_now(b"whole"), 0);
+        socket.flush().await.unwrap();
+        let much = vec![0; 8 << 20];
+        let sent = socket.send_now(&much);
+        assert!(sent > 0 && sent < much.len(), "as much as there is room for: {sent}");
+        assert_eq!(socket.send_now(&much), 0);
+        drop(far);
+        assert_eq!(socket.send_now(b"gone"), 0);
     }
 
     #[tokio::test]

@@ -1,9 +1,12 @@
 //! The front door's own answers and Pingora's path are two ways to the same verdict: over the
 //! whole corpus they differ in nothing, neither in what is answered nor in what is kept.
 
-use crate::harness::{Edge, Setup};
+use crate::harness::{Edge, PATIENCE, Setup};
 use crate::http::Response;
 use serde_json::Value;
+use std::io::{Read, Write};
+use std::net::TcpStream;
+use std::time::Duration;
 
 const PORTALS: &str = "portals = [62515]\n[[portal]]\nid = 1001\nevents = [\"signup*\"]\n";
 
@@ -160,6 +163,53 @@ fn pipelined_requests_change_ways_without_losing_step() {
         });
         assert_eq!(answers[0], answers[1]);
     }
+}
+
+#[test]
+fn a_client_that_reads_late_gets_each_answer_whole_and_once() {
+    const REQUESTS: usize = 40_000;
+    let edge = Setup::default().start();
+    // So long that all of them are more than any system buffers.
+    let cookie = "c".repeat(400);
+    let request =
+        format!("GET /v1/event/?_a=1&_n=a HTTP/1.1\r\nHost: a\r\nCookie: {cookie}\r\n\r\n");
+    let mut stream = TcpStream::connect(edge.address).unwrap();
+    stream.set_read_timeout(Some(PATIENCE)).unwrap();
+    rustix::net::sockopt::set_socket_recv_buffer_size(&stream, 64 << 10).unwrap();
+    let mut writer = stream.try_clone().unwrap();
+    let (told, is_stuck) = std::sync::mpsc::channel();
+    let asking = std::thread::spawn(move || {
+        let all = request.repeat(REQUESTS);
+        let mut rest = all.as_bytes();
+        // Until the buffers of both sides are full: the edge waits for us to read.
+        writer.set_write_timeout(Some(Duration::from_millis(200))).unwrap();
+        while let Ok(sent) = writer.write(rest) {
+            rest = &rest[sent..];
+            assert!(!rest.is_empty(), "all was taken");
+        }
+        told.send(()).unwrap();
+        writer.set_write_timeout(None).unwrap();
+        writer.write_all(rest).unwrap();
+    });
+    is_stuck.recv_timeout(PATIENCE).unwrap();
+    let mut read = |bytes: usize| {
+        let mut answer = vec![0; bytes];
+        stream.read_exact(&mut answer).unwrap();
+        answer
+    };
+    let mut first = Vec::new();
+    while !first.ends_with(b"\r\n\r\n") {
+        first.extend(read(1));
+    }
+    first.extend(read(pixelgate::pixel::PIXEL.len()));
+    let undated = |answer: &[u8]| {
+        let text = String::from_utf8_lossy(answer).into_owned();
+        text.split("\r\n").filter(|line| !line.starts_with("Date: ")).collect::<String>()
+    };
+    for number in 1..REQUESTS {
+        assert_eq!(undated(&read(first.len())), undated(&first), "answer {number}");
+    }
+    asking.join().unwrap();
 }
 
 #[test]
