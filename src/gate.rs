@@ -6,7 +6,7 @@
 //! accepted event durable is the caller's next step: [`Gate::encode`] into the spool.
 
 use crate::clock::Clock;
-use crate::event::{self, Context, Event, Judged, Reason, Reject, Rules};
+use crate::event::{self, Context, Event, Reason, Reject, Rules};
 use crate::path::{Guard, Reading};
 use crate::portals::{Policy, Portals, RateLimited, Ruling};
 use crate::privacy;
@@ -80,6 +80,26 @@ pub struct Kept<'a> {
     pub would_refuse: Option<Reason>,
 }
 
+impl Kept<'_> {
+    /// Nothing yet: a place for [`Gate::judge_into`].
+    pub(crate) fn blank() -> Self {
+        Kept {
+            event: Event::blank(),
+            context: Context::default(),
+            ignored: event::IgnoredParams::new(),
+            would_refuse: None,
+        }
+    }
+}
+
+/// A [`Judgement`], where what is kept has a place already.
+pub(crate) enum Finding {
+    Keep,
+    Refuse(Refusal),
+    Head,
+    Preflight,
+}
+
 /// What a portal's rate says.
 type Rate = Result<(), RateLimited>;
 
@@ -122,28 +142,50 @@ impl Gate {
 
     /// Judges a hit. One whose path is not ours is refused like one below the event path.
     pub fn judge<'a>(&self, hit: Hit<'a>) -> Judgement<'a> {
-        self.judge_by(hit, |policy| policy.take_rate())
+        Self::judgement(|kept| self.judge_into(hit, kept))
     }
 
     /// What [`Gate::judge`] would say, without using up a place in a portal's rate.
     pub fn consider<'a>(&self, hit: Hit<'a>) -> Judgement<'a> {
-        self.judge_by(hit, |_| Ok(()))
+        Self::judgement(|kept| self.judge_by(hit, kept, |_| Ok(())))
     }
 
-    fn judge_by<'a>(&self, hit: Hit<'a>, take_rate: impl FnOnce(&Policy) -> Rate) -> Judgement<'a> {
+    fn judgement<'a>(judge: impl FnOnce(&mut Kept<'a>) -> Finding) -> Judgement<'a> {
+        let mut kept = Kept::blank();
+        match judge(&mut kept) {
+            Finding::Keep => Judgement::Keep(kept),
+            Finding::Refuse(refusal) => Judgement::Refuse(refusal),
+            Finding::Head => Judgement::Head,
+            Finding::Preflight => Judgement::Preflight,
+        }
+    }
+
+    /// As [`Gate::judge`], with a place for what is kept, which is blank: an event is large, and
+    /// moving it about costs more than some checks.
+    pub(crate) fn judge_into<'a>(&self, hit: Hit<'a>, kept: &mut Kept<'a>) -> Finding {
+        self.judge_by(hit, kept, |policy| policy.take_rate())
+    }
+
+    fn judge_by<'a>(
+        &self,
+        hit: Hit<'a>,
+        kept: &mut Kept<'a>,
+        take_rate: impl FnOnce(&Policy) -> Rate,
+    ) -> Finding {
         if hit.reading != Reading::Event {
-            return Judgement::Refuse(Refusal::of(Reason::UnknownPath));
+            return Finding::Refuse(Refusal::of(Reason::UnknownPath));
         }
         match *hit.method {
             Method::GET => {}
             Method::POST if self.rules.judges_post() => {}
-            Method::HEAD => return Judgement::Head,
-            Method::OPTIONS => return Judgement::Preflight,
-            _ => return Judgement::Refuse(Refusal::of(Reason::MethodNotAllowed)),
+            Method::HEAD => return Finding::Head,
+            Method::OPTIONS => return Finding::Preflight,
+            _ => return Finding::Refuse(Refusal::of(Reason::MethodNotAllowed)),
         }
-        match self.admit(hit.query, hit.context, take_rate) {
-            Ok(kept) => Judgement::Keep(kept),
-            Err(refusal) => Judgement::Refuse(refusal),
+        kept.context = hit.context;
+        match self.admit(hit.query, kept, take_rate) {
+            Ok(()) => Finding::Keep,
+            Err(refusal) => Finding::Refuse(refusal),
         }
     }
 
@@ -151,14 +193,11 @@ impl Gate {
     fn admit<'a>(
         &self,
         query: &'a [u8],
-        context: Context<'a>,
+        kept: &mut Kept<'a>,
         take_rate: impl FnOnce(&Policy) -> Rate,
-    ) -> Result<Kept<'a>, Refusal> {
-        let judged = event::parse(query, &self.rules);
-        let Judged { event, ignored } =
-            judged.map_err(|reject| Refusal { reject, retry_after_seconds: None })?;
-        // Put together at once: an event is large, and moving it costs more than some checks.
-        let mut kept = Kept { event, context, ignored, would_refuse: None };
+    ) -> Result<(), Refusal> {
+        event::parse_into(query, &self.rules, &mut kept.event, &mut kept.ignored)
+            .map_err(|reject| Refusal { reject, retry_after_seconds: None })?;
         let decision = self.portals.judge(kept.event.portal, &kept.event.name);
         match decision.ruling {
             Ruling::Allowed => {}
@@ -183,7 +222,7 @@ impl Gate {
             kept.event.properties.retain(|(name, _)| !decision.policy.drops(name));
         }
         self.privacy.apply(&mut kept.event, &mut kept.context);
-        Ok(kept)
+        Ok(())
     }
 
     /// Writes a kept event as a spool record, and gives it its id and its time.

@@ -13,7 +13,7 @@ use crate::delivery::Delivery;
 use crate::event::Reason;
 use crate::forward::Forwarder;
 use crate::front::InFlight;
-use crate::gate::{Gate, Hit, Judgement, Refusal, Verdict};
+use crate::gate::{Finding, Gate, Hit, Kept, Refusal, Verdict};
 use crate::glimpse::{Glimpses, Note};
 use crate::metrics::Metrics;
 use crate::path::Reading;
@@ -180,21 +180,20 @@ impl PixelGate {
             shared.glimpses.rejected(refusal.reject.reason, query, shared.gate.rules());
             Step::Answer(Reply::Refused(refusal))
         };
-        // By reference: an event is large, and moving it costs more than some checks.
-        let judgement = shared.gate.judge(hit);
-        let kept = match &judgement {
-            Judgement::Keep(kept) => kept,
-            Judgement::Refuse(refusal) => return refused(*refusal),
-            Judgement::Preflight => return Step::Answer(Reply::Preflight),
-            Judgement::Head => return Step::Answer(Reply::Head),
-        };
+        let mut kept = Kept::blank();
+        match shared.gate.judge_into(hit, &mut kept) {
+            Finding::Keep => {}
+            Finding::Refuse(refusal) => return refused(refusal),
+            Finding::Preflight => return Step::Answer(Reply::Preflight),
+            Finding::Head => return Step::Answer(Reply::Head),
+        }
         for (_, why) in &kept.ignored {
             shared.metrics.count_ignored(*why);
         }
         if let Some(reason) = kept.would_refuse {
             shared.metrics.count_dry_run_refusal(reason);
         }
-        match shared.spool.append(|out| shared.gate.encode(kept, out)) {
+        match shared.spool.append(|out| shared.gate.encode(&kept, out)) {
             Ok(commit) => {
                 if shared.company.as_ref().is_some_and(InFlight::is_everyone) {
                     shared.spool.hurry();

@@ -8,7 +8,7 @@ use std::borrow::Cow;
 use super::param::{Reserved, WITHHELD};
 use super::query::{NotUtf8, Piece, Plus, Text};
 use super::verdict::{Ignored, Reason, Reject};
-use super::{Event, IgnoredParams, Judged, Properties, Rules};
+use super::{Event, IgnoredParams, Rules};
 use super::{email, normalize, revenue::Revenue, validate};
 
 /// What a reserved parameter was given as.
@@ -41,14 +41,18 @@ impl<'a> Slot<'a> {
 }
 
 /// The parameters of a hit.
-#[derive(Default)]
-pub(super) struct Hit<'a> {
+pub(super) struct Hit<'h, 'a> {
     reserved: [Slot<'a>; Reserved::COUNT],
-    properties: Properties<'a>,
-    ignored: IgnoredParams<'a>,
+    event: &'h mut Event<'a>,
+    ignored: &'h mut IgnoredParams<'a>,
 }
 
-impl<'a> Hit<'a> {
+impl<'h, 'a> Hit<'h, 'a> {
+    /// A hit that is read into places that are blank.
+    pub(super) fn new(event: &'h mut Event<'a>, ignored: &'h mut IgnoredParams<'a>) -> Self {
+        Hit { reserved: Default::default(), event, ignored }
+    }
+
     /// Puts a parameter where it belongs.
     pub(super) fn take(&mut self, piece: Piece<'a>, rules: &Rules) {
         let Ok(key) = piece.key() else { return self.take_nameless(piece) };
@@ -65,7 +69,7 @@ impl<'a> Hit<'a> {
             (None, Ok(value)) if !validate::is_property_value(&value) => {
                 self.ignored.push((key, Ignored::ControlCharacter));
             }
-            (None, Ok(value)) => self.properties.push((key, value.text)),
+            (None, Ok(value)) => self.event.properties.push((key, value.text)),
         }
     }
 
@@ -76,9 +80,11 @@ impl<'a> Hit<'a> {
         self.ignored.push((Cow::Owned(piece.key_lossy()), Ignored::InvalidEncoding));
     }
 
-    /// Judges what was gathered, and takes it away.
-    pub(super) fn judge(&mut self) -> Result<Judged<'a>, Reject> {
-        let [portal, name, email, revenue, external_id] = &mut self.reserved;
+    /// Judges what was gathered, and makes an event of it.
+    pub(super) fn judge(self) -> Result<(), Reject> {
+        let Hit {
+            reserved: [mut portal, mut name, mut email, mut revenue, mut external_id], ..
+        } = self;
 
         let portal = portal.read(Reserved::Portal)?.ok_or(Reject::of(Reason::MissingPortal))?;
         let portal = validate::portal(&portal).ok_or(Reject::of(Reason::InvalidPortal))?;
@@ -103,19 +109,12 @@ impl<'a> Hit<'a> {
             return Err(Reject::of(Reason::InvalidExternalId));
         }
 
-        normalize::sort_and_merge(&mut self.properties);
-        // Large, so moved once: straight into what is returned.
-        Ok(Judged {
-            event: Event {
-                portal,
-                name: name.text,
-                email,
-                revenue,
-                external_id: external_id.map(|id| id.text),
-                properties: std::mem::take(&mut self.properties),
-            },
-            ignored: std::mem::take(&mut self.ignored),
-        })
+        let event = self.event;
+        (event.portal, event.name) = (portal, name.text);
+        (event.email, event.revenue) = (email, revenue);
+        event.external_id = external_id.map(|id| id.text);
+        normalize::sort_and_merge(&mut event.properties);
+        Ok(())
     }
 }
 

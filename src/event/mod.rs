@@ -78,6 +78,18 @@ pub struct Event<'a> {
 }
 
 impl Event<'_> {
+    /// No event yet: a place to read one into.
+    pub(crate) fn blank() -> Self {
+        Event {
+            portal: 0,
+            name: Cow::Borrowed(""),
+            email: None,
+            revenue: None,
+            external_id: None,
+            properties: Properties::new(),
+        }
+    }
+
     /// The same event, borrowing from nothing: for any lifetime, `'static` included.
     pub fn into_owned<'any>(self) -> Event<'any> {
         let own = |text: Cow<'_, str>| Cow::Owned(text.into_owned());
@@ -142,26 +154,44 @@ pub struct Judged<'a> {
 /// The first failing check in the order of SPEC 3, from [`Reason::QueryTooLong`] to
 /// [`Reason::InvalidExternalId`].
 pub fn parse<'a>(query: &'a [u8], rules: &Rules) -> Result<Judged<'a>, Reject> {
+    let mut judged = Judged { event: Event::blank(), ignored: IgnoredParams::new() };
+    parse_into(query, rules, &mut judged.event, &mut judged.ignored)?;
+    Ok(judged)
+}
+
+/// As [`parse`], into places that are blank: an event is large, and moving it about costs more than
+/// some checks. After an error what is there means nothing.
+pub(crate) fn parse_into<'a>(
+    query: &'a [u8],
+    rules: &Rules,
+    event: &mut Event<'a>,
+    ignored: &mut IgnoredParams<'a>,
+) -> Result<(), Reject> {
     if query.len() > rules.limits().query_bytes_max {
         return Err(Reject::of(Reason::QueryTooLong));
     }
     match std::str::from_utf8(query) {
-        Ok(query) => parse_text(query, rules),
+        Ok(query) => parse_text(query, rules, event, ignored),
         Err(_) => {
             // Rare, and never what a browser sends: it may cost an allocation or two.
             let query = query::encode_wide(query);
-            let judged = parse_text(&query, rules)?;
-            let ignored = judged.ignored.into_iter();
-            Ok(Judged {
-                event: judged.event.into_owned(),
-                ignored: ignored.map(|(name, why)| (Cow::Owned(name.into_owned()), why)).collect(),
-            })
+            let (mut read, mut dropped) = (Event::blank(), IgnoredParams::new());
+            parse_text(&query, rules, &mut read, &mut dropped)?;
+            *event = read.into_owned();
+            let own = |(name, why): (Cow<'_, str>, Ignored)| (name.into_owned().into(), why);
+            ignored.extend(dropped.into_iter().map(own));
+            Ok(())
         }
     }
 }
 
-fn parse_text<'a>(query: &'a str, rules: &Rules) -> Result<Judged<'a>, Reject> {
-    let mut hit = hit::Hit::default();
+fn parse_text<'a>(
+    query: &'a str,
+    rules: &Rules,
+    event: &mut Event<'a>,
+    ignored: &mut IgnoredParams<'a>,
+) -> Result<(), Reject> {
+    let mut hit = hit::Hit::new(event, ignored);
     for (count, piece) in query::pieces(query).enumerate() {
         if count == rules.limits().params_max {
             return Err(Reject::of(Reason::TooManyParams));
