@@ -3,9 +3,10 @@
 use super::census::Place;
 use super::door::Admitted;
 use super::head::{self, Fault, end_of_head, examine};
+use super::in_flight::BusyHere;
 use super::plain::{Lines, Plain, plain, request_line};
 use super::socket::Socket;
-use super::{Busy, Front, h2, scratch};
+use super::{Front, h2, scratch};
 use crate::answer::wants_image;
 use crate::context::context;
 use crate::gate::Hit;
@@ -64,20 +65,20 @@ impl Connection {
 }
 
 /// A plain event request that is judged, and waits for the disk at most.
-struct Judged {
+struct Judged<'f> {
     /// Length of its header.
     length: usize,
     step: Step,
     image: bool,
     /// It is the connection's last one by its client's wish.
     closes: bool,
-    _busy: Busy,
+    _busy: BusyHere<'f>,
 }
 
 /// What a connection brings first when it was waited for.
-enum Arrival {
+enum Arrival<'f> {
     /// A plain event request, whole.
-    Judged(Judged),
+    Judged(Judged<'f>),
     /// Something else, which is in the connection's buffer.
     Bytes,
     /// Nothing, in time.
@@ -102,7 +103,7 @@ type Handed<'a> = Pin<Box<dyn Future<Output = Option<ReusedHttpStream>> + Send +
 impl<SV> Front<SV> {
     /// Takes a connection's next bytes, if there are any. A plain event request that comes in one
     /// piece, as nearly all do, is judged where it was read.
-    fn poll_arrival(&self, connection: &mut Connection, cx: &mut Context<'_>) -> Poll<Arrival> {
+    fn poll_arrival(&self, connection: &mut Connection, cx: &mut Context<'_>) -> Poll<Arrival<'_>> {
         let Connection { stream, came, peer, .. } = connection;
         if !came.is_empty() {
             return Poll::Ready(Arrival::Bytes);
@@ -127,7 +128,7 @@ impl<SV> Front<SV> {
         connection: &mut Connection,
         mut alarm: Pin<&mut Sleep>,
         mut stopped: Pin<&mut impl Future>,
-    ) -> Arrival {
+    ) -> Arrival<'_> {
         if connection.came.is_empty() {
             connection.came = BytesMut::new();
         }
@@ -196,7 +197,7 @@ impl<SV> Front<SV> {
     }
 
     /// Judges the request at the beginning of `bytes` if it is whole, plain and ours.
-    fn judge_plain(&self, bytes: &[u8], peer: Option<IpAddr>) -> Option<Judged> {
+    fn judge_plain(&self, bytes: &[u8], peer: Option<IpAddr>) -> Option<Judged<'_>> {
         let limits = self.limits();
         if !limits.answer_plain {
             return None;
@@ -214,7 +215,7 @@ impl<SV> Front<SV> {
         if request.headers.len() > limits.header_lines_max || length > limits.header_bytes_max {
             return None;
         }
-        let busy = self.in_flight.enter();
+        let busy = self.in_flight.enter_here();
         let step = self.gate.begin(Hit {
             method: &Plain::METHOD,
             reading,
@@ -230,7 +231,7 @@ impl<SV> Front<SV> {
     async fn answer(
         &self,
         connection: &mut Connection,
-        judged: Judged,
+        judged: Judged<'_>,
         shutdown: &ShutdownWatch,
     ) -> bool {
         let wishes_end = judged.closes;

@@ -21,6 +21,9 @@ struct Counts {
 #[derive(Debug)]
 pub struct Busy(InFlight);
 
+/// As [`Busy`], for whoever does not outlive the count: it costs no count of its own.
+pub(super) struct BusyHere<'a>(&'a Counts);
+
 /// One open connection; ends when dropped.
 pub struct Connected(InFlight);
 
@@ -32,6 +35,12 @@ impl InFlight {
     pub fn enter(&self) -> Busy {
         self.0.requests.fetch_add(1, Relaxed);
         Busy(self.clone())
+    }
+
+    /// As [`InFlight::enter`], while this lives.
+    pub(super) fn enter_here(&self) -> BusyHere<'_> {
+        self.0.requests.fetch_add(1, Relaxed);
+        BusyHere(&self.0)
     }
 
     /// How many requests there are.
@@ -93,6 +102,12 @@ impl Drop for Busy {
     }
 }
 
+impl Drop for BusyHere<'_> {
+    fn drop(&mut self) {
+        self.0.requests.fetch_sub(1, Relaxed);
+    }
+}
+
 impl Drop for Seats {
     fn drop(&mut self) {
         self.0.0.seats.fetch_sub(self.1, Relaxed);
@@ -124,6 +139,9 @@ mod tests {
         let last = in_flight.enter();
         assert!(in_flight.is_everyone());
         drop((more, last, streams, second));
+        let here = in_flight.enter_here();
+        assert_eq!(in_flight.count(), 2);
+        drop(here);
         assert!(in_flight.is_everyone(), "places are given back");
         drop((busy, first));
         assert_eq!((in_flight.count(), in_flight.connections()), (0, 0));
