@@ -203,6 +203,30 @@ fn closing_twice_is_closing_once_and_nothing_is_taken_after() {
 }
 
 #[test]
+fn in_memory_the_kernel_has_little_to_write_at_any_time() {
+    const RECORDS: usize = 160;
+    const LEFT_MAX: usize = 16;
+    let fs = SimFs::new(1);
+    let config = Config { durability: Durability::Memory, ..Config::default() };
+    let config = Config { dir: spool_sim::rig::config().dir, ..config };
+    let spool = open(&fs, &config, &["up"]);
+    let mut reader = spool.reader("up").expect("configured");
+    let record = vec![7; 128 << 10];
+    for _ in 0..RECORDS {
+        wait(spool.append(|out| out.extend_from_slice(&record)).expect("taken")).expect("at once");
+        // What can be read is written. The sync, if one is due, comes before the next write.
+        while reader.try_read(1, record.len()).is_empty() {
+            std::thread::yield_now();
+        }
+    }
+    fs.lose_power();
+    let spool = open(&fs.process(), &config, &["up"]);
+    let mut reader = spool.reader("up").expect("configured");
+    let found = reader.try_read(RECORDS, usize::MAX).len();
+    assert!(found >= RECORDS - 1 - LEFT_MAX, "{found} of {RECORDS}");
+}
+
+#[test]
 fn a_reader_is_given_once() {
     let fs = SimFs::new(1);
     let spool = open(&fs, &config(), &["up"]);

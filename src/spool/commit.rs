@@ -30,6 +30,8 @@ const RETRY: Duration = Duration::from_millis(250);
 /// In `memory` nobody waits for a group, and each costs a wake-up: it lingers so many times as
 /// long. Not longer, since a large one keeps a core from answering.
 const MEMORY_LINGERS: u32 = 2;
+/// In `memory` so much is left to the kernel to write when it likes.
+const MEMORY_SYNC_BYTES: u64 = 2 << 20;
 /// Buffers larger than this are given back after a burst.
 const BUFFER_BYTES_KEPT: usize = 1 << 20;
 
@@ -332,6 +334,9 @@ impl Committer {
             Durability::Memory => {
                 self.publish();
                 self.forget(self.unsynced.bytes.len(), self.unsynced.events);
+                if let Some(segment) = &mut self.segment {
+                    segment.sync_beyond(MEMORY_SYNC_BYTES)?;
+                }
             }
         }
         if sync { self.sync() } else { Ok(()) }

@@ -20,6 +20,8 @@ pub struct Segment {
     pub capacity: u64,
     /// Where the next record goes.
     pub offset: u64,
+    /// What is before it is on disk.
+    synced: u64,
 }
 
 impl Segment {
@@ -51,14 +53,9 @@ impl Segment {
             _ = lane.fs().remove_file(&path);
             return Err(error);
         }
-        Ok(Segment {
-            file,
-            number,
-            seal: Seal::new(lane.salt, number),
-            recycled,
-            capacity,
-            offset: (SEGMENT_HEADER_BYTES + records.len()) as u64,
-        })
+        let offset = (SEGMENT_HEADER_BYTES + records.len()) as u64;
+        let seal = Seal::new(lane.salt, number);
+        Ok(Segment { file, number, seal, recycled, capacity, offset, synced: offset })
     }
 
     /// Writes records behind the others. After an error the segment must be given up.
@@ -77,6 +74,16 @@ impl Segment {
     /// it may have marked clean, and a second sync would succeed and lie.
     pub fn sync(&self) -> io::Result<()> {
         self.file.sync_data()
+    }
+
+    /// Syncs if as many bytes as `most` are not yet on disk. A kernel that writes a whole segment
+    /// at one go keeps a core from answering.
+    pub fn sync_beyond(&mut self, most: u64) -> io::Result<()> {
+        if self.offset - self.synced >= most {
+            self.sync()?;
+            self.synced = self.offset;
+        }
+        Ok(())
     }
 
     /// Cuts what is behind `bytes`: the best that can be done for a segment that was given up,
