@@ -161,6 +161,7 @@ fn work(mut writer: Writer, inbox: &Receiver<Order>) {
                 next = inbox.try_recv().ok();
             }
         }
+        std::thread::yield_now();
         let outcome = match writer.sync() {
             Ok(()) => Outcome::Delivered,
             Err(e) => Outcome::Retry(Setback::new(format!("cannot sync: {e}"))),
@@ -192,6 +193,8 @@ fn write(
         let _ = done.send(Outcome::Rejected(Setback::new("a spool record cannot be read")));
         return;
     };
+    // It is a lot of work at once, and whoever answers requests may wait for this core.
+    std::thread::yield_now();
     match writer.append(&body.bytes) {
         Ok(()) => group.push(done),
         Err(e) => {
