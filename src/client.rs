@@ -19,10 +19,6 @@ const FORWARDED: &str = "forwarded";
 pub trait Headers {
     /// The values of all lines with this name (in lower case), in the order in which they came.
     fn lines<'a>(&'a self, name: &'a str) -> impl DoubleEndedIterator<Item = &'a [u8]>;
-
-    /// Visits all lines: their names, in any case, and their values. Those of one name come in the
-    /// order in which they came.
-    fn each<'a>(&'a self, visit: impl FnMut(&'a [u8], &'a [u8]));
 }
 
 /// Whether a header's name, or another token (RFC 9110, section 5.6.2), is `expect`, which is in
@@ -36,10 +32,6 @@ pub fn token_is<const N: usize>(token: &[u8], expect: &[u8; N]) -> bool {
 impl Headers for http::HeaderMap {
     fn lines<'a>(&'a self, name: &'a str) -> impl DoubleEndedIterator<Item = &'a [u8]> {
         self.get_all(name).iter().map(|value| value.as_bytes())
-    }
-
-    fn each<'a>(&'a self, mut visit: impl FnMut(&'a [u8], &'a [u8])) {
-        self.iter().for_each(|(name, value)| visit(name.as_ref(), value.as_bytes()));
     }
 }
 

@@ -1,31 +1,28 @@
 //! What a request says beside its query: who asked, from where, and what their browser wishes.
 
-use crate::client::{Headers, TrustedProxies, token_is};
+use crate::client::{TrustedProxies, token_is};
 use crate::event::Context;
+use http::HeaderMap;
 use std::borrow::Cow;
 use std::net::IpAddr;
 
 /// Gathers the context of a hit from its connection's peer and its headers. Cookies and
 /// credentials are not looked at (SPEC 3).
 pub fn context<'a>(
-    headers: &'a impl Headers,
+    headers: &'a HeaderMap,
     peer: Option<IpAddr>,
     trusted: &TrustedProxies,
 ) -> Context<'a> {
-    let seen = Seen::of(headers);
-    Context {
-        ip: peer.map(|peer| trusted.client(peer, headers)),
-        user_agent: seen.user_agent.and_then(text),
-        referer: seen.referer.and_then(text),
-        gpc: seen.gpc.is_some_and(is_one),
-        dnt: seen.dnt.is_some_and(is_one),
-        prefetch: seen.purposes.into_iter().flatten().any(is_prefetch),
+    let mut seen = Seen::default();
+    for (name, value) in headers {
+        seen.note(name.as_ref(), value.as_bytes());
     }
+    seen.context(peer.map(|peer| trusted.client(peer, headers)))
 }
 
 /// The first line of each header that says something of the context.
 #[derive(Default)]
-struct Seen<'a> {
+pub(crate) struct Seen<'a> {
     user_agent: Option<&'a [u8]>,
     referer: Option<&'a [u8]>,
     gpc: Option<&'a [u8]>,
@@ -35,24 +32,34 @@ struct Seen<'a> {
 }
 
 impl<'a> Seen<'a> {
-    /// In one pass: most headers are told from these by their length.
-    fn of(headers: &'a impl Headers) -> Self {
-        let mut seen = Self::default();
-        headers.each(|name, value| {
-            let place = match name.len() {
-                3 if token_is(name, b"dnt") => &mut seen.dnt,
-                5 if token_is(name, b"x-moz") => &mut seen.purposes[3],
-                7 if token_is(name, b"referer") => &mut seen.referer,
-                7 if token_is(name, b"sec-gpc") => &mut seen.gpc,
-                7 if token_is(name, b"purpose") => &mut seen.purposes[1],
-                9 if token_is(name, b"x-purpose") => &mut seen.purposes[2],
-                10 if token_is(name, b"user-agent") => &mut seen.user_agent,
-                11 if token_is(name, b"sec-purpose") => &mut seen.purposes[0],
-                _ => return,
-            };
-            place.get_or_insert(value);
-        });
-        seen
+    /// Takes note of a header line. Those of one name come in the order in which they came.
+    #[inline]
+    pub fn note(&mut self, name: &[u8], value: &'a [u8]) {
+        // Most headers are told from these by their length.
+        let place = match name.len() {
+            3 if token_is(name, b"dnt") => &mut self.dnt,
+            5 if token_is(name, b"x-moz") => &mut self.purposes[3],
+            7 if token_is(name, b"referer") => &mut self.referer,
+            7 if token_is(name, b"sec-gpc") => &mut self.gpc,
+            7 if token_is(name, b"purpose") => &mut self.purposes[1],
+            9 if token_is(name, b"x-purpose") => &mut self.purposes[2],
+            10 if token_is(name, b"user-agent") => &mut self.user_agent,
+            11 if token_is(name, b"sec-purpose") => &mut self.purposes[0],
+            _ => return,
+        };
+        place.get_or_insert(value);
+    }
+
+    /// What the noted lines say, of whoever asked from `ip`.
+    pub fn context(self, ip: Option<IpAddr>) -> Context<'a> {
+        Context {
+            ip,
+            user_agent: self.user_agent.and_then(text),
+            referer: self.referer.and_then(text),
+            gpc: self.gpc.is_some_and(is_one),
+            dnt: self.dnt.is_some_and(is_one),
+            prefetch: self.purposes.into_iter().flatten().any(is_prefetch),
+        }
     }
 }
 

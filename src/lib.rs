@@ -67,6 +67,7 @@ pub mod forward;
 pub mod front;
 pub mod gate;
 pub mod glimpse;
+mod lanes;
 pub mod metrics;
 pub mod path;
 pub mod pixel;

@@ -23,6 +23,12 @@ impl<'a> Target<'a> {
         let (path, query) = until(target, b'?');
         Self { path: without_authority(path), query }
     }
+
+    /// As [`Target::split`], where `target` has no fragment. `None` if it is not in origin form.
+    pub(crate) fn of_path(target: &'a [u8]) -> Option<Self> {
+        let (path, query) = until(target, b'?');
+        path.starts_with(b"/").then_some(Self { path, query })
+    }
 }
 
 /// What stands before the first `stop`, and what stands after it.

@@ -22,7 +22,7 @@ const FLOORS: &[(u8, &[&str])] = &[
         0,
         &[
             "event", "path", "target", "answer", "client", "context", "privacy", "pixel",
-            "metrics", "glimpse", "clock",
+            "metrics", "glimpse", "clock", "lanes",
         ],
     ),
 ];

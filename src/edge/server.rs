@@ -268,6 +268,8 @@ fn raise_file_limit(edge: &Config) -> usize {
 fn server_conf(edge: &Config) -> Result<ServerConf, EdgeError> {
     let state = |name: &str| edge.state_dir.join(name).to_string_lossy().into_owned();
     Ok(ServerConf {
+        // Work stealing stays on. Without it `memory` took 2 % less CPU on one thread and `power`
+        // some 15 % more: its answers are woken by another thread.
         threads: edge.threads(),
         pid_file: state("pixelgate.pid"),
         ca_file: edge.origin_ca.as_deref().map(trust_file).transpose()?,

@@ -147,17 +147,14 @@ pub(super) struct Pieces<'a> {
 impl<'a> Iterator for Pieces<'a> {
     type Item = Piece<'a>;
 
-    #[inline]
+    #[inline(always)]
     fn next(&mut self) -> Option<Piece<'a>> {
-        while self.rest.as_bytes().first() == Some(&b'&') {
+        while matches!(self.rest.as_bytes().first()?, b'&') {
             self.rest = &self.rest[1..];
-        }
-        if self.rest.is_empty() {
-            return None;
         }
         let known = name_prefix(self.rest.as_bytes());
         let (key, key_class, rest) = until(EQUALS_SIGN | AMPERSAND, self.rest, known);
-        let has_equals_sign = rest.as_bytes().first() == Some(&b'=');
+        let has_equals_sign = matches!(rest.as_bytes().first(), Some(b'='));
         let rest = if has_equals_sign { &rest[1..] } else { rest };
         let (value, value_class, rest) = until(AMPERSAND, rest, plain_prefix(rest.as_bytes()));
         self.rest = rest;
@@ -313,6 +310,44 @@ mod tests {
             }
         }
         assert_eq!(plain_prefix(b",-./09:;<=>?@AZ[]^_`az{|}~"), 24);
+    }
+
+    /// Keys, values, and which of them are plain, found byte by byte.
+    fn naive(query: &str) -> Vec<(&str, &str, bool, bool)> {
+        let named = |c: char| matches!(c, 'a'..='z' | '0'..='9' | '_');
+        let plain = |c: char| c.is_ascii_graphic() && !matches!(c, '%' | '+');
+        let pieces = query.split('&').filter(|piece| !piece.is_empty());
+        let parts = pieces.map(|piece| piece.split_once('=').unwrap_or((piece, "")));
+        parts.map(|(k, v)| (k, v, k.chars().all(named), v.chars().all(plain))).collect()
+    }
+
+    fn check(query: &str) {
+        let plain = |piece: &Piece<'_>| piece.value(Plus::Space).unwrap().plain;
+        let seen = pieces(query).map(|p| (p.key, p.value, p.has_plain_key(), plain(&p)));
+        assert_eq!(seen.collect::<Vec<_>>(), naive(query), "{query:?}");
+    }
+
+    #[test]
+    fn what_is_not_plain_is_seen_wherever_it_stands() {
+        for c in (0..0x100).filter_map(char::from_u32).chain(['\u{20AC}', '\u{10FFFF}']) {
+            for place in 0..20 {
+                let (before, behind) = ("a".repeat(place), "z".repeat(20 - place));
+                check(&format!("{before}{c}{behind}=1&b=2"));
+                check(&format!("x={before}{c}{behind}&b=2"));
+                check(&format!("{before}={behind}{c}&_={c}&{c}"));
+            }
+        }
+    }
+
+    #[test]
+    fn parts_of_any_length_are_cut_where_they_end() {
+        for (key, value) in (0..20).flat_map(|key| (0..40).map(move |value| (key, value))) {
+            let (key, value) = ("k".repeat(key), "v".repeat(value));
+            check(&format!("{key}={value}"));
+            check(&format!("{key}&&{value}=&={key}={value}&"));
+            check(&format!("{key}{}{value}", "&".repeat(value.len())));
+            check(&format!("{key}%={value}&{key}={value}+"));
+        }
     }
 
     #[test]

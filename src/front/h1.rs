@@ -4,16 +4,14 @@ use super::census::Place;
 use super::door::Admitted;
 use super::head::{self, Fault, end_of_head, examine};
 use super::in_flight::BusyHere;
-use super::plain::{Lines, Plain, plain, request_line};
+use super::plain::{Plain, plain, request_line};
 use super::socket::Socket;
 use super::{Front, h2, scratch};
 use crate::answer::wants_image;
-use crate::context::context;
 use crate::gate::Hit;
 use crate::metrics::Limit;
 use crate::path::Reading;
 use crate::plugin::Step;
-use crate::target::Target;
 use bytes::{Buf, BytesMut};
 use pingora::apps::{HttpServerApp, ReusedHttpStream};
 use pingora::protocols::http::ServerSession;
@@ -203,26 +201,26 @@ impl<SV> Front<SV> {
             return None;
         }
         let line = request_line(bytes)?;
-        let target = Target::split(line.target);
+        let target = line.target;
         let shared = self.gate.shared();
         let reading = shared.gate.read(target.path);
         if reading == Reading::Other {
             return None;
         }
-        let mut lines = Lines::new();
-        let request = plain(line, &mut lines)?;
+        let request = plain(line)?;
         let length = request.length;
-        if request.headers.len() > limits.header_lines_max || length > limits.header_bytes_max {
+        if request.count > limits.header_lines_max || length > limits.header_bytes_max {
             return None;
         }
         let busy = self.in_flight.enter_here();
+        let ip = peer.map(|peer| shared.trusted.client(peer, &request));
+        let (image, closes) = (wants_image(request.accept), request.closes);
         let step = self.gate.begin(Hit {
             method: &Plain::METHOD,
             reading,
             query: target.query,
-            context: context(&request, peer, &shared.trusted),
+            context: request.seen.context(ip),
         });
-        let (image, closes) = (wants_image(request.accept), request.closes);
         Some(Judged { length, step, image, closes, _busy: busy })
     }
 

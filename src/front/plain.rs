@@ -5,170 +5,152 @@
 //! by the same judge; so this module only ever says "plain" or "not plain", and is free to be
 //! strict.
 
-use super::head::is_token_byte;
 use crate::client::{Headers, token_is};
+use crate::context::Seen;
+use crate::lanes::{self, Lanes as Sixteen};
+use crate::target::Target;
 use http::Method;
-use smallvec::SmallVec;
-
-/// Most headers of a plain request: browsers send about fifteen.
-pub const HEADERS_MAX: usize = 48;
+use std::ops::Range;
 
 /// The end of a line; anything else that a lenient reader might take for one is not plain.
 const LINE_END: &[u8] = b"\r\n";
-
-/// Whether a byte may stand in a header's name, by its value.
-static NAME: [bool; 256] = {
-    let mut table = [false; 256];
-    let mut byte = 0;
-    while byte < table.len() {
-        table[byte] = is_token_byte(byte as u8);
-        byte += 1;
-    }
-    table
-};
-
-/// A header: its name, in any case, and its value.
-#[derive(Debug, Clone, Copy)]
-pub struct Line<'b> {
-    name: &'b [u8],
-    value: &'b [u8],
-}
-
-/// Where the headers of a request are read into.
-pub type Lines<'b> = SmallVec<[Line<'b>; HEADERS_MAX]>;
+/// What stands before a target, and behind it.
+const METHOD: &[u8] = b"GET ";
+const VERSION: &[u8] = b" HTTP/1.1\r\n";
 
 /// A request that holds no surprise.
-pub struct Plain<'h, 'b> {
-    /// The headers.
-    pub headers: &'h [Line<'b>],
+pub struct Plain<'b> {
+    /// Its header lines, each with its end.
+    lines: &'b [u8],
+    /// How many these are.
+    pub count: usize,
     /// Length of the whole header, its empty line included.
     pub length: usize,
+    /// What the lines say of its context.
+    pub seen: Seen<'b>,
     /// The first `Accept`.
     pub accept: Option<&'b [u8]>,
     /// Whether the connection shall end with the answer.
     pub closes: bool,
 }
 
-impl Plain<'_, '_> {
+impl Plain<'_> {
     /// The method of every plain request.
     pub const METHOD: Method = Method::GET;
 }
 
-impl Headers for Plain<'_, '_> {
+impl Headers for Plain<'_> {
     fn lines<'a>(&'a self, name: &'a str) -> impl DoubleEndedIterator<Item = &'a [u8]> {
-        let named = move |line: &&Line<'_>| line.name.eq_ignore_ascii_case(name.as_bytes());
-        self.headers.iter().filter(named).map(|line| line.value)
-    }
-
-    fn each<'a>(&'a self, mut visit: impl FnMut(&'a [u8], &'a [u8])) {
-        self.headers.iter().for_each(|line| visit(line.name, line.value));
+        let lines = self.lines.split(|byte| *byte == b'\n');
+        let lines = lines.filter_map(|line| header_line(line, 0..line.len().checked_sub(1)?));
+        lines.filter(|(found, _)| found.eq_ignore_ascii_case(name.as_bytes())).map(|line| line.1)
     }
 }
 
 /// The line with which a plain request begins.
 pub struct RequestLine<'b> {
-    /// The target, in origin form.
-    pub target: &'b [u8],
+    /// The parts of its target.
+    pub target: Target<'b>,
     /// From the line on.
     bytes: &'b [u8],
-    /// Behind the line.
-    rest: &'b [u8],
+    /// Where it ends.
+    end: usize,
 }
 
-/// Recognizes the line of a plain request at the beginning of `bytes`.
+/// Recognizes the line of a plain request at the beginning of `bytes`. Its target is in origin
+/// form and has no fragment.
 pub fn request_line(bytes: &[u8]) -> Option<RequestLine<'_>> {
-    let (line, rest) = cut(bytes)?;
-    let target = line.strip_prefix(b"GET ")?.strip_suffix(b" HTTP/1.1")?;
-    let fits = target.first() == Some(&b'/') && memchr::memchr(b' ', target).is_none();
-    fits.then_some(RequestLine { target, bytes, rest })
+    let target = bytes.strip_prefix(METHOD)?;
+    let is_end = |bytes: Sixteen| bytes.are_outside(b'!', b'~').or(bytes.are(b'#'));
+    let (target, rest) = target.split_at(lanes::find(target, 0, is_end)?);
+    let end = bytes.len() - rest.strip_prefix(VERSION)?.len();
+    Some(RequestLine { target: Target::of_path(target)?, bytes, end })
 }
 
-/// Recognizes a plain request behind its line. Its headers are read into `lines`, which are empty.
-pub fn plain<'h, 'b>(line: RequestLine<'b>, lines: &'h mut Lines<'b>) -> Option<Plain<'h, 'b>> {
-    let RequestLine { bytes, mut rest, .. } = line;
-    let (mut hosts, mut connections) = (0, 0);
-    let (mut accept, mut closes) = (None, false);
+/// Recognizes a plain request behind its line.
+pub fn plain(line: RequestLine<'_>) -> Option<Plain<'_>> {
+    let bytes = line.bytes;
+    let mut at = line.end;
+    let (mut count, mut hosts, mut connections) = (0, 0, 0);
+    let (mut seen, mut accept, mut closes) = (Seen::default(), None, false);
     loop {
-        let (text, behind) = cut(rest)?;
-        rest = behind;
+        let text = at..lanes::find(bytes, at, is_odd)?;
+        if !bytes[text.end..].starts_with(LINE_END) {
+            return None;
+        }
+        at = text.end + LINE_END.len();
         if text.is_empty() {
             break;
         }
-        if lines.len() == HEADERS_MAX {
-            return None;
-        }
-        let line = header_line(text)?;
-        lines.push(line);
-        match line.name.len() {
-            4 if token_is(line.name, b"host") => hosts += 1,
-            6 if token_is(line.name, b"accept") => accept = accept.or(Some(line.value)),
-            6 if token_is(line.name, b"expect") => return None,
-            7 if token_is(line.name, b"upgrade") || token_is(line.name, b"trailer") => return None,
-            10 if token_is(line.name, b"connection") => {
+        count += 1;
+        let (name, value) = header_line(bytes, text)?;
+        match name.len() {
+            4 if token_is(name, b"host") => hosts += 1,
+            6 if token_is(name, b"accept") => accept = accept.or(Some(value)),
+            6 if token_is(name, b"expect") => return None,
+            7 if token_is(name, b"upgrade") || token_is(name, b"trailer") => return None,
+            10 if token_is(name, b"connection") => {
                 connections += 1;
-                closes = token_is(line.value, b"close");
-                if !closes && !token_is(line.value, b"keep-alive") {
+                closes = token_is(value, b"close");
+                if !closes && !token_is(value, b"keep-alive") {
                     return None;
                 }
             }
-            14 if token_is(line.name, b"content-length") => return None,
-            17 if token_is(line.name, b"transfer-encoding") => return None,
-            _ => {}
+            14 if token_is(name, b"content-length") => return None,
+            17 if token_is(name, b"transfer-encoding") => return None,
+            _ => seen.note(name, value),
         }
     }
-    let length = bytes.len() - rest.len();
-    // Of the request's line, the headers' and the empty one. Nothing else is odd: nothing in a line
-    // that a lenient reader might take for its end, nor what servers disagree about.
-    let ends = LINE_END.len() * (lines.len() + 2);
     // No host, or several, is for Pingora to judge; and so are two wishes for the connection.
-    let plain = hosts == 1 && connections <= 1 && odd_bytes(&bytes[..length]) == ends;
-    plain.then_some(Plain { headers: lines, length, accept, closes })
+    if hosts != 1 || connections > 1 {
+        return None;
+    }
+    let lines = &bytes[line.end..at - LINE_END.len()];
+    Some(Plain { lines, count, length: at, seen, accept, closes })
 }
 
-/// The first line, without its end, and what stands behind it.
-fn cut(bytes: &[u8]) -> Option<(&[u8], &[u8])> {
-    let end = memchr::memchr(b'\n', bytes)?;
-    Some((bytes[..end].strip_suffix(b"\r")?, &bytes[end + 1..]))
-}
-
-/// Reads a header line, but for odd bytes in its value: a name, a colon, and a value behind one
+/// Reads the header line at `text`, into name and value: a name, a colon, and a value behind one
 /// space, as everybody writes it, or behind none. No white space but that around them, so it does
 /// not go on with the line before it either (obs-fold).
-fn header_line(text: &[u8]) -> Option<Line<'_>> {
-    let colon = text.iter().position(|byte| !NAME[usize::from(*byte)])?;
-    let (name, value) = (&text[..colon], &text[colon + 1..]);
-    let value = match value {
+#[inline(always)]
+fn header_line(bytes: &[u8], text: Range<usize>) -> Option<(&[u8], &[u8])> {
+    // What ends a line ends a name.
+    let name_end = lanes::find(bytes, text.start, is_no_name).unwrap_or(text.end);
+    let name = &bytes[text.start..name_end];
+    let value = match bytes[name_end..text.end].strip_prefix(b":")? {
         [b' ', value @ ..] if !value.is_empty() => value,
         value => value,
     };
-    let fits = text[colon] == b':'
-        && !name.is_empty()
-        && value.first() != Some(&b' ')
-        && value.last() != Some(&b' ');
-    fits.then_some(Line { name, value })
+    let fits = !name.is_empty() && !matches!(value, [b' ', ..] | [.., b' ']);
+    fits.then_some((name, value))
 }
 
-/// How many bytes are not printable ASCII. Sixty-four at a time: without an early end the compiler
-/// compares many at once.
-fn odd_bytes(bytes: &[u8]) -> usize {
-    let is_odd = |byte: &u8| u8::from(!matches!(byte, b' '..=b'~'));
-    let count = |block: &[u8; 64]| usize::from(block.iter().map(is_odd).sum::<u8>());
-    let (blocks, rest) = bytes.as_chunks();
-    let mut last = [b' '; 64];
-    last[..rest.len()].copy_from_slice(rest);
-    blocks.iter().map(count).sum::<usize>() + count(&last)
+/// Which bytes end a line: those that are no printable ASCII. Nothing in a line is so what a
+/// lenient reader might take for its end, nor what servers disagree about.
+#[inline(always)]
+fn is_odd(bytes: Sixteen) -> Sixteen {
+    bytes.are_outside(b' ', b'~')
+}
+
+/// Which bytes end the name of a header: any that is not in a name that somebody uses. More are
+/// allowed (RFC 9110, section 5.6.2).
+#[inline(always)]
+fn is_no_name(bytes: Sixteen) -> Sixteen {
+    let no_letter = bytes.to_lower_case().are_outside(b'a', b'z');
+    let no_digit = bytes.are_outside(b'0', b'9');
+    no_letter.and(no_digit).and(bytes.are_not(b'-')).and(bytes.are_not(b'_'))
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
-    fn plain<'h, 'b>(bytes: &'b [u8], lines: &'h mut Lines<'b>) -> Option<Plain<'h, 'b>> {
-        super::plain(request_line(bytes)?, lines)
+    fn plain(bytes: &[u8]) -> Option<Plain<'_>> {
+        super::plain(request_line(bytes)?)
     }
 
     fn is_plain(head: &str) -> bool {
-        plain(head.as_bytes(), &mut Lines::new()).is_some()
+        plain(head.as_bytes()).is_some()
     }
 
     #[test]
@@ -176,12 +158,11 @@ mod tests {
         let head = "GET /v1/event/?_a=1 HTTP/1.1\r\nHost: a\r\nUser-Agent: b\r\nAccept: */*\r\n\
                     Connection: Keep-Alive\r\nCookie: c=d\r\nX:y\r\nZ:\r\n\r\n";
         let more = format!("{head}GET /");
-        let mut lines = Lines::new();
-        let request = plain(more.as_bytes(), &mut lines).unwrap();
+        let request = plain(more.as_bytes()).unwrap();
         assert_eq!((request.length, request.closes), (head.len(), false));
         assert_eq!(request.accept, Some(&b"*/*"[..]));
         let closing = head.replace("Keep-Alive", "Close");
-        assert!(plain(closing.as_bytes(), &mut Lines::new()).unwrap().closes);
+        assert!(plain(closing.as_bytes()).unwrap().closes);
     }
 
     #[test]
@@ -195,6 +176,7 @@ mod tests {
             ("GET /v1/event/?_n=a b HTTP/1.1", ""),
             ("GET /v1/event/?_n=\x7F HTTP/1.1", ""),
             ("GET /v1/event/?_n=\u{e9} HTTP/1.1", ""),
+            ("GET /v1/event/?_n=a#b HTTP/1.1", ""),
             ("GET /v1/event/", ""),
             ("GET /v1/event/ HTTP/1.1", "Host: b\r\n"),
             ("GET /v1/event/ HTTP/1.1", "Content-Length: 0\r\n"),
@@ -235,10 +217,15 @@ mod tests {
         }
         let whole = "GET / HTTP/1.1\r\nHost: a\r\n\r\n";
         assert!((0..whole.len()).all(|cut| !is_plain(&whole[..cut])) && is_plain(whole), "a part");
-        let many = "X: a\r\n".repeat(HEADERS_MAX);
-        assert!(!is_plain(&format!("GET / HTTP/1.1\r\nHost: a\r\n{many}\r\n")), "too many");
-        let most = "X: a\r\n".repeat(HEADERS_MAX - 1);
-        assert!(is_plain(&format!("GET / HTTP/1.1\r\nHost: a\r\n{most}\r\n")), "as many as may be");
+    }
+
+    #[test]
+    fn lines_of_one_name_are_found_in_their_order_and_all_are_counted() {
+        let head = "GET / HTTP/1.1\r\nX-Forwarded-For: a\r\nHost: a\r\nx-forwarded-for:b, c\r\n\
+                    X-Forwarded-Fo: d\r\nX-FORWARDED-FOR:\r\n\r\nX-Forwarded-For: e\r\n";
+        let request = plain(head.as_bytes()).unwrap();
+        let found: Vec<_> = request.lines("x-forwarded-for").collect();
+        assert_eq!((request.count, found), (5, vec![&b"a"[..], b"b, c", b""]));
     }
 
     /// The same question, asked of each line.
@@ -251,12 +238,12 @@ mod tests {
         for line in lines {
             let Some((name, value)) = line.split_once(':') else { return false };
             let value = value.strip_prefix(' ').unwrap_or(value);
-            let token_is = |c: char| c.is_ascii_alphanumeric() || c == '-';
+            let in_a_name = |c: char| c.is_ascii_alphanumeric() || matches!(c, '-' | '_');
             let name = name.to_lowercase();
             let fits = match name.as_str() {
                 "connection" => matches!(&*value.to_lowercase(), "keep-alive" | "close"),
                 "content-length" | "transfer-encoding" | "expect" | "upgrade" | "trailer" => false,
-                _ => !name.is_empty() && name.chars().all(token_is),
+                _ => !name.is_empty() && name.chars().all(in_a_name),
             };
             let odd = |c: char| !matches!(c, ' '..='~');
             let lone_space = value.is_empty() && line.ends_with(' ');
@@ -266,13 +253,17 @@ mod tests {
             names.push(name);
         }
         let count = |name: &str| names.iter().filter(|n| *n == name).count();
-        let visible = target.chars().all(|c| c.is_ascii_graphic());
+        let visible = target.chars().all(|c| c.is_ascii_graphic() && c != '#');
         target.starts_with('/') && visible && count("host") == 1 && count("connection") <= 1
     }
 
-    const PIECES: [&str; 25] = [
+    const PIECES: [&str; 29] = [
         "GET ",
         "/v1/event/?_a=1",
+        "GET /v1/event/?_a=1?#b HTTP/1.1\r\n",
+        "GET /?a?b HTTP/1.1\r\n",
+        "#",
+        "X_y: z\r\n",
         " HTTP/1.1",
         "\r\n",
         "\r\n",
@@ -310,13 +301,17 @@ mod tests {
             places in proptest::collection::vec(0..PIECES.len(), 0..12),
             begins_well: bool,
         ) {
-            let begin = if begins_well { "GET / HTTP/1.1\r\nHost: a\r\n" } else { "" };
+            let begin = if begins_well { "GET /?a=? HTTP/1.1\r\nHost: a\r\n" } else { "" };
             let bytes = places.iter().fold(begin.to_owned(), |all, place| all + PIECES[*place]);
             let mut searched = 0;
             let end = super::super::head::end_of_head(bytes.as_bytes(), &mut searched);
-            let length = plain(bytes.as_bytes(), &mut Lines::new()).map(|plain| plain.length);
+            let length = plain(bytes.as_bytes()).map(|plain| plain.length);
             let expect = end.filter(|end| naive(&bytes[..*end]));
             proptest::prop_assert_eq!(length, expect, "{:?}", bytes);
+            if let Some(line) = request_line(bytes.as_bytes()) {
+                let target = bytes.split(' ').nth(1).unwrap();
+                proptest::prop_assert_eq!(line.target, Target::split(target.as_bytes()));
+            }
         }
     }
 }
