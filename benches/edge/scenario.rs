@@ -68,6 +68,12 @@ pub const SCENARIOS: &[Scenario] = &[
         counted: 1000,
     },
     Scenario {
+        name: "events, 256 kept connections",
+        contenders: &[NGINX, POWER],
+        load: |_| Load { connections: 256, ..event(How::Kept) },
+        counted: 0,
+    },
+    Scenario {
         name: "events, 10,000 a second over 64 kept connections",
         contenders: &[FLOOR, NGINX, MEMORY, INTERVAL, POWER],
         load: |_| Load { pace: Some(PACE), ..event(How::Kept) },
