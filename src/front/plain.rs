@@ -7,7 +7,7 @@
 
 use crate::client::{Headers, token_is};
 use crate::context::Seen;
-use crate::lanes::{self, Lanes as Sixteen};
+use crate::lanes::{self, Lanes};
 use crate::target::Target;
 use http::Method;
 use std::ops::Range;
@@ -61,7 +61,7 @@ pub struct RequestLine<'b> {
 /// form and has no fragment.
 pub fn request_line(bytes: &[u8]) -> Option<RequestLine<'_>> {
     let target = bytes.strip_prefix(METHOD)?;
-    let is_end = |bytes: Sixteen| bytes.are_outside(b'!', b'~').or(bytes.are(b'#'));
+    let is_end = |bytes: Lanes| bytes.are_outside(b'!', b'~').or(bytes.are(b'#'));
     let (target, rest) = target.split_at(lanes::find(target, 0, is_end)?);
     let end = bytes.len() - rest.strip_prefix(VERSION)?.len();
     Some(RequestLine { target: Target::of_path(target)?, bytes, end })
@@ -128,14 +128,14 @@ fn header_line(bytes: &[u8], text: Range<usize>) -> Option<(&[u8], &[u8])> {
 /// Which bytes end a line: those that are no printable ASCII. Nothing in a line is so what a
 /// lenient reader might take for its end, nor what servers disagree about.
 #[inline(always)]
-fn is_odd(bytes: Sixteen) -> Sixteen {
+fn is_odd(bytes: Lanes) -> Lanes {
     bytes.are_outside(b' ', b'~')
 }
 
 /// Which bytes end the name of a header: any that is not in a name that somebody uses. More are
 /// allowed (RFC 9110, section 5.6.2).
 #[inline(always)]
-fn is_no_name(bytes: Sixteen) -> Sixteen {
+fn is_no_name(bytes: Lanes) -> Lanes {
     let no_letter = bytes.to_lower_case().are_outside(b'a', b'z');
     let no_digit = bytes.are_outside(b'0', b'9');
     no_letter.and(no_digit).and(bytes.are_not(b'-')).and(bytes.are_not(b'_'))
