@@ -38,7 +38,9 @@ impl std::error::Error for NotAnEvent {}
 /// What would become of one event.
 #[derive(Debug)]
 pub struct Explanation<'a> {
-    judgement: Judgement<'a>,
+    judgement: Judgement,
+    /// Means nothing where the event would not count.
+    kept: Kept<'a>,
     arrived: Lines,
     policy: Lines,
     advice: Vec<Advice<'static>>,
@@ -102,13 +104,15 @@ pub fn explain<'a>(
     }
     let context = Context::default();
     let hit = Hit { method: &Method::GET, reading, query: query.as_bytes(), context };
-    let judgement = gate.consider(hit);
-    let hubspot = match &judgement {
-        Judgement::Keep(kept) => hubspot::explain(upstreams, &kept.event),
+    let mut kept = Kept::blank();
+    let judgement = gate.consider(hit, &mut kept);
+    let hubspot = match judgement {
+        Judgement::Keep => hubspot::explain(upstreams, &kept.event),
         _ => Vec::new(),
     };
     Ok(Explanation {
         judgement,
+        kept,
         arrived: arrived(query),
         policy: policy(gate, reading, query),
         advice: advice(query.as_bytes(), gate.rules()),
@@ -119,13 +123,13 @@ pub fn explain<'a>(
 impl Explanation<'_> {
     /// Whether the event would count.
     pub fn is_accepted(&self) -> bool {
-        matches!(self.judgement, Judgement::Keep(_))
+        self.judgement == Judgement::Keep
     }
 
     /// The verdict in one line.
     pub fn verdict(&self) -> String {
         match &self.judgement {
-            Judgement::Keep(_) => "accepted: this event counts.".to_owned(),
+            Judgement::Keep => "accepted: this event counts.".to_owned(),
             Judgement::Refuse(Refusal { reject, .. }) => {
                 let reason = reject.reason;
                 format!("rejected: {} (status {})", reason.as_str(), reason.status())
@@ -138,11 +142,11 @@ impl Explanation<'_> {
     /// What there is to say about it, none of it empty.
     pub fn sections(&self) -> Vec<Section> {
         let ([about, ignored], to_do) = match &self.judgement {
-            Judgement::Keep(kept) => {
+            Judgement::Keep => {
                 let why = |(param, why): &(Cow<'_, str>, event::Ignored)| {
                     format!("{}: {}", shown(param), why.detail())
                 };
-                ([made(kept), kept.ignored.iter().map(why).collect()], false)
+                ([made(&self.kept), self.kept.ignored.iter().map(why).collect()], false)
             }
             Judgement::Refuse(Refusal { reject, .. }) => {
                 let about = reject.param.map(|p| format!("about {p}: ")).unwrap_or_default();
@@ -184,7 +188,8 @@ impl Explanation<'_> {
     /// None that is known: an event's wire form is JSON.
     pub fn to_json(&self) -> serde_json::Result<String> {
         match &self.judgement {
-            Judgement::Keep(Kept { event, ignored, .. }) => {
+            Judgement::Keep => {
+                let Kept { event, ignored, .. } = &self.kept;
                 let mut wire = Vec::new();
                 event::write_event_json(&mut wire, event);
                 let ignored = ignored.iter();

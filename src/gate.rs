@@ -39,11 +39,10 @@ pub enum Verdict {
 }
 
 /// What the judge says of a hit.
-#[derive(Debug)]
-#[allow(clippy::large_enum_variant)] // Boxing would allocate for every event that is kept.
-pub enum Judgement<'a> {
-    /// An event that counts once it is durable.
-    Keep(Kept<'a>),
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Judgement {
+    /// An event that counts once it is durable; it is in the place that was given for it.
+    Keep,
     /// An event that does not count.
     Refuse(Refusal),
     /// `HEAD`: the headers of a pixel, and nothing recorded.
@@ -81,8 +80,9 @@ pub struct Kept<'a> {
 }
 
 impl Kept<'_> {
-    /// Nothing yet: a place for [`Gate::judge_into`].
-    pub(crate) fn blank() -> Self {
+    /// Nothing yet: a place for an event that passes. It has one because it is large, and moving it
+    /// about costs more than some checks.
+    pub fn blank() -> Self {
         Kept {
             event: Event::blank(),
             context: Context::default(),
@@ -90,14 +90,6 @@ impl Kept<'_> {
             would_refuse: None,
         }
     }
-}
-
-/// A [`Judgement`], where what is kept has a place already.
-pub(crate) enum Finding {
-    Keep,
-    Refuse(Refusal),
-    Head,
-    Preflight,
 }
 
 /// What a portal's rate says.
@@ -140,30 +132,16 @@ impl Gate {
         &self.rules
     }
 
-    /// Judges a hit. One whose path is not ours is refused like one below the event path.
-    pub fn judge<'a>(&self, hit: Hit<'a>) -> Judgement<'a> {
-        Self::judgement(|kept| self.judge_into(hit, kept))
+    /// Judges a hit, and leaves what is kept in `kept`, which is blank: unless it is kept, what is
+    /// there afterwards means nothing. A hit whose path is not ours is refused like one below the
+    /// event path.
+    pub fn judge<'a>(&self, hit: Hit<'a>, kept: &mut Kept<'a>) -> Judgement {
+        self.judge_by(hit, kept, |policy| policy.take_rate())
     }
 
     /// What [`Gate::judge`] would say, without using up a place in a portal's rate.
-    pub fn consider<'a>(&self, hit: Hit<'a>) -> Judgement<'a> {
-        Self::judgement(|kept| self.judge_by(hit, kept, |_| Ok(())))
-    }
-
-    fn judgement<'a>(judge: impl FnOnce(&mut Kept<'a>) -> Finding) -> Judgement<'a> {
-        let mut kept = Kept::blank();
-        match judge(&mut kept) {
-            Finding::Keep => Judgement::Keep(kept),
-            Finding::Refuse(refusal) => Judgement::Refuse(refusal),
-            Finding::Head => Judgement::Head,
-            Finding::Preflight => Judgement::Preflight,
-        }
-    }
-
-    /// As [`Gate::judge`], with a place for what is kept, which is blank: an event is large, and
-    /// moving it about costs more than some checks.
-    pub(crate) fn judge_into<'a>(&self, hit: Hit<'a>, kept: &mut Kept<'a>) -> Finding {
-        self.judge_by(hit, kept, |policy| policy.take_rate())
+    pub fn consider<'a>(&self, hit: Hit<'a>, kept: &mut Kept<'a>) -> Judgement {
+        self.judge_by(hit, kept, |_| Ok(()))
     }
 
     fn judge_by<'a>(
@@ -171,21 +149,21 @@ impl Gate {
         hit: Hit<'a>,
         kept: &mut Kept<'a>,
         take_rate: impl FnOnce(&Policy) -> Rate,
-    ) -> Finding {
+    ) -> Judgement {
         if hit.reading != Reading::Event {
-            return Finding::Refuse(Refusal::of(Reason::UnknownPath));
+            return Judgement::Refuse(Refusal::of(Reason::UnknownPath));
         }
         match *hit.method {
             Method::GET => {}
             Method::POST if self.rules.judges_post() => {}
-            Method::HEAD => return Finding::Head,
-            Method::OPTIONS => return Finding::Preflight,
-            _ => return Finding::Refuse(Refusal::of(Reason::MethodNotAllowed)),
+            Method::HEAD => return Judgement::Head,
+            Method::OPTIONS => return Judgement::Preflight,
+            _ => return Judgement::Refuse(Refusal::of(Reason::MethodNotAllowed)),
         }
         kept.context = hit.context;
         match self.admit(hit.query, kept, take_rate) {
-            Ok(()) => Finding::Keep,
-            Err(refusal) => Finding::Refuse(refusal),
+            Ok(()) => Judgement::Keep,
+            Err(refusal) => Judgement::Refuse(refusal),
         }
     }
 

@@ -13,7 +13,7 @@ use crate::delivery::Delivery;
 use crate::event::Reason;
 use crate::forward::Forwarder;
 use crate::front::InFlight;
-use crate::gate::{Finding, Gate, Hit, Kept, Refusal, Verdict};
+use crate::gate::{Gate, Hit, Judgement, Kept, Refusal, Verdict};
 use crate::glimpse::{Glimpses, Note};
 use crate::metrics::Metrics;
 use crate::path::Reading;
@@ -181,11 +181,11 @@ impl PixelGate {
             Step::Answer(Reply::Refused(refusal))
         };
         let mut kept = Kept::blank();
-        match shared.gate.judge_into(hit, &mut kept) {
-            Finding::Keep => {}
-            Finding::Refuse(refusal) => return refused(refusal),
-            Finding::Preflight => return Step::Answer(Reply::Preflight),
-            Finding::Head => return Step::Answer(Reply::Head),
+        match shared.gate.judge(hit, &mut kept) {
+            Judgement::Keep => {}
+            Judgement::Refuse(refusal) => return refused(refusal),
+            Judgement::Preflight => return Step::Answer(Reply::Preflight),
+            Judgement::Head => return Step::Answer(Reply::Head),
         }
         for (_, why) in &kept.ignored {
             shared.metrics.count_ignored(*why);

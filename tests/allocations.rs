@@ -13,7 +13,7 @@ use pixelgate::client::TrustedProxies;
 use pixelgate::clock::{Clock, SystemClock};
 use pixelgate::context::context;
 use pixelgate::event::Rules;
-use pixelgate::gate::{Gate, Hit, Judgement};
+use pixelgate::gate::{Gate, Hit, Judgement, Kept};
 use pixelgate::path::Guard;
 use pixelgate::portals::{Format, Mode, Portals};
 use pixelgate::privacy;
@@ -86,7 +86,10 @@ impl Worker {
             query: target.query,
             context: context(&self.headers, Some(peer), &self.trusted),
         };
-        let Judgement::Keep(kept) = self.gate.judge(hit) else { return false };
+        let mut kept = Kept::blank();
+        if self.gate.judge(hit, &mut kept) != Judgement::Keep {
+            return false;
+        }
         let commit = self.spool.append(|out| self.gate.encode(&kept, out)).unwrap();
         let polled = pin!(commit).poll(&mut Context::from_waker(Waker::noop()));
         assert!(!matches!(polled, Poll::Ready(Err(_))), "the spool is overloaded");
