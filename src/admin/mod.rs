@@ -222,7 +222,7 @@ impl Admin {
             let page = Page::text(StatusCode::SERVICE_UNAVAILABLE, "too many pages watch\n");
             return send(session, page).await;
         };
-        let _busy = self.in_flight.enter();
+        let _busy = self.in_flight.enter_here();
         let mut head = head(StatusCode::OK, EVENTS_TYPE)?;
         head.insert_header("Transfer-Encoding", "chunked").ok()?;
         written(session.write_response_header(Box::new(head))).await?;

@@ -3,10 +3,9 @@
 use super::census::Place;
 use super::door::Admitted;
 use super::head::{self, Fault, end_of_head, examine};
-use super::in_flight::BusyHere;
 use super::plain::{Plain, plain, request_line};
 use super::socket::Socket;
-use super::{Front, h2, scratch};
+use super::{Busy, Front, InFlight, h2, scratch};
 use crate::answer::wants_image;
 use crate::gate::Hit;
 use crate::metrics::Limit;
@@ -70,7 +69,7 @@ struct Judged<'f> {
     image: bool,
     /// It is the connection's last one by its client's wish.
     closes: bool,
-    _busy: BusyHere<'f>,
+    _busy: Busy<&'f InFlight>,
 }
 
 /// What a connection brings first when it was waited for.

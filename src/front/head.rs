@@ -177,7 +177,7 @@ fn is_token(bytes: &[u8]) -> bool {
 }
 
 /// RFC 9110, section 5.6.2.
-pub const fn is_token_byte(byte: u8) -> bool {
+fn is_token_byte(byte: u8) -> bool {
     let is_sign = matches!(
         byte,
         b'!' | b'#'..=b'\'' | b'*' | b'+' | b'-' | b'.' | b'^' | b'_' | b'`' | b'|' | b'~'

@@ -1,5 +1,6 @@
 //! What is under way: what a stop waits for, and whether anyone could still ask.
 
+use std::borrow::Borrow;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering::Relaxed};
 
@@ -17,12 +18,9 @@ struct Counts {
     lingering: AtomicBool,
 }
 
-/// One request in flight; ends when dropped.
+/// One request in flight; ends when dropped. Whoever does not outlive the counts may borrow them.
 #[derive(Debug)]
-pub struct Busy(InFlight);
-
-/// As [`Busy`], for whoever does not outlive the count: it costs no count of its own.
-pub(super) struct BusyHere<'a>(&'a Counts);
+pub struct Busy<F: Borrow<InFlight> = InFlight>(F);
 
 /// One open connection; ends when dropped.
 pub struct Connected(InFlight);
@@ -33,14 +31,12 @@ pub(super) struct Seats(InFlight, usize);
 impl InFlight {
     /// Counts one more, for as long as the answer lives.
     pub fn enter(&self) -> Busy {
-        self.0.requests.fetch_add(1, Relaxed);
-        Busy(self.clone())
+        Busy::of(self.clone())
     }
 
     /// As [`InFlight::enter`], while this lives.
-    pub(super) fn enter_here(&self) -> BusyHere<'_> {
-        self.0.requests.fetch_add(1, Relaxed);
-        BusyHere(&self.0)
+    pub(crate) fn enter_here(&self) -> Busy<&InFlight> {
+        Busy::of(self)
     }
 
     /// How many requests there are.
@@ -96,15 +92,16 @@ impl InFlight {
     }
 }
 
-impl Drop for Busy {
-    fn drop(&mut self) {
-        self.0.0.requests.fetch_sub(1, Relaxed);
+impl<F: Borrow<InFlight>> Busy<F> {
+    fn of(in_flight: F) -> Self {
+        in_flight.borrow().0.requests.fetch_add(1, Relaxed);
+        Busy(in_flight)
     }
 }
 
-impl Drop for BusyHere<'_> {
+impl<F: Borrow<InFlight>> Drop for Busy<F> {
     fn drop(&mut self) {
-        self.0.requests.fetch_sub(1, Relaxed);
+        self.0.borrow().0.requests.fetch_sub(1, Relaxed);
     }
 }
 

@@ -14,8 +14,7 @@ use std::ops::Range;
 
 /// The end of a line; anything else that a lenient reader might take for one is not plain.
 const LINE_END: &[u8] = b"\r\n";
-/// What stands before a target, and behind it.
-const METHOD: &[u8] = b"GET ";
+/// What stands behind a target.
 const VERSION: &[u8] = b" HTTP/1.1\r\n";
 
 /// A request that holds no surprise.
@@ -60,7 +59,7 @@ pub struct RequestLine<'b> {
 /// Recognizes the line of a plain request at the beginning of `bytes`. Its target is in origin
 /// form and has no fragment.
 pub fn request_line(bytes: &[u8]) -> Option<RequestLine<'_>> {
-    let target = bytes.strip_prefix(METHOD)?;
+    let target = bytes.strip_prefix(b"GET ")?;
     let is_end = |bytes: Lanes| bytes.are_outside(b'!', b'~').or(bytes.are(b'#'));
     let (target, rest) = target.split_at(lanes::find(target, 0, is_end)?);
     let end = bytes.len() - rest.strip_prefix(VERSION)?.len();

@@ -33,7 +33,7 @@ impl<SV> Streams<SV> {
         if !front.limits().answer_plain || !is_plain(&mut session) {
             return Some(session);
         }
-        let _busy = front.in_flight.enter();
+        let _busy = front.in_flight.enter_here();
         // The window of a stream is the client's to open, or not.
         session.set_write_timeout(Some(front.limits().write_timeout));
         let answered = match front.gate.handle_downstream(&mut session).await {
