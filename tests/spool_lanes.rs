@@ -207,8 +207,8 @@ fn in_memory_the_kernel_has_little_to_write_at_any_time() {
     const RECORDS: usize = 160;
     const LEFT_MAX: usize = 16;
     let fs = SimFs::new(1);
-    let config = Config { durability: Durability::Memory, ..Config::default() };
-    let config = Config { dir: spool_sim::rig::config().dir, ..config };
+    let dir = config().dir;
+    let config = Config { dir, durability: Durability::Memory, ..Config::default() };
     let spool = open(&fs, &config, &["up"]);
     let mut reader = spool.reader("up").expect("configured");
     let record = vec![7; 128 << 10];

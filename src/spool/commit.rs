@@ -353,7 +353,7 @@ impl Committer {
             return Ok(());
         }
         self.await_sync()?;
-        if let Some(segment) = &self.segment {
+        if let Some(segment) = &mut self.segment {
             segment.sync()?;
         }
         self.synced_at = self.shared.clock.monotonic();
@@ -417,7 +417,7 @@ impl Committer {
     fn close_segment(&mut self) -> io::Result<()> {
         self.await_sync()?;
         if self.unsynced.written > 0 || self.shared.config.durability == Durability::Memory {
-            let Some(segment) = &self.segment else { return Ok(()) };
+            let Some(segment) = &mut self.segment else { return Ok(()) };
             segment.sync()?;
             self.synced_at = self.shared.clock.monotonic();
             let written = self.unsynced.written;

@@ -73,7 +73,8 @@
 //!
 //! # What a crash can do, per operation
 //!
-//! - *Append.* In memory only; no answer was given (`memory` promises a graceful stop, not more).
+//! - *Append.* In memory only; no answer was given (`memory` promises a graceful stop, not more; it
+//!   syncs every few MiB all the same, so that the kernel never has much to write at one go).
 //! - *Group commit.* Torn anywhere: none of its events was answered in `power`, and in `interval`
 //!   a crash of the process does not undo a finished `write`. Recovery keeps the sound records;
 //!   an event that was not answered may thereby be delivered, which at-least-once allows.

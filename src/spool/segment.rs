@@ -20,7 +20,7 @@ pub struct Segment {
     pub capacity: u64,
     /// Where the next record goes.
     pub offset: u64,
-    /// What is before it is on disk.
+    /// What is before it is on disk, by a sync of this thread.
     synced: u64,
 }
 
@@ -72,18 +72,16 @@ impl Segment {
 
     /// `fdatasync`. After an error the segment must be given up: what the kernel could not write
     /// it may have marked clean, and a second sync would succeed and lie.
-    pub fn sync(&self) -> io::Result<()> {
-        self.file.sync_data()
+    pub fn sync(&mut self) -> io::Result<()> {
+        self.file.sync_data()?;
+        self.synced = self.offset;
+        Ok(())
     }
 
     /// Syncs if as many bytes as `most` are not yet on disk. A kernel that writes a whole segment
     /// at one go keeps a core from answering.
     pub fn sync_beyond(&mut self, most: u64) -> io::Result<()> {
-        if self.offset - self.synced >= most {
-            self.sync()?;
-            self.synced = self.offset;
-        }
-        Ok(())
+        if self.offset - self.synced >= most { self.sync() } else { Ok(()) }
     }
 
     /// Cuts what is behind `bytes`: the best that can be done for a segment that was given up,

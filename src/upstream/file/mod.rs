@@ -161,7 +161,7 @@ fn work(mut writer: Writer, inbox: &Receiver<Order>) {
                 next = inbox.try_recv().ok();
             }
         }
-        std::thread::yield_now();
+        let_others_run();
         let outcome = match writer.sync() {
             Ok(()) => Outcome::Delivered,
             Err(e) => Outcome::Retry(Setback::new(format!("cannot sync: {e}"))),
@@ -180,6 +180,12 @@ fn work(mut writer: Writer, inbox: &Receiver<Order>) {
     }
 }
 
+/// Encoding, writing and syncing are each a lot of work, and whoever answers requests may be
+/// waiting for this core.
+fn let_others_run() {
+    std::thread::yield_now();
+}
+
 /// Writes one batch: it joins `group`, to be answered after the sync, or is answered here.
 fn write(
     writer: &mut Writer,
@@ -193,8 +199,7 @@ fn write(
         let _ = done.send(Outcome::Rejected(Setback::new("a spool record cannot be read")));
         return;
     };
-    // It is a lot of work at once, and whoever answers requests may wait for this core.
-    std::thread::yield_now();
+    let_others_run();
     match writer.append(&body.bytes) {
         Ok(()) => group.push(done),
         Err(e) => {
