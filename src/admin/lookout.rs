@@ -125,6 +125,9 @@ impl Lookout {
         };
         // The very first event may come before the first look.
         lookout.open_places();
+        let mut before = lookout.second();
+        before.at = before.at.saturating_sub(1);
+        lookout.past().remember(before);
         lookout
     }
 
@@ -241,7 +244,12 @@ impl BackgroundService for Lookout {
 }
 
 impl Past {
-    fn remember(&mut self, second: Second) {
+    /// A second that comes too early, or after the clock was put back, counts as the next one:
+    /// whoever watches asks for those after the last that they have.
+    fn remember(&mut self, mut second: Second) {
+        if let Some(last) = self.seconds.back() {
+            second.at = second.at.max(last.at + 1);
+        }
         // One more than the spans between them.
         while self.seconds.len() > PAST_SECONDS {
             self.seconds.pop_front();
@@ -369,6 +377,26 @@ mod tests {
         assert_eq!(past.lately().accepted, 3 * PAST_SECONDS as u64);
         let latest: Vec<_> = past.since(1997).map(|(s, span)| (s.at, span.accepted)).collect();
         assert_eq!(latest, [(1998, 3), (1999, 3)]);
+    }
+
+    #[test]
+    fn no_second_is_told_twice_or_never() {
+        let mut past = Past::default();
+        for (at, accepted) in [(7, 1), (7, 2), (8, 4), (3, 8), (20, 16)] {
+            past.remember(second(at, accepted));
+        }
+        let told: Vec<_> = past.since(7).map(|(s, span)| (s.at, span.accepted)).collect();
+        assert_eq!(told, [(8, 1), (9, 2), (10, 4), (20, 8)]);
+    }
+
+    #[test]
+    fn what_happens_before_the_first_look_is_remembered() {
+        let dir = tempfile::tempdir().unwrap();
+        let gate = crate::admin::tests::gate(dir.path());
+        let lookout = Lookout::new(gate.clone(), 0);
+        gate.metrics().count_accepted();
+        lookout.tick();
+        assert_eq!(lookout.look().lately.accepted, 1);
     }
 
     #[test]

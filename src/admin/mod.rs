@@ -389,22 +389,27 @@ async fn read_body(session: &mut ServerSession) -> Option<String> {
 mod tests {
     use super::*;
     use crate::plugin::PixelGate;
+    use std::path::Path;
     use tokio::io::AsyncWriteExt;
     use tokio::sync::watch;
+
+    /// A gate that keeps all its files in `dir`.
+    pub fn gate(dir: &Path) -> PixelGate {
+        let list = dir.join("portals.txt");
+        std::fs::write(&list, "1\n").unwrap();
+        let mut config = crate::Config::default();
+        config.portals.source = list.display().to_string();
+        config.spool.dir = dir.join("spool");
+        let files = format!("name = \"a\"\nkind = \"file\"\ndir = \"{}\"", dir.display());
+        config.upstream = vec![toml::from_str(&files).unwrap()];
+        PixelGate::builder(config).state_dir(dir).open().unwrap()
+    }
 
     #[tokio::test]
     async fn a_page_that_does_not_read_is_closed_and_gives_its_place_back() {
         let dir = tempfile::tempdir().unwrap();
-        let list = dir.path().join("portals.txt");
-        std::fs::write(&list, "1\n").unwrap();
-        let mut config = crate::Config::default();
-        config.portals.source = list.display().to_string();
-        config.spool.dir = dir.path().join("spool");
-        let files = format!("name = \"a\"\nkind = \"file\"\ndir = \"{}\"", dir.path().display());
-        config.upstream = vec![toml::from_str(&files).unwrap()];
-        let gate = PixelGate::builder(config).state_dir(dir.path()).open().unwrap();
         let in_flight = InFlight::default();
-        let lookout = Arc::new(Lookout::new(gate, 0));
+        let lookout = Arc::new(Lookout::new(gate(dir.path()), 0));
         let admin = Arc::new(Admin::new(lookout, &Config::default(), in_flight.clone()));
 
         // So little room that the first piece does not fit, and nobody who makes more.
