@@ -18,10 +18,8 @@ use std::{
     time::{Duration, Instant},
 };
 
-use pixelgate::{
-    clock::SystemClock,
-    portals::{Config, Haste, Portals, Refreshed, Ruling},
-};
+use pixelgate::clock::SystemClock;
+use pixelgate::policy::portals::{Config, Haste, Portals, Refreshed, Ruling};
 
 #[global_allocator]
 static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;

@@ -3,21 +3,24 @@
 //! [`Builder::open`] is the one place where the parts meet: it checks every section, opens the
 //! portal list and the spool, builds the upstreams and starts delivery.
 
-use crate::answer::{self, Answers};
-use crate::client::TrustedProxies;
 use crate::clock::{Clock, SystemClock};
-use crate::delivery::Delivery;
+use crate::delivery;
+use crate::delivery::threads::Delivery;
+use crate::delivery::{Meters, Route};
 use crate::event::{self, Rules};
-use crate::forward::{self, Meters, Route};
-use crate::front::InFlight;
-use crate::gate::Gate;
-use crate::glimpse::Glimpses;
-use crate::metrics::Metrics;
-use crate::path::Guard;
 use crate::plugin::{PixelGate, Prebuilt, Shared};
-use crate::portals::{self, Portals};
-use crate::privacy;
+use crate::policy::gate::Gate;
+use crate::policy::portals;
+use crate::policy::portals::Portals;
+use crate::policy::privacy;
+use crate::request::client::TrustedProxies;
+use crate::request::path::Guard;
+use crate::response::answer;
+use crate::response::answer::Answers;
+use crate::server::InFlight;
 use crate::spool::{self, Env, Spool};
+use crate::telemetry::event_samples::Glimpses;
+use crate::telemetry::metrics::Metrics;
 use crate::upstream::{self, BatchConfig, Upstream};
 use std::fmt;
 use std::path::{Path, PathBuf};
@@ -151,7 +154,8 @@ impl Config {
     }
 
     fn guard(&self) -> Result<Guard, ConfigError> {
-        let told = |e: crate::path::PathError| ConfigError::new("events.path", e.to_string());
+        let told =
+            |e: crate::request::path::PathError| ConfigError::new("events.path", e.to_string());
         Guard::new(&self.events.path).map_err(told)
     }
 }
@@ -254,7 +258,7 @@ impl Builder {
             ..Env::system()
         };
         let spool = Spool::open(&config.spool, &names, env).map_err(OpenError::Spool)?;
-        let options = forward::Options {
+        let options = delivery::Options {
             clock: self.clock.clone(),
             meters: Meters {
                 delivered: metrics.delivered_events.clone(),
@@ -262,7 +266,7 @@ impl Builder {
                 batches: metrics.batches.clone(),
                 lag_seconds: metrics.delivery_lag_seconds.clone(),
             },
-            ..forward::Options::new(config.dead_dir())
+            ..delivery::Options::new(config.dead_dir())
         };
         let route = |(name, upstream, batch): Destination| {
             // The spool was opened with exactly these names, and each is asked for once.

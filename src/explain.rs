@@ -5,11 +5,12 @@
 //! is recorded, counted, or taken from a portal's rate. It shows the caller what the caller sent,
 //! so it is an answer to them and to nobody else; it must reach no log.
 
-use crate::event::{self, Advice, Context, Judged, advice};
-use crate::gate::{Gate, Hit, Judgement, Kept, Refusal};
-use crate::path::Reading;
-use crate::portals::Ruling;
-use crate::target::Target;
+use crate::event;
+use crate::event::{Advice, Context, Judged, advice};
+use crate::policy::gate::{Gate, Hit, Judgement, Kept, Refusal};
+use crate::policy::portals::Ruling;
+use crate::request::path::Reading;
+use crate::request::target::Target;
 use crate::upstream::{self, hubspot};
 use http::Method;
 use serde::Serialize;

@@ -46,40 +46,31 @@
 //!
 //! | floor | modules | what they are |
 //! |---|---|---|
-//! | 3 | [`plugin`], [`front`], [`builder`], [`admin`] | hosts: the only ones that know Pingora |
-//! | 2 | [`gate`], [`explain`], [`forward`] | flows: from hit to verdict, from spool to upstreams |
-//! | 1 | [`spool`], [`portals`], [`upstream`] | devices, which know nothing of each other |
-//! | 0 | [`event`], [`path`], [`answer`], [`pixel`] and the like | pure: no I/O, no async |
+//! | 3 | [`plugin`], [`server`], [`builder`], [`admin`] | hosts: the only ones that know Pingora |
+//! | 2 | [`policy`], [`explain`], [`delivery`] | flows: from hit to verdict, from spool to upstreams |
+//! | 1 | [`spool`], [`upstream`] | devices, which know nothing of each other |
+//! | 0 | [`event`], [`request`], [`response`], [`telemetry`], [`clock`] | pure: no I/O, no async |
 
 #![forbid(unsafe_code)]
 #![warn(missing_docs)]
 
 pub mod admin;
-pub mod answer;
 pub mod builder;
-pub mod client;
 pub mod clock;
-pub mod context;
-mod delivery;
+pub mod delivery;
 pub mod event;
 pub mod explain;
-pub mod forward;
-pub mod front;
-pub mod gate;
-pub mod glimpse;
-mod lanes;
-pub mod metrics;
-pub mod path;
-pub mod pixel;
 pub mod plugin;
-pub mod portals;
-pub mod privacy;
+pub mod policy;
+pub mod request;
+pub mod response;
+pub mod server;
 pub mod spool;
-pub mod target;
+pub mod telemetry;
 pub mod upstream;
 
+pub use crate::policy::gate::Verdict;
 pub use builder::{Builder, Config, ConfigError, OpenError, check};
 pub use event::{Reason, Reject};
-pub use gate::Verdict;
 pub use plugin::PixelGate;
 pub use upstream::Upstream;

@@ -6,22 +6,24 @@
 //! that is ours is answered here, its connection stays usable, and the verdict is returned for
 //! the host to log. Delivery goes on behind, on threads of the gate's own.
 
-use crate::answer::{self, Answer, Answers, wants_image};
-use crate::client::TrustedProxies;
-use crate::context::context;
-use crate::delivery::Delivery;
+use crate::delivery::Forwarder;
+use crate::delivery::threads::Delivery;
 use crate::event::Reason;
-use crate::forward::Forwarder;
-use crate::front::InFlight;
-use crate::gate::{Gate, Hit, Judgement, Kept, Refusal, Verdict};
-use crate::glimpse::{Glimpses, Note};
-use crate::metrics::Metrics;
-use crate::path::Reading;
+use crate::policy::gate::{Gate, Hit, Judgement, Kept, Refusal, Verdict};
+use crate::request::client::TrustedProxies;
+use crate::request::context::context;
+use crate::request::path::Reading;
+use crate::request::target::Target;
+use crate::response::answer;
+use crate::response::answer::{Answer, Answers, wants_image};
+use crate::response::title_case::title_case;
+use crate::server::InFlight;
 use crate::spool::{CloseError, Commit, Overloaded, Spool};
-use crate::target::Target;
+use crate::telemetry::event_samples::{Glimpses, Note};
+use crate::telemetry::metrics::Metrics;
 use crate::upstream;
 use bytes::Bytes;
-use http::{HeaderName, Method, header};
+use http::{Method, header};
 use pingora::http::ResponseHeader;
 use pingora::protocols::http::ServerSession;
 use pingora::proxy::Session;
@@ -306,17 +308,6 @@ impl Prebuilt {
         }
         Ok(Self { header, body: answer.body })
     }
-}
-
-/// `x-event-verdict` as `X-Event-Verdict`: the same to every client, but not to every reader.
-pub(crate) fn title_case(name: &HeaderName) -> String {
-    let mut begins = true;
-    let title = |c: char| {
-        let cased = if begins { c.to_ascii_uppercase() } else { c };
-        begins = c == '-';
-        cased
-    };
-    name.as_str().chars().map(title).collect()
 }
 
 /// Reads a body that came along and drops it, so that the next request on this connection is

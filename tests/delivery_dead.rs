@@ -10,7 +10,8 @@ use std::sync::Arc;
 
 use backend::{Act, Backend, Request};
 use delivery::Rig;
-use pixelgate::forward::dead::{self, DeadError, DeadLetters, Letter, Reason};
+use pixelgate::delivery::dead_letters;
+use pixelgate::delivery::dead_letters::{DeadError, DeadLetters, Letter, Reason};
 use pixelgate::upstream::{BatchConfig, Config, Setback, Upstream};
 
 fn upstream(backend: &Backend) -> String {
@@ -57,16 +58,17 @@ async fn replay_delivers_them_under_the_same_ids_and_empties_the_file() {
     let mut told = Vec::new();
     let dir = rig.dead_dir();
     let batch = BatchConfig { events_max: 2, ..BatchConfig::default() };
-    let end = dead::replay(&dir, "collector", &*upstream, &batch, |p| told.push(p.delivered))
-        .await
-        .unwrap();
+    let end =
+        dead_letters::replay(&dir, "collector", &*upstream, &batch, |p| told.push(p.delivered))
+            .await
+            .unwrap();
     assert_eq!((end.delivered, end.refused, end.put_back, end.damaged), (5, 0, 0, 0));
     assert_eq!(told, [2, 4, 5]);
     assert_eq!(rig.dead("collector").len(), 0);
     // Every accepted event is there now, once, and as it was.
     assert_eq!(rig.check("collector", &backend.events()), 0);
-    let again = dead::replay(&dir, "collector", &*upstream, &batch, |_| ()).await.unwrap();
-    assert_eq!(again, dead::Progress::default());
+    let again = dead_letters::replay(&dir, "collector", &*upstream, &batch, |_| ()).await.unwrap();
+    assert_eq!(again, dead_letters::Progress::default());
     rig.stop().await;
 }
 
@@ -77,7 +79,9 @@ async fn what_is_refused_again_is_a_dead_letter_again() {
     backend.script(refusing(&["3"]));
     let upstream = built(&backend);
     let batch = BatchConfig::default();
-    let end = dead::replay(&rig.dead_dir(), "collector", &*upstream, &batch, |_| ()).await.unwrap();
+    let end = dead_letters::replay(&rig.dead_dir(), "collector", &*upstream, &batch, |_| ())
+        .await
+        .unwrap();
     assert_eq!((end.delivered, end.refused), (4, 1));
     assert_eq!(rig.dead("collector").len(), 1);
     assert_eq!(rig.check("collector", &backend.events()), 0);
@@ -94,12 +98,13 @@ async fn a_replay_to_an_upstream_that_is_not_right_puts_everything_back() {
         let seen = backend.seen().len();
         let upstream = built(&backend);
         let batch = BatchConfig { events_max: 2, ..BatchConfig::default() };
-        let end =
-            dead::replay(&rig.dead_dir(), "collector", &*upstream, &batch, |_| ()).await.unwrap();
+        let end = dead_letters::replay(&rig.dead_dir(), "collector", &*upstream, &batch, |_| ())
+            .await
+            .unwrap();
         assert_eq!((end.delivered, end.put_back), (0, 5));
         assert_eq!(end.gave_up, Some(format!("answered {status}")));
         // What may pass is tried again, and after that nobody waits for the rest of the file.
-        let attempts = if status == 503 { dead::ATTEMPTS_MAX as usize } else { 1 };
+        let attempts = if status == 503 { dead_letters::ATTEMPTS_MAX as usize } else { 1 };
         assert_eq!(backend.seen().len() - seen, attempts);
         assert_eq!(fs::read(rig.dead_dir().join("collector.ndjson")).unwrap(), before);
         rig.stop().await;
@@ -120,7 +125,7 @@ async fn a_replay_that_died_is_taken_up_by_the_next() {
     backend.script(|_| Act::Take);
     let upstream = built(&backend);
     let batch = BatchConfig::default();
-    let end = dead::replay(&dir, "collector", &*upstream, &batch, |_| ()).await.unwrap();
+    let end = dead_letters::replay(&dir, "collector", &*upstream, &batch, |_| ()).await.unwrap();
     assert_eq!((end.delivered, end.damaged), (5, 0));
     assert_eq!(rig.check("collector", &backend.events()), 0);
     rig.stop().await;
@@ -146,7 +151,7 @@ async fn a_letter_that_was_meddled_with_spoils_no_batch() {
     backend.script(|_| Act::Take);
     let (upstream, batch) = (built(&backend), BatchConfig::default());
     let seen = backend.seen().len();
-    let end = dead::replay(&dir, "collector", &*upstream, &batch, |_| ()).await.unwrap();
+    let end = dead_letters::replay(&dir, "collector", &*upstream, &batch, |_| ()).await.unwrap();
     assert_eq!((end.delivered, end.refused, end.put_back, end.damaged), (2, 3, 0, 0));
     assert_eq!(backend.seen().len() - seen, 1, "the others were sent together");
     assert_eq!(rig.dead("collector").len(), 3);
@@ -169,7 +174,7 @@ fn the_file_is_bounded_and_refuses_what_does_not_fit() {
     letters.append(&[letter(2)]).unwrap();
     assert!(matches!(letters.append(&[letter(3)]), Err(DeadError::Full { .. })));
     let mut seen = Vec::new();
-    dead::list(dir.path(), "u", |l| seen.push(l.record().unwrap())).unwrap();
+    dead_letters::list(dir.path(), "u", |l| seen.push(l.record().unwrap())).unwrap();
     assert_eq!(seen, ["record 0", "record 1", "record 2"]);
 }
 
@@ -184,7 +189,7 @@ fn a_torn_letter_is_cut_off_by_the_next_and_a_damaged_one_is_counted() {
     fs::write(&path, text).unwrap();
     letters.append(&[letter(1)]).unwrap();
     let mut seen = Vec::new();
-    let summary = dead::list(dir.path(), "u", |l| seen.push(l.record().unwrap())).unwrap();
+    let summary = dead_letters::list(dir.path(), "u", |l| seen.push(l.record().unwrap())).unwrap();
     assert_eq!((summary.letters, summary.damaged), (2, 1));
     assert_eq!(seen, ["record 0", "record 1"]);
 }
@@ -192,7 +197,10 @@ fn a_torn_letter_is_cut_off_by_the_next_and_a_damaged_one_is_counted() {
 #[test]
 fn nobody_needs_to_have_died() {
     let dir = tempfile::tempdir().unwrap();
-    assert_eq!(dead::list(dir.path(), "u", |_| ()).unwrap(), dead::Summary::default());
+    assert_eq!(
+        dead_letters::list(dir.path(), "u", |_| ()).unwrap(),
+        dead_letters::Summary::default()
+    );
 }
 
 #[tokio::test]

@@ -10,9 +10,9 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use delivery::Rig;
+use pixelgate::delivery::STOP_ATTEMPT_MS_MAX;
+use pixelgate::delivery::dead_letters::Reason;
 use pixelgate::event::Record;
-use pixelgate::forward::STOP_ATTEMPT_MS_MAX;
-use pixelgate::forward::dead::Reason;
 use pixelgate::upstream::{Batch, Outcome, Part, Setback, Upstream};
 use prometheus::IntCounterVec;
 use serde_json::Value;

@@ -13,8 +13,9 @@ use std::time::{Duration, Instant};
 
 use delivery::Rig;
 use hubspot::{CONTACTS_PATH, EVENTS_PATH, Fault, Hubspot, PORTALS, Refusal};
+use pixelgate::delivery::dead_letters;
+use pixelgate::delivery::dead_letters::Reason;
 use pixelgate::event::{Event, Properties, Revenue};
-use pixelgate::forward::dead::{self, Reason};
 use pixelgate::upstream::{self, BatchConfig};
 
 /// The nth event: of one of three portals and one of forty persons.
@@ -287,7 +288,7 @@ async fn a_fault_that_lasts_longer_than_it_may_ends_in_dead_letters_that_can_be_
     let right: upstream::Config = right["upstream"][0].clone().try_into().unwrap();
     let right = right.build().unwrap();
     let batch = BatchConfig::default();
-    let done = dead::replay(&rig.dead_dir(), "crm", &*right, &batch, |_| {}).await.unwrap();
+    let done = dead_letters::replay(&rig.dead_dir(), "crm", &*right, &batch, |_| {}).await.unwrap();
     assert_eq!((done.delivered, done.refused, done.put_back), (20, 0, 3));
     hubspot.check(&rig.accepted, &dead_ids(&rig));
     rig.stop().await;
@@ -412,7 +413,7 @@ async fn what_does_not_fit_is_a_dead_letter_with_its_reason_and_can_be_replayed(
     let right: upstream::Config = right["upstream"][0].clone().try_into().unwrap();
     let right = right.build().unwrap();
     let batch = BatchConfig::default();
-    let done = dead::replay(&rig.dead_dir(), "crm", &*right, &batch, |_| {}).await.unwrap();
+    let done = dead_letters::replay(&rig.dead_dir(), "crm", &*right, &batch, |_| {}).await.unwrap();
     assert_eq!((done.delivered, done.refused, done.put_back), (1, 1, 0));
     assert_eq!(hubspot.state().occurrences.len(), 2);
     rig.stop().await;

@@ -13,8 +13,8 @@ use std::sync::Arc;
 use backend::{Act, Backend, Request};
 use bytes::Bytes;
 use delivery::Rig;
+use pixelgate::delivery::dead_letters::Reason;
 use pixelgate::event::{Context, Event, Revenue, Rules, encode_record, parse};
-use pixelgate::forward::dead::Reason;
 use pixelgate::upstream::{self, Batch, Outcome, Part, Upstream};
 
 fn upstream(backend: &Backend, rest: &str) -> String {

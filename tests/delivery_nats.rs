@@ -15,7 +15,7 @@ use async_nats::jetstream::stream;
 use authority::{Authority, write};
 use delivery::{Rig, sample};
 use nats::{Server, Stored, events};
-use pixelgate::forward::dead::Reason;
+use pixelgate::delivery::dead_letters::Reason;
 use pixelgate::upstream::Config;
 use rustix::process::Signal;
 

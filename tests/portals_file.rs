@@ -14,11 +14,9 @@ use std::{
     time::Duration,
 };
 
-use pixelgate::{
-    clock::Clock,
-    event::Reason,
-    portals::{Config, Haste, Mode, OpenError, Portals, Refreshed, Ruling},
-};
+use pixelgate::clock::Clock;
+use pixelgate::event::Reason;
+use pixelgate::policy::portals::{Config, Haste, Mode, OpenError, Portals, Refreshed, Ruling};
 
 /// A clock that stands still until it is moved.
 #[derive(Default)]
@@ -443,14 +441,14 @@ fn the_sample_list_is_one() {
 
 #[test]
 fn a_list_larger_than_the_limit_is_not_read() {
-    let limit = usize::try_from(pixelgate::portals::LIST_BYTES_MAX).unwrap();
+    let limit = usize::try_from(pixelgate::policy::portals::LIST_BYTES_MAX).unwrap();
     let mut list = b"11\n".to_vec();
     list.resize(limit, b'#');
     assert_eq!(complaint("l.txt", &list), "taken: 1");
     list.push(b'#');
     assert!(complaint("l.txt", &list).contains("larger than 64 MiB"));
 
-    let limit = pixelgate::portals::RULES_BYTES_MAX;
+    let limit = pixelgate::policy::portals::RULES_BYTES_MAX;
     let mut list = b"portals=[\n11]\n".to_vec();
     // The id is not counted.
     list.resize(limit + 2, b'#');

@@ -10,12 +10,10 @@ use std::{
     time::Duration,
 };
 
-use pixelgate::{
-    clock::Clock,
-    event::Reason,
-    portals::{
-        Because, Config, Format, Haste, Mode, Policy, Portals, RateLimited, Refreshed, Ruling,
-    },
+use pixelgate::clock::Clock;
+use pixelgate::event::Reason;
+use pixelgate::policy::portals::{
+    Because, Config, Format, Haste, Mode, Policy, Portals, RateLimited, Refreshed, Ruling,
 };
 
 /// A clock that stands still until it is moved. Begins at 2026-12-31T00:00:00Z.

@@ -13,10 +13,10 @@ use std::{
     time::Duration,
 };
 
-use pixelgate::{
-    clock::Clock,
-    event::Reason,
-    portals::{Config, Haste, LIST_BYTES_MAX, OpenError, Portals, Refreshed, Ruling},
+use pixelgate::clock::Clock;
+use pixelgate::event::Reason;
+use pixelgate::policy::portals::{
+    Config, Haste, LIST_BYTES_MAX, OpenError, Portals, Refreshed, Ruling,
 };
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},

@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use bytesize::ByteSize;
-use pixelgate::spool::inspect::{dump, stat, verify};
+use pixelgate::spool::recovery::inspect::{dump, stat, verify};
 use pixelgate::spool::{Config, Env, Fate, Spool, Status};
 
 const EVENTS: u64 = 200;

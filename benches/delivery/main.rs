@@ -25,8 +25,9 @@ use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use bytesize::ByteSize;
+use pixelgate::delivery;
+use pixelgate::delivery::{Options, Route};
 use pixelgate::event::{self, Context, Event, Revenue};
-use pixelgate::forward::{self, Options, Route};
 use pixelgate::spool::{self, Durability, Env, Spool};
 use pixelgate::upstream::{BatchConfig, Config};
 use uuid::Uuid;
@@ -119,13 +120,13 @@ fn drain(events: usize, kind: &str) -> Drained {
         reader: spool.reader("out").unwrap(),
     };
     let mut runtime = tokio::runtime::Builder::new_multi_thread();
-    // As in `src/delivery.rs`.
+    // As in `src/delivery/threads.rs`.
     let runtime = runtime.worker_threads(1).max_blocking_threads(4).enable_all().build().unwrap();
     // 5: forget the peak of the memory used so far.
     let _ = fs::write("/proc/self/clear_refs", "5");
     let (start, cpu) = (Instant::now(), cpu_ns());
     let _guard = runtime.enter();
-    let forwarder = forward::start(vec![route], Options::new(dir.path().join("dead")));
+    let forwarder = delivery::start(vec![route], Options::new(dir.path().join("dead")));
     await_delivered(&spool, events / 10);
     let early_mib = peak_mib();
     await_delivered(&spool, events);

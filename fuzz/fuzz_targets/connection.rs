@@ -6,7 +6,7 @@
 #![no_main]
 
 use async_trait::async_trait;
-use edge::front::{Front, InFlight, Limits};
+use edge::server::{Front, InFlight, Limits};
 use edge::upstream::{self, Kind, file};
 use edge::{Config, PixelGate};
 use libfuzzer_sys::fuzz_target;

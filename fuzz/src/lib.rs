@@ -2,5 +2,5 @@
 
 #[path = "../../src/event/mod.rs"]
 pub mod event;
-#[path = "../../src/path.rs"]
+#[path = "../../src/request/path.rs"]
 pub mod path;

@@ -3,7 +3,7 @@
 //!
 //! Apart from the request path: it has a listener and a thread of its own, and reads the same
 //! handles that the gate counts in. It changes nothing. What a request brought is here only as
-//! [`crate::glimpse`] masks it.
+//! [`crate::telemetry::event_samples`] masks it.
 //!
 //! It speaks HTTP/1.1 over Pingora's own session, because Pingora's `ServeHttp` holds an answer
 //! back until it is whole, and the page's data (`/live`, server-sent events) never is. Everything
@@ -11,13 +11,13 @@
 //! watcher that is slow is closed; nothing is kept for it. A stop ends every stream at once.
 
 mod access;
-mod headline;
-mod lookout;
+mod health_summary;
 mod page;
+mod sampler;
 mod status;
 
 use crate::explain::explain;
-use crate::front::InFlight;
+use crate::server::InFlight;
 use access::{Access, Denied};
 use async_trait::async_trait;
 use bytes::Bytes;
@@ -36,7 +36,7 @@ use std::time::Duration;
 use tokio::sync::Semaphore;
 use tokio::time::timeout;
 
-pub use lookout::{
+pub use sampler::{
     GLIMPSED_ACCEPTED_MAX, GLIMPSED_REJECTED_MAX, Lookout, PAST_SECONDS, RECENT_EVENTS,
     VERDICT_TARGET,
 };
@@ -256,7 +256,7 @@ impl Admin {
     fn event(&self, status: &str, last: &mut u64) -> String {
         let past = self.lookout.past();
         let since = *last;
-        let row = |(second, span): (&lookout::Second, lookout::Span)| {
+        let row = |(second, span): (&sampler::Second, sampler::Span)| {
             *last = second.at;
             json!([
                 second.at,

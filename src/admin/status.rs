@@ -3,12 +3,13 @@
 //! `/status` holds the keys of SPEC 8, and beside them what the page shows more; `docs/admin.md`
 //! says what each of those is.
 
-use super::headline::{headline, is_in_trouble};
-use super::lookout::{Look, Lookout, Rejections};
+use super::health_summary::{headline, is_in_trouble};
+use super::sampler::{Look, Lookout, Rejections};
 use crate::event::Reason;
-use crate::glimpse::Glimpse;
 use crate::plugin::PixelGate;
-use crate::{portals, spool};
+use crate::policy::portals;
+use crate::spool;
+use crate::telemetry::event_samples::Glimpse;
 use serde_json::{Value, json};
 use std::cmp::Reverse;
 use std::collections::HashMap;
@@ -93,7 +94,7 @@ fn portals(portals: &portals::Status) -> Value {
 }
 
 fn upstreams(look: &Look) -> Vec<Value> {
-    let row = |route: &crate::forward::Status| {
+    let row = |route: &crate::delivery::Status| {
         let held = look.spool.upstreams.iter().find(|held| held.name == route.name)?;
         Some(json!({
             "name": route.name,

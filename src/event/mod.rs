@@ -15,35 +15,31 @@
 //! A plain query (no `%`, no `+`, lower-case keys) is judged without allocating: what is kept
 //! borrows from the query.
 
-mod advice;
 mod config;
 mod email;
-mod encode;
-mod glance;
+mod hints;
 mod hit;
 mod normalize;
 mod param;
+mod peek;
 mod query;
-mod raw;
 mod record;
 mod revenue;
-mod timestamp;
 mod validate;
 mod verdict;
-mod wire;
 
 use std::borrow::Cow;
 use std::fmt;
 
 use smallvec::SmallVec;
 
-pub use advice::{Advice, Hint, advice};
 pub use config::{Config, ConfigError, Limits, Rules};
-pub use encode::{Context, encode_record, write_event_json};
-pub use glance::{Glance, glance};
+pub use hints::{Advice, Hint, advice};
 pub use normalize::canonical_query;
 pub use param::*;
-pub use raw::{RawRecord, WireWriter};
+pub use peek::{Glance, glance};
+pub use record::encode::{Context, encode_record, write_event_json};
+pub use record::raw::{RawRecord, WireWriter};
 pub use record::{Record, RecordError};
 pub use revenue::Revenue;
 pub use verdict::{Ignored, Reason, Reject};

@@ -8,12 +8,12 @@ use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use super::bounds::Bounds;
-use super::cursor::{Cursor, CursorFile, LaneKey};
 use super::format::SegmentHeader;
 use super::fs::{File, Fs, Open, write_full};
-use super::ledger::Account;
 use super::log::Log;
+use super::read::cursor::{Cursor, CursorFile, LaneKey};
+use super::read::ledger::Account;
+use super::write::admission::Bounds;
 
 /// The file that carries the lane's lock and repeats its salt.
 pub(super) const IDENTITY: &str = "lane";

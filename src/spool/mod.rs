@@ -119,26 +119,16 @@
 //! second (`keeper.rs`); readers read in the tasks of their upstreams, from the page cache as a
 //! rule (`reader.rs`).
 
-mod bounds;
-mod commit;
 mod config;
-mod cursor;
 mod format;
 pub mod fs;
-mod group;
-pub mod inspect;
-mod keeper;
 mod lane;
-mod ledger;
 mod log;
-mod quarantine;
-mod reader;
-mod recover;
-mod scan;
-mod segment;
+mod maintenance;
+mod read;
+pub mod recovery;
 mod shared;
-mod sync;
-mod syncer;
+mod write;
 
 use std::io;
 use std::path::PathBuf;
@@ -147,13 +137,13 @@ use std::time::{Duration, Instant};
 
 use crate::clock::{Clock, SystemClock};
 
-pub use bounds::PENDING_BYTES_MAX;
 pub use config::{Config, ConfigError, Durability};
-pub use cursor::{UPSTREAM_NAME_BYTES_MAX, UPSTREAMS_MAX};
 pub use format::RECORD_BYTES_MAX;
-pub use group::{Commit, Overloaded};
-pub use ledger::{Fate, RUN_AHEAD_EVENTS_MAX};
-pub use reader::{Acknowledger, Entry, Reader, Seat};
+pub use read::cursor::{UPSTREAM_NAME_BYTES_MAX, UPSTREAMS_MAX};
+pub use read::ledger::{Fate, RUN_AHEAD_EVENTS_MAX};
+pub use read::reader::{Acknowledger, Entry, Reader, Seat};
+pub use write::admission::PENDING_BYTES_MAX;
+pub use write::group::{Commit, Overloaded};
 
 use format::RECORD_HEADER_BYTES;
 use shared::Shared;
@@ -316,9 +306,9 @@ impl Spool {
         drop(lock);
         let shared = Arc::new(shared);
         shared.look_at_disk();
-        let mut committer = commit::Committer::new(Arc::clone(&shared)).map_err(io_error)?;
+        let mut committer = write::commit::Committer::new(Arc::clone(&shared)).map_err(io_error)?;
         committer.prepare();
-        let keeper = keeper::Keeper::new(Arc::clone(&shared));
+        let keeper = maintenance::Keeper::new(Arc::clone(&shared));
         let named = |name: &str| std::thread::Builder::new().name(name.to_owned());
         let threads = Threads {
             committer: named("spool-commit").spawn(move || committer.run()).map_err(io_error)?,
@@ -389,7 +379,7 @@ impl Handle {
             // A panic was reported by its own thread.
             _ = thread.join();
         }
-        let result = keeper::Keeper::finish(&self.shared);
+        let result = maintenance::Keeper::finish(&self.shared);
         self.shared.lanes().iter().for_each(|lane| lane.release());
         result.map_err(CloseError::Io)
     }
@@ -422,7 +412,7 @@ fn check_upstreams(upstreams: &[String]) -> Result<(), OpenError> {
 fn wait_for_lock(config: &Config, env: &Env) -> Result<Arc<dyn fs::File>, OpenError> {
     let until = Instant::now() + SPOOL_LOCK_WAIT;
     loop {
-        match keeper::lock_spool(&*env.fs, &config.dir) {
+        match maintenance::lock_spool(&*env.fs, &config.dir) {
             Ok(Some(lock)) => return Ok(lock),
             Ok(None) if Instant::now() >= until => {
                 return Err(OpenError::Busy(config.dir.clone()));

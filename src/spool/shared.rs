@@ -10,16 +10,16 @@ use std::time::Duration;
 
 use tokio::sync::Notify;
 
-use super::bounds::{Bounds, Growth};
-use super::commit::GROUP_BYTES_MAX;
 use super::config::{Config, Durability};
-use super::cursor::LaneKey;
-use super::group::{Commit, Overloaded, Shard};
-use super::keeper::{adopt_dead, lane_ids};
 use super::lane::Lane;
-use super::ledger::Counts;
-use super::quarantine::Quarantine;
-use super::recover::Adopted;
+use super::maintenance::{adopt_dead, lane_ids};
+use super::read::cursor::LaneKey;
+use super::read::ledger::Counts;
+use super::recovery::quarantine::Quarantine;
+use super::recovery::recover::Adopted;
+use super::write::admission::{Bounds, Growth};
+use super::write::commit::GROUP_BYTES_MAX;
+use super::write::group::{Commit, Overloaded, Shard};
 use super::{Env, RECORD_BYTES_MAX, RECORD_HEADER_BYTES, Status, UpstreamStatus, format, fs};
 use crate::clock::Clock;
 
@@ -136,7 +136,7 @@ impl Shared {
         if !absorbed.is_empty() {
             let mut own = self.own.state();
             own.absorbed.extend(absorbed);
-            own.absorbed.truncate(super::cursor::ABSORBED_MAX);
+            own.absorbed.truncate(super::read::cursor::ABSORBED_MAX);
             own.dirty = true;
         }
         self.folded.lock().unwrap_or_else(PoisonError::into_inner).extend(leftovers);

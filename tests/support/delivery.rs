@@ -8,8 +8,9 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytesize::ByteSize;
+use pixelgate::delivery;
+use pixelgate::delivery::{Forwarder, Meters, Options, Route, dead_letters};
 use pixelgate::event::{self, Context, Event, Revenue};
-use pixelgate::forward::{self, Forwarder, Meters, Options, Route, dead};
 use pixelgate::spool::{self, Durability, Env, Spool};
 use pixelgate::upstream::{self, BatchConfig, Upstream};
 use serde_json::Value;
@@ -72,7 +73,7 @@ impl Rig {
         });
         let options = Options::new(dir.path().join("dead"));
         let meters = options.meters.clone();
-        let forwarder = Some(forward::start(routes.collect(), options));
+        let forwarder = Some(delivery::start(routes.collect(), options));
         let accepted = BTreeMap::new();
         Rig { dir, spool, forwarder, meters, accepted, names }
     }
@@ -126,13 +127,13 @@ impl Rig {
         counts
     }
 
-    pub fn status(&self, upstream: &str) -> forward::Status {
+    pub fn status(&self, upstream: &str) -> delivery::Status {
         let all = self.forwarder.as_ref().unwrap().status();
         all.into_iter().find(|s| s.name == upstream).unwrap()
     }
 
     /// Waits until the upstream's status is as asked for. Panics after a minute.
-    pub async fn until(&self, upstream: &str, done: impl Fn(&forward::Status) -> bool) {
+    pub async fn until(&self, upstream: &str, done: impl Fn(&delivery::Status) -> bool) {
         let wait = async {
             while !done(&self.status(upstream)) {
                 tokio::time::sleep(Duration::from_millis(2)).await;
@@ -147,9 +148,10 @@ impl Rig {
     }
 
     /// The dead letters of an upstream.
-    pub fn dead(&self, upstream: &str) -> Vec<dead::Letter> {
+    pub fn dead(&self, upstream: &str) -> Vec<dead_letters::Letter> {
         let mut letters = Vec::new();
-        let summary = dead::list(&self.dead_dir(), upstream, |l| letters.push(l.clone())).unwrap();
+        let summary =
+            dead_letters::list(&self.dead_dir(), upstream, |l| letters.push(l.clone())).unwrap();
         assert_eq!(summary.damaged, 0);
         letters
     }

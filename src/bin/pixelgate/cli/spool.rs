@@ -1,0 +1,106 @@
+//! `pixelgate spool`: a look into the spool, running or not. Nothing is changed.
+
+use super::terminal::{BAD, GOOD, Progress, Unit};
+use super::{NO, fail};
+use crate::config::Config;
+use clap::Subcommand;
+use pixelgate::event::Record;
+use pixelgate::spool::recovery::inspect;
+use std::io::{self, Write};
+use std::ops::ControlFlow;
+use std::path::Path;
+use std::process::ExitCode;
+
+#[derive(Debug, Subcommand)]
+pub enum Command {
+    /// Lanes, bytes, and what waits for each upstream.
+    Stat,
+    /// Check every record; exit 0 if all are sound, else 1 with the places.
+    Verify,
+    /// Print every record that is held, one JSON object a line. Shows personal data.
+    Dump,
+}
+
+/// Does it.
+pub fn run(config: &Config, command: &Command) -> ExitCode {
+    let dir = &config.spool.dir;
+    let sound = match command {
+        Command::Stat => print(|out| stat(dir, out)).map(|()| true),
+        Command::Verify => verify(dir),
+        Command::Dump => print(|out| dump(dir, out)).map(|()| true),
+    };
+    match sound {
+        Ok(true) => ExitCode::SUCCESS,
+        Ok(false) => ExitCode::from(NO),
+        // Whoever reads less than there is has seen enough.
+        Err(e) if e.kind() == io::ErrorKind::BrokenPipe => ExitCode::SUCCESS,
+        Err(e) => fail(NO, format!("{}: {e}", dir.display())),
+    }
+}
+
+fn print(
+    to: impl FnOnce(&mut io::BufWriter<io::StdoutLock<'_>>) -> io::Result<()>,
+) -> io::Result<()> {
+    let mut out = io::BufWriter::new(io::stdout().lock());
+    to(&mut out)?;
+    out.flush()
+}
+
+fn stat(dir: &Path, out: &mut impl Write) -> io::Result<()> {
+    let stat = inspect::stat(dir)?;
+    for lane in &stat.lanes {
+        let held = lane.end_seq.saturating_sub(lane.first_seq);
+        let life = if lane.living { "in use" } else { "left behind" };
+        let (id, segments, bytes) = (lane.id, lane.segments, lane.file_bytes);
+        writeln!(out, "lane {id}: {life}, {held} records, {segments} segments, {bytes} bytes")?;
+    }
+    for upstream in &stat.upstreams {
+        writeln!(
+            out,
+            "upstream {}: {} accepted, {} delivered, {} dead, {} lost, {} pending",
+            upstream.name,
+            upstream.accepted,
+            upstream.delivered,
+            upstream.dead,
+            upstream.lost,
+            upstream.pending
+        )?;
+    }
+    writeln!(out, "quarantined: {} bytes", stat.quarantined_bytes)
+}
+
+fn verify(dir: &Path) -> io::Result<bool> {
+    let mut progress = Progress::new("verifying the spool", Unit::Bytes);
+    let report = inspect::verify(dir, &mut |done, total| progress.at(done, total))?;
+    drop(progress);
+    let mut out = io::BufWriter::new(anstream::stdout().lock());
+    for finding in &report.findings {
+        let (file, offset, what) = (finding.file.display(), finding.offset, &finding.what);
+        writeln!(out, "{file}:{offset}: {BAD}{what}{BAD:#}")?;
+    }
+    if report.findings_unlisted > 0 {
+        writeln!(out, "and {} places more", report.findings_unlisted)?;
+    }
+    let (records, bytes) = (report.records, report.payload_bytes);
+    let style = if report.ok { GOOD } else { BAD };
+    writeln!(out, "{style}{records} sound records, {bytes} bytes{style:#}")?;
+    out.flush()?;
+    Ok(report.ok)
+}
+
+fn dump(dir: &Path, out: &mut impl Write) -> io::Result<()> {
+    let mut written = Ok(());
+    let mut line = Vec::new();
+    inspect::dump(dir, |_, payload| {
+        line.clear();
+        match Record::decode(payload) {
+            // Whether it was a bot is found out on the way to an upstream, not here.
+            Ok(record) => record.write_json(&mut line, false),
+            Err(why) => line.extend_from_slice(format!("{{\"damaged\":\"{why}\"}}").as_bytes()),
+        }
+        line.push(b'\n');
+        written = out.write_all(&line);
+        if written.is_ok() { ControlFlow::Continue(()) } else { ControlFlow::Break(()) }
+    })?;
+    written
+}

@@ -1,0 +1,211 @@
+//! Listening sockets, opened before anything else starts.
+//!
+//! Pingora binds inside its services, where a failure is a panic in a task that nobody sees. Here
+//! every socket is opened first, so that a port in use is one clear line and an exit code. The
+//! edge's entrance takes them as they are; those of the admin pages are put into the table in
+//! which Pingora looks before it binds. This also tells which port the kernel chose for port 0.
+
+use pixelgate::server::Listener;
+use std::fmt;
+use std::fs::{Permissions, set_permissions};
+use std::net::{SocketAddr, TcpListener, ToSocketAddrs};
+use std::os::fd::{AsFd, IntoRawFd, OwnedFd, RawFd};
+use std::os::unix::fs::PermissionsExt;
+use std::os::unix::net::{UnixListener, UnixStream};
+use std::path::PathBuf;
+
+/// Connections that may wait to be accepted; the system may allow fewer (`net.core.somaxconn`).
+const BACKLOG: i32 = 65_535;
+
+/// Whoever may enter the folder of a Unix socket may connect: the proxy in front is another user.
+const SOCKET_MODE: u32 = 0o666;
+
+/// Where to listen.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Address {
+    /// `address:port`.
+    Tcp(SocketAddr),
+    /// `unix:/path`.
+    Unix(PathBuf),
+}
+
+impl Address {
+    /// Reads `address:port` (a name such as `localhost` is looked up) or `unix:/path`.
+    pub fn parse(text: &str) -> Result<Self, String> {
+        if let Some(path) = text.strip_prefix("unix:") {
+            return match path {
+                "" => Err("`unix:` names no path".to_owned()),
+                path => Ok(Self::Unix(PathBuf::from(path))),
+            };
+        }
+        let mut found = text
+            .to_socket_addrs()
+            .map_err(|e| format!("`{text}` is neither address:port nor unix:/path ({e})"))?;
+        found.next().map(Self::Tcp).ok_or_else(|| format!("`{text}` has no address"))
+    }
+}
+
+impl fmt::Display for Address {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Tcp(address) => address.fmt(f),
+            Self::Unix(path) => write!(f, "unix:{}", path.display()),
+        }
+    }
+}
+
+/// A socket that listens and waits for its service.
+#[derive(Debug)]
+pub struct Bound {
+    /// The address as Pingora keys it: with the port that the kernel chose, or the path.
+    pub key: String,
+    /// Whether it is a Unix socket.
+    pub unix: bool,
+    socket: OwnedFd,
+}
+
+/// Why a socket cannot listen.
+#[derive(Debug)]
+pub struct BindError {
+    address: String,
+    source: std::io::Error,
+}
+
+impl fmt::Display for BindError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "cannot listen on {}: {}", self.address, self.source)
+    }
+}
+
+impl BindError {
+    /// Whether somebody else listens there.
+    pub fn is_in_use(&self) -> bool {
+        self.source.kind() == std::io::ErrorKind::AddrInUse
+    }
+}
+
+impl std::error::Error for BindError {
+    fn source(&self) -> Option<&(dyn std::error::Error + 'static)> {
+        Some(&self.source)
+    }
+}
+
+impl Bound {
+    /// Opens a listening socket.
+    pub fn open(address: &Address) -> Result<Self, BindError> {
+        match address {
+            Address::Tcp(address) => {
+                let failed = |source| BindError { address: address.to_string(), source };
+                let listener = TcpListener::bind(address).map_err(failed)?;
+                listen(&listener).map_err(failed)?;
+                listener.set_nonblocking(true).map_err(failed)?;
+                let key = listener.local_addr().map_err(failed)?.to_string();
+                Ok(Self { key, unix: false, socket: listener.into() })
+            }
+            Address::Unix(path) => {
+                let key = path.display().to_string();
+                let failed = |source| BindError { address: format!("unix:{key}"), source };
+                remove_stale(path).map_err(failed)?;
+                let listener = UnixListener::bind(path).map_err(failed)?;
+                set_permissions(path, Permissions::from_mode(SOCKET_MODE)).map_err(failed)?;
+                listen(&listener).map_err(failed)?;
+                listener.set_nonblocking(true).map_err(failed)?;
+                Ok(Self { key, unix: true, socket: listener.into() })
+            }
+        }
+    }
+
+    /// A socket that a process before this one opened for `address`, and still holds.
+    pub fn inherited(address: &Address, socket: OwnedFd) -> Result<Self, BindError> {
+        match address {
+            Address::Tcp(address) => {
+                let failed = |source| BindError { address: address.to_string(), source };
+                let listener = TcpListener::from(socket);
+                listener.set_nonblocking(true).map_err(failed)?;
+                let key = listener.local_addr().map_err(failed)?.to_string();
+                Ok(Self { key, unix: false, socket: listener.into() })
+            }
+            Address::Unix(path) => Ok(Self { key: path.display().to_string(), unix: true, socket }),
+        }
+    }
+
+    /// Another descriptor of the same socket.
+    pub fn copy(&self) -> std::io::Result<OwnedFd> {
+        self.socket.try_clone()
+    }
+
+    /// The socket as the edge's entrance takes it.
+    pub fn into_listener(self) -> Listener {
+        match self.unix {
+            true => Listener::unix(self.socket.into()),
+            false => Listener::tcp(self.socket.into()),
+        }
+    }
+
+    /// Gives the socket away, to whoever closes it.
+    pub fn into_raw(self) -> (String, RawFd) {
+        (self.key, self.socket.into_raw_fd())
+    }
+}
+
+/// Makes a listening socket's queue longer: that of the standard library is short, and whoever
+/// finds no place in it tries again a second later.
+fn listen(socket: impl AsFd) -> std::io::Result<()> {
+    Ok(rustix::net::listen(socket, BACKLOG)?)
+}
+
+/// Removes what a dead process left behind at `path`, and only that: not a socket on which
+/// somebody still listens, and nothing that is no socket.
+fn remove_stale(path: &std::path::Path) -> std::io::Result<()> {
+    use std::os::unix::fs::FileTypeExt;
+    match std::fs::symlink_metadata(path) {
+        Err(e) if e.kind() == std::io::ErrorKind::NotFound => Ok(()),
+        Err(e) => Err(e),
+        Ok(meta) if !meta.file_type().is_socket() => {
+            Err(std::io::Error::new(std::io::ErrorKind::AlreadyExists, "a file is in the way"))
+        }
+        Ok(_) if UnixStream::connect(path).is_ok() => {
+            Err(std::io::Error::from(std::io::ErrorKind::AddrInUse))
+        }
+        Ok(_) => std::fs::remove_file(path),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_address_is_a_socket_or_a_path() {
+        let parse = |text| Address::parse(text);
+        assert_eq!(parse("127.0.0.1:80"), Ok(Address::Tcp("127.0.0.1:80".parse().unwrap())));
+        assert_eq!(parse("[::1]:80"), Ok(Address::Tcp("[::1]:80".parse().unwrap())));
+        assert_eq!(parse("unix:/run/x.sock"), Ok(Address::Unix("/run/x.sock".into())));
+        assert!(parse("127.0.0.1").unwrap_err().contains("`127.0.0.1`"));
+        assert!(parse("unix:").unwrap_err().contains("path"));
+        assert!(parse("").is_err());
+    }
+
+    #[test]
+    fn a_port_in_use_is_told_with_its_address() {
+        let first = Bound::open(&Address::parse("127.0.0.1:0").unwrap()).unwrap();
+        let error = Bound::open(&Address::parse(&first.key).unwrap()).unwrap_err();
+        assert!(error.to_string().contains(&first.key), "{error}");
+    }
+
+    #[test]
+    fn a_stale_socket_is_replaced_and_a_living_one_is_not() {
+        let dir = tempfile::tempdir().unwrap();
+        let address = Address::Unix(dir.path().join("edge.sock"));
+        let first = Bound::open(&address).unwrap();
+        let mode = std::fs::metadata(&first.key).unwrap().permissions().mode();
+        assert_eq!(mode & 0o777, SOCKET_MODE);
+        assert!(Bound::open(&address).is_err());
+        drop(first);
+        Bound::open(&address).unwrap();
+        let file = dir.path().join("file");
+        std::fs::write(&file, "precious").unwrap();
+        assert!(Bound::open(&Address::Unix(file.clone())).is_err());
+        assert_eq!(std::fs::read_to_string(file).unwrap(), "precious");
+    }
+}

@@ -1,0 +1,405 @@
+//! The gate's first customer: a Pingora proxy that asks it first and passes on the rest.
+
+use super::origin::{Origins, Server};
+use async_trait::async_trait;
+use bytes::Bytes;
+use http::{HeaderName, HeaderValue, StatusCode, header};
+use log::{debug, error};
+use pingora::http::{RequestHeader, ResponseHeader};
+use pingora::modules::http::HttpModules;
+use pingora::prelude::*;
+use pingora::proxy::{FailToProxy, ProxyWarnLogContext};
+use pingora::{ErrorSource, ErrorType};
+use pixelgate::request::client::TrustedProxies;
+use pixelgate::server::InFlight;
+use pixelgate::telemetry::metrics::Limit;
+use pixelgate::{PixelGate, Verdict};
+use std::net::IpAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+const X_FORWARDED_FOR: HeaderName = HeaderName::from_static("x-forwarded-for");
+const X_FORWARDED_PROTO: HeaderName = HeaderName::from_static("x-forwarded-proto");
+const X_FORWARDED_HOST: HeaderName = HeaderName::from_static("x-forwarded-host");
+const KEEP_ALIVE: HeaderName = HeaderName::from_static("keep-alive");
+const PROXY_CONNECTION: HeaderName = HeaderName::from_static("proxy-connection");
+const MAX_FORWARDS: HeaderName = HeaderName::from_static("max-forwards");
+
+/// How long a client may take to end a body that it said is empty, in seconds.
+const EMPTY_BODY_SECONDS_MAX: u64 = 10;
+
+/// The edge: one gate in front of its origins.
+pub struct Edge {
+    gate: PixelGate,
+    origins: Origins,
+    trusted: TrustedProxies,
+    keepalive_seconds: u64,
+    write_timeout: Option<Duration>,
+    in_flight: InFlight,
+    refusals: Refusals,
+}
+
+/// What the edge remembers of a request.
+pub struct Ctx {
+    /// What the gate said, if the request was its own.
+    verdict: Option<Verdict>,
+    /// The server that was asked last.
+    server: Option<Arc<Server>>,
+    /// Those on which a new connection, or a request on one, has failed.
+    tried: Vec<Arc<Server>>,
+    _busy: pixelgate::server::Busy,
+}
+
+/// The answers that the edge gives of its own, built once.
+struct Refusals {
+    not_found: Refusal,
+    last_hop: Refusal,
+    bad_request: Refusal,
+    bad_gateway: Refusal,
+    timeout: Refusal,
+    internal: Refusal,
+}
+
+struct Refusal {
+    header: Arc<ResponseHeader>,
+    body: Bytes,
+}
+
+impl Edge {
+    /// Puts the edge together. Fails only if a header of its own answers is malformed.
+    pub fn new(
+        gate: PixelGate,
+        origins: Origins,
+        trusted: TrustedProxies,
+        keepalive_seconds: u64,
+        in_flight: InFlight,
+    ) -> Result<Self> {
+        let refusals = Refusals {
+            not_found: Refusal::new(404, "There is nothing here.\n")?,
+            last_hop: Refusal::new(405, "This is the last hop.\n")?,
+            bad_request: Refusal::new(400, "The request cannot be understood.\n")?,
+            bad_gateway: Refusal::new(502, "The origin does not answer.\n")?,
+            timeout: Refusal::new(504, "The origin does not answer in time.\n")?,
+            internal: Refusal::new(500, "The edge failed.\n")?,
+        };
+        let write_timeout = None;
+        Ok(Self { gate, origins, trusted, keepalive_seconds, write_timeout, in_flight, refusals })
+    }
+
+    /// Bounds how long a client may take to take a piece of its answer.
+    pub fn with_write_timeout(mut self, limit: Duration) -> Self {
+        self.write_timeout = Some(limit);
+        self
+    }
+
+    async fn refuse(&self, session: &mut Session, refusal: &Refusal) -> Result<()> {
+        let head = session.req_header().method == http::Method::HEAD;
+        session
+            .write_response_header(Box::new(ResponseHeader::clone(&refusal.header)), head)
+            .await?;
+        if !head {
+            session.write_response_body(Some(refusal.body.clone()), true).await?;
+        }
+        Ok(())
+    }
+
+    /// Appends who asked, how and for which host (SPEC 1). The client's own claims about scheme
+    /// and host are believed only from a trusted proxy.
+    fn forwarded(&self, session: &Session, request: &mut RequestHeader) -> Result<()> {
+        let peer = session.client_addr().and_then(|a| a.as_inet()).map(|a| a.ip());
+        if let Some(peer) = peer {
+            let value = appended(request, &X_FORWARDED_FOR, peer);
+            request.insert_header(X_FORWARDED_FOR, value)?;
+        }
+        let trusted = peer.is_some_and(|peer| self.trusted.trusts(peer));
+        if !(trusted && request.headers.contains_key(X_FORWARDED_PROTO)) {
+            let tls = session.digest().is_some_and(|digest| digest.ssl_digest.is_some());
+            request.insert_header(X_FORWARDED_PROTO, if tls { "https" } else { "http" })?;
+        }
+        if !(trusted && request.headers.contains_key(X_FORWARDED_HOST)) {
+            let request_host = session.req_header();
+            let authority = request_host.uri.authority().map(|a| a.as_str().as_bytes());
+            let host = request_host.headers.get(header::HOST).map(HeaderValue::as_bytes);
+            match host.or(authority).and_then(|host| HeaderValue::from_bytes(host).ok()) {
+                Some(host) => request.insert_header(X_FORWARDED_HOST, host)?,
+                None => drop(request.remove_header(&X_FORWARDED_HOST)),
+            }
+        }
+        Ok(())
+    }
+}
+
+impl Edge {
+    /// Notes that the server of this request failed it.
+    fn give_up(&self, ctx: &mut Ctx, why: &str) {
+        if let Some(server) = ctx.server.take() {
+            server.failed(why);
+            ctx.tried.push(server);
+        }
+    }
+}
+
+/// Puts the headers that are left of a request back into the order in which they came: where one
+/// is removed, the map moves the last into its place.
+fn restore_order(came: &RequestHeader, request: &mut RequestHeader) -> Result<()> {
+    let left = |name: &&HeaderName| request.headers.contains_key(*name);
+    let whole: Vec<HeaderName> = came.headers.keys().filter(left).cloned().collect();
+    let moved = whole.iter().zip(request.headers.keys()).position(|(came, is)| came != is);
+    let Some(first) = moved else { return Ok(()) };
+    let late = &whole[first..];
+    let values = |name: &HeaderName| request.headers.get_all(name).iter().cloned().collect();
+    let late: Vec<(&HeaderName, Vec<HeaderValue>)> =
+        late.iter().map(|name| (name, values(name))).collect();
+    for (name, _) in &late {
+        request.remove_header(*name);
+    }
+    for (name, values) in late {
+        // Spelled as the client did, which over HTTP/2 is in lower case.
+        let is_it = |spelled: &[u8]| spelled.eq_ignore_ascii_case(name.as_str().as_bytes());
+        let mut spellings =
+            came.case_header_iter().filter(|(spelled, _)| is_it(spelled.as_slice()));
+        for value in values {
+            match spellings.next() {
+                Some((spelled, _)) => request.append_header(spelled.clone(), value)?,
+                None => request.append_header(name, value)?,
+            };
+        }
+    }
+    Ok(())
+}
+
+/// Waits for the end of a body that is empty by its length. Over HTTP/2 that may not be true, and
+/// Pingora would pass on the header before it knows: here the contradiction ends the request.
+async fn end_of_empty_body(session: &mut Session) -> Result<()> {
+    let length = session.req_header().headers.get(header::CONTENT_LENGTH);
+    if !session.is_http2() || length.is_none_or(|length| length != "0") {
+        return Ok(());
+    }
+    let limit = Duration::from_secs(EMPTY_BODY_SECONDS_MAX);
+    let end = async {
+        while session.read_request_body().await?.is_some() {}
+        Ok(())
+    };
+    let late = |_| Err(Error::new_down(ErrorType::ReadTimedout));
+    tokio::time::timeout(limit, end)
+        .await
+        .unwrap_or_else(late)
+        .map_err(|e: Box<Error>| e.into_down())
+}
+
+/// How many hops more a `TRACE` or `OPTIONS` request may take, if it says so (RFC 9110, section
+/// 7.6.2). No other method is bound by it, and what is no number is passed on as it is.
+fn forwards_left(request: &RequestHeader) -> Option<u64> {
+    if !matches!(request.method, http::Method::TRACE | http::Method::OPTIONS) {
+        return None;
+    }
+    request.headers.get(MAX_FORWARDS)?.to_str().ok()?.parse().ok()
+}
+
+/// Removes what an origin says of its connection to the edge (RFC 9110, section 7.6.1). Of a
+/// request Pingora does the same; of a response it only replaces `Connection`, so that stays here
+/// and keeps its place. The answer to an upgrade is about both hops.
+fn end_hop(response: &mut ResponseHeader) {
+    let upgrade = [StatusCode::SWITCHING_PROTOCOLS, StatusCode::UPGRADE_REQUIRED];
+    if upgrade.contains(&response.status) {
+        return;
+    }
+    let lines = response.headers.get_all(header::CONNECTION);
+    let tokens = lines.iter().flat_map(|line| line.as_bytes().split(|b| *b == b','));
+    let named = tokens.filter_map(|token| HeaderName::from_bytes(token.trim_ascii()).ok());
+    let framing = [header::CONNECTION, header::CONTENT_LENGTH, header::TRANSFER_ENCODING];
+    let mut named: Vec<_> = named.filter(|name| !framing.contains(name)).collect();
+    named.extend([KEEP_ALIVE, PROXY_CONNECTION]);
+    for name in named {
+        response.remove_header(&name);
+    }
+}
+
+/// All lines of a list header in one, with `address` at its end.
+fn appended(request: &RequestHeader, name: &HeaderName, address: IpAddr) -> Vec<u8> {
+    let mut value = Vec::new();
+    for line in request.headers.get_all(name) {
+        value.extend_from_slice(line.as_bytes());
+        value.extend_from_slice(b", ");
+    }
+    value.extend_from_slice(address.to_canonical().to_string().as_bytes());
+    value
+}
+
+#[async_trait]
+impl ProxyHttp for Edge {
+    type CTX = Ctx;
+
+    fn new_ctx(&self) -> Ctx {
+        Ctx { verdict: None, server: None, tried: Vec::new(), _busy: self.in_flight.enter() }
+    }
+
+    // The default adds a compression module to every request; the edge changes no body.
+    fn init_downstream_modules(&self, _modules: &mut HttpModules) {}
+
+    async fn request_filter(&self, session: &mut Session, ctx: &mut Ctx) -> Result<bool> {
+        // An HTTP/2 stream's window is the client's to open, or not.
+        session.set_write_timeout(self.write_timeout);
+        // Pingora keeps a connection for ever after its first request.
+        if session.get_keepalive().is_some() {
+            session.set_keepalive(Some(self.keepalive_seconds));
+        }
+        ctx.verdict = self.gate.handle(session).await?;
+        if ctx.verdict.is_some() {
+            return Ok(true);
+        }
+        if self.origins.is_empty() {
+            self.refuse(session, &self.refusals.not_found).await?;
+            return Ok(true);
+        }
+        if forwards_left(session.req_header()) == Some(0) {
+            // It asks about this hop, which has nothing to say and echoes nothing.
+            self.refuse(session, &self.refusals.last_hop).await?;
+            return Ok(true);
+        }
+        end_of_empty_body(session).await?;
+        Ok(false)
+    }
+
+    async fn upstream_peer(&self, _: &mut Session, ctx: &mut Ctx) -> Result<Box<HttpPeer>> {
+        ctx.server = self.origins.choose(&ctx.tried);
+        match &ctx.server {
+            Some(server) => Ok(Box::new(self.origins.peer(server))),
+            // No name has an address: the look-up said so in the log.
+            None => Err(Error::new_up(ErrorType::ConnectNoRoute)),
+        }
+    }
+
+    async fn upstream_request_filter(
+        &self,
+        session: &mut Session,
+        request: &mut RequestHeader,
+        _ctx: &mut Ctx,
+    ) -> Result<()> {
+        if let Some(left) = forwards_left(request) {
+            request.insert_header(MAX_FORWARDS, left.saturating_sub(1).to_string())?;
+        }
+        restore_order(session.req_header(), request)?;
+        self.forwarded(session, request)
+    }
+
+    async fn upstream_response_filter(
+        &self,
+        _session: &mut Session,
+        response: &mut ResponseHeader,
+        ctx: &mut Ctx,
+    ) -> Result<()> {
+        end_hop(response);
+        if let Some(server) = &ctx.server {
+            server.answered();
+        }
+        Ok(())
+    }
+
+    fn fail_to_connect(
+        &self,
+        _session: &mut Session,
+        _peer: &HttpPeer,
+        ctx: &mut Ctx,
+        mut e: Box<Error>,
+    ) -> Box<Error> {
+        // What failed is between the edge and the origin: nothing in it is the client's.
+        self.give_up(ctx, &e.to_string());
+        // Nothing was sent yet, so any method may be tried elsewhere.
+        e.set_retry(ctx.tried.len() < self.origins.servers());
+        e
+    }
+
+    /// A request that failed on its way is sent again only if that cannot do its work twice
+    /// (RFC 9110, section 9.2.2), and only while its client has heard nothing: on another
+    /// connection if an old one had gone stale, else on another server. A client that has
+    /// waited through one timeout does not wait through the next.
+    fn error_while_proxy(
+        &self,
+        _peer: &HttpPeer,
+        session: &mut Session,
+        mut e: Box<Error>,
+        ctx: &mut Ctx,
+        reused: bool,
+    ) -> Box<Error> {
+        let of_origin = *e.esource() == ErrorSource::Upstream;
+        if of_origin && !reused {
+            self.give_up(ctx, e.etype().as_str());
+        }
+        let timed_out = matches!(e.etype(), ErrorType::ReadTimedout | ErrorType::WriteTimedout);
+        let again = of_origin
+            && !timed_out
+            && session.req_header().method.is_idempotent()
+            && !session.as_ref().retry_buffer_truncated()
+            && session.response_written().is_none()
+            && (reused || ctx.tried.len() < self.origins.servers());
+        e.set_retry(again);
+        e
+    }
+
+    async fn fail_to_proxy(&self, session: &mut Session, e: &Error, _: &mut Ctx) -> FailToProxy {
+        let gone = FailToProxy { error_code: 0, can_reuse_downstream: false };
+        let refusal = match (e.esource(), e.etype()) {
+            (_, ErrorType::HTTPStatus(_)) => &self.refusals.bad_request,
+            (ErrorSource::Upstream, ErrorType::ConnectTimedout | ErrorType::ReadTimedout) => {
+                &self.refusals.timeout
+            }
+            (ErrorSource::Upstream, _) => &self.refusals.bad_gateway,
+            (ErrorSource::Downstream, ErrorType::InvalidHTTPHeader) => &self.refusals.bad_request,
+            // The client does not listen, or is gone: there is nobody to answer.
+            (ErrorSource::Downstream, ErrorType::WriteTimedout) => {
+                self.gate.metrics().count_refused(Limit::WriteTime);
+                return gone;
+            }
+            (ErrorSource::Downstream, _) => return gone,
+            (ErrorSource::Internal | ErrorSource::Unset, _) => &self.refusals.internal,
+        };
+        if *e.esource() == ErrorSource::Upstream {
+            self.gate.metrics().origin_failures.inc();
+        } else if *e.esource() != ErrorSource::Downstream {
+            // The kind of error alone: its context may quote the request.
+            error!("a request failed inside the edge: {}", e.etype().as_str());
+        }
+        if session.response_written().is_some() {
+            return gone;
+        }
+        // Pingora closes after a failed exchange whatever is said here, so say it to the client.
+        session.set_keepalive(None);
+        match self.refuse(session, refusal).await {
+            Ok(()) => FailToProxy { error_code: refusal.header.status.as_u16(), ..gone },
+            Err(e) => {
+                debug!("a client left before it was told of a failure: {}", e.etype().as_str());
+                gone
+            }
+        }
+    }
+
+    // Pingora's own lines quote the request, its query included; ours are in `fail_to_proxy`.
+    fn suppress_error_log(&self, _: &Session, _: &Ctx, _: &Error) -> bool {
+        true
+    }
+
+    fn suppress_proxy_warn_log(
+        &self,
+        _: &Session,
+        _: &Ctx,
+        _: &Error,
+        _: ProxyWarnLogContext,
+    ) -> bool {
+        true
+    }
+
+    fn request_summary(&self, session: &Session, _ctx: &Ctx) -> String {
+        session.req_header().method.to_string()
+    }
+}
+
+impl Refusal {
+    fn new(status: u16, text: &'static str) -> Result<Self> {
+        let mut header = ResponseHeader::build_no_case(status, Some(5))?;
+        header.insert_header(header::CONTENT_TYPE, "text/plain; charset=utf-8")?;
+        header.insert_header(header::CONTENT_LENGTH, text.len())?;
+        header.insert_header(header::CACHE_CONTROL, "no-store")?;
+        Ok(Self { header: Arc::new(header), body: Bytes::from_static(text.as_bytes()) })
+    }
+}

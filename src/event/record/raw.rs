@@ -1,0 +1,248 @@
+//! A kept record as bytes, and writing it as the backend gets it (SPEC 7).
+//!
+//! The fields are found and their limits checked, but no text is looked at: that is for a record
+//! whose checksum the spool has just found right. It is what this program wrote, so its texts are
+//! UTF-8 and its JSON is an event's, and copying them into a body needs no second proof. What comes
+//! another way is a matter for [`Record`](super::Record), which checks all of it. The layout is
+//! told in `encode.rs`.
+
+use std::io::Write;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+
+use super::RecordError;
+use super::encode::{JSON_OFFSET, VERSION, close_json_object, flag, write_json_chars};
+use super::timestamp::{RFC3339_BYTES, Stamp, UNIX_MS_MAX};
+use crate::event::param::{PORTAL_MAX, REFERER_BYTES_MAX, USER_AGENT_BYTES_MAX};
+
+/// How the JSON of each event begins, and where its id and its time stand in that.
+const HEAD: [u8; 86] = *b"{\"id\":\"00000000-0000-0000-0000-000000000000\",\
+    \"received_at\":\"0000-00-00T00:00:00.000Z\",";
+const HEAD_ID: usize = 7;
+const HEAD_TIME: usize = 60;
+
+/// See the module.
+#[derive(Clone, Copy)]
+pub struct RawRecord<'a> {
+    /// The event's UUIDv7.
+    pub id: [u8; 16],
+    /// When it came, in milliseconds since 1970, UTC.
+    pub received_at_ms: u64,
+    /// The account it belongs to.
+    pub portal: u64,
+    /// What the browser called itself, if it did.
+    pub user_agent: Option<&'a [u8]>,
+    /// In its braces.
+    pub(super) event_json: &'a [u8],
+    pub(super) ip: Option<IpAddr>,
+    pub(super) referer: Option<&'a [u8]>,
+    pub(super) gpc: bool,
+    pub(super) dnt: bool,
+    pub(super) prefetch: bool,
+}
+
+/// Writes records as the backend gets them, one after the other. What neighbours mostly share, the
+/// second they came in, is worked out once.
+pub struct WireWriter {
+    head: [u8; HEAD.len()],
+    stamp: Stamp,
+}
+
+impl<'a> RawRecord<'a> {
+    /// Finds the fields of a record.
+    ///
+    /// # Errors
+    ///
+    /// Any of [`RecordError`], but a text that is not UTF-8, and JSON that is well framed and yet
+    /// not an event's, go unseen.
+    pub fn read(bytes: &'a [u8]) -> Result<RawRecord<'a>, RecordError> {
+        let &[version, flags, ..] = bytes else { return Err(RecordError::Truncated) };
+        if version != VERSION {
+            return Err(RecordError::UnknownVersion(version));
+        }
+        let both = flag::IPV4 | flag::IPV6;
+        if flags & flag::UNUSED != 0 || flags & both == both {
+            return Err(RecordError::Flags);
+        }
+        let (head, rest) =
+            bytes.split_first_chunk::<JSON_OFFSET>().ok_or(RecordError::Truncated)?;
+        let mut head = Reader { rest: &head[2..] };
+        let received_at_ms = u64::from_le_bytes(head.array()?);
+        if received_at_ms > UNIX_MS_MAX {
+            return Err(RecordError::ReceivedAt);
+        }
+        let id = head.array()?;
+        let portal = u64::from_le_bytes(head.array()?);
+        if !(1..=PORTAL_MAX).contains(&portal) {
+            return Err(RecordError::Portal);
+        }
+        let json_bytes = u32::from_le_bytes(head.array()?);
+        let mut rest = Reader { rest };
+        let event_json =
+            rest.take(usize::try_from(json_bytes).map_err(|_| RecordError::Truncated)?)?;
+        if !matches!(event_json, [b'{', .., b'}']) {
+            return Err(RecordError::Json);
+        }
+        let has = |bit: u8| flags & bit != 0;
+        let record = RawRecord {
+            id,
+            received_at_ms,
+            portal,
+            event_json,
+            ip: rest.ip(flags)?,
+            user_agent: has(flag::USER_AGENT)
+                .then(|| rest.text(USER_AGENT_BYTES_MAX, RecordError::UserAgent))
+                .transpose()?,
+            referer: has(flag::REFERER)
+                .then(|| rest.text(REFERER_BYTES_MAX, RecordError::Referer))
+                .transpose()?,
+            gpc: has(flag::GPC),
+            dnt: has(flag::DNT),
+            prefetch: has(flag::PREFETCH),
+        };
+        if rest.rest.is_empty() { Ok(record) } else { Err(RecordError::TrailingBytes) }
+    }
+}
+
+impl Default for WireWriter {
+    fn default() -> WireWriter {
+        WireWriter { head: HEAD, stamp: Stamp::default() }
+    }
+}
+
+impl WireWriter {
+    /// Appends a record as one JSON object (SPEC 7), without a line's end. It is UTF-8 if the
+    /// record's texts are.
+    ///
+    /// `bot` is the deliverer's judgement of the user agent; it is not kept.
+    pub fn write(&mut self, out: &mut Vec<u8>, record: &RawRecord<'_>, bot: bool) {
+        let id = uuid::Uuid::from_bytes(record.id).hyphenated();
+        id.encode_lower(&mut self.head[HEAD_ID..][..uuid::fmt::Hyphenated::LENGTH]);
+        let time = self.stamp.rfc3339(record.received_at_ms);
+        self.head[HEAD_TIME..][..RFC3339_BYTES].copy_from_slice(time);
+        out.extend_from_slice(&self.head);
+        // The event's object is opened here and closed below: its fields stand among the others.
+        if let [b'{', fields @ .., b'}'] = record.event_json {
+            out.extend_from_slice(fields);
+        }
+        out.extend_from_slice(b",\"context\":{");
+        write_context(out, record, bot);
+        out.push(b'}');
+    }
+}
+
+fn write_context(out: &mut Vec<u8>, record: &RawRecord<'_>, bot: bool) {
+    if let Some(ip) = record.ip {
+        out.extend_from_slice(b"\"ip\":\"");
+        write_ip(out, ip);
+        out.extend_from_slice(b"\",");
+    }
+    if let Some(user_agent) = record.user_agent {
+        out.extend_from_slice(b"\"user_agent\":\"");
+        write_json_chars(out, user_agent);
+        out.extend_from_slice(b"\",");
+    }
+    if let Some(referer) = record.referer {
+        out.extend_from_slice(b"\"referer\":\"");
+        write_json_chars(out, referer);
+        out.extend_from_slice(b"\",");
+    }
+    if record.gpc {
+        out.extend_from_slice(b"\"gpc\":true,");
+    }
+    if record.dnt {
+        out.extend_from_slice(b"\"dnt\":true,");
+    }
+    if record.prefetch {
+        out.extend_from_slice(b"\"prefetch\":true,");
+    }
+    if bot {
+        out.extend_from_slice(b"\"bot\":true,");
+    }
+    close_json_object(out);
+}
+
+/// Writes an address as its `Display` does. The common kind by hand, because it is done for each
+/// event delivered.
+fn write_ip(out: &mut Vec<u8>, ip: IpAddr) {
+    match ip {
+        IpAddr::V4(ip) => write_ipv4(out, ip),
+        // Writing to a `Vec` cannot fail.
+        IpAddr::V6(ip) => _ = write!(out, "{ip}"),
+    }
+}
+
+fn write_ipv4(out: &mut Vec<u8>, ip: Ipv4Addr) {
+    /// Each number with a point behind it, and what is left of four bytes.
+    static NUMBERS: [[u8; 4]; 256] = {
+        let mut numbers = [[0; 4]; 256];
+        let mut n = 0;
+        while n < numbers.len() {
+            let [a, b, c] = [n / 100, n / 10 % 10, n % 10];
+            let [a, b, c] = [b'0' + a as u8, b'0' + b as u8, b'0' + c as u8];
+            numbers[n] = match n {
+                0..10 => [c, b'.', 0, 0],
+                10..100 => [b, c, b'.', 0],
+                _ => [a, b, c, b'.'],
+            };
+            n += 1;
+        }
+        numbers
+    };
+    let (mut text, mut end) = ([0; 16], 0);
+    for octet in ip.octets() {
+        text[end..end + 4].copy_from_slice(&NUMBERS[usize::from(octet)]);
+        end += 2 + usize::from(octet >= 10) + usize::from(octet >= 100);
+    }
+    // Without the last point.
+    out.extend_from_slice(&text[..end - 1]);
+}
+
+/// What is left of a record.
+struct Reader<'a> {
+    rest: &'a [u8],
+}
+
+impl<'a> Reader<'a> {
+    fn array<const N: usize>(&mut self) -> Result<[u8; N], RecordError> {
+        let (array, rest) = self.rest.split_first_chunk().ok_or(RecordError::Truncated)?;
+        self.rest = rest;
+        Ok(*array)
+    }
+
+    fn take(&mut self, bytes: usize) -> Result<&'a [u8], RecordError> {
+        let (taken, rest) = self.rest.split_at_checked(bytes).ok_or(RecordError::Truncated)?;
+        self.rest = rest;
+        Ok(taken)
+    }
+
+    fn ip(&mut self, flags: u8) -> Result<Option<IpAddr>, RecordError> {
+        Ok(if flags & flag::IPV4 != 0 {
+            Some(IpAddr::V4(Ipv4Addr::from(self.array::<4>()?)))
+        } else if flags & flag::IPV6 != 0 {
+            Some(IpAddr::V6(Ipv6Addr::from(self.array::<16>()?)))
+        } else {
+            None
+        })
+    }
+
+    fn text(&mut self, bytes_max: usize, fault: RecordError) -> Result<&'a [u8], RecordError> {
+        let bytes = usize::from(u16::from_le_bytes(self.array()?));
+        if bytes > bytes_max { Err(fault) } else { self.take(bytes) }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn addresses_are_written_as_the_standard_library_does() {
+        let v4 = (0..=u8::MAX).flat_map(|n| [[n, 0, 9, 10], [99, n, 100, 255]]).map(IpAddr::from);
+        let v6 = ["::", "::1", "2001:db8::1", "::ffff:1.2.3.4", "1:0:0:2::3", "fe80::a:b:c:d"];
+        for ip in v4.chain(v6.map(|text| text.parse().expect("an address"))) {
+            let mut out = Vec::new();
+            write_ip(&mut out, ip);
+            assert_eq!(String::from_utf8(out).as_deref(), Ok(&*ip.to_string()));
+        }
+    }
+}

@@ -1,0 +1,88 @@
+//! The shape of an event's JSON, for reading it back.
+//!
+//! Strict: a field too many, one missing, one twice, or properties out of order, and it is not what
+//! `encode.rs` wrote.
+
+use std::borrow::Cow;
+use std::fmt;
+use std::marker::PhantomData;
+
+use serde::Deserialize;
+use serde::de::{Deserializer, Error, MapAccess, Visitor};
+
+use crate::event::{Event, Properties, Revenue};
+
+/// Reads an event's JSON.
+pub(super) fn read(json: &str) -> Result<Event<'_>, serde_json::Error> {
+    let wire: Wire<'_> = serde_json::from_str(json)?;
+    Ok(Event {
+        portal: wire.portal,
+        name: wire.event,
+        email: wire.email.map(|text| text.0),
+        revenue: wire.revenue.map(|amount| amount.0),
+        external_id: wire.external_id.map(|text| text.0),
+        properties: wire.properties.0,
+    })
+}
+
+// Borrows what has no escapes in it.
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Wire<'a> {
+    portal: u64,
+    #[serde(borrow)]
+    event: Cow<'a, str>,
+    #[serde(borrow)]
+    email: Option<Text<'a>>,
+    #[serde(borrow)]
+    external_id: Option<Text<'a>>,
+    revenue: Option<Amount>,
+    #[serde(borrow)]
+    properties: Pairs<'a>,
+}
+
+// Serde borrows a `Cow` only where the field itself is one, hence the wrapper.
+#[derive(Deserialize)]
+struct Text<'a>(#[serde(borrow)] Cow<'a, str>);
+
+struct Amount(Revenue);
+
+impl<'de> Deserialize<'de> for Amount {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Amount, D::Error> {
+        // Exact: a decimal of at most 15 digits survives the way through a double, and a double's
+        // shortest text is that decimal again.
+        let number = f64::deserialize(deserializer)?;
+        let amount = Revenue::parse(&number.to_string());
+        amount.map(Amount).ok_or_else(|| D::Error::custom("not an amount"))
+    }
+}
+
+/// Properties in strictly rising order of their names.
+struct Pairs<'a>(Properties<'a>);
+
+impl<'de: 'a, 'a> Deserialize<'de> for Pairs<'a> {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Pairs<'a>, D::Error> {
+        deserializer.deserialize_map(PairsVisitor(PhantomData))
+    }
+}
+
+struct PairsVisitor<'a>(PhantomData<&'a ()>);
+
+impl<'de: 'a, 'a> Visitor<'de> for PairsVisitor<'a> {
+    type Value = Pairs<'a>;
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("properties sorted by name")
+    }
+
+    fn visit_map<M: MapAccess<'de>>(self, mut map: M) -> Result<Pairs<'a>, M::Error> {
+        let mut pairs = Properties::new();
+        while let Some((Text(name), Text(value))) = map.next_entry()? {
+            if pairs.last().is_some_and(|(last, _)| *last >= name) {
+                return Err(M::Error::custom("properties out of order"));
+            }
+            pairs.push((name, value));
+        }
+        Ok(Pairs(pairs))
+    }
+}

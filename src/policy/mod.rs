@@ -1,0 +1,5 @@
+//! Policy: from an event request to a decision.
+
+pub mod gate;
+pub mod portals;
+pub mod privacy;

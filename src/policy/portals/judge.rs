@@ -1,0 +1,219 @@
+//! The answer about one event of one portal, and what the list says about it beyond yes or no.
+
+use std::{fmt, sync::Arc};
+
+use arc_swap::Guard;
+
+use super::config::Mode;
+use super::list::{List, Place};
+use crate::clock::Clock;
+use crate::event::Reason;
+
+/// The answer about one event of one portal.
+#[must_use]
+#[derive(Debug)]
+pub struct Decision {
+    /// Whether it is taken.
+    pub ruling: Ruling,
+    /// What decided it.
+    pub because: Because,
+    /// What else holds for this portal.
+    pub policy: Policy,
+}
+
+/// Whether an event is taken.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Ruling {
+    /// It is.
+    Allowed,
+    /// It is not: `portal_not_allowed`, `event_not_allowed` or `overloaded`.
+    Refused(Reason),
+    /// It is, but `enforce` would have refused it (`dry_run`).
+    WouldRefuse(Reason),
+}
+
+/// What decided about an event.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Because {
+    /// The mode is `off`.
+    Off,
+    /// No list has been loaded yet.
+    NotLoaded,
+    /// The list is older than `portals.stale_seconds_max`.
+    Stale,
+    /// The portal is not in the list.
+    NotListed,
+    /// The portal's `expires` has come.
+    Expired,
+    /// The name fits no pattern of the portal's `events`.
+    NoPatternFits,
+    /// The portal is in the list, and nothing in its rules is against the event.
+    Listed,
+}
+
+impl Because {
+    /// The name in `explain`'s answer.
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Because::Off => "off",
+            Because::NotLoaded => "not_loaded",
+            Because::Stale => "stale",
+            Because::NotListed => "not_listed",
+            Because::Expired => "expired",
+            Because::NoPatternFits => "no_pattern_fits",
+            Because::Listed => "listed",
+        }
+    }
+}
+
+/// The least that `Retry-After` can say, and enough: a rate is one a second or more.
+const RETRY_AFTER_SECONDS: u32 = 1;
+
+/// A portal's rate was used up.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct RateLimited {
+    /// After how many seconds the portal's next event would be taken.
+    pub retry_after_seconds: u32,
+    /// False where the event is taken all the same, and only counted (`dry_run`).
+    pub enforced: bool,
+}
+
+/// What a list says about one portal. Holds on to the list as it was when asked, so keep it
+/// for one hit only.
+pub struct Policy {
+    list: Guard<Option<Arc<List>>>,
+    place: Option<Place>,
+    metering: Metering,
+}
+
+/// Whether the rate is looked at.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Metering {
+    Enforced,
+    /// A refusal is only told.
+    Told,
+    /// It is not: `off`, or an event that was refused before.
+    Off,
+}
+
+impl Policy {
+    /// Whether the portal's events are passed on without this property. In every mode, `off`
+    /// included; a portal that is not in the list has the defaults.
+    #[inline]
+    pub fn drops(&self, property: &str) -> bool {
+        let rules = self.list.as_ref().map(|list| list.rules(self.place));
+        let dropped = rules.and_then(|rules| rules.drop_properties.as_ref());
+        dropped.is_some_and(|dropped| dropped.contains(property))
+    }
+
+    /// Whether there is any property that [`Policy::drops`] is true of.
+    #[inline]
+    pub fn drops_any(&self) -> bool {
+        let rules = self.list.as_ref().map(|list| list.rules(self.place));
+        let dropped = rules.and_then(|rules| rules.drop_properties.as_ref());
+        dropped.is_some_and(|dropped| !dropped.is_empty())
+    }
+
+    /// Counts one event against the portal's rate. To be asked once, after every other check
+    /// that could refuse the event: what is counted is used up.
+    #[inline]
+    pub fn take_rate(&self) -> Result<(), RateLimited> {
+        let (Some(list), Some(place)) = (self.list.as_ref(), self.place) else {
+            return Ok(());
+        };
+        if self.metering == Metering::Off {
+            return Ok(());
+        }
+        match list.take_rate(place) {
+            true => Ok(()),
+            false => Err(RateLimited {
+                retry_after_seconds: RETRY_AFTER_SECONDS,
+                enforced: self.metering == Metering::Enforced,
+            }),
+        }
+    }
+}
+
+impl Decision {
+    /// What decided, as a sentence for people, with the rule's own text.
+    pub fn explain(&self, event_name: &str) -> String {
+        let rules = self.policy.list.as_ref().map(|list| list.rules(self.policy.place));
+        let events = rules.and_then(|rules| rules.events.as_ref());
+        let expires = rules.and_then(|rules| rules.expires);
+        match (self.because, events, expires) {
+            (Because::Off, ..) => "the portal list is switched off".to_owned(),
+            (Because::NotLoaded, ..) => "no portal list has been loaded yet".to_owned(),
+            (Because::Stale, ..) => "the portal list is too old to go by".to_owned(),
+            (Because::NotListed, ..) => "the portal is not in the list".to_owned(),
+            (Because::Expired, _, Some(day)) => format!("the portal has expired on {day}"),
+            (Because::Expired, ..) => "the portal has expired".to_owned(),
+            (Because::NoPatternFits, ..) => "the event name fits none of `events`".to_owned(),
+            (Because::Listed, Some(events), _) => match events.fitting(event_name) {
+                Some(pattern) => format!("the event name fits `{pattern}` of `events`"),
+                None => "the portal is in the list".to_owned(),
+            },
+            (Because::Listed, None, _) => "the portal is in the list".to_owned(),
+        }
+    }
+}
+
+impl fmt::Debug for Policy {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Policy").field("place", &self.place).finish_non_exhaustive()
+    }
+}
+
+/// What `judge` needs to know beside the list.
+pub(super) struct Moment<'a> {
+    pub mode: Mode,
+    pub stale: bool,
+    /// Asked only for a portal that expires: the time costs more than all the rest.
+    pub clock: &'a dyn Clock,
+}
+
+/// Judges one event, with no lock taken and nothing allocated.
+#[inline]
+pub(super) fn judge(
+    list: Guard<Option<Arc<List>>>,
+    portal: u64,
+    event_name: &str,
+    moment: &Moment<'_>,
+) -> Decision {
+    let place = list.as_ref().and_then(|list| list.place(portal));
+    let checked = match (moment.mode, list.as_ref()) {
+        (Mode::Off, _) => Ok(Because::Off),
+        (_, None) => Err((Reason::Overloaded, Because::NotLoaded)),
+        (_, Some(_)) if moment.stale => Err((Reason::Overloaded, Because::Stale)),
+        (_, Some(list)) => check(list, place, event_name, moment.clock),
+    };
+    let (ruling, because, metering) = match (checked, moment.mode) {
+        (Ok(because), Mode::Enforce) => (Ruling::Allowed, because, Metering::Enforced),
+        (Ok(because), Mode::DryRun) => (Ruling::Allowed, because, Metering::Told),
+        (Ok(because), Mode::Off) => (Ruling::Allowed, because, Metering::Off),
+        (Err((reason, because)), Mode::DryRun) => {
+            (Ruling::WouldRefuse(reason), because, Metering::Off)
+        }
+        (Err((reason, because)), _) => (Ruling::Refused(reason), because, Metering::Off),
+    };
+    Decision { ruling, because, policy: Policy { list, place, metering } }
+}
+
+#[inline]
+fn check(
+    list: &List,
+    place: Option<Place>,
+    event_name: &str,
+    clock: &dyn Clock,
+) -> Result<Because, (Reason, Because)> {
+    if place.is_none() {
+        return Err((Reason::PortalNotAllowed, Because::NotListed));
+    }
+    let rules = list.rules(place);
+    if rules.expires.is_some_and(|expires| expires.unix_ms <= clock.unix_ms()) {
+        return Err((Reason::PortalNotAllowed, Because::Expired));
+    }
+    if rules.events.as_ref().is_some_and(|events| !events.allow(event_name)) {
+        return Err((Reason::EventNotAllowed, Because::NoPatternFits));
+    }
+    Ok(Because::Listed)
+}

@@ -1,0 +1,245 @@
+//! A list in a file, and when a change to it is believed.
+//!
+//! A file is watched by looking at what its path leads to: device, inode, size, and the times of
+//! change to the nanosecond. That sees rewrites, an editor's rename and a symlink swapped somewhere
+//! along the path, all alike and on every file system; notifications see some of these, on some.
+//!
+//! **A file that is being written must not be taken for a list.** Cut anywhere, a `.txt` is still
+//! a list, only a shorter one, and a `.toml` may lose a portal's last rules. So a change is read
+//! only when two looks in a row, a quarter of `refresh_seconds` apart, saw the same; and what was
+//! read is thrown away if the file changed meanwhile. A writer that pauses for longer in the midst
+//! of a file is beyond this: write beside it and rename. When asked to read at once (at start,
+//! and on SIGHUP) only the second half holds.
+//!
+//! **The times are not believed where they are fresh.** A file changed twice within one tick of
+//! the kernel's clock can look the same both times, so one read so soon is read once more.
+
+use std::{
+    fs::{self, File, Metadata},
+    io,
+    os::unix::fs::MetadataExt,
+    path::PathBuf,
+    sync::Arc,
+    time::{Duration, SystemTime, UNIX_EPOCH},
+};
+
+use super::list::{Content, List};
+use super::parse::{Format, ParseError};
+use crate::clock::Clock;
+
+/// How often to look, in every `refresh_seconds`: once to see that the old file is gone, once to
+/// see the new, and once to believe it, with time left to read it.
+pub(super) const LOOKS_PER_REFRESH: u32 = 4;
+
+/// Times younger than this are not believed. File systems of today stamp to some milliseconds,
+/// those of old to 2 seconds.
+const STAMP_AGE_MIN: Duration = Duration::from_secs(2);
+
+/// How often a file that changes under our eyes is read again at start.
+const OPEN_ATTEMPTS_MAX: u32 = 5;
+
+/// A list in a file.
+#[derive(Debug)]
+pub(super) struct FileSource {
+    path: PathBuf,
+    format: Format,
+    /// The file as it was when the list in use was read.
+    taken: Option<Sighting>,
+    /// The file as the last look saw it.
+    seen: Option<Sighting>,
+    /// What is wrong with the file that `seen` saw.
+    rejected: Option<String>,
+}
+
+/// Everything about a file that tells a change of it without reading.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct Sighting {
+    device: u64,
+    inode: u64,
+    size: u64,
+    modified_ns: i128,
+    changed_ns: i128,
+}
+
+/// What a look at a source came to.
+#[derive(Debug)]
+pub(super) enum Look {
+    /// The source still has the list in use.
+    Same,
+    /// The source has a new list.
+    New(Box<List>),
+    /// The source changes; the next look may know more.
+    Unsettled,
+    /// The source has no list to take.
+    Failed(String),
+}
+
+impl FileSource {
+    /// Reads the file for the first time.
+    pub(super) fn open(
+        path: PathBuf,
+        format: Format,
+        clock: &Arc<dyn Clock>,
+    ) -> Result<(FileSource, List), String> {
+        let mut source = FileSource { path, format, taken: None, seen: None, rejected: None };
+        for _ in 0..OPEN_ATTEMPTS_MAX {
+            match source.look(None, true, clock) {
+                Look::New(list) => return Ok((source, *list)),
+                Look::Failed(what) => return Err(what),
+                Look::Same | Look::Unsettled => {}
+            }
+        }
+        Err(format!("{}: keeps changing while it is read", source.path.display()))
+    }
+
+    /// Looks whether the file has changed, and reads it if it has and is at rest. `at_once`
+    /// reads it in any case. `current` is the list in use.
+    pub(super) fn look(
+        &mut self,
+        current: Option<Content>,
+        at_once: bool,
+        clock: &Arc<dyn Clock>,
+    ) -> Look {
+        let sighting = fs::metadata(&self.path).map(|metadata| Sighting::of(&metadata));
+        let before = self.seen;
+        self.seen = sighting.as_ref().ok().copied();
+        if !at_once && self.seen != before {
+            self.rejected = None;
+            return Look::Unsettled;
+        }
+        if !at_once && self.seen.is_some() && self.seen == self.taken {
+            return Look::Same;
+        }
+        if let (Some(what), false) = (&self.rejected, at_once) {
+            return Look::Failed(what.clone());
+        }
+        let read = match sighting {
+            Ok(sighting) => self.read(sighting, clock),
+            Err(error) => Err(ParseError::from(error)),
+        };
+        let believed = self.seen.filter(Sighting::can_be_believed);
+        match read {
+            Ok(None) => Look::Unsettled,
+            Ok(Some(list)) => {
+                self.rejected = None;
+                self.taken = believed;
+                match current == Some(list.content) {
+                    true => Look::Same,
+                    false => Look::New(Box::new(list)),
+                }
+            }
+            Err(error) => {
+                let what = self.describe(&error);
+                // What a file says stays as long as the file does, so it is not read again. What
+                // the file system says may change by itself.
+                let said_by_file = error.line.is_some() && believed.is_some();
+                self.rejected = said_by_file.then(|| what.clone());
+                Look::Failed(what)
+            }
+        }
+    }
+
+    /// Reads the file, if it stays the one that was seen.
+    fn read(&self, seen: Sighting, clock: &Arc<dyn Clock>) -> Result<Option<List>, ParseError> {
+        let mut file = File::open(&self.path)?;
+        if Sighting::of(&file.metadata()?) != seen {
+            return Ok(None);
+        }
+        let list = List::read(self.format, &mut file, clock);
+        // Both: the file may have been written to, and the path may lead to another by now.
+        let still = |metadata: io::Result<Metadata>| {
+            metadata.is_ok_and(|metadata| Sighting::of(&metadata) == seen)
+        };
+        match still(file.metadata()) && still(fs::metadata(&self.path)) {
+            true => list.map(Some),
+            false => Ok(None),
+        }
+    }
+
+    fn describe(&self, error: &ParseError) -> String {
+        let ParseError { line, column, what } = error;
+        let path = self.path.display();
+        match (line, column) {
+            (Some(line), Some(column)) => format!("{path}:{line}:{column}: {what}"),
+            (Some(line), None) => format!("{path}:{line}: {what}"),
+            (None, _) => format!("{path}: {what}"),
+        }
+    }
+}
+
+impl Sighting {
+    fn of(metadata: &Metadata) -> Sighting {
+        let stamp = |seconds: i64, ns: i64| i128::from(seconds) * 1_000_000_000 + i128::from(ns);
+        Sighting {
+            device: metadata.dev(),
+            inode: metadata.ino(),
+            size: metadata.size(),
+            modified_ns: stamp(metadata.mtime(), metadata.mtime_nsec()),
+            changed_ns: stamp(metadata.ctime(), metadata.ctime_nsec()),
+        }
+    }
+
+    /// Whether a further change would surely show in the times. By the machine's clock, since
+    /// the kernel stamps files by that.
+    fn can_be_believed(&self) -> bool {
+        let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_nanos();
+        // A stamp from the future is as good as one from the past: the next will differ.
+        i128::try_from(now)
+            .is_ok_and(|now| now.abs_diff(self.changed_ns) > STAMP_AGE_MIN.as_nanos())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::clock::SystemClock;
+
+    /// A clock that writes to a file whenever it is asked: a list asks it when it has been read.
+    struct Meddler(PathBuf);
+
+    impl Clock for Meddler {
+        fn unix_ms(&self) -> u64 {
+            0
+        }
+
+        fn monotonic(&self) -> Duration {
+            let list = fs::read_to_string(&self.0).unwrap();
+            fs::write(&self.0, list + "44\n").unwrap();
+            Duration::ZERO
+        }
+    }
+
+    #[test]
+    fn a_file_that_changes_while_it_is_read_is_not_taken() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("l.txt");
+        fs::write(&path, "11\n").unwrap();
+        let steady: Arc<dyn Clock> = Arc::new(SystemClock);
+        let (mut source, list) = FileSource::open(path.clone(), Format::Text, &steady).unwrap();
+        let current = Some(list.content);
+        assert_eq!(source.taken, None, "the stamps of a file just written are not believed");
+
+        fs::write(&path, "11\n22\n").unwrap();
+        let meddler: Arc<dyn Clock> = Arc::new(Meddler(path.clone()));
+        assert!(matches!(source.look(current, true, &meddler), Look::Unsettled));
+        assert!(matches!(source.look(current, false, &steady), Look::Unsettled));
+        let Look::New(list) = source.look(current, false, &steady) else { panic!("at rest now") };
+        assert_eq!(list.len(), 3);
+        // And one that never comes to rest is no list to start with.
+        fs::write(&path, "11\n").unwrap();
+        assert!(FileSource::open(path, Format::Text, &meddler).is_err());
+    }
+
+    #[test]
+    fn a_fresh_stamp_is_not_believed() {
+        let dir = tempfile::tempdir().unwrap();
+        let fresh = Sighting::of(&fs::metadata(dir.path()).unwrap());
+        assert!(!fresh.can_be_believed());
+        let by = |seconds: i128| Sighting {
+            changed_ns: fresh.changed_ns + seconds * 1_000_000_000,
+            ..fresh
+        };
+        assert!(by(-60).can_be_believed());
+        assert!(by(60).can_be_believed());
+    }
+}

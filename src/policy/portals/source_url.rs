@@ -1,0 +1,372 @@
+//! A list behind a URL, asked for again and again.
+//!
+//! The server is asked with what it said last time (`ETag`, `Last-Modified`), so that it can answer
+//! 304. A new list goes to a file in the state folder as it arrives, is read from there, and
+//! becomes the copy for the next start if it is a list. Nothing is believed that may be cut off: an
+//! answer that has neither a length nor chunks ends where the connection does.
+//!
+//! Redirects are followed on the same origin only, since the headers may hold a secret.
+
+use std::{
+    error::Error as _,
+    fmt::Write as _,
+    io::{self, Write},
+    path::{Path, PathBuf},
+    sync::Arc,
+    time::Duration,
+};
+
+use bytes::Bytes;
+use flate2::write::GzDecoder;
+use http::{
+    HeaderMap, HeaderName, HeaderValue, StatusCode, Version,
+    header::{
+        ACCEPT_ENCODING, CONTENT_ENCODING, CONTENT_LENGTH, CONTENT_TYPE, ETAG, IF_MODIFIED_SINCE,
+        IF_NONE_MATCH, LAST_MODIFIED, TRANSFER_ENCODING,
+    },
+};
+use reqwest::{Client, Response, redirect};
+use tokio::sync::mpsc;
+use url::Url;
+
+use super::cache::{About, Incoming, Validators};
+use super::list::{Content, List};
+use super::parse::{Format, LIST_BYTES_MAX, ParseError};
+use super::source_file::Look;
+use super::{Config, ConfigError, cache};
+use crate::clock::Clock;
+
+const CONNECT_SECONDS_MAX: u64 = 5;
+/// Without a byte arriving.
+const READ_SECONDS_MAX: u64 = 10;
+/// From the first byte sent to the last received.
+const FETCH_SECONDS_MAX: u64 = 60;
+const REDIRECTS_MAX: usize = 5;
+/// Pieces of the body on their way to the file.
+const PIECES_MAX: usize = 8;
+
+/// A list behind a URL.
+#[derive(Debug)]
+pub(super) struct UrlSource {
+    url: Url,
+    headers: HeaderMap,
+    state_dir: PathBuf,
+    /// Made at the first look: `check` and `explain` need none.
+    client: Option<Client>,
+    validators: Validators,
+    /// The list that the copy on disk holds.
+    copied: Option<Content>,
+}
+
+/// A list from an earlier run, and how long ago the server confirmed it.
+pub(super) type Kept = Option<(List, Duration)>;
+
+impl UrlSource {
+    /// Takes the last good copy if there is one. Fails only where the configuration is wrong.
+    pub(super) fn open(
+        url: Url,
+        config: &Config,
+        state_dir: &Path,
+        clock: &Arc<dyn Clock>,
+    ) -> Result<(UrlSource, Kept), ConfigError> {
+        let headers = headers(config, |name| std::env::var(name).ok())?;
+        let mut source = UrlSource {
+            url,
+            headers,
+            state_dir: state_dir.to_owned(),
+            client: None,
+            validators: Validators::default(),
+            copied: None,
+        };
+        let kept = source.take_copy(clock).unwrap_or_else(|error| {
+            log::warn!("portals: the copy in the state folder is of no use: {error}");
+            None
+        });
+        Ok((source, kept))
+    }
+
+    fn take_copy(&mut self, clock: &Arc<dyn Clock>) -> Result<Kept, ParseError> {
+        let Some(mut found) = cache::find(&self.state_dir, self.url.as_str())? else {
+            return Ok(None);
+        };
+        let list = List::read(found.about.format, &mut found.list, clock)?;
+        self.validators = found.about.validators;
+        self.copied = Some(list.content);
+        Ok(Some((list, found.age)))
+    }
+
+    /// Asks the server whether it has another list than the one in use.
+    pub(super) async fn look(&mut self, current: Option<Content>, clock: &Arc<dyn Clock>) -> Look {
+        match self.fetch(current, clock).await {
+            Ok(look) => look,
+            Err(fault) => Look::Failed(format!("{}{fault}", self.shown())),
+        }
+    }
+
+    async fn fetch(
+        &mut self,
+        current: Option<Content>,
+        clock: &Arc<dyn Clock>,
+    ) -> Result<Look, String> {
+        let mut response = self.ask(current.is_some()).await?;
+        match response.status() {
+            StatusCode::NOT_MODIFIED if current.is_some() => {
+                let folder = self.state_dir.clone();
+                let _ = tokio::task::spawn_blocking(move || cache::confirm(&folder)).await;
+                return Ok(Look::Same);
+            }
+            StatusCode::OK => {}
+            status => return Err(format!(": answered {status}")),
+        }
+        let receipt = self.receipt(&response)?;
+        let validators = receipt.about.validators.clone();
+        // Where the server says the same as last time, the copy need not be written again.
+        let copied = self.copied.filter(|_| validators == self.validators);
+        let (pieces, received) = mpsc::channel(PIECES_MAX);
+        let clock = Arc::clone(clock);
+        let reading = tokio::task::spawn_blocking(move || receipt.read(received, copied, &clock));
+        while let Some(piece) = response.chunk().await.map_err(explain)? {
+            // The reader is gone when it knows enough; it will say why.
+            if pieces.send(Some(piece)).await.is_err() {
+                break;
+            }
+        }
+        let _ = pieces.send(None).await;
+        let (list, kept) = reading.await.map_err(|error| format!(": {error}"))??;
+        self.validators = validators;
+        self.copied = kept.then_some(list.content);
+        match current == Some(list.content) {
+            true => Ok(Look::Same),
+            false => Ok(Look::New(Box::new(list))),
+        }
+    }
+
+    async fn ask(&mut self, conditionally: bool) -> Result<Response, String> {
+        let client = match &self.client {
+            Some(client) => client,
+            None => self.client.insert(client().map_err(explain)?),
+        };
+        let mut request = client.get(self.url.clone()).headers(self.headers.clone());
+        request = request.header(ACCEPT_ENCODING, "gzip");
+        if conditionally {
+            if let Some(etag) = &self.validators.etag {
+                request = request.header(IF_NONE_MATCH, etag);
+            }
+            if let Some(date) = &self.validators.last_modified {
+                request = request.header(IF_MODIFIED_SINCE, date);
+            }
+        }
+        request.send().await.map_err(explain)
+    }
+
+    /// What the head of an answer says about the list in its body.
+    fn receipt(&self, response: &Response) -> Result<Receipt, String> {
+        let headers = response.headers();
+        let text = |name| headers.get(&name).and_then(|value: &HeaderValue| value.to_str().ok());
+        let framed = response.version() >= Version::HTTP_2
+            || headers.contains_key(CONTENT_LENGTH)
+            || headers.contains_key(TRANSFER_ENCODING);
+        if !framed {
+            return Err(": its answer has no length, so it may be cut off".to_owned());
+        }
+        let gzip = match text(CONTENT_ENCODING) {
+            None | Some("identity") => false,
+            Some("gzip" | "x-gzip") => true,
+            Some(_) => return Err(": its answer's Content-Encoding is not gzip".to_owned()),
+        };
+        let format = format(text(CONTENT_TYPE), self.url.path());
+        let format = format.ok_or(": neither Content-Type nor name say toml, json or text")?;
+        let validators = Validators {
+            etag: text(ETAG).map(str::to_owned),
+            last_modified: text(LAST_MODIFIED).map(str::to_owned),
+        };
+        let about = About { url: self.url.to_string(), format, validators };
+        Ok(Receipt { folder: self.state_dir.clone(), about, gzip })
+    }
+
+    /// The URL without its query, which may hold a token.
+    fn shown(&self) -> String {
+        let mut url = self.url.clone();
+        url.set_query(None);
+        url.set_fragment(None);
+        url.to_string()
+    }
+}
+
+/// A list on its way.
+struct Receipt {
+    folder: PathBuf,
+    about: About,
+    gzip: bool,
+}
+
+impl Receipt {
+    /// Receives a list and reads it, and keeps it unless it is the one that is `copied`. Says
+    /// whether it is on disk now.
+    fn read(
+        self,
+        mut received: mpsc::Receiver<Option<Bytes>>,
+        copied: Option<Content>,
+        clock: &Arc<dyn Clock>,
+    ) -> Result<(List, bool), String> {
+        let fault = |error: io::Error| format!(": {error}");
+        let disk = |error: io::Error| format!(": cannot be kept in the state folder: {error}");
+        let incoming = Incoming::create(&self.folder).map_err(disk)?;
+        let bounded = Bounded { incoming, left: LIST_BYTES_MAX };
+        let mut body = match self.gzip {
+            true => Body::Gzip(Box::new(GzDecoder::new(bounded))),
+            false => Body::Plain(bounded),
+        };
+        loop {
+            match received.blocking_recv() {
+                Some(Some(piece)) => body.write(&piece).map_err(fault)?,
+                Some(None) => break,
+                None => return Err(": its answer was cut off".to_owned()),
+            }
+        }
+        let mut incoming = body.finish().map_err(fault)?;
+        let list = incoming.list().map_err(ParseError::from);
+        let list = list.and_then(|file| List::read(self.about.format, file, clock));
+        let list = list.map_err(|error| place(&error))?;
+        if copied == Some(list.content) {
+            cache::confirm(&self.folder);
+            return Ok((list, true));
+        }
+        let kept = incoming.keep(&self.about);
+        if let Err(error) = &kept {
+            // The list is good all the same; only the next start will miss it.
+            log::warn!("portals: the list cannot be kept in the state folder: {error}");
+        }
+        Ok((list, kept.is_ok()))
+    }
+}
+
+enum Body {
+    Plain(Bounded),
+    Gzip(Box<GzDecoder<Bounded>>),
+}
+
+impl Body {
+    fn write(&mut self, piece: &[u8]) -> io::Result<()> {
+        match self {
+            Body::Plain(body) => body.write_all(piece),
+            Body::Gzip(body) => body.write_all(piece),
+        }
+    }
+
+    fn finish(self) -> io::Result<Incoming> {
+        match self {
+            Body::Plain(body) => Ok(body.incoming),
+            Body::Gzip(body) => Ok(body.finish()?.incoming),
+        }
+    }
+}
+
+/// Takes no more than a list may have: little gzip can become much text.
+struct Bounded {
+    incoming: Incoming,
+    left: u64,
+}
+
+impl Write for Bounded {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        self.left = self.left.checked_sub(bytes.len() as u64).ok_or_else(|| {
+            let what = format!("larger than {} MiB", LIST_BYTES_MAX >> 20);
+            io::Error::new(io::ErrorKind::FileTooLarge, what)
+        })?;
+        self.incoming.write_all(bytes)?;
+        Ok(bytes.len())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}
+
+fn client() -> reqwest::Result<Client> {
+    if rustls::crypto::CryptoProvider::get_default().is_none() {
+        // Whoever was faster has installed one, which is as good.
+        let _ = rustls::crypto::ring::default_provider().install_default();
+    }
+    let same_origin = redirect::Policy::custom(|attempt| {
+        let from = attempt.previous().first().map(Url::origin);
+        match from.is_some_and(|from| from == attempt.url().origin()) {
+            true if attempt.previous().len() <= REDIRECTS_MAX => attempt.follow(),
+            true => attempt.error("too many redirects"),
+            false => attempt.error("redirected to another origin"),
+        }
+    });
+    Client::builder()
+        .user_agent(concat!("pixelgate/", env!("CARGO_PKG_VERSION")))
+        .connect_timeout(Duration::from_secs(CONNECT_SECONDS_MAX))
+        .read_timeout(Duration::from_secs(READ_SECONDS_MAX))
+        .timeout(Duration::from_secs(FETCH_SECONDS_MAX))
+        .redirect(same_origin)
+        .build()
+}
+
+/// The whole chain of causes, without the URL and its query.
+fn explain(error: reqwest::Error) -> String {
+    let error = error.without_url();
+    let mut what = format!(": {error}");
+    let mut cause = error.source();
+    while let Some(error) = cause {
+        // Writing to a string cannot fail.
+        let _ = write!(what, ": {error}");
+        cause = error.source();
+    }
+    what
+}
+
+fn place(ParseError { line, column, what }: &ParseError) -> String {
+    match (line, column) {
+        (Some(line), Some(column)) => format!(":{line}:{column}: {what}"),
+        (Some(line), None) => format!(":{line}: {what}"),
+        (None, _) => format!(": {what}"),
+    }
+}
+
+/// What the type says, where it says more than that it is some text; else the name.
+fn format(content_type: Option<&str>, path: &str) -> Option<Format> {
+    let content_type = content_type.unwrap_or_default().split(';').next().unwrap_or_default();
+    match content_type.trim().to_ascii_lowercase().as_str() {
+        "application/toml" | "text/toml" | "text/x-toml" => Some(Format::Toml),
+        "application/json" | "text/json" => Some(Format::Json),
+        "text/plain" => Format::of_name(path).or(Some(Format::Text)),
+        // An error page that was sent with a 200.
+        "text/html" => None,
+        _ => Format::of_name(path),
+    }
+}
+
+fn headers(
+    config: &Config,
+    variable: impl Fn(&str) -> Option<String>,
+) -> Result<HeaderMap, ConfigError> {
+    let mut headers = HeaderMap::new();
+    for (name, value) in &config.headers {
+        let wrong = |why: String| ConfigError::new(format!("portals.headers.{name}"), why);
+        let header = HeaderName::try_from(name)
+            .map_err(|_| wrong("is not the name of a header".to_owned()))?;
+        let expanded = expand(value, &variable).map_err(wrong)?;
+        let mut value = HeaderValue::try_from(expanded)
+            .map_err(|_| wrong("cannot be the value of a header".to_owned()))?;
+        value.set_sensitive(true);
+        headers.insert(header, value);
+    }
+    Ok(headers)
+}
+
+/// Puts the environment's value in place of each `${NAME}`.
+fn expand(text: &str, variable: impl Fn(&str) -> Option<String>) -> Result<String, String> {
+    let mut expanded = String::new();
+    let mut rest = text;
+    while let Some((before, after)) = rest.split_once("${") {
+        let (name, after) = after.split_once('}').ok_or("has a `${` without a `}`")?;
+        let value = variable(name);
+        expanded.push_str(before);
+        expanded.push_str(&value.ok_or_else(|| format!("${{{name}}} is not in the environment"))?);
+        rest = after;
+    }
+    Ok(expanded + rest)
+}

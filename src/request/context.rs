@@ -1,0 +1,136 @@
+//! What a request says beside its query: who asked, from where, and what their browser wishes.
+
+use super::client::{TrustedProxies, token_is};
+use crate::event::Context;
+use http::HeaderMap;
+use std::borrow::Cow;
+use std::net::IpAddr;
+
+/// Gathers the context of a hit from its connection's peer and its headers. Cookies and
+/// credentials are not looked at (SPEC 3).
+pub fn context<'a>(
+    headers: &'a HeaderMap,
+    peer: Option<IpAddr>,
+    trusted: &TrustedProxies,
+) -> Context<'a> {
+    let mut seen = Seen::default();
+    for (name, value) in headers {
+        seen.note(name.as_ref(), value.as_bytes());
+    }
+    seen.context(peer.map(|peer| trusted.client(peer, headers)))
+}
+
+/// The first line of each header that says something of the context.
+#[derive(Default)]
+pub(crate) struct Seen<'a> {
+    user_agent: Option<&'a [u8]>,
+    referer: Option<&'a [u8]>,
+    gpc: Option<&'a [u8]>,
+    dnt: Option<&'a [u8]>,
+    /// Of the headers in which browsers say that they fetch ahead of need.
+    purposes: [Option<&'a [u8]>; 4],
+}
+
+impl<'a> Seen<'a> {
+    /// Takes note of a header line. Those of one name come in the order in which they came.
+    #[inline]
+    pub fn note(&mut self, name: &[u8], value: &'a [u8]) {
+        // Most headers are told from these by their length.
+        let place = match name.len() {
+            3 if token_is(name, b"dnt") => &mut self.dnt,
+            5 if token_is(name, b"x-moz") => &mut self.purposes[3],
+            7 if token_is(name, b"referer") => &mut self.referer,
+            7 if token_is(name, b"sec-gpc") => &mut self.gpc,
+            7 if token_is(name, b"purpose") => &mut self.purposes[1],
+            9 if token_is(name, b"x-purpose") => &mut self.purposes[2],
+            10 if token_is(name, b"user-agent") => &mut self.user_agent,
+            11 if token_is(name, b"sec-purpose") => &mut self.purposes[0],
+            _ => return,
+        };
+        place.get_or_insert(value);
+    }
+
+    /// What the noted lines say, of whoever asked from `ip`.
+    pub fn context(self, ip: Option<IpAddr>) -> Context<'a> {
+        Context {
+            ip,
+            user_agent: self.user_agent.and_then(text),
+            referer: self.referer.and_then(text),
+            gpc: self.gpc.is_some_and(is_one),
+            dnt: self.dnt.is_some_and(is_one),
+            prefetch: self.purposes.into_iter().flatten().any(is_prefetch),
+        }
+    }
+}
+
+/// A header as text. What is not UTF-8 in it is replaced: a client's odd header must not cost its
+/// event.
+fn text(value: &[u8]) -> Option<Cow<'_, str>> {
+    // Nearly all are UTF-8, and looking for what is not takes several times as long.
+    let text = std::str::from_utf8(value).map(Cow::Borrowed);
+    let text = text.unwrap_or_else(|_| String::from_utf8_lossy(value));
+    (!text.is_empty()).then_some(text)
+}
+
+fn is_one(value: &[u8]) -> bool {
+    value.trim_ascii() == b"1"
+}
+
+/// `Sec-Purpose: prefetch;prerender`, `Purpose: prefetch`, `X-Moz: prefetch`, `preview`.
+fn is_prefetch(value: &[u8]) -> bool {
+    let first = value.split(|b| matches!(b, b';' | b',')).next().unwrap_or_default().trim_ascii();
+    [&b"prefetch"[..], b"prerender", b"preview"].iter().any(|p| first.eq_ignore_ascii_case(p))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn of(lines: &[(&str, &str)]) -> http::HeaderMap {
+        let pair = |(name, value): &(&str, &str)| {
+            let name: http::HeaderName = name.parse().unwrap();
+            (name, http::HeaderValue::from_bytes(value.as_bytes()).unwrap())
+        };
+        lines.iter().map(pair).collect()
+    }
+
+    #[test]
+    fn flags_are_true_only_where_the_browser_says_so() {
+        let check = |name: &str, value: &str, expect: [bool; 3]| {
+            let headers = of(&[(name, value)]);
+            let context = context(&headers, None, &TrustedProxies::default());
+            assert_eq!([context.gpc, context.dnt, context.prefetch], expect, "{name}: {value}");
+        };
+        check("Sec-GPC", "1", [true, false, false]);
+        check("Sec-GPC", "0", [false, false, false]);
+        check("DNT", "1", [false, true, false]);
+        check("DNT", "null", [false, false, false]);
+        check("Sec-Purpose", "prefetch;prerender", [false, false, true]);
+        check("Purpose", "Prefetch", [false, false, true]);
+        check("X-Moz", "prefetch", [false, false, true]);
+        check("Purpose", "prefetching", [false, false, false]);
+        check("X-Purpose", "preview", [false, false, true]);
+        check("X-Other", "1", [false, false, false]);
+    }
+
+    #[test]
+    fn the_first_line_of_a_header_counts() {
+        let headers = of(&[("DNT", "0"), ("DNT", "1"), ("User-Agent", ""), ("User-Agent", "b")]);
+        let seen = context(&headers, None, &TrustedProxies::default());
+        assert_eq!((seen.dnt, seen.user_agent), (false, None));
+        let headers = of(&[("Purpose", "x"), ("Purpose", "prefetch"), ("X-Moz", "prefetch")]);
+        assert!(context(&headers, None, &TrustedProxies::default()).prefetch, "of the other one");
+    }
+
+    #[test]
+    fn an_empty_header_is_absent_and_an_odd_one_costs_nothing() {
+        let headers = of(&[("User-Agent", ""), ("Referer", "https://a.test/\u{e9}")]);
+        let seen = context(&headers, None, &TrustedProxies::default());
+        assert_eq!(seen.user_agent, None);
+        assert_eq!(seen.referer.as_deref(), Some("https://a.test/\u{e9}"));
+        let mut headers = http::HeaderMap::new();
+        headers.insert("user-agent", http::HeaderValue::from_bytes(b"a\xffb").unwrap());
+        let seen = context(&headers, None, &TrustedProxies::default());
+        assert_eq!(seen.user_agent.as_deref(), Some("a\u{fffd}b"));
+    }
+}

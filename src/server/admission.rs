@@ -1,0 +1,87 @@
+//! Who is let in: what happens to a connection before its first byte of HTTP or TLS.
+
+use super::InFlight;
+use super::connection_limit::{Census, Place};
+use super::limits::{Limits, Teller};
+use super::proxy_header;
+use crate::request::client::TrustedProxies;
+use crate::telemetry::metrics::{Limit, Metrics};
+use bytes::BytesMut;
+use pingora::protocols::IO;
+use std::net::IpAddr;
+use std::sync::Arc;
+
+/// The door of one edge.
+pub struct Door {
+    pub limits: Limits,
+    pub teller: Arc<Teller>,
+    trusted: TrustedProxies,
+    census: Arc<Census>,
+}
+
+/// A connection that may go on.
+pub struct Admitted {
+    pub place: Place,
+    /// The client, as far as the connection itself tells.
+    pub client: Option<IpAddr>,
+    /// What came behind a PROXY header.
+    pub ahead: BytesMut,
+}
+
+impl Door {
+    pub fn new(
+        limits: Limits,
+        trusted: TrustedProxies,
+        metrics: Metrics,
+        in_flight: InFlight,
+    ) -> Self {
+        let teller = Arc::new(Teller::new(metrics));
+        let census = Arc::new(Census::new(teller.clone(), in_flight));
+        Self { limits, trusted, census, teller }
+    }
+
+    /// A place for a new connection; `None` closes it, unanswered.
+    pub fn place(&self) -> Option<Place> {
+        self.census.admit(&self.limits)
+    }
+
+    /// Lets a client in, if that one may have one more place. One that speaks for many is not one
+    /// client, and on a Unix socket none has an address.
+    pub fn claim(&self, place: Place, client: Option<IpAddr>, ahead: BytesMut) -> Option<Admitted> {
+        let place = match client {
+            Some(address) if !self.trusted.trusts(address) => place.claim(address, &self.limits)?,
+            _ => place,
+        };
+        Some(Admitted { place, client, ahead })
+    }
+
+    /// Lets a connection from `peer` in, once its PROXY header is read where it must have one.
+    pub async fn admit(
+        &self,
+        place: Place,
+        peer: Option<IpAddr>,
+        stream: &mut dyn IO,
+    ) -> Option<Admitted> {
+        let (mut client, mut ahead) = (peer, BytesMut::new());
+        if let Some(peer) = peer
+            && self.limits.proxy_protocol
+        {
+            let said = match self.trusted.trusts(peer) {
+                true => proxy_header::take(stream, &mut ahead, &self.limits).await,
+                false => None,
+            };
+            let Some(said) = said else {
+                self.teller.tell(Limit::ProxyHeader);
+                return None;
+            };
+            client = said.map(|address| address.ip()).or(client);
+        }
+        self.claim(place, client, ahead)
+    }
+}
+
+/// The address of whoever connected, where it has one.
+pub fn peer(stream: &dyn IO) -> Option<IpAddr> {
+    let digest = stream.get_socket_digest()?;
+    Some(digest.peer_addr()?.as_inet()?.ip())
+}

@@ -1,0 +1,88 @@
+//! Answers as the bytes that are sent.
+
+use crate::response::answer::Answer;
+use crate::response::title_case::title_case;
+use bytes::{BufMut, Bytes, BytesMut};
+use http::{HeaderValue, StatusCode, header};
+use std::cell::Cell;
+use std::convert::Infallible;
+
+/// An answer, written out but for what changes: `Date`, `Connection`, and sometimes
+/// `Retry-After`.
+#[derive(Debug)]
+pub struct Raw {
+    head: Bytes,
+    /// The prebuilt value, kept apart because a rate limit knows better.
+    retry_after: Option<HeaderValue>,
+    /// What follows the date: of a connection that goes on, and of one that ends.
+    tails: [Bytes; 2],
+}
+
+impl Raw {
+    /// Writes an answer out.
+    pub fn new(answer: Answer) -> Result<Raw, Infallible> {
+        let status = StatusCode::from_u16(answer.status).unwrap_or_default();
+        let reason = status.canonical_reason().unwrap_or_default();
+        let mut head = BytesMut::new();
+        head.put_slice(format!("HTTP/1.1 {} {reason}\r\n", status.as_str()).as_bytes());
+        let mut retry_after = None;
+        for (name, value) in answer.headers {
+            if name == header::RETRY_AFTER {
+                retry_after = Some(value);
+                continue;
+            }
+            put_line(&mut head, &title_case(&name), value.as_bytes());
+        }
+        let tails = ["keep-alive", "close"].map(|connection| {
+            let mut tail = BytesMut::from(&b"\r\n"[..]);
+            put_line(&mut tail, "Connection", connection.as_bytes());
+            tail.put_slice(b"\r\n");
+            tail.put_slice(&answer.body);
+            tail.freeze()
+        });
+        Ok(Raw { head: head.freeze(), retry_after, tails })
+    }
+
+    /// Hands the whole answer, as it is sent now, to `take`.
+    pub fn write<T>(
+        &self,
+        retry_after_seconds: Option<u32>,
+        keep: bool,
+        take: impl FnOnce(&[u8]) -> T,
+    ) -> T {
+        thread_local! {
+            static OUT: Cell<Vec<u8>> = const { Cell::new(Vec::new()) };
+        }
+        let mut out = OUT.take();
+        out.clear();
+        self.write_into(&mut out, retry_after_seconds, keep);
+        let taken = take(&out);
+        OUT.set(out);
+        taken
+    }
+
+    fn write_into(&self, out: &mut Vec<u8>, retry_after_seconds: Option<u32>, keep: bool) {
+        let [keeps, closes] = &self.tails;
+        let tail = if keep { keeps } else { closes };
+        out.put_slice(&self.head);
+        if let Some(prebuilt) = &self.retry_after {
+            match retry_after_seconds {
+                Some(seconds) => {
+                    let mut digits = itoa::Buffer::new();
+                    put_line(out, "Retry-After", digits.format(seconds).as_bytes());
+                }
+                None => put_line(out, "Retry-After", prebuilt.as_bytes()),
+            }
+        }
+        out.put_slice(b"Date: ");
+        out.put_slice(pingora::protocols::http::date::get_cached_date().as_bytes());
+        out.put_slice(tail);
+    }
+}
+
+fn put_line(out: &mut impl BufMut, name: &str, value: &[u8]) {
+    out.put_slice(name.as_bytes());
+    out.put_slice(b": ");
+    out.put_slice(value);
+    out.put_slice(b"\r\n");
+}

@@ -1,0 +1,243 @@
+//! A connection whose HTTP/2 frames are counted as they come by. What they mean is [`super::h2`]'s.
+
+use super::{Frame, PREFACE, Pulse};
+use crate::server::read_buffer::replay;
+use crate::telemetry::metrics::Limit;
+use async_trait::async_trait;
+use bytes::BytesMut;
+use pingora::protocols::raw_connect::ProxyDigest;
+use pingora::protocols::tls::{SslDigest, TlsRef};
+use pingora::protocols::{
+    ALPN, GetProxyDigest, GetSocketDigest, GetTimingDigest, Peek, Shutdown, SocketDigest, Ssl,
+    Stream, TimingDigest, UniqueID, UniqueIDType,
+};
+use std::io;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::task::{Context, Poll, ready};
+use std::time::Duration;
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::sync::oneshot;
+
+/// A frame's header, in bytes (RFC 9113, section 4.1).
+const FRAME_HEAD_BYTES: usize = 9;
+
+/// Finds frames in the bytes of a connection, however they are cut.
+#[derive(Debug)]
+struct Frames {
+    head: [u8; FRAME_HEAD_BYTES],
+    have: usize,
+    /// Bytes until the next frame.
+    skip: usize,
+}
+
+impl Frames {
+    /// The next bytes begin with a client's preface.
+    fn new() -> Self {
+        Self { head: [0; FRAME_HEAD_BYTES], have: 0, skip: PREFACE.len() }
+    }
+
+    fn read(
+        &mut self,
+        mut bytes: &[u8],
+        mut came: impl FnMut(Frame) -> Result<(), Limit>,
+    ) -> Result<(), Limit> {
+        loop {
+            let skipped = self.skip.min(bytes.len());
+            self.skip -= skipped;
+            bytes = &bytes[skipped..];
+            if bytes.is_empty() {
+                return Ok(());
+            }
+            let part = (FRAME_HEAD_BYTES - self.have).min(bytes.len());
+            self.head[self.have..self.have + part].copy_from_slice(&bytes[..part]);
+            self.have += part;
+            bytes = &bytes[part..];
+            if self.have == FRAME_HEAD_BYTES {
+                self.have = 0;
+                let [a, b, c, kind, flags, ..] = self.head;
+                let length = u32::from_be_bytes([0, a, b, c]) as usize;
+                self.skip = length;
+                came(Frame { kind, flags, length })?;
+            }
+        }
+    }
+}
+
+/// An HTTP/2 connection that is watched.
+#[derive(Debug)]
+pub struct Watched {
+    inner: Stream,
+    /// What was read before Pingora got the connection.
+    came: BytesMut,
+    frames: Frames,
+    pulse: Arc<Pulse>,
+    crossed: Option<oneshot::Sender<Limit>>,
+}
+
+impl Watched {
+    /// Watches a connection whose first bytes, `came`, are read already. The receiver tells which
+    /// limit ended it, if one did.
+    pub fn new(
+        inner: Stream,
+        came: BytesMut,
+        pulse: Arc<Pulse>,
+    ) -> (Self, oneshot::Receiver<Limit>) {
+        let (crossed, receiver) = oneshot::channel();
+        let crossed = Some(crossed);
+        (Self { inner, came, frames: Frames::new(), pulse, crossed }, receiver)
+    }
+
+    fn sent(&self, result: &Poll<io::Result<usize>>) {
+        if let Poll::Ready(Ok(bytes)) = result {
+            self.pulse.sent(*bytes);
+        }
+    }
+}
+
+impl AsyncRead for Watched {
+    fn poll_read(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buf: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        let this = self.get_mut();
+        let before = buf.filled().len();
+        if !replay(&mut this.came, buf) {
+            ready!(Pin::new(&mut this.inner).poll_read(cx, buf))?;
+        }
+        let bytes = &buf.filled()[before..];
+        this.pulse.received();
+        if let Err(limit) = this.frames.read(bytes, |frame| this.pulse.came(frame)) {
+            if let Some(crossed) = this.crossed.take() {
+                // Nobody listens any more only where the connection has ended otherwise.
+                let _ = crossed.send(limit);
+            }
+            return Poll::Ready(Err(io::Error::other("a limit of HTTP/2 was crossed")));
+        }
+        Poll::Ready(Ok(()))
+    }
+}
+
+impl AsyncWrite for Watched {
+    fn poll_write(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        bytes: &[u8],
+    ) -> Poll<io::Result<usize>> {
+        let result = Pin::new(&mut self.inner).poll_write(cx, bytes);
+        self.sent(&result);
+        result
+    }
+
+    fn poll_write_vectored(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        pieces: &[io::IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        let result = Pin::new(&mut self.inner).poll_write_vectored(cx, pieces);
+        self.sent(&result);
+        result
+    }
+
+    fn is_write_vectored(&self) -> bool {
+        self.inner.is_write_vectored()
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.inner).poll_flush(cx)
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.inner).poll_shutdown(cx)
+    }
+}
+
+// The rest is what Pingora asks of any connection, asked of the one inside.
+
+#[async_trait]
+impl Shutdown for Watched {
+    async fn shutdown(&mut self) {
+        Shutdown::shutdown(&mut *self.inner).await;
+    }
+}
+
+impl UniqueID for Watched {
+    fn id(&self) -> UniqueIDType {
+        self.inner.id()
+    }
+}
+
+impl Ssl for Watched {
+    fn get_ssl(&self) -> Option<&TlsRef> {
+        self.inner.get_ssl()
+    }
+
+    fn get_ssl_digest(&self) -> Option<Arc<SslDigest>> {
+        self.inner.get_ssl_digest()
+    }
+
+    /// Whether by ALPN or by prior knowledge, it speaks HTTP/2.
+    fn selected_alpn_proto(&self) -> Option<ALPN> {
+        Some(ALPN::H2)
+    }
+}
+
+impl GetTimingDigest for Watched {
+    fn get_timing_digest(&self) -> Vec<Option<TimingDigest>> {
+        self.inner.get_timing_digest()
+    }
+
+    fn get_read_pending_time(&self) -> Duration {
+        self.inner.get_read_pending_time()
+    }
+
+    fn get_write_pending_time(&self) -> Duration {
+        self.inner.get_write_pending_time()
+    }
+}
+
+impl GetProxyDigest for Watched {
+    fn get_proxy_digest(&self) -> Option<Arc<ProxyDigest>> {
+        self.inner.get_proxy_digest()
+    }
+}
+
+impl GetSocketDigest for Watched {
+    fn get_socket_digest(&self) -> Option<Arc<SocketDigest>> {
+        self.inner.get_socket_digest()
+    }
+}
+
+impl Peek for Watched {}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn frames_are_found_however_they_are_cut() {
+        let frame = |kind: u8, flags: u8, payload: usize| {
+            let length = u32::try_from(payload).unwrap().to_be_bytes();
+            let mut bytes = vec![length[1], length[2], length[3], kind, flags, 0, 0, 0, 0];
+            bytes.resize(FRAME_HEAD_BYTES + payload, 0xaa);
+            bytes
+        };
+        let all =
+            [PREFACE.to_vec(), frame(4, 0, 0), frame(1, 4, 30), frame(0, 1, 300), frame(6, 0, 8)];
+        let all = all.concat();
+        let expect = [(4, 0, 0), (1, 4, 30), (0, 1, 300), (6, 0, 8)];
+        for piece in 1..all.len() {
+            let mut frames = Frames::new();
+            let mut found = Vec::new();
+            for bytes in all.chunks(piece) {
+                let came = |frame: Frame| {
+                    found.push((frame.kind, frame.flags, frame.length));
+                    Ok(())
+                };
+                frames.read(bytes, came).unwrap();
+            }
+            assert_eq!(found, expect, "in pieces of {piece}");
+        }
+    }
+}

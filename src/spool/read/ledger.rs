@@ -1,0 +1,263 @@
+//! What became of each record of a lane, per upstream.
+//!
+//! Acknowledgements come in any order. Between the low watermark (`low`: everything before it has
+//! its fate) and the next record to hand out lies a window with one byte a record. Only counts
+//! below `low` are ever persisted, so that after a crash `low - start = delivered + dead + lost`
+//! holds, and with it SPEC 7's identity: what lay above is pending again and read again.
+
+use std::collections::VecDeque;
+
+use crate::spool::UpstreamStatus;
+
+/// Most records that an upstream may have read and not acknowledged, in one lane.
+pub const RUN_AHEAD_EVENTS_MAX: usize = 65_536;
+
+/// What became of a record.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Fate {
+    /// The upstream has it.
+    Delivered,
+    /// It went to the dead letters.
+    Dead,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Slot {
+    Out,
+    Delivered,
+    Dead,
+    Lost,
+}
+
+/// Counts of records.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Counts {
+    pub accepted: u64,
+    pub delivered: u64,
+    pub dead: u64,
+    /// Lost to corruption or a torn write.
+    pub lost: u64,
+}
+
+impl Counts {
+    /// Adds another lane's.
+    pub fn add(&mut self, other: Counts) {
+        self.accepted = self.accepted.saturating_add(other.accepted);
+        self.delivered = self.delivered.saturating_add(other.delivered);
+        self.dead = self.dead.saturating_add(other.dead);
+        self.lost = self.lost.saturating_add(other.lost);
+    }
+
+    /// The counts under an upstream's name.
+    pub fn named(self, name: String) -> UpstreamStatus {
+        UpstreamStatus {
+            name,
+            accepted: self.accepted,
+            delivered: self.delivered,
+            dead: self.dead,
+            lost: self.lost,
+            pending: self.pending(),
+        }
+    }
+
+    /// What is neither delivered nor dead nor lost.
+    pub fn pending(&self) -> u64 {
+        let done = self.delivered.saturating_add(self.dead).saturating_add(self.lost);
+        self.accepted.saturating_sub(done)
+    }
+
+    // Wrapping, so that `u64::MAX` takes one away.
+    fn count(&mut self, slot: Slot, by: u64) {
+        let field = match slot {
+            Slot::Out => return,
+            Slot::Delivered => &mut self.delivered,
+            Slot::Dead => &mut self.dead,
+            Slot::Lost => &mut self.lost,
+        };
+        *field = field.wrapping_add(by);
+    }
+}
+
+/// One upstream's account of one lane.
+#[derive(Debug, Clone)]
+pub struct Account {
+    /// The upstream's name.
+    pub name: String,
+    /// Where this upstream began to count in this lane.
+    pub start: u64,
+    /// Everything before it has its fate.
+    pub low: u64,
+    /// Fates between `start` and `low`. `accepted` stays 0: it follows from the lane's end.
+    pub below: Counts,
+    /// Totals of lanes that were folded into this one.
+    pub carried: Counts,
+    window: VecDeque<Slot>,
+    above: Counts,
+}
+
+impl Account {
+    /// An account that begins at `start`.
+    pub fn new(name: &str, start: u64) -> Account {
+        Account {
+            name: name.to_owned(),
+            start,
+            low: start,
+            below: Counts::default(),
+            carried: Counts::default(),
+            window: VecDeque::new(),
+            above: Counts::default(),
+        }
+    }
+
+    /// Sequence number of the next record to hand out.
+    pub fn next(&self) -> u64 {
+        self.low + self.window.len() as u64
+    }
+
+    /// How many more records may be handed out.
+    pub fn room(&self) -> usize {
+        RUN_AHEAD_EVENTS_MAX.saturating_sub(self.window.len())
+    }
+
+    /// The next records were handed out.
+    pub fn hand_out(&mut self, events: usize) {
+        self.window.extend(std::iter::repeat_n(Slot::Out, events));
+    }
+
+    /// The next records up to `seq` do not exist any more. Says no, and changes nothing, if they
+    /// are more than the window takes: then what is out must come back first.
+    pub fn lose_to(&mut self, seq: u64) -> bool {
+        let lost = seq.saturating_sub(self.next());
+        if self.window.is_empty() {
+            self.low += lost;
+            self.below.lost += lost;
+            return true;
+        }
+        let fits = lost <= self.room() as u64;
+        if fits {
+            self.window.extend((0..lost).map(|_| Slot::Lost));
+            self.above.lost += lost;
+        }
+        fits
+    }
+
+    /// A record has its fate. One that was not handed out, or has its fate, is left alone.
+    pub fn settle(&mut self, seq: u64, fate: Fate) {
+        let slot = seq.checked_sub(self.low).and_then(|at| usize::try_from(at).ok());
+        let Some(slot) = slot.and_then(|at| self.window.get_mut(at)) else { return };
+        if *slot == Slot::Out {
+            *slot = match fate {
+                Fate::Delivered => Slot::Delivered,
+                Fate::Dead => Slot::Dead,
+            };
+            self.above.count(*slot, 1);
+        }
+    }
+
+    /// Moves `low` up over everything that has its fate. Says whether it moved.
+    pub fn advance(&mut self) -> bool {
+        let before = self.low;
+        while let Some(&slot) = self.window.front() {
+            if slot == Slot::Out {
+                break;
+            }
+            self.window.pop_front();
+            self.low += 1;
+            self.below.count(slot, 1);
+            self.above.count(slot, u64::MAX);
+        }
+        self.low > before
+    }
+
+    /// The totals, with `end` records in the lane.
+    pub fn totals(&self, end: u64) -> Counts {
+        let mut totals = self.below;
+        totals.accepted = end.max(self.next()).saturating_sub(self.start);
+        totals.add(self.above);
+        totals.add(self.carried);
+        totals
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn handed_out(events: usize) -> Account {
+        let mut account = Account::new("a", 1);
+        account.hand_out(events);
+        account
+    }
+
+    fn identity_holds(account: &Account, end: u64) {
+        let below = account.below;
+        assert_eq!(account.low - account.start, below.delivered + below.dead + below.lost);
+        let totals = account.totals(end);
+        assert_eq!(
+            totals.accepted,
+            totals.delivered + totals.dead + totals.lost + totals.pending()
+        );
+    }
+
+    #[test]
+    fn the_watermark_waits_for_the_slowest() {
+        let mut account = handed_out(4);
+        account.settle(2, Fate::Dead);
+        account.settle(4, Fate::Delivered);
+        assert!(!account.advance());
+        assert_eq!(account.totals(5), Counts { accepted: 4, delivered: 1, dead: 1, lost: 0 });
+        account.settle(1, Fate::Delivered);
+        assert!(account.advance());
+        assert_eq!((account.low, account.below.delivered, account.below.dead), (3, 1, 1));
+        identity_holds(&account, 5);
+        account.settle(3, Fate::Delivered);
+        assert!(account.advance());
+        assert_eq!((account.low, account.above), (5, Counts::default()));
+        identity_holds(&account, 5);
+    }
+
+    #[test]
+    fn a_second_or_unknown_acknowledgement_changes_nothing() {
+        let mut account = handed_out(2);
+        account.settle(1, Fate::Delivered);
+        account.settle(1, Fate::Dead);
+        account.settle(0, Fate::Dead);
+        account.settle(3, Fate::Dead);
+        account.settle(u64::MAX, Fate::Dead);
+        account.advance();
+        account.settle(1, Fate::Dead);
+        assert_eq!(account.totals(3), Counts { accepted: 2, delivered: 1, dead: 0, lost: 0 });
+    }
+
+    #[test]
+    fn the_window_is_bounded() {
+        let mut account = handed_out(RUN_AHEAD_EVENTS_MAX - 1);
+        assert_eq!(account.room(), 1);
+        assert!(!account.lose_to(account.next() + 2));
+        account.hand_out(1);
+        assert_eq!(account.room(), 0);
+        account.settle(1, Fate::Delivered);
+        account.advance();
+        assert_eq!(account.room(), 1);
+    }
+
+    #[test]
+    fn what_is_lost_is_counted_apart() {
+        let mut account = handed_out(1);
+        assert!(account.lose_to(4));
+        account.hand_out(1);
+        identity_holds(&account, 5);
+        account.settle(1, Fate::Delivered);
+        account.advance();
+        assert_eq!(account.low, 4);
+        identity_holds(&account, 5);
+        account.settle(4, Fate::Delivered);
+        account.advance();
+        assert!(account.lose_to(1 << 50));
+        assert_eq!(
+            account.below,
+            Counts { accepted: 0, delivered: 2, dead: 0, lost: (1 << 50) - 3 }
+        );
+        identity_holds(&account, 1 << 50);
+    }
+}

@@ -1,0 +1,5 @@
+//! Recovery: what a process finds on disk, at its start and when another has died.
+
+pub mod inspect;
+pub(super) mod quarantine;
+pub(super) mod recover;

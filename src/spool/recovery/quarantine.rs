@@ -1,0 +1,79 @@
+//! Where damaged bytes go: copied aside, counted, and never in anybody's way.
+
+use std::collections::HashSet;
+use std::io;
+use std::ops::Range;
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+use std::sync::{Arc, Mutex, PoisonError};
+
+use crate::spool::fs::{File, Fs, Open, read_full, write_full};
+
+/// Most bytes that are copied aside. Beyond it damage is counted but not kept.
+pub const QUARANTINE_BYTES_MAX: u64 = 64 << 20;
+
+/// The folder of damaged bytes: one file per bad spot, `<lane>-<segment>-<offset>.bin`.
+pub struct Quarantine {
+    fs: Arc<dyn Fs>,
+    dir: PathBuf,
+    // Spots that were kept or counted: several upstreams stumble over the same one.
+    seen: Mutex<HashSet<String>>,
+    bytes: AtomicU64,
+}
+
+impl Quarantine {
+    /// The quarantine of a spool. What is in it from before is counted.
+    pub fn open(fs: Arc<dyn Fs>, root: &Path) -> Quarantine {
+        let dir = root.join("quarantine");
+        let entries = fs.list(&dir).unwrap_or_default();
+        let bytes = entries.iter().map(|entry| entry.bytes).sum();
+        let seen = entries.into_iter().filter_map(|entry| entry.name.into_string().ok()).collect();
+        Quarantine { fs, dir, seen: Mutex::new(seen), bytes: AtomicU64::new(bytes) }
+    }
+
+    /// Damaged bytes so far, those of earlier processes included while their files are there.
+    pub fn bytes(&self) -> u64 {
+        self.bytes.load(Relaxed)
+    }
+
+    /// Counts a bad spot and keeps its bytes if that works. Says whether it was a new one.
+    pub fn keep(&self, lane: u64, number: u64, file: &dyn File, range: Range<u64>) -> bool {
+        let name = format!("{lane}-{number}-{}.bin", range.start);
+        if !self.seen.lock().unwrap_or_else(PoisonError::into_inner).insert(name.clone()) {
+            return false;
+        }
+        let bytes = range.end - range.start;
+        let before = self.bytes.fetch_add(bytes, Relaxed);
+        ::log::error!(
+            "spool: {bytes} damaged bytes in lane {lane}, segment {number}, at offset {}",
+            range.start
+        );
+        if before.saturating_add(bytes) > QUARANTINE_BYTES_MAX {
+            ::log::warn!("spool: the quarantine is full, the damaged bytes are not kept");
+        } else if let Err(error) = self.copy(&name, file, range) {
+            ::log::warn!("spool: the damaged bytes could not be kept: {error}");
+        }
+        true
+    }
+
+    /// Moves a whole file here that is not what its name says.
+    pub fn take(&self, lane: u64, number: u64, path: &Path, bytes: u64) {
+        ::log::error!("spool: lane {lane}, segment {number}, is not a segment of this lane");
+        let moved = self
+            .fs
+            .create_dir_all(&self.dir)
+            .and_then(|()| self.fs.rename(path, &self.dir.join(format!("{lane}-{number}.seg"))));
+        match moved {
+            Ok(()) => _ = self.bytes.fetch_add(bytes, Relaxed),
+            Err(error) => ::log::warn!("spool: it could not be moved aside: {error}"),
+        }
+    }
+
+    fn copy(&self, name: &str, file: &dyn File, range: Range<u64>) -> io::Result<()> {
+        self.fs.create_dir_all(&self.dir)?;
+        let mut bytes = vec![0; (range.end - range.start) as usize];
+        let filled = read_full(file, &mut bytes, range.start)?;
+        let copy = self.fs.open(&self.dir.join(name), Open::Create)?;
+        write_full(&*copy, &bytes[..filled], 0)
+    }
+}

@@ -1,0 +1,500 @@
+//! The committer: one thread that gathers what was staged, writes it, makes it durable and says
+//! so.
+//!
+//! A group, all that is gathered at once, goes into one segment and is answered as one. Its bytes
+//! stay in memory until they are as durable as the mode wants, because a segment whose write or
+//! sync failed is never touched again: the group is written a second time, into a new segment
+//! that begins at the group's first number and thereby cuts the old one. If that fails too, the
+//! group is refused (`power`), and its numbers are given to others.
+//!
+//! In `interval` answers do not wait for a sync: the syncer's thread makes it, and what it began
+//! with is let go of when it has ended well.
+
+use std::io;
+use std::sync::Arc;
+use std::sync::atomic::Ordering::SeqCst;
+use std::time::{Duration, Instant};
+
+use super::group::{Group, Overloaded, Taken};
+use super::segment::Segment;
+use super::syncer::Syncer;
+use crate::spool::Shared;
+use crate::spool::config::{Durability, FIRST_SEGMENT_BYTES};
+use crate::spool::format;
+use crate::spool::format::{RECORD_HEADER_BYTES, SEGMENT_HEADER_BYTES, Seal};
+use crate::spool::lane::Lane;
+
+/// From this much on a group stops gathering and does not linger.
+pub const GROUP_BYTES_MAX: u64 = 4 << 20;
+/// While the disk fails it is tried again this often.
+const RETRY: Duration = Duration::from_millis(250);
+/// In `memory` nobody waits for a group, and each costs a wake-up: it lingers so many times as
+/// long. Not longer, since a large one keeps a core from answering.
+const MEMORY_LINGERS: u32 = 2;
+/// In `memory` so much is left to the kernel to write when it likes.
+const MEMORY_SYNC_BYTES: u64 = 2 << 20;
+/// Buffers larger than this are given back after a burst.
+const BUFFER_BYTES_KEPT: usize = 1 << 20;
+
+/// Records in memory that are not yet durable, from sequence number `base` on.
+#[derive(Default)]
+struct Unsynced {
+    bytes: Vec<u8>,
+    base: u64,
+    events: u64,
+    /// Of these, what is in the segment.
+    written: usize,
+    /// Of these, what was answered: it must not be given up.
+    answered: usize,
+    answered_events: u64,
+}
+
+impl Unsynced {
+    /// Gives those that are not written their place in a segment.
+    fn place(&mut self, seal: Seal) {
+        let mut at = self.written;
+        let mut seq = self.base + count(&self.bytes[..at]);
+        while at < self.bytes.len() {
+            at += format::place(&mut self.bytes[at..], seal, seq);
+            seq += 1;
+        }
+    }
+
+    /// Takes all places back: the records are as they were staged.
+    fn unplace(&mut self) {
+        let mut at = 0;
+        while at < self.bytes.len() {
+            let bytes = format::record_bytes(&self.bytes[at..]);
+            format::unplace(&mut self.bytes[at..at + bytes]);
+            at += bytes;
+        }
+        self.written = 0;
+    }
+}
+
+/// What a sync that is under way will have made durable: the first of what is unsynced.
+struct Handed {
+    bytes: usize,
+    events: u64,
+}
+
+/// The state of the committing thread.
+pub struct Committer {
+    shared: Arc<Shared>,
+    lane: Arc<Lane>,
+    segment: Option<Segment>,
+    next_number: u64,
+    /// Size of the next segment that is a new file.
+    new_bytes: u64,
+    unsynced: Unsynced,
+    /// Who waits for what is not yet answered, and since when.
+    waiting: Vec<(Duration, Arc<Group>)>,
+    spares: Vec<Vec<u8>>,
+    /// When the last sync began or, in `power`, ended.
+    synced_at: Duration,
+    /// Only in `interval`.
+    syncer: Option<Syncer>,
+    /// The segment's sync is with the syncer.
+    handed: Option<Handed>,
+    /// The last look found a group.
+    busy: bool,
+}
+
+impl Committer {
+    /// A committer for the process's own lane, which has no segment yet.
+    pub fn new(shared: Arc<Shared>) -> io::Result<Committer> {
+        let lane = Arc::clone(&shared.own);
+        let synced_at = shared.clock.monotonic();
+        let syncer = match shared.config.durability {
+            Durability::Interval => Some(Syncer::start(&shared)?),
+            Durability::Power | Durability::Memory => None,
+        };
+        Ok(Committer {
+            shared,
+            lane,
+            segment: None,
+            next_number: 1,
+            new_bytes: 2 * FIRST_SEGMENT_BYTES,
+            unsynced: Unsynced { base: 1, ..Unsynced::default() },
+            waiting: Vec::new(),
+            spares: Vec::new(),
+            synced_at,
+            syncer,
+            handed: None,
+            busy: false,
+        })
+    }
+
+    /// Makes the first segment ahead of the first event. A disk that does not let it is failing,
+    /// not a reason not to start.
+    pub fn prepare(&mut self) {
+        if self.shared.config.fills_spares() {
+            // Without it the first segment is a new file.
+            _ = self.lane.fill_spare(FIRST_SEGMENT_BYTES, || true);
+        }
+        if let Err(error) = self.open_segment() {
+            self.shared.fail(&error);
+        }
+    }
+
+    /// Runs until the spool is closed and everything staged has its answer.
+    pub fn run(mut self) {
+        loop {
+            let closing = self.shared.bounds.is_closed();
+            if !closing {
+                self.wait();
+            }
+            let gathered = self.gather();
+            self.busy = !gathered.is_empty();
+            let sync = closing || self.must_sync(!gathered.is_empty());
+            let looks = self.handed.is_some() || self.shared.is_failing();
+            if !gathered.is_empty() || sync || looks {
+                self.commit(gathered, sync);
+            }
+            if closing && !self.shared.has_staged() {
+                break;
+            }
+        }
+        if self.unsynced.answered_events > 0 {
+            ::log::error!(
+                "spool: {} answered events could not be written before the stop",
+                self.unsynced.answered_events
+            );
+        }
+        if let Some(segment) = &self.segment {
+            segment.cut(segment.offset);
+        }
+    }
+
+    /// Sleeps until there is something to do, then lingers for company.
+    ///
+    /// It lingers even for a lone event while no sync is in flight: at 2 ms it costs less than the
+    /// sync itself, and it is what makes the second event free.
+    fn wait(&self) {
+        let shared = &self.shared;
+        let failing = shared.is_failing();
+        let linger = self.linger();
+        if self.busy && !failing {
+            // The next group is as good as begun: its first event need not wake anybody.
+            self.doze(self.sync_due().map_or(linger, |due| due.min(linger)));
+            // Nor does a sync that ended meanwhile wake it a second time.
+            if shared.has_staged() || self.handed.is_some() {
+                return;
+            }
+        }
+        let timeout = if failing { Some(RETRY) } else { self.sync_due() };
+        // While it fails, what slipped in before the gate closed waits for the next attempt.
+        shared
+            .parker
+            .park(timeout, || shared.bounds.is_closed() || (!failing && shared.has_staged()));
+        if !failing && let Some(first_at) = shared.first_at() {
+            self.doze((first_at + linger).saturating_sub(shared.clock.monotonic()));
+        }
+    }
+
+    /// The longest that a group waits for company.
+    fn linger(&self) -> Duration {
+        let linger = Duration::from_millis(self.shared.config.linger_ms);
+        match self.shared.config.durability {
+            Durability::Power | Durability::Interval => linger,
+            Durability::Memory => linger * MEMORY_LINGERS,
+        }
+    }
+
+    /// In how long what is written and not synced must be, if there is such.
+    fn sync_due(&self) -> Option<Duration> {
+        let waits = self.unsynced.written > 0 && self.handed.is_none();
+        let due = self.synced_at + Duration::from_millis(self.shared.config.sync_ms);
+        waits.then(|| due.saturating_sub(self.shared.clock.monotonic()))
+    }
+
+    /// Sleeps for so long, or until what is staged shall wait no longer.
+    fn doze(&self, left: Duration) {
+        // By the system's own time: a test's clock may stand still.
+        let until = Instant::now() + left;
+        loop {
+            let left = until.saturating_duration_since(Instant::now());
+            let urgent = self.shared.bounds.is_closed()
+                || self.shared.bounds.staged_bytes() >= GROUP_BYTES_MAX
+                || self.shared.hurried.load(SeqCst);
+            if left.is_zero() || urgent {
+                return;
+            }
+            std::thread::park_timeout(left);
+        }
+    }
+
+    fn gather(&mut self) -> Vec<Taken> {
+        // Before the look: who hurries after it has staged after it, too.
+        self.shared.hurried.store(false, SeqCst);
+        let mut gathered = Vec::new();
+        let mut bytes = 0;
+        for shard in &self.shared.shards {
+            let mut spare = self.spares.pop();
+            if let Some(taken) = shard.take(&mut spare) {
+                bytes += taken.bytes.len() as u64;
+                gathered.push(taken);
+            }
+            self.spares.extend(spare);
+            if bytes >= GROUP_BYTES_MAX {
+                break;
+            }
+        }
+        gathered
+    }
+
+    fn must_sync(&self, gathered: bool) -> bool {
+        match self.shared.config.durability {
+            Durability::Power => gathered,
+            Durability::Memory => false,
+            Durability::Interval => {
+                let due = self.synced_at + Duration::from_millis(self.shared.config.sync_ms);
+                let waiting = self.unsynced.events > 0 && self.handed.is_none();
+                waiting && self.shared.clock.monotonic() >= due
+            }
+        }
+    }
+
+    fn commit(&mut self, gathered: Vec<Taken>, sync: bool) {
+        for taken in gathered {
+            self.unsynced.events += taken.events;
+            self.waiting.push((taken.first_at, taken.group));
+            let mut buffer = taken.bytes;
+            if self.unsynced.bytes.is_empty() {
+                // Mostly, and with one busy worker always: nothing is copied.
+                std::mem::swap(&mut self.unsynced.bytes, &mut buffer);
+            } else {
+                self.unsynced.bytes.extend_from_slice(&buffer);
+            }
+            buffer.clear();
+            if buffer.capacity() <= BUFFER_BYTES_KEPT {
+                self.spares.push(buffer);
+            }
+        }
+        if self.shared.config.durability == Durability::Memory {
+            self.answer();
+        }
+        let result = self.persist(sync).or_else(|error| {
+            if !self.shared.is_failing() {
+                ::log::warn!("spool: a segment failed, trying a new one: {error}");
+            }
+            self.give_up_segment();
+            self.persist(true)
+        });
+        match result {
+            Ok(()) => self.shared.recover(),
+            Err(error) => {
+                self.shared.fail(&error);
+                self.give_up_segment();
+                self.refuse();
+            }
+        }
+    }
+
+    /// All that is in memory is as safe as was promised: says so.
+    fn answer(&mut self) {
+        self.unsynced.answered = self.unsynced.bytes.len();
+        self.unsynced.answered_events = self.unsynced.events;
+        self.lane.state().accepted = self.unsynced.base + self.unsynced.events;
+        let now = self.shared.clock.monotonic();
+        for (first_at, group) in self.waiting.drain(..) {
+            group.settle(Ok(()));
+            if let Some(histogram) = &self.shared.commit_seconds {
+                histogram.observe(now.saturating_sub(first_at).as_secs_f64());
+            }
+        }
+    }
+
+    /// Writes what is not yet written, and syncs.
+    fn persist(&mut self, sync: bool) -> io::Result<()> {
+        if let Some(end) = self.syncer.as_ref().and_then(Syncer::try_end) {
+            self.take_end(end)?;
+        }
+        let new = (self.unsynced.bytes.len() - self.unsynced.written) as u64;
+        let full = self.segment.as_ref().is_some_and(|segment| {
+            segment.offset > SEGMENT_HEADER_BYTES as u64 && segment.offset + new > segment.capacity
+        });
+        if full {
+            self.close_segment()?;
+        }
+        match &mut self.segment {
+            None => self.open_segment()?,
+            Some(segment) if new > 0 => {
+                self.unsynced.place(segment.seal);
+                segment.write(&self.unsynced.bytes[self.unsynced.written..])?;
+                self.unsynced.written = self.unsynced.bytes.len();
+            }
+            Some(_) => {}
+        }
+        match self.shared.config.durability {
+            Durability::Power => {}
+            Durability::Interval => {
+                self.publish();
+                self.answer();
+            }
+            Durability::Memory => {
+                self.publish();
+                self.forget(self.unsynced.bytes.len(), self.unsynced.events);
+                if let Some(segment) = &mut self.segment {
+                    segment.sync_beyond(MEMORY_SYNC_BYTES)?;
+                }
+            }
+        }
+        if sync { self.sync() } else { Ok(()) }
+    }
+
+    fn sync(&mut self) -> io::Result<()> {
+        if let (Some(syncer), Some(segment)) = (&self.syncer, &self.segment)
+            && !self.shared.bounds.is_closed()
+        {
+            syncer.begin(segment.file());
+            let (bytes, events) = (self.unsynced.bytes.len(), self.unsynced.events);
+            self.handed = Some(Handed { bytes, events });
+            self.synced_at = self.shared.clock.monotonic();
+            return Ok(());
+        }
+        self.await_sync()?;
+        if let Some(segment) = &mut self.segment {
+            segment.sync()?;
+        }
+        self.synced_at = self.shared.clock.monotonic();
+        if self.shared.config.durability == Durability::Power {
+            self.publish();
+            self.answer();
+        }
+        self.forget(self.unsynced.bytes.len(), self.unsynced.events);
+        Ok(())
+    }
+
+    /// Waits for the end of a sync that is under way: it alone may be told that it failed.
+    fn await_sync(&mut self) -> io::Result<()> {
+        match (&self.syncer, &self.handed) {
+            (Some(syncer), Some(_)) => {
+                let end = syncer.end();
+                self.take_end(end)
+            }
+            _ => Ok(()),
+        }
+    }
+
+    fn take_end(&mut self, end: io::Result<()>) -> io::Result<()> {
+        let handed = self.handed.take();
+        end?;
+        if let Some(Handed { bytes, events }) = handed {
+            self.forget(bytes, events);
+        }
+        Ok(())
+    }
+
+    /// Lets readers see what is written.
+    fn publish(&mut self) {
+        let Some(segment) = &self.segment else { return };
+        let end = self.unsynced.base + self.unsynced.events;
+        let mut state = self.lane.state();
+        state.log.publish(segment.offset, end);
+        self.shared.bounds.set_unsynced_bytes(self.unsynced.written as u64);
+        self.lane.publish_held(&state, &self.shared.bounds);
+        drop(state);
+        self.shared.wake_readers();
+    }
+
+    /// So much is durable, from the front: what was staged since stays.
+    fn forget(&mut self, bytes: usize, events: u64) {
+        let unsynced = &mut self.unsynced;
+        unsynced.written = unsynced.written.saturating_sub(bytes);
+        unsynced.answered = unsynced.answered.saturating_sub(bytes);
+        unsynced.answered_events = unsynced.answered_events.saturating_sub(events);
+        unsynced.base += events;
+        unsynced.events -= events;
+        unsynced.bytes.drain(..bytes);
+        if unsynced.bytes.is_empty() && unsynced.bytes.capacity() > BUFFER_BYTES_KEPT {
+            unsynced.bytes = Vec::new();
+        }
+        self.shared.bounds.set_unsynced_bytes(unsynced.written as u64);
+        self.shared.bounds.settle(bytes as u64);
+    }
+
+    /// Ends a full segment. Only the last segment of a lane ever holds unsynced records.
+    fn close_segment(&mut self) -> io::Result<()> {
+        self.await_sync()?;
+        if self.unsynced.written > 0 || self.shared.config.durability == Durability::Memory {
+            let Some(segment) = &mut self.segment else { return Ok(()) };
+            segment.sync()?;
+            self.synced_at = self.shared.clock.monotonic();
+            let written = self.unsynced.written;
+            self.forget(written, count(&self.unsynced.bytes[..written]));
+        }
+        self.segment = None;
+        Ok(())
+    }
+
+    /// Makes a segment with all that is not yet durable in it.
+    fn open_segment(&mut self) -> io::Result<()> {
+        let records = self.unsynced.bytes.len() as u64;
+        let most = self.shared.config.segment_bytes_used();
+        let bytes = self.new_bytes.min(most).max(SEGMENT_HEADER_BYTES as u64 + records);
+        // A number is used once, even when making its segment failed half way.
+        let number = self.next_number;
+        self.next_number += 1;
+        self.unsynced.place(Seal::new(self.lane.salt, number));
+        let base = self.unsynced.base;
+        let segment = Segment::create(&self.lane, number, base, bytes, &self.unsynced.bytes)?;
+        self.unsynced.written = self.unsynced.bytes.len();
+        if !segment.recycled {
+            // The first new files are short: a flow has begun, and the keeper now makes spares,
+            // which are cheaper to write.
+            self.new_bytes = self.new_bytes.saturating_mul(2);
+            if self.shared.config.fills_spares() {
+                self.shared.poke_keeper();
+            }
+        }
+        // With all its bytes: readers may have been shown these records in the segment before.
+        self.lane.state().log.push(number, base, segment.recycled, segment.offset);
+        self.segment = Some(segment);
+        Ok(())
+    }
+
+    /// Cuts the segment back to what is surely good, and makes what was in it ready to be placed
+    /// elsewhere.
+    fn give_up_segment(&mut self) {
+        // However it ends: all of it is written elsewhere.
+        _ = self.await_sync();
+        let unsynced = &mut self.unsynced;
+        let written = unsynced.written;
+        unsynced.unplace();
+        // What was answered after `write` stays where it is until it is written elsewhere: should
+        // the process be killed before, it is all there is.
+        let kept = written.min(unsynced.answered);
+        let end = unsynced.base + count(&unsynced.bytes[..kept]);
+        if let Some(segment) = self.segment.take() {
+            let good = segment.offset - (written - kept) as u64;
+            // Readers first: they must not see the file shorter than its span.
+            let mut state = self.lane.state();
+            state.log.publish(good, end);
+            self.shared.bounds.set_unsynced_bytes(kept as u64);
+            self.lane.publish_held(&state, &self.shared.bounds);
+            drop(state);
+            segment.cut(good);
+        }
+    }
+
+    /// Drops what nobody was told is safe.
+    fn refuse(&mut self) {
+        let unsynced = &mut self.unsynced;
+        let refused = unsynced.bytes.len() - unsynced.answered;
+        unsynced.bytes.truncate(unsynced.answered);
+        unsynced.events = unsynced.answered_events;
+        self.shared.bounds.settle(refused as u64);
+        self.waiting.drain(..).for_each(|(_, group)| group.settle(Err(Overloaded)));
+    }
+}
+
+/// How many records these bytes are.
+fn count(mut records: &[u8]) -> u64 {
+    let mut events = 0;
+    while records.len() >= RECORD_HEADER_BYTES {
+        records = &records[format::record_bytes(records).min(records.len())..];
+        events += 1;
+    }
+    events
+}

@@ -1,0 +1,8 @@
+//! Writing: from an event's bytes to a record that is on disk.
+
+pub(super) mod admission;
+pub(super) mod commit;
+pub(super) mod group;
+pub(super) mod segment;
+mod sync;
+pub(super) mod syncer;

@@ -1,0 +1,112 @@
+//! The segment that is being written.
+
+use std::io;
+use std::sync::Arc;
+
+use crate::spool::format::{SEGMENT_HEADER_BYTES, Seal, SegmentHeader};
+use crate::spool::fs::{File, Open, write_full};
+use crate::spool::lane::{Lane, MAKING};
+
+/// Smallest segment that is tried when the disk has no room for a whole one.
+const SEGMENT_BYTES_TRIED_MIN: u64 = 64 << 10;
+
+/// An open segment and how far it is good.
+pub struct Segment {
+    file: Arc<dyn File>,
+    pub number: u64,
+    pub seal: Seal,
+    pub recycled: bool,
+    /// Where it is closed. Not a hard limit: a group is never split.
+    pub capacity: u64,
+    /// Where the next record goes.
+    pub offset: u64,
+    /// What is before it is on disk, by a sync of this thread.
+    synced: u64,
+}
+
+impl Segment {
+    /// Makes segment `number`, whose first records, from sequence number `base_seq` on, are
+    /// `records`: a spare of the lane or a new file. Header and records are durable before the file
+    /// has a segment's name, because with the name it cuts the segment before it, which may hold
+    /// the same records. A crash on the way leaves a file that no one takes for a segment.
+    pub fn create(
+        lane: &Lane,
+        number: u64,
+        base_seq: u64,
+        bytes: u64,
+        records: &[u8],
+    ) -> io::Result<Segment> {
+        let making = lane.dir().join(MAKING);
+        let spare = lane.take_spare();
+        let recycled = spare.is_some_and(|spare| lane.fs().rename(&spare, &making).is_ok());
+        let how = if recycled { Open::Write } else { Open::Create };
+        let file = lane.fs().open(&making, how)?;
+        let capacity = if recycled { file.bytes()? } else { allocate(&*file, bytes)? };
+        let header = SegmentHeader { lane: lane.id, number, base_seq, salt: lane.salt, recycled };
+        write_full(&*file, &header.encode(), 0)?;
+        write_full(&*file, records, SEGMENT_HEADER_BYTES as u64)?;
+        file.sync_data()?;
+        let path = lane.segment_path(number);
+        let named = lane.fs().rename(&making, &path).and_then(|()| lane.fs().sync_dir(lane.dir()));
+        if let Err(error) = named {
+            // Its records may be refused now: better that they are not found.
+            _ = lane.fs().remove_file(&path);
+            return Err(error);
+        }
+        let offset = (SEGMENT_HEADER_BYTES + records.len()) as u64;
+        let seal = Seal::new(lane.salt, number);
+        Ok(Segment { file, number, seal, recycled, capacity, offset, synced: offset })
+    }
+
+    /// Writes records behind the others. After an error the segment must be given up.
+    pub fn write(&mut self, records: &[u8]) -> io::Result<()> {
+        write_full(&*self.file, records, self.offset)?;
+        self.offset += records.len() as u64;
+        Ok(())
+    }
+
+    /// The file, for a sync by another thread.
+    pub fn file(&self) -> Arc<dyn File> {
+        Arc::clone(&self.file)
+    }
+
+    /// `fdatasync`. After an error the segment must be given up: what the kernel could not write
+    /// it may have marked clean, and a second sync would succeed and lie.
+    pub fn sync(&mut self) -> io::Result<()> {
+        self.file.sync_data()?;
+        self.synced = self.offset;
+        Ok(())
+    }
+
+    /// Syncs if as many bytes as `most` are not yet on disk. A kernel that writes a whole segment
+    /// at one go keeps a core from answering.
+    pub fn sync_beyond(&mut self, most: u64) -> io::Result<()> {
+        if self.offset - self.synced >= most { self.sync() } else { Ok(()) }
+    }
+
+    /// Cuts what is behind `bytes`: the best that can be done for a segment that was given up,
+    /// which also gives a full disk its room back. The next segment's base cuts it in any case.
+    pub fn cut(&self, bytes: u64) {
+        if let Err(error) = self.file.set_len(bytes) {
+            ::log::warn!("spool: segment {} could not be cut: {error}", self.number);
+        }
+    }
+}
+
+/// Reserves the segment, or as much of it as the disk has.
+fn allocate(file: &dyn File, bytes: u64) -> io::Result<u64> {
+    let mut wanted = bytes;
+    loop {
+        match file.allocate(wanted) {
+            Ok(()) => return Ok(wanted),
+            Err(error)
+                if error.kind() == io::ErrorKind::StorageFull
+                    && wanted / 2 >= SEGMENT_BYTES_TRIED_MIN.min(bytes) =>
+            {
+                file.set_len(0)?;
+                wanted /= 2;
+            }
+            Err(error) => return Err(error),
+        }
+    }
+}
