@@ -17,7 +17,7 @@ use std::process::Command;
 use std::time::Instant;
 
 use counting::{Counting, allocations};
-use pixelgate::event::{self, Rules};
+use pixelgate::internals::event::{self, Rules};
 use url::form_urlencoded;
 
 const ROUNDS: usize = 41;

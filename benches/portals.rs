@@ -18,8 +18,10 @@ use std::{
     time::{Duration, Instant},
 };
 
-use pixelgate::clock::SystemClock;
-use pixelgate::policy::portals::{Config, Haste, Portals, Refreshed, Ruling};
+use pixelgate::internals::clock::SystemClock;
+use pixelgate::internals::policy::portals::{
+    Config, PortalVerdict, Portals, RefreshMode, Refreshed,
+};
 
 #[global_allocator]
 static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
@@ -101,10 +103,10 @@ fn load(format: &str) {
 
     write(dir.path(), format, 1..PORTALS + 1);
     let begin = Instant::now();
-    assert_eq!(runtime.block_on(portals.refresh(Haste::AtOnce)), Refreshed::Swapped);
+    assert_eq!(runtime.block_on(portals.refresh(RefreshMode::AtOnce)), Refreshed::Swapped);
     let swapped = begin.elapsed();
-    assert_eq!(portals.judge(id(PORTALS), "e").ruling, Ruling::Allowed);
-    assert_ne!(portals.judge(id(0), "e").ruling, Ruling::Allowed);
+    assert_eq!(portals.judge(id(PORTALS), "e").ruling, PortalVerdict::Allowed);
+    assert_ne!(portals.judge(id(0), "e").ruling, PortalVerdict::Allowed);
     println!(
         "load {format:4}  {:.1} MB of text in {loaded:.0?}, {resident:.1} MiB, at the peak \
          {peak:.1}; another in {swapped:.0?}, at the peak {:.1} MiB",
@@ -147,7 +149,7 @@ fn lookups(portals: &Portals) {
 }
 
 fn allows(portals: &Portals, id: u64) -> bool {
-    portals.judge(black_box(id), black_box("000000001625")).ruling == Ruling::Allowed
+    portals.judge(black_box(id), black_box("000000001625")).ruling == PortalVerdict::Allowed
 }
 
 /// A portal with every rule.
@@ -159,7 +161,10 @@ fn rules(dir: &Path) {
     let portals = open(&path);
     let begin = Instant::now();
     for _ in 0..1_000_000 {
-        assert_eq!(portals.judge(black_box(5), black_box("signup done")).ruling, Ruling::Allowed);
+        assert_eq!(
+            portals.judge(black_box(5), black_box("signup done")).ruling,
+            PortalVerdict::Allowed
+        );
     }
     println!("judge, with events and expires: {:.0?}", begin.elapsed() / 1_000_000);
     let policy = portals.judge(5, "signup").policy;
@@ -180,7 +185,7 @@ fn reloads(dir: &Path) {
             // In every one of them are the portals that are asked for.
             write(dir, "toml", 0..PORTALS - nth);
             let begin = Instant::now();
-            assert_eq!(runtime.block_on(portals.refresh(Haste::AtOnce)), Refreshed::Swapped);
+            assert_eq!(runtime.block_on(portals.refresh(RefreshMode::AtOnce)), Refreshed::Swapped);
             took += begin.elapsed();
         }
     });

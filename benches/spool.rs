@@ -14,7 +14,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use pixelgate::spool::{Commit, Config, Durability, Env, Fate, Spool};
+use pixelgate::internals::spool::{Ack, Commit, Config, Durability, Env, Spool};
 
 /// A payload as an event has it.
 const PAYLOAD_BYTES: usize = 300;
@@ -237,7 +237,7 @@ fn read_all(spool: &Spool) -> u64 {
         }
         seen += entries.len() as u64;
         let seats: Vec<_> = entries.iter().map(|entry| entry.seat).collect();
-        acknowledger.acknowledge(&seats, Fate::Delivered);
+        acknowledger.acknowledge(&seats, Ack::Delivered);
     }
 }
 

@@ -62,11 +62,11 @@ fn main() -> std::result::Result<(), Box<dyn std::error::Error>> {
     config.portals.source = portals;
     config.spool.dir = folder.join("spool");
     let files =
-        pixelgate::upstream::file::Config { dir: folder.join("events"), ..Default::default() };
-    config.upstream = vec![pixelgate::upstream::Config {
+        pixelgate::config::FileUpstream { dir: folder.join("events"), ..Default::default() };
+    config.upstream = vec![pixelgate::config::Upstream {
         name: "file".to_owned(),
         batch: Default::default(),
-        kind: pixelgate::upstream::Kind::File(files),
+        kind: pixelgate::config::UpstreamKind::File(files),
     }];
     let pixels = PixelGate::builder(config).state_dir(&folder).open()?;
 

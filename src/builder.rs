@@ -4,6 +4,7 @@
 //! portal list and the spool, builds the upstreams and starts delivery.
 
 use crate::clock::{Clock, SystemClock};
+use crate::config_error::ConfigError;
 use crate::delivery;
 use crate::delivery::threads::Delivery;
 use crate::delivery::{Meters, Route};
@@ -19,7 +20,7 @@ use crate::response::answer;
 use crate::response::answer::Answers;
 use crate::server::InFlight;
 use crate::spool::{self, Env, Spool};
-use crate::telemetry::event_samples::Glimpses;
+use crate::telemetry::event_samples::EventSamples;
 use crate::telemetry::metrics::Metrics;
 use crate::upstream::{self, BatchConfig, Upstream};
 use std::fmt;
@@ -47,37 +48,6 @@ pub struct Config {
     /// Where events go. None: into files below `data/events`, see [`Config::upstreams`].
     pub upstream: Vec<upstream::Config>,
 }
-
-/// A key that cannot be used, and why.
-#[derive(Debug)]
-pub struct ConfigError {
-    key: String,
-    reason: String,
-}
-
-impl ConfigError {
-    fn new(key: impl Into<String>, reason: impl Into<String>) -> Self {
-        Self { key: key.into(), reason: reason.into() }
-    }
-
-    /// The key, such as `events.query_bytes_max`.
-    pub fn key(&self) -> &str {
-        &self.key
-    }
-
-    /// What is wrong with its value. Shows no secret.
-    pub fn reason(&self) -> &str {
-        &self.reason
-    }
-}
-
-impl fmt::Display for ConfigError {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}: {}", self.key, self.reason)
-    }
-}
-
-impl std::error::Error for ConfigError {}
 
 /// Why a gate did not open.
 #[derive(Debug)]
@@ -129,11 +99,10 @@ impl Config {
     pub fn validate(&self) -> Result<(), ConfigError> {
         self.rules()?;
         self.guard()?;
-        self.portals.validate().map_err(|e| ConfigError::new(e.key, e.why))?;
-        self.spool.validate().map_err(|e| ConfigError::new(e.key, e.reason))?;
-        let told = |e: upstream::ConfigError| ConfigError::new(e.key(), e.reason());
-        self.batch.validate().map_err(told)?;
-        upstream::Config::validate_all(&self.upstream).map_err(told)
+        self.portals.validate()?;
+        self.spool.validate()?;
+        self.batch.validate()?;
+        upstream::Config::validate_all(&self.upstream)
     }
 
     /// The upstreams in force: those configured, or the embedded default.
@@ -150,7 +119,7 @@ impl Config {
     }
 
     fn rules(&self) -> Result<Rules, ConfigError> {
-        Rules::new(&self.events).map_err(|e| ConfigError::new(e.key, e.reason))
+        Rules::new(&self.events)
     }
 
     fn guard(&self) -> Result<Guard, ConfigError> {
@@ -280,7 +249,7 @@ impl Builder {
             gate,
             spool,
             metrics,
-            glimpses: Glimpses::new(self.clock.clone()),
+            glimpses: EventSamples::new(self.clock.clone()),
             answers,
             response: config.response.clone(),
             methods: config.events.methods.clone(),
@@ -295,8 +264,7 @@ impl Builder {
     fn upstreams(&self) -> Result<Vec<Destination>, ConfigError> {
         let mut all = Vec::new();
         for config in self.config.upstreams() {
-            let told = |e: upstream::ConfigError| ConfigError::new(e.key(), e.to_string());
-            let built = config.build().map_err(told)?;
+            let built = config.build()?;
             all.push((config.name.clone(), built, config.batch.over(&self.config.batch)));
         }
         for (name, upstream) in &self.own {
@@ -319,7 +287,7 @@ pub fn check(config: &Config, state_dir: &Path) -> Result<String, OpenError> {
     for upstream in config.upstreams() {
         // A file upstream would make its folder; every other only reads what it needs.
         if !matches!(upstream.kind, upstream::Kind::File(_)) {
-            upstream.build().map_err(|e| ConfigError::new(e.key(), e.to_string()))?;
+            upstream.build()?;
         }
         lines.push(format!("upstream {}: {}", upstream.name, upstream.kind_name()));
     }

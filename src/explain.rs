@@ -6,9 +6,9 @@
 //! so it is an answer to them and to nobody else; it must reach no log.
 
 use crate::event;
-use crate::event::{Advice, Context, Judged, advice};
-use crate::policy::gate::{Gate, Hit, Judgement, Kept, Refusal};
-use crate::policy::portals::Ruling;
+use crate::event::{Context, Hints, Judged, advice};
+use crate::policy::gate::{AcceptedEvent, Decision, EventRequest, Gate, Refusal};
+use crate::policy::portals::PortalVerdict;
 use crate::request::path::Reading;
 use crate::request::target::Target;
 use crate::upstream::{self, hubspot};
@@ -39,12 +39,12 @@ impl std::error::Error for NotAnEvent {}
 /// What would become of one event.
 #[derive(Debug)]
 pub struct Explanation<'a> {
-    judgement: Judgement,
+    judgement: Decision,
     /// Means nothing where the event would not count.
-    kept: Kept<'a>,
+    kept: AcceptedEvent<'a>,
     arrived: Lines,
     policy: Lines,
-    advice: Vec<Advice<'static>>,
+    advice: Vec<Hints<'static>>,
     /// By upstream of kind `hubspot`, where the event would count.
     hubspot: Vec<hubspot::Explained>,
 }
@@ -104,11 +104,11 @@ pub fn explain<'a>(
         return Err(NotAnEvent);
     }
     let context = Context::default();
-    let hit = Hit { method: &Method::GET, reading, query: query.as_bytes(), context };
-    let mut kept = Kept::blank();
+    let hit = EventRequest { method: &Method::GET, reading, query: query.as_bytes(), context };
+    let mut kept = AcceptedEvent::blank();
     let judgement = gate.consider(hit, &mut kept);
     let hubspot = match judgement {
-        Judgement::Keep => hubspot::explain(upstreams, &kept.event),
+        Decision::Keep => hubspot::explain(upstreams, &kept.event),
         _ => Vec::new(),
     };
     Ok(Explanation {
@@ -124,36 +124,36 @@ pub fn explain<'a>(
 impl Explanation<'_> {
     /// Whether the event would count.
     pub fn is_accepted(&self) -> bool {
-        self.judgement == Judgement::Keep
+        self.judgement == Decision::Keep
     }
 
     /// The verdict in one line.
     pub fn verdict(&self) -> String {
         match &self.judgement {
-            Judgement::Keep => "accepted: this event counts.".to_owned(),
-            Judgement::Refuse(Refusal { reject, .. }) => {
+            Decision::Keep => "accepted: this event counts.".to_owned(),
+            Decision::Refuse(Refusal { reject, .. }) => {
                 let reason = reject.reason;
                 format!("rejected: {} (status {})", reason.as_str(), reason.status())
             }
             // It is asked with GET alone.
-            Judgement::Head | Judgement::Preflight => "nothing to judge".to_owned(),
+            Decision::Head | Decision::Preflight => "nothing to judge".to_owned(),
         }
     }
 
     /// What there is to say about it, none of it empty.
     pub fn sections(&self) -> Vec<Section> {
         let ([about, ignored], to_do) = match &self.judgement {
-            Judgement::Keep => {
+            Decision::Keep => {
                 let why = |(param, why): &(Cow<'_, str>, event::Ignored)| {
                     format!("{}: {}", shown(param), why.detail())
                 };
                 ([made(&self.kept), self.kept.ignored.iter().map(why).collect()], false)
             }
-            Judgement::Refuse(Refusal { reject, .. }) => {
+            Decision::Refuse(Refusal { reject, .. }) => {
                 let about = reject.param.map(|p| format!("about {p}: ")).unwrap_or_default();
                 ([vec![format!("{about}{}", reject.detail())], Lines::new()], true)
             }
-            Judgement::Head | Judgement::Preflight => return Vec::new(),
+            Decision::Head | Decision::Preflight => return Vec::new(),
         };
         let likely =
             self.advice.iter().map(|a| format!("{}: {}", shown(&a.param), a.hint.detail()));
@@ -189,8 +189,8 @@ impl Explanation<'_> {
     /// None that is known: an event's wire form is JSON.
     pub fn to_json(&self) -> serde_json::Result<String> {
         match &self.judgement {
-            Judgement::Keep => {
-                let Kept { event, ignored, .. } = &self.kept;
+            Decision::Keep => {
+                let AcceptedEvent { event, ignored, .. } = &self.kept;
                 let mut wire = Vec::new();
                 event::write_event_json(&mut wire, event);
                 let ignored = ignored.iter();
@@ -203,14 +203,14 @@ impl Explanation<'_> {
                     translation: self.hubspot.iter().map(|told| &told.json).collect(),
                 })
             }
-            Judgement::Refuse(Refusal { reject, .. }) => serde_json::to_string(&Rejected {
+            Decision::Refuse(Refusal { reject, .. }) => serde_json::to_string(&Rejected {
                 verdict: "rejected",
                 reason: reject.reason.as_str(),
                 status: reject.reason.status(),
                 param: reject.param,
                 detail: reject.detail(),
             }),
-            Judgement::Head | Judgement::Preflight => Ok("null".to_owned()),
+            Decision::Head | Decision::Preflight => Ok("null".to_owned()),
         }
     }
 }
@@ -262,7 +262,7 @@ fn line(piece: &str) -> String {
     }
 }
 
-fn made(kept: &Kept<'_>) -> Lines {
+fn made(kept: &AcceptedEvent<'_>) -> Lines {
     let event = &kept.event;
     let row = |name: &str, value: &str| format!("{name:<12} {}", shown(value));
     let mut lines = vec![row("portal", &event.portal.to_string()), row("event", &event.name)];
@@ -284,11 +284,11 @@ fn policy(gate: &Gate, reading: Reading, query: &str) -> Lines {
     let decision = gate.portals().judge(event.portal, &event.name);
     let mut lines = vec![decision.explain(&event.name)];
     match decision.ruling {
-        Ruling::Allowed => {}
-        Ruling::WouldRefuse(reason) => {
+        PortalVerdict::Allowed => {}
+        PortalVerdict::WouldRefuse(reason) => {
             lines.push(format!("a dry run: enforce would answer {}", reason.as_str()));
         }
-        Ruling::Refused(_) => return lines,
+        PortalVerdict::Refused(_) => return lines,
     }
     let names = event.properties.iter().map(|(name, _)| name);
     let dropped = names.filter(|name| decision.policy.drops(name));

@@ -40,37 +40,129 @@
 //! A gate is opened by [`PixelGate::builder`] and ended by [`PixelGate::close`], after the server
 //! has stopped. `examples/embed.rs` is a whole proxy.
 //!
-//! # The plan of the house
+//! # What is here
 //!
-//! Imports point down only.
+//! | for | see |
+//! |---|---|
+//! | the gate in a host's own proxy | [`PixelGate`], [`Builder`], [`Verdict`] |
+//! | its configuration | [`Config`], the sections in [`config`] |
+//! | an upstream or a clock of the host's own | [`Upstream`], [`custom`] |
+//! | an HTTP server with limits in front of a Pingora proxy | [`http_server`] |
+//! | the operator's pages | [`admin_pages`] |
+//! | commands over a spool and its dead letters | [`tools`] |
 //!
-//! | floor | modules | what they are |
-//! |---|---|---|
-//! | 3 | [`plugin`], [`server`], [`builder`], [`admin`] | hosts: the only ones that know Pingora |
-//! | 2 | [`policy`], [`explain`], [`delivery`] | flows: from hit to verdict, from spool to upstreams |
-//! | 1 | [`spool`], [`upstream`] | devices, which know nothing of each other |
-//! | 0 | [`event`], [`request`], [`response`], [`telemetry`], [`clock`] | pure: no I/O, no async |
+//! The modules of the crate and what each may import are in `docs/architecture.md`; what a caller,
+//! an operator and a backend can rely on is in `docs/spec.md`.
 
 #![forbid(unsafe_code)]
 #![warn(missing_docs)]
+// Tests and benchmarks use more than hosts do. What nobody uses at all shows when they are built.
+#![cfg_attr(not(feature = "internals"), allow(dead_code, unused_imports))]
 
-pub mod admin;
-pub mod builder;
-pub mod clock;
-pub mod delivery;
-pub mod event;
-pub mod explain;
-pub mod plugin;
-pub mod policy;
-pub mod request;
-pub mod response;
-pub mod server;
-pub mod spool;
-pub mod telemetry;
-pub mod upstream;
+mod admin;
+mod builder;
+mod clock;
+mod config_error;
+mod delivery;
+mod event;
+mod explain;
+mod plugin;
+mod policy;
+mod request;
+mod response;
+mod server;
+mod spool;
+mod telemetry;
+mod upstream;
 
-pub use crate::policy::gate::Verdict;
-pub use builder::{Builder, Config, ConfigError, OpenError, check};
+pub use builder::{Builder, Config, OpenError, check};
+pub use config_error::ConfigError;
 pub use event::{Reason, Reject};
 pub use plugin::PixelGate;
+pub use policy::gate::Verdict;
+pub use request::client::{TrustError, TrustedProxies};
+pub use spool::CloseError;
 pub use upstream::Upstream;
+
+/// The sections of a [`Config`], each with its keys, units, defaults and limits (SPEC 9).
+pub mod config {
+    pub use crate::admin::Config as Admin;
+    pub use crate::event::Config as Events;
+    pub use crate::policy::portals::{Config as Portals, Mode as PortalMode};
+    pub use crate::policy::privacy::Config as Privacy;
+    pub use crate::response::answer::Config as Response;
+    pub use crate::spool::{Config as Spool, Durability};
+    pub use crate::upstream::file::Config as FileUpstream;
+    pub use crate::upstream::{BatchConfig as Batch, Config as Upstream, Kind as UpstreamKind};
+}
+
+/// What a host needs to bring an upstream or a clock of its own.
+pub mod custom {
+    pub use crate::clock::{Clock, SystemClock};
+    pub use crate::upstream::{Batch, Body, Failure, Outcome, Part};
+}
+
+/// An HTTP server in front of Pingora's proxy: connection limits, deadlines, strict framing, and a
+/// fast path for plain event requests.
+pub mod http_server {
+    pub use crate::server::{Acceptor, Limits, Listener, Server};
+    pub use crate::telemetry::in_flight::{InFlight, InFlightGuard};
+    pub use crate::telemetry::metrics::Limit;
+}
+
+/// The operator's listener: `/metrics`, `/livez`, `/readyz`, `/status` and the live page (SPEC 8).
+pub mod admin_pages {
+    pub use crate::admin::{Admin, Sampler, VERDICT_TARGET};
+    pub use crate::telemetry::event_samples::PLACES_MAX;
+}
+
+/// What commands over a configuration, a spool and its dead letters are made of.
+pub mod tools {
+    pub use crate::delivery::dead_letters;
+    pub use crate::event::Record;
+    pub use crate::explain::{NotAnEvent, explain};
+    pub use crate::spool::recovery::inspect;
+}
+
+/// The rooms of the crate, for its own tests, benchmarks and fuzz targets. No part of the interface:
+/// anything here may change at any time.
+#[cfg(feature = "internals")]
+#[doc(hidden)]
+pub mod internals {
+    pub mod admin {
+        pub use crate::admin::*;
+    }
+    pub mod clock {
+        pub use crate::clock::*;
+    }
+    pub mod delivery {
+        pub use crate::delivery::*;
+    }
+    pub mod event {
+        pub use crate::event::*;
+    }
+    pub mod explain {
+        pub use crate::explain::*;
+    }
+    pub mod policy {
+        pub use crate::policy::*;
+    }
+    pub mod request {
+        pub use crate::request::*;
+    }
+    pub mod response {
+        pub use crate::response::*;
+    }
+    pub mod server {
+        pub use crate::server::*;
+    }
+    pub mod spool {
+        pub use crate::spool::*;
+    }
+    pub mod telemetry {
+        pub use crate::telemetry::*;
+    }
+    pub mod upstream {
+        pub use crate::upstream::*;
+    }
+}

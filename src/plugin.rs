@@ -9,7 +9,7 @@
 use crate::delivery::Forwarder;
 use crate::delivery::threads::Delivery;
 use crate::event::Reason;
-use crate::policy::gate::{Gate, Hit, Judgement, Kept, Refusal, Verdict};
+use crate::policy::gate::{AcceptedEvent, Decision, EventRequest, Gate, Refusal, Verdict};
 use crate::request::client::TrustedProxies;
 use crate::request::context::context;
 use crate::request::path::Reading;
@@ -19,7 +19,7 @@ use crate::response::answer::{Answer, Answers, wants_image};
 use crate::response::title_case::title_case;
 use crate::server::InFlight;
 use crate::spool::{CloseError, Commit, Overloaded, Spool};
-use crate::telemetry::event_samples::{Glimpses, Note};
+use crate::telemetry::event_samples::{EventSamples, Note};
 use crate::telemetry::metrics::Metrics;
 use crate::upstream;
 use bytes::Bytes;
@@ -49,7 +49,7 @@ pub(crate) struct Shared {
     pub gate: Gate,
     pub spool: Spool,
     pub metrics: Metrics,
-    pub glimpses: Glimpses,
+    pub glimpses: EventSamples,
     pub answers: Answers<Prebuilt>,
     /// For whoever builds the answers in another form.
     pub response: answer::Config,
@@ -166,7 +166,7 @@ impl PixelGate {
             return None;
         }
         let peer = session.client_addr().and_then(|a| a.as_inet()).map(|a| a.ip());
-        Some(self.begin(Hit {
+        Some(self.begin(EventRequest {
             method: &request.method,
             reading,
             query: target.query,
@@ -175,19 +175,19 @@ impl PixelGate {
     }
 
     /// Judges a hit, and enqueues what is kept.
-    pub(crate) fn begin(&self, hit: Hit<'_>) -> Step {
+    pub(crate) fn begin(&self, hit: EventRequest<'_>) -> Step {
         let shared = &*self.shared;
         let query = hit.query;
         let refused = |refusal: Refusal| {
             shared.glimpses.rejected(refusal.reject.reason, query, shared.gate.rules());
             Step::Answer(Reply::Refused(refusal))
         };
-        let mut kept = Kept::blank();
+        let mut kept = AcceptedEvent::blank();
         match shared.gate.judge(hit, &mut kept) {
-            Judgement::Keep => {}
-            Judgement::Refuse(refusal) => return refused(refusal),
-            Judgement::Preflight => return Step::Answer(Reply::Preflight),
-            Judgement::Head => return Step::Answer(Reply::Head),
+            Decision::Keep => {}
+            Decision::Refuse(refusal) => return refused(refusal),
+            Decision::Preflight => return Step::Answer(Reply::Preflight),
+            Decision::Head => return Step::Answer(Reply::Head),
         }
         for (_, why) in &kept.ignored {
             shared.metrics.count_ignored(*why);
@@ -198,7 +198,7 @@ impl PixelGate {
         match shared.spool.append(|out| shared.gate.encode(&kept, out)) {
             Ok(commit) => {
                 if shared.company.as_ref().is_some_and(InFlight::is_everyone) {
-                    shared.spool.hurry();
+                    shared.spool.flush_now();
                 }
                 Step::Wait(commit, shared.glimpses.kept(&kept.event))
             }
@@ -264,7 +264,7 @@ impl PixelGate {
     }
 
     /// What may be seen of single events.
-    pub fn glimpses(&self) -> &Glimpses {
+    pub fn glimpses(&self) -> &EventSamples {
         &self.shared.glimpses
     }
 

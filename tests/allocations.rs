@@ -9,16 +9,16 @@ mod counting;
 
 use counting::{Counting, allocations};
 use http::{HeaderMap, HeaderValue, Method, header};
-use pixelgate::clock::{Clock, SystemClock};
-use pixelgate::event::Rules;
-use pixelgate::policy::gate::{Gate, Hit, Judgement, Kept};
-use pixelgate::policy::portals::{Format, Mode, Portals};
-use pixelgate::policy::privacy;
-use pixelgate::request::client::TrustedProxies;
-use pixelgate::request::context::context;
-use pixelgate::request::path::Guard;
-use pixelgate::request::target::Target;
-use pixelgate::spool::{Config, Durability, Env, Spool};
+use pixelgate::internals::clock::{Clock, SystemClock};
+use pixelgate::internals::event::Rules;
+use pixelgate::internals::policy::gate::{AcceptedEvent, Decision, EventRequest, Gate};
+use pixelgate::internals::policy::portals::{Format, Mode, Portals};
+use pixelgate::internals::policy::privacy;
+use pixelgate::internals::request::client::TrustedProxies;
+use pixelgate::internals::request::context::context;
+use pixelgate::internals::request::path::Guard;
+use pixelgate::internals::request::target::Target;
+use pixelgate::internals::spool::{Config, Durability, Env, Spool};
 use std::net::IpAddr;
 use std::pin::pin;
 use std::sync::Arc;
@@ -80,14 +80,14 @@ impl Worker {
     fn serve(&self, target: &str) -> bool {
         let peer: IpAddr = [203, 0, 113, 7].into();
         let target = Target::split(target.as_bytes());
-        let hit = Hit {
+        let hit = EventRequest {
             method: &Method::GET,
             reading: self.gate.read(target.path),
             query: target.query,
             context: context(&self.headers, Some(peer), &self.trusted),
         };
-        let mut kept = Kept::blank();
-        if self.gate.judge(hit, &mut kept) != Judgement::Keep {
+        let mut kept = AcceptedEvent::blank();
+        if self.gate.judge(hit, &mut kept) != Decision::Keep {
             return false;
         }
         let commit = self.spool.append(|out| self.gate.encode(&kept, out)).unwrap();

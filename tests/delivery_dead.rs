@@ -10,9 +10,9 @@ use std::sync::Arc;
 
 use backend::{Act, Backend, Request};
 use delivery::Rig;
-use pixelgate::delivery::dead_letters;
-use pixelgate::delivery::dead_letters::{DeadError, DeadLetters, Letter, Reason};
-use pixelgate::upstream::{BatchConfig, Config, Setback, Upstream};
+use pixelgate::internals::delivery::dead_letters;
+use pixelgate::internals::delivery::dead_letters::{DeadError, DeadLetters, Letter, Reason};
+use pixelgate::internals::upstream::{BatchConfig, Config, Failure, Upstream};
 
 fn upstream(backend: &Backend) -> String {
     let url = backend.url("/in");
@@ -143,7 +143,7 @@ async fn a_letter_that_was_meddled_with_spoils_no_batch() {
     {
         let mut record = good.to_vec();
         record[place] = byte;
-        *letter = Letter::new("collector", 1, Reason::Rejected, &Setback::new("x"), &record);
+        *letter = Letter::new("collector", 1, Reason::Rejected, &Failure::new("x"), &record);
     }
     let dir = rig.dead_dir();
     fs::remove_file(dir.join("collector.ndjson")).unwrap();
@@ -159,7 +159,7 @@ async fn a_letter_that_was_meddled_with_spoils_no_batch() {
 }
 
 fn letter(n: usize) -> Letter {
-    let setback = Setback::answered(400);
+    let setback = Failure::answered(400);
     Letter::new("u", n as u64, Reason::Rejected, &setback, format!("record {n}").as_bytes())
 }
 

@@ -11,7 +11,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use delivery::Rig;
-use pixelgate::upstream::{Batch, Outcome, Upstream, file};
+use pixelgate::internals::upstream::{Batch, Outcome, Upstream, file};
 use serde_json::Value;
 
 fn config(dir: &Path, rest: &str) -> String {

@@ -10,10 +10,10 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use delivery::Rig;
-use pixelgate::delivery::STOP_ATTEMPT_MS_MAX;
-use pixelgate::delivery::dead_letters::Reason;
-use pixelgate::event::Record;
-use pixelgate::upstream::{Batch, Outcome, Part, Setback, Upstream};
+use pixelgate::internals::delivery::STOP_ATTEMPT_MS_MAX;
+use pixelgate::internals::delivery::dead_letters::Reason;
+use pixelgate::internals::event::Record;
+use pixelgate::internals::upstream::{Batch, Failure, Outcome, Part, Upstream};
 use prometheus::IntCounterVec;
 use serde_json::Value;
 use tokio::sync::Notify;
@@ -90,8 +90,8 @@ impl Upstream for Obedient {
     }
 }
 
-fn setback() -> Setback {
-    Setback::new("as told")
+fn setback() -> Failure {
+    Failure::new("as told")
 }
 
 async fn run(upstream: &Arc<Obedient>, count: usize) -> Rig {
@@ -274,7 +274,7 @@ async fn a_stop_waits_a_little_for_the_answer_to_what_was_sent() {
 
 #[tokio::test]
 async fn a_stop_does_not_wait_for_the_next_attempt() {
-    let later = Setback { after: Some(Duration::from_secs(3000)), ..setback() };
+    let later = Failure { after: Some(Duration::from_secs(3000)), ..setback() };
     let upstream = Obedient::new(move |_, _| Outcome::Fault(later.clone()));
     let own: Arc<dyn Upstream> = Arc::clone(&upstream) as Arc<dyn Upstream>;
     let mut rig = Rig::start_with(vec![("own", own)], BATCHES);

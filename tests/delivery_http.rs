@@ -11,7 +11,7 @@ use std::time::{Duration, SystemTime};
 
 use backend::{Act, Backend, Request};
 use delivery::Rig;
-use pixelgate::event::Event;
+use pixelgate::internals::event::Event;
 
 fn upstream(backend: &Backend, rest: &str) -> String {
     let url = backend.url("/in");
@@ -164,7 +164,10 @@ async fn poison_events_are_found_and_everything_else_is_delivered() {
         let counts = rig.counts("collector");
         assert_eq!((counts.delivered, counts.dead), (297, 3));
         for letter in rig.dead("collector") {
-            assert_eq!(letter.reason, pixelgate::delivery::dead_letters::Reason::Rejected);
+            assert_eq!(
+                letter.reason,
+                pixelgate::internals::delivery::dead_letters::Reason::Rejected
+            );
             assert_eq!(letter.status, Some(status));
             assert_eq!(letter.upstream, "collector");
             assert!(is_poison(&serde_json::from_str(letter.event.unwrap().get()).unwrap()));
@@ -202,7 +205,7 @@ async fn a_batch_that_is_too_large_is_split_and_an_event_that_is_too_large_dies_
     assert_eq!(rig.check("collector", &backend.events()), 0);
     let dead = rig.dead("collector");
     assert_eq!(dead.len(), 1);
-    assert_eq!(dead[0].reason, pixelgate::delivery::dead_letters::Reason::TooLarge);
+    assert_eq!(dead[0].reason, pixelgate::internals::delivery::dead_letters::Reason::TooLarge);
     // Each part has a key of its own, and no key stands for two different bodies.
     let mut bodies = BTreeMap::new();
     for request in backend.seen() {

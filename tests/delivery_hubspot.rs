@@ -13,10 +13,10 @@ use std::time::{Duration, Instant};
 
 use delivery::Rig;
 use hubspot::{CONTACTS_PATH, EVENTS_PATH, Fault, Hubspot, PORTALS, Refusal};
-use pixelgate::delivery::dead_letters;
-use pixelgate::delivery::dead_letters::Reason;
-use pixelgate::event::{Event, Properties, Revenue};
-use pixelgate::upstream::{self, BatchConfig};
+use pixelgate::internals::delivery::dead_letters;
+use pixelgate::internals::delivery::dead_letters::Reason;
+use pixelgate::internals::event::{Event, Properties, Revenue};
+use pixelgate::internals::upstream::{self, BatchConfig};
 
 /// The nth event: of one of three portals and one of forty persons.
 fn event(n: usize) -> Event<'static> {

@@ -13,9 +13,9 @@ use std::sync::Arc;
 use backend::{Act, Backend, Request};
 use bytes::Bytes;
 use delivery::Rig;
-use pixelgate::delivery::dead_letters::Reason;
-use pixelgate::event::{Context, Event, Revenue, Rules, encode_record, parse};
-use pixelgate::upstream::{self, Batch, Outcome, Part, Upstream};
+use pixelgate::internals::delivery::dead_letters::Reason;
+use pixelgate::internals::event::{Context, Event, Revenue, Rules, encode_record, parse};
+use pixelgate::internals::upstream::{self, Batch, Outcome, Part, Upstream};
 
 fn upstream(backend: &Backend, rest: &str) -> String {
     let url = backend.url("/v1/event/");

@@ -15,8 +15,8 @@ use async_nats::jetstream::stream;
 use authority::{Authority, write};
 use delivery::{Rig, sample};
 use nats::{Server, Stored, events};
-use pixelgate::delivery::dead_letters::Reason;
-use pixelgate::upstream::Config;
+use pixelgate::internals::delivery::dead_letters::Reason;
+use pixelgate::internals::upstream::Config;
 use rustix::process::Signal;
 
 fn upstream(url: &str, rest: &str) -> String {

@@ -1,6 +1,6 @@
 //! The documents, held to the code and to each other.
 
-use pixelgate::event::{Ignored, Reason};
+use pixelgate::internals::event::{Ignored, Reason};
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 

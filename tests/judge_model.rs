@@ -14,7 +14,7 @@ use std::net::IpAddr;
 
 use cases::{cases, run};
 use naive::compare;
-use pixelgate::event::{Context, Ignored, Reason, Record, RecordError, Rules, advice};
+use pixelgate::internals::event::{Context, Ignored, Reason, Record, RecordError, Rules, advice};
 use proptest::prelude::*;
 use proptest::sample::select;
 
@@ -71,9 +71,17 @@ fn damaged_records_are_refused_or_read_but_never_worse() {
     let damage = prop::collection::vec((any::<prop::sample::Index>(), any::<u8>()), 1..4);
     let strategy = (query(), context(), damage, any::<prop::sample::Index>(), any::<bool>());
     run(cases() / 10, strategy, |(query, context, damage, end, cut)| {
-        let Ok(judged) = pixelgate::event::parse(&query, &Rules::default()) else { return };
+        let Ok(judged) = pixelgate::internals::event::parse(&query, &Rules::default()) else {
+            return;
+        };
         let mut bytes = Vec::new();
-        pixelgate::event::encode_record(&mut bytes, &[1; 16], 0, &judged.event, &context);
+        pixelgate::internals::event::encode_record(
+            &mut bytes,
+            &[1; 16],
+            0,
+            &judged.event,
+            &context,
+        );
         if cut {
             let end = end.index(bytes.len());
             assert_eq!(Record::decode(&bytes[..end]), Err(RecordError::Truncated));

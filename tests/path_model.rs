@@ -7,7 +7,7 @@ mod cases;
 mod naive;
 
 use cases::{cases, run};
-use pixelgate::request::path::{Guard, PathError, Reading};
+use pixelgate::internals::request::path::{Guard, PathError, Reading};
 use proptest::prelude::*;
 use proptest::sample::select;
 

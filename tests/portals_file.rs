@@ -14,9 +14,11 @@ use std::{
     time::Duration,
 };
 
-use pixelgate::clock::Clock;
-use pixelgate::event::Reason;
-use pixelgate::policy::portals::{Config, Haste, Mode, OpenError, Portals, Refreshed, Ruling};
+use pixelgate::internals::clock::Clock;
+use pixelgate::internals::event::Reason;
+use pixelgate::internals::policy::portals::{
+    Config, Mode, OpenError, PortalVerdict, Portals, RefreshMode, Refreshed,
+};
 
 /// A clock that stands still until it is moved.
 #[derive(Default)]
@@ -66,7 +68,7 @@ impl Desk {
     /// Looks as often as `watch` may within `refresh_seconds`.
     async fn refresh(&self) -> Refreshed {
         for _ in 0..2 {
-            match self.portals.refresh(Haste::Routine).await {
+            match self.portals.refresh(RefreshMode::Routine).await {
                 Refreshed::Unsettled => {}
                 refreshed => return refreshed,
             }
@@ -79,8 +81,8 @@ impl Desk {
         for portal in [11, 22, 33, 44] {
             let ruling = self.portals.judge(portal, "e").ruling;
             let expect = match portals.contains(&portal) {
-                true => Ruling::Allowed,
-                false => Ruling::Refused(Reason::PortalNotAllowed),
+                true => PortalVerdict::Allowed,
+                false => PortalVerdict::Refused(Reason::PortalNotAllowed),
             };
             assert_eq!(ruling, expect, "portal {portal}");
         }
@@ -252,7 +254,7 @@ async fn a_rename_over_the_file_is_picked_up() {
 async fn an_editor_that_moves_the_old_file_away_first_is_no_failure() {
     let desk = Desk::new("l.txt", "11\n");
     fs::rename(&desk.path, desk.dir.path().join("l.txt~")).unwrap();
-    assert_eq!(desk.portals.refresh(Haste::Routine).await, Refreshed::Unsettled);
+    assert_eq!(desk.portals.refresh(RefreshMode::Routine).await, Refreshed::Unsettled);
     fs::write(&desk.path, "22\n").unwrap();
     assert_eq!(desk.refresh().await, Refreshed::Swapped);
     desk.allows(&[22]);
@@ -308,10 +310,10 @@ async fn a_file_that_is_being_written_is_not_read() {
     // Every one of these is a list by itself.
     for written in ["", "1", "11", "11\n22\n", "11\n22\n44\n"] {
         fs::write(&desk.path, written).unwrap();
-        assert_eq!(desk.portals.refresh(Haste::Routine).await, Refreshed::Unsettled);
+        assert_eq!(desk.portals.refresh(RefreshMode::Routine).await, Refreshed::Unsettled);
         desk.allows(&[11, 22, 33]);
     }
-    assert_eq!(desk.portals.refresh(Haste::Routine).await, Refreshed::Swapped);
+    assert_eq!(desk.portals.refresh(RefreshMode::Routine).await, Refreshed::Swapped);
     desk.allows(&[11, 22, 44]);
 }
 
@@ -319,9 +321,9 @@ async fn a_file_that_is_being_written_is_not_read() {
 async fn a_reload_reads_at_once() {
     let desk = Desk::new("l.txt", "11\n");
     fs::write(&desk.path, "22\n").unwrap();
-    assert_eq!(desk.portals.refresh(Haste::AtOnce).await, Refreshed::Swapped);
+    assert_eq!(desk.portals.refresh(RefreshMode::AtOnce).await, Refreshed::Swapped);
     desk.allows(&[22]);
-    assert_eq!(desk.portals.refresh(Haste::AtOnce).await, Refreshed::Same);
+    assert_eq!(desk.portals.refresh(RefreshMode::AtOnce).await, Refreshed::Same);
 }
 
 #[tokio::test]
@@ -341,7 +343,7 @@ async fn a_bad_edit_changes_nothing_and_is_told_once() {
         assert!(!desk.portals.status().fresh);
         desk.allows(&[11]);
         let failures = desk.portals.status().failures;
-        assert_eq!(desk.portals.refresh(Haste::Routine).await, Refreshed::Failed);
+        assert_eq!(desk.portals.refresh(RefreshMode::Routine).await, Refreshed::Failed);
         assert_eq!(desk.portals.status().failures, failures + 1);
     }
     fs::write(&desk.path, "portals = [22]").unwrap();
@@ -404,7 +406,7 @@ async fn a_list_too_old_is_overloaded_and_recovers() {
     assert_eq!(desk.refresh().await, Refreshed::Failed);
     desk.allows(&[11]);
     desk.clock.forward(1);
-    assert_eq!(desk.portals.judge(11, "e").ruling, Ruling::Refused(Reason::Overloaded));
+    assert_eq!(desk.portals.judge(11, "e").ruling, PortalVerdict::Refused(Reason::Overloaded));
     assert!(desk.portals.status().stale);
     fs::write(&desk.path, "11\n").unwrap();
     assert_eq!(desk.refresh().await, Refreshed::Same);
@@ -426,8 +428,8 @@ fn the_sample_list_is_one() {
     let text = fs::read_to_string(&sample).unwrap();
     let portals = open(&sample, Config::default(), &Arc::default()).unwrap();
     assert_eq!(portals.status().count, 2);
-    assert_eq!(portals.judge(62515, "000000001625").ruling, Ruling::Allowed);
-    assert_eq!(portals.judge(56043, "x").ruling, Ruling::Allowed);
+    assert_eq!(portals.judge(62515, "000000001625").ruling, PortalVerdict::Allowed);
+    assert_eq!(portals.judge(56043, "x").ruling, PortalVerdict::Allowed);
 
     // The rules in it are commented out, and are meant to be uncommented.
     let uncommented: Vec<&str> = text
@@ -441,14 +443,14 @@ fn the_sample_list_is_one() {
 
 #[test]
 fn a_list_larger_than_the_limit_is_not_read() {
-    let limit = usize::try_from(pixelgate::policy::portals::LIST_BYTES_MAX).unwrap();
+    let limit = usize::try_from(pixelgate::internals::policy::portals::LIST_BYTES_MAX).unwrap();
     let mut list = b"11\n".to_vec();
     list.resize(limit, b'#');
     assert_eq!(complaint("l.txt", &list), "taken: 1");
     list.push(b'#');
     assert!(complaint("l.txt", &list).contains("larger than 64 MiB"));
 
-    let limit = pixelgate::policy::portals::RULES_BYTES_MAX;
+    let limit = pixelgate::internals::policy::portals::RULES_BYTES_MAX;
     let mut list = b"portals=[\n11]\n".to_vec();
     // The id is not counted.
     list.resize(limit + 2, b'#');

@@ -10,10 +10,11 @@ use std::{
     time::Duration,
 };
 
-use pixelgate::clock::Clock;
-use pixelgate::event::Reason;
-use pixelgate::policy::portals::{
-    Because, Config, Format, Haste, Mode, Policy, Portals, RateLimited, Refreshed, Ruling,
+use pixelgate::internals::clock::Clock;
+use pixelgate::internals::event::Reason;
+use pixelgate::internals::policy::portals::{
+    Cause, Config, Format, Mode, Policy, PortalVerdict, Portals, RateLimited, RefreshMode,
+    Refreshed,
 };
 
 /// A clock that stands still until it is moved. Begins at 2026-12-31T00:00:00Z.
@@ -65,27 +66,33 @@ fn portals(list: &str, mode: Mode) -> (Portals, Arc<HandClock>) {
 }
 
 #[track_caller]
-fn check(portals: &Portals, portal: u64, name: &str, ruling: Ruling, because: Because) -> Policy {
+fn check(
+    portals: &Portals,
+    portal: u64,
+    name: &str,
+    ruling: PortalVerdict,
+    because: Cause,
+) -> Policy {
     let decision = portals.judge(portal, name);
     assert_eq!((decision.ruling, decision.because), (ruling, because), "{portal} {name}");
     decision.policy
 }
 
-const NOT_LISTED: Ruling = Ruling::Refused(Reason::PortalNotAllowed);
-const NOT_NAMED: Ruling = Ruling::Refused(Reason::EventNotAllowed);
+const NOT_LISTED: PortalVerdict = PortalVerdict::Refused(Reason::PortalNotAllowed);
+const NOT_NAMED: PortalVerdict = PortalVerdict::Refused(Reason::EventNotAllowed);
 
 #[test]
 fn a_portal_has_its_own_rules_or_else_the_defaults() {
     let (portals, _) = portals(LIST, Mode::Enforce);
-    check(&portals, 1, "common", Ruling::Allowed, Because::Listed);
-    check(&portals, 1, "shared_x", Ruling::Allowed, Because::Listed);
-    check(&portals, 1, "signup", NOT_NAMED, Because::NoPatternFits);
-    check(&portals, 2, "signup", Ruling::Allowed, Because::Listed);
-    check(&portals, 2, "000000001625", Ruling::Allowed, Because::Listed);
-    check(&portals, 2, "1625", NOT_NAMED, Because::NoPatternFits);
-    check(&portals, 2, "common", NOT_NAMED, Because::NoPatternFits);
-    check(&portals, 3, "anything", Ruling::Allowed, Because::Listed);
-    check(&portals, 4, "common", NOT_LISTED, Because::NotListed);
+    check(&portals, 1, "common", PortalVerdict::Allowed, Cause::Listed);
+    check(&portals, 1, "shared_x", PortalVerdict::Allowed, Cause::Listed);
+    check(&portals, 1, "signup", NOT_NAMED, Cause::NoPatternFits);
+    check(&portals, 2, "signup", PortalVerdict::Allowed, Cause::Listed);
+    check(&portals, 2, "000000001625", PortalVerdict::Allowed, Cause::Listed);
+    check(&portals, 2, "1625", NOT_NAMED, Cause::NoPatternFits);
+    check(&portals, 2, "common", NOT_NAMED, Cause::NoPatternFits);
+    check(&portals, 3, "anything", PortalVerdict::Allowed, Cause::Listed);
+    check(&portals, 4, "common", NOT_LISTED, Cause::NotListed);
 
     let drops = |portal, name| {
         let policy = portals.judge(portal, "x").policy;
@@ -101,12 +108,12 @@ fn a_portal_has_its_own_rules_or_else_the_defaults() {
 fn from_its_day_on_a_portal_has_expired() {
     let (portals, clock) = portals(LIST, Mode::Enforce);
     clock.forward(DAY_MS - 1);
-    check(&portals, 2, "signup", Ruling::Allowed, Because::Listed);
+    check(&portals, 2, "signup", PortalVerdict::Allowed, Cause::Listed);
     clock.forward(1);
-    check(&portals, 2, "signup", NOT_LISTED, Because::Expired);
+    check(&portals, 2, "signup", NOT_LISTED, Cause::Expired);
     // Before the event's name is looked at.
-    check(&portals, 2, "no such", NOT_LISTED, Because::Expired);
-    check(&portals, 3, "x", Ruling::Allowed, Because::Listed);
+    check(&portals, 2, "no such", NOT_LISTED, Cause::Expired);
+    check(&portals, 3, "x", PortalVerdict::Allowed, Cause::Listed);
 }
 
 #[test]
@@ -115,17 +122,17 @@ fn a_json_date_is_a_toml_date() {
     let clock = Arc::new(HandClock::default());
     let portals = Portals::fixed(list, Format::Json, Mode::Enforce, clock.clone()).unwrap();
     clock.forward(DAY_MS - 1);
-    check(&portals, 1, "x", Ruling::Allowed, Because::Listed);
+    check(&portals, 1, "x", PortalVerdict::Allowed, Cause::Listed);
     clock.forward(1);
-    check(&portals, 1, "x", NOT_LISTED, Because::Expired);
+    check(&portals, 1, "x", NOT_LISTED, Cause::Expired);
 }
 
 #[test]
 fn a_default_day_holds_for_all() {
     let (portals, clock) = portals("portals = [1]\ndefaults.expires = 2027-01-01", Mode::Enforce);
     clock.forward(DAY_MS);
-    check(&portals, 1, "x", NOT_LISTED, Because::Expired);
-    check(&portals, 2, "x", NOT_LISTED, Because::NotListed);
+    check(&portals, 1, "x", NOT_LISTED, Cause::Expired);
+    check(&portals, 2, "x", NOT_LISTED, Cause::NotListed);
 }
 
 fn limited(seconds: u32) -> Result<(), RateLimited> {
@@ -159,7 +166,7 @@ fn a_rate_allows_its_burst_and_then_its_pace() {
 fn only_taking_the_rate_uses_it_up() {
     let (portals, _) = portals(LIST, Mode::Enforce);
     for _ in 0..10 {
-        check(&portals, 2, "signup", Ruling::Allowed, Because::Listed);
+        check(&portals, 2, "signup", PortalVerdict::Allowed, Cause::Listed);
         // Refused before the rate is looked at.
         assert_eq!(portals.judge(2, "no such").policy.take_rate(), Ok(()));
     }
@@ -187,17 +194,17 @@ fn many_threads_share_one_rate_exactly() {
 #[test]
 fn dry_run_takes_everything_and_tells_what_it_would_refuse() {
     let (portals, clock) = portals(LIST, Mode::DryRun);
-    let would = Ruling::WouldRefuse;
-    let policy = check(&portals, 4, "x", would(Reason::PortalNotAllowed), Because::NotListed);
+    let would = PortalVerdict::WouldRefuse;
+    let policy = check(&portals, 4, "x", would(Reason::PortalNotAllowed), Cause::NotListed);
     // A portal that is not in the list has the defaults, but no rate to be told twice.
     assert!(policy.drops("iban"));
     assert_eq!(policy.take_rate(), Ok(()));
-    check(&portals, 2, "no", would(Reason::EventNotAllowed), Because::NoPatternFits);
+    check(&portals, 2, "no", would(Reason::EventNotAllowed), Cause::NoPatternFits);
     let take = || portals.judge(2, "signup").policy.take_rate();
     let told = Err(RateLimited { retry_after_seconds: 1, enforced: false });
     assert_eq!([take(), take(), take()], [Ok(()), Ok(()), told]);
     clock.forward(DAY_MS);
-    check(&portals, 2, "signup", would(Reason::PortalNotAllowed), Because::Expired);
+    check(&portals, 2, "signup", would(Reason::PortalNotAllowed), Cause::Expired);
 }
 
 #[test]
@@ -205,7 +212,7 @@ fn off_refuses_nothing_and_drops_all_the_same() {
     let (portals, clock) = portals(LIST, Mode::Off);
     clock.forward(DAY_MS);
     for portal in [1, 2, 3, 4] {
-        let policy = check(&portals, portal, "no such", Ruling::Allowed, Because::Off);
+        let policy = check(&portals, portal, "no such", PortalVerdict::Allowed, Cause::Off);
         for _ in 0..20 {
             assert_eq!(policy.take_rate(), Ok(()));
         }
@@ -219,7 +226,7 @@ fn off_needs_no_list() {
     let config = Config { source: String::new(), mode: Mode::Off, ..Config::default() };
     let clock = Arc::new(HandClock::default());
     let portals = Portals::open(&config, Path::new("unused"), clock).unwrap();
-    let policy = check(&portals, 1, "x", Ruling::Allowed, Because::Off);
+    let policy = check(&portals, 1, "x", PortalVerdict::Allowed, Cause::Off);
     assert!(!policy.drops("ssn"));
     assert!(portals.status().fresh);
     assert_eq!(portals.summary().to_string(), "portals: no list (mode off)");
@@ -247,7 +254,7 @@ impl Reload {
 
     async fn to(&self, list: &str) {
         fs::write(&self.path, list).unwrap();
-        assert_eq!(self.portals.refresh(Haste::AtOnce).await, Refreshed::Swapped);
+        assert_eq!(self.portals.refresh(RefreshMode::AtOnce).await, Refreshed::Swapped);
     }
 
     /// How many events of a portal are taken right now.

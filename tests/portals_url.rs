@@ -13,10 +13,10 @@ use std::{
     time::Duration,
 };
 
-use pixelgate::clock::Clock;
-use pixelgate::event::Reason;
-use pixelgate::policy::portals::{
-    Config, Haste, LIST_BYTES_MAX, OpenError, Portals, Refreshed, Ruling,
+use pixelgate::internals::clock::Clock;
+use pixelgate::internals::event::Reason;
+use pixelgate::internals::policy::portals::{
+    Config, LIST_BYTES_MAX, OpenError, PortalVerdict, Portals, RefreshMode, Refreshed,
 };
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
@@ -134,7 +134,7 @@ impl Desk {
     }
 
     async fn look(&self) -> Refreshed {
-        self.portals.refresh(Haste::Routine).await
+        self.portals.refresh(RefreshMode::Routine).await
     }
 
     async fn fails(&self, what: &str) {
@@ -149,12 +149,12 @@ impl Desk {
     }
 }
 
-fn ruling(portals: &Portals, portal: u64) -> Ruling {
+fn ruling(portals: &Portals, portal: u64) -> PortalVerdict {
     portals.judge(portal, "e").ruling
 }
 
-const OVERLOADED: Ruling = Ruling::Refused(Reason::Overloaded);
-const NOT_LISTED: Ruling = Ruling::Refused(Reason::PortalNotAllowed);
+const OVERLOADED: PortalVerdict = PortalVerdict::Refused(Reason::Overloaded);
+const NOT_LISTED: PortalVerdict = PortalVerdict::Refused(Reason::PortalNotAllowed);
 
 #[tokio::test]
 async fn it_is_overloaded_until_the_first_list() {
@@ -168,7 +168,7 @@ async fn it_is_overloaded_until_the_first_list() {
     assert_eq!(desk.look().await, Refreshed::Swapped);
     assert_eq!(
         (ruling(&desk.portals, 11), ruling(&desk.portals, 22)),
-        (Ruling::Allowed, NOT_LISTED)
+        (PortalVerdict::Allowed, NOT_LISTED)
     );
     assert!(desk.portals.status().fresh);
 }
@@ -190,7 +190,7 @@ async fn the_server_is_asked_with_what_it_said_last() {
     assert!(request.contains("if-none-match: w/\"v1\"\r\n"), "{request}");
     let since = format!("if-modified-since: {}\r\n", date.to_ascii_lowercase());
     assert!(request.contains(&since), "{request}");
-    assert_eq!(ruling(&desk.portals, 11), Ruling::Allowed);
+    assert_eq!(ruling(&desk.portals, 11), PortalVerdict::Allowed);
 }
 
 #[tokio::test]
@@ -241,7 +241,7 @@ async fn a_server_that_fails_changes_nothing_and_may_come_back() {
     let address = server.go().await;
     desk.server = Server::start().await;
     desk.fails("/l.txt: ").await;
-    assert_eq!(ruling(&desk.portals, 11), Ruling::Allowed);
+    assert_eq!(ruling(&desk.portals, 11), PortalVerdict::Allowed);
 
     desk.server = Server::listen(address).await;
     desk.server.answers("200 OK\nETag: \"v2\"", "22\n");
@@ -250,7 +250,7 @@ async fn a_server_that_fails_changes_nothing_and_may_come_back() {
     assert!(desk.server.last_request().contains("if-none-match: \"v1\"\r\n"));
     assert_eq!(
         (ruling(&desk.portals, 11), ruling(&desk.portals, 22)),
-        (NOT_LISTED, Ruling::Allowed)
+        (NOT_LISTED, PortalVerdict::Allowed)
     );
     assert!(desk.portals.status().fresh);
 }
@@ -269,7 +269,7 @@ async fn the_type_decides_the_format_where_it_says_one() {
         let desk = Desk::new(path).await;
         desk.server.answers(&format!("200 OK\nContent-Type: {content_type}"), body);
         assert_eq!(desk.look().await, Refreshed::Swapped, "{path} {content_type}");
-        assert_eq!(ruling(&desk.portals, 11), Ruling::Allowed);
+        assert_eq!(ruling(&desk.portals, 11), PortalVerdict::Allowed);
     }
     let desk = Desk::new("/list").await;
     desk.server.answers("200 OK\nContent-Type: application/octet-stream", "11\n");
@@ -309,7 +309,7 @@ async fn a_list_larger_than_the_limit_is_not_taken() {
     desk.fails("larger than 64 MiB").await;
     desk.server.answers("200 OK", &body);
     desk.fails("larger than 64 MiB").await;
-    assert_eq!(ruling(&desk.portals, 11), Ruling::Allowed);
+    assert_eq!(ruling(&desk.portals, 11), PortalVerdict::Allowed);
 }
 
 #[tokio::test]
@@ -321,9 +321,9 @@ async fn the_last_good_list_is_used_at_the_next_start() {
     assert_eq!(desk.look().await, Refreshed::Failed);
 
     let portals = desk.open_again();
-    assert_eq!(ruling(&portals, 11), Ruling::Allowed);
+    assert_eq!(ruling(&portals, 11), PortalVerdict::Allowed);
     desk.server.answers("304 Not Modified", "");
-    assert_eq!(portals.refresh(Haste::Routine).await, Refreshed::Same);
+    assert_eq!(portals.refresh(RefreshMode::Routine).await, Refreshed::Same);
     assert!(desk.server.last_request().contains("if-none-match: \"v1\"\r\n"));
 
     // Of another URL it is not the list.
@@ -346,7 +346,7 @@ async fn a_copy_too_old_is_overloaded_until_it_is_confirmed() {
     let desk = Desk::with("/l.txt", config).await;
     desk.server.answers("200 OK\nETag: \"v1\"", "11\n");
     assert_eq!(desk.look().await, Refreshed::Swapped);
-    assert_eq!(ruling(&desk.open_again(), 11), Ruling::Allowed);
+    assert_eq!(ruling(&desk.open_again(), 11), PortalVerdict::Allowed);
 
     let copy = fs::File::options().write(true).open(desk.dir.path().join("portals.copy")).unwrap();
     let long_ago = copy.metadata().unwrap().modified().unwrap() - Duration::from_secs(3600);
@@ -354,10 +354,10 @@ async fn a_copy_too_old_is_overloaded_until_it_is_confirmed() {
     let portals = desk.open_again();
     assert_eq!(ruling(&portals, 11), OVERLOADED);
     desk.server.answers("304 Not Modified", "");
-    assert_eq!(portals.refresh(Haste::Routine).await, Refreshed::Same);
-    assert_eq!(ruling(&portals, 11), Ruling::Allowed);
+    assert_eq!(portals.refresh(RefreshMode::Routine).await, Refreshed::Same);
+    assert_eq!(ruling(&portals, 11), PortalVerdict::Allowed);
     // The confirmation outlives the process too.
-    assert_eq!(ruling(&desk.open_again(), 11), Ruling::Allowed);
+    assert_eq!(ruling(&desk.open_again(), 11), PortalVerdict::Allowed);
 }
 
 #[tokio::test]
@@ -415,8 +415,8 @@ fn a_header_that_cannot_be_sent_is_an_error_at_start() {
         let config = Config { source, headers, ..Config::default() };
         let opened = Portals::open(&config, Path::new("unused"), Arc::new(HandClock::default()));
         let Err(OpenError::Config(error)) = opened else { panic!("{name}: {value}: {opened:?}") };
-        assert_eq!(error.key, format!("portals.headers.{name}"));
-        assert!(error.why.contains(what), "{error}");
+        assert_eq!(error.key(), format!("portals.headers.{name}"));
+        assert!(error.reason().contains(what), "{error}");
     }
 }
 
@@ -440,13 +440,13 @@ async fn watching_fetches_at_once_and_ends_when_told() {
     desk.server.answers("200 OK", "11\n");
     let (stop, stopped) = tokio::sync::watch::channel(false);
     let watching = tokio::spawn(desk.portals.clone().watch(stopped));
-    while ruling(&desk.portals, 11) != Ruling::Allowed {
+    while ruling(&desk.portals, 11) != PortalVerdict::Allowed {
         tokio::task::yield_now().await;
     }
     // Asked to, it does not wait for its time.
     desk.server.answers("200 OK", "22\n");
     desk.portals.reload();
-    while ruling(&desk.portals, 22) != Ruling::Allowed {
+    while ruling(&desk.portals, 22) != PortalVerdict::Allowed {
         tokio::task::yield_now().await;
     }
     stop.send(true).unwrap();

@@ -7,8 +7,8 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use bytesize::ByteSize;
-use pixelgate::spool::Fate;
-use pixelgate::spool::{Config, Durability, Overloaded, RECORD_BYTES_MAX, Spool};
+use pixelgate::internals::spool::Ack;
+use pixelgate::internals::spool::{Config, Durability, Overloaded, RECORD_BYTES_MAX, Spool};
 use spool_sim::rig::{append, append_all, close, config, drain, of, open, read, wait};
 use spool_sim::{Fault, Op, SimFs};
 
@@ -26,7 +26,7 @@ fn trimmed_segments_are_written_again_and_their_old_records_stay_dead() {
             number += 1;
             let (texts, seats) = read(&mut reader);
             seen += texts.len();
-            reader.acknowledger().acknowledge(&seats, Fate::Delivered);
+            reader.acknowledger().acknowledge(&seats, Ack::Delivered);
             spool.checkpoint();
         }
     };
@@ -70,7 +70,7 @@ fn a_few_trimmed_segments_are_kept_and_given_up_where_the_disk_is_low() {
     }
     while spool.status().upstreams[0].pending > 0 {
         let (_, seats) = read(&mut reader);
-        reader.acknowledger().acknowledge(&seats, Fate::Delivered);
+        reader.acknowledger().acknowledge(&seats, Ack::Delivered);
     }
     // Twice: only what both slots of the cursor have passed is trimmed.
     spool.checkpoint();
@@ -83,7 +83,7 @@ fn a_few_trimmed_segments_are_kept_and_given_up_where_the_disk_is_low() {
     assert_eq!(spares(&fs).len(), 0);
     while spool.status().upstreams[0].pending > 0 {
         let (_, seats) = read(&mut reader);
-        reader.acknowledger().acknowledge(&seats, Fate::Delivered);
+        reader.acknowledger().acknowledge(&seats, Ack::Delivered);
     }
     spool.checkpoint();
     spool.checkpoint();

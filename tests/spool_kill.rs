@@ -11,7 +11,7 @@ use std::process::{Command, Stdio};
 use std::time::Duration;
 
 use bytesize::ByteSize;
-use pixelgate::spool::{Config, Durability, Env, Fate, Spool};
+use pixelgate::internals::spool::{Ack, Config, Durability, Env, Spool};
 
 const FOLDER: &str = "PIXELGATE_TEST_SPOOL_FOLDER";
 const MODE: &str = "PIXELGATE_TEST_SPOOL_MODE";
@@ -84,7 +84,7 @@ fn child() {
             let mut out = std::io::stdout().lock();
             out.write_all(lines.as_bytes()).and_then(|()| out.flush()).expect("the parent reads");
             let seats: Vec<_> = entries.iter().map(|entry| entry.seat).collect();
-            reader.acknowledger().acknowledge(&seats, Fate::Delivered);
+            reader.acknowledger().acknowledge(&seats, Ack::Delivered);
         }
     });
 }
@@ -149,7 +149,7 @@ fn drain(spool: &Spool, upstream: &str) -> BTreeSet<u64> {
             assert!(events.insert(number(&entry.payload)), "twice in one life");
         }
         let seats: Vec<_> = entries.iter().map(|entry| entry.seat).collect();
-        reader.acknowledger().acknowledge(&seats, Fate::Delivered);
+        reader.acknowledger().acknowledge(&seats, Ack::Delivered);
     }
 }
 

@@ -7,9 +7,9 @@ use std::path::Path;
 use std::sync::Arc;
 
 use bytesize::ByteSize;
-use pixelgate::spool::fs::Fs;
-use pixelgate::spool::{
-    Config, Durability, Env, Fate, OpenError, Overloaded, RECORD_BYTES_MAX, RUN_AHEAD_EVENTS_MAX,
+use pixelgate::internals::spool::fs::Fs;
+use pixelgate::internals::spool::{
+    Ack, Config, Durability, Env, OpenError, Overloaded, RECORD_BYTES_MAX, RUN_AHEAD_EVENTS_MAX,
     Spool, UPSTREAMS_MAX,
 };
 use spool_sim::SimFs;
@@ -34,7 +34,7 @@ fn a_new_process_beside_a_draining_one_takes_over_when_it_ends() {
     let mut olds = old.reader("up").expect("configured");
     let (texts, seats) = read(&mut olds);
     assert_eq!(texts, ["a", "b", "d"]);
-    olds.acknowledger().acknowledge(&seats[..1], Fate::Dead);
+    olds.acknowledger().acknowledge(&seats[..1], Ack::Dead);
     close(&old);
     new.checkpoint();
     assert_eq!(read(&mut reader).0, ["b", "d"], "its cursor is honoured");
@@ -77,7 +77,7 @@ fn a_renamed_upstream_gets_what_was_pending_and_a_new_one_no_more_than_that() {
     append_all(&spool, &["a", "b", "c"]);
     let mut reader = spool.reader("old").expect("configured");
     let (_, seats) = read(&mut reader);
-    reader.acknowledger().acknowledge(&seats[..2], Fate::Delivered);
+    reader.acknowledger().acknowledge(&seats[..2], Ack::Delivered);
     close(&spool);
     let spool = open(&fs, &config(), &["new"]);
     assert_eq!(drain(&spool, "new"), ["c"]);
@@ -120,7 +120,7 @@ fn the_bound_refuses_at_once_and_opens_with_the_first_acknowledgement() {
     let mut reader = spool.reader("up").expect("configured");
     let (_, seats) = read(&mut reader);
     assert_eq!(seats.len() as u64, events);
-    reader.acknowledger().acknowledge(&seats[..10], Fate::Delivered);
+    reader.acknowledger().acknowledge(&seats[..10], Ack::Delivered);
     assert_eq!(append(&spool, &text), Ok(()));
 }
 
@@ -145,9 +145,9 @@ fn what_is_read_and_not_acknowledged_is_bounded() {
         seats.extend(more);
     }
     assert_eq!(seats.len(), RUN_AHEAD_EVENTS_MAX);
-    reader.acknowledger().acknowledge(&seats[1..], Fate::Delivered);
+    reader.acknowledger().acknowledge(&seats[1..], Ack::Delivered);
     assert!(read(&mut reader).0.is_empty(), "the first one still holds the window");
-    reader.acknowledger().acknowledge(&seats[..1], Fate::Delivered);
+    reader.acknowledger().acknowledge(&seats[..1], Ack::Delivered);
     assert_eq!(read(&mut reader).0.len(), 10);
 }
 

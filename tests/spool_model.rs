@@ -17,8 +17,8 @@ use std::pin::Pin;
 use std::sync::Arc;
 
 use bytesize::ByteSize;
-use pixelgate::spool::{
-    Commit, Config, Durability, Entry, Env, Fate, Overloaded, Reader, Seat, Spool,
+use pixelgate::internals::spool::{
+    Ack, Commit, Config, Durability, Entry, Env, Overloaded, Reader, RecordId, Spool,
 };
 use proptest::prelude::*;
 use spool_sim::{Fault, Op, SimFs};
@@ -95,7 +95,7 @@ struct Process {
     readers: Vec<Reader>,
     waiting: Vec<(u64, Commit)>,
     out: [Vec<Entry>; 2],
-    handed: [BTreeSet<Seat>; 2],
+    handed: [BTreeSet<RecordId>; 2],
     // The last event read, per lane: order holds within a lane.
     last: [BTreeMap<String, u64>; 2],
 }
@@ -257,8 +257,8 @@ impl World {
             .enumerate()
             .partition(|(at, _)| *at >= from && (at - from).is_multiple_of(step));
         *out = left.into_iter().map(|(_, entry)| entry).collect();
-        let seats: Vec<Seat> = taken.iter().map(|(_, entry)| entry.seat).collect();
-        let fate = if step == 3 { Fate::Dead } else { Fate::Delivered };
+        let seats: Vec<RecordId> = taken.iter().map(|(_, entry)| entry.seat).collect();
+        let fate = if step == 3 { Ack::Dead } else { Ack::Delivered };
         self.now.readers[upstream].acknowledger().acknowledge(&seats, fate);
         let events = taken.iter().map(|(_, entry)| number(&entry.payload));
         self.acknowledged[upstream].extend(events);

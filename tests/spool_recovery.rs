@@ -4,8 +4,8 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use bytesize::ByteSize;
-use pixelgate::spool::recovery::inspect::{dump, stat, verify};
-use pixelgate::spool::{Config, Env, Fate, Spool, Status};
+use pixelgate::internals::spool::recovery::inspect::{dump, stat, verify};
+use pixelgate::internals::spool::{Ack, Config, Env, Spool, Status};
 
 const EVENTS: u64 = 200;
 
@@ -49,7 +49,7 @@ fn drain(spool: &Spool) -> Vec<u64> {
             let event = text[6..12].parse().expect("as written");
             assert_eq!(entry.payload, payload(event));
             events.push(event);
-            reader.acknowledger().acknowledge(&[entry.seat], Fate::Delivered);
+            reader.acknowledger().acknowledge(&[entry.seat], Ack::Delivered);
         }
     }
 }
@@ -258,7 +258,7 @@ fn a_lost_cursor_reads_again_from_the_oldest_record() {
     let mut reader = spool.reader("up").expect("configured");
     let entries = reader.try_read(10, 1 << 20);
     let seats: Vec<_> = entries.iter().map(|entry| entry.seat).collect();
-    reader.acknowledger().acknowledge(&seats, Fate::Delivered);
+    reader.acknowledger().acknowledge(&seats, Ack::Delivered);
     drop(reader);
     spool.close(Duration::from_secs(60)).expect("closes");
     drop(spool);

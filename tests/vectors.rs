@@ -9,7 +9,7 @@ use std::panic::catch_unwind;
 use std::path::{Path, PathBuf};
 
 use naive::compare;
-use pixelgate::event::{self, Context, Rules};
+use pixelgate::internals::event::{self, Context, Rules};
 use serde::Deserialize;
 
 /// Fewer than this, and files have gone missing.

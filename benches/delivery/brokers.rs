@@ -38,7 +38,7 @@ mod kafka {
     use std::process::{Child, Command, Stdio};
     use std::time::Duration;
 
-    use pixelgate::event::Record;
+    use pixelgate::internals::event::Record;
     use rdkafka::ClientConfig;
     use rdkafka::consumer::{BaseConsumer, Consumer};
     use rdkafka::mocking::MockCluster;

@@ -25,11 +25,11 @@ use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use bytesize::ByteSize;
-use pixelgate::delivery;
-use pixelgate::delivery::{Options, Route};
-use pixelgate::event::{self, Context, Event, Revenue};
-use pixelgate::spool::{self, Durability, Env, Spool};
-use pixelgate::upstream::{BatchConfig, Config};
+use pixelgate::internals::delivery;
+use pixelgate::internals::delivery::{Options, Route};
+use pixelgate::internals::event::{self, Context, Event, Revenue};
+use pixelgate::internals::spool::{self, Durability, Env, Spool};
+use pixelgate::internals::upstream::{BatchConfig, Config};
 use uuid::Uuid;
 
 // As in the binary: the peak is half a measure of the allocator.

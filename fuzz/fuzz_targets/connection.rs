@@ -6,7 +6,7 @@
 #![no_main]
 
 use async_trait::async_trait;
-use edge::server::{Front, InFlight, Limits};
+use edge::http_server::{Server, InFlight, Limits};
 use edge::upstream::{self, Kind, file};
 use edge::{Config, PixelGate};
 use libfuzzer_sys::fuzz_target;
@@ -58,7 +58,7 @@ impl ProxyHttp for Host {
 struct Edge {
     runtime: Runtime,
     gate: PixelGate,
-    front: Arc<Front<Host>>,
+    front: Arc<Server<Host>>,
     // Dropped, it would tell everybody to stop.
     _stop: watch::Sender<bool>,
     stopping: watch::Receiver<bool>,
@@ -87,7 +87,7 @@ static EDGE: LazyLock<Edge> = LazyLock::new(|| {
         .expect("a gate");
     let proxy = http_proxy(&Arc::new(ServerConf::default()), Host(gate.clone()));
     let limits = Limits { header_lines_max: 20, header_bytes_max: 2048, ..Limits::default() };
-    let front = Arc::new(Front::new(proxy, gate.clone(), InFlight::default(), limits));
+    let front = Arc::new(Server::new(proxy, gate.clone(), InFlight::default(), limits));
     let (stop, stopping) = watch::channel(false);
     let runtime = Builder::new_current_thread().enable_all().build().expect("a runtime");
     Edge { runtime, gate, front, _stop: stop, stopping }

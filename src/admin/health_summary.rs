@@ -4,7 +4,7 @@
 //! them back, then what is odd. The sentences hold names from the configuration, numbers, and the
 //! errors that the log shows, too.
 
-use super::sampler::Look;
+use super::sampler::Snapshot;
 use crate::delivery;
 use crate::delivery::State;
 use crate::policy::portals;
@@ -59,7 +59,7 @@ fn notice(text: String, advice: impl Into<String>) -> Option<Headline> {
 }
 
 /// Says how the edge is.
-pub fn headline(look: &Look) -> Headline {
+pub fn headline(look: &Snapshot) -> Headline {
     None.or_else(|| spool_refuses(look))
         .or_else(|| portals_refuse(&look.portals))
         .or_else(|| upstream_holds_back(look))
@@ -69,7 +69,7 @@ pub fn headline(look: &Look) -> Headline {
         .unwrap_or_else(|| well(look))
 }
 
-fn spool_refuses(look: &Look) -> Option<Headline> {
+fn spool_refuses(look: &Snapshot) -> Option<Headline> {
     let why = look.spool.failing.as_ref()?;
     let advice = if why.contains("bytes_max") {
         "The spool is full because an upstream does not take its events: see to it first. Raising \
@@ -102,7 +102,7 @@ fn portals_refuse(portals: &portals::Status) -> Option<Headline> {
 }
 
 /// Of several the one that has been in trouble for longest.
-fn upstream_holds_back(look: &Look) -> Option<Headline> {
+fn upstream_holds_back(look: &Snapshot) -> Option<Headline> {
     let troubled = look.routes.iter().filter(|route| is_in_trouble(route));
     let route = troubled.max_by_key(|route| route.trouble_seconds)?;
     let name = &route.name;
@@ -147,7 +147,7 @@ pub fn is_in_trouble(route: &delivery::Status) -> bool {
     }
 }
 
-fn spool_fills(look: &Look) -> Option<Headline> {
+fn spool_fills(look: &Snapshot) -> Option<Headline> {
     let seconds = look.spool.seconds_to_full.filter(|&seconds| seconds < FULL_SOON_SECONDS)?;
     notice(
         format!("Events flow in faster than out; the spool is full in {}.", span(seconds)),
@@ -170,7 +170,7 @@ fn portals_are_old(portals: &portals::Status) -> Option<Headline> {
     )
 }
 
-fn rejections(look: &Look) -> Option<Headline> {
+fn rejections(look: &Snapshot) -> Option<Headline> {
     let lately = &look.lately;
     let (reason, most) = *lately.ranked().first()?;
     let over = span(lately.seconds);
@@ -190,7 +190,7 @@ fn rejections(look: &Look) -> Option<Headline> {
     }
 }
 
-fn well(look: &Look) -> Headline {
+fn well(look: &Snapshot) -> Headline {
     let lately = &look.lately;
     let over = span(lately.seconds);
     let mode = match look.portals.mode {
@@ -242,8 +242,8 @@ mod tests {
     use crate::event::Reason;
     use crate::spool;
 
-    fn look() -> Look {
-        Look {
+    fn look() -> Snapshot {
+        Snapshot {
             spool: spool::Status {
                 bytes: 0,
                 free_bytes: 1 << 40,
@@ -281,7 +281,7 @@ mod tests {
         }
     }
 
-    fn check(change: impl FnOnce(&mut Look), level: Level, parts: &[&str]) {
+    fn check(change: impl FnOnce(&mut Snapshot), level: Level, parts: &[&str]) {
         let mut look = look();
         change(&mut look);
         let told = headline(&look);
@@ -295,7 +295,7 @@ mod tests {
 
     #[test]
     fn the_worst_is_told_and_what_to_do() {
-        let down = |look: &mut Look| {
+        let down = |look: &mut Snapshot| {
             look.routes[0].state = State::Down;
             look.routes[0].trouble_seconds = Some(200);
             look.routes[0].last_error = Some("connection refused".to_owned());
@@ -343,7 +343,7 @@ mod tests {
     #[test]
     fn a_hiccup_is_no_news() {
         let retrying = |seconds| {
-            move |look: &mut Look| {
+            move |look: &mut Snapshot| {
                 look.routes[0].state = State::Retrying;
                 look.routes[0].trouble_seconds = Some(seconds);
             }
@@ -355,12 +355,12 @@ mod tests {
     #[test]
     fn rejections_are_told_when_they_are_many() {
         let of = |reason: Reason, count| {
-            move |look: &mut Look| look.lately.by_reason[reason as usize] = count
+            move |look: &mut Snapshot| look.lately.by_reason[reason as usize] = count
         };
         check(of(Reason::InvalidEmail, 5), Level::Ok, &["Events flow."]);
         check(of(Reason::InvalidEmail, 45), Level::Notice, &["90 %", "45 for invalid_email"]);
         check(of(Reason::Overloaded, 1), Level::Notice, &["1 were turned away"]);
-        let all = |look: &mut Look| {
+        let all = |look: &mut Snapshot| {
             look.lately.accepted = 0;
             look.lately.by_reason[Reason::PortalNotAllowed as usize] = 3;
         };

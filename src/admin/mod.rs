@@ -37,7 +37,7 @@ use tokio::sync::Semaphore;
 use tokio::time::timeout;
 
 pub use sampler::{
-    GLIMPSED_ACCEPTED_MAX, GLIMPSED_REJECTED_MAX, Lookout, PAST_SECONDS, RECENT_EVENTS,
+    GLIMPSED_ACCEPTED_MAX, GLIMPSED_REJECTED_MAX, PAST_SECONDS, RECENT_EVENTS, Sampler,
     VERDICT_TARGET,
 };
 
@@ -109,7 +109,7 @@ fn is_loopback(address: IpAddr) -> bool {
 
 /// The admin pages of one gate: a Pingora service's application.
 pub struct Admin {
-    lookout: Arc<Lookout>,
+    lookout: Arc<Sampler>,
     access: Access,
     document: Document,
     connections: Semaphore,
@@ -129,7 +129,7 @@ struct Page {
 impl Admin {
     /// Pages about the gate that `lookout` looks at, which must run beside. An open page counts
     /// as in flight, so that a stop that waits for those lets each be told.
-    pub fn new(lookout: Arc<Lookout>, config: &Config, in_flight: InFlight) -> Self {
+    pub fn new(lookout: Arc<Sampler>, config: &Config, in_flight: InFlight) -> Self {
         Self {
             lookout,
             access: Access::new(config.token.clone()),
@@ -409,7 +409,7 @@ mod tests {
     async fn a_page_that_does_not_read_is_closed_and_gives_its_place_back() {
         let dir = tempfile::tempdir().unwrap();
         let in_flight = InFlight::default();
-        let lookout = Arc::new(Lookout::new(gate(dir.path()), 0));
+        let lookout = Arc::new(Sampler::new(gate(dir.path()), 0));
         let admin = Arc::new(Admin::new(lookout, &Config::default(), in_flight.clone()));
 
         // So little room that the first piece does not fit, and nobody who makes more.

@@ -15,7 +15,7 @@ use crate::event::Reason;
 use crate::plugin::PixelGate;
 use crate::policy::portals;
 use crate::spool;
-use crate::telemetry::event_samples::{Glimpse, PLACES_MAX, TALLIED_PORTALS_MAX};
+use crate::telemetry::event_samples::{EventSample, PLACES_MAX, TALLIED_PORTALS_MAX};
 use async_trait::async_trait;
 use pingora::server::ShutdownWatch;
 use pingora::services::background::BackgroundService;
@@ -81,7 +81,7 @@ pub struct Rejections {
 }
 
 /// How everything is, at one moment.
-pub struct Look {
+pub struct Snapshot {
     /// The spool.
     pub spool: spool::Status,
     /// The portal list.
@@ -93,7 +93,7 @@ pub struct Look {
 }
 
 /// See the module.
-pub struct Lookout {
+pub struct Sampler {
     gate: PixelGate,
     started: Instant,
     verdicts_per_second: u32,
@@ -107,14 +107,14 @@ pub struct Past {
     /// Oldest first.
     seconds: VecDeque<Second>,
     /// Newest first, each with its number.
-    pub recent: VecDeque<(u64, Glimpse)>,
+    pub recent: VecDeque<(u64, EventSample)>,
     seen: u64,
     /// By portal: since the last turn, and between it and the one before.
     rejections: [HashMap<u64, Rejections>; 2],
     turned_at: u64,
 }
 
-impl Lookout {
+impl Sampler {
     /// Looks at `gate`, and logs at most `verdicts_per_second` accepted and as many rejected
     /// events a second.
     pub fn new(gate: PixelGate, verdicts_per_second: u32) -> Self {
@@ -158,8 +158,8 @@ impl Lookout {
     }
 
     /// How everything is now.
-    pub(super) fn look(&self) -> Look {
-        Look {
+    pub(super) fn look(&self) -> Snapshot {
+        Snapshot {
             spool: self.gate.spool().status(),
             portals: self.gate.gate().portals().status(),
             routes: self.gate.forwarder().status(),
@@ -207,7 +207,7 @@ impl Lookout {
     }
 
     /// Portal, verdict and reason: what `[log]` says a verdict's line holds, and no more.
-    fn log(&self, seen: &[Glimpse]) {
+    fn log(&self, seen: &[EventSample]) {
         for rejected in [false, true] {
             let of_kind = seen.iter().filter(|glimpse| glimpse.rejected.is_some() == rejected);
             for glimpse in of_kind.take(self.verdicts_per_second as usize) {
@@ -229,7 +229,7 @@ impl Lookout {
 }
 
 #[async_trait]
-impl BackgroundService for Lookout {
+impl BackgroundService for Sampler {
     async fn start(&self, mut shutdown: ShutdownWatch) {
         let mut seconds = tokio::time::interval(Duration::from_secs(1));
         seconds.set_missed_tick_behavior(MissedTickBehavior::Skip);
@@ -259,7 +259,7 @@ impl Past {
         self.seconds.push_back(second);
     }
 
-    fn take_in(&mut self, seen: Vec<Glimpse>) {
+    fn take_in(&mut self, seen: Vec<EventSample>) {
         for glimpse in seen {
             if let (Some(reason), Some(portal)) = (glimpse.rejected, glimpse.portal) {
                 let known = &mut self.rejections[0];
@@ -395,7 +395,7 @@ mod tests {
     fn what_happens_before_the_first_look_is_remembered() {
         let dir = tempfile::tempdir().unwrap();
         let gate = crate::admin::tests::gate(dir.path());
-        let lookout = Lookout::new(gate.clone(), 0);
+        let lookout = Sampler::new(gate.clone(), 0);
         gate.metrics().count_accepted();
         lookout.tick();
         assert_eq!(lookout.look().lately.accepted, 1);
@@ -413,7 +413,7 @@ mod tests {
 
     #[test]
     fn only_the_latest_events_are_remembered() {
-        let glimpse = |portal| Glimpse {
+        let glimpse = |portal| EventSample {
             at_ms: 0,
             rejected: Some(Reason::PortalNotAllowed),
             portal: Some(portal),

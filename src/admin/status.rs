@@ -4,12 +4,12 @@
 //! says what each of those is.
 
 use super::health_summary::{headline, is_in_trouble};
-use super::sampler::{Look, Lookout, Rejections};
+use super::sampler::{Rejections, Sampler, Snapshot};
 use crate::event::Reason;
 use crate::plugin::PixelGate;
 use crate::policy::portals;
 use crate::spool;
-use crate::telemetry::event_samples::Glimpse;
+use crate::telemetry::event_samples::EventSample;
 use serde_json::{Value, json};
 use std::cmp::Reverse;
 use std::collections::HashMap;
@@ -18,7 +18,7 @@ use std::collections::HashMap;
 const RANKED_PORTALS: usize = 12;
 
 /// Everything that is known, see the module.
-pub fn status(lookout: &Lookout) -> Value {
+pub fn status(lookout: &Sampler) -> Value {
     let gate = lookout.gate();
     let look = lookout.look();
     let headline = headline(&look);
@@ -55,7 +55,7 @@ pub fn status(lookout: &Lookout) -> Value {
     })
 }
 
-fn lately(look: &Look) -> Value {
+fn lately(look: &Snapshot) -> Value {
     let mut reasons = Vec::new();
     for (reason, count) in look.lately.ranked() {
         let (name, detail) = (reason.as_str(), reason.detail());
@@ -93,7 +93,7 @@ fn portals(portals: &portals::Status) -> Value {
     })
 }
 
-fn upstreams(look: &Look) -> Vec<Value> {
+fn upstreams(look: &Snapshot) -> Vec<Value> {
     let row = |route: &crate::delivery::Status| {
         let held = look.spool.upstreams.iter().find(|held| held.name == route.name)?;
         Some(json!({
@@ -134,7 +134,7 @@ fn ranking(gate: &PixelGate, mut rejections: HashMap<u64, Rejections>) -> Value 
     json!({ "portals": portals, "others": tally.others })
 }
 
-fn glimpse(number: u64, glimpse: &Glimpse) -> Value {
+fn glimpse(number: u64, glimpse: &EventSample) -> Value {
     json!({
         "number": number,
         "at": rfc3339(glimpse.at_ms),

@@ -7,40 +7,40 @@ use bytes::Bytes;
 use tokio::sync::mpsc::Receiver;
 use tokio::time::{Instant, timeout_at};
 
-use crate::spool::Seat;
+use crate::spool::RecordId;
 use crate::upstream::{Batch, BatchConfig};
 
 /// An event as it comes from the spool. The seat's type is open so that tests can make seats.
 #[derive(Debug, Clone)]
-pub struct Arrival<T = Seat> {
+pub struct Arrival<T = RecordId> {
     pub seat: T,
     pub record: Bytes,
 }
 
 /// Events that will be one batch. Holds at least one.
 #[derive(Debug)]
-pub struct Gathered<T = Seat> {
+pub struct OpenBatch<T = RecordId> {
     pub arrivals: Vec<Arrival<T>>,
     bytes: usize,
 }
 
 /// Makes batches of what comes in.
 #[derive(Debug)]
-pub struct Gatherer<T = Seat> {
+pub struct Batcher<T = RecordId> {
     config: BatchConfig,
     inbox: Receiver<Vec<Arrival<T>>>,
     /// Came in, and in no batch yet. Never more than one message of the inbox.
     waiting: VecDeque<Arrival<T>>,
 }
 
-impl<T> Gatherer<T> {
+impl<T> Batcher<T> {
     /// Gathers from `inbox`.
-    pub fn new(config: BatchConfig, inbox: Receiver<Vec<Arrival<T>>>) -> Gatherer<T> {
-        Gatherer { config, inbox, waiting: VecDeque::new() }
+    pub fn new(config: BatchConfig, inbox: Receiver<Vec<Arrival<T>>>) -> Batcher<T> {
+        Batcher { config, inbox, waiting: VecDeque::new() }
     }
 
     /// Waits for the next batch to close. `None` when the inbox has ended and is empty.
-    pub async fn next(&mut self) -> Option<Gathered<T>> {
+    pub async fn next(&mut self) -> Option<OpenBatch<T>> {
         let first = loop {
             match self.waiting.pop_front() {
                 Some(arrival) => break arrival,
@@ -48,7 +48,7 @@ impl<T> Gatherer<T> {
             }
         };
         let deadline = Instant::now() + Duration::from_millis(self.config.linger_ms);
-        let mut open = Gathered::begin(first);
+        let mut open = OpenBatch::begin(first);
         loop {
             while let Some(arrival) = self.waiting.pop_front() {
                 if !open.has_room(&arrival, &self.config) {
@@ -69,10 +69,10 @@ impl<T> Gatherer<T> {
     }
 }
 
-impl<T> Gathered<T> {
-    fn begin(first: Arrival<T>) -> Gathered<T> {
+impl<T> OpenBatch<T> {
+    fn begin(first: Arrival<T>) -> OpenBatch<T> {
         let bytes = weight(&first);
-        Gathered { arrivals: vec![first], bytes }
+        OpenBatch { arrivals: vec![first], bytes }
     }
 
     fn has_room(&self, arrival: &Arrival<T>, config: &BatchConfig) -> bool {
@@ -87,9 +87,9 @@ impl<T> Gathered<T> {
 }
 
 #[cfg(test)]
-impl<T> Gathered<T> {
-    pub fn of_one(record: Bytes, seat: T) -> Gathered<T> {
-        Gathered::begin(Arrival { seat, record })
+impl<T> OpenBatch<T> {
+    pub fn of_one(record: Bytes, seat: T) -> OpenBatch<T> {
+        OpenBatch::begin(Arrival { seat, record })
     }
 }
 
@@ -125,7 +125,7 @@ mod tests {
             outbox.send(arrivals(message)).await.unwrap();
         }
         drop(outbox);
-        let mut gatherer = Gatherer::new(config, inbox);
+        let mut gatherer = Batcher::new(config, inbox);
         let mut sizes = Vec::new();
         while let Some(gathered) = gatherer.next().await {
             sizes.push(gathered.arrivals.len());
@@ -156,7 +156,7 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn a_batch_closes_when_its_first_event_has_waited_long_enough() {
         let (outbox, inbox) = mpsc::channel(100);
-        let mut gatherer = Gatherer::new(config(100, 1 << 20, 1000), inbox);
+        let mut gatherer = Batcher::new(config(100, 1 << 20, 1000), inbox);
         tokio::spawn(async move {
             // Every 300 ms, so that the events keep coming while the first one waits.
             for _ in 0..10 {

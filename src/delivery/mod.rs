@@ -32,7 +32,7 @@ use tokio::task::JoinHandle;
 use crate::clock::{Clock, SystemClock};
 use crate::spool::Reader;
 use crate::upstream::Upstream;
-use worker::{Courier, Supplies};
+use worker::{DeliveryWorker, WorkerDeps};
 
 pub use crate::upstream::BatchConfig;
 pub use backoff::{BACKOFF_MS_MAX, BACKOFF_MS_MIN};
@@ -83,7 +83,7 @@ pub struct Meters {
 
 /// All routes, running.
 pub struct Forwarder {
-    couriers: Vec<Arc<Courier>>,
+    couriers: Vec<Arc<DeliveryWorker>>,
     lag_seconds: IntGaugeVec,
     stop: watch::Sender<bool>,
     tasks: std::sync::Mutex<Vec<JoinHandle<()>>>,
@@ -146,8 +146,8 @@ pub fn start(routes: Vec<Route>, options: Options) -> Forwarder {
     let mut couriers = Vec::new();
     let mut tasks = Vec::new();
     for route in routes {
-        let supplies = Supplies::new(&route, &options, stopping.clone());
-        let courier = Arc::new(Courier::new(supplies));
+        let supplies = WorkerDeps::new(&route, &options, stopping.clone());
+        let courier = Arc::new(DeliveryWorker::new(supplies));
         couriers.push(Arc::clone(&courier));
         tasks.push(tokio::spawn(worker::run(courier, route.reader, route.batch)));
     }
@@ -157,7 +157,7 @@ pub fn start(routes: Vec<Route>, options: Options) -> Forwarder {
 }
 
 async fn refresh_lag(
-    couriers: Vec<Arc<Courier>>,
+    couriers: Vec<Arc<DeliveryWorker>>,
     gauge: IntGaugeVec,
     mut stopping: watch::Receiver<bool>,
 ) {
@@ -168,7 +168,7 @@ async fn refresh_lag(
     }
 }
 
-fn set_lag(couriers: &[Arc<Courier>], gauge: &IntGaugeVec) {
+fn set_lag(couriers: &[Arc<DeliveryWorker>], gauge: &IntGaugeVec) {
     for courier in couriers {
         let seconds = i64::try_from(courier.lag_seconds()).unwrap_or(i64::MAX);
         gauge.with_label_values(&[courier.name()]).set(seconds);

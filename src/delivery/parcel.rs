@@ -5,14 +5,14 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use bytes::Bytes;
 
-use crate::spool::Seat;
-use crate::upstream::{Batch, Outcome, Part, Setback};
+use crate::spool::RecordId;
+use crate::upstream::{Batch, Failure, Outcome, Part};
 
-use super::batch::Gathered;
+use super::batch::OpenBatch;
 
 /// See the module.
 #[derive(Debug)]
-pub struct Parcel<T = Seat> {
+pub struct InFlightBatch<T = RecordId> {
     pub batch: Batch,
     /// One for each record of the batch, in its order.
     pub seats: Vec<T>,
@@ -24,7 +24,7 @@ pub struct Parcel<T = Seat> {
 
 /// How old the events are that are on their way.
 #[derive(Debug, Default)]
-pub struct Ages {
+pub struct LagTracker {
     inner: Mutex<Inner>,
 }
 
@@ -35,24 +35,24 @@ struct Inner {
     entered: u64,
 }
 
-/// Keeps a parcel's place in `Ages` until the last part of it is settled.
+/// Keeps a parcel's place in `LagTracker` until the last part of it is settled.
 #[derive(Debug)]
 struct Age {
-    ages: Arc<Ages>,
+    ages: Arc<LagTracker>,
     key: (u64, u64),
 }
 
-impl<T: Copy> Parcel<T> {
+impl<T: Copy> InFlightBatch<T> {
     /// Of a closed batch whose oldest event came at `came_ms`.
-    pub fn new(gathered: Gathered<T>, came_ms: u64, ages: &Arc<Ages>) -> Parcel<T> {
-        let age = Some(Arc::new(Ages::enter(ages, came_ms)));
+    pub fn new(gathered: OpenBatch<T>, came_ms: u64, ages: &Arc<LagTracker>) -> InFlightBatch<T> {
+        let age = Some(Arc::new(LagTracker::enter(ages, came_ms)));
         let (seats, records) = gathered.arrivals.into_iter().map(|a| (a.seat, a.record)).unzip();
-        Parcel { batch: Batch::new(records), seats, setbacks: 0, age }
+        InFlightBatch { batch: Batch::new(records), seats, setbacks: 0, age }
     }
 
     /// Of records that are not on their way from the spool.
-    pub fn of(records: Vec<Bytes>, seats: Vec<T>) -> Parcel<T> {
-        Parcel { batch: Batch::new(records), seats, setbacks: 0, age: None }
+    pub fn of(records: Vec<Bytes>, seats: Vec<T>) -> InFlightBatch<T> {
+        InFlightBatch { batch: Batch::new(records), seats, setbacks: 0, age: None }
     }
 
     /// How many events.
@@ -61,9 +61,9 @@ impl<T: Copy> Parcel<T> {
     }
 
     /// The events at these places, as a parcel with a batch of its own.
-    fn pick(&self, places: &[usize]) -> Parcel<T> {
+    fn pick(&self, places: &[usize]) -> InFlightBatch<T> {
         let records = places.iter().map(|&p| detached(&self.batch.records()[p])).collect();
-        Parcel {
+        InFlightBatch {
             batch: Batch::new(records),
             seats: places.iter().map(|&p| self.seats[p]).collect(),
             setbacks: self.setbacks,
@@ -72,7 +72,7 @@ impl<T: Copy> Parcel<T> {
     }
 
     /// Two halves, in order. Of a parcel with at least two events.
-    pub fn halve(self) -> [Parcel<T>; 2] {
+    pub fn halve(self) -> [InFlightBatch<T>; 2] {
         let middle = self.len() / 2;
         let places: Vec<usize> = (0..self.len()).collect();
         [self.pick(&places[..middle]), self.pick(&places[middle..])].map(|mut half| {
@@ -83,7 +83,7 @@ impl<T: Copy> Parcel<T> {
 
     /// Takes a parcel apart by the outcomes of its events. Whatever `parts` say, every event
     /// comes out exactly once: one that is not named, or named as mixed, is to be tried again.
-    pub fn part(self, parts: Vec<Part>) -> Vec<(Parcel<T>, Outcome)> {
+    pub fn part(self, parts: Vec<Part>) -> Vec<(InFlightBatch<T>, Outcome)> {
         let mut free = vec![true; self.len()];
         let mut all = Vec::with_capacity(parts.len() + 1);
         for Part { places, outcome } in parts {
@@ -92,7 +92,7 @@ impl<T: Copy> Parcel<T> {
             all.push((places, outcome));
         }
         let rest: Vec<usize> = (0..self.len()).filter(|&p| free[p]).collect();
-        all.push((rest, Outcome::Retry(Setback::new("not attempted"))));
+        all.push((rest, Outcome::Retry(Failure::new("not attempted"))));
         all.retain(|(places, _)| !places.is_empty());
         if let [(places, outcome)] = &mut all[..]
             && places.len() == self.len()
@@ -105,13 +105,13 @@ impl<T: Copy> Parcel<T> {
     }
 }
 
-impl Ages {
+impl LagTracker {
     /// When the oldest event that is on its way came, in milliseconds since 1970.
     pub fn oldest_ms(&self) -> Option<u64> {
         self.lock().parcels.first().map(|(came_ms, _)| *came_ms)
     }
 
-    fn enter(ages: &Arc<Ages>, came_ms: u64) -> Age {
+    fn enter(ages: &Arc<LagTracker>, came_ms: u64) -> Age {
         let mut inner = ages.lock();
         inner.entered += 1;
         let key = (came_ms, inner.entered);
@@ -142,13 +142,13 @@ pub fn detached(record: &Bytes) -> Bytes {
 mod tests {
     use super::*;
 
-    fn parcel(len: usize) -> Parcel<usize> {
+    fn parcel(len: usize) -> InFlightBatch<usize> {
         let records = (0..len).map(|n| Bytes::from(n.to_string())).collect();
-        Parcel::of(records, (0..len).collect())
+        InFlightBatch::of(records, (0..len).collect())
     }
 
     fn retry() -> Outcome {
-        Outcome::Retry(Setback::new("test"))
+        Outcome::Retry(Failure::new("test"))
     }
 
     /// A parcel of five is taken apart: which seats come out, with which outcome?
@@ -204,10 +204,10 @@ mod tests {
 
     #[test]
     fn the_age_is_that_of_the_oldest_parcel_until_its_last_part_is_gone() {
-        let ages = Arc::new(Ages::default());
-        let gathered = || Gathered::of_one(Bytes::from("x"), 0_usize);
-        let old = Parcel::new(gathered(), 7, &ages);
-        let young = Parcel::new(gathered(), 9, &ages);
+        let ages = Arc::new(LagTracker::default());
+        let gathered = || OpenBatch::of_one(Bytes::from("x"), 0_usize);
+        let old = InFlightBatch::new(gathered(), 7, &ages);
+        let young = InFlightBatch::new(gathered(), 9, &ages);
         assert_eq!(ages.oldest_ms(), Some(7));
         let part = old.pick(&[0]);
         drop(old);

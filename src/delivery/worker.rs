@@ -11,17 +11,17 @@ use prometheus::{IntCounter, IntCounterVec};
 use tokio::sync::{Semaphore, mpsc, watch};
 use tokio::task::JoinSet;
 
-use super::batch::{Arrival, Gatherer};
+use super::batch::{Arrival, Batcher};
 use super::breaker::Breaker;
 use super::dead_letters::{DeadLetters, Letter, Reason};
 use super::health::{Health, State};
 use super::limiter::Limiter;
-use super::parcel::{Ages, Parcel};
+use super::parcel::{InFlightBatch, LagTracker};
 use super::{Options, Route, STOP_ATTEMPT_MS_MAX, Status, backoff, parcel};
 use crate::clock::Clock;
 use crate::event::{RawRecord, Record};
-use crate::spool::{Acknowledger, Entry, Fate, Reader};
-use crate::upstream::{BatchConfig, Outcome, Setback, Upstream};
+use crate::spool::{Ack, Acknowledger, Entry, Reader};
+use crate::upstream::{BatchConfig, Failure, Outcome, Upstream};
 
 const OUTCOMES: [&str; 7] =
     ["delivered", "retry", "too_large", "rejected", "fault", "dead", "mixed"];
@@ -32,7 +32,7 @@ const OUTCOMES: [&str; 7] =
 const REST: Duration = Duration::from_millis(4);
 
 /// What a courier is given.
-pub struct Supplies {
+pub struct WorkerDeps {
     name: String,
     upstream: Arc<dyn Upstream>,
     acknowledger: Acknowledger,
@@ -45,12 +45,12 @@ pub struct Supplies {
 }
 
 /// See the module.
-pub struct Courier {
-    supplies: Supplies,
+pub struct DeliveryWorker {
+    supplies: WorkerDeps,
     breaker: Breaker,
     limiter: Limiter,
     health: Health,
-    ages: Arc<Ages>,
+    ages: Arc<LagTracker>,
 }
 
 /// The route is stopping: leave everything to the spool.
@@ -58,16 +58,16 @@ struct Stopped;
 
 /// What an outcome leaves to be done.
 #[derive(Default)]
-struct Todo {
-    parcels: Vec<Parcel>,
+struct FollowUp {
+    parcels: Vec<InFlightBatch>,
     wait: Option<Duration>,
     /// Whether the wait is the parcel's own: the breaker, which knows nothing of it, will not
     /// do the waiting.
     wait_is_own: bool,
 }
 
-impl Supplies {
-    pub fn new(route: &Route, options: &Options, stopping: watch::Receiver<bool>) -> Supplies {
+impl WorkerDeps {
+    pub fn new(route: &Route, options: &Options, stopping: watch::Receiver<bool>) -> WorkerDeps {
         let labels = [route.name.as_str()];
         let dead_dir: &PathBuf = &options.dead_dir;
         let meters = &options.meters;
@@ -75,7 +75,7 @@ impl Supplies {
             // So that a scrape shows zeros before the first batch.
             meters.batches.with_label_values(&[labels[0], outcome]);
         }
-        Supplies {
+        WorkerDeps {
             name: route.name.clone(),
             upstream: Arc::clone(&route.upstream),
             acknowledger: route.reader.acknowledger(),
@@ -90,7 +90,7 @@ impl Supplies {
 }
 
 /// Runs a route until it is stopped.
-pub async fn run(courier: Arc<Courier>, reader: Reader, batch: BatchConfig) {
+pub async fn run(courier: Arc<DeliveryWorker>, reader: Reader, batch: BatchConfig) {
     let concurrency = courier.supplies.upstream.concurrency_max().max(1);
     // A strand is worked off in order. With an order to keep there are as many as there may be
     // batches on their way, each with one; without, there is one strand for all of them.
@@ -104,8 +104,8 @@ pub async fn run(courier: Arc<Courier>, reader: Reader, batch: BatchConfig) {
     for _ in 0..strands {
         // One message: read-ahead beyond the batch that is being gathered.
         let (outbox, inbox) = mpsc::channel(1);
-        let gatherer = Gatherer::new(batch.clone(), inbox);
-        tasks.spawn(Arc::clone(&courier).work_off(gatherer, each));
+        let gatherer = Batcher::new(batch.clone(), inbox);
+        tasks.spawn(Arc::clone(&courier).run_queue(gatherer, each));
         inboxes.push(outbox);
     }
     // Both only end because of the stop.
@@ -115,11 +115,17 @@ pub async fn run(courier: Arc<Courier>, reader: Reader, batch: BatchConfig) {
     courier.health.stopped();
 }
 
-impl Courier {
-    pub fn new(supplies: Supplies) -> Courier {
+impl DeliveryWorker {
+    pub fn new(supplies: WorkerDeps) -> DeliveryWorker {
         let limiter = Limiter::new(supplies.upstream.concurrency_max());
         let health = Health::new(&supplies.name);
-        Courier { supplies, breaker: Breaker::default(), limiter, health, ages: Arc::default() }
+        DeliveryWorker {
+            supplies,
+            breaker: Breaker::default(),
+            limiter,
+            health,
+            ages: Arc::default(),
+        }
     }
 
     pub fn name(&self) -> &str {
@@ -162,18 +168,18 @@ impl Courier {
             let few = entries.len() < batch.events_max / 2 && bytes < bytes_max / 2;
             let mut shares = vec![Vec::new(); strands.len()];
             for Entry { seat, payload } in entries {
-                let (strand, record) = match strands.len() {
+                let (queue, record) = match strands.len() {
                     0 | 1 => (0, payload),
                     // One strand uses up whole blocks of the spool; several would each keep a
                     // little of every block.
                     n => (strand_of(&payload, n), parcel::detached(&payload)),
                 };
-                shares[strand].push(Arrival { seat, record });
+                shares[queue].push(Arrival { seat, record });
             }
-            for (strand, share) in strands.iter().zip(shares) {
+            for (queue, share) in strands.iter().zip(shares) {
                 if !share.is_empty() {
                     // It fails when the strand has ended, which it does because of the stop.
-                    let sent = self.unless_stopped(strand.send(share)).await?;
+                    let sent = self.unless_stopped(queue.send(share)).await?;
                     sent.map_err(|_| Stopped)?;
                 }
             }
@@ -184,7 +190,7 @@ impl Courier {
     }
 
     /// Works one strand off: batches in order of arrival, `each` of them at once.
-    async fn work_off(self: Arc<Self>, mut gatherer: Gatherer, each: usize) {
+    async fn run_queue(self: Arc<Self>, mut gatherer: Batcher, each: usize) {
         let slots = Arc::new(Semaphore::new(each));
         let mut settling = JoinSet::new();
         while let Ok(Some(gathered)) = self.unless_stopped(gatherer.next()).await {
@@ -193,7 +199,7 @@ impl Courier {
             let first = gathered.arrivals.first();
             let first = first.and_then(|arrival| RawRecord::read(&arrival.record).ok());
             let came_ms = first.map_or(u64::MAX, |record| record.received_at_ms);
-            let parcel = Parcel::new(gathered, came_ms, &self.ages);
+            let parcel = InFlightBatch::new(gathered, came_ms, &self.ages);
             let slot = self.unless_stopped(Arc::clone(&slots).acquire_owned()).await;
             let Ok(Ok(slot)) = slot else { break };
             let courier = Arc::clone(&self);
@@ -208,7 +214,7 @@ impl Courier {
     }
 
     /// Sees a parcel through until each of its events is delivered or a dead letter.
-    async fn settle(&self, parcel: Parcel) -> Result<(), Stopped> {
+    async fn settle(&self, parcel: InFlightBatch) -> Result<(), Stopped> {
         // Front to back, and what is left of a parcel goes back to the front: in order.
         let mut work = VecDeque::from([parcel]);
         while let Some(parcel) = work.pop_front() {
@@ -227,7 +233,7 @@ impl Courier {
     }
 
     /// Makes one attempt when there is room for it and the upstream may be bothered.
-    async fn attempt(&self, parcel: &Parcel) -> Result<Outcome, Stopped> {
+    async fn attempt(&self, parcel: &InFlightBatch) -> Result<Outcome, Stopped> {
         let permit = self.unless_stopped(self.limiter.acquire()).await?;
         let pass = self.unless_stopped(self.breaker.admit()).await?;
         let upstream = Arc::clone(&self.supplies.upstream);
@@ -238,70 +244,70 @@ impl Courier {
         let outcome = tokio::select! {
             joined = sending.join_next() => match joined {
                 Some(Ok(outcome)) => outcome,
-                _ => Outcome::Retry(Setback::new("the upstream panicked")),
+                _ => Outcome::Retry(Failure::new("the upstream panicked")),
             },
             () = self.stopped_long_enough() => return Err(Stopped),
         };
         let labels = [self.name(), outcome.label()];
         self.supplies.batches.with_label_values(&labels).inc();
         match gist(&outcome) {
-            Gist::Took => {
+            Feedback::Took => {
                 permit.grow();
                 pass.succeed();
             }
-            Gist::Pressed(after) => {
+            Feedback::Pressed(after) => {
                 permit.shrink();
                 pass.fail(after);
             }
-            Gist::Refused => pass.fail(None),
-            Gist::Silent => {}
+            Feedback::Refused => pass.fail(None),
+            Feedback::Silent => {}
         }
         Ok(outcome)
     }
 
     /// Does what SPEC 7 says about an outcome.
-    async fn conclude(&self, parcel: Parcel, outcome: Outcome) -> Result<Todo, Stopped> {
+    async fn conclude(&self, parcel: InFlightBatch, outcome: Outcome) -> Result<FollowUp, Stopped> {
         let ends = match outcome {
             Outcome::Mixed(parts) => parcel.part(parts),
             outcome => vec![(parcel, outcome)],
         };
-        let mut todo = Todo::default();
+        let mut todo = FollowUp::default();
         for (parcel, outcome) in ends {
             match outcome {
                 Outcome::Delivered => self.delivered(&parcel),
                 Outcome::Retry(setback) => todo.again(parcel, &setback, self, State::Retrying),
                 Outcome::Fault(setback) => todo.again(parcel, &setback, self, State::Misconfigured),
                 Outcome::Mixed(_) => {
-                    todo.again(parcel, &Setback::new("mixed"), self, State::Retrying);
+                    todo.again(parcel, &Failure::new("mixed"), self, State::Retrying);
                 }
                 Outcome::TooLarge(_) | Outcome::Rejected(_) if parcel.len() > 1 => {
                     todo.parcels.extend(parcel.halve());
                 }
-                Outcome::TooLarge(s) => self.bury(&parcel, Reason::TooLarge, &s).await?,
+                Outcome::TooLarge(s) => self.dead_letter(&parcel, Reason::TooLarge, &s).await?,
                 Outcome::Rejected(s) => {
                     let readable = |r: &Bytes| Record::decode_sound(r).is_ok();
                     let readable = parcel.batch.records().iter().all(readable);
                     let reason = if readable { Reason::Rejected } else { Reason::Unreadable };
-                    self.bury(&parcel, reason, &s).await?;
+                    self.dead_letter(&parcel, reason, &s).await?;
                 }
-                Outcome::Dead(s) => self.bury(&parcel, Reason::Undeliverable, &s).await?,
+                Outcome::Dead(s) => self.dead_letter(&parcel, Reason::Undeliverable, &s).await?,
             }
         }
         Ok(todo)
     }
 
-    fn delivered(&self, parcel: &Parcel) {
-        self.supplies.acknowledger.acknowledge(&parcel.seats, Fate::Delivered);
+    fn delivered(&self, parcel: &InFlightBatch) {
+        self.supplies.acknowledger.acknowledge(&parcel.seats, Ack::Delivered);
         self.supplies.delivered.inc_by(parcel.len() as u64);
         self.health.ok();
     }
 
     /// Makes dead letters of events, however long that takes.
-    async fn bury(
+    async fn dead_letter(
         &self,
-        parcel: &Parcel,
+        parcel: &InFlightBatch,
         reason: Reason,
-        setback: &Setback,
+        setback: &Failure,
     ) -> Result<(), Stopped> {
         let now = self.supplies.clock.unix_ms();
         let letter = |r: &Bytes| Letter::new(self.name(), now, reason, setback, r);
@@ -320,7 +326,7 @@ impl Courier {
             setbacks += 1;
             self.unless_stopped(tokio::time::sleep(backoff::wait(setbacks, None))).await?;
         }
-        self.supplies.acknowledger.acknowledge(&parcel.seats, Fate::Dead);
+        self.supplies.acknowledger.acknowledge(&parcel.seats, Ack::Dead);
         self.supplies.dead.inc_by(parcel.len() as u64);
         self.health.ok();
         Ok(())
@@ -342,8 +348,14 @@ impl Courier {
     }
 }
 
-impl Todo {
-    fn again(&mut self, mut parcel: Parcel, setback: &Setback, courier: &Courier, state: State) {
+impl FollowUp {
+    fn again(
+        &mut self,
+        mut parcel: InFlightBatch,
+        setback: &Failure,
+        courier: &DeliveryWorker,
+        state: State,
+    ) {
         parcel.setbacks = parcel.setbacks.saturating_add(1);
         let wait = backoff::wait(parcel.setbacks, setback.after);
         self.wait = self.wait.max(Some(wait));
@@ -355,7 +367,7 @@ impl Todo {
 }
 
 /// What an attempt says about the upstream itself.
-enum Gist {
+enum Feedback {
     /// Nothing.
     Silent,
     /// It is there and deals with what it gets.
@@ -366,22 +378,26 @@ enum Gist {
     Refused,
 }
 
-fn gist(outcome: &Outcome) -> Gist {
+fn gist(outcome: &Outcome) -> Feedback {
     match outcome {
-        Outcome::Retry(s) | Outcome::Fault(s) | Outcome::Dead(s) if s.local => Gist::Silent,
-        Outcome::Retry(setback) => Gist::Pressed(setback.after),
-        Outcome::Fault(_) => Gist::Refused,
+        Outcome::Retry(s) | Outcome::Fault(s) | Outcome::Dead(s) if s.local => Feedback::Silent,
+        Outcome::Retry(setback) => Feedback::Pressed(setback.after),
+        Outcome::Fault(_) => Feedback::Refused,
         Outcome::Delivered | Outcome::TooLarge(_) | Outcome::Rejected(_) | Outcome::Dead(_) => {
-            Gist::Took
+            Feedback::Took
         }
         Outcome::Mixed(parts) => {
-            let mut worst = Gist::Silent;
+            let mut worst = Feedback::Silent;
             for part in parts {
                 match (&worst, gist_of_part(&part.outcome)) {
-                    (Gist::Pressed(a), Gist::Pressed(b)) => worst = Gist::Pressed(b.max(*a)),
-                    (_, pressed @ Gist::Pressed(_)) => worst = pressed,
-                    (Gist::Silent | Gist::Took, refused @ Gist::Refused) => worst = refused,
-                    (Gist::Silent, took @ Gist::Took) => worst = took,
+                    (Feedback::Pressed(a), Feedback::Pressed(b)) => {
+                        worst = Feedback::Pressed(b.max(*a))
+                    }
+                    (_, pressed @ Feedback::Pressed(_)) => worst = pressed,
+                    (Feedback::Silent | Feedback::Took, refused @ Feedback::Refused) => {
+                        worst = refused
+                    }
+                    (Feedback::Silent, took @ Feedback::Took) => worst = took,
                     _ => {}
                 }
             }
@@ -390,9 +406,9 @@ fn gist(outcome: &Outcome) -> Gist {
     }
 }
 
-fn gist_of_part(outcome: &Outcome) -> Gist {
+fn gist_of_part(outcome: &Outcome) -> Feedback {
     match outcome {
-        Outcome::Mixed(_) => Gist::Pressed(None),
+        Outcome::Mixed(_) => Feedback::Pressed(None),
         outcome => gist(outcome),
     }
 }

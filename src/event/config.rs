@@ -3,7 +3,7 @@
 //! What may be wrong in a configuration is found here, once, at construction: judging holds
 //! [`Rules`], which cannot be wrong.
 
-use std::fmt;
+use crate::config_error::ConfigError;
 
 use bytesize::ByteSize;
 use serde::Deserialize;
@@ -41,23 +41,6 @@ impl Default for Config {
     }
 }
 
-/// A key of the section, and what is wrong with it.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct ConfigError {
-    /// The key, as in `events.methods`.
-    pub key: &'static str,
-    /// What is wrong, as the end of a sentence that begins with the key.
-    pub reason: String,
-}
-
-impl fmt::Display for ConfigError {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{} {}", self.key, self.reason)
-    }
-}
-
-impl std::error::Error for ConfigError {}
-
 /// How much of a query is read.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Limits {
@@ -85,15 +68,17 @@ impl Rules {
         let query_bytes_max = usize::try_from(config.query_bytes_max.as_u64())
             .ok()
             .filter(|bytes| QUERY_BYTES_MAX_RANGE.contains(bytes))
-            .ok_or_else(|| ConfigError {
-                key: "events.query_bytes_max",
-                reason: format!("must be within {QUERY_BYTES_MAX_RANGE:?} bytes"),
+            .ok_or_else(|| {
+                ConfigError::new(
+                    "events.query_bytes_max",
+                    format!("must be within {QUERY_BYTES_MAX_RANGE:?} bytes"),
+                )
             })?;
         if !PARAMS_MAX_RANGE.contains(&config.params_max) {
-            return Err(ConfigError {
-                key: "events.params_max",
-                reason: format!("must be within {PARAMS_MAX_RANGE:?}"),
-            });
+            return Err(ConfigError::new(
+                "events.params_max",
+                format!("must be within {PARAMS_MAX_RANGE:?}"),
+            ));
         }
         Ok(Rules {
             limits: Limits { query_bytes_max, params_max: config.params_max },
@@ -140,11 +125,11 @@ fn ignore_params(names: &[String]) -> Result<Box<[String]>, ConfigError> {
             if Reserved::of(name.as_bytes()).is_some() {
                 // Silently losing every address or amount is hardly what somebody wants.
                 let reason = format!("must not name the reserved parameter {name:?}");
-                return Err(ConfigError { key, reason });
+                return Err(ConfigError::new(key, reason));
             }
             if name.is_empty() || name.len() > PROPERTY_NAME_BYTES_MAX {
                 let reason = format!("must hold names of 1 to {PROPERTY_NAME_BYTES_MAX} bytes");
-                return Err(ConfigError { key, reason });
+                return Err(ConfigError::new(key, reason));
             }
             Ok(name)
         })
@@ -155,10 +140,10 @@ fn judges_post(methods: &[String]) -> Result<bool, ConfigError> {
     let key = "events.methods";
     if let Some(other) = methods.iter().find(|m| !matches!(m.as_str(), "GET" | "POST")) {
         let reason = format!("may hold \"GET\" and \"POST\", not {other:?}");
-        return Err(ConfigError { key, reason });
+        return Err(ConfigError::new(key, reason));
     }
     if !methods.iter().any(|method| method == "GET") {
-        return Err(ConfigError { key, reason: "must hold \"GET\"".to_owned() });
+        return Err(ConfigError::new(key, "must hold \"GET\""));
     }
     Ok(methods.iter().any(|method| method == "POST"))
 }
@@ -167,15 +152,15 @@ fn judges_post(methods: &[String]) -> Result<bool, ConfigError> {
 mod tests {
     use super::*;
 
-    fn refused(change: impl FnOnce(&mut Config)) -> &'static str {
+    fn refused(change: impl FnOnce(&mut Config)) -> String {
         let mut config = Config::default();
         change(&mut config);
-        Rules::new(&config).expect_err("this configuration must be refused").key
+        Rules::new(&config).expect_err("this configuration must be refused").key().to_owned()
     }
 
     #[test]
     fn the_default_configuration_gives_the_default_rules() {
-        assert_eq!(Rules::new(&Config::default()), Ok(Rules::default()));
+        assert_eq!(Rules::new(&Config::default()).unwrap(), Rules::default());
     }
 
     #[test]

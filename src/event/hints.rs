@@ -123,7 +123,7 @@ impl Hint {
 
 /// A hint, and the parameter that it is about.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Advice<'a> {
+pub struct Hints<'a> {
     /// The parameter's name as decoded.
     pub param: Cow<'a, str>,
     /// What is probably wrong with it.
@@ -132,7 +132,7 @@ pub struct Advice<'a> {
 
 /// Looks for likely mistakes in a query, parameter by parameter. Reads no more of it than `rules`
 /// allow.
-pub fn advice(query: &[u8], rules: &Rules) -> Vec<Advice<'static>> {
+pub fn advice(query: &[u8], rules: &Rules) -> Vec<Hints<'static>> {
     let limits = rules.limits();
     let query = &query[..query.len().min(limits.query_bytes_max)];
     let query =
@@ -153,7 +153,7 @@ pub fn advice(query: &[u8], rules: &Rules) -> Vec<Advice<'static>> {
             // Both forms: decoding may destroy a placeholder, as that of `%%address%%`.
             about_value(reserved, value.as_deref().unwrap_or_default(), piece.raw_value()),
         ];
-        let advice = |hint| Advice { param: Cow::Owned(param.clone()), hint };
+        let advice = |hint| Hints { param: Cow::Owned(param.clone()), hint };
         found.extend(hints.into_iter().flatten().map(advice));
     }
     found

@@ -33,11 +33,11 @@ use std::fmt;
 
 use smallvec::SmallVec;
 
-pub use config::{Config, ConfigError, Limits, Rules};
-pub use hints::{Advice, Hint, advice};
+pub use config::{Config, Limits, Rules};
+pub use hints::{Hint, Hints, advice};
 pub use normalize::canonical_query;
 pub use param::*;
-pub use peek::{Glance, glance};
+pub use peek::{Peek, peek};
 pub use record::encode::{Context, encode_record, write_event_json};
 pub use record::raw::{RawRecord, WireWriter};
 pub use record::{Record, RecordError};

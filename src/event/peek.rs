@@ -12,7 +12,7 @@ use super::{Rules, validate};
 
 /// See the module. What is missing or breaks its rule is `None`.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub struct Glance {
+pub struct Peek {
     /// The account (`_a`).
     pub portal: Option<u64>,
     /// The event's id or name (`_n`), as decoded.
@@ -20,12 +20,12 @@ pub struct Glance {
 }
 
 /// Looks at a query, at no more of it than `rules` allow. Of several values it takes the first.
-pub fn glance(query: &[u8], rules: &Rules) -> Glance {
+pub fn peek(query: &[u8], rules: &Rules) -> Peek {
     let limits = rules.limits();
     let query = &query[..query.len().min(limits.query_bytes_max)];
     let query =
         std::str::from_utf8(query).map_or_else(|_| encode_wide(query).into(), Cow::Borrowed);
-    let mut seen = Glance::default();
+    let mut seen = Peek::default();
     for piece in pieces(&query).take(limits.params_max) {
         match piece.key().ok().and_then(|key| Reserved::of(key.as_bytes())) {
             Some(Reserved::Portal) if seen.portal.is_none() => {
@@ -52,7 +52,7 @@ mod tests {
     #[test]
     fn it_sees_what_is_there_and_nothing_more() {
         let check = |query: &[u8], portal: Option<u64>, name: Option<&str>| {
-            let seen = glance(query, &Rules::default());
+            let seen = peek(query, &Rules::default());
             assert_eq!((seen.portal, seen.name.as_deref()), (portal, name), "{query:?}");
         };
         check(b"_a=62515&_n=buy&email=nobody", Some(62515), Some("buy"));

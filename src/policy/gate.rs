@@ -5,7 +5,7 @@
 //! records nothing, so that a request, `explain` and a test all ask the same judge. Making an
 //! accepted event durable is the caller's next step: [`Gate::encode`] into the spool.
 
-use super::portals::{Policy, Portals, RateLimited, Ruling};
+use super::portals::{Policy, PortalVerdict, Portals, RateLimited};
 use super::privacy;
 use crate::clock::Clock;
 use crate::event;
@@ -17,7 +17,7 @@ use std::sync::Arc;
 
 /// A request for the event path, as it came.
 #[derive(Debug)]
-pub struct Hit<'a> {
+pub struct EventRequest<'a> {
     /// The request's method.
     pub method: &'a Method,
     /// What [`Gate::read`] says of its path.
@@ -41,7 +41,7 @@ pub enum Verdict {
 
 /// What the judge says of a hit.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Judgement {
+pub enum Decision {
     /// An event that counts once it is durable; it is in the place that was given for it.
     Keep,
     /// An event that does not count.
@@ -69,7 +69,7 @@ impl Refusal {
 
 /// An event that passed every check.
 #[derive(Debug)]
-pub struct Kept<'a> {
+pub struct AcceptedEvent<'a> {
     /// The canonical event.
     pub event: Event<'a>,
     /// What the request said beside it, as far as privacy lets it be kept.
@@ -80,11 +80,11 @@ pub struct Kept<'a> {
     pub would_refuse: Option<Reason>,
 }
 
-impl Kept<'_> {
+impl AcceptedEvent<'_> {
     /// Nothing yet: a place for an event that passes. It has one because it is large, and moving it
     /// about costs more than some checks.
     pub fn blank() -> Self {
-        Kept {
+        AcceptedEvent {
             event: Event::blank(),
             context: Context::default(),
             ignored: event::IgnoredParams::new(),
@@ -136,35 +136,35 @@ impl Gate {
     /// Judges a hit, and leaves what is kept in `kept`, which is blank: unless it is kept, what is
     /// there afterwards means nothing. A hit whose path is not ours is refused like one below the
     /// event path.
-    pub fn judge<'a>(&self, hit: Hit<'a>, kept: &mut Kept<'a>) -> Judgement {
+    pub fn judge<'a>(&self, hit: EventRequest<'a>, kept: &mut AcceptedEvent<'a>) -> Decision {
         self.judge_by(hit, kept, |policy| policy.take_rate())
     }
 
     /// What [`Gate::judge`] would say, without using up a place in a portal's rate.
-    pub fn consider<'a>(&self, hit: Hit<'a>, kept: &mut Kept<'a>) -> Judgement {
+    pub fn consider<'a>(&self, hit: EventRequest<'a>, kept: &mut AcceptedEvent<'a>) -> Decision {
         self.judge_by(hit, kept, |_| Ok(()))
     }
 
     fn judge_by<'a>(
         &self,
-        hit: Hit<'a>,
-        kept: &mut Kept<'a>,
+        hit: EventRequest<'a>,
+        kept: &mut AcceptedEvent<'a>,
         take_rate: impl FnOnce(&Policy) -> Rate,
-    ) -> Judgement {
+    ) -> Decision {
         if hit.reading != Reading::Event {
-            return Judgement::Refuse(Refusal::of(Reason::UnknownPath));
+            return Decision::Refuse(Refusal::of(Reason::UnknownPath));
         }
         match *hit.method {
             Method::GET => {}
             Method::POST if self.rules.judges_post() => {}
-            Method::HEAD => return Judgement::Head,
-            Method::OPTIONS => return Judgement::Preflight,
-            _ => return Judgement::Refuse(Refusal::of(Reason::MethodNotAllowed)),
+            Method::HEAD => return Decision::Head,
+            Method::OPTIONS => return Decision::Preflight,
+            _ => return Decision::Refuse(Refusal::of(Reason::MethodNotAllowed)),
         }
         kept.context = hit.context;
         match self.admit(hit.query, kept, take_rate) {
-            Ok(()) => Judgement::Keep,
-            Err(refusal) => Judgement::Refuse(refusal),
+            Ok(()) => Decision::Keep,
+            Err(refusal) => Decision::Refuse(refusal),
         }
     }
 
@@ -172,16 +172,16 @@ impl Gate {
     fn admit<'a>(
         &self,
         query: &'a [u8],
-        kept: &mut Kept<'a>,
+        kept: &mut AcceptedEvent<'a>,
         take_rate: impl FnOnce(&Policy) -> Rate,
     ) -> Result<(), Refusal> {
         event::parse_into(query, &self.rules, &mut kept.event, &mut kept.ignored)
             .map_err(|reject| Refusal { reject, retry_after_seconds: None })?;
         let decision = self.portals.judge(kept.event.portal, &kept.event.name);
         match decision.ruling {
-            Ruling::Allowed => {}
-            Ruling::WouldRefuse(reason) => kept.would_refuse = Some(reason),
-            Ruling::Refused(reason) => return Err(Refusal::of(reason)),
+            PortalVerdict::Allowed => {}
+            PortalVerdict::WouldRefuse(reason) => kept.would_refuse = Some(reason),
+            PortalVerdict::Refused(reason) => return Err(Refusal::of(reason)),
         }
         if self.privacy.refuses(&kept.context) {
             return Err(Refusal::of(Reason::PrivacyOptOut));
@@ -205,7 +205,7 @@ impl Gate {
     }
 
     /// Writes a kept event as a spool record, and gives it its id and its time.
-    pub fn encode(&self, kept: &Kept<'_>, out: &mut Vec<u8>) {
+    pub fn encode(&self, kept: &AcceptedEvent<'_>, out: &mut Vec<u8>) {
         let received_at_ms = self.clock.unix_ms();
         let mut random = [0; 10];
         rand::rng().fill_bytes(&mut random);

@@ -5,8 +5,8 @@
 //! connection has its place before its task is made, the task is as large as a wait for the next
 //! request, and a handshake has as long as a header.
 
-use super::Front;
-use super::connection_limit::Place;
+use super::Server;
+use super::connection_limit::Permit;
 use super::http1::Connection;
 use super::socket::Socket;
 use crate::telemetry::metrics::Limit;
@@ -14,7 +14,7 @@ use async_trait::async_trait;
 use bytes::BytesMut;
 use log::error;
 use pingora::apps::HttpServerApp;
-use pingora::listeners::tls::{Acceptor, TlsSettings};
+use pingora::listeners::tls::{Acceptor as TlsAcceptor, TlsSettings};
 use pingora::proxy::ProxyHttp;
 use pingora::server::{ListenFds, ShutdownWatch};
 use pingora::services::Service;
@@ -32,7 +32,7 @@ const ACCEPT_PAUSE: Duration = Duration::from_secs(1);
 /// A socket that listens, for HTTP in the clear unless it is given TLS.
 pub struct Listener {
     socket: Listening<std::net::TcpListener, std::os::unix::net::UnixListener>,
-    tls: Option<Arc<Acceptor>>,
+    tls: Option<Arc<TlsAcceptor>>,
 }
 
 /// A listening socket of either family.
@@ -74,16 +74,16 @@ impl Listening<TcpListener, UnixListener> {
 }
 
 /// A Pingora service: a front door and the sockets on which it listens.
-pub struct Entrance<SV> {
+pub struct Acceptor<SV> {
     name: String,
-    front: Arc<Front<SV>>,
+    front: Arc<Server<SV>>,
     listeners: Vec<Listener>,
     stopped: ShutdownWatch,
 }
 
-impl<SV> Entrance<SV> {
+impl<SV> Acceptor<SV> {
     /// A service that accepts until `stopped` says so. Connections hear of it, too.
-    pub fn new(name: &str, front: Front<SV>, stopped: ShutdownWatch) -> Self {
+    pub fn new(name: &str, front: Server<SV>, stopped: ShutdownWatch) -> Self {
         Self { name: name.to_owned(), front: Arc::new(front), listeners: Vec::new(), stopped }
     }
 
@@ -94,7 +94,7 @@ impl<SV> Entrance<SV> {
 }
 
 #[async_trait]
-impl<SV> Service for Entrance<SV>
+impl<SV> Service for Acceptor<SV>
 where
     SV: ProxyHttp + Send + Sync + 'static,
     SV::CTX: Send + Sync,
@@ -113,7 +113,7 @@ where
     }
 }
 
-impl<SV> Front<SV>
+impl<SV> Server<SV>
 where
     SV: ProxyHttp + Send + Sync + 'static,
     SV::CTX: Send + Sync,
@@ -155,7 +155,7 @@ where
     fn welcome(
         self: &Arc<Self>,
         socket: Socket,
-        tls: &Option<Arc<Acceptor>>,
+        tls: &Option<Arc<TlsAcceptor>>,
         shutdown: &ShutdownWatch,
     ) {
         let Some(place) = self.door.place() else { return };
@@ -175,8 +175,8 @@ where
     async fn shake_hands(
         self: Arc<Self>,
         mut socket: Socket,
-        place: Place,
-        tls: Option<Arc<Acceptor>>,
+        place: Permit,
+        tls: Option<Arc<TlsAcceptor>>,
         shutdown: ShutdownWatch,
     ) {
         // Boxed, all of it: its room would be held for as long as the connection lives.

@@ -1,8 +1,8 @@
 //! Who is let in: what happens to a connection before its first byte of HTTP or TLS.
 
 use super::InFlight;
-use super::connection_limit::{Census, Place};
-use super::limits::{Limits, Teller};
+use super::connection_limit::{ConnectionLimit, Permit};
+use super::limits::{LimitReporter, Limits};
 use super::proxy_header;
 use crate::request::client::TrustedProxies;
 use crate::telemetry::metrics::{Limit, Metrics};
@@ -12,42 +12,47 @@ use std::net::IpAddr;
 use std::sync::Arc;
 
 /// The door of one edge.
-pub struct Door {
+pub struct Admission {
     pub limits: Limits,
-    pub teller: Arc<Teller>,
+    pub teller: Arc<LimitReporter>,
     trusted: TrustedProxies,
-    census: Arc<Census>,
+    census: Arc<ConnectionLimit>,
 }
 
 /// A connection that may go on.
 pub struct Admitted {
-    pub place: Place,
+    pub place: Permit,
     /// The client, as far as the connection itself tells.
     pub client: Option<IpAddr>,
     /// What came behind a PROXY header.
     pub ahead: BytesMut,
 }
 
-impl Door {
+impl Admission {
     pub fn new(
         limits: Limits,
         trusted: TrustedProxies,
         metrics: Metrics,
         in_flight: InFlight,
     ) -> Self {
-        let teller = Arc::new(Teller::new(metrics));
-        let census = Arc::new(Census::new(teller.clone(), in_flight));
+        let teller = Arc::new(LimitReporter::new(metrics));
+        let census = Arc::new(ConnectionLimit::new(teller.clone(), in_flight));
         Self { limits, trusted, census, teller }
     }
 
     /// A place for a new connection; `None` closes it, unanswered.
-    pub fn place(&self) -> Option<Place> {
+    pub fn place(&self) -> Option<Permit> {
         self.census.admit(&self.limits)
     }
 
     /// Lets a client in, if that one may have one more place. One that speaks for many is not one
     /// client, and on a Unix socket none has an address.
-    pub fn claim(&self, place: Place, client: Option<IpAddr>, ahead: BytesMut) -> Option<Admitted> {
+    pub fn claim(
+        &self,
+        place: Permit,
+        client: Option<IpAddr>,
+        ahead: BytesMut,
+    ) -> Option<Admitted> {
         let place = match client {
             Some(address) if !self.trusted.trusts(address) => place.claim(address, &self.limits)?,
             _ => place,
@@ -58,7 +63,7 @@ impl Door {
     /// Lets a connection from `peer` in, once its PROXY header is read where it must have one.
     pub async fn admit(
         &self,
-        place: Place,
+        place: Permit,
         peer: Option<IpAddr>,
         stream: &mut dyn IO,
     ) -> Option<Admitted> {

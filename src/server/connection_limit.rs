@@ -3,7 +3,7 @@
 //! A connection takes its place before anything is spent on it, a TLS handshake included, and
 //! gives it back when it ends, however it ends.
 
-use super::limits::Teller;
+use super::limits::LimitReporter;
 use super::{InFlight, Limits};
 use crate::telemetry::metrics::Limit;
 use std::collections::HashMap;
@@ -14,8 +14,8 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 /// Who is connected. The table holds only addresses that are connected now, so it is as bounded
 /// as connections are, and is not touched where addresses are not limited.
-pub struct Census {
-    teller: Arc<Teller>,
+pub struct ConnectionLimit {
+    teller: Arc<LimitReporter>,
     /// A stop waits for these connections, and for others.
     in_flight: InFlight,
     all: AtomicUsize,
@@ -23,30 +23,30 @@ pub struct Census {
 }
 
 /// One connection's place; given back when dropped.
-pub struct Place {
-    census: Arc<Census>,
+pub struct Permit {
+    census: Arc<ConnectionLimit>,
     address: Option<IpAddr>,
 }
 
-impl Census {
+impl ConnectionLimit {
     /// Nobody is connected.
-    pub fn new(teller: Arc<Teller>, in_flight: InFlight) -> Self {
+    pub fn new(teller: Arc<LimitReporter>, in_flight: InFlight) -> Self {
         Self { teller, in_flight, all: AtomicUsize::new(0), by_address: Mutex::default() }
     }
 
     /// A place for one more connection, if there is one.
-    pub fn admit(self: &Arc<Self>, limits: &Limits) -> Option<Place> {
+    pub fn admit(self: &Arc<Self>, limits: &Limits) -> Option<Permit> {
         if self.all.fetch_add(1, Relaxed) >= limits.connections_max {
             self.all.fetch_sub(1, Relaxed);
             self.teller.tell(Limit::Connections);
             return None;
         }
         self.in_flight.connected();
-        Some(Place { census: self.clone(), address: None })
+        Some(Permit { census: self.clone(), address: None })
     }
 }
 
-impl Place {
+impl Permit {
     /// Gives the place to a client at `address`, if it may have one more.
     pub fn claim(mut self, address: IpAddr, limits: &Limits) -> Option<Self> {
         if limits.connections_per_address_max == 0 {
@@ -81,7 +81,7 @@ fn counted_as(address: IpAddr) -> IpAddr {
     }
 }
 
-impl Drop for Place {
+impl Drop for Permit {
     fn drop(&mut self) {
         self.census.in_flight.disconnected();
         self.census.all.fetch_sub(1, Relaxed);
@@ -103,8 +103,11 @@ mod tests {
     use super::*;
     use crate::telemetry::metrics::Metrics;
 
-    fn census() -> Arc<Census> {
-        Arc::new(Census::new(Arc::new(Teller::new(Metrics::new())), InFlight::default()))
+    fn census() -> Arc<ConnectionLimit> {
+        Arc::new(ConnectionLimit::new(
+            Arc::new(LimitReporter::new(Metrics::new())),
+            InFlight::default(),
+        ))
     }
 
     #[test]

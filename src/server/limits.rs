@@ -57,7 +57,7 @@ impl Default for Limits {
 }
 
 /// Tells of connections that end at a limit.
-pub struct Teller {
+pub struct LimitReporter {
     metrics: Metrics,
     started: Instant,
     told: [Told; Limit::ALL.len()],
@@ -72,7 +72,7 @@ struct Told {
     count: AtomicU64,
 }
 
-impl Teller {
+impl LimitReporter {
     /// A teller that has told nothing yet.
     pub fn new(metrics: Metrics) -> Self {
         Self { metrics, started: Instant::now(), told: Default::default() }
@@ -104,7 +104,7 @@ mod tests {
 
     #[test]
     fn each_is_counted_and_few_are_logged() {
-        let teller = Teller::new(Metrics::new());
+        let teller = LimitReporter::new(Metrics::new());
         for _ in 0..1000 {
             teller.tell(Limit::Connections);
         }

@@ -1,7 +1,7 @@
 //! The front door: a connection before its first request.
 //!
 //! Pingora's HTTP server has no deadline for a whole header, no bound on connections and keeps
-//! one for ever once it has been used. [`Front`] stands in front of it: it counts connections and
+//! one for ever once it has been used. [`Server`] stands in front of it: it counts connections and
 //! reads each request's header itself under one deadline. A plain event request it answers
 //! directly, by the same judge, spool and answers as [`PixelGate::handle`] does; every other goes,
 //! with the bytes that were read, down Pingora's own path, provided that no two parties could
@@ -36,13 +36,13 @@ mod proxy_header;
 mod read_buffer;
 mod socket;
 
-pub use crate::telemetry::in_flight::{Busy, InFlight};
-pub use acceptor::{Entrance, Listener};
+pub use crate::telemetry::in_flight::{InFlight, InFlightGuard};
+pub use acceptor::{Acceptor, Listener};
 pub use limits::Limits;
 
 use crate::plugin::PixelGate;
 use crate::response::answer::Answers;
-use admission::{Door, peer};
+use admission::{Admission, peer};
 use async_trait::async_trait;
 use fast_path::response::Raw;
 use http1::Connection;
@@ -54,18 +54,18 @@ use std::sync::Arc;
 
 /// The front door of a proxy.
 ///
-/// [`Entrance`] is the service for it. As the application of one of Pingora's own services it does
+/// [`Acceptor`] is the service for it. As the application of one of Pingora's own services it does
 /// the same, but a TLS handshake then has no place among the connections, and no PROXY header is
 /// read before it.
-pub struct Front<SV> {
+pub struct Server<SV> {
     proxy: Arc<HttpProxy<SV, ()>>,
     gate: PixelGate,
     answers: Answers<Raw>,
     in_flight: InFlight,
-    door: Door,
+    door: Admission,
 }
 
-impl<SV> Front<SV> {
+impl<SV> Server<SV> {
     /// A front door for `proxy`, whose `request_filter` asks `gate` first. Requests that are
     /// answered here count as in flight in `in_flight`; the proxy counts its own.
     pub fn new(
@@ -81,7 +81,7 @@ impl<SV> Front<SV> {
         let shared = gate.shared();
         let Ok(answers) = Answers::build(&shared.response, &shared.methods, Raw::new);
         let (trusted, metrics) = (shared.trusted.clone(), shared.metrics.clone());
-        let door = Door::new(limits, trusted, metrics, in_flight.clone());
+        let door = Admission::new(limits, trusted, metrics, in_flight.clone());
         Self { proxy: Arc::new(proxy), gate, answers, in_flight, door }
     }
 
@@ -91,7 +91,7 @@ impl<SV> Front<SV> {
 }
 
 #[async_trait]
-impl<SV> ServerApp for Front<SV>
+impl<SV> ServerApp for Server<SV>
 where
     SV: ProxyHttp + Send + Sync + 'static,
     SV::CTX: Send + Sync,

@@ -1,5 +1,6 @@
 //! The `[spool]` section: its keys, their defaults (SPEC 9) and what is refused before a start.
 
+use crate::config_error::ConfigError;
 use std::path::PathBuf;
 
 use bytesize::ByteSize;
@@ -52,7 +53,7 @@ pub struct Config {
     /// What a 200 means.
     pub durability: Durability,
     /// Milliseconds that a group commit waits for company after its first event, 0 to 1000; less
-    /// after a [`hurry`](super::Spool::hurry).
+    /// after a [`flush_now`](super::Spool::hurry).
     pub linger_ms: u64,
     /// Milliseconds between two `fdatasync`s in `interval`, 1 to 60000.
     pub sync_ms: u64,
@@ -80,23 +81,6 @@ impl Default for Config {
     }
 }
 
-/// A value of the `[spool]` section that cannot be used.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct ConfigError {
-    /// The whole key, such as `spool.linger_ms`.
-    pub key: &'static str,
-    /// What would be a usable value.
-    pub reason: &'static str,
-}
-
-impl std::fmt::Display for ConfigError {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(f, "{}: {}", self.key, self.reason)
-    }
-}
-
-impl std::error::Error for ConfigError {}
-
 impl Config {
     /// Checks every range, without touching the disk.
     pub fn validate(&self) -> Result<(), ConfigError> {
@@ -117,7 +101,7 @@ impl Config {
             ),
         ];
         match rules.into_iter().find(|(holds, ..)| !holds) {
-            Some((_, key, reason)) => Err(ConfigError { key, reason }),
+            Some((_, key, reason)) => Err(ConfigError::new(key, reason)),
             None => Ok(()),
         }
     }
@@ -148,7 +132,7 @@ mod tests {
     fn check(edit: impl FnOnce(&mut Config), expect: Option<&str>) {
         let mut config = Config::default();
         edit(&mut config);
-        assert_eq!(config.validate().err().map(|error| error.key), expect);
+        assert_eq!(config.validate().err().map(|error| error.key().to_owned()).as_deref(), expect);
     }
 
     #[test]

@@ -65,15 +65,15 @@ impl SegmentHeader {
 /// What the checksums of one segment's records are sealed with, the lane's salt and the segment's
 /// number: a record copied from another segment, or left over in a recycled file, fails it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Seal {
+pub struct ChecksumSeed {
     /// What the two do to a checksum.
     share: u32,
 }
 
-impl Seal {
+impl ChecksumSeed {
     /// The seal of segment `number` of the lane with this salt.
-    pub fn new(salt: u64, number: u64) -> Seal {
-        Seal { share: share(salt.to_le_bytes(), 8) ^ share(number.to_le_bytes(), 0) }
+    pub fn new(salt: u64, number: u64) -> ChecksumSeed {
+        ChecksumSeed { share: share(salt.to_le_bytes(), 8) ^ share(number.to_le_bytes(), 0) }
     }
 
     /// A record's checksum from that of its payload: the payload is summed where it was written,
@@ -135,7 +135,7 @@ pub fn unplace(record: &mut [u8]) {
 }
 
 /// Gives the staged record at the start of `records` its place. Returns its whole size.
-pub fn place(records: &mut [u8], seal: Seal, seq: u64) -> usize {
+pub fn place(records: &mut [u8], seal: ChecksumSeed, seq: u64) -> usize {
     let (payload_crc, len) = (u32_at(records, 0), u32_at(records, 4));
     records[0..4].copy_from_slice(&seal.finish(payload_crc, len, seq).to_le_bytes());
     records[8..16].copy_from_slice(&seq.to_le_bytes());
@@ -159,7 +159,7 @@ pub enum Found {
 }
 
 /// Looks for a record with a sequence number in `seqs` at the start of `bytes`.
-pub fn probe(bytes: &[u8], seal: Seal, seqs: std::ops::Range<u64>) -> Found {
+pub fn probe(bytes: &[u8], seal: ChecksumSeed, seqs: std::ops::Range<u64>) -> Found {
     if bytes.len() < RECORD_HEADER_BYTES {
         return Found::Short { bytes: RECORD_HEADER_BYTES };
     }
@@ -194,11 +194,11 @@ mod tests {
     use super::*;
 
     const SALT: u64 = 0x1234_5678_9abc_def0;
-    fn seal() -> Seal {
-        Seal::new(SALT, 7)
+    fn seal() -> ChecksumSeed {
+        ChecksumSeed::new(SALT, 7)
     }
 
-    fn record(payload: &[u8], seal: Seal, seq: u64) -> Vec<u8> {
+    fn record(payload: &[u8], seal: ChecksumSeed, seq: u64) -> Vec<u8> {
         let mut out = stage(payload).to_vec();
         out.extend_from_slice(payload);
         assert_eq!(place(&mut out, seal, seq), out.len());
@@ -245,7 +245,8 @@ mod tests {
                 let mut whole = payload.to_vec();
                 whole.extend_from_slice(&len.to_le_bytes());
                 [seq, salt, number].iter().for_each(|n| whole.extend_from_slice(&n.to_le_bytes()));
-                let sealed = Seal::new(salt, number).finish(crc32c::crc32c(payload), len, seq);
+                let sealed =
+                    ChecksumSeed::new(salt, number).finish(crc32c::crc32c(payload), len, seq);
                 assert_eq!(sealed, crc32c::crc32c(&whole));
             }
         }
@@ -254,15 +255,15 @@ mod tests {
     #[test]
     fn a_record_of_another_segment_lane_or_place_is_none() {
         let bytes = record(b"an event", seal(), 42);
-        assert_eq!(probe(&bytes, Seal::new(SALT, 8), 0..u64::MAX), Found::Damaged);
-        assert_eq!(probe(&bytes, Seal::new(SALT ^ 1, 7), 0..u64::MAX), Found::Damaged);
+        assert_eq!(probe(&bytes, ChecksumSeed::new(SALT, 8), 0..u64::MAX), Found::Damaged);
+        assert_eq!(probe(&bytes, ChecksumSeed::new(SALT ^ 1, 7), 0..u64::MAX), Found::Damaged);
         assert_eq!(probe(&bytes, seal(), 0..42), Found::Damaged);
         assert_eq!(probe(&bytes, seal(), 43..u64::MAX), Found::Damaged);
     }
 
     #[test]
     fn zeros_are_no_record() {
-        assert_eq!(probe(&[0; 64], Seal::new(0, 0), 0..u64::MAX), Found::Damaged);
+        assert_eq!(probe(&[0; 64], ChecksumSeed::new(0, 0), 0..u64::MAX), Found::Damaged);
     }
 
     #[test]

@@ -10,9 +10,9 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use super::format::SegmentHeader;
 use super::fs::{File, Fs, Open, write_full};
-use super::log::Log;
+use super::log::SegmentIndex;
 use super::read::cursor::{Cursor, CursorFile, LaneKey};
-use super::read::ledger::Account;
+use super::read::ledger::ConsumerPosition;
 use super::write::admission::Bounds;
 
 /// The file that carries the lane's lock and repeats its salt.
@@ -61,9 +61,9 @@ pub struct Spares {
 
 /// What changes.
 pub struct State {
-    pub log: Log,
+    pub log: SegmentIndex,
     /// One for each configured upstream, in the configuration's order.
-    pub accounts: Vec<Account>,
+    pub accounts: Vec<ConsumerPosition>,
     /// Lanes whose totals are folded into this one's accounts.
     pub absorbed: Vec<LaneKey>,
     /// The cursor on disk is behind.
@@ -103,8 +103,8 @@ impl Lane {
         salt: u64,
         lock: Arc<dyn File>,
         cursor: CursorFile,
-        log: Log,
-        accounts: Vec<Account>,
+        log: SegmentIndex,
+        accounts: Vec<ConsumerPosition>,
     ) -> Lane {
         let accepted = log.end();
         let state =
@@ -140,9 +140,16 @@ impl Lane {
         write_full(&*lock, &identity.encode(), 0)?;
         lock.sync_data()?;
         let (cursor, _) = CursorFile::load(fs.open(&dir.join(CURSOR), Open::Create)?)?;
-        let accounts = upstreams.iter().map(|name| Account::new(name, 1)).collect();
-        let lane =
-            Lane::assemble(Arc::clone(fs), (id, dir), salt, lock, cursor, Log::new(1), accounts);
+        let accounts = upstreams.iter().map(|name| ConsumerPosition::new(name, 1)).collect();
+        let lane = Lane::assemble(
+            Arc::clone(fs),
+            (id, dir),
+            salt,
+            lock,
+            cursor,
+            SegmentIndex::new(1),
+            accounts,
+        );
         lane.save_cursor()?;
         fs.sync_dir(&lane.dir)?;
         fs.sync_dir(root)?;

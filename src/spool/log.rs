@@ -43,17 +43,17 @@ impl View {
 
 /// The segments of a lane, oldest first.
 #[derive(Debug)]
-pub struct Log {
+pub struct SegmentIndex {
     spans: VecDeque<Span>,
     /// The sequence number behind the last readable record.
     end: u64,
     sealed: bool,
 }
 
-impl Log {
+impl SegmentIndex {
     /// A lane whose first record will have the number `end`.
-    pub fn new(end: u64) -> Log {
-        Log { spans: VecDeque::new(), end, sealed: false }
+    pub fn new(end: u64) -> SegmentIndex {
+        SegmentIndex { spans: VecDeque::new(), end, sealed: false }
     }
 
     /// Adds a segment behind the others.
@@ -145,8 +145,8 @@ impl Log {
 mod tests {
     use super::*;
 
-    fn log() -> Log {
-        let mut log = Log::new(1);
+    fn log() -> SegmentIndex {
+        let mut log = SegmentIndex::new(1);
         log.push(1, 1, false, 1064);
         log.push(2, 11, false, 1064);
         log.push(3, 21, false, 564);

@@ -8,7 +8,7 @@ use std::path::Path;
 use std::sync::{Arc, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use super::Shared;
+use super::SpoolState;
 use super::fs::{File, Fs, Open};
 use super::lane::{IDENTITY, Lane, Spares, lane_dir, lane_id, remove_lane};
 use super::read::cursor::LaneKey;
@@ -64,8 +64,8 @@ pub fn adopt_dead(
 }
 
 /// The state of the keeping thread.
-pub struct Keeper {
-    shared: Arc<Shared>,
+pub struct Maintenance {
+    shared: Arc<SpoolState>,
     cursor_failing: bool,
     /// `spool.bytes_max` was reached at the last turn.
     full: bool,
@@ -73,9 +73,9 @@ pub struct Keeper {
     fills: usize,
 }
 
-impl Keeper {
-    pub fn new(shared: Arc<Shared>) -> Keeper {
-        Keeper { shared, cursor_failing: false, full: false, fills: 0 }
+impl Maintenance {
+    pub fn new(shared: Arc<SpoolState>) -> Maintenance {
+        Maintenance { shared, cursor_failing: false, full: false, fills: 0 }
     }
 
     /// Turns until the spool is closed.
@@ -228,7 +228,7 @@ impl Keeper {
     }
 
     /// The last turn, when the committer is through.
-    pub fn finish(shared: &Arc<Shared>) -> io::Result<()> {
+    pub fn finish(shared: &Arc<SpoolState>) -> io::Result<()> {
         for lane in shared.lanes() {
             lane.save_cursor()?;
         }
@@ -245,6 +245,6 @@ fn lane_key(fs: &dyn Fs, dir: &Path) -> io::Result<Option<LaneKey>> {
     }
 }
 
-fn folded(shared: &Shared) -> MutexGuard<'_, Vec<Arc<Lane>>> {
+fn folded(shared: &SpoolState) -> MutexGuard<'_, Vec<Arc<Lane>>> {
     shared.folded.lock().unwrap_or_else(PoisonError::into_inner)
 }

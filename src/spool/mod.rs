@@ -130,6 +130,7 @@ pub mod recovery;
 mod shared;
 mod write;
 
+use crate::config_error::ConfigError;
 use std::io;
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -137,16 +138,16 @@ use std::time::{Duration, Instant};
 
 use crate::clock::{Clock, SystemClock};
 
-pub use config::{Config, ConfigError, Durability};
+pub use config::{Config, Durability};
 pub use format::RECORD_BYTES_MAX;
 pub use read::cursor::{UPSTREAM_NAME_BYTES_MAX, UPSTREAMS_MAX};
-pub use read::ledger::{Fate, RUN_AHEAD_EVENTS_MAX};
-pub use read::reader::{Acknowledger, Entry, Reader, Seat};
+pub use read::ledger::{Ack, RUN_AHEAD_EVENTS_MAX};
+pub use read::reader::{Acknowledger, Entry, Reader, RecordId};
 pub use write::admission::PENDING_BYTES_MAX;
 pub use write::group::{Commit, Overloaded};
 
 use format::RECORD_HEADER_BYTES;
-use shared::Shared;
+use shared::SpoolState;
 
 /// How long a start waits for another process that is making or adopting lanes.
 const SPOOL_LOCK_WAIT: Duration = Duration::from_secs(10);
@@ -280,7 +281,7 @@ pub struct Spool {
 }
 
 struct Handle {
-    shared: Arc<Shared>,
+    shared: Arc<SpoolState>,
     // None when closed.
     threads: Mutex<Option<Threads>>,
 }
@@ -302,13 +303,13 @@ impl Spool {
         let io_error = |source| OpenError::Io { path: config.dir.clone(), source };
         env.fs.create_dir_all(&config.dir).map_err(io_error)?;
         let lock = wait_for_lock(config, &env)?;
-        let shared = Shared::open(config, upstreams, env).map_err(io_error)?;
+        let shared = SpoolState::open(config, upstreams, env).map_err(io_error)?;
         drop(lock);
         let shared = Arc::new(shared);
         shared.look_at_disk();
         let mut committer = write::commit::Committer::new(Arc::clone(&shared)).map_err(io_error)?;
         committer.prepare();
-        let keeper = maintenance::Keeper::new(Arc::clone(&shared));
+        let keeper = maintenance::Maintenance::new(Arc::clone(&shared));
         let named = |name: &str| std::thread::Builder::new().name(name.to_owned());
         let threads = Threads {
             committer: named("spool-commit").spawn(move || committer.run()).map_err(io_error)?,
@@ -327,8 +328,8 @@ impl Spool {
 
     /// Whoever could report an event waits for one already: the group that is gathered does not
     /// linger any longer.
-    pub fn hurry(&self) {
-        self.handle.shared.hurry();
+    pub fn flush_now(&self) {
+        self.handle.shared.flush_now();
     }
 
     /// The reader of an upstream; `None` if it is not configured or its reader was taken.
@@ -379,7 +380,7 @@ impl Handle {
             // A panic was reported by its own thread.
             _ = thread.join();
         }
-        let result = maintenance::Keeper::finish(&self.shared);
+        let result = maintenance::Maintenance::finish(&self.shared);
         self.shared.lanes().iter().for_each(|lane| lane.release());
         result.map_err(CloseError::Io)
     }

@@ -51,7 +51,7 @@ struct Turns {
 }
 
 /// Everything but the threads.
-pub struct Shared {
+pub struct SpoolState {
     pub config: Config,
     pub root: PathBuf,
     pub fs: Arc<dyn fs::Fs>,
@@ -77,9 +77,9 @@ pub struct Shared {
     turned: Condvar,
 }
 
-impl Shared {
+impl SpoolState {
     /// Adopts, makes the own lane, and puts everything together. Under the folder's lock.
-    pub fn open(config: &Config, upstreams: &[String], env: Env) -> io::Result<Shared> {
+    pub fn open(config: &Config, upstreams: &[String], env: Env) -> io::Result<SpoolState> {
         let root = config.dir.clone();
         let quarantine = Quarantine::open(Arc::clone(&env.fs), &root);
         let ids = lane_ids(&*env.fs, &root)?;
@@ -90,7 +90,7 @@ impl Shared {
         let id = ids.into_iter().chain(mentioned).max().unwrap_or(0) + 1;
         let own = Arc::new(Lane::create(&env.fs, &root, id, rand::random(), upstreams)?);
         let threads = std::thread::available_parallelism().map_or(1, |threads| threads.get());
-        let shared = Shared {
+        let shared = SpoolState {
             config: config.clone(),
             root,
             fs: env.fs,
@@ -191,8 +191,8 @@ impl Shared {
         })
     }
 
-    /// See [`Spool::hurry`](super::Spool::hurry).
-    pub fn hurry(&self) {
+    /// See [`Spool::flush_now`](super::Spool::hurry).
+    pub fn flush_now(&self) {
         // In `memory` nobody waits.
         if self.config.durability != Durability::Memory && !self.hurried.swap(true, SeqCst) {
             self.parker.unpark();

@@ -20,23 +20,23 @@ struct Counts {
 
 /// One request in flight; ends when dropped. Whoever does not outlive the counts may borrow them.
 #[derive(Debug)]
-pub struct Busy<F: Borrow<InFlight> = InFlight>(F);
+pub struct InFlightGuard<F: Borrow<InFlight> = InFlight>(F);
 
 /// One open connection; ends when dropped.
 pub struct Connected(InFlight);
 
 /// More requests that a connection may have at once than one; ends when dropped.
-pub(crate) struct Seats(InFlight, usize);
+pub(crate) struct StreamCapacity(InFlight, usize);
 
 impl InFlight {
     /// Counts one more, for as long as the answer lives.
-    pub fn enter(&self) -> Busy {
-        Busy::of(self.clone())
+    pub fn enter(&self) -> InFlightGuard {
+        InFlightGuard::of(self.clone())
     }
 
     /// As [`InFlight::enter`], while this lives.
-    pub(crate) fn enter_here(&self) -> Busy<&InFlight> {
-        Busy::of(self)
+    pub(crate) fn enter_here(&self) -> InFlightGuard<&InFlight> {
+        InFlightGuard::of(self)
     }
 
     /// How many requests there are.
@@ -80,10 +80,10 @@ impl InFlight {
     }
 
     /// A connection, which is counted already, may have so many requests at once.
-    pub(crate) fn streams(&self, max: u32) -> Seats {
+    pub(crate) fn streams(&self, max: u32) -> StreamCapacity {
         let more = usize::try_from(max).unwrap_or(usize::MAX).saturating_sub(1);
         self.0.seats.fetch_add(more, Relaxed);
-        Seats(self.clone(), more)
+        StreamCapacity(self.clone(), more)
     }
 
     /// Whether a stop closes idle connections at once.
@@ -92,20 +92,20 @@ impl InFlight {
     }
 }
 
-impl<F: Borrow<InFlight>> Busy<F> {
+impl<F: Borrow<InFlight>> InFlightGuard<F> {
     fn of(in_flight: F) -> Self {
         in_flight.borrow().0.requests.fetch_add(1, Relaxed);
-        Busy(in_flight)
+        InFlightGuard(in_flight)
     }
 }
 
-impl<F: Borrow<InFlight>> Drop for Busy<F> {
+impl<F: Borrow<InFlight>> Drop for InFlightGuard<F> {
     fn drop(&mut self) {
         self.0.borrow().0.requests.fetch_sub(1, Relaxed);
     }
 }
 
-impl Drop for Seats {
+impl Drop for StreamCapacity {
     fn drop(&mut self) {
         self.0.0.seats.fetch_sub(self.1, Relaxed);
     }
@@ -131,7 +131,7 @@ mod tests {
         let second = in_flight.connect();
         assert!(!in_flight.is_everyone(), "another connection may ask");
         let streams = in_flight.streams(3);
-        let more: Vec<Busy> = (0..2).map(|_| in_flight.enter()).collect();
+        let more: Vec<InFlightGuard> = (0..2).map(|_| in_flight.enter()).collect();
         assert!(!in_flight.is_everyone(), "3 of 4");
         let last = in_flight.enter();
         assert!(in_flight.is_everyone());

@@ -6,7 +6,7 @@ use std::time::Duration;
 use http::{HeaderMap, StatusCode, header};
 use jiff::Timestamp;
 
-use super::{Outcome, Setback};
+use super::{Failure, Outcome};
 
 /// Longest wait that an upstream can ask for. A `Retry-After` beyond it is cut down to it, so
 /// that a wrong date does not stop the delivery for a year.
@@ -14,11 +14,11 @@ pub const RETRY_AFTER_SECONDS_MAX: u64 = 3600;
 
 /// Sorts an answer to a whole batch by its status.
 pub fn outcome(status: StatusCode, headers: &HeaderMap, now: Timestamp) -> Outcome {
-    let setback = || Setback::answered(status.as_u16());
+    let setback = || Failure::answered(status.as_u16());
     match status.as_u16() {
         200..=299 => Outcome::Delivered,
         408 | 425 | 429 | 500..=599 => {
-            Outcome::Retry(Setback { after: retry_after(headers, now), ..setback() })
+            Outcome::Retry(Failure { after: retry_after(headers, now), ..setback() })
         }
         413 => Outcome::TooLarge(setback()),
         400 | 422 => Outcome::Rejected(setback()),

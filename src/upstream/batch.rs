@@ -4,14 +4,13 @@
 //! that every attempt sends the same bytes under the same key; a batch that is split becomes
 //! two new batches with keys of their own.
 
+use crate::config_error::ConfigError;
 use std::sync::{Arc, OnceLock};
 
 use bytes::Bytes;
 use bytesize::ByteSize;
 use serde::Deserialize;
 use uuid::Uuid;
-
-use super::ConfigError;
 
 /// Most events that a batch may be configured to hold.
 pub const BATCH_EVENTS_MAX: usize = 100_000;

@@ -6,6 +6,7 @@
 //! redirect personal data. Redirects are never followed: a `POST` would arrive as a `GET`, or
 //! at an address that nobody configured.
 
+use crate::config_error::ConfigError;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
@@ -14,8 +15,6 @@ use reqwest::{Client, Response, redirect};
 use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer};
 use rustls::{ClientConfig, RootCertStore};
-
-use super::ConfigError;
 
 /// Longest time to wait for a connection, TLS included; `timeout_seconds` where that is less.
 pub const CONNECT_SECONDS_MAX: u64 = 5;

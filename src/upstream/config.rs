@@ -1,8 +1,7 @@
 //! `[[upstream]]`: which kinds there are, what each is told, and what is wrong with it.
 
+use crate::config_error::ConfigError;
 use std::collections::HashSet;
-use std::error::Error;
-use std::fmt;
 use std::sync::Arc;
 
 use serde::de::{self, Deserialize, Deserializer};
@@ -52,58 +51,6 @@ pub enum Kind {
     Nats(nats::Config),
 }
 
-/// What is wrong with the configuration: the key, and the reason. Never a value that may be
-/// secret.
-#[derive(Debug)]
-pub struct ConfigError {
-    key: String,
-    reason: String,
-    source: Option<Box<dyn Error + Send + Sync>>,
-}
-
-impl ConfigError {
-    /// `key` is at fault because of `reason`, which reads on from it: `is missing`.
-    pub fn new(key: impl Into<String>, reason: impl Into<String>) -> ConfigError {
-        ConfigError { key: key.into(), reason: reason.into(), source: None }
-    }
-
-    /// The same, where something else brought it up.
-    pub fn caused(
-        key: impl Into<String>,
-        reason: impl Into<String>,
-        source: impl Error + Send + Sync + 'static,
-    ) -> ConfigError {
-        ConfigError { source: Some(Box::new(source)), ..ConfigError::new(key, reason) }
-    }
-
-    /// The key at fault, such as `upstream.collector.url`.
-    pub fn key(&self) -> &str {
-        &self.key
-    }
-
-    /// What is wrong with it.
-    pub fn reason(&self) -> &str {
-        &self.reason
-    }
-
-    fn within(mut self, name: &str) -> ConfigError {
-        self.key = format!("upstream.{name}.{}", self.key);
-        self
-    }
-}
-
-impl fmt::Display for ConfigError {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}: {}", self.key, self.reason)
-    }
-}
-
-impl Error for ConfigError {
-    fn source(&self) -> Option<&(dyn Error + 'static)> {
-        self.source.as_deref().map(|e| e as &(dyn Error + 'static))
-    }
-}
-
 impl Config {
     /// What is used where nothing is configured: files under `data/events`.
     pub fn embedded() -> Config {
@@ -118,7 +65,7 @@ impl Config {
     pub fn validate(&self) -> Result<(), ConfigError> {
         check_name(&self.name)?;
         let batch = self.batch.over(&super::BatchConfig::default());
-        batch.validate().map_err(|e| e.within(&self.name))?;
+        batch.validate().map_err(|e| e.within(&format!("upstream.{}", self.name)))?;
         match &self.kind {
             Kind::File(config) => config.validate(),
             Kind::Http(config) => config.validate(),
@@ -129,7 +76,7 @@ impl Config {
             #[cfg(feature = "nats")]
             Kind::Nats(config) => config.validate(),
         }
-        .map_err(|e| e.within(&self.name))
+        .map_err(|e| e.within(&format!("upstream.{}", self.name)))
     }
 
     /// Validates, reads secrets and certificates, opens what the kind needs.
@@ -145,7 +92,7 @@ impl Config {
             #[cfg(feature = "nats")]
             Kind::Nats(config) => config.build().map(|u| Arc::new(u) as Arc<dyn Upstream>),
         };
-        built.map_err(|e| e.within(&self.name))
+        built.map_err(|e| e.within(&format!("upstream.{}", self.name)))
     }
 
     /// The value of `kind`.

@@ -3,11 +3,10 @@
 //! A value may hold `${NAME}`, replaced by the environment variable of that name when the
 //! upstream is built. Nothing else is special: no defaults, no nesting, no bare `$NAME`.
 
+use crate::config_error::ConfigError;
 use std::fmt;
 
 use serde::Deserialize;
-
-use super::ConfigError;
 
 /// A configured text that must not be printed: its `Debug` shows nothing of it.
 #[derive(Clone, PartialEq, Eq, Deserialize)]

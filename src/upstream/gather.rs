@@ -26,11 +26,11 @@ pub fn gather(ends: impl IntoIterator<Item = Outcome>) -> Outcome {
 
 #[cfg(test)]
 mod tests {
-    use super::super::Setback;
+    use super::super::Failure;
     use super::*;
 
     fn retry(what: &'static str) -> Outcome {
-        Outcome::Retry(Setback::new(what))
+        Outcome::Retry(Failure::new(what))
     }
 
     #[test]
@@ -42,7 +42,7 @@ mod tests {
 
     #[test]
     fn each_sort_of_end_is_a_part_with_its_places() {
-        let refused = Outcome::Rejected(Setback::new("no"));
+        let refused = Outcome::Rejected(Failure::new("no"));
         let ends = [Outcome::Delivered, retry("a"), Outcome::Delivered, refused.clone()];
         let part = |places: &[usize], outcome| Part { places: places.to_vec(), outcome };
         let expect =

@@ -1,5 +1,6 @@
 //! `http`: a collector that takes a batch as the body of one `POST` (SPEC 7).
 
+use crate::config_error::ConfigError;
 use std::collections::BTreeMap;
 use std::fmt;
 use std::path::PathBuf;
@@ -14,8 +15,7 @@ use url::Url;
 
 use super::sign::Signer;
 use super::{
-    Batch, Body, Compression, ConfigError, Format, Outcome, Secret, Setback, Upstream, answer,
-    client, encode,
+    Batch, Body, Compression, Failure, Format, Outcome, Secret, Upstream, answer, client, encode,
 };
 
 /// Bounds of `timeout_seconds`.
@@ -232,10 +232,10 @@ impl Http {
             make()
         } else {
             // It fails only when the runtime shuts down under us.
-            let shut_down = |_| Outcome::Retry(Setback::new("shutting down"));
+            let shut_down = |_| Outcome::Retry(Failure::new("shutting down"));
             tokio::task::spawn_blocking(make).await.map_err(shut_down)?
         };
-        let unreadable = || Outcome::Rejected(Setback::new("a spool record cannot be read"));
+        let unreadable = || Outcome::Rejected(Failure::new("a spool record cannot be read"));
         body.ok_or_else(unreadable)
     }
 }
@@ -273,7 +273,7 @@ impl Upstream for Http {
                 client::drain(response).await;
                 outcome
             }
-            Err(error) => Outcome::Retry(Setback::new(answer::describe(&error))),
+            Err(error) => Outcome::Retry(Failure::new(answer::describe(&error))),
         }
     }
 

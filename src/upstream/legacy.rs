@@ -21,6 +21,7 @@
 //! When an answer says that the backend is in trouble, the rest of the batch is not sent: it
 //! would only make more of the same, and more unknowns.
 
+use crate::config_error::ConfigError;
 use std::fmt;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -35,7 +36,7 @@ use tokio::task::JoinSet;
 use url::Url;
 
 use super::http::{CONCURRENCY_MAX, TIMEOUT_SECONDS_MAX, check_within, parse_url};
-use super::{Batch, ConfigError, Outcome, Part, Secret, Setback, Upstream, answer, client};
+use super::{Batch, Failure, Outcome, Part, Secret, Upstream, answer, client};
 use crate::event::{Record, canonical_query};
 
 /// Batches on their way at once: the next one begins while the last answers of this one come in.
@@ -161,7 +162,7 @@ impl Upstream for Legacy {
         let mut sending = JoinSet::new();
         for (place, record) in batch.records().iter().enumerate() {
             let Some(replay) = self.replayer.prepare(record) else {
-                let setback = Setback::new("a spool record cannot be read");
+                let setback = Failure::new("a spool record cannot be read");
                 ends.outcomes[place] = Some(Outcome::Rejected(setback));
                 continue;
             };
@@ -229,7 +230,7 @@ impl Replayer {
                 let status = answer.status();
                 let outcome = match status.as_u16() {
                     // Too long a URI or header is the `GET`'s way of being too large.
-                    414 | 431 => Outcome::TooLarge(Setback::answered(status.as_u16())),
+                    414 | 431 => Outcome::TooLarge(Failure::answered(status.as_u16())),
                     _ => answer::outcome(status, answer.headers(), Timestamp::now()),
                 };
                 client::drain(answer).await;
@@ -238,7 +239,7 @@ impl Replayer {
             }
             Err(error) => {
                 let unknown = !error.is_connect();
-                let outcome = Outcome::Retry(Setback::new(answer::describe(&error)));
+                let outcome = Outcome::Retry(Failure::new(answer::describe(&error)));
                 self.end(outcome, unknown && has_revenue)
             }
         }
@@ -251,7 +252,7 @@ impl Replayer {
                 let trouble = Some(Outcome::Retry(setback.clone()));
                 if at_stake && self.on_unknown == OnUnknown::Dead {
                     let what = format!("{}; it may have counted, and has revenue", setback.what);
-                    let dead = Setback { what: what.into(), ..setback };
+                    let dead = Failure { what: what.into(), ..setback };
                     return End { outcome: Outcome::Dead(dead), trouble };
                 }
                 End { outcome: Outcome::Retry(setback), trouble }
@@ -273,7 +274,7 @@ impl Ends {
     /// One outcome for the batch, or one for each sort of end.
     fn gather(self) -> Outcome {
         let not_sent = self.trouble.clone();
-        let not_sent = not_sent.unwrap_or_else(|| Outcome::Retry(Setback::new("not attempted")));
+        let not_sent = not_sent.unwrap_or_else(|| Outcome::Retry(Failure::new("not attempted")));
         let mut parts: Vec<Part> = Vec::new();
         for (place, outcome) in self.outcomes.into_iter().enumerate() {
             let outcome = outcome.unwrap_or_else(|| not_sent.clone());

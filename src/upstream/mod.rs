@@ -34,7 +34,7 @@ use async_trait::async_trait;
 pub(crate) use bot::is_bot;
 
 pub use batch::{Batch, BatchConfig, BatchOverride, Body};
-pub use config::{Config, ConfigError, Kind, NAME_CHARS_MAX, UPSTREAMS_MAX, check_name};
+pub use config::{Config, Kind, NAME_CHARS_MAX, UPSTREAMS_MAX, check_name};
 pub use encode::{Compression, Format};
 pub use env::Secret;
 
@@ -73,16 +73,16 @@ pub enum Outcome {
     /// The upstream has the whole batch, durably.
     Delivered,
     /// Nothing is wrong with the batch: try the same bytes again, later.
-    Retry(Setback),
+    Retry(Failure),
     /// The batch is too big: split it. A single event that is too big becomes a dead letter.
-    TooLarge(Setback),
+    TooLarge(Failure),
     /// Something in the batch is refused for good: find it by halving. A single event that is
     /// refused becomes a dead letter.
-    Rejected(Setback),
+    Rejected(Failure),
     /// The configuration is wrong (address, credentials, ...): keep trying, tell the operator.
-    Fault(Setback),
+    Fault(Failure),
     /// These events can never be delivered, whoever tries again: dead letters, all of them.
-    Dead(Setback),
+    Dead(Failure),
     /// The events of the batch ended differently. A place in no part is tried again, and a place
     /// in two parts counts in the first.
     Mixed(Vec<Part>),
@@ -100,7 +100,7 @@ pub struct Part {
 /// Why an attempt did not deliver. Shown in logs, `/status` and dead letters, so it never holds
 /// anything that an event or an upstream's answer brought, but for a portal's number.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Setback {
+pub struct Failure {
     /// For people: `answered 503`, `connection refused`.
     pub what: Cow<'static, str>,
     /// The status of the upstream's answer, where there was one.
@@ -112,21 +112,21 @@ pub struct Setback {
     pub local: bool,
 }
 
-impl Setback {
+impl Failure {
     /// A setback without an answer.
-    pub fn new(what: impl Into<Cow<'static, str>>) -> Setback {
-        Setback { what: what.into(), status: None, after: None, local: false }
+    pub fn new(what: impl Into<Cow<'static, str>>) -> Failure {
+        Failure { what: what.into(), status: None, after: None, local: false }
     }
 
     /// A setback that an answer with this status brought.
-    pub fn answered(status: u16) -> Setback {
+    pub fn answered(status: u16) -> Failure {
         let what = format!("answered {status}").into();
-        Setback { what, status: Some(status), after: None, local: false }
+        Failure { what, status: Some(status), after: None, local: false }
     }
 
-    /// The same, of these events only: see [`Setback::local`].
-    pub fn of_these_events(self) -> Setback {
-        Setback { local: true, ..self }
+    /// The same, of these events only: see [`Failure::local`].
+    pub fn of_these_events(self) -> Failure {
+        Failure { local: true, ..self }
     }
 }
 

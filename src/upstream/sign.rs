@@ -1,13 +1,12 @@
 //! The signature of a batch, after Standard Webhooks 1.0 (symmetric, `v1`): the receiver
 //! recomputes HMAC-SHA256 over `{webhook-id}.{webhook-timestamp}.{body as sent}`.
 
+use crate::config_error::ConfigError;
 use std::fmt;
 
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use ring::hmac;
-
-use super::ConfigError;
 
 /// Shortest and longest key, in bytes, that Standard Webhooks allows.
 const KEY_BYTES_MIN: usize = 24;

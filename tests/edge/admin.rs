@@ -4,7 +4,7 @@ use crate::backend::{Act, Backend};
 use crate::delivery::{RUNTIME, http_upstream};
 use crate::harness::{Edge, PATIENCE, Setup, command, wait_for};
 use crate::http::{Connection, Response};
-use pixelgate::admin::{EXPLAIN_BYTES_MAX, RECENT_EVENTS, WATCHERS_MAX};
+use pixelgate::internals::admin::{EXPLAIN_BYTES_MAX, RECENT_EVENTS, WATCHERS_MAX};
 use prometheus_parse::{Scrape, Value as Metric};
 use rustix::process::Signal;
 use serde_json::Value;

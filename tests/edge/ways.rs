@@ -201,7 +201,7 @@ fn a_client_that_reads_late_gets_each_answer_whole_and_once() {
     while !first.ends_with(b"\r\n\r\n") {
         first.extend(read(1));
     }
-    first.extend(read(pixelgate::response::pixel::PIXEL.len()));
+    first.extend(read(pixelgate::internals::response::pixel::PIXEL.len()));
     let undated = |answer: &[u8]| {
         let text = String::from_utf8_lossy(answer).into_owned();
         text.split("\r\n").filter(|line| !line.starts_with("Date: ")).collect::<String>()

@@ -1,7 +1,7 @@
 //! The fast judge's verdicts in the naive one's words, and the laws that every event obeys.
 
 use bytesize::ByteSize;
-use pixelgate::event::{self, Config, Context, Event, Record, Rules};
+use pixelgate::internals::event::{self, Config, Context, Event, Record, Rules};
 
 use super::Verdict;
 

@@ -2,7 +2,7 @@
 
 use std::io;
 
-use pixelgate::spool::fs::File;
+use pixelgate::internals::spool::fs::File;
 
 use super::{Inode, Op, SECTOR_BYTES, SimFs, absent};
 

@@ -19,7 +19,7 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard};
 
 use file::SimFile;
-use pixelgate::spool::fs::{Entry, File, Fs, Open};
+use pixelgate::internals::spool::fs::{Entry, File, Fs, Open};
 
 pub const SECTOR_BYTES: usize = 512;
 

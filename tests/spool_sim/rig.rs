@@ -6,8 +6,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytesize::ByteSize;
-use pixelgate::spool::{
-    Commit, Config, Env, Fate, Overloaded, Reader, Seat, Spool, UpstreamStatus,
+use pixelgate::internals::spool::{
+    Ack, Commit, Config, Env, Overloaded, Reader, RecordId, Spool, UpstreamStatus,
 };
 
 use super::SimFs;
@@ -42,7 +42,7 @@ pub fn append_all(spool: &Spool, texts: &[&str]) {
 }
 
 /// What is readable now.
-pub fn read(reader: &mut Reader) -> (Vec<String>, Vec<Seat>) {
+pub fn read(reader: &mut Reader) -> (Vec<String>, Vec<RecordId>) {
     let entries = reader.try_read(1_000, 1 << 20);
     let text = |bytes: &[u8]| String::from_utf8(bytes.to_vec()).expect("as written");
     entries.iter().map(|entry| (text(&entry.payload), entry.seat)).unzip()
@@ -51,7 +51,7 @@ pub fn read(reader: &mut Reader) -> (Vec<String>, Vec<Seat>) {
 pub fn drain(spool: &Spool, upstream: &str) -> Vec<String> {
     let mut reader = spool.reader(upstream).expect("configured");
     let (texts, seats) = read(&mut reader);
-    reader.acknowledger().acknowledge(&seats, Fate::Delivered);
+    reader.acknowledger().acknowledge(&seats, Ack::Delivered);
     texts
 }
 

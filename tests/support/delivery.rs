@@ -8,11 +8,11 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytesize::ByteSize;
-use pixelgate::delivery;
-use pixelgate::delivery::{Forwarder, Meters, Options, Route, dead_letters};
-use pixelgate::event::{self, Context, Event, Revenue};
-use pixelgate::spool::{self, Durability, Env, Spool};
-use pixelgate::upstream::{self, BatchConfig, Upstream};
+use pixelgate::internals::delivery;
+use pixelgate::internals::delivery::{Forwarder, Meters, Options, Route, dead_letters};
+use pixelgate::internals::event::{self, Context, Event, Revenue};
+use pixelgate::internals::spool::{self, Durability, Env, Spool};
+use pixelgate::internals::upstream::{self, BatchConfig, Upstream};
 use serde_json::Value;
 use uuid::Uuid;
 

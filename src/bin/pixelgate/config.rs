@@ -21,21 +21,21 @@ pub struct Config {
     /// The listeners and the origin.
     pub edge: crate::edge::Config,
     /// Which requests are events, and their limits.
-    pub events: pixelgate::event::Config,
+    pub events: pixelgate::config::Events,
     /// Who may report events.
-    pub portals: pixelgate::policy::portals::Config,
+    pub portals: pixelgate::config::Portals,
     /// What an answer looks like.
-    pub response: pixelgate::response::answer::Config,
+    pub response: pixelgate::config::Response,
     /// What is kept of a person.
-    pub privacy: pixelgate::policy::privacy::Config,
+    pub privacy: pixelgate::config::Privacy,
     /// Where accepted events wait.
-    pub spool: pixelgate::spool::Config,
+    pub spool: pixelgate::config::Spool,
     /// How events are grouped on their way.
-    pub batch: pixelgate::upstream::BatchConfig,
+    pub batch: pixelgate::config::Batch,
     /// Where events go.
-    pub upstream: Vec<pixelgate::upstream::Config>,
+    pub upstream: Vec<pixelgate::config::Upstream>,
     /// The operator's listener.
-    pub admin: pixelgate::admin::Config,
+    pub admin: pixelgate::config::Admin,
     /// What is written to standard error.
     pub log: crate::logging::Config,
 }
@@ -259,7 +259,7 @@ mod tests {
         for block in blocks {
             let keys = block.lines().take_while(|line| line.starts_with("# "));
             let keys: String = keys.map(|line| format!("{}\n", &line[2..])).collect();
-            match toml::from_str::<pixelgate::upstream::Config>(&keys) {
+            match toml::from_str::<pixelgate::config::Upstream>(&keys) {
                 Ok(_) => {}
                 Err(e) if e.message().contains("lacks the feature") => {}
                 Err(e) => panic!("{e}\n{keys}"),

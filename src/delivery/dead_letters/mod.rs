@@ -30,7 +30,7 @@ use uuid::Uuid;
 
 use crate::event::Record;
 use crate::upstream;
-use crate::upstream::Setback;
+use crate::upstream::Failure;
 
 pub use replay::{ATTEMPTS_MAX, Progress, Summary, list, replay};
 
@@ -115,7 +115,7 @@ impl Letter {
         upstream: &str,
         time_ms: u64,
         reason: Reason,
-        setback: &Setback,
+        setback: &Failure,
         record: &[u8],
     ) -> Letter {
         let time = i64::try_from(time_ms).ok();

@@ -15,9 +15,9 @@ use bytes::Bytes;
 use super::{DeadError, Files, Letter, Reason};
 use crate::clock::{Clock, SystemClock};
 use crate::delivery::backoff;
-use crate::delivery::parcel::Parcel;
+use crate::delivery::parcel::InFlightBatch;
 use crate::event::Record;
-use crate::upstream::{Batch, BatchConfig, Outcome, Setback, Upstream};
+use crate::upstream::{Batch, BatchConfig, Failure, Outcome, Upstream};
 
 /// Longest line that is read as a letter: an event's limits allow for a tenth of it.
 pub const LETTER_BYTES_MAX: usize = 1 << 20;
@@ -57,8 +57,8 @@ struct Line {
 /// What has become of a line's event.
 enum End {
     Delivered,
-    Refused(Reason, Setback),
-    Undelivered(Setback),
+    Refused(Reason, Failure),
+    Undelivered(Failure),
 }
 
 /// Shows every dead letter of an upstream, oldest first.
@@ -101,7 +101,7 @@ pub async fn replay(
         let ends = if so_far.gave_up.is_none() {
             deliver(upstream, &lines).await
         } else {
-            lines.iter().map(|_| End::Undelivered(Setback::new("given up"))).collect()
+            lines.iter().map(|_| End::Undelivered(Failure::new("given up"))).collect()
         };
         let back = so_far.note(name, lines, ends)?;
         if !back.is_empty() {
@@ -216,7 +216,7 @@ async fn deliver(upstream: &dyn Upstream, lines: &[Line]) -> Vec<End> {
         let Some(record) = &line.record else { continue };
         // Upstreams take records on trust, and no checksum vouches for a letter.
         if Record::decode(record).is_err() {
-            let setback = Setback::new("a spool record cannot be read");
+            let setback = Failure::new("a spool record cannot be read");
             ends[place] = End::Refused(Reason::Rejected, setback);
             continue;
         }
@@ -226,7 +226,7 @@ async fn deliver(upstream: &dyn Upstream, lines: &[Line]) -> Vec<End> {
     if records.is_empty() {
         return ends;
     }
-    let mut work = VecDeque::from([Parcel::of(records, places)]);
+    let mut work = VecDeque::from([InFlightBatch::of(records, places)]);
     while let Some(parcel) = work.pop_front() {
         let parted = match upstream.send(&parcel.batch).await {
             Outcome::Mixed(parts) => parcel.part(parts),
@@ -249,7 +249,7 @@ async fn deliver(upstream: &dyn Upstream, lines: &[Line]) -> Vec<End> {
                     work.push_front(parcel);
                 }
                 Outcome::Retry(s) | Outcome::Fault(s) => end(&|| End::Undelivered(s.clone())),
-                Outcome::Mixed(_) => end(&|| End::Undelivered(Setback::new("mixed"))),
+                Outcome::Mixed(_) => end(&|| End::Undelivered(Failure::new("mixed"))),
             }
         }
     }

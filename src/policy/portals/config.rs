@@ -1,6 +1,7 @@
 //! The `[portals]` section of the configuration, and what is wrong with one.
 
-use std::{collections::BTreeMap, fmt, path::PathBuf};
+use crate::config_error::ConfigError;
+use std::{collections::BTreeMap, path::PathBuf};
 
 use serde::Deserialize;
 use url::Url;
@@ -64,29 +65,6 @@ impl Mode {
         }
     }
 }
-
-/// A value in `[portals]` that cannot be used.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct ConfigError {
-    /// The key, such as `portals.source`.
-    pub key: String,
-    /// What is wrong with it.
-    pub why: String,
-}
-
-impl ConfigError {
-    pub(super) fn new(key: impl Into<String>, why: impl Into<String>) -> ConfigError {
-        ConfigError { key: key.into(), why: why.into() }
-    }
-}
-
-impl fmt::Display for ConfigError {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}: {}", self.key, self.why)
-    }
-}
-
-impl std::error::Error for ConfigError {}
 
 /// Where the list comes from, as `portals.source` says.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -153,7 +131,7 @@ mod tests {
     fn check(toml: &str, expect: Result<(), &str>) {
         let config: Config = toml::from_str(toml).unwrap();
         let got = config.validate();
-        assert_eq!(got.as_ref().map_err(|e| e.key.as_str()).copied(), expect, "{toml}: {got:?}");
+        assert_eq!(got.as_ref().map_err(|e| e.key()).copied(), expect, "{toml}: {got:?}");
     }
 
     #[test]

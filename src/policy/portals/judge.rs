@@ -12,18 +12,18 @@ use crate::event::Reason;
 /// The answer about one event of one portal.
 #[must_use]
 #[derive(Debug)]
-pub struct Decision {
+pub struct PortalDecision {
     /// Whether it is taken.
-    pub ruling: Ruling,
+    pub ruling: PortalVerdict,
     /// What decided it.
-    pub because: Because,
+    pub because: Cause,
     /// What else holds for this portal.
     pub policy: Policy,
 }
 
 /// Whether an event is taken.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Ruling {
+pub enum PortalVerdict {
     /// It is.
     Allowed,
     /// It is not: `portal_not_allowed`, `event_not_allowed` or `overloaded`.
@@ -34,7 +34,7 @@ pub enum Ruling {
 
 /// What decided about an event.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Because {
+pub enum Cause {
     /// The mode is `off`.
     Off,
     /// No list has been loaded yet.
@@ -51,17 +51,17 @@ pub enum Because {
     Listed,
 }
 
-impl Because {
+impl Cause {
     /// The name in `explain`'s answer.
     pub const fn as_str(self) -> &'static str {
         match self {
-            Because::Off => "off",
-            Because::NotLoaded => "not_loaded",
-            Because::Stale => "stale",
-            Because::NotListed => "not_listed",
-            Because::Expired => "expired",
-            Because::NoPatternFits => "no_pattern_fits",
-            Because::Listed => "listed",
+            Cause::Off => "off",
+            Cause::NotLoaded => "not_loaded",
+            Cause::Stale => "stale",
+            Cause::NotListed => "not_listed",
+            Cause::Expired => "expired",
+            Cause::NoPatternFits => "no_pattern_fits",
+            Cause::Listed => "listed",
         }
     }
 }
@@ -134,25 +134,25 @@ impl Policy {
     }
 }
 
-impl Decision {
+impl PortalDecision {
     /// What decided, as a sentence for people, with the rule's own text.
     pub fn explain(&self, event_name: &str) -> String {
         let rules = self.policy.list.as_ref().map(|list| list.rules(self.policy.place));
         let events = rules.and_then(|rules| rules.events.as_ref());
         let expires = rules.and_then(|rules| rules.expires);
         match (self.because, events, expires) {
-            (Because::Off, ..) => "the portal list is switched off".to_owned(),
-            (Because::NotLoaded, ..) => "no portal list has been loaded yet".to_owned(),
-            (Because::Stale, ..) => "the portal list is too old to go by".to_owned(),
-            (Because::NotListed, ..) => "the portal is not in the list".to_owned(),
-            (Because::Expired, _, Some(day)) => format!("the portal has expired on {day}"),
-            (Because::Expired, ..) => "the portal has expired".to_owned(),
-            (Because::NoPatternFits, ..) => "the event name fits none of `events`".to_owned(),
-            (Because::Listed, Some(events), _) => match events.fitting(event_name) {
+            (Cause::Off, ..) => "the portal list is switched off".to_owned(),
+            (Cause::NotLoaded, ..) => "no portal list has been loaded yet".to_owned(),
+            (Cause::Stale, ..) => "the portal list is too old to go by".to_owned(),
+            (Cause::NotListed, ..) => "the portal is not in the list".to_owned(),
+            (Cause::Expired, _, Some(day)) => format!("the portal has expired on {day}"),
+            (Cause::Expired, ..) => "the portal has expired".to_owned(),
+            (Cause::NoPatternFits, ..) => "the event name fits none of `events`".to_owned(),
+            (Cause::Listed, Some(events), _) => match events.fitting(event_name) {
                 Some(pattern) => format!("the event name fits `{pattern}` of `events`"),
                 None => "the portal is in the list".to_owned(),
             },
-            (Because::Listed, None, _) => "the portal is in the list".to_owned(),
+            (Cause::Listed, None, _) => "the portal is in the list".to_owned(),
         }
     }
 }
@@ -178,24 +178,24 @@ pub(super) fn judge(
     portal: u64,
     event_name: &str,
     moment: &Moment<'_>,
-) -> Decision {
+) -> PortalDecision {
     let place = list.as_ref().and_then(|list| list.place(portal));
     let checked = match (moment.mode, list.as_ref()) {
-        (Mode::Off, _) => Ok(Because::Off),
-        (_, None) => Err((Reason::Overloaded, Because::NotLoaded)),
-        (_, Some(_)) if moment.stale => Err((Reason::Overloaded, Because::Stale)),
+        (Mode::Off, _) => Ok(Cause::Off),
+        (_, None) => Err((Reason::Overloaded, Cause::NotLoaded)),
+        (_, Some(_)) if moment.stale => Err((Reason::Overloaded, Cause::Stale)),
         (_, Some(list)) => check(list, place, event_name, moment.clock),
     };
     let (ruling, because, metering) = match (checked, moment.mode) {
-        (Ok(because), Mode::Enforce) => (Ruling::Allowed, because, Metering::Enforced),
-        (Ok(because), Mode::DryRun) => (Ruling::Allowed, because, Metering::Told),
-        (Ok(because), Mode::Off) => (Ruling::Allowed, because, Metering::Off),
+        (Ok(because), Mode::Enforce) => (PortalVerdict::Allowed, because, Metering::Enforced),
+        (Ok(because), Mode::DryRun) => (PortalVerdict::Allowed, because, Metering::Told),
+        (Ok(because), Mode::Off) => (PortalVerdict::Allowed, because, Metering::Off),
         (Err((reason, because)), Mode::DryRun) => {
-            (Ruling::WouldRefuse(reason), because, Metering::Off)
+            (PortalVerdict::WouldRefuse(reason), because, Metering::Off)
         }
-        (Err((reason, because)), _) => (Ruling::Refused(reason), because, Metering::Off),
+        (Err((reason, because)), _) => (PortalVerdict::Refused(reason), because, Metering::Off),
     };
-    Decision { ruling, because, policy: Policy { list, place, metering } }
+    PortalDecision { ruling, because, policy: Policy { list, place, metering } }
 }
 
 #[inline]
@@ -204,16 +204,16 @@ fn check(
     place: Option<Place>,
     event_name: &str,
     clock: &dyn Clock,
-) -> Result<Because, (Reason, Because)> {
+) -> Result<Cause, (Reason, Cause)> {
     if place.is_none() {
-        return Err((Reason::PortalNotAllowed, Because::NotListed));
+        return Err((Reason::PortalNotAllowed, Cause::NotListed));
     }
     let rules = list.rules(place);
     if rules.expires.is_some_and(|expires| expires.unix_ms <= clock.unix_ms()) {
-        return Err((Reason::PortalNotAllowed, Because::Expired));
+        return Err((Reason::PortalNotAllowed, Cause::Expired));
     }
     if rules.events.as_ref().is_some_and(|events| !events.allow(event_name)) {
-        return Err((Reason::EventNotAllowed, Because::NoPatternFits));
+        return Err((Reason::EventNotAllowed, Cause::NoPatternFits));
     }
-    Ok(Because::Listed)
+    Ok(Cause::Listed)
 }

@@ -21,6 +21,7 @@ mod source_file;
 mod source_url;
 mod summary;
 
+use crate::config_error::ConfigError;
 use std::{
     fmt, io,
     path::Path,
@@ -35,15 +36,15 @@ use arc_swap::ArcSwapOption;
 
 use crate::clock::Clock;
 use config::Origin;
-pub use config::{Config, ConfigError, Mode, REFRESH_SECONDS_MAX};
+pub use config::{Config, Mode, REFRESH_SECONDS_MAX};
 use judge::Moment;
-pub use judge::{Because, Decision, Policy, RateLimited, Ruling};
+pub use judge::{Cause, Policy, PortalDecision, PortalVerdict, RateLimited};
 use list::List;
 pub use parse::{Format, LIST_BYTES_MAX};
 pub use parse_toml::RULES_BYTES_MAX;
 pub use pattern::PATTERN_CHARS_MAX;
-pub use refresh::{Failure, Haste, Refreshed, Status};
 use refresh::{Health, Source};
+pub use refresh::{RefreshFailure, RefreshMode, Refreshed, Status};
 pub use rules::{RATE_MAX, RULE_ENTRIES_MAX};
 use source_file::FileSource;
 use source_url::UrlSource;
@@ -166,7 +167,7 @@ impl Portals {
     ///
     /// The rate is asked apart, by [`Policy::take_rate`], since other checks come between.
     #[inline]
-    pub fn judge(&self, portal: u64, event_name: &str) -> Decision {
+    pub fn judge(&self, portal: u64, event_name: &str) -> PortalDecision {
         let shared = &*self.shared;
         let (mode, stale) = (shared.mode, shared.is_stale());
         let moment = Moment { mode, stale, clock: &*shared.clock };

@@ -113,7 +113,7 @@ impl fmt::Display for ParseError {
 #[derive(Debug, Default)]
 pub(super) struct Ids {
     pub list: Vec<u64>,
-    hunted: Option<u64>,
+    duplicate_id: Option<u64>,
     seen: bool,
 }
 
@@ -122,7 +122,7 @@ impl Ids {
     #[inline]
     pub(super) fn take(&mut self, id: u64) -> Result<(), &'static str> {
         self.see(id)?;
-        if self.hunted.is_none() {
+        if self.duplicate_id.is_none() {
             self.list.push(id);
         }
         Ok(())
@@ -130,7 +130,7 @@ impl Ids {
 
     /// Like `take`, for an id that is kept elsewhere.
     pub(super) fn see(&mut self, id: u64) -> Result<(), &'static str> {
-        if self.hunted == Some(id) && std::mem::replace(&mut self.seen, true) {
+        if self.duplicate_id == Some(id) && std::mem::replace(&mut self.seen, true) {
             return Err("this portal id is already in the list");
         }
         Ok(())
@@ -162,7 +162,7 @@ pub(super) fn parse(
 /// Reads a list again to say where an id comes for the second time.
 pub(super) fn locate(format: Format, reader: impl BufRead, twice: Duplicate) -> ParseError {
     let Duplicate(id) = twice;
-    let ids = Ids { hunted: Some(id), ..Ids::default() };
+    let ids = Ids { duplicate_id: Some(id), ..Ids::default() };
     let mut draft = Draft { ids, ..Draft::default() };
     let found = read(format, reader, &mut draft).err();
     let mut error = found.unwrap_or_else(|| ParseError::new("a portal id is in the list twice"));

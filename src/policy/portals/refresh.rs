@@ -23,7 +23,7 @@ pub(super) enum Source {
 
 /// How sure to be that a file is complete before reading it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Haste {
+pub enum RefreshMode {
     /// A changed file is read when a second look finds it the same as the first.
     Routine,
     /// The source is read now: somebody says that it is complete.
@@ -53,7 +53,7 @@ pub struct Status {
     /// When the list in use was loaded: milliseconds since 1970, UTC. None: there is none yet.
     pub loaded_at_ms: Option<u64>,
     /// The last failure to refresh the list, be it over or not.
-    pub last_failure: Option<Failure>,
+    pub last_failure: Option<RefreshFailure>,
     /// Failures to refresh the list since start, each look counted.
     pub failures: u64,
     /// Whether there is a list, and the last look at its source found nothing wrong.
@@ -64,7 +64,7 @@ pub struct Status {
 
 /// A failure to refresh the list.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Failure {
+pub struct RefreshFailure {
     /// When: milliseconds since 1970, UTC.
     pub at_ms: u64,
     /// What, with the file or URL and, where there is one, the line. No personal data.
@@ -75,7 +75,7 @@ pub struct Failure {
 #[derive(Debug, Default)]
 pub(super) struct Health {
     pub loaded_at_ms: Option<u64>,
-    pub last_failure: Option<Failure>,
+    pub last_failure: Option<RefreshFailure>,
     pub failures: u64,
     pub failing: bool,
     /// Whether it has been told that the list is too old.
@@ -111,8 +111,8 @@ impl Portals {
         loop {
             let haste = tokio::select! {
                 _ = shutdown.wait_for(|&stop| stop) => return,
-                () = self.shared.reload.notified() => Haste::AtOnce,
-                () = tokio::time::sleep(pause) => Haste::Routine,
+                () = self.shared.reload.notified() => RefreshMode::AtOnce,
+                () = tokio::time::sleep(pause) => RefreshMode::Routine,
             };
             tokio::select! {
                 _ = shutdown.wait_for(|&stop| stop) => return,
@@ -123,7 +123,7 @@ impl Portals {
     }
 
     /// Looks at the source once: what [`Portals::watch`] does again and again. Needs a runtime.
-    pub async fn refresh(&self, haste: Haste) -> Refreshed {
+    pub async fn refresh(&self, haste: RefreshMode) -> Refreshed {
         let source = Arc::clone(&self.shared.source).lock_owned().await;
         let shared = Arc::clone(&self.shared);
         if matches!(*source, Source::Url(_)) {
@@ -159,10 +159,10 @@ impl Source {
 }
 
 impl Shared {
-    fn look_at_file(&self, mut source: OwnedMutexGuard<Source>, haste: Haste) -> Refreshed {
+    fn look_at_file(&self, mut source: OwnedMutexGuard<Source>, haste: RefreshMode) -> Refreshed {
         let content = self.current.load().as_ref().map(|list| list.content);
         let look = match &mut *source {
-            Source::File(file) => file.look(content, haste == Haste::AtOnce, &self.clock),
+            Source::File(file) => file.look(content, haste == RefreshMode::AtOnce, &self.clock),
             Source::Fixed | Source::Url(_) => Look::Same,
         };
         self.settle(look)
@@ -231,7 +231,7 @@ impl Shared {
         }
         health.failing = true;
         health.failures += 1;
-        health.last_failure = Some(Failure { at_ms: self.clock.unix_ms(), what });
+        health.last_failure = Some(RefreshFailure { at_ms: self.clock.unix_ms(), what });
     }
 
     fn health(&self) -> std::sync::MutexGuard<'_, Health> {

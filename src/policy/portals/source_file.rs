@@ -44,16 +44,16 @@ pub(super) struct FileSource {
     path: PathBuf,
     format: Format,
     /// The file as it was when the list in use was read.
-    taken: Option<Sighting>,
+    taken: Option<FileStamp>,
     /// The file as the last look saw it.
-    seen: Option<Sighting>,
+    seen: Option<FileStamp>,
     /// What is wrong with the file that `seen` saw.
     rejected: Option<String>,
 }
 
 /// Everything about a file that tells a change of it without reading.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-struct Sighting {
+struct FileStamp {
     device: u64,
     inode: u64,
     size: u64,
@@ -100,7 +100,7 @@ impl FileSource {
         at_once: bool,
         clock: &Arc<dyn Clock>,
     ) -> Look {
-        let sighting = fs::metadata(&self.path).map(|metadata| Sighting::of(&metadata));
+        let sighting = fs::metadata(&self.path).map(|metadata| FileStamp::of(&metadata));
         let before = self.seen;
         self.seen = sighting.as_ref().ok().copied();
         if !at_once && self.seen != before {
@@ -117,7 +117,7 @@ impl FileSource {
             Ok(sighting) => self.read(sighting, clock),
             Err(error) => Err(ParseError::from(error)),
         };
-        let believed = self.seen.filter(Sighting::can_be_believed);
+        let believed = self.seen.filter(FileStamp::can_be_believed);
         match read {
             Ok(None) => Look::Unsettled,
             Ok(Some(list)) => {
@@ -140,15 +140,15 @@ impl FileSource {
     }
 
     /// Reads the file, if it stays the one that was seen.
-    fn read(&self, seen: Sighting, clock: &Arc<dyn Clock>) -> Result<Option<List>, ParseError> {
+    fn read(&self, seen: FileStamp, clock: &Arc<dyn Clock>) -> Result<Option<List>, ParseError> {
         let mut file = File::open(&self.path)?;
-        if Sighting::of(&file.metadata()?) != seen {
+        if FileStamp::of(&file.metadata()?) != seen {
             return Ok(None);
         }
         let list = List::read(self.format, &mut file, clock);
         // Both: the file may have been written to, and the path may lead to another by now.
         let still = |metadata: io::Result<Metadata>| {
-            metadata.is_ok_and(|metadata| Sighting::of(&metadata) == seen)
+            metadata.is_ok_and(|metadata| FileStamp::of(&metadata) == seen)
         };
         match still(file.metadata()) && still(fs::metadata(&self.path)) {
             true => list.map(Some),
@@ -167,10 +167,10 @@ impl FileSource {
     }
 }
 
-impl Sighting {
-    fn of(metadata: &Metadata) -> Sighting {
+impl FileStamp {
+    fn of(metadata: &Metadata) -> FileStamp {
         let stamp = |seconds: i64, ns: i64| i128::from(seconds) * 1_000_000_000 + i128::from(ns);
-        Sighting {
+        FileStamp {
             device: metadata.dev(),
             inode: metadata.ino(),
             size: metadata.size(),
@@ -233,9 +233,9 @@ mod tests {
     #[test]
     fn a_fresh_stamp_is_not_believed() {
         let dir = tempfile::tempdir().unwrap();
-        let fresh = Sighting::of(&fs::metadata(dir.path()).unwrap());
+        let fresh = FileStamp::of(&fs::metadata(dir.path()).unwrap());
         assert!(!fresh.can_be_believed());
-        let by = |seconds: i128| Sighting {
+        let by = |seconds: i128| FileStamp {
             changed_ns: fresh.changed_ns + seconds * 1_000_000_000,
             ..fresh
         };

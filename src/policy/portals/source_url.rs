@@ -7,6 +7,7 @@
 //!
 //! Redirects are followed on the same origin only, since the headers may hold a secret.
 
+use crate::config_error::ConfigError;
 use std::{
     error::Error as _,
     fmt::Write as _,
@@ -33,7 +34,7 @@ use super::cache::{About, Incoming, Validators};
 use super::list::{Content, List};
 use super::parse::{Format, LIST_BYTES_MAX, ParseError};
 use super::source_file::Look;
-use super::{Config, ConfigError, cache};
+use super::{Config, cache};
 use crate::clock::Clock;
 
 const CONNECT_SECONDS_MAX: u64 = 5;

@@ -37,7 +37,7 @@ pub fn end_of_head(bytes: &[u8], searched: &mut usize) -> Option<usize> {
 
 /// A header that every party reads alike.
 #[derive(Debug, PartialEq, Eq)]
-pub struct Sound {
+pub struct Framing {
     /// Whether bytes behind it may belong to its request: then Pingora gets them all, and decides.
     /// Only the header of a request that cannot have a body is cut off exactly, which keeps what a
     /// client sent ahead for the next round.
@@ -67,7 +67,7 @@ struct Seen {
 }
 
 /// Reads a whole header, its empty line included, by the strict grammar.
-pub fn examine(head: &[u8], lines_max: usize) -> Result<Sound, Fault> {
+pub fn examine(head: &[u8], lines_max: usize) -> Result<Framing, Fault> {
     let lines = head.strip_suffix(b"\r\n\r\n").ok_or(Fault::Syntax)?;
     let mut lines = lines.split(|&b| b == b'\n');
     // The last line has lost its CR with the end.
@@ -93,7 +93,7 @@ pub fn examine(head: &[u8], lines_max: usize) -> Result<Sound, Fault> {
     }
     let bodyless = request.bodyless && seen.lengths == 0 && seen.codings == 0;
     let upgrades = seen.upgrades && !seen.websocket;
-    Ok(Sound { expects_more: !bodyless || seen.upgrades || seen.expects, upgrades })
+    Ok(Framing { expects_more: !bodyless || seen.upgrades || seen.expects, upgrades })
 }
 
 /// What a request line says.
@@ -229,7 +229,7 @@ mod tests {
         }
     }
 
-    fn examined(line: &str, headers: &str) -> Result<Sound, Fault> {
+    fn examined(line: &str, headers: &str) -> Result<Framing, Fault> {
         examine(format!("{line}\r\n{headers}\r\n").as_bytes(), 8)
     }
 

@@ -3,12 +3,12 @@
 pub(super) mod head;
 
 use super::admission::Admitted;
-use super::connection_limit::Place;
+use super::connection_limit::Permit;
 use super::fast_path::request::{Plain, plain, request_line};
 use super::socket::Socket;
-use super::{Busy, Front, InFlight, http2, read_buffer};
+use super::{InFlight, InFlightGuard, Server, http2, read_buffer};
 use crate::plugin::Step;
-use crate::policy::gate::Hit;
+use crate::policy::gate::EventRequest;
 use crate::request::path::Reading;
 use crate::response::answer::wants_image;
 use crate::telemetry::metrics::Limit;
@@ -52,7 +52,7 @@ pub struct Connection {
     /// How many it has had, the one that it is at included.
     pub requests: u32,
     /// Its place among the connections.
-    pub place: Place,
+    pub place: Permit,
 }
 
 impl Connection {
@@ -71,7 +71,7 @@ struct Judged<'f> {
     image: bool,
     /// It is the connection's last one by its client's wish.
     closes: bool,
-    _busy: Busy<&'f InFlight>,
+    _busy: InFlightGuard<&'f InFlight>,
 }
 
 /// What a connection brings first when it was waited for.
@@ -99,7 +99,7 @@ pub enum Head {
 /// What Pingora makes of a request: the connection, if it can take another one.
 type Handed<'a> = Pin<Box<dyn Future<Output = Option<ReusedHttpStream>> + Send + 'a>>;
 
-impl<SV> Front<SV> {
+impl<SV> Server<SV> {
     /// Takes a connection's next bytes, if there are any. A plain event request that comes in one
     /// piece, as nearly all do, is judged where it was read.
     fn poll_arrival(&self, connection: &mut Connection, cx: &mut Context<'_>) -> Poll<Arrival<'_>> {
@@ -216,7 +216,7 @@ impl<SV> Front<SV> {
         let busy = self.in_flight.enter_here();
         let ip = peer.map(|peer| shared.trusted.client(peer, &request));
         let (image, closes) = (wants_image(request.accept), request.closes);
-        let step = self.gate.begin(Hit {
+        let step = self.gate.begin(EventRequest {
             method: &Plain::METHOD,
             reading,
             query: target.query,
@@ -326,7 +326,7 @@ async fn part(stream: &mut Stream) {
     let _ = timeout(Duration::from_secs(LINGER_SECONDS_MAX), goodbye).await;
 }
 
-impl<SV> Front<SV>
+impl<SV> Server<SV>
 where
     SV: ProxyHttp + Send + Sync + 'static,
     SV::CTX: Send + Sync,
@@ -469,13 +469,13 @@ mod tests {
         }
     }
 
-    fn bytes_of<F>(_: fn(Arc<Front<Nobody>>, Connection, ShutdownWatch) -> F) -> usize {
+    fn bytes_of<F>(_: fn(Arc<Server<Nobody>>, Connection, ShutdownWatch) -> F) -> usize {
         size_of::<F>()
     }
 
     #[test]
     fn an_idle_connection_holds_little() {
-        let bytes = bytes_of(Front::<Nobody>::serve);
+        let bytes = bytes_of(Server::<Nobody>::serve);
         assert!(bytes <= IDLE_BYTES_MAX, "{bytes} bytes");
     }
 }

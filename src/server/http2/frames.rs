@@ -1,6 +1,6 @@
 //! A connection whose HTTP/2 frames are counted as they come by. What they mean is [`super::h2`]'s.
 
-use super::{Frame, PREFACE, Pulse};
+use super::{Frame, FrameBudget, PREFACE};
 use crate::server::read_buffer::replay;
 use crate::telemetry::metrics::Limit;
 use async_trait::async_trait;
@@ -66,22 +66,22 @@ impl Frames {
 
 /// An HTTP/2 connection that is watched.
 #[derive(Debug)]
-pub struct Watched {
+pub struct FrameCounter {
     inner: Stream,
     /// What was read before Pingora got the connection.
     came: BytesMut,
     frames: Frames,
-    pulse: Arc<Pulse>,
+    pulse: Arc<FrameBudget>,
     crossed: Option<oneshot::Sender<Limit>>,
 }
 
-impl Watched {
+impl FrameCounter {
     /// Watches a connection whose first bytes, `came`, are read already. The receiver tells which
     /// limit ended it, if one did.
     pub fn new(
         inner: Stream,
         came: BytesMut,
-        pulse: Arc<Pulse>,
+        pulse: Arc<FrameBudget>,
     ) -> (Self, oneshot::Receiver<Limit>) {
         let (crossed, receiver) = oneshot::channel();
         let crossed = Some(crossed);
@@ -95,7 +95,7 @@ impl Watched {
     }
 }
 
-impl AsyncRead for Watched {
+impl AsyncRead for FrameCounter {
     fn poll_read(
         self: Pin<&mut Self>,
         cx: &mut Context<'_>,
@@ -119,7 +119,7 @@ impl AsyncRead for Watched {
     }
 }
 
-impl AsyncWrite for Watched {
+impl AsyncWrite for FrameCounter {
     fn poll_write(
         mut self: Pin<&mut Self>,
         cx: &mut Context<'_>,
@@ -156,19 +156,19 @@ impl AsyncWrite for Watched {
 // The rest is what Pingora asks of any connection, asked of the one inside.
 
 #[async_trait]
-impl Shutdown for Watched {
+impl Shutdown for FrameCounter {
     async fn shutdown(&mut self) {
         Shutdown::shutdown(&mut *self.inner).await;
     }
 }
 
-impl UniqueID for Watched {
+impl UniqueID for FrameCounter {
     fn id(&self) -> UniqueIDType {
         self.inner.id()
     }
 }
 
-impl Ssl for Watched {
+impl Ssl for FrameCounter {
     fn get_ssl(&self) -> Option<&TlsRef> {
         self.inner.get_ssl()
     }
@@ -183,7 +183,7 @@ impl Ssl for Watched {
     }
 }
 
-impl GetTimingDigest for Watched {
+impl GetTimingDigest for FrameCounter {
     fn get_timing_digest(&self) -> Vec<Option<TimingDigest>> {
         self.inner.get_timing_digest()
     }
@@ -197,19 +197,19 @@ impl GetTimingDigest for Watched {
     }
 }
 
-impl GetProxyDigest for Watched {
+impl GetProxyDigest for FrameCounter {
     fn get_proxy_digest(&self) -> Option<Arc<ProxyDigest>> {
         self.inner.get_proxy_digest()
     }
 }
 
-impl GetSocketDigest for Watched {
+impl GetSocketDigest for FrameCounter {
     fn get_socket_digest(&self) -> Option<Arc<SocketDigest>> {
         self.inner.get_socket_digest()
     }
 }
 
-impl Peek for Watched {}
+impl Peek for FrameCounter {}
 
 #[cfg(test)]
 mod tests {

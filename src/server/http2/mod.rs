@@ -1,6 +1,6 @@
 //! HTTP/2: Pingora frames it; what it lets a client do without end is bounded here.
 //!
-//! Every byte of a connection passes [`Watched`], which reads frame headers and nothing else. The
+//! Every byte of a connection passes [`FrameCounter`], which reads frame headers and nothing else. The
 //! `h2` crate bounds streams at once, the size of header blocks and their continuations; here is
 //! bounded what makes work without being a request: resets, and frames about the connection
 //! itself. A beat, as long as a header may take, gives new allowances, and ends a connection that
@@ -9,12 +9,12 @@
 mod frames;
 mod streams;
 
-use super::Front;
+use super::Server;
 use super::http1::{Connection, Head};
 use super::limits::Limits;
 use crate::telemetry::metrics::Limit;
 use bytes::BytesMut;
-use frames::Watched;
+use frames::FrameCounter;
 use pingora::apps::ServerApp;
 use pingora::protocols::Stream;
 use pingora::protocols::http::v2::server::{H2Options, default_h2_options};
@@ -49,7 +49,7 @@ const SEND_BUFFER_BYTES: usize = 64 << 10;
 /// What the watcher of a connection's bytes and its keeper tell each other. Both run in one task;
 /// the atomics only make it shareable.
 #[derive(Debug)]
-pub struct Pulse {
+pub struct FrameBudget {
     /// Whether a byte moved, in either direction, since the last beat.
     moved: AtomicBool,
     /// Header blocks that began, in all.
@@ -87,7 +87,7 @@ fn spend(left: &AtomicU32, count: u32) -> bool {
     now >= count
 }
 
-impl Pulse {
+impl FrameBudget {
     fn new(limits: &Limits, stop: watch::Sender<bool>) -> Self {
         let resets_max = limits.h2_streams_max.saturating_mul(RESETS_PER_STREAM);
         Self {
@@ -158,15 +158,15 @@ impl Pulse {
 
 /// What a connection's keeper remembers from beat to beat.
 #[derive(Default)]
-struct Keeper {
+struct Watchdog {
     quiet: Duration,
     /// The number of the header block that was open.
     open: Option<u32>,
 }
 
-impl Keeper {
+impl Watchdog {
     /// Looks at a connection once a beat; the limit that it crossed, if it crossed one.
-    fn beat(&mut self, pulse: &Pulse, limits: &Limits) -> Result<(), Limit> {
+    fn tick(&mut self, pulse: &FrameBudget, limits: &Limits) -> Result<(), Limit> {
         let blocks = pulse.blocks.load(Relaxed);
         let open = pulse.block_open.load(Relaxed).then_some(blocks);
         if blocks == 0 || (open.is_some() && open == self.open) {
@@ -192,7 +192,7 @@ pub fn options(limits: &Limits) -> H2Options {
     options
 }
 
-impl<SV> Front<SV>
+impl<SV> Server<SV>
 where
     SV: ProxyHttp + Send + Sync + 'static,
     SV::CTX: Send + Sync,
@@ -220,12 +220,12 @@ where
         let limits = &self.door.limits;
         let _seats = self.in_flight.streams(limits.h2_streams_max);
         let (stop, stopping) = watch::channel(false);
-        let pulse = Arc::new(Pulse::new(limits, stop));
-        let (watched, mut crossed) = Watched::new(stream, came, pulse.clone());
-        let beat = limits.header_timeout;
-        let mut beats = interval_at(tokio::time::Instant::now() + beat, beat);
+        let pulse = Arc::new(FrameBudget::new(limits, stop));
+        let (watched, mut crossed) = FrameCounter::new(stream, came, pulse.clone());
+        let tick = limits.header_timeout;
+        let mut beats = interval_at(tokio::time::Instant::now() + tick, tick);
         beats.set_missed_tick_behavior(MissedTickBehavior::Delay);
-        let mut keeper = Keeper::default();
+        let mut keeper = Watchdog::default();
         let mut told = false;
         let streams = Arc::new(Streams(self.clone()));
         let mut serving = pin!(last(streams.process_new(Box::new(watched), &stopping)));
@@ -237,7 +237,7 @@ where
                     told = true;
                     pulse.stop.send_replace(true);
                 }
-                _ = beats.tick() => if let Err(limit) = keeper.beat(&pulse, limits) {
+                _ = beats.tick() => if let Err(limit) = keeper.tick(&pulse, limits) {
                     break Some(limit);
                 }
             }
@@ -273,9 +273,9 @@ mod tests {
     use super::*;
     use tokio::sync::Notify;
 
-    fn pulse(limits: &Limits) -> (Pulse, watch::Receiver<bool>) {
+    fn pulse(limits: &Limits) -> (FrameBudget, watch::Receiver<bool>) {
         let (stop, stopping) = watch::channel(false);
-        (Pulse::new(limits, stop), stopping)
+        (FrameBudget::new(limits, stop), stopping)
     }
 
     fn frame(kind: u8, flags: u8) -> Frame {
@@ -331,7 +331,7 @@ mod tests {
             assert_eq!(pulse.came(frame(PING, 0)), Err(Limit::Frames));
             pulse.sent(1024);
             assert_eq!(pulse.came(frame(PING, 0)), Ok(()));
-            Keeper::default().beat(&pulse, &limits).unwrap();
+            Watchdog::default().tick(&pulse, &limits).unwrap();
         }
     }
 
@@ -339,14 +339,14 @@ mod tests {
     fn a_connection_makes_a_request_and_ends_its_headers() {
         let limits = Limits::default();
         let (pulse, _stopping) = pulse(&limits);
-        let mut keeper = Keeper::default();
-        assert_eq!(keeper.beat(&pulse, &limits), Err(Limit::HeaderTime), "no request");
+        let mut keeper = Watchdog::default();
+        assert_eq!(keeper.tick(&pulse, &limits), Err(Limit::HeaderTime), "no request");
         pulse.came(frame(Frame::HEADERS, 0)).unwrap();
-        assert_eq!(keeper.beat(&pulse, &limits), Ok(()), "a block that just began");
+        assert_eq!(keeper.tick(&pulse, &limits), Ok(()), "a block that just began");
         pulse.came(frame(Frame::CONTINUATION, 0)).unwrap();
-        assert_eq!(keeper.beat(&pulse, &limits), Err(Limit::HeaderTime), "the same");
+        assert_eq!(keeper.tick(&pulse, &limits), Err(Limit::HeaderTime), "the same");
         pulse.came(frame(Frame::CONTINUATION, Frame::END_HEADERS)).unwrap();
-        assert_eq!(keeper.beat(&pulse, &limits), Ok(()));
+        assert_eq!(keeper.tick(&pulse, &limits), Ok(()));
     }
 
     #[test]
@@ -354,8 +354,8 @@ mod tests {
         let limits = Limits::default();
         let (pulse, _stopping) = pulse(&limits);
         pulse.came(REQUEST).unwrap();
-        let mut keeper = Keeper::default();
-        let beats = (1..100).find(|_| keeper.beat(&pulse, &limits).is_err()).unwrap();
+        let mut keeper = Watchdog::default();
+        let beats = (1..100).find(|_| keeper.tick(&pulse, &limits).is_err()).unwrap();
         let quiet = limits.header_timeout * (beats - 1);
         assert!(quiet > limits.keepalive + limits.write_timeout, "after {quiet:?}");
     }

@@ -3,7 +3,7 @@
 //! The gate judges and answers both ways alike. What is spared is what Pingora makes for each
 //! request that it may have to pass on: some thirty kilobytes that are moved about several times.
 
-use crate::server::Front;
+use crate::server::Server;
 use crate::telemetry::metrics::Limit;
 use async_trait::async_trait;
 use http::{Method, header};
@@ -17,7 +17,7 @@ use pingora::server::ShutdownWatch;
 use std::sync::Arc;
 
 /// See the module.
-pub struct Streams<SV>(pub Arc<Front<SV>>);
+pub struct Streams<SV>(pub Arc<Server<SV>>);
 
 /// Whether a request is what `h1` takes for plain: nothing but a header, which asks for an answer.
 fn is_plain(session: &mut ServerSession) -> bool {

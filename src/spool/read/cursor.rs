@@ -20,7 +20,7 @@
 use std::io;
 use std::sync::Arc;
 
-use super::ledger::{Account, Counts};
+use super::ledger::{ConsumerPosition, Counts};
 use crate::spool::format::{u32_at, u64_at};
 use crate::spool::fs::{File, read_full, write_full};
 
@@ -54,7 +54,7 @@ pub struct Cursor {
     pub salt: u64,
     /// Lanes whose totals are counted here already.
     pub absorbed: Vec<LaneKey>,
-    pub accounts: Vec<Account>,
+    pub accounts: Vec<ConsumerPosition>,
 }
 
 /// The open file, and which slot is next.
@@ -164,11 +164,11 @@ fn decode(bytes: &[u8]) -> Option<(u64, Cursor)> {
     Some((u64_at(header, 16), cursor))
 }
 
-fn take_account(rest: &mut &[u8]) -> Option<Account> {
+fn take_account(rest: &mut &[u8]) -> Option<ConsumerPosition> {
     let name_bytes = usize::from(u16_at(rest.get(..2)?, 0));
     let name = std::str::from_utf8(rest.get(2..2 + name_bytes)?).ok()?;
     *rest = rest.get(2 + name_bytes..)?;
-    let mut account = Account::new(name, take_u64(rest)?);
+    let mut account = ConsumerPosition::new(name, take_u64(rest)?);
     account.low = take_u64(rest)?;
     account.below.delivered = take_u64(rest)?;
     account.below.dead = take_u64(rest)?;
@@ -201,7 +201,7 @@ mod tests {
     use crate::spool::fs::{Fs, Open, SystemFs};
 
     fn cursor(low: u64) -> Cursor {
-        let mut account = Account::new("collector", 5);
+        let mut account = ConsumerPosition::new("collector", 5);
         account.low = low;
         account.below.delivered = low - 5;
         account.carried = Counts { accepted: 9, delivered: 6, dead: 2, lost: 1 };

@@ -14,7 +14,7 @@ pub const RUN_AHEAD_EVENTS_MAX: usize = 65_536;
 
 /// What became of a record.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Fate {
+pub enum Ack {
     /// The upstream has it.
     Delivered,
     /// It went to the dead letters.
@@ -80,7 +80,7 @@ impl Counts {
 
 /// One upstream's account of one lane.
 #[derive(Debug, Clone)]
-pub struct Account {
+pub struct ConsumerPosition {
     /// The upstream's name.
     pub name: String,
     /// Where this upstream began to count in this lane.
@@ -95,10 +95,10 @@ pub struct Account {
     above: Counts,
 }
 
-impl Account {
+impl ConsumerPosition {
     /// An account that begins at `start`.
-    pub fn new(name: &str, start: u64) -> Account {
-        Account {
+    pub fn new(name: &str, start: u64) -> ConsumerPosition {
+        ConsumerPosition {
             name: name.to_owned(),
             start,
             low: start,
@@ -142,13 +142,13 @@ impl Account {
     }
 
     /// A record has its fate. One that was not handed out, or has its fate, is left alone.
-    pub fn settle(&mut self, seq: u64, fate: Fate) {
+    pub fn settle(&mut self, seq: u64, fate: Ack) {
         let slot = seq.checked_sub(self.low).and_then(|at| usize::try_from(at).ok());
         let Some(slot) = slot.and_then(|at| self.window.get_mut(at)) else { return };
         if *slot == Slot::Out {
             *slot = match fate {
-                Fate::Delivered => Slot::Delivered,
-                Fate::Dead => Slot::Dead,
+                Ack::Delivered => Slot::Delivered,
+                Ack::Dead => Slot::Dead,
             };
             self.above.count(*slot, 1);
         }
@@ -183,13 +183,13 @@ impl Account {
 mod tests {
     use super::*;
 
-    fn handed_out(events: usize) -> Account {
-        let mut account = Account::new("a", 1);
+    fn handed_out(events: usize) -> ConsumerPosition {
+        let mut account = ConsumerPosition::new("a", 1);
         account.hand_out(events);
         account
     }
 
-    fn identity_holds(account: &Account, end: u64) {
+    fn identity_holds(account: &ConsumerPosition, end: u64) {
         let below = account.below;
         assert_eq!(account.low - account.start, below.delivered + below.dead + below.lost);
         let totals = account.totals(end);
@@ -202,15 +202,15 @@ mod tests {
     #[test]
     fn the_watermark_waits_for_the_slowest() {
         let mut account = handed_out(4);
-        account.settle(2, Fate::Dead);
-        account.settle(4, Fate::Delivered);
+        account.settle(2, Ack::Dead);
+        account.settle(4, Ack::Delivered);
         assert!(!account.advance());
         assert_eq!(account.totals(5), Counts { accepted: 4, delivered: 1, dead: 1, lost: 0 });
-        account.settle(1, Fate::Delivered);
+        account.settle(1, Ack::Delivered);
         assert!(account.advance());
         assert_eq!((account.low, account.below.delivered, account.below.dead), (3, 1, 1));
         identity_holds(&account, 5);
-        account.settle(3, Fate::Delivered);
+        account.settle(3, Ack::Delivered);
         assert!(account.advance());
         assert_eq!((account.low, account.above), (5, Counts::default()));
         identity_holds(&account, 5);
@@ -219,13 +219,13 @@ mod tests {
     #[test]
     fn a_second_or_unknown_acknowledgement_changes_nothing() {
         let mut account = handed_out(2);
-        account.settle(1, Fate::Delivered);
-        account.settle(1, Fate::Dead);
-        account.settle(0, Fate::Dead);
-        account.settle(3, Fate::Dead);
-        account.settle(u64::MAX, Fate::Dead);
+        account.settle(1, Ack::Delivered);
+        account.settle(1, Ack::Dead);
+        account.settle(0, Ack::Dead);
+        account.settle(3, Ack::Dead);
+        account.settle(u64::MAX, Ack::Dead);
         account.advance();
-        account.settle(1, Fate::Dead);
+        account.settle(1, Ack::Dead);
         assert_eq!(account.totals(3), Counts { accepted: 2, delivered: 1, dead: 0, lost: 0 });
     }
 
@@ -236,7 +236,7 @@ mod tests {
         assert!(!account.lose_to(account.next() + 2));
         account.hand_out(1);
         assert_eq!(account.room(), 0);
-        account.settle(1, Fate::Delivered);
+        account.settle(1, Ack::Delivered);
         account.advance();
         assert_eq!(account.room(), 1);
     }
@@ -247,11 +247,11 @@ mod tests {
         assert!(account.lose_to(4));
         account.hand_out(1);
         identity_holds(&account, 5);
-        account.settle(1, Fate::Delivered);
+        account.settle(1, Ack::Delivered);
         account.advance();
         assert_eq!(account.low, 4);
         identity_holds(&account, 5);
-        account.settle(4, Fate::Delivered);
+        account.settle(4, Ack::Delivered);
         account.advance();
         assert!(account.lose_to(1 << 50));
         assert_eq!(

@@ -6,21 +6,21 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 
-use super::ledger::Fate;
-use super::scan::{Step, Walk};
-use crate::spool::Shared;
+use super::ledger::Ack;
+use super::scan::{Scanner, Step};
+use crate::spool::SpoolState;
 use crate::spool::fs::{File, Open};
 use crate::spool::lane::Lane;
 use crate::spool::log::View;
 
 /// The place of one record. Opaque; ordered as the records of one lane are.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub struct Seat {
+pub struct RecordId {
     pub(crate) lane: u64,
     pub(crate) seq: u64,
 }
 
-impl std::fmt::Display for Seat {
+impl std::fmt::Display for RecordId {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         write!(f, "{}/{}", self.lane, self.seq)
     }
@@ -30,22 +30,22 @@ impl std::fmt::Display for Seat {
 #[derive(Debug, Clone)]
 pub struct Entry {
     /// Its place.
-    pub seat: Seat,
+    pub seat: RecordId,
     /// What was appended. A slice of the block that was read: a copy frees the block.
     pub payload: Bytes,
 }
 
 /// Reads the records of all lanes for one upstream, oldest lane first, each lane in order.
 pub struct Reader {
-    shared: Arc<Shared>,
+    shared: Arc<SpoolState>,
     upstream: usize,
-    walks: HashMap<u64, (Walk, Arc<dyn File>)>,
+    walks: HashMap<u64, (Scanner, Arc<dyn File>)>,
     /// The lane whose reading fails, told once.
     failing: Option<u64>,
 }
 
 /// What one round on a segment came to.
-enum Round {
+enum ReadPass {
     /// Go on with the same lane.
     More,
     /// Nothing more in this lane for now.
@@ -53,7 +53,7 @@ enum Round {
 }
 
 impl Reader {
-    pub(crate) fn new(shared: Arc<Shared>, upstream: usize) -> Reader {
+    pub(crate) fn new(shared: Arc<SpoolState>, upstream: usize) -> Reader {
         Reader { shared, upstream, walks: HashMap::new(), failing: None }
     }
 
@@ -85,7 +85,7 @@ impl Reader {
                 match self.round(&lane, events_max, bytes_max, &mut bytes, &mut entries) {
                     Ok(round) => {
                         self.failing = self.failing.filter(|failing| *failing != lane.id);
-                        if matches!(round, Round::Enough) {
+                        if matches!(round, ReadPass::Enough) {
                             break;
                         }
                     }
@@ -114,12 +114,12 @@ impl Reader {
         bytes_max: usize,
         bytes: &mut usize,
         entries: &mut Vec<Entry>,
-    ) -> io::Result<Round> {
+    ) -> io::Result<ReadPass> {
         let (view, next, room) = {
             let mut state = lane.state();
             let account = &mut state.accounts[self.upstream];
             let (next, room) = (account.next(), account.room());
-            let Some(view) = state.log.view(next) else { return Ok(Round::Enough) };
+            let Some(view) = state.log.view(next) else { return Ok(ReadPass::Enough) };
             (view, next, room)
         };
         if view.span.base > next {
@@ -133,10 +133,10 @@ impl Reader {
                 }
                 other => other?,
             };
-            let walk = Walk::new(number, lane.salt, view.span.base);
+            let walk = Scanner::new(number, lane.salt, view.span.base);
             self.walks.insert(lane.id, (walk, file));
         }
-        let Some((walk, file)) = self.walks.get_mut(&lane.id) else { return Ok(Round::Enough) };
+        let Some((walk, file)) = self.walks.get_mut(&lane.id) else { return Ok(ReadPass::Enough) };
         let before = entries.len();
         let step = loop {
             let handed_out = entries.len() - before;
@@ -154,7 +154,7 @@ impl Reader {
                 }
                 Ok(Step::Record { seq, payload }) => {
                     *bytes += payload.len();
-                    entries.push(Entry { seat: Seat { lane: lane.id, seq }, payload });
+                    entries.push(Entry { seat: RecordId { lane: lane.id, seq }, payload });
                 }
                 other => break other.map(Some),
             }
@@ -162,8 +162,8 @@ impl Reader {
         let (file, offset) = (Arc::clone(file), walk.offset);
         lane.state().accounts[self.upstream].hand_out(entries.len() - before);
         Ok(match step? {
-            None | Some(Step::Record { .. }) => Round::Enough,
-            Some(Step::End) => Round::More,
+            None | Some(Step::Record { .. }) => ReadPass::Enough,
+            Some(Step::End) => ReadPass::More,
             Some(Step::Gap { seqs, bytes }) => self.damaged(lane, view, &*file, bytes, seqs.end),
             Some(Step::Tail) => {
                 self.damaged(lane, view, &*file, offset..view.span.bytes, view.limit)
@@ -179,11 +179,11 @@ impl Reader {
         file: &dyn File,
         bytes: std::ops::Range<u64>,
         seq: u64,
-    ) -> Round {
+    ) -> ReadPass {
         let next = lane.state().accounts[self.upstream].next();
         if lane.state().log.view(next).is_none_or(|now| !now.covers(&view)) {
             self.walks.remove(&lane.id);
-            return Round::More;
+            return ReadPass::More;
         }
         if !bytes.is_empty() {
             self.shared.quarantine.keep(lane.id, view.span.number, file, bytes);
@@ -191,18 +191,18 @@ impl Reader {
         self.lose(lane, view, seq)
     }
 
-    fn lose(&mut self, lane: &Lane, view: View, seq: u64) -> Round {
+    fn lose(&mut self, lane: &Lane, view: View, seq: u64) -> ReadPass {
         let mut state = lane.state();
         let account = &mut state.accounts[self.upstream];
         let lost = seq.saturating_sub(account.next());
         if lost == 0 {
-            return Round::More;
+            return ReadPass::More;
         }
         if !account.lose_to(seq) {
             drop(state);
             // Find the gap again once what is out has come back.
             self.walks.remove(&lane.id);
-            return Round::Enough;
+            return ReadPass::Enough;
         }
         account.advance();
         state.dirty = true;
@@ -215,7 +215,7 @@ impl Reader {
             view.span.number,
             self.shared.upstreams[self.upstream].name
         );
-        Round::More
+        ReadPass::More
     }
 
     fn read_failed(&mut self, lane: &Lane, error: &io::Error) {
@@ -231,14 +231,14 @@ impl Reader {
 /// Says what became of records. Cheap to clone; any thread, any order.
 #[derive(Clone)]
 pub struct Acknowledger {
-    shared: Arc<Shared>,
+    shared: Arc<SpoolState>,
     upstream: usize,
 }
 
 impl Acknowledger {
     /// These records need not be read again. A seat that was not handed out, or has its fate
     /// already, is ignored. Durable within about a second, and at close.
-    pub fn acknowledge(&self, seats: &[Seat], fate: Fate) {
+    pub fn acknowledge(&self, seats: &[RecordId], fate: Ack) {
         let lanes = self.shared.lanes();
         let mut seats = seats;
         while let Some(first) = seats.first() {

@@ -8,7 +8,7 @@ use std::io;
 use bytes::Bytes;
 
 use crate::spool::format::{
-    Found, RECORD_BYTES_MAX, RECORD_HEADER_BYTES, SEGMENT_HEADER_BYTES, Seal, probe,
+    ChecksumSeed, Found, RECORD_BYTES_MAX, RECORD_HEADER_BYTES, SEGMENT_HEADER_BYTES, probe,
 };
 use crate::spool::fs::{File, read_block};
 
@@ -36,10 +36,10 @@ pub enum Step {
 
 /// A place in a segment.
 #[derive(Debug)]
-pub struct Walk {
+pub struct Scanner {
     /// The segment's number.
     pub number: u64,
-    seal: Seal,
+    seal: ChecksumSeed,
     /// Where the next record should be.
     pub offset: u64,
     /// The number it should have.
@@ -48,12 +48,12 @@ pub struct Walk {
     block_at: u64,
 }
 
-impl Walk {
+impl Scanner {
     /// Begins at the first record of a segment.
-    pub fn new(number: u64, salt: u64, base_seq: u64) -> Walk {
-        Walk {
+    pub fn new(number: u64, salt: u64, base_seq: u64) -> Scanner {
+        Scanner {
             number,
-            seal: Seal::new(salt, number),
+            seal: ChecksumSeed::new(salt, number),
             offset: SEGMENT_HEADER_BYTES as u64,
             seq: base_seq,
             block: Bytes::new(),
@@ -125,14 +125,18 @@ impl Walk {
 }
 
 /// The first sound record of a segment, whatever its number.
-pub fn first_record(file: &dyn File, seal: Seal, bytes: u64) -> io::Result<Option<(u64, u64)>> {
+pub fn first_record(
+    file: &dyn File,
+    seal: ChecksumSeed,
+    bytes: u64,
+) -> io::Result<Option<(u64, u64)>> {
     search(file, seal, SEGMENT_HEADER_BYTES as u64..bytes, 1..u64::MAX)
 }
 
 /// The first sound record with a number in `seqs` that begins in `range`.
 fn search(
     file: &dyn File,
-    seal: Seal,
+    seal: ChecksumSeed,
     range: std::ops::Range<u64>,
     seqs: std::ops::Range<u64>,
 ) -> io::Result<Option<(u64, u64)>> {

@@ -18,8 +18,8 @@ use crate::spool::lane::{CURSOR, IDENTITY, lane_dir, segment_name, segment_numbe
 use crate::spool::maintenance::lane_ids;
 use crate::spool::read::cursor::{Cursor, CursorFile, LaneKey, damaged_slots};
 use crate::spool::read::ledger::Counts;
-use crate::spool::read::reader::Seat;
-use crate::spool::read::scan::{Step, Walk};
+use crate::spool::read::reader::RecordId;
+use crate::spool::read::scan::{Scanner, Step};
 
 /// Most findings that a report lists; the others are only counted.
 pub const FINDINGS_MAX: usize = 1_000;
@@ -161,17 +161,20 @@ pub fn verify(dir: &Path, progress: &mut dyn FnMut(u64, u64)) -> io::Result<Veri
 
 /// Gives each sound record to `each`, oldest lane first, each lane in order; those that all
 /// upstreams have already and that are not trimmed yet, too.
-pub fn dump(dir: &Path, mut each: impl FnMut(Seat, &Bytes) -> ControlFlow<()>) -> io::Result<()> {
+pub fn dump(
+    dir: &Path,
+    mut each: impl FnMut(RecordId, &Bytes) -> ControlFlow<()>,
+) -> io::Result<()> {
     for look in look_at_all(dir)? {
         for at in 0..look.segments.len() {
             let segment = &look.segments[at];
             let limit = limit(&look, at);
             let Some(file) = open(&look, segment)? else { continue };
-            let mut walk = Walk::new(segment.number, look.salt, segment.base);
+            let mut walk = Scanner::new(segment.number, look.salt, segment.base);
             loop {
                 match walk.step(&*file, segment.bytes, limit)? {
                     Step::Record { seq, payload } => {
-                        if each(Seat { lane: look.id, seq }, &payload).is_break() {
+                        if each(RecordId { lane: look.id, seq }, &payload).is_break() {
                             return Ok(());
                         }
                     }
@@ -277,7 +280,7 @@ fn verify_segment(look: &Look, at: usize) -> io::Result<VerifyReport> {
         report.find(path.clone(), 0, "the segment's header is damaged".to_owned());
     }
     let limit = limit(look, at);
-    let mut walk = Walk::new(segment.number, look.salt, segment.base);
+    let mut walk = Scanner::new(segment.number, look.salt, segment.base);
     loop {
         match walk.step(&*file, segment.bytes, limit)? {
             Step::Record { payload, .. } => {

@@ -11,15 +11,15 @@ use std::sync::Arc;
 
 use super::quarantine::Quarantine;
 use crate::spool::format::{
-    Found, RECORD_BYTES_MAX, RECORD_HEADER_BYTES, SEGMENT_HEADER_BYTES, Seal, SegmentHeader, probe,
-    u32_at, u64_at,
+    ChecksumSeed, Found, RECORD_BYTES_MAX, RECORD_HEADER_BYTES, SEGMENT_HEADER_BYTES,
+    SegmentHeader, probe, u32_at, u64_at,
 };
 use crate::spool::fs::{File, Fs, Open, read_full};
 use crate::spool::lane::{CURSOR, IDENTITY, Lane, lane_dir, remove_leftovers, segment_number};
-use crate::spool::log::Log;
+use crate::spool::log::SegmentIndex;
 use crate::spool::read::cursor::{Cursor, CursorFile, LaneKey};
-use crate::spool::read::ledger::Account;
-use crate::spool::read::scan::{Step, Walk, first_record};
+use crate::spool::read::ledger::ConsumerPosition;
+use crate::spool::read::scan::{Scanner, Step, first_record};
 
 /// What is known of a segment before its records are read.
 pub(crate) struct Segment {
@@ -120,7 +120,7 @@ pub(crate) fn survey(
             // A sound header of somebody else: copied here by mistake.
             Some(_) => None,
             // Its header is damaged, its records need not be.
-            None => first_record(&*file, Seal::new(salt, number), entry.bytes)?
+            None => first_record(&*file, ChecksumSeed::new(salt, number), entry.bytes)?
                 .map(|(_, seq)| (seq, true)),
         };
         let least = segments.last().map_or(0, |before| before.base);
@@ -146,8 +146,8 @@ fn rebuild(
     salt: u64,
     segments: &[Segment],
     quarantine: &Quarantine,
-) -> io::Result<Log> {
-    let mut log = Log::new(segments.first().map_or(1, |first| first.base));
+) -> io::Result<SegmentIndex> {
+    let mut log = SegmentIndex::new(segments.first().map_or(1, |first| first.base));
     for segment in segments {
         log.push(segment.number, segment.base, segment.recycled, segment.bytes);
     }
@@ -170,7 +170,7 @@ fn rebuild(
 
 /// Where the sound records of the last segment end: offset and sequence number.
 pub(crate) fn walk_to_end(file: &dyn File, last: &Segment, salt: u64) -> io::Result<(u64, u64)> {
-    let mut walk = Walk::new(last.number, salt, last.base);
+    let mut walk = Scanner::new(last.number, salt, last.base);
     loop {
         match walk.step(file, last.bytes, u64::MAX)? {
             Step::Record { .. } | Step::Gap { .. } => {}
@@ -193,7 +193,7 @@ pub(crate) fn torn_bytes(
         let mut bytes = vec![0; RECORD_HEADER_BYTES + RECORD_BYTES_MAX];
         let filled = read_full(file, &mut bytes, offset)?;
         bytes.truncate(filled);
-        return Ok(due_record(&mut bytes, Seal::new(salt, last.number), end)
+        return Ok(due_record(&mut bytes, ChecksumSeed::new(salt, last.number), end)
             .map(|bytes| offset..last.bytes.min(offset + bytes as u64)));
     }
     let mut until = None;
@@ -214,7 +214,7 @@ pub(crate) fn torn_bytes(
 }
 
 /// Whether these bytes begin with what is left of record `seq`, and how long it says it is.
-fn due_record(bytes: &mut [u8], seal: Seal, seq: u64) -> Option<usize> {
+fn due_record(bytes: &mut [u8], seal: ChecksumSeed, seq: u64) -> Option<usize> {
     if bytes.len() < RECORD_HEADER_BYTES {
         return None;
     }
@@ -234,10 +234,10 @@ fn due_record(bytes: &mut [u8], seal: Seal, seq: u64) -> Option<usize> {
 /// lane still waited for: under a new name nothing that was pending is lost, and a newcomer does
 /// not get what the others are through with.
 fn settle_accounts(
-    mut log: Log,
+    mut log: SegmentIndex,
     cursor: Option<&Cursor>,
     upstreams: &[String],
-) -> (Log, Vec<Account>) {
+) -> (SegmentIndex, Vec<ConsumerPosition>) {
     let known = cursor.map_or(&[][..], |cursor| &cursor.accounts);
     let oldest = log.spans().next().map_or(log.end(), |span| span.base);
     let lows = || known.iter().map(|account| account.low);
@@ -247,7 +247,7 @@ fn settle_accounts(
     log.seal(end);
     let account = |name: &String| {
         let found = known.iter().find(|account| account.name == *name);
-        found.cloned().unwrap_or_else(|| Account::new(name, start))
+        found.cloned().unwrap_or_else(|| ConsumerPosition::new(name, start))
     };
     (log, upstreams.iter().map(account).collect())
 }

@@ -18,10 +18,10 @@ use std::time::{Duration, Instant};
 use super::group::{Group, Overloaded, Taken};
 use super::segment::Segment;
 use super::syncer::Syncer;
-use crate::spool::Shared;
+use crate::spool::SpoolState;
 use crate::spool::config::{Durability, FIRST_SEGMENT_BYTES};
 use crate::spool::format;
-use crate::spool::format::{RECORD_HEADER_BYTES, SEGMENT_HEADER_BYTES, Seal};
+use crate::spool::format::{ChecksumSeed, RECORD_HEADER_BYTES, SEGMENT_HEADER_BYTES};
 use crate::spool::lane::Lane;
 
 /// From this much on a group stops gathering and does not linger.
@@ -51,7 +51,7 @@ struct Unsynced {
 
 impl Unsynced {
     /// Gives those that are not written their place in a segment.
-    fn place(&mut self, seal: Seal) {
+    fn place(&mut self, seal: ChecksumSeed) {
         let mut at = self.written;
         let mut seq = self.base + count(&self.bytes[..at]);
         while at < self.bytes.len() {
@@ -80,7 +80,7 @@ struct Handed {
 
 /// The state of the committing thread.
 pub struct Committer {
-    shared: Arc<Shared>,
+    shared: Arc<SpoolState>,
     lane: Arc<Lane>,
     segment: Option<Segment>,
     next_number: u64,
@@ -102,7 +102,7 @@ pub struct Committer {
 
 impl Committer {
     /// A committer for the process's own lane, which has no segment yet.
-    pub fn new(shared: Arc<Shared>) -> io::Result<Committer> {
+    pub fn new(shared: Arc<SpoolState>) -> io::Result<Committer> {
         let lane = Arc::clone(&shared.own);
         let synced_at = shared.clock.monotonic();
         let syncer = match shared.config.durability {
@@ -436,7 +436,7 @@ impl Committer {
         // A number is used once, even when making its segment failed half way.
         let number = self.next_number;
         self.next_number += 1;
-        self.unsynced.place(Seal::new(self.lane.salt, number));
+        self.unsynced.place(ChecksumSeed::new(self.lane.salt, number));
         let base = self.unsynced.base;
         let segment = Segment::create(&self.lane, number, base, bytes, &self.unsynced.bytes)?;
         self.unsynced.written = self.unsynced.bytes.len();

@@ -3,7 +3,7 @@
 use std::io;
 use std::sync::Arc;
 
-use crate::spool::format::{SEGMENT_HEADER_BYTES, Seal, SegmentHeader};
+use crate::spool::format::{ChecksumSeed, SEGMENT_HEADER_BYTES, SegmentHeader};
 use crate::spool::fs::{File, Open, write_full};
 use crate::spool::lane::{Lane, MAKING};
 
@@ -14,7 +14,7 @@ const SEGMENT_BYTES_TRIED_MIN: u64 = 64 << 10;
 pub struct Segment {
     file: Arc<dyn File>,
     pub number: u64,
-    pub seal: Seal,
+    pub seal: ChecksumSeed,
     pub recycled: bool,
     /// Where it is closed. Not a hard limit: a group is never split.
     pub capacity: u64,
@@ -54,7 +54,7 @@ impl Segment {
             return Err(error);
         }
         let offset = (SEGMENT_HEADER_BYTES + records.len()) as u64;
-        let seal = Seal::new(lane.salt, number);
+        let seal = ChecksumSeed::new(lane.salt, number);
         Ok(Segment { file, number, seal, recycled, capacity, offset, synced: offset })
     }
 

@@ -9,15 +9,15 @@ use std::io;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 
 use crate::spool::fs::File;
-use crate::spool::shared::Shared;
+use crate::spool::shared::SpoolState;
 
 /// The committer's handle. The thread ends with it.
 pub struct Syncer {
-    desk: Arc<Desk>,
+    desk: Arc<SyncSlot>,
 }
 
 #[derive(Default)]
-struct Desk {
+struct SyncSlot {
     state: Mutex<State>,
     changed: Condvar,
 }
@@ -34,8 +34,8 @@ enum State {
 
 impl Syncer {
     /// Starts the thread; it wakes `shared`'s committer when a sync has ended.
-    pub fn start(shared: &Arc<Shared>) -> io::Result<Syncer> {
-        let desk = Arc::new(Desk::default());
+    pub fn start(shared: &Arc<SpoolState>) -> io::Result<Syncer> {
+        let desk = Arc::new(SyncSlot::default());
         let (own, shared) = (Arc::clone(&desk), Arc::clone(shared));
         let thread = std::thread::Builder::new().name("spool-sync".to_owned());
         thread.spawn(move || own.work(&shared))?;
@@ -72,13 +72,13 @@ impl Drop for Syncer {
     }
 }
 
-impl Desk {
+impl SyncSlot {
     fn lock(&self) -> MutexGuard<'_, State> {
         // Nothing panics while it is held.
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn work(&self, shared: &Shared) {
+    fn work(&self, shared: &SpoolState) {
         let mut state = self.lock();
         loop {
             match std::mem::replace(&mut *state, State::Busy) {

@@ -6,12 +6,12 @@
 //! Values of properties and queries are never here (`mask.rs` says what is).
 //!
 //! The request path pays one load of an atomic for this, and no lock that workers share. There are
-//! a number of places for each second, opened by whoever watches ([`Glimpses::open`]). A hit that
+//! a number of places for each second, opened by whoever watches ([`EventSamples::open`]). A hit that
 //! finds none left has paid all it pays, and so has every hit where nobody watches. One that takes
 //! a place writes its glimpse into a bounded queue without a lock. Accepted and rejected events
 //! have places of their own, so that a single rejection shows among any number of accepted ones.
 //!
-//! Beside it [`Tally`] counts the accepted events of each portal, exactly, at the price of one
+//! Beside it [`TopPortals`] counts the accepted events of each portal, exactly, at the price of one
 //! more counter.
 
 mod mask;
@@ -26,7 +26,7 @@ use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
 use std::sync::{Mutex, PoisonError};
 
 pub use mask::{NAME_CHARS_MAX, email, name};
-pub use tally::{Ranking, TALLIED_PORTALS_MAX, Tally};
+pub use tally::{Ranking, TALLIED_PORTALS_MAX, TopPortals};
 
 /// Most places of one kind that can be opened for a second. Twice as many glimpses can wait to be
 /// drained; what comes while the queue is full is not seen.
@@ -34,7 +34,7 @@ pub const PLACES_MAX: u32 = 1000;
 
 /// One event as it may be shown.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Glimpse {
+pub struct EventSample {
     /// When it was judged: milliseconds since 1970, UTC.
     pub at_ms: u64,
     /// Why it does not count; `None`: it counts.
@@ -54,20 +54,20 @@ pub struct Glimpse {
 /// An event that waits for the disk, as far as it has been seen.
 pub(crate) struct Note {
     portal: u64,
-    glimpse: Option<Box<Glimpse>>,
+    glimpse: Option<Box<EventSample>>,
 }
 
 /// See the module.
-pub struct Glimpses {
+pub struct EventSamples {
     accepted: AtomicU32,
     rejected: AtomicU32,
-    sender: SyncSender<Box<Glimpse>>,
-    receiver: Mutex<Receiver<Box<Glimpse>>>,
-    tally: Tally,
+    sender: SyncSender<Box<EventSample>>,
+    receiver: Mutex<Receiver<Box<EventSample>>>,
+    tally: TopPortals,
     clock: Arc<dyn Clock>,
 }
 
-impl Glimpses {
+impl EventSamples {
     /// No places are open: nobody watches yet.
     pub fn new(clock: Arc<dyn Clock>) -> Self {
         let (sender, receiver) = sync_channel(2 * PLACES_MAX as usize);
@@ -76,27 +76,27 @@ impl Glimpses {
             rejected: AtomicU32::new(0),
             sender,
             receiver: Mutex::new(receiver),
-            tally: Tally::default(),
+            tally: TopPortals::default(),
             clock,
         }
     }
 
     /// Opens this many places of each kind, at most [`PLACES_MAX`], whatever is left of earlier
-    /// ones. To be called once a second, together with [`Glimpses::drain`].
+    /// ones. To be called once a second, together with [`EventSamples::drain`].
     pub fn open(&self, accepted: u32, rejected: u32) {
         self.accepted.store(accepted.min(PLACES_MAX), Relaxed);
         self.rejected.store(rejected.min(PLACES_MAX), Relaxed);
     }
 
     /// What was seen since the last call, in the order of the verdicts.
-    pub fn drain(&self) -> Vec<Glimpse> {
+    pub fn drain(&self) -> Vec<EventSample> {
         // Nothing panics while it is held.
         let receiver = self.receiver.lock().unwrap_or_else(PoisonError::into_inner);
         receiver.try_iter().map(|glimpse| *glimpse).collect()
     }
 
     /// The accepted events of each portal.
-    pub fn tally(&self) -> &Tally {
+    pub fn tally(&self) -> &TopPortals {
         &self.tally
     }
 
@@ -105,8 +105,8 @@ impl Glimpses {
         if !take(&self.rejected) {
             return;
         }
-        let seen = event::glance(query, rules);
-        self.show(Box::new(Glimpse {
+        let seen = event::peek(query, rules);
+        self.show(Box::new(EventSample {
             at_ms: self.clock.unix_ms(),
             rejected: Some(reason),
             portal: seen.portal,
@@ -120,7 +120,7 @@ impl Glimpses {
     /// An event is good and waits for the disk.
     pub(crate) fn kept(&self, event: &Event<'_>) -> Note {
         let glimpse = take(&self.accepted).then(|| {
-            Box::new(Glimpse {
+            Box::new(EventSample {
                 at_ms: self.clock.unix_ms(),
                 rejected: None,
                 portal: Some(event.portal),
@@ -144,7 +144,7 @@ impl Glimpses {
         }
     }
 
-    fn show(&self, glimpse: Box<Glimpse>) {
+    fn show(&self, glimpse: Box<EventSample>) {
         // Full: somebody opened places and does not drain. It is not for the request to wait.
         let _ = self.sender.try_send(glimpse);
     }
@@ -167,7 +167,7 @@ mod tests {
 
     #[test]
     fn nothing_is_seen_until_somebody_watches() {
-        let glimpses = Glimpses::new(Arc::new(SystemClock));
+        let glimpses = EventSamples::new(Arc::new(SystemClock));
         let note = glimpses.kept(&event("_a=1&_n=a"));
         glimpses.settled(note, None);
         glimpses.rejected(Reason::InvalidEmail, b"_a=1&_n=a&email=x", &Rules::default());
@@ -177,7 +177,7 @@ mod tests {
 
     #[test]
     fn a_second_has_so_many_places_and_a_rejection_has_its_own() {
-        let glimpses = Glimpses::new(Arc::new(SystemClock));
+        let glimpses = EventSamples::new(Arc::new(SystemClock));
         glimpses.open(2, 1);
         for _ in 0..5 {
             let note = glimpses.kept(&event("_a=1&_n=a"));
@@ -194,7 +194,7 @@ mod tests {
 
     #[test]
     fn it_is_masked_from_the_start() {
-        let glimpses = Glimpses::new(Arc::new(SystemClock));
+        let glimpses = EventSamples::new(Arc::new(SystemClock));
         glimpses.open(1, 1);
         let query = "_a=1&_n=buy&email=person@company.com&id=secret&color=secret&_m=2e1";
         let note = glimpses.kept(&event(query));

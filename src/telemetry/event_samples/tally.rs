@@ -5,7 +5,7 @@
 //! counted among the others. So a million portals cost no more room than a thousand.
 //!
 //! There are two tables: the one that is counted in, and the one before it. Every so often the
-//! owner turns them ([`Tally::turn`]), which forgets the older one; the ranking is over both.
+//! owner turns them ([`TopPortals::turn`]), which forgets the older one; the ranking is over both.
 
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering::Relaxed};
 
@@ -15,7 +15,7 @@ pub const TALLIED_PORTALS_MAX: usize = 1024;
 const PROBES_MAX: usize = 8;
 
 /// See the module.
-pub struct Tally {
+pub struct TopPortals {
     tables: [Table; 2],
     current: AtomicUsize,
 }
@@ -41,7 +41,7 @@ pub struct Ranking {
     pub others: u64,
 }
 
-impl Default for Tally {
+impl Default for TopPortals {
     fn default() -> Self {
         let table = || Table {
             places: (0..TALLIED_PORTALS_MAX).map(|_| Place::default()).collect(),
@@ -51,7 +51,7 @@ impl Default for Tally {
     }
 }
 
-impl Tally {
+impl TopPortals {
     /// Counts one event of this portal.
     #[inline]
     pub fn count(&self, portal: u64) {
@@ -120,7 +120,7 @@ mod tests {
 
     #[test]
     fn portals_are_ranked_over_two_turns() {
-        let tally = Tally::default();
+        let tally = TopPortals::default();
         for portal in [7, 7, 8] {
             tally.count(portal);
         }
@@ -135,7 +135,7 @@ mod tests {
 
     #[test]
     fn more_portals_than_places_are_counted_together() {
-        let tally = Tally::default();
+        let tally = TopPortals::default();
         let portals = 10 * TALLIED_PORTALS_MAX as u64;
         for portal in 1..=portals {
             tally.count(portal);

@@ -9,6 +9,7 @@
 
 mod writer;
 
+use crate::config_error::ConfigError;
 use std::path::PathBuf;
 use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender, TrySendError, sync_channel};
 use std::time::Duration;
@@ -18,7 +19,7 @@ use bytesize::ByteSize;
 use serde::Deserialize;
 use tokio::sync::oneshot;
 
-use super::{Batch, Compression, ConfigError, Format, Outcome, Setback, Upstream, encode};
+use super::{Batch, Compression, Failure, Format, Outcome, Upstream, encode};
 use writer::Writer;
 
 pub(crate) use writer::cut_torn_line;
@@ -115,7 +116,7 @@ impl Upstream for File {
         match self.orders.try_send(Order::Write(batch.clone(), done)) {
             Ok(()) => {}
             Err(TrySendError::Full(_)) => {
-                return Outcome::Retry(Setback::new("the disk is behind"));
+                return Outcome::Retry(Failure::new("the disk is behind"));
             }
             Err(TrySendError::Disconnected(_)) => return gone(),
         }
@@ -136,7 +137,7 @@ impl Upstream for File {
 }
 
 fn gone() -> Outcome {
-    Outcome::Retry(Setback::new("the writing thread has ended"))
+    Outcome::Retry(Failure::new("the writing thread has ended"))
 }
 
 /// The thread: writes what is waiting under one sync, and rotates on time, traffic or none.
@@ -164,7 +165,7 @@ fn work(mut writer: Writer, inbox: &Receiver<Order>) {
         let_others_run();
         let outcome = match writer.sync() {
             Ok(()) => Outcome::Delivered,
-            Err(e) => Outcome::Retry(Setback::new(format!("cannot sync: {e}"))),
+            Err(e) => Outcome::Retry(Failure::new(format!("cannot sync: {e}"))),
         };
         for done in group {
             // Whoever asked may have stopped waiting: then the events come again, by their ids.
@@ -196,14 +197,14 @@ fn write(
     let lines =
         |records: &[bytes::Bytes]| encode::encode(records, Format::Ndjson, Compression::None);
     let Some(body) = batch.body_or_encode(lines) else {
-        let _ = done.send(Outcome::Rejected(Setback::new("a spool record cannot be read")));
+        let _ = done.send(Outcome::Rejected(Failure::new("a spool record cannot be read")));
         return;
     };
     let_others_run();
     match writer.append(&body.bytes) {
         Ok(()) => group.push(done),
         Err(e) => {
-            let _ = done.send(Outcome::Retry(Setback::new(format!("cannot write: {e}"))));
+            let _ = done.send(Outcome::Retry(Failure::new(format!("cannot write: {e}"))));
         }
     }
 }

@@ -12,7 +12,7 @@ use jiff::Timestamp;
 use serde::Deserialize;
 use serde_json::Value;
 
-use super::super::{Outcome, Setback, answer};
+use super::super::{Failure, Outcome, answer};
 
 /// How long a portal is left alone where an answer asks for it and does not say how long: the
 /// window over which HubSpot counts requests.
@@ -46,14 +46,14 @@ struct MultiStatus {
 /// Sorts an answer about one portal's events. Whatever only this portal's token or limit is to
 /// blame for says nothing about HubSpot, and stops no other portal.
 pub fn outcome(status: StatusCode, headers: &HeaderMap, now: Timestamp) -> Outcome {
-    let setback = || Setback::answered(status.as_u16());
+    let setback = || Failure::answered(status.as_u16());
     match status.as_u16() {
         401 | 403 => Outcome::Fault(setback().of_these_events()),
         // Limited; locked; being moved to another data centre.
         429 | 423 | 477 => {
             let after = answer::retry_after(headers, now);
             let after = after.unwrap_or(Duration::from_secs(PAUSE_SECONDS));
-            Outcome::Retry(Setback { after: Some(after), ..setback() }.of_these_events())
+            Outcome::Retry(Failure { after: Some(after), ..setback() }.of_these_events())
         }
         // It has this already, or something else in its place: no attempt will change that.
         409 => Outcome::Rejected(setback()),

@@ -1,5 +1,6 @@
 //! What an `[[upstream]]` of kind `hubspot` is told.
 
+use crate::config_error::ConfigError;
 use std::collections::{BTreeMap, HashMap};
 use std::path::PathBuf;
 use std::time::Duration;
@@ -10,7 +11,7 @@ use tokio::sync::Semaphore;
 use url::Url;
 
 use super::super::http::{CONCURRENCY_MAX, TIMEOUT_SECONDS_MAX, check_within, parse_url};
-use super::super::{ConfigError, Secret, client};
+use super::super::{Secret, client};
 use super::names::{self, EventNames};
 use super::pauses::Pauses;
 use super::send::Sender;

@@ -27,7 +27,7 @@ use async_trait::async_trait;
 use http::header::HeaderValue;
 use tokio::task::JoinSet;
 
-use super::{Batch, Outcome, Part, Setback, Upstream};
+use super::{Batch, Failure, Outcome, Part, Upstream};
 use crate::event::Record;
 
 pub use answers::PAUSE_SECONDS;
@@ -90,7 +90,7 @@ impl Hubspot {
             let read = Record::decode_sound(bytes);
             let read = read.and_then(|record| Ok((record.event()?, record)));
             let Ok((event, record)) = read else {
-                let setback = Setback::new("a spool record cannot be read");
+                let setback = Failure::new("a spool record cannot be read");
                 let outcome = Outcome::Rejected(setback);
                 gathered.take(Part { places: vec![place], outcome });
                 continue;
@@ -101,7 +101,7 @@ impl Hubspot {
                     portals.entry(record.portal).or_default().push(item);
                 }
                 Err(why) => {
-                    let outcome = Outcome::Dead(Setback::new(why.as_str()).of_these_events());
+                    let outcome = Outcome::Dead(Failure::new(why.as_str()).of_these_events());
                     gathered.take(Part { places: vec![place], outcome });
                 }
             }
@@ -114,7 +114,7 @@ impl Hubspot {
         let Some(authorization) = self.authorizations.get(&portal) else {
             // A portal's number is nobody's secret, and the operator needs it.
             let what = format!("there is no token for portal {portal}");
-            let fault = Outcome::Fault(Setback::new(what).of_these_events());
+            let fault = Outcome::Fault(Failure::new(what).of_these_events());
             return Err(self.pauses.of_no_token(fault));
         };
         self.pauses.of(portal).map_or(Ok(authorization.clone()), Err)
@@ -252,15 +252,15 @@ mod tests {
         Part { places: places.to_vec(), outcome }
     }
 
-    fn setback(seconds: u64) -> Setback {
-        Setback { after: Some(Duration::from_secs(seconds)), ..Setback::answered(429) }
+    fn setback(seconds: u64) -> Failure {
+        Failure { after: Some(Duration::from_secs(seconds)), ..Failure::answered(429) }
     }
 
     #[test]
     fn what_ended_alike_is_told_at_once_and_what_is_left_comes_last() {
         let mut gathered = Gathered::default();
-        let dead = || Outcome::Dead(Setback::new("no"));
-        let refused = || Outcome::Rejected(Setback::answered(400));
+        let dead = || Outcome::Dead(Failure::new("no"));
+        let refused = || Outcome::Rejected(Failure::answered(400));
         for part in [
             part(&[3], Outcome::Retry(setback(9).of_these_events())),
             part(&[0], dead()),

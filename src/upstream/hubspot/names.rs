@@ -6,9 +6,9 @@
 //! the case and what separates words is changed, so that two names rarely become one by accident.
 //! Nothing is cut off, guessed or made up: what does not fit must be mapped.
 
+use crate::config_error::ConfigError;
 use std::collections::HashMap;
 
-use super::super::ConfigError;
 use crate::event::{EVENT_CHARS_MAX, PORTAL_MAX};
 
 /// Longest name of a custom event, without its `pe{portal}_`, in characters.

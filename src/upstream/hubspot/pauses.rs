@@ -11,7 +11,7 @@ use std::time::Duration;
 
 use tokio::time::Instant;
 
-use super::super::{Outcome, Setback};
+use super::super::{Failure, Outcome};
 use super::answers::PAUSE_SECONDS;
 
 /// The portals in trouble. Bounded by the portals that have a token.
@@ -62,7 +62,7 @@ impl Pauses {
             return None;
         }
         Some(match trouble.why.clone() {
-            Outcome::Retry(setback) => Outcome::Retry(Setback { after: Some(left), ..setback }),
+            Outcome::Retry(setback) => Outcome::Retry(Failure { after: Some(left), ..setback }),
             why => self.unless_too_long(trouble.faulty_since, why),
         })
     }
@@ -87,7 +87,7 @@ impl Pauses {
         match (outcome, since, self.fault_max) {
             (Outcome::Fault(setback), Some(since), Some(max)) if since.elapsed() >= max => {
                 let what = format!("{}, for longer than fault_seconds_max", setback.what);
-                Outcome::Dead(Setback { what: what.into(), ..setback })
+                Outcome::Dead(Failure { what: what.into(), ..setback })
             }
             (outcome, ..) => outcome,
         }
@@ -106,20 +106,20 @@ mod tests {
     const PAUSE: Duration = Duration::from_secs(PAUSE_SECONDS);
 
     fn fault() -> Outcome {
-        Outcome::Fault(Setback::answered(401).of_these_events())
+        Outcome::Fault(Failure::answered(401).of_these_events())
     }
 
     #[tokio::test(start_paused = true)]
     async fn a_pause_is_one_portals_and_ends_by_itself() {
         let pauses = Pauses::new(None);
         let wait = Duration::from_secs(7);
-        let setback = Setback { after: Some(wait), ..Setback::answered(429) };
+        let setback = Failure { after: Some(wait), ..Failure::answered(429) };
         let everybodys = Outcome::Retry(setback.clone());
         assert_eq!(pauses.note(2, everybodys.clone()), everybodys);
         assert_eq!(pauses.of(2), None, "it was about everybody");
         pauses.note(1, Outcome::Retry(setback.clone().of_these_events()));
         tokio::time::advance(Duration::from_secs(3)).await;
-        let left = Setback { after: Some(Duration::from_secs(4)), ..setback.of_these_events() };
+        let left = Failure { after: Some(Duration::from_secs(4)), ..setback.of_these_events() };
         assert_eq!(pauses.of(1), Some(Outcome::Retry(left)));
         assert_eq!(pauses.of(2), None);
         pauses.over(1);
@@ -151,7 +151,7 @@ mod tests {
         pauses.over(1);
         assert!(!is_dead(&pauses.note(1, fault())), "counted anew");
         tokio::time::advance(PAUSE * 2).await;
-        let limited = Outcome::Retry(Setback::answered(429).of_these_events());
+        let limited = Outcome::Retry(Failure::answered(429).of_these_events());
         assert!(!is_dead(&pauses.note(1, limited)), "a limit is no fault");
     }
 }

@@ -23,7 +23,7 @@ use tokio::sync::Semaphore;
 use url::Url;
 use uuid::Uuid;
 
-use super::super::{Outcome, Part, Setback, answer, client};
+use super::super::{Failure, Outcome, Part, answer, client};
 use super::answers::{self, BODY_BYTES_MAX};
 use super::contacts;
 use super::translate::{EventInput, Translation};
@@ -247,7 +247,7 @@ impl Sender {
                 Answer { outcome, status, body }
             }
             Err(error) => {
-                let outcome = Outcome::Retry(Setback::new(answer::describe(&error)));
+                let outcome = Outcome::Retry(Failure::new(answer::describe(&error)));
                 Answer { outcome, status: 0, body: None }
             }
         }
@@ -270,16 +270,16 @@ fn refused(what: &'static str, answer: &Answer) -> Outcome {
         Outcome::Rejected(_) => Outcome::Rejected(refusal_of(what, answer)),
         Outcome::Fault(setback) => {
             let what = told(&setback.what, answer.body.as_deref());
-            Outcome::Fault(Setback { what: what.into(), ..setback.clone() })
+            Outcome::Fault(Failure { what: what.into(), ..setback.clone() })
         }
         other => other.clone(),
     }
 }
 
-fn refusal_of(what: &'static str, answer: &Answer) -> Setback {
-    let answered = Setback::answered(answer.status);
+fn refusal_of(what: &'static str, answer: &Answer) -> Failure {
+    let answered = Failure::answered(answer.status);
     let what = told(&format!("{what}: {}", answered.what), answer.body.as_deref());
-    Setback { what: what.into(), ..answered }
+    Failure { what: what.into(), ..answered }
 }
 
 fn told(what: &str, body: Option<&[u8]>) -> String {
@@ -291,7 +291,7 @@ fn told(what: &str, body: Option<&[u8]>) -> String {
 
 /// Serde fails only on maps whose keys are no texts, and there are none.
 fn unencodable() -> Outcome {
-    Outcome::Rejected(Setback::new("it cannot be written as JSON"))
+    Outcome::Rejected(Failure::new("it cannot be written as JSON"))
 }
 
 #[cfg(test)]

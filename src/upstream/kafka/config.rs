@@ -1,5 +1,6 @@
 //! What a `kafka` upstream is told, and what becomes of it: librdkafka's configuration.
 
+use crate::config_error::ConfigError;
 use std::collections::BTreeMap;
 
 use rdkafka::ClientConfig;
@@ -9,9 +10,9 @@ use serde::Deserialize;
 use serde::de::{self, Deserializer};
 
 use super::super::http::{TIMEOUT_SECONDS_MAX, check_within};
-use super::line::Line;
+use super::line::Producer;
 use super::{Kafka, Setup};
-use crate::upstream::{ConfigError, Secret};
+use crate::upstream::Secret;
 
 /// Brokers to begin with, at most: the cluster itself tells of the others.
 pub const BROKERS_MAX: usize = 64;
@@ -113,7 +114,7 @@ impl Config {
             key: self.key,
             timeout_seconds: self.timeout_seconds,
         };
-        Line::rehearse(&setup).map_err(|reason| ConfigError::new("properties", reason))?;
+        Producer::rehearse(&setup).map_err(|reason| ConfigError::new("properties", reason))?;
         Ok(Kafka::new(setup))
     }
 

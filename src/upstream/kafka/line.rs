@@ -10,19 +10,21 @@ use rdkafka::client::ClientContext;
 use rdkafka::config::RDKafkaLogLevel;
 use rdkafka::error::{KafkaError, RDKafkaErrorCode};
 use rdkafka::message::{DeliveryResult, Header, OwnedHeaders};
-use rdkafka::producer::{BaseProducer, BaseRecord, Producer, ProducerContext, ThreadedProducer};
+use rdkafka::producer::{
+    BaseProducer, BaseRecord, Producer as _, ProducerContext, ThreadedProducer,
+};
 
 use super::Setup;
 use super::log::Lines;
-use super::tally::{End, Ticket};
+use super::tally::{DeliveryHandle, End};
 
 /// The header that holds an event's id.
 const ID_HEADER: &str = "id";
 
 /// See the module.
-pub struct Line {
+pub struct Producer {
     /// `None` only while it is dropped.
-    producer: Option<ThreadedProducer<Ear>>,
+    producer: Option<ThreadedProducer<Callbacks>>,
 }
 
 /// One event as it is handed over.
@@ -45,29 +47,29 @@ pub enum Trouble {
 }
 
 /// Listens to librdkafka: reports, errors, log lines.
-struct Ear {
+struct Callbacks {
     trouble: AtomicU8,
     lines: Lines,
 }
 
-impl Line {
+impl Producer {
     /// Starts a producer, which begins to connect. Blocks for some milliseconds.
     ///
     /// # Errors
     ///
     /// What librdkafka finds wrong with the configuration as a whole, without any of its values.
-    pub fn open(setup: &Setup) -> Result<Line, String> {
-        let ear = Ear { trouble: AtomicU8::new(0), lines: Lines::new(&setup.secrets) };
+    pub fn open(setup: &Setup) -> Result<Producer, String> {
+        let ear = Callbacks { trouble: AtomicU8::new(0), lines: Lines::new(&setup.secrets) };
         let producer = setup.client.create_with_context(ear);
-        Ok(Line { producer: Some(producer.map_err(|e| told(e, setup))?) })
+        Ok(Producer { producer: Some(producer.map_err(|e| told(e, setup))?) })
     }
 
-    /// As [`Line::open`], but knows no broker and so connects nowhere: whether it would open.
+    /// As [`Producer::open`], but knows no broker and so connects nowhere: whether it would open.
     pub fn rehearse(setup: &Setup) -> Result<(), String> {
         let mut client = setup.client.clone();
         client.remove("bootstrap.servers");
-        let ear = Ear { trouble: AtomicU8::new(0), lines: Lines::new(&setup.secrets) };
-        let producer: Result<BaseProducer<Ear>, _> = client.create_with_context(ear);
+        let ear = Callbacks { trouble: AtomicU8::new(0), lines: Lines::new(&setup.secrets) };
+        let producer: Result<BaseProducer<Callbacks>, _> = client.create_with_context(ear);
         producer.map(drop).map_err(|e| told(e, setup))
     }
 
@@ -76,7 +78,11 @@ impl Line {
     /// # Errors
     ///
     /// There is no room just now: the ticket comes back open.
-    pub fn hand_over(&self, message: &Message<'_>, ticket: Ticket) -> Result<(), Ticket> {
+    pub fn hand_over(
+        &self,
+        message: &Message<'_>,
+        ticket: DeliveryHandle,
+    ) -> Result<(), DeliveryHandle> {
         let Some(producer) = &self.producer else { return Err(ticket) };
         let id = Header { key: ID_HEADER, value: Some(message.id) };
         let mut record = BaseRecord::with_opaque_to(message.topic, Box::new(ticket))
@@ -113,7 +119,7 @@ impl Line {
     }
 }
 
-impl Drop for Line {
+impl Drop for Producer {
     fn drop(&mut self) {
         // As `close`, which async code must not wait for. Where no thread can be had it is dropped
         // right here.
@@ -132,14 +138,14 @@ impl Trouble {
     ];
 }
 
-impl Ear {
+impl Callbacks {
     fn trouble(&self) -> Trouble {
         let place = usize::from(self.trouble.load(Ordering::Relaxed));
         Trouble::ALL.get(place).copied().unwrap_or(Trouble::None)
     }
 }
 
-impl ClientContext for Ear {
+impl ClientContext for Callbacks {
     fn log(&self, level: RDKafkaLogLevel, facility: &str, line: &str) {
         self.lines.pass_on(level, facility, line);
     }
@@ -162,10 +168,10 @@ impl ClientContext for Ear {
     fn stats_raw(&self, _: &[u8]) {}
 }
 
-impl ProducerContext for Ear {
-    type DeliveryOpaque = Box<Ticket>;
+impl ProducerContext for Callbacks {
+    type DeliveryOpaque = Box<DeliveryHandle>;
 
-    fn delivery(&self, result: &DeliveryResult<'_>, ticket: Box<Ticket>) {
+    fn delivery(&self, result: &DeliveryResult<'_>, ticket: Box<DeliveryHandle>) {
         let end = match result {
             Ok(_) => {
                 self.trouble.store(Trouble::None as u8, Ordering::Relaxed);

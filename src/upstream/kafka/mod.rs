@@ -34,10 +34,10 @@ use tokio::sync::{Mutex, RwLock};
 use tokio::time::{Instant, sleep, timeout, timeout_at};
 use uuid::Uuid;
 
-use self::line::{Line, Message};
+use self::line::{Message, Producer};
 use self::tally::{End, Tally};
 use super::gather::gather;
-use super::{Batch, Outcome, Setback, Upstream, bot};
+use super::{Batch, Failure, Outcome, Upstream, bot};
 use crate::event::{RawRecord, Record, WireWriter};
 
 pub use config::{BROKERS_MAX, Config, Key, PROPERTIES_MAX, Properties, TOPIC_CHARS_MAX};
@@ -57,7 +57,7 @@ const EVENTS_AT_ONCE: usize = 64;
 pub struct Kafka {
     setup: Arc<Setup>,
     /// Opened by the first attempt, and again after a fatal error.
-    line: Mutex<Option<Arc<Line>>>,
+    line: Mutex<Option<Arc<Producer>>>,
     /// Held by every attempt, and alone by one that must not share a request: see `send`.
     road: RwLock<()>,
 }
@@ -131,7 +131,7 @@ impl Kafka {
         let fatal = line.fatal_error();
         let outcome = |end| match end {
             End::Delivered => Outcome::Delivered,
-            End::Unreadable => Outcome::Rejected(Setback::new("a spool record cannot be read")),
+            End::Unreadable => Outcome::Rejected(Failure::new("a spool record cannot be read")),
             End::Open => outcome::of(RDKafkaErrorCode::MessageTimedOut, trouble),
             // The code is only that there is another, which says why.
             End::Failed(RDKafkaErrorCode::Fatal) => {
@@ -146,7 +146,7 @@ impl Kafka {
         outcome
     }
 
-    async fn hand_over(&self, line: &Line, records: &[Bytes], tally: &Arc<Tally>) {
+    async fn hand_over(&self, line: &Producer, records: &[Bytes], tally: &Arc<Tally>) {
         let deadline = Instant::now() + Duration::from_secs(self.setup.timeout_seconds);
         let (mut value, mut id) = (Vec::new(), Uuid::encode_buffer());
         let mut writer = WireWriter::default();
@@ -198,22 +198,22 @@ impl Kafka {
     }
 
     /// The line in use; opened where there is none.
-    async fn line(&self) -> Result<Arc<Line>, Outcome> {
+    async fn line(&self) -> Result<Arc<Producer>, Outcome> {
         let mut current = self.line.lock().await;
         if let Some(line) = &*current {
             return Ok(Arc::clone(line));
         }
         let setup = Arc::clone(&self.setup);
-        let opened = tokio::task::spawn_blocking(move || Line::open(&setup)).await;
+        let opened = tokio::task::spawn_blocking(move || Producer::open(&setup)).await;
         // It panics where the system has no thread for it, which may pass.
-        let opened = opened.map_err(|_| Outcome::Retry(Setback::new("no producer can be made")))?;
-        let line = Arc::new(opened.map_err(|why| Outcome::Fault(Setback::new(why)))?);
+        let opened = opened.map_err(|_| Outcome::Retry(Failure::new("no producer can be made")))?;
+        let line = Arc::new(opened.map_err(|why| Outcome::Fault(Failure::new(why)))?);
         *current = Some(Arc::clone(&line));
         Ok(line)
     }
 
     /// The next attempt opens a new line, unless one has replaced this one already.
-    async fn replace(&self, broken: &Arc<Line>) {
+    async fn replace(&self, broken: &Arc<Producer>) {
         let mut current = self.line.lock().await;
         if current.as_ref().is_some_and(|line| Arc::ptr_eq(line, broken)) {
             *current = None;

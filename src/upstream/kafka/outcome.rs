@@ -5,7 +5,7 @@ use std::borrow::Cow;
 use rdkafka::error::RDKafkaErrorCode as Code;
 
 use super::line::Trouble;
-use crate::upstream::{Outcome, Setback};
+use crate::upstream::{Failure, Outcome};
 
 /// How an event ended whose delivery failed with `code`, while the connections were in `trouble`.
 ///
@@ -16,13 +16,13 @@ pub fn of(code: Code, trouble: Trouble) -> Outcome {
         // it was not reached is told apart from it.
         Code::MessageTimedOut | Code::TimedOutQueue | Code::BrokerTransportFailure => match trouble
         {
-            Trouble::None => Outcome::Retry(Setback::new("no acknowledgement in time")),
-            Trouble::Unreachable => Outcome::Retry(Setback::new("no broker can be reached")),
-            Trouble::Unresolved => Outcome::Retry(Setback::new(
+            Trouble::None => Outcome::Retry(Failure::new("no acknowledgement in time")),
+            Trouble::Unreachable => Outcome::Retry(Failure::new("no broker can be reached")),
+            Trouble::Unresolved => Outcome::Retry(Failure::new(
                 "no broker can be reached, and a name cannot be resolved",
             )),
-            Trouble::Tls => Outcome::Fault(Setback::new("the TLS handshake fails")),
-            Trouble::Authentication => Outcome::Fault(Setback::new("authentication fails")),
+            Trouble::Tls => Outcome::Fault(Failure::new("the TLS handshake fails")),
+            Trouble::Authentication => Outcome::Fault(Failure::new("authentication fails")),
         },
         // Said of one event by librdkafka, or by a broker of a whole request: halving finds out.
         Code::MessageSizeTooLarge | Code::MessageBatchTooLarge | Code::InvalidMessageSize => {
@@ -57,8 +57,8 @@ pub fn of(code: Code, trouble: Trouble) -> Outcome {
     }
 }
 
-fn setback(code: Code) -> Setback {
-    Setback::new(Cow::Owned(code.to_string()))
+fn setback(code: Code) -> Failure {
+    Failure::new(Cow::Owned(code.to_string()))
 }
 
 #[cfg(test)]

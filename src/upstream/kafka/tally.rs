@@ -34,7 +34,7 @@ struct Inner {
 
 /// Goes through librdkafka with one event, and comes back with its report.
 #[derive(Debug)]
-pub struct Ticket {
+pub struct DeliveryHandle {
     tally: Arc<Tally>,
     place: usize,
 }
@@ -47,8 +47,8 @@ impl Tally {
     }
 
     /// The ticket of the event at `place`.
-    pub fn ticket(self: &Arc<Tally>, place: usize) -> Ticket {
-        Ticket { tally: Arc::clone(self), place }
+    pub fn ticket(self: &Arc<Tally>, place: usize) -> DeliveryHandle {
+        DeliveryHandle { tally: Arc::clone(self), place }
     }
 
     /// Waits until no event is open.
@@ -70,7 +70,7 @@ impl Tally {
     }
 }
 
-impl Ticket {
+impl DeliveryHandle {
     /// Notes the event's end. The first one counts.
     pub fn end(self, end: End) {
         let mut inner = self.tally.lock();

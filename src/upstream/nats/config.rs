@@ -1,5 +1,6 @@
 //! What a `nats` upstream is told.
 
+use crate::config_error::ConfigError;
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -12,7 +13,7 @@ use super::super::client;
 use super::super::http::{TIMEOUT_SECONDS_MAX, check_within};
 use super::subject::Subject;
 use super::{Login, Nats, Setup};
-use crate::upstream::{ConfigError, Secret};
+use crate::upstream::Secret;
 
 /// Servers to try, at most.
 pub const URLS_MAX: usize = 16;

@@ -15,7 +15,7 @@ use tokio::sync::watch;
 use tokio::time::{Instant, timeout, timeout_at};
 
 use super::{BATCHES_MAX, Login, Setup, UNANSWERED_MAX, outcome};
-use crate::upstream::{Outcome, Setback};
+use crate::upstream::{Failure, Outcome};
 
 /// Longest time to wait for a connection to one server; the whole attempt's where that is less.
 const CONNECT_SECONDS_MAX: u64 = 5;
@@ -45,7 +45,7 @@ impl Link {
         let options = options(setup, say).await?;
         let connecting = timeout_at(deadline, options.connect(&setup.servers[..])).await;
         let connected =
-            connecting.map_err(|_| Outcome::Retry(Setback::new("connecting timed out")))?;
+            connecting.map_err(|_| Outcome::Retry(Failure::new("connecting timed out")))?;
         let client = connected.map_err(|e| outcome::of_connect(&e))?;
         let jetstream = ContextBuilder::new()
             .timeout(setup.timeout)
@@ -63,7 +63,7 @@ impl Link {
         if filters.iter().any(|filter| setup.subject.is_taken_by(filter)) {
             return Ok(());
         }
-        Err(Outcome::Fault(Setback::new("the stream does not take the subject")))
+        Err(Outcome::Fault(Failure::new("the stream does not take the subject")))
     }
 
     /// Sends one event; its acknowledgement is still to come.
@@ -108,11 +108,11 @@ impl Link {
             biased;
             value = future => Ok(value),
             word = failed => Err(match word {
-                Word::Denied => Outcome::Fault(Setback::new("the server denies us the right")),
-                Word::Fine | Word::Broken => Outcome::Retry(Setback::new("the connection broke")),
+                Word::Denied => Outcome::Fault(Failure::new("the server denies us the right")),
+                Word::Fine | Word::Broken => Outcome::Retry(Failure::new("the connection broke")),
             }),
             () = tokio::time::sleep_until(deadline) => {
-                Err(Outcome::Retry(Setback::new("no answer in time")))
+                Err(Outcome::Retry(Failure::new("no answer in time")))
             }
         }
     }
@@ -145,7 +145,7 @@ async fn options(setup: &Setup, say: watch::Sender<Word>) -> Result<ConnectOptio
         Some(path) => options
             .credentials_file(path)
             .await
-            .map_err(|_| Outcome::Fault(Setback::new("the credentials file cannot be read")))?,
+            .map_err(|_| Outcome::Fault(Failure::new("the credentials file cannot be read")))?,
         None => options,
     };
     let connect = setup.timeout.min(Duration::from_secs(CONNECT_SECONDS_MAX));

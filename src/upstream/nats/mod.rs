@@ -33,7 +33,7 @@ use uuid::Uuid;
 use self::link::Link;
 use self::subject::Subject;
 use super::gather::gather;
-use super::{Batch, Outcome, Setback, Upstream, bot};
+use super::{Batch, Failure, Outcome, Upstream, bot};
 use crate::event::{RawRecord, WireWriter};
 
 pub use config::{Config, STREAM_CHARS_MAX, URLS_MAX};
@@ -156,7 +156,7 @@ impl Nats {
     ) -> Result<(), Outcome> {
         for (place, bytes) in records.iter().enumerate() {
             let Some((subject, message)) = self.message(bytes) else {
-                let setback = Setback::new("a spool record cannot be read");
+                let setback = Failure::new("a spool record cannot be read");
                 progress.ends[place] = Some(Outcome::Rejected(setback));
                 continue;
             };

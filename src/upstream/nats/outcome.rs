@@ -13,7 +13,7 @@ use async_nats::jetstream::context::{
 };
 use async_nats::{ConnectError, ConnectErrorKind, ServerError};
 
-use crate::upstream::{Outcome, Setback};
+use crate::upstream::{Failure, Outcome};
 
 /// Why no connection could be made.
 pub fn of_connect(error: &ConnectError) -> Outcome {
@@ -65,7 +65,7 @@ pub fn of_stream(error: &GetStreamError) -> Outcome {
 pub fn of_publish(error: &PublishError) -> Outcome {
     match error.kind() {
         PublishErrorKind::MaxPayloadExceeded => {
-            Outcome::TooLarge(Setback::new("larger than the server's max_payload"))
+            Outcome::TooLarge(Failure::new("larger than the server's max_payload"))
         }
         // Also while a stream has no leader. Whether it is there at all is looked up next time.
         PublishErrorKind::StreamNotFound => retry("no stream takes the subject"),
@@ -86,7 +86,7 @@ pub fn of_publish(error: &PublishError) -> Outcome {
 fn of_code(code: ErrorCode) -> Outcome {
     match code {
         ErrorCode::STREAM_MESSAGE_EXCEEDS_MAXIMUM | ErrorCode::STREAM_HEADER_EXCEEDS_MAXIMUM => {
-            Outcome::TooLarge(Setback::new("larger than the stream's max_msg_size"))
+            Outcome::TooLarge(Failure::new("larger than the stream's max_msg_size"))
         }
         ErrorCode::STREAM_NOT_FOUND => fault("the stream does not exist"),
         ErrorCode::STREAM_NOT_MATCH => fault("another stream takes the subject"),
@@ -111,11 +111,11 @@ fn is_about_login(text: &str) -> bool {
 }
 
 fn retry(what: impl Into<std::borrow::Cow<'static, str>>) -> Outcome {
-    Outcome::Retry(Setback::new(what))
+    Outcome::Retry(Failure::new(what))
 }
 
 fn fault(what: impl Into<std::borrow::Cow<'static, str>>) -> Outcome {
-    Outcome::Fault(Setback::new(what))
+    Outcome::Fault(Failure::new(what))
 }
 
 /// The first `T` among an error and its causes; an I/O error's inner error counts as its cause.

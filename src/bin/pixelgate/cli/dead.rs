@@ -4,7 +4,7 @@ use super::terminal::{Progress, Unit};
 use super::{NO, chain, fail};
 use crate::config::Config;
 use clap::Subcommand;
-use pixelgate::delivery::dead_letters;
+use pixelgate::tools::dead_letters;
 use std::io::{ErrorKind, Write};
 use std::path::Path;
 use std::process::ExitCode;
@@ -56,7 +56,7 @@ fn list(dir: &Path, upstream: &str) -> Result<(), String> {
     }
 }
 
-fn replay(config: &Config, upstream: &pixelgate::upstream::Config) -> Result<(), String> {
+fn replay(config: &Config, upstream: &pixelgate::config::Upstream) -> Result<(), String> {
     let gate = config.gate();
     let built = upstream.build().map_err(|e| chain(&e))?;
     let runtime = tokio::runtime::Builder::new_multi_thread()

@@ -1,7 +1,7 @@
 //! `pixelgate explain`: what would become of an event, and why, on standard output.
 
 use crate::config::Config;
-use pixelgate::explain::{NotAnEvent, explain as explained};
+use pixelgate::tools::{NotAnEvent, explain as explained};
 use pixelgate::{OpenError, PixelGate};
 use std::io::Write;
 

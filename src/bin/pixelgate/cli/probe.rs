@@ -5,7 +5,7 @@
 
 use super::{NO, UNUSABLE, fail};
 use clap::ValueEnum;
-use pixelgate::admin;
+use pixelgate::config::Admin;
 use std::io::{self, Read, Write};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpStream};
 use std::process::ExitCode;
@@ -28,7 +28,7 @@ pub enum Page {
 }
 
 /// Asks, prints the answer, and says by its exit code whether it was a yes.
-pub fn run(config: &admin::Config, page: Page) -> ExitCode {
+pub fn run(config: &Admin, page: Page) -> ExitCode {
     let address = match address(&config.listen) {
         Ok(address) => address,
         Err(why) => return fail(UNUSABLE, format!("admin.listen: {why}")),

@@ -157,12 +157,12 @@ fn give(taker: &UnixStream, sockets: &[Named]) -> io::Result<()> {
 
 /// What a successor took, and its word that it accepts.
 #[derive(Debug)]
-pub struct Inheritance {
+pub struct InheritedSockets {
     offerer: UnixStream,
     sockets: Vec<Named>,
 }
 
-impl Inheritance {
+impl InheritedSockets {
     /// Takes copies of the sockets that are on offer at `path`; `None` if nobody offers any.
     pub fn take(path: &Path) -> io::Result<Option<Self>> {
         let offerer = match UnixStream::connect(path) {
@@ -268,7 +268,7 @@ mod tests {
     async fn a_successor_gets_what_it_claims_and_says_when_it_accepts() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join(SOCKET_NAME);
-        assert!(Inheritance::take(&path).unwrap().is_none(), "nobody offers");
+        assert!(InheritedSockets::take(&path).unwrap().is_none(), "nobody offers");
         let listeners = [(); 2].map(|()| TcpListener::bind("127.0.0.1:0").unwrap());
         let addresses = listeners.each_ref().map(|listener| listener.local_addr().unwrap());
         let named = ["edge a", "edge b"].map(str::to_owned);
@@ -283,7 +283,7 @@ mod tests {
         });
 
         let taking = path.clone();
-        let take = move || Inheritance::take(&taking).unwrap().unwrap();
+        let take = move || InheritedSockets::take(&taking).unwrap().unwrap();
         let mut taken = tokio::task::spawn_blocking(take).await.unwrap();
         let claimed = taken.claim("edge b").unwrap();
         assert!(taken.claim("edge b").is_none() && taken.claim("edge c").is_none());
@@ -298,7 +298,7 @@ mod tests {
         TcpStream::connect(addresses[1]).unwrap();
         claimed.accept().unwrap();
         assert!(TcpStream::connect(addresses[0]).is_err(), "nobody claimed it");
-        assert!(Inheritance::take(&path).unwrap().is_none(), "the offer is over");
+        assert!(InheritedSockets::take(&path).unwrap().is_none(), "the offer is over");
         drop(alive);
         successor.wait_for(|s| *s == Successor::None).await.unwrap();
     }
@@ -313,7 +313,7 @@ mod tests {
             let (listener, sent) = (listener.try_clone().unwrap(), sent.to_vec());
             let stranger =
                 std::thread::spawn(move || listener.accept().unwrap().0.write_all(&sent).unwrap());
-            let error = Inheritance::take(&path).unwrap_err();
+            let error = InheritedSockets::take(&path).unwrap_err();
             assert!(error.to_string().contains(expect), "{error}");
             stranger.join().unwrap();
         }

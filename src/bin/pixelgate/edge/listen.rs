@@ -5,7 +5,7 @@
 //! edge's entrance takes them as they are; those of the admin pages are put into the table in
 //! which Pingora looks before it binds. This also tells which port the kernel chose for port 0.
 
-use pixelgate::server::Listener;
+use pixelgate::http_server::Listener;
 use std::fmt;
 use std::fs::{Permissions, set_permissions};
 use std::net::{SocketAddr, TcpListener, ToSocketAddrs};

@@ -13,8 +13,8 @@ pub mod systemd;
 pub mod tls;
 
 use bytesize::ByteSize;
-use pixelgate::request::client::TrustedProxies;
-use pixelgate::server::Limits;
+use pixelgate::TrustedProxies;
+use pixelgate::http_server::Limits;
 use serde::Deserialize;
 use serde::de::Error as _;
 use std::path::PathBuf;
@@ -160,12 +160,8 @@ impl Config {
             ));
         }
         self.trust().map_err(|e| match e {
-            pixelgate::request::client::TrustError::Network(_) => {
-                ("trusted_proxies", e.to_string())
-            }
-            pixelgate::request::client::TrustError::Header(_) => {
-                ("client_ip_header", e.to_string())
-            }
+            pixelgate::TrustError::Network(_) => ("trusted_proxies", e.to_string()),
+            pixelgate::TrustError::Header(_) => ("client_ip_header", e.to_string()),
         })?;
         if self.threads > THREADS_MAX {
             return Err(("threads", format!("{THREADS_MAX} are the most")));
@@ -226,7 +222,7 @@ impl Config {
     }
 
     /// Whose word on the client's address is taken.
-    pub fn trust(&self) -> Result<TrustedProxies, pixelgate::request::client::TrustError> {
+    pub fn trust(&self) -> Result<TrustedProxies, pixelgate::TrustError> {
         TrustedProxies::new(&self.trusted_proxies, self.client_ip_header.as_deref())
     }
 

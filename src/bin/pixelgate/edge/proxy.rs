@@ -10,9 +10,9 @@ use pingora::modules::http::HttpModules;
 use pingora::prelude::*;
 use pingora::proxy::{FailToProxy, ProxyWarnLogContext};
 use pingora::{ErrorSource, ErrorType};
-use pixelgate::request::client::TrustedProxies;
-use pixelgate::server::InFlight;
-use pixelgate::telemetry::metrics::Limit;
+use pixelgate::TrustedProxies;
+use pixelgate::http_server::InFlight;
+use pixelgate::http_server::Limit;
 use pixelgate::{PixelGate, Verdict};
 use std::net::IpAddr;
 use std::sync::Arc;
@@ -47,7 +47,7 @@ pub struct Ctx {
     server: Option<Arc<Server>>,
     /// Those on which a new connection, or a request on one, has failed.
     tried: Vec<Arc<Server>>,
-    _busy: pixelgate::server::Busy,
+    _busy: pixelgate::http_server::InFlightGuard,
 }
 
 /// The answers that the edge gives of its own, built once.

@@ -4,7 +4,7 @@
 //! spool. How it ends is in [`super::stop`].
 
 use super::Config;
-use super::handover::{Inheritance, SOCKET_NAME};
+use super::handover::{InheritedSockets, SOCKET_NAME};
 use super::listen::{Address, BindError, Bound};
 use super::origin::Origins;
 use super::proxy::Edge;
@@ -21,8 +21,8 @@ use pingora::server::{ListenFds, RunArgs, Server, ShutdownWatch};
 use pingora::services::background::{BackgroundService, GenBackgroundService, background_service};
 use pingora::services::listening::Service;
 use pixelgate::PixelGate;
-use pixelgate::admin::{Admin, Lookout};
-use pixelgate::server::{Entrance, Front, InFlight, Limits};
+use pixelgate::admin_pages::{Admin, Sampler};
+use pixelgate::http_server::{Acceptor, InFlight, Limits, Server as FrontServer};
 use rustix::process::{Resource, getrlimit, setrlimit};
 use rustls::pki_types::CertificateDer;
 use rustls::pki_types::pem::PemObject;
@@ -55,7 +55,7 @@ pub enum EdgeError {
     /// Pingora refused a setting.
     Pingora(Box<pingora::Error>),
     /// The gate did not close as it should.
-    Close(pixelgate::spool::CloseError),
+    Close(pixelgate::CloseError),
 }
 
 impl fmt::Display for EdgeError {
@@ -80,7 +80,7 @@ impl std::error::Error for EdgeError {}
 pub fn run(
     edge: &Config,
     gate: pixelgate::Config,
-    admin: &pixelgate::admin::Config,
+    admin: &pixelgate::config::Admin,
     verdicts: u32,
     upgrade: bool,
 ) -> Result<(), EdgeError> {
@@ -111,11 +111,11 @@ pub fn run(
     let mut server = Server::new_with_opt_and_conf(None, conf);
     let proxy = http_proxy(&server.configuration, proxy);
     let limits = Limits { connections_max: raise_file_limit(edge), ..edge.limits() };
-    let front = Front::new(proxy, gate.clone(), in_flight.clone(), limits);
+    let front = FrontServer::new(proxy, gate.clone(), in_flight.clone(), limits);
     let (stop, stopped) = watch::channel(false);
     let certificates: Vec<_> = certificates.into_iter().map(|(_, all)| all).collect();
     let announcement = announcement(&plain, &tls, &pages);
-    let mut entrance = Entrance::new("edge", front, stopped.clone());
+    let mut entrance = Acceptor::new("edge", front, stopped.clone());
     listen(&mut entrance, plain, tls, &certificates)?;
     server.add_service(entrance);
 
@@ -152,7 +152,7 @@ fn load_certificates(edge: &Config) -> Result<Vec<(String, Arc<Certificates>)>, 
 
 /// Has the edge listen on plain sockets, and on TLS ones with the certificates of each.
 fn listen(
-    entrance: &mut Entrance<Edge>,
+    entrance: &mut Acceptor<Edge>,
     plain: Vec<Bound>,
     tls: Vec<Bound>,
     certificates: &[Arc<Certificates>],
@@ -179,7 +179,7 @@ fn admin_listener(bound: &Bound) -> ListenerConfig {
 
 /// The listening sockets: opened here, or inherited.
 struct Sockets {
-    inheritance: Option<Inheritance>,
+    inheritance: Option<InheritedSockets>,
     /// Until when an address that is in use is tried again.
     patience: Instant,
     /// For the next process.
@@ -192,7 +192,7 @@ impl Sockets {
         let mut inheritance = None;
         if upgrade {
             let path = edge.state_dir.join(SOCKET_NAME);
-            inheritance = Inheritance::take(&path).map_err(EdgeError::Upgrade)?;
+            inheritance = InheritedSockets::take(&path).map_err(EdgeError::Upgrade)?;
             if inheritance.is_none() {
                 warn!("{}: no edge runs here to take over from", edge.state_dir.display());
                 patience += Duration::from_secs(BIND_SECONDS_MAX);
@@ -237,11 +237,11 @@ impl Sockets {
 /// What serves the operator: who looks and remembers, and the pages about it.
 fn operators(
     gate: &PixelGate,
-    admin: &pixelgate::admin::Config,
+    admin: &pixelgate::config::Admin,
     verdicts: u32,
     in_flight: &InFlight,
-) -> (GenBackgroundService<Lookout>, Service<Admin>) {
-    let lookout = Arc::new(Lookout::new(gate.clone(), verdicts));
+) -> (GenBackgroundService<Sampler>, Service<Admin>) {
+    let lookout = Arc::new(Sampler::new(gate.clone(), verdicts));
     let pages = Admin::new(lookout.clone(), admin, in_flight.clone());
     let mut service = Service::new("admin".to_owned(), pages);
     service.threads = Some(1);

@@ -8,14 +8,14 @@
 //! is answered with `Connection: close`, for as long as the grace period. So no client meets a
 //! connection that closes while it is sending. (HTTP/2 says the same by GOAWAY.)
 
-use super::handover::{Inheritance, Named, Offer, SOCKET_NAME, Successor};
+use super::handover::{InheritedSockets, Named, Offer, SOCKET_NAME, Successor};
 use super::systemd;
 use super::tls::Certificates;
 use async_trait::async_trait;
 use log::{error, info, warn};
 use pingora::server::{ShutdownSignal, ShutdownSignalWatch};
 use pixelgate::PixelGate;
-use pixelgate::server::InFlight;
+use pixelgate::http_server::InFlight;
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
@@ -45,7 +45,7 @@ pub struct Signals {
     /// What a successor may take; taken out when it is offered.
     pub sockets: Mutex<Vec<Named>>,
     /// What this process took; taken out when it accepts.
-    pub inheritance: Mutex<Option<Inheritance>>,
+    pub inheritance: Mutex<Option<InheritedSockets>>,
     /// Where it listens: said when it does, and when it can be stopped.
     pub announcement: Vec<String>,
 }

@@ -13,7 +13,7 @@ use discreet::Discreet;
 use env_logger::fmt::Formatter;
 use log::kv::{self, Key, Value, VisitSource};
 use log::{LevelFilter, Record};
-use pixelgate::telemetry::event_samples::PLACES_MAX;
+use pixelgate::admin_pages::PLACES_MAX;
 use quiet::Quiet;
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;

@@ -6,7 +6,7 @@
 //! nature, and have a bound of their own (`log.verdicts`), and so is what only a debugger asks for.
 
 use log::{Level, Log, Metadata, Record};
-use pixelgate::admin::VERDICT_TARGET;
+use pixelgate::admin_pages::VERDICT_TARGET;
 use std::collections::HashMap;
 use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};

@@ -1,0 +1,45 @@
+//! The one form in which a section of the configuration says that a value cannot be used.
+
+use std::error::Error;
+
+/// A key whose value cannot be used, and why. Displays as `key: reason` and never shows a value
+/// that may be secret.
+#[derive(Debug, thiserror::Error)]
+#[error("{key}: {reason}")]
+pub struct ConfigError {
+    key: String,
+    reason: String,
+    source: Option<Box<dyn Error + Send + Sync>>,
+}
+
+impl ConfigError {
+    pub(crate) fn new(key: impl Into<String>, reason: impl Into<String>) -> Self {
+        Self { key: key.into(), reason: reason.into(), source: None }
+    }
+
+    /// The same, where another error is the cause.
+    pub(crate) fn caused(
+        key: impl Into<String>,
+        reason: impl Into<String>,
+        source: impl Error + Send + Sync + 'static,
+    ) -> Self {
+        Self { source: Some(Box::new(source)), ..Self::new(key, reason) }
+    }
+
+    /// The same error, with its key below `section`.
+    pub(crate) fn within(mut self, section: &str) -> Self {
+        self.key = format!("{section}.{}", self.key);
+        self
+    }
+
+    /// The whole key, such as `events.query_bytes_max`.
+    pub fn key(&self) -> &str {
+        &self.key
+    }
+
+    /// What is wrong with the value, as the rest of a sentence that begins with the key: `must be
+    /// at most 1024`.
+    pub fn reason(&self) -> &str {
+        &self.reason
+    }
+}
