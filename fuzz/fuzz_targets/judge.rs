@@ -3,7 +3,7 @@
 
 #![no_main]
 
-#[path = "../../tests/naive/mod.rs"]
+#[path = "../../tests/unit/naive/mod.rs"]
 mod naive;
 
 use libfuzzer_sys::fuzz_target;

@@ -6,3 +6,8 @@ pub mod config_error;
 pub mod event;
 #[path = "../../src/request/path.rs"]
 pub mod path;
+
+/// The names by which the tests' naive judge reaches the room that it is compared with.
+pub mod internals {
+    pub use crate::event;
+}

@@ -1,20 +1,13 @@
 //! The `nats` upstream against a real server that is killed, frozen, filled up and locked.
 
-#[path = "support/authority.rs"]
-mod authority;
-#[path = "support/delivery.rs"]
-mod delivery;
-#[path = "support/nats.rs"]
-mod nats;
-
 use std::collections::BTreeSet;
 use std::time::Duration;
 
+use crate::authority::{Authority, write};
+use crate::delivery::{Rig, sample};
+use crate::nats_server::{Server, Stored, events};
 use async_nats::ConnectOptions;
 use async_nats::jetstream::stream;
-use authority::{Authority, write};
-use delivery::{Rig, sample};
-use nats::{Server, Stored, events};
 use pixelgate::internals::delivery::dead_letters::Reason;
 use pixelgate::internals::upstream::Config;
 use rustix::process::Signal;
@@ -195,16 +188,17 @@ async fn who_we_are_is_in_the_url() {
         while rig.counts("log").delivered < 10 {
             tokio::time::sleep(Duration::from_millis(2)).await;
         }
-        assert_eq!(nats::read_stream(&jetstream, "EVENTS").await.len(), 10);
+        assert_eq!(crate::nats_server::read_stream(&jetstream, "EVENTS").await.len(), 10);
         rig.stop().await;
     }
 }
 
 #[tokio::test]
 async fn who_we_are_is_in_a_credentials_file() {
-    let server = Server::start(include_str!("data/nats/server.conf"));
+    let server = Server::start(include_str!("../data/nats/server.conf"));
     let creds = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/data/nats/edge.creds");
-    let options = ConnectOptions::with_credentials(include_str!("data/nats/edge.creds")).unwrap();
+    let options =
+        ConnectOptions::with_credentials(include_str!("../data/nats/edge.creds")).unwrap();
     let jetstream = server.jetstream(options).await;
     jetstream.create_stream(events_stream()).await.unwrap();
     let dir = tempfile::tempdir().unwrap();
@@ -217,7 +211,7 @@ async fn who_we_are_is_in_a_credentials_file() {
     check_error(&rig, "misconfigured", "credentials file").await;
     std::fs::copy(creds, &copy).unwrap();
     rig.settled("log").await;
-    assert_eq!(nats::read_stream(&jetstream, "EVENTS").await.len(), 10);
+    assert_eq!(crate::nats_server::read_stream(&jetstream, "EVENTS").await.len(), 10);
     rig.stop().await;
 
     let mut rig = Rig::start(&upstream(&server.url(""), SUBJECT));
@@ -283,7 +277,7 @@ async fn tls_is_spoken_with_whom_we_trust_and_we_show_ourselves() {
     while rig.counts("log").delivered < 10 {
         tokio::time::sleep(Duration::from_millis(2)).await;
     }
-    assert_eq!(nats::read_stream(&jetstream, "EVENTS").await.len(), 10);
+    assert_eq!(crate::nats_server::read_stream(&jetstream, "EVENTS").await.len(), 10);
     rig.stop().await;
 }
 

@@ -1,18 +1,13 @@
 //! The `legacy` upstream: events replayed one by one, and what becomes of money when an answer
 //! gets lost.
 
-#[path = "support/backend.rs"]
-mod backend;
-#[path = "support/delivery.rs"]
-mod delivery;
-
 use std::collections::BTreeSet;
 
 use std::sync::Arc;
 
-use backend::{Act, Backend, Request};
+use crate::backend::{Act, Backend, Request};
+use crate::delivery::Rig;
 use bytes::Bytes;
-use delivery::Rig;
 use pixelgate::internals::delivery::dead_letters::Reason;
 use pixelgate::internals::event::{Context, Event, Revenue, Rules, encode_record, parse};
 use pixelgate::internals::upstream::{self, Batch, Outcome, Part, Upstream};
@@ -51,8 +46,8 @@ async fn each_event_arrives_once_as_the_request_that_it_was() {
     for request in &taken {
         let query = request.target.strip_prefix("/v1/event/?").unwrap();
         let judged = parse(query.as_bytes(), &rules).unwrap();
-        assert!(judged.event == delivery::sample(n_of(request)), "{query}");
-        let context: Context<'_> = delivery::context();
+        assert!(judged.event == crate::delivery::sample(n_of(request)), "{query}");
+        let context: Context<'_> = crate::delivery::context();
         assert_eq!(request.method, "GET");
         assert_eq!(request.header("user-agent"), context.user_agent.as_deref().unwrap());
         assert_eq!(request.header("referer"), context.referer.as_deref().unwrap());
@@ -112,7 +107,7 @@ async fn revenue_that_may_have_counted_is_never_sent_twice_by_default() {
 async fn revenue_that_may_have_counted_becomes_one_dead_letter_an_event() {
     let backend = Backend::playing([Act::ResetAfterBody]).await;
     let mut rig = Rig::start(&upstream(&backend, "concurrency_max = 1"));
-    let mut event: Event<'static> = delivery::sample(1);
+    let mut event: Event<'static> = crate::delivery::sample(1);
     event.revenue = Revenue::parse("99.9");
     rig.accept_event(&event).await;
     rig.settled("old").await;
@@ -197,8 +192,14 @@ fn alone(backend: &Backend) -> Arc<dyn Upstream> {
 fn batch(ns: std::ops::Range<usize>) -> Batch {
     let record = |n| {
         let mut record = Vec::new();
-        let (event, context) = (delivery::sample(n), delivery::context());
-        encode_record(&mut record, &[n as u8; 16], delivery::RECEIVED_AT_MS, &event, &context);
+        let (event, context) = (crate::delivery::sample(n), crate::delivery::context());
+        encode_record(
+            &mut record,
+            &[n as u8; 16],
+            crate::delivery::RECEIVED_AT_MS,
+            &event,
+            &context,
+        );
         Bytes::from(record)
     };
     Batch::new(ns.map(record).collect())

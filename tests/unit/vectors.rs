@@ -1,14 +1,12 @@
 //! The contract's vectors (`tests/vectors/*.toml`): every one against the fast judge, against the
 //! naive one, and, if it is an event, through every form in which an event is written down.
 
-mod naive;
-
 use std::collections::{BTreeMap, HashSet};
 use std::fmt::Write;
 use std::panic::catch_unwind;
 use std::path::{Path, PathBuf};
 
-use naive::compare;
+use crate::naive::{self, compare};
 use pixelgate::internals::event::{self, Context, Rules};
 use serde::Deserialize;
 

@@ -1,15 +1,12 @@
 //! What forwarding does with outcomes, whoever they come from: upstreams of a test's own.
 
-#[path = "support/delivery.rs"]
-mod delivery;
-
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
+use crate::delivery::Rig;
 use async_trait::async_trait;
-use delivery::Rig;
 use pixelgate::internals::delivery::STOP_ATTEMPT_MS_MAX;
 use pixelgate::internals::delivery::dead_letters::Reason;
 use pixelgate::internals::event::Record;
@@ -219,7 +216,7 @@ async fn the_lag_is_the_age_of_the_oldest_event_that_waits() {
     rig.accept(10).await;
     rig.until("own", |s| s.state.as_str() == "retrying" || s.state.as_str() == "down").await;
     let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap();
-    let age = now.as_secs().saturating_sub(delivery::RECEIVED_AT_MS / 1000);
+    let age = now.as_secs().saturating_sub(crate::delivery::RECEIVED_AT_MS / 1000);
     let lag_seconds = rig.status("own").lag_seconds;
     assert!(lag_seconds.abs_diff(age) <= 60, "{lag_seconds} is not {age}");
     let gauge = rig.meters.lag_seconds.with_label_values(&["own"]).get();

@@ -1,15 +1,6 @@
 //! Many edges, one log: two real edges behind a real load balancer feed one stream, and share
 //! nothing else. One of them is killed under load, and comes back on its folder.
 
-#[allow(dead_code)] // Of these two no test outside of `edge` uses all.
-#[path = "edge/harness.rs"]
-mod harness;
-#[allow(dead_code)]
-#[path = "edge/http.rs"]
-mod http;
-#[path = "support/nats.rs"]
-mod nats;
-
 use std::collections::BTreeSet;
 use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::path::Path;
@@ -18,9 +9,9 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
 use std::thread::JoinHandle;
 
-use harness::{Edge, Setup, wait_for};
-use http::Connection;
-use nats::Server;
+use crate::harness::{self, Edge, Setup, wait_for};
+use crate::http::Connection;
+use crate::nats_server::Server;
 use rustix::process::Signal;
 
 /// Clients that send events at once.
@@ -202,7 +193,8 @@ fn what_two_edges_accepted_is_in_one_log_once_whatever_becomes_of_one_of_them() 
     let ids: BTreeSet<&str> = stored.iter().map(|m| m.message_id.as_str()).collect();
     assert_eq!(accepted, ids.len() as u64, "accepted on both is what the log holds");
     assert_eq!(ids.len(), stored.len(), "and holds once");
-    let number = |m: &nats::Stored| m.value["external_id"].as_str().unwrap().parse().unwrap();
+    let number =
+        |m: &crate::nats_server::Stored| m.value["external_id"].as_str().unwrap().parse().unwrap();
     let numbers: BTreeSet<u64> = stored.iter().map(number).collect();
     assert_eq!(answered.difference(&numbers).count(), 0, "every event answered 200 is there");
     println!("{} answered, {accepted} accepted by two edges and in the log", answered.len());

@@ -2,11 +2,8 @@
 //!
 //! `PIXELGATE_CASES` says how many generated paths; 50,000 unless set.
 
-#[path = "support/cases.rs"]
-mod cases;
-mod naive;
-
-use cases::{cases, run};
+use crate::cases::{cases, run};
+use crate::naive;
 use pixelgate::internals::request::path::{Guard, PathError, Reading};
 use proptest::prelude::*;
 use proptest::sample::select;

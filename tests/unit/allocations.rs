@@ -4,10 +4,7 @@
 //! judging, encoding, appending, and asking once whether the event is safe. The committer's
 //! allocations are per group and not per event, and a connection's are the front door's.
 
-#[path = "support/counting.rs"]
-mod counting;
-
-use counting::{Counting, allocations};
+use crate::counting::allocations;
 use http::{HeaderMap, HeaderValue, Method, header};
 use pixelgate::internals::clock::{Clock, SystemClock};
 use pixelgate::internals::event::Rules;
@@ -23,9 +20,6 @@ use std::net::IpAddr;
 use std::pin::pin;
 use std::sync::Arc;
 use std::task::{Context, Poll, Waker};
-
-#[global_allocator]
-static ALLOCATOR: Counting = Counting;
 
 /// Events that are counted together.
 const EVENTS: u64 = 1000;

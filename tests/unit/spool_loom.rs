@@ -1,7 +1,7 @@
 //! Staging and publishing under every interleaving: `src/spool/write/group.rs`,
 //! compiled against loom's primitives.
 //!
-//! Runs with the ordinary tests: `cargo test --test spool_loom`. The file under test is the one
+//! Runs with the ordinary tests: `cargo test --test unit spool_loom`. The file under test is the one
 //! that the spool uses; it takes its primitives from its parent's `sync`.
 
 #![allow(dead_code, reason = "a model uses a part of the file under test")]
@@ -12,7 +12,7 @@ mod sync {
     pub use std::sync::PoisonError;
 }
 
-#[path = "../src/spool/write/group.rs"]
+#[path = "../../src/spool/write/group.rs"]
 mod group;
 
 use std::pin::Pin;

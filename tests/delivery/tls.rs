@@ -1,19 +1,12 @@
 //! The `http` upstream over TLS: whom it trusts, how it shows itself, and which protocol it
 //! speaks. The certificates are made for each run.
 
-#[path = "support/authority.rs"]
-mod authority;
-#[path = "support/backend.rs"]
-mod backend;
-#[path = "support/delivery.rs"]
-mod delivery;
-
 use std::net::SocketAddr;
 use std::sync::{Arc, Mutex};
 
-use authority::{Authority, write};
-use backend::Backend;
-use delivery::Rig;
+use crate::authority::{Authority, write};
+use crate::backend::Backend;
+use crate::delivery::Rig;
 use rustls::pki_types::{PrivateKeyDer, PrivatePkcs8KeyDer};
 use rustls::server::WebPkiClientVerifier;
 use rustls::{RootCertStore, ServerConfig};

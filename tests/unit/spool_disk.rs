@@ -1,16 +1,14 @@
 //! Segments that are written again, and disks that stall, fill up and fail: by example, where
 //! `spool_model.rs` does it at random.
 
-mod spool_sim;
-
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use crate::spool_sim::rig::{append, append_all, close, config, drain, of, open, read, wait};
+use crate::spool_sim::{Fault, Op, SimFs};
 use bytesize::ByteSize;
 use pixelgate::internals::spool::Ack;
 use pixelgate::internals::spool::{Config, Durability, Overloaded, RECORD_BYTES_MAX, Spool};
-use spool_sim::rig::{append, append_all, close, config, drain, of, open, read, wait};
-use spool_sim::{Fault, Op, SimFs};
 
 #[test]
 fn trimmed_segments_are_written_again_and_their_old_records_stay_dead() {

@@ -98,7 +98,7 @@ struct Heard {
 /// Starts the child, lets it work, kills it, and adds what it said.
 fn live_and_die(dir: &Path, mode: &str, millis: u64, heard: &mut Heard) {
     let mut child = Command::new(std::env::current_exe().expect("itself"))
-        .args(["--exact", "child", "--nocapture", "--test-threads", "1"])
+        .args(["--exact", "spool_kill::child", "--nocapture", "--test-threads", "1"])
         .env(FOLDER, dir)
         .env(MODE, mode)
         .env(FIRST, (heard.highest + 1_000_000).to_string())

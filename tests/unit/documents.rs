@@ -4,10 +4,10 @@ use pixelgate::internals::event::{Ignored, Reason};
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 
-const TROUBLESHOOTING: &str = include_str!("../docs/troubleshooting.md");
-const MIGRATION: &str = include_str!("../docs/migration.md");
-const OPERATING: &str = include_str!("../docs/operating.md");
-const ALERTS: &str = include_str!("../packaging/prometheus/alerts.yml");
+const TROUBLESHOOTING: &str = include_str!("../../docs/troubleshooting.md");
+const MIGRATION: &str = include_str!("../../docs/migration.md");
+const OPERATING: &str = include_str!("../../docs/operating.md");
+const ALERTS: &str = include_str!("../../packaging/prometheus/alerts.yml");
 
 fn root() -> &'static Path {
     Path::new(env!("CARGO_MANIFEST_DIR"))

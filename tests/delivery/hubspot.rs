@@ -1,18 +1,11 @@
 //! The `hubspot` upstream against a server that is as strict as HubSpot is said to be, and fails
 //! in every way there is.
 
-#[path = "support/backend.rs"]
-mod backend;
-#[path = "support/delivery.rs"]
-mod delivery;
-#[path = "support/hubspot.rs"]
-mod hubspot;
-
 use std::collections::BTreeSet;
 use std::time::{Duration, Instant};
 
-use delivery::Rig;
-use hubspot::{CONTACTS_PATH, EVENTS_PATH, Fault, Hubspot, PORTALS, Refusal};
+use crate::crm::{CONTACTS_PATH, EVENTS_PATH, Fault, Hubspot, PORTALS, Refusal};
+use crate::delivery::Rig;
 use pixelgate::internals::delivery::dead_letters;
 use pixelgate::internals::delivery::dead_letters::Reason;
 use pixelgate::internals::event::{Event, Properties, Revenue};

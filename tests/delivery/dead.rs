@@ -1,15 +1,10 @@
 //! Dead letters: kept before they count, bounded, readable, and sent again under their ids.
 
-#[path = "support/backend.rs"]
-mod backend;
-#[path = "support/delivery.rs"]
-mod delivery;
-
 use std::fs;
 use std::sync::Arc;
 
-use backend::{Act, Backend, Request};
-use delivery::Rig;
+use crate::backend::{Act, Backend, Request};
+use crate::delivery::Rig;
 use pixelgate::internals::delivery::dead_letters;
 use pixelgate::internals::delivery::dead_letters::{DeadError, DeadLetters, Letter, Reason};
 use pixelgate::internals::upstream::{BatchConfig, Config, Failure, Upstream};

@@ -4,16 +4,12 @@
 //! `PIXELGATE_CASES` says how many queries in all; 50,000 unless set. A failure prints the smallest
 //! query found that shows it: that belongs into `tests/vectors/`.
 
-#[path = "support/cases.rs"]
-mod cases;
-mod naive;
-
 use std::cell::RefCell;
 use std::collections::BTreeMap;
 use std::net::IpAddr;
 
-use cases::{cases, run};
-use naive::compare;
+use crate::cases::{cases, run};
+use crate::naive::{self, compare};
 use pixelgate::internals::event::{Context, Ignored, Reason, Record, RecordError, Rules, advice};
 use proptest::prelude::*;
 use proptest::sample::select;

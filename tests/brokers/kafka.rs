@@ -1,28 +1,15 @@
 //! The `kafka` upstream against librdkafka's mock cluster, which fails in the ways a test asks
 //! for, and against a real broker where there is one: `PIXELGATE_TEST_KAFKA=host:port`.
 
-#[path = "support/authority.rs"]
-mod authority;
-#[path = "support/delivery.rs"]
-mod delivery;
-#[allow(dead_code)] // Of these two no test outside of `edge` uses all.
-#[path = "edge/harness.rs"]
-mod harness;
-#[allow(dead_code)]
-#[path = "edge/http.rs"]
-mod http;
-#[path = "support/kafka.rs"]
-mod kafka;
-
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::TcpListener;
 use std::sync::Arc;
 use std::time::Duration;
 
-use authority::Authority;
-use delivery::{RECEIVED_AT_MS, Rig, sample};
-use harness::{Setup, wait_for};
-use kafka::{Stored, events, read_topic};
+use crate::authority::Authority;
+use crate::cluster::{Stored, events, read_topic};
+use crate::delivery::{RECEIVED_AT_MS, Rig, sample};
+use crate::harness::{self, Setup, wait_for};
 use pixelgate::internals::delivery::dead_letters::Reason;
 use pixelgate::internals::event::Event;
 use rdkafka::mocking::MockCluster;

@@ -5,8 +5,6 @@
 //! answered comes back after whatever the durability promises to survive; what was refused does
 //! not, unless a crash came in between; and the four counts add up at every moment.
 
-mod spool_sim;
-
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 use std::task::{Context, Poll, Waker};
@@ -16,12 +14,12 @@ use std::future::Future;
 use std::pin::Pin;
 use std::sync::Arc;
 
+use crate::spool_sim::{Fault, Op, SimFs};
 use bytesize::ByteSize;
 use pixelgate::internals::spool::{
     Ack, Commit, Config, Durability, Entry, Env, Overloaded, Reader, RecordId, Spool,
 };
 use proptest::prelude::*;
-use spool_sim::{Fault, Op, SimFs};
 
 const UPSTREAMS: [&str; 2] = ["near", "far"];
 const ROOT: &str = "/spool";

@@ -1,8 +1,5 @@
 //! The `file` upstream: whole lines in finished files, whatever happens to the process.
 
-#[path = "support/delivery.rs"]
-mod delivery;
-
 use std::collections::BTreeSet;
 use std::fs;
 use std::io::Write as _;
@@ -10,7 +7,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
-use delivery::Rig;
+use crate::delivery::Rig;
 use pixelgate::internals::upstream::{Batch, Outcome, Upstream, file};
 use serde_json::Value;
 

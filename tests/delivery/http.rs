@@ -1,16 +1,11 @@
 //! The `http` upstream against a backend that fails in every way there is.
 
-#[path = "support/backend.rs"]
-mod backend;
-#[path = "support/delivery.rs"]
-mod delivery;
-
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
-use backend::{Act, Backend, Request};
-use delivery::Rig;
+use crate::backend::{Act, Backend, Request};
+use crate::delivery::Rig;
 use pixelgate::internals::event::Event;
 
 fn upstream(backend: &Backend, rest: &str) -> String {
@@ -275,7 +270,7 @@ async fn each_portals_events_keep_their_order_through_failures() {
     // Few portals, so that one batch holds several events of each.
     for n in 0..1500 {
         let portal = 1 + (n % 5) as u64;
-        rig.accept_event(&Event { portal, ..delivery::sample(n) }).await;
+        rig.accept_event(&Event { portal, ..crate::delivery::sample(n) }).await;
     }
     rig.settled("collector").await;
     let events = backend.events();

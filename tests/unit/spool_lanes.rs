@@ -1,19 +1,17 @@
 //! Several processes on one spool, upstreams that come and go, readers and bounds: by example,
 //! where `spool_model.rs` does it at random.
 
-mod spool_sim;
-
 use std::path::Path;
 use std::sync::Arc;
 
+use crate::spool_sim::SimFs;
+use crate::spool_sim::rig::{append, append_all, close, config, drain, of, open, read, wait};
 use bytesize::ByteSize;
 use pixelgate::internals::spool::fs::Fs;
 use pixelgate::internals::spool::{
     Ack, Config, Durability, Env, OpenError, Overloaded, RECORD_BYTES_MAX, RUN_AHEAD_EVENTS_MAX,
     Spool, UPSTREAMS_MAX,
 };
-use spool_sim::SimFs;
-use spool_sim::rig::{append, append_all, close, config, drain, of, open, read, wait};
 
 fn lanes(fs: &SimFs) -> Vec<String> {
     let entries = fs.list(Path::new("/spool")).expect("readable");

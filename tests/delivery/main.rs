@@ -1,0 +1,18 @@
+//! Delivery from the spool to backends of each kind that needs no broker.
+
+mod dead;
+mod file;
+mod flow;
+mod http;
+mod hubspot;
+mod legacy;
+mod tls;
+
+#[path = "../support/authority.rs"]
+mod authority;
+#[path = "../support/backend.rs"]
+mod backend;
+#[path = "../support/hubspot.rs"]
+mod crm;
+#[path = "../support/delivery.rs"]
+mod delivery;

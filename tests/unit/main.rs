@@ -1,0 +1,29 @@
+//! The rooms of the library, each by itself: models, vectors, failing disks, and the style of the
+//! source.
+
+mod allocations;
+mod documents;
+mod judge_model;
+mod naive;
+mod path_model;
+mod portals_file;
+mod portals_rules;
+mod portals_url;
+mod spool_disk;
+mod spool_kill;
+mod spool_lanes;
+mod spool_loom;
+mod spool_model;
+mod spool_recovery;
+mod spool_sim;
+mod tidy;
+mod vectors;
+
+#[path = "../support/cases.rs"]
+mod cases;
+#[path = "../support/counting.rs"]
+mod counting;
+
+// It counts for each thread by itself, so that tests beside one another do not count together.
+#[global_allocator]
+static ALLOCATOR: counting::Counting = counting::Counting;
