@@ -30,6 +30,7 @@ mod page;
 mod passthrough;
 mod paths;
 mod policy;
+mod previous_version;
 mod receiver;
 mod reload;
 mod schema;
