@@ -7,7 +7,7 @@
 
 use async_trait::async_trait;
 use edge::http_server::{Server, InFlight, Limits};
-use edge::upstream::{self, Kind, file};
+use edge::config::{Durability, FileUpstream, Upstream, UpstreamKind};
 use edge::{Config, PixelGate};
 use libfuzzer_sys::fuzz_target;
 use pingora::apps::ServerApp;
@@ -74,12 +74,12 @@ static EDGE: LazyLock<Edge> = LazyLock::new(|| {
     let mut config = Config::default();
     config.portals.source = portals.display().to_string();
     config.spool.dir = dir.join("spool");
-    config.upstream = vec![upstream::Config {
+    config.upstream = vec![Upstream {
         name: "file".to_owned(),
         batch: Default::default(),
-        kind: Kind::File(file::Config { dir: dir.join("events"), ..Default::default() }),
+        kind: UpstreamKind::File(FileUpstream { dir: dir.join("events"), ..Default::default() }),
     }];
-    config.spool.durability = edge::spool::Durability::Memory;
+    config.spool.durability = Durability::Memory;
     config.events.methods = vec!["GET".to_owned(), "POST".to_owned()];
     let gate = PixelGate::builder(config)
         .state_dir(&dir)

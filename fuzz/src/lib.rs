@@ -1,6 +1,7 @@
 //! The rooms under test, by their own files: see `Cargo.toml`.
 
 #[path = "../../src/config_error.rs"]
+#[allow(dead_code, reason = "the rooms under test need a part of it")]
 pub mod config_error;
 #[path = "../../src/event/mod.rs"]
 pub mod event;
