@@ -14,7 +14,7 @@ use std::time::Duration;
 use tokio::sync::{Mutex as FairMutex, Notify};
 use tokio::time::{Instant, sleep_until};
 
-use super::backoff;
+use super::retries;
 
 /// Failures in a row that open the breaker.
 pub const FAILURES_MAX: u32 = 5;
@@ -98,7 +98,7 @@ impl Pass<'_> {
         let mut inner = self.breaker.lock();
         inner.failures = inner.failures.saturating_add(1);
         let asked = after.is_some_and(|a| !a.is_zero());
-        let until = Instant::now() + backoff::wait(inner.failures, after);
+        let until = Instant::now() + retries::wait(inner.failures, after);
         match inner.state {
             // A straggler's failure shortens no pause and starts no second one.
             State::Open { until: set } => inner.state = State::Open { until: set.max(until) },
@@ -174,7 +174,7 @@ mod tests {
         for _ in 0..50 {
             let start = Instant::now();
             let probe = breaker.admit().await;
-            let bound = Duration::from_millis(backoff::BACKOFF_MS_MAX + 1);
+            let bound = Duration::from_millis(retries::BACKOFF_MS_MAX + 1);
             assert!(start.elapsed() <= bound);
             probe.fail(None);
         }

@@ -11,13 +11,13 @@
 //! ahead of them (one batch, and one more message), the waits, the log lines. How much the spool
 //! holds changes none of it.
 
-mod backoff;
-mod batch;
+mod batches;
 mod breaker;
 pub mod dead_letters;
 mod health;
+mod in_flight_batch;
 mod limiter;
-mod parcel;
+mod retries;
 pub(crate) mod threads;
 mod worker;
 
@@ -35,8 +35,8 @@ use crate::upstream::Upstream;
 use worker::{DeliveryWorker, WorkerDeps};
 
 pub use crate::upstream::BatchConfig;
-pub use backoff::{BACKOFF_MS_MAX, BACKOFF_MS_MIN};
 pub use health::State;
+pub use retries::{BACKOFF_MS_MAX, BACKOFF_MS_MIN};
 
 /// How long a stop waits for answers to what has been sent already. Attempts that are cut off
 /// are made again after the next start, and then may arrive twice.

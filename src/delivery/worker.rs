@@ -11,13 +11,13 @@ use prometheus::{IntCounter, IntCounterVec};
 use tokio::sync::{Semaphore, mpsc, watch};
 use tokio::task::JoinSet;
 
-use super::batch::{Arrival, Batcher};
+use super::batches::{Arrival, Batcher};
 use super::breaker::Breaker;
 use super::dead_letters::{DeadLetters, Letter, Reason};
 use super::health::{Health, State};
+use super::in_flight_batch::{InFlightBatch, LagTracker};
 use super::limiter::Limiter;
-use super::parcel::{InFlightBatch, LagTracker};
-use super::{Options, Route, STOP_ATTEMPT_MS_MAX, Status, backoff, parcel};
+use super::{Options, Route, STOP_ATTEMPT_MS_MAX, Status, in_flight_batch, retries};
 use crate::clock::Clock;
 use crate::event::{RawRecord, Record};
 use crate::spool::{Ack, Acknowledger, Entry, Reader};
@@ -172,7 +172,7 @@ impl DeliveryWorker {
                     0 | 1 => (0, payload),
                     // One strand uses up whole blocks of the spool; several would each keep a
                     // little of every block.
-                    n => (strand_of(&payload, n), parcel::detached(&payload)),
+                    n => (strand_of(&payload, n), in_flight_batch::detached(&payload)),
                 };
                 shares[queue].push(Arrival { seat, record });
             }
@@ -324,7 +324,7 @@ impl DeliveryWorker {
             };
             self.health.failing(State::DeadLettersFailing, &error);
             setbacks += 1;
-            self.unless_stopped(tokio::time::sleep(backoff::wait(setbacks, None))).await?;
+            self.unless_stopped(tokio::time::sleep(retries::wait(setbacks, None))).await?;
         }
         self.supplies.acknowledger.acknowledge(&parcel.seats, Ack::Dead);
         self.supplies.dead.inc_by(parcel.len() as u64);
@@ -357,7 +357,7 @@ impl FollowUp {
         state: State,
     ) {
         parcel.setbacks = parcel.setbacks.saturating_add(1);
-        let wait = backoff::wait(parcel.setbacks, setback.after);
+        let wait = retries::wait(parcel.setbacks, setback.after);
         self.wait = self.wait.max(Some(wait));
         self.wait_is_own |= setback.local;
         self.parcels.push(parcel);

@@ -12,10 +12,10 @@ use std::path::Path;
 
 use bytes::Bytes;
 
-use super::{DeadError, Files, Letter, Reason};
+use super::store::{DeadError, Files, Letter, Reason};
 use crate::clock::{Clock, SystemClock};
-use crate::delivery::backoff;
-use crate::delivery::parcel::InFlightBatch;
+use crate::delivery::in_flight_batch::InFlightBatch;
+use crate::delivery::retries;
 use crate::event::Record;
 use crate::upstream::{Batch, BatchConfig, Failure, Outcome, Upstream};
 
@@ -245,7 +245,7 @@ async fn deliver(upstream: &dyn Upstream, lines: &[Line]) -> Vec<End> {
                 Outcome::Dead(s) => end(&|| End::Refused(Reason::Undeliverable, s.clone())),
                 Outcome::Retry(s) if parcel.setbacks + 1 < ATTEMPTS_MAX => {
                     parcel.setbacks += 1;
-                    tokio::time::sleep(backoff::wait(parcel.setbacks, s.after)).await;
+                    tokio::time::sleep(retries::wait(parcel.setbacks, s.after)).await;
                     work.push_front(parcel);
                 }
                 Outcome::Retry(s) | Outcome::Fault(s) => end(&|| End::Undelivered(s.clone())),

@@ -8,7 +8,7 @@ use bytes::Bytes;
 use crate::spool::RecordId;
 use crate::upstream::{Batch, Failure, Outcome, Part};
 
-use super::batch::OpenBatch;
+use super::batches::OpenBatch;
 
 /// See the module.
 #[derive(Debug)]
