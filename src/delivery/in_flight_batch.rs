@@ -1,89 +1,71 @@
-//! A parcel: a batch together with what the spool knows its events by.
+//! A batch in flight, together with the spool's record ids of its events.
 
-use std::collections::BTreeSet;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::Arc;
 
 use bytes::Bytes;
 
+use super::batches::OpenBatch;
+use super::lag::{LagEntry, LagTracker};
 use crate::spool::RecordId;
 use crate::upstream::{Batch, Failure, Outcome, Part};
 
-use super::batches::OpenBatch;
-
-/// See the module.
+/// A batch until each of its events is delivered or a dead letter. The type of the ids is open:
+/// the spool's record ids in delivery, line numbers in a replay.
 #[derive(Debug)]
 pub struct InFlightBatch<T = RecordId> {
     pub batch: Batch,
-    /// One for each record of the batch, in its order.
-    pub seats: Vec<T>,
-    /// Setbacks in a row.
-    pub setbacks: u32,
-    /// Shared by the parcels that one was split into.
-    age: Option<Arc<Age>>,
-}
-
-/// How old the events are that are on their way.
-#[derive(Debug, Default)]
-pub struct LagTracker {
-    inner: Mutex<Inner>,
-}
-
-#[derive(Debug, Default)]
-struct Inner {
-    /// When the oldest event of each parcel came, and a number to tell parcels apart.
-    parcels: BTreeSet<(u64, u64)>,
-    entered: u64,
-}
-
-/// Keeps a parcel's place in `LagTracker` until the last part of it is settled.
-#[derive(Debug)]
-struct Age {
-    ages: Arc<LagTracker>,
-    key: (u64, u64),
+    /// One for each record of the batch, in the batch's order.
+    pub ids: Vec<T>,
+    /// Failed attempts in a row.
+    pub failures: u32,
+    /// Shared by all parts that a batch was split into.
+    lag_entry: Option<Arc<LagEntry>>,
 }
 
 impl<T: Copy> InFlightBatch<T> {
-    /// Of a closed batch whose oldest event came at `came_ms`.
-    pub fn new(gathered: OpenBatch<T>, came_ms: u64, ages: &Arc<LagTracker>) -> InFlightBatch<T> {
-        let age = Some(Arc::new(LagTracker::enter(ages, came_ms)));
-        let (seats, records) = gathered.arrivals.into_iter().map(|a| (a.seat, a.record)).unzip();
-        InFlightBatch { batch: Batch::new(records), seats, setbacks: 0, age }
+    /// From a closed batch whose oldest event was received at `received_ms`, in milliseconds since
+    /// 1970. Counts for the lag until the last part of the batch is dropped.
+    pub fn new(closed: OpenBatch<T>, received_ms: u64, lag: &Arc<LagTracker>) -> InFlightBatch<T> {
+        let lag_entry = Some(Arc::new(LagEntry::new(lag, received_ms)));
+        let (ids, records) = closed.arrivals.into_iter().map(|a| (a.id, a.record)).unzip();
+        InFlightBatch { batch: Batch::new(records), ids, failures: 0, lag_entry }
     }
 
-    /// Of records that are not on their way from the spool.
-    pub fn of(records: Vec<Bytes>, seats: Vec<T>) -> InFlightBatch<T> {
-        InFlightBatch { batch: Batch::new(records), seats, setbacks: 0, age: None }
+    /// From records that do not come from the spool. Does not count for the lag.
+    pub fn of(records: Vec<Bytes>, ids: Vec<T>) -> InFlightBatch<T> {
+        InFlightBatch { batch: Batch::new(records), ids, failures: 0, lag_entry: None }
     }
 
-    /// How many events.
+    /// The number of events.
     pub fn len(&self) -> usize {
-        self.seats.len()
+        self.ids.len()
     }
 
-    /// The events at these places, as a parcel with a batch of its own.
+    /// The events at these places, as a batch of their own.
     fn pick(&self, places: &[usize]) -> InFlightBatch<T> {
         let records = places.iter().map(|&p| detached(&self.batch.records()[p])).collect();
         InFlightBatch {
             batch: Batch::new(records),
-            seats: places.iter().map(|&p| self.seats[p]).collect(),
-            setbacks: self.setbacks,
-            age: self.age.clone(),
+            ids: places.iter().map(|&p| self.ids[p]).collect(),
+            failures: self.failures,
+            lag_entry: self.lag_entry.clone(),
         }
     }
 
-    /// Two halves, in order. Of a parcel with at least two events.
+    /// Two halves, in order. The batch must hold at least two events, or the first half is empty.
     pub fn halve(self) -> [InFlightBatch<T>; 2] {
         let middle = self.len() / 2;
         let places: Vec<usize> = (0..self.len()).collect();
         [self.pick(&places[..middle]), self.pick(&places[middle..])].map(|mut half| {
-            half.setbacks = 0;
+            half.failures = 0;
             half
         })
     }
 
-    /// Takes a parcel apart by the outcomes of its events. Whatever `parts` say, every event
-    /// comes out exactly once: one that is not named, or named as mixed, is to be tried again.
-    pub fn part(self, parts: Vec<Part>) -> Vec<(InFlightBatch<T>, Outcome)> {
+    /// Splits a batch by the outcomes of its events. Each event is in exactly one of the results,
+    /// whatever `parts` say: the first part that names an event counts, and an event that no part
+    /// names is to be retried.
+    pub fn split(self, parts: Vec<Part>) -> Vec<(InFlightBatch<T>, Outcome)> {
         let mut free = vec![true; self.len()];
         let mut all = Vec::with_capacity(parts.len() + 1);
         for Part { places, outcome } in parts {
@@ -97,7 +79,7 @@ impl<T: Copy> InFlightBatch<T> {
         if let [(places, outcome)] = &mut all[..]
             && places.len() == self.len()
         {
-            // All alike: the batch stays what it was, key and bytes included.
+            // All events have one outcome: the batch stays what it was, with its key and bytes.
             let outcome = std::mem::replace(outcome, Outcome::Delivered);
             return vec![(self, outcome)];
         }
@@ -105,35 +87,8 @@ impl<T: Copy> InFlightBatch<T> {
     }
 }
 
-impl LagTracker {
-    /// When the oldest event that is on its way came, in milliseconds since 1970.
-    pub fn oldest_ms(&self) -> Option<u64> {
-        self.lock().parcels.first().map(|(came_ms, _)| *came_ms)
-    }
-
-    fn enter(ages: &Arc<LagTracker>, came_ms: u64) -> Age {
-        let mut inner = ages.lock();
-        inner.entered += 1;
-        let key = (came_ms, inner.entered);
-        inner.parcels.insert(key);
-        drop(inner);
-        Age { ages: Arc::clone(ages), key }
-    }
-
-    fn lock(&self) -> MutexGuard<'_, Inner> {
-        // Nothing panics while it is held.
-        self.inner.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-}
-
-impl Drop for Age {
-    fn drop(&mut self) {
-        self.ages.lock().parcels.remove(&self.key);
-    }
-}
-
-/// A copy that holds on to nothing else: a record is a slice of the block that the spool read, and
-/// a few poison events that are tried for hours must not keep their neighbours in memory.
+/// A copy with memory of its own. A record is a slice of a block that the spool read; without the
+/// copy, a few events that are retried for hours would keep whole blocks in memory.
 pub fn detached(record: &Bytes) -> Bytes {
     Bytes::copy_from_slice(record)
 }
@@ -142,7 +97,7 @@ pub fn detached(record: &Bytes) -> Bytes {
 mod tests {
     use super::*;
 
-    fn parcel(len: usize) -> InFlightBatch<usize> {
+    fn in_flight(len: usize) -> InFlightBatch<usize> {
         let records = (0..len).map(|n| Bytes::from(n.to_string())).collect();
         InFlightBatch::of(records, (0..len).collect())
     }
@@ -151,16 +106,16 @@ mod tests {
         Outcome::Retry(Failure::new("test"))
     }
 
-    /// A parcel of five is taken apart: which seats come out, with which outcome?
+    /// A batch of five events is split: which ids come out, with which outcome?
     fn check(parts: Vec<(Vec<usize>, Outcome)>, expect: &[(&[usize], &str)]) {
         let parts = parts.into_iter().map(|(places, outcome)| Part { places, outcome });
-        let parted = parcel(5).part(parts.collect());
-        let got: Vec<_> = parted.iter().map(|(p, o)| (p.seats.as_slice(), o.label())).collect();
+        let results = in_flight(5).split(parts.collect());
+        let got: Vec<_> = results.iter().map(|(b, o)| (b.ids.as_slice(), o.label())).collect();
         assert_eq!(got, expect);
-        for (parcel, _) in &parted {
-            let records: Vec<_> = parcel.batch.records().iter().map(|r| r.to_vec()).collect();
-            let expect: Vec<_> = parcel.seats.iter().map(|s| s.to_string().into_bytes()).collect();
-            assert_eq!(records, expect, "a record changed its seat");
+        for (part, _) in &results {
+            let records: Vec<_> = part.batch.records().iter().map(|r| r.to_vec()).collect();
+            let expect: Vec<_> = part.ids.iter().map(|s| s.to_string().into_bytes()).collect();
+            assert_eq!(records, expect, "a record changed its id");
         }
     }
 
@@ -178,43 +133,43 @@ mod tests {
 
     #[test]
     fn a_batch_whose_events_all_ended_alike_keeps_its_key() {
-        let whole = parcel(3);
+        let whole = in_flight(3);
         let id = whole.batch.id();
-        let parted = whole.part(vec![Part { places: vec![0, 1, 2], outcome: retry() }]);
-        assert_eq!(parted[0].0.batch.id(), id);
+        let results = whole.split(vec![Part { places: vec![0, 1, 2], outcome: retry() }]);
+        assert_eq!(results[0].0.batch.id(), id);
     }
 
     #[test]
     fn halves_keep_the_order_and_have_keys_of_their_own() {
-        let whole = parcel(5);
+        let whole = in_flight(5);
         let id = whole.batch.id();
         let [front, back] = whole.halve();
-        assert_eq!((front.seats.as_slice(), back.seats.as_slice()), (&[0, 1][..], &[2, 3, 4][..]));
+        assert_eq!((front.ids.as_slice(), back.ids.as_slice()), (&[0, 1][..], &[2, 3, 4][..]));
         assert!(front.batch.id() != id && back.batch.id() != id);
         assert_ne!(front.batch.id(), back.batch.id());
     }
 
     #[test]
     fn a_part_holds_on_to_no_memory_of_the_whole() {
-        let whole = parcel(2);
+        let whole = in_flight(2);
         let place = whole.batch.records()[0].as_ptr();
         let [front, _] = whole.halve();
         assert_ne!(front.batch.records()[0].as_ptr(), place);
     }
 
     #[test]
-    fn the_age_is_that_of_the_oldest_parcel_until_its_last_part_is_gone() {
-        let ages = Arc::new(LagTracker::default());
-        let gathered = || OpenBatch::of_one(Bytes::from("x"), 0_usize);
-        let old = InFlightBatch::new(gathered(), 7, &ages);
-        let young = InFlightBatch::new(gathered(), 9, &ages);
-        assert_eq!(ages.oldest_ms(), Some(7));
+    fn the_lag_is_that_of_the_oldest_batch_until_its_last_part_is_dropped() {
+        let lag = Arc::new(LagTracker::default());
+        let closed = || OpenBatch::of_one(Bytes::from("x"), 0_usize);
+        let old = InFlightBatch::new(closed(), 7, &lag);
+        let young = InFlightBatch::new(closed(), 9, &lag);
+        assert_eq!(lag.oldest_ms(), Some(7));
         let part = old.pick(&[0]);
         drop(old);
-        assert_eq!(ages.oldest_ms(), Some(7));
+        assert_eq!(lag.oldest_ms(), Some(7));
         drop(part);
-        assert_eq!(ages.oldest_ms(), Some(9));
+        assert_eq!(lag.oldest_ms(), Some(9));
         drop(young);
-        assert_eq!(ages.oldest_ms(), None);
+        assert_eq!(lag.oldest_ms(), None);
     }
 }
