@@ -1,4 +1,4 @@
-//! The same events into brokers, next to a producer that does nothing else.
+//! Drains the same events into brokers, and compares with a producer that only produces.
 //!
 //! Kafka is `PIXELGATE_TEST_KAFKA=host:port`, else librdkafka's mock cluster in a process of its
 //! own; NATS is a `nats-server` that is started here. The yardstick is confluent-kafka's producer
@@ -10,10 +10,10 @@ use std::time::Duration;
 
 use super::drain;
 
-/// Fewer than into the receiver: a broker keeps them all.
+/// Fewer events than for the receiver, since a broker keeps them all.
 const EVENTS_MAX: usize = 200_000;
 
-/// Measures what is built in, and prints a line for each.
+/// Measures each broker that the build supports, and prints a line for it.
 pub fn run(events: usize) {
     let events = events.min(EVENTS_MAX);
     println!("\n{events} events\nbroker                       events/s   us CPU/event");
@@ -124,7 +124,7 @@ print(time.monotonic() - start, cpu() - used)
         command.spawn().unwrap()
     }
 
-    /// The broker has taken each event once.
+    /// Checks that the broker holds each event once.
     fn check(brokers: &str, topic: &str, events: usize) {
         let reader: BaseConsumer =
             ClientConfig::new().set("bootstrap.servers", brokers).create().unwrap();
@@ -134,7 +134,7 @@ print(time.monotonic() - start, cpu() - used)
         assert_eq!(ends.sum::<i64>(), events as i64, "each event arrives exactly once");
     }
 
-    /// Seconds and CPU of confluent-kafka, if it is there.
+    /// Time and CPU of confluent-kafka, where it is installed.
     fn yardstick(brokers: &str, topic: &str, events: usize) -> Option<(Duration, f64)> {
         let python = std::env::var("PIXELGATE_BENCH_PYTHON").unwrap_or("python3".into());
         let found = Command::new(&python).args(["-c", "import confluent_kafka"]).output().ok()?;

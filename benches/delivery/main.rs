@@ -1,14 +1,14 @@
 //! What delivery costs: CPU per event, events per second, memory, bytes on the wire.
 //!
-//! A spool is filled and then drained into a receiver that runs as a process of its own, so that
-//! the figures are the edge's alone. Every run checks that each event arrived exactly once.
+//! Fills a spool and drains it into a receiver in another process, so that the figures are those of
+//! the edge alone. Every run checks that each event arrived exactly once.
 //!
 //!     cargo bench --bench delivery                  # a million events for each compression
 //!     PIXELGATE_BENCH_EVENTS=10000000 cargo bench --bench delivery
 //!     cargo bench --bench delivery --features kafka,nats   # and into brokers, see `brokers.rs`
 //!
-//! CPU is the sum over all threads of the process while it drains: reading the spool, making
-//! JSON, compressing, sending, acknowledging.
+//! CPU is the sum over all threads of the process while it drains: reading the spool, encoding
+//! JSON, compressing, sending and acknowledging.
 
 #[cfg(any(feature = "kafka", feature = "nats"))]
 mod brokers;
@@ -32,7 +32,7 @@ use pixelgate::internals::spool::{self, Durability, Env, Spool};
 use pixelgate::internals::upstream::{BatchConfig, Config};
 use uuid::Uuid;
 
-// As in the binary: the peak is half a measure of the allocator.
+// The binary's allocator, since the peak of the memory depends on the allocator.
 #[global_allocator]
 static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 
@@ -69,11 +69,11 @@ fn main() {
     brokers::run(events);
 }
 
-/// What draining a spool took.
+/// What it cost to drain a spool.
 struct Drained {
     wall: Duration,
     cpu_ns: u64,
-    /// The peak of the memory used after a tenth, to be held against the one at the end.
+    /// The peak of the memory after a tenth of the events, to be compared with the peak at the end.
     early_mib: u64,
     peak_mib: u64,
     /// The size of the events' JSON.
@@ -122,7 +122,7 @@ fn drain(events: usize, kind: &str) -> Drained {
     let mut runtime = tokio::runtime::Builder::new_multi_thread();
     // As in `src/delivery/threads.rs`.
     let runtime = runtime.worker_threads(1).max_blocking_threads(4).enable_all().build().unwrap();
-    // 5: forget the peak of the memory used so far.
+    // 5 resets the peak of the memory (proc(5)).
     let _ = fs::write("/proc/self/clear_refs", "5");
     let (start, cpu) = (Instant::now(), cpu_ns());
     let _guard = runtime.enter();
@@ -141,7 +141,7 @@ fn await_delivered(spool: &Spool, events: usize) {
     }
 }
 
-/// Appends events as they come from a busy site; gives the size of their JSON.
+/// Appends events like those of a busy site. Returns the size of their JSON in bytes.
 fn fill(spool: &Spool, events: usize) -> u64 {
     let (mut json, mut bytes) = (Vec::new(), 0);
     for n in 0..events {
@@ -149,7 +149,7 @@ fn fill(spool: &Spool, events: usize) -> u64 {
         json.clear();
         event::Record::decode(&record).unwrap().write_json(&mut json, false);
         bytes += json.len() as u64 + 1;
-        // In `memory` an append is refused while the disk is behind.
+        // With `memory` an append is refused while the disk is behind.
         while spool.append(|out| out.extend_from_slice(&record)).is_err() {
             std::thread::sleep(Duration::from_millis(1));
         }
@@ -189,7 +189,7 @@ fn now_ms() -> u64 {
     since.as_millis() as u64
 }
 
-/// CPU time of all threads of this process, dead ones included.
+/// CPU time of all threads of this process, ended threads included.
 fn cpu_ns() -> u64 {
     // Fields 14 and 15 after the process's name in brackets, in hundredths of a second.
     let stat = fs::read_to_string("/proc/self/stat").unwrap();
@@ -226,7 +226,7 @@ impl Receiver {
         Receiver { child, addr: addr.trim().to_owned(), out }
     }
 
-    /// How many events it received, and how many bytes they took.
+    /// The number of received events, and of their bytes.
     fn stop(&mut self) -> (usize, u64) {
         drop(self.child.stdin.take());
         let mut line = String::new();

@@ -1,20 +1,20 @@
 //! The circuit breaker of one upstream.
 //!
-//! Closed, everybody passes. After [`FAILURES_MAX`] failures in a row, or when the upstream
-//! itself asks for a pause, it opens: nobody passes until a wait is over. Then one passes, as a
-//! probe, and its result closes the breaker or opens it for longer. A backend that comes back
-//! is thus met by one request and not by everything that has piled up.
+//! Closed: every attempt is admitted. Open, after [`FAILURES_MAX`] failures in a row or when the
+//! upstream asks for a pause: no attempt is admitted until the wait is over. Half-open: one attempt
+//! is admitted as a probe, and its result closes the breaker or opens it for longer. A backend that
+//! recovers thus receives one request first, and not all the batches that have piled up.
 //!
-//! Who waits is let through in the order of arrival, so a batch that fails by itself does not
-//! get to probe every time while good ones stand behind it.
+//! Waiting attempts are admitted in the order of arrival. Otherwise a batch that always fails could
+//! be every probe, while batches that would succeed wait behind it.
 
-use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
+use parking_lot::Mutex;
 use tokio::sync::{Mutex as FairMutex, Notify};
 use tokio::time::{Instant, sleep_until};
 
-use super::backoff;
+use super::retries;
 
 /// Failures in a row that open the breaker.
 pub const FAILURES_MAX: u32 = 5;
@@ -23,9 +23,9 @@ pub const FAILURES_MAX: u32 = 5;
 #[derive(Debug, Default)]
 pub struct Breaker {
     inner: Mutex<Inner>,
-    /// Held by the first in line while it waits.
-    line: FairMutex<()>,
-    /// Wakes the first in line when a probe has ended.
+    /// Held by the first waiting attempt.
+    queue: FairMutex<()>,
+    /// Wakes the first waiting attempt when a probe has ended.
     probed: Notify,
 }
 
@@ -45,7 +45,7 @@ enum State {
     HalfOpen,
 }
 
-/// Leave to make one attempt. Dropped without a result, it counts as none.
+/// Permission to make one attempt. Dropped without a result, it changes nothing.
 #[derive(Debug)]
 pub struct Pass<'a> {
     breaker: &'a Breaker,
@@ -55,14 +55,14 @@ pub struct Pass<'a> {
 impl Breaker {
     /// Waits until an attempt may be made.
     pub async fn admit(&self) -> Pass<'_> {
-        let _first = self.line.lock().await;
+        let _first = self.queue.lock().await;
         loop {
-            let state = self.lock().state;
+            let state = self.inner.lock().state;
             match state {
                 State::Closed => return Pass { breaker: self, probe: false },
                 State::Open { until } if Instant::now() < until => sleep_until(until).await,
                 State::Open { .. } => {
-                    self.lock().state = State::HalfOpen;
+                    self.inner.lock().state = State::HalfOpen;
                     return Pass { breaker: self, probe: true };
                 }
                 State::HalfOpen => self.probed.notified().await,
@@ -70,37 +70,33 @@ impl Breaker {
         }
     }
 
-    /// Whether nobody has to wait.
+    /// Whether attempts are admitted without a wait.
     pub fn is_closed(&self) -> bool {
-        matches!(self.lock().state, State::Closed)
-    }
-
-    fn lock(&self) -> MutexGuard<'_, Inner> {
-        // Nothing panics while it is held, and each write leaves it whole.
-        self.inner.lock().unwrap_or_else(PoisonError::into_inner)
+        matches!(self.inner.lock().state, State::Closed)
     }
 }
 
 impl Pass<'_> {
-    /// The upstream is there and takes what it is given.
+    /// The upstream answered and handled the batch. Closes the breaker.
     pub fn succeed(mut self) {
-        let mut inner = self.breaker.lock();
-        // An attempt from before the breaker opened proves nothing about now, but a delivery is
-        // a delivery: the next probe would only find the same.
+        let mut inner = self.breaker.inner.lock();
+        // An attempt that began before the breaker opened counts, too: it was delivered now, so a
+        // probe would succeed as well.
         *inner = Inner::default();
         drop(inner);
         self.probe = false;
         self.breaker.probed.notify_one();
     }
 
-    /// The upstream is not there, or wants a pause of `after`.
+    /// The attempt failed, or the upstream asked for a pause of `after`.
     pub fn fail(mut self, after: Option<Duration>) {
-        let mut inner = self.breaker.lock();
+        let mut inner = self.breaker.inner.lock();
         inner.failures = inner.failures.saturating_add(1);
         let asked = after.is_some_and(|a| !a.is_zero());
-        let until = Instant::now() + backoff::wait(inner.failures, after);
+        let until = Instant::now() + retries::wait(inner.failures, after);
         match inner.state {
-            // A straggler's failure shortens no pause and starts no second one.
+            // An attempt from before the breaker opened neither shortens the pause nor starts
+            // another one.
             State::Open { until: set } => inner.state = State::Open { until: set.max(until) },
             State::HalfOpen if !self.probe => {}
             State::Closed if inner.failures < FAILURES_MAX && !asked => {}
@@ -115,8 +111,8 @@ impl Pass<'_> {
 impl Drop for Pass<'_> {
     fn drop(&mut self) {
         if self.probe {
-            // The probe was given up: the next in line takes its place.
-            let mut inner = self.breaker.lock();
+            // The probe was cancelled: the next waiting attempt becomes the probe.
+            let mut inner = self.breaker.inner.lock();
             if matches!(inner.state, State::HalfOpen) {
                 inner.state = State::Open { until: Instant::now() };
             }
@@ -174,7 +170,7 @@ mod tests {
         for _ in 0..50 {
             let start = Instant::now();
             let probe = breaker.admit().await;
-            let bound = Duration::from_millis(backoff::BACKOFF_MS_MAX + 1);
+            let bound = Duration::from_millis(retries::BACKOFF_MS_MAX + 1);
             assert!(start.elapsed() <= bound);
             probe.fail(None);
         }
@@ -206,7 +202,7 @@ mod tests {
         fail_until_open(&breaker).await;
         let probe = breaker.admit().await;
         straggler.fail(None);
-        assert!(matches!(breaker.lock().state, State::HalfOpen));
+        assert!(matches!(breaker.inner.lock().state, State::HalfOpen));
         probe.succeed();
         assert!(breaker.is_closed());
     }

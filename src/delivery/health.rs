@@ -1,31 +1,31 @@
-//! What is known about one upstream, for `/status` and the log.
+//! The state of one upstream, for `/status` and the log.
 //!
-//! The log gets a line when the state changes for longer than a hiccup, and the same line at
-//! most once in [`REPEAT_SECONDS_MIN`], however often the upstream goes to and fro.
+//! A change of state is logged, except between `ok` and `retrying`. The same change is logged at
+//! most once in [`REPEAT_SECONDS_MIN`] seconds, however often the upstream fails and recovers.
 
-use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
+use parking_lot::Mutex;
 use tokio::time::Instant;
 
-/// How often the same change of state is logged, at most.
+/// Shortest time in seconds between two log lines about the same change of state.
 pub const REPEAT_SECONDS_MIN: u64 = 60;
 
 /// How an upstream is doing.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub enum State {
-    /// It takes what it is given, or has not been given anything yet.
+    /// The upstream accepts batches, or has received none yet.
     #[default]
     Ok,
-    /// Something failed and is tried again.
+    /// An attempt failed and will be repeated.
     Retrying,
-    /// It fails all the time, or asked for a pause: the breaker is open.
+    /// Attempts fail in a row, or the upstream asked for a pause: the breaker is open.
     Down,
-    /// It answers in a way that only a changed configuration will change.
+    /// The upstream gives answers that only a changed configuration will change.
     Misconfigured,
-    /// The dead letters cannot be written: events wait that should become some.
+    /// Dead letters cannot be written: their events wait in the spool.
     DeadLettersFailing,
-    /// Nothing is sent any more.
+    /// The route has stopped: no batch is sent any more.
     Stopped,
 }
 
@@ -54,34 +54,34 @@ pub struct Health {
 struct Inner {
     state: State,
     last_error: Option<String>,
-    /// Since when it has not worked, through every state but `Ok`.
+    /// When the upstream stopped working. Kept in every state but `Ok`.
     trouble: Option<Instant>,
     /// When a change to each state was last logged.
     logged: [Option<Instant>; 6],
-    /// Whether the log's last word is that something is wrong.
+    /// Whether the last line in the log is a warning or an error, so that a recovery is logged.
     alarmed: bool,
 }
 
 impl Health {
-    /// Of the upstream with this name.
+    /// The health of the upstream with this name.
     pub fn new(name: &str) -> Health {
         Health { name: name.to_owned(), inner: Mutex::default() }
     }
 
-    /// The state, and the last error ever.
+    /// The state, and the last error since the start.
     pub fn read(&self) -> (State, Option<String>) {
-        let inner = self.lock();
+        let inner = self.inner.lock();
         (inner.state, inner.last_error.clone())
     }
 
-    /// How long it has not worked, in seconds; `None` while it does.
+    /// Seconds since the upstream stopped working; `None` while it works.
     pub fn trouble_seconds(&self) -> Option<u64> {
-        self.lock().trouble.map(|since| since.elapsed().as_secs())
+        self.inner.lock().trouble.map(|since| since.elapsed().as_secs())
     }
 
-    /// It works, or works again.
+    /// The upstream works, or works again.
     pub fn ok(&self) {
-        let mut inner = self.lock();
+        let mut inner = self.inner.lock();
         if inner.state == State::Ok || inner.state == State::Stopped {
             return;
         }
@@ -93,9 +93,9 @@ impl Health {
         }
     }
 
-    /// It does not work because of `error`.
+    /// The upstream does not work because of `error`.
     pub fn failing(&self, state: State, error: &str) {
-        let mut inner = self.lock();
+        let mut inner = self.inner.lock();
         if inner.state == State::Stopped {
             return;
         }
@@ -123,14 +123,9 @@ impl Health {
         inner.alarmed = true;
     }
 
-    /// Nothing is sent any more.
+    /// The route has stopped. No later report changes the state.
     pub fn stopped(&self) {
-        self.lock().state = State::Stopped;
-    }
-
-    fn lock(&self) -> MutexGuard<'_, Inner> {
-        // Nothing panics while it is held, and each write leaves it whole.
-        self.inner.lock().unwrap_or_else(PoisonError::into_inner)
+        self.inner.lock().state = State::Stopped;
     }
 }
 

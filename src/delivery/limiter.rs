@@ -1,11 +1,10 @@
-//! How many batches are on their way at once: additive increase, multiplicative decrease.
+//! Limits the batches in flight by additive increase and multiplicative decrease (AIMD).
 //!
-//! The limit starts at one. Each time as many attempts have succeeded as the limit allows at
-//! once it grows by one; an attempt that meets back-pressure halves it, but only once for all
-//! those that were on their way together. It stays within 1 and the configured bound.
+//! The limit starts at 1. It grows by 1 each time as many attempts have succeeded as it allows at
+//! once. An attempt that meets backpressure halves it, but attempts that were in flight together
+//! halve it only once. It stays between 1 and the configured bound.
 
-use std::sync::{Mutex, MutexGuard, PoisonError};
-
+use parking_lot::Mutex;
 use tokio::sync::Notify;
 
 /// See the module.
@@ -19,12 +18,13 @@ pub struct Limiter {
 #[derive(Debug)]
 struct Inner {
     limit: f64,
-    taken: usize,
-    /// Counts decreases: an attempt that began before the last one says nothing new.
+    in_flight: usize,
+    /// The number of decreases. An attempt that began before the last decrease does not decrease
+    /// the limit again.
     decreases: u64,
 }
 
-/// One attempt's place, given back when dropped.
+/// One attempt's permit, returned when dropped.
 #[derive(Debug)]
 pub struct Permit<'a> {
     limiter: &'a Limiter,
@@ -32,16 +32,16 @@ pub struct Permit<'a> {
 }
 
 impl Limiter {
-    /// A limiter that never lets more than `max` (at least 1) pass.
+    /// A limiter that never allows more than `max` (at least 1) attempts at once.
     pub fn new(max: usize) -> Limiter {
-        let inner = Inner { limit: 1.0, taken: 0, decreases: 0 };
+        let inner = Inner { limit: 1.0, in_flight: 0, decreases: 0 };
         Limiter { max: max.max(1), inner: Mutex::new(inner), freed: Notify::new() }
     }
 
-    /// Waits for a place. First come, first served.
+    /// Waits for a permit. Attempts that wait get one in the order of arrival.
     pub async fn acquire(&self) -> Permit<'_> {
         loop {
-            // Enlisted before looking, so that a place freed in between is not missed.
+            // Registered before the check, so that a permit returned in between is not missed.
             let freed = self.freed.notified();
             tokio::pin!(freed);
             freed.as_mut().enable();
@@ -53,41 +53,36 @@ impl Limiter {
     }
 
     fn try_acquire(&self) -> Option<Permit<'_>> {
-        let mut inner = self.lock();
-        if inner.taken >= inner.limit as usize {
+        let mut inner = self.inner.lock();
+        if inner.in_flight >= inner.limit as usize {
             return None;
         }
-        inner.taken += 1;
-        let more = inner.taken < inner.limit as usize;
+        inner.in_flight += 1;
+        let more = inner.in_flight < inner.limit as usize;
         let permit = Permit { limiter: self, decreases: inner.decreases };
         drop(inner);
         if more {
-            // The limit may have grown by more places than were freed.
+            // The limit may have grown by more than the number of returned permits.
             self.freed.notify_one();
         }
         Some(permit)
-    }
-
-    fn lock(&self) -> MutexGuard<'_, Inner> {
-        // Nothing panics while it is held, and each write leaves it whole.
-        self.inner.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
 impl Permit<'_> {
     /// The attempt succeeded.
     pub fn grow(self) {
-        let mut inner = self.limiter.lock();
-        // Only while the limit is what holds us back; else it would grow in quiet times and
-        // mean nothing in busy ones.
-        if inner.taken >= inner.limit as usize {
+        let mut inner = self.limiter.inner.lock();
+        // Only while the limit is used up: otherwise it would grow while there is little to send,
+        // and would be too high when there is much.
+        if inner.in_flight >= inner.limit as usize {
             inner.limit = (inner.limit + 1.0 / inner.limit).min(self.limiter.max as f64);
         }
     }
 
-    /// The attempt met back-pressure.
+    /// The attempt met backpressure.
     pub fn shrink(self) {
-        let mut inner = self.limiter.lock();
+        let mut inner = self.limiter.inner.lock();
         if self.decreases == inner.decreases {
             inner.decreases += 1;
             inner.limit = (inner.limit / 2.0).max(1.0);
@@ -97,7 +92,7 @@ impl Permit<'_> {
 
 impl Drop for Permit<'_> {
     fn drop(&mut self) {
-        self.limiter.lock().taken -= 1;
+        self.limiter.inner.lock().in_flight -= 1;
         self.limiter.freed.notify_one();
     }
 }
@@ -107,10 +102,10 @@ mod tests {
     use super::*;
 
     fn limit(limiter: &Limiter) -> usize {
-        limiter.lock().limit as usize
+        limiter.inner.lock().limit as usize
     }
 
-    /// Takes every place there is and ends all attempts alike.
+    /// Takes all permits and ends all attempts alike.
     fn round(limiter: &Limiter, end: fn(Permit<'_>)) -> usize {
         let permits: Vec<_> = std::iter::from_fn(|| limiter.try_acquire()).collect();
         let count = permits.len();
@@ -152,7 +147,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn who_waits_gets_the_place_that_is_freed() {
+    async fn a_waiting_attempt_gets_the_permit_that_is_returned() {
         let limiter = Limiter::new(1);
         let first = limiter.acquire().await;
         let second = limiter.acquire();

@@ -1,22 +1,23 @@
-//! What a gate does behind the requests: delivering, and watching the portal list.
+//! The delivery runtime: delivers batches, and watches the portal list, behind the requests.
 //!
-//! On a small runtime of the gate's own, so that a host needs to start nothing, and a slow upstream
-//! never takes a worker from the request path. Nothing here is waited for by a request.
+//! It is a small tokio runtime that belongs to the gate. A host does not have to start one, and a
+//! slow upstream never occupies a worker thread of the request path. No request waits for this
+//! runtime.
 
-use super::{Forwarder, Route};
-use crate::delivery;
+use super::forwarder::{self, Forwarder};
+use super::options::{Options, Route};
 use crate::policy::portals::Portals;
+use parking_lot::Mutex;
 use std::io;
-use std::sync::{Mutex, PoisonError};
 use tokio::runtime::Runtime;
 use tokio::sync::watch;
 
-/// Threads that deliver: encoding and compressing half a million events a second needs no more.
+/// Worker threads. One is enough to encode and compress half a million events a second.
 const THREADS: usize = 1;
-/// Threads that encode batches and read lists. Each one that ever ran keeps memory of its own.
+/// Threads that encode batches and read lists. Bounded, since each thread keeps memory of its own.
 const BLOCKING_THREADS_MAX: usize = 4;
 
-/// Delivery and the watch on the portal list, on a runtime of their own.
+/// Delivery and the watch on the portal list, running.
 pub(crate) struct Delivery {
     runtime: Mutex<Option<Runtime>>,
     forwarder: Forwarder,
@@ -24,12 +25,12 @@ pub(crate) struct Delivery {
 }
 
 impl Delivery {
-    /// Starts both.
-    pub fn start(
-        routes: Vec<Route>,
-        options: delivery::Options,
-        portals: Portals,
-    ) -> io::Result<Self> {
+    /// Starts delivery and the watch on the portal list.
+    ///
+    /// # Errors
+    ///
+    /// Where the operating system cannot start the threads.
+    pub fn start(routes: Vec<Route>, options: Options, portals: Portals) -> io::Result<Self> {
         let runtime = tokio::runtime::Builder::new_multi_thread()
             .worker_threads(THREADS)
             .max_blocking_threads(BLOCKING_THREADS_MAX)
@@ -38,7 +39,7 @@ impl Delivery {
             .build()?;
         let (stop, stopped) = watch::channel(false);
         let guard = runtime.enter();
-        let forwarder = delivery::start(routes, options);
+        let forwarder = forwarder::start(routes, options);
         runtime.spawn(portals.watch(stopped));
         drop(guard);
         Ok(Self { runtime: Mutex::new(Some(runtime)), forwarder, stop })
@@ -48,10 +49,10 @@ impl Delivery {
         &self.forwarder
     }
 
-    /// Stops both; what was on its way is given a moment. Idempotent.
+    /// Stops both, and waits as [`Forwarder::stop`] says for attempts in flight. Idempotent.
     pub fn stop(&self) {
         let _ = self.stop.send(true);
-        let runtime = self.runtime.lock().unwrap_or_else(PoisonError::into_inner).take();
+        let runtime = self.runtime.lock().take();
         if let Some(runtime) = runtime {
             runtime.block_on(self.forwarder.stop());
             runtime.shutdown_background();
@@ -62,7 +63,7 @@ impl Delivery {
 impl Drop for Delivery {
     fn drop(&mut self) {
         // Dropping a runtime waits for its threads, which async code must not do.
-        let runtime = self.runtime.get_mut().unwrap_or_else(PoisonError::into_inner).take();
+        let runtime = self.runtime.get_mut().take();
         if let Some(runtime) = runtime {
             runtime.shutdown_background();
         }

@@ -1,4 +1,7 @@
-//! The courier: one route's way of getting every event to a good end.
+//! The delivery worker of one route: reads the spool, sends batches, and acts on their outcomes.
+//!
+//! Every event ends as delivered or as a dead letter. A worker never gives up on an event: after a
+//! failure that may pass it waits and tries again, for as long as the route runs.
 
 use std::collections::VecDeque;
 use std::future::Future;
@@ -11,13 +14,17 @@ use prometheus::{IntCounter, IntCounterVec};
 use tokio::sync::{Semaphore, mpsc, watch};
 use tokio::task::JoinSet;
 
-use super::batch::{Arrival, Batcher};
+use super::batches::{Arrival, Batcher};
 use super::breaker::Breaker;
 use super::dead_letters::{DeadLetters, Letter, Reason};
+use super::feedback::Feedback;
 use super::health::{Health, State};
+use super::in_flight_batch::{self, InFlightBatch};
+use super::lag::LagTracker;
 use super::limiter::Limiter;
-use super::parcel::{InFlightBatch, LagTracker};
-use super::{Options, Route, STOP_ATTEMPT_MS_MAX, Status, backoff, parcel};
+use super::options::{Options, Route};
+use super::retries;
+use super::status::Status;
 use crate::clock::Clock;
 use crate::event::{RawRecord, Record};
 use crate::spool::{Ack, Acknowledger, Entry, Reader};
@@ -26,12 +33,17 @@ use crate::upstream::{BatchConfig, Failure, Outcome, Upstream};
 const OUTCOMES: [&str; 7] =
     ["delivered", "retry", "too_large", "rejected", "fault", "dead", "mixed"];
 
-/// Pause after a read that gave less than half a batch: whoever read each group that was committed
-/// would wake up hundreds of times for one batch, which lingers for company in any case. It is not
-/// longer, since what has come meanwhile is delivered at one go, and keeps a core from answering.
-const REST: Duration = Duration::from_millis(4);
+/// How long a stop waits for the answers to attempts in flight, in milliseconds. An attempt that is
+/// cut off is made again after the next start, so its events may arrive twice.
+pub const STOP_ATTEMPT_MS_MAX: u64 = 1000;
 
-/// What a courier is given.
+/// Pause after a read that gave less than half a batch. Without it the worker would wake up for
+/// each committed group, hundreds of times for one batch, which lingers for more events anyway. A
+/// longer pause would let more events pile up, and delivering those at once would keep a core from
+/// answering requests.
+const READ_PAUSE: Duration = Duration::from_millis(4);
+
+/// What a delivery worker works with.
 pub struct WorkerDeps {
     name: String,
     upstream: Arc<dyn Upstream>,
@@ -46,24 +58,26 @@ pub struct WorkerDeps {
 
 /// See the module.
 pub struct DeliveryWorker {
-    supplies: WorkerDeps,
+    deps: WorkerDeps,
     breaker: Breaker,
     limiter: Limiter,
     health: Health,
-    ages: Arc<LagTracker>,
+    lag: Arc<LagTracker>,
 }
 
-/// The route is stopping: leave everything to the spool.
+/// The route is stopping: all unfinished events stay in the spool.
 struct Stopped;
 
-/// What an outcome leaves to be done.
+/// What remains to be done after an outcome.
 #[derive(Default)]
 struct FollowUp {
-    parcels: Vec<InFlightBatch>,
+    /// Batches to attempt again, in order.
+    batches: Vec<InFlightBatch>,
+    /// The wait before the next attempt.
     wait: Option<Duration>,
-    /// Whether the wait is the parcel's own: the breaker, which knows nothing of it, will not
-    /// do the waiting.
-    wait_is_own: bool,
+    /// Whether a local failure asked for the wait. The breaker knows nothing of local failures, so
+    /// its pause does not replace this wait.
+    wait_is_local: bool,
 }
 
 impl WorkerDeps {
@@ -72,7 +86,7 @@ impl WorkerDeps {
         let dead_dir: &PathBuf = &options.dead_dir;
         let meters = &options.meters;
         for outcome in OUTCOMES {
-            // So that a scrape shows zeros before the first batch.
+            // A scrape shows zeros before the first batch.
             meters.batches.with_label_values(&[labels[0], outcome]);
         }
         WorkerDeps {
@@ -90,61 +104,52 @@ impl WorkerDeps {
 }
 
 /// Runs a route until it is stopped.
-pub async fn run(courier: Arc<DeliveryWorker>, reader: Reader, batch: BatchConfig) {
-    let concurrency = courier.supplies.upstream.concurrency_max().max(1);
-    // A strand is worked off in order. With an order to keep there are as many as there may be
-    // batches on their way, each with one; without, there is one strand for all of them.
-    let (strands, each) = if courier.supplies.upstream.keeps_portal_order() {
-        (concurrency, 1)
-    } else {
-        (1, concurrency)
-    };
+pub async fn run(worker: Arc<DeliveryWorker>, reader: Reader, batch: BatchConfig) {
+    let concurrency = worker.deps.upstream.concurrency_max().max(1);
+    // `order = "portal"`: N queues with one batch each in flight. Otherwise one queue with N
+    // batches.
+    let (queues, in_flight_max) =
+        if worker.deps.upstream.keeps_portal_order() { (concurrency, 1) } else { (1, concurrency) };
     let mut tasks = JoinSet::new();
     let mut inboxes = Vec::new();
-    for _ in 0..strands {
-        // One message: read-ahead beyond the batch that is being gathered.
+    for _ in 0..queues {
+        // One message: what is read ahead of the open batch.
         let (outbox, inbox) = mpsc::channel(1);
-        let gatherer = Batcher::new(batch.clone(), inbox);
-        tasks.spawn(Arc::clone(&courier).run_queue(gatherer, each));
+        let batcher = Batcher::new(batch.clone(), inbox);
+        tasks.spawn(Arc::clone(&worker).run_queue(batcher, in_flight_max));
         inboxes.push(outbox);
     }
-    // Both only end because of the stop.
-    let _ = courier.hand_out(reader, &batch, inboxes).await;
+    // Reading and the queues end only because of the stop.
+    let _ = worker.read_into_queues(reader, &batch, inboxes).await;
     while tasks.join_next().await.is_some() {}
-    courier.supplies.upstream.close().await;
-    courier.health.stopped();
+    worker.deps.upstream.close().await;
+    worker.health.stopped();
 }
 
 impl DeliveryWorker {
-    pub fn new(supplies: WorkerDeps) -> DeliveryWorker {
-        let limiter = Limiter::new(supplies.upstream.concurrency_max());
-        let health = Health::new(&supplies.name);
-        DeliveryWorker {
-            supplies,
-            breaker: Breaker::default(),
-            limiter,
-            health,
-            ages: Arc::default(),
-        }
+    pub fn new(deps: WorkerDeps) -> DeliveryWorker {
+        let limiter = Limiter::new(deps.upstream.concurrency_max());
+        let health = Health::new(&deps.name);
+        DeliveryWorker { deps, breaker: Breaker::default(), limiter, health, lag: Arc::default() }
     }
 
     pub fn name(&self) -> &str {
-        &self.supplies.name
+        &self.deps.name
     }
 
+    /// Age in seconds of the oldest event in flight; 0 when there is none.
     pub fn lag_seconds(&self) -> u64 {
-        let now = self.supplies.clock.unix_ms();
-        self.ages.oldest_ms().map_or(0, |came| now.saturating_sub(came) / 1000)
+        let now = self.deps.clock.unix_ms();
+        self.lag.oldest_ms().map_or(0, |received_ms| now.saturating_sub(received_ms) / 1000)
     }
 
     pub fn status(&self) -> Status {
         let (state, last_error) = self.health.read();
-        let count = |outcome| {
-            (outcome, self.supplies.batches.with_label_values(&[self.name(), outcome]).get())
-        };
+        let count =
+            |outcome| (outcome, self.deps.batches.with_label_values(&[self.name(), outcome]).get());
         Status {
-            name: self.supplies.name.clone(),
-            kind: self.supplies.upstream.kind(),
+            name: self.deps.name.clone(),
+            kind: self.deps.upstream.kind(),
             state,
             trouble_seconds: self.health.trouble_seconds(),
             lag_seconds: self.lag_seconds(),
@@ -153,78 +158,78 @@ impl DeliveryWorker {
         }
     }
 
-    /// Reads the spool and gives each strand its portals' events.
-    async fn hand_out(
+    /// Reads the spool and sends each queue the events of its portals.
+    async fn read_into_queues(
         &self,
         mut reader: Reader,
         batch: &BatchConfig,
-        strands: Vec<mpsc::Sender<Vec<Arrival>>>,
+        queues: Vec<mpsc::Sender<Vec<Arrival>>>,
     ) -> Result<(), Stopped> {
         let bytes_max = usize::try_from(batch.bytes_max.as_u64()).unwrap_or(usize::MAX);
-        let rest = REST.min(Duration::from_millis(batch.linger_ms) / 2);
+        let pause = READ_PAUSE.min(Duration::from_millis(batch.linger_ms) / 2);
         loop {
             let entries = self.unless_stopped(reader.read(batch.events_max, bytes_max)).await?;
             let bytes = entries.iter().map(|entry| entry.payload.len()).sum::<usize>();
             let few = entries.len() < batch.events_max / 2 && bytes < bytes_max / 2;
-            let mut shares = vec![Vec::new(); strands.len()];
-            for Entry { seat, payload } in entries {
-                let (queue, record) = match strands.len() {
+            let mut shares = vec![Vec::new(); queues.len()];
+            for Entry { seat: id, payload } in entries {
+                let (queue, record) = match queues.len() {
                     0 | 1 => (0, payload),
-                    // One strand uses up whole blocks of the spool; several would each keep a
-                    // little of every block.
-                    n => (strand_of(&payload, n), parcel::detached(&payload)),
+                    // A record is a slice of a block that the spool read. One queue uses up whole
+                    // blocks; with several, each would keep a part of every block in memory.
+                    n => (queue_of(&payload, n), in_flight_batch::detached(&payload)),
                 };
-                shares[queue].push(Arrival { seat, record });
+                shares[queue].push(Arrival { id, record });
             }
-            for (queue, share) in strands.iter().zip(shares) {
+            for (queue, share) in queues.iter().zip(shares) {
                 if !share.is_empty() {
-                    // It fails when the strand has ended, which it does because of the stop.
+                    // Fails when the queue has ended, which it does only because of the stop.
                     let sent = self.unless_stopped(queue.send(share)).await?;
                     sent.map_err(|_| Stopped)?;
                 }
             }
             if few {
-                self.unless_stopped(tokio::time::sleep(rest)).await?;
+                self.unless_stopped(tokio::time::sleep(pause)).await?;
             }
         }
     }
 
-    /// Works one strand off: batches in order of arrival, `each` of them at once.
-    async fn run_queue(self: Arc<Self>, mut gatherer: Batcher, each: usize) {
-        let slots = Arc::new(Semaphore::new(each));
-        let mut settling = JoinSet::new();
-        while let Ok(Some(gathered)) = self.unless_stopped(gatherer.next()).await {
-            // The first is the oldest: strands keep the order in which events came. One that
+    /// Delivers one queue's batches in order of arrival, up to `in_flight_max` of them at once.
+    async fn run_queue(self: Arc<Self>, mut batcher: Batcher, in_flight_max: usize) {
+        let slots = Arc::new(Semaphore::new(in_flight_max));
+        let mut deliveries = JoinSet::new();
+        while let Ok(Some(closed)) = self.unless_stopped(batcher.next()).await {
+            // The first event is the oldest, since queues keep the order of arrival. A record that
             // cannot be read has no age.
-            let first = gathered.arrivals.first();
+            let first = closed.arrivals.first();
             let first = first.and_then(|arrival| RawRecord::read(&arrival.record).ok());
-            let came_ms = first.map_or(u64::MAX, |record| record.received_at_ms);
-            let parcel = InFlightBatch::new(gathered, came_ms, &self.ages);
+            let received_ms = first.map_or(u64::MAX, |record| record.received_at_ms);
+            let batch = InFlightBatch::new(closed, received_ms, &self.lag);
             let slot = self.unless_stopped(Arc::clone(&slots).acquire_owned()).await;
             let Ok(Ok(slot)) = slot else { break };
-            let courier = Arc::clone(&self);
-            settling.spawn(async move {
-                // Ends early only because of the stop: what is left then, the spool has.
-                let _ = courier.settle(parcel).await;
+            let worker = Arc::clone(&self);
+            deliveries.spawn(async move {
+                // An error means a stop: events that are not acknowledged stay in the spool.
+                let _ = worker.deliver(batch).await;
                 drop(slot);
             });
-            while settling.try_join_next().is_some() {}
+            while deliveries.try_join_next().is_some() {}
         }
-        while settling.join_next().await.is_some() {}
+        while deliveries.join_next().await.is_some() {}
     }
 
-    /// Sees a parcel through until each of its events is delivered or a dead letter.
-    async fn settle(&self, parcel: InFlightBatch) -> Result<(), Stopped> {
-        // Front to back, and what is left of a parcel goes back to the front: in order.
-        let mut work = VecDeque::from([parcel]);
-        while let Some(parcel) = work.pop_front() {
-            let outcome = self.attempt(&parcel).await?;
-            let todo = self.conclude(parcel, outcome).await?;
-            for parcel in todo.parcels.into_iter().rev() {
-                work.push_front(parcel);
+    /// Attempts a batch and its parts until each event is delivered or a dead letter.
+    async fn deliver(&self, batch: InFlightBatch) -> Result<(), Stopped> {
+        // What remains of a batch returns to the front of the queue, which keeps the order.
+        let mut queue = VecDeque::from([batch]);
+        while let Some(batch) = queue.pop_front() {
+            let outcome = self.attempt(&batch).await?;
+            let follow_up = self.conclude(batch, outcome).await?;
+            for batch in follow_up.batches.into_iter().rev() {
+                queue.push_front(batch);
             }
-            if let Some(wait) = todo.wait
-                && (todo.wait_is_own || self.breaker.is_closed())
+            if let Some(wait) = follow_up.wait
+                && (follow_up.wait_is_local || self.breaker.is_closed())
             {
                 self.unless_stopped(tokio::time::sleep(wait)).await?;
             }
@@ -232,13 +237,13 @@ impl DeliveryWorker {
         Ok(())
     }
 
-    /// Makes one attempt when there is room for it and the upstream may be bothered.
-    async fn attempt(&self, parcel: &InFlightBatch) -> Result<Outcome, Stopped> {
+    /// Makes one attempt as soon as the limiter and the breaker admit it.
+    async fn attempt(&self, in_flight: &InFlightBatch) -> Result<Outcome, Stopped> {
         let permit = self.unless_stopped(self.limiter.acquire()).await?;
         let pass = self.unless_stopped(self.breaker.admit()).await?;
-        let upstream = Arc::clone(&self.supplies.upstream);
-        let batch = parcel.batch.clone();
-        // In a task of its own, so that an upstream that panics fails an attempt and no more.
+        let upstream = Arc::clone(&self.deps.upstream);
+        let batch = in_flight.batch.clone();
+        // A task of its own: an upstream that panics fails this attempt and not the worker.
         let mut sending = JoinSet::new();
         sending.spawn(async move { upstream.send(&batch).await });
         let outcome = tokio::select! {
@@ -249,174 +254,131 @@ impl DeliveryWorker {
             () = self.stopped_long_enough() => return Err(Stopped),
         };
         let labels = [self.name(), outcome.label()];
-        self.supplies.batches.with_label_values(&labels).inc();
-        match gist(&outcome) {
-            Feedback::Took => {
+        self.deps.batches.with_label_values(&labels).inc();
+        match Feedback::of(&outcome) {
+            Feedback::Success => {
                 permit.grow();
                 pass.succeed();
             }
-            Feedback::Pressed(after) => {
+            Feedback::Backpressure(after) => {
                 permit.shrink();
                 pass.fail(after);
             }
-            Feedback::Refused => pass.fail(None),
-            Feedback::Silent => {}
+            Feedback::Failure => pass.fail(None),
+            Feedback::Nothing => {}
         }
         Ok(outcome)
     }
 
-    /// Does what SPEC 7 says about an outcome.
-    async fn conclude(&self, parcel: InFlightBatch, outcome: Outcome) -> Result<FollowUp, Stopped> {
-        let ends = match outcome {
-            Outcome::Mixed(parts) => parcel.part(parts),
-            outcome => vec![(parcel, outcome)],
+    /// Acts on an outcome as SPEC 7 says.
+    async fn conclude(&self, batch: InFlightBatch, outcome: Outcome) -> Result<FollowUp, Stopped> {
+        let parts = match outcome {
+            Outcome::Mixed(parts) => batch.split(parts),
+            outcome => vec![(batch, outcome)],
         };
-        let mut todo = FollowUp::default();
-        for (parcel, outcome) in ends {
+        let mut follow_up = FollowUp::default();
+        for (batch, outcome) in parts {
             match outcome {
-                Outcome::Delivered => self.delivered(&parcel),
-                Outcome::Retry(setback) => todo.again(parcel, &setback, self, State::Retrying),
-                Outcome::Fault(setback) => todo.again(parcel, &setback, self, State::Misconfigured),
+                Outcome::Delivered => self.delivered(&batch),
+                Outcome::Retry(failure) => follow_up.retry(batch, &failure, self, State::Retrying),
+                Outcome::Fault(failure) => {
+                    follow_up.retry(batch, &failure, self, State::Misconfigured)
+                }
                 Outcome::Mixed(_) => {
-                    todo.again(parcel, &Failure::new("mixed"), self, State::Retrying);
+                    follow_up.retry(batch, &Failure::new("mixed"), self, State::Retrying);
                 }
-                Outcome::TooLarge(_) | Outcome::Rejected(_) if parcel.len() > 1 => {
-                    todo.parcels.extend(parcel.halve());
+                Outcome::TooLarge(_) | Outcome::Rejected(_) if batch.len() > 1 => {
+                    follow_up.batches.extend(batch.halve());
                 }
-                Outcome::TooLarge(s) => self.dead_letter(&parcel, Reason::TooLarge, &s).await?,
+                Outcome::TooLarge(s) => self.dead_letter(&batch, Reason::TooLarge, &s).await?,
                 Outcome::Rejected(s) => {
                     let readable = |r: &Bytes| Record::decode_sound(r).is_ok();
-                    let readable = parcel.batch.records().iter().all(readable);
+                    let readable = batch.batch.records().iter().all(readable);
                     let reason = if readable { Reason::Rejected } else { Reason::Unreadable };
-                    self.dead_letter(&parcel, reason, &s).await?;
+                    self.dead_letter(&batch, reason, &s).await?;
                 }
-                Outcome::Dead(s) => self.dead_letter(&parcel, Reason::Undeliverable, &s).await?,
+                Outcome::Dead(s) => self.dead_letter(&batch, Reason::Undeliverable, &s).await?,
             }
         }
-        Ok(todo)
+        Ok(follow_up)
     }
 
-    fn delivered(&self, parcel: &InFlightBatch) {
-        self.supplies.acknowledger.acknowledge(&parcel.seats, Ack::Delivered);
-        self.supplies.delivered.inc_by(parcel.len() as u64);
+    fn delivered(&self, batch: &InFlightBatch) {
+        self.deps.acknowledger.acknowledge(&batch.ids, Ack::Delivered);
+        self.deps.delivered.inc_by(batch.len() as u64);
         self.health.ok();
     }
 
-    /// Makes dead letters of events, however long that takes.
+    /// Writes dead letters, and repeats that until it succeeds.
     async fn dead_letter(
         &self,
-        parcel: &InFlightBatch,
+        batch: &InFlightBatch,
         reason: Reason,
-        setback: &Failure,
+        failure: &Failure,
     ) -> Result<(), Stopped> {
-        let now = self.supplies.clock.unix_ms();
-        let letter = |r: &Bytes| Letter::new(self.name(), now, reason, setback, r);
-        let letters: Arc<[Letter]> = parcel.batch.records().iter().map(letter).collect();
-        let mut setbacks = 0;
+        let now = self.deps.clock.unix_ms();
+        let letter = |r: &Bytes| Letter::new(self.name(), now, reason, failure, r);
+        let letters: Arc<[Letter]> = batch.batch.records().iter().map(letter).collect();
+        let mut failures = 0;
         loop {
-            let (file, letters) = (self.supplies.dead_letters.clone(), Arc::clone(&letters));
+            let (file, letters) = (self.deps.dead_letters.clone(), Arc::clone(&letters));
             let written = tokio::task::spawn_blocking(move || file.append(&letters)).await;
             let error = match written {
                 Ok(Ok(())) => break,
                 Ok(Err(e)) => e.to_string(),
-                // The runtime shuts down under us.
+                // The runtime shuts down.
                 Err(_) => return Err(Stopped),
             };
             self.health.failing(State::DeadLettersFailing, &error);
-            setbacks += 1;
-            self.unless_stopped(tokio::time::sleep(backoff::wait(setbacks, None))).await?;
+            failures += 1;
+            self.unless_stopped(tokio::time::sleep(retries::wait(failures, None))).await?;
         }
-        self.supplies.acknowledger.acknowledge(&parcel.seats, Ack::Dead);
-        self.supplies.dead.inc_by(parcel.len() as u64);
+        self.deps.acknowledger.acknowledge(&batch.ids, Ack::Dead);
+        self.deps.dead.inc_by(batch.len() as u64);
         self.health.ok();
         Ok(())
     }
 
     async fn unless_stopped<T>(&self, future: impl Future<Output = T>) -> Result<T, Stopped> {
-        let mut stopping = self.supplies.stopping.clone();
+        let mut stopping = self.deps.stopping.clone();
         tokio::select! {
             biased;
-            // An error means that the forwarder is gone, which is as good as a stop.
+            // An error means that the forwarder was dropped, which counts as a stop.
             _ = stopping.wait_for(|stop| *stop) => Err(Stopped),
             value = future => Ok(value),
         }
     }
 
+    /// Ends [`STOP_ATTEMPT_MS_MAX`] after the stop.
     async fn stopped_long_enough(&self) {
-        let _ = self.supplies.stopping.clone().wait_for(|stop| *stop).await;
+        let _ = self.deps.stopping.clone().wait_for(|stop| *stop).await;
         tokio::time::sleep(Duration::from_millis(STOP_ATTEMPT_MS_MAX)).await;
     }
 }
 
 impl FollowUp {
-    fn again(
+    /// Plans another attempt at `batch`, and reports the failure.
+    fn retry(
         &mut self,
-        mut parcel: InFlightBatch,
-        setback: &Failure,
-        courier: &DeliveryWorker,
+        mut batch: InFlightBatch,
+        failure: &Failure,
+        worker: &DeliveryWorker,
         state: State,
     ) {
-        parcel.setbacks = parcel.setbacks.saturating_add(1);
-        let wait = backoff::wait(parcel.setbacks, setback.after);
+        batch.failures = batch.failures.saturating_add(1);
+        let wait = retries::wait(batch.failures, failure.after);
         self.wait = self.wait.max(Some(wait));
-        self.wait_is_own |= setback.local;
-        self.parcels.push(parcel);
-        let down = state == State::Retrying && !courier.breaker.is_closed();
-        courier.health.failing(if down { State::Down } else { state }, &setback.what);
+        self.wait_is_local |= failure.local;
+        self.batches.push(batch);
+        let down = state == State::Retrying && !worker.breaker.is_closed();
+        worker.health.failing(if down { State::Down } else { state }, &failure.what);
     }
 }
 
-/// What an attempt says about the upstream itself.
-enum Feedback {
-    /// Nothing.
-    Silent,
-    /// It is there and deals with what it gets.
-    Took,
-    /// It is not there, or has too much to do.
-    Pressed(Option<Duration>),
-    /// It is there and wants nothing from us.
-    Refused,
-}
-
-fn gist(outcome: &Outcome) -> Feedback {
-    match outcome {
-        Outcome::Retry(s) | Outcome::Fault(s) | Outcome::Dead(s) if s.local => Feedback::Silent,
-        Outcome::Retry(setback) => Feedback::Pressed(setback.after),
-        Outcome::Fault(_) => Feedback::Refused,
-        Outcome::Delivered | Outcome::TooLarge(_) | Outcome::Rejected(_) | Outcome::Dead(_) => {
-            Feedback::Took
-        }
-        Outcome::Mixed(parts) => {
-            let mut worst = Feedback::Silent;
-            for part in parts {
-                match (&worst, gist_of_part(&part.outcome)) {
-                    (Feedback::Pressed(a), Feedback::Pressed(b)) => {
-                        worst = Feedback::Pressed(b.max(*a))
-                    }
-                    (_, pressed @ Feedback::Pressed(_)) => worst = pressed,
-                    (Feedback::Silent | Feedback::Took, refused @ Feedback::Refused) => {
-                        worst = refused
-                    }
-                    (Feedback::Silent, took @ Feedback::Took) => worst = took,
-                    _ => {}
-                }
-            }
-            worst
-        }
-    }
-}
-
-fn gist_of_part(outcome: &Outcome) -> Feedback {
-    match outcome {
-        Outcome::Mixed(_) => Feedback::Pressed(None),
-        outcome => gist(outcome),
-    }
-}
-
-/// The same strand for the same portal, always. The multiplier (2^64 / golden ratio) spreads
-/// neighbouring numbers. A record that cannot be read has no order to keep.
-fn strand_of(record: &[u8], strands: usize) -> usize {
+/// The queue of a record's portal: always the same one. The multiplier (2^64 / golden ratio)
+/// spreads neighbouring portal numbers. A record that cannot be read counts as portal 0.
+fn queue_of(record: &[u8], queues: usize) -> usize {
     let portal = RawRecord::read(record).map_or(0, |record| record.portal);
     let spread = portal.wrapping_mul(0x9E37_79B9_7F4A_7C15) >> 32;
-    (spread % strands as u64) as usize
+    (spread % queues as u64) as usize
 }

@@ -1,4 +1,4 @@
-//! Dead letters: kept before they count, bounded, readable, and sent again under their ids.
+//! Dead letters: on disk before they count, bounded, readable, and replayed under their ids.
 
 use std::fs;
 use std::sync::Arc;
@@ -22,7 +22,7 @@ fn built(backend: &Backend) -> Arc<dyn Upstream> {
     toml::from_str::<Config>(&text).unwrap().build().unwrap()
 }
 
-/// Refuses a batch in which one of these is.
+/// Refuses each batch that holds one of these events.
 fn refusing(ns: &'static [&'static str]) -> impl FnMut(&Request) -> Act {
     move |_| {
         Act::Judge(Arc::new(move |request: &Request| {
@@ -50,17 +50,17 @@ async fn replay_delivers_them_under_the_same_ids_and_empties_the_file() {
     let rig = rig_with_five_dead(&backend).await;
     backend.script(|_| Act::Take);
     let upstream = built(&backend);
-    let mut told = Vec::new();
+    let mut progress = Vec::new();
     let dir = rig.dead_dir();
     let batch = BatchConfig { events_max: 2, ..BatchConfig::default() };
     let end =
-        dead_letters::replay(&dir, "collector", &*upstream, &batch, |p| told.push(p.delivered))
+        dead_letters::replay(&dir, "collector", &*upstream, &batch, |p| progress.push(p.delivered))
             .await
             .unwrap();
     assert_eq!((end.delivered, end.refused, end.put_back, end.damaged), (5, 0, 0, 0));
-    assert_eq!(told, [2, 4, 5]);
+    assert_eq!(progress, [2, 4, 5]);
     assert_eq!(rig.dead("collector").len(), 0);
-    // Every accepted event is there now, once, and as it was.
+    // Each accepted event was delivered once, unchanged.
     assert_eq!(rig.check("collector", &backend.events()), 0);
     let again = dead_letters::replay(&dir, "collector", &*upstream, &batch, |_| ()).await.unwrap();
     assert_eq!(again, dead_letters::Progress::default());
@@ -68,7 +68,7 @@ async fn replay_delivers_them_under_the_same_ids_and_empties_the_file() {
 }
 
 #[tokio::test]
-async fn what_is_refused_again_is_a_dead_letter_again() {
+async fn an_event_that_is_refused_again_is_a_dead_letter_again() {
     let backend = Backend::playing([]).await;
     let rig = rig_with_five_dead(&backend).await;
     backend.script(refusing(&["3"]));
@@ -84,7 +84,7 @@ async fn what_is_refused_again_is_a_dead_letter_again() {
 }
 
 #[tokio::test]
-async fn a_replay_to_an_upstream_that_is_not_right_puts_everything_back() {
+async fn a_replay_to_a_failing_upstream_puts_all_letters_back() {
     for status in [401, 503] {
         let backend = Backend::playing([]).await;
         let rig = rig_with_five_dead(&backend).await;
@@ -98,7 +98,7 @@ async fn a_replay_to_an_upstream_that_is_not_right_puts_everything_back() {
             .unwrap();
         assert_eq!((end.delivered, end.put_back), (0, 5));
         assert_eq!(end.gave_up, Some(format!("answered {status}")));
-        // What may pass is tried again, and after that nobody waits for the rest of the file.
+        // A failure that may pass is retried; then the rest of the file is put back unattempted.
         let attempts = if status == 503 { dead_letters::ATTEMPTS_MAX as usize } else { 1 };
         assert_eq!(backend.seen().len() - seen, attempts);
         assert_eq!(fs::read(rig.dead_dir().join("collector.ndjson")).unwrap(), before);
@@ -107,14 +107,15 @@ async fn a_replay_to_an_upstream_that_is_not_right_puts_everything_back() {
 }
 
 #[tokio::test]
-async fn a_replay_that_died_is_taken_up_by_the_next() {
+async fn a_replay_that_ended_early_is_continued_by_the_next() {
     let backend = Backend::playing([]).await;
     let rig = rig_with_five_dead(&backend).await;
     let dir = rig.dead_dir();
     let letters = dir.join("collector.ndjson");
     let text = fs::read_to_string(&letters).unwrap();
     let lines: Vec<&str> = text.split_inclusive('\n').collect();
-    // Taken aside by a replay that died; meanwhile two more came, and half a third.
+    // Three letters in the renamed file of a replay that ended early; since then two more letters
+    // and half of a third were written.
     fs::write(dir.join("collector.replaying.ndjson"), lines[..3].concat()).unwrap();
     fs::write(&letters, format!("{}{{\"half\":", lines[3..].concat())).unwrap();
     backend.script(|_| Act::Take);
@@ -127,7 +128,7 @@ async fn a_replay_that_died_is_taken_up_by_the_next() {
 }
 
 #[tokio::test]
-async fn a_letter_that_was_meddled_with_spoils_no_batch() {
+async fn a_letter_that_was_changed_by_hand_fails_no_batch() {
     let backend = Backend::playing([]).await;
     let rig = rig_with_five_dead(&backend).await;
     let mut letters = rig.dead("collector");
@@ -154,12 +155,12 @@ async fn a_letter_that_was_meddled_with_spoils_no_batch() {
 }
 
 fn letter(n: usize) -> Letter {
-    let setback = Failure::answered(400);
-    Letter::new("u", n as u64, Reason::Rejected, &setback, format!("record {n}").as_bytes())
+    let failure = Failure::answered(400);
+    Letter::new("u", n as u64, Reason::Rejected, &failure, format!("record {n}").as_bytes())
 }
 
 #[test]
-fn the_file_is_bounded_and_refuses_what_does_not_fit() {
+fn the_file_is_bounded_and_refuses_letters_that_do_not_fit() {
     let dir = tempfile::tempdir().unwrap();
     let line = serde_json::to_vec(&letter(0)).unwrap().len() as u64 + 1;
     let letters = DeadLetters::new(dir.path(), "u", 3 * line);
@@ -190,7 +191,7 @@ fn a_torn_letter_is_cut_off_by_the_next_and_a_damaged_one_is_counted() {
 }
 
 #[test]
-fn nobody_needs_to_have_died() {
+fn a_missing_file_is_an_empty_list() {
     let dir = tempfile::tempdir().unwrap();
     assert_eq!(
         dead_letters::list(dir.path(), "u", |_| ()).unwrap(),
@@ -199,10 +200,10 @@ fn nobody_needs_to_have_died() {
 }
 
 #[tokio::test]
-async fn while_they_cannot_be_written_their_events_wait_and_others_go_on() {
+async fn while_letters_cannot_be_written_their_events_wait_and_others_are_delivered() {
     let backend = Backend::start(refusing(&["5"])).await;
     let mut rig = Rig::start(&upstream(&backend));
-    // A file where the folder should be.
+    // A file stands where the folder should be.
     fs::write(rig.dead_dir(), "in the way").unwrap();
     rig.accept(100).await;
     rig.until("collector", |s| s.state.as_str() == "dead_letters_failing").await;

@@ -1,4 +1,4 @@
-//! What forwarding does with outcomes, whoever they come from: upstreams of a test's own.
+//! What delivery does after each outcome, with upstreams that the tests define themselves.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -16,28 +16,29 @@ use serde_json::Value;
 use tokio::sync::Notify;
 
 const BATCHES: &str = "batch = { events_max = 20, linger_ms = 5 }";
-/// For who needs to know what is in a batch: it waits until it is full.
+/// A batch waits until it is full, so that a test knows which events are in it.
 const FULL_BATCHES: &str = "batch = { events_max = 20, linger_ms = 600000 }";
 
 type Judge = Box<dyn Fn(usize, &Batch) -> Outcome + Send + Sync>;
 
-/// Does as it is told, and remembers what it took and how many batches it had at once.
-struct Obedient {
+/// Ends each attempt as `judge` says. Keeps the events that it accepted, and how many batches were
+/// in flight at once.
+struct Scripted {
     judge: Judge,
     attempts: AtomicUsize,
-    here: AtomicUsize,
-    here_max: AtomicUsize,
+    in_flight: AtomicUsize,
+    in_flight_max: AtomicUsize,
     concurrency_max: usize,
     took: Mutex<Vec<Value>>,
 }
 
-impl Obedient {
-    fn new(judge: impl Fn(usize, &Batch) -> Outcome + Send + Sync + 'static) -> Arc<Obedient> {
-        Arc::new(Obedient {
+impl Scripted {
+    fn new(judge: impl Fn(usize, &Batch) -> Outcome + Send + Sync + 'static) -> Arc<Scripted> {
+        Arc::new(Scripted {
             judge: Box::new(judge),
             attempts: AtomicUsize::new(0),
-            here: AtomicUsize::new(0),
-            here_max: AtomicUsize::new(0),
+            in_flight: AtomicUsize::new(0),
+            in_flight_max: AtomicUsize::new(0),
             concurrency_max: 4,
             took: Mutex::default(),
         })
@@ -55,16 +56,16 @@ impl Obedient {
 }
 
 #[async_trait]
-impl Upstream for Obedient {
+impl Upstream for Scripted {
     fn kind(&self) -> &'static str {
-        "obedient"
+        "scripted"
     }
 
     async fn send(&self, batch: &Batch) -> Outcome {
-        let here = self.here.fetch_add(1, Ordering::SeqCst) + 1;
-        self.here_max.fetch_max(here, Ordering::SeqCst);
+        let in_flight = self.in_flight.fetch_add(1, Ordering::SeqCst) + 1;
+        self.in_flight_max.fetch_max(in_flight, Ordering::SeqCst);
         tokio::time::sleep(Duration::from_millis(1)).await;
-        self.here.fetch_sub(1, Ordering::SeqCst);
+        self.in_flight.fetch_sub(1, Ordering::SeqCst);
         let outcome = (self.judge)(self.attempts.fetch_add(1, Ordering::SeqCst), batch);
         let all: Vec<usize> = (0..batch.records().len()).collect();
         let parts = match &outcome {
@@ -87,15 +88,15 @@ impl Upstream for Obedient {
     }
 }
 
-fn setback() -> Failure {
-    Failure::new("as told")
+fn failure() -> Failure {
+    Failure::new("as scripted")
 }
 
-async fn run(upstream: &Arc<Obedient>, count: usize) -> Rig {
+async fn run(upstream: &Arc<Scripted>, count: usize) -> Rig {
     run_with(upstream, count, BATCHES).await
 }
 
-async fn run_with(upstream: &Arc<Obedient>, count: usize, config: &str) -> Rig {
+async fn run_with(upstream: &Arc<Scripted>, count: usize, config: &str) -> Rig {
     let own: Arc<dyn Upstream> = Arc::clone(upstream) as Arc<dyn Upstream>;
     let mut rig = Rig::start_with(vec![("own", own)], config);
     rig.accept(count).await;
@@ -104,19 +105,19 @@ async fn run_with(upstream: &Arc<Obedient>, count: usize, config: &str) -> Rig {
 }
 
 #[tokio::test]
-async fn never_more_batches_are_on_their_way_than_allowed() {
-    let upstream = Obedient::new(|_, _| Outcome::Delivered);
+async fn the_batches_in_flight_never_exceed_the_bound() {
+    let upstream = Scripted::new(|_, _| Outcome::Delivered);
     let rig = run(&upstream, 5000).await;
-    let here_max = upstream.here_max.load(Ordering::SeqCst);
-    assert_eq!(here_max, 4, "it grows to what is allowed and not beyond");
+    let in_flight_max = upstream.in_flight_max.load(Ordering::SeqCst);
+    assert_eq!(in_flight_max, 4, "the limit grows up to the bound");
     assert_eq!(rig.check("own", &upstream.took()), 0);
     rig.stop().await;
 }
 
 #[tokio::test]
-async fn an_upstream_that_panics_fails_an_attempt_and_no_more() {
-    let upstream = Obedient::new(|n, _| {
-        assert!(n % 5 != 0, "as told");
+async fn an_upstream_that_panics_fails_one_attempt_and_not_the_worker() {
+    let upstream = Scripted::new(|n, _| {
+        assert!(n % 5 != 0, "as scripted");
         Outcome::Delivered
     });
     let rig = run(&upstream, 300).await;
@@ -127,7 +128,7 @@ async fn an_upstream_that_panics_fails_an_attempt_and_no_more() {
 
 #[tokio::test]
 async fn events_of_one_batch_may_end_differently() {
-    let upstream = Obedient::new(|attempt, batch| {
+    let upstream = Scripted::new(|attempt, batch| {
         let mut ends: BTreeMap<usize, Vec<usize>> = BTreeMap::new();
         for (place, record) in batch.records().iter().enumerate() {
             let n = Record::decode(record).unwrap().portal as usize;
@@ -135,10 +136,10 @@ async fn events_of_one_batch_may_end_differently() {
         }
         let outcome = |n| match n {
             0 => Outcome::Delivered,
-            1 if attempt == 0 => Outcome::Retry(setback()),
+            1 if attempt == 0 => Outcome::Retry(failure()),
             1 => Outcome::Delivered,
-            2 => Outcome::Dead(setback()),
-            _ => Outcome::Rejected(setback()),
+            2 => Outcome::Dead(failure()),
+            _ => Outcome::Rejected(failure()),
         };
         let part = |(n, places)| Part { places, outcome: outcome(n) };
         Outcome::Mixed(ends.into_iter().map(part).collect())
@@ -147,13 +148,13 @@ async fn events_of_one_batch_may_end_differently() {
     assert_eq!(rig.check("own", &upstream.took()), 0);
     let dead = rig.dead("own");
     assert_eq!(dead.len(), 5);
-    assert!(dead.iter().all(|l| l.reason == Reason::Undeliverable && l.detail == "as told"));
+    assert!(dead.iter().all(|l| l.reason == Reason::Undeliverable && l.detail == "as scripted"));
     rig.stop().await;
 }
 
 #[tokio::test]
 async fn nonsense_in_parts_loses_nothing() {
-    let upstream = Obedient::new(|n, batch| {
+    let upstream = Scripted::new(|n, batch| {
         if n % 2 == 1 {
             return Outcome::Delivered;
         }
@@ -169,12 +170,12 @@ async fn nonsense_in_parts_loses_nothing() {
 }
 
 #[tokio::test]
-async fn a_batch_that_fails_by_itself_does_not_stop_the_others() {
-    // What a backend does that chokes on one event: always 500 where it is in.
+async fn a_batch_that_always_fails_does_not_delay_the_others() {
+    // A backend that answers 500 to every batch with one certain event.
     let poisonous =
         |batch: &Batch| batch.records().iter().any(|r| Record::decode(r).unwrap().portal == 42);
-    let upstream = Obedient::new(move |_, batch| {
-        if poisonous(batch) { Outcome::Retry(setback()) } else { Outcome::Delivered }
+    let upstream = Scripted::new(move |_, batch| {
+        if poisonous(batch) { Outcome::Retry(failure()) } else { Outcome::Delivered }
     });
     let own: Arc<dyn Upstream> = Arc::clone(&upstream) as Arc<dyn Upstream>;
     let mut rig = Rig::start_with(vec![("own", own)], BATCHES);
@@ -190,11 +191,11 @@ async fn a_batch_that_fails_by_itself_does_not_stop_the_others() {
 }
 
 #[tokio::test]
-async fn what_happens_is_counted() {
-    let upstream = Obedient::new(|n, _| match n {
-        0 => Outcome::Retry(setback()),
-        1 => Outcome::Fault(setback()),
-        2 => Outcome::TooLarge(setback()),
+async fn attempts_and_events_are_counted() {
+    let upstream = Scripted::new(|n, _| match n {
+        0 => Outcome::Retry(failure()),
+        1 => Outcome::Fault(failure()),
+        2 => Outcome::TooLarge(failure()),
         _ => Outcome::Delivered,
     });
     let rig = run(&upstream, 10).await;
@@ -204,13 +205,13 @@ async fn what_happens_is_counted() {
     let counted = |counter: &IntCounterVec| counter.with_label_values(&["own"]).get();
     assert_eq!((counted(&rig.meters.delivered), counted(&rig.meters.dead)), (10, 0));
     let status = rig.status("own");
-    assert_eq!((status.kind, status.state.as_str(), status.lag_seconds), ("obedient", "ok", 0));
+    assert_eq!((status.kind, status.state.as_str(), status.lag_seconds), ("scripted", "ok", 0));
     rig.stop().await;
 }
 
 #[tokio::test]
 async fn the_lag_is_the_age_of_the_oldest_event_that_waits() {
-    let upstream = Obedient::new(|_, _| Outcome::Retry(setback()));
+    let upstream = Scripted::new(|_, _| Outcome::Retry(failure()));
     let own: Arc<dyn Upstream> = Arc::clone(&upstream) as Arc<dyn Upstream>;
     let mut rig = Rig::start_with(vec![("own", own)], BATCHES);
     rig.accept(10).await;
@@ -224,7 +225,7 @@ async fn the_lag_is_the_age_of_the_oldest_event_that_waits() {
     rig.stop().await;
 }
 
-/// Says when it has a batch, and answers when it is told to.
+/// Notifies `begun` when a batch arrives, and answers after `answer` is notified.
 #[derive(Default)]
 struct Late {
     begun: Notify,
@@ -264,19 +265,19 @@ async fn delivered_when_answered_after(wait_ms: u64) -> u64 {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_stop_waits_a_little_for_the_answer_to_what_was_sent() {
+async fn a_stop_waits_a_bounded_time_for_the_answer_to_an_attempt() {
     assert_eq!(delivered_when_answered_after(STOP_ATTEMPT_MS_MAX / 2).await, 1);
     assert_eq!(delivered_when_answered_after(STOP_ATTEMPT_MS_MAX * 2).await, 0);
 }
 
 #[tokio::test]
 async fn a_stop_does_not_wait_for_the_next_attempt() {
-    let later = Failure { after: Some(Duration::from_secs(3000)), ..setback() };
-    let upstream = Obedient::new(move |_, _| Outcome::Fault(later.clone()));
+    let later = Failure { after: Some(Duration::from_secs(3000)), ..failure() };
+    let upstream = Scripted::new(move |_, _| Outcome::Fault(later.clone()));
     let own: Arc<dyn Upstream> = Arc::clone(&upstream) as Arc<dyn Upstream>;
     let mut rig = Rig::start_with(vec![("own", own)], BATCHES);
     rig.accept(10).await;
     rig.until("own", |s| s.state.as_str() == "misconfigured").await;
     let stop = tokio::time::timeout(Duration::from_secs(60), rig.stop());
-    stop.await.expect("it does not wait for an hour");
+    stop.await.expect("the stop does not wait for the next attempt");
 }

@@ -1,5 +1,5 @@
-//! The `http` upstream over TLS: whom it trusts, how it shows itself, and which protocol it
-//! speaks. The certificates are made for each run.
+//! The `http` upstream over TLS: which authorities it trusts, its client certificate, and the
+//! protocol that it negotiates. The certificates are made for each run.
 
 use std::net::SocketAddr;
 use std::sync::{Arc, Mutex};
@@ -36,7 +36,7 @@ impl Authority {
     }
 }
 
-/// Takes the TLS off and passes everything on to the backend.
+/// Terminates TLS and forwards the bytes to the backend.
 async fn terminate(acceptor: TlsAcceptor, backend: SocketAddr) -> SocketAddr {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let addr = listener.local_addr().unwrap();
@@ -78,7 +78,7 @@ async fn check_refused(config: &str) {
 }
 
 #[tokio::test]
-async fn a_given_authority_is_trusted_and_no_other() {
+async fn only_the_configured_authority_is_trusted() {
     let (ours, other) = (Authority::new(), Authority::new());
     let dir = tempfile::tempdir().unwrap();
     let ca = write(dir.path(), "ours.pem", &ours.pem);
@@ -87,9 +87,9 @@ async fn a_given_authority_is_trusted_and_no_other() {
 
     let addr = terminate(ours.server("localhost", None, &["http/1.1"]), backend.addr()).await;
     check_delivered(&backend, &upstream(addr, &trusting)).await;
-    // The machine's own authorities do not know ours.
+    // The system's authorities do not include this one.
     check_refused(&upstream(addr, "")).await;
-    // Neither another's signature, nor another host's certificate will do.
+    // A certificate of another authority or for another host is refused.
     let addr = terminate(other.server("localhost", None, &["http/1.1"]), backend.addr()).await;
     check_refused(&upstream(addr, &trusting)).await;
     let addr = terminate(ours.server("elsewhere", None, &["http/1.1"]), backend.addr()).await;
@@ -97,7 +97,7 @@ async fn a_given_authority_is_trusted_and_no_other() {
 }
 
 #[tokio::test]
-async fn a_backend_that_asks_for_a_certificate_gets_ours() {
+async fn a_backend_that_asks_for_a_certificate_gets_the_configured_one() {
     let (ours, clients) = (Authority::new(), Authority::new());
     let dir = tempfile::tempdir().unwrap();
     let ca = write(dir.path(), "ca.pem", &ours.pem);
@@ -113,7 +113,7 @@ async fn a_backend_that_asks_for_a_certificate_gets_ours() {
 }
 
 #[tokio::test]
-async fn http2_is_spoken_where_it_is_offered() {
+async fn http2_is_used_where_the_backend_offers_it() {
     let ours = Authority::new();
     let dir = tempfile::tempdir().unwrap();
     let ca = write(dir.path(), "ca.pem", &ours.pem);

@@ -1,6 +1,6 @@
-//! The delivery path without the edge: a spool, upstreams from a configuration, events whose
-//! fate is known. Used beside `backend.rs` by the `delivery_*` tests.
-#![allow(dead_code)] // No test uses all of it.
+//! Delivery without the edge: a spool, upstreams from a configuration, and a record of each
+//! accepted event. The `delivery_*` tests use it beside `backend.rs`.
+#![allow(dead_code)] // Each test uses a part of this file.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
@@ -16,7 +16,7 @@ use pixelgate::internals::upstream::{self, BatchConfig, Upstream};
 use serde_json::Value;
 use uuid::Uuid;
 
-/// When every event was accepted, so far as it says itself.
+/// The time of acceptance in every event, in milliseconds since 1970.
 pub const RECEIVED_AT_MS: u64 = 1_750_000_000_000;
 
 /// See the module.
@@ -24,9 +24,9 @@ pub struct Rig {
     pub dir: Arc<tempfile::TempDir>,
     pub spool: Spool,
     pub forwarder: Option<Forwarder>,
-    /// What is counted.
+    /// The metrics of delivery.
     pub meters: Meters,
-    /// What was accepted: id and wire form.
+    /// The wire form of each accepted event, by id.
     pub accepted: BTreeMap<String, Value>,
     names: Vec<String>,
 }
@@ -40,17 +40,17 @@ struct Whole {
 }
 
 impl Rig {
-    /// Opens a spool in a new folder and starts forwarding by this configuration.
+    /// Opens a spool in a new folder and starts delivery by this configuration.
     pub fn start(config: &str) -> Rig {
         Rig::start_in(Arc::new(tempfile::tempdir().unwrap()), config, Vec::new())
     }
 
-    /// With upstreams that are no configured kind.
+    /// The same, with upstreams that the test defines.
     pub fn start_with(own: Vec<(&str, Arc<dyn Upstream>)>, config: &str) -> Rig {
         Rig::start_in(Arc::new(tempfile::tempdir().unwrap()), config, own)
     }
 
-    /// In a folder that an earlier one has left.
+    /// The same, in the folder of an earlier rig.
     pub fn start_in(
         dir: Arc<tempfile::TempDir>,
         config: &str,
@@ -103,11 +103,12 @@ impl Rig {
         self.spool.append(|out| out.extend_from_slice(&record)).unwrap()
     }
 
-    /// Waits until each accepted event has come to its end at this upstream. Panics after a
-    /// minute.
+    /// Waits until each accepted event is delivered or a dead letter at this upstream. Panics after
+    /// 60 s.
     pub async fn settled(&self, upstream: &str) {
         let wait = async {
-            // Not until nothing is pending: in `memory` an event is answered before it counts.
+            // `pending` may be 0 too early: with `memory` an event is answered before it is
+            // counted.
             let ended = |c: spool::UpstreamStatus| c.delivered + c.dead;
             while ended(self.counts(upstream)) < self.accepted.len() as u64 {
                 tokio::time::sleep(Duration::from_millis(2)).await;
@@ -117,7 +118,7 @@ impl Rig {
         waited.unwrap_or_else(|_| panic!("{upstream}: {:?}", self.counts(upstream)));
     }
 
-    /// What the spool says about an upstream, the identity of SPEC 7 checked.
+    /// The spool's counts for an upstream. Checks the identity of SPEC 7.
     pub fn counts(&self, upstream: &str) -> spool::UpstreamStatus {
         let status = self.spool.status();
         let counts = status.upstreams.into_iter().find(|u| u.name == upstream).unwrap();
@@ -132,7 +133,7 @@ impl Rig {
         all.into_iter().find(|s| s.name == upstream).unwrap()
     }
 
-    /// Waits until the upstream's status is as asked for. Panics after a minute.
+    /// Waits until `done` holds for the upstream's status. Panics after 60 s.
     pub async fn until(&self, upstream: &str, done: impl Fn(&delivery::Status) -> bool) {
         let wait = async {
             while !done(&self.status(upstream)) {
@@ -156,9 +157,9 @@ impl Rig {
         letters
     }
 
-    /// Holds what an upstream took, and its dead letters, against what was accepted: nothing is
-    /// missing, nothing was made up, every payload is what it was. Gives the number of
-    /// duplicates among what was taken.
+    /// Compares the events that an upstream took, and its dead letters, with the accepted events:
+    /// no event is missing, none was never accepted, and every payload is unchanged. Returns the
+    /// number of duplicates among the events taken.
     pub fn check(&self, upstream: &str, taken: &[Value]) -> usize {
         let mut delivered = BTreeSet::new();
         let mut duplicates = 0;
@@ -186,7 +187,7 @@ impl Rig {
         id
     }
 
-    /// Stops forwarding and closes the spool, as a graceful stop does; gives the folder.
+    /// Stops delivery and closes the spool, as a graceful stop does. Returns the folder.
     pub async fn stop(mut self) -> Arc<tempfile::TempDir> {
         self.forwarder.take().unwrap().stop().await;
         self.spool.close(Duration::from_secs(10)).unwrap();
@@ -221,7 +222,7 @@ pub fn sample(n: usize) -> Event<'static> {
     }
 }
 
-/// Where every sample event came from.
+/// The context of every sample event.
 pub fn context() -> Context<'static> {
     Context {
         ip: Some("203.0.113.7".parse().unwrap()),

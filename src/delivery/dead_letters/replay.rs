@@ -1,9 +1,10 @@
-//! Reading dead letters, and sending them again.
+//! Lists dead letters, and sends their events again.
 //!
-//! A replay takes the letters' file aside, so that the running edge starts a new one, sends the
-//! events in batches under their own ids, and puts back what is refused again or cannot be
-//! delivered now. Only then is the file that was taken aside removed: a replay that dies is
-//! taken up by the next, and what it had delivered already arrives twice, under the same ids.
+//! A replay renames the letters' file, so that the running edge starts a new one. It sends the
+//! events in batches under their own ids, and puts back the letters of events that are refused
+//! again or that cannot be delivered now. Only then does it remove the renamed file. When a replay
+//! ends early, the next one continues with the renamed file; events that were delivered already
+//! arrive twice, under the same ids.
 
 use std::collections::VecDeque;
 use std::fs::{self, File};
@@ -12,56 +13,61 @@ use std::path::Path;
 
 use bytes::Bytes;
 
-use super::{DeadError, Files, Letter, Reason};
+use super::letter::{Letter, Reason};
+use super::store::{DeadError, Files};
 use crate::clock::{Clock, SystemClock};
-use crate::delivery::backoff;
-use crate::delivery::parcel::InFlightBatch;
+use crate::delivery::in_flight_batch::InFlightBatch;
+use crate::delivery::retries;
 use crate::event::Record;
 use crate::upstream::{Batch, BatchConfig, Failure, Outcome, Upstream};
 
-/// Longest line that is read as a letter: an event's limits allow for a tenth of it.
+/// Longest line that is read as a letter, in bytes. An event's limits allow for a tenth of it.
 pub const LETTER_BYTES_MAX: usize = 1 << 20;
-/// Attempts at one batch before a replay gives up: somebody is waiting for it at a terminal.
+/// Attempts at one batch before a replay gives up. Bounded, since an operator waits at a terminal.
 pub const ATTEMPTS_MAX: u32 = 5;
 
-/// What a list has found.
+/// What [`list`] found.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Summary {
-    /// Letters that were shown.
+    /// Letters that were read.
     pub letters: u64,
-    /// Lines that are no letter.
+    /// Lines that are not a letter.
     pub damaged: u64,
 }
 
-/// How far a replay is.
+/// How far a [`replay`] is.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Progress {
-    /// Events that the upstream took.
+    /// Events that the upstream accepted.
     pub delivered: u64,
-    /// Events that it refused again: they are dead letters again, with the new reason.
+    /// Events that the upstream refused again. They are dead letters again, with the new reason.
     pub refused: u64,
-    /// Events put back because the upstream could not be reached or was not configured right.
+    /// Events put back because the upstream was unreachable or misconfigured.
     pub put_back: u64,
-    /// Lines that are no letter, put back as they are.
+    /// Lines that are not a letter, put back unchanged.
     pub damaged: u64,
-    /// Why events were put back.
+    /// The first failure that made the replay put events back.
     pub gave_up: Option<String>,
 }
 
-/// A line of the file, and what it holds.
+/// A line of the file, and the record in it; `None` where the line is not a letter.
 struct Line {
     raw: Vec<u8>,
     record: Option<Bytes>,
 }
 
-/// What has become of a line's event.
+/// How the attempts at a line's event ended.
 enum End {
     Delivered,
     Refused(Reason, Failure),
     Undelivered(Failure),
 }
 
-/// Shows every dead letter of an upstream, oldest first.
+/// Calls `show` with every dead letter of an upstream, oldest first.
+///
+/// # Errors
+///
+/// [`DeadError::Io`] for the file system's errors.
 pub fn list(
     dir: &Path,
     upstream: &str,
@@ -84,7 +90,12 @@ pub fn list(
     Ok(summary)
 }
 
-/// Sends every dead letter of an upstream again. `progress` is called after each batch.
+/// Sends every dead letter of an upstream again. Calls `progress` after each batch.
+///
+/// # Errors
+///
+/// [`DeadError::Busy`] while another process replays these letters, [`DeadError::Io`] for the file
+/// system's errors.
 pub async fn replay(
     dir: &Path,
     name: &str,
@@ -106,7 +117,7 @@ pub async fn replay(
         let back = so_far.note(name, lines, ends)?;
         if !back.is_empty() {
             let _lock = files.lock()?;
-            // Beyond the bound if need be: these letters were in the file before.
+            // The bound does not apply: these letters were in the file before.
             files.append(&back, u64::MAX)?;
         }
         progress(&so_far);
@@ -117,7 +128,7 @@ pub async fn replay(
 }
 
 impl Progress {
-    /// Counts what has become of `lines`, and gives those that go back into the file.
+    /// Counts how `lines` ended, and returns those that go back into the file.
     fn note(&mut self, name: &str, lines: Vec<Line>, ends: Vec<End>) -> Result<Vec<u8>, DeadError> {
         let mut back = Vec::new();
         for (line, end) in lines.into_iter().zip(ends) {
@@ -130,15 +141,15 @@ impl Progress {
                     self.delivered += 1;
                     continue;
                 }
-                (Some(record), End::Refused(reason, setback)) => {
+                (Some(record), End::Refused(reason, failure)) => {
                     self.refused += 1;
                     let now = SystemClock.unix_ms();
-                    let letter = Letter::new(name, now, reason, &setback, &record);
+                    let letter = Letter::new(name, now, reason, &failure, &record);
                     serde_json::to_writer(&mut back, &letter).map_err(io::Error::from)?;
                 }
-                (Some(_), End::Undelivered(setback)) => {
+                (Some(_), End::Undelivered(failure)) => {
                     self.put_back += 1;
-                    self.gave_up.get_or_insert_with(|| setback.what.into_owned());
+                    self.gave_up.get_or_insert_with(|| failure.what.into_owned());
                     back.extend_from_slice(&line.raw);
                 }
             }
@@ -148,7 +159,7 @@ impl Progress {
     }
 }
 
-/// Renames the letters' file, or adds it to what a replay that died has left.
+/// Renames the letters' file, or appends it to the renamed file of a replay that ended early.
 fn take_aside(files: &Files) -> Result<(), DeadError> {
     let _lock = files.lock()?;
     if !files.letters.exists() {
@@ -175,8 +186,9 @@ fn open(path: &Path) -> io::Result<Option<BufReader<File>>> {
     }
 }
 
-/// The next line, without its end. A line torn by a crash at the very end is none. Of a line
-/// that is too long, the first [`LETTER_BYTES_MAX`] bytes: no letter, so it counts as damaged.
+/// The next line, without its line feed; `None` at the end of the file, or where a crash has torn
+/// the last line. A line that is too long is cut to [`LETTER_BYTES_MAX`] bytes, and counts as
+/// damaged.
 fn read_line(reader: &mut impl BufRead) -> io::Result<Option<Vec<u8>>> {
     let mut line = Vec::new();
     loop {
@@ -208,16 +220,16 @@ fn read_batch(reader: &mut impl BufRead, batch: &BatchConfig) -> io::Result<Opti
     Ok(if lines.is_empty() { None } else { Some(lines) })
 }
 
-/// Attempts to deliver what can be read of `lines`; one end for each.
+/// Attempts to deliver the lines that hold a record. Returns one end for each line.
 async fn deliver(upstream: &dyn Upstream, lines: &[Line]) -> Vec<End> {
     let mut ends: Vec<End> = lines.iter().map(|_| End::Delivered).collect();
     let (mut records, mut places) = (Vec::new(), Vec::new());
     for (place, line) in lines.iter().enumerate() {
         let Some(record) = &line.record else { continue };
-        // Upstreams take records on trust, and no checksum vouches for a letter.
+        // Upstreams do not check records, and a letter has no checksum.
         if Record::decode(record).is_err() {
-            let setback = Failure::new("a spool record cannot be read");
-            ends[place] = End::Refused(Reason::Rejected, setback);
+            let failure = Failure::new("a spool record cannot be read");
+            ends[place] = End::Refused(Reason::Rejected, failure);
             continue;
         }
         records.push(record.clone());
@@ -226,27 +238,26 @@ async fn deliver(upstream: &dyn Upstream, lines: &[Line]) -> Vec<End> {
     if records.is_empty() {
         return ends;
     }
-    let mut work = VecDeque::from([InFlightBatch::of(records, places)]);
-    while let Some(parcel) = work.pop_front() {
-        let parted = match upstream.send(&parcel.batch).await {
-            Outcome::Mixed(parts) => parcel.part(parts),
-            outcome => vec![(parcel, outcome)],
+    let mut queue = VecDeque::from([InFlightBatch::of(records, places)]);
+    while let Some(batch) = queue.pop_front() {
+        let results = match upstream.send(&batch.batch).await {
+            Outcome::Mixed(parts) => batch.split(parts),
+            outcome => vec![(batch, outcome)],
         };
-        for (mut parcel, outcome) in parted {
-            let mut end =
-                |end: &dyn Fn() -> End| parcel.seats.iter().for_each(|&n| ends[n] = end());
+        for (mut batch, outcome) in results {
+            let mut end = |end: &dyn Fn() -> End| batch.ids.iter().for_each(|&n| ends[n] = end());
             match outcome {
                 Outcome::Delivered => {}
-                Outcome::TooLarge(_) | Outcome::Rejected(_) if parcel.len() > 1 => {
-                    work.extend(parcel.halve());
+                Outcome::TooLarge(_) | Outcome::Rejected(_) if batch.len() > 1 => {
+                    queue.extend(batch.halve());
                 }
                 Outcome::TooLarge(s) => end(&|| End::Refused(Reason::TooLarge, s.clone())),
                 Outcome::Rejected(s) => end(&|| End::Refused(Reason::Rejected, s.clone())),
                 Outcome::Dead(s) => end(&|| End::Refused(Reason::Undeliverable, s.clone())),
-                Outcome::Retry(s) if parcel.setbacks + 1 < ATTEMPTS_MAX => {
-                    parcel.setbacks += 1;
-                    tokio::time::sleep(backoff::wait(parcel.setbacks, s.after)).await;
-                    work.push_front(parcel);
+                Outcome::Retry(s) if batch.failures + 1 < ATTEMPTS_MAX => {
+                    batch.failures += 1;
+                    tokio::time::sleep(retries::wait(batch.failures, s.after)).await;
+                    queue.push_front(batch);
                 }
                 Outcome::Retry(s) | Outcome::Fault(s) => end(&|| End::Undelivered(s.clone())),
                 Outcome::Mixed(_) => end(&|| End::Undelivered(Failure::new("mixed"))),

@@ -1,24 +1,25 @@
-//! How long to wait after a setback: full jitter, 250 ms doubling to 60 s (SPEC 7).
+//! The wait after a failed attempt: full jitter, with a bound that doubles from 250 ms to 60 s
+//! (SPEC 7).
 //!
-//! Full jitter (any time between nothing and the bound) spreads the edges of a fleet that all
-//! lost the same backend at the same moment better than any other shape.
+//! Full jitter is any time between zero and the bound. When many edges lose the same backend at the
+//! same moment, it spreads their next attempts more evenly than other schemes.
 
 use std::time::Duration;
 
-/// Upper bound of the first wait.
+/// Upper bound of the first wait, in milliseconds.
 pub const BACKOFF_MS_MIN: u64 = 250;
-/// Upper bound of every wait.
+/// Upper bound of every wait, in milliseconds.
 pub const BACKOFF_MS_MAX: u64 = 60_000;
 
-/// The longest wait after so many setbacks in a row (1 is the first).
-pub fn bound(setbacks: u32) -> Duration {
-    let doublings = setbacks.saturating_sub(1).min(16);
+/// The longest wait after `failures` in a row (1 is the first).
+pub fn bound(failures: u32) -> Duration {
+    let doublings = failures.saturating_sub(1).min(16);
     Duration::from_millis((BACKOFF_MS_MIN << doublings).min(BACKOFF_MS_MAX))
 }
 
-/// A wait after so many setbacks in a row, and at least `after` where the upstream asked for it.
-pub fn wait(setbacks: u32, after: Option<Duration>) -> Duration {
-    let jittered = bound(setbacks).mul_f64(rand::random::<f64>());
+/// A random wait after `failures` in a row, and at least `after` where the upstream asked for it.
+pub fn wait(failures: u32, after: Option<Duration>) -> Duration {
+    let jittered = bound(failures).mul_f64(rand::random::<f64>());
     jittered.max(after.unwrap_or_default())
 }
 

@@ -1,4 +1,5 @@
-//! Gathering events into batches: a batch closes at `events_max`, `bytes_max` or `linger_ms`.
+//! Collects events into batches. A batch closes at `events_max` events, at `bytes_max` bytes, or
+//! `linger_ms` milliseconds after its first event.
 
 use std::collections::VecDeque;
 use std::time::Duration;
@@ -10,36 +11,36 @@ use tokio::time::{Instant, timeout_at};
 use crate::spool::RecordId;
 use crate::upstream::{Batch, BatchConfig};
 
-/// An event as it comes from the spool. The seat's type is open so that tests can make seats.
+/// An event as it comes from the spool. The type of the id is open so that tests can make ids.
 #[derive(Debug, Clone)]
 pub struct Arrival<T = RecordId> {
-    pub seat: T,
+    pub id: T,
     pub record: Bytes,
 }
 
-/// Events that will be one batch. Holds at least one.
+/// Events that will be one batch. Holds at least one event.
 #[derive(Debug)]
 pub struct OpenBatch<T = RecordId> {
     pub arrivals: Vec<Arrival<T>>,
     bytes: usize,
 }
 
-/// Makes batches of what comes in.
+/// Collects the events of one queue into batches.
 #[derive(Debug)]
 pub struct Batcher<T = RecordId> {
     config: BatchConfig,
     inbox: Receiver<Vec<Arrival<T>>>,
-    /// Came in, and in no batch yet. Never more than one message of the inbox.
+    /// Received, and in no batch yet. At most one message of the inbox.
     waiting: VecDeque<Arrival<T>>,
 }
 
 impl<T> Batcher<T> {
-    /// Gathers from `inbox`.
+    /// Collects the events that arrive in `inbox`.
     pub fn new(config: BatchConfig, inbox: Receiver<Vec<Arrival<T>>>) -> Batcher<T> {
         Batcher { config, inbox, waiting: VecDeque::new() }
     }
 
-    /// Waits for the next batch to close. `None` when the inbox has ended and is empty.
+    /// Waits for the next batch to close. `None` once the inbox is closed and empty.
     pub async fn next(&mut self) -> Option<OpenBatch<T>> {
         let first = loop {
             match self.waiting.pop_front() {
@@ -62,7 +63,7 @@ impl<T> Batcher<T> {
             }
             match timeout_at(deadline, self.inbox.recv()).await {
                 Ok(Some(arrivals)) => self.waiting.extend(arrivals),
-                // Ended or waited long enough.
+                // The inbox is closed, or the first event has waited for `linger_ms`.
                 Ok(None) | Err(_) => return Some(open),
             }
         }
@@ -88,11 +89,12 @@ impl<T> OpenBatch<T> {
 
 #[cfg(test)]
 impl<T> OpenBatch<T> {
-    pub fn of_one(record: Bytes, seat: T) -> OpenBatch<T> {
-        OpenBatch::begin(Arrival { seat, record })
+    pub fn of_one(record: Bytes, id: T) -> OpenBatch<T> {
+        OpenBatch::begin(Arrival { id, record })
     }
 }
 
+/// What an event adds to the size of a batch, in bytes.
 fn weight<T>(arrival: &Arrival<T>) -> usize {
     arrival.record.len() + Batch::EVENT_OVERHEAD_BYTES
 }
@@ -108,7 +110,7 @@ mod tests {
     fn arrivals(sizes: &[usize]) -> Vec<Arrival<()>> {
         let one = |&bytes: &usize| {
             let record = Bytes::from(vec![b'x'; bytes]);
-            Arrival { seat: (), record }
+            Arrival { id: (), record }
         };
         sizes.iter().map(one).collect()
     }
@@ -117,18 +119,17 @@ mod tests {
         BatchConfig { events_max, bytes_max: ByteSize(bytes_max as u64), linger_ms }
     }
 
-    /// Events of these sizes come in in these messages, all at once: how many does each batch
-    /// hold?
+    /// Events of these sizes arrive in these messages, all at once: how many does each batch hold?
     async fn check(config: BatchConfig, messages: &[&[usize]], expect: &[usize]) {
         let (outbox, inbox) = mpsc::channel(100);
         for message in messages {
             outbox.send(arrivals(message)).await.unwrap();
         }
         drop(outbox);
-        let mut gatherer = Batcher::new(config, inbox);
+        let mut batcher = Batcher::new(config, inbox);
         let mut sizes = Vec::new();
-        while let Some(gathered) = gatherer.next().await {
-            sizes.push(gathered.arrivals.len());
+        while let Some(closed) = batcher.next().await {
+            sizes.push(closed.arrivals.len());
         }
         assert_eq!(sizes, expect);
     }
@@ -156,7 +157,7 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn a_batch_closes_when_its_first_event_has_waited_long_enough() {
         let (outbox, inbox) = mpsc::channel(100);
-        let mut gatherer = Batcher::new(config(100, 1 << 20, 1000), inbox);
+        let mut batcher = Batcher::new(config(100, 1 << 20, 1000), inbox);
         tokio::spawn(async move {
             // Every 300 ms, so that the events keep coming while the first one waits.
             for _ in 0..10 {
@@ -165,7 +166,7 @@ mod tests {
             }
         });
         let start = Instant::now();
-        let first = gatherer.next().await.unwrap();
+        let first = batcher.next().await.unwrap();
         assert_eq!(first.arrivals.len(), 4);
         assert_eq!(start.elapsed().as_millis(), 1000);
     }

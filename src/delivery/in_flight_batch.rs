@@ -1,0 +1,175 @@
+//! A batch in flight, together with the spool's record ids of its events.
+
+use std::sync::Arc;
+
+use bytes::Bytes;
+
+use super::batches::OpenBatch;
+use super::lag::{LagEntry, LagTracker};
+use crate::spool::RecordId;
+use crate::upstream::{Batch, Failure, Outcome, Part};
+
+/// A batch until each of its events is delivered or a dead letter. The type of the ids is open:
+/// the spool's record ids in delivery, line numbers in a replay.
+#[derive(Debug)]
+pub struct InFlightBatch<T = RecordId> {
+    pub batch: Batch,
+    /// One for each record of the batch, in the batch's order.
+    pub ids: Vec<T>,
+    /// Failed attempts in a row.
+    pub failures: u32,
+    /// Shared by all parts that a batch was split into.
+    lag_entry: Option<Arc<LagEntry>>,
+}
+
+impl<T: Copy> InFlightBatch<T> {
+    /// From a closed batch whose oldest event was received at `received_ms`, in milliseconds since
+    /// 1970. Counts for the lag until the last part of the batch is dropped.
+    pub fn new(closed: OpenBatch<T>, received_ms: u64, lag: &Arc<LagTracker>) -> InFlightBatch<T> {
+        let lag_entry = Some(Arc::new(LagEntry::new(lag, received_ms)));
+        let (ids, records) = closed.arrivals.into_iter().map(|a| (a.id, a.record)).unzip();
+        InFlightBatch { batch: Batch::new(records), ids, failures: 0, lag_entry }
+    }
+
+    /// From records that do not come from the spool. Does not count for the lag.
+    pub fn of(records: Vec<Bytes>, ids: Vec<T>) -> InFlightBatch<T> {
+        InFlightBatch { batch: Batch::new(records), ids, failures: 0, lag_entry: None }
+    }
+
+    /// The number of events.
+    pub fn len(&self) -> usize {
+        self.ids.len()
+    }
+
+    /// The events at these places, as a batch of their own.
+    fn pick(&self, places: &[usize]) -> InFlightBatch<T> {
+        let records = places.iter().map(|&p| detached(&self.batch.records()[p])).collect();
+        InFlightBatch {
+            batch: Batch::new(records),
+            ids: places.iter().map(|&p| self.ids[p]).collect(),
+            failures: self.failures,
+            lag_entry: self.lag_entry.clone(),
+        }
+    }
+
+    /// Two halves, in order. The batch must hold at least two events, or the first half is empty.
+    pub fn halve(self) -> [InFlightBatch<T>; 2] {
+        let middle = self.len() / 2;
+        let places: Vec<usize> = (0..self.len()).collect();
+        [self.pick(&places[..middle]), self.pick(&places[middle..])].map(|mut half| {
+            half.failures = 0;
+            half
+        })
+    }
+
+    /// Splits a batch by the outcomes of its events. Each event is in exactly one of the results,
+    /// whatever `parts` say: the first part that names an event counts, and an event that no part
+    /// names is to be retried.
+    pub fn split(self, parts: Vec<Part>) -> Vec<(InFlightBatch<T>, Outcome)> {
+        let mut free = vec![true; self.len()];
+        let mut all = Vec::with_capacity(parts.len() + 1);
+        for Part { places, outcome } in parts {
+            let take = |&p: &usize| free.get_mut(p).is_some_and(std::mem::take);
+            let places: Vec<usize> = places.into_iter().filter(take).collect();
+            all.push((places, outcome));
+        }
+        let rest: Vec<usize> = (0..self.len()).filter(|&p| free[p]).collect();
+        all.push((rest, Outcome::Retry(Failure::new("not attempted"))));
+        all.retain(|(places, _)| !places.is_empty());
+        if let [(places, outcome)] = &mut all[..]
+            && places.len() == self.len()
+        {
+            // All events have one outcome: the batch stays what it was, with its key and bytes.
+            let outcome = std::mem::replace(outcome, Outcome::Delivered);
+            return vec![(self, outcome)];
+        }
+        all.into_iter().map(|(places, outcome)| (self.pick(&places), outcome)).collect()
+    }
+}
+
+/// A copy with memory of its own. A record is a slice of a block that the spool read; without the
+/// copy, a few events that are retried for hours would keep whole blocks in memory.
+pub fn detached(record: &Bytes) -> Bytes {
+    Bytes::copy_from_slice(record)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn in_flight(len: usize) -> InFlightBatch<usize> {
+        let records = (0..len).map(|n| Bytes::from(n.to_string())).collect();
+        InFlightBatch::of(records, (0..len).collect())
+    }
+
+    fn retry() -> Outcome {
+        Outcome::Retry(Failure::new("test"))
+    }
+
+    /// A batch of five events is split: which ids come out, with which outcome?
+    fn check(parts: Vec<(Vec<usize>, Outcome)>, expect: &[(&[usize], &str)]) {
+        let parts = parts.into_iter().map(|(places, outcome)| Part { places, outcome });
+        let results = in_flight(5).split(parts.collect());
+        let got: Vec<_> = results.iter().map(|(b, o)| (b.ids.as_slice(), o.label())).collect();
+        assert_eq!(got, expect);
+        for (part, _) in &results {
+            let records: Vec<_> = part.batch.records().iter().map(|r| r.to_vec()).collect();
+            let expect: Vec<_> = part.ids.iter().map(|s| s.to_string().into_bytes()).collect();
+            assert_eq!(records, expect, "a record changed its id");
+        }
+    }
+
+    #[test]
+    fn every_event_comes_out_once_whatever_the_parts_say() {
+        use Outcome::Delivered;
+        check(vec![], &[(&[0, 1, 2, 3, 4], "retry")]);
+        check(vec![(vec![0, 2], Delivered)], &[(&[0, 2], "delivered"), (&[1, 3, 4], "retry")]);
+        check(vec![(vec![9, 1], Delivered)], &[(&[1], "delivered"), (&[0, 2, 3, 4], "retry")]);
+        let overlap = vec![(vec![0, 1, 1, 2], Delivered), (vec![2, 3, 4], retry())];
+        check(overlap, &[(&[0, 1, 2], "delivered"), (&[3, 4], "retry")]);
+        let about_the_upstream = vec![(vec![], retry()), (vec![4, 3, 2, 1, 0], Delivered)];
+        check(about_the_upstream, &[(&[0, 1, 2, 3, 4], "delivered")]);
+    }
+
+    #[test]
+    fn a_batch_whose_events_all_ended_alike_keeps_its_key() {
+        let whole = in_flight(3);
+        let id = whole.batch.id();
+        let results = whole.split(vec![Part { places: vec![0, 1, 2], outcome: retry() }]);
+        assert_eq!(results[0].0.batch.id(), id);
+    }
+
+    #[test]
+    fn halves_keep_the_order_and_have_keys_of_their_own() {
+        let whole = in_flight(5);
+        let id = whole.batch.id();
+        let [front, back] = whole.halve();
+        assert_eq!((front.ids.as_slice(), back.ids.as_slice()), (&[0, 1][..], &[2, 3, 4][..]));
+        assert!(front.batch.id() != id && back.batch.id() != id);
+        assert_ne!(front.batch.id(), back.batch.id());
+    }
+
+    #[test]
+    fn a_part_holds_on_to_no_memory_of_the_whole() {
+        let whole = in_flight(2);
+        let place = whole.batch.records()[0].as_ptr();
+        let [front, _] = whole.halve();
+        assert_ne!(front.batch.records()[0].as_ptr(), place);
+    }
+
+    #[test]
+    fn the_lag_is_that_of_the_oldest_batch_until_its_last_part_is_dropped() {
+        let lag = Arc::new(LagTracker::default());
+        let closed = || OpenBatch::of_one(Bytes::from("x"), 0_usize);
+        let old = InFlightBatch::new(closed(), 7, &lag);
+        let young = InFlightBatch::new(closed(), 9, &lag);
+        assert_eq!(lag.oldest_ms(), Some(7));
+        let part = old.pick(&[0]);
+        drop(old);
+        assert_eq!(lag.oldest_ms(), Some(7));
+        drop(part);
+        assert_eq!(lag.oldest_ms(), Some(9));
+        drop(young);
+        assert_eq!(lag.oldest_ms(), None);
+    }
+}
