@@ -5,7 +5,7 @@
 
 use std::borrow::Cow;
 
-use super::hit::name_fault;
+use super::collector::name_fault;
 use super::param::{Reserved, WITHHELD};
 use super::query::{NotUtf8, Piece, Plus, encode_wide, pieces};
 use super::{Ignored, Revenue, Rules};

@@ -7,7 +7,7 @@
 //! What it does not do: it knows no path, no method (SPEC 2), no portal policy (SPEC 5) and no
 //! answer (SPEC 4). Those reasons are listed in [`Reason`] only so that there is one list.
 //!
-//! The way through: `query.rs` splits and decodes, `hit.rs` gathers what belongs together,
+//! The way through: `query.rs` splits and decodes, `collector.rs` gathers what belongs together,
 //! `validate.rs`, `email.rs` and `revenue.rs` hold the rule of each field, `normalize.rs` makes the
 //! canonical form. `encode.rs` and `record.rs` write an event down and read it back, `raw.rs`
 //! writes it as the backend gets it; `advice.rs` tells people what they probably meant.
@@ -15,10 +15,10 @@
 //! A plain query (no `%`, no `+`, lower-case keys) is judged without allocating: what is kept
 //! borrows from the query.
 
+mod collector;
 mod config;
 mod email;
 mod hints;
-mod hit;
 mod normalize;
 mod param;
 mod peek;
@@ -38,9 +38,9 @@ pub use hints::{Hint, Hints, advice};
 pub use normalize::canonical_query;
 pub use param::*;
 pub use peek::{Peek, peek};
+pub use record::decode::{Record, RecordError};
 pub use record::encode::{Context, encode_record, write_event_json};
 pub use record::raw::{RawRecord, WireWriter};
-pub use record::{Record, RecordError};
 pub use revenue::Revenue;
 pub use verdict::{Ignored, Reason, Reject};
 
@@ -187,7 +187,7 @@ fn parse_text<'a>(
     event: &mut Event<'a>,
     ignored: &mut IgnoredParams<'a>,
 ) -> Result<(), Reject> {
-    let mut hit = hit::Hit::new(event, ignored);
+    let mut hit = collector::Hit::new(event, ignored);
     for (count, piece) in query::pieces(query).enumerate() {
         if count == rules.limits().params_max {
             return Err(Reject::of(Reason::TooManyParams));

@@ -1,5 +1,5 @@
 //! What an event request is answered.
 
-pub mod answer;
+pub mod answers;
 pub mod pixel;
 pub(crate) mod title_case;

@@ -9,7 +9,7 @@
 use std::io::Write;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
-use super::RecordError;
+use super::decode::RecordError;
 use super::encode::{JSON_OFFSET, VERSION, close_json_object, flag, write_json_chars};
 use super::timestamp::{RFC3339_BYTES, Stamp, UNIX_MS_MAX};
 use crate::event::param::{PORTAL_MAX, REFERER_BYTES_MAX, USER_AGENT_BYTES_MAX};
