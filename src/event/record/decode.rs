@@ -1,79 +1,38 @@
-//! Reading a record back.
+//! Reads a stored record and checks all of it.
 //!
-//! A record comes from a disk, or from a file that somebody carried here. So everything is checked
-//! before anything is believed: a record that decodes makes valid JSON of the right shape, and can
-//! never spoil the batch it travels in. The layout is told in `encode.rs`; `raw.rs` finds the
-//! fields in it and writes them as the backend gets them.
+//! A record comes from a disk, or from a file copied from another machine, so all of it is checked:
+//! a record that decodes gives valid JSON of the right shape and cannot corrupt the batch that
+//! contains it. `encode.rs` specifies the layout; `raw.rs` finds the fields.
 
 use std::borrow::Cow;
-use std::fmt;
 
+use super::encode::Context;
+use super::error::RecordError;
 use super::raw::{RawRecord, WireWriter};
 use super::wire;
-use crate::event::{Context, Event};
+use crate::event::event::Event;
 
-/// An accepted event as it is kept.
+/// An accepted event as stored.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Record<'a> {
     /// The event's UUIDv7.
     pub id: [u8; 16],
-    /// When it came, in milliseconds since 1970, UTC.
+    /// The time of receipt, in milliseconds since 1970, UTC.
     pub received_at_ms: u64,
-    /// The account it belongs to.
+    /// The account that the event belongs to.
     pub portal: u64,
-    /// The event as a JSON object, as [`write_event_json`](super::write_event_json) wrote it.
+    /// The event as a JSON object, as [`write_event_json`](super::encode::write_event_json) wrote it.
     pub event_json: &'a str,
-    /// What is known of the request.
+    /// The context of the request.
     pub context: Context<'a>,
 }
-
-/// What is wrong with a record. Says where, never what stands there.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub enum RecordError {
-    /// Written by another version of this program, or no record at all.
-    UnknownVersion(u8),
-    /// Flags that contradict each other or mean nothing.
-    Flags,
-    /// The bytes end before the record does.
-    Truncated,
-    /// The bytes go on after the record.
-    TrailingBytes,
-    /// The time is after the year 9999.
-    ReceivedAt,
-    /// No portal has this number.
-    Portal,
-    /// The JSON is not that of an event of this portal.
-    Json,
-    /// The user agent is too long or not UTF-8.
-    UserAgent,
-    /// The referer is too long or not UTF-8.
-    Referer,
-}
-
-impl fmt::Display for RecordError {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            RecordError::UnknownVersion(version) => write!(f, "unknown record version {version}"),
-            RecordError::Flags => f.write_str("contradictory flags"),
-            RecordError::Truncated => f.write_str("record cut short"),
-            RecordError::TrailingBytes => f.write_str("bytes after the record's end"),
-            RecordError::ReceivedAt => f.write_str("time of receipt out of range"),
-            RecordError::Portal => f.write_str("portal out of range"),
-            RecordError::Json => f.write_str("not the JSON of an event"),
-            RecordError::UserAgent => f.write_str("user agent too long or not UTF-8"),
-            RecordError::Referer => f.write_str("referer too long or not UTF-8"),
-        }
-    }
-}
-
-impl std::error::Error for RecordError {}
 
 impl<'a> Record<'a> {
     /// Reads a record and checks all of it.
     ///
     /// # Errors
     ///
-    /// The first thing found wrong, for any bytes whatever.
+    /// The first fault found. Any bytes may be given; none make this panic.
     pub fn decode(bytes: &'a [u8]) -> Result<Record<'a>, RecordError> {
         let record = Record::decode_sound(bytes)?;
         let event = wire::read(record.event_json).map_err(|_| RecordError::Json)?;
@@ -83,13 +42,13 @@ impl<'a> Record<'a> {
         Ok(record)
     }
 
-    /// As [`Record::decode`], but takes the event's JSON on trust: for records whose checksum the
-    /// spool has just found right, which so are what this program wrote. Parsing the JSON again
-    /// would be the larger part of delivering it.
+    /// As [`Record::decode`], but does not parse the event's JSON: for records whose checksum the
+    /// spool has just verified. Parsing the JSON again would be the larger part of the cost of
+    /// delivering it.
     ///
     /// # Errors
     ///
-    /// Any of [`RecordError`], but JSON that is well framed and yet not an event's goes unseen.
+    /// Any of [`RecordError`]. JSON with correct framing that is not an event's is not detected.
     pub fn decode_sound(bytes: &'a [u8]) -> Result<Record<'a>, RecordError> {
         let raw = RawRecord::read(bytes)?;
         Ok(Record {
@@ -99,8 +58,8 @@ impl<'a> Record<'a> {
             event_json: text(raw.event_json, RecordError::Json)?,
             context: Context {
                 ip: raw.ip,
-                user_agent: shown(raw.user_agent, RecordError::UserAgent)?,
-                referer: shown(raw.referer, RecordError::Referer)?,
+                user_agent: optional_text(raw.user_agent, RecordError::UserAgent)?,
+                referer: optional_text(raw.referer, RecordError::Referer)?,
                 gpc: raw.gpc,
                 dnt: raw.dnt,
                 prefetch: raw.prefetch,
@@ -108,9 +67,9 @@ impl<'a> Record<'a> {
         })
     }
 
-    /// Appends the record as one JSON object (SPEC 7), without a line's end.
+    /// Appends the record as one JSON object (SPEC 7), without a newline.
     ///
-    /// `bot` is the deliverer's judgement of the user agent; it is not kept.
+    /// `bot` says whether the delivery worker takes the user agent for a bot; it is not stored.
     pub fn write_json(&self, out: &mut Vec<u8>, bot: bool) {
         let raw = RawRecord {
             id: self.id,
@@ -127,7 +86,7 @@ impl<'a> Record<'a> {
         WireWriter::default().write(out, &raw, bot);
     }
 
-    /// The event, as it was when it was accepted.
+    /// The accepted event.
     ///
     /// # Errors
     ///
@@ -142,14 +101,19 @@ fn text(bytes: &[u8], fault: RecordError) -> Result<&str, RecordError> {
     std::str::from_utf8(bytes).map_err(|_| fault)
 }
 
-fn shown(bytes: Option<&[u8]>, fault: RecordError) -> Result<Option<Cow<'_, str>>, RecordError> {
+fn optional_text(
+    bytes: Option<&[u8]>,
+    fault: RecordError,
+) -> Result<Option<Cow<'_, str>>, RecordError> {
     bytes.map(|bytes| text(bytes, fault).map(Cow::Borrowed)).transpose()
 }
 
 #[cfg(test)]
 mod tests {
+    use super::super::encode::encode_record;
     use super::*;
-    use crate::event::{Rules, encode_record, parse};
+    use crate::event::config::Rules;
+    use crate::event::parse::parse;
 
     const QUERY: &[u8] = b"_a=62515&_n=000000001625&email=Person@company.com&id=ext-77&_m=20.50\
         &favorite_color=orange&note=%22a%22%0A%E2%80%A8b";

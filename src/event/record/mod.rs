@@ -5,6 +5,7 @@
 
 pub(super) mod decode;
 pub(super) mod encode;
+pub(super) mod error;
 pub(super) mod raw;
 mod timestamp;
 mod wire;
