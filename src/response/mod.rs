@@ -1,4 +1,4 @@
-//! What an event request is answered.
+//! The answers to event requests. No I/O and no async.
 
 pub mod answers;
 pub mod pixel;
