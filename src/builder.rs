@@ -16,8 +16,8 @@ use crate::policy::portals::Portals;
 use crate::policy::privacy;
 use crate::request::client::TrustedProxies;
 use crate::request::path::Guard;
-use crate::response::answer;
-use crate::response::answer::Answers;
+use crate::response::answers;
+use crate::response::answers::Answers;
 use crate::server::InFlight;
 use crate::spool::{self, Env, Spool};
 use crate::telemetry::event_samples::EventSamples;
@@ -38,7 +38,7 @@ pub struct Config {
     /// Who may report events.
     pub portals: portals::Config,
     /// What an answer looks like.
-    pub response: answer::Config,
+    pub response: answers::Config,
     /// What is kept of a person.
     pub privacy: privacy::Config,
     /// Where accepted events wait.

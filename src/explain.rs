@@ -6,7 +6,7 @@
 //! so it is an answer to them and to nobody else; it must reach no log.
 
 use crate::event;
-use crate::event::{Context, Hints, Judged, advice};
+use crate::event::{Context, Hints, Judged, hints};
 use crate::policy::gate::{AcceptedEvent, Decision, EventRequest, Gate, Refusal};
 use crate::policy::portals::PortalVerdict;
 use crate::request::path::Reading;
@@ -44,7 +44,7 @@ pub struct Explanation<'a> {
     kept: AcceptedEvent<'a>,
     arrived: Lines,
     policy: Lines,
-    advice: Vec<Hints<'static>>,
+    hints: Vec<Hints<'static>>,
     /// By upstream of kind `hubspot`, where the event would count.
     hubspot: Vec<hubspot::Explained>,
 }
@@ -116,7 +116,7 @@ pub fn explain<'a>(
         kept,
         arrived: arrived(query),
         policy: policy(gate, reading, query),
-        advice: advice(query.as_bytes(), gate.rules()),
+        hints: hints(query.as_bytes(), gate.rules()),
         hubspot,
     })
 }
@@ -155,8 +155,7 @@ impl Explanation<'_> {
             }
             Decision::Head | Decision::Preflight => return Vec::new(),
         };
-        let likely =
-            self.advice.iter().map(|a| format!("{}: {}", shown(&a.param), a.hint.detail()));
+        let likely = self.hints.iter().map(|h| format!("{}: {}", shown(&h.param), h.hint.detail()));
         let all = [
             ("what arrived", self.arrived.clone()),
             (if to_do { "what to do" } else { "what was made of it" }, about),

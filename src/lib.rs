@@ -90,7 +90,7 @@ pub mod config {
     pub use crate::event::Config as Events;
     pub use crate::policy::portals::{Config as Portals, Mode as PortalMode};
     pub use crate::policy::privacy::Config as Privacy;
-    pub use crate::response::answer::Config as Response;
+    pub use crate::response::answers::Config as Response;
     pub use crate::spool::{Config as Spool, Durability};
     pub use crate::upstream::file::Config as FileUpstream;
     pub use crate::upstream::{BatchConfig as Batch, Config as Upstream, Kind as UpstreamKind};

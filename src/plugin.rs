@@ -14,8 +14,8 @@ use crate::request::client::TrustedProxies;
 use crate::request::context::context;
 use crate::request::path::Reading;
 use crate::request::target::Target;
-use crate::response::answer;
-use crate::response::answer::{Answer, Answers, wants_image};
+use crate::response::answers;
+use crate::response::answers::{Answer, Answers, wants_image};
 use crate::response::title_case::title_case;
 use crate::server::InFlight;
 use crate::spool::{CloseError, Commit, Overloaded, Spool};
@@ -52,7 +52,7 @@ pub(crate) struct Shared {
     pub glimpses: EventSamples,
     pub answers: Answers<Prebuilt>,
     /// For whoever builds the answers in another form.
-    pub response: answer::Config,
+    pub response: answers::Config,
     pub methods: Vec<String>,
     pub trusted: TrustedProxies,
     pub delivery: Delivery,

@@ -8,7 +8,7 @@ mod naive;
 
 use libfuzzer_sys::fuzz_target;
 use naive::compare;
-use pixelgate::event::{Context, Record, Rules, advice};
+use pixelgate::event::{Context, Record, Rules, hints};
 
 fuzz_target!(|bytes: &[u8]| {
     let fast = compare::fast(bytes);
@@ -16,7 +16,7 @@ fuzz_target!(|bytes: &[u8]| {
     if fast.is_ok() {
         compare::check_forms(bytes, &Context::default());
     }
-    advice(bytes, &Rules::default());
+    hints(bytes, &Rules::default());
     if let Ok(record) = Record::decode(bytes) {
         let mut json = Vec::new();
         record.write_json(&mut json, false);

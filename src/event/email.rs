@@ -1,9 +1,9 @@
 //! The address rule of SPEC 3: one plain address, as a person would write it down.
 //!
-//! Nearly every address is plainly canonical, which a glance at its bytes tells. Any other one's
-//! domain is judged by the `idna` crate (UTS-46). The local part is RFC 5322's dot-atom with
+//! Most addresses are canonical as received, which a quick check (a state machine over the bytes)
+//! finds. The domain of any other address is judged by the `idna` crate (UTS-46). The local part is RFC 5322's dot-atom with
 //! the non-ASCII characters of RFC 6532: no quotes, no comments, no address literals, no display
-//! name. Deliverability is not judged: nobody is asked whether the domain exists.
+//! name. Deliverability is not judged: no DNS query is made.
 //!
 //! Limits hold for the canonical form, because lower-casing and IDNA mapping change lengths, and a
 //! canonical address must pass again.
@@ -14,38 +14,38 @@ use idna::uts46::{AsciiDenyList, DnsLength, Hyphens, Uts46};
 
 use super::param::{EMAIL_BYTES_MAX, EMAIL_LABELS_MIN, EMAIL_LOCAL_BYTES_MAX};
 
-/// The longest domain handed to IDNA, in bytes: 253 characters of four bytes. What is longer cannot
-/// come out short enough, unless padded with characters that vanish; nobody needs to decode that.
+/// The longest domain handed to IDNA, in bytes: 253 characters of four bytes. A longer one can only
+/// map to a valid length if it is padded with characters that IDNA drops; it is refused.
 const DOMAIN_BYTES_READ_MAX: usize = 4 * 253;
 
-/// The longest address that is told at a glance, in bytes: in it no part can be too long.
-const GLANCE_BYTES_MAX: usize = EMAIL_LOCAL_BYTES_MAX;
+/// The longest address that the quick check accepts, in bytes: in it no part can be too long.
+const QUICK_CHECK_BYTES_MAX: usize = EMAIL_LOCAL_BYTES_MAX;
 
-/// Where the glance is in an address.
-type Place = u8;
+/// A state of the quick check.
+type State = u8;
 /// At the first byte, or behind a dot of the local part.
-const LOCAL_START: Place = 0;
-const LOCAL: Place = 1;
+const LOCAL_START: State = 0;
+const LOCAL: State = 1;
 /// Behind the `@`.
-const DOMAIN_START: Place = 2;
-const FIRST_LABEL: Place = 3;
-const FIRST_LABEL_HYPHEN: Place = 4;
+const DOMAIN_START: State = 2;
+const FIRST_LABEL: State = 3;
+const FIRST_LABEL_HYPHEN: State = 4;
 /// Behind a dot of the domain.
-const LABEL_START: Place = 5;
+const LABEL_START: State = 5;
 /// In a label that begins with a letter: a good end.
-const LABEL: Place = 6;
-const LABEL_HYPHEN: Place = 7;
+const LABEL: State = 6;
+const LABEL_HYPHEN: State = 7;
 /// In a label that begins with a digit.
-const NUMBER: Place = 8;
-const NUMBER_HYPHEN: Place = 9;
-/// Where only the rule can tell.
-const UNCLEAR: Place = 10;
+const NUMBER: State = 8;
+const NUMBER_HYPHEN: State = 9;
+/// Only the full rule can decide.
+const UNCLEAR: State = 10;
 
-/// Where a byte leads from a place. A local part is of lower-case atoms with single dots between
+/// The state after a byte. A local part is of lower-case atoms with single dots between
 /// them, a domain of labels of letters, digits and single hyphens between them: two in a row may be
 /// Punycode, and are left to IDNA.
-const fn after(place: Place, byte: u8) -> Place {
-    match (place, byte) {
+const fn next_state(state: State, byte: u8) -> State {
+    match (state, byte) {
         (LOCAL, b'.') => LOCAL_START,
         (LOCAL, b'@') => DOMAIN_START,
         (LOCAL_START | LOCAL, _) if is_ascii_atext(byte) && !byte.is_ascii_uppercase() => LOCAL,
@@ -62,17 +62,17 @@ const fn after(place: Place, byte: u8) -> Place {
     }
 }
 
-/// [`after`], by place and byte.
-static AFTER: [[Place; 256]; UNCLEAR as usize + 1] = {
+/// [`next_state`], by state and byte.
+static NEXT_STATE: [[State; 256]; UNCLEAR as usize + 1] = {
     let mut table = [[UNCLEAR; 256]; UNCLEAR as usize + 1];
-    let mut place = 0;
-    while place < table.len() {
+    let mut state = 0;
+    while state < table.len() {
         let mut byte = 0;
         while byte < 256 {
-            table[place][byte] = after(place as Place, byte as u8);
+            table[state][byte] = next_state(state as State, byte as u8);
             byte += 1;
         }
-        place += 1;
+        state += 1;
     }
     table
 };
@@ -82,11 +82,11 @@ pub(super) fn canonical(address: Cow<'_, str>) -> Option<Cow<'_, str>> {
     if is_plainly_canonical(address.as_bytes()) { Some(address) } else { by_rule(address) }
 }
 
-/// Whether it surely is its own canonical form: lower-case ASCII, and a domain of two labels or
-/// more that looks ordinary. False says nothing.
+/// The quick check. True: the address is its own canonical form (lower-case ASCII, a domain of two
+/// or more ordinary labels). False: unknown.
 fn is_plainly_canonical(address: &[u8]) -> bool {
-    let next = |place: Place, byte: &u8| AFTER[usize::from(place)][usize::from(*byte)];
-    address.len() <= GLANCE_BYTES_MAX && address.iter().fold(LOCAL_START, next) == LABEL
+    let next = |state: State, byte: &u8| NEXT_STATE[usize::from(state)][usize::from(*byte)];
+    address.len() <= QUICK_CHECK_BYTES_MAX && address.iter().fold(LOCAL_START, next) == LABEL
 }
 
 fn by_rule(address: Cow<'_, str>) -> Option<Cow<'_, str>> {
@@ -120,7 +120,7 @@ fn lower_case(local: &str) -> Cow<'_, str> {
 }
 
 fn is_dot_atom(local: &str) -> bool {
-    let mut previous = '.'; // as if one stood before, so that none may come first
+    let mut previous = '.'; // so that a leading dot counts as a double one
     for c in local.chars() {
         if if c == '.' { previous == '.' } else { !is_atext(c) } {
             return false;
@@ -130,7 +130,7 @@ fn is_dot_atom(local: &str) -> bool {
     previous != '.'
 }
 
-/// RFC 5322, 3.2.3, and RFC 6532, 3.2, less what nobody can see.
+/// RFC 5322, 3.2.3, and RFC 6532, 3.2, without control characters and white space.
 fn is_atext(c: char) -> bool {
     match u8::try_from(c) {
         Ok(byte) if byte.is_ascii() => is_ascii_atext(byte),
@@ -151,7 +151,7 @@ fn canonical_domain(domain: &str) -> Option<(Cow<'_, str>, usize)> {
     if domain.len() > DOMAIN_BYTES_READ_MAX {
         return None;
     }
-    // Hyphens in the third and fourth place are allowed: there are such domains.
+    // Hyphens in the third and fourth position are allowed: such domains exist.
     let hyphens = Hyphens::CheckFirstLast;
     let ascii = Uts46::new()
         .to_ascii(domain.as_bytes(), AsciiDenyList::STD3, hyphens, DnsLength::Verify)
@@ -185,7 +185,7 @@ mod tests {
     use super::*;
     use proptest::prelude::*;
 
-    /// The glance never says yes where the rule says no, or would change something.
+    /// The quick check never accepts an address that the rule refuses or changes.
     fn check(address: &str) {
         let expected = by_rule(address.into());
         assert_eq!(canonical(address.into()), expected, "{address:?}");
@@ -195,7 +195,7 @@ mod tests {
     }
 
     #[test]
-    fn ordinary_addresses_are_told_at_a_glance() {
+    fn ordinary_addresses_pass_the_quick_check() {
         for address in ["person@company.com", "a.b+c@sub.x-1.co.uk", "!#$%&'*+-/=?^_`{|}~@a.b"] {
             assert!(is_plainly_canonical(address.as_bytes()), "{address}");
             check(address);
@@ -220,7 +220,7 @@ mod tests {
     }
 
     #[test]
-    fn the_glance_agrees_with_the_rule() {
+    fn the_quick_check_agrees_with_the_rule() {
         let byte = || any::<u8>().prop_map(|byte| char::from(byte & 0x7F).to_string());
         let part = prop_oneof![
             8 => "[a-z]{1,4}",

@@ -1,14 +1,16 @@
-//! What a caller probably meant: the mistakes that people make in links, by their looks.
+//! Hints: likely mistakes in a query, recognised by common patterns.
 //!
-//! Advice changes nothing: it is not part of the verdict, and is asked for only by people who look
-//! at one query (`explain`). So it may guess, and it may be slow. No sentence here repeats a value.
+//! Hints are not part of the verdict. Only `explain` asks for them, for one query at a time, so they
+//! may guess and may be slow. No sentence here repeats a value.
 
 use std::borrow::Cow;
 
-use super::hit::name_fault;
+use super::collector::name_fault;
+use super::config::Rules;
 use super::param::{Reserved, WITHHELD};
-use super::query::{NotUtf8, Piece, Plus, encode_wide, pieces};
-use super::{Ignored, Revenue, Rules};
+use super::query::{NotUtf8, Piece, Plus, encode_non_ascii, pieces};
+use super::revenue::Revenue;
+use super::verdict::Ignored;
 
 /// A likely mistake.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -21,13 +23,13 @@ pub enum Hint {
     BareAmpersand,
     /// A value holds what looks like further parameters, after a `;`.
     SemicolonSeparator,
-    /// A value is a template's placeholder that was never filled in.
+    /// A value is a template's placeholder that was not filled in.
     Placeholder,
     /// A value is still percent-encoded after decoding.
     EncodedTwice,
     /// A reserved parameter is there, but empty.
     EmptyValue,
-    /// This is often written for the reserved parameter named, which is absent.
+    /// This name is often mistaken for the reserved parameter named here, which is absent.
     MeantParam(&'static str),
     /// Probably a property's label instead of its internal name.
     PropertyLabel,
@@ -39,7 +41,7 @@ pub enum Hint {
     DecoratedEmail,
     /// A space in an address, where a `+` may have been.
     SpaceInEmail,
-    /// A character in an address that nobody can see.
+    /// An invisible character in an address.
     InvisibleCharacter,
     /// An amount with a comma, a currency or grouped digits.
     LocalNumber,
@@ -121,7 +123,7 @@ impl Hint {
     }
 }
 
-/// A hint, and the parameter that it is about.
+/// A hint and the parameter that it is about.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Hints<'a> {
     /// The parameter's name as decoded.
@@ -130,13 +132,13 @@ pub struct Hints<'a> {
     pub hint: Hint,
 }
 
-/// Looks for likely mistakes in a query, parameter by parameter. Reads no more of it than `rules`
-/// allow.
-pub fn advice(query: &[u8], rules: &Rules) -> Vec<Hints<'static>> {
+/// Looks for likely mistakes in a query, parameter by parameter. Reads at most `query_bytes_max`
+/// bytes and `params_max` parameters of `rules`.
+pub fn hints(query: &[u8], rules: &Rules) -> Vec<Hints<'static>> {
     let limits = rules.limits();
     let query = &query[..query.len().min(limits.query_bytes_max)];
     let query =
-        std::str::from_utf8(query).map_or_else(|_| encode_wide(query).into(), Cow::Borrowed);
+        std::str::from_utf8(query).map_or_else(|_| encode_non_ascii(query).into(), Cow::Borrowed);
     let pieces: Vec<_> = pieces(&query).take(limits.params_max).collect();
     let is_given = |param: &str| {
         let names = |piece: &Piece<'_>| piece.key().is_ok_and(|key| key == param);
@@ -147,14 +149,14 @@ pub fn advice(query: &[u8], rules: &Rules) -> Vec<Hints<'static>> {
         let param = piece.key().map_or_else(|NotUtf8| piece.key_lossy(), Cow::into_owned);
         let reserved = Reserved::of(param.as_bytes());
         let value = piece.value(Plus::of(reserved)).ok().map(|value| value.text);
-        let hints = [
+        let candidates = [
             about_key(&param, reserved, piece, rules),
             meant_param(&param).filter(|meant| !is_given(meant)).map(Hint::MeantParam),
             // Both forms: decoding may destroy a placeholder, as that of `%%address%%`.
             about_value(reserved, value.as_deref().unwrap_or_default(), piece.raw_value()),
         ];
-        let advice = |hint| Hints { param: Cow::Owned(param.clone()), hint };
-        found.extend(hints.into_iter().flatten().map(advice));
+        let about_param = |hint| Hints { param: Cow::Owned(param.clone()), hint };
+        found.extend(candidates.into_iter().flatten().map(about_param));
     }
     found
 }
@@ -282,13 +284,13 @@ mod tests {
 
     fn check(query: &str, expected: &[(&str, &str)]) {
         let rules = Rules::default();
-        let found = advice(query.as_bytes(), &rules);
-        let found: Vec<_> = found.iter().map(|a| (&*a.param, a.hint.as_str())).collect();
+        let found = hints(query.as_bytes(), &rules);
+        let found: Vec<_> = found.iter().map(|h| (&*h.param, h.hint.as_str())).collect();
         assert_eq!(found, expected, "{query}");
     }
 
     #[test]
-    fn a_good_link_gets_no_advice() {
+    fn a_good_link_gets_no_hints() {
         check("", &[]);
         check("_a=62515&_n=000000001625&email=person@company.com&_m=20.5&id=ext-77", &[]);
         check("&_a=1&_n=50%25 off&favorite_color=orange&interests=a;b&note=[x] done", &[]);
@@ -335,7 +337,7 @@ mod tests {
     }
 
     #[test]
-    fn a_wrong_name_is_only_advised_against_where_the_right_one_is_absent() {
+    fn a_wrong_name_gets_a_hint_only_where_the_right_one_is_absent() {
         check("portal_id=1&_n=x", &[("portal_id", "meant_param")]);
         check("_a=1&portal_id=1&_n=x", &[]);
         check(
@@ -363,9 +365,9 @@ mod tests {
     }
 
     #[test]
-    fn any_bytes_get_advice_without_a_panic() {
+    fn any_bytes_get_hints_without_a_panic() {
         for query in [&b"%FF=%FF&=&&=%FF"[..], b"\xFF=\xFF", b"email=%", b"%%=%%", b"amp;%80=1"] {
-            advice(query, &Rules::default());
+            hints(query, &Rules::default());
         }
     }
 }

@@ -2,18 +2,18 @@
 //!
 //! The law is idempotence: a canonical event written back and judged again gives the same event
 //! (SPEC 3). Single values are made canonical where they are read: `query.rs` trims, `email.rs`
-//! lower-cases, [`Revenue`](super::Revenue) prints itself.
+//! lower-cases, [`Revenue`](super::revenue::Revenue) prints itself.
 
 use std::borrow::Cow;
 use std::fmt::Write;
 
+use super::event::{Event, Properties};
 use super::param::Reserved;
-use super::{Event, Properties};
 
-/// Between the values of a property given several times: HubSpot's form of many checkboxes.
+/// Separates the values of a repeated property, as HubSpot writes multiple checkboxes.
 const MULTI_VALUE_SEPARATOR: &str = ";";
 
-/// Sorts properties by name, and makes one of those that share it.
+/// Sorts properties by name and joins the values of properties that share a name.
 pub(super) fn sort_and_merge(properties: &mut Properties<'_>) {
     if properties.is_sorted_by(|(a, _), (b, _)| a < b) {
         return;
@@ -41,14 +41,14 @@ pub(super) fn sort_and_merge(properties: &mut Properties<'_>) {
 /// By sorting and not by comparing each with each: a query of nothing but one repeated key must not
 /// take longer than any other.
 fn multi_value<'a>(mut values: Vec<Cow<'a, str>>) -> Cow<'a, str> {
-    let mut places: Vec<usize> = (0..values.len()).collect();
-    places.sort_by(|&a, &b| values[a].cmp(&values[b])); // stable: the first of equals stays first
-    places.dedup_by(|later, first| values[*later] == values[*first]);
-    places.sort_unstable();
-    match places.as_slice() {
+    let mut firsts: Vec<usize> = (0..values.len()).collect();
+    firsts.sort_by(|&a, &b| values[a].cmp(&values[b])); // stable: the first of equals stays first
+    firsts.dedup_by(|later, first| values[*later] == values[*first]);
+    firsts.sort_unstable();
+    match firsts.as_slice() {
         [only] => values.swap_remove(*only),
         many => {
-            let distinct: Vec<&str> = many.iter().map(|&place| &*values[place]).collect();
+            let distinct: Vec<&str> = many.iter().map(|&first| &*values[first]).collect();
             Cow::Owned(distinct.join(MULTI_VALUE_SEPARATOR))
         }
     }

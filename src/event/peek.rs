@@ -1,16 +1,16 @@
-//! What can be told of a query without judging it: whose event it is, and which.
+//! Reads the portal and the event name of a query without judging it.
 //!
-//! For people who look for their event among those that were rejected. A rejection carries
-//! neither, because most of them are about a query that has none; so this reads the query again,
-//! and is asked for few of them.
+//! The samples of rejected events show both, so that people find their own event. A rejection does
+//! not carry them, so the query is read again; only sampled queries are.
 
 use std::borrow::Cow;
 
+use super::config::Rules;
 use super::param::Reserved;
-use super::query::{Piece, Plus, encode_wide, pieces};
-use super::{Rules, validate};
+use super::query::{Piece, Plus, Text, encode_non_ascii, pieces};
+use super::validate;
 
-/// See the module. What is missing or breaks its rule is `None`.
+/// Portal and event name. A field that is missing or breaks its rule is `None`.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Peek {
     /// The account (`_a`).
@@ -19,12 +19,13 @@ pub struct Peek {
     pub name: Option<String>,
 }
 
-/// Looks at a query, at no more of it than `rules` allow. Of several values it takes the first.
+/// Reads at most `query_bytes_max` bytes and `params_max` parameters of a query. Of several values
+/// the first valid one counts.
 pub fn peek(query: &[u8], rules: &Rules) -> Peek {
     let limits = rules.limits();
     let query = &query[..query.len().min(limits.query_bytes_max)];
     let query =
-        std::str::from_utf8(query).map_or_else(|_| encode_wide(query).into(), Cow::Borrowed);
+        std::str::from_utf8(query).map_or_else(|_| encode_non_ascii(query).into(), Cow::Borrowed);
     let mut seen = Peek::default();
     for piece in pieces(&query).take(limits.params_max) {
         match piece.key().ok().and_then(|key| Reserved::of(key.as_bytes())) {
@@ -41,7 +42,7 @@ pub fn peek(query: &[u8], rules: &Rules) -> Peek {
     seen
 }
 
-fn value<'a>(piece: &Piece<'a>) -> Option<super::query::Text<'a>> {
+fn value<'a>(piece: &Piece<'a>) -> Option<Text<'a>> {
     piece.value(Plus::Space).ok().filter(|value| !value.text.is_empty())
 }
 
@@ -50,7 +51,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn it_sees_what_is_there_and_nothing_more() {
+    fn portal_and_name_are_read_where_valid() {
         let check = |query: &[u8], portal: Option<u64>, name: Option<&str>| {
             let seen = peek(query, &Rules::default());
             assert_eq!((seen.portal, seen.name.as_deref()), (portal, name), "{query:?}");

@@ -1,18 +1,18 @@
 //! Splitting a query and decoding its pieces (SPEC 3; `application/x-www-form-urlencoded` of the
 //! WHATWG URL Standard).
 //!
-//! One pass over the bytes finds the separators and, on the way, what each part is made of. Most
-//! parts turn out to be plain ASCII and are borrowed as they stand; only the others are looked at
-//! again, decoded and trimmed.
+//! One pass over the bytes finds the separators and the kinds of bytes in each part. Most parts are
+//! plain ASCII and are borrowed unchanged; only the others are decoded and trimmed in a second pass.
 //!
-//! Nothing here knows what a parameter means, but that a `+` is itself in two of them.
+//! This file knows nothing of what parameters mean, except that `+` stands for itself in `email` and
+//! `_m`.
 
 use std::borrow::Cow;
 use std::fmt::Write;
 
 use super::param::Reserved;
 
-/// What a part is made of: the union over its bytes.
+/// The kinds of bytes in a part: the union over its bytes.
 type Class = u8;
 /// Not of `[a-z0-9_]`.
 const NOT_NAME: Class = 1;
@@ -23,7 +23,7 @@ const PLUS: Class = 1 << 2;
 /// A space or an ASCII control character.
 const BLANK: Class = 1 << 3;
 /// Not ASCII.
-const WIDE: Class = 1 << 4;
+const NON_ASCII: Class = 1 << 4;
 /// `=`, which ends a key.
 const EQUALS_SIGN: Class = 1 << 5;
 /// `&`, which ends a piece.
@@ -37,7 +37,7 @@ static CLASS: [Class; 256] = {
             b'%' => PERCENT,
             b'+' => PLUS,
             0..=b' ' | 0x7F => BLANK,
-            0x80.. => WIDE,
+            0x80.. => NON_ASCII,
             b'=' => EQUALS_SIGN,
             b'&' => AMPERSAND,
             _ => 0,
@@ -55,7 +55,7 @@ static CLASS: [Class; 256] = {
 pub(super) enum Plus {
     /// A space, as everywhere in forms.
     Space,
-    /// Itself: where people write it and mean it, in addresses and numbers.
+    /// Itself, in addresses and numbers: people write it there unencoded.
     Itself,
 }
 
@@ -72,7 +72,7 @@ impl Plus {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct Text<'a> {
     pub(super) text: Cow<'a, str>,
-    /// Surely printable ASCII without spaces. Saves looking at it again; false says nothing.
+    /// True: the text is printable ASCII without spaces, and needs no further check. False: unknown.
     pub(super) plain: bool,
 }
 
@@ -105,7 +105,7 @@ impl<'a> Piece<'a> {
         Ok(key)
     }
 
-    /// Whether the key is made of `[a-z0-9_]` alone, and so needs nothing done to it.
+    /// Whether the key consists of `[a-z0-9_]` alone, and so needs no decoding.
     pub(super) fn has_plain_key(&self) -> bool {
         self.key_class & NOT_NAME == 0
     }
@@ -117,12 +117,12 @@ impl<'a> Piece<'a> {
             .to_ascii_lowercase()
     }
 
-    /// The value as it came.
+    /// The value as received, neither decoded nor trimmed.
     pub(super) fn raw_value(&self) -> &'a str {
         self.value
     }
 
-    /// Whether there was a `=`.
+    /// Whether the piece contains `=`.
     pub(super) fn has_equals_sign(&self) -> bool {
         self.has_equals_sign
     }
@@ -212,7 +212,7 @@ fn text(raw: &str, class: Class, plus: Plus) -> Result<Text<'_>, NotUtf8> {
         Plus::Space => PERCENT | PLUS,
         Plus::Itself => PERCENT,
     };
-    if class & (coded | BLANK | WIDE) == 0 {
+    if class & (coded | BLANK | NON_ASCII) == 0 {
         return Ok(Text { text: Cow::Borrowed(raw), plain: true });
     }
     if class & coded == 0 {
@@ -225,9 +225,8 @@ fn decoded(raw: &str, plus: Plus) -> Result<String, NotUtf8> {
     String::from_utf8(decode(raw.as_bytes(), plus)).map(trimmed).map_err(|_| NotUtf8)
 }
 
-/// A query whose raw bytes are not UTF-8, with all that is not ASCII percent-encoded: that says the
-/// same.
-pub(super) fn encode_wide(query: &[u8]) -> String {
+/// Percent-encodes every non-ASCII byte of a query that is not UTF-8. The meaning stays the same.
+pub(super) fn encode_non_ascii(query: &[u8]) -> String {
     let mut encoded = String::with_capacity(query.len() * 3);
     for &byte in query {
         if byte.is_ascii() {

@@ -1,14 +1,22 @@
-//! Verdicts as data: why a hit was rejected, why a parameter was ignored.
+//! Verdicts as data: why an event request was rejected, why a parameter was ignored.
 //!
-//! Small enums without strings built at run time. No text here repeats what a caller sent: the same
-//! sentence may stand in an answer, a log line and a metric's label.
+//! Small enums without strings built at run time. No text here repeats what a client sent, so each
+//! may stand in an answer, a log line or a metric's label.
+
+use std::borrow::Cow;
+
+use smallvec::SmallVec;
 
 use super::param::Reserved;
 
-/// Why a hit was rejected (SPEC 3 for the order, SPEC 4 for the status).
+/// The ignored parameters as (decoded name, cause), in order of appearance. The values are dropped:
+/// they may be secrets.
+pub type IgnoredParams<'a> = SmallVec<[(Cow<'a, str>, Ignored); 4]>;
+
+/// Why an event request was rejected (SPEC 3 for the order, SPEC 4 for the status).
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Reason {
-    /// The path goes on below the event path.
+    /// The path continues below the event path.
     UnknownPath,
     /// Neither `GET` nor another configured method.
     MethodNotAllowed,
@@ -38,11 +46,11 @@ pub enum Reason {
     PortalNotAllowed,
     /// The portal does not take this event.
     EventNotAllowed,
-    /// The visitor's browser asks not to be tracked, and the operator heeds it.
+    /// The browser sends `Sec-GPC: 1` and the operator rejects such events.
     PrivacyOptOut,
-    /// The portal sent more than its rate.
+    /// The portal exceeds its rate limit.
     RateLimited,
-    /// The event could not be kept.
+    /// The event could not be stored.
     Overloaded,
 }
 
@@ -193,17 +201,17 @@ impl Reason {
     }
 }
 
-/// A rejection: the reason, and the parameter it is about where it is about one.
+/// A rejection: the reason and, for reasons about one parameter, that parameter.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub struct Reject {
-    /// Why.
+    /// The reason.
     pub reason: Reason,
     /// `_a`, `_n`, `email`, `_m` or `id`.
     pub param: Option<&'static str>,
 }
 
 impl Reject {
-    /// A rejection of the hit as a whole. One that is about a parameter by its nature names it.
+    /// A rejection for a reason. `param` is set where the reason implies the parameter.
     pub const fn of(reason: Reason) -> Reject {
         let param = match reason {
             Reason::MissingPortal | Reason::InvalidPortal | Reason::PortalNotAllowed => {
@@ -224,13 +232,13 @@ impl Reject {
         Reject { reason, param: Some(param.key()) }
     }
 
-    /// What to change. Never holds anything of what was sent.
+    /// What to change. Never repeats anything that was sent.
     pub const fn detail(&self) -> &'static str {
         self.reason.detail()
     }
 }
 
-/// Why a parameter was ignored (SPEC 3). The event counts all the same.
+/// Why a parameter was ignored (SPEC 3). An ignored parameter does not reject the event.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub enum Ignored {
     /// It may be a credential: `hapikey`, `access_token`, `portalid`.
@@ -239,7 +247,7 @@ pub enum Ignored {
     Configured,
     /// Its name begins with `_`.
     Underscore,
-    /// Its name begins with `amp;`: the link's `&` was written as `&amp;`, and not read as HTML.
+    /// Its name begins with `amp;`: the link has `&amp;` where it needs `&`.
     EscapedSeparator,
     /// Its name is not `[a-z][a-z0-9_]{0,99}`.
     InvalidName,
@@ -250,7 +258,7 @@ pub enum Ignored {
 }
 
 impl Ignored {
-    /// Every cause, in the order in which they are looked for.
+    /// Every cause, in the order of the checks.
     pub const ALL: [Ignored; 7] = [
         Ignored::Withheld,
         Ignored::Configured,

@@ -1,23 +1,22 @@
-//! Whose request it is: the client's address behind the proxies that are trusted.
+//! The client's address behind trusted proxies.
 //!
-//! A header can say anything, so it is believed only as far as trusted machines wrote it: the
-//! chain of addresses is walked from the connection's peer outwards, and the first address that
-//! is not a trusted proxy is the client. This module reads headers handed to it; it neither
-//! fetches nor changes one.
+//! A client can send any header, so only entries written by trusted proxies count: the chain of
+//! addresses is walked from the connection's peer outwards, and the first address that is not a
+//! trusted proxy is the client. This module reads headers and changes none.
 
 use ipnet::IpNet;
 use std::net::IpAddr;
 
-/// Longest chain of proxies that is walked, in addresses. A longer one is an attempt to make
-/// the walk expensive; the address at the limit is taken.
+/// The longest chain of proxies that is walked, in addresses: bounds the cost of a hostile header.
+/// In a longer chain the address at the limit is taken.
 pub const CHAIN_ADDRESSES_MAX: usize = 32;
 
 const X_FORWARDED_FOR: &str = "x-forwarded-for";
 const FORWARDED: &str = "forwarded";
 
-/// A request's header lines, however they are kept.
+/// Access to a request's header lines.
 pub trait Headers {
-    /// The values of all lines with this name (in lower case), in the order in which they came.
+    /// The values of all lines with this name (in lower case), in order of appearance.
     fn lines<'a>(&'a self, name: &'a str) -> impl DoubleEndedIterator<Item = &'a [u8]>;
 }
 
@@ -35,34 +34,23 @@ impl Headers for http::HeaderMap {
     }
 }
 
-/// Which machines may say on whose behalf they ask, and in which header (SPEC 9, `[edge]`).
+/// The proxies whose headers name the client's address, and the header that does (SPEC 9, `[edge]`).
 #[derive(Debug, Clone, Default)]
 pub struct TrustedProxies {
     networks: Vec<IpNet>,
     header: Option<http::HeaderName>,
 }
 
-/// Why a proxy setting cannot be used.
-#[derive(Debug, Clone, PartialEq, Eq)]
+/// A setting of trusted proxies that cannot be used.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum TrustError {
     /// The text is neither an address nor a network in CIDR notation.
+    #[error("`{0}` is neither an IP address nor a network such as 10.0.0.0/8")]
     Network(String),
     /// The text is not a header name.
+    #[error("`{0}` is not a header name")]
     Header(String),
 }
-
-impl std::fmt::Display for TrustError {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        match self {
-            Self::Network(text) => {
-                write!(f, "`{text}` is neither an IP address nor a network such as 10.0.0.0/8")
-            }
-            Self::Header(text) => write!(f, "`{text}` is not a header name"),
-        }
-    }
-}
-
-impl std::error::Error for TrustError {}
 
 impl TrustedProxies {
     /// Reads `edge.trusted_proxies` and `edge.client_ip_header`.
@@ -80,10 +68,10 @@ impl TrustedProxies {
         self.networks.iter().any(|network| network.contains(&address))
     }
 
-    /// The client's address: `peer` itself unless it is trusted, else what the configured header
-    /// says, else the rightmost address of `X-Forwarded-For` or `Forwarded` (RFC 7239) that no
-    /// trusted proxy has. Of these two the configured header may name one; the other is then not
-    /// looked at, since only what a trusted proxy writes keeps a client from writing it.
+    /// The client's address: `peer` itself unless it is trusted, else the address in the configured
+    /// header, else the rightmost address of `X-Forwarded-For` or `Forwarded` (RFC 7239) that no
+    /// trusted proxy has. If the configured header is one of these two, the other is ignored: the
+    /// proxy does not overwrite it, so a client could forge it.
     pub fn client(&self, peer: IpAddr, headers: &impl Headers) -> IpAddr {
         let peer = canonical(peer);
         if !self.trusts(peer) {
@@ -98,14 +86,14 @@ impl TrustedProxies {
             Some(X_FORWARDED_FOR) => chain(headers, X_FORWARDED_FOR, parse_address),
             Some(FORWARDED) => chain(headers, FORWARDED, parse_forwarded),
             Some(name) => {
-                let said = headers.lines(name).next_back();
-                let said = said.and_then(|value| std::str::from_utf8(value).ok());
-                return said.and_then(parse_address).unwrap_or(peer);
+                let value = headers.lines(name).next_back();
+                let value = value.and_then(|value| std::str::from_utf8(value).ok());
+                return value.and_then(parse_address).unwrap_or(peer);
             }
         };
         let mut client = peer;
         for address in walked {
-            // What stands left of an unreadable entry was written by nobody we know.
+            // Entries left of an unreadable one were not written by a trusted proxy.
             let Some(address) = address else { break };
             client = address;
             if !self.trusts(address) {
@@ -126,8 +114,9 @@ fn canonical(address: IpAddr) -> IpAddr {
     address.to_canonical()
 }
 
-/// The entries of a list header from right to left, over all its lines; no more than are walked.
-/// Commas part them even in quotes: what a client left open must not swallow what a proxy wrote.
+/// The entries of a list header from right to left, over all its lines, at most
+/// [`CHAIN_ADDRESSES_MAX`]. Commas separate entries even in quotes: a quote that a client left open
+/// must not hide an entry that a proxy wrote.
 fn chain(
     headers: &impl Headers,
     name: &str,
@@ -152,7 +141,7 @@ fn parse_address(text: &str) -> Option<IpAddr> {
 fn parse_forwarded(element: &str) -> Option<IpAddr> {
     let pairs = element.split(';').filter_map(|pair| pair.trim().split_once('='));
     let mut nodes = pairs.filter(|(name, _)| name.trim().eq_ignore_ascii_case("for"));
-    // Two are two answers, hence none.
+    // Two `for=` parameters contradict each other: neither counts.
     let ((_, node), None) = (nodes.next()?, nodes.next()) else { return None };
     let node = node.trim();
     let quoted = node.strip_prefix('"').and_then(|rest| rest.strip_suffix('"'));
@@ -283,7 +272,7 @@ mod tests {
     }
 
     #[test]
-    fn a_setting_that_means_nothing_is_named() {
+    fn an_invalid_setting_is_named() {
         let wrong = TrustedProxies::new(&["10.0.0.0/33".into()], None).unwrap_err();
         assert_eq!(wrong, TrustError::Network("10.0.0.0/33".into()));
         let wrong = TrustedProxies::new(&[], Some("not a header")).unwrap_err();

@@ -1,4 +1,5 @@
-//! What a request says beside its query: who asked, from where, and what their browser wishes.
+//! The context of a request besides its query: client address, user agent, referer, and the
+//! browser's privacy and prefetch headers (SPEC 7).
 
 use super::client::{TrustedProxies, token_is};
 use crate::event::Context;
@@ -6,37 +7,37 @@ use http::HeaderMap;
 use std::borrow::Cow;
 use std::net::IpAddr;
 
-/// Gathers the context of a hit from its connection's peer and its headers. Cookies and
-/// credentials are not looked at (SPEC 3).
+/// Collects the context of an event request from its connection's peer and its headers. Cookies and
+/// credentials are not read (SPEC 3).
 pub fn context<'a>(
     headers: &'a HeaderMap,
     peer: Option<IpAddr>,
     trusted: &TrustedProxies,
 ) -> Context<'a> {
-    let mut seen = Seen::default();
+    let mut seen = ContextHeaders::default();
     for (name, value) in headers {
         seen.note(name.as_ref(), value.as_bytes());
     }
     seen.context(peer.map(|peer| trusted.client(peer, headers)))
 }
 
-/// The first line of each header that says something of the context.
+/// The first line of each header that belongs to the context.
 #[derive(Default)]
-pub(crate) struct Seen<'a> {
+pub(crate) struct ContextHeaders<'a> {
     user_agent: Option<&'a [u8]>,
     referer: Option<&'a [u8]>,
     gpc: Option<&'a [u8]>,
     dnt: Option<&'a [u8]>,
-    /// Of the headers in which browsers say that they fetch ahead of need.
+    /// The headers in which browsers announce a prefetch.
     purposes: [Option<&'a [u8]>; 4],
 }
 
-impl<'a> Seen<'a> {
-    /// Takes note of a header line. Those of one name come in the order in which they came.
+impl<'a> ContextHeaders<'a> {
+    /// Stores a header line if it belongs to the context. Call this in order of appearance.
     #[inline]
     pub fn note(&mut self, name: &[u8], value: &'a [u8]) {
-        // Most headers are told from these by their length.
-        let place = match name.len() {
+        // The length alone excludes most other headers.
+        let slot = match name.len() {
             3 if token_is(name, b"dnt") => &mut self.dnt,
             5 if token_is(name, b"x-moz") => &mut self.purposes[3],
             7 if token_is(name, b"referer") => &mut self.referer,
@@ -47,10 +48,10 @@ impl<'a> Seen<'a> {
             11 if token_is(name, b"sec-purpose") => &mut self.purposes[0],
             _ => return,
         };
-        place.get_or_insert(value);
+        slot.get_or_insert(value);
     }
 
-    /// What the noted lines say, of whoever asked from `ip`.
+    /// The context that the stored lines give, for a client at `ip`.
     pub fn context(self, ip: Option<IpAddr>) -> Context<'a> {
         Context {
             ip,
@@ -63,10 +64,9 @@ impl<'a> Seen<'a> {
     }
 }
 
-/// A header as text. What is not UTF-8 in it is replaced: a client's odd header must not cost its
-/// event.
+/// A header as text. Invalid UTF-8 is replaced: an odd header must not lose the event.
 fn text(value: &[u8]) -> Option<Cow<'_, str>> {
-    // Nearly all are UTF-8, and looking for what is not takes several times as long.
+    // Nearly all are UTF-8, and the lossy conversion takes several times as long.
     let text = std::str::from_utf8(value).map(Cow::Borrowed);
     let text = text.unwrap_or_else(|_| String::from_utf8_lossy(value));
     (!text.is_empty()).then_some(text)
@@ -123,7 +123,7 @@ mod tests {
     }
 
     #[test]
-    fn an_empty_header_is_absent_and_an_odd_one_costs_nothing() {
+    fn an_empty_header_is_absent_and_an_odd_one_loses_nothing() {
         let headers = of(&[("User-Agent", ""), ("Referer", "https://a.test/\u{e9}")]);
         let seen = context(&headers, None, &TrustedProxies::default());
         assert_eq!(seen.user_agent, None);

@@ -1,4 +1,6 @@
-//! What a request says, before it is judged.
+//! Reading a request before it is judged: target, path guard, client address and context.
+//!
+//! No I/O and no async.
 
 pub mod client;
 pub mod context;

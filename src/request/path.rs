@@ -1,59 +1,49 @@
 //! The path guard: which requests are events (SPEC 2).
 //!
-//! Servers disagree about what a path says: they decode once, twice or never, fold case, merge
-//! slashes, drop path parameters, take backslashes for slashes. An event that slips past in a
-//! spelling that only the origin understands has evaded every rule. So a path is read as the most
-//! lenient of them would read it, its *loosest reading*, and whatever that finds at the event path
-//! is judged here and never proxied.
+//! Servers read paths differently: they decode once, twice or never, fold case, merge
+//! slashes, drop path parameters, take backslashes for slashes. An event in a spelling that only
+//! the origin understands would evade every rule. So a path is read as the most lenient server would
+//! read it, its *loosest reading*; a request whose loosest reading is the event path is judged here
+//! and never proxied.
 //!
-//! The guard changes no request: what is not an event is passed on in its own spelling.
-
-use std::fmt;
+//! The guard changes no request: any other request is proxied with its path as received.
 
 use smallvec::SmallVec;
+use thiserror::Error;
 
-/// How often a path is percent-decoded at most, while that changes it.
+/// A path is percent-decoded until decoding changes nothing, at most this many times.
 const DECODINGS_MAX: usize = 3;
-/// Paths up to so many bytes are read without allocating.
+/// Paths of up to this many bytes are read without allocating.
 const PATH_BYTES_INLINE: usize = 256;
 
 type Bytes = SmallVec<[u8; PATH_BYTES_INLINE]>;
 
-/// What a path is.
+/// How a path relates to the event path.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Reading {
     /// The event path.
     Event,
-    /// Begins with the event path and goes on: `unknown_path`.
+    /// Continues below the event path: rejected as `unknown_path`.
     Below,
-    /// Not ours.
+    /// Any other path: proxied to the origin.
     Other,
 }
 
-/// An event path that no guard can stand at.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+/// Why an event path cannot be guarded.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Error)]
 pub enum PathError {
-    /// It is `/`, or nothing: every request would be an event.
+    /// The path is `/` or empty: every request would be an event.
+    #[error("must name something below /")]
     Root,
-    /// It is not its own loosest reading, so it would never be found.
+    /// The path is not its own loosest reading, so no request would match it.
+    #[error(
+        "must begin with / and be in its simplest form: lower case, nothing encoded, no . or .. or \
+         empty segments, no ; ? # \\ or spaces"
+    )]
     NotCanonical,
 }
 
-impl fmt::Display for PathError {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(match self {
-            PathError::Root => "must name something below /",
-            PathError::NotCanonical => {
-                "must begin with / and be in its simplest form: lower case, nothing encoded, no \
-                 . or .. or empty segments, no ; ? # \\ or spaces"
-            }
-        })
-    }
-}
-
-impl std::error::Error for PathError {}
-
-/// Stands at one event path.
+/// Recognises one event path in any spelling.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Guard {
     /// Canonical, without the slash at the end.
@@ -61,7 +51,7 @@ pub struct Guard {
 }
 
 impl Guard {
-    /// A guard at `event_path`. A slash at its end makes no difference.
+    /// A guard of `event_path`. A slash at the end makes no difference.
     ///
     /// # Errors
     ///
@@ -77,19 +67,19 @@ impl Guard {
         Ok(Guard { path: path.into() })
     }
 
-    /// Reads the path of a request target, as it came: no query, no authority.
+    /// Reads the path of a request target as received, without query and authority.
     ///
     /// Takes time linear in the path's length, and allocates nothing for a path of up to 256 bytes
     /// or one without special characters.
     pub fn read(&self, raw_path: &[u8]) -> Reading {
-        // As nearly all events come; a canonical path is its own loosest reading.
+        // Nearly all events have this form; a canonical path is its own loosest reading.
         if raw_path.strip_suffix(b"/").unwrap_or(raw_path) == &*self.path {
             return Reading::Event;
         }
         if is_plain(raw_path) { self.compare(raw_path) } else { self.compare(&loosest(raw_path)) }
     }
 
-    /// Upper and lower case are the same: a plain path comes here as it is.
+    /// Ignores the case of letters, because a plain path is compared without being copied.
     fn compare(&self, path: &[u8]) -> Reading {
         match path.split_at_checked(self.path.len()) {
             Some((start, rest)) if start.eq_ignore_ascii_case(&self.path) => match rest {
@@ -123,7 +113,7 @@ fn is_plain(path: &[u8]) -> bool {
     true
 }
 
-/// L(P) of SPEC 2, step by step. Each step writes over what the one before it left.
+/// L(P) of SPEC 2, step by step, mostly in place.
 fn loosest(raw: &[u8]) -> Bytes {
     let mut path = Bytes::from_slice(raw);
     for _ in 0..DECODINGS_MAX {
@@ -138,7 +128,7 @@ fn loosest(raw: &[u8]) -> Bytes {
     resolve(&path)
 }
 
-/// Percent-decodes in place, once. Says whether that changed anything.
+/// Percent-decodes in place, once. Returns whether that changed anything.
 fn decode(path: &mut Bytes) -> bool {
     let (mut read, mut write) = (0, 0);
     while read < path.len() {
@@ -163,7 +153,8 @@ fn hex(digit: u8) -> Option<u8> {
     char::from(digit).to_digit(16).and_then(|value| u8::try_from(value).ok())
 }
 
-/// Backslashes to slashes, path parameters, control characters and spaces away, lower case.
+/// Turns backslashes into slashes, removes path parameters, control characters and spaces, and
+/// lower-cases.
 fn clean(path: &mut Bytes) {
     let mut in_parameters = false;
     path.retain(|byte| {

@@ -1,89 +1,89 @@
-//! Sixteen bytes at a time: where in a text the first byte of a kind stands.
+//! Finds the first byte of a kind in a text, sixteen bytes at a time.
 //!
-//! A header is searched for what ends its parts, and for what is odd in it. Byte by byte that
-//! costs more than all that is decided about it. (A query's parts are short: eight bytes at a time
-//! were found to be faster there, see `event/query.rs`.)
+//! A header is searched for delimiters and for unusual bytes. Byte by byte that costs more than all
+//! decisions about it. (The parts of a query are short: there eight bytes at a time were measured to
+//! be faster, see `event/query.rs`.)
 
 use wide::i8x16;
 
-/// How many bytes [`Lanes`] are.
-const LANES: usize = 16;
+/// The bytes in a [`Block`].
+const BLOCK_BYTES: usize = 16;
 
-/// Sixteen bytes, or sixteen answers to a question about them.
+/// Sixteen bytes, or a mask with one byte for each of them: all ones for yes, 0 for no.
 #[derive(Clone, Copy)]
-pub struct Lanes(i8x16);
+pub struct Block(i8x16);
 
-impl Lanes {
+impl Block {
     #[inline(always)]
-    fn new(bytes: &[u8; LANES]) -> Lanes {
-        Lanes(i8x16::new(bytes.map(u8::cast_signed)))
+    fn new(bytes: &[u8; BLOCK_BYTES]) -> Block {
+        Block(i8x16::new(bytes.map(u8::cast_signed)))
     }
 
-    /// Which are this byte.
+    /// The mask of bytes equal to `byte`.
     #[inline(always)]
-    pub fn are(self, byte: u8) -> Lanes {
-        Lanes(self.0.simd_eq(i8x16::splat(byte.cast_signed())))
+    pub fn are(self, byte: u8) -> Block {
+        Block(self.0.simd_eq(i8x16::splat(byte.cast_signed())))
     }
 
-    /// Which are another one.
+    /// The mask of bytes other than `byte`.
     #[inline(always)]
-    pub fn are_not(self, byte: u8) -> Lanes {
-        Lanes(!self.are(byte).0)
+    pub fn are_not(self, byte: u8) -> Block {
+        Block(!self.are(byte).0)
     }
 
-    /// Which are neither `first`, `last`, nor between them.
+    /// The mask of bytes below `first` or above `last`.
     #[inline(always)]
-    pub fn are_outside(self, first: u8, last: u8) -> Lanes {
-        // Shifted so that `first` is the least that there is.
+    pub fn are_outside(self, first: u8, last: u8) -> Block {
+        // Shifted so that `first` becomes the least signed value.
         let by = i8::MIN.wrapping_sub(first.cast_signed());
         let shifted = self.0 + i8x16::splat(by);
-        Lanes(shifted.simd_gt(i8x16::splat(last.cast_signed().wrapping_add(by))))
+        Block(shifted.simd_gt(i8x16::splat(last.cast_signed().wrapping_add(by))))
     }
 
-    /// The letters of ASCII in lower case. What is no letter does not become one.
+    /// Sets bit 0x20: ASCII letters become lower case, and no other byte becomes a letter.
     #[inline(always)]
-    pub fn to_lower_case(self) -> Lanes {
-        Lanes(self.0 | i8x16::splat(0x20))
+    pub fn to_lower_case(self) -> Block {
+        Block(self.0 | i8x16::splat(0x20))
     }
 
-    /// Which are one or the other.
+    /// The union of two masks.
     #[inline(always)]
-    pub fn or(self, other: Lanes) -> Lanes {
-        Lanes(self.0 | other.0)
+    pub fn or(self, other: Block) -> Block {
+        Block(self.0 | other.0)
     }
 
-    /// Which are one and the other.
+    /// The intersection of two masks.
     #[inline(always)]
-    pub fn and(self, other: Lanes) -> Lanes {
-        Lanes(self.0 & other.0)
+    pub fn and(self, other: Block) -> Block {
+        Block(self.0 & other.0)
     }
 
-    /// The bit of each that was answered with yes, from the lowest on.
+    /// One bit for each byte of a mask, the first byte in the lowest bit.
     #[inline(always)]
     fn bits(self) -> u32 {
         self.0.to_bitmask()
     }
 }
 
-/// Where, from place `from` on, the first byte `is` of a kind.
+/// The offset of the first byte at or after `from` for which `is` gives a mask of yes.
 #[inline(always)]
-pub fn find(bytes: &[u8], from: usize, is: impl Fn(Lanes) -> Lanes) -> Option<usize> {
+pub fn find(bytes: &[u8], from: usize, is: impl Fn(Block) -> Block) -> Option<usize> {
     let mut at = from;
     while let Some(chunk) = bytes[at..].first_chunk() {
-        let bits = is(Lanes::new(chunk)).bits();
+        let bits = is(Block::new(chunk)).bits();
         if bits != 0 {
             return Some(at + bits.trailing_zeros() as usize);
         }
-        at += LANES;
+        at += BLOCK_BYTES;
     }
     let left = bytes.len() - at;
     let bits = match bytes.last_chunk() {
-        // Some of these were seen before.
-        Some(chunk) => is(Lanes::new(chunk)).bits() >> (LANES - left),
+        // Overlaps the previous block, whose bytes are shifted out.
+        Some(chunk) => is(Block::new(chunk)).bits() >> (BLOCK_BYTES - left),
         None => {
-            let mut padded = [0; LANES];
+            let mut padded = [0; BLOCK_BYTES];
             padded[..left].copy_from_slice(&bytes[at..]);
-            is(Lanes::new(&padded)).bits() & ((1 << left) - 1)
+            is(Block::new(&padded)).bits() & ((1 << left) - 1)
         }
     };
     (bits != 0).then(|| at + bits.trailing_zeros() as usize)
@@ -93,8 +93,8 @@ pub fn find(bytes: &[u8], from: usize, is: impl Fn(Lanes) -> Lanes) -> Option<us
 mod tests {
     use super::*;
 
-    /// A kind of bytes, asked of sixteen and of one.
-    type Kind = (fn(Lanes) -> Lanes, fn(u8) -> bool);
+    /// A kind of bytes, as a mask of sixteen and as a test of one.
+    type Kind = (fn(Block) -> Block, fn(u8) -> bool);
 
     const KINDS: [Kind; 7] = [
         (|bytes| bytes.are(b'='), |byte| byte == b'='),
@@ -130,7 +130,7 @@ mod tests {
     }
 
     #[test]
-    fn behind_the_end_there_is_nothing_to_find() {
+    fn nothing_is_found_beyond_the_end() {
         for length in 0..70 {
             let mut bytes = vec![b'0'; length];
             assert_eq!(find(&bytes, 0, |bytes| bytes.are_not(b'0')), None, "{length}");

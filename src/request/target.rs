@@ -1,11 +1,11 @@
-//! The two parts of a request target that judging looks at.
+//! The two parts of a request target that judging reads: path and query.
 //!
 //! A request line may carry a path (`/v1/event/?_a=1`), a whole URL (`http://host/v1/event/`) or
-//! something that only a lenient origin would accept (`v1/event/`, `http:/v1/event/`). Whatever
-//! it is, it is split here once, so that the plugin, the front door and `explain` see the same
-//! path. Nothing is decoded: that is the business of `path` and `event`.
+//! something that only a lenient origin would accept (`v1/event/`, `http:/v1/event/`). Every
+//! form is split here once, so that the plugin, the server and `explain` read the same path. Nothing
+//! is decoded here: `path` and `event` do that.
 
-/// Path and query of a request target, as bytes of the target.
+/// Path and query of a request target, borrowed from it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Target<'a> {
     /// From the first `/` after an authority up to `?` or `#`. Empty where the target names no
@@ -18,7 +18,7 @@ pub struct Target<'a> {
 impl<'a> Target<'a> {
     /// Splits a request target of any form (RFC 9112, section 3.2), valid or not.
     pub fn split(target: &'a [u8]) -> Self {
-        // A fragment is not part of a request target; what reads one all the same stops here.
+        // A fragment is not part of a request target; lenient servers end the target at `#`.
         let target = until(target, b'#').0;
         let (path, query) = until(target, b'?');
         Self { path: without_authority(path), query }
@@ -31,7 +31,7 @@ impl<'a> Target<'a> {
     }
 }
 
-/// What stands before the first `stop`, and what stands after it.
+/// The bytes before the first `stop` and the bytes after it.
 fn until(bytes: &[u8], stop: u8) -> (&[u8], &[u8]) {
     match memchr::memchr(stop, bytes) {
         Some(at) => (&bytes[..at], &bytes[at + 1..]),

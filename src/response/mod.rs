@@ -1,5 +1,5 @@
-//! What an event request is answered.
+//! The answers to event requests. No I/O and no async.
 
-pub mod answer;
+pub mod answers;
 pub mod pixel;
 pub(crate) mod title_case;

@@ -1,17 +1,16 @@
-//! The pixel: the smallest picture that shows nothing.
+//! The pixel: a GIF89a image of one transparent pixel, 43 bytes.
 //!
-//! 43 bytes of GIF89a, one transparent pixel. It is made once for the process; an answer takes a
-//! [`Bytes`] of it, which counts a reference and copies nothing.
+//! It is made once for the process; an answer clones a [`Bytes`] of it, which copies nothing.
 
 use bytes::Bytes;
 use once_cell::sync::Lazy;
 
 /// The pixel's media type.
 pub const CONTENT_TYPE: &str = "image/gif";
-/// The pixel's length.
+/// The pixel's length, in bytes.
 pub const BYTES: usize = 43;
 
-/// The pixel. `PIXEL.clone()` is free.
+/// The pixel. Cloning copies no bytes.
 pub static PIXEL: Lazy<Bytes> = Lazy::new(|| Bytes::from_static(&GIF));
 
 #[rustfmt::skip]

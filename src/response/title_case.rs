@@ -1,8 +1,8 @@
-//! Header names as people write them.
+//! Header names in their conventional spelling.
 
 use http::header::HeaderName;
 
-/// `x-event-verdict` as `X-Event-Verdict`: the same to every client, but not to every reader.
+/// `x-event-verdict` as `X-Event-Verdict`. Clients ignore the case; people read this form more easily.
 pub(crate) fn title_case(name: &HeaderName) -> String {
     let mut begins = true;
     let title = |c: char| {

@@ -41,7 +41,7 @@ pub use acceptor::{Acceptor, Listener};
 pub use limits::Limits;
 
 use crate::plugin::PixelGate;
-use crate::response::answer::Answers;
+use crate::response::answers::Answers;
 use admission::{Admission, peer};
 use async_trait::async_trait;
 use fast_path::response::Raw;

@@ -10,7 +10,7 @@ use std::net::IpAddr;
 
 use crate::cases::{cases, run};
 use crate::naive::{self, compare};
-use pixelgate::internals::event::{Context, Ignored, Reason, Record, RecordError, Rules, advice};
+use pixelgate::internals::event::{Context, Ignored, Reason, Record, RecordError, Rules, hints};
 use proptest::prelude::*;
 use proptest::sample::select;
 
@@ -58,7 +58,7 @@ fn bytes_without_sense_are_judged_alike() {
     let noise = prop::collection::vec(any::<u8>(), 0..80);
     run(cases() / 10, prop_oneof![soup, noise], |query| {
         assert_eq!(compare::fast(&query), naive::judge(&query));
-        advice(&query, &Rules::default());
+        hints(&query, &Rules::default());
     });
 }
 

@@ -141,9 +141,9 @@ fn check(place: &str, vector: &Vector) {
     }
     assert_eq!(naive::judge(query.as_bytes()), fast, "{place}: the naive judge");
     if let Some(hints) = &vector.hints {
-        let found = event::advice(query.as_bytes(), &Rules::default());
+        let found = event::hints(query.as_bytes(), &Rules::default());
         let found: Vec<_> =
-            found.iter().map(|a| (a.param.to_string(), a.hint.as_str().to_owned())).collect();
+            found.iter().map(|h| (h.param.to_string(), h.hint.as_str().to_owned())).collect();
         assert_eq!(found, *hints, "{place}: hints");
     }
 }

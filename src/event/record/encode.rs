@@ -1,12 +1,11 @@
-//! Writing an event down: the record that the spool keeps, and the JSON in it.
+//! Encodes an accepted event as a record for the spool, with the event's JSON in it.
 //!
-//! The JSON is made once, when the event is accepted, and only ever copied from then on: delivering
-//! a batch costs a copy per event and no parsing.
+//! The JSON is written once, when the event is accepted, and copied from then on: delivering a
+//! batch costs one copy per event and no parsing.
 //!
 //! # The record, version 1
 //!
-//! Integers are little-endian. There is no checksum and no length of the whole: the spool frames
-//! and checks what it keeps.
+//! Integers are little-endian. There is no checksum and no total length: the spool adds both.
 //!
 //! | offset | bytes | field |
 //! |---|---|---|
@@ -26,13 +25,13 @@
 //! Flags, from the lowest bit: `Sec-GPC`, `DNT`, prefetch, address is IPv4, address is IPv6, has a
 //! user agent, has a referer. The highest bit is 0.
 //!
-//! A reader refuses a version it does not know; a field more means a version more.
+//! A reader rejects a version that it does not know. Any new field increments the version.
 
 use std::borrow::Cow;
 use std::net::IpAddr;
 
 use super::timestamp::UNIX_MS_MAX;
-use crate::event::Event;
+use crate::event::event::Event;
 use crate::event::param::{REFERER_BYTES_MAX, USER_AGENT_BYTES_MAX};
 
 pub(super) const VERSION: u8 = 1;
@@ -50,20 +49,20 @@ pub(super) mod flag {
     pub(in super::super) const UNUSED: u8 = 1 << 7;
 }
 
-/// What is known of the request besides its query (SPEC 7, `context`).
+/// The context of a request: what is known besides its query (SPEC 7, `context`).
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Context<'a> {
-    /// The client's address, as far as the operator wants it kept.
+    /// The client's address, as far as `[privacy]` keeps it.
     pub ip: Option<IpAddr>,
-    /// `User-Agent`. Kept up to [`USER_AGENT_BYTES_MAX`].
+    /// `User-Agent`. Cut after [`USER_AGENT_BYTES_MAX`].
     pub user_agent: Option<Cow<'a, str>>,
-    /// `Referer`, as far as the operator wants it kept. Kept up to [`REFERER_BYTES_MAX`].
+    /// `Referer`, as far as `[privacy]` keeps it. Cut after [`REFERER_BYTES_MAX`].
     pub referer: Option<Cow<'a, str>>,
     /// `Sec-GPC: 1`.
     pub gpc: bool,
     /// `DNT: 1`.
     pub dnt: bool,
-    /// The browser fetched it ahead of need.
+    /// The browser says that it prefetches the page.
     pub prefetch: bool,
 }
 
@@ -149,7 +148,7 @@ pub fn write_event_json(out: &mut Vec<u8>, event: &Event<'_>) {
     out.push(b'}');
 }
 
-/// Closes an object whose members, if it has any, have each put a comma behind themselves.
+/// Closes an object, each member of which ends in a comma: the last comma becomes the brace.
 pub(super) fn close_json_object(out: &mut Vec<u8>) {
     match out.last_mut() {
         Some(last @ b',') => *last = b'}',

@@ -1,37 +1,36 @@
-//! A kept record as bytes, and writing it as the backend gets it (SPEC 7).
+//! Finds the fields of a stored record, and writes the JSON that upstreams receive (SPEC 7).
 //!
-//! The fields are found and their limits checked, but no text is looked at: that is for a record
-//! whose checksum the spool has just found right. It is what this program wrote, so its texts are
-//! UTF-8 and its JSON is an event's, and copying them into a body needs no second proof. What comes
-//! another way is a matter for [`Record`](super::Record), which checks all of it. The layout is
-//! told in `encode.rs`.
+//! Field limits are checked, texts are not: this is for records whose checksum the spool has just
+//! verified. This program wrote them, so their texts are UTF-8 and their JSON is an event's. A
+//! record from any other source is read by `decode.rs`, which checks all of it. `encode.rs`
+//! specifies the layout.
 
 use std::io::Write;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
-use super::RecordError;
 use super::encode::{JSON_OFFSET, VERSION, close_json_object, flag, write_json_chars};
+use super::error::RecordError;
 use super::timestamp::{RFC3339_BYTES, Stamp, UNIX_MS_MAX};
 use crate::event::param::{PORTAL_MAX, REFERER_BYTES_MAX, USER_AGENT_BYTES_MAX};
 
-/// How the JSON of each event begins, and where its id and its time stand in that.
+/// The start of each event's JSON, and the offsets of id and time in it.
 const HEAD: [u8; 86] = *b"{\"id\":\"00000000-0000-0000-0000-000000000000\",\
     \"received_at\":\"0000-00-00T00:00:00.000Z\",";
 const HEAD_ID: usize = 7;
 const HEAD_TIME: usize = 60;
 
-/// See the module.
+/// The fields of a stored record. Texts are not checked to be UTF-8.
 #[derive(Clone, Copy)]
 pub struct RawRecord<'a> {
     /// The event's UUIDv7.
     pub id: [u8; 16],
-    /// When it came, in milliseconds since 1970, UTC.
+    /// The time of receipt, in milliseconds since 1970, UTC.
     pub received_at_ms: u64,
-    /// The account it belongs to.
+    /// The account that the event belongs to.
     pub portal: u64,
-    /// What the browser called itself, if it did.
+    /// The `User-Agent` header, if any.
     pub user_agent: Option<&'a [u8]>,
-    /// In its braces.
+    /// The event's JSON object, braces included.
     pub(super) event_json: &'a [u8],
     pub(super) ip: Option<IpAddr>,
     pub(super) referer: Option<&'a [u8]>,
@@ -40,8 +39,8 @@ pub struct RawRecord<'a> {
     pub(super) prefetch: bool,
 }
 
-/// Writes records as the backend gets them, one after the other. What neighbours mostly share, the
-/// second they came in, is worked out once.
+/// Writes records as upstreams receive them. Reuses the text of the last record's second, which
+/// consecutive records mostly share.
 pub struct WireWriter {
     head: [u8; HEAD.len()],
     stamp: Stamp,
@@ -52,8 +51,8 @@ impl<'a> RawRecord<'a> {
     ///
     /// # Errors
     ///
-    /// Any of [`RecordError`], but a text that is not UTF-8, and JSON that is well framed and yet
-    /// not an event's, go unseen.
+    /// Any of [`RecordError`]. Texts that are not UTF-8, and JSON with correct framing that is not
+    /// an event's, are not detected.
     pub fn read(bytes: &'a [u8]) -> Result<RawRecord<'a>, RecordError> {
         let &[version, flags, ..] = bytes else { return Err(RecordError::Truncated) };
         if version != VERSION {
@@ -110,10 +109,10 @@ impl Default for WireWriter {
 }
 
 impl WireWriter {
-    /// Appends a record as one JSON object (SPEC 7), without a line's end. It is UTF-8 if the
+    /// Appends a record as one JSON object (SPEC 7), without a newline. It is UTF-8 if the
     /// record's texts are.
     ///
-    /// `bot` is the deliverer's judgement of the user agent; it is not kept.
+    /// `bot` says whether the delivery worker takes the user agent for a bot; it is not stored.
     pub fn write(&mut self, out: &mut Vec<u8>, record: &RawRecord<'_>, bot: bool) {
         let id = uuid::Uuid::from_bytes(record.id).hyphenated();
         id.encode_lower(&mut self.head[HEAD_ID..][..uuid::fmt::Hyphenated::LENGTH]);
@@ -161,8 +160,8 @@ fn write_context(out: &mut Vec<u8>, record: &RawRecord<'_>, bot: bool) {
     close_json_object(out);
 }
 
-/// Writes an address as its `Display` does. The common kind by hand, because it is done for each
-/// event delivered.
+/// Writes an address as its `Display` does. IPv4 without `fmt`, because each event delivered pays
+/// for it.
 fn write_ip(out: &mut Vec<u8>, ip: IpAddr) {
     match ip {
         IpAddr::V4(ip) => write_ipv4(out, ip),
@@ -197,7 +196,7 @@ fn write_ipv4(out: &mut Vec<u8>, ip: Ipv4Addr) {
     out.extend_from_slice(&text[..end - 1]);
 }
 
-/// What is left of a record.
+/// The unread rest of a record.
 struct Reader<'a> {
     rest: &'a [u8],
 }

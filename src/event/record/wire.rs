@@ -1,7 +1,6 @@
-//! The shape of an event's JSON, for reading it back.
+//! Parses an event's JSON as `encode.rs` writes it.
 //!
-//! Strict: a field too many, one missing, one twice, or properties out of order, and it is not what
-//! `encode.rs` wrote.
+//! Strict: unknown, missing or repeated fields and properties out of order are errors.
 
 use std::borrow::Cow;
 use std::fmt;
@@ -10,7 +9,8 @@ use std::marker::PhantomData;
 use serde::Deserialize;
 use serde::de::{Deserializer, Error, MapAccess, Visitor};
 
-use crate::event::{Event, Properties, Revenue};
+use crate::event::event::{Event, Properties};
+use crate::event::revenue::Revenue;
 
 /// Reads an event's JSON.
 pub(super) fn read(json: &str) -> Result<Event<'_>, serde_json::Error> {

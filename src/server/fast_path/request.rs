@@ -6,9 +6,9 @@
 //! strict.
 
 use crate::request::client::{Headers, token_is};
-use crate::request::context::Seen;
+use crate::request::context::ContextHeaders;
 use crate::request::simd;
-use crate::request::simd::Lanes;
+use crate::request::simd::Block;
 use crate::request::target::Target;
 use http::Method;
 use std::ops::Range;
@@ -27,7 +27,7 @@ pub struct Plain<'b> {
     /// Length of the whole header, its empty line included.
     pub length: usize,
     /// What the lines say of its context.
-    pub seen: Seen<'b>,
+    pub seen: ContextHeaders<'b>,
     /// The first `Accept`.
     pub accept: Option<&'b [u8]>,
     /// Whether the connection shall end with the answer.
@@ -61,7 +61,7 @@ pub struct RequestLine<'b> {
 /// form and has no fragment.
 pub fn request_line(bytes: &[u8]) -> Option<RequestLine<'_>> {
     let target = bytes.strip_prefix(b"GET ")?;
-    let is_end = |bytes: Lanes| bytes.are_outside(b'!', b'~').or(bytes.are(b'#'));
+    let is_end = |bytes: Block| bytes.are_outside(b'!', b'~').or(bytes.are(b'#'));
     let (target, rest) = target.split_at(simd::find(target, 0, is_end)?);
     let end = bytes.len() - rest.strip_prefix(VERSION)?.len();
     Some(RequestLine { target: Target::of_path(target)?, bytes, end })
@@ -72,7 +72,7 @@ pub fn plain(line: RequestLine<'_>) -> Option<Plain<'_>> {
     let bytes = line.bytes;
     let mut at = line.end;
     let (mut count, mut hosts, mut connections) = (0, 0, 0);
-    let (mut seen, mut accept, mut closes) = (Seen::default(), None, false);
+    let (mut seen, mut accept, mut closes) = (ContextHeaders::default(), None, false);
     loop {
         let text = at..simd::find(bytes, at, is_odd)?;
         if !bytes[text.end..].starts_with(LINE_END) {
@@ -128,14 +128,14 @@ fn header_line(bytes: &[u8], text: Range<usize>) -> Option<(&[u8], &[u8])> {
 /// Which bytes end a line: those that are no printable ASCII. Nothing in a line is so what a
 /// lenient reader might take for its end, nor what servers disagree about.
 #[inline(always)]
-fn is_odd(bytes: Lanes) -> Lanes {
+fn is_odd(bytes: Block) -> Block {
     bytes.are_outside(b' ', b'~')
 }
 
 /// Which bytes end the name of a header: any that is not in a name that somebody uses. More are
 /// allowed (RFC 9110, section 5.6.2).
 #[inline(always)]
-fn is_no_name(bytes: Lanes) -> Lanes {
+fn is_no_name(bytes: Block) -> Block {
     let no_letter = bytes.to_lower_case().are_outside(b'a', b'z');
     let no_digit = bytes.are_outside(b'0', b'9');
     no_letter.and(no_digit).and(bytes.are_not(b'-')).and(bytes.are_not(b'_'))

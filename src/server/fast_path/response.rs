@@ -1,6 +1,6 @@
 //! Answers as the bytes that are sent.
 
-use crate::response::answer::Answer;
+use crate::response::answers::Answer;
 use crate::response::title_case::title_case;
 use bytes::{BufMut, Bytes, BytesMut};
 use http::{HeaderValue, StatusCode, header};

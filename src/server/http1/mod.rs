@@ -10,7 +10,7 @@ use super::{InFlight, InFlightGuard, Server, http2, read_buffer};
 use crate::plugin::Step;
 use crate::policy::gate::EventRequest;
 use crate::request::path::Reading;
-use crate::response::answer::wants_image;
+use crate::response::answers::wants_image;
 use crate::telemetry::metrics::Limit;
 use bytes::{Buf, BytesMut};
 use head::{Fault, end_of_head, examine};

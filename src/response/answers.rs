@@ -1,9 +1,9 @@
-//! What a verdict looks like on the wire (SPEC section 4).
+//! The HTTP answer to each verdict (SPEC 4).
 //!
-//! Every answer that pixelgate can give to an event request is known before the first request
-//! comes: one for an accepted event, one for a preflight, two (pixel and problem document) for
-//! each refusal. [`Answers`] builds them all once, in whatever form its host needs, and a request
-//! only picks one. This module decides no verdict and writes to no connection.
+//! All answers to event requests are known before the first request: one for an accepted event, one
+//! for a preflight, two (pixel and problem document) for each rejection. [`Answers`] builds them
+//! once, in the form that the host sends, and a request picks one. This module decides no verdict
+//! and writes to no connection.
 
 use super::pixel;
 use crate::event::{Reason, Reject};
@@ -13,27 +13,27 @@ use serde::Deserialize;
 
 /// `Access-Control-Max-Age` of a preflight answer, in seconds: the day that SPEC 2 asks for.
 const PREFLIGHT_MAX_AGE_SECONDS: &str = "86400";
-/// `Retry-After` of `overloaded`, in seconds: long enough for a full disk to be looked at by
-/// the spool again, short enough for a browser's retry to succeed in the same visit.
+/// `Retry-After` of `overloaded`, in seconds: long enough for the spool to check a full disk again,
+/// short enough for a browser's retry to succeed in the same visit.
 const OVERLOADED_RETRY_SECONDS: &str = "5";
-/// `Retry-After` of `rate_limited`, in seconds: the smallest that the header can say; a bucket
-/// that refills at one event a second or faster has a place again by then.
+/// `Retry-After` of `rate_limited`, in seconds: the least value of the header; a rate limiter
+/// of one event a second or more admits an event again by then.
 const RATE_LIMITED_RETRY_SECONDS: &str = "1";
-/// What a refusal can be about: nothing in particular, or one of the reserved parameters.
+/// The parameter that a rejection names: none, or one of the reserved parameters.
 const PARAMS: [Option<&str>; 6] =
     [None, Some("_a"), Some("_n"), Some("email"), Some("_m"), Some("id")];
-/// The header that tells the verdict.
+/// The header with the verdict.
 const VERDICT_HEADER: HeaderName = HeaderName::from_static("x-event-verdict");
-/// An event may be reported from any page, so any page may load the pixel.
+/// Pages of any origin send events, so any page may load the pixel.
 const CORP_HEADER: HeaderName = HeaderName::from_static("cross-origin-resource-policy");
 
 /// The `[response]` section.
 #[derive(Debug, Clone, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct Config {
-    /// What the body of an image answer is.
+    /// The body of an image answer.
     pub body: Body,
-    /// With which status a refusal is answered.
+    /// The status of a rejection.
     pub rejections: Rejections,
     /// Whether `X-Event-Verdict` is sent.
     pub verdict_header: bool,
@@ -51,7 +51,7 @@ impl Default for Config {
 pub enum Body {
     /// The 43-byte transparent pixel.
     Gif,
-    /// No data, as the legacy API's page describes it.
+    /// No data, as the legacy API's documentation describes.
     Empty,
 }
 
@@ -61,11 +61,11 @@ pub enum Body {
 pub enum Rejections {
     /// The status of the reason.
     Status,
-    /// 200 and the pixel for every refusal but `overloaded`.
+    /// 200 and the pixel for every rejection but `overloaded`.
     Pixel,
 }
 
-/// One answer, complete but for the connection's own headers (`Date`, `Connection`).
+/// One answer, without the connection's own headers (`Date`, `Connection`).
 #[derive(Debug, Clone)]
 pub struct Answer {
     /// The HTTP status.
@@ -76,7 +76,7 @@ pub struct Answer {
     pub body: Bytes,
 }
 
-/// All answers of one configuration, each already turned into the form `T` that is sent.
+/// All answers of one configuration, each in the form `T` that the host sends.
 #[derive(Debug)]
 pub struct Answers<T> {
     accepted: T,
@@ -87,8 +87,8 @@ pub struct Answers<T> {
 
 impl<T> Answers<T> {
     /// Builds every answer once. `methods` are the methods that are judged (`events.methods`);
-    /// `HEAD` and `OPTIONS` are allowed beside them. `finish` turns each into what is sent; its
-    /// first error is returned.
+    /// `HEAD` and `OPTIONS` are allowed beside them. `finish` turns each answer into a `T`;
+    /// its first error is returned.
     pub fn build<E>(
         config: &Config,
         methods: &[String],
@@ -97,7 +97,7 @@ impl<T> Answers<T> {
         let allow = allow(methods);
         let accepted = Answer::image(config, 200, "accepted".into());
         let rejected = rejects().map(|reject| {
-            let (image, document) = refusal(config, reject, &allow);
+            let (image, document) = rejection_forms(config, reject, &allow);
             Ok((finish(image)?, finish(document)?))
         });
         Ok(Self {
@@ -107,7 +107,7 @@ impl<T> Answers<T> {
         })
     }
 
-    /// The answer to an event that is kept, and to `HEAD`.
+    /// The answer to an accepted event, and to `HEAD`.
     pub fn accepted(&self) -> &T {
         &self.accepted
     }
@@ -117,14 +117,14 @@ impl<T> Answers<T> {
         &self.preflight
     }
 
-    /// The answer to a refused event, as an image or as a document.
+    /// The answer to a rejected event, as an image or as a problem document.
     pub fn rejected(&self, reject: Reject, as_image: bool) -> &T {
         let (image, document) = &self.rejected[slot(reject)];
         if as_image { image } else { document }
     }
 }
 
-/// Whether a refusal is shown as a pixel: the request's `Accept` is absent or names `image/`
+/// Whether a rejection is answered with a pixel: the request's `Accept` is absent or names `image/`
 /// (SPEC 4).
 pub fn wants_image(accept: Option<&[u8]>) -> bool {
     accept.is_none_or(|value| {
@@ -161,8 +161,8 @@ fn preflight(allow: &HeaderValue) -> Answer {
     Answer { status: 204, headers, body: Bytes::new() }
 }
 
-/// The two forms of one refusal: as an image and as a problem document.
-fn refusal(config: &Config, reject: Reject, allow: &HeaderValue) -> (Answer, Answer) {
+/// The two forms of one rejection: an image and a problem document.
+fn rejection_forms(config: &Config, reject: Reject, allow: &HeaderValue) -> (Answer, Answer) {
     let verdict = format!("rejected; reason={}", reject.reason.as_str());
     let disguised = config.rejections == Rejections::Pixel && reject.reason != Reason::Overloaded;
     if disguised {
@@ -193,7 +193,7 @@ impl Answer {
         Self::with_body(config, status, verdict, "image/gif", body)
     }
 
-    /// A problem document (RFC 9457). `detail` is one of a fixed set: it echoes nothing.
+    /// A problem document (RFC 9457). `detail` is one of a fixed set and repeats nothing of the request.
     fn document(config: &Config, reject: Reject, verdict: String) -> Self {
         let mut problem = serde_json::json!({
             "type": "about:blank",
@@ -233,7 +233,7 @@ impl Answer {
     }
 }
 
-/// On every answer: nothing between here and the page may keep it, any page may load it.
+/// The headers of every answer: no cache may store it, any page may load it.
 fn common_headers() -> Vec<(HeaderName, HeaderValue)> {
     let no_store = HeaderValue::from_static("no-cache, no-store, must-revalidate");
     vec![
@@ -265,7 +265,7 @@ mod tests {
     }
 
     #[test]
-    fn a_refusal_is_an_image_only_where_an_image_is_understood() {
+    fn a_rejection_is_an_image_only_where_an_image_is_understood() {
         let check = |accept: Option<&str>, expect: bool| {
             assert_eq!(wants_image(accept.map(str::as_bytes)), expect, "{accept:?}");
         };
@@ -280,8 +280,8 @@ mod tests {
     #[test]
     fn every_answer_carries_the_headers_of_the_contract_and_no_validator() {
         let all = answers(&Config::default());
-        let refused = rejects().flat_map(|r| [all.rejected(r, true), all.rejected(r, false)]);
-        for answer in refused.chain([all.accepted(), all.preflight()]) {
+        let rejected = rejects().flat_map(|r| [all.rejected(r, true), all.rejected(r, false)]);
+        for answer in rejected.chain([all.accepted(), all.preflight()]) {
             assert_eq!(value(answer, "cache-control"), Some("no-cache, no-store, must-revalidate"));
             assert_eq!(value(answer, "access-control-allow-origin"), Some("*"));
             assert_eq!(value(answer, "cross-origin-resource-policy"), Some("cross-origin"));

@@ -1,17 +1,19 @@
-//! A hit being read: parameters gathered by what they mean, then judged in the order of SPEC 3.
+//! Collects the parameters of a query by their meaning, then judges them in the order of SPEC 3.
 //!
-//! Gathering and judging are apart because the order of the rejections is not the order of the
-//! parameters: a later `_a` outranks an earlier `email`.
+//! Collecting and judging are separate steps because the order of the rejections is not the order
+//! of the parameters: a fault of `_a` is reported before one of an earlier `email`.
 
 use std::borrow::Cow;
 
+use super::config::Rules;
+use super::event::Event;
 use super::param::{Reserved, WITHHELD};
 use super::query::{NotUtf8, Piece, Plus, Text};
-use super::verdict::{Ignored, Reason, Reject};
-use super::{Event, IgnoredParams, Rules};
-use super::{email, normalize, revenue::Revenue, validate};
+use super::revenue::Revenue;
+use super::verdict::{Ignored, IgnoredParams, Reason, Reject};
+use super::{email, normalize, validate};
 
-/// What a reserved parameter was given as.
+/// The values given for one reserved parameter.
 #[derive(Default)]
 struct Slot<'a> {
     value: Option<Text<'a>>,
@@ -40,22 +42,22 @@ impl<'a> Slot<'a> {
     }
 }
 
-/// The parameters of a hit.
-pub(super) struct Hit<'h, 'a> {
+/// The parameters of one query. Properties go straight into the event.
+pub(super) struct ParamCollector<'e, 'a> {
     reserved: [Slot<'a>; Reserved::COUNT],
-    event: &'h mut Event<'a>,
-    ignored: &'h mut IgnoredParams<'a>,
+    event: &'e mut Event<'a>,
+    ignored: &'e mut IgnoredParams<'a>,
 }
 
-impl<'h, 'a> Hit<'h, 'a> {
-    /// A hit that is read into places that are blank.
-    pub(super) fn new(event: &'h mut Event<'a>, ignored: &'h mut IgnoredParams<'a>) -> Self {
-        Hit { reserved: Default::default(), event, ignored }
+impl<'e, 'a> ParamCollector<'e, 'a> {
+    /// Fills in an `event` and an `ignored` that are empty.
+    pub(super) fn new(event: &'e mut Event<'a>, ignored: &'e mut IgnoredParams<'a>) -> Self {
+        ParamCollector { reserved: Default::default(), event, ignored }
     }
 
-    /// Puts a parameter where it belongs.
+    /// Takes a parameter: a reserved value, a property, or an ignored parameter.
     pub(super) fn take(&mut self, piece: Piece<'a>, rules: &Rules) {
-        let Ok(key) = piece.key() else { return self.take_nameless(piece) };
+        let Ok(key) = piece.key() else { return self.take_undecodable_key(piece) };
         if let Some(param) = Reserved::of(key.as_bytes()) {
             return self.reserved[param as usize].take(piece.value(Plus::of(Some(param))));
         }
@@ -73,17 +75,18 @@ impl<'h, 'a> Hit<'h, 'a> {
         }
     }
 
-    fn take_nameless(&mut self, piece: Piece<'a>) {
+    fn take_undecodable_key(&mut self, piece: Piece<'a>) {
         if piece.value(Plus::of(None)).is_ok_and(|value| value.text.is_empty()) {
             return;
         }
         self.ignored.push((Cow::Owned(piece.key_lossy()), Ignored::InvalidEncoding));
     }
 
-    /// Judges what was gathered, and makes an event of it.
+    /// Judges the reserved parameters and completes the event.
     pub(super) fn judge(self) -> Result<(), Reject> {
-        let Hit {
-            reserved: [mut portal, mut name, mut email, mut revenue, mut external_id], ..
+        let ParamCollector {
+            reserved: [mut portal, mut name, mut email, mut revenue, mut external_id],
+            ..
         } = self;
 
         let portal = portal.read(Reserved::Portal)?.ok_or(Reject::of(Reason::MissingPortal))?;
@@ -118,8 +121,8 @@ impl<'h, 'a> Hit<'h, 'a> {
     }
 }
 
-/// Why a parameter of this name is no contact property, if so. The name is in lower case; `plain`
-/// as in [`validate::is_property_name`].
+/// Why a parameter of this name is not a contact property; `None` if it is one. The name is in
+/// lower case; `plain` as in [`validate::is_property_name`].
 pub(super) fn name_fault(name: &str, plain: bool, rules: &Rules) -> Option<Ignored> {
     if WITHHELD.contains(&name) {
         Some(Ignored::Withheld)

@@ -1,0 +1,74 @@
+//! Judging a query: the entry points of this room.
+
+use std::borrow::Cow;
+
+use super::collector::ParamCollector;
+use super::config::Rules;
+use super::event::Event;
+use super::query::{encode_non_ascii, pieces};
+use super::verdict::{Ignored, IgnoredParams, Reason, Reject};
+
+/// An accepted query: its event and the parameters that were left out of the event.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Judged<'a> {
+    /// The event in canonical form.
+    pub event: Event<'a>,
+    /// The ignored parameters and the cause of each.
+    pub ignored: IgnoredParams<'a>,
+}
+
+/// Judges a query (the part after the `?`) by SPEC 3.
+///
+/// Takes time linear in the length of the query, for a given `params_max`.
+///
+/// # Errors
+///
+/// The first failing check in the order of SPEC 3, from [`Reason::QueryTooLong`] to
+/// [`Reason::InvalidExternalId`].
+pub fn parse<'a>(query: &'a [u8], rules: &Rules) -> Result<Judged<'a>, Reject> {
+    let mut judged = Judged { event: Event::blank(), ignored: IgnoredParams::new() };
+    parse_into(query, rules, &mut judged.event, &mut judged.ignored)?;
+    Ok(judged)
+}
+
+/// As [`parse`], but fills in an `event` and an `ignored` that are empty: an event is large, and
+/// moving it costs more than some checks. After an error the content of both is unspecified.
+pub(crate) fn parse_into<'a>(
+    query: &'a [u8],
+    rules: &Rules,
+    event: &mut Event<'a>,
+    ignored: &mut IgnoredParams<'a>,
+) -> Result<(), Reject> {
+    if query.len() > rules.limits().query_bytes_max {
+        return Err(Reject::of(Reason::QueryTooLong));
+    }
+    match std::str::from_utf8(query) {
+        Ok(query) => parse_text(query, rules, event, ignored),
+        Err(_) => {
+            // Browsers never send raw bytes that are not UTF-8, so this path may allocate.
+            let query = encode_non_ascii(query);
+            let (mut read, mut dropped) = (Event::blank(), IgnoredParams::new());
+            parse_text(&query, rules, &mut read, &mut dropped)?;
+            *event = read.into_owned();
+            let own = |(name, why): (Cow<'_, str>, Ignored)| (name.into_owned().into(), why);
+            ignored.extend(dropped.into_iter().map(own));
+            Ok(())
+        }
+    }
+}
+
+fn parse_text<'a>(
+    query: &'a str,
+    rules: &Rules,
+    event: &mut Event<'a>,
+    ignored: &mut IgnoredParams<'a>,
+) -> Result<(), Reject> {
+    let mut params = ParamCollector::new(event, ignored);
+    for (count, piece) in pieces(query).enumerate() {
+        if count == rules.limits().params_max {
+            return Err(Reject::of(Reason::TooManyParams));
+        }
+        params.take(piece, rules);
+    }
+    params.judge()
+}

@@ -1,0 +1,35 @@
+//! Faults of stored records.
+
+use thiserror::Error;
+
+/// What is wrong with a record. Names the field and never shows its content.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Error)]
+pub enum RecordError {
+    /// The version byte is not 1: another version of this program wrote it, or it is no record.
+    #[error("unknown record version {0}")]
+    UnknownVersion(u8),
+    /// The flags contradict each other, or an unused flag is set.
+    #[error("contradictory flags")]
+    Flags,
+    /// The bytes end before the record does.
+    #[error("record cut short")]
+    Truncated,
+    /// Bytes follow the record's end.
+    #[error("bytes after the record's end")]
+    TrailingBytes,
+    /// The time is after the year 9999.
+    #[error("time of receipt out of range")]
+    ReceivedAt,
+    /// The portal is 0 or above 10¹⁵ − 1.
+    #[error("portal out of range")]
+    Portal,
+    /// The JSON is not that of an event of this portal.
+    #[error("not the JSON of an event")]
+    Json,
+    /// The user agent is longer than 1024 bytes or not UTF-8.
+    #[error("user agent too long or not UTF-8")]
+    UserAgent,
+    /// The referer is longer than 2048 bytes or not UTF-8.
+    #[error("referer too long or not UTF-8")]
+    Referer,
+}
