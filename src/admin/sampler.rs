@@ -394,7 +394,7 @@ mod tests {
     #[test]
     fn what_happens_before_the_first_look_is_remembered() {
         let dir = tempfile::tempdir().unwrap();
-        let gate = crate::admin::tests::gate(dir.path());
+        let gate = crate::admin::service::tests::gate(dir.path());
         let lookout = Sampler::new(gate.clone(), 0);
         gate.metrics().count_accepted();
         lookout.tick();

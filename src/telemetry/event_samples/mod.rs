@@ -15,7 +15,7 @@
 //! more counter.
 
 mod mask;
-mod tally;
+mod top_portals;
 
 use crate::clock::Clock;
 use crate::event;
@@ -26,7 +26,7 @@ use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
 use std::sync::{Mutex, PoisonError};
 
 pub use mask::{NAME_CHARS_MAX, email, name};
-pub use tally::{Ranking, TALLIED_PORTALS_MAX, TopPortals};
+pub use top_portals::{Ranking, TALLIED_PORTALS_MAX, TopPortals};
 
 /// Most places of one kind that can be opened for a second. Twice as many glimpses can wait to be
 /// drained; what comes while the queue is full is not seen.
