@@ -122,6 +122,7 @@ pub mod tools {
     pub use crate::event::Record;
     pub use crate::explain::{NotAnEvent, explain};
     pub use crate::spool::recovery::inspect;
+    pub use crate::telemetry::log_throttle::LogThrottle;
 }
 
 /// The rooms of the crate, for its own tests, benchmarks and fuzz targets. No part of the interface:
