@@ -113,7 +113,7 @@ pub mod http_server {
 /// The operator's listener: `/metrics`, `/livez`, `/readyz`, `/status` and the live page (SPEC 8).
 pub mod admin_pages {
     pub use crate::admin::{Admin, Sampler, VERDICT_TARGET};
-    pub use crate::telemetry::event_samples::PLACES_MAX;
+    pub use crate::telemetry::event_samples::SAMPLES_PER_SECOND_MAX;
 }
 
 /// What commands over a configuration, a spool and its dead letters are made of.

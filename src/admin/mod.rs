@@ -1,20 +1,22 @@
 //! The operator's listener (SPEC 8): `/metrics`, `/livez`, `/readyz`, `/status`, `/explain` and the
 //! live page at `/`.
 //!
-//! [`Sampler`] takes a snapshot of the gate once a second and keeps a short history; [`Admin`]
-//! answers requests from both. Nothing here changes the gate.
+//! [`Sampler`] takes a snapshot of the gate once a second and keeps a history of ten minutes;
+//! [`Admin`] answers requests from both. Nothing here changes the gate.
 
 mod access;
+mod config;
 mod health_summary;
+mod history;
 mod page;
 mod sampler;
 mod service;
+mod snapshot;
 mod status;
+#[cfg(test)]
+mod test_gate;
 
-pub use sampler::{
-    GLIMPSED_ACCEPTED_MAX, GLIMPSED_REJECTED_MAX, PAST_SECONDS, RECENT_EVENTS, Sampler,
-    VERDICT_TARGET,
-};
-pub use service::{
-    Admin, CONNECTIONS_MAX, Config, EXPLAIN_BYTES_MAX, TOKEN_BYTES_MIN, WATCHERS_MAX,
-};
+pub use config::{Config, TOKEN_BYTES_MIN};
+pub use history::{PAST_SECONDS, RECENT_EVENTS};
+pub use sampler::{SAMPLED_ACCEPTED_MAX, SAMPLED_REJECTED_MAX, Sampler, VERDICT_TARGET};
+pub use service::{Admin, CONNECTIONS_MAX, EXPLAIN_BYTES_MAX, STREAMS_MAX};

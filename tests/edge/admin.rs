@@ -4,7 +4,7 @@ use crate::backend::{Act, Backend};
 use crate::delivery::{RUNTIME, http_upstream};
 use crate::harness::{Edge, PATIENCE, Setup, command, wait_for};
 use crate::http::{Connection, Response};
-use pixelgate::internals::admin::{EXPLAIN_BYTES_MAX, RECENT_EVENTS, WATCHERS_MAX};
+use pixelgate::internals::admin::{EXPLAIN_BYTES_MAX, RECENT_EVENTS, STREAMS_MAX};
 use prometheus_parse::{Scrape, Value as Metric};
 use rustix::process::Signal;
 use serde_json::Value;
@@ -272,7 +272,7 @@ fn a_stop_ends_open_pages_at_once() {
 #[test]
 fn so_many_watch_and_no_more() {
     let edge = Edge::start();
-    let mut all: Vec<Live> = (0..WATCHERS_MAX).map(|_| Live::open(&edge)).collect();
+    let mut all: Vec<Live> = (0..STREAMS_MAX).map(|_| Live::open(&edge)).collect();
     all.iter_mut().for_each(|live| drop(live.event()));
     assert_eq!(edge.admin("/live").status, 503);
     assert_eq!(edge.admin("/status").status, 200);
