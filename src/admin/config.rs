@@ -11,8 +11,8 @@ pub const TOKEN_BYTES_MIN: usize = 16;
 pub struct Config {
     /// `address:port`; empty: no admin listener.
     pub listen: String,
-    /// What a request must bring as `Authorization: Bearer`; needed where `listen` is not a
-    /// loopback address.
+    /// The token that a request must send as `Authorization: Bearer`. Required if `listen` is not
+    /// a loopback address.
     pub token: Option<String>,
 }
 

@@ -5,9 +5,9 @@
 //! [`crate::telemetry::event_samples`] masks it.
 //!
 //! It speaks HTTP/1.1 over Pingora's session, because Pingora's `ServeHttp` holds an answer back
-//! until it is complete, and `/live` (server-sent events) never is. Connections, open pages, bodies,
-//! the time for a header and the time to take an answer are all limited. A page that reads too
-//! slowly is closed; nothing is buffered for it. A stop ends every stream at once.
+//! until it is complete, and `/live` (server-sent events) never is. Connections, open pages,
+//! bodies, the time for a header and the time to take an answer are all limited. A page that reads
+//! too slowly is closed; nothing is buffered for it. A stop ends every stream at once.
 
 use super::access::{Access, Denied};
 use super::config::Config;
@@ -73,8 +73,8 @@ struct Page {
 }
 
 impl Admin {
-    /// Pages about the gate that `sampler` samples; the sampler must run as a service of its own. An
-    /// open `/live` counts as in flight, so that a stop waits until its page has the last event.
+    /// Pages about the gate that `sampler` samples; the sampler must run as a service of its own.
+    /// An open `/live` counts as in flight, so that a stop waits until its page has the last event.
     pub fn new(sampler: Arc<Sampler>, config: &Config, in_flight: InFlight) -> Self {
         Self {
             sampler,
@@ -149,8 +149,8 @@ impl Admin {
         }
     }
 
-    /// The answer of `pixelgate explain`. The text may be personal: it is part of this answer alone,
-    /// and neither logged nor kept.
+    /// The answer of `pixelgate explain`. The text may be personal: it is part of this answer
+    /// alone, and neither logged nor kept.
     fn explain(&self, text: &str) -> Page {
         let gate = self.sampler.gate();
         let answer = match explain(gate.gate(), &gate.state().upstreams, text) {
