@@ -1,12 +1,12 @@
-//! The gate in somebody else's proxy.
+//! A gate in a Pingora proxy of your own.
 //!
 //! ```text
 //! cargo run --example embed -- 127.0.0.1:8081 127.0.0.1:9000 config/portals.toml
 //! curl -i 'http://127.0.0.1:8081/v1/event/?_a=62515&_n=signup'
 //! ```
 //!
-//! Everything but two lines is an ordinary Pingora proxy: `handle` in `request_filter`, and
-//! `close` after the server has ended.
+//! Two calls are added to an ordinary Pingora proxy: `handle` in `request_filter`, and `close`
+//! after the server has stopped.
 
 use async_trait::async_trait;
 use pingora::prelude::*;
@@ -34,7 +34,7 @@ impl ProxyHttp for MyProxy {
     }
 
     async fn request_filter(&self, session: &mut Session, ctx: &mut MyCtx) -> Result<bool> {
-        ctx.verdict = self.pixels.handle(session).await?; // None: not ours, session untouched
+        ctx.verdict = self.pixels.handle(session).await?; // None: another path
         Ok(ctx.verdict.is_some()) // Some: answered
     }
 
@@ -80,7 +80,7 @@ fn main() -> std::result::Result<(), Box<dyn std::error::Error>> {
     let mut service = http_proxy_service(&server.configuration, proxy);
     service.add_tcp(&listen);
     server.add_service(service);
-    server.run(RunArgs::default()); // not `run_forever`: what comes after it is needed
+    server.run(RunArgs::default()); // not `run_forever`, which exits the process before `close`
     pixels.close(Duration::from_secs(5))?;
     Ok(())
 }

@@ -12,8 +12,8 @@
 //!     url = "http://127.0.0.1:9000/events"
 //!     secret = "${SECRET}"
 //!
-//! A real one does the same in the same order, but keeps ids in a database, beside the events, and
-//! leaves HTTP to a library.
+//! A backend for production does the same in the same order, but stores the ids in a database
+//! beside the events, and uses a library for HTTP.
 
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
@@ -88,8 +88,8 @@ impl Receiver {
         Ok(())
     }
 
-    /// The status of the answer. The edge tries a batch with 401 or 415 again and tells its
-    /// operator, splits one with 413, and looks for the event at fault in one with 400.
+    /// The status of the answer. On 401 and 415 the edge retries the batch and reports the upstream
+    /// as misconfigured, on 413 it splits the batch, and on 400 it searches for the faulty event.
     fn take(&self, head: &Head, body: &[u8]) -> &'static str {
         if self.key.as_ref().is_some_and(|key| !is_signed(head, body, key)) {
             return "401 Unauthorized";
@@ -125,7 +125,7 @@ fn header<'a>(head: &'a Head, name: &str) -> &'a str {
     head.get(name).map_or("", String::as_str)
 }
 
-/// Whether one of the signatures fits: there may be several, while a key is being replaced.
+/// Whether one of the signatures is valid: there are several while a key is being replaced.
 fn is_signed(head: &Head, body: &[u8], key: &hmac::Key) -> bool {
     let (id, time) = (header(head, "webhook-id"), header(head, "webhook-timestamp"));
     let now = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |d| d.as_secs());
@@ -145,6 +145,6 @@ fn decompress(head: &Head, body: &[u8]) -> Option<Vec<u8>> {
         _ => Box::new(body),
     };
     let mut plain = Vec::new();
-    // Bounded, because a small body may unfold to a very large one.
+    // Limited, because a small body may decompress to a very large one.
     reader.take(BODY_BYTES_MAX + 1).read_to_end(&mut plain).ok().map(|_| plain)
 }

@@ -1,7 +1,7 @@
-//! From a configuration to an open gate, and back to a closed one.
+//! From a configuration to an open gate.
 //!
-//! [`Builder::open`] is the one place where the parts meet: it checks every section, opens the
-//! portal list and the spool, builds the upstreams and starts delivery.
+//! [`Builder::open`] is the one place where the rooms are put together: it checks every section,
+//! opens the portal list and the spool, builds the upstreams and starts delivery.
 
 use crate::clock::{Clock, SystemClock};
 use crate::config_error::ConfigError;
@@ -9,7 +9,7 @@ use crate::delivery;
 use crate::delivery::threads::Delivery;
 use crate::delivery::{Meters, Route};
 use crate::event::{self, Rules};
-use crate::plugin::{PixelGate, Prebuilt, Shared};
+use crate::plugin::{GateState, PixelGate, PrebuiltResponse};
 use crate::policy::gate::Gate;
 use crate::policy::portals;
 use crate::policy::portals::Portals;
@@ -23,75 +23,49 @@ use crate::spool::{self, Env, Spool};
 use crate::telemetry::event_samples::EventSamples;
 use crate::telemetry::metrics::Metrics;
 use crate::upstream::{self, BatchConfig, Upstream};
-use std::fmt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 /// The folder of the dead letters, below the spool's own.
 const DEAD_DIR: &str = "dead";
 
-/// Everything that a gate is told (SPEC 9, without the sections of the ready edge).
+/// The configuration of a gate (SPEC 9, without the sections of the ready edge).
 #[derive(Debug, Clone, Default)]
 pub struct Config {
-    /// Which requests are events, and their limits.
+    /// `[events]`: the event path, its methods and the limits of a request.
     pub events: event::Config,
-    /// Who may report events.
+    /// `[portals]`: the source of the portal list, and how strictly it is applied.
     pub portals: portals::Config,
-    /// What an answer looks like.
+    /// `[response]`: bodies and headers of the answers.
     pub response: answers::Config,
-    /// What is kept of a person.
+    /// `[privacy]`: which personal data an event keeps.
     pub privacy: privacy::Config,
-    /// Where accepted events wait.
+    /// `[spool]`: the folder in which accepted events wait, its size and durability.
     pub spool: spool::Config,
-    /// How events are grouped on their way.
+    /// `[batch]`: defaults for the batches of every upstream.
     pub batch: BatchConfig,
-    /// Where events go. None: into files below `data/events`, see [`Config::upstreams`].
+    /// `[[upstream]]`: where events go. Empty: into files, see [`Config::upstreams`].
     pub upstream: Vec<upstream::Config>,
 }
 
 /// Why a gate did not open.
-#[derive(Debug)]
+#[derive(Debug, thiserror::Error)]
 pub enum OpenError {
-    /// A section's value cannot be used.
-    Config(ConfigError),
+    /// A section holds a value that cannot be used.
+    #[error(transparent)]
+    Config(#[from] ConfigError),
     /// The portal list cannot be read.
+    #[error(transparent)]
     Portals(portals::OpenError),
     /// The spool cannot be opened.
+    #[error(transparent)]
     Spool(spool::OpenError),
-    /// An answer cannot be made of what Pingora takes.
-    Answers(Box<pingora::Error>),
-    /// The threads that deliver cannot be started.
-    Threads(std::io::Error),
-}
-
-impl fmt::Display for OpenError {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::Config(e) => e.fmt(f),
-            Self::Portals(e) => e.fmt(f),
-            Self::Spool(e) => e.fmt(f),
-            Self::Answers(_) => f.write_str("the answers cannot be built"),
-            Self::Threads(_) => f.write_str("the threads that deliver cannot be started"),
-        }
-    }
-}
-
-impl std::error::Error for OpenError {
-    fn source(&self) -> Option<&(dyn std::error::Error + 'static)> {
-        match self {
-            Self::Config(_) => None,
-            Self::Portals(e) => e.source(),
-            Self::Spool(e) => e.source(),
-            Self::Answers(e) => Some(e),
-            Self::Threads(e) => Some(e),
-        }
-    }
-}
-
-impl From<ConfigError> for OpenError {
-    fn from(e: ConfigError) -> Self {
-        Self::Config(e)
-    }
+    /// Pingora refuses a prebuilt answer.
+    #[error("the answers cannot be built")]
+    Answers(#[source] Box<pingora::Error>),
+    /// The delivery threads cannot be started.
+    #[error("the delivery threads cannot be started")]
+    Threads(#[source] std::io::Error),
 }
 
 impl Config {
@@ -129,21 +103,21 @@ impl Config {
     }
 }
 
-/// An upstream, its name, and when its batches close.
+/// An upstream with its name and the limits of its batches.
 type Destination = (String, Arc<dyn Upstream>, BatchConfig);
 
-/// Opens a gate.
+/// Collects what a gate needs and opens it ([`Builder::open`]).
 pub struct Builder {
     config: Config,
     state_dir: PathBuf,
     trusted: TrustedProxies,
     own: Vec<(String, Arc<dyn Upstream>)>,
-    company: Option<InFlight>,
+    in_flight: Option<InFlight>,
     clock: Arc<dyn Clock>,
 }
 
 impl PixelGate {
-    /// Begins a gate with this configuration.
+    /// A builder with this configuration; [`Builder::open`] opens the gate.
     pub fn builder(config: Config) -> Builder {
         Builder::new(config)
     }
@@ -156,40 +130,45 @@ impl Builder {
             state_dir: PathBuf::from("data"),
             trusted: TrustedProxies::default(),
             own: Vec::new(),
-            company: None,
+            in_flight: None,
             clock: Arc::new(SystemClock),
         }
     }
 
-    /// Where small state is kept across restarts, such as the last good portal list. Default
-    /// `data`.
+    /// The folder for small state that survives a restart, such as the last good portal list.
+    /// Default: `data`.
     pub fn state_dir(mut self, dir: &Path) -> Self {
         self.state_dir = dir.to_owned();
         self
     }
 
-    /// Whose word on the client's address is taken. Default: nobody's.
+    /// The proxies whose headers are trusted to name the client's address. Default: none.
     pub fn trusted_proxies(mut self, trusted: TrustedProxies) -> Self {
         self.trusted = trusted;
         self
     }
 
-    /// What counts the requests and connections on which events come, so that a group's sync is not
-    /// held up (`spool.linger_ms`) for company when everyone who could be company is in it. A
-    /// request must count before it is judged. Default: nobody knows, and each group lingers.
-    pub fn company(mut self, in_flight: InFlight) -> Self {
-        self.company = Some(in_flight);
+    /// Counters of the requests and connections on which events arrive. When every request in
+    /// flight is already in the group that waits for its sync, the group is synced at once instead
+    /// of after `spool.linger_ms`. A request must be counted before it is judged. Default: none,
+    /// and every group waits the full linger.
+    pub fn in_flight(mut self, in_flight: InFlight) -> Self {
+        self.in_flight = Some(in_flight);
         self
     }
 
-    /// Adds an upstream of the host's own beside the configured ones. Its name must not change
-    /// between starts: it names the cursor.
+    /// Adds an upstream of the host's own to the configured ones. Its name must stay the same
+    /// between starts, because the spool stores the upstream's position under it.
     pub fn upstream(mut self, name: &str, upstream: Arc<dyn Upstream>) -> Self {
         self.own.push((name.to_owned(), upstream));
         self
     }
 
-    /// The judge alone, as `explain` asks it: nothing is opened but the portal list.
+    /// The judge alone, for `explain`. Opens the portal list and nothing else.
+    ///
+    /// # Errors
+    ///
+    /// The portal list cannot be read, or `events` holds a value that cannot be used.
     pub fn gate(self) -> Result<Gate, OpenError> {
         let portals = Portals::open(&self.config.portals, &self.state_dir, self.clock.clone());
         let portals = portals.map_err(OpenError::Portals)?;
@@ -202,14 +181,14 @@ impl Builder {
         Ok(Gate::new(config.guard()?, config.rules()?, privacy, portals, self.clock.clone()))
     }
 
-    /// Opens everything and starts delivery.
+    /// Opens the portal list and the spool, and starts delivery.
     ///
-    /// Starts threads, so a host that daemonizes must do that first.
+    /// This starts threads, so a host that daemonizes must do so before.
     ///
     /// # Errors
     ///
-    /// The first part that cannot be used. What a spool folder holds is never a reason: damaged
-    /// records are set aside and counted.
+    /// The first part that cannot be used. Damaged records in the spool are no error: they are
+    /// moved to quarantine and counted.
     pub fn open(self) -> Result<PixelGate, OpenError> {
         let config = &self.config;
         config.validate()?;
@@ -217,8 +196,9 @@ impl Builder {
         let portals = portals.map_err(OpenError::Portals)?;
         let gate = self.judge(portals.clone())?;
         let metrics = Metrics::new();
-        let answers = Answers::build(&config.response, &config.events.methods, Prebuilt::new)
-            .map_err(OpenError::Answers)?;
+        let answers =
+            Answers::build(&config.response, &config.events.methods, PrebuiltResponse::new)
+                .map_err(OpenError::Answers)?;
         let routes = self.upstreams()?;
         let names: Vec<String> = routes.iter().map(|(name, ..)| name.clone()).collect();
         let env = Env {
@@ -238,29 +218,29 @@ impl Builder {
             ..delivery::Options::new(config.dead_dir())
         };
         let route = |(name, upstream, batch): Destination| {
-            // The spool was opened with exactly these names, and each is asked for once.
+            // Always `Some`: the spool was opened with these names, and each is taken once.
             let reader = spool.reader(&name)?;
             Some(Route { name, upstream, batch, reader })
         };
         let routes = routes.into_iter().filter_map(route).collect();
         let delivery = Delivery::start(routes, options, portals).map_err(OpenError::Threads)?;
         let trusted = self.trusted;
-        Ok(PixelGate::from_shared(Shared {
+        Ok(PixelGate::from_state(GateState {
             gate,
             spool,
             metrics,
-            glimpses: EventSamples::new(self.clock.clone()),
+            event_samples: EventSamples::new(self.clock.clone()),
             answers,
             response: config.response.clone(),
             methods: config.events.methods.clone(),
             trusted,
             delivery,
-            company: self.company,
+            in_flight: self.in_flight,
             upstreams: config.upstream.clone(),
         }))
     }
 
-    /// Every upstream with its name and its batches.
+    /// The configured upstreams and the host's own.
     fn upstreams(&self) -> Result<Vec<Destination>, ConfigError> {
         let mut all = Vec::new();
         for config in self.config.upstreams() {
@@ -277,15 +257,19 @@ impl Builder {
     }
 }
 
-/// Checks a configuration and all that it names, as `pixelgate check` does, and says what is in
-/// force. Opens no spool.
+/// Checks a configuration and the files that it names, as `pixelgate check` does. Returns a text
+/// for a person: the portal list, the upstreams and the spool in force. Opens no spool.
+///
+/// # Errors
+///
+/// The first part that cannot be used, as [`Builder::open`] would report it.
 pub fn check(config: &Config, state_dir: &Path) -> Result<String, OpenError> {
     config.validate()?;
     let clock: Arc<dyn Clock> = Arc::new(SystemClock);
     let portals = Portals::open(&config.portals, state_dir, clock).map_err(OpenError::Portals)?;
     let mut lines = vec![portals.summary().to_string()];
     for upstream in config.upstreams() {
-        // A file upstream would make its folder; every other only reads what it needs.
+        // Building a file upstream would create its folder; the other kinds only read files.
         if !matches!(upstream.kind, upstream::Kind::File(_)) {
             upstream.build()?;
         }

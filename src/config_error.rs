@@ -1,4 +1,4 @@
-//! The one form in which a section of the configuration says that a value cannot be used.
+//! The error of a configuration value that cannot be used, the same for every section.
 
 use std::error::Error;
 
@@ -17,7 +17,7 @@ impl ConfigError {
         Self { key: key.into(), reason: reason.into(), source: None }
     }
 
-    /// The same, where another error is the cause.
+    /// An error whose cause is another error, which `source()` returns.
     pub(crate) fn caused(
         key: impl Into<String>,
         reason: impl Into<String>,

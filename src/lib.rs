@@ -1,9 +1,9 @@
 //! pixelgate: an event-pixel gate.
 //!
-//! A [Pingora](https://docs.rs/pingora) middleware that intercepts event pixels
-//! (`GET /v1/event/?_a=PORTAL&_n=EVENT&...`) at the edge, judges them, keeps each accepted event
-//! on disk before it answers the pixel, and forwards the events in batches. Everything else is
-//! the host's to proxy, untouched.
+//! A [Pingora](https://docs.rs/pingora) middleware that answers event pixels
+//! (`GET /v1/event/?_a=PORTAL&_n=EVENT&...`) at the edge. It accepts or rejects each event, writes
+//! an accepted one to disk before it answers, and delivers the events to upstreams in batches. All
+//! other requests are left untouched for the host to proxy.
 //!
 //! # Embedding
 //!
@@ -27,7 +27,7 @@
 //!         MyCtx::default()
 //!     }
 //!     async fn request_filter(&self, session: &mut Session, ctx: &mut MyCtx) -> Result<bool> {
-//!         ctx.verdict = self.pixels.handle(session).await?; // None: not ours, session untouched
+//!         ctx.verdict = self.pixels.handle(session).await?; // None: another path
 //!         Ok(ctx.verdict.is_some()) // Some: answered
 //!     }
 //!     async fn upstream_peer(&self, _: &mut Session, _: &mut MyCtx) -> Result<Box<HttpPeer>> {
@@ -37,26 +37,27 @@
 //! # fn main() {}
 //! ```
 //!
-//! A gate is opened by [`PixelGate::builder`] and ended by [`PixelGate::close`], after the server
-//! has stopped. `examples/embed.rs` is a whole proxy.
+//! [`PixelGate::builder`] begins a gate and [`Builder::open`] opens it; call [`PixelGate::close`]
+//! after the server has stopped. `examples/embed.rs` is a complete proxy.
 //!
 //! # What is here
 //!
 //! | for | see |
 //! |---|---|
-//! | the gate in a host's own proxy | [`PixelGate`], [`Builder`], [`Verdict`] |
+//! | the gate in your own proxy | [`PixelGate`], [`Builder`], [`Verdict`] |
 //! | its configuration | [`Config`], the sections in [`config`] |
-//! | an upstream or a clock of the host's own | [`Upstream`], [`custom`] |
+//! | your own upstream or clock | [`Upstream`], [`custom`] |
 //! | an HTTP server with limits in front of a Pingora proxy | [`http_server`] |
 //! | the operator's pages | [`admin_pages`] |
-//! | commands over a spool and its dead letters | [`tools`] |
+//! | commands for a spool and its dead letters, and a limit for log lines | [`tools`] |
 //!
-//! The modules of the crate and what each may import are in `docs/architecture.md`; what a caller,
-//! an operator and a backend can rely on is in `docs/spec.md`.
+//! `docs/spec.md` is the contract for callers, operators and upstreams; `docs/architecture.md`
+//! describes the modules of the crate and what each may import.
 
 #![forbid(unsafe_code)]
 #![warn(missing_docs)]
-// Tests and benchmarks use more than hosts do. What nobody uses at all shows when they are built.
+// Tests and benchmarks use more items than hosts do. Items without any use are reported when the
+// tests are built, which enable `internals`.
 #![cfg_attr(not(feature = "internals"), allow(dead_code, unused_imports))]
 
 mod admin;
@@ -96,14 +97,14 @@ pub mod config {
     pub use crate::upstream::{BatchConfig as Batch, Config as Upstream, Kind as UpstreamKind};
 }
 
-/// What a host needs to bring an upstream or a clock of its own.
+/// What a host needs to implement an upstream ([`Upstream`]) or a clock of its own.
 pub mod custom {
     pub use crate::clock::{Clock, SystemClock};
     pub use crate::upstream::{Batch, Body, Failure, Outcome, Part};
 }
 
-/// An HTTP server in front of Pingora's proxy: connection limits, deadlines, strict framing, and a
-/// fast path for plain event requests.
+/// An HTTP server in front of Pingora's proxy (SPEC 9, `[edge]`): connection limits, deadlines,
+/// strict framing, and a fast path for plain event requests.
 pub mod http_server {
     pub use crate::server::{Acceptor, Limits, Listener, Server};
     pub use crate::telemetry::in_flight::{InFlight, InFlightGuard};
@@ -113,19 +114,20 @@ pub mod http_server {
 /// The operator's listener: `/metrics`, `/livez`, `/readyz`, `/status` and the live page (SPEC 8).
 pub mod admin_pages {
     pub use crate::admin::{Admin, Sampler, VERDICT_TARGET};
-    pub use crate::telemetry::event_samples::PLACES_MAX;
+    pub use crate::telemetry::event_samples::SAMPLES_PER_SECOND_MAX;
 }
 
-/// What commands over a configuration, a spool and its dead letters are made of.
+/// Parts for command-line tools: `explain`, the spool, its dead letters, and log lines.
 pub mod tools {
     pub use crate::delivery::dead_letters;
     pub use crate::event::Record;
     pub use crate::explain::{NotAnEvent, explain};
     pub use crate::spool::recovery::inspect;
+    pub use crate::telemetry::log_throttle::LogThrottle;
 }
 
-/// The rooms of the crate, for its own tests, benchmarks and fuzz targets. No part of the interface:
-/// anything here may change at any time.
+/// The modules of the crate, for its own tests, benchmarks and fuzz targets. Not part of the public
+/// interface: anything here may change at any time.
 #[cfg(feature = "internals")]
 #[doc(hidden)]
 pub mod internals {

@@ -1,10 +1,10 @@
-//! The middleware: an event request in a Pingora session, judged, kept and answered.
+//! The middleware: judges, stores and answers an event request in a Pingora session.
 //!
-//! [`PixelGate`] is what a host puts into its own proxy. It has no trait for the host to
-//! implement and no type parameters: the host calls [`PixelGate::handle`] first thing in
-//! `request_filter` and returns what it says. A request that is not ours is left as it came; one
-//! that is ours is answered here, its connection stays usable, and the verdict is returned for
-//! the host to log. Delivery goes on behind, on threads of the gate's own.
+//! A host puts a [`PixelGate`] into its own proxy. There is no trait to implement and no type
+//! parameter: the host calls [`PixelGate::handle`] first thing in `request_filter` and acts on the
+//! result. A request for another path is left untouched. An event request is answered here, its
+//! connection stays usable, and the verdict is returned for the host to log. Delivery to upstreams
+//! runs on threads of the gate's own; no request waits for it.
 
 use crate::delivery::Forwarder;
 use crate::delivery::threads::Delivery;
@@ -19,7 +19,7 @@ use crate::response::answers::{Answer, Answers, wants_image};
 use crate::response::title_case::title_case;
 use crate::server::InFlight;
 use crate::spool::{CloseError, Commit, Overloaded, Spool};
-use crate::telemetry::event_samples::{EventSamples, Note};
+use crate::telemetry::event_samples::{EventSamples, PendingSample};
 use crate::telemetry::metrics::Metrics;
 use crate::upstream;
 use bytes::Bytes;
@@ -31,62 +31,64 @@ use std::sync::Arc;
 use std::time::Duration;
 
 /// Largest body of an event request that is read (and dropped) to keep the connection usable, in
-/// bytes. After a larger one the answer is the same and the connection closes.
+/// bytes. A larger one gets the same answer, and the connection closes after it.
 pub const BODY_BYTES_MAX: usize = 64 << 10;
 /// How long an event request's body may take to arrive, in seconds.
 const BODY_SECONDS_MAX: u64 = 10;
-/// Places kept free in each prebuilt header for what the connection adds: `Date` and
+/// Spare slots in each prebuilt header for the lines that the connection adds: `Date` and
 /// `Connection`.
 const SPARE_HEADERS: usize = 2;
 
 /// The event gate as a Pingora middleware. Cheap to clone; all clones are one gate.
 #[derive(Clone)]
 pub struct PixelGate {
-    shared: Arc<Shared>,
+    state: Arc<GateState>,
 }
 
-pub(crate) struct Shared {
+/// Everything that the clones of a [`PixelGate`] share.
+pub(crate) struct GateState {
     pub gate: Gate,
     pub spool: Spool,
     pub metrics: Metrics,
-    pub glimpses: EventSamples,
-    pub answers: Answers<Prebuilt>,
-    /// For whoever builds the answers in another form.
+    pub event_samples: EventSamples,
+    pub answers: Answers<PrebuiltResponse>,
+    /// The `[response]` section, from which `server` builds the same answers as bytes.
     pub response: answers::Config,
+    /// The methods of `events.methods`, which those answers name.
     pub methods: Vec<String>,
     pub trusted: TrustedProxies,
     pub delivery: Delivery,
-    /// Who else may report an event; nobody knows where it is not said.
-    pub company: Option<InFlight>,
-    /// As configured, for whoever explains what they would be sent.
+    /// In-flight counters. `None`: every group waits the full linger.
+    pub in_flight: Option<InFlight>,
+    /// The configured upstreams, for `explain`.
     pub upstreams: Vec<upstream::Config>,
 }
 
-/// An answer in the form in which Pingora sends it.
-pub(crate) struct Prebuilt {
+/// An answer as the header and body that Pingora sends.
+pub(crate) struct PrebuiltResponse {
     header: ResponseHeader,
     body: Bytes,
 }
 
-/// What a hit is answered with.
+/// The answer to an event request.
 #[derive(Debug, Clone, Copy)]
-pub(crate) enum Reply {
+pub(crate) enum EventResponse {
     Accepted,
     Head,
     Preflight,
     Refused(Refusal),
 }
 
-/// What the synchronous half of a hit leaves to do.
-pub(crate) enum Step {
+/// What is left to do after an event request was judged.
+pub(crate) enum NextStep {
     /// Answer now.
-    Answer(Reply),
-    /// Wait for the disk, then answer.
-    Wait(Commit, Note),
+    Respond(EventResponse),
+    /// Wait until the event is on disk, then answer.
+    AwaitCommit(Commit, PendingSample),
 }
 
-impl Reply {
-    /// Which of all answers it is.
+impl EventResponse {
+    /// Selects the prebuilt answer.
     pub fn pick<T>(self, answers: &Answers<T>, as_image: bool) -> &T {
         match self {
             Self::Accepted | Self::Head => answers.accepted(),
@@ -95,7 +97,7 @@ impl Reply {
         }
     }
 
-    /// Says better than the prebuilt answer when to come back.
+    /// The `Retry-After` of this answer, in seconds. `None`: the prebuilt value stands.
     pub fn retry_after_seconds(self) -> Option<u32> {
         match self {
             Self::Refused(refusal) => refusal.retry_after_seconds,
@@ -118,9 +120,9 @@ impl Reply {
         }
     }
 
-    /// What a 200 promises, kept or not (SPEC 6).
-    fn of_commit(durable: Result<(), Overloaded>) -> Self {
-        match durable {
+    /// Accepted only if the commit succeeded, else `overloaded` (SPEC 6).
+    fn of_commit(committed: Result<(), Overloaded>) -> Self {
+        match committed {
             Ok(()) => Self::Accepted,
             Err(Overloaded) => Self::Refused(Refusal::of(Reason::Overloaded)),
         }
@@ -128,19 +130,19 @@ impl Reply {
 }
 
 impl PixelGate {
-    pub(crate) fn from_shared(shared: Shared) -> Self {
-        Self { shared: Arc::new(shared) }
+    pub(crate) fn from_state(state: GateState) -> Self {
+        Self { state: Arc::new(state) }
     }
 
-    /// Judges and answers a request for the event path. To be called first in `request_filter`:
+    /// Judges and answers an event request. Call this first in `request_filter`:
     ///
-    /// - `Ok(None)`: not ours; the session is untouched and may be proxied.
-    /// - `Ok(Some(verdict))`: ours, and answered. Return `Ok(true)`.
+    /// - `Ok(None)`: another path; the session is untouched. Return `Ok(false)` to proxy it.
+    /// - `Ok(Some(verdict))`: an event request, and answered. Return `Ok(true)`.
     ///
     /// # Errors
     ///
-    /// The client went away before it was answered. An event that was accepted by then stays
-    /// accepted.
+    /// The client went away before the answer was written. An event that was accepted by then
+    /// stays accepted.
     pub async fn handle(&self, session: &mut Session) -> pingora::Result<Option<Verdict>> {
         self.handle_downstream(session.as_downstream_mut()).await
     }
@@ -150,94 +152,98 @@ impl PixelGate {
         &self,
         session: &mut ServerSession,
     ) -> pingora::Result<Option<Verdict>> {
-        let Some(step) = self.step(session) else { return Ok(None) };
-        let reply = self.finish(step).await;
+        let Some(step) = self.judge_session(session) else { return Ok(None) };
+        let response = self.finish(step).await;
         drop_body(session).await?;
-        self.answer(session, reply).await?;
-        Ok(Some(reply.verdict()))
+        self.answer(session, response).await?;
+        Ok(Some(response.verdict()))
     }
 
-    /// Everything that needs no waiting: judge, encode, enqueue. `None` where it is not ours.
-    fn step(&self, session: &ServerSession) -> Option<Step> {
+    /// The part without waiting: judge, encode, enqueue. `None`: another path.
+    fn judge_session(&self, session: &ServerSession) -> Option<NextStep> {
         let request = session.req_header();
         let target = Target::split(request.raw_path());
-        let reading = self.shared.gate.read(target.path);
+        let reading = self.state.gate.read(target.path);
         if reading == Reading::Other {
             return None;
         }
         let peer = session.client_addr().and_then(|a| a.as_inet()).map(|a| a.ip());
-        Some(self.begin(EventRequest {
+        Some(self.judge(EventRequest {
             method: &request.method,
             reading,
             query: target.query,
-            context: context(&request.headers, peer, &self.shared.trusted),
+            context: context(&request.headers, peer, &self.state.trusted),
         }))
     }
 
-    /// Judges a hit, and enqueues what is kept.
-    pub(crate) fn begin(&self, hit: EventRequest<'_>) -> Step {
-        let shared = &*self.shared;
-        let query = hit.query;
+    /// Judges an event request, and enqueues an accepted event in the spool.
+    pub(crate) fn judge(&self, request: EventRequest<'_>) -> NextStep {
+        let state = &*self.state;
+        let query = request.query;
         let refused = |refusal: Refusal| {
-            shared.glimpses.rejected(refusal.reject.reason, query, shared.gate.rules());
-            Step::Answer(Reply::Refused(refusal))
+            state.event_samples.rejected(refusal.reject.reason, query, state.gate.rules());
+            NextStep::Respond(EventResponse::Refused(refusal))
         };
-        let mut kept = AcceptedEvent::blank();
-        match shared.gate.judge(hit, &mut kept) {
+        let mut accepted = AcceptedEvent::blank();
+        match state.gate.judge(request, &mut accepted) {
             Decision::Keep => {}
             Decision::Refuse(refusal) => return refused(refusal),
-            Decision::Preflight => return Step::Answer(Reply::Preflight),
-            Decision::Head => return Step::Answer(Reply::Head),
+            Decision::Preflight => return NextStep::Respond(EventResponse::Preflight),
+            Decision::Head => return NextStep::Respond(EventResponse::Head),
         }
-        for (_, why) in &kept.ignored {
-            shared.metrics.count_ignored(*why);
+        for (_, why) in &accepted.ignored {
+            state.metrics.count_ignored(*why);
         }
-        if let Some(reason) = kept.would_refuse {
-            shared.metrics.count_dry_run_refusal(reason);
+        if let Some(reason) = accepted.would_refuse {
+            state.metrics.count_dry_run_refusal(reason);
         }
-        match shared.spool.append(|out| shared.gate.encode(&kept, out)) {
+        match state.spool.append(|out| state.gate.encode(&accepted, out)) {
             Ok(commit) => {
-                if shared.company.as_ref().is_some_and(InFlight::is_everyone) {
-                    shared.spool.flush_now();
+                if state.in_flight.as_ref().is_some_and(InFlight::is_everyone) {
+                    state.spool.flush_now();
                 }
-                Step::Wait(commit, shared.glimpses.kept(&kept.event))
+                NextStep::AwaitCommit(commit, state.event_samples.appended(&accepted.event))
             }
             Err(Overloaded) => refused(Refusal::of(Reason::Overloaded)),
         }
     }
 
-    /// Waits for the disk where there is something to wait for, and counts what came of it.
-    pub(crate) async fn finish(&self, step: Step) -> Reply {
-        let reply = match step {
-            Step::Answer(reply) => reply,
-            Step::Wait(commit, note) => {
-                let reply = Reply::of_commit(commit.await);
-                self.shared.glimpses.settled(note, reply.reason());
-                reply
+    /// Waits until an accepted event is on disk, and counts the verdict.
+    pub(crate) async fn finish(&self, step: NextStep) -> EventResponse {
+        let response = match step {
+            NextStep::Respond(response) => response,
+            NextStep::AwaitCommit(commit, pending) => {
+                let response = EventResponse::of_commit(commit.await);
+                self.state.event_samples.committed(pending, response.reason());
+                response
             }
         };
-        self.count(reply.verdict());
-        reply
+        self.count(response.verdict());
+        response
     }
 
     fn count(&self, verdict: Verdict) {
         match verdict {
-            Verdict::Accepted => self.shared.metrics.count_accepted(),
-            Verdict::Rejected(reject) => self.shared.metrics.count_rejected(reject.reason),
-            Verdict::NotJudged => self.shared.metrics.count_not_judged(),
+            Verdict::Accepted => self.state.metrics.count_accepted(),
+            Verdict::Rejected(reject) => self.state.metrics.count_rejected(reject.reason),
+            Verdict::NotJudged => self.state.metrics.count_not_judged(),
         }
     }
 
-    async fn answer(&self, session: &mut ServerSession, reply: Reply) -> pingora::Result<()> {
+    async fn answer(
+        &self,
+        session: &mut ServerSession,
+        response: EventResponse,
+    ) -> pingora::Result<()> {
         let accept = session.get_header(header::ACCEPT).map(|value| value.as_bytes());
-        let prebuilt = reply.pick(&self.shared.answers, wants_image(accept));
+        let prebuilt = response.pick(&self.state.answers, wants_image(accept));
         let mut header = Box::new(if session.is_http2() {
-            // Where all names are in lower case, how they could be spelled is not copied along.
+            // HTTP/2 sends all names in lower case, so their HTTP/1 spelling is not copied.
             ResponseHeader::from(prebuilt.header.as_owned_parts())
         } else {
             prebuilt.header.clone()
         });
-        if let Some(seconds) = reply.retry_after_seconds()
+        if let Some(seconds) = response.retry_after_seconds()
             && header.headers.contains_key(header::RETRY_AFTER)
         {
             header.insert_header(header::RETRY_AFTER, seconds)?;
@@ -249,57 +255,57 @@ impl PixelGate {
         Ok(())
     }
 
-    pub(crate) fn shared(&self) -> &Shared {
-        &self.shared
+    pub(crate) fn state(&self) -> &GateState {
+        &self.state
     }
 
-    /// The judge, for a host that wants to explain a verdict. Nothing is recorded by asking it.
+    /// The judge, for a host that wants to explain a verdict. Asking it counts and stores nothing.
     pub fn gate(&self) -> &Gate {
-        &self.shared.gate
+        &self.state.gate
     }
 
-    /// The gate's own numbers.
+    /// The gate's counters and gauges (SPEC 8).
     pub fn metrics(&self) -> &Metrics {
-        &self.shared.metrics
+        &self.state.metrics
     }
 
-    /// What may be seen of single events.
-    pub fn glimpses(&self) -> &EventSamples {
-        &self.shared.glimpses
+    /// Masked samples of single events, and the portals with the most events.
+    pub fn event_samples(&self) -> &EventSamples {
+        &self.state.event_samples
     }
 
-    /// Where accepted events wait.
+    /// The queue on disk in which accepted events wait for their upstreams.
     pub fn spool(&self) -> &Spool {
-        &self.shared.spool
+        &self.state.spool
     }
 
-    /// How each upstream fares.
-    pub fn forwarder(&self) -> &Forwarder {
-        self.shared.delivery.forwarder()
+    /// Delivery to the upstreams, with the state of each.
+    pub fn delivery(&self) -> &Forwarder {
+        self.state.delivery.forwarder()
     }
 
-    /// Reads the portal list again now, as SIGHUP asks for.
+    /// Asks for the portal list to be read again now, as SIGHUP does. Does not wait for it.
     pub fn reload_portals(&self) {
-        self.shared.gate.portals().reload();
+        self.state.gate.portals().reload();
     }
 
-    /// Stops delivery and makes everything that was answered durable, within `limit`. To be
-    /// called once no request is in flight; events that come later are `overloaded`. What was
-    /// not delivered by then is delivered by the next start. Must not be called from async code.
+    /// Stops delivery and makes every enqueued event durable, within `limit`. Call this once no
+    /// request is in flight: later events are rejected as `overloaded`. Events that are not
+    /// delivered yet are delivered after the next start. Must not be called from async code.
     ///
     /// # Errors
     ///
-    /// The disk refused what was enqueued, or took longer than `limit`. No event that was
-    /// answered 200 with durability `power` or `interval` is among it.
+    /// The disk refused enqueued events, or took longer than `limit`. None of these events was
+    /// answered 200 with durability `power` or `interval`.
     pub fn close(&self, limit: Duration) -> Result<(), CloseError> {
-        self.shared.delivery.stop();
-        self.shared.spool.close(limit)
+        self.state.delivery.stop();
+        self.state.spool.close(limit)
     }
 }
 
-impl Prebuilt {
-    /// Turns an answer into Pingora's form. Fails for no answer of [`Answers`]: their headers are
-    /// valid by type and their statuses are literals.
+impl PrebuiltResponse {
+    /// Turns an answer into Pingora's form. Does not fail for an answer of [`Answers`]: their
+    /// headers are valid by type and their statuses are literals.
     pub fn new(answer: Answer) -> pingora::Result<Self> {
         let size = answer.headers.len() + SPARE_HEADERS;
         let mut header = ResponseHeader::build(answer.status, Some(size))?;
@@ -310,15 +316,14 @@ impl Prebuilt {
     }
 }
 
-/// Reads a body that came along and drops it, so that the next request on this connection is
-/// found where it begins. Gives up on one that is too long or too slow: the connection then
-/// closes after the answer.
+/// Reads and drops the request's body, so that the next request on this connection is found where
+/// it begins. If the body is too long or too slow, the connection closes after the answer.
 async fn drop_body(session: &mut ServerSession) -> pingora::Result<()> {
     if session.is_body_done() {
         return Ok(());
     }
     if session.get_header(header::EXPECT).is_some() {
-        // Nobody needs this body: the answer is final, and a client that waits may keep it.
+        // The answer is final without the body, so a client that waits for 100 need not send it.
         session.set_keepalive(None);
         return Ok(());
     }
@@ -330,7 +335,7 @@ async fn drop_body(session: &mut ServerSession) -> pingora::Result<()> {
     Ok(())
 }
 
-/// Reads to the body's end, or past [`BODY_BYTES_MAX`]; says whether the end came.
+/// Reads to the body's end or past [`BODY_BYTES_MAX`]; returns whether the end was reached.
 async fn read_body(session: &mut ServerSession) -> pingora::Result<bool> {
     let mut read = 0;
     while let Some(piece) = session.read_request_body().await? {

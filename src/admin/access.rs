@@ -1,10 +1,10 @@
-//! Who may ask the admin listener.
+//! Decides which requests the admin listener answers.
 //!
-//! With a token: whoever brings it. Without one the listener is on a loopback address, and
-//! whoever is on this machine may ask. That includes every web page that is open in a browser
-//! here, so two things are refused: a `Host` that is no loopback name or address (a page whose own
-//! name was made to resolve to 127.0.0.1, "DNS rebinding"), and a request that a browser says was
-//! made by another site.
+//! With `admin.token`: requests that bring the token. Without it the listener is on a loopback
+//! address, and every program on this machine may ask. That includes each web page that is open in
+//! a browser here, so two kinds of requests are denied: those whose `Host` is no loopback name or
+//! address (DNS rebinding: a page whose own name resolves to 127.0.0.1), and those that a browser
+//! marks as made by another site.
 
 use http::{HeaderMap, HeaderName, header};
 use std::net::IpAddr;
@@ -14,27 +14,27 @@ const SEC_FETCH_SITE: HeaderName = HeaderName::from_static("sec-fetch-site");
 /// Why a request is not answered.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Denied {
-    /// It lacks the token.
+    /// The request lacks the token.
     Token,
-    /// It is addressed to a name that is not this listener's.
+    /// The request is addressed to a name that is no loopback name.
     Host,
-    /// Another site's page makes it.
+    /// A page of another site made the request.
     Site,
 }
 
-/// The rule of one listener.
+/// The access rule of one listener.
 #[derive(Debug, Clone)]
 pub struct Access {
     token: Option<String>,
 }
 
 impl Access {
-    /// With this token; without one the listener must be on a loopback address.
+    /// A rule with this token. With `None` the listener must be on a loopback address.
     pub fn new(token: Option<String>) -> Self {
         Self { token }
     }
 
-    /// Whether the page itself, which holds no data, may be shown.
+    /// Checks a request for the page itself, which holds no data: it needs no token.
     pub fn shell(&self, headers: &HeaderMap) -> Result<(), Denied> {
         match self.token {
             None if !is_addressed_to_loopback(headers) => Err(Denied::Host),
@@ -42,7 +42,7 @@ impl Access {
         }
     }
 
-    /// Whether data may be given.
+    /// Checks a request for data.
     pub fn data(&self, headers: &HeaderMap) -> Result<(), Denied> {
         self.shell(headers)?;
         if let Some(token) = &self.token {
@@ -59,7 +59,7 @@ impl Access {
     }
 }
 
-/// Compares without telling by its time how much was right.
+/// Compares in a time that does not depend on how many bytes are equal.
 fn equal(a: &[u8], b: &[u8]) -> bool {
     a.len() == b.len() && a.iter().zip(b).fold(0, |differ, (a, b)| differ | (a ^ b)) == 0
 }
@@ -78,7 +78,8 @@ fn is_addressed_to_loopback(headers: &HeaderMap) -> bool {
     is_address || name == "localhost" || name.ends_with(".localhost")
 }
 
-/// As browsers say it: by `Sec-Fetch-Site`, or, those that do not, by `Origin`.
+/// Whether a browser marks the request as another site's: by `Sec-Fetch-Site`, or by `Origin` if
+/// the browser does not send the former.
 fn is_of_another_site(headers: &HeaderMap) -> bool {
     if let Some(site) = headers.get(SEC_FETCH_SITE) {
         return !matches!(site.as_bytes(), b"same-origin" | b"none");

@@ -1,30 +1,31 @@
-//! The first thing an operator reads: one sentence on how the edge is, and one on what to do.
+//! The first thing an operator reads: one sentence about the state, and one about what to do.
 //!
-//! The worst that is the case is told, and it alone: first what refuses events, then what holds
-//! them back, then what is odd. The sentences hold names from the configuration, numbers, and the
-//! errors that the log shows, too.
+//! Only the worst condition is reported: first those that refuse events, then those that hold them
+//! back, then unusual ones. The sentences hold names from the configuration, numbers, and errors
+//! that the log shows as well.
 
-use super::sampler::Snapshot;
+use super::snapshot::Snapshot;
 use crate::delivery;
 use crate::delivery::State;
 use crate::policy::portals;
 use crate::policy::portals::Mode;
 
-/// A fresh failure is a hiccup: for so long, in seconds, an upstream that retries is not news.
+/// An upstream that retries is reported only after this time, in seconds.
 const HICCUP_SECONDS: u64 = 10;
-/// From when on a spool that fills up is news, in seconds.
+/// A spool that is going to be full within this time, in seconds, is reported.
 const FULL_SOON_SECONDS: u64 = 3600;
-/// A spool that is full later than this, in seconds, is not said to fill up. The same in `page.js`.
+/// A spool that is going to be full only after this time, in seconds, counts as not filling up.
+/// `page.js` has the same limit.
 const FILLS_SECONDS: u64 = 30 * 86_400;
 
-/// How loud to be.
+/// How urgent the condition is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Level {
-    /// All is well.
+    /// Nothing to do.
     Ok,
-    /// Events flow, and somebody should look.
+    /// Events are accepted and delivered, but an operator should look.
     Notice,
-    /// Events are refused or held back.
+    /// Events are refused, or wait for an upstream.
     Trouble,
 }
 
@@ -41,36 +42,36 @@ impl Level {
 
 /// See the module.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Headline {
-    /// How loud to be.
+pub struct HealthSummary {
+    /// How urgent the condition is.
     pub level: Level,
-    /// How the edge is.
+    /// The state, as one sentence.
     pub text: String,
-    /// What to do.
+    /// What to do, in one or two sentences.
     pub advice: String,
 }
 
-fn trouble(text: String, advice: impl Into<String>) -> Option<Headline> {
-    Some(Headline { level: Level::Trouble, text, advice: advice.into() })
+fn trouble(text: String, advice: impl Into<String>) -> Option<HealthSummary> {
+    Some(HealthSummary { level: Level::Trouble, text, advice: advice.into() })
 }
 
-fn notice(text: String, advice: impl Into<String>) -> Option<Headline> {
-    Some(Headline { level: Level::Notice, text, advice: advice.into() })
+fn notice(text: String, advice: impl Into<String>) -> Option<HealthSummary> {
+    Some(HealthSummary { level: Level::Notice, text, advice: advice.into() })
 }
 
-/// Says how the edge is.
-pub fn headline(look: &Snapshot) -> Headline {
-    None.or_else(|| spool_refuses(look))
-        .or_else(|| portals_refuse(&look.portals))
-        .or_else(|| upstream_holds_back(look))
-        .or_else(|| spool_fills(look))
-        .or_else(|| portals_are_old(&look.portals))
-        .or_else(|| rejections(look))
-        .unwrap_or_else(|| well(look))
+/// The worst condition of this snapshot.
+pub fn health_summary(snapshot: &Snapshot) -> HealthSummary {
+    None.or_else(|| spool_refuses(snapshot))
+        .or_else(|| portals_refuse(&snapshot.portals))
+        .or_else(|| upstream_holds_back(snapshot))
+        .or_else(|| spool_fills(snapshot))
+        .or_else(|| portals_are_old(&snapshot.portals))
+        .or_else(|| rejections(snapshot))
+        .unwrap_or_else(|| well(snapshot))
 }
 
-fn spool_refuses(look: &Snapshot) -> Option<Headline> {
-    let why = look.spool.failing.as_ref()?;
+fn spool_refuses(snapshot: &Snapshot) -> Option<HealthSummary> {
+    let why = snapshot.spool.failing.as_ref()?;
     let advice = if why.contains("bytes_max") {
         "The spool is full because an upstream does not take its events: see to it first. Raising \
          spool.bytes_max gains time. What waits is safe; senders are told to come back."
@@ -84,7 +85,7 @@ fn spool_refuses(look: &Snapshot) -> Option<Headline> {
     trouble(format!("Events are refused: {why}."), advice)
 }
 
-fn portals_refuse(portals: &portals::Status) -> Option<Headline> {
+fn portals_refuse(portals: &portals::Status) -> Option<HealthSummary> {
     let failure = portals.last_failure.as_ref().map(|failure| failure.what.as_str());
     let failure = failure.unwrap_or("It has not answered yet");
     if portals.mode == Mode::Off {
@@ -101,19 +102,19 @@ fn portals_refuse(portals: &portals::Status) -> Option<Headline> {
     }
 }
 
-/// Of several the one that has been in trouble for longest.
-fn upstream_holds_back(look: &Snapshot) -> Option<Headline> {
-    let troubled = look.routes.iter().filter(|route| is_in_trouble(route));
+/// Of several upstreams in trouble, the one that has been so for longest.
+fn upstream_holds_back(snapshot: &Snapshot) -> Option<HealthSummary> {
+    let troubled = snapshot.routes.iter().filter(|route| is_in_trouble(route));
     let route = troubled.max_by_key(|route| route.trouble_seconds)?;
     let name = &route.name;
-    let held = look.spool.upstreams.iter().find(|held| held.name == *name);
+    let held = snapshot.spool.upstreams.iter().find(|held| held.name == *name);
     let wait = match held.map_or(0, |held| held.pending) {
         0 => "no event waits".to_owned(),
         1 => "1 event waits safely on disk".to_owned(),
         more => format!("{} events wait safely on disk", grouped(more)),
     };
     let error = route.last_error.as_deref().unwrap_or("none is known");
-    let room = match look.spool.seconds_to_full {
+    let room = match snapshot.spool.seconds_to_full {
         Some(seconds) if seconds < FILLS_SECONDS => {
             format!(" At this pace the spool is full in {}.", span(seconds))
         }
@@ -138,7 +139,7 @@ fn upstream_holds_back(look: &Snapshot) -> Option<Headline> {
     }
 }
 
-/// Whether an upstream needs somebody.
+/// Whether an upstream needs an operator's attention.
 pub fn is_in_trouble(route: &delivery::Status) -> bool {
     match route.state {
         State::Ok | State::Stopped => false,
@@ -147,15 +148,15 @@ pub fn is_in_trouble(route: &delivery::Status) -> bool {
     }
 }
 
-fn spool_fills(look: &Snapshot) -> Option<Headline> {
-    let seconds = look.spool.seconds_to_full.filter(|&seconds| seconds < FULL_SOON_SECONDS)?;
+fn spool_fills(snapshot: &Snapshot) -> Option<HealthSummary> {
+    let seconds = snapshot.spool.seconds_to_full.filter(|&seconds| seconds < FULL_SOON_SECONDS)?;
     notice(
         format!("Events flow in faster than out; the spool is full in {}.", span(seconds)),
         "An upstream is too slow: look at its lag, and raise its concurrency_max or its batches.",
     )
 }
 
-fn portals_are_old(portals: &portals::Status) -> Option<Headline> {
+fn portals_are_old(portals: &portals::Status) -> Option<HealthSummary> {
     if portals.fresh || portals.mode == Mode::Off {
         return None;
     }
@@ -170,8 +171,8 @@ fn portals_are_old(portals: &portals::Status) -> Option<Headline> {
     )
 }
 
-fn rejections(look: &Snapshot) -> Option<Headline> {
-    let lately = &look.lately;
+fn rejections(snapshot: &Snapshot) -> Option<HealthSummary> {
+    let lately = &snapshot.lately;
     let (reason, most) = *lately.ranked().first()?;
     let over = span(lately.seconds);
     let rejected = lately.refused() + lately.turned_away();
@@ -190,10 +191,10 @@ fn rejections(look: &Snapshot) -> Option<Headline> {
     }
 }
 
-fn well(look: &Snapshot) -> Headline {
-    let lately = &look.lately;
+fn well(snapshot: &Snapshot) -> HealthSummary {
+    let lately = &snapshot.lately;
     let over = span(lately.seconds);
-    let mode = match look.portals.mode {
+    let mode = match snapshot.portals.mode {
         Mode::Enforce => "",
         Mode::DryRun => " portals.mode is dry_run: what enforce would refuse is accepted.",
         Mode::Off => " portals.mode is off: every portal is allowed.",
@@ -209,10 +210,10 @@ fn well(look: &Snapshot) -> Headline {
             format!("{} accepted in the last {over}. Nothing to do.", grouped(many)),
         ),
     };
-    Headline { level: Level::Ok, text, advice: format!("{advice}{mode}") }
+    HealthSummary { level: Level::Ok, text, advice: format!("{advice}{mode}") }
 }
 
-/// `12,400`.
+/// A number with separators: `12,400`.
 fn grouped(number: u64) -> String {
     let digits = number.to_string();
     let mut text = String::new();
@@ -225,7 +226,7 @@ fn grouped(number: u64) -> String {
     text
 }
 
-/// `40 s`, `3 min`, `2 h`, `5 days`: as exact as people ask.
+/// `40 s`, `3 min`, `2 h`, `5 days`: one unit, rounded down.
 fn span(seconds: u64) -> String {
     match seconds {
         0..=119 => format!("{seconds} s"),
@@ -237,12 +238,15 @@ fn span(seconds: u64) -> String {
 
 #[cfg(test)]
 mod tests {
-    use super::super::sampler::Span;
     use super::*;
+    use crate::admin::history::Span;
     use crate::event::Reason;
     use crate::spool;
+    use crate::telemetry::event_samples::Ranking;
+    use std::collections::HashMap;
+    use std::time::Duration;
 
-    fn look() -> Snapshot {
+    fn snapshot() -> Snapshot {
         Snapshot {
             spool: spool::Status {
                 bytes: 0,
@@ -278,30 +282,39 @@ mod tests {
                 outcomes: Vec::new(),
             }],
             lately: Span { seconds: 600, accepted: 5, ..Span::default() },
+            at_ms: 0,
+            uptime: Duration::ZERO,
+            accepted: 5,
+            rejected: Vec::new(),
+            not_judged: 0,
+            spool_bytes_max: 1 << 30,
+            top_portals: Ranking::default(),
+            rejections: HashMap::new(),
+            recent: Vec::new(),
         }
     }
 
     fn check(change: impl FnOnce(&mut Snapshot), level: Level, parts: &[&str]) {
-        let mut look = look();
-        change(&mut look);
-        let told = headline(&look);
-        assert_eq!(told.level, level, "{told:?}");
+        let mut snapshot = snapshot();
+        change(&mut snapshot);
+        let summary = health_summary(&snapshot);
+        assert_eq!(summary.level, level, "{summary:?}");
         for part in parts {
-            let found = told.text.contains(part) || told.advice.contains(part);
-            assert!(found, "{part:?} is not in {told:?}");
+            let found = summary.text.contains(part) || summary.advice.contains(part);
+            assert!(found, "{part:?} is not in {summary:?}");
         }
-        assert!(told.advice.ends_with('.') && !told.advice.contains(".."), "{told:?}");
+        assert!(summary.advice.ends_with('.') && !summary.advice.contains(".."), "{summary:?}");
     }
 
     #[test]
-    fn the_worst_is_told_and_what_to_do() {
-        let down = |look: &mut Snapshot| {
-            look.routes[0].state = State::Down;
-            look.routes[0].trouble_seconds = Some(200);
-            look.routes[0].last_error = Some("connection refused".to_owned());
+    fn only_the_worst_condition_is_reported() {
+        let down = |snapshot: &mut Snapshot| {
+            snapshot.routes[0].state = State::Down;
+            snapshot.routes[0].trouble_seconds = Some(200);
+            snapshot.routes[0].last_error = Some("connection refused".to_owned());
         };
         check(|_| {}, Level::Ok, &["Events flow.", "5 accepted in the last 10 min"]);
-        check(|look| look.lately.accepted = 0, Level::Ok, &["Ready.", "explain"]);
+        check(|snapshot| snapshot.lately.accepted = 0, Level::Ok, &["Ready.", "explain"]);
         check(
             down,
             Level::Trouble,
@@ -311,41 +324,49 @@ mod tests {
             ],
         );
         check(
-            |look| {
-                down(look);
-                look.spool.failing = Some("spool.bytes_max is reached".to_owned());
+            |snapshot| {
+                down(snapshot);
+                snapshot.spool.failing = Some("spool.bytes_max is reached".to_owned());
             },
             Level::Trouble,
             &["Events are refused: spool.bytes_max is reached.", "see to it first"],
         );
         check(
-            |look| {
-                down(look);
-                look.spool.seconds_to_full = Some(7200);
+            |snapshot| {
+                down(snapshot);
+                snapshot.spool.seconds_to_full = Some(7200);
             },
             Level::Trouble,
             &["full in 2 h"],
         );
         check(
-            |look| {
-                down(look);
-                look.routes[0].state = State::Misconfigured;
+            |snapshot| {
+                down(snapshot);
+                snapshot.routes[0].state = State::Misconfigured;
             },
             Level::Trouble,
             &["how it is asked", "[[upstream]] collector"],
         );
-        check(|look| look.portals.loaded_at_ms = None, Level::Trouble, &["no portal list"]);
-        check(|look| look.portals.stale = true, Level::Trouble, &["stale_seconds_max"]);
-        check(|look| look.portals.fresh = false, Level::Notice, &["1,000,000 portals, stays"]);
-        check(|look| look.spool.seconds_to_full = Some(600), Level::Notice, &["full in 10 min"]);
+        check(|snapshot| snapshot.portals.loaded_at_ms = None, Level::Trouble, &["no portal list"]);
+        check(|snapshot| snapshot.portals.stale = true, Level::Trouble, &["stale_seconds_max"]);
+        check(
+            |snapshot| snapshot.portals.fresh = false,
+            Level::Notice,
+            &["1,000,000 portals, stays"],
+        );
+        check(
+            |snapshot| snapshot.spool.seconds_to_full = Some(600),
+            Level::Notice,
+            &["full in 10 min"],
+        );
     }
 
     #[test]
-    fn a_hiccup_is_no_news() {
+    fn a_short_failure_is_not_reported() {
         let retrying = |seconds| {
-            move |look: &mut Snapshot| {
-                look.routes[0].state = State::Retrying;
-                look.routes[0].trouble_seconds = Some(seconds);
+            move |snapshot: &mut Snapshot| {
+                snapshot.routes[0].state = State::Retrying;
+                snapshot.routes[0].trouble_seconds = Some(seconds);
             }
         };
         check(retrying(HICCUP_SECONDS - 1), Level::Ok, &["Events flow"]);
@@ -353,16 +374,16 @@ mod tests {
     }
 
     #[test]
-    fn rejections_are_told_when_they_are_many() {
+    fn many_rejections_are_reported() {
         let of = |reason: Reason, count| {
-            move |look: &mut Snapshot| look.lately.by_reason[reason as usize] = count
+            move |snapshot: &mut Snapshot| snapshot.lately.by_reason[reason as usize] = count
         };
         check(of(Reason::InvalidEmail, 5), Level::Ok, &["Events flow."]);
         check(of(Reason::InvalidEmail, 45), Level::Notice, &["90 %", "45 for invalid_email"]);
         check(of(Reason::Overloaded, 1), Level::Notice, &["1 were turned away"]);
-        let all = |look: &mut Snapshot| {
-            look.lately.accepted = 0;
-            look.lately.by_reason[Reason::PortalNotAllowed as usize] = 3;
+        let all = |snapshot: &mut Snapshot| {
+            snapshot.lately.accepted = 0;
+            snapshot.lately.by_reason[Reason::PortalNotAllowed as usize] = 3;
         };
         check(all, Level::Notice, &["No event counts: all 3", "portal_not_allowed"]);
     }

@@ -1,8 +1,8 @@
-//! The live page: one self-contained document, made once from its three sources.
+//! The live page: one self-contained document, assembled once from its three sources.
 //!
-//! No build step and no outside resource. The policy that is sent with it lets the browser run
-//! exactly this script and use exactly this style, by their hashes, and talk to this listener
-//! alone. The document holds no data: the script asks for it, with the token where one is needed.
+//! There is no build step and no outside resource. The `Content-Security-Policy` allows the browser
+//! to run this script and to use this style, by their hashes, and to connect to this listener
+//! alone. The document holds no data: the script fetches it, with the token if `admin.token` is set.
 
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
@@ -15,14 +15,14 @@ const SCRIPT: &str = include_str!("page/page.js");
 /// The document and the `Content-Security-Policy` that belongs to it.
 #[derive(Debug)]
 pub struct Document {
-    /// HTML.
+    /// The HTML, with style and script inside.
     pub body: String,
-    /// The policy.
+    /// The value of `Content-Security-Policy`.
     pub policy: String,
 }
 
 impl Document {
-    /// Puts the document together.
+    /// Assembles the document and computes the hashes.
     pub fn new() -> Self {
         let hash = |text: &str| STANDARD.encode(digest(&SHA256, text.as_bytes()));
         let policy = format!(

@@ -1,77 +1,69 @@
-//! `/status` and `/readyz`: how the gate is, as data.
+//! `/status`, `/readyz` and the gauges of `/metrics`, from a [`Snapshot`].
 //!
-//! `/status` holds the keys of SPEC 8, and beside them what the page shows more; `docs/admin.md`
-//! says what each of those is.
+//! `/status` holds the keys of SPEC 8 and further ones for the page; `docs/admin.md` has all.
+//! The JSON keys are an interface and stay, whatever the types here are called.
 
-use super::health_summary::{headline, is_in_trouble};
-use super::sampler::{Rejections, Sampler, Snapshot};
+use super::health_summary::{health_summary, is_in_trouble};
+use super::history::Rejections;
+use super::snapshot::Snapshot;
 use crate::event::Reason;
-use crate::plugin::PixelGate;
-use crate::policy::portals;
-use crate::spool;
 use crate::telemetry::event_samples::EventSample;
+use crate::telemetry::metrics::Metrics;
 use serde_json::{Value, json};
 use std::cmp::Reverse;
-use std::collections::HashMap;
 
-/// Portals in the ranking.
+/// Most portals in the ranking.
 const RANKED_PORTALS: usize = 12;
 
-/// Everything that is known, see the module.
-pub fn status(lookout: &Sampler) -> Value {
-    let gate = lookout.gate();
-    let look = lookout.look();
-    let headline = headline(&look);
-    let faults = faults(&look.portals, &look.spool);
-    let (accepted, reasons) = gate.metrics().verdicts();
+/// The whole of `/status`.
+pub fn to_json(snapshot: &Snapshot) -> Value {
+    let summary = health_summary(snapshot);
+    let faults = faults(snapshot);
     let mut verdicts = serde_json::Map::new();
-    verdicts.insert("accepted".to_owned(), accepted.into());
-    for (reason, count) in reasons {
-        verdicts.insert(reason.as_str().to_owned(), count.into());
+    verdicts.insert("accepted".to_owned(), snapshot.accepted.into());
+    for (reason, count) in &snapshot.rejected {
+        verdicts.insert(reason.as_str().to_owned(), (*count).into());
     }
-    let past = lookout.past();
-    let recent: Vec<_> = past.recent.iter().map(|(at, seen)| glimpse(*at, seen)).collect();
-    let rejections = past.rejections();
-    drop(past);
     json!({
         "version": env!("CARGO_PKG_VERSION"),
-        "uptime_seconds": lookout.uptime().as_secs(),
-        "now": now_ms(),
+        "uptime_seconds": snapshot.uptime.as_secs(),
+        "now": snapshot.at_ms,
         "headline": {
-            "level": headline.level.as_str(),
-            "text": headline.text,
-            "advice": headline.advice,
+            "level": summary.level.as_str(),
+            "text": summary.text,
+            "advice": summary.advice,
         },
         "ready": faults.is_empty(),
         "faults": faults,
         "verdicts": verdicts,
-        "not_judged": gate.metrics().not_judged(),
-        "lately": lately(&look),
-        "spool": spool(gate, &look.spool),
-        "portals": portals(&look.portals),
-        "upstreams": upstreams(&look),
-        "ranking": ranking(gate, rejections),
-        "recent": recent,
+        "not_judged": snapshot.not_judged,
+        "lately": lately(snapshot),
+        "spool": spool(snapshot),
+        "portals": portals(snapshot),
+        "upstreams": upstreams(snapshot),
+        "ranking": ranking(snapshot),
+        "recent": snapshot.recent.iter().map(sample).collect::<Vec<_>>(),
     })
 }
 
-fn lately(look: &Snapshot) -> Value {
+fn lately(snapshot: &Snapshot) -> Value {
     let mut reasons = Vec::new();
-    for (reason, count) in look.lately.ranked() {
+    for (reason, count) in snapshot.lately.ranked() {
         let (name, detail) = (reason.as_str(), reason.detail());
         reasons.push(json!({ "reason": name, "count": count, "detail": detail }));
     }
     json!({
-        "seconds": look.lately.seconds,
-        "accepted": look.lately.accepted,
+        "seconds": snapshot.lately.seconds,
+        "accepted": snapshot.lately.accepted,
         "reasons": reasons,
     })
 }
 
-fn spool(gate: &PixelGate, spool: &spool::Status) -> Value {
+fn spool(snapshot: &Snapshot) -> Value {
+    let spool = &snapshot.spool;
     json!({
         "bytes": spool.bytes,
-        "bytes_max": gate.spool().bytes_max(),
+        "bytes_max": snapshot.spool_bytes_max,
         "free_bytes": spool.free_bytes,
         "seconds_to_full": spool.seconds_to_full,
         "quarantined_bytes": spool.quarantined_bytes,
@@ -79,12 +71,13 @@ fn spool(gate: &PixelGate, spool: &spool::Status) -> Value {
     })
 }
 
-fn portals(portals: &portals::Status) -> Value {
+fn portals(snapshot: &Snapshot) -> Value {
+    let portals = &snapshot.portals;
     json!({
         "count": portals.count,
         "mode": portals.mode.as_str(),
         "loaded_at": portals.loaded_at_ms.map(rfc3339),
-        "age_seconds": portals.loaded_at_ms.map(|at| now_ms().saturating_sub(at) / 1000),
+        "age_seconds": portals.loaded_at_ms.map(|at| snapshot.at_ms.saturating_sub(at) / 1000),
         "fresh": portals.fresh,
         "stale": portals.stale,
         "last_failure": portals.last_failure.as_ref().map(|failure| {
@@ -93,9 +86,9 @@ fn portals(portals: &portals::Status) -> Value {
     })
 }
 
-fn upstreams(look: &Snapshot) -> Vec<Value> {
+fn upstreams(snapshot: &Snapshot) -> Vec<Value> {
     let row = |route: &crate::delivery::Status| {
-        let held = look.spool.upstreams.iter().find(|held| held.name == route.name)?;
+        let held = snapshot.spool.upstreams.iter().find(|held| held.name == route.name)?;
         Some(json!({
             "name": route.name,
             "kind": route.kind,
@@ -111,13 +104,13 @@ fn upstreams(look: &Snapshot) -> Vec<Value> {
             "last_error": route.last_error,
         }))
     };
-    look.routes.iter().filter_map(row).collect()
+    snapshot.routes.iter().filter_map(row).collect()
 }
 
-fn ranking(gate: &PixelGate, mut rejections: HashMap<u64, Rejections>) -> Value {
-    let tally = gate.glimpses().tally().ranking();
+fn ranking(snapshot: &Snapshot) -> Value {
+    let mut rejections = snapshot.rejections.clone();
     let mut all: Vec<(u64, u64, Rejections)> = Vec::new();
-    for (portal, accepted) in tally.portals {
+    for &(portal, accepted) in &snapshot.top_portals.portals {
         all.push((portal, accepted, rejections.remove(&portal).unwrap_or_default()));
     }
     all.extend(rejections.into_iter().map(|(portal, rejections)| (portal, 0, rejections)));
@@ -127,38 +120,40 @@ fn ranking(gate: &PixelGate, mut rejections: HashMap<u64, Rejections>) -> Value 
             "portal": portal,
             "accepted": accepted,
             "rejected": rejected.count,
-            "mostly": rejected.mostly().map(Reason::as_str),
+            "mostly": rejected.most_frequent().map(Reason::as_str),
         })
     };
     let portals: Vec<_> = all.iter().take(RANKED_PORTALS).map(row).collect();
-    json!({ "portals": portals, "others": tally.others })
+    json!({ "portals": portals, "others": snapshot.top_portals.others })
 }
 
-fn glimpse(number: u64, glimpse: &EventSample) -> Value {
+fn sample((number, sample): &(u64, EventSample)) -> Value {
     json!({
         "number": number,
-        "at": rfc3339(glimpse.at_ms),
-        "verdict": if glimpse.rejected.is_some() { "rejected" } else { "accepted" },
-        "reason": glimpse.rejected.map(Reason::as_str),
-        "portal": glimpse.portal,
-        "event": glimpse.name,
-        "email": glimpse.email,
-        "revenue": glimpse.has_revenue,
-        "properties": glimpse.properties,
+        "at": rfc3339(sample.at_ms),
+        "verdict": if sample.rejected.is_some() { "rejected" } else { "accepted" },
+        "reason": sample.rejected.map(Reason::as_str),
+        "portal": sample.portal,
+        "event": sample.name,
+        "email": sample.email,
+        "revenue": sample.has_revenue,
+        "properties": sample.properties,
     })
 }
 
-/// Whether events are taken: the list is there and fresh, the spool takes records. An upstream
-/// that is down makes no edge unready: its events wait.
-pub fn readiness(gate: &PixelGate) -> (bool, String) {
-    let faults = faults(&gate.gate().portals().status(), &gate.spool().status());
+/// Whether the gate accepts events, and a text with the reasons if it does not. It does if the
+/// portal list is loaded and fresh and the spool takes records. An upstream that is down leaves the
+/// gate ready, because its events wait in the spool.
+pub fn readiness(snapshot: &Snapshot) -> (bool, String) {
+    let faults = faults(snapshot);
     match faults.is_empty() {
         true => (true, "ready\n".to_owned()),
         false => (false, faults.join("\n") + "\n"),
     }
 }
 
-fn faults(portals: &portals::Status, spool: &spool::Status) -> Vec<String> {
+fn faults(snapshot: &Snapshot) -> Vec<String> {
+    let (portals, spool) = (&snapshot.portals, &snapshot.spool);
     let mut faults = Vec::new();
     if !portals.fresh {
         faults.push("portals: the last look at the list failed, or there is none yet".to_owned());
@@ -172,31 +167,26 @@ fn faults(portals: &portals::Status, spool: &spool::Status) -> Vec<String> {
     faults
 }
 
-/// Brings the gauges up to date that nobody counts as it goes.
-pub fn refresh_gauges(gate: &PixelGate) {
-    let metrics = gate.metrics();
-    let spool = gate.spool().status();
+/// Sets the gauges that are computed at a scrape and not counted as events happen.
+pub fn refresh_gauges(metrics: &Metrics, snapshot: &Snapshot) {
     let gauge = |value: u64| i64::try_from(value).unwrap_or(i64::MAX);
+    let spool = &snapshot.spool;
     metrics.spool_bytes.set(gauge(spool.bytes));
     metrics.spool_free_bytes.set(gauge(spool.free_bytes));
     metrics.spool_quarantined_bytes.set(gauge(spool.quarantined_bytes));
     for held in &spool.upstreams {
         metrics.spool_pending_events.with_label_values(&[&held.name]).set(gauge(held.pending));
     }
-    let portals = gate.gate().portals().status();
-    metrics.ready.set(i64::from(faults(&portals, &spool).is_empty()));
+    let portals = &snapshot.portals;
+    metrics.ready.set(i64::from(faults(snapshot).is_empty()));
     metrics.portals.set(i64::try_from(portals.count).unwrap_or(i64::MAX));
     let counted = metrics.portals_refresh_failures.get();
     metrics.portals_refresh_failures.inc_by(portals.failures.saturating_sub(counted));
-    // Lag is set as a side effect of asking.
-    for route in gate.forwarder().status() {
-        let up = i64::from(!is_in_trouble(&route));
+    // `delivery_lag_seconds` was set by the delivery's own status, when the snapshot was taken.
+    for route in &snapshot.routes {
+        let up = i64::from(!is_in_trouble(route));
         metrics.upstream_up.with_label_values(&[&route.name]).set(up);
     }
-}
-
-fn now_ms() -> u64 {
-    jiff::Timestamp::now().as_millisecond().unsigned_abs()
 }
 
 fn rfc3339(unix_ms: u64) -> String {

@@ -5,6 +5,7 @@
 
 use std::time::Duration;
 
+use crate::telemetry::log_throttle::LogThrottle;
 use parking_lot::Mutex;
 use tokio::time::Instant;
 
@@ -50,14 +51,14 @@ pub struct Health {
     inner: Mutex<Inner>,
 }
 
-#[derive(Debug, Default)]
+#[derive(Debug)]
 struct Inner {
     state: State,
     last_error: Option<String>,
     /// When the upstream stopped working. Kept in every state but `Ok`.
     trouble: Option<Instant>,
-    /// When a change to each state was last logged.
-    logged: [Option<Instant>; 6],
+    /// One throttle for the line about a change to each state.
+    throttles: [LogThrottle; 6],
     /// Whether the last line in the log is a warning or an error, so that a recovery is logged.
     alarmed: bool,
 }
@@ -129,16 +130,22 @@ impl Health {
     }
 }
 
+impl Default for Inner {
+    fn default() -> Self {
+        let throttle = LogThrottle::new(1, Duration::from_secs(REPEAT_SECONDS_MIN));
+        Self {
+            state: State::Ok,
+            last_error: None,
+            trouble: None,
+            throttles: std::array::from_fn(|_| throttle.clone()),
+            alarmed: false,
+        }
+    }
+}
+
 impl Inner {
     fn may_log(&mut self, state: State) -> bool {
-        let now = Instant::now();
-        let last = &mut self.logged[state as usize];
-        let pause = Duration::from_secs(REPEAT_SECONDS_MIN);
-        if last.is_some_and(|last| now - last < pause) {
-            return false;
-        }
-        *last = Some(now);
-        true
+        self.throttles[state as usize].admit(Instant::now().into_std()).is_some()
     }
 }
 

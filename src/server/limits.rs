@@ -1,9 +1,10 @@
 //! What the front door allows, and what it tells of connections that end at a limit: each is
 //! counted, and each limit has one log line in a while, so that a flood does not flood the log.
 
+use crate::telemetry::log_throttle::LogThrottle;
 use crate::telemetry::metrics::{Limit, Metrics};
 use log::warn;
-use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+use parking_lot::Mutex;
 use std::time::{Duration, Instant};
 
 /// Shortest time between two log lines about one limit.
@@ -59,23 +60,14 @@ impl Default for Limits {
 /// Tells of connections that end at a limit.
 pub struct LimitReporter {
     metrics: Metrics,
-    started: Instant,
-    told: [Told; Limit::ALL.len()],
-}
-
-/// What the log knows of one limit.
-#[derive(Default)]
-struct Told {
-    /// Milliseconds after the start from which the next line may be written.
-    next_ms: AtomicU64,
-    /// The count when the last line was written.
-    count: AtomicU64,
+    throttles: [Mutex<LogThrottle>; Limit::ALL.len()],
 }
 
 impl LimitReporter {
     /// A teller that has told nothing yet.
     pub fn new(metrics: Metrics) -> Self {
-        Self { metrics, started: Instant::now(), told: Default::default() }
+        let throttle = |_| Mutex::new(LogThrottle::new(1, LOG_PAUSE));
+        Self { metrics, throttles: std::array::from_fn(throttle) }
     }
 
     /// Counts one, and logs it unless that was done a moment ago.
@@ -85,15 +77,9 @@ impl LimitReporter {
         if matches!(limit, Limit::IdleTime | Limit::Requests) {
             return;
         }
-        let told = &self.told[limit as usize];
-        let now = u64::try_from(self.started.elapsed().as_millis()).unwrap_or(u64::MAX);
-        let next = told.next_ms.load(Relaxed);
-        let later = now.saturating_add(LOG_PAUSE.as_millis() as u64);
-        if now < next || told.next_ms.compare_exchange(next, later, Relaxed, Relaxed).is_err() {
-            return;
-        }
-        let count = self.metrics.refused(limit);
-        let since = count.saturating_sub(told.count.swap(count, Relaxed)).max(1);
+        let left_out = self.throttles[limit as usize].lock().admit(Instant::now());
+        let Some(left_out) = left_out else { return };
+        let since = left_out + 1;
         warn!("{since} connections ended at the limit {} since this was last told", limit.as_str());
     }
 }
@@ -109,7 +95,8 @@ mod tests {
             teller.tell(Limit::Connections);
         }
         assert_eq!(teller.metrics.refused(Limit::Connections), 1000);
-        let told = &teller.told[Limit::Connections as usize];
-        assert_eq!(told.count.load(Relaxed), 1, "one line, of the first");
+        let throttle = &teller.throttles[Limit::Connections as usize];
+        let later = Instant::now() + LOG_PAUSE;
+        assert_eq!(throttle.lock().admit(later), Some(999), "one line, of the first");
     }
 }

@@ -78,9 +78,9 @@ impl<SV> Server<SV> {
         server.h2_idle_timeout = Some(limits.keepalive);
         proxy.server_options = Some(server);
         proxy.h2_options = Some(http2::options(&limits));
-        let shared = gate.shared();
-        let Ok(answers) = Answers::build(&shared.response, &shared.methods, Raw::new);
-        let (trusted, metrics) = (shared.trusted.clone(), shared.metrics.clone());
+        let state = gate.state();
+        let Ok(answers) = Answers::build(&state.response, &state.methods, Raw::new);
+        let (trusted, metrics) = (state.trusted.clone(), state.metrics.clone());
         let door = Admission::new(limits, trusted, metrics, in_flight.clone());
         Self { proxy: Arc::new(proxy), gate, answers, in_flight, door }
     }

@@ -1,9 +1,8 @@
-//! The numbers that pixelgate counts about itself, under the names of SPEC section 8.
+//! The metrics of a gate, under the names of SPEC 8.
 //!
 //! One [`Metrics`] belongs to one gate and owns its registry, so that two gates in one process
-//! (or one test beside another) never meet. Every label set is closed: reasons, causes and
-//! verdicts are enums, upstream names come from the configuration. Nothing here can hold a
-//! value that a request brought.
+//! (or two tests) do not share counters. Every label set is closed: reasons, causes and verdicts
+//! are enums, and upstream names come from the configuration. No value of a request is ever here.
 
 use crate::event::{Ignored, Reason};
 use prometheus::{
@@ -18,14 +17,14 @@ use prometheus::{
 const COMMIT_BUCKETS_SECONDS: [f64; 12] =
     [1e-4, 2.5e-4, 5e-4, 1e-3, 2.5e-3, 5e-3, 1e-2, 2.5e-2, 0.1, 0.5, 2.0, 10.0];
 
-/// A limit of the front door at which a connection ends (SPEC 9, `[edge]`).
+/// A limit of the HTTP server at which a connection ends (SPEC 9, `[edge]`).
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Limit {
-    /// As many connections as may be open are open.
+    /// `connections_max` is reached.
     Connections,
-    /// As many as one address may have.
+    /// `connections_per_address_max` is reached.
     ConnectionsPerAddress,
-    /// No PROXY header where one must stand, one that is malformed, or from a stranger.
+    /// The PROXY header is missing, malformed, or from a peer that is no trusted proxy.
     ProxyHeader,
     /// The TLS handshake failed or took too long.
     TlsHandshake,
@@ -35,17 +34,17 @@ pub enum Limit {
     HeaderBytes,
     /// A header has too many lines.
     HeaderLines,
-    /// A header could be read in two ways, or in none.
+    /// A header is malformed or ambiguous.
     HeaderSyntax,
-    /// The client did not take its answer.
+    /// The client did not read its answer in time.
     WriteTime,
-    /// The connection was idle for as long as it may be.
+    /// The connection was idle for the whole keep-alive time.
     IdleTime,
-    /// The connection had as many requests as it may.
+    /// The connection reached its number of requests.
     Requests,
-    /// HTTP/2: more streams were reset at once than a browser does.
+    /// HTTP/2: the client reset too many streams at once.
     Resets,
-    /// HTTP/2: more frames than requests give reason for.
+    /// HTTP/2: the client sent too many frames for its number of requests.
     Frames,
 }
 
@@ -67,7 +66,7 @@ impl Limit {
         Self::Frames,
     ];
 
-    /// Its label in `pixelgate_connections_refused_total{limit}` and in the log.
+    /// The label in `pixelgate_connections_refused_total{limit}` and in the log.
     pub fn as_str(self) -> &'static str {
         match self {
             Self::Connections => "connections",
@@ -91,28 +90,28 @@ impl Limit {
 #[derive(Clone)]
 pub struct Metrics {
     registry: Registry,
-    hits: Hits,
+    requests: RequestCounters,
     /// Time from a record's `append` to its commit, as `spool` observes it.
     pub spool_commit_seconds: Histogram,
     /// Bytes that the spool's segments hold.
     pub spool_bytes: IntGauge,
-    /// Bytes that the spool's disk has left.
+    /// Free bytes on the spool's disk.
     pub spool_free_bytes: IntGauge,
-    /// Damaged bytes found, those kept in quarantine included.
+    /// Damaged bytes found in the spool, those in quarantine included.
     pub spool_quarantined_bytes: IntGauge,
-    /// 1 where `/readyz` says so, else 0.
+    /// 1 if `/readyz` answers 200, else 0.
     pub ready: IntGauge,
-    /// 1 for each upstream that works or hiccups, 0 for one that needs somebody.
+    /// 1 for each upstream that works or failed only briefly, 0 for one that needs attention.
     pub upstream_up: IntGaugeVec,
-    /// Events that wait, by upstream.
+    /// Events that are not delivered yet, by upstream.
     pub spool_pending_events: IntGaugeVec,
-    /// Events handed over, by upstream, since start.
+    /// Events delivered since start, by upstream.
     pub delivered_events: IntCounterVec,
-    /// Events written to the dead letters, by upstream, since start.
+    /// Events written to the dead letters since start, by upstream.
     pub dead_events: IntCounterVec,
     /// Batches sent, by upstream and outcome.
     pub batches: IntCounterVec,
-    /// Age in seconds of the oldest event that waits, by upstream.
+    /// Age in seconds of the oldest event that is not delivered yet, by upstream.
     pub delivery_lag_seconds: IntGaugeVec,
     /// Portals in the list that is in force.
     pub portals: IntGauge,
@@ -123,9 +122,9 @@ pub struct Metrics {
     refused: Box<[IntCounter]>,
 }
 
-/// What became of hits: one handle for each label, found by the enum's number.
+/// Event requests by result: one handle for each label, indexed by the enum's number.
 #[derive(Clone)]
-struct Hits {
+struct RequestCounters {
     accepted: IntCounter,
     rejected: IntCounter,
     not_judged: IntCounter,
@@ -134,7 +133,7 @@ struct Hits {
     ignored: Box<[IntCounter]>,
 }
 
-impl Hits {
+impl RequestCounters {
     fn new(r: &Registry) -> Self {
         let requests =
             counters(r, "requests_total", "Event requests answered, by verdict.", &["verdict"]);
@@ -173,11 +172,11 @@ impl Default for Metrics {
 }
 
 impl Metrics {
-    /// Builds and registers every metric, so that a scrape shows zeros before the first event.
+    /// Registers every metric, so that a scrape shows zeros before the first event.
     pub fn new() -> Self {
         let r = Registry::new();
         Self {
-            hits: Hits::new(&r),
+            requests: RequestCounters::new(&r),
             spool_commit_seconds: commit_histogram(&r),
             spool_bytes: gauge(&r, "spool_bytes", "Bytes that the spool's segments hold."),
             spool_free_bytes: gauge(&r, "spool_free_bytes", "Bytes free on the spool's disk."),
@@ -238,32 +237,32 @@ impl Metrics {
 
     /// Counts an event that was accepted and is on disk.
     pub fn count_accepted(&self) {
-        self.hits.accepted.inc();
+        self.requests.accepted.inc();
     }
 
     /// Counts a refusal by its reason.
     pub fn count_rejected(&self, reason: Reason) {
-        self.hits.rejected.inc();
-        self.hits.by_reason[reason as usize].inc();
+        self.requests.rejected.inc();
+        self.requests.by_reason[reason as usize].inc();
     }
 
     /// Counts a request for the event path that is answered without being judged
     /// (`HEAD`, `OPTIONS`).
     pub fn count_not_judged(&self) {
-        self.hits.not_judged.inc();
+        self.requests.not_judged.inc();
     }
 
-    /// Counts what `enforce` would have refused while the mode is `dry_run`.
+    /// Counts an event that mode `dry_run` accepts and `enforce` would reject.
     pub fn count_dry_run_refusal(&self, reason: Reason) {
-        self.hits.dry_run_refusals[reason as usize].inc();
+        self.requests.dry_run_refusals[reason as usize].inc();
     }
 
     /// Counts a parameter that was dropped from an event.
     pub fn count_ignored(&self, why: Ignored) {
-        self.hits.ignored[why as usize].inc();
+        self.requests.ignored[why as usize].inc();
     }
 
-    /// Counts a connection that ended at a limit of the front door.
+    /// Counts a connection that ended at a limit of the HTTP server.
     pub fn count_refused(&self, limit: Limit) {
         self.refused[limit as usize].inc();
     }
@@ -275,20 +274,20 @@ impl Metrics {
 
     /// Requests by verdict since start: accepted, then every reason in the order of SPEC 3.
     pub fn verdicts(&self) -> (u64, Vec<(Reason, u64)>) {
-        let reasons = Reason::ALL.iter().zip(&*self.hits.by_reason);
-        (self.hits.accepted.get(), reasons.map(|(&r, c)| (r, c.get())).collect())
+        let reasons = Reason::ALL.iter().zip(&*self.requests.by_reason);
+        (self.requests.accepted.get(), reasons.map(|(&r, c)| (r, c.get())).collect())
     }
 
     /// Requests for the event path answered without being judged, since start.
     pub fn not_judged(&self) -> u64 {
-        self.hits.not_judged.get()
+        self.requests.not_judged.get()
     }
 
-    /// Everything in the Prometheus text format, version 0.0.4.
+    /// All metrics in the Prometheus text format, version 0.0.4.
     pub fn render(&self) -> String {
         let mut out = Vec::new();
-        // Encoding fails only for a family without metrics or a writer that fails; a `Vec` and
-        // the families built above are neither.
+        // Encoding fails only if a family has no metrics or the writer fails: every family above
+        // has one, and a `Vec` does not fail.
         let _ = TextEncoder::new().encode(&self.registry.gather(), &mut out);
         String::from_utf8_lossy(&out).into_owned()
     }
@@ -298,8 +297,8 @@ fn opts(name: &str, help: &str) -> Opts {
     Opts::new(format!("pixelgate_{name}"), help)
 }
 
-/// Registers `metric`. A name can be taken or malformed only by a mistake in this file, which
-/// the test below would meet; the metric then still counts, unseen.
+/// Registers `metric`. A name can be taken or malformed only by a mistake in this file, which the
+/// tests below would find.
 fn register<M: prometheus::core::Collector + Clone + 'static>(
     registry: &Registry,
     metric: prometheus::Result<M>,

@@ -1,5 +1,7 @@
-//! What the gate counts, and what may be seen of single events.
+//! What the gate reports about itself: counters, samples of single events, requests in flight, and
+//! the limit on log lines.
 
 pub mod event_samples;
 pub mod in_flight;
+pub mod log_throttle;
 pub mod metrics;

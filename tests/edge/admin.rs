@@ -1,10 +1,10 @@
-//! The admin listener (SPEC 8): what it serves, and whom.
+//! The admin listener (SPEC 8): its pages, and which requests it answers.
 
 use crate::backend::{Act, Backend};
 use crate::delivery::{RUNTIME, http_upstream};
 use crate::harness::{Edge, PATIENCE, Setup, command, wait_for};
 use crate::http::{Connection, Response};
-use pixelgate::internals::admin::{EXPLAIN_BYTES_MAX, RECENT_EVENTS, WATCHERS_MAX};
+use pixelgate::internals::admin::{EXPLAIN_BYTES_MAX, RECENT_EVENTS, STREAMS_MAX};
 use prometheus_parse::{Scrape, Value as Metric};
 use rustix::process::Signal;
 use serde_json::Value;
@@ -14,7 +14,7 @@ use std::net::TcpStream;
 
 const TOKEN: &str = "sixteen bytes ok";
 
-/// A page's own connection to `/live`.
+/// A connection to `/live`.
 pub struct Live(BufReader<TcpStream>);
 
 impl Live {
@@ -26,7 +26,7 @@ impl Live {
         Live(BufReader::new(stream))
     }
 
-    /// The next line that begins so, without its beginning; `None` at the end.
+    /// The rest of the next line that begins with `begins`; `None` at the end of the stream.
     pub fn line(&mut self, begins: &str) -> Option<String> {
         loop {
             let mut line = String::new();
@@ -52,7 +52,7 @@ pub fn post_explain(edge: &Edge, text: &str) -> Response {
         edge.admin,
         text.len()
     );
-    // One that is too long may be answered before it is read.
+    // A body that is too long may be answered before all of it is written.
     let _ = connection.try_send(head.as_bytes());
     connection.read("POST")
 }
@@ -63,7 +63,7 @@ fn metrics(edge: &Edge) -> (String, Scrape) {
     (text, scrape)
 }
 
-/// Name and labels of everything in a scrape.
+/// Name and labels of each sample in a scrape.
 fn series(scrape: &Scrape) -> BTreeSet<String> {
     scrape.samples.iter().map(|s| format!("{} {}", s.metric, s.labels)).collect()
 }
@@ -156,7 +156,7 @@ fn the_status_has_the_keys_of_the_contract() {
 }
 
 #[test]
-fn an_upstream_that_is_down_makes_no_edge_unready() {
+fn an_upstream_that_is_down_leaves_the_edge_ready() {
     let backend = RUNTIME.block_on(Backend::start(|_| Act::Refuse(503)));
     let edge = Setup::default().upstreams(&http_upstream(&backend, "")).start();
     assert_eq!(edge.event("_a=62515&_n=a").status, 200);
@@ -203,7 +203,7 @@ fn without_a_token_other_names_and_other_sites_are_refused() {
 }
 
 #[test]
-fn a_live_page_hears_of_an_event_and_a_late_one_of_the_past() {
+fn a_live_page_receives_an_event_and_a_later_page_the_history() {
     let edge = Edge::start();
     let mut early = Live::open(&edge);
     assert_eq!(early.line("HTTP/1.1 ").as_deref(), Some("200 OK"));
@@ -264,15 +264,15 @@ fn a_stop_ends_open_pages_at_once() {
     live.event();
     edge.signal(Signal::TERM);
     assert_eq!(live.line("event: ").as_deref(), Some("stopping"));
-    // The grace period is an hour: that it ends within the harness's patience is the proof.
+    // The grace period is an hour, so the stop ends in time only because the pages were closed.
     assert_eq!(edge.wait().code(), Some(0));
     assert_eq!(live.line("event: "), None);
 }
 
 #[test]
-fn so_many_watch_and_no_more() {
+fn the_number_of_open_pages_is_limited() {
     let edge = Edge::start();
-    let mut all: Vec<Live> = (0..WATCHERS_MAX).map(|_| Live::open(&edge)).collect();
+    let mut all: Vec<Live> = (0..STREAMS_MAX).map(|_| Live::open(&edge)).collect();
     all.iter_mut().for_each(|live| drop(live.event()));
     assert_eq!(edge.admin("/live").status, 503);
     assert_eq!(edge.admin("/status").status, 200);
@@ -283,10 +283,10 @@ fn so_many_watch_and_no_more() {
 }
 
 #[test]
-fn the_page_explains_as_the_command_does_and_uses_nothing_up() {
+fn the_page_explains_as_the_command_does_and_counts_nothing() {
     let dir = std::sync::Arc::new(tempfile::tempdir().unwrap());
     let list = "[[portal]]\nid = 7\nrate = { per_second = 1, burst = 1 }\n";
-    // Nobody is there: only what would be sent matters.
+    // Nothing listens on this port: the test needs only the request that would be sent.
     let crm = "[[upstream]]\nname = \"crm\"\nkind = \"hubspot\"\nurl = \"http://127.0.0.1:1\"\n\
                tokens = { \"7\" = \"t0ps3cret\" }\n";
     let config = Setup::default().portals(list).upstreams(crm).write(dir.path());

@@ -1,5 +1,4 @@
-//! Nothing that a request brought is in a log line, a metric or a page, even where everything is
-//! logged that can be.
+//! No text of a request is in a log line, a metric or a page, even at the most verbose log level.
 
 use crate::admin::{Live, post_explain};
 use crate::backend::{Act, Backend};
@@ -8,12 +7,12 @@ use crate::harness::{Edge, Setup, wait_for};
 use std::net::TcpListener;
 use std::sync::Arc;
 
-/// In every request below, and nowhere else.
+/// Part of every request below, and of nothing else.
 const SECRET: &str = "zanzibar";
 
 #[test]
 fn the_log_at_its_loudest_the_metrics_and_the_status_hold_no_personal_data() {
-    // An origin that is gone and an upstream that answers what it was sent: more to log.
+    // An origin that is gone and an upstream that echoes its requests cause more log lines.
     let gone = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
     let backend = RUNTIME.block_on(Backend::playing([Act::Refuse(500), Act::Refuse(404)]));
     let dir = Arc::new(tempfile::tempdir().unwrap());
@@ -34,7 +33,7 @@ fn the_log_at_its_loudest_the_metrics_and_the_status_hold_no_personal_data() {
         edge.connect().get(target, &headers);
         edge.connect().request("HEAD", target, &headers);
     }
-    // What is no HTTP, and what ends in the middle.
+    // Bytes that are no HTTP, and a request that ends in the middle.
     for bytes in [
         format!("GET /v1/event/?{SECRET} HTTP/9.9\r\nHost: a\r\n\r\n"),
         format!("{SECRET}\0\r\n\r\n"),
@@ -55,7 +54,7 @@ fn the_log_at_its_loudest_the_metrics_and_the_status_hold_no_personal_data() {
         let recent = edge.status()["recent"].as_array().unwrap().len();
         recent >= targets.len() - 1
     });
-    // Whoever asks is told what they asked about, and nobody else is.
+    // The answer of `/explain` quotes the text; no other page does.
     let told = post_explain(&edge, &format!("_a=62515&_n=a&email={SECRET}@a.example")).body;
     assert!(String::from_utf8(told).unwrap().contains(SECRET));
 

@@ -10,14 +10,14 @@ use std::sync::Arc;
 const TAB: &str = "\u{e004}";
 const ENTER: &str = "\u{e007}";
 const TOKEN: &str = "sixteen bytes ok";
-/// More than there is to reach by the keyboard.
+/// More than the number of elements that the keyboard can reach.
 const TABS_MAX: usize = 40;
 
 fn open(browser: &Browser, edge: &Edge) {
     browser.open(&format!("http://{}/", edge.admin));
 }
 
-/// Goes from where the focus is to the element with this id, as people without a mouse do.
+/// Presses Tab until the element with this id has the focus.
 fn tab_to(browser: &Browser, id: &str) {
     for _ in 0..TABS_MAX {
         browser.press(TAB);
@@ -33,7 +33,7 @@ fn tab_to(browser: &Browser, id: &str) {
 }
 
 #[test]
-fn what_happens_is_seen_without_a_reload() {
+fn events_are_shown_without_a_reload() {
     let backend = RUNTIME.block_on(Backend::playing([]));
     let edge = Setup::default().upstreams(&http_upstream(&backend, "")).start();
     let browser = Browser::start();
@@ -65,7 +65,7 @@ fn what_happens_is_seen_without_a_reload() {
 }
 
 #[test]
-fn an_upstream_that_stops_and_comes_back_is_seen_to() {
+fn an_upstream_that_stops_and_comes_back_is_shown() {
     let backend = RUNTIME.block_on(Backend::playing([]));
     let edge = Setup::default().upstreams(&http_upstream(&backend, "")).start();
     let browser = Browser::start();
@@ -105,7 +105,7 @@ fn the_page_explains_by_the_keyboard_alone() {
     browser.press(ENTER);
     browser.wait_text("#pause", "Go on");
 
-    // What a screen reader goes by: landmarks, one name for each control, headers of each table.
+    // A screen reader needs landmarks, one name for each control, and headers of each table.
     let nameless = browser.ask(
         "return [...document.querySelectorAll('input,textarea,button')].filter((e) => \
          !(e.labels?.length || e.textContent.trim())).map((e) => e.outerHTML)",
@@ -124,7 +124,7 @@ fn the_page_explains_by_the_keyboard_alone() {
 }
 
 #[test]
-fn a_guarded_page_asks_for_its_token_and_a_lost_edge_is_missed() {
+fn a_page_asks_for_its_token_and_reports_a_lost_edge() {
     let dir = Arc::new(tempfile::tempdir().unwrap());
     let path = Setup::default().sections(&format!("token = \"{TOKEN}\"")).write(dir.path());
     let edge = Edge::start_in(Arc::clone(&dir));

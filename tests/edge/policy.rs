@@ -1,8 +1,8 @@
-//! SPEC 5 on the running binary: the list is what decides, and it can change.
+//! SPEC 5 on the running binary: the portal list decides, and it can change at run time.
 
 use crate::harness::{Edge, Setup, wait_for};
 
-/// Starts an edge whose list is `name` with this text.
+/// Starts an edge whose portal list is a file `name` with this text.
 fn with_list(name: &str, list: &str) -> Edge {
     let dir = std::sync::Arc::new(tempfile::tempdir().unwrap());
     let config = Setup::default().write(dir.path());

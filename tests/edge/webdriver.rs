@@ -7,7 +7,7 @@ use std::io::{BufRead, BufReader};
 use std::net::SocketAddr;
 use std::process::{Child, Command, Stdio};
 
-/// The key under which WebDriver names an element.
+/// The JSON key of an element's id in WebDriver.
 const ELEMENT: &str = "element-6066-11e4-a52e-4f735466cecf";
 
 /// One Chromium with a profile of its own. Ends when dropped.
@@ -19,7 +19,7 @@ pub struct Browser {
 }
 
 impl Browser {
-    /// Starts one on a port that the kernel chooses.
+    /// Starts a browser; its driver listens on a port that the kernel chooses.
     pub fn start() -> Browser {
         let mut driver = Command::new("chromedriver")
             .arg("--port=0")
@@ -35,7 +35,7 @@ impl Browser {
                 line.split("successfully on port ").nth(1)?.trim_end_matches('.').parse().ok()
             })
             .expect("chromedriver says on which port it listens");
-        // Nobody reads on: what it says later must not fill the pipe.
+        // Drained in the background, so that later output does not fill the pipe.
         std::thread::spawn(move || lines.for_each(drop));
         let profile = tempfile::tempdir().unwrap();
         let mut browser = Browser {
@@ -95,18 +95,18 @@ impl Browser {
         assert!(answer.is_null(), "{answer}");
     }
 
-    /// What a function's body returns in the page.
+    /// Runs the body of a function in the page and returns its result.
     pub fn ask(&self, script: &str) -> Value {
         self.post("/execute/sync", &json!({ "script": script, "args": [] }))
     }
 
-    /// The text of what a selector finds first, as it is seen; empty where it finds nothing.
+    /// The visible text of the first match of a selector; empty if there is none.
     pub fn text(&self, selector: &str) -> String {
         let script = format!("return document.querySelector({})?.innerText ?? ''", json!(selector));
         self.ask(&script).as_str().unwrap_or_default().to_owned()
     }
 
-    /// Waits until the text of an element holds `part`, and gives it.
+    /// Waits until the text of an element contains `part`, and returns the text.
     pub fn wait_text(&self, selector: &str, part: &str) -> String {
         let mut text = String::new();
         let started = std::time::Instant::now();
@@ -131,14 +131,14 @@ impl Browser {
         assert!(answer.is_null(), "{answer}");
     }
 
-    /// Clicks what a selector finds first.
+    /// Clicks the first match of a selector.
     pub fn click(&self, selector: &str) {
         let element = self.find(selector);
         let answer = self.post(&format!("/element/{element}/click"), &json!({}));
         assert!(answer.is_null(), "{answer}");
     }
 
-    /// Types into what a selector finds first.
+    /// Types into the first match of a selector.
     pub fn fill(&self, selector: &str, text: &str) {
         let element = self.find(selector);
         let answer = self.post(&format!("/element/{element}/value"), &json!({ "text": text }));
@@ -151,7 +151,7 @@ impl Browser {
         found[ELEMENT].as_str().unwrap_or_else(|| panic!("{selector}: {found}")).to_owned()
     }
 
-    /// What the browser complained about: scripts that failed, policies that were broken.
+    /// The browser's error log: failed scripts and violated policies.
     pub fn complaints(&self) -> Vec<String> {
         let log = self.post("/se/log", &json!({ "type": "browser" }));
         let entries = log.as_array().cloned().unwrap_or_default();
@@ -162,7 +162,7 @@ impl Browser {
 impl Drop for Browser {
     fn drop(&mut self) {
         if !self.session.is_empty() {
-            // Ends Chromium, too; the driver alone would leave it behind.
+            // Ending the session ends Chromium; ending only the driver would leave it running.
             let path = std::mem::take(&mut self.session);
             let gone = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| {
                 self.call("DELETE", &path, &Value::Null)

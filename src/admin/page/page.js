@@ -1,13 +1,13 @@
 "use strict";
-// The page keeps nothing but what the edge tells it: the last status, and ten minutes of seconds.
-// Whatever is shown goes through textContent: it is text, never markup.
+// The page keeps the last status and ten minutes of seconds, both as /live sends them. All text is
+// shown through textContent, so that it is never parsed as markup.
 
 const PAST_SECONDS = 600;
 const BUCKET_SECONDS = 5;
-const SILENCE_MS = 6000; // The edge speaks every second; after so long it is gone.
+const SILENCE_MS = 6000; // The edge sends an event every second; after this pause it counts as lost.
 const RETRY_MS = [500, 1000, 2000, 4000];
 const WIDTH = 600, HEIGHT = 100;
-const SOON_SECONDS = 30 * 86400; // A spool that is full later than this does not fill up.
+const SOON_SECONDS = 30 * 86400; // A spool that is full only after this counts as not filling up.
 const LEVELS = {
   ok: ["● OK", "#22a06b"],
   notice: ["▲ Look", "#e2a03f"],
@@ -28,13 +28,13 @@ const short = new Intl.NumberFormat("en", { notation: "compact", maximumFraction
 const clock = new Intl.DateTimeFormat("en-GB", { timeStyle: "medium" });
 
 let seconds = []; // [at, accepted, refused, away, delivered, pending, bytes, lag, length]
-let shown = {}; // What each part shows, so that only what changes is touched.
+let shown = {}; // The data that each part shows, so that only changed parts are rendered.
 let recent = [];
 let newest = 0;
 let heard = null;
 let paused = false;
 
-// Words and numbers.
+// Formatting.
 
 function write(element, text) {
   if (element.textContent !== text) element.textContent = text;
@@ -79,7 +79,7 @@ function fill(element, rows, empty, columns) {
   element.replaceChildren(...rows);
 }
 
-// Shows a part anew only when what it shows has changed: a reader or a selection is not disturbed.
+// Renders a part only when its data has changed, so that screen readers and selections keep their place.
 function change(part, value, draw) {
   const text = JSON.stringify(value);
   if (shown[part] === text) return;
@@ -95,7 +95,7 @@ function headline({ level, text, advice }) {
   write(id("level"), LEVELS[level][0]);
   write(id("headline-text"), text);
   write(id("headline-advice"), advice);
-  // Read aloud when something else is the case, and not whenever a number moves.
+  // A screen reader reads it aloud when the condition changes, not whenever a number does.
   change("spoken", text.replace(/[\d,]+( s| min| h| days)?/g, ""), () => write(id("spoken"), text));
   document.title = level === "ok" ? "pixelgate" : `${LEVELS[level][0]} – pixelgate`;
   const svg = `<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 8 8"><rect x="1" y="1" width="6" height="6" rx="1.5" fill="${LEVELS[level][1]}"/></svg>`;
@@ -235,7 +235,7 @@ function events() {
   });
 }
 
-// The plots: a bucket is a few seconds, so that a single event shows and a phone has room.
+// The plots: a bucket is a few seconds wide, so that a single event is visible and a phone fits all.
 
 function buckets() {
   const now = seconds.length ? seconds[seconds.length - 1][0] : 0;
@@ -351,7 +351,7 @@ function show({ status, seconds: later }) {
   }
 }
 
-// The connection. A stream that is read by hand, because an EventSource cannot bring a token.
+// The connection: fetch reads the stream, because an EventSource cannot send the token.
 
 function link(on, text) {
   const pill = id("link");
@@ -440,7 +440,7 @@ async function stay() {
   }
 }
 
-// What people do.
+// User actions.
 
 id("token-form").addEventListener("submit", (event) => {
   event.preventDefault();

@@ -7,7 +7,7 @@ use super::connection_limit::Permit;
 use super::fast_path::request::{Plain, plain, request_line};
 use super::socket::Socket;
 use super::{InFlight, InFlightGuard, Server, http2, read_buffer};
-use crate::plugin::Step;
+use crate::plugin::NextStep;
 use crate::policy::gate::EventRequest;
 use crate::request::path::Reading;
 use crate::response::answers::wants_image;
@@ -67,7 +67,7 @@ impl Connection {
 struct Judged<'f> {
     /// Length of its header.
     length: usize,
-    step: Step,
+    step: NextStep,
     image: bool,
     /// It is the connection's last one by its client's wish.
     closes: bool,
@@ -203,8 +203,8 @@ impl<SV> Server<SV> {
         }
         let line = request_line(bytes)?;
         let target = line.target;
-        let shared = self.gate.shared();
-        let reading = shared.gate.read(target.path);
+        let state = self.gate.state();
+        let reading = state.gate.read(target.path);
         if reading == Reading::Other {
             return None;
         }
@@ -214,9 +214,9 @@ impl<SV> Server<SV> {
             return None;
         }
         let busy = self.in_flight.enter_here();
-        let ip = peer.map(|peer| shared.trusted.client(peer, &request));
+        let ip = peer.map(|peer| state.trusted.client(peer, &request));
         let (image, closes) = (wants_image(request.accept), request.closes);
-        let step = self.gate.begin(EventRequest {
+        let step = self.gate.judge(EventRequest {
             method: &Plain::METHOD,
             reading,
             query: target.query,

@@ -1,9 +1,9 @@
-//! What may be shown of what a caller sent.
+//! Masks the text of a request before an operator sees it.
 
-/// The longest event name that is shown, in characters.
+/// Longest event name that is shown, in characters.
 pub const NAME_CHARS_MAX: usize = 64;
 
-/// An address of which only its owner recognizes that it is theirs: `p…@c….com`.
+/// Masks an address, so that only its owner recognizes it: `p…@c….com`.
 pub fn email(address: &str) -> String {
     let (local, domain) = address.rsplit_once('@').unwrap_or((address, ""));
     let (rest, last) = domain.rsplit_once('.').unwrap_or((domain, ""));
@@ -11,9 +11,9 @@ pub fn email(address: &str) -> String {
     format!("{}…@{}….{last}", first(local), first(rest))
 }
 
-/// An event's name, if it looks like one: letters, digits and a few separators, and not too many.
-/// The name is a caller's own text, and may be an address or worse by a mistake; such a one is
-/// not shown.
+/// The event's name, if it consists of letters, digits and a few separators and has at most
+/// [`NAME_CHARS_MAX`] characters. The name is the caller's own text and may hold an address or a
+/// query by mistake; such a name gives `None`.
 pub fn name(name: &str) -> Option<String> {
     let is_usual = |c: char| c.is_alphanumeric() || matches!(c, ' ' | '_' | '-' | '.' | ':' | '/');
     let usual = name.chars().all(is_usual) && name.chars().count() <= NAME_CHARS_MAX;
@@ -29,7 +29,7 @@ mod tests {
         assert_eq!(email("person@company.com"), "p…@c….com");
         assert_eq!(email("p@mail.company.co.uk"), "p…@m….uk");
         assert_eq!(email("ü@bücher.example"), "ü…@b….example");
-        // None of these passes validation; nothing may come through all the same.
+        // Neither passes validation; masking must hide them all the same.
         assert_eq!(email("nobody"), "n…@….");
         assert_eq!(email(""), "…@….");
     }

@@ -1,125 +1,125 @@
-//! Glimpses: what an operator gets to see of single events.
+//! Samples of single events, for the admin page and the log.
 //!
-//! A counter says that events are rejected; whoever asks "why does mine not count?" wants to see
-//! theirs. So a few events of each second are kept for the admin page and the log, masked from the
-//! start: the portal, the event's name, the verdict, and of an address as much as `p…@c….com`.
-//! Values of properties and queries are never here (`mask.rs` says what is).
+//! A counter shows that events are rejected; an operator who asks "why does mine not count?" wants
+//! to see theirs. A few events of each second are therefore kept, masked from the start: the
+//! portal, the event's name, the verdict, and of an address as much as `p…@c….com`. Values of
+//! properties and queries are never here (`mask.rs` decides what is shown).
 //!
-//! The request path pays one load of an atomic for this, and no lock that workers share. There are
-//! a number of places for each second, opened by whoever watches ([`EventSamples::open`]). A hit that
-//! finds none left has paid all it pays, and so has every hit where nobody watches. One that takes
-//! a place writes its glimpse into a bounded queue without a lock. Accepted and rejected events
-//! have places of their own, so that a single rejection shows among any number of accepted ones.
+//! The cost on the request path is one atomic load, and no lock that workers share. The sampler
+//! opens a number of slots for each second ([`EventSamples::open`]). A request that finds no slot
+//! left, or none opened, pays that load alone. A request that takes a slot puts its sample into a
+//! bounded queue without a lock. Accepted and rejected events have separate slots, so that a single
+//! rejection is seen among any number of accepted events.
 //!
-//! Beside it [`TopPortals`] counts the accepted events of each portal, exactly, at the price of one
-//! more counter.
+//! [`TopPortals`] counts the accepted events of each portal, all of them, for one more counter
+//! increment per event.
 
 mod mask;
-mod tally;
+mod top_portals;
 
 use crate::clock::Clock;
 use crate::event;
 use crate::event::{Event, Reason, Rules};
+use parking_lot::Mutex;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering::Relaxed};
 use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
-use std::sync::{Mutex, PoisonError};
 
 pub use mask::{NAME_CHARS_MAX, email, name};
-pub use tally::{Ranking, TALLIED_PORTALS_MAX, TopPortals};
+pub use top_portals::{Ranking, TOP_PORTALS_MAX, TopPortals};
 
-/// Most places of one kind that can be opened for a second. Twice as many glimpses can wait to be
-/// drained; what comes while the queue is full is not seen.
-pub const PLACES_MAX: u32 = 1000;
+/// Most slots of one kind (accepted or rejected) for a second. The queue holds twice as many
+/// samples; a sample that finds it full is dropped.
+pub const SAMPLES_PER_SECOND_MAX: u32 = 1000;
 
 /// One event as it may be shown.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct EventSample {
-    /// When it was judged: milliseconds since 1970, UTC.
+    /// When the event was judged, in milliseconds since 1970, UTC.
     pub at_ms: u64,
-    /// Why it does not count; `None`: it counts.
+    /// Why the event was rejected. `None`: it was accepted.
     pub rejected: Option<Reason>,
-    /// Its portal, where the request names one.
+    /// The portal, if the request names one.
     pub portal: Option<u64>,
-    /// Its name, where the request gives one and it may be shown.
+    /// The event's name, if the request gives one that may be shown ([`name`]).
     pub name: Option<String>,
-    /// Its contact's address, masked.
+    /// The contact's address, masked ([`email`]).
     pub email: Option<String>,
-    /// Whether it is worth something; what, is not shown.
+    /// Whether the event carries a revenue; the amount is not kept.
     pub has_revenue: bool,
-    /// How many contact properties it has.
+    /// The number of contact properties.
     pub properties: usize,
 }
 
-/// An event that waits for the disk, as far as it has been seen.
-pub(crate) struct Note {
+/// What is needed of an event between its append to the spool and its commit.
+pub(crate) struct PendingSample {
     portal: u64,
-    glimpse: Option<Box<EventSample>>,
+    sample: Option<Box<EventSample>>,
 }
 
-/// See the module.
+/// A bounded queue of event samples, and the slots that limit how many are taken.
 pub struct EventSamples {
+    /// Slots left in this second for accepted events.
     accepted: AtomicU32,
+    /// Slots left in this second for rejected events.
     rejected: AtomicU32,
     sender: SyncSender<Box<EventSample>>,
     receiver: Mutex<Receiver<Box<EventSample>>>,
-    tally: TopPortals,
+    top_portals: TopPortals,
     clock: Arc<dyn Clock>,
 }
 
 impl EventSamples {
-    /// No places are open: nobody watches yet.
+    /// An empty queue with no slots: nothing is sampled before [`EventSamples::open`].
     pub fn new(clock: Arc<dyn Clock>) -> Self {
-        let (sender, receiver) = sync_channel(2 * PLACES_MAX as usize);
+        let (sender, receiver) = sync_channel(2 * SAMPLES_PER_SECOND_MAX as usize);
         Self {
             accepted: AtomicU32::new(0),
             rejected: AtomicU32::new(0),
             sender,
             receiver: Mutex::new(receiver),
-            tally: TopPortals::default(),
+            top_portals: TopPortals::default(),
             clock,
         }
     }
 
-    /// Opens this many places of each kind, at most [`PLACES_MAX`], whatever is left of earlier
-    /// ones. To be called once a second, together with [`EventSamples::drain`].
+    /// Sets the number of slots of each kind, at most [`SAMPLES_PER_SECOND_MAX`]; slots left over
+    /// are forgotten. Call this once a second, after [`EventSamples::drain`].
     pub fn open(&self, accepted: u32, rejected: u32) {
-        self.accepted.store(accepted.min(PLACES_MAX), Relaxed);
-        self.rejected.store(rejected.min(PLACES_MAX), Relaxed);
+        self.accepted.store(accepted.min(SAMPLES_PER_SECOND_MAX), Relaxed);
+        self.rejected.store(rejected.min(SAMPLES_PER_SECOND_MAX), Relaxed);
     }
 
-    /// What was seen since the last call, in the order of the verdicts.
+    /// Takes the samples since the last call, in the order of their verdicts.
     pub fn drain(&self) -> Vec<EventSample> {
-        // Nothing panics while it is held.
-        let receiver = self.receiver.lock().unwrap_or_else(PoisonError::into_inner);
-        receiver.try_iter().map(|glimpse| *glimpse).collect()
+        self.receiver.lock().try_iter().map(|sample| *sample).collect()
     }
 
     /// The accepted events of each portal.
-    pub fn tally(&self) -> &TopPortals {
-        &self.tally
+    pub fn top_portals(&self) -> &TopPortals {
+        &self.top_portals
     }
 
-    /// An event was rejected.
+    /// Samples an event that was rejected before it reached the spool.
     pub(crate) fn rejected(&self, reason: Reason, query: &[u8], rules: &Rules) {
         if !take(&self.rejected) {
             return;
         }
-        let seen = event::peek(query, rules);
-        self.show(Box::new(EventSample {
+        let peek = event::peek(query, rules);
+        self.push(Box::new(EventSample {
             at_ms: self.clock.unix_ms(),
             rejected: Some(reason),
-            portal: seen.portal,
-            name: seen.name.as_deref().and_then(name),
+            portal: peek.portal,
+            name: peek.name.as_deref().and_then(name),
             email: None,
             has_revenue: false,
             properties: 0,
         }));
     }
 
-    /// An event is good and waits for the disk.
-    pub(crate) fn kept(&self, event: &Event<'_>) -> Note {
-        let glimpse = take(&self.accepted).then(|| {
+    /// Samples an event that was appended to the spool and is not committed yet.
+    pub(crate) fn appended(&self, event: &Event<'_>) -> PendingSample {
+        let sample = take(&self.accepted).then(|| {
             Box::new(EventSample {
                 at_ms: self.clock.unix_ms(),
                 rejected: None,
@@ -130,30 +130,31 @@ impl EventSamples {
                 properties: event.properties.len(),
             })
         });
-        Note { portal: event.portal, glimpse }
+        PendingSample { portal: event.portal, sample }
     }
 
-    /// What became of an event that waited for the disk.
-    pub(crate) fn settled(&self, note: Note, rejected: Option<Reason>) {
+    /// Completes a sample by the outcome of the commit. `None`: the event was accepted.
+    pub(crate) fn committed(&self, pending: PendingSample, rejected: Option<Reason>) {
         if rejected.is_none() {
-            self.tally.count(note.portal);
+            self.top_portals.count(pending.portal);
         }
-        if let Some(mut glimpse) = note.glimpse {
-            glimpse.rejected = rejected;
-            self.show(glimpse);
+        if let Some(mut sample) = pending.sample {
+            sample.rejected = rejected;
+            self.push(sample);
         }
     }
 
-    fn show(&self, glimpse: Box<EventSample>) {
-        // Full: somebody opened places and does not drain. It is not for the request to wait.
-        let _ = self.sender.try_send(glimpse);
+    fn push(&self, sample: Box<EventSample>) {
+        // A full queue means that slots were opened and the queue was not drained. The sample is
+        // dropped: a request never waits for its sample.
+        let _ = self.sender.try_send(sample);
     }
 }
 
-/// Takes a place, if there is one.
-fn take(places: &AtomicU32) -> bool {
-    places.load(Relaxed) > 0
-        && places.fetch_update(Relaxed, Relaxed, |left| left.checked_sub(1)).is_ok()
+/// Takes a slot, if one is left.
+fn take(slots: &AtomicU32) -> bool {
+    slots.load(Relaxed) > 0
+        && slots.fetch_update(Relaxed, Relaxed, |left| left.checked_sub(1)).is_ok()
 }
 
 #[cfg(test)]
@@ -166,45 +167,49 @@ mod tests {
     }
 
     #[test]
-    fn nothing_is_seen_until_somebody_watches() {
-        let glimpses = EventSamples::new(Arc::new(SystemClock));
-        let note = glimpses.kept(&event("_a=1&_n=a"));
-        glimpses.settled(note, None);
-        glimpses.rejected(Reason::InvalidEmail, b"_a=1&_n=a&email=x", &Rules::default());
-        assert_eq!(glimpses.drain(), []);
-        assert_eq!(glimpses.tally().ranking().portals, [(1, 1)], "but it is counted");
+    fn nothing_is_sampled_before_slots_are_opened() {
+        let samples = EventSamples::new(Arc::new(SystemClock));
+        let pending = samples.appended(&event("_a=1&_n=a"));
+        samples.committed(pending, None);
+        samples.rejected(Reason::InvalidEmail, b"_a=1&_n=a&email=x", &Rules::default());
+        assert_eq!(samples.drain(), []);
+        assert_eq!(
+            samples.top_portals().ranking().portals,
+            [(1, 1)],
+            "the event is counted all the same"
+        );
     }
 
     #[test]
-    fn a_second_has_so_many_places_and_a_rejection_has_its_own() {
-        let glimpses = EventSamples::new(Arc::new(SystemClock));
-        glimpses.open(2, 1);
+    fn accepted_and_rejected_events_have_separate_slots() {
+        let samples = EventSamples::new(Arc::new(SystemClock));
+        samples.open(2, 1);
         for _ in 0..5 {
-            let note = glimpses.kept(&event("_a=1&_n=a"));
-            glimpses.settled(note, None);
+            let pending = samples.appended(&event("_a=1&_n=a"));
+            samples.committed(pending, None);
         }
-        glimpses.rejected(Reason::InvalidPortal, b"_a=x&_n=buy", &Rules::default());
-        let seen = glimpses.drain();
-        assert_eq!(seen.len(), 3);
-        assert_eq!((seen[2].rejected, seen[2].portal), (Some(Reason::InvalidPortal), None));
-        assert_eq!(seen[2].name.as_deref(), Some("buy"));
-        glimpses.open(u32::MAX, 0);
-        assert_eq!(glimpses.accepted.load(Relaxed), PLACES_MAX);
+        samples.rejected(Reason::InvalidPortal, b"_a=x&_n=buy", &Rules::default());
+        let taken = samples.drain();
+        assert_eq!(taken.len(), 3);
+        assert_eq!((taken[2].rejected, taken[2].portal), (Some(Reason::InvalidPortal), None));
+        assert_eq!(taken[2].name.as_deref(), Some("buy"));
+        samples.open(u32::MAX, 0);
+        assert_eq!(samples.accepted.load(Relaxed), SAMPLES_PER_SECOND_MAX);
     }
 
     #[test]
-    fn it_is_masked_from_the_start() {
-        let glimpses = EventSamples::new(Arc::new(SystemClock));
-        glimpses.open(1, 1);
+    fn a_sample_is_masked_when_it_is_taken() {
+        let samples = EventSamples::new(Arc::new(SystemClock));
+        samples.open(1, 1);
         let query = "_a=1&_n=buy&email=person@company.com&id=secret&color=secret&_m=2e1";
-        let note = glimpses.kept(&event(query));
-        glimpses.settled(note, Some(Reason::Overloaded));
-        let seen = &glimpses.drain()[0];
-        assert_eq!(seen.email.as_deref(), Some("p…@c….com"));
-        assert_eq!((seen.has_revenue, seen.properties), (true, 1));
-        assert_eq!(seen.rejected, Some(Reason::Overloaded), "the disk has the last word");
-        let text = format!("{seen:?}");
+        let pending = samples.appended(&event(query));
+        samples.committed(pending, Some(Reason::Overloaded));
+        let sample = &samples.drain()[0];
+        assert_eq!(sample.email.as_deref(), Some("p…@c….com"));
+        assert_eq!((sample.has_revenue, sample.properties), (true, 1));
+        assert_eq!(sample.rejected, Some(Reason::Overloaded), "the commit decides the verdict");
+        let text = format!("{sample:?}");
         assert!(!text.contains("secret") && !text.contains("erson"), "{text}");
-        assert_eq!(glimpses.tally().ranking().portals, []);
+        assert_eq!(samples.top_portals().ranking().portals, []);
     }
 }

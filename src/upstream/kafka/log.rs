@@ -10,6 +10,7 @@ use std::collections::HashMap;
 use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
+use crate::telemetry::log_throttle::LogThrottle;
 use rdkafka::config::RDKafkaLogLevel;
 use tokio::time::Instant;
 
@@ -25,18 +26,13 @@ const SECRET_CHARS_MIN: usize = 6;
 /// See the module.
 pub struct Lines {
     secrets: Vec<String>,
-    seen: Mutex<HashMap<String, Seen>>,
-}
-
-struct Seen {
-    logged: Instant,
-    held_back: u64,
+    throttles: Mutex<HashMap<String, LogThrottle>>,
 }
 
 impl Lines {
     /// `secrets` are never shown.
     pub fn new(secrets: &[String]) -> Lines {
-        Lines { secrets: secrets.to_vec(), seen: Mutex::default() }
+        Lines { secrets: secrets.to_vec(), throttles: Mutex::default() }
     }
 
     /// Logs a line, or counts it.
@@ -65,22 +61,19 @@ impl Lines {
 
     /// How many lines were held back since the last one, if this one may pass.
     fn may_log(&self, facility: &str) -> Option<u64> {
-        let now = Instant::now();
+        let now = Instant::now().into_std();
         // Nothing panics while it is held.
-        let mut seen = self.seen.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(known) = seen.get_mut(facility) {
-            if now - known.logged < Duration::from_secs(REPEAT_SECONDS_MIN) {
-                known.held_back += 1;
-                return None;
-            }
-            known.logged = now;
-            return Some(std::mem::take(&mut known.held_back));
+        let mut throttles = self.throttles.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(throttle) = throttles.get_mut(facility) {
+            return throttle.admit(now);
         }
-        if seen.len() >= FACILITIES_MAX {
+        if throttles.len() >= FACILITIES_MAX {
             return None;
         }
-        seen.insert(facility.to_owned(), Seen { logged: now, held_back: 0 });
-        Some(0)
+        let mut throttle = LogThrottle::new(1, Duration::from_secs(REPEAT_SECONDS_MIN));
+        let admitted = throttle.admit(now);
+        throttles.insert(facility.to_owned(), throttle);
+        admitted
     }
 }
 

@@ -100,7 +100,7 @@ pub fn run(
     let gate = PixelGate::builder(gate)
         .state_dir(&edge.state_dir)
         .trusted_proxies(trusted.clone())
-        .company(in_flight.clone())
+        .in_flight(in_flight.clone())
         .open()
         .map_err(EdgeError::Gate)?;
     let keepalive = edge.keepalive_seconds;

@@ -13,7 +13,7 @@ use discreet::Discreet;
 use env_logger::fmt::Formatter;
 use log::kv::{self, Key, Value, VisitSource};
 use log::{LevelFilter, Record};
-use pixelgate::admin_pages::PLACES_MAX;
+use pixelgate::admin_pages::SAMPLES_PER_SECOND_MAX;
 use quiet::Quiet;
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
@@ -82,8 +82,8 @@ impl Config {
     /// Checks the section; the error is the key below `log.` and why.
     pub fn validate(&self) -> Result<(), (&'static str, String)> {
         match self.verdicts {
-            0..=PLACES_MAX => Ok(()),
-            _ => Err(("verdicts", format!("is more than {PLACES_MAX} a second"))),
+            0..=SAMPLES_PER_SECOND_MAX => Ok(()),
+            _ => Err(("verdicts", format!("is more than {SAMPLES_PER_SECOND_MAX} a second"))),
         }
     }
 }
@@ -156,7 +156,7 @@ mod tests {
     fn more_verdicts_than_are_seen_cannot_be_asked_for() {
         let check = |verdicts| Config { verdicts, ..Config::default() }.validate();
         assert_eq!(check(0), Ok(()));
-        assert_eq!(check(PLACES_MAX), Ok(()));
-        assert_eq!(check(PLACES_MAX + 1).unwrap_err().0, "verdicts");
+        assert_eq!(check(SAMPLES_PER_SECOND_MAX), Ok(()));
+        assert_eq!(check(SAMPLES_PER_SECOND_MAX + 1).unwrap_err().0, "verdicts");
     }
 }

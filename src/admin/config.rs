@@ -1,0 +1,69 @@
+//! The `[admin]` section of the configuration.
+
+use serde::Deserialize;
+use std::net::{IpAddr, SocketAddr};
+
+/// Shortest token, in bytes: a shorter one could be guessed.
+pub const TOKEN_BYTES_MIN: usize = 16;
+/// The `[admin]` section.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Config {
+    /// `address:port`; empty: no admin listener.
+    pub listen: String,
+    /// The token that a request must send as `Authorization: Bearer`. Required if `listen` is not
+    /// a loopback address.
+    pub token: Option<String>,
+}
+
+impl Default for Config {
+    fn default() -> Self {
+        Self { listen: "127.0.0.1:9090".to_owned(), token: None }
+    }
+}
+
+impl Config {
+    /// Checks the section. The error is a key of `[admin]` and what is wrong with its value.
+    pub fn validate(&self) -> Result<(), (&'static str, String)> {
+        if self.listen.is_empty() {
+            return Ok(());
+        }
+        let address: SocketAddr = self.listen.parse().map_err(|_| {
+            ("listen", format!("`{}` is not an IP address with a port", self.listen))
+        })?;
+        match &self.token {
+            Some(token) if token.len() < TOKEN_BYTES_MIN => {
+                Err(("token", format!("has fewer than {TOKEN_BYTES_MIN} bytes")))
+            }
+            None if !is_loopback(address.ip()) => {
+                let why = "is needed where admin.listen is not a loopback address";
+                Err(("token", why.to_owned()))
+            }
+            _ => Ok(()),
+        }
+    }
+}
+
+fn is_loopback(address: IpAddr) -> bool {
+    address.to_canonical().is_loopback()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_listener_that_others_can_reach_needs_a_token() {
+        let check = |listen: &str, token: Option<&str>| {
+            let config = Config { listen: listen.into(), token: token.map(str::to_owned) };
+            config.validate().err().map(|(key, _)| key)
+        };
+        assert_eq!(check("127.0.0.1:9090", None), None);
+        assert_eq!(check("[::1]:9090", None), None);
+        assert_eq!(check("", None), None);
+        assert_eq!(check("0.0.0.0:9090", None), Some("token"));
+        assert_eq!(check("0.0.0.0:9090", Some("short")), Some("token"));
+        assert_eq!(check("0.0.0.0:9090", Some("sixteen bytes ok")), None);
+        assert_eq!(check("localhost", None), Some("listen"));
+    }
+}

@@ -1,0 +1,44 @@
+//! The state of a gate at one moment, as typed data.
+//!
+//! [`super::sampler`] takes it; [`super::status`], [`super::health_summary`] and the metrics read
+//! it. It holds numbers, names from the configuration and masked samples, and formats nothing.
+
+use super::history::{Rejections, Span};
+use crate::delivery;
+use crate::event::Reason;
+use crate::policy::portals;
+use crate::spool;
+use crate::telemetry::event_samples::{EventSample, Ranking};
+use std::collections::HashMap;
+use std::time::Duration;
+
+/// See the module.
+#[derive(Debug)]
+pub struct Snapshot {
+    /// When it was taken, in milliseconds since 1970, UTC.
+    pub at_ms: u64,
+    /// Time since the sampler was made.
+    pub uptime: Duration,
+    /// Events accepted since start.
+    pub accepted: u64,
+    /// Events rejected since start, by reason.
+    pub rejected: Vec<(Reason, u64)>,
+    /// Event requests answered without a verdict (`HEAD`, `OPTIONS`) since start.
+    pub not_judged: u64,
+    /// The spool.
+    pub spool: spool::Status,
+    /// The spool's limit (`spool.bytes_max`), in bytes.
+    pub spool_bytes_max: u64,
+    /// The portal list.
+    pub portals: portals::Status,
+    /// Delivery to each upstream.
+    pub routes: Vec<delivery::Status>,
+    /// The difference over the history.
+    pub lately: Span,
+    /// The portals with the most accepted events.
+    pub top_portals: Ranking,
+    /// The sampled rejections of each portal, over the same time as `top_portals`.
+    pub rejections: HashMap<u64, Rejections>,
+    /// The latest event samples, newest first, each with its number since start.
+    pub recent: Vec<(u64, EventSample)>,
+}
