@@ -77,7 +77,7 @@ mod upstream;
 
 pub use builder::{Builder, Config, OpenError, check};
 pub use config_error::ConfigError;
-pub use event::{Reason, Reject};
+pub use event::{Reason, Rejection};
 pub use plugin::PixelGate;
 pub use policy::gate::Verdict;
 pub use request::client::{TrustError, TrustedProxies};

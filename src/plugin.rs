@@ -8,8 +8,8 @@
 
 use crate::delivery::Forwarder;
 use crate::delivery::threads::Delivery;
-use crate::event::Reason;
-use crate::policy::gate::{AcceptedEvent, Decision, EventRequest, Gate, Refusal, Verdict};
+use crate::event::{Reason, Rejection};
+use crate::policy::gate::{AcceptedEvent, Decision, EventRequest, Gate, Verdict};
 use crate::request::client::TrustedProxies;
 use crate::request::context::context;
 use crate::request::path::Reading;
@@ -74,7 +74,7 @@ pub(crate) enum Reply {
     Accepted,
     Head,
     Preflight,
-    Refused(Refusal),
+    Rejected(Rejection),
 }
 
 /// What the synchronous half of a hit leaves to do.
@@ -91,21 +91,21 @@ impl Reply {
         match self {
             Self::Accepted | Self::Head => answers.accepted(),
             Self::Preflight => answers.preflight(),
-            Self::Refused(refusal) => answers.rejected(refusal.reject, as_image),
+            Self::Rejected(rejection) => answers.rejected(rejection, as_image),
         }
     }
 
     /// Says better than the prebuilt answer when to come back.
     pub fn retry_after_seconds(self) -> Option<u32> {
         match self {
-            Self::Refused(refusal) => refusal.retry_after_seconds,
+            Self::Rejected(rejection) => rejection.retry_after_seconds,
             _ => None,
         }
     }
 
     fn reason(self) -> Option<Reason> {
         match self {
-            Self::Refused(refusal) => Some(refusal.reject.reason),
+            Self::Rejected(rejection) => Some(rejection.reason),
             _ => None,
         }
     }
@@ -114,7 +114,7 @@ impl Reply {
         match self {
             Self::Accepted => Verdict::Accepted,
             Self::Head | Self::Preflight => Verdict::NotJudged,
-            Self::Refused(refusal) => Verdict::Rejected(refusal.reject),
+            Self::Rejected(rejection) => Verdict::Rejected(rejection),
         }
     }
 
@@ -122,7 +122,7 @@ impl Reply {
     fn of_commit(durable: Result<(), Overloaded>) -> Self {
         match durable {
             Ok(()) => Self::Accepted,
-            Err(Overloaded) => Self::Refused(Refusal::of(Reason::Overloaded)),
+            Err(Overloaded) => Self::Rejected(Rejection::of(Reason::Overloaded)),
         }
     }
 }
@@ -178,21 +178,21 @@ impl PixelGate {
     pub(crate) fn begin(&self, hit: EventRequest<'_>) -> Step {
         let shared = &*self.shared;
         let query = hit.query;
-        let refused = |refusal: Refusal| {
-            shared.glimpses.rejected(refusal.reject.reason, query, shared.gate.rules());
-            Step::Answer(Reply::Refused(refusal))
+        let reject = |rejection: Rejection| {
+            shared.glimpses.rejected(rejection.reason, query, shared.gate.rules());
+            Step::Answer(Reply::Rejected(rejection))
         };
         let mut kept = AcceptedEvent::blank();
         match shared.gate.judge(hit, &mut kept) {
-            Decision::Keep => {}
-            Decision::Refuse(refusal) => return refused(refusal),
+            Decision::Accept => {}
+            Decision::Reject(rejection) => return reject(rejection),
             Decision::Preflight => return Step::Answer(Reply::Preflight),
             Decision::Head => return Step::Answer(Reply::Head),
         }
         for (_, why) in &kept.ignored {
             shared.metrics.count_ignored(*why);
         }
-        if let Some(reason) = kept.would_refuse {
+        if let Some(reason) = kept.would_reject {
             shared.metrics.count_dry_run_refusal(reason);
         }
         match shared.spool.append(|out| shared.gate.encode(&kept, out)) {
@@ -202,7 +202,7 @@ impl PixelGate {
                 }
                 Step::Wait(commit, shared.glimpses.kept(&kept.event))
             }
-            Err(Overloaded) => refused(Refusal::of(Reason::Overloaded)),
+            Err(Overloaded) => reject(Rejection::of(Reason::Overloaded)),
         }
     }
 

@@ -1,4 +1,4 @@
-//! Judging: from the bytes of a query to an [`Event`] or a [`Reject`].
+//! Judging: from the bytes of a query to an [`Event`] or a [`Rejection`].
 //!
 //! Pure: no I/O, no clock, no async, no state. The same function judges a request, the answer of
 //! `explain` and the tests, so the three cannot differ. The rules are SPEC 3; every limit of theirs
@@ -42,7 +42,7 @@ pub use record::encode::{Context, encode_record, write_event_json};
 pub use record::raw::{RawRecord, WireWriter};
 pub use record::{Record, RecordError};
 pub use revenue::Revenue;
-pub use verdict::{Ignored, Reason, Reject};
+pub use verdict::{Ignored, Reason, Rejection};
 
 /// Contact properties as (name, value), sorted by name, each name once.
 ///
@@ -149,7 +149,7 @@ pub struct Judged<'a> {
 ///
 /// The first failing check in the order of SPEC 3, from [`Reason::QueryTooLong`] to
 /// [`Reason::InvalidExternalId`].
-pub fn parse<'a>(query: &'a [u8], rules: &Rules) -> Result<Judged<'a>, Reject> {
+pub fn parse<'a>(query: &'a [u8], rules: &Rules) -> Result<Judged<'a>, Rejection> {
     let mut judged = Judged { event: Event::blank(), ignored: IgnoredParams::new() };
     parse_into(query, rules, &mut judged.event, &mut judged.ignored)?;
     Ok(judged)
@@ -162,9 +162,9 @@ pub(crate) fn parse_into<'a>(
     rules: &Rules,
     event: &mut Event<'a>,
     ignored: &mut IgnoredParams<'a>,
-) -> Result<(), Reject> {
+) -> Result<(), Rejection> {
     if query.len() > rules.limits().query_bytes_max {
-        return Err(Reject::of(Reason::QueryTooLong));
+        return Err(Rejection::of(Reason::QueryTooLong));
     }
     match std::str::from_utf8(query) {
         Ok(query) => parse_text(query, rules, event, ignored),
@@ -186,11 +186,11 @@ fn parse_text<'a>(
     rules: &Rules,
     event: &mut Event<'a>,
     ignored: &mut IgnoredParams<'a>,
-) -> Result<(), Reject> {
+) -> Result<(), Rejection> {
     let mut hit = hit::Hit::new(event, ignored);
     for (count, piece) in query::pieces(query).enumerate() {
         if count == rules.limits().params_max {
-            return Err(Reject::of(Reason::TooManyParams));
+            return Err(Rejection::of(Reason::TooManyParams));
         }
         hit.take(piece, rules);
     }

@@ -1,11 +1,11 @@
-//! Verdicts as data: why a hit was rejected, why a parameter was ignored.
+//! Verdicts as data: why an event request was rejected, why a parameter was ignored.
 //!
 //! Small enums without strings built at run time. No text here repeats what a caller sent: the same
 //! sentence may stand in an answer, a log line and a metric's label.
 
 use super::param::Reserved;
 
-/// Why a hit was rejected (SPEC 3 for the order, SPEC 4 for the status).
+/// Why an event request was rejected (SPEC 3 for the order, SPEC 4 for the status).
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Reason {
     /// The path goes on below the event path.
@@ -193,18 +193,21 @@ impl Reason {
     }
 }
 
-/// A rejection: the reason, and the parameter it is about where it is about one.
+/// Why an event was rejected, and when the same event would be accepted.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub struct Reject {
-    /// Why.
+pub struct Rejection {
+    /// The first check that failed, in the order of SPEC 3.
     pub reason: Reason,
-    /// `_a`, `_n`, `email`, `_m` or `id`.
+    /// The parameter that the reason is about: `_a`, `_n`, `email`, `_m` or `id`. `None`: the
+    /// request as a whole.
     pub param: Option<&'static str>,
+    /// After how many seconds the portal's rate accepts the same event. `None`: not known.
+    pub retry_after_seconds: Option<u32>,
 }
 
-impl Reject {
-    /// A rejection of the hit as a whole. One that is about a parameter by its nature names it.
-    pub const fn of(reason: Reason) -> Reject {
+impl Rejection {
+    /// A rejection for `reason`. Names the parameter if the reason is always about the same one.
+    pub const fn of(reason: Reason) -> Rejection {
         let param = match reason {
             Reason::MissingPortal | Reason::InvalidPortal | Reason::PortalNotAllowed => {
                 Some(Reserved::Portal.key())
@@ -217,11 +220,11 @@ impl Reject {
             Reason::InvalidExternalId => Some(Reserved::ExternalId.key()),
             _ => None,
         };
-        Reject { reason, param }
+        Rejection { reason, param, retry_after_seconds: None }
     }
 
-    pub(super) const fn at(reason: Reason, param: Reserved) -> Reject {
-        Reject { reason, param: Some(param.key()) }
+    pub(super) const fn at(reason: Reason, param: Reserved) -> Rejection {
+        Rejection { reason, param: Some(param.key()), retry_after_seconds: None }
     }
 
     /// What to change. Never holds anything of what was sent.
