@@ -66,6 +66,7 @@ mod config_error;
 mod delivery;
 mod event;
 mod explain;
+mod file_stamp;
 mod plugin;
 mod policy;
 mod request;
@@ -121,6 +122,7 @@ pub mod tools {
     pub use crate::delivery::dead_letters;
     pub use crate::event::Record;
     pub use crate::explain::{NotAnEvent, explain};
+    pub use crate::file_stamp::FileStamp;
     pub use crate::spool::recovery::inspect;
 }
 
