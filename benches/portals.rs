@@ -105,8 +105,8 @@ fn load(format: &str) {
     let begin = Instant::now();
     assert_eq!(runtime.block_on(portals.refresh(RefreshMode::AtOnce)), Refreshed::Swapped);
     let swapped = begin.elapsed();
-    assert_eq!(portals.judge(id(PORTALS), "e").ruling, PortalVerdict::Allowed);
-    assert_ne!(portals.judge(id(0), "e").ruling, PortalVerdict::Allowed);
+    assert_eq!(portals.judge(id(PORTALS), "e").verdict, PortalVerdict::Allowed);
+    assert_ne!(portals.judge(id(0), "e").verdict, PortalVerdict::Allowed);
     println!(
         "load {format:4}  {:.1} MB of text in {loaded:.0?}, {resident:.1} MiB, at the peak \
          {peak:.1}; another in {swapped:.0?}, at the peak {:.1} MiB",
@@ -149,7 +149,7 @@ fn lookups(portals: &Portals) {
 }
 
 fn allows(portals: &Portals, id: u64) -> bool {
-    portals.judge(black_box(id), black_box("000000001625")).ruling == PortalVerdict::Allowed
+    portals.judge(black_box(id), black_box("000000001625")).verdict == PortalVerdict::Allowed
 }
 
 /// A portal with every rule.
@@ -162,7 +162,7 @@ fn rules(dir: &Path) {
     let begin = Instant::now();
     for _ in 0..1_000_000 {
         assert_eq!(
-            portals.judge(black_box(5), black_box("signup done")).ruling,
+            portals.judge(black_box(5), black_box("signup done")).verdict,
             PortalVerdict::Allowed
         );
     }

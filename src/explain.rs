@@ -7,7 +7,7 @@
 
 use crate::event;
 use crate::event::{Context, Hints, Judged, hints};
-use crate::policy::gate::{AcceptedEvent, Decision, EventRequest, Gate, Refusal};
+use crate::policy::gate::{AcceptedEvent, Decision, EventRequest, Gate};
 use crate::policy::portals::PortalVerdict;
 use crate::request::path::Reading;
 use crate::request::target::Target;
@@ -39,9 +39,9 @@ impl std::error::Error for NotAnEvent {}
 /// What would become of one event.
 #[derive(Debug)]
 pub struct Explanation<'a> {
-    judgement: Decision,
+    decision: Decision,
     /// Means nothing where the event would not count.
-    kept: AcceptedEvent<'a>,
+    accepted: AcceptedEvent<'a>,
     arrived: Lines,
     policy: Lines,
     hints: Vec<Hints<'static>>,
@@ -104,16 +104,16 @@ pub fn explain<'a>(
         return Err(NotAnEvent);
     }
     let context = Context::default();
-    let hit = EventRequest { method: &Method::GET, reading, query: query.as_bytes(), context };
-    let mut kept = AcceptedEvent::blank();
-    let judgement = gate.consider(hit, &mut kept);
-    let hubspot = match judgement {
-        Decision::Keep => hubspot::explain(upstreams, &kept.event),
+    let request = EventRequest { method: &Method::GET, reading, query: query.as_bytes(), context };
+    let mut accepted = AcceptedEvent::blank();
+    let decision = gate.consider(request, &mut accepted);
+    let hubspot = match decision {
+        Decision::Accept => hubspot::explain(upstreams, &accepted.event),
         _ => Vec::new(),
     };
     Ok(Explanation {
-        judgement,
-        kept,
+        decision,
+        accepted,
         arrived: arrived(query),
         policy: policy(gate, reading, query),
         hints: hints(query.as_bytes(), gate.rules()),
@@ -124,15 +124,15 @@ pub fn explain<'a>(
 impl Explanation<'_> {
     /// Whether the event would count.
     pub fn is_accepted(&self) -> bool {
-        self.judgement == Decision::Keep
+        self.decision == Decision::Accept
     }
 
     /// The verdict in one line.
     pub fn verdict(&self) -> String {
-        match &self.judgement {
-            Decision::Keep => "accepted: this event counts.".to_owned(),
-            Decision::Refuse(Refusal { reject, .. }) => {
-                let reason = reject.reason;
+        match &self.decision {
+            Decision::Accept => "accepted: this event counts.".to_owned(),
+            Decision::Reject(rejection) => {
+                let reason = rejection.reason;
                 format!("rejected: {} (status {})", reason.as_str(), reason.status())
             }
             // It is asked with GET alone.
@@ -142,16 +142,16 @@ impl Explanation<'_> {
 
     /// What there is to say about it, none of it empty.
     pub fn sections(&self) -> Vec<Section> {
-        let ([about, ignored], to_do) = match &self.judgement {
-            Decision::Keep => {
+        let ([about, ignored], to_do) = match &self.decision {
+            Decision::Accept => {
                 let why = |(param, why): &(Cow<'_, str>, event::Ignored)| {
                     format!("{}: {}", shown(param), why.detail())
                 };
-                ([made(&self.kept), self.kept.ignored.iter().map(why).collect()], false)
+                ([made(&self.accepted), self.accepted.ignored.iter().map(why).collect()], false)
             }
-            Decision::Refuse(Refusal { reject, .. }) => {
-                let about = reject.param.map(|p| format!("about {p}: ")).unwrap_or_default();
-                ([vec![format!("{about}{}", reject.detail())], Lines::new()], true)
+            Decision::Reject(rejection) => {
+                let about = rejection.param.map(|p| format!("about {p}: ")).unwrap_or_default();
+                ([vec![format!("{about}{}", rejection.detail())], Lines::new()], true)
             }
             Decision::Head | Decision::Preflight => return Vec::new(),
         };
@@ -187,9 +187,9 @@ impl Explanation<'_> {
     ///
     /// None that is known: an event's wire form is JSON.
     pub fn to_json(&self) -> serde_json::Result<String> {
-        match &self.judgement {
-            Decision::Keep => {
-                let AcceptedEvent { event, ignored, .. } = &self.kept;
+        match &self.decision {
+            Decision::Accept => {
+                let AcceptedEvent { event, ignored, .. } = &self.accepted;
                 let mut wire = Vec::new();
                 event::write_event_json(&mut wire, event);
                 let ignored = ignored.iter();
@@ -202,12 +202,12 @@ impl Explanation<'_> {
                     translation: self.hubspot.iter().map(|told| &told.json).collect(),
                 })
             }
-            Decision::Refuse(Refusal { reject, .. }) => serde_json::to_string(&Rejected {
+            Decision::Reject(rejection) => serde_json::to_string(&Rejected {
                 verdict: "rejected",
-                reason: reject.reason.as_str(),
-                status: reject.reason.status(),
-                param: reject.param,
-                detail: reject.detail(),
+                reason: rejection.reason.as_str(),
+                status: rejection.reason.status(),
+                param: rejection.param,
+                detail: rejection.detail(),
             }),
             Decision::Head | Decision::Preflight => Ok("null".to_owned()),
         }
@@ -261,8 +261,8 @@ fn line(piece: &str) -> String {
     }
 }
 
-fn made(kept: &AcceptedEvent<'_>) -> Lines {
-    let event = &kept.event;
+fn made(accepted: &AcceptedEvent<'_>) -> Lines {
+    let event = &accepted.event;
     let row = |name: &str, value: &str| format!("{name:<12} {}", shown(value));
     let mut lines = vec![row("portal", &event.portal.to_string()), row("event", &event.name)];
     lines.extend(event.email.iter().map(|email| row("email", email)));
@@ -280,17 +280,17 @@ fn policy(gate: &Gate, reading: Reading, query: &str) -> Lines {
     let (Reading::Event, Ok(Judged { event, .. })) = (reading, parsed) else {
         return Lines::new();
     };
-    let decision = gate.portals().judge(event.portal, &event.name);
-    let mut lines = vec![decision.explain(&event.name)];
-    match decision.ruling {
+    let portal = gate.portals().judge(event.portal, &event.name);
+    let mut lines = vec![portal.explain(&event.name)];
+    match portal.verdict {
         PortalVerdict::Allowed => {}
-        PortalVerdict::WouldRefuse(reason) => {
+        PortalVerdict::WouldReject(reason) => {
             lines.push(format!("a dry run: enforce would answer {}", reason.as_str()));
         }
-        PortalVerdict::Refused(_) => return lines,
+        PortalVerdict::Rejected(_) => return lines,
     }
     let names = event.properties.iter().map(|(name, _)| name);
-    let dropped = names.filter(|name| decision.policy.drops(name));
+    let dropped = names.filter(|name| portal.policy.drops(name));
     lines.extend(dropped.map(|name| format!("{name}: not passed on (drop_properties)")));
     lines
 }

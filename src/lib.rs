@@ -67,6 +67,7 @@ mod config_error;
 mod delivery;
 mod event;
 mod explain;
+mod file_stamp;
 mod plugin;
 mod policy;
 mod request;
@@ -78,7 +79,7 @@ mod upstream;
 
 pub use builder::{Builder, Config, OpenError, check};
 pub use config_error::ConfigError;
-pub use event::{Reason, Reject};
+pub use event::{Reason, Rejection};
 pub use plugin::PixelGate;
 pub use policy::gate::Verdict;
 pub use request::client::{TrustError, TrustedProxies};
@@ -122,6 +123,7 @@ pub mod tools {
     pub use crate::delivery::dead_letters;
     pub use crate::event::Record;
     pub use crate::explain::{NotAnEvent, explain};
+    pub use crate::file_stamp::FileStamp;
     pub use crate::spool::recovery::inspect;
     pub use crate::telemetry::log_throttle::LogThrottle;
 }

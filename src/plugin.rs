@@ -8,8 +8,8 @@
 
 use crate::delivery::Forwarder;
 use crate::delivery::threads::Delivery;
-use crate::event::Reason;
-use crate::policy::gate::{AcceptedEvent, Decision, EventRequest, Gate, Refusal, Verdict};
+use crate::event::{Reason, Rejection};
+use crate::policy::gate::{AcceptedEvent, Decision, EventRequest, Gate, Verdict};
 use crate::request::client::TrustedProxies;
 use crate::request::context::context;
 use crate::request::path::Reading;
@@ -76,7 +76,7 @@ pub(crate) enum EventResponse {
     Accepted,
     Head,
     Preflight,
-    Refused(Refusal),
+    Rejected(Rejection),
 }
 
 /// What is left to do after an event request was judged.
@@ -93,21 +93,21 @@ impl EventResponse {
         match self {
             Self::Accepted | Self::Head => answers.accepted(),
             Self::Preflight => answers.preflight(),
-            Self::Refused(refusal) => answers.rejected(refusal.reject, as_image),
+            Self::Rejected(rejection) => answers.rejected(rejection, as_image),
         }
     }
 
     /// The `Retry-After` of this answer, in seconds. `None`: the prebuilt value stands.
     pub fn retry_after_seconds(self) -> Option<u32> {
         match self {
-            Self::Refused(refusal) => refusal.retry_after_seconds,
+            Self::Rejected(rejection) => rejection.retry_after_seconds,
             _ => None,
         }
     }
 
     fn reason(self) -> Option<Reason> {
         match self {
-            Self::Refused(refusal) => Some(refusal.reject.reason),
+            Self::Rejected(rejection) => Some(rejection.reason),
             _ => None,
         }
     }
@@ -116,7 +116,7 @@ impl EventResponse {
         match self {
             Self::Accepted => Verdict::Accepted,
             Self::Head | Self::Preflight => Verdict::NotJudged,
-            Self::Refused(refusal) => Verdict::Rejected(refusal.reject),
+            Self::Rejected(rejection) => Verdict::Rejected(rejection),
         }
     }
 
@@ -124,7 +124,7 @@ impl EventResponse {
     fn of_commit(committed: Result<(), Overloaded>) -> Self {
         match committed {
             Ok(()) => Self::Accepted,
-            Err(Overloaded) => Self::Refused(Refusal::of(Reason::Overloaded)),
+            Err(Overloaded) => Self::Rejected(Rejection::of(Reason::Overloaded)),
         }
     }
 }
@@ -180,21 +180,21 @@ impl PixelGate {
     pub(crate) fn judge(&self, request: EventRequest<'_>) -> NextStep {
         let state = &*self.state;
         let query = request.query;
-        let refused = |refusal: Refusal| {
-            state.event_samples.rejected(refusal.reject.reason, query, state.gate.rules());
-            NextStep::Respond(EventResponse::Refused(refusal))
+        let reject = |rejection: Rejection| {
+            state.event_samples.rejected(rejection.reason, query, state.gate.rules());
+            NextStep::Respond(EventResponse::Rejected(rejection))
         };
         let mut accepted = AcceptedEvent::blank();
         match state.gate.judge(request, &mut accepted) {
-            Decision::Keep => {}
-            Decision::Refuse(refusal) => return refused(refusal),
+            Decision::Accept => {}
+            Decision::Reject(rejection) => return reject(rejection),
             Decision::Preflight => return NextStep::Respond(EventResponse::Preflight),
             Decision::Head => return NextStep::Respond(EventResponse::Head),
         }
         for (_, why) in &accepted.ignored {
             state.metrics.count_ignored(*why);
         }
-        if let Some(reason) = accepted.would_refuse {
+        if let Some(reason) = accepted.would_reject {
             state.metrics.count_dry_run_refusal(reason);
         }
         match state.spool.append(|out| state.gate.encode(&accepted, out)) {
@@ -204,7 +204,7 @@ impl PixelGate {
                 }
                 NextStep::AwaitCommit(commit, state.event_samples.appended(&accepted.event))
             }
-            Err(Overloaded) => refused(Refusal::of(Reason::Overloaded)),
+            Err(Overloaded) => reject(Rejection::of(Reason::Overloaded)),
         }
     }
 

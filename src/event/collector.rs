@@ -10,7 +10,7 @@ use super::event::Event;
 use super::param::{Reserved, WITHHELD};
 use super::query::{NotUtf8, Piece, Plus, Text};
 use super::revenue::Revenue;
-use super::verdict::{Ignored, IgnoredParams, Reason, Reject};
+use super::verdict::{Ignored, IgnoredParams, Reason, Rejection};
 use super::{email, normalize, validate};
 
 /// The values given for one reserved parameter.
@@ -31,12 +31,12 @@ impl<'a> Slot<'a> {
         }
     }
 
-    fn read(&mut self, param: Reserved) -> Result<Option<Text<'a>>, Reject> {
+    fn read(&mut self, param: Reserved) -> Result<Option<Text<'a>>, Rejection> {
         if self.not_utf8 {
-            return Err(Reject::at(Reason::InvalidEncoding, param));
+            return Err(Rejection::at(Reason::InvalidEncoding, param));
         }
         if self.conflicts {
-            return Err(Reject::at(Reason::ConflictingParam, param));
+            return Err(Rejection::at(Reason::ConflictingParam, param));
         }
         Ok(self.value.take())
     }
@@ -83,33 +83,33 @@ impl<'e, 'a> ParamCollector<'e, 'a> {
     }
 
     /// Judges the reserved parameters and completes the event.
-    pub(super) fn judge(self) -> Result<(), Reject> {
+    pub(super) fn judge(self) -> Result<(), Rejection> {
         let ParamCollector {
             reserved: [mut portal, mut name, mut email, mut revenue, mut external_id],
             ..
         } = self;
 
-        let portal = portal.read(Reserved::Portal)?.ok_or(Reject::of(Reason::MissingPortal))?;
-        let portal = validate::portal(&portal).ok_or(Reject::of(Reason::InvalidPortal))?;
+        let portal = portal.read(Reserved::Portal)?.ok_or(Rejection::of(Reason::MissingPortal))?;
+        let portal = validate::portal(&portal).ok_or(Rejection::of(Reason::InvalidPortal))?;
 
-        let name = name.read(Reserved::Event)?.ok_or(Reject::of(Reason::MissingEvent))?;
+        let name = name.read(Reserved::Event)?.ok_or(Rejection::of(Reason::MissingEvent))?;
         if !validate::is_event_name(&name) {
-            return Err(Reject::of(Reason::InvalidEvent));
+            return Err(Rejection::of(Reason::InvalidEvent));
         }
 
         let email = email
             .read(Reserved::Email)?
-            .map(|text| email::canonical(text.text).ok_or(Reject::of(Reason::InvalidEmail)))
+            .map(|text| email::canonical(text.text).ok_or(Rejection::of(Reason::InvalidEmail)))
             .transpose()?;
 
         let revenue = revenue
             .read(Reserved::Revenue)?
-            .map(|text| Revenue::parse(&text.text).ok_or(Reject::of(Reason::InvalidRevenue)))
+            .map(|text| Revenue::parse(&text.text).ok_or(Rejection::of(Reason::InvalidRevenue)))
             .transpose()?;
 
         let external_id = external_id.read(Reserved::ExternalId)?;
         if external_id.as_ref().is_some_and(|id| !validate::is_external_id(id)) {
-            return Err(Reject::of(Reason::InvalidExternalId));
+            return Err(Rejection::of(Reason::InvalidExternalId));
         }
 
         let event = self.event;

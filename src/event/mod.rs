@@ -1,4 +1,4 @@
-//! Judging: from the bytes of a query to an [`Event`] or a [`Reject`].
+//! Judging: from the bytes of a query to an [`Event`] or a [`Rejection`].
 //!
 //! Pure: no I/O, no clock, no async, no state. The same function judges a request, the command
 //! `explain` and the tests, so the three cannot differ. The rules are SPEC 3; all of their limits
@@ -45,4 +45,4 @@ pub use record::encode::{Context, encode_record, write_event_json};
 pub use record::error::RecordError;
 pub use record::raw::{RawRecord, WireWriter};
 pub use revenue::Revenue;
-pub use verdict::{Ignored, IgnoredParams, Reason, Reject};
+pub use verdict::{Ignored, IgnoredParams, Reason, Rejection};

@@ -6,7 +6,7 @@ use super::collector::ParamCollector;
 use super::config::Rules;
 use super::event::Event;
 use super::query::{encode_non_ascii, pieces};
-use super::verdict::{Ignored, IgnoredParams, Reason, Reject};
+use super::verdict::{Ignored, IgnoredParams, Reason, Rejection};
 
 /// An accepted query: its event and the parameters that were left out of the event.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -25,7 +25,7 @@ pub struct Judged<'a> {
 ///
 /// The first failing check in the order of SPEC 3, from [`Reason::QueryTooLong`] to
 /// [`Reason::InvalidExternalId`].
-pub fn parse<'a>(query: &'a [u8], rules: &Rules) -> Result<Judged<'a>, Reject> {
+pub fn parse<'a>(query: &'a [u8], rules: &Rules) -> Result<Judged<'a>, Rejection> {
     let mut judged = Judged { event: Event::blank(), ignored: IgnoredParams::new() };
     parse_into(query, rules, &mut judged.event, &mut judged.ignored)?;
     Ok(judged)
@@ -38,9 +38,9 @@ pub(crate) fn parse_into<'a>(
     rules: &Rules,
     event: &mut Event<'a>,
     ignored: &mut IgnoredParams<'a>,
-) -> Result<(), Reject> {
+) -> Result<(), Rejection> {
     if query.len() > rules.limits().query_bytes_max {
-        return Err(Reject::of(Reason::QueryTooLong));
+        return Err(Rejection::of(Reason::QueryTooLong));
     }
     match std::str::from_utf8(query) {
         Ok(query) => parse_text(query, rules, event, ignored),
@@ -62,11 +62,11 @@ fn parse_text<'a>(
     rules: &Rules,
     event: &mut Event<'a>,
     ignored: &mut IgnoredParams<'a>,
-) -> Result<(), Reject> {
+) -> Result<(), Rejection> {
     let mut params = ParamCollector::new(event, ignored);
     for (count, piece) in pieces(query).enumerate() {
         if count == rules.limits().params_max {
-            return Err(Reject::of(Reason::TooManyParams));
+            return Err(Rejection::of(Reason::TooManyParams));
         }
         params.take(piece, rules);
     }

@@ -201,18 +201,21 @@ impl Reason {
     }
 }
 
-/// A rejection: the reason and, for reasons about one parameter, that parameter.
+/// Why an event was rejected, and when the same event would be accepted.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub struct Reject {
-    /// The reason.
+pub struct Rejection {
+    /// The first check that failed, in the order of SPEC 3.
     pub reason: Reason,
-    /// `_a`, `_n`, `email`, `_m` or `id`.
+    /// The parameter that the reason is about: `_a`, `_n`, `email`, `_m` or `id`. `None`: the
+    /// request as a whole.
     pub param: Option<&'static str>,
+    /// After how many seconds the portal's rate accepts the same event. `None`: not known.
+    pub retry_after_seconds: Option<u32>,
 }
 
-impl Reject {
-    /// A rejection for a reason. `param` is set where the reason implies the parameter.
-    pub const fn of(reason: Reason) -> Reject {
+impl Rejection {
+    /// A rejection for `reason`. Names the parameter if the reason is always about the same one.
+    pub const fn of(reason: Reason) -> Rejection {
         let param = match reason {
             Reason::MissingPortal | Reason::InvalidPortal | Reason::PortalNotAllowed => {
                 Some(Reserved::Portal.key())
@@ -225,11 +228,11 @@ impl Reject {
             Reason::InvalidExternalId => Some(Reserved::ExternalId.key()),
             _ => None,
         };
-        Reject { reason, param }
+        Rejection { reason, param, retry_after_seconds: None }
     }
 
-    pub(super) const fn at(reason: Reason, param: Reserved) -> Reject {
-        Reject { reason, param: Some(param.key()) }
+    pub(super) const fn at(reason: Reason, param: Reserved) -> Rejection {
+        Rejection { reason, param: Some(param.key()), retry_after_seconds: None }
     }
 
     /// What to change. Never repeats anything that was sent.

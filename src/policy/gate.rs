@@ -1,70 +1,55 @@
-//! The judge: from a hit to a verdict.
+//! The judge: from an event request to a decision.
 //!
-//! [`Gate::judge`] puts the pure rules (path, parameters, privacy) and the portal policy into the
-//! one order that SPEC section 3 gives the rejections. It is synchronous, knows no connection and
-//! records nothing, so that a request, `explain` and a test all ask the same judge. Making an
-//! accepted event durable is the caller's next step: [`Gate::encode`] into the spool.
+//! [`Gate::judge`] applies the path and parameter rules, the portal policy and privacy in the
+//! order that SPEC 3 gives the rejections. It is synchronous, knows no connection and counts
+//! nothing, so that a request, `explain` and a test ask the same judge. It does not make an
+//! accepted event durable: the caller writes it with [`Gate::encode`] into the spool.
 
 use super::portals::{Policy, PortalVerdict, Portals, RateLimited};
 use super::privacy;
 use crate::clock::Clock;
 use crate::event;
-use crate::event::{Context, Event, Reason, Reject, Rules};
+use crate::event::{Context, Event, Reason, Rejection, Rules};
 use crate::request::path::{Guard, Reading};
 use http::Method;
 use rand::Rng;
 use std::sync::Arc;
 
-/// A request for the event path, as it came.
+/// A request for the event path, as received.
 #[derive(Debug)]
 pub struct EventRequest<'a> {
     /// The request's method.
     pub method: &'a Method,
-    /// What [`Gate::read`] says of its path.
+    /// What [`Gate::read`] says about the request's path.
     pub reading: Reading,
     /// The target's query, undecoded, without `?`.
     pub query: &'a [u8],
-    /// What the request says beside its query.
+    /// What the request's headers and its connection say.
     pub context: Context<'a>,
 }
 
-/// What became of an event request. Returned to the host, which may log it and cannot change it.
+/// How an event request was answered. Returned to the host, which may log it and cannot change it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Verdict {
     /// The event counts: it is as durable as `spool.durability` promises.
     Accepted,
     /// The event does not count.
-    Rejected(Reject),
+    Rejected(Rejection),
     /// There was no event to judge: `HEAD` or `OPTIONS`.
     NotJudged,
 }
 
-/// What the judge says of a hit.
+/// What the judge decides about an event request.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Decision {
-    /// An event that counts once it is durable; it is in the place that was given for it.
-    Keep,
-    /// An event that does not count.
-    Refuse(Refusal),
-    /// `HEAD`: the headers of a pixel, and nothing recorded.
+    /// The event counts once it is durable. The judge has filled in the [`AcceptedEvent`].
+    Accept,
+    /// The event does not count.
+    Reject(Rejection),
+    /// `HEAD`: answered with the headers of a pixel; nothing is recorded.
     Head,
-    /// `OPTIONS`: what a browser asks before it sends.
+    /// `OPTIONS`: the CORS request that a browser sends before the event.
     Preflight,
-}
-
-/// Why an event does not count, and when it might.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Refusal {
-    /// The first check that failed.
-    pub reject: Reject,
-    /// After how many seconds the same event would be taken, where that is known.
-    pub retry_after_seconds: Option<u32>,
-}
-
-impl Refusal {
-    pub(crate) fn of(reason: Reason) -> Self {
-        Self { reject: Reject::of(reason), retry_after_seconds: None }
-    }
 }
 
 /// An event that passed every check.
@@ -72,28 +57,28 @@ impl Refusal {
 pub struct AcceptedEvent<'a> {
     /// The canonical event.
     pub event: Event<'a>,
-    /// What the request said beside it, as far as privacy lets it be kept.
+    /// The request's context, reduced as `[privacy]` says.
     pub context: Context<'a>,
     /// The parameters that were dropped, and why.
     pub ignored: event::IgnoredParams<'a>,
-    /// What `enforce` would have refused it for, in `dry_run`.
-    pub would_refuse: Option<Reason>,
+    /// Mode `dry_run` only: the reason for which `enforce` would have rejected the event.
+    pub would_reject: Option<Reason>,
 }
 
 impl AcceptedEvent<'_> {
-    /// Nothing yet: a place for an event that passes. It has one because it is large, and moving it
-    /// about costs more than some checks.
+    /// An empty event for [`Gate::judge`] to fill in. The caller provides it because an event is
+    /// large, and moving one costs more than some checks.
     pub fn blank() -> Self {
         AcceptedEvent {
             event: Event::blank(),
             context: Context::default(),
             ignored: event::IgnoredParams::new(),
-            would_refuse: None,
+            would_reject: None,
         }
     }
 }
 
-/// What a portal's rate says.
+/// Whether a portal's rate has an event left.
 type Rate = Result<(), RateLimited>;
 
 /// The judge of one configuration.
@@ -106,7 +91,7 @@ pub struct Gate {
 }
 
 impl Gate {
-    /// Puts a judge together from parts that have passed their own checks.
+    /// Builds a judge from parts that are already validated.
     pub fn new(
         guard: Guard,
         rules: Rules,
@@ -117,8 +102,8 @@ impl Gate {
         Self { guard, rules, privacy, portals, clock }
     }
 
-    /// Whether a path is the event path in any spelling, or below it (SPEC 2). Anything else is
-    /// not ours and must reach the origin untouched.
+    /// Whether a path is the event path in any spelling, or below it (SPEC 2). A request for any
+    /// other path must reach the origin unchanged.
     pub fn read(&self, path: &[u8]) -> Reading {
         self.guard.read(path)
     }
@@ -133,83 +118,90 @@ impl Gate {
         &self.rules
     }
 
-    /// Judges a hit, and leaves what is kept in `kept`, which is blank: unless it is kept, what is
-    /// there afterwards means nothing. A hit whose path is not ours is refused like one below the
-    /// event path.
-    pub fn judge<'a>(&self, hit: EventRequest<'a>, kept: &mut AcceptedEvent<'a>) -> Decision {
-        self.judge_by(hit, kept, |policy| policy.take_rate())
+    /// Judges a request, and fills in `accepted`, which must be blank. Unless the decision is
+    /// [`Decision::Accept`], the content of `accepted` afterwards is meaningless. A request for a
+    /// path outside the event path is rejected like one below the event path.
+    pub fn judge<'a>(
+        &self,
+        request: EventRequest<'a>,
+        accepted: &mut AcceptedEvent<'a>,
+    ) -> Decision {
+        self.judge_by(request, accepted, |policy| policy.take_rate())
     }
 
-    /// What [`Gate::judge`] would say, without using up a place in a portal's rate.
-    pub fn consider<'a>(&self, hit: EventRequest<'a>, kept: &mut AcceptedEvent<'a>) -> Decision {
-        self.judge_by(hit, kept, |_| Ok(()))
+    /// The decision of [`Gate::judge`], without counting against the portal's rate.
+    pub fn consider<'a>(
+        &self,
+        request: EventRequest<'a>,
+        accepted: &mut AcceptedEvent<'a>,
+    ) -> Decision {
+        self.judge_by(request, accepted, |_| Ok(()))
     }
 
     fn judge_by<'a>(
         &self,
-        hit: EventRequest<'a>,
-        kept: &mut AcceptedEvent<'a>,
+        request: EventRequest<'a>,
+        accepted: &mut AcceptedEvent<'a>,
         take_rate: impl FnOnce(&Policy) -> Rate,
     ) -> Decision {
-        if hit.reading != Reading::Event {
-            return Decision::Refuse(Refusal::of(Reason::UnknownPath));
+        if request.reading != Reading::Event {
+            return Decision::Reject(Rejection::of(Reason::UnknownPath));
         }
-        match *hit.method {
+        match *request.method {
             Method::GET => {}
             Method::POST if self.rules.judges_post() => {}
             Method::HEAD => return Decision::Head,
             Method::OPTIONS => return Decision::Preflight,
-            _ => return Decision::Refuse(Refusal::of(Reason::MethodNotAllowed)),
+            _ => return Decision::Reject(Rejection::of(Reason::MethodNotAllowed)),
         }
-        kept.context = hit.context;
-        match self.admit(hit.query, kept, take_rate) {
-            Ok(()) => Decision::Keep,
-            Err(refusal) => Decision::Refuse(refusal),
+        accepted.context = request.context;
+        match self.admit(request.query, accepted, take_rate) {
+            Ok(()) => Decision::Accept,
+            Err(rejection) => Decision::Reject(rejection),
         }
     }
 
-    /// Reads an event and makes the checks that follow once its parameters are in order.
+    /// Reads an event, then applies the checks that need valid parameters.
     fn admit<'a>(
         &self,
         query: &'a [u8],
-        kept: &mut AcceptedEvent<'a>,
+        accepted: &mut AcceptedEvent<'a>,
         take_rate: impl FnOnce(&Policy) -> Rate,
-    ) -> Result<(), Refusal> {
-        event::parse_into(query, &self.rules, &mut kept.event, &mut kept.ignored)
-            .map_err(|reject| Refusal { reject, retry_after_seconds: None })?;
-        let decision = self.portals.judge(kept.event.portal, &kept.event.name);
-        match decision.ruling {
+    ) -> Result<(), Rejection> {
+        event::parse_into(query, &self.rules, &mut accepted.event, &mut accepted.ignored)?;
+        let portal = self.portals.judge(accepted.event.portal, &accepted.event.name);
+        match portal.verdict {
             PortalVerdict::Allowed => {}
-            PortalVerdict::WouldRefuse(reason) => kept.would_refuse = Some(reason),
-            PortalVerdict::Refused(reason) => return Err(Refusal::of(reason)),
+            PortalVerdict::WouldReject(reason) => accepted.would_reject = Some(reason),
+            PortalVerdict::Rejected(reason) => return Err(Rejection::of(reason)),
         }
-        if self.privacy.refuses(&kept.context) {
-            return Err(Refusal::of(Reason::PrivacyOptOut));
+        if self.privacy.rejects(&accepted.context) {
+            return Err(Rejection::of(Reason::PrivacyOptOut));
         }
-        // Last, because asking uses up a place.
-        if let Err(limited) = take_rate(&decision.policy) {
+        // The rate comes last because asking for it counts an event against it.
+        if let Err(limited) = take_rate(&portal.policy) {
             if limited.enforced {
-                let retry_after_seconds = Some(limited.retry_after_seconds);
-                return Err(Refusal {
-                    reject: Reject::of(Reason::RateLimited),
-                    retry_after_seconds,
+                return Err(Rejection {
+                    retry_after_seconds: Some(limited.retry_after_seconds),
+                    ..Rejection::of(Reason::RateLimited)
                 });
             }
-            kept.would_refuse = kept.would_refuse.or(Some(Reason::RateLimited));
+            accepted.would_reject = accepted.would_reject.or(Some(Reason::RateLimited));
         }
-        if decision.policy.drops_any() {
-            kept.event.properties.retain(|(name, _)| !decision.policy.drops(name));
+        if portal.policy.drops_any() {
+            accepted.event.properties.retain(|(name, _)| !portal.policy.drops(name));
         }
-        self.privacy.apply(&mut kept.event, &mut kept.context);
+        self.privacy.apply(&mut accepted.event, &mut accepted.context);
         Ok(())
     }
 
-    /// Writes a kept event as a spool record, and gives it its id and its time.
-    pub fn encode(&self, kept: &AcceptedEvent<'_>, out: &mut Vec<u8>) {
+    /// Appends an accepted event to `out` as a spool record with a new id and the current time.
+    pub fn encode(&self, accepted: &AcceptedEvent<'_>, out: &mut Vec<u8>) {
         let received_at_ms = self.clock.unix_ms();
         let mut random = [0; 10];
         rand::rng().fill_bytes(&mut random);
         let id = uuid::Builder::from_unix_timestamp_millis(received_at_ms, &random).into_uuid();
-        event::encode_record(out, id.as_bytes(), received_at_ms, &kept.event, &kept.context);
+        let AcceptedEvent { event, context, .. } = accepted;
+        event::encode_record(out, id.as_bytes(), received_at_ms, event, context);
     }
 }

@@ -41,7 +41,7 @@ pub enum Gpc {
 
 impl Config {
     /// Whether this request is refused for its `Sec-GPC: 1`.
-    pub fn refuses(&self, context: &Context<'_>) -> bool {
+    pub fn rejects(&self, context: &Context<'_>) -> bool {
         context.gpc && self.gpc == Gpc::Reject
     }
 

@@ -6,7 +6,7 @@
 //! and writes to no connection.
 
 use super::pixel;
-use crate::event::{Reason, Reject};
+use crate::event::{Reason, Rejection};
 use bytes::Bytes;
 use http::header::{self, HeaderName, HeaderValue};
 use serde::Deserialize;
@@ -118,7 +118,7 @@ impl<T> Answers<T> {
     }
 
     /// The answer to a rejected event, as an image or as a problem document.
-    pub fn rejected(&self, reject: Reject, as_image: bool) -> &T {
+    pub fn rejected(&self, reject: Rejection, as_image: bool) -> &T {
         let (image, document) = &self.rejected[slot(reject)];
         if as_image { image } else { document }
     }
@@ -134,12 +134,14 @@ pub fn wants_image(accept: Option<&[u8]>) -> bool {
 
 /// Every (reason, parameter) pair, in the order of [`slot`]. Pairs that no check produces cost a
 /// few unused kilobytes and spare a lookup table.
-fn rejects() -> impl Iterator<Item = Reject> {
-    let every = |reason| PARAMS.into_iter().map(move |param| Reject { reason, param });
+fn rejects() -> impl Iterator<Item = Rejection> {
+    let every = |reason| {
+        PARAMS.into_iter().map(move |param| Rejection { reason, param, retry_after_seconds: None })
+    };
     Reason::ALL.into_iter().flat_map(every)
 }
 
-fn slot(reject: Reject) -> usize {
+fn slot(reject: Rejection) -> usize {
     let param = PARAMS.iter().position(|param| *param == reject.param).unwrap_or(0);
     reject.reason as usize * PARAMS.len() + param
 }
@@ -162,7 +164,7 @@ fn preflight(allow: &HeaderValue) -> Answer {
 }
 
 /// The two forms of one rejection: an image and a problem document.
-fn rejection_forms(config: &Config, reject: Reject, allow: &HeaderValue) -> (Answer, Answer) {
+fn rejection_forms(config: &Config, reject: Rejection, allow: &HeaderValue) -> (Answer, Answer) {
     let verdict = format!("rejected; reason={}", reject.reason.as_str());
     let disguised = config.rejections == Rejections::Pixel && reject.reason != Reason::Overloaded;
     if disguised {
@@ -194,7 +196,7 @@ impl Answer {
     }
 
     /// A problem document (RFC 9457). `detail` is one of a fixed set and repeats nothing of the request.
-    fn document(config: &Config, reject: Reject, verdict: String) -> Self {
+    fn document(config: &Config, reject: Rejection, verdict: String) -> Self {
         let mut problem = serde_json::json!({
             "type": "about:blank",
             "title": reject.reason.title(),
@@ -295,7 +297,7 @@ mod tests {
     #[test]
     fn a_problem_document_names_reason_param_and_remedy() {
         let all = answers(&Config::default());
-        let reject = Reject::of(Reason::InvalidEmail);
+        let reject = Rejection::of(Reason::InvalidEmail);
         let answer = all.rejected(reject, false);
         assert_eq!(answer.status, 400);
         assert_eq!(value(answer, "content-type"), Some("application/problem+json"));
@@ -332,11 +334,11 @@ mod tests {
     #[test]
     fn method_not_allowed_lists_the_methods_and_overload_says_when() {
         let all = answers(&Config::default());
-        let method = Reject::of(Reason::MethodNotAllowed);
+        let method = Rejection::of(Reason::MethodNotAllowed);
         let allow = value(all.rejected(method, true), "allow");
         assert_eq!(allow, Some("GET, HEAD, OPTIONS, POST"));
         for reason in [Reason::Overloaded, Reason::RateLimited] {
-            let answer = all.rejected(Reject::of(reason), true);
+            let answer = all.rejected(Rejection::of(reason), true);
             let seconds: u32 = value(answer, "retry-after").unwrap().parse().unwrap();
             assert!(seconds > 0);
         }

@@ -81,7 +81,7 @@ impl Worker {
             context: context(&self.headers, Some(peer), &self.trusted),
         };
         let mut kept = AcceptedEvent::blank();
-        if self.gate.judge(hit, &mut kept) != Decision::Keep {
+        if self.gate.judge(hit, &mut kept) != Decision::Accept {
             return false;
         }
         let commit = self.spool.append(|out| self.gate.encode(&kept, out)).unwrap();

@@ -79,12 +79,12 @@ impl Desk {
     #[track_caller]
     fn allows(&self, portals: &[u64]) {
         for portal in [11, 22, 33, 44] {
-            let ruling = self.portals.judge(portal, "e").ruling;
+            let verdict = self.portals.judge(portal, "e").verdict;
             let expect = match portals.contains(&portal) {
                 true => PortalVerdict::Allowed,
-                false => PortalVerdict::Refused(Reason::PortalNotAllowed),
+                false => PortalVerdict::Rejected(Reason::PortalNotAllowed),
             };
-            assert_eq!(ruling, expect, "portal {portal}");
+            assert_eq!(verdict, expect, "portal {portal}");
         }
     }
 
@@ -406,7 +406,7 @@ async fn a_list_too_old_is_overloaded_and_recovers() {
     assert_eq!(desk.refresh().await, Refreshed::Failed);
     desk.allows(&[11]);
     desk.clock.forward(1);
-    assert_eq!(desk.portals.judge(11, "e").ruling, PortalVerdict::Refused(Reason::Overloaded));
+    assert_eq!(desk.portals.judge(11, "e").verdict, PortalVerdict::Rejected(Reason::Overloaded));
     assert!(desk.portals.status().stale);
     fs::write(&desk.path, "11\n").unwrap();
     assert_eq!(desk.refresh().await, Refreshed::Same);
@@ -428,8 +428,8 @@ fn the_sample_list_is_one() {
     let text = fs::read_to_string(&sample).unwrap();
     let portals = open(&sample, Config::default(), &Arc::default()).unwrap();
     assert_eq!(portals.status().count, 2);
-    assert_eq!(portals.judge(62515, "000000001625").ruling, PortalVerdict::Allowed);
-    assert_eq!(portals.judge(56043, "x").ruling, PortalVerdict::Allowed);
+    assert_eq!(portals.judge(62515, "000000001625").verdict, PortalVerdict::Allowed);
+    assert_eq!(portals.judge(56043, "x").verdict, PortalVerdict::Allowed);
 
     // The rules in it are commented out, and are meant to be uncommented.
     let uncommented: Vec<&str> = text

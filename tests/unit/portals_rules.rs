@@ -70,16 +70,16 @@ fn check(
     portals: &Portals,
     portal: u64,
     name: &str,
-    ruling: PortalVerdict,
-    because: Cause,
+    verdict: PortalVerdict,
+    cause: Cause,
 ) -> Policy {
     let decision = portals.judge(portal, name);
-    assert_eq!((decision.ruling, decision.because), (ruling, because), "{portal} {name}");
+    assert_eq!((decision.verdict, decision.cause), (verdict, cause), "{portal} {name}");
     decision.policy
 }
 
-const NOT_LISTED: PortalVerdict = PortalVerdict::Refused(Reason::PortalNotAllowed);
-const NOT_NAMED: PortalVerdict = PortalVerdict::Refused(Reason::EventNotAllowed);
+const NOT_LISTED: PortalVerdict = PortalVerdict::Rejected(Reason::PortalNotAllowed);
+const NOT_NAMED: PortalVerdict = PortalVerdict::Rejected(Reason::EventNotAllowed);
 
 #[test]
 fn a_portal_has_its_own_rules_or_else_the_defaults() {
@@ -194,7 +194,7 @@ fn many_threads_share_one_rate_exactly() {
 #[test]
 fn dry_run_takes_everything_and_tells_what_it_would_refuse() {
     let (portals, clock) = portals(LIST, Mode::DryRun);
-    let would = PortalVerdict::WouldRefuse;
+    let would = PortalVerdict::WouldReject;
     let policy = check(&portals, 4, "x", would(Reason::PortalNotAllowed), Cause::NotListed);
     // A portal that is not in the list has the defaults, but no rate to be told twice.
     assert!(policy.drops("iban"));

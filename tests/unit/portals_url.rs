@@ -149,25 +149,25 @@ impl Desk {
     }
 }
 
-fn ruling(portals: &Portals, portal: u64) -> PortalVerdict {
-    portals.judge(portal, "e").ruling
+fn verdict(portals: &Portals, portal: u64) -> PortalVerdict {
+    portals.judge(portal, "e").verdict
 }
 
-const OVERLOADED: PortalVerdict = PortalVerdict::Refused(Reason::Overloaded);
-const NOT_LISTED: PortalVerdict = PortalVerdict::Refused(Reason::PortalNotAllowed);
+const OVERLOADED: PortalVerdict = PortalVerdict::Rejected(Reason::Overloaded);
+const NOT_LISTED: PortalVerdict = PortalVerdict::Rejected(Reason::PortalNotAllowed);
 
 #[tokio::test]
 async fn it_is_overloaded_until_the_first_list() {
     let desk = Desk::new("/l.toml").await;
-    assert_eq!(ruling(&desk.portals, 11), OVERLOADED);
+    assert_eq!(verdict(&desk.portals, 11), OVERLOADED);
     assert!(!desk.portals.status().fresh);
     desk.server.answers("500 Oh", "");
     desk.fails("answered 500").await;
-    assert_eq!(ruling(&desk.portals, 11), OVERLOADED);
+    assert_eq!(verdict(&desk.portals, 11), OVERLOADED);
     desk.server.answers("200 OK", "portals = [11]");
     assert_eq!(desk.look().await, Refreshed::Swapped);
     assert_eq!(
-        (ruling(&desk.portals, 11), ruling(&desk.portals, 22)),
+        (verdict(&desk.portals, 11), verdict(&desk.portals, 22)),
         (PortalVerdict::Allowed, NOT_LISTED)
     );
     assert!(desk.portals.status().fresh);
@@ -190,7 +190,7 @@ async fn the_server_is_asked_with_what_it_said_last() {
     assert!(request.contains("if-none-match: w/\"v1\"\r\n"), "{request}");
     let since = format!("if-modified-since: {}\r\n", date.to_ascii_lowercase());
     assert!(request.contains(&since), "{request}");
-    assert_eq!(ruling(&desk.portals, 11), PortalVerdict::Allowed);
+    assert_eq!(verdict(&desk.portals, 11), PortalVerdict::Allowed);
 }
 
 #[tokio::test]
@@ -241,7 +241,7 @@ async fn a_server_that_fails_changes_nothing_and_may_come_back() {
     let address = server.go().await;
     desk.server = Server::start().await;
     desk.fails("/l.txt: ").await;
-    assert_eq!(ruling(&desk.portals, 11), PortalVerdict::Allowed);
+    assert_eq!(verdict(&desk.portals, 11), PortalVerdict::Allowed);
 
     desk.server = Server::listen(address).await;
     desk.server.answers("200 OK\nETag: \"v2\"", "22\n");
@@ -249,7 +249,7 @@ async fn a_server_that_fails_changes_nothing_and_may_come_back() {
     // What was not taken was not remembered either.
     assert!(desk.server.last_request().contains("if-none-match: \"v1\"\r\n"));
     assert_eq!(
-        (ruling(&desk.portals, 11), ruling(&desk.portals, 22)),
+        (verdict(&desk.portals, 11), verdict(&desk.portals, 22)),
         (NOT_LISTED, PortalVerdict::Allowed)
     );
     assert!(desk.portals.status().fresh);
@@ -269,7 +269,7 @@ async fn the_type_decides_the_format_where_it_says_one() {
         let desk = Desk::new(path).await;
         desk.server.answers(&format!("200 OK\nContent-Type: {content_type}"), body);
         assert_eq!(desk.look().await, Refreshed::Swapped, "{path} {content_type}");
-        assert_eq!(ruling(&desk.portals, 11), PortalVerdict::Allowed);
+        assert_eq!(verdict(&desk.portals, 11), PortalVerdict::Allowed);
     }
     let desk = Desk::new("/list").await;
     desk.server.answers("200 OK\nContent-Type: application/octet-stream", "11\n");
@@ -309,7 +309,7 @@ async fn a_list_larger_than_the_limit_is_not_taken() {
     desk.fails("larger than 64 MiB").await;
     desk.server.answers("200 OK", &body);
     desk.fails("larger than 64 MiB").await;
-    assert_eq!(ruling(&desk.portals, 11), PortalVerdict::Allowed);
+    assert_eq!(verdict(&desk.portals, 11), PortalVerdict::Allowed);
 }
 
 #[tokio::test]
@@ -321,7 +321,7 @@ async fn the_last_good_list_is_used_at_the_next_start() {
     assert_eq!(desk.look().await, Refreshed::Failed);
 
     let portals = desk.open_again();
-    assert_eq!(ruling(&portals, 11), PortalVerdict::Allowed);
+    assert_eq!(verdict(&portals, 11), PortalVerdict::Allowed);
     desk.server.answers("304 Not Modified", "");
     assert_eq!(portals.refresh(RefreshMode::Routine).await, Refreshed::Same);
     assert!(desk.server.last_request().contains("if-none-match: \"v1\"\r\n"));
@@ -330,14 +330,14 @@ async fn the_last_good_list_is_used_at_the_next_start() {
     let source = format!("{}?other", desk.config.source);
     let other = Config { source, ..desk.config.clone() };
     let portals = Portals::open(&other, desk.dir.path(), desk.clock.clone()).unwrap();
-    assert_eq!(ruling(&portals, 11), OVERLOADED);
+    assert_eq!(verdict(&portals, 11), OVERLOADED);
 
     // Damaged, it is none, and no reason not to start.
     let copy = desk.dir.path().join("portals.copy");
     let mut bytes = fs::read(&copy).unwrap();
     *bytes.last_mut().unwrap() ^= 1;
     fs::write(&copy, bytes).unwrap();
-    assert_eq!(ruling(&desk.open_again(), 11), OVERLOADED);
+    assert_eq!(verdict(&desk.open_again(), 11), OVERLOADED);
 }
 
 #[tokio::test]
@@ -346,18 +346,18 @@ async fn a_copy_too_old_is_overloaded_until_it_is_confirmed() {
     let desk = Desk::with("/l.txt", config).await;
     desk.server.answers("200 OK\nETag: \"v1\"", "11\n");
     assert_eq!(desk.look().await, Refreshed::Swapped);
-    assert_eq!(ruling(&desk.open_again(), 11), PortalVerdict::Allowed);
+    assert_eq!(verdict(&desk.open_again(), 11), PortalVerdict::Allowed);
 
     let copy = fs::File::options().write(true).open(desk.dir.path().join("portals.copy")).unwrap();
     let long_ago = copy.metadata().unwrap().modified().unwrap() - Duration::from_secs(3600);
     copy.set_modified(long_ago).unwrap();
     let portals = desk.open_again();
-    assert_eq!(ruling(&portals, 11), OVERLOADED);
+    assert_eq!(verdict(&portals, 11), OVERLOADED);
     desk.server.answers("304 Not Modified", "");
     assert_eq!(portals.refresh(RefreshMode::Routine).await, Refreshed::Same);
-    assert_eq!(ruling(&portals, 11), PortalVerdict::Allowed);
+    assert_eq!(verdict(&portals, 11), PortalVerdict::Allowed);
     // The confirmation outlives the process too.
-    assert_eq!(ruling(&desk.open_again(), 11), PortalVerdict::Allowed);
+    assert_eq!(verdict(&desk.open_again(), 11), PortalVerdict::Allowed);
 }
 
 #[tokio::test]
@@ -440,13 +440,13 @@ async fn watching_fetches_at_once_and_ends_when_told() {
     desk.server.answers("200 OK", "11\n");
     let (stop, stopped) = tokio::sync::watch::channel(false);
     let watching = tokio::spawn(desk.portals.clone().watch(stopped));
-    while ruling(&desk.portals, 11) != PortalVerdict::Allowed {
+    while verdict(&desk.portals, 11) != PortalVerdict::Allowed {
         tokio::task::yield_now().await;
     }
     // Asked to, it does not wait for its time.
     desk.server.answers("200 OK", "22\n");
     desk.portals.reload();
-    while ruling(&desk.portals, 22) != PortalVerdict::Allowed {
+    while verdict(&desk.portals, 22) != PortalVerdict::Allowed {
         tokio::task::yield_now().await;
     }
     stop.send(true).unwrap();

@@ -20,7 +20,7 @@ use std::{
 
 use serde::{Deserialize, Serialize};
 
-use super::parse::Format;
+use super::format::Format;
 
 /// Where the list begins in the file.
 const HEADER_BYTES: usize = 4096;

@@ -6,7 +6,7 @@ use std::{collections::BTreeMap, path::PathBuf};
 use serde::Deserialize;
 use url::Url;
 
-use super::parse::Format;
+use super::format::Format;
 
 /// The longest interval between two looks at the source. A day: more is surely a mistake.
 pub const REFRESH_SECONDS_MAX: u64 = 86_400;

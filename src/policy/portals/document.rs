@@ -1,7 +1,7 @@
 //! The shape that TOML and JSON share: `portals`, `[[portal]]` and `[defaults]`.
 //!
 //! Read with seeds, so that ids go straight into the [`Draft`] however many there are, and so that
-//! a second sighting of a hunted id becomes an error at the parser's own place.
+//! the second place of a duplicate id becomes an error at the parser's own position.
 
 use std::{fmt, io::BufRead};
 
@@ -10,7 +10,7 @@ use serde::{
     de::{DeserializeSeed, Deserializer, Error, MapAccess, SeqAccess, Visitor},
 };
 
-use super::parse::{Draft, Ids, ParseError, check_id};
+use super::draft::{Draft, Ids, ParseError, check_id};
 use super::rules::{DropProperties, Events, Expires, Rate, Rules};
 
 pub(super) fn read_json(reader: impl BufRead, draft: &mut Draft) -> Result<(), ParseError> {

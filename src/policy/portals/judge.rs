@@ -14,9 +14,9 @@ use crate::event::Reason;
 #[derive(Debug)]
 pub struct PortalDecision {
     /// Whether it is taken.
-    pub ruling: PortalVerdict,
+    pub verdict: PortalVerdict,
     /// What decided it.
-    pub because: Cause,
+    pub cause: Cause,
     /// What else holds for this portal.
     pub policy: Policy,
 }
@@ -27,9 +27,9 @@ pub enum PortalVerdict {
     /// It is.
     Allowed,
     /// It is not: `portal_not_allowed`, `event_not_allowed` or `overloaded`.
-    Refused(Reason),
+    Rejected(Reason),
     /// It is, but `enforce` would have refused it (`dry_run`).
-    WouldRefuse(Reason),
+    WouldReject(Reason),
 }
 
 /// What decided about an event.
@@ -140,7 +140,7 @@ impl PortalDecision {
         let rules = self.policy.list.as_ref().map(|list| list.rules(self.policy.place));
         let events = rules.and_then(|rules| rules.events.as_ref());
         let expires = rules.and_then(|rules| rules.expires);
-        match (self.because, events, expires) {
+        match (self.cause, events, expires) {
             (Cause::Off, ..) => "the portal list is switched off".to_owned(),
             (Cause::NotLoaded, ..) => "no portal list has been loaded yet".to_owned(),
             (Cause::Stale, ..) => "the portal list is too old to go by".to_owned(),
@@ -186,16 +186,16 @@ pub(super) fn judge(
         (_, Some(_)) if moment.stale => Err((Reason::Overloaded, Cause::Stale)),
         (_, Some(list)) => check(list, place, event_name, moment.clock),
     };
-    let (ruling, because, metering) = match (checked, moment.mode) {
-        (Ok(because), Mode::Enforce) => (PortalVerdict::Allowed, because, Metering::Enforced),
-        (Ok(because), Mode::DryRun) => (PortalVerdict::Allowed, because, Metering::Told),
-        (Ok(because), Mode::Off) => (PortalVerdict::Allowed, because, Metering::Off),
-        (Err((reason, because)), Mode::DryRun) => {
-            (PortalVerdict::WouldRefuse(reason), because, Metering::Off)
+    let (verdict, cause, metering) = match (checked, moment.mode) {
+        (Ok(cause), Mode::Enforce) => (PortalVerdict::Allowed, cause, Metering::Enforced),
+        (Ok(cause), Mode::DryRun) => (PortalVerdict::Allowed, cause, Metering::Told),
+        (Ok(cause), Mode::Off) => (PortalVerdict::Allowed, cause, Metering::Off),
+        (Err((reason, cause)), Mode::DryRun) => {
+            (PortalVerdict::WouldReject(reason), cause, Metering::Off)
         }
-        (Err((reason, because)), _) => (PortalVerdict::Refused(reason), because, Metering::Off),
+        (Err((reason, cause)), _) => (PortalVerdict::Rejected(reason), cause, Metering::Off),
     };
-    PortalDecision { ruling, because, policy: Policy { list, place, metering } }
+    PortalDecision { verdict, cause, policy: Policy { list, place, metering } }
 }
 
 #[inline]

@@ -7,8 +7,9 @@ use std::{
     sync::Arc,
 };
 
+use super::draft::{Draft, ParseError};
+use super::format::{Format, LIST_BYTES_MAX};
 use super::parse;
-use super::parse::{Draft, Format, LIST_BYTES_MAX, ParseError};
 use super::rate::{Meter, Meters, Rates};
 use super::rules::Rules;
 use super::set::{Duplicate, Set};

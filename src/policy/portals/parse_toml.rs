@@ -9,7 +9,7 @@
 use std::io::{self, BufRead, Read};
 
 use super::document;
-use super::parse::{Draft, Ids, ParseError, read_id};
+use super::draft::{Draft, Ids, ParseError, read_id};
 
 /// The most text left for the general parser, in bytes: 100,000 portals with rules of their own.
 pub const RULES_BYTES_MAX: usize = 16 << 20;

@@ -17,23 +17,20 @@
 use std::{
     fs::{self, File, Metadata},
     io,
-    os::unix::fs::MetadataExt,
     path::PathBuf,
     sync::Arc,
-    time::{Duration, SystemTime, UNIX_EPOCH},
 };
 
+use super::draft::ParseError;
+use super::format::Format;
 use super::list::{Content, List};
-use super::parse::{Format, ParseError};
+use super::look::Look;
 use crate::clock::Clock;
+use crate::file_stamp::FileStamp;
 
 /// How often to look, in every `refresh_seconds`: once to see that the old file is gone, once to
 /// see the new, and once to believe it, with time left to read it.
 pub(super) const LOOKS_PER_REFRESH: u32 = 4;
-
-/// Times younger than this are not believed. File systems of today stamp to some milliseconds,
-/// those of old to 2 seconds.
-const STAMP_AGE_MIN: Duration = Duration::from_secs(2);
 
 /// How often a file that changes under our eyes is read again at start.
 const OPEN_ATTEMPTS_MAX: u32 = 5;
@@ -49,29 +46,6 @@ pub(super) struct FileSource {
     seen: Option<FileStamp>,
     /// What is wrong with the file that `seen` saw.
     rejected: Option<String>,
-}
-
-/// Everything about a file that tells a change of it without reading.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-struct FileStamp {
-    device: u64,
-    inode: u64,
-    size: u64,
-    modified_ns: i128,
-    changed_ns: i128,
-}
-
-/// What a look at a source came to.
-#[derive(Debug)]
-pub(super) enum Look {
-    /// The source still has the list in use.
-    Same,
-    /// The source has a new list.
-    New(Box<List>),
-    /// The source changes; the next look may know more.
-    Unsettled,
-    /// The source has no list to take.
-    Failed(String),
 }
 
 impl FileSource {
@@ -100,9 +74,9 @@ impl FileSource {
         at_once: bool,
         clock: &Arc<dyn Clock>,
     ) -> Look {
-        let sighting = fs::metadata(&self.path).map(|metadata| FileStamp::of(&metadata));
+        let stamp = FileStamp::read(&self.path);
         let before = self.seen;
-        self.seen = sighting.as_ref().ok().copied();
+        self.seen = stamp.as_ref().ok().copied();
         if !at_once && self.seen != before {
             self.rejected = None;
             return Look::Unsettled;
@@ -113,11 +87,11 @@ impl FileSource {
         if let (Some(what), false) = (&self.rejected, at_once) {
             return Look::Failed(what.clone());
         }
-        let read = match sighting {
-            Ok(sighting) => self.read(sighting, clock),
+        let read = match stamp {
+            Ok(stamp) => self.read(stamp, clock),
             Err(error) => Err(ParseError::from(error)),
         };
-        let believed = self.seen.filter(FileStamp::can_be_believed);
+        let believed = self.seen.filter(FileStamp::is_settled);
         match read {
             Ok(None) => Look::Unsettled,
             Ok(Some(list)) => {
@@ -167,32 +141,11 @@ impl FileSource {
     }
 }
 
-impl FileStamp {
-    fn of(metadata: &Metadata) -> FileStamp {
-        let stamp = |seconds: i64, ns: i64| i128::from(seconds) * 1_000_000_000 + i128::from(ns);
-        FileStamp {
-            device: metadata.dev(),
-            inode: metadata.ino(),
-            size: metadata.size(),
-            modified_ns: stamp(metadata.mtime(), metadata.mtime_nsec()),
-            changed_ns: stamp(metadata.ctime(), metadata.ctime_nsec()),
-        }
-    }
-
-    /// Whether a further change would surely show in the times. By the machine's clock, since
-    /// the kernel stamps files by that.
-    fn can_be_believed(&self) -> bool {
-        let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_nanos();
-        // A stamp from the future is as good as one from the past: the next will differ.
-        i128::try_from(now)
-            .is_ok_and(|now| now.abs_diff(self.changed_ns) > STAMP_AGE_MIN.as_nanos())
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
     use crate::clock::SystemClock;
+    use std::time::Duration;
 
     /// A clock that writes to a file whenever it is asked: a list asks it when it has been read.
     struct Meddler(PathBuf);
@@ -228,18 +181,5 @@ mod tests {
         // And one that never comes to rest is no list to start with.
         fs::write(&path, "11\n").unwrap();
         assert!(FileSource::open(path, Format::Text, &meddler).is_err());
-    }
-
-    #[test]
-    fn a_fresh_stamp_is_not_believed() {
-        let dir = tempfile::tempdir().unwrap();
-        let fresh = FileStamp::of(&fs::metadata(dir.path()).unwrap());
-        assert!(!fresh.can_be_believed());
-        let by = |seconds: i128| FileStamp {
-            changed_ns: fresh.changed_ns + seconds * 1_000_000_000,
-            ..fresh
-        };
-        assert!(by(-60).can_be_believed());
-        assert!(by(60).can_be_believed());
     }
 }

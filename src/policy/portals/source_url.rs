@@ -30,11 +30,13 @@ use reqwest::{Client, Response, redirect};
 use tokio::sync::mpsc;
 use url::Url;
 
+use super::cache;
 use super::cache::{About, Incoming, Validators};
+use super::config::Config;
+use super::draft::ParseError;
+use super::format::{Format, LIST_BYTES_MAX};
 use super::list::{Content, List};
-use super::parse::{Format, LIST_BYTES_MAX, ParseError};
-use super::source_file::Look;
-use super::{Config, cache};
+use super::look::Look;
 use crate::clock::Clock;
 
 const CONNECT_SECONDS_MAX: u64 = 5;

@@ -2,7 +2,7 @@
 
 use std::fmt;
 
-use super::Mode;
+use super::config::Mode;
 use super::list::List;
 use super::rules::{Expires, Rules};
 

@@ -1,0 +1,113 @@
+//! What the readers of all formats share: the [`Draft`] that they fill, ids, and their errors.
+
+use std::io;
+
+use super::rules::Rules;
+
+/// The most digits a portal id has (SPEC 3, `_a`).
+const ID_DIGITS_MAX: usize = 15;
+
+/// What a list says.
+#[derive(Debug, Default)]
+pub(super) struct Draft {
+    pub ids: Ids,
+    pub tables: Vec<(u64, Rules)>,
+    pub defaults: Rules,
+    /// Whether the list has a `portals` key.
+    pub names_portals: bool,
+}
+
+/// Where and why a list cannot be read.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("{}{what}", place(*line, *column))]
+pub(super) struct ParseError {
+    /// From 1; `None` if the error is not at one place.
+    pub line: Option<u64>,
+    /// From 1, in characters; `None` if only the line is known.
+    pub column: Option<u64>,
+    pub what: String,
+}
+
+impl ParseError {
+    pub(super) fn new(what: impl Into<String>) -> ParseError {
+        ParseError { line: None, column: None, what: what.into() }
+    }
+
+    pub(super) fn at(line: u64, column: u64, what: impl Into<String>) -> ParseError {
+        ParseError { line: Some(line), column: Some(column), what: what.into() }
+    }
+}
+
+impl From<io::Error> for ParseError {
+    fn from(error: io::Error) -> ParseError {
+        ParseError::new(error.to_string())
+    }
+}
+
+/// The place of an error, as it stands before the error's text. Empty if there is none.
+fn place(line: Option<u64>, column: Option<u64>) -> String {
+    match (line, column) {
+        (Some(line), Some(column)) => format!("line {line}, column {column}: "),
+        (Some(line), None) => format!("line {line}: "),
+        (None, _) => String::new(),
+    }
+}
+
+/// Collects the ids as they are read, or looks for the second place of one known duplicate.
+#[derive(Debug, Default)]
+pub(super) struct Ids {
+    pub list: Vec<u64>,
+    /// The id whose second place is wanted. `None`: ids are collected.
+    duplicate_id: Option<u64>,
+    /// Whether `duplicate_id` has been read once.
+    seen: bool,
+}
+
+impl Ids {
+    /// Collects no ids; fails where `id` comes for the second time.
+    pub(super) fn looking_for(id: u64) -> Ids {
+        Ids { duplicate_id: Some(id), ..Ids::default() }
+    }
+
+    /// Collects an id; fails if it is the duplicate id and read for the second time.
+    #[inline]
+    pub(super) fn take(&mut self, id: u64) -> Result<(), &'static str> {
+        self.see(id)?;
+        if self.duplicate_id.is_none() {
+            self.list.push(id);
+        }
+        Ok(())
+    }
+
+    /// Like [`Ids::take`], for an id that the caller stores elsewhere.
+    pub(super) fn see(&mut self, id: u64) -> Result<(), &'static str> {
+        if self.duplicate_id == Some(id) && std::mem::replace(&mut self.seen, true) {
+            return Err("this portal id is already in the list");
+        }
+        Ok(())
+    }
+}
+
+/// Reads a portal id, which a list writes in plain digits.
+pub(super) fn read_id(digits: &[u8]) -> Result<u64, &'static str> {
+    if !digits.iter().all(u8::is_ascii_digit) {
+        return Err("not a portal id: it is written in plain digits");
+    }
+    match digits {
+        [] | [b'0'] => Err("not a portal id: it begins at 1"),
+        [b'0', ..] => Err("not a portal id: it has no leading zero"),
+        _ if digits.len() > ID_DIGITS_MAX => Err("not a portal id: it has at most 15 digits"),
+        _ => Ok(digits.iter().fold(0, |id, digit| id * 10 + u64::from(digit - b'0'))),
+    }
+}
+
+/// Checks the range of a portal id that a parser has already read as a number.
+pub(super) fn check_id(id: u64) -> Result<u64, &'static str> {
+    match id {
+        0 => Err("not a portal id: it begins at 1"),
+        _ if id >= 10_u64.pow(ID_DIGITS_MAX as u32) => {
+            Err("not a portal id: it has at most 15 digits")
+        }
+        _ => Ok(id),
+    }
+}

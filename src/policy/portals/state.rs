@@ -1,0 +1,54 @@
+//! What all handles of one portal policy share: the list in use, its source and its health.
+
+use std::{
+    sync::{
+        Arc,
+        atomic::{AtomicI64, Ordering},
+    },
+    time::Duration,
+};
+
+use arc_swap::ArcSwapOption;
+use parking_lot::Mutex;
+
+use super::config::Mode;
+use super::list::List;
+use super::source::Source;
+use super::status::Health;
+use crate::clock::Clock;
+
+/// The shared part of a [`Portals`](super::Portals).
+pub(super) struct PortalsState {
+    pub mode: Mode,
+    /// `portals.refresh_seconds`.
+    pub refresh: Duration,
+    /// `portals.stale_seconds_max`. `None`: a list of any age is used.
+    pub stale_after: Option<Duration>,
+    pub clock: Arc<dyn Clock>,
+    /// `None` until a list has been loaded.
+    pub current: ArcSwapOption<List>,
+    /// When the source last confirmed the list in use: milliseconds of the monotonic
+    /// clock, negative for a time before it began.
+    pub confirmed_ms: AtomicI64,
+    pub source: Arc<tokio::sync::Mutex<Source>>,
+    pub health: Mutex<Health>,
+    /// Notified when the source shall be read at once.
+    pub reload: tokio::sync::Notify,
+}
+
+impl PortalsState {
+    /// Whether the list in use is older than `portals.stale_seconds_max`.
+    pub(super) fn is_stale(&self) -> bool {
+        let Some(after) = self.stale_after else {
+            return false;
+        };
+        let confirmed = self.confirmed_ms.load(Ordering::Relaxed);
+        let age = monotonic_ms(&*self.clock).saturating_sub(confirmed);
+        u128::try_from(age).is_ok_and(|age| age > after.as_millis())
+    }
+}
+
+/// The monotonic clock, in milliseconds.
+pub(super) fn monotonic_ms(clock: &dyn Clock) -> i64 {
+    i64::try_from(clock.monotonic().as_millis()).unwrap_or(i64::MAX)
+}

@@ -1,0 +1,42 @@
+//! What is known about the policy and its refreshes, for the operator.
+
+use super::config::Mode;
+
+/// The state of the policy, for the status page.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Status {
+    /// Portals in the list, expired ones included.
+    pub count: usize,
+    /// The configured mode.
+    pub mode: Mode,
+    /// When the list in use was loaded: milliseconds since 1970, UTC. `None`: no list has been loaded.
+    pub loaded_at_ms: Option<u64>,
+    /// The last failure to refresh the list, be it over or not.
+    pub last_failure: Option<RefreshFailure>,
+    /// Failures to refresh the list since start, each look counted.
+    pub failures: u64,
+    /// Whether there is a list, and the last look at its source found nothing wrong.
+    pub fresh: bool,
+    /// Whether the list is older than `portals.stale_seconds_max`.
+    pub stale: bool,
+}
+
+/// A failure to refresh the list.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct RefreshFailure {
+    /// When: milliseconds since 1970, UTC.
+    pub at_ms: u64,
+    /// The cause, with the file or URL and, if known, the line. No personal data.
+    pub what: String,
+}
+
+/// The history of refreshes.
+#[derive(Debug, Default)]
+pub(super) struct Health {
+    pub loaded_at_ms: Option<u64>,
+    pub last_failure: Option<RefreshFailure>,
+    pub failures: u64,
+    pub failing: bool,
+    /// Whether it has been logged that the list is too old.
+    pub stale_logged: bool,
+}
