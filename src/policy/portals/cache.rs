@@ -1,14 +1,14 @@
-//! The last good list of a URL, kept on disk for the next start.
+//! The cache on disk: the last good list of a URL, for the next start.
 //!
-//! One file, replaced whole, so that a list and what is known about it are never of two minds:
+//! One file, replaced as a whole, so that a list and the facts about it always match:
 //!
-//! | bytes | what |
+//! | bytes | content |
 //! |---|---|
 //! | 0..4096 | a JSON object ([`About`]), then blanks, then a line end |
 //! | 4096.. | the list as the server sent it, decompressed |
 //!
-//! The time of the last modification is when the server last confirmed the list. A copy that
-//! is damaged, of another URL or of another version is as good as none.
+//! The modification time is when the server last confirmed the list. A cache that is damaged,
+//! or of another URL or version, is not used.
 
 use std::{
     fs::{self, File},
@@ -30,10 +30,10 @@ const VERSION: u32 = 1;
 const NAME: &str = "portals.copy";
 const NAME_WHILE_WRITTEN: &str = "portals.copy.new";
 
-/// Read in pieces of this size.
+/// Size of one read, in bytes.
 const READ_BYTES: usize = 64 << 10;
 
-/// What is known about a copied list.
+/// The facts about a cached list.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub(super) struct About {
     pub url: String,
@@ -42,7 +42,7 @@ pub(super) struct About {
     pub validators: Validators,
 }
 
-/// How to ask a server whether it still has the same.
+/// The validators of a conditional request (RFC 9110, section 13).
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub(super) struct Validators {
     pub etag: Option<String>,
@@ -57,7 +57,7 @@ struct Header {
     body_crc32c: u32,
 }
 
-/// A list being received. Gone with its file unless it is kept.
+/// A list being received. Dropping it removes its file unless [`Incoming::keep`] succeeded.
 #[derive(Debug)]
 pub(super) struct Incoming {
     folder: PathBuf,
@@ -67,30 +67,30 @@ pub(super) struct Incoming {
 }
 
 impl Incoming {
-    /// Begins a file in the state folder, which is made if need be.
+    /// Creates the file in the state folder, and the folder if it is missing.
     pub(super) fn create(folder: &Path) -> io::Result<Incoming> {
         fs::create_dir_all(folder)?;
         let mut options = File::options();
-        // For the owner's eyes only: a URL may hold a token.
+        // Readable by the owner only: a URL may hold a token.
         options.read(true).write(true).create(true).truncate(true).mode(0o600);
         let mut file = options.open(folder.join(NAME_WHILE_WRITTEN))?;
         file.seek(SeekFrom::Start(HEADER_BYTES as u64))?;
         Ok(Incoming { folder: folder.to_owned(), file, crc32c: 0, kept: false })
     }
 
-    /// The file, standing where the list begins.
+    /// The file, positioned at the start of the list.
     pub(super) fn list(&mut self) -> io::Result<&mut File> {
         self.file.seek(SeekFrom::Start(HEADER_BYTES as u64))?;
         Ok(&mut self.file)
     }
 
-    /// Puts it in place of the copy there is, and on disk.
+    /// Replaces the cache with this list, and syncs it to disk.
     pub(super) fn keep(mut self, about: &About) -> io::Result<()> {
         let body_crc32c = self.crc32c;
         let header = Header { version: VERSION, about: about.clone(), body_crc32c };
         let mut header = serde_json::to_vec(&header)?;
         if header.len() >= HEADER_BYTES {
-            return Err(io::Error::other("the URL and its ETag are too long to keep a copy"));
+            return Err(io::Error::other("the URL and its ETag are too long to cache the list"));
         }
         header.resize(HEADER_BYTES - 1, b' ');
         header.push(b'\n');
@@ -117,22 +117,22 @@ impl Write for Incoming {
 impl Drop for Incoming {
     fn drop(&mut self) {
         if !self.kept {
-            // Where it cannot be removed, the next one overwrites it.
+            // If the file cannot be removed, the next one overwrites it.
             let _ = fs::remove_file(self.folder.join(NAME_WHILE_WRITTEN));
         }
     }
 }
 
-/// A copy found at start.
+/// A cached list found at start.
 pub(super) struct Found {
     pub about: About,
-    /// Stands where the list begins.
+    /// Positioned at the start of the list.
     pub list: File,
-    /// How long ago the server confirmed it.
+    /// How long ago the server confirmed the list.
     pub age: Duration,
 }
 
-/// The copy of this URL's list, if there is a whole one.
+/// The cached list of this URL. `None`: there is no cache, or it is of another URL or version.
 pub(super) fn find(folder: &Path, url: &str) -> io::Result<Option<Found>> {
     let mut file = match File::open(folder.join(NAME)) {
         Ok(file) => file,
@@ -146,7 +146,7 @@ pub(super) fn find(folder: &Path, url: &str) -> io::Result<Option<Found>> {
         return Ok(None);
     }
     if crc32c_of(&mut file)? != header.body_crc32c {
-        return Err(io::Error::other("the copy is damaged"));
+        return Err(io::Error::other("the cached list is damaged"));
     }
     file.seek(SeekFrom::Start(HEADER_BYTES as u64))?;
     let confirmed = file.metadata()?.modified()?;
@@ -154,11 +154,11 @@ pub(super) fn find(folder: &Path, url: &str) -> io::Result<Option<Found>> {
     Ok(Some(Found { about: header.about, list: file, age }))
 }
 
-/// Notes that the server has just confirmed the copy. Where that cannot be noted, the list
-/// will look older after a restart than it is, which is the safe side.
+/// Records that the server has just confirmed the cached list. If that fails, the list looks older
+/// after a restart than it is, which is the safe side.
 pub(super) fn confirm(folder: &Path) {
-    let copy = File::options().write(true).open(folder.join(NAME));
-    let _ = copy.and_then(|copy| copy.set_modified(SystemTime::now()));
+    let cache = File::options().write(true).open(folder.join(NAME));
+    let _ = cache.and_then(|cache| cache.set_modified(SystemTime::now()));
 }
 
 fn crc32c_of(file: &mut File) -> io::Result<u32> {

@@ -9,26 +9,26 @@ use super::list::{List, Place};
 use crate::clock::Clock;
 use crate::event::Reason;
 
-/// The answer about one event of one portal.
+/// The decision about one event of one portal.
 #[must_use]
 #[derive(Debug)]
 pub struct PortalDecision {
-    /// Whether it is taken.
+    /// Whether the event is accepted.
     pub verdict: PortalVerdict,
-    /// What decided it.
+    /// Why.
     pub cause: Cause,
     /// What else holds for this portal.
     pub policy: Policy,
 }
 
-/// Whether an event is taken.
+/// Whether an event is accepted.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum PortalVerdict {
-    /// It is.
+    /// The event is accepted.
     Allowed,
-    /// It is not: `portal_not_allowed`, `event_not_allowed` or `overloaded`.
+    /// The event is rejected: `portal_not_allowed`, `event_not_allowed` or `overloaded`.
     Rejected(Reason),
-    /// It is, but `enforce` would have refused it (`dry_run`).
+    /// The event is accepted, but `enforce` would have rejected it (`dry_run`).
     WouldReject(Reason),
 }
 
@@ -79,7 +79,7 @@ pub struct RateLimited {
 }
 
 /// What a list says about one portal. Holds on to the list as it was when asked, so keep it
-/// for one hit only.
+/// for one request only.
 pub struct Policy {
     list: Guard<Option<Arc<List>>>,
     place: Option<Place>,
@@ -90,9 +90,9 @@ pub struct Policy {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Metering {
     Enforced,
-    /// A refusal is only told.
-    Told,
-    /// It is not: `off`, or an event that was refused before.
+    /// `dry_run`: an event over the rate is accepted and counted.
+    Reported,
+    /// The rate is not asked: mode `off`, or the event is already rejected.
     Off,
 }
 
@@ -188,7 +188,7 @@ pub(super) fn judge(
     };
     let (verdict, cause, metering) = match (checked, moment.mode) {
         (Ok(cause), Mode::Enforce) => (PortalVerdict::Allowed, cause, Metering::Enforced),
-        (Ok(cause), Mode::DryRun) => (PortalVerdict::Allowed, cause, Metering::Told),
+        (Ok(cause), Mode::DryRun) => (PortalVerdict::Allowed, cause, Metering::Reported),
         (Ok(cause), Mode::Off) => (PortalVerdict::Allowed, cause, Metering::Off),
         (Err((reason, cause)), Mode::DryRun) => {
             (PortalVerdict::WouldReject(reason), cause, Metering::Off)

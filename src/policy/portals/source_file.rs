@@ -1,18 +1,20 @@
-//! A list in a file, and when a change to it is believed.
+//! A list in a file, and when a changed file is read.
 //!
 //! A file is watched by looking at what its path leads to: device, inode, size, and the times of
-//! change to the nanosecond. That sees rewrites, an editor's rename and a symlink swapped somewhere
-//! along the path, all alike and on every file system; notifications see some of these, on some.
+//! change to the nanosecond. That sees rewrites, an editor's rename and a symlink swapped
+//! somewhere along the path, all alike and on every file system; notifications see some of these,
+//! on some.
 //!
 //! **A file that is being written must not be taken for a list.** Cut anywhere, a `.txt` is still
 //! a list, only a shorter one, and a `.toml` may lose a portal's last rules. So a change is read
-//! only when two looks in a row, a quarter of `refresh_seconds` apart, saw the same; and what was
-//! read is thrown away if the file changed meanwhile. A writer that pauses for longer in the midst
-//! of a file is beyond this: write beside it and rename. When asked to read at once (at start,
-//! and on SIGHUP) only the second half holds.
+//! only when two looks in a row, a quarter of `refresh_seconds` apart, found the same stamp; and
+//! what was read is thrown away if the file changed meanwhile. A writer that pauses for longer in
+//! the middle of a file is not detected: write another file and rename it. When asked to read at
+//! once (at start, and on SIGHUP) only the second half holds.
 //!
-//! **The times are not believed where they are fresh.** A file changed twice within one tick of
-//! the kernel's clock can look the same both times, so one read so soon is read once more.
+//! **A fresh stamp is not trusted.** A file changed twice within one tick of the kernel's clock
+//! has the same stamp both times, so a file read within 2 seconds of its last change is read
+//! again.
 
 use std::{
     fs::{self, File, Metadata},
@@ -32,7 +34,7 @@ use crate::file_stamp::FileStamp;
 /// see the new, and once to believe it, with time left to read it.
 pub(super) const LOOKS_PER_REFRESH: u32 = 4;
 
-/// How often a file that changes under our eyes is read again at start.
+/// How often a file that changes while it is read is tried at start.
 const OPEN_ATTEMPTS_MAX: u32 = 5;
 
 /// A list in a file.
@@ -91,12 +93,12 @@ impl FileSource {
             Ok(stamp) => self.read(stamp, clock),
             Err(error) => Err(ParseError::from(error)),
         };
-        let believed = self.seen.filter(FileStamp::is_settled);
+        let settled = self.seen.filter(FileStamp::is_settled);
         match read {
             Ok(None) => Look::Unsettled,
             Ok(Some(list)) => {
                 self.rejected = None;
-                self.taken = believed;
+                self.taken = settled;
                 match current == Some(list.content) {
                     true => Look::Same,
                     false => Look::New(Box::new(list)),
@@ -104,10 +106,10 @@ impl FileSource {
             }
             Err(error) => {
                 let what = self.describe(&error);
-                // What a file says stays as long as the file does, so it is not read again. What
-                // the file system says may change by itself.
-                let said_by_file = error.line.is_some() && believed.is_some();
-                self.rejected = said_by_file.then(|| what.clone());
+                // An error in the text stays until the file changes, so the file is not read again.
+                // An error of the file system may go away by itself.
+                let in_text = error.line.is_some() && settled.is_some();
+                self.rejected = in_text.then(|| what.clone());
                 Look::Failed(what)
             }
         }
@@ -170,7 +172,7 @@ mod tests {
         let steady: Arc<dyn Clock> = Arc::new(SystemClock);
         let (mut source, list) = FileSource::open(path.clone(), Format::Text, &steady).unwrap();
         let current = Some(list.content);
-        assert_eq!(source.taken, None, "the stamps of a file just written are not believed");
+        assert_eq!(source.taken, None, "the stamp of a file just written is not trusted");
 
         fs::write(&path, "11\n22\n").unwrap();
         let meddler: Arc<dyn Clock> = Arc::new(Meddler(path.clone()));

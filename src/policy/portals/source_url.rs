@@ -1,9 +1,9 @@
-//! A list behind a URL, asked for again and again.
+//! A list behind a URL, fetched repeatedly.
 //!
-//! The server is asked with what it said last time (`ETag`, `Last-Modified`), so that it can answer
-//! 304. A new list goes to a file in the state folder as it arrives, is read from there, and
-//! becomes the copy for the next start if it is a list. Nothing is believed that may be cut off: an
-//! answer that has neither a length nor chunks ends where the connection does.
+//! Requests are conditional (`ETag`, `Last-Modified`), so that the server can answer 304. A new
+//! list is written to a file in the state folder as it arrives, and read from there; a valid list
+//! becomes the cache for the next start. An answer with neither a length nor chunks is not used,
+//! since a broken connection would look like its end.
 //!
 //! Redirects are followed on the same origin only, since the headers may hold a secret.
 
@@ -54,24 +54,24 @@ pub(super) struct UrlSource {
     url: Url,
     headers: HeaderMap,
     state_dir: PathBuf,
-    /// Made at the first look: `check` and `explain` need none.
+    /// Built at the first look: `check` and `explain` need no client.
     client: Option<Client>,
     validators: Validators,
-    /// The list that the copy on disk holds.
-    copied: Option<Content>,
+    /// The list that the cache on disk holds.
+    cached: Option<Content>,
 }
 
 /// A list from an earlier run, and how long ago the server confirmed it.
-pub(super) type Kept = Option<(List, Duration)>;
+pub(super) type Cached = Option<(List, Duration)>;
 
 impl UrlSource {
-    /// Takes the last good copy if there is one. Fails only where the configuration is wrong.
+    /// Reads the cached list if there is one. Fails only if the configuration is wrong.
     pub(super) fn open(
         url: Url,
         config: &Config,
         state_dir: &Path,
         clock: &Arc<dyn Clock>,
-    ) -> Result<(UrlSource, Kept), ConfigError> {
+    ) -> Result<(UrlSource, Cached), ConfigError> {
         let headers = headers(config, |name| std::env::var(name).ok())?;
         let mut source = UrlSource {
             url,
@@ -79,22 +79,22 @@ impl UrlSource {
             state_dir: state_dir.to_owned(),
             client: None,
             validators: Validators::default(),
-            copied: None,
+            cached: None,
         };
-        let kept = source.take_copy(clock).unwrap_or_else(|error| {
-            log::warn!("portals: the copy in the state folder is of no use: {error}");
+        let cached = source.take_cache(clock).unwrap_or_else(|error| {
+            log::warn!("portals: the cached list in the state folder cannot be used: {error}");
             None
         });
-        Ok((source, kept))
+        Ok((source, cached))
     }
 
-    fn take_copy(&mut self, clock: &Arc<dyn Clock>) -> Result<Kept, ParseError> {
+    fn take_cache(&mut self, clock: &Arc<dyn Clock>) -> Result<Cached, ParseError> {
         let Some(mut found) = cache::find(&self.state_dir, self.url.as_str())? else {
             return Ok(None);
         };
         let list = List::read(found.about.format, &mut found.list, clock)?;
         self.validators = found.about.validators;
-        self.copied = Some(list.content);
+        self.cached = Some(list.content);
         Ok(Some((list, found.age)))
     }
 
@@ -123,13 +123,13 @@ impl UrlSource {
         }
         let receipt = self.receipt(&response)?;
         let validators = receipt.about.validators.clone();
-        // Where the server says the same as last time, the copy need not be written again.
-        let copied = self.copied.filter(|_| validators == self.validators);
+        // If the validators are those of the cached list, the cache need not be written again.
+        let cached = self.cached.filter(|_| validators == self.validators);
         let (pieces, received) = mpsc::channel(PIECES_MAX);
         let clock = Arc::clone(clock);
-        let reading = tokio::task::spawn_blocking(move || receipt.read(received, copied, &clock));
+        let reading = tokio::task::spawn_blocking(move || receipt.read(received, cached, &clock));
         while let Some(piece) = response.chunk().await.map_err(explain)? {
-            // The reader is gone when it knows enough; it will say why.
+            // The reader ends early on an error, and returns it below.
             if pieces.send(Some(piece)).await.is_err() {
                 break;
             }
@@ -137,7 +137,7 @@ impl UrlSource {
         let _ = pieces.send(None).await;
         let (list, kept) = reading.await.map_err(|error| format!(": {error}"))??;
         self.validators = validators;
-        self.copied = kept.then_some(list.content);
+        self.cached = kept.then_some(list.content);
         match current == Some(list.content) {
             true => Ok(Look::Same),
             false => Ok(Look::New(Box::new(list))),
@@ -162,7 +162,7 @@ impl UrlSource {
         request.send().await.map_err(explain)
     }
 
-    /// What the head of an answer says about the list in its body.
+    /// What the header of an answer says about the list in its body.
     fn receipt(&self, response: &Response) -> Result<Receipt, String> {
         let headers = response.headers();
         let text = |name| headers.get(&name).and_then(|value: &HeaderValue| value.to_str().ok());
@@ -196,7 +196,7 @@ impl UrlSource {
     }
 }
 
-/// A list on its way.
+/// How to read and cache the list that is being received.
 struct Receipt {
     folder: PathBuf,
     about: About,
@@ -204,12 +204,12 @@ struct Receipt {
 }
 
 impl Receipt {
-    /// Receives a list and reads it, and keeps it unless it is the one that is `copied`. Says
-    /// whether it is on disk now.
+    /// Receives a list, reads it, and caches it unless it is the `cached` one. Returns whether
+    /// the list is on disk.
     fn read(
         self,
         mut received: mpsc::Receiver<Option<Bytes>>,
-        copied: Option<Content>,
+        cached: Option<Content>,
         clock: &Arc<dyn Clock>,
     ) -> Result<(List, bool), String> {
         let fault = |error: io::Error| format!(": {error}");
@@ -231,13 +231,13 @@ impl Receipt {
         let list = incoming.list().map_err(ParseError::from);
         let list = list.and_then(|file| List::read(self.about.format, file, clock));
         let list = list.map_err(|error| place(&error))?;
-        if copied == Some(list.content) {
+        if cached == Some(list.content) {
             cache::confirm(&self.folder);
             return Ok((list, true));
         }
         let kept = incoming.keep(&self.about);
         if let Err(error) = &kept {
-            // The list is good all the same; only the next start will miss it.
+            // The list is valid and used; only the next start cannot use it.
             log::warn!("portals: the list cannot be kept in the state folder: {error}");
         }
         Ok((list, kept.is_ok()))
@@ -265,7 +265,7 @@ impl Body {
     }
 }
 
-/// Takes no more than a list may have: little gzip can become much text.
+/// Limits a list to [`LIST_BYTES_MAX`] bytes: a short gzip stream can become a long text.
 struct Bounded {
     incoming: Incoming,
     left: u64,
@@ -288,7 +288,7 @@ impl Write for Bounded {
 
 fn client() -> reqwest::Result<Client> {
     if rustls::crypto::CryptoProvider::get_default().is_none() {
-        // Whoever was faster has installed one, which is as good.
+        // Fails only if another thread has just installed a provider, which serves as well.
         let _ = rustls::crypto::ring::default_provider().install_default();
     }
     let same_origin = redirect::Policy::custom(|attempt| {

@@ -9,7 +9,8 @@ pub struct Status {
     pub count: usize,
     /// The configured mode.
     pub mode: Mode,
-    /// When the list in use was loaded: milliseconds since 1970, UTC. `None`: no list has been loaded.
+    /// When the list in use was loaded: milliseconds since 1970, UTC.
+    /// `None`: no list has been loaded.
     pub loaded_at_ms: Option<u64>,
     /// The last failure to refresh the list, be it over or not.
     pub last_failure: Option<RefreshFailure>,
