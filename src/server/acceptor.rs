@@ -5,9 +5,9 @@
 //! connection has its place before its task is made, the task is as large as a wait for the next
 //! request, and a handshake has as long as a header.
 
-use super::Server;
+use super::connection::Connection;
 use super::connection_limit::Permit;
-use super::http1::Connection;
+use super::service::Server;
 use super::socket::Socket;
 use crate::telemetry::metrics::Limit;
 use async_trait::async_trait;
@@ -76,15 +76,15 @@ impl Listening<TcpListener, UnixListener> {
 /// A Pingora service: a front door and the sockets on which it listens.
 pub struct Acceptor<SV> {
     name: String,
-    front: Arc<Server<SV>>,
+    server: Arc<Server<SV>>,
     listeners: Vec<Listener>,
     stopped: ShutdownWatch,
 }
 
 impl<SV> Acceptor<SV> {
     /// A service that accepts until `stopped` says so. Connections hear of it, too.
-    pub fn new(name: &str, front: Server<SV>, stopped: ShutdownWatch) -> Self {
-        Self { name: name.to_owned(), front: Arc::new(front), listeners: Vec::new(), stopped }
+    pub fn new(name: &str, server: Server<SV>, stopped: ShutdownWatch) -> Self {
+        Self { name: name.to_owned(), server: Arc::new(server), listeners: Vec::new(), stopped }
     }
 
     /// Listens on one more socket. To be called before the service starts.
@@ -102,10 +102,10 @@ where
     async fn start_service(&mut self, _: Option<ListenFds>, _: ShutdownWatch, _: usize) {
         let mut accepting = JoinSet::new();
         for listener in self.listeners.drain(..) {
-            accepting.spawn(self.front.clone().accept(listener, self.stopped.clone()));
+            accepting.spawn(self.server.clone().accept(listener, self.stopped.clone()));
         }
         accepting.join_all().await;
-        self.front.proxy.http_cleanup().await;
+        self.server.proxy.http_cleanup().await;
     }
 
     fn name(&self) -> &str {
@@ -158,15 +158,15 @@ where
         tls: &Option<Arc<TlsAcceptor>>,
         shutdown: &ShutdownWatch,
     ) {
-        let Some(place) = self.door.place() else { return };
-        let (front, shutdown) = (self.clone(), shutdown.clone());
+        let Some(permit) = self.admission.permit() else { return };
+        let (server, shutdown) = (self.clone(), shutdown.clone());
         if tls.is_some() || self.limits().proxy_protocol {
-            tokio::spawn(front.shake_hands(socket, place, tls.clone(), shutdown));
+            tokio::spawn(server.shake_hands(socket, permit, tls.clone(), shutdown));
             return;
         }
-        if let Some(admitted) = self.door.claim(place, socket.peer(), BytesMut::new()) {
+        if let Some(admitted) = self.admission.claim(permit, socket.peer(), BytesMut::new()) {
             let connection = Connection::new(Box::new(socket), admitted);
-            tokio::spawn(front.serve(connection, shutdown));
+            tokio::spawn(server.serve(connection, shutdown));
         }
     }
 
@@ -175,12 +175,12 @@ where
     async fn shake_hands(
         self: Arc<Self>,
         mut socket: Socket,
-        place: Permit,
+        permit: Permit,
         tls: Option<Arc<TlsAcceptor>>,
         shutdown: ShutdownWatch,
     ) {
         // Boxed, all of it: its room would be held for as long as the connection lives.
-        let admitted = Box::pin(self.door.admit(place, socket.peer(), &mut socket)).await;
+        let admitted = Box::pin(self.admission.admit(permit, socket.peer(), &mut socket)).await;
         let Some(mut admitted) = admitted else { return };
         let Some(tls) = tls else {
             return self.serve(Connection::new(Box::new(socket), admitted), shutdown).await;
@@ -188,7 +188,7 @@ where
         socket.rewind(std::mem::take(&mut admitted.ahead));
         let shaken = timeout(self.limits().header_timeout, tls.tls_handshake(socket));
         let Ok(Ok(stream)) = Box::pin(shaken).await else {
-            self.door.teller.tell(Limit::TlsHandshake);
+            self.admission.limit_reporter.tell(Limit::TlsHandshake);
             return;
         };
         self.serve_agreed(Connection::new(Box::new(stream), admitted), shutdown).await;

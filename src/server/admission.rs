@@ -1,10 +1,10 @@
 //! Who is let in: what happens to a connection before its first byte of HTTP or TLS.
 
-use super::InFlight;
 use super::connection_limit::{ConnectionLimit, Permit};
 use super::limits::{LimitReporter, Limits};
 use super::proxy_header;
 use crate::request::client::TrustedProxies;
+use crate::telemetry::in_flight::InFlight;
 use crate::telemetry::metrics::{Limit, Metrics};
 use bytes::BytesMut;
 use pingora::protocols::IO;
@@ -14,14 +14,14 @@ use std::sync::Arc;
 /// The door of one edge.
 pub struct Admission {
     pub limits: Limits,
-    pub teller: Arc<LimitReporter>,
+    pub limit_reporter: Arc<LimitReporter>,
     trusted: TrustedProxies,
-    census: Arc<ConnectionLimit>,
+    connection_limit: Arc<ConnectionLimit>,
 }
 
 /// A connection that may go on.
 pub struct Admitted {
-    pub place: Permit,
+    pub permit: Permit,
     /// The client, as far as the connection itself tells.
     pub client: Option<IpAddr>,
     /// What came behind a PROXY header.
@@ -35,35 +35,37 @@ impl Admission {
         metrics: Metrics,
         in_flight: InFlight,
     ) -> Self {
-        let teller = Arc::new(LimitReporter::new(metrics));
-        let census = Arc::new(ConnectionLimit::new(teller.clone(), in_flight));
-        Self { limits, trusted, census, teller }
+        let limit_reporter = Arc::new(LimitReporter::new(metrics));
+        let connection_limit = Arc::new(ConnectionLimit::new(limit_reporter.clone(), in_flight));
+        Self { limits, trusted, connection_limit, limit_reporter }
     }
 
     /// A place for a new connection; `None` closes it, unanswered.
-    pub fn place(&self) -> Option<Permit> {
-        self.census.admit(&self.limits)
+    pub fn permit(&self) -> Option<Permit> {
+        self.connection_limit.admit(&self.limits)
     }
 
     /// Lets a client in, if that one may have one more place. One that speaks for many is not one
     /// client, and on a Unix socket none has an address.
     pub fn claim(
         &self,
-        place: Permit,
+        permit: Permit,
         client: Option<IpAddr>,
         ahead: BytesMut,
     ) -> Option<Admitted> {
-        let place = match client {
-            Some(address) if !self.trusted.trusts(address) => place.claim(address, &self.limits)?,
-            _ => place,
+        let permit = match client {
+            Some(address) if !self.trusted.trusts(address) => {
+                permit.claim(address, &self.limits)?
+            }
+            _ => permit,
         };
-        Some(Admitted { place, client, ahead })
+        Some(Admitted { permit, client, ahead })
     }
 
     /// Lets a connection from `peer` in, once its PROXY header is read where it must have one.
     pub async fn admit(
         &self,
-        place: Permit,
+        permit: Permit,
         peer: Option<IpAddr>,
         stream: &mut dyn IO,
     ) -> Option<Admitted> {
@@ -76,12 +78,12 @@ impl Admission {
                 false => None,
             };
             let Some(said) = said else {
-                self.teller.tell(Limit::ProxyHeader);
+                self.limit_reporter.tell(Limit::ProxyHeader);
                 return None;
             };
             client = said.map(|address| address.ip()).or(client);
         }
-        self.claim(place, client, ahead)
+        self.claim(permit, client, ahead)
     }
 }
 

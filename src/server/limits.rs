@@ -104,12 +104,12 @@ mod tests {
 
     #[test]
     fn each_is_counted_and_few_are_logged() {
-        let teller = LimitReporter::new(Metrics::new());
+        let limit_reporter = LimitReporter::new(Metrics::new());
         for _ in 0..1000 {
-            teller.tell(Limit::Connections);
+            limit_reporter.tell(Limit::Connections);
         }
-        assert_eq!(teller.metrics.refused(Limit::Connections), 1000);
-        let told = &teller.told[Limit::Connections as usize];
+        assert_eq!(limit_reporter.metrics.refused(Limit::Connections), 1000);
+        let told = &limit_reporter.told[Limit::Connections as usize];
         assert_eq!(told.count.load(Relaxed), 1, "one line, of the first");
     }
 }

@@ -24,7 +24,7 @@ const V2_BYTES_MIN: usize = 16;
 
 /// What a PROXY header says.
 #[derive(Debug, PartialEq, Eq)]
-pub struct Said {
+pub struct ProxyHeader {
     /// On whose behalf; `None` for the proxy's own.
     pub client: Option<SocketAddr>,
     /// How long the header is, in bytes.
@@ -35,7 +35,7 @@ pub struct Said {
 #[derive(Debug, PartialEq, Eq)]
 pub enum Reading {
     /// A whole header.
-    Whole(Said),
+    Whole(ProxyHeader),
     /// It may become one.
     Partial,
     /// It is none.
@@ -67,7 +67,7 @@ fn read_text(bytes: &[u8]) -> Reading {
         ppp::v1::Addresses::Tcp6(a) => Some((a.source_address, a.source_port).into()),
         ppp::v1::Addresses::Unknown => None,
     };
-    Reading::Whole(Said { client, length })
+    Reading::Whole(ProxyHeader { client, length })
 }
 
 fn read_binary(bytes: &[u8]) -> Reading {
@@ -90,7 +90,7 @@ fn read_binary(bytes: &[u8]) -> Reading {
         // Nothing that could be taken for a client's address.
         (Command::Proxy, Addresses::Unix(_) | Addresses::Unspecified) => None,
     };
-    Reading::Whole(Said { client, length: header.len() })
+    Reading::Whole(ProxyHeader { client, length: header.len() })
 }
 
 /// Reads the header off a connection, gives the connection the client's address and says it, if
@@ -137,7 +137,7 @@ mod tests {
     }
 
     fn said(client: Option<&str>, length: usize) -> Reading {
-        Reading::Whole(Said { client: client.map(|c| c.parse().unwrap()), length })
+        Reading::Whole(ProxyHeader { client: client.map(|c| c.parse().unwrap()), length })
     }
 
     #[test]

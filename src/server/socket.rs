@@ -25,7 +25,7 @@ use tokio::net::{TcpStream, UnixStream};
 
 /// Writes are gathered up to so many bytes: an answer that is written in pieces, header and body,
 /// leaves in one.
-const GATHERED_BYTES_MAX: usize = 2048;
+const WRITE_BUFFER_BYTES_MAX: usize = 2048;
 
 #[derive(Debug)]
 enum Wire {
@@ -44,7 +44,7 @@ pub struct Socket {
     /// To be read once more, before all else.
     ahead: BytesMut,
     /// Written, and not sent yet.
-    gathered: BytesMut,
+    write_buffer: BytesMut,
 }
 
 impl Socket {
@@ -65,7 +65,7 @@ impl Socket {
             accepted_at: SystemTime::now(),
             digest: OnceLock::new(),
             ahead: BytesMut::new(),
-            gathered: BytesMut::new(),
+            write_buffer: BytesMut::new(),
         }
     }
 
@@ -82,7 +82,7 @@ impl Socket {
     /// Sends as much of `bytes` as can be sent at once, and says how much: an answer that is whole
     /// need not be gathered. Nothing where something was gathered before it, or sending fails.
     pub fn send_now(&self, bytes: &[u8]) -> usize {
-        if !self.gathered.is_empty() {
+        if !self.write_buffer.is_empty() {
             return 0;
         }
         let sent = match &self.wire {
@@ -101,30 +101,30 @@ impl Socket {
 
     /// Sends what was gathered.
     fn poll_send(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        while self.gathered.has_remaining() {
-            let gathered = std::mem::take(&mut self.gathered);
-            let sent = self.poll_wire(cx, &gathered);
-            self.gathered = gathered;
+        while self.write_buffer.has_remaining() {
+            let write_buffer = std::mem::take(&mut self.write_buffer);
+            let sent = self.poll_wire(cx, &write_buffer);
+            self.write_buffer = write_buffer;
             match ready!(sent)? {
                 0 => return Poll::Ready(Err(io::ErrorKind::WriteZero.into())),
-                sent => self.gathered.advance(sent),
+                sent => self.write_buffer.advance(sent),
             }
         }
-        self.gathered = BytesMut::new();
+        self.write_buffer = BytesMut::new();
         Poll::Ready(Ok(()))
     }
 }
 
 impl Drop for Socket {
     fn drop(&mut self) {
-        if self.gathered.is_empty() {
+        if self.write_buffer.is_empty() {
             return;
         }
         // Pingora drops a connection in the middle of an answer that it cannot finish. What was
         // written of it is sent, if it can be at once.
         let _ = match &self.wire {
-            Wire::Tcp(stream) => stream.try_write(&self.gathered),
-            Wire::Unix(stream) => stream.try_write(&self.gathered),
+            Wire::Tcp(stream) => stream.try_write(&self.write_buffer),
+            Wire::Unix(stream) => stream.try_write(&self.write_buffer),
         };
     }
 }
@@ -153,16 +153,16 @@ impl AsyncWrite for Socket {
         bytes: &[u8],
     ) -> Poll<io::Result<usize>> {
         let this = self.get_mut();
-        if this.gathered.len() + bytes.len() > GATHERED_BYTES_MAX {
+        if this.write_buffer.len() + bytes.len() > WRITE_BUFFER_BYTES_MAX {
             ready!(this.poll_send(cx))?;
         }
-        if bytes.len() > GATHERED_BYTES_MAX {
+        if bytes.len() > WRITE_BUFFER_BYTES_MAX {
             return this.poll_wire(cx, bytes);
         }
-        if this.gathered.is_empty() {
-            this.gathered = BytesMut::from(bytes);
+        if this.write_buffer.is_empty() {
+            this.write_buffer = BytesMut::from(bytes);
         } else {
-            this.gathered.extend_from_slice(bytes);
+            this.write_buffer.extend_from_slice(bytes);
         }
         Poll::Ready(Ok(bytes.len()))
     }
@@ -251,25 +251,25 @@ mod tests {
         let (mut socket, far) = pair();
         socket.write_all(b"head").await.unwrap();
         socket.write_all(b"body").await.unwrap();
-        assert_eq!((arrived(&far), socket.gathered.len()), (0, 8));
+        assert_eq!((arrived(&far), socket.write_buffer.len()), (0, 8));
         socket.flush().await.unwrap();
         far.readable().await.unwrap();
-        assert_eq!((arrived(&far), socket.gathered.capacity()), (8, 0));
+        assert_eq!((arrived(&far), socket.write_buffer.capacity()), (8, 0));
     }
 
     #[tokio::test]
     async fn no_more_is_gathered_than_may_be() {
         for (first, second, at_once) in [
-            (0, GATHERED_BYTES_MAX, 0),
-            (0, GATHERED_BYTES_MAX + 1, GATHERED_BYTES_MAX + 1),
-            (1, GATHERED_BYTES_MAX - 1, 0),
-            (1, GATHERED_BYTES_MAX, 1),
-            (1, GATHERED_BYTES_MAX + 1, GATHERED_BYTES_MAX + 2),
+            (0, WRITE_BUFFER_BYTES_MAX, 0),
+            (0, WRITE_BUFFER_BYTES_MAX + 1, WRITE_BUFFER_BYTES_MAX + 1),
+            (1, WRITE_BUFFER_BYTES_MAX - 1, 0),
+            (1, WRITE_BUFFER_BYTES_MAX, 1),
+            (1, WRITE_BUFFER_BYTES_MAX + 1, WRITE_BUFFER_BYTES_MAX + 2),
         ] {
             let (mut socket, mut far) = pair();
             socket.write_all(&vec![b'a'; first]).await.unwrap();
             socket.write_all(&vec![b'b'; second]).await.unwrap();
-            assert_eq!(socket.gathered.len(), first + second - at_once, "{first} {second}");
+            assert_eq!(socket.write_buffer.len(), first + second - at_once, "{first} {second}");
             AsyncWriteExt::shutdown(&mut socket).await.unwrap();
             let mut all = Vec::new();
             far.read_to_end(&mut all).await.unwrap();

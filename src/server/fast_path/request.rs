@@ -19,7 +19,7 @@ const LINE_END: &[u8] = b"\r\n";
 const VERSION: &[u8] = b" HTTP/1.1\r\n";
 
 /// A request that holds no surprise.
-pub struct Plain<'b> {
+pub struct FastRequest<'b> {
     /// Its header lines, each with its end.
     lines: &'b [u8],
     /// How many these are.
@@ -34,12 +34,54 @@ pub struct Plain<'b> {
     pub closes: bool,
 }
 
-impl Plain<'_> {
+impl<'b> FastRequest<'b> {
     /// The method of every plain request.
     pub const METHOD: Method = Method::GET;
+
+    /// Recognizes a plain request behind its line.
+    pub fn parse(line: RequestLine<'b>) -> Option<Self> {
+        let bytes = line.bytes;
+        let mut at = line.end;
+        let (mut count, mut hosts, mut connections) = (0, 0, 0);
+        let (mut seen, mut accept, mut closes) = (Seen::default(), None, false);
+        loop {
+            let text = at..simd::find(bytes, at, is_odd)?;
+            if !bytes[text.end..].starts_with(LINE_END) {
+                return None;
+            }
+            at = text.end + LINE_END.len();
+            if text.is_empty() {
+                break;
+            }
+            count += 1;
+            let (name, value) = header_line(bytes, text)?;
+            match name.len() {
+                4 if token_is(name, b"host") => hosts += 1,
+                6 if token_is(name, b"accept") => accept = accept.or(Some(value)),
+                6 if token_is(name, b"expect") => return None,
+                7 if token_is(name, b"upgrade") || token_is(name, b"trailer") => return None,
+                10 if token_is(name, b"connection") => {
+                    connections += 1;
+                    closes = token_is(value, b"close");
+                    if !closes && !token_is(value, b"keep-alive") {
+                        return None;
+                    }
+                }
+                14 if token_is(name, b"content-length") => return None,
+                17 if token_is(name, b"transfer-encoding") => return None,
+                _ => seen.note(name, value),
+            }
+        }
+        // No host, or several, is for Pingora to judge; and so are two wishes for the connection.
+        if hosts != 1 || connections > 1 {
+            return None;
+        }
+        let lines = &bytes[line.end..at - LINE_END.len()];
+        Some(Self { lines, count, length: at, seen, accept, closes })
+    }
 }
 
-impl Headers for Plain<'_> {
+impl Headers for FastRequest<'_> {
     fn lines<'a>(&'a self, name: &'a str) -> impl DoubleEndedIterator<Item = &'a [u8]> {
         let lines = self.lines.split(|byte| *byte == b'\n');
         let lines = lines.filter_map(|line| header_line(line, 0..line.len().checked_sub(1)?));
@@ -65,48 +107,6 @@ pub fn request_line(bytes: &[u8]) -> Option<RequestLine<'_>> {
     let (target, rest) = target.split_at(simd::find(target, 0, is_end)?);
     let end = bytes.len() - rest.strip_prefix(VERSION)?.len();
     Some(RequestLine { target: Target::of_path(target)?, bytes, end })
-}
-
-/// Recognizes a plain request behind its line.
-pub fn plain(line: RequestLine<'_>) -> Option<Plain<'_>> {
-    let bytes = line.bytes;
-    let mut at = line.end;
-    let (mut count, mut hosts, mut connections) = (0, 0, 0);
-    let (mut seen, mut accept, mut closes) = (Seen::default(), None, false);
-    loop {
-        let text = at..simd::find(bytes, at, is_odd)?;
-        if !bytes[text.end..].starts_with(LINE_END) {
-            return None;
-        }
-        at = text.end + LINE_END.len();
-        if text.is_empty() {
-            break;
-        }
-        count += 1;
-        let (name, value) = header_line(bytes, text)?;
-        match name.len() {
-            4 if token_is(name, b"host") => hosts += 1,
-            6 if token_is(name, b"accept") => accept = accept.or(Some(value)),
-            6 if token_is(name, b"expect") => return None,
-            7 if token_is(name, b"upgrade") || token_is(name, b"trailer") => return None,
-            10 if token_is(name, b"connection") => {
-                connections += 1;
-                closes = token_is(value, b"close");
-                if !closes && !token_is(value, b"keep-alive") {
-                    return None;
-                }
-            }
-            14 if token_is(name, b"content-length") => return None,
-            17 if token_is(name, b"transfer-encoding") => return None,
-            _ => seen.note(name, value),
-        }
-    }
-    // No host, or several, is for Pingora to judge; and so are two wishes for the connection.
-    if hosts != 1 || connections > 1 {
-        return None;
-    }
-    let lines = &bytes[line.end..at - LINE_END.len()];
-    Some(Plain { lines, count, length: at, seen, accept, closes })
 }
 
 /// Reads the header line at `text`, into name and value: a name, a colon, and a value behind one
@@ -145,12 +145,12 @@ fn is_no_name(bytes: Lanes) -> Lanes {
 mod tests {
     use super::*;
 
-    fn plain(bytes: &[u8]) -> Option<Plain<'_>> {
-        super::plain(request_line(bytes)?)
+    fn parse(bytes: &[u8]) -> Option<FastRequest<'_>> {
+        FastRequest::parse(request_line(bytes)?)
     }
 
     fn is_plain(head: &str) -> bool {
-        plain(head.as_bytes()).is_some()
+        parse(head.as_bytes()).is_some()
     }
 
     #[test]
@@ -158,11 +158,11 @@ mod tests {
         let head = "GET /v1/event/?_a=1 HTTP/1.1\r\nHost: a\r\nUser-Agent: b\r\nAccept: */*\r\n\
                     Connection: Keep-Alive\r\nCookie: c=d\r\nX:y\r\nZ:\r\n\r\n";
         let more = format!("{head}GET /");
-        let request = plain(more.as_bytes()).unwrap();
+        let request = parse(more.as_bytes()).unwrap();
         assert_eq!((request.length, request.closes), (head.len(), false));
         assert_eq!(request.accept, Some(&b"*/*"[..]));
         let closing = head.replace("Keep-Alive", "Close");
-        assert!(plain(closing.as_bytes()).unwrap().closes);
+        assert!(parse(closing.as_bytes()).unwrap().closes);
     }
 
     #[test]
@@ -223,7 +223,7 @@ mod tests {
     fn lines_of_one_name_are_found_in_their_order_and_all_are_counted() {
         let head = "GET / HTTP/1.1\r\nX-Forwarded-For: a\r\nHost: a\r\nx-forwarded-for:b, c\r\n\
                     X-Forwarded-Fo: d\r\nX-FORWARDED-FOR:\r\n\r\nX-Forwarded-For: e\r\n";
-        let request = plain(head.as_bytes()).unwrap();
+        let request = parse(head.as_bytes()).unwrap();
         let found: Vec<_> = request.lines("x-forwarded-for").collect();
         assert_eq!((request.count, found), (5, vec![&b"a"[..], b"b, c", b""]));
     }
@@ -304,8 +304,8 @@ mod tests {
             let begin = if begins_well { "GET /?a=? HTTP/1.1\r\nHost: a\r\n" } else { "" };
             let bytes = places.iter().fold(begin.to_owned(), |all, place| all + PIECES[*place]);
             let mut searched = 0;
-            let end = crate::server::http1::head::end_of_head(bytes.as_bytes(), &mut searched);
-            let length = plain(bytes.as_bytes()).map(|plain| plain.length);
+            let end = crate::server::http1::header_check::end_of_head(bytes.as_bytes(), &mut searched);
+            let length = parse(bytes.as_bytes()).map(|request| request.length);
             let expect = end.filter(|end| naive(&bytes[..*end]));
             proptest::prop_assert_eq!(length, expect, "{:?}", bytes);
             if let Some(line) = request_line(bytes.as_bytes()) {

@@ -10,7 +10,7 @@ use std::convert::Infallible;
 /// An answer, written out but for what changes: `Date`, `Connection`, and sometimes
 /// `Retry-After`.
 #[derive(Debug)]
-pub struct Raw {
+pub struct FastResponse {
     head: Bytes,
     /// The prebuilt value, kept apart because a rate limit knows better.
     retry_after: Option<HeaderValue>,
@@ -18,9 +18,9 @@ pub struct Raw {
     tails: [Bytes; 2],
 }
 
-impl Raw {
+impl FastResponse {
     /// Writes an answer out.
-    pub fn new(answer: Answer) -> Result<Raw, Infallible> {
+    pub fn new(answer: Answer) -> Result<FastResponse, Infallible> {
         let status = StatusCode::from_u16(answer.status).unwrap_or_default();
         let reason = status.canonical_reason().unwrap_or_default();
         let mut head = BytesMut::new();
@@ -40,7 +40,7 @@ impl Raw {
             tail.put_slice(&answer.body);
             tail.freeze()
         });
-        Ok(Raw { head: head.freeze(), retry_after, tails })
+        Ok(FastResponse { head: head.freeze(), retry_after, tails })
     }
 
     /// Hands the whole answer, as it is sent now, to `take`.

@@ -1,19 +1,21 @@
 //! One HTTP/1 connection: its requests, each read under one deadline, answered here or by Pingora.
 
-pub(super) mod head;
+pub mod header_check;
 
-use super::admission::Admitted;
-use super::connection_limit::Permit;
-use super::fast_path::request::{Plain, plain, request_line};
+use super::connection::{Connection, Head};
+use super::fast_path::request::{FastRequest, request_line};
+use super::http2::frame::{PREFACE, PREFACE_HEAD_BYTES};
+use super::read_buffer;
+use super::service::Server;
 use super::socket::Socket;
-use super::{InFlight, InFlightGuard, Server, http2, read_buffer};
 use crate::plugin::Step;
 use crate::policy::gate::EventRequest;
 use crate::request::path::Reading;
 use crate::response::answer::wants_image;
+use crate::telemetry::in_flight::{InFlight, InFlightGuard};
 use crate::telemetry::metrics::Limit;
 use bytes::{Buf, BytesMut};
-use head::{Fault, end_of_head, examine};
+use header_check::{HeaderError, check_header, without_upgrade};
 use pingora::apps::{HttpServerApp, ReusedHttpStream};
 use pingora::protocols::http::ServerSession;
 use pingora::protocols::{ALPN, Stream};
@@ -26,11 +28,9 @@ use std::pin::{Pin, pin};
 use std::sync::Arc;
 use std::task::{Context, Poll};
 use std::time::Duration;
-use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::io::AsyncWriteExt;
 use tokio::time::{Instant, Sleep, sleep, timeout};
 
-/// Room for one read of the rest of a header, in bytes.
-const READ_BYTES: usize = 4096;
 /// How long a client is heard out before its connection closes, in seconds, and how many bytes: a
 /// close with bytes unread would take the last answer back from it (RFC 9112, section 9.6).
 const LINGER_SECONDS_MAX: u64 = 1;
@@ -43,41 +43,21 @@ const HEADER_TOO_LARGE: &[u8] = b"HTTP/1.1 431 Request Header Fields Too Large\r
 const HEADER_UNSOUND: &[u8] =
     b"HTTP/1.1 400 Bad Request\r\nContent-Length: 0\r\nConnection: close\r\n\r\n";
 
-/// An HTTP/1 connection between two of its requests.
-pub struct Connection {
-    pub stream: Stream,
-    /// What came and is not used yet. An idle connection holds no memory here.
-    pub came: BytesMut,
-    pub peer: Option<IpAddr>,
-    /// How many it has had, the one that it is at included.
-    pub requests: u32,
-    /// Its place among the connections.
-    pub place: Permit,
-}
-
-impl Connection {
-    /// A connection that was let in, before its first request.
-    pub fn new(stream: Stream, admitted: Admitted) -> Connection {
-        let Admitted { place, client, ahead } = admitted;
-        Connection { stream, came: ahead, peer: client, requests: 0, place }
-    }
-}
-
 /// A plain event request that is judged, and waits for the disk at most.
-struct Judged<'f> {
+struct JudgedRequest<'f> {
     /// Length of its header.
     length: usize,
     step: Step,
     image: bool,
     /// It is the connection's last one by its client's wish.
     closes: bool,
-    _busy: InFlightGuard<&'f InFlight>,
+    _in_flight_guard: InFlightGuard<&'f InFlight>,
 }
 
 /// What a connection brings first when it was waited for.
 enum Arrival<'f> {
     /// A plain event request, whole.
-    Judged(Judged<'f>),
+    Judged(JudgedRequest<'f>),
     /// Something else, which is in the connection's buffer.
     Bytes,
     /// Nothing, in time.
@@ -86,33 +66,23 @@ enum Arrival<'f> {
     Closed,
 }
 
-/// How reading a header ended.
-pub enum Head {
-    /// It is in the buffer, this many bytes long.
-    Complete(usize),
-    /// It crosses a limit.
-    Refused(Limit),
-    /// The client left.
-    Closed,
-}
-
 /// What Pingora makes of a request: the connection, if it can take another one.
-type Handed<'a> = Pin<Box<dyn Future<Output = Option<ReusedHttpStream>> + Send + 'a>>;
+type ReusedFuture<'a> = Pin<Box<dyn Future<Output = Option<ReusedHttpStream>> + Send + 'a>>;
 
 impl<SV> Server<SV> {
     /// Takes a connection's next bytes, if there are any. A plain event request that comes in one
     /// piece, as nearly all do, is judged where it was read.
     fn poll_arrival(&self, connection: &mut Connection, cx: &mut Context<'_>) -> Poll<Arrival<'_>> {
-        let Connection { stream, came, peer, .. } = connection;
-        if !came.is_empty() {
+        let Connection { stream, received, peer, .. } = connection;
+        if !received.is_empty() {
             return Poll::Ready(Arrival::Bytes);
         }
         let read = read_buffer::poll_read(&mut **stream, cx, |bytes| {
-            if let Some(judged) = self.judge_plain(bytes, *peer) {
-                came.extend_from_slice(&bytes[judged.length..]);
+            if let Some(judged) = self.judge_fast_path(bytes, *peer) {
+                received.extend_from_slice(&bytes[judged.length..]);
                 return Arrival::Judged(judged);
             }
-            came.extend_from_slice(bytes);
+            received.extend_from_slice(bytes);
             if bytes.is_empty() { Arrival::Closed } else { Arrival::Bytes }
         });
         read.map(|read| read.unwrap_or(Arrival::Closed))
@@ -128,10 +98,10 @@ impl<SV> Server<SV> {
         mut alarm: Pin<&mut Sleep>,
         mut stopped: Pin<&mut impl Future>,
     ) -> Arrival<'_> {
-        if connection.came.is_empty() {
-            connection.came = BytesMut::new();
+        if connection.received.is_empty() {
+            connection.received = BytesMut::new();
         }
-        let until = Instant::now() + self.patience(connection);
+        let until = Instant::now() + self.read_timeout(connection);
         if until < alarm.deadline() {
             alarm.as_mut().reset(until);
         }
@@ -151,52 +121,13 @@ impl<SV> Server<SV> {
     }
 
     /// How long a connection's next bytes are waited for.
-    fn patience(&self, connection: &Connection) -> Duration {
+    fn read_timeout(&self, connection: &Connection) -> Duration {
         let limits = self.limits();
         if connection.requests == 0 { limits.header_timeout } else { limits.keepalive }
     }
 
-    /// Reads until the buffer begins with a whole header, and holds at least `least` bytes.
-    pub async fn read_head(&self, stream: &mut Stream, came: &mut BytesMut, least: usize) -> Head {
-        let limits = self.limits();
-        let mut searched = 0;
-        let mut look = |came: &mut BytesMut| {
-            // Empty lines before a request line are skipped (RFC 9112, section 2.2).
-            if searched == 0 {
-                came.advance(head::empty_lines(came));
-            }
-            match end_of_head(came, &mut searched) {
-                Some(end) if end > limits.header_bytes_max => {
-                    Some(Head::Refused(Limit::HeaderBytes))
-                }
-                Some(end) if came.len() >= least => Some(Head::Complete(end)),
-                None if came.len() > limits.header_bytes_max => {
-                    Some(Head::Refused(Limit::HeaderBytes))
-                }
-                _ => None,
-            }
-        };
-        if let Some(head) = look(came) {
-            return head;
-        }
-        let rest = async {
-            loop {
-                came.reserve(READ_BYTES);
-                match stream.read_buf(came).await {
-                    Ok(length) if length > 0 => {}
-                    _ => return Head::Closed,
-                }
-                if let Some(head) = look(came) {
-                    return head;
-                }
-            }
-        };
-        let rest = timeout(limits.header_timeout, rest).await;
-        rest.unwrap_or(Head::Refused(Limit::HeaderTime))
-    }
-
     /// Judges the request at the beginning of `bytes` if it is whole, plain and ours.
-    fn judge_plain(&self, bytes: &[u8], peer: Option<IpAddr>) -> Option<Judged<'_>> {
+    fn judge_fast_path(&self, bytes: &[u8], peer: Option<IpAddr>) -> Option<JudgedRequest<'_>> {
         let limits = self.limits();
         if !limits.answer_plain {
             return None;
@@ -208,21 +139,21 @@ impl<SV> Server<SV> {
         if reading == Reading::Other {
             return None;
         }
-        let request = plain(line)?;
+        let request = FastRequest::parse(line)?;
         let length = request.length;
         if request.count > limits.header_lines_max || length > limits.header_bytes_max {
             return None;
         }
-        let busy = self.in_flight.enter_here();
+        let in_flight_guard = self.in_flight.enter_here();
         let ip = peer.map(|peer| shared.trusted.client(peer, &request));
         let (image, closes) = (wants_image(request.accept), request.closes);
         let step = self.gate.begin(EventRequest {
-            method: &Plain::METHOD,
+            method: &FastRequest::METHOD,
             reading,
             query: target.query,
             context: request.seen.context(ip),
         });
-        Some(Judged { length, step, image, closes, _busy: busy })
+        Some(JudgedRequest { length, step, image, closes, _in_flight_guard: in_flight_guard })
     }
 
     /// Answers a request that was judged, once the disk has it. Whether the connection can take
@@ -230,7 +161,7 @@ impl<SV> Server<SV> {
     async fn answer(
         &self,
         connection: &mut Connection,
-        judged: Judged<'_>,
+        judged: JudgedRequest<'_>,
         shutdown: &ShutdownWatch,
     ) -> bool {
         let wishes_end = judged.closes;
@@ -254,14 +185,14 @@ impl<SV> Server<SV> {
                 // A client that wishes the end and has sent nothing more has said all. TLS has a
                 // goodbye of its own.
                 let in_clear = connection.stream.get_ssl_digest().is_none();
-                if !(wishes_end && in_clear && connection.came.is_empty()) {
-                    Box::pin(part(&mut connection.stream)).await;
+                if !(wishes_end && in_clear && connection.received.is_empty()) {
+                    Box::pin(lingering_close(&mut connection.stream)).await;
                 }
                 false
             }
             Some(Err(_)) => false,
             None => {
-                self.door.teller.tell(Limit::WriteTime);
+                self.admission.limit_reporter.tell(Limit::WriteTime);
                 false
             }
         }
@@ -285,14 +216,14 @@ impl<SV> Server<SV> {
         let max = self.limits().requests_per_connection_max;
         let last = max > 0 && connection.requests >= max;
         if last {
-            self.door.teller.tell(Limit::Requests);
+            self.admission.limit_reporter.tell(Limit::Requests);
         }
         !last && !*shutdown.borrow()
     }
 
     /// Says why, hears the client out for a moment, and closes.
     async fn refuse(&self, mut connection: Connection, limit: Limit) {
-        self.door.teller.tell(limit);
+        self.admission.limit_reporter.tell(limit);
         let answer = match limit {
             Limit::HeaderTime => HEADER_TIMEOUT,
             Limit::HeaderBytes | Limit::HeaderLines => HEADER_TOO_LARGE,
@@ -304,13 +235,13 @@ impl<SV> Server<SV> {
         };
         // A client that does not listen is not waited for.
         if let Ok(Ok(())) = timeout(Duration::from_secs(LINGER_SECONDS_MAX), why).await {
-            part(&mut connection.stream).await;
+            lingering_close(&mut connection.stream).await;
         }
     }
 }
 
 /// Closes a connection whose client was told so, and hears it out for a moment.
-async fn part(stream: &mut Stream) {
+async fn lingering_close(stream: &mut Stream) {
     let goodbye = async {
         AsyncWriteExt::shutdown(stream).await?;
         let mut heard = 0;
@@ -344,7 +275,7 @@ where
     pub async fn serve(self: Arc<Self>, mut connection: Connection, shutdown: ShutdownWatch) {
         let mut stopping = shutdown.clone();
         let mut stopped = pin!(stopping.wait_for(|stop| *stop && self.in_flight.closes_idle()));
-        let mut alarm = pin!(sleep(self.patience(&connection)));
+        let mut alarm = pin!(sleep(self.read_timeout(&connection)));
         loop {
             let arrival = self.wait(&mut connection, alarm.as_mut(), stopped.as_mut()).await;
             let first = connection.requests == 0;
@@ -362,7 +293,7 @@ where
                 },
                 Arrival::Late => {
                     let limit = if first { Limit::HeaderTime } else { Limit::IdleTime };
-                    return self.door.teller.tell(limit);
+                    return self.admission.limit_reporter.tell(limit);
                 }
                 Arrival::Closed => return,
             }
@@ -375,8 +306,7 @@ where
         mut connection: Connection,
         shutdown: &ShutdownWatch,
     ) -> Option<Connection> {
-        let Connection { stream, came, peer, requests, .. } = &mut connection;
-        let end = match self.read_head(stream, came, 0).await {
+        let end = match connection.read_head(self.limits(), 0).await {
             Head::Complete(end) => end,
             Head::Closed => return None,
             Head::Refused(limit) => {
@@ -384,16 +314,17 @@ where
                 return None;
             }
         };
-        if let Some(judged) = self.judge_plain(&came[..end], *peer) {
-            came.advance(judged.length);
+        let Connection { received, peer, requests, .. } = &mut connection;
+        if let Some(judged) = self.judge_fast_path(&received[..end], *peer) {
+            received.advance(judged.length);
             return self.answer(&mut connection, judged, shutdown).await.then_some(connection);
         }
         let first = *requests == 1;
-        if first && end == http2::PREFACE_HEAD_BYTES && http2::PREFACE.starts_with(&came[..end]) {
+        if first && end == PREFACE_HEAD_BYTES && PREFACE.starts_with(&received[..end]) {
             Box::pin(self.clone().serve_h2(connection, shutdown.clone())).await;
             return None;
         }
-        let request = match sound(came, end, self.limits().header_lines_max) {
+        let request = match take_request(received, end, self.limits().header_lines_max) {
             Ok(request) => request,
             Err(limit) => {
                 Box::pin(self.refuse(connection, limit)).await;
@@ -413,7 +344,7 @@ where
         request: BytesMut,
         keep: bool,
         shutdown: &'a ShutdownWatch,
-    ) -> Handed<'a> {
+    ) -> ReusedFuture<'a> {
         let mut session = ServerSession::new_http1(stream);
         session.set_pipelined_prefix(request);
         session.set_write_timeout(Some(self.limits().write_timeout));
@@ -426,17 +357,17 @@ where
 
 /// Takes a request's bytes out of the buffer for Pingora: its header alone, or all that may be
 /// its body.
-fn sound(came: &mut BytesMut, end: usize, lines_max: usize) -> Result<BytesMut, Limit> {
-    let sound = examine(&came[..end], lines_max).map_err(|fault| match fault {
-        Fault::Syntax => Limit::HeaderSyntax,
-        Fault::Lines => Limit::HeaderLines,
+fn take_request(received: &mut BytesMut, end: usize, lines_max: usize) -> Result<BytesMut, Limit> {
+    let framing = check_header(&received[..end], lines_max).map_err(|error| match error {
+        HeaderError::Syntax => Limit::HeaderSyntax,
+        HeaderError::Lines => Limit::HeaderLines,
     })?;
-    let mut request = came.split_to(end);
-    if sound.upgrades {
-        request = head::without_upgrade(&request);
+    let mut request = received.split_to(end);
+    if framing.foreign_upgrade {
+        request = without_upgrade(&request);
     }
-    if sound.expects_more {
-        request.unsplit(std::mem::take(came));
+    if framing.expects_more {
+        request.unsplit(std::mem::take(received));
     }
     Ok(request)
 }

@@ -3,7 +3,7 @@
 //! The gate judges and answers both ways alike. What is spared is what Pingora makes for each
 //! request that it may have to pass on: some thirty kilobytes that are moved about several times.
 
-use crate::server::Server;
+use crate::server::service::Server;
 use crate::telemetry::metrics::Limit;
 use async_trait::async_trait;
 use http::{Method, header};
@@ -29,21 +29,21 @@ fn is_plain(session: &mut ServerSession) -> bool {
 impl<SV> Streams<SV> {
     /// Answers a plain event request. Gives back any other.
     async fn answer(&self, mut session: ServerSession) -> Option<ServerSession> {
-        let Streams(front) = self;
-        if !front.limits().answer_plain || !is_plain(&mut session) {
+        let Streams(server) = self;
+        if !server.limits().answer_plain || !is_plain(&mut session) {
             return Some(session);
         }
-        let _busy = front.in_flight.enter_here();
+        let _in_flight_guard = server.in_flight.enter_here();
         // The window of a stream is the client's to open, or not.
-        session.set_write_timeout(Some(front.limits().write_timeout));
-        let answered = match front.gate.handle_downstream(&mut session).await {
+        session.set_write_timeout(Some(server.limits().write_timeout));
+        let answered = match server.gate.handle_downstream(&mut session).await {
             Ok(None) => return Some(session),
             Ok(Some(_)) => session.finish().await.map(drop),
             Err(e) => Err(e),
         };
         match answered {
             Err(e) if *e.etype() == ErrorType::WriteTimedout => {
-                front.door.teller.tell(Limit::WriteTime);
+                server.admission.limit_reporter.tell(Limit::WriteTime);
             }
             Err(e) => debug!("a client left before it was answered: {}", e.etype().as_str()),
             Ok(()) => {}

@@ -43,12 +43,12 @@ pub struct Framing {
     /// client sent ahead for the next round.
     pub expects_more: bool,
     /// Whether it asks for another protocol than WebSocket: see [`without_upgrade`].
-    pub upgrades: bool,
+    pub foreign_upgrade: bool,
 }
 
 /// Why a header is not let through.
 #[derive(Debug, PartialEq, Eq)]
-pub enum Fault {
+pub enum HeaderError {
     /// It could be read in two ways, or in none.
     Syntax,
     /// It has too many lines.
@@ -67,33 +67,33 @@ struct Seen {
 }
 
 /// Reads a whole header, its empty line included, by the strict grammar.
-pub fn examine(head: &[u8], lines_max: usize) -> Result<Framing, Fault> {
-    let lines = head.strip_suffix(b"\r\n\r\n").ok_or(Fault::Syntax)?;
+pub fn check_header(head: &[u8], lines_max: usize) -> Result<Framing, HeaderError> {
+    let lines = head.strip_suffix(b"\r\n\r\n").ok_or(HeaderError::Syntax)?;
     let mut lines = lines.split(|&b| b == b'\n');
     // The last line has lost its CR with the end.
     let count = memchr::memchr_iter(b'\n', head).count() - 1;
     if count > lines_max + 1 {
-        return Err(Fault::Lines);
+        return Err(HeaderError::Lines);
     }
     let mut number = 0;
-    let mut next = || -> Option<Result<&[u8], Fault>> {
+    let mut next = || -> Option<Result<&[u8], HeaderError>> {
         let line = lines.next()?;
         number += 1;
         let whole = if number == count { Some(line) } else { line.strip_suffix(b"\r") };
-        Some(whole.ok_or(Fault::Syntax))
+        Some(whole.ok_or(HeaderError::Syntax))
     };
-    let request = request_line(next().ok_or(Fault::Syntax)??).ok_or(Fault::Syntax)?;
+    let request = request_line(next().ok_or(HeaderError::Syntax)??).ok_or(HeaderError::Syntax)?;
     let mut seen = Seen::default();
     while let Some(line) = next() {
-        header_line(line?, &request, &mut seen).ok_or(Fault::Syntax)?;
+        header_line(line?, &request, &mut seen).ok_or(HeaderError::Syntax)?;
     }
     let hosts_fit = if request.version_1_1 { seen.hosts == 1 } else { seen.hosts <= 1 };
     if !hosts_fit || seen.lengths + seen.codings > 1 {
-        return Err(Fault::Syntax);
+        return Err(HeaderError::Syntax);
     }
     let bodyless = request.bodyless && seen.lengths == 0 && seen.codings == 0;
-    let upgrades = seen.upgrades && !seen.websocket;
-    Ok(Framing { expects_more: !bodyless || seen.upgrades || seen.expects, upgrades })
+    let foreign_upgrade = seen.upgrades && !seen.websocket;
+    Ok(Framing { expects_more: !bodyless || seen.upgrades || seen.expects, foreign_upgrade })
 }
 
 /// What a request line says.
@@ -229,14 +229,14 @@ mod tests {
         }
     }
 
-    fn examined(line: &str, headers: &str) -> Result<Framing, Fault> {
-        examine(format!("{line}\r\n{headers}\r\n").as_bytes(), 8)
+    fn check(line: &str, headers: &str) -> Result<Framing, HeaderError> {
+        check_header(format!("{line}\r\n{headers}\r\n").as_bytes(), 8)
     }
 
     #[test]
     fn only_a_request_without_a_body_is_cut_off() {
         let check = |line: &str, headers: &str, expects_more: bool| {
-            let sound = examined(line, headers).unwrap();
+            let sound = check(line, headers).unwrap();
             assert_eq!(sound.expects_more, expects_more, "{line} {headers:?}");
         };
         let host = "Host: a\r\n";
@@ -268,7 +268,7 @@ mod tests {
             "GET /\u{7f} HTTP/1.1",
             "GET\t/ HTTP/1.1",
         ] {
-            assert_eq!(examined(line, host), Err(Fault::Syntax), "{line:?}");
+            assert_eq!(check(line, host), Err(HeaderError::Syntax), "{line:?}");
         }
         for lines in [
             "X\r\n",
@@ -307,28 +307,28 @@ mod tests {
             "Transfer_Encoding: chunked\r\n",
         ] {
             let headers = format!("{host}{lines}");
-            assert_eq!(examined("POST / HTTP/1.1", &headers), Err(Fault::Syntax), "{lines:?}");
+            assert_eq!(check("POST / HTTP/1.1", &headers), Err(HeaderError::Syntax), "{lines:?}");
         }
         for host in ["", "Host: a b\r\n", "Host: a/b\r\n", "Host: u@a\r\n", "Host: a,b\r\n"] {
-            assert_eq!(examined("GET / HTTP/1.1", host), Err(Fault::Syntax), "{host:?}");
+            assert_eq!(check("GET / HTTP/1.1", host), Err(HeaderError::Syntax), "{host:?}");
         }
         let old = "Host: a\r\nTransfer-Encoding: chunked\r\n";
-        assert_eq!(examined("POST / HTTP/1.0", old), Err(Fault::Syntax));
-        assert_eq!(examine(b"GET / HTTP/1.1\nHost: a\n\n", 8), Err(Fault::Syntax));
-        assert_eq!(examine(b"GET / HTTP/1.1\r\nHost: a\r\n\n", 8), Err(Fault::Syntax));
+        assert_eq!(check("POST / HTTP/1.0", old), Err(HeaderError::Syntax));
+        assert_eq!(check_header(b"GET / HTTP/1.1\nHost: a\n\n", 8), Err(HeaderError::Syntax));
+        assert_eq!(check_header(b"GET / HTTP/1.1\r\nHost: a\r\n\n", 8), Err(HeaderError::Syntax));
     }
 
     #[test]
     fn lines_are_as_many_as_may_be_and_no_more() {
         let headers = |count: usize| format!("Host: a\r\n{}", "X: y\r\n".repeat(count - 1));
-        assert!(examined("GET / HTTP/1.1", &headers(8)).is_ok());
-        assert_eq!(examined("GET / HTTP/1.1", &headers(9)), Err(Fault::Lines));
+        assert!(check("GET / HTTP/1.1", &headers(8)).is_ok());
+        assert_eq!(check("GET / HTTP/1.1", &headers(9)), Err(HeaderError::Lines));
     }
 
     #[test]
     fn only_a_wish_for_web_sockets_goes_on() {
         let upgrades = |lines: &str| {
-            examined("GET / HTTP/1.1", &format!("Host: a\r\n{lines}")).unwrap().upgrades
+            check("GET / HTTP/1.1", &format!("Host: a\r\n{lines}")).unwrap().foreign_upgrade
         };
         assert!(!upgrades("Upgrade: WebSocket\r\nConnection: Upgrade\r\n"));
         assert!(upgrades("Upgrade: h2c\r\n"));

@@ -1,6 +1,7 @@
 //! A connection whose HTTP/2 frames are counted as they come by. What they mean is [`super::h2`]'s.
 
-use super::{Frame, FrameBudget, PREFACE};
+use super::frame::{Frame, PREFACE};
+use super::frame_budget::FrameBudget;
 use crate::server::read_buffer::replay;
 use crate::telemetry::metrics::Limit;
 use async_trait::async_trait;
@@ -40,7 +41,7 @@ impl Frames {
     fn read(
         &mut self,
         mut bytes: &[u8],
-        mut came: impl FnMut(Frame) -> Result<(), Limit>,
+        mut received: impl FnMut(Frame) -> Result<(), Limit>,
     ) -> Result<(), Limit> {
         loop {
             let skipped = self.skip.min(bytes.len());
@@ -58,7 +59,7 @@ impl Frames {
                 let [a, b, c, kind, flags, ..] = self.head;
                 let length = u32::from_be_bytes([0, a, b, c]) as usize;
                 self.skip = length;
-                came(Frame { kind, flags, length })?;
+                received(Frame { kind, flags, length })?;
             }
         }
     }
@@ -69,10 +70,10 @@ impl Frames {
 pub struct FrameCounter {
     inner: Stream,
     /// What was read before Pingora got the connection.
-    came: BytesMut,
+    received: BytesMut,
     frames: Frames,
-    pulse: Arc<FrameBudget>,
-    crossed: Option<oneshot::Sender<Limit>>,
+    budget: Arc<FrameBudget>,
+    limit_sender: Option<oneshot::Sender<Limit>>,
 }
 
 impl FrameCounter {
@@ -80,17 +81,17 @@ impl FrameCounter {
     /// limit ended it, if one did.
     pub fn new(
         inner: Stream,
-        came: BytesMut,
-        pulse: Arc<FrameBudget>,
+        received: BytesMut,
+        budget: Arc<FrameBudget>,
     ) -> (Self, oneshot::Receiver<Limit>) {
-        let (crossed, receiver) = oneshot::channel();
-        let crossed = Some(crossed);
-        (Self { inner, came, frames: Frames::new(), pulse, crossed }, receiver)
+        let (limit_sender, receiver) = oneshot::channel();
+        let limit_sender = Some(limit_sender);
+        (Self { inner, received, frames: Frames::new(), budget, limit_sender }, receiver)
     }
 
     fn sent(&self, result: &Poll<io::Result<usize>>) {
         if let Poll::Ready(Ok(bytes)) = result {
-            self.pulse.sent(*bytes);
+            self.budget.bytes_sent(*bytes);
         }
     }
 }
@@ -103,15 +104,15 @@ impl AsyncRead for FrameCounter {
     ) -> Poll<io::Result<()>> {
         let this = self.get_mut();
         let before = buf.filled().len();
-        if !replay(&mut this.came, buf) {
+        if !replay(&mut this.received, buf) {
             ready!(Pin::new(&mut this.inner).poll_read(cx, buf))?;
         }
         let bytes = &buf.filled()[before..];
-        this.pulse.received();
-        if let Err(limit) = this.frames.read(bytes, |frame| this.pulse.came(frame)) {
-            if let Some(crossed) = this.crossed.take() {
+        this.budget.bytes_received();
+        if let Err(limit) = this.frames.read(bytes, |frame| this.budget.frame_received(frame)) {
+            if let Some(limit_sender) = this.limit_sender.take() {
                 // Nobody listens any more only where the connection has ended otherwise.
-                let _ = crossed.send(limit);
+                let _ = limit_sender.send(limit);
             }
             return Poll::Ready(Err(io::Error::other("a limit of HTTP/2 was crossed")));
         }
@@ -231,11 +232,11 @@ mod tests {
             let mut frames = Frames::new();
             let mut found = Vec::new();
             for bytes in all.chunks(piece) {
-                let came = |frame: Frame| {
+                let received = |frame: Frame| {
                     found.push((frame.kind, frame.flags, frame.length));
                     Ok(())
                 };
-                frames.read(bytes, came).unwrap();
+                frames.read(bytes, received).unwrap();
             }
             assert_eq!(found, expect, "in pieces of {piece}");
         }

@@ -1,0 +1,80 @@
+//! [`Server`]: the HTTP server in front of one Pingora proxy.
+
+use super::admission::{Admission, peer};
+use super::connection::Connection;
+use super::fast_path::response::FastResponse;
+use super::http2::options;
+use super::limits::Limits;
+use crate::plugin::PixelGate;
+use crate::response::answer::Answers;
+use crate::telemetry::in_flight::InFlight;
+use async_trait::async_trait;
+use pingora::apps::{HttpServerApp, HttpServerOptions, ServerApp};
+use pingora::protocols::Stream;
+use pingora::proxy::{HttpProxy, ProxyHttp};
+use pingora::server::ShutdownWatch;
+use std::sync::Arc;
+
+/// The front door of a proxy.
+///
+/// [`Acceptor`] is the service for it. As the application of one of Pingora's own services it does
+/// the same, but a TLS handshake then has no place among the connections, and no PROXY header is
+/// read before it.
+pub struct Server<SV> {
+    pub(super) proxy: Arc<HttpProxy<SV, ()>>,
+    pub(super) gate: PixelGate,
+    pub(super) answers: Answers<FastResponse>,
+    pub(super) in_flight: InFlight,
+    pub(super) admission: Admission,
+}
+
+impl<SV> Server<SV> {
+    /// A front door for `proxy`, whose `request_filter` asks `gate` first. Requests that are
+    /// answered here count as in flight in `in_flight`; the proxy counts its own.
+    pub fn new(
+        mut proxy: HttpProxy<SV, ()>,
+        gate: PixelGate,
+        in_flight: InFlight,
+        limits: Limits,
+    ) -> Self {
+        let mut server = HttpServerOptions::default();
+        server.h2_idle_timeout = Some(limits.keepalive);
+        proxy.server_options = Some(server);
+        proxy.h2_options = Some(options::h2_options(&limits));
+        let shared = gate.shared();
+        let Ok(answers) = Answers::build(&shared.response, &shared.methods, FastResponse::new);
+        let (trusted, metrics) = (shared.trusted.clone(), shared.metrics.clone());
+        let admission = Admission::new(limits, trusted, metrics, in_flight.clone());
+        Self { proxy: Arc::new(proxy), gate, answers, in_flight, admission }
+    }
+
+    pub(super) fn limits(&self) -> &Limits {
+        &self.admission.limits
+    }
+}
+
+#[async_trait]
+impl<SV> ServerApp for Server<SV>
+where
+    SV: ProxyHttp + Send + Sync + 'static,
+    SV::CTX: Send + Sync,
+{
+    async fn process_new(
+        self: &Arc<Self>,
+        mut stream: Stream,
+        shutdown: &ShutdownWatch,
+    ) -> Option<Stream> {
+        // No place: the connection closes unanswered, before anything is spent on it.
+        let (permit, client) = (self.admission.permit()?, peer(&*stream));
+        let admitted = self.admission.admit(permit, client, &mut *stream).await?;
+        // Pingora's task is as large as a TLS handshake: a connection that waits is better off in
+        // one of its own.
+        let connection = Connection::new(stream, admitted);
+        tokio::spawn(self.clone().serve_agreed(connection, shutdown.clone()));
+        None
+    }
+
+    async fn cleanup(&self) {
+        self.proxy.http_cleanup().await;
+    }
+}
