@@ -197,7 +197,7 @@ impl PixelGate {
         }
         match shared.spool.append(|out| shared.gate.encode(&kept, out)) {
             Ok(commit) => {
-                if shared.company.as_ref().is_some_and(InFlight::is_everyone) {
+                if shared.company.as_ref().is_some_and(InFlight::all_connections_wait) {
                     shared.spool.flush_now();
                 }
                 Step::Wait(commit, shared.glimpses.kept(&kept.event))

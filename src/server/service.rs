@@ -3,7 +3,7 @@
 use super::admission::{Admission, peer};
 use super::connection::Connection;
 use super::fast_path::response::FastResponse;
-use super::http2::options;
+use super::http2::options::h2_options;
 use super::limits::Limits;
 use crate::plugin::PixelGate;
 use crate::response::answer::Answers;
@@ -15,11 +15,11 @@ use pingora::proxy::{HttpProxy, ProxyHttp};
 use pingora::server::ShutdownWatch;
 use std::sync::Arc;
 
-/// The front door of a proxy.
+/// The HTTP server in front of one Pingora proxy: limits, fast path, and hand-over.
 ///
-/// [`Acceptor`] is the service for it. As the application of one of Pingora's own services it does
-/// the same, but a TLS handshake then has no place among the connections, and no PROXY header is
-/// read before it.
+/// [`Acceptor`](super::Acceptor) is the Pingora service that runs it. It also works as the
+/// application of one of Pingora's own services, with two differences: a connection takes its
+/// permit only after the TLS handshake, and a PROXY header is not read before the handshake.
 pub struct Server<SV> {
     pub(super) proxy: Arc<HttpProxy<SV, ()>>,
     pub(super) gate: PixelGate,
@@ -29,18 +29,19 @@ pub struct Server<SV> {
 }
 
 impl<SV> Server<SV> {
-    /// A front door for `proxy`, whose `request_filter` asks `gate` first. Requests that are
-    /// answered here count as in flight in `in_flight`; the proxy counts its own.
+    /// A server for `proxy`, whose `request_filter` must call [`PixelGate::handle`] of `gate`
+    /// first. `in_flight` counts the requests that this server answers itself; the proxy counts
+    /// its own.
     pub fn new(
         mut proxy: HttpProxy<SV, ()>,
         gate: PixelGate,
         in_flight: InFlight,
         limits: Limits,
     ) -> Self {
-        let mut server = HttpServerOptions::default();
-        server.h2_idle_timeout = Some(limits.keepalive);
-        proxy.server_options = Some(server);
-        proxy.h2_options = Some(options::h2_options(&limits));
+        let mut options = HttpServerOptions::default();
+        options.h2_idle_timeout = Some(limits.keepalive);
+        proxy.server_options = Some(options);
+        proxy.h2_options = Some(h2_options(&limits));
         let shared = gate.shared();
         let Ok(answers) = Answers::build(&shared.response, &shared.methods, FastResponse::new);
         let (trusted, metrics) = (shared.trusted.clone(), shared.metrics.clone());
@@ -64,11 +65,11 @@ where
         mut stream: Stream,
         shutdown: &ShutdownWatch,
     ) -> Option<Stream> {
-        // No place: the connection closes unanswered, before anything is spent on it.
+        // Without a permit the connection closes without a response.
         let (permit, client) = (self.admission.permit()?, peer(&*stream));
         let admitted = self.admission.admit(permit, client, &mut *stream).await?;
-        // Pingora's task is as large as a TLS handshake: a connection that waits is better off in
-        // one of its own.
+        // Pingora's task holds memory for a TLS handshake as long as it runs. A task of its own
+        // costs an idle connection less.
         let connection = Connection::new(stream, admitted);
         tokio::spawn(self.clone().serve_agreed(connection, shutdown.clone()));
         None
