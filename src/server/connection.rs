@@ -11,43 +11,45 @@ use std::net::IpAddr;
 use tokio::io::AsyncReadExt;
 use tokio::time::timeout;
 
-/// Room for one read of the rest of a header, in bytes.
+/// Buffer space for one read of the rest of a header, in bytes.
 const READ_BYTES: usize = 4096;
 
 /// How reading a header ended.
 pub enum Head {
-    /// It is in the buffer, this many bytes long.
+    /// `received` begins with a whole header of this many bytes.
     Complete(usize),
-    /// It crosses a limit.
+    /// The header exceeds a limit.
     Refused(Limit),
-    /// The client left.
+    /// The client closed the connection, or reading failed.
     Closed,
 }
 
-/// An HTTP/1 connection between two of its requests.
+/// A connection between two of its requests.
 pub struct Connection {
     pub stream: Stream,
-    /// What came and is not used yet. An idle connection holds no memory here.
+    /// Received bytes that are not processed yet. Holds no memory while the connection is idle.
     pub received: BytesMut,
+    /// The client's address: from the PROXY header, else the peer's. `None` on a Unix socket.
     pub peer: Option<IpAddr>,
-    /// How many it has had, the one that it is at included.
+    /// Number of requests so far, the current one included.
     pub requests: u32,
-    /// Its place among the connections.
+    /// Counts this connection in the connection limit until it is dropped.
     pub permit: Permit,
 }
 
 impl Connection {
-    /// A connection that was let in, before its first request.
+    /// An admitted connection before its first request.
     pub fn new(stream: Stream, admitted: Admitted) -> Connection {
         let Admitted { permit, client, ahead } = admitted;
         Connection { stream, received: ahead, peer: client, requests: 0, permit }
     }
 
-    /// Reads until the buffer begins with a whole header, and holds at least `least` bytes.
+    /// Reads until `received` begins with a whole header and holds at least `least` bytes. Fails
+    /// past `header_bytes_max` bytes, or `header_timeout` after the call.
     pub async fn read_head(&mut self, limits: &Limits, least: usize) -> Head {
         let Connection { stream, received, .. } = self;
         let mut searched = 0;
-        let mut look = |received: &mut BytesMut| {
+        let mut find_head = |received: &mut BytesMut| {
             // Empty lines before a request line are skipped (RFC 9112, section 2.2).
             if searched == 0 {
                 received.advance(empty_lines(received));
@@ -63,7 +65,7 @@ impl Connection {
                 _ => None,
             }
         };
-        if let Some(head) = look(received) {
+        if let Some(head) = find_head(received) {
             return head;
         }
         let rest = async {
@@ -73,7 +75,7 @@ impl Connection {
                     Ok(length) if length > 0 => {}
                     _ => return Head::Closed,
                 }
-                if let Some(head) = look(received) {
+                if let Some(head) = find_head(received) {
                     return head;
                 }
             }

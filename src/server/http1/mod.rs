@@ -1,4 +1,5 @@
-//! One HTTP/1 connection: its requests, each read under one deadline, answered here or by Pingora.
+//! Serves an HTTP/1 connection: each request is read under one deadline, then answered by the fast
+//! path or handed to Pingora.
 
 pub mod header_check;
 
@@ -31,47 +32,47 @@ use std::time::Duration;
 use tokio::io::AsyncWriteExt;
 use tokio::time::{Instant, Sleep, sleep, timeout};
 
-/// How long a client is heard out before its connection closes, in seconds, and how many bytes: a
-/// close with bytes unread would take the last answer back from it (RFC 9112, section 9.6).
+/// A lingering close drains up to 1 s or 256 KiB before closing: unread bytes would make the kernel
+/// send RST, which can destroy the response on its way (RFC 9112, section 9.6).
 const LINGER_SECONDS_MAX: u64 = 1;
 const LINGER_BYTES_MAX: usize = 256 << 10;
-/// Sent before closing where a request is not served.
+/// Responses to a refused header; the connection closes after them.
 const HEADER_TIMEOUT: &[u8] =
     b"HTTP/1.1 408 Request Timeout\r\nContent-Length: 0\r\nConnection: close\r\n\r\n";
 const HEADER_TOO_LARGE: &[u8] = b"HTTP/1.1 431 Request Header Fields Too Large\r\n\
     Content-Length: 0\r\nConnection: close\r\n\r\n";
-const HEADER_UNSOUND: &[u8] =
+const HEADER_MALFORMED: &[u8] =
     b"HTTP/1.1 400 Bad Request\r\nContent-Length: 0\r\nConnection: close\r\n\r\n";
 
-/// A plain event request that is judged, and waits for the disk at most.
+/// A fast-path event request that has its verdict and may still wait for the disk.
 struct JudgedRequest<'f> {
-    /// Length of its header.
+    /// Length of its header, in bytes.
     length: usize,
     step: Step,
     image: bool,
-    /// It is the connection's last one by its client's wish.
+    /// Whether the client sent `Connection: close`.
     closes: bool,
     _in_flight_guard: InFlightGuard<&'f InFlight>,
 }
 
-/// What a connection brings first when it was waited for.
+/// How a wait for the next request ended.
 enum Arrival<'f> {
-    /// A plain event request, whole.
+    /// A whole fast-path event request arrived; it has its verdict.
     Judged(JudgedRequest<'f>),
-    /// Something else, which is in the connection's buffer.
+    /// Other bytes arrived; they are in the connection's `received`.
     Bytes,
-    /// Nothing, in time.
+    /// The read timeout passed.
     Late,
-    /// Nothing any more.
+    /// The client closed the connection, or the server stops.
     Closed,
 }
 
-/// What Pingora makes of a request: the connection, if it can take another one.
+/// Pingora serving one request; resolves to the connection if it can take another request.
 type ReusedFuture<'a> = Pin<Box<dyn Future<Output = Option<ReusedHttpStream>> + Send + 'a>>;
 
 impl<SV> Server<SV> {
-    /// Takes a connection's next bytes, if there are any. A plain event request that comes in one
-    /// piece, as nearly all do, is judged where it was read.
+    /// Takes a connection's next bytes. A fast-path event request that arrives in one piece, as
+    /// nearly all do, is judged in the read buffer without a copy.
     fn poll_arrival(&self, connection: &mut Connection, cx: &mut Context<'_>) -> Poll<Arrival<'_>> {
         let Connection { stream, received, peer, .. } = connection;
         if !received.is_empty() {
@@ -88,10 +89,10 @@ impl<SV> Server<SV> {
         read.map(|read| read.unwrap_or(Arrival::Closed))
     }
 
-    /// Waits for a connection's next bytes, as long as it may, or until `stopped`.
+    /// Waits for a connection's next bytes until its read timeout or until `stopped` resolves.
     ///
-    /// `alarm` is the connection's own. It is set anew only when it goes off too early, which is
-    /// once in many requests: setting it for each costs more than judging an event.
+    /// `alarm` lives as long as the connection. It is reset only if it fires too early, which is
+    /// once in many requests: a reset per request would cost more than judging an event.
     async fn wait(
         &self,
         connection: &mut Connection,
@@ -120,13 +121,15 @@ impl<SV> Server<SV> {
         .await
     }
 
-    /// How long a connection's next bytes are waited for.
+    /// How long to wait for the next bytes: the header deadline before the first request, the
+    /// keep-alive time after it.
     fn read_timeout(&self, connection: &Connection) -> Duration {
         let limits = self.limits();
         if connection.requests == 0 { limits.header_timeout } else { limits.keepalive }
     }
 
-    /// Judges the request at the beginning of `bytes` if it is whole, plain and ours.
+    /// Judges the request at the beginning of `bytes` if it is a whole fast-path request for an
+    /// event path. `None`: the request takes Pingora's path.
     fn judge_fast_path(&self, bytes: &[u8], peer: Option<IpAddr>) -> Option<JudgedRequest<'_>> {
         let limits = self.limits();
         if !limits.answer_plain {
@@ -156,23 +159,23 @@ impl<SV> Server<SV> {
         Some(JudgedRequest { length, step, image, closes, _in_flight_guard: in_flight_guard })
     }
 
-    /// Answers a request that was judged, once the disk has it. Whether the connection can take
-    /// another one.
+    /// Answers a judged request once its event is on disk as configured. Returns whether the
+    /// connection can take another request.
     async fn answer(
         &self,
         connection: &mut Connection,
         judged: JudgedRequest<'_>,
         shutdown: &ShutdownWatch,
     ) -> bool {
-        let wishes_end = judged.closes;
-        let keep = self.keeps(connection, shutdown) && !wishes_end;
+        let client_closes = judged.closes;
+        let keep = self.keeps(connection, shutdown) && !client_closes;
         let reply = self.gate.finish(judged.step).await;
         let raw = reply.pick(&self.answers, judged.image);
         let stream = &mut connection.stream;
         let rest = raw.write(reply.retry_after_seconds(), keep, |answer| {
-            // What is taken at once, as nearly all is, costs no copy.
+            // Only the part that the socket does not take at once is copied; rarely is there any.
             let sent =
-                stream.as_any().downcast_ref().map_or(0, |wire: &Socket| wire.send_now(answer));
+                stream.as_any().downcast_ref().map_or(0, |socket: &Socket| socket.send_now(answer));
             (sent < answer.len()).then(|| answer[sent..].to_vec())
         });
         let sent = match rest {
@@ -182,10 +185,10 @@ impl<SV> Server<SV> {
         match sent {
             Some(Ok(())) if keep => true,
             Some(Ok(())) => {
-                // A client that wishes the end and has sent nothing more has said all. TLS has a
-                // goodbye of its own.
+                // Nothing is left to drain if the client asked to close and sent nothing more.
+                // TLS still needs its close_notify, which the lingering close sends.
                 let in_clear = connection.stream.get_ssl_digest().is_none();
-                if !(wishes_end && in_clear && connection.received.is_empty()) {
+                if !(client_closes && in_clear && connection.received.is_empty()) {
                     Box::pin(lingering_close(&mut connection.stream)).await;
                 }
                 false
@@ -198,8 +201,8 @@ impl<SV> Server<SV> {
         }
     }
 
-    /// Sends all of `bytes`, unless the client takes too long to take them. What it takes at once
-    /// costs no timer.
+    /// Sends all of `bytes`; `None` after `write_timeout`. A timer is set only if the first write
+    /// does not take everything.
     async fn send(&self, stream: &mut Stream, bytes: &[u8]) -> Option<io::Result<()>> {
         let mut sending = pin!(async {
             stream.write_all(bytes).await?;
@@ -211,7 +214,7 @@ impl<SV> Server<SV> {
         }
     }
 
-    /// Whether a connection may have one more request after the one that it is at.
+    /// Whether the connection may have another request after the current one.
     fn keeps(&self, connection: &Connection, shutdown: &ShutdownWatch) -> bool {
         let max = self.limits().requests_per_connection_max;
         let last = max > 0 && connection.requests >= max;
@@ -221,40 +224,40 @@ impl<SV> Server<SV> {
         !last && !*shutdown.borrow()
     }
 
-    /// Says why, hears the client out for a moment, and closes.
+    /// Sends the error response for `limit`, then does a lingering close.
     async fn refuse(&self, mut connection: Connection, limit: Limit) {
         self.admission.limit_reporter.tell(limit);
         let answer = match limit {
             Limit::HeaderTime => HEADER_TIMEOUT,
             Limit::HeaderBytes | Limit::HeaderLines => HEADER_TOO_LARGE,
-            _ => HEADER_UNSOUND,
+            _ => HEADER_MALFORMED,
         };
-        let why = async {
+        let response = async {
             connection.stream.write_all(answer).await?;
             connection.stream.flush().await
         };
-        // A client that does not listen is not waited for.
-        if let Ok(Ok(())) = timeout(Duration::from_secs(LINGER_SECONDS_MAX), why).await {
+        // A client that does not take the response in time is closed without draining.
+        if let Ok(Ok(())) = timeout(Duration::from_secs(LINGER_SECONDS_MAX), response).await {
             lingering_close(&mut connection.stream).await;
         }
     }
 }
 
-/// Closes a connection whose client was told so, and hears it out for a moment.
+/// Closes the sending side, then drains up to 1 s or 256 KiB: see [`LINGER_SECONDS_MAX`].
 async fn lingering_close(stream: &mut Stream) {
-    let goodbye = async {
+    let drain = async {
         AsyncWriteExt::shutdown(stream).await?;
-        let mut heard = 0;
-        while heard < LINGER_BYTES_MAX {
+        let mut drained = 0;
+        while drained < LINGER_BYTES_MAX {
             let more = poll_fn(|cx| read_buffer::poll_read(&mut **stream, cx, <[u8]>::len)).await?;
             if more == 0 {
                 break;
             }
-            heard += more;
+            drained += more;
         }
         io::Result::Ok(())
     };
-    let _ = timeout(Duration::from_secs(LINGER_SECONDS_MAX), goodbye).await;
+    let _ = timeout(Duration::from_secs(LINGER_SECONDS_MAX), drain).await;
 }
 
 impl<SV> Server<SV>
@@ -262,7 +265,7 @@ where
     SV: ProxyHttp + Send + Sync + 'static,
     SV::CTX: Send + Sync,
 {
-    /// Serves a connection to its end, in the version of HTTP that its TLS handshake agreed on.
+    /// Serves a connection to its end, in the HTTP version that ALPN selected.
     pub async fn serve_agreed(self: Arc<Self>, connection: Connection, shutdown: ShutdownWatch) {
         if connection.stream.selected_alpn_proto() == Some(ALPN::H2) {
             Box::pin(self.serve_h2(connection, shutdown)).await;
@@ -286,7 +289,7 @@ where
                         return;
                     }
                 }
-                // Boxed, as all that is rare: its room would be held while nothing comes.
+                // Boxed, as this is rare: an idle connection's task would hold its memory.
                 Arrival::Bytes => match Box::pin(self.serve_bytes(connection, &shutdown)).await {
                     Some(kept) => connection = kept,
                     None => return,
@@ -300,7 +303,7 @@ where
         }
     }
 
-    /// Serves a request whose first bytes are in the buffer.
+    /// Serves a request whose first bytes are in `received`. `None`: the connection has ended.
     async fn serve_bytes(
         self: &Arc<Self>,
         mut connection: Connection,
@@ -337,7 +340,8 @@ where
         Some(connection)
     }
 
-    /// Has Pingora serve the request that begins with `request`.
+    /// Has Pingora serve a request; `request` holds its bytes that are already read. The connection
+    /// closes after the response unless `keep` is set.
     fn hand_over<'a>(
         &'a self,
         stream: Stream,
@@ -355,8 +359,8 @@ where
     }
 }
 
-/// Takes a request's bytes out of the buffer for Pingora: its header alone, or all that may be
-/// its body.
+/// Checks a header of `end` bytes and takes the request's bytes out of `received` for Pingora: the
+/// header alone, or everything if later bytes may belong to the request.
 fn take_request(received: &mut BytesMut, end: usize, lines_max: usize) -> Result<BytesMut, Limit> {
     let framing = check_header(&received[..end], lines_max).map_err(|error| match error {
         HeaderError::Syntax => Limit::HeaderSyntax,
@@ -379,14 +383,14 @@ mod tests {
     use pingora::Error;
     use pingora::prelude::{HttpPeer, Session};
 
-    /// What an idle connection may hold in its task, in bytes. Its socket's buffer and what the
-    /// runtime and Pingora keep of a socket come on top; `tests/security` measures the whole.
+    /// Most bytes in an idle connection's task. The socket's buffers and what the runtime and
+    /// Pingora keep per socket come on top; `tests/security` measures the whole.
     const IDLE_BYTES_MAX: usize = 1088;
 
-    struct Nobody;
+    struct NoUpstream;
 
     #[async_trait]
-    impl ProxyHttp for Nobody {
+    impl ProxyHttp for NoUpstream {
         type CTX = ();
 
         fn new_ctx(&self) {}
@@ -400,13 +404,13 @@ mod tests {
         }
     }
 
-    fn bytes_of<F>(_: fn(Arc<Server<Nobody>>, Connection, ShutdownWatch) -> F) -> usize {
+    fn bytes_of<F>(_: fn(Arc<Server<NoUpstream>>, Connection, ShutdownWatch) -> F) -> usize {
         size_of::<F>()
     }
 
     #[test]
     fn an_idle_connection_holds_little() {
-        let bytes = bytes_of(Server::<Nobody>::serve);
+        let bytes = bytes_of(Server::<NoUpstream>::serve);
         assert!(bytes <= IDLE_BYTES_MAX, "{bytes} bytes");
     }
 }
