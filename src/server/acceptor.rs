@@ -190,7 +190,7 @@ where
         socket.rewind(std::mem::take(&mut admitted.ahead));
         let handshake = timeout(self.limits().header_timeout, tls.tls_handshake(socket));
         let Ok(Ok(stream)) = Box::pin(handshake).await else {
-            self.admission.limit_reporter.tell(Limit::TlsHandshake);
+            self.admission.limit_reporter.report(Limit::TlsHandshake);
             return;
         };
         self.serve_agreed(Connection::new(Box::new(stream), admitted), shutdown).await;

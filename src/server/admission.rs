@@ -81,7 +81,7 @@ impl Admission {
                 false => None,
             };
             let Some(address) = header else {
-                self.limit_reporter.tell(Limit::ProxyHeader);
+                self.limit_reporter.report(Limit::ProxyHeader);
                 return None;
             };
             client = address.map(|address| address.ip()).or(client);

@@ -39,7 +39,7 @@ impl ConnectionLimit {
     pub fn admit(self: &Arc<Self>, limits: &Limits) -> Option<Permit> {
         if self.all.fetch_add(1, Relaxed) >= limits.connections_max {
             self.all.fetch_sub(1, Relaxed);
-            self.limit_reporter.tell(Limit::Connections);
+            self.limit_reporter.report(Limit::Connections);
             return None;
         }
         self.in_flight.connected();
@@ -64,7 +64,7 @@ impl Permit {
             }
         }
         if self.address.is_none() {
-            self.connection_limit.limit_reporter.tell(Limit::ConnectionsPerAddress);
+            self.connection_limit.limit_reporter.report(Limit::ConnectionsPerAddress);
             return None;
         }
         Some(self)

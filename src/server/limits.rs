@@ -1,5 +1,7 @@
-//! What the front door allows, and what it tells of connections that end at a limit: each is
-//! counted, and each limit has one log line in a while, so that a flood does not flood the log.
+//! The limits of the HTTP server, and the report of connections that exceed one.
+//!
+//! Every such connection is counted. Each limit is logged at most once per 10 s, so that a flood of
+//! connections does not flood the log.
 
 use crate::telemetry::metrics::{Limit, Metrics};
 use log::warn;
@@ -9,32 +11,32 @@ use std::time::{Duration, Instant};
 /// Shortest time between two log lines about one limit.
 const LOG_PAUSE: Duration = Duration::from_secs(10);
 
-/// What the front door allows.
+/// The limits of the HTTP server.
 #[derive(Debug, Clone)]
 pub struct Limits {
-    /// From the first byte of a request to the end of its header; also for a PROXY header, and
-    /// for the first request of a connection.
+    /// Deadline for each of: a request's header from its first bytes, the first bytes of a
+    /// connection, a PROXY header, a TLS handshake. Also the length of an HTTP/2 tick.
     pub header_timeout: Duration,
-    /// From the end of one request to the first byte of the next.
+    /// Longest time from the end of one request to the first byte of the next.
     pub keepalive: Duration,
-    /// How long a client may take to take one piece of an answer.
+    /// Longest time for one write of a response.
     pub write_timeout: Duration,
-    /// Connections at once.
+    /// Most open connections.
     pub connections_max: usize,
-    /// Connections at once from one address (of IPv6: one /64 network), trusted proxies aside;
-    /// 0: no limit.
+    /// Most open connections per address (IPv6: per /64 network); 0: no limit. Trusted proxies and
+    /// Unix sockets are exempt.
     pub connections_per_address_max: usize,
-    /// Requests on one connection; 0: no limit.
+    /// Most requests on one connection; 0: no limit.
     pub requests_per_connection_max: u32,
-    /// Bytes of one request's header.
+    /// Longest request header, in bytes.
     pub header_bytes_max: usize,
-    /// Lines of one request's header, the request line aside.
+    /// Most lines of a request header, not counting the request line.
     pub header_lines_max: usize,
-    /// Requests at once on one HTTP/2 connection.
+    /// Most concurrent streams on one HTTP/2 connection.
     pub h2_streams_max: u32,
-    /// Whether each TCP connection begins with a PROXY header (version 1 or 2).
+    /// Whether each TCP connection must begin with a PROXY header (version 1 or 2).
     pub proxy_protocol: bool,
-    /// Whether plain event requests are answered here; if not, all take Pingora's path.
+    /// Whether the fast path answers event requests; if not, all requests take Pingora's path.
     pub answer_plain: bool,
 }
 
@@ -56,45 +58,46 @@ impl Default for Limits {
     }
 }
 
-/// Tells of connections that end at a limit.
+/// Counts and logs connections that end at a limit.
 pub struct LimitReporter {
     metrics: Metrics,
     started: Instant,
-    told: [Told; Limit::ALL.len()],
+    throttles: [LogThrottle; Limit::ALL.len()],
 }
 
-/// What the log knows of one limit.
+/// State of the log throttle for one limit.
 #[derive(Default)]
-struct Told {
+struct LogThrottle {
     /// Milliseconds after the start from which the next line may be written.
     next_ms: AtomicU64,
-    /// The count when the last line was written.
+    /// The total when the last line was written.
     count: AtomicU64,
 }
 
 impl LimitReporter {
-    /// A teller that has told nothing yet.
+    /// A reporter that has logged nothing yet.
     pub fn new(metrics: Metrics) -> Self {
-        Self { metrics, started: Instant::now(), told: Default::default() }
+        Self { metrics, started: Instant::now(), throttles: Default::default() }
     }
 
-    /// Counts one, and logs it unless that was done a moment ago.
-    pub fn tell(&self, limit: Limit) {
+    /// Counts a connection that ends at `limit`, and logs it unless that limit was logged less
+    /// than 10 s ago. Idle timeouts and the request limit are counted only.
+    pub fn report(&self, limit: Limit) {
         self.metrics.count_refused(limit);
-        // These are the ordinary end of a connection.
+        // These are ordinary ends of a connection.
         if matches!(limit, Limit::IdleTime | Limit::Requests) {
             return;
         }
-        let told = &self.told[limit as usize];
+        let throttle = &self.throttles[limit as usize];
         let now = u64::try_from(self.started.elapsed().as_millis()).unwrap_or(u64::MAX);
-        let next = told.next_ms.load(Relaxed);
+        let next = throttle.next_ms.load(Relaxed);
         let later = now.saturating_add(LOG_PAUSE.as_millis() as u64);
-        if now < next || told.next_ms.compare_exchange(next, later, Relaxed, Relaxed).is_err() {
+        if now < next || throttle.next_ms.compare_exchange(next, later, Relaxed, Relaxed).is_err() {
             return;
         }
         let count = self.metrics.refused(limit);
-        let since = count.saturating_sub(told.count.swap(count, Relaxed)).max(1);
-        warn!("{since} connections ended at the limit {} since this was last told", limit.as_str());
+        let since = count.saturating_sub(throttle.count.swap(count, Relaxed)).max(1);
+        warn!("{since} connections ended at limit {} since the last such log line", limit.as_str());
     }
 }
 
@@ -103,13 +106,13 @@ mod tests {
     use super::*;
 
     #[test]
-    fn each_is_counted_and_few_are_logged() {
+    fn each_connection_is_counted_and_few_are_logged() {
         let limit_reporter = LimitReporter::new(Metrics::new());
         for _ in 0..1000 {
-            limit_reporter.tell(Limit::Connections);
+            limit_reporter.report(Limit::Connections);
         }
         assert_eq!(limit_reporter.metrics.refused(Limit::Connections), 1000);
-        let told = &limit_reporter.told[Limit::Connections as usize];
-        assert_eq!(told.count.load(Relaxed), 1, "one line, of the first");
+        let throttle = &limit_reporter.throttles[Limit::Connections as usize];
+        assert_eq!(throttle.count.load(Relaxed), 1, "one line, for the first");
     }
 }

@@ -195,7 +195,7 @@ impl<SV> Server<SV> {
             }
             Some(Err(_)) => false,
             None => {
-                self.admission.limit_reporter.tell(Limit::WriteTime);
+                self.admission.limit_reporter.report(Limit::WriteTime);
                 false
             }
         }
@@ -219,14 +219,14 @@ impl<SV> Server<SV> {
         let max = self.limits().requests_per_connection_max;
         let last = max > 0 && connection.requests >= max;
         if last {
-            self.admission.limit_reporter.tell(Limit::Requests);
+            self.admission.limit_reporter.report(Limit::Requests);
         }
         !last && !*shutdown.borrow()
     }
 
     /// Sends the error response for `limit`, then does a lingering close.
     async fn refuse(&self, mut connection: Connection, limit: Limit) {
-        self.admission.limit_reporter.tell(limit);
+        self.admission.limit_reporter.report(limit);
         let answer = match limit {
             Limit::HeaderTime => HEADER_TIMEOUT,
             Limit::HeaderBytes | Limit::HeaderLines => HEADER_TOO_LARGE,
@@ -296,7 +296,7 @@ where
                 },
                 Arrival::Late => {
                     let limit = if first { Limit::HeaderTime } else { Limit::IdleTime };
-                    return self.admission.limit_reporter.tell(limit);
+                    return self.admission.limit_reporter.report(limit);
                 }
                 Arrival::Closed => return,
             }

@@ -7,23 +7,23 @@ use std::sync::atomic::{AtomicBool, AtomicU32, Ordering::Relaxed};
 use std::time::Duration;
 use tokio::sync::watch;
 
-/// Streams that a client may reset in one beat, for each that it may have at once: whoever leaves
-/// a page cancels what it was loading. CVE-2023-44487 needs thousands.
+/// Resets that a client may send per tick, for each stream that it may have at once. A browser
+/// cancels its requests when the user leaves a page; CVE-2023-44487 needs thousands of resets.
 const RESETS_PER_STREAM: u32 = 2;
-/// Frames about the connection itself (SETTINGS, PING, PRIORITY, empty DATA and the like), and
-/// continuations, that a client may send in one beat. Each KiB that is sent allows one more, for
-/// the window updates that it brings.
+/// Frames about the connection itself (SETTINGS, PING, PRIORITY, empty DATA and the like) and
+/// continuations that a client may send per tick. Each KiB sent to the client allows one more, for
+/// the window updates that it causes.
 const FRAMES_MAX: u32 = 1000;
 
-/// What the watcher of a connection's bytes and its keeper tell each other. Both run in one task;
-/// the atomics only make it shareable.
+/// What a client may still send in this tick, and what the watchdog needs to know. The frame counter
+/// and the watchdog share it. Both run in one task; the atomics only make it `Sync`.
 #[derive(Debug)]
 pub struct FrameBudget {
-    /// Whether a byte moved, in either direction, since the last beat.
+    /// Whether a byte was received or sent since the last tick.
     moved: AtomicBool,
-    /// Header blocks that began, in all.
+    /// Number of header blocks that began on this connection.
     blocks: AtomicU32,
-    /// Whether the last one has not ended yet.
+    /// Whether the last header block has not ended yet.
     block_open: AtomicBool,
     resets_left: AtomicU32,
     frames_left: AtomicU32,
@@ -48,7 +48,7 @@ impl FrameBudget {
         }
     }
 
-    /// Notes a frame that came; the limit that it crosses, if it crosses one.
+    /// Counts a received frame. Returns the limit that it exceeds as the error.
     pub fn frame_received(&self, frame: Frame) -> Result<(), Limit> {
         let ends_block = frame.flags & Frame::END_HEADERS != 0;
         let allowed = match frame.kind {
@@ -68,8 +68,8 @@ impl FrameBudget {
         if allowed { Ok(()) } else { Err(Limit::Frames) }
     }
 
-    /// Notes a header block. Past the limit Pingora says goodbye, which leaves what is under way
-    /// its time; who goes on as if nothing was said is cut off at twice as many.
+    /// Counts a header block. At the request limit Pingora sends GOAWAY and finishes the open
+    /// streams. A client that ignores this exceeds the limit at about twice as many requests.
     fn request(&self) -> Result<(), Limit> {
         let blocks = self.blocks.load(Relaxed).saturating_add(1);
         self.blocks.store(blocks, Relaxed);
@@ -82,12 +82,12 @@ impl FrameBudget {
         Ok(())
     }
 
-    /// Notes that bytes came.
+    /// Notes that bytes were received.
     pub fn bytes_received(&self) {
         self.moved.store(true, Relaxed);
     }
 
-    /// Notes that bytes left.
+    /// Notes that `bytes` bytes were sent.
     pub fn bytes_sent(&self, bytes: usize) {
         self.moved.store(true, Relaxed);
         let more = u32::try_from(bytes >> 10).unwrap_or(u32::MAX);
@@ -107,16 +107,17 @@ impl FrameBudget {
     }
 }
 
-/// What a connection's keeper remembers from beat to beat.
+/// Checks a connection once per tick, and stores what it saw at the last tick.
 #[derive(Default)]
 pub struct Watchdog {
-    quiet: Duration,
-    /// The number of the header block that was open.
+    /// How long no byte has moved.
+    idle: Duration,
+    /// The number of the header block that was open at the last tick.
     open: Option<u32>,
 }
 
 impl Watchdog {
-    /// Looks at a connection once a beat; the limit that it crossed, if it crossed one.
+    /// Checks a connection and refills its budget. Returns the limit that it exceeds as the error.
     pub fn tick(&mut self, budget: &FrameBudget, limits: &Limits) -> Result<(), Limit> {
         let blocks = budget.blocks.load(Relaxed);
         let open = budget.block_open.load(Relaxed).then_some(blocks);
@@ -125,8 +126,8 @@ impl Watchdog {
         }
         self.open = open;
         let moved = budget.moved.swap(false, Relaxed);
-        self.quiet = if moved { Duration::ZERO } else { self.quiet + limits.header_timeout };
-        if self.quiet > limits.keepalive + limits.write_timeout {
+        self.idle = if moved { Duration::ZERO } else { self.idle + limits.header_timeout };
+        if self.idle > limits.keepalive + limits.write_timeout {
             return Err(Limit::IdleTime);
         }
         budget.refill();
@@ -134,7 +135,7 @@ impl Watchdog {
     }
 }
 
-/// Takes `count` from what is left; whether there was as much.
+/// Takes `count` from `left`. Returns whether there was enough; if not, `left` becomes 0.
 fn spend(left: &AtomicU32, count: u32) -> bool {
     let now = left.load(Relaxed);
     left.store(now.saturating_sub(count), Relaxed);
@@ -158,7 +159,7 @@ mod tests {
     const PING: u8 = 6;
 
     #[test]
-    fn allowances_are_for_one_beat() {
+    fn a_tick_refills_the_budget() {
         let limits = Limits { h2_streams_max: 10, ..Limits::default() };
         let (budget, _stopping) = budget(&limits);
         budget.frame_received(REQUEST).unwrap();
@@ -178,7 +179,7 @@ mod tests {
     }
 
     #[test]
-    fn a_connection_makes_a_request_and_ends_its_headers() {
+    fn a_connection_must_make_a_request_and_end_its_headers() {
         let limits = Limits::default();
         let (budget, _stopping) = budget(&limits);
         let mut watchdog = Watchdog::default();
@@ -198,21 +199,21 @@ mod tests {
         budget.frame_received(REQUEST).unwrap();
         let mut watchdog = Watchdog::default();
         let ticks = (1..100).find(|_| watchdog.tick(&budget, &limits).is_err()).unwrap();
-        let quiet = limits.header_timeout * (ticks - 1);
-        assert!(quiet > limits.keepalive + limits.write_timeout, "after {quiet:?}");
+        let idle = limits.header_timeout * (ticks - 1);
+        assert!(idle > limits.keepalive + limits.write_timeout, "after {idle:?}");
     }
 
     #[test]
-    fn past_its_requests_a_connection_is_told_and_then_cut_off() {
+    fn past_the_request_limit_a_connection_is_asked_to_close_and_then_closed() {
         let limits = Limits { requests_per_connection_max: 3, ..Limits::default() };
         let (budget, stopping) = budget(&limits);
-        let told: Vec<bool> = (0..7)
+        let stops: Vec<bool> = (0..7)
             .map(|_| {
                 budget.frame_received(REQUEST).unwrap();
                 *stopping.borrow()
             })
             .collect();
-        assert_eq!(told, [false, false, true, true, true, true, true]);
+        assert_eq!(stops, [false, false, true, true, true, true, true]);
         assert_eq!(budget.frame_received(REQUEST), Err(Limit::Requests));
     }
 }

@@ -1,10 +1,11 @@
-//! HTTP/2: Pingora frames it; what it lets a client do without end is bounded here.
+//! Serves an HTTP/2 connection: Pingora reads and writes frames, this module limits them.
 //!
-//! Every byte of a connection passes [`FrameCounter`], which reads frame headers and nothing else. The
-//! `h2` crate bounds streams at once, the size of header blocks and their continuations; here is
-//! bounded what makes work without being a request: resets, and frames about the connection
-//! itself. A beat, as long as a header may take, gives new allowances, and ends a connection that
-//! made no request yet, left a header block open for a whole beat, or moved no byte for long.
+//! Every byte of a connection passes [`FrameCounter`], which parses frame headers only. The `h2`
+//! crate limits concurrent streams, and the size of header blocks and their continuations. This
+//! module limits frames that cause work without being a request: resets, and frames about the
+//! connection itself. A tick every `header_timeout` refills the budget. It ends a connection that
+//! has made no request yet, that left one header block open for a whole tick, or that moved no
+//! byte for longer than `keepalive` + `write_timeout`.
 
 pub mod frame;
 mod frame_budget;
@@ -37,7 +38,7 @@ where
     SV: ProxyHttp + Send + Sync + 'static,
     SV::CTX: Send + Sync,
 {
-    /// Reads an HTTP/2 preface to its end, in its time, and serves the connection to its end.
+    /// Reads the HTTP/2 preface within the header deadline and serves the connection to its end.
     pub async fn serve_h2(self: Arc<Self>, mut connection: Connection, shutdown: ShutdownWatch) {
         let head = connection.read_head(self.limits(), PREFACE.len()).await;
         // The permit lives until the connection ends.
@@ -46,13 +47,14 @@ where
             Head::Complete(_) if received.starts_with(PREFACE) => {
                 self.serve_frames(stream, received, shutdown).await;
             }
-            // It speaks no HTTP that could tell it why.
-            Head::Complete(_) => self.admission.limit_reporter.tell(Limit::HeaderSyntax),
-            Head::Refused(limit) => self.admission.limit_reporter.tell(limit),
+            // No response: the client speaks neither HTTP/1 nor HTTP/2.
+            Head::Complete(_) => self.admission.limit_reporter.report(Limit::HeaderSyntax),
+            Head::Refused(limit) => self.admission.limit_reporter.report(limit),
             Head::Closed => {}
         }
     }
 
+    /// Serves a connection whose preface is in `received`, until it ends or exceeds a limit.
     async fn serve_frames(
         self: Arc<Self>,
         stream: Stream,
@@ -63,20 +65,20 @@ where
         let _stream_capacity = self.in_flight.streams(limits.h2_streams_max);
         let (stop, stopping) = watch::channel(false);
         let budget = Arc::new(FrameBudget::new(limits, stop));
-        let (watched, mut exceeded) = FrameCounter::new(stream, received, budget.clone());
+        let (counted, mut exceeded) = FrameCounter::new(stream, received, budget.clone());
         let tick = limits.header_timeout;
         let mut ticks = interval_at(tokio::time::Instant::now() + tick, tick);
         ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
         let mut watchdog = Watchdog::default();
-        let mut told = false;
+        let mut is_stopping = false;
         let streams = Arc::new(Streams(self.clone()));
-        let mut serving = pin!(last(streams.process_new(Box::new(watched), &stopping)));
+        let mut serving = pin!(poll_last(streams.process_new(Box::new(counted), &stopping)));
         let limit = loop {
             tokio::select! {
                 biased;
                 _ = &mut serving => break exceeded.try_recv().ok(),
-                _ = shutdown.wait_for(|stop| *stop), if !told => {
-                    told = true;
+                _ = shutdown.wait_for(|stop| *stop), if !is_stopping => {
+                    is_stopping = true;
                     budget.stop_requests();
                 }
                 _ = ticks.tick() => if let Err(limit) = watchdog.tick(&budget, limits) {
@@ -85,26 +87,26 @@ where
             }
         };
         if let Some(limit) = limit {
-            self.admission.limit_reporter.tell(limit);
+            self.admission.limit_reporter.report(limit);
         }
     }
 }
 
-/// Lets all others have their turn before each of a future's own. A connection that were polled as
-/// soon as one of its streams has an answer would send each by itself, which costs more than all
-/// that was done for it; so they leave together.
-async fn last<F: Future + Unpin>(mut future: F) -> F::Output {
+/// Yields to all other tasks before each poll of `future`. Otherwise a connection would be polled as
+/// soon as one of its streams has a response and would send each response by itself, which costs
+/// more than making it. So the responses that are ready leave together.
+async fn poll_last<F: Future + Unpin>(mut future: F) -> F::Output {
     loop {
         yield_now().await;
-        let mut had_its_turn = false;
-        let turn = poll_fn(|cx| {
-            if had_its_turn {
+        let mut polled = false;
+        let poll_once = poll_fn(|cx| {
+            if polled {
                 return Poll::Ready(None);
             }
-            had_its_turn = true;
+            polled = true;
             Pin::new(&mut future).poll(cx).map(Some)
         });
-        if let Some(output) = turn.await {
+        if let Some(output) = poll_once.await {
             return output;
         }
     }
@@ -116,20 +118,20 @@ mod tests {
     use std::sync::atomic::{AtomicU32, Ordering::Relaxed};
     use tokio::sync::Notify;
 
-    /// How many of ten streams have answered when a connection that was woken by the first has its
-    /// turn, on the one worker of a runtime.
-    async fn answers_in_a_turn() -> u32 {
+    /// How many of ten streams have answered when the connection, woken by the first, is polled on
+    /// a runtime with one worker.
+    async fn answers_at_first_poll() -> u32 {
         let (answered, woken) = (Arc::new(AtomicU32::new(0)), Arc::new(Notify::new()));
         let (seen, wake) = (answered.clone(), woken.clone());
         let (waiting, mut waits) = watch::channel(false);
         let mut wake = Box::pin(async move { wake.notified().await });
-        let connection = tokio::spawn(last(poll_fn(move |cx| {
+        let connection = tokio::spawn(poll_last(poll_fn(move |cx| {
             let turn = wake.as_mut().poll(cx).map(|()| seen.load(Relaxed));
             waiting.send_replace(true);
             turn
         })));
         waits.wait_for(|waits| *waits).await.unwrap();
-        // From here on a task that is woken comes next, as long as there are few in a row.
+        // From here on the runtime runs a woken task next, unless it did so many times in a row.
         yield_now().await;
         for _ in 0..10 {
             let (answered, woken) = (answered.clone(), woken.clone());
@@ -142,7 +144,7 @@ mod tests {
     }
 
     #[tokio::test(flavor = "multi_thread", worker_threads = 1)]
-    async fn a_connection_has_its_turn_after_its_streams() {
-        assert_eq!(tokio::spawn(answers_in_a_turn()).await.unwrap(), 10);
+    async fn a_connection_is_polled_after_its_streams() {
+        assert_eq!(tokio::spawn(answers_at_first_poll()).await.unwrap(), 10);
     }
 }

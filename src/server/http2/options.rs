@@ -3,10 +3,10 @@
 use crate::server::limits::Limits;
 use pingora::protocols::http::v2::server::{H2Options, default_h2_options};
 
-/// Bytes of answers that wait for one stream's window.
+/// Most response bytes that wait for one stream's window.
 const SEND_BUFFER_BYTES: usize = 64 << 10;
 
-/// What Pingora tells the `h2` crate.
+/// The `h2` options that apply `limits`.
 pub fn h2_options(limits: &Limits) -> H2Options {
     let mut options = default_h2_options();
     options.max_concurrent_streams(limits.h2_streams_max);
