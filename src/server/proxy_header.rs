@@ -1,5 +1,5 @@
-//! Parses the PROXY header (HAProxy's PROXY protocol, versions 1 and 2), which a proxy in front sends
-//! before everything else, TLS included.
+//! Parses the PROXY header (HAProxy's PROXY protocol, versions 1 and 2), which a proxy in front
+//! sends before everything else, TLS included.
 //!
 //! With `edge.proxy_protocol` on, every TCP connection must begin with a PROXY header, and only a
 //! peer in `edge.trusted_proxies` may send it, because the header sets the client's address. That

@@ -132,8 +132,8 @@ fn is_not_printable(bytes: Lanes) -> Lanes {
     bytes.are_outside(b' ', b'~')
 }
 
-/// Marks bytes that end a header name: all but letters, digits, `-` and `_`. RFC 9110, section 5.6.2
-/// allows more, but names in use have no others.
+/// Marks bytes that end a header name: all but letters, digits, `-` and `_`. RFC 9110, section
+/// 5.6.2 allows more, but names in use have no others.
 #[inline(always)]
 fn is_not_name(bytes: Lanes) -> Lanes {
     let no_letter = bytes.to_lower_case().are_outside(b'a', b'z');
@@ -144,6 +144,7 @@ fn is_not_name(bytes: Lanes) -> Lanes {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::server::http1::header_check::end_of_head;
 
     fn parse(bytes: &[u8]) -> Option<FastRequest<'_>> {
         FastRequest::parse(request_line(bytes)?)
@@ -304,7 +305,7 @@ mod tests {
             let begin = if begins_well { "GET /?a=? HTTP/1.1\r\nHost: a\r\n" } else { "" };
             let bytes = places.iter().fold(begin.to_owned(), |all, place| all + PIECES[*place]);
             let mut searched = 0;
-            let end = crate::server::http1::header_check::end_of_head(bytes.as_bytes(), &mut searched);
+            let end = end_of_head(bytes.as_bytes(), &mut searched);
             let length = parse(bytes.as_bytes()).map(|request| request.length);
             let expect = end.filter(|end| naive(&bytes[..*end]));
             proptest::prop_assert_eq!(length, expect, "{:?}", bytes);

@@ -15,8 +15,8 @@ const RESETS_PER_STREAM: u32 = 2;
 /// the window updates that it causes.
 const FRAMES_MAX: u32 = 1000;
 
-/// What a client may still send in this tick, and what the watchdog needs to know. The frame counter
-/// and the watchdog share it. Both run in one task; the atomics only make it `Sync`.
+/// What a client may still send in this tick, and what the watchdog needs to know. The frame
+/// counter and the watchdog share it. Both run in one task; the atomics only make it `Sync`.
 #[derive(Debug)]
 pub struct FrameBudget {
     /// Whether a byte was received or sent since the last tick.

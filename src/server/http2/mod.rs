@@ -92,9 +92,9 @@ where
     }
 }
 
-/// Yields to all other tasks before each poll of `future`. Otherwise a connection would be polled as
-/// soon as one of its streams has a response and would send each response by itself, which costs
-/// more than making it. So the responses that are ready leave together.
+/// Yields to all other tasks before each poll of `future`. Otherwise a connection would be polled
+/// as soon as one of its streams has a response and would send each response by itself, which
+/// costs more than making it. So the responses that are ready leave together.
 async fn poll_last<F: Future + Unpin>(mut future: F) -> F::Output {
     loop {
         yield_now().await;
