@@ -199,7 +199,7 @@ impl PixelGate {
         }
         match state.spool.append(|out| state.gate.encode(&accepted, out)) {
             Ok(commit) => {
-                if state.in_flight.as_ref().is_some_and(InFlight::is_everyone) {
+                if state.in_flight.as_ref().is_some_and(InFlight::all_connections_wait) {
                     state.spool.flush_now();
                 }
                 NextStep::AwaitCommit(commit, state.event_samples.appended(&accepted.event))

@@ -1,7 +1,8 @@
-//! Any bytes as a connection, cut anywhere: through the front door, past which Pingora waits and
-//! nothing else. It never panics, always ends, and answers no event that it did not record.
+//! Sends arbitrary bytes, in pieces, to the HTTP server with Pingora and no origin behind it. The
+//! server must not panic, must end every connection, and must answer no event as accepted that it
+//! did not record.
 //!
-//! The first byte says how long the pieces are in which the rest arrives.
+//! The first input byte, plus 1, is the length of the pieces in bytes.
 
 #![no_main]
 
@@ -22,12 +23,12 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::runtime::{Builder, Runtime};
 use tokio::sync::watch;
 
-/// After which a connection counts as one that never ends.
-const PATIENCE: Duration = Duration::from_secs(60);
-/// More than any input's answers: nobody waits for anybody.
+/// A connection that lasts longer counts as one that never ends.
+const CONNECTION_TIMEOUT: Duration = Duration::from_secs(60);
+/// Pipe capacity in bytes: more than the responses to any input, so that no write blocks.
 const PIPE_BYTES: usize = 16 << 20;
 
-/// A proxy without an origin: what is not an event is answered 404.
+/// A proxy without an origin: it answers 404 to all but event requests.
 struct Host(PixelGate);
 
 #[async_trait]
@@ -49,7 +50,7 @@ impl ProxyHttp for Host {
         Err(Error::new(ErrorType::ConnectNoRoute))
     }
 
-    // A million refusals are no news.
+    // Fuzzing causes millions of errors; do not log them.
     fn suppress_error_log(&self, _: &Session, _: &(), _: &Error) -> bool {
         true
     }
@@ -58,14 +59,14 @@ impl ProxyHttp for Host {
 struct Edge {
     runtime: Runtime,
     gate: PixelGate,
-    front: Arc<Server<Host>>,
-    // Dropped, it would tell everybody to stop.
+    server: Arc<Server<Host>>,
+    // Dropping the sender would signal a stop.
     _stop: watch::Sender<bool>,
     stopping: watch::Receiver<bool>,
 }
 
 static EDGE: LazyLock<Edge> = LazyLock::new(|| {
-    // What an earlier run has left there is of no use.
+    // Removes what an earlier process of this id left.
     let dir = std::env::temp_dir().join(format!("pixelgate-fuzz-{}", std::process::id()));
     let _ = std::fs::remove_dir_all(&dir);
     std::fs::create_dir_all(&dir).expect("a folder");
@@ -87,16 +88,16 @@ static EDGE: LazyLock<Edge> = LazyLock::new(|| {
         .expect("a gate");
     let proxy = http_proxy(&Arc::new(ServerConf::default()), Host(gate.clone()));
     let limits = Limits { header_lines_max: 20, header_bytes_max: 2048, ..Limits::default() };
-    let front = Arc::new(Server::new(proxy, gate.clone(), InFlight::default(), limits));
+    let server = Arc::new(Server::new(proxy, gate.clone(), InFlight::default(), limits));
     let (stop, stopping) = watch::channel(false);
     let runtime = Builder::new_current_thread().enable_all().build().expect("a runtime");
-    Edge { runtime, gate, front, _stop: stop, stopping }
+    Edge { runtime, gate, server, _stop: stop, stopping }
 });
 
-/// What the edge answers to these bytes in pieces of this size.
+/// The response bytes to `bytes`, sent in pieces of `piece` bytes.
 async fn exchange(bytes: &[u8], piece: usize) -> Vec<u8> {
     let (near, mut far) = tokio::io::duplex(PIPE_BYTES);
-    let front = EDGE.front.clone();
+    let server = EDGE.server.clone();
     let client = async {
         for piece in bytes.chunks(piece) {
             if far.write_all(piece).await.is_err() {
@@ -109,11 +110,11 @@ async fn exchange(bytes: &[u8], piece: usize) -> Vec<u8> {
         let _ = far.read_to_end(&mut answers).await;
         answers
     };
-    let (_, answers) = tokio::join!(front.process_new(Box::new(near), &EDGE.stopping), client);
+    let (_, answers) = tokio::join!(server.process_new(Box::new(near), &EDGE.stopping), client);
     answers
 }
 
-/// How many accepted events these answers tell of: those with a pixel, as `HEAD` has none.
+/// Number of accepted-event responses with a pixel; a response to `HEAD` has none.
 fn pixels(mut answers: &[u8]) -> u64 {
     let mut count = 0;
     while let Some(end) = answers.windows(4).position(|w| w == b"\r\n\r\n") {
@@ -136,17 +137,18 @@ fuzz_target!(|input: &[u8]| {
     let edge = &*EDGE;
     let (before, _) = edge.gate.metrics().verdicts();
     let answers = edge.runtime.block_on(async {
-        let exchange = tokio::time::timeout(PATIENCE, exchange(bytes, usize::from(*piece) + 1));
+        let exchange = exchange(bytes, usize::from(*piece) + 1);
+        let exchange = tokio::time::timeout(CONNECTION_TIMEOUT, exchange);
         exchange.await.expect("every connection ends")
     });
     let (after, _) = edge.gate.metrics().verdicts();
-    // Answers in HTTP/2 are not read here.
+    // HTTP/2 responses are not parsed here.
     if bytes.starts_with(b"PRI ") || contains(bytes, b"PRI * HTTP/2.0") {
         return;
     }
     let (answered, recorded) = (pixels(&answers), after - before);
     assert!(answered <= recorded, "{answered} answered, {recorded} recorded");
-    // Whoever owes a body may be gone before its answer.
+    // A request whose body is incomplete may be recorded and not answered.
     if !contains(bytes, b"content-length") && !contains(bytes, b"transfer-encoding") {
         assert_eq!(answered, recorded);
     }

@@ -1,13 +1,13 @@
-//! Accepting: from a listening socket to a task for each connection.
+//! Accepts connections on listening sockets and starts a task for each.
 //!
-//! Pingora's own service starts each connection in a task that has room for a TLS handshake, some
-//! eight kilobytes that are copied several times, and gives a handshake a minute. Here a
-//! connection has its place before its task is made, the task is as large as a wait for the next
-//! request, and a handshake has as long as a header.
+//! Pingora's own service starts each connection in a task of about 8 KiB, sized for a TLS
+//! handshake, and allows a handshake 60 s. Here a connection takes its permit before its task
+//! starts, the task is as small as a wait for the next request, and a handshake has the header
+//! deadline.
 
-use super::Server;
+use super::connection::Connection;
 use super::connection_limit::Permit;
-use super::http1::Connection;
+use super::service::Server;
 use super::socket::Socket;
 use crate::telemetry::metrics::Limit;
 use async_trait::async_trait;
@@ -26,10 +26,10 @@ use tokio::net::{TcpListener, UnixListener};
 use tokio::task::JoinSet;
 use tokio::time::{sleep, timeout};
 
-/// Pause after a connection could not be accepted, for want of open files or memory as a rule.
+/// Pause after `accept` failed, usually because open files or memory ran out.
 const ACCEPT_PAUSE: Duration = Duration::from_secs(1);
 
-/// A socket that listens, for HTTP in the clear unless it is given TLS.
+/// A listening socket; plaintext HTTP unless TLS is set.
 pub struct Listener {
     socket: Listening<std::net::TcpListener, std::os::unix::net::UnixListener>,
     tls: Option<Arc<TlsAcceptor>>,
@@ -42,20 +42,20 @@ enum Listening<T, U> {
 }
 
 impl Listener {
-    /// Listens on a TCP socket, which must not block.
+    /// Listens on a TCP socket, which must be non-blocking.
     pub fn tcp(socket: std::net::TcpListener) -> Self {
-        // An answer is written once, and nothing follows that it could wait for. Connections
-        // inherit this from their listener; one that did not would be slower, and no worse.
+        // A response is one write, so Nagle's algorithm could only delay it. Connections inherit
+        // the option from the listener. A failure costs time and nothing else.
         let _ = rustix::net::sockopt::set_tcp_nodelay(&socket, true);
         Self { socket: Listening::Tcp(socket), tls: None }
     }
 
-    /// Listens on a Unix socket, which must not block.
+    /// Listens on a Unix socket, which must be non-blocking.
     pub fn unix(socket: std::os::unix::net::UnixListener) -> Self {
         Self { socket: Listening::Unix(socket), tls: None }
     }
 
-    /// The same, with TLS. Panics where Pingora cannot read the files that the settings name.
+    /// The same socket with TLS. Panics if Pingora cannot read a file that the settings name.
     pub fn tls(self, settings: TlsSettings) -> Self {
         Self { tls: Some(Arc::new(settings.build())), ..self }
     }
@@ -73,21 +73,22 @@ impl Listening<TcpListener, UnixListener> {
     }
 }
 
-/// A Pingora service: a front door and the sockets on which it listens.
+/// A Pingora service: a [`Server`] and its listening sockets.
 pub struct Acceptor<SV> {
     name: String,
-    front: Arc<Server<SV>>,
+    server: Arc<Server<SV>>,
     listeners: Vec<Listener>,
     stopped: ShutdownWatch,
 }
 
 impl<SV> Acceptor<SV> {
-    /// A service that accepts until `stopped` says so. Connections hear of it, too.
-    pub fn new(name: &str, front: Server<SV>, stopped: ShutdownWatch) -> Self {
-        Self { name: name.to_owned(), front: Arc::new(front), listeners: Vec::new(), stopped }
+    /// A service that accepts until `stopped` becomes `true`, and passes the signal on to its
+    /// connections.
+    pub fn new(name: &str, server: Server<SV>, stopped: ShutdownWatch) -> Self {
+        Self { name: name.to_owned(), server: Arc::new(server), listeners: Vec::new(), stopped }
     }
 
-    /// Listens on one more socket. To be called before the service starts.
+    /// Adds a listening socket. Call this before the service starts.
     pub fn listen(&mut self, listener: Listener) {
         self.listeners.push(listener);
     }
@@ -102,10 +103,10 @@ where
     async fn start_service(&mut self, _: Option<ListenFds>, _: ShutdownWatch, _: usize) {
         let mut accepting = JoinSet::new();
         for listener in self.listeners.drain(..) {
-            accepting.spawn(self.front.clone().accept(listener, self.stopped.clone()));
+            accepting.spawn(self.server.clone().accept(listener, self.stopped.clone()));
         }
         accepting.join_all().await;
-        self.front.proxy.http_cleanup().await;
+        self.server.proxy.http_cleanup().await;
     }
 
     fn name(&self) -> &str {
@@ -118,7 +119,7 @@ where
     SV: ProxyHttp + Send + Sync + 'static,
     SV::CTX: Send + Sync,
 {
-    /// Accepts on one socket until the stop.
+    /// Accepts connections on one socket until the stop.
     async fn accept(self: Arc<Self>, listener: Listener, shutdown: ShutdownWatch) {
         let listening = match listener.socket {
             Listening::Tcp(socket) => TcpListener::from_std(socket).map(Listening::Tcp),
@@ -126,7 +127,7 @@ where
         };
         let listening = match listening {
             Ok(listening) => listening,
-            Err(e) => return error!("a socket cannot listen: {e}"),
+            Err(e) => return error!("cannot register a listening socket with the runtime: {e}"),
         };
         let mut stopping = shutdown.clone();
         let mut stopped = pin!(stopping.wait_for(|stop| *stop));
@@ -137,11 +138,11 @@ where
                 accepted = listening.accept() => accepted,
             };
             match accepted {
-                Ok(socket) => self.welcome(socket, &listener.tls, &shutdown),
-                // Whoever has left already is no trouble.
-                Err(e) if has_left(&e) => {}
+                Ok(socket) => self.start_connection(socket, &listener.tls, &shutdown),
+                // The client closed the connection before it was accepted.
+                Err(e) if is_closed_by_client(&e) => {}
                 Err(e) => {
-                    error!("a connection cannot be accepted: {e}");
+                    error!("cannot accept a connection: {e}");
                     tokio::select! {
                         _ = &mut stopped => return,
                         () = sleep(ACCEPT_PAUSE) => {}
@@ -151,52 +152,53 @@ where
         }
     }
 
-    /// Gives a new connection its place and its task. Without a place it closes, unanswered.
-    fn welcome(
+    /// Takes a permit for a new connection and starts its task. Without a permit the connection
+    /// closes without a response.
+    fn start_connection(
         self: &Arc<Self>,
         socket: Socket,
         tls: &Option<Arc<TlsAcceptor>>,
         shutdown: &ShutdownWatch,
     ) {
-        let Some(place) = self.door.place() else { return };
-        let (front, shutdown) = (self.clone(), shutdown.clone());
+        let Some(permit) = self.admission.permit() else { return };
+        let (server, shutdown) = (self.clone(), shutdown.clone());
         if tls.is_some() || self.limits().proxy_protocol {
-            tokio::spawn(front.shake_hands(socket, place, tls.clone(), shutdown));
+            tokio::spawn(server.prepare_connection(socket, permit, tls.clone(), shutdown));
             return;
         }
-        if let Some(admitted) = self.door.claim(place, socket.peer(), BytesMut::new()) {
+        if let Some(admitted) = self.admission.claim(permit, socket.peer(), BytesMut::new()) {
             let connection = Connection::new(Box::new(socket), admitted);
-            tokio::spawn(front.serve(connection, shutdown));
+            tokio::spawn(server.serve(connection, shutdown));
         }
     }
 
-    /// Reads a PROXY header where there is one, makes a TLS handshake where there is TLS, and
-    /// serves the connection.
-    async fn shake_hands(
+    /// Reads a PROXY header and does the TLS handshake, where configured, and serves the
+    /// connection.
+    async fn prepare_connection(
         self: Arc<Self>,
         mut socket: Socket,
-        place: Permit,
+        permit: Permit,
         tls: Option<Arc<TlsAcceptor>>,
         shutdown: ShutdownWatch,
     ) {
-        // Boxed, all of it: its room would be held for as long as the connection lives.
-        let admitted = Box::pin(self.door.admit(place, socket.peer(), &mut socket)).await;
+        // Boxed: otherwise the connection's task would hold this memory until it ends.
+        let admitted = Box::pin(self.admission.admit(permit, socket.peer(), &mut socket)).await;
         let Some(mut admitted) = admitted else { return };
         let Some(tls) = tls else {
             return self.serve(Connection::new(Box::new(socket), admitted), shutdown).await;
         };
         socket.rewind(std::mem::take(&mut admitted.ahead));
-        let shaken = timeout(self.limits().header_timeout, tls.tls_handshake(socket));
-        let Ok(Ok(stream)) = Box::pin(shaken).await else {
-            self.door.teller.tell(Limit::TlsHandshake);
+        let handshake = timeout(self.limits().header_timeout, tls.tls_handshake(socket));
+        let Ok(Ok(stream)) = Box::pin(handshake).await else {
+            self.admission.limit_reporter.report(Limit::TlsHandshake);
             return;
         };
         self.serve_agreed(Connection::new(Box::new(stream), admitted), shutdown).await;
     }
 }
 
-/// Whether a connection ended before it was accepted.
-fn has_left(error: &io::Error) -> bool {
+/// Whether `accept` failed because the client had closed the connection already.
+fn is_closed_by_client(error: &io::Error) -> bool {
     use io::ErrorKind::{ConnectionAborted, ConnectionRefused, ConnectionReset};
     matches!(error.kind(), ConnectionAborted | ConnectionRefused | ConnectionReset)
 }
@@ -206,7 +208,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_connection_sends_at_once() {
+    fn an_accepted_connection_has_nodelay() {
         let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
         let address = listener.local_addr().unwrap();
         let Listening::Tcp(listener) = Listener::tcp(listener).socket else { unreachable!() };

@@ -1,30 +1,32 @@
-//! Who is let in: what happens to a connection before its first byte of HTTP or TLS.
+//! Admission: what a connection must pass before its first byte of HTTP or TLS.
+//!
+//! It takes a permit of the connection limit, then reads a PROXY header if one is required.
 
-use super::InFlight;
 use super::connection_limit::{ConnectionLimit, Permit};
 use super::limits::{LimitReporter, Limits};
 use super::proxy_header;
 use crate::request::client::TrustedProxies;
+use crate::telemetry::in_flight::InFlight;
 use crate::telemetry::metrics::{Limit, Metrics};
 use bytes::BytesMut;
 use pingora::protocols::IO;
 use std::net::IpAddr;
 use std::sync::Arc;
 
-/// The door of one edge.
+/// Admits the connections of one server.
 pub struct Admission {
     pub limits: Limits,
-    pub teller: Arc<LimitReporter>,
+    pub limit_reporter: Arc<LimitReporter>,
     trusted: TrustedProxies,
-    census: Arc<ConnectionLimit>,
+    connection_limit: Arc<ConnectionLimit>,
 }
 
-/// A connection that may go on.
+/// An admitted connection.
 pub struct Admitted {
-    pub place: Permit,
-    /// The client, as far as the connection itself tells.
+    pub permit: Permit,
+    /// The client's address: from the PROXY header, else the peer's. `None` on a Unix socket.
     pub client: Option<IpAddr>,
-    /// What came behind a PROXY header.
+    /// Bytes that were received after the PROXY header.
     pub ahead: BytesMut,
 }
 
@@ -35,35 +37,38 @@ impl Admission {
         metrics: Metrics,
         in_flight: InFlight,
     ) -> Self {
-        let teller = Arc::new(LimitReporter::new(metrics));
-        let census = Arc::new(ConnectionLimit::new(teller.clone(), in_flight));
-        Self { limits, trusted, census, teller }
+        let limit_reporter = Arc::new(LimitReporter::new(metrics));
+        let connection_limit = Arc::new(ConnectionLimit::new(limit_reporter.clone(), in_flight));
+        Self { limits, trusted, connection_limit, limit_reporter }
     }
 
-    /// A place for a new connection; `None` closes it, unanswered.
-    pub fn place(&self) -> Option<Permit> {
-        self.census.admit(&self.limits)
+    /// A permit for a new connection. `None`: the caller closes it without a response.
+    pub fn permit(&self) -> Option<Permit> {
+        self.connection_limit.admit(&self.limits)
     }
 
-    /// Lets a client in, if that one may have one more place. One that speaks for many is not one
-    /// client, and on a Unix socket none has an address.
+    /// Admits a client unless its address has too many connections. Trusted proxies and Unix
+    /// sockets are exempt from the per-address limit.
     pub fn claim(
         &self,
-        place: Permit,
+        permit: Permit,
         client: Option<IpAddr>,
         ahead: BytesMut,
     ) -> Option<Admitted> {
-        let place = match client {
-            Some(address) if !self.trusted.trusts(address) => place.claim(address, &self.limits)?,
-            _ => place,
+        let permit = match client {
+            Some(address) if !self.trusted.trusts(address) => {
+                permit.claim(address, &self.limits)?
+            }
+            _ => permit,
         };
-        Some(Admitted { place, client, ahead })
+        Some(Admitted { permit, client, ahead })
     }
 
-    /// Lets a connection from `peer` in, once its PROXY header is read where it must have one.
+    /// Admits a connection from `peer`, after its PROXY header if one is required. `None` where the
+    /// header is missing, malformed or from an untrusted peer, or a limit is exceeded.
     pub async fn admit(
         &self,
-        place: Permit,
+        permit: Permit,
         peer: Option<IpAddr>,
         stream: &mut dyn IO,
     ) -> Option<Admitted> {
@@ -71,21 +76,21 @@ impl Admission {
         if let Some(peer) = peer
             && self.limits.proxy_protocol
         {
-            let said = match self.trusted.trusts(peer) {
+            let header = match self.trusted.trusts(peer) {
                 true => proxy_header::take(stream, &mut ahead, &self.limits).await,
                 false => None,
             };
-            let Some(said) = said else {
-                self.teller.tell(Limit::ProxyHeader);
+            let Some(address) = header else {
+                self.limit_reporter.report(Limit::ProxyHeader);
                 return None;
             };
-            client = said.map(|address| address.ip()).or(client);
+            client = address.map(|address| address.ip()).or(client);
         }
-        self.claim(place, client, ahead)
+        self.claim(permit, client, ahead)
     }
 }
 
-/// The address of whoever connected, where it has one.
+/// The peer's IP address; `None` on a Unix socket.
 pub fn peer(stream: &dyn IO) -> Option<IpAddr> {
     let digest = stream.get_socket_digest()?;
     Some(digest.peer_addr()?.as_inet()?.ip())

@@ -1,5 +1,7 @@
-//! What the front door allows, and what it tells of connections that end at a limit: each is
-//! counted, and each limit has one log line in a while, so that a flood does not flood the log.
+//! The limits of the HTTP server, and the report of connections that exceed one.
+//!
+//! Every such connection is counted. Each limit is logged at most once per 10 s, so that a flood of
+//! connections does not flood the log.
 
 use crate::telemetry::log_throttle::LogThrottle;
 use crate::telemetry::metrics::{Limit, Metrics};
@@ -10,32 +12,32 @@ use std::time::{Duration, Instant};
 /// Shortest time between two log lines about one limit.
 const LOG_PAUSE: Duration = Duration::from_secs(10);
 
-/// What the front door allows.
+/// The limits of the HTTP server.
 #[derive(Debug, Clone)]
 pub struct Limits {
-    /// From the first byte of a request to the end of its header; also for a PROXY header, and
-    /// for the first request of a connection.
+    /// Deadline for each of: a request's header from its first bytes, the first bytes of a
+    /// connection, a PROXY header, a TLS handshake. Also the length of an HTTP/2 tick.
     pub header_timeout: Duration,
-    /// From the end of one request to the first byte of the next.
+    /// Longest time from the end of one request to the first byte of the next.
     pub keepalive: Duration,
-    /// How long a client may take to take one piece of an answer.
+    /// Longest time for one write of a response.
     pub write_timeout: Duration,
-    /// Connections at once.
+    /// Most open connections.
     pub connections_max: usize,
-    /// Connections at once from one address (of IPv6: one /64 network), trusted proxies aside;
-    /// 0: no limit.
+    /// Most open connections per address (IPv6: per /64 network); 0: no limit. Trusted proxies and
+    /// Unix sockets are exempt.
     pub connections_per_address_max: usize,
-    /// Requests on one connection; 0: no limit.
+    /// Most requests on one connection; 0: no limit.
     pub requests_per_connection_max: u32,
-    /// Bytes of one request's header.
+    /// Longest request header, in bytes.
     pub header_bytes_max: usize,
-    /// Lines of one request's header, the request line aside.
+    /// Most lines of a request header, not counting the request line.
     pub header_lines_max: usize,
-    /// Requests at once on one HTTP/2 connection.
+    /// Most concurrent streams on one HTTP/2 connection.
     pub h2_streams_max: u32,
-    /// Whether each TCP connection begins with a PROXY header (version 1 or 2).
+    /// Whether each TCP connection must begin with a PROXY header (version 1 or 2).
     pub proxy_protocol: bool,
-    /// Whether plain event requests are answered here; if not, all take Pingora's path.
+    /// Whether the fast path answers event requests; if not, all requests take Pingora's path.
     pub answer_plain: bool,
 }
 
@@ -57,30 +59,31 @@ impl Default for Limits {
     }
 }
 
-/// Tells of connections that end at a limit.
+/// Counts and logs connections that end at a limit.
 pub struct LimitReporter {
     metrics: Metrics,
     throttles: [Mutex<LogThrottle>; Limit::ALL.len()],
 }
 
 impl LimitReporter {
-    /// A teller that has told nothing yet.
+    /// A reporter that has logged nothing yet.
     pub fn new(metrics: Metrics) -> Self {
         let throttle = |_| Mutex::new(LogThrottle::new(1, LOG_PAUSE));
         Self { metrics, throttles: std::array::from_fn(throttle) }
     }
 
-    /// Counts one, and logs it unless that was done a moment ago.
-    pub fn tell(&self, limit: Limit) {
+    /// Counts a connection that ends at `limit`, and logs it unless that limit was logged less
+    /// than 10 s ago. Idle timeouts and the request limit are counted only.
+    pub fn report(&self, limit: Limit) {
         self.metrics.count_refused(limit);
-        // These are the ordinary end of a connection.
+        // These are ordinary ends of a connection.
         if matches!(limit, Limit::IdleTime | Limit::Requests) {
             return;
         }
         let left_out = self.throttles[limit as usize].lock().admit(Instant::now());
         let Some(left_out) = left_out else { return };
         let since = left_out + 1;
-        warn!("{since} connections ended at the limit {} since this was last told", limit.as_str());
+        warn!("{since} connections ended at limit {} since the last such log line", limit.as_str());
     }
 }
 
@@ -89,13 +92,13 @@ mod tests {
     use super::*;
 
     #[test]
-    fn each_is_counted_and_few_are_logged() {
-        let teller = LimitReporter::new(Metrics::new());
+    fn each_connection_is_counted_and_few_are_logged() {
+        let limit_reporter = LimitReporter::new(Metrics::new());
         for _ in 0..1000 {
-            teller.tell(Limit::Connections);
+            limit_reporter.report(Limit::Connections);
         }
-        assert_eq!(teller.metrics.refused(Limit::Connections), 1000);
-        let throttle = &teller.throttles[Limit::Connections as usize];
+        assert_eq!(limit_reporter.metrics.refused(Limit::Connections), 1000);
+        let throttle = &limit_reporter.throttles[Limit::Connections as usize];
         let later = Instant::now() + LOG_PAUSE;
         assert_eq!(throttle.lock().admit(later), Some(999), "one line, of the first");
     }

@@ -1,11 +1,11 @@
-//! The PROXY header (versions 1 and 2 of HAProxy's protocol), which a proxy in front writes
-//! before everything else, TLS included.
+//! Parses the PROXY header (HAProxy's PROXY protocol, versions 1 and 2), which a proxy in front
+//! sends before everything else, TLS included.
 //!
-//! Where `edge.proxy_protocol` is on, every TCP connection must begin with one, and only a peer of
-//! `edge.trusted_proxies` may send it: whoever may name the client's address must be known. The
-//! address in it takes the place of the peer's; as any other it may then be a trusted proxy's, and
-//! `X-Forwarded-For` be believed. Health checks (`LOCAL`, `UNKNOWN`) keep the peer's own. Unix
-//! sockets carry none: who may connect to them is the file system's to say.
+//! With `edge.proxy_protocol` on, every TCP connection must begin with a PROXY header, and only a
+//! peer in `edge.trusted_proxies` may send it, because the header sets the client's address. That
+//! address replaces the peer's. It may in turn be a trusted proxy's, whose `X-Forwarded-For` is
+//! then believed. Health checks (`LOCAL`, `UNKNOWN`) keep the peer's address. Unix sockets carry no
+//! PROXY header: file permissions decide which processes may connect to them.
 
 use super::limits::Limits;
 use bytes::{Buf, BytesMut};
@@ -15,34 +15,34 @@ use std::net::SocketAddr;
 use tokio::io::AsyncReadExt;
 use tokio::time::timeout;
 
-/// Longest header of version 1, in bytes, its line end included (its specification, 2.1).
+/// Longest version 1 header, in bytes, its line end included (PROXY protocol, section 2.1).
 const V1_BYTES_MAX: usize = 107;
-/// Longest header of version 2 that is read, in bytes: addresses and a client certificate's names.
+/// Longest accepted version 2 header, in bytes: addresses and a client certificate's names fit.
 const V2_BYTES_MAX: usize = 4096;
-/// A header of version 2 before its addresses, in bytes.
+/// Length of a version 2 header before its addresses, in bytes.
 const V2_BYTES_MIN: usize = 16;
 
-/// What a PROXY header says.
+/// A parsed PROXY header.
 #[derive(Debug, PartialEq, Eq)]
-pub struct Said {
-    /// On whose behalf; `None` for the proxy's own.
+pub struct ProxyHeader {
+    /// The client's address; `None` if the header names none (health check, Unix socket).
     pub client: Option<SocketAddr>,
-    /// How long the header is, in bytes.
+    /// Length of the header, in bytes.
     pub length: usize,
 }
 
-/// How a beginning of bytes reads.
+/// Result of parsing the first bytes of a connection.
 #[derive(Debug, PartialEq, Eq)]
 pub enum Reading {
-    /// A whole header.
-    Whole(Said),
-    /// It may become one.
+    /// They begin with a whole header.
+    Whole(ProxyHeader),
+    /// They may become a header.
     Partial,
-    /// It is none.
+    /// They are not a header.
     Malformed,
 }
 
-/// Reads what stands at the beginning of `bytes`.
+/// Parses the PROXY header at the beginning of `bytes`.
 pub fn read(bytes: &[u8]) -> Reading {
     match bytes.first() {
         None => Reading::Partial,
@@ -67,7 +67,7 @@ fn read_text(bytes: &[u8]) -> Reading {
         ppp::v1::Addresses::Tcp6(a) => Some((a.source_address, a.source_port).into()),
         ppp::v1::Addresses::Unknown => None,
     };
-    Reading::Whole(Said { client, length })
+    Reading::Whole(ProxyHeader { client, length })
 }
 
 fn read_binary(bytes: &[u8]) -> Reading {
@@ -87,15 +87,15 @@ fn read_binary(bytes: &[u8]) -> Reading {
         (Command::Local, _) => None,
         (Command::Proxy, Addresses::IPv4(a)) => Some((a.source_address, a.source_port).into()),
         (Command::Proxy, Addresses::IPv6(a)) => Some((a.source_address, a.source_port).into()),
-        // Nothing that could be taken for a client's address.
+        // These carry no IP address of a client.
         (Command::Proxy, Addresses::Unix(_) | Addresses::Unspecified) => None,
     };
-    Reading::Whole(Said { client, length: header.len() })
+    Reading::Whole(ProxyHeader { client, length: header.len() })
 }
 
-/// Reads the header off a connection, gives the connection the client's address and says it, if
-/// the header does. What was read behind it stays in `buffer`. `None`: there was none in time, or
-/// none that can be read.
+/// Reads the PROXY header from a connection within the header deadline, and returns the client's
+/// address if the header names one; that address is also set in the stream's socket digest. Bytes
+/// after the header stay in `buffer`. `None`: no header in time, or a malformed one.
 pub async fn take(
     stream: &mut dyn IO,
     buffer: &mut BytesMut,
@@ -104,7 +104,7 @@ pub async fn take(
     let reading = async {
         loop {
             match read(buffer) {
-                Reading::Whole(said) => return Some(said),
+                Reading::Whole(header) => return Some(header),
                 Reading::Malformed => return None,
                 Reading::Partial => {}
             }
@@ -114,15 +114,15 @@ pub async fn take(
             }
         }
     };
-    let said = timeout(limits.header_timeout, reading).await.ok()??;
-    buffer.advance(said.length);
-    if let Some(client) = said.client {
+    let header = timeout(limits.header_timeout, reading).await.ok()??;
+    buffer.advance(header.length);
+    if let Some(client) = header.client {
         let digest = SocketDigest::from_raw_fd(stream.id());
-        // A digest that was made here has no address yet.
+        // `set` cannot fail: the digest was just created without an address.
         let _ = digest.peer_addr.set(Some(PeerAddress::Inet(client)));
         stream.set_socket_digest(digest);
     }
-    Some(said.client)
+    Some(header.client)
 }
 
 #[cfg(test)]
@@ -136,15 +136,15 @@ mod tests {
         [SIGNATURE, &command_family, &length, payload].concat()
     }
 
-    fn said(client: Option<&str>, length: usize) -> Reading {
-        Reading::Whole(Said { client: client.map(|c| c.parse().unwrap()), length })
+    fn header(client: Option<&str>, length: usize) -> Reading {
+        Reading::Whole(ProxyHeader { client: client.map(|c| c.parse().unwrap()), length })
     }
 
     #[test]
     fn a_text_header_names_the_client() {
         let check = |line: &str, client: Option<&str>| {
             let bytes = format!("{line}\r\nGET / HTTP/1.1\r\n");
-            assert_eq!(read(bytes.as_bytes()), said(client, line.len() + 2), "{line}");
+            assert_eq!(read(bytes.as_bytes()), header(client, line.len() + 2), "{line}");
         };
         check("PROXY TCP4 203.0.113.7 10.0.0.1 4711 443", Some("203.0.113.7:4711"));
         check("PROXY TCP6 2001:db8::7 2001:db8::1 4711 443", Some("[2001:db8::7]:4711"));
@@ -156,11 +156,11 @@ mod tests {
     fn a_binary_header_names_the_client() {
         let v4 = [203, 0, 113, 7, 10, 0, 0, 1, 0x12, 0x67, 1, 187];
         let with_tlv = [&v4[..], &[4, 0, 1, 0]].concat();
-        assert_eq!(read(&v2([0x21, 0x11], &v4)), said(Some("203.0.113.7:4711"), 28));
-        assert_eq!(read(&v2([0x21, 0x11], &with_tlv)), said(Some("203.0.113.7:4711"), 32));
-        assert_eq!(read(&v2([0x20, 0x00], &[])), said(None, 16), "LOCAL");
-        assert_eq!(read(&v2([0x20, 0x11], &v4)), said(None, 28), "LOCAL with addresses");
-        assert_eq!(read(&v2([0x21, 0x31], &[0; 216])), said(None, 232), "Unix");
+        assert_eq!(read(&v2([0x21, 0x11], &v4)), header(Some("203.0.113.7:4711"), 28));
+        assert_eq!(read(&v2([0x21, 0x11], &with_tlv)), header(Some("203.0.113.7:4711"), 32));
+        assert_eq!(read(&v2([0x20, 0x00], &[])), header(None, 16), "LOCAL");
+        assert_eq!(read(&v2([0x20, 0x11], &v4)), header(None, 28), "LOCAL with addresses");
+        assert_eq!(read(&v2([0x21, 0x31], &[0; 216])), header(None, 232), "Unix");
     }
 
     #[test]

@@ -1,9 +1,8 @@
-//! Reading without holding memory while there is nothing to read.
+//! Reads from a connection without holding memory while no bytes arrive.
 //!
-//! A connection that waits needs no room for what has not come yet, and ten thousand that wait
-//! would hold ten thousand rooms. So all connections of a thread read into one room of the
-//! thread's; what came is used there, or copied by its real length. What was read before its reader
-//! was there is read once more by [`replay`].
+//! A buffer per connection would cost 16 KiB for each of thousands of idle connections. So all
+//! connections of a thread read into one buffer of that thread. The caller uses the bytes during
+//! the call, or copies as many as arrived. [`replay`] hands out bytes that were read earlier.
 
 use bytes::BytesMut;
 use pingora::protocols::IO;
@@ -13,17 +12,17 @@ use std::pin::Pin;
 use std::task::{Context, Poll};
 use tokio::io::ReadBuf;
 
-/// Bytes of the room: more than a header with many cookies, and one TLS record.
-const ROOM_BYTES: usize = 16 << 10;
+/// Size of a thread's read buffer, in bytes: fits a header with many cookies, or one TLS record.
+const READ_BUFFER_BYTES: usize = 16 << 10;
 
 thread_local! {
-    static ROOM: Cell<Option<Box<[u8]>>> = const { Cell::new(None) };
+    static READ_BUFFER: Cell<Option<Box<[u8]>>> = const { Cell::new(None) };
 }
 
-/// Gives a reader what was read before its time, if there is anything left of that. Says whether.
+/// Copies bytes that were read earlier from `ahead` to `buf`. Returns `false` if there are none.
 pub fn replay(ahead: &mut BytesMut, buf: &mut ReadBuf<'_>) -> bool {
     if ahead.is_empty() {
-        // Whoever waits for more holds nothing.
+        // Frees the allocation: an idle connection holds no memory here.
         *ahead = BytesMut::new();
         return false;
     }
@@ -31,18 +30,19 @@ pub fn replay(ahead: &mut BytesMut, buf: &mut ReadBuf<'_>) -> bool {
     true
 }
 
-/// Reads once and hands what came to `take`; nothing at all came from a peer that closed.
+/// Reads once and passes the bytes to `take`. The slice is empty if the peer closed.
 pub fn poll_read<T>(
     stream: &mut dyn IO,
     cx: &mut Context<'_>,
     take: impl FnOnce(&[u8]) -> T,
 ) -> Poll<io::Result<T>> {
-    // A thread's first read makes the room, and so would one inside `take`.
-    let mut room = ROOM.take().unwrap_or_else(|| vec![0; ROOM_BYTES].into_boxed_slice());
-    let mut buffer = ReadBuf::new(&mut room);
-    let read = Pin::new(stream).poll_read(cx, &mut buffer);
-    let taken = read.map_ok(|()| take(buffer.filled()));
-    ROOM.set(Some(room));
+    // Allocates at a thread's first read, and at a read inside `take`.
+    let allocate = || vec![0; READ_BUFFER_BYTES].into_boxed_slice();
+    let mut read_buffer = READ_BUFFER.take().unwrap_or_else(allocate);
+    let mut target = ReadBuf::new(&mut read_buffer);
+    let read = Pin::new(stream).poll_read(cx, &mut target);
+    let taken = read.map_ok(|()| take(target.filled()));
+    READ_BUFFER.set(Some(read_buffer));
     taken
 }
 
@@ -53,7 +53,7 @@ mod tests {
     use tokio::io::AsyncWriteExt;
 
     #[tokio::test]
-    async fn what_came_is_handed_over_and_a_close_is_nothing() {
+    async fn received_bytes_are_passed_on_and_a_close_gives_none() {
         let (mut near, mut far) = tokio::io::duplex(64);
         far.write_all(b"abc").await.unwrap();
         let read = poll_fn(|cx| poll_read(&mut near, cx, |bytes| bytes.to_vec())).await;

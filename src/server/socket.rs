@@ -1,8 +1,8 @@
-//! A connection's socket, as Pingora wants one.
+//! A connection's TCP or Unix socket with the traits that Pingora requires.
 //!
-//! Pingora's own socket has a buffer for writes all its life, and reads the clock at each read.
-//! Thousands of connections that wait should hold nothing for what they may say some day: here
-//! room is made when there is something to write, and given back when it is sent.
+//! Pingora's own socket type keeps a write buffer as long as it lives and reads the clock at each
+//! read. This one allocates a write buffer when there is something to write and frees it once that
+//! is sent, so thousands of idle connections hold none.
 
 use super::read_buffer::replay;
 use async_trait::async_trait;
@@ -23,9 +23,9 @@ use std::time::SystemTime;
 use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt, ReadBuf};
 use tokio::net::{TcpStream, UnixStream};
 
-/// Writes are gathered up to so many bytes: an answer that is written in pieces, header and body,
-/// leaves in one.
-const GATHERED_BYTES_MAX: usize = 2048;
+/// Most bytes in the write buffer. Header and body of a small response, written separately, leave
+/// in one system call.
+const WRITE_BUFFER_BYTES_MAX: usize = 2048;
 
 #[derive(Debug)]
 enum Wire {
@@ -33,27 +33,27 @@ enum Wire {
     Unix(UnixStream),
 }
 
-/// See the module.
+/// A socket with a write buffer that is freed when empty.
 #[derive(Debug)]
 pub struct Socket {
     wire: Wire,
     peer: Option<SocketAddr>,
     accepted_at: SystemTime,
-    /// Made when Pingora asks for it.
+    /// Created when Pingora asks for it.
     digest: OnceLock<Arc<SocketDigest>>,
-    /// To be read once more, before all else.
+    /// Bytes to read again before those of the socket.
     ahead: BytesMut,
-    /// Written, and not sent yet.
-    gathered: BytesMut,
+    /// Bytes that are written but not sent yet.
+    write_buffer: BytesMut,
 }
 
 impl Socket {
-    /// A connection that was accepted from `peer`.
+    /// A TCP connection accepted from `peer`.
     pub fn tcp(stream: TcpStream, peer: SocketAddr) -> Socket {
         Socket::new(Wire::Tcp(stream), Some(peer))
     }
 
-    /// A connection that was accepted from somebody on this machine.
+    /// A connection accepted on a Unix socket; it has no peer address.
     pub fn unix(stream: UnixStream) -> Socket {
         Socket::new(Wire::Unix(stream), None)
     }
@@ -65,24 +65,24 @@ impl Socket {
             accepted_at: SystemTime::now(),
             digest: OnceLock::new(),
             ahead: BytesMut::new(),
-            gathered: BytesMut::new(),
+            write_buffer: BytesMut::new(),
         }
     }
 
-    /// The address of whoever connected, where it has one.
+    /// The peer's IP address; `None` on a Unix socket.
     pub fn peer(&self) -> Option<IpAddr> {
         self.peer.map(|address| address.ip())
     }
 
-    /// Has these bytes, which were read, be read once more.
+    /// Puts back bytes that were read; the next reads return them first.
     pub fn rewind(&mut self, ahead: BytesMut) {
         self.ahead = ahead;
     }
 
-    /// Sends as much of `bytes` as can be sent at once, and says how much: an answer that is whole
-    /// need not be gathered. Nothing where something was gathered before it, or sending fails.
+    /// Sends as much of `bytes` as the kernel takes at once, past the write buffer, and returns how
+    /// many bytes that is. Returns 0 if the write buffer is not empty or sending fails.
     pub fn send_now(&self, bytes: &[u8]) -> usize {
-        if !self.gathered.is_empty() {
+        if !self.write_buffer.is_empty() {
             return 0;
         }
         let sent = match &self.wire {
@@ -99,32 +99,32 @@ impl Socket {
         }
     }
 
-    /// Sends what was gathered.
+    /// Sends the write buffer and frees it.
     fn poll_send(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        while self.gathered.has_remaining() {
-            let gathered = std::mem::take(&mut self.gathered);
-            let sent = self.poll_wire(cx, &gathered);
-            self.gathered = gathered;
+        while self.write_buffer.has_remaining() {
+            let write_buffer = std::mem::take(&mut self.write_buffer);
+            let sent = self.poll_wire(cx, &write_buffer);
+            self.write_buffer = write_buffer;
             match ready!(sent)? {
                 0 => return Poll::Ready(Err(io::ErrorKind::WriteZero.into())),
-                sent => self.gathered.advance(sent),
+                sent => self.write_buffer.advance(sent),
             }
         }
-        self.gathered = BytesMut::new();
+        self.write_buffer = BytesMut::new();
         Poll::Ready(Ok(()))
     }
 }
 
 impl Drop for Socket {
     fn drop(&mut self) {
-        if self.gathered.is_empty() {
+        if self.write_buffer.is_empty() {
             return;
         }
-        // Pingora drops a connection in the middle of an answer that it cannot finish. What was
-        // written of it is sent, if it can be at once.
+        // Pingora drops a connection in the middle of a response that it cannot finish. The part
+        // already written is sent if the kernel takes it at once.
         let _ = match &self.wire {
-            Wire::Tcp(stream) => stream.try_write(&self.gathered),
-            Wire::Unix(stream) => stream.try_write(&self.gathered),
+            Wire::Tcp(stream) => stream.try_write(&self.write_buffer),
+            Wire::Unix(stream) => stream.try_write(&self.write_buffer),
         };
     }
 }
@@ -153,16 +153,16 @@ impl AsyncWrite for Socket {
         bytes: &[u8],
     ) -> Poll<io::Result<usize>> {
         let this = self.get_mut();
-        if this.gathered.len() + bytes.len() > GATHERED_BYTES_MAX {
+        if this.write_buffer.len() + bytes.len() > WRITE_BUFFER_BYTES_MAX {
             ready!(this.poll_send(cx))?;
         }
-        if bytes.len() > GATHERED_BYTES_MAX {
+        if bytes.len() > WRITE_BUFFER_BYTES_MAX {
             return this.poll_wire(cx, bytes);
         }
-        if this.gathered.is_empty() {
-            this.gathered = BytesMut::from(bytes);
+        if this.write_buffer.is_empty() {
+            this.write_buffer = BytesMut::from(bytes);
         } else {
-            this.gathered.extend_from_slice(bytes);
+            this.write_buffer.extend_from_slice(bytes);
         }
         Poll::Ready(Ok(bytes.len()))
     }
@@ -184,7 +184,7 @@ impl AsyncWrite for Socket {
 #[async_trait]
 impl Shutdown for Socket {
     async fn shutdown(&mut self) {
-        // A client that is gone already needs no goodbye.
+        // An error means that the connection is already broken; there is nothing left to do.
         let _ = AsyncWriteExt::shutdown(self).await;
     }
 }
@@ -202,7 +202,7 @@ impl GetSocketDigest for Socket {
     fn get_socket_digest(&self) -> Option<Arc<SocketDigest>> {
         let digest = self.digest.get_or_init(|| {
             let digest = SocketDigest::from_raw_fd(self.id());
-            // One that was just made has no address yet.
+            // `set` cannot fail: the digest was just created without an address.
             let _ = digest.peer_addr.set(self.peer.map(PeerAddress::Inet));
             Arc::new(digest)
         });
@@ -240,36 +240,36 @@ mod tests {
         (Socket::unix(near), far)
     }
 
-    /// What has arrived, without waiting for more.
+    /// How many bytes have arrived, without waiting for more.
     fn arrived(far: &UnixStream) -> usize {
         let mut bytes = [0; 8192];
         far.try_read(&mut bytes).unwrap_or(0)
     }
 
     #[tokio::test]
-    async fn writes_leave_together_and_their_room_is_given_back() {
+    async fn writes_leave_together_and_the_buffer_is_freed() {
         let (mut socket, far) = pair();
         socket.write_all(b"head").await.unwrap();
         socket.write_all(b"body").await.unwrap();
-        assert_eq!((arrived(&far), socket.gathered.len()), (0, 8));
+        assert_eq!((arrived(&far), socket.write_buffer.len()), (0, 8));
         socket.flush().await.unwrap();
         far.readable().await.unwrap();
-        assert_eq!((arrived(&far), socket.gathered.capacity()), (8, 0));
+        assert_eq!((arrived(&far), socket.write_buffer.capacity()), (8, 0));
     }
 
     #[tokio::test]
-    async fn no_more_is_gathered_than_may_be() {
+    async fn the_write_buffer_has_a_limit() {
         for (first, second, at_once) in [
-            (0, GATHERED_BYTES_MAX, 0),
-            (0, GATHERED_BYTES_MAX + 1, GATHERED_BYTES_MAX + 1),
-            (1, GATHERED_BYTES_MAX - 1, 0),
-            (1, GATHERED_BYTES_MAX, 1),
-            (1, GATHERED_BYTES_MAX + 1, GATHERED_BYTES_MAX + 2),
+            (0, WRITE_BUFFER_BYTES_MAX, 0),
+            (0, WRITE_BUFFER_BYTES_MAX + 1, WRITE_BUFFER_BYTES_MAX + 1),
+            (1, WRITE_BUFFER_BYTES_MAX - 1, 0),
+            (1, WRITE_BUFFER_BYTES_MAX, 1),
+            (1, WRITE_BUFFER_BYTES_MAX + 1, WRITE_BUFFER_BYTES_MAX + 2),
         ] {
             let (mut socket, mut far) = pair();
             socket.write_all(&vec![b'a'; first]).await.unwrap();
             socket.write_all(&vec![b'b'; second]).await.unwrap();
-            assert_eq!(socket.gathered.len(), first + second - at_once, "{first} {second}");
+            assert_eq!(socket.write_buffer.len(), first + second - at_once, "{first} {second}");
             AsyncWriteExt::shutdown(&mut socket).await.unwrap();
             let mut all = Vec::new();
             far.read_to_end(&mut all).await.unwrap();
@@ -279,7 +279,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn what_is_whole_is_sent_at_once_but_never_before_what_was_written() {
+    async fn send_now_sends_at_once_but_never_overtakes_the_write_buffer() {
         let (mut socket, far) = pair();
         assert_eq!(socket.send_now(b"whole"), 5);
         far.readable().await.unwrap();
@@ -289,14 +289,14 @@ mod tests {
         socket.flush().await.unwrap();
         let much = vec![0; 8 << 20];
         let sent = socket.send_now(&much);
-        assert!(sent > 0 && sent < much.len(), "as much as there is room for: {sent}");
+        assert!(sent > 0 && sent < much.len(), "as much as the kernel buffers: {sent}");
         assert_eq!(socket.send_now(&much), 0);
         drop(far);
         assert_eq!(socket.send_now(b"gone"), 0);
     }
 
     #[tokio::test]
-    async fn what_was_written_is_sent_by_a_drop() {
+    async fn a_drop_sends_the_write_buffer() {
         let (mut socket, mut far) = pair();
         socket.write_all(b"half").await.unwrap();
         drop(socket);
@@ -306,7 +306,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn what_is_rewound_is_read_first_in_pieces_of_any_length() {
+    async fn rewound_bytes_are_read_first_in_pieces_of_any_length() {
         let (mut socket, mut far) = pair();
         far.write_all(b"def").await.unwrap();
         socket.rewind(BytesMut::from(&b"abc"[..]));

@@ -1,11 +1,15 @@
-//! What is under way: what a stop waits for, and whether anyone could still ask.
+//! Counts open connections and requests in flight.
+//!
+//! A graceful stop waits until both are 0. The spool skips its linger time when every open
+//! connection waits for a response, because no further request can arrive then.
 
 use std::borrow::Borrow;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering::Relaxed};
 
-/// Counts what a stop waits for: requests between their first judgement and the end of their
-/// answer, and the connections on which they come.
+/// Counters of connections and of requests in flight; clones share them.
+///
+/// A request counts from before its verdict until its response is written or dropped.
 #[derive(Debug, Clone, Default)]
 pub struct InFlight(Arc<Counts>);
 
@@ -13,76 +17,78 @@ pub struct InFlight(Arc<Counts>);
 struct Counts {
     requests: AtomicUsize,
     connections: AtomicUsize,
-    /// Requests that may be under way at once on the connections that there are.
-    seats: AtomicUsize,
+    /// How many requests all open connections together may have in flight: 1 for an HTTP/1
+    /// connection, the stream limit for an HTTP/2 connection.
+    stream_capacity: AtomicUsize,
     lingering: AtomicBool,
 }
 
-/// One request in flight; ends when dropped. Whoever does not outlive the counts may borrow them.
+/// Counts one request in flight until dropped. Owns its [`InFlight`] or borrows it.
 #[derive(Debug)]
 pub struct InFlightGuard<F: Borrow<InFlight> = InFlight>(F);
 
-/// One open connection; ends when dropped.
+/// Counts one open connection until dropped.
 pub struct Connected(InFlight);
 
-/// More requests that a connection may have at once than one; ends when dropped.
+/// Adds an HTTP/2 connection's further streams to the stream capacity until dropped.
 pub(crate) struct StreamCapacity(InFlight, usize);
 
 impl InFlight {
-    /// Counts one more, for as long as the answer lives.
+    /// Counts one request until the guard is dropped.
     pub fn enter(&self) -> InFlightGuard {
         InFlightGuard::of(self.clone())
     }
 
-    /// As [`InFlight::enter`], while this lives.
+    /// As [`InFlight::enter`], with a guard that borrows the counters.
     pub(crate) fn enter_here(&self) -> InFlightGuard<&InFlight> {
         InFlightGuard::of(self)
     }
 
-    /// How many requests there are.
+    /// Number of requests in flight.
     pub fn count(&self) -> usize {
         self.0.requests.load(Relaxed)
     }
 
-    /// How many connections there are, idle ones included.
+    /// Number of open connections, idle ones included.
     pub fn connections(&self) -> usize {
         self.0.connections.load(Relaxed)
     }
 
-    /// Whether each connection has all the requests that it may have at once, so that none can
-    /// come until one was answered or somebody new has come.
-    pub fn is_everyone(&self) -> bool {
-        self.0.requests.load(Relaxed) >= self.0.seats.load(Relaxed)
+    /// Whether every connection has as many requests in flight as it may have. Then no further
+    /// request can arrive before a response is sent or a new connection is opened.
+    pub fn all_connections_wait(&self) -> bool {
+        self.0.requests.load(Relaxed) >= self.0.stream_capacity.load(Relaxed)
     }
 
-    /// Has idle connections live on through a stop, each until it was told by the answer to one
-    /// more request that it closes: whoever is just sending is then answered. To be called
-    /// before the stop; how long the stop waits for them is its caller's choice.
+    /// Keeps idle connections open during a stop, so that a request that a client is sending just
+    /// then is answered; that response says `Connection: close`. Call this before the stop. The
+    /// caller decides how long the stop waits for these connections.
     pub fn linger(&self) {
         self.0.lingering.store(true, Relaxed);
     }
 
-    /// Counts one more connection, for as long as what it gives lives.
+    /// Counts one connection until the guard is dropped.
     pub(crate) fn connect(&self) -> Connected {
         self.connected();
         Connected(self.clone())
     }
 
-    /// Counts one more, whose end its owner tells.
+    /// Counts one connection. The caller must call [`InFlight::disconnected`] when it ends.
     pub(crate) fn connected(&self) {
         self.0.connections.fetch_add(1, Relaxed);
-        self.0.seats.fetch_add(1, Relaxed);
+        self.0.stream_capacity.fetch_add(1, Relaxed);
     }
 
+    /// Counts one connection less.
     pub(crate) fn disconnected(&self) {
         self.0.connections.fetch_sub(1, Relaxed);
-        self.0.seats.fetch_sub(1, Relaxed);
+        self.0.stream_capacity.fetch_sub(1, Relaxed);
     }
 
-    /// A connection, which is counted already, may have so many requests at once.
+    /// Allows an already counted connection `max` requests at once, until the guard is dropped.
     pub(crate) fn streams(&self, max: u32) -> StreamCapacity {
         let more = usize::try_from(max).unwrap_or(usize::MAX).saturating_sub(1);
-        self.0.seats.fetch_add(more, Relaxed);
+        self.0.stream_capacity.fetch_add(more, Relaxed);
         StreamCapacity(self.clone(), more)
     }
 
@@ -107,7 +113,7 @@ impl<F: Borrow<InFlight>> Drop for InFlightGuard<F> {
 
 impl Drop for StreamCapacity {
     fn drop(&mut self) {
-        self.0.0.seats.fetch_sub(self.1, Relaxed);
+        self.0.0.stream_capacity.fetch_sub(self.1, Relaxed);
     }
 }
 
@@ -122,25 +128,25 @@ mod tests {
     use super::*;
 
     #[test]
-    fn everyone_is_there_when_each_connection_has_all_its_requests() {
+    fn all_connections_wait_when_each_has_all_its_requests() {
         let in_flight = InFlight::default();
         let first = in_flight.connect();
-        assert!(!in_flight.is_everyone());
-        let busy = in_flight.enter();
-        assert!(in_flight.is_everyone());
+        assert!(!in_flight.all_connections_wait());
+        let guard = in_flight.enter();
+        assert!(in_flight.all_connections_wait());
         let second = in_flight.connect();
-        assert!(!in_flight.is_everyone(), "another connection may ask");
+        assert!(!in_flight.all_connections_wait(), "the second connection may send a request");
         let streams = in_flight.streams(3);
         let more: Vec<InFlightGuard> = (0..2).map(|_| in_flight.enter()).collect();
-        assert!(!in_flight.is_everyone(), "3 of 4");
+        assert!(!in_flight.all_connections_wait(), "3 of 4");
         let last = in_flight.enter();
-        assert!(in_flight.is_everyone());
+        assert!(in_flight.all_connections_wait());
         drop((more, last, streams, second));
         let here = in_flight.enter_here();
         assert_eq!(in_flight.count(), 2);
         drop(here);
-        assert!(in_flight.is_everyone(), "places are given back");
-        drop((busy, first));
+        assert!(in_flight.all_connections_wait(), "stream capacity is released");
+        drop((guard, first));
         assert_eq!((in_flight.count(), in_flight.connections()), (0, 0));
     }
 }

@@ -1,9 +1,9 @@
-//! Whose event it was: what is believed of the client's address, and what is kept of it.
+//! The client's address: which headers are believed, and what is stored of the address.
 
 use crate::harness::{Edge, Setup};
 use serde_json::Value;
 
-/// The context of the one event that is sent with these header lines.
+/// The stored context of one event sent with these header lines.
 fn context(setup: Setup, lines: &str) -> Value {
     let edge = setup.spool("linger_ms = 0").start();
     let response = edge.connect().get("/v1/event/?_a=62515&_n=a&email=a@b.example", lines);
@@ -12,7 +12,7 @@ fn context(setup: Setup, lines: &str) -> Value {
     Edge::events_in_files(edge.dir()).pop().unwrap()
 }
 
-/// The addresses of the events that are sent with each of these header lines, in turn.
+/// The stored addresses of events sent with each of these header lines, in order.
 fn addresses(setup: Setup, all: &[&str]) -> Vec<String> {
     let edge = setup.spool("linger_ms = 0").start();
     for (n, lines) in all.iter().enumerate() {
@@ -59,7 +59,7 @@ fn only_what_trusted_proxies_wrote_is_believed() {
     assert_eq!(addresses(Setup::default(), &lines), lines.map(|_| "127.0.0.1"), "from anybody");
 }
 
-/// Ten thousand entries fit into no header of 64 KiB; where more is allowed they cost no more.
+/// 10,000 entries do not fit in a header of 64 KiB. A larger limit admits them, at no more cost.
 #[test]
 fn ten_thousand_entries_are_not_walked() {
     let lines = format!("X-Forwarded-For: {}203.0.113.7\r\n", "6.6.6.6, ".repeat(10_000));
@@ -87,7 +87,7 @@ fn the_configured_header_alone_is_believed() {
 }
 
 #[test]
-fn of_an_address_is_kept_what_privacy_allows() {
+fn an_address_is_stored_as_privacy_allows() {
     let lines = ["X-Forwarded-For: 203.0.113.7\r\n", "X-Forwarded-For: 2001:db8:1:2:3::7\r\n"];
     for (keep, expect) in [
         ("full", ["203.0.113.7", "2001:db8:1:2:3::7"]),
@@ -100,7 +100,7 @@ fn of_an_address_is_kept_what_privacy_allows() {
 }
 
 #[test]
-fn a_browsers_wishes_are_kept_as_flags_where_it_has_them() {
+fn a_browsers_privacy_signals_are_stored_as_flags() {
     let flags = |lines: &str| {
         let event = context(Setup::default(), lines);
         ["gpc", "dnt", "prefetch"].map(|flag| event["context"].get(flag).is_some())

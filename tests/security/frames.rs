@@ -1,4 +1,4 @@
-//! An HTTP/2 client that sends exactly the frames it is told to.
+//! An HTTP/2 client for tests that sends exactly the given frames.
 
 use crate::harness::PATIENCE;
 use std::io::{Read, Write};
@@ -18,7 +18,7 @@ pub const CONTINUATION: u8 = 9;
 pub const END_STREAM: u8 = 1;
 pub const END_HEADERS: u8 = 4;
 
-/// A frame.
+/// A received frame.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Frame {
     pub kind: u8,
@@ -33,14 +33,14 @@ pub fn frame(kind: u8, flags: u8, stream: u32, payload: &[u8]) -> Vec<u8> {
     [&length[1..], &[kind, flags], &stream.to_be_bytes(), payload].concat()
 }
 
-/// A header block of a request (HPACK, RFC 7541, with nothing indexed).
+/// The header block of a request (HPACK, RFC 7541, without indexing).
 pub fn block(method: &str, path: &str) -> Vec<u8> {
     let text = |text: &str| [&[u8::try_from(text.len()).unwrap()], text.as_bytes()].concat();
     // Names 2, 4 and 1 of the static table; 0x86 is `:scheme: http`.
     [&[0x02][..], &text(method), &[0x86, 0x04], &text(path), &[0x01], &text("a")].concat()
 }
 
-/// A further line of a header block.
+/// One more field of a header block.
 pub fn literal(name: &str, value: &str) -> Vec<u8> {
     let text = |text: &str| [&[u8::try_from(text.len()).unwrap()], text.as_bytes()].concat();
     [&[0x00][..], &text(name), &text(value)].concat()
@@ -51,20 +51,20 @@ pub fn get(stream: u32, path: &str) -> Vec<u8> {
     frame(HEADERS, END_STREAM | END_HEADERS, stream, &block("GET", path))
 }
 
-/// A connection.
+/// A client on a connection of its own.
 pub struct Client {
     stream: TcpStream,
 }
 
 impl Client {
-    /// Connects, and sends the preface and these settings.
+    /// Connects and sends the preface with these settings.
     pub fn open(address: SocketAddr, settings: &[u8]) -> Client {
         let mut client = Client::connect(address);
         client.send(&[PREFACE, &frame(SETTINGS, 0, 0, settings)].concat());
         client
     }
 
-    /// Connects, and sends nothing.
+    /// Connects and sends nothing.
     pub fn connect(address: SocketAddr) -> Client {
         let stream = TcpStream::connect(address).unwrap();
         stream.set_read_timeout(Some(PATIENCE)).unwrap();
@@ -76,7 +76,7 @@ impl Client {
         self.stream.write_all(bytes).unwrap();
     }
 
-    /// Sends until the peer does not take any more; it must not take all of it.
+    /// Sends `bytes` up to `times` times until the peer stops reading; panics if it reads all.
     pub fn flood(&mut self, bytes: &[u8], times: usize) {
         let many = bytes.repeat(100);
         for _ in 0..times / 100 {
@@ -111,7 +111,7 @@ impl Client {
         }
     }
 
-    /// Reads to the peer's close.
+    /// Reads until the peer closes.
     pub fn is_closed(&mut self) -> bool {
         while self.next().is_some() {}
         true

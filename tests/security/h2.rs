@@ -1,4 +1,4 @@
-//! HTTP/2 and those who abuse it: a stock client, and one that sends frames as it likes.
+//! HTTP/2: a regular client, and abusive clients that send arbitrary frames.
 
 use crate::frames::{
     CONTINUATION, Client, DATA, END_HEADERS, END_STREAM, GOAWAY, HEADERS, PING, PREFACE, PRIORITY,
@@ -21,7 +21,7 @@ const EVENT_PATH: &str = "/v1/event/?_a=62515&_n=a";
 /// The code of `REFUSED_STREAM` (RFC 9113, section 7).
 const REFUSED_STREAM: [u8; 4] = [0, 0, 0, 7];
 
-/// A stock client, on a connection of its own.
+/// A regular client on a connection of its own.
 async fn stock(address: SocketAddr) -> SendRequest<Bytes> {
     let stream = TcpStream::connect(address).await.unwrap();
     let (client, connection) = h2::client::handshake(stream).await.unwrap();
@@ -73,7 +73,7 @@ fn a_preface_and_a_request_have_their_time() {
     let mut idle = Client::open(edge.address, b"");
     assert!(idle.is_closed(), "no request");
     wait_refused(&edge, "header_time", 2);
-    // Frames that are no request change nothing.
+    // Frames other than requests do not extend the deadline.
     let mut busy = Client::open(edge.address, b"");
     busy.send(&frame(PING, 0, 0, b"12345678"));
     assert!(busy.is_closed());
@@ -97,7 +97,7 @@ fn an_idle_connection_ends() {
 
 /// CVE-2023-44487: requests that are cancelled at once cost the client nothing.
 #[test]
-fn a_rapid_reset_ends_its_connection_and_harms_nobody() {
+fn a_rapid_reset_ends_its_connection_and_harms_no_other_client() {
     let nginx = Nginx::start();
     let edge = Setup::default().origin(nginx.address).start();
     RUNTIME.block_on(async {
@@ -114,7 +114,7 @@ fn a_rapid_reset_ends_its_connection_and_harms_nobody() {
         }
         assert_eq!(status(&other, EVENT_PATH).await, 200);
     });
-    // By the h2 crate, which bounds resets of what was not even begun, or by the front door.
+    // Either the h2 crate's limit on resets of streams that were not begun, or the server's.
     let mut raw = Client::open(edge.address, b"");
     let pairs: Vec<u8> = (0..50_000_u32)
         .flat_map(|n| [get(2 * n + 1, "/page"), frame(RST_STREAM, 0, 2 * n + 1, &[0, 0, 0, 8])])
@@ -126,7 +126,7 @@ fn a_rapid_reset_ends_its_connection_and_harms_nobody() {
 }
 
 #[test]
-fn resets_are_as_many_as_may_be() {
+fn too_many_resets_end_the_connection() {
     let edge = Setup::default().edge("h2_streams_max = 3").start();
     let mut client = Client::open(edge.address, b"");
     for n in 0..7_u32 {
@@ -140,7 +140,7 @@ fn resets_are_as_many_as_may_be() {
 }
 
 #[test]
-fn frames_without_a_request_are_as_many_as_may_be() {
+fn too_many_frames_without_a_request_end_the_connection() {
     let edge = Edge::start();
     let floods = [
         frame(PING, 0, 0, b"12345678"),
@@ -175,7 +175,7 @@ fn a_header_block_without_end_ends_its_connection() {
     client.send(&frame(HEADERS, END_STREAM, 1, &block("GET", EVENT_PATH)));
     client.flood(&frame(CONTINUATION, 0, 1, &[0x00, 1, b'x', 1, b'y']), 1_000_000);
     assert!(client.is_closed());
-    // Each piece as large as a frame may be: bounded by bytes.
+    // Each piece is as large as a frame may be, so the limit on bytes applies.
     let mut client = Client::open(edge.address, b"");
     client.send(&frame(HEADERS, END_STREAM, 1, &block("GET", EVENT_PATH)));
     client.flood(&frame(CONTINUATION, 0, 1, &[b'x'; 16_000]), 10_000);
@@ -184,7 +184,7 @@ fn a_header_block_without_end_ends_its_connection() {
 }
 
 #[test]
-fn a_header_list_is_as_large_as_a_header_may_be() {
+fn a_header_list_has_the_size_limit_of_a_header() {
     let edge = Setup::default().edge("header_bytes_max = \"1KiB\"").start();
     RUNTIME.block_on(async {
         let client = stock(edge.address).await;
@@ -200,13 +200,13 @@ fn a_header_list_is_as_large_as_a_header_may_be() {
 }
 
 #[test]
-fn streams_at_once_are_as_many_as_may_be() {
-    // It answers a request when it has all of it.
+fn concurrent_streams_are_limited() {
+    // The origin answers a request once all of it has arrived.
     let origin = Origin::start();
     let edge = Setup::default().origin(origin.address).edge("h2_streams_max = 4").start();
     let mut client = Client::open(edge.address, b"");
     let settings = client.next_of(SETTINGS).payload;
-    // SETTINGS_MAX_CONCURRENT_STREAMS is told, and then held.
+    // The edge announces SETTINGS_MAX_CONCURRENT_STREAMS and enforces it.
     assert!(settings.chunks(6).any(|s| s == [0, 3, 0, 0, 0, 4]), "{settings:?}");
     for n in 0..5_u32 {
         client.send(&frame(HEADERS, END_HEADERS, 2 * n + 1, &block("POST", "/page")));
@@ -222,21 +222,21 @@ fn streams_at_once_are_as_many_as_may_be() {
 }
 
 #[test]
-fn past_its_requests_a_connection_is_told_to_go() {
+fn past_the_request_limit_a_connection_gets_goaway() {
     let edge = Setup::default().edge("requests_per_connection_max = 3").start();
     let mut client = Client::open(edge.address, b"");
     for n in 0..3_u32 {
         client.send(&get(2 * n + 1, EVENT_PATH));
     }
     let mut answers = 0;
-    let mut told = false;
-    while answers < 3 || !told {
+    let mut goaway = false;
+    while answers < 3 || !goaway {
         let frame = client.next().expect("all answers and the word to go");
         answers += u32::from(frame.kind == HEADERS);
-        told |= frame.kind == GOAWAY;
+        goaway |= frame.kind == GOAWAY;
     }
     assert_eq!(accepted(&edge), 3);
-    // Who goes on all the same is cut off.
+    // A client that ignores GOAWAY is disconnected.
     let mut client = Client::open(edge.address, b"");
     for n in 0..100_u32 {
         let request = get(2 * n + 1, EVENT_PATH);
@@ -254,7 +254,7 @@ fn a_window_that_is_not_opened_costs_its_stream() {
     let nginx = Nginx::start();
     std::fs::write(nginx.files().join("large"), vec![7; 1_000_000]).unwrap();
     let edge = Setup::default().origin(nginx.address).edge("write_timeout_seconds = 1").start();
-    // SETTINGS_INITIAL_WINDOW_SIZE = 0: nothing may be sent to it.
+    // SETTINGS_INITIAL_WINDOW_SIZE = 0: the edge may send no DATA.
     let mut client = Client::open(edge.address, &[0, 4, 0, 0, 0, 0]);
     client.send(&get(1, "/files/large"));
     client.send(&get(3, EVENT_PATH));

@@ -1,5 +1,5 @@
-//! Each limit of the front door at its edge: what just fits is served, what does not gets its
-//! status or a close, and is counted.
+//! Each limit of the HTTP server, at its boundary: what just fits is served; what exceeds it gets
+//! the right status or a close, and is counted.
 
 use crate::harness::{Edge, Setup, wait_for};
 use crate::http::Connection;
@@ -31,7 +31,7 @@ fn status(edge: &Edge, request: &str) -> u16 {
 }
 
 #[test]
-fn a_header_has_as_many_bytes_and_lines_as_may_be() {
+fn a_header_is_limited_in_bytes_and_lines() {
     let origin = Origin::start();
     let limits = "header_bytes_max = \"1KiB\"\nheader_lines_max = 8";
     let edge = Setup::default().origin(origin.address).edge(limits).start();
@@ -43,13 +43,13 @@ fn a_header_has_as_many_bytes_and_lines_as_may_be() {
     }
     assert_eq!(refused(&edge, "header_bytes"), 2);
     assert_eq!(refused(&edge, "header_lines"), 2);
-    // One that never ends is refused when it is too large, and not when it ends.
+    // A header without end is refused as soon as it is too large.
     let endless = sized("/page", 2000);
     assert_eq!(status(&edge, endless.trim_end()), 431);
 }
 
 #[test]
-fn a_header_has_its_time_and_no_more() {
+fn a_header_has_a_deadline() {
     let edge = Setup::default().edge("header_timeout_seconds = 1").start();
     let mut slow = edge.connect();
     slow.send(b"GET /v1/event/ HTTP/1.1\r\nHost:");
@@ -71,7 +71,7 @@ fn an_idle_connection_ends_and_is_counted_apart() {
 }
 
 #[test]
-fn a_connection_has_as_many_requests_as_it_may() {
+fn requests_per_connection_are_limited() {
     let origin = Origin::start();
     let limit = "requests_per_connection_max = 3";
     let edge = Setup::default().origin(origin.address).edge(limit).start();
@@ -93,13 +93,13 @@ fn a_connection_has_as_many_requests_as_it_may() {
 }
 
 #[test]
-fn a_flood_of_connections_harms_nobody_who_is_there() {
+fn a_flood_of_connections_harms_no_open_connection() {
     let edge = Setup::default().edge("connections_max = 20").start();
     let mut held: Vec<Connection> = (0..19).map(|_| edge.connect()).collect();
     for connection in &mut held {
         assert_eq!(connection.get("/v1/event/?_a=62515&_n=a", "").status, 200);
     }
-    // The twentieth is the flood's own; what comes beyond is closed.
+    // The flood gets the twentieth connection; all further ones are closed.
     let flood: Vec<TcpStream> =
         (0..500).map(|_| TcpStream::connect(edge.address).unwrap()).collect();
     for connection in &mut held {
@@ -132,7 +132,7 @@ fn a_flood_past_the_systems_limit_of_files_takes_none_that_an_event_needs() {
 }
 
 #[test]
-fn one_address_has_as_many_connections_as_it_may_but_for_trusted_proxies() {
+fn connections_per_address_are_limited_except_for_trusted_proxies() {
     let edge = Setup::default().edge("connections_per_address_max = 2").start();
     let mut held: Vec<Connection> = (0..2).map(|_| edge.connect()).collect();
     for connection in &mut held {
@@ -150,7 +150,7 @@ fn one_address_has_as_many_connections_as_it_may_but_for_trusted_proxies() {
 }
 
 #[test]
-fn a_client_that_does_not_take_its_answers_is_left() {
+fn a_client_that_does_not_read_its_responses_is_disconnected() {
     let edge = Setup::default()
         .edge("write_timeout_seconds = 1")
         .spool("linger_ms = 0\ndurability = \"memory\"")
@@ -158,7 +158,7 @@ fn a_client_that_does_not_take_its_answers_is_left() {
     let mut stream = TcpStream::connect(edge.address).unwrap();
     stream.set_nonblocking(true).unwrap();
     let many = EVENT.repeat(1000);
-    // It asks for as long as it may, and reads nothing.
+    // The client sends requests as long as the edge reads them, and reads nothing.
     wait_for("the edge to leave", || {
         match stream.write(many.as_bytes()) {
             Ok(_) => {}
@@ -172,7 +172,7 @@ fn a_client_that_does_not_take_its_answers_is_left() {
 }
 
 #[test]
-fn a_client_that_does_not_take_what_an_origin_sends_is_left() {
+fn a_client_that_does_not_read_an_origins_response_is_disconnected() {
     let nginx = crate::nginx::Nginx::start();
     std::fs::write(nginx.files().join("large"), vec![7; 20_000_000]).unwrap();
     let edge = Setup::default().origin(nginx.address).edge("write_timeout_seconds = 1").start();

@@ -1,7 +1,7 @@
-//! The edge before whatever the internet sends: the real binary, raw bytes, real peers.
+//! Security tests of the real binary with raw bytes and real peers.
 //!
-//! Past each limit the right status or a close, a count, and no harm to others; and whatever is
-//! sent, the edge and what stands behind it agree about what was asked.
+//! A client that exceeds a limit gets the right status or a close, is counted, and harms no other
+//! client. Whatever a client sends, the edge and the origin agree about which requests it made.
 
 #[allow(dead_code, reason = "shared with tests/edge, which uses the rest")]
 #[path = "../edge/harness.rs"]
@@ -25,10 +25,10 @@ mod smuggling;
 
 use harness::{Edge, wait_for};
 
-/// A plain event request.
+/// A fast-path event request.
 const EVENT: &str = "GET /v1/event/?_a=62515&_n=a HTTP/1.1\r\nHost: a\r\n\r\n";
 
-/// How many connections ended at this limit.
+/// Number of connections that ended at this limit.
 fn refused(edge: &Edge, limit: &str) -> u64 {
     let page = edge.admin("/metrics");
     let text = String::from_utf8(page.body).unwrap();
@@ -37,13 +37,13 @@ fn refused(edge: &Edge, limit: &str) -> u64 {
     value.parse().unwrap()
 }
 
-/// Waits until as many connections have ended at this limit.
+/// Waits until `count` connections have ended at this limit.
 fn wait_refused(edge: &Edge, limit: &str, count: u64) {
     wait_for(&format!("{count} connections to end at {limit}"), || refused(edge, limit) >= count);
     assert_eq!(refused(edge, limit), count, "{limit}");
 }
 
-/// How many events were accepted.
+/// Number of accepted events.
 fn accepted(edge: &Edge) -> u64 {
     edge.wait_delivered("file")["accepted"].as_u64().unwrap()
 }

@@ -1,19 +1,19 @@
-//! What an idle connection costs.
+//! Memory that an idle connection costs.
 
 use crate::EVENT;
 use crate::harness::{Edge, PATIENCE, Setup};
 use std::io::{Read, Write};
 use std::net::TcpStream;
 
-/// Memory of one idle kept connection, in KiB, in any build.
+/// Most memory of one idle keep-alive connection, in KiB, in any build.
 const IDLE_KIB_MAX: f64 = 4.0;
-/// Enough that what the process itself does is lost among them.
+/// Enough connections that the process's own memory use does not matter.
 const CONNECTIONS: usize = 6000;
 
-/// Connections that are opened at once. More would measure how many wait to be accepted.
+/// Connections opened at once. More would measure the accept queue.
 const AT_ONCE: usize = 50;
 
-/// Opens as many kept connections, each with one request behind it.
+/// Opens `count` keep-alive connections that have each made one request.
 fn open(edge: &Edge, count: usize) -> Vec<TcpStream> {
     let mut all = Vec::with_capacity(count);
     while all.len() < count {
@@ -31,7 +31,7 @@ fn open(edge: &Edge, count: usize) -> Vec<TcpStream> {
 
 #[test]
 fn an_idle_connection_costs_little() {
-    // However slow the machine, none of them is late.
+    // Long timeouts, so that a slow machine does not close idle connections.
     let edge = Setup::default()
         .edge("header_timeout_seconds = 600\nkeepalive_seconds = 600")
         .spool("durability = \"memory\"")

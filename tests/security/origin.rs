@@ -1,31 +1,31 @@
-//! An origin that keeps every byte it is sent, and reads them as the most credulous would.
+//! A test origin that stores every byte it receives and parses them as a lenient server would.
 
 use crate::harness::PATIENCE;
 use std::io::{Read, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::sync::{Arc, Mutex};
 
-/// How an origin might find the end of a request's body where it is told twice.
+/// Which field an origin may use to find the end of a body if a request has both.
 #[derive(Clone, Copy, Debug)]
 pub enum Credulity {
-    /// By its length.
+    /// `Content-Length`.
     Length,
-    /// By its chunks.
+    /// `Transfer-Encoding: chunked`.
     Chunks,
 }
 
-/// What one connection brought so far.
+/// The bytes received on one connection so far.
 type Brought = Arc<Mutex<Vec<u8>>>;
 
 /// A running origin.
 pub struct Origin {
-    /// Where it listens.
+    /// The address on which it listens.
     pub address: SocketAddr,
     connections: Arc<Mutex<Vec<Brought>>>,
 }
 
 impl Origin {
-    /// Starts one that answers each request it finds with `200`.
+    /// Starts an origin that answers each request with `200`.
     pub fn start() -> Origin {
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         let address = listener.local_addr().unwrap();
@@ -41,13 +41,13 @@ impl Origin {
         Origin { address, connections }
     }
 
-    /// What each connection brought.
+    /// The bytes received on each connection.
     pub fn bytes(&self) -> Vec<Vec<u8>> {
         let connections = self.connections.lock().unwrap();
         connections.iter().map(|bytes| bytes.lock().unwrap().clone()).collect()
     }
 
-    /// The request lines that a reader of this kind finds, over all connections.
+    /// The request lines that such a reader finds on all connections.
     pub fn request_lines(&self, how: Credulity) -> Vec<String> {
         self.bytes().iter().flat_map(|bytes| read(bytes, how).0).collect()
     }
@@ -62,7 +62,7 @@ fn answer_all(mut stream: TcpStream, bytes: &Mutex<Vec<u8>>) {
     {
         let mut bytes = bytes.lock().unwrap();
         bytes.extend_from_slice(&piece[..length]);
-        // The edge sends what is unambiguous, so the strictest reading serves to answer it.
+        // The edge sends unambiguous requests only, so the strictest reading suffices here.
         let (found, _) = read(&bytes, Credulity::Chunks);
         drop(bytes);
         while answered < found.len() {
@@ -89,7 +89,7 @@ fn read(bytes: &[u8], how: Credulity) -> (Vec<String>, usize) {
     (lines, at)
 }
 
-/// A header ends at its first empty line, whatever its line ends are.
+/// Length of a header up to its first empty line, with any line ends.
 fn head_length(bytes: &[u8]) -> Option<usize> {
     let ends = [&b"\r\n\r\n"[..], b"\n\n", b"\n\r\n"];
     let find =
@@ -97,7 +97,7 @@ fn head_length(bytes: &[u8]) -> Option<usize> {
     ends.iter().filter_map(|end| find(end)).min()
 }
 
-/// The length of a body as far as it is there; `None` if it is not whole.
+/// Length of the body; `None` if it is not whole.
 fn body_length(head: &str, body: &[u8], how: Credulity) -> Option<usize> {
     let value = |name: &str| {
         let named = |line: &&str| line.to_ascii_lowercase().starts_with(name);

@@ -1,4 +1,4 @@
-//! The PROXY header: before everything else, from trusted proxies alone, whole and in time.
+//! The PROXY header: first on a connection, from trusted proxies only, whole and in time.
 
 use crate::harness::{Edge, Setup, command};
 use crate::http::Connection;
@@ -19,10 +19,10 @@ fn setup() -> Setup {
         .spool("linger_ms = 0")
 }
 
-/// The address that each event in turn was kept with.
+/// The stored address of each event, in order.
 fn addresses(edge: &Edge) -> Vec<String> {
     edge.wait_delivered("file");
-    // In the order in which they were kept: ids of one millisecond have none.
+    // In stored order: ids of one millisecond are not ordered.
     let events = Edge::events_in_files(edge.dir());
     events.iter().map(|event| event["context"]["ip"].as_str().unwrap().to_owned()).collect()
 }
@@ -86,7 +86,7 @@ fn the_origin_learns_of_the_client_too() {
 }
 
 #[test]
-fn without_a_sound_one_in_time_the_connection_closes() {
+fn without_a_valid_header_in_time_the_connection_closes() {
     let edge = setup().edge("header_timeout_seconds = 1").start();
     let too_long = format!("PROXY {}", "x".repeat(200));
     let wrong: [&[u8]; 8] = [
@@ -109,7 +109,7 @@ fn without_a_sound_one_in_time_the_connection_closes() {
 }
 
 #[test]
-fn a_stranger_is_not_believed() {
+fn an_untrusted_peer_is_refused() {
     let lines = "proxy_protocol = true\ntrusted_proxies = [\"10.0.0.0/8\"]";
     let edge = Setup::default().edge(lines).start();
     let mut connection = edge.connect();
@@ -140,7 +140,7 @@ fn unix_sockets_carry_none() {
 }
 
 #[test]
-fn it_needs_somebody_to_trust() {
+fn it_requires_trusted_proxies() {
     let dir = tempfile::tempdir().unwrap();
     let config = Setup::default().edge("proxy_protocol = true").write(dir.path());
     for arguments in [&["check"][..], &["run"]] {
@@ -151,7 +151,7 @@ fn it_needs_somebody_to_trust() {
     }
 }
 
-/// A TLS listener beside the plain one, and a client's settings for it.
+/// An edge with a TLS and a plaintext listener, and a client's TLS settings.
 fn with_tls(setup: Setup) -> (Edge, SocketAddr, Arc<rustls::ClientConfig>) {
     use rustls::pki_types::CertificateDer;
     use rustls::pki_types::pem::PemObject;
@@ -201,7 +201,7 @@ fn it_stands_before_tls() {
 }
 
 #[test]
-fn tls_handshakes_have_places_among_the_connections_and_are_not_logged_each() {
+fn tls_handshakes_count_as_connections_and_are_not_logged_each() {
     let (edge, address, config) = with_tls(Setup::default().edge("connections_max = 10"));
     for count in 1..=50 {
         let mut stream = TcpStream::connect(address).unwrap();
@@ -229,7 +229,7 @@ fn tls_handshakes_have_places_among_the_connections_and_are_not_logged_each() {
 }
 
 #[test]
-fn a_handshake_has_as_long_as_a_header() {
+fn a_handshake_has_the_header_deadline() {
     let (edge, address, _) = with_tls(Setup::default().edge("header_timeout_seconds = 1"));
     let mut silent = Connection::open(address);
     let mut begun = Connection::open(address);

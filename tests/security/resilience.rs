@@ -1,4 +1,4 @@
-//! Clients that break off, dawdle or overdo it: each costs its own connection at most.
+//! Clients that disconnect, are slow or send too much: each loses its own connection at most.
 
 use crate::harness::{Edge, PATIENCE, Setup};
 use crate::http::Connection;
@@ -9,7 +9,7 @@ use std::io::{Read, Write};
 use std::net::{Shutdown, TcpStream};
 use std::time::Duration;
 
-/// A thousand events, each its own, sent at once: all answered, in order, and all kept.
+/// 1000 distinct events sent at once: all are answered in order, and all are stored.
 #[test]
 fn a_thousand_pipelined_events_are_answered_in_order_and_kept() {
     let edge = Setup::default().spool("linger_ms = 0\ndurability = \"interval\"").start();
@@ -17,7 +17,7 @@ fn a_thousand_pipelined_events_are_answered_in_order_and_kept() {
     let mut connection = Connection::of(writer.try_clone().unwrap());
     let all: String = (0..1000)
         .map(|n| {
-            // Every tenth is refused, so that the order shows in the answers.
+            // Every tenth is rejected, so that the responses show their order.
             let portal = if n % 10 == 0 { 1 } else { 62515 };
             format!("GET /v1/event/?_a={portal}&_n=event{n} HTTP/1.1\r\nHost: a\r\n\r\n")
         })
@@ -70,7 +70,7 @@ fn a_client_that_closes_its_half_is_answered_all_the_same() {
 #[test]
 fn half_open_connections_do_not_keep_others_out() {
     let edge = Setup::default().edge("header_timeout_seconds = 1\nconnections_max = 200").start();
-    // Each sends a part and goes silent, as a machine does whose cable was pulled.
+    // Each sends a part and goes silent, like a machine that lost its network.
     let silent: Vec<TcpStream> = (0..200)
         .map(|n| {
             let mut stream = TcpStream::connect(edge.address).unwrap();
@@ -105,7 +105,7 @@ fn a_slow_reader_gets_all_of_its_download() {
         all.extend_from_slice(&piece[..length]);
         std::thread::sleep(Duration::from_millis(2));
     }
-    assert!(all.ends_with(&file), "{} bytes came", all.len());
+    assert!(all.ends_with(&file), "{} bytes received", all.len());
 }
 
 #[test]
@@ -117,8 +117,8 @@ fn a_slow_writer_uploads_all_of_its_file() {
     let head =
         format!("PUT /files/f HTTP/1.1\r\nHost: a\r\nContent-Length: {}\r\n\r\n", file.len());
     connection.send(head.as_bytes());
-    // Longer than a header may take, as the end of one that says nothing tells: a body is under no
-    // such limit.
+    // The upload takes longer than the header deadline, which does not apply to a body. The end of
+    // an idle connection shows that the deadline has passed.
     for piece in file.chunks(file.len() / 2) {
         connection.send(piece);
         assert!(Connection::open(edge.address).is_closed());

@@ -1,5 +1,4 @@
-//! Requests inside requests. Nobody may disagree about where one ends: not the edge, not the
-//! origin, however credulous.
+//! Request smuggling: the edge and every origin, however lenient, must agree where a request ends.
 
 use crate::frames::{Client, DATA, END_HEADERS, END_STREAM, HEADERS, block, frame, literal};
 use crate::harness::{Edge, PATIENCE, Setup};
@@ -10,18 +9,18 @@ use crate::{accepted, refused};
 use std::io::{Read, Write};
 use std::net::{SocketAddr, TcpStream};
 
-/// What an attacker would have the origin, or the edge, find behind an attack.
+/// The request that an attacker smuggles.
 const SMUGGLED: &str = "GET /smuggled HTTP/1.1\r\nHost: a\r\n\r\n\
     GET /v1/event/?_a=62515&_n=smuggled HTTP/1.1\r\nHost: a\r\n\r\n";
 
-/// Headers that could be read in two ways: each with `POST /attack HTTP/1.1` and a host, followed
-/// by what is smuggled.
+/// Ambiguous header lines. Each is sent with `POST /attack HTTP/1.1` and a host, and is followed by
+/// the smuggled request.
 const UNSOUND: &[&str] = &[
     // CL.TE, TE.CL, and both in every order.
     "Content-Length: 5\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n",
     "Transfer-Encoding: chunked\r\nContent-Length: 4\r\n\r\n5c\r\n",
     "Content-Length: 0\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n",
-    // TE.TE: one of them is no coding, or no header, to somebody.
+    // TE.TE: some readers do not take one of them for a coding, or for a header.
     "Transfer-Encoding: xchunked\r\n\r\n",
     "Transfer-Encoding: chunked, identity\r\n\r\n0\r\n\r\n",
     "Transfer-Encoding: identity, chunked\r\n\r\n0\r\n\r\n",
@@ -41,7 +40,7 @@ const UNSOUND: &[&str] = &[
     "Transfer-Encoding: chunked;q=1\r\n\r\n0\r\n\r\n",
     "Transfer_Encoding: chunked\r\n\r\n0\r\n\r\n",
     "\x00Transfer-Encoding: chunked\r\n\r\n0\r\n\r\n",
-    // Lengths that are several, or none.
+    // Several lengths, or an invalid one.
     "Content-Length: 5\r\nContent-Length: 6\r\n\r\nhello",
     "Content-Length: 5\r\nContent-Length: 5\r\n\r\nhello",
     "Content-Length: 5, 5\r\n\r\nhello",
@@ -55,7 +54,7 @@ const UNSOUND: &[&str] = &[
     "Content-Length: 18446744073709551621\r\n\r\nhello",
     "Content-Length : 5\r\n\r\nhello",
     "Content_Length: 5\r\n\r\nhello",
-    // Lines that are more or fewer to somebody.
+    // Lines that some readers split or join.
     "X: a\x00b\r\n\r\n",
     "X: a\r\n\tb\r\n\r\n",
     "X: a\rb\r\n\r\n",
@@ -70,7 +69,7 @@ const UNSOUND: &[&str] = &[
     "Host : b\r\n\r\n",
 ];
 
-/// Request lines and hosts that could be read in two ways.
+/// Ambiguous request lines and hosts.
 const LINES: &[&str] = &[
     "GET /attack HTTP/1.1 HTTP/1.1\r\nHost: a\r\n\r\n",
     "GET  /attack HTTP/1.1\r\nHost: a\r\n\r\n",
@@ -98,7 +97,7 @@ const LINES: &[&str] = &[
     "CONNECT a:443 HTTP/1.1\r\nHost: a:443\r\n\r\n",
 ];
 
-/// Bodies that do not end as they said: each after a sound chunked header.
+/// Malformed chunked bodies, each after a valid header.
 const CHUNKS: &[&str] = &[
     "FFFFFFFFFFFFFFFFF\r\nhello\r\n0\r\n\r\n",
     "10000000000000000\r\nhello\r\n0\r\n\r\n",
@@ -118,11 +117,11 @@ const CHUNKS: &[&str] = &[
     "5;a\nb\r\nhello\r\n0\r\n\r\n",
 ];
 
-/// What the edge answers, until it closes.
+/// All response bytes until the edge closes.
 fn all_answers(address: SocketAddr, bytes: &[u8]) -> String {
     let mut stream = TcpStream::connect(address).unwrap();
     stream.set_read_timeout(Some(PATIENCE)).unwrap();
-    // An edge that has refused already does not take the rest.
+    // Writing fails if the edge has refused and closed already.
     let _ = stream.write_all(bytes);
     let mut answers = Vec::new();
     match stream.read_to_end(&mut answers) {
@@ -134,7 +133,7 @@ fn all_answers(address: SocketAddr, bytes: &[u8]) -> String {
     String::from_utf8_lossy(&answers).into_owned()
 }
 
-/// All attacks, and whether the header alone is enough to refuse them.
+/// All attacks, each with whether the header alone suffices to refuse it.
 fn attacks() -> Vec<(Vec<u8>, bool)> {
     let post = |rest: &str| format!("POST /attack HTTP/1.1\r\nHost: a\r\n{rest}{SMUGGLED}");
     let headers = UNSOUND.iter().map(|rest| (post(rest).into_bytes(), true));
@@ -191,7 +190,7 @@ fn nginx_finds_no_more_requests_than_were_made() {
     assert_eq!(accepted(&edge), 0);
 }
 
-/// A request whose body is whole, however it came; and what an origin must find.
+/// Valid requests with any body framing, and the request lines that an origin must find.
 const SOUND: &[(&str, &str)] = &[
     ("Content-Length: 0\r\n\r\n", ""),
     ("Content-Length: 5\r\n\r\nhello", "hello"),
@@ -204,7 +203,7 @@ const SOUND: &[(&str, &str)] = &[
 ];
 
 #[test]
-fn a_sound_request_arrives_as_one() {
+fn a_valid_request_arrives_as_one() {
     for (rest, expect) in SOUND {
         let origin = Origin::start();
         let edge = Setup::default().origin(origin.address).start();
@@ -218,8 +217,8 @@ fn a_sound_request_arrives_as_one() {
         }
         let bytes = String::from_utf8(origin.bytes().concat()).unwrap();
         assert!(bytes.contains(expect), "{rest:?}: {bytes}");
-        let told = bytes.to_ascii_lowercase();
-        assert!(!told.contains("upgrade") && !told.contains("http2-settings"), "{bytes}");
+        let lower = bytes.to_ascii_lowercase();
+        assert!(!lower.contains("upgrade") && !lower.contains("http2-settings"), "{bytes}");
     }
 }
 
@@ -232,7 +231,7 @@ fn trailers_become_no_headers() {
         b"POST /trailers HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\nTrailer: X\r\n\r\n\
           5\r\nhello\r\n0\r\nContent-Length: 60\r\nX-Forwarded-For: 6.6.6.6\r\nHost: b\r\n\r\n",
     );
-    // Served without its trailers, or not at all.
+    // Either the request is served without its trailers, or it is refused.
     let _ = connection.read_one("POST");
     let bytes = String::from_utf8(origin.bytes().concat()).unwrap();
     let head = bytes.split("\r\n\r\n").next().unwrap().to_ascii_lowercase();
@@ -245,7 +244,7 @@ fn trailers_become_no_headers() {
 }
 
 #[test]
-fn what_stands_behind_a_refused_request_is_not_looked_at() {
+fn bytes_after_a_refused_request_are_ignored() {
     let origin = Origin::start();
     let edge = Setup::default().origin(origin.address).start();
     let bad = "GET /attack HTTP/1.1\r\nHost: a\r\nX : y\r\n\r\n";
@@ -269,13 +268,13 @@ fn a_refusal_arrives_though_the_client_goes_on_sending() {
     }
 }
 
-/// What an attacker puts into HTTP/2, where no byte ends a line, to end one in HTTP/1: method,
-/// path, further header lines, and a body.
+/// HTTP/2 requests (method, path, further fields, body) that would break lines once written as
+/// HTTP/1, where CR and LF end a line.
 type Downgrade =
     (&'static str, &'static str, &'static [(&'static str, &'static str)], &'static str);
 
 const DOWNGRADES: &[Downgrade] = &[
-    // Nothing is wrong with the first: it shows that the origin is reached.
+    // The first is valid: it shows that the origin is reached.
     ("POST", "/sound", &[("x", "y")], "GET /smuggled HTTP/1.1\r\nHost: a\r\n\r\n"),
     ("GET", "/a HTTP/1.1\r\nHost: a\r\n\r\nGET /smuggled", &[], ""),
     ("GET", "/a\r\nSmuggled: 1", &[], ""),
@@ -309,13 +308,13 @@ fn what_http_2_may_hold_ends_no_line_in_http_1() {
             header.extend(literal(name, value));
         }
         let ended = if body.is_empty() { END_STREAM } else { 0 };
-        // At once: a header that is sound by itself is passed on before a body contradicts it.
+        // In one write: otherwise a valid header is passed on before its body contradicts it.
         let mut frames = frame(HEADERS, END_HEADERS | ended, 1, &header);
         if !body.is_empty() {
             frames.extend(frame(DATA, END_STREAM, 1, body.as_bytes()));
         }
         client.send(&frames);
-        // Answered, reset, or the connection ends: each says that it is over.
+        // A response, a reset or a close ends the request.
         while let Some(frame) = client.next() {
             if frame.stream == 1 && frame.kind != DATA {
                 break;

@@ -1,9 +1,8 @@
-//! A plain event request, recognized in the bytes of its header.
+//! Parses a fast-path event request from the bytes of its header.
 //!
-//! Plain means: nothing in it could be read in two ways, and nothing in it asks for more than an
-//! answer. Whatever is unusual, be it legal or not, is left to Pingora's own path, which decides
-//! by the same judge; so this module only ever says "plain" or "not plain", and is free to be
-//! strict.
+//! A fast-path request is a `GET` that no two readers could understand differently and that asks
+//! for nothing but a response. Every other request, legal or not, takes Pingora's path, where the
+//! same judge decides. So this parser may refuse anything unusual.
 
 use crate::request::client::{Headers, token_is};
 use crate::request::context::ContextHeaders;
@@ -13,33 +12,76 @@ use crate::request::target::Target;
 use http::Method;
 use std::ops::Range;
 
-/// The end of a line; anything else that a lenient reader might take for one is not plain.
+/// The only accepted line end.
 const LINE_END: &[u8] = b"\r\n";
-/// What stands behind a target.
+/// What follows the target.
 const VERSION: &[u8] = b" HTTP/1.1\r\n";
 
-/// A request that holds no surprise.
-pub struct Plain<'b> {
-    /// Its header lines, each with its end.
+/// A parsed fast-path request.
+pub struct FastRequest<'b> {
+    /// Its header lines, each with its line end.
     lines: &'b [u8],
-    /// How many these are.
+    /// Number of header lines.
     pub count: usize,
-    /// Length of the whole header, its empty line included.
+    /// Length of the whole header in bytes, its empty line included.
     pub length: usize,
-    /// What the lines say of its context.
+    /// The header fields of the event's context.
     pub seen: ContextHeaders<'b>,
-    /// The first `Accept`.
+    /// The value of the first `Accept` line.
     pub accept: Option<&'b [u8]>,
-    /// Whether the connection shall end with the answer.
+    /// Whether the client sent `Connection: close`.
     pub closes: bool,
 }
 
-impl Plain<'_> {
-    /// The method of every plain request.
+impl<'b> FastRequest<'b> {
+    /// The method of every fast-path request.
     pub const METHOD: Method = Method::GET;
+
+    /// Parses the header lines after the request line. `None`: not a fast-path request, or not
+    /// whole yet.
+    pub fn parse(line: RequestLine<'b>) -> Option<Self> {
+        let bytes = line.bytes;
+        let mut at = line.end;
+        let (mut count, mut hosts, mut connections) = (0, 0, 0);
+        let (mut seen, mut accept, mut closes) = (ContextHeaders::default(), None, false);
+        loop {
+            let text = at..simd::find(bytes, at, is_not_printable)?;
+            if !bytes[text.end..].starts_with(LINE_END) {
+                return None;
+            }
+            at = text.end + LINE_END.len();
+            if text.is_empty() {
+                break;
+            }
+            count += 1;
+            let (name, value) = header_line(bytes, text)?;
+            match name.len() {
+                4 if token_is(name, b"host") => hosts += 1,
+                6 if token_is(name, b"accept") => accept = accept.or(Some(value)),
+                6 if token_is(name, b"expect") => return None,
+                7 if token_is(name, b"upgrade") || token_is(name, b"trailer") => return None,
+                10 if token_is(name, b"connection") => {
+                    connections += 1;
+                    closes = token_is(value, b"close");
+                    if !closes && !token_is(value, b"keep-alive") {
+                        return None;
+                    }
+                }
+                14 if token_is(name, b"content-length") => return None,
+                17 if token_is(name, b"transfer-encoding") => return None,
+                _ => seen.note(name, value),
+            }
+        }
+        // Other counts of `Host` and `Connection` are left to Pingora.
+        if hosts != 1 || connections > 1 {
+            return None;
+        }
+        let lines = &bytes[line.end..at - LINE_END.len()];
+        Some(Self { lines, count, length: at, seen, accept, closes })
+    }
 }
 
-impl Headers for Plain<'_> {
+impl Headers for FastRequest<'_> {
     fn lines<'a>(&'a self, name: &'a str) -> impl DoubleEndedIterator<Item = &'a [u8]> {
         let lines = self.lines.split(|byte| *byte == b'\n');
         let lines = lines.filter_map(|line| header_line(line, 0..line.len().checked_sub(1)?));
@@ -47,18 +89,18 @@ impl Headers for Plain<'_> {
     }
 }
 
-/// The line with which a plain request begins.
+/// The request line of a possible fast-path request.
 pub struct RequestLine<'b> {
-    /// The parts of its target.
+    /// The target, split.
     pub target: Target<'b>,
-    /// From the line on.
+    /// All bytes, from the request line on.
     bytes: &'b [u8],
-    /// Where it ends.
+    /// Where the request line ends in `bytes`, its line end included.
     end: usize,
 }
 
-/// Recognizes the line of a plain request at the beginning of `bytes`. Its target is in origin
-/// form and has no fragment.
+/// Parses the request line at the beginning of `bytes`: `GET`, a target in origin form without a
+/// fragment, and HTTP/1.1. `None`: not a fast-path request.
 pub fn request_line(bytes: &[u8]) -> Option<RequestLine<'_>> {
     let target = bytes.strip_prefix(b"GET ")?;
     let is_end = |bytes: Block| bytes.are_outside(b'!', b'~').or(bytes.are(b'#'));
@@ -67,55 +109,13 @@ pub fn request_line(bytes: &[u8]) -> Option<RequestLine<'_>> {
     Some(RequestLine { target: Target::of_path(target)?, bytes, end })
 }
 
-/// Recognizes a plain request behind its line.
-pub fn plain(line: RequestLine<'_>) -> Option<Plain<'_>> {
-    let bytes = line.bytes;
-    let mut at = line.end;
-    let (mut count, mut hosts, mut connections) = (0, 0, 0);
-    let (mut seen, mut accept, mut closes) = (ContextHeaders::default(), None, false);
-    loop {
-        let text = at..simd::find(bytes, at, is_odd)?;
-        if !bytes[text.end..].starts_with(LINE_END) {
-            return None;
-        }
-        at = text.end + LINE_END.len();
-        if text.is_empty() {
-            break;
-        }
-        count += 1;
-        let (name, value) = header_line(bytes, text)?;
-        match name.len() {
-            4 if token_is(name, b"host") => hosts += 1,
-            6 if token_is(name, b"accept") => accept = accept.or(Some(value)),
-            6 if token_is(name, b"expect") => return None,
-            7 if token_is(name, b"upgrade") || token_is(name, b"trailer") => return None,
-            10 if token_is(name, b"connection") => {
-                connections += 1;
-                closes = token_is(value, b"close");
-                if !closes && !token_is(value, b"keep-alive") {
-                    return None;
-                }
-            }
-            14 if token_is(name, b"content-length") => return None,
-            17 if token_is(name, b"transfer-encoding") => return None,
-            _ => seen.note(name, value),
-        }
-    }
-    // No host, or several, is for Pingora to judge; and so are two wishes for the connection.
-    if hosts != 1 || connections > 1 {
-        return None;
-    }
-    let lines = &bytes[line.end..at - LINE_END.len()];
-    Some(Plain { lines, count, length: at, seen, accept, closes })
-}
-
-/// Reads the header line at `text`, into name and value: a name, a colon, and a value behind one
-/// space, as everybody writes it, or behind none. No white space but that around them, so it does
-/// not go on with the line before it either (obs-fold).
+/// Splits the header line at `text` into name and value: a name, a colon, at most one space, and a
+/// value without white space around it. A folded line (obs-fold) is refused: no name begins with
+/// white space.
 #[inline(always)]
 fn header_line(bytes: &[u8], text: Range<usize>) -> Option<(&[u8], &[u8])> {
-    // What ends a line ends a name.
-    let name_end = simd::find(bytes, text.start, is_no_name).unwrap_or(text.end);
+    // A line end is not a name byte either.
+    let name_end = simd::find(bytes, text.start, is_not_name).unwrap_or(text.end);
     let name = &bytes[text.start..name_end];
     let value = match bytes[name_end..text.end].strip_prefix(b":")? {
         [b' ', value @ ..] if !value.is_empty() => value,
@@ -125,17 +125,17 @@ fn header_line(bytes: &[u8], text: Range<usize>) -> Option<(&[u8], &[u8])> {
     fits.then_some((name, value))
 }
 
-/// Which bytes end a line: those that are no printable ASCII. Nothing in a line is so what a
-/// lenient reader might take for its end, nor what servers disagree about.
+/// Marks bytes that are not printable ASCII; the first one must be the line end. So a line holds no
+/// byte that a lenient reader might take for a line end, or about which servers disagree.
 #[inline(always)]
-fn is_odd(bytes: Block) -> Block {
+fn is_not_printable(bytes: Block) -> Block {
     bytes.are_outside(b' ', b'~')
 }
 
-/// Which bytes end the name of a header: any that is not in a name that somebody uses. More are
-/// allowed (RFC 9110, section 5.6.2).
+/// Marks bytes that end a header name: all but letters, digits, `-` and `_`. RFC 9110, section
+/// 5.6.2 allows more, but names in use have no others.
 #[inline(always)]
-fn is_no_name(bytes: Block) -> Block {
+fn is_not_name(bytes: Block) -> Block {
     let no_letter = bytes.to_lower_case().are_outside(b'a', b'z');
     let no_digit = bytes.are_outside(b'0', b'9');
     no_letter.and(no_digit).and(bytes.are_not(b'-')).and(bytes.are_not(b'_'))
@@ -144,29 +144,30 @@ fn is_no_name(bytes: Block) -> Block {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::server::http1::header_check::end_of_head;
 
-    fn plain(bytes: &[u8]) -> Option<Plain<'_>> {
-        super::plain(request_line(bytes)?)
+    fn parse(bytes: &[u8]) -> Option<FastRequest<'_>> {
+        FastRequest::parse(request_line(bytes)?)
     }
 
-    fn is_plain(head: &str) -> bool {
-        plain(head.as_bytes()).is_some()
+    fn is_fast(head: &str) -> bool {
+        parse(head.as_bytes()).is_some()
     }
 
     #[test]
-    fn a_browsers_pixel_request_is_plain() {
+    fn a_browsers_pixel_request_is_accepted() {
         let head = "GET /v1/event/?_a=1 HTTP/1.1\r\nHost: a\r\nUser-Agent: b\r\nAccept: */*\r\n\
                     Connection: Keep-Alive\r\nCookie: c=d\r\nX:y\r\nZ:\r\n\r\n";
         let more = format!("{head}GET /");
-        let request = plain(more.as_bytes()).unwrap();
+        let request = parse(more.as_bytes()).unwrap();
         assert_eq!((request.length, request.closes), (head.len(), false));
         assert_eq!(request.accept, Some(&b"*/*"[..]));
         let closing = head.replace("Keep-Alive", "Close");
-        assert!(plain(closing.as_bytes()).unwrap().closes);
+        assert!(parse(closing.as_bytes()).unwrap().closes);
     }
 
     #[test]
-    fn whatever_is_unusual_is_not_plain() {
+    fn an_unusual_request_is_refused() {
         for (line, header) in [
             ("POST /v1/event/ HTTP/1.1", ""),
             ("HEAD /v1/event/ HTTP/1.1", ""),
@@ -207,28 +208,28 @@ mod tests {
             ("GET /v1/event/ HTTP/1.1", "X : a\r\n"),
             ("GET /v1/event/ HTTP/1.1", "X\r\n"),
         ] {
-            assert!(!is_plain(&format!("{line}\r\nHost: a\r\n{header}\r\n")), "{line} {header:?}");
+            assert!(!is_fast(&format!("{line}\r\nHost: a\r\n{header}\r\n")), "{line} {header:?}");
         }
-        assert!(!is_plain("GET /v1/event/ HTTP/1.1\r\nX: a\r\n\r\n"), "no host");
+        assert!(!is_fast("GET /v1/event/ HTTP/1.1\r\nX: a\r\n\r\n"), "no host");
         for bare in
             ["\nHost: a\r\n\r\n", "\r\nHost: a\n\r\n", "\r\nHost: a\r\n\n", "\r\nHost: a\n\n"]
         {
-            assert!(!is_plain(&format!("GET / HTTP/1.1{bare}")), "{bare:?}");
+            assert!(!is_fast(&format!("GET / HTTP/1.1{bare}")), "{bare:?}");
         }
         let whole = "GET / HTTP/1.1\r\nHost: a\r\n\r\n";
-        assert!((0..whole.len()).all(|cut| !is_plain(&whole[..cut])) && is_plain(whole), "a part");
+        assert!((0..whole.len()).all(|cut| !is_fast(&whole[..cut])) && is_fast(whole), "a part");
     }
 
     #[test]
     fn lines_of_one_name_are_found_in_their_order_and_all_are_counted() {
         let head = "GET / HTTP/1.1\r\nX-Forwarded-For: a\r\nHost: a\r\nx-forwarded-for:b, c\r\n\
                     X-Forwarded-Fo: d\r\nX-FORWARDED-FOR:\r\n\r\nX-Forwarded-For: e\r\n";
-        let request = plain(head.as_bytes()).unwrap();
+        let request = parse(head.as_bytes()).unwrap();
         let found: Vec<_> = request.lines("x-forwarded-for").collect();
         assert_eq!((request.count, found), (5, vec![&b"a"[..], b"b, c", b""]));
     }
 
-    /// The same question, asked of each line.
+    /// The same decision by a naive parser that reads line by line.
     fn naive(head: &str) -> bool {
         let Some(lines) = head.strip_suffix("\r\n\r\n") else { return false };
         let mut lines = lines.split("\r\n");
@@ -297,15 +298,15 @@ mod tests {
         })]
 
         #[test]
-        fn what_is_plain_is_plain_to_whoever_reads_line_by_line(
+        fn what_is_fast_is_fast_to_whoever_reads_line_by_line(
             places in proptest::collection::vec(0..PIECES.len(), 0..12),
             begins_well: bool,
         ) {
             let begin = if begins_well { "GET /?a=? HTTP/1.1\r\nHost: a\r\n" } else { "" };
             let bytes = places.iter().fold(begin.to_owned(), |all, place| all + PIECES[*place]);
             let mut searched = 0;
-            let end = crate::server::http1::head::end_of_head(bytes.as_bytes(), &mut searched);
-            let length = plain(bytes.as_bytes()).map(|plain| plain.length);
+            let end = end_of_head(bytes.as_bytes(), &mut searched);
+            let length = parse(bytes.as_bytes()).map(|request| request.length);
             let expect = end.filter(|end| naive(&bytes[..*end]));
             proptest::prop_assert_eq!(length, expect, "{:?}", bytes);
             if let Some(line) = request_line(bytes.as_bytes()) {

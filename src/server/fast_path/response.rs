@@ -1,4 +1,4 @@
-//! Answers as the bytes that are sent.
+//! Prebuilt responses as bytes ready to send.
 
 use crate::response::answers::Answer;
 use crate::response::title_case::title_case;
@@ -7,20 +7,19 @@ use http::{HeaderValue, StatusCode, header};
 use std::cell::Cell;
 use std::convert::Infallible;
 
-/// An answer, written out but for what changes: `Date`, `Connection`, and sometimes
-/// `Retry-After`.
+/// A prebuilt response. `Date`, `Connection` and, on some, `Retry-After` are filled in per request.
 #[derive(Debug)]
-pub struct Raw {
+pub struct FastResponse {
     head: Bytes,
-    /// The prebuilt value, kept apart because a rate limit knows better.
+    /// The default `Retry-After`; a rate limit replaces it by its own seconds.
     retry_after: Option<HeaderValue>,
-    /// What follows the date: of a connection that goes on, and of one that ends.
+    /// What follows the date: `Connection` and the body, for a kept and for a closed connection.
     tails: [Bytes; 2],
 }
 
-impl Raw {
-    /// Writes an answer out.
-    pub fn new(answer: Answer) -> Result<Raw, Infallible> {
+impl FastResponse {
+    /// Serializes an answer.
+    pub fn new(answer: Answer) -> Result<FastResponse, Infallible> {
         let status = StatusCode::from_u16(answer.status).unwrap_or_default();
         let reason = status.canonical_reason().unwrap_or_default();
         let mut head = BytesMut::new();
@@ -40,10 +39,10 @@ impl Raw {
             tail.put_slice(&answer.body);
             tail.freeze()
         });
-        Ok(Raw { head: head.freeze(), retry_after, tails })
+        Ok(FastResponse { head: head.freeze(), retry_after, tails })
     }
 
-    /// Hands the whole answer, as it is sent now, to `take`.
+    /// Passes the bytes of the whole response to `take`. `keep`: the connection stays open.
     pub fn write<T>(
         &self,
         retry_after_seconds: Option<u32>,

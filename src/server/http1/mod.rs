@@ -1,19 +1,22 @@
-//! One HTTP/1 connection: its requests, each read under one deadline, answered here or by Pingora.
+//! Serves an HTTP/1 connection: each request is read under one deadline, then answered by the fast
+//! path or handed to Pingora.
 
-pub(super) mod head;
+pub mod header_check;
 
-use super::admission::Admitted;
-use super::connection_limit::Permit;
-use super::fast_path::request::{Plain, plain, request_line};
+use super::connection::{Connection, Head};
+use super::fast_path::request::{FastRequest, request_line};
+use super::http2::frame::{PREFACE, PREFACE_HEAD_BYTES};
+use super::read_buffer;
+use super::service::Server;
 use super::socket::Socket;
-use super::{InFlight, InFlightGuard, Server, http2, read_buffer};
 use crate::plugin::NextStep;
 use crate::policy::gate::EventRequest;
 use crate::request::path::Reading;
 use crate::response::answers::wants_image;
+use crate::telemetry::in_flight::{InFlight, InFlightGuard};
 use crate::telemetry::metrics::Limit;
 use bytes::{Buf, BytesMut};
-use head::{Fault, end_of_head, examine};
+use header_check::{HeaderError, check_header, without_upgrade};
 use pingora::apps::{HttpServerApp, ReusedHttpStream};
 use pingora::protocols::http::ServerSession;
 use pingora::protocols::{ALPN, Stream};
@@ -26,112 +29,80 @@ use std::pin::{Pin, pin};
 use std::sync::Arc;
 use std::task::{Context, Poll};
 use std::time::Duration;
-use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::io::AsyncWriteExt;
 use tokio::time::{Instant, Sleep, sleep, timeout};
 
-/// Room for one read of the rest of a header, in bytes.
-const READ_BYTES: usize = 4096;
-/// How long a client is heard out before its connection closes, in seconds, and how many bytes: a
-/// close with bytes unread would take the last answer back from it (RFC 9112, section 9.6).
+/// A lingering close drains up to 1 s or 256 KiB before closing: unread bytes would make the kernel
+/// send RST, which can destroy the response on its way (RFC 9112, section 9.6).
 const LINGER_SECONDS_MAX: u64 = 1;
 const LINGER_BYTES_MAX: usize = 256 << 10;
-/// Sent before closing where a request is not served.
+/// Responses to a refused header; the connection closes after them.
 const HEADER_TIMEOUT: &[u8] =
     b"HTTP/1.1 408 Request Timeout\r\nContent-Length: 0\r\nConnection: close\r\n\r\n";
 const HEADER_TOO_LARGE: &[u8] = b"HTTP/1.1 431 Request Header Fields Too Large\r\n\
     Content-Length: 0\r\nConnection: close\r\n\r\n";
-const HEADER_UNSOUND: &[u8] =
+const HEADER_MALFORMED: &[u8] =
     b"HTTP/1.1 400 Bad Request\r\nContent-Length: 0\r\nConnection: close\r\n\r\n";
 
-/// An HTTP/1 connection between two of its requests.
-pub struct Connection {
-    pub stream: Stream,
-    /// What came and is not used yet. An idle connection holds no memory here.
-    pub came: BytesMut,
-    pub peer: Option<IpAddr>,
-    /// How many it has had, the one that it is at included.
-    pub requests: u32,
-    /// Its place among the connections.
-    pub place: Permit,
-}
-
-impl Connection {
-    /// A connection that was let in, before its first request.
-    pub fn new(stream: Stream, admitted: Admitted) -> Connection {
-        let Admitted { place, client, ahead } = admitted;
-        Connection { stream, came: ahead, peer: client, requests: 0, place }
-    }
-}
-
-/// A plain event request that is judged, and waits for the disk at most.
-struct Judged<'f> {
-    /// Length of its header.
+/// A fast-path event request that has its verdict and may still wait for the disk.
+struct JudgedRequest<'f> {
+    /// Length of its header, in bytes.
     length: usize,
     step: NextStep,
     image: bool,
-    /// It is the connection's last one by its client's wish.
+    /// Whether the client sent `Connection: close`.
     closes: bool,
-    _busy: InFlightGuard<&'f InFlight>,
+    _in_flight_guard: InFlightGuard<&'f InFlight>,
 }
 
-/// What a connection brings first when it was waited for.
+/// How a wait for the next request ended.
 enum Arrival<'f> {
-    /// A plain event request, whole.
-    Judged(Judged<'f>),
-    /// Something else, which is in the connection's buffer.
+    /// A whole fast-path event request arrived; it has its verdict.
+    Judged(JudgedRequest<'f>),
+    /// Other bytes arrived; they are in the connection's `received`.
     Bytes,
-    /// Nothing, in time.
+    /// The read timeout passed.
     Late,
-    /// Nothing any more.
+    /// The client closed the connection, or the server stops.
     Closed,
 }
 
-/// How reading a header ended.
-pub enum Head {
-    /// It is in the buffer, this many bytes long.
-    Complete(usize),
-    /// It crosses a limit.
-    Refused(Limit),
-    /// The client left.
-    Closed,
-}
-
-/// What Pingora makes of a request: the connection, if it can take another one.
-type Handed<'a> = Pin<Box<dyn Future<Output = Option<ReusedHttpStream>> + Send + 'a>>;
+/// Pingora serving one request; resolves to the connection if it can take another request.
+type ReusedFuture<'a> = Pin<Box<dyn Future<Output = Option<ReusedHttpStream>> + Send + 'a>>;
 
 impl<SV> Server<SV> {
-    /// Takes a connection's next bytes, if there are any. A plain event request that comes in one
-    /// piece, as nearly all do, is judged where it was read.
+    /// Takes a connection's next bytes. A fast-path event request that arrives in one piece, as
+    /// nearly all do, is judged in the read buffer without a copy.
     fn poll_arrival(&self, connection: &mut Connection, cx: &mut Context<'_>) -> Poll<Arrival<'_>> {
-        let Connection { stream, came, peer, .. } = connection;
-        if !came.is_empty() {
+        let Connection { stream, received, peer, .. } = connection;
+        if !received.is_empty() {
             return Poll::Ready(Arrival::Bytes);
         }
         let read = read_buffer::poll_read(&mut **stream, cx, |bytes| {
-            if let Some(judged) = self.judge_plain(bytes, *peer) {
-                came.extend_from_slice(&bytes[judged.length..]);
+            if let Some(judged) = self.judge_fast_path(bytes, *peer) {
+                received.extend_from_slice(&bytes[judged.length..]);
                 return Arrival::Judged(judged);
             }
-            came.extend_from_slice(bytes);
+            received.extend_from_slice(bytes);
             if bytes.is_empty() { Arrival::Closed } else { Arrival::Bytes }
         });
         read.map(|read| read.unwrap_or(Arrival::Closed))
     }
 
-    /// Waits for a connection's next bytes, as long as it may, or until `stopped`.
+    /// Waits for a connection's next bytes until its read timeout or until `stopped` resolves.
     ///
-    /// `alarm` is the connection's own. It is set anew only when it goes off too early, which is
-    /// once in many requests: setting it for each costs more than judging an event.
+    /// `alarm` lives as long as the connection. It is reset only if it fires too early, which is
+    /// once in many requests: a reset per request would cost more than judging an event.
     async fn wait(
         &self,
         connection: &mut Connection,
         mut alarm: Pin<&mut Sleep>,
         mut stopped: Pin<&mut impl Future>,
     ) -> Arrival<'_> {
-        if connection.came.is_empty() {
-            connection.came = BytesMut::new();
+        if connection.received.is_empty() {
+            connection.received = BytesMut::new();
         }
-        let until = Instant::now() + self.patience(connection);
+        let until = Instant::now() + self.read_timeout(connection);
         if until < alarm.deadline() {
             alarm.as_mut().reset(until);
         }
@@ -150,53 +121,16 @@ impl<SV> Server<SV> {
         .await
     }
 
-    /// How long a connection's next bytes are waited for.
-    fn patience(&self, connection: &Connection) -> Duration {
+    /// How long to wait for the next bytes: the header deadline before the first request, the
+    /// keep-alive time after it.
+    fn read_timeout(&self, connection: &Connection) -> Duration {
         let limits = self.limits();
         if connection.requests == 0 { limits.header_timeout } else { limits.keepalive }
     }
 
-    /// Reads until the buffer begins with a whole header, and holds at least `least` bytes.
-    pub async fn read_head(&self, stream: &mut Stream, came: &mut BytesMut, least: usize) -> Head {
-        let limits = self.limits();
-        let mut searched = 0;
-        let mut look = |came: &mut BytesMut| {
-            // Empty lines before a request line are skipped (RFC 9112, section 2.2).
-            if searched == 0 {
-                came.advance(head::empty_lines(came));
-            }
-            match end_of_head(came, &mut searched) {
-                Some(end) if end > limits.header_bytes_max => {
-                    Some(Head::Refused(Limit::HeaderBytes))
-                }
-                Some(end) if came.len() >= least => Some(Head::Complete(end)),
-                None if came.len() > limits.header_bytes_max => {
-                    Some(Head::Refused(Limit::HeaderBytes))
-                }
-                _ => None,
-            }
-        };
-        if let Some(head) = look(came) {
-            return head;
-        }
-        let rest = async {
-            loop {
-                came.reserve(READ_BYTES);
-                match stream.read_buf(came).await {
-                    Ok(length) if length > 0 => {}
-                    _ => return Head::Closed,
-                }
-                if let Some(head) = look(came) {
-                    return head;
-                }
-            }
-        };
-        let rest = timeout(limits.header_timeout, rest).await;
-        rest.unwrap_or(Head::Refused(Limit::HeaderTime))
-    }
-
-    /// Judges the request at the beginning of `bytes` if it is whole, plain and ours.
-    fn judge_plain(&self, bytes: &[u8], peer: Option<IpAddr>) -> Option<Judged<'_>> {
+    /// Judges the request at the beginning of `bytes` if it is a whole fast-path request for an
+    /// event path. `None`: the request takes Pingora's path.
+    fn judge_fast_path(&self, bytes: &[u8], peer: Option<IpAddr>) -> Option<JudgedRequest<'_>> {
         let limits = self.limits();
         if !limits.answer_plain {
             return None;
@@ -208,40 +142,40 @@ impl<SV> Server<SV> {
         if reading == Reading::Other {
             return None;
         }
-        let request = plain(line)?;
+        let request = FastRequest::parse(line)?;
         let length = request.length;
         if request.count > limits.header_lines_max || length > limits.header_bytes_max {
             return None;
         }
-        let busy = self.in_flight.enter_here();
+        let in_flight_guard = self.in_flight.enter_here();
         let ip = peer.map(|peer| state.trusted.client(peer, &request));
         let (image, closes) = (wants_image(request.accept), request.closes);
         let step = self.gate.judge(EventRequest {
-            method: &Plain::METHOD,
+            method: &FastRequest::METHOD,
             reading,
             query: target.query,
             context: request.seen.context(ip),
         });
-        Some(Judged { length, step, image, closes, _busy: busy })
+        Some(JudgedRequest { length, step, image, closes, _in_flight_guard: in_flight_guard })
     }
 
-    /// Answers a request that was judged, once the disk has it. Whether the connection can take
-    /// another one.
+    /// Answers a judged request once its event is on disk as configured. Returns whether the
+    /// connection can take another request.
     async fn answer(
         &self,
         connection: &mut Connection,
-        judged: Judged<'_>,
+        judged: JudgedRequest<'_>,
         shutdown: &ShutdownWatch,
     ) -> bool {
-        let wishes_end = judged.closes;
-        let keep = self.keeps(connection, shutdown) && !wishes_end;
+        let client_closes = judged.closes;
+        let keep = self.keeps(connection, shutdown) && !client_closes;
         let reply = self.gate.finish(judged.step).await;
         let raw = reply.pick(&self.answers, judged.image);
         let stream = &mut connection.stream;
         let rest = raw.write(reply.retry_after_seconds(), keep, |answer| {
-            // What is taken at once, as nearly all is, costs no copy.
+            // Only the part that the socket does not take at once is copied; rarely is there any.
             let sent =
-                stream.as_any().downcast_ref().map_or(0, |wire: &Socket| wire.send_now(answer));
+                stream.as_any().downcast_ref().map_or(0, |socket: &Socket| socket.send_now(answer));
             (sent < answer.len()).then(|| answer[sent..].to_vec())
         });
         let sent = match rest {
@@ -251,24 +185,24 @@ impl<SV> Server<SV> {
         match sent {
             Some(Ok(())) if keep => true,
             Some(Ok(())) => {
-                // A client that wishes the end and has sent nothing more has said all. TLS has a
-                // goodbye of its own.
+                // Nothing is left to drain if the client asked to close and sent nothing more.
+                // TLS still needs its close_notify, which the lingering close sends.
                 let in_clear = connection.stream.get_ssl_digest().is_none();
-                if !(wishes_end && in_clear && connection.came.is_empty()) {
-                    Box::pin(part(&mut connection.stream)).await;
+                if !(client_closes && in_clear && connection.received.is_empty()) {
+                    Box::pin(lingering_close(&mut connection.stream)).await;
                 }
                 false
             }
             Some(Err(_)) => false,
             None => {
-                self.door.teller.tell(Limit::WriteTime);
+                self.admission.limit_reporter.report(Limit::WriteTime);
                 false
             }
         }
     }
 
-    /// Sends all of `bytes`, unless the client takes too long to take them. What it takes at once
-    /// costs no timer.
+    /// Sends all of `bytes`; `None` after `write_timeout`. A timer is set only if the first write
+    /// does not take everything.
     async fn send(&self, stream: &mut Stream, bytes: &[u8]) -> Option<io::Result<()>> {
         let mut sending = pin!(async {
             stream.write_all(bytes).await?;
@@ -280,50 +214,50 @@ impl<SV> Server<SV> {
         }
     }
 
-    /// Whether a connection may have one more request after the one that it is at.
+    /// Whether the connection may have another request after the current one.
     fn keeps(&self, connection: &Connection, shutdown: &ShutdownWatch) -> bool {
         let max = self.limits().requests_per_connection_max;
         let last = max > 0 && connection.requests >= max;
         if last {
-            self.door.teller.tell(Limit::Requests);
+            self.admission.limit_reporter.report(Limit::Requests);
         }
         !last && !*shutdown.borrow()
     }
 
-    /// Says why, hears the client out for a moment, and closes.
+    /// Sends the error response for `limit`, then does a lingering close.
     async fn refuse(&self, mut connection: Connection, limit: Limit) {
-        self.door.teller.tell(limit);
+        self.admission.limit_reporter.report(limit);
         let answer = match limit {
             Limit::HeaderTime => HEADER_TIMEOUT,
             Limit::HeaderBytes | Limit::HeaderLines => HEADER_TOO_LARGE,
-            _ => HEADER_UNSOUND,
+            _ => HEADER_MALFORMED,
         };
-        let why = async {
+        let response = async {
             connection.stream.write_all(answer).await?;
             connection.stream.flush().await
         };
-        // A client that does not listen is not waited for.
-        if let Ok(Ok(())) = timeout(Duration::from_secs(LINGER_SECONDS_MAX), why).await {
-            part(&mut connection.stream).await;
+        // A client that does not take the response in time is closed without draining.
+        if let Ok(Ok(())) = timeout(Duration::from_secs(LINGER_SECONDS_MAX), response).await {
+            lingering_close(&mut connection.stream).await;
         }
     }
 }
 
-/// Closes a connection whose client was told so, and hears it out for a moment.
-async fn part(stream: &mut Stream) {
-    let goodbye = async {
+/// Closes the sending side, then drains up to 1 s or 256 KiB: see [`LINGER_SECONDS_MAX`].
+async fn lingering_close(stream: &mut Stream) {
+    let drain = async {
         AsyncWriteExt::shutdown(stream).await?;
-        let mut heard = 0;
-        while heard < LINGER_BYTES_MAX {
+        let mut drained = 0;
+        while drained < LINGER_BYTES_MAX {
             let more = poll_fn(|cx| read_buffer::poll_read(&mut **stream, cx, <[u8]>::len)).await?;
             if more == 0 {
                 break;
             }
-            heard += more;
+            drained += more;
         }
         io::Result::Ok(())
     };
-    let _ = timeout(Duration::from_secs(LINGER_SECONDS_MAX), goodbye).await;
+    let _ = timeout(Duration::from_secs(LINGER_SECONDS_MAX), drain).await;
 }
 
 impl<SV> Server<SV>
@@ -331,7 +265,7 @@ where
     SV: ProxyHttp + Send + Sync + 'static,
     SV::CTX: Send + Sync,
 {
-    /// Serves a connection to its end, in the version of HTTP that its TLS handshake agreed on.
+    /// Serves a connection to its end, in the HTTP version that ALPN selected.
     pub async fn serve_agreed(self: Arc<Self>, connection: Connection, shutdown: ShutdownWatch) {
         if connection.stream.selected_alpn_proto() == Some(ALPN::H2) {
             Box::pin(self.serve_h2(connection, shutdown)).await;
@@ -344,7 +278,7 @@ where
     pub async fn serve(self: Arc<Self>, mut connection: Connection, shutdown: ShutdownWatch) {
         let mut stopping = shutdown.clone();
         let mut stopped = pin!(stopping.wait_for(|stop| *stop && self.in_flight.closes_idle()));
-        let mut alarm = pin!(sleep(self.patience(&connection)));
+        let mut alarm = pin!(sleep(self.read_timeout(&connection)));
         loop {
             let arrival = self.wait(&mut connection, alarm.as_mut(), stopped.as_mut()).await;
             let first = connection.requests == 0;
@@ -355,28 +289,27 @@ where
                         return;
                     }
                 }
-                // Boxed, as all that is rare: its room would be held while nothing comes.
+                // Boxed, as this is rare: an idle connection's task would hold its memory.
                 Arrival::Bytes => match Box::pin(self.serve_bytes(connection, &shutdown)).await {
                     Some(kept) => connection = kept,
                     None => return,
                 },
                 Arrival::Late => {
                     let limit = if first { Limit::HeaderTime } else { Limit::IdleTime };
-                    return self.door.teller.tell(limit);
+                    return self.admission.limit_reporter.report(limit);
                 }
                 Arrival::Closed => return,
             }
         }
     }
 
-    /// Serves a request whose first bytes are in the buffer.
+    /// Serves a request whose first bytes are in `received`. `None`: the connection has ended.
     async fn serve_bytes(
         self: &Arc<Self>,
         mut connection: Connection,
         shutdown: &ShutdownWatch,
     ) -> Option<Connection> {
-        let Connection { stream, came, peer, requests, .. } = &mut connection;
-        let end = match self.read_head(stream, came, 0).await {
+        let end = match connection.read_head(self.limits(), 0).await {
             Head::Complete(end) => end,
             Head::Closed => return None,
             Head::Refused(limit) => {
@@ -384,16 +317,17 @@ where
                 return None;
             }
         };
-        if let Some(judged) = self.judge_plain(&came[..end], *peer) {
-            came.advance(judged.length);
+        let Connection { received, peer, requests, .. } = &mut connection;
+        if let Some(judged) = self.judge_fast_path(&received[..end], *peer) {
+            received.advance(judged.length);
             return self.answer(&mut connection, judged, shutdown).await.then_some(connection);
         }
         let first = *requests == 1;
-        if first && end == http2::PREFACE_HEAD_BYTES && http2::PREFACE.starts_with(&came[..end]) {
+        if first && end == PREFACE_HEAD_BYTES && PREFACE.starts_with(&received[..end]) {
             Box::pin(self.clone().serve_h2(connection, shutdown.clone())).await;
             return None;
         }
-        let request = match sound(came, end, self.limits().header_lines_max) {
+        let request = match take_request(received, end, self.limits().header_lines_max) {
             Ok(request) => request,
             Err(limit) => {
                 Box::pin(self.refuse(connection, limit)).await;
@@ -406,14 +340,15 @@ where
         Some(connection)
     }
 
-    /// Has Pingora serve the request that begins with `request`.
+    /// Has Pingora serve a request; `request` holds its bytes that are already read. The connection
+    /// closes after the response unless `keep` is set.
     fn hand_over<'a>(
         &'a self,
         stream: Stream,
         request: BytesMut,
         keep: bool,
         shutdown: &'a ShutdownWatch,
-    ) -> Handed<'a> {
+    ) -> ReusedFuture<'a> {
         let mut session = ServerSession::new_http1(stream);
         session.set_pipelined_prefix(request);
         session.set_write_timeout(Some(self.limits().write_timeout));
@@ -424,19 +359,19 @@ where
     }
 }
 
-/// Takes a request's bytes out of the buffer for Pingora: its header alone, or all that may be
-/// its body.
-fn sound(came: &mut BytesMut, end: usize, lines_max: usize) -> Result<BytesMut, Limit> {
-    let sound = examine(&came[..end], lines_max).map_err(|fault| match fault {
-        Fault::Syntax => Limit::HeaderSyntax,
-        Fault::Lines => Limit::HeaderLines,
+/// Checks a header of `end` bytes and takes the request's bytes out of `received` for Pingora: the
+/// header alone, or everything if later bytes may belong to the request.
+fn take_request(received: &mut BytesMut, end: usize, lines_max: usize) -> Result<BytesMut, Limit> {
+    let framing = check_header(&received[..end], lines_max).map_err(|error| match error {
+        HeaderError::Syntax => Limit::HeaderSyntax,
+        HeaderError::Lines => Limit::HeaderLines,
     })?;
-    let mut request = came.split_to(end);
-    if sound.upgrades {
-        request = head::without_upgrade(&request);
+    let mut request = received.split_to(end);
+    if framing.foreign_upgrade {
+        request = without_upgrade(&request);
     }
-    if sound.expects_more {
-        request.unsplit(std::mem::take(came));
+    if framing.expects_more {
+        request.unsplit(std::mem::take(received));
     }
     Ok(request)
 }
@@ -448,14 +383,14 @@ mod tests {
     use pingora::Error;
     use pingora::prelude::{HttpPeer, Session};
 
-    /// What an idle connection may hold in its task, in bytes. Its socket's buffer and what the
-    /// runtime and Pingora keep of a socket come on top; `tests/security` measures the whole.
+    /// Most bytes in an idle connection's task. The socket's buffers and what the runtime and
+    /// Pingora keep per socket come on top; `tests/security` measures the whole.
     const IDLE_BYTES_MAX: usize = 1088;
 
-    struct Nobody;
+    struct NoUpstream;
 
     #[async_trait]
-    impl ProxyHttp for Nobody {
+    impl ProxyHttp for NoUpstream {
         type CTX = ();
 
         fn new_ctx(&self) {}
@@ -469,13 +404,13 @@ mod tests {
         }
     }
 
-    fn bytes_of<F>(_: fn(Arc<Server<Nobody>>, Connection, ShutdownWatch) -> F) -> usize {
+    fn bytes_of<F>(_: fn(Arc<Server<NoUpstream>>, Connection, ShutdownWatch) -> F) -> usize {
         size_of::<F>()
     }
 
     #[test]
     fn an_idle_connection_holds_little() {
-        let bytes = bytes_of(Server::<Nobody>::serve);
+        let bytes = bytes_of(Server::<NoUpstream>::serve);
         assert!(bytes <= IDLE_BYTES_MAX, "{bytes} bytes");
     }
 }

@@ -1,9 +1,9 @@
-//! An HTTP/2 connection's streams: a plain event request is answered here, any other by the proxy.
+//! Serves the streams of an HTTP/2 connection: event requests here, all others by the proxy.
 //!
-//! The gate judges and answers both ways alike. What is spared is what Pingora makes for each
-//! request that it may have to pass on: some thirty kilobytes that are moved about several times.
+//! Both ways use the same judge and the same responses. Answering here saves the state of about
+//! 30 KiB that Pingora creates, and copies, for every request that it might have to proxy.
 
-use crate::server::Server;
+use crate::server::service::Server;
 use crate::telemetry::metrics::Limit;
 use async_trait::async_trait;
 use http::{Method, header};
@@ -16,36 +16,39 @@ use pingora::proxy::ProxyHttp;
 use pingora::server::ShutdownWatch;
 use std::sync::Arc;
 
-/// See the module.
+/// The Pingora application for the streams of one connection.
 pub struct Streams<SV>(pub Arc<Server<SV>>);
 
-/// Whether a request is what `h1` takes for plain: nothing but a header, which asks for an answer.
-fn is_plain(session: &mut ServerSession) -> bool {
+/// Whether a request is a `GET` without a body and without `Expect`.
+fn is_simple_get(session: &mut ServerSession) -> bool {
     let request = session.req_header();
-    let asks = request.method == Method::GET && !request.headers.contains_key(header::EXPECT);
-    asks && session.is_body_done()
+    let is_get = request.method == Method::GET && !request.headers.contains_key(header::EXPECT);
+    is_get && session.is_body_done()
 }
 
 impl<SV> Streams<SV> {
-    /// Answers a plain event request. Gives back any other.
+    /// Answers an event request. Returns the session of any other request.
     async fn answer(&self, mut session: ServerSession) -> Option<ServerSession> {
-        let Streams(front) = self;
-        if !front.limits().answer_plain || !is_plain(&mut session) {
+        let Streams(server) = self;
+        if !server.limits().answer_plain || !is_simple_get(&mut session) {
             return Some(session);
         }
-        let _busy = front.in_flight.enter_here();
-        // The window of a stream is the client's to open, or not.
-        session.set_write_timeout(Some(front.limits().write_timeout));
-        let answered = match front.gate.handle_downstream(&mut session).await {
+        let _in_flight_guard = server.in_flight.enter_here();
+        // A client that never opens its stream window must not hold the response forever.
+        session.set_write_timeout(Some(server.limits().write_timeout));
+        let answered = match server.gate.handle_downstream(&mut session).await {
             Ok(None) => return Some(session),
             Ok(Some(_)) => session.finish().await.map(drop),
             Err(e) => Err(e),
         };
         match answered {
             Err(e) if *e.etype() == ErrorType::WriteTimedout => {
-                front.door.teller.tell(Limit::WriteTime);
+                server.admission.limit_reporter.report(Limit::WriteTime);
             }
-            Err(e) => debug!("a client left before it was answered: {}", e.etype().as_str()),
+            Err(e) => debug!(
+                "a client closed its stream before the response was sent: {}",
+                e.etype().as_str()
+            ),
             Ok(()) => {}
         }
         None

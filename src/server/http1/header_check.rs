@@ -1,26 +1,27 @@
-//! Where a request's header ends, and what may stand in it.
+//! Finds the end of a request's header and checks its framing.
 //!
-//! A header that goes on to another party must be one that no two parties read differently: where
-//! they disagree about where a request ends, one client's bytes become another's request
-//! (smuggling). So a header is let through only if it follows the strict grammar of RFC 9112;
-//! whatever a lenient reader might forgive is refused here, before Pingora or an origin sees it.
-//! Plain event requests are held to as much by their own reader, see [`super::plain`].
+//! If two parties disagree about where a request ends, one client's bytes become another client's
+//! request (request smuggling). So a header is handed on only if it follows the strict grammar of
+//! RFC 9112. Everything that a lenient reader might forgive is refused here, before Pingora or an
+//! origin sees it. The fast path has a parser of its own (`fast_path/request`): it works on SIMD
+//! lanes, accepts only a subset of `GET` requests, and never hands a header on.
 
 use bytes::BytesMut;
 
-/// Longest method, in bytes: the longest that is registered has 17.
+/// Longest method, in bytes. The longest registered method has 17.
 const METHOD_BYTES_MAX: usize = 32;
-/// Most digits of a `Content-Length`: any value of as many fits 64 bits.
+/// Most digits of a `Content-Length`; every such value fits in 64 bits.
 const LENGTH_DIGITS_MAX: usize = 18;
 
-/// Empty lines before a request line, which are skipped (RFC 9112, section 2.2), in bytes.
+/// Length in bytes of the empty lines before a request line; they are skipped (RFC 9112,
+/// section 2.2).
 pub fn empty_lines(bytes: &[u8]) -> usize {
     bytes.iter().take_while(|b| matches!(b, b'\r' | b'\n')).count()
 }
 
-/// Where the header ends: after its empty line, whose line ends may be bare LF, since a lenient
-/// reader stops there ([`examine`] refuses them). `searched` remembers how far earlier calls
-/// looked, so that a header that comes byte by byte is looked at once.
+/// The header's length in bytes, its empty line included. A line may end in a bare LF here, since a
+/// lenient reader stops there; [`check_header`] refuses it. `searched` stores how far earlier calls
+/// looked, so that each byte of a header that arrives in pieces is searched once.
 pub fn end_of_head(bytes: &[u8], searched: &mut usize) -> Option<usize> {
     let mut from = searched.saturating_sub(3);
     while let Some(at) = memchr::memchr(b'\n', &bytes[from..]) {
@@ -35,29 +36,28 @@ pub fn end_of_head(bytes: &[u8], searched: &mut usize) -> Option<usize> {
     None
 }
 
-/// A header that every party reads alike.
+/// The framing of a header that every party reads alike.
 #[derive(Debug, PartialEq, Eq)]
 pub struct Framing {
-    /// Whether bytes behind it may belong to its request: then Pingora gets them all, and decides.
-    /// Only the header of a request that cannot have a body is cut off exactly, which keeps what a
-    /// client sent ahead for the next round.
+    /// Whether bytes after the header may belong to the request; Pingora then gets them all. If
+    /// not, only the header is handed on and pipelined bytes are kept for the next request.
     pub expects_more: bool,
-    /// Whether it asks for another protocol than WebSocket: see [`without_upgrade`].
-    pub upgrades: bool,
+    /// Whether it asks for an upgrade to a protocol other than WebSocket: see [`without_upgrade`].
+    pub foreign_upgrade: bool,
 }
 
-/// Why a header is not let through.
+/// Why a header is refused.
 #[derive(Debug, PartialEq, Eq)]
-pub enum Fault {
-    /// It could be read in two ways, or in none.
+pub enum HeaderError {
+    /// It violates the grammar, or two parties could read it differently.
     Syntax,
-    /// It has too many lines.
+    /// It has more lines than allowed.
     Lines,
 }
 
-/// What the lines so far said of the body and of the host.
+/// What the lines read so far contain.
 #[derive(Default)]
-struct Seen {
+struct ContextHeaders {
     hosts: usize,
     lengths: usize,
     codings: usize,
@@ -66,48 +66,49 @@ struct Seen {
     expects: bool,
 }
 
-/// Reads a whole header, its empty line included, by the strict grammar.
-pub fn examine(head: &[u8], lines_max: usize) -> Result<Framing, Fault> {
-    let lines = head.strip_suffix(b"\r\n\r\n").ok_or(Fault::Syntax)?;
+/// Checks a whole header, its empty line included, by the strict grammar. It may have at most
+/// `lines_max` lines besides the request line.
+pub fn check_header(head: &[u8], lines_max: usize) -> Result<Framing, HeaderError> {
+    let lines = head.strip_suffix(b"\r\n\r\n").ok_or(HeaderError::Syntax)?;
     let mut lines = lines.split(|&b| b == b'\n');
-    // The last line has lost its CR with the end.
+    // `strip_suffix` removed the last line's CR too.
     let count = memchr::memchr_iter(b'\n', head).count() - 1;
     if count > lines_max + 1 {
-        return Err(Fault::Lines);
+        return Err(HeaderError::Lines);
     }
     let mut number = 0;
-    let mut next = || -> Option<Result<&[u8], Fault>> {
+    let mut next = || -> Option<Result<&[u8], HeaderError>> {
         let line = lines.next()?;
         number += 1;
         let whole = if number == count { Some(line) } else { line.strip_suffix(b"\r") };
-        Some(whole.ok_or(Fault::Syntax))
+        Some(whole.ok_or(HeaderError::Syntax))
     };
-    let request = request_line(next().ok_or(Fault::Syntax)??).ok_or(Fault::Syntax)?;
-    let mut seen = Seen::default();
+    let request = request_line(next().ok_or(HeaderError::Syntax)??).ok_or(HeaderError::Syntax)?;
+    let mut seen = ContextHeaders::default();
     while let Some(line) = next() {
-        header_line(line?, &request, &mut seen).ok_or(Fault::Syntax)?;
+        header_line(line?, &request, &mut seen).ok_or(HeaderError::Syntax)?;
     }
     let hosts_fit = if request.version_1_1 { seen.hosts == 1 } else { seen.hosts <= 1 };
     if !hosts_fit || seen.lengths + seen.codings > 1 {
-        return Err(Fault::Syntax);
+        return Err(HeaderError::Syntax);
     }
     let bodyless = request.bodyless && seen.lengths == 0 && seen.codings == 0;
-    let upgrades = seen.upgrades && !seen.websocket;
-    Ok(Framing { expects_more: !bodyless || seen.upgrades || seen.expects, upgrades })
+    let foreign_upgrade = seen.upgrades && !seen.websocket;
+    Ok(Framing { expects_more: !bodyless || seen.upgrades || seen.expects, foreign_upgrade })
 }
 
-/// What a request line says.
+/// The parts of a request line that matter for framing.
 struct RequestLine {
     bodyless: bool,
     version_1_1: bool,
 }
 
-/// `method SP target SP version` (RFC 9112, section 3), with nothing to spare.
+/// Parses `method SP target SP version` (RFC 9112, section 3) with no other white space.
 fn request_line(line: &[u8]) -> Option<RequestLine> {
     let mut words = line.split(|&b| b == b' ');
     let (method, target, version) = (words.next()?, words.next()?, words.next()?);
     let method_fits = (1..=METHOD_BYTES_MAX).contains(&method.len()) && is_token(method);
-    // A client's raw bytes beyond ASCII are the origin's business; none of them ends a target.
+    // Bytes above ASCII are left to the origin to judge; none of them ends a target.
     let target_fits = !target.is_empty() && target.iter().all(|&b| b > b' ' && b != 0x7f);
     if words.next().is_some() || !method_fits || !target_fits {
         return None;
@@ -120,12 +121,12 @@ fn request_line(line: &[u8]) -> Option<RequestLine> {
     Some(RequestLine { bodyless: matches!(method, b"GET" | b"HEAD"), version_1_1 })
 }
 
-/// `name ":" value` (RFC 9112, section 5); and what frames the request.
-fn header_line(line: &[u8], request: &RequestLine, seen: &mut Seen) -> Option<()> {
+/// Checks `name ":" value` (RFC 9112, section 5) and notes fields that matter for framing.
+fn header_line(line: &[u8], request: &RequestLine, seen: &mut ContextHeaders) -> Option<()> {
     let colon = memchr::memchr(b':', line)?;
     let (name, value) = (&line[..colon], trimmed(&line[colon + 1..]));
     let value_fits = value.iter().all(|&b| b == b'\t' || (b >= b' ' && b != 0x7f));
-    // A fold begins with white space, which is no part of a name; so is one before the colon.
+    // This refuses folded lines and white space before the colon: a token holds no white space.
     if name.is_empty() || !is_token(name) || !value_fits {
         return None;
     }
@@ -149,7 +150,7 @@ fn header_line(line: &[u8], request: &RequestLine, seen: &mut Seen) -> Option<()
             seen.codings += 1;
             (request.version_1_1 && value.eq_ignore_ascii_case(b"chunked")).then_some(())?;
         }
-        // To what hands headers on as CGI variables these are the two above.
+        // A CGI server cannot tell these from the two above: it maps `-` to `_`.
         14 if is("content_length") => return None,
         17 if is("transfer_encoding") => return None,
         _ => {}
@@ -157,7 +158,7 @@ fn header_line(line: &[u8], request: &RequestLine, seen: &mut Seen) -> Option<()
     Some(())
 }
 
-/// Without the white space that may stand around a value: space and tab, and nothing else.
+/// The value without spaces and tabs around it.
 fn trimmed(mut value: &[u8]) -> &[u8] {
     while let [b' ' | b'\t', rest @ ..] | [rest @ .., b' ' | b'\t'] = value {
         value = rest;
@@ -165,18 +166,18 @@ fn trimmed(mut value: &[u8]) -> &[u8] {
     value
 }
 
-/// A host and a port, and nothing that could end one (RFC 3986, section 3.2). An empty one is
-/// legal where the target has no authority.
+/// Whether `value` can be a host and port: ASCII without a delimiter that ends an authority (RFC
+/// 3986, section 3.2). An empty value is legal if the target has no authority.
 fn is_host(value: &[u8]) -> bool {
-    let ends_one = |b: &u8| b" \t/\\?#@,\"<>".contains(b);
-    value.is_ascii() && !value.iter().any(ends_one)
+    let is_delimiter = |b: &u8| b" \t/\\?#@,\"<>".contains(b);
+    value.is_ascii() && !value.iter().any(is_delimiter)
 }
 
 fn is_token(bytes: &[u8]) -> bool {
     bytes.iter().all(|&b| is_token_byte(b))
 }
 
-/// RFC 9110, section 5.6.2.
+/// Whether a byte may stand in a token (RFC 9110, section 5.6.2).
 fn is_token_byte(byte: u8) -> bool {
     let is_sign = matches!(
         byte,
@@ -185,15 +186,15 @@ fn is_token_byte(byte: u8) -> bool {
     byte.is_ascii_alphanumeric() || is_sign
 }
 
-/// The same header without its wish for another protocol. An origin that took up `h2c` would
-/// open a tunnel through which requests reach it unjudged; a wish may always be ignored (RFC 9110,
-/// section 7.8).
+/// The header without its `Upgrade` and `HTTP2-Settings` lines. An origin that accepted `h2c` would
+/// open a tunnel through which requests bypass the judge; a server may always ignore an upgrade
+/// (RFC 9110, section 7.8).
 pub fn without_upgrade(head: &[u8]) -> BytesMut {
     let mut kept = BytesMut::with_capacity(head.len());
     for line in head.split_inclusive(|&b| b == b'\n') {
         let name = line.split(|&b| b == b':').next().unwrap_or_default();
-        let asks = [&b"upgrade"[..], b"http2-settings"];
-        if !asks.iter().any(|asked| name.eq_ignore_ascii_case(asked)) {
+        let upgrade_names = [&b"upgrade"[..], b"http2-settings"];
+        if !upgrade_names.iter().any(|upgrade| name.eq_ignore_ascii_case(upgrade)) {
             kept.extend_from_slice(line);
         }
     }
@@ -229,15 +230,15 @@ mod tests {
         }
     }
 
-    fn examined(line: &str, headers: &str) -> Result<Framing, Fault> {
-        examine(format!("{line}\r\n{headers}\r\n").as_bytes(), 8)
+    fn check(line: &str, headers: &str) -> Result<Framing, HeaderError> {
+        check_header(format!("{line}\r\n{headers}\r\n").as_bytes(), 8)
     }
 
     #[test]
-    fn only_a_request_without_a_body_is_cut_off() {
+    fn bytes_after_a_request_without_a_body_are_not_taken() {
         let check = |line: &str, headers: &str, expects_more: bool| {
-            let sound = examined(line, headers).unwrap();
-            assert_eq!(sound.expects_more, expects_more, "{line} {headers:?}");
+            let framing = check(line, headers).unwrap();
+            assert_eq!(framing.expects_more, expects_more, "{line} {headers:?}");
         };
         let host = "Host: a\r\n";
         check("GET / HTTP/1.1", host, false);
@@ -250,7 +251,7 @@ mod tests {
     }
 
     #[test]
-    fn what_could_be_read_in_two_ways_is_refused() {
+    fn an_ambiguous_header_is_refused() {
         let host = "Host: a\r\n";
         for line in [
             "",
@@ -268,7 +269,7 @@ mod tests {
             "GET /\u{7f} HTTP/1.1",
             "GET\t/ HTTP/1.1",
         ] {
-            assert_eq!(examined(line, host), Err(Fault::Syntax), "{line:?}");
+            assert_eq!(check(line, host), Err(HeaderError::Syntax), "{line:?}");
         }
         for lines in [
             "X\r\n",
@@ -307,28 +308,28 @@ mod tests {
             "Transfer_Encoding: chunked\r\n",
         ] {
             let headers = format!("{host}{lines}");
-            assert_eq!(examined("POST / HTTP/1.1", &headers), Err(Fault::Syntax), "{lines:?}");
+            assert_eq!(check("POST / HTTP/1.1", &headers), Err(HeaderError::Syntax), "{lines:?}");
         }
         for host in ["", "Host: a b\r\n", "Host: a/b\r\n", "Host: u@a\r\n", "Host: a,b\r\n"] {
-            assert_eq!(examined("GET / HTTP/1.1", host), Err(Fault::Syntax), "{host:?}");
+            assert_eq!(check("GET / HTTP/1.1", host), Err(HeaderError::Syntax), "{host:?}");
         }
         let old = "Host: a\r\nTransfer-Encoding: chunked\r\n";
-        assert_eq!(examined("POST / HTTP/1.0", old), Err(Fault::Syntax));
-        assert_eq!(examine(b"GET / HTTP/1.1\nHost: a\n\n", 8), Err(Fault::Syntax));
-        assert_eq!(examine(b"GET / HTTP/1.1\r\nHost: a\r\n\n", 8), Err(Fault::Syntax));
+        assert_eq!(check("POST / HTTP/1.0", old), Err(HeaderError::Syntax));
+        assert_eq!(check_header(b"GET / HTTP/1.1\nHost: a\n\n", 8), Err(HeaderError::Syntax));
+        assert_eq!(check_header(b"GET / HTTP/1.1\r\nHost: a\r\n\n", 8), Err(HeaderError::Syntax));
     }
 
     #[test]
-    fn lines_are_as_many_as_may_be_and_no_more() {
+    fn too_many_lines_are_refused() {
         let headers = |count: usize| format!("Host: a\r\n{}", "X: y\r\n".repeat(count - 1));
-        assert!(examined("GET / HTTP/1.1", &headers(8)).is_ok());
-        assert_eq!(examined("GET / HTTP/1.1", &headers(9)), Err(Fault::Lines));
+        assert!(check("GET / HTTP/1.1", &headers(8)).is_ok());
+        assert_eq!(check("GET / HTTP/1.1", &headers(9)), Err(HeaderError::Lines));
     }
 
     #[test]
-    fn only_a_wish_for_web_sockets_goes_on() {
+    fn only_a_websocket_upgrade_is_passed_on() {
         let upgrades = |lines: &str| {
-            examined("GET / HTTP/1.1", &format!("Host: a\r\n{lines}")).unwrap().upgrades
+            check("GET / HTTP/1.1", &format!("Host: a\r\n{lines}")).unwrap().foreign_upgrade
         };
         assert!(!upgrades("Upgrade: WebSocket\r\nConnection: Upgrade\r\n"));
         assert!(upgrades("Upgrade: h2c\r\n"));

@@ -1,6 +1,7 @@
-//! A connection whose HTTP/2 frames are counted as they come by. What they mean is [`super::h2`]'s.
+//! A stream that passes bytes through and counts HTTP/2 frames against a [`FrameBudget`].
 
-use super::{Frame, FrameBudget, PREFACE};
+use super::frame::{Frame, PREFACE};
+use super::frame_budget::FrameBudget;
 use crate::server::read_buffer::replay;
 use crate::telemetry::metrics::Limit;
 use async_trait::async_trait;
@@ -19,28 +20,30 @@ use std::time::Duration;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::sync::oneshot;
 
-/// A frame's header, in bytes (RFC 9113, section 4.1).
+/// Length of a frame header, in bytes (RFC 9113, section 4.1).
 const FRAME_HEAD_BYTES: usize = 9;
 
-/// Finds frames in the bytes of a connection, however they are cut.
+/// Finds frame headers in a byte stream that arrives in pieces of any size.
 #[derive(Debug)]
 struct Frames {
     head: [u8; FRAME_HEAD_BYTES],
-    have: usize,
-    /// Bytes until the next frame.
+    /// Bytes of `head` that are filled.
+    filled: usize,
+    /// Bytes until the next frame header.
     skip: usize,
 }
 
 impl Frames {
-    /// The next bytes begin with a client's preface.
+    /// Expects a client's preface first.
     fn new() -> Self {
-        Self { head: [0; FRAME_HEAD_BYTES], have: 0, skip: PREFACE.len() }
+        Self { head: [0; FRAME_HEAD_BYTES], filled: 0, skip: PREFACE.len() }
     }
 
+    /// Calls `received` for each frame header in `bytes`; stops at its first error.
     fn read(
         &mut self,
         mut bytes: &[u8],
-        mut came: impl FnMut(Frame) -> Result<(), Limit>,
+        mut received: impl FnMut(Frame) -> Result<(), Limit>,
     ) -> Result<(), Limit> {
         loop {
             let skipped = self.skip.min(bytes.len());
@@ -49,48 +52,48 @@ impl Frames {
             if bytes.is_empty() {
                 return Ok(());
             }
-            let part = (FRAME_HEAD_BYTES - self.have).min(bytes.len());
-            self.head[self.have..self.have + part].copy_from_slice(&bytes[..part]);
-            self.have += part;
-            bytes = &bytes[part..];
-            if self.have == FRAME_HEAD_BYTES {
-                self.have = 0;
+            let piece = (FRAME_HEAD_BYTES - self.filled).min(bytes.len());
+            self.head[self.filled..self.filled + piece].copy_from_slice(&bytes[..piece]);
+            self.filled += piece;
+            bytes = &bytes[piece..];
+            if self.filled == FRAME_HEAD_BYTES {
+                self.filled = 0;
                 let [a, b, c, kind, flags, ..] = self.head;
                 let length = u32::from_be_bytes([0, a, b, c]) as usize;
                 self.skip = length;
-                came(Frame { kind, flags, length })?;
+                received(Frame { kind, flags, length })?;
             }
         }
     }
 }
 
-/// An HTTP/2 connection that is watched.
+/// An HTTP/2 connection whose received frames are counted.
 #[derive(Debug)]
 pub struct FrameCounter {
     inner: Stream,
-    /// What was read before Pingora got the connection.
-    came: BytesMut,
+    /// Bytes that were read before Pingora got the connection.
+    received: BytesMut,
     frames: Frames,
-    pulse: Arc<FrameBudget>,
-    crossed: Option<oneshot::Sender<Limit>>,
+    budget: Arc<FrameBudget>,
+    limit_sender: Option<oneshot::Sender<Limit>>,
 }
 
 impl FrameCounter {
-    /// Watches a connection whose first bytes, `came`, are read already. The receiver tells which
-    /// limit ended it, if one did.
+    /// Counts the frames of `inner`, whose first bytes, `received`, are already read. The receiver
+    /// gets the limit that ended the connection, if one did.
     pub fn new(
         inner: Stream,
-        came: BytesMut,
-        pulse: Arc<FrameBudget>,
+        received: BytesMut,
+        budget: Arc<FrameBudget>,
     ) -> (Self, oneshot::Receiver<Limit>) {
-        let (crossed, receiver) = oneshot::channel();
-        let crossed = Some(crossed);
-        (Self { inner, came, frames: Frames::new(), pulse, crossed }, receiver)
+        let (limit_sender, receiver) = oneshot::channel();
+        let limit_sender = Some(limit_sender);
+        (Self { inner, received, frames: Frames::new(), budget, limit_sender }, receiver)
     }
 
-    fn sent(&self, result: &Poll<io::Result<usize>>) {
+    fn note_sent(&self, result: &Poll<io::Result<usize>>) {
         if let Poll::Ready(Ok(bytes)) = result {
-            self.pulse.sent(*bytes);
+            self.budget.bytes_sent(*bytes);
         }
     }
 }
@@ -103,17 +106,17 @@ impl AsyncRead for FrameCounter {
     ) -> Poll<io::Result<()>> {
         let this = self.get_mut();
         let before = buf.filled().len();
-        if !replay(&mut this.came, buf) {
+        if !replay(&mut this.received, buf) {
             ready!(Pin::new(&mut this.inner).poll_read(cx, buf))?;
         }
         let bytes = &buf.filled()[before..];
-        this.pulse.received();
-        if let Err(limit) = this.frames.read(bytes, |frame| this.pulse.came(frame)) {
-            if let Some(crossed) = this.crossed.take() {
-                // Nobody listens any more only where the connection has ended otherwise.
-                let _ = crossed.send(limit);
+        this.budget.bytes_received();
+        if let Err(limit) = this.frames.read(bytes, |frame| this.budget.frame_received(frame)) {
+            if let Some(limit_sender) = this.limit_sender.take() {
+                // The receiver is dropped only if the connection has ended for another reason.
+                let _ = limit_sender.send(limit);
             }
-            return Poll::Ready(Err(io::Error::other("a limit of HTTP/2 was crossed")));
+            return Poll::Ready(Err(io::Error::other("an HTTP/2 limit was exceeded")));
         }
         Poll::Ready(Ok(()))
     }
@@ -126,7 +129,7 @@ impl AsyncWrite for FrameCounter {
         bytes: &[u8],
     ) -> Poll<io::Result<usize>> {
         let result = Pin::new(&mut self.inner).poll_write(cx, bytes);
-        self.sent(&result);
+        self.note_sent(&result);
         result
     }
 
@@ -136,7 +139,7 @@ impl AsyncWrite for FrameCounter {
         pieces: &[io::IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
         let result = Pin::new(&mut self.inner).poll_write_vectored(cx, pieces);
-        self.sent(&result);
+        self.note_sent(&result);
         result
     }
 
@@ -153,7 +156,7 @@ impl AsyncWrite for FrameCounter {
     }
 }
 
-// The rest is what Pingora asks of any connection, asked of the one inside.
+// The remaining traits are required by Pingora; they delegate to `inner`.
 
 #[async_trait]
 impl Shutdown for FrameCounter {
@@ -177,7 +180,7 @@ impl Ssl for FrameCounter {
         self.inner.get_ssl_digest()
     }
 
-    /// Whether by ALPN or by prior knowledge, it speaks HTTP/2.
+    /// HTTP/2, also if the client chose it by prior knowledge.
     fn selected_alpn_proto(&self) -> Option<ALPN> {
         Some(ALPN::H2)
     }
@@ -231,11 +234,11 @@ mod tests {
             let mut frames = Frames::new();
             let mut found = Vec::new();
             for bytes in all.chunks(piece) {
-                let came = |frame: Frame| {
+                let received = |frame: Frame| {
                     found.push((frame.kind, frame.flags, frame.length));
                     Ok(())
                 };
-                frames.read(bytes, came).unwrap();
+                frames.read(bytes, received).unwrap();
             }
             assert_eq!(found, expect, "in pieces of {piece}");
         }

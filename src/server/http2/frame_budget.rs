@@ -1,0 +1,219 @@
+//! How many frames a client may send per tick, and when an HTTP/2 connection ends.
+
+use super::frame::Frame;
+use crate::server::limits::Limits;
+use crate::telemetry::metrics::Limit;
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering::Relaxed};
+use std::time::Duration;
+use tokio::sync::watch;
+
+/// Resets that a client may send per tick, for each stream that it may have at once. A browser
+/// cancels its requests when the user leaves a page; CVE-2023-44487 needs thousands of resets.
+const RESETS_PER_STREAM: u32 = 2;
+/// Frames about the connection itself (SETTINGS, PING, PRIORITY, empty DATA and the like) and
+/// continuations that a client may send per tick. Each KiB sent to the client allows one more, for
+/// the window updates that it causes.
+const FRAMES_MAX: u32 = 1000;
+
+/// What a client may still send in this tick, and what the watchdog needs to know. The frame
+/// counter and the watchdog share it. Both run in one task; the atomics only make it `Sync`.
+#[derive(Debug)]
+pub struct FrameBudget {
+    /// Whether a byte was received or sent since the last tick.
+    moved: AtomicBool,
+    /// Number of header blocks that began on this connection.
+    blocks: AtomicU32,
+    /// Whether the last header block has not ended yet.
+    block_open: AtomicBool,
+    resets_left: AtomicU32,
+    frames_left: AtomicU32,
+    resets_max: u32,
+    requests_max: u32,
+    /// Tells Pingora to take no more requests on this connection.
+    stop: watch::Sender<bool>,
+}
+
+impl FrameBudget {
+    pub fn new(limits: &Limits, stop: watch::Sender<bool>) -> Self {
+        let resets_max = limits.h2_streams_max.saturating_mul(RESETS_PER_STREAM);
+        Self {
+            moved: AtomicBool::new(true),
+            blocks: AtomicU32::new(0),
+            block_open: AtomicBool::new(false),
+            resets_left: AtomicU32::new(resets_max),
+            frames_left: AtomicU32::new(FRAMES_MAX),
+            resets_max,
+            requests_max: limits.requests_per_connection_max,
+            stop,
+        }
+    }
+
+    /// Counts a received frame. Returns the limit that it exceeds as the error.
+    pub fn frame_received(&self, frame: Frame) -> Result<(), Limit> {
+        let ends_block = frame.flags & Frame::END_HEADERS != 0;
+        let allowed = match frame.kind {
+            Frame::HEADERS => {
+                self.block_open.store(!ends_block, Relaxed);
+                return self.request();
+            }
+            Frame::CONTINUATION => {
+                self.block_open.store(!ends_block, Relaxed);
+                spend(&self.frames_left, 1)
+            }
+            Frame::RST_STREAM if !spend(&self.resets_left, 1) => return Err(Limit::Resets),
+            Frame::RST_STREAM => true,
+            Frame::DATA if frame.length > 0 => true,
+            _ => spend(&self.frames_left, 1),
+        };
+        if allowed { Ok(()) } else { Err(Limit::Frames) }
+    }
+
+    /// Counts a header block. At the request limit Pingora sends GOAWAY and finishes the open
+    /// streams. A client that ignores this exceeds the limit at about twice as many requests.
+    fn request(&self) -> Result<(), Limit> {
+        let blocks = self.blocks.load(Relaxed).saturating_add(1);
+        self.blocks.store(blocks, Relaxed);
+        if self.requests_max > 0 && blocks >= self.requests_max {
+            self.stop.send_replace(true);
+            if blocks / 2 > self.requests_max {
+                return Err(Limit::Requests);
+            }
+        }
+        Ok(())
+    }
+
+    /// Notes that bytes were received.
+    pub fn bytes_received(&self) {
+        self.moved.store(true, Relaxed);
+    }
+
+    /// Notes that `bytes` bytes were sent.
+    pub fn bytes_sent(&self, bytes: usize) {
+        self.moved.store(true, Relaxed);
+        let more = u32::try_from(bytes >> 10).unwrap_or(u32::MAX);
+        if more > 0 {
+            self.frames_left.store(self.frames_left.load(Relaxed).saturating_add(more), Relaxed);
+        }
+    }
+
+    /// Tells Pingora to take no more requests on this connection.
+    pub fn stop_requests(&self) {
+        self.stop.send_replace(true);
+    }
+
+    fn refill(&self) {
+        self.resets_left.store(self.resets_max, Relaxed);
+        self.frames_left.store(FRAMES_MAX, Relaxed);
+    }
+}
+
+/// Checks a connection once per tick, and stores what it saw at the last tick.
+#[derive(Default)]
+pub struct Watchdog {
+    /// How long no byte has moved.
+    idle: Duration,
+    /// The number of the header block that was open at the last tick.
+    open: Option<u32>,
+}
+
+impl Watchdog {
+    /// Checks a connection and refills its budget. Returns the limit that it exceeds as the error.
+    pub fn tick(&mut self, budget: &FrameBudget, limits: &Limits) -> Result<(), Limit> {
+        let blocks = budget.blocks.load(Relaxed);
+        let open = budget.block_open.load(Relaxed).then_some(blocks);
+        if blocks == 0 || (open.is_some() && open == self.open) {
+            return Err(Limit::HeaderTime);
+        }
+        self.open = open;
+        let moved = budget.moved.swap(false, Relaxed);
+        self.idle = if moved { Duration::ZERO } else { self.idle + limits.header_timeout };
+        if self.idle > limits.keepalive + limits.write_timeout {
+            return Err(Limit::IdleTime);
+        }
+        budget.refill();
+        Ok(())
+    }
+}
+
+/// Takes `count` from `left`. Returns whether there was enough; if not, `left` becomes 0.
+fn spend(left: &AtomicU32, count: u32) -> bool {
+    let now = left.load(Relaxed);
+    left.store(now.saturating_sub(count), Relaxed);
+    now >= count
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn budget(limits: &Limits) -> (FrameBudget, watch::Receiver<bool>) {
+        let (stop, stopping) = watch::channel(false);
+        (FrameBudget::new(limits, stop), stopping)
+    }
+
+    fn frame(kind: u8, flags: u8) -> Frame {
+        Frame { kind, flags, length: 0 }
+    }
+
+    const REQUEST: Frame = Frame { kind: Frame::HEADERS, flags: Frame::END_HEADERS, length: 9 };
+    const PING: u8 = 6;
+
+    #[test]
+    fn a_tick_refills_the_budget() {
+        let limits = Limits { h2_streams_max: 10, ..Limits::default() };
+        let (budget, _stopping) = budget(&limits);
+        budget.frame_received(REQUEST).unwrap();
+        for _ in 0..2 {
+            for _ in 0..20 {
+                assert_eq!(budget.frame_received(frame(Frame::RST_STREAM, 0)), Ok(()));
+            }
+            assert_eq!(budget.frame_received(frame(Frame::RST_STREAM, 0)), Err(Limit::Resets));
+            for _ in 0..FRAMES_MAX {
+                assert_eq!(budget.frame_received(frame(PING, 0)), Ok(()));
+            }
+            assert_eq!(budget.frame_received(frame(PING, 0)), Err(Limit::Frames));
+            budget.bytes_sent(1024);
+            assert_eq!(budget.frame_received(frame(PING, 0)), Ok(()));
+            Watchdog::default().tick(&budget, &limits).unwrap();
+        }
+    }
+
+    #[test]
+    fn a_connection_must_make_a_request_and_end_its_headers() {
+        let limits = Limits::default();
+        let (budget, _stopping) = budget(&limits);
+        let mut watchdog = Watchdog::default();
+        assert_eq!(watchdog.tick(&budget, &limits), Err(Limit::HeaderTime), "no request");
+        budget.frame_received(frame(Frame::HEADERS, 0)).unwrap();
+        assert_eq!(watchdog.tick(&budget, &limits), Ok(()), "a block that just began");
+        budget.frame_received(frame(Frame::CONTINUATION, 0)).unwrap();
+        assert_eq!(watchdog.tick(&budget, &limits), Err(Limit::HeaderTime), "the same");
+        budget.frame_received(frame(Frame::CONTINUATION, Frame::END_HEADERS)).unwrap();
+        assert_eq!(watchdog.tick(&budget, &limits), Ok(()));
+    }
+
+    #[test]
+    fn a_connection_that_moves_nothing_ends() {
+        let limits = Limits::default();
+        let (budget, _stopping) = budget(&limits);
+        budget.frame_received(REQUEST).unwrap();
+        let mut watchdog = Watchdog::default();
+        let ticks = (1..100).find(|_| watchdog.tick(&budget, &limits).is_err()).unwrap();
+        let idle = limits.header_timeout * (ticks - 1);
+        assert!(idle > limits.keepalive + limits.write_timeout, "after {idle:?}");
+    }
+
+    #[test]
+    fn past_the_request_limit_a_connection_is_asked_to_close_and_then_closed() {
+        let limits = Limits { requests_per_connection_max: 3, ..Limits::default() };
+        let (budget, stopping) = budget(&limits);
+        let stops: Vec<bool> = (0..7)
+            .map(|_| {
+                budget.frame_received(REQUEST).unwrap();
+                *stopping.borrow()
+            })
+            .collect();
+        assert_eq!(stops, [false, false, true, true, true, true, true]);
+        assert_eq!(budget.frame_received(REQUEST), Err(Limit::Requests));
+    }
+}

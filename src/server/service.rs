@@ -1,0 +1,81 @@
+//! [`Server`]: the HTTP server in front of one Pingora proxy.
+
+use super::admission::{Admission, peer};
+use super::connection::Connection;
+use super::fast_path::response::FastResponse;
+use super::http2::options::h2_options;
+use super::limits::Limits;
+use crate::plugin::PixelGate;
+use crate::response::answers::Answers;
+use crate::telemetry::in_flight::InFlight;
+use async_trait::async_trait;
+use pingora::apps::{HttpServerApp, HttpServerOptions, ServerApp};
+use pingora::protocols::Stream;
+use pingora::proxy::{HttpProxy, ProxyHttp};
+use pingora::server::ShutdownWatch;
+use std::sync::Arc;
+
+/// The HTTP server in front of one Pingora proxy: limits, fast path, and hand-over.
+///
+/// [`Acceptor`](super::Acceptor) is the Pingora service that runs it. It also works as the
+/// application of one of Pingora's own services, with two differences: a connection takes its
+/// permit only after the TLS handshake, and a PROXY header is not read before the handshake.
+pub struct Server<SV> {
+    pub(super) proxy: Arc<HttpProxy<SV, ()>>,
+    pub(super) gate: PixelGate,
+    pub(super) answers: Answers<FastResponse>,
+    pub(super) in_flight: InFlight,
+    pub(super) admission: Admission,
+}
+
+impl<SV> Server<SV> {
+    /// A server for `proxy`, whose `request_filter` must call [`PixelGate::handle`] of `gate`
+    /// first. `in_flight` counts the requests that this server answers itself; the proxy counts
+    /// its own.
+    pub fn new(
+        mut proxy: HttpProxy<SV, ()>,
+        gate: PixelGate,
+        in_flight: InFlight,
+        limits: Limits,
+    ) -> Self {
+        let mut options = HttpServerOptions::default();
+        options.h2_idle_timeout = Some(limits.keepalive);
+        proxy.server_options = Some(options);
+        proxy.h2_options = Some(h2_options(&limits));
+        let state = gate.state();
+        let Ok(answers) = Answers::build(&state.response, &state.methods, FastResponse::new);
+        let (trusted, metrics) = (state.trusted.clone(), state.metrics.clone());
+        let admission = Admission::new(limits, trusted, metrics, in_flight.clone());
+        Self { proxy: Arc::new(proxy), gate, answers, in_flight, admission }
+    }
+
+    pub(super) fn limits(&self) -> &Limits {
+        &self.admission.limits
+    }
+}
+
+#[async_trait]
+impl<SV> ServerApp for Server<SV>
+where
+    SV: ProxyHttp + Send + Sync + 'static,
+    SV::CTX: Send + Sync,
+{
+    async fn process_new(
+        self: &Arc<Self>,
+        mut stream: Stream,
+        shutdown: &ShutdownWatch,
+    ) -> Option<Stream> {
+        // Without a permit the connection closes without a response.
+        let (permit, client) = (self.admission.permit()?, peer(&*stream));
+        let admitted = self.admission.admit(permit, client, &mut *stream).await?;
+        // Pingora's task holds memory for a TLS handshake as long as it runs. A task of its own
+        // costs an idle connection less.
+        let connection = Connection::new(stream, admitted);
+        tokio::spawn(self.clone().serve_agreed(connection, shutdown.clone()));
+        None
+    }
+
+    async fn cleanup(&self) {
+        self.proxy.http_cleanup().await;
+    }
+}
