@@ -65,6 +65,7 @@ mod builder;
 mod clock;
 mod config_error;
 mod delivery;
+mod env;
 mod event;
 mod explain;
 mod file_stamp;

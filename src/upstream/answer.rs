@@ -6,7 +6,7 @@ use std::time::Duration;
 use http::{HeaderMap, StatusCode, header};
 use jiff::Timestamp;
 
-use super::{Failure, Outcome};
+use super::outcome::{Failure, Outcome};
 
 /// Longest wait that an upstream can ask for. A `Retry-After` beyond it is cut down to it, so
 /// that a wrong date does not stop the delivery for a year.

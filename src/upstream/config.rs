@@ -6,11 +6,13 @@ use std::sync::Arc;
 
 use serde::de::{self, Deserialize, Deserializer};
 
+use super::batch::{BatchConfig, BatchOverride};
+use super::contract::Upstream;
 #[cfg(feature = "kafka")]
 use super::kafka;
 #[cfg(feature = "nats")]
 use super::nats;
-use super::{BatchOverride, Upstream, file, http, hubspot, legacy};
+use super::{file, http, hubspot, legacy};
 
 /// Longest name of an upstream, in characters.
 pub const NAME_CHARS_MAX: usize = 64;
@@ -64,7 +66,7 @@ impl Config {
     /// Checks everything that can be checked without touching the disk or the network.
     pub fn validate(&self) -> Result<(), ConfigError> {
         check_name(&self.name)?;
-        let batch = self.batch.over(&super::BatchConfig::default());
+        let batch = self.batch.over(&BatchConfig::default());
         batch.validate().map_err(|e| e.within(&format!("upstream.{}", self.name)))?;
         match &self.kind {
             Kind::File(config) => config.validate(),
@@ -230,7 +232,7 @@ mod tests {
         .unwrap();
         let kinds: Vec<_> = all.iter().map(Config::kind_name).collect();
         assert_eq!(kinds, KINDS);
-        let base = crate::upstream::BatchConfig::default();
+        let base = BatchConfig::default();
         assert_eq!(all[1].batch.over(&base).events_max, 7);
         assert_eq!(all[1].batch.over(&base).linger_ms, base.linger_ms);
     }

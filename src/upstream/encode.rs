@@ -8,7 +8,8 @@ use flate2::write::GzEncoder;
 use serde::Deserialize;
 use uuid::Uuid;
 
-use super::{Batch, Body, bot};
+use super::batch::{Batch, Body};
+use super::bot;
 use crate::event::{RawRecord, WireWriter};
 
 /// gzip effort, of 9. Beyond it the size hardly falls for batches of like events.

@@ -13,10 +13,13 @@ use reqwest::Client;
 use serde::Deserialize;
 use url::Url;
 
+use super::batch::{Batch, Body};
+use super::contract::Upstream;
+use super::encode::{self, Compression, Format};
+use super::outcome::{Failure, Outcome};
 use super::sign::Signer;
-use super::{
-    Batch, Body, Compression, Failure, Format, Outcome, Secret, Upstream, answer, client, encode,
-};
+use super::{answer, client};
+use crate::env::Secret;
 
 /// Bounds of `timeout_seconds`.
 pub const TIMEOUT_SECONDS_MAX: u64 = 300;
@@ -85,7 +88,7 @@ pub enum Order {
     #[default]
     None,
     /// Each portal's in the order in which they were accepted, retries included. A batch that
-    /// does not get through holds up the portals that share its strand, and in the end, because
+    /// does not get through holds up the portals that share its queue, and in the end, because
     /// nothing grows without bound, all of them.
     Portal,
 }

@@ -35,8 +35,12 @@ use tokio::sync::Semaphore;
 use tokio::task::JoinSet;
 use url::Url;
 
+use super::batch::Batch;
+use super::contract::Upstream;
 use super::http::{CONCURRENCY_MAX, TIMEOUT_SECONDS_MAX, check_within, parse_url};
-use super::{Batch, Failure, Outcome, Part, Secret, Upstream, answer, client};
+use super::outcome::{Failure, Outcome, Part};
+use super::{answer, client};
+use crate::env::Secret;
 use crate::event::{Record, canonical_query};
 
 /// Batches on their way at once: the next one begins while the last answers of this one come in.

@@ -38,6 +38,7 @@ use super::format::{Format, LIST_BYTES_MAX};
 use super::list::{Content, List};
 use super::look::Look;
 use crate::clock::Clock;
+use crate::env::expand;
 
 const CONNECT_SECONDS_MAX: u64 = 5;
 /// Without a byte arriving.
@@ -348,28 +349,15 @@ fn headers(
 ) -> Result<HeaderMap, ConfigError> {
     let mut headers = HeaderMap::new();
     for (name, value) in &config.headers {
-        let wrong = |why: String| ConfigError::new(format!("portals.headers.{name}"), why);
-        let header = HeaderName::try_from(name)
-            .map_err(|_| wrong("is not the name of a header".to_owned()))?;
-        let expanded = expand(value, &variable).map_err(wrong)?;
+        let key = format!("portals.headers.{name}");
+        let wrong = |why: &str| ConfigError::new(key.clone(), why);
+        let header =
+            HeaderName::try_from(name).map_err(|_| wrong("is not the name of a header"))?;
+        let expanded = expand(value, &key, &variable)?;
         let mut value = HeaderValue::try_from(expanded)
-            .map_err(|_| wrong("cannot be the value of a header".to_owned()))?;
+            .map_err(|_| wrong("cannot be the value of a header"))?;
         value.set_sensitive(true);
         headers.insert(header, value);
     }
     Ok(headers)
-}
-
-/// Puts the environment's value in place of each `${NAME}`.
-fn expand(text: &str, variable: impl Fn(&str) -> Option<String>) -> Result<String, String> {
-    let mut expanded = String::new();
-    let mut rest = text;
-    while let Some((before, after)) = rest.split_once("${") {
-        let (name, after) = after.split_once('}').ok_or("has a `${` without a `}`")?;
-        let value = variable(name);
-        expanded.push_str(before);
-        expanded.push_str(&value.ok_or_else(|| format!("${{{name}}} is not in the environment"))?);
-        rest = after;
-    }
-    Ok(expanded + rest)
 }

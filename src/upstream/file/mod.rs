@@ -19,7 +19,10 @@ use bytesize::ByteSize;
 use serde::Deserialize;
 use tokio::sync::oneshot;
 
-use super::{Batch, Compression, Failure, Format, Outcome, Upstream, encode};
+use super::batch::Batch;
+use super::contract::Upstream;
+use super::encode::{self, Compression, Format};
+use super::outcome::{Failure, Outcome};
 use writer::Writer;
 
 pub(crate) use writer::cut_torn_line;
@@ -31,7 +34,7 @@ pub const ROTATE_BYTES_MAX: u64 = 16 << 30;
 /// Upper bound of `rotate_seconds`: a day.
 pub const ROTATE_SECONDS_MAX: u64 = 86_400;
 
-/// Batches on their way at once: one on the disk, and those that the next sync takes along.
+/// Batches in flight: one on the disk, and those that the next sync takes along.
 const CONCURRENCY_MAX: usize = 4;
 /// Batches that wait for the thread. More than are ever on their way, because a `send` that
 /// was dropped leaves its batch behind.

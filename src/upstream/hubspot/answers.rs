@@ -12,7 +12,8 @@ use jiff::Timestamp;
 use serde::Deserialize;
 use serde_json::Value;
 
-use super::super::{Failure, Outcome, answer};
+use crate::upstream::answer;
+use crate::upstream::outcome::{Failure, Outcome};
 
 /// How long a portal is left alone where an answer asks for it and does not say how long: the
 /// window over which HubSpot counts requests.
@@ -46,17 +47,17 @@ struct MultiStatus {
 /// Sorts an answer about one portal's events. Whatever only this portal's token or limit is to
 /// blame for says nothing about HubSpot, and stops no other portal.
 pub fn outcome(status: StatusCode, headers: &HeaderMap, now: Timestamp) -> Outcome {
-    let setback = || Failure::answered(status.as_u16());
+    let failure = || Failure::answered(status.as_u16());
     match status.as_u16() {
-        401 | 403 => Outcome::Fault(setback().of_these_events()),
+        401 | 403 => Outcome::Fault(failure().of_these_events()),
         // Limited; locked; being moved to another data centre.
         429 | 423 | 477 => {
             let after = answer::retry_after(headers, now);
             let after = after.unwrap_or(Duration::from_secs(PAUSE_SECONDS));
-            Outcome::Retry(Failure { after: Some(after), ..setback() }.of_these_events())
+            Outcome::Retry(Failure { after: Some(after), ..failure() }.of_these_events())
         }
         // It has this already, or something else in its place: no attempt will change that.
-        409 => Outcome::Rejected(setback()),
+        409 => Outcome::Rejected(failure()),
         _ => answer::outcome(status, headers, now),
     }
 }

@@ -10,13 +10,14 @@ use serde::Deserialize;
 use tokio::sync::Semaphore;
 use url::Url;
 
-use super::super::http::{CONCURRENCY_MAX, TIMEOUT_SECONDS_MAX, check_within, parse_url};
-use super::super::{Secret, client};
 use super::names::{self, EventNames};
 use super::pauses::Pauses;
 use super::send::Sender;
 use super::translate::Translator;
-use super::{Hubspot, IDLE_SECONDS_MAX};
+use super::upstream::{Hubspot, IDLE_SECONDS_MAX};
+use crate::env::Secret;
+use crate::upstream::client;
+use crate::upstream::http::{CONCURRENCY_MAX, TIMEOUT_SECONDS_MAX, check_within, parse_url};
 
 /// Most that `fault_seconds_max` may be: a week.
 pub const FAULT_SECONDS_MAX: u64 = 604_800;

@@ -5,9 +5,10 @@ use std::collections::BTreeMap;
 
 use serde_json::{Value, json};
 
-use super::super::{Config as Upstream, Kind};
-use super::{Config, Translation, Untranslatable};
+use super::config::Config;
+use super::translate::{Translation, Untranslatable};
 use crate::event::Event;
+use crate::upstream::config::{Config as Upstream, Kind};
 
 /// What one upstream would make of an event.
 #[derive(Debug, Clone, PartialEq, Eq)]

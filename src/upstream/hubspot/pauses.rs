@@ -11,8 +11,8 @@ use std::time::Duration;
 
 use tokio::time::Instant;
 
-use super::super::{Failure, Outcome};
 use super::answers::PAUSE_SECONDS;
+use crate::upstream::outcome::{Failure, Outcome};
 
 /// The portals in trouble. Bounded by the portals that have a token.
 #[derive(Debug)]
@@ -39,12 +39,12 @@ impl Pauses {
     /// Leaves a portal alone after an outcome that is about it alone; after any other, does not.
     /// Gives what becomes of the events.
     pub fn note(&self, portal: u64, outcome: Outcome) -> Outcome {
-        let (Outcome::Retry(setback) | Outcome::Fault(setback)) = &outcome else { return outcome };
-        if !setback.local {
+        let (Outcome::Retry(failure) | Outcome::Fault(failure)) = &outcome else { return outcome };
+        if !failure.local {
             return outcome;
         }
         let now = Instant::now();
-        let until = now + setback.after.unwrap_or(Duration::from_secs(PAUSE_SECONDS));
+        let until = now + failure.after.unwrap_or(Duration::from_secs(PAUSE_SECONDS));
         let is_fault = matches!(outcome, Outcome::Fault(_));
         let mut inner = self.lock();
         let before = inner.get(&portal).and_then(|trouble| trouble.faulty_since);
@@ -62,7 +62,7 @@ impl Pauses {
             return None;
         }
         Some(match trouble.why.clone() {
-            Outcome::Retry(setback) => Outcome::Retry(Failure { after: Some(left), ..setback }),
+            Outcome::Retry(failure) => Outcome::Retry(Failure { after: Some(left), ..failure }),
             why => self.unless_too_long(trouble.faulty_since, why),
         })
     }
@@ -85,9 +85,9 @@ impl Pauses {
 
     fn unless_too_long(&self, since: Option<Instant>, outcome: Outcome) -> Outcome {
         match (outcome, since, self.fault_max) {
-            (Outcome::Fault(setback), Some(since), Some(max)) if since.elapsed() >= max => {
-                let what = format!("{}, for longer than fault_seconds_max", setback.what);
-                Outcome::Dead(Failure { what: what.into(), ..setback })
+            (Outcome::Fault(failure), Some(since), Some(max)) if since.elapsed() >= max => {
+                let what = format!("{}, for longer than fault_seconds_max", failure.what);
+                Outcome::Dead(Failure { what: what.into(), ..failure })
             }
             (outcome, ..) => outcome,
         }
@@ -113,13 +113,13 @@ mod tests {
     async fn a_pause_is_one_portals_and_ends_by_itself() {
         let pauses = Pauses::new(None);
         let wait = Duration::from_secs(7);
-        let setback = Failure { after: Some(wait), ..Failure::answered(429) };
-        let everybodys = Outcome::Retry(setback.clone());
+        let failure = Failure { after: Some(wait), ..Failure::answered(429) };
+        let everybodys = Outcome::Retry(failure.clone());
         assert_eq!(pauses.note(2, everybodys.clone()), everybodys);
         assert_eq!(pauses.of(2), None, "it was about everybody");
-        pauses.note(1, Outcome::Retry(setback.clone().of_these_events()));
+        pauses.note(1, Outcome::Retry(failure.clone().of_these_events()));
         tokio::time::advance(Duration::from_secs(3)).await;
-        let left = Failure { after: Some(Duration::from_secs(4)), ..setback.of_these_events() };
+        let left = Failure { after: Some(Duration::from_secs(4)), ..failure.of_these_events() };
         assert_eq!(pauses.of(1), Some(Outcome::Retry(left)));
         assert_eq!(pauses.of(2), None);
         pauses.over(1);

@@ -23,10 +23,11 @@ use tokio::sync::Semaphore;
 use url::Url;
 use uuid::Uuid;
 
-use super::super::{Failure, Outcome, Part, answer, client};
 use super::answers::{self, BODY_BYTES_MAX};
 use super::contacts;
 use super::translate::{EventInput, Translation};
+use crate::upstream::outcome::{Failure, Outcome, Part};
+use crate::upstream::{answer, client};
 
 /// Events in one request, at most (HubSpot's limit).
 pub const EVENTS_MAX: usize = 500;
@@ -177,15 +178,15 @@ impl Sender {
             _ => return Err(refused(CONTACT_REFUSED, &answer)),
         }
         let keys: Vec<String> = (0..contacts.len()).map(|index| index.to_string()).collect();
-        let setback = Outcome::Rejected(refusal_of(CONTACT_REFUSED, &answer));
+        let failure = Outcome::Rejected(refusal_of(CONTACT_REFUSED, &answer));
         let named = answers::refused(answer.body.as_deref(), "objectWriteTraceId", &keys);
-        let named = named.ok_or_else(|| setback.clone())?;
+        let named = named.ok_or_else(|| failure.clone())?;
         // Each contact by itself: what several events say of one person is refused together, and
         // halving finds out which of them it is.
         let part = |index: usize| {
             let members = contacts[index].members.iter();
             let places = members.map(|member| stretch[*member].place).collect();
-            Part { places, outcome: setback.clone() }
+            Part { places, outcome: failure.clone() }
         };
         Ok(named.into_iter().map(part).collect())
     }
@@ -207,13 +208,13 @@ impl Sender {
         let mut rest = Part { places: all(), outcome: refused(EVENT_REFUSED, &answer) };
         if answer.status == 207 {
             let keys: Vec<String> = going.iter().map(|item| item.uuid.clone()).collect();
-            let setback = Outcome::Rejected(refusal_of(EVENT_REFUSED, &answer));
+            let failure = Outcome::Rejected(refusal_of(EVENT_REFUSED, &answer));
             match answers::refused(answer.body.as_deref(), "uuid", &keys) {
-                None => rest.outcome = setback,
+                None => rest.outcome = failure,
                 Some(named) => {
                     for place in named.into_iter().map(|index| going[index].place) {
                         rest.places.retain(|other| *other != place);
-                        parts.push(Part { places: vec![place], outcome: setback.clone() });
+                        parts.push(Part { places: vec![place], outcome: failure.clone() });
                     }
                 }
             }
@@ -268,9 +269,9 @@ fn settle(part: Part, parts: &mut Vec<Part>) -> Option<Part> {
 fn refused(what: &'static str, answer: &Answer) -> Outcome {
     match &answer.outcome {
         Outcome::Rejected(_) => Outcome::Rejected(refusal_of(what, answer)),
-        Outcome::Fault(setback) => {
-            let what = told(&setback.what, answer.body.as_deref());
-            Outcome::Fault(Failure { what: what.into(), ..setback.clone() })
+        Outcome::Fault(failure) => {
+            let what = told(&failure.what, answer.body.as_deref());
+            Outcome::Fault(Failure { what: what.into(), ..failure.clone() })
         }
         other => other.clone(),
     }

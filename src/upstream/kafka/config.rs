@@ -9,10 +9,11 @@ use rdkafka::types::RDKafkaConfRes;
 use serde::Deserialize;
 use serde::de::{self, Deserializer};
 
-use super::super::http::{TIMEOUT_SECONDS_MAX, check_within};
-use super::line::Producer;
-use super::{Kafka, Setup};
-use crate::upstream::Secret;
+use super::producer::Producer;
+use super::setup::{Key, Setup};
+use super::upstream::Kafka;
+use crate::env::Secret;
+use crate::upstream::http::{TIMEOUT_SECONDS_MAX, check_within};
 
 /// Brokers to begin with, at most: the cluster itself tells of the others.
 pub const BROKERS_MAX: usize = 64;
@@ -65,19 +66,6 @@ pub struct Config {
     pub properties: Properties,
     /// Time for one attempt at a batch, in seconds: `message.timeout.ms`.
     pub timeout_seconds: u64,
-}
-
-/// The key of an event's message. Events with the same key go to the same partition.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Deserialize)]
-#[serde(rename_all = "lowercase")]
-pub enum Key {
-    /// The portal's number, in digits.
-    #[default]
-    Portal,
-    /// The canonical email address; an event without one has no key.
-    Email,
-    /// None: spread over all partitions.
-    None,
 }
 
 /// librdkafka's properties by name, as configured.

@@ -4,8 +4,8 @@ use std::borrow::Cow;
 
 use rdkafka::error::RDKafkaErrorCode as Code;
 
-use super::line::Trouble;
-use crate::upstream::{Failure, Outcome};
+use super::producer::Trouble;
+use crate::upstream::outcome::{Failure, Outcome};
 
 /// How an event ended whose delivery failed with `code`, while the connections were in `trouble`.
 ///

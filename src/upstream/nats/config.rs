@@ -9,11 +9,12 @@ use percent_encoding::percent_decode_str;
 use serde::Deserialize;
 use url::Url;
 
-use super::super::client;
-use super::super::http::{TIMEOUT_SECONDS_MAX, check_within};
+use super::setup::{Login, Setup};
 use super::subject::Subject;
-use super::{Login, Nats, Setup};
-use crate::upstream::Secret;
+use super::upstream::Nats;
+use crate::env::Secret;
+use crate::upstream::client;
+use crate::upstream::http::{TIMEOUT_SECONDS_MAX, check_within};
 
 /// Servers to try, at most.
 pub const URLS_MAX: usize = 16;
@@ -133,8 +134,8 @@ impl Config {
             let server = ServerAddr::from_url(url);
             servers.push(server.map_err(|e| ConfigError::caused("urls", "cannot be used", e))?);
         }
-        let login = login.unwrap_or(Login::Nobody);
-        if login != Login::Nobody && self.credentials.is_some() {
+        let login = login.unwrap_or(Login::Anonymous);
+        if login != Login::Anonymous && self.credentials.is_some() {
             let reason = "cannot be used beside the user or token in `urls`";
             return Err(ConfigError::new("credentials", reason));
         }
@@ -150,7 +151,7 @@ impl Login {
             text.map(String::from).map_err(|_| "hold a user or password that is not UTF-8")
         };
         match (url.username(), url.password()) {
-            ("", None) => Ok(Login::Nobody),
+            ("", None) => Ok(Login::Anonymous),
             (token, None) => Ok(Login::Token(plain(token)?)),
             (user, Some(password)) => Ok(Login::User(plain(user)?, plain(password)?)),
         }

@@ -13,7 +13,7 @@ use async_nats::jetstream::context::{
 };
 use async_nats::{ConnectError, ConnectErrorKind, ServerError};
 
-use crate::upstream::{Failure, Outcome};
+use crate::upstream::outcome::{Failure, Outcome};
 
 /// Why no connection could be made.
 pub fn of_connect(error: &ConnectError) -> Outcome {

@@ -1,14 +1,14 @@
 //! One outcome for a batch, put together from the ends of its events: for kinds that hand events
 //! over one by one and hear about each.
 
-use super::{Outcome, Part};
+use super::outcome::{Outcome, Part};
 
 /// The ends of a batch's events, in their order, become one [`Outcome`]: that of all of them where
 /// they ended alike, else [`Outcome::Mixed`] with a part for each sort of end.
 ///
 /// Several events that are refused, or too large, make one part, which is halved until each stands
 /// alone. So an end must not claim of one event what was said of a whole request.
-pub fn gather(ends: impl IntoIterator<Item = Outcome>) -> Outcome {
+pub fn merge_outcomes(ends: impl IntoIterator<Item = Outcome>) -> Outcome {
     let mut parts: Vec<Part> = Vec::new();
     for (place, outcome) in ends.into_iter().enumerate() {
         // Few sorts, and the last one is the likeliest.
@@ -26,7 +26,7 @@ pub fn gather(ends: impl IntoIterator<Item = Outcome>) -> Outcome {
 
 #[cfg(test)]
 mod tests {
-    use super::super::Failure;
+    use super::super::outcome::Failure;
     use super::*;
 
     fn retry(what: &'static str) -> Outcome {
@@ -35,9 +35,9 @@ mod tests {
 
     #[test]
     fn events_that_ended_alike_are_one_outcome() {
-        assert_eq!(gather([]), Outcome::Delivered);
-        assert_eq!(gather([Outcome::Delivered, Outcome::Delivered]), Outcome::Delivered);
-        assert_eq!(gather([retry("a"), retry("a")]), retry("a"));
+        assert_eq!(merge_outcomes([]), Outcome::Delivered);
+        assert_eq!(merge_outcomes([Outcome::Delivered, Outcome::Delivered]), Outcome::Delivered);
+        assert_eq!(merge_outcomes([retry("a"), retry("a")]), retry("a"));
     }
 
     #[test]
@@ -47,6 +47,6 @@ mod tests {
         let part = |places: &[usize], outcome| Part { places: places.to_vec(), outcome };
         let expect =
             vec![part(&[0, 2], Outcome::Delivered), part(&[1], retry("a")), part(&[3], refused)];
-        assert_eq!(gather(ends), Outcome::Mixed(expect));
+        assert_eq!(merge_outcomes(ends), Outcome::Mixed(expect));
     }
 }

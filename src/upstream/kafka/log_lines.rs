@@ -7,16 +7,16 @@
 //! all pass.
 
 use std::collections::HashMap;
-use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
 use crate::telemetry::log_throttle::LogThrottle;
+use parking_lot::Mutex;
 use rdkafka::config::RDKafkaLogLevel;
 use tokio::time::Instant;
 
 /// How often a line of the same facility is logged, at most.
 pub const REPEAT_SECONDS_MIN: u64 = 60;
-/// Facilities that are told apart; librdkafka has fewer. Lines of any further one are dropped.
+/// Facilities that are told apart; librdkafka has fewer. LogLines of any further one are dropped.
 const FACILITIES_MAX: usize = 128;
 /// Longest line, in characters.
 const LINE_CHARS_MAX: usize = 400;
@@ -24,15 +24,15 @@ const LINE_CHARS_MAX: usize = 400;
 const SECRET_CHARS_MIN: usize = 6;
 
 /// See the module.
-pub struct Lines {
+pub struct LogLines {
     secrets: Vec<String>,
     throttles: Mutex<HashMap<String, LogThrottle>>,
 }
 
-impl Lines {
+impl LogLines {
     /// `secrets` are never shown.
-    pub fn new(secrets: &[String]) -> Lines {
-        Lines { secrets: secrets.to_vec(), throttles: Mutex::default() }
+    pub fn new(secrets: &[String]) -> LogLines {
+        LogLines { secrets: secrets.to_vec(), throttles: Mutex::default() }
     }
 
     /// Logs a line, or counts it.
@@ -62,8 +62,7 @@ impl Lines {
     /// How many lines were held back since the last one, if this one may pass.
     fn may_log(&self, facility: &str) -> Option<u64> {
         let now = Instant::now().into_std();
-        // Nothing panics while it is held.
-        let mut throttles = self.throttles.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut throttles = self.throttles.lock();
         if let Some(throttle) = throttles.get_mut(facility) {
             return throttle.admit(now);
         }
@@ -93,7 +92,7 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn a_line_of_one_sort_passes_once_a_while_and_the_others_are_counted() {
-        let lines = Lines::new(&[]);
+        let lines = LogLines::new(&[]);
         assert_eq!(lines.may_log("FAIL"), Some(0));
         assert_eq!(lines.may_log("FAIL"), None);
         assert_eq!(lines.may_log("FAIL"), None);
@@ -105,7 +104,7 @@ mod tests {
 
     #[test]
     fn the_sorts_are_bounded() {
-        let lines = Lines::new(&[]);
+        let lines = LogLines::new(&[]);
         let passed = (0..1000).filter(|n| lines.may_log(&n.to_string()).is_some()).count();
         assert_eq!(passed, FACILITIES_MAX);
     }

@@ -1,7 +1,7 @@
-//! The line to a cluster: one producer of librdkafka's, with its own threads and connections.
+//! One librdkafka producer, with its own threads and connections.
 //!
-//! A line that has met a fatal error (idempotent production has lost its place) takes nothing any
-//! more, and is replaced.
+//! After a fatal error (idempotent production has lost its sequence) a producer accepts no event
+//! any more, and `upstream.rs` replaces it.
 
 use std::sync::atomic::{AtomicU8, Ordering};
 use std::thread;
@@ -14,9 +14,9 @@ use rdkafka::producer::{
     BaseProducer, BaseRecord, Producer as _, ProducerContext, ThreadedProducer,
 };
 
-use super::Setup;
-use super::log::Lines;
-use super::tally::{DeliveryHandle, End};
+use super::log_lines::{self, LogLines};
+use super::outstanding::{DeliveryHandle, End};
+use super::setup::Setup;
 
 /// The header that holds an event's id.
 const ID_HEADER: &str = "id";
@@ -46,10 +46,10 @@ pub enum Trouble {
     Authentication,
 }
 
-/// Listens to librdkafka: reports, errors, log lines.
+/// librdkafka's callbacks: delivery reports, errors, log lines.
 struct Callbacks {
     trouble: AtomicU8,
-    lines: Lines,
+    lines: LogLines,
 }
 
 impl Producer {
@@ -59,8 +59,9 @@ impl Producer {
     ///
     /// What librdkafka finds wrong with the configuration as a whole, without any of its values.
     pub fn open(setup: &Setup) -> Result<Producer, String> {
-        let ear = Callbacks { trouble: AtomicU8::new(0), lines: Lines::new(&setup.secrets) };
-        let producer = setup.client.create_with_context(ear);
+        let callbacks =
+            Callbacks { trouble: AtomicU8::new(0), lines: LogLines::new(&setup.secrets) };
+        let producer = setup.client.create_with_context(callbacks);
         Ok(Producer { producer: Some(producer.map_err(|e| told(e, setup))?) })
     }
 
@@ -68,24 +69,25 @@ impl Producer {
     pub fn rehearse(setup: &Setup) -> Result<(), String> {
         let mut client = setup.client.clone();
         client.remove("bootstrap.servers");
-        let ear = Callbacks { trouble: AtomicU8::new(0), lines: Lines::new(&setup.secrets) };
-        let producer: Result<BaseProducer<Callbacks>, _> = client.create_with_context(ear);
+        let callbacks =
+            Callbacks { trouble: AtomicU8::new(0), lines: LogLines::new(&setup.secrets) };
+        let producer: Result<BaseProducer<Callbacks>, _> = client.create_with_context(callbacks);
         producer.map(drop).map_err(|e| told(e, setup))
     }
 
-    /// Hands one event over. Its ticket comes back with the report, or, where this fails, at once.
+    /// Hands one event over. Its handle comes back with the report, or, where this fails, at once.
     ///
     /// # Errors
     ///
-    /// There is no room just now: the ticket comes back open.
+    /// There is no room just now: the handle comes back open.
     pub fn hand_over(
         &self,
         message: &Message<'_>,
-        ticket: DeliveryHandle,
+        handle: DeliveryHandle,
     ) -> Result<(), DeliveryHandle> {
-        let Some(producer) = &self.producer else { return Err(ticket) };
+        let Some(producer) = &self.producer else { return Err(handle) };
         let id = Header { key: ID_HEADER, value: Some(message.id) };
-        let mut record = BaseRecord::with_opaque_to(message.topic, Box::new(ticket))
+        let mut record = BaseRecord::with_opaque_to(message.topic, Box::new(handle))
             .payload(message.value)
             .timestamp(i64::try_from(message.received_at_ms).unwrap_or(i64::MAX))
             .headers(OwnedHeaders::new_with_capacity(1).insert(id));
@@ -113,7 +115,7 @@ impl Producer {
         drop(self.producer.take());
     }
 
-    /// The fatal error that has ended the line, if one has.
+    /// The fatal error that has ended the producer, if one has.
     pub fn fatal_error(&self) -> Option<RDKafkaErrorCode> {
         Some(self.producer.as_ref()?.client().fatal_error()?.0)
     }
@@ -171,7 +173,7 @@ impl ClientContext for Callbacks {
 impl ProducerContext for Callbacks {
     type DeliveryOpaque = Box<DeliveryHandle>;
 
-    fn delivery(&self, result: &DeliveryResult<'_>, ticket: Box<DeliveryHandle>) {
+    fn delivery(&self, result: &DeliveryResult<'_>, handle: Box<DeliveryHandle>) {
         let end = match result {
             Ok(_) => {
                 self.trouble.store(Trouble::None as u8, Ordering::Relaxed);
@@ -180,14 +182,14 @@ impl ProducerContext for Callbacks {
             Err((KafkaError::MessageProduction(code), _)) => End::Failed(*code),
             Err(_) => End::Failed(RDKafkaErrorCode::Fail),
         };
-        ticket.end(end);
+        handle.end(end);
     }
 }
 
 /// librdkafka's own words, which name the property at fault, less what must not be shown.
 fn told(error: KafkaError, setup: &Setup) -> String {
     match error {
-        KafkaError::ClientCreation(text) => super::log::without(&setup.secrets, &text),
+        KafkaError::ClientCreation(text) => log_lines::without(&setup.secrets, &text),
         _ => "librdkafka refuses the configuration".to_owned(),
     }
 }

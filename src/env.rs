@@ -1,7 +1,7 @@
 //! Secrets in the configuration: where they come from, and how they stay out of sight.
 //!
 //! A value may hold `${NAME}`, replaced by the environment variable of that name when the
-//! upstream is built. Nothing else is special: no defaults, no nesting, no bare `$NAME`.
+//! setting is read. Nothing else is special: no defaults, no nesting, no bare `$NAME`.
 
 use crate::config_error::ConfigError;
 use std::fmt;
@@ -32,7 +32,8 @@ impl fmt::Debug for Secret {
     }
 }
 
-fn expand(
+/// Replaces each `${NAME}` in `text` by `lookup`'s answer. The error names `key`, never a value.
+pub(crate) fn expand(
     text: &str,
     key: &str,
     lookup: impl Fn(&str) -> Option<String>,
@@ -42,15 +43,15 @@ fn expand(
     while let Some((before, after)) = rest.split_once("${") {
         out.push_str(before);
         let Some((name, tail)) = after.split_once('}') else {
-            return Err(ConfigError::new(key, "`${` without `}`"));
+            return Err(ConfigError::new(key, "has a `${` without a `}`"));
         };
         let plain = |b: u8| b.is_ascii_alphanumeric() || b == b'_';
         if name.is_empty() || !name.bytes().all(plain) {
             // The name is not repeated: a mistyped `${` may stand in the middle of a secret.
-            return Err(ConfigError::new(key, "between `${` and `}` stands no variable's name"));
+            return Err(ConfigError::new(key, "has no variable's name between `${` and `}`"));
         }
         let Some(value) = lookup(name) else {
-            let reason = format!("the environment has no (UTF-8) variable {name}");
+            let reason = format!("${{{name}}} is not in the environment (as UTF-8 text)");
             return Err(ConfigError::new(key, reason));
         };
         out.push_str(&value);

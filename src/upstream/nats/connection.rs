@@ -1,8 +1,8 @@
-//! The link to a server: one connection, through which a stream has been seen.
+//! A connection to a server, opened only once its stream has been found.
 //!
-//! A link is used until something goes wrong with it: its connection breaks, an acknowledgement
+//! A connection is used until something goes wrong: it breaks, an acknowledgement
 //! does not come, the server denies a right. What was on its way then has no answer to hope for,
-//! and is given up at once; the next attempt makes a new link, and so learns why if there can be
+//! and is given up at once; the next attempt makes a new connection, and so learns why if there can be
 //! none. The client's own way of connecting again could not tell.
 
 use std::future::Future;
@@ -14,8 +14,9 @@ use async_nats::{Client, ConnectOptions, Event, ServerError, jetstream};
 use tokio::sync::watch;
 use tokio::time::{Instant, timeout, timeout_at};
 
-use super::{BATCHES_MAX, Login, Setup, UNANSWERED_MAX, outcome};
-use crate::upstream::{Failure, Outcome};
+use super::outcome;
+use super::setup::{BATCHES_MAX, Login, Setup, UNANSWERED_MAX};
+use crate::upstream::outcome::{Failure, Outcome};
 
 /// Longest time to wait for a connection to one server; the whole attempt's where that is less.
 const CONNECT_SECONDS_MAX: u64 = 5;
@@ -23,26 +24,26 @@ const CONNECT_SECONDS_MAX: u64 = 5;
 const PING_SECONDS: u64 = 15;
 
 /// See the module.
-pub struct Link {
+pub struct Connection {
     /// Kept, because the connection lives as long as it.
     _client: Client,
     jetstream: jetstream::Context,
-    word: watch::Receiver<Word>,
+    health: watch::Receiver<Health>,
 }
 
-/// The last word from the connection.
+/// The last state reported by the connection.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Word {
+enum Health {
     Fine,
     Broken,
     Denied,
 }
 
-impl Link {
+impl Connection {
     /// Connects and looks whether the stream is there and takes the subject.
-    pub async fn open(setup: &Setup, deadline: Instant) -> Result<Link, Outcome> {
-        let (say, word) = watch::channel(Word::Fine);
-        let options = options(setup, say).await?;
+    pub async fn open(setup: &Setup, deadline: Instant) -> Result<Connection, Outcome> {
+        let (report, health) = watch::channel(Health::Fine);
+        let options = options(setup, report).await?;
         let connecting = timeout_at(deadline, options.connect(&setup.servers[..])).await;
         let connected =
             connecting.map_err(|_| Outcome::Retry(Failure::new("connecting timed out")))?;
@@ -51,9 +52,9 @@ impl Link {
             .timeout(setup.timeout)
             .max_ack_inflight(UNANSWERED_MAX * BATCHES_MAX)
             .build(client.clone());
-        let link = Link { _client: client, jetstream, word };
-        link.check_stream(setup, deadline).await?;
-        Ok(link)
+        let connection = Connection { _client: client, jetstream, health };
+        connection.check_stream(setup, deadline).await?;
+        Ok(connection)
     }
 
     async fn check_stream(&self, setup: &Setup, deadline: Instant) -> Result<(), Outcome> {
@@ -78,7 +79,7 @@ impl Link {
         Ok(sent.map_err(|e| outcome::of_publish(&e)))
     }
 
-    /// Waits for an acknowledgement. The outer error is the link's: no other will come.
+    /// Waits for an acknowledgement. The outer error is the connection's: no other will come.
     pub async fn acknowledged(
         &self,
         ack: PublishAckFuture,
@@ -90,26 +91,29 @@ impl Link {
 
     /// Whether nothing has gone wrong with it yet.
     pub fn is_sound(&self) -> bool {
-        *self.word.borrow() == Word::Fine
+        *self.health.borrow() == Health::Fine
     }
 
-    /// The future's value, unless the link fails it first.
+    /// The future's value, unless the connection fails it first.
     async fn unless_broken<F: Future>(
         &self,
         deadline: Instant,
         future: F,
     ) -> Result<F::Output, Outcome> {
-        let mut word = self.word.clone();
+        let mut health = self.health.clone();
         let failed = async {
             // An error: the client is gone altogether.
-            word.wait_for(|word| *word != Word::Fine).await.map_or(Word::Broken, |word| *word)
+            health
+                .wait_for(|health| *health != Health::Fine)
+                .await
+                .map_or(Health::Broken, |health| *health)
         };
         tokio::select! {
             biased;
             value = future => Ok(value),
-            word = failed => Err(match word {
-                Word::Denied => Outcome::Fault(Failure::new("the server denies us the right")),
-                Word::Fine | Word::Broken => Outcome::Retry(Failure::new("the connection broke")),
+            health = failed => Err(match health {
+                Health::Denied => Outcome::Fault(Failure::new("the server denies us the right")),
+                Health::Fine | Health::Broken => Outcome::Retry(Failure::new("the connection broke")),
             }),
             () = tokio::time::sleep_until(deadline) => {
                 Err(Outcome::Retry(Failure::new("no answer in time")))
@@ -118,7 +122,7 @@ impl Link {
     }
 }
 
-/// An acknowledgement that is there already, of an event whose link has failed.
+/// An acknowledgement that is there already, of an event whose connection has failed.
 pub async fn already_acknowledged(ack: PublishAckFuture) -> Option<Outcome> {
     timeout(Duration::ZERO, ack.into_future()).await.ok().map(ended)
 }
@@ -133,9 +137,9 @@ fn ended(
     }
 }
 
-async fn options(setup: &Setup, say: watch::Sender<Word>) -> Result<ConnectOptions, Outcome> {
+async fn options(setup: &Setup, report: watch::Sender<Health>) -> Result<ConnectOptions, Outcome> {
     let options = match &setup.login {
-        Login::Nobody => ConnectOptions::new(),
+        Login::Anonymous => ConnectOptions::new(),
         Login::Token(token) => ConnectOptions::with_token(token.clone()),
         Login::User(user, password) => {
             ConnectOptions::with_user_and_password(user.clone(), password.clone())
@@ -157,23 +161,23 @@ async fn options(setup: &Setup, say: watch::Sender<Word>) -> Result<ConnectOptio
         .request_timeout(Some(setup.timeout))
         .ping_interval(Duration::from_secs(PING_SECONDS))
         // Once over the list, when it connects; and once more when the connection has broken, so
-        // that a client nobody uses any more ends.
+        // that an abandoned client ends.
         .max_reconnects(setup.servers.len())
         .ignore_discovered_servers()
         .event_callback(move |event| {
-            let word = match event {
-                Event::Disconnected | Event::Closed => Some(Word::Broken),
-                Event::ServerError(ServerError::AuthorizationViolation) => Some(Word::Denied),
+            let health = match event {
+                Event::Disconnected | Event::Closed => Some(Health::Broken),
+                Event::ServerError(ServerError::AuthorizationViolation) => Some(Health::Denied),
                 Event::ServerError(ServerError::Other(text)) if is_denial(&text) => {
-                    Some(Word::Denied)
+                    Some(Health::Denied)
                 }
                 _ => None,
             };
-            if let Some(word) = word {
-                say.send_if_modified(|last| {
-                    let first = *last == Word::Fine;
+            if let Some(health) = health {
+                report.send_if_modified(|last| {
+                    let first = *last == Health::Fine;
                     if first {
-                        *last = word;
+                        *last = health;
                     }
                     first
                 });

@@ -1,7 +1,8 @@
-//! Who of a batch's events has had its delivery report.
+//! Which events of a batch still wait for their delivery report.
 
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::Arc;
 
+use parking_lot::{Mutex, MutexGuard};
 use rdkafka::error::RDKafkaErrorCode;
 use tokio::sync::Notify;
 
@@ -18,9 +19,9 @@ pub enum End {
     Unreadable,
 }
 
-/// See the module. Shared by a batch and the tickets of its events.
+/// See the module. Shared by a batch and the handles of its events.
 #[derive(Debug)]
-pub struct Tally {
+pub struct Outstanding {
     inner: Mutex<Inner>,
     /// Woken when the last event has come to its end.
     closed: Notify,
@@ -35,20 +36,20 @@ struct Inner {
 /// Goes through librdkafka with one event, and comes back with its report.
 #[derive(Debug)]
 pub struct DeliveryHandle {
-    tally: Arc<Tally>,
+    outstanding: Arc<Outstanding>,
     place: usize,
 }
 
-impl Tally {
+impl Outstanding {
     /// For so many events, all of them open.
-    pub fn new(events: usize) -> Arc<Tally> {
+    pub fn new(events: usize) -> Arc<Outstanding> {
         let inner = Inner { ends: vec![End::Open; events], open: events };
-        Arc::new(Tally { inner: Mutex::new(inner), closed: Notify::new() })
+        Arc::new(Outstanding { inner: Mutex::new(inner), closed: Notify::new() })
     }
 
-    /// The ticket of the event at `place`.
-    pub fn ticket(self: &Arc<Tally>, place: usize) -> DeliveryHandle {
-        DeliveryHandle { tally: Arc::clone(self), place }
+    /// The handle of the event at `place`.
+    pub fn handle(self: &Arc<Outstanding>, place: usize) -> DeliveryHandle {
+        DeliveryHandle { outstanding: Arc::clone(self), place }
     }
 
     /// Waits until no event is open.
@@ -65,15 +66,14 @@ impl Tally {
     }
 
     fn lock(&self) -> MutexGuard<'_, Inner> {
-        // Nothing panics while it is held, and each write leaves it whole.
-        self.inner.lock().unwrap_or_else(PoisonError::into_inner)
+        self.inner.lock()
     }
 }
 
 impl DeliveryHandle {
     /// Notes the event's end. The first one counts.
     pub fn end(self, end: End) {
-        let mut inner = self.tally.lock();
+        let mut inner = self.outstanding.lock();
         if inner.ends.get(self.place) != Some(&End::Open) || end == End::Open {
             return;
         }
@@ -82,7 +82,7 @@ impl DeliveryHandle {
         let last = inner.open == 0;
         drop(inner);
         if last {
-            self.tally.closed.notify_one();
+            self.outstanding.closed.notify_one();
         }
     }
 }
@@ -93,23 +93,23 @@ mod tests {
 
     #[tokio::test]
     async fn it_closes_with_the_last_report_and_keeps_the_order() {
-        let tally = Tally::new(3);
+        let outstanding = Outstanding::new(3);
         let failed = End::Failed(RDKafkaErrorCode::MessageTimedOut);
-        tally.ticket(2).end(failed);
-        tally.ticket(0).end(End::Delivered);
-        tally.ticket(0).end(failed);
-        assert_eq!(tally.ends(), [End::Delivered, End::Open, failed]);
+        outstanding.handle(2).end(failed);
+        outstanding.handle(0).end(End::Delivered);
+        outstanding.handle(0).end(failed);
+        assert_eq!(outstanding.ends(), [End::Delivered, End::Open, failed]);
         let waiting = tokio::spawn({
-            let tally = Arc::clone(&tally);
-            async move { tally.closed().await }
+            let outstanding = Arc::clone(&outstanding);
+            async move { outstanding.closed().await }
         });
-        tally.ticket(1).end(End::Unreadable);
+        outstanding.handle(1).end(End::Unreadable);
         waiting.await.unwrap();
-        assert_eq!(tally.ends(), [End::Delivered, End::Unreadable, failed]);
+        assert_eq!(outstanding.ends(), [End::Delivered, End::Unreadable, failed]);
     }
 
     #[tokio::test]
     async fn one_without_events_is_closed() {
-        Tally::new(0).closed().await;
+        Outstanding::new(0).closed().await;
     }
 }
