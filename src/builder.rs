@@ -23,7 +23,6 @@ use crate::spool::{self, Env, Spool};
 use crate::telemetry::event_samples::EventSamples;
 use crate::telemetry::metrics::Metrics;
 use crate::upstream::{self, BatchConfig, Upstream};
-use std::fmt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -49,60 +48,64 @@ pub struct Config {
     pub upstream: Vec<upstream::Config>,
 }
 
-/// Why a gate did not open.
-#[derive(Debug)]
+/// A [`Config`] that [`Config::validate`] has checked. It can be read as a [`Config`] and cannot
+/// be changed any more.
+pub struct ValidConfig {
+    config: Config,
+    rules: Rules,
+    guard: Guard,
+}
+
+impl std::ops::Deref for ValidConfig {
+    type Target = Config;
+
+    fn deref(&self) -> &Config {
+        &self.config
+    }
+}
+
+impl TryFrom<Config> for ValidConfig {
+    type Error = ConfigError;
+
+    fn try_from(config: Config) -> Result<Self, ConfigError> {
+        config.validate()
+    }
+}
+
+/// Why a gate did not open. The causes, down to the system's error, are its sources.
+#[derive(Debug, thiserror::Error)]
 pub enum OpenError {
     /// A section's value cannot be used.
-    Config(ConfigError),
+    #[error(transparent)]
+    Config(#[from] ConfigError),
     /// The portal list cannot be read.
+    #[error(transparent)]
     Portals(portals::OpenError),
     /// The spool cannot be opened.
+    #[error(transparent)]
     Spool(spool::OpenError),
-    /// An answer cannot be made of what Pingora takes.
-    Answers(Box<pingora::Error>),
-    /// The threads that deliver cannot be started.
-    Threads(std::io::Error),
-}
-
-impl fmt::Display for OpenError {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::Config(e) => e.fmt(f),
-            Self::Portals(e) => e.fmt(f),
-            Self::Spool(e) => e.fmt(f),
-            Self::Answers(_) => f.write_str("the answers cannot be built"),
-            Self::Threads(_) => f.write_str("the threads that deliver cannot be started"),
-        }
-    }
-}
-
-impl std::error::Error for OpenError {
-    fn source(&self) -> Option<&(dyn std::error::Error + 'static)> {
-        match self {
-            Self::Config(_) => None,
-            Self::Portals(e) => e.source(),
-            Self::Spool(e) => e.source(),
-            Self::Answers(e) => Some(e),
-            Self::Threads(e) => Some(e),
-        }
-    }
-}
-
-impl From<ConfigError> for OpenError {
-    fn from(e: ConfigError) -> Self {
-        Self::Config(e)
-    }
+    /// Pingora refuses a header of the prebuilt answers.
+    #[error("the answers cannot be built")]
+    Answers(#[source] Box<pingora::Error>),
+    /// The delivery threads cannot be started.
+    #[error("the delivery threads cannot be started")]
+    Threads(#[source] std::io::Error),
 }
 
 impl Config {
     /// Checks every section by itself, without touching disk or network.
-    pub fn validate(&self) -> Result<(), ConfigError> {
-        self.rules()?;
-        self.guard()?;
+    ///
+    /// # Errors
+    ///
+    /// The first key whose value cannot be used.
+    pub fn validate(self) -> Result<ValidConfig, ConfigError> {
+        let rules = self.rules()?;
+        let guard = self.guard()?;
         self.portals.validate()?;
         self.spool.validate()?;
         self.batch.validate()?;
-        upstream::Config::validate_all(&self.upstream)
+        upstream::Config::validate_all(&self.upstream)?;
+        Ok(ValidConfig { config: self, rules, guard })
     }
 
     /// The upstreams in force: those configured, or the embedded default.
@@ -134,7 +137,7 @@ type Destination = (String, Arc<dyn Upstream>, BatchConfig);
 
 /// Opens a gate.
 pub struct Builder {
-    config: Config,
+    config: Result<ValidConfig, ConfigError>,
     state_dir: PathBuf,
     trusted: TrustedProxies,
     own: Vec<(String, Arc<dyn Upstream>)>,
@@ -143,14 +146,19 @@ pub struct Builder {
 }
 
 impl PixelGate {
-    /// Begins a gate with this configuration.
-    pub fn builder(config: Config) -> Builder {
-        Builder::new(config)
+    /// Begins a gate with this configuration: a [`Config`], which is checked here and whose errors
+    /// the gate's opening returns, or a [`ValidConfig`].
+    pub fn builder<C>(config: C) -> Builder
+    where
+        C: TryInto<ValidConfig>,
+        C::Error: Into<ConfigError>,
+    {
+        Builder::new(config.try_into().map_err(Into::into))
     }
 }
 
 impl Builder {
-    fn new(config: Config) -> Self {
+    fn new(config: Result<ValidConfig, ConfigError>) -> Self {
         Self {
             config,
             state_dir: PathBuf::from("data"),
@@ -191,15 +199,9 @@ impl Builder {
 
     /// The judge alone, as `explain` asks it: nothing is opened but the portal list.
     pub fn gate(self) -> Result<Gate, OpenError> {
-        let portals = Portals::open(&self.config.portals, &self.state_dir, self.clock.clone());
-        let portals = portals.map_err(OpenError::Portals)?;
-        self.judge(portals)
-    }
-
-    fn judge(&self, portals: Portals) -> Result<Gate, OpenError> {
-        let config = &self.config;
-        let privacy = config.privacy.clone();
-        Ok(Gate::new(config.guard()?, config.rules()?, privacy, portals, self.clock.clone()))
+        let config = self.config?;
+        let portals = Portals::open(&config.portals, &self.state_dir, self.clock.clone());
+        Ok(config.into_gate(portals.map_err(OpenError::Portals)?, self.clock))
     }
 
     /// Opens everything and starts delivery.
@@ -211,15 +213,13 @@ impl Builder {
     /// The first part that cannot be used. What a spool folder holds is never a reason: damaged
     /// records are set aside and counted.
     pub fn open(self) -> Result<PixelGate, OpenError> {
-        let config = &self.config;
-        config.validate()?;
+        let config = self.config?;
         let portals = Portals::open(&config.portals, &self.state_dir, self.clock.clone());
         let portals = portals.map_err(OpenError::Portals)?;
-        let gate = self.judge(portals.clone())?;
         let metrics = Metrics::new();
         let answers = Answers::build(&config.response, &config.events.methods, Prebuilt::new)
             .map_err(OpenError::Answers)?;
-        let routes = self.upstreams()?;
+        let routes = destinations(&config, &self.own)?;
         let names: Vec<String> = routes.iter().map(|(name, ..)| name.clone()).collect();
         let env = Env {
             clock: self.clock.clone(),
@@ -243,44 +243,55 @@ impl Builder {
             Some(Route { name, upstream, batch, reader })
         };
         let routes = routes.into_iter().filter_map(route).collect();
-        let delivery = Delivery::start(routes, options, portals).map_err(OpenError::Threads)?;
+        let delivery =
+            Delivery::start(routes, options, portals.clone()).map_err(OpenError::Threads)?;
         let trusted = self.trusted;
+        let (response, methods) = (config.response.clone(), config.events.methods.clone());
+        let upstreams = config.upstream.clone();
         Ok(PixelGate::from_shared(Shared {
-            gate,
+            gate: config.into_gate(portals, self.clock.clone()),
             spool,
             metrics,
             glimpses: EventSamples::new(self.clock.clone()),
             answers,
-            response: config.response.clone(),
-            methods: config.events.methods.clone(),
+            response,
+            methods,
             trusted,
             delivery,
             company: self.company,
-            upstreams: config.upstream.clone(),
+            upstreams,
         }))
     }
+}
 
-    /// Every upstream with its name and its batches.
-    fn upstreams(&self) -> Result<Vec<Destination>, ConfigError> {
-        let mut all = Vec::new();
-        for config in self.config.upstreams() {
-            let built = config.build()?;
-            all.push((config.name.clone(), built, config.batch.over(&self.config.batch)));
-        }
-        for (name, upstream) in &self.own {
-            if all.iter().any(|(taken, ..)| taken == name) {
-                return Err(ConfigError::new("upstream.name", format!("`{name}` is taken")));
-            }
-            all.push((name.clone(), upstream.clone(), self.config.batch.clone()));
-        }
-        Ok(all)
+impl ValidConfig {
+    fn into_gate(self, portals: Portals, clock: Arc<dyn Clock>) -> Gate {
+        Gate::new(self.guard, self.rules, self.config.privacy, portals, clock)
     }
+}
+
+/// Every upstream, configured or the host's own, with its name and its batches.
+fn destinations(
+    config: &Config,
+    own: &[(String, Arc<dyn Upstream>)],
+) -> Result<Vec<Destination>, ConfigError> {
+    let mut all = Vec::new();
+    for upstream in config.upstreams() {
+        let built = upstream.build()?;
+        all.push((upstream.name.clone(), built, upstream.batch.over(&config.batch)));
+    }
+    for (name, upstream) in own {
+        if all.iter().any(|(taken, ..)| taken == name) {
+            return Err(ConfigError::new("upstream.name", format!("`{name}` is taken")));
+        }
+        all.push((name.clone(), upstream.clone(), config.batch.clone()));
+    }
+    Ok(all)
 }
 
 /// Checks a configuration and all that it names, as `pixelgate check` does, and says what is in
 /// force. Opens no spool.
-pub fn check(config: &Config, state_dir: &Path) -> Result<String, OpenError> {
-    config.validate()?;
+pub fn check(config: &ValidConfig, state_dir: &Path) -> Result<String, OpenError> {
     let clock: Arc<dyn Clock> = Arc::new(SystemClock);
     let portals = Portals::open(&config.portals, state_dir, clock).map_err(OpenError::Portals)?;
     let mut lines = vec![portals.summary().to_string()];

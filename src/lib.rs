@@ -75,7 +75,7 @@ mod spool;
 mod telemetry;
 mod upstream;
 
-pub use builder::{Builder, Config, OpenError, check};
+pub use builder::{Builder, Config, OpenError, ValidConfig, check};
 pub use config_error::ConfigError;
 pub use event::{Reason, Reject};
 pub use plugin::PixelGate;

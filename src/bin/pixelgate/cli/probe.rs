@@ -3,7 +3,7 @@
 //! It reads address and token from the same configuration as the edge, so a health check needs
 //! neither a further program in the image nor the token on its command line.
 
-use super::{NO, UNUSABLE, fail};
+use super::exit::{NO, UNUSABLE, fail};
 use clap::ValueEnum;
 use pixelgate::config::Admin;
 use std::io::{self, Read, Write};

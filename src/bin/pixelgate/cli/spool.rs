@@ -1,7 +1,7 @@
 //! `pixelgate spool`: a look into the spool, running or not. Nothing is changed.
 
+use super::exit::{NO, fail};
 use super::terminal::{BAD, GOOD, Progress, Unit};
-use super::{NO, fail};
 use crate::config::Config;
 use clap::Subcommand;
 use pixelgate::tools::Record;
@@ -23,7 +23,7 @@ pub enum Command {
 
 /// Does it.
 pub fn run(config: &Config, command: &Command) -> ExitCode {
-    let dir = &config.spool.dir;
+    let dir = &config.gate.spool.dir;
     let sound = match command {
         Command::Stat => print(|out| stat(dir, out)).map(|()| true),
         Command::Verify => verify(dir),
@@ -32,7 +32,7 @@ pub fn run(config: &Config, command: &Command) -> ExitCode {
     match sound {
         Ok(true) => ExitCode::SUCCESS,
         Ok(false) => ExitCode::from(NO),
-        // Whoever reads less than there is has seen enough.
+        // The reader of a pipe may stop early, as `head` does.
         Err(e) if e.kind() == io::ErrorKind::BrokenPipe => ExitCode::SUCCESS,
         Err(e) => fail(NO, format!("{}: {e}", dir.display())),
     }

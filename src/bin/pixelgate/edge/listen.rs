@@ -65,28 +65,17 @@ pub struct Bound {
 }
 
 /// Why a socket cannot listen.
-#[derive(Debug)]
+#[derive(Debug, thiserror::Error)]
+#[error("cannot listen on {address}")]
 pub struct BindError {
     address: String,
     source: std::io::Error,
 }
 
-impl fmt::Display for BindError {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "cannot listen on {}: {}", self.address, self.source)
-    }
-}
-
 impl BindError {
-    /// Whether somebody else listens there.
+    /// Whether another socket listens on the address.
     pub fn is_in_use(&self) -> bool {
         self.source.kind() == std::io::ErrorKind::AddrInUse
-    }
-}
-
-impl std::error::Error for BindError {
-    fn source(&self) -> Option<&(dyn std::error::Error + 'static)> {
-        Some(&self.source)
     }
 }
 

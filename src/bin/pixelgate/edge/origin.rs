@@ -6,9 +6,11 @@
 //! is passed over at once, until a check or a request finds it well again. Where none is well,
 //! each is tried all the same. That a server fails, and that it answers again, is logged once.
 
-use super::Config;
+use super::config::Config;
+use super::origin_url::OriginUrl;
 use async_trait::async_trait;
 use log::{error, info};
+use parking_lot::{Mutex, MutexGuard};
 use pingora::connectors::http::Connector;
 use pingora::connectors::{ConnectorOptions, TransportConnector};
 use pingora::lb::discovery::ServiceDiscovery;
@@ -22,8 +24,8 @@ use pingora::services::background::BackgroundService;
 use pingora::upstreams::peer::HttpPeer;
 use std::collections::{BTreeSet, HashMap};
 use std::net::{IpAddr, ToSocketAddrs};
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
-use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 /// How often an origin's name is looked up again, in seconds.
@@ -54,9 +56,7 @@ struct Inner {
 struct Origin {
     /// As it stands in the configuration.
     name: String,
-    host: String,
-    port: u16,
-    tls: bool,
+    url: OriginUrl,
 }
 
 /// One address of an origin.
@@ -68,32 +68,13 @@ pub struct Server {
     failing: AtomicBool,
 }
 
-/// Host, port and TLS of an origin's URL.
-pub fn parse(text: &str) -> Result<(String, u16, bool), String> {
-    let url = url::Url::parse(text).map_err(|e| format!("`{text}` is not a URL: {e}"))?;
-    let tls = match url.scheme() {
-        "http" => false,
-        "https" => true,
-        other => return Err(format!("`{other}://` is neither http:// nor https://")),
-    };
-    let plain = matches!(url.path(), "" | "/") && url.query().is_none() && url.fragment().is_none();
-    if !plain || !url.username().is_empty() || url.password().is_some() {
-        return Err("takes scheme, host and port alone: a path is passed on as it comes".to_owned());
-    }
-    // `Url` guarantees a host for http and https; an IPv6 host comes in brackets.
-    let host = url.host_str().unwrap_or_default().trim_matches(['[', ']']).to_owned();
-    let port = url.port_or_known_default().unwrap_or(80);
-    Ok((host, port, tls))
-}
-
 impl Origins {
     /// Looks up each origin once. One that cannot be found yet is no error: it is looked up again.
     /// Connections of the health checks are made as `options` say.
     pub fn new(edge: &Config, options: ConnectorOptions) -> Result<Self, String> {
         let origin = |url: &String| {
-            let (host, port, tls) = parse(url)?;
             let name = url.trim_end_matches('/').to_owned();
-            Ok(Origin { name, host, port, tls })
+            Ok(Origin { name, url: OriginUrl::parse(url)? })
         };
         let origins = edge.origin.iter().map(origin).collect::<Result<Arc<[_]>, String>>()?;
         let lookup = LookUp { origins: origins.clone(), found: Mutex::default() };
@@ -146,7 +127,7 @@ impl Origins {
     pub fn peer(&self, server: &Server) -> HttpPeer {
         // A server comes from the list of origins, and is only ever asked of its own.
         let (tls, host) = match self.0.origins.get(server.origin) {
-            Some(origin) => (origin.tls, origin.host.clone()),
+            Some(origin) => (origin.url.tls, origin.url.host.clone()),
             None => (false, String::new()),
         };
         let mut peer = HttpPeer::new(server.address, tls, host);
@@ -189,7 +170,7 @@ impl Server {
 
 impl Origin {
     fn is_address(&self) -> bool {
-        self.host.parse::<IpAddr>().is_ok()
+        self.url.host.parse::<IpAddr>().is_ok()
     }
 
     /// How its health is found out: by a request for `path`, else by a connection.
@@ -201,8 +182,8 @@ impl Origin {
         let patience = Some(Duration::from_secs(CHECK_SECONDS_MAX));
         let Some(path) = path else {
             // Over TLS the certificate is part of being well.
-            let mut check = match self.tls {
-                true => TcpHealthCheck::new_tls(&self.host),
+            let mut check = match self.url.tls {
+                true => TcpHealthCheck::new_tls(&self.url.host),
                 false => TcpHealthCheck::new(),
             };
             check.set_connector(TransportConnector::new(Some(options.clone())));
@@ -210,7 +191,7 @@ impl Origin {
             check.peer_template.options.connection_timeout = patience;
             return Ok(check);
         };
-        let mut check = HttpHealthCheck::new(&self.host, self.tls);
+        let mut check = HttpHealthCheck::new(&self.url.host, self.url.tls);
         check.set_connector(Connector::new(Some(options.clone())));
         check.consecutive_failure = CHECKS_FAILED;
         check.peer_template.options.connection_timeout = patience;
@@ -271,16 +252,16 @@ impl ServiceDiscovery for LookUp {
 }
 
 impl LookUp {
-    fn known(&self) -> std::sync::MutexGuard<'_, HashMap<std::net::SocketAddr, Arc<Server>>> {
-        self.found.lock().unwrap_or_else(PoisonError::into_inner)
+    fn known(&self) -> MutexGuard<'_, HashMap<std::net::SocketAddr, Arc<Server>>> {
+        self.found.lock()
     }
 
     /// What a name resolves to now; a failure keeps what was known.
     async fn look_up(&self, index: usize, origin: &Origin) -> Vec<std::net::SocketAddr> {
-        if let Ok(ip) = origin.host.parse::<IpAddr>() {
-            return vec![(ip, origin.port).into()];
+        if let Ok(ip) = origin.url.host.parse::<IpAddr>() {
+            return vec![(ip, origin.url.port).into()];
         }
-        let (host, port) = (origin.host.clone(), origin.port);
+        let (host, port) = (origin.url.host.clone(), origin.url.port);
         let look = move || (host.as_str(), port).to_socket_addrs().map(Iterator::collect);
         // An error of the thread is a panic in the resolver, which is no better than its error.
         let found = tokio::task::spawn_blocking(look).await.map_err(std::io::Error::other);
@@ -336,19 +317,6 @@ mod tests {
         };
         let options = ConnectorOptions::from_server_conf(&ServerConf::default());
         Origins::new(&edge, options).unwrap()
-    }
-
-    #[test]
-    fn an_origin_is_scheme_host_and_port() {
-        let check = |url: &str, host: &str, port: u16, tls: bool| {
-            assert_eq!(parse(url), Ok((host.to_owned(), port, tls)), "{url}");
-        };
-        check("http://127.0.0.1:9000", "127.0.0.1", 9000, false);
-        check("https://origin.example/", "origin.example", 443, true);
-        check("http://[::1]", "::1", 80, false);
-        for wrong in ["", "ftp://a", "http://", "http://a/b", "http://a/?b", "http://u:p@a/"] {
-            assert!(parse(wrong).is_err(), "{wrong}");
-        }
     }
 
     #[test]

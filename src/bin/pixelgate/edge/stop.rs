@@ -13,11 +13,12 @@ use super::systemd;
 use super::tls::Certificates;
 use async_trait::async_trait;
 use log::{error, info, warn};
+use parking_lot::Mutex;
 use pingora::server::{ShutdownSignal, ShutdownSignalWatch};
 use pixelgate::PixelGate;
 use pixelgate::http_server::InFlight;
 use std::path::PathBuf;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::watch;
@@ -45,7 +46,7 @@ pub struct Signals {
     /// What a successor may take; taken out when it is offered.
     pub sockets: Mutex<Vec<Named>>,
     /// What this process took; taken out when it accepts.
-    pub inheritance: Mutex<Option<InheritedSockets>>,
+    pub inherited: Mutex<Option<InheritedSockets>>,
     /// Where it listens: said when it does, and when it can be stopped.
     pub announcement: Vec<String>,
 }
@@ -79,11 +80,11 @@ impl ShutdownSignalWatch for Signals {
                 std::future::pending().await
             }
         };
-        let inheritance = take(&self.inheritance);
-        let offer = self.offer(inheritance.is_some());
+        let inherited = take(&self.inherited);
+        let offer = self.offer(inherited.is_some());
         // Held to the end: by it the old process knows of this one.
-        let _old = inheritance.map(|inheritance| {
-            inheritance.accepting().inspect_err(|e| warn!("the old process is gone already: {e}"))
+        let _old = inherited.map(|sockets| {
+            sockets.accepting().inspect_err(|e| warn!("the old process is gone already: {e}"))
         });
         self.announcement.iter().for_each(|line| info!("{line}"));
         systemd::ready();
@@ -96,7 +97,7 @@ impl ShutdownSignalWatch for Signals {
 }
 
 fn take<T: Default>(held: &Mutex<T>) -> T {
-    std::mem::take(&mut *held.lock().unwrap_or_else(PoisonError::into_inner))
+    std::mem::take(&mut *held.lock())
 }
 
 impl Handlers {

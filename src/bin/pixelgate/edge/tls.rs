@@ -9,9 +9,10 @@
 //! The files are looked at, not watched: that sees an editor's rename, a symlink that points
 //! elsewhere (Kubernetes) and a network file system alike.
 
-use super::TlsListener;
+use super::config::TlsListener;
 use arc_swap::ArcSwap;
 use log::{error, info};
+use parking_lot::Mutex;
 use rustls::client::verify_server_name;
 use rustls::crypto::ring::sign::any_supported_type;
 use rustls::pki_types::pem::PemObject;
@@ -21,7 +22,7 @@ use rustls::sign::CertifiedKey;
 use std::fmt;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 use std::time::Duration;
 
 /// Pause between two looks at the files, in seconds.
@@ -69,7 +70,7 @@ impl Certificates {
     /// Reads again what has changed, or all of it if `whole`. Connections that are open keep what
     /// they have. What cannot be used is told once.
     pub fn reload(&self, whole: bool) {
-        let mut entries = self.entries.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut entries = self.entries.lock();
         let mut keys = Vec::clone(&self.in_use.load());
         let mut changed = false;
         for (entry, in_use) in entries.iter_mut().zip(&mut keys) {
