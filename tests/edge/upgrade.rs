@@ -304,7 +304,7 @@ fn an_upgrade_of_nothing_is_a_start() {
     first.kill();
     assert!(dir.path().join("upgrade.sock").exists());
     let edge = Edge::start_successor(dir);
-    edge.wait_log("no edge runs here to take over from");
+    edge.wait_log("no running edge offers its sockets here");
     assert_eq!(edge.event("_a=62515&_n=a").status, 200);
 }
 
