@@ -263,7 +263,7 @@ fn a_signal_that_comes_before_the_new_process_accepts_waits_for_it() {
     let fails = takes(1);
     event("while the new process starts");
     drop(fails);
-    edge.wait_log("the new process failed to start: this one goes on");
+    edge.wait_log("the new process failed to start: this one continues");
     event("after it failed");
     let mut accepts = takes(2);
     event("while the next one starts");

@@ -10,68 +10,69 @@ use serde::de::Error as _;
 use std::path::PathBuf;
 use std::time::Duration;
 
-/// Most worker threads that may be asked for: more than any machine has cores.
+/// Most worker threads: more than any machine has cores.
 const THREADS_MAX: usize = 1024;
-/// Longest of the timeouts below, in seconds: a day.
+/// Longest timeout, in seconds: a day.
 const SECONDS_MAX: u64 = 86_400;
-/// Bounds of `header_bytes_max`: a browser's header with its cookies has to fit, and Pingora's own
-/// bound is at the upper one.
+/// Limits of `header_bytes_max`: a browser's header with its cookies must fit, and Pingora itself
+/// accepts no more than the upper limit.
 const HEADER_BYTES: std::ops::RangeInclusive<u64> = 1 << 10..=1 << 20;
-/// Most lines of a header that may be allowed: Pingora's own bound, less the lines it adds.
+/// Largest `header_lines_max`: Pingora's own limit less the lines that it adds.
 const HEADER_LINES_MAX: usize = 250;
-/// Most streams at once on one HTTP/2 connection that may be allowed.
+/// Largest `h2_streams_max`.
 const H2_STREAMS_MAX: u32 = 10_000;
 
 /// The `[edge]` section.
 #[derive(Debug, Clone, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct Config {
-    /// Plain listeners: `address:port` or `unix:/path`. Port 0 lets the kernel choose.
+    /// Listeners without TLS: `address:port` or `unix:/path`. Port 0: the kernel chooses the port.
     pub listen: Vec<String>,
     /// TLS listeners.
     pub tls: Vec<TlsListener>,
-    /// Where everything that is not an event goes; empty: answered 404.
+    /// URLs of the servers that get every request that is not an event. Empty: status 404.
     #[serde(deserialize_with = "one_or_many")]
     pub origin: Vec<String>,
-    /// Certificates that origins are verified against, PEM; without it the machine's.
+    /// PEM file of the certificates that origins are verified with. `None`: those of the system.
     pub origin_ca: Option<PathBuf>,
-    /// What an origin is asked for to learn whether it is well; without it, a connection does.
+    /// Path that health checks request from an origin. `None`: a health check only connects.
     pub origin_health_path: Option<String>,
-    /// Pause between two checks of an origin's health.
+    /// Pause between two health checks of an origin, in seconds.
     pub origin_health_seconds: u64,
-    /// How long an origin may be silent in the middle of an exchange.
+    /// Longest wait for a read from or a write to an origin, in seconds.
     pub origin_timeout_seconds: u64,
-    /// Worker threads; 0 for one a core.
+    /// Number of worker threads; 0: one per core.
     pub threads: usize,
-    /// How long a kept connection may be idle.
+    /// Longest idle time of a kept connection, in seconds.
     pub keepalive_seconds: u64,
-    /// How long a request's header may take from its first byte to its last.
+    /// Longest time from the first byte of a request header to its last, in seconds.
     pub header_timeout_seconds: u64,
-    /// How long a client may take to take a piece of its answer.
+    /// Longest time for one write of a response to a client, in seconds.
     pub write_timeout_seconds: u64,
-    /// Most connections at once.
+    /// Most client connections at once.
     pub connections_max: usize,
-    /// Most connections at once from one address; 0: no limit.
+    /// Most connections at once from one client address; 0: no limit.
     pub connections_per_address_max: usize,
     /// Most requests on one connection; 0: no limit.
     pub requests_per_connection_max: u32,
-    /// Largest header of a request.
+    /// Largest request header.
     pub header_bytes_max: ByteSize,
-    /// Most lines of a request's header.
+    /// Most lines of a request header.
     pub header_lines_max: usize,
-    /// Most requests at once on one HTTP/2 connection.
+    /// Most open streams on one HTTP/2 connection.
     pub h2_streams_max: u32,
-    /// Whether the front door answers plain events itself; if not, all take Pingora's own path.
+    /// Whether the server's fast path answers plain event requests. If not, all requests take
+    /// Pingora's path.
     pub answer_plain: bool,
-    /// How long a stop waits for requests in flight.
+    /// Longest wait for requests in flight at a stop, in seconds.
     pub shutdown_grace_seconds: u64,
-    /// Addresses and networks whose word on the client's address is taken.
+    /// Addresses and networks that may report the client's address.
     pub trusted_proxies: Vec<String>,
-    /// The header in which they give it; without one `X-Forwarded-For` or `Forwarded`.
+    /// Header in which trusted proxies report it. `None`: `X-Forwarded-For` or `Forwarded`.
     pub client_ip_header: Option<String>,
-    /// Whether each TCP connection begins with a PROXY header, from one of `trusted_proxies`.
+    /// Whether each TCP connection begins with a PROXY protocol header from a trusted proxy.
     pub proxy_protocol: bool,
-    /// Where small state is kept across restarts.
+    /// Folder of the small state that outlives a restart, such as the last good portal list.
     pub state_dir: PathBuf,
 }
 
@@ -106,7 +107,7 @@ impl Default for Config {
     }
 }
 
-/// One entry of `edge.tls`. Entries with one address share its listener, see [`tls`].
+/// One entry of `edge.tls`. Entries with the same address share one listener.
 #[derive(Debug, Clone, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct TlsListener {
@@ -118,12 +119,13 @@ pub struct TlsListener {
     pub key: PathBuf,
 }
 
-/// What is wrong: the key below `edge.`, and why.
-type Wrong = (&'static str, String);
+/// A mistake: the key below `edge.`, and the reason.
+type Mistake = (&'static str, String);
 
 impl Config {
-    /// Checks what can be checked without touching the network.
-    pub fn validate(&self) -> Result<(), Wrong> {
+    /// Checks every key without touching disk or network, except that names in `listen` and `tls` are
+    /// looked up.
+    pub fn validate(&self) -> Result<(), Mistake> {
         if self.listen.is_empty() && self.tls.is_empty() {
             return Err(("listen", "names no listener, and edge.tls has none either".to_owned()));
         }
@@ -146,7 +148,7 @@ impl Config {
         {
             return Err((
                 "origin_health_path",
-                format!("`{path}` is no path, such as \"/health\""),
+                format!("`{path}` is not a path such as \"/health\""),
             ));
         }
         self.trust().map_err(|e| match e {
@@ -154,7 +156,7 @@ impl Config {
             pixelgate::TrustError::Header(_) => ("client_ip_header", e.to_string()),
         })?;
         if self.threads > THREADS_MAX {
-            return Err(("threads", format!("{THREADS_MAX} are the most")));
+            return Err(("threads", format!("must be at most {THREADS_MAX}")));
         }
         if self.connections_max == 0 {
             return Err(("connections_max", "must be at least 1".to_owned()));
@@ -171,12 +173,12 @@ impl Config {
             }
         }
         if self.shutdown_grace_seconds > SECONDS_MAX {
-            return Err(("shutdown_grace_seconds", format!("{SECONDS_MAX} are the most")));
+            return Err(("shutdown_grace_seconds", format!("must be at most {SECONDS_MAX}")));
         }
         self.validate_limits()
     }
 
-    fn validate_limits(&self) -> Result<(), Wrong> {
+    fn validate_limits(&self) -> Result<(), Mistake> {
         if !HEADER_BYTES.contains(&self.header_bytes_max.as_u64()) {
             return Err(("header_bytes_max", "must be 1KiB to 1MiB".to_owned()));
         }
@@ -187,13 +189,13 @@ impl Config {
             return Err(("h2_streams_max", format!("must be 1 to {H2_STREAMS_MAX}")));
         }
         if self.proxy_protocol && self.trusted_proxies.is_empty() {
-            let why = "needs edge.trusted_proxies: who may name the client's address?";
+            let why = "needs edge.trusted_proxies: the proxies that may report a client's address";
             return Err(("proxy_protocol", why.to_owned()));
         }
         Ok(())
     }
 
-    /// What the front door allows.
+    /// The limits of the HTTP server.
     pub fn limits(&self) -> Limits {
         Limits {
             header_timeout: Duration::from_secs(self.header_timeout_seconds),
@@ -202,7 +204,7 @@ impl Config {
             connections_max: self.connections_max,
             connections_per_address_max: self.connections_per_address_max,
             requests_per_connection_max: self.requests_per_connection_max,
-            // At most a mebibyte, see `validate`.
+            // At most 1 MiB, see `validate`.
             header_bytes_max: self.header_bytes_max.as_u64() as usize,
             header_lines_max: self.header_lines_max,
             h2_streams_max: self.h2_streams_max,
@@ -211,12 +213,12 @@ impl Config {
         }
     }
 
-    /// Whose word on the client's address is taken.
+    /// The proxies that may report the client's address.
     pub fn trust(&self) -> Result<TrustedProxies, pixelgate::TrustError> {
         TrustedProxies::new(&self.trusted_proxies, self.client_ip_header.as_deref())
     }
 
-    /// Worker threads in number.
+    /// The number of worker threads.
     pub fn threads(&self) -> usize {
         match self.threads {
             0 => std::thread::available_parallelism().map_or(1, usize::from),
@@ -225,7 +227,7 @@ impl Config {
     }
 }
 
-/// One value or a list of them, as `edge.origin` takes it.
+/// One text or a list of texts, as `edge.origin` takes them.
 fn one_or_many<'de, D>(deserializer: D) -> Result<Vec<String>, D::Error>
 where
     D: serde::Deserializer<'de>,
@@ -252,12 +254,12 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_limits_of_the_edge_are_the_front_doors_own() {
+    fn the_default_limits_are_those_of_the_server() {
         assert_eq!(format!("{:?}", Config::default().limits()), format!("{:?}", Limits::default()));
     }
 
     #[test]
-    fn each_limit_has_its_own_limits() {
+    fn each_limit_has_a_smallest_and_a_largest_value() {
         let refused = |set: fn(&mut Config)| {
             let mut config = Config::default();
             set(&mut config);

@@ -169,7 +169,7 @@ impl BackgroundService for Renewal {
             return;
         }
         tokio::select! {
-            () = Certificates::keep_looking(self.0.clone()) => {}
+            () = Certificates::poll(self.0.clone()) => {}
             _ = shutdown.changed() => {}
         }
     }
