@@ -17,9 +17,9 @@ pub fn run(config: &Config) -> ExitCode {
     if let Some(why) = origin_ca.and_then(|path| origin_ca::check(path).err()) {
         return fail(UNUSABLE, format!("edge.origin_ca: {why}"));
     }
-    let wheel = Progress::wheel("reading the portal list");
+    let spinner = Progress::spinner("reading the portal list");
     let checked = pixelgate::check(&config.gate, &config.edge.state_dir);
-    drop(wheel);
+    drop(spinner);
     match checked {
         Ok(summary) => {
             // Its last line is the verdict.

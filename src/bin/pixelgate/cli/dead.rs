@@ -17,7 +17,7 @@ pub enum Command {
     Replay,
 }
 
-/// Does it for every upstream; one that fails does not keep the others from their turn.
+/// Runs the command for every upstream. A failure of one does not stop the others.
 pub fn run(config: &Config, command: &Command) -> ExitCode {
     let gate = &config.gate;
     let dir = gate.dead_dir();
@@ -52,7 +52,7 @@ fn list(dir: &Path, upstream: &str) -> Result<(), String> {
     }
     match summary.damaged {
         0 => Ok(()),
-        damaged => Err(format!("{damaged} lines are no dead letters")),
+        damaged => Err(format!("{damaged} lines are not dead letters")),
     }
 }
 
@@ -66,13 +66,13 @@ fn replay(config: &Config, upstream: &pixelgate::config::Upstream) -> Result<(),
         .map_err(|e| e.to_string())?;
     let batch = upstream.batch.over(&gate.batch);
     let dir = gate.dead_dir();
-    // Counted first, for the bar. What the edge adds meanwhile is replayed as well.
+    // Counted first, for the bar. Letters that the edge adds meanwhile are replayed as well.
     let total = dead_letters::list(&dir, &upstream.name, |_| {}).map_err(|e| with_causes(&e))?;
     let total = total.letters + total.damaged;
     let mut progress = Progress::new(format!("replaying for {}", upstream.name), Unit::Events);
     let show = |so_far: &dead_letters::Progress| {
         let ended = so_far.delivered + so_far.refused + so_far.put_back + so_far.damaged;
-        progress.at(ended, total);
+        progress.update(ended, total);
     };
     let replayed = runtime.block_on(async {
         let replayed = dead_letters::replay(&dir, &upstream.name, &*built, &batch, show).await;

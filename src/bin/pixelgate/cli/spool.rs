@@ -1,4 +1,4 @@
-//! `pixelgate spool`: a look into the spool, running or not. Nothing is changed.
+//! `pixelgate spool`: inspects the spool, with or without a running edge. Changes nothing.
 
 use super::exit::{NO, fail};
 use super::terminal::{BAD, GOOD, Progress, Unit};
@@ -21,7 +21,7 @@ pub enum Command {
     Dump,
 }
 
-/// Does it.
+/// Runs the command.
 pub fn run(config: &Config, command: &Command) -> ExitCode {
     let dir = &config.gate.spool.dir;
     let sound = match command {
@@ -71,7 +71,7 @@ fn stat(dir: &Path, out: &mut impl Write) -> io::Result<()> {
 
 fn verify(dir: &Path) -> io::Result<bool> {
     let mut progress = Progress::new("verifying the spool", Unit::Bytes);
-    let report = inspect::verify(dir, &mut |done, total| progress.at(done, total))?;
+    let report = inspect::verify(dir, &mut |done, total| progress.update(done, total))?;
     drop(progress);
     let mut out = io::BufWriter::new(anstream::stdout().lock());
     for finding in &report.findings {
@@ -94,7 +94,7 @@ fn dump(dir: &Path, out: &mut impl Write) -> io::Result<()> {
     inspect::dump(dir, |_, payload| {
         line.clear();
         match Record::decode(payload) {
-            // Whether it was a bot is found out on the way to an upstream, not here.
+            // Bots are detected at delivery, not here.
             Ok(record) => record.write_json(&mut line, false),
             Err(why) => line.extend_from_slice(format!("{{\"damaged\":\"{why}\"}}").as_bytes()),
         }

@@ -123,8 +123,8 @@ pub struct TlsListener {
 type Mistake = (&'static str, String);
 
 impl Config {
-    /// Checks every key without touching disk or network, except that names in `listen` and `tls` are
-    /// looked up.
+    /// Checks every key without touching disk or network, except that it resolves the names in
+    /// `listen` and `tls`.
     pub fn validate(&self) -> Result<(), Mistake> {
         if self.listen.is_empty() && self.tls.is_empty() {
             return Err(("listen", "names no listener, and edge.tls has none either".to_owned()));

@@ -138,14 +138,14 @@ impl Bound {
     }
 }
 
-/// Lengthens the queue of a listening socket. The standard library asks for 128 places, and a client
-/// that finds none retries its SYN after a second.
+/// Lengthens the queue of a listening socket. That of the standard library is short, and a client
+/// that finds it full retries its SYN after a second.
 fn listen(socket: impl AsFd) -> std::io::Result<()> {
     Ok(rustix::net::listen(socket, BACKLOG)?)
 }
 
-/// Removes the socket that a dead process left at `path`. A socket on which a process listens, and a
-/// file that is not a socket, stay and are an error.
+/// Removes the socket that a dead process left at `path`. A socket on which a process listens, and
+/// a file that is not a socket, stay and are an error.
 fn remove_stale(path: &std::path::Path) -> std::io::Result<()> {
     use std::os::unix::fs::FileTypeExt;
     match std::fs::symlink_metadata(path) {

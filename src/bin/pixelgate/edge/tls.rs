@@ -3,8 +3,8 @@
 //!
 //! Entries of `edge.tls` with the same address share one listener. A connection gets the first
 //! certificate that is valid for its server name (SNI), or the first of all where none is valid or
-//! no name is sent. Entries are reloaded one by one: an entry that cannot be read, or whose key does
-//! not match its certificate yet, keeps the pair in use and does not delay the others.
+//! no name is sent. Entries are reloaded one by one: an entry that cannot be read, or whose key
+//! does not match its certificate yet, keeps the pair in use and does not delay the others.
 //!
 //! The files are polled every [`POLL_SECONDS`] and not watched: polling also sees an editor's
 //! rename, a changed symlink (Kubernetes) and a network file system.
