@@ -48,7 +48,31 @@ pub struct Config {
     pub upstream: Vec<upstream::Config>,
 }
 
-/// Why a gate did not open.
+/// A [`Config`] that [`Config::validate`] has checked. It can be read as a [`Config`] and cannot
+/// be changed any more.
+pub struct ValidConfig {
+    config: Config,
+    rules: Rules,
+    guard: Guard,
+}
+
+impl std::ops::Deref for ValidConfig {
+    type Target = Config;
+
+    fn deref(&self) -> &Config {
+        &self.config
+    }
+}
+
+impl TryFrom<Config> for ValidConfig {
+    type Error = ConfigError;
+
+    fn try_from(config: Config) -> Result<Self, ConfigError> {
+        config.validate()
+    }
+}
+
+/// Why a gate did not open. The causes, down to the system's error, are its sources.
 #[derive(Debug, thiserror::Error)]
 pub enum OpenError {
     /// A section holds a value that cannot be used.
@@ -70,13 +94,18 @@ pub enum OpenError {
 
 impl Config {
     /// Checks every section by itself, without touching disk or network.
-    pub fn validate(&self) -> Result<(), ConfigError> {
-        self.rules()?;
-        self.guard()?;
+    ///
+    /// # Errors
+    ///
+    /// The first key whose value cannot be used.
+    pub fn validate(self) -> Result<ValidConfig, ConfigError> {
+        let rules = self.rules()?;
+        let guard = self.guard()?;
         self.portals.validate()?;
         self.spool.validate()?;
         self.batch.validate()?;
-        upstream::Config::validate_all(&self.upstream)
+        upstream::Config::validate_all(&self.upstream)?;
+        Ok(ValidConfig { config: self, rules, guard })
     }
 
     /// The upstreams in force: those configured, or the embedded default.
@@ -108,7 +137,7 @@ type Destination = (String, Arc<dyn Upstream>, BatchConfig);
 
 /// Collects what a gate needs and opens it ([`Builder::open`]).
 pub struct Builder {
-    config: Config,
+    config: Result<ValidConfig, ConfigError>,
     state_dir: PathBuf,
     trusted: TrustedProxies,
     own: Vec<(String, Arc<dyn Upstream>)>,
@@ -117,14 +146,19 @@ pub struct Builder {
 }
 
 impl PixelGate {
-    /// A builder with this configuration; [`Builder::open`] opens the gate.
-    pub fn builder(config: Config) -> Builder {
-        Builder::new(config)
+    /// Begins a gate with this configuration: a [`Config`], which is checked here and whose errors
+    /// the gate's opening returns, or a [`ValidConfig`].
+    pub fn builder<C>(config: C) -> Builder
+    where
+        C: TryInto<ValidConfig>,
+        C::Error: Into<ConfigError>,
+    {
+        Builder::new(config.try_into().map_err(Into::into))
     }
 }
 
 impl Builder {
-    fn new(config: Config) -> Self {
+    fn new(config: Result<ValidConfig, ConfigError>) -> Self {
         Self {
             config,
             state_dir: PathBuf::from("data"),
@@ -170,15 +204,9 @@ impl Builder {
     ///
     /// The portal list cannot be read, or `events` holds a value that cannot be used.
     pub fn gate(self) -> Result<Gate, OpenError> {
-        let portals = Portals::open(&self.config.portals, &self.state_dir, self.clock.clone());
-        let portals = portals.map_err(OpenError::Portals)?;
-        self.judge(portals)
-    }
-
-    fn judge(&self, portals: Portals) -> Result<Gate, OpenError> {
-        let config = &self.config;
-        let privacy = config.privacy.clone();
-        Ok(Gate::new(config.guard()?, config.rules()?, privacy, portals, self.clock.clone()))
+        let config = self.config?;
+        let portals = Portals::open(&config.portals, &self.state_dir, self.clock.clone());
+        Ok(config.into_gate(portals.map_err(OpenError::Portals)?, self.clock))
     }
 
     /// Opens the portal list and the spool, and starts delivery.
@@ -190,16 +218,14 @@ impl Builder {
     /// The first part that cannot be used. Damaged records in the spool are no error: they are
     /// moved to quarantine and counted.
     pub fn open(self) -> Result<PixelGate, OpenError> {
-        let config = &self.config;
-        config.validate()?;
+        let config = self.config?;
         let portals = Portals::open(&config.portals, &self.state_dir, self.clock.clone());
         let portals = portals.map_err(OpenError::Portals)?;
-        let gate = self.judge(portals.clone())?;
         let metrics = Metrics::new();
         let answers =
             Answers::build(&config.response, &config.events.methods, PrebuiltResponse::new)
                 .map_err(OpenError::Answers)?;
-        let routes = self.upstreams()?;
+        let routes = destinations(&config, &self.own)?;
         let names: Vec<String> = routes.iter().map(|(name, ..)| name.clone()).collect();
         let env = Env {
             clock: self.clock.clone(),
@@ -223,48 +249,55 @@ impl Builder {
             Some(Route { name, upstream, batch, reader })
         };
         let routes = routes.into_iter().filter_map(route).collect();
-        let delivery = Delivery::start(routes, options, portals).map_err(OpenError::Threads)?;
+        let delivery =
+            Delivery::start(routes, options, portals.clone()).map_err(OpenError::Threads)?;
         let trusted = self.trusted;
+        let (response, methods) = (config.response.clone(), config.events.methods.clone());
+        let upstreams = config.upstream.clone();
         Ok(PixelGate::from_state(GateState {
-            gate,
+            gate: config.into_gate(portals, self.clock.clone()),
             spool,
             metrics,
             event_samples: EventSamples::new(self.clock.clone()),
             answers,
-            response: config.response.clone(),
-            methods: config.events.methods.clone(),
+            response,
+            methods,
             trusted,
             delivery,
             in_flight: self.in_flight,
-            upstreams: config.upstream.clone(),
+            upstreams,
         }))
-    }
-
-    /// The configured upstreams and the host's own.
-    fn upstreams(&self) -> Result<Vec<Destination>, ConfigError> {
-        let mut all = Vec::new();
-        for config in self.config.upstreams() {
-            let built = config.build()?;
-            all.push((config.name.clone(), built, config.batch.over(&self.config.batch)));
-        }
-        for (name, upstream) in &self.own {
-            if all.iter().any(|(taken, ..)| taken == name) {
-                return Err(ConfigError::new("upstream.name", format!("`{name}` is taken")));
-            }
-            all.push((name.clone(), upstream.clone(), self.config.batch.clone()));
-        }
-        Ok(all)
     }
 }
 
-/// Checks a configuration and the files that it names, as `pixelgate check` does. Returns a text
-/// for a person: the portal list, the upstreams and the spool in force. Opens no spool.
-///
-/// # Errors
-///
-/// The first part that cannot be used, as [`Builder::open`] would report it.
-pub fn check(config: &Config, state_dir: &Path) -> Result<String, OpenError> {
-    config.validate()?;
+impl ValidConfig {
+    fn into_gate(self, portals: Portals, clock: Arc<dyn Clock>) -> Gate {
+        Gate::new(self.guard, self.rules, self.config.privacy, portals, clock)
+    }
+}
+
+/// Every upstream, configured or the host's own, with its name and its batches.
+fn destinations(
+    config: &Config,
+    own: &[(String, Arc<dyn Upstream>)],
+) -> Result<Vec<Destination>, ConfigError> {
+    let mut all = Vec::new();
+    for upstream in config.upstreams() {
+        let built = upstream.build()?;
+        all.push((upstream.name.clone(), built, upstream.batch.over(&config.batch)));
+    }
+    for (name, upstream) in own {
+        if all.iter().any(|(taken, ..)| taken == name) {
+            return Err(ConfigError::new("upstream.name", format!("`{name}` is taken")));
+        }
+        all.push((name.clone(), upstream.clone(), config.batch.clone()));
+    }
+    Ok(all)
+}
+
+/// Checks a configuration and all that it names, as `pixelgate check` does, and says what is in
+/// force. Opens no spool.
+pub fn check(config: &ValidConfig, state_dir: &Path) -> Result<String, OpenError> {
     let clock: Arc<dyn Clock> = Arc::new(SystemClock);
     let portals = Portals::open(&config.portals, state_dir, clock).map_err(OpenError::Portals)?;
     let mut lines = vec![portals.summary().to_string()];

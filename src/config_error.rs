@@ -12,6 +12,13 @@ pub struct ConfigError {
     source: Option<Box<dyn Error + Send + Sync>>,
 }
 
+/// Lets [`crate::PixelGate::builder`] take a configuration that is checked already.
+impl From<std::convert::Infallible> for ConfigError {
+    fn from(never: std::convert::Infallible) -> Self {
+        match never {}
+    }
+}
+
 impl ConfigError {
     pub(crate) fn new(key: impl Into<String>, reason: impl Into<String>) -> Self {
         Self { key: key.into(), reason: reason.into(), source: None }

@@ -78,7 +78,7 @@ mod spool;
 mod telemetry;
 mod upstream;
 
-pub use builder::{Builder, Config, OpenError, check};
+pub use builder::{Builder, Config, OpenError, ValidConfig, check};
 pub use config_error::ConfigError;
 pub use event::{Reason, Rejection};
 pub use plugin::PixelGate;

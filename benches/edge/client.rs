@@ -1,7 +1,7 @@
 //! One client: a connection in HTTP/1.1, or a stream of an HTTP/2 connection.
 
-use crate::load::{How, Load};
 use crate::tls;
+use crate::workload::{Transport, Workload};
 use bytes::Bytes;
 use h2::client::SendRequest;
 use std::net::{Ipv4Addr, SocketAddr};
@@ -9,7 +9,7 @@ use std::sync::Arc;
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio::net::{TcpSocket, TcpStream};
 
-/// What a browser sends along.
+/// Headers of a browser.
 const HEADERS: [(&str, &str); 5] = [
     ("User-Agent", "Mozilla/5.0 (X11; Linux x86_64; rv:140.0) Gecko/20100101 Firefox/140.0"),
     ("Accept", "image/avif,image/webp,image/png,image/svg+xml,image/*;q=0.8,*/*;q=0.5"),
@@ -19,33 +19,33 @@ const HEADERS: [(&str, &str); 5] = [
 ];
 /// Room for one read: an event's answer fits in it.
 const READ_BYTES: usize = 16 << 10;
-/// As many of the loopback's addresses are clients, so that none runs out of ports.
+/// Loopback addresses that clients connect from, so that none runs out of ports.
 const ADDRESSES: usize = 200;
 
-/// Somebody who asks the same again and again.
+/// A client that sends one request again and again.
 pub enum Client {
     Http1(Http1),
     Http2(Http2),
 }
 
 impl Client {
-    /// As many as the load has connections, open where they stay open.
-    pub async fn all(load: &Load, server: SocketAddr) -> Vec<Client> {
-        if load.how == How::Streams {
+    /// One client for each connection of the workload. The HTTP/2 connection is opened here.
+    pub async fn all(workload: &Workload, server: SocketAddr) -> Vec<Client> {
+        if workload.transport == Transport::Streams {
             let send = connect_h2(server).await;
-            let one = || Client::Http2(Http2 { send: send.clone(), load: load.clone() });
-            return std::iter::repeat_with(one).take(load.connections).collect();
+            let one = || Client::Http2(Http2 { send: send.clone(), workload: workload.clone() });
+            return std::iter::repeat_with(one).take(workload.connections).collect();
         }
-        let request: Arc<[u8]> = request(load).into_bytes().into();
+        let request: Arc<[u8]> = request(workload).into_bytes().into();
         let one = |number: usize| {
             let buffer = vec![0; READ_BYTES].into();
-            let (load, request) = (load.clone(), Arc::clone(&request));
-            Client::Http1(Http1 { load, server, number, request, stream: None, buffer })
+            let (workload, request) = (workload.clone(), Arc::clone(&request));
+            Client::Http1(Http1 { workload, server, number, request, stream: None, buffer })
         };
-        (0..load.connections).map(one).collect()
+        (0..workload.connections).map(one).collect()
     }
 
-    /// Asks once, and checks the answer.
+    /// Sends one request and checks the answer.
     pub async fn ask(&mut self) {
         match self {
             Client::Http1(client) => client.ask().await,
@@ -59,7 +59,7 @@ impl<T: AsyncRead + AsyncWrite + Send + Sync + Unpin> Stream for T {}
 
 /// A client with one connection at a time.
 pub struct Http1 {
-    load: Load,
+    workload: Workload,
     server: SocketAddr,
     number: usize,
     request: Arc<[u8]>,
@@ -75,20 +75,20 @@ impl Http1 {
         };
         stream.write_all(&self.request).await.unwrap();
         self.read_response(&mut *stream).await;
-        if self.load.how == How::Kept {
+        if self.workload.transport == Transport::Kept {
             self.stream = Some(stream);
         }
     }
 
     async fn connect(&self) -> Box<dyn Stream> {
         let stream = connect(self.server, self.number).await;
-        match self.load.how {
-            How::Handshake => Box::new(tls::connect(stream, &[]).await),
+        match self.workload.transport {
+            Transport::Handshake => Box::new(tls::connect(stream, &[]).await),
             _ => Box::new(stream),
         }
     }
 
-    /// Reads one response to its end. What came of the body is counted and not kept.
+    /// Reads one response to its end. The body is counted and not kept.
     async fn read_response(&mut self, stream: &mut dyn Stream) {
         let mut length = 0;
         let head = loop {
@@ -100,34 +100,35 @@ impl Http1 {
             }
         };
         let answered = std::str::from_utf8(&self.buffer[9..12]).unwrap();
-        assert_eq!(answered, self.load.status.to_string(), "the wrong answer");
-        assert_eq!(content_length(&self.buffer[..head]), self.load.body_bytes);
+        assert_eq!(answered, self.workload.status.to_string(), "the wrong answer");
+        assert_eq!(content_length(&self.buffer[..head]), self.workload.body_bytes);
         let mut body = length - head;
-        while body < self.load.body_bytes {
+        while body < self.workload.body_bytes {
             let read = stream.read(&mut self.buffer).await.unwrap();
             assert!(read > 0, "the server closed in the middle of a body");
             body += read;
         }
-        assert_eq!(body, self.load.body_bytes, "more than one answer");
+        assert_eq!(body, self.workload.body_bytes, "more than one answer");
     }
 }
 
 /// A client with one stream at a time, on a connection that others share.
 pub struct Http2 {
     send: SendRequest<Bytes>,
-    load: Load,
+    workload: Workload,
 }
 
 impl Http2 {
     async fn ask(&mut self) {
-        let mut request = http::Request::get(format!("https://{}{}", tls::NAME, self.load.target));
+        let mut request =
+            http::Request::get(format!("https://{}{}", tls::NAME, self.workload.target));
         for (name, value) in HEADERS {
             request = request.header(name, value);
         }
         let mut send = self.send.clone().ready().await.expect("the connection lives");
         let (response, _) = send.send_request(request.body(()).unwrap(), true).unwrap();
         let response = response.await.expect("an answer");
-        assert_eq!(response.status(), self.load.status, "the wrong answer");
+        assert_eq!(response.status(), self.workload.status, "the wrong answer");
         let mut body = response.into_body();
         let mut length = 0;
         while let Some(piece) = body.data().await {
@@ -135,7 +136,7 @@ impl Http2 {
             length += piece.len();
             body.flow_control().release_capacity(piece.len()).unwrap();
         }
-        assert_eq!(length, self.load.body_bytes);
+        assert_eq!(length, self.workload.body_bytes);
     }
 }
 
@@ -157,12 +158,12 @@ async fn connect(server: SocketAddr, number: usize) -> TcpStream {
     stream
 }
 
-fn request(load: &Load) -> String {
-    let mut request = format!("GET {} HTTP/1.1\r\nHost: track.example.com\r\n", load.target);
+fn request(workload: &Workload) -> String {
+    let mut request = format!("GET {} HTTP/1.1\r\nHost: track.example.com\r\n", workload.target);
     for (name, value) in HEADERS {
         request += &format!("{name}: {value}\r\n");
     }
-    let connection = if load.how == How::Close { "close" } else { "keep-alive" };
+    let connection = if workload.transport == Transport::Close { "close" } else { "keep-alive" };
     request + &format!("Connection: {connection}\r\n\r\n")
 }
 

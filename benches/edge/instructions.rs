@@ -1,6 +1,6 @@
 //! Instructions in user space that a request costs, counted by callgrind.
 
-use crate::load::Until;
+use crate::load::{self, Until};
 use crate::process::{COUNTS, Mode};
 use crate::scenario::{Contender, Scenario};
 use std::process::{Command, Stdio};
@@ -33,8 +33,8 @@ pub fn per_request(scenario: &Scenario, contender: &Contender) -> Option<f64> {
 
 fn count(scenario: &Scenario, contender: &Contender, requests: u64) -> f64 {
     let mut server = (contender.start)(Mode::Counted);
-    let load = (scenario.load)(&server);
-    load.run(&mut server, Until::Answered(requests));
+    let workload = (scenario.workload)(&server);
+    load::run(&workload, &mut server, Until::Answered(requests));
     let report = std::fs::read_to_string(server.stop().path().join(COUNTS)).expect("a report");
     let line = report.lines().find(|line| line.contains("Collected :"));
     let count = line.and_then(|line| line.split_whitespace().last());

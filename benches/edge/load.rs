@@ -2,6 +2,7 @@
 
 use crate::client::Client;
 use crate::server::Server;
+use crate::workload::Workload;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::time::{Duration, Instant};
@@ -10,38 +11,10 @@ use tokio::task::JoinHandle;
 
 /// Connections that are opened at once: fewer than a listener's queue holds.
 const OPENED_AT_ONCE: usize = 64;
-/// Longest load and its last answers; after more a server has forgotten someone.
+/// Longest time for a load and its last answers; after it a request was lost.
 const PATIENCE: Duration = Duration::from_secs(120);
-/// From so many connections on memory is divided by them.
+/// Fewest connections for which memory per connection is measured.
 const MANY: usize = 1000;
-
-/// How requests come to the server.
-#[derive(Clone, Copy, PartialEq, Eq)]
-pub enum How {
-    /// One after the other on connections that stay.
-    Kept,
-    /// Each on a connection of its own, which the client closes, as a browser does that leaves.
-    New,
-    /// Each on a connection of its own, which it asks the server to close.
-    Close,
-    /// Each on a TLS connection of its own, with a full handshake.
-    Handshake,
-    /// As streams of one HTTP/2 connection over TLS.
-    Streams,
-}
-
-/// What is asked, how, and what must be answered.
-#[derive(Clone)]
-pub struct Load {
-    pub how: How,
-    pub target: &'static str,
-    pub status: u16,
-    pub body_bytes: usize,
-    /// Connections at once, or streams.
-    pub connections: usize,
-    /// Requests a second; `None`: each connection asks again when it was answered.
-    pub pace: Option<u32>,
-}
 
 /// When a load ends.
 #[derive(Clone, Copy)]
@@ -50,7 +23,7 @@ pub enum Until {
     Answered(u64),
 }
 
-/// One round's figures.
+/// The figures of one round.
 pub struct Sample {
     pub per_second: f64,
     /// The server's, in microseconds a request.
@@ -58,88 +31,81 @@ pub struct Sample {
     pub p50_us: f64,
     pub p99_us: f64,
     pub p999_us: f64,
-    /// How much the server's memory in use grew by, a connection, until all were open and had
-    /// been answered once; where there are so many that it tells something.
+    /// Growth of the server's resident memory per connection, in KiB, until all connections are
+    /// open and answered once; from [`MANY`] connections on.
     pub connection_kib: Option<f64>,
 }
 
-impl Load {
-    /// `GET target` over 64 connections, answered 200 with a body of `body_bytes`.
-    pub fn new(how: How, target: &'static str, body_bytes: usize) -> Load {
-        Load { how, target, status: 200, body_bytes, connections: 64, pace: None }
-    }
-
-    /// Loads a server. Its CPU counts until it has nothing left to do for what it has answered.
-    pub fn run(&self, server: &mut Server, until: Until) -> Sample {
-        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
-        let resident_kib = server.resident_kib();
-        let clients = runtime.block_on(self.open(server));
-        let grown_kib = server.resident_kib() - resident_kib;
-        server.settle();
-        let cpu = server.cpu();
-        let began = Instant::now();
-        let (clients, mut latencies) = runtime.block_on(self.ask(clients, until));
-        let elapsed = began.elapsed();
-        assert!(!latencies.is_empty(), "the server answered nothing in {elapsed:?}");
-        server.answered += latencies.len() as u64;
-        server.settle();
-        let cpu = server.cpu() - cpu;
-        // Not before: closing connections that stay is no request's cost.
-        drop(clients);
-        latencies.sort_unstable();
-        let at = |share: f64| f64::from(latencies[(latencies.len() as f64 * share) as usize]);
-        Sample {
-            per_second: latencies.len() as f64 / elapsed.as_secs_f64(),
-            cpu_us: cpu.as_secs_f64() * 1e6 / latencies.len() as f64,
-            p50_us: at(0.5),
-            p99_us: at(0.99),
-            p999_us: at(0.999),
-            connection_kib: (self.connections >= MANY)
-                .then_some(grown_kib / self.connections as f64),
-        }
-    }
-
-    /// Opens all connections that stay, and has each answered once.
-    async fn open(&self, server: &mut Server) -> Vec<Client> {
-        let clients = Client::all(self, server.address).await;
-        server.answered += clients.len() as u64;
-        let room = Arc::new(Semaphore::new(OPENED_AT_ONCE));
-        let open = |mut client: Client| {
-            let room = Arc::clone(&room);
-            tokio::spawn(async move {
-                let _room = room.acquire().await;
-                client.ask().await;
-                client
-            })
-        };
-        answered(clients.into_iter().map(open).collect()).await
-    }
-
-    /// Asks until the end; gives the latencies in microseconds.
-    async fn ask(&self, clients: Vec<Client>, until: Until) -> (Vec<Client>, Vec<u32>) {
-        let turns = Arc::new(Turns::new(self.pace, until));
-        let tasks: Vec<_> = clients
-            .into_iter()
-            .map(|mut client| {
-                let turns = Arc::clone(&turns);
-                tokio::spawn(async move {
-                    let mut latencies = Vec::new();
-                    while let Some(due) = turns.next().await {
-                        client.ask().await;
-                        let took = due.elapsed().as_micros();
-                        latencies.push(u32::try_from(took).unwrap_or(u32::MAX));
-                    }
-                    (client, latencies)
-                })
-            })
-            .collect();
-        turns.keep_pace().await;
-        let (clients, latencies): (Vec<_>, Vec<_>) = answered(tasks).await.into_iter().unzip();
-        (clients, latencies.concat())
+/// Loads a server. Its CPU time is measured until it has no work left for what it has answered.
+pub fn run(workload: &Workload, server: &mut Server, until: Until) -> Sample {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+    let resident_kib = server.resident_kib();
+    let clients = runtime.block_on(open(workload, server));
+    let grown_kib = server.resident_kib() - resident_kib;
+    server.settle();
+    let cpu = server.cpu();
+    let began = Instant::now();
+    let (clients, mut latencies) = runtime.block_on(ask(workload.pace, clients, until));
+    let elapsed = began.elapsed();
+    assert!(!latencies.is_empty(), "the server answered nothing in {elapsed:?}");
+    server.answered += latencies.len() as u64;
+    server.settle();
+    let cpu = server.cpu() - cpu;
+    // Not before: closing kept connections is not part of a request's cost.
+    drop(clients);
+    latencies.sort_unstable();
+    let at = |share: f64| f64::from(latencies[(latencies.len() as f64 * share) as usize]);
+    Sample {
+        per_second: latencies.len() as f64 / elapsed.as_secs_f64(),
+        cpu_us: cpu.as_secs_f64() * 1e6 / latencies.len() as f64,
+        p50_us: at(0.5),
+        p99_us: at(0.99),
+        p999_us: at(0.999),
+        connection_kib: (workload.connections >= MANY)
+            .then_some(grown_kib / workload.connections as f64),
     }
 }
 
-/// Waits for all tasks, but not for ever.
+/// Opens all kept connections and sends one request on each.
+async fn open(workload: &Workload, server: &mut Server) -> Vec<Client> {
+    let clients = Client::all(workload, server.address).await;
+    server.answered += clients.len() as u64;
+    let room = Arc::new(Semaphore::new(OPENED_AT_ONCE));
+    let open = |mut client: Client| {
+        let room = Arc::clone(&room);
+        tokio::spawn(async move {
+            let _room = room.acquire().await;
+            client.ask().await;
+            client
+        })
+    };
+    answered(clients.into_iter().map(open).collect()).await
+}
+
+/// Sends requests until the end; returns the latencies in microseconds.
+async fn ask(pace: Option<u32>, clients: Vec<Client>, until: Until) -> (Vec<Client>, Vec<u32>) {
+    let turns = Arc::new(Turns::new(pace, until));
+    let tasks: Vec<_> = clients
+        .into_iter()
+        .map(|mut client| {
+            let turns = Arc::clone(&turns);
+            tokio::spawn(async move {
+                let mut latencies = Vec::new();
+                while let Some(due) = turns.next().await {
+                    client.ask().await;
+                    let took = due.elapsed().as_micros();
+                    latencies.push(u32::try_from(took).unwrap_or(u32::MAX));
+                }
+                (client, latencies)
+            })
+        })
+        .collect();
+    turns.keep_pace().await;
+    let (clients, latencies): (Vec<_>, Vec<_>) = answered(tasks).await.into_iter().unzip();
+    (clients, latencies.concat())
+}
+
+/// Waits for all tasks, at most [`PATIENCE`].
 async fn answered<T>(tasks: Vec<JoinHandle<T>>) -> Vec<T> {
     let all = async {
         let mut all = Vec::with_capacity(tasks.len());

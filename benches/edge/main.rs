@@ -36,6 +36,7 @@ mod scenario;
 mod server;
 mod table;
 mod tls;
+mod workload;
 
 use load::{Sample, Until};
 use process::Mode;
@@ -94,15 +95,15 @@ fn compare(scenario: &Scenario, contenders: &[&Contender], round: Duration) {
     let mut rows = Vec::new();
     for contender in contenders {
         let mut server = (contender.start)(Mode::Pinned);
-        let mut load = (scenario.load)(&server);
-        load.connections = load.connections.min(WARM_UP_CONNECTIONS);
-        load.run(&mut server, Until::Over(WARM_UP));
+        let mut workload = (scenario.workload)(&server);
+        workload.connections = workload.connections.min(WARM_UP_CONNECTIONS);
+        load::run(&workload, &mut server, Until::Over(WARM_UP));
         rows.push((server, Vec::<Sample>::new()));
     }
     for _ in 0..ROUNDS {
         for (server, samples) in &mut rows {
-            let load = (scenario.load)(server);
-            samples.push(load.run(server, Until::Over(round)));
+            let workload = (scenario.workload)(server);
+            samples.push(load::run(&workload, server, Until::Over(round)));
         }
     }
     let mut results = Vec::new();

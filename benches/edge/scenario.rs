@@ -1,20 +1,20 @@
-//! What is measured: which load, on whom.
+//! The scenarios: which workload runs against which servers.
 
-use crate::load::{How, Load};
 use crate::process::{self, Mode};
 use crate::server::{Kind, Server};
+use crate::workload::{Transport, Workload};
 use crate::{edge, floor, nginx};
 
-/// One load, and who is compared under it.
+/// One workload and the servers that are compared under it.
 pub struct Scenario {
     pub name: &'static str,
     pub contenders: &'static [Contender],
-    pub load: fn(&Server) -> Load,
-    /// Over so many requests instructions are counted; 0: they are another scenario's.
+    pub workload: fn(&Server) -> Workload,
+    /// Requests over which instructions are counted; 0: not counted, another scenario does it.
     pub counted: u64,
 }
 
-/// Somebody who is compared.
+/// A server that is compared.
 pub struct Contender {
     pub name: &'static str,
     pub start: fn(Mode) -> Server,
@@ -64,78 +64,80 @@ pub const SCENARIOS: &[Scenario] = &[
     Scenario {
         name: "events, 64 kept connections",
         contenders: &[FLOOR, NGINX, MEMORY, INTERVAL, POWER],
-        load: |_| event(How::Kept),
+        workload: |_| event(Transport::Kept),
         counted: 1000,
     },
     Scenario {
         name: "events, 256 kept connections",
         contenders: &[NGINX, POWER],
-        load: |_| Load { connections: 256, ..event(How::Kept) },
+        workload: |_| Workload { connections: 256, ..event(Transport::Kept) },
         counted: 0,
     },
     Scenario {
         name: "events, 10,000 a second over 64 kept connections",
         contenders: &[FLOOR, NGINX, MEMORY, INTERVAL, POWER],
-        load: |_| Load { pace: Some(PACE), ..event(How::Kept) },
+        workload: |_| Workload { pace: Some(PACE), ..event(Transport::Kept) },
         counted: 0,
     },
     Scenario {
         name: "rejected events, 64 kept connections",
         contenders: &[NGINX, MEMORY],
-        load: |server| match server.kind {
-            Kind::Edge => Load { status: 403, ..Load::new(How::Kept, REFUSED, PIXEL_BYTES) },
-            _ => Load::new(How::Kept, REFUSED, PIXEL_BYTES),
+        workload: |server| match server.kind {
+            Kind::Edge => {
+                Workload { status: 403, ..Workload::new(Transport::Kept, REFUSED, PIXEL_BYTES) }
+            }
+            _ => Workload::new(Transport::Kept, REFUSED, PIXEL_BYTES),
         },
         counted: 1000,
     },
     Scenario {
         name: "events, a new connection each",
         contenders: &[FLOOR, NGINX, MEMORY, POWER],
-        load: |_| event(How::New),
+        workload: |_| event(Transport::New),
         counted: 1000,
     },
     Scenario {
         name: "events, a new connection each, `Connection: close`",
         contenders: &[FLOOR, NGINX, MEMORY],
-        load: |_| event(How::Close),
+        workload: |_| event(Transport::Close),
         counted: 1000,
     },
     Scenario {
         name: "events, 2,000 a second over 10,000 mostly idle connections",
         contenders: &[NGINX, POWER],
-        load: |_| Load {
+        workload: |_| Workload {
             pace: Some(IDLE_PACE),
             connections: process::connections(IDLE_CONNECTIONS),
-            ..event(How::Kept)
+            ..event(Transport::Kept)
         },
         counted: 0,
     },
     Scenario {
         name: "events, HTTP/2 over TLS, 100 streams",
         contenders: &[NGINX_TLS, MEMORY_TLS, POWER_TLS],
-        load: |_| Load { connections: 100, ..event(How::Streams) },
+        workload: |_| Workload { connections: 100, ..event(Transport::Streams) },
         counted: 1000,
     },
     Scenario {
         name: "events, a full TLS 1.3 handshake each",
         contenders: &[NGINX_TLS, MEMORY_TLS, POWER_TLS],
-        load: |_| event(How::Handshake),
+        workload: |_| event(Transport::Handshake),
         counted: 100,
     },
     Scenario {
         name: "pass-through of 1 KB, 64 kept connections",
         contenders: PASSAGE,
-        load: |_| Load::new(How::Kept, "/1k", nginx::SMALL_BYTES),
+        workload: |_| Workload::new(Transport::Kept, "/1k", nginx::SMALL_BYTES),
         counted: 1000,
     },
     Scenario {
         name: "pass-through of 100 KB, 64 kept connections",
         contenders: PASSAGE,
-        load: |_| Load::new(How::Kept, "/100k", nginx::LARGE_BYTES),
+        workload: |_| Workload::new(Transport::Kept, "/100k", nginx::LARGE_BYTES),
         counted: 200,
     },
 ];
 
-fn event(how: How) -> Load {
-    Load::new(how, EVENT, PIXEL_BYTES)
+fn event(transport: Transport) -> Workload {
+    Workload::new(transport, EVENT, PIXEL_BYTES)
 }

@@ -69,7 +69,7 @@ fn a_service_manager_that_is_gone_keeps_no_edge_from_starting() {
     let nowhere = dir.path().join("nowhere");
     let edge = Edge::start_with(dir, &[("NOTIFY_SOCKET", nowhere.to_str().unwrap())]);
     assert_eq!(edge.event("_a=62515&_n=a").status, 200);
-    crate::harness::wait_for("a warning", || edge.log().contains("systemd cannot be told"));
+    crate::harness::wait_for("a warning", || edge.log().contains("systemd cannot be notified"));
     edge.stop();
 }
 

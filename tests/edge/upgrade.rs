@@ -263,7 +263,7 @@ fn a_signal_that_comes_before_the_new_process_accepts_waits_for_it() {
     let fails = takes(1);
     event("while the new process starts");
     drop(fails);
-    edge.wait_log("the new process failed to start: this one goes on");
+    edge.wait_log("the new process failed to start: this one continues");
     event("after it failed");
     let mut accepts = takes(2);
     event("while the next one starts");
@@ -304,7 +304,7 @@ fn an_upgrade_of_nothing_is_a_start() {
     first.kill();
     assert!(dir.path().join("upgrade.sock").exists());
     let edge = Edge::start_successor(dir);
-    edge.wait_log("no edge runs here to take over from");
+    edge.wait_log("no running edge offers its sockets here");
     assert_eq!(edge.event("_a=62515&_n=a").status, 200);
 }
 

@@ -1,208 +1,201 @@
-//! The configuration file: SPEC section 9 as one TOML document.
+//! The configuration file: SPEC 9 as one TOML document, and the environment over it.
 //!
-//! This module only composes: each section is defined, defaulted and checked by the module that
-//! uses it. What is added here is where a value comes from (a file, then the environment) and how
-//! a mistake is told: file, line, key, reason. Nothing imports this module but the binary.
+//! figment merges the two sources; each section is defined and checked by the module that uses it.
+//! A mistake is reported as `file:line: key: reason`.
 
+mod environment;
+
+use environment::Environment;
+use figment::error::{Actual, Kind};
+use figment::providers::Serialized;
+use figment::value::Dict;
+use figment::{Figment, Profile};
 use serde::Deserialize;
-use std::fmt;
-use std::path::{Path, PathBuf};
+use std::path::Path;
+use toml::de::{DeTable, DeValue};
 
-/// The environment's overrides begin with this: `PIXELGATE__EDGE__THREADS=4`.
-const ENV_PREFIX: &str = "PIXELGATE__";
-/// Largest configuration file that is read, in bytes. One with ten thousand upstream headers is
+/// Largest configuration file that is read, in bytes. A file with ten thousand upstream headers is
 /// smaller; a larger one is the wrong file.
 const FILE_BYTES_MAX: u64 = 4 << 20;
 
-/// The whole file.
-#[derive(Debug, Clone, Default, Deserialize)]
-#[serde(default, deny_unknown_fields)]
+/// A checked configuration, made only by [`Config::load`].
 pub struct Config {
-    /// The listeners and the origin.
-    pub edge: crate::edge::Config,
-    /// Which requests are events, and their limits.
-    pub events: pixelgate::config::Events,
-    /// Who may report events.
-    pub portals: pixelgate::config::Portals,
-    /// What an answer looks like.
-    pub response: pixelgate::config::Response,
-    /// What is kept of a person.
-    pub privacy: pixelgate::config::Privacy,
-    /// Where accepted events wait.
-    pub spool: pixelgate::config::Spool,
-    /// How events are grouped on their way.
-    pub batch: pixelgate::config::Batch,
-    /// Where events go.
-    pub upstream: Vec<pixelgate::config::Upstream>,
-    /// The operator's listener.
+    /// The listeners and the origins.
+    pub edge: crate::edge::config::Config,
+    /// The admin listener.
     pub admin: pixelgate::config::Admin,
-    /// What is written to standard error.
-    pub log: crate::logging::Config,
+    /// The log on standard error.
+    pub log: crate::logging::config::Config,
+    /// The sections of the gate itself.
+    pub gate: pixelgate::ValidConfig,
+}
+
+/// The sections as they stand in the file, not checked yet.
+#[derive(Debug, Default, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+struct Document {
+    edge: crate::edge::config::Config,
+    events: pixelgate::config::Events,
+    portals: pixelgate::config::Portals,
+    response: pixelgate::config::Response,
+    privacy: pixelgate::config::Privacy,
+    spool: pixelgate::config::Spool,
+    batch: pixelgate::config::Batch,
+    upstream: Vec<pixelgate::config::Upstream>,
+    admin: pixelgate::config::Admin,
+    log: crate::logging::config::Config,
 }
 
 /// Why a configuration cannot be used. Displays as `file:line: key: reason`.
-#[derive(Debug)]
+#[derive(Debug, thiserror::Error)]
+#[error("{place}: {key}{}{reason}", if key.is_empty() { "" } else { ": " })]
 pub struct ConfigError {
-    path: PathBuf,
-    line: Option<usize>,
+    /// The file, with the line where it is known, or `environment`.
+    place: String,
     key: String,
     reason: String,
 }
 
-impl fmt::Display for ConfigError {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}", self.path.display())?;
-        if let Some(line) = self.line {
-            write!(f, ":{line}")?;
-        }
-        if !self.key.is_empty() {
-            write!(f, ": {}", self.key)?;
-        }
-        write!(f, ": {}", self.reason)
-    }
-}
-
-impl std::error::Error for ConfigError {}
-
 impl Config {
-    /// Reads `path`, applies the environment's overrides and checks every section.
+    /// Reads `path`, applies the overrides of the environment and checks every section.
     pub fn load(path: &Path) -> Result<Self, ConfigError> {
-        let text = read(path).map_err(|reason| error(path, None, "", reason))?;
-        let environment = std::env::vars().filter(|(name, _)| name.starts_with(ENV_PREFIX));
-        Self::parse(path, &text, environment)
-    }
-
-    fn parse(
-        path: &Path,
-        text: &str,
-        environment: impl Iterator<Item = (String, String)>,
-    ) -> Result<Self, ConfigError> {
-        // The file alone comes first: only from its own text can a mistake be told by line.
-        let config = from_text(path, text)?;
-        let mut table: toml::Table =
-            toml::from_str(text).map_err(|e| error(path, None, "", e.message().to_owned()))?;
-        let mut overrides: Vec<_> = environment.collect();
-        overrides.sort();
-        for (name, value) in &overrides {
-            overlay(&mut table, name, value)
-                .map_err(|reason| error(Path::new("environment"), None, name, reason))?;
-        }
-        let config = if overrides.is_empty() { config } else { from_table(table)? };
-        config.validate(path)?;
-        Ok(config)
-    }
-
-    /// The sections that belong to the gate itself, as its builder takes them.
-    pub fn gate(&self) -> pixelgate::Config {
-        pixelgate::Config {
-            events: self.events.clone(),
-            portals: self.portals.clone(),
-            response: self.response.clone(),
-            privacy: self.privacy.clone(),
-            spool: self.spool.clone(),
-            batch: self.batch.clone(),
-            upstream: self.upstream.clone(),
-        }
-    }
-
-    fn validate(&self, path: &Path) -> Result<(), ConfigError> {
-        let named = |key: &str, reason: String| error(path, None, key, reason);
-        self.edge.validate().map_err(|(key, reason)| named(&format!("edge.{key}"), reason))?;
-        self.admin.validate().map_err(|(key, reason)| named(&format!("admin.{key}"), reason))?;
-        self.log.validate().map_err(|(key, reason)| named(&format!("log.{key}"), reason))?;
-        self.gate().validate().map_err(|e| named(e.key(), e.reason().to_owned()))
+        let text = read(path).map_err(|reason| error(path.display(), "", reason))?;
+        let overrides = Environment::new(std::env::vars());
+        Document::parse(path, &text, overrides)?.validate(path)
     }
 }
 
-fn error(path: &Path, line: Option<usize>, key: &str, reason: String) -> ConfigError {
-    ConfigError { path: path.to_owned(), line, key: key.to_owned(), reason }
+impl Document {
+    fn parse(path: &Path, text: &str, environment: Environment) -> Result<Self, ConfigError> {
+        let file: Dict = toml::from_str(text).map_err(|e| {
+            let line = e.span().map(|span| line_at(text, span.start));
+            error(file_place(path, line), "", e.message().to_owned())
+        })?;
+        let overrides = environment.over(&file);
+        let overrides = overrides.map_err(|(name, reason)| error("environment", &name, reason))?;
+        let file = Figment::from(Serialized::from(file, Profile::Default));
+        let both = file.clone().merge(Serialized::from(overrides, Profile::Default));
+        both.extract().map_err(|of_both| match file.extract::<Self>() {
+            // The file is wrong by itself, so the mistake has a line.
+            Err(e) => {
+                error(file_place(path, line_of(text, &e.path)), &key_of(&e.path), reason_of(e.kind))
+            }
+            Ok(_) => error("environment", &key_of(&of_both.path), reason_of(of_both.kind)),
+        })
+    }
+
+    fn validate(self, path: &Path) -> Result<Config, ConfigError> {
+        let Self { edge, admin, log, .. } = self;
+        let within = |section: &'static str| {
+            move |(key, reason): (&str, String)| {
+                error(path.display(), &format!("{section}.{key}"), reason)
+            }
+        };
+        edge.validate().map_err(within("edge"))?;
+        admin.validate().map_err(within("admin"))?;
+        log.validate().map_err(within("log"))?;
+        let gate = pixelgate::Config {
+            events: self.events,
+            portals: self.portals,
+            response: self.response,
+            privacy: self.privacy,
+            spool: self.spool,
+            batch: self.batch,
+            upstream: self.upstream,
+        };
+        let gate =
+            gate.validate().map_err(|e| error(path.display(), e.key(), e.reason().to_owned()))?;
+        Ok(Config { edge, admin, log, gate })
+    }
+}
+
+fn error(place: impl ToString, key: &str, reason: String) -> ConfigError {
+    ConfigError { place: place.to_string(), key: key.to_owned(), reason }
 }
 
 fn read(path: &Path) -> Result<String, String> {
     let length = std::fs::metadata(path).map_err(|e| format!("cannot be read: {e}"))?.len();
     if length > FILE_BYTES_MAX {
-        return Err(format!("has {length} bytes; {FILE_BYTES_MAX} are the most"));
+        return Err(format!("has {length} bytes; must be at most {FILE_BYTES_MAX}"));
     }
     std::fs::read_to_string(path).map_err(|e| format!("cannot be read: {e}"))
 }
 
-fn from_text(path: &Path, text: &str) -> Result<Config, ConfigError> {
-    let told = |key: &str, e: &toml::de::Error| {
-        let line =
-            e.span().map(|span| 1 + text[..span.start.min(text.len())].matches('\n').count());
-        error(path, line, key, e.message().to_owned())
-    };
-    let document = toml::Deserializer::parse(text).map_err(|e| told("", &e))?;
-    serde_path_to_error::deserialize(document).map_err(|e| {
-        let key = e.path().to_string();
-        told(if key == "." { "" } else { &key }, e.inner())
-    })
+fn file_place(path: &Path, line: Option<usize>) -> String {
+    let file = path.display();
+    line.map_or_else(|| file.to_string(), |line| format!("{file}:{line}"))
 }
 
-fn from_table(table: toml::Table) -> Result<Config, ConfigError> {
-    serde_path_to_error::deserialize(table).map_err(|e| {
-        let key = e.path().to_string();
-        error(Path::new("environment"), None, &key, e.inner().message().to_owned())
-    })
+fn line_at(text: &str, offset: usize) -> usize {
+    1 + text[..offset.min(text.len())].matches('\n').count()
 }
 
-/// Puts one variable into the document: `PIXELGATE__UPSTREAM__0__URL` is `upstream[0].url`. The
-/// value is read as TOML (`4`, `true`, `["a"]`) and, where it is none, as the text it is.
-fn overlay(table: &mut toml::Table, name: &str, value: &str) -> Result<(), String> {
-    let path: Vec<String> =
-        name[ENV_PREFIX.len()..].split("__").map(str::to_ascii_lowercase).collect();
-    let Some((leaf, parents)) = path.split_last().filter(|_| path.iter().all(|p| !p.is_empty()))
-    else {
-        return Err("names no key; it is written PIXELGATE__SECTION__KEY".to_owned());
-    };
-    let mut place = Place::Table(table);
-    for parent in parents {
-        place = place.enter(parent)?;
-    }
-    place.set(leaf, parse_value(value))
-}
-
-fn parse_value(text: &str) -> toml::Value {
-    let parsed = toml::from_str::<toml::Table>(&format!("value = {text}"));
-    let value = parsed.ok().filter(|table| table.len() == 1).and_then(|mut t| t.remove("value"));
-    value.unwrap_or_else(|| toml::Value::String(text.to_owned()))
-}
-
-enum Place<'a> {
-    Table(&'a mut toml::Table),
-    Array(&'a mut Vec<toml::Value>),
-}
-
-impl<'a> Place<'a> {
-    fn enter(self, key: &str) -> Result<Place<'a>, String> {
-        let value = match self {
-            Place::Table(table) => {
-                table.entry(key).or_insert_with(|| toml::Value::Table(toml::Table::new()))
-            }
-            Place::Array(array) => element(array, key)?,
+/// The line of a key, or of the nearest table above it that the file has.
+fn line_of(text: &str, path: &[String]) -> Option<usize> {
+    let document = DeTable::parse(text).ok()?;
+    let mut offset = None;
+    let mut table = Some(document.get_ref());
+    let mut list = None;
+    for segment in path {
+        let value =
+            if let Some((key, value)) = table.and_then(|t| t.get_key_value(segment.as_str())) {
+                offset = Some(key.span().start);
+                value
+            } else if let Some(value) =
+                list.and_then(|l: &toml::de::DeArray<'_>| l.get(segment.parse::<usize>().ok()?))
+            {
+                offset = Some(value.span().start);
+                value
+            } else {
+                break;
+            };
+        (table, list) = match value.get_ref() {
+            DeValue::Table(table) => (Some(table), None),
+            DeValue::Array(list) => (None, Some(list)),
+            _ => (None, None),
         };
-        match value {
-            toml::Value::Table(table) => Ok(Place::Table(table)),
-            toml::Value::Array(array) => Ok(Place::Array(array)),
-            _ => Err(format!("`{key}` is a value and has no keys below it")),
-        }
     }
-
-    fn set(self, key: &str, value: toml::Value) -> Result<(), String> {
-        match self {
-            Place::Table(table) => {
-                table.insert(key.to_owned(), value);
-            }
-            Place::Array(array) => *element(array, key)? = value,
-        }
-        Ok(())
-    }
+    offset.map(|offset| line_at(text, offset))
 }
 
-fn element<'a>(array: &'a mut [toml::Value], key: &str) -> Result<&'a mut toml::Value, String> {
-    let length = array.len();
-    let index: usize = key.parse().map_err(|_| format!("`{key}` is not a position in a list"))?;
-    array.get_mut(index).ok_or_else(|| format!("the list has {length} entries, none at {index}"))
+/// A path as it is written in messages: `upstream[0].url`.
+fn key_of(path: &[String]) -> String {
+    let mut key = String::new();
+    for segment in path {
+        match segment.parse::<usize>() {
+            Ok(index) => key += &format!("[{index}]"),
+            Err(_) if key.is_empty() => key += segment,
+            Err(_) => key += &format!(".{segment}"),
+        }
+    }
+    key
+}
+
+/// What figment found wrong, in the words of serde.
+fn reason_of(kind: Kind) -> String {
+    let listed = |names: &[&str]| {
+        let names: Vec<_> = names.iter().map(|name| format!("`{name}`")).collect();
+        names.join(", ")
+    };
+    let found = |actual: Actual| match actual {
+        Actual::Str(text) => format!("string {text:?}"),
+        other => other.to_string(),
+    };
+    match kind {
+        Kind::UnknownField(name, names) => {
+            format!("unknown field `{name}`, expected one of {}", listed(names))
+        }
+        Kind::UnknownVariant(name, names) => {
+            format!("unknown variant `{name}`, expected one of {}", listed(names))
+        }
+        Kind::InvalidType(actual, expected) => {
+            format!("invalid type: {}, expected {expected}", found(actual))
+        }
+        Kind::InvalidValue(actual, expected) => {
+            format!("invalid value: {}, expected {expected}", found(actual))
+        }
+        other => other.to_string(),
+    }
 }
 
 #[cfg(test)]
@@ -212,24 +205,29 @@ mod tests {
     const REFERENCE: &str = include_str!("../../../config/reference.toml");
     const SAMPLE: &str = include_str!("../../../config/pixelgate.toml");
 
-    fn parse(text: &str, environment: &[(&str, &str)]) -> Result<Config, String> {
+    fn document(text: &str, environment: &[(&str, &str)]) -> Result<Document, ConfigError> {
         let environment = environment.iter().map(|(k, v)| (k.to_string(), v.to_string()));
-        Config::parse(Path::new("edge.toml"), text, environment).map_err(|e| e.to_string())
+        Document::parse(Path::new("edge.toml"), text, Environment::new(environment))
+    }
+
+    fn parse(text: &str, environment: &[(&str, &str)]) -> Result<Config, String> {
+        let document = document(text, environment);
+        document.and_then(|d| d.validate(Path::new("edge.toml"))).map_err(|e| e.to_string())
     }
 
     /// The keys that a section takes, as its own error message lists them.
     fn keys_of(section: &str) -> Vec<String> {
         let bogus = "there_is_no_such_key = 1";
         let text = if section.is_empty() { bogus.into() } else { format!("[{section}]\n{bogus}") };
-        let message = parse(&text, &[]).unwrap_err();
+        let message = parse(&text, &[]).map(drop).unwrap_err();
         let (_, expected) = message.split_once("expected ").expect(&message);
         expected.split('`').skip(1).step_by(2).map(str::to_owned).collect()
     }
 
     #[test]
     fn the_reference_says_what_the_code_does() {
-        let reference = parse(REFERENCE, &[]).unwrap();
-        let mut code = parse("", &[]).unwrap();
+        let reference = document(REFERENCE, &[]).unwrap();
+        let mut code = document("", &[]).unwrap();
         code.upstream = reference.upstream.clone();
         assert_eq!(format!("{reference:#?}"), format!("{code:#?}"));
     }
@@ -269,13 +267,13 @@ mod tests {
 
     #[test]
     fn the_sample_is_valid() {
-        parse(SAMPLE, &[]).unwrap();
+        assert!(parse(SAMPLE, &[]).is_ok());
     }
 
     #[test]
     fn a_mistake_is_told_by_file_line_key_and_reason() {
         let check = |text: &str, expect: &[&str]| {
-            let message = parse(text, &[]).unwrap_err();
+            let message = parse(text, &[]).map(drop).unwrap_err();
             for part in expect {
                 assert!(message.contains(part), "{part:?} is not in {message:?}");
             }
@@ -300,12 +298,12 @@ mod tests {
         let config = parse(file, &set).unwrap();
         assert_eq!(config.edge.threads, 3);
         assert_eq!(config.edge.listen, ["127.0.0.1:1"]);
-        assert_eq!(config.upstream[0].name, "b");
-        let wrong = parse(file, &[("PIXELGATE__EDGE__THREADS", "many")]).unwrap_err();
+        assert_eq!(config.gate.upstream[0].name, "b");
+        let wrong = parse(file, &[("PIXELGATE__EDGE__THREADS", "many")]).map(drop).unwrap_err();
         assert!(wrong.contains("environment: edge.threads: "), "{wrong}");
-        let wrong = parse(file, &[("PIXELGATE__UPSTREAM__7__NAME", "b")]).unwrap_err();
+        let wrong = parse(file, &[("PIXELGATE__UPSTREAM__7__NAME", "b")]).map(drop).unwrap_err();
         assert!(wrong.contains("PIXELGATE__UPSTREAM__7__NAME"), "{wrong}");
-        let wrong = parse(file, &[("PIXELGATE__EDGE__NOPE", "1")]).unwrap_err();
+        let wrong = parse(file, &[("PIXELGATE__EDGE__NOPE", "1")]).map(drop).unwrap_err();
         assert!(wrong.contains("`nope`"), "{wrong}");
     }
 }

@@ -1,7 +1,7 @@
 //! `pixelgate dead`: the events that an upstream refused for good.
 
+use super::exit::{NO, fail, with_causes};
 use super::terminal::{Progress, Unit};
-use super::{NO, chain, fail};
 use crate::config::Config;
 use clap::Subcommand;
 use pixelgate::tools::dead_letters;
@@ -17,9 +17,9 @@ pub enum Command {
     Replay,
 }
 
-/// Does it for every upstream; one that fails does not keep the others from their turn.
+/// Runs the command for every upstream. A failure of one does not stop the others.
 pub fn run(config: &Config, command: &Command) -> ExitCode {
-    let gate = config.gate();
+    let gate = &config.gate;
     let dir = gate.dead_dir();
     let mut code = ExitCode::SUCCESS;
     for upstream in gate.upstreams() {
@@ -44,21 +44,21 @@ fn list(dir: &Path, upstream: &str) -> Result<(), String> {
                 .and_then(|()| out.write_all(b"\n"));
         }
     };
-    let summary = dead_letters::list(dir, upstream, show).map_err(|e| chain(&e))?;
+    let summary = dead_letters::list(dir, upstream, show).map_err(|e| with_causes(&e))?;
     match printed {
-        // Whoever reads less than there is has seen enough.
+        // The reader of a pipe may stop early, as `head` does.
         Err(e) if e.kind() == ErrorKind::BrokenPipe => return Ok(()),
         printed => printed.map_err(|e| e.to_string())?,
     }
     match summary.damaged {
         0 => Ok(()),
-        damaged => Err(format!("{damaged} lines are no dead letters")),
+        damaged => Err(format!("{damaged} lines are not dead letters")),
     }
 }
 
 fn replay(config: &Config, upstream: &pixelgate::config::Upstream) -> Result<(), String> {
-    let gate = config.gate();
-    let built = upstream.build().map_err(|e| chain(&e))?;
+    let gate = &config.gate;
+    let built = upstream.build().map_err(|e| with_causes(&e))?;
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .worker_threads(1)
         .enable_all()
@@ -66,13 +66,13 @@ fn replay(config: &Config, upstream: &pixelgate::config::Upstream) -> Result<(),
         .map_err(|e| e.to_string())?;
     let batch = upstream.batch.over(&gate.batch);
     let dir = gate.dead_dir();
-    // Counted first, for the bar. What the edge adds meanwhile is replayed as well.
-    let total = dead_letters::list(&dir, &upstream.name, |_| {}).map_err(|e| chain(&e))?;
+    // Counted first, for the bar. Letters that the edge adds meanwhile are replayed as well.
+    let total = dead_letters::list(&dir, &upstream.name, |_| {}).map_err(|e| with_causes(&e))?;
     let total = total.letters + total.damaged;
     let mut progress = Progress::new(format!("replaying for {}", upstream.name), Unit::Events);
     let show = |so_far: &dead_letters::Progress| {
         let ended = so_far.delivered + so_far.refused + so_far.put_back + so_far.damaged;
-        progress.at(ended, total);
+        progress.update(ended, total);
     };
     let replayed = runtime.block_on(async {
         let replayed = dead_letters::replay(&dir, &upstream.name, &*built, &batch, show).await;
@@ -80,7 +80,7 @@ fn replay(config: &Config, upstream: &pixelgate::config::Upstream) -> Result<(),
         replayed
     });
     drop(progress);
-    let done = replayed.map_err(|e| chain(&e))?;
+    let done = replayed.map_err(|e| with_causes(&e))?;
     let line = format!(
         "{}: {} delivered, {} refused again, {} put back",
         upstream.name, done.delivered, done.refused, done.put_back

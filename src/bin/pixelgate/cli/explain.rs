@@ -5,32 +5,26 @@ use pixelgate::tools::{NotAnEvent, explain as explained};
 use pixelgate::{OpenError, PixelGate};
 use std::io::Write;
 
-/// Why there is no answer.
-#[derive(Debug)]
+/// Why an event cannot be explained.
+#[derive(Debug, thiserror::Error)]
 pub enum ExplainError {
-    /// The judge did not open.
+    /// The portal list cannot be opened.
+    #[error(transparent)]
     Open(OpenError),
-    /// The address is no event's.
+    /// The URL is not an event's.
+    #[error(transparent)]
     NotAnEvent(NotAnEvent),
     /// The answer could not be printed.
-    Print(std::io::Error),
+    #[error("cannot print")]
+    Print(#[source] std::io::Error),
 }
 
-impl std::fmt::Display for ExplainError {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        match self {
-            Self::Open(e) => e.fmt(f),
-            Self::NotAnEvent(e) => e.fmt(f),
-            Self::Print(e) => write!(f, "cannot print: {e}"),
-        }
-    }
-}
-
-/// Explains one event on standard output; says whether it would be accepted.
-pub fn explain(config: &Config, text: &str, as_json: bool) -> Result<bool, ExplainError> {
-    let builder = PixelGate::builder(config.gate()).state_dir(&config.edge.state_dir);
+/// Explains one event on standard output. Returns whether the event would be accepted.
+pub fn explain(config: Config, text: &str, as_json: bool) -> Result<bool, ExplainError> {
+    let upstreams = config.gate.upstream.clone();
+    let builder = PixelGate::builder(config.gate).state_dir(&config.edge.state_dir);
     let gate = builder.gate().map_err(ExplainError::Open)?;
-    let explanation = explained(&gate, &config.upstream, text).map_err(ExplainError::NotAnEvent)?;
+    let explanation = explained(&gate, &upstreams, text).map_err(ExplainError::NotAnEvent)?;
     let answer = match as_json {
         true => explanation.to_json().map_err(|e| ExplainError::Print(e.into()))?,
         false => explanation.to_text(),

@@ -1,6 +1,7 @@
 //! `pixelgate completions` and `pixelgate man`: made of the same source as `--help`.
 
-use super::{Cli, NO, fail};
+use super::args::Cli;
+use super::exit::{NO, fail};
 use clap::{Command, CommandFactory as _};
 use clap_complete::Shell;
 use clap_mangen::Man;

@@ -3,7 +3,7 @@
 //! It reads address and token from the same configuration as the edge, so a health check needs
 //! neither a further program in the image nor the token on its command line.
 
-use super::{NO, UNUSABLE, fail};
+use super::exit::{NO, UNUSABLE, fail};
 use clap::ValueEnum;
 use pixelgate::config::Admin;
 use std::io::{self, Read, Write};
@@ -18,7 +18,7 @@ const ANSWER_BYTES_MAX: u64 = 64 << 10;
 /// Most header lines of an answer.
 const HEADERS_MAX: usize = 32;
 
-/// What is asked.
+/// The page to request.
 #[derive(Debug, Clone, Copy, ValueEnum)]
 pub enum Page {
     /// Whether it takes events.
@@ -39,7 +39,7 @@ pub fn run(config: &Admin, page: Page) -> ExitCode {
     };
     match ask(address, page, config.token.as_deref()) {
         Ok((200, body)) => {
-            // Whoever does not listen has the exit code.
+            // Without a reader the exit code is the answer.
             let _ = io::stdout().write_all(&body);
             ExitCode::SUCCESS
         }
@@ -54,11 +54,11 @@ pub fn run(config: &Admin, page: Page) -> ExitCode {
 /// Where to ask: the listener itself, by the loopback address where it listens on all.
 fn address(listen: &str) -> Result<SocketAddr, &'static str> {
     if listen.is_empty() {
-        return Err("is empty, so there is nobody to ask");
+        return Err("is empty, so there is no listener to ask");
     }
     let mut address: SocketAddr = listen.parse().map_err(|_| "is not an address with a port")?;
     match (address.port(), address.ip()) {
-        (0, _) => return Err("leaves the port to the kernel, so nobody knows where to ask"),
+        (0, _) => return Err("leaves the port to the kernel, so the port is unknown"),
         (_, IpAddr::V4(Ipv4Addr::UNSPECIFIED)) => address.set_ip(Ipv4Addr::LOCALHOST.into()),
         (_, IpAddr::V6(Ipv6Addr::UNSPECIFIED)) => address.set_ip(Ipv6Addr::LOCALHOST.into()),
         _ => {}

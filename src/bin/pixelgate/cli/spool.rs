@@ -1,7 +1,7 @@
-//! `pixelgate spool`: a look into the spool, running or not. Nothing is changed.
+//! `pixelgate spool`: inspects the spool, with or without a running edge. Changes nothing.
 
+use super::exit::{NO, fail};
 use super::terminal::{BAD, GOOD, Progress, Unit};
-use super::{NO, fail};
 use crate::config::Config;
 use clap::Subcommand;
 use pixelgate::tools::Record;
@@ -21,9 +21,9 @@ pub enum Command {
     Dump,
 }
 
-/// Does it.
+/// Runs the command.
 pub fn run(config: &Config, command: &Command) -> ExitCode {
-    let dir = &config.spool.dir;
+    let dir = &config.gate.spool.dir;
     let sound = match command {
         Command::Stat => print(|out| stat(dir, out)).map(|()| true),
         Command::Verify => verify(dir),
@@ -32,7 +32,7 @@ pub fn run(config: &Config, command: &Command) -> ExitCode {
     match sound {
         Ok(true) => ExitCode::SUCCESS,
         Ok(false) => ExitCode::from(NO),
-        // Whoever reads less than there is has seen enough.
+        // The reader of a pipe may stop early, as `head` does.
         Err(e) if e.kind() == io::ErrorKind::BrokenPipe => ExitCode::SUCCESS,
         Err(e) => fail(NO, format!("{}: {e}", dir.display())),
     }
@@ -71,7 +71,7 @@ fn stat(dir: &Path, out: &mut impl Write) -> io::Result<()> {
 
 fn verify(dir: &Path) -> io::Result<bool> {
     let mut progress = Progress::new("verifying the spool", Unit::Bytes);
-    let report = inspect::verify(dir, &mut |done, total| progress.at(done, total))?;
+    let report = inspect::verify(dir, &mut |done, total| progress.update(done, total))?;
     drop(progress);
     let mut out = io::BufWriter::new(anstream::stdout().lock());
     for finding in &report.findings {
@@ -94,7 +94,7 @@ fn dump(dir: &Path, out: &mut impl Write) -> io::Result<()> {
     inspect::dump(dir, |_, payload| {
         line.clear();
         match Record::decode(payload) {
-            // Whether it was a bot is found out on the way to an upstream, not here.
+            // Bots are detected at delivery, not here.
             Ok(record) => record.write_json(&mut line, false),
             Err(why) => line.extend_from_slice(format!("{{\"damaged\":\"{why}\"}}").as_bytes()),
         }

@@ -1,8 +1,8 @@
-//! What a terminal gets and a pipe does not: colours, and a bar that moves.
+//! Colours, and the progress of long commands.
 //!
-//! Progress goes to standard error, so that standard output holds the answer and nothing else.
-//! Colours are left away where output is no terminal or `NO_COLOR` is set (anstream decides), the
-//! bar where standard error is no terminal or a dumb one: there a line tells of each tenth.
+//! Progress goes to standard error, so that standard output holds only the result. anstream drops
+//! colours where the output is not a terminal or `NO_COLOR` is set. Where standard error is not a
+//! terminal, or `TERM` is `dumb`, each tenth of the progress is a line instead of a bar.
 
 use anstyle::{AnsiColor, Style};
 use bytesize::ByteSize;
@@ -10,63 +10,63 @@ use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 use std::io::Write;
 use std::time::Duration;
 
-/// Something is wrong.
+/// The style of failures.
 pub const BAD: Style = AnsiColor::Red.on_default().bold();
-/// All is well.
+/// The style of success.
 pub const GOOD: Style = AnsiColor::Green.on_default();
 
-/// Pause between two turns of the wheel, in milliseconds.
-const TURN_MS: u64 = 100;
+/// Pause between two frames of the spinner, in milliseconds.
+const SPINNER_MS: u64 = 100;
 
-/// What is counted.
+/// The unit of progress.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Unit {
     Bytes,
     Events,
 }
 
-/// How far a long command is. Whatever was drawn is gone when it is dropped.
+/// The progress of a long command. Dropping it erases the bar.
 pub struct Progress {
     what: String,
     unit: Unit,
     bar: ProgressBar,
-    /// Tenths that a line has told of.
-    told: u64,
+    /// Tenths that were printed as lines.
+    printed: u64,
 }
 
 impl Progress {
-    /// Of `what`, which a reader sees before the figures.
+    /// A bar with `what` in front of its figures.
     pub fn new(what: impl Into<String>, unit: Unit) -> Progress {
         let what = what.into();
         let template = match unit {
             Unit::Bytes => "{msg} [{bar:30}] {bytes} of {total_bytes}, {eta} left",
             Unit::Events => "{msg} [{bar:30}] {pos} of {len}, {eta} left",
         };
-        Progress { bar: bar(template, &what), what, unit, told: 0 }
+        Progress { bar: bar(template, &what), what, unit, printed: 0 }
     }
 
-    /// Something that takes a while and cannot say how long: a wheel on a terminal, else nothing.
-    pub fn wheel(what: impl Into<String>) -> Progress {
+    /// A spinner for work of unknown length; without a terminal, nothing.
+    pub fn spinner(what: impl Into<String>) -> Progress {
         let what = what.into();
         let bar = bar("{spinner} {msg}", &what);
-        // Shown at once; the first turn of the steady one may come after the end.
+        // The first steady tick could come only after the end of short work.
         bar.tick();
-        bar.enable_steady_tick(Duration::from_millis(TURN_MS));
-        Progress { bar, what, unit: Unit::Events, told: 0 }
+        bar.enable_steady_tick(Duration::from_millis(SPINNER_MS));
+        Progress { bar, what, unit: Unit::Events, printed: 0 }
     }
 
-    /// `done` of `total` is done.
-    pub fn at(&mut self, done: u64, total: u64) {
+    /// Shows that `done` of `total` is done.
+    pub fn update(&mut self, done: u64, total: u64) {
         if !self.bar.is_hidden() {
             self.bar.set_length(total);
             self.bar.set_position(done.min(total));
-        } else if let Some(tenths) = next_tenth(self.told, done, total) {
-            self.told = tenths;
+        } else if let Some(tenths) = next_tenth(self.printed, done, total) {
+            self.printed = tenths;
             let total = match self.unit {
                 Unit::Bytes => ByteSize(total).to_string(),
                 Unit::Events => format!("{total} events"),
             };
-            // Standard error is gone only if nobody listens.
+            // Without a standard error there is no progress to show.
             let _ = writeln!(std::io::stderr(), "{}: {tenths}0 % of {total}", self.what);
         }
     }
@@ -80,17 +80,18 @@ impl Drop for Progress {
 
 fn bar(template: &str, what: &str) -> ProgressBar {
     let bar = ProgressBar::with_draw_target(None, ProgressDrawTarget::stderr());
-    // A template that does not parse would be a mistake in this file; the crate's own is as good.
+    // All templates parse, as a test shows; the default bar avoids a panic.
     let style = ProgressStyle::with_template(template);
     let style = style.unwrap_or_else(|_| ProgressStyle::default_bar());
     bar.with_style(style.progress_chars("=> ")).with_message(what.to_owned())
 }
 
-/// The tenths to tell of, where there are more than were told. The whole is told by the answer.
-fn next_tenth(told: u64, done: u64, total: u64) -> Option<u64> {
+/// The tenths to print, if there are more than were printed. The last one is not printed, because
+/// the result follows.
+fn next_tenth(printed: u64, done: u64, total: u64) -> Option<u64> {
     let tenths = u128::from(done) * 10 / u128::from(total.max(1));
     let tenths = u64::try_from(tenths).unwrap_or(u64::MAX);
-    (told < tenths && tenths < 10).then_some(tenths)
+    (printed < tenths && tenths < 10).then_some(tenths)
 }
 
 #[cfg(test)]
@@ -98,12 +99,12 @@ mod tests {
     use super::*;
 
     #[test]
-    fn each_tenth_is_told_once_and_the_whole_never() {
-        let mut told = 0;
+    fn each_tenth_is_printed_once_and_the_last_never() {
+        let mut printed = 0;
         let mut lines = Vec::new();
         for done in 0..=1000 {
-            if let Some(tenths) = next_tenth(told, done, 1000) {
-                told = tenths;
+            if let Some(tenths) = next_tenth(printed, done, 1000) {
+                printed = tenths;
                 lines.push((done, tenths));
             }
         }

@@ -1,21 +1,22 @@
 //! Listening sockets pass from a running process to its successor: `pixelgate run --upgrade`.
 //!
 //! The running process offers its sockets on a Unix socket in `edge.state_dir`. The successor
-//! takes copies of them, opens a spool lane of its own, begins to accept, and says so. From then
-//! on both accept, until the old one is told to stop (SIGQUIT). A connection is never refused,
-//! because at every moment somebody holds each socket, and what nobody has accepted yet waits in
-//! the kernel for whoever accepts next.
+//! receives copies of them, opens its own spool lane, starts to accept and reports that. From then
+//! on both processes accept, until SIGQUIT stops the old one. No connection is refused, because
+//! at every moment a process holds each socket, and a connection that is not accepted yet waits in
+//! the kernel's queue for either process.
 //!
-//! The successor keeps the connection open as long as it lives. So the old process knows whether
-//! there is one, and a successor that fails to start changes nothing.
+//! The successor keeps its connection to the old process open as long as it lives. The end of that
+//! connection tells the old process that the successor has ended; a successor that fails to start
+//! changes nothing.
 //!
-//! Pingora's own transfer is not used: it sends on the signal, whether or not the successor comes
-//! to life, opens its socket to every user of the machine, and ends the process where a name or a
-//! message is not what it expects.
+//! Pingora's own transfer is not used: it sends the sockets on SIGQUIT whether or not the successor
+//! starts, opens its Unix socket to every user of the machine, and panics over an unexpected name
+//! or message.
 //!
-//! The protocol, each number big-endian: the offerer sends [`VERSION`]; for each socket
-//! [`SOCKET`] with the descriptor attached, the length of its name as `u16`, and the name; then
-//! [`END`]. The taker answers [`ACCEPTING`] when it accepts.
+//! The protocol, numbers big-endian: the running process sends [`VERSION`]; for each socket
+//! [`SOCKET`] with the descriptor attached (`SCM_RIGHTS`), the length of its name as `u16` and the
+//! name; then [`END`]. The successor sends [`ACCEPTING`] when it accepts connections.
 
 use rustix::net::{
     RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SendAncillaryBuffer,
@@ -31,33 +32,33 @@ use std::sync::Arc;
 use std::time::Duration;
 use tokio::sync::watch;
 
-/// The socket's name in `edge.state_dir`.
+/// File name of the Unix socket in `edge.state_dir`.
 pub const SOCKET_NAME: &str = "upgrade.sock";
 /// The version of the protocol.
 const VERSION: u8 = 1;
 const SOCKET: u8 = b'S';
 const END: u8 = b'E';
 const ACCEPTING: u8 = b'A';
-/// How long one step of the transfer may take, in seconds. Both ends are on one machine.
+/// Longest time for one read or write of the transfer, in seconds. Both ends are on one machine.
 const STEP_SECONDS_MAX: u64 = 10;
-/// Most sockets that are handed over: more than anybody listens on.
+/// Most sockets in one handover: more than a configuration lists.
 const SOCKETS_MAX: usize = 1024;
 
-/// A copy of a listening socket, under the name by which the configuration knows it.
+/// A copy of a listening socket, with its name: role and configured address.
 pub type Named = (String, OwnedFd);
 
-/// How far a successor has come.
+/// The state of the successor.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Successor {
     /// There is none.
     None,
-    /// It has the sockets, and does not accept yet.
+    /// It has the sockets and does not accept yet.
     Starting,
     /// It accepts.
     Accepting,
 }
 
-/// Sockets on offer to a successor, for as long as this lives.
+/// Offers the listening sockets to a successor until it is dropped.
 pub struct Offer {
     listener: tokio::net::UnixListener,
     sockets: Arc<Vec<Named>>,
@@ -65,11 +66,11 @@ pub struct Offer {
 }
 
 impl Offer {
-    /// Offers `sockets` at `path`, and takes the place of whoever offered there before. Wants to
-    /// be called on a runtime.
+    /// Offers `sockets` at `path`, in place of an earlier offer there. Must be called on a tokio
+    /// runtime.
     pub fn open(path: &Path, sockets: Vec<Named>) -> io::Result<Self> {
-        // Under another name until it is ours alone, then in one step: a successor finds the old
-        // one or the new one, and nobody else's hand is ever on it.
+        // Bound under a temporary name until only this user may connect, then renamed: a successor
+        // finds the old socket or the new one, and other users can never connect.
         let making = path.with_extension(format!("{}", std::process::id()));
         remove_if_there(&making)?;
         let listener = UnixListener::bind(&making)?;
@@ -84,19 +85,19 @@ impl Offer {
         Ok(Self { listener: opened?, sockets: Arc::new(sockets), successor })
     }
 
-    /// How far the successor has come, now and later.
+    /// The state of the successor and its changes.
     pub fn successor(&self) -> watch::Receiver<Successor> {
         self.successor.subscribe()
     }
 
-    /// Hands the sockets to everybody who asks and may. Never returns.
+    /// Hands the sockets to each process that connects as this user or root. Never returns.
     pub async fn serve(&self) {
         loop {
             match self.listener.accept().await.and_then(|(taker, _)| taker.into_std()) {
                 Ok(taker) => {
                     let (sockets, successor) = (self.sockets.clone(), self.successor.clone());
-                    // A thread, because a successor stays for as long as it lives.
-                    let serve = move || attend(&taker, sockets, &successor);
+                    // A thread, because the connection lasts as long as the successor lives.
+                    let serve = move || serve_successor(&taker, sockets, &successor);
                     let spawned =
                         std::thread::Builder::new().name("handover".to_owned()).spawn(serve);
                     if let Err(e) = spawned {
@@ -112,10 +113,14 @@ impl Offer {
     }
 }
 
-/// Serves one successor until it is gone.
-fn attend(taker: &UnixStream, sockets: Arc<Vec<Named>>, successor: &watch::Sender<Successor>) {
-    if let Err(e) = give(taker, &sockets) {
-        log::error!("an upgrade could not take the listening sockets: {e}");
+/// Serves one successor until it ends.
+fn serve_successor(
+    taker: &UnixStream,
+    sockets: Arc<Vec<Named>>,
+    successor: &watch::Sender<Successor>,
+) {
+    if let Err(e) = send_all(taker, &sockets) {
+        log::error!("upgrade: the listening sockets were not handed over: {e}");
         return;
     }
     // Only the successor's copies may hold the sockets open when this process stops.
@@ -125,14 +130,14 @@ fn attend(taker: &UnixStream, sockets: Arc<Vec<Named>>, successor: &watch::Sende
     if read_byte(taker).is_ok_and(|byte| byte == ACCEPTING) {
         log::info!("upgrade: the new process accepts; SIGQUIT ends this one");
         successor.send_replace(Successor::Accepting);
-        // Nothing more is said: this waits for its end.
+        // No further byte follows; the read returns when the successor ends.
         let _ = read_byte(taker);
     }
     log::warn!("upgrade: the new process has ended");
     successor.send_replace(Successor::None);
 }
 
-fn give(taker: &UnixStream, sockets: &[Named]) -> io::Result<()> {
+fn send_all(taker: &UnixStream, sockets: &[Named]) -> io::Result<()> {
     let peer = socket_peercred(taker)?;
     let ours = rustix::process::geteuid();
     if peer.uid != ours && !peer.uid.is_root() {
@@ -155,7 +160,7 @@ fn give(taker: &UnixStream, sockets: &[Named]) -> io::Result<()> {
     writer.write_all(&[END])
 }
 
-/// What a successor took, and its word that it accepts.
+/// The sockets that this process received from the running one, and the connection to it.
 #[derive(Debug)]
 pub struct InheritedSockets {
     offerer: UnixStream,
@@ -163,7 +168,7 @@ pub struct InheritedSockets {
 }
 
 impl InheritedSockets {
-    /// Takes copies of the sockets that are on offer at `path`; `None` if nobody offers any.
+    /// Receives copies of the sockets that are offered at `path`; `None` if no process offers any.
     pub fn take(path: &Path) -> io::Result<Option<Self>> {
         let offerer = match UnixStream::connect(path) {
             Ok(offerer) => offerer,
@@ -175,15 +180,17 @@ impl InheritedSockets {
         offerer.set_read_timeout(Some(Duration::from_secs(STEP_SECONDS_MAX)))?;
         let version = match read_byte(&offerer) {
             Ok(version) => version,
-            // It stopped in this moment: its listener closes unheard connections.
+            // The process has just stopped and closed its queue of connections.
             Err(e) if is_end(&e) => return Ok(None),
             Err(e) => return Err(e),
         };
         if version != VERSION {
-            return Err(io::Error::other(format!("it speaks version {version} of the transfer")));
+            return Err(io::Error::other(format!(
+                "version {version} of the handover protocol is unknown"
+            )));
         }
         let mut sockets = Vec::new();
-        while let Some(socket) = take_one(&offerer)? {
+        while let Some(socket) = receive_one(&offerer)? {
             if sockets.len() == SOCKETS_MAX {
                 return Err(io::Error::other(format!("more than {SOCKETS_MAX} sockets")));
             }
@@ -192,21 +199,22 @@ impl InheritedSockets {
         Ok(Some(Self { offerer, sockets }))
     }
 
-    /// The socket of this name, given once.
+    /// Takes the socket of this name; `None` if there is none or it was taken before.
     pub fn claim(&mut self, name: &str) -> Option<OwnedFd> {
         let at = self.sockets.iter().position(|(named, _)| named == name)?;
         Some(self.sockets.remove(at).1)
     }
 
-    /// Tells the old process that this one accepts. Sockets that nobody claimed are closed. The
-    /// result has to live as long as the process: its end is how the old one learns of ours.
+    /// Reports to the old process that this one accepts, and closes the sockets that were not
+    /// claimed. The returned stream must live as long as the process: when it closes, the old
+    /// process takes this one for ended.
     pub fn accepting(self) -> io::Result<UnixStream> {
         (&self.offerer).write_all(&[ACCEPTING])?;
         Ok(self.offerer)
     }
 }
 
-fn take_one(offerer: &UnixStream) -> io::Result<Option<Named>> {
+fn receive_one(offerer: &UnixStream) -> io::Result<Option<Named>> {
     let mut kind = [0];
     let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
     let mut attached = RecvAncillaryBuffer::new(&mut space);
@@ -233,7 +241,7 @@ fn take_one(offerer: &UnixStream) -> io::Result<Option<Named>> {
             let name = String::from_utf8(name).map_err(io::Error::other)?;
             Ok(Some((name, socket)))
         }
-        _ => Err(io::Error::other("it does not speak this protocol")),
+        _ => Err(io::Error::other("the message is not of the handover protocol")),
     }
 }
 
@@ -268,7 +276,7 @@ mod tests {
     async fn a_successor_gets_what_it_claims_and_says_when_it_accepts() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join(SOCKET_NAME);
-        assert!(InheritedSockets::take(&path).unwrap().is_none(), "nobody offers");
+        assert!(InheritedSockets::take(&path).unwrap().is_none(), "no offer");
         let listeners = [(); 2].map(|()| TcpListener::bind("127.0.0.1:0").unwrap());
         let addresses = listeners.each_ref().map(|listener| listener.local_addr().unwrap());
         let named = ["edge a", "edge b"].map(str::to_owned);
@@ -297,25 +305,25 @@ mod tests {
         let claimed = TcpListener::from(claimed);
         TcpStream::connect(addresses[1]).unwrap();
         claimed.accept().unwrap();
-        assert!(TcpStream::connect(addresses[0]).is_err(), "nobody claimed it");
+        assert!(TcpStream::connect(addresses[0]).is_err(), "it was not claimed");
         assert!(InheritedSockets::take(&path).unwrap().is_none(), "the offer is over");
         drop(alive);
         successor.wait_for(|s| *s == Successor::None).await.unwrap();
     }
 
     #[test]
-    fn a_stranger_at_the_socket_is_an_error_and_no_panic() {
+    fn an_unknown_protocol_at_the_socket_is_an_error() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join(SOCKET_NAME);
         let listener = UnixListener::bind(&path).unwrap();
         for (sent, expect) in [(&b"HTTP/1.1 400"[..], "version 72"), (&[VERSION, b'x'], "protocol")]
         {
             let (listener, sent) = (listener.try_clone().unwrap(), sent.to_vec());
-            let stranger =
+            let other_server =
                 std::thread::spawn(move || listener.accept().unwrap().0.write_all(&sent).unwrap());
             let error = InheritedSockets::take(&path).unwrap_err();
             assert!(error.to_string().contains(expect), "{error}");
-            stranger.join().unwrap();
+            other_server.join().unwrap();
         }
     }
 }

@@ -1,9 +1,9 @@
-//! Listening sockets, opened before anything else starts.
+//! One listening socket, opened before Pingora starts.
 //!
-//! Pingora binds inside its services, where a failure is a panic in a task that nobody sees. Here
-//! every socket is opened first, so that a port in use is one clear line and an exit code. The
-//! edge's entrance takes them as they are; those of the admin pages are put into the table in
-//! which Pingora looks before it binds. This also tells which port the kernel chose for port 0.
+//! Pingora binds inside its services, where a failure is a panic in a background task. Opened
+//! first, an address in use is one clear line and an exit code, and the port that the kernel chose
+//! for port 0 is known. The acceptor takes the sockets of the edge as they are; those of the admin
+//! pages go into the table of descriptors that Pingora searches before it binds.
 
 use pixelgate::http_server::Listener;
 use std::fmt;
@@ -17,7 +17,8 @@ use std::path::PathBuf;
 /// Connections that may wait to be accepted; the system may allow fewer (`net.core.somaxconn`).
 const BACKLOG: i32 = 65_535;
 
-/// Whoever may enter the folder of a Unix socket may connect: the proxy in front is another user.
+/// Mode of a Unix socket. The proxy in front runs as another user, so the permissions of the folder
+/// decide which users may connect.
 const SOCKET_MODE: u32 = 0o666;
 
 /// Where to listen.
@@ -54,7 +55,7 @@ impl fmt::Display for Address {
     }
 }
 
-/// A socket that listens and waits for its service.
+/// A listening socket that no service uses yet.
 #[derive(Debug)]
 pub struct Bound {
     /// The address as Pingora keys it: with the port that the kernel chose, or the path.
@@ -65,28 +66,17 @@ pub struct Bound {
 }
 
 /// Why a socket cannot listen.
-#[derive(Debug)]
+#[derive(Debug, thiserror::Error)]
+#[error("cannot listen on {address}")]
 pub struct BindError {
     address: String,
     source: std::io::Error,
 }
 
-impl fmt::Display for BindError {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "cannot listen on {}: {}", self.address, self.source)
-    }
-}
-
 impl BindError {
-    /// Whether somebody else listens there.
+    /// Whether another socket listens on the address.
     pub fn is_in_use(&self) -> bool {
         self.source.kind() == std::io::ErrorKind::AddrInUse
-    }
-}
-
-impl std::error::Error for BindError {
-    fn source(&self) -> Option<&(dyn std::error::Error + 'static)> {
-        Some(&self.source)
     }
 }
 
@@ -115,7 +105,7 @@ impl Bound {
         }
     }
 
-    /// A socket that a process before this one opened for `address`, and still holds.
+    /// A socket that the process before this one opened for `address` and still holds.
     pub fn inherited(address: &Address, socket: OwnedFd) -> Result<Self, BindError> {
         match address {
             Address::Tcp(address) => {
@@ -134,7 +124,7 @@ impl Bound {
         self.socket.try_clone()
     }
 
-    /// The socket as the edge's entrance takes it.
+    /// The socket as the acceptor takes it.
     pub fn into_listener(self) -> Listener {
         match self.unix {
             true => Listener::unix(self.socket.into()),
@@ -142,20 +132,20 @@ impl Bound {
         }
     }
 
-    /// Gives the socket away, to whoever closes it.
+    /// Returns key and descriptor. The caller must close the descriptor.
     pub fn into_raw(self) -> (String, RawFd) {
         (self.key, self.socket.into_raw_fd())
     }
 }
 
-/// Makes a listening socket's queue longer: that of the standard library is short, and whoever
-/// finds no place in it tries again a second later.
+/// Lengthens the queue of a listening socket. That of the standard library is short, and a client
+/// that finds it full retries its SYN after a second.
 fn listen(socket: impl AsFd) -> std::io::Result<()> {
     Ok(rustix::net::listen(socket, BACKLOG)?)
 }
 
-/// Removes what a dead process left behind at `path`, and only that: not a socket on which
-/// somebody still listens, and nothing that is no socket.
+/// Removes the socket that a dead process left at `path`. A socket on which a process listens, and
+/// a file that is not a socket, stay and are an error.
 fn remove_stale(path: &std::path::Path) -> std::io::Result<()> {
     use std::os::unix::fs::FileTypeExt;
     match std::fs::symlink_metadata(path) {
@@ -187,7 +177,7 @@ mod tests {
     }
 
     #[test]
-    fn a_port_in_use_is_told_with_its_address() {
+    fn an_address_in_use_is_named_in_the_error() {
         let first = Bound::open(&Address::parse("127.0.0.1:0").unwrap()).unwrap();
         let error = Bound::open(&Address::parse(&first.key).unwrap()).unwrap_err();
         assert!(error.to_string().contains(&first.key), "{error}");

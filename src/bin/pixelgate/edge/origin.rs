@@ -1,14 +1,16 @@
-//! The origins: where requests go that are not events.
+//! The origins: servers that get the requests that are not events.
 //!
-//! Each origin is a name with one or several addresses; every address is a server of Pingora's
-//! load balancer, which gives turns, looks names up again every [`LOOKUP_SECONDS`] and asks each
-//! server for its health. What is ours is what a request itself learns: a server that failed one
-//! is passed over at once, until a check or a request finds it well again. Where none is well,
-//! each is tried all the same. That a server fails, and that it answers again, is logged once.
+//! Each origin is a name with one or several addresses. Every address is a server of Pingora's load
+//! balancer, which selects round robin, resolves names every [`LOOKUP_SECONDS`] and runs health
+//! checks. Added here: a server that fails a request is skipped at once, until a health check or a
+//! request succeeds. Where no server is healthy, all are tried. The change from healthy to failing
+//! and back is logged once.
 
-use super::Config;
+use super::config::Config;
+use super::origin_url::OriginUrl;
 use async_trait::async_trait;
 use log::{error, info};
+use parking_lot::{Mutex, MutexGuard};
 use pingora::connectors::http::Connector;
 use pingora::connectors::{ConnectorOptions, TransportConnector};
 use pingora::lb::discovery::ServiceDiscovery;
@@ -22,22 +24,22 @@ use pingora::services::background::BackgroundService;
 use pingora::upstreams::peer::HttpPeer;
 use std::collections::{BTreeSet, HashMap};
 use std::net::{IpAddr, ToSocketAddrs};
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
-use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-/// How often an origin's name is looked up again, in seconds.
+/// Pause between two look-ups of an origin's name, in seconds.
 const LOOKUP_SECONDS: u64 = 30;
-/// How long a connection to an origin may take, in seconds.
+/// Longest time to connect to an origin, TLS included, in seconds.
 const CONNECT_SECONDS_MAX: u64 = 5;
-/// How long a health check may take to be answered, in seconds.
+/// Longest time for each step of a health check, in seconds.
 const CHECK_SECONDS_MAX: u64 = 5;
-/// How long an idle connection to an origin is kept, in seconds: less than what common origins
-/// keep theirs (nginx: 75), so that they rarely close it as we write.
+/// How long an idle connection to an origin is kept, in seconds: shorter than the keep-alive of
+/// common origins (nginx: 75), so that they rarely close a connection while a request is written.
 const IDLE_SECONDS_MAX: u64 = 60;
-/// Failed checks in a row that take a server out; one that passes brings it back.
+/// Failed checks in a row after which a server is unhealthy; one successful check makes it healthy.
 const CHECKS_FAILED: usize = 2;
-/// Servers of which the next is chosen, at most: more than a name has addresses.
+/// Most servers that one selection looks at: more than a name has addresses.
 const SERVERS_MAX: usize = 256;
 
 /// All origins of an edge. Cheap to clone.
@@ -47,16 +49,14 @@ pub struct Origins(Arc<Inner>);
 struct Inner {
     origins: Arc<[Origin]>,
     balancer: LoadBalancer<RoundRobin>,
-    silence: Duration,
+    io_timeout: Duration,
 }
 
 /// One entry of `edge.origin`.
 struct Origin {
-    /// As it stands in the configuration.
+    /// The URL as configured, for the log.
     name: String,
-    host: String,
-    port: u16,
-    tls: bool,
+    url: OriginUrl,
 }
 
 /// One address of an origin.
@@ -68,32 +68,13 @@ pub struct Server {
     failing: AtomicBool,
 }
 
-/// Host, port and TLS of an origin's URL.
-pub fn parse(text: &str) -> Result<(String, u16, bool), String> {
-    let url = url::Url::parse(text).map_err(|e| format!("`{text}` is not a URL: {e}"))?;
-    let tls = match url.scheme() {
-        "http" => false,
-        "https" => true,
-        other => return Err(format!("`{other}://` is neither http:// nor https://")),
-    };
-    let plain = matches!(url.path(), "" | "/") && url.query().is_none() && url.fragment().is_none();
-    if !plain || !url.username().is_empty() || url.password().is_some() {
-        return Err("takes scheme, host and port alone: a path is passed on as it comes".to_owned());
-    }
-    // `Url` guarantees a host for http and https; an IPv6 host comes in brackets.
-    let host = url.host_str().unwrap_or_default().trim_matches(['[', ']']).to_owned();
-    let port = url.port_or_known_default().unwrap_or(80);
-    Ok((host, port, tls))
-}
-
 impl Origins {
-    /// Looks up each origin once. One that cannot be found yet is no error: it is looked up again.
-    /// Connections of the health checks are made as `options` say.
+    /// Looks up each origin once. A name that does not resolve yet is not an error; it is looked up
+    /// again. Health checks connect with `options`.
     pub fn new(edge: &Config, options: ConnectorOptions) -> Result<Self, String> {
         let origin = |url: &String| {
-            let (host, port, tls) = parse(url)?;
             let name = url.trim_end_matches('/').to_owned();
-            Ok(Origin { name, host, port, tls })
+            Ok(Origin { name, url: OriginUrl::parse(url)? })
         };
         let origins = edge.origin.iter().map(origin).collect::<Result<Arc<[_]>, String>>()?;
         let lookup = LookUp { origins: origins.clone(), found: Mutex::default() };
@@ -101,7 +82,7 @@ impl Origins {
         let mut balancer = LoadBalancer::from_backends(Backends::new(Box::new(lookup)));
         balancer.update_frequency = names.then_some(Duration::from_secs(LOOKUP_SECONDS));
         balancer.parallel_health_check = true;
-        // A lone server gets every request, well or not: to know would change nothing.
+        // A single server gets every request, healthy or not, so a check would change nothing.
         if edge.origin_health_path.is_some() || names || origins.len() > 1 {
             let every = Duration::from_secs(edge.origin_health_seconds);
             balancer.health_check_frequency = Some(every);
@@ -114,21 +95,21 @@ impl Origins {
             .map_err(|e| e.to_string())?
             .block_on(balancer.update())
             .map_err(|e| e.to_string())?;
-        let silence = Duration::from_secs(edge.origin_timeout_seconds);
-        Ok(Self(Arc::new(Inner { origins, balancer, silence })))
+        let io_timeout = Duration::from_secs(edge.origin_timeout_seconds);
+        Ok(Self(Arc::new(Inner { origins, balancer, io_timeout })))
     }
 
-    /// Whether there is none, so that what is not an event is answered 404.
+    /// Whether there is no origin, so that requests that are not events get status 404.
     pub fn is_empty(&self) -> bool {
         self.0.origins.is_empty()
     }
 
-    /// How many servers there are: as often is a request tried on a new connection.
+    /// The number of servers: the most attempts of one request on new connections.
     pub fn servers(&self) -> usize {
         self.0.balancer.backends().get_backend().len()
     }
 
-    /// Whose turn it is among those that were not tried yet: one that is well if there is any.
+    /// The next server in turn that is not in `tried`, a healthy one if there is any.
     pub fn choose(&self, tried: &[Arc<Server>]) -> Option<Arc<Server>> {
         let untried = |server: &Server| tried.iter().all(|t| t.address != server.address);
         let choose = |accept: &dyn Fn(&Server, bool) -> bool| {
@@ -136,30 +117,30 @@ impl Origins {
                 server(backend).is_some_and(|server| accept(server, healthy))
             })
         };
-        let well =
+        let healthy =
             choose(&|server, healthy| healthy && !server.failing.load(Relaxed) && untried(server));
-        let chosen = well.or_else(|| choose(&|server, _| untried(server)))?;
+        let chosen = healthy.or_else(|| choose(&|server, _| untried(server)))?;
         server(&chosen).cloned()
     }
 
     /// How Pingora connects to this server.
     pub fn peer(&self, server: &Server) -> HttpPeer {
-        // A server comes from the list of origins, and is only ever asked of its own.
+        // A server comes from this list of origins, so its index is valid.
         let (tls, host) = match self.0.origins.get(server.origin) {
-            Some(origin) => (origin.tls, origin.host.clone()),
+            Some(origin) => (origin.url.tls, origin.url.host.clone()),
             None => (false, String::new()),
         };
         let mut peer = HttpPeer::new(server.address, tls, host);
         peer.options.connection_timeout = Some(Duration::from_secs(CONNECT_SECONDS_MAX));
         peer.options.total_connection_timeout = Some(Duration::from_secs(CONNECT_SECONDS_MAX));
-        peer.options.read_timeout = Some(self.0.silence);
-        peer.options.write_timeout = Some(self.0.silence);
+        peer.options.read_timeout = Some(self.0.io_timeout);
+        peer.options.write_timeout = Some(self.0.io_timeout);
         peer.options.idle_timeout = Some(Duration::from_secs(IDLE_SECONDS_MAX));
         peer
     }
 }
 
-/// The load balancer's own work: looking up and checking, until the stop.
+/// Runs the look-ups and health checks of the load balancer until the stop.
 #[async_trait]
 impl BackgroundService for Origins {
     async fn start(&self, shutdown: ShutdownWatch) {
@@ -172,14 +153,14 @@ fn server(backend: &Backend) -> Option<&Arc<Server>> {
 }
 
 impl Server {
-    /// Notes that it failed a request or its check.
+    /// Records that the server failed a request or its health checks.
     pub fn failed(&self, why: &str) {
         if !self.failing.swap(true, Relaxed) {
             error!("origin {} does not answer: {why}", self.name);
         }
     }
 
-    /// Notes that it answered.
+    /// Records that the server answered.
     pub fn answered(&self) {
         if self.failing.load(Relaxed) && self.failing.swap(false, Relaxed) {
             info!("origin {} answers again", self.name);
@@ -189,32 +170,32 @@ impl Server {
 
 impl Origin {
     fn is_address(&self) -> bool {
-        self.host.parse::<IpAddr>().is_ok()
+        self.url.host.parse::<IpAddr>().is_ok()
     }
 
-    /// How its health is found out: by a request for `path`, else by a connection.
+    /// The health check: a request for `path`, or only a connection.
     fn check(
         &self,
         path: Option<&str>,
         options: &ConnectorOptions,
     ) -> Result<Box<dyn HealthCheck + Send + Sync>, String> {
-        let patience = Some(Duration::from_secs(CHECK_SECONDS_MAX));
+        let timeout = Some(Duration::from_secs(CHECK_SECONDS_MAX));
         let Some(path) = path else {
-            // Over TLS the certificate is part of being well.
-            let mut check = match self.tls {
-                true => TcpHealthCheck::new_tls(&self.host),
+            // Over TLS the certificate must be valid too.
+            let mut check = match self.url.tls {
+                true => TcpHealthCheck::new_tls(&self.url.host),
                 false => TcpHealthCheck::new(),
             };
             check.set_connector(TransportConnector::new(Some(options.clone())));
             check.consecutive_failure = CHECKS_FAILED;
-            check.peer_template.options.connection_timeout = patience;
+            check.peer_template.options.connection_timeout = timeout;
             return Ok(check);
         };
-        let mut check = HttpHealthCheck::new(&self.host, self.tls);
+        let mut check = HttpHealthCheck::new(&self.url.host, self.url.tls);
         check.set_connector(Connector::new(Some(options.clone())));
         check.consecutive_failure = CHECKS_FAILED;
-        check.peer_template.options.connection_timeout = patience;
-        check.peer_template.options.read_timeout = patience;
+        check.peer_template.options.connection_timeout = timeout;
+        check.peer_template.options.read_timeout = timeout;
         check.req.set_uri(path.parse().map_err(|e| format!("`{path}`: {e}"))?);
         check.validator = Some(Box::new(|response| {
             match response.status.is_success() || response.status.is_redirection() {
@@ -229,10 +210,10 @@ impl Origin {
     }
 }
 
-/// Finds the servers of each origin.
+/// Resolves the origins to servers.
 struct LookUp {
     origins: Arc<[Origin]>,
-    /// The servers that are known, so that what is known of one outlives a look-up.
+    /// The servers of the last look-up, so that a server keeps its state.
     found: Mutex<HashMap<std::net::SocketAddr, Arc<Server>>>,
 }
 
@@ -242,7 +223,7 @@ impl ServiceDiscovery for LookUp {
         let mut all = HashMap::new();
         for (index, origin) in self.origins.iter().enumerate() {
             for address in self.look_up(index, origin).await {
-                // Two names with one address are one server; the first of them is asked for.
+                // Two names with one address are one server, which is asked for the first name.
                 let name = match origin.is_address() {
                     true => origin.name.clone(),
                     false => format!("{} ({address})", origin.name),
@@ -271,18 +252,18 @@ impl ServiceDiscovery for LookUp {
 }
 
 impl LookUp {
-    fn known(&self) -> std::sync::MutexGuard<'_, HashMap<std::net::SocketAddr, Arc<Server>>> {
-        self.found.lock().unwrap_or_else(PoisonError::into_inner)
+    fn known(&self) -> MutexGuard<'_, HashMap<std::net::SocketAddr, Arc<Server>>> {
+        self.found.lock()
     }
 
-    /// What a name resolves to now; a failure keeps what was known.
+    /// The addresses of a name. A failed look-up keeps the addresses of the last one.
     async fn look_up(&self, index: usize, origin: &Origin) -> Vec<std::net::SocketAddr> {
-        if let Ok(ip) = origin.host.parse::<IpAddr>() {
-            return vec![(ip, origin.port).into()];
+        if let Ok(ip) = origin.url.host.parse::<IpAddr>() {
+            return vec![(ip, origin.url.port).into()];
         }
-        let (host, port) = (origin.host.clone(), origin.port);
+        let (host, port) = (origin.url.host.clone(), origin.url.port);
         let look = move || (host.as_str(), port).to_socket_addrs().map(Iterator::collect);
-        // An error of the thread is a panic in the resolver, which is no better than its error.
+        // A panic of the resolver is treated like a failed look-up.
         let found = tokio::task::spawn_blocking(look).await.map_err(std::io::Error::other);
         match found.flatten() {
             Ok(found) => found,
@@ -296,7 +277,7 @@ impl LookUp {
     }
 }
 
-/// The check of each origin, in their order.
+/// The health check of each origin, by its index.
 struct Checks(Vec<Box<dyn HealthCheck + Send + Sync>>);
 
 #[async_trait]
@@ -339,20 +320,7 @@ mod tests {
     }
 
     #[test]
-    fn an_origin_is_scheme_host_and_port() {
-        let check = |url: &str, host: &str, port: u16, tls: bool| {
-            assert_eq!(parse(url), Ok((host.to_owned(), port, tls)), "{url}");
-        };
-        check("http://127.0.0.1:9000", "127.0.0.1", 9000, false);
-        check("https://origin.example/", "origin.example", 443, true);
-        check("http://[::1]", "::1", 80, false);
-        for wrong in ["", "ftp://a", "http://", "http://a/b", "http://a/?b", "http://u:p@a/"] {
-            assert!(parse(wrong).is_err(), "{wrong}");
-        }
-    }
-
-    #[test]
-    fn servers_take_turns_and_a_failing_one_is_passed_over() {
+    fn servers_take_turns_and_a_failing_one_is_skipped() {
         let origins = origins(&["http://127.0.0.1:1", "http://127.0.0.1:2"]);
         assert_eq!(origins.servers(), 2);
         let first = origins.choose(&[]).unwrap();
@@ -364,7 +332,7 @@ mod tests {
             assert_eq!(origins.choose(&[]).unwrap().address, second.address);
         }
         second.failed("of a test");
-        assert!(origins.choose(&[]).is_some(), "none is well: each is tried all the same");
+        assert!(origins.choose(&[]).is_some(), "no server is healthy, so all are tried");
         assert!(origins.choose(&[first, second.clone()]).is_none(), "each was tried");
         second.answered();
         assert_eq!(origins.choose(&[]).unwrap().address, second.address);

@@ -1,4 +1,4 @@
-//! The gate's first customer: a Pingora proxy that asks it first and passes on the rest.
+//! The Pingora proxy of the edge: the gate answers event requests, an origin gets the others.
 
 use super::origin::{Origins, Server};
 use async_trait::async_trait;
@@ -11,8 +11,7 @@ use pingora::prelude::*;
 use pingora::proxy::{FailToProxy, ProxyWarnLogContext};
 use pingora::{ErrorSource, ErrorType};
 use pixelgate::TrustedProxies;
-use pixelgate::http_server::InFlight;
-use pixelgate::http_server::Limit;
+use pixelgate::http_server::{InFlight, InFlightGuard, Limit};
 use pixelgate::{PixelGate, Verdict};
 use std::net::IpAddr;
 use std::sync::Arc;
@@ -25,7 +24,7 @@ const KEEP_ALIVE: HeaderName = HeaderName::from_static("keep-alive");
 const PROXY_CONNECTION: HeaderName = HeaderName::from_static("proxy-connection");
 const MAX_FORWARDS: HeaderName = HeaderName::from_static("max-forwards");
 
-/// How long a client may take to end a body that it said is empty, in seconds.
+/// Longest wait for the end of a body with `Content-Length: 0`, in seconds.
 const EMPTY_BODY_SECONDS_MAX: u64 = 10;
 
 /// The edge: one gate in front of its origins.
@@ -36,37 +35,37 @@ pub struct Edge {
     keepalive_seconds: u64,
     write_timeout: Option<Duration>,
     in_flight: InFlight,
-    refusals: Refusals,
+    own_answers: OwnAnswers,
 }
 
-/// What the edge remembers of a request.
+/// The state of one request.
 pub struct Ctx {
-    /// What the gate said, if the request was its own.
+    /// The verdict of the gate, if the request was an event request.
     verdict: Option<Verdict>,
-    /// The server that was asked last.
+    /// The server of the last attempt.
     server: Option<Arc<Server>>,
-    /// Those on which a new connection, or a request on one, has failed.
+    /// Servers on which a new connection, or a request on one, has failed.
     tried: Vec<Arc<Server>>,
-    _busy: pixelgate::http_server::InFlightGuard,
+    _guard: InFlightGuard,
 }
 
-/// The answers that the edge gives of its own, built once.
-struct Refusals {
-    not_found: Refusal,
-    last_hop: Refusal,
-    bad_request: Refusal,
-    bad_gateway: Refusal,
-    timeout: Refusal,
-    internal: Refusal,
+/// The responses of the edge itself, built once.
+struct OwnAnswers {
+    not_found: OwnAnswer,
+    last_hop: OwnAnswer,
+    bad_request: OwnAnswer,
+    bad_gateway: OwnAnswer,
+    timeout: OwnAnswer,
+    internal: OwnAnswer,
 }
 
-struct Refusal {
+struct OwnAnswer {
     header: Arc<ResponseHeader>,
     body: Bytes,
 }
 
 impl Edge {
-    /// Puts the edge together. Fails only if a header of its own answers is malformed.
+    /// Builds the proxy. Fails only if Pingora refuses a header of the prebuilt responses.
     pub fn new(
         gate: PixelGate,
         origins: Origins,
@@ -74,37 +73,45 @@ impl Edge {
         keepalive_seconds: u64,
         in_flight: InFlight,
     ) -> Result<Self> {
-        let refusals = Refusals {
-            not_found: Refusal::new(404, "There is nothing here.\n")?,
-            last_hop: Refusal::new(405, "This is the last hop.\n")?,
-            bad_request: Refusal::new(400, "The request cannot be understood.\n")?,
-            bad_gateway: Refusal::new(502, "The origin does not answer.\n")?,
-            timeout: Refusal::new(504, "The origin does not answer in time.\n")?,
-            internal: Refusal::new(500, "The edge failed.\n")?,
+        let own_answers = OwnAnswers {
+            not_found: OwnAnswer::new(404, "There is nothing here.\n")?,
+            last_hop: OwnAnswer::new(405, "This is the last hop.\n")?,
+            bad_request: OwnAnswer::new(400, "The request cannot be understood.\n")?,
+            bad_gateway: OwnAnswer::new(502, "The origin does not answer.\n")?,
+            timeout: OwnAnswer::new(504, "The origin does not answer in time.\n")?,
+            internal: OwnAnswer::new(500, "The edge failed.\n")?,
         };
         let write_timeout = None;
-        Ok(Self { gate, origins, trusted, keepalive_seconds, write_timeout, in_flight, refusals })
+        Ok(Self {
+            gate,
+            origins,
+            trusted,
+            keepalive_seconds,
+            write_timeout,
+            in_flight,
+            own_answers,
+        })
     }
 
-    /// Bounds how long a client may take to take a piece of its answer.
+    /// Limits the time of each write to a client.
     pub fn with_write_timeout(mut self, limit: Duration) -> Self {
         self.write_timeout = Some(limit);
         self
     }
 
-    async fn refuse(&self, session: &mut Session, refusal: &Refusal) -> Result<()> {
-        let head = session.req_header().method == http::Method::HEAD;
+    async fn answer(&self, session: &mut Session, answer: &OwnAnswer) -> Result<()> {
+        let is_head = session.req_header().method == http::Method::HEAD;
         session
-            .write_response_header(Box::new(ResponseHeader::clone(&refusal.header)), head)
+            .write_response_header(Box::new(ResponseHeader::clone(&answer.header)), is_head)
             .await?;
-        if !head {
-            session.write_response_body(Some(refusal.body.clone()), true).await?;
+        if !is_head {
+            session.write_response_body(Some(answer.body.clone()), true).await?;
         }
         Ok(())
     }
 
-    /// Appends who asked, how and for which host (SPEC 1). The client's own claims about scheme
-    /// and host are believed only from a trusted proxy.
+    /// Sets `X-Forwarded-For`, `-Proto` and `-Host` (SPEC 1). Scheme and host that the request
+    /// brings are kept only from a trusted proxy.
     fn forwarded(&self, session: &Session, request: &mut RequestHeader) -> Result<()> {
         let peer = session.client_addr().and_then(|a| a.as_inet()).map(|a| a.ip());
         if let Some(peer) = peer {
@@ -130,7 +137,7 @@ impl Edge {
 }
 
 impl Edge {
-    /// Notes that the server of this request failed it.
+    /// Records that the server failed this request.
     fn give_up(&self, ctx: &mut Ctx, why: &str) {
         if let Some(server) = ctx.server.take() {
             server.failed(why);
@@ -139,12 +146,13 @@ impl Edge {
     }
 }
 
-/// Puts the headers that are left of a request back into the order in which they came: where one
-/// is removed, the map moves the last into its place.
-fn restore_order(came: &RequestHeader, request: &mut RequestHeader) -> Result<()> {
+/// Restores the received order of the remaining headers: when Pingora removes a header, the map
+/// moves its last entry into the gap.
+fn restore_order(received: &RequestHeader, request: &mut RequestHeader) -> Result<()> {
     let left = |name: &&HeaderName| request.headers.contains_key(*name);
-    let whole: Vec<HeaderName> = came.headers.keys().filter(left).cloned().collect();
-    let moved = whole.iter().zip(request.headers.keys()).position(|(came, is)| came != is);
+    let whole: Vec<HeaderName> = received.headers.keys().filter(left).cloned().collect();
+    let moved =
+        whole.iter().zip(request.headers.keys()).position(|(expected, actual)| expected != actual);
     let Some(first) = moved else { return Ok(()) };
     let late = &whole[first..];
     let values = |name: &HeaderName| request.headers.get_all(name).iter().cloned().collect();
@@ -154,10 +162,10 @@ fn restore_order(came: &RequestHeader, request: &mut RequestHeader) -> Result<()
         request.remove_header(*name);
     }
     for (name, values) in late {
-        // Spelled as the client did, which over HTTP/2 is in lower case.
+        // Keeps the spelling of the client, which over HTTP/2 is lower case.
         let is_it = |spelled: &[u8]| spelled.eq_ignore_ascii_case(name.as_str().as_bytes());
         let mut spellings =
-            came.case_header_iter().filter(|(spelled, _)| is_it(spelled.as_slice()));
+            received.case_header_iter().filter(|(spelled, _)| is_it(spelled.as_slice()));
         for value in values {
             match spellings.next() {
                 Some((spelled, _)) => request.append_header(spelled.clone(), value)?,
@@ -168,8 +176,8 @@ fn restore_order(came: &RequestHeader, request: &mut RequestHeader) -> Result<()
     Ok(())
 }
 
-/// Waits for the end of a body that is empty by its length. Over HTTP/2 that may not be true, and
-/// Pingora would pass on the header before it knows: here the contradiction ends the request.
+/// Waits for the end of an HTTP/2 body with `Content-Length: 0`. A body that contradicts its length
+/// ends the request here, before Pingora has passed its header on.
 async fn end_of_empty_body(session: &mut Session) -> Result<()> {
     let length = session.req_header().headers.get(header::CONTENT_LENGTH);
     if !session.is_http2() || length.is_none_or(|length| length != "0") {
@@ -187,8 +195,8 @@ async fn end_of_empty_body(session: &mut Session) -> Result<()> {
         .map_err(|e: Box<Error>| e.into_down())
 }
 
-/// How many hops more a `TRACE` or `OPTIONS` request may take, if it says so (RFC 9110, section
-/// 7.6.2). No other method is bound by it, and what is no number is passed on as it is.
+/// `Max-Forwards` of a `TRACE` or `OPTIONS` request (RFC 9110, section 7.6.2). `None` for other
+/// methods, and for a value that is not a number, which is passed on unchanged.
 fn forwards_left(request: &RequestHeader) -> Option<u64> {
     if !matches!(request.method, http::Method::TRACE | http::Method::OPTIONS) {
         return None;
@@ -196,9 +204,9 @@ fn forwards_left(request: &RequestHeader) -> Option<u64> {
     request.headers.get(MAX_FORWARDS)?.to_str().ok()?.parse().ok()
 }
 
-/// Removes what an origin says of its connection to the edge (RFC 9110, section 7.6.1). Of a
-/// request Pingora does the same; of a response it only replaces `Connection`, so that stays here
-/// and keeps its place. The answer to an upgrade is about both hops.
+/// Removes the hop-by-hop headers of a response (RFC 9110, section 7.6.1). Pingora does so for
+/// requests; of a response it only replaces `Connection`, which therefore stays here and keeps its
+/// place. Responses to an upgrade keep these headers, because they concern both hops.
 fn end_hop(response: &mut ResponseHeader) {
     let upgrade = [StatusCode::SWITCHING_PROTOCOLS, StatusCode::UPGRADE_REQUIRED];
     if upgrade.contains(&response.status) {
@@ -215,7 +223,7 @@ fn end_hop(response: &mut ResponseHeader) {
     }
 }
 
-/// All lines of a list header in one, with `address` at its end.
+/// All lines of a list header joined into one value, with `address` appended.
 fn appended(request: &RequestHeader, name: &HeaderName, address: IpAddr) -> Vec<u8> {
     let mut value = Vec::new();
     for line in request.headers.get_all(name) {
@@ -231,16 +239,16 @@ impl ProxyHttp for Edge {
     type CTX = Ctx;
 
     fn new_ctx(&self) -> Ctx {
-        Ctx { verdict: None, server: None, tried: Vec::new(), _busy: self.in_flight.enter() }
+        Ctx { verdict: None, server: None, tried: Vec::new(), _guard: self.in_flight.enter() }
     }
 
     // The default adds a compression module to every request; the edge changes no body.
     fn init_downstream_modules(&self, _modules: &mut HttpModules) {}
 
     async fn request_filter(&self, session: &mut Session, ctx: &mut Ctx) -> Result<bool> {
-        // An HTTP/2 stream's window is the client's to open, or not.
+        // An HTTP/2 client that never opens its window would block a write for ever.
         session.set_write_timeout(self.write_timeout);
-        // Pingora keeps a connection for ever after its first request.
+        // Without it Pingora keeps a connection for ever after its first request.
         if session.get_keepalive().is_some() {
             session.set_keepalive(Some(self.keepalive_seconds));
         }
@@ -249,12 +257,12 @@ impl ProxyHttp for Edge {
             return Ok(true);
         }
         if self.origins.is_empty() {
-            self.refuse(session, &self.refusals.not_found).await?;
+            self.answer(session, &self.own_answers.not_found).await?;
             return Ok(true);
         }
         if forwards_left(session.req_header()) == Some(0) {
-            // It asks about this hop, which has nothing to say and echoes nothing.
-            self.refuse(session, &self.refusals.last_hop).await?;
+            // The request is for this hop, which does not echo requests.
+            self.answer(session, &self.own_answers.last_hop).await?;
             return Ok(true);
         }
         end_of_empty_body(session).await?;
@@ -265,7 +273,7 @@ impl ProxyHttp for Edge {
         ctx.server = self.origins.choose(&ctx.tried);
         match &ctx.server {
             Some(server) => Ok(Box::new(self.origins.peer(server))),
-            // No name has an address: the look-up said so in the log.
+            // No name has an address; the look-up has logged that.
             None => Err(Error::new_up(ErrorType::ConnectNoRoute)),
         }
     }
@@ -303,17 +311,16 @@ impl ProxyHttp for Edge {
         ctx: &mut Ctx,
         mut e: Box<Error>,
     ) -> Box<Error> {
-        // What failed is between the edge and the origin: nothing in it is the client's.
+        // The error concerns only edge and origin and holds nothing of the request.
         self.give_up(ctx, &e.to_string());
         // Nothing was sent yet, so any method may be tried elsewhere.
         e.set_retry(ctx.tried.len() < self.origins.servers());
         e
     }
 
-    /// A request that failed on its way is sent again only if that cannot do its work twice
-    /// (RFC 9110, section 9.2.2), and only while its client has heard nothing: on another
-    /// connection if an old one had gone stale, else on another server. A client that has
-    /// waited through one timeout does not wait through the next.
+    /// Retries a failed request only if its method is idempotent (RFC 9110, section 9.2.2) and no
+    /// response has started: on a new connection if the failed one was reused, else on another
+    /// server. After a timeout there is no retry, so that a client waits at most once.
     fn error_while_proxy(
         &self,
         _peer: &HttpPeer,
@@ -322,37 +329,39 @@ impl ProxyHttp for Edge {
         ctx: &mut Ctx,
         reused: bool,
     ) -> Box<Error> {
-        let of_origin = *e.esource() == ErrorSource::Upstream;
-        if of_origin && !reused {
+        let is_upstream_error = *e.esource() == ErrorSource::Upstream;
+        if is_upstream_error && !reused {
             self.give_up(ctx, e.etype().as_str());
         }
         let timed_out = matches!(e.etype(), ErrorType::ReadTimedout | ErrorType::WriteTimedout);
-        let again = of_origin
+        let retry = is_upstream_error
             && !timed_out
             && session.req_header().method.is_idempotent()
             && !session.as_ref().retry_buffer_truncated()
             && session.response_written().is_none()
             && (reused || ctx.tried.len() < self.origins.servers());
-        e.set_retry(again);
+        e.set_retry(retry);
         e
     }
 
     async fn fail_to_proxy(&self, session: &mut Session, e: &Error, _: &mut Ctx) -> FailToProxy {
         let gone = FailToProxy { error_code: 0, can_reuse_downstream: false };
-        let refusal = match (e.esource(), e.etype()) {
-            (_, ErrorType::HTTPStatus(_)) => &self.refusals.bad_request,
+        let answer = match (e.esource(), e.etype()) {
+            (_, ErrorType::HTTPStatus(_)) => &self.own_answers.bad_request,
             (ErrorSource::Upstream, ErrorType::ConnectTimedout | ErrorType::ReadTimedout) => {
-                &self.refusals.timeout
+                &self.own_answers.timeout
             }
-            (ErrorSource::Upstream, _) => &self.refusals.bad_gateway,
-            (ErrorSource::Downstream, ErrorType::InvalidHTTPHeader) => &self.refusals.bad_request,
-            // The client does not listen, or is gone: there is nobody to answer.
+            (ErrorSource::Upstream, _) => &self.own_answers.bad_gateway,
+            (ErrorSource::Downstream, ErrorType::InvalidHTTPHeader) => {
+                &self.own_answers.bad_request
+            }
+            // The client does not read or has gone, so no response can reach it.
             (ErrorSource::Downstream, ErrorType::WriteTimedout) => {
                 self.gate.metrics().count_refused(Limit::WriteTime);
                 return gone;
             }
             (ErrorSource::Downstream, _) => return gone,
-            (ErrorSource::Internal | ErrorSource::Unset, _) => &self.refusals.internal,
+            (ErrorSource::Internal | ErrorSource::Unset, _) => &self.own_answers.internal,
         };
         if *e.esource() == ErrorSource::Upstream {
             self.gate.metrics().origin_failures.inc();
@@ -363,18 +372,21 @@ impl ProxyHttp for Edge {
         if session.response_written().is_some() {
             return gone;
         }
-        // Pingora closes after a failed exchange whatever is said here, so say it to the client.
+        // Pingora closes after a failed exchange in any case; announce that to the client.
         session.set_keepalive(None);
-        match self.refuse(session, refusal).await {
-            Ok(()) => FailToProxy { error_code: refusal.header.status.as_u16(), ..gone },
+        match self.answer(session, answer).await {
+            Ok(()) => FailToProxy { error_code: answer.header.status.as_u16(), ..gone },
             Err(e) => {
-                debug!("a client left before it was told of a failure: {}", e.etype().as_str());
+                debug!(
+                    "a client closed before it received the error response: {}",
+                    e.etype().as_str()
+                );
                 gone
             }
         }
     }
 
-    // Pingora's own lines quote the request, its query included; ours are in `fail_to_proxy`.
+    // Pingora's lines quote the request with its query; `fail_to_proxy` logs without it.
     fn suppress_error_log(&self, _: &Session, _: &Ctx, _: &Error) -> bool {
         true
     }
@@ -394,7 +406,7 @@ impl ProxyHttp for Edge {
     }
 }
 
-impl Refusal {
+impl OwnAnswer {
     fn new(status: u16, text: &'static str) -> Result<Self> {
         let mut header = ResponseHeader::build_no_case(status, Some(5))?;
         header.insert_header(header::CONTENT_TYPE, "text/plain; charset=utf-8")?;

@@ -1,56 +1,57 @@
-//! Signals, and the way from one to the end of the process.
+//! Signals, and the stop that follows one.
 //!
-//! Pingora's own stop sleeps through its grace period even when nothing is in flight, and drops
-//! what is in flight at its end. So the stop is run here: close the listeners, wait for requests
-//! in flight (and only for them), then let Pingora end its threads, then the gate is closed.
+//! Pingora's own stop sleeps through its grace period even when nothing is in flight, and then
+//! drops the requests in flight. The stop here closes the listeners, waits only for requests in
+//! flight, and then lets Pingora end its threads; after that the gate is closed.
 //!
-//! A stop after an upgrade is gentler: whoever is connected may go on to its next request, which
-//! is answered with `Connection: close`, for as long as the grace period. So no client meets a
-//! connection that closes while it is sending. (HTTP/2 says the same by GOAWAY.)
+//! A stop after an upgrade leaves idle connections open for the grace period. The next request on
+//! each is answered with `Connection: close` (HTTP/2: GOAWAY), so that no connection closes while
+//! its client is sending.
 
 use super::handover::{InheritedSockets, Named, Offer, SOCKET_NAME, Successor};
 use super::systemd;
 use super::tls::Certificates;
 use async_trait::async_trait;
 use log::{error, info, warn};
+use parking_lot::Mutex;
 use pingora::server::{ShutdownSignal, ShutdownSignalWatch};
 use pixelgate::PixelGate;
 use pixelgate::http_server::InFlight;
 use std::path::PathBuf;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::watch;
 
-/// Pause between two looks at whether requests are still in flight, in milliseconds.
-const DRAIN_LOOK_MS: u64 = 2;
-/// After an upgrade, how long the stop takes at least, in milliseconds: a connection that is just
-/// being accepted is counted a moment later.
+/// Pause between two checks for requests in flight, in milliseconds.
+const DRAIN_POLL_MS: u64 = 2;
+/// Shortest stop after an upgrade, in milliseconds: a connection that is just being accepted is
+/// counted a moment later.
 const ACCEPT_MS: u64 = 200;
 
 /// What a running edge needs to stop.
 pub struct Signals {
-    /// To be told of a hang-up.
+    /// Reloads its portals at SIGHUP.
     pub gate: PixelGate,
-    /// To be read again at a hang-up.
+    /// Reloaded at SIGHUP.
     pub certificates: Vec<Arc<Certificates>>,
-    /// Closes the listeners when it says so.
+    /// Closes the listeners when set to true.
     pub stop: watch::Sender<bool>,
-    /// What a stop waits for: of visitors, and of whoever looks at the pages,
+    /// Requests and connections that a stop waits for: of the edge and of the admin pages.
     pub in_flight: [InFlight; 2],
-    /// for as long as this.
+    /// Longest wait for them.
     pub grace: Duration,
     /// `edge.state_dir`.
     pub state_dir: PathBuf,
-    /// What a successor may take; taken out when it is offered.
+    /// Copies of the listening sockets for a successor; moved out when they are offered.
     pub sockets: Mutex<Vec<Named>>,
-    /// What this process took; taken out when it accepts.
-    pub inheritance: Mutex<Option<InheritedSockets>>,
-    /// Where it listens: said when it does, and when it can be stopped.
+    /// Sockets inherited from the old process; moved out when this one accepts.
+    pub inherited: Mutex<Option<InheritedSockets>>,
+    /// Log lines that name the listeners, written when the edge accepts and handles signals.
     pub announcement: Vec<String>,
 }
 
-/// The signals that mean something.
+/// The signals that the edge handles.
 struct Handlers {
     terminate: Signal,
     quit: Signal,
@@ -61,15 +62,15 @@ struct Handlers {
 /// How to stop.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Stop {
-    /// Idle connections close at once.
+    /// Close idle connections at once.
     Now,
-    /// A successor accepts: idle connections have the grace period.
+    /// A successor accepts: keep idle connections for the grace period.
     Upgraded,
 }
 
 #[async_trait]
 impl ShutdownSignalWatch for Signals {
-    // Pingora asks when all services have been started.
+    // Pingora calls this when all services have started.
     async fn recv(&self) -> ShutdownSignal {
         let handlers = match Handlers::install() {
             Ok(handlers) => handlers,
@@ -79,16 +80,16 @@ impl ShutdownSignalWatch for Signals {
                 std::future::pending().await
             }
         };
-        let inheritance = take(&self.inheritance);
-        let offer = self.offer(inheritance.is_some());
-        // Held to the end: by it the old process knows of this one.
-        let _old = inheritance.map(|inheritance| {
-            inheritance.accepting().inspect_err(|e| warn!("the old process is gone already: {e}"))
+        let inherited = take(&self.inherited);
+        let offer = self.offer(inherited.is_some());
+        // Held to the end: the old process watches this connection.
+        let _old = inherited.map(|sockets| {
+            sockets.accepting().inspect_err(|e| warn!("the old process is gone already: {e}"))
         });
         self.announcement.iter().for_each(|line| info!("{line}"));
         systemd::ready();
         let stop = self.wait(handlers, offer.as_ref()).await;
-        // With it go our copies of the sockets: only then does closing a listener close it.
+        // Drops the copies of the sockets: a listener is closed only with its last descriptor.
         drop(offer);
         self.drain(stop).await;
         ShutdownSignal::FastShutdown
@@ -96,7 +97,7 @@ impl ShutdownSignalWatch for Signals {
 }
 
 fn take<T: Default>(held: &Mutex<T>) -> T {
-    std::mem::take(&mut *held.lock().unwrap_or_else(PoisonError::into_inner))
+    std::mem::take(&mut *held.lock())
 }
 
 impl Handlers {
@@ -111,7 +112,7 @@ impl Handlers {
 }
 
 impl Signals {
-    /// Offers the sockets to a successor. What hinders that hinders upgrades alone.
+    /// Offers the sockets to a successor. A failure only makes upgrades impossible.
     fn offer(&self, upgraded: bool) -> Option<Offer> {
         let path = self.state_dir.join(SOCKET_NAME);
         if !upgraded && super::handover::is_offered(&path) {
@@ -123,8 +124,8 @@ impl Signals {
     }
 
     async fn wait(&self, mut on: Handlers, offer: Option<&Offer>) -> Stop {
-        let (_none, nobody) = watch::channel(Successor::None);
-        let mut successor = offer.map_or(nobody, Offer::successor);
+        let (_sender, no_successor) = watch::channel(Successor::None);
+        let mut successor = offer.map_or(no_successor, Offer::successor);
         let serve = async {
             match offer {
                 Some(offer) => offer.serve().await,
@@ -132,7 +133,7 @@ impl Signals {
             }
         };
         tokio::pin!(serve);
-        // Whether SIGQUIT came while a successor was starting.
+        // Whether SIGQUIT arrived while a successor was starting.
         let mut quitting = false;
         loop {
             let name = tokio::select! {
@@ -156,7 +157,7 @@ impl Signals {
                     continue;
                 }
                 ("SIGQUIT", Successor::None) if quitting => {
-                    error!("the new process failed to start: this one goes on");
+                    error!("the new process failed to start: this one continues");
                     quitting = false;
                     continue;
                 }
@@ -171,7 +172,7 @@ impl Signals {
     }
 
     fn reload(&self) {
-        info!("SIGHUP: reading the portals and the certificates again");
+        info!("SIGHUP: reloading the portals and the certificates");
         self.gate.reload_portals();
         for certificates in &self.certificates {
             certificates.reload(true);
@@ -196,7 +197,7 @@ impl Signals {
             Stop::Upgraded => requests() + connections() > 0 || began.elapsed() < at_least,
         };
         while is_busy() && began.elapsed() < self.grace {
-            tokio::time::sleep(Duration::from_millis(DRAIN_LOOK_MS)).await;
+            tokio::time::sleep(Duration::from_millis(DRAIN_POLL_MS)).await;
         }
         let left = requests();
         if left > 0 {

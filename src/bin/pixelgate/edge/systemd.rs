@@ -1,30 +1,30 @@
-//! What systemd is told, where it started us (`NOTIFY_SOCKET`): ready, reloading, stopping.
+//! Notifies systemd of the state of the service: ready, reloading, stopping (`sd_notify(3)`).
 //!
-//! For `Type=notify` and `Type=notify-reload` alike. Elsewhere these do nothing.
+//! Works for `Type=notify` and `Type=notify-reload`. Without `NOTIFY_SOCKET` nothing is sent.
 
 use log::warn;
 use sd_notify::NotifyState;
 
-/// Events are taken, after a start or a reload.
+/// The edge accepts events, after a start or a reload.
 pub fn ready() {
-    // Its own process id, because after an upgrade the process is another one.
-    tell(&[NotifyState::Ready, NotifyState::MainPid(std::process::id())]);
+    // After an upgrade the main process of the unit is a new one.
+    notify(&[NotifyState::Ready, NotifyState::MainPid(std::process::id())]);
 }
 
-/// The portals and the certificates are being read again.
+/// The portals and the certificates are being reloaded.
 pub fn reloading() {
-    // Without the time systemd would take the reload for a failed one.
+    // systemd treats a reload without this timestamp as failed.
     let Ok(now) = NotifyState::monotonic_usec_now() else { return };
-    tell(&[NotifyState::Reloading, now]);
+    notify(&[NotifyState::Reloading, now]);
 }
 
-/// No new requests are taken.
+/// The edge accepts no new requests.
 pub fn stopping() {
-    tell(&[NotifyState::Stopping]);
+    notify(&[NotifyState::Stopping]);
 }
 
-fn tell(states: &[NotifyState<'_>]) {
+fn notify(states: &[NotifyState<'_>]) {
     if let Err(e) = sd_notify::notify(states) {
-        warn!("systemd cannot be told: {e}");
+        warn!("systemd cannot be notified: {e}");
     }
 }

@@ -1,17 +1,18 @@
-//! Certificates of the TLS listeners: read before anything starts, chosen by name, read again when
+//! Certificates of the TLS listeners: loaded before the start, chosen by server name, reloaded when
 //! their files change and on SIGHUP.
 //!
-//! Several entries of `edge.tls` with one address share its listener: each connection gets the
-//! first certificate that is valid for the name it asks for, and the first of all where it asks
-//! for none that is known. Each entry stands for itself: one that cannot be read again, or whose
-//! key is not yet its certificate's, leaves the one in use, and holds up no other.
+//! Entries of `edge.tls` with the same address share one listener. A connection gets the first
+//! certificate that is valid for its server name (SNI), or the first of all where none is valid or
+//! no name is sent. Entries are reloaded one by one: an entry that cannot be read, or whose key
+//! does not match its certificate yet, keeps the pair in use and does not delay the others.
 //!
-//! The files are looked at, not watched: that sees an editor's rename, a symlink that points
-//! elsewhere (Kubernetes) and a network file system alike.
+//! The files are polled every [`POLL_SECONDS`] and not watched: polling also sees an editor's
+//! rename, a changed symlink (Kubernetes) and a network file system.
 
-use super::TlsListener;
+use super::config::TlsListener;
 use arc_swap::ArcSwap;
 use log::{error, info};
+use parking_lot::Mutex;
 use rustls::client::verify_server_name;
 use rustls::crypto::ring::sign::any_supported_type;
 use rustls::pki_types::pem::PemObject;
@@ -21,11 +22,11 @@ use rustls::sign::CertifiedKey;
 use std::fmt;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 use std::time::Duration;
 
-/// Pause between two looks at the files, in seconds.
-const LOOK_SECONDS: u64 = 2;
+/// Pause between two checks of the files, in seconds.
+const POLL_SECONDS: u64 = 2;
 
 /// The certificates of one listener.
 pub struct Certificates {
@@ -37,22 +38,23 @@ pub struct Certificates {
 struct Entry {
     cert: PathBuf,
     key: PathBuf,
-    /// What the files were when they were last read, for good or ill.
+    /// Stamps of certificate and key when they were last read, successfully or not.
     seen: [Option<Stamp>; 2],
-    /// The reason that was last told why they cannot be used.
-    told: Option<String>,
+    /// The last failure that was logged.
+    logged: Option<String>,
 }
 
-/// What changes when a file does: file system, inode, length, and its time in nanoseconds.
+/// What changes when a file changes: device, inode, length in bytes, modification time in seconds
+/// and its nanoseconds.
 type Stamp = (u64, u64, u64, i64, i64);
 
 impl Certificates {
-    /// Groups the entries of `edge.tls` by their address, in the order in which they stand.
+    /// Loads the entries of `edge.tls`, grouped by address in configured order.
     pub fn load_all(entries: &[TlsListener]) -> Result<Vec<(String, Arc<Self>)>, String> {
         let mut grouped: Vec<(String, Vec<Entry>)> = Vec::new();
         for TlsListener { listen, cert, key } in entries {
             let seen = [cert, key].map(|file| stamp(file));
-            let entry = Entry { cert: cert.clone(), key: key.clone(), seen, told: None };
+            let entry = Entry { cert: cert.clone(), key: key.clone(), seen, logged: None };
             match grouped.iter_mut().find(|(address, _)| address == listen) {
                 Some((_, all)) => all.push(entry),
                 None => grouped.push((listen.clone(), vec![entry])),
@@ -66,14 +68,14 @@ impl Certificates {
         grouped.into_iter().map(load).collect()
     }
 
-    /// Reads again what has changed, or all of it if `whole`. Connections that are open keep what
-    /// they have. What cannot be used is told once.
+    /// Reloads the entries whose files changed, or all of them if `whole`. Open connections keep
+    /// their certificate. A failure is logged once until its reason changes.
     pub fn reload(&self, whole: bool) {
-        let mut entries = self.entries.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut entries = self.entries.lock();
         let mut keys = Vec::clone(&self.in_use.load());
         let mut changed = false;
         for (entry, in_use) in entries.iter_mut().zip(&mut keys) {
-            // Before the files are read: what is written meanwhile is seen at the next look.
+            // Taken before the files are read, so that a change meanwhile is seen at the next poll.
             let now = [&entry.cert, &entry.key].map(|file| stamp(file));
             if now == entry.seen && !whole {
                 continue;
@@ -85,13 +87,13 @@ impl Certificates {
                         info!("edge.tls: {} is in use from now on", entry.cert.display());
                     }
                     *in_use = Arc::new(key);
-                    entry.told = None;
+                    entry.logged = None;
                     changed = true;
                 }
-                Err(why) if entry.told.as_ref() == Some(&why) && !whole => {}
+                Err(why) if entry.logged.as_ref() == Some(&why) && !whole => {}
                 Err(why) => {
                     error!("edge.tls: {why}; the certificate in use stays");
-                    entry.told = Some(why);
+                    entry.logged = Some(why);
                 }
             }
         }
@@ -100,14 +102,14 @@ impl Certificates {
         }
     }
 
-    /// Looks at the files again and again, and never returns.
-    pub async fn keep_looking(all: Vec<Arc<Self>>) {
+    /// Polls the files for changes. Never returns.
+    pub async fn poll(all: Vec<Arc<Self>>) {
         loop {
-            tokio::time::sleep(Duration::from_secs(LOOK_SECONDS)).await;
+            tokio::time::sleep(Duration::from_secs(POLL_SECONDS)).await;
             let all = all.clone();
-            // A panic below leaves what is in use; the next look is in two seconds.
-            let look = move || all.iter().for_each(|certificates| certificates.reload(false));
-            let _ = tokio::task::spawn_blocking(look).await;
+            // A panic in it keeps the pairs in use; the next poll tries again.
+            let reload = move || all.iter().for_each(|certificates| certificates.reload(false));
+            let _ = tokio::task::spawn_blocking(reload).await;
         }
     }
 }
@@ -137,18 +139,18 @@ fn is_for(key: &CertifiedKey, name: &ServerName<'_>) -> bool {
     parsed.is_some_and(|parsed| verify_server_name(&parsed, name).is_ok())
 }
 
-/// Reads a chain and its key, and makes sure that they belong together.
+/// Reads a certificate chain and its key, and checks that they match.
 fn read(cert: &Path, key: &Path) -> Result<CertifiedKey, String> {
-    let told = |path: &Path, why: &dyn fmt::Display| format!("{}: {why}", path.display());
-    let chain = CertificateDer::pem_file_iter(cert).map_err(|e| told(cert, &e))?;
-    let chain: Vec<_> = chain.collect::<Result<_, _>>().map_err(|e| told(cert, &e))?;
+    let failed = |path: &Path, why: &dyn fmt::Display| format!("{}: {why}", path.display());
+    let chain = CertificateDer::pem_file_iter(cert).map_err(|e| failed(cert, &e))?;
+    let chain: Vec<_> = chain.collect::<Result<_, _>>().map_err(|e| failed(cert, &e))?;
     if chain.is_empty() {
-        return Err(told(cert, &"holds no certificate"));
+        return Err(failed(cert, &"holds no certificate"));
     }
-    let secret = PrivateKeyDer::from_pem_file(key).map_err(|e| told(key, &e))?;
-    let secret = any_supported_type(&secret).map_err(|e| told(key, &e))?;
+    let secret = PrivateKeyDer::from_pem_file(key).map_err(|e| failed(key, &e))?;
+    let secret = any_supported_type(&secret).map_err(|e| failed(key, &e))?;
     let certified = CertifiedKey::new(chain, secret);
-    certified.keys_match().map_err(|_| told(key, &format!("is not {}'s", cert.display())))?;
+    certified.keys_match().map_err(|_| failed(key, &format!("is not {}'s", cert.display())))?;
     Ok(certified)
 }
 
@@ -167,7 +169,7 @@ mod tests {
     }
 
     #[test]
-    fn what_cannot_be_used_is_told_by_its_file() {
+    fn an_unusable_file_is_named_in_the_error() {
         let (cert, key) = (Path::new(CERT), Path::new(KEY));
         for (cert, key, file) in [
             (Path::new("/none.pem"), key, "/none.pem"),
@@ -186,7 +188,7 @@ mod tests {
     }
 
     #[test]
-    fn a_changed_pair_is_taken_and_half_of_one_is_not() {
+    fn a_changed_pair_is_loaded_and_half_of_one_is_not() {
         let dir = tempfile::tempdir().unwrap();
         let [cert, key] = ["cert.pem", "key.pem"].map(|name| dir.path().join(name));
         std::fs::copy(CERT, &cert).unwrap();

@@ -1,36 +1,36 @@
-//! The log, as long as strangers write in it.
+//! Limits the rate of log lines that remote clients can trigger.
 //!
-//! Pingora has a line for much that a client does wrong, so clients could fill a disk with them.
-//! Its lines are as many as help to understand what goes on; the front door's counters have all.
+//! Pingora and h2 log many client errors, so clients could fill a disk. Of their lines at most
+//! [`LINES_MAX`] are written in each window; the counters of the server count all of the errors.
 
 use log::{Log, Metadata, Record};
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::time::Instant;
 
-/// Lines of the proxy library in one window.
+/// Most lines in one window that remote clients can trigger.
 const LINES_MAX: u64 = 20;
 /// Length of a window, in seconds.
 const WINDOW_SECONDS: u64 = 10;
-/// Who writes at a client's bidding.
+/// Targets whose lines remote clients can trigger, by prefix.
 const TARGETS: [&str; 2] = ["pingora", "h2"];
 
-/// A log that is not to be flooded.
-pub struct Discreet<L> {
+/// A logger that limits the lines of [`TARGETS`].
+pub struct Throttle<L> {
     inner: L,
     started: Instant,
     window: AtomicU64,
     lines: AtomicU64,
 }
 
-impl<L: Log> Discreet<L> {
-    /// Stands before `inner`.
+impl<L: Log> Throttle<L> {
+    /// Wraps `inner`.
     pub fn new(inner: L) -> Self {
         let (window, lines) = (AtomicU64::new(0), AtomicU64::new(0));
         Self { inner, started: Instant::now(), window, lines }
     }
 
-    /// Whether one more line fits into the window of this moment.
-    fn fits(&self, seconds: u64) -> bool {
+    /// Whether one more line is allowed, `seconds` after the start.
+    fn admits(&self, seconds: u64) -> bool {
         let window = seconds / WINDOW_SECONDS;
         if self.window.swap(window, Relaxed) != window {
             self.lines.store(0, Relaxed);
@@ -39,16 +39,16 @@ impl<L: Log> Discreet<L> {
     }
 }
 
-impl<L: Log> Log for Discreet<L> {
+impl<L: Log> Log for Throttle<L> {
     fn enabled(&self, metadata: &Metadata<'_>) -> bool {
         self.inner.enabled(metadata)
     }
 
     fn log(&self, record: &Record<'_>) {
-        let strange = TARGETS.iter().any(|target| record.target().starts_with(target));
-        if strange
+        let limited = TARGETS.iter().any(|target| record.target().starts_with(target));
+        if limited
             && self.inner.enabled(record.metadata())
-            && !self.fits(self.started.elapsed().as_secs())
+            && !self.admits(self.started.elapsed().as_secs())
         {
             return;
         }
@@ -63,7 +63,7 @@ impl<L: Log> Log for Discreet<L> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use std::sync::Mutex;
+    use parking_lot::Mutex;
 
     #[derive(Default)]
     struct Lines(Mutex<Vec<String>>);
@@ -74,15 +74,15 @@ mod tests {
         }
 
         fn log(&self, record: &Record<'_>) {
-            self.0.lock().unwrap().push(record.args().to_string());
+            self.0.lock().push(record.args().to_string());
         }
 
         fn flush(&self) {}
     }
 
     #[test]
-    fn lines_of_the_proxy_are_as_many_as_may_be_and_ours_are_all_there() {
-        let log = Discreet::new(Lines::default());
+    fn lines_of_pingora_are_limited_and_ours_are_not() {
+        let log = Throttle::new(Lines::default());
         let line = |target: &str, text: &str| {
             log.log(&Record::builder().target(target).args(format_args!("{text}")).build());
         };
@@ -90,15 +90,15 @@ mod tests {
             line("pingora_proxy", "theirs");
             line("pixelgate::server", "ours");
         }
-        let count = |text: &str| log.inner.0.lock().unwrap().iter().filter(|l| *l == text).count();
+        let count = |text: &str| log.inner.0.lock().iter().filter(|l| *l == text).count();
         assert_eq!((count("theirs"), count("ours")), (LINES_MAX as usize, 1000));
-        assert_eq!(log.inner.0.lock().unwrap().len(), 1000 + LINES_MAX as usize);
+        assert_eq!(log.inner.0.lock().len(), 1000 + LINES_MAX as usize);
     }
 
     #[test]
     fn a_new_window_has_room_again() {
-        let log = Discreet::new(Lines::default());
-        let fitting = |seconds: u64| (0..100).filter(|_| log.fits(seconds)).count() as u64;
-        assert_eq!([fitting(0), fitting(9), fitting(10)], [LINES_MAX, 0, LINES_MAX]);
+        let log = Throttle::new(Lines::default());
+        let admitted = |seconds: u64| (0..100).filter(|_| log.admits(seconds)).count() as u64;
+        assert_eq!([admitted(0), admitted(9), admitted(10)], [LINES_MAX, 0, LINES_MAX]);
     }
 }

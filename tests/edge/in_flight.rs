@@ -1,4 +1,4 @@
-//! `spool.linger_ms`: for whom an event waits before its group is synced, and for whom it does not.
+//! `spool.linger_ms`: a group lingers only while a connection outside it could report an event.
 
 use crate::harness::{Edge, Setup};
 use crate::http::Connection;
@@ -6,14 +6,14 @@ use std::time::{Duration, Instant};
 
 const LINGER: Duration = Duration::from_millis(1000);
 const EVENT: &[u8] = b"GET /v1/event/?_a=62515&_n=a HTTP/1.1\r\nHost: a\r\n\r\n";
-/// A machine may be too busy to be quick each time.
+/// Attempts, because a busy machine is not fast each time.
 const TRIES: usize = 10;
 
 fn start() -> Edge {
     Setup::default().spool("linger_ms = 1000\ndurability = \"power\"").start()
 }
 
-/// How long it took until an event was answered.
+/// The time until an event was answered.
 fn wait_of(connection: &mut Connection) -> Duration {
     let began = Instant::now();
     connection.send(EVENT);
@@ -21,7 +21,7 @@ fn wait_of(connection: &mut Connection) -> Duration {
     began.elapsed()
 }
 
-/// A connection that the edge knows, because it has answered on it.
+/// A connection that the edge counts, because it has answered on it.
 fn known(edge: &Edge) -> Connection {
     let mut connection = edge.connect();
     assert_eq!(connection.get("/v1/event/?_a=1&_n=a", "").status, 403);
@@ -29,9 +29,9 @@ fn known(edge: &Edge) -> Connection {
 }
 
 #[test]
-fn nobody_waits_for_company_that_cannot_come() {
+fn no_event_lingers_when_all_connections_are_in_its_group() {
     let edge = start();
-    // Whoever looks at the pages reports no event.
+    // A client of the admin pages reports no event.
     let mut watcher = Connection::open(edge.admin);
     assert_eq!(watcher.get("/livez", &format!("Host: {}\r\n", edge.admin)).status, 200);
     let mut alone = edge.connect();
@@ -47,7 +47,7 @@ fn nobody_waits_for_company_that_cannot_come() {
 }
 
 #[test]
-fn company_that_may_come_is_waited_for() {
+fn an_event_lingers_while_another_connection_is_idle() {
     let edge = start();
     let mut one = known(&edge);
     let silent = known(&edge);

@@ -1,0 +1,49 @@
+//! Runs the command that the command line names.
+
+use super::args::{Cli, Command};
+use super::exit::{NO, UNUSABLE, fail, with_causes};
+use super::{check, dead, explain, pages, probe, spool};
+use crate::config::Config;
+use crate::edge::server;
+use crate::logging;
+use std::io::ErrorKind;
+use std::process::ExitCode;
+
+/// Runs the command and returns the exit code of the process.
+pub fn run(cli: Cli) -> ExitCode {
+    let command = cli.command.unwrap_or(Command::Run { upgrade: false });
+    match &command {
+        Command::Completions { shell } => return pages::completions(*shell),
+        Command::Man { dir } => return pages::man(dir.as_deref()),
+        _ => {}
+    }
+    let config = match Config::load(&cli.file.config) {
+        Ok(config) => config,
+        Err(e) => return fail(UNUSABLE, e),
+    };
+    logging::start(&config.log, matches!(command, Command::Run { .. }));
+    match command {
+        Command::Run { upgrade } => {
+            let verdicts = config.log.verdicts;
+            match server::run(&config.edge, config.gate, &config.admin, verdicts, upgrade) {
+                Ok(()) => ExitCode::SUCCESS,
+                Err(e) => fail(UNUSABLE, with_causes(&e)),
+            }
+        }
+        Command::Check => check::run(&config),
+        Command::Explain { json, event } => match explain::explain(config, &event, json) {
+            Ok(true) => ExitCode::SUCCESS,
+            Ok(false) => ExitCode::from(NO),
+            // The reader of a pipe may stop early, as `head` does.
+            Err(explain::ExplainError::Print(e)) if e.kind() == ErrorKind::BrokenPipe => {
+                ExitCode::SUCCESS
+            }
+            Err(e) => fail(UNUSABLE, with_causes(&e)),
+        },
+        Command::Spool(command) => spool::run(&config, &command),
+        Command::Dead(command) => dead::run(&config, &command),
+        Command::Probe { page } => probe::run(&config.admin, page),
+        // Handled above, because they need no configuration.
+        Command::Completions { .. } | Command::Man { .. } => ExitCode::SUCCESS,
+    }
+}

@@ -1,0 +1,287 @@
+//! The `[edge]` section: keys, defaults, units and limits (SPEC 9).
+
+use super::listen;
+use super::origin_url::OriginUrl;
+use bytesize::ByteSize;
+use pixelgate::TrustedProxies;
+use pixelgate::http_server::Limits;
+use serde::Deserialize;
+use serde::de::Error as _;
+use std::path::PathBuf;
+use std::time::Duration;
+
+/// Most worker threads: more than any machine has cores.
+const THREADS_MAX: usize = 1024;
+/// Longest timeout, in seconds: a day.
+const SECONDS_MAX: u64 = 86_400;
+/// Limits of `header_bytes_max`: a browser's header with its cookies must fit, and Pingora itself
+/// accepts no more than the upper limit.
+const HEADER_BYTES: std::ops::RangeInclusive<u64> = 1 << 10..=1 << 20;
+/// Largest `header_lines_max`: Pingora's own limit less the lines that it adds.
+const HEADER_LINES_MAX: usize = 250;
+/// Largest `h2_streams_max`.
+const H2_STREAMS_MAX: u32 = 10_000;
+
+/// The `[edge]` section.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Config {
+    /// Listeners without TLS: `address:port` or `unix:/path`. Port 0: the kernel chooses the port.
+    pub listen: Vec<String>,
+    /// TLS listeners.
+    pub tls: Vec<TlsListener>,
+    /// URLs of the servers that get every request that is not an event. Empty: status 404.
+    #[serde(deserialize_with = "one_or_many")]
+    pub origin: Vec<String>,
+    /// PEM file of the certificates that origins are verified with. `None`: those of the system.
+    pub origin_ca: Option<PathBuf>,
+    /// Path that health checks request from an origin. `None`: a health check only connects.
+    pub origin_health_path: Option<String>,
+    /// Pause between two health checks of an origin, in seconds.
+    pub origin_health_seconds: u64,
+    /// Longest wait for a read from or a write to an origin, in seconds.
+    pub origin_timeout_seconds: u64,
+    /// Number of worker threads; 0: one per core.
+    pub threads: usize,
+    /// Longest idle time of a kept connection, in seconds.
+    pub keepalive_seconds: u64,
+    /// Longest time from the first byte of a request header to its last, in seconds.
+    pub header_timeout_seconds: u64,
+    /// Longest time for one write of a response to a client, in seconds.
+    pub write_timeout_seconds: u64,
+    /// Most client connections at once.
+    pub connections_max: usize,
+    /// Most connections at once from one client address; 0: no limit.
+    pub connections_per_address_max: usize,
+    /// Most requests on one connection; 0: no limit.
+    pub requests_per_connection_max: u32,
+    /// Largest request header.
+    pub header_bytes_max: ByteSize,
+    /// Most lines of a request header.
+    pub header_lines_max: usize,
+    /// Most open streams on one HTTP/2 connection.
+    pub h2_streams_max: u32,
+    /// Whether the server's fast path answers plain event requests. If not, all requests take
+    /// Pingora's path.
+    pub answer_plain: bool,
+    /// Longest wait for requests in flight at a stop, in seconds.
+    pub shutdown_grace_seconds: u64,
+    /// Addresses and networks that may report the client's address.
+    pub trusted_proxies: Vec<String>,
+    /// Header in which trusted proxies report it. `None`: `X-Forwarded-For` or `Forwarded`.
+    pub client_ip_header: Option<String>,
+    /// Whether each TCP connection begins with a PROXY protocol header from a trusted proxy.
+    pub proxy_protocol: bool,
+    /// Folder of the small state that outlives a restart, such as the last good portal list.
+    pub state_dir: PathBuf,
+}
+
+impl Default for Config {
+    fn default() -> Self {
+        let limits = Limits::default();
+        Self {
+            listen: vec!["127.0.0.1:8080".to_owned()],
+            tls: Vec::new(),
+            origin: Vec::new(),
+            origin_ca: None,
+            origin_health_path: None,
+            origin_health_seconds: 5,
+            origin_timeout_seconds: 60,
+            threads: 0,
+            keepalive_seconds: 75,
+            header_timeout_seconds: 10,
+            write_timeout_seconds: 60,
+            connections_max: limits.connections_max,
+            connections_per_address_max: limits.connections_per_address_max,
+            requests_per_connection_max: limits.requests_per_connection_max,
+            header_bytes_max: ByteSize::b(limits.header_bytes_max as u64),
+            header_lines_max: limits.header_lines_max,
+            h2_streams_max: limits.h2_streams_max,
+            answer_plain: true,
+            shutdown_grace_seconds: 10,
+            trusted_proxies: Vec::new(),
+            client_ip_header: None,
+            proxy_protocol: limits.proxy_protocol,
+            state_dir: PathBuf::from("data"),
+        }
+    }
+}
+
+/// One entry of `edge.tls`. Entries with the same address share one listener.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct TlsListener {
+    /// `address:port`.
+    pub listen: String,
+    /// The certificate chain, PEM.
+    pub cert: PathBuf,
+    /// Its key, PEM.
+    pub key: PathBuf,
+}
+
+/// A mistake: the key below `edge.`, and the reason.
+type Mistake = (&'static str, String);
+
+impl Config {
+    /// Checks every key without touching disk or network, except that it resolves the names in
+    /// `listen` and `tls`.
+    pub fn validate(&self) -> Result<(), Mistake> {
+        if self.listen.is_empty() && self.tls.is_empty() {
+            return Err(("listen", "names no listener, and edge.tls has none either".to_owned()));
+        }
+        for address in &self.listen {
+            listen::Address::parse(address).map_err(|why| ("listen", why))?;
+        }
+        for tls in &self.tls {
+            match listen::Address::parse(&tls.listen).map_err(|why| ("tls", why))? {
+                listen::Address::Tcp(_) => {}
+                listen::Address::Unix(_) => {
+                    return Err(("tls", "listens on TCP addresses only".to_owned()));
+                }
+            }
+        }
+        for url in &self.origin {
+            OriginUrl::parse(url).map_err(|why| ("origin", why))?;
+        }
+        if let Some(path) = &self.origin_health_path
+            && !(path.starts_with('/') && path.parse::<http::uri::PathAndQuery>().is_ok())
+        {
+            return Err((
+                "origin_health_path",
+                format!("`{path}` is not a path such as \"/health\""),
+            ));
+        }
+        self.trust().map_err(|e| match e {
+            pixelgate::TrustError::Network(_) => ("trusted_proxies", e.to_string()),
+            pixelgate::TrustError::Header(_) => ("client_ip_header", e.to_string()),
+        })?;
+        if self.threads > THREADS_MAX {
+            return Err(("threads", format!("must be at most {THREADS_MAX}")));
+        }
+        if self.connections_max == 0 {
+            return Err(("connections_max", "must be at least 1".to_owned()));
+        }
+        for (key, seconds) in [
+            ("keepalive_seconds", self.keepalive_seconds),
+            ("header_timeout_seconds", self.header_timeout_seconds),
+            ("origin_health_seconds", self.origin_health_seconds),
+            ("origin_timeout_seconds", self.origin_timeout_seconds),
+            ("write_timeout_seconds", self.write_timeout_seconds),
+        ] {
+            if !(1..=SECONDS_MAX).contains(&seconds) {
+                return Err((key, format!("must be 1 to {SECONDS_MAX}")));
+            }
+        }
+        if self.shutdown_grace_seconds > SECONDS_MAX {
+            return Err(("shutdown_grace_seconds", format!("must be at most {SECONDS_MAX}")));
+        }
+        self.validate_limits()
+    }
+
+    fn validate_limits(&self) -> Result<(), Mistake> {
+        if !HEADER_BYTES.contains(&self.header_bytes_max.as_u64()) {
+            return Err(("header_bytes_max", "must be 1KiB to 1MiB".to_owned()));
+        }
+        if !(1..=HEADER_LINES_MAX).contains(&self.header_lines_max) {
+            return Err(("header_lines_max", format!("must be 1 to {HEADER_LINES_MAX}")));
+        }
+        if !(1..=H2_STREAMS_MAX).contains(&self.h2_streams_max) {
+            return Err(("h2_streams_max", format!("must be 1 to {H2_STREAMS_MAX}")));
+        }
+        if self.proxy_protocol && self.trusted_proxies.is_empty() {
+            let why = "needs edge.trusted_proxies: the proxies that may report a client's address";
+            return Err(("proxy_protocol", why.to_owned()));
+        }
+        Ok(())
+    }
+
+    /// The limits of the HTTP server.
+    pub fn limits(&self) -> Limits {
+        Limits {
+            header_timeout: Duration::from_secs(self.header_timeout_seconds),
+            keepalive: Duration::from_secs(self.keepalive_seconds),
+            write_timeout: Duration::from_secs(self.write_timeout_seconds),
+            connections_max: self.connections_max,
+            connections_per_address_max: self.connections_per_address_max,
+            requests_per_connection_max: self.requests_per_connection_max,
+            // At most 1 MiB, see `validate`.
+            header_bytes_max: self.header_bytes_max.as_u64() as usize,
+            header_lines_max: self.header_lines_max,
+            h2_streams_max: self.h2_streams_max,
+            proxy_protocol: self.proxy_protocol,
+            answer_plain: self.answer_plain,
+        }
+    }
+
+    /// The proxies that may report the client's address.
+    pub fn trust(&self) -> Result<TrustedProxies, pixelgate::TrustError> {
+        TrustedProxies::new(&self.trusted_proxies, self.client_ip_header.as_deref())
+    }
+
+    /// The number of worker threads.
+    pub fn threads(&self) -> usize {
+        match self.threads {
+            0 => std::thread::available_parallelism().map_or(1, usize::from),
+            threads => threads,
+        }
+    }
+}
+
+/// One text or a list of texts, as `edge.origin` takes them.
+fn one_or_many<'de, D>(deserializer: D) -> Result<Vec<String>, D::Error>
+where
+    D: serde::Deserializer<'de>,
+{
+    match toml::Value::deserialize(deserializer)? {
+        toml::Value::String(one) => Ok(vec![one]),
+        toml::Value::Array(many) => {
+            let text = |value: toml::Value| match value {
+                toml::Value::String(text) => Ok(text),
+                other => {
+                    Err(D::Error::custom(format!("expected a text, found {}", other.type_str())))
+                }
+            };
+            many.into_iter().map(text).collect()
+        }
+        other => {
+            Err(D::Error::custom(format!("expected a text or a list, found {}", other.type_str())))
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_default_limits_are_those_of_the_server() {
+        assert_eq!(format!("{:?}", Config::default().limits()), format!("{:?}", Limits::default()));
+    }
+
+    #[test]
+    fn each_limit_has_a_smallest_and_a_largest_value() {
+        let refused = |set: fn(&mut Config)| {
+            let mut config = Config::default();
+            set(&mut config);
+            config.validate().err().map(|(key, _)| key)
+        };
+        assert_eq!(refused(|c| c.header_bytes_max = ByteSize::kib(1)), None);
+        assert_eq!(refused(|c| c.header_bytes_max = ByteSize::b(1023)), Some("header_bytes_max"));
+        assert_eq!(refused(|c| c.header_bytes_max = ByteSize::mib(1)), None);
+        assert_eq!(refused(|c| c.header_bytes_max = ByteSize::mib(2)), Some("header_bytes_max"));
+        assert_eq!(refused(|c| c.header_lines_max = 1), None);
+        assert_eq!(refused(|c| c.header_lines_max = 0), Some("header_lines_max"));
+        assert_eq!(refused(|c| c.header_lines_max = 250), None);
+        assert_eq!(refused(|c| c.header_lines_max = 251), Some("header_lines_max"));
+        assert_eq!(refused(|c| c.h2_streams_max = 1), None);
+        assert_eq!(refused(|c| c.h2_streams_max = 0), Some("h2_streams_max"));
+        assert_eq!(refused(|c| c.h2_streams_max = 10_001), Some("h2_streams_max"));
+        assert_eq!(refused(|c| c.write_timeout_seconds = 0), Some("write_timeout_seconds"));
+        assert_eq!(refused(|c| c.proxy_protocol = true), Some("proxy_protocol"));
+        let trusting = |c: &mut Config| {
+            c.proxy_protocol = true;
+            c.trusted_proxies = vec!["10.0.0.0/8".to_owned()];
+        };
+        assert_eq!(refused(trusting), None);
+    }
+}

@@ -1,0 +1,30 @@
+//! Why an edge does not start or stop as it should.
+
+use super::listen::BindError;
+
+/// Why an edge did not start, or did not stop as it should. The causes, down to the system's
+/// error, are its sources.
+#[derive(Debug, thiserror::Error)]
+pub enum EdgeError {
+    /// A part of the gate did not open.
+    #[error(transparent)]
+    Gate(pixelgate::OpenError),
+    /// A listener did not open.
+    #[error(transparent)]
+    Listen(BindError),
+    /// A key of `[edge]` cannot be used: key and reason.
+    #[error("{0}")]
+    Edge(String),
+    /// `edge.state_dir` cannot be created.
+    #[error("edge.state_dir cannot be created")]
+    State(#[source] std::io::Error),
+    /// The running process does not hand its sockets over.
+    #[error("the running process does not hand over its listening sockets")]
+    Upgrade(#[source] std::io::Error),
+    /// Pingora refused a setting.
+    #[error(transparent)]
+    Pingora(Box<pingora::Error>),
+    /// The gate did not close as it should.
+    #[error(transparent)]
+    Close(pixelgate::CloseError),
+}

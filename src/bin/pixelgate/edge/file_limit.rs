@@ -1,0 +1,26 @@
+//! The limit of open files, and how many connections it allows.
+
+use super::config::Config;
+use log::info;
+use rustix::process::{Resource, getrlimit, setrlimit};
+
+/// Open files that are not client connections: segments, listeners, logs, connections to
+/// upstreams.
+const OTHER_FILES: usize = 256;
+
+/// Raises the soft limit of open files to the hard one and returns how many connections fit, at
+/// most `edge.connections_max`. A connection takes one file, and a second one where there is an
+/// origin. Without this limit no segment of the spool could be opened any more.
+pub fn raise(edge: &Config) -> usize {
+    let mut limit = getrlimit(Resource::Nofile);
+    limit.current = limit.maximum;
+    // A refusal leaves the limit as it was; the line below reports what that allows.
+    let _ = setrlimit(Resource::Nofile, limit);
+    let Some(files) = getrlimit(Resource::Nofile).current else { return edge.connections_max };
+    let free = usize::try_from(files).unwrap_or(usize::MAX).saturating_sub(OTHER_FILES);
+    let most = if edge.origin.is_empty() { free } else { free / 2 }.max(1);
+    if most < edge.connections_max {
+        info!("the system allows {files} open files, so edge.connections_max is lowered to {most}");
+    }
+    most.min(edge.connections_max)
+}

@@ -1,0 +1,52 @@
+//! The URL of an origin: scheme, host and port.
+
+/// A parsed entry of `edge.origin`.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct OriginUrl {
+    /// Name or address; an IPv6 address without its brackets.
+    pub host: String,
+    /// The port; where the URL names none, that of its scheme.
+    pub port: u16,
+    /// Whether the scheme is `https`.
+    pub tls: bool,
+}
+
+impl OriginUrl {
+    /// Reads `http://host:port` or `https://host:port`. The error is a reason for the operator.
+    pub fn parse(text: &str) -> Result<Self, String> {
+        let url = url::Url::parse(text).map_err(|e| format!("`{text}` is not a URL: {e}"))?;
+        let tls = match url.scheme() {
+            "http" => false,
+            "https" => true,
+            other => return Err(format!("`{other}://` is neither http:// nor https://")),
+        };
+        let bare =
+            matches!(url.path(), "" | "/") && url.query().is_none() && url.fragment().is_none();
+        if !bare || !url.username().is_empty() || url.password().is_some() {
+            return Err("takes scheme, host and port only: requests keep their own path".to_owned());
+        }
+        // `Url` guarantees a host for http and https.
+        let host = url.host_str().unwrap_or_default().trim_matches(['[', ']']).to_owned();
+        let port = url.port_or_known_default().unwrap_or(80);
+        Ok(Self { host, port, tls })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_origin_is_scheme_host_and_port() {
+        let check = |url: &str, host: &str, port: u16, tls: bool| {
+            let expect = OriginUrl { host: host.to_owned(), port, tls };
+            assert_eq!(OriginUrl::parse(url), Ok(expect), "{url}");
+        };
+        check("http://127.0.0.1:9000", "127.0.0.1", 9000, false);
+        check("https://origin.example/", "origin.example", 443, true);
+        check("http://[::1]", "::1", 80, false);
+        for wrong in ["", "ftp://a", "http://", "http://a/b", "http://a/?b", "http://u:p@a/"] {
+            assert!(OriginUrl::parse(wrong).is_err(), "{wrong}");
+        }
+    }
+}

@@ -1,0 +1,227 @@
+//! A logger that writes a repeated line once and then counts it.
+//!
+//! A warning or error that repeats within [`WINDOW`] is held back; at the end of the window one
+//! line reports how often it occurred. Different lines from one place in the code are limited in
+//! the same way. Two kinds of line are exempt: single verdicts, which repeat by nature and have
+//! their own limit (`log.verdicts`), and everything below info.
+
+use log::{Level, Log, Metadata, Record};
+use parking_lot::Mutex;
+use pixelgate::admin_pages::VERDICT_TARGET;
+use std::collections::HashMap;
+use std::time::{Duration, Instant};
+
+/// How long repetitions of a line are held back.
+pub const WINDOW: Duration = Duration::from_secs(60);
+/// Most lines from one place in the code in one window.
+pub const LINES_FROM_ONE_PLACE_MAX: u64 = 60;
+/// Most different lines and places that are tracked. Beyond it every new line is written.
+pub const TRACKED_MAX: usize = 512;
+
+/// Writes to `L` what is not a repetition.
+pub struct Dedup<L> {
+    inner: L,
+    seen: Mutex<Seen>,
+}
+
+/// What counts as a repetition.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+enum Kind {
+    /// The same text: level, target, text.
+    Text(Level, String, String),
+    /// Different texts from one place: level, target, line.
+    Place(Level, String, u32),
+}
+
+#[derive(Debug)]
+struct Window {
+    since: Instant,
+    lines: u64,
+    held_back: u64,
+}
+
+#[derive(Debug, Default)]
+struct Seen(HashMap<Kind, Window>);
+
+impl<L: Log> Dedup<L> {
+    /// Wraps `inner`, whose `flush` must not log.
+    pub fn new(inner: L) -> Self {
+        Self { inner, seen: Mutex::default() }
+    }
+
+    fn is_admitted(&self, record: &Record<'_>) -> bool {
+        if record.level() > Level::Info || record.target() == VERDICT_TARGET {
+            return true;
+        }
+        let (level, target) = (record.level(), record.target().to_owned());
+        let place = Kind::Place(level, target.clone(), record.line().unwrap_or(0));
+        let text = Kind::Text(level, target, record.args().to_string());
+        let now = Instant::now();
+        self.with_seen(|seen| {
+            // An info line is a change of state, so each one is written.
+            let is_new = level == Level::Info || seen.admit(text, 1, now);
+            is_new && seen.admit(place, LINES_FROM_ONE_PLACE_MAX, now)
+        })
+    }
+
+    fn report(&self, kind: &Kind, count: u64) {
+        let seconds = WINDOW.as_secs();
+        let (level, target, message) = match kind {
+            Kind::Text(level, target, text) => {
+                (*level, target, format!("{text} ({count} times more in {seconds} s)"))
+            }
+            Kind::Place(level, target, line) => {
+                let what =
+                    format!("{count} lines like those before, of line {line}, in {seconds} s");
+                (*level, target, what)
+            }
+        };
+        let mut record = Record::builder();
+        record.level(level).target(target);
+        self.inner.log(&record.args(format_args!("{message}")).build());
+    }
+
+    fn with_seen<T>(&self, act: impl FnOnce(&mut Seen) -> T) -> T {
+        act(&mut self.seen.lock())
+    }
+}
+
+impl<L: Log> Log for Dedup<L> {
+    fn enabled(&self, metadata: &Metadata<'_>) -> bool {
+        self.inner.enabled(metadata)
+    }
+
+    fn log(&self, record: &Record<'_>) {
+        if self.enabled(record.metadata()) && self.is_admitted(record) {
+            self.inner.log(record);
+        }
+    }
+
+    /// Reports what was held back in windows that are over.
+    fn flush(&self) {
+        for (kind, count) in self.with_seen(|seen| seen.due(Instant::now())) {
+            self.report(&kind, count);
+        }
+        self.inner.flush();
+    }
+}
+
+impl Seen {
+    /// Whether one more line of this kind is written, of which a window allows `most`.
+    fn admit(&mut self, kind: Kind, most: u64, now: Instant) -> bool {
+        if self.0.len() >= TRACKED_MAX && !self.0.contains_key(&kind) {
+            return true;
+        }
+        let window = self.0.entry(kind).or_insert(Window { since: now, lines: 0, held_back: 0 });
+        if now.duration_since(window.since) >= WINDOW && window.held_back == 0 {
+            *window = Window { since: now, lines: 0, held_back: 0 };
+        }
+        let admitted = window.lines < most;
+        window.lines += u64::from(admitted);
+        window.held_back += u64::from(!admitted);
+        admitted
+    }
+
+    /// What was held back in windows that are over. A window that held lines back starts again, so
+    /// that a fault that lasts is reported once in each window.
+    fn due(&mut self, now: Instant) -> Vec<(Kind, u64)> {
+        let mut due = Vec::new();
+        self.0.retain(|kind, window| {
+            if now.duration_since(window.since) < WINDOW {
+                return true;
+            }
+            let held_back = std::mem::take(&mut window.held_back);
+            if held_back > 0 {
+                due.push((kind.clone(), held_back));
+            }
+            window.since = now;
+            held_back > 0
+        });
+        due
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::sync::Arc;
+
+    #[derive(Clone, Default)]
+    struct Lines(Arc<Mutex<Vec<String>>>);
+
+    impl Log for Lines {
+        fn enabled(&self, _: &Metadata<'_>) -> bool {
+            true
+        }
+
+        fn log(&self, record: &Record<'_>) {
+            self.0.lock().push(format!("{} {}", record.level(), record.args()));
+        }
+
+        fn flush(&self) {}
+    }
+
+    fn text(text: &str) -> Kind {
+        Kind::Text(Level::Error, "a".to_owned(), text.to_owned())
+    }
+
+    #[test]
+    fn a_repetition_is_counted_and_reported_after_its_window() {
+        let mut seen = Seen::default();
+        let start = Instant::now();
+        let almost = start + WINDOW - Duration::from_millis(1);
+        assert!(seen.admit(text("disk"), 1, start));
+        assert!(!seen.admit(text("disk"), 1, start));
+        assert!(!seen.admit(text("disk"), 1, almost));
+        assert!(seen.admit(text("other"), 1, almost), "another text is news");
+        assert_eq!(seen.due(almost), []);
+        assert_eq!(seen.due(start + WINDOW), [(text("disk"), 2)]);
+        // The fault lasted until now, so it is not new. After a window without it, it is.
+        assert!(!seen.admit(text("disk"), 1, start + WINDOW));
+        assert_eq!(seen.due(start + 2 * WINDOW), [(text("disk"), 1)]);
+        assert_eq!(seen.due(start + 3 * WINDOW), []);
+        assert!(seen.admit(text("disk"), 1, start + 3 * WINDOW));
+    }
+
+    #[test]
+    fn without_a_flush_a_fault_is_new_again_after_a_quiet_window() {
+        let mut seen = Seen::default();
+        let start = Instant::now();
+        assert!(seen.admit(text("disk"), 1, start));
+        assert!(seen.admit(text("disk"), 1, start + WINDOW));
+    }
+
+    #[test]
+    fn what_is_tracked_is_limited() {
+        let mut seen = Seen::default();
+        let now = Instant::now();
+        for number in 0..2 * TRACKED_MAX {
+            assert!(seen.admit(text(&number.to_string()), 1, now));
+        }
+        assert_eq!(seen.0.len(), TRACKED_MAX);
+    }
+
+    #[test]
+    fn warnings_are_written_once_changes_each_time_and_one_place_has_a_limit() {
+        let lines = Lines::default();
+        let dedup = Dedup::new(lines.clone());
+        let log = |level, target: &str, line: u32, text: &str| {
+            let mut record = Record::builder();
+            record.level(level).target(target).line(Some(line));
+            dedup.log(&record.args(format_args!("{text}")).build());
+        };
+        let told = || std::mem::take(&mut *lines.0.lock());
+        for _ in 0..3 {
+            log(Level::Warn, "a", 1, "slow");
+            log(Level::Info, "a", 2, "reloaded");
+            log(Level::Info, VERDICT_TARGET, 3, "event");
+        }
+        let expect = ["WARN slow", "INFO reloaded", "INFO event"];
+        let news = ["INFO reloaded", "INFO event"];
+        assert_eq!(told(), [&expect[..], &news, &news].concat());
+        for number in 0..2 * LINES_FROM_ONE_PLACE_MAX {
+            log(Level::Error, "b", 9, &number.to_string());
+        }
+        assert_eq!(told().len() as u64, LINES_FROM_ONE_PLACE_MAX);
+    }
+}

@@ -1,0 +1,64 @@
+//! What `pixelgate run` and `pixelgate check` print when the edge cannot start (SPEC 8).
+
+use crate::harness::{Setup, command};
+use std::net::TcpListener;
+use std::path::Path;
+
+/// Runs a command that fails with exit code 2, and checks that its one line of output holds each
+/// of `expect`.
+fn check(config: &Path, arguments: &[&str], expect: &[&str]) {
+    let output = command(config, arguments).output().unwrap();
+    let printed = String::from_utf8(output.stderr).unwrap();
+    assert_eq!(output.status.code(), Some(2), "{printed}");
+    let mut lines = printed.lines().filter(|line| line.starts_with("pixelgate:"));
+    let (line, further) = (lines.next().expect(&printed), lines.next());
+    assert_eq!(further, None, "one line: {printed}");
+    for part in expect {
+        assert!(line.contains(part), "{part:?} is not in {line:?}");
+        assert_eq!(line.matches(part).count(), 1, "{part:?} is there once: {line:?}");
+    }
+}
+
+#[test]
+fn a_spool_folder_below_a_file_is_reported_with_the_reason_of_the_system() {
+    let dir = tempfile::tempdir().unwrap();
+    let config = Setup::default().write(dir.path());
+    std::fs::write(dir.path().join("spool"), "a file").unwrap();
+    let text = std::fs::read_to_string(&config).unwrap();
+    std::fs::write(&config, text.replace("/spool\"", "/spool/below\"")).unwrap();
+    check(&config, &["run"], &["spool/below", "cannot be used", "Not a directory"]);
+}
+
+#[test]
+fn a_missing_portal_list_is_reported_with_the_reason_of_the_system() {
+    let dir = tempfile::tempdir().unwrap();
+    let config = Setup::default().write(dir.path());
+    std::fs::remove_file(dir.path().join("portals.toml")).unwrap();
+    for arguments in [["run"], ["check"]] {
+        check(&config, &arguments, &["portals.source", "portals.toml", "No such file"]);
+    }
+}
+
+#[test]
+fn an_address_in_use_is_reported_with_the_reason_of_the_system() {
+    let dir = tempfile::tempdir().unwrap();
+    let config = Setup::default().write(dir.path());
+    let taken = TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = taken.local_addr().unwrap().to_string();
+    let text = std::fs::read_to_string(&config).unwrap();
+    std::fs::write(&config, text.replacen("127.0.0.1:0", &address, 1)).unwrap();
+    check(&config, &["run"], &["cannot listen on", &address, "Address already in use"]);
+}
+
+#[test]
+fn a_state_folder_below_a_file_is_reported_with_the_reason_of_the_system() {
+    let dir = tempfile::tempdir().unwrap();
+    let config = Setup::default().write(dir.path());
+    let file = dir.path().join("portals.toml");
+    let mut run = command(&config, &["run"]);
+    let output = run.env("PIXELGATE__EDGE__STATE_DIR", file.join("state")).output().unwrap();
+    let printed = String::from_utf8(output.stderr).unwrap();
+    assert_eq!(output.status.code(), Some(2), "{printed}");
+    assert!(printed.contains("edge.state_dir"), "{printed}");
+    assert!(printed.contains("Not a directory"), "{printed}");
+}
