@@ -193,7 +193,8 @@ impl Answer {
         Self::with_body(config, status, verdict, "image/gif", body)
     }
 
-    /// A problem document (RFC 9457). `detail` is one of a fixed set and repeats nothing of the request.
+    /// A problem document (RFC 9457). `detail` is one of a fixed set and repeats nothing of the
+    /// request.
     fn document(config: &Config, reject: Reject, verdict: String) -> Self {
         let mut problem = serde_json::json!({
             "type": "about:blank",
