@@ -1,6 +1,7 @@
 //! Time as a parameter.
 //!
-//! Code that stamps, waits or limits rates takes a [`Clock`] instead of asking the system, so that a
+//! Code that stamps, waits or limits rates takes a [`Clock`] instead of asking the system, so that
+//! a
 //! test sets the time and never sleeps. This module does not sleep, schedule or format.
 //!
 //! [`Clock::unix_ms`] is the date: it is comparable between machines and may jump when the system's

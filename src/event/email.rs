@@ -1,7 +1,8 @@
 //! The address rule of SPEC 3: one plain address, as a person would write it down.
 //!
 //! Most addresses are canonical as received, which a quick check (a state machine over the bytes)
-//! finds. The domain of any other address is judged by the `idna` crate (UTS-46). The local part is RFC 5322's dot-atom with
+//! finds. The domain of any other address is judged by the `idna` crate (UTS-46). The local part is
+//! RFC 5322's dot-atom with
 //! the non-ASCII characters of RFC 6532: no quotes, no comments, no address literals, no display
 //! name. Deliverability is not judged: no DNS query is made.
 //!

@@ -1,6 +1,7 @@
 //! Hints: likely mistakes in a query, recognised by common patterns.
 //!
-//! Hints are not part of the verdict. Only `explain` asks for them, for one query at a time, so they
+//! Hints are not part of the verdict. Only `explain` asks for them, for one query at a time, so
+//! they
 //! may guess and may be slow. No sentence here repeats a value.
 
 use std::borrow::Cow;

@@ -2,9 +2,11 @@
 //! WHATWG URL Standard).
 //!
 //! One pass over the bytes finds the separators and the kinds of bytes in each part. Most parts are
-//! plain ASCII and are borrowed unchanged; only the others are decoded and trimmed in a second pass.
+//! plain ASCII and are borrowed unchanged; only the others are decoded and trimmed in a second
+//! pass.
 //!
-//! This file knows nothing of what parameters mean, except that `+` stands for itself in `email` and
+//! This file knows nothing of what parameters mean, except that `+` stands for itself in `email`
+//! and
 //! `_m`.
 
 use std::borrow::Cow;
@@ -72,7 +74,8 @@ impl Plus {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct Text<'a> {
     pub(super) text: Cow<'a, str>,
-    /// True: the text is printable ASCII without spaces, and needs no further check. False: unknown.
+    /// True: the text is printable ASCII without spaces, and needs no further check. False:
+    /// unknown.
     pub(super) plain: bool,
 }
 

@@ -34,7 +34,8 @@ impl Headers for http::HeaderMap {
     }
 }
 
-/// The proxies whose headers name the client's address, and the header that does (SPEC 9, `[edge]`).
+/// The proxies whose headers name the client's address, and the header that does (SPEC 9,
+/// `[edge]`).
 #[derive(Debug, Clone, Default)]
 pub struct TrustedProxies {
     networks: Vec<IpNet>,

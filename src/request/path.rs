@@ -2,7 +2,8 @@
 //!
 //! Servers read paths differently: they decode once, twice or never, fold case, merge
 //! slashes, drop path parameters, take backslashes for slashes. An event in a spelling that only
-//! the origin understands would evade every rule. So a path is read as the most lenient server would
+//! the origin understands would evade every rule. So a path is read as the most lenient server
+//! would
 //! read it, its *loosest reading*; a request whose loosest reading is the event path is judged here
 //! and never proxied.
 //!

@@ -1,7 +1,8 @@
 //! Finds the first byte of a kind in a text, sixteen bytes at a time.
 //!
 //! A header is searched for delimiters and for unusual bytes. Byte by byte that costs more than all
-//! decisions about it. (The parts of a query are short: there eight bytes at a time were measured to
+//! decisions about it. (The parts of a query are short: there eight bytes at a time were measured
+//! to
 //! be faster, see `event/query.rs`.)
 
 use wide::i8x16;

@@ -2,7 +2,8 @@
 //!
 //! A request line may carry a path (`/v1/event/?_a=1`), a whole URL (`http://host/v1/event/`) or
 //! something that only a lenient origin would accept (`v1/event/`, `http:/v1/event/`). Every
-//! form is split here once, so that the plugin, the server and `explain` read the same path. Nothing
+//! form is split here once, so that the plugin, the server and `explain` read the same path.
+//! Nothing
 //! is decoded here: `path` and `event` do that.
 
 /// Path and query of a request target, borrowed from it.

@@ -195,7 +195,8 @@ impl Answer {
         Self::with_body(config, status, verdict, "image/gif", body)
     }
 
-    /// A problem document (RFC 9457). `detail` is one of a fixed set and repeats nothing of the request.
+    /// A problem document (RFC 9457). `detail` is one of a fixed set and repeats nothing of the
+    /// request.
     fn document(config: &Config, reject: Rejection, verdict: String) -> Self {
         let mut problem = serde_json::json!({
             "type": "about:blank",

@@ -2,7 +2,8 @@
 
 use http::header::HeaderName;
 
-/// `x-event-verdict` as `X-Event-Verdict`. Clients ignore the case; people read this form more easily.
+/// `x-event-verdict` as `X-Event-Verdict`. Clients ignore the case; people read this form more
+/// easily.
 pub(crate) fn title_case(name: &HeaderName) -> String {
     let mut begins = true;
     let title = |c: char| {
