@@ -3,6 +3,7 @@
 
 mod allocations;
 mod documents;
+mod imports;
 mod judge_model;
 mod naive;
 mod path_model;
