@@ -10,7 +10,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use super::format::SegmentHeader;
 use super::fs::{File, Fs, Open, write_full};
-use super::log::SegmentIndex;
+use super::segment_index::SegmentIndex;
 use super::read::cursor::{Cursor, CursorFile, LaneKey};
 use super::read::ledger::ConsumerPosition;
 use super::write::admission::Bounds;

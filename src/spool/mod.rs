@@ -123,11 +123,11 @@ mod config;
 mod format;
 pub mod fs;
 mod lane;
-mod log;
+mod segment_index;
 mod maintenance;
 mod read;
 pub mod recovery;
-mod shared;
+mod state;
 mod write;
 
 use crate::config_error::ConfigError;
@@ -147,7 +147,7 @@ pub use write::admission::PENDING_BYTES_MAX;
 pub use write::group::{Commit, Overloaded};
 
 use format::RECORD_HEADER_BYTES;
-use shared::SpoolState;
+use state::SpoolState;
 
 /// How long a start waits for another process that is making or adopting lanes.
 const SPOOL_LOCK_WAIT: Duration = Duration::from_secs(10);

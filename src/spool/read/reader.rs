@@ -7,11 +7,11 @@ use std::sync::Arc;
 use bytes::Bytes;
 
 use super::ledger::Ack;
-use super::scan::{Scanner, Step};
+use super::scanner::{Scanner, Step};
 use crate::spool::SpoolState;
 use crate::spool::fs::{File, Open};
 use crate::spool::lane::Lane;
-use crate::spool::log::View;
+use crate::spool::segment_index::View;
 
 /// The place of one record. Opaque; ordered as the records of one lane are.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]

@@ -19,7 +19,7 @@ use crate::spool::maintenance::lane_ids;
 use crate::spool::read::cursor::{Cursor, CursorFile, LaneKey, damaged_slots};
 use crate::spool::read::ledger::Counts;
 use crate::spool::read::reader::RecordId;
-use crate::spool::read::scan::{Scanner, Step};
+use crate::spool::read::scanner::{Scanner, Step};
 
 /// Most findings that a report lists; the others are only counted.
 pub const FINDINGS_MAX: usize = 1_000;

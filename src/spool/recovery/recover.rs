@@ -16,10 +16,10 @@ use crate::spool::format::{
 };
 use crate::spool::fs::{File, Fs, Open, read_full};
 use crate::spool::lane::{CURSOR, IDENTITY, Lane, lane_dir, remove_leftovers, segment_number};
-use crate::spool::log::SegmentIndex;
+use crate::spool::segment_index::SegmentIndex;
 use crate::spool::read::cursor::{Cursor, CursorFile, LaneKey};
 use crate::spool::read::ledger::ConsumerPosition;
-use crate::spool::read::scan::{Scanner, Step, first_record};
+use crate::spool::read::scanner::{Scanner, Step, first_record};
 
 /// What is known of a segment before its records are read.
 pub(crate) struct Segment {

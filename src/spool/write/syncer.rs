@@ -9,7 +9,7 @@ use std::io;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 
 use crate::spool::fs::File;
-use crate::spool::shared::SpoolState;
+use crate::spool::state::SpoolState;
 
 /// The committer's handle. The thread ends with it.
 pub struct Syncer {
