@@ -167,7 +167,7 @@ impl DeliveryWorker {
             let bytes = entries.iter().map(|entry| entry.payload.len()).sum::<usize>();
             let few = entries.len() < batch.events_max / 2 && bytes < bytes_max / 2;
             let mut shares = vec![Vec::new(); strands.len()];
-            for Entry { seat, payload } in entries {
+            for Entry { record_id: seat, payload } in entries {
                 let (queue, record) = match strands.len() {
                     0 | 1 => (0, payload),
                     // One strand uses up whole blocks of the spool; several would each keep a
