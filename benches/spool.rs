@@ -236,8 +236,8 @@ fn read_all(spool: &Spool) -> u64 {
             return seen;
         }
         seen += entries.len() as u64;
-        let seats: Vec<_> = entries.iter().map(|entry| entry.seat).collect();
-        acknowledger.acknowledge(&seats, Ack::Delivered);
+        let record_ids: Vec<_> = entries.iter().map(|entry| entry.record_id).collect();
+        acknowledger.acknowledge(&record_ids, Ack::Delivered);
     }
 }
 

@@ -172,7 +172,7 @@ impl DeliveryWorker {
             let bytes = entries.iter().map(|entry| entry.payload.len()).sum::<usize>();
             let few = entries.len() < batch.events_max / 2 && bytes < bytes_max / 2;
             let mut shares = vec![Vec::new(); queues.len()];
-            for Entry { seat: id, payload } in entries {
+            for Entry { record_id: id, payload } in entries {
                 let (queue, record) = match queues.len() {
                     0 | 1 => (0, payload),
                     // A record is a slice of a block that the spool read. One queue uses up whole

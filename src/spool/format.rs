@@ -135,9 +135,9 @@ pub fn unplace(record: &mut [u8]) {
 }
 
 /// Gives the staged record at the start of `records` its place. Returns its whole size.
-pub fn place(records: &mut [u8], seal: ChecksumSeed, seq: u64) -> usize {
+pub fn place(records: &mut [u8], seed: ChecksumSeed, seq: u64) -> usize {
     let (payload_crc, len) = (u32_at(records, 0), u32_at(records, 4));
-    records[0..4].copy_from_slice(&seal.finish(payload_crc, len, seq).to_le_bytes());
+    records[0..4].copy_from_slice(&seed.finish(payload_crc, len, seq).to_le_bytes());
     records[8..16].copy_from_slice(&seq.to_le_bytes());
     RECORD_HEADER_BYTES + len as usize
 }
@@ -159,7 +159,7 @@ pub enum Found {
 }
 
 /// Looks for a record with a sequence number in `seqs` at the start of `bytes`.
-pub fn probe(bytes: &[u8], seal: ChecksumSeed, seqs: std::ops::Range<u64>) -> Found {
+pub fn probe(bytes: &[u8], seed: ChecksumSeed, seqs: std::ops::Range<u64>) -> Found {
     if bytes.len() < RECORD_HEADER_BYTES {
         return Found::Short { bytes: RECORD_HEADER_BYTES };
     }
@@ -171,7 +171,7 @@ pub fn probe(bytes: &[u8], seal: ChecksumSeed, seqs: std::ops::Range<u64>) -> Fo
     let Some(payload) = bytes.get(RECORD_HEADER_BYTES..whole) else {
         return Found::Short { bytes: whole };
     };
-    if seal.finish(crc32c::crc32c(payload), len, seq) != u32_at(bytes, 0) {
+    if seed.finish(crc32c::crc32c(payload), len, seq) != u32_at(bytes, 0) {
         return Found::Damaged;
     }
     Found::Record { seq, bytes: whole }
@@ -194,14 +194,14 @@ mod tests {
     use super::*;
 
     const SALT: u64 = 0x1234_5678_9abc_def0;
-    fn seal() -> ChecksumSeed {
+    fn seed() -> ChecksumSeed {
         ChecksumSeed::new(SALT, 7)
     }
 
-    fn record(payload: &[u8], seal: ChecksumSeed, seq: u64) -> Vec<u8> {
+    fn record(payload: &[u8], seed: ChecksumSeed, seq: u64) -> Vec<u8> {
         let mut out = stage(payload).to_vec();
         out.extend_from_slice(payload);
-        assert_eq!(place(&mut out, seal, seq), out.len());
+        assert_eq!(place(&mut out, seed, seq), out.len());
         out
     }
 
@@ -221,12 +221,12 @@ mod tests {
 
     #[test]
     fn a_record_reads_back_and_no_flipped_bit_passes() {
-        let bytes = record(b"an event", seal(), 42);
-        assert_eq!(probe(&bytes, seal(), 42..43), Found::Record { seq: 42, bytes: bytes.len() });
+        let bytes = record(b"an event", seed(), 42);
+        assert_eq!(probe(&bytes, seed(), 42..43), Found::Record { seq: 42, bytes: bytes.len() });
         for bit in 0..bytes.len() * 8 {
             let mut bad = bytes.clone();
             bad[bit / 8] ^= 1 << (bit % 8);
-            let found = probe(&bad, seal(), 0..u64::MAX);
+            let found = probe(&bad, seed(), 0..u64::MAX);
             assert!(!matches!(found, Found::Record { .. }), "bit {bit}");
         }
     }
@@ -254,11 +254,11 @@ mod tests {
 
     #[test]
     fn a_record_of_another_segment_lane_or_place_is_none() {
-        let bytes = record(b"an event", seal(), 42);
+        let bytes = record(b"an event", seed(), 42);
         assert_eq!(probe(&bytes, ChecksumSeed::new(SALT, 8), 0..u64::MAX), Found::Damaged);
         assert_eq!(probe(&bytes, ChecksumSeed::new(SALT ^ 1, 7), 0..u64::MAX), Found::Damaged);
-        assert_eq!(probe(&bytes, seal(), 0..42), Found::Damaged);
-        assert_eq!(probe(&bytes, seal(), 43..u64::MAX), Found::Damaged);
+        assert_eq!(probe(&bytes, seed(), 0..42), Found::Damaged);
+        assert_eq!(probe(&bytes, seed(), 43..u64::MAX), Found::Damaged);
     }
 
     #[test]
@@ -268,16 +268,16 @@ mod tests {
 
     #[test]
     fn a_cut_record_asks_for_what_it_lacks() {
-        let bytes = record(&[9; 100], seal(), 1);
-        assert_eq!(probe(&bytes[..10], seal(), 1..2), Found::Short { bytes: 16 });
-        assert_eq!(probe(&bytes[..50], seal(), 1..2), Found::Short { bytes: 116 });
+        let bytes = record(&[9; 100], seed(), 1);
+        assert_eq!(probe(&bytes[..10], seed(), 1..2), Found::Short { bytes: 16 });
+        assert_eq!(probe(&bytes[..50], seed(), 1..2), Found::Short { bytes: 116 });
     }
 
     #[test]
     fn the_largest_payload_is_a_record_and_one_more_byte_is_not() {
-        let largest = record(&vec![1; RECORD_BYTES_MAX], seal(), 1);
-        assert!(matches!(probe(&largest, seal(), 1..2), Found::Record { .. }));
-        let beyond = record(&vec![1; RECORD_BYTES_MAX + 1], seal(), 1);
-        assert_eq!(probe(&beyond, seal(), 1..2), Found::Damaged);
+        let largest = record(&vec![1; RECORD_BYTES_MAX], seed(), 1);
+        assert!(matches!(probe(&largest, seed(), 1..2), Found::Record { .. }));
+        let beyond = record(&vec![1; RECORD_BYTES_MAX + 1], seed(), 1);
+        assert_eq!(probe(&beyond, seed(), 1..2), Found::Damaged);
     }
 }

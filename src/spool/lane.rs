@@ -5,14 +5,16 @@
 
 use std::io;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use parking_lot::{Mutex, MutexGuard};
 
 use super::format::SegmentHeader;
 use super::fs::{File, Fs, Open, write_full};
-use super::log::SegmentIndex;
 use super::read::cursor::{Cursor, CursorFile, LaneKey};
 use super::read::ledger::ConsumerPosition;
+use super::segment_index::SegmentIndex;
 use super::write::admission::Bounds;
 
 /// The file that carries the lane's lock and repeats its salt.
@@ -42,7 +44,7 @@ pub struct Lane {
     fs: Arc<dyn Fs>,
     lock: Mutex<Option<Arc<dyn File>>>,
     cursor: Mutex<CursorFile>,
-    state: Mutex<State>,
+    state: Mutex<LaneState>,
     /// Files to make segments of; their names are durable.
     spares: Mutex<Vec<PathBuf>>,
     /// Spares of zeros that were made.
@@ -60,10 +62,10 @@ pub struct Spares {
 }
 
 /// What changes.
-pub struct State {
-    pub log: SegmentIndex,
+pub struct LaneState {
+    pub segment_index: SegmentIndex,
     /// One for each configured upstream, in the configuration's order.
-    pub accounts: Vec<ConsumerPosition>,
+    pub positions: Vec<ConsumerPosition>,
     /// Lanes whose totals are folded into this one's accounts.
     pub absorbed: Vec<LaneKey>,
     /// The cursor on disk is behind.
@@ -75,23 +77,23 @@ pub struct State {
     pub accepted: u64,
 }
 
-impl State {
+impl LaneState {
     /// Everything before it has its fate everywhere. Without upstreams nothing has.
     pub fn low(&self) -> u64 {
-        self.accounts.iter().map(|account| account.low).min().unwrap_or(0)
+        self.positions.iter().map(|position| position.low).min().unwrap_or(0)
     }
 
     /// The number behind the last record, readable or not yet.
     pub fn end(&self) -> u64 {
-        self.log.end().max(self.accepted)
+        self.segment_index.end().max(self.accepted)
     }
 
     /// Sealed, and every upstream is through with it.
     pub fn is_done(&self) -> bool {
-        let end = self.log.end();
-        self.log.is_sealed()
-            && !self.accounts.is_empty()
-            && self.accounts.iter().all(|account| account.low >= end)
+        let end = self.segment_index.end();
+        self.segment_index.is_sealed()
+            && !self.positions.is_empty()
+            && self.positions.iter().all(|position| position.low >= end)
     }
 }
 
@@ -103,12 +105,18 @@ impl Lane {
         salt: u64,
         lock: Arc<dyn File>,
         cursor: CursorFile,
-        log: SegmentIndex,
-        accounts: Vec<ConsumerPosition>,
+        segment_index: SegmentIndex,
+        positions: Vec<ConsumerPosition>,
     ) -> Lane {
-        let accepted = log.end();
-        let state =
-            State { log, accounts, absorbed: Vec::new(), dirty: true, saved: [0, 0], accepted };
+        let accepted = segment_index.end();
+        let state = LaneState {
+            segment_index,
+            positions,
+            absorbed: Vec::new(),
+            dirty: true,
+            saved: [0, 0],
+            accepted,
+        };
         Lane {
             id: place.0,
             salt,
@@ -140,7 +148,7 @@ impl Lane {
         write_full(&*lock, &identity.encode(), 0)?;
         lock.sync_data()?;
         let (cursor, _) = CursorFile::load(fs.open(&dir.join(CURSOR), Open::Create)?)?;
-        let accounts = upstreams.iter().map(|name| ConsumerPosition::new(name, 1)).collect();
+        let positions = upstreams.iter().map(|name| ConsumerPosition::new(name, 1)).collect();
         let lane = Lane::assemble(
             Arc::clone(fs),
             (id, dir),
@@ -148,7 +156,7 @@ impl Lane {
             lock,
             cursor,
             SegmentIndex::new(1),
-            accounts,
+            positions,
         );
         lane.save_cursor()?;
         fs.sync_dir(&lane.dir)?;
@@ -160,9 +168,8 @@ impl Lane {
         (self.id, self.salt)
     }
 
-    pub fn state(&self) -> MutexGuard<'_, State> {
-        // A panic below this lock leaves counters, not invariants of memory.
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    pub fn state(&self) -> MutexGuard<'_, LaneState> {
+        self.state.lock()
     }
 
     pub fn fs(&self) -> &Arc<dyn Fs> {
@@ -179,15 +186,15 @@ impl Lane {
 
     /// Tells the gate what this lane holds. Called with the state locked, so that a later call
     /// never brings older news.
-    pub fn publish_held(&self, state: &State, bounds: &Bounds) {
-        let now = state.log.held_bytes(state.low());
+    pub fn publish_held(&self, state: &LaneState, bounds: &Bounds) {
+        let now = state.segment_index.held_bytes(state.low());
         let before = self.held_bytes.swap(now, Relaxed);
         bounds.add_held_bytes(now.wrapping_sub(before));
     }
 
     /// Writes the cursor and makes it durable, then lets go of what both slots have passed.
     pub fn save_cursor(&self) -> io::Result<()> {
-        let mut file = self.cursor.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut file = self.cursor.lock();
         let (cursor, low) = {
             let mut state = self.state();
             state.dirty = false;
@@ -195,7 +202,7 @@ impl Lane {
                 lane: self.id,
                 salt: self.salt,
                 absorbed: state.absorbed.clone(),
-                accounts: state.accounts.clone(),
+                positions: state.positions.clone(),
             };
             (cursor, state.low())
         };
@@ -216,7 +223,7 @@ impl Lane {
         let numbers = {
             let mut state = self.state();
             let low = state.saved[0];
-            state.log.trim(low)
+            state.segment_index.trim(low)
         };
         if numbers.is_empty() {
             return Ok(());
@@ -295,12 +302,12 @@ impl Lane {
     }
 
     fn spares(&self) -> MutexGuard<'_, Vec<PathBuf>> {
-        self.spares.lock().unwrap_or_else(PoisonError::into_inner)
+        self.spares.lock()
     }
 
     /// Gives the lock back: another process may adopt the lane.
     pub fn release(&self) {
-        *self.lock.lock().unwrap_or_else(PoisonError::into_inner) = None;
+        *self.lock.lock() = None;
     }
 }
 

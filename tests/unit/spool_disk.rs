@@ -22,9 +22,9 @@ fn trimmed_segments_are_written_again_and_their_old_records_stay_dead() {
         while seen < least {
             append_all(&spool, &[&format!("event {number:04} {}", "x".repeat(200))]);
             number += 1;
-            let (texts, seats) = read(&mut reader);
+            let (texts, record_ids) = read(&mut reader);
             seen += texts.len();
-            reader.acknowledger().acknowledge(&seats, Ack::Delivered);
+            reader.acknowledger().acknowledge(&record_ids, Ack::Delivered);
             spool.checkpoint();
         }
     };
@@ -67,8 +67,8 @@ fn a_few_trimmed_segments_are_kept_and_given_up_where_the_disk_is_low() {
         append_all(&spool, &[&text]);
     }
     while spool.status().upstreams[0].pending > 0 {
-        let (_, seats) = read(&mut reader);
-        reader.acknowledger().acknowledge(&seats, Ack::Delivered);
+        let (_, record_ids) = read(&mut reader);
+        reader.acknowledger().acknowledge(&record_ids, Ack::Delivered);
     }
     // Twice: only what both slots of the cursor have passed is trimmed.
     spool.checkpoint();
@@ -80,8 +80,8 @@ fn a_few_trimmed_segments_are_kept_and_given_up_where_the_disk_is_low() {
     }
     assert_eq!(spares(&fs).len(), 0);
     while spool.status().upstreams[0].pending > 0 {
-        let (_, seats) = read(&mut reader);
-        reader.acknowledger().acknowledge(&seats, Ack::Delivered);
+        let (_, record_ids) = read(&mut reader);
+        reader.acknowledger().acknowledge(&record_ids, Ack::Delivered);
     }
     spool.checkpoint();
     spool.checkpoint();

@@ -83,8 +83,8 @@ fn child() {
             // Said before it is acknowledged: a line that is lost is not a delivery that is.
             let mut out = std::io::stdout().lock();
             out.write_all(lines.as_bytes()).and_then(|()| out.flush()).expect("the parent reads");
-            let seats: Vec<_> = entries.iter().map(|entry| entry.seat).collect();
-            reader.acknowledger().acknowledge(&seats, Ack::Delivered);
+            let record_ids: Vec<_> = entries.iter().map(|entry| entry.record_id).collect();
+            reader.acknowledger().acknowledge(&record_ids, Ack::Delivered);
         }
     });
 }
@@ -148,8 +148,8 @@ fn drain(spool: &Spool, upstream: &str) -> BTreeSet<u64> {
         for entry in &entries {
             assert!(events.insert(number(&entry.payload)), "twice in one life");
         }
-        let seats: Vec<_> = entries.iter().map(|entry| entry.seat).collect();
-        reader.acknowledger().acknowledge(&seats, Ack::Delivered);
+        let record_ids: Vec<_> = entries.iter().map(|entry| entry.record_id).collect();
+        reader.acknowledger().acknowledge(&record_ids, Ack::Delivered);
     }
 }
 

@@ -30,9 +30,9 @@ fn a_new_process_beside_a_draining_one_takes_over_when_it_ends() {
     assert_eq!(read(&mut reader).0, ["c"], "the old one's are its own while it lives");
     append_all(&old, &["d"]);
     let mut olds = old.reader("up").expect("configured");
-    let (texts, seats) = read(&mut olds);
+    let (texts, record_ids) = read(&mut olds);
     assert_eq!(texts, ["a", "b", "d"]);
-    olds.acknowledger().acknowledge(&seats[..1], Ack::Dead);
+    olds.acknowledger().acknowledge(&record_ids[..1], Ack::Dead);
     close(&old);
     new.checkpoint();
     assert_eq!(read(&mut reader).0, ["b", "d"], "its cursor is honoured");
@@ -74,8 +74,8 @@ fn a_renamed_upstream_gets_what_was_pending_and_a_new_one_no_more_than_that() {
     let spool = open(&fs, &config(), &["old"]);
     append_all(&spool, &["a", "b", "c"]);
     let mut reader = spool.reader("old").expect("configured");
-    let (_, seats) = read(&mut reader);
-    reader.acknowledger().acknowledge(&seats[..2], Ack::Delivered);
+    let (_, record_ids) = read(&mut reader);
+    reader.acknowledger().acknowledge(&record_ids[..2], Ack::Delivered);
     close(&spool);
     let spool = open(&fs, &config(), &["new"]);
     assert_eq!(drain(&spool, "new"), ["c"]);
@@ -116,9 +116,9 @@ fn the_bound_refuses_at_once_and_opens_with_the_first_acknowledgement() {
     assert!(spool.status().failing.is_none_or(|why| why.contains("bytes_max")));
     assert_eq!(append(&spool, &text), Err(Overloaded));
     let mut reader = spool.reader("up").expect("configured");
-    let (_, seats) = read(&mut reader);
-    assert_eq!(seats.len() as u64, events);
-    reader.acknowledger().acknowledge(&seats[..10], Ack::Delivered);
+    let (_, record_ids) = read(&mut reader);
+    assert_eq!(record_ids.len() as u64, events);
+    reader.acknowledger().acknowledge(&record_ids[..10], Ack::Delivered);
     assert_eq!(append(&spool, &text), Ok(()));
 }
 
@@ -134,18 +134,18 @@ fn what_is_read_and_not_acknowledged_is_bounded() {
     close(&spool);
     let spool = open(&fs, &config, &["up"]);
     let mut reader = spool.reader("up").expect("configured");
-    let mut seats = Vec::new();
+    let mut record_ids = Vec::new();
     loop {
         let (_, more) = read(&mut reader);
         if more.is_empty() {
             break;
         }
-        seats.extend(more);
+        record_ids.extend(more);
     }
-    assert_eq!(seats.len(), RUN_AHEAD_EVENTS_MAX);
-    reader.acknowledger().acknowledge(&seats[1..], Ack::Delivered);
+    assert_eq!(record_ids.len(), RUN_AHEAD_EVENTS_MAX);
+    reader.acknowledger().acknowledge(&record_ids[1..], Ack::Delivered);
     assert!(read(&mut reader).0.is_empty(), "the first one still holds the window");
-    reader.acknowledger().acknowledge(&seats[..1], Ack::Delivered);
+    reader.acknowledger().acknowledge(&record_ids[..1], Ack::Delivered);
     assert_eq!(read(&mut reader).0.len(), 10);
 }
 

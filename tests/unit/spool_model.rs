@@ -34,7 +34,7 @@ enum Action {
     Read(bool, u8),
     /// An upstream acknowledges what it has read, beginning at some entry, every so many.
     Acknowledge(bool, u8, u8),
-    /// What the keeper does each second.
+    /// What maintenance does each second.
     Checkpoint,
     /// Something fails.
     Fault(Op, u8, u8, u8),
@@ -233,8 +233,8 @@ impl World {
             assert_eq!(entry.payload[..], payload(event)[..], "an invention");
             let known = self.events.get(&event).expect("an invention");
             assert!(known.told != Told::No || known.crashed, "refused event {event} is delivered");
-            assert!(self.now.handed[upstream].insert(entry.seat), "handed out twice");
-            let lane = entry.seat.to_string();
+            assert!(self.now.handed[upstream].insert(entry.record_id), "handed out twice");
+            let lane = entry.record_id.to_string();
             let lane = lane.split('/').next().unwrap_or_default().to_owned();
             let before = self.now.last[upstream].insert(lane, event).unwrap_or(0);
             assert!(before < event, "event {event} after {before}");
@@ -255,9 +255,9 @@ impl World {
             .enumerate()
             .partition(|(at, _)| *at >= from && (at - from).is_multiple_of(step));
         *out = left.into_iter().map(|(_, entry)| entry).collect();
-        let seats: Vec<RecordId> = taken.iter().map(|(_, entry)| entry.seat).collect();
-        let fate = if step == 3 { Ack::Dead } else { Ack::Delivered };
-        self.now.readers[upstream].acknowledger().acknowledge(&seats, fate);
+        let record_ids: Vec<RecordId> = taken.iter().map(|(_, entry)| entry.record_id).collect();
+        let ack = if step == 3 { Ack::Dead } else { Ack::Delivered };
+        self.now.readers[upstream].acknowledger().acknowledge(&record_ids, ack);
         let events = taken.iter().map(|(_, entry)| number(&entry.payload));
         self.acknowledged[upstream].extend(events);
     }

@@ -49,7 +49,7 @@ fn drain(spool: &Spool) -> Vec<u64> {
             let event = text[6..12].parse().expect("as written");
             assert_eq!(entry.payload, payload(event));
             events.push(event);
-            reader.acknowledger().acknowledge(&[entry.seat], Ack::Delivered);
+            reader.acknowledger().acknowledge(&[entry.record_id], Ack::Delivered);
         }
     }
 }
@@ -257,8 +257,8 @@ fn a_lost_cursor_reads_again_from_the_oldest_record() {
     let spool = open(dir.path());
     let mut reader = spool.reader("up").expect("configured");
     let entries = reader.try_read(10, 1 << 20);
-    let seats: Vec<_> = entries.iter().map(|entry| entry.seat).collect();
-    reader.acknowledger().acknowledge(&seats, Ack::Delivered);
+    let record_ids: Vec<_> = entries.iter().map(|entry| entry.record_id).collect();
+    reader.acknowledger().acknowledge(&record_ids, Ack::Delivered);
     drop(reader);
     spool.close(Duration::from_secs(60)).expect("closes");
     drop(spool);

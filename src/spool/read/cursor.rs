@@ -35,12 +35,12 @@ pub const ABSORBED_MAX: usize = 512;
 
 const MAGIC: [u8; 8] = *b"pxgcurs1";
 const HEADER_BYTES: usize = 44;
-const ACCOUNT_WORDS: usize = 9;
+const POSITION_WORDS: usize = 9;
 
 const _: () = assert!(
     HEADER_BYTES
         + ABSORBED_MAX * 16
-        + UPSTREAMS_MAX * (2 + UPSTREAM_NAME_BYTES_MAX + ACCOUNT_WORDS * 8)
+        + UPSTREAMS_MAX * (2 + UPSTREAM_NAME_BYTES_MAX + POSITION_WORDS * 8)
         <= SLOT_BYTES
 );
 
@@ -54,7 +54,7 @@ pub struct Cursor {
     pub salt: u64,
     /// Lanes whose totals are counted here already.
     pub absorbed: Vec<LaneKey>,
-    pub accounts: Vec<ConsumerPosition>,
+    pub positions: Vec<ConsumerPosition>,
 }
 
 /// The open file, and which slot is next.
@@ -114,18 +114,18 @@ fn encode(generation: u64, cursor: &Cursor) -> Vec<u8> {
         out.extend_from_slice(&word.to_le_bytes());
     }
     out.extend_from_slice(&(cursor.absorbed.len() as u16).to_le_bytes());
-    out.extend_from_slice(&(cursor.accounts.len() as u16).to_le_bytes());
+    out.extend_from_slice(&(cursor.positions.len() as u16).to_le_bytes());
     for (lane, salt) in &cursor.absorbed {
         out.extend_from_slice(&lane.to_le_bytes());
         out.extend_from_slice(&salt.to_le_bytes());
     }
-    for account in &cursor.accounts {
-        out.extend_from_slice(&(account.name.len() as u16).to_le_bytes());
-        out.extend_from_slice(account.name.as_bytes());
-        let (below, carried) = (account.below, account.carried);
-        let words: [u64; ACCOUNT_WORDS] = [
-            account.start,
-            account.low,
+    for position in &cursor.positions {
+        out.extend_from_slice(&(position.name.len() as u16).to_le_bytes());
+        out.extend_from_slice(position.name.as_bytes());
+        let (below, carried) = (position.below, position.carried);
+        let words: [u64; POSITION_WORDS] = [
+            position.start,
+            position.low,
             below.delivered,
             below.dead,
             below.lost,
@@ -154,35 +154,35 @@ fn decode(bytes: &[u8]) -> Option<(u64, Cursor)> {
     if crc32c::crc32c(&whole[12..]) != u32_at(header, 8) {
         return None;
     }
-    let (absorbed, accounts) = (u16_at(header, 40), u16_at(header, 42));
+    let (absorbed, positions) = (u16_at(header, 40), u16_at(header, 42));
     let mut rest = &whole[HEADER_BYTES..];
     let absorbed = (0..absorbed)
         .map(|_| Some((take_u64(&mut rest)?, take_u64(&mut rest)?)))
         .collect::<Option<Vec<_>>>()?;
-    let accounts = (0..accounts).map(|_| take_account(&mut rest)).collect::<Option<Vec<_>>>()?;
-    let cursor = Cursor { lane: u64_at(header, 24), salt: u64_at(header, 32), absorbed, accounts };
+    let positions = (0..positions).map(|_| take_position(&mut rest)).collect::<Option<Vec<_>>>()?;
+    let cursor = Cursor { lane: u64_at(header, 24), salt: u64_at(header, 32), absorbed, positions };
     Some((u64_at(header, 16), cursor))
 }
 
-fn take_account(rest: &mut &[u8]) -> Option<ConsumerPosition> {
+fn take_position(rest: &mut &[u8]) -> Option<ConsumerPosition> {
     let name_bytes = usize::from(u16_at(rest.get(..2)?, 0));
     let name = std::str::from_utf8(rest.get(2..2 + name_bytes)?).ok()?;
     *rest = rest.get(2 + name_bytes..)?;
-    let mut account = ConsumerPosition::new(name, take_u64(rest)?);
-    account.low = take_u64(rest)?;
-    account.below.delivered = take_u64(rest)?;
-    account.below.dead = take_u64(rest)?;
-    account.below.lost = take_u64(rest)?;
-    account.carried = Counts {
+    let mut position = ConsumerPosition::new(name, take_u64(rest)?);
+    position.low = take_u64(rest)?;
+    position.below.delivered = take_u64(rest)?;
+    position.below.dead = take_u64(rest)?;
+    position.below.lost = take_u64(rest)?;
+    position.carried = Counts {
         accepted: take_u64(rest)?,
         delivered: take_u64(rest)?,
         dead: take_u64(rest)?,
         lost: take_u64(rest)?,
     };
     // The identity, as it was written: a cursor that breaks it was not written by this code.
-    let below = account.below;
+    let below = position.below;
     let done = below.delivered.checked_add(below.dead)?.checked_add(below.lost)?;
-    (account.low.checked_sub(account.start)? == done).then_some(account)
+    (position.low.checked_sub(position.start)? == done).then_some(position)
 }
 
 fn take_u64(rest: &mut &[u8]) -> Option<u64> {
@@ -201,11 +201,11 @@ mod tests {
     use crate::spool::fs::{Fs, Open, SystemFs};
 
     fn cursor(low: u64) -> Cursor {
-        let mut account = ConsumerPosition::new("collector", 5);
-        account.low = low;
-        account.below.delivered = low - 5;
-        account.carried = Counts { accepted: 9, delivered: 6, dead: 2, lost: 1 };
-        Cursor { lane: 3, salt: 4, absorbed: vec![(1, 8), (2, 9)], accounts: vec![account] }
+        let mut position = ConsumerPosition::new("collector", 5);
+        position.low = low;
+        position.below.delivered = low - 5;
+        position.carried = Counts { accepted: 9, delivered: 6, dead: 2, lost: 1 };
+        Cursor { lane: 3, salt: 4, absorbed: vec![(1, 8), (2, 9)], positions: vec![position] }
     }
 
     #[test]
@@ -214,8 +214,8 @@ mod tests {
         let (generation, read) = decode(&bytes).expect("sound");
         assert_eq!((generation, read.lane, read.salt), (8, 3, 4));
         assert_eq!(read.absorbed, [(1, 8), (2, 9)]);
-        assert_eq!(read.accounts[0].low, 11);
-        assert_eq!(read.accounts[0].carried.accepted, 9);
+        assert_eq!(read.positions[0].low, 11);
+        assert_eq!(read.positions[0].carried.accepted, 9);
         for bit in 0..bytes.len() * 8 {
             let mut bad = bytes.clone();
             bad[bit / 8] ^= 1 << (bit % 8);
@@ -236,7 +236,7 @@ mod tests {
         for low in [5, 6, 7] {
             file.save(&cursor(low)).expect("saves");
         }
-        let low = || CursorFile::load(open()).expect("reads").1.map(|c| c.accounts[0].low);
+        let low = || CursorFile::load(open()).expect("reads").1.map(|c| c.positions[0].low);
         assert_eq!(low(), Some(7));
         open().write_at(&[0xff], SLOT_BYTES as u64 + 20).expect("damages");
         assert_eq!(low(), Some(6));

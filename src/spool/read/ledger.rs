@@ -7,7 +7,7 @@
 
 use std::collections::VecDeque;
 
-use crate::spool::UpstreamStatus;
+use crate::spool::status::UpstreamStatus;
 
 /// Most records that an upstream may have read and not acknowledged, in one lane.
 pub const RUN_AHEAD_EVENTS_MAX: usize = 65_536;
@@ -142,11 +142,11 @@ impl ConsumerPosition {
     }
 
     /// A record has its fate. One that was not handed out, or has its fate, is left alone.
-    pub fn settle(&mut self, seq: u64, fate: Ack) {
+    pub fn settle(&mut self, seq: u64, ack: Ack) {
         let slot = seq.checked_sub(self.low).and_then(|at| usize::try_from(at).ok());
         let Some(slot) = slot.and_then(|at| self.window.get_mut(at)) else { return };
         if *slot == Slot::Out {
-            *slot = match fate {
+            *slot = match ack {
                 Ack::Delivered => Slot::Delivered,
                 Ack::Dead => Slot::Dead,
             };
@@ -184,15 +184,15 @@ mod tests {
     use super::*;
 
     fn handed_out(events: usize) -> ConsumerPosition {
-        let mut account = ConsumerPosition::new("a", 1);
-        account.hand_out(events);
-        account
+        let mut position = ConsumerPosition::new("a", 1);
+        position.hand_out(events);
+        position
     }
 
-    fn identity_holds(account: &ConsumerPosition, end: u64) {
-        let below = account.below;
-        assert_eq!(account.low - account.start, below.delivered + below.dead + below.lost);
-        let totals = account.totals(end);
+    fn identity_holds(position: &ConsumerPosition, end: u64) {
+        let below = position.below;
+        assert_eq!(position.low - position.start, below.delivered + below.dead + below.lost);
+        let totals = position.totals(end);
         assert_eq!(
             totals.accepted,
             totals.delivered + totals.dead + totals.lost + totals.pending()
@@ -201,63 +201,63 @@ mod tests {
 
     #[test]
     fn the_watermark_waits_for_the_slowest() {
-        let mut account = handed_out(4);
-        account.settle(2, Ack::Dead);
-        account.settle(4, Ack::Delivered);
-        assert!(!account.advance());
-        assert_eq!(account.totals(5), Counts { accepted: 4, delivered: 1, dead: 1, lost: 0 });
-        account.settle(1, Ack::Delivered);
-        assert!(account.advance());
-        assert_eq!((account.low, account.below.delivered, account.below.dead), (3, 1, 1));
-        identity_holds(&account, 5);
-        account.settle(3, Ack::Delivered);
-        assert!(account.advance());
-        assert_eq!((account.low, account.above), (5, Counts::default()));
-        identity_holds(&account, 5);
+        let mut position = handed_out(4);
+        position.settle(2, Ack::Dead);
+        position.settle(4, Ack::Delivered);
+        assert!(!position.advance());
+        assert_eq!(position.totals(5), Counts { accepted: 4, delivered: 1, dead: 1, lost: 0 });
+        position.settle(1, Ack::Delivered);
+        assert!(position.advance());
+        assert_eq!((position.low, position.below.delivered, position.below.dead), (3, 1, 1));
+        identity_holds(&position, 5);
+        position.settle(3, Ack::Delivered);
+        assert!(position.advance());
+        assert_eq!((position.low, position.above), (5, Counts::default()));
+        identity_holds(&position, 5);
     }
 
     #[test]
     fn a_second_or_unknown_acknowledgement_changes_nothing() {
-        let mut account = handed_out(2);
-        account.settle(1, Ack::Delivered);
-        account.settle(1, Ack::Dead);
-        account.settle(0, Ack::Dead);
-        account.settle(3, Ack::Dead);
-        account.settle(u64::MAX, Ack::Dead);
-        account.advance();
-        account.settle(1, Ack::Dead);
-        assert_eq!(account.totals(3), Counts { accepted: 2, delivered: 1, dead: 0, lost: 0 });
+        let mut position = handed_out(2);
+        position.settle(1, Ack::Delivered);
+        position.settle(1, Ack::Dead);
+        position.settle(0, Ack::Dead);
+        position.settle(3, Ack::Dead);
+        position.settle(u64::MAX, Ack::Dead);
+        position.advance();
+        position.settle(1, Ack::Dead);
+        assert_eq!(position.totals(3), Counts { accepted: 2, delivered: 1, dead: 0, lost: 0 });
     }
 
     #[test]
     fn the_window_is_bounded() {
-        let mut account = handed_out(RUN_AHEAD_EVENTS_MAX - 1);
-        assert_eq!(account.room(), 1);
-        assert!(!account.lose_to(account.next() + 2));
-        account.hand_out(1);
-        assert_eq!(account.room(), 0);
-        account.settle(1, Ack::Delivered);
-        account.advance();
-        assert_eq!(account.room(), 1);
+        let mut position = handed_out(RUN_AHEAD_EVENTS_MAX - 1);
+        assert_eq!(position.room(), 1);
+        assert!(!position.lose_to(position.next() + 2));
+        position.hand_out(1);
+        assert_eq!(position.room(), 0);
+        position.settle(1, Ack::Delivered);
+        position.advance();
+        assert_eq!(position.room(), 1);
     }
 
     #[test]
     fn what_is_lost_is_counted_apart() {
-        let mut account = handed_out(1);
-        assert!(account.lose_to(4));
-        account.hand_out(1);
-        identity_holds(&account, 5);
-        account.settle(1, Ack::Delivered);
-        account.advance();
-        assert_eq!(account.low, 4);
-        identity_holds(&account, 5);
-        account.settle(4, Ack::Delivered);
-        account.advance();
-        assert!(account.lose_to(1 << 50));
+        let mut position = handed_out(1);
+        assert!(position.lose_to(4));
+        position.hand_out(1);
+        identity_holds(&position, 5);
+        position.settle(1, Ack::Delivered);
+        position.advance();
+        assert_eq!(position.low, 4);
+        identity_holds(&position, 5);
+        position.settle(4, Ack::Delivered);
+        position.advance();
+        assert!(position.lose_to(1 << 50));
         assert_eq!(
-            account.below,
+            position.below,
             Counts { accepted: 0, delivered: 2, dead: 0, lost: (1 << 50) - 3 }
         );
-        identity_holds(&account, 1 << 50);
+        identity_holds(&position, 1 << 50);
     }
 }

@@ -3,4 +3,4 @@
 pub(super) mod cursor;
 pub(super) mod ledger;
 pub(super) mod reader;
-pub(super) mod scan;
+pub(super) mod scanner;

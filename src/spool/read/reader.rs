@@ -7,39 +7,27 @@ use std::sync::Arc;
 use bytes::Bytes;
 
 use super::ledger::Ack;
-use super::scan::{Scanner, Step};
-use crate::spool::SpoolState;
+use super::scanner::{Scanner, Step};
 use crate::spool::fs::{File, Open};
 use crate::spool::lane::Lane;
-use crate::spool::log::View;
-
-/// The place of one record. Opaque; ordered as the records of one lane are.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub struct RecordId {
-    pub(crate) lane: u64,
-    pub(crate) seq: u64,
-}
-
-impl std::fmt::Display for RecordId {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(f, "{}/{}", self.lane, self.seq)
-    }
-}
+use crate::spool::record_id::RecordId;
+use crate::spool::segment_index::View;
+use crate::spool::state::SpoolState;
 
 /// A record, to be acknowledged by its seat.
 #[derive(Debug, Clone)]
 pub struct Entry {
     /// Its place.
-    pub seat: RecordId,
+    pub record_id: RecordId,
     /// What was appended. A slice of the block that was read: a copy frees the block.
     pub payload: Bytes,
 }
 
 /// Reads the records of all lanes for one upstream, oldest lane first, each lane in order.
 pub struct Reader {
-    shared: Arc<SpoolState>,
+    state: Arc<SpoolState>,
     upstream: usize,
-    walks: HashMap<u64, (Scanner, Arc<dyn File>)>,
+    scanners: HashMap<u64, (Scanner, Arc<dyn File>)>,
     /// The lane whose reading fails, told once.
     failing: Option<u64>,
 }
@@ -53,8 +41,8 @@ enum ReadPass {
 }
 
 impl Reader {
-    pub(crate) fn new(shared: Arc<SpoolState>, upstream: usize) -> Reader {
-        Reader { shared, upstream, walks: HashMap::new(), failing: None }
+    pub(crate) fn new(state: Arc<SpoolState>, upstream: usize) -> Reader {
+        Reader { state, upstream, scanners: HashMap::new(), failing: None }
     }
 
     /// Waits until at least one record is readable, and returns up to `events_max` records of up
@@ -63,29 +51,29 @@ impl Reader {
     /// ([`super::RUN_AHEAD_EVENTS_MAX`]) it waits for acknowledgements. May be dropped while it
     /// waits: nothing is lost.
     pub async fn read(&mut self, events_max: usize, bytes_max: usize) -> Vec<Entry> {
-        let shared = Arc::clone(&self.shared);
+        let state = Arc::clone(&self.state);
         loop {
             let entries = self.try_read(events_max, bytes_max);
             if !entries.is_empty() {
                 return entries;
             }
             // A wake-up between the look and this wait has left its permit.
-            shared.upstreams[self.upstream].readable.notified().await;
+            state.upstreams[self.upstream].readable.notified().await;
         }
     }
 
     /// What is readable now; nothing if nothing is. Reads from disk, mostly from its cache.
     pub fn try_read(&mut self, events_max: usize, bytes_max: usize) -> Vec<Entry> {
         let mut entries = Vec::new();
-        let lanes = self.shared.lanes();
-        self.walks.retain(|id, _| lanes.iter().any(|lane| lane.id == *id));
+        let lanes = self.state.lanes();
+        self.scanners.retain(|id, _| lanes.iter().any(|lane| lane.id == *id));
         let mut bytes = 0;
         for lane in lanes {
             loop {
-                match self.round(&lane, events_max, bytes_max, &mut bytes, &mut entries) {
-                    Ok(round) => {
+                match self.read_pass(&lane, events_max, bytes_max, &mut bytes, &mut entries) {
+                    Ok(pass) => {
                         self.failing = self.failing.filter(|failing| *failing != lane.id);
-                        if matches!(round, ReadPass::Enough) {
+                        if matches!(pass, ReadPass::Enough) {
                             break;
                         }
                     }
@@ -104,10 +92,10 @@ impl Reader {
 
     /// A handle to say what became of records.
     pub fn acknowledger(&self) -> Acknowledger {
-        Acknowledger { shared: Arc::clone(&self.shared), upstream: self.upstream }
+        Acknowledger { state: Arc::clone(&self.state), upstream: self.upstream }
     }
 
-    fn round(
+    fn read_pass(
         &mut self,
         lane: &Lane,
         events_max: usize,
@@ -117,50 +105,52 @@ impl Reader {
     ) -> io::Result<ReadPass> {
         let (view, next, room) = {
             let mut state = lane.state();
-            let account = &mut state.accounts[self.upstream];
-            let (next, room) = (account.next(), account.room());
-            let Some(view) = state.log.view(next) else { return Ok(ReadPass::Enough) };
+            let position = &mut state.positions[self.upstream];
+            let (next, room) = (position.next(), position.room());
+            let Some(view) = state.segment_index.view(next) else { return Ok(ReadPass::Enough) };
             (view, next, room)
         };
         if view.span.base > next {
             return Ok(self.lose(lane, view, view.span.base));
         }
         let number = view.span.number;
-        if self.walks.get(&lane.id).is_none_or(|(walk, _)| walk.number != number) {
+        if self.scanners.get(&lane.id).is_none_or(|(scanner, _)| scanner.number != number) {
             let file = match lane.fs().open(&lane.segment_path(number), Open::Read) {
                 Err(error) if error.kind() == io::ErrorKind::NotFound && !view.open => {
                     return Ok(self.lose(lane, view, view.limit));
                 }
                 other => other?,
             };
-            let walk = Scanner::new(number, lane.salt, view.span.base);
-            self.walks.insert(lane.id, (walk, file));
+            let scanner = Scanner::new(number, lane.salt, view.span.base);
+            self.scanners.insert(lane.id, (scanner, file));
         }
-        let Some((walk, file)) = self.walks.get_mut(&lane.id) else { return Ok(ReadPass::Enough) };
+        let Some((scanner, file)) = self.scanners.get_mut(&lane.id) else {
+            return Ok(ReadPass::Enough);
+        };
         let before = entries.len();
         let step = loop {
             let handed_out = entries.len() - before;
             if handed_out == room || entries.len() >= events_max || *bytes >= bytes_max {
                 break Ok(None);
             }
-            match walk.step(&**file, view.span.bytes, view.limit) {
+            match scanner.step(&**file, view.span.bytes, view.limit) {
                 Ok(Step::Record { seq, .. }) if seq < next => {}
                 Ok(Step::Record { payload, .. })
                     if !entries.is_empty() && *bytes + payload.len() > bytes_max =>
                 {
                     // Looked at too early: the next read begins with it.
-                    walk.step_back(payload.len() as u64);
+                    scanner.step_back(payload.len() as u64);
                     *bytes = bytes_max;
                 }
                 Ok(Step::Record { seq, payload }) => {
                     *bytes += payload.len();
-                    entries.push(Entry { seat: RecordId { lane: lane.id, seq }, payload });
+                    entries.push(Entry { record_id: RecordId { lane: lane.id, seq }, payload });
                 }
                 other => break other.map(Some),
             }
         };
-        let (file, offset) = (Arc::clone(file), walk.offset);
-        lane.state().accounts[self.upstream].hand_out(entries.len() - before);
+        let (file, offset) = (Arc::clone(file), scanner.offset);
+        lane.state().positions[self.upstream].hand_out(entries.len() - before);
         Ok(match step? {
             None | Some(Step::Record { .. }) => ReadPass::Enough,
             Some(Step::End) => ReadPass::More,
@@ -180,40 +170,40 @@ impl Reader {
         bytes: std::ops::Range<u64>,
         seq: u64,
     ) -> ReadPass {
-        let next = lane.state().accounts[self.upstream].next();
-        if lane.state().log.view(next).is_none_or(|now| !now.covers(&view)) {
-            self.walks.remove(&lane.id);
+        let next = lane.state().positions[self.upstream].next();
+        if lane.state().segment_index.view(next).is_none_or(|now| !now.covers(&view)) {
+            self.scanners.remove(&lane.id);
             return ReadPass::More;
         }
         if !bytes.is_empty() {
-            self.shared.quarantine.keep(lane.id, view.span.number, file, bytes);
+            self.state.quarantine.keep(lane.id, view.span.number, file, bytes);
         }
         self.lose(lane, view, seq)
     }
 
     fn lose(&mut self, lane: &Lane, view: View, seq: u64) -> ReadPass {
         let mut state = lane.state();
-        let account = &mut state.accounts[self.upstream];
-        let lost = seq.saturating_sub(account.next());
+        let position = &mut state.positions[self.upstream];
+        let lost = seq.saturating_sub(position.next());
         if lost == 0 {
             return ReadPass::More;
         }
-        if !account.lose_to(seq) {
+        if !position.lose_to(seq) {
             drop(state);
             // Find the gap again once what is out has come back.
-            self.walks.remove(&lane.id);
+            self.scanners.remove(&lane.id);
             return ReadPass::Enough;
         }
-        account.advance();
+        position.advance();
         state.dirty = true;
-        lane.publish_held(&state, &self.shared.bounds);
+        lane.publish_held(&state, &self.state.bounds);
         drop(state);
         ::log::error!(
             "spool: {lost} events of lane {} are lost to damage before number {seq} \
              (segment {}) for upstream {:?}",
             lane.id,
             view.span.number,
-            self.shared.upstreams[self.upstream].name
+            self.state.upstreams[self.upstream].name
         );
         ReadPass::More
     }
@@ -222,42 +212,43 @@ impl Reader {
         if self.failing.replace(lane.id) != Some(lane.id) {
             ::log::error!("spool: reading lane {} fails, trying again: {error}", lane.id);
         }
-        self.walks.remove(&lane.id);
+        self.scanners.remove(&lane.id);
         // The keeper wakes this reader at its next turn.
-        self.shared.retry_reads();
+        self.state.retry_reads();
     }
 }
 
 /// Says what became of records. Cheap to clone; any thread, any order.
 #[derive(Clone)]
 pub struct Acknowledger {
-    shared: Arc<SpoolState>,
+    state: Arc<SpoolState>,
     upstream: usize,
 }
 
 impl Acknowledger {
     /// These records need not be read again. A seat that was not handed out, or has its fate
     /// already, is ignored. Durable within about a second, and at close.
-    pub fn acknowledge(&self, seats: &[RecordId], fate: Ack) {
-        let lanes = self.shared.lanes();
-        let mut seats = seats;
-        while let Some(first) = seats.first() {
-            let same = seats.iter().take_while(|seat| seat.lane == first.lane).count();
-            let (now, rest) = seats.split_at(same);
-            seats = rest;
+    pub fn acknowledge(&self, record_ids: &[RecordId], ack: Ack) {
+        let lanes = self.state.lanes();
+        let mut record_ids = record_ids;
+        while let Some(first) = record_ids.first() {
+            let same =
+                record_ids.iter().take_while(|record_id| record_id.lane == first.lane).count();
+            let (now, rest) = record_ids.split_at(same);
+            record_ids = rest;
             let Some(lane) = lanes.iter().find(|lane| lane.id == first.lane) else { continue };
             let mut state = lane.state();
-            let account = &mut state.accounts[self.upstream];
-            let was_full = account.room() == 0;
-            for seat in now {
-                account.settle(seat.seq, fate);
+            let position = &mut state.positions[self.upstream];
+            let was_full = position.room() == 0;
+            for record_id in now {
+                position.settle(record_id.seq, ack);
             }
-            if account.advance() {
+            if position.advance() {
                 state.dirty = true;
-                lane.publish_held(&state, &self.shared.bounds);
+                lane.publish_held(&state, &self.state.bounds);
                 drop(state);
                 if was_full {
-                    self.shared.upstreams[self.upstream].readable.notify_one();
+                    self.state.upstreams[self.upstream].readable.notify_one();
                 }
             }
         }

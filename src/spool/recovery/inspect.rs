@@ -10,16 +10,16 @@ use std::path::{Path, PathBuf};
 
 use bytes::Bytes;
 
-use super::recover::{Segment, salt, survey, torn_bytes, walk_to_end};
-use crate::spool::UpstreamStatus;
+use super::adoption::lane_ids;
+use super::recover::{Segment, salt, scan_to_end, survey, torn_bytes};
 use crate::spool::format::{SEGMENT_HEADER_BYTES, SegmentHeader};
 use crate::spool::fs::{File, Fs, Open, SystemFs, read_full};
 use crate::spool::lane::{CURSOR, IDENTITY, lane_dir, segment_name, segment_number};
-use crate::spool::maintenance::lane_ids;
 use crate::spool::read::cursor::{Cursor, CursorFile, LaneKey, damaged_slots};
 use crate::spool::read::ledger::Counts;
-use crate::spool::read::reader::RecordId;
-use crate::spool::read::scan::{Scanner, Step};
+use crate::spool::read::scanner::{Scanner, Step};
+use crate::spool::record_id::RecordId;
+use crate::spool::status::UpstreamStatus;
 
 /// Most findings that a report lists; the others are only counted.
 pub const FINDINGS_MAX: usize = 1_000;
@@ -85,7 +85,7 @@ impl std::fmt::Display for Finding {
 }
 
 /// A lane's files as they are.
-struct Look {
+struct LaneSnapshot {
     id: u64,
     dir: PathBuf,
     living: bool,
@@ -96,31 +96,32 @@ struct Look {
 
 /// Counts lanes, segments and events. Fails only where the folder cannot be read.
 pub fn stat(dir: &Path) -> io::Result<Stat> {
-    let looks = look_at_all(dir)?;
-    let folded: Vec<LaneKey> = looks
+    let snapshots = snapshot_all(dir)?;
+    let folded: Vec<LaneKey> = snapshots
         .iter()
-        .filter_map(|look| look.cursor.as_ref())
+        .filter_map(|snapshot| snapshot.cursor.as_ref())
         .flat_map(|cursor| cursor.absorbed.iter().copied())
         .collect();
     let mut totals: Vec<(String, Counts)> = Vec::new();
     let mut lanes = Vec::new();
-    for look in &looks {
-        let end_seq = end_of(look)?;
-        let accounts = look.cursor.as_ref().map_or(&[][..], |cursor| &cursor.accounts);
-        let end_seq = accounts.iter().map(|account| account.low).fold(end_seq, u64::max);
-        for account in accounts.iter().filter(|_| !folded.contains(&(look.id, look.salt))) {
-            let counts = account.totals(end_seq);
-            match totals.iter_mut().find(|(name, _)| *name == account.name) {
+    for snapshot in &snapshots {
+        let end_seq = end_of(snapshot)?;
+        let positions = snapshot.cursor.as_ref().map_or(&[][..], |cursor| &cursor.positions);
+        let end_seq = positions.iter().map(|position| position.low).fold(end_seq, u64::max);
+        for position in positions.iter().filter(|_| !folded.contains(&(snapshot.id, snapshot.salt)))
+        {
+            let counts = position.totals(end_seq);
+            match totals.iter_mut().find(|(name, _)| *name == position.name) {
                 Some((_, total)) => total.add(counts),
-                None => totals.push((account.name.clone(), counts)),
+                None => totals.push((position.name.clone(), counts)),
             }
         }
         lanes.push(LaneStat {
-            id: look.id,
-            living: look.living,
-            segments: look.segments.len(),
-            file_bytes: look.segments.iter().map(|segment| segment.bytes).sum(),
-            first_seq: look.segments.first().map_or(end_seq, |first| first.base),
+            id: snapshot.id,
+            living: snapshot.living,
+            segments: snapshot.segments.len(),
+            file_bytes: snapshot.segments.iter().map(|segment| segment.bytes).sum(),
+            first_seq: snapshot.segments.first().map_or(end_seq, |first| first.base),
             end_seq,
         });
     }
@@ -136,22 +137,23 @@ pub fn stat(dir: &Path) -> io::Result<Stat> {
 /// all, now and then.
 pub fn verify(dir: &Path, progress: &mut dyn FnMut(u64, u64)) -> io::Result<VerifyReport> {
     let mut report = VerifyReport::default();
-    let looks = look_at_all(dir)?;
-    let total = looks.iter().flat_map(|look| &look.segments).map(|segment| segment.bytes).sum();
+    let snapshots = snapshot_all(dir)?;
+    let total =
+        snapshots.iter().flat_map(|snapshot| &snapshot.segments).map(|segment| segment.bytes).sum();
     let mut done = 0;
-    for look in &looks {
-        verify_small_files(look, &mut report)?;
-        for at in 0..look.segments.len() {
-            let mut attempt = verify_segment(look, at)?;
-            if look.living && !attempt.findings.is_empty() {
+    for snapshot in &snapshots {
+        verify_small_files(snapshot, &mut report)?;
+        for at in 0..snapshot.segments.len() {
+            let mut attempt = verify_segment(snapshot, at)?;
+            if snapshot.living && !attempt.findings.is_empty() {
                 // It may have been cut, trimmed or recycled while it was read.
-                attempt = match still_there(look, &look.segments[at])? {
-                    true => verify_segment(look, at)?,
+                attempt = match still_there(snapshot, &snapshot.segments[at])? {
+                    true => verify_segment(snapshot, at)?,
                     false => VerifyReport::default(),
                 };
             }
             report.merge(attempt);
-            done += look.segments[at].bytes;
+            done += snapshot.segments[at].bytes;
             progress(done, total);
         }
     }
@@ -165,16 +167,16 @@ pub fn dump(
     dir: &Path,
     mut each: impl FnMut(RecordId, &Bytes) -> ControlFlow<()>,
 ) -> io::Result<()> {
-    for look in look_at_all(dir)? {
-        for at in 0..look.segments.len() {
-            let segment = &look.segments[at];
-            let limit = limit(&look, at);
-            let Some(file) = open(&look, segment)? else { continue };
-            let mut walk = Scanner::new(segment.number, look.salt, segment.base);
+    for snapshot in snapshot_all(dir)? {
+        for at in 0..snapshot.segments.len() {
+            let segment = &snapshot.segments[at];
+            let limit = limit(&snapshot, at);
+            let Some(file) = open(&snapshot, segment)? else { continue };
+            let mut scanner = Scanner::new(segment.number, snapshot.salt, segment.base);
             loop {
-                match walk.step(&*file, segment.bytes, limit)? {
+                match scanner.step(&*file, segment.bytes, limit)? {
                     Step::Record { seq, payload } => {
-                        if each(RecordId { lane: look.id, seq }, &payload).is_break() {
+                        if each(RecordId { lane: snapshot.id, seq }, &payload).is_break() {
                             return Ok(());
                         }
                     }
@@ -209,20 +211,20 @@ impl VerifyReport {
     }
 }
 
-fn look_at_all(dir: &Path) -> io::Result<Vec<Look>> {
-    let mut looks = Vec::new();
+fn snapshot_all(dir: &Path) -> io::Result<Vec<LaneSnapshot>> {
+    let mut snapshots = Vec::new();
     for id in lane_ids(&SystemFs, dir)? {
-        match look_at(dir, id) {
-            Ok(look) => looks.push(look),
+        match snapshot_lane(dir, id) {
+            Ok(snapshot) => snapshots.push(snapshot),
             // Delivered and removed at this moment.
             Err(error) if error.kind() == io::ErrorKind::NotFound => {}
             Err(error) => return Err(error),
         }
     }
-    Ok(looks)
+    Ok(snapshots)
 }
 
-fn look_at(root: &Path, id: u64) -> io::Result<Look> {
+fn snapshot_lane(root: &Path, id: u64) -> io::Result<LaneSnapshot> {
     let dir = lane_dir(root, id);
     let identity = SystemFs.open(&dir.join(IDENTITY), Open::Read)?;
     let living = !identity.is_unlocked()?;
@@ -230,59 +232,62 @@ fn look_at(root: &Path, id: u64) -> io::Result<Look> {
     let cursor = cursor.filter(|cursor| cursor.lane == id);
     let salt = salt(&SystemFs, &dir, id, &*identity, cursor.as_ref())?;
     let segments = survey(&SystemFs, &dir, id, salt, None)?;
-    Ok(Look { id, dir, living, salt, cursor, segments })
+    Ok(LaneSnapshot { id, dir, living, salt, cursor, segments })
 }
 
-fn end_of(look: &Look) -> io::Result<u64> {
-    let Some(last) = look.segments.last() else { return Ok(1) };
-    match open(look, last)? {
-        Some(file) => Ok(walk_to_end(&*file, last, look.salt)?.1),
+fn end_of(snapshot: &LaneSnapshot) -> io::Result<u64> {
+    let Some(last) = snapshot.segments.last() else { return Ok(1) };
+    match open(snapshot, last)? {
+        Some(file) => Ok(scan_to_end(&*file, last, snapshot.salt)?.1),
         None => Ok(last.base),
     }
 }
 
-fn verify_small_files(look: &Look, report: &mut VerifyReport) -> io::Result<()> {
-    let identity = look.dir.join(IDENTITY);
-    if header(&*SystemFs.open(&identity, Open::Read)?)?.is_none_or(|found| found.lane != look.id) {
+fn verify_small_files(snapshot: &LaneSnapshot, report: &mut VerifyReport) -> io::Result<()> {
+    let identity = snapshot.dir.join(IDENTITY);
+    if header(&*SystemFs.open(&identity, Open::Read)?)?
+        .is_none_or(|found| found.lane != snapshot.id)
+    {
         report.find(identity, 0, "the lane's identity is damaged".to_owned());
     }
-    let path = look.dir.join(CURSOR);
+    let path = snapshot.dir.join(CURSOR);
     let file = SystemFs.open(&path, Open::Read)?;
     let damaged = damaged_slots(&*file)?;
     // A living process may be writing one of them at the moment.
-    let again = if look.living { damaged_slots(&*file)? } else { damaged.clone() };
+    let again = if snapshot.living { damaged_slots(&*file)? } else { damaged.clone() };
     for offset in damaged.into_iter().filter(|offset| again.contains(offset)) {
         report.find(path.clone(), offset, "a cursor slot is damaged".to_owned());
     }
-    for entry in SystemFs.list(&look.dir)? {
+    for entry in SystemFs.list(&snapshot.dir)? {
         let Some(number) = segment_number(&entry.name) else { continue };
-        if !look.living && look.segments.iter().all(|segment| segment.number != number) {
-            report.find(look.dir.join(entry.name), 0, "no segment of this lane".to_owned());
+        if !snapshot.living && snapshot.segments.iter().all(|segment| segment.number != number) {
+            report.find(snapshot.dir.join(entry.name), 0, "no segment of this lane".to_owned());
         }
     }
-    let low = look.cursor.as_ref().and_then(|cursor| cursor.accounts.iter().map(|a| a.low).min());
-    if let (Some(low), Some(first)) = (low, look.segments.first())
+    let low =
+        snapshot.cursor.as_ref().and_then(|cursor| cursor.positions.iter().map(|a| a.low).min());
+    if let (Some(low), Some(first)) = (low, snapshot.segments.first())
         && first.base > low
-        && !look.living
+        && !snapshot.living
     {
         let what = format!("the records from {low} to {} are missing", first.base - 1);
-        report.find(look.dir.join(segment_name(first.number)), 0, what);
+        report.find(snapshot.dir.join(segment_name(first.number)), 0, what);
     }
     Ok(())
 }
 
-fn verify_segment(look: &Look, at: usize) -> io::Result<VerifyReport> {
+fn verify_segment(snapshot: &LaneSnapshot, at: usize) -> io::Result<VerifyReport> {
     let mut report = VerifyReport::default();
-    let segment = &look.segments[at];
-    let path = look.dir.join(segment_name(segment.number));
-    let Some(file) = open(look, segment)? else { return Ok(report) };
+    let segment = &snapshot.segments[at];
+    let path = snapshot.dir.join(segment_name(segment.number));
+    let Some(file) = open(snapshot, segment)? else { return Ok(report) };
     if header(&*file)?.is_none() {
         report.find(path.clone(), 0, "the segment's header is damaged".to_owned());
     }
-    let limit = limit(look, at);
-    let mut walk = Scanner::new(segment.number, look.salt, segment.base);
+    let limit = limit(snapshot, at);
+    let mut scanner = Scanner::new(segment.number, snapshot.salt, segment.base);
     loop {
-        match walk.step(&*file, segment.bytes, limit)? {
+        match scanner.step(&*file, segment.bytes, limit)? {
             Step::Record { payload, .. } => {
                 report.records += 1;
                 report.payload_bytes += payload.len() as u64;
@@ -293,13 +298,13 @@ fn verify_segment(look: &Look, at: usize) -> io::Result<VerifyReport> {
             }
             Step::End => break,
             Step::Tail if limit != u64::MAX => {
-                let what = damage(walk.seq, limit, segment.bytes.saturating_sub(walk.offset));
-                report.find(path.clone(), walk.offset, what);
+                let what = damage(scanner.seq, limit, segment.bytes.saturating_sub(scanner.offset));
+                report.find(path.clone(), scanner.offset, what);
                 break;
             }
             Step::Tail => {
-                let torn = torn_bytes(&*file, segment, look.salt, walk.offset, walk.seq)?;
-                if let Some(torn) = torn.filter(|_| !look.living) {
+                let torn = torn_bytes(&*file, segment, snapshot.salt, scanner.offset, scanner.seq)?;
+                if let Some(torn) = torn.filter(|_| !snapshot.living) {
                     let what = format!("{} bytes are no record", torn.end - torn.start);
                     report.find(path.clone(), torn.start, what);
                 }
@@ -315,12 +320,15 @@ fn damage(from: u64, to: u64, bytes: u64) -> String {
 }
 
 /// Where a segment ends: where the next begins. The last one's end is not known beforehand.
-fn limit(look: &Look, at: usize) -> u64 {
-    look.segments.get(at + 1).map_or(u64::MAX, |next| next.base)
+fn limit(snapshot: &LaneSnapshot, at: usize) -> u64 {
+    snapshot.segments.get(at + 1).map_or(u64::MAX, |next| next.base)
 }
 
-fn open(look: &Look, segment: &Segment) -> io::Result<Option<std::sync::Arc<dyn File>>> {
-    match SystemFs.open(&look.dir.join(segment_name(segment.number)), Open::Read) {
+fn open(
+    snapshot: &LaneSnapshot,
+    segment: &Segment,
+) -> io::Result<Option<std::sync::Arc<dyn File>>> {
+    match SystemFs.open(&snapshot.dir.join(segment_name(segment.number)), Open::Read) {
         Ok(file) => Ok(Some(file)),
         Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
         Err(error) => Err(error),
@@ -333,8 +341,8 @@ fn header(file: &dyn File) -> io::Result<Option<SegmentHeader>> {
     Ok(SegmentHeader::decode(&bytes[..filled]))
 }
 
-fn still_there(look: &Look, segment: &Segment) -> io::Result<bool> {
-    Ok(match open(look, segment)? {
+fn still_there(snapshot: &LaneSnapshot, segment: &Segment) -> io::Result<bool> {
+    Ok(match open(snapshot, segment)? {
         Some(file) => header(&*file)?.is_none_or(|header| header.number == segment.number),
         None => false,
     })

@@ -4,8 +4,10 @@ use std::collections::HashSet;
 use std::io;
 use std::ops::Range;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
-use std::sync::{Arc, Mutex, PoisonError};
+
+use parking_lot::Mutex;
 
 use crate::spool::fs::{File, Fs, Open, read_full, write_full};
 
@@ -39,7 +41,7 @@ impl Quarantine {
     /// Counts a bad spot and keeps its bytes if that works. Says whether it was a new one.
     pub fn keep(&self, lane: u64, number: u64, file: &dyn File, range: Range<u64>) -> bool {
         let name = format!("{lane}-{number}-{}.bin", range.start);
-        if !self.seen.lock().unwrap_or_else(PoisonError::into_inner).insert(name.clone()) {
+        if !self.seen.lock().insert(name.clone()) {
             return false;
         }
         let bytes = range.end - range.start;

@@ -16,10 +16,10 @@ use crate::spool::format::{
 };
 use crate::spool::fs::{File, Fs, Open, read_full};
 use crate::spool::lane::{CURSOR, IDENTITY, Lane, lane_dir, remove_leftovers, segment_number};
-use crate::spool::log::SegmentIndex;
 use crate::spool::read::cursor::{Cursor, CursorFile, LaneKey};
 use crate::spool::read::ledger::ConsumerPosition;
-use crate::spool::read::scan::{Scanner, Step, first_record};
+use crate::spool::read::scanner::{Scanner, Step, first_record};
+use crate::spool::segment_index::SegmentIndex;
 
 /// What is known of a segment before its records are read.
 pub(crate) struct Segment {
@@ -53,10 +53,18 @@ pub fn adopt(
     let salt = salt(&**fs, &dir, id, &*lock, cursor.as_ref())?;
     remove_leftovers(&**fs, &dir)?;
     let segments = survey(&**fs, &dir, id, salt, Some(quarantine))?;
-    let log = rebuild(&**fs, &dir, id, salt, &segments, quarantine)?;
-    let (log, accounts) = settle_accounts(log, cursor.as_ref(), upstreams);
+    let segment_index = rebuild(&**fs, &dir, id, salt, &segments, quarantine)?;
+    let (segment_index, positions) = restore_positions(segment_index, cursor.as_ref(), upstreams);
     let absorbed = cursor.map(|cursor| cursor.absorbed).unwrap_or_default();
-    let lane = Lane::assemble(Arc::clone(fs), (id, dir), salt, lock, cursor_file, log, accounts);
+    let lane = Lane::assemble(
+        Arc::clone(fs),
+        (id, dir),
+        salt,
+        lock,
+        cursor_file,
+        segment_index,
+        positions,
+    );
     Ok(Some(Adopted { lane, absorbed }))
 }
 
@@ -147,14 +155,14 @@ fn rebuild(
     segments: &[Segment],
     quarantine: &Quarantine,
 ) -> io::Result<SegmentIndex> {
-    let mut log = SegmentIndex::new(segments.first().map_or(1, |first| first.base));
+    let mut segment_index = SegmentIndex::new(segments.first().map_or(1, |first| first.base));
     for segment in segments {
-        log.push(segment.number, segment.base, segment.recycled, segment.bytes);
+        segment_index.push(segment.number, segment.base, segment.recycled, segment.bytes);
     }
-    let Some(last) = segments.last() else { return Ok(log) };
+    let Some(last) = segments.last() else { return Ok(segment_index) };
     let path = dir.join(crate::spool::lane::segment_name(last.number));
     let file = fs.open(&path, Open::Write)?;
-    let (offset, end) = walk_to_end(&*file, last, salt)?;
+    let (offset, end) = scan_to_end(&*file, last, salt)?;
     if let Some(torn) = torn_bytes(&*file, last, salt, offset, end)? {
         quarantine.keep(id, last.number, &*file, torn);
     }
@@ -164,17 +172,17 @@ fn rebuild(
             ::log::warn!("spool: lane {id}, segment {}, could not be cut: {error}", last.number);
         }
     }
-    log.publish(offset, end);
-    Ok(log)
+    segment_index.publish(offset, end);
+    Ok(segment_index)
 }
 
 /// Where the sound records of the last segment end: offset and sequence number.
-pub(crate) fn walk_to_end(file: &dyn File, last: &Segment, salt: u64) -> io::Result<(u64, u64)> {
-    let mut walk = Scanner::new(last.number, salt, last.base);
+pub(crate) fn scan_to_end(file: &dyn File, last: &Segment, salt: u64) -> io::Result<(u64, u64)> {
+    let mut scanner = Scanner::new(last.number, salt, last.base);
     loop {
-        match walk.step(file, last.bytes, u64::MAX)? {
+        match scanner.step(file, last.bytes, u64::MAX)? {
             Step::Record { .. } | Step::Gap { .. } => {}
-            Step::Tail | Step::End => return Ok((walk.offset, walk.seq)),
+            Step::Tail | Step::End => return Ok((scanner.offset, scanner.seq)),
         }
     }
 }
@@ -214,7 +222,7 @@ pub(crate) fn torn_bytes(
 }
 
 /// Whether these bytes begin with what is left of record `seq`, and how long it says it is.
-fn due_record(bytes: &mut [u8], seal: ChecksumSeed, seq: u64) -> Option<usize> {
+fn due_record(bytes: &mut [u8], seed: ChecksumSeed, seq: u64) -> Option<usize> {
     if bytes.len() < RECORD_HEADER_BYTES {
         return None;
     }
@@ -225,7 +233,7 @@ fn due_record(bytes: &mut [u8], seal: ChecksumSeed, seq: u64) -> Option<usize> {
     }
     // Its number may be what was damaged.
     bytes[8..16].copy_from_slice(&seq.to_le_bytes());
-    matches!(probe(bytes, seal, seq..seq + 1), Found::Record { .. }).then_some(whole)
+    matches!(probe(bytes, seed, seq..seq + 1), Found::Record { .. }).then_some(whole)
 }
 
 /// The accounts of the upstreams that are configured now, and the log sealed at its end.
@@ -233,21 +241,21 @@ fn due_record(bytes: &mut [u8], seal: ChecksumSeed, seq: u64) -> Option<usize> {
 /// An upstream that the cursor does not know begins at the oldest record that any upstream of the
 /// lane still waited for: under a new name nothing that was pending is lost, and a newcomer does
 /// not get what the others are through with.
-fn settle_accounts(
-    mut log: SegmentIndex,
+fn restore_positions(
+    mut segment_index: SegmentIndex,
     cursor: Option<&Cursor>,
     upstreams: &[String],
 ) -> (SegmentIndex, Vec<ConsumerPosition>) {
-    let known = cursor.map_or(&[][..], |cursor| &cursor.accounts);
-    let oldest = log.spans().next().map_or(log.end(), |span| span.base);
-    let lows = || known.iter().map(|account| account.low);
+    let known = cursor.map_or(&[][..], |cursor| &cursor.positions);
+    let oldest = segment_index.spans().next().map_or(segment_index.end(), |span| span.base);
+    let lows = || known.iter().map(|position| position.low);
     let start = lows().min().unwrap_or(oldest);
     // A cursor beyond the last record: segments at the end are missing.
-    let end = log.end().max(lows().max().unwrap_or(0));
-    log.seal(end);
-    let account = |name: &String| {
-        let found = known.iter().find(|account| account.name == *name);
+    let end = segment_index.end().max(lows().max().unwrap_or(0));
+    segment_index.seal(end);
+    let position = |name: &String| {
+        let found = known.iter().find(|position| position.name == *name);
         found.cloned().unwrap_or_else(|| ConsumerPosition::new(name, start))
     };
-    (log, upstreams.iter().map(account).collect())
+    (segment_index, upstreams.iter().map(position).collect())
 }

@@ -10,6 +10,9 @@ use std::time::Duration;
 /// this much; then appends are refused.
 pub const PENDING_BYTES_MAX: u64 = 64 << 20;
 
+/// A group of at least so many bytes is committed at once: it gathers no more and does not linger.
+pub const GROUP_BYTES_MAX: u64 = 4 << 20;
+
 /// How quickly the growth rate forgets: a change counts for two thirds after this long.
 const GROWTH_MEMORY_SECONDS: f64 = 30.0;
 

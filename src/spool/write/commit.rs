@@ -15,17 +15,16 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering::SeqCst;
 use std::time::{Duration, Instant};
 
+use super::admission::GROUP_BYTES_MAX;
 use super::group::{Group, Overloaded, Taken};
 use super::segment::Segment;
 use super::syncer::Syncer;
-use crate::spool::SpoolState;
 use crate::spool::config::{Durability, FIRST_SEGMENT_BYTES};
 use crate::spool::format;
 use crate::spool::format::{ChecksumSeed, RECORD_HEADER_BYTES, SEGMENT_HEADER_BYTES};
 use crate::spool::lane::Lane;
+use crate::spool::state::SpoolState;
 
-/// From this much on a group stops gathering and does not linger.
-pub const GROUP_BYTES_MAX: u64 = 4 << 20;
 /// While the disk fails it is tried again this often.
 const RETRY: Duration = Duration::from_millis(250);
 /// In `memory` nobody waits for a group, and each costs a wake-up: it lingers so many times as
@@ -51,11 +50,11 @@ struct Unsynced {
 
 impl Unsynced {
     /// Gives those that are not written their place in a segment.
-    fn place(&mut self, seal: ChecksumSeed) {
+    fn place(&mut self, seed: ChecksumSeed) {
         let mut at = self.written;
         let mut seq = self.base + count(&self.bytes[..at]);
         while at < self.bytes.len() {
-            at += format::place(&mut self.bytes[at..], seal, seq);
+            at += format::place(&mut self.bytes[at..], seed, seq);
             seq += 1;
         }
     }
@@ -73,14 +72,14 @@ impl Unsynced {
 }
 
 /// What a sync that is under way will have made durable: the first of what is unsynced.
-struct Handed {
+struct SyncInFlight {
     bytes: usize,
     events: u64,
 }
 
 /// The state of the committing thread.
 pub struct Committer {
-    shared: Arc<SpoolState>,
+    state: Arc<SpoolState>,
     lane: Arc<Lane>,
     segment: Option<Segment>,
     next_number: u64,
@@ -95,22 +94,22 @@ pub struct Committer {
     /// Only in `interval`.
     syncer: Option<Syncer>,
     /// The segment's sync is with the syncer.
-    handed: Option<Handed>,
+    sync_in_flight: Option<SyncInFlight>,
     /// The last look found a group.
     busy: bool,
 }
 
 impl Committer {
     /// A committer for the process's own lane, which has no segment yet.
-    pub fn new(shared: Arc<SpoolState>) -> io::Result<Committer> {
-        let lane = Arc::clone(&shared.own);
-        let synced_at = shared.clock.monotonic();
-        let syncer = match shared.config.durability {
-            Durability::Interval => Some(Syncer::start(&shared)?),
+    pub fn new(state: Arc<SpoolState>) -> io::Result<Committer> {
+        let lane = Arc::clone(&state.own);
+        let synced_at = state.clock.monotonic();
+        let syncer = match state.config.durability {
+            Durability::Interval => Some(Syncer::start(Arc::clone(&state.parker))?),
             Durability::Power | Durability::Memory => None,
         };
         Ok(Committer {
-            shared,
+            state,
             lane,
             segment: None,
             next_number: 1,
@@ -120,7 +119,7 @@ impl Committer {
             spares: Vec::new(),
             synced_at,
             syncer,
-            handed: None,
+            sync_in_flight: None,
             busy: false,
         })
     }
@@ -128,30 +127,30 @@ impl Committer {
     /// Makes the first segment ahead of the first event. A disk that does not let it is failing,
     /// not a reason not to start.
     pub fn prepare(&mut self) {
-        if self.shared.config.fills_spares() {
+        if self.state.config.fills_spares() {
             // Without it the first segment is a new file.
             _ = self.lane.fill_spare(FIRST_SEGMENT_BYTES, || true);
         }
         if let Err(error) = self.open_segment() {
-            self.shared.fail(&error);
+            self.state.fail(&error);
         }
     }
 
     /// Runs until the spool is closed and everything staged has its answer.
     pub fn run(mut self) {
         loop {
-            let closing = self.shared.bounds.is_closed();
+            let closing = self.state.bounds.is_closed();
             if !closing {
                 self.wait();
             }
             let gathered = self.gather();
             self.busy = !gathered.is_empty();
             let sync = closing || self.must_sync(!gathered.is_empty());
-            let looks = self.handed.is_some() || self.shared.is_failing();
-            if !gathered.is_empty() || sync || looks {
+            let snapshots = self.sync_in_flight.is_some() || self.state.is_failing();
+            if !gathered.is_empty() || sync || snapshots {
                 self.commit(gathered, sync);
             }
-            if closing && !self.shared.has_staged() {
+            if closing && !self.state.has_staged() {
                 break;
             }
         }
@@ -171,31 +170,29 @@ impl Committer {
     /// It lingers even for a lone event while no sync is in flight: at 2 ms it costs less than the
     /// sync itself, and it is what makes the second event free.
     fn wait(&self) {
-        let shared = &self.shared;
-        let failing = shared.is_failing();
+        let state = &self.state;
+        let failing = state.is_failing();
         let linger = self.linger();
         if self.busy && !failing {
             // The next group is as good as begun: its first event need not wake anybody.
             self.doze(self.sync_due().map_or(linger, |due| due.min(linger)));
             // Nor does a sync that ended meanwhile wake it a second time.
-            if shared.has_staged() || self.handed.is_some() {
+            if state.has_staged() || self.sync_in_flight.is_some() {
                 return;
             }
         }
         let timeout = if failing { Some(RETRY) } else { self.sync_due() };
         // While it fails, what slipped in before the gate closed waits for the next attempt.
-        shared
-            .parker
-            .park(timeout, || shared.bounds.is_closed() || (!failing && shared.has_staged()));
-        if !failing && let Some(first_at) = shared.first_at() {
-            self.doze((first_at + linger).saturating_sub(shared.clock.monotonic()));
+        state.parker.park(timeout, || state.bounds.is_closed() || (!failing && state.has_staged()));
+        if !failing && let Some(first_at) = state.first_at() {
+            self.doze((first_at + linger).saturating_sub(state.clock.monotonic()));
         }
     }
 
     /// The longest that a group waits for company.
     fn linger(&self) -> Duration {
-        let linger = Duration::from_millis(self.shared.config.linger_ms);
-        match self.shared.config.durability {
+        let linger = Duration::from_millis(self.state.config.linger_ms);
+        match self.state.config.durability {
             Durability::Power | Durability::Interval => linger,
             Durability::Memory => linger * MEMORY_LINGERS,
         }
@@ -203,9 +200,9 @@ impl Committer {
 
     /// In how long what is written and not synced must be, if there is such.
     fn sync_due(&self) -> Option<Duration> {
-        let waits = self.unsynced.written > 0 && self.handed.is_none();
-        let due = self.synced_at + Duration::from_millis(self.shared.config.sync_ms);
-        waits.then(|| due.saturating_sub(self.shared.clock.monotonic()))
+        let waits = self.unsynced.written > 0 && self.sync_in_flight.is_none();
+        let due = self.synced_at + Duration::from_millis(self.state.config.sync_ms);
+        waits.then(|| due.saturating_sub(self.state.clock.monotonic()))
     }
 
     /// Sleeps for so long, or until what is staged shall wait no longer.
@@ -214,9 +211,9 @@ impl Committer {
         let until = Instant::now() + left;
         loop {
             let left = until.saturating_duration_since(Instant::now());
-            let urgent = self.shared.bounds.is_closed()
-                || self.shared.bounds.staged_bytes() >= GROUP_BYTES_MAX
-                || self.shared.hurried.load(SeqCst);
+            let urgent = self.state.bounds.is_closed()
+                || self.state.bounds.staged_bytes() >= GROUP_BYTES_MAX
+                || self.state.flush_requested.load(SeqCst);
             if left.is_zero() || urgent {
                 return;
             }
@@ -226,10 +223,10 @@ impl Committer {
 
     fn gather(&mut self) -> Vec<Taken> {
         // Before the look: who hurries after it has staged after it, too.
-        self.shared.hurried.store(false, SeqCst);
+        self.state.flush_requested.store(false, SeqCst);
         let mut gathered = Vec::new();
         let mut bytes = 0;
-        for shard in &self.shared.shards {
+        for shard in &self.state.shards {
             let mut spare = self.spares.pop();
             if let Some(taken) = shard.take(&mut spare) {
                 bytes += taken.bytes.len() as u64;
@@ -244,13 +241,13 @@ impl Committer {
     }
 
     fn must_sync(&self, gathered: bool) -> bool {
-        match self.shared.config.durability {
+        match self.state.config.durability {
             Durability::Power => gathered,
             Durability::Memory => false,
             Durability::Interval => {
-                let due = self.synced_at + Duration::from_millis(self.shared.config.sync_ms);
-                let waiting = self.unsynced.events > 0 && self.handed.is_none();
-                waiting && self.shared.clock.monotonic() >= due
+                let due = self.synced_at + Duration::from_millis(self.state.config.sync_ms);
+                let waiting = self.unsynced.events > 0 && self.sync_in_flight.is_none();
+                waiting && self.state.clock.monotonic() >= due
             }
         }
     }
@@ -271,20 +268,20 @@ impl Committer {
                 self.spares.push(buffer);
             }
         }
-        if self.shared.config.durability == Durability::Memory {
+        if self.state.config.durability == Durability::Memory {
             self.answer();
         }
         let result = self.persist(sync).or_else(|error| {
-            if !self.shared.is_failing() {
+            if !self.state.is_failing() {
                 ::log::warn!("spool: a segment failed, trying a new one: {error}");
             }
             self.give_up_segment();
             self.persist(true)
         });
         match result {
-            Ok(()) => self.shared.recover(),
+            Ok(()) => self.state.recover(),
             Err(error) => {
-                self.shared.fail(&error);
+                self.state.fail(&error);
                 self.give_up_segment();
                 self.refuse();
             }
@@ -296,10 +293,10 @@ impl Committer {
         self.unsynced.answered = self.unsynced.bytes.len();
         self.unsynced.answered_events = self.unsynced.events;
         self.lane.state().accepted = self.unsynced.base + self.unsynced.events;
-        let now = self.shared.clock.monotonic();
+        let now = self.state.clock.monotonic();
         for (first_at, group) in self.waiting.drain(..) {
             group.settle(Ok(()));
-            if let Some(histogram) = &self.shared.commit_seconds {
+            if let Some(histogram) = &self.state.commit_seconds {
                 histogram.observe(now.saturating_sub(first_at).as_secs_f64());
             }
         }
@@ -320,13 +317,13 @@ impl Committer {
         match &mut self.segment {
             None => self.open_segment()?,
             Some(segment) if new > 0 => {
-                self.unsynced.place(segment.seal);
+                self.unsynced.place(segment.seed);
                 segment.write(&self.unsynced.bytes[self.unsynced.written..])?;
                 self.unsynced.written = self.unsynced.bytes.len();
             }
             Some(_) => {}
         }
-        match self.shared.config.durability {
+        match self.state.config.durability {
             Durability::Power => {}
             Durability::Interval => {
                 self.publish();
@@ -345,20 +342,20 @@ impl Committer {
 
     fn sync(&mut self) -> io::Result<()> {
         if let (Some(syncer), Some(segment)) = (&self.syncer, &self.segment)
-            && !self.shared.bounds.is_closed()
+            && !self.state.bounds.is_closed()
         {
             syncer.begin(segment.file());
             let (bytes, events) = (self.unsynced.bytes.len(), self.unsynced.events);
-            self.handed = Some(Handed { bytes, events });
-            self.synced_at = self.shared.clock.monotonic();
+            self.sync_in_flight = Some(SyncInFlight { bytes, events });
+            self.synced_at = self.state.clock.monotonic();
             return Ok(());
         }
         self.await_sync()?;
         if let Some(segment) = &mut self.segment {
             segment.sync()?;
         }
-        self.synced_at = self.shared.clock.monotonic();
-        if self.shared.config.durability == Durability::Power {
+        self.synced_at = self.state.clock.monotonic();
+        if self.state.config.durability == Durability::Power {
             self.publish();
             self.answer();
         }
@@ -368,7 +365,7 @@ impl Committer {
 
     /// Waits for the end of a sync that is under way: it alone may be told that it failed.
     fn await_sync(&mut self) -> io::Result<()> {
-        match (&self.syncer, &self.handed) {
+        match (&self.syncer, &self.sync_in_flight) {
             (Some(syncer), Some(_)) => {
                 let end = syncer.end();
                 self.take_end(end)
@@ -378,9 +375,9 @@ impl Committer {
     }
 
     fn take_end(&mut self, end: io::Result<()>) -> io::Result<()> {
-        let handed = self.handed.take();
+        let sync_in_flight = self.sync_in_flight.take();
         end?;
-        if let Some(Handed { bytes, events }) = handed {
+        if let Some(SyncInFlight { bytes, events }) = sync_in_flight {
             self.forget(bytes, events);
         }
         Ok(())
@@ -391,11 +388,11 @@ impl Committer {
         let Some(segment) = &self.segment else { return };
         let end = self.unsynced.base + self.unsynced.events;
         let mut state = self.lane.state();
-        state.log.publish(segment.offset, end);
-        self.shared.bounds.set_unsynced_bytes(self.unsynced.written as u64);
-        self.lane.publish_held(&state, &self.shared.bounds);
+        state.segment_index.publish(segment.offset, end);
+        self.state.bounds.set_unsynced_bytes(self.unsynced.written as u64);
+        self.lane.publish_held(&state, &self.state.bounds);
         drop(state);
-        self.shared.wake_readers();
+        self.state.wake_readers();
     }
 
     /// So much is durable, from the front: what was staged since stays.
@@ -410,17 +407,17 @@ impl Committer {
         if unsynced.bytes.is_empty() && unsynced.bytes.capacity() > BUFFER_BYTES_KEPT {
             unsynced.bytes = Vec::new();
         }
-        self.shared.bounds.set_unsynced_bytes(unsynced.written as u64);
-        self.shared.bounds.settle(bytes as u64);
+        self.state.bounds.set_unsynced_bytes(unsynced.written as u64);
+        self.state.bounds.settle(bytes as u64);
     }
 
     /// Ends a full segment. Only the last segment of a lane ever holds unsynced records.
     fn close_segment(&mut self) -> io::Result<()> {
         self.await_sync()?;
-        if self.unsynced.written > 0 || self.shared.config.durability == Durability::Memory {
+        if self.unsynced.written > 0 || self.state.config.durability == Durability::Memory {
             let Some(segment) = &mut self.segment else { return Ok(()) };
             segment.sync()?;
-            self.synced_at = self.shared.clock.monotonic();
+            self.synced_at = self.state.clock.monotonic();
             let written = self.unsynced.written;
             self.forget(written, count(&self.unsynced.bytes[..written]));
         }
@@ -431,7 +428,7 @@ impl Committer {
     /// Makes a segment with all that is not yet durable in it.
     fn open_segment(&mut self) -> io::Result<()> {
         let records = self.unsynced.bytes.len() as u64;
-        let most = self.shared.config.segment_bytes_used();
+        let most = self.state.config.segment_bytes_used();
         let bytes = self.new_bytes.min(most).max(SEGMENT_HEADER_BYTES as u64 + records);
         // A number is used once, even when making its segment failed half way.
         let number = self.next_number;
@@ -444,12 +441,12 @@ impl Committer {
             // The first new files are short: a flow has begun, and the keeper now makes spares,
             // which are cheaper to write.
             self.new_bytes = self.new_bytes.saturating_mul(2);
-            if self.shared.config.fills_spares() {
-                self.shared.poke_keeper();
+            if self.state.config.fills_spares() {
+                self.state.request_maintenance();
             }
         }
         // With all its bytes: readers may have been shown these records in the segment before.
-        self.lane.state().log.push(number, base, segment.recycled, segment.offset);
+        self.lane.state().segment_index.push(number, base, segment.recycled, segment.offset);
         self.segment = Some(segment);
         Ok(())
     }
@@ -470,9 +467,9 @@ impl Committer {
             let good = segment.offset - (written - kept) as u64;
             // Readers first: they must not see the file shorter than its span.
             let mut state = self.lane.state();
-            state.log.publish(good, end);
-            self.shared.bounds.set_unsynced_bytes(kept as u64);
-            self.lane.publish_held(&state, &self.shared.bounds);
+            state.segment_index.publish(good, end);
+            self.state.bounds.set_unsynced_bytes(kept as u64);
+            self.lane.publish_held(&state, &self.state.bounds);
             drop(state);
             segment.cut(good);
         }
@@ -484,7 +481,7 @@ impl Committer {
         let refused = unsynced.bytes.len() - unsynced.answered;
         unsynced.bytes.truncate(unsynced.answered);
         unsynced.events = unsynced.answered_events;
-        self.shared.bounds.settle(refused as u64);
+        self.state.bounds.settle(refused as u64);
         self.waiting.drain(..).for_each(|(_, group)| group.settle(Err(Overloaded)));
     }
 }

@@ -14,7 +14,7 @@ const SEGMENT_BYTES_TRIED_MIN: u64 = 64 << 10;
 pub struct Segment {
     file: Arc<dyn File>,
     pub number: u64,
-    pub seal: ChecksumSeed,
+    pub seed: ChecksumSeed,
     pub recycled: bool,
     /// Where it is closed. Not a hard limit: a group is never split.
     pub capacity: u64,
@@ -54,8 +54,8 @@ impl Segment {
             return Err(error);
         }
         let offset = (SEGMENT_HEADER_BYTES + records.len()) as u64;
-        let seal = ChecksumSeed::new(lane.salt, number);
-        Ok(Segment { file, number, seal, recycled, capacity, offset, synced: offset })
+        let seed = ChecksumSeed::new(lane.salt, number);
+        Ok(Segment { file, number, seed, recycled, capacity, offset, synced: offset })
     }
 
     /// Writes records behind the others. After an error the segment must be given up.

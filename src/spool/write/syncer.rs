@@ -6,14 +6,16 @@
 //! itself must have waited for this one's end before.
 
 use std::io;
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::sync::Arc;
+
+use parking_lot::{Condvar, Mutex, MutexGuard};
 
 use crate::spool::fs::File;
-use crate::spool::shared::SpoolState;
+use crate::spool::parker::Parker;
 
 /// The committer's handle. The thread ends with it.
 pub struct Syncer {
-    desk: Arc<SyncSlot>,
+    slot: Arc<SyncSlot>,
 }
 
 #[derive(Default)]
@@ -33,52 +35,51 @@ enum State {
 }
 
 impl Syncer {
-    /// Starts the thread; it wakes `shared`'s committer when a sync has ended.
-    pub fn start(shared: &Arc<SpoolState>) -> io::Result<Syncer> {
-        let desk = Arc::new(SyncSlot::default());
-        let (own, shared) = (Arc::clone(&desk), Arc::clone(shared));
+    /// Starts the thread; it wakes the committer through `parker` when a sync has ended.
+    pub fn start(parker: Arc<Parker>) -> io::Result<Syncer> {
+        let slot = Arc::new(SyncSlot::default());
+        let own = Arc::clone(&slot);
         let thread = std::thread::Builder::new().name("spool-sync".to_owned());
-        thread.spawn(move || own.work(&shared))?;
-        Ok(Syncer { desk })
+        thread.spawn(move || own.work(&parker))?;
+        Ok(Syncer { slot })
     }
 
     /// Begins the sync of a file, of which nothing else is asked before its end was taken.
     pub fn begin(&self, file: Arc<dyn File>) {
-        *self.desk.lock() = State::Asked(file);
-        self.desk.changed.notify_all();
+        *self.slot.lock() = State::Asked(file);
+        self.slot.changed.notify_all();
     }
 
     /// How it ended; `None` while it goes on.
     pub fn try_end(&self) -> Option<io::Result<()>> {
-        self.desk.lock().take_end()
+        self.slot.lock().take_end()
     }
 
     /// Waits for its end. Only to be called between `begin` and an end that was taken.
     pub fn end(&self) -> io::Result<()> {
-        let mut state = self.desk.lock();
+        let mut state = self.slot.lock();
         loop {
             if let Some(end) = state.take_end() {
                 return end;
             }
-            state = self.desk.changed.wait(state).unwrap_or_else(PoisonError::into_inner);
+            self.slot.changed.wait(&mut state);
         }
     }
 }
 
 impl Drop for Syncer {
     fn drop(&mut self) {
-        *self.desk.lock() = State::Closed;
-        self.desk.changed.notify_all();
+        *self.slot.lock() = State::Closed;
+        self.slot.changed.notify_all();
     }
 }
 
 impl SyncSlot {
     fn lock(&self) -> MutexGuard<'_, State> {
-        // Nothing panics while it is held.
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+        self.state.lock()
     }
 
-    fn work(&self, shared: &SpoolState) {
+    fn work(&self, parker: &Parker) {
         let mut state = self.lock();
         loop {
             match std::mem::replace(&mut *state, State::Busy) {
@@ -89,13 +90,13 @@ impl SyncSlot {
                     if matches!(*state, State::Busy) {
                         *state = State::Done(end);
                         self.changed.notify_all();
-                        shared.parker.unpark();
+                        parker.unpark();
                     }
                 }
                 State::Closed => return,
                 other => {
                     *state = other;
-                    state = self.changed.wait(state).unwrap_or_else(PoisonError::into_inner);
+                    self.changed.wait(&mut state);
                 }
             }
         }

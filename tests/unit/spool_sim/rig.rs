@@ -45,13 +45,13 @@ pub fn append_all(spool: &Spool, texts: &[&str]) {
 pub fn read(reader: &mut Reader) -> (Vec<String>, Vec<RecordId>) {
     let entries = reader.try_read(1_000, 1 << 20);
     let text = |bytes: &[u8]| String::from_utf8(bytes.to_vec()).expect("as written");
-    entries.iter().map(|entry| (text(&entry.payload), entry.seat)).unzip()
+    entries.iter().map(|entry| (text(&entry.payload), entry.record_id)).unzip()
 }
 
 pub fn drain(spool: &Spool, upstream: &str) -> Vec<String> {
     let mut reader = spool.reader(upstream).expect("configured");
-    let (texts, seats) = read(&mut reader);
-    reader.acknowledger().acknowledge(&seats, Ack::Delivered);
+    let (texts, record_ids) = read(&mut reader);
+    reader.acknowledger().acknowledge(&record_ids, Ack::Delivered);
     texts
 }
 

@@ -3,24 +3,27 @@
 use std::cell::RefCell;
 use std::io;
 use std::path::PathBuf;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering::Relaxed, Ordering::SeqCst};
-use std::sync::{Arc, Condvar, Mutex, OnceLock, PoisonError};
-use std::thread::Thread;
 use std::time::Duration;
 
+use parking_lot::{Condvar, Mutex};
 use tokio::sync::Notify;
 
 use super::config::{Config, Durability};
+use super::env::Env;
+use super::format::{self, RECORD_BYTES_MAX, RECORD_HEADER_BYTES};
+use super::fs::Fs;
 use super::lane::Lane;
-use super::maintenance::{adopt_dead, lane_ids};
-use super::read::cursor::LaneKey;
+use super::parker::Parker;
+use super::read::cursor::{ABSORBED_MAX, LaneKey};
 use super::read::ledger::Counts;
+use super::recovery::adoption::{adopt_dead, lane_ids};
 use super::recovery::quarantine::Quarantine;
 use super::recovery::recover::Adopted;
-use super::write::admission::{Bounds, Growth};
-use super::write::commit::GROUP_BYTES_MAX;
+use super::status::{Status, UpstreamStatus};
+use super::write::admission::{Bounds, GROUP_BYTES_MAX, Growth};
 use super::write::group::{Commit, Overloaded, Shard};
-use super::{Env, RECORD_BYTES_MAX, RECORD_HEADER_BYTES, Status, UpstreamStatus, format, fs};
 use crate::clock::Clock;
 
 /// Most staging buffers; more threads than that share.
@@ -54,14 +57,14 @@ struct Turns {
 pub struct SpoolState {
     pub config: Config,
     pub root: PathBuf,
-    pub fs: Arc<dyn fs::Fs>,
+    pub fs: Arc<dyn Fs>,
     pub clock: Arc<dyn Clock>,
     pub commit_seconds: Option<prometheus::Histogram>,
     pub bounds: Bounds,
     pub shards: Box<[Shard]>,
-    pub parker: Parker,
+    pub parker: Arc<Parker>,
     /// The group that is gathered shall not linger.
-    pub hurried: AtomicBool,
+    pub flush_requested: AtomicBool,
     /// This process's own lane; also in `lanes`.
     pub own: Arc<Lane>,
     /// All lanes that this process delivers, oldest first.
@@ -90,7 +93,7 @@ impl SpoolState {
         let id = ids.into_iter().chain(mentioned).max().unwrap_or(0) + 1;
         let own = Arc::new(Lane::create(&env.fs, &root, id, rand::random(), upstreams)?);
         let threads = std::thread::available_parallelism().map_or(1, |threads| threads.get());
-        let shared = SpoolState {
+        let state = SpoolState {
             config: config.clone(),
             root,
             fs: env.fs,
@@ -98,8 +101,8 @@ impl SpoolState {
             commit_seconds: env.commit_seconds,
             bounds: Bounds::new(config.bytes_max.as_u64()),
             shards: (0..threads.clamp(1, SHARDS_MAX)).map(|_| Shard::new()).collect(),
-            parker: Parker::default(),
-            hurried: AtomicBool::new(false),
+            parker: Arc::new(Parker::default()),
+            flush_requested: AtomicBool::new(false),
             lanes: Mutex::new(vec![Arc::clone(&own)]),
             own,
             folded: Mutex::new(Vec::new()),
@@ -118,8 +121,8 @@ impl SpoolState {
             turns: Mutex::new(Turns::default()),
             turned: Condvar::new(),
         };
-        shared.take_in(adopted);
-        Ok(shared)
+        state.take_in(adopted);
+        Ok(state)
     }
 
     /// Adds adopted lanes. Those whose totals another one has in it already, because a crash came
@@ -136,14 +139,14 @@ impl SpoolState {
         if !absorbed.is_empty() {
             let mut own = self.own.state();
             own.absorbed.extend(absorbed);
-            own.absorbed.truncate(super::read::cursor::ABSORBED_MAX);
+            own.absorbed.truncate(ABSORBED_MAX);
             own.dirty = true;
         }
-        self.folded.lock().unwrap_or_else(PoisonError::into_inner).extend(leftovers);
-        let mut lanes = self.lanes.lock().unwrap_or_else(PoisonError::into_inner);
+        self.folded.lock().extend(leftovers);
+        let mut lanes = self.lanes.lock();
         for lane in adopted {
             let state = lane.state();
-            let events = state.log.end().saturating_sub(state.low());
+            let events = state.segment_index.end().saturating_sub(state.low());
             lane.publish_held(&state, &self.bounds);
             drop(state);
             ::log::info!("spool: lane {} adopted, {events} events to deliver", lane.id);
@@ -156,9 +159,9 @@ impl SpoolState {
 
     pub fn append(&self, encode: impl FnOnce(&mut Vec<u8>)) -> Result<Commit, Overloaded> {
         thread_local! {
-            static SCRATCH: RefCell<Vec<u8>> = const { RefCell::new(Vec::new()) };
+            static BUFFER: RefCell<Vec<u8>> = const { RefCell::new(Vec::new()) };
         }
-        SCRATCH.with(|scratch| match scratch.try_borrow_mut() {
+        BUFFER.with(|buffer| match buffer.try_borrow_mut() {
             Ok(mut record) => self.append_with(&mut record, encode),
             // An encoder that appends by itself gets a buffer of its own.
             Err(_) => self.append_with(&mut Vec::new(), encode),
@@ -194,7 +197,8 @@ impl SpoolState {
     /// See [`Spool::flush_now`](super::Spool::hurry).
     pub fn flush_now(&self) {
         // In `memory` nobody waits.
-        if self.config.durability != Durability::Memory && !self.hurried.swap(true, SeqCst) {
+        if self.config.durability != Durability::Memory && !self.flush_requested.swap(true, SeqCst)
+        {
             self.parker.unpark();
         }
     }
@@ -209,7 +213,7 @@ impl SpoolState {
     }
 
     pub fn lanes(&self) -> Vec<Arc<Lane>> {
-        self.lanes.lock().unwrap_or_else(PoisonError::into_inner).clone()
+        self.lanes.lock().clone()
     }
 
     pub fn names(&self) -> Vec<String> {
@@ -222,7 +226,7 @@ impl SpoolState {
 
     /// The disk does not take what is written: refuse until it does.
     pub fn fail(&self, error: &io::Error) {
-        *self.failing.lock().unwrap_or_else(PoisonError::into_inner) = Some(error.to_string());
+        *self.failing.lock() = Some(error.to_string());
         if !self.bounds.set_failing(true) {
             ::log::error!("spool: failing, events are refused: {error}");
         }
@@ -232,7 +236,7 @@ impl SpoolState {
     pub fn recover(&self) {
         if self.bounds.is_failing() {
             self.bounds.set_failing(false);
-            *self.failing.lock().unwrap_or_else(PoisonError::into_inner) = None;
+            *self.failing.lock() = None;
             ::log::info!("spool: working again");
         }
     }
@@ -255,7 +259,7 @@ impl SpoolState {
             },
         }
         let held = self.bounds.bytes();
-        let mut growth = self.growth.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut growth = self.growth.lock();
         growth.observe(self.clock.monotonic(), held);
     }
 
@@ -271,40 +275,37 @@ impl SpoolState {
     }
 
     /// Waits for the keeper's next turn, which is over with the next call. Says whether to stop.
-    pub fn keeper_waits(&self, turn: Duration) -> bool {
-        let mut turns = self.turns.lock().unwrap_or_else(PoisonError::into_inner);
+    pub fn wait_for_turn(&self, turn: Duration) -> bool {
+        let mut turns = self.turns.lock();
         turns.done = turns.begun;
         self.turned.notify_all();
-        let wait = self
-            .turned
-            .wait_timeout_while(turns, turn, |turns| !turns.stop && turns.asked <= turns.begun);
-        let mut turns = wait.unwrap_or_else(PoisonError::into_inner).0;
+        let idle = |turns: &mut Turns| !turns.stop && turns.asked <= turns.begun;
+        self.turned.wait_while_for(&mut turns, idle, turn);
         turns.begun = turns.asked;
         turns.stop
     }
 
     /// Has the keeper turn now, and does not wait for it.
-    pub fn poke_keeper(&self) {
-        self.turns.lock().unwrap_or_else(PoisonError::into_inner).asked += 1;
+    pub fn request_maintenance(&self) {
+        self.turns.lock().asked += 1;
         self.turned.notify_all();
     }
 
     /// Waits for a turn of the keeper that begins after this call.
-    pub fn ask_keeper(&self) {
-        let mut turns = self.turns.lock().unwrap_or_else(PoisonError::into_inner);
+    pub fn run_maintenance(&self) {
+        let mut turns = self.turns.lock();
         turns.asked += 1;
         let mine = turns.asked;
         self.turned.notify_all();
-        let wait = self.turned.wait_while(turns, |turns| !turns.stop && turns.done < mine);
-        drop(wait.unwrap_or_else(PoisonError::into_inner));
+        self.turned.wait_while(&mut turns, |turns| !turns.stop && turns.done < mine);
     }
 
-    pub fn keeper_stops(&self) -> bool {
-        self.turns.lock().unwrap_or_else(PoisonError::into_inner).stop
+    pub fn maintenance_stops(&self) -> bool {
+        self.turns.lock().stop
     }
 
-    pub fn stop_keeper(&self) {
-        self.turns.lock().unwrap_or_else(PoisonError::into_inner).stop = true;
+    pub fn stop_maintenance(&self) {
+        self.turns.lock().stop = true;
         self.turned.notify_all();
     }
 
@@ -312,7 +313,7 @@ impl SpoolState {
         let bytes = self.bounds.bytes();
         let room = (self.bounds.bytes_max.saturating_sub(bytes))
             .min(self.bounds.free_bytes().saturating_sub(self.config.free_bytes_min.as_u64()));
-        let growth = self.growth.lock().unwrap_or_else(PoisonError::into_inner);
+        let growth = self.growth.lock();
         let seconds_to_full = growth.seconds_until(room);
         drop(growth);
         Status {
@@ -326,7 +327,7 @@ impl SpoolState {
     }
 
     fn why_refusing(&self) -> Option<String> {
-        let failing = self.failing.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        let failing = self.failing.lock().clone();
         failing
             .or_else(|| {
                 self.bounds.is_disk_low().then(|| "spool.free_bytes_min is reached".to_owned())
@@ -336,62 +337,17 @@ impl SpoolState {
 
     fn totals(&self) -> Vec<UpstreamStatus> {
         // Under the list's lock, so that a lane that is being folded is counted once.
-        let lanes = self.lanes.lock().unwrap_or_else(PoisonError::into_inner);
+        let lanes = self.lanes.lock();
         let mut totals = vec![Counts::default(); self.upstreams.len()];
         for lane in lanes.iter() {
             let state = lane.state();
             let end = state.end();
-            for (total, account) in totals.iter_mut().zip(&state.accounts) {
-                total.add(account.totals(end));
+            for (total, position) in totals.iter_mut().zip(&state.positions) {
+                total.add(position.totals(end));
             }
         }
         let named = self.upstreams.iter().zip(totals);
         named.map(|(upstream, counts)| counts.named(upstream.name.clone())).collect()
-    }
-}
-
-/// Puts the committer to sleep and wakes it, with a system call only when it sleeps.
-#[derive(Default)]
-pub struct Parker {
-    thread: OnceLock<Thread>,
-    idle: AtomicBool,
-}
-
-impl Parker {
-    pub fn set(&self, thread: Thread) {
-        _ = self.thread.set(thread);
-        self.unpark();
-    }
-
-    pub fn unpark(&self) {
-        if let Some(thread) = self.thread.get() {
-            thread.unpark();
-        }
-    }
-
-    /// Something was staged.
-    pub fn wake(&self, urgent: bool) {
-        // The shard's lock orders this: a committer that found the shard empty had announced
-        // before that it is going to sleep.
-        if urgent || (self.idle.load(SeqCst) && self.idle.swap(false, SeqCst)) {
-            self.unpark();
-        }
-    }
-
-    /// Sleeps until woken, or the time is over, or there is `work` after all.
-    pub fn park(&self, timeout: Option<Duration>, work: impl Fn() -> bool) {
-        if work() {
-            // Busy: nobody needs to know, and nobody makes a system call for it.
-            return;
-        }
-        self.idle.store(true, SeqCst);
-        if !work() {
-            match timeout {
-                Some(timeout) => std::thread::park_timeout(timeout),
-                None => std::thread::park(),
-            }
-        }
-        self.idle.store(false, SeqCst);
     }
 }
 

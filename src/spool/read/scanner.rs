@@ -39,7 +39,7 @@ pub enum Step {
 pub struct Scanner {
     /// The segment's number.
     pub number: u64,
-    seal: ChecksumSeed,
+    seed: ChecksumSeed,
     /// Where the next record should be.
     pub offset: u64,
     /// The number it should have.
@@ -53,7 +53,7 @@ impl Scanner {
     pub fn new(number: u64, salt: u64, base_seq: u64) -> Scanner {
         Scanner {
             number,
-            seal: ChecksumSeed::new(salt, number),
+            seed: ChecksumSeed::new(salt, number),
             offset: SEGMENT_HEADER_BYTES as u64,
             seq: base_seq,
             block: Bytes::new(),
@@ -68,8 +68,8 @@ impl Scanner {
         }
         let mut want = RECORD_HEADER_BYTES as u64;
         loop {
-            let (seal, due) = (self.seal, self.seq..self.seq + 1);
-            match probe(self.window(file, bytes, want)?, seal, due) {
+            let (seed, due) = (self.seed, self.seq..self.seq + 1);
+            match probe(self.window(file, bytes, want)?, seed, due) {
                 Found::Record { seq, bytes } => {
                     let from = (self.offset - self.block_at) as usize;
                     let payload = self.block.slice(from + RECORD_HEADER_BYTES..from + bytes);
@@ -113,7 +113,7 @@ impl Scanner {
         let left = bytes.saturating_sub(self.offset);
         let last = (self.seq + 1).saturating_add(left / (RECORD_HEADER_BYTES as u64 + 1));
         let seqs = self.seq + 1..limit.min(last);
-        match search(file, self.seal, self.offset + 1..bytes, seqs)? {
+        match search(file, self.seed, self.offset + 1..bytes, seqs)? {
             None => Ok(Step::Tail),
             Some((offset, seq)) => {
                 let step = Step::Gap { seqs: self.seq..seq, bytes: self.offset..offset };
@@ -127,16 +127,16 @@ impl Scanner {
 /// The first sound record of a segment, whatever its number.
 pub fn first_record(
     file: &dyn File,
-    seal: ChecksumSeed,
+    seed: ChecksumSeed,
     bytes: u64,
 ) -> io::Result<Option<(u64, u64)>> {
-    search(file, seal, SEGMENT_HEADER_BYTES as u64..bytes, 1..u64::MAX)
+    search(file, seed, SEGMENT_HEADER_BYTES as u64..bytes, 1..u64::MAX)
 }
 
 /// The first sound record with a number in `seqs` that begins in `range`.
 fn search(
     file: &dyn File,
-    seal: ChecksumSeed,
+    seed: ChecksumSeed,
     range: std::ops::Range<u64>,
     seqs: std::ops::Range<u64>,
 ) -> io::Result<Option<(u64, u64)>> {
@@ -153,7 +153,7 @@ fn search(
                 at += ZEROS.len() - 7;
                 continue;
             }
-            if let Found::Record { seq, .. } = probe(&window[at..], seal, seqs.clone()) {
+            if let Found::Record { seq, .. } = probe(&window[at..], seed, seqs.clone()) {
                 return Ok(Some((from + at as u64, seq)));
             }
             at += 1;

@@ -145,61 +145,61 @@ impl SegmentIndex {
 mod tests {
     use super::*;
 
-    fn log() -> SegmentIndex {
-        let mut log = SegmentIndex::new(1);
-        log.push(1, 1, false, 1064);
-        log.push(2, 11, false, 1064);
-        log.push(3, 21, false, 564);
-        log.publish(564, 26);
-        log
+    fn segment_index() -> SegmentIndex {
+        let mut segment_index = SegmentIndex::new(1);
+        segment_index.push(1, 1, false, 1064);
+        segment_index.push(2, 11, false, 1064);
+        segment_index.push(3, 21, false, 564);
+        segment_index.publish(564, 26);
+        segment_index
     }
 
     #[test]
     fn a_sequence_number_is_found_in_its_segment() {
-        let log = log();
+        let segment_index = segment_index();
         for (seq, number, limit, open) in
             [(1, 1, 11, false), (10, 1, 11, false), (11, 2, 21, false), (25, 3, 26, true)]
         {
-            let view = log.view(seq).expect("held");
+            let view = segment_index.view(seq).expect("held");
             assert_eq!((view.span.number, view.limit, view.open), (number, limit, open));
         }
-        assert_eq!(log.view(26), None);
+        assert_eq!(segment_index.view(26), None);
     }
 
     #[test]
     fn a_number_before_the_first_segment_shows_the_first() {
-        let mut log = log();
-        assert_eq!(log.trim(11), [1]);
-        assert_eq!(log.view(3).map(|view| view.span.number), Some(2));
+        let mut segment_index = segment_index();
+        assert_eq!(segment_index.trim(11), [1]);
+        assert_eq!(segment_index.view(3).map(|view| view.span.number), Some(2));
     }
 
     #[test]
     fn trimming_keeps_the_open_segment_and_takes_a_sealed_one() {
-        let mut log = log();
-        assert_eq!(log.trim(26), [1, 2]);
-        assert_eq!(log.trim(26), [0; 0]);
-        log.seal(26);
-        assert_eq!(log.trim(25), [0; 0]);
-        assert_eq!(log.trim(26), [3]);
+        let mut segment_index = segment_index();
+        assert_eq!(segment_index.trim(26), [1, 2]);
+        assert_eq!(segment_index.trim(26), [0; 0]);
+        segment_index.seal(26);
+        assert_eq!(segment_index.trim(25), [0; 0]);
+        assert_eq!(segment_index.trim(26), [3]);
     }
 
     #[test]
     fn a_cut_segment_ends_where_the_next_begins() {
-        let mut log = log();
-        log.publish(64, 21);
-        log.push(4, 21, false, 164);
-        log.publish(164, 22);
-        let view = log.view(21).expect("held");
+        let mut segment_index = segment_index();
+        segment_index.publish(64, 21);
+        segment_index.push(4, 21, false, 164);
+        segment_index.publish(164, 22);
+        let view = segment_index.view(21).expect("held");
         assert_eq!((view.span.number, view.limit), (4, 22));
-        assert_eq!(log.trim(21), [1, 2, 3]);
+        assert_eq!(segment_index.trim(21), [1, 2, 3]);
     }
 
     #[test]
     fn held_bytes_fall_with_what_is_acknowledged() {
-        let log = log();
-        assert_eq!(log.held_bytes(1), 1064 + 1064 + 564);
-        assert_eq!(log.held_bytes(6), 1064 + 1064 + 564 - 500);
-        assert_eq!(log.held_bytes(21), 564);
-        assert_eq!(log.held_bytes(26), 0);
+        let segment_index = segment_index();
+        assert_eq!(segment_index.held_bytes(1), 1064 + 1064 + 564);
+        assert_eq!(segment_index.held_bytes(6), 1064 + 1064 + 564 - 500);
+        assert_eq!(segment_index.held_bytes(21), 564);
+        assert_eq!(segment_index.held_bytes(26), 0);
     }
 }

@@ -1,0 +1,39 @@
+//! Why a spool could not be opened or closed.
+
+use std::io;
+use std::path::PathBuf;
+
+use crate::config_error::ConfigError;
+
+/// Why a spool could not be opened. The content of its files is never a reason.
+#[derive(Debug, thiserror::Error)]
+pub enum OpenError {
+    /// A value of the `[spool]` section is out of range (SPEC 9).
+    #[error("the spool's configuration cannot be used")]
+    Config(#[source] ConfigError),
+    /// There are too many upstreams, a name is empty or too long, or two have the same name.
+    #[error("the spool's upstreams: {0}")]
+    Upstreams(String),
+    /// Another process held the folder's lock for 10 s.
+    #[error("another process keeps the spool {} locked", .0.display())]
+    Busy(PathBuf),
+    /// The folder cannot be used.
+    #[error("the spool {} cannot be used", path.display())]
+    Io {
+        /// The folder.
+        path: PathBuf,
+        /// The system's error.
+        source: io::Error,
+    },
+}
+
+/// Why a spool was not closed completely.
+#[derive(Debug, thiserror::Error)]
+pub enum CloseError {
+    /// The disk took longer than the time limit; the threads finish in the background.
+    #[error("the spool did not close in time")]
+    TimedOut,
+    /// The cursors could not be written: some delivered events will be delivered again.
+    #[error("the spool's cursors could not be written")]
+    Io(#[source] io::Error),
+}

@@ -1,0 +1,14 @@
+//! The identity of one record.
+
+/// The place of one record. Opaque; ordered as the records of one lane are.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct RecordId {
+    pub(crate) lane: u64,
+    pub(crate) seq: u64,
+}
+
+impl std::fmt::Display for RecordId {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{}/{}", self.lane, self.seq)
+    }
+}

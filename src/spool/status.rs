@@ -1,0 +1,36 @@
+//! The figures that a spool reports about itself.
+
+/// The spool's content at one moment.
+#[derive(Debug, Clone)]
+pub struct Status {
+    /// Bytes of events that at least one upstream has not acknowledged.
+    pub bytes: u64,
+    /// Bytes free on the spool's disk, measured once a second.
+    pub free_bytes: u64,
+    /// Seconds until appends are refused, at the growth of about the last 30 s; `None` while the
+    /// spool does not grow.
+    pub seconds_to_full: Option<u64>,
+    /// Damaged bytes found, including those still in the quarantine folder from earlier starts.
+    pub quarantined_bytes: u64,
+    /// Why appends are refused; `None` while they are accepted.
+    pub failing: Option<String>,
+    /// Totals for each upstream over the spool's life.
+    pub upstreams: Vec<UpstreamStatus>,
+}
+
+/// One upstream's totals: `accepted = delivered + dead + lost + pending` (SPEC 7).
+#[derive(Debug, Clone)]
+pub struct UpstreamStatus {
+    /// The upstream's name.
+    pub name: String,
+    /// Events appended since the upstream exists, and pending ones that it took over when added.
+    pub accepted: u64,
+    /// Events that the upstream has acknowledged.
+    pub delivered: u64,
+    /// Events that went to the dead letters.
+    pub dead: u64,
+    /// Events lost to corruption.
+    pub lost: u64,
+    /// Events that the upstream has not acknowledged yet.
+    pub pending: u64,
+}
