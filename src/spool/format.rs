@@ -71,7 +71,7 @@ pub struct ChecksumSeed {
 }
 
 impl ChecksumSeed {
-    /// The seal of segment `number` of the lane with this salt.
+    /// The checksum seed of segment `number` of the lane with this salt.
     pub fn new(salt: u64, number: u64) -> ChecksumSeed {
         ChecksumSeed { share: share(salt.to_le_bytes(), 8) ^ share(number.to_le_bytes(), 0) }
     }

@@ -70,7 +70,8 @@ impl Spool {
     }
 
     /// Appends what `encode` writes into the empty buffer it is given: 1 byte to
-    /// [`RECORD_BYTES_MAX`](super::RECORD_BYTES_MAX). Never waits for the disk. The event is safe when the [`Commit`] says
+    /// [`RECORD_BYTES_MAX`](super::RECORD_BYTES_MAX). Never waits for the disk. The event is safe
+    /// when the [`Commit`] says
     /// so; in `memory` it is ready at once.
     pub fn append(&self, encode: impl FnOnce(&mut Vec<u8>)) -> Result<Commit, Overloaded> {
         self.handle.state.append(encode)

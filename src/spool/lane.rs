@@ -66,7 +66,7 @@ pub struct LaneState {
     pub segment_index: SegmentIndex,
     /// One for each configured upstream, in the configuration's order.
     pub positions: Vec<ConsumerPosition>,
-    /// Lanes whose totals are folded into this one's accounts.
+    /// Lanes whose totals are folded into this one's positions.
     pub absorbed: Vec<LaneKey>,
     /// The cursor on disk is behind.
     pub dirty: bool,
@@ -78,7 +78,7 @@ pub struct LaneState {
 }
 
 impl LaneState {
-    /// Everything before it has its fate everywhere. Without upstreams nothing has.
+    /// Everything before it is acknowledged everywhere. Without upstreams nothing has.
     pub fn low(&self) -> u64 {
         self.positions.iter().map(|position| position.low).min().unwrap_or(0)
     }

@@ -1,7 +1,7 @@
-//! The keeper: one thread that turns once a second and does what need not be done at once.
+//! Maintenance: one thread that runs once a second the work that can wait.
 //!
 //! Cursors, trimming, the lanes of processes that are gone, the free space of the disk, the
-//! growth rate. Not in the committer's thread, whose answers somebody waits for.
+//! growth rate. Not in the committer's thread: requests wait for it.
 
 use std::io;
 use std::path::Path;
@@ -20,7 +20,7 @@ use super::state::SpoolState;
 /// Spares of zeros that are made, at most: one is used while the other waits. The third that goes
 /// around in a swift flow is a new file that has been trimmed.
 const FILLS_MAX: usize = 2;
-/// How often the keeper turns.
+/// How often maintenance runs.
 pub const TURN: Duration = Duration::from_secs(1);
 /// The state of the keeping thread.
 pub struct Maintenance {

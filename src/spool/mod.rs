@@ -65,8 +65,8 @@
 //! A sync in blocks that have been written before needs no word in the journal: on ext4 a `pwrite`
 //! and `fdatasync` of 73 KB cost 40 us of CPU and 110 us of time there, and 96 us and 267 us in
 //! blocks that were only reserved. A lane therefore begins with one small segment of zeros; in the
-//! first second, or as soon as that one is full, the keeper makes a large one, and one more when it
-//! is used; and what is trimmed is written again. So a steady flow uses the same few files for
+//! first second, or as soon as that one is full, maintenance makes a large one, and one
+//! more when it is used; and what is trimmed is written again. So a steady flow uses the same few files for
 //! ever. A spool that grows beyond them, or before they are there, takes new files with reserved
 //! blocks, each twice as large as the one before, up to `segment_bytes`: zeros for each would
 //! double what is written.
@@ -106,7 +106,7 @@
 //!
 //! # Upstreams that come and go
 //!
-//! Accounts are made anew from the configuration at each start. A new upstream begins at the
+//! Positions are made anew from the configuration at each start. A new upstream begins at the
 //! oldest event that any upstream still waited for: after renaming one nothing pending is lost,
 //! and a newcomer does not get what the others are through with. A removed one no longer holds
 //! anything back, and its counts are forgotten. `accepted` counts from where an upstream began.
@@ -115,9 +115,9 @@
 //! # Threads
 //!
 //! Any thread appends into a staging buffer of its own (`group.rs`); one committer writes and
-//! syncs (`commit.rs`), in `interval` with a syncer beside it (`syncer.rs`); one keeper turns each
-//! second (`keeper.rs`); readers read in the tasks of their upstreams, from the page cache as a
-//! rule (`reader.rs`).
+//! syncs (`commit.rs`), in `interval` with a syncer beside it (`syncer.rs`); one maintenance thread
+//! runs each second (`maintenance.rs`); readers read in the tasks of their upstreams, from the
+//! page cache as a rule (`reader.rs`).
 
 mod config;
 mod env;

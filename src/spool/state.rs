@@ -44,7 +44,7 @@ impl Upstream {
     }
 }
 
-// Turns of the keeper, counted by those who asked for them.
+// Maintenance turns: how many were asked for, begun and done.
 #[derive(Default)]
 struct Turns {
     stop: bool,
@@ -87,7 +87,7 @@ impl SpoolState {
         let quarantine = Quarantine::open(Arc::clone(&env.fs), &root);
         let ids = lane_ids(&*env.fs, &root)?;
         let adopted = adopt_dead(&env.fs, &root, &ids, upstreams, &quarantine);
-        // Above those that are mentioned, too: a number should mean one lane to whoever reads logs.
+        // Above those that are mentioned, too: a number should mean one lane to a reader of logs.
         let mentioned = adopted.iter().flat_map(|adopted| adopted.absorbed.iter());
         let mentioned = mentioned.map(|(id, _)| *id);
         let id = ids.into_iter().chain(mentioned).max().unwrap_or(0) + 1;
@@ -185,7 +185,7 @@ impl SpoolState {
         let now = || self.clock.monotonic();
         let group = shard.append(now, &header, record, || self.bounds.admit(bytes))?;
         let staged = self.bounds.staged_bytes();
-        // Crossing the mark is told by whoever crosses it: the committer may be lingering.
+        // The append that crosses the mark wakes the committer, which may be lingering.
         let crossed = staged >= GROUP_BYTES_MAX && staged.saturating_sub(bytes) < GROUP_BYTES_MAX;
         self.parker.wake(crossed);
         Ok(match self.config.durability {
@@ -194,9 +194,9 @@ impl SpoolState {
         })
     }
 
-    /// See [`Spool::flush_now`](super::Spool::hurry).
+    /// See [`Spool::flush_now`](super::Spool::flush_now).
     pub fn flush_now(&self) {
-        // In `memory` nobody waits.
+        // In `memory` no request waits.
         if self.config.durability != Durability::Memory && !self.flush_requested.swap(true, SeqCst)
         {
             self.parker.unpark();
@@ -263,7 +263,7 @@ impl SpoolState {
         growth.observe(self.clock.monotonic(), held);
     }
 
-    /// A read failed: the keeper wakes the readers at its next turn.
+    /// A read failed: maintenance wakes the readers at its next turn.
     pub fn retry_reads(&self) {
         self.reads_failed.store(true, SeqCst);
     }
@@ -274,7 +274,7 @@ impl SpoolState {
         }
     }
 
-    /// Waits for the keeper's next turn, which is over with the next call. Says whether to stop.
+    /// Waits for the next maintenance turn, which is over with the next call. Says whether to stop.
     pub fn wait_for_turn(&self, turn: Duration) -> bool {
         let mut turns = self.turns.lock();
         turns.done = turns.begun;
@@ -285,13 +285,13 @@ impl SpoolState {
         turns.stop
     }
 
-    /// Has the keeper turn now, and does not wait for it.
+    /// Asks for a maintenance turn now, and does not wait for it.
     pub fn request_maintenance(&self) {
         self.turns.lock().asked += 1;
         self.turned.notify_all();
     }
 
-    /// Waits for a turn of the keeper that begins after this call.
+    /// Waits for a maintenance turn that begins after this call.
     pub fn run_maintenance(&self) {
         let mut turns = self.turns.lock();
         turns.asked += 1;

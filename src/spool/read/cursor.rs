@@ -12,9 +12,9 @@
 //! | 16 | 8 | generation: the greater one of two sound slots counts |
 //! | 24 | 8 | lane |
 //! | 32 | 8 | the lane's salt |
-//! | 40 | 2, 2 | how many lanes are folded in, how many accounts follow |
+//! | 40 | 2, 2 | how many lanes are folded in, how many positions follow |
 //! | 44 | 8 + 8 each | number and salt of lanes whose totals are in `carried` already |
-//! | | 2 + name | an account: the upstream's name |
+//! | | 2 + name | a consumer position: the upstream's name |
 //! | | 9 × 8 | start, low, delivered, dead, lost; carried: accepted, delivered, dead, lost |
 
 use std::io;
@@ -24,7 +24,7 @@ use super::ledger::{ConsumerPosition, Counts};
 use crate::spool::format::{u32_at, u64_at};
 use crate::spool::fs::{File, read_full, write_full};
 
-/// Bytes of one slot. Holds [`UPSTREAMS_MAX`] accounts with the longest names.
+/// Bytes of one slot. Holds [`UPSTREAMS_MAX`] positions with the longest names.
 const SLOT_BYTES: usize = 32 << 10;
 /// Most upstreams of one spool.
 pub const UPSTREAMS_MAX: usize = 64;

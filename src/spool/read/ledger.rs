@@ -1,8 +1,8 @@
 //! What became of each record of a lane, per upstream.
 //!
 //! Acknowledgements come in any order. Between the low watermark (`low`: everything before it has
-//! its fate) and the next record to hand out lies a window with one byte a record. Only counts
-//! below `low` are ever persisted, so that after a crash `low - start = delivered + dead + lost`
+//! its acknowledgement) and the next record to hand out lies a window with one byte a record. Only
+//! counts below `low` are ever persisted, so that after a crash `low - start = delivered + dead + lost`
 //! holds, and with it SPEC 7's identity: what lay above is pending again and read again.
 
 use std::collections::VecDeque;
@@ -78,16 +78,16 @@ impl Counts {
     }
 }
 
-/// One upstream's account of one lane.
+/// One upstream's position in one lane.
 #[derive(Debug, Clone)]
 pub struct ConsumerPosition {
     /// The upstream's name.
     pub name: String,
     /// Where this upstream began to count in this lane.
     pub start: u64,
-    /// Everything before it has its fate.
+    /// Everything before it is acknowledged or lost.
     pub low: u64,
-    /// Fates between `start` and `low`. `accepted` stays 0: it follows from the lane's end.
+    /// Counts between `start` and `low`. `accepted` stays 0: it follows from the lane's end.
     pub below: Counts,
     /// Totals of lanes that were folded into this one.
     pub carried: Counts,
@@ -96,7 +96,7 @@ pub struct ConsumerPosition {
 }
 
 impl ConsumerPosition {
-    /// An account that begins at `start`.
+    /// A position that begins at `start`.
     pub fn new(name: &str, start: u64) -> ConsumerPosition {
         ConsumerPosition {
             name: name.to_owned(),
@@ -141,7 +141,8 @@ impl ConsumerPosition {
         fits
     }
 
-    /// A record has its fate. One that was not handed out, or has its fate, is left alone.
+    /// Notes a record's acknowledgement. A record that was not handed out, or that is acknowledged
+    /// or lost already, is left alone.
     pub fn settle(&mut self, seq: u64, ack: Ack) {
         let slot = seq.checked_sub(self.low).and_then(|at| usize::try_from(at).ok());
         let Some(slot) = slot.and_then(|at| self.window.get_mut(at)) else { return };
@@ -154,7 +155,7 @@ impl ConsumerPosition {
         }
     }
 
-    /// Moves `low` up over everything that has its fate. Says whether it moved.
+    /// Moves `low` up over everything that is acknowledged or lost. Says whether it moved.
     pub fn advance(&mut self) -> bool {
         let before = self.low;
         while let Some(&slot) = self.window.front() {

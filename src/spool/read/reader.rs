@@ -14,7 +14,7 @@ use crate::spool::record_id::RecordId;
 use crate::spool::segment_index::View;
 use crate::spool::state::SpoolState;
 
-/// A record, to be acknowledged by its seat.
+/// A record, to be acknowledged by its id.
 #[derive(Debug, Clone)]
 pub struct Entry {
     /// Its place.
@@ -28,11 +28,11 @@ pub struct Reader {
     state: Arc<SpoolState>,
     upstream: usize,
     scanners: HashMap<u64, (Scanner, Arc<dyn File>)>,
-    /// The lane whose reading fails, told once.
+    /// The lane whose reading fails, logged once.
     failing: Option<u64>,
 }
 
-/// What one round on a segment came to.
+/// What one pass over a segment came to.
 enum ReadPass {
     /// Go on with the same lane.
     More,
@@ -213,7 +213,7 @@ impl Reader {
             ::log::error!("spool: reading lane {} fails, trying again: {error}", lane.id);
         }
         self.scanners.remove(&lane.id);
-        // The keeper wakes this reader at its next turn.
+        // Maintenance wakes this reader at its next turn.
         self.state.retry_reads();
     }
 }
@@ -226,7 +226,7 @@ pub struct Acknowledger {
 }
 
 impl Acknowledger {
-    /// These records need not be read again. A seat that was not handed out, or has its fate
+    /// These records need not be read again. A record that was not handed out, or has its ack
     /// already, is ignored. Durable within about a second, and at close.
     pub fn acknowledge(&self, record_ids: &[RecordId], ack: Ack) {
         let lanes = self.state.lanes();

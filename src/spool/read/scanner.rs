@@ -1,4 +1,4 @@
-//! Walking the records of a segment, and finding the way again behind a bad spot.
+//! Scanning the records of a segment, and finding the way again behind a bad spot.
 //!
 //! The one reader of record bytes: upstream readers, recovery and `pixelgate spool` all use it.
 //! It decides nothing about what a gap means; it says where it is.
@@ -21,14 +21,14 @@ const SEARCH_BYTES: u64 = 4 << 20;
 /// A run of zeros that is skipped at once.
 const ZEROS: [u8; 256] = [0; 256];
 
-/// What stands at the walk's place.
+/// What stands at the scanner's place.
 #[derive(Debug)]
 pub enum Step {
     /// The record with the number that was expected.
     Record { seq: u64, payload: Bytes },
     /// A bad spot with a sound record behind it: numbers and bytes that are skipped.
     Gap { seqs: std::ops::Range<u64>, bytes: std::ops::Range<u64> },
-    /// No record here or behind, up to the bound that was given. The walk stays here.
+    /// No record here or behind, up to the bound that was given. The scanner stays here.
     Tail,
     /// All expected numbers were seen.
     End,
@@ -95,7 +95,7 @@ impl Scanner {
         self.seq -= 1;
     }
 
-    /// The block from the walk's place on, with at least `want` bytes if the file has them.
+    /// The block from the scanner's place on, with at least `want` bytes if the file has them.
     fn window(&mut self, file: &dyn File, bytes: u64, want: u64) -> io::Result<&[u8]> {
         let block_end = self.block_at + self.block.len() as u64;
         let inside = self.block_at <= self.offset && self.offset + want <= block_end;

@@ -125,7 +125,7 @@ pub(crate) fn survey(
             Some(header) if header.lane == id && header.number == number => {
                 Some((header.base_seq, header.recycled))
             }
-            // A sound header of somebody else: copied here by mistake.
+            // A sound header of another lane or segment: copied here by mistake.
             Some(_) => None,
             // Its header is damaged, its records need not be.
             None => first_record(&*file, ChecksumSeed::new(salt, number), entry.bytes)?
@@ -236,7 +236,7 @@ fn due_record(bytes: &mut [u8], seed: ChecksumSeed, seq: u64) -> Option<usize> {
     matches!(probe(bytes, seed, seq..seq + 1), Found::Record { .. }).then_some(whole)
 }
 
-/// The accounts of the upstreams that are configured now, and the log sealed at its end.
+/// The positions of the upstreams that are configured now, and the index sealed at its end.
 ///
 /// An upstream that the cursor does not know begins at the oldest record that any upstream of the
 /// lane still waited for: under a new name nothing that was pending is lost, and a newcomer does

@@ -27,7 +27,7 @@ use crate::spool::state::SpoolState;
 
 /// While the disk fails it is tried again this often.
 const RETRY: Duration = Duration::from_millis(250);
-/// In `memory` nobody waits for a group, and each costs a wake-up: it lingers so many times as
+/// In `memory` no request waits for a group, and each costs a wake-up: it lingers so many times as
 /// long. Not longer, since a large one keeps a core from answering.
 const MEMORY_LINGERS: u32 = 2;
 /// In `memory` so much is left to the kernel to write when it likes.
@@ -165,7 +165,7 @@ impl Committer {
         }
     }
 
-    /// Sleeps until there is something to do, then lingers for company.
+    /// Sleeps until there is something to do, then lingers for more events.
     ///
     /// It lingers even for a lone event while no sync is in flight: at 2 ms it costs less than the
     /// sync itself, and it is what makes the second event free.
@@ -174,7 +174,7 @@ impl Committer {
         let failing = state.is_failing();
         let linger = self.linger();
         if self.busy && !failing {
-            // The next group is as good as begun: its first event need not wake anybody.
+            // The next group is as good as begun: its first event need not wake this thread.
             self.doze(self.sync_due().map_or(linger, |due| due.min(linger)));
             // Nor does a sync that ended meanwhile wake it a second time.
             if state.has_staged() || self.sync_in_flight.is_some() {
@@ -189,7 +189,7 @@ impl Committer {
         }
     }
 
-    /// The longest that a group waits for company.
+    /// The longest that a group waits for more events.
     fn linger(&self) -> Duration {
         let linger = Duration::from_millis(self.state.config.linger_ms);
         match self.state.config.durability {
@@ -222,7 +222,7 @@ impl Committer {
     }
 
     fn gather(&mut self) -> Vec<Taken> {
-        // Before the look: who hurries after it has staged after it, too.
+        // Before the shards are read: a flush asked for later is for the next group.
         self.state.flush_requested.store(false, SeqCst);
         let mut gathered = Vec::new();
         let mut bytes = 0;
@@ -438,7 +438,7 @@ impl Committer {
         let segment = Segment::create(&self.lane, number, base, bytes, &self.unsynced.bytes)?;
         self.unsynced.written = self.unsynced.bytes.len();
         if !segment.recycled {
-            // The first new files are short: a flow has begun, and the keeper now makes spares,
+            // The first new files are short: a flow has begun, and maintenance now makes spares,
             // which are cheaper to write.
             self.new_bytes = self.new_bytes.saturating_mul(2);
             if self.state.config.fills_spares() {
@@ -475,7 +475,7 @@ impl Committer {
         }
     }
 
-    /// Drops what nobody was told is safe.
+    /// Drops the events that were not answered as safe.
     fn refuse(&mut self) {
         let unsynced = &mut self.unsynced;
         let refused = unsynced.bytes.len() - unsynced.answered;
