@@ -14,15 +14,15 @@ pub const RETRY_AFTER_SECONDS_MAX: u64 = 3600;
 
 /// Sorts an answer to a whole batch by its status.
 pub fn outcome(status: StatusCode, headers: &HeaderMap, now: Timestamp) -> Outcome {
-    let setback = || Failure::answered(status.as_u16());
+    let failure = || Failure::answered(status.as_u16());
     match status.as_u16() {
         200..=299 => Outcome::Delivered,
         408 | 425 | 429 | 500..=599 => {
-            Outcome::Retry(Failure { after: retry_after(headers, now), ..setback() })
+            Outcome::Retry(Failure { after: retry_after(headers, now), ..failure() })
         }
-        413 => Outcome::TooLarge(setback()),
-        400 | 422 => Outcome::Rejected(setback()),
-        _ => Outcome::Fault(setback()),
+        413 => Outcome::TooLarge(failure()),
+        400 | 422 => Outcome::Rejected(failure()),
+        _ => Outcome::Fault(failure()),
     }
 }
 

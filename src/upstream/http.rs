@@ -222,8 +222,8 @@ pub(super) fn parse_url(text: &Secret) -> Result<Url, ConfigError> {
 }
 
 impl Http {
-    /// The batch's body, made off the async threads: compressing a megabyte takes milliseconds,
-    /// which whoever shares this runtime would otherwise wait for.
+    /// The batch's body, encoded on a blocking thread: compressing 1 MB takes milliseconds, for
+    /// which the other tasks of the async thread would otherwise wait.
     async fn body(&self, batch: &Batch) -> Result<Body, Outcome> {
         let (batch, format, compression) = (batch.clone(), self.format, self.compression);
         let is_encoded = batch.is_encoded();

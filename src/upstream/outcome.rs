@@ -17,7 +17,7 @@ pub enum Outcome {
     Rejected(Failure),
     /// The configuration is wrong (address, credentials, ...): keep trying, tell the operator.
     Fault(Failure),
-    /// These events can never be delivered, whoever tries again: dead letters, all of them.
+    /// These events can never be delivered: all of them become dead letters.
     Dead(Failure),
     /// The events of the batch ended differently. A place in no part is tried again, and a place
     /// in two parts counts in the first.
@@ -27,7 +27,8 @@ pub enum Outcome {
 /// Events of one batch that ended alike.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Part {
-    /// Indices into [`Batch::records`](super::Batch::records). None at all: the outcome speaks of the upstream only.
+    /// Indices into [`Batch::records`](super::Batch::records). Empty: the outcome is about the
+    /// upstream only.
     pub places: Vec<usize>,
     /// How they ended; not `Mixed`.
     pub outcome: Outcome,
