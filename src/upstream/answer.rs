@@ -1,4 +1,4 @@
-//! What an HTTP answer, or the lack of one, means for a batch (SPEC 7).
+//! Maps an HTTP response, or a failed request, to the [`Outcome`] of a batch (SPEC 7).
 
 use std::error::Error as _;
 use std::time::Duration;
@@ -8,41 +8,42 @@ use jiff::Timestamp;
 
 use super::outcome::{Failure, Outcome};
 
-/// Longest wait that an upstream can ask for. A `Retry-After` beyond it is cut down to it, so
-/// that a wrong date does not stop the delivery for a year.
+/// Longest wait, in seconds, that an upstream can ask for. A longer `Retry-After` is reduced to
+/// it, so that a wrong date does not stop delivery for a year.
 pub const RETRY_AFTER_SECONDS_MAX: u64 = 3600;
 
-/// Sorts an answer to a whole batch by its status.
+/// The outcome of a batch, by the status of the response.
 pub fn outcome(status: StatusCode, headers: &HeaderMap, now: Timestamp) -> Outcome {
-    let setback = || Failure::answered(status.as_u16());
+    let failure = || Failure::answered(status.as_u16());
     match status.as_u16() {
         200..=299 => Outcome::Delivered,
         408 | 425 | 429 | 500..=599 => {
-            Outcome::Retry(Failure { after: retry_after(headers, now), ..setback() })
+            Outcome::Retry(Failure { after: retry_after(headers, now), ..failure() })
         }
-        413 => Outcome::TooLarge(setback()),
-        400 | 422 => Outcome::Rejected(setback()),
-        _ => Outcome::Fault(setback()),
+        413 => Outcome::TooLarge(failure()),
+        400 | 422 => Outcome::Rejected(failure()),
+        _ => Outcome::Fault(failure()),
     }
 }
 
-/// `Retry-After` in either form of RFC 9110, 10.2.3, at most [`RETRY_AFTER_SECONDS_MAX`].
+/// The wait that `Retry-After` asks for: seconds or a date (RFC 9110, 10.2.3), at most
+/// [`RETRY_AFTER_SECONDS_MAX`]. `None` if the header is absent or malformed.
 pub fn retry_after(headers: &HeaderMap, now: Timestamp) -> Option<Duration> {
     let value = headers.get(header::RETRY_AFTER)?.to_str().ok()?.trim();
     let seconds = if !value.is_empty() && value.bytes().all(|b| b.is_ascii_digit()) {
-        // Digits that do not fit are a long wait, not a malformed one.
+        // A number that does not fit into `u64` is a long wait, not a malformed value.
         value.parse().unwrap_or(u64::MAX)
     } else {
         let date = jiff::fmt::rfc2822::DateTimeParser::new().parse_timestamp(value).ok()?;
-        // Rounded up: a wait must not end just before the date.
+        // Rounded up, so that the wait does not end just before the date.
         let millis = date.as_millisecond().saturating_sub(now.as_millisecond()).max(0);
         u64::try_from(millis).ok()?.div_ceil(1000)
     };
     Some(Duration::from_secs(seconds.min(RETRY_AFTER_SECONDS_MAX)))
 }
 
-/// What a failed request says to people: the innermost cause, without the URL, which may carry
-/// an event's query or credentials.
+/// Describes a failed request for logs: the stage and the innermost cause. The URL is left out,
+/// because it may hold an event's query or credentials.
 pub fn describe(error: &reqwest::Error) -> String {
     let stage = match () {
         () if error.is_connect() && error.is_timeout() => return "connecting timed out".into(),

@@ -1,10 +1,10 @@
 //! The HTTP client that the kinds `http`, `legacy` and `hubspot` share, and the TLS setup that
 //! `nats` shares with them.
 //!
-//! Trust: the machine's root certificates, or only those of `ca` where it is given. Proxies are
-//! never taken from the environment: a variable that somebody set for another program must not
-//! redirect personal data. Redirects are never followed: a `POST` would arrive as a `GET`, or
-//! at an address that nobody configured.
+//! Trusted are the machine's root certificates, or only those of `ca` if it is set. Proxy
+//! variables of the environment are ignored: a variable meant for another program must not
+//! redirect personal data. Redirects are not followed: a `POST` could become a `GET`, or go to an
+//! address that is not configured.
 
 use crate::config_error::ConfigError;
 use std::path::{Path, PathBuf};
@@ -16,13 +16,13 @@ use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer};
 use rustls::{ClientConfig, RootCertStore};
 
-/// Longest time to wait for a connection, TLS included; `timeout_seconds` where that is less.
+/// Connect timeout in seconds, TLS handshake included; `timeout_seconds` if that is less.
 pub const CONNECT_SECONDS_MAX: u64 = 5;
-/// How much of an answer's body is read (and dropped) to keep its connection.
+/// How many bytes of a response body are read and dropped to reuse its connection.
 pub const ANSWER_BYTES_MAX: usize = 64 << 10;
-/// How long that may take: a batch does not wait for a body that nobody reads.
+/// How long [`drain`] may take, in milliseconds: a batch does not wait for an unused body.
 pub const ANSWER_BODY_MS_MAX: u64 = 1000;
-/// How often a silent HTTP/2 connection is probed, so that a dead one does not swallow batches.
+/// Interval of pings on an HTTP/2 connection, in seconds, so that a dead connection is noticed.
 const H2_PING_SECONDS: u64 = 15;
 
 const USER_AGENT: &str = concat!("pixelgate/", env!("CARGO_PKG_VERSION"));
@@ -32,19 +32,19 @@ const USER_AGENT: &str = concat!("pixelgate/", env!("CARGO_PKG_VERSION"));
 pub struct Tls<'a> {
     /// Certificates to trust instead of the machine's.
     pub ca: Option<&'a Path>,
-    /// Our certificate chain; with `key`.
+    /// Client certificate chain. Needs `key`.
     pub cert: Option<&'a Path>,
-    /// Its private key.
+    /// The private key of `cert`.
     pub key: Option<&'a Path>,
 }
 
-/// What the kinds want differently.
+/// Settings that differ between the kinds.
 pub struct Setup {
-    /// From the beginning of a request to the end of its answer.
+    /// Time from the start of a request to the end of its response.
     pub timeout_seconds: u64,
-    /// Idle connections that are kept.
+    /// Maximum number of idle connections.
     pub connections: usize,
-    /// How long they are kept.
+    /// How long an idle connection is kept.
     pub idle_seconds: u64,
 }
 
@@ -62,8 +62,8 @@ pub fn build(url: &url::Url, setup: &Setup, tls: &Tls<'_>) -> Result<Client, Con
         .pool_max_idle_per_host(setup.connections)
         .http2_keep_alive_interval(Duration::from_secs(H2_PING_SECONDS))
         .http2_adaptive_window(true);
-    // Also where the URL is plain `http`: the client wants a TLS setup before its first request,
-    // and without this one it would look for a process-wide default that may not be there.
+    // Set for plain `http` too: the client needs a TLS configuration before its first request and
+    // would otherwise look for a process-wide default, which may not exist.
     let roots = url.scheme() == "https" || tls.ca.is_some();
     let mut config = tls_config(tls, roots)?;
     config.alpn_protocols = vec![b"h2".to_vec(), b"http/1.1".to_vec()];
@@ -71,8 +71,8 @@ pub fn build(url: &url::Url, setup: &Setup, tls: &Tls<'_>) -> Result<Client, Con
     builder.build().map_err(|e| ConfigError::caused("url", "no client for it can be made", e))
 }
 
-/// The body of an answer, or `None` where it is longer than `bytes_max` or does not arrive. The
-/// client's timeout bounds the wait.
+/// The body of a response. `None` if it is longer than `bytes_max` or cannot be read. The client's
+/// timeout bounds the wait.
 pub async fn body(mut answer: Response, bytes_max: usize) -> Option<Vec<u8>> {
     let mut bytes = Vec::new();
     while let Some(chunk) = answer.chunk().await.ok()? {
@@ -84,8 +84,9 @@ pub async fn body(mut answer: Response, bytes_max: usize) -> Option<Vec<u8>> {
     Some(bytes)
 }
 
-/// Reads and drops what is left of an answer, so that its connection can be used again.
-/// The status has decided already: whatever goes wrong here only costs the connection.
+/// Reads and drops the rest of a response, so that its connection can be reused. Errors are
+/// ignored: the status has already decided the outcome, and only the connection is lost. Stops
+/// after [`ANSWER_BYTES_MAX`] or [`ANSWER_BODY_MS_MAX`].
 pub async fn drain(mut answer: Response) {
     let read = async {
         let mut bytes = 0;
@@ -99,8 +100,8 @@ pub async fn drain(mut answer: Response) {
     let _ = tokio::time::timeout(Duration::from_millis(ANSWER_BODY_MS_MAX), read).await;
 }
 
-/// Whom a connection trusts, and what it shows: without `ca`, the machine's authorities are trusted
-/// if `roots` says so, else nobody.
+/// The TLS configuration of a connection: trusted roots and client certificate. Without `ca`, the
+/// machine's root certificates are trusted if `roots` is true, else none.
 pub fn tls_config(tls: &Tls<'_>, roots: bool) -> Result<ClientConfig, ConfigError> {
     let provider = Arc::new(rustls::crypto::ring::default_provider());
     let store = match tls.ca {
@@ -139,7 +140,7 @@ fn given_roots(path: &Path) -> Result<RootCertStore, ConfigError> {
 
 fn machine_roots() -> Result<RootCertStore, ConfigError> {
     let mut store = RootCertStore::empty();
-    // One unreadable certificate among the machine's hundred is none of our business.
+    // Unreadable certificates are skipped: one among hundreds must not prevent the start.
     store.add_parsable_certificates(rustls_native_certs::load_native_certs().certs);
     if store.is_empty() {
         let reason = "this machine has no root certificates: install ca-certificates or set `ca`";

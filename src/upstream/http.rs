@@ -21,18 +21,18 @@ use super::sign::Signer;
 use super::{answer, client};
 use crate::env::Secret;
 
-/// Bounds of `timeout_seconds`.
+/// Maximum of `timeout_seconds`; the minimum is 1.
 pub const TIMEOUT_SECONDS_MAX: u64 = 300;
-/// Most batches on their way to one upstream at once.
+/// Maximum of `concurrency_max`: batches in flight to one upstream.
 pub const CONCURRENCY_MAX: usize = 64;
-/// Most headers of the operator's own.
+/// Maximum number of configured headers.
 pub const HEADERS_MAX: usize = 32;
 
-/// How long an idle connection is kept. Below the keep-alive of common backends and balancers
-/// (60 s and more), so that they rarely close what we are about to use.
+/// How long an idle connection is kept, in seconds: less than the keep-alive of common backends
+/// and balancers (60 s and more), so that they rarely close a connection just as it is used.
 const IDLE_SECONDS_MAX: u64 = 50;
 
-/// Headers that say something about the body or the connection that only we know.
+/// Headers that cannot be configured, because pixelgate sets them for each request.
 const HEADERS_OURS: &[&str] = &[
     "connection",
     "content-encoding",
@@ -62,38 +62,38 @@ pub struct Config {
     pub format: Format,
     /// The compression of a body.
     pub compression: Compression,
-    /// Headers of the operator's own, added to every request. Values may hold `${ENV}`.
+    /// Headers that are added to every request. Values may hold `${ENV}`.
     pub headers: BTreeMap<String, Secret>,
-    /// Signs every request after Standard Webhooks: `whsec_…`. May hold `${ENV}`.
+    /// Key that signs every request as Standard Webhooks 1.0 defines: `whsec_…`. May hold `${ENV}`.
     pub secret: Option<Secret>,
-    /// From the first byte of the connection to the last of the answer, in seconds.
+    /// Time for one request, from connecting to the end of the response, in seconds.
     pub timeout_seconds: u64,
-    /// Batches on their way at once, at most; how many it really are follows the backend.
+    /// Maximum number of batches in flight. The concurrency limiter stays at or below it.
     pub concurrency_max: usize,
-    /// Whether each portal's events arrive in order.
+    /// Whether each portal's events are delivered in order.
     pub order: Order,
     /// Certificates (PEM) to trust instead of the machine's.
     pub ca: Option<PathBuf>,
-    /// Our certificate chain (PEM), for a backend that asks for one; with `key`.
+    /// Client certificate chain (PEM), for a backend that requires one. Needs `key`.
     pub cert: Option<PathBuf>,
     /// The private key (PEM) of `cert`.
     pub key: Option<PathBuf>,
 }
 
-/// In which order events arrive.
+/// In which order events are delivered.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Order {
-    /// In whichever order the batches get through.
+    /// No order: batches overtake each other.
     #[default]
     None,
-    /// Each portal's in the order in which they were accepted, retries included. A batch that
-    /// does not get through holds up the portals that share its queue, and in the end, because
-    /// nothing grows without bound, all of them.
+    /// Each portal's events in the order in which they were accepted, retries included. A batch
+    /// that is retried blocks the portals that share its queue, and all portals once the bounds
+    /// on waiting events are reached.
     Portal,
 }
 
-/// See the module.
+/// The upstream of kind `http`: see the [module](self).
 pub struct Http {
     client: Client,
     url: Url,
@@ -105,7 +105,7 @@ pub struct Http {
     order: Order,
 }
 
-// By hand: the URL may hold credentials.
+// Implemented by hand, because the URL may hold credentials.
 impl fmt::Debug for Http {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str("Http(..)")
@@ -131,7 +131,7 @@ impl Default for Config {
 }
 
 impl Config {
-    /// Checks limits, the URL, the headers' names and the presence of every `${ENV}`.
+    /// Checks the limits, the URL, the header names and that every `${ENV}` is set.
     pub fn validate(&self) -> Result<(), ConfigError> {
         check_within("timeout_seconds", self.timeout_seconds, TIMEOUT_SECONDS_MAX)?;
         check_within("concurrency_max", self.concurrency_max as u64, CONCURRENCY_MAX as u64)?;
@@ -140,7 +140,7 @@ impl Config {
         self.signer().map(drop)
     }
 
-    /// Builds the upstream: reads the certificates, resolves nothing, connects nowhere.
+    /// Builds the upstream. Reads the certificates; resolves no name and opens no connection.
     pub fn build(&self) -> Result<Http, ConfigError> {
         self.validate()?;
         let url = parse_url(&self.url)?;
@@ -190,7 +190,7 @@ impl Config {
             if HEADERS_OURS.contains(&parsed.as_str()) {
                 return Err(ConfigError::new(key, "is set by pixelgate itself"));
             }
-            // The error of an invalid value holds nothing of it.
+            // The error's text does not contain the value, which may be a secret.
             let mut value = HeaderValue::from_str(&value.expand(&key)?)
                 .map_err(|e| ConfigError::caused(&key, "cannot be a header's value", e))?;
             value.set_sensitive(true);
@@ -208,7 +208,7 @@ pub(super) fn check_within(key: &str, value: u64, max: u64) -> Result<(), Config
     Err(ConfigError::new(key, format!("{value} is not within 1 and {max}")))
 }
 
-/// Reads a configured URL: absolute, `http` or `https`, with a host.
+/// Parses a configured URL, which must be absolute, `http` or `https`, and have a host.
 pub(super) fn parse_url(text: &Secret) -> Result<Url, ConfigError> {
     let text = text.expand("url")?;
     if text.is_empty() {
@@ -222,8 +222,8 @@ pub(super) fn parse_url(text: &Secret) -> Result<Url, ConfigError> {
 }
 
 impl Http {
-    /// The batch's body, made off the async threads: compressing a megabyte takes milliseconds,
-    /// which whoever shares this runtime would otherwise wait for.
+    /// The batch's body, encoded on a blocking thread: compressing 1 MB takes milliseconds, for
+    /// which the other tasks of the async thread would otherwise wait.
     async fn body(&self, batch: &Batch) -> Result<Body, Outcome> {
         let (batch, format, compression) = (batch.clone(), self.format, self.compression);
         let is_encoded = batch.is_encoded();
@@ -234,7 +234,7 @@ impl Http {
         let body = if is_encoded {
             make()
         } else {
-            // It fails only when the runtime shuts down under us.
+            // Fails only while the runtime shuts down.
             let shut_down = |_| Outcome::Retry(Failure::new("shutting down"));
             tokio::task::spawn_blocking(make).await.map_err(shut_down)?
         };
@@ -262,7 +262,7 @@ impl Upstream for Http {
             .header("idempotency-key", &id)
             .header("x-batch-events", batch.records().len());
         if let Some(signer) = &self.signer {
-            // The time is the attempt's: receivers refuse an old one as a replay.
+            // The time of this attempt: receivers reject an old time as a replay.
             let seconds = Timestamp::now().as_second();
             request = request
                 .header("webhook-id", &id)

@@ -166,8 +166,8 @@ impl Upstream for Legacy {
         let mut sending = JoinSet::new();
         for (place, record) in batch.records().iter().enumerate() {
             let Some(replay) = self.replayer.prepare(record) else {
-                let setback = Failure::new("a spool record cannot be read");
-                ends.outcomes[place] = Some(Outcome::Rejected(setback));
+                let failure = Failure::new("a spool record cannot be read");
+                ends.outcomes[place] = Some(Outcome::Rejected(failure));
                 continue;
             };
             // It is never closed.
@@ -252,14 +252,14 @@ impl Replayer {
     /// `at_stake`: nobody knows whether the event counted, and it would matter.
     fn end(&self, outcome: Outcome, at_stake: bool) -> End {
         match outcome {
-            Outcome::Retry(setback) => {
-                let trouble = Some(Outcome::Retry(setback.clone()));
+            Outcome::Retry(failure) => {
+                let trouble = Some(Outcome::Retry(failure.clone()));
                 if at_stake && self.on_unknown == OnUnknown::Dead {
-                    let what = format!("{}; it may have counted, and has revenue", setback.what);
-                    let dead = Failure { what: what.into(), ..setback };
+                    let what = format!("{}; it may have counted, and has revenue", failure.what);
+                    let dead = Failure { what: what.into(), ..failure };
                     return End { outcome: Outcome::Dead(dead), trouble };
                 }
-                End { outcome: Outcome::Retry(setback), trouble }
+                End { outcome: Outcome::Retry(failure), trouble }
             }
             Outcome::Fault(_) => End { trouble: Some(outcome.clone()), outcome },
             _ => End { outcome, trouble: None },

@@ -12,39 +12,40 @@ pub enum Outcome {
     Retry(Failure),
     /// The batch is too big: split it. A single event that is too big becomes a dead letter.
     TooLarge(Failure),
-    /// Something in the batch is refused for good: find it by halving. A single event that is
-    /// refused becomes a dead letter.
+    /// The upstream rejects something in the batch permanently: split it to find the event. A
+    /// single event that is rejected becomes a dead letter.
     Rejected(Failure),
-    /// The configuration is wrong (address, credentials, ...): keep trying, tell the operator.
+    /// The configuration is wrong (address, credentials): keep retrying and alert the operator.
     Fault(Failure),
-    /// These events can never be delivered, whoever tries again: dead letters, all of them.
+    /// These events can never be delivered: all of them become dead letters.
     Dead(Failure),
-    /// The events of the batch ended differently. A place in no part is tried again, and a place
-    /// in two parts counts in the first.
+    /// The events of the batch ended differently. An event in no part is retried; of an event in
+    /// two parts the first one counts.
     Mixed(Vec<Part>),
 }
 
-/// Events of one batch that ended alike.
+/// Events of one batch with the same outcome.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Part {
-    /// Indices into [`Batch::records`](super::Batch::records). None at all: the outcome speaks of the upstream only.
+    /// Indices into [`Batch::records`](super::Batch::records). Empty: the outcome is about the
+    /// upstream only.
     pub places: Vec<usize>,
-    /// How they ended; not `Mixed`.
+    /// Their outcome; never `Mixed`.
     pub outcome: Outcome,
 }
 
-/// Why an attempt did not deliver. Shown in logs, `/status` and dead letters, so it never holds
-/// anything that an event or an upstream's answer brought, but for a portal's number.
+/// Why an attempt did not deliver. Shown in logs, `/status` and dead letters, so it holds no data
+/// of an event or of an upstream's response, except a portal's number.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Failure {
-    /// For people: `answered 503`, `connection refused`.
+    /// The reason as text: `answered 503`, `connection refused`.
     pub what: Cow<'static, str>,
-    /// The status of the upstream's answer, where there was one.
+    /// The HTTP status of the response, if there was one.
     pub status: Option<u16>,
-    /// How long the upstream asked us to wait (`Retry-After`).
+    /// The wait that the upstream asked for (`Retry-After`).
     pub after: Option<Duration>,
-    /// Whether it speaks of these events only (their portal is limited, say) and says nothing of
-    /// the upstream: then nothing else that goes there is slowed, stopped or encouraged by it.
+    /// Whether the failure concerns these events only (for example, their portal is rate limited)
+    /// and not the upstream: then breaker and limiter ignore it.
     pub local: bool,
 }
 
@@ -60,7 +61,7 @@ impl Failure {
         Failure { what, status: Some(status), after: None, local: false }
     }
 
-    /// The same, of these events only: see [`Failure::local`].
+    /// The same failure, limited to these events: see [`Failure::local`].
     pub fn of_these_events(self) -> Failure {
         Failure { local: true, ..self }
     }

@@ -224,8 +224,8 @@ async fn after_trouble_one_event_goes_first_and_only_where_that_goes_well_the_ot
     assert!(backend.seen().len() - before > 1);
 }
 
-/// Where each event has come to its end the backend may be in trouble all the same: whoever
-/// sends the next batch has to know.
+/// Even if every event of the batch has its final outcome, the outcome reports the backend's
+/// trouble, so that delivery knows of it before it sends the next batch.
 #[tokio::test]
 async fn trouble_is_told_even_where_no_event_is_left_to_be_sent() {
     let backend = Backend::playing([Act::ResetAfterBody]).await;

@@ -2,10 +2,10 @@
 //!
 //! The open file is `<dir>/<time>-<random>.ndjson.part`: whole lines, readable at any time, and
 //! on disk as soon as a batch counts as delivered. After `rotate_bytes` or `rotate_seconds`,
-//! and at a stop, it is renamed to `*.ndjson` and never touched again: whoever collects
-//! `*.ndjson` gets complete files only, and names sort by time. Nothing here deletes a file.
+//! and at a stop, it is renamed to `*.ndjson` and never changed again: a collector of `*.ndjson`
+//! reads complete files only. Names sort by time. Finished files are never deleted.
 //!
-//! A thread of its own does the disk work, so that a slow disk holds up nobody else.
+//! A dedicated thread does the disk work, so that a slow disk does not block async tasks.
 
 mod writer;
 
@@ -171,7 +171,8 @@ fn work(mut writer: Writer, inbox: &Receiver<Order>) {
             Err(e) => Outcome::Retry(Failure::new(format!("cannot sync: {e}"))),
         };
         for done in group {
-            // Whoever asked may have stopped waiting: then the events come again, by their ids.
+            // An error means that the `send` was dropped: delivery sends its events again, with the
+            // same ids.
             let _ = done.send(outcome.clone());
         }
         if !finished.is_empty() {
@@ -184,8 +185,8 @@ fn work(mut writer: Writer, inbox: &Receiver<Order>) {
     }
 }
 
-/// Encoding, writing and syncing are each a lot of work, and whoever answers requests may be
-/// waiting for this core.
+/// Yields the core between encoding, writing and syncing, each of which takes long: a thread that
+/// answers requests may be waiting for the core.
 fn let_others_run() {
     std::thread::yield_now();
 }

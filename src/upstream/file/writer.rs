@@ -4,8 +4,8 @@
 //! - A finished file (`*.ndjson`) holds whole lines only and never changes.
 //! - A line is on disk when [`Writer::sync`] has returned `Ok` after its [`Writer::append`].
 //! - An open file (`*.ndjson.part`) is locked by its process. One without a lock was left by a
-//!   crash or a failing disk: whoever opens the next file cuts its torn last line off and
-//!   finishes it. Lines cut off or written twice were never synced, so they come again.
+//!   crash or a failing disk: the process that opens the next file removes its torn last line
+//!   and renames it. Removed or repeated lines were never synced: their events come again.
 
 use std::fs::{self, File, OpenOptions, TryLockError};
 use std::io::{self, Read, Seek, SeekFrom, Write};

@@ -7,7 +7,7 @@ use std::collections::{BTreeMap, HashMap};
 
 use serde::Serialize;
 
-use super::send::Item;
+use super::item::Item;
 
 /// A contact, and whose properties it was made of.
 #[derive(Debug)]
@@ -65,7 +65,7 @@ pub fn body(contacts: &[Contact<'_>]) -> serde_json::Result<Vec<u8>> {
 
 #[cfg(test)]
 mod tests {
-    use super::super::send::tests::items;
+    use super::super::item::tests::items;
     use super::*;
 
     #[test]

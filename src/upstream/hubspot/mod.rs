@@ -14,6 +14,7 @@ mod answers;
 mod config;
 mod contacts;
 mod explain;
+mod item;
 mod names;
 mod pauses;
 mod send;

@@ -21,11 +21,11 @@ use reqwest::Client;
 use serde::Serialize;
 use tokio::sync::Semaphore;
 use url::Url;
-use uuid::Uuid;
 
 use super::answers::{self, BODY_BYTES_MAX};
 use super::contacts;
-use super::translate::{EventInput, Translation};
+use super::item::Item;
+use super::translate::EventInput;
 use crate::upstream::outcome::{Failure, Outcome, Part};
 use crate::upstream::{answer, client};
 
@@ -36,19 +36,6 @@ pub const CONTACTS_MAX: usize = 100;
 
 const CONTACT_REFUSED: &str = "its contact is refused";
 const EVENT_REFUSED: &str = "the event is refused";
-
-/// One event, translated.
-#[derive(Debug)]
-pub struct Item {
-    /// Its index in the batch.
-    pub place: usize,
-    /// Its id, which is also what HubSpot drops repeats by.
-    pub uuid: String,
-    /// RFC 3339 with milliseconds, UTC.
-    pub occurred_at: String,
-    /// See [`Translation`].
-    pub translation: Translation<'static>,
-}
 
 /// Where requests go, shared by all portals.
 pub struct Sender {
@@ -79,21 +66,6 @@ struct Answer {
 #[derive(Serialize)]
 struct Inputs<'a> {
     inputs: Vec<EventInput<'a>>,
-}
-
-impl Item {
-    /// `id` and `received_at_ms` are the record's.
-    pub fn new(
-        place: usize,
-        id: [u8; 16],
-        received_at_ms: u64,
-        translation: Translation<'static>,
-    ) -> Item {
-        let time = i64::try_from(received_at_ms).ok();
-        let time = time.and_then(|ms| Timestamp::from_millisecond(ms).ok()).unwrap_or_default();
-        let uuid = Uuid::from_bytes(id).to_string();
-        Item { place, uuid, occurred_at: format!("{time:.3}"), translation }
-    }
 }
 
 impl Sender {
@@ -293,21 +265,4 @@ fn told(what: &str, body: Option<&[u8]>) -> String {
 /// Serde fails only on maps whose keys are no texts, and there are none.
 fn unencodable() -> Outcome {
     Outcome::Rejected(Failure::new("it cannot be written as JSON"))
-}
-
-#[cfg(test)]
-pub(super) mod tests {
-    use super::*;
-    use crate::event::{Rules, parse};
-
-    /// Items of portal 1, from the rest of their queries.
-    pub fn items(queries: &[&str]) -> Vec<Item> {
-        let translator = super::super::Config::default().translator().unwrap();
-        let item = |(place, rest): (usize, &&str)| {
-            let query = format!("_a=1&_n=a&{rest}");
-            let event = parse(query.as_bytes(), &Rules::default()).unwrap().event.into_owned();
-            Item::new(place, [7; 16], 1_795_401_913_123, translator.translate(event).unwrap())
-        };
-        queries.iter().enumerate().map(item).collect()
-    }
 }

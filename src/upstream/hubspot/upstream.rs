@@ -13,8 +13,9 @@ use crate::upstream::batch::Batch;
 use crate::upstream::contract::Upstream;
 use crate::upstream::outcome::{Failure, Outcome, Part};
 
+use super::item::Item;
 use super::pauses::Pauses;
-use super::send::{Ends, Item, Sender};
+use super::send::{Ends, Sender};
 use super::translate::Translator;
 
 /// Batches on their way at once. A batch stays until its last event has come to an end, so this

@@ -26,12 +26,12 @@ pub fn of(code: Code, trouble: Trouble) -> Outcome {
         },
         // Said of one event by librdkafka, or by a broker of a whole request: halving finds out.
         Code::MessageSizeTooLarge | Code::MessageBatchTooLarge | Code::InvalidMessageSize => {
-            Outcome::TooLarge(setback(code))
+            Outcome::TooLarge(failure(code))
         }
-        Code::InvalidRecord => Outcome::Rejected(setback(code)),
+        Code::InvalidRecord => Outcome::Rejected(failure(code)),
         // The topic's bounds on an event's time. The event is what it is, and a clock that is
         // ahead is soon not ahead any more: a matter of configuration, not of the event.
-        Code::InvalidTimestamp => Outcome::Fault(setback(code)),
+        Code::InvalidTimestamp => Outcome::Fault(failure(code)),
         Code::Authentication
         | Code::ClusterAuthorizationFailed
         | Code::IllegalSASLState
@@ -52,12 +52,12 @@ pub fn of(code: Code, trouble: Trouble) -> Outcome {
         | Code::UnsupportedFeature
         | Code::UnsupportedForMessageFormat
         | Code::UnsupportedSASLMechanism
-        | Code::UnsupportedVersion => Outcome::Fault(setback(code)),
-        _ => Outcome::Retry(setback(code)),
+        | Code::UnsupportedVersion => Outcome::Fault(failure(code)),
+        _ => Outcome::Retry(failure(code)),
     }
 }
 
-fn setback(code: Code) -> Failure {
+fn failure(code: Code) -> Failure {
     Failure::new(Cow::Owned(code.to_string()))
 }
 

@@ -1,9 +1,9 @@
 //! A connection to a server, opened only once its stream has been found.
 //!
-//! A connection is used until something goes wrong: it breaks, an acknowledgement
-//! does not come, the server denies a right. What was on its way then has no answer to hope for,
-//! and is given up at once; the next attempt makes a new connection, and so learns why if there can be
-//! none. The client's own way of connecting again could not tell.
+//! A connection is used until it breaks, an acknowledgement is missing at the deadline, or the
+//! server denies a permission. Publishes in flight then fail at once, because their
+//! acknowledgements cannot arrive any more, and the next attempt opens a new connection. Its
+//! error says why there is no connection; the client's own reconnecting would not report that.
 
 use std::future::Future;
 use std::time::Duration;
@@ -113,7 +113,9 @@ impl Connection {
             value = future => Ok(value),
             health = failed => Err(match health {
                 Health::Denied => Outcome::Fault(Failure::new("the server denies us the right")),
-                Health::Fine | Health::Broken => Outcome::Retry(Failure::new("the connection broke")),
+                Health::Fine | Health::Broken => {
+                    Outcome::Retry(Failure::new("the connection broke"))
+                }
             }),
             () = tokio::time::sleep_until(deadline) => {
                 Err(Outcome::Retry(Failure::new("no answer in time")))
