@@ -13,6 +13,7 @@ use super::config::TlsListener;
 use arc_swap::ArcSwap;
 use log::{error, info};
 use parking_lot::Mutex;
+use pixelgate::tools::FileStamp;
 use rustls::client::verify_server_name;
 use rustls::crypto::ring::sign::any_supported_type;
 use rustls::pki_types::pem::PemObject;
@@ -20,7 +21,6 @@ use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName};
 use rustls::server::{ClientHello, ParsedCertificate, ResolvesServerCert};
 use rustls::sign::CertifiedKey;
 use std::fmt;
-use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
@@ -38,22 +38,19 @@ pub struct Certificates {
 struct Entry {
     cert: PathBuf,
     key: PathBuf,
-    /// Stamps of certificate and key when they were last read, successfully or not.
-    seen: [Option<Stamp>; 2],
+    /// Stamps of certificate and key when they were last read, successfully or not. `None`: the
+    /// file's metadata could not be read.
+    seen: [Option<FileStamp>; 2],
     /// The last failure that was logged.
     logged: Option<String>,
 }
-
-/// What changes when a file changes: device, inode, length in bytes, modification time in seconds
-/// and its nanoseconds.
-type Stamp = (u64, u64, u64, i64, i64);
 
 impl Certificates {
     /// Loads the entries of `edge.tls`, grouped by address in configured order.
     pub fn load_all(entries: &[TlsListener]) -> Result<Vec<(String, Arc<Self>)>, String> {
         let mut grouped: Vec<(String, Vec<Entry>)> = Vec::new();
         for TlsListener { listen, cert, key } in entries {
-            let seen = [cert, key].map(|file| stamp(file));
+            let seen = [cert, key].map(|file| FileStamp::read(file).ok());
             let entry = Entry { cert: cert.clone(), key: key.clone(), seen, logged: None };
             match grouped.iter_mut().find(|(address, _)| address == listen) {
                 Some((_, all)) => all.push(entry),
@@ -76,7 +73,7 @@ impl Certificates {
         let mut changed = false;
         for (entry, in_use) in entries.iter_mut().zip(&mut keys) {
             // Taken before the files are read, so that a change meanwhile is seen at the next poll.
-            let now = [&entry.cert, &entry.key].map(|file| stamp(file));
+            let now = [&entry.cert, &entry.key].map(|file| FileStamp::read(file).ok());
             if now == entry.seen && !whole {
                 continue;
             }
@@ -112,11 +109,6 @@ impl Certificates {
             let _ = tokio::task::spawn_blocking(reload).await;
         }
     }
-}
-
-fn stamp(file: &Path) -> Option<Stamp> {
-    let meta = std::fs::metadata(file).ok()?;
-    Some((meta.dev(), meta.ino(), meta.len(), meta.mtime(), meta.mtime_nsec()))
 }
 
 impl ResolvesServerCert for Certificates {

@@ -8,6 +8,7 @@
 use log::{Level, Log, Metadata, Record};
 use parking_lot::Mutex;
 use pixelgate::admin_pages::VERDICT_TARGET;
+use pixelgate::tools::LogThrottle;
 use std::collections::HashMap;
 use std::time::{Duration, Instant};
 
@@ -33,11 +34,12 @@ enum Kind {
     Place(Level, String, u32),
 }
 
+/// The lines of one kind.
 #[derive(Debug)]
 struct Window {
-    since: Instant,
-    lines: u64,
-    held_back: u64,
+    throttle: LogThrottle,
+    /// Lines held back in earlier windows, for the next flush to report.
+    unreported: u64,
 }
 
 #[derive(Debug, Default)]
@@ -112,14 +114,10 @@ impl Seen {
         if self.0.len() >= TRACKED_MAX && !self.0.contains_key(&kind) {
             return true;
         }
-        let window = self.0.entry(kind).or_insert(Window { since: now, lines: 0, held_back: 0 });
-        if now.duration_since(window.since) >= WINDOW && window.held_back == 0 {
-            *window = Window { since: now, lines: 0, held_back: 0 };
-        }
-        let admitted = window.lines < most;
-        window.lines += u64::from(admitted);
-        window.held_back += u64::from(!admitted);
-        admitted
+        let new = || Window { throttle: LogThrottle::new(most, WINDOW), unreported: 0 };
+        let window = self.0.entry(kind).or_insert_with(new);
+        window.unreported += window.throttle.report(now).unwrap_or(0);
+        window.throttle.admit(now).is_some()
     }
 
     /// What was held back in windows that are over. A window that held lines back starts again, so
@@ -127,15 +125,12 @@ impl Seen {
     fn due(&mut self, now: Instant) -> Vec<(Kind, u64)> {
         let mut due = Vec::new();
         self.0.retain(|kind, window| {
-            if now.duration_since(window.since) < WINDOW {
-                return true;
-            }
-            let held_back = std::mem::take(&mut window.held_back);
+            let held_back = window.unreported + window.throttle.report(now).unwrap_or(0);
+            window.unreported = 0;
             if held_back > 0 {
                 due.push((kind.clone(), held_back));
             }
-            window.since = now;
-            held_back > 0
+            !window.throttle.is_idle(now)
         });
         due
     }

@@ -4,38 +4,32 @@
 //! [`LINES_MAX`] are written in each window; the counters of the server count all of the errors.
 
 use log::{Log, Metadata, Record};
-use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
-use std::time::Instant;
+use parking_lot::Mutex;
+use pixelgate::tools::LogThrottle;
+use std::time::{Duration, Instant};
 
 /// Most lines in one window that remote clients can trigger.
 const LINES_MAX: u64 = 20;
-/// Length of a window, in seconds.
-const WINDOW_SECONDS: u64 = 10;
+/// Length of a window.
+const WINDOW: Duration = Duration::from_secs(10);
 /// Targets whose lines remote clients can trigger, by prefix.
 const TARGETS: [&str; 2] = ["pingora", "h2"];
 
 /// A logger that limits the lines of [`TARGETS`].
 pub struct Throttle<L> {
     inner: L,
-    started: Instant,
-    window: AtomicU64,
-    lines: AtomicU64,
+    throttle: Mutex<LogThrottle>,
 }
 
 impl<L: Log> Throttle<L> {
     /// Wraps `inner`.
     pub fn new(inner: L) -> Self {
-        let (window, lines) = (AtomicU64::new(0), AtomicU64::new(0));
-        Self { inner, started: Instant::now(), window, lines }
+        Self { inner, throttle: Mutex::new(LogThrottle::new(LINES_MAX, WINDOW)) }
     }
 
-    /// Whether one more line is allowed, `seconds` after the start.
-    fn admits(&self, seconds: u64) -> bool {
-        let window = seconds / WINDOW_SECONDS;
-        if self.window.swap(window, Relaxed) != window {
-            self.lines.store(0, Relaxed);
-        }
-        self.lines.fetch_add(1, Relaxed) < LINES_MAX
+    /// Whether one more line is allowed at `now`.
+    fn admits(&self, now: Instant) -> bool {
+        self.throttle.lock().admit(now).is_some()
     }
 }
 
@@ -46,10 +40,7 @@ impl<L: Log> Log for Throttle<L> {
 
     fn log(&self, record: &Record<'_>) {
         let limited = TARGETS.iter().any(|target| record.target().starts_with(target));
-        if limited
-            && self.inner.enabled(record.metadata())
-            && !self.admits(self.started.elapsed().as_secs())
-        {
+        if limited && self.inner.enabled(record.metadata()) && !self.admits(Instant::now()) {
             return;
         }
         self.inner.log(record);
@@ -63,7 +54,6 @@ impl<L: Log> Log for Throttle<L> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use parking_lot::Mutex;
 
     #[derive(Default)]
     struct Lines(Mutex<Vec<String>>);
@@ -98,7 +88,11 @@ mod tests {
     #[test]
     fn a_new_window_has_room_again() {
         let log = Throttle::new(Lines::default());
-        let admitted = |seconds: u64| (0..100).filter(|_| log.admits(seconds)).count() as u64;
+        let start = Instant::now();
+        let admitted = |seconds| {
+            let now = start + Duration::from_secs(seconds);
+            (0..100).filter(|_| log.admits(now)).count() as u64
+        };
         assert_eq!([admitted(0), admitted(9), admitted(10)], [LINES_MAX, 0, LINES_MAX]);
     }
 }
