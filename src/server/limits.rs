@@ -83,7 +83,10 @@ impl LimitReporter {
         let left_out = self.throttles[limit as usize].lock().admit(Instant::now());
         let Some(left_out) = left_out else { return };
         let since = left_out + 1;
-        warn!("{since} connections ended at the limit {} since the last such log line", limit.as_str());
+        warn!(
+            "{since} connections ended at the limit {} since the last such log line",
+            limit.as_str()
+        );
     }
 }
 
