@@ -65,8 +65,8 @@
 //! A sync in blocks that have been written before needs no word in the journal: on ext4 a `pwrite`
 //! and `fdatasync` of 73 KB cost 40 us of CPU and 110 us of time there, and 96 us and 267 us in
 //! blocks that were only reserved. A lane therefore begins with one small segment of zeros; in the
-//! first second, or as soon as that one is full, maintenance makes a large one, and one
-//! more when it is used; and what is trimmed is written again. So a steady flow uses the same few files for
+//! first second, or as soon as that one is full, maintenance makes a large one, and one more when
+//! it is used; and what is trimmed is written again. So a steady flow uses the same few files for
 //! ever. A spool that grows beyond them, or before they are there, takes new files with reserved
 //! blocks, each twice as large as the one before, up to `segment_bytes`: zeros for each would
 //! double what is written.

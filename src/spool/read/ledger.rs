@@ -2,8 +2,9 @@
 //!
 //! Acknowledgements come in any order. Between the low watermark (`low`: everything before it has
 //! its acknowledgement) and the next record to hand out lies a window with one byte a record. Only
-//! counts below `low` are ever persisted, so that after a crash `low - start = delivered + dead + lost`
-//! holds, and with it SPEC 7's identity: what lay above is pending again and read again.
+//! counts below `low` are ever persisted, so that after a crash
+//! `low - start = delivered + dead + lost` holds, and with it SPEC 7's identity: what lay
+//! above is pending again and read again.
 
 use std::collections::VecDeque;
 
