@@ -38,7 +38,7 @@ pub struct Translation<'a> {
 /// can be replayed after a change of the configuration.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Untranslatable {
-    /// The event has no email address. HubSpot also takes a record id or a cookie; events have none.
+    /// The event has no email address. It has no record id or cookie of HubSpot instead.
     NoEmail,
     /// See [`NameFault`].
     EventName(NameFault),
