@@ -1,8 +1,8 @@
-//! A batch: events that travel together, under one idempotency key.
+//! A batch: events that are sent together, under one idempotency key.
 //!
-//! A batch never changes after it is made. Its body is encoded and compressed once and kept, so
-//! that every attempt sends the same bytes under the same key; a batch that is split becomes
-//! two new batches with keys of their own.
+//! A batch does not change after it is made. Its body is encoded and compressed once and kept, so
+//! that every attempt sends the same bytes under the same key. A batch that is split becomes
+//! two new batches with new keys.
 
 use crate::config_error::ConfigError;
 use std::sync::{Arc, OnceLock};
@@ -12,23 +12,23 @@ use bytesize::ByteSize;
 use serde::Deserialize;
 use uuid::Uuid;
 
-/// Most events that a batch may be configured to hold.
+/// Maximum of `events_max`.
 pub const BATCH_EVENTS_MAX: usize = 100_000;
-/// Most bytes that a batch may be configured to hold: several of them are in memory at once.
+/// Maximum of `bytes_max`: several batches are in memory at once.
 pub const BATCH_BYTES_MAX: u64 = 64 << 20;
-/// Longest time that a batch may be configured to wait for company.
+/// Maximum of `linger_ms`.
 pub const BATCH_LINGER_MS_MAX: u64 = 600_000;
 
 /// The `[batch]` section (SPEC 7): when a batch is closed.
 #[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct BatchConfig {
-    /// Events in a batch, at most.
+    /// Maximum number of events in a batch.
     pub events_max: usize,
-    /// Bytes in a batch, at most, before compression: spool records plus
-    /// [`Batch::EVENT_OVERHEAD_BYTES`] each. An event larger than this travels alone.
+    /// Maximum number of bytes in a batch before compression: the spool records plus
+    /// [`Batch::EVENT_OVERHEAD_BYTES`] each. A larger event is sent alone.
     pub bytes_max: ByteSize,
-    /// How long the first event of a batch waits for others.
+    /// How long the first event of a batch waits for further events, in milliseconds.
     pub linger_ms: u64,
 }
 
@@ -44,7 +44,7 @@ pub struct BatchOverride {
     pub linger_ms: Option<u64>,
 }
 
-/// Events on their way to one upstream.
+/// Events that one upstream receives together.
 #[derive(Debug, Clone)]
 pub struct Batch {
     id: Uuid,
@@ -55,7 +55,7 @@ pub struct Batch {
 /// An encoded batch, ready to be sent any number of times.
 #[derive(Debug, Clone)]
 pub struct Body {
-    /// What goes over the wire.
+    /// The bytes of the request body, compressed.
     pub bytes: Bytes,
     /// Its size before compression.
     pub plain_bytes: usize,
@@ -68,7 +68,7 @@ impl Default for BatchConfig {
 }
 
 impl BatchConfig {
-    /// Checks every limit; the error names the key.
+    /// Checks every limit. The error names the key.
     pub fn validate(&self) -> Result<(), ConfigError> {
         let within = |key, value: u64, min: u64, max: u64| {
             let reason = || format!("{value} is not within {min} and {max}");
@@ -81,7 +81,7 @@ impl BatchConfig {
 }
 
 impl BatchOverride {
-    /// The limits that hold for an upstream where `[batch]` says `base`.
+    /// The limits of an upstream: its own where set, else those of `base`.
     pub fn over(&self, base: &BatchConfig) -> BatchConfig {
         BatchConfig {
             events_max: self.events_max.unwrap_or(base.events_max),
@@ -92,16 +92,16 @@ impl BatchOverride {
 }
 
 impl Batch {
-    /// What an event is taken to need beside its spool record (which holds the larger part of
-    /// its wire form already): the keys and braces of the wire form, its id and its time.
+    /// Estimated size of an event's wire form beyond its spool record: keys, braces, id and
+    /// time.
     pub const EVENT_OVERHEAD_BYTES: usize = 192;
 
-    /// A new batch with a key of its own. Each record is one `event::Record`.
+    /// A new batch with a new key. Each record is one encoded `event::Record`.
     pub fn new(records: Vec<Bytes>) -> Batch {
         Batch { id: Uuid::now_v7(), records: records.into(), body: Arc::default() }
     }
 
-    /// The key under which every attempt at this batch is made.
+    /// The idempotency key of this batch, the same for every attempt.
     pub fn id(&self) -> Uuid {
         self.id
     }
@@ -111,13 +111,13 @@ impl Batch {
         &self.records
     }
 
-    /// Whether the body has been made, so that asking for it again costs nothing.
+    /// Whether the body is encoded already, so that `body_or_encode` returns at once.
     pub fn is_encoded(&self) -> bool {
         self.body.get().is_some()
     }
 
-    /// The body: made by `encode` at the first call, the same ever after. `None` where a record
-    /// cannot be read, which no retry would change.
+    /// The body: made by `encode` at the first call, and kept. `None` if a record cannot be read,
+    /// which a retry does not change.
     pub fn body_or_encode(&self, encode: impl FnOnce(&[Bytes]) -> Option<Body>) -> Option<&Body> {
         self.body.get_or_init(|| encode(&self.records)).as_ref()
     }

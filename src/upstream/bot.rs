@@ -1,38 +1,37 @@
-//! Whether a user agent says that it is a bot. On this side of the spool, because matching
-//! costs more than everything that the request path does with an event together.
+//! Tells whether a user agent is a known bot. Done at delivery, because the match costs more than
+//! all other work of the request path on an event.
 //!
 //! The patterns are those of the crate `isbot`. A few thousand user agents make up nearly all
-//! traffic, so verdicts are remembered.
+//! traffic, so results are cached.
 
 use std::collections::HashMap;
-use std::sync::{LazyLock, Mutex, PoisonError};
+use std::sync::LazyLock;
 
 use foldhash::quality::RandomState;
 use isbot::Bots;
+use parking_lot::Mutex;
 
-/// Remembered verdicts. The whole table is dropped when it is full: simpler than an eviction
-/// order, and the common agents are back within a batch or two.
+/// Maximum number of cached results. A full cache is cleared: simpler than an eviction order, and
+/// the common user agents are back within a batch or two.
 const REMEMBERED_MAX: usize = 8192;
-/// Bytes of a user agent that are looked at. A longer one is no browser's.
+/// How many bytes of a user agent are matched. Browsers send shorter ones.
 const USER_AGENT_BYTES_MAX: usize = 512;
 
 static BOTS: LazyLock<Bots> = LazyLock::new(Bots::default);
-// Asked for each event, so the standard library's hasher would be most of the answer's cost. This
-// one is seeded at random too; it is easier to attack, but what it guards is small, and forgotten
-// when full.
+// Looked up for each event: the standard library's hasher would be most of the cost. This hasher
+// is randomly seeded too. It is easier to attack, but the cache is small and cleared when full.
 type Verdicts = HashMap<Box<[u8]>, bool, RandomState>;
 static REMEMBERED: LazyLock<Mutex<Verdicts>> = LazyLock::new(Mutex::default);
 
-/// Whether `user_agent` is a known bot's. An absent one is no proof of anything: false.
+/// Whether `user_agent` is that of a known bot. `false` if it is absent.
 pub fn is_bot(user_agent: Option<&[u8]>) -> bool {
     let Some(agent) = user_agent else { return false };
     let agent = agent.get(..USER_AGENT_BYTES_MAX).unwrap_or(agent);
-    // A poisoned lock guards a table of facts: every state of it is good.
-    if let Some(&known) = REMEMBERED.lock().unwrap_or_else(PoisonError::into_inner).get(agent) {
+    if let Some(&known) = REMEMBERED.lock().get(agent) {
         return known;
     }
     let bot = BOTS.is_bot(text(agent));
-    let mut remembered = REMEMBERED.lock().unwrap_or_else(PoisonError::into_inner);
+    let mut remembered = REMEMBERED.lock();
     if remembered.len() >= REMEMBERED_MAX {
         remembered.clear();
     }
@@ -40,7 +39,7 @@ pub fn is_bot(user_agent: Option<&[u8]>) -> bool {
     bot
 }
 
-/// The text that an agent begins with: all of it, unless it was cut within a character.
+/// The valid UTF-8 at the start of `agent`: all of it, unless it was cut within a character.
 fn text(agent: &[u8]) -> &str {
     agent.utf8_chunks().next().map_or("", |chunk| chunk.valid())
 }
@@ -68,7 +67,7 @@ mod tests {
         for n in 0..REMEMBERED_MAX + 10 {
             is_bot(Some(format!("agent {n}").as_bytes()));
         }
-        let len = REMEMBERED.lock().unwrap_or_else(PoisonError::into_inner).len();
+        let len = REMEMBERED.lock().len();
         assert!(len <= REMEMBERED_MAX);
         assert!(is_bot(Some(GOOGLEBOT.as_bytes())));
     }

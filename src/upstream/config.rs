@@ -1,4 +1,4 @@
-//! `[[upstream]]`: which kinds there are, what each is told, and what is wrong with it.
+//! `[[upstream]]`: the kinds, their settings and their checks.
 
 use crate::config_error::ConfigError;
 use std::collections::HashSet;
@@ -16,11 +16,11 @@ use super::{file, http, hubspot, legacy};
 
 /// Longest name of an upstream, in characters.
 pub const NAME_CHARS_MAX: usize = 64;
-/// Upstreams side by side, at most: each has connections, memory and a cursor of its own.
+/// Maximum number of upstreams: each has its own connections, memory and cursor.
 pub const UPSTREAMS_MAX: usize = 16;
 
 const KINDS: &[&str] = &["file", "http", "legacy", "hubspot"];
-/// Kinds that are built in only with the cargo feature of their name.
+/// Kinds that need the cargo feature of the same name.
 const FEATURES: &[&str] = &["kafka", "nats"];
 
 /// One `[[upstream]]`.
@@ -28,22 +28,22 @@ const FEATURES: &[&str] = &["kafka", "nats"];
 pub struct Config {
     /// Names the upstream's cursor, dead letters and metrics: `[a-z0-9_-]{1,64}`, unique.
     pub name: String,
-    /// What it does differently from `[batch]`: its own `[upstream.batch]` table.
+    /// Overrides of `[batch]`: the table `[upstream.batch]`.
     pub batch: BatchOverride,
-    /// What it is, and that kind's settings.
+    /// The kind and its settings.
     pub kind: Kind,
 }
 
 /// The kinds that are built in, by the value of `kind`.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Kind {
-    /// Rotated NDJSON files: the embedded default.
+    /// Rotated NDJSON files: the default if nothing is configured.
     File(file::Config),
     /// A collector that takes batches over HTTP.
     Http(http::Config),
     /// A backend without a batch API.
     Legacy(legacy::Config),
-    /// HubSpot's successor API.
+    /// HubSpot's API for custom events.
     Hubspot(hubspot::Config),
     /// A topic of a Kafka cluster.
     #[cfg(feature = "kafka")]
@@ -54,7 +54,7 @@ pub enum Kind {
 }
 
 impl Config {
-    /// What is used where nothing is configured: files under `data/events`.
+    /// The default if no upstream is configured: files under `data/events`.
     pub fn embedded() -> Config {
         Config {
             name: "events".into(),
@@ -63,7 +63,7 @@ impl Config {
         }
     }
 
-    /// Checks everything that can be checked without touching the disk or the network.
+    /// Checks all settings that need neither disk nor network.
     pub fn validate(&self) -> Result<(), ConfigError> {
         check_name(&self.name)?;
         let batch = self.batch.over(&BatchConfig::default());
@@ -81,7 +81,7 @@ impl Config {
         .map_err(|e| e.within(&format!("upstream.{}", self.name)))
     }
 
-    /// Validates, reads secrets and certificates, opens what the kind needs.
+    /// Validates, reads secrets and certificates, and opens the kind's files.
     pub fn build(&self) -> Result<Arc<dyn Upstream>, ConfigError> {
         self.validate()?;
         let built: Result<Arc<dyn Upstream>, ConfigError> = match &self.kind {
@@ -111,7 +111,7 @@ impl Config {
         }
     }
 
-    /// Validates all upstreams of a configuration, and that no two share a name.
+    /// Validates all upstreams, their number and that their names are unique.
     pub fn validate_all(all: &[Config]) -> Result<(), ConfigError> {
         if all.len() > UPSTREAMS_MAX {
             let reason = format!("there are {}, at most {UPSTREAMS_MAX} are possible", all.len());
@@ -129,7 +129,8 @@ impl Config {
     }
 }
 
-/// Whether `name` can be an upstream's: it becomes a file name, a label and a key.
+/// Checks an upstream's name, which becomes a file name, a metric label and a key:
+/// `[a-z0-9_-]{1,64}`.
 pub fn check_name(name: &str) -> Result<(), ConfigError> {
     let plain = |b: u8| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'_' || b == b'-';
     if (1..=NAME_CHARS_MAX).contains(&name.len()) && name.bytes().all(plain) {
@@ -139,8 +140,8 @@ pub fn check_name(name: &str) -> Result<(), ConfigError> {
     Err(ConfigError::new("upstream.name", reason))
 }
 
-// By hand, because serde's tagged enums cannot refuse unknown keys beside `name` and `batch`,
-// and so that an error says in which upstream it is.
+// Implemented by hand, because serde's tagged enums cannot reject unknown keys beside `name` and
+// `batch`, and so that an error names its upstream.
 impl<'de> Deserialize<'de> for Config {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Config, D::Error> {
         let mut table = toml::Table::deserialize(deserializer)?;

@@ -1,4 +1,4 @@
-//! A batch's body: the wire form of SPEC 7 in one of three formats, compressed or not.
+//! Encodes a batch's body: the wire form of SPEC 7 in one of three formats, optionally compressed.
 
 use std::cell::RefCell;
 use std::io::Write;
@@ -12,35 +12,35 @@ use super::batch::{Batch, Body};
 use super::bot;
 use crate::event::{RawRecord, WireWriter};
 
-/// gzip effort, of 9. Beyond it the size hardly falls for batches of like events.
+/// gzip level (0 to 9). Higher levels hardly reduce the size of batches of similar events.
 const GZIP_LEVEL: u32 = 3;
-/// zstd effort, of 22. For batches of like events 3, the library's default, costs half as much
-/// again and is no smaller.
+/// zstd level (1 to 22). For batches of similar events, 3 (the library's default) costs 50 % more
+/// and is no smaller.
 const ZSTD_LEVEL: i32 = 1;
 
-/// How events are laid out in a body.
+/// The format of a body.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Format {
     /// One JSON array.
     #[default]
     Json,
-    /// One JSON object a line.
+    /// One JSON object per line.
     Ndjson,
-    /// CloudEvents 1.0, JSON batch format: each event is the `data` of its envelope.
+    /// CloudEvents 1.0 in JSON batch format: each event is the `data` of an envelope.
     CloudEvents,
 }
 
-/// How a body is compressed.
+/// The compression of a body.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Compression {
-    /// RFC 1952, which every backend reads.
+    /// gzip (RFC 1952), which every backend can read.
     #[default]
     Gzip,
-    /// RFC 8878: smaller and several times cheaper.
+    /// zstd (RFC 8878): smaller, and several times cheaper than gzip.
     Zstd,
-    /// As it is.
+    /// No compression.
     None,
 }
 
@@ -56,7 +56,7 @@ impl Format {
 }
 
 impl Compression {
-    /// The `Content-Encoding` of a body.
+    /// The `Content-Encoding` of a body. `None` if it is not compressed.
     pub fn content_encoding(self) -> Option<&'static str> {
         match self {
             Compression::Gzip => Some("gzip"),
@@ -66,7 +66,7 @@ impl Compression {
     }
 }
 
-/// The body of a batch. `None` where a record cannot be read.
+/// The body of a batch. `None` if a record cannot be read.
 pub fn encode(records: &[Bytes], format: Format, compression: Compression) -> Option<Body> {
     let plain = lay_out(records, format)?;
     let plain_bytes = plain.len();
@@ -91,7 +91,7 @@ fn lay_out(records: &[Bytes], format: Format) -> Option<Vec<u8>> {
         if place > 0 {
             out.extend_from_slice(between);
         }
-        // The spool found the record's checksum right as it read it.
+        // Not checksummed again: the spool verified the record when it read it.
         let record = RawRecord::read(bytes).ok()?;
         if format == Format::CloudEvents {
             open_envelope(&mut out, &record)?;
@@ -105,7 +105,7 @@ fn lay_out(records: &[Bytes], format: Format) -> Option<Vec<u8>> {
     Some(out)
 }
 
-/// Everything of the CloudEvents envelope up to the value of `data`.
+/// Writes the CloudEvents envelope up to the value of `data`.
 fn open_envelope(out: &mut Vec<u8>, record: &RawRecord<'_>) -> Option<()> {
     let time = i64::try_from(record.received_at_ms).ok()?;
     let time = jiff::Timestamp::from_millisecond(time).ok()?;
@@ -120,8 +120,8 @@ fn open_envelope(out: &mut Vec<u8>, record: &RawRecord<'_>) -> Option<()> {
     .ok()
 }
 
-// Neither compressor can fail into a `Vec` of sufficient size. Should one do so all the same,
-// the batch is refused like an unreadable one and its events stay recoverable as dead letters.
+// Writing to a `Vec` cannot fail. If a compressor fails nevertheless, the batch is rejected like
+// an unreadable one, and its events stay recoverable as dead letters.
 
 fn gzip(plain: &[u8]) -> Option<Vec<u8>> {
     let out = Vec::with_capacity(plain.len() / 4);
@@ -131,7 +131,7 @@ fn gzip(plain: &[u8]) -> Option<Vec<u8>> {
 }
 
 thread_local! {
-    // Its tables take longer to set up than a small batch takes to compress.
+    // Reused, because creating a compressor takes longer than compressing a small batch.
     static ZSTD: RefCell<Option<zstd::bulk::Compressor<'static>>> = const { RefCell::new(None) };
 }
 

@@ -64,7 +64,7 @@ pub struct Config {
     pub compression: Compression,
     /// Headers that are added to every request. Values may hold `${ENV}`.
     pub headers: BTreeMap<String, Secret>,
-    /// Key that signs every request as Standard Webhooks 1.0 defines: `whsec_…`. May hold `${ENV}`.
+    /// Key that signs every request after Standard Webhooks 1.0: `whsec_…`. May hold `${ENV}`.
     pub secret: Option<Secret>,
     /// Time for one request, from connecting to the end of the response, in seconds.
     pub timeout_seconds: u64,

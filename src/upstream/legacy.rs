@@ -1,25 +1,25 @@
-//! `legacy`: an existing backend without a batch API. Each event is replayed as the `GET` that it
-//! came as, in canonical form (SPEC 3), with the caller's `User-Agent`, `Referer` and
-//! `X-Forwarded-For`; several at once over kept connections.
+//! `legacy`: an existing backend without a batch API. Each event is replayed as a `GET` request in
+//! canonical form (SPEC 3), with the client's `User-Agent`, `Referer` and address
+//! (`X-Forwarded-For`). Requests run in parallel over kept connections.
 //!
 //! # Money
 //!
-//! Such a backend knows no event ids, so an event that is sent twice counts twice. Mostly one
-//! knows whether it counted: a connection that was refused did not count it, and a backend that
-//! answers 500 or 503 says so itself. But where the request went out and no answer came, or a
-//! gateway answers for a backend that it lost (502, 504), *nobody knows*. An event without
-//! revenue is then sent again. For one with revenue `on_unknown` decides:
+//! Such a backend does not know event ids, so an event that is sent twice counts twice. Usually
+//! it is clear whether an event counted: after a refused connection, or a response of 500 or 503,
+//! it did not. The result is *unknown* if the request was sent and no response arrived, or if a
+//! gateway lost the backend (502, 504). An event without revenue is then sent again. For an event
+//! with revenue `on_unknown` decides:
 //!
-//! - `dead` (default): it becomes a dead letter. A person can look the amount up, and
-//!   `pixelgate dead replay` sends it again. A missing amount is found on a list; one that was
-//!   booked twice is found by nobody.
+//! - `dead` (default): it becomes a dead letter. An operator can look the amount up, and
+//!   `pixelgate dead replay` sends it again. A missing amount is on the list of dead letters; an
+//!   amount that was booked twice would be on no list.
 //! - `retry`: it is sent again, and may count twice.
 //!
-//! One case is left: what is on its way while this process is killed is sent again after the
-//! next start, with revenue or without.
+//! One case remains: events in flight while this process is killed are sent again after the next
+//! start, with or without revenue.
 //!
-//! When an answer says that the backend is in trouble, the rest of the batch is not sent: it
-//! would only make more of the same, and more unknowns.
+//! After a response that shows trouble of the backend, the rest of the batch is not sent: it
+//! would add load and more unknown results.
 
 use crate::config_error::ConfigError;
 use std::fmt;
@@ -43,41 +43,42 @@ use super::{answer, client};
 use crate::env::Secret;
 use crate::event::{Record, canonical_query};
 
-/// Batches on their way at once: the next one begins while the last answers of this one come in.
+/// Maximum number of batches in flight: the second starts while the first waits for its last
+/// responses.
 const BATCHES_MAX: usize = 2;
-/// How long an idle connection is kept. Old servers close theirs after five seconds; one that
-/// closes while we send leaves an event of which nobody knows whether it counted.
+/// How long an idle connection is kept, in seconds. Old servers close theirs after 5 s; if one is
+/// closed during a request, the event's result is unknown.
 const IDLE_SECONDS_MAX: u64 = 4;
 
 /// The settings of an `[[upstream]]` of kind `legacy`.
 #[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct Config {
-    /// Where events are sent, the event path included. May hold `${ENV}`.
+    /// The URL that events are sent to, with the event path. May hold `${ENV}`.
     pub url: Secret,
-    /// Requests on their way at once, at most.
+    /// Maximum number of requests in flight.
     pub concurrency_max: usize,
-    /// Time for one event, in seconds.
+    /// Time for one request, in seconds.
     pub timeout_seconds: u64,
-    /// What becomes of an event with revenue of which nobody knows whether it counted.
+    /// What happens to an event with revenue whose result is unknown.
     pub on_unknown: OnUnknown,
 }
 
-/// See [the module](self).
+/// What happens to an event with revenue whose result is unknown: see [the module](self).
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum OnUnknown {
-    /// Send it again: it may count twice.
+    /// Send the event again: it may count twice.
     Retry,
-    /// Keep it as a dead letter for a person to decide.
+    /// Keep the event as a dead letter, for an operator to decide.
     #[default]
     Dead,
 }
 
-/// See the module.
+/// The upstream of kind `legacy`: see the [module](self).
 pub struct Legacy {
     replayer: Arc<Replayer>,
-    /// A permit for each request on its way, over all batches.
+    /// One permit for each request in flight, over all batches.
     requests: Arc<Semaphore>,
 }
 
@@ -85,7 +86,7 @@ struct Replayer {
     client: Client,
     url: Url,
     on_unknown: OnUnknown,
-    /// Whether the last answer was trouble. Then one event goes first, alone.
+    /// Whether the last batch met trouble. Then each request waits for the previous response.
     careful: AtomicBool,
 }
 
@@ -96,19 +97,19 @@ struct Replay {
     has_revenue: bool,
 }
 
-/// How a request ended: for its event, and for those that would be sent after it.
+/// How a request ended: the outcome of its event, and the trouble that stops later requests.
 struct End {
     outcome: Outcome,
     trouble: Option<Outcome>,
 }
 
-/// What is known of a batch's events so far.
+/// The outcomes of a batch's events so far.
 struct Ends {
     outcomes: Vec<Option<Outcome>>,
     trouble: Option<Outcome>,
 }
 
-// By hand: the URL may hold credentials.
+// Implemented by hand, because the URL may hold credentials.
 impl fmt::Debug for Legacy {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str("Legacy(..)")
@@ -127,14 +128,14 @@ impl Default for Config {
 }
 
 impl Config {
-    /// Checks limits and the URL.
+    /// Checks the limits and the URL.
     pub fn validate(&self) -> Result<(), ConfigError> {
         check_within("timeout_seconds", self.timeout_seconds, TIMEOUT_SECONDS_MAX)?;
         check_within("concurrency_max", self.concurrency_max as u64, CONCURRENCY_MAX as u64)?;
         parse_url(&self.url).map(drop)
     }
 
-    /// Builds the upstream: resolves nothing, connects nowhere.
+    /// Builds the upstream. Resolves no name and opens no connection.
     pub fn build(&self) -> Result<Legacy, ConfigError> {
         self.validate()?;
         let url = parse_url(&self.url)?;
@@ -170,9 +171,9 @@ impl Upstream for Legacy {
                 ends.outcomes[place] = Some(Outcome::Rejected(failure));
                 continue;
             };
-            // It is never closed.
+            // The semaphore is never closed.
             let Ok(permit) = Arc::clone(&self.requests).acquire_owned().await else { break };
-            // Look at the answers that have come meanwhile before sending more.
+            // Read the responses received so far before sending more.
             while let Some(done) = sending.try_join_next() {
                 ends.note(done.ok());
             }
@@ -189,7 +190,7 @@ impl Upstream for Legacy {
                 ends.note(sending.join_next().await.and_then(Result::ok));
             }
         }
-        // What has gone out is waited for: nobody else will learn what became of it.
+        // Wait for all requests that were sent: their results are known only here.
         while let Some(done) = sending.join_next().await {
             ends.note(done.ok());
         }
@@ -215,7 +216,7 @@ impl Replayer {
         url.set_query(Some(&query));
         let mut headers = HeaderMap::new();
         let mut set = |name: HeaderName, value: Option<&str>| {
-            // What cannot stand in a header is left out: the event counts without it.
+            // A value that is not valid in a header is left out: the event counts without it.
             if let Some(value) = value.and_then(|v| HeaderValue::from_bytes(v.as_bytes()).ok()) {
                 headers.insert(name, value);
             }
@@ -233,7 +234,7 @@ impl Replayer {
             Ok(answer) => {
                 let status = answer.status();
                 let outcome = match status.as_u16() {
-                    // Too long a URI or header is the `GET`'s way of being too large.
+                    // A `GET` is too large if its URI (414) or its header (431) is too long.
                     414 | 431 => Outcome::TooLarge(Failure::answered(status.as_u16())),
                     _ => answer::outcome(status, answer.headers(), Timestamp::now()),
                 };
@@ -249,7 +250,7 @@ impl Replayer {
         }
     }
 
-    /// `at_stake`: nobody knows whether the event counted, and it would matter.
+    /// `at_stake`: the result is unknown and the event has revenue.
     fn end(&self, outcome: Outcome, at_stake: bool) -> End {
         match outcome {
             Outcome::Retry(failure) => {
@@ -269,27 +270,27 @@ impl Replayer {
 
 impl Ends {
     fn note(&mut self, done: Option<(usize, End)>) {
-        // A request that panicked has no end: its event is tried again.
+        // A request that panicked has no outcome: its event is retried.
         let Some((place, end)) = done else { return };
         self.outcomes[place] = Some(end.outcome);
         self.trouble = self.trouble.take().or(end.trouble);
     }
 
-    /// One outcome for the batch, or one for each sort of end.
+    /// The outcome of the batch: `Mixed` if its events ended differently.
     fn gather(self) -> Outcome {
         let not_sent = self.trouble.clone();
         let not_sent = not_sent.unwrap_or_else(|| Outcome::Retry(Failure::new("not attempted")));
         let mut parts: Vec<Part> = Vec::new();
         for (place, outcome) in self.outcomes.into_iter().enumerate() {
             let outcome = outcome.unwrap_or_else(|| not_sent.clone());
-            // A refusal is about one event: two of them together would be halved and sent again.
+            // Each rejected event is a part of its own: two in one part would be split and resent.
             let alone = matches!(outcome, Outcome::Rejected(_) | Outcome::TooLarge(_));
             match parts.iter_mut().find(|part| !alone && part.outcome == outcome) {
                 Some(part) => part.places.push(place),
                 None => parts.push(Part { places: vec![place], outcome }),
             }
         }
-        // Also where every event has come to an end: the backend is still in trouble.
+        // Report the trouble even if no event is to be retried.
         if let Some(outcome) = self.trouble
             && !parts.iter().any(|part| part.outcome == outcome)
         {

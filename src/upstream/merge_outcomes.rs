@@ -1,17 +1,18 @@
-//! One outcome for a batch, put together from the ends of its events: for kinds that hand events
-//! over one by one and hear about each.
+//! Merges the outcomes of single events into the outcome of their batch, for kinds that send each
+//! event on its own.
 
 use super::outcome::{Outcome, Part};
 
-/// The ends of a batch's events, in their order, become one [`Outcome`]: that of all of them where
-/// they ended alike, else [`Outcome::Mixed`] with a part for each sort of end.
+/// Merges the outcomes of a batch's events, given in the batch's order: the common outcome if all
+/// are equal, else [`Outcome::Mixed`] with one part for each distinct outcome.
 ///
-/// Several events that are refused, or too large, make one part, which is halved until each stands
-/// alone. So an end must not claim of one event what was said of a whole request.
+/// Events that are rejected, or too large, with the same failure share a part, which delivery
+/// splits until each event is alone. So each outcome must be about its event, not about a request
+/// that held several.
 pub fn merge_outcomes(ends: impl IntoIterator<Item = Outcome>) -> Outcome {
     let mut parts: Vec<Part> = Vec::new();
     for (place, outcome) in ends.into_iter().enumerate() {
-        // Few sorts, and the last one is the likeliest.
+        // There are few distinct outcomes, and the last one is the most likely.
         match parts.iter_mut().rev().find(|part| part.outcome == outcome) {
             Some(part) => part.places.push(place),
             None => parts.push(Part { places: vec![place], outcome }),

@@ -1,11 +1,11 @@
 //! Upstreams: where batches go.
 //!
-//! An [`Upstream`] makes one attempt to hand over one [`Batch`] and says how it ended, as an
-//! [`Outcome`]. It does not retry, wait, split, count or remember: `delivery` does, the same for
-//! every kind, which keeps a new kind small and its failures predictable.
+//! An [`Upstream`] makes one attempt to deliver one [`Batch`] and returns its [`Outcome`]. Retries,
+//! waits, splits and metrics are the same for every kind and belong to `delivery`. This keeps a
+//! new kind small and its failures predictable.
 //!
-//! The trait is the one extension point of the delivery path: a host may hand in a kind of
-//! its own. The kinds built in are chosen by `kind` in `[[upstream]]`, see [`Config`].
+//! The trait is the one extension point of the delivery path: an embedding program may pass its
+//! own implementation. The built-in kinds are chosen by `kind` in `[[upstream]]`, see [`Config`].
 
 mod answer;
 mod batch;

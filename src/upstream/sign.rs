@@ -8,15 +8,16 @@ use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use ring::hmac;
 
-/// Shortest and longest key, in bytes, that Standard Webhooks allows.
+/// Shortest key, in bytes, that Standard Webhooks allows.
 const KEY_BYTES_MIN: usize = 24;
+/// Longest key, in bytes, that Standard Webhooks allows.
 const KEY_BYTES_MAX: usize = 64;
 
-/// Signs bodies with one key.
+/// Signs request bodies with one key.
 pub struct Signer(hmac::Key);
 
 impl Signer {
-    /// Reads `whsec_` followed by the key in base64; the prefix may be left out.
+    /// Parses `whsec_` followed by the key in base64. The prefix is optional.
     pub fn new(secret: &str) -> Result<Signer, ConfigError> {
         let fault = |reason: &str| ConfigError::new("secret", reason.to_owned());
         let base64 = secret.strip_prefix("whsec_").unwrap_or(secret);
@@ -29,7 +30,7 @@ impl Signer {
         Ok(Signer(hmac::Key::new(hmac::HMAC_SHA256, &key)))
     }
 
-    /// The value of `webhook-signature`.
+    /// The value of the header `webhook-signature`.
     pub fn sign(&self, id: &str, timestamp_seconds: i64, body: &[u8]) -> String {
         let mut context = hmac::Context::with_key(&self.0);
         context.update(format!("{id}.{timestamp_seconds}.").as_bytes());

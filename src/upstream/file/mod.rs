@@ -1,4 +1,4 @@
-//! `file`: rotated NDJSON files, one event a line, in the wire form of SPEC 7.
+//! `file`: rotated NDJSON files, one event per line, in the wire form of SPEC 7.
 //!
 //! The open file is `<dir>/<time>-<random>.ndjson.part`: whole lines, readable at any time, and
 //! on disk as soon as a batch counts as delivered. After `rotate_bytes` or `rotate_seconds`,
@@ -27,40 +27,40 @@ use writer::Writer;
 
 pub(crate) use writer::cut_torn_line;
 
-/// Bounds of `rotate_bytes`.
+/// Minimum of `rotate_bytes`: 1 KiB.
 pub const ROTATE_BYTES_MIN: u64 = 1 << 10;
-/// Bounds of `rotate_bytes`.
+/// Maximum of `rotate_bytes`: 16 GiB.
 pub const ROTATE_BYTES_MAX: u64 = 16 << 30;
-/// Upper bound of `rotate_seconds`: a day.
+/// Maximum of `rotate_seconds`: one day.
 pub const ROTATE_SECONDS_MAX: u64 = 86_400;
 
-/// Batches in flight: one on the disk, and those that the next sync takes along.
+/// Maximum number of batches in flight: one is synced while the others wait for the next sync.
 const CONCURRENCY_MAX: usize = 4;
-/// Batches that wait for the thread. More than are ever on their way, because a `send` that
-/// was dropped leaves its batch behind.
+/// Maximum number of batches in the thread's queue. More than [`CONCURRENCY_MAX`], because the
+/// batch of a dropped `send` stays in the queue.
 const QUEUE_BATCHES_MAX: usize = 64;
-/// Batches written under one sync.
+/// Maximum number of batches per sync.
 const GROUP_BATCHES_MAX: usize = 16;
 
 /// The settings of an `[[upstream]]` of kind `file`.
 #[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct Config {
-    /// The folder; made if missing. Several processes may share it.
+    /// The folder. Created if missing. Several processes may share it.
     pub dir: PathBuf,
-    /// A file is finished before it would grow beyond this (a larger batch gets one alone).
+    /// A file is finished before it grows beyond this size. A larger batch gets its own file.
     pub rotate_bytes: ByteSize,
-    /// A file is finished this long after its first event, traffic or none.
+    /// A file is finished this many seconds after its first event, with or without traffic.
     pub rotate_seconds: u64,
 }
 
-/// See the module.
+/// The upstream of kind `file`: see the [module](self).
 #[derive(Debug)]
 pub struct File {
     orders: SyncSender<Order>,
 }
 
-/// What the thread is asked to do.
+/// A request to the writing thread.
 enum Order {
     Write(Batch, oneshot::Sender<Outcome>),
     Finish(oneshot::Sender<()>),
@@ -90,7 +90,7 @@ impl Config {
         super::http::check_within("rotate_seconds", self.rotate_seconds, ROTATE_SECONDS_MAX)
     }
 
-    /// Makes the folder, finishes what a crash left open in it, and starts the thread.
+    /// Creates the folder, finishes files that a crash left open, and starts the thread.
     pub fn build(&self) -> Result<File, ConfigError> {
         self.validate()?;
         let rotate_after = Duration::from_secs(self.rotate_seconds);
@@ -133,7 +133,7 @@ impl Upstream for File {
     async fn close(&self) {
         let (done, finished) = oneshot::channel();
         if self.orders.try_send(Order::Finish(done)).is_ok() {
-            // An error means that the thread is gone; the next start finishes the file.
+            // An error means that the thread has ended. The next start finishes the file.
             let _ = finished.await;
         }
     }
@@ -143,7 +143,7 @@ fn gone() -> Outcome {
     Outcome::Retry(Failure::new("the writing thread has ended"))
 }
 
-/// The thread: writes what is waiting under one sync, and rotates on time, traffic or none.
+/// The writing thread: writes the queued batches, syncs once for all, and rotates files on time.
 fn work(mut writer: Writer, inbox: &Receiver<Order>) {
     loop {
         let mut next = match inbox.recv_timeout(writer.until_rotation()) {
@@ -191,7 +191,8 @@ fn let_others_run() {
     std::thread::yield_now();
 }
 
-/// Writes one batch: it joins `group`, to be answered after the sync, or is answered here.
+/// Writes one batch. On success `done` joins `group`, which is answered after the sync; on failure
+/// it is answered at once.
 fn write(
     writer: &mut Writer,
     batch: &Batch,

@@ -1,6 +1,6 @@
 //! The files of one folder, and the order of writes, syncs and renames that keeps them whole.
 //!
-//! What can be relied on:
+//! Guarantees:
 //! - A finished file (`*.ndjson`) holds whole lines only and never changes.
 //! - A line is on disk when [`Writer::sync`] has returned `Ok` after its [`Writer::append`].
 //! - An open file (`*.ndjson.part`) is locked by its process. One without a lock was left by a
@@ -15,16 +15,16 @@ use std::time::{Duration, Instant};
 
 use jiff::Timestamp;
 
-/// What an open file's name ends in, after the name it will have.
+/// Suffix of an open file, after its final name.
 const PART: &str = ".part";
-/// Locked while a file is made and locked, or while leftovers are looked for: without it, a
-/// file could be taken for a leftover in the moment between the two.
+/// Lock file of the folder, held while a file is created and locked and while leftovers are
+/// searched. Without it, a file that is created but not locked yet would look like a leftover.
 const LOCK: &str = ".lock";
-/// How much of a leftover's end is read at a time to find its last line's end.
+/// Block size, in bytes, for the backward search for the last line feed of a leftover.
 const TAIL_BYTES: u64 = 64 << 10;
-/// How long to wait for orders while no file is open.
+/// How long to wait for a request while no file is open.
 const IDLE: Duration = Duration::from_secs(3600);
-/// Events hold personal data: the owner writes, the group reads.
+/// File mode: the owner writes and the group reads, because events hold personal data.
 const FILE_MODE: u32 = 0o640;
 
 /// Writes lines to one file after another.
@@ -34,7 +34,8 @@ pub struct Writer {
     rotate_bytes: u64,
     rotate_after: Duration,
     open: Option<Open>,
-    /// The millisecond in the last name, so that names sort even when the clock goes back.
+    /// The time in the last file name, in milliseconds, so that names sort even if the clock goes
+    /// back.
     last_ms: i64,
     /// Whether lines appended since the last [`Writer::sync`] may not be on disk.
     lost: bool,
@@ -45,14 +46,14 @@ struct Open {
     file: File,
     part: PathBuf,
     since: Instant,
-    /// Whole batches in the file.
+    /// Length of the whole batches in the file.
     bytes: u64,
-    /// Of these, on disk for sure.
+    /// How many of these bytes are synced.
     synced: u64,
 }
 
 impl Writer {
-    /// Makes the folder and finishes what a crash left in it.
+    /// Creates the folder and finishes files that a crash left open.
     pub fn open(dir: &Path, rotate_bytes: u64, rotate_after: Duration) -> io::Result<Writer> {
         fs::create_dir_all(dir)?;
         if let Some(parent) = dir.parent().filter(|p| !p.as_os_str().is_empty()) {
@@ -66,7 +67,7 @@ impl Writer {
         Ok(writer)
     }
 
-    /// How long to wait for the next batch before [`Writer::rotate_if_due`] has something to do.
+    /// Time until the open file is due for rotation.
     pub fn until_rotation(&self) -> Duration {
         match &self.open {
             Some(open) => self.rotate_after.saturating_sub(open.since.elapsed()),
@@ -81,7 +82,7 @@ impl Writer {
         }
     }
 
-    /// Adds whole lines: all of them, or none.
+    /// Appends whole lines: all of them, or on error none.
     pub fn append(&mut self, lines: &[u8]) -> io::Result<()> {
         let len = lines.len() as u64;
         if self.open.as_ref().is_some_and(|o| o.bytes > 0 && o.bytes + len > self.rotate_bytes) {
@@ -97,16 +98,15 @@ impl Writer {
                 open.bytes += len;
                 self.open = Some(open);
             }
-            // Cut the torn lines off and go on with the same file. If even that fails the file
-            // is let go of, to be finished as a leftover.
+            // Cut the torn lines off and continue with the same file. If that fails too, close
+            // the file; it is finished as a leftover.
             Err(_) if open.file.set_len(open.bytes).is_ok() => self.open = Some(open),
             Err(_) => self.lost |= open.synced < open.bytes,
         }
         written
     }
 
-    /// Puts everything appended since the last call on disk. After an error nothing is known
-    /// of any of it.
+    /// Syncs everything appended since the last call. After an error all of it may be lost.
     pub fn sync(&mut self) -> io::Result<()> {
         let lost = std::mem::take(&mut self.lost);
         self.sync_open()?;
@@ -116,7 +116,7 @@ impl Writer {
         Ok(())
     }
 
-    /// Gives the open file its final name. What fails here is made good as a leftover.
+    /// Gives the open file its final name. If that fails, it is finished later as a leftover.
     pub fn finish(&mut self) {
         if let Err(e) = self.sync_open() {
             self.lost = true;
@@ -128,8 +128,8 @@ impl Writer {
         }
     }
 
-    /// After an error the file is let go of: a sync that failed once may succeed the next time
-    /// without having written anything.
+    /// Syncs the open file, and closes it after an error: a sync that failed once may succeed the
+    /// next time without having written anything.
     fn sync_open(&mut self) -> io::Result<()> {
         let Some(mut open) = self.open.take() else { return Ok(()) };
         if open.synced < open.bytes {
@@ -144,13 +144,13 @@ impl Writer {
     }
 
     fn finish_part(&self, part: &Path) -> io::Result<()> {
-        // The final name is free: it was made unique together with the part's.
+        // The final name is free: `create` checked it.
         fs::rename(part, part.with_extension(""))?;
         sync_dir(&self.dir)
     }
 
     fn create(&mut self) -> io::Result<Open> {
-        // Again, in case that somebody has cleared the folder away.
+        // The folder may have been removed since the start.
         fs::create_dir_all(&self.dir)?;
         let _lock = self.lock_dir()?;
         self.finish_leftovers()?;
@@ -172,7 +172,7 @@ impl Writer {
             TryLockError::Error(e) => e,
             TryLockError::WouldBlock => io::ErrorKind::WouldBlock.into(),
         })?;
-        // Without this a power loss could forget the file with everything synced into it.
+        // Without this a power loss could remove the file with all its synced data.
         sync_dir(&self.dir)?;
         Ok(Open { file, part, since: Instant::now(), bytes: 0, synced: 0 })
     }
@@ -185,7 +185,7 @@ impl Writer {
         Ok(lock)
     }
 
-    /// Finishes open files that nobody holds. Wants the folder locked.
+    /// Finishes open files that no process has locked. The caller holds the folder's lock.
     fn finish_leftovers(&self) -> io::Result<()> {
         for entry in fs::read_dir(&self.dir)? {
             let part = entry?.path();
@@ -208,7 +208,7 @@ impl Writer {
     }
 }
 
-/// Cuts a file back to the end of its last whole line, and says how long it is then.
+/// Truncates a file to the end of its last whole line. Returns its new length in bytes.
 pub fn cut_torn_line(file: &mut File) -> io::Result<u64> {
     let len = file.metadata()?.len();
     let whole = whole_lines(file, len)?;
@@ -219,7 +219,7 @@ pub fn cut_torn_line(file: &mut File) -> io::Result<u64> {
     Ok(whole)
 }
 
-/// How many bytes at the front of a file of `len` bytes end in a line feed.
+/// Length up to and including the last line feed of a file of `len` bytes.
 fn whole_lines(file: &mut File, len: u64) -> io::Result<u64> {
     let mut end = len;
     let mut tail = Vec::new();

@@ -1,8 +1,7 @@
-//! What HubSpot's answers mean, beyond what the status means anywhere (SPEC 7).
+//! Maps HubSpot's responses to outcomes, where they differ from `upstream::answer` (SPEC 7).
 //!
-//! An answer's body is read for two things only: which inputs a `207 Multi-Status` speaks of, and
-//! whether it holds one of a few well-known words that tell an operator what to do. Nothing else
-//! of it is kept or shown.
+//! A response's body is read for two things only: the inputs that a `207 Multi-Status` names, and
+//! a few known error codes that help an operator. Nothing else of it is kept or shown.
 
 use std::collections::HashSet;
 use std::time::Duration;
@@ -15,14 +14,14 @@ use serde_json::Value;
 use crate::upstream::answer;
 use crate::upstream::outcome::{Failure, Outcome};
 
-/// How long a portal is left alone where an answer asks for it and does not say how long: the
-/// window over which HubSpot counts requests.
+/// Pause of a portal, in seconds, if the response names none: the window over which HubSpot counts
+/// requests.
 pub const PAUSE_SECONDS: u64 = 10;
-/// How much of an answer's body is read. A hundred contacts with all their properties are a
-/// fraction of it.
+/// How many bytes of a response's body are read. 100 contacts with all their properties need a
+/// fraction of this.
 pub const BODY_BYTES_MAX: usize = 4 << 20;
 
-/// Codes that say what is wrong with an input, as HubSpot spells them.
+/// HubSpot's error codes for an input, the most specific first.
 const CODES: &[&str] = &[
     "PROPERTY_DOESNT_EXIST",
     "INVALID_EMAIL",
@@ -44,37 +43,37 @@ struct MultiStatus {
     errors: Vec<Value>,
 }
 
-/// Sorts an answer about one portal's events. Whatever only this portal's token or limit is to
-/// blame for says nothing about HubSpot, and stops no other portal.
+/// The outcome of one portal's events, by the status of the response. A failure that is caused by
+/// this portal's token or limit is local: it stops no other portal.
 pub fn outcome(status: StatusCode, headers: &HeaderMap, now: Timestamp) -> Outcome {
     let failure = || Failure::answered(status.as_u16());
     match status.as_u16() {
         401 | 403 => Outcome::Fault(failure().of_these_events()),
-        // Limited; locked; being moved to another data centre.
+        // 429: rate limited. 423: locked. 477: the portal is being moved to another data centre.
         429 | 423 | 477 => {
             let after = answer::retry_after(headers, now);
             let after = after.unwrap_or(Duration::from_secs(PAUSE_SECONDS));
             Outcome::Retry(Failure { after: Some(after), ..failure() }.of_these_events())
         }
-        // It has this already, or something else in its place: no attempt will change that.
+        // HubSpot has this, or something conflicting, already: a retry does not change that.
         409 => Outcome::Rejected(failure()),
         _ => answer::outcome(status, headers, now),
     }
 }
 
-/// The best known of the words in a body that say what is wrong.
+/// The first of the known error codes that the body contains.
 pub fn code(body: &[u8]) -> Option<&'static str> {
     let holds = |code: &&&str| memchr::memmem::find(body, code.as_bytes()).is_some();
     CODES.iter().find(holds).copied()
 }
 
-/// Which inputs a `207` refuses, by their index. `keys` are what the request called them; in the
-/// answer a key stands under `name`, in what was taken and in the `context` of an error. `None`
-/// where the answer leaves an input open.
+/// The indices of the inputs that a `207` rejects. `keys` are the inputs' ids in the request; the
+/// response repeats an id under `name`, in a result or in the `context` of an error. `None` if the
+/// response leaves an input's outcome open.
 pub fn refused(body: Option<&[u8]>, name: &str, keys: &[String]) -> Option<Vec<usize>> {
     let said: MultiStatus = serde_json::from_slice(body?).ok()?;
     let (mut refused, mut taken) = (HashSet::new(), HashSet::new());
-    // An answer of 207 that names no error is no proof that there was none.
+    // A 207 without errors does not prove that every input was accepted.
     let mut all_named = !said.errors.is_empty();
     for error in &said.errors {
         let before = refused.len();
@@ -89,7 +88,7 @@ pub fn refused(body: Option<&[u8]>, name: &str, keys: &[String]) -> Option<Vec<u
     keys.iter().all(is_known).then(|| (0..keys.len()).filter(is_refused).collect())
 }
 
-/// Adds a text, or each text of a list.
+/// Adds a string, or each string of a list.
 fn note<'v>(value: &'v Value, to: &mut HashSet<&'v str>) {
     match value {
         Value::String(text) => _ = to.insert(text),

@@ -1,4 +1,4 @@
-//! What an `[[upstream]]` of kind `hubspot` is told.
+//! The settings of an `[[upstream]]` of kind `hubspot`.
 
 use crate::config_error::ConfigError;
 use std::collections::{BTreeMap, HashMap};
@@ -19,7 +19,7 @@ use crate::env::Secret;
 use crate::upstream::client;
 use crate::upstream::http::{CONCURRENCY_MAX, TIMEOUT_SECONDS_MAX, check_within, parse_url};
 
-/// Most that `fault_seconds_max` may be: a week.
+/// Maximum of `fault_seconds_max`: one week.
 pub const FAULT_SECONDS_MAX: u64 = 604_800;
 
 /// The settings of an `[[upstream]]` of kind `hubspot`.
@@ -30,23 +30,23 @@ pub struct Config {
     pub url: Secret,
     /// A token for each portal, by its number. Values may hold `${ENV}`.
     pub tokens: BTreeMap<String, Secret>,
-    /// HubSpot's names of events by what the pixels call them. A key is a name, or
+    /// HubSpot's event names by the names in the pixels. A key is a name, or
     /// `portal/name`; a value is a whole `pe{portal}_{name}`, or the name alone.
     pub event_names: BTreeMap<String, String>,
-    /// Whether the contact of each event is written, with its contact properties.
+    /// Whether contacts and their properties are written.
     pub contacts: bool,
-    /// The event property that takes the revenue; empty: revenue is left out.
+    /// The event property for the revenue. Empty: the revenue is left out.
     pub revenue_property: String,
-    /// The event property that takes the external id; empty: it is left out.
+    /// The event property for the external id. Empty: the external id is left out.
     pub external_id_property: String,
-    /// How long a portal's events wait while its token is refused, or it has none, in seconds;
-    /// then they become dead letters. 0: for ever.
+    /// How long a portal's events wait while its token is rejected or missing, in seconds. Then
+    /// they become dead letters. 0: without limit.
     pub fault_seconds_max: u64,
-    /// Below `url`, where events are posted to.
+    /// The path below `url` for events.
     pub events_path: String,
-    /// Below `url`, where contacts are posted to.
+    /// The path below `url` for contacts.
     pub contacts_path: String,
-    /// Requests on their way at once, at most.
+    /// Maximum number of requests in flight.
     pub concurrency_max: usize,
     /// Time for one request, in seconds.
     pub timeout_seconds: u64,
@@ -74,7 +74,7 @@ impl Default for Config {
 }
 
 impl Config {
-    /// Checks limits, names, addresses and the presence of every `${ENV}`.
+    /// Checks the limits, the names, the addresses and that every `${ENV}` is set.
     pub fn validate(&self) -> Result<(), ConfigError> {
         check_within("timeout_seconds", self.timeout_seconds, TIMEOUT_SECONDS_MAX)?;
         check_within("concurrency_max", self.concurrency_max as u64, CONCURRENCY_MAX as u64)?;
@@ -88,7 +88,7 @@ impl Config {
         self.authorizations().map(drop)
     }
 
-    /// How events are translated: what of the configuration is no secret and no address.
+    /// The translator of events, which needs neither secrets nor addresses.
     pub fn translator(&self) -> Result<Translator, ConfigError> {
         let check = |key: &str, name: &str| {
             if name.is_empty() || (names::is_valid(name) && !name.contains('-')) {
@@ -111,12 +111,12 @@ impl Config {
         })
     }
 
-    /// Whether a portal's events can be sent: it has a token.
+    /// Whether a token for `portal` is configured.
     pub fn has_token(&self, portal: u64) -> bool {
         self.tokens.contains_key(&portal.to_string())
     }
 
-    /// Builds the upstream: reads the certificates, resolves nothing, connects nowhere.
+    /// Builds the upstream. Reads the certificates; resolves no name and opens no connection.
     pub fn build(&self) -> Result<Hubspot, ConfigError> {
         self.validate()?;
         let tls = client::Tls { ca: self.ca.as_deref(), ..client::Tls::default() };
@@ -168,7 +168,7 @@ impl Config {
             if token.trim().is_empty() {
                 return Err(ConfigError::new(key, "is empty"));
             }
-            // The error of an invalid value holds nothing of it.
+            // The error's text does not contain the token.
             let mut value = HeaderValue::from_str(&format!("Bearer {}", token.trim()))
                 .map_err(|e| ConfigError::caused(&key, "cannot be a header's value", e))?;
             value.set_sensitive(true);

@@ -1,7 +1,7 @@
-//! Contacts: what several events say about one person, as one upsert.
+//! Merges the contact properties of several events of one person into one upsert.
 //!
-//! HubSpot refuses a request that names one contact twice, so the events of a request are merged
-//! first, in their order: of two values for one property the later stays.
+//! HubSpot rejects a request that names a contact twice, so the events of a request are merged
+//! first, in their order: of two values of a property the later one is sent.
 
 use std::collections::{BTreeMap, HashMap};
 
@@ -9,12 +9,12 @@ use serde::Serialize;
 
 use super::item::Item;
 
-/// A contact, and whose properties it was made of.
+/// A contact, merged from one or more events.
 #[derive(Debug)]
 pub struct Contact<'a> {
     email: &'a str,
     properties: BTreeMap<&'a str, &'a str>,
-    /// Indices into the items that were merged.
+    /// Indices of the merged items.
     pub members: Vec<usize>,
 }
 
@@ -23,7 +23,7 @@ pub struct Contact<'a> {
 struct Input<'a> {
     id: &'a str,
     id_property: &'static str,
-    /// Named again in the answer by whatever went wrong with this input.
+    /// HubSpot's response repeats this id in an error about this input.
     object_write_trace_id: String,
     properties: &'a BTreeMap<&'a str, &'a str>,
 }
@@ -33,7 +33,7 @@ struct Inputs<'a> {
     inputs: Vec<Input<'a>>,
 }
 
-/// The contacts of these items, in the order in which each first appears.
+/// The contacts of `items`, in the order in which each first appears.
 pub fn merge(items: &[Item]) -> Vec<Contact<'_>> {
     let mut contacts: Vec<Contact<'_>> = Vec::new();
     let mut known: HashMap<&str, usize> = HashMap::new();
@@ -52,7 +52,8 @@ pub fn merge(items: &[Item]) -> Vec<Contact<'_>> {
     contacts
 }
 
-/// The body of `POST /crm/v3/objects/contacts/batch/upsert`. The trace id of each is its index.
+/// The body of `POST /crm/v3/objects/contacts/batch/upsert`. The trace id of a
+/// contact is its index.
 pub fn body(contacts: &[Contact<'_>]) -> serde_json::Result<Vec<u8>> {
     let inputs = contacts.iter().enumerate().map(|(index, contact)| Input {
         id: contact.email,

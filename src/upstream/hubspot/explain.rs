@@ -1,5 +1,5 @@
-//! What would be sent to HubSpot for an event, for the people who built the link: `explain`
-//! prints it. The same translation as the delivery's, and nothing is sent.
+//! What would be sent to HubSpot for an event. The command `explain` prints it. Uses the same
+//! translation as delivery, and sends nothing.
 
 use std::collections::BTreeMap;
 
@@ -10,24 +10,24 @@ use super::translate::{Translation, Untranslatable};
 use crate::event::Event;
 use crate::upstream::config::{Config as Upstream, Kind};
 
-/// What one upstream would make of an event.
+/// The translation of an event by one upstream.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Explained {
     /// The upstream's name.
     pub upstream: String,
-    /// For people, one statement a line. Holds the caller's texts as they are.
+    /// Text output, one statement per line. Holds the event's texts unescaped.
     pub lines: Vec<String>,
-    /// For programs: `{"upstream":…,"event":{…},"contact":{…}}` in HubSpot's own words, or
-    /// `{"upstream":…,"dead":"why"}`. `event` is without what is known only when it is received.
+    /// JSON output: `{"upstream":…,"event":{…},"contact":{…}}` with HubSpot's keys, or
+    /// `{"upstream":…,"dead":"why"}`. `event` lacks the fields that are set at receipt.
     pub json: Value,
 }
 
-/// What each configured upstream of this kind would make of `event`; none where there is none.
+/// The translation of `event` by each configured upstream of this kind.
 pub fn explain(upstreams: &[Upstream], event: &Event<'_>) -> Vec<Explained> {
     let mut all = Vec::new();
     for upstream in upstreams {
         let Kind::Hubspot(config) = &upstream.kind else { continue };
-        // Names that cannot be used are an error of the configuration long before this.
+        // Validation has rejected unusable names before.
         let Ok(translator) = config.translator() else { continue };
         let translation = translator.translate(event.clone());
         all.push(Explained {

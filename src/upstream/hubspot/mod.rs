@@ -1,14 +1,14 @@
-//! `hubspot`: HubSpot's successor of the legacy events API. Events become occurrences of custom
-//! events (`POST /events/v3/send/batch`), contact properties an upsert of contacts.
+//! `hubspot`: HubSpot's API for custom events, the successor of the legacy events API. Events
+//! become occurrences of custom events (`POST /events/v3/send/batch`), contact properties an
+//! upsert of contacts.
 //!
-//! A batch holds events of many portals. Each portal has a token, limits and troubles of its own,
-//! so its events travel apart (`send.rs`), and what happens to one portal stops no other: a
-//! portal that is limited, or whose token is refused, is left alone for a while (`pauses.rs`),
-//! and its events are tried again while the others arrive. How long the others have is told by
-//! [`BATCHES_MAX`].
+//! A batch holds events of many portals. Each portal has its own token and limits, so its events
+//! are sent in requests of their own (`send.rs`), and a failure of one portal stops no other: a
+//! portal that is rate limited, or whose token is rejected, is paused (`pauses.rs`), and its
+//! events are retried while the others are delivered. [`BATCHES_MAX`] bounds for how long.
 //!
-//! What does not fit the successor (`translate.rs`) becomes a dead letter. What the API answers
-//! is read in `answers.rs`; an operator's side of all this is `docs/hubspot.md`.
+//! An event that cannot be translated (`translate.rs`) becomes a dead letter. `answers.rs` maps
+//! the API's responses to outcomes. `docs/hubspot.md` is the operator's guide.
 
 mod answers;
 mod config;

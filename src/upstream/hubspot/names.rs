@@ -1,10 +1,9 @@
-//! What HubSpot calls an event: `pe{portal}_{name}`.
+//! HubSpot's event names: `pe{portal}_{name}`.
 //!
-//! The legacy `_n` is opaque: an id such as `000000001625`, or whatever somebody once typed. The
-//! successor knows custom events by a name of lower-case ASCII letters, digits, `_` and `-` that
-//! begins with a letter. What the configuration maps is taken from there; of everything else only
-//! the case and what separates words is changed, so that two names rarely become one by accident.
-//! Nothing is cut off, guessed or made up: what does not fit must be mapped.
+//! The legacy `_n` is opaque: an id such as `000000001625`, or free text. A custom event's name
+//! consists of lower-case ASCII letters, digits, `_` and `-` and begins with a letter. Names in
+//! `event_names` are mapped. Of other names only the case and the separators are changed, so that
+//! two names rarely become one by accident. A name that does not fit then must be mapped.
 
 use crate::config_error::ConfigError;
 use std::collections::HashMap;
@@ -14,7 +13,7 @@ use crate::event::{EVENT_CHARS_MAX, PORTAL_MAX};
 /// Longest name of a custom event, without its `pe{portal}_`, in characters.
 pub const EVENT_NAME_CHARS_MAX: usize = 50;
 
-/// Why an event has no name at HubSpot.
+/// Why an event's name cannot be used at HubSpot.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum NameFault {
     /// It holds letters or digits that are not ASCII.
@@ -34,16 +33,16 @@ pub struct EventNames {
     of_portal: HashMap<(u64, String), Target>,
 }
 
-/// What a name is mapped to.
+/// The name that an event is mapped to.
 #[derive(Debug, Clone, PartialEq, Eq)]
 struct Target {
-    /// Where it is written out: `pe62515_…`.
+    /// The portal, if the name is written with it: `pe62515_…`.
     portal: Option<u64>,
     name: String,
 }
 
 impl NameFault {
-    /// In words, for dead letters and `explain`. Holds nothing of the name.
+    /// The reason as text, for dead letters and `explain`. Does not contain the name.
     pub fn as_str(self) -> &'static str {
         match self {
             NameFault::NotAscii => {
@@ -93,7 +92,7 @@ impl EventNames {
 
     /// HubSpot's name for a portal's event.
     pub fn qualify(&self, portal: u64, name: &str) -> Result<String, NameFault> {
-        // Looked up by an owned key: the map is asked once for each event that is delivered.
+        // The key is owned, which costs one allocation per delivered event.
         let mapped = self.of_portal.get(&(portal, name.to_owned()));
         if let Some(target) = mapped.or_else(|| self.everywhere.get(name)) {
             return target.qualify(portal);
@@ -124,13 +123,13 @@ impl Target {
     }
 }
 
-/// A portal's number, written as it is counted: no sign, no leading zero.
+/// Parses a portal's number: digits without sign or leading zero.
 pub fn portal_of(text: &str) -> Option<u64> {
     let plain = !text.starts_with('0') && text.bytes().all(|b| b.is_ascii_digit());
     text.parse().ok().filter(|portal| plain && (1..=PORTAL_MAX).contains(portal))
 }
 
-/// Whether HubSpot takes it as the name of a custom event or of an event property.
+/// Whether HubSpot accepts `name` for a custom event or an event property.
 pub fn is_valid(name: &str) -> bool {
     let plain = |b: u8| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'_' || b == b'-';
     name.len() <= EVENT_NAME_CHARS_MAX
@@ -145,7 +144,7 @@ fn check_from(name: &str) -> Result<(), &'static str> {
     }
 }
 
-/// Lower case, and one `_` for each run of what is neither a letter nor a digit nor `-`.
+/// Lower case, with one `_` for each run of characters other than letters, digits and `-`.
 fn made_valid(name: &str) -> Result<String, NameFault> {
     let mut valid = String::with_capacity(name.len());
     for c in name.chars() {

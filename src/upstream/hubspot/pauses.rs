@@ -1,20 +1,20 @@
-//! Portals in trouble of their own: each has limits, and a token, of its own.
+//! Pauses of single portals: each portal has its own token and rate limit.
 //!
-//! Such a portal is left alone for a while, then asked again. Where its token is refused, or it
-//! has none, and the operator has said for how long that may go on, its events become dead
-//! letters after that: what waits for a portal that may never come back would in the end hold
-//! back all the others.
+//! After a failure that concerns one portal only, no request is sent for that portal until its
+//! pause ends. If its token is rejected or missing for longer than `fault_seconds_max`, its events
+//! become dead letters: events that wait for a portal that may never come back would in the end
+//! block the other portals.
 
 use std::collections::HashMap;
-use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
+use parking_lot::Mutex;
 use tokio::time::Instant;
 
 use super::answers::PAUSE_SECONDS;
 use crate::upstream::outcome::{Failure, Outcome};
 
-/// The portals in trouble. Bounded by the portals that have a token.
+/// The paused portals. At most as many as there are tokens.
 #[derive(Debug)]
 pub struct Pauses {
     fault_max: Option<Duration>,
@@ -24,20 +24,20 @@ pub struct Pauses {
 
 #[derive(Debug)]
 struct Trouble {
-    /// Since when nothing but faults came.
+    /// Time of the first fault since the last other outcome.
     faulty_since: Option<Instant>,
     until: Instant,
     why: Outcome,
 }
 
 impl Pauses {
-    /// Faults may last for `fault_max`; `None`: for ever.
+    /// A fault turns into dead letters after `fault_max`. `None`: never.
     pub fn new(fault_max: Option<Duration>) -> Pauses {
         Pauses { fault_max, started: Instant::now(), inner: Mutex::default() }
     }
 
-    /// Leaves a portal alone after an outcome that is about it alone; after any other, does not.
-    /// Gives what becomes of the events.
+    /// Starts a pause if `outcome` concerns this portal only. Returns the outcome of its events,
+    /// which is `Dead` once a fault has lasted for `fault_max`.
     pub fn note(&self, portal: u64, outcome: Outcome) -> Outcome {
         let (Outcome::Retry(failure) | Outcome::Fault(failure)) = &outcome else { return outcome };
         if !failure.local {
@@ -46,16 +46,16 @@ impl Pauses {
         let now = Instant::now();
         let until = now + failure.after.unwrap_or(Duration::from_secs(PAUSE_SECONDS));
         let is_fault = matches!(outcome, Outcome::Fault(_));
-        let mut inner = self.lock();
+        let mut inner = self.inner.lock();
         let before = inner.get(&portal).and_then(|trouble| trouble.faulty_since);
         let faulty_since = is_fault.then(|| before.unwrap_or(now));
         inner.insert(portal, Trouble { faulty_since, until, why: outcome.clone() });
         self.unless_too_long(faulty_since, outcome)
     }
 
-    /// What a portal's events wait for, or what becomes of them. `None` where it may be asked.
+    /// The outcome of a paused portal's events, without a request. `None` if it is not paused.
     pub fn of(&self, portal: u64) -> Option<Outcome> {
-        let inner = self.lock();
+        let inner = self.inner.lock();
         let trouble = inner.get(&portal)?;
         let left = trouble.until.saturating_duration_since(Instant::now());
         if left.is_zero() {
@@ -67,17 +67,17 @@ impl Pauses {
         })
     }
 
-    /// What becomes of the events of a portal without a token.
+    /// The outcome of the events of a portal without a token.
     pub fn of_no_token(&self, fault: Outcome) -> Outcome {
         self.unless_too_long(Some(self.started), fault)
     }
 
-    /// A portal takes what it is given. A pause that it asked for is kept all the same: this may
-    /// be the answer to what was on its way before.
+    /// Ends a fault after a success. A pause that HubSpot asked for is kept: the success may be the
+    /// response to a request that was sent before the pause.
     pub fn over(&self, portal: u64) {
         let keep =
             |trouble: &Trouble| trouble.faulty_since.is_none() && trouble.until > Instant::now();
-        let mut inner = self.lock();
+        let mut inner = self.inner.lock();
         if inner.get(&portal).is_some_and(|trouble| !keep(trouble)) {
             inner.remove(&portal);
         }
@@ -91,11 +91,6 @@ impl Pauses {
             }
             (outcome, ..) => outcome,
         }
-    }
-
-    fn lock(&self) -> MutexGuard<'_, HashMap<u64, Trouble>> {
-        // Nothing panics while it is held, and each write leaves it whole.
-        self.inner.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 

@@ -1,17 +1,17 @@
-//! Handing over one portal's events: contacts first, then the events that are about them.
+//! Sends one portal's events: first their contacts, then the events.
 //!
 //! # Why in this order
 //!
-//! An occurrence is tied to a contact by its address when HubSpot takes it, and occurrences can
-//! never be changed. The upsert's answer says that the contact is there; the occurrence that
-//! follows finds it, with its properties, whatever HubSpot does about an address that nobody has.
+//! HubSpot links an occurrence to a contact by email address when it receives the occurrence, and
+//! occurrences cannot be changed. After the upsert the contact exists with its properties, so the
+//! link does not depend on what HubSpot does with an unknown address.
 //!
-//! A failure in between loses and doubles nothing. The events are tried again as a whole: the
-//! upsert writes the same values again, and the occurrences carry the event's id as their `uuid`,
-//! of which HubSpot takes the first and drops the others.
+//! A failure between the two requests neither loses nor duplicates an event. All events are
+//! retried: the upsert writes the same values again, and an occurrence carries the event's id as
+//! its `uuid`, of which HubSpot keeps only the first.
 //!
-//! A contact that is refused keeps its events back: they become dead letters before they are
-//! sent, and a replay delivers both. So an event is either wholly there or wholly on the list.
+//! The events of a rejected contact are not sent: they become dead letters, and a replay sends
+//! contact and events. So an event is either delivered completely or a dead letter.
 
 use std::collections::HashSet;
 
@@ -29,34 +29,34 @@ use super::translate::EventInput;
 use crate::upstream::outcome::{Failure, Outcome, Part};
 use crate::upstream::{answer, client};
 
-/// Events in one request, at most (HubSpot's limit).
+/// Maximum number of events in one request (HubSpot's limit).
 pub const EVENTS_MAX: usize = 500;
-/// Contacts in one request, at most (HubSpot's limit).
+/// Maximum number of contacts in one request (HubSpot's limit).
 pub const CONTACTS_MAX: usize = 100;
 
 const CONTACT_REFUSED: &str = "its contact is refused";
 const EVENT_REFUSED: &str = "the event is refused";
 
-/// Where requests go, shared by all portals.
+/// The HTTP client and the API's addresses, shared by all portals.
 pub struct Sender {
     pub client: Client,
     pub events_url: Url,
-    /// `None` where contacts are not written.
+    /// `None` if contacts are not written.
     pub contacts_url: Option<Url>,
-    /// A permit for each request on its way.
+    /// One permit for each request in flight.
     pub requests: Semaphore,
 }
 
-/// How a portal's events ended.
+/// The outcomes of one portal's events.
 #[derive(Debug, Default)]
 pub struct Ends {
-    /// Those that came to an end. A refusal's places were refused together.
+    /// Events with a final outcome. The events of a rejected part were rejected together.
     pub parts: Vec<Part>,
-    /// The others, and why: nothing was sent after that.
+    /// The events to be retried, and why. Nothing was sent after the failure.
     pub left: Option<Part>,
 }
 
-/// An answer, or the lack of one.
+/// A response, or a failed request (`status` 0).
 struct Answer {
     outcome: Outcome,
     status: u16,
@@ -69,9 +69,9 @@ struct Inputs<'a> {
 }
 
 impl Sender {
-    /// Hands over one portal's events, stretch by stretch, and stops at the first that neither
-    /// arrives nor is refused. What arrived before it has arrived: a portal that is limited gets
-    /// on, by a stretch at least, whenever it lets us.
+    /// Sends one portal's events in stretches, each of which fits into one request of each sort.
+    /// Stops at the first stretch that must be retried. Earlier stretches stay delivered, so a
+    /// rate-limited portal makes progress with every attempt that gets through.
     pub async fn hand_over(&self, authorization: &HeaderValue, items: Vec<Item>) -> Ends {
         let mut ends = Ends::default();
         let mut rest = &items[..];
@@ -88,7 +88,8 @@ impl Sender {
         ends
     }
 
-    /// How many of these items one request of each sort takes: both limits are HubSpot's.
+    /// How many of `items` fit into one request of each sort: see [`EVENTS_MAX`] and
+    /// [`CONTACTS_MAX`].
     fn stretch_len(&self, items: &[Item]) -> usize {
         let most = items.len().min(EVENTS_MAX);
         if self.contacts_url.is_none() {
@@ -103,34 +104,34 @@ impl Sender {
         items[..most].iter().position(|item| !fits(&item)).unwrap_or(most)
     }
 
-    /// What neither arrived nor was refused, and why.
+    /// Sends one stretch. Returns the events to be retried, and why.
     async fn hand_over_stretch(
         &self,
         authorization: &HeaderValue,
         stretch: &[Item],
         parts: &mut Vec<Part>,
     ) -> Option<Part> {
-        let mut going: Vec<&Item> = stretch.iter().collect();
+        let mut to_send: Vec<&Item> = stretch.iter().collect();
         if let Some(url) = &self.contacts_url {
             let refused = match self.upsert(url, authorization, stretch).await {
                 Ok(refused) => refused,
                 Err(outcome) => {
                     let places = stretch.iter().map(|item| item.place).collect();
-                    return settle(Part { places, outcome }, parts);
+                    return split_final(Part { places, outcome }, parts);
                 }
             };
             for part in refused {
-                going.retain(|item| !part.places.contains(&item.place));
+                to_send.retain(|item| !part.places.contains(&item.place));
                 parts.push(part);
             }
         }
-        if going.is_empty() {
+        if to_send.is_empty() {
             return None;
         }
-        self.send_events(authorization, &going, parts).await
+        self.send_events(authorization, &to_send, parts).await
     }
 
-    /// Writes the contacts of a stretch; gives the places of those that were refused.
+    /// Writes the contacts of a stretch. Returns the events of the contacts that were rejected.
     async fn upsert(
         &self,
         url: &Url,
@@ -141,7 +142,7 @@ impl Sender {
         let Ok(body) = contacts::body(&contacts) else { return Err(unencodable()) };
         let mut answer = self.post(url, authorization, body.clone()).await;
         if answer.status == 409 {
-            // Somebody else was creating one of them. Now it is there.
+            // Another client created one of the contacts at the same time. It exists now.
             answer = self.post(url, authorization, body).await;
         }
         match (&answer.outcome, answer.status) {
@@ -150,11 +151,11 @@ impl Sender {
             _ => return Err(refused(CONTACT_REFUSED, &answer)),
         }
         let keys: Vec<String> = (0..contacts.len()).map(|index| index.to_string()).collect();
-        let failure = Outcome::Rejected(refusal_of(CONTACT_REFUSED, &answer));
+        let failure = Outcome::Rejected(rejection(CONTACT_REFUSED, &answer));
         let named = answers::refused(answer.body.as_deref(), "objectWriteTraceId", &keys);
         let named = named.ok_or_else(|| failure.clone())?;
-        // Each contact by itself: what several events say of one person is refused together, and
-        // halving finds out which of them it is.
+        // One part for each contact: its events were rejected together, and splitting the part
+        // finds the event at fault.
         let part = |index: usize| {
             let members = contacts[index].members.iter();
             let places = members.map(|member| stretch[*member].place).collect();
@@ -166,37 +167,37 @@ impl Sender {
     async fn send_events(
         &self,
         authorization: &HeaderValue,
-        going: &[&Item],
+        to_send: &[&Item],
         parts: &mut Vec<Part>,
     ) -> Option<Part> {
-        let inputs = going
+        let inputs = to_send
             .iter()
             .map(|item| item.translation.input(Some(&item.occurred_at), Some(&item.uuid)));
-        let all = || going.iter().map(|item| item.place).collect();
+        let all = || to_send.iter().map(|item| item.place).collect();
         let Ok(body) = serde_json::to_vec(&Inputs { inputs: inputs.collect() }) else {
-            return settle(Part { places: all(), outcome: unencodable() }, parts);
+            return split_final(Part { places: all(), outcome: unencodable() }, parts);
         };
         let answer = self.post(&self.events_url, authorization, body).await;
         let mut rest = Part { places: all(), outcome: refused(EVENT_REFUSED, &answer) };
         if answer.status == 207 {
-            let keys: Vec<String> = going.iter().map(|item| item.uuid.clone()).collect();
-            let failure = Outcome::Rejected(refusal_of(EVENT_REFUSED, &answer));
+            let keys: Vec<String> = to_send.iter().map(|item| item.uuid.clone()).collect();
+            let failure = Outcome::Rejected(rejection(EVENT_REFUSED, &answer));
             match answers::refused(answer.body.as_deref(), "uuid", &keys) {
                 None => rest.outcome = failure,
                 Some(named) => {
-                    for place in named.into_iter().map(|index| going[index].place) {
+                    for place in named.into_iter().map(|index| to_send[index].place) {
                         rest.places.retain(|other| *other != place);
                         parts.push(Part { places: vec![place], outcome: failure.clone() });
                     }
                 }
             }
         }
-        settle(rest, parts)
+        split_final(rest, parts)
     }
 
-    /// One request, and what came of it.
+    /// Sends one request and reads the response.
     async fn post(&self, url: &Url, authorization: &HeaderValue, body: Vec<u8>) -> Answer {
-        // It is never closed.
+        // The semaphore is never closed.
         let _permit = self.requests.acquire().await;
         let request = self
             .client
@@ -227,8 +228,8 @@ impl Sender {
     }
 }
 
-/// Puts an end among the parts; gives back what is none.
-fn settle(part: Part, parts: &mut Vec<Part>) -> Option<Part> {
+/// Adds a final outcome to `parts`. Returns a part that must be retried.
+fn split_final(part: Part, parts: &mut Vec<Part>) -> Option<Part> {
     match part.outcome {
         Outcome::Retry(_) | Outcome::Fault(_) => return Some(part),
         _ if part.places.is_empty() => {}
@@ -237,32 +238,32 @@ fn settle(part: Part, parts: &mut Vec<Part>) -> Option<Part> {
     None
 }
 
-/// The answer's outcome, a refusal told in `what` and in HubSpot's word for it.
+/// The response's outcome. A rejection is described by `what` and HubSpot's error code.
 fn refused(what: &'static str, answer: &Answer) -> Outcome {
     match &answer.outcome {
-        Outcome::Rejected(_) => Outcome::Rejected(refusal_of(what, answer)),
+        Outcome::Rejected(_) => Outcome::Rejected(rejection(what, answer)),
         Outcome::Fault(failure) => {
-            let what = told(&failure.what, answer.body.as_deref());
+            let what = with_code(&failure.what, answer.body.as_deref());
             Outcome::Fault(Failure { what: what.into(), ..failure.clone() })
         }
         other => other.clone(),
     }
 }
 
-fn refusal_of(what: &'static str, answer: &Answer) -> Failure {
+fn rejection(what: &'static str, answer: &Answer) -> Failure {
     let answered = Failure::answered(answer.status);
-    let what = told(&format!("{what}: {}", answered.what), answer.body.as_deref());
+    let what = with_code(&format!("{what}: {}", answered.what), answer.body.as_deref());
     Failure { what: what.into(), ..answered }
 }
 
-fn told(what: &str, body: Option<&[u8]>) -> String {
+fn with_code(what: &str, body: Option<&[u8]>) -> String {
     match body.and_then(answers::code) {
         Some(code) => format!("{what} ({code})"),
         None => what.to_owned(),
     }
 }
 
-/// Serde fails only on maps whose keys are no texts, and there are none.
+/// Unreachable in practice: serde fails only on maps with keys that are not strings.
 fn unencodable() -> Outcome {
     Outcome::Rejected(Failure::new("it cannot be written as JSON"))
 }

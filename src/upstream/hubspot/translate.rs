@@ -1,8 +1,8 @@
-//! From an event of the legacy API to what its successor takes. Pure: no I/O, no clock, no state,
-//! so that `explain` says exactly what would be sent.
+//! Translates an event of the legacy API for HubSpot's API of custom events. Pure: no I/O, no
+//! clock, no state, so that `explain` shows exactly what would be sent.
 //!
-//! Not everything fits. What is lost, and why, is told in `docs/hubspot.md`; an event that does
-//! not fit at all is [`Untranslatable`].
+//! `docs/hubspot.md` lists what is lost, and why. An event that cannot be translated at all is
+//! [`Untranslatable`].
 
 use std::borrow::Cow;
 use std::collections::BTreeMap;
@@ -12,7 +12,7 @@ use serde::Serialize;
 use super::names::{EventNames, NameFault};
 use crate::event::{Event, Properties};
 
-/// How events are translated: the part of the configuration that says so, checked.
+/// Translates events by the checked settings of an upstream.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Translator {
     pub(super) event_names: EventNames,
@@ -21,24 +21,24 @@ pub struct Translator {
     pub(super) external_id_property: String,
 }
 
-/// An event as HubSpot will know it.
+/// An event in HubSpot's terms.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Translation<'a> {
     /// `pe{portal}_{name}`.
     pub event_name: String,
-    /// Whose event it is: the one way of ours to say that.
+    /// The email address, which identifies the contact.
     pub email: Cow<'a, str>,
-    /// Event properties by their names; HubSpot takes every value as a text.
+    /// Event properties by name. HubSpot takes every value as a string.
     pub properties: BTreeMap<String, String>,
-    /// Contact properties besides the address. `None` where contacts are not written.
+    /// Contact properties besides the address. `None` if contacts are not written.
     pub contact: Option<Properties<'a>>,
 }
 
-/// Why an event cannot be handed to HubSpot, ever, by this configuration: it becomes a dead
-/// letter, and can be replayed once the configuration has changed.
+/// Why an event cannot be sent to HubSpot with this configuration. It becomes a dead letter, which
+/// can be replayed after a change of the configuration.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Untranslatable {
-    /// HubSpot wants an address, a record's id or its own cookie; we have at most the first.
+    /// The event has no email address. It has no record id or cookie of HubSpot instead.
     NoEmail,
     /// See [`NameFault`].
     EventName(NameFault),
@@ -58,7 +58,7 @@ pub struct EventInput<'a> {
 }
 
 impl Untranslatable {
-    /// In words, for dead letters and `explain`. Holds nothing of the event.
+    /// The reason as text, for dead letters and `explain`. Does not contain data of the event.
     pub fn as_str(self) -> &'static str {
         match self {
             Untranslatable::NoEmail => "it has no email address, which HubSpot knows contacts by",
@@ -72,7 +72,7 @@ impl Translator {
     ///
     /// # Errors
     ///
-    /// What makes it impossible; the name before the address.
+    /// Why the event cannot be translated. The name is checked before the address.
     pub fn translate<'a>(&self, event: Event<'a>) -> Result<Translation<'a>, Untranslatable> {
         let event_name = self
             .event_names
@@ -86,7 +86,7 @@ impl Translator {
         if let Some(id) = event.external_id {
             properties.insert(self.external_id_property.clone(), id.into_owned());
         }
-        // An empty name says that the event's definition has no such property.
+        // An empty name means that the value is left out.
         properties.remove("");
         let contact = self.contacts.then_some(event.properties);
         Ok(Translation { event_name, email, properties, contact })

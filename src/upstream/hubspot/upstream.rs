@@ -1,4 +1,4 @@
-//! [`Hubspot`]: sorts a batch by portal and sends each portal's events on its own.
+//! [`Hubspot`]: groups a batch by portal and sends each portal's events separately.
 
 use std::collections::{BTreeMap, HashMap};
 use std::fmt;
@@ -18,15 +18,15 @@ use super::pauses::Pauses;
 use super::send::{Ends, Sender};
 use super::translate::Translator;
 
-/// Batches on their way at once. A batch stays until its last event has come to an end, so this
+/// Maximum number of batches in flight. A batch stays until its last event has ended, so this
 /// is also how many batches may hold events of portals in trouble of their own before the others
 /// have to wait for these. (More would not help: the spool hands out at most
 /// `spool::RUN_AHEAD_EVENTS_MAX` events beyond the first that waits.)
 pub const BATCHES_MAX: usize = 64;
-/// How long an idle connection is kept: below what common balancers allow.
+/// How long an idle connection is kept, in seconds: less than common balancers do.
 pub(super) const IDLE_SECONDS_MAX: u64 = 50;
 
-/// See the module.
+/// The upstream of kind `hubspot`: see the module `hubspot`.
 pub struct Hubspot {
     translator: Translator,
     authorizations: HashMap<u64, HeaderValue>,
@@ -34,17 +34,17 @@ pub struct Hubspot {
     pauses: Pauses,
 }
 
-/// What has become of a batch's events so far.
+/// The outcomes of a batch's events so far.
 #[derive(Default)]
 struct Progress {
     delivered: Vec<usize>,
-    /// Refused, or never to be sent.
+    /// Rejected or dead.
     ended: Vec<Part>,
-    /// To be tried again.
+    /// To be retried.
     left: Option<Part>,
 }
 
-// By hand: it holds tokens.
+// Implemented by hand, because it holds tokens.
 impl fmt::Debug for Hubspot {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str("Hubspot(..)")
@@ -61,7 +61,7 @@ impl Hubspot {
         Hubspot { translator, authorizations, sender: Arc::new(sender), pauses }
     }
 
-    /// Translates a batch, and sorts it by portal.
+    /// Translates a batch and groups it by portal.
     fn sort(&self, batch: &Batch, progress: &mut Progress) -> BTreeMap<u64, Vec<Item>> {
         let mut portals: BTreeMap<u64, Vec<Item>> = BTreeMap::new();
         for (place, bytes) in batch.records().iter().enumerate() {
@@ -87,10 +87,10 @@ impl Hubspot {
         portals
     }
 
-    /// What a portal's events are sent with, or what becomes of them as they cannot be sent now.
+    /// The portal's `Authorization` header, or the outcome if its events cannot be sent now.
     fn authorization(&self, portal: u64) -> Result<HeaderValue, Outcome> {
         let Some(authorization) = self.authorizations.get(&portal) else {
-            // A portal's number is nobody's secret, and the operator needs it.
+            // A portal's number is not secret, and the operator needs it.
             let what = format!("there is no token for portal {portal}");
             let fault = Outcome::Fault(Failure::new(what).of_these_events());
             return Err(self.pauses.of_no_token(fault));
@@ -122,7 +122,7 @@ impl Upstream for Hubspot {
                 }
             }
         }
-        // One that panicked says nothing of its events: they are tried again.
+        // Events of a task that panicked have no outcome and are retried.
         while let Some(done) = sending.join_next().await {
             let Ok((portal, Ends { parts, left })) = done else { continue };
             parts.into_iter().for_each(|part| progress.take(part));
@@ -178,7 +178,7 @@ impl Progress {
             parts.push(Part { places: self.delivered, outcome: Outcome::Delivered });
         }
         parts.extend(self.ended);
-        // The last, because what comes after it would wait for it.
+        // Last, because later parts would wait for it.
         parts.extend(self.left);
         match &mut parts[..] {
             [only] if only.places.len() == count => {

@@ -1,4 +1,4 @@
-//! What a `kafka` upstream is told, and what becomes of it: librdkafka's configuration.
+//! The settings of a `kafka` upstream, and librdkafka's configuration made from them.
 
 use crate::config_error::ConfigError;
 use std::collections::BTreeMap;
@@ -15,31 +15,31 @@ use super::upstream::Kafka;
 use crate::env::Secret;
 use crate::upstream::http::{TIMEOUT_SECONDS_MAX, check_within};
 
-/// Brokers to begin with, at most: the cluster itself tells of the others.
+/// Maximum number of bootstrap brokers. The cluster announces its other brokers.
 pub const BROKERS_MAX: usize = 64;
-/// Properties of the operator's own, at most.
+/// Maximum number of configured properties.
 pub const PROPERTIES_MAX: usize = 64;
-/// Longest name of a topic (Kafka's own rule).
+/// Longest topic name, in characters (Kafka's limit).
 pub const TOPIC_CHARS_MAX: usize = 249;
 
-/// What holds unless `properties` say otherwise.
+/// Defaults, which `properties` may override.
 const DEFAULTS: &[(&str, &str)] = &[
     ("client.id", "pixelgate"),
     ("compression.type", "zstd"),
-    // Java's choice of a partition, so that a portal is where other producers would put it.
+    // The Java client's partitioner, so that other producers choose the same partition.
     ("partitioner", "murmur2_random"),
-    // The queue holds what is on its way; what waits is in the spool.
+    // The queue holds events in flight only. Waiting events are in the spool.
     ("queue.buffering.max.messages", "100000"),
     ("queue.buffering.max.kbytes", "131072"),
-    // A broker that takes requests and answers none is left for a new connection, in time for
-    // librdkafka to send again what was in them before an attempt ends.
+    // A connection to a broker that does not respond is closed early enough for librdkafka to
+    // resend its requests before the attempt ends.
     ("socket.timeout.ms", "10000"),
     ("socket.keepalive.enable", "true"),
-    // A topic that is not there is told as such well before an attempt ends.
+    // A missing topic is reported as missing before the attempt ends.
     ("topic.metadata.propagation.max.ms", "5000"),
 ];
 
-/// Properties that are keys of ours, or that a delivery rests on: who sets them, and what to do.
+/// Properties that cannot be configured, because pixelgate sets them, with the reason.
 const OURS: &[(&str, &str)] = &[
     ("bootstrap.servers", "is the key `brokers`"),
     ("metadata.broker.list", "is the key `brokers`"),
@@ -56,15 +56,15 @@ const OURS: &[(&str, &str)] = &[
 #[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct Config {
-    /// Brokers to begin with, `host:port`. May hold `${ENV}`.
+    /// Bootstrap brokers, `host:port`. May hold `${ENV}`.
     pub brokers: Vec<Secret>,
-    /// The topic. It must exist, or the cluster make topics by itself.
+    /// The topic. It must exist, unless the cluster creates topics automatically.
     pub topic: String,
-    /// What chooses an event's partition.
+    /// The message key, which chooses an event's partition.
     pub key: Key,
-    /// Any other property of librdkafka, such as `sasl.mechanism`. Values may hold `${ENV}`.
+    /// Further properties of librdkafka, such as `sasl.mechanism`. Values may hold `${ENV}`.
     pub properties: Properties,
-    /// Time for one attempt at a batch, in seconds: `message.timeout.ms`.
+    /// Time for one attempt at a batch, in seconds. Sets `message.timeout.ms`.
     pub timeout_seconds: u64,
 }
 
@@ -85,13 +85,13 @@ impl Default for Config {
 }
 
 impl Config {
-    /// Checks limits, names, the presence of every `${ENV}`, and that librdkafka knows each
-    /// property and takes its value.
+    /// Checks the limits, the names, that every `${ENV}` is set, and that librdkafka accepts each
+    /// property and its value.
     pub fn validate(&self) -> Result<(), ConfigError> {
         self.client_config().map(drop)
     }
 
-    /// Builds the upstream: reads certificates and keys, connects nowhere.
+    /// Builds the upstream. Reads certificates and keys; opens no connection.
     pub fn build(&self) -> Result<Kafka, ConfigError> {
         let client = self.client_config()?;
         let secrets = self.values()?.into_values().collect();
@@ -112,7 +112,7 @@ impl Config {
         let mut client = ClientConfig::new();
         let own = self.values()?;
         for (name, value) in DEFAULTS {
-            // Of two names for one property, librdkafka would take whichever it is told last.
+            // `compression.codec` is an alias. With both names set, the last one would win.
             let aliased = *name == "compression.type" && own.contains_key("compression.codec");
             if !aliased {
                 client.set(*name, *value);
@@ -146,7 +146,7 @@ impl Config {
         Ok(expanded.join(","))
     }
 
-    /// The operator's own properties, `${ENV}` replaced.
+    /// The configured properties, with `${ENV}` expanded.
     fn values(&self) -> Result<BTreeMap<String, String>, ConfigError> {
         let Properties(all) = &self.properties;
         if all.len() > PROPERTIES_MAX {
@@ -168,7 +168,7 @@ impl Config {
     }
 }
 
-/// Kafka's rule for a topic's name.
+/// Checks Kafka's rule for topic names.
 fn check_topic(topic: &str) -> Result<(), ConfigError> {
     if topic.is_empty() {
         return Err(ConfigError::new("topic", "is missing"));
@@ -182,7 +182,7 @@ fn check_topic(topic: &str) -> Result<(), ConfigError> {
     Err(ConfigError::new("topic", reason))
 }
 
-/// What librdkafka found wrong with a property. Its own words hold the value, so they are not used.
+/// The error for a property that librdkafka rejects. Its message is dropped, as it holds the value.
 fn told(error: KafkaError) -> ConfigError {
     match error {
         KafkaError::ClientConfig(RDKafkaConfRes::RD_KAFKA_CONF_UNKNOWN, _, name, _) => {
@@ -195,8 +195,8 @@ fn told(error: KafkaError) -> ConfigError {
     }
 }
 
-// By hand: a value may be a text, a number or a boolean, and a name with dots in it may as well be
-// written as nested tables, which is what TOML makes of an unquoted `linger.ms = 5`.
+// Implemented by hand: a value may be a string, a number or a boolean, and TOML parses an unquoted
+// name with dots, such as `linger.ms = 5`, as nested tables.
 impl<'de> Deserialize<'de> for Properties {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Properties, D::Error> {
         let table = toml::Table::deserialize(deserializer)?;

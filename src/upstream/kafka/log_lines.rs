@@ -1,10 +1,9 @@
-//! librdkafka's log lines, in our log: few, short, and without what was configured.
+//! Forwards librdkafka's log lines to our log, throttled, shortened and without secrets.
 //!
-//! They speak of brokers, connections and topics, never of an event: neither a key nor a value is
-//! ever in one. A broken connection is told again and again, so each sort of line (librdkafka
-//! calls it a facility) passes once in [`REPEAT_SECONDS_MIN`]; what passed by in between is
-//! counted. Debug lines, which an operator has asked for twice (`properties.debug` and `RUST_LOG`),
-//! all pass.
+//! The lines are about brokers, connections and topics and never hold an event's key or value. A
+//! broken connection is logged repeatedly, so of each facility (librdkafka's word for a sort of
+//! line) one line passes per [`REPEAT_SECONDS_MIN`]; the others are counted. Debug lines are not
+//! throttled: an operator has to enable them twice (`properties.debug` and `RUST_LOG`).
 
 use std::collections::HashMap;
 use std::time::Duration;
@@ -14,31 +13,31 @@ use parking_lot::Mutex;
 use rdkafka::config::RDKafkaLogLevel;
 use tokio::time::Instant;
 
-/// How often a line of the same facility is logged, at most.
+/// Minimum time between two logged lines of a facility, in seconds.
 pub const REPEAT_SECONDS_MIN: u64 = 60;
-/// Facilities that are told apart; librdkafka has fewer. LogLines of any further one are dropped.
+/// Maximum number of facilities; librdkafka has fewer. Lines of further facilities are dropped.
 const FACILITIES_MAX: usize = 128;
 /// Longest line, in characters.
 const LINE_CHARS_MAX: usize = 400;
-/// Shorter values are not looked for in a line: they are words like `true` and `plain`.
+/// Shorter values, in characters, are not masked: they are words like `true` and `plain`.
 const SECRET_CHARS_MIN: usize = 6;
 
-/// See the module.
+/// Forwards librdkafka's log lines: see the module.
 pub struct LogLines {
     secrets: Vec<String>,
     throttles: Mutex<HashMap<String, LogThrottle>>,
 }
 
 impl LogLines {
-    /// `secrets` are never shown.
+    /// `secrets` are masked in every line.
     pub fn new(secrets: &[String]) -> LogLines {
         LogLines { secrets: secrets.to_vec(), throttles: Mutex::default() }
     }
 
-    /// Logs a line, or counts it.
+    /// Logs a line, or counts it as held back.
     pub fn pass_on(&self, level: RDKafkaLogLevel, facility: &str, line: &str) {
         let level = match level {
-            // The upstream's own state tells how bad it is: a line is at most a warning.
+            // At most a warning: the upstream's state in `/status` shows the severity.
             RDKafkaLogLevel::Emerg
             | RDKafkaLogLevel::Alert
             | RDKafkaLogLevel::Critical
@@ -59,7 +58,7 @@ impl LogLines {
         }
     }
 
-    /// How many lines were held back since the last one, if this one may pass.
+    /// `Some` if this line may pass, with the number of lines held back since the last one.
     fn may_log(&self, facility: &str) -> Option<u64> {
         let now = Instant::now().into_std();
         let mut throttles = self.throttles.lock();
@@ -76,7 +75,7 @@ impl LogLines {
     }
 }
 
-/// A text of librdkafka's on one line, cut, and with `***` for each of `secrets` in it.
+/// A text of librdkafka as one line of at most [`LINE_CHARS_MAX`] characters, secrets as `***`.
 pub fn without(secrets: &[String], text: &str) -> String {
     let mut text = text.to_owned();
     for secret in secrets.iter().filter(|s| s.chars().count() >= SECRET_CHARS_MIN) {

@@ -1,20 +1,20 @@
-//! `kafka`: each event is a message of its own in one topic (SPEC 7), by librdkafka.
+//! `kafka`: each event is one message in one topic (SPEC 7), sent by librdkafka.
 //!
-//! The value is the event's wire form, the header `id` its id, the timestamp when it was received.
-//! An event counts as delivered when all replicas in sync have it (`acks=all`).
+//! The value is the event's wire form, the header `id` its id, the timestamp its receive time. An
+//! event counts as delivered when all in-sync replicas have it (`acks=all`).
 //!
-//! # Who tries again
+//! # Retries
 //!
-//! Within an attempt librdkafka does, as an idempotent producer: what it sends again is not there
-//! twice. An attempt ends after `timeout_seconds`; from then on the spool does, and waits as long
-//! as it takes. What was in a request whose answer never came may then be in the topic twice, under
-//! one `id`. Two processes, or two lives of one, are two producers to Kafka, so nothing of ours can
-//! prevent that: a reader that must count once drops ids that it knows.
+//! Within an attempt librdkafka retries as an idempotent producer, which makes no duplicates. An
+//! attempt ends after `timeout_seconds`; then delivery retries from the spool without a time limit.
+//! An event in a request without a response may then be in the topic twice, under one `id`. For
+//! Kafka, two processes, or one process before and after a restart, are two producers, so this
+//! cannot be prevented here: a consumer that must count once drops ids that it has seen.
 //!
 //! # Order
 //!
-//! None is promised. A portal's events share a partition, but batches are on their way side by
-//! side, and other edges write to it as well.
+//! No order is promised. A portal's events share a partition (with `key = "portal"`), but several
+//! batches are in flight at once, and other edges write to the partition too.
 
 mod config;
 mod log_lines;

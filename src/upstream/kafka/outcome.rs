@@ -1,4 +1,4 @@
-//! What librdkafka's error codes mean for an event (SPEC 7).
+//! Maps librdkafka's error codes to the outcome of an event (SPEC 7).
 
 use std::borrow::Cow;
 
@@ -7,13 +7,13 @@ use rdkafka::error::RDKafkaErrorCode as Code;
 use super::producer::Trouble;
 use crate::upstream::outcome::{Failure, Outcome};
 
-/// How an event ended whose delivery failed with `code`, while the connections were in `trouble`.
+/// The outcome of an event whose delivery failed with `code` while the connections were in
+/// `trouble`.
 ///
-/// Nothing that a broker wrote is passed on: the texts are librdkafka's own, one for each code.
+/// The texts are librdkafka's own, one for each code. No text from a broker is passed on.
 pub fn of(code: Code, trouble: Trouble) -> Outcome {
     match code {
-        // The last word of an event whose broker was never reached is that its time ran out. Why
-        // it was not reached is told apart from it.
+        // An event whose broker is unreachable fails with a timeout. `trouble` is the cause.
         Code::MessageTimedOut | Code::TimedOutQueue | Code::BrokerTransportFailure => match trouble
         {
             Trouble::None => Outcome::Retry(Failure::new("no acknowledgement in time")),
@@ -24,13 +24,13 @@ pub fn of(code: Code, trouble: Trouble) -> Outcome {
             Trouble::Tls => Outcome::Fault(Failure::new("the TLS handshake fails")),
             Trouble::Authentication => Outcome::Fault(Failure::new("authentication fails")),
         },
-        // Said of one event by librdkafka, or by a broker of a whole request: halving finds out.
+        // Reported by librdkafka about one event, or by a broker about a request: splitting tells.
         Code::MessageSizeTooLarge | Code::MessageBatchTooLarge | Code::InvalidMessageSize => {
             Outcome::TooLarge(failure(code))
         }
         Code::InvalidRecord => Outcome::Rejected(failure(code)),
-        // The topic's bounds on an event's time. The event is what it is, and a clock that is
-        // ahead is soon not ahead any more: a matter of configuration, not of the event.
+        // The topic limits timestamps. The topic's configuration or a clock is wrong, not the
+        // event.
         Code::InvalidTimestamp => Outcome::Fault(failure(code)),
         Code::Authentication
         | Code::ClusterAuthorizationFailed

@@ -1,4 +1,4 @@
-//! Which events of a batch still wait for their delivery report.
+//! Tracks which events of a batch still wait for their delivery report.
 
 use std::sync::Arc;
 
@@ -9,21 +9,21 @@ use tokio::sync::Notify;
 /// How an event's delivery ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum End {
-    /// There is no report yet.
+    /// The report has not arrived yet.
     Open,
-    /// All replicas in sync have it.
+    /// All in-sync replicas have the event.
     Delivered,
-    /// It was given up.
+    /// librdkafka gave the event up.
     Failed(RDKafkaErrorCode),
-    /// It was never handed over: its record cannot be read.
+    /// The event was not sent: its record cannot be read.
     Unreadable,
 }
 
-/// See the module. Shared by a batch and the handles of its events.
+/// The ends of a batch's events. Shared by the batch's attempt and the handles of its events.
 #[derive(Debug)]
 pub struct Outstanding {
     inner: Mutex<Inner>,
-    /// Woken when the last event has come to its end.
+    /// Notified when the last event has ended.
     closed: Notify,
 }
 
@@ -33,7 +33,7 @@ struct Inner {
     open: usize,
 }
 
-/// Goes through librdkafka with one event, and comes back with its report.
+/// Passed to librdkafka with one event and returned with its delivery report.
 #[derive(Debug)]
 pub struct DeliveryHandle {
     outstanding: Arc<Outstanding>,
@@ -41,7 +41,7 @@ pub struct DeliveryHandle {
 }
 
 impl Outstanding {
-    /// For so many events, all of them open.
+    /// For `events` events, all open.
     pub fn new(events: usize) -> Arc<Outstanding> {
         let inner = Inner { ends: vec![End::Open; events], open: events };
         Arc::new(Outstanding { inner: Mutex::new(inner), closed: Notify::new() })
@@ -54,7 +54,7 @@ impl Outstanding {
 
     /// Waits until no event is open.
     pub async fn closed(&self) {
-        // Only the batch waits, and a permit is kept for it: it cannot miss the last report.
+        // There is one waiter, and `notify_one` stores a permit: the last report is not missed.
         while self.lock().open > 0 {
             self.closed.notified().await;
         }
@@ -71,7 +71,7 @@ impl Outstanding {
 }
 
 impl DeliveryHandle {
-    /// Notes the event's end. The first one counts.
+    /// Records the event's end. Only the first one counts.
     pub fn end(self, end: End) {
         let mut inner = self.outstanding.lock();
         if inner.ends.get(self.place) != Some(&End::Open) || end == End::Open {

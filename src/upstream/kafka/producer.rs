@@ -1,7 +1,7 @@
 //! One librdkafka producer, with its own threads and connections.
 //!
-//! After a fatal error (idempotent production has lost its sequence) a producer accepts no event
-//! any more, and `upstream.rs` replaces it.
+//! After a fatal error (the idempotent producer has lost its sequence) a producer accepts no more
+//! events, and `upstream.rs` replaces it.
 
 use std::sync::atomic::{AtomicU8, Ordering};
 use std::thread;
@@ -21,13 +21,13 @@ use super::setup::Setup;
 /// The header that holds an event's id.
 const ID_HEADER: &str = "id";
 
-/// See the module.
+/// One librdkafka producer: see the module.
 pub struct Producer {
-    /// `None` only while it is dropped.
+    /// `None` only during `drop`.
     producer: Option<ThreadedProducer<Callbacks>>,
 }
 
-/// One event as it is handed over.
+/// One event as a Kafka message.
 pub struct Message<'a> {
     pub topic: &'a str,
     pub key: Option<&'a [u8]>,
@@ -36,7 +36,7 @@ pub struct Message<'a> {
     pub received_at_ms: u64,
 }
 
-/// What is wrong with the connections, as far as librdkafka has said. The later ones explain more.
+/// The last connection trouble that librdkafka reported. Later variants are more specific.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Trouble {
     None,
@@ -53,11 +53,11 @@ struct Callbacks {
 }
 
 impl Producer {
-    /// Starts a producer, which begins to connect. Blocks for some milliseconds.
+    /// Starts a producer, which connects in the background. Blocks for some milliseconds.
     ///
     /// # Errors
     ///
-    /// What librdkafka finds wrong with the configuration as a whole, without any of its values.
+    /// Why librdkafka rejects the configuration as a whole, with secrets masked.
     pub fn open(setup: &Setup) -> Result<Producer, String> {
         let callbacks =
             Callbacks { trouble: AtomicU8::new(0), lines: LogLines::new(&setup.secrets) };
@@ -65,7 +65,7 @@ impl Producer {
         Ok(Producer { producer: Some(producer.map_err(|e| told(e, setup))?) })
     }
 
-    /// As [`Producer::open`], but knows no broker and so connects nowhere: whether it would open.
+    /// Checks that [`Producer::open`] would succeed. Without brokers, so nothing is connected.
     pub fn rehearse(setup: &Setup) -> Result<(), String> {
         let mut client = setup.client.clone();
         client.remove("bootstrap.servers");
@@ -75,11 +75,11 @@ impl Producer {
         producer.map(drop).map_err(|e| told(e, setup))
     }
 
-    /// Hands one event over. Its handle comes back with the report, or, where this fails, at once.
+    /// Queues one event. `handle` ends with its delivery report, or at once if queuing fails.
     ///
     /// # Errors
     ///
-    /// There is no room just now: the handle comes back open.
+    /// The queue is full: the handle is returned open, to be tried again.
     pub fn hand_over(
         &self,
         message: &Message<'_>,
@@ -98,24 +98,23 @@ impl Producer {
                 return Err(*record.delivery_opaque);
             }
             KafkaError::MessageProduction(code) => record.delivery_opaque.end(End::Failed(code)),
-            // The topic's name holds a null, which the configuration does not let through.
+            // The topic's name holds a null character, which the configuration rejects.
             _ => record.delivery_opaque.end(End::Failed(RDKafkaErrorCode::InvalidTopic)),
         }
         Ok(())
     }
 
-    /// What keeps events from being delivered, if anything was said since the last delivery.
+    /// The trouble reported since the last successful delivery.
     pub fn trouble(&self) -> Trouble {
         self.producer.as_ref().map_or(Trouble::None, |p| p.client().context().trouble())
     }
 
-    /// Ends the producer: what is still on its way is given up. Blocks until its threads have
-    /// ended.
+    /// Stops the producer and gives up events in flight. Blocks until its threads have ended.
     pub fn close(mut self) {
         drop(self.producer.take());
     }
 
-    /// The fatal error that has ended the producer, if one has.
+    /// The fatal error of the producer, if there was one.
     pub fn fatal_error(&self) -> Option<RDKafkaErrorCode> {
         Some(self.producer.as_ref()?.client().fatal_error()?.0)
     }
@@ -123,8 +122,8 @@ impl Producer {
 
 impl Drop for Producer {
     fn drop(&mut self) {
-        // As `close`, which async code must not wait for. Where no thread can be had it is dropped
-        // right here.
+        // Stops on a thread of its own, because async code must not block. If no thread can be
+        // started, the producer is dropped here.
         let Some(producer) = self.producer.take() else { return };
         let _ = thread::Builder::new().spawn(move || drop(producer));
     }
@@ -153,7 +152,7 @@ impl ClientContext for Callbacks {
     }
 
     fn error(&self, error: KafkaError, _: &str) {
-        // Its text is in a log line as well.
+        // librdkafka logs the error's text too.
         let KafkaError::Global(code) = error else { return };
         let trouble = match code {
             RDKafkaErrorCode::Authentication => Trouble::Authentication,
@@ -186,7 +185,7 @@ impl ProducerContext for Callbacks {
     }
 }
 
-/// librdkafka's own words, which name the property at fault, less what must not be shown.
+/// librdkafka's message, which names the property at fault, with secrets masked.
 fn told(error: KafkaError, setup: &Setup) -> String {
     match error {
         KafkaError::ClientCreation(text) => log_lines::without(&setup.secrets, &text),

@@ -22,27 +22,28 @@ use crate::upstream::contract::Upstream;
 use crate::upstream::merge_outcomes::merge_outcomes;
 use crate::upstream::outcome::{Failure, Outcome};
 
-/// Batches on their way at once, at most.
+/// Maximum number of batches in flight.
 const BATCHES_MAX: usize = 8;
-/// Pause before a full queue is tried again.
+/// Pause before an event is queued again after the queue was full, in milliseconds.
 const QUEUE_FULL_MS: u64 = 5;
-/// How long after an event's time has run out its report may take. It comes from this process.
+/// How long a delivery report may come after the event's timeout, in seconds.
 const REPORT_GRACE_SECONDS: u64 = 5;
-/// How long a stop waits for the producer's threads.
+/// How long a stop waits for the producer's threads, in seconds.
 const CLOSE_SECONDS_MAX: u64 = 2;
-/// After so many events others on this thread get their turn.
+/// Number of events after which the task yields to others on its thread.
 const EVENTS_AT_ONCE: usize = 64;
 
-/// See the module.
+/// The upstream of kind `kafka`: see the module `kafka`.
 pub struct Kafka {
     setup: Arc<Setup>,
     /// Opened by the first attempt, and again after a fatal error.
     producer: Mutex<Option<Arc<Producer>>>,
-    /// Held by every attempt, and alone by one that must not share a request: see `send`.
+    /// Read-locked by every attempt; write-locked by one that must not share a request: see
+    /// `send`.
     exclusive_send: RwLock<()>,
 }
 
-// By hand: the configuration holds credentials.
+// Implemented by hand, because the configuration holds credentials.
 impl fmt::Debug for Kafka {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str("Kafka(..)")
@@ -60,8 +61,8 @@ impl Upstream for Kafka {
             let _shared = self.exclusive_send.read().await;
             self.attempt(batch).await
         };
-        // A broker refuses a whole request, which may hold events of several batches. So one that
-        // would be a dead letter for it goes once more while no other attempt runs.
+        // A broker rejects a whole request, which may hold events of several batches. A single
+        // event is sent once more, while no other attempt runs, before it becomes a dead letter.
         let refused = matches!(outcome, Outcome::TooLarge(_) | Outcome::Rejected(_));
         if refused && batch.records().len() == 1 {
             let _alone = self.exclusive_send.write().await;
@@ -78,7 +79,7 @@ impl Upstream for Kafka {
         let Some(producer) = self.producer.lock().await.take().and_then(Arc::into_inner) else {
             return;
         };
-        // Waited for, so that none of its threads runs into the end of the process.
+        // Wait, so that the producer's threads do not run during process exit.
         let closing = tokio::task::spawn_blocking(move || producer.close());
         let _ = timeout(Duration::from_secs(CLOSE_SECONDS_MAX), closing).await;
     }
@@ -101,7 +102,7 @@ impl Kafka {
         let outstanding = Outstanding::new(batch.records().len());
         self.hand_over(&producer, batch.records(), &outstanding).await;
         let patience = Duration::from_secs(self.setup.timeout_seconds + REPORT_GRACE_SECONDS);
-        // An event without a report is as one whose time ran out.
+        // An event without a report counts as timed out.
         let _ = timeout_at(Instant::now() + patience, outstanding.closed()).await;
         let trouble = producer.trouble();
         let fatal = producer.fatal_error();
@@ -109,7 +110,7 @@ impl Kafka {
             End::Delivered => Outcome::Delivered,
             End::Unreadable => Outcome::Rejected(Failure::new("a spool record cannot be read")),
             End::Open => outcome::of(RDKafkaErrorCode::MessageTimedOut, trouble),
-            // The code is only that there is another, which says why.
+            // `Fatal` only refers to the producer's fatal error, which is the cause.
             End::Failed(RDKafkaErrorCode::Fatal) => {
                 outcome::of(fatal.unwrap_or(RDKafkaErrorCode::Fatal), trouble)
             }
@@ -166,7 +167,7 @@ impl Kafka {
         }
     }
 
-    /// A record, and the email address where it is the key.
+    /// A record, and the email address if it is the message key.
     fn read<'a>(&self, bytes: &'a [u8]) -> Option<(RawRecord<'a>, Option<String>)> {
         let email = match self.setup.key {
             Key::Email => {
@@ -178,7 +179,7 @@ impl Kafka {
         Some((RawRecord::read(bytes).ok()?, email))
     }
 
-    /// The producer in use; opened where there is none.
+    /// The current producer. Opens one if there is none.
     async fn producer(&self) -> Result<Arc<Producer>, Outcome> {
         let mut current = self.producer.lock().await;
         if let Some(producer) = &*current {
@@ -186,14 +187,15 @@ impl Kafka {
         }
         let setup = Arc::clone(&self.setup);
         let opened = tokio::task::spawn_blocking(move || Producer::open(&setup)).await;
-        // It panics where the system has no thread for it, which may pass.
+        // Panics if the system cannot start a thread, which may be temporary.
         let opened = opened.map_err(|_| Outcome::Retry(Failure::new("no producer can be made")))?;
         let producer = Arc::new(opened.map_err(|why| Outcome::Fault(Failure::new(why)))?);
         *current = Some(Arc::clone(&producer));
         Ok(producer)
     }
 
-    /// The next attempt opens a new producer, unless one has replaced this one already.
+    /// Removes `broken`, so that the next attempt opens a new producer. Does nothing if it was
+    /// replaced already.
     async fn replace(&self, broken: &Arc<Producer>) {
         let mut current = self.producer.lock().await;
         if current.as_ref().is_some_and(|producer| Arc::ptr_eq(producer, broken)) {

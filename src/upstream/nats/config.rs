@@ -1,4 +1,4 @@
-//! What a `nats` upstream is told.
+//! The settings of a `nats` upstream.
 
 use crate::config_error::ConfigError;
 use std::path::PathBuf;
@@ -16,29 +16,29 @@ use crate::env::Secret;
 use crate::upstream::client;
 use crate::upstream::http::{TIMEOUT_SECONDS_MAX, check_within};
 
-/// Servers to try, at most.
+/// Maximum number of servers.
 pub const URLS_MAX: usize = 16;
-/// Longest name of a stream, in characters.
+/// Longest stream name, in characters.
 pub const STREAM_CHARS_MAX: usize = 255;
 
 /// The settings of an `[[upstream]]` of kind `nats`.
 #[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct Config {
-    /// Servers of one cluster: `nats://` or `tls://`, with `user:password@` or `token@` where they
-    /// are asked for, the same in all of them. May hold `${ENV}`.
+    /// Servers of one cluster: `nats://` or `tls://`, with `user:password@` or `token@` if the
+    /// servers require it, the same in every URL. May hold `${ENV}`.
     pub urls: Vec<Secret>,
     /// Where events are published. `{portal}` stands for the event's portal.
     pub subject: String,
-    /// The stream that takes them. It must exist and take the subject.
+    /// The stream that stores the events. It must exist and take the subject.
     pub stream: String,
     /// A credentials file (`.creds`: a JWT and its key), read again for every connection.
     pub credentials: Option<PathBuf>,
     /// Time for one attempt at a batch, in seconds.
     pub timeout_seconds: u64,
-    /// Certificates (PEM) to trust instead of the machine's; with it, TLS is a must.
+    /// Certificates (PEM) to trust instead of the machine's. If set, TLS is required.
     pub ca: Option<PathBuf>,
-    /// Our certificate chain (PEM), for a server that asks for one; with `key`.
+    /// Client certificate chain (PEM), for a server that requires one. Needs `key`.
     pub cert: Option<PathBuf>,
     /// The private key (PEM) of `cert`.
     pub key: Option<PathBuf>,
@@ -60,7 +60,7 @@ impl Default for Config {
 }
 
 impl Config {
-    /// Checks limits, URLs, names and the presence of every `${ENV}`.
+    /// Checks the limits, the URLs, the names and that every `${ENV}` is set.
     pub fn validate(&self) -> Result<(), ConfigError> {
         check_within("timeout_seconds", self.timeout_seconds, TIMEOUT_SECONDS_MAX)?;
         Subject::parse(&self.subject).map_err(|why| ConfigError::new("subject", why))?;
@@ -68,7 +68,7 @@ impl Config {
         self.servers().map(drop)
     }
 
-    /// Builds the upstream: reads the certificates and the credentials, connects nowhere.
+    /// Builds the upstream. Reads the certificates and credentials; opens no connection.
     pub fn build(&self) -> Result<Nats, ConfigError> {
         self.validate()?;
         let (servers, login) = self.servers()?;
@@ -99,8 +99,8 @@ impl Config {
             key: self.key.as_deref(),
         };
         match client::tls_config(&tls, true) {
-            // A server may ask for TLS unbidden. Without the machine's certificates it is not
-            // trusted then, but most do not ask.
+            // A server may require TLS even if the configuration does not. Without the machine's
+            // certificates that server is not trusted; servers without TLS work.
             Err(_) if !required => client::tls_config(&tls, false),
             config => config,
         }
@@ -129,7 +129,7 @@ impl Config {
             if *login.get_or_insert(own.clone()) != own {
                 return Err(wrong("must all hold the same user and password".to_owned()));
             }
-            // Cannot fail for a URL with a host.
+            // Cannot fail: the URL has a host.
             let _ = (url.set_username(""), url.set_password(None));
             let server = ServerAddr::from_url(url);
             servers.push(server.map_err(|e| ConfigError::caused("urls", "cannot be used", e))?);
@@ -144,7 +144,7 @@ impl Config {
 }
 
 impl Login {
-    /// What stands before the `@`: `user:password`, or a token alone, as NATS has it.
+    /// Reads the part before the `@`: `user:password`, or a token alone, as NATS defines it.
     fn of(url: &Url) -> Result<Login, &'static str> {
         let plain = |text: &str| {
             let text = percent_decode_str(text).decode_utf8();
@@ -176,6 +176,6 @@ fn check_credentials(path: &std::path::Path) -> Result<(), ConfigError> {
     let text = std::fs::read_to_string(path)
         .map_err(|e| ConfigError::caused("credentials", "cannot be read", e))?;
     let parsed = async_nats::ConnectOptions::new().credentials(&text);
-    // The error might hold a part of the file.
+    // The cause is dropped, because it may hold a part of the file.
     parsed.map(drop).map_err(|_| ConfigError::new("credentials", "holds no JWT with its key"))
 }

@@ -1,4 +1,4 @@
-//! A connection to a server, opened only once its stream has been found.
+//! A connection to a server, whose stream was checked when it was opened.
 //!
 //! A connection is used until it breaks, an acknowledgement is missing at the deadline, or the
 //! server denies a permission. Publishes in flight then fail at once, because their
@@ -18,14 +18,14 @@ use super::outcome;
 use super::setup::{BATCHES_MAX, Login, Setup, UNANSWERED_MAX};
 use crate::upstream::outcome::{Failure, Outcome};
 
-/// Longest time to wait for a connection to one server; the whole attempt's where that is less.
+/// Connect timeout for one server, in seconds; `timeout_seconds` if that is less.
 const CONNECT_SECONDS_MAX: u64 = 5;
-/// How often a silent connection is probed.
+/// Interval of pings, in seconds.
 const PING_SECONDS: u64 = 15;
 
-/// See the module.
+/// A connection with its stream checked: see the module.
 pub struct Connection {
-    /// Kept, because the connection lives as long as it.
+    /// Kept, because dropping the client closes the connection.
     _client: Client,
     jetstream: jetstream::Context,
     health: watch::Receiver<Health>,
@@ -40,7 +40,7 @@ enum Health {
 }
 
 impl Connection {
-    /// Connects and looks whether the stream is there and takes the subject.
+    /// Connects, and checks that the stream exists and takes the subject.
     pub async fn open(setup: &Setup, deadline: Instant) -> Result<Connection, Outcome> {
         let (report, health) = watch::channel(Health::Fine);
         let options = options(setup, report).await?;
@@ -67,7 +67,7 @@ impl Connection {
         Err(Outcome::Fault(Failure::new("the stream does not take the subject")))
     }
 
-    /// Sends one event; its acknowledgement is still to come.
+    /// Publishes one event. The inner future waits for its acknowledgement.
     pub async fn publish(
         &self,
         subject: String,
@@ -79,7 +79,8 @@ impl Connection {
         Ok(sent.map_err(|e| outcome::of_publish(&e)))
     }
 
-    /// Waits for an acknowledgement. The outer error is the connection's: no other will come.
+    /// Waits for an acknowledgement. An error means that the connection failed or the deadline has
+    /// passed: no further acknowledgement will arrive.
     pub async fn acknowledged(
         &self,
         ack: PublishAckFuture,
@@ -89,12 +90,12 @@ impl Connection {
         Ok(ended(acknowledged))
     }
 
-    /// Whether nothing has gone wrong with it yet.
+    /// Whether the connection has reported no failure.
     pub fn is_sound(&self) -> bool {
         *self.health.borrow() == Health::Fine
     }
 
-    /// The future's value, unless the connection fails it first.
+    /// The future's value, or an error if the connection fails or the deadline passes first.
     async fn unless_broken<F: Future>(
         &self,
         deadline: Instant,
@@ -102,7 +103,7 @@ impl Connection {
     ) -> Result<F::Output, Outcome> {
         let mut health = self.health.clone();
         let failed = async {
-            // An error: the client is gone altogether.
+            // An error means that the client has ended.
             health
                 .wait_for(|health| *health != Health::Fine)
                 .await
@@ -124,7 +125,7 @@ impl Connection {
     }
 }
 
-/// An acknowledgement that is there already, of an event whose connection has failed.
+/// The outcome of an event whose acknowledgement arrived before its connection failed.
 pub async fn already_acknowledged(ack: PublishAckFuture) -> Option<Outcome> {
     timeout(Duration::ZERO, ack.into_future()).await.ok().map(ended)
 }
@@ -133,7 +134,7 @@ fn ended(
     acknowledged: Result<jetstream::publish::PublishAck, jetstream::context::PublishError>,
 ) -> Outcome {
     match acknowledged {
-        // One that the stream had already counts as well: it has it.
+        // A duplicate counts as delivered too: the stream has the event.
         Ok(_) => Outcome::Delivered,
         Err(error) => outcome::of_publish(&error),
     }
@@ -162,8 +163,8 @@ async fn options(setup: &Setup, report: watch::Sender<Health>) -> Result<Connect
         .connection_timeout(connect)
         .request_timeout(Some(setup.timeout))
         .ping_interval(Duration::from_secs(PING_SECONDS))
-        // Once over the list, when it connects; and once more when the connection has broken, so
-        // that an abandoned client ends.
+        // One pass over the servers to connect, and one after the connection broke, so that an
+        // abandoned client ends.
         .max_reconnects(setup.servers.len())
         .ignore_discovered_servers()
         .event_callback(move |event| {

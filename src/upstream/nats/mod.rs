@@ -1,14 +1,14 @@
-//! `nats`: each event is a message of its own in a JetStream stream (SPEC 7).
+//! `nats`: each event is one message in a JetStream stream (SPEC 7).
 //!
-//! The payload is the event's wire form, the header `Nats-Msg-Id` its id: within its
-//! `duplicate_window` the stream itself drops what it has already. An event counts as delivered
-//! when the stream has acknowledged it: it is stored as safely as the stream is configured to.
+//! The payload is the event's wire form, the header `Nats-Msg-Id` its id: the stream drops repeats
+//! within its `duplicate_window`. An event counts as delivered when the stream has acknowledged
+//! it; how safely it is stored then is the stream's configuration.
 //!
-//! Events are published one after another without waiting, up to [`UNANSWERED_MAX`] of a batch at
-//! once, and each acknowledgement decides about its own event. None within `timeout_seconds`, or a
-//! connection that breaks, means that nobody knows; such an event is sent again under its id.
+//! Events are published without waiting, with up to [`UNANSWERED_MAX`] unacknowledged events per
+//! batch. An event whose acknowledgement does not arrive within `timeout_seconds`, or whose
+//! connection breaks, has an unknown result and is sent again with the same id.
 //!
-//! No order is promised: batches are on their way side by side.
+//! No order is promised: several batches are in flight at once.
 
 mod config;
 mod connection;

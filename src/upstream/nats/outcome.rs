@@ -1,7 +1,7 @@
-//! What NATS's errors mean for an event, or for an attempt (SPEC 7).
+//! Maps errors of NATS to the outcome of an event or of an attempt (SPEC 7).
 //!
-//! A server's own words may repeat a subject or a name, so none of them is passed on: each error
-//! has a text of ours.
+//! A server's message may repeat a subject or a name, so it is not passed on: each error has a
+//! fixed text.
 
 use std::error::Error;
 use std::io;
@@ -15,7 +15,7 @@ use async_nats::{ConnectError, ConnectErrorKind, ServerError};
 
 use crate::upstream::outcome::{Failure, Outcome};
 
-/// Why no connection could be made.
+/// The outcome of a failed connection attempt.
 pub fn of_connect(error: &ConnectError) -> Outcome {
     if let Some(tls) = cause::<rustls::Error>(error) {
         return match tls {
@@ -39,7 +39,7 @@ pub fn of_connect(error: &ConnectError) -> Outcome {
             }
             Some(_) => retry("the server refuses the connection"),
             None => match cause::<io::Error>(error) {
-                // Text of the system's; that of another error may be the server's.
+                // The operating system's text. The text of other errors may be the server's.
                 Some(e) if e.raw_os_error().is_some() => retry(format!("cannot connect: {e}")),
                 _ => retry("cannot connect"),
             },
@@ -47,7 +47,7 @@ pub fn of_connect(error: &ConnectError) -> Outcome {
     }
 }
 
-/// Why the stream could not be looked at, or is not there.
+/// The outcome if the stream cannot be looked up or does not exist.
 pub fn of_stream(error: &GetStreamError) -> Outcome {
     match error.kind() {
         GetStreamErrorKind::EmptyName | GetStreamErrorKind::InvalidStreamName => {
@@ -61,13 +61,13 @@ pub fn of_stream(error: &GetStreamError) -> Outcome {
     }
 }
 
-/// Why an event was not taken.
+/// The outcome of an event that was not acknowledged.
 pub fn of_publish(error: &PublishError) -> Outcome {
     match error.kind() {
         PublishErrorKind::MaxPayloadExceeded => {
             Outcome::TooLarge(Failure::new("larger than the server's max_payload"))
         }
-        // Also while a stream has no leader. Whether it is there at all is looked up next time.
+        // Also while a stream has no leader. The next attempt checks whether the stream exists.
         PublishErrorKind::StreamNotFound => retry("no stream takes the subject"),
         PublishErrorKind::TimedOut => retry("no answer in time"),
         PublishErrorKind::BrokenPipe => retry("the connection broke"),
@@ -82,7 +82,7 @@ pub fn of_publish(error: &PublishError) -> Outcome {
     }
 }
 
-/// An error that JetStream answered with.
+/// The outcome of an error code of JetStream.
 fn of_code(code: ErrorCode) -> Outcome {
     match code {
         ErrorCode::STREAM_MESSAGE_EXCEEDS_MAXIMUM | ErrorCode::STREAM_HEADER_EXCEEDS_MAXIMUM => {
@@ -104,7 +104,7 @@ fn of_code(code: ErrorCode) -> Outcome {
     }
 }
 
-/// Whether a server's complaint is about who we are.
+/// Whether a server's error is about authentication.
 fn is_about_login(text: &str) -> bool {
     let text = text.to_ascii_lowercase();
     ["authentication", "authorization", "credentials"].iter().any(|word| text.contains(word))

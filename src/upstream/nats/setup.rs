@@ -9,7 +9,7 @@ use super::subject::Subject;
 
 /// Maximum number of batches in flight.
 pub const BATCHES_MAX: usize = 4;
-/// Events of one batch that wait for their acknowledgement, at most.
+/// Maximum number of unacknowledged events of one batch.
 pub const UNANSWERED_MAX: usize = 1000;
 
 /// A checked configuration.

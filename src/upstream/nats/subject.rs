@@ -1,18 +1,18 @@
-//! Subjects: where events are published, and whether a stream takes them.
+//! Subjects: where events are published, and whether a stream's filter matches them.
 
 use std::fmt::Write;
 
-/// Longest subject, in characters, before a portal is put in.
+/// Longest configured subject, in characters, before `{portal}` is replaced.
 pub const SUBJECT_CHARS_MAX: usize = 255;
-/// Stands for the event's portal.
+/// Placeholder for the event's portal.
 const PORTAL: &str = "{portal}";
 
-/// A subject that may have the event's portal in it. Checked.
+/// A checked subject, with or without the placeholder.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Subject(String);
 
 impl Subject {
-    /// Reads a configured subject. The error reads on from its key.
+    /// Parses a configured subject. The error text continues a sentence that begins with the key.
     pub fn parse(text: &str) -> Result<Subject, String> {
         if text.is_empty() {
             return Err("is missing".to_owned());

@@ -21,21 +21,21 @@ use crate::upstream::contract::Upstream;
 use crate::upstream::merge_outcomes::merge_outcomes;
 use crate::upstream::outcome::{Failure, Outcome};
 
-/// See the module.
+/// The upstream of kind `nats`: see the module `nats`.
 pub struct Nats {
     setup: Setup,
-    /// Opened by the first attempt, and again after anything has gone wrong with it.
+    /// Opened by the first attempt, and again after a failure.
     connection: Mutex<Option<Arc<Connection>>>,
 }
 
-/// What has become of a batch so far.
+/// The outcomes of a batch's events so far.
 struct Progress {
     ends: Vec<Option<Outcome>>,
-    /// Sent, and not acknowledged yet; the oldest first.
+    /// Published and not acknowledged yet, the oldest first.
     unanswered: VecDeque<(usize, PublishAckFuture)>,
 }
 
-// By hand: the setup holds credentials.
+// Implemented by hand, because the setup holds credentials.
 impl fmt::Debug for Nats {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str("Nats(..)")
@@ -64,7 +64,7 @@ impl Upstream for Nats {
         }
         let ends = || progress.ends.iter().flatten();
         if ends().any(|end| matches!(end, Outcome::Retry(_) | Outcome::Fault(_))) {
-            // The next attempt finds out whether server and stream are what they should be.
+            // The next attempt opens a new connection, which checks server and stream.
             self.retire(&connection).await;
         }
         merge_outcomes(ends().cloned())
@@ -84,7 +84,7 @@ impl Nats {
         Nats { setup, connection: Mutex::default() }
     }
 
-    /// The connection in use; opened where there is none that is sound.
+    /// The current connection. Opens one if there is none or if it has failed.
     async fn connection(&self, deadline: Instant) -> Result<Arc<Connection>, Outcome> {
         let mut current = self.connection.lock().await;
         if let Some(connection) = current.as_ref().filter(|connection| connection.is_sound()) {
@@ -95,7 +95,8 @@ impl Nats {
         Ok(connection)
     }
 
-    /// The next attempt opens a new connection, unless one has replaced this one already.
+    /// Removes `failed`, so that the next attempt opens a new connection. Does nothing if it was
+    /// replaced already.
     async fn retire(&self, failed: &Arc<Connection>) {
         let mut current = self.connection.lock().await;
         if current.as_ref().is_some_and(|connection| Arc::ptr_eq(connection, failed)) {
@@ -141,7 +142,7 @@ impl Nats {
         let message = PublishMessage::build()
             .payload(payload.into())
             .message_id(id)
-            // So that a stream that was put in its place is no surprise.
+            // The server rejects the event if another stream takes the subject.
             .expected_stream(&self.setup.stream);
         Some((self.setup.subject.of(record.portal), message))
     }
@@ -159,7 +160,7 @@ impl Progress {
         Ok(())
     }
 
-    /// Takes what acknowledgements are there; whatever else has no end yet ends as `why`.
+    /// Takes the acknowledgements that have arrived. All other open events end as `why`.
     async fn give_up(&mut self, why: &Outcome) {
         for (place, ack) in self.unanswered.drain(..) {
             self.ends[place] = connection::already_acknowledged(ack).await;
