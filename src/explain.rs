@@ -208,7 +208,8 @@ impl Explanation<'_> {
     }
 }
 
-/// Splits a text into its reading and its query. The text may be a whole URL, a host with a path, a path, or a query alone.
+/// Splits a text into its reading and its query. The text may be a whole URL, a host with a path,
+/// a path, or a query alone.
 fn split_text<'a>(gate: &Gate, text: &'a str) -> (Reading, &'a str) {
     let text = text.trim();
     let before_query = text.split('?').next().unwrap_or_default();

@@ -1,7 +1,7 @@
 //! Limits the personal data that is stored (SPEC 9, `[privacy]`; SPEC 7, `gpc`).
 //!
-//! Applied before an event reaches the disk, so that data which must not be stored is never written.
-//! This module only removes data. It rejects a request only if `gpc = "reject"`.
+//! Applied before an event reaches the disk, so that data which must not be stored is never
+//! written. This module only removes data. It rejects a request only if `gpc = "reject"`.
 
 use crate::event::{Context, Event};
 use serde::Deserialize;

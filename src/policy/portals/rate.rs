@@ -49,7 +49,7 @@ impl Rates {
     pub(super) fn meter(&mut self, rate: Rate) -> Meter {
         *self.seen.entry(rate).or_insert_with(|| {
             self.list.push(rate);
-            // Cannot overflow: the limit of a list's bytes keeps the number of rates far below 2^32.
+            // Cannot overflow: the size limit of a list keeps the rates far below 2^32.
             Meter(self.list.len() as u32 - 1)
         })
     }
@@ -82,7 +82,7 @@ impl Meters {
     /// Copies the counter of a portal from an earlier list.
     pub(super) fn carry(&self, cell: usize, earlier: &Meters, earlier_cell: usize) {
         let used = earlier.cells.0[earlier_cell].load(Ordering::Relaxed);
-        // Each list has its own origin. A time before the new origin has passed, so 0 means the same.
+        // Each list has its own origin. A time before the new one has passed: 0 means the same.
         let between = self.origin.saturating_sub(earlier.origin).as_nanos();
         let used = used.saturating_sub(u64::try_from(between).unwrap_or(u64::MAX));
         self.cells.0[cell].store(used, Ordering::Relaxed);
