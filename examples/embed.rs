@@ -1,4 +1,4 @@
-//! A gate in a Pingora proxy of your own.
+//! Adds pixelgate to your own Pingora proxy.
 //!
 //! ```text
 //! cargo run --example embed -- 127.0.0.1:8081 127.0.0.1:9000 config/portals.toml

@@ -1,5 +1,5 @@
-//! A backend for pixelgate: takes batches, checks their signature, drops the events that it has
-//! seen before, and prints each new one as a line of JSON.
+//! A backend for pixelgate: it receives batches, checks their signature, drops events that it has
+//! already received, and prints each new event as a line of JSON.
 //!
 //!     export SECRET="whsec_$(openssl rand -base64 32)"
 //!     cargo run --example receiver -- 127.0.0.1:9000
@@ -12,8 +12,8 @@
 //!     url = "http://127.0.0.1:9000/events"
 //!     secret = "${SECRET}"
 //!
-//! A backend for production does the same in the same order, but stores the ids in a database
-//! beside the events, and uses a library for HTTP.
+//! A production backend takes the same steps in the same order, but stores the ids in a database
+//! with the events, and uses an HTTP library.
 
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
@@ -27,7 +27,7 @@ use std::time::{SystemTime, UNIX_EPOCH};
 
 /// Largest body, compressed or not; a larger one is answered 413, and the edge splits the batch.
 const BODY_BYTES_MAX: u64 = 8 << 20;
-/// How far a signature's time may be off: Standard Webhooks' own tolerance.
+/// How many seconds a signature's time may differ from now: the tolerance of Standard Webhooks.
 const AGE_SECONDS_MAX: u64 = 300;
 type Head = HashMap<String, String>; // Names in lower case.
 

@@ -1,8 +1,7 @@
 //! Time as a parameter.
 //!
 //! Code that stamps, waits or limits rates takes a [`Clock`] instead of asking the system, so that
-//! a
-//! test sets the time and never sleeps. This module does not sleep, schedule or format.
+//! a test sets the time and never sleeps. This module does not sleep, schedule or format.
 //!
 //! [`Clock::unix_ms`] is the date: it is comparable between machines and may jump when the system's
 //! date is set. [`Clock::monotonic`] never goes backwards: intervals, deadlines and rates are
@@ -17,7 +16,7 @@ pub trait Clock: Send + Sync + 'static {
     /// Milliseconds since 1970-01-01T00:00:00Z. May go backwards when the system's date is set.
     fn unix_ms(&self) -> u64;
 
-    /// Time since a fixed but arbitrary moment of this clock's life. Never goes backwards.
+    /// Time since a fixed but arbitrary moment. Never goes backwards.
     fn monotonic(&self) -> Duration;
 }
 
@@ -25,12 +24,12 @@ pub trait Clock: Send + Sync + 'static {
 #[derive(Debug, Clone, Copy, Default)]
 pub struct SystemClock;
 
-// An `Instant` means nothing by itself, so all `SystemClock`s of a process count from one moment.
+// An `Instant` cannot be turned into a number: all `SystemClock`s measure from this one.
 static ORIGIN: Lazy<Instant> = Lazy::new(Instant::now);
 
 impl Clock for SystemClock {
     fn unix_ms(&self) -> u64 {
-        // A date before 1970 means a machine without a battery clock: 0 is as wrong, and harmless.
+        // A date before 1970 means that the machine's clock was never set; 0 is used then.
         let since_epoch = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
         u64::try_from(since_epoch.as_millis()).unwrap_or(u64::MAX)
     }

@@ -1,9 +1,9 @@
-//! What would become of an event, and why, in words for the person who built the link.
+//! Explains to the author of a link whether its event would be accepted, and why.
 //!
-//! One explanation for all who ask: the command (`pixelgate explain`) and the admin page show what
-//! is made here. It asks the same judge as a request does, and uses nothing up by asking: nothing
-//! is recorded, counted, or taken from a portal's rate. It shows the caller what the caller sent,
-//! so it is an answer to them and to nobody else; it must reach no log.
+//! The command `pixelgate explain` and the admin page both show this explanation. It uses the same
+//! gate as a request, without side effects: nothing is recorded, counted, or taken from a portal's
+//! rate. An explanation contains what the caller sent, personal data included: return it to that
+//! caller only, and never log it.
 
 use crate::event;
 use crate::event::{Context, Hints, Judged, hints};
@@ -16,51 +16,42 @@ use http::Method;
 use serde::Serialize;
 use serde_json::value::RawValue;
 use std::borrow::Cow;
-use std::fmt;
+use thiserror::Error;
 use url::form_urlencoded;
 
-/// The most parameters that are shown as they arrived, one a line.
-const ARRIVED_LINES_MAX: usize = 100;
+/// The most received parameters that are shown, one per line.
+const RECEIVED_LINES_MAX: usize = 100;
 
-/// The address is no event's: a request for it is passed on to the origin.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+/// The address is not below `events.path`; the edge passes such a request on to the origin.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Error)]
+#[error("this address is not below events.path: such a request is passed on to the origin")]
 pub struct NotAnEvent;
 
-impl fmt::Display for NotAnEvent {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(
-            "this address is not below events.path: such a request is passed on to the origin",
-        )
-    }
-}
-
-impl std::error::Error for NotAnEvent {}
-
-/// What would become of one event.
+/// The decision about one event, with its reasons.
 #[derive(Debug)]
 pub struct Explanation<'a> {
     decision: Decision,
-    /// Means nothing where the event would not count.
+    /// Meaningful only if the decision is [`Decision::Accept`].
     accepted: AcceptedEvent<'a>,
-    arrived: Lines,
+    received: Lines,
     policy: Lines,
     hints: Vec<Hints<'static>>,
-    /// By upstream of kind `hubspot`, where the event would count.
+    /// One entry for each upstream of kind `hubspot`; empty unless the event is accepted.
     hubspot: Vec<hubspot::Explained>,
 }
 
-/// Some lines under a title.
+/// Lines of text under a title.
 #[derive(Debug, Clone, Serialize)]
 pub struct Section {
     /// What the lines are about.
     pub title: Cow<'static, str>,
-    /// At least one.
+    /// At least one line.
     pub lines: Vec<String>,
 }
 
 type Lines = Vec<String>;
 
-/// The JSON of an accepted event; the order of the keys is the contract's (SPEC 8).
+/// The JSON of an accepted event; SPEC 8 fixes the order of the keys.
 #[derive(Serialize)]
 struct Accepted<'a> {
     verdict: &'static str,
@@ -77,7 +68,7 @@ struct IgnoredParam<'a> {
     why: &'static str,
 }
 
-/// The JSON of a rejected event, likewise.
+/// The JSON of a rejected event; SPEC 8 fixes the order of the keys.
 #[derive(Serialize)]
 struct Rejected {
     verdict: &'static str,
@@ -88,18 +79,18 @@ struct Rejected {
     detail: &'static str,
 }
 
-/// Explains what `gate` would say of `text`: a whole URL, a host with a path, a path with a query,
-/// or a query alone; and what those of `upstreams` that translate would send.
+/// Explains how `gate` would judge `text`: a whole URL, a host with a path, a path with a query, or
+/// a query alone. Includes what the `upstreams` of kind `hubspot` would send.
 ///
 /// # Errors
 ///
-/// [`NotAnEvent`] where the text is an address that is not ours to judge.
+/// [`NotAnEvent`] if the path of the text is not below `events.path`.
 pub fn explain<'a>(
     gate: &Gate,
     upstreams: &[upstream::Config],
     text: &'a str,
 ) -> Result<Explanation<'a>, NotAnEvent> {
-    let (reading, query) = read(gate, text);
+    let (reading, query) = split_text(gate, text);
     if reading == Reading::Other {
         return Err(NotAnEvent);
     }
@@ -114,15 +105,15 @@ pub fn explain<'a>(
     Ok(Explanation {
         decision,
         accepted,
-        arrived: arrived(query),
-        policy: policy(gate, reading, query),
+        received: received_params(query),
+        policy: policy_lines(gate, reading, query),
         hints: hints(query.as_bytes(), gate.rules()),
         hubspot,
     })
 }
 
 impl Explanation<'_> {
-    /// Whether the event would count.
+    /// Whether the event would be accepted.
     pub fn is_accepted(&self) -> bool {
         self.decision == Decision::Accept
     }
@@ -135,19 +126,22 @@ impl Explanation<'_> {
                 let reason = rejection.reason;
                 format!("rejected: {} (status {})", reason.as_str(), reason.status())
             }
-            // It is asked with GET alone.
+            // Unreachable: `explain` judges a GET.
             Decision::Head | Decision::Preflight => "nothing to judge".to_owned(),
         }
     }
 
-    /// What there is to say about it, none of it empty.
+    /// The sections of the explanation; empty sections are left out.
     pub fn sections(&self) -> Vec<Section> {
-        let ([about, ignored], to_do) = match &self.decision {
+        let ([about, ignored], is_rejected) = match &self.decision {
             Decision::Accept => {
                 let why = |(param, why): &(Cow<'_, str>, event::Ignored)| {
                     format!("{}: {}", shown(param), why.detail())
                 };
-                ([made(&self.accepted), self.accepted.ignored.iter().map(why).collect()], false)
+                (
+                    [event_lines(&self.accepted), self.accepted.ignored.iter().map(why).collect()],
+                    false,
+                )
             }
             Decision::Reject(rejection) => {
                 let about = rejection.param.map(|p| format!("about {p}: ")).unwrap_or_default();
@@ -157,22 +151,22 @@ impl Explanation<'_> {
         };
         let likely = self.hints.iter().map(|h| format!("{}: {}", shown(&h.param), h.hint.detail()));
         let all = [
-            ("what arrived", self.arrived.clone()),
-            (if to_do { "what to do" } else { "what was made of it" }, about),
+            ("what arrived", self.received.clone()),
+            (if is_rejected { "what to do" } else { "what was made of it" }, about),
             ("what was ignored", ignored),
             ("policy", self.policy.clone()),
             ("likely mistakes", likely.collect()),
         ];
-        let sent = self.hubspot.iter().map(|told| {
-            let lines = told.lines.iter().map(|line| shown(line)).collect();
-            (format!("what upstream {} would send to HubSpot", told.upstream).into(), lines)
+        let sent = self.hubspot.iter().map(|explained| {
+            let lines = explained.lines.iter().map(|line| shown(line)).collect();
+            (format!("what upstream {} would send to HubSpot", explained.upstream).into(), lines)
         });
         let all = all.into_iter().map(|(title, lines)| (Cow::Borrowed(title), lines)).chain(sent);
         let all = all.filter(|(_, lines): &(_, Lines)| !lines.is_empty());
         all.map(|(title, lines)| Section { title, lines }).collect()
     }
 
-    /// All of it for a terminal: the verdict, then each section.
+    /// The explanation as plain text for a terminal: the verdict, then each section.
     pub fn to_text(&self) -> String {
         let mut text = self.verdict();
         for Section { title, lines } in self.sections() {
@@ -181,11 +175,11 @@ impl Explanation<'_> {
         text
     }
 
-    /// The JSON of SPEC 8.
+    /// The explanation as JSON (SPEC 8).
     ///
     /// # Errors
     ///
-    /// None that is known: an event's wire form is JSON.
+    /// None is known: the wire form of an event is always valid JSON.
     pub fn to_json(&self) -> serde_json::Result<String> {
         match &self.decision {
             Decision::Accept => {
@@ -199,7 +193,7 @@ impl Explanation<'_> {
                     ignored: ignored
                         .map(|(param, why)| IgnoredParam { param, why: why.as_str() })
                         .collect(),
-                    translation: self.hubspot.iter().map(|told| &told.json).collect(),
+                    translation: self.hubspot.iter().map(|explained| &explained.json).collect(),
                 })
             }
             Decision::Reject(rejection) => serde_json::to_string(&Rejected {
@@ -214,8 +208,9 @@ impl Explanation<'_> {
     }
 }
 
-/// What stands in a text: a whole URL, a host with a path, a path, or a query alone.
-fn read<'a>(gate: &Gate, text: &'a str) -> (Reading, &'a str) {
+/// Splits a text into its reading and its query. The text may be a whole URL, a host with a path,
+/// a path, or a query alone.
+fn split_text<'a>(gate: &Gate, text: &'a str) -> (Reading, &'a str) {
     let text = text.trim();
     let before_query = text.split('?').next().unwrap_or_default();
     let has_path = before_query.contains('/') && !before_query.contains(['=', '&']);
@@ -225,32 +220,33 @@ fn read<'a>(gate: &Gate, text: &'a str) -> (Reading, &'a str) {
     }
     let mut target = Target::split(text.as_bytes());
     if !text.starts_with('/') && !text.contains("://") {
-        // `track.example.com/v1/event/?…`, as people copy it.
+        // A link copied without its scheme: `track.example.com/v1/event/?…`.
         let slash = target.path.iter().position(|&b| b == b'/').unwrap_or(0);
         target.path = &target.path[slash..];
     }
-    // Cut at ASCII characters, so it is UTF-8 as before.
+    // The text was split at ASCII characters, so the query is still UTF-8.
     (gate.read(target.path), std::str::from_utf8(target.query).unwrap_or_default())
 }
 
-/// The parameters, decoded and otherwise as they are.
-fn arrived(query: &str) -> Lines {
+/// The received parameters, decoded but not normalized.
+fn received_params(query: &str) -> Lines {
     let pieces: Vec<&str> = query.split('&').filter(|piece| !piece.is_empty()).collect();
-    let mut lines: Lines = pieces.iter().take(ARRIVED_LINES_MAX).map(|piece| line(piece)).collect();
+    let mut lines: Lines =
+        pieces.iter().take(RECEIVED_LINES_MAX).map(|piece| param_line(piece)).collect();
     if pieces.len() > lines.len() {
         lines.push(format!("and {} more", pieces.len() - lines.len()));
     }
     lines
 }
 
-fn line(piece: &str) -> String {
+fn param_line(piece: &str) -> String {
     let name = form_urlencoded::parse(piece.as_bytes()).next().map(|(name, _)| name);
     let name = name.unwrap_or_default().trim().to_ascii_lowercase();
-    // Whatever a broken link puts before them, as in `amp;hapikey`.
+    // Compare the end of the name: a broken link may put text before it, as in `amp;hapikey`.
     if event::WITHHELD.iter().any(|withheld| name.ends_with(withheld)) {
         return format!("{} (its value is not shown)", shown(&name));
     }
-    // A raw `+` stands for itself in these two (SPEC 3).
+    // In `email` and `_m` a raw `+` is a plus sign, not a space (SPEC 3).
     let piece = match name.as_str() {
         "email" | "_m" => Cow::Owned(piece.replace('+', "%2B")),
         _ => Cow::Borrowed(piece),
@@ -261,7 +257,7 @@ fn line(piece: &str) -> String {
     }
 }
 
-fn made(accepted: &AcceptedEvent<'_>) -> Lines {
+fn event_lines(accepted: &AcceptedEvent<'_>) -> Lines {
     let event = &accepted.event;
     let row = |name: &str, value: &str| format!("{name:<12} {}", shown(value));
     let mut lines = vec![row("portal", &event.portal.to_string()), row("event", &event.name)];
@@ -273,9 +269,9 @@ fn made(accepted: &AcceptedEvent<'_>) -> Lines {
     lines
 }
 
-/// Which rule of the portal list decided, and what the rules take away: asked of every event
-/// whose parameters are in order.
-fn policy(gate: &Gate, reading: Reading, query: &str) -> Lines {
+/// The rule of the portal list that decided, and the properties that its rules drop. Empty if the
+/// path or the parameters are invalid.
+fn policy_lines(gate: &Gate, reading: Reading, query: &str) -> Lines {
     let parsed = event::parse(query.as_bytes(), gate.rules());
     let (Reading::Event, Ok(Judged { event, .. })) = (reading, parsed) else {
         return Lines::new();
@@ -295,7 +291,7 @@ fn policy(gate: &Gate, reading: Reading, query: &str) -> Lines {
     lines
 }
 
-/// A caller's text on a terminal: what could steer it, or cannot be seen, is shown by its code.
+/// The caller's text, safe to print on a terminal: control and invisible characters are escaped.
 fn shown(text: &str) -> String {
     let is_hidden = |c: char| {
         let invisible = matches!(c, '\u{200b}'..='\u{200f}' | '\u{2028}'..='\u{202e}'

@@ -1,8 +1,7 @@
-//! What is kept of a person (SPEC 9, `[privacy]`; SPEC 7, `gpc`).
+//! Limits the personal data that is stored (SPEC 9, `[privacy]`; SPEC 7, `gpc`).
 //!
-//! Applied before an event reaches the disk: what must not be kept is not written down first and
-//! removed later. This module takes away; it adds nothing and judges only where `gpc = "reject"`
-//! tells it to.
+//! Applied before an event reaches the disk, so that data which must not be stored is never
+//! written. This module only removes data. It rejects a request only if `gpc = "reject"`.
 
 use crate::event::{Context, Event};
 use serde::Deserialize;
@@ -13,11 +12,11 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 #[derive(Debug, Clone, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct Config {
-    /// How much of the client's address is kept.
+    /// How much of the client's address is stored.
     pub ip: KeepIp,
-    /// How much of the `Referer` is kept.
+    /// How much of the `Referer` is stored.
     pub referer: KeepReferer,
-    /// What `Sec-GPC: 1` does.
+    /// How a request with `Sec-GPC: 1` is treated.
     pub gpc: Gpc,
 }
 
@@ -27,25 +26,25 @@ impl Default for Config {
     }
 }
 
-/// `privacy.gpc`: what a request with `Sec-GPC: 1` comes to.
+/// `privacy.gpc`: how a request with `Sec-GPC: 1` is treated.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Gpc {
-    /// The event is kept whole and says `gpc`.
+    /// The event is stored whole, with the flag `gpc`.
     Flag,
     /// The event keeps only its portal, name, revenue and flags.
     Anonymize,
-    /// The event is refused: `privacy_opt_out`.
+    /// The event is rejected with `privacy_opt_out`.
     Reject,
 }
 
 impl Config {
-    /// Whether this request is refused for its `Sec-GPC: 1`.
+    /// Whether this request is rejected because of its `Sec-GPC: 1`.
     pub fn rejects(&self, context: &Context<'_>) -> bool {
         context.gpc && self.gpc == Gpc::Reject
     }
 
-    /// Takes from an accepted event what may not be kept.
+    /// Removes from an accepted event the data that must not be stored.
     pub fn apply<'a>(&self, event: &mut Event<'a>, context: &mut Context<'a>) {
         if context.gpc && self.gpc == Gpc::Anonymize {
             event.anonymize();
@@ -59,20 +58,20 @@ impl Config {
     }
 }
 
-/// `privacy.ip`: how much of an address is kept.
+/// `privacy.ip`: how much of the client's address is stored.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum KeepIp {
-    /// All of it.
+    /// The whole address.
     Full,
-    /// The network: /24 of IPv4, /48 of IPv6.
+    /// The network: the first 24 bits of IPv4, 48 bits of IPv6; the rest is zero.
     Truncated,
-    /// Nothing.
+    /// Not stored.
     None,
 }
 
 impl KeepIp {
-    /// What is kept of `address`.
+    /// The part of `address` that is stored.
     pub fn apply(self, address: IpAddr) -> Option<IpAddr> {
         match (self, address) {
             (Self::Full, address) => Some(address),
@@ -89,21 +88,21 @@ impl KeepIp {
     }
 }
 
-/// `privacy.referer`: how much of a `Referer` is kept.
+/// `privacy.referer`: how much of the `Referer` is stored.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum KeepReferer {
-    /// All of it.
+    /// The whole value.
     Full,
-    /// Scheme, host and port: a path or a query often names a person.
+    /// Scheme, host and port: a path or a query often identifies a person.
     Origin,
-    /// Nothing.
+    /// Not stored.
     None,
 }
 
 impl KeepReferer {
-    /// What is kept of `referer`. With `origin`, one that is not an absolute URL is dropped: what
-    /// it would reveal is unknown.
+    /// The part of `referer` that is stored. With `origin`, a value that is not an absolute URL is
+    /// dropped, because it has no origin to reduce it to.
     pub fn apply<'a>(self, referer: Cow<'a, str>) -> Option<Cow<'a, str>> {
         match self {
             Self::Full => Some(referer),
@@ -123,8 +122,8 @@ mod tests {
     #[test]
     fn addresses_are_kept_as_far_as_privacy_allows() {
         let check = |keep: KeepIp, address: &str, expect: Option<&str>| {
-            let kept = keep.apply(address.parse().unwrap()).map(|a| a.to_string());
-            assert_eq!(kept.as_deref(), expect);
+            let stored = keep.apply(address.parse().unwrap()).map(|a| a.to_string());
+            assert_eq!(stored.as_deref(), expect);
         };
         check(KeepIp::Full, "203.0.113.7", Some("203.0.113.7"));
         check(KeepIp::Truncated, "203.0.113.7", Some("203.0.113.0"));
@@ -169,7 +168,7 @@ mod tests {
                 context.user_agent.is_some(),
                 context.referer.is_some(),
             ];
-            assert_eq!(personal.iter().filter(|kept| **kept).count(), expect);
+            assert_eq!(personal.iter().filter(|present| **present).count(), expect);
             assert_eq!((event.portal, &*event.name, context.dnt), (1, "buy", true));
             assert!(event.revenue.is_some());
         };

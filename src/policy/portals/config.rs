@@ -1,4 +1,4 @@
-//! The `[portals]` section of the configuration, and what is wrong with one.
+//! The `[portals]` section of the configuration and its validation.
 
 use crate::config_error::ConfigError;
 use std::{collections::BTreeMap, path::PathBuf};
@@ -8,7 +8,7 @@ use url::Url;
 
 use super::format::Format;
 
-/// The longest interval between two looks at the source. A day: more is surely a mistake.
+/// The longest interval between two checks of the source: one day; more is surely a mistake.
 pub const REFRESH_SECONDS_MAX: u64 = 86_400;
 
 /// The `[portals]` section (SPEC 5 and 9).
@@ -16,14 +16,14 @@ pub const REFRESH_SECONDS_MAX: u64 = 86_400;
 #[serde(default, deny_unknown_fields)]
 pub struct Config {
     /// A file ending in `.toml`, `.json` or `.txt`, or an `http://` or `https://` URL. May be
-    /// empty only where `mode` is `off`: then there is no list.
+    /// empty only if `mode` is `off`; there is no list then.
     pub source: String,
-    /// What becomes of a refusal.
+    /// How a refusal by the list is treated.
     pub mode: Mode,
     /// A change is picked up within this many seconds, 1 to [`REFRESH_SECONDS_MAX`].
     pub refresh_seconds: u64,
-    /// A list whose source could not confirm it for longer than this answers `overloaded`.
-    /// 0: never.
+    /// Seconds without a successful check of the source, after which events are rejected as
+    /// `overloaded`. 0: never.
     pub stale_seconds_max: u64,
     /// Request headers for a URL source; `${NAME}` is taken from the environment.
     pub headers: BTreeMap<String, String>,
@@ -41,17 +41,17 @@ impl Default for Config {
     }
 }
 
-/// What becomes of a refusal.
+/// How a refusal by the list is treated.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Mode {
-    /// It is answered as such.
+    /// The event is rejected.
     #[default]
     Enforce,
-    /// The event is accepted, and the caller of this module told what `enforce` would have done.
+    /// The event is accepted; the decision names the reason with which `enforce` would reject it.
     DryRun,
-    /// Nothing is refused. Properties are dropped all the same: a rule that keeps data from
-    /// being passed on is not lifted by letting more events in.
+    /// Nothing is refused. `drop_properties` still applies: accepting more events must not pass on
+    /// more data.
     Off,
 }
 
@@ -66,10 +66,10 @@ impl Mode {
     }
 }
 
-/// Where the list comes from, as `portals.source` says.
+/// The parsed `portals.source`.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) enum Origin {
-    /// There is no list, and none is wanted (`off` with an empty source).
+    /// There is no list: mode `off` with an empty source.
     Nowhere,
     File {
         path: PathBuf,

@@ -5,7 +5,7 @@ use std::{fmt, sync::Arc};
 use arc_swap::Guard;
 
 use super::config::Mode;
-use super::list::{List, Place};
+use super::list::{Entry, List};
 use crate::clock::Clock;
 use crate::event::Reason;
 
@@ -82,7 +82,7 @@ pub struct RateLimited {
 /// for one request only.
 pub struct Policy {
     list: Guard<Option<Arc<List>>>,
-    place: Option<Place>,
+    entry: Option<Entry>,
     metering: Metering,
 }
 
@@ -101,7 +101,7 @@ impl Policy {
     /// included; a portal that is not in the list has the defaults.
     #[inline]
     pub fn drops(&self, property: &str) -> bool {
-        let rules = self.list.as_ref().map(|list| list.rules(self.place));
+        let rules = self.list.as_ref().map(|list| list.rules(self.entry));
         let dropped = rules.and_then(|rules| rules.drop_properties.as_ref());
         dropped.is_some_and(|dropped| dropped.contains(property))
     }
@@ -109,7 +109,7 @@ impl Policy {
     /// Whether there is any property that [`Policy::drops`] is true of.
     #[inline]
     pub fn drops_any(&self) -> bool {
-        let rules = self.list.as_ref().map(|list| list.rules(self.place));
+        let rules = self.list.as_ref().map(|list| list.rules(self.entry));
         let dropped = rules.and_then(|rules| rules.drop_properties.as_ref());
         dropped.is_some_and(|dropped| !dropped.is_empty())
     }
@@ -118,13 +118,13 @@ impl Policy {
     /// that could refuse the event: what is counted is used up.
     #[inline]
     pub fn take_rate(&self) -> Result<(), RateLimited> {
-        let (Some(list), Some(place)) = (self.list.as_ref(), self.place) else {
+        let (Some(list), Some(entry)) = (self.list.as_ref(), self.entry) else {
             return Ok(());
         };
         if self.metering == Metering::Off {
             return Ok(());
         }
-        match list.take_rate(place) {
+        match list.take_rate(entry) {
             true => Ok(()),
             false => Err(RateLimited {
                 retry_after_seconds: RETRY_AFTER_SECONDS,
@@ -137,7 +137,7 @@ impl Policy {
 impl PortalDecision {
     /// What decided, as a sentence for people, with the rule's own text.
     pub fn explain(&self, event_name: &str) -> String {
-        let rules = self.policy.list.as_ref().map(|list| list.rules(self.policy.place));
+        let rules = self.policy.list.as_ref().map(|list| list.rules(self.policy.entry));
         let events = rules.and_then(|rules| rules.events.as_ref());
         let expires = rules.and_then(|rules| rules.expires);
         match (self.cause, events, expires) {
@@ -148,7 +148,7 @@ impl PortalDecision {
             (Cause::Expired, _, Some(day)) => format!("the portal has expired on {day}"),
             (Cause::Expired, ..) => "the portal has expired".to_owned(),
             (Cause::NoPatternFits, ..) => "the event name fits none of `events`".to_owned(),
-            (Cause::Listed, Some(events), _) => match events.fitting(event_name) {
+            (Cause::Listed, Some(events), _) => match events.matching_pattern(event_name) {
                 Some(pattern) => format!("the event name fits `{pattern}` of `events`"),
                 None => "the portal is in the list".to_owned(),
             },
@@ -159,7 +159,7 @@ impl PortalDecision {
 
 impl fmt::Debug for Policy {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Policy").field("place", &self.place).finish_non_exhaustive()
+        f.debug_struct("Policy").field("entry", &self.entry).finish_non_exhaustive()
     }
 }
 
@@ -179,12 +179,12 @@ pub(super) fn judge(
     event_name: &str,
     moment: &Moment<'_>,
 ) -> PortalDecision {
-    let place = list.as_ref().and_then(|list| list.place(portal));
+    let entry = list.as_ref().and_then(|list| list.find(portal));
     let checked = match (moment.mode, list.as_ref()) {
         (Mode::Off, _) => Ok(Cause::Off),
         (_, None) => Err((Reason::Overloaded, Cause::NotLoaded)),
         (_, Some(_)) if moment.stale => Err((Reason::Overloaded, Cause::Stale)),
-        (_, Some(list)) => check(list, place, event_name, moment.clock),
+        (_, Some(list)) => check(list, entry, event_name, moment.clock),
     };
     let (verdict, cause, metering) = match (checked, moment.mode) {
         (Ok(cause), Mode::Enforce) => (PortalVerdict::Allowed, cause, Metering::Enforced),
@@ -195,20 +195,20 @@ pub(super) fn judge(
         }
         (Err((reason, cause)), _) => (PortalVerdict::Rejected(reason), cause, Metering::Off),
     };
-    PortalDecision { verdict, cause, policy: Policy { list, place, metering } }
+    PortalDecision { verdict, cause, policy: Policy { list, entry, metering } }
 }
 
 #[inline]
 fn check(
     list: &List,
-    place: Option<Place>,
+    entry: Option<Entry>,
     event_name: &str,
     clock: &dyn Clock,
 ) -> Result<Cause, (Reason, Cause)> {
-    if place.is_none() {
+    if entry.is_none() {
         return Err((Reason::PortalNotAllowed, Cause::NotListed));
     }
-    let rules = list.rules(place);
+    let rules = list.rules(entry);
     if rules.expires.is_some_and(|expires| expires.unix_ms <= clock.unix_ms()) {
         return Err((Reason::PortalNotAllowed, Cause::Expired));
     }

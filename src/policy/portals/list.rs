@@ -1,4 +1,4 @@
-//! A portal list, ready to be asked: immutable but for what the rates have used.
+//! A portal list in memory. It is immutable except for the counters of its rates.
 
 use std::{
     fmt,
@@ -15,10 +15,10 @@ use super::rules::Rules;
 use super::set::{Duplicate, Set};
 use crate::clock::Clock;
 
-/// Read in pieces of this size.
+/// Bytes of one read.
 const READ_BYTES: usize = 64 << 10;
 
-/// The most ids that memory is set aside for before they are seen.
+/// The most ids that memory is reserved for in advance.
 const IDS_RESERVED_MAX: usize = 4 << 20;
 
 /// A portal list.
@@ -26,30 +26,30 @@ pub(super) struct List {
     /// Portals without rules of their own: most of them.
     plain: Set,
     ruled: Set,
-    /// The rules of `ruled`, by slot, completed by the defaults.
+    /// The rules of the portals in `ruled`, by slot, completed by the defaults.
     rules: Box<[Rules]>,
     /// By slot, like `rules`.
     meters_of_ruled: Box<[Option<Meter>]>,
     defaults: Rules,
     meter_of_plain: Option<Meter>,
     meters: Meters,
-    /// Tells whether another reading of the source is the same list.
+    /// Shows whether a second read of the source gave the same list.
     pub content: Content,
 }
 
-/// A fingerprint of a list's bytes. Compared within one process only.
+/// A hash of a list's bytes. It is not stable between processes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Content(u64);
 
-/// Where a portal stands in a list.
+/// The entry of a portal in a list; the number is its slot.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Place {
+pub(super) enum Entry {
     Plain(usize),
     Ruled(usize),
 }
 
 impl List {
-    /// Reads a list, from the place where `source` stands.
+    /// Reads a list, from the current position of `source`.
     pub(super) fn read(
         format: Format,
         source: &mut (impl Read + Seek),
@@ -58,15 +58,15 @@ impl List {
         let start = source.stream_position()?;
         let ids = count_ids(format, source)?;
         source.seek(SeekFrom::Start(start))?;
-        let mut tap = BufReader::with_capacity(READ_BYTES, Tap::new(&mut *source));
-        let draft = parse::parse(format, &mut tap, ids)?;
-        // Whatever the parser left unread still belongs to the content.
-        io::copy(&mut tap, &mut io::sink())?;
-        let content = tap.get_ref().content();
-        List::build(draft, content, clock).or_else(|twice| {
+        let mut reader = BufReader::with_capacity(READ_BYTES, HashingReader::new(&mut *source));
+        let draft = parse::parse(format, &mut reader, ids)?;
+        // Bytes that the parser left unread still count for the hash and the size limit.
+        io::copy(&mut reader, &mut io::sink())?;
+        let content = reader.get_ref().content();
+        List::build(draft, content, clock).or_else(|duplicate| {
             source.seek(SeekFrom::Start(start))?;
-            let again = BufReader::with_capacity(READ_BYTES, Tap::new(source));
-            Err(parse::locate(format, again, twice))
+            let again = BufReader::with_capacity(READ_BYTES, HashingReader::new(source));
+            Err(parse::locate(format, again, duplicate))
         })
     }
 
@@ -74,8 +74,8 @@ impl List {
         let Draft { ids, tables, defaults, .. } = draft;
         let plain = Set::new(ids.list)?;
         let ruled = Set::new(tables.iter().map(|&(id, _)| id).collect())?;
-        if let Some(twice) = ruled.iter().find(|&id| plain.contains(id)) {
-            return Err(Duplicate(twice));
+        if let Some(id) = ruled.iter().find(|&id| plain.contains(id)) {
+            return Err(Duplicate(id));
         }
         let mut rules = vec![Rules::default(); ruled.len()];
         for (id, own) in tables {
@@ -93,69 +93,68 @@ impl List {
         Ok(List { plain, ruled, rules, meters_of_ruled, defaults, meter_of_plain, meters, content })
     }
 
-    /// How many portals are in it, expired ones included.
+    /// The number of portals in the list, expired ones included.
     pub(super) fn len(&self) -> usize {
         self.plain.len() + self.ruled.len()
     }
 
     #[inline]
-    pub(super) fn place(&self, portal: u64) -> Option<Place> {
+    pub(super) fn find(&self, portal: u64) -> Option<Entry> {
         match self.plain.slot(portal) {
-            Some(slot) => Some(Place::Plain(slot)),
-            None => self.ruled.slot(portal).map(Place::Ruled),
+            Some(slot) => Some(Entry::Plain(slot)),
+            None => self.ruled.slot(portal).map(Entry::Ruled),
         }
     }
 
-    /// The rules of a portal in the list, or those for all others.
+    /// The rules of an entry. `None`, a portal that is not in the list: the defaults.
     #[inline]
-    pub(super) fn rules(&self, place: Option<Place>) -> &Rules {
-        match place {
-            Some(Place::Ruled(slot)) => &self.rules[slot],
-            Some(Place::Plain(_)) | None => &self.defaults,
+    pub(super) fn rules(&self, entry: Option<Entry>) -> &Rules {
+        match entry {
+            Some(Entry::Ruled(slot)) => &self.rules[slot],
+            Some(Entry::Plain(_)) | None => &self.defaults,
         }
     }
 
-    /// The rules of portals that have some of their own.
+    /// The portals that have rules of their own, with these rules.
     pub(super) fn ruled(&self) -> impl Iterator<Item = (u64, &Rules)> {
         self.ruled.iter().zip(&self.rules)
     }
 
-    /// How many portals have no rules but the defaults.
+    /// The number of portals that have only the default rules.
     pub(super) fn plain_len(&self) -> usize {
         self.plain.len()
     }
 
-    /// Takes one event of a portal's rate, if there is one left.
+    /// Counts one event against the portal's rate. False if the rate is exceeded.
     #[inline]
-    pub(super) fn take_rate(&self, place: Place) -> bool {
-        self.meter(place).is_none_or(|(meter, cell)| self.meters.take(meter, cell))
+    pub(super) fn take_rate(&self, entry: Entry) -> bool {
+        self.meter(entry).is_none_or(|(meter, cell)| self.meters.take(meter, cell))
     }
 
     #[inline]
-    fn meter(&self, place: Place) -> Option<(Meter, usize)> {
-        match place {
-            Place::Ruled(slot) => Some((self.meters_of_ruled[slot]?, slot)),
-            Place::Plain(slot) => Some((self.meter_of_plain?, self.ruled.len() + slot)),
+    fn meter(&self, entry: Entry) -> Option<(Meter, usize)> {
+        match entry {
+            Entry::Ruled(slot) => Some((self.meters_of_ruled[slot]?, slot)),
+            Entry::Plain(slot) => Some((self.meter_of_plain?, self.ruled.len() + slot)),
         }
     }
 
-    /// Carries over what the rates of an earlier list have used, for each portal whose rate is
-    /// still the same.
+    /// Copies the rate counters of an earlier list, for each portal whose rate is unchanged.
     pub(super) fn carry_rates(&self, earlier: &List) {
-        let carry = |id: u64, place: Place| {
-            let (meter, cell) = self.meter(place)?;
-            let (earlier_meter, earlier_cell) = earlier.meter(earlier.place(id)?)?;
+        let carry = |id: u64, entry: Entry| {
+            let (meter, cell) = self.meter(entry)?;
+            let (earlier_meter, earlier_cell) = earlier.meter(earlier.find(id)?)?;
             if self.meters.rate(meter) == earlier.meters.rate(earlier_meter) {
                 self.meters.carry(cell, &earlier.meters, earlier_cell);
             }
             Some(())
         };
         for (slot, id) in self.ruled.iter().enumerate() {
-            carry(id, Place::Ruled(slot));
+            carry(id, Entry::Ruled(slot));
         }
         if self.meter_of_plain.is_some() {
             for (slot, id) in self.plain.iter().enumerate() {
-                carry(id, Place::Plain(slot));
+                carry(id, Entry::Plain(slot));
             }
         }
     }
@@ -167,8 +166,8 @@ impl fmt::Debug for List {
     }
 }
 
-/// How many ids a list has, or a few more. A vector that has to grow needs up to three times the
-/// memory, and all of it while there are two lists; reading twice costs next to nothing.
+/// Counts the ids of a list; the result may be a little too high. Reserving the memory in advance
+/// matters: a vector that grows needs up to three times as much, while two lists are in memory.
 fn count_ids(format: Format, source: &mut impl Read) -> io::Result<usize> {
     let mut buffer = vec![0; READ_BYTES];
     let mut ids = 1;
@@ -181,16 +180,16 @@ fn count_ids(format: Format, source: &mut impl Read) -> io::Result<usize> {
     }
 }
 
-/// Reads no more than a list may have, and fingerprints what it reads.
-struct Tap<R> {
+/// Fails beyond [`LIST_BYTES_MAX`] and hashes the bytes that are read.
+struct HashingReader<R> {
     inner: R,
     left: u64,
     hasher: DefaultHasher,
 }
 
-impl<R: Read> Tap<R> {
-    fn new(inner: R) -> Tap<R> {
-        Tap { inner, left: LIST_BYTES_MAX, hasher: DefaultHasher::new() }
+impl<R: Read> HashingReader<R> {
+    fn new(inner: R) -> HashingReader<R> {
+        HashingReader { inner, left: LIST_BYTES_MAX, hasher: DefaultHasher::new() }
     }
 
     fn content(&self) -> Content {
@@ -198,7 +197,7 @@ impl<R: Read> Tap<R> {
     }
 }
 
-impl<R: Read> Read for Tap<R> {
+impl<R: Read> Read for HashingReader<R> {
     fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
         let read = self.inner.read(buffer)?;
         self.left = self.left.checked_sub(read as u64).ok_or_else(|| {

@@ -3,7 +3,7 @@
 //! The general parser makes a tree of the whole document, which for a million ids is ten times
 //! what the list itself takes. So `portals = [...]`, where it comes first, is read here as a
 //! stream of digits, and the general parser gets the rest: the same text with an empty array in
-//! its place. What is read here is a subset of TOML: an id is written in plain digits, not as
+//! its place. This reader accepts a subset of TOML: an id is written in plain digits, not as
 //! `0xF433` or `62_515`.
 
 use std::io::{self, BufRead, Read};
@@ -11,7 +11,7 @@ use std::io::{self, BufRead, Read};
 use super::document;
 use super::draft::{Draft, Ids, ParseError, read_id};
 
-/// The most text left for the general parser, in bytes: 100,000 portals with rules of their own.
+/// The most bytes of text for the general parser: 100,000 portals with rules of their own.
 pub const RULES_BYTES_MAX: usize = 16 << 20;
 
 pub(super) fn read(reader: impl BufRead, draft: &mut Draft) -> Result<(), ParseError> {
@@ -128,7 +128,7 @@ impl<R: BufRead> Scan<R> {
             if byte == b'\n' {
                 break;
             }
-            // A comment too long to copy is cut: nobody reads it.
+            // A comment that is too long to copy is cut: the parser ignores comments.
             if rest.len() < RULES_BYTES_MAX {
                 rest.push(byte);
             }

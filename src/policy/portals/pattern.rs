@@ -1,13 +1,13 @@
-//! Event name patterns: `*` stands for any characters, none included; all else for itself.
+//! Event name patterns: `*` matches zero or more characters; every other character matches itself.
 //!
-//! Case counts, as event names are opaque (SPEC 3). There is no escape: a literal `*` in a name
-//! can only be matched by `*`. Matching takes time linear in the name, whatever the pattern: the
-//! pieces between the wildcards are looked for from left to right, each at the first place after
-//! the one before, and never again.
+//! Patterns are case-sensitive, because event names are opaque (SPEC 3). There is no escape: only
+//! `*` matches a literal `*`. Matching takes time linear in the length of the name: the pieces
+//! between the wildcards are searched from left to right, each from the end of the one before, and
+//! there is no backtracking.
 
 use memchr::memmem;
 
-/// The most characters of a pattern: an event name has no more (SPEC 3, `_n`).
+/// The most characters of a pattern, as of an event name (SPEC 3, `_n`).
 pub const PATTERN_CHARS_MAX: usize = 255;
 
 /// An event name pattern.

@@ -1,10 +1,10 @@
-//! Rates: how many events of a portal are taken.
+//! Limits the rate of events of each portal.
 //!
-//! The algorithm is governor's (GCRA); the state is kept here, one number a portal in a plain
-//! array, made with the list and as long as it. So it is bounded, needs no lock and no cleaning up,
-//! and a reload can carry it over; what is taken in the milliseconds of the carrying is forgotten.
+//! The algorithm is governor's GCRA. The state is one number for each portal, in an array that is
+//! allocated with the list. It is therefore bounded and needs no lock and no cleanup, and a reload
+//! copies it; events that are counted in the milliseconds of the copy are forgotten.
 //!
-//! It counts per process: behind several edges a portal has its rate at each of them.
+//! Events are counted per process: with several edges, a portal has its full rate at each of them.
 
 use std::{
     collections::HashMap,
@@ -24,21 +24,21 @@ use governor::{
 use super::rules::Rate;
 use crate::clock::Clock;
 
-/// The rates of a list, and what each portal has used of its own.
+/// The rates of a list, and the counter of each portal.
 pub(super) struct Meters {
     limiters: Vec<(Rate, Limiter)>,
     cells: Cells,
-    /// The moment that all times in the cells count from.
+    /// All times in the cells are measured from here.
     origin: Duration,
 }
 
 type Limiter = RateLimiter<usize, Cells, Ticks, NoOpMiddleware<Tick>>;
 
-/// Which of a list's rates a portal has.
+/// The index of a portal's rate in [`Meters`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Meter(u32);
 
-/// The rates that a list mentions, each once.
+/// The distinct rates of a list.
 #[derive(Default)]
 pub(super) struct Rates {
     seen: HashMap<Rate, Meter>,
@@ -49,14 +49,14 @@ impl Rates {
     pub(super) fn meter(&mut self, rate: Rate) -> Meter {
         *self.seen.entry(rate).or_insert_with(|| {
             self.list.push(rate);
-            // A list's size in bytes bounds its rates far below this.
+            // Cannot overflow: the size limit of a list keeps the rates far below 2^32.
             Meter(self.list.len() as u32 - 1)
         })
     }
 }
 
 impl Meters {
-    /// Meters for `cells` portals.
+    /// Counters for `cells` portals, all unused.
     pub(super) fn new(rates: Rates, cells: usize, clock: &Arc<dyn Clock>) -> Meters {
         let cells = Cells((0..cells).map(|_| AtomicU64::new(0)).collect());
         let origin = clock.monotonic();
@@ -72,24 +72,24 @@ impl Meters {
         self.limiters[meter.0 as usize].0
     }
 
-    /// Takes one event of a portal, if its rate has one left.
+    /// Counts one event of a portal. False if its rate is exceeded.
     #[inline]
     pub(super) fn take(&self, meter: Meter, cell: usize) -> bool {
         let (_, limiter) = &self.limiters[meter.0 as usize];
         limiter.check_key(&cell).is_ok()
     }
 
-    /// Goes on where a portal stood in an earlier list.
+    /// Copies the counter of a portal from an earlier list.
     pub(super) fn carry(&self, cell: usize, earlier: &Meters, earlier_cell: usize) {
         let used = earlier.cells.0[earlier_cell].load(Ordering::Relaxed);
-        // Times count from each list's own origin. One before it has passed, like 0.
+        // Each list has its own origin. A time before the new one has passed: 0 means the same.
         let between = self.origin.saturating_sub(earlier.origin).as_nanos();
         let used = used.saturating_sub(u64::try_from(between).unwrap_or(u64::MAX));
         self.cells.0[cell].store(used, Ordering::Relaxed);
     }
 }
 
-/// For each portal the time, in nanoseconds, until which its events so far use up its rate.
+/// For each portal, the time in nanoseconds until which its events so far use up its rate.
 #[derive(Clone)]
 struct Cells(Arc<[AtomicU64]>);
 
@@ -100,7 +100,7 @@ impl StateStore for Cells {
     where
         F: Fn(Option<Nanos>) -> Result<(T, Nanos), E>,
     {
-        // Relaxed: the number stands for itself, and nothing else is read by it.
+        // Relaxed: no other memory depends on this number.
         let cell = &self.0[*cell];
         let mut used = cell.load(Ordering::Relaxed);
         loop {
@@ -118,7 +118,7 @@ impl StateStore for Cells {
     }
 }
 
-/// This crate's clock as governor's.
+/// Adapts this crate's clock to governor's trait.
 struct Ticks {
     clock: Arc<dyn Clock>,
     origin: Duration,

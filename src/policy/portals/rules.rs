@@ -1,9 +1,9 @@
-//! What may be said about a portal: its event names, dropped properties, rate and expiry.
+//! The rules of a portal: its event names, dropped properties, rate and expiry.
 //!
-//! These are the values of a list, checked as they are read, so that a [`Rules`] never holds a
-//! pattern that cannot match or a rate of zero. A rule that is absent is the default's; where
-//! that is absent too, there is no such rule. A portal's own rule replaces the default of the same
-//! name, and is not added to it.
+//! Values are checked while a list is read, so that a [`Rules`] never holds a pattern that cannot
+//! match or a rate of zero. A rule that a portal lacks is taken from the defaults; if they lack it
+//! too, nothing is restricted. A portal's own rule replaces the default of the same name; the two
+//! are not combined.
 
 use std::{fmt, num::NonZeroU32, sync::Arc};
 
@@ -21,10 +21,10 @@ pub const RULE_ENTRIES_MAX: usize = 1_000;
 /// The highest `per_second` and `burst`.
 pub const RATE_MAX: u32 = 1_000_000;
 
-/// The most characters of a property's name (SPEC 3).
+/// The most characters in the name of a property (SPEC 3).
 const PROPERTY_CHARS_MAX: usize = 100;
 
-/// Names of parameters that are no properties (SPEC 3): dropping them is not in a list's power.
+/// Parameters that are not properties (SPEC 3), so that `drop_properties` must not name them.
 const RESERVED: [&str; 2] = ["email", "id"];
 
 /// The rules of one portal, or the defaults.
@@ -48,7 +48,7 @@ impl Rules {
     }
 }
 
-/// The event names that a portal may use: at least one pattern.
+/// The event names that a portal may use; at least one pattern.
 #[derive(Debug, Clone, Deserialize)]
 #[serde(try_from = "Vec<String>")]
 pub(super) struct Events {
@@ -58,14 +58,14 @@ pub(super) struct Events {
 }
 
 impl Events {
-    /// Whether an event name fits a pattern.
+    /// Whether an event name matches a pattern.
     pub(super) fn allow(&self, name: &str) -> bool {
         self.exact.binary_search_by(|exact| exact.as_ref().cmp(name)).is_ok()
             || self.wild.iter().any(|pattern| pattern.matches(name))
     }
 
-    /// The text of the pattern that an event name fits.
-    pub(super) fn fitting(&self, name: &str) -> Option<&str> {
+    /// The text of the pattern that an event name matches.
+    pub(super) fn matching_pattern(&self, name: &str) -> Option<&str> {
         match self.exact.binary_search_by(|exact| exact.as_ref().cmp(name)) {
             Ok(index) => Some(&self.exact[index]),
             Err(_) => self.wild.iter().find(|p| p.matches(name)).map(Pattern::as_str),
@@ -98,7 +98,7 @@ impl TryFrom<Vec<String>> for Events {
     }
 }
 
-/// The properties that are not passed on. Empty where a portal lifts the default.
+/// The properties that are removed from events. Empty if a portal lifts the default.
 #[derive(Debug, Clone, Deserialize)]
 #[serde(try_from = "Vec<String>")]
 pub(super) struct DropProperties(Arc<[Box<str>]>);
@@ -128,13 +128,14 @@ impl TryFrom<Vec<String>> for DropProperties {
     }
 }
 
-/// A name that no property can have would look like protection and be none.
+/// Refuses a name that no property can have: it would look like protection and drop nothing.
 fn check_property(name: &str) -> Result<(), String> {
-    let head = name.as_bytes().first().is_some_and(u8::is_ascii_lowercase);
-    let tail = name.bytes().all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'_');
+    let valid_start = name.as_bytes().first().is_some_and(u8::is_ascii_lowercase);
+    let valid_characters =
+        name.bytes().all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'_');
     if RESERVED.contains(&name) {
         Err(format!("`{name}` is not a property and cannot be dropped"))
-    } else if !head || !tail || name.len() > PROPERTY_CHARS_MAX {
+    } else if !valid_start || !valid_characters || name.len() > PROPERTY_CHARS_MAX {
         Err(format!(
             "{name:?} is no property's name: a small letter, then up to 99 small letters, digits \
              and `_`"
@@ -153,7 +154,7 @@ fn check_count(rule: &str, count: usize) -> Result<(), String> {
     }
 }
 
-/// How many events are taken, per process.
+/// The most events of a portal that one process accepts.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Deserialize)]
 #[serde(try_from = "RawRate")]
 pub(super) struct Rate {
@@ -178,13 +179,13 @@ impl TryFrom<RawRate> for Rate {
             value.ok_or_else(|| format!("`rate.{key}` must be a whole number, 1 to {RATE_MAX}"))
         };
         let per_second = check("per_second", raw.per_second)?;
-        // A burst of one second's worth is what people mean who do not think of bursts.
+        // Without a burst: the events of one second.
         let burst = raw.burst.map_or(Ok(per_second), |burst| check("burst", burst))?;
         Ok(Rate { per_second, burst })
     }
 }
 
-/// The day from whose 00:00 UTC on a portal is not allowed.
+/// The day from which a portal is not allowed, beginning at 00:00 UTC.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) struct Expires {
     pub unix_ms: u64,
@@ -193,14 +194,14 @@ pub(super) struct Expires {
 impl Expires {
     fn from_date(date: &str) -> Result<Expires, String> {
         let wrong = || format!("{date:?} is not a date such as 2027-01-01, without a time");
-        // The parser alone would also take other forms of ISO 8601, such as a time of day.
+        // The parser alone would also accept other forms of ISO 8601, such as a time of day.
         if date.len() != "2027-01-01".len() {
             return Err(wrong());
         }
         let day: civil::Date = date.parse().map_err(|_| wrong())?;
         let midnight = TimeZone::UTC.to_timestamp(day.to_datetime(civil::Time::midnight()));
         let unix_ms = midnight.map_err(|_| wrong())?.as_millisecond();
-        // A date before 1970 has passed, like 1970 itself.
+        // A date before 1970 has passed, so 0 means the same.
         Ok(Expires { unix_ms: u64::try_from(unix_ms).unwrap_or(0) })
     }
 }
@@ -230,7 +231,7 @@ impl<'de> Visitor<'de> for ExpiresVisitor {
         f.write_str("a date such as 2027-01-01")
     }
 
-    /// JSON has no dates, so there it is a string; a quoted date in TOML is as clear.
+    /// A date in JSON is a string. A quoted date in TOML is accepted as well.
     fn visit_str<E: Error>(self, date: &str) -> Result<Expires, E> {
         Expires::from_date(date).map_err(E::custom)
     }

@@ -1,13 +1,13 @@
-//! A set of portal ids, made once and then only read.
+//! An immutable set of portal ids.
 //!
 //! A million ids take 8 MB for the ids and 1 MB for the index, and one lookup touches two places
 //! in memory: the index entry of the id's bucket, and the bucket, which holds two ids on average
-//! and so lies on one cache line. Each id also has a *slot*, a number below `len`, so that
-//! whatever is known about a portal can lie in a plain array beside the set.
+//! and so usually lies on one cache line. Each id also has a *slot*, a number below `len`, so that
+//! data about a portal can be stored in an array beside the set.
 //!
-//! Ids are kept *mixed*: a reversible scrambling that spreads any pattern among them (all even,
-//! all in one range) over the buckets. It is no defence against ids chosen to collide, and needs
-//! none: the list is the operator's, and callers can only look things up.
+//! Ids are stored *mixed*: a reversible function spreads any pattern among them (all even, all in
+//! one range) over the buckets. It does not protect against ids chosen to collide. That is not
+//! needed: the list comes from the operator, and clients only look ids up.
 
 /// The largest number of ids a set holds: slots are `u32`.
 const IDS_MAX: usize = u32::MAX as usize;
@@ -17,19 +17,19 @@ const IDS_MAX: usize = u32::MAX as usize;
 pub(super) struct Set {
     /// Mixed ids, ascending.
     mixed: Box<[u64]>,
-    /// Where each bucket begins in `mixed`, and one entry more for the end of the last.
+    /// The start of each bucket in `mixed`, then the end of the last bucket.
     starts: Box<[u32]>,
-    /// A mixed id shifted right by this is its bucket's number.
+    /// A mixed id shifted right by this many bits is the number of its bucket.
     shift: u32,
 }
 
-/// An id that was given twice.
+/// An id that occurs twice.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Duplicate(pub u64);
 
 impl Set {
-    /// Takes the ids in any order. Uses the vector itself, so that building a set needs
-    /// little more memory than having it.
+    /// Builds a set of ids in any order. Reuses the vector, so that building needs little more
+    /// memory than the set itself.
     pub(super) fn new(mut ids: Vec<u64>) -> Result<Set, Duplicate> {
         assert!(ids.len() <= IDS_MAX, "a list's size in bytes bounds its ids far below this");
         for id in &mut ids {
@@ -39,18 +39,18 @@ impl Set {
         if let Some(pair) = ids.windows(2).find(|pair| pair[0] == pair[1]) {
             return Err(Duplicate(unmix(pair[0])));
         }
-        // Two ids a bucket. Never no bits: a shift by 64 is not defined.
+        // Two ids per bucket. At least one bit, because a shift by 64 overflows.
         let bits = (ids.len() / 2).next_power_of_two().trailing_zeros().max(1);
         let shift = u64::BITS - bits;
         Ok(Set { starts: starts(&ids, bits, shift), mixed: ids.into_boxed_slice(), shift })
     }
 
-    /// How many ids there are.
+    /// The number of ids.
     pub(super) fn len(&self) -> usize {
         self.mixed.len()
     }
 
-    /// The slot of an id, or none if it is not in the set.
+    /// The slot of an id. `None` if it is not in the set.
     #[inline]
     pub(super) fn slot(&self, id: u64) -> Option<usize> {
         let sought = mix(id);
@@ -77,7 +77,7 @@ fn starts(mixed: &[u64], bits: u32, shift: u32) -> Box<[u32]> {
     let mut starts = Vec::with_capacity(buckets + 1);
     starts.push(0);
     for (slot, &mixed) in mixed.iter().enumerate() {
-        // Every bucket up to this id's own begins here or before.
+        // Every bucket up to the bucket of this id begins here or earlier.
         while starts.len() <= (mixed >> shift) as usize {
             starts.push(slot as u32);
         }
@@ -89,8 +89,8 @@ fn starts(mixed: &[u64], bits: u32, shift: u32) -> Box<[u32]> {
 const MIX: u64 = 0x9e37_79b9_7f4a_7c15;
 const UNMIX: u64 = inverse(MIX);
 
-/// Multiplying spreads low bits upwards, to where the bucket is read; folding the high half down
-/// first lets ids that differ only there spread too. Both steps can be undone.
+/// Multiplication spreads low bits to the high bits, which select the bucket. Folding the high half
+/// down first also spreads ids that differ only there. Both steps are reversible.
 #[inline]
 const fn mix(id: u64) -> u64 {
     (id ^ (id >> 32)).wrapping_mul(MIX)

@@ -1,4 +1,4 @@
-//! What is in a list, for people: what `check` prints.
+//! The summary of a portal list that `pixelgate check` prints.
 
 use std::fmt;
 
@@ -6,32 +6,32 @@ use super::config::Mode;
 use super::list::List;
 use super::rules::{Expires, Rules};
 
-/// What expires within this many days is named.
+/// Portals that expire within this many days are listed.
 pub const EXPIRES_SOON_DAYS: u64 = 30;
 
-/// The most portals that are named one by one.
+/// The most portals that are listed one per line.
 const NAMED_MAX: usize = 20;
 
 const DAY_MS: u64 = 86_400_000;
 
-/// What is in a list. Its `Display` is some lines of text, without a line end.
+/// Counts of a list. Its `Display` is one or more lines of text, without a final line end.
 #[derive(Debug, Clone)]
 pub struct Summary {
     /// The configured mode.
     pub mode: Mode,
-    /// Whether there is a list at all.
+    /// Whether a list is loaded.
     pub loaded: bool,
     /// Portals in the list, expired ones included.
     pub count: usize,
     /// Portals with rules of their own.
     pub ruled: usize,
-    /// Portals with an `events` rule, be it their own or the default.
+    /// Portals with an `events` rule, their own or the default.
     pub with_events: usize,
-    /// Portals with properties to drop, likewise.
+    /// Portals with properties to drop, by their own rule or the default.
     pub with_drop_properties: usize,
-    /// Portals with a rate, likewise.
+    /// Portals with a rate, their own or the default.
     pub with_rate: usize,
-    /// Portals that expire or have expired, likewise.
+    /// Portals with an `expires` rule, their own or the default, past or future.
     pub with_expires: usize,
     /// Portals that have expired.
     pub expired: usize,

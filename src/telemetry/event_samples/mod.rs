@@ -1,9 +1,9 @@
 //! Samples of single events, for the admin page and the log.
 //!
-//! A counter shows that events are rejected; an operator who asks "why does mine not count?" wants
-//! to see theirs. A few events of each second are therefore kept, masked from the start: the
-//! portal, the event's name, the verdict, and of an address as much as `p…@c….com`. Values of
-//! properties and queries are never here (`mask.rs` decides what is shown).
+//! Counters show that events are rejected; an operator who looks for one event needs examples. The
+//! sampler therefore stores a few events of each second, already masked: the portal, the event's
+//! name, the verdict, and an address as `p…@c….com`. Values of properties and queries are never
+//! stored (`mask.rs` decides what is shown).
 //!
 //! The cost on the request path is one atomic load, and no lock that workers share. The sampler
 //! opens a number of slots for each second ([`EventSamples::open`]). A request that finds no slot
@@ -45,13 +45,13 @@ pub struct EventSample {
     pub name: Option<String>,
     /// The contact's address, masked ([`email`]).
     pub email: Option<String>,
-    /// Whether the event carries a revenue; the amount is not kept.
+    /// Whether the event carries a revenue; the amount is not stored.
     pub has_revenue: bool,
     /// The number of contact properties.
     pub properties: usize,
 }
 
-/// What is needed of an event between its append to the spool and its commit.
+/// The data of an event that is needed between its append to the spool and its commit.
 pub(crate) struct PendingSample {
     portal: u64,
     sample: Option<Box<EventSample>>,
