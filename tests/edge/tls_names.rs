@@ -78,7 +78,7 @@ fn the_certificate_is_the_one_for_the_name_that_is_asked_for() {
     assert_eq!(two.shown("one", "one.test"), der(&two.pairs[0]));
     assert_eq!(two.shown("one", "www.one.test"), der(&two.pairs[0]));
     assert_eq!(two.shown("two", "two.test"), der(&two.pairs[1]));
-    // Whoever asks for another name, or for none, is shown the first.
+    // A client that asks for another name, or for none, gets the first certificate.
     assert_eq!(two.shown("one", "other.test"), None, "it is not for that name");
     assert_eq!(two.shown("two", "other.test"), None);
 }
