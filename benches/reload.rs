@@ -1,4 +1,4 @@
-//! What a load notices of 100 reloads of a million ids: nothing, if all is well.
+//! Latency of events during 100 reloads of a portal list with a million ids.
 //!
 //! ```text
 //! cargo bench --bench reload

@@ -1,4 +1,4 @@
-//! The front door: many connections, slow ones, idle ones, pipelined and torn requests.
+//! Client connections: many at once, slow, idle, pipelined, and with requests in fragments.
 
 use crate::harness::{Edge, Setup};
 use crate::http::Connection;

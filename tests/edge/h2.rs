@@ -1,4 +1,5 @@
-//! HTTP/2, by a stock client: many streams at once, in order and out of it, to the end and not.
+//! HTTP/2 with the client of the `h2` crate: concurrent streams, trailers, resets, GOAWAY, and
+//! requests passed on to an HTTP/1.1 origin.
 
 use crate::delivery::RUNTIME;
 use crate::harness::{Edge, PATIENCE, Setup};

@@ -1,4 +1,5 @@
-//! SPEC 5 under load: lists change, people make mistakes, sources go away, and no event notices.
+//! SPEC 5 under load: portal lists change, hold mistakes or lose their source, and no event is
+//! affected.
 
 use crate::harness::{Edge, Setup, command, wait_for};
 use crate::http::{Connection, Response};

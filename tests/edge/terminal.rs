@@ -1,4 +1,4 @@
-//! The command line at a terminal and in a pipe, its completions and its manual (SPEC 8).
+//! The command line on a terminal and in a pipe, its completions and its manual (SPEC 8).
 
 use crate::backend::{Act, Backend};
 use crate::delivery::{RUNTIME, http_upstream};

@@ -1,4 +1,4 @@
-//! A TLS client that says what it wants, and tells what it got.
+//! A TLS client with a chosen configuration that returns what was negotiated.
 
 use crate::harness::PATIENCE;
 use rustls::pki_types::pem::PemObject;

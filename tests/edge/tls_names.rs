@@ -1,4 +1,5 @@
-//! Several certificates on one listener: chosen by name, renewed without a dropped connection.
+//! Several certificates on one listener: chosen by server name, renewed without a dropped
+//! connection.
 
 use crate::harness::{Edge, Setup, wait_for};
 use crate::tls_client::{Client, Stream, shown, version};

@@ -1,4 +1,4 @@
-//! An origin that speaks TLS: one answer, and what it was asked by which name.
+//! An origin that speaks TLS: it sends one fixed answer and records requests and server names.
 
 use crate::wire::read_head;
 use rcgen::{CertifiedKey, KeyPair};

@@ -1,5 +1,5 @@
-//! HTTP/1.1 as it is on the wire: messages read with nothing smoothed over, and an origin that
-//! answers with the bytes it is told to.
+//! HTTP/1.1 on the wire: messages are read without normalization, and an origin answers with the
+//! given bytes.
 
 use crate::harness::PATIENCE;
 use rustix::net::sockopt::set_socket_linger;
