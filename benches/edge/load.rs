@@ -142,7 +142,8 @@ impl Turns {
     }
 
     /// Waits for a turn and returns when it was due. Latency counts from then, so it includes the
-    /// wait for a free connection: otherwise a slow server would get fewer requests and look better.
+    /// wait for a free connection: otherwise a slow server would get fewer requests and look
+    /// better.
     async fn next(&self) -> Option<Instant> {
         if self.interval.is_some() {
             self.due.acquire().await.ok()?.forget();
