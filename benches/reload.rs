@@ -1,4 +1,4 @@
-//! What a load notices of 100 reloads of a million ids: nothing, if all is well.
+//! Latency of events during 100 reloads of a portal list with a million ids.
 //!
 //! ```text
 //! cargo bench --bench reload
@@ -7,7 +7,7 @@
 //! The release build takes events at a constant rate, far below what it could take: for a while
 //! with nothing else to do, then while one reload follows the other without a pause, in turn and
 //! several rounds, so that what else the machine does disturbs both. Once with all cores, and once
-//! on one core alone, where whoever reads a list takes the time from whoever answers.
+//! on one core alone, where reading a list takes CPU time from answering.
 //!
 //! A latency counts from when the event was due, so that a standstill is seen by all the events
 //! that it keeps waiting. Durability is `memory`: the disk's own pauses would hide what is looked
@@ -152,7 +152,7 @@ impl Edge {
         let (swapped, swaps) = mpsc::channel();
         std::thread::spawn(move || {
             for line in log.lines().map_while(Result::ok) {
-                // Whoever no longer waits for a word has gone, which ends the benchmark.
+                // A send fails only after its receiver was dropped, which ends the benchmark.
                 if line.contains("in the new list") {
                     let _ = swapped.send(());
                 } else if line.contains("(events and pass-through)") {

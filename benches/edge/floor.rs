@@ -1,6 +1,6 @@
-//! The floor: an epoll loop that answers whatever ends with an empty line by the same pixel.
+//! The floor: an epoll loop that answers everything that ends in an empty line with one pixel.
 //!
-//! It is this program, run by itself: see [`FLAG`]. What it costs is what the kernel costs.
+//! The benchmark starts its own binary for it: see [`FLAG`]. Its cost is nearly all the kernel's.
 
 use crate::process::Mode;
 use crate::server::{Kind, Server, folder, free_address};
@@ -13,7 +13,7 @@ use std::process::Command;
 /// The argument that makes this program the floor; an address follows.
 pub const FLAG: &str = "--floor";
 const LISTENER: Token = Token(usize::MAX);
-/// About as long as pixelgate's own answer.
+/// About as long as pixelgate's answer.
 const HEAD: &[u8] = b"HTTP/1.1 200 OK\r\nContent-Type: image/gif\r\nContent-Length: 43\r\n\
     Cache-Control: no-cache, no-store, must-revalidate\r\nX-Event-Verdict: accepted\r\n\
     Access-Control-Allow-Origin: *\r\nCross-Origin-Resource-Policy: cross-origin\r\n\

@@ -117,7 +117,7 @@ async fn answered<T>(tasks: Vec<JoinHandle<T>>) -> Vec<T> {
     tokio::time::timeout(PATIENCE, all).await.expect("a request was never answered")
 }
 
-/// Whose turn it is.
+/// Gives out the requests of a load to its clients, at once or at a constant pace.
 struct Turns {
     began: Instant,
     until: Until,
@@ -141,8 +141,9 @@ impl Turns {
         }
     }
 
-    /// Waits for a turn; says when it was due. What waits for a free connection waits from then
-    /// on: else a server that is slow would be asked less, and look better for it.
+    /// Waits for a turn and returns when it was due. Latency counts from then, so it includes the
+    /// wait for a free connection: otherwise a slow server would get fewer requests and look
+    /// better.
     async fn next(&self) -> Option<Instant> {
         if self.interval.is_some() {
             self.due.acquire().await.ok()?.forget();

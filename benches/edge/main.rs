@@ -76,8 +76,8 @@ fn main() {
     }
 }
 
-/// Who takes part: all where the scenario is wanted by its name; else those that are wanted by
-/// theirs, and nginx.
+/// The contenders to run: all if a word names the scenario or no word is given; else those that a
+/// word names, and nginx. None if no word fits.
 fn wanted(scenario: &'static Scenario, words: &[String]) -> Vec<&'static Contender> {
     let meant = |name: &str| words.iter().any(|word| name.to_lowercase().contains(word));
     let all = scenario.contenders.iter();

@@ -188,7 +188,7 @@ pub fn folder() -> TempDir {
     dir
 }
 
-/// An address on which nobody listens now.
+/// An address that has no listener now.
 pub fn free_address() -> SocketAddr {
     TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap()
 }

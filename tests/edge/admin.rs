@@ -175,7 +175,7 @@ fn an_upstream_that_is_down_leaves_the_edge_ready() {
 fn with_a_token_only_the_empty_page_is_open() {
     let edge = Setup::default().sections(&format!("token = \"{TOKEN}\"")).start();
     let elsewhere = Connection::open(edge.admin).get("/", "Host: edge1.example:9090\r\n");
-    assert_eq!(elsewhere.status, 200, "whoever has the token may come by any name");
+    assert_eq!(elsewhere.status, 200, "with a token any host name is served");
     for path in ["/metrics", "/livez", "/readyz", "/status", "/live", "/explain", "/nothing"] {
         let denied = edge.admin(path);
         assert_eq!(denied.status, 401, "{path}");

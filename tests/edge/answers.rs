@@ -1,4 +1,4 @@
-//! SPEC 4: every verdict has its status, its headers and its body, and the connection stays.
+//! SPEC 4: every verdict has its status, headers and body, and the connection stays open.
 
 use crate::harness::{Edge, Setup};
 use crate::http::{Connection, Response};

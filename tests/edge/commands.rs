@@ -1,4 +1,4 @@
-//! The command line, and what it says about mistakes (SPEC 8 and 9).
+//! The command line and its error messages (SPEC 8 and 9).
 
 use crate::harness::{Setup, command};
 use serde_json::{Value, json};

@@ -1,4 +1,4 @@
-//! The front door: many connections, slow ones, idle ones, pipelined and torn requests.
+//! Client connections: many at once, slow, idle, pipelined, and with requests in fragments.
 
 use crate::harness::{Edge, Setup};
 use crate::http::Connection;
@@ -111,7 +111,7 @@ fn a_header_is_as_large_as_it_may_be_and_no_larger() {
 }
 
 #[test]
-fn connections_beyond_the_limit_are_closed_and_their_places_come_back() {
+fn connections_beyond_the_limit_are_closed_and_their_permits_are_released() {
     let edge = Setup::default().edge("connections_max = 3").start();
     let mut held: Vec<Connection> = (0..3).map(|_| edge.connect()).collect();
     for connection in &mut held {
@@ -127,7 +127,7 @@ fn connections_beyond_the_limit_are_closed_and_their_places_come_back() {
 }
 
 #[test]
-fn a_client_that_wished_the_end_and_stays_holds_no_place() {
+fn a_client_that_asked_for_close_and_stays_holds_no_permit() {
     let edge = Setup::default().edge("connections_max = 1").start();
     let closing = EVENT.replace("\r\n\r\n", "\r\nConnection: close\r\n\r\n");
     // All of them stay, open on their own side, and are done well within the second for which one

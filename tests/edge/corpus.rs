@@ -1,4 +1,4 @@
-//! Exchanges that a proxy might change: requests and responses of every form, whole and broken.
+//! Exchanges that a proxy might change: requests and responses of every form, complete and broken.
 
 use crate::wire::{Act, Script};
 

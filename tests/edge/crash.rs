@@ -1,4 +1,4 @@
-//! SPEC 6: what was answered 200 is delivered, whatever ends the process.
+//! SPEC 6: each event answered with 200 is delivered, however the process ends.
 
 use crate::backend::Backend;
 use crate::delivery::{RUNTIME, http_upstream};
@@ -96,7 +96,7 @@ impl Sent {
         let mut ids: BTreeMap<&str, u64> = BTreeMap::new();
         for event in events {
             let sent: u64 = event["external_id"].as_str().unwrap().parse().unwrap();
-            assert!(sent < self.end, "nobody sent {sent}");
+            assert!(sent < self.end, "event {sent} was not sent");
             assert_eq!(event["properties"]["check"], check(sent).to_string(), "{sent} is changed");
             let known = ids.entry(event["id"].as_str().unwrap()).or_insert(sent);
             assert_eq!(*known, sent, "two events share an id");

@@ -1,4 +1,4 @@
-//! SPEC 7: what a backend refuses for good becomes a dead letter, and nothing else does.
+//! SPEC 7: only events that a backend refuses for good become dead letters.
 
 use crate::backend::{Act, Backend, Request};
 use crate::delivery::{RUNTIME, http_upstream};

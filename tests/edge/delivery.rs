@@ -1,4 +1,4 @@
-//! SPEC 7, seen from outside: what was accepted arrives at a receiver in its wire form.
+//! SPEC 7, end to end: accepted events arrive at a receiver in their wire form.
 
 use crate::backend::{Act, Backend};
 use crate::harness::{Edge, Setup, wait_for};
@@ -132,7 +132,7 @@ fn a_backend_that_fails_gets_the_same_batch_again_under_the_same_key() {
 }
 
 #[test]
-fn a_dead_upstream_holds_back_nobody_else_and_gets_everything_later() {
+fn a_dead_upstream_delays_no_other_and_gets_everything_later() {
     let backend = RUNTIME.block_on(Backend::start(|_| Act::Refuse(500)));
     let file = "[[upstream]]\nname = \"file\"\nkind = \"file\"\ndir = \"DIR/events\"\n";
     let dir = std::sync::Arc::new(tempfile::tempdir().unwrap());

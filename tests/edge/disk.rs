@@ -2,8 +2,8 @@
 //! its power.
 //!
 //! Needs root, `mount` and, for two of the tests, loop devices and `mkfs.ext4`. Where they are
-//! missing a test says what is missing and ends; it proves nothing then. A disk is mounted on the
-//! spool's folder alone, so nothing else of the edge notices.
+//! missing, a test prints what is missing and passes without testing anything. A disk is mounted on
+//! the spool's folder only, so no other file of the edge is affected.
 //!
 //! What no test here can show is a disk that acknowledges a flush and lies: what ext4 has handed
 //! to the loop device before its power goes is kept.
@@ -94,7 +94,7 @@ fn or_skip(disk: Result<Disk, String>) -> Option<Disk> {
     disk.inspect_err(|reason| eprintln!("skipped, no such disk here: {reason}")).ok()
 }
 
-/// Who sent what, and what was answered 200.
+/// The events that were sent, and those that were answered with 200.
 #[derive(Default)]
 struct Ledger {
     next: AtomicU64,
@@ -149,7 +149,7 @@ impl Ledger {
         let mut ids = std::collections::BTreeMap::new();
         for event in backend.events() {
             let sent: u64 = event["external_id"].as_str().unwrap().parse().unwrap();
-            assert!(sent < self.next.load(Relaxed), "nobody sent {sent}");
+            assert!(sent < self.next.load(Relaxed), "event {sent} was not sent");
             assert_eq!(event["properties"]["note"], note(sent), "{sent} is changed");
             let id = event["id"].as_str().unwrap().to_owned();
             assert_eq!(*ids.entry(id).or_insert(sent), sent, "two events share an id");

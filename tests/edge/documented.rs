@@ -1,4 +1,4 @@
-//! The commands that the documents show, run.
+//! Runs the commands that the documents show.
 
 use crate::harness::Setup;
 use std::path::Path;

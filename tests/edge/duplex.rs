@@ -1,5 +1,5 @@
-//! Exchanges in which both sides speak in turns: `Expect: 100-continue`, WebSockets, requests
-//! sent ahead, and what becomes of one side when the other breaks off.
+//! Exchanges in which both sides send in turns: `Expect: 100-continue`, WebSockets, pipelined
+//! requests, and the effect on one side when the other closes.
 
 use crate::harness::{Edge, PATIENCE, Setup, wait_for};
 use crate::wire::{Act, Origin, Script, read_head, read_responses};

@@ -1,4 +1,4 @@
-//! `examples/embed.rs`: a gate in another Pingora proxy judges, stores and answers events.
+//! `examples/embed.rs`: a gate inside another Pingora proxy judges, stores and answers events.
 
 use crate::harness::{PORTALS, example, wait_for};
 use crate::http::Connection;

@@ -1,5 +1,5 @@
-//! SPEC 1, measured: each exchange is had with the origin itself and through the edge, and both
-//! have to be the same, but for what is listed here by name.
+//! SPEC 1: each exchange runs against the origin directly and through the edge. Both must be equal,
+//! except for the differences listed here by name.
 
 use crate::corpus::{self, Case};
 use crate::harness::Setup;

@@ -1,4 +1,5 @@
-//! HTTP/2, by a stock client: many streams at once, in order and out of it, to the end and not.
+//! HTTP/2 with the client of the `h2` crate: concurrent streams, trailers, resets, GOAWAY, and
+//! requests passed on to an HTTP/1.1 origin.
 
 use crate::delivery::RUNTIME;
 use crate::harness::{Edge, PATIENCE, Setup};
@@ -17,7 +18,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 use tokio::task::JoinHandle;
 
-/// What the client takes without a word, on a stream and on all.
+/// Flow-control window of the client, for each stream and for the connection.
 const WINDOW_BYTES: u32 = 16 << 20;
 
 struct Client {
@@ -274,7 +275,7 @@ async fn answers_around_the_event_path(client: &mut Client) -> Vec<String> {
 }
 
 #[test]
-fn streams_are_answered_alike_by_the_front_door_and_by_pingora() {
+fn streams_are_answered_alike_by_the_fast_path_and_by_pingora() {
     let [front, pingora] = [true, false].map(|plain| {
         let (edge, address) = start_with(Setup::default().edge(&format!("answer_plain = {plain}")));
         let answers = RUNTIME

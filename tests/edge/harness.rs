@@ -1,4 +1,4 @@
-//! Starts and ends the binary, each in a folder of its own, on ports that the kernel chooses.
+//! Starts and stops the binary, each time in its own folder and on ports that the kernel chooses.
 
 use crate::http::{Connection, Response};
 use rustix::process::Signal;

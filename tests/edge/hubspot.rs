@@ -1,4 +1,4 @@
-//! SPEC 7, `hubspot`: old pixels go on working, and arrive in the successor API.
+//! SPEC 7, `hubspot`: old pixels keep working, and their events arrive in the successor API.
 
 use crate::crm::{Fault, Hubspot};
 use crate::dead::letters;

@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 const LINGER: Duration = Duration::from_millis(1000);
 const EVENT: &[u8] = b"GET /v1/event/?_a=62515&_n=a HTTP/1.1\r\nHost: a\r\n\r\n";
-/// Attempts, because a busy machine is not fast each time.
+/// Attempts: on a busy machine single attempts may be slow.
 const TRIES: usize = 10;
 
 fn start() -> Edge {

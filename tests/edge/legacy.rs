@@ -1,5 +1,5 @@
-//! SPEC 7, `legacy`: an existing backend gets each event as the request that it was, and money
-//! is not booked twice unless the operator says so.
+//! SPEC 7, `legacy`: an existing backend gets each event as its original request, and revenue is
+//! not booked twice unless the operator allows it.
 
 use crate::backend::{Act, Backend};
 use crate::dead::{dead, letters};
@@ -50,7 +50,7 @@ fn an_event_arrives_as_its_canonical_get() {
 
 #[test]
 fn revenue_that_may_have_counted_waits_for_a_person_who_sends_it_again() {
-    // A gateway that lost its backend: whether that one had counted already, nobody knows.
+    // A gateway lost its backend: the backend may or may not have counted the event.
     let backend = RUNTIME.block_on(Backend::start(|request| {
         if request.target.contains("_m=") { Act::Refuse(504) } else { Act::Take }
     }));

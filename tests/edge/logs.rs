@@ -1,4 +1,4 @@
-//! What the edge writes to standard error (SPEC 8), in each form.
+//! The lines that the edge writes to standard error (SPEC 8), as text and as JSON.
 
 use crate::harness::{Edge, Setup, command, wait_for};
 use serde_json::Value;
@@ -42,7 +42,7 @@ fn single_verdicts_are_logged_where_they_are_asked_for_and_say_nothing_more() {
     let edge = Edge::start();
     edge.event("_a=62515&_n=a");
     wait_for("the event to be seen", || !edge.status()["recent"].as_array().unwrap().is_empty());
-    assert!(!edge.log().contains("verdict"), "nobody asked for it");
+    assert!(!edge.log().contains("verdict"), "log.verdicts is not set");
 }
 
 #[test]

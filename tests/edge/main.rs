@@ -1,6 +1,6 @@
-//! The real binary, with real peers: nginx as the origin, a backend that fails on demand.
+//! End-to-end tests of the binary, with nginx as the origin and a backend that fails on demand.
 //!
-//! One test binary, because each one links the whole of Pingora.
+//! All are one test binary, because each test binary links all of Pingora.
 
 mod admin;
 mod answers;

@@ -1,4 +1,4 @@
-//! nginx as the origin: what it was asked for is in its log, what was sent to it in its files.
+//! nginx as the origin: its log shows the requests, its files the uploaded bodies.
 
 use crate::harness::wait_for;
 use std::net::{SocketAddr, TcpListener, TcpStream};

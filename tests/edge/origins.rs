@@ -1,5 +1,5 @@
-//! Origins that fail: in every way, alone and among others, and over TLS. Whatever they do, events
-//! are taken.
+//! Origins that fail, in every way, alone and beside healthy ones, and over TLS: events are
+//! accepted in each case.
 
 use crate::harness::{Edge, Setup, wait_for};
 use crate::nginx::Nginx;
@@ -14,7 +14,7 @@ fn get(edge: SocketAddr, target: &str) -> Message {
     answers.into_iter().next_back().unwrap_or_default()
 }
 
-/// An address at which nobody listens.
+/// An address with no listener.
 fn nowhere() -> SocketAddr {
     TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap()
 }
@@ -121,7 +121,8 @@ fn a_request_that_can_be_repeated_goes_to_another_origin_and_one_that_cannot_doe
     broken.on("/a", Script { after_body: vec![Act::Close], ..Script::default() });
     let well = Origin::start();
     for n in 0..2 {
-        // Whoever has the first turn: of two edges one begins with the broken one.
+        // Whichever origin gets the first request: one of the two edges begins with the broken
+        // one.
         let order =
             if n == 0 { [broken.address, well.address] } else { [well.address, broken.address] };
         let edge =

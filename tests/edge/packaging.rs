@@ -1,4 +1,5 @@
-//! What is in `packaging/`, held to what the binary really is and to the tools that read it.
+//! Compares the files in `packaging/` with the binary and checks them with the tools that read
+//! them.
 
 use crate::backend::{Act, Backend};
 use crate::delivery::{RUNTIME, http_upstream};

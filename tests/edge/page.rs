@@ -1,4 +1,4 @@
-//! The live page, in a real browser against the running binary.
+//! The live page in a real browser against the running binary.
 
 use crate::backend::{Act, Backend};
 use crate::delivery::{RUNTIME, http_upstream};

@@ -1,4 +1,4 @@
-//! SPEC 1: what is not an event is the origin's, byte for byte.
+//! SPEC 1: a request that is not an event reaches the origin byte for byte.
 
 use crate::harness::{Setup, wait_for};
 use crate::nginx::Nginx;

@@ -1,5 +1,5 @@
-//! SPEC 2: in whatever spelling, the event path never reaches the origin unjudged; and nothing
-//! else is touched.
+//! SPEC 2: the event path never reaches the origin unjudged, however it is spelled, and no other
+//! path is changed.
 
 use crate::harness::Setup;
 use crate::nginx::Nginx;

@@ -1,9 +1,9 @@
-//! An edge takes up what the version before left on disk: its configuration, the events that wait
+//! An edge continues with the files of the previous version: its configuration, the pending events
 //! in its spool, its counts, its dead letters and its copy of the portal list.
 //!
 //! `tests/data/version_0_1/` was written by version 0.1.0, which was killed while five events
 //! waited for a collector that was down. The collector had refused two events before. The portal
-//! list came from a URL where nothing listens any more, so only the copy of it is left.
+//! list came from a URL that no server answers now, so only its copy is left.
 
 use crate::backend::{Act, Backend};
 use crate::dead::letters;

@@ -1,4 +1,4 @@
-//! `examples/receiver.rs`: what the README tells a backend to do, done with a real edge.
+//! `examples/receiver.rs`, the backend of the README, behind a real edge.
 
 use crate::backend::{Backend, Request};
 use crate::delivery::{RUNTIME, http_upstream};
@@ -18,7 +18,7 @@ const WRONG_SECRET: &str = "whsec_AAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAA";
 struct Receiver {
     child: Child,
     address: SocketAddr,
-    /// Kept open: whoever writes to a closed pipe fails.
+    /// Kept open: the example would fail when it writes to a closed pipe.
     _stderr: BufReader<ChildStderr>,
 }
 

@@ -1,4 +1,5 @@
-//! SPEC 5 under load: lists change, people make mistakes, sources go away, and no event notices.
+//! SPEC 5 under load: portal lists change, hold mistakes or lose their source, and no event is
+//! affected.
 
 use crate::harness::{Edge, Setup, command, wait_for};
 use crate::http::{Connection, Response};
@@ -244,7 +245,7 @@ fn no_bad_edit_changes_anything_under_load() {
         assert!(command(&config, &["check"]).output().unwrap().status.success());
     }
     load.end();
-    // Nobody at all is a list only where it says so.
+    // A list without portals is valid only where it says so.
     rewrite(&path, "portals = []\n");
     wait_for("the empty list", || edge.status()["portals"]["count"] == 0);
     assert_eq!(verdict(&edge, STEADY), "portal_not_allowed");
@@ -320,7 +321,7 @@ impl ServerDesk {
             let list = list(u32::try_from(marker).unwrap());
             format!("200 OK\r\nETag: \"{marker}\"\r\n{}", body("application/toml", &list))
         };
-        // Whoever asked may have hung up.
+        // The edge may have closed the connection.
         let _ = stream.write_all(format!("HTTP/1.1 {answer}").as_bytes());
     }
 }

@@ -1,4 +1,4 @@
-//! `docs/event.schema.json` against what is really delivered, by a validator that is not ours.
+//! Validates delivered events against `docs/event.schema.json` with an independent validator.
 
 use crate::backend::Backend;
 use crate::delivery::{RUNTIME, http_upstream};

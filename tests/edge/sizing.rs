@@ -1,5 +1,5 @@
-//! docs/scaling.md, held against the binary: what an event needs on disk and on the wire, and
-//! what an outage of the log, a killed edge and a lost disk cost.
+//! Checks the numbers of docs/scaling.md against the binary: bytes per event on disk and on the
+//! wire, and the cost of an outage of the log, a killed edge and a lost disk.
 
 use crate::backend::{Act, Backend};
 use crate::delivery::{RUNTIME, http_upstream};
@@ -165,7 +165,7 @@ fn an_outage_of_the_log_costs_nothing_and_a_lost_disk_what_waited_on_it() {
     // One edge is killed and comes back on its disk; one dies with its disk.
     let lost = edges.remove(1);
     let waited = lost.upstream("collector")["pending"].clone();
-    drop(Arc::try_unwrap(lost.kill()).expect("nobody else holds the folder"));
+    drop(Arc::try_unwrap(lost.kill()).expect("no other handle of the folder is left"));
     let back = Edge::start_in(edges.remove(0).kill());
     edges.push(back);
     backend.script(|_| Act::Take);

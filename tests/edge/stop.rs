@@ -1,4 +1,4 @@
-//! A graceful stop loses nothing, and does not dawdle (SPEC 8).
+//! A graceful stop loses no event and does not wait longer than needed (SPEC 8).
 
 use crate::backend::{Act, Backend};
 use crate::delivery::{RUNTIME, http_upstream};

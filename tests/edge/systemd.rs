@@ -1,4 +1,4 @@
-//! What systemd hears from the edge, and whether it takes the unit.
+//! The notifications that the edge sends to systemd, and whether systemd accepts the unit.
 
 use crate::harness::{Edge, PATIENCE, Setup};
 use crate::terminal::is_there;

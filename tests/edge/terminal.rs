@@ -1,4 +1,4 @@
-//! The command line at a terminal and in a pipe, its completions and its manual (SPEC 8).
+//! The command line on a terminal and in a pipe, its completions and its manual (SPEC 8).
 
 use crate::backend::{Act, Backend};
 use crate::delivery::{RUNTIME, http_upstream};
@@ -121,7 +121,7 @@ fn a_replay_shows_how_far_it_is() {
 }
 
 #[test]
-fn whoever_stops_reading_is_told_nothing() {
+fn a_closed_pipe_ends_a_command_without_a_message() {
     let backend = RUNTIME.block_on(Backend::start(|_| Act::Refuse(400)));
     let edge = Setup::default().upstreams(&http_upstream(&backend, "")).start();
     assert_eq!(edge.event("_a=62515&_n=a").status, 200);
@@ -282,5 +282,5 @@ fn a_probe_asks_the_running_edge() {
     let (code, _, told) = probe(&edge.dir().join("edge.toml"), "livez");
     assert!(code == 2 && told.contains("admin.listen"), "{told}");
     let dir = edge.stop();
-    assert_eq!(probe(&dir.path().join("probe.toml"), "livez").0, 1, "nobody answers any more");
+    assert_eq!(probe(&dir.path().join("probe.toml"), "livez").0, 1, "the edge has stopped");
 }

@@ -1,4 +1,4 @@
-//! TLS listeners: HTTP/2 and HTTP/1.1, by a real TLS client, with the same verdicts.
+//! TLS listeners: HTTP/2 and HTTP/1.1 by a real TLS client, with the same verdicts.
 
 use crate::delivery::RUNTIME;
 use crate::harness::Setup;

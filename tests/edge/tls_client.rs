@@ -1,4 +1,4 @@
-//! A TLS client that says what it wants, and tells what it got.
+//! A TLS client with a chosen configuration that returns what was negotiated.
 
 use crate::harness::PATIENCE;
 use rustls::pki_types::pem::PemObject;
@@ -15,19 +15,19 @@ pub const KEY: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/data/edge.key"
 
 pub type Stream = StreamOwned<ClientConnection, TcpStream>;
 
-/// What a client offers. It trusts the given certificates and no other.
+/// A client configuration that trusts only the given certificates.
 #[derive(Clone)]
 pub struct Client {
     config: Arc<ClientConfig>,
 }
 
 impl Client {
-    /// One that trusts these files, and speaks TLS 1.2 and 1.3.
+    /// A client that trusts these files and speaks TLS 1.2 and 1.3.
     pub fn trusting(files: &[&Path]) -> Client {
         Self::with(files, rustls::ALL_VERSIONS, &[])
     }
 
-    /// One with these versions of TLS and these protocols above it.
+    /// A client with these TLS versions and ALPN protocols.
     pub fn with(
         files: &[&Path],
         versions: &[&'static rustls::SupportedProtocolVersion],
@@ -63,12 +63,12 @@ impl Client {
     }
 }
 
-/// The version of TLS that was agreed on.
+/// The negotiated TLS version.
 pub fn version(stream: &Stream) -> ProtocolVersion {
     stream.conn.protocol_version().unwrap()
 }
 
-/// The certificate that the server showed.
+/// The server's certificate, DER.
 pub fn shown(stream: &Stream) -> Vec<u8> {
     stream.conn.peer_certificates().unwrap()[0].to_vec()
 }

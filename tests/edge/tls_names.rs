@@ -1,4 +1,5 @@
-//! Several certificates on one listener: chosen by name, renewed without a dropped connection.
+//! Several certificates on one listener: chosen by server name, renewed without a dropped
+//! connection.
 
 use crate::harness::{Edge, Setup, wait_for};
 use crate::tls_client::{Client, Stream, shown, version};
@@ -78,7 +79,7 @@ fn the_certificate_is_the_one_for_the_name_that_is_asked_for() {
     assert_eq!(two.shown("one", "one.test"), der(&two.pairs[0]));
     assert_eq!(two.shown("one", "www.one.test"), der(&two.pairs[0]));
     assert_eq!(two.shown("two", "two.test"), der(&two.pairs[1]));
-    // Whoever asks for another name, or for none, is shown the first.
+    // A client that asks for another name, or for none, gets the first certificate.
     assert_eq!(two.shown("one", "other.test"), None, "it is not for that name");
     assert_eq!(two.shown("two", "other.test"), None);
 }

@@ -1,4 +1,4 @@
-//! An origin that speaks TLS: one answer, and what it was asked by which name.
+//! An origin that speaks TLS: it sends one fixed answer and records requests and server names.
 
 use crate::wire::read_head;
 use rcgen::{CertifiedKey, KeyPair};
@@ -9,7 +9,7 @@ use std::net::{SocketAddr, TcpListener};
 use std::path::Path;
 use std::sync::{Arc, Mutex};
 
-/// A certificate that signs itself.
+/// A self-signed certificate.
 pub fn certificate(names: &[&str]) -> CertifiedKey<KeyPair> {
     let names: Vec<String> = names.iter().map(|name| name.to_string()).collect();
     rcgen::generate_simple_self_signed(names).unwrap()
@@ -21,7 +21,7 @@ pub fn write_pair(pair: &CertifiedKey<KeyPair>, cert: &Path, key: &Path) {
     std::fs::write(cert, pair.cert.pem()).unwrap();
 }
 
-/// By which name it was asked: by SNI, and by `Host`.
+/// The names in one request: SNI and `Host`.
 type Names = (Option<String>, String);
 
 pub struct TlsOrigin {

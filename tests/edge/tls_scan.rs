@@ -1,5 +1,5 @@
-//! A scan with `openssl s_client`: another implementation than ours, and one that can still ask
-//! for what must be refused.
+//! A scan with `openssl s_client`, an implementation other than rustls, which can still offer what
+//! the edge must refuse.
 
 use crate::harness::{Edge, Setup};
 use crate::tls_client::{CERT, KEY};

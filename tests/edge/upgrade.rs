@@ -1,4 +1,4 @@
-//! `pixelgate run --upgrade`: one process after another, and no client notices (SPEC 8).
+//! `pixelgate run --upgrade`: a new process replaces the old one without a failed request (SPEC 8).
 
 use crate::harness::{Edge, PATIENCE, Setup, command, wait_for};
 use crate::http::Connection;
@@ -250,7 +250,7 @@ fn a_signal_that_comes_before_the_new_process_accepts_waits_for_it() {
         );
     };
     event("before");
-    // Nobody's successor: it takes the sockets, and says only what it is told to.
+    // A successor without a process: it takes the sockets and sends only the given bytes.
     let takes = |times: usize| {
         let socket = UnixStream::connect(edge.dir().join("upgrade.sock")).unwrap();
         let told = "a new process has the listening sockets";
@@ -320,7 +320,7 @@ fn a_listener_that_is_new_is_opened_and_one_that_is_gone_is_closed() {
     old.wait_log("the new process accepts");
     let address = old.address;
     let _dir = old.stop();
-    assert!(TcpStream::connect(address).is_err(), "nobody listens there any more");
+    assert!(TcpStream::connect(address).is_err(), "the listener is closed");
     let mut stream = UnixStream::connect(&socket).unwrap();
     stream.write_all(b"GET /v1/event/?_a=62515&_n=a HTTP/1.1\r\nHost: a\r\n\r\n").unwrap();
     let mut line = String::new();

@@ -1,5 +1,5 @@
-//! The front door's own answers and Pingora's path are two ways to the same verdict: over the
-//! whole corpus they differ in nothing, neither in what is answered nor in what is kept.
+//! The fast path and Pingora's path give the same verdicts: for the whole corpus, answers and
+//! stored events are equal.
 
 use crate::harness::{Edge, PATIENCE, Setup};
 use crate::http::Response;

@@ -1,4 +1,4 @@
-//! A real browser, driven over WebDriver (W3C Recommendation), which is JSON over HTTP.
+//! A real browser, driven over WebDriver (W3C Recommendation: JSON over HTTP).
 
 use crate::harness::{PATIENCE, wait_for};
 use crate::http::Connection;

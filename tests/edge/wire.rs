@@ -1,5 +1,5 @@
-//! HTTP/1.1 as it is on the wire: messages read with nothing smoothed over, and an origin that
-//! answers with the bytes it is told to.
+//! HTTP/1.1 on the wire: messages are read without normalization, and an origin answers with the
+//! given bytes.
 
 use crate::harness::PATIENCE;
 use rustix::net::sockopt::set_socket_linger;
@@ -10,17 +10,17 @@ use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-/// One message, as it came.
+/// One message as received.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct Message {
     /// Request line or status line.
     pub start: String,
-    /// Names as they were spelled, in their order; bytes above 127 as Latin-1.
+    /// Names in received spelling and order; bytes above 127 as Latin-1.
     pub headers: Vec<(String, String)>,
     /// Without its transfer coding.
     pub body: Vec<u8>,
     pub trailers: Vec<(String, String)>,
-    /// Whether it ended before it was whole.
+    /// Whether it ended before it was complete.
     pub truncated: bool,
 }
 
@@ -203,7 +203,7 @@ impl Origin {
         self.open.load(Relaxed)
     }
 
-    /// What to do about requests whose target is exactly this; others get 204.
+    /// Scripts by exact request target; other requests get 204.
     pub fn on(&self, target: &str, script: Script) {
         self.scripts.lock().unwrap().insert(target.to_owned(), script);
     }

@@ -1,8 +1,8 @@
 //! Staging and publishing under every interleaving: `src/spool/write/group.rs`,
 //! compiled against loom's primitives.
 //!
-//! Runs with the ordinary tests: `cargo test --test unit spool_loom`. The file under test is the one
-//! that the spool uses; it takes its primitives from its parent's `sync`.
+//! Runs with the ordinary tests: `cargo test --test unit spool_loom`. The file under test is the
+//! one that the spool uses; it takes its primitives from its parent's `sync`.
 
 #![allow(dead_code, reason = "a model uses a part of the file under test")]
 

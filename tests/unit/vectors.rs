@@ -99,7 +99,7 @@ fn every_address_of_the_public_lists_is_judged_by_the_rule() {
     check_all(vectors, ADDRESSES_MIN);
 }
 
-/// Goes on after a failure: whoever changes a rule wants to see all that it touches.
+/// Checks all vectors, also after a failure: a changed rule shows every vector that it breaks.
 fn check_all(vectors: Vec<(String, Vector)>, count_min: usize) {
     assert!(vectors.len() >= count_min, "only {} vectors", vectors.len());
     let holds = |(place, vector): &(String, Vector)| catch_unwind(|| check(place, vector)).is_ok();

@@ -40,10 +40,10 @@ pub enum Command {
         #[arg(long)]
         upgrade: bool,
     },
-    /// Validate the configuration, the portal list and all they name; exit 0 or 2.
+    /// Validate the configuration, the portal list and all files they name; exit 0 or 2.
     #[command(after_long_help = help::CHECK)]
     Check,
-    /// Say what would become of an event, and why; record nothing; exit 0 or 1.
+    /// Print the verdict on an event and its reasons; record nothing; exit 0 or 1.
     #[command(after_long_help = help::EXPLAIN)]
     Explain {
         /// Print JSON.
@@ -53,16 +53,16 @@ pub enum Command {
         #[arg(value_name = "URL or query", allow_hyphen_values = true)]
         event: String,
     },
-    /// Look into the spool, running or not; nothing is changed.
+    /// Read the spool, while the edge runs or not; nothing is changed.
     #[command(subcommand, after_long_help = help::SPOOL)]
     Spool(spool::Command),
     /// List or replay the events that an upstream refused for good.
     #[command(subcommand, after_long_help = help::DEAD)]
     Dead(dead::Command),
-    /// Ask the running edge whether it takes events; exit 0 or 1.
+    /// Ask the running edge whether it accepts events; exit 0 or 1.
     #[command(after_long_help = help::PROBE)]
     Probe {
-        /// What is asked.
+        /// The page to request.
         #[arg(value_enum, default_value = "readyz")]
         page: probe::Page,
     },

@@ -11,7 +11,7 @@ use std::process::ExitCode;
 
 #[derive(Debug, Subcommand)]
 pub enum Command {
-    /// Print the dead letters, one JSON object a line.
+    /// Print the dead letters, one JSON object per line.
     List,
     /// Send the dead letters again, with the ids they had.
     Replay,

@@ -1,4 +1,4 @@
-//! `pixelgate explain`: what would become of an event, and why, on standard output.
+//! `pixelgate explain`: prints the verdict on an event and its reasons on standard output.
 
 use crate::config::Config;
 use pixelgate::tools::{NotAnEvent, explain as explained};
@@ -11,7 +11,7 @@ pub enum ExplainError {
     /// The portal list cannot be opened.
     #[error(transparent)]
     Open(OpenError),
-    /// The URL is not an event's.
+    /// The URL is not that of an event request.
     #[error(transparent)]
     NotAnEvent(NotAnEvent),
     /// The answer could not be printed.

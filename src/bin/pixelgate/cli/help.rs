@@ -1,14 +1,14 @@
-//! What `--help` teaches below the options. The manual pages are made of the same text: a line
-//! that ends in a colon and begins at the margin is a heading.
+//! The examples, exit codes and other sections that `--help` prints below the options. The manual
+//! pages are made from the same text: an unindented line that ends in a colon is a heading.
 
-/// Of `pixelgate` itself.
+/// Sections of `pixelgate --help`.
 pub const ALL: &str = "\
 Examples:
   pixelgate check                        validate config/pixelgate.toml and all it names
   pixelgate run                          run the edge
-  pixelgate explain '_a=62515&_n=buy'    why does an event count, or not?
-  pixelgate spool stat                   what waits for each upstream?
-  pixelgate dead list                    what did an upstream refuse for good?
+  pixelgate explain '_a=62515&_n=buy'    is this event accepted, and why?
+  pixelgate spool stat                   how many events wait for each upstream?
+  pixelgate dead list                    which events did an upstream refuse for good?
   pixelgate help spool                   help on a command
 
 Exit codes:
@@ -17,17 +17,17 @@ Exit codes:
   2  the command line or the configuration cannot be used
 
 Environment:
-  PIXELGATE_CONFIG          the configuration file, where --config names none
-  PIXELGATE__SECTION__KEY   any key of the configuration, as in PIXELGATE__EDGE__THREADS=4
-  RUST_LOG                  what is logged: error, warn, info or debug
-  NO_COLOR                  any value: no colours on a terminal
-  NOTIFY_SOCKET             set by systemd: told when the edge is ready, reloads and stops
+  PIXELGATE_CONFIG          the configuration file, unless --config is given
+  PIXELGATE__SECTION__KEY   a configuration key, such as PIXELGATE__EDGE__THREADS=4
+  RUST_LOG                  the log level: error, warn, info or debug
+  NO_COLOR                  set to any value: no colours on a terminal
+  NOTIFY_SOCKET             set by systemd: where the edge reports ready, reloading and stopping
 
 Files:
-  config/pixelgate.toml     the configuration, unless told otherwise
+  config/pixelgate.toml     the default configuration file
   config/reference.toml     every key with its default and unit";
 
-/// Of `pixelgate run`.
+/// Sections of `pixelgate run --help`.
 pub const RUN: &str = "\
 Examples:
   pixelgate run
@@ -38,10 +38,10 @@ Signals:
   SIGHUP                     read the portal list and the certificates again
 
 Exit codes:
-  0  stopped by a signal, and every answered event is on disk
-  2  the edge did not start, and said why";
+  0  stopped by a signal; every event answered with 200 is on disk
+  2  the edge did not start; standard error has the reason";
 
-/// Of `pixelgate check`.
+/// Sections of `pixelgate check --help`.
 pub const CHECK: &str = "\
 Examples:
   pixelgate check
@@ -49,9 +49,9 @@ Examples:
 
 Exit codes:
   0  everything is valid; a summary is printed
-  2  something is not: one line with file, key and reason";
+  2  something is invalid; one line names the file, the key and the reason";
 
-/// Of `pixelgate explain`.
+/// Sections of `pixelgate explain --help`.
 pub const EXPLAIN: &str = "\
 Examples:
   pixelgate explain 'https://track.example.com/v1/event/?_a=62515&_n=buy&email={{contact.email}}'
@@ -61,48 +61,48 @@ Examples:
 Exit codes:
   0  the event would be accepted
   1  it would be rejected
-  2  the configuration cannot be used, or the address is no event's";
+  2  the configuration cannot be used, or the argument is not an event request";
 
-/// Of `pixelgate spool`.
+/// Sections of `pixelgate spool --help`.
 pub const SPOOL: &str = "\
 Examples:
   pixelgate spool stat
-  pixelgate spool verify && echo sound
+  pixelgate spool verify && echo intact
   pixelgate spool dump | jq -r .portal | sort | uniq -c
 
 Exit codes:
-  0  done; verify: every record is sound
+  0  done; for verify: every record is intact
   1  a record is damaged, or the folder cannot be read";
 
-/// Of `pixelgate dead`.
+/// Sections of `pixelgate dead --help`.
 pub const DEAD: &str = "\
 Examples:
   pixelgate dead list | jq -r '[.upstream, .reason, .status] | @tsv' | sort | uniq -c
   pixelgate dead replay
 
 Exit codes:
-  0  done; what was refused again is a dead letter again
-  1  some could not be sent now and were put back, or a file could not be read";
+  0  done; events that were refused again are dead letters again
+  1  events that could not be sent now were put back, or a file could not be read";
 
-/// Of `pixelgate probe`.
+/// Sections of `pixelgate probe --help`.
 pub const PROBE: &str = "\
 Examples:
-  pixelgate probe                        does the edge take events?
-  pixelgate probe livez                  does it run at all?
+  pixelgate probe                        does the edge accept events?
+  pixelgate probe livez                  does the edge run?
 
 Exit codes:
   0  yes
-  1  no, with the reasons; or nobody answers
-  2  there is no admin listener to ask";
+  1  no, and the reasons are printed; or the edge does not answer
+  2  the configuration has no admin listener";
 
-/// Of `pixelgate completions`.
+/// Sections of `pixelgate completions --help`.
 pub const COMPLETIONS: &str = "\
 Examples:
   pixelgate completions bash > /usr/share/bash-completion/completions/pixelgate
   pixelgate completions zsh  > /usr/local/share/zsh/site-functions/_pixelgate
   pixelgate completions fish > ~/.config/fish/completions/pixelgate.fish";
 
-/// Of `pixelgate man`.
+/// Sections of `pixelgate man --help`.
 pub const MAN: &str = "\
 Examples:
   pixelgate man > pixelgate.1 && man ./pixelgate.1

@@ -1,4 +1,4 @@
-//! `pixelgate completions` and `pixelgate man`: made of the same source as `--help`.
+//! `pixelgate completions` and `pixelgate man`, generated from the same definitions as `--help`.
 
 use super::args::Cli;
 use super::exit::{NO, fail};
@@ -17,10 +17,10 @@ pub fn completions(shell: Shell) -> ExitCode {
     done(io::stdout().write_all(&script))
 }
 
-/// Prints `pixelgate(1)`, or writes it and a page for each command into a folder.
+/// Prints the manual page `pixelgate(1)`, or writes it and a page for each command into `dir`.
 pub fn man(dir: Option<&Path>) -> ExitCode {
     let mut command = Cli::command().disable_help_subcommand(true);
-    // Gives each command its whole name, such as `pixelgate-spool-verify`.
+    // Sets each command's full name, such as `pixelgate-spool-verify`.
     command.build();
     done(match dir {
         None => page(&command).and_then(|page| io::stdout().write_all(&page)),
@@ -42,7 +42,8 @@ fn write_all(command: &Command, dir: &Path) -> io::Result<()> {
     command.get_subcommands().try_for_each(|below| write_all(below, dir))
 }
 
-/// One command's page. The crate would print what stands below the options as one paragraph.
+/// The manual page of one command. `clap_mangen` would print the sections below the options as one
+/// paragraph, so they are rendered here.
 fn page(command: &Command) -> io::Result<Vec<u8>> {
     let name = command.get_display_name().unwrap_or(command.get_name()).to_owned();
     let version = concat!("pixelgate ", env!("CARGO_PKG_VERSION"));
@@ -62,7 +63,7 @@ fn page(command: &Command) -> io::Result<Vec<u8>> {
     Ok(page)
 }
 
-/// The headings and the lines below them, lines as they are.
+/// The sections of a help text: each heading in capitals, the lines below it not refilled.
 fn sections(text: &str) -> Roff {
     let mut roff = Roff::new();
     let mut open = false;

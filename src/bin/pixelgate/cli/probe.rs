@@ -1,7 +1,7 @@
-//! `pixelgate probe`: asks the running edge how it is, as a container's health check does.
+//! `pixelgate probe`: requests `/readyz` or `/livez` from the running edge, for health checks.
 //!
-//! It reads address and token from the same configuration as the edge, so a health check needs
-//! neither a further program in the image nor the token on its command line.
+//! The command reads address and token from the same configuration as the edge, so a health check
+//! needs neither a further program in the image nor the token on its command line.
 
 use super::exit::{NO, UNUSABLE, fail};
 use clap::ValueEnum;
@@ -21,13 +21,13 @@ const HEADERS_MAX: usize = 32;
 /// The page to request.
 #[derive(Debug, Clone, Copy, ValueEnum)]
 pub enum Page {
-    /// Whether it takes events.
+    /// Whether the edge accepts events.
     Readyz,
-    /// Whether it runs at all.
+    /// Whether the edge runs.
     Livez,
 }
 
-/// Asks, prints the answer, and says by its exit code whether it was a yes.
+/// Requests `page` and prints the answer. The exit code is 0 for status 200 and 1 for others.
 pub fn run(config: &Admin, page: Page) -> ExitCode {
     let address = match address(&config.listen) {
         Ok(address) => address,
@@ -51,7 +51,7 @@ pub fn run(config: &Admin, page: Page) -> ExitCode {
     }
 }
 
-/// Where to ask: the listener itself, by the loopback address where it listens on all.
+/// The address of the admin listener; the loopback address where it listens on all addresses.
 fn address(listen: &str) -> Result<SocketAddr, &'static str> {
     if listen.is_empty() {
         return Err("is empty, so there is no listener to ask");

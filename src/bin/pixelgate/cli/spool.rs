@@ -13,11 +13,11 @@ use std::process::ExitCode;
 
 #[derive(Debug, Subcommand)]
 pub enum Command {
-    /// Lanes, bytes, and what waits for each upstream.
+    /// Print lanes, bytes and the pending events of each upstream.
     Stat,
-    /// Check every record; exit 0 if all are sound, else 1 with the places.
+    /// Check every record; exit 0 if all are intact, else 1 with the damaged places.
     Verify,
-    /// Print every record that is held, one JSON object a line. Shows personal data.
+    /// Print every stored record, one JSON object per line. Shows personal data.
     Dump,
 }
 

@@ -10,7 +10,8 @@ const OTHER_FILES: usize = 256;
 
 /// Raises the soft limit of open files to the hard one and returns how many connections fit, at
 /// most `edge.connections_max`. A connection takes one file, and a second one where there is an
-/// origin. Without this limit no segment of the spool could be opened any more.
+/// origin. Without this limit, connections could use up all files, and no segment of the spool
+/// could be opened.
 pub fn raise(edge: &Config) -> usize {
     let mut limit = getrlimit(Resource::Nofile);
     limit.current = limit.maximum;

@@ -1,9 +1,9 @@
 //! One listening socket, opened before Pingora starts.
 //!
-//! Pingora binds inside its services, where a failure is a panic in a background task. Opened
-//! first, an address in use is one clear line and an exit code, and the port that the kernel chose
-//! for port 0 is known. The acceptor takes the sockets of the edge as they are; those of the admin
-//! pages go into the table of descriptors that Pingora searches before it binds.
+//! Pingora binds inside its services, where a failure is a panic in a background task. A socket
+//! that is opened before gives one clear line and an exit code for an address in use, and the port
+//! that the kernel chose for port 0. The acceptor takes the sockets of the edge as they are; those
+//! of the admin pages go into the table of descriptors that Pingora searches before it binds.
 
 use pixelgate::http_server::Listener;
 use std::fmt;
@@ -105,7 +105,7 @@ impl Bound {
         }
     }
 
-    /// A socket that the process before this one opened for `address` and still holds.
+    /// Takes a socket that the previous process opened for `address` and still holds.
     pub fn inherited(address: &Address, socket: OwnedFd) -> Result<Self, BindError> {
         match address {
             Address::Tcp(address) => {

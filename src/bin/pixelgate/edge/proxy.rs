@@ -248,7 +248,7 @@ impl ProxyHttp for Edge {
     async fn request_filter(&self, session: &mut Session, ctx: &mut Ctx) -> Result<bool> {
         // An HTTP/2 client that never opens its window would block a write for ever.
         session.set_write_timeout(self.write_timeout);
-        // Without it Pingora keeps a connection for ever after its first request.
+        // Without this timeout Pingora keeps an idle connection for ever after its first request.
         if session.get_keepalive().is_some() {
             session.set_keepalive(Some(self.keepalive_seconds));
         }
@@ -273,7 +273,7 @@ impl ProxyHttp for Edge {
         ctx.server = self.origins.choose(&ctx.tried);
         match &ctx.server {
             Some(server) => Ok(Box::new(self.origins.peer(server))),
-            // No name has an address; the look-up has logged that.
+            // No origin's name has an address; the look-up has logged that.
             None => Err(Error::new_up(ErrorType::ConnectNoRoute)),
         }
     }

@@ -65,7 +65,7 @@ impl Certificates {
         grouped.into_iter().map(load).collect()
     }
 
-    /// Reloads the entries whose files changed, or all of them if `whole`. Open connections keep
+    /// Reloads the entries with changed files, or all of them if `whole`. Open connections keep
     /// their certificate. A failure is logged once until its reason changes.
     pub fn reload(&self, whole: bool) {
         let mut entries = self.entries.lock();
@@ -104,7 +104,7 @@ impl Certificates {
         loop {
             tokio::time::sleep(Duration::from_secs(POLL_SECONDS)).await;
             let all = all.clone();
-            // A panic in it keeps the pairs in use; the next poll tries again.
+            // After a panic the pairs in use stay; the next poll tries again.
             let reload = move || all.iter().for_each(|certificates| certificates.reload(false));
             let _ = tokio::task::spawn_blocking(reload).await;
         }
@@ -194,12 +194,12 @@ mod tests {
         let new = rcgen::generate_simple_self_signed(["edge.test".to_owned()]).unwrap();
         std::fs::write(&cert, new.cert.pem()).unwrap();
         certificates.reload(false);
-        assert_eq!(in_use(certificates), first, "the key is still the old one's");
+        assert_eq!(in_use(certificates), first, "the key still belongs to the old certificate");
         std::fs::remove_file(&cert).unwrap();
         certificates.reload(false);
-        assert_eq!(in_use(certificates), first, "the file is not there");
+        assert_eq!(in_use(certificates), first, "the file is missing");
 
-        // As editors do: another file in its place.
+        // Editors replace a file by renaming a new one over it.
         std::fs::write(dir.path().join("new"), new.cert.pem()).unwrap();
         std::fs::rename(dir.path().join("new"), &cert).unwrap();
         std::fs::write(&key, new.signing_key.serialize_pem()).unwrap();

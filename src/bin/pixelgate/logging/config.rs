@@ -8,41 +8,41 @@ use serde::Deserialize;
 #[derive(Debug, Clone, Default, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct Config {
-    /// What a line looks like.
+    /// Text or JSON.
     pub format: Format,
-    /// The least important lines that are written. `RUST_LOG` overrides it.
+    /// The least severe level that is logged. `RUST_LOG` overrides it.
     pub level: Level,
-    /// Accepted events that are logged each second, and as many rejected ones; 0: none.
+    /// Most accepted events that are logged each second, and most rejected ones; 0: none.
     pub verdicts: u32,
 }
 
-/// What a line looks like.
+/// The format of log lines.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Format {
-    /// For people.
+    /// Text for people.
     #[default]
     Text,
-    /// One object a line: `time`, `level`, `target`, `message` and the line's own fields.
+    /// One JSON object per line: `time`, `level`, `target`, `message` and the line's own fields.
     Json,
 }
 
-/// How important a line is.
+/// The severity of a log line.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Level {
     /// No lines.
     Off,
-    /// What needs somebody.
+    /// The operator has to act.
     Error,
-    /// What may need somebody.
+    /// The operator may have to act.
     Warn,
-    /// What is good to know.
+    /// A change of state, such as a start or a reload.
     #[default]
     Info,
-    /// What helps to find a fault.
+    /// Details for finding a fault.
     Debug,
-    /// Everything.
+    /// All lines.
     Trace,
 }
 
@@ -61,7 +61,7 @@ impl Level {
 }
 
 impl Config {
-    /// Checks the section; the error is the key below `log.` and why.
+    /// Checks the section. An error is the key below `log.` and the reason.
     pub fn validate(&self) -> Result<(), (&'static str, String)> {
         match self.verdicts {
             0..=SAMPLES_PER_SECOND_MAX => Ok(()),
@@ -75,7 +75,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn more_verdicts_than_are_seen_cannot_be_asked_for() {
+    fn more_verdicts_than_are_sampled_are_an_error() {
         let check = |verdicts| Config { verdicts, ..Config::default() }.validate();
         assert_eq!(check(0), Ok(()));
         assert_eq!(check(SAMPLES_PER_SECOND_MAX), Ok(()));

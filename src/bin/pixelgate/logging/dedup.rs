@@ -205,7 +205,7 @@ mod tests {
             record.level(level).target(target).line(Some(line));
             dedup.log(&record.args(format_args!("{text}")).build());
         };
-        let told = || std::mem::take(&mut *lines.0.lock());
+        let written = || std::mem::take(&mut *lines.0.lock());
         for _ in 0..3 {
             log(Level::Warn, "a", 1, "slow");
             log(Level::Info, "a", 2, "reloaded");
@@ -213,10 +213,10 @@ mod tests {
         }
         let expect = ["WARN slow", "INFO reloaded", "INFO event"];
         let news = ["INFO reloaded", "INFO event"];
-        assert_eq!(told(), [&expect[..], &news, &news].concat());
+        assert_eq!(written(), [&expect[..], &news, &news].concat());
         for number in 0..2 * LINES_FROM_ONE_PLACE_MAX {
             log(Level::Error, "b", 9, &number.to_string());
         }
-        assert_eq!(told().len() as u64, LINES_FROM_ONE_PLACE_MAX);
+        assert_eq!(written().len() as u64, LINES_FROM_ONE_PLACE_MAX);
     }
 }
