@@ -311,7 +311,7 @@ fn a_sync_that_fails_while_company_is_awaited_is_noticed() {
         std::thread::sleep(Duration::from_millis(2));
         append_all(&spool, &["b"]);
         fs.stall_syncs(false);
-        // Nothing else comes that could wake whoever gives the segment up.
+        // Nothing else comes that could wake the reader that gives the segment up.
         segments_become(&fs, 2);
         close(&spool);
         fs.lose_power();

@@ -1,18 +1,15 @@
 //! The configuration file: SPEC 9 as one TOML document, and the environment over it.
 //!
-//! figment merges the two sources; each section is defined and checked by the module that uses it.
-//! A mistake is reported as `file:line: key: reason`.
+//! Each section is defined and checked by the module that uses it, once, after the environment's
+//! overrides. A mistake is reported as `file:line: key: reason`.
 
 mod environment;
 
 use environment::Environment;
-use figment::error::{Actual, Kind};
-use figment::providers::Serialized;
-use figment::value::Dict;
-use figment::{Figment, Profile};
 use serde::Deserialize;
+use serde_path_to_error::{Path as KeyPath, Segment};
 use std::path::Path;
-use toml::de::{DeTable, DeValue};
+use toml::de::{DeArray, DeTable, DeValue};
 
 /// Largest configuration file that is read, in bytes. A file with ten thousand upstream headers is
 /// smaller; a larger one is the wrong file.
@@ -60,27 +57,37 @@ impl Config {
     /// Reads `path`, applies the overrides of the environment and checks every section.
     pub fn load(path: &Path) -> Result<Self, ConfigError> {
         let text = read(path).map_err(|reason| error(path.display(), "", reason))?;
-        let overrides = Environment::new(std::env::vars());
+        let overrides = Environment::new(std::env::vars_os());
+        let overrides = overrides.map_err(|(name, reason)| error("environment", &name, reason))?;
         Document::parse(path, &text, overrides)?.validate(path)
     }
 }
 
 impl Document {
     fn parse(path: &Path, text: &str, environment: Environment) -> Result<Self, ConfigError> {
-        let file: Dict = toml::from_str(text).map_err(|e| {
-            let line = e.span().map(|span| line_at(text, span.start));
-            error(file_place(path, line), "", e.message().to_owned())
-        })?;
-        let overrides = environment.over(&file);
-        let overrides = overrides.map_err(|(name, reason)| error("environment", &name, reason))?;
-        let file = Figment::from(Serialized::from(file, Profile::Default));
-        let both = file.clone().merge(Serialized::from(overrides, Profile::Default));
-        both.extract().map_err(|of_both| match file.extract::<Self>() {
-            // The file is wrong by itself, so the mistake has a line.
-            Err(e) => {
-                error(file_place(path, line_of(text, &e.path)), &key_of(&e.path), reason_of(e.kind))
-            }
-            Ok(_) => error("environment", &key_of(&of_both.path), reason_of(of_both.kind)),
+        // The file comes first and alone: only its own text tells the line of a mistake.
+        let file = Self::from_text(path, text)?;
+        if environment.is_empty() {
+            return Ok(file);
+        }
+        let table = toml::from_str(text);
+        let mut table = table.map_err(|e| error(path.display(), "", e.message().to_owned()))?;
+        let applied = environment.apply(&mut table);
+        applied.map_err(|(name, reason)| error("environment", &name, reason))?;
+        serde_path_to_error::deserialize(table)
+            .map_err(|e| error("environment", &key_of(e.path()), reason_of(e.inner())))
+    }
+
+    fn from_text(path: &Path, text: &str) -> Result<Self, ConfigError> {
+        let line = |e: &toml::de::Error| e.span().map(|span| line_at(text, span.start));
+        let document = toml::Deserializer::parse(text)
+            .map_err(|e| error(file_place(path, line(&e)), "", reason_of(&e)))?;
+        serde_path_to_error::deserialize(document).map_err(|e| {
+            // What is wrong in a list of tables has the span of the whole list.
+            let in_a_list = e.path().iter().any(|segment| matches!(segment, Segment::Seq { .. }));
+            let listed = in_a_list.then(|| line_of(text, e.path())).flatten();
+            let place = file_place(path, listed.or_else(|| line(e.inner())));
+            error(place, &key_of(e.path()), reason_of(e.inner()))
         })
     }
 
@@ -131,24 +138,25 @@ fn line_at(text: &str, offset: usize) -> usize {
 }
 
 /// The line of a key, or of the nearest table above it that the file has.
-fn line_of(text: &str, path: &[String]) -> Option<usize> {
+fn line_of(text: &str, path: &KeyPath) -> Option<usize> {
     let document = DeTable::parse(text).ok()?;
     let mut offset = None;
     let mut table = Some(document.get_ref());
     let mut list = None;
-    for segment in path {
-        let value =
-            if let Some((key, value)) = table.and_then(|t| t.get_key_value(segment.as_str())) {
-                offset = Some(key.span().start);
-                value
-            } else if let Some(value) =
-                list.and_then(|l: &toml::de::DeArray<'_>| l.get(segment.parse::<usize>().ok()?))
-            {
-                offset = Some(value.span().start);
-                value
-            } else {
-                break;
-            };
+    for segment in path.iter() {
+        let value = match segment {
+            Segment::Map { key } => {
+                let found = table.and_then(|table| table.get_key_value(key.as_str()));
+                found.map(|(key, value)| (key.span().start, value))
+            }
+            Segment::Seq { index } => {
+                let found = list.and_then(|list: &DeArray<'_>| list.get(*index));
+                found.map(|value| (value.span().start, value))
+            }
+            _ => None,
+        };
+        let Some((start, value)) = value else { break };
+        offset = Some(start);
         (table, list) = match value.get_ref() {
             DeValue::Table(table) => (Some(table), None),
             DeValue::Array(list) => (None, Some(list)),
@@ -159,43 +167,24 @@ fn line_of(text: &str, path: &[String]) -> Option<usize> {
 }
 
 /// A path as it is written in messages: `upstream[0].url`.
-fn key_of(path: &[String]) -> String {
-    let mut key = String::new();
-    for segment in path {
-        match segment.parse::<usize>() {
-            Ok(index) => key += &format!("[{index}]"),
-            Err(_) if key.is_empty() => key += segment,
-            Err(_) => key += &format!(".{segment}"),
-        }
-    }
-    key
+fn key_of(path: &KeyPath) -> String {
+    let key = path.to_string();
+    if key == "." { String::new() } else { key }
 }
 
-/// What figment found wrong, in the words of serde.
-fn reason_of(kind: Kind) -> String {
-    let listed = |names: &[&str]| {
-        let names: Vec<_> = names.iter().map(|name| format!("`{name}`")).collect();
-        names.join(", ")
+/// What is wrong, without the value that is: `invalid type: string, expected u64`.
+fn reason_of(error: &toml::de::Error) -> String {
+    let message = error.message();
+    let (Some((kind, rest)), Some((_, expected))) =
+        (message.split_once(": "), message.rsplit_once(", expected "))
+    else {
+        return message.to_owned();
     };
-    let found = |actual: Actual| match actual {
-        Actual::Str(text) => format!("string {text:?}"),
-        other => other.to_string(),
-    };
-    match kind {
-        Kind::UnknownField(name, names) => {
-            format!("unknown field `{name}`, expected one of {}", listed(names))
-        }
-        Kind::UnknownVariant(name, names) => {
-            format!("unknown variant `{name}`, expected one of {}", listed(names))
-        }
-        Kind::InvalidType(actual, expected) => {
-            format!("invalid type: {}, expected {expected}", found(actual))
-        }
-        Kind::InvalidValue(actual, expected) => {
-            format!("invalid value: {}, expected {expected}", found(actual))
-        }
-        other => other.to_string(),
+    if kind != "invalid type" && kind != "invalid value" {
+        return message.to_owned();
     }
+    let found = rest.split([' ', '`', '"', ',']).next().unwrap_or_default();
+    format!("{kind}: {found}, expected {expected}")
 }
 
 #[cfg(test)]
@@ -206,8 +195,8 @@ mod tests {
     const SAMPLE: &str = include_str!("../../../config/pixelgate.toml");
 
     fn document(text: &str, environment: &[(&str, &str)]) -> Result<Document, ConfigError> {
-        let environment = environment.iter().map(|(k, v)| (k.to_string(), v.to_string()));
-        Document::parse(Path::new("edge.toml"), text, Environment::new(environment))
+        let environment = environment.iter().map(|(k, v)| (k.into(), v.into()));
+        Document::parse(Path::new("edge.toml"), text, Environment::new(environment).unwrap())
     }
 
     fn parse(text: &str, environment: &[(&str, &str)]) -> Result<Config, String> {
@@ -305,5 +294,61 @@ mod tests {
         assert!(wrong.contains("PIXELGATE__UPSTREAM__7__NAME"), "{wrong}");
         let wrong = parse(file, &[("PIXELGATE__EDGE__NOPE", "1")]).map(drop).unwrap_err();
         assert!(wrong.contains("`nope`"), "{wrong}");
+    }
+
+    #[test]
+    fn an_override_replaces_the_whole_value_of_its_key() {
+        let file = "[portals]\nsource = \"http://127.0.0.1:1/x\"\nheaders = { a = \"${NOPE}\" }";
+        assert_eq!(parse(file, &[]).unwrap().gate.portals.headers.len(), 1);
+        let none = parse(file, &[("PIXELGATE__PORTALS__HEADERS", "{}")]).unwrap();
+        assert!(none.gate.portals.headers.is_empty());
+        let whole = [("PIXELGATE__SPOOL", "{ linger_ms = 1 }")];
+        let config = parse("[spool]\ndir = \"elsewhere\"", &whole).unwrap();
+        assert_eq!(config.gate.spool.dir, Path::new("data/spool"));
+    }
+
+    #[test]
+    fn a_value_that_fits_no_number_is_text_and_a_date_is_one() {
+        for token in ["18446744073709551615", "18446744073709551616", "184467440737095516160000"] {
+            assert!(parse("", &[("PIXELGATE__ADMIN__TOKEN", token)]).is_ok(), "{token}");
+        }
+        let date = [("PIXELGATE__PORTALS__HEADERS", "2027-01-01")];
+        let wrong = parse("", &date).map(drop).unwrap_err();
+        assert!(wrong.contains("environment: portals.headers: "), "{wrong}");
+    }
+
+    #[test]
+    fn no_mistake_shows_the_value_that_is_wrong() {
+        for (text, variable) in [
+            ("[admin]\ntoken = 1234567890123456", None),
+            ("[portals]\nheaders = \"1234567890123456\"", None),
+            ("", Some(("PIXELGATE__ADMIN__TOKEN", "1234567890123456"))),
+            ("", Some(("PIXELGATE__EDGE__THREADS", "1234567890123456.5"))),
+        ] {
+            let environment: Vec<_> = variable.into_iter().collect();
+            let message = parse(text, &environment).map(drop).unwrap_err();
+            assert!(!message.contains("1234567890"), "{message}");
+            assert!(message.contains("expected "), "{message}");
+        }
+    }
+
+    #[test]
+    fn a_mistake_in_a_later_table_of_a_list_has_its_own_line() {
+        let upstream = "[[upstream]]\nname = \"a\"\nkind = \"file\"\n";
+        let text = format!("{upstream}{}", upstream.replace("\"file\"", "5"));
+        let message = parse(&text, &[]).map(drop).unwrap_err();
+        assert!(
+            message.starts_with("edge.toml:4") || message.starts_with("edge.toml:6"),
+            "{message}"
+        );
+    }
+
+    #[test]
+    fn only_the_programs_own_variables_must_be_text() {
+        use std::os::unix::ffi::OsStringExt;
+        let bytes = || std::ffi::OsString::from_vec(vec![0xff]);
+        assert!(Environment::new([("OTHER".into(), bytes())]).is_ok());
+        let (name, _) = Environment::new([("PIXELGATE__A".into(), bytes())]).err().unwrap();
+        assert_eq!(name, "PIXELGATE__A");
     }
 }

@@ -298,7 +298,7 @@ mod tests {
         })]
 
         #[test]
-        fn what_is_fast_is_fast_to_whoever_reads_line_by_line(
+        fn what_is_fast_is_fast_to_a_reader_by_lines(
             places in proptest::collection::vec(0..PIECES.len(), 0..12),
             begins_well: bool,
         ) {

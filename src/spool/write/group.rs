@@ -68,7 +68,7 @@ impl Group {
         }
     }
 
-    /// Wakes whoever still waits for a settled group.
+    /// Wakes the tasks that still wait for a settled group.
     fn pass_on(&self) {
         if self.outcome.load(Ordering::Acquire) & PASSED_ON != 0 {
             // All but the first of a thousand come by here.

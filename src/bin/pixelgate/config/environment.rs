@@ -1,7 +1,12 @@
 //! Overrides from the environment: `PIXELGATE__EDGE__THREADS=4` is `edge.threads = 4`, and
 //! `PIXELGATE__UPSTREAM__0__URL` is the `url` of the first `[[upstream]]`.
+//!
+//! An override replaces the value of its key, be that a number, a list or a whole table. The crates
+//! for layered configuration merge tables instead, so that an override could not clear one, and
+//! have no form for TOML's dates.
 
-use figment::value::{Dict, Tag, Value};
+use std::ffi::OsString;
+use toml::{Table, Value};
 
 /// What the name of an override begins with.
 const PREFIX: &str = "PIXELGATE__";
@@ -18,67 +23,77 @@ struct Override {
 }
 
 impl Environment {
-    /// Takes the variables whose name begins with `PIXELGATE__`. A value is read as TOML (`4`,
-    /// `true`, `["a"]`) and, where it is none, as text.
-    pub fn new(variables: impl IntoIterator<Item = (String, String)>) -> Self {
-        let read = |(name, text): (String, String)| {
-            let path = name.strip_prefix(PREFIX)?.split("__").map(str::to_ascii_lowercase);
-            Some(Override { path: path.collect(), value: value(&text), name })
-        };
-        let mut all: Vec<_> = variables.into_iter().filter_map(read).collect();
+    /// Takes the variables whose name begins with `PIXELGATE__`; others may hold any bytes. A value
+    /// is read as TOML (`4`, `true`, `["a"]`) and, where it is none, as text.
+    ///
+    /// # Errors
+    ///
+    /// The name of an override whose value is not UTF-8, and that reason.
+    pub fn new(
+        variables: impl IntoIterator<Item = (OsString, OsString)>,
+    ) -> Result<Self, (String, String)> {
+        let mut all = Vec::new();
+        for (name, text) in variables {
+            let Ok(name) = name.into_string() else { continue };
+            let Some(keys) = name.strip_prefix(PREFIX) else { continue };
+            let path = keys.split("__").map(str::to_ascii_lowercase).collect();
+            let Ok(text) = text.into_string() else {
+                return Err((name, "is not UTF-8".to_owned()));
+            };
+            all.push(Override { path, value: value(&text), name });
+        }
         all.sort_by(|a, b| a.name.cmp(&b.name));
-        Self(all)
+        Ok(Self(all))
     }
 
-    /// Every section that an override changes, as it is after all of them. figment replaces whole
-    /// lists, so an entry of a list is changed in a copy of the file's list.
+    /// Whether there is no override.
+    pub fn is_empty(&self) -> bool {
+        self.0.is_empty()
+    }
+
+    /// Sets every override in `file`.
     ///
     /// # Errors
     ///
     /// The variable that sets no possible key, and the reason.
-    pub fn over(&self, file: &Dict) -> Result<Dict, (String, String)> {
-        let mut changed = Dict::new();
-        for Override { name, path, value } in &self.0 {
+    pub fn apply(self, file: &mut Table) -> Result<(), (String, String)> {
+        for Override { name, path, value } in self.0 {
             let Some((leaf, parents)) =
                 path.split_last().filter(|_| path.iter().all(|p| !p.is_empty()))
             else {
-                let reason = "names no key; the form is PIXELGATE__SECTION__KEY";
-                return Err((name.clone(), reason.to_owned()));
+                return Err((name, "names no key; the form is PIXELGATE__SECTION__KEY".to_owned()));
             };
-            if let Some(section) = file.get(&path[0]) {
-                changed.entry(path[0].clone()).or_insert_with(|| section.clone());
-            }
-            set(&mut changed, parents, leaf, value.clone()).map_err(|why| (name.clone(), why))?;
+            set(file, parents, leaf, value).map_err(|why| (name, why))?;
         }
-        Ok(changed)
+        Ok(())
     }
 }
 
 fn value(text: &str) -> Value {
-    let parsed = toml::from_str::<Dict>(&format!("value = {text}"));
+    let parsed = toml::from_str::<Table>(&format!("value = {text}"));
     let value = parsed.ok().filter(|table| table.len() == 1).and_then(|mut t| t.remove("value"));
-    value.unwrap_or_else(|| Value::from(text))
+    value.unwrap_or_else(|| Value::String(text.to_owned()))
 }
 
-fn set(root: &mut Dict, parents: &[String], leaf: &str, value: Value) -> Result<(), String> {
+fn set(root: &mut Table, parents: &[String], leaf: &str, value: Value) -> Result<(), String> {
     let Some((first, rest)) = parents.split_first() else {
         root.insert(leaf.to_owned(), value);
         return Ok(());
     };
-    let empty = || Value::Dict(Tag::Default, Dict::new());
+    let empty = || Value::Table(Table::new());
     let mut place = root.entry(first.clone()).or_insert_with(empty);
     let mut entered = first.as_str();
     for key in rest {
         place = match place {
-            Value::Dict(_, table) => table.entry(key.clone()).or_insert_with(empty),
-            Value::Array(_, list) => element(list, key)?,
+            Value::Table(table) => table.entry(key.clone()).or_insert_with(empty),
+            Value::Array(list) => element(list, key)?,
             _ => return Err(format!("`{entered}` is a value and has no keys below it")),
         };
         entered = key;
     }
     match place {
-        Value::Dict(_, table) => drop(table.insert(leaf.to_owned(), value)),
-        Value::Array(_, list) => *element(list, leaf)? = value,
+        Value::Table(table) => drop(table.insert(leaf.to_owned(), value)),
+        Value::Array(list) => *element(list, leaf)? = value,
         _ => return Err(format!("`{entered}` is a value and has no keys below it")),
     }
     Ok(())
