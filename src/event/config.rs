@@ -17,7 +17,7 @@ use super::param::{
 #[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct Config {
-    /// The event path, in canonical form. Judged by [`crate::request::path::Guard`].
+    /// The event path, in canonical form. Its spellings are in SPEC 2.
     pub path: String,
     /// The methods that are judged: `GET`, and `POST` if wished.
     pub methods: Vec<String>,

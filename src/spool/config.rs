@@ -53,7 +53,7 @@ pub struct Config {
     /// What a 200 means.
     pub durability: Durability,
     /// Milliseconds that a group commit waits for more after its first event, 0 to 1000; less
-    /// after a [`flush_now`](super::Spool::flush_now).
+    /// after a `flush_now`.
     pub linger_ms: u64,
     /// Milliseconds between two `fdatasync`s in `interval`, 1 to 60000.
     pub sync_ms: u64,

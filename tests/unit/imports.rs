@@ -121,7 +121,7 @@ fn imports_of(text: &str, at: &Module, modules: &BTreeSet<Module>) -> (Vec<Impor
                 (!before.is_empty(), tree)
             }
             _ => {
-                paths.extend(words.split("crate::").skip(1).map(|rest| path_at(rest)));
+                paths.extend(words.split("crate::").skip(1).map(path_at));
                 continue;
             }
         };

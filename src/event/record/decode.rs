@@ -21,7 +21,7 @@ pub struct Record<'a> {
     pub received_at_ms: u64,
     /// The account that the event belongs to.
     pub portal: u64,
-    /// The event as a JSON object, as [`write_event_json`](super::encode::write_event_json) wrote
+    /// The event as a JSON object, as `write_event_json` wrote
     /// it.
     pub event_json: &'a str,
     /// The context of the request.

@@ -20,7 +20,7 @@ pub struct Config {
     pub source: String,
     /// How a refusal by the list is treated.
     pub mode: Mode,
-    /// A change is picked up within this many seconds, 1 to [`REFRESH_SECONDS_MAX`].
+    /// A change is picked up within this many seconds, 1 to `REFRESH_SECONDS_MAX`.
     pub refresh_seconds: u64,
     /// Seconds without a successful check of the source, after which events are rejected as
     /// `overloaded`. 0: never.

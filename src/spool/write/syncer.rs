@@ -2,8 +2,8 @@
 //! while a slow disk works.
 //!
 //! It takes one file at a time and says how the sync of it ended, once. A failed sync is told to
-//! one caller only (Linux keeps one note for each open file), so a caller that syncs the same file by
-//! itself must have waited for this one's end before.
+//! one caller only (Linux keeps one note for each open file), so a caller that syncs the same file
+//! by itself must have waited for this one's end before.
 
 use std::io;
 use std::sync::Arc;
