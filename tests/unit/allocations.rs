@@ -2,7 +2,7 @@
 //!
 //! What is counted is the thread that serves the request: reading the path, gathering the context,
 //! judging, encoding, appending, and asking once whether the event is safe. The committer's
-//! allocations are per group and not per event, and a connection's are the front door's.
+//! allocations are per group and not per event, and a connection's are the HTTP server's.
 
 use crate::counting::allocations;
 use http::{HeaderMap, HeaderValue, Method, header};
