@@ -191,6 +191,12 @@ fn upgrade_after_upgrade_under_load_refuses_nothing_and_loses_nothing() {
         faults.len(),
         &faults[..faults.len().min(9)]
     );
+    // The lane of a process that ended is taken up within seconds; until then its events are in no
+    // count of this process, and `pending` alone could be 0 too early.
+    let answered_events = answered() as u64;
+    wait_for("the events of the ended processes to be taken up", || {
+        edge.upstream("file")["accepted"].as_u64().unwrap() >= answered_events
+    });
     edge.wait_delivered("file");
     let dir = edge.stop();
     let (ids, repeated) = delivered(&dir);
