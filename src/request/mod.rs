@@ -5,5 +5,6 @@
 pub mod client;
 pub mod context;
 pub mod path;
+pub(crate) mod readings;
 pub(crate) mod simd;
 pub mod target;
