@@ -89,16 +89,24 @@ fn send_http1(edge: &Edge, targets: impl IntoIterator<Item = String>) {
 
 /// The same over HTTP/2, but for targets that its client refuses to send.
 fn send_http2(edge: &Edge, targets: &[String]) {
+    let requests = targets.iter().filter_map(|target| {
+        let uri = format!("http://edge.test{target}").parse::<http::Uri>().ok()?;
+        Some(http::Request::get(uri).body(()).unwrap())
+    });
     RUNTIME.block_on(async {
         let mut client = stock(edge.address).await;
-        for target in targets {
-            let Ok(uri) = format!("http://edge.test{target}").parse::<http::Uri>() else {
-                continue;
-            };
+        for (number, request) in requests.enumerate() {
+            // A connection ends after some thousand requests.
+            if number % 500 == 499 {
+                client = stock(edge.address).await;
+            }
             client = client.ready().await.unwrap();
-            let request = http::Request::get(uri).body(()).unwrap();
             let (response, _) = client.send_request(request, true).unwrap();
-            response.await.unwrap();
+            let mut body = response.await.unwrap().into_body();
+            while let Some(piece) = body.data().await {
+                let length = piece.unwrap().len();
+                body.flow_control().release_capacity(length).unwrap();
+            }
         }
     });
 }
