@@ -200,7 +200,9 @@ impl Stacks {
 fn spellings(text: &[u8], decodings: usize, found: &mut dyn FnMut(u8, usize)) {
     let Some(&first) = text.first() else { return };
     found(first, 1);
-    if first != b'%' || decodings == 0 {
+    // Of several `%` in a row each begins an escape within the escape before it.
+    let nested = text.iter().take(decodings + 1).take_while(|byte| **byte == b'%').count();
+    if nested == 0 || nested > decodings {
         return;
     }
     let decodings = decodings - 1;
