@@ -16,3 +16,4 @@ mod proxy;
 mod sockets;
 mod stop;
 mod systemd;
+mod upgrade;
