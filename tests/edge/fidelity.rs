@@ -222,6 +222,11 @@ fn a_target_with_any_bytes_reaches_the_origin() {
     let head = b"GET http://edge.test/a HTTP/1.0\r\n\r\n";
     assert_eq!(exchange(edge.address, "GET", head)[0].status(), 204);
     assert_eq!(origin.take_seen()[0].header("host"), Some("edge.test"));
+    // Without a host, that of the origin: HTTP/1.1 needs one.
+    assert_eq!(exchange(edge.address, "GET", b"GET /a HTTP/1.0\r\n\r\n")[0].status(), 204);
+    let seen = origin.take_seen().remove(0);
+    assert_eq!(seen.header("host"), Some(&*origin.address.to_string()));
+    assert_eq!(seen.header("x-forwarded-host"), None);
     let head = b"OPTIONS http://edge.test HTTP/1.1\r\nHost: edge.test\r\n\r\n";
     assert_eq!(exchange(edge.address, "OPTIONS", head)[0].status(), 204);
     assert_eq!(origin.take_seen()[0].start, "OPTIONS * HTTP/1.1");

@@ -2,10 +2,12 @@
 //! stored of it are the same.
 
 use crate::harness::{Edge, PATIENCE, Setup};
-use crate::http::Response;
+use crate::http::{Connection, Response};
+use crate::tls_client::{CERT, Client, KEY};
 use serde_json::Value;
 use std::io::{Read, Write};
-use std::net::TcpStream;
+use std::net::{SocketAddr, TcpStream};
+use std::path::Path;
 use std::time::Duration;
 
 const PORTALS: &str = "portals = [62515]\n[[portal]]\nid = 1001\nevents = [\"signup*\"]\n";
@@ -202,9 +204,14 @@ fn kept(edge: &Edge) -> Vec<Value> {
 }
 
 fn two_ways() -> [Edge; 2] {
+    two_ways_with("")
+}
+
+fn two_ways_with(lines: &str) -> [Edge; 2] {
     [true, false].map(|plain| {
         Setup::default()
             .portals(PORTALS)
+            .edge(lines)
             .edge(&format!("answer_plain = {plain}"))
             .spool("linger_ms = 0\ndurability = \"interval\"")
             .start()
@@ -237,33 +244,49 @@ fn contents(edge: &Edge) -> Vec<String> {
     events.iter().map(Value::to_string).collect()
 }
 
+/// An edge for each way through it, and the address of its TLS listener.
+fn two_ways_and_tls() -> [(Edge, SocketAddr); 2] {
+    let tls = format!("tls = [{{ listen = \"127.0.0.1:0\", cert = \"{CERT}\", key = \"{KEY}\" }}]");
+    two_ways_with(&tls).map(|edge| {
+        let log = edge.log();
+        let address = log.split("listening on https://").nth(1).unwrap();
+        let address = address.split(' ').next().unwrap().parse().unwrap();
+        (edge, address)
+    })
+}
+
 #[test]
 fn a_query_has_one_fate_by_every_way_it_can_come() {
-    let edges = two_ways();
+    let edges = two_ways_and_tls();
+    let client = Client::with(&[Path::new(CERT)], rustls::ALL_VERSIONS, &["http/1.1"]);
     let vectors = queries().into_iter().map(String::into_bytes).filter(|query| query.len() < 9000);
-    let mut expect = Vec::new();
+    let (mut accepted, mut number_of_ways) = (0, 0);
     for query in vectors.chain(raw_queries()) {
         let shown = query.escape_ascii().to_string();
         let spelled = [query.clone(), encoded(&query)];
-        let mut first = None;
-        for (edge, query) in edges.iter().flat_map(|edge| spelled.iter().map(move |q| (edge, q))) {
-            for (way, request, torn) in ways(query) {
+        let mut answers = Vec::new();
+        for ((edge, tls), query) in edges.iter().flat_map(|e| spelled.iter().map(move |q| (e, q))) {
+            let ways = ways(query);
+            let mut over_tls = Connection::over(client.connect(*tls, "edge.test").unwrap());
+            over_tls.send(&ways[0].1);
+            answers.push(("TLS", fate(over_tls.read("GET"))));
+            for (way, request, torn) in ways {
                 let mut connection = edge.connect();
                 connection.send(&request[..torn]);
                 connection.send(&request[torn..]);
-                let answer = fate(connection.read("GET"));
-                let first = first.get_or_insert_with(|| answer.clone());
-                assert_eq!(*first, answer, "{shown}, {way}");
+                answers.push((way, fate(connection.read("GET"))));
             }
         }
-        expect.push(first.unwrap());
+        for (way, answer) in &answers {
+            assert_eq!(answers[0].1, *answer, "{shown}, {way}");
+        }
+        accepted += usize::from(answers[0].1.verdict() == "accepted");
+        number_of_ways = answers.len() / 2;
     }
-    let count = expect.iter().filter(|answer| answer.verdict() == "accepted").count();
-    let ways = ways(b"").len() * 2;
-    for edge in &edges {
+    for (edge, _) in &edges {
         let events = contents(edge);
-        assert_eq!(events.len(), count * ways);
-        for same in events.chunks(ways) {
+        assert_eq!(events.len(), accepted * number_of_ways);
+        for same in events.chunks(number_of_ways) {
             assert!(same.iter().all(|event| *event == same[0]), "{same:?}");
         }
     }

@@ -311,8 +311,14 @@ impl ProxyHttp for Edge {
         &self,
         session: &mut Session,
         request: &mut RequestHeader,
-        _ctx: &mut Ctx,
+        ctx: &mut Ctx,
     ) -> Result<()> {
+        // Every origin is spoken to in HTTP/1.1, which needs a host; HTTP/1.0 has none at times.
+        if let Some(server) = &ctx.server
+            && !request.headers.contains_key(header::HOST)
+        {
+            request.insert_header(header::HOST, self.origins.authority(server))?;
+        }
         if let Some(left) = forwards_left(request) {
             request.insert_header(MAX_FORWARDS, left.saturating_sub(1).to_string())?;
         }
