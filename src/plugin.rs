@@ -137,8 +137,8 @@ impl PixelGate {
     /// Judges and answers an event request. Call this first in `request_filter`:
     ///
     /// - `Ok(None)`: another path; the session is untouched. Return `Ok(false)` to proxy it.
-    /// - `Ok(Some(verdict))`: an event request, and answered. Return `Ok(true)`. A request whose body
-    ///   is broken or cut gets status 400, and its verdict is [`Verdict::NotJudged`].
+    /// - `Ok(Some(verdict))`: an event request, and answered. Return `Ok(true)`. The verdict is
+    ///   [`Verdict::NotJudged`] if the request's body is broken or cut; the answer is 400 then.
     ///
     /// # Errors
     ///
@@ -344,8 +344,8 @@ impl PrebuiltResponse {
 enum EventBody {
     /// It was read to its end.
     Whole,
-    /// Its end was not looked for: the client waits for `100 Continue`, which the final answer makes
-    /// needless, or the body is longer than [`BODY_BYTES_MAX`].
+    /// Its end was not looked for: it is longer than [`BODY_BYTES_MAX`], or the client waits for
+    /// `100 Continue`, which the final answer makes needless.
     Unread,
     /// It is malformed, was cut off, or took longer than [`BODY_SECONDS_MAX`].
     Broken,

@@ -4,7 +4,7 @@
 //! that read a body differently disagree about where the next request begins. So every byte of a
 //! body passes this check before Pingora or an origin sees it.
 
-use super::header_check::{is_field_byte, is_token_byte};
+use super::grammar::{is_field_byte, is_token_byte};
 use thiserror::Error;
 
 /// Most digits of a chunk size; every such value fits in 64 bits.

@@ -7,6 +7,7 @@
 //! lanes, accepts only a subset of `GET` requests, and never hands a header on.
 
 use super::body::Body;
+use super::grammar::{is_field_byte, is_token};
 use super::target::{Target, is_host};
 use bytes::BytesMut;
 use std::ops::Range;
@@ -249,25 +250,6 @@ fn length(value: &[u8]) -> Option<u64> {
     value.iter().try_fold(0, |length, byte| Some(length * 10 + digit(byte)?))
 }
 
-/// Whether a byte may stand in the value of a field (RFC 9110, section 5.5): no control character
-/// but the tab.
-pub fn is_field_byte(byte: u8) -> bool {
-    byte == b'\t' || (byte >= b' ' && byte != 0x7f)
-}
-
-fn is_token(bytes: &[u8]) -> bool {
-    bytes.iter().all(|&b| is_token_byte(b))
-}
-
-/// Whether a byte may stand in a token (RFC 9110, section 5.6.2).
-pub fn is_token_byte(byte: u8) -> bool {
-    let is_sign = matches!(
-        byte,
-        b'!' | b'#'..=b'\'' | b'*' | b'+' | b'-' | b'.' | b'^' | b'_' | b'`' | b'|' | b'~'
-    );
-    byte.is_ascii_alphanumeric() || is_sign
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -336,7 +318,7 @@ mod tests {
     }
 
     #[test]
-    fn an_ambiguous_header_is_refused() {
+    fn an_ambiguous_request_line_is_refused() {
         let host = "Host: a\r\n";
         for line in [
             "",
@@ -362,6 +344,11 @@ mod tests {
         ] {
             assert_eq!(check(line, host), Err(HeaderError::Syntax), "{line:?}");
         }
+    }
+
+    #[test]
+    fn ambiguous_header_lines_are_refused() {
+        let host = "Host: a\r\n";
         for lines in [
             "X\r\n",
             ": y\r\n",
@@ -401,15 +388,19 @@ mod tests {
             let headers = format!("{host}{lines}");
             assert_eq!(check("POST / HTTP/1.1", &headers), Err(HeaderError::Syntax), "{lines:?}");
         }
+        let old = "Host: a\r\nTransfer-Encoding: chunked\r\n";
+        assert_eq!(check("POST / HTTP/1.0", old), Err(HeaderError::Syntax));
+        assert_eq!(check_header(b"GET / HTTP/1.1\nHost: a\n\n", 8), Err(HeaderError::Syntax));
+        assert_eq!(check_header(b"GET / HTTP/1.1\r\nHost: a\r\n\n", 8), Err(HeaderError::Syntax));
+    }
+
+    #[test]
+    fn a_request_of_http_1_1_has_one_valid_host() {
         for host in ["", "a b", "a/b", "u@a", "a,b", "[::1", "a:8x", "{a}"] {
             let line = format!("Host: {host}\r\n");
             assert_eq!(check("GET / HTTP/1.1", &line), Err(HeaderError::Syntax), "{host:?}");
         }
         assert_eq!(check("GET / HTTP/1.1", ""), Err(HeaderError::Syntax));
-        let old = "Host: a\r\nTransfer-Encoding: chunked\r\n";
-        assert_eq!(check("POST / HTTP/1.0", old), Err(HeaderError::Syntax));
-        assert_eq!(check_header(b"GET / HTTP/1.1\nHost: a\n\n", 8), Err(HeaderError::Syntax));
-        assert_eq!(check_header(b"GET / HTTP/1.1\r\nHost: a\r\n\n", 8), Err(HeaderError::Syntax));
     }
 
     #[test]

@@ -2,6 +2,7 @@
 //! path or handed to Pingora.
 
 mod body;
+mod grammar;
 pub mod header_check;
 mod request_stream;
 mod target;
