@@ -4,6 +4,7 @@
 
 mod admin;
 mod answers;
+mod bodies;
 mod commands;
 mod connections;
 mod corpus;

@@ -17,3 +17,4 @@ mod routing_headers;
 mod sockets;
 mod stop;
 mod systemd;
+mod upgrade;
