@@ -2,7 +2,7 @@
 //! browser's privacy and prefetch headers (SPEC 7).
 
 use super::client::{TrustedProxies, token_is};
-use crate::event::Context;
+use crate::event::{Context, without_hidden};
 use http::HeaderMap;
 use std::borrow::Cow;
 use std::net::IpAddr;
@@ -64,11 +64,12 @@ impl<'a> ContextHeaders<'a> {
     }
 }
 
-/// A header as text. Invalid UTF-8 is replaced: an odd header must not lose the event.
+/// A header as text without hidden characters. Invalid UTF-8 is replaced: an odd header must not
+/// lose the event. `None`: nothing is left.
 fn text(value: &[u8]) -> Option<Cow<'_, str>> {
     // Nearly all are UTF-8, and the lossy conversion takes several times as long.
     let text = std::str::from_utf8(value).map(Cow::Borrowed);
-    let text = text.unwrap_or_else(|_| String::from_utf8_lossy(value));
+    let text = without_hidden(text.unwrap_or_else(|_| String::from_utf8_lossy(value)));
     (!text.is_empty()).then_some(text)
 }
 
@@ -132,5 +133,13 @@ mod tests {
         headers.insert("user-agent", http::HeaderValue::from_bytes(b"a\xffb").unwrap());
         let seen = context(&headers, None, &TrustedProxies::default());
         assert_eq!(seen.user_agent.as_deref(), Some("a\u{fffd}b"));
+    }
+
+    #[test]
+    fn hidden_characters_are_no_part_of_the_context() {
+        let lines = [("User-Agent", "a\u{9b}31m\tb\u{202e}"), ("Referer", "\u{feff}\u{200b}")];
+        let headers = of(&lines);
+        let seen = context(&headers, None, &TrustedProxies::default());
+        assert_eq!((seen.user_agent.as_deref(), seen.referer), (Some("a31mb"), None));
     }
 }

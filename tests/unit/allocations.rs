@@ -84,7 +84,7 @@ impl Worker {
         if self.gate.judge(hit, &mut kept) != Decision::Accept {
             return false;
         }
-        let commit = self.spool.append(|out| self.gate.encode(&kept, out)).unwrap();
+        let commit = self.spool.append(|out| _ = self.gate.encode(&kept, out)).unwrap();
         let polled = pin!(commit).poll(&mut Context::from_waker(Waker::noop()));
         assert!(!matches!(polled, Poll::Ready(Err(_))), "the spool is overloaded");
         true
