@@ -172,7 +172,7 @@ impl<SV> Server<SV> {
         let reply = self.gate.finish(judged.step).await;
         let raw = reply.pick(&self.answers, judged.image);
         let stream = &mut connection.stream;
-        let rest = raw.write(reply.retry_after_seconds(), keep, |answer| {
+        let rest = raw.write(&reply.own_lines(), keep, |answer| {
             // Only the part that the socket does not take at once is copied; rarely is there any.
             let sent =
                 stream.as_any().downcast_ref().map_or(0, |socket: &Socket| socket.send_now(answer));
