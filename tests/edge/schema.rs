@@ -4,6 +4,7 @@ use crate::backend::Backend;
 use crate::delivery::{RUNTIME, http_upstream};
 use crate::harness::{Edge, Setup, command};
 use jsonschema::Validator;
+use pixelgate::internals::event::{self, Rules, is_hidden};
 use serde_json::{Value, json};
 
 const SCHEMA: &str = include_str!("../../docs/event.schema.json");
@@ -118,6 +119,32 @@ fn the_examples_of_the_page_are_valid() {
 }
 
 #[test]
+fn an_address_is_one_to_the_judge_and_to_the_schema() {
+    let schema: Value = serde_json::from_str(SCHEMA).unwrap();
+    let email = jsonschema::validator_for(&schema["properties"]["email"]).unwrap();
+    let mut accepted = 0;
+    for c in '\0'..='\u{FFFF}' {
+        let address = format!("a{c}b@c.example");
+        let query = format!("_a=1&_n=x&email={}", encoded(&address));
+        let judged = event::parse(query.as_bytes(), &Rules::default());
+        let judged = judged.ok().and_then(|judged| judged.event.email);
+        if let Some(canonical) = &judged {
+            accepted += 1;
+            assert!(email.is_valid(&json!(canonical)), "U+{:04X}", u32::from(c));
+        }
+        if is_hidden(c) {
+            assert!(judged.is_none(), "U+{:04X}", u32::from(c));
+            assert!(!email.is_valid(&json!(address)), "U+{:04X}", u32::from(c));
+        }
+    }
+    assert!(accepted > 50_000, "{accepted}");
+}
+
+fn encoded(text: &str) -> String {
+    text.bytes().map(|byte| format!("%{byte:02X}")).collect()
+}
+
+#[test]
 fn the_schema_refuses_what_is_no_event() {
     let schema = schema();
     let whole = json!({
@@ -168,6 +195,7 @@ fn wrong_values() -> Vec<(&'static str, Value)> {
         ("/event", json!("a\nb")),
         ("/email", json!("nobody")),
         ("/email", json!("a b@c.example")),
+        ("/email", json!("a\u{200b}b@c.example")),
         ("/external_id", json!("x".repeat(256))),
         ("/revenue", json!("20.5")),
         ("/revenue", json!(1e12)),
@@ -177,6 +205,7 @@ fn wrong_values() -> Vec<(&'static str, Value)> {
         ("/properties/color", json!("")),
         ("/properties/color", json!("a\u{0}b")),
         ("/context/ip", json!("localhost")),
+        ("/context/user_agent", json!("a\u{9b}31m")),
         ("/context/gpc", json!(false)),
         ("/context/bot", json!("yes")),
         ("/context/cookie", json!("x")),
