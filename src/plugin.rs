@@ -177,7 +177,12 @@ impl PixelGate {
             method: &request.method,
             reading,
             query: target.query,
-            context: context(&request.headers, peer, &self.state.trusted),
+            context: context(
+                &request.headers,
+                peer,
+                &self.state.trusted,
+                self.state.gate.rules().context_names(),
+            ),
         }))
     }
 

@@ -8,6 +8,7 @@ use crate::config_error::ConfigError;
 use bytesize::ByteSize;
 use serde::Deserialize;
 
+use super::context_names::ContextNames;
 use super::dropped_names::DroppedNames;
 use super::param::{
     IGNORE_PARAMS_DEFAULT, PARAMS_MAX_DEFAULT, PARAMS_MAX_RANGE, PROPERTY_NAME_BYTES_MAX,
@@ -32,6 +33,10 @@ pub struct Config {
     /// Names of parameters that may be credentials: ignored, and their values are shown nowhere.
     /// ASCII case does not matter.
     pub withhold_params: Vec<String>,
+    /// The cookie whose value is stored as `context.utk`. `None`: no cookie is read.
+    pub utk_cookie: Option<String>,
+    /// Headers from trusted proxies that are stored in `context.headers`.
+    pub context_headers: Vec<String>,
 }
 
 impl Default for Config {
@@ -43,6 +48,8 @@ impl Default for Config {
             params_max: PARAMS_MAX_DEFAULT,
             ignore_params: IGNORE_PARAMS_DEFAULT.map(str::to_owned).into(),
             withhold_params: WITHHOLD_PARAMS_DEFAULT.map(str::to_owned).into(),
+            utk_cookie: None,
+            context_headers: Vec::new(),
         }
     }
 }
@@ -61,6 +68,7 @@ pub struct Limits {
 pub struct Rules {
     limits: Limits,
     dropped: DroppedNames,
+    context_names: ContextNames,
     judges_post: bool,
 }
 
@@ -89,6 +97,10 @@ impl Rules {
         Ok(Rules {
             limits: Limits { query_bytes_max, params_max: config.params_max },
             dropped: dropped_names(config)?,
+            context_names: ContextNames::new(
+                config.utk_cookie.as_deref(),
+                &config.context_headers,
+            )?,
             judges_post: judges_post(&config.methods)?,
         })
     }
@@ -96,6 +108,11 @@ impl Rules {
     /// How much of a query is read.
     pub fn limits(&self) -> Limits {
         self.limits
+    }
+
+    /// The cookie and the headers that are stored with an event.
+    pub fn context_names(&self) -> &ContextNames {
+        &self.context_names
     }
 
     /// Whether `POST` is judged like `GET`.
@@ -130,6 +147,7 @@ impl Default for Rules {
                 params_max: PARAMS_MAX_DEFAULT,
             },
             dropped: DroppedNames::new(withheld.into_iter().chain(ignored)),
+            context_names: ContextNames::default(),
             judges_post: false,
         }
     }

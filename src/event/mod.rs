@@ -19,6 +19,7 @@
 
 mod collector;
 mod config;
+mod context_names;
 mod dropped_names;
 mod email;
 #[allow(clippy::module_inception)] // The room is named after its central type.
@@ -37,6 +38,7 @@ mod validate;
 mod verdict;
 
 pub use config::{Config, Limits, Rules};
+pub use context_names::ContextNames;
 pub use event::{Event, Properties};
 pub use hidden::{escape_hidden, is_hidden, without_hidden};
 pub use hint::{Hint, ParamHint};

@@ -43,6 +43,17 @@ pub const USER_AGENT_BYTES_MAX: usize = 1024;
 /// The longest `Referer` that is stored, in bytes; the rest is cut off.
 pub const REFERER_BYTES_MAX: usize = 2048;
 
+/// The longest value of the cookie `events.utk_cookie`, in bytes; HubSpot's has 32. A longer one is
+/// not stored, because a part of an id is another id.
+pub const UTK_BYTES_MAX: usize = 255;
+/// The most names in `events.context_headers`.
+pub const CONTEXT_HEADERS_MAX: usize = 16;
+/// The longest name in `events.context_headers`, in bytes.
+pub const CONTEXT_HEADER_NAME_BYTES_MAX: usize = 64;
+/// The longest value of a header of `events.context_headers` that is stored, in bytes; the rest is
+/// cut off.
+pub const CONTEXT_HEADER_BYTES_MAX: usize = 1024;
+
 /// The default of `events.withhold_params`: names under which callers send credentials.
 pub const WITHHOLD_PARAMS_DEFAULT: [&str; 10] = [
     "hapikey",

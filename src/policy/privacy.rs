@@ -59,6 +59,8 @@ impl Config {
             context.ip = None;
             context.user_agent = None;
             context.referer = None;
+            context.utk = None;
+            context.headers = Vec::new();
             return;
         }
         context.ip = context.ip.and_then(|ip| self.ip.apply(ip));
@@ -186,6 +188,8 @@ mod tests {
                 gpc,
                 dnt: true,
                 prefetch: false,
+                utk: Some("1f".into()),
+                headers: vec![("X-Region".into(), "eu".into())],
             };
             let privacy = Config { gpc: Gpc::Anonymize, ..Config::default() };
             privacy.apply(&mut event, &mut context);
@@ -196,12 +200,14 @@ mod tests {
                 context.ip.is_some(),
                 context.user_agent.is_some(),
                 context.referer.is_some(),
+                context.utk.is_some(),
+                !context.headers.is_empty(),
             ];
             assert_eq!(personal.iter().filter(|present| **present).count(), expect);
             assert_eq!((event.portal, &*event.name, context.dnt), (1, "buy", true));
             assert!(event.revenue.is_some());
         };
         check(true, 0);
-        check(false, 6);
+        check(false, 8);
     }
 }

@@ -3,14 +3,17 @@
 use crate::harness::{Edge, Setup};
 use serde_json::{Value, json};
 
-/// The contexts of one event for each set of header lines.
-fn contexts(section: &str, lines: &[&str]) -> Vec<Value> {
+/// The contexts of one event for each set of header lines, with these lines of `[privacy]` and an
+/// edge that trusts us.
+fn contexts(privacy: &str, lines: &[&str]) -> Vec<Value> {
+    let trusted = Setup::default().edge("trusted_proxies = [\"127.0.0.1\"]");
+    contexts_of(&trusted.sections(&format!("[privacy]\n{privacy}")), lines)
+}
+
+fn contexts_of(setup: &Setup, lines: &[&str]) -> Vec<Value> {
     let mut all = Vec::new();
     for plain in [true, false] {
-        let edge = Setup::default()
-            .edge(&format!("answer_plain = {plain}\ntrusted_proxies = [\"127.0.0.1\"]"))
-            .sections(&format!("[privacy]\n{section}"))
-            .start();
+        let edge = setup.clone().edge(&format!("answer_plain = {plain}")).start();
         let mut connection = edge.connect();
         for lines in lines {
             let response = connection.get("/v1/event/?_a=62515&_n=a", &format!("{lines}\r\n"));
@@ -67,4 +70,42 @@ fn a_truncated_address_has_no_whole_ipv4_address_in_it() {
     for (context, (address, expect)) in found.iter().zip(addresses) {
         assert_eq!(context["ip"], expect, "{address}");
     }
+}
+
+#[test]
+fn the_visitors_cookie_is_kept_where_it_is_named_and_not_refused() {
+    let setup = Setup::default().sections("[events]\nutk_cookie = \"hubspotutk\"");
+    let long = format!("Cookie: hubspotutk={}", "f".repeat(256));
+    let cookies = [
+        ("Cookie: a=b; hubspotutk=1f; c=d", json!({ "ip": "127.0.0.1", "utk": "1f" })),
+        ("Cookie: a=b\r\nCookie: hubspotutk=2f", json!({ "ip": "127.0.0.1", "utk": "2f" })),
+        ("Cookie: xhubspotutk=1f; hubspotutk2=2", json!({ "ip": "127.0.0.1" })),
+        ("Cookie: hubspotutk=", json!({ "ip": "127.0.0.1" })),
+        (long.as_str(), json!({ "ip": "127.0.0.1" })),
+        ("Cookie: hubspotutk=1f; __hs_do_not_track=yes", json!({ "ip": "127.0.0.1" })),
+        ("Cookie: hubspotutk=1f\r\nSec-GPC: 1", json!({ "ip": "127.0.0.1", "gpc": true })),
+    ];
+    let found = contexts_of(&setup, &cookies.each_ref().map(|(lines, _)| *lines));
+    assert_eq!(found, cookies.map(|(_, expect)| expect));
+    let nothing_named = contexts("", &["Cookie: hubspotutk=1f"]);
+    assert_eq!(nothing_named, [json!({ "ip": "127.0.0.1" })]);
+}
+
+#[test]
+fn the_headers_of_trusted_proxies_are_kept_where_they_are_named() {
+    let names = "[events]\ncontext_headers = [\"X-Region\", \"CF-IPCountry\"]";
+    let lines = "cf-ipcountry: DE\r\nX-REGION: \"eu\"\r\nX-Other: 1\r\nX-Region: us";
+    let trusted = Setup::default().sections(names).edge("trusted_proxies = [\"127.0.0.1\"]");
+    let headers = json!({ "CF-IPCountry": "DE", "X-Region": "\"eu\"" });
+    assert_eq!(
+        contexts_of(&trusted, &[lines, "X-Region: "]),
+        [json!({ "ip": "127.0.0.1", "headers": headers }), json!({ "ip": "127.0.0.1" }),]
+    );
+    let other = Setup::default().sections(names);
+    assert_eq!(contexts_of(&other, &[lines]), [json!({ "ip": "127.0.0.1" })]);
+
+    let both = format!("{names}\nutk_cookie = \"u\"\n[privacy]\ngpc = \"anonymize\"");
+    let anonymous = Setup::default().sections(&both).edge("trusted_proxies = [\"127.0.0.1\"]");
+    let lines = format!("Sec-GPC: 1\r\nCookie: u=1\r\n{lines}");
+    assert_eq!(contexts_of(&anonymous, &[&lines]), [json!({ "gpc": true })]);
 }

@@ -19,6 +19,7 @@ const EVENTS: &[(&str, &str)] = &[
     ("_a=62515&_n=c", "User-Agent: Googlebot/2.1\r\nReferer: https://a.test/?q=1\r\n"),
     ("_a=62515&_n=d&_m=1e-6", "Sec-Purpose: prefetch\r\nUser-Agent: ü\r\n"),
     ("_a=62515&_n=e&_m=0&email=a@b.example", "X-Forwarded-For: 2001:db8::7\r\n"),
+    ("_a=62515&_n=f", "Cookie: utk=1f\"\r\nX-Region: eu\r\n"),
 ];
 
 fn schema() -> Validator {
@@ -43,9 +44,10 @@ fn send_all(edge: &Edge) {
     }
 }
 
-/// An edge that believes us about addresses, so that IPv6 is among them.
+/// An edge that trusts us, so that IPv6 addresses and further headers are among the events.
 fn setup() -> Setup {
-    Setup::default().edge("trusted_proxies = [\"127.0.0.1\"]")
+    let names = "[events]\nutk_cookie = \"utk\"\ncontext_headers = [\"X-Region\"]";
+    Setup::default().edge("trusted_proxies = [\"127.0.0.1\"]").sections(names)
 }
 
 fn deliver(upstream: &str, sections: &str) -> Backend {
@@ -209,6 +211,8 @@ fn wrong_values() -> Vec<(&'static str, Value)> {
         ("/context/gpc", json!(false)),
         ("/context/bot", json!("yes")),
         ("/context/cookie", json!("x")),
+        ("/context/utk", json!("")),
+        ("/context/headers", json!({ "X-Region": 7 })),
         ("/hapikey", json!("x")),
     ]
 }

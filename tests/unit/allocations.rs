@@ -78,7 +78,12 @@ impl Worker {
             method: &Method::GET,
             reading: self.gate.read(target.path),
             query: target.query,
-            context: context(&self.headers, Some(peer), &self.trusted),
+            context: context(
+                &self.headers,
+                Some(peer),
+                &self.trusted,
+                self.gate.rules().context_names(),
+            ),
         };
         let mut kept = AcceptedEvent::blank();
         if self.gate.judge(hit, &mut kept) != Decision::Accept {

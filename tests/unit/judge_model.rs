@@ -109,9 +109,26 @@ fn context() -> impl Strategy<Value = Context<'static>> {
     let text = || proptest::option::of(regex("\\PC{0,20}|[ж😀a]{500,1100}").prop_map(Into::into));
     let ip = proptest::option::of(any::<IpAddr>());
     let flags = (any::<bool>(), any::<bool>(), any::<bool>());
-    (ip, text(), text(), flags).prop_map(|(ip, user_agent, referer, (gpc, dnt, prefetch))| {
-        Context { ip, user_agent, referer, gpc, dnt, prefetch }
-    })
+    let utk = proptest::option::weighted(0.2, regex("[ -~ж]{1,8}").prop_map(Into::into));
+    let header = ("[A-Z]{1,2}", regex("\\PC{0,8}"));
+    let headers = prop_oneof![
+        3 => Just(Vec::new()),
+        1 => prop::collection::btree_map(header.0, header.1, 1..4).prop_map(|headers| {
+            headers.into_iter().map(|(name, value)| (name.into(), value.into())).collect()
+        }),
+    ];
+    (ip, text(), text(), flags, utk, headers).prop_map(
+        |(ip, user_agent, referer, (gpc, dnt, prefetch), utk, headers)| Context {
+            ip,
+            user_agent,
+            referer,
+            gpc,
+            dnt,
+            prefetch,
+            utk,
+            headers,
+        },
+    )
 }
 
 fn query() -> impl Strategy<Value = Vec<u8>> {

@@ -148,13 +148,13 @@ impl<SV> Server<SV> {
             return None;
         }
         let in_flight_guard = self.in_flight.enter_here();
-        let ip = peer.map(|peer| state.trusted.client(peer, &request));
+        let names = state.gate.rules().context_names();
         let (image, closes) = (wants_image(request.accept), request.closes);
         let step = self.gate.judge(EventRequest {
             method: &FastRequest::METHOD,
             reading,
             query: target.query,
-            context: request.seen.context(ip),
+            context: request.seen.context(&request, peer, &state.trusted, names),
         });
         Some(JudgedRequest { length, step, image, closes, _in_flight_guard: in_flight_guard })
     }
