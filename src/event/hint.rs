@@ -128,7 +128,7 @@ impl Hint {
                  separators, as in 1234.5."
             }
             Hint::ArrayName => {
-                "Names have no brackets here: for a list send one name several times, as in a=1&a=2."
+                "Names have no brackets here: for a list send one name several times: a=1&a=2."
             }
             Hint::TwoSpellings => {
                 "Upper and lower case are one name here, and its values are joined by ;: send one."

@@ -1,5 +1,6 @@
 //! The context of a request besides its query: client address, user agent, referer, the browser's
-//! privacy and prefetch headers, and what the operator names: a cookie and further headers (SPEC 7).
+//! privacy and prefetch headers, and what the operator names: a cookie and further headers
+//! (SPEC 7).
 
 use super::client::{Headers, TrustedProxies, token_is};
 use crate::event::{Context, ContextNames, UTK_BYTES_MAX, without_hidden};

@@ -24,8 +24,8 @@
 //! | … | 4 | version 2 alone: M, the length of the further members, 1 to 131,072 |
 //! | … | M | version 2 alone: further members of `context` as JSON, a comma behind each |
 //!
-//! Version 2 is written only where there are further members: `utk`, and `headers` as an object that
-//! is sorted by name.
+//! Version 2 is written only where there are further members: `utk`, and `headers` as an object
+//! that is sorted by name.
 //!
 //! Flags, from the lowest bit: `Sec-GPC`, `DNT`, prefetch, address is IPv4, address is IPv6, has a
 //! user agent, has a referer. The highest bit is 0.

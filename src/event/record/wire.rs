@@ -1,4 +1,4 @@
-//! Parses the JSON of an event, and of the further members of its context, as `encode.rs` writes it.
+//! Parses the JSON of an event and of its context's further members, as `encode.rs` writes it.
 //!
 //! Strict: unknown, missing or repeated fields and properties out of order are errors.
 
