@@ -298,7 +298,13 @@ fn the_length_of_a_path_changes_nothing() {
 fn reading_a_path_of_usual_length_allocates_nothing() {
     let guard = guard("/v1/event/");
     for path in ["/v1/event/", "/a/b", "/a%20b//c", "/v1/a%252fb/../../%2e/event/..;x\\"] {
-        assert_eq!(allocations(|| drop(guard.read(path.as_bytes()))), 0, "{path}");
+        assert_eq!(
+            allocations(|| {
+                guard.read(path.as_bytes());
+            }),
+            0,
+            "{path}"
+        );
     }
 }
 
