@@ -1,4 +1,4 @@
-//! SPEC 2 and 3 once more, as plainly as possible: the judge that the fast one is compared with.
+//! SPEC 3 once more, as plainly as possible: the judge that the fast one is compared with.
 //!
 //! It shares no code with `src/`. It copies, allocates and reads everything as often as it likes,
 //! takes each step of the contract separately and in the contract's order, and calculates revenue
@@ -7,8 +7,8 @@
 #![allow(dead_code)] // each test that includes this uses a part of it
 
 pub mod compare;
+pub mod path;
 
-use std::borrow::Cow;
 use std::collections::{BTreeMap, BTreeSet};
 
 use idna::uts46::{AsciiDenyList, DnsLength, Hyphens, Uts46};
@@ -346,54 +346,4 @@ fn read_exponent(text: &str) -> Option<i64> {
     }
     let value: i64 = digits.parse().ok()?;
     Some(if text.starts_with('-') { -value } else { value })
-}
-
-/// SPEC 2: the loosest reading of a path, one step after the other.
-pub fn loosest_reading(path: &[u8]) -> Vec<u8> {
-    let mut text = path.to_vec();
-    for _ in 0..3 {
-        text = percent_decode(&text).collect();
-    }
-    let end = text.iter().position(|b| *b == b'?' || *b == b'#').unwrap_or(text.len());
-    text.truncate(end);
-    let text: Vec<u8> = text.iter().map(|b| if *b == b'\\' { b'/' } else { *b }).collect();
-    let segments: Vec<Vec<u8>> = text
-        .split(|b| *b == b'/')
-        .map(|segment| segment.split(|b| *b == b';').next().unwrap_or_default().to_vec())
-        .map(|segment| segment.into_iter().filter(|b| *b > b' ' && *b != 0x7F).collect())
-        .collect();
-    let mut resolved: Vec<Cow<'_, [u8]>> = Vec::new();
-    for segment in &segments {
-        match segment.as_slice() {
-            b"" | b"." => {}
-            b".." => {
-                resolved.pop();
-            }
-            name => resolved.push(name.into()),
-        }
-    }
-    let mut reading = Vec::new();
-    for segment in &resolved {
-        reading.push(b'/');
-        reading.extend_from_slice(segment);
-    }
-    let last = segments.last().map(Vec::as_slice).unwrap_or_default();
-    if [&b""[..], b".", b".."].contains(&last) {
-        reading.push(b'/');
-    }
-    reading.to_ascii_lowercase()
-}
-
-/// What the loosest reading is, seen from `event_path` (without a slash at its end).
-pub fn read_path(event_path: &str, path: &[u8]) -> &'static str {
-    let reading = loosest_reading(path);
-    let path = event_path.as_bytes();
-    let below = [path, b"/"].concat();
-    if reading == path || reading == below {
-        "event"
-    } else if reading.starts_with(&below) {
-        "below"
-    } else {
-        "other"
-    }
 }

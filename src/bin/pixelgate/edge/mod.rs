@@ -13,6 +13,7 @@ mod listen;
 mod origin;
 mod origin_url;
 mod proxy;
+mod routing_headers;
 mod sockets;
 mod stop;
 mod systemd;
