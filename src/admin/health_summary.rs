@@ -74,7 +74,7 @@ fn spool_refuses(snapshot: &Snapshot) -> Option<HealthSummary> {
     let why = snapshot.spool.failing.as_ref()?;
     let advice = if why.contains("bytes_max") {
         "The spool is full because an upstream does not take its events: see to it first. Raising \
-         spool.bytes_max gains time. What waits is safe; senders are told to come back."
+         spool.bytes_max gains time. What waits is safe; senders get 503 with Retry-After."
     } else if why.contains("free_bytes_min") {
         "Make room on the disk of spool.dir. Events are accepted again by themselves; what waits \
          is safe."

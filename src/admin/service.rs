@@ -150,7 +150,7 @@ impl Admin {
     }
 
     /// The answer of `pixelgate explain`. The text may be personal: it is part of this answer
-    /// alone, and neither logged nor kept.
+    /// alone, and is neither logged nor stored.
     fn explain(&self, text: &str) -> Page {
         let gate = self.sampler.gate();
         let answer = match explain(gate.gate(), &gate.state().upstreams, text) {

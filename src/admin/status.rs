@@ -1,7 +1,7 @@
 //! `/status`, `/readyz` and the gauges of `/metrics`, from a [`Snapshot`].
 //!
 //! `/status` holds the keys of SPEC 8 and further ones for the page; `docs/admin.md` has all.
-//! The JSON keys are an interface and stay, whatever the types here are called.
+//! The JSON keys are an interface and do not follow the names of the types here.
 
 use super::health_summary::{health_summary, is_in_trouble};
 use super::history::Rejections;

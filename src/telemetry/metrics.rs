@@ -329,7 +329,7 @@ fn refused_by_limit(r: &Registry) -> Box<[IntCounter]> {
     let refused = counters(
         r,
         "connections_refused_total",
-        "Connections refused or ended at a limit of the front door.",
+        "Connections refused or ended at a limit of the HTTP server.",
         &["limit"],
     );
     Limit::ALL.iter().map(|limit| refused.with_label_values(&[limit.as_str()])).collect()

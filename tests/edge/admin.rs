@@ -301,14 +301,14 @@ fn the_page_explains_as_the_command_does_and_counts_nothing() {
         let output = command(&config, &["explain", text]).output().unwrap();
         let page: Value = serde_json::from_slice(&post_explain(&edge, text).body).unwrap();
         assert!(!page.to_string().contains("t0ps3cret"), "{page}");
-        let mut told = page["verdict"].as_str().unwrap().to_owned();
+        let mut text = page["verdict"].as_str().unwrap().to_owned();
         for section in page["sections"].as_array().unwrap() {
-            told += &format!("\n\n{}:", section["title"].as_str().unwrap());
+            text += &format!("\n\n{}:", section["title"].as_str().unwrap());
             for line in section["lines"].as_array().unwrap() {
-                told += &format!("\n  {}", line.as_str().unwrap());
+                text += &format!("\n  {}", line.as_str().unwrap());
             }
         }
-        assert_eq!(told + "\n", String::from_utf8(output.stdout).unwrap());
+        assert_eq!(text + "\n", String::from_utf8(output.stdout).unwrap());
         assert_eq!(page["accepted"].as_bool(), Some(output.status.success()));
     }
     let other: Value = serde_json::from_slice(&post_explain(&edge, "/other?x=1").body).unwrap();

@@ -187,13 +187,13 @@ fn the_manifests_fit_each_other_and_the_edge() {
 
     // Each probe is a command of the binary, and has more time than the command takes itself.
     for probe in ["startupProbe", "readinessProbe", "livenessProbe"] {
-        let told: Vec<&str> = container[probe]["exec"]["command"]
+        let command: Vec<&str> = container[probe]["exec"]["command"]
             .as_array()
             .unwrap()
             .iter()
             .map(|word| word.as_str().unwrap())
             .collect();
-        assert!(matches!(told[..], ["pixelgate", "probe", "livez" | "readyz"]), "{told:?}");
+        assert!(matches!(command[..], ["pixelgate", "probe", "livez" | "readyz"]), "{command:?}");
         assert!(container[probe]["timeoutSeconds"].as_u64() > Some(5), "{probe}");
     }
     // A pod has time for preStop and for both graces of a stop.

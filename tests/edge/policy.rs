@@ -40,7 +40,7 @@ fn a_change_is_picked_up_and_a_mistake_changes_nothing() {
     wait_for("the new list", || verdict(8) == "accepted");
 
     std::fs::write(&list, "portals = [9,\n").unwrap();
-    wait_for("the failure to be told", || !edge.status()["portals"]["last_failure"].is_null());
+    wait_for("the failure in /status", || !edge.status()["portals"]["last_failure"].is_null());
     assert_eq!((verdict(7).as_str(), verdict(8).as_str()), ("accepted", "accepted"));
     assert_eq!(edge.admin("/readyz").status, 503);
     assert!(edge.log().contains("list.toml"), "{}", edge.log());

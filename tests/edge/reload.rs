@@ -20,7 +20,7 @@ const STEADY: u32 = 7;
 /// How many further answers show that the load goes on.
 const FURTHER: u64 = 20;
 
-/// A list of [`STEADY`] and one more, by which one tells which list is in force.
+/// A list of [`STEADY`] and one more portal, which shows which list is in force.
 fn list(marker: u32) -> String {
     format!("portals = [{STEADY}, {marker}]\n")
 }
@@ -46,7 +46,7 @@ fn rename_over(path: &Path, text: &str) {
     fs::rename(beside, path).unwrap();
 }
 
-/// Events of [`STEADY`], on a kept connection and on new ones, as fast as they are answered. Each
+/// Events of [`STEADY`], on a persistent connection and on new ones, as fast as they are answered. Each
 /// must be accepted.
 struct Load {
     ended: Arc<AtomicBool>,
@@ -57,12 +57,12 @@ struct Load {
 impl Load {
     fn on(edge: &Edge) -> Load {
         let (ended, answered) = (Arc::<AtomicBool>::default(), Arc::<AtomicU64>::default());
-        let thread = |kept: bool| {
+        let thread = |persistent: bool| {
             let (address, ended, answered) = (edge.address, ended.clone(), answered.clone());
             std::thread::spawn(move || {
                 let mut connection = Connection::open(address);
                 while !ended.load(Relaxed) {
-                    if !kept {
+                    if !persistent {
                         connection = Connection::open(address);
                     }
                     let target = format!("/v1/event/?_a={STEADY}&_n=load");
@@ -116,23 +116,23 @@ fn is_ready(edge: &Edge) -> bool {
     edge.admin("/readyz").status == 200
 }
 
-/// Waits for a failure whose text contains `what`, sees that it is told everywhere and that the
+/// Waits for a failure whose text contains `what`, checks that every page and the log name it and that the
 /// list of `marker` is still in force, and gives its text.
 fn failed_and_changed_nothing(edge: &Edge, marker: u32, what: &str) -> String {
     let mut status = Value::Null;
-    wait_for(&format!("the failure to be told: {what}"), || {
+    wait_for(&format!("the failure in /status: {what}"), || {
         status = edge.status()["portals"].take();
-        status["last_failure"]["what"].as_str().is_some_and(|told| told.contains(what))
+        status["last_failure"]["what"].as_str().is_some_and(|text| text.contains(what))
     });
-    let told = status["last_failure"]["what"].as_str().unwrap().to_owned();
+    let failure = status["last_failure"]["what"].as_str().unwrap().to_owned();
     assert!(status["last_failure"]["at"].is_string() && status["count"] == 2, "{status}");
-    assert!(!is_ready(edge), "{told}");
-    let logged = format!("the list in use stays: {told}");
+    assert!(!is_ready(edge), "{failure}");
+    let logged = format!("the list in use stays: {failure}");
     wait_for("the log", || edge.log().contains(&logged));
-    assert_eq!(verdict(edge, STEADY), "accepted", "{told}");
-    assert_eq!(verdict(edge, marker), "accepted", "{told}");
-    assert_eq!(verdict(edge, marker + 1), "portal_not_allowed", "{told}");
-    told
+    assert_eq!(verdict(edge, STEADY), "accepted", "{failure}");
+    assert_eq!(verdict(edge, marker), "accepted", "{failure}");
+    assert_eq!(verdict(edge, marker + 1), "portal_not_allowed", "{failure}");
+    failure
 }
 
 /// Swaps `..data` as Kubernetes does for a ConfigMap's volume.
@@ -193,7 +193,7 @@ fn a_hangup_has_the_list_read_at_once_under_load() {
     load.end();
 }
 
-/// What somebody does to the list, and what is told of it.
+/// A change of the list, and the failure that is reported.
 type BadEdit = (fn(&Path), &'static str);
 
 const BAD_EDITS: &[BadEdit] = &[
@@ -228,16 +228,20 @@ fn no_bad_edit_changes_anything_under_load() {
     for (marker, (edit, place)) in (100..).zip(BAD_EDITS) {
         edit(&path);
         if place.contains("Permission") && fs::File::open(&path).is_ok() {
-            eprintln!("skipped: root may read a file whatever its permissions");
+            eprintln!("skipped: root may read a file without permission");
             continue;
         }
         let loaded_at = edge.status()["portals"]["loaded_at"].take();
-        let told = failed_and_changed_nothing(&edge, marker, place);
+        let failure = failed_and_changed_nothing(&edge, marker, place);
         assert_eq!(edge.status()["portals"]["loaded_at"], loaded_at);
         load.goes_on();
         let check = command(&config, &["check"]).output().unwrap();
         let said = String::from_utf8(check.stderr).unwrap();
-        assert_eq!((check.status.code(), said.contains(&told)), (Some(2), true), "{told}\n{said}");
+        assert_eq!(
+            (check.status.code(), said.contains(&failure)),
+            (Some(2), true),
+            "{failure}\n{said}"
+        );
 
         rename_over(&path, &list(marker + 1));
         takes_effect(&edge, marker + 1);
@@ -430,8 +434,8 @@ fn a_url_that_misbehaves_and_goes_away_changes_nothing_under_load() {
     server.come_back();
     takes_effect(&edge, 103);
     wait_for("readiness", || is_ready(&edge));
-    let told = format!("{}{}", edge.log(), edge.status());
-    assert!(!told.contains("hush"), "a URL's query is not shown: {told}");
+    let shown = format!("{}{}", edge.log(), edge.status());
+    assert!(!shown.contains("hush"), "a URL's query is not shown: {shown}");
 }
 
 #[test]

@@ -132,7 +132,7 @@ fn a_list_of_none_must_say_so() {
         ("l.json", "{}"),
         ("l.json", r#"{"portal": []}"#),
         ("l.txt", ""),
-        ("l.txt", "# nobody\n"),
+        ("l.txt", "# no portal\n"),
     ] {
         let complaint = complaint(name, list);
         assert!(complaint.contains("there is no portal in it"), "{list}: {complaint}");

@@ -196,13 +196,13 @@ fn dry_run_takes_everything_and_tells_what_it_would_refuse() {
     let (portals, clock) = portals(LIST, Mode::DryRun);
     let would = PortalVerdict::WouldReject;
     let policy = check(&portals, 4, "x", would(Reason::PortalNotAllowed), Cause::NotListed);
-    // A portal that is not in the list has the defaults, but no rate to be told twice.
+    // A portal that is not in the list has the defaults, but no rate of its own.
     assert!(policy.drops("iban"));
     assert_eq!(policy.take_rate(), Ok(()));
     check(&portals, 2, "no", would(Reason::EventNotAllowed), Cause::NoPatternFits);
     let take = || portals.judge(2, "signup").policy.take_rate();
-    let told = Err(RateLimited { retry_after_seconds: 1, enforced: false });
-    assert_eq!([take(), take(), take()], [Ok(()), Ok(()), told]);
+    let limited = Err(RateLimited { retry_after_seconds: 1, enforced: false });
+    assert_eq!([take(), take(), take()], [Ok(()), Ok(()), limited]);
     clock.forward(DAY_MS);
     check(&portals, 2, "signup", would(Reason::PortalNotAllowed), Cause::Expired);
 }

@@ -229,7 +229,7 @@ async fn a_server_that_fails_changes_nothing_and_may_come_back() {
     desk.fails("/l.txt: ").await;
     desk.server.answers_raw("");
     desk.fails("/l.txt: ").await;
-    // Cut off: by the length, in the midst of chunks, and nobody knows.
+    // Cut off before the announced length, within a chunk, and without any length.
     desk.server.answers_raw("HTTP/1.1 200 OK\r\nContent-Length: 9\r\n\r\n22\n");
     desk.fails("/l.txt: ").await;
     desk.server.answers_raw("HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n3\r\n22\n\r\n");
@@ -428,10 +428,10 @@ async fn a_redirect_is_followed_on_the_same_origin_only() {
     assert_eq!(desk.look().await, Refreshed::Swapped);
     assert!(desk.server.last_request().starts_with("get /other.txt "));
 
-    let stranger = Server::start().await;
-    desk.server.answers(&format!("302 Found\nLocation: http://{}/", stranger.address), "");
+    let other = Server::start().await;
+    desk.server.answers(&format!("302 Found\nLocation: http://{}/", other.address), "");
     desk.fails("redirected to another origin").await;
-    assert_eq!(stranger.last_request(), "");
+    assert_eq!(other.last_request(), "");
 }
 
 #[tokio::test]

@@ -65,7 +65,7 @@ impl Config {
 
 impl Document {
     fn parse(path: &Path, text: &str, environment: Environment) -> Result<Self, ConfigError> {
-        // The file comes first and alone: only its own text tells the line of a mistake.
+        // The file comes first and alone: only its own text has the line of a mistake.
         let file = Self::from_text(path, text)?;
         if environment.is_empty() {
             return Ok(file);

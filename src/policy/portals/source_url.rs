@@ -136,9 +136,9 @@ impl UrlSource {
             }
         }
         let _ = pieces.send(None).await;
-        let (list, kept) = reading.await.map_err(|error| format!(": {error}"))??;
+        let (list, is_cached) = reading.await.map_err(|error| format!(": {error}"))??;
         self.validators = validators;
-        self.cached = kept.then_some(list.content);
+        self.cached = is_cached.then_some(list.content);
         match current == Some(list.content) {
             true => Ok(Look::Same),
             false => Ok(Look::New(Box::new(list))),
@@ -214,7 +214,7 @@ impl Receipt {
         clock: &Arc<dyn Clock>,
     ) -> Result<(List, bool), String> {
         let fault = |error: io::Error| format!(": {error}");
-        let disk = |error: io::Error| format!(": cannot be kept in the state folder: {error}");
+        let disk = |error: io::Error| format!(": cannot be stored in the state folder: {error}");
         let incoming = Incoming::create(&self.folder).map_err(disk)?;
         let bounded = Bounded { incoming, left: LIST_BYTES_MAX };
         let mut body = match self.gzip {
@@ -236,12 +236,12 @@ impl Receipt {
             cache::confirm(&self.folder);
             return Ok((list, true));
         }
-        let kept = incoming.keep(&self.about);
-        if let Err(error) = &kept {
+        let stored = incoming.store(&self.about);
+        if let Err(error) = &stored {
             // The list is valid and used; only the next start cannot use it.
-            log::warn!("portals: the list cannot be kept in the state folder: {error}");
+            log::warn!("portals: the list cannot be stored in the state folder: {error}");
         }
-        Ok((list, kept.is_ok()))
+        Ok((list, stored.is_ok()))
     }
 }
 

@@ -43,7 +43,7 @@ pub struct Config {
     pub origin_timeout_seconds: u64,
     /// Number of worker threads; 0: one per core.
     pub threads: usize,
-    /// Longest idle time of a kept connection, in seconds.
+    /// Longest idle time of a persistent connection, in seconds.
     pub keepalive_seconds: u64,
     /// Longest time from the first byte of a request header to its last, in seconds.
     pub header_timeout_seconds: u64,

@@ -111,7 +111,7 @@ impl Edge {
     }
 
     /// Sets `X-Forwarded-For`, `-Proto` and `-Host` (SPEC 1). Scheme and host that the request
-    /// brings are kept only from a trusted proxy.
+    /// brings are passed on only from a trusted proxy.
     fn forwarded(&self, session: &Session, request: &mut RequestHeader) -> Result<()> {
         let peer = session.client_addr().and_then(|a| a.as_inet()).map(|a| a.ip());
         if let Some(peer) = peer {
