@@ -82,7 +82,12 @@ fn write(dir: &Path, format: &str, ns: Range<u64>) -> PathBuf {
 fn open(source: &Path) -> Portals {
     let source = source.to_str().expect("a plain path").to_owned();
     let config = Config { source, ..Config::default() };
-    Portals::open(&config, Path::new("unused"), Arc::new(SystemClock)).expect("a good list")
+    Portals::open(
+        &config.validate().expect("a good section"),
+        Path::new("unused"),
+        Arc::new(SystemClock),
+    )
+    .expect("a good list")
 }
 
 fn runtime() -> tokio::runtime::Runtime {

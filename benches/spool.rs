@@ -5,9 +5,9 @@
 //!
 //! Every row checks that what it has written can be read back. CPU is that of the whole process,
 //! so it includes the producers' own work and the committer's. Bytes written are those that reached
-//! the disk below the folder, the file system's journal and all other writers on that disk included:
-//! what the kernel charges the process with counts pages many times over that are written piece
-//! by piece.
+//! the disk below the folder, the file system's journal and all other writers on that disk
+//! included: what the kernel charges the process with counts pages many times over that are written
+//! piece by piece.
 
 use std::io::Write as _;
 use std::path::{Path, PathBuf};

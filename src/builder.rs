@@ -54,6 +54,7 @@ pub struct ValidConfig {
     config: Config,
     rules: Rules,
     guard: Guard,
+    list: portals::ValidConfig,
 }
 
 impl std::ops::Deref for ValidConfig {
@@ -101,11 +102,11 @@ impl Config {
     pub fn validate(self) -> Result<ValidConfig, ConfigError> {
         let rules = self.rules()?;
         let guard = self.guard()?;
-        self.portals.validate()?;
+        let portals = self.portals.validate()?;
         self.spool.validate()?;
         self.batch.validate()?;
         upstream::Config::validate_all(&self.upstream)?;
-        Ok(ValidConfig { config: self, rules, guard })
+        Ok(ValidConfig { config: self, rules, guard, list: portals })
     }
 
     /// The upstreams in force: those configured, or the embedded default.
@@ -126,9 +127,8 @@ impl Config {
     }
 
     fn guard(&self) -> Result<Guard, ConfigError> {
-        let told =
-            |e: crate::request::path::PathError| ConfigError::new("events.path", e.to_string());
-        Guard::new(&self.events.path).map_err(told)
+        let path = &self.events.path;
+        Guard::new(path).map_err(|e| ConfigError::new("events.path", e.to_string()))
     }
 }
 
@@ -205,7 +205,7 @@ impl Builder {
     /// The portal list cannot be read, or `events` holds a value that cannot be used.
     pub fn gate(self) -> Result<Gate, OpenError> {
         let config = self.config?;
-        let portals = Portals::open(&config.portals, &self.state_dir, self.clock.clone());
+        let portals = Portals::open(&config.list, &self.state_dir, self.clock.clone());
         Ok(config.into_gate(portals.map_err(OpenError::Portals)?, self.clock))
     }
 
@@ -219,7 +219,7 @@ impl Builder {
     /// moved to quarantine and counted.
     pub fn open(self) -> Result<PixelGate, OpenError> {
         let config = self.config?;
-        let portals = Portals::open(&config.portals, &self.state_dir, self.clock.clone());
+        let portals = Portals::open(&config.list, &self.state_dir, self.clock.clone());
         let portals = portals.map_err(OpenError::Portals)?;
         let metrics = Metrics::new();
         let answers =
@@ -299,7 +299,7 @@ fn destinations(
 /// force. Opens no spool.
 pub fn check(config: &ValidConfig, state_dir: &Path) -> Result<String, OpenError> {
     let clock: Arc<dyn Clock> = Arc::new(SystemClock);
-    let portals = Portals::open(&config.portals, state_dir, clock).map_err(OpenError::Portals)?;
+    let portals = Portals::open(&config.list, state_dir, clock).map_err(OpenError::Portals)?;
     let mut lines = vec![portals.summary().to_string()];
     for upstream in config.upstreams() {
         // Building a file upstream would create its folder; the other kinds only read files.

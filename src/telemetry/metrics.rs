@@ -185,7 +185,7 @@ impl Metrics {
                 "spool_quarantined_bytes",
                 "Damaged bytes found in the spool.",
             ),
-            ready: gauge(&r, "ready", "Whether events are taken, as /readyz says: 1 or 0."),
+            ready: gauge(&r, "ready", "1 if this edge accepts events, as /readyz reports, else 0."),
             upstream_up: gauges(
                 &r,
                 "upstream_up",

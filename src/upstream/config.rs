@@ -1,6 +1,6 @@
 //! `[[upstream]]`: the kinds, their settings and their checks.
 
-use crate::config_error::ConfigError;
+use crate::config_error::{ConfigError, without_value};
 use std::collections::HashSet;
 use std::sync::Arc;
 
@@ -136,7 +136,7 @@ pub fn check_name(name: &str) -> Result<(), ConfigError> {
     if (1..=NAME_CHARS_MAX).contains(&name.len()) && name.bytes().all(plain) {
         return Ok(());
     }
-    let reason = format!("{name:?} is not 1 to {NAME_CHARS_MAX} of a-z, 0-9, `_` and `-`");
+    let reason = format!("is not 1 to {NAME_CHARS_MAX} of a-z, 0-9, `_` and `-`");
     Err(ConfigError::new("upstream.name", reason))
 }
 
@@ -147,40 +147,42 @@ impl<'de> Deserialize<'de> for Config {
         let mut table = toml::Table::deserialize(deserializer)?;
         let name: String = take(&mut table, "name")?
             .ok_or_else(|| de::Error::custom("an [[upstream]] has no `name`"))?;
-        let told =
-            |e: toml::de::Error| de::Error::custom(format!("upstream `{name}`: {}", e.message()));
-        let kind: String = take(&mut table, "kind")?.ok_or_else(|| {
-            let kinds = kinds();
-            de::Error::custom(format!("upstream `{name}` has no `kind` (one of: {kinds})"))
-        })?;
+        let mistake = |reason: String| de::Error::custom(format!("upstream `{name}`: {reason}"));
+        let kind: String = take(&mut table, "kind")?
+            .ok_or_else(|| mistake(format!("there is no `kind` (one of: {})", kinds())))?;
         let batch = match table.remove("batch") {
-            Some(batch) => batch.try_into().map_err(told)?,
+            Some(batch) => read(batch).map_err(|e| mistake(format!("batch.{e}")))?,
             None => BatchOverride::default(),
         };
         let kind = match kind.as_str() {
-            "file" => table.try_into().map(Kind::File).map_err(told)?,
-            "http" => table.try_into().map(Kind::Http).map_err(told)?,
-            "legacy" => table.try_into().map(Kind::Legacy).map_err(told)?,
-            "hubspot" => table.try_into().map(Kind::Hubspot).map_err(told)?,
+            "file" => read(table).map(Kind::File),
+            "http" => read(table).map(Kind::Http),
+            "legacy" => read(table).map(Kind::Legacy),
+            "hubspot" => read(table).map(Kind::Hubspot),
             #[cfg(feature = "kafka")]
-            "kafka" => table.try_into().map(Kind::Kafka).map_err(told)?,
+            "kafka" => read(table).map(Kind::Kafka),
             #[cfg(feature = "nats")]
-            "nats" => table.try_into().map(Kind::Nats).map_err(told)?,
-            other if FEATURES.contains(&other) => {
-                return Err(de::Error::custom(format!(
-                    "upstream `{name}`: this build lacks the feature `{other}`; one that has it \
-                     comes of `cargo build --release --features {other}`"
-                )));
-            }
-            other => {
-                let kinds = kinds();
-                return Err(de::Error::custom(format!(
-                    "upstream `{name}`: there is no kind `{other}` (one of: {kinds})"
-                )));
-            }
+            "nats" => read(table).map(Kind::Nats),
+            other if FEATURES.contains(&other) => Err(format!(
+                "this build lacks the feature `{other}`; `cargo build --release --features \
+                 {other}` makes one that has it"
+            )),
+            _ => Err(format!("`kind` must be one of: {}", kinds())),
         };
+        let kind = kind.map_err(mistake)?;
         Ok(Config { name, batch, kind })
     }
+}
+
+/// Reads the settings of a kind. The error names the key, and no value.
+fn read<T: serde::de::DeserializeOwned>(settings: impl Into<toml::Value>) -> Result<T, String> {
+    serde_path_to_error::deserialize(settings.into()).map_err(|e| {
+        let reason = without_value(e.inner().message());
+        match e.path().to_string().as_str() {
+            "." => reason,
+            key => format!("{key}: {reason}"),
+        }
+    })
 }
 
 fn kinds() -> String {
@@ -207,7 +209,7 @@ mod tests {
         upstream: Vec<Config>,
     }
 
-    fn read(text: &str) -> Result<Vec<Config>, String> {
+    fn parse(text: &str) -> Result<Vec<Config>, String> {
         let whole: Whole = toml::from_str(text).map_err(|e| e.message().to_owned())?;
         Config::validate_all(&whole.upstream).map_err(|e| e.to_string())?;
         Ok(whole.upstream)
@@ -215,7 +217,7 @@ mod tests {
 
     #[track_caller]
     fn check_refused(text: &str, words: &[&str]) {
-        let error = read(text).expect_err(text);
+        let error = parse(text).expect_err(text);
         for word in words {
             assert!(error.contains(word), "{error:?} does not name {word:?}");
         }
@@ -223,7 +225,7 @@ mod tests {
 
     #[test]
     fn several_upstreams_of_different_kinds_are_read() {
-        let all = read(
+        let all = parse(
             "[[upstream]]\nname = 'a'\nkind = 'file'\ndir = 'x'\n\
              [[upstream]]\nname = 'b-2_c'\nkind = 'http'\nurl = 'https://collector/in'\n\
              batch = { events_max = 7 }\n\
@@ -243,14 +245,37 @@ mod tests {
         let file = |rest: &str| format!("[[upstream]]\nname = 'a'\nkind = 'file'\n{rest}");
         check_refused("[[upstream]]\nkind = 'file'\n", &["name"]);
         check_refused("[[upstream]]\nname = 'a'\n", &["`a`", "kind", "legacy"]);
-        check_refused("[[upstream]]\nname = 'a'\nkind = 'ftp'\n", &["`a`", "ftp", "http"]);
+        check_refused("[[upstream]]\nname = 'a'\nkind = 'ftp'\n", &["`a`", "kind", "http"]);
         check_refused("[[upstream]]\nname = 3\nkind = 'file'\n", &["name", "integer"]);
         check_refused(&file("dirr = 'x'"), &["`a`", "dirr", "rotate_seconds"]);
-        check_refused(&file("rotate_seconds = 'x'"), &["`a`", "invalid type"]);
+        check_refused(&file("rotate_seconds = 'x'"), &["`a`: rotate_seconds: invalid type"]);
         check_refused(&file("rotate_seconds = 0"), &["upstream.a.rotate_seconds"]);
         check_refused(&file("batch = { events_max = 0 }"), &["upstream.a.batch.events_max"]);
-        check_refused(&file("batch = { eventsmax = 1 }"), &["`a`", "eventsmax"]);
+        check_refused(&file("batch = { eventsmax = 1 }"), &["`a`: batch.", "eventsmax"]);
         check_refused(&format!("{}{}", file(""), file("")), &["two upstreams", "`a`"]);
+    }
+
+    #[test]
+    fn no_mistake_shows_a_value() {
+        for (kind, rest, expect) in [
+            ("s3cret", "", "must be one of: file, http"),
+            ("hubspot", "tokens = 's3cret'", "tokens: invalid type: string, expected a map"),
+            ("hubspot", "tokens = { '62515' = 7734 }", "tokens.62515: invalid type: integer"),
+            ("http", "format = 's3cret'", "format: unknown value, expected one of"),
+            ("http", "url = 's3cret'", "upstream.a.url: "),
+            ("http", "url = 's3cret ${NO_SUCH}'", "url: ${NO_SUCH} is not in the environment"),
+            ("http", "url = 'http://h'\nsecret = 's3cret'", "upstream.a.secret: "),
+            ("file", "batch = { events_max = 's3cret' }", "batch.events_max: invalid type"),
+            #[cfg(feature = "kafka")]
+            ("kafka", "brokers = 's3cret'", "brokers: invalid type: string, expected a sequence"),
+            #[cfg(feature = "nats")]
+            ("nats", "urls = 'nats://s3cret@h'", "urls: invalid type: string, expected a sequence"),
+        ] {
+            let text = format!("[[upstream]]\nname = 'a'\nkind = '{kind}'\n{rest}");
+            let error = parse(&text).expect_err(&text);
+            assert!(error.contains(expect), "{error}");
+            assert!(!error.contains("s3cret") && !error.contains("7734"), "{error}");
+        }
     }
 
     #[test]
@@ -259,7 +284,7 @@ mod tests {
             [("kafka", cfg!(feature = "kafka")), ("nats", cfg!(feature = "nats"))]
         {
             let text = format!("[[upstream]]\nname = 'a'\nkind = '{kind}'\n");
-            let error = read(&text).expect_err("it has no address");
+            let error = parse(&text).expect_err("it has no address");
             let expect = if built_in { "missing" } else { "--features" };
             assert!(error.contains(expect), "{error}");
         }

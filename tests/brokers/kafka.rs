@@ -254,7 +254,8 @@ async fn a_broker_that_is_not_trusted_is_a_wrong_configuration() {
 }
 
 /// As much of a broker as refuses a password: it answers `ApiVersions` (18), `SaslHandshake` (17)
-/// and `SaslAuthenticate` (36) after the Kafka protocol guide, and returns the error of each refused user.
+/// and `SaslAuthenticate` (36) after the Kafka protocol guide, and returns the error of each
+/// refused user.
 async fn refuse_passwords(mut stream: tokio::net::TcpStream) -> std::io::Result<()> {
     loop {
         let length = stream.read_u32().await?;

@@ -1,7 +1,7 @@
 //! A server that is as strict as HubSpot is said to be: it knows each portal by its token, takes
 //! nothing but the exact shape of a request, within its limits, drops occurrences whose `uuid` it
-//! knows, and wants a contact before an event that refers to it. Each mistake of a caller is recorded as
-//! a sentence: see [`Hubspot::check`].
+//! knows, and wants a contact before an event that refers to it. Each mistake of a caller is
+//! recorded as a sentence: see [`Hubspot::check`].
 //!
 //! Used beside `backend.rs`.
 #![allow(dead_code)] // No test uses all of it.

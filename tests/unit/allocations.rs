@@ -70,7 +70,8 @@ impl Worker {
         Worker { gate, trusted, headers: headers.collect(), spool, _dir: dir }
     }
 
-    /// Takes a request as far as its answer, or its wait for the disk; returns whether it was accepted.
+    /// Takes a request as far as its answer, or its wait for the disk; returns whether it was
+    /// accepted.
     fn serve(&self, target: &str) -> bool {
         let peer: IpAddr = [203, 0, 113, 7].into();
         let target = Target::split(target.as_bytes());

@@ -225,7 +225,7 @@ fn off_refuses_nothing_and_drops_all_the_same() {
 fn off_needs_no_list() {
     let config = Config { source: String::new(), mode: Mode::Off, ..Config::default() };
     let clock = Arc::new(HandClock::default());
-    let portals = Portals::open(&config, Path::new("unused"), clock).unwrap();
+    let portals = Portals::open(&config.validate().unwrap(), Path::new("unused"), clock).unwrap();
     let policy = check(&portals, 1, "x", PortalVerdict::Allowed, Cause::Off);
     assert!(!policy.drops("ssn"));
     assert!(portals.status().fresh);
@@ -248,7 +248,8 @@ impl Reload {
         let source = path.to_str().unwrap().to_owned();
         let config = Config { source, ..Config::default() };
         let clock = Arc::new(HandClock::default());
-        let portals = Portals::open(&config, dir.path(), clock.clone()).unwrap();
+        let portals =
+            Portals::open(&config.validate().unwrap(), dir.path(), clock.clone()).unwrap();
         Reload { path, clock, portals, _dir: dir }
     }
 

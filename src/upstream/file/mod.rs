@@ -84,7 +84,7 @@ impl Config {
         }
         let bytes = self.rotate_bytes.as_u64();
         if !(ROTATE_BYTES_MIN..=ROTATE_BYTES_MAX).contains(&bytes) {
-            let reason = format!("{bytes} is not within 1KiB and 16GiB");
+            let reason = "must be within 1KiB and 16GiB";
             return Err(ConfigError::new("rotate_bytes", reason));
         }
         super::http::check_within("rotate_seconds", self.rotate_seconds, ROTATE_SECONDS_MAX)
