@@ -18,7 +18,6 @@ const RANKED_PORTALS: usize = 12;
 /// The whole of `/status`.
 pub fn to_json(snapshot: &Snapshot) -> Value {
     let summary = health_summary(snapshot);
-    let faults = faults(snapshot);
     let mut verdicts = serde_json::Map::new();
     verdicts.insert("accepted".to_owned(), snapshot.accepted.into());
     for (reason, count) in &snapshot.rejected {
@@ -33,8 +32,8 @@ pub fn to_json(snapshot: &Snapshot) -> Value {
             "text": summary.text,
             "advice": summary.advice,
         },
-        "ready": faults.is_empty(),
-        "faults": faults,
+        "ready": refusals(snapshot).is_empty(),
+        "faults": faults(snapshot),
         "verdicts": verdicts,
         "not_judged": snapshot.not_judged,
         "lately": lately(snapshot),
@@ -141,29 +140,29 @@ fn sample((number, sample): &(u64, EventSample)) -> Value {
     })
 }
 
-/// Whether the gate accepts events, and a text with the reasons if it does not. It does if the
-/// portal list is loaded and fresh and the spool takes records. An upstream that is down leaves the
-/// gate ready, because its events wait in the spool.
+/// Whether this edge accepts events (SPEC 5), and a text with every fault. An upstream that is down
+/// or a list that cannot be refreshed leaves the edge ready: events wait in the spool, and the last
+/// good list stays in force.
 pub fn readiness(snapshot: &Snapshot) -> (bool, String) {
-    let faults = faults(snapshot);
-    match faults.is_empty() {
-        true => (true, "ready\n".to_owned()),
-        false => (false, faults.join("\n") + "\n"),
+    let is_ready = refusals(snapshot).is_empty();
+    let mut lines = faults(snapshot);
+    if is_ready {
+        lines.insert(0, "ready".to_owned());
     }
+    (is_ready, lines.join("\n") + "\n")
+}
+
+/// The faults for which every event is refused.
+fn refusals(snapshot: &Snapshot) -> Vec<String> {
+    let portals = snapshot.portals.refuses_all().map(|why| format!("portals: {why}"));
+    let spool = snapshot.spool.failing.as_ref().map(|why| format!("spool: {why}"));
+    portals.into_iter().chain(spool).collect()
 }
 
 fn faults(snapshot: &Snapshot) -> Vec<String> {
-    let (portals, spool) = (&snapshot.portals, &snapshot.spool);
-    let mut faults = Vec::new();
-    if !portals.fresh {
-        faults.push("portals: the last look at the list failed, or there is none yet".to_owned());
-    }
-    if portals.stale {
-        faults.push("portals: the list is older than portals.stale_seconds_max".to_owned());
-    }
-    if let Some(why) = &spool.failing {
-        faults.push(format!("spool: {why}"));
-    }
+    let mut faults = refusals(snapshot);
+    let failure = snapshot.portals.last_failure.as_ref().filter(|_| !snapshot.portals.fresh);
+    faults.extend(failure.map(|failure| format!("portals: cannot be refreshed: {}", failure.what)));
     faults
 }
 
@@ -178,7 +177,7 @@ pub fn refresh_gauges(metrics: &Metrics, snapshot: &Snapshot) {
         metrics.spool_pending_events.with_label_values(&[&held.name]).set(gauge(held.pending));
     }
     let portals = &snapshot.portals;
-    metrics.ready.set(i64::from(faults(snapshot).is_empty()));
+    metrics.ready.set(i64::from(refusals(snapshot).is_empty()));
     metrics.portals.set(i64::try_from(portals.count).unwrap_or(i64::MAX));
     let counted = metrics.portals_refresh_failures.get();
     metrics.portals_refresh_failures.inc_by(portals.failures.saturating_sub(counted));
