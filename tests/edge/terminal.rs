@@ -100,6 +100,31 @@ fn a_long_command_shows_a_bar_to_a_terminal_and_lines_to_a_pipe() {
 }
 
 #[test]
+fn a_result_that_cannot_be_written_is_a_failure_of_standard_output() {
+    let dir = long_spool();
+    let config = dir.path().join("edge.toml");
+    for arguments in [
+        &["check"][..],
+        &["explain", "_a=62515&_n=a"],
+        &["spool", "stat"],
+        &["spool", "verify"],
+        &["spool", "dump"],
+        &["completions", "bash"],
+        &["man"],
+    ] {
+        let full = std::fs::File::options().write(true).open("/dev/full").unwrap();
+        let output = command(&config, arguments).stdout(full).output().unwrap();
+        let err = String::from_utf8(output.stderr).unwrap();
+        let last = err.lines().last().unwrap_or_default();
+        assert_eq!(output.status.code(), Some(1), "{arguments:?}: {err}");
+        assert!(
+            last.starts_with("pixelgate: standard output: No space left"),
+            "{arguments:?}: {err}"
+        );
+    }
+}
+
+#[test]
 fn a_replay_shows_how_far_it_is() {
     let backend = RUNTIME.block_on(Backend::start(|_| Act::Refuse(400)));
     let upstream = http_upstream(&backend, "") + "events_max = 4\n";
@@ -271,9 +296,13 @@ fn a_probe_asks_the_running_edge() {
     assert_eq!(probe(&config, "readyz"), (0, "ready\n".to_owned(), String::new()));
     assert_eq!(probe(&config, "livez"), (0, "ok\n".to_owned(), String::new()));
 
-    // With a list that has a mistake in it, the edge lives and says what is wrong.
+    // With a mistake in its list, the edge is ready and names the mistake.
     std::fs::write(edge.dir().join("portals.toml"), "portals = [0]\n").unwrap();
-    crate::harness::wait_for("the mistake to be seen", || probe(&config, "readyz").0 == 1);
+    crate::harness::wait_for("the mistake to be named", || {
+        let (code, out, _) = probe(&config, "readyz");
+        assert_eq!(code, 0, "{out}");
+        out.contains("portals.toml:1:")
+    });
     std::fs::write(edge.dir().join("portals.toml"), crate::harness::PORTALS).unwrap();
     let wrong = edge.dir().join("wrong.toml");
     std::fs::write(&wrong, text.replace("sixteen bytes ok", "sixteen bytes no")).unwrap();

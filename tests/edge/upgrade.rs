@@ -101,7 +101,8 @@ fn read_answer(stream: &mut BufReader<Box<dyn Duplex>>) -> io::Result<(u16, bool
     Ok((status, value("connection: ") != Some("close")))
 }
 
-/// Every kind of client: plain, TLS and Unix, persistent and new, events and pass-through, and admin.
+/// Every kind of client: plain, TLS and Unix, persistent and new, events and pass-through, and
+/// admin.
 fn ways(edge: &Edge, tls: SocketAddr, unix: PathBuf) -> Vec<Way> {
     let (plain, admin) = (edge.address, edge.admin);
     let client = Client::trusting(&[Path::new(CERT)]);
