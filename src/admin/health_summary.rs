@@ -66,6 +66,7 @@ pub fn health_summary(snapshot: &Snapshot) -> HealthSummary {
         .or_else(|| upstream_holds_back(snapshot))
         .or_else(|| spool_fills(snapshot))
         .or_else(|| portals_are_old(&snapshot.portals))
+        .or_else(|| fault(snapshot))
         .or_else(|| rejections(snapshot))
         .unwrap_or_else(|| well(snapshot))
 }
@@ -171,6 +172,12 @@ fn portals_are_old(portals: &portals::Status) -> Option<HealthSummary> {
     )
 }
 
+/// The fault that has lasted for longest.
+fn fault(snapshot: &Snapshot) -> Option<HealthSummary> {
+    let fault = snapshot.faults.first()?;
+    notice(fault.text.clone(), fault.advice.clone())
+}
+
 fn rejections(snapshot: &Snapshot) -> Option<HealthSummary> {
     let lately = &snapshot.lately;
     let (reason, most) = *lately.ranked().first()?;
@@ -272,6 +279,7 @@ mod tests {
                 fresh: true,
                 stale: false,
             },
+            faults: Vec::new(),
             routes: vec![delivery::Status {
                 name: "collector".to_owned(),
                 kind: "http",

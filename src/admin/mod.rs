@@ -9,6 +9,7 @@ mod config;
 mod health_summary;
 mod history;
 mod page;
+mod readiness;
 mod sampler;
 mod service;
 mod snapshot;

@@ -13,6 +13,7 @@ use super::access::{Access, Denied};
 use super::config::Config;
 use super::history::{Second, Span};
 use super::page::Document;
+use super::readiness;
 use super::sampler::Sampler;
 use super::snapshot::Snapshot;
 use super::status;
@@ -133,7 +134,8 @@ impl Admin {
             }
             "/livez" => Page::text(StatusCode::OK, "ok\n"),
             "/readyz" => {
-                let (ready, text) = status::readiness(&self.sampler.snapshot());
+                let faults = self.sampler.snapshot().faults;
+                let (ready, text) = (readiness::is_ready(&faults), readiness::text(&faults));
                 let code = if ready { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE };
                 Page::text(code, text)
             }
