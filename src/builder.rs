@@ -21,6 +21,7 @@ use crate::response::answers::Answers;
 use crate::server::InFlight;
 use crate::spool::{self, Env, Spool};
 use crate::telemetry::event_samples::EventSamples;
+use crate::telemetry::faults::Faults;
 use crate::telemetry::metrics::Metrics;
 use crate::upstream::{self, BatchConfig, Upstream};
 use std::path::{Path, PathBuf};
@@ -222,6 +223,7 @@ impl Builder {
         let portals = Portals::open(&config.list, &self.state_dir, self.clock.clone());
         let portals = portals.map_err(OpenError::Portals)?;
         let metrics = Metrics::new();
+        let faults = Faults::new(self.clock.clone(), metrics.faults.clone());
         let answers =
             Answers::build(&config.response, &config.events.methods, PrebuiltResponse::new)
                 .map_err(OpenError::Answers)?;
@@ -230,6 +232,7 @@ impl Builder {
         let env = Env {
             clock: self.clock.clone(),
             commit_seconds: Some(metrics.spool_commit_seconds.clone()),
+            faults: faults.clone(),
             ..Env::system()
         };
         let spool = Spool::open(&config.spool, &names, env).map_err(OpenError::Spool)?;
@@ -258,6 +261,7 @@ impl Builder {
             gate: config.into_gate(portals, self.clock.clone()),
             spool,
             metrics,
+            faults,
             event_samples: EventSamples::new(self.clock.clone()),
             answers,
             response,

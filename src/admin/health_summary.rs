@@ -66,6 +66,7 @@ pub fn health_summary(snapshot: &Snapshot) -> HealthSummary {
         .or_else(|| upstream_holds_back(snapshot))
         .or_else(|| spool_fills(snapshot))
         .or_else(|| portals_are_old(&snapshot.portals))
+        .or_else(|| fault(snapshot))
         .or_else(|| rejections(snapshot))
         .unwrap_or_else(|| well(snapshot))
 }
@@ -160,6 +161,12 @@ fn portals_are_old(portals: &portals::Status) -> Option<HealthSummary> {
         ),
         format!("{}.", failure.unwrap_or("Look at portals.source")),
     )
+}
+
+/// The fault that has lasted for longest.
+fn fault(snapshot: &Snapshot) -> Option<HealthSummary> {
+    let fault = snapshot.faults.first()?;
+    notice(fault.text.clone(), fault.advice.clone())
 }
 
 fn rejections(snapshot: &Snapshot) -> Option<HealthSummary> {
@@ -263,6 +270,7 @@ mod tests {
                 fresh: true,
                 stale: false,
             },
+            faults: Vec::new(),
             routes: vec![delivery::Status {
                 name: "collector".to_owned(),
                 kind: "http",

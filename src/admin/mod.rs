@@ -10,6 +10,7 @@ mod connections;
 mod health_summary;
 mod history;
 mod page;
+mod readiness;
 mod sampler;
 mod service;
 mod snapshot;

@@ -14,6 +14,7 @@ use super::config::Config;
 use super::connections::Connections;
 use super::history::{Second, Span};
 use super::page::Document;
+use super::readiness;
 use super::sampler::Sampler;
 use super::snapshot::Snapshot;
 use super::status;
@@ -135,9 +136,12 @@ impl Admin {
             }
             "/livez" => Page::text(StatusCode::OK, "ok\n"),
             "/readyz" => {
-                let (ready, text) = status::readiness(&self.sampler.snapshot());
-                let code = if ready { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE };
-                Page::text(code, text)
+                let snapshot = self.sampler.snapshot();
+                let code = match readiness::is_ready(&snapshot) {
+                    true => StatusCode::OK,
+                    false => StatusCode::SERVICE_UNAVAILABLE,
+                };
+                Page::text(code, readiness::text(&snapshot))
             }
             "/status" => {
                 let status = status::to_json(&self.sampler.snapshot());

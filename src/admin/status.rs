@@ -1,19 +1,23 @@
-//! `/status`, `/readyz` and the gauges of `/metrics`, from a [`Snapshot`].
+//! `/status` and the gauges of `/metrics`, from a [`Snapshot`].
 //!
 //! `/status` holds the keys of SPEC 8 and further ones for the page; `docs/admin.md` has all.
 //! The JSON keys are an interface and do not follow the names of the types here.
 
 use super::health_summary::{health_summary, is_in_trouble};
 use super::history::Rejections;
+use super::readiness;
 use super::snapshot::Snapshot;
 use crate::event::Reason;
 use crate::telemetry::event_samples::EventSample;
+use crate::telemetry::faults::Fault;
 use crate::telemetry::metrics::Metrics;
 use serde_json::{Value, json};
 use std::cmp::Reverse;
 
 /// Most portals in the ranking.
 const RANKED_PORTALS: usize = 12;
+/// Most faults in `/status`. `pixelgate_faults` counts them all.
+const FAULTS_SHOWN_MAX: usize = 100;
 
 /// The whole of `/status`.
 pub fn to_json(snapshot: &Snapshot) -> Value {
@@ -32,7 +36,7 @@ pub fn to_json(snapshot: &Snapshot) -> Value {
             "text": summary.text,
             "advice": summary.advice,
         },
-        "ready": refusals(snapshot).is_empty(),
+        "ready": readiness::is_ready(snapshot),
         "faults": faults(snapshot),
         "verdicts": verdicts,
         "not_judged": snapshot.not_judged,
@@ -140,30 +144,17 @@ fn sample((number, sample): &(u64, EventSample)) -> Value {
     })
 }
 
-/// Whether this edge accepts events (SPEC 5), and a text with every fault. An upstream that is down
-/// or a list that cannot be refreshed leaves the edge ready: events wait in the spool, and the last
-/// good list stays in force.
-pub fn readiness(snapshot: &Snapshot) -> (bool, String) {
-    let is_ready = refusals(snapshot).is_empty();
-    let mut lines = faults(snapshot);
-    if is_ready {
-        lines.insert(0, "ready".to_owned());
-    }
-    (is_ready, lines.join("\n") + "\n")
-}
-
-/// The faults for which every event is refused.
-fn refusals(snapshot: &Snapshot) -> Vec<String> {
-    let portals = snapshot.portals.refuses_all().map(|why| format!("portals: {why}"));
-    let spool = snapshot.spool.failing.as_ref().map(|why| format!("spool: {why}"));
-    portals.into_iter().chain(spool).collect()
-}
-
-fn faults(snapshot: &Snapshot) -> Vec<String> {
-    let mut faults = refusals(snapshot);
-    let failure = snapshot.portals.last_failure.as_ref().filter(|_| !snapshot.portals.fresh);
-    faults.extend(failure.map(|failure| format!("portals: cannot be refreshed: {}", failure.what)));
-    faults
+fn faults(snapshot: &Snapshot) -> Vec<Value> {
+    let row = |fault: &Fault| {
+        json!({
+            "what": fault.what.as_str(),
+            "subject": fault.subject,
+            "since": rfc3339(fault.since_ms),
+            "text": fault.text,
+            "advice": fault.advice,
+        })
+    };
+    snapshot.faults.iter().take(FAULTS_SHOWN_MAX).map(row).collect()
 }
 
 /// Sets the gauges that are computed at a scrape and not counted as events happen.
@@ -177,7 +168,7 @@ pub fn refresh_gauges(metrics: &Metrics, snapshot: &Snapshot) {
         metrics.spool_pending_events.with_label_values(&[&held.name]).set(gauge(held.pending));
     }
     let portals = &snapshot.portals;
-    metrics.ready.set(i64::from(refusals(snapshot).is_empty()));
+    metrics.ready.set(i64::from(readiness::is_ready(snapshot)));
     metrics.portals.set(i64::try_from(portals.count).unwrap_or(i64::MAX));
     let counted = metrics.portals_refresh_failures.get();
     metrics.portals_refresh_failures.inc_by(portals.failures.saturating_sub(counted));

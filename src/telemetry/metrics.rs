@@ -113,6 +113,8 @@ pub struct Metrics {
     pub batches: IntCounterVec,
     /// Age in seconds of the oldest event that is not delivered yet, by upstream.
     pub delivery_lag_seconds: IntGaugeVec,
+    /// Faults that last, by what they are: see [`faults`](super::faults).
+    pub faults: IntGaugeVec,
     /// Portals in the list that is in force.
     pub portals: IntGauge,
     /// Refreshes of the list that failed and changed nothing.
@@ -218,6 +220,13 @@ impl Metrics {
                 &r,
                 "delivery_lag_seconds",
                 "Age of the oldest event that waits, by upstream.",
+            ),
+            faults: register(
+                &r,
+                IntGaugeVec::new(
+                    opts("faults", "Conditions that last and need an operator."),
+                    &["what"],
+                ),
             ),
             portals: gauge(&r, "portals", "Portals in the list that is in force."),
             portals_refresh_failures: counter(

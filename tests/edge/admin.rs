@@ -94,6 +94,7 @@ fn a_scrape_is_what_prometheus_reads_and_its_labels_are_bounded() {
         "portals_refresh_failures_total",
         "origin_failures_total",
         "ready",
+        "faults",
     ] {
         let name = format!("pixelgate_{name}");
         assert!(text.contains(&format!("# HELP {name} ")), "{name} has no help");
@@ -149,6 +150,7 @@ fn the_status_has_the_keys_of_the_contract() {
         }
     };
     has(&status, &["version", "uptime_seconds", "verdicts", "spool", "portals", "upstreams"]);
+    assert_eq!(status["faults"].as_array().map(Vec::len), Some(0), "{status}");
     has(&status["spool"], &["bytes", "free_bytes", "seconds_to_full", "quarantined_bytes"]);
     has(&status["portals"], &["count", "mode", "loaded_at", "last_failure"]);
     let counts = ["accepted", "delivered", "dead", "pending", "lag_seconds", "last_error"];
