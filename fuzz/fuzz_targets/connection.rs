@@ -7,7 +7,8 @@
 #![no_main]
 
 use async_trait::async_trait;
-use edge::http_server::{Server, InFlight, Limits};
+use edge::custom::InFlight;
+use edge::http_server::{Limits, Server};
 use edge::config::{Durability, FileUpstream, Upstream, UpstreamKind};
 use edge::{Config, PixelGate};
 use libfuzzer_sys::fuzz_target;

@@ -48,7 +48,6 @@ mod read_buffer;
 mod service;
 mod socket;
 
-pub use crate::telemetry::in_flight::{InFlight, InFlightGuard};
 pub use acceptor::{Acceptor, Listener};
 pub use limits::Limits;
 pub use service::Server;

@@ -164,6 +164,25 @@ impl Config {
     }
 }
 
+impl Location {
+    /// The source as messages name it: a path, or a URL without its query.
+    pub(super) fn name(&self) -> String {
+        match self {
+            Location::None => String::new(),
+            Location::File { path, .. } => path.display().to_string(),
+            Location::Url { url, .. } => url_without_query(url),
+        }
+    }
+}
+
+/// A URL without its query, which may hold a token.
+pub(super) fn url_without_query(url: &Url) -> String {
+    let mut url = url.clone();
+    url.set_query(None);
+    url.set_fragment(None);
+    url.to_string()
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

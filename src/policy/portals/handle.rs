@@ -20,19 +20,17 @@ use super::format::Format;
 use super::judge;
 use super::judge::{Moment, PortalDecision};
 use super::list::List;
+use super::look::{FETCH_SECONDS_MAX, FILE_SECONDS_MAX};
 use super::open_error::OpenError;
 use super::refresh;
 use super::refresh::{RefreshMode, Refreshed};
 use super::source::Source;
 use super::source_file::{FileSource, LOOKS_PER_REFRESH};
-use super::source_url::{FETCH_SECONDS_MAX, UrlSource, shown};
+use super::source_url::UrlSource;
 use super::state::{PortalsState, monotonic_ms};
 use super::status::{Health, Status};
 use super::summary::Summary;
 use crate::clock::Clock;
-
-/// Limit for a look at a file, in seconds. A list of the largest size is read in under a second.
-const FILE_SECONDS_MAX: u64 = 10;
 
 /// The portal policy. A clone is another handle to the same policy.
 #[derive(Clone)]
@@ -61,7 +59,7 @@ impl Portals {
                 (Source::File(source), Some(list), Duration::ZERO)
             }
             Location::Url { url, headers } => {
-                let (source, cached) = UrlSource::open(url, headers, state_dir, &clock);
+                let (source, cached) = UrlSource::open(url, headers, state_dir, &clock)?;
                 let (list, age) = cached.unzip();
                 (Source::Url(source), list, age.unwrap_or_default())
             }
@@ -102,10 +100,10 @@ impl Portals {
         clock: Arc<dyn Clock>,
     ) -> Portals {
         let loaded_at_ms = list.as_ref().map(|_| clock.unix_ms());
-        let (source_name, seconds) = match &config.location {
-            Location::None => (String::new(), FILE_SECONDS_MAX),
-            Location::File { path, .. } => (path.display().to_string(), FILE_SECONDS_MAX),
-            Location::Url { url, .. } => (shown(url), FETCH_SECONDS_MAX + FILE_SECONDS_MAX),
+        // What a URL sends is written to a file, too.
+        let seconds = match config.location {
+            Location::None | Location::File { .. } => FILE_SECONDS_MAX,
+            Location::Url { .. } => FETCH_SECONDS_MAX + FILE_SECONDS_MAX,
         };
         let shared = PortalsState {
             mode: config.mode,
@@ -116,7 +114,7 @@ impl Portals {
             clock,
             source: Arc::new(tokio::sync::Mutex::new(source)),
             health: Mutex::new(Health { loaded_at_ms, ..Health::default() }),
-            source_name,
+            source_name: config.location.name(),
             look_max: Duration::from_secs(seconds),
             reload: tokio::sync::Notify::new(),
         };

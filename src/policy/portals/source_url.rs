@@ -31,18 +31,18 @@ use url::Url;
 
 use super::cache;
 use super::cache::{About, Incoming, Validators};
+use super::config::url_without_query;
 use super::draft::ParseError;
 use super::format::{Format, LIST_BYTES_MAX};
 use super::list::{Content, List};
-use super::look::Look;
+use super::look::{FETCH_SECONDS_MAX, Look};
+use super::open_error::OpenError;
 use crate::clock::Clock;
 
 /// Limit for connecting, in seconds.
 const CONNECT_SECONDS_MAX: u64 = 5;
 /// Limit for the silence between two reads, in seconds.
 const READ_SECONDS_MAX: u64 = 10;
-/// Limit for a whole request and its answer, in seconds.
-pub(super) const FETCH_SECONDS_MAX: u64 = 60;
 /// Most redirects that one request follows.
 const REDIRECTS_MAX: usize = 5;
 /// Pieces of the body on their way to the file.
@@ -65,13 +65,13 @@ pub(super) struct UrlSource {
 pub(super) type Cached = Option<(List, Duration)>;
 
 impl UrlSource {
-    /// Reads the cached list if there is one.
+    /// Reads the cached list if there is one. Fails only in a build without URLs.
     pub(super) fn open(
         url: Url,
         headers: HeaderMap,
         state_dir: &Path,
         clock: &Arc<dyn Clock>,
-    ) -> (UrlSource, Cached) {
+    ) -> Result<(UrlSource, Cached), OpenError> {
         let mut source = UrlSource {
             url,
             headers,
@@ -84,7 +84,7 @@ impl UrlSource {
             log::warn!("portals: the cached list in the state folder cannot be used: {error}");
             None
         });
-        (source, cached)
+        Ok((source, cached))
     }
 
     fn take_cache(&mut self, clock: &Arc<dyn Clock>) -> Result<Cached, ParseError> {
@@ -101,7 +101,7 @@ impl UrlSource {
     pub(super) async fn look(&mut self, current: Option<Content>, clock: &Arc<dyn Clock>) -> Look {
         match self.fetch(current, clock).await {
             Ok(look) => look,
-            Err(fault) => Look::Failed(format!("{}{fault}", shown(&self.url))),
+            Err(fault) => Look::Failed(format!("{}{fault}", url_without_query(&self.url))),
         }
     }
 
@@ -182,14 +182,6 @@ impl UrlSource {
         let about = About { url: self.url.to_string(), format, validators };
         Ok(Receipt { folder: self.state_dir.clone(), about, gzip })
     }
-}
-
-/// The URL without its query, which may hold a token.
-pub(super) fn shown(url: &Url) -> String {
-    let mut url = url.clone();
-    url.set_query(None);
-    url.set_fragment(None);
-    url.to_string()
 }
 
 /// How to read and cache the list that is being received.
