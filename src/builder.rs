@@ -56,6 +56,8 @@ pub struct ValidConfig {
     rules: Rules,
     guard: Guard,
     list: portals::ValidConfig,
+    /// The upstreams in force.
+    destinations: Vec<upstream::ValidConfig>,
 }
 
 impl std::ops::Deref for ValidConfig {
@@ -103,11 +105,11 @@ impl Config {
     pub fn validate(self) -> Result<ValidConfig, ConfigError> {
         let rules = self.rules()?;
         let guard = self.guard()?;
-        let portals = self.portals.validate()?;
+        let list = self.portals.validate()?;
         self.spool.validate()?;
         self.batch.validate()?;
-        upstream::Config::validate_all(&self.upstream)?;
-        Ok(ValidConfig { config: self, rules, guard, list: portals })
+        let destinations = upstream::Config::validate_all(&self.upstreams())?;
+        Ok(ValidConfig { config: self, rules, guard, list, destinations })
     }
 
     /// The upstreams in force: those configured, or the embedded default.
@@ -282,11 +284,11 @@ impl ValidConfig {
 
 /// Every upstream, configured or the host's own, with its name and its batches.
 fn destinations(
-    config: &Config,
+    config: &ValidConfig,
     own: &[(String, Arc<dyn Upstream>)],
 ) -> Result<Vec<Destination>, ConfigError> {
     let mut all = Vec::new();
-    for upstream in config.upstreams() {
+    for upstream in &config.destinations {
         let built = upstream.build()?;
         all.push((upstream.name.clone(), built, upstream.batch.over(&config.batch)));
     }
@@ -305,7 +307,7 @@ pub fn check(config: &ValidConfig, state_dir: &Path) -> Result<String, OpenError
     let clock: Arc<dyn Clock> = Arc::new(SystemClock);
     let portals = Portals::open(&config.list, state_dir, clock).map_err(OpenError::Portals)?;
     let mut lines = vec![portals.summary().to_string()];
-    for upstream in config.upstreams() {
+    for upstream in &config.destinations {
         // Building a file upstream would create its folder; the other kinds only read files.
         if !matches!(upstream.kind, upstream::Kind::File(_)) {
             upstream.build()?;

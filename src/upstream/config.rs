@@ -42,6 +42,18 @@ pub struct Config {
     pub kind: Kind,
 }
 
+/// A [`Config`] that [`Config::validate_all`] has checked.
+#[derive(Debug, Clone)]
+pub struct ValidConfig(Config);
+
+impl std::ops::Deref for ValidConfig {
+    type Target = Config;
+
+    fn deref(&self) -> &Config {
+        &self.0
+    }
+}
+
 /// The kinds that are built in, by the value of `kind`.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Kind {
@@ -95,9 +107,17 @@ impl Config {
         .map_err(|e| e.within(&format!("upstream.{}", self.name)))
     }
 
-    /// Validates, reads secrets and certificates, and opens the kind's files.
+    /// Validates the settings and builds the upstream, as [`ValidConfig::build`] does.
+    ///
+    /// # Errors
+    ///
+    /// The first key whose value cannot be used.
     pub fn build(&self) -> Result<Arc<dyn Upstream>, ConfigError> {
         self.validate()?;
+        self.build_valid()
+    }
+
+    fn build_valid(&self) -> Result<Arc<dyn Upstream>, ConfigError> {
         let built: Result<Arc<dyn Upstream>, ConfigError> = match &self.kind {
             Kind::File(config) => config.build().map(|u| Arc::new(u) as Arc<dyn Upstream>),
             #[cfg(feature = "http")]
@@ -132,7 +152,11 @@ impl Config {
     }
 
     /// Validates all upstreams, their number and that their names are unique.
-    pub fn validate_all(all: &[Config]) -> Result<(), ConfigError> {
+    ///
+    /// # Errors
+    ///
+    /// The first key whose value cannot be used.
+    pub fn validate_all(all: &[Config]) -> Result<Vec<ValidConfig>, ConfigError> {
         if all.len() > UPSTREAMS_MAX {
             let reason = format!("there are {}, at most {UPSTREAMS_MAX} are possible", all.len());
             return Err(ConfigError::new("upstream", reason));
@@ -145,7 +169,18 @@ impl Config {
                 return Err(ConfigError::new("upstream.name", reason));
             }
         }
-        Ok(())
+        Ok(all.iter().cloned().map(ValidConfig).collect())
+    }
+}
+
+impl ValidConfig {
+    /// Reads certificates and opens the kind's files. Resolves no name and opens no connection.
+    ///
+    /// # Errors
+    ///
+    /// The key of the file that cannot be used.
+    pub fn build(&self) -> Result<Arc<dyn Upstream>, ConfigError> {
+        self.0.build_valid()
     }
 }
 

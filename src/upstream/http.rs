@@ -141,7 +141,6 @@ impl Config {
 
     /// Builds the upstream. Reads the certificates; resolves no name and opens no connection.
     pub fn build(&self) -> Result<Http, ConfigError> {
-        self.validate()?;
         let url = parse_url(&self.url)?;
         let mut headers = self.own_headers()?;
         let content_type = HeaderValue::from_static(self.format.content_type());
@@ -202,7 +201,7 @@ pub(super) fn parse_url(text: &Secret) -> Result<Url, ConfigError> {
     if text.is_empty() {
         return Err(ConfigError::new("url", "is missing"));
     }
-    let url = Url::parse(&text).map_err(|e| ConfigError::caused("url", "is no URL", e))?;
+    let url = Url::parse(text).map_err(|e| ConfigError::caused("url", "is no URL", e))?;
     if !matches!(url.scheme(), "http" | "https") || !url.has_host() {
         return Err(ConfigError::new("url", "must begin with http:// or https:// and a host"));
     }
@@ -291,7 +290,8 @@ mod tests {
 
     #[track_caller]
     fn check_refused(config: &Config, key: &str, word: &str) {
-        let error = config.build().expect_err(key);
+        let built = config.validate().and_then(|()| config.build().map(drop));
+        let error = built.expect_err(key);
         assert_eq!(error.key(), key);
         assert!(error.reason().contains(word), "{error}");
     }

@@ -93,7 +93,6 @@ impl Config {
 
     /// Creates the folder, finishes files that a crash left open, and starts the thread.
     pub fn build(&self) -> Result<File, ConfigError> {
-        self.validate()?;
         let rotate_after = Duration::from_secs(self.rotate_seconds);
         let writer =
             Writer::open(&self.dir, self.rotate_bytes.as_u64(), rotate_after).map_err(|e| {

@@ -120,7 +120,6 @@ impl Config {
 
     /// Builds the upstream. Reads the certificates; resolves no name and opens no connection.
     pub fn build(&self) -> Result<Hubspot, ConfigError> {
-        self.validate()?;
         let tls = Tls { ca: self.ca.as_deref(), ..Tls::default() };
         let setup = client::Setup {
             timeout_seconds: self.timeout_seconds,

@@ -70,7 +70,6 @@ impl Config {
 
     /// Builds the upstream. Reads the certificates and credentials; opens no connection.
     pub fn build(&self) -> Result<Nats, ConfigError> {
-        self.validate()?;
         let (servers, login) = self.servers()?;
         let subject =
             Subject::parse(&self.subject).map_err(|why| ConfigError::new("subject", why))?;
