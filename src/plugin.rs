@@ -19,6 +19,7 @@ use crate::response::answers::{Answer, Answers, OwnLines, wants_image};
 use crate::response::title_case::title_case;
 use crate::spool::{CloseError, Commit, Overloaded, Spool};
 use crate::telemetry::event_samples::{EventSamples, PendingSample};
+use crate::telemetry::faults::Faults;
 use crate::telemetry::in_flight::InFlight;
 use crate::telemetry::metrics::{Limit, Metrics};
 use crate::upstream;
@@ -50,6 +51,8 @@ pub(crate) struct GateState {
     pub gate: Gate,
     pub spool: Spool,
     pub metrics: Metrics,
+    /// Where every room raises its faults.
+    pub faults: Faults,
     pub event_samples: EventSamples,
     pub answers: Answers<PrebuiltResponse>,
     /// The `[response]` section, from which `server` builds the same answers as bytes.
@@ -317,6 +320,11 @@ impl PixelGate {
     /// The gate's counters and gauges (SPEC 8).
     pub fn metrics(&self) -> &Metrics {
         &self.state.metrics
+    }
+
+    /// The conditions that last and need an operator.
+    pub fn faults(&self) -> &Faults {
+        &self.state.faults
     }
 
     /// Masked samples of single events, and the portals with the most events.

@@ -48,7 +48,7 @@ fn list(dir: &Path, upstream: &str) -> Result<(), String> {
     match printed {
         // The reader of a pipe may stop early, as `head` does.
         Err(e) if e.kind() == ErrorKind::BrokenPipe => return Ok(()),
-        printed => printed.map_err(|e| e.to_string())?,
+        printed => printed.map_err(|e| format!("standard output: {e}"))?,
     }
     match summary.damaged {
         0 => Ok(()),
