@@ -125,7 +125,7 @@ pub mod tools {
     pub use crate::event::{Record, RecordError};
     pub use crate::explain::{NotAnEvent, explain};
     pub use crate::file_stamp::FileStamp;
-    pub use crate::spool::recovery::inspect;
+    pub use crate::spool::recovery::{forget, inspect};
     pub use crate::telemetry::log_throttle::LogThrottle;
 }
 

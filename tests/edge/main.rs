@@ -33,6 +33,7 @@ mod policy;
 mod previous_version;
 mod receiver;
 mod reload;
+mod removed;
 mod schema;
 mod sizing;
 mod start_errors;

@@ -1,11 +1,13 @@
-//! `pixelgate spool`: inspects the spool, with or without a running edge. Changes nothing.
+//! `pixelgate spool`: inspects the spool, with or without a running edge, and forgets an upstream
+//! that is not configured any more.
 
-use super::exit::{NO, fail};
+use super::exit::{NO, UNUSABLE, fail, with_causes};
 use super::terminal::{BAD, GOOD, Progress, Unit};
 use crate::config::Config;
 use clap::Subcommand;
 use pixelgate::tools::Record;
-use pixelgate::tools::inspect;
+use pixelgate::tools::dead_letters::{self, Filter};
+use pixelgate::tools::{forget, inspect};
 use std::io::{self, Write};
 use std::ops::ControlFlow;
 use std::path::Path;
@@ -19,6 +21,12 @@ pub enum Command {
     Verify,
     /// Print every stored record, one JSON object per line. Shows personal data.
     Dump,
+    /// Give up the pending events and the dead letters of an upstream that was removed from the
+    /// configuration. No edge may run on this spool.
+    Forget {
+        /// The exact name of the upstream.
+        name: String,
+    },
 }
 
 /// Runs the command.
@@ -28,6 +36,7 @@ pub fn run(config: &Config, command: &Command) -> ExitCode {
         Command::Stat => print(|out| stat(dir, out)).map(|()| true),
         Command::Verify => verify(dir),
         Command::Dump => print(|out| dump(dir, out)).map(|()| true),
+        Command::Forget { name } => return forget_upstream(config, name),
     };
     match sound {
         Ok(true) => ExitCode::SUCCESS,
@@ -103,4 +112,38 @@ fn dump(dir: &Path, out: &mut impl Write) -> io::Result<()> {
         if written.is_ok() { ControlFlow::Continue(()) } else { ControlFlow::Break(()) }
     })?;
     written
+}
+
+fn forget_upstream(config: &Config, name: &str) -> ExitCode {
+    if config.gate.upstreams().iter().any(|upstream| upstream.name == name) {
+        let why = format!("{name} is configured: remove it from the configuration first");
+        return fail(UNUSABLE, why);
+    }
+    let dir = config.gate.dead_dir();
+    let known = match dead_letters::upstreams(&dir) {
+        Ok(known) => known,
+        Err(why) => return fail(NO, format!("{}: {why}", dir.display())),
+    };
+    let forgotten = match forget::forget(&config.gate.spool.dir, name) {
+        Ok(forgotten) => forgotten,
+        Err(why) => return fail(NO, with_causes(&why)),
+    };
+    let has_letters = known.iter().any(|known| known == name);
+    if forgotten.lanes == 0 && !has_letters {
+        return fail(NO, format!("{name}: the spool knows no upstream of exactly this name"));
+    }
+    let dead = match has_letters {
+        true => dead_letters::remove(&dir, name, &Filter::default()),
+        false => Ok(0),
+    };
+    let dead = match dead {
+        Ok(dead) => dead,
+        Err(why) => return fail(NO, with_causes(&why)),
+    };
+    let pending = forgotten.pending;
+    let line = format!("{name}: {pending} pending events and {dead} dead letters were removed");
+    match writeln!(io::stdout(), "{line}") {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(why) => fail(NO, format!("standard output: {why}")),
+    }
 }
