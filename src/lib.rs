@@ -68,6 +68,7 @@ mod delivery;
 mod env;
 mod event;
 mod explain;
+mod file_lock;
 mod file_stamp;
 mod plugin;
 mod policy;

@@ -401,20 +401,37 @@ async fn a_letter_of_a_newer_version_waits_for_it() {
     rig.stop().await;
 }
 
-#[tokio::test]
-async fn while_letters_cannot_be_written_their_events_wait_and_others_are_delivered() {
+/// While `block` lasts, letters cannot be written: their events wait, and others are delivered.
+async fn check_blocked<T>(block: impl Fn(&Path) -> T, unblock: impl Fn(&Path, T)) {
     let backend = Backend::start(refusing(&["5"])).await;
     let mut rig = Rig::start(&upstream(&backend));
-    // A file stands where the folder should be.
-    fs::write(rig.dead_dir(), "in the way").unwrap();
+    let blocked = block(&rig.dead_dir());
     rig.accept(100).await;
     rig.until("collector", |s| s.state.as_str() == "dead_letters_failing").await;
     assert_eq!(rig.counts("collector").dead, 0);
-    fs::remove_file(rig.dead_dir()).unwrap();
+    unblock(&rig.dead_dir(), blocked);
     rig.settled("collector").await;
     assert_eq!(rig.counts("collector").dead, 1);
     assert_eq!(rig.check("collector", &backend.events()), 0);
     rig.stop().await;
+}
+
+#[tokio::test]
+async fn while_letters_cannot_be_written_their_events_wait_and_others_are_delivered() {
+    // A file stands where the folder should be.
+    let in_the_way = |dir: &Path| fs::write(dir, "in the way").unwrap();
+    check_blocked(in_the_way, |dir, ()| fs::remove_file(dir).unwrap()).await;
+}
+
+#[tokio::test]
+async fn a_lock_that_another_process_holds_is_not_waited_for_without_end() {
+    let hold = |dir: &Path| {
+        fs::create_dir(dir).unwrap();
+        let lock = fs::File::create(dir.join("collector.lock")).unwrap();
+        lock.lock().unwrap();
+        lock
+    };
+    check_blocked(hold, |_, lock| drop(lock)).await;
 }
 
 #[tokio::test]

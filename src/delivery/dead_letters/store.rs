@@ -12,6 +12,7 @@ use std::os::unix::fs::{FileExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
 use super::letter::Letter;
+use crate::file_lock;
 
 /// Largest size in bytes of one upstream's dead letters, by default. At some 700 bytes a letter
 /// that is a third of a million letters; so many are the sign of a broken backend, not of poison
@@ -107,10 +108,10 @@ impl Files {
         Some(name.strip_suffix(".replaying").unwrap_or(name))
     }
 
-    /// Takes the lock of the letters' file. Waits for other processes that hold it.
+    /// Takes the lock of the letters' file. Waits a limited time for a process that holds it.
     pub(super) fn lock(&self) -> io::Result<File> {
         let lock = self.open_lock(&self.lock)?;
-        lock.lock()?;
+        file_lock::lock(&lock)?;
         Ok(lock)
     }
 
@@ -118,7 +119,7 @@ impl Files {
     /// as in a folder that no process has written to.
     pub(super) fn lock_shared(&self) -> io::Result<Option<File>> {
         match File::open(&self.lock) {
-            Ok(lock) => lock.lock_shared().map(|()| Some(lock)),
+            Ok(lock) => file_lock::lock_shared(&lock).map(|()| Some(lock)),
             Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(None),
             Err(e) => Err(e),
         }

@@ -16,6 +16,8 @@ use std::time::{Duration, Instant};
 
 use jiff::Timestamp;
 
+use crate::file_lock;
+
 /// Suffix of an open file, after its final name.
 const PART: &str = ".part";
 /// Lock file of the folder, held while a file is created and locked and while leftovers are
@@ -180,7 +182,7 @@ impl Writer {
         let mut options = OpenOptions::new();
         let path = self.dir.join(LOCK);
         let lock = options.write(true).create(true).truncate(false).mode(FILE_MODE).open(path)?;
-        lock.lock()?;
+        file_lock::lock(&lock)?;
         Ok(lock)
     }
 

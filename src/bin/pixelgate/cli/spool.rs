@@ -5,9 +5,10 @@ use super::exit::{NO, UNUSABLE, fail, with_causes};
 use super::terminal::{BAD, GOOD, Progress, Unit};
 use crate::config::Config;
 use clap::Subcommand;
-use pixelgate::tools::Record;
 use pixelgate::tools::dead_letters::{self, Filter};
+use pixelgate::tools::{Record, RecordError};
 use pixelgate::tools::{forget, inspect};
+use std::error::Error;
 use std::io::{self, Write};
 use std::ops::ControlFlow;
 use std::path::Path;
@@ -36,7 +37,12 @@ pub fn run(config: &Config, command: &Command) -> ExitCode {
         Command::Stat => print(|out| stat(dir, out)).map(|()| true),
         Command::Verify => verify(dir),
         Command::Dump => print(|out| dump(dir, out)).map(|()| true),
-        Command::Forget { name } => return forget_upstream(config, name),
+        Command::Forget { name } => {
+            return match forget_upstream(config, name) {
+                Ok(()) => ExitCode::SUCCESS,
+                Err((code, why)) => fail(code, why),
+            };
+        }
     };
     match sound {
         Ok(true) => ExitCode::SUCCESS,
@@ -105,6 +111,10 @@ fn dump(dir: &Path, out: &mut impl Write) -> io::Result<()> {
         match Record::decode(payload) {
             // Bots are detected at delivery, not here.
             Ok(record) => record.write_json(&mut line, false),
+            // A newer version wrote it: the record is not damaged.
+            Err(RecordError::UnknownVersion(version)) => {
+                line.extend_from_slice(format!("{{\"unknown_version\":{version}}}").as_bytes());
+            }
             Err(why) => line.extend_from_slice(format!("{{\"damaged\":\"{why}\"}}").as_bytes()),
         }
         line.push(b'\n');
@@ -114,36 +124,27 @@ fn dump(dir: &Path, out: &mut impl Write) -> io::Result<()> {
     written
 }
 
-fn forget_upstream(config: &Config, name: &str) -> ExitCode {
+/// Gives up what waits for an upstream that is not configured. The error comes with its exit code.
+fn forget_upstream(config: &Config, name: &str) -> Result<(), (u8, String)> {
     if config.gate.upstreams().iter().any(|upstream| upstream.name == name) {
         let why = format!("{name} is configured: remove it from the configuration first");
-        return fail(UNUSABLE, why);
+        return Err((UNUSABLE, why));
     }
-    let dir = config.gate.dead_dir();
-    let known = match dead_letters::upstreams(&dir) {
-        Ok(known) => known,
-        Err(why) => return fail(NO, format!("{}: {why}", dir.display())),
-    };
-    let forgotten = match forget::forget(&config.gate.spool.dir, name) {
-        Ok(forgotten) => forgotten,
-        Err(why) => return fail(NO, with_causes(&why)),
-    };
+    let (spool, dead) = (&config.gate.spool.dir, config.gate.dead_dir());
+    let at = |dir: &Path, why: &dyn Error| (NO, format!("{}: {}", dir.display(), with_causes(why)));
+    // A name is only made part of a path where a file of that name was found.
+    let known = dead_letters::upstreams(&dead).map_err(|why| at(&dead, &why))?;
     let has_letters = known.iter().any(|known| known == name);
+    let forgotten = forget::forget(spool, name).map_err(|why| at(spool, &why))?;
     if forgotten.lanes == 0 && !has_letters {
-        return fail(NO, format!("{name}: the spool knows no upstream of exactly this name"));
+        return Err((NO, format!("{name}: the spool knows no upstream of exactly this name")));
     }
-    let dead = match has_letters {
-        true => dead_letters::remove(&dir, name, &Filter::default()),
-        false => Ok(0),
-    };
-    let dead = match dead {
-        Ok(dead) => dead,
-        Err(why) => return fail(NO, with_causes(&why)),
-    };
+    let mut letters = 0;
+    if has_letters {
+        let all = Filter::default();
+        letters = dead_letters::remove(&dead, name, &all).map_err(|why| at(&dead, &why))?;
+    }
     let pending = forgotten.pending;
-    let line = format!("{name}: {pending} pending events and {dead} dead letters were removed");
-    match writeln!(io::stdout(), "{line}") {
-        Ok(()) => ExitCode::SUCCESS,
-        Err(why) => fail(NO, format!("standard output: {why}")),
-    }
+    let line = format!("{name}: {pending} pending events and {letters} dead letters were removed");
+    writeln!(io::stdout(), "{line}").map_err(|why| (NO, format!("standard output: {why}")))
 }
