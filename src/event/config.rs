@@ -123,7 +123,7 @@ fn ignore_params(names: &[String]) -> Result<Box<[String]>, ConfigError> {
         .map(|name| {
             let name = name.trim().to_ascii_lowercase();
             if Reserved::of(name.as_bytes()).is_some() {
-                // Silently losing every address or amount is hardly what somebody wants.
+                // Silently losing every address or amount is surely a mistake.
                 let reason = format!("must not name the reserved parameter {name:?}");
                 return Err(ConfigError::new(key, reason));
             }

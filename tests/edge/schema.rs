@@ -42,7 +42,7 @@ fn send_all(edge: &Edge) {
     }
 }
 
-/// An edge that believes us about addresses, so that IPv6 is among them.
+/// An edge that trusts this test as a proxy, so that events can have IPv6 addresses.
 fn setup() -> Setup {
     Setup::default().edge("trusted_proxies = [\"127.0.0.1\"]")
 }
@@ -151,7 +151,7 @@ fn the_schema_refuses_what_is_no_event() {
     }
 }
 
-/// Where, and what no event has there.
+/// A place in an event, and a value that no event has there.
 fn wrong_values() -> Vec<(&'static str, Value)> {
     vec![
         ("/id", json!("0197c1f0-5b1a-4c3e-9d2f-0123456789ab")), // Version 4.

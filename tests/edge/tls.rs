@@ -9,7 +9,7 @@ const CERT: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/data/edge.pem");
 const KEY: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/data/edge.key");
 
 fn client(address: SocketAddr, h2: bool) -> reqwest::Client {
-    // A second installation finds the first, which is the same.
+    // Fails only if the same provider is already installed.
     let _ = rustls::crypto::ring::default_provider().install_default();
     let pem = std::fs::read(CERT).unwrap();
     let builder = reqwest::Client::builder()
