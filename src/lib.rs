@@ -144,7 +144,7 @@ pub mod admin_pages {
 pub mod tools {
     pub use crate::config_error::without_value;
     pub use crate::delivery::dead_letters;
-    pub use crate::event::{Record, RecordError};
+    pub use crate::event::{Record, RecordError, escape_hidden};
     pub use crate::explain::{NotAnEvent, explain};
     pub use crate::file_stamp::FileStamp;
     pub use crate::regular_file::read as read_regular_file;

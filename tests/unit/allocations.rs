@@ -79,13 +79,18 @@ impl Worker {
             method: &Method::GET,
             reading: self.gate.read(target.path),
             query: target.query,
-            context: context(&self.headers, Some(peer), &self.trusted),
+            context: context(
+                &self.headers,
+                Some(peer),
+                &self.trusted,
+                self.gate.rules().context_names(),
+            ),
         };
         let mut accepted = AcceptedEvent::blank();
         if self.gate.judge(request, &mut accepted) != Decision::Accept {
             return false;
         }
-        let commit = self.spool.append(|out| self.gate.encode(&accepted, out)).unwrap();
+        let commit = self.spool.append(|out| _ = self.gate.encode(&accepted, out)).unwrap();
         let polled = pin!(commit).poll(&mut Context::from_waker(Waker::noop()));
         assert!(!matches!(polled, Poll::Ready(Err(_))), "the spool is overloaded");
         true

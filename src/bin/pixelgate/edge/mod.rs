@@ -14,6 +14,8 @@ mod origin;
 mod origin_url;
 mod pem;
 mod proxy;
+mod routing_headers;
 mod sockets;
 mod stop;
 mod systemd;
+mod upgrade;
