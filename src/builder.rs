@@ -240,6 +240,7 @@ impl Builder {
         let spool = Spool::open(&config.spool, &names, env).map_err(OpenError::Spool)?;
         let options = delivery::Options {
             clock: self.clock.clone(),
+            faults: faults.clone(),
             meters: Meters {
                 delivered: metrics.delivered_events.clone(),
                 dead: metrics.dead_events.clone(),

@@ -81,6 +81,7 @@ mod delivery;
 mod env;
 mod event;
 mod explain;
+mod file_lock;
 mod file_stamp;
 mod plugin;
 mod policy;
@@ -148,7 +149,7 @@ pub mod tools {
     pub use crate::explain::{NotAnEvent, explain};
     pub use crate::file_stamp::FileStamp;
     pub use crate::regular_file::read as read_regular_file;
-    pub use crate::spool::recovery::inspect;
+    pub use crate::spool::recovery::{forget, inspect};
     pub use crate::telemetry::log_throttle::LogThrottle;
 }
 

@@ -24,16 +24,22 @@ pub enum FaultKind {
     Poison,
     /// The upstream takes nothing, and events wait for it.
     UpstreamStuck,
+    /// Events wait for an upstream that is not configured.
+    UpstreamRemoved,
+    /// A newer version wrote records, which wait for it.
+    NewerRecords,
 }
 
 impl FaultKind {
     /// Every kind, so that a scrape shows zeros.
-    pub const ALL: [Self; 5] = [
+    pub const ALL: [Self; 7] = [
         Self::PortalsUnread,
         Self::PortalsStale,
         Self::SpoolRefuses,
         Self::Poison,
         Self::UpstreamStuck,
+        Self::UpstreamRemoved,
+        Self::NewerRecords,
     ];
 
     /// The word in `/status` and in the metric's label.
@@ -44,6 +50,8 @@ impl FaultKind {
             Self::SpoolRefuses => "spool_refuses",
             Self::Poison => "poison",
             Self::UpstreamStuck => "upstream_stuck",
+            Self::UpstreamRemoved => "upstream_removed",
+            Self::NewerRecords => "newer_records",
         }
     }
 }

@@ -6,7 +6,6 @@ use std::time::{Duration, Instant};
 
 use crate::crm::{CONTACTS_PATH, EVENTS_PATH, Fault, Hubspot, PORTALS, Refusal};
 use crate::delivery::Rig;
-use pixelgate::internals::delivery::dead_letters;
 use pixelgate::internals::delivery::dead_letters::Reason;
 use pixelgate::internals::event::{Event, Properties, Revenue};
 use pixelgate::internals::upstream::{self, BatchConfig};
@@ -281,8 +280,8 @@ async fn a_fault_that_lasts_longer_than_it_may_ends_in_dead_letters_that_can_be_
     let right: upstream::Config = right["upstream"][0].clone().try_into().unwrap();
     let right = right.build().unwrap();
     let batch = BatchConfig::default();
-    let done = dead_letters::replay(&rig.dead_dir(), "crm", &*right, &batch, |_| {}).await.unwrap();
-    assert_eq!((done.delivered, done.refused, done.put_back), (20, 0, 3));
+    let done = rig.replay("crm", &*right, &batch).await;
+    assert_eq!((done.delivered, done.refused, done.undelivered), (20, 0, 3));
     hubspot.check(&rig.accepted, &dead_ids(&rig));
     rig.stop().await;
 }
@@ -406,8 +405,8 @@ async fn what_does_not_fit_is_a_dead_letter_with_its_reason_and_can_be_replayed(
     let right: upstream::Config = right["upstream"][0].clone().try_into().unwrap();
     let right = right.build().unwrap();
     let batch = BatchConfig::default();
-    let done = dead_letters::replay(&rig.dead_dir(), "crm", &*right, &batch, |_| {}).await.unwrap();
-    assert_eq!((done.delivered, done.refused, done.put_back), (1, 1, 0));
+    let done = rig.replay("crm", &*right, &batch).await;
+    assert_eq!((done.delivered, done.refused, done.undelivered), (1, 1, 0));
     assert_eq!(hubspot.state().occurrences.len(), 2);
     rig.stop().await;
 }

@@ -136,7 +136,7 @@ fn a_replay_shows_how_far_it_is() {
     let replay = || command(&edge.dir().join("edge.toml"), &["dead", "replay"]);
     let (code, out, err) = in_pipes(replay());
     assert_eq!(code, 0);
-    assert_eq!(out, "collector: 0 delivered, 20 refused again, 0 put back\n");
+    assert_eq!(out, "collector: 0 delivered, 20 refused again, 0 not delivered\n");
     let lines: Vec<&str> = err.lines().collect();
     let expect = [2, 4, 6, 8].map(|n| format!("replaying for collector: {n}0 % of 20 events"));
     assert_eq!(lines, expect);

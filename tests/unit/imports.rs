@@ -11,7 +11,7 @@ use std::collections::{BTreeMap, BTreeSet};
 /// rooms in one line know nothing of each other.
 const ROOMS: &[&[&str]] = &[
     &["clock", "config_error"],
-    &["env", "file_stamp", "regular_file"],
+    &["env", "file_lock", "file_stamp", "regular_file"],
     &["event"],
     &["telemetry"],
     &["request", "response"],

@@ -26,8 +26,6 @@ use super::encode::{Format, encode};
 use super::outcome::{Failure, Outcome};
 use writer::Writer;
 
-pub(crate) use writer::cut_torn_line;
-
 /// Minimum of `rotate_bytes`: 1 KiB.
 pub const ROTATE_BYTES_MIN: u64 = 1 << 10;
 /// Maximum of `rotate_bytes`: 16 GiB.

@@ -35,6 +35,8 @@ const DEFAULTS: &[(&str, &str)] = &[
     // resend its requests before the attempt ends.
     ("socket.timeout.ms", "10000"),
     ("socket.keepalive.enable", "true"),
+    // An edge tells a cluster nothing about itself unasked.
+    ("enable.metrics.push", "false"),
     // A missing topic is reported as missing before the attempt ends.
     ("topic.metadata.propagation.max.ms", "5000"),
 ];
@@ -320,6 +322,7 @@ mod tests {
     fn the_defaults_give_way_to_the_operator() {
         let set = |line: &str| config(&format!("{WHOLE}[properties]\n{line}\n")).client_config();
         assert_eq!(set("").unwrap().get("compression.type"), Some("zstd"));
+        assert_eq!(set("").unwrap().get("enable.metrics.push"), Some("false"));
         assert_eq!(set("compression.type = 'lz4'").unwrap().get("compression.type"), Some("lz4"));
         let aliased = set("compression.codec = 'lz4'").unwrap();
         assert_eq!((aliased.get("compression.type"), aliased.get("acks")), (None, Some("all")));

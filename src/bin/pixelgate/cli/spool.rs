@@ -1,10 +1,13 @@
-//! `pixelgate spool`: inspects the spool, with or without a running edge. Changes nothing.
+//! `pixelgate spool`: inspects the spool, with or without a running edge, and forgets an upstream
+//! that is not configured any more.
 
-use super::exit::{NO, fail, unwritten};
+use super::exit::{NO, UNUSABLE, fail, unwritten, with_causes};
 use super::terminal::{BAD, GOOD, Progress, Unit};
 use crate::config::Config;
 use clap::Subcommand;
-use pixelgate::tools::{Record, escape_hidden, inspect};
+use pixelgate::tools::dead_letters::{self, Filter};
+use pixelgate::tools::{Record, RecordError, escape_hidden, forget, inspect};
+use std::error::Error;
 use std::io::{self, Write};
 use std::ops::ControlFlow;
 use std::path::Path;
@@ -18,6 +21,12 @@ pub enum Command {
     Verify,
     /// Print every stored record, one JSON object per line. Shows personal data.
     Dump,
+    /// Give up the pending events and the dead letters of an upstream that was removed from the
+    /// configuration. No edge may run on this spool.
+    Forget {
+        /// The exact name of the upstream.
+        name: String,
+    },
 }
 
 /// Runs the command.
@@ -27,6 +36,12 @@ pub fn run(config: &Config, command: &Command) -> ExitCode {
         Command::Stat => print(|out| stat(dir, out)).map(|()| true),
         Command::Verify => verify(dir),
         Command::Dump => print(|out| dump(dir, out)).map(|()| true),
+        Command::Forget { name } => {
+            return match forget_upstream(config, name) {
+                Ok(()) => ExitCode::SUCCESS,
+                Err((code, why)) => fail(code, why),
+            };
+        }
     };
     match sound {
         Ok(true) => ExitCode::SUCCESS,
@@ -111,6 +126,10 @@ fn dump(dir: &Path, out: &mut impl Write) -> Result<(), Failure> {
         match Record::decode(payload) {
             // Bots are detected at delivery, not here.
             Ok(record) => record.write_json(&mut line, false),
+            // A newer version wrote it: the record is not damaged.
+            Err(RecordError::UnknownVersion(version)) => {
+                line.extend_from_slice(format!("{{\"unknown_version\":{version}}}").as_bytes());
+            }
             Err(why) => line.extend_from_slice(format!("{{\"damaged\":\"{why}\"}}").as_bytes()),
         }
         // An event's JSON is UTF-8, so nothing is replaced here.
@@ -120,4 +139,29 @@ fn dump(dir: &Path, out: &mut impl Write) -> Result<(), Failure> {
     })
     .map_err(Failure::Spool)?;
     written.map_err(Failure::Output)
+}
+
+/// Gives up what waits for an upstream that is not configured. The error comes with its exit code.
+fn forget_upstream(config: &Config, name: &str) -> Result<(), (u8, String)> {
+    if config.gate.upstreams().iter().any(|upstream| upstream.name == name) {
+        let why = format!("{name} is configured: remove it from the configuration first");
+        return Err((UNUSABLE, why));
+    }
+    let (spool, dead) = (&config.gate.spool.dir, config.gate.dead_dir());
+    let at = |dir: &Path, why: &dyn Error| (NO, format!("{}: {}", dir.display(), with_causes(why)));
+    // A name is only made part of a path where a file of that name was found.
+    let known = dead_letters::upstreams(&dead).map_err(|why| at(&dead, &why))?;
+    let has_letters = known.iter().any(|known| known == name);
+    let forgotten = forget::forget(spool, name).map_err(|why| at(spool, &why))?;
+    if forgotten.lanes == 0 && !has_letters {
+        return Err((NO, format!("{name}: the spool knows no upstream of exactly this name")));
+    }
+    let mut letters = 0;
+    if has_letters {
+        let all = Filter::default();
+        letters = dead_letters::remove(&dead, name, &all).map_err(|why| at(&dead, &why))?;
+    }
+    let pending = forgotten.pending;
+    let line = format!("{name}: {pending} pending events and {letters} dead letters were removed");
+    writeln!(io::stdout(), "{line}").map_err(|why| (NO, format!("standard output: {why}")))
 }
