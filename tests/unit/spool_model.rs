@@ -106,7 +106,7 @@ struct World {
     /// Acknowledged by each upstream.
     acknowledged: [BTreeSet<u64>; 2],
     next: u64,
-    /// Damage that a power loss may do to records that nobody was promised.
+    /// Damage that a power loss may do to records that no caller was promised.
     may_lose: bool,
 }
 
