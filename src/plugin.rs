@@ -17,10 +17,11 @@ use crate::request::context::context;
 use crate::request::path::Reading;
 use crate::request::target::Target;
 use crate::response::answers;
-use crate::response::answers::{Answer, Answers, wants_image};
+use crate::response::answers::{Answer, Answers, OwnLines, wants_image};
 use crate::response::title_case::title_case;
 use crate::spool::{CloseError, Commit, Overloaded, Spool};
 use crate::telemetry::event_samples::{EventSamples, PendingSample};
+use crate::telemetry::faults::Faults;
 use crate::telemetry::in_flight::InFlight;
 use crate::telemetry::metrics::{Limit, Metrics};
 use crate::upstream;
@@ -32,9 +33,9 @@ use pingora::proxy::Session;
 use std::sync::Arc;
 use std::time::Duration;
 
-/// Spare slots in each prebuilt header for the lines that the connection adds: `Date` and
-/// `Connection`.
-const SPARE_HEADERS: usize = 2;
+/// Spare slots in each prebuilt header for `Date` and `Connection`, which the connection adds, and
+/// for the two lines about an accepted event.
+const SPARE_HEADERS: usize = 4;
 
 /// The event gate as a Pingora middleware. Cheap to clone; all clones are one gate.
 #[derive(Clone)]
@@ -47,6 +48,8 @@ pub(crate) struct GateState {
     pub gate: Gate,
     pub spool: Spool,
     pub metrics: Metrics,
+    /// Where every room raises its faults.
+    pub faults: Faults,
     pub event_samples: EventSamples,
     pub answers: Answers<PrebuiltResponse>,
     /// The `[response]` section, from which `server` builds the same answers as bytes.
@@ -70,7 +73,8 @@ pub(crate) struct PrebuiltResponse {
 /// The answer to an event request.
 #[derive(Debug, Clone, Copy)]
 pub(crate) enum EventResponse {
-    Accepted,
+    /// With the lines of this event's answer.
+    Accepted(OwnLines),
     Head,
     Preflight,
     Rejected(Rejection),
@@ -80,25 +84,29 @@ pub(crate) enum EventResponse {
 pub(crate) enum NextStep {
     /// Answer now.
     Respond(EventResponse),
-    /// Wait until the event is on disk, then answer.
-    AwaitCommit(Commit, PendingSample),
+    /// Wait until the event is on disk, then answer, with these lines if it was accepted.
+    AwaitCommit(Commit, PendingSample, OwnLines),
 }
 
 impl EventResponse {
     /// Selects the prebuilt answer.
     pub fn pick<T>(self, answers: &Answers<T>, as_image: bool) -> &T {
         match self {
-            Self::Accepted | Self::Head => answers.accepted(),
+            Self::Accepted(_) => answers.accepted(),
+            Self::Head => answers.head(),
             Self::Preflight => answers.preflight(),
             Self::Rejected(rejection) => answers.rejected(rejection, as_image),
         }
     }
 
-    /// The `Retry-After` of this answer, in seconds. `None`: the prebuilt value stands.
-    pub fn retry_after_seconds(self) -> Option<u32> {
+    /// The header lines of this answer that are not prebuilt.
+    pub fn own_lines(self) -> OwnLines {
         match self {
-            Self::Rejected(rejection) => rejection.retry_after_seconds,
-            _ => None,
+            Self::Accepted(lines) => lines,
+            Self::Rejected(Rejection { retry_after_seconds, .. }) => {
+                OwnLines { retry_after_seconds, ..OwnLines::default() }
+            }
+            Self::Head | Self::Preflight => OwnLines::default(),
         }
     }
 
@@ -111,16 +119,16 @@ impl EventResponse {
 
     fn verdict(self) -> Verdict {
         match self {
-            Self::Accepted => Verdict::Accepted,
+            Self::Accepted(_) => Verdict::Accepted,
             Self::Head | Self::Preflight => Verdict::NotJudged,
             Self::Rejected(rejection) => Verdict::Rejected(rejection),
         }
     }
 
-    /// Accepted only if the commit succeeded, else `overloaded` (SPEC 6).
-    fn of_commit(committed: Result<(), Overloaded>) -> Self {
+    /// Accepted, with these lines, only if the commit succeeded, else `overloaded` (SPEC 6).
+    fn of_commit(committed: Result<(), Overloaded>, lines: OwnLines) -> Self {
         match committed {
-            Ok(()) => Self::Accepted,
+            Ok(()) => Self::Accepted(lines),
             Err(Overloaded) => Self::Rejected(Rejection::of(Reason::Overloaded)),
         }
     }
@@ -185,7 +193,12 @@ impl PixelGate {
             method: &request.method,
             reading,
             query: if form.is_empty() { query } else { &joined },
-            context: context(&request.headers, peer, &self.state.trusted),
+            context: context(
+                &request.headers,
+                peer,
+                &self.state.trusted,
+                self.state.gate.rules().context_names(),
+            ),
         })
     }
 
@@ -224,12 +237,20 @@ impl PixelGate {
         if let Some(reason) = accepted.would_reject {
             state.metrics.count_dry_run_refusal(reason);
         }
-        match state.spool.append(|out| state.gate.encode(&accepted, out)) {
+        let mut event_id = None;
+        let encode = |out: &mut Vec<u8>| event_id = Some(state.gate.encode(&accepted, out));
+        match state.spool.append(encode) {
             Ok(commit) => {
                 if state.in_flight.as_ref().is_some_and(InFlight::all_connections_wait) {
                     state.spool.flush_now();
                 }
-                NextStep::AwaitCommit(commit, state.event_samples.appended(&accepted.event))
+                let lines = OwnLines {
+                    ignored_params: accepted.ignored.len(),
+                    event_id: event_id.filter(|_| state.response.event_id),
+                    retry_after_seconds: None,
+                };
+                let pending = state.event_samples.appended(&accepted.event);
+                NextStep::AwaitCommit(commit, pending, lines)
             }
             Err(Overloaded) => reject(Rejection::of(Reason::Overloaded)),
         }
@@ -239,8 +260,8 @@ impl PixelGate {
     pub(crate) async fn finish(&self, step: NextStep) -> EventResponse {
         let response = match step {
             NextStep::Respond(response) => response,
-            NextStep::AwaitCommit(commit, pending) => {
-                let response = EventResponse::of_commit(commit.await);
+            NextStep::AwaitCommit(commit, pending, lines) => {
+                let response = EventResponse::of_commit(commit.await, lines);
                 self.state.event_samples.committed(pending, response.reason());
                 response
             }
@@ -270,11 +291,19 @@ impl PixelGate {
         } else {
             prebuilt.header.clone()
         });
-        if let Some(seconds) = response.retry_after_seconds()
+        let own = response.own_lines();
+        if let Some(seconds) = own.retry_after_seconds
             && header.headers.contains_key(header::RETRY_AFTER)
         {
             header.insert_header(header::RETRY_AFTER, seconds)?;
         }
+        let mut added = Ok(());
+        own.put_accepted(|name, value| {
+            if added.is_ok() {
+                added = header.insert_header(name, value);
+            }
+        });
+        added?;
         session.write_response_header(header).await?;
         if !prebuilt.body.is_empty() && session.req_header().method != Method::HEAD {
             session.write_response_body(prebuilt.body.clone(), true).await?;
@@ -294,6 +323,11 @@ impl PixelGate {
     /// The gate's counters and gauges (SPEC 8).
     pub fn metrics(&self) -> &Metrics {
         &self.state.metrics
+    }
+
+    /// The conditions that last and need an operator.
+    pub fn faults(&self) -> &Faults {
+        &self.state.faults
     }
 
     /// Masked samples of single events, and the portals with the most events.

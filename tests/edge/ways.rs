@@ -127,6 +127,8 @@ fn requests() -> Vec<String> {
         "Host: a\r\nDNT: 0\r\nDNT: 1\r\nX-Moz: prefetch\r\nReferer:\r\nReferer: x",
         "Host: a\r\nAccept: application/json",
         "Host: a\r\nAccept: image/*",
+        "Host: a\r\nUser-Agent: a\u{9b}31m\u{202e}b",
+        "Host: a\r\nReferer: https://ann@a.test:8443/x?y#z",
         "Host: a\r\nExpect: 100-continue",
         "Host: a\r\nContent-Length: 0",
         "Host: a\r\nSec-GPC: 1\r\nDNT: 1\r\nPurpose: prefetch",

@@ -155,13 +155,13 @@ impl<SV> Server<SV> {
             return None;
         }
         let in_flight_guard = self.in_flight.enter_here();
-        let ip = peer.map(|peer| state.trusted.client(peer, &request));
+        let names = state.gate.rules().context_names();
         let (image, closes) = (wants_image(request.accept), request.closes);
         let step = self.gate.judge(EventRequest {
             method: &FastRequest::METHOD,
             reading,
             query: target.query,
-            context: request.seen.context(ip),
+            context: request.seen.context(&request, peer, &state.trusted, names),
         });
         Some(JudgedRequest { length, step, image, closes, _in_flight_guard: in_flight_guard })
     }
@@ -179,7 +179,7 @@ impl<SV> Server<SV> {
         let reply = self.gate.finish(judged.step).await;
         let raw = reply.pick(&self.answers, judged.image);
         let stream = &mut connection.stream;
-        let rest = raw.write(reply.retry_after_seconds(), keep, |answer| {
+        let rest = raw.write(&reply.own_lines(), keep, |answer| {
             // Only the part that the socket does not take at once is copied; rarely is there any.
             let sent =
                 stream.as_any().downcast_ref().map_or(0, |socket: &Socket| socket.send_now(answer));

@@ -1,6 +1,7 @@
 //! The Pingora proxy of the edge: the gate answers event requests, an origin gets the others.
 
 use super::origin::{Origins, Server};
+use super::routing_headers;
 use super::upgrade::for_upgrade;
 use async_trait::async_trait;
 use bytes::Bytes;
@@ -112,15 +113,18 @@ impl Edge {
         Ok(())
     }
 
+    fn trusts_peer(&self, session: &Session) -> bool {
+        peer(session).is_some_and(|peer| self.trusted.trusts(peer))
+    }
+
     /// Sets `X-Forwarded-For`, `-Proto` and `-Host` (SPEC 1). Scheme and host that the request
-    /// brings are kept only from a trusted proxy.
+    /// brings are passed on only from a trusted proxy.
     fn forwarded(&self, session: &Session, request: &mut RequestHeader) -> Result<()> {
-        let peer = session.client_addr().and_then(|a| a.as_inet()).map(|a| a.ip());
-        if let Some(peer) = peer {
+        if let Some(peer) = peer(session) {
             let value = appended(request, &X_FORWARDED_FOR, peer);
             request.insert_header(X_FORWARDED_FOR, value)?;
         }
-        let trusted = peer.is_some_and(|peer| self.trusted.trusts(peer));
+        let trusted = self.trusts_peer(session);
         if !(trusted && request.headers.contains_key(X_FORWARDED_PROTO)) {
             let tls = session.digest().is_some_and(|digest| digest.ssl_digest.is_some());
             request.insert_header(X_FORWARDED_PROTO, if tls { "https" } else { "http" })?;
@@ -231,6 +235,11 @@ fn end_hop(response: &mut ResponseHeader) {
     }
 }
 
+/// The address of the connection's other end. `None`: a Unix socket.
+fn peer(session: &Session) -> Option<IpAddr> {
+    session.client_addr().and_then(|a| a.as_inet()).map(|a| a.ip())
+}
+
 /// Leaves one `Content-Length` with one value (RFC 9110, section 8.6). Pingora has checked that all
 /// values are equal; a client need not take them.
 fn join_lengths(response: &mut ResponseHeader) -> Result<()> {
@@ -322,6 +331,9 @@ impl ProxyHttp for Edge {
         }
         if let Some(left) = forwards_left(request) {
             request.insert_header(MAX_FORWARDS, left.saturating_sub(1).to_string())?;
+        }
+        if !self.trusts_peer(session) {
+            routing_headers::remove_from(request);
         }
         restore_order(session.req_header(), request)?;
         self.forwarded(session, request)
