@@ -7,6 +7,7 @@ use clap::builder::{PossibleValuesParser, TypedValueParser};
 use clap::{Args, Subcommand};
 use pixelgate::config::{Batch, Upstream, UpstreamKind};
 use pixelgate::tools::dead_letters::{self, Filter, Letter, Reason, Summary};
+use pixelgate::tools::escape_hidden;
 use std::io::{ErrorKind, Write};
 use std::path::Path;
 use std::process::ExitCode;
@@ -105,9 +106,9 @@ fn list(dir: &Path, upstream: &str, filter: &Filter) -> Result<(), String> {
     let mut printed = Ok(());
     let show = |letter: &Letter| {
         if printed.is_ok() {
-            printed = serde_json::to_writer(&mut out, letter)
+            printed = serde_json::to_string(letter)
                 .map_err(std::io::Error::from)
-                .and_then(|()| out.write_all(b"\n"));
+                .and_then(|json| writeln!(out, "{}", escape_hidden(&json)));
         }
     };
     let summary = dead_letters::list(dir, upstream, filter, show).map_err(|e| with_causes(&e))?;

@@ -6,8 +6,7 @@ use super::terminal::{BAD, GOOD, Progress, Unit};
 use crate::config::Config;
 use clap::Subcommand;
 use pixelgate::tools::dead_letters::{self, Filter};
-use pixelgate::tools::{Record, RecordError};
-use pixelgate::tools::{forget, inspect};
+use pixelgate::tools::{Record, RecordError, escape_hidden, forget, inspect};
 use std::error::Error;
 use std::io::{self, Write};
 use std::ops::ControlFlow;
@@ -117,8 +116,9 @@ fn dump(dir: &Path, out: &mut impl Write) -> io::Result<()> {
             }
             Err(why) => line.extend_from_slice(format!("{{\"damaged\":\"{why}\"}}").as_bytes()),
         }
-        line.push(b'\n');
-        written = out.write_all(&line);
+        // An event's JSON is UTF-8, so nothing is replaced here.
+        let shown = String::from_utf8_lossy(&line);
+        written = writeln!(out, "{}", escape_hidden(&shown));
         if written.is_ok() { ControlFlow::Continue(()) } else { ControlFlow::Break(()) }
     })?;
     written
