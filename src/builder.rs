@@ -55,6 +55,9 @@ pub struct ValidConfig {
     config: Config,
     rules: Rules,
     guard: Guard,
+    list: portals::ValidConfig,
+    /// The upstreams in force.
+    destinations: Vec<upstream::ValidConfig>,
 }
 
 impl std::ops::Deref for ValidConfig {
@@ -102,11 +105,11 @@ impl Config {
     pub fn validate(self) -> Result<ValidConfig, ConfigError> {
         let rules = self.rules()?;
         let guard = self.guard()?;
-        self.portals.validate()?;
+        let list = self.portals.validate()?;
         self.spool.validate()?;
         self.batch.validate()?;
-        upstream::Config::validate_all(&self.upstream)?;
-        Ok(ValidConfig { config: self, rules, guard })
+        let destinations = upstream::Config::validate_all(&self.upstreams())?;
+        Ok(ValidConfig { config: self, rules, guard, list, destinations })
     }
 
     /// The upstreams in force: those configured, or the embedded default.
@@ -127,9 +130,8 @@ impl Config {
     }
 
     fn guard(&self) -> Result<Guard, ConfigError> {
-        let told =
-            |e: crate::request::path::PathError| ConfigError::new("events.path", e.to_string());
-        Guard::new(&self.events.path).map_err(told)
+        let path = &self.events.path;
+        Guard::new(path).map_err(|e| ConfigError::new("events.path", e.to_string()))
     }
 }
 
@@ -206,7 +208,7 @@ impl Builder {
     /// The portal list cannot be read, or `events` holds a value that cannot be used.
     pub fn gate(self) -> Result<Gate, OpenError> {
         let config = self.config?;
-        let portals = Portals::open(&config.portals, &self.state_dir, self.clock.clone());
+        let portals = Portals::open(&config.list, &self.state_dir, self.clock.clone());
         Ok(config.into_gate(portals.map_err(OpenError::Portals)?, self.clock))
     }
 
@@ -220,7 +222,7 @@ impl Builder {
     /// moved to quarantine and counted.
     pub fn open(self) -> Result<PixelGate, OpenError> {
         let config = self.config?;
-        let portals = Portals::open(&config.portals, &self.state_dir, self.clock.clone());
+        let portals = Portals::open(&config.list, &self.state_dir, self.clock.clone());
         let portals = portals.map_err(OpenError::Portals)?;
         let metrics = Metrics::new();
         let faults = Faults::new(self.clock.clone(), metrics.faults.clone());
@@ -283,11 +285,11 @@ impl ValidConfig {
 
 /// Every upstream, configured or the host's own, with its name and its batches.
 fn destinations(
-    config: &Config,
+    config: &ValidConfig,
     own: &[(String, Arc<dyn Upstream>)],
 ) -> Result<Vec<Destination>, ConfigError> {
     let mut all = Vec::new();
-    for upstream in config.upstreams() {
+    for upstream in &config.destinations {
         let built = upstream.build()?;
         all.push((upstream.name.clone(), built, upstream.batch.over(&config.batch)));
     }
@@ -304,9 +306,9 @@ fn destinations(
 /// force. Opens no spool.
 pub fn check(config: &ValidConfig, state_dir: &Path) -> Result<String, OpenError> {
     let clock: Arc<dyn Clock> = Arc::new(SystemClock);
-    let portals = Portals::open(&config.portals, state_dir, clock).map_err(OpenError::Portals)?;
+    let portals = Portals::open(&config.list, state_dir, clock).map_err(OpenError::Portals)?;
     let mut lines = vec![portals.summary().to_string()];
-    for upstream in config.upstreams() {
+    for upstream in &config.destinations {
         // Building a file upstream would create its folder; the other kinds only read files.
         if !matches!(upstream.kind, upstream::Kind::File(_)) {
             upstream.build()?;

@@ -191,7 +191,7 @@ impl Metrics {
                 "spool_quarantined_bytes",
                 "Damaged bytes found in the spool.",
             ),
-            ready: gauge(&r, "ready", "Whether events are taken, as /readyz says: 1 or 0."),
+            ready: gauge(&r, "ready", "1 if this edge accepts events, as /readyz reports, else 0."),
             upstream_up: gauges(
                 &r,
                 "upstream_up",
@@ -342,7 +342,7 @@ fn refused_by_limit(r: &Registry) -> Box<[IntCounter]> {
     let refused = counters(
         r,
         "connections_refused_total",
-        "Connections refused or ended at a limit of the front door.",
+        "Connections refused or ended at a limit of the HTTP server.",
         &["limit"],
     );
     Limit::ALL.iter().map(|limit| refused.with_label_values(&[limit.as_str()])).collect()

@@ -1,4 +1,4 @@
-//! The `file` upstream: whole lines in finished files, whatever happens to the process.
+//! The `file` upstream: whole lines in finished files, however the process ends.
 
 use std::collections::BTreeSet;
 use std::fs;

@@ -223,7 +223,7 @@ fn unix_ms(text: &str) -> Result<i64, String> {
     if let Ok(time) = text.parse::<jiff::Timestamp>() {
         return Ok(time.as_millisecond());
     }
-    let time = text.parse::<jiff::civil::Date>().ok().and_then(|date| {
+    let time = jiff::civil::Date::strptime("%Y-%m-%d", text).ok().and_then(|date| {
         date.to_zoned(jiff::tz::TimeZone::UTC).ok().map(|midnight| midnight.timestamp())
     });
     let time = time.ok_or("is neither a time such as 2026-11-23T02:45:13Z nor a date")?;

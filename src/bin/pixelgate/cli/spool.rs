@@ -1,7 +1,7 @@
 //! `pixelgate spool`: inspects the spool, with or without a running edge, and forgets an upstream
 //! that is not configured any more.
 
-use super::exit::{NO, UNUSABLE, fail, with_causes};
+use super::exit::{NO, UNUSABLE, fail, unwritten, with_causes};
 use super::terminal::{BAD, GOOD, Progress, Unit};
 use crate::config::Config;
 use clap::Subcommand;
@@ -46,22 +46,33 @@ pub fn run(config: &Config, command: &Command) -> ExitCode {
     match sound {
         Ok(true) => ExitCode::SUCCESS,
         Ok(false) => ExitCode::from(NO),
-        // The reader of a pipe may stop early, as `head` does.
-        Err(e) if e.kind() == io::ErrorKind::BrokenPipe => ExitCode::SUCCESS,
-        Err(e) => fail(NO, format!("{}: {e}", dir.display())),
+        Err(Failure::Spool(e)) => fail(NO, format!("{}: {e}", dir.display())),
+        Err(Failure::Output(e)) => unwritten(&e),
     }
 }
 
-fn print(
-    to: impl FnOnce(&mut io::BufWriter<io::StdoutLock<'_>>) -> io::Result<()>,
-) -> io::Result<()> {
-    let mut out = io::BufWriter::new(io::stdout().lock());
-    to(&mut out)?;
-    out.flush()
+/// Why a command failed.
+enum Failure {
+    /// The spool cannot be read.
+    Spool(io::Error),
+    /// Standard output cannot be written.
+    Output(io::Error),
 }
 
-fn stat(dir: &Path, out: &mut impl Write) -> io::Result<()> {
-    let stat = inspect::stat(dir)?;
+fn print(
+    to: impl FnOnce(&mut io::BufWriter<io::StdoutLock<'_>>) -> Result<(), Failure>,
+) -> Result<(), Failure> {
+    let mut out = io::BufWriter::new(io::stdout().lock());
+    to(&mut out)?;
+    out.flush().map_err(Failure::Output)
+}
+
+fn stat(dir: &Path, out: &mut impl Write) -> Result<(), Failure> {
+    let stat = inspect::stat(dir).map_err(Failure::Spool)?;
+    print_stat(&stat, out).map_err(Failure::Output)
+}
+
+fn print_stat(stat: &inspect::Stat, out: &mut impl Write) -> io::Result<()> {
     for lane in &stat.lanes {
         let held = lane.end_seq.saturating_sub(lane.first_seq);
         let life = if lane.living { "in use" } else { "left behind" };
@@ -83,10 +94,16 @@ fn stat(dir: &Path, out: &mut impl Write) -> io::Result<()> {
     writeln!(out, "quarantined: {} bytes", stat.quarantined_bytes)
 }
 
-fn verify(dir: &Path) -> io::Result<bool> {
+fn verify(dir: &Path) -> Result<bool, Failure> {
     let mut progress = Progress::new("verifying the spool", Unit::Bytes);
-    let report = inspect::verify(dir, &mut |done, total| progress.update(done, total))?;
+    let report = inspect::verify(dir, &mut |done, total| progress.update(done, total));
     drop(progress);
+    let report = report.map_err(Failure::Spool)?;
+    print_report(&report).map_err(Failure::Output)?;
+    Ok(report.ok)
+}
+
+fn print_report(report: &inspect::VerifyReport) -> io::Result<()> {
     let mut out = io::BufWriter::new(anstream::stdout().lock());
     for finding in &report.findings {
         let (file, offset, what) = (finding.file.display(), finding.offset, &finding.what);
@@ -98,11 +115,10 @@ fn verify(dir: &Path) -> io::Result<bool> {
     let (records, bytes) = (report.records, report.payload_bytes);
     let style = if report.ok { GOOD } else { BAD };
     writeln!(out, "{style}{records} sound records, {bytes} bytes{style:#}")?;
-    out.flush()?;
-    Ok(report.ok)
+    out.flush()
 }
 
-fn dump(dir: &Path, out: &mut impl Write) -> io::Result<()> {
+fn dump(dir: &Path, out: &mut impl Write) -> Result<(), Failure> {
     let mut written = Ok(());
     let mut line = Vec::new();
     inspect::dump(dir, |_, payload| {
@@ -120,8 +136,9 @@ fn dump(dir: &Path, out: &mut impl Write) -> io::Result<()> {
         let shown = String::from_utf8_lossy(&line);
         written = writeln!(out, "{}", escape_hidden(&shown));
         if written.is_ok() { ControlFlow::Continue(()) } else { ControlFlow::Break(()) }
-    })?;
-    written
+    })
+    .map_err(Failure::Spool)?;
+    written.map_err(Failure::Output)
 }
 
 /// Gives up what waits for an upstream that is not configured. The error comes with its exit code.
