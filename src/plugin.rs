@@ -19,8 +19,9 @@ use crate::response::answers::{Answer, Answers, OwnLines, wants_image};
 use crate::response::title_case::title_case;
 use crate::spool::{CloseError, Commit, Overloaded, Spool};
 use crate::telemetry::event_samples::{EventSamples, PendingSample};
+use crate::telemetry::faults::Faults;
 use crate::telemetry::in_flight::InFlight;
-use crate::telemetry::metrics::Metrics;
+use crate::telemetry::metrics::{Limit, Metrics};
 use crate::upstream;
 use bytes::Bytes;
 use http::{Method, header};
@@ -50,6 +51,8 @@ pub(crate) struct GateState {
     pub gate: Gate,
     pub spool: Spool,
     pub metrics: Metrics,
+    /// Where every room raises its faults.
+    pub faults: Faults,
     pub event_samples: EventSamples,
     pub answers: Answers<PrebuiltResponse>,
     /// The `[response]` section, from which `server` builds the same answers as bytes.
@@ -142,7 +145,8 @@ impl PixelGate {
     /// Judges and answers an event request. Call this first in `request_filter`:
     ///
     /// - `Ok(None)`: another path; the session is untouched. Return `Ok(false)` to proxy it.
-    /// - `Ok(Some(verdict))`: an event request, and answered. Return `Ok(true)`.
+    /// - `Ok(Some(verdict))`: an event request, and answered. Return `Ok(true)`. The verdict is
+    ///   [`Verdict::NotJudged`] if the request's body is broken or cut; the answer is 400 then.
     ///
     /// # Errors
     ///
@@ -157,33 +161,56 @@ impl PixelGate {
         &self,
         session: &mut ServerSession,
     ) -> pingora::Result<Option<Verdict>> {
-        let Some(step) = self.judge_session(session) else { return Ok(None) };
-        let response = self.finish(step).await;
-        drop_body(session).await?;
+        let target = Target::split(session.req_header().raw_path());
+        let reading = self.state.gate.read(target.path);
+        if reading == Reading::Other {
+            return Ok(None);
+        }
+        // Before the judging: an event counts only if its request is whole.
+        if !session.is_body_done() {
+            match read_body(session).await {
+                EventBody::Whole => {}
+                EventBody::Unread => session.set_keepalive(None),
+                EventBody::Broken => {
+                    self.refuse_body(session).await;
+                    return Ok(Some(Verdict::NotJudged));
+                }
+            }
+        }
+        let response = self.finish(self.judge_session(session, reading)).await;
         self.answer(session, response).await?;
         Ok(Some(response.verdict()))
     }
 
-    /// The part without waiting: judge, encode, enqueue. `None`: another path.
-    fn judge_session(&self, session: &ServerSession) -> Option<NextStep> {
+    /// The part without waiting: judge, encode, enqueue.
+    fn judge_session(&self, session: &ServerSession, reading: Reading) -> NextStep {
         let request = session.req_header();
-        let target = Target::split(request.raw_path());
-        let reading = self.state.gate.read(target.path);
-        if reading == Reading::Other {
-            return None;
-        }
         let peer = session.client_addr().and_then(|a| a.as_inet()).map(|a| a.ip());
-        Some(self.judge(EventRequest {
+        self.judge(EventRequest {
             method: &request.method,
             reading,
-            query: target.query,
+            query: Target::split(request.raw_path()).query,
             context: context(
                 &request.headers,
                 peer,
                 &self.state.trusted,
                 self.state.gate.rules().context_names(),
             ),
-        }))
+        })
+    }
+
+    /// Answers 400 to a request whose body is broken or cut. The connection closes, because the end
+    /// of the request is unknown.
+    async fn refuse_body(&self, session: &mut ServerSession) {
+        self.state.metrics.count_refused(Limit::BodySyntax);
+        session.set_keepalive(None);
+        let sent = async {
+            let mut header = ResponseHeader::build(400, Some(1 + SPARE_HEADERS))?;
+            header.insert_header(header::CONTENT_LENGTH, 0)?;
+            session.write_response_header(Box::new(header)).await
+        };
+        // Fails if the client has gone, as it may have where its body is cut.
+        let _ = sent.await;
     }
 
     /// Judges an event request, and enqueues an accepted event in the spool.
@@ -295,6 +322,11 @@ impl PixelGate {
         &self.state.metrics
     }
 
+    /// The conditions that last and need an operator.
+    pub fn faults(&self) -> &Faults {
+        &self.state.faults
+    }
+
     /// Masked samples of single events, and the portals with the most events.
     pub fn event_samples(&self) -> &EventSamples {
         &self.state.event_samples
@@ -342,33 +374,36 @@ impl PrebuiltResponse {
     }
 }
 
-/// Reads and drops the request's body, so that the next request on this connection is found where
-/// it begins. If the body is too long or too slow, the connection closes after the answer.
-async fn drop_body(session: &mut ServerSession) -> pingora::Result<()> {
-    if session.is_body_done() {
-        return Ok(());
-    }
-    if session.get_header(header::EXPECT).is_some() {
-        // The answer is final without the body, so a client that waits for 100 need not send it.
-        session.set_keepalive(None);
-        return Ok(());
-    }
-    let limit = Duration::from_secs(BODY_SECONDS_MAX);
-    let whole = tokio::time::timeout(limit, read_body(session)).await.unwrap_or(Ok(false))?;
-    if !whole {
-        session.set_keepalive(None);
-    }
-    Ok(())
+/// How reading an event request's body ended.
+enum EventBody {
+    /// It was read to its end.
+    Whole,
+    /// Its end was not looked for: it is longer than [`BODY_BYTES_MAX`], or the client waits for
+    /// `100 Continue`, which the final answer makes needless.
+    Unread,
+    /// It is malformed, was cut off, or took longer than [`BODY_SECONDS_MAX`].
+    Broken,
 }
 
-/// Reads to the body's end or past [`BODY_BYTES_MAX`]; returns whether the end was reached.
-async fn read_body(session: &mut ServerSession) -> pingora::Result<bool> {
-    let mut read = 0;
-    while let Some(piece) = session.read_request_body().await? {
-        read += piece.len();
-        if read > BODY_BYTES_MAX {
-            return Ok(false);
-        }
+/// Reads and drops the request's body, so that the next request on this connection is found where
+/// it begins.
+async fn read_body(session: &mut ServerSession) -> EventBody {
+    if session.get_header(header::EXPECT).is_some() {
+        return EventBody::Unread;
     }
-    Ok(true)
+    let read = async {
+        let mut bytes = 0;
+        loop {
+            match session.read_request_body().await {
+                Ok(Some(piece)) => bytes += piece.len(),
+                Ok(None) => return EventBody::Whole,
+                Err(_) => return EventBody::Broken,
+            }
+            if bytes > BODY_BYTES_MAX {
+                return EventBody::Unread;
+            }
+        }
+    };
+    let limit = Duration::from_secs(BODY_SECONDS_MAX);
+    tokio::time::timeout(limit, read).await.unwrap_or(EventBody::Broken)
 }

@@ -23,6 +23,7 @@ mod health;
 mod in_flight_batch;
 mod lag;
 mod limiter;
+mod newer_records;
 mod options;
 mod retries;
 mod status;

@@ -8,6 +8,7 @@ use prometheus::{IntCounterVec, IntGaugeVec, Opts};
 use super::dead_letters::DEAD_BYTES_MAX;
 use crate::clock::{Clock, SystemClock};
 use crate::spool::Reader;
+use crate::telemetry::faults::Faults;
 use crate::upstream::{BatchConfig, Upstream};
 
 /// One upstream and the spool reader that feeds it.
@@ -32,6 +33,8 @@ pub struct Options {
     pub clock: Arc<dyn Clock>,
     /// The metrics to update.
     pub meters: Meters,
+    /// Where delivery raises its faults.
+    pub faults: Faults,
 }
 
 /// The metrics that delivery updates, labelled as SPEC 8 says. The caller registers them.
@@ -48,13 +51,15 @@ pub struct Meters {
 }
 
 impl Options {
-    /// Options with the system's clock, unregistered metrics and a bound of [`DEAD_BYTES_MAX`].
+    /// Options with the system's clock, unregistered metrics and faults, and a bound of
+    /// [`DEAD_BYTES_MAX`].
     pub fn new(dead_dir: impl Into<PathBuf>) -> Options {
         Options {
             dead_dir: dead_dir.into(),
             dead_bytes_max: DEAD_BYTES_MAX,
             clock: Arc::new(SystemClock),
             meters: Meters::unregistered(),
+            faults: Faults::unregistered(),
         }
     }
 }

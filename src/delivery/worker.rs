@@ -22,6 +22,7 @@ use super::health::{Health, State};
 use super::in_flight_batch::{self, InFlightBatch};
 use super::lag::LagTracker;
 use super::limiter::Limiter;
+use super::newer_records::NewerRecords;
 use super::options::{Options, Route};
 use super::retries;
 use super::status::Status;
@@ -49,6 +50,7 @@ pub struct WorkerDeps {
     upstream: Arc<dyn Upstream>,
     acknowledger: Acknowledger,
     dead_letters: DeadLetters,
+    newer_records: NewerRecords,
     clock: Arc<dyn Clock>,
     delivered: IntCounter,
     dead: IntCounter,
@@ -94,6 +96,7 @@ impl WorkerDeps {
             upstream: Arc::clone(&route.upstream),
             acknowledger: route.reader.acknowledger(),
             dead_letters: DeadLetters::new(dead_dir, &route.name, options.dead_bytes_max),
+            newer_records: NewerRecords::new(&route.name, &options.faults),
             clock: Arc::clone(&options.clock),
             delivered: meters.delivered.with_label_values(&labels),
             dead: meters.dead.with_label_values(&labels),
@@ -168,7 +171,9 @@ impl DeliveryWorker {
         let bytes_max = usize::try_from(batch.bytes_max.as_u64()).unwrap_or(usize::MAX);
         let pause = READ_PAUSE.min(Duration::from_millis(batch.linger_ms) / 2);
         loop {
-            let entries = self.unless_stopped(reader.read(batch.events_max, bytes_max)).await?;
+            let read = reader.read(batch.events_max, bytes_max);
+            let mut entries = self.unless_stopped(read).await?;
+            self.deps.newer_records.set_aside(&mut entries);
             let bytes = entries.iter().map(|entry| entry.payload.len()).sum::<usize>();
             let few = entries.len() < batch.events_max / 2 && bytes < bytes_max / 2;
             let mut shares = vec![Vec::new(); queues.len()];

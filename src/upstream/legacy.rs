@@ -139,7 +139,6 @@ impl Config {
 
     /// Builds the upstream. Resolves no name and opens no connection.
     pub fn build(&self) -> Result<Legacy, ConfigError> {
-        self.validate()?;
         let url = parse_url(&self.url)?;
         let setup = client::Setup {
             timeout_seconds: self.timeout_seconds,

@@ -4,6 +4,7 @@
 
 mod admin;
 mod answers;
+mod bodies;
 mod commands;
 mod connections;
 mod corpus;
@@ -35,6 +36,7 @@ mod previous_version;
 mod privacy;
 mod receiver;
 mod reload;
+mod removed;
 mod schema;
 mod sizing;
 mod start_errors;

@@ -172,8 +172,6 @@ fn what_is_the_event_path_in_some_readings_only_is_refused() {
             "/;x/h/v1/event/",
             "/x/..//h/v1/event/",
             "//x/../h/v1/event/",
-            "/v1/x//../event/",
-            "/v1/x;y%2f../event/",
             "/v1/x\\y/../event/",
             // Each of these needs one escape decoded and another left.
             "/x/a%2fb/%2e%2e/../v1/event/",
@@ -298,7 +296,7 @@ fn the_length_of_a_path_changes_nothing() {
 fn reading_a_path_of_usual_length_allocates_nothing() {
     let guard = guard("/v1/event/");
     for path in ["/v1/event/", "/a/b", "/a%20b//c", "/v1/a%252fb/../../%2e/event/..;x\\"] {
-        assert_eq!(allocations(|| drop(guard.read(path.as_bytes()))), 0, "{path}");
+        assert_eq!(allocations(|| _ = guard.read(path.as_bytes())), 0, "{path}");
     }
 }
 

@@ -24,10 +24,13 @@ use super::ledger::{ConsumerPosition, Counts};
 use crate::spool::format::{u32_at, u64_at};
 use crate::spool::fs::{File, read_full, write_full};
 
-/// Bytes of one slot. Holds [`UPSTREAMS_MAX`] positions with the longest names.
+/// Bytes of one slot. Holds [`POSITIONS_MAX`] positions with the longest names.
 const SLOT_BYTES: usize = 32 << 10;
 /// Most upstreams of one spool.
 pub const UPSTREAMS_MAX: usize = 64;
+/// Most positions of a lane: those of configured upstreams, and of removed ones with events that
+/// wait.
+pub const POSITIONS_MAX: usize = 120;
 /// Longest name of an upstream.
 pub const UPSTREAM_NAME_BYTES_MAX: usize = 128;
 /// Most folded lanes that may wait for their removal at a time.
@@ -40,7 +43,7 @@ const POSITION_WORDS: usize = 9;
 const _: () = assert!(
     HEADER_BYTES
         + ABSORBED_MAX * 16
-        + UPSTREAMS_MAX * (2 + UPSTREAM_NAME_BYTES_MAX + POSITION_WORDS * 8)
+        + POSITIONS_MAX * (2 + UPSTREAM_NAME_BYTES_MAX + POSITION_WORDS * 8)
         <= SLOT_BYTES
 );
 

@@ -16,7 +16,7 @@ use crate::spool::format::{
 };
 use crate::spool::fs::{File, Fs, Open, read_full};
 use crate::spool::lane::{CURSOR, IDENTITY, Lane, lane_dir, remove_leftovers, segment_number};
-use crate::spool::read::cursor::{Cursor, CursorFile, LaneKey};
+use crate::spool::read::cursor::{Cursor, CursorFile, LaneKey, POSITIONS_MAX};
 use crate::spool::read::ledger::ConsumerPosition;
 use crate::spool::read::scanner::{Scanner, Step, first_record};
 use crate::spool::segment_index::SegmentIndex;
@@ -55,6 +55,10 @@ pub fn adopt(
     let segments = survey(&**fs, &dir, id, salt, Some(quarantine))?;
     let segment_index = rebuild(&**fs, &dir, id, salt, &segments, quarantine)?;
     let (segment_index, positions) = restore_positions(segment_index, cursor.as_ref(), upstreams);
+    if positions.len() > POSITIONS_MAX {
+        let what = "events wait for too many removed upstreams: `pixelgate spool forget` them";
+        return Err(io::Error::other(what));
+    }
     let absorbed = cursor.map(|cursor| cursor.absorbed).unwrap_or_default();
     let lane = Lane::assemble(
         Arc::clone(fs),
@@ -236,7 +240,8 @@ fn due_record(bytes: &mut [u8], seed: ChecksumSeed, seq: u64) -> Option<usize> {
     matches!(probe(bytes, seed, seq..seq + 1), Found::Record { .. }).then_some(whole)
 }
 
-/// The positions of the upstreams that are configured now, and the index sealed at its end.
+/// The positions of the upstreams, and the index sealed at its end: first those of the configured
+/// upstreams, in their order, then those of removed ones for which events wait here.
 ///
 /// An upstream that the cursor does not know begins at the oldest record that any upstream of the
 /// lane still waited for: under a new name nothing that was pending is lost, and a newcomer does
@@ -257,5 +262,8 @@ fn restore_positions(
         let found = known.iter().find(|position| position.name == *name);
         found.cloned().unwrap_or_else(|| ConsumerPosition::new(name, start))
     };
-    (segment_index, upstreams.iter().map(position).collect())
+    let waits =
+        |position: &&ConsumerPosition| position.low < end && !upstreams.contains(&position.name);
+    let removed = known.iter().filter(waits).cloned();
+    (segment_index, upstreams.iter().map(position).chain(removed).collect())
 }

@@ -80,10 +80,17 @@ const HIDDEN: [std::ops::RangeInclusive<char>; 30] = [
 
 /// SPEC 3, with the default configuration.
 pub fn judge(query: &[u8]) -> Verdict {
-    if query.len() > QUERY_BYTES_MAX {
+    if encoded_length(query) > QUERY_BYTES_MAX {
         return Err(("query_too_long", None));
     }
     judge_of_any_length(query)
+}
+
+/// The length of a query with every byte percent-encoded that RFC 3986 does not allow in one.
+fn encoded_length(query: &[u8]) -> usize {
+    let is_allowed =
+        |byte: &u8| byte.is_ascii_alphanumeric() || b"-._~:@!$&'()*+,;=/?%".contains(byte);
+    query.iter().map(|byte| if is_allowed(byte) { 1 } else { 3 }).sum()
 }
 
 /// The same without the limit on the query's length, which canonical queries may exceed.
