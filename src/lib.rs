@@ -108,7 +108,7 @@ pub mod custom {
 /// An HTTP server in front of Pingora's proxy (SPEC 9, `[edge]`): connection limits, deadlines,
 /// strict framing, and a fast path for plain event requests.
 pub mod http_server {
-    pub use crate::server::{Acceptor, Limits, Listener, Server};
+    pub use crate::server::{Acceptor, BufferedBytes, Limits, Listener, Server};
     pub use crate::telemetry::in_flight::{InFlight, InFlightGuard};
     pub use crate::telemetry::metrics::Limit;
 }

@@ -23,7 +23,7 @@ use crate::telemetry::event_samples::{EventSamples, PendingSample};
 use crate::telemetry::metrics::Metrics;
 use crate::upstream;
 use bytes::Bytes;
-use http::{Method, header};
+use http::{Method, Version, header};
 use pingora::http::ResponseHeader;
 use pingora::protocols::http::ServerSession;
 use pingora::proxy::Session;
@@ -237,7 +237,7 @@ impl PixelGate {
     ) -> pingora::Result<()> {
         let accept = session.get_header(header::ACCEPT).map(|value| value.as_bytes());
         let prebuilt = response.pick(&self.state.answers, wants_image(accept));
-        let mut header = Box::new(if session.is_http2() {
+        let mut header = Box::new(if session.req_header().version == Version::HTTP_2 {
             // HTTP/2 sends all names in lower case, so their HTTP/1 spelling is not copied.
             ResponseHeader::from(prebuilt.header.as_owned_parts())
         } else {

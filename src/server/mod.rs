@@ -9,8 +9,9 @@
 //! 3. HTTP/1: read each request's header under one deadline. The fast path answers an ordinary
 //!    event request without Pingora. Every other header must pass a strict framing check before
 //!    the connection, with the bytes already read, is handed to Pingora.
-//! 4. HTTP/2 (by ALPN or prior knowledge): Pingora reads and writes the frames. This module counts
-//!    them, limits those that cause work without being a request, and ends idle connections.
+//! 4. HTTP/2 (by ALPN or prior knowledge): the `h2` crate reads and writes the frames. This module
+//!    counts them, limits those that cause work without being a request, checks headers by the
+//!    rules of HTTP/1, and ends idle connections. Pingora gets each stream as a session.
 //!
 //! The fast path changes the cost of a request only: the judge, the spool and the responses are
 //! those of [`PixelGate::handle`](crate::PixelGate::handle).
@@ -29,14 +30,19 @@
 //! | `http1` | serves an HTTP/1 connection |
 //! | `http1/header_check` | finds the end of a header and checks its framing (RFC 9112) |
 //! | `fast_path/request`, `fast_path/response` | parse an event request; prebuilt responses |
+//! | `buffered_bytes` | counts the bytes of bodies that wait in memory |
 //! | `http2` | serves an HTTP/2 connection |
 //! | `http2/options` | settings for the `h2` crate |
 //! | `http2/frame`, `http2/frame_counter` | frame headers, and a stream that counts them |
 //! | `http2/frame_budget` | how many frames a client may send per tick; the watchdog |
-//! | `http2/streams` | answers event requests on HTTP/2, passes others to the proxy |
+//! | `http2/streams` | accepts streams: answers event requests, passes others to the proxy |
+//! | `http2/request` | checks a stream's header as HTTP/1 does |
+//! | `http2/session` | a stream as a session of Pingora |
+//! | `http2/uploads` | ends uploads that their client has reset |
 
 mod acceptor;
 mod admission;
+mod buffered_bytes;
 mod connection;
 mod connection_limit;
 mod fast_path;
@@ -50,5 +56,6 @@ mod socket;
 
 pub use crate::telemetry::in_flight::{InFlight, InFlightGuard};
 pub use acceptor::{Acceptor, Listener};
+pub use buffered_bytes::BufferedBytes;
 pub use limits::Limits;
 pub use service::Server;

@@ -9,9 +9,9 @@
 use bytes::BytesMut;
 
 /// Longest method, in bytes. The longest registered method has 17.
-const METHOD_BYTES_MAX: usize = 32;
+pub const METHOD_BYTES_MAX: usize = 32;
 /// Most digits of a `Content-Length`; every such value fits in 64 bits.
-const LENGTH_DIGITS_MAX: usize = 18;
+pub const LENGTH_DIGITS_MAX: usize = 18;
 
 /// Length in bytes of the empty lines before a request line; they are skipped (RFC 9112,
 /// section 2.2).
@@ -168,7 +168,7 @@ fn trimmed(mut value: &[u8]) -> &[u8] {
 
 /// Whether `value` can be a host and port: ASCII without a delimiter that ends an authority (RFC
 /// 3986, section 3.2). An empty value is legal if the target has no authority.
-fn is_host(value: &[u8]) -> bool {
+pub fn is_host(value: &[u8]) -> bool {
     let is_delimiter = |b: &u8| b" \t/\\?#@,\"<>".contains(b);
     value.is_ascii() && !value.iter().any(is_delimiter)
 }

@@ -3,7 +3,7 @@
 use super::origin::{Origins, Server};
 use async_trait::async_trait;
 use bytes::Bytes;
-use http::{HeaderName, HeaderValue, StatusCode, header};
+use http::{HeaderName, HeaderValue, StatusCode, Version, header};
 use log::{debug, error};
 use pingora::http::{RequestHeader, ResponseHeader};
 use pingora::modules::http::HttpModules;
@@ -81,13 +81,12 @@ impl Edge {
             timeout: OwnAnswer::new(504, "The origin does not answer in time.\n")?,
             internal: OwnAnswer::new(500, "The edge failed.\n")?,
         };
-        let write_timeout = None;
         Ok(Self {
             gate,
             origins,
             trusted,
             keepalive_seconds,
-            write_timeout,
+            write_timeout: None,
             in_flight,
             own_answers,
         })
@@ -179,8 +178,9 @@ fn restore_order(received: &RequestHeader, request: &mut RequestHeader) -> Resul
 /// Waits for the end of an HTTP/2 body with `Content-Length: 0`. A body that contradicts its length
 /// ends the request here, before Pingora has passed its header on.
 async fn end_of_empty_body(session: &mut Session) -> Result<()> {
-    let length = session.req_header().headers.get(header::CONTENT_LENGTH);
-    if !session.is_http2() || length.is_none_or(|length| length != "0") {
+    let request = session.req_header();
+    let length = request.headers.get(header::CONTENT_LENGTH);
+    if request.version != Version::HTTP_2 || length.is_none_or(|length| length != "0") {
         return Ok(());
     }
     let limit = Duration::from_secs(EMPTY_BODY_SECONDS_MAX);

@@ -57,6 +57,7 @@ pub fn run(
         .in_flight(in_flight.clone())
         .open()
         .map_err(EdgeError::Gate)?;
+    let buffered_bytes = edge.buffered_bytes();
     let keepalive = edge.keepalive_seconds;
     let proxy = Edge::new(gate.clone(), origins.clone(), trusted, keepalive, in_flight.clone())
         .map_err(EdgeError::Pingora)?
@@ -65,7 +66,8 @@ pub fn run(
     let mut server = Server::new_with_opt_and_conf(None, conf);
     let proxy = http_proxy(&server.configuration, proxy);
     let limits = Limits { connections_max: file_limit::raise(edge), ..edge.limits() };
-    let http_server = HttpServer::new(proxy, gate.clone(), in_flight.clone(), limits);
+    let http_server =
+        HttpServer::new(proxy, gate.clone(), in_flight.clone(), limits, buffered_bytes);
     let (stop, stopped) = watch::channel(false);
     let certificates: Vec<_> = certificates.into_iter().map(|(_, all)| all).collect();
     let announcement = announcement(&plain, &tls, &pages);
