@@ -11,7 +11,7 @@ use crate::policy::gate::{AcceptedEvent, Decision, EventRequest, Gate};
 use crate::policy::portals::PortalVerdict;
 use crate::request::path::Reading;
 use crate::request::target::Target;
-use crate::upstream::{self, hubspot};
+use crate::upstream;
 use http::Method;
 use serde::Serialize;
 use serde_json::value::RawValue;
@@ -37,7 +37,7 @@ pub struct Explanation<'a> {
     policy: Lines,
     hints: Vec<Hints<'static>>,
     /// One entry for each upstream of kind `hubspot`; empty unless the event is accepted.
-    hubspot: Vec<hubspot::Explained>,
+    hubspot: Vec<upstream::Explained>,
 }
 
 /// Lines of text under a title.
@@ -99,7 +99,7 @@ pub fn explain<'a>(
     let mut accepted = AcceptedEvent::blank();
     let decision = gate.consider(request, &mut accepted);
     let hubspot = match decision {
-        Decision::Accept => hubspot::explain(upstreams, &accepted.event),
+        Decision::Accept => upstream::explain(upstreams, &accepted.event),
         _ => Vec::new(),
     };
     Ok(Explanation {

@@ -5,5 +5,6 @@
 pub mod client;
 pub mod context;
 pub mod path;
+#[cfg(feature = "server")]
 pub(crate) mod simd;
 pub mod target;

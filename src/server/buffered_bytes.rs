@@ -31,12 +31,21 @@ impl BufferedBytes {
         Self(Arc::new(Count { held: AtomicUsize::new(0), bytes_max }))
     }
 
-    /// Reserves bytes. `None`: fewer are left.
+    /// Reserves bytes for a response. `None`: fewer are left.
     pub(crate) fn reserve(&self, bytes: usize) -> Option<Reservation> {
+        self.reserve_within(bytes, self.0.bytes_max)
+    }
+
+    /// Reserves bytes for a larger window, at most half of all: the other half is for responses.
+    pub(crate) fn reserve_window(&self, bytes: usize) -> Option<Reservation> {
+        self.reserve_within(bytes, self.0.bytes_max / 2)
+    }
+
+    fn reserve_within(&self, bytes: usize, bytes_max: usize) -> Option<Reservation> {
         let held = self.0.held.fetch_add(bytes, Relaxed).saturating_add(bytes);
         // Given back at once if it is too much.
         let reservation = Reservation { count: self.clone(), bytes };
-        (held <= self.0.bytes_max).then_some(reservation)
+        (held <= bytes_max).then_some(reservation)
     }
 }
 
@@ -59,5 +68,6 @@ mod tests {
         assert!(second.is_some() && buffered.reserve(1).is_none());
         drop(first);
         assert!(buffered.reserve(5).is_some());
+        assert!(buffered.reserve_window(1).is_some() && buffered.reserve_window(2).is_none());
     }
 }

@@ -30,6 +30,8 @@
 //! | `http1` | serves an HTTP/1 connection |
 //! | `http1/header_check` | finds the end of a header and checks its framing (RFC 9112) |
 //! | `fast_path/request`, `fast_path/response` | parse an event request; prebuilt responses |
+//! | `origin_connector`, `origin_stream` | connections to origins, of which little is read ahead |
+//! | `exchange` | how many bytes of a response wait for a client that does not read |
 //! | `buffered_bytes` | counts the bytes of bodies that wait in memory |
 //! | `http2` | serves an HTTP/2 connection |
 //! | `http2/options` | settings for the `h2` crate |
@@ -45,17 +47,20 @@ mod admission;
 mod buffered_bytes;
 mod connection;
 mod connection_limit;
+mod exchange;
 mod fast_path;
 mod http1;
 mod http2;
 mod limits;
+mod origin_connector;
+mod origin_stream;
 mod proxy_header;
 mod read_buffer;
 mod service;
 mod socket;
 
-pub use crate::telemetry::in_flight::{InFlight, InFlightGuard};
 pub use acceptor::{Acceptor, Listener};
 pub use buffered_bytes::BufferedBytes;
 pub use limits::Limits;
+pub use origin_connector::{OriginConnector, Proxy, proxy};
 pub use service::Server;

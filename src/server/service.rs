@@ -5,13 +5,14 @@ use super::buffered_bytes::BufferedBytes;
 use super::connection::Connection;
 use super::fast_path::response::FastResponse;
 use super::limits::Limits;
+use super::origin_connector::Proxy;
 use crate::plugin::PixelGate;
 use crate::response::answers::Answers;
 use crate::telemetry::in_flight::InFlight;
 use async_trait::async_trait;
 use pingora::apps::{HttpServerApp, ServerApp};
 use pingora::protocols::Stream;
-use pingora::proxy::{HttpProxy, ProxyHttp};
+use pingora::proxy::ProxyHttp;
 use pingora::server::ShutdownWatch;
 use std::sync::Arc;
 
@@ -21,7 +22,7 @@ use std::sync::Arc;
 /// application of one of Pingora's own services, with two differences: a connection takes its
 /// permit only after the TLS handshake, and a PROXY header is not read before the handshake.
 pub struct Server<SV> {
-    pub(super) proxy: Arc<HttpProxy<SV, ()>>,
+    pub(super) proxy: Arc<Proxy<SV>>,
     pub(super) gate: PixelGate,
     pub(super) answers: Answers<FastResponse>,
     pub(super) in_flight: InFlight,
@@ -30,11 +31,11 @@ pub struct Server<SV> {
 }
 
 impl<SV> Server<SV> {
-    /// A server for `proxy`, whose `request_filter` must call [`PixelGate::handle`] of `gate`
+    /// A server for `proxy`, see [`proxy`](super::proxy), whose `request_filter` must call [`PixelGate::handle`] of `gate`
     /// first. `in_flight` counts the requests that this server answers itself; the proxy counts
     /// its own. `buffered_bytes` bounds the bodies that wait in memory.
     pub fn new(
-        proxy: HttpProxy<SV, ()>,
+        proxy: Arc<Proxy<SV>>,
         gate: PixelGate,
         in_flight: InFlight,
         limits: Limits,
@@ -44,7 +45,7 @@ impl<SV> Server<SV> {
         let Ok(answers) = Answers::build(&state.response, &state.methods, FastResponse::new);
         let (trusted, metrics) = (state.trusted.clone(), state.metrics.clone());
         let admission = Admission::new(limits, trusted, metrics, in_flight.clone());
-        Self { proxy: Arc::new(proxy), gate, answers, in_flight, admission, buffered_bytes }
+        Self { proxy, gate, answers, in_flight, admission, buffered_bytes }
     }
 
     pub(super) fn limits(&self) -> &Limits {

@@ -4,6 +4,7 @@
 //! read. This one allocates a write buffer when there is something to write and frees it once that
 //! is sent, so thousands of idle connections hold none.
 
+use super::exchange;
 use super::read_buffer::replay;
 use async_trait::async_trait;
 use bytes::{Buf, BytesMut};
@@ -93,10 +94,12 @@ impl Socket {
     }
 
     fn poll_wire(&mut self, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
-        match &mut self.wire {
+        let written = match &mut self.wire {
             Wire::Tcp(stream) => Pin::new(stream).poll_write(cx, bytes),
             Wire::Unix(stream) => Pin::new(stream).poll_write(cx, bytes),
-        }
+        };
+        exchange::client_written(&written);
+        written
     }
 
     /// Sends the write buffer and frees it.

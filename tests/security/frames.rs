@@ -101,6 +101,16 @@ impl Client {
         Some(Frame { kind, flags, stream: u32::from_be_bytes(stream), payload })
     }
 
+    /// The next frame that answers or ends a stream; `None` when the peer has closed.
+    pub fn next_answer(&mut self) -> Option<Frame> {
+        loop {
+            let frame = self.next()?;
+            if matches!(frame.kind, HEADERS | RST_STREAM) {
+                return Some(frame);
+            }
+        }
+    }
+
     /// The next frame of this kind.
     pub fn next_of(&mut self, kind: u8) -> Frame {
         loop {

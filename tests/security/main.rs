@@ -13,9 +13,11 @@ mod http;
 #[path = "../edge/nginx.rs"]
 mod nginx;
 
+mod attacks;
 mod client_address;
 mod frames;
 mod h2;
+mod h2_rules;
 mod limits;
 mod memory;
 mod origin;

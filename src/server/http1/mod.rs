@@ -4,6 +4,7 @@
 pub mod header_check;
 
 use super::connection::{Connection, Head};
+use super::exchange;
 use super::fast_path::request::{FastRequest, request_line};
 use super::http2::frame::{PREFACE, PREFACE_HEAD_BYTES};
 use super::read_buffer;
@@ -355,7 +356,8 @@ where
         if !keep {
             session.set_keepalive_reuses_remaining(Some(0));
         }
-        self.proxy.process_new_http(session, shutdown)
+        let proxied = self.proxy.process_new_http(session, shutdown);
+        Box::pin(exchange::scope(self.buffered_bytes.clone(), proxied))
     }
 }
 

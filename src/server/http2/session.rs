@@ -6,6 +6,7 @@
 //! says which changes of Pingora would make it needless.
 
 use super::uploads::Upload;
+use crate::server::exchange;
 use async_trait::async_trait;
 use bytes::{Bytes, BytesMut};
 use futures_core::Stream;
@@ -189,7 +190,12 @@ impl Http2Session {
 /// Waits for room for up to `wanted` bytes in the windows of the stream and the connection.
 async fn window(sender: &mut SendStream<Bytes>, wanted: usize) -> Result<usize> {
     sender.reserve_capacity(wanted);
-    match poll_fn(|cx| sender.poll_capacity(cx)).await {
+    let granted = poll_fn(|cx| {
+        let granted = sender.poll_capacity(cx);
+        exchange::client_written(&granted);
+        granted
+    });
+    match granted.await {
         Some(granted) => granted.map_err(write_error),
         None => Err(Error::explain(ErrorType::H2Error, "the stream is closed").into_down()),
     }

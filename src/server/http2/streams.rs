@@ -9,6 +9,7 @@ use super::request::{check, join_cookies};
 use super::session::Http2Session;
 use super::uploads::Uploads;
 use crate::server::buffered_bytes::Reservation;
+use crate::server::exchange;
 use crate::server::service::Server;
 use crate::telemetry::metrics::Limit;
 use bytes::Bytes;
@@ -158,7 +159,8 @@ where
     /// Opens the window of a connection that uploads, if the bytes for it are left. Returns what
     /// keeps them reserved.
     fn widen(&self, connection: &mut Connection<FrameCounter, Bytes>) -> Option<Reservation> {
-        let reserved = self.server.buffered_bytes.reserve(CONNECTION_WINDOW_BYTES as usize)?;
+        let reserved =
+            self.server.buffered_bytes.reserve_window(CONNECTION_WINDOW_BYTES as usize)?;
         connection.set_target_window_size(CONNECTION_WINDOW_BYTES);
         Some(reserved)
     }
@@ -178,7 +180,9 @@ where
                 if let Some(session) = streams.admit(session).await
                     && let Some(session) = streams.answer(session).await
                 {
-                    streams.server.proxy.process_new_http(session, &streams.shutdown).await;
+                    let server = &streams.server;
+                    let proxied = server.proxy.process_new_http(session, &streams.shutdown);
+                    exchange::scope(server.buffered_bytes.clone(), proxied).await;
                 }
             };
             let cancelled = async {

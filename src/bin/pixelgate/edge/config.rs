@@ -103,7 +103,7 @@ impl Default for Config {
             header_bytes_max: ByteSize::b(limits.header_bytes_max as u64),
             header_lines_max: limits.header_lines_max,
             h2_streams_max: limits.h2_streams_max,
-            buffered_bytes_max: ByteSize::mib(64),
+            buffered_bytes_max: ByteSize::mib(256),
             answer_plain: true,
             shutdown_grace_seconds: 10,
             trusted_proxies: Vec::new(),

@@ -11,7 +11,8 @@ use pingora::prelude::*;
 use pingora::proxy::{FailToProxy, ProxyWarnLogContext};
 use pingora::{ErrorSource, ErrorType};
 use pixelgate::TrustedProxies;
-use pixelgate::http_server::{InFlight, InFlightGuard, Limit};
+use pixelgate::custom::{InFlight, InFlightGuard};
+use pixelgate::http_server::Limit;
 use pixelgate::{PixelGate, Verdict};
 use std::net::IpAddr;
 use std::sync::Arc;
@@ -330,10 +331,12 @@ impl ProxyHttp for Edge {
         reused: bool,
     ) -> Box<Error> {
         let is_upstream_error = *e.esource() == ErrorSource::Upstream;
-        if is_upstream_error && !reused {
+        let timed_out = matches!(e.etype(), ErrorType::ReadTimedout | ErrorType::WriteTimedout);
+        // An origin may wait for the rest of a body that its client does not send.
+        let client_is_late = *e.etype() == ErrorType::ReadTimedout && !session.is_body_done();
+        if is_upstream_error && !reused && !client_is_late {
             self.give_up(ctx, e.etype().as_str());
         }
-        let timed_out = matches!(e.etype(), ErrorType::ReadTimedout | ErrorType::WriteTimedout);
         let retry = is_upstream_error
             && !timed_out
             && session.req_header().method.is_idempotent()

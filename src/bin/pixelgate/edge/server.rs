@@ -17,12 +17,12 @@ use log::info;
 use parking_lot::Mutex;
 use pingora::connectors::ConnectorOptions;
 use pingora::listeners::tls::TlsSettings;
-use pingora::proxy::http_proxy;
 use pingora::server::configuration::ServerConf;
 use pingora::server::{RunArgs, Server, ShutdownWatch};
 use pingora::services::background::{BackgroundService, background_service};
 use pixelgate::PixelGate;
-use pixelgate::http_server::{Acceptor, InFlight, Limits, Server as HttpServer};
+use pixelgate::custom::InFlight;
+use pixelgate::http_server::{self, Acceptor, Limits, Server as HttpServer};
 use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
@@ -64,7 +64,7 @@ pub fn run(
         .with_write_timeout(edge.limits().write_timeout);
 
     let mut server = Server::new_with_opt_and_conf(None, conf);
-    let proxy = http_proxy(&server.configuration, proxy);
+    let proxy = http_server::proxy(&server.configuration, proxy).map_err(EdgeError::Proxy)?;
     let limits = Limits { connections_max: file_limit::raise(edge), ..edge.limits() };
     let http_server =
         HttpServer::new(proxy, gate.clone(), in_flight.clone(), limits, buffered_bytes);
