@@ -17,6 +17,9 @@ const AHEAD_BYTES_MIN: usize = 2 << 10;
 /// Bytes that are given at once while the client takes nothing. Pingora stops reading when its
 /// queue is full; no bytes at all would look as if the origin were late.
 const TRICKLE_BYTES: usize = 1 << 10;
+/// Most bytes that are read from a client's connection at once. Pingora would read 64 KiB, and queue
+/// up to five such pieces of an upload while the origin takes none.
+const UPLOAD_BYTES_MAX: usize = 16 << 10;
 /// What an exchange reserves of `edge.buffered_bytes_max`.
 const RESERVED_BYTES: usize = 40 << 10;
 /// How often the task lets its other half write first, before it counts the client as waiting.
@@ -68,6 +71,11 @@ pub fn client_written<T>(written: &Poll<T>) {
 /// How many bytes may be read from the origin now; at least 1.
 pub fn poll_room(cx: &mut Context<'_>) -> Poll<usize> {
     EXCHANGE.try_with(|exchange| exchange.poll_room(cx)).unwrap_or(Poll::Ready(usize::MAX))
+}
+
+/// How many bytes may be read from the client's connection at once.
+pub fn upload_room() -> usize {
+    EXCHANGE.try_with(|_| UPLOAD_BYTES_MAX).unwrap_or(usize::MAX)
 }
 
 /// Notes that bytes were read from the origin.

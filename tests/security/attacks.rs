@@ -2,13 +2,11 @@
 //! bounded amount of memory, and leaves events of other clients alone.
 
 use crate::frames::{
-    Client, END_HEADERS, END_STREAM, HEADERS, RST_STREAM, block, frame, get, literal,
+    Client, END_HEADERS, END_STREAM, HEADERS, RST_STREAM, WINDOW_UPDATE, block, frame, get, literal,
 };
 use crate::harness::{Edge, Setup};
 use crate::origin::Origin;
 use crate::refused;
-
-const WINDOW_UPDATE: u8 = 8;
 
 /// Most memory of an attack by one connection, in KiB, in any build.
 const ATTACK_KIB_MAX: u64 = 24 << 10;

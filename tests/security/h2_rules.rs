@@ -1,10 +1,10 @@
 //! HTTP/2 requests by the rules of HTTP/1, and what a single stream or frame may cost the others.
 
 use crate::frames::{
-    Client, DATA, END_HEADERS, END_STREAM, Frame, GOAWAY, HEADERS, RST_STREAM, block, frame, get,
-    literal,
+    Client, DATA, END_HEADERS, END_STREAM, Frame, GOAWAY, HEADERS, RST_STREAM, SETTINGS,
+    WINDOW_UPDATE, block, frame, get, literal,
 };
-use crate::harness::{Edge, Setup};
+use crate::harness::{Edge, Setup, wait_for};
 use crate::origin::{Credulity, Origin};
 use crate::{accepted, refused, wait_refused};
 use std::net::TcpListener;
@@ -90,6 +90,37 @@ fn a_body_that_ends_in_an_empty_frame_has_one_last_chunk() {
     let bytes = origin.bytes();
     assert_eq!(bytes.len(), 1, "one connection to the origin");
     assert_eq!(String::from_utf8_lossy(&bytes[0]).matches("0\r\n\r\n").count(), 3);
+}
+
+/// The sum of the increments of the connection's window until an upload is answered.
+fn window_of_upload(client: &mut Client) -> u32 {
+    client.send(&frame(HEADERS, END_HEADERS, 1, &block("POST", "/page")));
+    client.send(&frame(DATA, END_STREAM, 1, b"x"));
+    let mut window = 0;
+    loop {
+        let frame = client.next().expect("an answer");
+        match (frame.kind, frame.stream) {
+            (WINDOW_UPDATE, 0) => window += u32::from_be_bytes(frame.payload.try_into().unwrap()),
+            (HEADERS, 1) => return window,
+            _ => {}
+        }
+    }
+}
+
+#[test]
+fn a_connection_that_uploads_gets_a_larger_window_while_bytes_are_left() {
+    let origin = Origin::start();
+    let limit = "buffered_bytes_max = \"8MiB\"";
+    let edge = Setup::default().origin(origin.address).edge(limit).start();
+    let mut first = Client::open(edge.address, b"");
+    let settings = first.next_of(SETTINGS).payload;
+    assert!(settings.chunks(6).any(|s| s == [0, 4, 0, 0x10, 0, 0]), "1 MiB for a stream");
+    assert_eq!(window_of_upload(&mut first), (4 << 20) - 65_535);
+    assert_eq!(window_of_upload(&mut Client::open(edge.address, b"")), 0, "half is in use");
+    drop(first);
+    wait_for("the window to be given back", || {
+        window_of_upload(&mut Client::open(edge.address, b"")) > 0
+    });
 }
 
 #[test]

@@ -44,15 +44,6 @@ pub struct Streams<SV> {
     shutdown: ShutdownWatch,
 }
 
-/// What a connection does next.
-enum Next {
-    /// Asks the client to open no more streams.
-    Stop,
-    Stream(Option<Result<(http::Request<RecvStream>, SendResponse<Bytes>), h2::Error>>),
-    /// Ends, because no stream was open for the keep-alive time.
-    Idle,
-}
-
 /// Counts a stream until dropped.
 struct OpenStream<SV>(Arc<Streams<SV>>);
 
@@ -126,34 +117,32 @@ where
         let mut window = None;
         let mut open = self.open.subscribe();
         loop {
-            let next = tokio::select! {
+            let accepted = tokio::select! {
                 biased;
-                _ = stopping.wait_for(|stop| *stop), if !is_stopping => Next::Stop,
-                accepted = connection.accept() => Next::Stream(accepted),
-                () = idle(&mut open, limits.keepalive), if !is_stopping => Next::Idle,
-            };
-            match next {
-                Next::Stop => {
+                () = stopped(&mut stopping), if !is_stopping => {
                     is_stopping = true;
                     connection.graceful_shutdown();
+                    continue;
                 }
-                Next::Stream(Some(Ok((request, respond)))) => {
+                accepted = connection.accept() => accepted,
+                () = idle(&mut open, limits.keepalive), if !is_stopping => break,
+            };
+            match accepted {
+                Some(Ok((request, respond))) => {
                     if !request.body().is_end_stream() && window.is_none() {
                         window = self.widen(&mut connection);
                     }
                     self.start(request, respond);
                 }
-                Next::Stream(Some(Err(e))) => return limit_of(&e),
-                Next::Stream(None) => return None,
-                Next::Idle => {
-                    connection.abrupt_shutdown(Reason::NO_ERROR);
-                    let end = poll_fn(|cx| connection.poll_closed(cx));
-                    // Either way the connection ends here.
-                    let _ = timeout(Duration::from_secs(GOAWAY_SECONDS_MAX), end).await;
-                    return Some(Limit::IdleTime);
-                }
+                Some(Err(e)) => return limit_of(&e),
+                None => return None,
             }
         }
+        connection.abrupt_shutdown(Reason::NO_ERROR);
+        let end = poll_fn(|cx| connection.poll_closed(cx));
+        // Either way the connection ends here.
+        let _ = timeout(Duration::from_secs(GOAWAY_SECONDS_MAX), end).await;
+        Some(Limit::IdleTime)
     }
 
     /// Opens the window of a connection that uploads, if the bytes for it are left. Returns what
@@ -247,9 +236,14 @@ where
     }
 }
 
+/// Waits until the connection should take no more requests.
+async fn stopped(stopping: &mut watch::Receiver<bool>) {
+    // The sender lives as long as the connection.
+    let _ = stopping.wait_for(|stop| *stop).await;
+}
+
 /// Waits until no stream has been open for the keep-alive time.
 async fn idle(open: &mut watch::Receiver<usize>, keepalive: Duration) {
-    // The sender lives as long as the connection.
     let _ = open.wait_for(|open| *open == 0).await;
     sleep(keepalive).await;
 }
