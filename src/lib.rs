@@ -142,7 +142,7 @@ pub mod admin_pages {
 /// Parts for command-line tools: `explain`, the spool, its dead letters, and log lines.
 pub mod tools {
     pub use crate::delivery::dead_letters;
-    pub use crate::event::{Record, RecordError};
+    pub use crate::event::{Record, RecordError, escape_hidden};
     pub use crate::explain::{NotAnEvent, explain};
     pub use crate::file_stamp::FileStamp;
     pub use crate::spool::recovery::inspect;

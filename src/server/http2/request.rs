@@ -4,7 +4,8 @@
 //! The `h2` crate refuses what RFC 9113 calls malformed. This module refuses what `header_check`
 //! refuses in HTTP/1, because two origins could read it differently.
 
-use crate::server::http1::header_check::{LENGTH_DIGITS_MAX, METHOD_BYTES_MAX, is_host};
+use crate::server::http1::header_check::{METHOD_BYTES_MAX, length};
+use crate::server::http1::target::is_host;
 use crate::server::limits::Limits;
 use crate::telemetry::metrics::Limit;
 use http::{HeaderMap, Method, header};
@@ -45,26 +46,21 @@ fn is_target(method: &Method, target: &[u8]) -> bool {
     form_fits && target.iter().all(|&b| b > b' ' && b != 0x7f)
 }
 
-/// Whether `:authority` and `Host` name one valid host.
+/// Whether `:authority` and at most one `Host` name one valid host.
 fn has_one_host(request: &RequestHeader) -> bool {
     let authority = request.uri.authority().map(|authority| authority.as_str().as_bytes());
-    let hosts = request.headers.get_all(header::HOST).iter();
-    let mut all = authority.into_iter().chain(hosts.map(|host| host.as_bytes()));
-    let Some(first) = all.next() else { return false };
-    !first.is_empty()
-        && is_host(first)
-        && all.all(|other| other.eq_ignore_ascii_case(first))
-        && request.headers.get_all(header::HOST).iter().count() <= 1
+    let mut hosts = request.headers.get_all(header::HOST).iter().map(|host| host.as_bytes());
+    let (host, second) = (hosts.next(), hosts.next());
+    let agree =
+        |host: &[u8]| authority.is_none_or(|authority| authority.eq_ignore_ascii_case(host));
+    second.is_none() && host.or(authority).is_some_and(is_host) && host.is_none_or(agree)
 }
 
 /// Whether there is at most one `Content-Length`, of digits alone.
 fn has_sound_length(headers: &HeaderMap) -> bool {
     let mut lengths = headers.get_all(header::CONTENT_LENGTH).iter();
-    let Some(length) = lengths.next() else { return true };
-    let digits = length.as_bytes();
-    lengths.next().is_none()
-        && (1..=LENGTH_DIGITS_MAX).contains(&digits.len())
-        && digits.iter().all(u8::is_ascii_digit)
+    let Some(first) = lengths.next() else { return true };
+    lengths.next().is_none() && length(first.as_bytes()).is_some()
 }
 
 /// Joins all `cookie` fields into one (RFC 9113, section 8.2.3): HTTP/1 allows one line alone.
