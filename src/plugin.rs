@@ -26,7 +26,7 @@ use crate::telemetry::in_flight::InFlight;
 use crate::telemetry::metrics::{Limit, Metrics};
 use crate::upstream;
 use bytes::Bytes;
-use http::{Method, header};
+use http::{Method, Version, header};
 use pingora::http::ResponseHeader;
 use pingora::protocols::http::ServerSession;
 use pingora::proxy::Session;
@@ -285,7 +285,7 @@ impl PixelGate {
     ) -> pingora::Result<()> {
         let accept = session.get_header(header::ACCEPT).map(|value| value.as_bytes());
         let prebuilt = response.pick(&self.state.answers, wants_image(accept));
-        let mut header = Box::new(if session.is_http2() {
+        let mut header = Box::new(if session.req_header().version == Version::HTTP_2 {
             // HTTP/2 sends all names in lower case, so their HTTP/1 spelling is not copied.
             ResponseHeader::from(prebuilt.header.as_owned_parts())
         } else {
