@@ -24,16 +24,19 @@ pub enum FaultKind {
     Poison,
     /// The upstream takes nothing, and events wait for it.
     UpstreamStuck,
+    /// So many separate events are stuck that the upstream's events are not read any more.
+    RunAheadBound,
 }
 
 impl FaultKind {
     /// Every kind, so that a scrape shows zeros.
-    pub const ALL: [Self; 5] = [
+    pub const ALL: [Self; 6] = [
         Self::PortalsUnread,
         Self::PortalsStale,
         Self::SpoolRefuses,
         Self::Poison,
         Self::UpstreamStuck,
+        Self::RunAheadBound,
     ];
 
     /// The word in `/status` and in the metric's label.
@@ -44,6 +47,7 @@ impl FaultKind {
             Self::SpoolRefuses => "spool_refuses",
             Self::Poison => "poison",
             Self::UpstreamStuck => "upstream_stuck",
+            Self::RunAheadBound => "run_ahead_bound",
         }
     }
 }

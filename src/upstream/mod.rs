@@ -31,7 +31,9 @@ pub(crate) use bot::is_bot;
 
 pub use crate::env::Secret;
 pub use batch::{Batch, BatchConfig, BatchOverride, Body};
-pub use config::{Config, Kind, NAME_CHARS_MAX, UPSTREAMS_MAX, check_name};
+pub use config::{
+    ATTEMPTS_MAX_DEFAULT, ATTEMPTS_MAX_MAX, Config, Kind, NAME_CHARS_MAX, UPSTREAMS_MAX, check_name,
+};
 pub use contract::Upstream;
 pub use encode::{Compression, Format};
 pub use outcome::{Failure, Outcome, Part};
