@@ -98,9 +98,10 @@ impl DeliveryWorker {
         follow_up
     }
 
-    /// Plans another attempt. A batch that failed too often while the upstream took others is
-    /// halved; a single event that did so becomes a dead letter, unless a changed configuration
-    /// would help.
+    /// Plans another attempt. A batch that failed too often is halved: where every batch holds an
+    /// event that the upstream never takes, the upstream seems to take nothing. A single event that
+    /// failed too often while others were delivered becomes a dead letter, unless a changed
+    /// configuration would help.
     fn retry(
         &mut self,
         mut batch: InFlightBatch,
@@ -114,23 +115,28 @@ impl DeliveryWorker {
         let mut trouble = if is_fault { Trouble::Misconfigured } else { Trouble::Retrying };
         // A failure that is limited to a portal is known not to be the events' own.
         if !failure.local {
-            let none = Suspicion { failures: 0, deliveries: self.deliveries };
-            let suspect = batch.suspect.get_or_insert(none);
+            let suspect = batch.suspect.get_or_insert_default();
+            if suspect.failures == 0 {
+                suspect.deliveries = self.deliveries;
+            }
             suspect.failures = suspect.failures.saturating_add(1);
             let Suspicion { failures, deliveries } = *suspect;
             let is_alone = self.deliveries > deliveries;
             if is_alone && failures >= POISON_FAILURES && !is_fault {
                 trouble = Trouble::Poison;
             }
-            if is_alone && self.attempts_max > 0 && failures >= self.attempts_max {
+            if self.attempts_max > 0 && failures >= self.attempts_max {
                 if batch.len() > 1 {
-                    let halves = batch.halve();
-                    // Until the next attempts say which one it is.
-                    halves.iter().for_each(|half| half.set_trouble(trouble));
-                    follow_up.extend(halves.map(|half| (half, now)));
+                    follow_up.extend(batch.halve().map(|mut half| {
+                        // Until the next attempts say which one it is, both are suspect: their
+                        // failures say nothing about the upstream.
+                        half.suspect = Some(Suspicion::default());
+                        half.set_trouble(trouble);
+                        (half, now)
+                    }));
                     return;
                 }
-                if !is_fault {
+                if is_alone && !is_fault {
                     let what = format!(
                         "{}; {failures} attempts failed while other events were delivered",
                         failure.what

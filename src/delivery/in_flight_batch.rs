@@ -25,7 +25,7 @@ pub struct InFlightBatch<T = RecordId> {
 }
 
 /// Why the events of a batch may be what fails: see [`InFlightBatch::suspect`].
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Suspicion {
     /// Failed attempts that were not limited to a portal.
     pub failures: u32,

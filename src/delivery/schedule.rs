@@ -25,6 +25,8 @@ pub struct Schedule {
     waiting: BTreeMap<(Instant, u64), Work>,
     entered: u64,
     bytes: usize,
+    /// How many have not failed yet.
+    fresh: usize,
 }
 
 impl Work {
@@ -43,6 +45,7 @@ impl Schedule {
     pub fn push(&mut self, work: Work, due: Instant) {
         self.entered += 1;
         self.bytes += work.bytes();
+        self.fresh += usize::from(work.failures() == 0);
         self.waiting.insert((due, self.entered), work);
     }
 
@@ -56,7 +59,13 @@ impl Schedule {
         };
         let work = self.waiting.remove(&key?)?;
         self.bytes -= work.bytes();
+        self.fresh -= usize::from(work.failures() == 0);
         Some(work)
+    }
+
+    /// Whether something waits that has not failed yet.
+    pub fn has_fresh(&self) -> bool {
+        self.fresh > 0
     }
 
     /// When the next is due.
@@ -96,6 +105,7 @@ mod tests {
         assert_eq!([take(now), take(now), take(now)], [Some(2), Some(3), None]);
         assert_eq!(take(now + Duration::from_secs(1)), Some(1));
         assert_eq!((schedule.bytes(), schedule.next_due()), (0, None));
+        assert!(!schedule.has_fresh());
     }
 
     #[tokio::test]

@@ -226,12 +226,12 @@ impl DeliveryWorker {
     }
 
     /// Moves closed batches into the schedule: one of each queue that keeps an order, and one at
-    /// all otherwise, so that what is not due yet stays where it can still grow.
+    /// all otherwise, whatever waits there after failures: a new batch is the best probe.
     fn close_batches(&mut self, now: Instant) {
         for (at, queue) in self.queues.iter_mut().enumerate() {
             let is_taken = match self.in_order {
                 true => queue.is_busy,
-                false => self.schedule.next_due().is_some_and(|due| due <= now),
+                false => self.schedule.has_fresh(),
             };
             if is_taken {
                 continue;
