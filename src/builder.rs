@@ -18,10 +18,10 @@ use crate::request::client::TrustedProxies;
 use crate::request::path::Guard;
 use crate::response::answers;
 use crate::response::answers::Answers;
-use crate::server::InFlight;
 use crate::spool::{self, Env, Spool};
 use crate::telemetry::event_samples::EventSamples;
 use crate::telemetry::faults::Faults;
+use crate::telemetry::in_flight::InFlight;
 use crate::telemetry::metrics::Metrics;
 use crate::upstream::{self, BatchConfig, Upstream};
 use std::path::{Path, PathBuf};
@@ -55,6 +55,9 @@ pub struct ValidConfig {
     config: Config,
     rules: Rules,
     guard: Guard,
+    list: portals::ValidConfig,
+    /// The upstreams in force.
+    destinations: Vec<upstream::ValidConfig>,
 }
 
 impl std::ops::Deref for ValidConfig {
@@ -102,11 +105,11 @@ impl Config {
     pub fn validate(self) -> Result<ValidConfig, ConfigError> {
         let rules = self.rules()?;
         let guard = self.guard()?;
-        self.portals.validate()?;
+        let list = self.portals.validate()?;
         self.spool.validate()?;
         self.batch.validate()?;
-        upstream::Config::validate_all(&self.upstream)?;
-        Ok(ValidConfig { config: self, rules, guard })
+        let destinations = upstream::Config::validate_all(&self.upstreams())?;
+        Ok(ValidConfig { config: self, rules, guard, list, destinations })
     }
 
     /// The upstreams in force: those configured, or the embedded default.
@@ -127,9 +130,8 @@ impl Config {
     }
 
     fn guard(&self) -> Result<Guard, ConfigError> {
-        let told =
-            |e: crate::request::path::PathError| ConfigError::new("events.path", e.to_string());
-        Guard::new(&self.events.path).map_err(told)
+        let path = &self.events.path;
+        Guard::new(path).map_err(|e| ConfigError::new("events.path", e.to_string()))
     }
 }
 
@@ -206,7 +208,7 @@ impl Builder {
     /// The portal list cannot be read, or `events` holds a value that cannot be used.
     pub fn gate(self) -> Result<Gate, OpenError> {
         let config = self.config?;
-        let portals = Portals::open(&config.portals, &self.state_dir, self.clock.clone());
+        let portals = Portals::open(&config.list, &self.state_dir, self.clock.clone());
         Ok(config.into_gate(portals.map_err(OpenError::Portals)?, self.clock))
     }
 
@@ -220,7 +222,7 @@ impl Builder {
     /// moved to quarantine and counted.
     pub fn open(self) -> Result<PixelGate, OpenError> {
         let config = self.config?;
-        let portals = Portals::open(&config.portals, &self.state_dir, self.clock.clone());
+        let portals = Portals::open(&config.list, &self.state_dir, self.clock.clone());
         let portals = portals.map_err(OpenError::Portals)?;
         let metrics = Metrics::new();
         let faults = Faults::new(self.clock.clone(), metrics.faults.clone());
@@ -238,13 +240,13 @@ impl Builder {
         let spool = Spool::open(&config.spool, &names, env).map_err(OpenError::Spool)?;
         let options = delivery::Options {
             clock: self.clock.clone(),
+            faults: faults.clone(),
             meters: Meters {
                 delivered: metrics.delivered_events.clone(),
                 dead: metrics.dead_events.clone(),
                 batches: metrics.batches.clone(),
                 lag_seconds: metrics.delivery_lag_seconds.clone(),
             },
-            faults: faults.clone(),
             ..delivery::Options::new(config.dead_dir())
         };
         let route = |(name, upstream, batch, attempts_max): Destination| {
@@ -283,11 +285,11 @@ impl ValidConfig {
 
 /// Every upstream, configured or the host's own, with its name and its batches.
 fn destinations(
-    config: &Config,
+    config: &ValidConfig,
     own: &[(String, Arc<dyn Upstream>)],
 ) -> Result<Vec<Destination>, ConfigError> {
     let mut all = Vec::new();
-    for upstream in config.upstreams() {
+    for upstream in &config.destinations {
         let built = upstream.build()?;
         let batch = upstream.batch.over(&config.batch);
         all.push((upstream.name.clone(), built, batch, upstream.attempts_max));
@@ -306,9 +308,9 @@ fn destinations(
 /// force. Opens no spool.
 pub fn check(config: &ValidConfig, state_dir: &Path) -> Result<String, OpenError> {
     let clock: Arc<dyn Clock> = Arc::new(SystemClock);
-    let portals = Portals::open(&config.portals, state_dir, clock).map_err(OpenError::Portals)?;
+    let portals = Portals::open(&config.list, state_dir, clock).map_err(OpenError::Portals)?;
     let mut lines = vec![portals.summary().to_string()];
-    for upstream in config.upstreams() {
+    for upstream in &config.destinations {
         // Building a file upstream would create its folder; the other kinds only read files.
         if !matches!(upstream.kind, upstream::Kind::File(_)) {
             upstream.build()?;

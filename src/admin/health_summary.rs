@@ -75,7 +75,7 @@ fn spool_refuses(snapshot: &Snapshot) -> Option<HealthSummary> {
     let why = snapshot.spool.failing.as_ref()?;
     let advice = if why.contains("bytes_max") {
         "The spool is full because an upstream does not take its events: see to it first. Raising \
-         spool.bytes_max gains time. What waits is safe; senders are told to come back."
+         spool.bytes_max gains time. What waits is safe; senders get 503 with Retry-After."
     } else if why.contains("free_bytes_min") {
         "Make room on the disk of spool.dir. Events are accepted again by themselves; what waits \
          is safe."
@@ -87,20 +87,11 @@ fn spool_refuses(snapshot: &Snapshot) -> Option<HealthSummary> {
 }
 
 fn portals_refuse(portals: &portals::Status) -> Option<HealthSummary> {
+    let why = portals.refuses_all()?;
     let failure = portals.last_failure.as_ref().map(|failure| failure.what.as_str());
     let failure = failure.unwrap_or("It has not answered yet");
-    if portals.mode == Mode::Off {
-        None
-    } else if portals.loaded_at_ms.is_none() {
-        let advice = format!("Look at portals.source. {failure}.");
-        trouble("Events are refused: no portal list has been loaded yet.".to_owned(), advice)
-    } else if portals.stale {
-        let advice = format!("Look at portals.source. {failure}.");
-        let text = "Events are refused: the portal list is older than portals.stale_seconds_max.";
-        trouble(text.to_owned(), advice)
-    } else {
-        None
-    }
+    let advice = format!("Look at portals.source. {failure}.");
+    trouble(format!("Events are refused: {why}."), advice)
 }
 
 /// Of several upstreams in trouble, the one that has been so for longest.

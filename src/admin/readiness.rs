@@ -1,13 +1,18 @@
-//! Whether the gate accepts events, which `/readyz` says, and the faults for which it does not.
+//! Whether this edge accepts events, which `/readyz` says, and the faults of portal list and spool.
 //!
-//! It does if the portal list is loaded and fresh and the spool takes records. An upstream that is
-//! down leaves the gate ready, because its events wait in the spool.
+//! It refuses every event while no portal list was ever loaded, while the list is older than
+//! `portals.stale_seconds_max`, and while the spool refuses records (SPEC 5 and 6). A list that
+//! cannot be refreshed is a fault and leaves the edge ready, because the last good list stays in
+//! force and every other edge would fail with it. So does an upstream that is down, because its
+//! events wait in the spool.
 
+use super::snapshot::Snapshot;
 use crate::plugin::PixelGate;
-use crate::telemetry::faults::{Fault, FaultKind};
+use crate::policy::portals;
+use crate::telemetry::faults::FaultKind;
 
-/// The faults for which `/readyz` answers 503.
-const UNREADY: [FaultKind; 3] =
+/// The faults that `/readyz` names.
+const NAMED: [FaultKind; 3] =
     [FaultKind::PortalsUnread, FaultKind::PortalsStale, FaultKind::SpoolRefuses];
 
 /// Raises and clears the faults of portal list and spool, as their states are now.
@@ -22,7 +27,7 @@ pub fn note_faults(gate: &PixelGate) {
         !portals.fresh,
         FaultKind::PortalsUnread,
         "portals",
-        "portals: the last look at the list failed, or there is none yet",
+        &unread(&portals),
         "Look at portals.source. The last good list stays in force.",
     );
     note(
@@ -41,14 +46,24 @@ pub fn note_faults(gate: &PixelGate) {
     );
 }
 
-/// Whether `/readyz` answers 200.
-pub fn is_ready(faults: &[Fault]) -> bool {
-    !faults.iter().any(|fault| UNREADY.contains(&fault.what))
+/// Why the source has no list, or no newer one.
+fn unread(portals: &portals::Status) -> String {
+    let failure = portals.last_failure.as_ref().map(|failure| failure.what.as_str());
+    match (portals.loaded_at_ms, failure) {
+        (None, None) => "portals: no portal list has been loaded yet".to_owned(),
+        (None, Some(what)) => format!("portals: no portal list has been loaded yet: {what}"),
+        (Some(_), what) => format!("portals: cannot be refreshed: {}", what.unwrap_or_default()),
+    }
 }
 
-/// The text of `/readyz`.
-pub fn text(faults: &[Fault]) -> String {
-    let unready = faults.iter().filter(|fault| UNREADY.contains(&fault.what));
-    let lines: String = unready.map(|fault| format!("{}\n", fault.text)).collect();
-    if lines.is_empty() { "ready\n".to_owned() } else { lines }
+/// Whether `/readyz` answers 200.
+pub fn is_ready(snapshot: &Snapshot) -> bool {
+    snapshot.portals.refuses_all().is_none() && snapshot.spool.failing.is_none()
+}
+
+/// The text of `/readyz`: whether the edge is ready, and its faults.
+pub fn text(snapshot: &Snapshot) -> String {
+    let named = snapshot.faults.iter().filter(|fault| NAMED.contains(&fault.what));
+    let ready = is_ready(snapshot).then_some("ready").into_iter();
+    ready.chain(named.map(|fault| fault.text.as_str())).map(|line| format!("{line}\n")).collect()
 }

@@ -1,7 +1,7 @@
 //! Takes a [`Snapshot`] of the gate once a second and keeps the [`History`].
 //!
-//! A page that is opened shows the last ten minutes at once, so the history is kept here and not in
-//! the page. Lines about single verdicts are logged here, too, from the same samples.
+//! A page that is opened shows the last ten minutes at once, so the history is stored here and not
+//! in the page. Lines about single verdicts are logged here, too, from the same samples.
 //!
 //! Open pages receive each snapshot through a channel that holds only the latest one. A slow page
 //! misses snapshots and catches up on seconds from the history.

@@ -1,7 +1,7 @@
 //! `/status` and the gauges of `/metrics`, from a [`Snapshot`].
 //!
 //! `/status` holds the keys of SPEC 8 and further ones for the page; `docs/admin.md` has all.
-//! The JSON keys are an interface and stay, whatever the types here are called.
+//! The JSON keys are an interface and do not follow the names of the types here.
 
 use super::health_summary::{health_summary, is_in_trouble};
 use super::history::Rejections;
@@ -36,7 +36,7 @@ pub fn to_json(snapshot: &Snapshot) -> Value {
             "text": summary.text,
             "advice": summary.advice,
         },
-        "ready": readiness::is_ready(&snapshot.faults),
+        "ready": readiness::is_ready(snapshot),
         "faults": faults(snapshot),
         "verdicts": verdicts,
         "not_judged": snapshot.not_judged,
@@ -168,7 +168,7 @@ pub fn refresh_gauges(metrics: &Metrics, snapshot: &Snapshot) {
         metrics.spool_pending_events.with_label_values(&[&held.name]).set(gauge(held.pending));
     }
     let portals = &snapshot.portals;
-    metrics.ready.set(i64::from(readiness::is_ready(&snapshot.faults)));
+    metrics.ready.set(i64::from(readiness::is_ready(snapshot)));
     metrics.portals.set(i64::try_from(portals.count).unwrap_or(i64::MAX));
     let counted = metrics.portals_refresh_failures.get();
     metrics.portals_refresh_failures.inc_by(portals.failures.saturating_sub(counted));

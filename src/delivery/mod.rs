@@ -26,6 +26,7 @@ mod in_flight_batch;
 mod letter_queue;
 mod limiter;
 mod monitor;
+mod newer_records;
 mod options;
 mod retries;
 mod schedule;

@@ -22,6 +22,7 @@ use super::in_flight_batch::{self, InFlightBatch};
 use super::letter_queue::{LetterQueue, Written};
 use super::limiter::{Limiter, Permit};
 use super::monitor::Monitor;
+use super::newer_records::NewerRecords;
 use super::options::{Options, Route};
 use super::retries::Backoff;
 use super::schedule::{Schedule, Work};
@@ -67,6 +68,7 @@ pub struct DeliveryWorker {
     pub(super) delivered: IntCounter,
     pub(super) dead: IntCounter,
     reader: Reader,
+    newer_records: NewerRecords,
     batch: BatchConfig,
     attempts: JoinSet<Attempt>,
     /// Nothing is read before this moment.
@@ -115,6 +117,7 @@ impl DeliveryWorker {
             backoff: options.backoff.clone(),
             delivered: options.meters.delivered.with_label_values(&[name.as_str()]),
             dead: options.meters.dead.with_label_values(&[name.as_str()]),
+            newer_records: NewerRecords::new(name, &options.faults),
             batch: batch.clone(),
             reader: route.reader,
             attempts: JoinSet::new(),
@@ -253,8 +256,9 @@ impl DeliveryWorker {
     }
 
     /// Gives each queue the events of its portals.
-    fn take_in(&mut self, entries: Vec<Entry>, bytes_max: usize) {
+    fn take_in(&mut self, mut entries: Vec<Entry>, bytes_max: usize) {
         let now = Instant::now();
+        self.newer_records.set_aside(&mut entries);
         let bytes = entries.iter().map(|entry| entry.payload.len()).sum::<usize>();
         if entries.len() < self.batch.events_max / 2 && bytes < bytes_max / 2 {
             self.read_at = now + READ_PAUSE.min(Duration::from_millis(self.batch.linger_ms) / 2);

@@ -67,7 +67,8 @@ pub struct Spares {
 /// What changes.
 pub struct LaneState {
     pub segment_index: SegmentIndex,
-    /// One for each configured upstream, in the configuration's order.
+    /// One for each configured upstream, in the configuration's order, and behind them those of
+    /// removed upstreams for which events wait here.
     pub positions: Vec<ConsumerPosition>,
     /// Lanes whose totals are folded into this one's positions.
     pub absorbed: Vec<LaneKey>,

@@ -111,8 +111,10 @@
 //!
 //! Positions are made anew from the configuration at each start. A new upstream begins at the
 //! oldest event that any upstream still waited for: after renaming one nothing pending is lost,
-//! and a newcomer does not get what the others are through with. A removed one no longer holds
-//! anything back, and its counts are forgotten. `accepted` counts from where an upstream began.
+//! and a newcomer does not get what the others are through with. A removed one keeps its position
+//! in the lanes in which events wait for it, and these events are not trimmed; new events are not
+//! meant for it. When it is configured again it goes on there; `pixelgate spool forget` removes its
+//! positions. Its other counts are forgotten. `accepted` counts from where an upstream began.
 //! Without any upstream nothing is trimmed.
 //!
 //! # Threads
@@ -134,6 +136,7 @@ mod parker;
 mod read;
 mod record_id;
 pub mod recovery;
+mod removed;
 mod segment_index;
 mod state;
 mod status;

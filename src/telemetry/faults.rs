@@ -26,17 +26,23 @@ pub enum FaultKind {
     UpstreamStuck,
     /// So many separate events are stuck that the upstream's events are not read any more.
     RunAheadBound,
+    /// Events wait for an upstream that is not configured.
+    UpstreamRemoved,
+    /// A newer version wrote records, which wait for it.
+    NewerRecords,
 }
 
 impl FaultKind {
     /// Every kind, so that a scrape shows zeros.
-    pub const ALL: [Self; 6] = [
+    pub const ALL: [Self; 8] = [
         Self::PortalsUnread,
         Self::PortalsStale,
         Self::SpoolRefuses,
         Self::Poison,
         Self::UpstreamStuck,
         Self::RunAheadBound,
+        Self::UpstreamRemoved,
+        Self::NewerRecords,
     ];
 
     /// The word in `/status` and in the metric's label.
@@ -48,6 +54,8 @@ impl FaultKind {
             Self::Poison => "poison",
             Self::UpstreamStuck => "upstream_stuck",
             Self::RunAheadBound => "run_ahead_bound",
+            Self::UpstreamRemoved => "upstream_removed",
+            Self::NewerRecords => "newer_records",
         }
     }
 }

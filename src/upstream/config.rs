@@ -1,6 +1,6 @@
 //! `[[upstream]]`: the kinds, their settings and their checks.
 
-use crate::config_error::ConfigError;
+use crate::config_error::{ConfigError, without_value};
 use std::collections::HashSet;
 use std::sync::Arc;
 
@@ -8,11 +8,13 @@ use serde::de::{self, Deserialize, Deserializer};
 
 use super::batch::{BatchConfig, BatchOverride};
 use super::contract::Upstream;
+use super::file;
 #[cfg(feature = "kafka")]
 use super::kafka;
 #[cfg(feature = "nats")]
 use super::nats;
-use super::{file, http, hubspot, legacy};
+#[cfg(feature = "http")]
+use super::{http, hubspot, legacy};
 
 /// Longest name of an upstream, in characters.
 pub const NAME_CHARS_MAX: usize = 64;
@@ -24,9 +26,15 @@ pub const ATTEMPTS_MAX_DEFAULT: u32 = 12;
 /// Greatest value of `attempts_max`: at up to a minute each, a year of attempts.
 pub const ATTEMPTS_MAX_MAX: u32 = 1_000_000;
 
-const KINDS: &[&str] = &["file", "http", "legacy", "hubspot"];
-/// Kinds that need the cargo feature of the same name.
-const FEATURES: &[&str] = &["kafka", "nats"];
+/// Every kind, and the cargo feature that it needs.
+const KINDS: [(&str, Option<&str>); 6] = [
+    ("file", None),
+    ("http", Some("http")),
+    ("legacy", Some("http")),
+    ("hubspot", Some("http")),
+    ("kafka", Some("kafka")),
+    ("nats", Some("nats")),
+];
 
 /// One `[[upstream]]`.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -42,16 +50,31 @@ pub struct Config {
     pub kind: Kind,
 }
 
+/// A [`Config`] that [`Config::validate_all`] has checked.
+#[derive(Debug, Clone)]
+pub struct ValidConfig(Config);
+
+impl std::ops::Deref for ValidConfig {
+    type Target = Config;
+
+    fn deref(&self) -> &Config {
+        &self.0
+    }
+}
+
 /// The kinds that are built in, by the value of `kind`.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Kind {
     /// Rotated NDJSON files: the default if nothing is configured.
     File(file::Config),
     /// A collector that takes batches over HTTP.
+    #[cfg(feature = "http")]
     Http(http::Config),
     /// A backend without a batch API.
+    #[cfg(feature = "http")]
     Legacy(legacy::Config),
     /// HubSpot's API for custom events.
+    #[cfg(feature = "http")]
     Hubspot(hubspot::Config),
     /// A topic of a Kafka cluster.
     #[cfg(feature = "kafka")]
@@ -83,8 +106,11 @@ impl Config {
         }
         match &self.kind {
             Kind::File(config) => config.validate(),
+            #[cfg(feature = "http")]
             Kind::Http(config) => config.validate(),
+            #[cfg(feature = "http")]
             Kind::Legacy(config) => config.validate(),
+            #[cfg(feature = "http")]
             Kind::Hubspot(config) => config.validate(),
             #[cfg(feature = "kafka")]
             Kind::Kafka(config) => config.validate(),
@@ -94,13 +120,24 @@ impl Config {
         .map_err(|e| e.within(&format!("upstream.{}", self.name)))
     }
 
-    /// Validates, reads secrets and certificates, and opens the kind's files.
+    /// Validates the settings and builds the upstream, as [`ValidConfig::build`] does.
+    ///
+    /// # Errors
+    ///
+    /// The first key whose value cannot be used.
     pub fn build(&self) -> Result<Arc<dyn Upstream>, ConfigError> {
         self.validate()?;
+        self.build_valid()
+    }
+
+    fn build_valid(&self) -> Result<Arc<dyn Upstream>, ConfigError> {
         let built: Result<Arc<dyn Upstream>, ConfigError> = match &self.kind {
             Kind::File(config) => config.build().map(|u| Arc::new(u) as Arc<dyn Upstream>),
+            #[cfg(feature = "http")]
             Kind::Http(config) => config.build().map(|u| Arc::new(u) as Arc<dyn Upstream>),
+            #[cfg(feature = "http")]
             Kind::Legacy(config) => config.build().map(|u| Arc::new(u) as Arc<dyn Upstream>),
+            #[cfg(feature = "http")]
             Kind::Hubspot(config) => config.build().map(|u| Arc::new(u) as Arc<dyn Upstream>),
             #[cfg(feature = "kafka")]
             Kind::Kafka(config) => config.build().map(|u| Arc::new(u) as Arc<dyn Upstream>),
@@ -114,8 +151,11 @@ impl Config {
     pub fn kind_name(&self) -> &'static str {
         match self.kind {
             Kind::File(_) => "file",
+            #[cfg(feature = "http")]
             Kind::Http(_) => "http",
+            #[cfg(feature = "http")]
             Kind::Legacy(_) => "legacy",
+            #[cfg(feature = "http")]
             Kind::Hubspot(_) => "hubspot",
             #[cfg(feature = "kafka")]
             Kind::Kafka(_) => "kafka",
@@ -125,7 +165,11 @@ impl Config {
     }
 
     /// Validates all upstreams, their number and that their names are unique.
-    pub fn validate_all(all: &[Config]) -> Result<(), ConfigError> {
+    ///
+    /// # Errors
+    ///
+    /// The first key whose value cannot be used.
+    pub fn validate_all(all: &[Config]) -> Result<Vec<ValidConfig>, ConfigError> {
         if all.len() > UPSTREAMS_MAX {
             let reason = format!("there are {}, at most {UPSTREAMS_MAX} are possible", all.len());
             return Err(ConfigError::new("upstream", reason));
@@ -138,7 +182,18 @@ impl Config {
                 return Err(ConfigError::new("upstream.name", reason));
             }
         }
-        Ok(())
+        Ok(all.iter().cloned().map(ValidConfig).collect())
+    }
+}
+
+impl ValidConfig {
+    /// Reads certificates and opens the kind's files. Resolves no name and opens no connection.
+    ///
+    /// # Errors
+    ///
+    /// The key of the file that cannot be used.
+    pub fn build(&self) -> Result<Arc<dyn Upstream>, ConfigError> {
+        self.0.build_valid()
     }
 }
 
@@ -149,7 +204,7 @@ pub fn check_name(name: &str) -> Result<(), ConfigError> {
     if (1..=NAME_CHARS_MAX).contains(&name.len()) && name.bytes().all(plain) {
         return Ok(());
     }
-    let reason = format!("{name:?} is not 1 to {NAME_CHARS_MAX} of a-z, 0-9, `_` and `-`");
+    let reason = format!("is not 1 to {NAME_CHARS_MAX} of a-z, 0-9, `_` and `-`");
     Err(ConfigError::new("upstream.name", reason))
 }
 
@@ -160,48 +215,58 @@ impl<'de> Deserialize<'de> for Config {
         let mut table = toml::Table::deserialize(deserializer)?;
         let name: String = take(&mut table, "name")?
             .ok_or_else(|| de::Error::custom("an [[upstream]] has no `name`"))?;
-        let told =
-            |e: toml::de::Error| de::Error::custom(format!("upstream `{name}`: {}", e.message()));
-        let kind: String = take(&mut table, "kind")?.ok_or_else(|| {
-            let kinds = kinds();
-            de::Error::custom(format!("upstream `{name}` has no `kind` (one of: {kinds})"))
-        })?;
+        let mistake = |reason: String| de::Error::custom(format!("upstream `{name}`: {reason}"));
+        let kind: String = take(&mut table, "kind")?
+            .ok_or_else(|| mistake(format!("there is no `kind` (one of: {})", kinds())))?;
         let batch = match table.remove("batch") {
-            Some(batch) => batch.try_into().map_err(told)?,
+            Some(batch) => read(batch).map_err(|e| mistake(format!("batch.{e}")))?,
             None => BatchOverride::default(),
         };
         let attempts_max = match table.remove("attempts_max") {
-            Some(attempts_max) => attempts_max.try_into().map_err(told)?,
+            Some(value) => read(value).map_err(|e| mistake(format!("attempts_max: {e}")))?,
             None => ATTEMPTS_MAX_DEFAULT,
         };
         let kind = match kind.as_str() {
-            "file" => table.try_into().map(Kind::File).map_err(told)?,
-            "http" => table.try_into().map(Kind::Http).map_err(told)?,
-            "legacy" => table.try_into().map(Kind::Legacy).map_err(told)?,
-            "hubspot" => table.try_into().map(Kind::Hubspot).map_err(told)?,
+            "file" => read(table).map(Kind::File),
+            #[cfg(feature = "http")]
+            "http" => read(table).map(Kind::Http),
+            #[cfg(feature = "http")]
+            "legacy" => read(table).map(Kind::Legacy),
+            #[cfg(feature = "http")]
+            "hubspot" => read(table).map(Kind::Hubspot),
             #[cfg(feature = "kafka")]
-            "kafka" => table.try_into().map(Kind::Kafka).map_err(told)?,
+            "kafka" => read(table).map(Kind::Kafka),
             #[cfg(feature = "nats")]
-            "nats" => table.try_into().map(Kind::Nats).map_err(told)?,
-            other if FEATURES.contains(&other) => {
-                return Err(de::Error::custom(format!(
-                    "upstream `{name}`: this build lacks the feature `{other}`; one that has it \
-                     comes of `cargo build --release --features {other}`"
-                )));
-            }
+            "nats" => read(table).map(Kind::Nats),
             other => {
-                let kinds = kinds();
-                return Err(de::Error::custom(format!(
-                    "upstream `{name}`: there is no kind `{other}` (one of: {kinds})"
-                )));
+                let known = KINDS.iter().find(|(kind, _)| *kind == other);
+                Err(match known.and_then(|(_, feature)| *feature) {
+                    Some(feature) => format!(
+                        "this build lacks the feature `{feature}`; `cargo build --release \
+                         --features {feature}` makes one that has it"
+                    ),
+                    None => format!("`kind` must be one of: {}", kinds()),
+                })
             }
         };
+        let kind = kind.map_err(mistake)?;
         Ok(Config { name, batch, attempts_max, kind })
     }
 }
 
+/// Reads the settings of a kind. The error names the key, and no value.
+fn read<T: serde::de::DeserializeOwned>(settings: impl Into<toml::Value>) -> Result<T, String> {
+    serde_path_to_error::deserialize(settings.into()).map_err(|e| {
+        let reason = without_value(e.inner().message());
+        match e.path().to_string().as_str() {
+            "." => reason,
+            key => format!("{key}: {reason}"),
+        }
+    })
+}
+
 fn kinds() -> String {
-    [KINDS, FEATURES].concat().join(", ")
+    KINDS.map(|(kind, _)| kind).join(", ")
 }
 
 fn take<E: de::Error>(table: &mut toml::Table, key: &str) -> Result<Option<String>, E> {
@@ -224,7 +289,7 @@ mod tests {
         upstream: Vec<Config>,
     }
 
-    fn read(text: &str) -> Result<Vec<Config>, String> {
+    fn parse(text: &str) -> Result<Vec<Config>, String> {
         let whole: Whole = toml::from_str(text).map_err(|e| e.message().to_owned())?;
         Config::validate_all(&whole.upstream).map_err(|e| e.to_string())?;
         Ok(whole.upstream)
@@ -232,7 +297,7 @@ mod tests {
 
     #[track_caller]
     fn check_refused(text: &str, words: &[&str]) {
-        let error = read(text).expect_err(text);
+        let error = parse(text).expect_err(text);
         for word in words {
             assert!(error.contains(word), "{error:?} does not name {word:?}");
         }
@@ -240,7 +305,7 @@ mod tests {
 
     #[test]
     fn several_upstreams_of_different_kinds_are_read() {
-        let all = read(
+        let all = parse(
             "[[upstream]]\nname = 'a'\nkind = 'file'\ndir = 'x'\n\
              [[upstream]]\nname = 'b-2_c'\nkind = 'http'\nurl = 'https://collector/in'\n\
              batch = { events_max = 7 }\n\
@@ -249,7 +314,7 @@ mod tests {
         )
         .unwrap();
         let kinds: Vec<_> = all.iter().map(Config::kind_name).collect();
-        assert_eq!(kinds, KINDS);
+        assert_eq!(kinds, KINDS[..4].iter().map(|(kind, _)| *kind).collect::<Vec<_>>());
         let base = BatchConfig::default();
         assert_eq!(all[1].batch.over(&base).events_max, 7);
         assert_eq!(all[1].batch.over(&base).linger_ms, base.linger_ms);
@@ -260,16 +325,39 @@ mod tests {
         let file = |rest: &str| format!("[[upstream]]\nname = 'a'\nkind = 'file'\n{rest}");
         check_refused("[[upstream]]\nkind = 'file'\n", &["name"]);
         check_refused("[[upstream]]\nname = 'a'\n", &["`a`", "kind", "legacy"]);
-        check_refused("[[upstream]]\nname = 'a'\nkind = 'ftp'\n", &["`a`", "ftp", "http"]);
+        check_refused("[[upstream]]\nname = 'a'\nkind = 'ftp'\n", &["`a`", "kind", "http"]);
         check_refused("[[upstream]]\nname = 3\nkind = 'file'\n", &["name", "integer"]);
         check_refused(&file("dirr = 'x'"), &["`a`", "dirr", "rotate_seconds"]);
-        check_refused(&file("rotate_seconds = 'x'"), &["`a`", "invalid type"]);
+        check_refused(&file("rotate_seconds = 'x'"), &["`a`: rotate_seconds: invalid type"]);
         check_refused(&file("rotate_seconds = 0"), &["upstream.a.rotate_seconds"]);
         check_refused(&file("batch = { events_max = 0 }"), &["upstream.a.batch.events_max"]);
-        check_refused(&file("batch = { eventsmax = 1 }"), &["`a`", "eventsmax"]);
+        check_refused(&file("batch = { eventsmax = 1 }"), &["`a`: batch.", "eventsmax"]);
         check_refused(&file("attempts_max = 1000001"), &["upstream.a.attempts_max"]);
-        check_refused(&file("attempts_max = -1"), &["`a`", "invalid value"]);
+        check_refused(&file("attempts_max = -1"), &["`a`: attempts_max", "invalid value"]);
         check_refused(&format!("{}{}", file(""), file("")), &["two upstreams", "`a`"]);
+    }
+
+    #[test]
+    fn no_mistake_shows_a_value() {
+        for (kind, rest, expect) in [
+            ("s3cret", "", "must be one of: file, http"),
+            ("hubspot", "tokens = 's3cret'", "tokens: invalid type: string, expected a map"),
+            ("hubspot", "tokens = { '62515' = 7734 }", "tokens.62515: invalid type: integer"),
+            ("http", "format = 's3cret'", "format: unknown value, expected one of"),
+            ("http", "url = 's3cret'", "upstream.a.url: "),
+            ("http", "url = 's3cret ${NO_SUCH}'", "url: ${NO_SUCH} is not in the environment"),
+            ("http", "url = 'http://h'\nsecret = 's3cret'", "upstream.a.secret: "),
+            ("file", "batch = { events_max = 's3cret' }", "batch.events_max: invalid type"),
+            #[cfg(feature = "kafka")]
+            ("kafka", "brokers = 's3cret'", "brokers: invalid type: string, expected a sequence"),
+            #[cfg(feature = "nats")]
+            ("nats", "urls = 'nats://s3cret@h'", "urls: invalid type: string, expected a sequence"),
+        ] {
+            let text = format!("[[upstream]]\nname = 'a'\nkind = '{kind}'\n{rest}");
+            let error = parse(&text).expect_err(&text);
+            assert!(error.contains(expect), "{error}");
+            assert!(!error.contains("s3cret") && !error.contains("7734"), "{error}");
+        }
     }
 
     #[test]
@@ -278,7 +366,7 @@ mod tests {
             [("kafka", cfg!(feature = "kafka")), ("nats", cfg!(feature = "nats"))]
         {
             let text = format!("[[upstream]]\nname = 'a'\nkind = '{kind}'\n");
-            let error = read(&text).expect_err("it has no address");
+            let error = parse(&text).expect_err("it has no address");
             let expect = if built_in { "missing" } else { "--features" };
             assert!(error.contains(expect), "{error}");
         }

@@ -14,17 +14,16 @@ use serde::Deserialize;
 use url::Url;
 
 use super::batch::{Batch, Body};
+use super::compress::{Compression, compress};
 use super::contract::Upstream;
-use super::encode::{self, Compression, Format};
+use super::encode::{Format, encode};
+use super::limits::{CONCURRENCY_MAX, TIMEOUT_SECONDS_MAX, check_within};
 use super::outcome::{Failure, Outcome};
 use super::sign::Signer;
+use super::tls::Tls;
 use super::{answer, client};
 use crate::env::Secret;
 
-/// Maximum of `timeout_seconds`; the minimum is 1.
-pub const TIMEOUT_SECONDS_MAX: u64 = 300;
-/// Maximum of `concurrency_max`: batches in flight to one upstream.
-pub const CONCURRENCY_MAX: usize = 64;
 /// Maximum number of configured headers.
 pub const HEADERS_MAX: usize = 32;
 
@@ -131,7 +130,7 @@ impl Default for Config {
 }
 
 impl Config {
-    /// Checks the limits, the URL, the header names and that every `${ENV}` is set.
+    /// Checks the limits, the URL, the headers and the secret.
     pub fn validate(&self) -> Result<(), ConfigError> {
         check_within("timeout_seconds", self.timeout_seconds, TIMEOUT_SECONDS_MAX)?;
         check_within("concurrency_max", self.concurrency_max as u64, CONCURRENCY_MAX as u64)?;
@@ -142,7 +141,6 @@ impl Config {
 
     /// Builds the upstream. Reads the certificates; resolves no name and opens no connection.
     pub fn build(&self) -> Result<Http, ConfigError> {
-        self.validate()?;
         let url = parse_url(&self.url)?;
         let mut headers = self.own_headers()?;
         let content_type = HeaderValue::from_static(self.format.content_type());
@@ -150,11 +148,8 @@ impl Config {
         if let Some(encoding) = self.compression.content_encoding() {
             headers.insert(header::CONTENT_ENCODING, HeaderValue::from_static(encoding));
         }
-        let tls = client::Tls {
-            ca: self.ca.as_deref(),
-            cert: self.cert.as_deref(),
-            key: self.key.as_deref(),
-        };
+        let tls =
+            Tls { ca: self.ca.as_deref(), cert: self.cert.as_deref(), key: self.key.as_deref() };
         let setup = client::Setup {
             timeout_seconds: self.timeout_seconds,
             connections: self.concurrency_max,
@@ -174,7 +169,7 @@ impl Config {
 
     fn signer(&self) -> Result<Option<Signer>, ConfigError> {
         let Some(secret) = &self.secret else { return Ok(None) };
-        Signer::new(&secret.expand("secret")?).map(Some)
+        Signer::new(secret.expose()).map(Some)
     }
 
     fn own_headers(&self) -> Result<HeaderMap, ConfigError> {
@@ -191,7 +186,7 @@ impl Config {
                 return Err(ConfigError::new(key, "is set by pixelgate itself"));
             }
             // The error's text does not contain the value, which may be a secret.
-            let mut value = HeaderValue::from_str(&value.expand(&key)?)
+            let mut value = HeaderValue::from_str(value.expose())
                 .map_err(|e| ConfigError::caused(&key, "cannot be a header's value", e))?;
             value.set_sensitive(true);
             headers.insert(parsed, value);
@@ -200,21 +195,13 @@ impl Config {
     }
 }
 
-/// Checks that `1 <= value <= max`.
-pub(super) fn check_within(key: &str, value: u64, max: u64) -> Result<(), ConfigError> {
-    if (1..=max).contains(&value) {
-        return Ok(());
-    }
-    Err(ConfigError::new(key, format!("{value} is not within 1 and {max}")))
-}
-
 /// Parses a configured URL, which must be absolute, `http` or `https`, and have a host.
 pub(super) fn parse_url(text: &Secret) -> Result<Url, ConfigError> {
-    let text = text.expand("url")?;
+    let text = text.expose();
     if text.is_empty() {
         return Err(ConfigError::new("url", "is missing"));
     }
-    let url = Url::parse(&text).map_err(|e| ConfigError::caused("url", "is no URL", e))?;
+    let url = Url::parse(text).map_err(|e| ConfigError::caused("url", "is no URL", e))?;
     if !matches!(url.scheme(), "http" | "https") || !url.has_host() {
         return Err(ConfigError::new("url", "must begin with http:// or https:// and a host"));
     }
@@ -228,7 +215,11 @@ impl Http {
         let (batch, format, compression) = (batch.clone(), self.format, self.compression);
         let is_encoded = batch.is_encoded();
         let make = move || {
-            let encode = |records: &[Bytes]| encode::encode(records, format, compression);
+            let encode = |records: &[Bytes]| {
+                let plain = encode(records, format)?;
+                let plain_bytes = plain.len();
+                Some(Body { bytes: compress(plain, compression)?.into(), plain_bytes })
+            };
             batch.body_or_encode(encode).cloned()
         };
         let body = if is_encoded {
@@ -299,7 +290,8 @@ mod tests {
 
     #[track_caller]
     fn check_refused(config: &Config, key: &str, word: &str) {
-        let error = config.build().expect_err(key);
+        let built = config.validate().and_then(|()| config.build().map(drop));
+        let error = built.expect_err(key);
         assert_eq!(error.key(), key);
         assert!(error.reason().contains(word), "{error}");
     }
@@ -317,7 +309,8 @@ mod tests {
         check_refused(&url("collector/in"), "url", "no URL");
         check_refused(&url("ftp://h/"), "url", "http://");
         check_refused(&url("http://"), "url", "no URL");
-        check_refused(&url("http://${PIXELGATE_NO_SUCH}/"), "url", "PIXELGATE_NO_SUCH");
+        let unset = toml::from_str::<Config>("url = 'http://${PIXELGATE_NO_SUCH}/'").unwrap_err();
+        assert!(unset.message().contains("PIXELGATE_NO_SUCH"), "{unset}");
     }
 
     #[test]
@@ -338,7 +331,6 @@ mod tests {
     fn headers_are_checked_and_ours_are_ours() {
         check_refused(&config("headers = { 'a b' = 'x' }"), "headers.a b", "header name");
         check_refused(&config("headers = { A = \"x\\ny\" }"), "headers.A", "value");
-        check_refused(&config("headers = { A = '${NO_SUCH}' }"), "headers.A", "NO_SUCH");
         for ours in HEADERS_OURS {
             let headers = format!("headers = {{ {ours} = 'x' }}");
             check_refused(&config(&headers), &format!("headers.{ours}"), "itself");

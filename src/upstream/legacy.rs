@@ -38,8 +38,10 @@ use url::Url;
 
 use super::batch::Batch;
 use super::contract::Upstream;
-use super::http::{CONCURRENCY_MAX, TIMEOUT_SECONDS_MAX, check_within, parse_url};
+use super::http::parse_url;
+use super::limits::{CONCURRENCY_MAX, TIMEOUT_SECONDS_MAX, check_within};
 use super::outcome::{Failure, Outcome, Part};
+use super::tls::Tls;
 use super::{answer, client};
 use crate::env::Secret;
 use crate::event::{Record, canonical_query};
@@ -142,7 +144,6 @@ impl Config {
 
     /// Builds the upstream. Resolves no name and opens no connection.
     pub fn build(&self) -> Result<Legacy, ConfigError> {
-        self.validate()?;
         let url = parse_url(&self.url)?;
         let setup = client::Setup {
             timeout_seconds: self.timeout_seconds,
@@ -150,7 +151,7 @@ impl Config {
             idle_seconds: IDLE_SECONDS_MAX,
         };
         let replayer = Replayer {
-            client: client::build(&url, &setup, &client::Tls::default())?,
+            client: client::build(&url, &setup, &Tls::default())?,
             url,
             on_unknown: self.on_unknown,
             careful: AtomicBool::new(false),

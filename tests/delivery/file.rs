@@ -1,4 +1,4 @@
-//! The `file` upstream: whole lines in finished files, whatever happens to the process.
+//! The `file` upstream: whole lines in finished files, however the process ends.
 
 use std::collections::BTreeSet;
 use std::fs;
@@ -169,6 +169,58 @@ async fn a_folder_that_goes_away_is_made_again_and_nothing_is_lost() {
     let mut all = events(&aside);
     all.extend(events(&dir));
     assert_eq!(rig.check("files", &all), 0);
+}
+
+/// Accepts events, does this to the folder and its open file, and accepts more: those must be under
+/// their names when they count as delivered. Returns how many events are in the folder twice.
+async fn check_disturbed(disturb: impl Fn(&Path, &Path)) -> usize {
+    let outer = tempfile::tempdir().unwrap();
+    let dir = outer.path().join("events");
+    let mut rig = Rig::start(&config(&dir, ""));
+    for round in 1..=3 {
+        rig.accept(30).await;
+        rig.settled("files").await;
+        let there = written(&dir);
+        let last = rig.accepted.keys().skip(30 * (round - 1)).filter(|id| !there.contains(*id));
+        assert_eq!(last.count(), 0, "of the last 30 events");
+        let open = files(&dir, ".ndjson.part");
+        assert_eq!(open.len(), 1, "{open:?}");
+        disturb(&dir, &open[0]);
+    }
+    rig.stop().await;
+    let all = if dir.exists() { written(&dir) } else { Vec::new() };
+    all.len() - all.iter().collect::<BTreeSet<_>>().len()
+}
+
+/// The ids of all events in finished and open files.
+fn written(dir: &Path) -> Vec<String> {
+    let mut ids = Vec::new();
+    for path in files(dir, "").iter().filter(|path| path.to_str().unwrap().contains(".ndjson")) {
+        for line in fs::read_to_string(path).unwrap().lines() {
+            let event: Value = serde_json::from_str(line).unwrap();
+            ids.push(event["id"].as_str().unwrap().to_owned());
+        }
+    }
+    ids
+}
+
+#[tokio::test]
+async fn an_event_counts_as_delivered_only_while_it_is_under_its_name() {
+    assert_eq!(check_disturbed(|_, open| fs::remove_file(open).unwrap()).await, 0);
+    assert_eq!(check_disturbed(|dir, _| fs::remove_dir_all(dir).unwrap()).await, 0);
+    let replace = |dir: &Path, open: &Path| {
+        let copy = dir.join("copy");
+        fs::copy(open, &copy).unwrap();
+        fs::rename(&copy, open).unwrap();
+    };
+    assert_eq!(check_disturbed(replace).await, 0);
+    let move_aside = |dir: &Path, _: &Path| {
+        let aside = dir.with_file_name(format!("aside-{}", uuid::Uuid::now_v7()));
+        fs::rename(dir, aside).unwrap();
+    };
+    assert_eq!(check_disturbed(move_aside).await, 0);
+    // What is written into a truncated file stays there, and comes again in another one.
+    check_disturbed(|_, open| fs::write(open, "").unwrap()).await;
 }
 
 #[tokio::test]

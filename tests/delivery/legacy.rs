@@ -53,7 +53,11 @@ async fn each_event_arrives_once_as_the_request_that_it_was() {
         assert_eq!(request.header("referer"), context.referer.as_deref().unwrap());
         assert_eq!(request.header("x-forwarded-for"), "203.0.113.7");
     }
-    assert!(backend.connections() <= 16, "connections are kept: {}", backend.connections());
+    assert!(
+        backend.connections() <= 16,
+        "too many connections are open: {}",
+        backend.connections()
+    );
     rig.stop().await;
 }
 
@@ -181,7 +185,7 @@ async fn a_backend_in_trouble_is_not_flooded() {
     rig.stop().await;
 }
 
-/// The upstream alone, without anybody who tries again.
+/// The upstream alone, without a worker that retries.
 fn alone(backend: &Backend) -> Arc<dyn Upstream> {
     let url = backend.url("/v1/event/");
     let config = format!("name = 'old'\nkind = 'legacy'\nurl = '{url}'\nconcurrency_max = 8");
@@ -231,7 +235,7 @@ async fn trouble_is_told_even_where_no_event_is_left_to_be_sent() {
     let backend = Backend::playing([Act::ResetAfterBody]).await;
     // Event 5 has revenue, so it is not sent again.
     let Outcome::Mixed(parts) = alone(&backend).send(&batch(5..6)).await else {
-        panic!("the trouble is not told")
+        panic!("the failure is not reported")
     };
     let is = |part: &Part, places: &[usize], label: &str| {
         part.places == places && part.outcome.label() == label

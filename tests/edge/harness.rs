@@ -28,7 +28,7 @@ pub struct Edge {
     dir: Arc<tempfile::TempDir>,
 }
 
-/// What an edge is told beside the harness's own settings.
+/// Settings of an edge beside the harness's own.
 #[derive(Default, Clone)]
 pub struct Setup {
     listen: String,
@@ -149,7 +149,7 @@ impl Edge {
         Self::start_successor(Arc::clone(&self.dir))
     }
 
-    /// Starts an edge that takes over whatever runs on its folder.
+    /// Starts an edge that takes over from the edge that runs on its folder.
     pub fn start_successor(dir: Arc<tempfile::TempDir>) -> Edge {
         Self::start_as(dir, &["run", "--upgrade"], &[])
     }

@@ -111,7 +111,7 @@ fn each_failure_has_its_status_and_half_an_answer_never_looks_whole() {
         asked.join().unwrap();
     }
     assert_eq!(edge.wait_delivered("file")["accepted"], 20);
-    // Kept connections remain to origins that are well; those that failed are gone.
+    // Idle connections to healthy origins remain; those to failed origins are closed.
     wait_for("failed connections to close", || origin.open() <= 21);
 }
 
@@ -121,8 +121,7 @@ fn a_request_that_can_be_repeated_goes_to_another_origin_and_one_that_cannot_doe
     broken.on("/a", Script { after_body: vec![Act::Close], ..Script::default() });
     let well = Origin::start();
     for n in 0..2 {
-        // Whichever origin gets the first request: one of the two edges begins with the broken
-        // one.
+        // One of the two edges begins with the broken origin.
         let order =
             if n == 0 { [broken.address, well.address] } else { [well.address, broken.address] };
         let edge =
@@ -249,9 +248,9 @@ fn an_origin_over_tls_is_verified_by_name_and_gets_the_clients_host() {
 fn an_origin_that_cannot_prove_who_it_is_is_sent_nothing() {
     let pair = certificate(&["localhost"]);
     let origin = TlsOrigin::start(&pair);
-    let stranger = certificate(&["localhost"]);
+    let other = certificate(&["localhost"]);
     for (ca, name, why) in [
-        (stranger.cert.pem(), "localhost", "invalid peer certificate"),
+        (other.cert.pem(), "localhost", "invalid peer certificate"),
         (pair.cert.pem(), "127.0.0.1", "invalid peer certificate"),
     ] {
         let edge = secure(&origin, &ca, name);

@@ -185,15 +185,25 @@ fn the_manifests_fit_each_other_and_the_edge() {
     assert_eq!(pod["volumes"][0]["configMap"]["name"], map["metadata"]["name"]);
     assert_eq!(set["volumeClaimTemplates"][0]["metadata"]["name"], "state");
 
+    // Events are open to all; the admin listener to those that are named.
+    let policy = &of_kind(&manifests, "NetworkPolicy")["spec"];
+    assert_eq!(&policy["podSelector"]["matchLabels"], labels);
+    assert_eq!(policy["policyTypes"], serde_json::json!(["Ingress"]));
+    let rules = policy["ingress"].as_array().unwrap();
+    let ports: Vec<_> = rules.iter().map(|rule| &rule["ports"][0]["port"]).collect();
+    assert_eq!(ports, ["http", "admin"]);
+    assert_eq!(rules[0].get("from"), None);
+    assert!(rules[1]["from"][0]["namespaceSelector"]["matchLabels"].is_object());
+
     // Each probe is a command of the binary, and has more time than the command takes itself.
     for probe in ["startupProbe", "readinessProbe", "livenessProbe"] {
-        let told: Vec<&str> = container[probe]["exec"]["command"]
+        let command: Vec<&str> = container[probe]["exec"]["command"]
             .as_array()
             .unwrap()
             .iter()
             .map(|word| word.as_str().unwrap())
             .collect();
-        assert!(matches!(told[..], ["pixelgate", "probe", "livez" | "readyz"]), "{told:?}");
+        assert!(matches!(command[..], ["pixelgate", "probe", "livez" | "readyz"]), "{command:?}");
         assert!(container[probe]["timeoutSeconds"].as_u64() > Some(5), "{probe}");
     }
     // A pod has time for preStop and for both graces of a stop.

@@ -9,6 +9,7 @@ use std::time::Duration;
 
 use bytesize::ByteSize;
 use pixelgate::internals::delivery;
+use pixelgate::internals::delivery::dead_letters::Filter;
 use pixelgate::internals::delivery::{Forwarder, Meters, Options, Route, dead_letters};
 use pixelgate::internals::event::{self, Context, Event, Revenue};
 use pixelgate::internals::spool::{self, Durability, Env, Spool};
@@ -187,10 +188,25 @@ impl Rig {
     /// The dead letters of an upstream.
     pub fn dead(&self, upstream: &str) -> Vec<dead_letters::Letter> {
         let mut letters = Vec::new();
+        let show = |letter: &dead_letters::Letter| letters.push(letter.clone());
         let summary =
-            dead_letters::list(&self.dead_dir(), upstream, |l| letters.push(l.clone())).unwrap();
+            dead_letters::list(&self.dead_dir(), upstream, &Filter::default(), show).unwrap();
         assert_eq!(summary.damaged, 0);
         letters
+    }
+
+    /// Replays all dead letters of an upstream.
+    pub async fn replay(
+        &self,
+        name: &str,
+        upstream: &dyn Upstream,
+        batch: &BatchConfig,
+    ) -> dead_letters::Progress {
+        let (_stop, stopping) = tokio::sync::watch::channel(false);
+        let filter = Filter::default();
+        dead_letters::replay(&self.dead_dir(), name, upstream, batch, &filter, stopping, |_| ())
+            .await
+            .unwrap()
     }
 
     /// Compares the events that an upstream took, and its dead letters, with the accepted events:

@@ -82,7 +82,53 @@ fn a_renamed_upstream_gets_what_was_pending_and_a_new_one_no_more_than_that() {
     assert_eq!(of(&spool, "new").accepted, 1);
     assert_eq!(of(&spool, "new").pending, 0);
     (0..3).for_each(|_| spool.checkpoint());
-    assert_eq!(lanes(&fs).len(), 1, "the removed one holds nothing back");
+    assert_eq!(lanes(&fs).len(), 2, "what waits for the removed one is kept (SPEC 7)");
+}
+
+#[test]
+fn a_removed_upstream_finds_what_waited_for_it_and_nothing_newer() {
+    let fs = SimFs::new(1);
+    let spool = open(&fs, &config(), &["up", "other"]);
+    append_all(&spool, &["a", "b"]);
+    assert_eq!(drain(&spool, "other").len(), 2);
+    close(&spool);
+    for round in 0..3 {
+        let spool = open(&fs, &config(), &["other"]);
+        append_all(&spool, &[&format!("new {round}")]);
+        assert_eq!(drain(&spool, "other").len(), 1);
+        (0..3).for_each(|_| spool.checkpoint());
+        assert_eq!(lanes(&fs).len(), 2, "the lane with the events that wait, and its own");
+        assert_ne!(spool.status().bytes, 0, "they count against the bound");
+        close(&spool);
+    }
+    let spool = open(&fs, &config(), &["up", "other"]);
+    assert_eq!(drain(&spool, "up"), ["a", "b"]);
+    (0..3).for_each(|_| spool.checkpoint());
+    assert_eq!((lanes(&fs).len(), spool.status().bytes), (1, 0));
+}
+
+#[test]
+fn a_lane_with_more_positions_than_a_cursor_holds_waits_untouched() {
+    let fs = SimFs::new(1);
+    let names = |prefix: &str, count: usize| -> Vec<String> {
+        (0..count).map(|n| format!("{prefix}{n}")).collect()
+    };
+    let open_with = |names: &[String]| {
+        let names: Vec<&str> = names.iter().map(String::as_str).collect();
+        open(&fs, &config(), &names)
+    };
+    let spool = open_with(&names("old", 64));
+    append_all(&spool, &["a"]);
+    close(&spool);
+    // 120 positions fit into a cursor.
+    let spool = open_with(&names("new", 57));
+    assert_eq!(drain(&spool, "new0"), [] as [&str; 0]);
+    close(&spool);
+    let spool = open_with(&names("new", 56));
+    assert_eq!(drain(&spool, "new0"), ["a"]);
+    close(&spool);
+    let spool = open_with(&names("old", 64));
+    assert_eq!(drain(&spool, "old63"), ["a"]);
 }
 
 #[test]

@@ -1,5 +1,5 @@
 //! Style is a test: what each room may do, the sizes of files and functions, and words that are not
-//! used any more. `imports.rs` looks at who imports whom.
+//! used any more. `imports.rs` checks which room imports which.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -186,9 +186,9 @@ fn what_may_panic_says_why() {
                 continue;
             }
             let reasons = lines[number.saturating_sub(3)..=number].iter();
-            let told = line.contains(".expect(")
+            let has_reason = line.contains(".expect(")
                 || reasons.clone().any(|line| line.trim_start().starts_with("//"));
-            assert!(told, "{}:{} panics without a reason", source.path.display(), number + 1);
+            assert!(has_reason, "{}:{} panics without a reason", source.path.display(), number + 1);
         }
     }
 }

@@ -24,12 +24,16 @@ mod rules;
 mod set;
 mod source;
 mod source_file;
+#[cfg(feature = "http")]
+mod source_url;
+#[cfg(not(feature = "http"))]
+#[path = "source_no_url.rs"]
 mod source_url;
 mod state;
 mod status;
 mod summary;
 
-pub use config::{Config, Mode, REFRESH_SECONDS_MAX};
+pub use config::{Config, Mode, REFRESH_SECONDS_MAX, ValidConfig};
 pub use format::{Format, LIST_BYTES_MAX};
 pub use handle::Portals;
 pub use judge::{Cause, Policy, PortalDecision, PortalVerdict, RateLimited};

@@ -1,7 +1,7 @@
 //! From the bytes of a list to a [`Draft`]: what the list says, not yet sorted.
 //!
 //! All three formats mean the same (SPEC 5). Each is read as a stream, since a list of a million
-//! ids is larger as text than in memory. Reading is strict: whatever is not understood is an error
+//! ids is larger as text than in memory. Reading is strict: text that is not understood is an error
 //! with its line and column, because skipping a rule silently would accept, or reject, the events
 //! of the wrong portal.
 //!

@@ -17,7 +17,7 @@
 //! again.
 
 use std::{
-    fs::{self, File, Metadata},
+    fs::{self, Metadata},
     io,
     path::PathBuf,
     sync::Arc,
@@ -29,6 +29,7 @@ use super::list::{Content, List};
 use super::look::Look;
 use crate::clock::Clock;
 use crate::file_stamp::FileStamp;
+use crate::regular_file;
 
 /// How often to look, in every `refresh_seconds`: once to see that the old file is gone, once to
 /// see the new, and once to believe it, with time left to read it.
@@ -117,7 +118,7 @@ impl FileSource {
 
     /// Reads the file, if it stays the one that was seen.
     fn read(&self, seen: FileStamp, clock: &Arc<dyn Clock>) -> Result<Option<List>, ParseError> {
-        let mut file = File::open(&self.path)?;
+        let mut file = regular_file::open(&self.path)?;
         if FileStamp::of(&file.metadata()?) != seen {
             return Ok(None);
         }

@@ -22,6 +22,22 @@ pub struct Status {
     pub stale: bool,
 }
 
+impl Status {
+    /// Why every event is refused. `None`: events are judged. A list that cannot be refreshed stays
+    /// in force, so it is no reason.
+    pub fn refuses_all(&self) -> Option<&'static str> {
+        if self.mode == Mode::Off {
+            None
+        } else if self.loaded_at_ms.is_none() {
+            Some("no portal list has been loaded yet")
+        } else if self.stale {
+            Some("the portal list is older than portals.stale_seconds_max")
+        } else {
+            None
+        }
+    }
+}
+
 /// A failure to refresh the list.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct RefreshFailure {

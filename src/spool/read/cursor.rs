@@ -16,7 +16,7 @@
 //! | 44 | 8 + 8 each | number and salt of lanes whose totals are in `carried` already |
 //! | | 2 + name | a consumer position: the upstream's name |
 //! | | 9 × 8 | start, low, delivered, dead, lost; carried: accepted, delivered, dead, lost |
-//! | | 4 + runs | behind all positions, for each: what has ended above `low`, see `runs.rs` |
+//! | | 2 + runs | behind all positions, for each: what has ended above `low`, see `runs.rs` |
 //!
 //! Versions before the runs end behind the positions. They read a slot with runs as one without:
 //! what is in a run comes again. Runs that do not fit are in the upstream's
@@ -31,10 +31,13 @@ use super::runs::Runs;
 use crate::spool::format::{u32_at, u64_at};
 use crate::spool::fs::{File, read_full, write_full};
 
-/// Bytes of one slot. Holds [`UPSTREAMS_MAX`] positions with the longest names, and runs.
+/// Bytes of one slot. Holds [`POSITIONS_MAX`] positions with the longest names, and runs.
 const SLOT_BYTES: usize = 32 << 10;
 /// Most upstreams of one spool.
 pub const UPSTREAMS_MAX: usize = 64;
+/// Most positions of a lane: those of configured upstreams, and of removed ones with events that
+/// wait.
+pub const POSITIONS_MAX: usize = 120;
 /// Longest name of an upstream.
 pub const UPSTREAM_NAME_BYTES_MAX: usize = 128;
 /// Most folded lanes that may wait for their removal at a time.
@@ -47,7 +50,7 @@ const POSITION_WORDS: usize = 9;
 const _: () = assert!(
     HEADER_BYTES
         + ABSORBED_MAX * 16
-        + UPSTREAMS_MAX * (2 + UPSTREAM_NAME_BYTES_MAX + POSITION_WORDS * 8 + 4)
+        + POSITIONS_MAX * (2 + UPSTREAM_NAME_BYTES_MAX + POSITION_WORDS * 8 + 2)
         <= SLOT_BYTES
 );
 
@@ -160,22 +163,22 @@ fn encode_runs(cursor: &Cursor, out: &mut Vec<u8>) -> Vec<usize> {
     let mut cut = Vec::new();
     for (place, position) in cursor.positions.iter().enumerate() {
         let left = cursor.positions.len() - place;
-        let share = (SLOT_BYTES - out.len()) / left - 4;
+        let share = (SLOT_BYTES - out.len()) / left - 2;
         let at = out.len();
-        out.extend_from_slice(&[0; 4]);
+        out.extend_from_slice(&[0; 2]);
         if !position.runs().encode(position.low, share, out) {
             cut.push(place);
         }
-        let bytes = (out.len() - at - 4) as u32;
-        out[at..at + 4].copy_from_slice(&bytes.to_le_bytes());
+        let bytes = (out.len() - at - 2) as u16;
+        out[at..at + 2].copy_from_slice(&bytes.to_le_bytes());
     }
     cut
 }
 
 fn take_runs(rest: &mut &[u8], low: u64) -> Option<Runs> {
-    let bytes = u32_at(rest.get(..4)?, 0) as usize;
-    let runs = Runs::decode(low, rest.get(4..)?.get(..bytes)?)?;
-    *rest = &rest[4 + bytes..];
+    let bytes = usize::from(u16_at(rest.get(..2)?, 0));
+    let runs = Runs::decode(low, rest.get(2..)?.get(..bytes)?)?;
+    *rest = &rest[2 + bytes..];
     Some(runs)
 }
 
@@ -264,7 +267,7 @@ mod tests {
     #[test]
     fn a_slot_of_a_version_without_runs_is_read_and_its_place_is_the_same() {
         let (bytes, _) = encode(8, &cursor(11));
-        let runs_bytes = 4 + 2 + 4;
+        let runs_bytes = 2 + 2 + 4;
         let (_, old) = decode(&without_runs(bytes, runs_bytes)).expect("sound");
         assert_eq!((old.positions[0].low, old.positions[0].runs().len()), (11, 0));
         assert_eq!(old.positions[0].carried.accepted, 9);

@@ -85,7 +85,7 @@ impl std::fmt::Display for Finding {
 }
 
 /// A lane's files as they are.
-struct LaneSnapshot {
+pub(super) struct LaneSnapshot {
     id: u64,
     dir: PathBuf,
     living: bool,
@@ -224,7 +224,7 @@ fn snapshot_all(dir: &Path) -> io::Result<Vec<LaneSnapshot>> {
     Ok(snapshots)
 }
 
-fn snapshot_lane(root: &Path, id: u64) -> io::Result<LaneSnapshot> {
+pub(super) fn snapshot_lane(root: &Path, id: u64) -> io::Result<LaneSnapshot> {
     let dir = lane_dir(root, id);
     let identity = SystemFs.open(&dir.join(IDENTITY), Open::Read)?;
     let living = !identity.is_unlocked()?;
@@ -235,7 +235,7 @@ fn snapshot_lane(root: &Path, id: u64) -> io::Result<LaneSnapshot> {
     Ok(LaneSnapshot { id, dir, living, salt, cursor, segments })
 }
 
-fn end_of(snapshot: &LaneSnapshot) -> io::Result<u64> {
+pub(super) fn end_of(snapshot: &LaneSnapshot) -> io::Result<u64> {
     let Some(last) = snapshot.segments.last() else { return Ok(1) };
     match open(snapshot, last)? {
         Some(file) => Ok(scan_to_end(&*file, last, snapshot.salt)?.1),

@@ -17,7 +17,7 @@ use crate::spool::format::{
 use crate::spool::fs::{File, Fs, Open, read_full};
 use crate::spool::lane::{CURSOR, IDENTITY, Lane, lane_dir, remove_leftovers, segment_number};
 use crate::spool::read::ack_file;
-use crate::spool::read::cursor::{Cursor, CursorFile, LaneKey};
+use crate::spool::read::cursor::{Cursor, CursorFile, LaneKey, POSITIONS_MAX};
 use crate::spool::read::ledger::ConsumerPosition;
 use crate::spool::read::scanner::{Scanner, Step, first_record};
 use crate::spool::segment_index::SegmentIndex;
@@ -58,6 +58,10 @@ pub fn adopt(
     let resume = |position| ack_file::resume(&**fs, &dir, (id, salt), position);
     let (segment_index, positions) =
         restore_positions(segment_index, cursor.as_ref(), upstreams, resume)?;
+    if positions.len() > POSITIONS_MAX {
+        let what = "events wait for too many removed upstreams: `pixelgate spool forget` them";
+        return Err(io::Error::other(what));
+    }
     let absorbed = cursor.map(|cursor| cursor.absorbed).unwrap_or_default();
     let lane = Lane::assemble(
         Arc::clone(fs),
@@ -239,7 +243,8 @@ fn due_record(bytes: &mut [u8], seed: ChecksumSeed, seq: u64) -> Option<usize> {
     matches!(probe(bytes, seed, seq..seq + 1), Found::Record { .. }).then_some(whole)
 }
 
-/// The positions of the upstreams that are configured now, and the index sealed at its end.
+/// The positions of the upstreams, and the index sealed at its end: first those of the configured
+/// upstreams, in their order, then those of removed ones for which events wait here.
 ///
 /// An upstream that the cursor does not know begins at the oldest record that any upstream of the
 /// lane still waited for: under a new name nothing that was pending is lost, and a newcomer does
@@ -258,9 +263,13 @@ fn restore_positions(
         let found = known.iter().find(|position| position.name == *name);
         resume(found.cloned().unwrap_or_else(|| ConsumerPosition::new(name, start)))
     };
-    let positions = upstreams.iter().map(position).collect::<io::Result<Vec<_>>>()?;
+    let removed: Vec<_> = known.iter().filter(|p| !upstreams.contains(&p.name)).cloned().collect();
+    let removed = removed.into_iter().map(&resume).collect::<io::Result<Vec<_>>>()?;
+    let mut positions = upstreams.iter().map(position).collect::<io::Result<Vec<_>>>()?;
     // A cursor beyond the last record: segments at the end are missing.
-    let ends = known.iter().chain(&positions).map(ConsumerPosition::end);
-    segment_index.seal(ends.fold(segment_index.end(), u64::max));
+    let ends = positions.iter().chain(&removed).map(ConsumerPosition::end);
+    let end = ends.fold(segment_index.end(), u64::max);
+    segment_index.seal(end);
+    positions.extend(removed.into_iter().filter(|position| position.low < end));
     Ok((segment_index, positions))
 }

@@ -20,12 +20,11 @@ use serde::Deserialize;
 use tokio::sync::oneshot;
 
 use super::batch::Batch;
+use super::batch::Body;
 use super::contract::Upstream;
-use super::encode::{self, Compression, Format};
+use super::encode::{Format, encode};
 use super::outcome::{Failure, Outcome};
 use writer::Writer;
-
-pub(crate) use writer::cut_torn_line;
 
 /// Minimum of `rotate_bytes`: 1 KiB.
 pub const ROTATE_BYTES_MIN: u64 = 1 << 10;
@@ -84,15 +83,14 @@ impl Config {
         }
         let bytes = self.rotate_bytes.as_u64();
         if !(ROTATE_BYTES_MIN..=ROTATE_BYTES_MAX).contains(&bytes) {
-            let reason = format!("{bytes} is not within 1KiB and 16GiB");
+            let reason = "must be within 1KiB and 16GiB";
             return Err(ConfigError::new("rotate_bytes", reason));
         }
-        super::http::check_within("rotate_seconds", self.rotate_seconds, ROTATE_SECONDS_MAX)
+        super::limits::check_within("rotate_seconds", self.rotate_seconds, ROTATE_SECONDS_MAX)
     }
 
     /// Creates the folder, finishes files that a crash left open, and starts the thread.
     pub fn build(&self) -> Result<File, ConfigError> {
-        self.validate()?;
         let rotate_after = Duration::from_secs(self.rotate_seconds);
         let writer =
             Writer::open(&self.dir, self.rotate_bytes.as_u64(), rotate_after).map_err(|e| {
@@ -199,8 +197,11 @@ fn write(
     done: oneshot::Sender<Outcome>,
     group: &mut Vec<oneshot::Sender<Outcome>>,
 ) {
-    let lines =
-        |records: &[bytes::Bytes]| encode::encode(records, Format::Ndjson, Compression::None);
+    let lines = |records: &[bytes::Bytes]| {
+        let plain = encode(records, Format::Ndjson)?;
+        let plain_bytes = plain.len();
+        Some(Body { bytes: plain.into(), plain_bytes })
+    };
     let Some(body) = batch.body_or_encode(lines) else {
         let _ = done.send(Outcome::Rejected(Failure::new("a spool record cannot be read")));
         return;

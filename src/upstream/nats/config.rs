@@ -13,8 +13,8 @@ use super::setup::{Login, Setup};
 use super::subject::Subject;
 use super::upstream::Nats;
 use crate::env::Secret;
-use crate::upstream::client;
-use crate::upstream::http::{TIMEOUT_SECONDS_MAX, check_within};
+use crate::upstream::limits::{TIMEOUT_SECONDS_MAX, check_within};
+use crate::upstream::tls::{Tls, tls_config};
 
 /// Maximum number of servers.
 pub const URLS_MAX: usize = 16;
@@ -60,7 +60,7 @@ impl Default for Config {
 }
 
 impl Config {
-    /// Checks the limits, the URLs, the names and that every `${ENV}` is set.
+    /// Checks the limits, the URLs and the names.
     pub fn validate(&self) -> Result<(), ConfigError> {
         check_within("timeout_seconds", self.timeout_seconds, TIMEOUT_SECONDS_MAX)?;
         Subject::parse(&self.subject).map_err(|why| ConfigError::new("subject", why))?;
@@ -70,7 +70,6 @@ impl Config {
 
     /// Builds the upstream. Reads the certificates and credentials; opens no connection.
     pub fn build(&self) -> Result<Nats, ConfigError> {
-        self.validate()?;
         let (servers, login) = self.servers()?;
         let subject =
             Subject::parse(&self.subject).map_err(|why| ConfigError::new("subject", why))?;
@@ -93,15 +92,12 @@ impl Config {
     }
 
     fn tls(&self, required: bool) -> Result<rustls::ClientConfig, ConfigError> {
-        let tls = client::Tls {
-            ca: self.ca.as_deref(),
-            cert: self.cert.as_deref(),
-            key: self.key.as_deref(),
-        };
-        match client::tls_config(&tls, true) {
+        let tls =
+            Tls { ca: self.ca.as_deref(), cert: self.cert.as_deref(), key: self.key.as_deref() };
+        match tls_config(&tls, true) {
             // A server may require TLS even if the configuration does not. Without the machine's
             // certificates that server is not trusted; servers without TLS work.
-            Err(_) if !required => client::tls_config(&tls, false),
+            Err(_) if !required => tls_config(&tls, false),
             config => config,
         }
         .map_err(|e| if e.key() == "url" { ConfigError::new("urls", e.reason()) } else { e })
@@ -118,8 +114,7 @@ impl Config {
         let mut servers = Vec::new();
         let mut login: Option<Login> = None;
         for text in &self.urls {
-            let text = text.expand("urls")?;
-            let mut url = Url::parse(&text)
+            let mut url = Url::parse(text.expose())
                 .map_err(|e| ConfigError::caused("urls", "holds one that is no URL", e))?;
             if !matches!(url.scheme(), "nats" | "tls") || !url.has_host() {
                 let reason = "must each begin with nats:// or tls:// and a host";

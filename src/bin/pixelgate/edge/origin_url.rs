@@ -14,11 +14,11 @@ pub struct OriginUrl {
 impl OriginUrl {
     /// Reads `http://host:port` or `https://host:port`. The error is a reason for the operator.
     pub fn parse(text: &str) -> Result<Self, String> {
-        let url = url::Url::parse(text).map_err(|e| format!("`{text}` is not a URL: {e}"))?;
+        let url = url::Url::parse(text).map_err(|e| format!("is not a URL: {e}"))?;
         let tls = match url.scheme() {
             "http" => false,
             "https" => true,
-            other => return Err(format!("`{other}://` is neither http:// nor https://")),
+            _ => return Err("must begin with http:// or https://".to_owned()),
         };
         let bare =
             matches!(url.path(), "" | "/") && url.query().is_none() && url.fragment().is_none();
@@ -29,6 +29,18 @@ impl OriginUrl {
         let host = url.host_str().unwrap_or_default().trim_matches(['[', ']']).to_owned();
         let port = url.port_or_known_default().unwrap_or(80);
         Ok(Self { host, port, tls })
+    }
+
+    /// The value of a `Host` header that names this origin.
+    pub fn authority(&self) -> String {
+        let host = match self.host.contains(':') {
+            true => format!("[{}]", self.host),
+            false => self.host.clone(),
+        };
+        match (self.tls, self.port) {
+            (false, 80) | (true, 443) => host,
+            (_, port) => format!("{host}:{port}"),
+        }
     }
 }
 
@@ -45,6 +57,14 @@ mod tests {
         check("http://127.0.0.1:9000", "127.0.0.1", 9000, false);
         check("https://origin.example/", "origin.example", 443, true);
         check("http://[::1]", "::1", 80, false);
+        for (url, expect) in [
+            ("http://a", "a"),
+            ("https://a:443", "a"),
+            ("https://a:80", "a:80"),
+            ("http://[::1]:8080", "[::1]:8080"),
+        ] {
+            assert_eq!(OriginUrl::parse(url).unwrap().authority(), expect);
+        }
         for wrong in ["", "ftp://a", "http://", "http://a/b", "http://a/?b", "http://u:p@a/"] {
             assert!(OriginUrl::parse(wrong).is_err(), "{wrong}");
         }

@@ -1,0 +1,31 @@
+//! Stands in for lists from a URL in a build without the feature `http`.
+
+use std::{path::Path, sync::Arc, time::Duration};
+
+use http::HeaderMap;
+use url::Url;
+
+use super::list::{Content, List};
+use super::look::Look;
+use super::open_error::OpenError;
+use crate::clock::Clock;
+
+/// Cannot exist in this build.
+#[derive(Debug)]
+pub(super) enum UrlSource {}
+
+impl UrlSource {
+    /// Always an error.
+    pub(super) fn open(
+        _: Url,
+        _: HeaderMap,
+        _: &Path,
+        _: &Arc<dyn Clock>,
+    ) -> Result<(Self, Option<(List, Duration)>), OpenError> {
+        Err(OpenError("is a URL, and this build lacks the feature `http`".to_owned()))
+    }
+
+    pub(super) async fn look(&mut self, _: Option<Content>, _: &Arc<dyn Clock>) -> Look {
+        match *self {}
+    }
+}
