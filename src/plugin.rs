@@ -31,7 +31,7 @@ use pingora::http::ResponseHeader;
 use pingora::protocols::http::ServerSession;
 use pingora::proxy::Session;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 /// Spare slots in each prebuilt header for `Date` and `Connection`, which the connection adds, and
 /// for the two lines about an accepted event.
@@ -350,17 +350,20 @@ impl PixelGate {
         self.state.gate.portals().reload();
     }
 
-    /// Stops delivery and makes every enqueued event durable, within `limit`. Call this once no
-    /// request is in flight: later events are rejected as `overloaded`. Events that are not
-    /// delivered yet are delivered after the next start. Must not be called from async code.
+    /// Stops delivery and makes every enqueued event durable, within `limit`: attempts under way
+    /// may end in its first half. Call this once no request is in flight: later events are rejected
+    /// as `overloaded`. Events that are not delivered yet are delivered after the next start. Must
+    /// not be called from async code.
     ///
     /// # Errors
     ///
     /// The disk refused enqueued events, or took longer than `limit`. None of these events was
     /// answered 200 with durability `power` or `interval`.
     pub fn close(&self, limit: Duration) -> Result<(), CloseError> {
-        self.state.delivery.stop();
-        self.state.spool.close(limit)
+        // Three quarters are for the threads, two thirds of that for attempts under way.
+        let until = Instant::now() + limit;
+        self.state.delivery.stop(limit * 3 / 4);
+        self.state.spool.close(until.saturating_duration_since(Instant::now()))
     }
 }
 
