@@ -18,12 +18,12 @@ const COLOURING: [&str; 5] = ["NO_COLOR", "CLICOLOR", "CLICOLOR_FORCE", "COLORTE
 /// How a colour begins; a bar moves the cursor by other sequences.
 const RED_OR_GREEN: [&str; 2] = ["\u{1b}[31m", "\u{1b}[32m"];
 
-/// Takes from a command what the environment of the tests says of colours.
+/// Removes from a command the variables of the test's environment that decide about colours.
 fn uncoloured(command: &mut Command) -> &mut Command {
     COLOURING.iter().fold(command, |command, name| command.env_remove(name))
 }
 
-/// Runs a command at a terminal of its own; its exit code, and all that the terminal was sent.
+/// Runs a command at a terminal of its own. Returns its exit code and all output to the terminal.
 fn at_terminal(mut command: Command, environment: &[(&str, &str)]) -> (i32, String) {
     let master = openpt(OpenptFlags::RDWR | OpenptFlags::NOCTTY).unwrap();
     grantpt(&master).unwrap();
@@ -46,7 +46,7 @@ fn at_terminal(mut command: Command, environment: &[(&str, &str)]) -> (i32, Stri
     (code, String::from_utf8_lossy(&shown).into_owned())
 }
 
-/// Runs it in pipes; exit code, standard output, standard error.
+/// Runs a command in pipes. Returns its exit code, standard output and standard error.
 fn in_pipes(mut command: Command) -> (i32, String, String) {
     let output = uncoloured(&mut command).output().unwrap();
     let text = |bytes| String::from_utf8(bytes).unwrap();
@@ -273,7 +273,7 @@ fn the_manual_says_what_help_says_and_is_sound() {
     }
 }
 
-/// Whether a command is on this machine; says so where it is not.
+/// Whether a command is on this machine. Prints a line if it is not.
 pub fn is_there(tool: &str) -> bool {
     let path = std::env::var_os("PATH").unwrap_or_default();
     let there = std::env::split_paths(&path).any(|dir| dir.join(tool).is_file());

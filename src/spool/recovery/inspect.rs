@@ -15,8 +15,8 @@ use super::recover::{Segment, salt, scan_to_end, survey, torn_bytes};
 use crate::spool::format::{SEGMENT_HEADER_BYTES, SegmentHeader};
 use crate::spool::fs::{File, Fs, Open, SystemFs, read_full};
 use crate::spool::lane::{CURSOR, IDENTITY, lane_dir, segment_name, segment_number};
+use crate::spool::read::counts::Counts;
 use crate::spool::read::cursor::{Cursor, CursorFile, LaneKey, damaged_slots};
-use crate::spool::read::ledger::Counts;
 use crate::spool::read::scanner::{Scanner, Step};
 use crate::spool::record_id::RecordId;
 use crate::spool::status::UpstreamStatus;
@@ -133,7 +133,7 @@ pub fn stat(dir: &Path) -> io::Result<Stat> {
     })
 }
 
-/// Reads every record and says where something is wrong. `progress` is told bytes done and in
+/// Reads every record and says where something is wrong. `progress` gets bytes done and in
 /// all, now and then.
 pub fn verify(dir: &Path, progress: &mut dyn FnMut(u64, u64)) -> io::Result<VerifyReport> {
     let mut report = VerifyReport::default();
