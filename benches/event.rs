@@ -1,8 +1,8 @@
 //! What judging a query costs: time, allocations and instructions, beside the mere splitting and
 //! decoding of the same query by `url::form_urlencoded`, which judges nothing and keeps nothing.
 //!
-//! `cargo bench --bench event` prints the table. Rounds of the two alternate, so that whatever
-//! disturbs the machine disturbs both; the figure is the median round. Instructions are counted by
+//! `cargo bench --bench event` prints the table. Rounds of the two alternate, so that a load on
+//! the machine slows both; the figure is the median round. Instructions are counted by
 //! `valgrind --tool=callgrind`, if it is there: the benchmark runs itself under it twice, for two
 //! numbers of repetitions, and the difference is theirs. The counts also show that no query of
 //! twice the length takes more than about twice the work, without a clock.

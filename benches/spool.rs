@@ -5,9 +5,9 @@
 //!
 //! Every row checks that what it has written can be read back. CPU is that of the whole process,
 //! so it includes the producers' own work and the committer's. Bytes written are those that reached
-//! the disk below the folder, the file system's journal and whatever else writes there included:
-//! what the kernel charges the process with counts pages many times over that are written piece
-//! by piece.
+//! the disk below the folder, the file system's journal and all other writers on that disk
+//! included: what the kernel charges the process with counts pages many times over that are written
+//! piece by piece.
 
 use std::io::Write as _;
 use std::path::{Path, PathBuf};
@@ -19,7 +19,7 @@ use pixelgate::internals::spool::{Ack, Commit, Config, Durability, Env, Spool};
 /// A payload as an event has it.
 const PAYLOAD_BYTES: usize = 300;
 const PACED_PER_SECOND: u64 = 100_000;
-/// Six segments: when they are trimmed three are kept, which is what a row needs.
+/// Six segments. Trimming leaves three, which is what a row needs.
 const WRITTEN_BEFORE_BYTES: u64 = 6 * (64 << 20);
 /// Waiting requests per producer, when it runs flat out.
 const IN_FLIGHT: usize = 512;
@@ -365,14 +365,15 @@ fn cpu_time() -> Duration {
     Duration::from_millis((ticks(11) + ticks(12)) * 10)
 }
 
-/// Bytes written to the disk on which this folder is, by anybody; 0 where there is no such disk.
+/// Bytes written to the disk on which this folder is, by all processes; 0 where there is no such
+/// disk.
 fn bytes_written(folder: &Path) -> u64 {
     let Ok(meta) = std::fs::metadata(folder) else { return 0 };
     let device = std::os::unix::fs::MetadataExt::dev(&meta);
     let (major, minor) = (rustix::fs::major(device), rustix::fs::minor(device));
     let stat = std::fs::read_to_string(format!("/sys/dev/block/{major}:{minor}/stat"));
     let stat = stat.unwrap_or_default();
-    // The seventh field counts sectors of 512 bytes, whatever the disk's own are.
+    // The seventh field counts sectors of 512 bytes, independent of the disk's own sectors.
     stat.split_whitespace().nth(6).and_then(|sectors| sectors.parse::<u64>().ok()).unwrap_or(0)
         * 512
 }

@@ -20,6 +20,7 @@ use crate::response::answers;
 use crate::response::answers::Answers;
 use crate::spool::{self, Env, Spool};
 use crate::telemetry::event_samples::EventSamples;
+use crate::telemetry::faults::Faults;
 use crate::telemetry::in_flight::InFlight;
 use crate::telemetry::metrics::Metrics;
 use crate::upstream::{self, BatchConfig, Upstream};
@@ -54,6 +55,9 @@ pub struct ValidConfig {
     config: Config,
     rules: Rules,
     guard: Guard,
+    list: portals::ValidConfig,
+    /// The upstreams in force.
+    destinations: Vec<upstream::ValidConfig>,
 }
 
 impl std::ops::Deref for ValidConfig {
@@ -101,11 +105,11 @@ impl Config {
     pub fn validate(self) -> Result<ValidConfig, ConfigError> {
         let rules = self.rules()?;
         let guard = self.guard()?;
-        self.portals.validate()?;
+        let list = self.portals.validate()?;
         self.spool.validate()?;
         self.batch.validate()?;
-        upstream::Config::validate_all(&self.upstream)?;
-        Ok(ValidConfig { config: self, rules, guard })
+        let destinations = upstream::Config::validate_all(&self.upstreams())?;
+        Ok(ValidConfig { config: self, rules, guard, list, destinations })
     }
 
     /// The upstreams in force: those configured, or the embedded default.
@@ -126,14 +130,13 @@ impl Config {
     }
 
     fn guard(&self) -> Result<Guard, ConfigError> {
-        let told =
-            |e: crate::request::path::PathError| ConfigError::new("events.path", e.to_string());
-        Guard::new(&self.events.path).map_err(told)
+        let path = &self.events.path;
+        Guard::new(path).map_err(|e| ConfigError::new("events.path", e.to_string()))
     }
 }
 
-/// An upstream with its name and the limits of its batches.
-type Destination = (String, Arc<dyn Upstream>, BatchConfig);
+/// An upstream with its name, the limits of its batches and its `attempts_max`.
+type Destination = (String, Arc<dyn Upstream>, BatchConfig, u32);
 
 /// Collects what a gate needs and opens it ([`Builder::open`]).
 pub struct Builder {
@@ -205,7 +208,7 @@ impl Builder {
     /// The portal list cannot be read, or `events` holds a value that cannot be used.
     pub fn gate(self) -> Result<Gate, OpenError> {
         let config = self.config?;
-        let portals = Portals::open(&config.portals, &self.state_dir, self.clock.clone());
+        let portals = Portals::open(&config.list, &self.state_dir, self.clock.clone());
         Ok(config.into_gate(portals.map_err(OpenError::Portals)?, self.clock))
     }
 
@@ -219,9 +222,10 @@ impl Builder {
     /// moved to quarantine and counted.
     pub fn open(self) -> Result<PixelGate, OpenError> {
         let config = self.config?;
-        let portals = Portals::open(&config.portals, &self.state_dir, self.clock.clone());
+        let portals = Portals::open(&config.list, &self.state_dir, self.clock.clone());
         let portals = portals.map_err(OpenError::Portals)?;
         let metrics = Metrics::new();
+        let faults = Faults::new(self.clock.clone(), metrics.faults.clone());
         let answers =
             Answers::build(&config.response, &config.events.methods, PrebuiltResponse::new)
                 .map_err(OpenError::Answers)?;
@@ -230,11 +234,13 @@ impl Builder {
         let env = Env {
             clock: self.clock.clone(),
             commit_seconds: Some(metrics.spool_commit_seconds.clone()),
+            faults: faults.clone(),
             ..Env::system()
         };
         let spool = Spool::open(&config.spool, &names, env).map_err(OpenError::Spool)?;
         let options = delivery::Options {
             clock: self.clock.clone(),
+            faults: faults.clone(),
             meters: Meters {
                 delivered: metrics.delivered_events.clone(),
                 dead: metrics.dead_events.clone(),
@@ -243,10 +249,10 @@ impl Builder {
             },
             ..delivery::Options::new(config.dead_dir())
         };
-        let route = |(name, upstream, batch): Destination| {
+        let route = |(name, upstream, batch, attempts_max): Destination| {
             // Always `Some`: the spool was opened with these names, and each is taken once.
             let reader = spool.reader(&name)?;
-            Some(Route { name, upstream, batch, reader })
+            Some(Route { name, upstream, batch, attempts_max, reader })
         };
         let routes = routes.into_iter().filter_map(route).collect();
         let delivery =
@@ -258,6 +264,7 @@ impl Builder {
             gate: config.into_gate(portals, self.clock.clone()),
             spool,
             metrics,
+            faults,
             event_samples: EventSamples::new(self.clock.clone()),
             answers,
             response,
@@ -278,19 +285,21 @@ impl ValidConfig {
 
 /// Every upstream, configured or the host's own, with its name and its batches.
 fn destinations(
-    config: &Config,
+    config: &ValidConfig,
     own: &[(String, Arc<dyn Upstream>)],
 ) -> Result<Vec<Destination>, ConfigError> {
     let mut all = Vec::new();
-    for upstream in config.upstreams() {
+    for upstream in &config.destinations {
         let built = upstream.build()?;
-        all.push((upstream.name.clone(), built, upstream.batch.over(&config.batch)));
+        let batch = upstream.batch.over(&config.batch);
+        all.push((upstream.name.clone(), built, batch, upstream.attempts_max));
     }
     for (name, upstream) in own {
         if all.iter().any(|(taken, ..)| taken == name) {
             return Err(ConfigError::new("upstream.name", format!("`{name}` is taken")));
         }
-        all.push((name.clone(), upstream.clone(), config.batch.clone()));
+        let attempts_max = upstream::ATTEMPTS_MAX_DEFAULT;
+        all.push((name.clone(), upstream.clone(), config.batch.clone(), attempts_max));
     }
     Ok(all)
 }
@@ -299,9 +308,9 @@ fn destinations(
 /// force. Opens no spool.
 pub fn check(config: &ValidConfig, state_dir: &Path) -> Result<String, OpenError> {
     let clock: Arc<dyn Clock> = Arc::new(SystemClock);
-    let portals = Portals::open(&config.portals, state_dir, clock).map_err(OpenError::Portals)?;
+    let portals = Portals::open(&config.list, state_dir, clock).map_err(OpenError::Portals)?;
     let mut lines = vec![portals.summary().to_string()];
-    for upstream in config.upstreams() {
+    for upstream in &config.destinations {
         // Building a file upstream would create its folder; the other kinds only read files.
         if !matches!(upstream.kind, upstream::Kind::File(_)) {
             upstream.build()?;

@@ -50,3 +50,53 @@ impl ConfigError {
         &self.reason
     }
 }
+
+/// A deserializer's message without the value that it shows: `invalid type: string, expected a
+/// map`. Keys and the allowed values stay.
+pub fn without_value(message: &str) -> String {
+    let (Some((mistake, found)), Some((_, expected))) =
+        (message.split_once([':', '`']), message.rsplit_once(", expected "))
+    else {
+        return message.to_owned();
+    };
+    match mistake.trim_end() {
+        "unknown variant" => format!("unknown value, expected {expected}"),
+        mistake @ ("invalid type" | "invalid value") => {
+            let kind = found.split(['`', '"', ',']).next().unwrap_or_default().trim();
+            format!("{mistake}: {kind}, expected {expected}")
+        }
+        _ => message.to_owned(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_message_names_types_and_allowed_values_and_no_value() {
+        let check = |message: &str, expect: &str| assert_eq!(without_value(message), expect);
+        check(
+            "invalid type: string \"s3cr`t, expected x\", expected a map",
+            "invalid type: string, expected a map",
+        );
+        check(
+            "invalid type: integer `12`, expected a string",
+            "invalid type: integer, expected a string",
+        );
+        check(
+            "invalid type: floating point `1.5`, expected u64",
+            "invalid type: floating point, expected u64",
+        );
+        check(
+            "invalid value: string \"x\", expected parsable string",
+            "invalid value: string, expected parsable string",
+        );
+        check(
+            "unknown variant `s3cret`, expected `a` or `b`",
+            "unknown value, expected `a` or `b`",
+        );
+        check("unknown field `x`, expected `a` or `b`", "unknown field `x`, expected `a` or `b`");
+        check("missing field `x`", "missing field `x`");
+    }
+}

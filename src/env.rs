@@ -1,28 +1,49 @@
-//! Secrets in the configuration: where they come from, and how they stay out of sight.
+//! Configured text that may hold `${NAME}`, and how secrets stay out of sight.
 //!
-//! A value may hold `${NAME}`, replaced by the environment variable of that name when the
-//! setting is read. Nothing else is special: no defaults, no nesting, no bare `$NAME`.
+//! One rule for every string key that may hold a secret or an address (SPEC 9): each `${NAME}` is
+//! replaced, once, by the environment variable of that name when the configuration is read. White
+//! space around a variable's value and around the whole text is removed, because the file of a
+//! secret often ends in a newline. A name that is not set is an error. Nothing else is special: no
+//! defaults, no nesting, no bare `$NAME`.
 
-use crate::config_error::ConfigError;
 use std::fmt;
 
-use serde::Deserialize;
+use serde::de::{Deserialize, Deserializer, Error as _};
 
 /// A configured text that must not be printed: its `Debug` shows nothing of it.
-#[derive(Clone, PartialEq, Eq, Deserialize)]
-#[serde(transparent)]
+#[derive(Clone, PartialEq, Eq)]
 pub struct Secret(String);
 
+/// Why a configured text cannot be used. Never shows the text or a variable's value.
+#[derive(Debug, PartialEq, Eq, thiserror::Error)]
+pub enum ExpandError {
+    /// A `${` has no `}` after it.
+    #[error("has a `${{` without a `}}`")]
+    Unclosed,
+    /// The text between `${` and `}` is no name: it is not shown, because a mistyped `${` may stand
+    /// in the middle of a secret.
+    #[error("has no variable's name between `${{` and `}}`")]
+    NoName,
+    /// The environment has no such variable, or its value is not UTF-8.
+    #[error("${{{0}}} is not in the environment (as UTF-8 text)")]
+    Unset(String),
+}
+
 impl Secret {
-    /// Wraps `text`.
+    /// Wraps `text` as it is: only text from a configuration file is expanded.
     pub fn new(text: impl Into<String>) -> Secret {
         Secret(text.into())
     }
 
-    /// The text with each `${NAME}` replaced from the environment. `key` names the setting in
-    /// the error; neither the text nor a variable's value is ever part of it.
-    pub fn expand(&self, key: &str) -> Result<String, ConfigError> {
-        expand(&self.0, key, |name| std::env::var(name).ok())
+    /// The text itself, which belongs into no log line, error or page.
+    pub fn expose(&self) -> &str {
+        &self.0
+    }
+}
+
+impl<'de> Deserialize<'de> for Secret {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Secret, D::Error> {
+        expanded(deserializer).map(Secret)
     }
 }
 
@@ -32,33 +53,50 @@ impl fmt::Debug for Secret {
     }
 }
 
-/// Replaces each `${NAME}` in `text` by `lookup`'s answer. The error names `key`, never a value.
-pub(crate) fn expand(
-    text: &str,
-    key: &str,
-    lookup: impl Fn(&str) -> Option<String>,
-) -> Result<String, ConfigError> {
+/// Reads a string key and expands it: `#[serde(deserialize_with = "…")]`.
+///
+/// # Errors
+///
+/// The value is no string, or it cannot be expanded.
+pub fn expanded<'de, D: Deserializer<'de>>(deserializer: D) -> Result<String, D::Error> {
+    expand(&String::deserialize(deserializer)?).map_err(D::Error::custom)
+}
+
+/// Reads a list of strings and expands each.
+///
+/// # Errors
+///
+/// As for [`expanded`].
+pub fn expanded_list<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Vec<String>, D::Error> {
+    let texts = Vec::<Secret>::deserialize(deserializer)?;
+    Ok(texts.into_iter().map(|Secret(text)| text).collect())
+}
+
+/// The text with each `${NAME}` replaced by that variable of the process's environment.
+///
+/// # Errors
+///
+/// The text has a `${` that names no variable.
+pub fn expand(text: &str) -> Result<String, ExpandError> {
+    expand_from(text, |name| std::env::var(name).ok())
+}
+
+fn expand_from(text: &str, lookup: impl Fn(&str) -> Option<String>) -> Result<String, ExpandError> {
     let mut out = String::with_capacity(text.len());
     let mut rest = text;
     while let Some((before, after)) = rest.split_once("${") {
         out.push_str(before);
-        let Some((name, tail)) = after.split_once('}') else {
-            return Err(ConfigError::new(key, "has a `${` without a `}`"));
-        };
+        let (name, tail) = after.split_once('}').ok_or(ExpandError::Unclosed)?;
         let plain = |b: u8| b.is_ascii_alphanumeric() || b == b'_';
         if name.is_empty() || !name.bytes().all(plain) {
-            // The name is not repeated: a mistyped `${` may stand in the middle of a secret.
-            return Err(ConfigError::new(key, "has no variable's name between `${` and `}`"));
+            return Err(ExpandError::NoName);
         }
-        let Some(value) = lookup(name) else {
-            let reason = format!("${{{name}}} is not in the environment (as UTF-8 text)");
-            return Err(ConfigError::new(key, reason));
-        };
-        out.push_str(&value);
+        let value = lookup(name).ok_or_else(|| ExpandError::Unset(name.to_owned()))?;
+        out.push_str(value.trim());
         rest = tail;
     }
     out.push_str(rest);
-    Ok(out)
+    Ok(out.trim().to_owned())
 }
 
 #[cfg(test)]
@@ -68,16 +106,15 @@ mod tests {
     #[track_caller]
     fn check(text: &str, expect: Result<&str, &str>) {
         let lookup = |name: &str| match name {
-            "TOKEN" => Some("t0ps3cret".to_owned()),
+            "TOKEN" => Some("t0ps3cret\n".to_owned()),
             "NESTED" => Some("${TOKEN}".to_owned()),
             _ => None,
         };
-        let got = expand(text, "headers.authorization", lookup);
-        match (got, expect) {
+        match (expand_from(text, lookup), expect) {
             (Ok(got), Ok(expect)) => assert_eq!(got, expect),
             (Err(got), Err(expect)) => {
                 let got = got.to_string();
-                assert!(got.contains(expect) && got.contains("headers.authorization"), "{got}");
+                assert!(got.contains(expect), "{got}");
                 assert!(!got.contains("t0ps3cret"), "{got}");
             }
             (got, expect) => panic!("{text}: {got:?}, expected {expect:?}"),
@@ -94,7 +131,13 @@ mod tests {
     }
 
     #[test]
-    fn what_cannot_be_replaced_names_the_key_and_the_variable() {
+    fn white_space_around_a_text_and_a_value_is_removed() {
+        check(" a b\r\n", Ok("a b"));
+        check("nats://u:${TOKEN}@h", Ok("nats://u:t0ps3cret@h"));
+    }
+
+    #[test]
+    fn a_text_that_cannot_be_replaced_names_the_variable_alone() {
         check("${MISSING}", Err("MISSING"));
         check("${TOKEN} ${", Err("without"));
         check("${t0ps3cret with spaces}", Err("no variable's name"));

@@ -1,4 +1,4 @@
-//! Tells that a file has changed, without reading it.
+//! Detects that a file has changed, without reading it.
 
 use std::{
     fs::{self, Metadata},
@@ -15,8 +15,8 @@ const SETTLED_AGE_MIN: Duration = Duration::from_secs(2);
 /// The state of a file as its metadata shows it. Two equal stamps mean the same content, unless the
 /// file was changed twice within one tick of the kernel's clock: see [`FileStamp::is_settled`].
 ///
-/// Device and inode tell a rename and a symlink that points elsewhere; size and the times of the
-/// last change, to the nanosecond, tell a rewrite.
+/// Device and inode reveal a rename and a symlink that points elsewhere; size and the times of the
+/// last change, to the nanosecond, reveal a rewrite.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct FileStamp {
     device: u64,

@@ -81,9 +81,11 @@ mod delivery;
 mod env;
 mod event;
 mod explain;
+mod file_lock;
 mod file_stamp;
 mod plugin;
 mod policy;
+mod regular_file;
 mod request;
 mod response;
 #[cfg(feature = "server")]
@@ -101,10 +103,12 @@ pub use request::client::{TrustError, TrustedProxies};
 pub use spool::CloseError;
 pub use upstream::Upstream;
 
-/// The sections of a [`Config`], each with its keys, units, defaults and limits (SPEC 9).
+/// The sections of a [`Config`], each with its keys, units, defaults and limits (SPEC 9), and the
+/// one rule for `${NAME}` in their strings.
 pub mod config {
     #[cfg(feature = "admin")]
     pub use crate::admin::Config as Admin;
+    pub use crate::env::{ExpandError, Secret, expand, expanded, expanded_list};
     pub use crate::event::Config as Events;
     pub use crate::policy::portals::{Config as Portals, Mode as PortalMode};
     pub use crate::policy::privacy::Config as Privacy;
@@ -139,13 +143,15 @@ pub mod admin_pages {
     pub use crate::telemetry::event_samples::SAMPLES_PER_SECOND_MAX;
 }
 
-/// Parts for command-line tools: `explain`, the spool, its dead letters, and log lines.
+/// Parts for command-line tools: `explain`, the spool, its dead letters, files and log lines.
 pub mod tools {
+    pub use crate::config_error::without_value;
     pub use crate::delivery::dead_letters;
     pub use crate::event::{Record, RecordError, escape_hidden};
     pub use crate::explain::{NotAnEvent, explain};
     pub use crate::file_stamp::FileStamp;
-    pub use crate::spool::recovery::inspect;
+    pub use crate::regular_file::read as read_regular_file;
+    pub use crate::spool::recovery::{forget, inspect};
     pub use crate::telemetry::log_throttle::LogThrottle;
 }
 

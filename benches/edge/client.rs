@@ -75,7 +75,7 @@ impl Http1 {
         };
         stream.write_all(&self.request).await.unwrap();
         self.read_response(&mut *stream).await;
-        if self.workload.transport == Transport::Kept {
+        if self.workload.transport == Transport::Persistent {
             self.stream = Some(stream);
         }
     }
@@ -88,7 +88,7 @@ impl Http1 {
         }
     }
 
-    /// Reads one response to its end. The body is counted and not kept.
+    /// Reads one response to its end. The body is counted and dropped.
     async fn read_response(&mut self, stream: &mut dyn Stream) {
         let mut length = 0;
         let head = loop {
@@ -144,7 +144,7 @@ async fn connect_h2(server: SocketAddr) -> SendRequest<Bytes> {
     let stream = tls::connect(connect(server, 0).await, &[b"h2"]).await;
     assert_eq!(stream.get_ref().1.alpn_protocol(), Some(&b"h2"[..]));
     let (send, connection) = h2::client::handshake(stream).await.expect("HTTP/2");
-    // Ends with its runtime, in the middle of whatever it does then.
+    // Ends with its runtime, even in the middle of a frame.
     tokio::spawn(connection);
     send
 }

@@ -8,24 +8,24 @@ use std::process::Command;
 
 /// An edge for events.
 pub fn events(mode: Mode, durability: &str) -> Server {
-    start(mode, durability, Door::Plain)
+    start(mode, durability, Listener::Plain)
 }
 
 /// An edge for events over TLS.
 pub fn tls(mode: Mode, durability: &str) -> Server {
-    start(mode, durability, Door::Tls)
+    start(mode, durability, Listener::Tls)
 }
 
 /// An edge in front of an origin of its own.
 pub fn proxy(mode: Mode) -> Server {
     let origin = nginx::origin();
-    let mut server = start(mode, "power", Door::Proxy(&origin));
+    let mut server = start(mode, "power", Listener::Proxy(&origin));
     server.origin = Some(Box::new(origin));
     server
 }
 
-/// What is loaded.
-enum Door<'a> {
+/// The listener that the clients load.
+enum Listener<'a> {
     Plain,
     Tls,
     Proxy(&'a Server),
@@ -33,16 +33,16 @@ enum Door<'a> {
 
 /// One worker thread, as nginx has one worker. Batches close after 100 ms of less than their fill,
 /// so that a round's last events are delivered soon; under load they are full long before.
-fn start(mode: Mode, durability: &str, door: Door<'_>) -> Server {
+fn start(mode: Mode, durability: &str, listener: Listener<'_>) -> Server {
     let dir = folder();
     let at = dir.path().display();
     let (plain, loaded, admin) = (free_address(), free_address(), free_address());
-    let (kind, address, edge) = match door {
-        Door::Plain => (Kind::Edge, plain, String::new()),
-        Door::Proxy(origin) => {
+    let (kind, address, edge) = match listener {
+        Listener::Plain => (Kind::Edge, plain, String::new()),
+        Listener::Proxy(origin) => {
             (Kind::EdgeProxy, plain, format!("origin = \"http://{}\"", origin.address))
         }
-        Door::Tls => {
+        Listener::Tls => {
             let (cert, key) = tls::files(dir.path());
             let tls = format!("listen = \"{loaded}\", cert = \"{cert}\", key = \"{key}\"");
             (Kind::Edge, loaded, format!("tls = [{{ {tls} }}]"))

@@ -51,7 +51,7 @@ pub fn run(workload: &Workload, server: &mut Server, until: Until) -> Sample {
     server.answered += latencies.len() as u64;
     server.settle();
     let cpu = server.cpu() - cpu;
-    // Not before: closing kept connections is not part of a request's cost.
+    // Not before: closing persistent connections is not part of a request's cost.
     drop(clients);
     latencies.sort_unstable();
     let at = |share: f64| f64::from(latencies[(latencies.len() as f64 * share) as usize]);
@@ -66,7 +66,7 @@ pub fn run(workload: &Workload, server: &mut Server, until: Until) -> Sample {
     }
 }
 
-/// Opens all kept connections and sends one request on each.
+/// Opens all persistent connections and sends one request on each.
 async fn open(workload: &Workload, server: &mut Server) -> Vec<Client> {
     let clients = Client::all(workload, server.address).await;
     server.answered += clients.len() as u64;

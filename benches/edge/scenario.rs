@@ -62,31 +62,32 @@ const PASSAGE: &[Contender] = &[
 /// All scenarios, in the order of the report.
 pub const SCENARIOS: &[Scenario] = &[
     Scenario {
-        name: "events, 64 kept connections",
+        name: "events, 64 persistent connections",
         contenders: &[FLOOR, NGINX, MEMORY, INTERVAL, POWER],
-        workload: |_| event(Transport::Kept),
+        workload: |_| event(Transport::Persistent),
         counted: 1000,
     },
     Scenario {
-        name: "events, 256 kept connections",
+        name: "events, 256 persistent connections",
         contenders: &[NGINX, POWER],
-        workload: |_| Workload { connections: 256, ..event(Transport::Kept) },
+        workload: |_| Workload { connections: 256, ..event(Transport::Persistent) },
         counted: 0,
     },
     Scenario {
-        name: "events, 10,000 a second over 64 kept connections",
+        name: "events, 10,000 a second over 64 persistent connections",
         contenders: &[FLOOR, NGINX, MEMORY, INTERVAL, POWER],
-        workload: |_| Workload { pace: Some(PACE), ..event(Transport::Kept) },
+        workload: |_| Workload { pace: Some(PACE), ..event(Transport::Persistent) },
         counted: 0,
     },
     Scenario {
-        name: "rejected events, 64 kept connections",
+        name: "rejected events, 64 persistent connections",
         contenders: &[NGINX, MEMORY],
         workload: |server| match server.kind {
-            Kind::Edge => {
-                Workload { status: 403, ..Workload::new(Transport::Kept, REFUSED, PIXEL_BYTES) }
-            }
-            _ => Workload::new(Transport::Kept, REFUSED, PIXEL_BYTES),
+            Kind::Edge => Workload {
+                status: 403,
+                ..Workload::new(Transport::Persistent, REFUSED, PIXEL_BYTES)
+            },
+            _ => Workload::new(Transport::Persistent, REFUSED, PIXEL_BYTES),
         },
         counted: 1000,
     },
@@ -108,7 +109,7 @@ pub const SCENARIOS: &[Scenario] = &[
         workload: |_| Workload {
             pace: Some(IDLE_PACE),
             connections: process::connections(IDLE_CONNECTIONS),
-            ..event(Transport::Kept)
+            ..event(Transport::Persistent)
         },
         counted: 0,
     },
@@ -125,15 +126,15 @@ pub const SCENARIOS: &[Scenario] = &[
         counted: 100,
     },
     Scenario {
-        name: "pass-through of 1 KB, 64 kept connections",
+        name: "pass-through of 1 KB, 64 persistent connections",
         contenders: PASSAGE,
-        workload: |_| Workload::new(Transport::Kept, "/1k", nginx::SMALL_BYTES),
+        workload: |_| Workload::new(Transport::Persistent, "/1k", nginx::SMALL_BYTES),
         counted: 1000,
     },
     Scenario {
-        name: "pass-through of 100 KB, 64 kept connections",
+        name: "pass-through of 100 KB, 64 persistent connections",
         contenders: PASSAGE,
-        workload: |_| Workload::new(Transport::Kept, "/100k", nginx::LARGE_BYTES),
+        workload: |_| Workload::new(Transport::Persistent, "/100k", nginx::LARGE_BYTES),
         counted: 200,
     },
 ];

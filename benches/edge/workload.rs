@@ -4,7 +4,7 @@
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub enum Transport {
     /// One after the other on connections that stay.
-    Kept,
+    Persistent,
     /// Each on its own connection, which the client closes, as a browser does.
     New,
     /// Each on a connection of its own, which it asks the server to close.

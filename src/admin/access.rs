@@ -6,6 +6,7 @@
 //! address (DNS rebinding: a page whose own name resolves to 127.0.0.1), and those that a browser
 //! marks as made by another site.
 
+use crate::env::Secret;
 use http::{HeaderMap, HeaderName, header};
 use std::net::IpAddr;
 
@@ -25,12 +26,12 @@ pub enum Denied {
 /// The access rule of one listener.
 #[derive(Debug, Clone)]
 pub struct Access {
-    token: Option<String>,
+    token: Option<Secret>,
 }
 
 impl Access {
     /// A rule with this token. With `None` the listener must be on a loopback address.
-    pub fn new(token: Option<String>) -> Self {
+    pub fn new(token: Option<Secret>) -> Self {
         Self { token }
     }
 
@@ -47,8 +48,8 @@ impl Access {
         self.shell(headers)?;
         if let Some(token) = &self.token {
             let given = headers.get(header::AUTHORIZATION).map(|value| value.as_bytes());
-            let given = given.and_then(|value| value.strip_prefix(b"Bearer "));
-            if !given.is_some_and(|given| equal(given, token.as_bytes())) {
+            let given = given.and_then(bearer_token);
+            if !given.is_some_and(|given| equal(given, token.expose().as_bytes())) {
                 return Err(Denied::Token);
             }
         }
@@ -57,6 +58,12 @@ impl Access {
             false => Ok(()),
         }
     }
+}
+
+/// The token of an `Authorization` header. The name of the scheme has no case (RFC 9110, 11.1).
+fn bearer_token(authorization: &[u8]) -> Option<&[u8]> {
+    let (scheme, token) = authorization.split_at_checked(b"Bearer ".len())?;
+    scheme.eq_ignore_ascii_case(b"Bearer ").then(|| token.trim_ascii_start())
 }
 
 /// Compares in a time that does not depend on how many bytes are equal.
@@ -114,7 +121,7 @@ mod tests {
 
     #[test]
     fn a_token_opens_the_data_and_its_absence_only_the_shell() {
-        let access = Access::new(Some(TOKEN.to_owned()));
+        let access = Access::new(Some(Secret::new(TOKEN)));
         let check = |lines: &[(&str, &str)], expect: Result<(), Denied>| {
             let headers = headers(lines);
             assert_eq!(access.shell(&headers), Ok(()));
@@ -125,6 +132,11 @@ mod tests {
         check(&[("authorization", TOKEN)], Err(Denied::Token));
         check(&[("authorization", "Bearer sixteen bytes no")], Err(Denied::Token));
         check(&[("host", "edge1.example:9090"), ("authorization", &bearer)], Ok(()));
+        for scheme in ["bearer", "BEARER", "bEaReR "] {
+            check(&[("authorization", &format!("{scheme} {TOKEN}"))], Ok(()));
+        }
+        check(&[("authorization", &format!("Basic {TOKEN}"))], Err(Denied::Token));
+        check(&[("authorization", "bearer")], Err(Denied::Token));
     }
 
     #[test]

@@ -1,19 +1,22 @@
 //! The `[admin]` section of the configuration.
 
+use crate::env::Secret;
 use serde::Deserialize;
 use std::net::{IpAddr, SocketAddr};
 
 /// Shortest token, in bytes: a shorter one could be guessed.
 pub const TOKEN_BYTES_MIN: usize = 16;
+
 /// The `[admin]` section.
 #[derive(Debug, Clone, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct Config {
-    /// `address:port`; empty: no admin listener.
+    /// `address:port`; empty: no admin listener. May hold `${NAME}`.
+    #[serde(deserialize_with = "crate::env::expanded")]
     pub listen: String,
     /// The token that a request must send as `Authorization: Bearer`. Required if `listen` is not
-    /// a loopback address.
-    pub token: Option<String>,
+    /// a loopback address. May hold `${NAME}`.
+    pub token: Option<Secret>,
 }
 
 impl Default for Config {
@@ -28,11 +31,10 @@ impl Config {
         if self.listen.is_empty() {
             return Ok(());
         }
-        let address: SocketAddr = self.listen.parse().map_err(|_| {
-            ("listen", format!("`{}` is not an IP address with a port", self.listen))
-        })?;
+        let malformed = |_| ("listen", "is not an IP address with a port".to_owned());
+        let address: SocketAddr = self.listen.parse().map_err(malformed)?;
         match &self.token {
-            Some(token) if token.len() < TOKEN_BYTES_MIN => {
+            Some(token) if token.expose().len() < TOKEN_BYTES_MIN => {
                 Err(("token", format!("has fewer than {TOKEN_BYTES_MIN} bytes")))
             }
             None if !is_loopback(address.ip()) => {
@@ -55,7 +57,7 @@ mod tests {
     #[test]
     fn a_listener_that_others_can_reach_needs_a_token() {
         let check = |listen: &str, token: Option<&str>| {
-            let config = Config { listen: listen.into(), token: token.map(str::to_owned) };
+            let config = Config { listen: listen.into(), token: token.map(Secret::new) };
             config.validate().err().map(|(key, _)| key)
         };
         assert_eq!(check("127.0.0.1:9090", None), None);

@@ -66,6 +66,7 @@ pub fn health_summary(snapshot: &Snapshot) -> HealthSummary {
         .or_else(|| upstream_holds_back(snapshot))
         .or_else(|| spool_fills(snapshot))
         .or_else(|| portals_are_old(&snapshot.portals))
+        .or_else(|| fault(snapshot))
         .or_else(|| rejections(snapshot))
         .unwrap_or_else(|| well(snapshot))
 }
@@ -74,7 +75,7 @@ fn spool_refuses(snapshot: &Snapshot) -> Option<HealthSummary> {
     let why = snapshot.spool.failing.as_ref()?;
     let advice = if why.contains("bytes_max") {
         "The spool is full because an upstream does not take its events: see to it first. Raising \
-         spool.bytes_max gains time. What waits is safe; senders are told to come back."
+         spool.bytes_max gains time. What waits is safe; senders get 503 with Retry-After."
     } else if why.contains("free_bytes_min") {
         "Make room on the disk of spool.dir. Events are accepted again by themselves; what waits \
          is safe."
@@ -86,20 +87,11 @@ fn spool_refuses(snapshot: &Snapshot) -> Option<HealthSummary> {
 }
 
 fn portals_refuse(portals: &portals::Status) -> Option<HealthSummary> {
+    let why = portals.refuses_all()?;
     let failure = portals.last_failure.as_ref().map(|failure| failure.what.as_str());
     let failure = failure.unwrap_or("It has not answered yet");
-    if portals.mode == Mode::Off {
-        None
-    } else if portals.loaded_at_ms.is_none() {
-        let advice = format!("Look at portals.source. {failure}.");
-        trouble("Events are refused: no portal list has been loaded yet.".to_owned(), advice)
-    } else if portals.stale {
-        let advice = format!("Look at portals.source. {failure}.");
-        let text = "Events are refused: the portal list is older than portals.stale_seconds_max.";
-        trouble(text.to_owned(), advice)
-    } else {
-        None
-    }
+    let advice = format!("Look at portals.source. {failure}.");
+    trouble(format!("Events are refused: {why}."), advice)
 }
 
 /// Of several upstreams in trouble, the one that has been so for longest.
@@ -129,6 +121,10 @@ fn upstream_holds_back(snapshot: &Snapshot) -> Option<HealthSummary> {
             format!("The dead letters of upstream {name} cannot be written; {wait}."),
             format!("Last error: {error}. Make their folder below spool.dir writable.{room}"),
         ),
+        State::SpoolUnreadable => trouble(
+            format!("Events for upstream {name} cannot be read from the spool; {wait}."),
+            format!("They are read again each second. Look at the disk of spool.dir.{room}"),
+        ),
         _ => trouble(
             format!(
                 "Upstream {name} has taken nothing for {}; {wait}.",
@@ -144,7 +140,9 @@ pub fn is_in_trouble(route: &delivery::Status) -> bool {
     match route.state {
         State::Ok | State::Stopped => false,
         State::Retrying => route.trouble_seconds.is_some_and(|s| s >= HICCUP_SECONDS),
-        State::Down | State::Misconfigured | State::DeadLettersFailing => true,
+        State::Down | State::Misconfigured | State::DeadLettersFailing | State::SpoolUnreadable => {
+            true
+        }
     }
 }
 
@@ -169,6 +167,12 @@ fn portals_are_old(portals: &portals::Status) -> Option<HealthSummary> {
         ),
         format!("{}.", failure.unwrap_or("Look at portals.source")),
     )
+}
+
+/// The fault that has lasted for longest.
+fn fault(snapshot: &Snapshot) -> Option<HealthSummary> {
+    let fault = snapshot.faults.first()?;
+    notice(fault.text.clone(), fault.advice.clone())
 }
 
 fn rejections(snapshot: &Snapshot) -> Option<HealthSummary> {
@@ -272,6 +276,7 @@ mod tests {
                 fresh: true,
                 stale: false,
             },
+            faults: Vec::new(),
             routes: vec![delivery::Status {
                 name: "collector".to_owned(),
                 kind: "http",

@@ -10,7 +10,7 @@ use std::collections::{HashMap, VecDeque};
 
 /// Length of the history, in seconds.
 pub const PAST_SECONDS: usize = 600;
-/// Event samples that are kept.
+/// Event samples in the history.
 pub const RECENT_EVENTS: usize = 60;
 /// Length of a period of the portals' ranking, in seconds. The ranking covers the current period
 /// and the previous one.

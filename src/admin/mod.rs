@@ -6,9 +6,11 @@
 
 mod access;
 mod config;
+mod connections;
 mod health_summary;
 mod history;
 mod page;
+mod readiness;
 mod sampler;
 mod service;
 mod snapshot;
@@ -17,6 +19,7 @@ mod status;
 mod test_gate;
 
 pub use config::{Config, TOKEN_BYTES_MIN};
+pub use connections::{CONNECTIONS_MAX, CONNECTIONS_PER_ADDRESS_MAX};
 pub use history::{PAST_SECONDS, RECENT_EVENTS};
 pub use sampler::{SAMPLED_ACCEPTED_MAX, SAMPLED_REJECTED_MAX, Sampler, VERDICT_TARGET};
-pub use service::{Admin, CONNECTIONS_MAX, EXPLAIN_BYTES_MAX, STREAMS_MAX};
+pub use service::{Admin, EXPLAIN_BYTES_MAX, STREAMS_MAX};

@@ -1,12 +1,13 @@
 //! Takes a [`Snapshot`] of the gate once a second and keeps the [`History`].
 //!
-//! A page that is opened shows the last ten minutes at once, so the history is kept here and not in
-//! the page. Lines about single verdicts are logged here, too, from the same samples.
+//! A page that is opened shows the last ten minutes at once, so the history is stored here and not
+//! in the page. Lines about single verdicts are logged here, too, from the same samples.
 //!
 //! Open pages receive each snapshot through a channel that holds only the latest one. A slow page
 //! misses snapshots and catches up on seconds from the history.
 
 use super::history::{History, REASONS, Second};
+use super::readiness;
 use super::snapshot::Snapshot;
 use crate::plugin::PixelGate;
 use crate::telemetry::event_samples::{EventSample, SAMPLES_PER_SECOND_MAX};
@@ -76,6 +77,7 @@ impl Sampler {
         let samples = self.gate.event_samples().drain();
         open_slots(&self.gate, self.verdicts_per_second);
         self.log_verdicts(&samples);
+        readiness::note_faults(&self.gate);
         let second = second(&self.gate);
         let mut history = self.history();
         let at = second.at;
@@ -138,6 +140,8 @@ fn second(gate: &PixelGate) -> Second {
 
 fn snapshot(gate: &PixelGate, started: Instant, history: &History) -> Snapshot {
     let (accepted, rejected) = gate.metrics().verdicts();
+    let routes = gate.delivery().status();
+    readiness::note_faults(gate);
     Snapshot {
         at_ms: jiff::Timestamp::now().as_millisecond().unsigned_abs(),
         uptime: started.elapsed(),
@@ -147,7 +151,8 @@ fn snapshot(gate: &PixelGate, started: Instant, history: &History) -> Snapshot {
         spool: gate.spool().status(),
         spool_bytes_max: gate.spool().bytes_max(),
         portals: gate.gate().portals().status(),
-        routes: gate.delivery().status(),
+        faults: gate.faults().list(),
+        routes,
         lately: history.lately(),
         top_portals: gate.event_samples().top_portals().ranking(),
         rejections: history.rejections(),

@@ -11,8 +11,10 @@
 
 use super::access::{Access, Denied};
 use super::config::Config;
+use super::connections::Connections;
 use super::history::{Second, Span};
 use super::page::Document;
+use super::readiness;
 use super::sampler::Sampler;
 use super::snapshot::Snapshot;
 use super::status;
@@ -27,6 +29,7 @@ use pingora::protocols::Stream;
 use pingora::protocols::http::ServerSession;
 use pingora::server::ShutdownWatch;
 use serde_json::json;
+use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::sync::Semaphore;
@@ -38,11 +41,11 @@ const TEXT_TYPE: &str = "text/plain; charset=utf-8";
 const HTML_TYPE: &str = "text/html; charset=utf-8";
 const JSON_TYPE: &str = "application/json";
 const EVENTS_TYPE: &str = "text/event-stream";
-/// Most connections at once; further ones are closed without an answer.
-pub const CONNECTIONS_MAX: usize = 128;
 /// Most streams of `/live` at once; further ones are answered 503.
 pub const STREAMS_MAX: usize = 32;
-/// Limit for the silence between two requests and for the arrival of a header, in seconds.
+/// Limit for the arrival of a connection's first header, in seconds.
+const FIRST_HEADER_SECONDS_MAX: u64 = 5;
+/// Limit for the silence before a further request and for the arrival of its header, in seconds.
 const READ_SECONDS_MAX: u64 = 60;
 /// Limit for writing one piece of an answer, in seconds; then the connection is closed.
 const WRITE_SECONDS_MAX: u64 = 5;
@@ -58,7 +61,7 @@ pub struct Admin {
     sampler: Arc<Sampler>,
     access: Access,
     document: Document,
-    connections: Semaphore,
+    connections: Connections,
     streams: Semaphore,
     in_flight: InFlight,
 }
@@ -80,7 +83,7 @@ impl Admin {
             sampler,
             access: Access::new(config.token.clone()),
             document: Document::new(),
-            connections: Semaphore::new(CONNECTIONS_MAX),
+            connections: Connections::default(),
             streams: Semaphore::new(STREAMS_MAX),
             in_flight,
         }
@@ -133,9 +136,12 @@ impl Admin {
             }
             "/livez" => Page::text(StatusCode::OK, "ok\n"),
             "/readyz" => {
-                let (ready, text) = status::readiness(&self.sampler.snapshot());
-                let code = if ready { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE };
-                Page::text(code, text)
+                let snapshot = self.sampler.snapshot();
+                let code = match readiness::is_ready(&snapshot) {
+                    true => StatusCode::OK,
+                    false => StatusCode::SERVICE_UNAVAILABLE,
+                };
+                Page::text(code, readiness::text(&snapshot))
             }
             "/status" => {
                 let status = status::to_json(&self.sampler.snapshot());
@@ -150,7 +156,7 @@ impl Admin {
     }
 
     /// The answer of `pixelgate explain`. The text may be personal: it is part of this answer
-    /// alone, and neither logged nor kept.
+    /// alone, and is neither logged nor stored.
     fn explain(&self, text: &str) -> Page {
         let gate = self.sampler.gate();
         let answer = match explain(gate.gate(), &gate.state().upstreams, text) {
@@ -233,24 +239,35 @@ impl ServerApp for Admin {
         mut stream: Stream,
         shutdown: &ShutdownWatch,
     ) -> Option<Stream> {
-        let _permit = self.connections.try_acquire().ok()?;
-        let _connection = self.in_flight.connect();
+        let connection = self.connections.admit(client_address(&stream))?;
+        let _in_flight = self.in_flight.connect();
         let mut stop = shutdown.clone();
+        let mut read_seconds_max = FIRST_HEADER_SECONDS_MAX;
         loop {
             let mut session = ServerSession::new_http1(stream);
-            let read = timeout(Duration::from_secs(READ_SECONDS_MAX), session.read_request());
+            let read = timeout(Duration::from_secs(read_seconds_max), session.read_request());
             // The error is not logged, because it may quote the request.
             let is_complete = tokio::select! {
                 biased;
                 read = read => matches!(read, Ok(Ok(true))),
+                () = connection.evicted() => false,
                 _ = stop.wait_for(|stop| *stop && self.in_flight.closes_idle()) => false,
             };
-            if !is_complete {
+            if !is_complete || !connection.set_idle(false) {
                 return None;
             }
             stream = self.serve(session, shutdown).await?;
+            if !connection.set_idle(true) {
+                return None;
+            }
+            read_seconds_max = READ_SECONDS_MAX;
         }
     }
+}
+
+/// The address of a connection's client. `None`: a Unix socket.
+fn client_address(stream: &Stream) -> Option<IpAddr> {
+    Some(stream.get_socket_digest()?.peer_addr()?.as_inet()?.ip())
 }
 
 impl Denied {
@@ -344,7 +361,7 @@ mod tests {
     use tokio::sync::watch;
 
     #[tokio::test]
-    async fn a_page_that_does_not_read_is_closed_and_gives_its_permits_back() {
+    async fn a_page_that_does_not_read_is_closed_and_gives_its_permit_back() {
         let dir = tempfile::tempdir().unwrap();
         let in_flight = InFlight::default();
         let sampler = Arc::new(Sampler::new(test_gate::open(dir.path()), 0));
@@ -361,7 +378,6 @@ mod tests {
         let patience = Duration::from_secs(60);
         assert!(timeout(patience, serving).await.expect("it is closed").unwrap());
         assert_eq!(admin.streams.available_permits(), STREAMS_MAX);
-        assert_eq!(admin.connections.available_permits(), CONNECTIONS_MAX);
         assert_eq!(in_flight.count(), 0);
     }
 }

@@ -9,6 +9,7 @@ use crate::event::Reason;
 use crate::policy::portals;
 use crate::spool;
 use crate::telemetry::event_samples::{EventSample, Ranking};
+use crate::telemetry::faults::Fault;
 use std::collections::HashMap;
 use std::time::Duration;
 
@@ -31,6 +32,8 @@ pub struct Snapshot {
     pub spool_bytes_max: u64,
     /// The portal list.
     pub portals: portals::Status,
+    /// The conditions that last and need an operator, the oldest first.
+    pub faults: Vec<Fault>,
     /// Delivery to each upstream.
     pub routes: Vec<delivery::Status>,
     /// The difference over the history.

@@ -1,24 +1,27 @@
-//! `/status`, `/readyz` and the gauges of `/metrics`, from a [`Snapshot`].
+//! `/status` and the gauges of `/metrics`, from a [`Snapshot`].
 //!
 //! `/status` holds the keys of SPEC 8 and further ones for the page; `docs/admin.md` has all.
-//! The JSON keys are an interface and stay, whatever the types here are called.
+//! The JSON keys are an interface and do not follow the names of the types here.
 
 use super::health_summary::{health_summary, is_in_trouble};
 use super::history::Rejections;
+use super::readiness;
 use super::snapshot::Snapshot;
 use crate::event::Reason;
 use crate::telemetry::event_samples::EventSample;
+use crate::telemetry::faults::Fault;
 use crate::telemetry::metrics::Metrics;
 use serde_json::{Value, json};
 use std::cmp::Reverse;
 
 /// Most portals in the ranking.
 const RANKED_PORTALS: usize = 12;
+/// Most faults in `/status`. `pixelgate_faults` counts them all.
+const FAULTS_SHOWN_MAX: usize = 100;
 
 /// The whole of `/status`.
 pub fn to_json(snapshot: &Snapshot) -> Value {
     let summary = health_summary(snapshot);
-    let faults = faults(snapshot);
     let mut verdicts = serde_json::Map::new();
     verdicts.insert("accepted".to_owned(), snapshot.accepted.into());
     for (reason, count) in &snapshot.rejected {
@@ -33,8 +36,8 @@ pub fn to_json(snapshot: &Snapshot) -> Value {
             "text": summary.text,
             "advice": summary.advice,
         },
-        "ready": faults.is_empty(),
-        "faults": faults,
+        "ready": readiness::is_ready(snapshot),
+        "faults": faults(snapshot),
         "verdicts": verdicts,
         "not_judged": snapshot.not_judged,
         "lately": lately(snapshot),
@@ -141,30 +144,17 @@ fn sample((number, sample): &(u64, EventSample)) -> Value {
     })
 }
 
-/// Whether the gate accepts events, and a text with the reasons if it does not. It does if the
-/// portal list is loaded and fresh and the spool takes records. An upstream that is down leaves the
-/// gate ready, because its events wait in the spool.
-pub fn readiness(snapshot: &Snapshot) -> (bool, String) {
-    let faults = faults(snapshot);
-    match faults.is_empty() {
-        true => (true, "ready\n".to_owned()),
-        false => (false, faults.join("\n") + "\n"),
-    }
-}
-
-fn faults(snapshot: &Snapshot) -> Vec<String> {
-    let (portals, spool) = (&snapshot.portals, &snapshot.spool);
-    let mut faults = Vec::new();
-    if !portals.fresh {
-        faults.push("portals: the last look at the list failed, or there is none yet".to_owned());
-    }
-    if portals.stale {
-        faults.push("portals: the list is older than portals.stale_seconds_max".to_owned());
-    }
-    if let Some(why) = &spool.failing {
-        faults.push(format!("spool: {why}"));
-    }
-    faults
+fn faults(snapshot: &Snapshot) -> Vec<Value> {
+    let row = |fault: &Fault| {
+        json!({
+            "what": fault.what.as_str(),
+            "subject": fault.subject,
+            "since": rfc3339(fault.since_ms),
+            "text": fault.text,
+            "advice": fault.advice,
+        })
+    };
+    snapshot.faults.iter().take(FAULTS_SHOWN_MAX).map(row).collect()
 }
 
 /// Sets the gauges that are computed at a scrape and not counted as events happen.
@@ -178,7 +168,7 @@ pub fn refresh_gauges(metrics: &Metrics, snapshot: &Snapshot) {
         metrics.spool_pending_events.with_label_values(&[&held.name]).set(gauge(held.pending));
     }
     let portals = &snapshot.portals;
-    metrics.ready.set(i64::from(faults(snapshot).is_empty()));
+    metrics.ready.set(i64::from(readiness::is_ready(snapshot)));
     metrics.portals.set(i64::try_from(portals.count).unwrap_or(i64::MAX));
     let counted = metrics.portals_refresh_failures.get();
     metrics.portals_refresh_failures.inc_by(portals.failures.saturating_sub(counted));

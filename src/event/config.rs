@@ -183,9 +183,8 @@ fn dropped_name(key: &'static str, name: &str) -> Result<String, ConfigError> {
 
 fn judges_post(methods: &[String]) -> Result<bool, ConfigError> {
     let key = "events.methods";
-    if let Some(other) = methods.iter().find(|m| !matches!(m.as_str(), "GET" | "POST")) {
-        let reason = format!("may hold \"GET\" and \"POST\", not {other:?}");
-        return Err(ConfigError::new(key, reason));
+    if methods.iter().any(|method| !matches!(method.as_str(), "GET" | "POST")) {
+        return Err(ConfigError::new(key, "may hold \"GET\" and \"POST\" only"));
     }
     if !methods.iter().any(|method| method == "GET") {
         return Err(ConfigError::new(key, "must hold \"GET\""));

@@ -13,6 +13,9 @@ use super::param::Reserved;
 /// Separates the values of a repeated property, as HubSpot writes multiple checkboxes.
 const MULTI_VALUE_SEPARATOR: &str = ";";
 
+/// Bytes beside letters and digits that a canonical query holds as they are.
+const BARE: &[u8] = b"-._~!$()*,/:@?";
+
 /// Sorts properties by name and joins the values of properties that share a name.
 pub(super) fn sort_and_merge(properties: &mut Properties<'_>) {
     if properties.is_sorted_by(|(a, _), (b, _)| a < b) {
@@ -58,8 +61,9 @@ fn multi_value<'a>(mut values: Vec<Cow<'a, str>>) -> Cow<'a, str> {
 /// long as the limits of the query as a whole allow its length (percent-encoding may make it longer
 /// than what was judged, at most thrice).
 ///
-/// Everything but RFC 3986's unreserved characters is percent-encoded, spaces and `+` included, so
-/// that it says the same to every server.
+/// Left bare is what RFC 3986 allows in a query and what says the same to every server: not `&`,
+/// `=`, `;` and `+`, which separate parameters or mean a space, and not `'`, which the URL standard
+/// encodes.
 pub fn canonical_query(event: &Event<'_>) -> String {
     let mut query = String::with_capacity(128);
     push(&mut query, Reserved::Portal.key(), &event.portal.to_string());
@@ -87,7 +91,7 @@ fn push(query: &mut String, key: &str, value: &str) {
     query.push_str(key);
     query.push('=');
     for byte in value.bytes() {
-        if byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'.' | b'_' | b'~') {
+        if byte.is_ascii_alphanumeric() || BARE.contains(&byte) {
             query.push(char::from(byte));
         } else {
             // Writing to a `String` cannot fail.

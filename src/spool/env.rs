@@ -1,9 +1,11 @@
-//! What a spool takes from its surroundings: a file system, a clock and one histogram.
+//! What a spool takes from its surroundings: a file system, a clock, one histogram, and the list
+//! of faults.
 
 use std::sync::Arc;
 
 use super::fs::{Fs, SystemFs};
 use crate::clock::{Clock, SystemClock};
+use crate::telemetry::faults::Faults;
 
 /// The surroundings of a spool; tests put a simulated disk and clock here.
 #[derive(Clone)]
@@ -15,11 +17,18 @@ pub struct Env {
     /// `pixelgate_spool_commit_seconds`: seconds from a group's first append to its answer,
     /// observed once for each group.
     pub commit_seconds: Option<prometheus::Histogram>,
+    /// Where the spool raises its faults.
+    pub faults: Faults,
 }
 
 impl Env {
-    /// The machine's own file system and clock, without a histogram.
+    /// The machine's own file system and clock, without a histogram, and with faults of its own.
     pub fn system() -> Env {
-        Env { fs: Arc::new(SystemFs), clock: Arc::new(SystemClock), commit_seconds: None }
+        Env {
+            fs: Arc::new(SystemFs),
+            clock: Arc::new(SystemClock),
+            commit_seconds: None,
+            faults: Faults::unregistered(),
+        }
     }
 }

@@ -11,6 +11,7 @@
 //! <dir>/lock                         held while lanes are made and adopted
 //! <dir>/lane-00000001/lane           identity; its flock says that the lane's process lives
 //! <dir>/lane-00000001/cursor         two slots, see `cursor.rs`
+//! <dir>/lane-00000001/acks-*         one for each upstream, see `ack_file.rs`
 //! <dir>/lane-00000001/0000000001.seg segments, oldest first
 //! <dir>/lane-00000001/*.spare        files to make segments of: trimmed segments, and zeros
 //! <dir>/lane-00000001/making, filling    a segment, and a spare, in the making
@@ -89,6 +90,8 @@
 //!   well, can let refused events be delivered.
 //! - *Cursor.* One of two slots, in turn; the other stands. What the older one forgets is read
 //!   again.
+//! - *Acknowledgement.* One of three slots of the upstream's ack file, not synced: it survives the
+//!   death of the process. A torn or lost one costs what the cursor does not know.
 //! - *Trim.* Only segments that both slots have passed; so either slot is enough. A segment that
 //!   comes back after a power loss lies before every cursor and is trimmed again.
 //! - *Recycle.* A spare is taken when its name is durable, and is no segment by name until its
@@ -108,8 +111,10 @@
 //!
 //! Positions are made anew from the configuration at each start. A new upstream begins at the
 //! oldest event that any upstream still waited for: after renaming one nothing pending is lost,
-//! and a newcomer does not get what the others are through with. A removed one no longer holds
-//! anything back, and its counts are forgotten. `accepted` counts from where an upstream began.
+//! and a newcomer does not get what the others are through with. A removed one keeps its position
+//! in the lanes in which events wait for it, and these events are not trimmed; new events are not
+//! meant for it. When it is configured again it goes on there; `pixelgate spool forget` removes its
+//! positions. Its other counts are forgotten. `accepted` counts from where an upstream began.
 //! Without any upstream nothing is trimmed.
 //!
 //! # Threads
@@ -131,6 +136,7 @@ mod parker;
 mod read;
 mod record_id;
 pub mod recovery;
+mod removed;
 mod segment_index;
 mod state;
 mod status;
@@ -141,8 +147,9 @@ pub use env::Env;
 pub use error::{CloseError, OpenError};
 pub use format::RECORD_BYTES_MAX;
 pub use handle::Spool;
+pub use read::counts::Ack;
 pub use read::cursor::{UPSTREAM_NAME_BYTES_MAX, UPSTREAMS_MAX};
-pub use read::ledger::{Ack, RUN_AHEAD_EVENTS_MAX};
+pub use read::ledger::RUNS_MAX;
 pub use read::reader::{Acknowledger, Entry, Reader};
 pub use record_id::RecordId;
 pub use status::{Status, UpstreamStatus};

@@ -16,15 +16,17 @@ use super::format::{self, RECORD_BYTES_MAX, RECORD_HEADER_BYTES};
 use super::fs::Fs;
 use super::lane::Lane;
 use super::parker::Parker;
+use super::read::counts::Counts;
 use super::read::cursor::{ABSORBED_MAX, LaneKey};
-use super::read::ledger::Counts;
 use super::recovery::adoption::{adopt_dead, lane_ids};
 use super::recovery::quarantine::Quarantine;
 use super::recovery::recover::Adopted;
+use super::removed;
 use super::status::{Status, UpstreamStatus};
 use super::write::admission::{Bounds, GROUP_BYTES_MAX, Growth};
 use super::write::group::{Commit, Overloaded, Shard};
 use crate::clock::Clock;
+use crate::telemetry::faults::Faults;
 
 /// Most staging buffers; more threads than that share.
 const SHARDS_MAX: usize = 64;
@@ -60,6 +62,7 @@ pub struct SpoolState {
     pub fs: Arc<dyn Fs>,
     pub clock: Arc<dyn Clock>,
     pub commit_seconds: Option<prometheus::Histogram>,
+    pub faults: Faults,
     pub bounds: Bounds,
     pub shards: Box<[Shard]>,
     pub parker: Arc<Parker>,
@@ -99,6 +102,7 @@ impl SpoolState {
             fs: env.fs,
             clock: env.clock,
             commit_seconds: env.commit_seconds,
+            faults: env.faults,
             bounds: Bounds::new(config.bytes_max.as_u64()),
             shards: (0..threads.clamp(1, SHARDS_MAX)).map(|_| Shard::new()).collect(),
             parker: Arc::new(Parker::default()),
@@ -153,6 +157,7 @@ impl SpoolState {
             lanes.push(lane);
         }
         lanes.sort_by_key(|lane| lane.id);
+        removed::report(&lanes, self.upstreams.len(), &self.faults);
         drop(lanes);
         self.wake_readers();
     }

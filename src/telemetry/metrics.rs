@@ -117,6 +117,8 @@ pub struct Metrics {
     pub batches: IntCounterVec,
     /// Age in seconds of the oldest event that is not delivered yet, by upstream.
     pub delivery_lag_seconds: IntGaugeVec,
+    /// Faults that last, by what they are: see [`faults`](super::faults).
+    pub faults: IntGaugeVec,
     /// Portals in the list that is in force.
     pub portals: IntGauge,
     /// Refreshes of the list that failed and changed nothing.
@@ -189,7 +191,7 @@ impl Metrics {
                 "spool_quarantined_bytes",
                 "Damaged bytes found in the spool.",
             ),
-            ready: gauge(&r, "ready", "Whether events are taken, as /readyz says: 1 or 0."),
+            ready: gauge(&r, "ready", "1 if this edge accepts events, as /readyz reports, else 0."),
             upstream_up: gauges(
                 &r,
                 "upstream_up",
@@ -222,6 +224,13 @@ impl Metrics {
                 &r,
                 "delivery_lag_seconds",
                 "Age of the oldest event that waits, by upstream.",
+            ),
+            faults: register(
+                &r,
+                IntGaugeVec::new(
+                    opts("faults", "Conditions that last and need an operator."),
+                    &["what"],
+                ),
             ),
             portals: gauge(&r, "portals", "Portals in the list that is in force."),
             portals_refresh_failures: counter(
@@ -333,7 +342,7 @@ fn refused_by_limit(r: &Registry) -> Box<[IntCounter]> {
     let refused = counters(
         r,
         "connections_refused_total",
-        "Connections refused or ended at a limit of the front door.",
+        "Connections refused or ended at a limit of the HTTP server.",
         &["limit"],
     );
     Limit::ALL.iter().map(|limit| refused.with_label_values(&[limit.as_str()])).collect()

@@ -26,15 +26,16 @@ pub fn outcome(status: StatusCode, headers: &HeaderMap, now: Timestamp) -> Outco
     }
 }
 
-/// The wait that `Retry-After` asks for: seconds or a date (RFC 9110, 10.2.3), at most
-/// [`RETRY_AFTER_SECONDS_MAX`]. `None` if the header is absent or malformed.
+/// The wait that `Retry-After` asks for: seconds, or a date in any of HTTP's three forms (RFC 9110,
+/// 10.2.3 and 5.6.7); at most [`RETRY_AFTER_SECONDS_MAX`]. `None` if the header is absent or
+/// malformed.
 pub fn retry_after(headers: &HeaderMap, now: Timestamp) -> Option<Duration> {
     let value = headers.get(header::RETRY_AFTER)?.to_str().ok()?.trim();
     let seconds = if !value.is_empty() && value.bytes().all(|b| b.is_ascii_digit()) {
         // A number that does not fit into `u64` is a long wait, not a malformed value.
         value.parse().unwrap_or(u64::MAX)
     } else {
-        let date = jiff::fmt::rfc2822::DateTimeParser::new().parse_timestamp(value).ok()?;
+        let date = Timestamp::try_from(httpdate::parse_http_date(value).ok()?).ok()?;
         // Rounded up, so that the wait does not end just before the date.
         let millis = date.as_millisecond().saturating_sub(now.as_millisecond()).max(0);
         u64::try_from(millis).ok()?.div_ceil(1000)
@@ -90,9 +91,13 @@ mod tests {
     }
 
     #[test]
-    fn retry_after_is_read_in_seconds_and_as_a_date() {
+    fn retry_after_is_read_in_seconds_and_as_a_date_in_each_form() {
         assert_eq!(wait("120"), Some(120));
         assert_eq!(wait("0"), Some(0));
+        assert_eq!(wait("Monday, 23-Nov-26 02:46:13 GMT"), Some(60));
+        assert_eq!(wait("Mon Nov 23 02:46:13 2026"), Some(60));
+        assert_eq!(wait("Tue Dec  1 02:46:13 2026"), Some(RETRY_AFTER_SECONDS_MAX));
+        assert_eq!(wait("Friday, 31-Dec-99 23:59:59 GMT"), Some(0), "a year of the last century");
         assert_eq!(wait("Mon, 23 Nov 2026 02:46:13 GMT"), Some(60));
         assert_eq!(wait("Mon, 23 Nov 2026 02:45:14 GMT"), Some(1));
         assert_eq!(wait("Mon, 23 Nov 2026 02:00:00 GMT"), Some(0));

@@ -71,7 +71,7 @@ impl BatchConfig {
     /// Checks every limit. The error names the key.
     pub fn validate(&self) -> Result<(), ConfigError> {
         let within = |key, value: u64, min: u64, max: u64| {
-            let reason = || format!("{value} is not within {min} and {max}");
+            let reason = || format!("must be within {min} and {max}");
             if (min..=max).contains(&value) { Ok(()) } else { Err(ConfigError::new(key, reason())) }
         };
         within("batch.events_max", self.events_max as u64, 1, BATCH_EVENTS_MAX as u64)?;

@@ -1,6 +1,6 @@
 //! `[[upstream]]`: the kinds, their settings and their checks.
 
-use crate::config_error::ConfigError;
+use crate::config_error::{ConfigError, without_value};
 use std::collections::HashSet;
 use std::sync::Arc;
 
@@ -21,6 +21,11 @@ pub const NAME_CHARS_MAX: usize = 64;
 /// Maximum number of upstreams: each has its own connections, memory and cursor.
 pub const UPSTREAMS_MAX: usize = 16;
 
+/// Default of `attempts_max`.
+pub const ATTEMPTS_MAX_DEFAULT: u32 = 12;
+/// Greatest value of `attempts_max`: at up to a minute each, a year of attempts.
+pub const ATTEMPTS_MAX_MAX: u32 = 1_000_000;
+
 /// Every kind, and the cargo feature that it needs.
 const KINDS: [(&str, Option<&str>); 6] = [
     ("file", None),
@@ -38,8 +43,23 @@ pub struct Config {
     pub name: String,
     /// Overrides of `[batch]`: the table `[upstream.batch]`.
     pub batch: BatchOverride,
+    /// After so many failed attempts the events of a batch are to blame, if the upstream took
+    /// others meanwhile: the batch is halved, and a single event becomes a dead letter. 0: never.
+    pub attempts_max: u32,
     /// The kind and its settings.
     pub kind: Kind,
+}
+
+/// A [`Config`] that [`Config::validate_all`] has checked.
+#[derive(Debug, Clone)]
+pub struct ValidConfig(Config);
+
+impl std::ops::Deref for ValidConfig {
+    type Target = Config;
+
+    fn deref(&self) -> &Config {
+        &self.0
+    }
 }
 
 /// The kinds that are built in, by the value of `kind`.
@@ -70,6 +90,7 @@ impl Config {
         Config {
             name: "events".into(),
             batch: BatchOverride::default(),
+            attempts_max: ATTEMPTS_MAX_DEFAULT,
             kind: Kind::File(file::Config::default()),
         }
     }
@@ -79,6 +100,10 @@ impl Config {
         check_name(&self.name)?;
         let batch = self.batch.over(&BatchConfig::default());
         batch.validate().map_err(|e| e.within(&format!("upstream.{}", self.name)))?;
+        if self.attempts_max > ATTEMPTS_MAX_MAX {
+            let reason = format!("{} is more than {ATTEMPTS_MAX_MAX}", self.attempts_max);
+            return Err(ConfigError::new(format!("upstream.{}.attempts_max", self.name), reason));
+        }
         match &self.kind {
             Kind::File(config) => config.validate(),
             #[cfg(feature = "http")]
@@ -95,9 +120,17 @@ impl Config {
         .map_err(|e| e.within(&format!("upstream.{}", self.name)))
     }
 
-    /// Validates, reads secrets and certificates, and opens the kind's files.
+    /// Validates the settings and builds the upstream, as [`ValidConfig::build`] does.
+    ///
+    /// # Errors
+    ///
+    /// The first key whose value cannot be used.
     pub fn build(&self) -> Result<Arc<dyn Upstream>, ConfigError> {
         self.validate()?;
+        self.build_valid()
+    }
+
+    fn build_valid(&self) -> Result<Arc<dyn Upstream>, ConfigError> {
         let built: Result<Arc<dyn Upstream>, ConfigError> = match &self.kind {
             Kind::File(config) => config.build().map(|u| Arc::new(u) as Arc<dyn Upstream>),
             #[cfg(feature = "http")]
@@ -132,7 +165,11 @@ impl Config {
     }
 
     /// Validates all upstreams, their number and that their names are unique.
-    pub fn validate_all(all: &[Config]) -> Result<(), ConfigError> {
+    ///
+    /// # Errors
+    ///
+    /// The first key whose value cannot be used.
+    pub fn validate_all(all: &[Config]) -> Result<Vec<ValidConfig>, ConfigError> {
         if all.len() > UPSTREAMS_MAX {
             let reason = format!("there are {}, at most {UPSTREAMS_MAX} are possible", all.len());
             return Err(ConfigError::new("upstream", reason));
@@ -145,7 +182,18 @@ impl Config {
                 return Err(ConfigError::new("upstream.name", reason));
             }
         }
-        Ok(())
+        Ok(all.iter().cloned().map(ValidConfig).collect())
+    }
+}
+
+impl ValidConfig {
+    /// Reads certificates and opens the kind's files. Resolves no name and opens no connection.
+    ///
+    /// # Errors
+    ///
+    /// The key of the file that cannot be used.
+    pub fn build(&self) -> Result<Arc<dyn Upstream>, ConfigError> {
+        self.0.build_valid()
     }
 }
 
@@ -156,7 +204,7 @@ pub fn check_name(name: &str) -> Result<(), ConfigError> {
     if (1..=NAME_CHARS_MAX).contains(&name.len()) && name.bytes().all(plain) {
         return Ok(());
     }
-    let reason = format!("{name:?} is not 1 to {NAME_CHARS_MAX} of a-z, 0-9, `_` and `-`");
+    let reason = format!("is not 1 to {NAME_CHARS_MAX} of a-z, 0-9, `_` and `-`");
     Err(ConfigError::new("upstream.name", reason))
 }
 
@@ -167,44 +215,54 @@ impl<'de> Deserialize<'de> for Config {
         let mut table = toml::Table::deserialize(deserializer)?;
         let name: String = take(&mut table, "name")?
             .ok_or_else(|| de::Error::custom("an [[upstream]] has no `name`"))?;
-        let told =
-            |e: toml::de::Error| de::Error::custom(format!("upstream `{name}`: {}", e.message()));
-        let kind: String = take(&mut table, "kind")?.ok_or_else(|| {
-            let kinds = kinds();
-            de::Error::custom(format!("upstream `{name}` has no `kind` (one of: {kinds})"))
-        })?;
+        let mistake = |reason: String| de::Error::custom(format!("upstream `{name}`: {reason}"));
+        let kind: String = take(&mut table, "kind")?
+            .ok_or_else(|| mistake(format!("there is no `kind` (one of: {})", kinds())))?;
         let batch = match table.remove("batch") {
-            Some(batch) => batch.try_into().map_err(told)?,
+            Some(batch) => read(batch).map_err(|e| mistake(format!("batch.{e}")))?,
             None => BatchOverride::default(),
         };
+        let attempts_max = match table.remove("attempts_max") {
+            Some(value) => read(value).map_err(|e| mistake(format!("attempts_max: {e}")))?,
+            None => ATTEMPTS_MAX_DEFAULT,
+        };
         let kind = match kind.as_str() {
-            "file" => table.try_into().map(Kind::File).map_err(told)?,
+            "file" => read(table).map(Kind::File),
             #[cfg(feature = "http")]
-            "http" => table.try_into().map(Kind::Http).map_err(told)?,
+            "http" => read(table).map(Kind::Http),
             #[cfg(feature = "http")]
-            "legacy" => table.try_into().map(Kind::Legacy).map_err(told)?,
+            "legacy" => read(table).map(Kind::Legacy),
             #[cfg(feature = "http")]
-            "hubspot" => table.try_into().map(Kind::Hubspot).map_err(told)?,
+            "hubspot" => read(table).map(Kind::Hubspot),
             #[cfg(feature = "kafka")]
-            "kafka" => table.try_into().map(Kind::Kafka).map_err(told)?,
+            "kafka" => read(table).map(Kind::Kafka),
             #[cfg(feature = "nats")]
-            "nats" => table.try_into().map(Kind::Nats).map_err(told)?,
+            "nats" => read(table).map(Kind::Nats),
             other => {
                 let known = KINDS.iter().find(|(kind, _)| *kind == other);
-                return Err(de::Error::custom(match known.and_then(|(_, feature)| *feature) {
+                Err(match known.and_then(|(_, feature)| *feature) {
                     Some(feature) => format!(
-                        "upstream `{name}`: this build lacks the feature `{feature}`; one that \
-                         has it comes of `cargo build --release --features {feature}`"
+                        "this build lacks the feature `{feature}`; `cargo build --release \
+                         --features {feature}` makes one that has it"
                     ),
-                    None => format!(
-                        "upstream `{name}`: there is no kind `{other}` (one of: {})",
-                        kinds()
-                    ),
-                }));
+                    None => format!("`kind` must be one of: {}", kinds()),
+                })
             }
         };
-        Ok(Config { name, batch, kind })
+        let kind = kind.map_err(mistake)?;
+        Ok(Config { name, batch, attempts_max, kind })
     }
+}
+
+/// Reads the settings of a kind. The error names the key, and no value.
+fn read<T: serde::de::DeserializeOwned>(settings: impl Into<toml::Value>) -> Result<T, String> {
+    serde_path_to_error::deserialize(settings.into()).map_err(|e| {
+        let reason = without_value(e.inner().message());
+        match e.path().to_string().as_str() {
+            "." => reason,
+            key => format!("{key}: {reason}"),
+        }
+    })
 }
 
 fn kinds() -> String {
@@ -231,7 +289,7 @@ mod tests {
         upstream: Vec<Config>,
     }
 
-    fn read(text: &str) -> Result<Vec<Config>, String> {
+    fn parse(text: &str) -> Result<Vec<Config>, String> {
         let whole: Whole = toml::from_str(text).map_err(|e| e.message().to_owned())?;
         Config::validate_all(&whole.upstream).map_err(|e| e.to_string())?;
         Ok(whole.upstream)
@@ -239,7 +297,7 @@ mod tests {
 
     #[track_caller]
     fn check_refused(text: &str, words: &[&str]) {
-        let error = read(text).expect_err(text);
+        let error = parse(text).expect_err(text);
         for word in words {
             assert!(error.contains(word), "{error:?} does not name {word:?}");
         }
@@ -247,7 +305,7 @@ mod tests {
 
     #[test]
     fn several_upstreams_of_different_kinds_are_read() {
-        let all = read(
+        let all = parse(
             "[[upstream]]\nname = 'a'\nkind = 'file'\ndir = 'x'\n\
              [[upstream]]\nname = 'b-2_c'\nkind = 'http'\nurl = 'https://collector/in'\n\
              batch = { events_max = 7 }\n\
@@ -267,14 +325,39 @@ mod tests {
         let file = |rest: &str| format!("[[upstream]]\nname = 'a'\nkind = 'file'\n{rest}");
         check_refused("[[upstream]]\nkind = 'file'\n", &["name"]);
         check_refused("[[upstream]]\nname = 'a'\n", &["`a`", "kind", "legacy"]);
-        check_refused("[[upstream]]\nname = 'a'\nkind = 'ftp'\n", &["`a`", "ftp", "http"]);
+        check_refused("[[upstream]]\nname = 'a'\nkind = 'ftp'\n", &["`a`", "kind", "http"]);
         check_refused("[[upstream]]\nname = 3\nkind = 'file'\n", &["name", "integer"]);
         check_refused(&file("dirr = 'x'"), &["`a`", "dirr", "rotate_seconds"]);
-        check_refused(&file("rotate_seconds = 'x'"), &["`a`", "invalid type"]);
+        check_refused(&file("rotate_seconds = 'x'"), &["`a`: rotate_seconds: invalid type"]);
         check_refused(&file("rotate_seconds = 0"), &["upstream.a.rotate_seconds"]);
         check_refused(&file("batch = { events_max = 0 }"), &["upstream.a.batch.events_max"]);
-        check_refused(&file("batch = { eventsmax = 1 }"), &["`a`", "eventsmax"]);
+        check_refused(&file("batch = { eventsmax = 1 }"), &["`a`: batch.", "eventsmax"]);
+        check_refused(&file("attempts_max = 1000001"), &["upstream.a.attempts_max"]);
+        check_refused(&file("attempts_max = -1"), &["`a`: attempts_max", "invalid value"]);
         check_refused(&format!("{}{}", file(""), file("")), &["two upstreams", "`a`"]);
+    }
+
+    #[test]
+    fn no_mistake_shows_a_value() {
+        for (kind, rest, expect) in [
+            ("s3cret", "", "must be one of: file, http"),
+            ("hubspot", "tokens = 's3cret'", "tokens: invalid type: string, expected a map"),
+            ("hubspot", "tokens = { '62515' = 7734 }", "tokens.62515: invalid type: integer"),
+            ("http", "format = 's3cret'", "format: unknown value, expected one of"),
+            ("http", "url = 's3cret'", "upstream.a.url: "),
+            ("http", "url = 's3cret ${NO_SUCH}'", "url: ${NO_SUCH} is not in the environment"),
+            ("http", "url = 'http://h'\nsecret = 's3cret'", "upstream.a.secret: "),
+            ("file", "batch = { events_max = 's3cret' }", "batch.events_max: invalid type"),
+            #[cfg(feature = "kafka")]
+            ("kafka", "brokers = 's3cret'", "brokers: invalid type: string, expected a sequence"),
+            #[cfg(feature = "nats")]
+            ("nats", "urls = 'nats://s3cret@h'", "urls: invalid type: string, expected a sequence"),
+        ] {
+            let text = format!("[[upstream]]\nname = 'a'\nkind = '{kind}'\n{rest}");
+            let error = parse(&text).expect_err(&text);
+            assert!(error.contains(expect), "{error}");
+            assert!(!error.contains("s3cret") && !error.contains("7734"), "{error}");
+        }
     }
 
     #[test]
@@ -283,7 +366,7 @@ mod tests {
             [("kafka", cfg!(feature = "kafka")), ("nats", cfg!(feature = "nats"))]
         {
             let text = format!("[[upstream]]\nname = 'a'\nkind = '{kind}'\n");
-            let error = read(&text).expect_err("it has no address");
+            let error = parse(&text).expect_err("it has no address");
             let expect = if built_in { "missing" } else { "--features" };
             assert!(error.contains(expect), "{error}");
         }

@@ -14,5 +14,5 @@ pub fn check_within(key: &str, value: u64, max: u64) -> Result<(), ConfigError> 
     if (1..=max).contains(&value) {
         return Ok(());
     }
-    Err(ConfigError::new(key, format!("{value} is not within 1 and {max}")))
+    Err(ConfigError::new(key, format!("must be within 1 and {max}")))
 }

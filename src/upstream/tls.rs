@@ -3,12 +3,16 @@
 //! Trusted are the machine's root certificates, or only those of `ca` if it is set.
 
 use crate::config_error::ConfigError;
+use crate::regular_file;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer};
 use rustls::{ClientConfig, RootCertStore};
+
+/// Largest PEM file that is read, in bytes.
+const PEM_BYTES_MAX: u64 = 4 << 20;
 
 /// Paths to PEM files, as configured.
 #[derive(Debug, Default)]
@@ -37,7 +41,8 @@ pub fn tls_config(tls: &Tls<'_>, roots: bool) -> Result<ClientConfig, ConfigErro
     Ok(match (tls.cert, tls.key) {
         (Some(cert), Some(key)) => {
             let chain = certificates("cert", cert)?;
-            let key = PrivateKeyDer::from_pem_file(key)
+            let pem = read_pem("key", key)?;
+            let key = PrivateKeyDer::from_pem_slice(&pem)
                 .map_err(|e| ConfigError::caused("key", "no private key can be read", e))?;
             builder
                 .with_client_auth_cert(chain, key)
@@ -70,13 +75,18 @@ fn machine_roots() -> Result<RootCertStore, ConfigError> {
     Ok(store)
 }
 
+fn read_pem(key: &str, path: &Path) -> Result<Vec<u8>, ConfigError> {
+    regular_file::read(path, PEM_BYTES_MAX)
+        .map_err(|e| ConfigError::caused(key, format!("{} cannot be read", path.display()), e))
+}
+
 fn certificates(
     key: &'static str,
     path: &Path,
 ) -> Result<Vec<CertificateDer<'static>>, ConfigError> {
-    let unreadable = |e| ConfigError::caused(key, "no certificate can be read", e);
-    let all: Result<Vec<_>, _> = CertificateDer::pem_file_iter(path).map_err(unreadable)?.collect();
-    let all = all.map_err(unreadable)?;
+    let pem = read_pem(key, path)?;
+    let all: Result<Vec<_>, _> = CertificateDer::pem_slice_iter(&pem).collect();
+    let all = all.map_err(|e| ConfigError::caused(key, "no certificate can be read", e))?;
     if all.is_empty() {
         let reason = format!("{} holds no certificate", PathBuf::from(path).display());
         return Err(ConfigError::new(key, reason));

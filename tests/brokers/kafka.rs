@@ -178,7 +178,7 @@ async fn a_request_that_is_too_large_says_nothing_about_one_event() {
     fail_produce(&cluster, too_large, 1);
     rig.accept(1).await;
     rig.settled("log").await;
-    assert_eq!(rig.counts("log").dead, 0, "it is tried with nobody beside it");
+    assert_eq!(rig.counts("log").dead, 0, "no other batch is sent while it is tried");
     rig.stop().await;
 
     let mut rig = start(&cluster, "");
@@ -254,7 +254,8 @@ async fn a_broker_that_is_not_trusted_is_a_wrong_configuration() {
 }
 
 /// As much of a broker as refuses a password: it answers `ApiVersions` (18), `SaslHandshake` (17)
-/// and `SaslAuthenticate` (36) after the Kafka protocol guide, and says who was refused.
+/// and `SaslAuthenticate` (36) after the Kafka protocol guide, and returns the error of each
+/// refused user.
 async fn refuse_passwords(mut stream: tokio::net::TcpStream) -> std::io::Result<()> {
     loop {
         let length = stream.read_u32().await?;
@@ -342,7 +343,7 @@ fn a_check_asks_no_broker() {
     assert_eq!(output.status.code(), Some(0), "{output:?}");
     assert!(said.contains("upstream log: kafka"), "{said}");
     listener.set_nonblocking(true).unwrap();
-    assert!(listener.accept().is_err(), "somebody connected");
+    assert!(listener.accept().is_err(), "a client connected");
 }
 
 #[test]

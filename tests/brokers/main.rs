@@ -1,7 +1,8 @@
-//! Delivery to real brokers: Kafka's own mock cluster, and nats-server.
+//! Delivery to brokers: Kafka's own mock cluster, a Kafka broker of another make, and nats-server.
 
 mod kafka;
 mod nats;
+mod other_make;
 mod two_edges;
 
 #[path = "../support/authority.rs"]

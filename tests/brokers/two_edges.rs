@@ -97,7 +97,7 @@ http {{
     )
 }
 
-/// Clients that send one event after another through the balancer until told to stop.
+/// Clients that send one event after another through the balancer until `stop` is set.
 struct Load {
     stop: Arc<AtomicBool>,
     answered: Arc<AtomicU64>,
@@ -131,23 +131,23 @@ impl Load {
 
 fn send(to: SocketAddr, stop: &AtomicBool, answered: &AtomicU64, next: &AtomicU64) -> Vec<u64> {
     let mut connection = Connection::open(to);
-    let mut kept = Vec::new();
+    let mut accepted = Vec::new();
     while !stop.load(Relaxed) {
         let n = next.fetch_add(1, Relaxed);
         let head = format!("GET /v1/event/?_a=62515&_n=load&id={n} HTTP/1.1\r\nHost: a\r\n\r\n");
         let sent = connection.try_send(head.as_bytes());
         match sent.and_then(|()| connection.read_one("GET")).map(|response| response.status) {
             Ok(200) => {
-                kept.push(n);
+                accepted.push(n);
                 answered.fetch_add(1, Relaxed);
             }
             // Both edges seemed gone at once, or the balancer has closed after a thousand requests:
-            // the event counts or not, nobody was told.
+            // the client does not know whether the event counts.
             Ok(502 | 504) | Err(_) => connection = Connection::open(to),
             Ok(status) => panic!("answered {status}"),
         }
     }
-    kept
+    accepted
 }
 
 fn table(server: &Server) -> String {

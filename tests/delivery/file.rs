@@ -1,4 +1,4 @@
-//! The `file` upstream: whole lines in finished files, whatever happens to the process.
+//! The `file` upstream: whole lines in finished files, however the process ends.
 
 use std::collections::BTreeSet;
 use std::fs;
@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
-use crate::delivery::Rig;
+use crate::delivery::{Rig, STOP_WITHIN};
 use pixelgate::internals::upstream::{Batch, Outcome, Upstream, file};
 use serde_json::Value;
 
@@ -54,7 +54,7 @@ async fn a_stop_finishes_the_open_file() {
     rig.settled("files").await;
     assert_eq!(files(dir.path(), ".ndjson").len(), 0);
     assert_eq!(files(dir.path(), ".ndjson.part").len(), 1);
-    rig.forwarder.take().unwrap().stop().await;
+    rig.forwarder.take().unwrap().stop(STOP_WITHIN).await;
     assert_eq!(files(dir.path(), ".ndjson.part").len(), 0);
     assert_eq!(rig.check("files", &events(dir.path())), 0);
 }
@@ -79,7 +79,7 @@ async fn no_finished_file_is_larger_than_asked_for() {
     let mut rig = Rig::start(&config(dir.path(), "rotate_bytes = '64KiB'"));
     rig.accept(2000).await;
     rig.settled("files").await;
-    rig.forwarder.take().unwrap().stop().await;
+    rig.forwarder.take().unwrap().stop(STOP_WITHIN).await;
     let all = files(dir.path(), ".ndjson");
     assert!(all.len() > 5);
     for path in &all {
@@ -146,7 +146,7 @@ async fn names_sort_by_time() {
         rig.accept(1).await;
         rig.settled("files").await;
     }
-    rig.forwarder.take().unwrap().stop().await;
+    rig.forwarder.take().unwrap().stop(STOP_WITHIN).await;
     let events = events(dir.path());
     let order: Vec<usize> =
         events.iter().map(|e| e["properties"]["n"].as_str().unwrap().parse().unwrap()).collect();
@@ -165,10 +165,62 @@ async fn a_folder_that_goes_away_is_made_again_and_nothing_is_lost() {
     fs::rename(&dir, &aside).unwrap();
     rig.accept(10).await;
     rig.settled("files").await;
-    rig.forwarder.take().unwrap().stop().await;
+    rig.forwarder.take().unwrap().stop(STOP_WITHIN).await;
     let mut all = events(&aside);
     all.extend(events(&dir));
     assert_eq!(rig.check("files", &all), 0);
+}
+
+/// Accepts events, does this to the folder and its open file, and accepts more: those must be under
+/// their names when they count as delivered. Returns how many events are in the folder twice.
+async fn check_disturbed(disturb: impl Fn(&Path, &Path)) -> usize {
+    let outer = tempfile::tempdir().unwrap();
+    let dir = outer.path().join("events");
+    let mut rig = Rig::start(&config(&dir, ""));
+    for round in 1..=3 {
+        rig.accept(30).await;
+        rig.settled("files").await;
+        let there = written(&dir);
+        let last = rig.accepted.keys().skip(30 * (round - 1)).filter(|id| !there.contains(*id));
+        assert_eq!(last.count(), 0, "of the last 30 events");
+        let open = files(&dir, ".ndjson.part");
+        assert_eq!(open.len(), 1, "{open:?}");
+        disturb(&dir, &open[0]);
+    }
+    rig.stop().await;
+    let all = if dir.exists() { written(&dir) } else { Vec::new() };
+    all.len() - all.iter().collect::<BTreeSet<_>>().len()
+}
+
+/// The ids of all events in finished and open files.
+fn written(dir: &Path) -> Vec<String> {
+    let mut ids = Vec::new();
+    for path in files(dir, "").iter().filter(|path| path.to_str().unwrap().contains(".ndjson")) {
+        for line in fs::read_to_string(path).unwrap().lines() {
+            let event: Value = serde_json::from_str(line).unwrap();
+            ids.push(event["id"].as_str().unwrap().to_owned());
+        }
+    }
+    ids
+}
+
+#[tokio::test]
+async fn an_event_counts_as_delivered_only_while_it_is_under_its_name() {
+    assert_eq!(check_disturbed(|_, open| fs::remove_file(open).unwrap()).await, 0);
+    assert_eq!(check_disturbed(|dir, _| fs::remove_dir_all(dir).unwrap()).await, 0);
+    let replace = |dir: &Path, open: &Path| {
+        let copy = dir.join("copy");
+        fs::copy(open, &copy).unwrap();
+        fs::rename(&copy, open).unwrap();
+    };
+    assert_eq!(check_disturbed(replace).await, 0);
+    let move_aside = |dir: &Path, _: &Path| {
+        let aside = dir.with_file_name(format!("aside-{}", uuid::Uuid::now_v7()));
+        fs::rename(dir, aside).unwrap();
+    };
+    assert_eq!(check_disturbed(move_aside).await, 0);
+    // What is written into a truncated file stays there, and comes again in another one.
+    check_disturbed(|_, open| fs::write(open, "").unwrap()).await;
 }
 
 #[tokio::test]
@@ -184,7 +236,7 @@ async fn a_folder_that_cannot_be_written_to_is_retried_until_it_can() {
     assert_eq!(rig.counts("files").delivered, 0);
     fs::remove_file(&dir).unwrap();
     rig.settled("files").await;
-    rig.forwarder.take().unwrap().stop().await;
+    rig.forwarder.take().unwrap().stop(STOP_WITHIN).await;
     assert_eq!(rig.check("files", &events(&dir)), 0);
 }
 

@@ -243,7 +243,7 @@ async fn the_pause_that_is_asked_for_is_kept() {
         rig.accept(120).await;
         rig.settled("collector").await;
         assert!(start.elapsed() >= Duration::from_millis(950), "{:?}", start.elapsed());
-        // One request met the refusal, and nobody else went before the pause was over.
+        // One request was refused, and no other was sent before the pause was over.
         assert_eq!(rig.check("collector", &backend.events()), 0);
         rig.stop().await;
     }

@@ -6,7 +6,6 @@ use std::time::{Duration, Instant};
 
 use crate::crm::{CONTACTS_PATH, EVENTS_PATH, Fault, Hubspot, PORTALS, Refusal};
 use crate::delivery::Rig;
-use pixelgate::internals::delivery::dead_letters;
 use pixelgate::internals::delivery::dead_letters::Reason;
 use pixelgate::internals::event::{Event, Properties, Revenue};
 use pixelgate::internals::upstream::{self, BatchConfig};
@@ -238,8 +237,8 @@ async fn a_token_that_is_refused_is_one_portals_fault_until_it_is_set_right() {
 async fn events_of_a_portal_without_a_token_wait_for_one() {
     let hubspot = Hubspot::start().await;
     let mut rig = Rig::start(&config(&hubspot, ""));
-    let stranger = |n: usize| Event { portal: 9, ..event(n) };
-    accept(&mut rig, (0..3).map(stranger)).await;
+    let unknown = |n: usize| Event { portal: 9, ..event(n) };
+    accept(&mut rig, (0..3).map(unknown)).await;
     accept(&mut rig, (0..300).map(event)).await;
     hubspot.backend.until("the others", |_| hubspot.state().occurrences.len() == 300).await;
     rig.until("crm", |s| s.state.as_str() == "misconfigured").await;
@@ -264,8 +263,8 @@ async fn a_fault_that_lasts_longer_than_it_may_ends_in_dead_letters_that_can_be_
     })
     .await;
     let mut rig = Rig::start(&config(&hubspot, "fault_seconds_max = 1"));
-    let stranger = |n: usize| Event { portal: 9, ..event(n) };
-    accept(&mut rig, (0..3).map(stranger).chain((0..60).map(event))).await;
+    let unknown = |n: usize| Event { portal: 9, ..event(n) };
+    accept(&mut rig, (0..3).map(unknown).chain((0..60).map(event))).await;
     rig.settled("crm").await;
     assert_eq!(rig.counts("crm").dead, 3 + 20);
     hubspot.check(&rig.accepted, &dead_ids(&rig));
@@ -281,8 +280,8 @@ async fn a_fault_that_lasts_longer_than_it_may_ends_in_dead_letters_that_can_be_
     let right: upstream::Config = right["upstream"][0].clone().try_into().unwrap();
     let right = right.build().unwrap();
     let batch = BatchConfig::default();
-    let done = dead_letters::replay(&rig.dead_dir(), "crm", &*right, &batch, |_| {}).await.unwrap();
-    assert_eq!((done.delivered, done.refused, done.put_back), (20, 0, 3));
+    let done = rig.replay("crm", &*right, &batch).await;
+    assert_eq!((done.delivered, done.refused, done.undelivered), (20, 0, 3));
     hubspot.check(&rig.accepted, &dead_ids(&rig));
     rig.stop().await;
 }
@@ -389,10 +388,10 @@ async fn what_does_not_fit_is_a_dead_letter_with_its_reason_and_can_be_replayed(
     accept(&mut rig, [nameless, anonymous, event(3)]).await;
     rig.settled("crm").await;
     let letters = rig.dead("crm");
-    let mut told: Vec<&str> = letters.iter().map(|letter| letter.detail.as_str()).collect();
-    told.sort_unstable();
-    assert!(told[0].contains("no email address"), "{told:?}");
-    assert!(told[1].contains("does not begin with a letter"), "{told:?}");
+    let mut details: Vec<&str> = letters.iter().map(|letter| letter.detail.as_str()).collect();
+    details.sort_unstable();
+    assert!(details[0].contains("no email address"), "{details:?}");
+    assert!(details[1].contains("does not begin with a letter"), "{details:?}");
     assert!(letters.iter().all(|letter| letter.reason == Reason::Undeliverable));
     hubspot.check(&rig.accepted, &dead_ids(&rig));
 
@@ -406,8 +405,8 @@ async fn what_does_not_fit_is_a_dead_letter_with_its_reason_and_can_be_replayed(
     let right: upstream::Config = right["upstream"][0].clone().try_into().unwrap();
     let right = right.build().unwrap();
     let batch = BatchConfig::default();
-    let done = dead_letters::replay(&rig.dead_dir(), "crm", &*right, &batch, |_| {}).await.unwrap();
-    assert_eq!((done.delivered, done.refused, done.put_back), (1, 1, 0));
+    let done = rig.replay("crm", &*right, &batch).await;
+    assert_eq!((done.delivered, done.refused, done.undelivered), (1, 1, 0));
     assert_eq!(hubspot.state().occurrences.len(), 2);
     rig.stop().await;
 }

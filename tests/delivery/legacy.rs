@@ -53,7 +53,11 @@ async fn each_event_arrives_once_as_the_request_that_it_was() {
         assert_eq!(request.header("referer"), context.referer.as_deref().unwrap());
         assert_eq!(request.header("x-forwarded-for"), "203.0.113.7");
     }
-    assert!(backend.connections() <= 16, "connections are kept: {}", backend.connections());
+    assert!(
+        backend.connections() <= 16,
+        "too many connections are open: {}",
+        backend.connections()
+    );
     rig.stop().await;
 }
 
@@ -181,7 +185,7 @@ async fn a_backend_in_trouble_is_not_flooded() {
     rig.stop().await;
 }
 
-/// The upstream alone, without anybody who tries again.
+/// The upstream alone, without a worker that retries.
 fn alone(backend: &Backend) -> Arc<dyn Upstream> {
     let url = backend.url("/v1/event/");
     let config = format!("name = 'old'\nkind = 'legacy'\nurl = '{url}'\nconcurrency_max = 8");
@@ -231,10 +235,38 @@ async fn trouble_is_told_even_where_no_event_is_left_to_be_sent() {
     let backend = Backend::playing([Act::ResetAfterBody]).await;
     // Event 5 has revenue, so it is not sent again.
     let Outcome::Mixed(parts) = alone(&backend).send(&batch(5..6)).await else {
-        panic!("the trouble is not told")
+        panic!("the failure is not reported")
     };
     let is = |part: &Part, places: &[usize], label: &str| {
         part.places == places && part.outcome.label() == label
     };
     assert!(is(&parts[0], &[0], "dead") && is(&parts[1], &[], "retry"), "{parts:?}");
+}
+
+#[tokio::test]
+async fn a_request_that_a_stop_cuts_off_is_unknown() {
+    for (on_unknown, dead) in [("dead", 1), ("retry", 0)] {
+        let backend = Backend::start(|_| Act::Hang).await;
+        let config = upstream(&backend, &format!("on_unknown = '{on_unknown}'"));
+        let mut rig = Rig::start(&config);
+        let with_revenue = crate::delivery::sample(0);
+        let without = Event { revenue: None, ..crate::delivery::sample(1) };
+        assert!(with_revenue.revenue.is_some());
+        rig.accept_event(&with_revenue).await;
+        rig.accept_event(&without).await;
+        while backend.seen().len() < 2 {
+            tokio::time::sleep(std::time::Duration::from_millis(2)).await;
+        }
+        let dir = rig.stop().await;
+
+        // What was cut off and has no revenue, or may be repeated, comes again.
+        backend.script(|_| Act::Take);
+        let rig = Rig::start_in(dir, &config, Vec::new());
+        rig.until_counts("old", |counts| counts.pending == 0).await;
+        assert_eq!(rig.counts("old").dead, dead, "{on_unknown}");
+        let letters = rig.dead("old");
+        assert!(letters.iter().all(|letter| letter.detail.starts_with("cut off by a stop")));
+        assert_eq!(backend.taken().len() as u64, 2 - dead);
+        rig.stop().await;
+    }
 }

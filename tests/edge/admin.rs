@@ -4,13 +4,16 @@ use crate::backend::{Act, Backend};
 use crate::delivery::{RUNTIME, http_upstream};
 use crate::harness::{Edge, PATIENCE, Setup, command, wait_for};
 use crate::http::{Connection, Response};
-use pixelgate::internals::admin::{EXPLAIN_BYTES_MAX, RECENT_EVENTS, STREAMS_MAX};
+use pixelgate::internals::admin::{
+    CONNECTIONS_MAX, CONNECTIONS_PER_ADDRESS_MAX, EXPLAIN_BYTES_MAX, RECENT_EVENTS, STREAMS_MAX,
+};
 use prometheus_parse::{Scrape, Value as Metric};
+use rustix::net::{AddressFamily, SocketType, bind, connect, socket};
 use rustix::process::Signal;
 use serde_json::Value;
 use std::collections::BTreeSet;
-use std::io::{BufRead, BufReader, Write};
-use std::net::TcpStream;
+use std::io::{BufRead, BufReader, Read, Write};
+use std::net::{SocketAddr, TcpStream};
 
 const TOKEN: &str = "sixteen bytes ok";
 
@@ -91,6 +94,7 @@ fn a_scrape_is_what_prometheus_reads_and_its_labels_are_bounded() {
         "portals_refresh_failures_total",
         "origin_failures_total",
         "ready",
+        "faults",
     ] {
         let name = format!("pixelgate_{name}");
         assert!(text.contains(&format!("# HELP {name} ")), "{name} has no help");
@@ -146,6 +150,7 @@ fn the_status_has_the_keys_of_the_contract() {
         }
     };
     has(&status, &["version", "uptime_seconds", "verdicts", "spool", "portals", "upstreams"]);
+    assert_eq!(status["faults"].as_array().map(Vec::len), Some(0), "{status}");
     has(&status["spool"], &["bytes", "free_bytes", "seconds_to_full", "quarantined_bytes"]);
     has(&status["portals"], &["count", "mode", "loaded_at", "last_failure"]);
     let counts = ["accepted", "delivered", "dead", "pending", "lag_seconds", "last_error"];
@@ -182,8 +187,59 @@ fn with_a_token_only_the_empty_page_is_open() {
         assert_eq!(denied.header("www-authenticate"), Some("Bearer"));
         assert_eq!(edge.admin_with(path, "Authorization: Bearer wrong\r\n").status, 401, "{path}");
     }
-    let bearer = format!("Authorization: Bearer {TOKEN}\r\n");
-    assert_eq!(edge.admin_with("/status", &bearer).status, 200);
+    for scheme in ["Bearer", "bearer", "BEARER"] {
+        let authorization = format!("Authorization: {scheme} {TOKEN}\r\n");
+        assert_eq!(edge.admin_with("/status", &authorization).status, 200, "{scheme}");
+    }
+}
+
+#[test]
+fn a_token_is_taken_from_the_variable_that_the_configuration_names() {
+    let dir = std::sync::Arc::new(tempfile::tempdir().unwrap());
+    let config = Setup::default().sections("token = \"${ADMIN_TOKEN}\"").write(dir.path());
+    let output = command(&config, &["check"]).output().unwrap();
+    let said = String::from_utf8(output.stderr).unwrap();
+    assert_eq!(output.status.code(), Some(2), "{said}");
+    assert!(said.contains("admin.token: ${ADMIN_TOKEN} is not in the environment"), "{said}");
+
+    // The file of a secret often ends in a newline.
+    let edge = Edge::start_with(dir, &[("ADMIN_TOKEN", "sixteen bytes ok\n")]);
+    let status = |token: &str| {
+        edge.admin_with("/status", &format!("Authorization: Bearer {token}\r\n")).status
+    };
+    assert_eq!((status(TOKEN), status("${ADMIN_TOKEN}")), (200, 401));
+}
+
+#[test]
+fn a_token_of_digits_is_taken_from_the_environment_as_it_is() {
+    let dir = std::sync::Arc::new(tempfile::tempdir().unwrap());
+    Setup::default().write(dir.path());
+    let edge = Edge::start_with(dir, &[("PIXELGATE__ADMIN__TOKEN", "1234567890123456")]);
+    let bearer = "Authorization: Bearer 1234567890123456\r\n";
+    assert_eq!(edge.admin_with("/status", bearer).status, 200);
+}
+
+#[test]
+fn silent_connections_keep_out_no_probe() {
+    let edge = Edge::start();
+    let silent = |n: usize| {
+        let octet = u8::try_from(1 + n / CONNECTIONS_PER_ADDRESS_MAX).unwrap();
+        let from = SocketAddr::from(([127, 0, 0, octet], 0));
+        let socket = socket(AddressFamily::INET, SocketType::STREAM, None).unwrap();
+        bind(&socket, &from).unwrap();
+        connect(&socket, &edge.admin).unwrap();
+        TcpStream::from(socket)
+    };
+    // First more than one address may have, then more than all addresses together may have.
+    for count in [CONNECTIONS_PER_ADDRESS_MAX + 13, 2 * CONNECTIONS_MAX] {
+        let mut open: Vec<_> = (0..count).map(silent).collect();
+        assert_eq!(edge.admin("/livez").status, 200);
+        // The oldest is closed for a later one, and the youngest because it stays silent.
+        for stream in [open.remove(0), open.pop().unwrap()] {
+            stream.set_read_timeout(Some(PATIENCE)).unwrap();
+            assert_eq!((&stream).read(&mut [0]).unwrap(), 0);
+        }
+    }
 }
 
 #[test]
@@ -301,19 +357,19 @@ fn the_page_explains_as_the_command_does_and_counts_nothing() {
         let output = command(&config, &["explain", text]).output().unwrap();
         let page: Value = serde_json::from_slice(&post_explain(&edge, text).body).unwrap();
         assert!(!page.to_string().contains("t0ps3cret"), "{page}");
-        let mut told = page["verdict"].as_str().unwrap().to_owned();
+        let mut text = page["verdict"].as_str().unwrap().to_owned();
         for section in page["sections"].as_array().unwrap() {
-            told += &format!("\n\n{}:", section["title"].as_str().unwrap());
+            text += &format!("\n\n{}:", section["title"].as_str().unwrap());
             for line in section["lines"].as_array().unwrap() {
-                told += &format!("\n  {}", line.as_str().unwrap());
+                text += &format!("\n  {}", line.as_str().unwrap());
             }
         }
-        assert_eq!(told + "\n", String::from_utf8(output.stdout).unwrap());
+        assert_eq!(text + "\n", String::from_utf8(output.stdout).unwrap());
         assert_eq!(page["accepted"].as_bool(), Some(output.status.success()));
     }
     let other: Value = serde_json::from_slice(&post_explain(&edge, "/other?x=1").body).unwrap();
     assert!(other["accepted"].is_null() && other["verdict"].as_str().unwrap().contains("origin"));
-    assert_eq!(edge.event("_a=7&_n=buy").status, 200, "the one place of the second was left");
+    assert_eq!(edge.event("_a=7&_n=buy").status, 200, "explain used up no event of the rate");
     assert_eq!(edge.status()["verdicts"]["invalid_email"], 0, "nothing was counted");
     let most = "x".repeat(EXPLAIN_BYTES_MAX);
     assert_eq!(post_explain(&edge, &most).status, 200);

@@ -166,7 +166,7 @@ fn check_says_what_is_in_force() {
 }
 
 #[test]
-fn a_wrong_configuration_is_told_by_file_key_and_reason() {
+fn a_wrong_configuration_is_reported_by_file_key_and_reason() {
     let check = |change: &dyn Fn(String) -> String, expect: &[&str]| {
         for arguments in [&["check"][..], &["run"]] {
             let dir = tempfile::tempdir().unwrap();
@@ -188,7 +188,7 @@ fn a_wrong_configuration_is_told_by_file_key_and_reason() {
         }
     };
     check(&replace("[edge]", "[edge]\nlisten_on = 1"), &["edge.toml:2", "listen_on", "listen"]);
-    check(&replace("kind = \"file\"", "kind = \"fax\""), &["edge.toml", "fax", "http"]);
+    check(&replace("kind = \"file\"", "kind = \"fax\""), &["edge.toml", "kind", "http"]);
     check(&replace("[spool]", "[spool]\nlinger_ms = 5000"), &["edge.toml", "spool.linger_ms"]);
     check(&replace("[spool]", "[spool]\nbytes_max = \"lots\""), &["edge.toml", "spool.bytes_max"]);
     check(&replace("[edge]", "[events]\npath = \"event\"\n[edge]"), &["edge.toml", "events.path"]);

@@ -59,7 +59,7 @@ fn the_environment_overrides_the_level() {
     std::fs::write(&path, text.replacen("127.0.0.1:0", &address, 1)).unwrap();
     let output = command(&path, &["run"]).output().unwrap();
     let said = String::from_utf8(output.stderr).unwrap();
-    assert!(said.contains(&address), "why it does not run is told all the same: {said}");
+    assert!(said.contains(&address), "the reason for not starting is logged even so: {said}");
     assert_eq!(said.lines().count(), 1, "{said}");
 }
 

@@ -36,6 +36,7 @@ mod previous_version;
 mod privacy;
 mod receiver;
 mod reload;
+mod removed;
 mod schema;
 mod sizing;
 mod start_errors;

@@ -24,7 +24,7 @@ fn list(origins: &[SocketAddr]) -> String {
     format!("origin = [{}]", urls.join(", "))
 }
 
-/// What an origin does wrong, and what the client gets for it.
+/// A fault of an origin, and the answer that the client gets.
 fn failures() -> Vec<(&'static str, Vec<Act>, u16, bool)> {
     let send = |bytes: &str| Act::Send(bytes.as_bytes().to_vec());
     let reset_after =
@@ -89,7 +89,7 @@ fn each_failure_has_its_status_and_half_an_answer_never_looks_whole() {
         origin.on(target, Script { after_body: acts.clone(), ..Script::default() });
     }
     let address = edge.address;
-    // All at once, with others among them that are none of their business.
+    // All at once, among events, which need no origin.
     let asked: Vec<_> = failures
         .iter()
         .map(|(target, _, status, truncated)| {
@@ -111,7 +111,7 @@ fn each_failure_has_its_status_and_half_an_answer_never_looks_whole() {
         asked.join().unwrap();
     }
     assert_eq!(edge.wait_delivered("file")["accepted"], 20);
-    // Kept connections remain to origins that are well; those that failed are gone.
+    // Idle connections to healthy origins remain; those to failed origins are closed.
     wait_for("failed connections to close", || origin.open() <= 21);
 }
 
@@ -121,8 +121,7 @@ fn a_request_that_can_be_repeated_goes_to_another_origin_and_one_that_cannot_doe
     broken.on("/a", Script { after_body: vec![Act::Close], ..Script::default() });
     let well = Origin::start();
     for n in 0..2 {
-        // Whichever origin gets the first request: one of the two edges begins with the broken
-        // one.
+        // One of the two edges begins with the broken origin.
         let order =
             if n == 0 { [broken.address, well.address] } else { [well.address, broken.address] };
         let edge =
@@ -204,7 +203,7 @@ fn an_origin_that_is_alive_and_says_it_is_not_well_is_taken_out() {
         assert_eq!(get(edge.address, "/page").status(), 204);
     }
     let pages = sick.take_seen().iter().filter(|m| m.start.contains("/page")).count();
-    assert_eq!(pages, 0, "the sick one is asked for nothing but its health");
+    assert_eq!(pages, 0, "the failing origin gets only health checks");
     sick.answer("/health", b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n");
     edge.wait_log("answers again");
     wait_for("it to be asked", || {
@@ -249,9 +248,9 @@ fn an_origin_over_tls_is_verified_by_name_and_gets_the_clients_host() {
 fn an_origin_that_cannot_prove_who_it_is_is_sent_nothing() {
     let pair = certificate(&["localhost"]);
     let origin = TlsOrigin::start(&pair);
-    let stranger = certificate(&["localhost"]);
+    let other = certificate(&["localhost"]);
     for (ca, name, why) in [
-        (stranger.cert.pem(), "localhost", "invalid peer certificate"),
+        (other.cert.pem(), "localhost", "invalid peer certificate"),
         (pair.cert.pem(), "127.0.0.1", "invalid peer certificate"),
     ] {
         let edge = secure(&origin, &ca, name);

@@ -96,8 +96,8 @@ fn the_page_explains_by_the_keyboard_alone() {
     browser.press("_a=62515&_n=buy&email=nobody");
     tab_to(&browser, "explain-go");
     browser.press(ENTER);
-    let told = browser.wait_text("#explanation", "rejected: invalid_email (status 400)");
-    assert!(told.contains("email = nobody") && told.contains("about email: Make email"), "{told}");
+    let text = browser.wait_text("#explanation", "rejected: invalid_email (status 400)");
+    assert!(text.contains("email = nobody") && text.contains("about email: Make email"), "{text}");
     tab_to(&browser, "filter-rejected");
     browser.press(" ");
     assert_eq!(browser.ask("return document.getElementById('filter-rejected').checked"), true);
@@ -130,7 +130,7 @@ fn a_page_asks_for_its_token_and_reports_a_lost_edge() {
     let edge = Edge::start_in(Arc::clone(&dir));
     let browser = Browser::start();
     open(&browser, &edge);
-    browser.wait_text("#door h2", "guarded");
+    browser.wait_text("#login h2", "guarded");
     assert_eq!(browser.ask("return document.activeElement.id"), "token", "one types at once");
     browser.press("a token that is wrong");
     browser.press(ENTER);
@@ -138,9 +138,10 @@ fn a_page_asks_for_its_token_and_reports_a_lost_edge() {
     browser.press(TOKEN);
     browser.press(ENTER);
     browser.wait_text("#link", "Live");
-    assert_eq!(browser.ask("return document.getElementById('door').hidden"), true);
-    let kept = browser.ask("return [localStorage.length, sessionStorage.length, document.cookie]");
-    assert_eq!(kept, json!([0, 1, ""]));
+    assert_eq!(browser.ask("return document.getElementById('login').hidden"), true);
+    let stored =
+        browser.ask("return [localStorage.length, sessionStorage.length, document.cookie]");
+    assert_eq!(stored, json!([0, 1, ""]));
 
     let address = edge.admin.to_string();
     edge.stop();

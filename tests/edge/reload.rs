@@ -20,7 +20,7 @@ const STEADY: u32 = 7;
 /// How many further answers show that the load goes on.
 const FURTHER: u64 = 20;
 
-/// A list of [`STEADY`] and one more, by which one tells which list is in force.
+/// A list of [`STEADY`] and one more portal, which shows which list is in force.
 fn list(marker: u32) -> String {
     format!("portals = [{STEADY}, {marker}]\n")
 }
@@ -46,8 +46,8 @@ fn rename_over(path: &Path, text: &str) {
     fs::rename(beside, path).unwrap();
 }
 
-/// Events of [`STEADY`], on a kept connection and on new ones, as fast as they are answered. Each
-/// must be accepted.
+/// Events of [`STEADY`], on a persistent connection and on new ones, as fast as they are answered.
+/// Each must be accepted.
 struct Load {
     ended: Arc<AtomicBool>,
     answered: Arc<AtomicU64>,
@@ -57,12 +57,12 @@ struct Load {
 impl Load {
     fn on(edge: &Edge) -> Load {
         let (ended, answered) = (Arc::<AtomicBool>::default(), Arc::<AtomicU64>::default());
-        let thread = |kept: bool| {
+        let thread = |persistent: bool| {
             let (address, ended, answered) = (edge.address, ended.clone(), answered.clone());
             std::thread::spawn(move || {
                 let mut connection = Connection::open(address);
                 while !ended.load(Relaxed) {
-                    if !kept {
+                    if !persistent {
                         connection = Connection::open(address);
                     }
                     let target = format!("/v1/event/?_a={STEADY}&_n=load");
@@ -78,7 +78,7 @@ impl Load {
         load
     }
 
-    /// Waits for further answers; fails if there was a bad one.
+    /// Waits for further answers. Fails if an event was refused or an answer was broken.
     fn goes_on(&self) {
         let before = self.answered.load(Relaxed);
         wait_for("further answers", || {
@@ -88,7 +88,7 @@ impl Load {
         });
     }
 
-    /// Ends the load; fails if there was a bad answer.
+    /// Ends the load. Fails as [`Load::goes_on`] does.
     fn end(self) {
         self.goes_on();
         self.ended.store(true, Relaxed);
@@ -106,33 +106,41 @@ fn verdict(edge: &Edge, portal: u32) -> String {
     answer(edge, portal).verdict().to_owned()
 }
 
-/// Waits until the list of `marker` is in force, and sees that the list before it is not.
+/// Waits until the list of `marker` is in force, and checks that the list before it is not.
 fn takes_effect(edge: &Edge, marker: u32) {
     wait_for("the new list", || verdict(edge, marker) == "accepted");
     assert_eq!(verdict(edge, marker - 1), "portal_not_allowed");
 }
 
-fn is_ready(edge: &Edge) -> bool {
-    edge.admin("/readyz").status == 200
+/// The status and the body of `/readyz`.
+fn readiness(edge: &Edge) -> (u16, String) {
+    let page = edge.admin("/readyz");
+    (page.status, String::from_utf8(page.body).unwrap())
 }
 
-/// Waits for a failure whose text contains `what`, sees that it is told everywhere and that the
-/// list of `marker` is still in force, and gives its text.
+fn is_well(edge: &Edge) -> bool {
+    readiness(edge) == (200, "ready\n".to_owned())
+}
+
+/// Waits for a failure whose text contains `what`. Checks that `/status`, `/readyz` and the log
+/// name it, that the edge stays ready and that the list of `marker` is still in force. Returns its
+/// text.
 fn failed_and_changed_nothing(edge: &Edge, marker: u32, what: &str) -> String {
     let mut status = Value::Null;
-    wait_for(&format!("the failure to be told: {what}"), || {
+    wait_for(&format!("the failure in /status: {what}"), || {
         status = edge.status()["portals"].take();
-        status["last_failure"]["what"].as_str().is_some_and(|told| told.contains(what))
+        status["last_failure"]["what"].as_str().is_some_and(|text| text.contains(what))
     });
-    let told = status["last_failure"]["what"].as_str().unwrap().to_owned();
+    let failure = status["last_failure"]["what"].as_str().unwrap().to_owned();
     assert!(status["last_failure"]["at"].is_string() && status["count"] == 2, "{status}");
-    assert!(!is_ready(edge), "{told}");
-    let logged = format!("the list in use stays: {told}");
+    let ready = format!("ready\nportals: cannot be refreshed: {failure}\n");
+    assert_eq!(readiness(edge), (200, ready));
+    let logged = format!("the list in use stays: {failure}");
     wait_for("the log", || edge.log().contains(&logged));
-    assert_eq!(verdict(edge, STEADY), "accepted", "{told}");
-    assert_eq!(verdict(edge, marker), "accepted", "{told}");
-    assert_eq!(verdict(edge, marker + 1), "portal_not_allowed", "{told}");
-    told
+    assert_eq!(verdict(edge, STEADY), "accepted", "{failure}");
+    assert_eq!(verdict(edge, marker), "accepted", "{failure}");
+    assert_eq!(verdict(edge, marker + 1), "portal_not_allowed", "{failure}");
+    failure
 }
 
 /// Swaps `..data` as Kubernetes does for a ConfigMap's volume.
@@ -171,7 +179,7 @@ fn each_kind_of_change_takes_effect_under_load() {
     }
     load.end();
     assert_eq!(edge.status()["portals"]["last_failure"], Value::Null);
-    assert!(is_ready(&edge));
+    assert!(is_well(&edge));
 }
 
 #[test]
@@ -193,7 +201,7 @@ fn a_hangup_has_the_list_read_at_once_under_load() {
     load.end();
 }
 
-/// What somebody does to the list, and what is told of it.
+/// A change of the list, and the failure that is reported.
 type BadEdit = (fn(&Path), &'static str);
 
 const BAD_EDITS: &[BadEdit] = &[
@@ -208,6 +216,7 @@ const BAD_EDITS: &[BadEdit] = &[
     ),
     (|path| rewrite(path, ""), "portals.toml: there is no portal in it"),
     (|path| fs::remove_file(path).unwrap(), "portals.toml: No such file"),
+    (replace_by_fifo, "portals.toml: is not a regular file"),
     (
         |path| fs::set_permissions(path, fs::Permissions::from_mode(0o000)).unwrap(),
         "portals.toml: Permission denied",
@@ -216,6 +225,12 @@ const BAD_EDITS: &[BadEdit] = &[
 
 fn rewrite(path: &Path, text: &str) {
     fs::write(path, text).unwrap();
+}
+
+/// A process that opened this FIFO as a file would hang.
+fn replace_by_fifo(path: &Path) {
+    fs::remove_file(path).unwrap();
+    assert!(std::process::Command::new("mkfifo").arg(path).status().unwrap().success());
 }
 
 #[test]
@@ -228,20 +243,24 @@ fn no_bad_edit_changes_anything_under_load() {
     for (marker, (edit, place)) in (100..).zip(BAD_EDITS) {
         edit(&path);
         if place.contains("Permission") && fs::File::open(&path).is_ok() {
-            eprintln!("skipped: root may read a file whatever its permissions");
+            eprintln!("skipped: root may read a file without permission");
             continue;
         }
         let loaded_at = edge.status()["portals"]["loaded_at"].take();
-        let told = failed_and_changed_nothing(&edge, marker, place);
+        let failure = failed_and_changed_nothing(&edge, marker, place);
         assert_eq!(edge.status()["portals"]["loaded_at"], loaded_at);
         load.goes_on();
         let check = command(&config, &["check"]).output().unwrap();
         let said = String::from_utf8(check.stderr).unwrap();
-        assert_eq!((check.status.code(), said.contains(&told)), (Some(2), true), "{told}\n{said}");
+        assert_eq!(
+            (check.status.code(), said.contains(&failure)),
+            (Some(2), true),
+            "{failure}\n{said}"
+        );
 
         rename_over(&path, &list(marker + 1));
         takes_effect(&edge, marker + 1);
-        wait_for("readiness after the repair", || is_ready(&edge));
+        wait_for("readiness after the repair", || is_well(&edge));
         assert!(command(&config, &["check"]).output().unwrap().status.success());
     }
     load.end();
@@ -249,7 +268,7 @@ fn no_bad_edit_changes_anything_under_load() {
     rewrite(&path, "portals = []\n");
     wait_for("the empty list", || edge.status()["portals"]["count"] == 0);
     assert_eq!(verdict(&edge, STEADY), "portal_not_allowed");
-    assert!(is_ready(&edge));
+    assert!(is_well(&edge));
 }
 
 #[test]
@@ -346,10 +365,10 @@ impl ListServer {
         format!("source = \"http://{address}/portals.toml?token=hush\"\nrefresh_seconds = 1\n")
     }
 
-    /// From now on nothing listens.
+    /// Closes the port.
     fn go(&mut self) {
         self.desk.gone.store(true, Relaxed);
-        // It notices with the next connection.
+        // The thread ends at the next connection.
         drop(TcpStream::connect(self.address));
         self.running.take().unwrap().join().unwrap();
     }
@@ -392,7 +411,7 @@ fn a_url_that_misbehaves_and_goes_away_changes_nothing_under_load() {
     wait_for("the first load", || verdict(&edge, 100) == "accepted");
     let load = Load::on(&edge);
     server.wait_confirmed();
-    assert!(is_ready(&edge));
+    assert!(is_well(&edge));
     server.serve(101);
     takes_effect(&edge, 101);
 
@@ -410,7 +429,7 @@ fn a_url_that_misbehaves_and_goes_away_changes_nothing_under_load() {
         failed_and_changed_nothing(&edge, 101, what);
         load.goes_on();
         server.serve(101);
-        wait_for("readiness after the repair", || is_ready(&edge));
+        wait_for("readiness after the repair", || is_well(&edge));
     }
     server.go();
     failed_and_changed_nothing(&edge, 101, "Connection refused");
@@ -418,7 +437,7 @@ fn a_url_that_misbehaves_and_goes_away_changes_nothing_under_load() {
     server.serve(102);
     server.come_back();
     takes_effect(&edge, 102);
-    wait_for("readiness", || is_ready(&edge));
+    wait_for("readiness", || is_well(&edge));
     load.end();
 
     // A restart while the server is away goes on with the last good copy.
@@ -429,9 +448,9 @@ fn a_url_that_misbehaves_and_goes_away_changes_nothing_under_load() {
     server.serve(103);
     server.come_back();
     takes_effect(&edge, 103);
-    wait_for("readiness", || is_ready(&edge));
-    let told = format!("{}{}", edge.log(), edge.status());
-    assert!(!told.contains("hush"), "a URL's query is not shown: {told}");
+    wait_for("readiness", || is_well(&edge));
+    let shown = format!("{}{}", edge.log(), edge.status());
+    assert!(!shown.contains("hush"), "a URL's query is not shown: {shown}");
 }
 
 #[test]
@@ -442,10 +461,10 @@ fn without_a_first_load_every_event_is_overloaded() {
     let refused = answer(&edge, STEADY);
     assert_eq!((refused.status, refused.verdict()), (503, "overloaded"));
     assert!(refused.header("retry-after").is_some());
-    assert!(!is_ready(&edge));
+    assert_eq!(readiness(&edge).0, 503);
     server.come_back();
     wait_for("the first load", || verdict(&edge, STEADY) == "accepted");
-    wait_for("readiness", || is_ready(&edge));
+    wait_for("readiness", || is_well(&edge));
 }
 
 #[test]
@@ -458,10 +477,10 @@ fn a_list_too_old_is_overloaded_until_its_source_is_back() {
         let refused = answer(&edge, STEADY);
         (refused.status, refused.verdict()) == (503, "overloaded")
     });
-    assert!(!is_ready(&edge));
+    assert_eq!(readiness(&edge).0, 503);
     wait_for("the log", || edge.log().contains("too old"));
     server.come_back();
     wait_for("the list to be confirmed", || verdict(&edge, STEADY) == "accepted");
-    wait_for("readiness", || is_ready(&edge));
+    wait_for("readiness", || is_well(&edge));
     assert_eq!(edge.status()["portals"]["count"], 2, "the same list as before");
 }

@@ -18,12 +18,12 @@ const COLOURING: [&str; 5] = ["NO_COLOR", "CLICOLOR", "CLICOLOR_FORCE", "COLORTE
 /// How a colour begins; a bar moves the cursor by other sequences.
 const RED_OR_GREEN: [&str; 2] = ["\u{1b}[31m", "\u{1b}[32m"];
 
-/// Takes from a command what the environment of the tests says of colours.
+/// Removes from a command the variables of the test's environment that decide about colours.
 fn uncoloured(command: &mut Command) -> &mut Command {
     COLOURING.iter().fold(command, |command, name| command.env_remove(name))
 }
 
-/// Runs a command at a terminal of its own; its exit code, and all that the terminal was sent.
+/// Runs a command at a terminal of its own. Returns its exit code and all output to the terminal.
 fn at_terminal(mut command: Command, environment: &[(&str, &str)]) -> (i32, String) {
     let master = openpt(OpenptFlags::RDWR | OpenptFlags::NOCTTY).unwrap();
     grantpt(&master).unwrap();
@@ -46,7 +46,7 @@ fn at_terminal(mut command: Command, environment: &[(&str, &str)]) -> (i32, Stri
     (code, String::from_utf8_lossy(&shown).into_owned())
 }
 
-/// Runs it in pipes; exit code, standard output, standard error.
+/// Runs a command in pipes. Returns its exit code, standard output and standard error.
 fn in_pipes(mut command: Command) -> (i32, String, String) {
     let output = uncoloured(&mut command).output().unwrap();
     let text = |bytes| String::from_utf8(bytes).unwrap();
@@ -85,18 +85,43 @@ fn a_long_command_shows_a_bar_to_a_terminal_and_lines_to_a_pipe() {
     assert!(shown.contains(RED_OR_GREEN[1]) && shown.contains("200 sound records"), "{shown:?}");
     assert!(!shown.contains("10 % of"), "no lines beside the bar: {shown:?}");
 
-    let (code, out, told) = in_pipes(verify());
+    let (code, out, err) = in_pipes(verify());
     assert_eq!(code, 0);
     assert!(out.starts_with("200 sound records, ") && out.lines().count() == 1, "{out:?}");
-    assert!(told.starts_with("verifying the spool: 10 % of "), "{told:?}");
-    assert_eq!(told.lines().count(), 9, "a line for each tenth but the last: {told:?}");
-    assert!(!out.contains(ESCAPE) && !told.contains(ESCAPE), "{out:?} {told:?}");
+    assert!(err.starts_with("verifying the spool: 10 % of "), "{err:?}");
+    assert_eq!(err.lines().count(), 9, "a line for each tenth but the last: {err:?}");
+    assert!(!out.contains(ESCAPE) && !err.contains(ESCAPE), "{out:?} {err:?}");
 
     let (_, shown) = at_terminal(verify(), &[("NO_COLOR", "1")]);
     assert!(shown.contains("verifying the spool [="), "{shown:?}");
     assert!(RED_OR_GREEN.iter().all(|colour| !shown.contains(colour)), "{shown:?}");
     let (_, shown) = at_terminal(verify(), &[("TERM", "dumb")]);
     assert!(shown.contains("10 % of") && !shown.contains(ESCAPE), "{shown:?}");
+}
+
+#[test]
+fn a_result_that_cannot_be_written_is_a_failure_of_standard_output() {
+    let dir = long_spool();
+    let config = dir.path().join("edge.toml");
+    for arguments in [
+        &["check"][..],
+        &["explain", "_a=62515&_n=a"],
+        &["spool", "stat"],
+        &["spool", "verify"],
+        &["spool", "dump"],
+        &["completions", "bash"],
+        &["man"],
+    ] {
+        let full = std::fs::File::options().write(true).open("/dev/full").unwrap();
+        let output = command(&config, arguments).stdout(full).output().unwrap();
+        let err = String::from_utf8(output.stderr).unwrap();
+        let last = err.lines().last().unwrap_or_default();
+        assert_eq!(output.status.code(), Some(1), "{arguments:?}: {err}");
+        assert!(
+            last.starts_with("pixelgate: standard output: No space left"),
+            "{arguments:?}: {err}"
+        );
+    }
 }
 
 #[test]
@@ -109,10 +134,10 @@ fn a_replay_shows_how_far_it_is() {
     }
     edge.wait_delivered("collector");
     let replay = || command(&edge.dir().join("edge.toml"), &["dead", "replay"]);
-    let (code, out, told) = in_pipes(replay());
+    let (code, out, err) = in_pipes(replay());
     assert_eq!(code, 0);
-    assert_eq!(out, "collector: 0 delivered, 20 refused again, 0 put back\n");
-    let lines: Vec<&str> = told.lines().collect();
+    assert_eq!(out, "collector: 0 delivered, 20 refused again, 0 not delivered\n");
+    let lines: Vec<&str> = err.lines().collect();
     let expect = [2, 4, 6, 8].map(|n| format!("replaying for collector: {n}0 % of 20 events"));
     assert_eq!(lines, expect);
     let (code, shown) = at_terminal(replay(), &[]);
@@ -143,8 +168,8 @@ fn a_closed_pipe_ends_a_command_without_a_message() {
             _ => command(&config, arguments),
         };
         let output = command.stdout(writer).stderr(Stdio::piped()).output().unwrap();
-        let told = String::from_utf8(output.stderr).unwrap();
-        assert_eq!((output.status.code(), told.as_str()), (Some(0), ""), "{arguments:?}");
+        let err = String::from_utf8(output.stderr).unwrap();
+        assert_eq!((output.status.code(), err.as_str()), (Some(0), ""), "{arguments:?}");
     }
 }
 
@@ -155,15 +180,15 @@ fn check_shows_that_it_is_at_work_and_colours_its_verdict() {
     let (code, shown) = at_terminal(command(&config, &["check"]), &[]);
     assert!(code == 0 && shown.contains("reading the portal list"), "{shown:?}");
     assert!(shown.contains("\u{1b}[32mconfiguration is valid"), "{shown:?}");
-    let (_, out, told) = in_pipes(command(&config, &["check"]));
-    assert!(out.ends_with("configuration is valid\n") && told.is_empty(), "{out:?} {told:?}");
+    let (_, out, err) = in_pipes(command(&config, &["check"]));
+    assert!(out.ends_with("configuration is valid\n") && err.is_empty(), "{out:?} {err:?}");
     assert!(!out.contains(ESCAPE));
 
     std::fs::write(dir.path().join("portals.toml"), "portals = [0]\n").unwrap();
     let (code, shown) = at_terminal(command(&config, &["check"]), &[]);
     assert!(code == 2 && shown.contains("31mpixelgate:"), "{shown:?}");
-    let (_, _, told) = in_pipes(command(&config, &["check"]));
-    assert!(told.starts_with("pixelgate: ") && !told.contains(ESCAPE), "{told:?}");
+    let (_, _, err) = in_pipes(command(&config, &["check"]));
+    assert!(err.starts_with("pixelgate: ") && !err.contains(ESCAPE), "{err:?}");
 }
 
 #[test]
@@ -199,8 +224,8 @@ fn the_configuration_can_be_named_by_the_environment() {
     assert!(code == 0 && out.contains("portals: 2"), "{out}");
     let mut both = pixelgate(&["check", "--config", "nowhere.toml"]);
     both.env("PIXELGATE_CONFIG", &config);
-    let (code, _, told) = in_pipes(both);
-    assert!(code == 2 && told.contains("nowhere.toml"), "{told}");
+    let (code, _, err) = in_pipes(both);
+    assert!(code == 2 && err.contains("nowhere.toml"), "{err}");
 }
 
 #[test]
@@ -209,7 +234,7 @@ fn completions_complete() {
         let (code, script, _) = in_pipes(pixelgate(&["completions", shell]));
         assert!(code == 0 && script.contains("explain"), "{shell}");
     }
-    // The script as bash runs it when somebody has typed this and presses the tabulator.
+    // The script as bash runs it when a user has typed this and presses the tabulator.
     let complete = |words: &[&str]| {
         let ask = "source <(\"$1\" completions bash); shift; COMP_WORDS=(\"$@\"); \
                    COMP_CWORD=$(($# - 1)); _pixelgate pixelgate \"${COMP_WORDS[-1]}\" \
@@ -231,8 +256,8 @@ fn the_manual_says_what_help_says_and_is_sound() {
         assert!(page.contains(part), "{part:?} is not in {page}");
     }
     let dir = tempfile::tempdir().unwrap();
-    let (code, _, told) = in_pipes(pixelgate(&["man", "--dir", dir.path().to_str().unwrap()]));
-    assert_eq!(code, 0, "{told}");
+    let (code, _, err) = in_pipes(pixelgate(&["man", "--dir", dir.path().to_str().unwrap()]));
+    assert_eq!(code, 0, "{err}");
     let mut pages: Vec<_> =
         std::fs::read_dir(dir.path()).unwrap().map(|entry| entry.unwrap().path()).collect();
     pages.sort();
@@ -243,12 +268,12 @@ fn the_manual_says_what_help_says_and_is_sound() {
     for page in pages {
         let mut groff = Command::new("groff");
         groff.args(["-man", "-Tutf8", "-ww", "-z"]).arg(&page);
-        let (code, _, told) = in_pipes(groff);
-        assert!(code == 0 && told.is_empty(), "{}: {told}", page.display());
+        let (code, _, err) = in_pipes(groff);
+        assert!(code == 0 && err.is_empty(), "{}: {err}", page.display());
     }
 }
 
-/// Whether a command is on this machine; says so where it is not.
+/// Whether a command is on this machine. Prints a line if it is not.
 pub fn is_there(tool: &str) -> bool {
     let path = std::env::var_os("PATH").unwrap_or_default();
     let there = std::env::split_paths(&path).any(|dir| dir.join(tool).is_file());
@@ -271,16 +296,20 @@ fn a_probe_asks_the_running_edge() {
     assert_eq!(probe(&config, "readyz"), (0, "ready\n".to_owned(), String::new()));
     assert_eq!(probe(&config, "livez"), (0, "ok\n".to_owned(), String::new()));
 
-    // With a list that has a mistake in it, the edge lives and says what is wrong.
+    // With a mistake in its list, the edge is ready and names the mistake.
     std::fs::write(edge.dir().join("portals.toml"), "portals = [0]\n").unwrap();
-    crate::harness::wait_for("the mistake to be seen", || probe(&config, "readyz").0 == 1);
+    crate::harness::wait_for("the mistake to be named", || {
+        let (code, out, _) = probe(&config, "readyz");
+        assert_eq!(code, 0, "{out}");
+        out.contains("portals.toml:1:")
+    });
     std::fs::write(edge.dir().join("portals.toml"), crate::harness::PORTALS).unwrap();
     let wrong = edge.dir().join("wrong.toml");
     std::fs::write(&wrong, text.replace("sixteen bytes ok", "sixteen bytes no")).unwrap();
-    let (code, _, told) = probe(&wrong, "livez");
-    assert!(code == 1 && told.contains("/livez answered 401"), "{told}");
-    let (code, _, told) = probe(&edge.dir().join("edge.toml"), "livez");
-    assert!(code == 2 && told.contains("admin.listen"), "{told}");
+    let (code, _, err) = probe(&wrong, "livez");
+    assert!(code == 1 && err.contains("/livez answered 401"), "{err}");
+    let (code, _, err) = probe(&edge.dir().join("edge.toml"), "livez");
+    assert!(code == 2 && err.contains("admin.listen"), "{err}");
     let dir = edge.stop();
     assert_eq!(probe(&dir.path().join("probe.toml"), "livez").0, 1, "the edge has stopped");
 }

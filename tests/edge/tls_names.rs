@@ -116,7 +116,7 @@ fn a_renewed_pair_is_shown_to_new_connections_and_open_ones_go_on() {
     let mut open = BufReader::new(two.client("one").connect(two.address, "one.test").unwrap());
     assert_eq!(event(&mut open), "HTTP/1.1 200 OK\r\n");
 
-    // A certificate without its key: the pair in use stays, and it is told once.
+    // A certificate without its key: the pair in use stays, and one line says so.
     let renewed = certificate(&["one.test"]);
     std::fs::write(cert.with_extension("new"), renewed.cert.pem()).unwrap();
     let old = std::fs::read(&cert).unwrap();
@@ -136,8 +136,8 @@ fn a_renewed_pair_is_shown_to_new_connections_and_open_ones_go_on() {
     let [other_cert, other_key] = paths(two.files.path(), "two");
     write_pair(&other, &other_cert, &other_key);
     wait_for("the other pair", || two.shown("two", "two.test") == der(&other));
-    let told = two.edge.log().matches("the certificate in use stays").count();
-    assert!(told <= 2, "told {told} times");
+    let lines = two.edge.log().matches("the certificate in use stays").count();
+    assert!(lines <= 2, "logged {lines} times");
 
     std::fs::write(&key, renewed.signing_key.serialize_pem()).unwrap();
     wait_for("the renewed pair", || two.shown("one", "one.test") == der(&renewed));

@@ -19,22 +19,22 @@ fn upgrades() -> u64 {
     set.map_or(4, |count| count.parse().expect("PIXELGATE_TEST_UPGRADES is a number"))
 }
 
-/// What all clients share.
+/// The state that all clients share.
 #[derive(Default)]
 struct Tally {
     next: AtomicU64,
     over: AtomicBool,
     /// Ids of events that were answered 200.
     answered: Mutex<Vec<u64>>,
-    /// What a client should never see.
+    /// Failures that a client saw; there must be none.
     faults: Mutex<Vec<String>>,
 }
 
-/// A connection of any kind, and what is asked on it.
+/// A kind of connection, and the request on it.
 struct Way {
     name: &'static str,
     connect: Box<dyn Fn() -> io::Result<Box<dyn Duplex>> + Send>,
-    /// Whether connections are kept, as long as the edge keeps them.
+    /// Whether the client reuses a connection that the edge leaves open.
     keep: bool,
     /// `None`: an event.
     target: Option<&'static str>,
@@ -50,7 +50,8 @@ fn tcp(address: SocketAddr) -> io::Result<Box<dyn Duplex>> {
     Ok(Box::new(stream))
 }
 
-/// Asks until it is over. Every connection has to be accepted and every request answered.
+/// Sends requests until the test ends. Every connection must be accepted and every request
+/// answered.
 fn run(way: &Way, tally: &Tally) {
     while !tally.over.load(Relaxed) {
         if let Err(e) = run_connection(way, tally) {
@@ -60,16 +61,16 @@ fn run(way: &Way, tally: &Tally) {
 }
 
 fn run_connection(way: &Way, tally: &Tally) -> io::Result<()> {
-    let told =
+    let failed =
         |at: &'static str| move |e: io::Error| io::Error::new(e.kind(), format!("{at}: {e}"));
-    let mut stream = BufReader::new((way.connect)().map_err(told("connecting"))?);
+    let mut stream = BufReader::new((way.connect)().map_err(failed("connecting"))?);
     loop {
         let id = tally.next.fetch_add(1, Relaxed);
         let event = format!("/v1/event/?_a=62515&_n=upgrade&id={id}");
         let target = way.target.unwrap_or(&event);
         let head = format!("GET {target} HTTP/1.1\r\nHost: localhost\r\n\r\n");
-        stream.get_mut().write_all(head.as_bytes()).map_err(told("sending"))?;
-        let (status, keeps) = read_answer(&mut stream).map_err(told("waiting for the answer"))?;
+        stream.get_mut().write_all(head.as_bytes()).map_err(failed("sending"))?;
+        let (status, keeps) = read_answer(&mut stream).map_err(failed("waiting for the answer"))?;
         match (status, way.target) {
             (200, None) => tally.answered.lock().unwrap().push(id),
             (200 | 204, Some(_)) => {}
@@ -81,7 +82,7 @@ fn run_connection(way: &Way, tally: &Tally) -> io::Result<()> {
     }
 }
 
-/// Reads an answer whole; gives its status and whether the connection is kept.
+/// Reads a whole answer. Returns its status and whether the connection stays open.
 fn read_answer(stream: &mut BufReader<Box<dyn Duplex>>) -> io::Result<(u16, bool)> {
     let mut lines = Vec::new();
     loop {
@@ -101,7 +102,8 @@ fn read_answer(stream: &mut BufReader<Box<dyn Duplex>>) -> io::Result<(u16, bool
     Ok((status, value("connection: ") != Some("close")))
 }
 
-/// Every kind of client: plain, TLS and Unix, kept and new, events and pass-through, and admin.
+/// Every kind of client: plain, TLS and Unix, persistent and new, events and pass-through, and
+/// admin.
 fn ways(edge: &Edge, tls: SocketAddr, unix: PathBuf) -> Vec<Way> {
     let (plain, admin) = (edge.address, edge.admin);
     let client = Client::trusting(&[Path::new(CERT)]);
@@ -226,16 +228,16 @@ fn delivered(dir: &tempfile::TempDir) -> (BTreeMap<u64, BTreeSet<String>>, usize
 fn an_idle_connection_has_the_grace_period_and_is_told_that_it_closes() {
     let edge = Setup::default().edge("shutdown_grace_seconds = 3600").start();
     let mut old = edge;
-    let mut kept = old.connect();
+    let mut open = old.connect();
     let mut silent = old.connect();
-    assert_eq!(kept.get("/v1/event/?_a=62515&_n=a", "").header("connection"), Some("keep-alive"));
+    assert_eq!(open.get("/v1/event/?_a=62515&_n=a", "").header("connection"), Some("keep-alive"));
     let next = old.upgrade();
     old.wait_log("the new process accepts");
     old.signal(Signal::QUIT);
     old.wait_log("stopping");
-    let last = kept.get("/v1/event/?_a=62515&_n=b", "");
+    let last = open.get("/v1/event/?_a=62515&_n=b", "");
     assert_eq!((last.status, last.header("connection")), (200, Some("close")));
-    assert!(kept.is_closed());
+    assert!(open.is_closed());
     let last = silent.get("/page", "");
     assert_eq!((last.status, last.header("connection")), (404, Some("close")));
     drop(silent);
@@ -246,9 +248,9 @@ fn an_idle_connection_has_the_grace_period_and_is_told_that_it_closes() {
 #[test]
 fn a_signal_that_comes_before_the_new_process_accepts_waits_for_it() {
     let mut edge = Edge::start();
-    let mut kept = edge.connect();
+    let mut open = edge.connect();
     let mut event = |what: &str| {
-        let answer = kept.get("/v1/event/?_a=62515&_n=a", "");
+        let answer = open.get("/v1/event/?_a=62515&_n=a", "");
         assert_eq!(
             (answer.status, answer.header("connection")),
             (200, Some("keep-alive")),
@@ -259,8 +261,8 @@ fn a_signal_that_comes_before_the_new_process_accepts_waits_for_it() {
     // A successor without a process: it takes the sockets and sends only the given bytes.
     let takes = |times: usize| {
         let socket = UnixStream::connect(edge.dir().join("upgrade.sock")).unwrap();
-        let told = "a new process has the listening sockets";
-        wait_for(told, || edge.log().matches(told).count() == times);
+        let logged = "a new process has the listening sockets";
+        wait_for(logged, || edge.log().matches(logged).count() == times);
         edge.signal(Signal::QUIT);
         let waits = "waiting for the new process to accept";
         wait_for(waits, || edge.log().matches(waits).count() == times);
@@ -275,9 +277,9 @@ fn a_signal_that_comes_before_the_new_process_accepts_waits_for_it() {
     event("while the next one starts");
     accepts.write_all(b"A").unwrap();
     edge.wait_log("stopping");
-    let last = kept.get("/v1/event/?_a=62515&_n=a", "");
+    let last = open.get("/v1/event/?_a=62515&_n=a", "");
     assert_eq!((last.status, last.header("connection")), (200, Some("close")));
-    drop(kept);
+    drop(open);
     assert_eq!(edge.wait().code(), Some(0));
 }
 
@@ -306,7 +308,7 @@ fn an_upgrade_of_nothing_is_a_start() {
     let dir = Arc::new(tempfile::tempdir().unwrap());
     Setup::default().write(dir.path());
     let first = Edge::start_in(Arc::clone(&dir));
-    // What a crash leaves behind offers nothing.
+    // The socket that a crash left behind offers no sockets.
     first.kill();
     assert!(dir.path().join("upgrade.sock").exists());
     let edge = Edge::start_successor(dir);

@@ -82,7 +82,7 @@ struct Shared {
 
 impl Backend {
     /// Starts on a port that the kernel chooses. `script` is asked once for each request, before
-    /// its body is read: see [`Act::Judge`] for who wants to know that.
+    /// its body is read; [`Act::Judge`] sees the body.
     pub async fn start(script: impl FnMut(&Request) -> Act + Send + 'static) -> Backend {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let addr = listener.local_addr().unwrap();
@@ -116,7 +116,7 @@ impl Backend {
         format!("http://{}{path}", self.addr)
     }
 
-    /// The requests that were taken, whatever was answered.
+    /// The requests that were received, with any answer.
     pub fn taken(&self) -> Vec<Request> {
         self.shared.taken.lock().unwrap().clone()
     }

@@ -1,7 +1,7 @@
 //! A server that is as strict as HubSpot is said to be: it knows each portal by its token, takes
 //! nothing but the exact shape of a request, within its limits, drops occurrences whose `uuid` it
-//! knows, and wants a contact before whatever is about it. What a caller does wrong is kept as a
-//! sentence: see [`Hubspot::check`].
+//! knows, and wants a contact before an event that refers to it. Each mistake of a caller is
+//! recorded as a sentence: see [`Hubspot::check`].
 //!
 //! Used beside `backend.rs`.
 #![allow(dead_code)] // No test uses all of it.
@@ -280,7 +280,7 @@ impl State {
 
     fn take_contacts(&mut self, portal: u64, body: Value) -> Result<Act, String> {
         if !self.wants_contacts {
-            return Err("a contact that nobody asked for".into());
+            return Err("a contact that no request asked for".into());
         }
         let read: Inputs<Contact> = serde_json::from_value(body).map_err(|e| e.to_string())?;
         let ids: BTreeSet<&str> = read.inputs.iter().map(|c| c.id.as_str()).collect();

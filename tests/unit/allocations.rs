@@ -23,9 +23,9 @@ use std::task::{Context, Poll, Waker};
 
 /// Events that are counted together.
 const EVENTS: u64 = 1000;
-/// Most allocations for [`EVENTS`] kept events: none is an event's own, but they share buffers
+/// Most allocations for [`EVENTS`] accepted events: none is an event's own, but they share buffers
 /// that double until they fit, anew for each group that the committer takes.
-const KEPT_MAX: u64 = EVENTS / 10;
+const ACCEPTED_MAX: u64 = EVENTS / 10;
 /// Most allocations for a value that is not in the query as it is: decoded, cased or joined.
 const PER_DECODED_VALUE_MAX: u64 = 1;
 
@@ -70,11 +70,12 @@ impl Worker {
         Worker { gate, trusted, headers: headers.collect(), spool, _dir: dir }
     }
 
-    /// Takes a request as far as its answer, or its wait for the disk; says whether it was kept.
+    /// Takes a request as far as its answer, or its wait for the disk; returns whether it was
+    /// accepted.
     fn serve(&self, target: &str) -> bool {
         let peer: IpAddr = [203, 0, 113, 7].into();
         let target = Target::split(target.as_bytes());
-        let hit = EventRequest {
+        let request = EventRequest {
             method: &Method::GET,
             reading: self.gate.read(target.path),
             query: target.query,
@@ -85,35 +86,35 @@ impl Worker {
                 self.gate.rules().context_names(),
             ),
         };
-        let mut kept = AcceptedEvent::blank();
-        if self.gate.judge(hit, &mut kept) != Decision::Accept {
+        let mut accepted = AcceptedEvent::blank();
+        if self.gate.judge(request, &mut accepted) != Decision::Accept {
             return false;
         }
-        let commit = self.spool.append(|out| _ = self.gate.encode(&kept, out)).unwrap();
+        let commit = self.spool.append(|out| _ = self.gate.encode(&accepted, out)).unwrap();
         let polled = pin!(commit).poll(&mut Context::from_waker(Waker::noop()));
         assert!(!matches!(polled, Poll::Ready(Err(_))), "the spool is overloaded");
         true
     }
 
-    fn allocations(&self, target: &str, kept: bool) -> u64 {
+    fn allocations(&self, target: &str, accepted: bool) -> u64 {
         // What is made once, the thread's random numbers among it.
-        assert_eq!(self.serve(target), kept, "{target}");
-        allocations(|| (0..EVENTS).for_each(|_| assert_eq!(self.serve(target), kept)))
+        assert_eq!(self.serve(target), accepted, "{target}");
+        allocations(|| (0..EVENTS).for_each(|_| assert_eq!(self.serve(target), accepted)))
     }
 }
 
 #[test]
-fn a_kept_event_allocates_nothing_of_its_own() {
+fn an_accepted_event_allocates_nothing_of_its_own() {
     for durability in [Durability::Memory, Durability::Interval, Durability::Power] {
         let made = Worker::new(durability).allocations(TYPICAL, true);
-        assert!(made <= KEPT_MAX, "{durability:?}: {made} allocations for {EVENTS} events");
+        assert!(made <= ACCEPTED_MAX, "{durability:?}: {made} allocations for {EVENTS} events");
     }
 }
 
 #[test]
 fn a_value_that_must_be_decoded_allocates_once() {
     let made = Worker::new(Durability::Memory).allocations(ENCODED, true);
-    let most = KEPT_MAX + EVENTS * ENCODED_VALUES * PER_DECODED_VALUE_MAX;
+    let most = ACCEPTED_MAX + EVENTS * ENCODED_VALUES * PER_DECODED_VALUE_MAX;
     assert!(made <= most, "{made} allocations for {EVENTS} events, at most {most}");
 }
 

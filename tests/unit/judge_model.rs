@@ -1,4 +1,4 @@
-//! The fast judge against the naive one, on queries made to hit the rules hard; and the laws of
+//! The fast judge against the naive one, on queries made to break the rules; and the laws of
 //! SPEC 3: normalizing is idempotent, and an event survives every form in which it is written down.
 //!
 //! `PIXELGATE_CASES` says how many queries in all; 50,000 unless set. A failure prints the smallest

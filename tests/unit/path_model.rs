@@ -172,8 +172,6 @@ fn what_is_the_event_path_in_some_readings_only_is_refused() {
             "/;x/h/v1/event/",
             "/x/..//h/v1/event/",
             "//x/../h/v1/event/",
-            "/v1/x//../event/",
-            "/v1/x;y%2f../event/",
             "/v1/x\\y/../event/",
             // Each of these needs one escape decoded and another left.
             "/x/a%2fb/%2e%2e/../v1/event/",
@@ -271,6 +269,22 @@ fn only_a_canonical_path_can_be_guarded() {
 }
 
 #[test]
+fn an_event_path_may_have_so_many_bytes_and_segments() {
+    for (longest, too_long) in [
+        ("/a/a/a/a/a/a/a/a".to_owned(), "/a/a/a/a/a/a/a/a/a".to_owned()),
+        (format!("/{}", "a".repeat(126)), format!("/{}", "a".repeat(127))),
+    ] {
+        assert_eq!(Guard::new(&too_long), Err(PathError::TooLong), "{too_long}");
+        let guard = guard(&longest);
+        assert_eq!(guard.read(longest.as_bytes()), Reading::Event);
+        assert_eq!(guard.read(format!("{longest}/x/..").as_bytes()), Reading::Event);
+        assert_eq!(guard.read(format!("//h{longest}").as_bytes()), Reading::Unknown);
+        assert_eq!(guard.read(format!("{longest}/..").as_bytes()), Reading::Unknown);
+        assert_eq!(guard.read(format!("{longest}a/%41").as_bytes()), Reading::Other);
+    }
+}
+
+#[test]
 fn the_length_of_a_path_changes_nothing() {
     let guard = guard("/v1/event/");
     for length in [1, 100, 255, 256, 257, 1000, 10_000] {
@@ -298,13 +312,7 @@ fn the_length_of_a_path_changes_nothing() {
 fn reading_a_path_of_usual_length_allocates_nothing() {
     let guard = guard("/v1/event/");
     for path in ["/v1/event/", "/a/b", "/a%20b//c", "/v1/a%252fb/../../%2e/event/..;x\\"] {
-        assert_eq!(
-            allocations(|| {
-                guard.read(path.as_bytes());
-            }),
-            0,
-            "{path}"
-        );
+        assert_eq!(allocations(|| _ = guard.read(path.as_bytes())), 0, "{path}");
     }
 }
 

@@ -95,7 +95,7 @@ impl Desk {
 
 fn open(path: &Path, config: Config, clock: &Arc<HandClock>) -> Result<Portals, OpenError> {
     let config = Config { source: path.to_str().unwrap().to_owned(), ..config };
-    Portals::open(&config, Path::new("unused"), clock.clone())
+    Portals::open(&config.validate().unwrap(), Path::new("unused"), clock.clone())
 }
 
 /// What opening a list says, with the folder taken out.
@@ -132,7 +132,7 @@ fn a_list_of_none_must_say_so() {
         ("l.json", "{}"),
         ("l.json", r#"{"portal": []}"#),
         ("l.txt", ""),
-        ("l.txt", "# nobody\n"),
+        ("l.txt", "# no portal\n"),
     ] {
         let complaint = complaint(name, list);
         assert!(complaint.contains("there is no portal in it"), "{list}: {complaint}");
@@ -420,6 +420,23 @@ fn a_file_that_cannot_be_read_is_an_error_at_start() {
     assert!(error.to_string().starts_with("portals.source: /nonexistent/l.toml: "), "{error}");
     let config = Config { mode: Mode::Off, ..Config::default() };
     assert!(open(missing, config, &Arc::default()).is_err());
+}
+
+#[tokio::test]
+async fn only_a_regular_file_is_a_list() {
+    let mut desk = Desk::new("l.txt", "11\n");
+    fs::remove_file(&desk.path).unwrap();
+    let made = std::process::Command::new("mkfifo").arg(&desk.path).status().unwrap();
+    assert!(made.success());
+    assert_eq!(desk.refresh().await, Refreshed::Failed);
+    assert!(desk.failure().ends_with("l.txt: is not a regular file"), "{}", desk.failure());
+    desk.allows(&[11]);
+    let error = open(&desk.path, Config::default(), &desk.clock).unwrap_err();
+    assert!(error.to_string().ends_with("is not a regular file"), "{error}");
+    fs::remove_file(&desk.path).unwrap();
+    fs::write(&desk.path, "22\n").unwrap();
+    desk.portals = open(&desk.path, Config::default(), &desk.clock).unwrap();
+    desk.allows(&[22]);
 }
 
 #[test]

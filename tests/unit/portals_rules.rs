@@ -213,13 +213,13 @@ fn dry_run_takes_everything_and_tells_what_it_would_refuse() {
     let (portals, clock) = portals(LIST, Mode::DryRun);
     let would = PortalVerdict::WouldReject;
     let policy = check(&portals, 4, "x", would(Reason::PortalNotAllowed), Cause::NotListed);
-    // A portal that is not in the list has the defaults, but no rate to be told twice.
+    // A portal that is not in the list has the defaults, but no rate of its own.
     assert!(policy.drops("iban"));
     assert_eq!(policy.take_rate(), Ok(()));
     check(&portals, 2, "no", would(Reason::EventNotAllowed), Cause::NoPatternFits);
     let take = || portals.judge(2, "signup").policy.take_rate();
-    let told = Err(RateLimited { retry_after_seconds: 1, enforced: false });
-    assert_eq!([take(), take(), take()], [Ok(()), Ok(()), told]);
+    let limited = Err(RateLimited { retry_after_seconds: 1, enforced: false });
+    assert_eq!([take(), take(), take()], [Ok(()), Ok(()), limited]);
     clock.forward(DAY_MS);
     check(&portals, 2, "signup", would(Reason::PortalNotAllowed), Cause::Expired);
 }
@@ -242,7 +242,7 @@ fn off_refuses_nothing_and_drops_all_the_same() {
 fn off_needs_no_list() {
     let config = Config { source: String::new(), mode: Mode::Off, ..Config::default() };
     let clock = Arc::new(HandClock::default());
-    let portals = Portals::open(&config, Path::new("unused"), clock).unwrap();
+    let portals = Portals::open(&config.validate().unwrap(), Path::new("unused"), clock).unwrap();
     let policy = check(&portals, 1, "x", PortalVerdict::Allowed, Cause::Off);
     assert!(!policy.drops("ssn"));
     assert!(portals.status().fresh);
@@ -265,7 +265,8 @@ impl Reload {
         let source = path.to_str().unwrap().to_owned();
         let config = Config { source, ..Config::default() };
         let clock = Arc::new(HandClock::default());
-        let portals = Portals::open(&config, dir.path(), clock.clone()).unwrap();
+        let portals =
+            Portals::open(&config.validate().unwrap(), dir.path(), clock.clone()).unwrap();
         Reload { path, clock, portals, _dir: dir }
     }
 

@@ -5,7 +5,6 @@ use std::{
     fs,
     io::Write,
     net::SocketAddr,
-    path::Path,
     sync::{
         Arc, Mutex,
         atomic::{AtomicU64, Ordering},
@@ -13,10 +12,11 @@ use std::{
     time::Duration,
 };
 
+use pixelgate::config::Secret;
 use pixelgate::internals::clock::Clock;
 use pixelgate::internals::event::Reason;
 use pixelgate::internals::policy::portals::{
-    Config, LIST_BYTES_MAX, OpenError, PortalVerdict, Portals, RefreshMode, Refreshed,
+    Config, LIST_BYTES_MAX, PortalVerdict, Portals, RefreshMode, Refreshed,
 };
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
@@ -125,12 +125,14 @@ impl Desk {
         let source = format!("http://{}{path}", server.address);
         let config = Config { source, ..config };
         let clock = Arc::new(HandClock::default());
-        let portals = Portals::open(&config, dir.path(), clock.clone()).unwrap();
+        let portals =
+            Portals::open(&config.validate().unwrap(), dir.path(), clock.clone()).unwrap();
         Desk { dir, server, clock, config, portals }
     }
 
     fn open_again(&self) -> Portals {
-        Portals::open(&self.config, self.dir.path(), self.clock.clone()).unwrap()
+        Portals::open(&self.config.validate().unwrap(), self.dir.path(), self.clock.clone())
+            .unwrap()
     }
 
     async fn look(&self) -> Refreshed {
@@ -229,7 +231,7 @@ async fn a_server_that_fails_changes_nothing_and_may_come_back() {
     desk.fails("/l.txt: ").await;
     desk.server.answers_raw("");
     desk.fails("/l.txt: ").await;
-    // Cut off: by the length, in the midst of chunks, and nobody knows.
+    // Cut off before the announced length, within a chunk, and without any length.
     desk.server.answers_raw("HTTP/1.1 200 OK\r\nContent-Length: 9\r\n\r\n22\n");
     desk.fails("/l.txt: ").await;
     desk.server.answers_raw("HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n3\r\n22\n\r\n");
@@ -286,10 +288,14 @@ fn gzip(body: &[u8]) -> Vec<u8> {
 async fn gzip_is_read() {
     let desk = Desk::new("/l.txt").await;
     let body = gzip(b"11\n22\n");
-    desk.server.answers("200 OK\nContent-Encoding: gzip", &body);
+    desk.server.answers("200 OK\nContent-Encoding: GZIP", &body);
     assert_eq!(desk.look().await, Refreshed::Swapped);
     assert!(desk.server.last_request().contains("accept-encoding: gzip\r\n"));
     assert_eq!(desk.portals.status().count, 2);
+    let members = [gzip(b"11\n22\n"), gzip(b"33\n")].concat();
+    desk.server.answers("200 OK\nContent-Encoding: X-Gzip", &members);
+    assert_eq!(desk.look().await, Refreshed::Swapped);
+    assert_eq!(desk.portals.status().count, 3, "all members are read");
     // Without its checksum, it may be cut off.
     desk.server.answers("200 OK\nContent-Encoding: gzip", &body[..body.len() - 8]);
     desk.fails("/l.txt: ").await;
@@ -329,7 +335,8 @@ async fn the_last_good_list_is_used_at_the_next_start() {
     // Of another URL it is not the list.
     let source = format!("{}?other", desk.config.source);
     let other = Config { source, ..desk.config.clone() };
-    let portals = Portals::open(&other, desk.dir.path(), desk.clock.clone()).unwrap();
+    let portals =
+        Portals::open(&other.validate().unwrap(), desk.dir.path(), desk.clock.clone()).unwrap();
     assert_eq!(verdict(&portals, 11), OVERLOADED);
 
     // Damaged, it is none, and no reason not to start.
@@ -382,20 +389,20 @@ async fn the_same_list_again_is_not_swapped_nor_written() {
 }
 
 #[tokio::test]
-async fn a_state_folder_that_cannot_be_written_is_told() {
+async fn a_state_folder_that_cannot_be_written_is_reported() {
     let mut desk = Desk::new("/l.txt").await;
     let file = desk.dir.path().join("file");
     fs::write(&file, "").unwrap();
-    desk.portals = Portals::open(&desk.config, &file, desk.clock.clone()).unwrap();
+    desk.portals =
+        Portals::open(&desk.config.validate().unwrap(), &file, desk.clock.clone()).unwrap();
     desk.server.answers("200 OK", "11\n");
     desk.fails("state folder").await;
 }
 
 #[tokio::test]
 async fn headers_are_sent_with_the_environment_in_them() {
-    let value = "Bearer ${CARGO_PKG_NAME}-${CARGO_PKG_NAME}";
-    let headers = BTreeMap::from([("Authorization".to_owned(), value.to_owned())]);
-    let desk = Desk::with("/l.txt", Config { headers, ..Config::default() }).await;
+    let headers = "headers = { Authorization = 'Bearer ${CARGO_PKG_NAME}-${CARGO_PKG_NAME}' }";
+    let desk = Desk::with("/l.txt", toml::from_str(headers).unwrap()).await;
     desk.server.answers("200 OK", "11\n");
     assert_eq!(desk.look().await, Refreshed::Swapped);
     let request = desk.server.last_request();
@@ -404,17 +411,13 @@ async fn headers_are_sent_with_the_environment_in_them() {
 
 #[test]
 fn a_header_that_cannot_be_sent_is_an_error_at_start() {
-    for (name, value, what) in [
-        ("x-key", "${NOBODY_HAS_SET_THIS}", "${NOBODY_HAS_SET_THIS} is not in the environment"),
-        ("x-key", "${UNCLOSED", "without a `}`"),
-        ("x-key", "a\nb", "cannot be the value"),
-        ("x key", "a", "is not the name"),
-    ] {
-        let headers = BTreeMap::from([(name.to_owned(), value.to_owned())]);
+    for (name, value, what) in
+        [("x-key", "a\nb", "cannot be the value"), ("x key", "a", "is not the name")]
+    {
+        let headers = BTreeMap::from([(name.to_owned(), Secret::new(value))]);
         let source = "http://127.0.0.1/l.txt".to_owned();
         let config = Config { source, headers, ..Config::default() };
-        let opened = Portals::open(&config, Path::new("unused"), Arc::new(HandClock::default()));
-        let Err(OpenError::Config(error)) = opened else { panic!("{name}: {value}: {opened:?}") };
+        let error = config.validate().expect_err(value);
         assert_eq!(error.key(), format!("portals.headers.{name}"));
         assert!(error.reason().contains(what), "{error}");
     }
@@ -428,14 +431,14 @@ async fn a_redirect_is_followed_on_the_same_origin_only() {
     assert_eq!(desk.look().await, Refreshed::Swapped);
     assert!(desk.server.last_request().starts_with("get /other.txt "));
 
-    let stranger = Server::start().await;
-    desk.server.answers(&format!("302 Found\nLocation: http://{}/", stranger.address), "");
+    let other = Server::start().await;
+    desk.server.answers(&format!("302 Found\nLocation: http://{}/", other.address), "");
     desk.fails("redirected to another origin").await;
-    assert_eq!(stranger.last_request(), "");
+    assert_eq!(other.last_request(), "");
 }
 
 #[tokio::test]
-async fn watching_fetches_at_once_and_ends_when_told() {
+async fn watching_fetches_at_once_and_ends_when_stopped() {
     let desk = Desk::new("/l.txt").await;
     desk.server.answers("200 OK", "11\n");
     let (stop, stopped) = tokio::sync::watch::channel(false);

@@ -19,6 +19,7 @@ const STATES = {
   down: ["■ down", "trouble"],
   misconfigured: ["■ misconfigured", "trouble"],
   dead_letters_failing: ["■ dead letters fail", "trouble"],
+  spool_unreadable: ["■ spool unreadable", "trouble"],
   stopped: ["○ stopped", "notice"],
 };
 
@@ -373,8 +374,8 @@ function headers(more) {
 }
 
 function ask(wrong) {
-  id("room").hidden = true;
-  id("door").hidden = false;
+  id("dashboard").hidden = true;
+  id("login").hidden = false;
   link(false, "Locked");
   write(id("token-wrong"), wrong ? "That is not its token." : "");
   id("token").value = "";
@@ -393,11 +394,11 @@ async function listen() {
       return "locked";
     }
     if (!response.ok) {
-      lost("The edge does not tell its state.", `It answers ${response.status}: ${(await response.text()).trim()}.`);
-      return "told";
+      lost("The edge does not report its state.", `It answers ${response.status}: ${(await response.text()).trim()}.`);
+      return "refused";
     }
-    id("door").hidden = true;
-    id("room").hidden = false;
+    id("login").hidden = true;
+    id("dashboard").hidden = false;
     seconds = [];
     const reader = response.body.pipeThrough(new TextDecoderStream()).getReader();
     let text = "";
@@ -428,7 +429,7 @@ async function stay() {
     const before = heard;
     const end = await listen();
     if (end === "locked") return;
-    id("room").hidden = false;
+    id("dashboard").hidden = false;
     if (end === "stopping") {
       lost("The edge has been stopped.", "What waits on disk is delivered after its next start.");
     } else if (end === "ended") {

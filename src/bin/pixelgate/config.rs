@@ -6,6 +6,7 @@
 mod environment;
 
 use environment::Environment;
+use pixelgate::tools::without_value;
 use serde::Deserialize;
 use serde_path_to_error::{Path as KeyPath, Segment};
 use std::path::Path;
@@ -65,29 +66,33 @@ impl Config {
 
 impl Document {
     fn parse(path: &Path, text: &str, environment: Environment) -> Result<Self, ConfigError> {
-        // The file comes first and alone: only its own text tells the line of a mistake.
-        let file = Self::from_text(path, text)?;
         if environment.is_empty() {
-            return Ok(file);
+            return Self::from_text(path, text);
         }
-        let table = toml::from_str(text);
-        let mut table = table.map_err(|e| error(path.display(), "", e.message().to_owned()))?;
-        let applied = environment.apply(&mut table);
+        let Ok(mut table) = toml::from_str(text) else { return Self::from_text(path, text) };
+        let fits = |table: &toml::Table| Self::deserialize(table.clone()).is_ok();
+        let applied = environment.apply(&mut table, fits);
         applied.map_err(|(name, reason)| error("environment", &name, reason))?;
-        serde_path_to_error::deserialize(table)
-            .map_err(|e| error("environment", &key_of(e.path()), reason_of(e.inner())))
+        serde_path_to_error::deserialize(table).map_err(|e| {
+            let key = key_of(e.path());
+            // Only the file's own text has the line of a mistake.
+            match Self::from_text(path, text) {
+                Err(own) if own.key == key => own,
+                _ => error("environment", &key, without_value(e.inner().message())),
+            }
+        })
     }
 
     fn from_text(path: &Path, text: &str) -> Result<Self, ConfigError> {
         let line = |e: &toml::de::Error| e.span().map(|span| line_at(text, span.start));
         let document = toml::Deserializer::parse(text)
-            .map_err(|e| error(file_place(path, line(&e)), "", reason_of(&e)))?;
+            .map_err(|e| error(file_place(path, line(&e)), "", without_value(e.message())))?;
         serde_path_to_error::deserialize(document).map_err(|e| {
             // What is wrong in a list of tables has the span of the whole list.
             let in_a_list = e.path().iter().any(|segment| matches!(segment, Segment::Seq { .. }));
             let listed = in_a_list.then(|| line_of(text, e.path())).flatten();
             let place = file_place(path, listed.or_else(|| line(e.inner())));
-            error(place, &key_of(e.path()), reason_of(e.inner()))
+            error(place, &key_of(e.path()), without_value(e.inner().message()))
         })
     }
 
@@ -172,21 +177,6 @@ fn key_of(path: &KeyPath) -> String {
     if key == "." { String::new() } else { key }
 }
 
-/// What is wrong, without the value that is: `invalid type: string, expected u64`.
-fn reason_of(error: &toml::de::Error) -> String {
-    let message = error.message();
-    let (Some((kind, rest)), Some((_, expected))) =
-        (message.split_once(": "), message.rsplit_once(", expected "))
-    else {
-        return message.to_owned();
-    };
-    if kind != "invalid type" && kind != "invalid value" {
-        return message.to_owned();
-    }
-    let found = rest.split([' ', '`', '"', ',']).next().unwrap_or_default();
-    format!("{kind}: {found}, expected {expected}")
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -246,6 +236,7 @@ mod tests {
         for block in blocks {
             let keys = block.lines().take_while(|line| line.starts_with("# "));
             let keys: String = keys.map(|line| format!("{}\n", &line[2..])).collect();
+            let keys = keys.replace("${", "$ {");
             match toml::from_str::<pixelgate::config::Upstream>(&keys) {
                 Ok(_) => {}
                 Err(e) if e.message().contains("lacks the feature") => {}
@@ -260,7 +251,7 @@ mod tests {
     }
 
     #[test]
-    fn a_mistake_is_told_by_file_line_key_and_reason() {
+    fn a_mistake_is_reported_by_file_line_key_and_reason() {
         let check = |text: &str, expect: &[&str]| {
             let message = parse(text, &[]).map(drop).unwrap_err();
             for part in expect {
@@ -299,7 +290,7 @@ mod tests {
     #[test]
     fn an_override_replaces_the_whole_value_of_its_key() {
         let file = "[portals]\nsource = \"http://127.0.0.1:1/x\"\nheaders = { a = \"${NOPE}\" }";
-        assert_eq!(parse(file, &[]).unwrap().gate.portals.headers.len(), 1);
+        assert!(parse(file, &[]).is_err());
         let none = parse(file, &[("PIXELGATE__PORTALS__HEADERS", "{}")]).unwrap();
         assert!(none.gate.portals.headers.is_empty());
         let whole = [("PIXELGATE__SPOOL", "{ linger_ms = 1 }")];
@@ -308,27 +299,101 @@ mod tests {
     }
 
     #[test]
-    fn a_value_that_fits_no_number_is_text_and_a_date_is_one() {
-        for token in ["18446744073709551615", "18446744073709551616", "184467440737095516160000"] {
-            assert!(parse("", &[("PIXELGATE__ADMIN__TOKEN", token)]).is_ok(), "{token}");
+    fn a_string_key_takes_the_text_of_its_variable_as_it_is() {
+        for token in [
+            "1234567890123456",
+            "184467440737095516160000",
+            "123456789012345.50",
+            "0x1234567890abcdef",
+            "2027-01-01T00:00:00",
+            "[ \"a list's text\" ]",
+        ] {
+            let config = parse("", &[("PIXELGATE__ADMIN__TOKEN", token)]).unwrap();
+            assert_eq!(config.admin.token.unwrap().expose(), token);
         }
+        // Beside a name that is not set, and other texts that could be numbers.
+        let set = [
+            ("PIXELGATE__ADMIN__TOKEN", "1234567890123456"),
+            ("PIXELGATE__EDGE__STATE_DIR", "1"),
+            ("PIXELGATE__EDGE__THREADS", "2"),
+            ("PIXELGATE__PORTALS__HEADERS", "{}"),
+        ];
+        let file = "[portals]\nheaders = { a = \"${NO_SUCH}\" }";
+        let config = parse(file, &set).unwrap();
+        assert_eq!((config.edge.state_dir.as_path(), config.edge.threads), (Path::new("1"), 2));
+        let file = "[[upstream]]\nname = \"a\"\nkind = \"http\"\nurl = \"http://h\"";
+        let secret = [("PIXELGATE__UPSTREAM__0__SECRET", "1234")];
+        let wrong = parse(file, &secret).map(drop).unwrap_err();
+        assert!(wrong.contains("upstream.a.secret: "), "taken as text: {wrong}");
+        // A key that takes a text or a list takes the list.
+        let origins = [("PIXELGATE__EDGE__ORIGIN", "[\"http://a\", \"http://b\"]")];
+        assert_eq!(parse("", &origins).unwrap().edge.origin.len(), 2);
         let date = [("PIXELGATE__PORTALS__HEADERS", "2027-01-01")];
         let wrong = parse("", &date).map(drop).unwrap_err();
         assert!(wrong.contains("environment: portals.headers: "), "{wrong}");
     }
 
     #[test]
+    fn a_name_in_a_string_is_replaced_from_the_environment() {
+        let file = "[edge]\nlisten = [\"${CARGO_PKG_NAME}:1\"]\n\
+             origin = \"http://${CARGO_PKG_NAME} \"\n\
+             [portals]\nsource = \"${CARGO_PKG_NAME}.toml\"\n\
+             [admin]\nlisten = \"\"\ntoken = \" ${CARGO_PKG_NAME} ${CARGO_PKG_NAME}\\n\"";
+        let document = document(file, &[]).unwrap();
+        assert_eq!(document.edge.listen, ["pixelgate:1"]);
+        assert_eq!(document.edge.origin, ["http://pixelgate"]);
+        assert_eq!(document.portals.source, "pixelgate.toml");
+        assert_eq!(document.admin.token.unwrap().expose(), "pixelgate pixelgate");
+    }
+
+    #[test]
+    fn a_name_that_is_not_set_is_an_error_with_its_line_and_key() {
+        for (section, key, value) in [
+            ("admin", "token", "\"${NO_SUCH}\""),
+            ("admin", "listen", "\"${NO_SUCH}\""),
+            ("edge", "origin", "\"http://${NO_SUCH}\""),
+            ("edge", "origin", "[\"http://${NO_SUCH}\"]"),
+            ("edge", "listen", "[\"${NO_SUCH}:1\"]"),
+            ("edge", "trusted_proxies", "[\"${NO_SUCH}\"]"),
+            ("portals", "source", "\"${NO_SUCH}\""),
+            ("portals", "headers", "{ a = \"${NO_SUCH}\" }"),
+        ] {
+            let message =
+                parse(&format!("[{section}]\n{key} = {value}"), &[]).map(drop).unwrap_err();
+            let place = message.starts_with(&format!("edge.toml:2: {section}.{key}"));
+            assert!(place && message.contains("${NO_SUCH} is not in the environment"), "{message}");
+        }
+    }
+
+    #[test]
     fn no_mistake_shows_the_value_that_is_wrong() {
+        let upstream = "[[upstream]]\nname = \"a\"\nkind = \"hubspot\"\ntokens = \"s3cret\"";
         for (text, variable) in [
-            ("[admin]\ntoken = 1234567890123456", None),
-            ("[portals]\nheaders = \"1234567890123456\"", None),
-            ("", Some(("PIXELGATE__ADMIN__TOKEN", "1234567890123456"))),
-            ("", Some(("PIXELGATE__EDGE__THREADS", "1234567890123456.5"))),
+            ("[admin]\ntoken = 7734773477347734", None),
+            ("[admin]\nlisten = \"s3cret\"", None),
+            ("[portals]\nheaders = \"s3cret\"", None),
+            ("[portals]\nmode = \"s3cret\"", None),
+            ("[portals]\nsource = \"s3cret\"", None),
+            ("[spool]\nbytes_max = \"s3cret\"", None),
+            ("[edge]\norigin = \"s3cret\"", None),
+            ("[edge]\norigin = \"s3cret://a\"", None),
+            ("[edge]\nlisten = [\"s3cret\"]", None),
+            ("[edge]\ntrusted_proxies = [\"s3cret\"]", None),
+            ("[edge]\norigin_health_path = \"s3cret\"", None),
+            ("[edge]\nclient_ip_header = \"s3cret:\"", None),
+            ("[events]\nmethods = [\"s3cret\"]", None),
+            ("[events]\ncontext_headers = [\"s3cret:\"]", None),
+            ("[events]\nutk_cookie = \"s3cret;\"", None),
+            ("[privacy]\nreferer = \"s3cret\"", None),
+            ("[log]\nlevel = \"s3cret\"", None),
+            ("[admin]\ntoken = s3cret", None),
+            (upstream, None),
+            ("", Some(("PIXELGATE__PORTALS__MODE", "s3cret"))),
+            ("", Some(("PIXELGATE__EDGE__THREADS", "7734773477347734.5"))),
         ] {
             let environment: Vec<_> = variable.into_iter().collect();
             let message = parse(text, &environment).map(drop).unwrap_err();
-            assert!(!message.contains("1234567890"), "{message}");
-            assert!(message.contains("expected "), "{message}");
+            assert!(!message.contains("7734") && !message.contains("s3cret"), "{message}");
         }
     }
 

@@ -33,6 +33,22 @@ pub enum Reason {
     Unreadable,
 }
 
+impl Reason {
+    /// All reasons.
+    pub const ALL: [Reason; 4] =
+        [Reason::Rejected, Reason::TooLarge, Reason::Undeliverable, Reason::Unreadable];
+
+    /// The word in a letter, as a filter takes it.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Reason::Rejected => "rejected",
+            Reason::TooLarge => "too_large",
+            Reason::Undeliverable => "undeliverable",
+            Reason::Unreadable => "unreadable",
+        }
+    }
+}
+
 /// One dead letter, as it stands in the file.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct Letter {

@@ -1,12 +1,17 @@
 //! Dead letters: events that an upstream will never take, kept in files for an operator.
 //!
-//! [`Letter`] is one line of such a file, [`DeadLetters`] appends letters, [`list`] reads them, and
-//! [`replay`] sends their events again.
+//! [`Letter`] is one line of such a file. [`DeadLetters`] appends letters, [`list`] reads them,
+//! [`replay`] sends their events again, and [`remove`] gives them up. A [`Filter`] says which.
 
+mod filter;
 mod letter;
+mod lines;
+mod list;
 mod replay;
 mod store;
 
+pub use filter::Filter;
 pub use letter::{Letter, Reason};
-pub use replay::{ATTEMPTS_MAX, Progress, Summary, list, replay};
+pub use list::{DAMAGED_NAMED_MAX, Place, Summary, list, remove, upstreams};
+pub use replay::{ATTEMPTS_MAX, Progress, replay};
 pub use store::{DEAD_BYTES_MAX, DeadError, DeadLetters};

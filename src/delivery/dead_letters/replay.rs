@@ -1,268 +1,236 @@
-//! Lists dead letters, and sends their events again.
+//! Sends the events of dead letters again, under their own ids.
 //!
-//! A replay renames the letters' file, so that the running edge starts a new one. It sends the
-//! events in batches under their own ids, and puts back the letters of events that are refused
-//! again or that cannot be delivered now. Only then does it remove the renamed file. When a replay
-//! ends early, the next one continues with the renamed file; events that were delivered already
-//! arrive twice, under the same ids.
+//! A letter is marked in its file as soon as the upstream has acknowledged its event. So a replay
+//! that ends early, by a signal or a crash, repeats at most the one batch that was on its way. The
+//! letter of an event that is refused again gets the new reason; that of an event that cannot be
+//! delivered now stays as it is. Letters that the running edge adds meanwhile wait for the next
+//! replay.
 
-use std::collections::VecDeque;
-use std::fs::{self, File};
-use std::io::{self, BufRead, BufReader};
+use std::borrow::Cow;
+use std::collections::{HashMap, VecDeque};
+use std::fs::File;
+use std::io;
 use std::path::Path;
+use std::time::Duration;
 
 use bytes::Bytes;
+use tokio::sync::watch;
 
+use super::filter::Filter;
 use super::letter::{Letter, Reason};
+use super::lines::{Content, Fate, Line, Lines, mark_delivered, rewrite};
 use super::store::{DeadError, Files};
 use crate::clock::{Clock, SystemClock};
 use crate::delivery::in_flight_batch::InFlightBatch;
 use crate::delivery::retries;
-use crate::event::Record;
+use crate::event::{Record, is_newer_record};
 use crate::upstream::{Batch, BatchConfig, Failure, Outcome, Upstream};
 
-/// Longest line that is read as a letter, in bytes. An event's limits allow for a tenth of it.
-pub const LETTER_BYTES_MAX: usize = 1 << 20;
 /// Attempts at one batch before a replay gives up. Bounded, since an operator waits at a terminal.
 pub const ATTEMPTS_MAX: u32 = 5;
-
-/// What [`list`] found.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-pub struct Summary {
-    /// Letters that were read.
-    pub letters: u64,
-    /// Lines that are not a letter.
-    pub damaged: u64,
-}
 
 /// How far a [`replay`] is.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Progress {
     /// Events that the upstream accepted.
     pub delivered: u64,
-    /// Events that the upstream refused again. They are dead letters again, with the new reason.
+    /// Events that the upstream refused again. They stay dead letters, with the new reason.
     pub refused: u64,
-    /// Events put back because the upstream was unreachable or misconfigured.
-    pub put_back: u64,
-    /// Lines that are not a letter, put back unchanged.
+    /// Events that stay dead letters as they were, because they could not be delivered now.
+    pub undelivered: u64,
+    /// Lines that are not a letter. They stay in the file.
     pub damaged: u64,
-    /// The first failure that made the replay put events back.
+    /// Why the first of the undelivered events was not delivered.
     pub gave_up: Option<String>,
 }
 
-/// A line of the file, and the record in it; `None` where the line is not a letter.
-struct Line {
-    raw: Vec<u8>,
-    record: Option<Bytes>,
-}
-
-/// How the attempts at a line's event ended.
-enum End {
-    Delivered,
-    Refused(Reason, Failure),
-    Undelivered(Failure),
-}
-
-/// Calls `show` with every dead letter of an upstream, oldest first.
-///
-/// # Errors
-///
-/// [`DeadError::Io`] for the file system's errors.
-pub fn list(
-    dir: &Path,
-    upstream: &str,
-    mut show: impl FnMut(&Letter),
-) -> Result<Summary, DeadError> {
-    let files = Files::new(dir, upstream);
-    let mut summary = Summary::default();
-    for path in [&files.replaying, &files.letters] {
-        let Some(mut reader) = open(path)? else { continue };
-        while let Some(raw) = read_line(&mut reader)? {
-            match serde_json::from_slice(&raw) {
-                Ok(letter) => {
-                    summary.letters += 1;
-                    show(&letter);
-                }
-                Err(_) => summary.damaged += 1,
-            }
-        }
+impl Progress {
+    fn leave(&mut self, events: usize, why: Cow<'static, str>) {
+        self.undelivered += events as u64;
+        self.gave_up.get_or_insert_with(|| why.into_owned());
     }
-    Ok(summary)
 }
 
-/// Sends every dead letter of an upstream again. Calls `progress` after each batch.
+/// The letters' events that are sent together, and where their lines begin.
+#[derive(Default)]
+struct Next {
+    records: Vec<Bytes>,
+    offsets: Vec<u64>,
+    bytes: usize,
+}
+
+/// A replay of one file.
+struct Replay<'a> {
+    upstream: &'a dyn Upstream,
+    filter: &'a Filter,
+    stop: watch::Receiver<bool>,
+    /// Open for marks.
+    file: File,
+    /// The new reasons of refused events, by the offsets of their lines.
+    refused: HashMap<u64, (Reason, Failure)>,
+    /// Whether a line is marked.
+    marked: bool,
+    so_far: Progress,
+    /// Whether the replay has given up: no further attempt is made.
+    ended: bool,
+}
+
+/// Sends every dead letter of an upstream that matches again. Calls `progress` after each batch.
+/// When `stop` becomes true it waits for the attempt under way, and ends.
 ///
 /// # Errors
 ///
-/// [`DeadError::Busy`] while another process replays these letters, [`DeadError::Io`] for the file
-/// system's errors.
+/// [`DeadError::Busy`] while another process replays or removes these letters, [`DeadError::Io`]
+/// for the file system's errors.
 pub async fn replay(
     dir: &Path,
     name: &str,
     upstream: &dyn Upstream,
     batch: &BatchConfig,
+    filter: &Filter,
+    stop: watch::Receiver<bool>,
     mut progress: impl FnMut(&Progress),
 ) -> Result<Progress, DeadError> {
     let files = Files::new(dir, name);
     let Some(_replaying) = files.lock_replay()? else { return Err(DeadError::Busy) };
-    let mut so_far = Progress::default();
-    take_aside(&files)?;
-    let Some(mut reader) = open(&files.replaying)? else { return Ok(so_far) };
-    while let Some(lines) = read_batch(&mut reader, batch)? {
-        let ends = if so_far.gave_up.is_none() {
-            deliver(upstream, &lines).await
-        } else {
-            lines.iter().map(|_| End::Undelivered(Failure::new("given up"))).collect()
-        };
-        let back = so_far.note(name, lines, ends)?;
-        if !back.is_empty() {
-            let _lock = files.lock()?;
-            // The bound does not apply: these letters were in the file before.
-            files.append(&back, u64::MAX)?;
+    let (mut so_far, mut ended) = (Progress::default(), false);
+    for path in files.all() {
+        let Some(mut lines) = Lines::open(&files, path)? else { continue };
+        let file = File::options().write(true).open(path)?;
+        let (stop, refused) = (stop.clone(), HashMap::new());
+        let marked = false;
+        let mut replay = Replay { upstream, filter, stop, file, refused, marked, so_far, ended };
+        while let Some(next) = replay.next(&mut lines, batch)? {
+            replay.deliver(next).await?;
+            progress(&replay.so_far);
         }
-        progress(&so_far);
+        if replay.marked || !replay.refused.is_empty() {
+            rewrite(&files, path, |line| replay.fate(name, line))?;
+        }
+        (so_far, ended) = (replay.so_far, replay.ended);
     }
-    fs::remove_file(&files.replaying)?;
-    files.sync()?;
     Ok(so_far)
 }
 
-impl Progress {
-    /// Counts how `lines` ended, and returns those that go back into the file.
-    fn note(&mut self, name: &str, lines: Vec<Line>, ends: Vec<End>) -> Result<Vec<u8>, DeadError> {
-        let mut back = Vec::new();
-        for (line, end) in lines.into_iter().zip(ends) {
-            match (line.record, end) {
-                (None, _) => {
-                    self.damaged += 1;
-                    back.extend_from_slice(&line.raw);
+impl Replay<'_> {
+    /// The next events to send; `None` at the end of the file.
+    fn next(&mut self, lines: &mut Lines, batch: &BatchConfig) -> io::Result<Option<Next>> {
+        let bytes_max = usize::try_from(batch.bytes_max.as_u64()).unwrap_or(usize::MAX);
+        let mut next = Next::default();
+        while next.records.len() < batch.events_max && next.bytes < bytes_max {
+            let Some(line) = lines.next()? else { break };
+            match line.content {
+                Content::Letter(letter) if self.filter.matches(&letter) => {
+                    self.prepare(&letter, line.offset, &mut next);
                 }
-                (Some(_), End::Delivered) => {
-                    self.delivered += 1;
-                    continue;
-                }
-                (Some(record), End::Refused(reason, failure)) => {
-                    self.refused += 1;
+                Content::Letter(_) => {}
+                Content::Delivered => self.marked = true,
+                Content::Damaged => self.so_far.damaged += 1,
+            }
+        }
+        Ok(if next.records.is_empty() { None } else { Some(next) })
+    }
+
+    /// Adds a letter's event, unless its record cannot be read: upstreams do not check records, and
+    /// a letter has no checksum.
+    fn prepare(&mut self, letter: &Letter, offset: u64, next: &mut Next) {
+        let record = letter.record().unwrap_or_default();
+        match Record::decode(&record) {
+            Ok(_) => {
+                next.bytes += record.len() + Batch::EVENT_OVERHEAD_BYTES;
+                next.records.push(record);
+                next.offsets.push(offset);
+            }
+            Err(_) if is_newer_record(&record) => {
+                self.so_far.leave(1, "a newer version wrote the record".into());
+            }
+            Err(_) => {
+                let failure = Failure::new("a spool record cannot be read");
+                self.refuse(&[offset], Reason::Unreadable, &failure);
+            }
+        }
+    }
+
+    /// Attempts to deliver these events, and notes in the file how that ended.
+    async fn deliver(&mut self, next: Next) -> io::Result<()> {
+        let mut queue = VecDeque::from([InFlightBatch::of(next.records, next.offsets)]);
+        while let Some(batch) = queue.pop_front() {
+            if self.ended || *self.stop.borrow() {
+                self.give_up(&batch, "interrupted".into());
+                continue;
+            }
+            let results = match self.upstream.send(&batch.batch).await {
+                Outcome::Mixed(parts) => batch.split(parts),
+                outcome => vec![(batch, outcome)],
+            };
+            let mut wait = Duration::ZERO;
+            for (batch, outcome) in results {
+                wait = wait.max(self.conclude(batch, outcome, &mut queue)?);
+            }
+            // A stop ends the wait. Without a sender there is nothing to wait for but the time.
+            tokio::select! {
+                Ok(_) = self.stop.wait_for(|stop| *stop) => {}
+                () = tokio::time::sleep(wait) => {}
+            }
+        }
+        Ok(())
+    }
+
+    /// Acts on the outcome of an attempt. Returns the wait before the next one.
+    fn conclude(
+        &mut self,
+        mut batch: InFlightBatch<u64>,
+        outcome: Outcome,
+        queue: &mut VecDeque<InFlightBatch<u64>>,
+    ) -> io::Result<Duration> {
+        match outcome {
+            Outcome::Delivered => {
+                mark_delivered(&self.file, &batch.ids)?;
+                self.marked = true;
+                self.so_far.delivered += batch.len() as u64;
+            }
+            Outcome::TooLarge(_) | Outcome::Rejected(_) if batch.len() > 1 => {
+                queue.extend(batch.halve());
+            }
+            Outcome::TooLarge(failure) => self.refuse(&batch.ids, Reason::TooLarge, &failure),
+            Outcome::Rejected(failure) => self.refuse(&batch.ids, Reason::Rejected, &failure),
+            Outcome::Dead(failure) => self.refuse(&batch.ids, Reason::Undeliverable, &failure),
+            Outcome::Retry(failure) if batch.failures + 1 < ATTEMPTS_MAX => {
+                batch.failures += 1;
+                let wait = retries::wait(batch.failures, failure.after);
+                queue.push_front(batch);
+                return Ok(wait);
+            }
+            Outcome::Retry(failure) | Outcome::Fault(failure) => self.give_up(&batch, failure.what),
+            Outcome::Mixed(_) => self.give_up(&batch, "the upstream gave a mixed outcome".into()),
+        }
+        Ok(Duration::ZERO)
+    }
+
+    fn refuse(&mut self, offsets: &[u64], reason: Reason, failure: &Failure) {
+        self.so_far.refused += offsets.len() as u64;
+        self.refused.extend(offsets.iter().map(|offset| (*offset, (reason, failure.clone()))));
+    }
+
+    fn give_up(&mut self, batch: &InFlightBatch<u64>, why: Cow<'static, str>) {
+        self.so_far.leave(batch.len(), why);
+        self.ended = true;
+    }
+
+    /// What the file holds after the replay: without the letters that were delivered, and with the
+    /// new reasons.
+    fn fate(&mut self, name: &str, line: &Line) -> Fate {
+        match &line.content {
+            Content::Delivered => Fate::Remove,
+            Content::Damaged => Fate::Keep,
+            Content::Letter(letter) => match self.refused.remove(&line.offset) {
+                None => Fate::Keep,
+                Some((reason, failure)) => {
+                    let record = letter.record().unwrap_or_default();
                     let now = SystemClock.unix_ms();
-                    let letter = Letter::new(name, now, reason, &failure, &record);
-                    serde_json::to_writer(&mut back, &letter).map_err(io::Error::from)?;
+                    Fate::Replace(Box::new(Letter::new(name, now, reason, &failure, &record)))
                 }
-                (Some(_), End::Undelivered(failure)) => {
-                    self.put_back += 1;
-                    self.gave_up.get_or_insert_with(|| failure.what.into_owned());
-                    back.extend_from_slice(&line.raw);
-                }
-            }
-            back.push(b'\n');
-        }
-        Ok(back)
-    }
-}
-
-/// Renames the letters' file, or appends it to the renamed file of a replay that ended early.
-fn take_aside(files: &Files) -> Result<(), DeadError> {
-    let _lock = files.lock()?;
-    if !files.letters.exists() {
-        return Ok(());
-    }
-    if files.replaying.exists() {
-        let mut old = File::options().read(true).append(true).open(&files.replaying)?;
-        crate::upstream::file::cut_torn_line(&mut old)?;
-        io::copy(&mut File::open(&files.letters)?, &mut old)?;
-        old.sync_all()?;
-        fs::remove_file(&files.letters)?;
-    } else {
-        fs::rename(&files.letters, &files.replaying)?;
-    }
-    files.sync()?;
-    Ok(())
-}
-
-fn open(path: &Path) -> io::Result<Option<BufReader<File>>> {
-    match File::open(path) {
-        Ok(file) => Ok(Some(BufReader::new(file))),
-        Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(None),
-        Err(e) => Err(e),
-    }
-}
-
-/// The next line, without its line feed; `None` at the end of the file, or where a crash has torn
-/// the last line. A line that is too long is cut to [`LETTER_BYTES_MAX`] bytes, and counts as
-/// damaged.
-fn read_line(reader: &mut impl BufRead) -> io::Result<Option<Vec<u8>>> {
-    let mut line = Vec::new();
-    loop {
-        let chunk = reader.fill_buf()?;
-        if chunk.is_empty() {
-            return Ok(None);
-        }
-        let end = memchr::memchr(b'\n', chunk);
-        let used = end.unwrap_or(chunk.len());
-        let room = LETTER_BYTES_MAX.saturating_sub(line.len());
-        line.extend_from_slice(&chunk[..used.min(room)]);
-        reader.consume(used + usize::from(end.is_some()));
-        if end.is_some() {
-            return Ok(Some(line));
+            },
         }
     }
-}
-
-fn read_batch(reader: &mut impl BufRead, batch: &BatchConfig) -> io::Result<Option<Vec<Line>>> {
-    let bytes_max = usize::try_from(batch.bytes_max.as_u64()).unwrap_or(usize::MAX);
-    let (mut lines, mut bytes) = (Vec::new(), 0);
-    while lines.len() < batch.events_max && bytes < bytes_max {
-        let Some(raw) = read_line(reader)? else { break };
-        let letter: Option<Letter> = serde_json::from_slice(&raw).ok();
-        let record = letter.and_then(|l| l.record());
-        bytes += record.as_ref().map_or(0, |r| r.len() + Batch::EVENT_OVERHEAD_BYTES);
-        lines.push(Line { raw, record });
-    }
-    Ok(if lines.is_empty() { None } else { Some(lines) })
-}
-
-/// Attempts to deliver the lines that hold a record. Returns one end for each line.
-async fn deliver(upstream: &dyn Upstream, lines: &[Line]) -> Vec<End> {
-    let mut ends: Vec<End> = lines.iter().map(|_| End::Delivered).collect();
-    let (mut records, mut places) = (Vec::new(), Vec::new());
-    for (place, line) in lines.iter().enumerate() {
-        let Some(record) = &line.record else { continue };
-        // Upstreams do not check records, and a letter has no checksum.
-        if Record::decode(record).is_err() {
-            let failure = Failure::new("a spool record cannot be read");
-            ends[place] = End::Refused(Reason::Rejected, failure);
-            continue;
-        }
-        records.push(record.clone());
-        places.push(place);
-    }
-    if records.is_empty() {
-        return ends;
-    }
-    let mut queue = VecDeque::from([InFlightBatch::of(records, places)]);
-    while let Some(batch) = queue.pop_front() {
-        let results = match upstream.send(&batch.batch).await {
-            Outcome::Mixed(parts) => batch.split(parts),
-            outcome => vec![(batch, outcome)],
-        };
-        for (mut batch, outcome) in results {
-            let mut end = |end: &dyn Fn() -> End| batch.ids.iter().for_each(|&n| ends[n] = end());
-            match outcome {
-                Outcome::Delivered => {}
-                Outcome::TooLarge(_) | Outcome::Rejected(_) if batch.len() > 1 => {
-                    queue.extend(batch.halve());
-                }
-                Outcome::TooLarge(s) => end(&|| End::Refused(Reason::TooLarge, s.clone())),
-                Outcome::Rejected(s) => end(&|| End::Refused(Reason::Rejected, s.clone())),
-                Outcome::Dead(s) => end(&|| End::Refused(Reason::Undeliverable, s.clone())),
-                Outcome::Retry(s) if batch.failures + 1 < ATTEMPTS_MAX => {
-                    batch.failures += 1;
-                    tokio::time::sleep(retries::wait(batch.failures, s.after)).await;
-                    queue.push_front(batch);
-                }
-                Outcome::Retry(s) | Outcome::Fault(s) => end(&|| End::Undelivered(s.clone())),
-                Outcome::Mixed(_) => end(&|| End::Undelivered(Failure::new("mixed"))),
-            }
-        }
-    }
-    ends
 }

@@ -8,11 +8,11 @@
 
 use std::fs::{self, File, OpenOptions, TryLockError};
 use std::io::{self, Write};
-use std::os::unix::fs::OpenOptionsExt;
+use std::os::unix::fs::{FileExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
 use super::letter::Letter;
-use crate::upstream;
+use crate::file_lock;
 
 /// Largest size in bytes of one upstream's dead letters, by default. At some 700 bytes a letter
 /// that is a third of a million letters; so many are the sign of a broken backend, not of poison
@@ -20,7 +20,7 @@ use crate::upstream;
 pub const DEAD_BYTES_MAX: u64 = 256 << 20;
 
 /// Letters hold personal data: the owner may write, the group may read.
-const FILE_MODE: u32 = 0o640;
+pub(super) const FILE_MODE: u32 = 0o640;
 
 /// The dead letters of one upstream, for appending.
 #[derive(Debug, Clone)]
@@ -34,9 +34,9 @@ pub struct DeadLetters {
 #[derive(Debug, Clone)]
 pub(super) struct Files {
     dir: PathBuf,
-    pub(super) letters: PathBuf,
-    /// The letters of a replay that runs, or that ended before it was done.
-    pub(super) replaying: PathBuf,
+    letters: PathBuf,
+    /// Older letters, which a replay of version 0.1.0 has set aside and did not end with.
+    replaying: PathBuf,
     lock: PathBuf,
     replay_lock: PathBuf,
 }
@@ -50,8 +50,8 @@ pub enum DeadError {
         /// The bound, in bytes.
         bytes_max: u64,
     },
-    /// Another process replays the same letters.
-    #[error("another process replays these letters")]
+    /// Another process replays or removes the same letters.
+    #[error("another process replays or removes these letters")]
     Busy,
     /// Reading or writing a file failed.
     #[error("{0}")]
@@ -97,11 +97,32 @@ impl Files {
         }
     }
 
-    /// Takes the lock of the letters' file. Waits for other processes that hold it.
+    /// The files that may hold letters, the one with the older letters first.
+    pub(super) fn all(&self) -> [&PathBuf; 2] {
+        [&self.replaying, &self.letters]
+    }
+
+    /// The upstream whose letters a file of this name holds.
+    pub(super) fn upstream_of(name: &str) -> Option<&str> {
+        let name = name.strip_suffix(".ndjson")?;
+        Some(name.strip_suffix(".replaying").unwrap_or(name))
+    }
+
+    /// Takes the lock of the letters' file. Waits a limited time for a process that holds it.
     pub(super) fn lock(&self) -> io::Result<File> {
         let lock = self.open_lock(&self.lock)?;
-        lock.lock()?;
+        file_lock::lock(&lock)?;
         Ok(lock)
+    }
+
+    /// Takes the same lock for reading, and needs no right to write. `None` where there is no lock,
+    /// as in a folder that no process has written to.
+    pub(super) fn lock_shared(&self) -> io::Result<Option<File>> {
+        match File::open(&self.lock) {
+            Ok(lock) => file_lock::lock_shared(&lock).map(|()| Some(lock)),
+            Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(None),
+            Err(e) => Err(e),
+        }
     }
 
     /// Takes the lock of the replay; `None` while another process holds it.
@@ -132,17 +153,22 @@ impl Files {
     }
 
     /// Appends whole lines durably. The caller holds [`Files::lock`].
-    pub(super) fn append(&self, lines: &[u8], bytes_max: u64) -> Result<(), DeadError> {
+    fn append(&self, lines: &[u8], bytes_max: u64) -> Result<(), DeadError> {
         let mut options = OpenOptions::new();
         options.read(true).append(true).create(true).mode(FILE_MODE);
         let mut file = options.open(&self.letters)?;
-        // A crash may have torn the last line. Its events were not acknowledged, so the spool
-        // delivers them again.
-        let len = upstream::file::cut_torn_line(&mut file)?;
-        if len + lines.len() as u64 > bytes_max {
+        let len = file.metadata()?.len();
+        // A last line without its end, left by a crash or an editor, stays a line of its own.
+        let mut last = *b"\n";
+        if len > 0 {
+            file.read_exact_at(&mut last, len - 1)?;
+        }
+        let end: &[u8] = if last == *b"\n" { b"" } else { b"\n" };
+        if len + (end.len() + lines.len()) as u64 > bytes_max {
             return Err(DeadError::Full { bytes_max });
         }
-        if let Err(e) = file.write_all(lines).and_then(|()| file.sync_data()) {
+        let written = file.write_all(end).and_then(|()| file.write_all(lines));
+        if let Err(e) = written.and_then(|()| file.sync_data()) {
             let _ = file.set_len(len);
             return Err(e.into());
         }

@@ -108,6 +108,12 @@ impl<'a> RawRecord<'a> {
     }
 }
 
+/// Whether a record was written by a newer version of this program: it is not damaged, and a
+/// version that knows it delivers it.
+pub fn is_newer_record(bytes: &[u8]) -> bool {
+    bytes.first().is_some_and(|version| *version > VERSION)
+}
+
 impl Default for WireWriter {
     fn default() -> WireWriter {
         WireWriter { head: HEAD, stamp: Stamp::default() }

@@ -57,13 +57,13 @@ struct Header {
     body_crc32c: u32,
 }
 
-/// A list being received. Dropping it removes its file unless [`Incoming::keep`] succeeded.
+/// A list being received. Dropping it removes its file unless [`Incoming::store`] succeeded.
 #[derive(Debug)]
 pub(super) struct Incoming {
     folder: PathBuf,
     file: File,
     crc32c: u32,
-    kept: bool,
+    is_stored: bool,
 }
 
 impl Incoming {
@@ -75,7 +75,7 @@ impl Incoming {
         options.read(true).write(true).create(true).truncate(true).mode(0o600);
         let mut file = options.open(folder.join(NAME_WHILE_WRITTEN))?;
         file.seek(SeekFrom::Start(HEADER_BYTES as u64))?;
-        Ok(Incoming { folder: folder.to_owned(), file, crc32c: 0, kept: false })
+        Ok(Incoming { folder: folder.to_owned(), file, crc32c: 0, is_stored: false })
     }
 
     /// The file, positioned at the start of the list.
@@ -85,7 +85,7 @@ impl Incoming {
     }
 
     /// Replaces the cache with this list, and syncs it to disk.
-    pub(super) fn keep(mut self, about: &About) -> io::Result<()> {
+    pub(super) fn store(mut self, about: &About) -> io::Result<()> {
         let body_crc32c = self.crc32c;
         let header = Header { version: VERSION, about: about.clone(), body_crc32c };
         let mut header = serde_json::to_vec(&header)?;
@@ -97,7 +97,7 @@ impl Incoming {
         self.file.write_all_at(&header, 0)?;
         self.file.sync_all()?;
         fs::rename(self.folder.join(NAME_WHILE_WRITTEN), self.folder.join(NAME))?;
-        self.kept = true;
+        self.is_stored = true;
         File::open(&self.folder)?.sync_all()
     }
 }
@@ -116,7 +116,7 @@ impl Write for Incoming {
 
 impl Drop for Incoming {
     fn drop(&mut self) {
-        if !self.kept {
+        if !self.is_stored {
             // If the file cannot be removed, the next one overwrites it.
             let _ = fs::remove_file(self.folder.join(NAME_WHILE_WRITTEN));
         }
@@ -183,10 +183,10 @@ mod tests {
         About { url: url.to_owned(), format: Format::Text, validators }
     }
 
-    fn keep(folder: &Path, body: &[u8]) {
+    fn store(folder: &Path, body: &[u8]) {
         let mut incoming = Incoming::create(folder).unwrap();
         incoming.write_all(body).unwrap();
-        incoming.keep(&about(URL)).unwrap();
+        incoming.store(&about(URL)).unwrap();
     }
 
     #[test]
@@ -194,8 +194,8 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let folder = dir.path().join("a/state");
         assert!(find(&folder, URL).unwrap().is_none());
-        keep(&folder, b"11\n");
-        keep(&folder, b"22\n33\n");
+        store(&folder, b"11\n");
+        store(&folder, b"22\n33\n");
         let mut found = find(&folder, URL).unwrap().unwrap();
         let mut body = String::new();
         found.list.read_to_string(&mut body).unwrap();
@@ -207,12 +207,12 @@ mod tests {
     #[test]
     fn a_list_that_is_not_kept_leaves_nothing() {
         let dir = tempfile::tempdir().unwrap();
-        keep(dir.path(), b"11\n");
+        store(dir.path(), b"11\n");
         Incoming::create(dir.path()).unwrap().write_all(b"2").unwrap();
         assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 1);
         let mut incoming = Incoming::create(dir.path()).unwrap();
         incoming.write_all(b"22\n").unwrap();
-        assert!(incoming.keep(&about(&"x".repeat(HEADER_BYTES))).is_err());
+        assert!(incoming.store(&about(&"x".repeat(HEADER_BYTES))).is_err());
         let mut body = Vec::new();
         find(dir.path(), URL).unwrap().unwrap().list.read_to_end(&mut body).unwrap();
         assert_eq!(body, b"11\n");
@@ -221,7 +221,7 @@ mod tests {
     #[test]
     fn every_damaged_byte_is_noticed() {
         let dir = tempfile::tempdir().unwrap();
-        keep(dir.path(), b"11\n22\n");
+        store(dir.path(), b"11\n22\n");
         let path = dir.path().join(NAME);
         let whole = fs::read(&path).unwrap();
         for at in (0..200).chain(HEADER_BYTES..whole.len()) {

@@ -1,8 +1,10 @@
 //! The `[portals]` section of the configuration and its validation.
 
 use crate::config_error::ConfigError;
-use std::{collections::BTreeMap, path::PathBuf};
+use crate::env::Secret;
+use std::{collections::BTreeMap, path::PathBuf, time::Duration};
 
+use http::{HeaderMap, HeaderName, HeaderValue};
 use serde::Deserialize;
 use url::Url;
 
@@ -16,7 +18,8 @@ pub const REFRESH_SECONDS_MAX: u64 = 86_400;
 #[serde(default, deny_unknown_fields)]
 pub struct Config {
     /// A file ending in `.toml`, `.json` or `.txt`, or an `http://` or `https://` URL. May be
-    /// empty only if `mode` is `off`; there is no list then.
+    /// empty only if `mode` is `off`; there is no list then. May hold `${NAME}`.
+    #[serde(deserialize_with = "crate::env::expanded")]
     pub source: String,
     /// How a refusal by the list is treated.
     pub mode: Mode,
@@ -25,8 +28,8 @@ pub struct Config {
     /// Seconds without a successful check of the source, after which events are rejected as
     /// `overloaded`. 0: never.
     pub stale_seconds_max: u64,
-    /// Request headers for a URL source; `${NAME}` is taken from the environment.
-    pub headers: BTreeMap<String, String>,
+    /// Request headers for a URL source. Values may hold `${NAME}`.
+    pub headers: BTreeMap<String, Secret>,
 }
 
 impl Default for Config {
@@ -66,22 +69,39 @@ impl Mode {
     }
 }
 
+/// A checked `[portals]` section, made by [`Config::validate`].
+#[derive(Debug, Clone)]
+pub struct ValidConfig {
+    pub(super) location: Location,
+    pub(super) mode: Mode,
+    pub(super) refresh: Duration,
+    /// `None`: a list of any age is used.
+    pub(super) stale_after: Option<Duration>,
+}
+
 /// The parsed `portals.source`.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) enum Origin {
-    /// There is no list: mode `off` with an empty source.
-    Nowhere,
+#[derive(Debug, Clone)]
+pub(super) enum Location {
+    /// There is no list to look for: mode `off` with an empty source, or a fixed list.
+    None,
     File {
         path: PathBuf,
         format: Format,
     },
-    Url(Url),
+    Url {
+        url: Url,
+        headers: HeaderMap,
+    },
 }
 
 impl Config {
     /// Checks every value, without reading the source.
-    pub fn validate(&self) -> Result<(), ConfigError> {
-        self.origin()?;
+    ///
+    /// # Errors
+    ///
+    /// The first key whose value cannot be used.
+    pub fn validate(&self) -> Result<ValidConfig, ConfigError> {
+        let location = self.location()?;
         if !(1..=REFRESH_SECONDS_MAX).contains(&self.refresh_seconds) {
             let why = format!("must be 1 to {REFRESH_SECONDS_MAX}");
             return Err(ConfigError::new("portals.refresh_seconds", why));
@@ -90,15 +110,21 @@ impl Config {
             let why = "must be 0 (never) or more than portals.refresh_seconds";
             return Err(ConfigError::new("portals.stale_seconds_max", why));
         }
-        Ok(())
+        let stale_after = Duration::from_secs(self.stale_seconds_max);
+        Ok(ValidConfig {
+            location,
+            mode: self.mode,
+            refresh: Duration::from_secs(self.refresh_seconds),
+            stale_after: (!stale_after.is_zero()).then_some(stale_after),
+        })
     }
 
-    pub(super) fn origin(&self) -> Result<Origin, ConfigError> {
+    fn location(&self) -> Result<Location, ConfigError> {
         let wrong = |why: &str| Err(ConfigError::new("portals.source", why));
-        let source = self.source.trim();
+        let source = self.source.as_str();
         if source.is_empty() {
             return match self.mode {
-                Mode::Off => Ok(Origin::Nowhere),
+                Mode::Off => Ok(Location::None),
                 Mode::Enforce | Mode::DryRun => wrong("is empty; only mode \"off\" needs no list"),
             };
         }
@@ -107,7 +133,7 @@ impl Config {
                 Ok(url) if !url.username().is_empty() || url.password().is_some() => {
                     wrong("holds a password; put it into portals.headers as \"${NAME}\"")
                 }
-                Ok(url) => Ok(Origin::Url(url)),
+                Ok(url) => Ok(Location::Url { url, headers: self.header_map()? }),
                 Err(error) => wrong(&format!("is not a URL: {error}")),
             };
         }
@@ -118,10 +144,43 @@ impl Config {
             return Err(ConfigError::new("portals.headers", "are for a URL source only"));
         }
         match Format::of_name(source) {
-            Some(format) => Ok(Origin::File { path: source.into(), format }),
+            Some(format) => Ok(Location::File { path: source.into(), format }),
             None => wrong("must end in .toml, .json or .txt"),
         }
     }
+
+    fn header_map(&self) -> Result<HeaderMap, ConfigError> {
+        let mut headers = HeaderMap::new();
+        for (name, value) in &self.headers {
+            let wrong = |why: &str| ConfigError::new(format!("portals.headers.{name}"), why);
+            let header =
+                HeaderName::try_from(name).map_err(|_| wrong("is not the name of a header"))?;
+            let mut value = HeaderValue::try_from(value.expose())
+                .map_err(|_| wrong("cannot be the value of a header"))?;
+            value.set_sensitive(true);
+            headers.insert(header, value);
+        }
+        Ok(headers)
+    }
+}
+
+impl Location {
+    /// The source as messages name it: a path, or a URL without its query.
+    pub(super) fn name(&self) -> String {
+        match self {
+            Location::None => String::new(),
+            Location::File { path, .. } => path.display().to_string(),
+            Location::Url { url, .. } => url_without_query(url),
+        }
+    }
+}
+
+/// A URL without its query, which may hold a token.
+pub(super) fn url_without_query(url: &Url) -> String {
+    let mut url = url.clone();
+    url.set_query(None);
+    url.set_fragment(None);
+    url.to_string()
 }
 
 #[cfg(test)]
@@ -130,7 +189,7 @@ mod tests {
 
     fn check(toml: &str, expect: Result<(), &str>) {
         let config: Config = toml::from_str(toml).unwrap();
-        let got = config.validate();
+        let got = config.validate().map(drop);
         assert_eq!(got.as_ref().map_err(|e| e.key()).copied(), expect, "{toml}: {got:?}");
     }
 
@@ -148,6 +207,9 @@ mod tests {
         check("source = 'https://'", Err("portals.source"));
         check("source = 'ftp://lists.example/a.toml'", Err("portals.source"));
         check("headers = { a = 'b' }", Err("portals.headers"));
+        check("source = 'http://h/l.txt'\nheaders = { a = 'b' }", Ok(()));
+        check("source = 'http://h/l.txt'\nheaders = { 'a b' = 'b' }", Err("portals.headers.a b"));
+        check("source = 'http://h/l.txt'\nheaders = { a = \"b\\nc\" }", Err("portals.headers.a"));
         check("refresh_seconds = 0", Err("portals.refresh_seconds"));
         check("refresh_seconds = 86400", Ok(()));
         check("refresh_seconds = 86401", Err("portals.refresh_seconds"));

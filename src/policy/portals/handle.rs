@@ -3,6 +3,7 @@
 use std::{
     fmt, io,
     path::Path,
+    pin::pin,
     sync::{
         Arc,
         atomic::{AtomicI64, Ordering},
@@ -14,11 +15,12 @@ use arc_swap::ArcSwapOption;
 use parking_lot::Mutex;
 use tokio::sync::watch;
 
-use super::config::{Config, Mode, Origin};
+use super::config::{Location, Mode, REFRESH_SECONDS_MAX, ValidConfig};
 use super::format::Format;
 use super::judge;
 use super::judge::{Moment, PortalDecision};
 use super::list::List;
+use super::look::{FETCH_SECONDS_MAX, FILE_SECONDS_MAX};
 use super::open_error::OpenError;
 use super::refresh;
 use super::refresh::{RefreshMode, Refreshed};
@@ -37,30 +39,27 @@ pub struct Portals {
 }
 
 impl Portals {
-    /// Checks the configuration and reads the file, or the cached list of a URL. Needs no
-    /// runtime. Until a URL's first list is loaded, judging answers `overloaded`.
+    /// Reads the file, or the cached list of a URL. Needs no runtime. Until a URL's first list is
+    /// loaded, judging answers `overloaded`.
     ///
     /// `state_dir` holds the cache; it is created when a list is first cached.
     ///
     /// # Errors
     ///
-    /// A value in `config` cannot be used, or the file cannot be read or is not a list.
+    /// The file cannot be read or is not a list.
     pub fn open(
-        config: &Config,
+        config: &ValidConfig,
         state_dir: &Path,
         clock: Arc<dyn Clock>,
     ) -> Result<Portals, OpenError> {
-        config.validate().map_err(OpenError::Config)?;
-        let (source, list, age) = match config.origin().map_err(OpenError::Config)? {
-            Origin::Nowhere => (Source::Fixed, None, Duration::ZERO),
-            Origin::File { path, format } => {
-                let opened = FileSource::open(path, format, &clock);
-                let (source, list) = opened.map_err(OpenError::Source)?;
+        let (source, list, age) = match config.location.clone() {
+            Location::None => (Source::Fixed, None, Duration::ZERO),
+            Location::File { path, format } => {
+                let (source, list) = FileSource::open(path, format, &clock).map_err(OpenError)?;
                 (Source::File(source), Some(list), Duration::ZERO)
             }
-            Origin::Url(url) => {
-                let opened = UrlSource::open(url, config, state_dir, &clock);
-                let (source, cached) = opened.map_err(OpenError::Config)?;
+            Location::Url { url, headers } => {
+                let (source, cached) = UrlSource::open(url, headers, state_dir, &clock)?;
                 let (list, age) = cached.unzip();
                 (Source::Url(source), list, age.unwrap_or_default())
             }
@@ -71,8 +70,8 @@ impl Portals {
         Ok(portals)
     }
 
-    /// A policy with a fixed list, from the list's text: for tests, and for a host that has its
-    /// list from elsewhere.
+    /// A policy whose list never changes, from the list's text. For tests, and for a host that gets
+    /// its list in another way.
     ///
     /// # Errors
     ///
@@ -84,32 +83,50 @@ impl Portals {
         clock: Arc<dyn Clock>,
     ) -> Result<Portals, OpenError> {
         let list = List::read(format, &mut io::Cursor::new(list.as_bytes()), &clock)
-            .map_err(|error| OpenError::Source(error.to_string()))?;
-        let config = Config { mode, ..Config::default() };
+            .map_err(|error| OpenError(error.to_string()))?;
+        let config = ValidConfig {
+            location: Location::None,
+            mode,
+            refresh: Duration::from_secs(REFRESH_SECONDS_MAX),
+            stale_after: None,
+        };
         Ok(Portals::new(&config, Source::Fixed, Some(list), clock))
     }
 
-    fn new(config: &Config, source: Source, list: Option<List>, clock: Arc<dyn Clock>) -> Portals {
+    fn new(
+        config: &ValidConfig,
+        source: Source,
+        list: Option<List>,
+        clock: Arc<dyn Clock>,
+    ) -> Portals {
         let loaded_at_ms = list.as_ref().map(|_| clock.unix_ms());
-        let stale_after = config.stale_seconds_max;
+        // The answer of a URL is also written to a file.
+        let seconds = match config.location {
+            Location::None | Location::File { .. } => FILE_SECONDS_MAX,
+            Location::Url { .. } => FETCH_SECONDS_MAX + FILE_SECONDS_MAX,
+        };
         let shared = PortalsState {
             mode: config.mode,
-            refresh: Duration::from_secs(config.refresh_seconds),
-            stale_after: (stale_after > 0).then(|| Duration::from_secs(stale_after)),
+            refresh: config.refresh,
+            stale_after: config.stale_after,
             confirmed_ms: AtomicI64::new(monotonic_ms(&*clock)),
             current: ArcSwapOption::from_pointee(list),
             clock,
             source: Arc::new(tokio::sync::Mutex::new(source)),
             health: Mutex::new(Health { loaded_at_ms, ..Health::default() }),
+            source_name: config.location.name(),
+            look_max: Duration::from_secs(seconds),
             reload: tokio::sync::Notify::new(),
         };
         Portals { shared: Arc::new(shared) }
     }
 
-    /// Whether a portal's event of this name is taken: `overloaded` without a list to go by,
-    /// then `portal_not_allowed`, then `event_not_allowed`. Takes no lock, allocates nothing.
+    /// Whether a portal's event of this name is accepted. The checks in their order: `overloaded`
+    /// (no list, or a list that is too old), `portal_not_allowed`, `event_not_allowed`. Takes no
+    /// lock and allocates nothing.
     ///
-    /// The rate is asked apart, by [`Policy::take_rate`], since other checks come between.
+    /// The rate is not checked here but by [`Policy::take_rate`], because other checks come before
+    /// it.
     #[inline]
     pub fn judge(&self, portal: u64, event_name: &str) -> PortalDecision {
         let shared = &*self.shared;
@@ -118,7 +135,7 @@ impl Portals {
         judge::judge(shared.current.load(), portal, event_name, &moment)
     }
 
-    /// Counts of what is in the list, for people.
+    /// The summary of the list that `pixelgate check` prints.
     pub fn summary(&self) -> Summary {
         let now = self.shared.clock.unix_ms();
         Summary::of(self.shared.current.load().as_deref(), self.shared.mode, now)
@@ -157,9 +174,23 @@ impl Portals {
             };
             tokio::select! {
                 _ = shutdown.wait_for(|&stop| stop) => return,
-                refreshed = self.refresh(mode) => log::trace!("portals: {refreshed:?}"),
+                refreshed = self.refresh_and_report_delay(mode) => {
+                    log::trace!("portals: {refreshed:?}");
+                }
             }
             pause = self.pause().await;
+        }
+    }
+
+    /// A refresh that counts as failed for as long as it is overdue.
+    async fn refresh_and_report_delay(&self, mode: RefreshMode) -> Refreshed {
+        let mut refresh = pin!(self.refresh(mode));
+        loop {
+            tokio::select! {
+                biased;
+                refreshed = &mut refresh => return refreshed,
+                () = tokio::time::sleep(self.shared.look_max) => self.shared.look_is_overdue(),
+            }
         }
     }
 
@@ -187,5 +218,37 @@ impl Portals {
 impl fmt::Debug for Portals {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Portals").field("status", &self.status()).finish_non_exhaustive()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::clock::SystemClock;
+    use crate::policy::portals::Config;
+
+    #[tokio::test(start_paused = true)]
+    async fn a_look_that_does_not_end_is_a_failure_until_it_ends() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("l.txt");
+        std::fs::write(&path, "11\n").unwrap();
+        let config = Config { source: path.display().to_string(), ..Config::default() };
+        let config = config.validate().unwrap();
+        let portals = Portals::open(&config, dir.path(), Arc::new(SystemClock)).unwrap();
+        // The next look waits for this lock as it would for a file system that hangs.
+        let hang = Arc::clone(&portals.shared.source).lock_owned().await;
+        let (_stop, stopped) = watch::channel(false);
+        tokio::spawn(portals.clone().watch(stopped));
+        while portals.status().failures < 2 {
+            tokio::time::sleep(Duration::from_secs(1)).await;
+        }
+        let status = portals.status();
+        let failure = status.last_failure.unwrap().what;
+        assert_eq!(failure, format!("{}: reading it takes longer than 10 seconds", path.display()));
+        assert!(!status.fresh);
+        drop(hang);
+        while !portals.status().fresh {
+            tokio::time::sleep(Duration::from_secs(1)).await;
+        }
     }
 }

@@ -2,6 +2,11 @@
 
 use super::list::List;
 
+/// Limit for a look at a file, in seconds. A list of the largest size is read in under a second.
+pub(super) const FILE_SECONDS_MAX: u64 = 10;
+/// Limit for a whole request to a URL and its answer, in seconds.
+pub(super) const FETCH_SECONDS_MAX: u64 = 60;
+
 /// What one look at a source found.
 #[derive(Debug)]
 pub(super) enum Look {

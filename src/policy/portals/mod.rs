@@ -33,7 +33,7 @@ mod state;
 mod status;
 mod summary;
 
-pub use config::{Config, Mode, REFRESH_SECONDS_MAX};
+pub use config::{Config, Mode, REFRESH_SECONDS_MAX, ValidConfig};
 pub use format::{Format, LIST_BYTES_MAX};
 pub use handle::Portals;
 pub use judge::{Cause, Policy, PortalDecision, PortalVerdict, RateLimited};

@@ -51,6 +51,7 @@ pub(super) async fn fetch(
         Source::Fixed | Source::File(_) => Refreshed::Same,
     }
 }
+
 impl PortalsState {
     /// Looks at a file source once, and puts the result into effect. Blocks.
     pub(super) fn look_at_file(
@@ -115,6 +116,13 @@ impl PortalsState {
         if std::mem::replace(&mut health.failing, false) {
             log::info!("portals: the source is well again");
         }
+    }
+
+    /// Records that a look at the source has not ended in time: its file system may hang. The look
+    /// goes on, and when it ends its result counts.
+    pub(super) fn look_is_overdue(&self) {
+        let (name, seconds) = (&self.source_name, self.look_max.as_secs());
+        self.fail(format!("{name}: reading it takes longer than {seconds} seconds"));
     }
 
     fn fail(&self, what: String) {

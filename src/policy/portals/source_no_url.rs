@@ -2,13 +2,13 @@
 
 use std::{path::Path, sync::Arc, time::Duration};
 
+use http::HeaderMap;
 use url::Url;
 
-use super::config::Config;
 use super::list::{Content, List};
 use super::look::Look;
+use super::open_error::OpenError;
 use crate::clock::Clock;
-use crate::config_error::ConfigError;
 
 /// Cannot exist in this build.
 #[derive(Debug)]
@@ -18,12 +18,11 @@ impl UrlSource {
     /// Always an error.
     pub(super) fn open(
         _: Url,
-        _: &Config,
+        _: HeaderMap,
         _: &Path,
         _: &Arc<dyn Clock>,
-    ) -> Result<(Self, Option<(List, Duration)>), ConfigError> {
-        let why = "is a URL, and this build lacks the feature `http`";
-        Err(ConfigError::new("portals.source", why))
+    ) -> Result<(Self, Option<(List, Duration)>), OpenError> {
+        Err(OpenError("is a URL, and this build lacks the feature `http`".to_owned()))
     }
 
     pub(super) async fn look(&mut self, _: Option<Content>, _: &Arc<dyn Clock>) -> Look {

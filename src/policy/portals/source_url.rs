@@ -7,7 +7,6 @@
 //!
 //! Redirects are followed on the same origin only, since the headers may hold a secret.
 
-use crate::config_error::ConfigError;
 use std::{
     error::Error as _,
     fmt::Write as _,
@@ -18,9 +17,9 @@ use std::{
 };
 
 use bytes::Bytes;
-use flate2::write::GzDecoder;
+use flate2::write::MultiGzDecoder;
 use http::{
-    HeaderMap, HeaderName, HeaderValue, StatusCode, Version,
+    HeaderMap, HeaderValue, StatusCode, Version,
     header::{
         ACCEPT_ENCODING, CONTENT_ENCODING, CONTENT_LENGTH, CONTENT_TYPE, ETAG, IF_MODIFIED_SINCE,
         IF_NONE_MATCH, LAST_MODIFIED, TRANSFER_ENCODING,
@@ -32,19 +31,19 @@ use url::Url;
 
 use super::cache;
 use super::cache::{About, Incoming, Validators};
-use super::config::Config;
+use super::config::url_without_query;
 use super::draft::ParseError;
 use super::format::{Format, LIST_BYTES_MAX};
 use super::list::{Content, List};
-use super::look::Look;
+use super::look::{FETCH_SECONDS_MAX, Look};
+use super::open_error::OpenError;
 use crate::clock::Clock;
-use crate::env::expand;
 
+/// Limit for connecting, in seconds.
 const CONNECT_SECONDS_MAX: u64 = 5;
-/// Without a byte arriving.
+/// Limit for the silence between two reads, in seconds.
 const READ_SECONDS_MAX: u64 = 10;
-/// From the first byte sent to the last received.
-const FETCH_SECONDS_MAX: u64 = 60;
+/// Most redirects that one request follows.
 const REDIRECTS_MAX: usize = 5;
 /// Pieces of the body on their way to the file.
 const PIECES_MAX: usize = 8;
@@ -66,14 +65,13 @@ pub(super) struct UrlSource {
 pub(super) type Cached = Option<(List, Duration)>;
 
 impl UrlSource {
-    /// Reads the cached list if there is one. Fails only if the configuration is wrong.
+    /// Reads the cached list if there is one. Fails only in a build without URLs.
     pub(super) fn open(
         url: Url,
-        config: &Config,
+        headers: HeaderMap,
         state_dir: &Path,
         clock: &Arc<dyn Clock>,
-    ) -> Result<(UrlSource, Cached), ConfigError> {
-        let headers = headers(config, |name| std::env::var(name).ok())?;
+    ) -> Result<(UrlSource, Cached), OpenError> {
         let mut source = UrlSource {
             url,
             headers,
@@ -103,7 +101,7 @@ impl UrlSource {
     pub(super) async fn look(&mut self, current: Option<Content>, clock: &Arc<dyn Clock>) -> Look {
         match self.fetch(current, clock).await {
             Ok(look) => look,
-            Err(fault) => Look::Failed(format!("{}{fault}", self.shown())),
+            Err(fault) => Look::Failed(format!("{}{fault}", url_without_query(&self.url))),
         }
     }
 
@@ -136,9 +134,9 @@ impl UrlSource {
             }
         }
         let _ = pieces.send(None).await;
-        let (list, kept) = reading.await.map_err(|error| format!(": {error}"))??;
+        let (list, is_cached) = reading.await.map_err(|error| format!(": {error}"))??;
         self.validators = validators;
-        self.cached = kept.then_some(list.content);
+        self.cached = is_cached.then_some(list.content);
         match current == Some(list.content) {
             true => Ok(Look::Same),
             false => Ok(Look::New(Box::new(list))),
@@ -173,11 +171,8 @@ impl UrlSource {
         if !framed {
             return Err(": its answer has no length, so it may be cut off".to_owned());
         }
-        let gzip = match text(CONTENT_ENCODING) {
-            None | Some("identity") => false,
-            Some("gzip" | "x-gzip") => true,
-            Some(_) => return Err(": its answer's Content-Encoding is not gzip".to_owned()),
-        };
+        let gzip = is_gzip(text(CONTENT_ENCODING).unwrap_or_default())
+            .ok_or(": its answer's Content-Encoding is not gzip")?;
         let format = format(text(CONTENT_TYPE), self.url.path());
         let format = format.ok_or(": neither Content-Type nor name say toml, json or text")?;
         let validators = Validators {
@@ -186,14 +181,6 @@ impl UrlSource {
         };
         let about = About { url: self.url.to_string(), format, validators };
         Ok(Receipt { folder: self.state_dir.clone(), about, gzip })
-    }
-
-    /// The URL without its query, which may hold a token.
-    fn shown(&self) -> String {
-        let mut url = self.url.clone();
-        url.set_query(None);
-        url.set_fragment(None);
-        url.to_string()
     }
 }
 
@@ -214,11 +201,11 @@ impl Receipt {
         clock: &Arc<dyn Clock>,
     ) -> Result<(List, bool), String> {
         let fault = |error: io::Error| format!(": {error}");
-        let disk = |error: io::Error| format!(": cannot be kept in the state folder: {error}");
+        let disk = |error: io::Error| format!(": cannot be stored in the state folder: {error}");
         let incoming = Incoming::create(&self.folder).map_err(disk)?;
         let bounded = Bounded { incoming, left: LIST_BYTES_MAX };
         let mut body = match self.gzip {
-            true => Body::Gzip(Box::new(GzDecoder::new(bounded))),
+            true => Body::Gzip(Box::new(MultiGzDecoder::new(bounded))),
             false => Body::Plain(bounded),
         };
         loop {
@@ -236,18 +223,18 @@ impl Receipt {
             cache::confirm(&self.folder);
             return Ok((list, true));
         }
-        let kept = incoming.keep(&self.about);
-        if let Err(error) = &kept {
+        let stored = incoming.store(&self.about);
+        if let Err(error) = &stored {
             // The list is valid and used; only the next start cannot use it.
-            log::warn!("portals: the list cannot be kept in the state folder: {error}");
+            log::warn!("portals: the list cannot be stored in the state folder: {error}");
         }
-        Ok((list, kept.is_ok()))
+        Ok((list, stored.is_ok()))
     }
 }
 
 enum Body {
     Plain(Bounded),
-    Gzip(Box<GzDecoder<Bounded>>),
+    Gzip(Box<MultiGzDecoder<Bounded>>),
 }
 
 impl Body {
@@ -330,7 +317,17 @@ fn place(ParseError { line, column, what }: &ParseError) -> String {
     }
 }
 
-/// What the type says, where it says more than that it is some text; else the name.
+/// Whether a `Content-Encoding` is gzip; `None` for an unknown one. Its names have no case (RFC
+/// 9110, 8.4.1).
+fn is_gzip(content_encoding: &str) -> Option<bool> {
+    match content_encoding.trim().to_ascii_lowercase().as_str() {
+        "" | "identity" => Some(false),
+        "gzip" | "x-gzip" => Some(true),
+        _ => None,
+    }
+}
+
+/// The format that `Content-Type` names; where it names only text, that of the file name.
 fn format(content_type: Option<&str>, path: &str) -> Option<Format> {
     let content_type = content_type.unwrap_or_default().split(';').next().unwrap_or_default();
     match content_type.trim().to_ascii_lowercase().as_str() {
@@ -341,23 +338,4 @@ fn format(content_type: Option<&str>, path: &str) -> Option<Format> {
         "text/html" => None,
         _ => Format::of_name(path),
     }
-}
-
-fn headers(
-    config: &Config,
-    variable: impl Fn(&str) -> Option<String>,
-) -> Result<HeaderMap, ConfigError> {
-    let mut headers = HeaderMap::new();
-    for (name, value) in &config.headers {
-        let key = format!("portals.headers.{name}");
-        let wrong = |why: &str| ConfigError::new(key.clone(), why);
-        let header =
-            HeaderName::try_from(name).map_err(|_| wrong("is not the name of a header"))?;
-        let expanded = expand(value, &key, &variable)?;
-        let mut value = HeaderValue::try_from(expanded)
-            .map_err(|_| wrong("cannot be the value of a header"))?;
-        value.set_sensitive(true);
-        headers.insert(header, value);
-    }
-    Ok(headers)
 }

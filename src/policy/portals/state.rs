@@ -32,6 +32,10 @@ pub(super) struct PortalsState {
     pub confirmed_ms: AtomicI64,
     pub source: Arc<tokio::sync::Mutex<Source>>,
     pub health: Mutex<Health>,
+    /// The source as messages name it: a path, or a URL without its query.
+    pub source_name: String,
+    /// A look at the source that takes longer is a failure to refresh, until it ends.
+    pub look_max: Duration,
     /// Notified when the source shall be read at once.
     pub reload: tokio::sync::Notify,
 }

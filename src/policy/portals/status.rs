@@ -1,4 +1,4 @@
-//! What is known about the policy and its refreshes, for the operator.
+//! The state of the policy and of its refreshes, for the operator.
 
 use super::config::Mode;
 
@@ -12,14 +12,30 @@ pub struct Status {
     /// When the list in use was loaded: milliseconds since 1970, UTC.
     /// `None`: no list has been loaded.
     pub loaded_at_ms: Option<u64>,
-    /// The last failure to refresh the list, be it over or not.
+    /// The last failure to refresh the list, also if the list has been refreshed since.
     pub last_failure: Option<RefreshFailure>,
-    /// Failures to refresh the list since start, each look counted.
+    /// Failures to refresh the list since start: one for each failed look.
     pub failures: u64,
     /// Whether there is a list, and the last look at its source found nothing wrong.
     pub fresh: bool,
     /// Whether the list is older than `portals.stale_seconds_max`.
     pub stale: bool,
+}
+
+impl Status {
+    /// Why every event is refused. `None`: events are judged. A list that cannot be refreshed stays
+    /// in force, so it is no reason.
+    pub fn refuses_all(&self) -> Option<&'static str> {
+        if self.mode == Mode::Off {
+            None
+        } else if self.loaded_at_ms.is_none() {
+            Some("no portal list has been loaded yet")
+        } else if self.stale {
+            Some("the portal list is older than portals.stale_seconds_max")
+        } else {
+            None
+        }
+    }
 }
 
 /// A failure to refresh the list.

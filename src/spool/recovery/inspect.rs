@@ -15,8 +15,8 @@ use super::recover::{Segment, salt, scan_to_end, survey, torn_bytes};
 use crate::spool::format::{SEGMENT_HEADER_BYTES, SegmentHeader};
 use crate::spool::fs::{File, Fs, Open, SystemFs, read_full};
 use crate::spool::lane::{CURSOR, IDENTITY, lane_dir, segment_name, segment_number};
+use crate::spool::read::counts::Counts;
 use crate::spool::read::cursor::{Cursor, CursorFile, LaneKey, damaged_slots};
-use crate::spool::read::ledger::Counts;
 use crate::spool::read::scanner::{Scanner, Step};
 use crate::spool::record_id::RecordId;
 use crate::spool::status::UpstreamStatus;
@@ -85,7 +85,7 @@ impl std::fmt::Display for Finding {
 }
 
 /// A lane's files as they are.
-struct LaneSnapshot {
+pub(super) struct LaneSnapshot {
     id: u64,
     dir: PathBuf,
     living: bool,
@@ -133,7 +133,7 @@ pub fn stat(dir: &Path) -> io::Result<Stat> {
     })
 }
 
-/// Reads every record and says where something is wrong. `progress` is told bytes done and in
+/// Reads every record and says where something is wrong. `progress` gets bytes done and in
 /// all, now and then.
 pub fn verify(dir: &Path, progress: &mut dyn FnMut(u64, u64)) -> io::Result<VerifyReport> {
     let mut report = VerifyReport::default();
@@ -224,7 +224,7 @@ fn snapshot_all(dir: &Path) -> io::Result<Vec<LaneSnapshot>> {
     Ok(snapshots)
 }
 
-fn snapshot_lane(root: &Path, id: u64) -> io::Result<LaneSnapshot> {
+pub(super) fn snapshot_lane(root: &Path, id: u64) -> io::Result<LaneSnapshot> {
     let dir = lane_dir(root, id);
     let identity = SystemFs.open(&dir.join(IDENTITY), Open::Read)?;
     let living = !identity.is_unlocked()?;
@@ -235,7 +235,7 @@ fn snapshot_lane(root: &Path, id: u64) -> io::Result<LaneSnapshot> {
     Ok(LaneSnapshot { id, dir, living, salt, cursor, segments })
 }
 
-fn end_of(snapshot: &LaneSnapshot) -> io::Result<u64> {
+pub(super) fn end_of(snapshot: &LaneSnapshot) -> io::Result<u64> {
     let Some(last) = snapshot.segments.last() else { return Ok(1) };
     match open(snapshot, last)? {
         Some(file) => Ok(scan_to_end(&*file, last, snapshot.salt)?.1),

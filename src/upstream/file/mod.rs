@@ -26,8 +26,6 @@ use super::encode::{Format, encode};
 use super::outcome::{Failure, Outcome};
 use writer::Writer;
 
-pub(crate) use writer::cut_torn_line;
-
 /// Minimum of `rotate_bytes`: 1 KiB.
 pub const ROTATE_BYTES_MIN: u64 = 1 << 10;
 /// Maximum of `rotate_bytes`: 16 GiB.
@@ -85,7 +83,7 @@ impl Config {
         }
         let bytes = self.rotate_bytes.as_u64();
         if !(ROTATE_BYTES_MIN..=ROTATE_BYTES_MAX).contains(&bytes) {
-            let reason = format!("{bytes} is not within 1KiB and 16GiB");
+            let reason = "must be within 1KiB and 16GiB";
             return Err(ConfigError::new("rotate_bytes", reason));
         }
         super::limits::check_within("rotate_seconds", self.rotate_seconds, ROTATE_SECONDS_MAX)
@@ -93,7 +91,6 @@ impl Config {
 
     /// Creates the folder, finishes files that a crash left open, and starts the thread.
     pub fn build(&self) -> Result<File, ConfigError> {
-        self.validate()?;
         let rotate_after = Duration::from_secs(self.rotate_seconds);
         let writer =
             Writer::open(&self.dir, self.rotate_bytes.as_u64(), rotate_after).map_err(|e| {

@@ -2,18 +2,21 @@
 //!
 //! Guarantees:
 //! - A finished file (`*.ndjson`) holds whole lines only and never changes.
-//! - A line is on disk when [`Writer::sync`] has returned `Ok` after its [`Writer::append`].
+//! - A line is on disk, in a file that is still under its name, when [`Writer::sync`] has returned
+//!   `Ok` after its [`Writer::append`].
 //! - An open file (`*.ndjson.part`) is locked by its process. One without a lock was left by a
 //!   crash or a failing disk: the process that opens the next file removes its torn last line
 //!   and renames it. Removed or repeated lines were never synced: their events come again.
 
 use std::fs::{self, File, OpenOptions, TryLockError};
 use std::io::{self, Read, Seek, SeekFrom, Write};
-use std::os::unix::fs::OpenOptionsExt;
+use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use jiff::Timestamp;
+
+use crate::file_lock;
 
 /// Suffix of an open file, after its final name.
 const PART: &str = ".part";
@@ -55,10 +58,7 @@ struct Open {
 impl Writer {
     /// Creates the folder and finishes files that a crash left open.
     pub fn open(dir: &Path, rotate_bytes: u64, rotate_after: Duration) -> io::Result<Writer> {
-        fs::create_dir_all(dir)?;
-        if let Some(parent) = dir.parent().filter(|p| !p.as_os_str().is_empty()) {
-            sync_dir(parent)?;
-        }
+        make_dir(dir)?;
         let dir = dir.to_path_buf();
         let writer =
             Writer { dir, rotate_bytes, rotate_after, open: None, last_ms: 0, lost: false };
@@ -123,18 +123,19 @@ impl Writer {
             log::warn!("{}: cannot sync: {e}", self.dir.display());
         }
         let Some(open) = self.open.take() else { return };
-        if let Err(e) = self.finish_part(&open.part) {
-            log::warn!("{} stays open: {e}", open.part.display());
+        if let Err(e) = open.check_place().and_then(|()| self.finish_part(&open.part)) {
+            log::warn!("{} is not finished: {e}", open.part.display());
         }
     }
 
     /// Syncs the open file, and closes it after an error: a sync that failed once may succeed the
-    /// next time without having written anything.
+    /// next time without having written anything. A file that was removed or replaced is an error,
+    /// too, and its lines are written again into a new one.
     fn sync_open(&mut self) -> io::Result<()> {
         let Some(mut open) = self.open.take() else { return Ok(()) };
         if open.synced < open.bytes {
-            if let Err(e) = open.file.sync_data() {
-                let _ = open.file.set_len(open.synced);
+            if let Err(e) = open.file.sync_data().and_then(|()| open.check_place()) {
+                open.cut_unsynced();
                 return Err(e);
             }
             open.synced = open.bytes;
@@ -151,7 +152,7 @@ impl Writer {
 
     fn create(&mut self) -> io::Result<Open> {
         // The folder may have been removed since the start.
-        fs::create_dir_all(&self.dir)?;
+        make_dir(&self.dir)?;
         let _lock = self.lock_dir()?;
         self.finish_leftovers()?;
         let now = Timestamp::now().as_millisecond();
@@ -181,7 +182,7 @@ impl Writer {
         let mut options = OpenOptions::new();
         let path = self.dir.join(LOCK);
         let lock = options.write(true).create(true).truncate(false).mode(FILE_MODE).open(path)?;
-        lock.lock()?;
+        file_lock::lock(&lock)?;
         Ok(lock)
     }
 
@@ -208,8 +209,36 @@ impl Writer {
     }
 }
 
+impl Open {
+    /// Checks that the open file is the one under its name, with all that was written to it.
+    fn check_place(&self) -> io::Result<()> {
+        let (ours, there) = (self.file.metadata()?, fs::symlink_metadata(&self.part)?);
+        let same = (ours.dev(), ours.ino()) == (there.dev(), there.ino());
+        if same && ours.len() == self.bytes {
+            return Ok(());
+        }
+        Err(io::Error::other("the open file was removed, replaced or truncated"))
+    }
+
+    /// Takes back the lines that were not synced: they are written again into another file.
+    fn cut_unsynced(&self) {
+        if self.file.metadata().is_ok_and(|ours| ours.len() > self.synced) {
+            let _ = self.file.set_len(self.synced);
+        }
+    }
+}
+
+/// Creates the folder if it is not there, durably.
+fn make_dir(dir: &Path) -> io::Result<()> {
+    fs::create_dir_all(dir)?;
+    match dir.parent().filter(|parent| !parent.as_os_str().is_empty()) {
+        Some(parent) => sync_dir(parent),
+        None => Ok(()),
+    }
+}
+
 /// Truncates a file to the end of its last whole line. Returns its new length in bytes.
-pub fn cut_torn_line(file: &mut File) -> io::Result<u64> {
+fn cut_torn_line(file: &mut File) -> io::Result<u64> {
     let len = file.metadata()?.len();
     let whole = whole_lines(file, len)?;
     if whole < len {

@@ -76,7 +76,7 @@ impl Default for Config {
 }
 
 impl Config {
-    /// Checks the limits, the names, the addresses and that every `${ENV}` is set.
+    /// Checks the limits, the names, the addresses and the tokens.
     pub fn validate(&self) -> Result<(), ConfigError> {
         check_within("timeout_seconds", self.timeout_seconds, TIMEOUT_SECONDS_MAX)?;
         check_within("concurrency_max", self.concurrency_max as u64, CONCURRENCY_MAX as u64)?;
@@ -120,7 +120,6 @@ impl Config {
 
     /// Builds the upstream. Reads the certificates; resolves no name and opens no connection.
     pub fn build(&self) -> Result<Hubspot, ConfigError> {
-        self.validate()?;
         let tls = Tls { ca: self.ca.as_deref(), ..Tls::default() };
         let setup = client::Setup {
             timeout_seconds: self.timeout_seconds,
@@ -166,12 +165,12 @@ impl Config {
             let Some(portal) = names::portal_of(portal) else {
                 return Err(ConfigError::new(key, "is no portal's number"));
             };
-            let token = token.expand(&key)?;
+            let token = token.expose();
             if token.trim().is_empty() {
                 return Err(ConfigError::new(key, "is empty"));
             }
             // The error's text does not contain the token.
-            let mut value = HeaderValue::from_str(&format!("Bearer {}", token.trim()))
+            let mut value = HeaderValue::from_str(&format!("Bearer {token}"))
                 .map_err(|e| ConfigError::caused(&key, "cannot be a header's value", e))?;
             value.set_sensitive(true);
             all.insert(portal, value);
@@ -231,7 +230,6 @@ mod tests {
         };
         check_refused(&tokens("062515", "t0ps3cret"), "tokens.062515", "no portal");
         check_refused(&tokens("all", "t0ps3cret"), "tokens.all", "no portal");
-        check_refused(&tokens("1", "${PIXELGATE_NO_SUCH}"), "tokens.1", "PIXELGATE_NO_SUCH");
         check_refused(&tokens("1", "t0ps3cret\nX: y"), "tokens.1", "header");
         check_refused(&tokens("1", " "), "tokens.1", "empty");
         assert!(!format!("{:?}", config("")).contains("t0ps3cret"));

@@ -12,7 +12,7 @@ use serde::de::{self, Deserializer};
 use super::producer::Producer;
 use super::setup::{Key, Setup};
 use super::upstream::Kafka;
-use crate::env::Secret;
+use crate::env::{Secret, expand};
 use crate::upstream::limits::{TIMEOUT_SECONDS_MAX, check_within};
 
 /// Maximum number of bootstrap brokers. The cluster announces its other brokers.
@@ -35,6 +35,8 @@ const DEFAULTS: &[(&str, &str)] = &[
     // resend its requests before the attempt ends.
     ("socket.timeout.ms", "10000"),
     ("socket.keepalive.enable", "true"),
+    // An edge tells a cluster nothing about itself unasked.
+    ("enable.metrics.push", "false"),
     // A missing topic is reported as missing before the attempt ends.
     ("topic.metadata.propagation.max.ms", "5000"),
 ];
@@ -85,8 +87,7 @@ impl Default for Config {
 }
 
 impl Config {
-    /// Checks the limits, the names, that every `${ENV}` is set, and that librdkafka accepts each
-    /// property and its value.
+    /// Checks the limits, the names, and that librdkafka accepts each property and its value.
     pub fn validate(&self) -> Result<(), ConfigError> {
         self.client_config().map(drop)
     }
@@ -136,17 +137,15 @@ impl Config {
             let reason = format!("there are {}, at most {BROKERS_MAX}", self.brokers.len());
             return Err(ConfigError::new("brokers", reason));
         }
-        let expanded: Result<Vec<_>, _> =
-            self.brokers.iter().map(|broker| broker.expand("brokers")).collect();
-        let expanded = expanded?;
-        let plain = |b: &String| !b.trim().is_empty() && !b.contains(char::is_whitespace);
-        if !expanded.iter().all(plain) {
+        let brokers: Vec<&str> = self.brokers.iter().map(Secret::expose).collect();
+        let plain = |b: &&str| !b.is_empty() && !b.contains(char::is_whitespace);
+        if !brokers.iter().all(plain) {
             return Err(ConfigError::new("brokers", "holds one that is no `host:port`"));
         }
-        Ok(expanded.join(","))
+        Ok(brokers.join(","))
     }
 
-    /// The configured properties, with `${ENV}` expanded.
+    /// The configured properties.
     fn values(&self) -> Result<BTreeMap<String, String>, ConfigError> {
         let Properties(all) = &self.properties;
         if all.len() > PROPERTIES_MAX {
@@ -162,7 +161,7 @@ impl Config {
             if name.starts_with("test.") {
                 return Err(ConfigError::new(key, "is for tests of librdkafka itself"));
             }
-            values.insert(name.clone(), value.expand(&key)?);
+            values.insert(name.clone(), value.expose().to_owned());
         }
         Ok(values)
     }
@@ -204,7 +203,10 @@ impl<'de> Deserialize<'de> for Properties {
         let mut waiting: Vec<(String, toml::Value)> = table.into_iter().collect();
         while let Some((name, value)) = waiting.pop() {
             let text = match value {
-                toml::Value::String(text) => text,
+                toml::Value::String(text) => {
+                    let unset = |e| de::Error::custom(format!("properties.{name}: {e}"));
+                    expand(&text).map_err(unset)?
+                }
                 toml::Value::Integer(number) => number.to_string(),
                 toml::Value::Boolean(flag) => flag.to_string(),
                 toml::Value::Table(inner) => {
@@ -255,7 +257,8 @@ mod tests {
         config(WHOLE).build().unwrap();
         check_refused(&config("topic = 'a'"), "brokers", "missing");
         check_refused(&config("topic = 'a'\nbrokers = ['a b']"), "brokers", "host:port");
-        check_refused(&config("topic = 'a'\nbrokers = ['${NO_SUCH}']"), "brokers", "NO_SUCH");
+        let unset = toml::from_str::<Config>("brokers = ['${NO_SUCH}']").unwrap_err();
+        assert!(unset.message().contains("NO_SUCH"), "{unset}");
         let many = |n| Config { brokers: vec![Secret::new("a:1"); n], ..config("topic = 'a'") };
         many(BROKERS_MAX).validate().unwrap();
         check_refused(&many(BROKERS_MAX + 1), "brokers", "at most");
@@ -302,7 +305,9 @@ mod tests {
     fn what_librdkafka_refuses_is_named_without_its_value() {
         check_property("no.such = 's3cret'", "no.such", "no property");
         check_property("linger.ms = 's3cret'", "linger.ms", "refuses");
-        check_property("sasl.password = '${NO_SUCH}'", "sasl.password", "NO_SUCH");
+        let unset = "properties = { 'sasl.password' = '${NO_SUCH}' }";
+        let unset = toml::from_str::<Config>(unset).unwrap_err();
+        assert!(unset.message().contains("properties.sasl.password: ${NO_SUCH}"), "{unset}");
         let whole = |line: &str| config(&format!("{WHOLE}[properties]\n{line}\n"));
         // What only shows when all of them are together.
         check_refused(&whole("retries = 0"), "properties", "retries");
@@ -317,6 +322,7 @@ mod tests {
     fn the_defaults_give_way_to_the_operator() {
         let set = |line: &str| config(&format!("{WHOLE}[properties]\n{line}\n")).client_config();
         assert_eq!(set("").unwrap().get("compression.type"), Some("zstd"));
+        assert_eq!(set("").unwrap().get("enable.metrics.push"), Some("false"));
         assert_eq!(set("compression.type = 'lz4'").unwrap().get("compression.type"), Some("lz4"));
         let aliased = set("compression.codec = 'lz4'").unwrap();
         assert_eq!((aliased.get("compression.type"), aliased.get("acks")), (None, Some("all")));

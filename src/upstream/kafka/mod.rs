@@ -11,6 +11,9 @@
 //! Kafka, two processes, or one process before and after a restart, are two producers, so this
 //! cannot be prevented here: a consumer that must count once drops ids that it has seen.
 //!
+//! A producer that delivers nothing in several attempts, although a broker answers, is replaced: so
+//! it goes on after a topic was made again, or a broker has lost its state.
+//!
 //! # Order
 //!
 //! No order is promised. A portal's events share a partition (with `key = "portal"`), but several

@@ -1,10 +1,12 @@
 //! One librdkafka producer, with its own threads and connections.
 //!
 //! After a fatal error (the idempotent producer has lost its sequence) a producer accepts no more
-//! events, and `upstream.rs` replaces it.
+//! events. After a broker has lost its state, or a topic was made again, it may deliver nothing
+//! without saying so. In both cases `upstream.rs` replaces it.
 
 use std::sync::atomic::{AtomicU8, Ordering};
 use std::thread;
+use std::time::Duration;
 
 use rdkafka::client::ClientContext;
 use rdkafka::config::RDKafkaLogLevel;
@@ -104,9 +106,21 @@ impl Producer {
         Ok(())
     }
 
-    /// The trouble reported since the last successful delivery.
+    /// The trouble reported since the last successful delivery or answer.
     pub fn trouble(&self) -> Trouble {
         self.producer.as_ref().map_or(Trouble::None, |p| p.client().context().trouble())
+    }
+
+    /// Whether a broker answers within `patience`. Blocks until then. If one does, earlier trouble
+    /// with connections is over.
+    pub fn is_answered(&self, topic: &str, patience: Duration) -> bool {
+        let Some(producer) = &self.producer else { return false };
+        let answered = producer.client().fetch_metadata(Some(topic), patience).is_ok();
+        if answered {
+            let trouble = &producer.client().context().trouble;
+            trouble.store(Trouble::None as u8, Ordering::Relaxed);
+        }
+        answered
     }
 
     /// Stops the producer and gives up events in flight. Blocks until its threads have ended.

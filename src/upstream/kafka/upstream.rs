@@ -2,6 +2,7 @@
 
 use std::fmt;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 
 use async_trait::async_trait;
@@ -30,14 +31,21 @@ const QUEUE_FULL_MS: u64 = 5;
 const REPORT_GRACE_SECONDS: u64 = 5;
 /// How long a stop waits for the producer's threads, in seconds.
 const CLOSE_SECONDS_MAX: u64 = 2;
+/// How long a broker may take to answer when an attempt has delivered nothing, in seconds.
+const ANSWER_SECONDS_MAX: u64 = 2;
+/// Attempts in a row that deliver nothing although a broker answers, after which the producer is
+/// replaced.
+const STUCK_ATTEMPTS_MAX: u32 = 2;
 /// Number of events after which the task yields to others on its thread.
 const EVENTS_AT_ONCE: usize = 64;
 
 /// The upstream of kind `kafka`: see the module `kafka`.
 pub struct Kafka {
     setup: Arc<Setup>,
-    /// Opened by the first attempt, and again after a fatal error.
+    /// Opened by the first attempt, and again after a fatal error or when it is stuck.
     producer: Mutex<Option<Arc<Producer>>>,
+    /// Attempts in a row that delivered nothing although a broker answered.
+    stuck_attempts: AtomicU32,
     /// Read-locked by every attempt; write-locked by one that must not share a request: see
     /// `send`.
     exclusive_send: RwLock<()>,
@@ -90,6 +98,7 @@ impl Kafka {
         Kafka {
             setup: Arc::new(setup),
             producer: Mutex::default(),
+            stuck_attempts: AtomicU32::new(0),
             exclusive_send: RwLock::default(),
         }
     }
@@ -104,6 +113,13 @@ impl Kafka {
         let patience = Duration::from_secs(self.setup.timeout_seconds + REPORT_GRACE_SECONDS);
         // An event without a report counts as timed out.
         let _ = timeout_at(Instant::now() + patience, outstanding.closed()).await;
+        let ends = outstanding.ends();
+        let is_answered = if ends.contains(&End::Delivered) {
+            self.stuck_attempts.store(0, Ordering::Relaxed);
+            false
+        } else {
+            self.is_answered(&producer).await
+        };
         let trouble = producer.trouble();
         let fatal = producer.fatal_error();
         let outcome = |end| match end {
@@ -116,11 +132,26 @@ impl Kafka {
             }
             End::Failed(code) => outcome::of(code, trouble),
         };
-        let outcome = merge_outcomes(outstanding.ends().into_iter().map(outcome));
-        if fatal.is_some() {
+        let outcomes: Vec<Outcome> = ends.into_iter().map(outcome).collect();
+        let is_retried = outcomes.iter().any(|outcome| matches!(outcome, Outcome::Retry(_)));
+        let is_stuck = is_answered && is_retried && self.count_stuck() >= STUCK_ATTEMPTS_MAX;
+        if fatal.is_some() || is_stuck {
             self.replace(&producer).await;
         }
-        outcome
+        merge_outcomes(outcomes)
+    }
+
+    async fn is_answered(&self, producer: &Arc<Producer>) -> bool {
+        let (producer, setup) = (Arc::clone(producer), Arc::clone(&self.setup));
+        let patience = Duration::from_secs(ANSWER_SECONDS_MAX);
+        let asking =
+            tokio::task::spawn_blocking(move || producer.is_answered(&setup.topic, patience));
+        asking.await.unwrap_or(false)
+    }
+
+    /// Counts one more attempt that delivered nothing although a broker answers.
+    fn count_stuck(&self) -> u32 {
+        self.stuck_attempts.fetch_add(1, Ordering::Relaxed).saturating_add(1)
     }
 
     async fn hand_over(
@@ -200,6 +231,7 @@ impl Kafka {
         let mut current = self.producer.lock().await;
         if current.as_ref().is_some_and(|producer| Arc::ptr_eq(producer, broken)) {
             *current = None;
+            self.stuck_attempts.store(0, Ordering::Relaxed);
         }
     }
 }

@@ -60,7 +60,7 @@ impl Default for Config {
 }
 
 impl Config {
-    /// Checks the limits, the URLs, the names and that every `${ENV}` is set.
+    /// Checks the limits, the URLs and the names.
     pub fn validate(&self) -> Result<(), ConfigError> {
         check_within("timeout_seconds", self.timeout_seconds, TIMEOUT_SECONDS_MAX)?;
         Subject::parse(&self.subject).map_err(|why| ConfigError::new("subject", why))?;
@@ -70,7 +70,6 @@ impl Config {
 
     /// Builds the upstream. Reads the certificates and credentials; opens no connection.
     pub fn build(&self) -> Result<Nats, ConfigError> {
-        self.validate()?;
         let (servers, login) = self.servers()?;
         let subject =
             Subject::parse(&self.subject).map_err(|why| ConfigError::new("subject", why))?;
@@ -115,8 +114,7 @@ impl Config {
         let mut servers = Vec::new();
         let mut login: Option<Login> = None;
         for text in &self.urls {
-            let text = text.expand("urls")?;
-            let mut url = Url::parse(&text)
+            let mut url = Url::parse(text.expose())
                 .map_err(|e| ConfigError::caused("urls", "holds one that is no URL", e))?;
             if !matches!(url.scheme(), "nats" | "tls") || !url.has_host() {
                 let reason = "must each begin with nats:// or tls:// and a host";

@@ -1,4 +1,4 @@
-//! SPEC 2 and 3 once more, as plainly as possible: the judge that the fast one is compared with.
+//! SPEC 3 once more, as plainly as possible: the judge that the fast one is compared with.
 //!
 //! It shares no code with `src/`. It copies, allocates and reads everything as often as it likes,
 //! takes each step of the contract separately and in the contract's order, and calculates revenue

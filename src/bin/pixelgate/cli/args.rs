@@ -53,10 +53,10 @@ pub enum Command {
         #[arg(value_name = "URL or query", allow_hyphen_values = true)]
         event: String,
     },
-    /// Read the spool, while the edge runs or not; nothing is changed.
+    /// Read the spool, while the edge runs or not; forget an upstream that was removed.
     #[command(subcommand, after_long_help = help::SPOOL)]
     Spool(spool::Command),
-    /// List or replay the events that an upstream refused for good.
+    /// List, replay or drop the events that an upstream refused for good.
     #[command(subcommand, after_long_help = help::DEAD)]
     Dead(dead::Command),
     /// Ask the running edge whether it accepts events; exit 0 or 1.

@@ -1,6 +1,6 @@
 //! `pixelgate check`: validates the configuration and everything that it names.
 
-use super::exit::{UNUSABLE, fail, with_causes};
+use super::exit::{UNUSABLE, fail, unwritten, with_causes};
 use super::terminal::{GOOD, Progress};
 use crate::config::Config;
 use crate::edge::origin_ca;
@@ -24,8 +24,10 @@ pub fn run(config: &Config) -> ExitCode {
         Ok(summary) => {
             // Its last line is the verdict.
             let (body, verdict) = summary.rsplit_once('\n').unwrap_or(("", &summary));
-            let _ = writeln!(anstream::stdout(), "{body}\n{GOOD}{verdict}{GOOD:#}");
-            ExitCode::SUCCESS
+            match writeln!(anstream::stdout(), "{body}\n{GOOD}{verdict}{GOOD:#}") {
+                Ok(()) => ExitCode::SUCCESS,
+                Err(e) => unwritten(&e),
+            }
         }
         Err(e) => fail(UNUSABLE, with_causes(&e)),
     }

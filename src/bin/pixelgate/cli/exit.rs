@@ -3,7 +3,7 @@
 use super::terminal::BAD;
 use std::error::Error;
 use std::fmt::Display;
-use std::io::Write;
+use std::io::{self, Write};
 use std::process::ExitCode;
 
 /// Exit code: the answer is no, or the command failed.
@@ -16,6 +16,15 @@ pub fn fail(code: u8, why: impl Display) -> ExitCode {
     // Without a standard error the exit code is all that can be reported.
     let _ = writeln!(anstream::stderr(), "{BAD}pixelgate:{BAD:#} {why}");
     ExitCode::from(code)
+}
+
+/// Ends a command whose result could not be written to standard output. The reader of a pipe may
+/// stop early, as `head` does: that is success.
+pub fn unwritten(error: &io::Error) -> ExitCode {
+    match error.kind() {
+        io::ErrorKind::BrokenPipe => ExitCode::SUCCESS,
+        _ => fail(NO, format!("standard output: {error}")),
+    }
 }
 
 /// An error and all its causes in one line, separated by colons. A cause is left out only where

@@ -69,20 +69,31 @@ Examples:
   pixelgate spool stat
   pixelgate spool verify && echo intact
   pixelgate spool dump | jq -r .portal | sort | uniq -c
+  pixelgate spool forget old-collector   after it was removed from the configuration
 
 Exit codes:
   0  done; for verify: every record is intact
-  1  a record is damaged, or the folder cannot be read";
+  1  a record is damaged, or the folder cannot be read; for forget: an edge runs on the spool,
+     or it knows no upstream of this name
+  2  for forget: the upstream is configured";
 
 /// Sections of `pixelgate dead --help`.
 pub const DEAD: &str = "\
 Examples:
   pixelgate dead list | jq -r '[.upstream, .reason, .status] | @tsv' | sort | uniq -c
-  pixelgate dead replay
+  pixelgate dead replay                                   send all of them again
+  pixelgate dead replay --upstream crm --portal 62515     those of one portal
+  pixelgate dead drop --reason rejected --until 2026-11-01
+
+Signals:
+  SIGINT, SIGTERM   end a replay after the attempt under way; the next replay sends the rest, and
+                    no event that the upstream has acknowledged
 
 Exit codes:
   0  done; events that were refused again are dead letters again
-  1  events that could not be sent now were put back, or a file could not be read";
+  1  events could not be delivered now and stay dead letters, a line of a file is damaged, or a
+     file could not be read
+  2  an option names an upstream that is not known";
 
 /// Sections of `pixelgate probe --help`.
 pub const PROBE: &str = "\

@@ -1,7 +1,7 @@
 //! `pixelgate completions` and `pixelgate man`, generated from the same definitions as `--help`.
 
 use super::args::Cli;
-use super::exit::{NO, fail};
+use super::exit::{NO, fail, unwritten};
 use clap::{Command, CommandFactory as _};
 use clap_complete::Shell;
 use clap_mangen::Man;
@@ -14,7 +14,7 @@ use std::process::ExitCode;
 pub fn completions(shell: Shell) -> ExitCode {
     let mut script = Vec::new();
     clap_complete::generate(shell, &mut Cli::command(), "pixelgate", &mut script);
-    done(io::stdout().write_all(&script))
+    written(&script)
 }
 
 /// Prints the manual page `pixelgate(1)`, or writes it and a page for each command into `dir`.
@@ -22,17 +22,19 @@ pub fn man(dir: Option<&Path>) -> ExitCode {
     let mut command = Cli::command().disable_help_subcommand(true);
     // Sets each command's full name, such as `pixelgate-spool-verify`.
     command.build();
-    done(match dir {
-        None => page(&command).and_then(|page| io::stdout().write_all(&page)),
-        Some(dir) => std::fs::create_dir_all(dir).and_then(|()| write_all(&command, dir)),
-    })
+    let made = match dir {
+        None => page(&command).map(|page| written(&page)),
+        Some(dir) => std::fs::create_dir_all(dir)
+            .and_then(|()| write_all(&command, dir))
+            .map(|()| ExitCode::SUCCESS),
+    };
+    made.unwrap_or_else(|e| fail(NO, e))
 }
 
-fn done(result: io::Result<()>) -> ExitCode {
-    match result {
+fn written(text: &[u8]) -> ExitCode {
+    match io::stdout().write_all(text) {
         Ok(()) => ExitCode::SUCCESS,
-        Err(e) if e.kind() == io::ErrorKind::BrokenPipe => ExitCode::SUCCESS,
-        Err(e) => fail(NO, e),
+        Err(e) => unwritten(&e),
     }
 }
 

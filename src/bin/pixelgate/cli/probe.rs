@@ -5,7 +5,7 @@
 
 use super::exit::{NO, UNUSABLE, fail};
 use clap::ValueEnum;
-use pixelgate::config::Admin;
+use pixelgate::config::{Admin, Secret};
 use std::io::{self, Read, Write};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpStream};
 use std::process::ExitCode;
@@ -37,7 +37,7 @@ pub fn run(config: &Admin, page: Page) -> ExitCode {
         Page::Readyz => "/readyz",
         Page::Livez => "/livez",
     };
-    match ask(address, page, config.token.as_deref()) {
+    match ask(address, page, config.token.as_ref().map(Secret::expose)) {
         Ok((200, body)) => {
             // Without a reader the exit code is the answer.
             let _ = io::stdout().write_all(&body);

@@ -1,12 +1,11 @@
 //! Runs the command that the command line names.
 
 use super::args::{Cli, Command};
-use super::exit::{NO, UNUSABLE, fail, with_causes};
+use super::exit::{NO, UNUSABLE, fail, unwritten, with_causes};
 use super::{check, dead, explain, pages, probe, spool};
 use crate::config::Config;
 use crate::edge::server;
 use crate::logging;
-use std::io::ErrorKind;
 use std::process::ExitCode;
 
 /// Runs the command and returns the exit code of the process.
@@ -34,10 +33,7 @@ pub fn run(cli: Cli) -> ExitCode {
         Command::Explain { json, event } => match explain::explain(config, &event, json) {
             Ok(true) => ExitCode::SUCCESS,
             Ok(false) => ExitCode::from(NO),
-            // The reader of a pipe may stop early, as `head` does.
-            Err(explain::ExplainError::Print(e)) if e.kind() == ErrorKind::BrokenPipe => {
-                ExitCode::SUCCESS
-            }
+            Err(explain::ExplainError::Print(e)) => unwritten(&e),
             Err(e) => fail(UNUSABLE, with_causes(&e)),
         },
         Command::Spool(command) => spool::run(&config, &command),

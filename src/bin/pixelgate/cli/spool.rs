@@ -1,10 +1,13 @@
-//! `pixelgate spool`: inspects the spool, with or without a running edge. Changes nothing.
+//! `pixelgate spool`: inspects the spool, with or without a running edge, and forgets an upstream
+//! that is not configured any more.
 
-use super::exit::{NO, fail};
+use super::exit::{NO, UNUSABLE, fail, unwritten, with_causes};
 use super::terminal::{BAD, GOOD, Progress, Unit};
 use crate::config::Config;
 use clap::Subcommand;
-use pixelgate::tools::{Record, escape_hidden, inspect};
+use pixelgate::tools::dead_letters::{self, Filter};
+use pixelgate::tools::{Record, RecordError, escape_hidden, forget, inspect};
+use std::error::Error;
 use std::io::{self, Write};
 use std::ops::ControlFlow;
 use std::path::Path;
@@ -18,6 +21,12 @@ pub enum Command {
     Verify,
     /// Print every stored record, one JSON object per line. Shows personal data.
     Dump,
+    /// Give up the pending events and the dead letters of an upstream that was removed from the
+    /// configuration. No edge may run on this spool.
+    Forget {
+        /// The exact name of the upstream.
+        name: String,
+    },
 }
 
 /// Runs the command.
@@ -27,26 +36,43 @@ pub fn run(config: &Config, command: &Command) -> ExitCode {
         Command::Stat => print(|out| stat(dir, out)).map(|()| true),
         Command::Verify => verify(dir),
         Command::Dump => print(|out| dump(dir, out)).map(|()| true),
+        Command::Forget { name } => {
+            return match forget_upstream(config, name) {
+                Ok(()) => ExitCode::SUCCESS,
+                Err((code, why)) => fail(code, why),
+            };
+        }
     };
     match sound {
         Ok(true) => ExitCode::SUCCESS,
         Ok(false) => ExitCode::from(NO),
-        // The reader of a pipe may stop early, as `head` does.
-        Err(e) if e.kind() == io::ErrorKind::BrokenPipe => ExitCode::SUCCESS,
-        Err(e) => fail(NO, format!("{}: {e}", dir.display())),
+        Err(Failure::Spool(e)) => fail(NO, format!("{}: {e}", dir.display())),
+        Err(Failure::Output(e)) => unwritten(&e),
     }
 }
 
-fn print(
-    to: impl FnOnce(&mut io::BufWriter<io::StdoutLock<'_>>) -> io::Result<()>,
-) -> io::Result<()> {
-    let mut out = io::BufWriter::new(io::stdout().lock());
-    to(&mut out)?;
-    out.flush()
+/// Why a command failed.
+enum Failure {
+    /// The spool cannot be read.
+    Spool(io::Error),
+    /// Standard output cannot be written.
+    Output(io::Error),
 }
 
-fn stat(dir: &Path, out: &mut impl Write) -> io::Result<()> {
-    let stat = inspect::stat(dir)?;
+fn print(
+    to: impl FnOnce(&mut io::BufWriter<io::StdoutLock<'_>>) -> Result<(), Failure>,
+) -> Result<(), Failure> {
+    let mut out = io::BufWriter::new(io::stdout().lock());
+    to(&mut out)?;
+    out.flush().map_err(Failure::Output)
+}
+
+fn stat(dir: &Path, out: &mut impl Write) -> Result<(), Failure> {
+    let stat = inspect::stat(dir).map_err(Failure::Spool)?;
+    print_stat(&stat, out).map_err(Failure::Output)
+}
+
+fn print_stat(stat: &inspect::Stat, out: &mut impl Write) -> io::Result<()> {
     for lane in &stat.lanes {
         let held = lane.end_seq.saturating_sub(lane.first_seq);
         let life = if lane.living { "in use" } else { "left behind" };
@@ -68,10 +94,16 @@ fn stat(dir: &Path, out: &mut impl Write) -> io::Result<()> {
     writeln!(out, "quarantined: {} bytes", stat.quarantined_bytes)
 }
 
-fn verify(dir: &Path) -> io::Result<bool> {
+fn verify(dir: &Path) -> Result<bool, Failure> {
     let mut progress = Progress::new("verifying the spool", Unit::Bytes);
-    let report = inspect::verify(dir, &mut |done, total| progress.update(done, total))?;
+    let report = inspect::verify(dir, &mut |done, total| progress.update(done, total));
     drop(progress);
+    let report = report.map_err(Failure::Spool)?;
+    print_report(&report).map_err(Failure::Output)?;
+    Ok(report.ok)
+}
+
+fn print_report(report: &inspect::VerifyReport) -> io::Result<()> {
     let mut out = io::BufWriter::new(anstream::stdout().lock());
     for finding in &report.findings {
         let (file, offset, what) = (finding.file.display(), finding.offset, &finding.what);
@@ -83,11 +115,10 @@ fn verify(dir: &Path) -> io::Result<bool> {
     let (records, bytes) = (report.records, report.payload_bytes);
     let style = if report.ok { GOOD } else { BAD };
     writeln!(out, "{style}{records} sound records, {bytes} bytes{style:#}")?;
-    out.flush()?;
-    Ok(report.ok)
+    out.flush()
 }
 
-fn dump(dir: &Path, out: &mut impl Write) -> io::Result<()> {
+fn dump(dir: &Path, out: &mut impl Write) -> Result<(), Failure> {
     let mut written = Ok(());
     let mut line = Vec::new();
     inspect::dump(dir, |_, payload| {
@@ -95,12 +126,42 @@ fn dump(dir: &Path, out: &mut impl Write) -> io::Result<()> {
         match Record::decode(payload) {
             // Bots are detected at delivery, not here.
             Ok(record) => record.write_json(&mut line, false),
+            // A newer version wrote it: the record is not damaged.
+            Err(RecordError::UnknownVersion(version)) => {
+                line.extend_from_slice(format!("{{\"unknown_version\":{version}}}").as_bytes());
+            }
             Err(why) => line.extend_from_slice(format!("{{\"damaged\":\"{why}\"}}").as_bytes()),
         }
         // An event's JSON is UTF-8, so nothing is replaced here.
         let shown = String::from_utf8_lossy(&line);
         written = writeln!(out, "{}", escape_hidden(&shown));
         if written.is_ok() { ControlFlow::Continue(()) } else { ControlFlow::Break(()) }
-    })?;
-    written
+    })
+    .map_err(Failure::Spool)?;
+    written.map_err(Failure::Output)
+}
+
+/// Gives up what waits for an upstream that is not configured. The error comes with its exit code.
+fn forget_upstream(config: &Config, name: &str) -> Result<(), (u8, String)> {
+    if config.gate.upstreams().iter().any(|upstream| upstream.name == name) {
+        let why = format!("{name} is configured: remove it from the configuration first");
+        return Err((UNUSABLE, why));
+    }
+    let (spool, dead) = (&config.gate.spool.dir, config.gate.dead_dir());
+    let at = |dir: &Path, why: &dyn Error| (NO, format!("{}: {}", dir.display(), with_causes(why)));
+    // A name is only made part of a path where a file of that name was found.
+    let known = dead_letters::upstreams(&dead).map_err(|why| at(&dead, &why))?;
+    let has_letters = known.iter().any(|known| known == name);
+    let forgotten = forget::forget(spool, name).map_err(|why| at(spool, &why))?;
+    if forgotten.lanes == 0 && !has_letters {
+        return Err((NO, format!("{name}: the spool knows no upstream of exactly this name")));
+    }
+    let mut letters = 0;
+    if has_letters {
+        let all = Filter::default();
+        letters = dead_letters::remove(&dead, name, &all).map_err(|why| at(&dead, &why))?;
+    }
+    let pending = forgotten.pending;
+    let line = format!("{name}: {pending} pending events and {letters} dead letters were removed");
+    writeln!(io::stdout(), "{line}").map_err(|why| (NO, format!("standard output: {why}")))
 }

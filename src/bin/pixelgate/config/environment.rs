@@ -19,12 +19,11 @@ struct Override {
     name: String,
     /// The key that it sets: section, then keys and list positions.
     path: Vec<String>,
-    value: Value,
+    text: String,
 }
 
 impl Environment {
-    /// Takes the variables whose name begins with `PIXELGATE__`; others may hold any bytes. A value
-    /// is read as TOML (`4`, `true`, `["a"]`) and, where it is none, as text.
+    /// Takes the variables whose name begins with `PIXELGATE__`; others may hold any bytes.
     ///
     /// # Errors
     ///
@@ -40,7 +39,7 @@ impl Environment {
             let Ok(text) = text.into_string() else {
                 return Err((name, "is not UTF-8".to_owned()));
             };
-            all.push(Override { path, value: value(&text), name });
+            all.push(Override { path, text, name });
         }
         all.sort_by(|a, b| a.name.cmp(&b.name));
         Ok(Self(all))
@@ -51,28 +50,75 @@ impl Environment {
         self.0.is_empty()
     }
 
-    /// Sets every override in `file`.
+    /// Sets every override in `file`. A text is read as TOML (`4`, `true`, `["a"]`). Where it is no
+    /// TOML, or where its key takes only a string, it is that string as it is. `fits` returns
+    /// whether a table is a configuration.
     ///
     /// # Errors
     ///
     /// The variable that sets no possible key, and the reason.
-    pub fn apply(self, file: &mut Table) -> Result<(), (String, String)> {
-        for Override { name, path, value } in self.0 {
-            let Some((leaf, parents)) =
-                path.split_last().filter(|_| path.iter().all(|p| !p.is_empty()))
-            else {
-                return Err((name, "names no key; the form is PIXELGATE__SECTION__KEY".to_owned()));
+    pub fn apply(
+        self,
+        file: &mut Table,
+        fits: impl Fn(&Table) -> bool,
+    ) -> Result<(), (String, String)> {
+        for each in &self.0 {
+            each.set(file, each.toml().unwrap_or_else(|| each.string()))?;
+        }
+        // Each text with two readings is tried without the others, which may not fit yet.
+        let doubtful: Vec<_> = self.0.iter().filter(|each| each.toml().is_some()).collect();
+        let mut rest = file.clone();
+        doubtful.iter().for_each(|each| each.remove(&mut rest));
+        for each in doubtful {
+            let fits_as = |value| {
+                let mut table = rest.clone();
+                each.set(&mut table, value).is_ok() && fits(&table)
             };
-            set(file, parents, leaf, value).map_err(|why| (name, why))?;
+            if !each.toml().is_some_and(fits_as) && fits_as(each.string()) {
+                each.set(file, each.string())?;
+            }
         }
         Ok(())
     }
 }
 
-fn value(text: &str) -> Value {
-    let parsed = toml::from_str::<Table>(&format!("value = {text}"));
-    let value = parsed.ok().filter(|table| table.len() == 1).and_then(|mut t| t.remove("value"));
-    value.unwrap_or_else(|| Value::String(text.to_owned()))
+impl Override {
+    fn string(&self) -> Value {
+        Value::String(self.text.clone())
+    }
+
+    /// The value that the text is as TOML.
+    fn toml(&self) -> Option<Value> {
+        let parsed = toml::from_str::<Table>(&format!("value = {}", self.text));
+        parsed.ok().filter(|table| table.len() == 1).and_then(|mut table| table.remove("value"))
+    }
+
+    fn set(&self, root: &mut Table, value: Value) -> Result<(), (String, String)> {
+        let mistake = |why: String| (self.name.clone(), why);
+        match self.path.split_last().filter(|_| self.path.iter().all(|key| !key.is_empty())) {
+            Some((leaf, parents)) => set(root, parents, leaf, value).map_err(mistake),
+            None => Err(mistake("names no key; the form is PIXELGATE__SECTION__KEY".to_owned())),
+        }
+    }
+
+    /// Removes the key, so that its default counts. An entry of a list stays.
+    fn remove(&self, root: &mut Table) {
+        let Some((leaf, parents)) = self.path.split_last() else { return };
+        let mut table = Some(root);
+        let mut keys = parents.iter();
+        while let Some(key) = keys.next() {
+            table = match table.and_then(|table| table.get_mut(key)) {
+                Some(Value::Table(inner)) => Some(inner),
+                Some(Value::Array(list)) => {
+                    let entry =
+                        keys.next().and_then(|key| list.get_mut(key.parse::<usize>().ok()?));
+                    entry.and_then(Value::as_table_mut)
+                }
+                _ => None,
+            };
+        }
+        table.map(|table| table.remove(leaf));
+    }
 }
 
 fn set(root: &mut Table, parents: &[String], leaf: &str, value: Value) -> Result<(), String> {

@@ -4,6 +4,7 @@ use super::listen;
 use super::origin_url::OriginUrl;
 use bytesize::ByteSize;
 use pixelgate::TrustedProxies;
+use pixelgate::config::{expand, expanded, expanded_list};
 use pixelgate::http_server::{BufferedBytes, Limits};
 use serde::Deserialize;
 use serde::de::Error as _;
@@ -30,6 +31,8 @@ const H2_STREAMS_MAX: u32 = 10_000;
 #[serde(default, deny_unknown_fields)]
 pub struct Config {
     /// Listeners without TLS: `address:port` or `unix:/path`. Port 0: the kernel chooses the port.
+    /// May hold `${NAME}`, as all addresses of this section.
+    #[serde(deserialize_with = "expanded_list")]
     pub listen: Vec<String>,
     /// TLS listeners.
     pub tls: Vec<TlsListener>,
@@ -46,7 +49,7 @@ pub struct Config {
     pub origin_timeout_seconds: u64,
     /// Number of worker threads; 0: one per core.
     pub threads: usize,
-    /// Longest idle time of a kept connection, in seconds.
+    /// Longest idle time of a persistent connection, in seconds.
     pub keepalive_seconds: u64,
     /// Longest time from the first byte of a request header to its last, in seconds.
     pub header_timeout_seconds: u64,
@@ -73,6 +76,7 @@ pub struct Config {
     /// Longest wait for requests in flight at a stop, in seconds.
     pub shutdown_grace_seconds: u64,
     /// Addresses and networks that may report the client's address.
+    #[serde(deserialize_with = "expanded_list")]
     pub trusted_proxies: Vec<String>,
     /// Header in which trusted proxies report it. `None`: `X-Forwarded-For` or `Forwarded`.
     pub client_ip_header: Option<String>,
@@ -119,6 +123,7 @@ impl Default for Config {
 #[serde(deny_unknown_fields)]
 pub struct TlsListener {
     /// `address:port`.
+    #[serde(deserialize_with = "expanded")]
     pub listen: String,
     /// The certificate chain, PEM.
     pub cert: PathBuf,
@@ -136,31 +141,34 @@ impl Config {
         if self.listen.is_empty() && self.tls.is_empty() {
             return Err(("listen", "names no listener, and edge.tls has none either".to_owned()));
         }
-        for address in &self.listen {
-            listen::Address::parse(address).map_err(|why| ("listen", why))?;
+        let entry = |n: usize, why: String| format!("entry {} {why}", n + 1);
+        for (n, address) in self.listen.iter().enumerate() {
+            listen::Address::parse(address).map_err(|why| ("listen", entry(n, why)))?;
         }
-        for tls in &self.tls {
-            match listen::Address::parse(&tls.listen).map_err(|why| ("tls", why))? {
+        for (n, tls) in self.tls.iter().enumerate() {
+            match listen::Address::parse(&tls.listen).map_err(|why| ("tls", entry(n, why)))? {
                 listen::Address::Tcp(_) => {}
                 listen::Address::Unix(_) => {
                     return Err(("tls", "listens on TCP addresses only".to_owned()));
                 }
             }
         }
-        for url in &self.origin {
-            OriginUrl::parse(url).map_err(|why| ("origin", why))?;
+        for (n, url) in self.origin.iter().enumerate() {
+            OriginUrl::parse(url).map_err(|why| ("origin", entry(n, why)))?;
         }
         if let Some(path) = &self.origin_health_path
             && !(path.starts_with('/') && path.parse::<http::uri::PathAndQuery>().is_ok())
         {
-            return Err((
-                "origin_health_path",
-                format!("`{path}` is not a path such as \"/health\""),
-            ));
+            return Err(("origin_health_path", "is not a path such as \"/health\"".to_owned()));
         }
         self.trust().map_err(|e| match e {
-            pixelgate::TrustError::Network(_) => ("trusted_proxies", e.to_string()),
-            pixelgate::TrustError::Header(_) => ("client_ip_header", e.to_string()),
+            pixelgate::TrustError::Network(_) => {
+                let why = "must hold IP addresses and networks such as 10.0.0.0/8 only";
+                ("trusted_proxies", why.to_owned())
+            }
+            pixelgate::TrustError::Header(_) => {
+                ("client_ip_header", "is not a header name".to_owned())
+            }
         })?;
         if self.threads > THREADS_MAX {
             return Err(("threads", format!("must be at most {THREADS_MAX}")));
@@ -242,26 +250,23 @@ impl Config {
     }
 }
 
-/// One text or a list of texts, as `edge.origin` takes them.
+/// One text or a list of texts, as `edge.origin` takes them, each expanded.
 fn one_or_many<'de, D>(deserializer: D) -> Result<Vec<String>, D::Error>
 where
     D: serde::Deserializer<'de>,
 {
-    match toml::Value::deserialize(deserializer)? {
-        toml::Value::String(one) => Ok(vec![one]),
-        toml::Value::Array(many) => {
-            let text = |value: toml::Value| match value {
-                toml::Value::String(text) => Ok(text),
-                other => {
-                    Err(D::Error::custom(format!("expected a text, found {}", other.type_str())))
-                }
-            };
-            many.into_iter().map(text).collect()
-        }
+    let values = match toml::Value::deserialize(deserializer)? {
+        toml::Value::Array(many) => many,
+        one => vec![one],
+    };
+    let text = |value: toml::Value| match value {
+        toml::Value::String(text) => expand(&text).map_err(D::Error::custom),
         other => {
-            Err(D::Error::custom(format!("expected a text or a list, found {}", other.type_str())))
+            let found = other.type_str();
+            Err(D::Error::custom(format!("must be a text or a list of texts, found {found}")))
         }
-    }
+    };
+    values.into_iter().map(text).collect()
 }
 
 #[cfg(test)]

@@ -7,7 +7,7 @@
 //! the kernel's queue for either process.
 //!
 //! The successor keeps its connection to the old process open as long as it lives. The end of that
-//! connection tells the old process that the successor has ended; a successor that fails to start
+//! connection shows the old process that the successor has ended; a successor that fails to start
 //! changes nothing.
 //!
 //! Pingora's own transfer is not used: it sends the sockets on SIGQUIT whether or not the successor

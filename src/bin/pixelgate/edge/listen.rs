@@ -35,14 +35,14 @@ impl Address {
     pub fn parse(text: &str) -> Result<Self, String> {
         if let Some(path) = text.strip_prefix("unix:") {
             return match path {
-                "" => Err("`unix:` names no path".to_owned()),
+                "" => Err("names no path after `unix:`".to_owned()),
                 path => Ok(Self::Unix(PathBuf::from(path))),
             };
         }
         let mut found = text
             .to_socket_addrs()
-            .map_err(|e| format!("`{text}` is neither address:port nor unix:/path ({e})"))?;
-        found.next().map(Self::Tcp).ok_or_else(|| format!("`{text}` has no address"))
+            .map_err(|e| format!("is neither address:port nor unix:/path ({e})"))?;
+        found.next().map(Self::Tcp).ok_or_else(|| "names no address".to_owned())
     }
 }
 
@@ -171,7 +171,7 @@ mod tests {
         assert_eq!(parse("127.0.0.1:80"), Ok(Address::Tcp("127.0.0.1:80".parse().unwrap())));
         assert_eq!(parse("[::1]:80"), Ok(Address::Tcp("[::1]:80".parse().unwrap())));
         assert_eq!(parse("unix:/run/x.sock"), Ok(Address::Unix("/run/x.sock".into())));
-        assert!(parse("127.0.0.1").unwrap_err().contains("`127.0.0.1`"));
+        assert!(parse("127.0.0.1").unwrap_err().contains("address:port"));
         assert!(parse("unix:").unwrap_err().contains("path"));
         assert!(parse("").is_err());
     }

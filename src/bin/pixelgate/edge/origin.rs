@@ -35,7 +35,7 @@ const LOOKUP_SECONDS: u64 = 30;
 const CONNECT_SECONDS_MAX: u64 = 5;
 /// Longest time for each step of a health check, in seconds.
 const CHECK_SECONDS_MAX: u64 = 5;
-/// How long an idle connection to an origin is kept, in seconds: shorter than the keep-alive of
+/// How long an idle connection to an origin stays open, in seconds: shorter than the keep-alive of
 /// common origins (nginx: 75), so that they rarely close a connection while a request is written.
 const IDLE_SECONDS_MAX: u64 = 60;
 /// Failed checks in a row after which a server is unhealthy; one successful check makes it healthy.

@@ -14,11 +14,11 @@ pub struct OriginUrl {
 impl OriginUrl {
     /// Reads `http://host:port` or `https://host:port`. The error is a reason for the operator.
     pub fn parse(text: &str) -> Result<Self, String> {
-        let url = url::Url::parse(text).map_err(|e| format!("`{text}` is not a URL: {e}"))?;
+        let url = url::Url::parse(text).map_err(|e| format!("is not a URL: {e}"))?;
         let tls = match url.scheme() {
             "http" => false,
             "https" => true,
-            other => return Err(format!("`{other}://` is neither http:// nor https://")),
+            _ => return Err("must begin with http:// or https://".to_owned()),
         };
         let bare =
             matches!(url.path(), "" | "/") && url.query().is_none() && url.fragment().is_none();

@@ -117,7 +117,7 @@ impl Edge {
     }
 
     /// Sets `X-Forwarded-For`, `-Proto` and `-Host` (SPEC 1). Scheme and host that the request
-    /// brings are kept only from a trusted proxy.
+    /// brings are passed on only from a trusted proxy.
     fn forwarded(&self, session: &Session, request: &mut RequestHeader) -> Result<()> {
         if let Some(peer) = peer(session) {
             let value = appended(request, &X_FORWARDED_FOR, peer);

@@ -9,7 +9,7 @@ use super::listen::Bound;
 use super::origin::Origins;
 use super::proxy::Edge;
 use super::sockets::Sockets;
-use super::stop::Signals;
+use super::stop::{Deadline, Signals};
 use super::tls::Certificates;
 use super::{admin, file_limit, origin_ca};
 use async_trait::async_trait;
@@ -91,13 +91,15 @@ pub fn run(
         stop,
         in_flight: [in_flight, admin_in_flight],
         grace,
+        deadline: Deadline::default(),
         state_dir: edge.state_dir.clone(),
         sockets: Mutex::new(sockets.copies),
         inherited: Mutex::new(sockets.inherited),
         announcement,
     };
+    let deadline = signals.deadline.clone();
     server.run(RunArgs { shutdown_signal: Box::new(signals) });
-    gate.close(grace).map_err(EdgeError::Close)?;
+    gate.close(deadline.left()).map_err(EdgeError::Close)?;
     info!("stopped");
     Ok(())
 }

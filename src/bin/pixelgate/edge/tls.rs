@@ -10,6 +10,7 @@
 //! rename, a changed symlink (Kubernetes) and a network file system.
 
 use super::config::TlsListener;
+use super::pem;
 use arc_swap::ArcSwap;
 use log::{error, info};
 use parking_lot::Mutex;
@@ -17,7 +18,7 @@ use pixelgate::tools::FileStamp;
 use rustls::client::verify_server_name;
 use rustls::crypto::ring::sign::any_supported_type;
 use rustls::pki_types::pem::PemObject;
-use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName};
+use rustls::pki_types::{PrivateKeyDer, ServerName};
 use rustls::server::{ClientHello, ParsedCertificate, ResolvesServerCert};
 use rustls::sign::CertifiedKey;
 use std::fmt;
@@ -27,6 +28,9 @@ use std::time::Duration;
 
 /// Pause between two checks of the files, in seconds.
 const POLL_SECONDS: u64 = 2;
+
+/// Limit for reading the files, in seconds: their file system may hang.
+const RELOAD_SECONDS_MAX: u64 = 10;
 
 /// The certificates of one listener.
 pub struct Certificates {
@@ -104,9 +108,18 @@ impl Certificates {
         loop {
             tokio::time::sleep(Duration::from_secs(POLL_SECONDS)).await;
             let all = all.clone();
-            // After a panic the pairs in use stay; the next poll tries again.
             let reload = move || all.iter().for_each(|certificates| certificates.reload(false));
-            let _ = tokio::task::spawn_blocking(reload).await;
+            let mut reloading = tokio::task::spawn_blocking(reload);
+            let limit = Duration::from_secs(RELOAD_SECONDS_MAX);
+            if tokio::time::timeout(limit, &mut reloading).await.is_err() {
+                error!(
+                    "edge.tls: reading the files takes longer than {RELOAD_SECONDS_MAX} seconds; \
+                     the certificates in use stay"
+                );
+                // After a panic the pairs in use stay; the next poll tries again.
+                let _ = reloading.await;
+                info!("edge.tls: the files have been read");
+            }
         }
     }
 }
@@ -134,12 +147,9 @@ fn is_for(key: &CertifiedKey, name: &ServerName<'_>) -> bool {
 /// Reads a certificate chain and its key, and checks that they match.
 fn read(cert: &Path, key: &Path) -> Result<CertifiedKey, String> {
     let failed = |path: &Path, why: &dyn fmt::Display| format!("{}: {why}", path.display());
-    let chain = CertificateDer::pem_file_iter(cert).map_err(|e| failed(cert, &e))?;
-    let chain: Vec<_> = chain.collect::<Result<_, _>>().map_err(|e| failed(cert, &e))?;
-    if chain.is_empty() {
-        return Err(failed(cert, &"holds no certificate"));
-    }
-    let secret = PrivateKeyDer::from_pem_file(key).map_err(|e| failed(key, &e))?;
+    let chain = pem::certificates(cert)?;
+    let secret = pem::read(key)?;
+    let secret = PrivateKeyDer::from_pem_slice(&secret).map_err(|e| failed(key, &e))?;
     let secret = any_supported_type(&secret).map_err(|e| failed(key, &e))?;
     let certified = CertifiedKey::new(chain, secret);
     certified.keys_match().map_err(|_| failed(key, &format!("is not {}'s", cert.display())))?;

@@ -1,0 +1,69 @@
+//! Whether this edge accepts events, which `/readyz` says, and the faults of portal list and spool.
+//!
+//! It refuses every event while no portal list was ever loaded, while the list is older than
+//! `portals.stale_seconds_max`, and while the spool refuses records (SPEC 5 and 6). A list that
+//! cannot be refreshed is a fault and leaves the edge ready, because the last good list stays in
+//! force and every other edge would fail with it. So does an upstream that is down, because its
+//! events wait in the spool.
+
+use super::snapshot::Snapshot;
+use crate::plugin::PixelGate;
+use crate::policy::portals;
+use crate::telemetry::faults::FaultKind;
+
+/// The faults that `/readyz` names.
+const NAMED: [FaultKind; 3] =
+    [FaultKind::PortalsUnread, FaultKind::PortalsStale, FaultKind::SpoolRefuses];
+
+/// Raises and clears the faults of portal list and spool, as their states are now.
+pub fn note_faults(gate: &PixelGate) {
+    let portals = gate.gate().portals().status();
+    let spool = gate.spool().status();
+    let note = |lasts: bool, what, subject: &str, text: &str, advice: &str| match lasts {
+        true => gate.faults().raise(what, subject, text, advice),
+        false => gate.faults().clear(what, subject),
+    };
+    note(
+        !portals.fresh,
+        FaultKind::PortalsUnread,
+        "portals",
+        &unread(&portals),
+        "Look at portals.source. The last good list stays in force.",
+    );
+    note(
+        portals.stale,
+        FaultKind::PortalsStale,
+        "portals",
+        "portals: the list is older than portals.stale_seconds_max",
+        "Look at portals.source. Events are refused until the list is loaded again.",
+    );
+    note(
+        spool.failing.is_some(),
+        FaultKind::SpoolRefuses,
+        "spool",
+        &format!("spool: {}", spool.failing.as_deref().unwrap_or_default()),
+        "Look at the disk of spool.dir. Events are accepted again without a restart.",
+    );
+}
+
+/// Why the source has no list, or no newer one.
+fn unread(portals: &portals::Status) -> String {
+    let failure = portals.last_failure.as_ref().map(|failure| failure.what.as_str());
+    match (portals.loaded_at_ms, failure) {
+        (None, None) => "portals: no portal list has been loaded yet".to_owned(),
+        (None, Some(what)) => format!("portals: no portal list has been loaded yet: {what}"),
+        (Some(_), what) => format!("portals: cannot be refreshed: {}", what.unwrap_or_default()),
+    }
+}
+
+/// Whether `/readyz` answers 200.
+pub fn is_ready(snapshot: &Snapshot) -> bool {
+    snapshot.portals.refuses_all().is_none() && snapshot.spool.failing.is_none()
+}
+
+/// The text of `/readyz`: whether the edge is ready, and its faults.
+pub fn text(snapshot: &Snapshot) -> String {
+    let named = snapshot.faults.iter().filter(|fault| NAMED.contains(&fault.what));
+    let ready = is_ready(snapshot).then_some("ready").into_iter();
+    ready.chain(named.map(|fault| fault.text.as_str())).map(|line| format!("{line}\n")).collect()
+}

@@ -1,0 +1,160 @@
+//! The lines of a file of dead letters.
+//!
+//! A line is a letter, a letter that was delivered since, or damaged. A replay marks a letter as
+//! delivered by replacing its first byte, in place: one byte is never torn, so a replay that is
+//! killed leaves each letter either as it was or marked, and the next one sends no marked letter.
+//! A later rewrite leaves the marked lines out. Damaged lines are never removed.
+
+use std::fs::{self, File, OpenOptions};
+use std::io::{self, BufRead, BufReader, BufWriter, Read, Seek, SeekFrom, Write};
+use std::os::unix::fs::{FileExt, OpenOptionsExt};
+use std::path::Path;
+
+use super::letter::Letter;
+use super::store::{FILE_MODE, Files};
+
+/// Longest line that is read as a letter, in bytes. An event's limits allow for a tenth of it.
+pub const LETTER_BYTES_MAX: usize = 1 << 20;
+/// The first byte of a letter that was delivered. A letter begins with `{`.
+const DELIVERED: u8 = b'#';
+
+/// One line of the file.
+pub struct Line {
+    /// Where it begins, in bytes.
+    pub offset: u64,
+    /// Its place among the lines, from 1.
+    pub number: u64,
+    /// What it holds.
+    pub content: Content,
+}
+
+/// What a line holds.
+pub enum Content {
+    Letter(Box<Letter>),
+    Delivered,
+    Damaged,
+}
+
+/// What a rewrite does with a line.
+pub enum Fate {
+    Keep,
+    Remove,
+    Replace(Box<Letter>),
+}
+
+/// Reads the lines that a file has when it is opened, in order.
+pub struct Lines {
+    reader: io::Take<BufReader<File>>,
+    offset: u64,
+    number: u64,
+}
+
+impl Lines {
+    /// Opens the file; `None` where there is none. A process that appends holds the lock, so the
+    /// file is measured under it: a line that is being written is not seen by half.
+    pub fn open(files: &Files, path: &Path) -> io::Result<Option<Lines>> {
+        let _lock = files.lock_shared()?;
+        let file = match File::open(path) {
+            Ok(file) => file,
+            Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(None),
+            Err(e) => return Err(e),
+        };
+        let bytes = file.metadata()?.len();
+        let reader = BufReader::new(file).take(bytes);
+        Ok(Some(Lines { reader, offset: 0, number: 0 }))
+    }
+
+    /// The next line; `None` at the end. The last line counts without a line feed, too.
+    pub fn next(&mut self) -> io::Result<Option<Line>> {
+        let mut text = Vec::new();
+        let offset = self.offset;
+        loop {
+            let chunk = self.reader.fill_buf()?;
+            if chunk.is_empty() {
+                break;
+            }
+            let end = memchr::memchr(b'\n', chunk);
+            let used = end.unwrap_or(chunk.len());
+            // One byte more than a letter may have shows that the line is too long.
+            let room = (LETTER_BYTES_MAX + 1).saturating_sub(text.len());
+            text.extend_from_slice(&chunk[..used.min(room)]);
+            let used = used + usize::from(end.is_some());
+            self.reader.consume(used);
+            self.offset += used as u64;
+            if end.is_some() {
+                break;
+            }
+        }
+        if self.offset == offset {
+            return Ok(None);
+        }
+        self.number += 1;
+        Ok(Some(Line { offset, number: self.number, content: Content::of(&text) }))
+    }
+}
+
+impl Content {
+    fn of(text: &[u8]) -> Content {
+        if text.first() == Some(&DELIVERED) {
+            return Content::Delivered;
+        }
+        match serde_json::from_slice::<Letter>(text) {
+            Ok(letter) if text.len() <= LETTER_BYTES_MAX && letter.record().is_some() => {
+                Content::Letter(Box::new(letter))
+            }
+            _ => Content::Damaged,
+        }
+    }
+}
+
+/// Marks the letters at these offsets as delivered, durably.
+pub fn mark_delivered(file: &File, offsets: &[u64]) -> io::Result<()> {
+    for offset in offsets {
+        file.write_all_at(&[DELIVERED], *offset)?;
+    }
+    file.sync_data()
+}
+
+/// Rewrites the file line by line, and removes it where nothing remains. The caller holds the
+/// replay's lock. A crash leaves the old file or the new one.
+pub fn rewrite(files: &Files, path: &Path, mut fate: impl FnMut(&Line) -> Fate) -> io::Result<()> {
+    let Some(mut lines) = Lines::open(files, path)? else { return Ok(()) };
+    // Appends wait from here on; lines that came since the file was measured are copied below.
+    let _lock = files.lock()?;
+    let mut old = File::open(path)?;
+    let new_path = path.with_extension("ndjson.new");
+    let mut options = OpenOptions::new();
+    let new = options.write(true).create(true).truncate(true).mode(FILE_MODE).open(&new_path)?;
+    let mut new = BufWriter::new(new);
+    // Lines that stay are copied as ranges of bytes, whatever they hold.
+    let mut kept_from = 0;
+    while let Some(line) = lines.next()? {
+        let replacement = match fate(&line) {
+            Fate::Keep => continue,
+            Fate::Remove => None,
+            Fate::Replace(letter) => Some(letter),
+        };
+        copy(&mut old, kept_from, line.offset, &mut new)?;
+        if let Some(letter) = replacement {
+            serde_json::to_writer(&mut new, &letter)?;
+            new.write_all(b"\n")?;
+        }
+        kept_from = lines.offset;
+    }
+    let end = old.metadata()?.len();
+    copy(&mut old, kept_from, end, &mut new)?;
+    let new = new.into_inner().map_err(io::IntoInnerError::into_error)?;
+    new.sync_all()?;
+    if new.metadata()?.len() == 0 {
+        fs::remove_file(path)?;
+        fs::remove_file(&new_path)?;
+    } else {
+        fs::rename(&new_path, path)?;
+    }
+    files.sync()
+}
+
+fn copy(from: &mut File, start: u64, end: u64, to: &mut impl Write) -> io::Result<()> {
+    from.seek(SeekFrom::Start(start))?;
+    io::copy(&mut Read::take(from, end - start), to).map(drop)
+}

@@ -1,0 +1,118 @@
+//! Reads dead letters, and gives them up.
+
+use std::collections::BTreeSet;
+use std::fmt;
+use std::fs;
+use std::io;
+use std::path::{Path, PathBuf};
+
+use super::filter::Filter;
+use super::letter::Letter;
+use super::lines::{Content, Fate, Lines, rewrite};
+use super::store::{DeadError, Files};
+
+/// Most damaged lines that a [`Summary`] names; further ones are only counted.
+pub const DAMAGED_NAMED_MAX: usize = 100;
+
+/// What [`list`] found.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Summary {
+    /// Letters that match the filter.
+    pub letters: u64,
+    /// Lines that are not a letter. They belong to no filter and stay in the file.
+    pub damaged: u64,
+    /// Where the first [`DAMAGED_NAMED_MAX`] of them are.
+    pub places: Vec<Place>,
+}
+
+/// A line of a file.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Place {
+    /// The file.
+    pub file: PathBuf,
+    /// The line, from 1.
+    pub line: u64,
+}
+
+impl fmt::Display for Place {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}:{}", self.file.display(), self.line)
+    }
+}
+
+/// The names of the upstreams that have a file of dead letters, configured or not, in order.
+///
+/// # Errors
+///
+/// The file system's, except that a folder that is not there has no files.
+pub fn upstreams(dir: &Path) -> io::Result<Vec<String>> {
+    let entries = match fs::read_dir(dir) {
+        Ok(entries) => entries,
+        Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
+        Err(e) => return Err(e),
+    };
+    let mut names = BTreeSet::new();
+    for entry in entries {
+        let name = entry?.file_name();
+        let name = name.to_str().and_then(Files::upstream_of);
+        names.extend(name.map(str::to_owned));
+    }
+    Ok(names.into_iter().collect())
+}
+
+/// Calls `show` with every dead letter of an upstream that matches, oldest first.
+///
+/// # Errors
+///
+/// [`DeadError::Io`] for the file system's errors.
+pub fn list(
+    dir: &Path,
+    upstream: &str,
+    filter: &Filter,
+    mut show: impl FnMut(&Letter),
+) -> Result<Summary, DeadError> {
+    let files = Files::new(dir, upstream);
+    let mut summary = Summary::default();
+    for path in files.all() {
+        let Some(mut lines) = Lines::open(&files, path)? else { continue };
+        while let Some(line) = lines.next()? {
+            match line.content {
+                Content::Letter(letter) if filter.matches(&letter) => {
+                    summary.letters += 1;
+                    show(&letter);
+                }
+                Content::Letter(_) | Content::Delivered => {}
+                Content::Damaged => {
+                    summary.damaged += 1;
+                    if summary.places.len() < DAMAGED_NAMED_MAX {
+                        summary.places.push(Place { file: path.clone(), line: line.number });
+                    }
+                }
+            }
+        }
+    }
+    Ok(summary)
+}
+
+/// Removes the dead letters of an upstream that match, and returns how many. Damaged lines stay.
+///
+/// # Errors
+///
+/// [`DeadError::Busy`] while another process replays or removes these letters, [`DeadError::Io`]
+/// for the file system's errors.
+pub fn remove(dir: &Path, upstream: &str, filter: &Filter) -> Result<u64, DeadError> {
+    let files = Files::new(dir, upstream);
+    let Some(_replaying) = files.lock_replay()? else { return Err(DeadError::Busy) };
+    let mut removed = 0;
+    for path in files.all() {
+        rewrite(&files, path, |line| match &line.content {
+            Content::Letter(letter) if filter.matches(letter) => {
+                removed += 1;
+                Fate::Remove
+            }
+            Content::Delivered => Fate::Remove,
+            Content::Letter(_) | Content::Damaged => Fate::Keep,
+        })?;
+    }
+    Ok(removed)
+}

@@ -1,0 +1,77 @@
+//! Gives up what waits for an upstream that is not configured any more: what `pixelgate spool
+//! forget` does.
+//!
+//! A running process keeps the positions of all upstreams in memory and writes them to the cursors
+//! each second, so its lanes cannot be changed from outside: no process may use the spool.
+
+use std::io;
+use std::path::Path;
+
+use super::adoption::{lane_ids, lock_spool};
+use super::inspect::{end_of, snapshot_lane};
+use crate::spool::fs::{Fs, Open, SystemFs};
+use crate::spool::lane::{CURSOR, IDENTITY, lane_dir, remove_lane};
+use crate::spool::read::cursor::CursorFile;
+
+/// What was given up.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Forgotten {
+    /// Lanes that knew the upstream.
+    pub lanes: u64,
+    /// Events that waited for it.
+    pub pending: u64,
+}
+
+/// Why an upstream could not be forgotten.
+#[derive(Debug, thiserror::Error)]
+pub enum ForgetError {
+    /// A process uses the spool.
+    #[error("an edge uses this spool: stop it first")]
+    Running,
+    /// Reading or writing a file failed.
+    #[error("{0}")]
+    Io(#[from] io::Error),
+}
+
+/// Removes an upstream's position from every lane. A lane that no upstream is left for is removed
+/// as a whole.
+///
+/// # Errors
+///
+/// [`ForgetError::Running`] while a process uses the spool: then nothing was changed.
+/// [`ForgetError::Io`] for the file system's errors: the command can be given again.
+pub fn forget(root: &Path, upstream: &str) -> Result<Forgotten, ForgetError> {
+    let Some(_making_no_lanes) = lock_spool(&SystemFs, root)? else {
+        return Err(ForgetError::Running);
+    };
+    let ids = lane_ids(&SystemFs, root)?;
+    let mut locks = Vec::new();
+    for id in &ids {
+        let lock = SystemFs.open(&lane_dir(root, *id).join(IDENTITY), Open::Read)?;
+        if !lock.try_lock()? {
+            return Err(ForgetError::Running);
+        }
+        locks.push(lock);
+    }
+    let mut forgotten = Forgotten::default();
+    for id in ids {
+        let dir = lane_dir(root, id);
+        let (mut file, cursor) = CursorFile::load(SystemFs.open(&dir.join(CURSOR), Open::Write)?)?;
+        let Some(mut cursor) = cursor.filter(|cursor| cursor.lane == id) else { continue };
+        let place = cursor.positions.iter().position(|position| position.name == upstream);
+        let Some(place) = place else { continue };
+        let end = end_of(&snapshot_lane(root, id)?)?;
+        let position = cursor.positions.remove(place);
+        forgotten.lanes += 1;
+        forgotten.pending += position.totals(end.max(position.low)).pending();
+        if cursor.positions.is_empty() {
+            remove_lane(&SystemFs, &dir)?;
+            continue;
+        }
+        // Both slots, so that no older one brings the position back.
+        file.save(&cursor)?;
+        file.save(&cursor)?;
+    }
+    SystemFs.sync_dir(root)?;
+    Ok(forgotten)
+}

@@ -1,0 +1,163 @@
+//! Faults: conditions that last, that need an operator, and that hold events back (SPEC 8).
+//!
+//! Any room raises a fault when its condition begins and clears it when the condition is over. A
+//! fault is named by its [`FaultKind`] and by its `subject`: the upstream, file or folder it is
+//! about. A single failed attempt is no fault.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use crate::clock::{Clock, SystemClock};
+use parking_lot::Mutex;
+use prometheus::{IntGaugeVec, Opts};
+
+/// What a fault is: `what` in `/status`, and the label of `pixelgate_faults`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub enum FaultKind {
+    /// The portal list could not be read, or was never loaded.
+    PortalsUnread,
+    /// The portal list is older than `portals.stale_seconds_max`.
+    PortalsStale,
+    /// The spool refuses events.
+    SpoolRefuses,
+    /// The same events fail again and again while the upstream takes others.
+    Poison,
+    /// The upstream takes nothing, and events wait for it.
+    UpstreamStuck,
+    /// So many separate events are stuck that the upstream's events are not read any more.
+    RunAheadBound,
+    /// Events wait for an upstream that is not configured.
+    UpstreamRemoved,
+    /// A newer version wrote records, which wait for it.
+    NewerRecords,
+}
+
+impl FaultKind {
+    /// Every kind, so that a scrape shows zeros.
+    pub const ALL: [Self; 8] = [
+        Self::PortalsUnread,
+        Self::PortalsStale,
+        Self::SpoolRefuses,
+        Self::Poison,
+        Self::UpstreamStuck,
+        Self::RunAheadBound,
+        Self::UpstreamRemoved,
+        Self::NewerRecords,
+    ];
+
+    /// The word in `/status` and in the metric's label.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::PortalsUnread => "portals_unread",
+            Self::PortalsStale => "portals_stale",
+            Self::SpoolRefuses => "spool_refuses",
+            Self::Poison => "poison",
+            Self::UpstreamStuck => "upstream_stuck",
+            Self::RunAheadBound => "run_ahead_bound",
+            Self::UpstreamRemoved => "upstream_removed",
+            Self::NewerRecords => "newer_records",
+        }
+    }
+}
+
+/// One fault that lasts.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Fault {
+    /// What it is.
+    pub what: FaultKind,
+    /// What it is about: the name of an upstream, a path.
+    pub subject: String,
+    /// When it began, in milliseconds since 1970, UTC.
+    pub since_ms: u64,
+    /// The condition, as one sentence. Holds nothing that a request brought.
+    pub text: String,
+    /// What an operator can do, in whole sentences.
+    pub advice: String,
+}
+
+/// The faults of one gate. Cheap to clone: all clones are one list.
+#[derive(Clone)]
+pub struct Faults {
+    inner: Arc<Inner>,
+}
+
+struct Inner {
+    clock: Arc<dyn Clock>,
+    gauge: IntGaugeVec,
+    faults: Mutex<BTreeMap<(FaultKind, String), Fault>>,
+}
+
+impl Faults {
+    /// No faults. `gauge` has one label, `what`, and counts the faults that last.
+    pub fn new(clock: Arc<dyn Clock>, gauge: IntGaugeVec) -> Faults {
+        for kind in FaultKind::ALL {
+            gauge.with_label_values(&[kind.as_str()]).set(0);
+        }
+        Faults { inner: Arc::new(Inner { clock, gauge, faults: Mutex::default() }) }
+    }
+
+    /// A list of its own with the system's clock, whose gauge belongs to no registry.
+    pub fn unregistered() -> Faults {
+        let gauge = IntGaugeVec::new(Opts::new("faults", "faults"), &["what"]);
+        let gauge = gauge.expect("the name and the label are valid: a test makes this gauge");
+        Faults::new(Arc::new(SystemClock), gauge)
+    }
+
+    /// The fault `what` of `subject` lasts. Where it is raised already, it keeps its beginning, and
+    /// its text and advice are replaced.
+    pub fn raise(
+        &self,
+        what: FaultKind,
+        subject: &str,
+        text: impl Into<String>,
+        advice: impl Into<String>,
+    ) {
+        let (text, advice) = (text.into(), advice.into());
+        let mut faults = self.inner.faults.lock();
+        if let Some(fault) = faults.get_mut(&(what, subject.to_owned())) {
+            (fault.text, fault.advice) = (text, advice);
+            return;
+        }
+        let since_ms = self.inner.clock.unix_ms();
+        let fault = Fault { what, subject: subject.to_owned(), since_ms, text, advice };
+        faults.insert((what, subject.to_owned()), fault);
+        self.inner.gauge.with_label_values(&[what.as_str()]).inc();
+    }
+
+    /// The fault is over. Nothing happens where it was not raised.
+    pub fn clear(&self, what: FaultKind, subject: &str) {
+        let mut faults = self.inner.faults.lock();
+        if faults.remove(&(what, subject.to_owned())).is_some() {
+            self.inner.gauge.with_label_values(&[what.as_str()]).dec();
+        }
+    }
+
+    /// The faults that last, the oldest first.
+    pub fn list(&self) -> Vec<Fault> {
+        let mut list: Vec<Fault> = self.inner.faults.lock().values().cloned().collect();
+        list.sort_by_key(|fault| fault.since_ms);
+        list
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_fault_lasts_from_the_first_raise_to_the_clear() {
+        let faults = Faults::unregistered();
+        let count = || faults.inner.gauge.with_label_values(&[FaultKind::Poison.as_str()]).get();
+        faults.raise(FaultKind::Poison, "a", "An event fails.", "Wait.");
+        let since_ms = faults.list()[0].since_ms;
+        faults.raise(FaultKind::Poison, "a", "An event fails again.", "Look at it.");
+        faults.raise(FaultKind::Poison, "b", "An event fails.", "Wait.");
+        assert_eq!(count(), 2);
+        let first = faults.list().into_iter().find(|fault| fault.subject == "a").unwrap();
+        assert_eq!((first.since_ms, first.text.as_str()), (since_ms, "An event fails again."));
+        faults.clear(FaultKind::Poison, "a");
+        faults.clear(FaultKind::Poison, "a");
+        faults.clear(FaultKind::UpstreamStuck, "b");
+        assert_eq!((count(), faults.list().len()), (1, 1));
+    }
+}
