@@ -66,6 +66,7 @@ fn main() -> std::result::Result<(), Box<dyn std::error::Error>> {
     config.upstream = vec![pixelgate::config::Upstream {
         name: "file".to_owned(),
         batch: Default::default(),
+        attempts_max: 12,
         kind: pixelgate::config::UpstreamKind::File(files),
     }];
     let pixels = PixelGate::builder(config).state_dir(&folder).open()?;

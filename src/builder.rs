@@ -135,8 +135,8 @@ impl Config {
     }
 }
 
-/// An upstream with its name and the limits of its batches.
-type Destination = (String, Arc<dyn Upstream>, BatchConfig);
+/// An upstream with its name, the limits of its batches and its `attempts_max`.
+type Destination = (String, Arc<dyn Upstream>, BatchConfig, u32);
 
 /// Collects what a gate needs and opens it ([`Builder::open`]).
 pub struct Builder {
@@ -249,10 +249,10 @@ impl Builder {
             },
             ..delivery::Options::new(config.dead_dir())
         };
-        let route = |(name, upstream, batch): Destination| {
+        let route = |(name, upstream, batch, attempts_max): Destination| {
             // Always `Some`: the spool was opened with these names, and each is taken once.
             let reader = spool.reader(&name)?;
-            Some(Route { name, upstream, batch, reader })
+            Some(Route { name, upstream, batch, attempts_max, reader })
         };
         let routes = routes.into_iter().filter_map(route).collect();
         let delivery =
@@ -291,13 +291,15 @@ fn destinations(
     let mut all = Vec::new();
     for upstream in &config.destinations {
         let built = upstream.build()?;
-        all.push((upstream.name.clone(), built, upstream.batch.over(&config.batch)));
+        let batch = upstream.batch.over(&config.batch);
+        all.push((upstream.name.clone(), built, batch, upstream.attempts_max));
     }
     for (name, upstream) in own {
         if all.iter().any(|(taken, ..)| taken == name) {
             return Err(ConfigError::new("upstream.name", format!("`{name}` is taken")));
         }
-        all.push((name.clone(), upstream.clone(), config.batch.clone()));
+        let attempts_max = upstream::ATTEMPTS_MAX_DEFAULT;
+        all.push((name.clone(), upstream.clone(), config.batch.clone(), attempts_max));
     }
     Ok(all)
 }

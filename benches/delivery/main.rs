@@ -117,6 +117,7 @@ fn drain(events: usize, kind: &str) -> Drained {
         name: "out".into(),
         upstream,
         batch: BatchConfig::default(),
+        attempts_max: 12,
         reader: spool.reader("out").unwrap(),
     };
     let mut runtime = tokio::runtime::Builder::new_multi_thread();
@@ -131,7 +132,7 @@ fn drain(events: usize, kind: &str) -> Drained {
     let early_mib = peak_mib();
     await_delivered(&spool, events);
     let (wall, cpu_ns, peak_mib) = (start.elapsed(), cpu_ns() - cpu, peak_mib());
-    runtime.block_on(forwarder.stop());
+    runtime.block_on(forwarder.stop(Duration::from_secs(10)));
     Drained { wall, cpu_ns, early_mib, peak_mib, plain_bytes }
 }
 

@@ -121,6 +121,10 @@ fn upstream_holds_back(snapshot: &Snapshot) -> Option<HealthSummary> {
             format!("The dead letters of upstream {name} cannot be written; {wait}."),
             format!("Last error: {error}. Make their folder below spool.dir writable.{room}"),
         ),
+        State::SpoolUnreadable => trouble(
+            format!("Events for upstream {name} cannot be read from the spool; {wait}."),
+            format!("They are read again each second. Look at the disk of spool.dir.{room}"),
+        ),
         _ => trouble(
             format!(
                 "Upstream {name} has taken nothing for {}; {wait}.",
@@ -136,7 +140,9 @@ pub fn is_in_trouble(route: &delivery::Status) -> bool {
     match route.state {
         State::Ok | State::Stopped => false,
         State::Retrying => route.trouble_seconds.is_some_and(|s| s >= HICCUP_SECONDS),
-        State::Down | State::Misconfigured | State::DeadLettersFailing => true,
+        State::Down | State::Misconfigured | State::DeadLettersFailing | State::SpoolUnreadable => {
+            true
+        }
     }
 }
 

@@ -1,12 +1,13 @@
 //! Collects events into batches. A batch closes at `events_max` events, at `bytes_max` bytes, or
 //! `linger_ms` milliseconds after its first event.
+//!
+//! Nothing here waits: the worker says what time it is and asks what is closed.
 
 use std::collections::VecDeque;
 use std::time::Duration;
 
 use bytes::Bytes;
-use tokio::sync::mpsc::Receiver;
-use tokio::time::{Instant, timeout_at};
+use tokio::time::Instant;
 
 use crate::spool::RecordId;
 use crate::upstream::{Batch, BatchConfig};
@@ -18,79 +19,90 @@ pub struct Arrival<T = RecordId> {
     pub record: Bytes,
 }
 
-/// Events that will be one batch. Holds at least one event.
-#[derive(Debug)]
-pub struct OpenBatch<T = RecordId> {
-    pub arrivals: Vec<Arrival<T>>,
-    bytes: usize,
-}
-
 /// Collects the events of one queue into batches.
 #[derive(Debug)]
 pub struct Batcher<T = RecordId> {
     config: BatchConfig,
-    inbox: Receiver<Vec<Arrival<T>>>,
-    /// Received, and in no batch yet. At most one message of the inbox.
-    waiting: VecDeque<Arrival<T>>,
+    /// All events that are in no closed batch; the first `open` of them are the open batch.
+    events: VecDeque<Arrival<T>>,
+    open: usize,
+    open_bytes: usize,
+    /// Weight of the events behind the open batch.
+    behind_bytes: usize,
+    /// When the open batch got its first event.
+    opened_at: Instant,
 }
 
 impl<T> Batcher<T> {
-    /// Collects the events that arrive in `inbox`.
-    pub fn new(config: BatchConfig, inbox: Receiver<Vec<Arrival<T>>>) -> Batcher<T> {
-        Batcher { config, inbox, waiting: VecDeque::new() }
-    }
-
-    /// Waits for the next batch to close. `None` once the inbox is closed and empty.
-    pub async fn next(&mut self) -> Option<OpenBatch<T>> {
-        let first = loop {
-            match self.waiting.pop_front() {
-                Some(arrival) => break arrival,
-                None => self.waiting.extend(self.inbox.recv().await?),
-            }
-        };
-        let deadline = Instant::now() + Duration::from_millis(self.config.linger_ms);
-        let mut open = OpenBatch::begin(first);
-        loop {
-            while let Some(arrival) = self.waiting.pop_front() {
-                if !open.has_room(&arrival, &self.config) {
-                    self.waiting.push_front(arrival);
-                    return Some(open);
-                }
-                open.add(arrival);
-            }
-            if open.arrivals.len() >= self.config.events_max {
-                return Some(open);
-            }
-            match timeout_at(deadline, self.inbox.recv()).await {
-                Ok(Some(arrivals)) => self.waiting.extend(arrivals),
-                // The inbox is closed, or the first event has waited for `linger_ms`.
-                Ok(None) | Err(_) => return Some(open),
-            }
+    /// Collects nothing yet.
+    pub fn new(config: BatchConfig) -> Batcher<T> {
+        Batcher {
+            config,
+            events: VecDeque::new(),
+            open: 0,
+            open_bytes: 0,
+            behind_bytes: 0,
+            opened_at: Instant::now(),
         }
     }
-}
 
-impl<T> OpenBatch<T> {
-    fn begin(first: Arrival<T>) -> OpenBatch<T> {
-        let bytes = weight(&first);
-        OpenBatch { arrivals: vec![first], bytes }
+    /// Adds an event that arrived now.
+    pub fn push(&mut self, arrival: Arrival<T>, now: Instant) {
+        if self.events.is_empty() {
+            self.opened_at = now;
+        }
+        self.behind_bytes += weight(&arrival);
+        self.events.push_back(arrival);
+        self.grow();
     }
 
-    fn has_room(&self, arrival: &Arrival<T>, config: &BatchConfig) -> bool {
-        let bytes_max = usize::try_from(config.bytes_max.as_u64()).unwrap_or(usize::MAX);
-        self.arrivals.len() < config.events_max && self.bytes + weight(arrival) <= bytes_max
+    /// The first event of the open batch.
+    pub fn first(&self) -> Option<&Arrival<T>> {
+        self.events.front()
     }
 
-    fn add(&mut self, arrival: Arrival<T>) {
-        self.bytes += weight(&arrival);
-        self.arrivals.push(arrival);
+    /// Bytes of the events that arrived for batches after the open one.
+    pub fn behind_bytes(&self) -> usize {
+        self.behind_bytes
     }
-}
 
-#[cfg(test)]
-impl<T> OpenBatch<T> {
-    pub fn of_one(record: Bytes, id: T) -> OpenBatch<T> {
-        OpenBatch::begin(Arrival { id, record })
+    /// Whether the open batch can take no further event.
+    pub fn is_full(&self) -> bool {
+        self.open < self.events.len() || self.open >= self.config.events_max
+    }
+
+    /// When the open batch closes, if no event comes. `None` if there is none.
+    pub fn closes_at(&self) -> Option<Instant> {
+        let linger = Duration::from_millis(self.config.linger_ms);
+        match self.is_full() {
+            _ if self.events.is_empty() => None,
+            true => Some(self.opened_at),
+            false => Some(self.opened_at + linger),
+        }
+    }
+
+    /// The events of a batch, if one is closed by now.
+    pub fn take_closed(&mut self, now: Instant) -> Option<Vec<Arrival<T>>> {
+        self.closes_at().filter(|at| *at <= now)?;
+        let batch = self.events.drain(..self.open).collect();
+        (self.open, self.open_bytes, self.opened_at) = (0, 0, now);
+        self.grow();
+        Some(batch)
+    }
+
+    /// Moves events into the open batch as far as it has room. One event always has.
+    fn grow(&mut self) {
+        let bytes_max = usize::try_from(self.config.bytes_max.as_u64()).unwrap_or(usize::MAX);
+        while let Some(next) = self.events.get(self.open) {
+            let bytes = self.open_bytes + weight(next);
+            let fits = self.open < self.config.events_max && bytes <= bytes_max;
+            if self.open > 0 && !fits {
+                return;
+            }
+            self.behind_bytes -= weight(next);
+            self.open_bytes = bytes;
+            self.open += 1;
+        }
     }
 }
 
@@ -103,71 +115,80 @@ fn weight<T>(arrival: &Arrival<T>) -> usize {
 mod tests {
     use super::*;
     use bytesize::ByteSize;
-    use tokio::sync::mpsc;
 
     const OVERHEAD: usize = Batch::EVENT_OVERHEAD_BYTES;
 
-    fn arrivals(sizes: &[usize]) -> Vec<Arrival<()>> {
-        let one = |&bytes: &usize| {
-            let record = Bytes::from(vec![b'x'; bytes]);
-            Arrival { id: (), record }
-        };
-        sizes.iter().map(one).collect()
+    fn arrival(bytes: usize) -> Arrival<()> {
+        Arrival { id: (), record: Bytes::from(vec![b'x'; bytes]) }
     }
 
     fn config(events_max: usize, bytes_max: usize, linger_ms: u64) -> BatchConfig {
         BatchConfig { events_max, bytes_max: ByteSize(bytes_max as u64), linger_ms }
     }
 
-    /// Events of these sizes arrive in these messages, all at once: how many does each batch hold?
-    async fn check(config: BatchConfig, messages: &[&[usize]], expect: &[usize]) {
-        let (outbox, inbox) = mpsc::channel(100);
-        for message in messages {
-            outbox.send(arrivals(message)).await.unwrap();
+    /// Events of these sizes arrive at once: how many does each batch hold? The last one closes
+    /// when it has lingered.
+    async fn check(config: BatchConfig, sizes: &[usize], expect: &[usize]) {
+        let now = Instant::now();
+        let linger = Duration::from_millis(config.linger_ms);
+        let mut batcher = Batcher::new(config);
+        sizes.iter().for_each(|bytes| batcher.push(arrival(*bytes), now));
+        let mut batches = Vec::new();
+        while batcher.is_full() {
+            batches.push(batcher.take_closed(now).expect("full").len());
         }
-        drop(outbox);
-        let mut batcher = Batcher::new(config, inbox);
-        let mut sizes = Vec::new();
-        while let Some(closed) = batcher.next().await {
-            sizes.push(closed.arrivals.len());
+        assert_eq!(batcher.behind_bytes(), 0);
+        if let Some(at) = batcher.closes_at() {
+            assert_eq!(at, now + linger);
+            batches.push(batcher.take_closed(at).expect("lingered").len());
         }
-        assert_eq!(sizes, expect);
+        assert!(batcher.take_closed(now + 2 * linger).is_none());
+        assert_eq!(batches, expect);
     }
 
-    #[tokio::test(start_paused = true)]
+    #[tokio::test]
     async fn a_batch_closes_at_its_number_of_events() {
-        check(config(3, 1 << 20, 1000), &[&[1], &[1, 1, 1], &[1; 4]], &[3, 3, 2]).await;
-        check(config(1, 1 << 20, 1000), &[&[1, 1], &[1]], &[1, 1, 1]).await;
-        check(config(3, 1 << 20, 0), &[&[1; 3]], &[3]).await;
+        check(config(3, 1 << 20, 1000), &[1; 8], &[3, 3, 2]).await;
+        check(config(1, 1 << 20, 1000), &[1; 3], &[1, 1, 1]).await;
+        check(config(3, 1 << 20, 0), &[1; 3], &[3]).await;
+        check(config(3, 1 << 20, 0), &[1; 2], &[2]).await;
     }
 
-    #[tokio::test(start_paused = true)]
+    #[tokio::test]
     async fn a_batch_closes_at_its_bytes_and_not_one_later() {
         let two = 2 * (100 + OVERHEAD);
-        check(config(100, two, 1000), &[&[100; 5]], &[2, 2, 1]).await;
-        check(config(100, two - 1, 1000), &[&[100; 3]], &[1, 1, 1]).await;
-        check(config(100, two + 1, 1000), &[&[100; 4]], &[2, 2]).await;
+        check(config(100, two, 1000), &[100; 5], &[2, 2, 1]).await;
+        check(config(100, two - 1, 1000), &[100; 3], &[1, 1, 1]).await;
+        check(config(100, two + 1, 1000), &[100; 4], &[2, 2]).await;
     }
 
-    #[tokio::test(start_paused = true)]
+    #[tokio::test]
     async fn an_event_larger_than_a_batch_travels_alone() {
-        check(config(100, 1000, 1000), &[&[10, 5000, 10, 10]], &[1, 1, 2]).await;
+        check(config(100, 1000, 1000), &[10, 5000, 10, 10], &[1, 1, 2]).await;
     }
 
-    #[tokio::test(start_paused = true)]
+    #[tokio::test]
     async fn a_batch_closes_when_its_first_event_has_waited_long_enough() {
-        let (outbox, inbox) = mpsc::channel(100);
-        let mut batcher = Batcher::new(config(100, 1 << 20, 1000), inbox);
-        tokio::spawn(async move {
-            // Every 300 ms, so that the events keep coming while the first one waits.
-            for _ in 0..10 {
-                outbox.send(arrivals(&[1])).await.unwrap();
-                tokio::time::sleep(Duration::from_millis(300)).await;
+        let began = Instant::now();
+        let mut batcher = Batcher::new(config(100, 1 << 20, 1000));
+        for n in 0..10 {
+            let now = began + n * Duration::from_millis(300);
+            if let Some(batch) = batcher.take_closed(now) {
+                assert_eq!((n, batch.len()), (4, 4));
+                return;
             }
-        });
-        let start = Instant::now();
-        let first = batcher.next().await.unwrap();
-        assert_eq!(first.arrivals.len(), 4);
-        assert_eq!(start.elapsed().as_millis(), 1000);
+            batcher.push(arrival(1), now);
+        }
+        panic!("it never closed");
+    }
+
+    #[tokio::test]
+    async fn what_comes_behind_a_closed_batch_is_counted() {
+        let now = Instant::now();
+        let mut batcher = Batcher::new(config(2, 1 << 20, 1000));
+        (0..5).for_each(|_| batcher.push(arrival(100), now));
+        assert_eq!(batcher.behind_bytes(), 3 * (100 + OVERHEAD));
+        assert_eq!(batcher.take_closed(now).map(|batch| batch.len()), Some(2));
+        assert_eq!(batcher.behind_bytes(), 100 + OVERHEAD);
     }
 }

@@ -1,41 +1,33 @@
 //! The circuit breaker of one upstream.
 //!
-//! Closed: every attempt is admitted. Open, after [`FAILURES_MAX`] failures in a row or when the
-//! upstream asks for a pause: no attempt is admitted until the wait is over. Half-open: one attempt
-//! is admitted as a probe, and its result closes the breaker or opens it for longer. A backend that
-//! recovers thus receives one request first, and not all the batches that have piled up.
+//! Closed: every attempt is admitted. Open, after the first failures of [`FAILURES_MAX`] batches in
+//! a row: no attempt is admitted until the wait is over. Half-open: one attempt is admitted as a
+//! probe, and its result closes the breaker or opens it for longer. A backend that recovers thus
+//! receives one request first, and not all the batches that have piled up.
 //!
-//! Waiting attempts are admitted in the order of arrival. Otherwise a batch that always fails could
-//! be every probe, while batches that would succeed wait behind it.
+//! A batch that fails again and again says nothing about the upstream: it waits for itself, and
+//! only its first failure counts here. A pause that the upstream asks for is kept whatever else is
+//! under way: the success of an attempt that began before does not end it.
 
 use std::time::Duration;
 
-use parking_lot::Mutex;
-use tokio::sync::{Mutex as FairMutex, Notify};
-use tokio::time::{Instant, sleep_until};
+use tokio::time::Instant;
 
-use super::retries;
+use super::retries::Backoff;
 
-/// Failures in a row that open the breaker.
+/// First failures in a row that open the breaker.
 pub const FAILURES_MAX: u32 = 5;
 
 /// See the module.
 #[derive(Debug, Default)]
 pub struct Breaker {
-    inner: Mutex<Inner>,
-    /// Held by the first waiting attempt.
-    queue: FairMutex<()>,
-    /// Wakes the first waiting attempt when a probe has ended.
-    probed: Notify,
-}
-
-#[derive(Debug, Default)]
-struct Inner {
     state: State,
     failures: u32,
+    /// The end of the longest pause that the upstream asked for.
+    paused_until: Option<Instant>,
 }
 
-#[derive(Debug, Default, Clone, Copy)]
+#[derive(Debug, Default, Clone, Copy, PartialEq, Eq)]
 enum State {
     #[default]
     Closed,
@@ -45,79 +37,93 @@ enum State {
     HalfOpen,
 }
 
-/// Permission to make one attempt. Dropped without a result, it changes nothing.
+/// When an attempt may begin.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Admission {
+    /// Now.
+    Now,
+    /// Now, as the one that shows whether the upstream works again.
+    Probe,
+    /// Not before this moment.
+    At(Instant),
+    /// After the probe under way has ended.
+    AfterProbe,
+}
+
+/// One attempt under way, to be given back with its result.
 #[derive(Debug)]
-pub struct Pass<'a> {
-    breaker: &'a Breaker,
+#[must_use]
+pub struct Pass {
     probe: bool,
 }
 
 impl Breaker {
-    /// Waits until an attempt may be made.
-    pub async fn admit(&self) -> Pass<'_> {
-        let _first = self.queue.lock().await;
-        loop {
-            let state = self.inner.lock().state;
-            match state {
-                State::Closed => return Pass { breaker: self, probe: false },
-                State::Open { until } if Instant::now() < until => sleep_until(until).await,
-                State::Open { .. } => {
-                    self.inner.lock().state = State::HalfOpen;
-                    return Pass { breaker: self, probe: true };
-                }
-                State::HalfOpen => self.probed.notified().await,
-            }
+    /// When the next attempt may begin.
+    pub fn admission(&self, now: Instant) -> Admission {
+        if let Some(until) = self.paused_until.filter(|until| now < *until) {
+            return Admission::At(until);
+        }
+        match self.state {
+            State::Closed => Admission::Now,
+            State::Open { until } if now < until => Admission::At(until),
+            State::Open { .. } => Admission::Probe,
+            State::HalfOpen => Admission::AfterProbe,
         }
     }
 
-    /// Whether attempts are admitted without a wait.
-    pub fn is_closed(&self) -> bool {
-        matches!(self.inner.lock().state, State::Closed)
-    }
-}
-
-impl Pass<'_> {
-    /// The upstream answered and handled the batch. Closes the breaker.
-    pub fn succeed(mut self) {
-        let mut inner = self.breaker.inner.lock();
-        // An attempt that began before the breaker opened counts, too: it was delivered now, so a
-        // probe would succeed as well.
-        *inner = Inner::default();
-        drop(inner);
-        self.probe = false;
-        self.breaker.probed.notify_one();
+    /// Whether the upstream counts as down, or has asked for a pause that is not over.
+    pub fn is_open(&self, now: Instant) -> bool {
+        self.state != State::Closed || self.paused_until.is_some_and(|until| now < until)
     }
 
-    /// The attempt failed, or the upstream asked for a pause of `after`.
-    pub fn fail(mut self, after: Option<Duration>) {
-        let mut inner = self.breaker.inner.lock();
-        inner.failures = inner.failures.saturating_add(1);
-        let asked = after.is_some_and(|a| !a.is_zero());
-        let until = Instant::now() + retries::wait(inner.failures, after);
-        match inner.state {
-            // An attempt from before the breaker opened neither shortens the pause nor starts
-            // another one.
-            State::Open { until: set } => inner.state = State::Open { until: set.max(until) },
-            State::HalfOpen if !self.probe => {}
-            State::Closed if inner.failures < FAILURES_MAX && !asked => {}
-            State::Closed | State::HalfOpen => inner.state = State::Open { until },
+    /// An attempt begins. [`Breaker::admission`] has just said that it may.
+    pub fn begin(&mut self) -> Pass {
+        let probe = matches!(self.state, State::Open { .. });
+        if probe {
+            self.state = State::HalfOpen;
         }
-        drop(inner);
-        self.probe = false;
-        self.breaker.probed.notify_one();
+        Pass { probe }
     }
-}
 
-impl Drop for Pass<'_> {
-    fn drop(&mut self) {
-        if self.probe {
-            // The probe was cancelled: the next waiting attempt becomes the probe.
-            let mut inner = self.breaker.inner.lock();
-            if matches!(inner.state, State::HalfOpen) {
-                inner.state = State::Open { until: Instant::now() };
-            }
-            drop(inner);
-            self.breaker.probed.notify_one();
+    /// The upstream answered and handled the batch. Closes the breaker: a probe would succeed, too.
+    pub fn succeed(&mut self, _: Pass) {
+        self.state = State::Closed;
+        self.failures = 0;
+    }
+
+    /// The attempt failed, for the first time of its batch or not, and the upstream may have asked
+    /// for a pause of `after`.
+    pub fn fail(
+        &mut self,
+        pass: Pass,
+        is_first: bool,
+        after: Option<Duration>,
+        backoff: &Backoff,
+        now: Instant,
+    ) {
+        let asked = after.filter(|after| !after.is_zero());
+        if let Some(after) = asked {
+            self.paused_until = self.paused_until.max(Some(now + after));
+        }
+        // Of attempts from before the breaker opened only the pause counts.
+        let counts = match self.state {
+            State::Closed => is_first || asked.is_some(),
+            State::Open { .. } => false,
+            State::HalfOpen => pass.probe,
+        };
+        if !counts {
+            return;
+        }
+        self.failures = self.failures.saturating_add(1);
+        if pass.probe || asked.is_some() || self.failures >= FAILURES_MAX {
+            self.state = State::Open { until: now + backoff.wait(self.failures, after) };
+        }
+    }
+
+    /// The attempt ended and says nothing about the upstream. If it was the probe, the next one is.
+    pub fn abandon(&mut self, pass: Pass, now: Instant) {
+        if pass.probe && self.state == State::HalfOpen {
+            self.state = State::Open { until: now };
         }
     }
 }
@@ -125,85 +131,126 @@ impl Drop for Pass<'_> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use std::sync::Arc;
-    use tokio::time::timeout;
+    use crate::delivery::retries;
 
-    const SOON: Duration = Duration::from_millis(1);
+    const SECOND: Duration = Duration::from_secs(1);
 
-    async fn fail_until_open(breaker: &Breaker) {
-        for n in 0..FAILURES_MAX {
-            assert!(breaker.is_closed(), "open after {n} failures");
-            breaker.admit().await.fail(None);
-        }
-        assert!(!breaker.is_closed());
+    struct Rig {
+        breaker: Breaker,
+        backoff: Backoff,
+        now: Instant,
     }
 
-    #[tokio::test(start_paused = true)]
+    impl Rig {
+        fn new() -> Rig {
+            let backoff = Backoff::default();
+            Rig { breaker: Breaker::default(), backoff, now: Instant::now() }
+        }
+
+        fn admission(&self) -> Admission {
+            self.breaker.admission(self.now)
+        }
+
+        fn fail(&mut self, pass: Pass, is_first: bool, after: Option<Duration>) {
+            self.breaker.fail(pass, is_first, after, &self.backoff, self.now);
+        }
+
+        fn fail_until_open(&mut self) {
+            for n in 0..FAILURES_MAX {
+                assert_eq!(self.admission(), Admission::Now, "open after {n} failures");
+                let pass = self.breaker.begin();
+                self.fail(pass, true, None);
+            }
+            assert!(self.breaker.is_open(self.now));
+            self.now += Duration::from_millis(retries::BACKOFF_MS_MAX);
+            assert_eq!(self.admission(), Admission::Probe);
+        }
+    }
+
+    #[tokio::test]
     async fn it_opens_after_failures_in_a_row_only() {
-        let breaker = Breaker::default();
+        let mut rig = Rig::new();
         for _ in 0..3 {
             for _ in 1..FAILURES_MAX {
-                breaker.admit().await.fail(None);
+                let pass = rig.breaker.begin();
+                rig.fail(pass, true, None);
             }
-            breaker.admit().await.succeed();
+            let pass = rig.breaker.begin();
+            rig.breaker.succeed(pass);
         }
-        fail_until_open(&breaker).await;
+        rig.fail_until_open();
     }
 
-    #[tokio::test(start_paused = true)]
+    #[tokio::test]
+    async fn a_batch_that_fails_again_and_again_opens_nothing() {
+        let mut rig = Rig::new();
+        for n in 0..100 {
+            let pass = rig.breaker.begin();
+            rig.fail(pass, n == 0, None);
+            assert_eq!(rig.admission(), Admission::Now);
+        }
+    }
+
+    #[tokio::test]
     async fn one_probe_passes_after_the_pause_and_its_success_lets_all_pass() {
-        let breaker = Arc::new(Breaker::default());
-        fail_until_open(&breaker).await;
-        let probe = breaker.admit().await;
-        assert!(timeout(Duration::from_secs(3600), breaker.admit()).await.is_err());
-        probe.succeed();
-        for _ in 0..3 {
-            let pass = timeout(SOON, breaker.admit()).await.expect("closed");
-            pass.succeed();
-        }
+        let mut rig = Rig::new();
+        rig.fail_until_open();
+        let probe = rig.breaker.begin();
+        rig.now += 3600 * SECOND;
+        assert_eq!(rig.admission(), Admission::AfterProbe);
+        rig.breaker.succeed(probe);
+        assert_eq!(rig.admission(), Admission::Now);
+        assert!(!rig.breaker.is_open(rig.now));
     }
 
-    #[tokio::test(start_paused = true)]
+    #[tokio::test]
     async fn a_failed_probe_opens_again_and_pauses_are_bounded() {
-        let breaker = Breaker::default();
-        fail_until_open(&breaker).await;
+        let mut rig = Rig::new();
+        rig.fail_until_open();
         for _ in 0..50 {
-            let start = Instant::now();
-            let probe = breaker.admit().await;
-            let bound = Duration::from_millis(retries::BACKOFF_MS_MAX + 1);
-            assert!(start.elapsed() <= bound);
-            probe.fail(None);
+            let probe = rig.breaker.begin();
+            // Whether its batch has failed before does not matter.
+            rig.fail(probe, false, None);
+            let Admission::At(until) = rig.admission() else { panic!("{:?}", rig.breaker) };
+            assert!(until <= rig.now + Duration::from_millis(retries::BACKOFF_MS_MAX));
+            rig.now = until;
         }
     }
 
-    #[tokio::test(start_paused = true)]
-    async fn a_pause_that_is_asked_for_holds_everybody_at_once() {
-        let breaker = Breaker::default();
-        let start = Instant::now();
-        breaker.admit().await.fail(Some(Duration::from_secs(30)));
-        breaker.admit().await.succeed();
-        assert!(start.elapsed() >= Duration::from_secs(30));
+    #[tokio::test]
+    async fn a_pause_that_is_asked_for_outlives_the_success_of_a_straggler() {
+        let mut rig = Rig::new();
+        let began = rig.now;
+        let (first, straggler, late) =
+            (rig.breaker.begin(), rig.breaker.begin(), rig.breaker.begin());
+        rig.fail(first, true, Some(30 * SECOND));
+        rig.breaker.succeed(straggler);
+        assert_eq!(rig.admission(), Admission::At(began + 30 * SECOND));
+        rig.now += SECOND;
+        rig.fail(late, true, Some(5 * SECOND));
+        assert!(matches!(rig.admission(), Admission::At(at) if at >= began + 30 * SECOND));
+        rig.now += 30 * SECOND;
+        assert!(matches!(rig.admission(), Admission::Probe | Admission::Now));
     }
 
-    #[tokio::test(start_paused = true)]
-    async fn a_probe_that_is_given_up_passes_its_turn_on() {
-        let breaker = Breaker::default();
-        fail_until_open(&breaker).await;
-        drop(breaker.admit().await);
-        let next = timeout(SOON, breaker.admit()).await.expect("its turn");
-        next.succeed();
-        assert!(breaker.is_closed());
+    #[tokio::test]
+    async fn a_probe_that_says_nothing_passes_its_turn_on() {
+        let mut rig = Rig::new();
+        rig.fail_until_open();
+        let probe = rig.breaker.begin();
+        rig.breaker.abandon(probe, rig.now);
+        assert_eq!(rig.admission(), Admission::Probe);
     }
 
-    #[tokio::test(start_paused = true)]
+    #[tokio::test]
     async fn a_straggler_neither_ends_a_probe_nor_shortens_a_pause() {
-        let breaker = Breaker::default();
-        let straggler = breaker.admit().await;
-        fail_until_open(&breaker).await;
-        let probe = breaker.admit().await;
-        straggler.fail(None);
-        assert!(matches!(breaker.inner.lock().state, State::HalfOpen));
-        probe.succeed();
-        assert!(breaker.is_closed());
+        let mut rig = Rig::new();
+        let straggler = rig.breaker.begin();
+        rig.fail_until_open();
+        let probe = rig.breaker.begin();
+        rig.fail(straggler, true, None);
+        assert_eq!(rig.admission(), Admission::AfterProbe);
+        rig.breaker.succeed(probe);
+        assert_eq!(rig.admission(), Admission::Now);
     }
 }

@@ -15,17 +15,19 @@ pub const REPEAT_SECONDS_MIN: u64 = 60;
 /// How an upstream is doing.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub enum State {
-    /// The upstream accepts batches, or has received none yet.
+    /// No event waits for another attempt.
     #[default]
     Ok,
     /// An attempt failed and will be repeated.
     Retrying,
-    /// Attempts fail in a row, or the upstream asked for a pause: the breaker is open.
+    /// The upstream takes nothing: attempts fail in a row, or it asked for a pause.
     Down,
     /// The upstream gives answers that only a changed configuration will change.
     Misconfigured,
     /// Dead letters cannot be written: their events wait in the spool.
     DeadLettersFailing,
+    /// Events of the spool cannot be read. They are tried again each second.
+    SpoolUnreadable,
     /// The route has stopped: no batch is sent any more.
     Stopped,
 }
@@ -39,6 +41,7 @@ impl State {
             State::Down => "down",
             State::Misconfigured => "misconfigured",
             State::DeadLettersFailing => "dead_letters_failing",
+            State::SpoolUnreadable => "spool_unreadable",
             State::Stopped => "stopped",
         }
     }
@@ -55,10 +58,12 @@ pub struct Health {
 struct Inner {
     state: State,
     last_error: Option<String>,
-    /// When the upstream stopped working. Kept in every state but `Ok`.
+    /// When the first attempt failed since something was delivered.
     trouble: Option<Instant>,
+    /// Attempts that failed since something was delivered.
+    failures: u32,
     /// One throttle for the line about a change to each state.
-    throttles: [LogThrottle; 6],
+    throttles: [LogThrottle; 7],
     /// Whether the last line in the log is a warning or an error, so that a recovery is logged.
     alarmed: bool,
 }
@@ -80,33 +85,42 @@ impl Health {
         self.inner.lock().trouble.map(|since| since.elapsed().as_secs())
     }
 
-    /// The upstream works, or works again.
-    pub fn ok(&self) {
-        let mut inner = self.inner.lock();
-        if inner.state == State::Ok || inner.state == State::Stopped {
-            return;
-        }
-        inner.state = State::Ok;
-        inner.trouble = None;
-        if inner.alarmed && inner.may_log(State::Ok) {
-            inner.alarmed = false;
-            log::info!("upstream {}: delivers again", self.name);
-        }
+    /// Attempts that failed since something was delivered.
+    pub fn failures(&self) -> u32 {
+        self.inner.lock().failures
     }
 
-    /// The upstream does not work because of `error`.
-    pub fn failing(&self, state: State, error: &str) {
+    /// The upstream took events.
+    pub fn delivered(&self) {
         let mut inner = self.inner.lock();
-        if inner.state == State::Stopped {
-            return;
-        }
-        inner.last_error = Some(error.to_owned());
+        (inner.trouble, inner.failures) = (None, 0);
+    }
+
+    /// An attempt failed because of `error`.
+    pub fn failed(&self, error: &str) {
+        let mut inner = self.inner.lock();
+        inner.failures = inner.failures.saturating_add(1);
         inner.trouble.get_or_insert_with(Instant::now);
-        if inner.state == state {
+        inner.last_error = Some(error.to_owned());
+    }
+
+    /// Something on this side fails because of `error`.
+    pub fn failed_here(&self, error: &str) {
+        self.inner.lock().last_error = Some(error.to_owned());
+    }
+
+    /// The state from now on, until the route has stopped.
+    pub fn set(&self, state: State) {
+        let mut inner = self.inner.lock();
+        if inner.state == State::Stopped || inner.state == state {
             return;
         }
         inner.state = state;
-        let name = &self.name;
+        let (name, error) = (&self.name, inner.last_error.clone().unwrap_or_default());
+        if state == State::Ok && inner.alarmed && inner.may_log(State::Ok) {
+            inner.alarmed = false;
+            log::info!("upstream {name}: delivers again");
+        }
         match state {
             State::Ok | State::Retrying | State::Stopped => {
                 log::debug!("upstream {name}: {}: {error}", state.as_str());
@@ -120,6 +134,9 @@ impl Health {
             State::DeadLettersFailing => log::error!(
                 "upstream {name}: dead letters cannot be written: {error}; their events wait"
             ),
+            State::SpoolUnreadable => {
+                log::error!("upstream {name}: events of the spool cannot be read and wait");
+            }
         }
         inner.alarmed = true;
     }
@@ -137,6 +154,7 @@ impl Default for Inner {
             state: State::Ok,
             last_error: None,
             trouble: None,
+            failures: 0,
             throttles: std::array::from_fn(|_| throttle.clone()),
             alarmed: false,
         }
@@ -168,9 +186,11 @@ mod tests {
     #[test]
     fn the_last_error_outlives_what_it_told_of() {
         let health = Health::new("a");
-        health.failing(State::Down, "connection refused");
+        health.failed("connection refused");
+        health.set(State::Down);
         assert_eq!(health.read(), (State::Down, Some("connection refused".into())));
-        health.ok();
+        health.delivered();
+        health.set(State::Ok);
         assert_eq!(health.read(), (State::Ok, Some("connection refused".into())));
     }
 
@@ -178,20 +198,20 @@ mod tests {
     async fn trouble_lasts_from_the_first_failure_to_the_next_success() {
         let health = Health::new("a");
         assert_eq!(health.trouble_seconds(), None);
-        health.failing(State::Retrying, "503");
+        health.failed("503");
         tokio::time::advance(Duration::from_secs(3)).await;
-        health.failing(State::Down, "503");
-        assert_eq!(health.trouble_seconds(), Some(3));
-        health.ok();
-        assert_eq!(health.trouble_seconds(), None);
+        health.failed("503");
+        assert_eq!((health.trouble_seconds(), health.failures()), (Some(3), 2));
+        health.delivered();
+        assert_eq!((health.trouble_seconds(), health.failures()), (None, 0));
     }
 
     #[test]
     fn nothing_follows_a_stop() {
         let health = Health::new("a");
         health.stopped();
-        health.failing(State::Down, "late");
-        health.ok();
-        assert_eq!(health.read(), (State::Stopped, None));
+        health.set(State::Down);
+        health.set(State::Ok);
+        assert_eq!(health.read().0, State::Stopped);
     }
 }

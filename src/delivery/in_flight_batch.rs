@@ -4,8 +4,8 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 
-use super::batches::OpenBatch;
-use super::lag::{LagEntry, LagTracker};
+use super::batches::Arrival;
+use super::tracker::{Entry, Tracker, Trouble};
 use crate::spool::RecordId;
 use crate::upstream::{Batch, Failure, Outcome, Part};
 
@@ -18,22 +18,44 @@ pub struct InFlightBatch<T = RecordId> {
     pub ids: Vec<T>,
     /// Failed attempts in a row.
     pub failures: u32,
-    /// Shared by all parts that a batch was split into.
-    lag_entry: Option<Arc<LagEntry>>,
+    /// Those of them for which the events may be to blame, and how often the upstream had taken
+    /// something when the first of them ended.
+    pub suspect: Option<Suspicion>,
+    entry: Option<Entry>,
+}
+
+/// Why the events of a batch may be what fails: see [`InFlightBatch::suspect`].
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Suspicion {
+    /// Failed attempts that were not limited to a portal.
+    pub failures: u32,
+    /// Attempts that had delivered something when the first of them ended.
+    pub deliveries: u64,
 }
 
 impl<T: Copy> InFlightBatch<T> {
-    /// From a closed batch whose oldest event was received at `received_ms`, in milliseconds since
-    /// 1970. Counts for the lag until the last part of the batch is dropped.
-    pub fn new(closed: OpenBatch<T>, received_ms: u64, lag: &Arc<LagTracker>) -> InFlightBatch<T> {
-        let lag_entry = Some(Arc::new(LagEntry::new(lag, received_ms)));
-        let (ids, records) = closed.arrivals.into_iter().map(|a| (a.id, a.record)).unzip();
-        InFlightBatch { batch: Batch::new(records), ids, failures: 0, lag_entry }
+    /// From a closed batch. The tracker knows of its events until they have ended.
+    pub fn new(closed: Vec<Arrival<T>>, tracker: &Arc<Tracker>) -> InFlightBatch<T> {
+        let (ids, records): (_, Vec<Bytes>) = closed.into_iter().map(|a| (a.id, a.record)).unzip();
+        let entry = Some(Entry::new(tracker, &records));
+        InFlightBatch { batch: Batch::new(records), ids, failures: 0, suspect: None, entry }
     }
 
-    /// From records that do not come from the spool. Does not count for the lag.
+    /// From records that do not come from the spool. No tracker knows of them.
     pub fn of(records: Vec<Bytes>, ids: Vec<T>) -> InFlightBatch<T> {
-        InFlightBatch { batch: Batch::new(records), ids, failures: 0, lag_entry: None }
+        InFlightBatch { batch: Batch::new(records), ids, failures: 0, suspect: None, entry: None }
+    }
+
+    /// Bytes of the records.
+    pub fn bytes(&self) -> usize {
+        self.batch.records().iter().map(Bytes::len).sum()
+    }
+
+    /// Tells the tracker how the last attempt ended.
+    pub fn set_trouble(&self, trouble: Trouble) {
+        if let Some(entry) = &self.entry {
+            entry.set(trouble, self.len());
+        }
     }
 
     /// The number of events.
@@ -43,12 +65,15 @@ impl<T: Copy> InFlightBatch<T> {
 
     /// The events at these places, as a batch of their own.
     fn pick(&self, places: &[usize]) -> InFlightBatch<T> {
-        let records = places.iter().map(|&p| detached(&self.batch.records()[p])).collect();
+        let records: Vec<Bytes> =
+            places.iter().map(|&p| detached(&self.batch.records()[p])).collect();
+        let entry = self.entry.as_ref().map(|entry| entry.another(&records));
         InFlightBatch {
             batch: Batch::new(records),
             ids: places.iter().map(|&p| self.ids[p]).collect(),
             failures: self.failures,
-            lag_entry: self.lag_entry.clone(),
+            suspect: self.suspect,
+            entry,
         }
     }
 
@@ -57,7 +82,7 @@ impl<T: Copy> InFlightBatch<T> {
         let middle = self.len() / 2;
         let places: Vec<usize> = (0..self.len()).collect();
         [self.pick(&places[..middle]), self.pick(&places[middle..])].map(|mut half| {
-            half.failures = 0;
+            (half.failures, half.suspect) = (0, None);
             half
         })
     }
@@ -158,18 +183,18 @@ mod tests {
     }
 
     #[test]
-    fn the_lag_is_that_of_the_oldest_batch_until_its_last_part_is_dropped() {
-        let lag = Arc::new(LagTracker::default());
-        let closed = || OpenBatch::of_one(Bytes::from("x"), 0_usize);
-        let old = InFlightBatch::new(closed(), 7, &lag);
-        let young = InFlightBatch::new(closed(), 9, &lag);
-        assert_eq!(lag.oldest_ms(), Some(7));
-        let part = old.pick(&[0]);
-        drop(old);
-        assert_eq!(lag.oldest_ms(), Some(7));
-        drop(part);
-        assert_eq!(lag.oldest_ms(), Some(9));
-        drop(young);
-        assert_eq!(lag.oldest_ms(), None);
+    fn a_tracker_knows_of_each_part_until_it_is_dropped() {
+        let tracker = Arc::new(Tracker::default());
+        let arrival = |id| Arrival { id, record: Bytes::from_static(b"x") };
+        let batch = InFlightBatch::new(vec![arrival(1), arrival(2)], &tracker);
+        batch.set_trouble(Trouble::Poison);
+        assert_eq!(tracker.troubles().poison_events, 2);
+        let [front, back] = batch.halve();
+        assert_eq!((tracker.troubles().poison_events, front.suspect), (0, None));
+        back.set_trouble(Trouble::Poison);
+        drop(front);
+        assert_eq!(tracker.troubles().poison_events, 1);
+        drop(back);
+        assert_eq!(tracker.oldest_ms(), None);
     }
 }

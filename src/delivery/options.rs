@@ -6,6 +6,7 @@ use std::sync::Arc;
 use prometheus::{IntCounterVec, IntGaugeVec, Opts};
 
 use super::dead_letters::DEAD_BYTES_MAX;
+use super::retries::Backoff;
 use crate::clock::{Clock, SystemClock};
 use crate::spool::Reader;
 use crate::telemetry::faults::Faults;
@@ -19,6 +20,9 @@ pub struct Route {
     pub upstream: Arc<dyn Upstream>,
     /// When a batch is closed.
     pub batch: BatchConfig,
+    /// After so many failed attempts the events of a batch are to blame, if the upstream took
+    /// others meanwhile; 0: never (SPEC 7).
+    pub attempts_max: u32,
     /// The spool's reader for this upstream.
     pub reader: Reader,
 }
@@ -33,8 +37,10 @@ pub struct Options {
     pub clock: Arc<dyn Clock>,
     /// The metrics to update.
     pub meters: Meters,
-    /// Where delivery raises its faults.
+    /// Where conditions that need an operator are raised.
     pub faults: Faults,
+    /// Gives the waits between attempts.
+    pub backoff: Backoff,
 }
 
 /// The metrics that delivery updates, labelled as SPEC 8 says. The caller registers them.
@@ -46,13 +52,13 @@ pub struct Meters {
     pub dead: IntCounterVec,
     /// `pixelgate_batches_total{upstream,outcome}`: attempts, by outcome.
     pub batches: IntCounterVec,
-    /// `pixelgate_delivery_lag_seconds{upstream}`: age of the oldest event in flight.
+    /// `pixelgate_delivery_lag_seconds{upstream}`: age of the oldest event that waits.
     pub lag_seconds: IntGaugeVec,
 }
 
 impl Options {
-    /// Options with the system's clock, unregistered metrics and faults, and a bound of
-    /// [`DEAD_BYTES_MAX`].
+    /// Options with the system's clock and randomness, unregistered metrics and faults, and a
+    /// bound of [`DEAD_BYTES_MAX`].
     pub fn new(dead_dir: impl Into<PathBuf>) -> Options {
         Options {
             dead_dir: dead_dir.into(),
@@ -60,6 +66,7 @@ impl Options {
             clock: Arc::new(SystemClock),
             meters: Meters::unregistered(),
             faults: Faults::unregistered(),
+            backoff: Backoff::default(),
         }
     }
 }

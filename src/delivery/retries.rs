@@ -4,12 +4,44 @@
 //! Full jitter is any time between zero and the bound. When many edges lose the same backend at the
 //! same moment, it spreads their next attempts more evenly than other schemes.
 
+use std::fmt;
+use std::sync::Arc;
 use std::time::Duration;
 
 /// Upper bound of the first wait, in milliseconds.
 pub const BACKOFF_MS_MIN: u64 = 250;
 /// Upper bound of every wait, in milliseconds.
 pub const BACKOFF_MS_MAX: u64 = 60_000;
+
+/// Gives the waits. Its randomness is a parameter, so that a simulation can repeat a run.
+#[derive(Clone)]
+pub struct Backoff {
+    random: Arc<dyn Fn() -> f64 + Send + Sync>,
+}
+
+impl Backoff {
+    /// Waits from this source of numbers, from 0 up to but not including 1.
+    pub fn new(random: impl Fn() -> f64 + Send + Sync + 'static) -> Backoff {
+        Backoff { random: Arc::new(random) }
+    }
+
+    /// A wait after `failures` in a row, and at least `after` where the upstream asked for it.
+    pub fn wait(&self, failures: u32, after: Option<Duration>) -> Duration {
+        bound(failures).mul_f64((self.random)()).max(after.unwrap_or_default())
+    }
+}
+
+impl Default for Backoff {
+    fn default() -> Backoff {
+        Backoff::new(rand::random::<f64>)
+    }
+}
+
+impl fmt::Debug for Backoff {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Backoff")
+    }
+}
 
 /// The longest wait after `failures` in a row (1 is the first).
 pub fn bound(failures: u32) -> Duration {
@@ -19,8 +51,7 @@ pub fn bound(failures: u32) -> Duration {
 
 /// A random wait after `failures` in a row, and at least `after` where the upstream asked for it.
 pub fn wait(failures: u32, after: Option<Duration>) -> Duration {
-    let jittered = bound(failures).mul_f64(rand::random::<f64>());
-    jittered.max(after.unwrap_or_default())
+    Backoff::default().wait(failures, after)
 }
 
 #[cfg(test)]

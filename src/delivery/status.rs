@@ -11,9 +11,9 @@ pub struct Status {
     pub kind: &'static str,
     /// The upstream's state.
     pub state: State,
-    /// Seconds since the upstream stopped working; `None` while it works.
+    /// Seconds since the first attempt failed after the last delivery; `None` while none failed.
     pub trouble_seconds: Option<u64>,
-    /// Age in seconds of the oldest event in flight; 0 when there is none.
+    /// Age in seconds of the oldest event that waits; 0 when there is none.
     pub lag_seconds: u64,
     /// The last error since the start, kept after a recovery. Holds no data of an event or of an
     /// upstream's answer.

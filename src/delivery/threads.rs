@@ -1,25 +1,26 @@
-//! The delivery runtime: delivers batches, and watches the portal list, behind the requests.
+//! The delivery threads: one for each upstream, and one that watches the portal list.
 //!
-//! It is a small tokio runtime that belongs to the gate. A host does not have to start one, and a
-//! slow upstream never occupies a worker thread of the request path. No request waits for this
-//! runtime.
+//! Each runs a small tokio runtime of its own, with blocking threads of its own. So an upstream
+//! that hangs, in a system call, a lock or a name lookup, occupies nothing that another upstream or
+//! the request path needs. The threads belong to the gate: a host does not have to start a runtime.
 
 use super::forwarder::{self, Forwarder};
 use super::options::{Options, Route};
 use crate::policy::portals::Portals;
 use parking_lot::Mutex;
 use std::io;
+use std::thread;
+use std::time::{Duration, Instant};
 use tokio::runtime::Runtime;
 use tokio::sync::watch;
 
-/// Worker threads. One is enough to encode and compress half a million events a second.
-const THREADS: usize = 1;
-/// Threads that encode batches and read lists. Bounded, since each thread keeps memory of its own.
+/// Threads of each upstream that encode batches, look names up and write dead letters, and of the
+/// portal list that read it. Bounded, since each thread keeps memory of its own.
 const BLOCKING_THREADS_MAX: usize = 4;
 
 /// Delivery and the watch on the portal list, running.
 pub(crate) struct Delivery {
-    runtime: Mutex<Option<Runtime>>,
+    threads: Mutex<Vec<thread::JoinHandle<()>>>,
     forwarder: Forwarder,
     stop: watch::Sender<bool>,
 }
@@ -31,41 +32,52 @@ impl Delivery {
     ///
     /// Where the operating system cannot start the threads.
     pub fn start(routes: Vec<Route>, options: Options, portals: Portals) -> io::Result<Self> {
-        let runtime = tokio::runtime::Builder::new_multi_thread()
-            .worker_threads(THREADS)
-            .max_blocking_threads(BLOCKING_THREADS_MAX)
-            .thread_name("delivery")
-            .enable_all()
-            .build()?;
         let (stop, stopped) = watch::channel(false);
-        let guard = runtime.enter();
-        let forwarder = forwarder::start(routes, options);
-        runtime.spawn(portals.watch(stopped));
-        drop(guard);
-        Ok(Self { runtime: Mutex::new(Some(runtime)), forwarder, stop })
+        let (forwarder, workers) = forwarder::prepare(routes, &options);
+        let mut threads = vec![spawn("portals".to_owned(), portals.watch(stopped))?];
+        for worker in workers {
+            let name = format!("to {}", worker.name());
+            threads.push(spawn(name, worker.run())?);
+        }
+        Ok(Self { threads: Mutex::new(threads), forwarder, stop })
     }
 
     pub fn forwarder(&self) -> &Forwarder {
         &self.forwarder
     }
 
-    /// Stops both, and waits as [`Forwarder::stop`] says for attempts in flight. Idempotent.
-    pub fn stop(&self) {
+    /// Stops both: attempts under way may end within the first two thirds of `limit`, and what
+    /// hangs is left behind after `limit`. Idempotent.
+    pub fn stop(&self, limit: Duration) {
+        let until = Instant::now() + limit;
         let _ = self.stop.send(true);
-        let runtime = self.runtime.lock().take();
-        if let Some(runtime) = runtime {
-            runtime.block_on(self.forwarder.stop());
-            runtime.shutdown_background();
+        self.forwarder.begin_stop(limit * 2 / 3);
+        for thread in std::mem::take(&mut *self.threads.lock()) {
+            while !thread.is_finished() {
+                let left = until.saturating_duration_since(Instant::now());
+                if left.is_zero() {
+                    let name = thread.thread().name().unwrap_or_default().to_owned();
+                    log::error!("delivery: the thread {name:?} hangs and is left behind");
+                    break;
+                }
+                thread::park_timeout(left.min(Duration::from_millis(1)));
+            }
         }
     }
 }
 
-impl Drop for Delivery {
-    fn drop(&mut self) {
-        // Dropping a runtime waits for its threads, which async code must not do.
-        let runtime = self.runtime.get_mut().take();
-        if let Some(runtime) = runtime {
-            runtime.shutdown_background();
-        }
-    }
+/// Runs `task` on a thread and a runtime of its own. What it leaves running is not waited for.
+fn spawn<F>(name: String, task: F) -> io::Result<thread::JoinHandle<()>>
+where
+    F: Future<Output = ()> + Send + 'static,
+{
+    let runtime: Runtime = tokio::runtime::Builder::new_current_thread()
+        .max_blocking_threads(BLOCKING_THREADS_MAX)
+        .thread_name(&name)
+        .enable_all()
+        .build()?;
+    thread::Builder::new().name(name).spawn(move || {
+        runtime.block_on(task);
+        runtime.shutdown_background();
+    })
 }

@@ -12,6 +12,7 @@ use parking_lot::{Mutex, MutexGuard};
 
 use super::format::SegmentHeader;
 use super::fs::{File, Fs, Open, write_full};
+use super::read::ack_file::AckFile;
 use super::read::cursor::{Cursor, CursorFile, LaneKey};
 use super::read::ledger::ConsumerPosition;
 use super::segment_index::SegmentIndex;
@@ -44,6 +45,8 @@ pub struct Lane {
     fs: Arc<dyn Fs>,
     lock: Mutex<Option<Arc<dyn File>>>,
     cursor: Mutex<CursorFile>,
+    /// One for each position; opened by the first acknowledgement.
+    acks: Vec<Mutex<Option<AckFile>>>,
     state: Mutex<LaneState>,
     /// Files to make segments of; their names are durable.
     spares: Mutex<Vec<PathBuf>>,
@@ -110,6 +113,7 @@ impl Lane {
         positions: Vec<ConsumerPosition>,
     ) -> Lane {
         let accepted = segment_index.end();
+        let acks = positions.iter().map(|_| Mutex::default()).collect();
         let state = LaneState {
             segment_index,
             positions,
@@ -125,6 +129,7 @@ impl Lane {
             fs,
             lock: Mutex::new(Some(lock)),
             cursor: Mutex::new(cursor),
+            acks,
             state: Mutex::new(state),
             spares: Mutex::new(Vec::new()),
             filled: AtomicU64::new(0),
@@ -207,7 +212,9 @@ impl Lane {
             };
             (cursor, state.low())
         };
-        let saved = file.save(&cursor);
+        let saved = file
+            .save(&cursor)
+            .and_then(|cut| cut.into_iter().try_for_each(|upstream| self.sync_acks(upstream)));
         let mut state = self.state();
         if saved.is_err() {
             state.dirty = true;
@@ -217,6 +224,62 @@ impl Lane {
             state.dirty |= state.saved[0] != low;
         }
         saved
+    }
+
+    /// Writes what an upstream has acknowledged here into the page cache.
+    pub fn save_acks(&self, upstream: usize) -> io::Result<()> {
+        let mut held = self.acks[upstream].lock();
+        let file = self.acks_file(&mut held, upstream)?;
+        if !file.is_due() {
+            return Ok(());
+        }
+        // Read under the file's lock, so that a later write is never an older state.
+        let state = self.state();
+        let position = &state.positions[upstream];
+        let slot = file.encode(self.key(), position);
+        let is_through =
+            state.segment_index.is_sealed() && position.low >= state.segment_index.end();
+        drop(state);
+        let written = file.write(&slot);
+        if is_through {
+            // An upstream that is through with a lane keeps no file open.
+            *held = None;
+        }
+        written
+    }
+
+    /// Makes an upstream's acknowledgements durable where the cursor has no room for them.
+    fn sync_acks(&self, upstream: usize) -> io::Result<()> {
+        let mut held = self.acks[upstream].lock();
+        let file = self.acks_file(&mut held, upstream)?;
+        let slot = file.encode(self.key(), &self.state().positions[upstream]);
+        file.write(&slot)?;
+        let (to_sync, written, has_name) = file.newest();
+        drop(held);
+        // Without the lock: acknowledgements do not wait for the disk.
+        to_sync.sync_data()?;
+        if !has_name {
+            self.fs.sync_dir(&self.dir)?;
+        }
+        if let Some(file) = &mut *self.acks[upstream].lock() {
+            file.keep(written);
+        }
+        Ok(())
+    }
+
+    fn acks_file<'a>(
+        &self,
+        held: &'a mut Option<AckFile>,
+        upstream: usize,
+    ) -> io::Result<&'a mut AckFile> {
+        let file = match held.take() {
+            Some(file) => file,
+            None => {
+                let name = self.state().positions[upstream].name.clone();
+                AckFile::open(&*self.fs, &self.dir, self.key(), &name)?
+            }
+        };
+        Ok(held.insert(file))
     }
 
     /// Removes, or keeps as spares, segments that both cursor slots have passed.

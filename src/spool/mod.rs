@@ -11,6 +11,7 @@
 //! <dir>/lock                         held while lanes are made and adopted
 //! <dir>/lane-00000001/lane           identity; its flock says that the lane's process lives
 //! <dir>/lane-00000001/cursor         two slots, see `cursor.rs`
+//! <dir>/lane-00000001/acks-*         one for each upstream, see `ack_file.rs`
 //! <dir>/lane-00000001/0000000001.seg segments, oldest first
 //! <dir>/lane-00000001/*.spare        files to make segments of: trimmed segments, and zeros
 //! <dir>/lane-00000001/making, filling    a segment, and a spare, in the making
@@ -89,6 +90,8 @@
 //!   well, can let refused events be delivered.
 //! - *Cursor.* One of two slots, in turn; the other stands. What the older one forgets is read
 //!   again.
+//! - *Acknowledgement.* One of three slots of the upstream's ack file, not synced: it survives the
+//!   death of the process. A torn or lost one costs what the cursor does not know.
 //! - *Trim.* Only segments that both slots have passed; so either slot is enough. A segment that
 //!   comes back after a power loss lies before every cursor and is trimmed again.
 //! - *Recycle.* A spare is taken when its name is durable, and is no segment by name until its
@@ -144,8 +147,9 @@ pub use env::Env;
 pub use error::{CloseError, OpenError};
 pub use format::RECORD_BYTES_MAX;
 pub use handle::Spool;
+pub use read::counts::Ack;
 pub use read::cursor::{UPSTREAM_NAME_BYTES_MAX, UPSTREAMS_MAX};
-pub use read::ledger::{Ack, RUN_AHEAD_EVENTS_MAX};
+pub use read::ledger::RUNS_MAX;
 pub use read::reader::{Acknowledger, Entry, Reader};
 pub use record_id::RecordId;
 pub use status::{Status, UpstreamStatus};

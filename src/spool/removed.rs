@@ -7,7 +7,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use super::lane::Lane;
-use super::read::ledger::Counts;
+use super::read::counts::Counts;
 use crate::telemetry::faults::{FaultKind, Faults};
 
 /// Names each removed upstream in the log and among the faults. In each lane its position stands

@@ -24,6 +24,8 @@ pub enum FaultKind {
     Poison,
     /// The upstream takes nothing, and events wait for it.
     UpstreamStuck,
+    /// So many separate events are stuck that the upstream's events are not read any more.
+    RunAheadBound,
     /// Events wait for an upstream that is not configured.
     UpstreamRemoved,
     /// A newer version wrote records, which wait for it.
@@ -32,12 +34,13 @@ pub enum FaultKind {
 
 impl FaultKind {
     /// Every kind, so that a scrape shows zeros.
-    pub const ALL: [Self; 7] = [
+    pub const ALL: [Self; 8] = [
         Self::PortalsUnread,
         Self::PortalsStale,
         Self::SpoolRefuses,
         Self::Poison,
         Self::UpstreamStuck,
+        Self::RunAheadBound,
         Self::UpstreamRemoved,
         Self::NewerRecords,
     ];
@@ -50,6 +53,7 @@ impl FaultKind {
             Self::SpoolRefuses => "spool_refuses",
             Self::Poison => "poison",
             Self::UpstreamStuck => "upstream_stuck",
+            Self::RunAheadBound => "run_ahead_bound",
             Self::UpstreamRemoved => "upstream_removed",
             Self::NewerRecords => "newer_records",
         }

@@ -21,6 +21,11 @@ pub const NAME_CHARS_MAX: usize = 64;
 /// Maximum number of upstreams: each has its own connections, memory and cursor.
 pub const UPSTREAMS_MAX: usize = 16;
 
+/// Default of `attempts_max`.
+pub const ATTEMPTS_MAX_DEFAULT: u32 = 12;
+/// Greatest value of `attempts_max`: at up to a minute each, a year of attempts.
+pub const ATTEMPTS_MAX_MAX: u32 = 1_000_000;
+
 /// Every kind, and the cargo feature that it needs.
 const KINDS: [(&str, Option<&str>); 6] = [
     ("file", None),
@@ -38,6 +43,9 @@ pub struct Config {
     pub name: String,
     /// Overrides of `[batch]`: the table `[upstream.batch]`.
     pub batch: BatchOverride,
+    /// After so many failed attempts the events of a batch are to blame, if the upstream took
+    /// others meanwhile: the batch is halved, and a single event becomes a dead letter. 0: never.
+    pub attempts_max: u32,
     /// The kind and its settings.
     pub kind: Kind,
 }
@@ -82,6 +90,7 @@ impl Config {
         Config {
             name: "events".into(),
             batch: BatchOverride::default(),
+            attempts_max: ATTEMPTS_MAX_DEFAULT,
             kind: Kind::File(file::Config::default()),
         }
     }
@@ -91,6 +100,10 @@ impl Config {
         check_name(&self.name)?;
         let batch = self.batch.over(&BatchConfig::default());
         batch.validate().map_err(|e| e.within(&format!("upstream.{}", self.name)))?;
+        if self.attempts_max > ATTEMPTS_MAX_MAX {
+            let reason = format!("{} is more than {ATTEMPTS_MAX_MAX}", self.attempts_max);
+            return Err(ConfigError::new(format!("upstream.{}.attempts_max", self.name), reason));
+        }
         match &self.kind {
             Kind::File(config) => config.validate(),
             #[cfg(feature = "http")]
@@ -209,6 +222,10 @@ impl<'de> Deserialize<'de> for Config {
             Some(batch) => read(batch).map_err(|e| mistake(format!("batch.{e}")))?,
             None => BatchOverride::default(),
         };
+        let attempts_max = match table.remove("attempts_max") {
+            Some(value) => read(value).map_err(|e| mistake(format!("attempts_max: {e}")))?,
+            None => ATTEMPTS_MAX_DEFAULT,
+        };
         let kind = match kind.as_str() {
             "file" => read(table).map(Kind::File),
             #[cfg(feature = "http")]
@@ -233,7 +250,7 @@ impl<'de> Deserialize<'de> for Config {
             }
         };
         let kind = kind.map_err(mistake)?;
-        Ok(Config { name, batch, kind })
+        Ok(Config { name, batch, attempts_max, kind })
     }
 }
 
@@ -315,6 +332,8 @@ mod tests {
         check_refused(&file("rotate_seconds = 0"), &["upstream.a.rotate_seconds"]);
         check_refused(&file("batch = { events_max = 0 }"), &["upstream.a.batch.events_max"]);
         check_refused(&file("batch = { eventsmax = 1 }"), &["`a`: batch.", "eventsmax"]);
+        check_refused(&file("attempts_max = 1000001"), &["upstream.a.attempts_max"]);
+        check_refused(&file("attempts_max = -1"), &["`a`: attempts_max", "invalid value"]);
         check_refused(&format!("{}{}", file(""), file("")), &["two upstreams", "`a`"]);
     }
 

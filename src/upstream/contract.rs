@@ -30,6 +30,10 @@ pub trait Upstream: Send + Sync + 'static {
         false
     }
 
+    /// A stop waits no longer: each `send` under way shall return at once with what is known. One
+    /// that does not is dropped, and its events are sent again after the next start.
+    fn cut_off(&self) {}
+
     /// Called once, after the last `send` has ended.
     async fn close(&self) {}
 }

@@ -15,13 +15,14 @@
 //!   amount that was booked twice would be on no list.
 //! - `retry`: it is sent again, and may count twice.
 //!
-//! One case remains: events in flight while this process is killed are sent again after the next
-//! start, with or without revenue.
+//! A request that a stop cuts off is unknown, too. One case remains: events in flight while this
+//! process is killed are sent again after the next start, with or without revenue.
 //!
 //! After a response that shows trouble of the backend, the rest of the batch is not sent: it
 //! would add load and more unknown results.
 
 use crate::config_error::ConfigError;
+use std::collections::BTreeMap;
 use std::fmt;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -31,7 +32,7 @@ use http::header::{self, HeaderMap, HeaderName, HeaderValue};
 use jiff::Timestamp;
 use reqwest::Client;
 use serde::Deserialize;
-use tokio::sync::Semaphore;
+use tokio::sync::{Semaphore, watch};
 use tokio::task::JoinSet;
 use url::Url;
 
@@ -82,6 +83,8 @@ pub struct Legacy {
     replayer: Arc<Replayer>,
     /// One permit for each request in flight, over all batches.
     requests: Arc<Semaphore>,
+    /// Whether a stop cuts off the requests under way.
+    cut: watch::Sender<bool>,
 }
 
 struct Replayer {
@@ -109,6 +112,8 @@ struct End {
 struct Ends {
     outcomes: Vec<Option<Outcome>>,
     trouble: Option<Outcome>,
+    /// Places of the events whose request is under way, and whether the event has revenue.
+    under_way: BTreeMap<usize, bool>,
 }
 
 // Implemented by hand, because the URL may hold credentials.
@@ -152,7 +157,7 @@ impl Config {
             careful: AtomicBool::new(false),
         };
         let requests = Arc::new(Semaphore::new(self.concurrency_max));
-        Ok(Legacy { replayer: Arc::new(replayer), requests })
+        Ok(Legacy { replayer: Arc::new(replayer), requests, cut: watch::Sender::new(false) })
     }
 }
 
@@ -163,8 +168,35 @@ impl Upstream for Legacy {
     }
 
     async fn send(&self, batch: &Batch) -> Outcome {
-        let count = batch.records().len();
-        let mut ends = Ends { outcomes: vec![None; count], trouble: None };
+        let outcomes = vec![None; batch.records().len()];
+        let mut ends = Ends { outcomes, trouble: None, under_way: BTreeMap::new() };
+        let mut cut = self.cut.subscribe();
+        let is_cut = tokio::select! {
+            biased;
+            () = self.send_all(batch, &mut ends) => false,
+            // The sender lives as long as this upstream.
+            _ = cut.wait_for(|cut| *cut) => true,
+        };
+        if is_cut {
+            ends.cut_off(&self.replayer);
+        }
+        self.replayer.careful.store(ends.trouble.is_some(), Ordering::Relaxed);
+        ends.gather()
+    }
+
+    fn cut_off(&self) {
+        self.cut.send_replace(true);
+    }
+
+    fn concurrency_max(&self) -> usize {
+        BATCHES_MAX
+    }
+}
+
+impl Legacy {
+    /// Sends the events and notes how they end, until the first trouble. Dropped, it leaves those
+    /// under way in `ends`.
+    async fn send_all(&self, batch: &Batch, ends: &mut Ends) {
         let mut sending = JoinSet::new();
         for (place, record) in batch.records().iter().enumerate() {
             let Some(replay) = self.replayer.prepare(record) else {
@@ -182,6 +214,7 @@ impl Upstream for Legacy {
                 break;
             }
             let replayer = Arc::clone(&self.replayer);
+            ends.under_way.insert(place, replay.has_revenue);
             sending.spawn(async move {
                 let end = replayer.send(replay).await;
                 drop(permit);
@@ -195,12 +228,6 @@ impl Upstream for Legacy {
         while let Some(done) = sending.join_next().await {
             ends.note(done.ok());
         }
-        self.replayer.careful.store(ends.trouble.is_some(), Ordering::Relaxed);
-        ends.gather()
-    }
-
-    fn concurrency_max(&self) -> usize {
-        BATCHES_MAX
     }
 }
 
@@ -273,8 +300,17 @@ impl Ends {
     fn note(&mut self, done: Option<(usize, End)>) {
         // A request that panicked has no outcome: its event is retried.
         let Some((place, end)) = done else { return };
+        self.under_way.remove(&place);
         self.outcomes[place] = Some(end.outcome);
         self.trouble = self.trouble.take().or(end.trouble);
+    }
+
+    /// A stop has cut off the requests under way: what became of them is unknown.
+    fn cut_off(&mut self, replayer: &Replayer) {
+        for (place, has_revenue) in std::mem::take(&mut self.under_way) {
+            let failure = Failure::new("cut off by a stop");
+            self.outcomes[place] = Some(replayer.end(Outcome::Retry(failure), has_revenue).outcome);
+        }
     }
 
     /// The outcome of the batch: `Mixed` if its events ended differently.

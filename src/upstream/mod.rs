@@ -45,7 +45,10 @@ pub use crate::env::Secret;
 pub use batch::{Batch, BatchConfig, BatchOverride, Body};
 #[cfg(feature = "http")]
 pub use compress::Compression;
-pub use config::{Config, Kind, NAME_CHARS_MAX, UPSTREAMS_MAX, ValidConfig, check_name};
+pub use config::{
+    ATTEMPTS_MAX_DEFAULT, ATTEMPTS_MAX_MAX, Config, Kind, NAME_CHARS_MAX, UPSTREAMS_MAX,
+    ValidConfig, check_name,
+};
 pub use contract::Upstream;
 pub use encode::Format;
 pub use explained::Explained;

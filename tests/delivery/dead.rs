@@ -391,7 +391,7 @@ async fn a_letter_of_a_newer_version_waits_for_it() {
     let backend = Backend::playing([]).await;
     let rig = rig_with_five_dead(&backend).await;
     let dir = rig.dead_dir();
-    let newer = Letter::new("collector", 1, Reason::Rejected, &Failure::new("x"), b"\x02newer");
+    let newer = Letter::new("collector", 1, Reason::Rejected, &Failure::new("x"), b"\xffnewer");
     DeadLetters::new(&dir, "collector", 1 << 20).append(&[newer]).unwrap();
     backend.script(|_| Act::Take);
     let end = rig.replay("collector", &*built(&backend), &BatchConfig::default()).await;
@@ -439,7 +439,7 @@ async fn a_record_of_a_newer_version_waits_for_it_and_holds_back_no_other() {
     let backend = Backend::playing([]).await;
     let mut rig = Rig::start(&upstream(&backend));
     rig.accept(10).await;
-    let newer = |out: &mut Vec<u8>| out.extend_from_slice(b"\x02of a newer version");
+    let newer = |out: &mut Vec<u8>| out.extend_from_slice(b"\xffof a newer version");
     rig.spool.append(newer).unwrap().await.unwrap();
     rig.accept(10).await;
     rig.settled("collector").await;

@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
-use crate::delivery::Rig;
+use crate::delivery::{Rig, STOP_WITHIN};
 use pixelgate::internals::upstream::{Batch, Outcome, Upstream, file};
 use serde_json::Value;
 
@@ -54,7 +54,7 @@ async fn a_stop_finishes_the_open_file() {
     rig.settled("files").await;
     assert_eq!(files(dir.path(), ".ndjson").len(), 0);
     assert_eq!(files(dir.path(), ".ndjson.part").len(), 1);
-    rig.forwarder.take().unwrap().stop().await;
+    rig.forwarder.take().unwrap().stop(STOP_WITHIN).await;
     assert_eq!(files(dir.path(), ".ndjson.part").len(), 0);
     assert_eq!(rig.check("files", &events(dir.path())), 0);
 }
@@ -79,7 +79,7 @@ async fn no_finished_file_is_larger_than_asked_for() {
     let mut rig = Rig::start(&config(dir.path(), "rotate_bytes = '64KiB'"));
     rig.accept(2000).await;
     rig.settled("files").await;
-    rig.forwarder.take().unwrap().stop().await;
+    rig.forwarder.take().unwrap().stop(STOP_WITHIN).await;
     let all = files(dir.path(), ".ndjson");
     assert!(all.len() > 5);
     for path in &all {
@@ -146,7 +146,7 @@ async fn names_sort_by_time() {
         rig.accept(1).await;
         rig.settled("files").await;
     }
-    rig.forwarder.take().unwrap().stop().await;
+    rig.forwarder.take().unwrap().stop(STOP_WITHIN).await;
     let events = events(dir.path());
     let order: Vec<usize> =
         events.iter().map(|e| e["properties"]["n"].as_str().unwrap().parse().unwrap()).collect();
@@ -165,7 +165,7 @@ async fn a_folder_that_goes_away_is_made_again_and_nothing_is_lost() {
     fs::rename(&dir, &aside).unwrap();
     rig.accept(10).await;
     rig.settled("files").await;
-    rig.forwarder.take().unwrap().stop().await;
+    rig.forwarder.take().unwrap().stop(STOP_WITHIN).await;
     let mut all = events(&aside);
     all.extend(events(&dir));
     assert_eq!(rig.check("files", &all), 0);
@@ -236,7 +236,7 @@ async fn a_folder_that_cannot_be_written_to_is_retried_until_it_can() {
     assert_eq!(rig.counts("files").delivered, 0);
     fs::remove_file(&dir).unwrap();
     rig.settled("files").await;
-    rig.forwarder.take().unwrap().stop().await;
+    rig.forwarder.take().unwrap().stop(STOP_WITHIN).await;
     assert_eq!(rig.check("files", &events(&dir)), 0);
 }
 

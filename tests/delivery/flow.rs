@@ -5,9 +5,9 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use crate::delivery::Rig;
+use crate::delivery::{Rig, STOP_WITHIN};
 use async_trait::async_trait;
-use pixelgate::internals::delivery::STOP_ATTEMPT_MS_MAX;
+use pixelgate::internals::delivery::CUT_OFF_MS_MAX;
 use pixelgate::internals::delivery::dead_letters::Reason;
 use pixelgate::internals::event::Record;
 use pixelgate::internals::upstream::{Batch, Failure, Outcome, Part, Upstream};
@@ -246,7 +246,7 @@ impl Upstream for Late {
 }
 
 /// An answer comes this long after the stop: how many events count as delivered?
-async fn delivered_when_answered_after(wait_ms: u64) -> u64 {
+async fn delivered_when_answered_after(wait: Duration) -> u64 {
     let late = Arc::new(Late::default());
     let own: Arc<dyn Upstream> = Arc::clone(&late) as Arc<dyn Upstream>;
     let mut rig = Rig::start_with(vec![("own", own)], BATCHES);
@@ -254,10 +254,10 @@ async fn delivered_when_answered_after(wait_ms: u64) -> u64 {
     late.begun.notified().await;
     let forwarder = rig.forwarder.take().unwrap();
     let answer = async {
-        tokio::time::sleep(Duration::from_millis(wait_ms)).await;
+        tokio::time::sleep(wait).await;
         late.answer.notify_one();
     };
-    tokio::join!(forwarder.stop(), answer);
+    tokio::join!(forwarder.stop(STOP_WITHIN), answer);
     let counts = rig.counts("own");
     assert_eq!(counts.delivered + counts.pending, 1);
     rig.spool.close(Duration::from_secs(10)).unwrap();
@@ -266,8 +266,9 @@ async fn delivered_when_answered_after(wait_ms: u64) -> u64 {
 
 #[tokio::test(start_paused = true)]
 async fn a_stop_waits_a_bounded_time_for_the_answer_to_an_attempt() {
-    assert_eq!(delivered_when_answered_after(STOP_ATTEMPT_MS_MAX / 2).await, 1);
-    assert_eq!(delivered_when_answered_after(STOP_ATTEMPT_MS_MAX * 2).await, 0);
+    assert_eq!(delivered_when_answered_after(STOP_WITHIN / 2).await, 1);
+    let cut_off = Duration::from_millis(CUT_OFF_MS_MAX);
+    assert_eq!(delivered_when_answered_after(STOP_WITHIN + 2 * cut_off).await, 0);
 }
 
 #[tokio::test]

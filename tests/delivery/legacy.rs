@@ -242,3 +242,31 @@ async fn trouble_is_told_even_where_no_event_is_left_to_be_sent() {
     };
     assert!(is(&parts[0], &[0], "dead") && is(&parts[1], &[], "retry"), "{parts:?}");
 }
+
+#[tokio::test]
+async fn a_request_that_a_stop_cuts_off_is_unknown() {
+    for (on_unknown, dead) in [("dead", 1), ("retry", 0)] {
+        let backend = Backend::start(|_| Act::Hang).await;
+        let config = upstream(&backend, &format!("on_unknown = '{on_unknown}'"));
+        let mut rig = Rig::start(&config);
+        let with_revenue = crate::delivery::sample(0);
+        let without = Event { revenue: None, ..crate::delivery::sample(1) };
+        assert!(with_revenue.revenue.is_some());
+        rig.accept_event(&with_revenue).await;
+        rig.accept_event(&without).await;
+        while backend.seen().len() < 2 {
+            tokio::time::sleep(std::time::Duration::from_millis(2)).await;
+        }
+        let dir = rig.stop().await;
+
+        // What was cut off and has no revenue, or may be repeated, comes again.
+        backend.script(|_| Act::Take);
+        let rig = Rig::start_in(dir, &config, Vec::new());
+        rig.until_counts("old", |counts| counts.pending == 0).await;
+        assert_eq!(rig.counts("old").dead, dead, "{on_unknown}");
+        let letters = rig.dead("old");
+        assert!(letters.iter().all(|letter| letter.detail.starts_with("cut off by a stop")));
+        assert_eq!(backend.taken().len() as u64, 2 - dead);
+        rig.stop().await;
+    }
+}

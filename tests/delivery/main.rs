@@ -1,10 +1,12 @@
 //! Delivery from the spool to backends of each kind that needs no broker.
 
+mod beside;
 mod dead;
 mod file;
 mod flow;
 mod http;
 mod hubspot;
+mod islands;
 mod legacy;
 mod tls;
 

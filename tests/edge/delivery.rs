@@ -3,7 +3,7 @@
 use crate::backend::{Act, Backend};
 use crate::harness::{Edge, Setup, wait_for};
 use serde_json::{Value, json};
-use std::sync::LazyLock;
+use std::sync::{Arc, LazyLock};
 use tokio::runtime::Runtime;
 
 /// Backends live on it.
@@ -135,7 +135,7 @@ fn a_backend_that_fails_gets_the_same_batch_again_under_the_same_key() {
 fn a_dead_upstream_delays_no_other_and_gets_everything_later() {
     let backend = RUNTIME.block_on(Backend::start(|_| Act::Refuse(500)));
     let file = "[[upstream]]\nname = \"file\"\nkind = \"file\"\ndir = \"DIR/events\"\n";
-    let dir = std::sync::Arc::new(tempfile::tempdir().unwrap());
+    let dir = Arc::new(tempfile::tempdir().unwrap());
     let file = file.replace("DIR", &dir.path().display().to_string());
     Setup::default().upstreams(&file).upstreams(&http_upstream(&backend, "")).write(dir.path());
     let edge = Edge::start_in(dir);
@@ -171,4 +171,60 @@ fn files_are_finished_while_the_edge_runs_and_when_it_stops() {
     };
     wait_for("a finished file", || finished() == 1);
     assert_eq!(Edge::events_in_files(dir.path()).len(), 1);
+}
+
+/// Sends this many events on one connection.
+fn send(edge: &Edge, count: usize) {
+    let mut connection = edge.connect();
+    for n in 0..count {
+        assert_eq!(connection.get(&format!("/v1/event/?_a=62515&_n=a&id={n}"), "").status, 200);
+    }
+}
+
+#[test]
+fn a_kill_repeats_only_what_was_on_its_way() {
+    const KILLS: usize = 5;
+    const BATCH: usize = 10;
+    let backend = RUNTIME.block_on(Backend::playing([]));
+    let url = backend.url("/take");
+    let mut edge = Setup::default()
+        .upstreams(&format!(
+            "[[upstream]]\nname = \"collector\"\nkind = \"http\"\nurl = \"{url}\"\n\
+             concurrency_max = 1\n[upstream.batch]\nevents_max = {BATCH}\nlinger_ms = 5\n"
+        ))
+        .start();
+    for kill in 1..=KILLS {
+        send(&edge, 200);
+        // Within the second in which the cursor is not synced yet.
+        wait_for("deliveries", || backend.events().len() >= kill * 200 - 50);
+        edge = Edge::start_in(edge.kill());
+    }
+    let row = edge.wait_delivered("collector");
+    assert_eq!(row["delivered"], json!(KILLS * 200));
+    let repeated = backend.events().len() - KILLS * 200;
+    assert!(repeated <= KILLS * BATCH, "{repeated} events came again");
+}
+
+#[test]
+fn one_event_that_fails_stops_no_other_and_a_kill_repeats_none_of_those() {
+    let backend = RUNTIME.block_on(Backend::start(|_| {
+        Act::Judge(Arc::new(|request| {
+            let is_poison = |event: &Value| event["event"] == "poison";
+            if request.events().iter().any(is_poison) { Act::Refuse(500) } else { Act::Take }
+        }))
+    }));
+    let upstream = http_upstream(&backend, "attempts_max = 0");
+    let edge = Setup::default().upstreams(&upstream).start();
+    assert_eq!(edge.event("_a=62515&_n=poison").status, 200);
+    wait_for("the poison to fail", || !backend.seen().is_empty());
+    send(&edge, 300);
+    wait_for("the others to arrive", || edge.upstream("collector")["delivered"] == 300);
+    assert_eq!(edge.upstream("collector")["state"], "retrying");
+    wait_for("the fault", || edge.status()["faults"][0]["what"] == "poison");
+
+    let edge = Edge::start_in(edge.kill());
+    wait_for("another attempt", || edge.upstream("collector")["state"] == "retrying");
+    let row = edge.upstream("collector");
+    assert_eq!((&row["delivered"], &row["pending"]), (&json!(300), &json!(1)));
+    assert_eq!(backend.events().len(), 300, "nothing delivered came again");
 }

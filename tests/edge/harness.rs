@@ -200,6 +200,12 @@ impl Edge {
         self.dir.path()
     }
 
+    /// Its folder, for an edge that follows it.
+    #[allow(dead_code, reason = "for tests/edge")]
+    pub fn folder(&self) -> Arc<tempfile::TempDir> {
+        Arc::clone(&self.dir)
+    }
+
     /// Waits until its log holds this text.
     pub fn wait_log(&self, what: &str) {
         wait_for(&format!("the log to say {what:?}"), || self.log().contains(what));

@@ -4,6 +4,7 @@ use crate::backend::{Act, Backend};
 use crate::delivery::{RUNTIME, http_upstream};
 use crate::harness::{Edge, Setup, wait_for};
 use rustix::process::Signal;
+use serde_json::json;
 use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
@@ -37,6 +38,70 @@ fn a_stop_while_an_upstream_is_dead_ends_and_loses_nothing() {
     let edge = Edge::start_in(dir);
     edge.wait_delivered("collector");
     assert_eq!(backend.events().len(), 1);
+}
+
+#[test]
+fn attempts_under_way_end_within_the_grace_period() {
+    // Slower than the second that a stop once gave them.
+    let backend = RUNTIME.block_on(Backend::start(|_| Act::Slow(Duration::from_secs(3))));
+    let url = backend.url("/v1/event/");
+    let upstream = format!(
+        "[[upstream]]\nname = \"old\"\nkind = \"legacy\"\nurl = \"{url}\"\n\
+         [upstream.batch]\nlinger_ms = 20\n"
+    );
+    let edge = Setup::default().upstreams(&upstream).start();
+    for n in 0..3 {
+        assert_eq!(edge.event(&format!("_a=62515&_n=buy&_m=20.5&id={n}")).status, 200);
+    }
+    wait_for("the orders to be sent", || backend.seen().len() == 3);
+    let edge = Edge::start_in(edge.stop());
+    let row = edge.wait_delivered("old");
+    assert_eq!((&row["delivered"], &row["dead"]), (&json!(3), &json!(0)));
+    assert_eq!(backend.taken().len(), 3, "no order is sent twice");
+}
+
+#[test]
+fn whatever_hangs_the_process_ends() {
+    // `a` refuses its event, whose dead letter waits for a lock that is held; `b` never answers;
+    // `c` is well.
+    let refusing = RUNTIME.block_on(Backend::start(|_| Act::Refuse(400)));
+    let silent = RUNTIME.block_on(Backend::start(|_| Act::Hang));
+    let healthy = RUNTIME.block_on(Backend::playing([]));
+    let named = |name: &str, backend: &Backend| {
+        let url = backend.url("/take");
+        format!(
+            "[[upstream]]\nname = \"{name}\"\nkind = \"http\"\nurl = \"{url}\"\n\
+             timeout_seconds = 300\n[upstream.batch]\nlinger_ms = 20\n"
+        )
+    };
+    let mut edge = Setup::default()
+        .edge("shutdown_grace_seconds = 2")
+        .upstreams(&named("a", &refusing))
+        .upstreams(&named("b", &silent))
+        .upstreams(&named("c", &healthy))
+        .start();
+    let dead = edge.dir().join("spool/dead");
+    std::fs::create_dir_all(&dead).unwrap();
+    let lock = std::fs::File::create(dead.join("a.lock")).unwrap();
+    lock.lock().unwrap();
+    assert_eq!(edge.event("_a=62515&_n=a").status, 200);
+    wait_for("all to be asked", || !refusing.seen().is_empty() && !silent.seen().is_empty());
+    for n in 0..20 {
+        assert_eq!(edge.event(&format!("_a=62515&_n=a&id={n}")).status, 200);
+    }
+    edge.wait_delivered("c");
+    wait_for("the state to say so", || edge.upstream("a")["state"] == "dead_letters_failing");
+    edge.signal(Signal::TERM);
+    edge.wait();
+    drop(lock);
+    for backend in [&refusing, &silent] {
+        backend.script(|_| Act::Take);
+    }
+    let edge = Edge::start_in(edge.folder());
+    for name in ["a", "b"] {
+        edge.wait_delivered(name);
+    }
+    assert_eq!(edge.upstream("a")["dead"], 0, "the event that waited for its letter came again");
 }
 
 #[test]

@@ -13,12 +13,16 @@ use pixelgate::internals::delivery::dead_letters::Filter;
 use pixelgate::internals::delivery::{Forwarder, Meters, Options, Route, dead_letters};
 use pixelgate::internals::event::{self, Context, Event, Revenue};
 use pixelgate::internals::spool::{self, Durability, Env, Spool};
+use pixelgate::internals::telemetry::faults::Faults;
 use pixelgate::internals::upstream::{self, BatchConfig, Upstream};
 use serde_json::Value;
 use uuid::Uuid;
 
 /// The time of acceptance in every event, in milliseconds since 1970.
 pub const RECEIVED_AT_MS: u64 = 1_750_000_000_000;
+
+/// How long attempts under way may take at a stop.
+pub const STOP_WITHIN: Duration = Duration::from_secs(1);
 
 /// See the module.
 pub struct Rig {
@@ -27,6 +31,8 @@ pub struct Rig {
     pub forwarder: Option<Forwarder>,
     /// The metrics of delivery.
     pub meters: Meters,
+    /// The faults that last.
+    pub faults: Faults,
     /// The wire form of each accepted event, by id.
     pub accepted: BTreeMap<String, Value>,
     names: Vec<String>,
@@ -34,6 +40,9 @@ pub struct Rig {
 
 #[derive(serde::Deserialize)]
 struct Whole {
+    /// Of the upstreams that the test defines; 0: never.
+    #[serde(default)]
+    attempts_max: u32,
     #[serde(default)]
     batch: BatchConfig,
     #[serde(default)]
@@ -59,24 +68,26 @@ impl Rig {
     ) -> Rig {
         let whole: Whole = toml::from_str(config).unwrap_or_else(|e| panic!("{e}"));
         upstream::Config::validate_all(&whole.upstream).unwrap();
-        let mut all: Vec<(String, Arc<dyn Upstream>, BatchConfig)> = Vec::new();
+        let mut all: Vec<(String, Arc<dyn Upstream>, BatchConfig, u32)> = Vec::new();
         for c in &whole.upstream {
-            all.push((c.name.clone(), c.build().unwrap(), c.batch.over(&whole.batch)));
+            let batch = c.batch.over(&whole.batch);
+            all.push((c.name.clone(), c.build().unwrap(), batch, c.attempts_max));
         }
         for (name, upstream) in own {
-            all.push((name.to_owned(), upstream, whole.batch.clone()));
+            all.push((name.to_owned(), upstream, whole.batch.clone(), whole.attempts_max));
         }
         let names: Vec<String> = all.iter().map(|(name, ..)| name.clone()).collect();
         let spool = open_spool(dir.path(), &names);
-        let routes = all.into_iter().map(|(name, upstream, batch)| {
+        let routes = all.into_iter().map(|(name, upstream, batch, attempts_max)| {
             let reader = spool.reader(&name).unwrap();
-            Route { name, upstream, batch, reader }
+            Route { name, upstream, batch, attempts_max, reader }
         });
         let options = Options::new(dir.path().join("dead"));
+        let faults = options.faults.clone();
         let meters = options.meters.clone();
         let forwarder = Some(delivery::start(routes.collect(), options));
         let accepted = BTreeMap::new();
-        Rig { dir, spool, forwarder, meters, accepted, names }
+        Rig { dir, spool, forwarder, meters, faults, accepted, names }
     }
 
     /// Accepts `count` events of a thousand portals.
@@ -86,6 +97,31 @@ impl Rig {
         for commit in commits {
             commit.await.unwrap();
         }
+    }
+
+    /// The same, and waits in real time until they can be read: a test on paused time would else
+    /// run ahead of the spool's own threads.
+    pub async fn accept_readable(&mut self, count: usize) {
+        self.accept(count).await;
+        while self.spool.status().upstreams[0].accepted < self.accepted.len() as u64 {
+            std::thread::sleep(Duration::from_micros(100));
+        }
+        tokio::task::yield_now().await;
+    }
+
+    /// Waits until `done` holds for the spool's counts. Panics after 60 s.
+    pub async fn until_counts(
+        &self,
+        upstream: &str,
+        done: impl Fn(&spool::UpstreamStatus) -> bool,
+    ) {
+        let wait = async {
+            while !done(&self.counts(upstream)) {
+                tokio::time::sleep(Duration::from_millis(2)).await;
+            }
+        };
+        let waited = tokio::time::timeout(Duration::from_secs(60), wait).await;
+        waited.unwrap_or_else(|_| panic!("{:?}", self.counts(upstream)));
     }
 
     /// Accepts one event.
@@ -205,7 +241,7 @@ impl Rig {
 
     /// Stops delivery and closes the spool, as a graceful stop does. Returns the folder.
     pub async fn stop(mut self) -> Arc<tempfile::TempDir> {
-        self.forwarder.take().unwrap().stop().await;
+        self.forwarder.take().unwrap().stop(STOP_WITHIN).await;
         self.spool.close(Duration::from_secs(10)).unwrap();
         self.dir
     }

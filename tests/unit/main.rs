@@ -2,6 +2,7 @@
 //! source.
 
 mod allocations;
+mod delivery_sim;
 mod documents;
 mod imports;
 mod judge_model;

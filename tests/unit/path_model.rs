@@ -269,6 +269,22 @@ fn only_a_canonical_path_can_be_guarded() {
 }
 
 #[test]
+fn an_event_path_may_have_so_many_bytes_and_segments() {
+    for (longest, too_long) in [
+        ("/a/a/a/a/a/a/a/a".to_owned(), "/a/a/a/a/a/a/a/a/a".to_owned()),
+        (format!("/{}", "a".repeat(126)), format!("/{}", "a".repeat(127))),
+    ] {
+        assert_eq!(Guard::new(&too_long), Err(PathError::TooLong), "{too_long}");
+        let guard = guard(&longest);
+        assert_eq!(guard.read(longest.as_bytes()), Reading::Event);
+        assert_eq!(guard.read(format!("{longest}/x/..").as_bytes()), Reading::Event);
+        assert_eq!(guard.read(format!("//h{longest}").as_bytes()), Reading::Unknown);
+        assert_eq!(guard.read(format!("{longest}/..").as_bytes()), Reading::Unknown);
+        assert_eq!(guard.read(format!("{longest}a/%41").as_bytes()), Reading::Other);
+    }
+}
+
+#[test]
 fn the_length_of_a_path_changes_nothing() {
     let guard = guard("/v1/event/");
     for length in [1, 100, 255, 256, 257, 1000, 10_000] {

@@ -9,8 +9,8 @@ use crate::spool_sim::rig::{append, append_all, close, config, drain, of, open, 
 use bytesize::ByteSize;
 use pixelgate::internals::spool::fs::Fs;
 use pixelgate::internals::spool::{
-    Ack, Config, Durability, Env, OpenError, Overloaded, RECORD_BYTES_MAX, RUN_AHEAD_EVENTS_MAX,
-    Spool, UPSTREAMS_MAX,
+    Ack, Config, Durability, Env, OpenError, Overloaded, RECORD_BYTES_MAX, RUNS_MAX, Reader,
+    RecordId, Spool, UPSTREAMS_MAX,
 };
 
 fn lanes(fs: &SimFs) -> Vec<String> {
@@ -168,31 +168,119 @@ fn the_bound_refuses_at_once_and_opens_with_the_first_acknowledgement() {
     assert_eq!(append(&spool, &text), Ok(()));
 }
 
-#[test]
-fn what_is_read_and_not_acknowledged_is_bounded() {
-    let fs = SimFs::new(1);
-    let config =
-        Config { bytes_max: ByteSize::mib(64), durability: Durability::Memory, ..config() };
-    let spool = open(&fs, &config, &["up"]);
-    for _ in 0..RUN_AHEAD_EVENTS_MAX + 10 {
+/// A closed lane of `events` small events, opened again to be delivered.
+fn with_events(fs: &SimFs, events: usize) -> Spool {
+    let config = Config {
+        bytes_max: ByteSize::mib(64),
+        segment_bytes: ByteSize::mib(1),
+        durability: Durability::Memory,
+        ..config()
+    };
+    let spool = open(fs, &config, &["up"]);
+    for _ in 0..events {
         drop(spool.append(|out| out.push(1)).expect("there is room"));
     }
     close(&spool);
-    let spool = open(&fs, &config, &["up"]);
+    open(&fs.process(), &config, &["up"])
+}
+
+/// All that is readable now.
+fn read_all(reader: &mut Reader) -> Vec<RecordId> {
+    let read = std::iter::from_fn(|| Some(read(reader).1).filter(|ids| !ids.is_empty()));
+    read.flatten().collect()
+}
+
+#[test]
+fn delivery_runs_ahead_of_a_stuck_event_and_a_kill_repeats_only_that_one() {
+    let fs = SimFs::new(1);
+    drop(with_events(&fs, 200_000));
+    let process = fs.process();
+    let config = Config { bytes_max: ByteSize::mib(64), ..config() };
+    let spool = open(&process, &config, &["up"]);
+    let mut reader = spool.reader("up").expect("configured");
+    let record_ids = read_all(&mut reader);
+    assert_eq!(record_ids.len(), 200_000);
+    record_ids[1..].chunks(500).for_each(|batch| {
+        reader.acknowledger().acknowledge(batch, Ack::Delivered);
+    });
+    assert_eq!(of(&spool, "up").pending, 1);
+    fs.kill(&process);
+
+    let process = fs.process();
+    let spool = open(&process, &config, &["up"]);
+    assert_eq!((of(&spool, "up").delivered, of(&spool, "up").pending), (199_999, 1));
+    let mut reader = spool.reader("up").expect("configured");
+    assert_eq!(read_all(&mut reader), record_ids[..1]);
+    // The cursor knows it, too, after its next sync.
+    spool.checkpoint();
+    fs.lose_power();
+    let spool = open(&fs.process(), &config, &["up"]);
+    let mut reader = spool.reader("up").expect("configured");
+    assert_eq!(read_all(&mut reader), record_ids[..1]);
+    reader.acknowledger().acknowledge(&record_ids[..1], Ack::Dead);
+    assert_eq!((of(&spool, "up").delivered, of(&spool, "up").dead), (199_999, 1));
+}
+
+#[test]
+fn runs_that_the_cursor_has_no_room_for_survive_a_power_loss() {
+    let fs = SimFs::new(1);
+    let spool = with_events(&fs, 60_000);
+    let mut reader = spool.reader("up").expect("configured");
+    let record_ids = read_all(&mut reader);
+    let even = |ids: &[RecordId]| ids.iter().copied().skip(1).step_by(2).collect::<Vec<_>>();
+    let acknowledger = reader.acknowledger();
+    acknowledger.acknowledge(&even(&record_ids), Ack::Delivered);
+    spool.checkpoint();
+    drop((reader, acknowledger));
+    fs.lose_power();
+    let config = Config { bytes_max: ByteSize::mib(64), ..config() };
+    let spool = open(&fs.process(), &config, &["up"]);
+    assert_eq!((of(&spool, "up").delivered, of(&spool, "up").pending), (30_000, 30_000));
+    let mut reader = spool.reader("up").expect("configured");
+    assert!(read_all(&mut reader).iter().all(|id| !even(&record_ids[..100]).contains(id)));
+}
+
+#[test]
+fn at_the_bound_of_runs_reading_waits_and_one_acknowledgement_lets_it_go_on() {
+    let fs = SimFs::new(1);
+    let spool = with_events(&fs, 2 * RUNS_MAX + 2_000);
     let mut reader = spool.reader("up").expect("configured");
     let mut record_ids = Vec::new();
-    loop {
-        let (_, more) = read(&mut reader);
-        if more.is_empty() {
-            break;
-        }
-        record_ids.extend(more);
+    while record_ids.len() <= 2 * RUNS_MAX {
+        record_ids.extend(read(&mut reader).1);
     }
-    assert_eq!(record_ids.len(), RUN_AHEAD_EVENTS_MAX);
-    reader.acknowledger().acknowledge(&record_ids[1..], Ack::Delivered);
-    assert!(read(&mut reader).0.is_empty(), "the first one still holds the window");
-    reader.acknowledger().acknowledge(&record_ids[..1], Ack::Delivered);
-    assert_eq!(read(&mut reader).0.len(), 10);
+    let odd = (0..RUNS_MAX).map(|n| record_ids[2 * n + 1]).collect::<Vec<_>>();
+    reader.acknowledger().acknowledge(&odd, Ack::Delivered);
+    let acknowledger = reader.acknowledger();
+    assert!(acknowledger.is_at_bound());
+    assert!(read(&mut reader).1.is_empty());
+    acknowledger.acknowledge(&record_ids[2..3], Ack::Delivered);
+    assert!(!acknowledger.is_at_bound());
+    record_ids.extend(read_all(&mut reader));
+    assert_eq!(record_ids.len(), 2 * RUNS_MAX + 2_000);
+}
+
+#[test]
+fn a_damaged_segment_of_any_size_does_not_stop_a_reader_that_waits() {
+    let fs = SimFs::new(1);
+    drop(with_events(&fs, 150_000));
+    let segments = fs.files().into_iter().filter(|path| path.extension() == Some("seg".as_ref()));
+    let segments: Vec<_> = segments.collect();
+    // Two of three, but for a few records at the beginning.
+    for segment in &segments[..2] {
+        fs.damage(segment, |bytes| bytes[1_000..].fill(0xff));
+    }
+    let config = Config { bytes_max: ByteSize::mib(64), ..config() };
+    let spool = open(&fs.process(), &config, &["up"]);
+    let mut reader = spool.reader("up").expect("configured");
+    // The first event is out and unacknowledged while the reader meets the damage.
+    let first = reader.try_read(1, 1 << 20);
+    assert_eq!(first.len(), 1);
+    let rest = read_all(&mut reader).len() as u64;
+    let counts = of(&spool, "up");
+    assert!(counts.lost > 100_000, "{counts:?}");
+    assert_eq!(counts.accepted, 1 + rest + counts.lost);
+    assert_eq!(counts.pending, 1 + rest);
 }
 
 #[test]

@@ -106,6 +106,10 @@ struct World {
     /// Acknowledged by each upstream.
     acknowledged: [BTreeSet<u64>; 2],
     next: u64,
+    /// Acknowledged since the last power loss while nothing failed: these never come again.
+    ended: [BTreeSet<u64>; 2],
+    /// Something may fail.
+    is_faulty: bool,
     /// Damage that a power loss may do to records that no caller was promised.
     may_lose: bool,
 }
@@ -140,7 +144,8 @@ fn number(payload: &[u8]) -> u64 {
     u64::from_le_bytes(word)
 }
 
-fn wait(mut commit: Commit) -> Result<(), Overloaded> {
+/// Waits in this thread, and not in its runtime if it has one.
+pub fn wait(mut commit: Commit) -> Result<(), Overloaded> {
     struct Unpark(std::thread::Thread);
     impl std::task::Wake for Unpark {
         fn wake(self: Arc<Self>) {
@@ -176,6 +181,8 @@ impl World {
             now,
             events: BTreeMap::new(),
             acknowledged: Default::default(),
+            ended: Default::default(),
+            is_faulty: false,
             next: 1,
             may_lose: false,
         }
@@ -193,16 +200,25 @@ impl World {
             Action::Fault(op, after, times, part) => {
                 let errno = if part % 2 == 0 { 5 } else { 28 };
                 let (after, times) = (u32::from(after), u32::from(times));
+                self.is_faulty = true;
                 self.disk.fault(Fault { op, after, times, errno, part });
             }
-            Action::Fill(full) => self.disk.set_full(full),
-            Action::Heal => self.disk.heal(),
+            Action::Fill(full) => {
+                self.is_faulty |= full;
+                self.disk.set_full(full);
+            }
+            Action::Heal => self.heal(),
             Action::Kill => self.kill(),
             Action::LosePower => self.lose_power(),
             Action::Restart => self.restart(),
             Action::Upgrade(graceful) => self.upgrade(graceful),
         }
         self.identity_holds();
+    }
+
+    fn heal(&mut self) {
+        self.is_faulty = false;
+        self.disk.heal();
     }
 
     fn append(&mut self) {
@@ -233,6 +249,7 @@ impl World {
             assert_eq!(entry.payload[..], payload(event)[..], "an invention");
             let known = self.events.get(&event).expect("an invention");
             assert!(known.told != Told::No || known.crashed, "refused event {event} is delivered");
+            assert!(!self.ended[upstream].contains(&event), "event {event} comes again");
             assert!(self.now.handed[upstream].insert(entry.record_id), "handed out twice");
             let lane = entry.record_id.to_string();
             let lane = lane.split('/').next().unwrap_or_default().to_owned();
@@ -259,6 +276,9 @@ impl World {
         let ack = if step == 3 { Ack::Dead } else { Ack::Delivered };
         self.now.readers[upstream].acknowledger().acknowledge(&record_ids, ack);
         let events = taken.iter().map(|(_, entry)| number(&entry.payload));
+        if !self.is_faulty {
+            self.ended[upstream].extend(events.clone());
+        }
         self.acknowledged[upstream].extend(events);
     }
 
@@ -277,7 +297,7 @@ impl World {
     fn reopen(&mut self) {
         let next = open(&self.disk, &self.config).unwrap_or_else(|| {
             // A disk that fails may refuse a start; one that works may not.
-            self.disk.heal();
+            self.heal();
             open(&self.disk, &self.config).expect("a healthy disk serves")
         });
         self.now = next;
@@ -291,13 +311,14 @@ impl World {
 
     fn lose_power(&mut self) {
         self.disk.lose_power();
+        self.ended = Default::default();
         self.crashed(true);
         self.reopen();
     }
 
     fn restart(&mut self) {
         // A graceful stop keeps its promises on a disk that works.
-        self.disk.heal();
+        self.heal();
         self.settle();
         self.now.spool.close(Duration::from_secs(60)).expect("closes");
         self.reopen();
@@ -307,7 +328,7 @@ impl World {
         let Some(next) = open(&self.disk, &self.config) else { return };
         let old = std::mem::replace(&mut self.now, next);
         if graceful {
-            self.disk.heal();
+            self.heal();
             for (event, commit) in old.waiting {
                 let told = if wait(commit).is_ok() { Told::Yes } else { Told::No };
                 self.events.get_mut(&event).expect("appended").told = told;
@@ -333,7 +354,7 @@ impl World {
 
     /// Everything still promised arrives, and then the spool is empty.
     fn drain(&mut self) {
-        self.disk.heal();
+        self.heal();
         self.settle();
         self.kill();
         self.now.spool.checkpoint();

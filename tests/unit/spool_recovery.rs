@@ -262,7 +262,13 @@ fn a_lost_cursor_reads_again_from_the_oldest_record() {
     drop(reader);
     spool.close(Duration::from_secs(60)).expect("closes");
     drop(spool);
-    std::fs::remove_file(dir.path().join("lane-00000001/cursor")).expect("removed");
+    let lane = dir.path().join("lane-00000001");
+    std::fs::remove_file(lane.join("cursor")).expect("removed");
+    let acks = std::fs::read_dir(&lane).expect("a folder").map(|entry| entry.expect("a file"));
+    let is_acks = |name: &std::ffi::OsStr| name.to_string_lossy().starts_with("acks-");
+    for file in acks.filter(|entry| is_acks(&entry.file_name())) {
+        std::fs::remove_file(file.path()).expect("removed");
+    }
     assert_eq!(drain(&open(dir.path())), (0..EVENTS).collect::<Vec<_>>());
 }
 

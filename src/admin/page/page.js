@@ -19,6 +19,7 @@ const STATES = {
   down: ["■ down", "trouble"],
   misconfigured: ["■ misconfigured", "trouble"],
   dead_letters_failing: ["■ dead letters fail", "trouble"],
+  spool_unreadable: ["■ spool unreadable", "trouble"],
   stopped: ["○ stopped", "notice"],
 };
 

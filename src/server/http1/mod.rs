@@ -5,9 +5,10 @@ mod body;
 mod grammar;
 pub mod header_check;
 mod request_stream;
-mod target;
+pub mod target;
 
 use super::connection::{Connection, Head};
+use super::exchange;
 use super::fast_path::request::{FastRequest, request_line};
 use super::http2::frame::{PREFACE, PREFACE_HEAD_BYTES};
 use super::limits::Limits;
@@ -371,6 +372,7 @@ where
             session.set_keepalive_reuses_remaining(Some(0));
         }
         let served = self.proxy.process_new_http(session, shutdown);
+        let served = exchange::scope(self.buffered_bytes.clone(), served);
         Box::pin(async move { served.await.is_some() })
     }
 }

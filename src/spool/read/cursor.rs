@@ -16,15 +16,22 @@
 //! | 44 | 8 + 8 each | number and salt of lanes whose totals are in `carried` already |
 //! | | 2 + name | a consumer position: the upstream's name |
 //! | | 9 × 8 | start, low, delivered, dead, lost; carried: accepted, delivered, dead, lost |
+//! | | 2 + runs | behind all positions, for each: what has ended above `low`, see `runs.rs` |
+//!
+//! Versions before the runs end behind the positions. They read a slot with runs as one without:
+//! what is in a run comes again. Runs that do not fit are in the upstream's
+//! [ack file](super::ack_file).
 
 use std::io;
 use std::sync::Arc;
 
-use super::ledger::{ConsumerPosition, Counts};
+use super::counts::Counts;
+use super::ledger::ConsumerPosition;
+use super::runs::Runs;
 use crate::spool::format::{u32_at, u64_at};
 use crate::spool::fs::{File, read_full, write_full};
 
-/// Bytes of one slot. Holds [`POSITIONS_MAX`] positions with the longest names.
+/// Bytes of one slot. Holds [`POSITIONS_MAX`] positions with the longest names, and runs.
 const SLOT_BYTES: usize = 32 << 10;
 /// Most upstreams of one spool.
 pub const UPSTREAMS_MAX: usize = 64;
@@ -43,7 +50,7 @@ const POSITION_WORDS: usize = 9;
 const _: () = assert!(
     HEADER_BYTES
         + ABSORBED_MAX * 16
-        + POSITIONS_MAX * (2 + UPSTREAM_NAME_BYTES_MAX + POSITION_WORDS * 8)
+        + POSITIONS_MAX * (2 + UPSTREAM_NAME_BYTES_MAX + POSITION_WORDS * 8 + 2)
         <= SLOT_BYTES
 );
 
@@ -84,14 +91,15 @@ impl CursorFile {
     }
 
     /// Writes the older slot and makes it durable. After an error the other slot still stands,
-    /// and the next attempt writes this one again.
-    pub fn save(&mut self, cursor: &Cursor) -> io::Result<()> {
+    /// and the next attempt writes this one again. Returns the places of the positions whose runs
+    /// did not all fit.
+    pub fn save(&mut self, cursor: &Cursor) -> io::Result<Vec<usize>> {
         let generation = self.generation + 1;
-        let bytes = encode(generation, cursor);
+        let (bytes, cut) = encode(generation, cursor);
         write_full(&*self.file, &bytes, (generation % 2) * SLOT_BYTES as u64)?;
         self.file.sync_data()?;
         self.generation = generation;
-        Ok(())
+        Ok(cut)
     }
 }
 
@@ -110,7 +118,8 @@ pub fn damaged_slots(file: &dyn File) -> io::Result<Vec<u64>> {
     Ok(damaged)
 }
 
-fn encode(generation: u64, cursor: &Cursor) -> Vec<u8> {
+/// A slot, and the places of the positions whose runs did not all fit.
+fn encode(generation: u64, cursor: &Cursor) -> (Vec<u8>, Vec<usize>) {
     let mut out = vec![0; 16];
     out[0..8].copy_from_slice(&MAGIC);
     for word in [generation, cursor.lane, cursor.salt] {
@@ -141,11 +150,36 @@ fn encode(generation: u64, cursor: &Cursor) -> Vec<u8> {
             out.extend_from_slice(&word.to_le_bytes());
         }
     }
+    let cut = encode_runs(cursor, &mut out);
     let len = out.len() as u32;
     out[12..16].copy_from_slice(&len.to_le_bytes());
     let crc = crc32c::crc32c(&out[12..]);
     out[8..12].copy_from_slice(&crc.to_le_bytes());
-    out
+    (out, cut)
+}
+
+/// Each position may use its share of the room that the ones before it have left.
+fn encode_runs(cursor: &Cursor, out: &mut Vec<u8>) -> Vec<usize> {
+    let mut cut = Vec::new();
+    for (place, position) in cursor.positions.iter().enumerate() {
+        let left = cursor.positions.len() - place;
+        let share = (SLOT_BYTES - out.len()) / left - 2;
+        let at = out.len();
+        out.extend_from_slice(&[0; 2]);
+        if !position.runs().encode(position.low, share, out) {
+            cut.push(place);
+        }
+        let bytes = (out.len() - at - 2) as u16;
+        out[at..at + 2].copy_from_slice(&bytes.to_le_bytes());
+    }
+    cut
+}
+
+fn take_runs(rest: &mut &[u8], low: u64) -> Option<Runs> {
+    let bytes = usize::from(u16_at(rest.get(..2)?, 0));
+    let runs = Runs::decode(low, rest.get(2..)?.get(..bytes)?)?;
+    *rest = &rest[2 + bytes..];
+    Some(runs)
 }
 
 fn decode(bytes: &[u8]) -> Option<(u64, Cursor)> {
@@ -162,7 +196,13 @@ fn decode(bytes: &[u8]) -> Option<(u64, Cursor)> {
     let absorbed = (0..absorbed)
         .map(|_| Some((take_u64(&mut rest)?, take_u64(&mut rest)?)))
         .collect::<Option<Vec<_>>>()?;
-    let positions = (0..positions).map(|_| take_position(&mut rest)).collect::<Option<Vec<_>>>()?;
+    let mut positions =
+        (0..positions).map(|_| take_position(&mut rest)).collect::<Option<Vec<_>>>()?;
+    if !rest.is_empty() {
+        for position in &mut positions {
+            position.resume_runs(take_runs(&mut rest, position.low)?);
+        }
+    }
     let cursor = Cursor { lane: u64_at(header, 24), salt: u64_at(header, 32), absorbed, positions };
     Some((u64_at(header, 16), cursor))
 }
@@ -171,21 +211,20 @@ fn take_position(rest: &mut &[u8]) -> Option<ConsumerPosition> {
     let name_bytes = usize::from(u16_at(rest.get(..2)?, 0));
     let name = std::str::from_utf8(rest.get(2..2 + name_bytes)?).ok()?;
     *rest = rest.get(2 + name_bytes..)?;
-    let mut position = ConsumerPosition::new(name, take_u64(rest)?);
-    position.low = take_u64(rest)?;
-    position.below.delivered = take_u64(rest)?;
-    position.below.dead = take_u64(rest)?;
-    position.below.lost = take_u64(rest)?;
+    let position = ConsumerPosition::new(name, take_u64(rest)?);
+    let low = take_u64(rest)?;
+    let mut below = Counts::default();
+    for count in [&mut below.delivered, &mut below.dead, &mut below.lost] {
+        *count = take_u64(rest)?;
+    }
+    let mut position = position.resume(low, below, Runs::default())?;
     position.carried = Counts {
         accepted: take_u64(rest)?,
         delivered: take_u64(rest)?,
         dead: take_u64(rest)?,
         lost: take_u64(rest)?,
     };
-    // The identity, as it was written: a cursor that breaks it was not written by this code.
-    let below = position.below;
-    let done = below.delivered.checked_add(below.dead)?.checked_add(below.lost)?;
-    (position.low.checked_sub(position.start)? == done).then_some(position)
+    Some(position)
 }
 
 fn take_u64(rest: &mut &[u8]) -> Option<u64> {
@@ -202,23 +241,65 @@ fn u16_at(bytes: &[u8], at: usize) -> u16 {
 mod tests {
     use super::*;
     use crate::spool::fs::{Fs, Open, SystemFs};
+    use crate::spool::read::counts::Ack;
 
     fn cursor(low: u64) -> Cursor {
-        let mut position = ConsumerPosition::new("collector", 5);
-        position.low = low;
-        position.below.delivered = low - 5;
+        let below = Counts { delivered: low - 5, ..Counts::default() };
+        let position = ConsumerPosition::new("collector", 5);
+        let mut position = position.resume(low, below, Runs::default()).expect("sound");
         position.carried = Counts { accepted: 9, delivered: 6, dead: 2, lost: 1 };
+        position.hand_out(30);
+        position.settle(low + 3..low + 7, Ack::Delivered);
+        position.settle(low + 9..low + 10, Ack::Dead);
         Cursor { lane: 3, salt: 4, absorbed: vec![(1, 8), (2, 9)], positions: vec![position] }
+    }
+
+    /// The same slot as versions wrote it that knew no runs.
+    fn without_runs(mut bytes: Vec<u8>, runs_bytes: usize) -> Vec<u8> {
+        bytes.truncate(bytes.len() - runs_bytes);
+        let len = bytes.len() as u32;
+        bytes[12..16].copy_from_slice(&len.to_le_bytes());
+        let crc = crc32c::crc32c(&bytes[12..]);
+        bytes[8..12].copy_from_slice(&crc.to_le_bytes());
+        bytes
+    }
+
+    #[test]
+    fn a_slot_of_a_version_without_runs_is_read_and_its_place_is_the_same() {
+        let (bytes, _) = encode(8, &cursor(11));
+        let runs_bytes = 2 + 2 + 4;
+        let (_, old) = decode(&without_runs(bytes, runs_bytes)).expect("sound");
+        assert_eq!((old.positions[0].low, old.positions[0].runs().len()), (11, 0));
+        assert_eq!(old.positions[0].carried.accepted, 9);
+    }
+
+    #[test]
+    fn runs_that_do_not_fit_are_left_out_and_named() {
+        let mut many = cursor(11);
+        let mut position = ConsumerPosition::new("many", 5);
+        position.hand_out(60_000);
+        (10..30_000).for_each(|n| position.settle(2 * n..2 * n + 1, Ack::Delivered));
+        many.positions.insert(0, position);
+        let (bytes, cut) = encode(8, &many);
+        assert_eq!(cut, [0]);
+        assert!(bytes.len() <= SLOT_BYTES);
+        let (_, read) = decode(&bytes).expect("sound");
+        assert!(read.positions[0].runs().len() > 5_000);
+        assert_eq!(read.positions[1].runs().len(), 2);
     }
 
     #[test]
     fn a_slot_reads_back_and_no_flipped_bit_passes() {
-        let bytes = encode(8, &cursor(11));
+        let (bytes, cut) = encode(8, &cursor(11));
+        assert_eq!(cut, [0; 0]);
         let (generation, read) = decode(&bytes).expect("sound");
         assert_eq!((generation, read.lane, read.salt), (8, 3, 4));
         assert_eq!(read.absorbed, [(1, 8), (2, 9)]);
         assert_eq!(read.positions[0].low, 11);
         assert_eq!(read.positions[0].carried.accepted, 9);
+        assert_eq!(read.positions[0].next(), 11..14);
+        let runs = read.positions[0].runs();
+        assert_eq!((runs.len(), runs.totals().delivered, runs.totals().dead), (2, 4, 1));
         for bit in 0..bytes.len() * 8 {
             let mut bad = bytes.clone();
             bad[bit / 8] ^= 1 << (bit % 8);

@@ -1,83 +1,20 @@
 //! What became of each record of a lane, per upstream.
 //!
-//! Acknowledgements come in any order. Between the low watermark (`low`: everything before it has
-//! its acknowledgement) and the next record to hand out lies a window with one byte a record. Only
-//! counts below `low` are ever persisted, so that after a crash
-//! `low - start = delivered + dead + lost` holds, and with it SPEC 7's identity: what lay
-//! above is pending again and read again.
+//! Acknowledgements come in any order. Everything before the low watermark (`low`) has ended; what
+//! has ended above it is kept as runs. So one event that is stuck holds back no other, and costs
+//! no memory: the number of *runs* is bounded, not that of events. Counts below `low` and the runs
+//! are persisted together, so that after a crash `low - start = delivered + dead + lost` holds,
+//! and with it SPEC 7's identity: what is in neither is pending and read again.
 
-use std::collections::VecDeque;
+use std::ops::Range;
 
-use crate::spool::status::UpstreamStatus;
+use super::counts::{Ack, Counts, End};
+use super::runs::Runs;
 
-/// Most records that an upstream may have read and not acknowledged, in one lane.
-pub const RUN_AHEAD_EVENTS_MAX: usize = 65_536;
-
-/// What became of a record.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Ack {
-    /// The upstream has it.
-    Delivered,
-    /// It went to the dead letters.
-    Dead,
-}
-
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Slot {
-    Out,
-    Delivered,
-    Dead,
-    Lost,
-}
-
-/// Counts of records.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-pub struct Counts {
-    pub accepted: u64,
-    pub delivered: u64,
-    pub dead: u64,
-    /// Lost to corruption or a torn write.
-    pub lost: u64,
-}
-
-impl Counts {
-    /// Adds another lane's.
-    pub fn add(&mut self, other: Counts) {
-        self.accepted = self.accepted.saturating_add(other.accepted);
-        self.delivered = self.delivered.saturating_add(other.delivered);
-        self.dead = self.dead.saturating_add(other.dead);
-        self.lost = self.lost.saturating_add(other.lost);
-    }
-
-    /// The counts under an upstream's name.
-    pub fn named(self, name: String) -> UpstreamStatus {
-        UpstreamStatus {
-            name,
-            accepted: self.accepted,
-            delivered: self.delivered,
-            dead: self.dead,
-            lost: self.lost,
-            pending: self.pending(),
-        }
-    }
-
-    /// What is neither delivered nor dead nor lost.
-    pub fn pending(&self) -> u64 {
-        let done = self.delivered.saturating_add(self.dead).saturating_add(self.lost);
-        self.accepted.saturating_sub(done)
-    }
-
-    // Wrapping, so that `u64::MAX` takes one away.
-    fn count(&mut self, slot: Slot, by: u64) {
-        let field = match slot {
-            Slot::Out => return,
-            Slot::Delivered => &mut self.delivered,
-            Slot::Dead => &mut self.dead,
-            Slot::Lost => &mut self.lost,
-        };
-        *field = field.wrapping_add(by);
-    }
-}
+/// Most runs above the watermark, for each upstream and lane. Each stands between two events that
+/// wait, so they are as many as there are separate events that are stuck. At the bound nothing
+/// more is read from the lane until runs join, and `/status` shows the fault `run_ahead_bound`.
+pub const RUNS_MAX: usize = 131_072;
 
 /// One upstream's position in one lane.
 #[derive(Debug, Clone)]
@@ -92,8 +29,10 @@ pub struct ConsumerPosition {
     pub below: Counts,
     /// Totals of lanes that were folded into this one.
     pub carried: Counts,
-    window: VecDeque<Slot>,
-    above: Counts,
+    /// What has ended above `low`.
+    runs: Runs,
+    /// The next record to hand out. In no run.
+    next: u64,
 }
 
 impl ConsumerPosition {
@@ -105,77 +44,83 @@ impl ConsumerPosition {
             low: start,
             below: Counts::default(),
             carried: Counts::default(),
-            window: VecDeque::new(),
-            above: Counts::default(),
+            runs: Runs::default(),
+            next: start,
         }
     }
 
-    /// Sequence number of the next record to hand out.
-    pub fn next(&self) -> u64 {
-        self.low + self.window.len() as u64
+    /// Continues where `low`, `below` and `runs` say; what is in none of them is read again. `None`
+    /// if the counts do not add up: then this code did not write them.
+    pub fn resume(mut self, low: u64, below: Counts, runs: Runs) -> Option<ConsumerPosition> {
+        if low.checked_sub(self.start)? != below.ended() {
+            return None;
+        }
+        (self.low, self.below, self.next) = (low, below, low);
+        self.resume_runs(runs);
+        Some(self)
     }
 
-    /// How many more records may be handed out.
-    pub fn room(&self) -> usize {
-        RUN_AHEAD_EVENTS_MAX.saturating_sub(self.window.len())
+    /// Takes over what has ended above `low`. Runs from before it are left out.
+    pub fn resume_runs(&mut self, mut runs: Runs) {
+        runs.drop_before(self.low);
+        self.runs = runs;
+        self.next = self.low;
+        self.advance();
+    }
+
+    /// What has ended above `low`.
+    pub fn runs(&self) -> &Runs {
+        &self.runs
+    }
+
+    /// The number behind the last record that has ended.
+    pub fn end(&self) -> u64 {
+        self.runs.end().unwrap_or(self.low)
+    }
+
+    /// The next records to hand out: from here up to one that has ended already.
+    pub fn next(&self) -> Range<u64> {
+        self.next..self.runs.start_after(self.next).unwrap_or(u64::MAX)
+    }
+
+    /// Whether records may be handed out: see [`RUNS_MAX`].
+    pub fn has_room(&self) -> bool {
+        self.runs.len() < RUNS_MAX
     }
 
     /// The next records were handed out.
     pub fn hand_out(&mut self, events: usize) {
-        self.window.extend(std::iter::repeat_n(Slot::Out, events));
+        self.next = self.runs.skip(self.next + events as u64);
     }
 
-    /// The next records up to `seq` do not exist any more. Says no, and changes nothing, if they
-    /// are more than the window takes: then what is out must come back first.
-    pub fn lose_to(&mut self, seq: u64) -> bool {
-        let lost = seq.saturating_sub(self.next());
-        if self.window.is_empty() {
-            self.low += lost;
-            self.below.lost += lost;
-            return true;
-        }
-        let fits = lost <= self.room() as u64;
-        if fits {
-            self.window.extend((0..lost).map(|_| Slot::Lost));
-            self.above.lost += lost;
-        }
-        fits
+    /// The next records up to `seq` do not exist any more.
+    pub fn lose_to(&mut self, seq: u64) {
+        self.runs.mark(self.next..seq, End::Lost);
+        self.next = self.runs.skip(self.next);
+        self.advance();
     }
 
-    /// Notes a record's acknowledgement. A record that was not handed out, or that is acknowledged
-    /// or lost already, is left alone.
-    pub fn settle(&mut self, seq: u64, ack: Ack) {
-        let slot = seq.checked_sub(self.low).and_then(|at| usize::try_from(at).ok());
-        let Some(slot) = slot.and_then(|at| self.window.get_mut(at)) else { return };
-        if *slot == Slot::Out {
-            *slot = match ack {
-                Ack::Delivered => Slot::Delivered,
-                Ack::Dead => Slot::Dead,
-            };
-            self.above.count(*slot, 1);
-        }
+    /// Notes what became of records. A record that was not handed out, or that has ended already,
+    /// is left alone.
+    pub fn settle(&mut self, seqs: Range<u64>, ack: Ack) {
+        let seqs = seqs.start.max(self.low)..seqs.end.min(self.next);
+        self.runs.mark(seqs, End::Acknowledged(ack));
     }
 
-    /// Moves `low` up over everything that is acknowledged or lost. Says whether it moved.
+    /// Moves `low` up over everything that has ended. Says whether it moved.
     pub fn advance(&mut self) -> bool {
-        let before = self.low;
-        while let Some(&slot) = self.window.front() {
-            if slot == Slot::Out {
-                break;
-            }
-            self.window.pop_front();
-            self.low += 1;
-            self.below.count(slot, 1);
-            self.above.count(slot, u64::MAX);
-        }
-        self.low > before
+        let Some((end, counts)) = self.runs.take_at(self.low) else { return false };
+        self.low = end;
+        self.below.add(counts);
+        self.next = self.next.max(end);
+        true
     }
 
     /// The totals, with `end` records in the lane.
     pub fn totals(&self, end: u64) -> Counts {
         let mut totals = self.below;
-        totals.accepted = end.max(self.next()).saturating_sub(self.start);
-        totals.add(self.above);
+        totals.accepted = end.max(self.next).max(self.end()).saturating_sub(self.start);
+        totals.add(self.runs.totals());
         totals.add(self.carried);
         totals
     }
@@ -192,8 +137,7 @@ mod tests {
     }
 
     fn identity_holds(position: &ConsumerPosition, end: u64) {
-        let below = position.below;
-        assert_eq!(position.low - position.start, below.delivered + below.dead + below.lost);
+        assert_eq!(position.low - position.start, position.below.ended());
         let totals = position.totals(end);
         assert_eq!(
             totals.accepted,
@@ -204,62 +148,105 @@ mod tests {
     #[test]
     fn the_watermark_waits_for_the_slowest() {
         let mut position = handed_out(4);
-        position.settle(2, Ack::Dead);
-        position.settle(4, Ack::Delivered);
+        position.settle(2..3, Ack::Dead);
+        position.settle(4..5, Ack::Delivered);
         assert!(!position.advance());
         assert_eq!(position.totals(5), Counts { accepted: 4, delivered: 1, dead: 1, lost: 0 });
-        position.settle(1, Ack::Delivered);
+        position.settle(1..2, Ack::Delivered);
         assert!(position.advance());
         assert_eq!((position.low, position.below.delivered, position.below.dead), (3, 1, 1));
         identity_holds(&position, 5);
-        position.settle(3, Ack::Delivered);
+        position.settle(3..4, Ack::Delivered);
         assert!(position.advance());
-        assert_eq!((position.low, position.above), (5, Counts::default()));
+        assert_eq!((position.low, position.runs().totals()), (5, Counts::default()));
         identity_holds(&position, 5);
     }
 
     #[test]
     fn a_second_or_unknown_acknowledgement_changes_nothing() {
         let mut position = handed_out(2);
-        position.settle(1, Ack::Delivered);
-        position.settle(1, Ack::Dead);
-        position.settle(0, Ack::Dead);
-        position.settle(3, Ack::Dead);
-        position.settle(u64::MAX, Ack::Dead);
+        position.settle(1..2, Ack::Delivered);
+        position.settle(1..2, Ack::Dead);
+        position.settle(0..1, Ack::Dead);
+        position.settle(3..4, Ack::Dead);
+        position.settle(u64::MAX - 1..u64::MAX, Ack::Dead);
         position.advance();
-        position.settle(1, Ack::Dead);
+        position.settle(1..2, Ack::Dead);
         assert_eq!(position.totals(3), Counts { accepted: 2, delivered: 1, dead: 0, lost: 0 });
     }
 
     #[test]
-    fn the_window_is_bounded() {
-        let mut position = handed_out(RUN_AHEAD_EVENTS_MAX - 1);
-        assert_eq!(position.room(), 1);
-        assert!(!position.lose_to(position.next() + 2));
-        position.hand_out(1);
-        assert_eq!(position.room(), 0);
-        position.settle(1, Ack::Delivered);
+    fn ten_million_events_run_ahead_of_one_that_is_stuck() {
+        let mut position = handed_out(1);
+        for batch in 0..20_000_u64 {
+            assert!(position.has_room());
+            position.hand_out(500);
+            position.settle(2 + batch * 500..502 + batch * 500, Ack::Delivered);
+        }
+        assert_eq!((position.low, position.runs().len()), (1, 1));
+        assert_eq!(position.totals(10_000_002).pending(), 1);
+        position.settle(1..2, Ack::Dead);
         position.advance();
-        assert_eq!(position.room(), 1);
+        assert_eq!((position.low, position.runs().len()), (10_000_002, 0));
+        identity_holds(&position, 10_000_002);
+    }
+
+    #[test]
+    fn the_number_of_runs_is_bounded_and_joining_makes_room() {
+        let mut position = handed_out(2 * RUNS_MAX + 1);
+        (1..=RUNS_MAX as u64).for_each(|n| position.settle(2 * n..2 * n + 1, Ack::Delivered));
+        assert!(!position.has_room());
+        position.settle(3..4, Ack::Delivered);
+        assert!(position.has_room());
+        identity_holds(&position, 2 * RUNS_MAX as u64 + 2);
+    }
+
+    #[test]
+    fn what_has_ended_is_not_handed_out_again() {
+        let mut runs = Runs::default();
+        runs.mark(3..5, End::Acknowledged(Ack::Delivered));
+        runs.mark(7..9, End::Lost);
+        let mut position = ConsumerPosition::new("a", 1);
+        position = position.resume(1, Counts::default(), runs).expect("sound");
+        let mut parts = Vec::new();
+        while position.next().start < 10 {
+            let next = position.next();
+            let end = next.end.min(10);
+            parts.push(next.start..end);
+            position.hand_out((end - next.start) as usize);
+        }
+        assert_eq!(parts, [1..3, 5..7, 9..10]);
+        position.settle(1..10, Ack::Delivered);
+        assert!(position.advance());
+        assert_eq!(position.totals(10), Counts { accepted: 9, delivered: 7, dead: 0, lost: 2 });
     }
 
     #[test]
     fn what_is_lost_is_counted_apart() {
         let mut position = handed_out(1);
-        assert!(position.lose_to(4));
+        position.lose_to(4);
         position.hand_out(1);
         identity_holds(&position, 5);
-        position.settle(1, Ack::Delivered);
+        position.settle(1..2, Ack::Delivered);
         position.advance();
         assert_eq!(position.low, 4);
         identity_holds(&position, 5);
-        position.settle(4, Ack::Delivered);
+        position.settle(4..5, Ack::Delivered);
         position.advance();
-        assert!(position.lose_to(1 << 50));
+        position.lose_to(1 << 50);
         assert_eq!(
             position.below,
             Counts { accepted: 0, delivered: 2, dead: 0, lost: (1 << 50) - 3 }
         );
         identity_holds(&position, 1 << 50);
+    }
+
+    #[test]
+    fn counts_that_do_not_add_up_are_refused() {
+        let position = || ConsumerPosition::new("a", 5);
+        let below = Counts { delivered: 2, ..Counts::default() };
+        assert!(position().resume(7, below, Runs::default()).is_some());
+        assert!(position().resume(8, below, Runs::default()).is_none());
+        assert!(position().resume(4, below, Runs::default()).is_none());
     }
 }

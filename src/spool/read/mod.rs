@@ -1,6 +1,9 @@
 //! Reading: from records on disk to an upstream, and what it has acknowledged.
 
+pub(super) mod ack_file;
+pub(super) mod counts;
 pub(super) mod cursor;
 pub(super) mod ledger;
 pub(super) mod reader;
+mod runs;
 pub(super) mod scanner;

@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 
-use super::ledger::Ack;
+use super::counts::Ack;
 use super::scanner::{Scanner, Step};
 use crate::spool::fs::{File, Open};
 use crate::spool::lane::Lane;
@@ -47,9 +47,11 @@ impl Reader {
 
     /// Waits until at least one record is readable, and returns up to `events_max` records of up
     /// to `bytes_max` bytes in all (one record may be larger). Records that were read and not
-    /// acknowledged are not returned again before a restart; when too many are out
-    /// ([`super::RUN_AHEAD_EVENTS_MAX`]) it waits for acknowledgements. May be dropped while it
-    /// waits: nothing is lost.
+    /// acknowledged are not returned again before a restart. When [`RUNS_MAX`] runs of
+    /// acknowledged records lie between those that are not, it waits for acknowledgements. May be
+    /// dropped while it waits: nothing is lost.
+    ///
+    /// [`RUNS_MAX`]: super::ledger::RUNS_MAX
     pub async fn read(&mut self, events_max: usize, bytes_max: usize) -> Vec<Entry> {
         let state = Arc::clone(&self.state);
         loop {
@@ -90,6 +92,11 @@ impl Reader {
         entries
     }
 
+    /// Whether the last read failed. It is tried again each second.
+    pub fn is_failing(&self) -> bool {
+        self.failing.is_some()
+    }
+
     /// A handle to say what became of records.
     pub fn acknowledger(&self) -> Acknowledger {
         Acknowledger { state: Arc::clone(&self.state), upstream: self.upstream }
@@ -103,14 +110,15 @@ impl Reader {
         bytes: &mut usize,
         entries: &mut Vec<Entry>,
     ) -> io::Result<ReadPass> {
-        let (view, next, room) = {
-            let mut state = lane.state();
-            let position = &mut state.positions[self.upstream];
-            let (next, room) = (position.next(), position.room());
-            let Some(view) = state.segment_index.view(next) else { return Ok(ReadPass::Enough) };
-            (view, next, room)
+        let (view, next) = {
+            let state = lane.state();
+            let position = &state.positions[self.upstream];
+            let next = position.next();
+            let view = state.segment_index.view(next.start).filter(|_| position.has_room());
+            let Some(view) = view else { return Ok(ReadPass::Enough) };
+            (view, next)
         };
-        if view.span.base > next {
+        if view.span.base > next.start {
             return Ok(self.lose(lane, view, view.span.base));
         }
         let number = view.span.number;
@@ -129,12 +137,14 @@ impl Reader {
         };
         let before = entries.len();
         let step = loop {
-            let handed_out = entries.len() - before;
-            if handed_out == room || entries.len() >= events_max || *bytes >= bytes_max {
+            if entries.len() >= events_max || *bytes >= bytes_max {
                 break Ok(None);
             }
+            if scanner.seq >= next.end {
+                break Ok(Some(Step::End));
+            }
             match scanner.step(&**file, view.span.bytes, view.limit) {
-                Ok(Step::Record { seq, .. }) if seq < next => {}
+                Ok(Step::Record { seq, .. }) if seq < next.start => {}
                 Ok(Step::Record { payload, .. })
                     if !entries.is_empty() && *bytes + payload.len() > bytes_max =>
                 {
@@ -170,7 +180,7 @@ impl Reader {
         bytes: std::ops::Range<u64>,
         seq: u64,
     ) -> ReadPass {
-        let next = lane.state().positions[self.upstream].next();
+        let next = lane.state().positions[self.upstream].next().start;
         if lane.state().segment_index.view(next).is_none_or(|now| !now.covers(&view)) {
             self.scanners.remove(&lane.id);
             return ReadPass::More;
@@ -184,17 +194,12 @@ impl Reader {
     fn lose(&mut self, lane: &Lane, view: View, seq: u64) -> ReadPass {
         let mut state = lane.state();
         let position = &mut state.positions[self.upstream];
-        let lost = seq.saturating_sub(position.next());
+        let lost_before = position.totals(0).lost;
+        position.lose_to(seq);
+        let lost = position.totals(0).lost - lost_before;
         if lost == 0 {
             return ReadPass::More;
         }
-        if !position.lose_to(seq) {
-            drop(state);
-            // Find the gap again once what is out has come back.
-            self.scanners.remove(&lane.id);
-            return ReadPass::Enough;
-        }
-        position.advance();
         state.dirty = true;
         lane.publish_held(&state, &self.state.bounds);
         drop(state);
@@ -226,31 +231,38 @@ pub struct Acknowledger {
 }
 
 impl Acknowledger {
-    /// These records need not be read again. A record that was not handed out, or has its ack
-    /// already, is ignored. Durable within about a second, and at close.
+    /// These records need not be read again, even if the process is killed after this call; after
+    /// a power loss, from the next second on. A record that was not handed out, or has its ack
+    /// already, is ignored.
     pub fn acknowledge(&self, record_ids: &[RecordId], ack: Ack) {
         let lanes = self.state.lanes();
-        let mut record_ids = record_ids;
-        while let Some(first) = record_ids.first() {
-            let same =
-                record_ids.iter().take_while(|record_id| record_id.lane == first.lane).count();
-            let (now, rest) = record_ids.split_at(same);
-            record_ids = rest;
-            let Some(lane) = lanes.iter().find(|lane| lane.id == first.lane) else { continue };
+        for ids in record_ids.chunk_by(|id, next| id.lane == next.lane) {
+            let Some(lane) = lanes.iter().find(|lane| lane.id == ids[0].lane) else { continue };
             let mut state = lane.state();
             let position = &mut state.positions[self.upstream];
-            let was_full = position.room() == 0;
-            for record_id in now {
-                position.settle(record_id.seq, ack);
+            let was_full = !position.has_room();
+            for run in ids.chunk_by(|id, next| id.seq + 1 == next.seq) {
+                position.settle(run[0].seq..run[run.len() - 1].seq + 1, ack);
             }
-            if position.advance() {
-                state.dirty = true;
+            let is_readable = was_full && position.has_room();
+            let has_moved = position.advance();
+            state.dirty = true;
+            if has_moved {
                 lane.publish_held(&state, &self.state.bounds);
-                drop(state);
-                if was_full {
-                    self.state.upstreams[self.upstream].readable.notify_one();
-                }
+            }
+            drop(state);
+            // An error costs repetitions after a kill and nothing else: maintenance saves the
+            // cursor within a second, and reports its errors.
+            _ = lane.save_acks(self.upstream);
+            if is_readable {
+                self.state.upstreams[self.upstream].readable.notify_one();
             }
         }
+    }
+
+    /// Whether reading waits because too many runs lie behind events that are stuck.
+    pub fn is_at_bound(&self) -> bool {
+        let is_full = |lane: &Arc<Lane>| !lane.state().positions[self.upstream].has_room();
+        self.state.lanes().iter().any(is_full)
     }
 }

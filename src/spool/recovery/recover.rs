@@ -16,6 +16,7 @@ use crate::spool::format::{
 };
 use crate::spool::fs::{File, Fs, Open, read_full};
 use crate::spool::lane::{CURSOR, IDENTITY, Lane, lane_dir, remove_leftovers, segment_number};
+use crate::spool::read::ack_file;
 use crate::spool::read::cursor::{Cursor, CursorFile, LaneKey, POSITIONS_MAX};
 use crate::spool::read::ledger::ConsumerPosition;
 use crate::spool::read::scanner::{Scanner, Step, first_record};
@@ -54,7 +55,9 @@ pub fn adopt(
     remove_leftovers(&**fs, &dir)?;
     let segments = survey(&**fs, &dir, id, salt, Some(quarantine))?;
     let segment_index = rebuild(&**fs, &dir, id, salt, &segments, quarantine)?;
-    let (segment_index, positions) = restore_positions(segment_index, cursor.as_ref(), upstreams);
+    let resume = |position| ack_file::resume(&**fs, &dir, (id, salt), position);
+    let (segment_index, positions) =
+        restore_positions(segment_index, cursor.as_ref(), upstreams, resume)?;
     if positions.len() > POSITIONS_MAX {
         let what = "events wait for too many removed upstreams: `pixelgate spool forget` them";
         return Err(io::Error::other(what));
@@ -245,25 +248,28 @@ fn due_record(bytes: &mut [u8], seed: ChecksumSeed, seq: u64) -> Option<usize> {
 ///
 /// An upstream that the cursor does not know begins at the oldest record that any upstream of the
 /// lane still waited for: under a new name nothing that was pending is lost, and a newcomer does
-/// not get what the others are through with.
+/// not get what the others are through with. `resume` adds what the cursor is too old to know.
 fn restore_positions(
     mut segment_index: SegmentIndex,
     cursor: Option<&Cursor>,
     upstreams: &[String],
-) -> (SegmentIndex, Vec<ConsumerPosition>) {
+    resume: impl Fn(ConsumerPosition) -> io::Result<ConsumerPosition>,
+) -> io::Result<(SegmentIndex, Vec<ConsumerPosition>)> {
     let known = cursor.map_or(&[][..], |cursor| &cursor.positions);
     let oldest = segment_index.spans().next().map_or(segment_index.end(), |span| span.base);
     let lows = || known.iter().map(|position| position.low);
     let start = lows().min().unwrap_or(oldest);
-    // A cursor beyond the last record: segments at the end are missing.
-    let end = segment_index.end().max(lows().max().unwrap_or(0));
-    segment_index.seal(end);
     let position = |name: &String| {
         let found = known.iter().find(|position| position.name == *name);
-        found.cloned().unwrap_or_else(|| ConsumerPosition::new(name, start))
+        resume(found.cloned().unwrap_or_else(|| ConsumerPosition::new(name, start)))
     };
-    let waits =
-        |position: &&ConsumerPosition| position.low < end && !upstreams.contains(&position.name);
-    let removed = known.iter().filter(waits).cloned();
-    (segment_index, upstreams.iter().map(position).chain(removed).collect())
+    let removed: Vec<_> = known.iter().filter(|p| !upstreams.contains(&p.name)).cloned().collect();
+    let removed = removed.into_iter().map(&resume).collect::<io::Result<Vec<_>>>()?;
+    let mut positions = upstreams.iter().map(position).collect::<io::Result<Vec<_>>>()?;
+    // A cursor beyond the last record: segments at the end are missing.
+    let ends = positions.iter().chain(&removed).map(ConsumerPosition::end);
+    let end = ends.fold(segment_index.end(), u64::max);
+    segment_index.seal(end);
+    positions.extend(removed.into_iter().filter(|position| position.low < end));
+    Ok((segment_index, positions))
 }

@@ -18,10 +18,7 @@ use super::pauses::Pauses;
 use super::send::{Ends, Sender};
 use super::translate::Translator;
 
-/// Maximum number of batches in flight. A batch stays until its last event has ended, so this
-/// is also how many batches may hold events of portals in trouble of their own before the others
-/// have to wait for these. (More would not help: the spool hands out at most
-/// `spool::RUN_AHEAD_EVENTS_MAX` events beyond the first that waits.)
+/// Maximum number of batches in flight.
 pub const BATCHES_MAX: usize = 64;
 /// How long an idle connection is kept, in seconds: less than common balancers do.
 pub(super) const IDLE_SECONDS_MAX: u64 = 50;

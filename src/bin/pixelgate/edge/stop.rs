@@ -18,13 +18,19 @@ use pingora::server::{ShutdownSignal, ShutdownSignalWatch};
 use pixelgate::PixelGate;
 use pixelgate::custom::InFlight;
 use std::path::PathBuf;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::watch;
 
 /// Pause between two checks for requests in flight, in milliseconds.
 const DRAIN_POLL_MS: u64 = 2;
+/// Shortest deadline of a stop, for a grace period of 0.
+const STOP_MIN: Duration = Duration::from_secs(1);
+/// Part of the time left that closing the gate may take.
+const CLOSE_PART: f64 = 0.95;
+/// How long exit handlers may take when a stop hangs.
+const EXIT_LIMIT: Duration = Duration::from_secs(1);
 /// Shortest stop after an upgrade, in milliseconds: a connection that is just being accepted is
 /// counted a moment later.
 const ACCEPT_MS: u64 = 200;
@@ -41,6 +47,8 @@ pub struct Signals {
     pub in_flight: [InFlight; 2],
     /// Longest wait for them.
     pub grace: Duration,
+    /// When the process is gone at the latest.
+    pub deadline: Deadline,
     /// `edge.state_dir`.
     pub state_dir: PathBuf,
     /// Copies of the listening sockets for a successor; moved out when they are offered.
@@ -49,6 +57,13 @@ pub struct Signals {
     pub inherited: Mutex<Option<InheritedSockets>>,
     /// Log lines that name the listeners, written when the edge accepts and handles signals.
     pub announcement: Vec<String>,
+}
+
+/// When the process is gone at the latest: twice the grace period after the signal. Cheap to
+/// clone: all clones are one.
+#[derive(Clone, Default)]
+pub struct Deadline {
+    at: Arc<OnceLock<Instant>>,
 }
 
 /// The signals that the edge handles.
@@ -89,10 +104,39 @@ impl ShutdownSignalWatch for Signals {
         self.announcement.iter().for_each(|line| info!("{line}"));
         systemd::ready();
         let stop = self.wait(handlers, offer.as_ref()).await;
+        self.deadline.begin(self.grace);
         // Drops the copies of the sockets: a listener is closed only with its last descriptor.
         drop(offer);
         self.drain(stop).await;
         ShutdownSignal::FastShutdown
+    }
+}
+
+impl Deadline {
+    /// Begins to run now. A thread of its own ends the process at the end, whatever hangs.
+    fn begin(&self, grace: Duration) {
+        let limit = (2 * grace).max(STOP_MIN);
+        if self.at.set(Instant::now() + limit).is_err() {
+            return;
+        }
+        let end = move || {
+            std::thread::sleep(limit);
+            error!("the stop hangs: ending after twice edge.shutdown_grace_seconds");
+            log::logger().flush();
+            // An exit handler may hang, too.
+            std::thread::spawn(|| std::process::exit(1));
+            std::thread::sleep(EXIT_LIMIT);
+            std::process::abort();
+        };
+        if let Err(e) = std::thread::Builder::new().name("deadline".to_owned()).spawn(end) {
+            warn!("a stop that hangs will not be ended: {e}");
+        }
+    }
+
+    /// The time left for closing the gate, less some for the end of the process.
+    pub fn left(&self) -> Duration {
+        let left = self.at.get().map(|at| at.saturating_duration_since(Instant::now()));
+        left.unwrap_or_default().mul_f64(CLOSE_PART)
     }
 }
 

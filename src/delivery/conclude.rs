@@ -1,0 +1,178 @@
+//! What follows from the outcome of an attempt (SPEC 7), the same for every kind of upstream.
+
+use std::collections::VecDeque;
+
+use bytes::Bytes;
+use tokio::time::Instant;
+
+use super::dead_letters::Reason;
+use super::feedback::Feedback;
+use super::in_flight_batch::{InFlightBatch, Suspicion};
+use super::schedule::Work;
+use super::tracker::Trouble;
+use super::worker::{Attempt, DeliveryWorker};
+use crate::event::Record;
+use crate::spool::Ack;
+use crate::upstream::{Failure, Outcome};
+
+/// So many failures of events that the upstream does not take while it takes others are shown as
+/// poison.
+const POISON_FAILURES: u32 = 3;
+
+/// Parts to attempt again, in order, each with the moment at which it is due.
+type FollowUp = Vec<(InFlightBatch, Instant)>;
+
+impl DeliveryWorker {
+    /// Acts on the end of an attempt.
+    pub(super) fn conclude(&mut self, attempt: Attempt) {
+        let now = Instant::now();
+        let Attempt { mut work, outcome, pass, permit } = attempt;
+        self.monitor.count_attempt(outcome.label());
+        let Some(batch) = work.parts.pop_front() else { return };
+        let is_first = batch.suspect.is_none();
+        match Feedback::of(&outcome) {
+            Feedback::Success => {
+                self.limiter.grow(permit);
+                self.breaker.succeed(pass);
+            }
+            Feedback::Backpressure(after) => {
+                // A batch that fails for itself says nothing about the upstream's load.
+                match is_first || after.is_some() {
+                    true => self.limiter.shrink(permit),
+                    false => self.limiter.give_back(permit),
+                }
+                self.breaker.fail(pass, is_first, after, &self.backoff, now);
+            }
+            Feedback::Failure => {
+                self.limiter.give_back(permit);
+                self.breaker.fail(pass, is_first, None, &self.backoff, now);
+            }
+            Feedback::Nothing => {
+                self.limiter.give_back(permit);
+                self.breaker.abandon(pass, now);
+            }
+        }
+        let follow_up = self.follow_up(batch, outcome, now);
+        self.put_back(work, follow_up, now);
+        self.note_state(now);
+    }
+
+    /// What is delivered or dead ends here; the rest comes back.
+    fn follow_up(&mut self, batch: InFlightBatch, outcome: Outcome, now: Instant) -> FollowUp {
+        let mut parts = match outcome {
+            Outcome::Mixed(parts) => batch.split(parts),
+            outcome => vec![(batch, outcome)],
+        };
+        let mut follow_up = Vec::new();
+        let is_delivered = |part: &mut (InFlightBatch, Outcome)| part.1 == Outcome::Delivered;
+        let delivered: Vec<_> = parts.extract_if(.., is_delivered).collect();
+        for (batch, _) in &delivered {
+            self.acknowledger.acknowledge(&batch.ids, Ack::Delivered);
+            self.delivered.inc_by(batch.len() as u64);
+        }
+        if !delivered.is_empty() {
+            self.deliveries += 1;
+            self.monitor.health.delivered();
+        }
+        for (batch, outcome) in parts {
+            match outcome {
+                Outcome::Delivered => {}
+                Outcome::Retry(failure) => self.retry(batch, &failure, false, now, &mut follow_up),
+                Outcome::Fault(failure) => self.retry(batch, &failure, true, now, &mut follow_up),
+                Outcome::Mixed(_) => {
+                    self.retry(batch, &Failure::new("mixed"), false, now, &mut follow_up);
+                }
+                Outcome::TooLarge(_) | Outcome::Rejected(_) if batch.len() > 1 => {
+                    follow_up.extend(batch.halve().map(|half| (half, now)));
+                }
+                Outcome::TooLarge(failure) => self.bury(batch, Reason::TooLarge, &failure),
+                Outcome::Rejected(failure) => {
+                    let readable = |r: &Bytes| Record::decode_sound(r).is_ok();
+                    let readable = batch.batch.records().iter().all(readable);
+                    let reason = if readable { Reason::Rejected } else { Reason::Unreadable };
+                    self.bury(batch, reason, &failure);
+                }
+                Outcome::Dead(failure) => self.bury(batch, Reason::Undeliverable, &failure),
+            }
+        }
+        follow_up
+    }
+
+    /// Plans another attempt. A batch that failed too often is halved: where every batch holds an
+    /// event that the upstream never takes, the upstream seems to take nothing. A single event that
+    /// failed too often while others were delivered becomes a dead letter, unless a changed
+    /// configuration would help.
+    fn retry(
+        &mut self,
+        mut batch: InFlightBatch,
+        failure: &Failure,
+        is_fault: bool,
+        now: Instant,
+        follow_up: &mut FollowUp,
+    ) {
+        self.monitor.health.failed(&failure.what);
+        batch.failures = batch.failures.saturating_add(1);
+        let mut trouble = if is_fault { Trouble::Misconfigured } else { Trouble::Retrying };
+        // A failure that is limited to a portal is known not to be the events' own.
+        if !failure.local {
+            let suspect = batch.suspect.get_or_insert_default();
+            if suspect.failures == 0 {
+                suspect.deliveries = self.deliveries;
+            }
+            suspect.failures = suspect.failures.saturating_add(1);
+            let Suspicion { failures, deliveries } = *suspect;
+            let is_alone = self.deliveries > deliveries;
+            if is_alone && failures >= POISON_FAILURES && !is_fault {
+                trouble = Trouble::Poison;
+            }
+            if self.attempts_max > 0 && failures >= self.attempts_max {
+                if batch.len() > 1 {
+                    follow_up.extend(batch.halve().map(|mut half| {
+                        // Until the next attempts say which one it is, both are suspect: their
+                        // failures say nothing about the upstream.
+                        half.suspect = Some(Suspicion::default());
+                        half.set_trouble(trouble);
+                        (half, now)
+                    }));
+                    return;
+                }
+                if is_alone && !is_fault {
+                    let what = format!(
+                        "{}; {failures} attempts failed while other events were delivered",
+                        failure.what
+                    );
+                    let failure = Failure { what: what.into(), ..failure.clone() };
+                    return self.bury(batch, Reason::Undeliverable, &failure);
+                }
+            }
+        }
+        batch.set_trouble(trouble);
+        let wait = self.backoff.wait(batch.failures, failure.after);
+        follow_up.push((batch, now + wait));
+    }
+
+    fn bury(&mut self, batch: InFlightBatch, reason: Reason, failure: &Failure) {
+        let now_ms = self.monitor.clock.unix_ms();
+        self.letters.push(batch, now_ms, reason, failure);
+    }
+
+    /// Puts what is left of a batch back into the schedule: as one where an order is kept, else
+    /// each part for itself.
+    fn put_back(&mut self, mut work: Work, follow_up: FollowUp, now: Instant) {
+        if !self.in_order {
+            for (batch, due) in follow_up {
+                let parts = VecDeque::from([batch]);
+                self.schedule.push(Work { queue: work.queue, parts }, due);
+            }
+            return;
+        }
+        let due = follow_up.iter().map(|(_, due)| *due).max().unwrap_or(now);
+        for (batch, _) in follow_up.into_iter().rev() {
+            work.parts.push_front(batch);
+        }
+        match work.parts.is_empty() {
+            true => self.queues[work.queue].is_busy = false,
+            false => self.schedule.push(work, due),
+        }
+    }
+}

@@ -1,0 +1,152 @@
+//! What can be seen of a delivery worker while it runs: its status, its lag and its faults.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+
+use prometheus::{IntCounterVec, IntGauge};
+
+use super::health::{Health, State};
+use super::options::{Options, Route};
+use super::status::Status;
+use super::tracker::Tracker;
+use crate::clock::Clock;
+use crate::telemetry::faults::{FaultKind, Faults};
+
+const OUTCOMES: [&str; 7] =
+    ["delivered", "retry", "too_large", "rejected", "fault", "dead", "mixed"];
+
+/// An upstream that has taken nothing for this long is a fault, in seconds.
+const STUCK_SECONDS: u64 = 60;
+
+/// No moment, in [`Monitor::unreadable_ms`].
+const NEVER: u64 = u64::MAX;
+
+/// See the module.
+pub struct Monitor {
+    pub name: String,
+    pub health: Health,
+    pub tracker: Arc<Tracker>,
+    pub clock: Arc<dyn Clock>,
+    kind: &'static str,
+    batches: IntCounterVec,
+    lag: IntGauge,
+    faults: Faults,
+    /// Since when events cannot be read from the spool, in milliseconds since 1970.
+    unreadable_ms: AtomicU64,
+}
+
+impl Monitor {
+    pub fn new(route: &Route, options: &Options) -> Monitor {
+        let name = route.name.as_str();
+        let meters = &options.meters;
+        for outcome in OUTCOMES {
+            // A scrape shows zeros before the first batch.
+            meters.batches.with_label_values(&[name, outcome]);
+        }
+        Monitor {
+            name: name.to_owned(),
+            health: Health::new(name),
+            tracker: Arc::default(),
+            clock: Arc::clone(&options.clock),
+            kind: route.upstream.kind(),
+            batches: meters.batches.clone(),
+            lag: meters.lag_seconds.with_label_values(&[name]),
+            faults: options.faults.clone(),
+            unreadable_ms: AtomicU64::new(NEVER),
+        }
+    }
+
+    /// Counts an attempt by the label of its outcome.
+    pub fn count_attempt(&self, outcome: &str) {
+        self.batches.with_label_values(&[self.name.as_str(), outcome]).inc();
+    }
+
+    /// Age in seconds of the oldest event that waits; 0 when none does.
+    pub fn lag_seconds(&self) -> u64 {
+        let unreadable_ms = Some(self.unreadable_ms.load(Relaxed)).filter(|ms| *ms != NEVER);
+        let oldest_ms = self.tracker.oldest_ms().into_iter().chain(unreadable_ms).min();
+        let now = self.clock.unix_ms();
+        oldest_ms.map_or(0, |received_ms| now.saturating_sub(received_ms) / 1000)
+    }
+
+    pub fn status(&self) -> Status {
+        let (state, last_error) = self.health.read();
+        let labels = |outcome| [self.name.as_str(), outcome];
+        let count = |outcome| (outcome, self.batches.with_label_values(&labels(outcome)).get());
+        self.set_lag();
+        Status {
+            name: self.name.clone(),
+            kind: self.kind,
+            state,
+            trouble_seconds: self.health.trouble_seconds(),
+            lag_seconds: self.lag_seconds(),
+            last_error,
+            outcomes: OUTCOMES.map(count).to_vec(),
+        }
+    }
+
+    /// Sets the gauge of the lag.
+    pub fn set_lag(&self) {
+        self.lag.set(i64::try_from(self.lag_seconds()).unwrap_or(i64::MAX));
+    }
+
+    /// Whether events of the spool can be read at present.
+    pub fn set_readable(&self, readable: bool) {
+        let before = self.unreadable_ms.load(Relaxed);
+        match (readable, before == NEVER) {
+            (true, false) => self.unreadable_ms.store(NEVER, Relaxed),
+            (false, true) => self.unreadable_ms.store(self.clock.unix_ms(), Relaxed),
+            _ => {}
+        }
+    }
+
+    /// Raises the faults that last and clears the others. `at_bound`: reading waits because too
+    /// many separate events are stuck.
+    pub fn note_faults(&self, at_bound: bool) {
+        let name = &self.name;
+        let (state, last_error) = self.health.read();
+        let error = last_error.unwrap_or_default();
+        let poison = self.tracker.troubles().poison_events;
+        self.note(
+            FaultKind::Poison,
+            poison > 0,
+            || format!("{poison} events of upstream {name} fail while it takes others: {error}."),
+            "They are tried again, then one by one, and become dead letters after attempts_max \
+             failures of each. Look at what the upstream logs about them.",
+        );
+        let waits = state != State::Ok && state != State::Stopped;
+        let stuck = self.health.trouble_seconds().filter(|s| waits && *s >= STUCK_SECONDS);
+        self.note(
+            FaultKind::UpstreamStuck,
+            stuck.is_some(),
+            || format!("Upstream {name} has taken nothing for {} s: {error}.", stuck.unwrap_or(0)),
+            "See to the upstream. Its events wait on disk, and delivery goes on without a restart.",
+        );
+        self.note(
+            FaultKind::RunAheadBound,
+            at_bound,
+            || {
+                format!(
+                    "So many separate events of upstream {name} are stuck that no more is read."
+                )
+            },
+            "See to what fails: the last error of the upstream. New events wait on disk until \
+             some of the stuck ones have ended.",
+        );
+    }
+
+    fn note(&self, kind: FaultKind, lasts: bool, text: impl FnOnce() -> String, advice: &str) {
+        match lasts {
+            true => self.faults.raise(kind, &self.name, text(), advice),
+            false => self.faults.clear(kind, &self.name),
+        }
+    }
+
+    /// The worker has ended.
+    pub fn stopped(&self) {
+        self.health.stopped();
+        for kind in [FaultKind::Poison, FaultKind::UpstreamStuck, FaultKind::RunAheadBound] {
+            self.faults.clear(kind, &self.name);
+        }
+    }
+}

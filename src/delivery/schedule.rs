@@ -1,0 +1,120 @@
+//! The batches that wait for their next attempt, in the order in which they are due.
+//!
+//! A batch that failed goes to the back: it is due when its own wait is over. A new batch is due
+//! at once. So each has its turn, and one that fails holds back no other.
+
+use std::collections::{BTreeMap, VecDeque};
+
+use tokio::time::Instant;
+
+use super::in_flight_batch::InFlightBatch;
+
+/// What remains of a batch, in order; the first part is attempted next. More than one only where
+/// an order is kept.
+#[derive(Debug)]
+pub struct Work {
+    /// The queue that it came from.
+    pub queue: usize,
+    pub parts: VecDeque<InFlightBatch>,
+}
+
+/// See the module.
+#[derive(Debug, Default)]
+pub struct Schedule {
+    /// By due time, and a number that keeps those of one moment in the order of arrival.
+    waiting: BTreeMap<(Instant, u64), Work>,
+    entered: u64,
+    bytes: usize,
+    /// How many have not failed yet.
+    fresh: usize,
+}
+
+impl Work {
+    /// Bytes of its records.
+    pub fn bytes(&self) -> usize {
+        self.parts.iter().map(InFlightBatch::bytes).sum()
+    }
+
+    fn failures(&self) -> u32 {
+        self.parts.front().map_or(0, |part| part.failures)
+    }
+}
+
+impl Schedule {
+    /// Adds what is to be attempted, at `due` at the earliest.
+    pub fn push(&mut self, work: Work, due: Instant) {
+        self.entered += 1;
+        self.bytes += work.bytes();
+        self.fresh += usize::from(work.failures() == 0);
+        self.waiting.insert((due, self.entered), work);
+    }
+
+    /// Takes what has been due for longest. `as_probe`: what has failed least often, because that
+    /// says most about the upstream.
+    pub fn take(&mut self, now: Instant, as_probe: bool) -> Option<Work> {
+        let mut due = self.waiting.range(..=(now, u64::MAX));
+        let key = match as_probe {
+            false => due.next().map(|(key, _)| *key),
+            true => due.min_by_key(|(_, work)| work.failures()).map(|(key, _)| *key),
+        };
+        let work = self.waiting.remove(&key?)?;
+        self.bytes -= work.bytes();
+        self.fresh -= usize::from(work.failures() == 0);
+        Some(work)
+    }
+
+    /// Whether something waits that has not failed yet.
+    pub fn has_fresh(&self) -> bool {
+        self.fresh > 0
+    }
+
+    /// When the next is due.
+    pub fn next_due(&self) -> Option<Instant> {
+        self.waiting.first_key_value().map(|((due, _), _)| *due)
+    }
+
+    /// Bytes of all records that wait.
+    pub fn bytes(&self) -> usize {
+        self.bytes
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::spool::RecordId;
+    use bytes::Bytes;
+    use std::time::Duration;
+
+    fn work(queue: usize, failures: u32) -> Work {
+        let ids: Vec<RecordId> = Vec::new();
+        let mut batch = InFlightBatch::of(vec![Bytes::from_static(b"abc")], ids);
+        batch.failures = failures;
+        Work { queue, parts: VecDeque::from([batch]) }
+    }
+
+    #[tokio::test]
+    async fn what_is_due_comes_in_order_and_nothing_before_its_time() {
+        let now = Instant::now();
+        let mut schedule = Schedule::default();
+        schedule.push(work(1, 9), now + Duration::from_secs(1));
+        schedule.push(work(2, 0), now);
+        schedule.push(work(3, 0), now);
+        assert_eq!((schedule.bytes(), schedule.next_due()), (9, Some(now)));
+        let mut take = |at| schedule.take(at, false).map(|work| work.queue);
+        assert_eq!([take(now), take(now), take(now)], [Some(2), Some(3), None]);
+        assert_eq!(take(now + Duration::from_secs(1)), Some(1));
+        assert_eq!((schedule.bytes(), schedule.next_due()), (0, None));
+        assert!(!schedule.has_fresh());
+    }
+
+    #[tokio::test]
+    async fn a_probe_is_what_failed_least_often() {
+        let now = Instant::now();
+        let mut schedule = Schedule::default();
+        schedule.push(work(1, 9), now);
+        schedule.push(work(2, 2), now);
+        schedule.push(work(3, 0), now + Duration::from_secs(1));
+        assert_eq!(schedule.take(now, true).map(|work| work.queue), Some(2));
+    }
+}

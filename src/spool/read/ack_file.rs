@@ -1,0 +1,320 @@
+//! `acks-<upstream>`: what one upstream has acknowledged in one lane, written with each
+//! acknowledgement and not synced.
+//!
+//! The cursor file is synced and up to a second old. This file is in the page cache at once, so
+//! that after a kill only those batches come again that were on their way. Each upstream has a file
+//! of its own: the write of one never waits for another's. Losing the file costs what the cursor
+//! does not know.
+//!
+//! Three slots; the newest sound one counts. A slot that was synced is not written again before
+//! another one is: a power loss may tear the other two. Small slots lie side by side, large ones
+//! behind them. Bytes of a slot, little-endian:
+//!
+//! | at | bytes | |
+//! |---|---|---|
+//! | 0 | 8 | magic `pxgacks1` |
+//! | 8 | 4 | crc32c of bytes 12 to the end |
+//! | 12 | 4 | length of the whole |
+//! | 16 | 8 | generation |
+//! | 24 | 8 + 8 | number and salt of the lane |
+//! | 40 | 2 + name | the upstream |
+//! | | 5 × 8 | start, low, delivered, dead, lost: as in the cursor file |
+//! | | | the runs above `low`: see [`Runs::encode`] |
+
+use std::io;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use super::counts::Counts;
+use super::cursor::LaneKey;
+use super::ledger::ConsumerPosition;
+use super::runs::Runs;
+use crate::spool::format::{u32_at, u64_at};
+use crate::spool::fs::{File, Fs, Open, read_full, write_full};
+
+const MAGIC: [u8; 8] = *b"pxgacks1";
+const HEADER_BYTES: usize = 42;
+const WORDS_BYTES: usize = 5 * 8;
+const SLOTS: usize = 3;
+/// A slot of at most this size is a small one.
+const SMALL_BYTES: usize = 4 << 10;
+/// Size of a large slot. What does not fit is read again after a crash.
+const LARGE_BYTES: usize = 1 << 20;
+/// A large slot is written at most this often: encoding it with each acknowledgement would cost
+/// more than the few batches that a kill then repeats.
+const LARGE_PAUSE: Duration = Duration::from_millis(100);
+
+/// The open file, and which slot is next.
+pub struct AckFile {
+    file: Arc<dyn File>,
+    generation: u64,
+    /// The slot that was written last.
+    newest: usize,
+    /// The slot that was synced last.
+    synced: Option<usize>,
+    /// When the last large slot was written.
+    large_at: Option<Instant>,
+}
+
+/// A file's name: short, whatever the upstream's name is. Two upstreams whose checksums are equal
+/// would only overwrite each other's file, which costs nothing but repetitions.
+fn path(dir: &Path, upstream: &str) -> PathBuf {
+    dir.join(format!("acks-{:08x}", crc32c::crc32c(upstream.as_bytes())))
+}
+
+impl AckFile {
+    /// Opens the file to write it.
+    pub fn open(fs: &dyn Fs, dir: &Path, key: LaneKey, upstream: &str) -> io::Result<AckFile> {
+        let file = fs.open(&path(dir, upstream), Open::Ensure)?;
+        let newest = newest(&*file, key, upstream)?;
+        let (newest, generation) = newest.map_or((0, 0), |found| (found.slot, found.generation));
+        Ok(AckFile { file, generation, newest, synced: None, large_at: None })
+    }
+
+    /// Whether the acknowledgements are to be written now and not with later ones: see
+    /// [`LARGE_PAUSE`].
+    pub fn is_due(&self) -> bool {
+        self.large_at.is_none_or(|at| at.elapsed() >= LARGE_PAUSE)
+    }
+
+    /// The next slot's bytes, with the acknowledgements of this position.
+    pub fn encode(&self, key: LaneKey, position: &ConsumerPosition) -> Vec<u8> {
+        encode(self.generation + 1, key, position)
+    }
+
+    /// Writes the next slot.
+    pub fn write(&mut self, bytes: &[u8]) -> io::Result<()> {
+        let free = |slot: &usize| *slot != self.newest && Some(*slot) != self.synced;
+        let slot = (0..SLOTS).find(free).unwrap_or(0);
+        write_full(&*self.file, bytes, place(slot, bytes.len()))?;
+        self.generation += 1;
+        self.newest = slot;
+        self.large_at = (bytes.len() > SMALL_BYTES).then(Instant::now);
+        Ok(())
+    }
+
+    /// The file to sync, the slot that is durable then, and whether the file's name is already.
+    pub fn newest(&self) -> (Arc<dyn File>, usize, bool) {
+        (Arc::clone(&self.file), self.newest, self.synced.is_some())
+    }
+
+    /// The slot is durable: it stays until another one is.
+    pub fn keep(&mut self, slot: usize) {
+        self.synced = Some(slot);
+    }
+}
+
+/// Takes over what the upstream's file in this lane knows beyond the cursor. A file that is absent
+/// or damaged changes nothing.
+pub fn resume(
+    fs: &dyn Fs,
+    dir: &Path,
+    key: LaneKey,
+    position: ConsumerPosition,
+) -> io::Result<ConsumerPosition> {
+    let file = match fs.open(&path(dir, &position.name), Open::Read) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(position),
+        other => other?,
+    };
+    let Some(found) = newest(&*file, key, &position.name)? else { return Ok(position) };
+    // An older version, which does not know this file, may have gone on with the cursor alone, and
+    // an upstream that comes back begins to count elsewhere.
+    if found.start == position.start && found.low >= position.low {
+        let whole = position.clone().resume(found.low, found.below, found.runs);
+        return Ok(whole.unwrap_or(position));
+    }
+    let mut position = position;
+    if found.runs.totals().ended() > position.runs().totals().ended() {
+        position.resume_runs(found.runs);
+    }
+    Ok(position)
+}
+
+/// What a slot says.
+struct Found {
+    slot: usize,
+    generation: u64,
+    start: u64,
+    low: u64,
+    below: Counts,
+    runs: Runs,
+}
+
+fn place(slot: usize, bytes: usize) -> u64 {
+    let at = match bytes > SMALL_BYTES {
+        false => slot * SMALL_BYTES,
+        true => SLOTS * SMALL_BYTES + slot * LARGE_BYTES,
+    };
+    at as u64
+}
+
+fn newest(file: &dyn File, key: LaneKey, upstream: &str) -> io::Result<Option<Found>> {
+    let mut newest: Option<Found> = None;
+    for slot in 0..SLOTS {
+        for size in [SMALL_BYTES, LARGE_BYTES] {
+            let mut bytes = vec![0; size];
+            let filled = read_full(file, &mut bytes, place(slot, size))?;
+            if let Some(found) = decode(&bytes[..filled], slot, key, upstream)
+                && newest.as_ref().is_none_or(|newest| newest.generation < found.generation)
+            {
+                newest = Some(found);
+            }
+        }
+    }
+    Ok(newest)
+}
+
+fn encode(generation: u64, (lane, salt): LaneKey, position: &ConsumerPosition) -> Vec<u8> {
+    let mut out = vec![0; 16];
+    out[0..8].copy_from_slice(&MAGIC);
+    for word in [generation, lane, salt] {
+        out.extend_from_slice(&word.to_le_bytes());
+    }
+    out.extend_from_slice(&(position.name.len() as u16).to_le_bytes());
+    out.extend_from_slice(position.name.as_bytes());
+    let Counts { delivered, dead, lost, .. } = position.below;
+    for word in [position.start, position.low, delivered, dead, lost] {
+        out.extend_from_slice(&word.to_le_bytes());
+    }
+    // What does not fit is read again after a crash.
+    _ = position.runs().encode(position.low, LARGE_BYTES - out.len(), &mut out);
+    let len = out.len() as u32;
+    out[12..16].copy_from_slice(&len.to_le_bytes());
+    let crc = crc32c::crc32c(&out[12..]);
+    out[8..12].copy_from_slice(&crc.to_le_bytes());
+    out
+}
+
+fn decode(bytes: &[u8], slot: usize, (lane, salt): LaneKey, upstream: &str) -> Option<Found> {
+    let header = bytes.get(..HEADER_BYTES)?;
+    let whole = bytes.get(..u32_at(header, 12) as usize)?;
+    if header[0..8] != MAGIC || whole.len() < HEADER_BYTES {
+        return None;
+    }
+    if crc32c::crc32c(&whole[12..]) != u32_at(header, 8) {
+        return None;
+    }
+    let name_bytes = usize::from(u16::from_le_bytes([header[40], header[41]]));
+    let name = whole.get(HEADER_BYTES..HEADER_BYTES + name_bytes)?;
+    let words = whole.get(HEADER_BYTES + name_bytes..)?;
+    let (words, runs) = words.split_at_checked(WORDS_BYTES)?;
+    if name != upstream.as_bytes() || (u64_at(header, 24), u64_at(header, 32)) != (lane, salt) {
+        return None;
+    }
+    let [start, low, delivered, dead, lost] = [0, 8, 16, 24, 32].map(|at| u64_at(words, at));
+    Some(Found {
+        slot,
+        generation: u64_at(header, 16),
+        start,
+        low,
+        below: Counts { accepted: 0, delivered, dead, lost },
+        runs: Runs::decode(low, runs)?,
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::spool::fs::SystemFs;
+    use crate::spool::read::counts::Ack;
+
+    const KEY: LaneKey = (3, 4);
+
+    fn write(file: &mut AckFile, position: &ConsumerPosition) {
+        file.write(&file.encode(KEY, position)).expect("writes");
+    }
+
+    /// Ten records of 30 are out, those in `acks` are acknowledged.
+    fn position(acks: &[u64]) -> ConsumerPosition {
+        let mut position = ConsumerPosition::new("collector", 1);
+        position.hand_out(29);
+        acks.iter().for_each(|&seq| position.settle(seq..seq + 1, Ack::Delivered));
+        position.advance();
+        position
+    }
+
+    fn many(runs: u64) -> ConsumerPosition {
+        let mut position = ConsumerPosition::new("collector", 1);
+        position.hand_out(3 * runs as usize);
+        (1..=runs).for_each(|n| position.settle(2 * n..2 * n + 1, Ack::Delivered));
+        position
+    }
+
+    fn read(dir: &Path) -> ConsumerPosition {
+        let position = ConsumerPosition::new("collector", 1);
+        resume(&SystemFs, dir, KEY, position).expect("reads")
+    }
+
+    #[test]
+    fn what_was_written_last_is_taken_over_whatever_its_size() {
+        let dir = tempfile::tempdir().expect("a folder");
+        assert_eq!(read(dir.path()).runs().len(), 0);
+        for acks in [&[1, 5][..], &[1, 5, 6, 9], &[1, 2, 5, 6, 9]] {
+            // Opened anew each time, as after a crash.
+            let mut file = AckFile::open(&SystemFs, dir.path(), KEY, "collector").expect("opens");
+            write(&mut file, &position(acks));
+            let (now, expect) = (read(dir.path()), position(acks));
+            assert_eq!((now.low, now.below), (expect.low, expect.below));
+            assert_eq!(format!("{:?}", now.runs()), format!("{:?}", expect.runs()));
+        }
+        let mut file = AckFile::open(&SystemFs, dir.path(), KEY, "collector").expect("opens");
+        write(&mut file, &many(5_000));
+        assert_eq!(read(dir.path()).runs().len(), 5_000);
+        write(&mut file, &position(&[1, 2, 3]));
+        assert_eq!((read(dir.path()).low, read(dir.path()).runs().len()), (4, 0));
+    }
+
+    #[test]
+    fn the_bound_of_runs_fits_into_a_slot() {
+        let dir = tempfile::tempdir().expect("a folder");
+        let mut file = AckFile::open(&SystemFs, dir.path(), KEY, "collector").expect("opens");
+        let runs = crate::spool::read::ledger::RUNS_MAX;
+        write(&mut file, &many(runs as u64));
+        assert_eq!(read(dir.path()).runs().len(), runs);
+    }
+
+    #[test]
+    fn a_synced_slot_stands_until_another_is_synced() {
+        let dir = tempfile::tempdir().expect("a folder");
+        let mut file = AckFile::open(&SystemFs, dir.path(), KEY, "collector").expect("opens");
+        write(&mut file, &position(&[2]));
+        let (_, slot, _) = file.newest();
+        file.keep(slot);
+        for acks in [&[2, 4][..], &[2, 4, 6], &[2, 4, 6, 8]] {
+            write(&mut file, &position(acks));
+            assert_ne!(file.newest, slot);
+        }
+        // A power loss tears both others.
+        for torn in (0..SLOTS).filter(|torn| *torn != slot) {
+            file.file.write_at(&[0xff; 50], place(torn, 0)).expect("writes");
+        }
+        assert_eq!(read(dir.path()).runs().len(), 1);
+    }
+
+    #[test]
+    fn a_flipped_bit_another_lane_and_another_upstream_count_for_nothing() {
+        let bytes = encode(1, KEY, &position(&[1, 5]));
+        assert!(decode(&bytes, 0, KEY, "collector").is_some());
+        assert!(decode(&bytes, 0, (3, 5), "collector").is_none());
+        assert!(decode(&bytes, 0, KEY, "collectos").is_none());
+        for bit in 0..bytes.len() * 8 {
+            let mut bad = bytes.clone();
+            bad[bit / 8] ^= 1 << (bit % 8);
+            assert!(decode(&bad, 0, KEY, "collector").is_none(), "bit {bit}");
+        }
+    }
+
+    #[test]
+    fn a_cursor_that_went_on_without_the_file_keeps_its_counts() {
+        let dir = tempfile::tempdir().expect("a folder");
+        let mut file = AckFile::open(&SystemFs, dir.path(), KEY, "collector").expect("opens");
+        write(&mut file, &position(&[1, 5, 6, 9, 12]));
+        // An older version has delivered up to 9 and knows nothing of what is above.
+        let below = Counts { delivered: 8, ..Counts::default() };
+        let cursor = ConsumerPosition::new("collector", 1).resume(9, below, Runs::default());
+        let now = resume(&SystemFs, dir.path(), KEY, cursor.expect("sound")).expect("reads");
+        assert_eq!((now.low, now.below.delivered), (10, 9));
+        assert_eq!(now.next(), 10..12);
+    }
+}

@@ -1,0 +1,303 @@
+//! SPEC 7: what fails, hangs or waits holds back nothing else, and the status says what it is.
+//!
+//! On tokio's paused time: hours of retries pass in milliseconds.
+
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering::SeqCst};
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use crate::delivery::{Rig, STOP_WITHIN};
+use async_trait::async_trait;
+use pixelgate::internals::delivery::dead_letters::Reason;
+use pixelgate::internals::event::Record;
+use pixelgate::internals::upstream::{Batch, Failure, Outcome, Upstream};
+use tokio::time::{Instant, sleep};
+
+const SECOND: Duration = Duration::from_secs(1);
+
+type Judge = Box<dyn Fn(usize, &Batch) -> (Duration, Outcome) + Send + Sync>;
+
+/// Answers each attempt as `judge` says, after the time that it says.
+struct Timed {
+    judge: Judge,
+    in_order: bool,
+    /// When each attempt began.
+    begun: Mutex<Vec<Instant>>,
+    in_flight: AtomicUsize,
+    in_flight_max: AtomicUsize,
+}
+
+impl Timed {
+    fn new(
+        judge: impl Fn(usize, &Batch) -> (Duration, Outcome) + Send + Sync + 'static,
+    ) -> Arc<Timed> {
+        Timed::with_order(false, judge)
+    }
+
+    fn with_order(
+        in_order: bool,
+        judge: impl Fn(usize, &Batch) -> (Duration, Outcome) + Send + Sync + 'static,
+    ) -> Arc<Timed> {
+        Arc::new(Timed {
+            judge: Box::new(judge),
+            in_order,
+            begun: Mutex::default(),
+            in_flight: AtomicUsize::new(0),
+            in_flight_max: AtomicUsize::new(0),
+        })
+    }
+
+    fn rig(self: &Arc<Self>, config: &str) -> Rig {
+        Rig::start_with(vec![("own", Arc::clone(self) as Arc<dyn Upstream>)], config)
+    }
+}
+
+#[async_trait]
+impl Upstream for Timed {
+    fn kind(&self) -> &'static str {
+        "timed"
+    }
+
+    async fn send(&self, batch: &Batch) -> Outcome {
+        let attempt = {
+            let mut begun = self.begun.lock().unwrap();
+            begun.push(Instant::now());
+            begun.len() - 1
+        };
+        self.in_flight_max.fetch_max(self.in_flight.fetch_add(1, SeqCst) + 1, SeqCst);
+        let (takes, outcome) = (self.judge)(attempt, batch);
+        sleep(takes).await;
+        self.in_flight.fetch_sub(1, SeqCst);
+        outcome
+    }
+
+    fn concurrency_max(&self) -> usize {
+        4
+    }
+
+    fn keeps_portal_order(&self) -> bool {
+        self.in_order
+    }
+}
+
+fn answered(status: u16) -> Failure {
+    Failure::answered(status)
+}
+
+/// Whether a batch holds the event that the upstream never takes: the one of portal 2.
+fn is_poison(batch: &Batch) -> bool {
+    batch.records().iter().any(|record| Record::decode(record).unwrap().portal == 2)
+}
+
+/// Never `ok` with an event that waits and nothing under way.
+fn check_state(rig: &Rig, upstream: &Timed) {
+    let (status, counts) = (rig.status("own"), rig.counts("own"));
+    if counts.pending > 0 && status.lag_seconds > 0 && upstream.in_flight.load(SeqCst) == 0 {
+        // An event of an open batch is under way to its first attempt.
+        assert!(status.state.as_str() != "ok" || counts.pending <= 20, "{status:?} {counts:?}");
+    }
+}
+
+async fn wait_delivered(rig: &Rig, delivered: u64) {
+    let wait = async {
+        while rig.counts("own").delivered < delivered {
+            sleep(Duration::from_millis(5)).await;
+        }
+    };
+    let waited = tokio::time::timeout(600 * SECOND, wait).await;
+    waited.unwrap_or_else(|_| panic!("{:?} {:?}", rig.counts("own"), rig.status("own")));
+}
+
+#[tokio::test(start_paused = true)]
+async fn one_event_that_always_fails_stops_no_other_in_slow_traffic() {
+    for failure in [Outcome::Retry(answered(500)), Outcome::Fault(answered(404))] {
+        let upstream = Timed::new(move |_, batch| {
+            let outcome = if is_poison(batch) { failure.clone() } else { Outcome::Delivered };
+            (10 * Duration::from_millis(1), outcome)
+        });
+        let mut rig = upstream.rig("batch = { events_max = 20, linger_ms = 5 }");
+        for n in 0..100 {
+            rig.accept_readable(1).await;
+            sleep(4 * SECOND).await;
+            check_state(&rig, &upstream);
+            let late = (n as u64).saturating_sub(rig.counts("own").delivered);
+            assert!(late <= 3, "{n}: {:?}", rig.counts("own"));
+        }
+        wait_delivered(&rig, 99).await;
+        assert_eq!((rig.counts("own").pending, rig.counts("own").dead), (1, 0));
+        assert_ne!(rig.status("own").state.as_str(), "ok");
+        rig.stop().await;
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_event_that_failed_alone_while_others_were_delivered_is_a_dead_letter() {
+    let upstream = Timed::new(|_, batch| {
+        let failed = Outcome::Retry(answered(500));
+        (SECOND / 100, if is_poison(batch) { failed } else { Outcome::Delivered })
+    });
+    let mut rig = upstream.rig("attempts_max = 4\nbatch = { events_max = 20, linger_ms = 5 }");
+    let mut has_been_shown = false;
+    for _ in 0..300 {
+        rig.accept_readable(10).await;
+        sleep(SECOND).await;
+        has_been_shown |= rig.faults.list().iter().any(|fault| fault.what.as_str() == "poison");
+    }
+    rig.settled("own").await;
+    let dead = rig.dead("own");
+    // Portals repeat after a thousand events: three of three thousand are poison.
+    assert_eq!(dead.len(), 3);
+    assert!(dead.iter().all(|letter| letter.reason == Reason::Undeliverable));
+    assert!(dead[0].detail.starts_with("answered 500; 4 attempts failed"), "{:?}", dead[0]);
+    assert!(has_been_shown);
+    sleep(2 * SECOND).await;
+    assert_eq!(rig.faults.list(), []);
+    assert_eq!(rig.status("own").state.as_str(), "ok");
+    rig.stop().await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_upstream_that_takes_nothing_is_probed_one_by_one_and_loses_nothing() {
+    let works = Arc::new(AtomicBool::new(false));
+    let judge = Arc::clone(&works);
+    let upstream = Timed::new(move |_, _| match judge.load(SeqCst) {
+        true => (SECOND / 100, Outcome::Delivered),
+        false => (SECOND / 100, Outcome::Retry(answered(503))),
+    });
+    let mut rig = upstream.rig("attempts_max = 2\nbatch = { events_max = 20, linger_ms = 5 }");
+    rig.accept_readable(400).await;
+    sleep(600 * SECOND).await;
+    upstream.in_flight_max.store(0, SeqCst);
+    let before = upstream.begun.lock().unwrap().len();
+    sleep(3600 * SECOND).await;
+    let probes = upstream.begun.lock().unwrap().len() - before;
+    assert_eq!(upstream.in_flight_max.load(SeqCst), 1);
+    assert!((20..=400).contains(&probes), "{probes} probes in an hour");
+    assert_eq!((rig.counts("own").delivered, rig.counts("own").dead), (0, 0));
+    assert_eq!(rig.status("own").state.as_str(), "down");
+    assert!(rig.faults.list().iter().any(|fault| fault.what.as_str() == "upstream_stuck"));
+    works.store(true, SeqCst);
+    wait_delivered(&rig, 400).await;
+    sleep(2 * SECOND).await;
+    assert_eq!(rig.faults.list(), []);
+    rig.stop().await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_fault_is_halved_and_its_event_waits_for_a_new_configuration() {
+    let upstream = Timed::new(|_, batch| {
+        let failed = Outcome::Fault(answered(404));
+        (SECOND / 100, if is_poison(batch) { failed } else { Outcome::Delivered })
+    });
+    let mut rig = upstream.rig("attempts_max = 2\nbatch = { events_max = 20, linger_ms = 5 }");
+    rig.accept_readable(10).await;
+    for _ in 0..20 {
+        rig.accept_readable(10).await;
+        sleep(30 * SECOND).await;
+    }
+    wait_delivered(&rig, 209).await;
+    assert_eq!((rig.counts("own").pending, rig.counts("own").dead), (1, 0));
+    assert_eq!(rig.status("own").state.as_str(), "misconfigured");
+    rig.stop().await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_pause_that_is_asked_for_is_kept_whatever_else_is_under_way() {
+    // The twentieth attempt is asked to wait while those beside it take longer and succeed.
+    let upstream = Timed::new(|attempt, _| match attempt {
+        20 => {
+            let after = Some(30 * SECOND);
+            (SECOND / 10, Outcome::Retry(Failure { after, ..answered(429) }))
+        }
+        _ => (SECOND, Outcome::Delivered),
+    });
+    let mut rig = upstream.rig("batch = { events_max = 20, linger_ms = 5 }");
+    rig.accept_readable(2000).await;
+    rig.settled("own").await;
+    let begun = upstream.begun.lock().unwrap().clone();
+    assert_eq!(upstream.in_flight_max.load(SeqCst), 4);
+    let asked = begun[20] + SECOND / 10;
+    let early = begun.iter().filter(|at| **at > asked && **at < asked + 30 * SECOND).count();
+    assert_eq!(early, 0, "attempts before the pause was over");
+    rig.stop().await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_queue_that_keeps_an_order_stops_no_other_queue() {
+    let upstream = Timed::with_order(true, |_, batch| {
+        let failed = Outcome::Retry(answered(500));
+        (SECOND / 100, if is_poison(batch) { failed } else { Outcome::Delivered })
+    });
+    let mut rig = upstream.rig("batch = { events_max = 20, linger_ms = 5 }");
+    rig.accept_readable(5000).await;
+    // One of four queues waits for its poison; the portals of the others all get through.
+    wait_delivered(&rig, 3500).await;
+    rig.stop().await;
+}
+
+/// Takes batches of any content and counts their events.
+#[derive(Default)]
+struct Counting {
+    sizes: Mutex<Vec<usize>>,
+}
+
+#[async_trait]
+impl Upstream for Counting {
+    fn kind(&self) -> &'static str {
+        "counting"
+    }
+
+    async fn send(&self, batch: &Batch) -> Outcome {
+        self.sizes.lock().unwrap().push(batch.records().len());
+        Outcome::Delivered
+    }
+}
+
+#[tokio::test]
+async fn limits_that_are_large_together_still_make_requests() {
+    let upstream = Arc::new(Counting::default());
+    let own = Arc::clone(&upstream) as Arc<dyn Upstream>;
+    let config = "batch = { events_max = 100000, linger_ms = 600000, bytes_max = \"64MiB\" }";
+    let rig = Rig::start_with(vec![("own", own)], config);
+    for _ in 0..150_000 {
+        drop(rig.spool.append(|out| out.push(1)).unwrap());
+    }
+    rig.until_counts("own", |counts| counts.delivered == 100_000).await;
+    assert_eq!(*upstream.sizes.lock().unwrap(), [100_000]);
+    rig.stop().await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn the_lag_counts_an_event_that_is_in_no_batch_yet() {
+    let upstream = Timed::new(|_, _| (SECOND, Outcome::Delivered));
+    let mut rig = upstream.rig("batch = { events_max = 20, linger_ms = 600000 }");
+    rig.accept_readable(1).await;
+    sleep(2 * SECOND).await;
+    assert!(upstream.begun.lock().unwrap().is_empty());
+    assert!(rig.status("own").lag_seconds > 0);
+    rig.stop().await;
+}
+
+#[tokio::test]
+async fn a_lock_that_is_held_delays_its_dead_letter_and_no_delivery_and_no_stop() {
+    let upstream = Timed::new(|_, batch| {
+        let refused = Outcome::Rejected(answered(400));
+        (Duration::ZERO, if is_poison(batch) { refused } else { Outcome::Delivered })
+    });
+    let mut rig = upstream.rig("batch = { events_max = 20, linger_ms = 5 }");
+    std::fs::create_dir_all(rig.dead_dir()).unwrap();
+    let lock = std::fs::File::create(rig.dead_dir().join("own.lock")).unwrap();
+    lock.lock().unwrap();
+    rig.accept(900).await;
+    wait_delivered(&rig, 899).await;
+    rig.until("own", |status| status.state.as_str() == "dead_letters_failing").await;
+    let dir = tokio::time::timeout(60 * SECOND, rig.stop()).await.expect("the stop ends");
+    drop(lock);
+
+    // Its event was not acknowledged: it is refused again after the next start.
+    let own = Arc::clone(&upstream) as Arc<dyn Upstream>;
+    let rig = Rig::start_in(dir, "batch = { linger_ms = 5 }", vec![("own", own)]);
+    rig.until_counts("own", |counts| counts.dead == 1 && counts.pending == 0).await;
+    rig.stop().await;
+    assert!(STOP_WITHIN >= SECOND);
+}
