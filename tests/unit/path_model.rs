@@ -294,7 +294,7 @@ fn the_length_of_a_path_changes_nothing() {
         assert_eq!(guard.read(format!("{slashes}/v1/event/").as_bytes()), Reading::Event);
         let encoded = "%25".repeat(length);
         assert_eq!(guard.read(format!("/v1/event/{encoded}").as_bytes()), Reading::Unknown);
-        // Deeper than the stacks that are told apart.
+        // Deeper than the stacks that the guard distinguishes.
         let deep = "a%2fb/".repeat(length);
         let up = "../".repeat(length);
         let back = format!("/v1/{deep}{up}event/");
