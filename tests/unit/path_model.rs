@@ -301,7 +301,7 @@ fn the_length_of_a_path_changes_nothing() {
         assert_eq!(guard.read(back.as_bytes()), Reading::Unknown);
         let away = format!("/v1/{deep}event/");
         assert_eq!(guard.read(away.as_bytes()), Reading::Other);
-        // One step too many, which shows only where the stacks are told apart.
+        // One step too many, which shows only where the guard distinguishes the stacks.
         let above = format!("/v1/{}{up}../event/", "x/".repeat(length));
         let expect = if length < 63 { Reading::Other } else { Reading::Unknown };
         assert_eq!(guard.read(above.as_bytes()), expect, "{length}");
