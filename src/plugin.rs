@@ -177,7 +177,7 @@ impl PixelGate {
             }
             form = body.form;
         }
-        let response = self.finish(self.judge_session(session, reading, &form)).await;
+        let response = self.finish(&mut self.judge_session(session, reading, &form)).await;
         self.answer(session, response).await?;
         Ok(Some(response.verdict()))
     }
@@ -256,12 +256,13 @@ impl PixelGate {
         }
     }
 
-    /// Waits until an accepted event is on disk, and counts the verdict.
-    pub(crate) async fn finish(&self, step: NextStep) -> EventResponse {
+    /// Waits until an accepted event is on disk, and counts the verdict. Takes the step by
+    /// reference, because each move of it would take space in the task of an idle connection.
+    pub(crate) async fn finish(&self, step: &mut NextStep) -> EventResponse {
         let response = match step {
-            NextStep::Respond(response) => response,
+            NextStep::Respond(response) => *response,
             NextStep::AwaitCommit(commit, pending, lines) => {
-                let response = EventResponse::of_commit(commit.await, lines);
+                let response = EventResponse::of_commit(commit.await, *lines);
                 self.state.event_samples.committed(pending, response.reason());
                 response
             }

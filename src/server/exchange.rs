@@ -17,12 +17,13 @@ const AHEAD_BYTES_MIN: usize = 2 << 10;
 /// Bytes that are given at once while the client takes nothing. Pingora stops reading when its
 /// queue is full; no bytes at all would look as if the origin were late.
 const TRICKLE_BYTES: usize = 1 << 10;
-/// Most bytes that are read from a client's connection at once. Pingora would read 64 KiB, and queue
-/// up to five such pieces of an upload while the origin takes none.
+/// Most bytes that are read from a client's connection at once. Pingora would read 64 KiB, and
+/// queue up to five such pieces of an upload while the origin takes none.
 const UPLOAD_BYTES_MAX: usize = 16 << 10;
 /// What an exchange reserves of `edge.buffered_bytes_max`.
 const RESERVED_BYTES: usize = 40 << 10;
-/// How often the task lets its other half write first, before it counts the client as waiting.
+/// How often the task lets its other half, or an HTTP/2 connection, write first, before it counts
+/// the client as one that does not read.
 const YIELDS_MAX: u32 = 2;
 
 tokio::task_local! {
@@ -91,11 +92,8 @@ impl Exchange {
         let reserved = self.reserved.get_or_init(|| self.buffered_bytes.reserve(RESERVED_BYTES));
         let ahead_max = if reserved.is_some() { AHEAD_BYTES_MAX } else { AHEAD_BYTES_MIN };
         let ahead = self.ahead.get();
-        if self.client_waits.get() {
-            return Poll::Ready(TRICKLE_BYTES);
-        }
         // No read for a small rest: it would cost as much as a large one.
-        if ahead <= ahead_max / 2 {
+        if !self.client_waits.get() && ahead <= ahead_max / 2 {
             return Poll::Ready(ahead_max - ahead);
         }
         if self.yields.get() >= YIELDS_MAX {

@@ -31,9 +31,10 @@ pub struct Server<SV> {
 }
 
 impl<SV> Server<SV> {
-    /// A server for `proxy`, see [`proxy`](super::proxy), whose `request_filter` must call [`PixelGate::handle`] of `gate`
-    /// first. `in_flight` counts the requests that this server answers itself; the proxy counts
-    /// its own. `buffered_bytes` bounds the bodies that wait in memory.
+    /// A server for `proxy`, which [`proxy`](super::proxy) has built, and whose `request_filter`
+    /// must call [`PixelGate::handle`] of `gate` first. `in_flight` counts the requests that this
+    /// server answers itself; the proxy counts its own. `buffered_bytes` bounds the bodies that
+    /// wait in memory.
     pub fn new(
         proxy: Arc<Proxy<SV>>,
         gate: PixelGate,

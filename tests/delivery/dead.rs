@@ -2,6 +2,7 @@
 
 use std::fs;
 use std::future::Future;
+use std::os::unix::fs::{MetadataExt, PermissionsExt, chown};
 use std::path::Path;
 use std::sync::Arc;
 use std::task::{Context, Waker};
@@ -204,6 +205,27 @@ fn a_torn_line_stays_where_it_is_and_is_named() {
     assert_eq!(places, [2, 3].map(|line| format!("{}:{line}", path.display())));
     assert_eq!(dead_letters::remove(dir.path(), "u", &Filter::default()).unwrap(), 2);
     assert_eq!(fs::read_to_string(&path).unwrap(), "not json\n{\"time\":\"2026\n");
+}
+
+#[test]
+fn the_file_keeps_its_owner_and_its_mode() {
+    let dir = tempfile::tempdir().unwrap();
+    DeadLetters::new(dir.path(), "u", 1 << 20).append(&[letter(0), letter(1)]).unwrap();
+    let path = dir.path().join("u.ndjson");
+    fs::set_permissions(&path, fs::Permissions::from_mode(0o660)).unwrap();
+    // Only root can give a file away.
+    if fs::metadata(&path).unwrap().uid() == 0 {
+        chown(&path, Some(12_345), Some(54_321)).unwrap();
+    }
+    let before = fs::metadata(&path).unwrap();
+    let first = Filter { until_ms: Some(1), ..Filter::default() };
+    assert_eq!(dead_letters::remove(dir.path(), "u", &first).unwrap(), 1);
+    let after = fs::metadata(&path).unwrap();
+    assert!(after.len() < before.len());
+    assert_eq!(
+        (after.uid(), after.gid(), after.mode()),
+        (before.uid(), before.gid(), before.mode())
+    );
 }
 
 #[test]

@@ -99,6 +99,17 @@ fn a_long_command_shows_a_bar_to_a_terminal_and_lines_to_a_pipe() {
     assert!(shown.contains("10 % of") && !shown.contains(ESCAPE), "{shown:?}");
 }
 
+/// Runs a command with a full device as its standard output, and checks that it names that.
+fn fails_to_write(config: &Path, arguments: &[&str]) {
+    let full = std::fs::File::options().write(true).open("/dev/full").unwrap();
+    let output = command(config, arguments).stdout(full).output().unwrap();
+    let err = String::from_utf8(output.stderr).unwrap();
+    let last = err.lines().last().unwrap_or_default();
+    assert_eq!(output.status.code(), Some(1), "{arguments:?}: {err}");
+    assert!(last.starts_with("pixelgate: "), "{arguments:?}: {err}");
+    assert!(last.contains("standard output: No space left"), "{arguments:?}: {err}");
+}
+
 #[test]
 fn a_result_that_cannot_be_written_is_a_failure_of_standard_output() {
     let dir = long_spool();
@@ -112,15 +123,7 @@ fn a_result_that_cannot_be_written_is_a_failure_of_standard_output() {
         &["completions", "bash"],
         &["man"],
     ] {
-        let full = std::fs::File::options().write(true).open("/dev/full").unwrap();
-        let output = command(&config, arguments).stdout(full).output().unwrap();
-        let err = String::from_utf8(output.stderr).unwrap();
-        let last = err.lines().last().unwrap_or_default();
-        assert_eq!(output.status.code(), Some(1), "{arguments:?}: {err}");
-        assert!(
-            last.starts_with("pixelgate: standard output: No space left"),
-            "{arguments:?}: {err}"
-        );
+        fails_to_write(&config, arguments);
     }
 }
 
@@ -133,6 +136,7 @@ fn a_replay_shows_how_far_it_is() {
         assert_eq!(edge.event("_a=62515&_n=a").status, 200);
     }
     edge.wait_delivered("collector");
+    fails_to_write(&edge.dir().join("edge.toml"), &["dead", "list"]);
     let replay = || command(&edge.dir().join("edge.toml"), &["dead", "replay"]);
     let (code, out, err) = in_pipes(replay());
     assert_eq!(code, 0);

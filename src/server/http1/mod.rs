@@ -172,12 +172,12 @@ impl<SV> Server<SV> {
     async fn answer(
         &self,
         connection: &mut Connection,
-        judged: JudgedRequest<'_>,
+        judged: &mut JudgedRequest<'_>,
         shutdown: &ShutdownWatch,
     ) -> bool {
         let client_closes = judged.closes;
         let keep = self.keeps(connection, shutdown) && !client_closes;
-        let reply = self.gate.finish(judged.step).await;
+        let reply = self.gate.finish(&mut judged.step).await;
         let raw = reply.pick(&self.answers, judged.image);
         let stream = &mut connection.stream;
         let rest = raw.write(&reply.own_lines(), keep, |answer| {
@@ -292,8 +292,8 @@ where
             let first = connection.requests == 0;
             connection.requests = connection.requests.saturating_add(1);
             match arrival {
-                Arrival::Judged(judged) => {
-                    if !self.answer(&mut connection, judged, &shutdown).await {
+                Arrival::Judged(mut judged) => {
+                    if !self.answer(&mut connection, &mut judged, &shutdown).await {
                         return;
                     }
                 }
@@ -326,9 +326,9 @@ where
             }
         };
         let Connection { stream, received, peer, requests, .. } = &mut connection;
-        if let Some(judged) = self.judge_fast_path(&received[..end], *peer) {
+        if let Some(mut judged) = self.judge_fast_path(&received[..end], *peer) {
             received.advance(judged.length);
-            return self.answer(&mut connection, judged, shutdown).await.then_some(connection);
+            return self.answer(&mut connection, &mut judged, shutdown).await.then_some(connection);
         }
         // Over TLS, HTTP/2 is agreed on by ALPN alone (RFC 9113, section 3.2).
         let may_be_h2 = *requests == 1 && stream.get_ssl_digest().is_none();
