@@ -76,6 +76,8 @@ fn explain_tells_a_marketer_what_to_change() {
     check("/v1/event/?_a=62515&_n=buy#x?", &["accepted", "_n: A browser sends nothing"]);
     check("/v1/event/#?_a=62515&_n=buy", &["rejected: missing_portal", "#: A browser sends"]);
     check("//v1/event/?_a=62515&_n=buy", &["accepted", "//: A link that begins with //"]);
+    let link = "//track.example.com/v1/event/?_a=62515&_n=buy";
+    check(link, &["rejected: unknown_path", "//: A link that begins with //"]);
     check("_a=62515&_n=buy&oauth=x&auth=hush", &["oauth = x", "auth (its value is not shown)"]);
 }
 
