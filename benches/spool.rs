@@ -365,7 +365,8 @@ fn cpu_time() -> Duration {
     Duration::from_millis((ticks(11) + ticks(12)) * 10)
 }
 
-/// Bytes written to the disk on which this folder is, by anybody; 0 where there is no such disk.
+/// Bytes written to the disk on which this folder is, by all processes; 0 where there is no such
+/// disk.
 fn bytes_written(folder: &Path) -> u64 {
     let Ok(meta) = std::fs::metadata(folder) else { return 0 };
     let device = std::os::unix::fs::MetadataExt::dev(&meta);

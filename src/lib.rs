@@ -130,7 +130,9 @@ pub mod custom {
 /// strict framing, and a fast path for plain event requests.
 #[cfg(feature = "server")]
 pub mod http_server {
-    pub use crate::server::{Acceptor, Limits, Listener, Server};
+    pub use crate::server::{
+        Acceptor, BufferedBytes, Limits, Listener, OriginConnector, Proxy, Server, proxy,
+    };
     pub use crate::telemetry::metrics::Limit;
 }
 

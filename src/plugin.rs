@@ -6,6 +6,8 @@
 //! connection stays usable, and the verdict is returned for the host to log. Delivery to upstreams
 //! runs on threads of the gate's own; no request waits for it.
 
+mod body;
+
 use crate::delivery::Forwarder;
 use crate::delivery::threads::Delivery;
 use crate::event::{Reason, Rejection};
@@ -24,18 +26,13 @@ use crate::telemetry::in_flight::InFlight;
 use crate::telemetry::metrics::{Limit, Metrics};
 use crate::upstream;
 use bytes::Bytes;
-use http::{Method, header};
+use http::{Method, Version, header};
 use pingora::http::ResponseHeader;
 use pingora::protocols::http::ServerSession;
 use pingora::proxy::Session;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-/// Largest body of an event request that is read (and dropped) to keep the connection usable, in
-/// bytes. A larger one gets the same answer, and the connection closes after it.
-pub const BODY_BYTES_MAX: usize = 64 << 10;
-/// How long an event request's body may take to arrive, in seconds.
-const BODY_SECONDS_MAX: u64 = 10;
 /// Spare slots in each prebuilt header for `Date` and `Connection`, which the connection adds, and
 /// for the two lines about an accepted event.
 const SPARE_HEADERS: usize = 4;
@@ -167,29 +164,35 @@ impl PixelGate {
             return Ok(None);
         }
         // Before the judging: an event counts only if its request is whole.
+        let mut form = Vec::new();
         if !session.is_body_done() {
-            match read_body(session).await {
-                EventBody::Whole => {}
-                EventBody::Unread => session.set_keepalive(None),
-                EventBody::Broken => {
-                    self.refuse_body(session).await;
-                    return Ok(Some(Verdict::NotJudged));
-                }
+            let takes_form =
+                self.state.gate.rules().judges_post() && body::is_form(session.req_header());
+            let Ok(body) = body::read(session, takes_form).await else {
+                self.refuse_body(session).await;
+                return Ok(Some(Verdict::NotJudged));
+            };
+            if !body.is_whole {
+                session.set_keepalive(None);
             }
+            form = body.form;
         }
-        let response = self.finish(self.judge_session(session, reading)).await;
+        let response = self.finish(&mut self.judge_session(session, reading, &form)).await;
         self.answer(session, response).await?;
         Ok(Some(response.verdict()))
     }
 
-    /// The part without waiting: judge, encode, enqueue.
-    fn judge_session(&self, session: &ServerSession, reading: Reading) -> NextStep {
+    /// The part without waiting: judge, encode, enqueue. The parameters of a form are read after
+    /// those of the query.
+    fn judge_session(&self, session: &ServerSession, reading: Reading, form: &[u8]) -> NextStep {
         let request = session.req_header();
+        let query = Target::split(request.raw_path()).query;
+        let joined = if form.is_empty() { Vec::new() } else { [query, b"&", form].concat() };
         let peer = session.client_addr().and_then(|a| a.as_inet()).map(|a| a.ip());
         self.judge(EventRequest {
             method: &request.method,
             reading,
-            query: Target::split(request.raw_path()).query,
+            query: if form.is_empty() { query } else { &joined },
             context: context(
                 &request.headers,
                 peer,
@@ -253,12 +256,13 @@ impl PixelGate {
         }
     }
 
-    /// Waits until an accepted event is on disk, and counts the verdict.
-    pub(crate) async fn finish(&self, step: NextStep) -> EventResponse {
+    /// Waits until an accepted event is on disk, and counts the verdict. Takes the step by
+    /// reference, because each move of it would take space in the task of an idle connection.
+    pub(crate) async fn finish(&self, step: &mut NextStep) -> EventResponse {
         let response = match step {
-            NextStep::Respond(response) => response,
+            NextStep::Respond(response) => *response,
             NextStep::AwaitCommit(commit, pending, lines) => {
-                let response = EventResponse::of_commit(commit.await, lines);
+                let response = EventResponse::of_commit(commit.await, *lines);
                 self.state.event_samples.committed(pending, response.reason());
                 response
             }
@@ -282,7 +286,7 @@ impl PixelGate {
     ) -> pingora::Result<()> {
         let accept = session.get_header(header::ACCEPT).map(|value| value.as_bytes());
         let prebuilt = response.pick(&self.state.answers, wants_image(accept));
-        let mut header = Box::new(if session.is_http2() {
+        let mut header = Box::new(if session.req_header().version == Version::HTTP_2 {
             // HTTP/2 sends all names in lower case, so their HTTP/1 spelling is not copied.
             ResponseHeader::from(prebuilt.header.as_owned_parts())
         } else {
@@ -375,38 +379,4 @@ impl PrebuiltResponse {
         }
         Ok(Self { header, body: answer.body })
     }
-}
-
-/// How reading an event request's body ended.
-enum EventBody {
-    /// It was read to its end.
-    Whole,
-    /// Its end was not looked for: it is longer than [`BODY_BYTES_MAX`], or the client waits for
-    /// `100 Continue`, which the final answer makes needless.
-    Unread,
-    /// It is malformed, was cut off, or took longer than [`BODY_SECONDS_MAX`].
-    Broken,
-}
-
-/// Reads and drops the request's body, so that the next request on this connection is found where
-/// it begins.
-async fn read_body(session: &mut ServerSession) -> EventBody {
-    if session.get_header(header::EXPECT).is_some() {
-        return EventBody::Unread;
-    }
-    let read = async {
-        let mut bytes = 0;
-        loop {
-            match session.read_request_body().await {
-                Ok(Some(piece)) => bytes += piece.len(),
-                Ok(None) => return EventBody::Whole,
-                Err(_) => return EventBody::Broken,
-            }
-            if bytes > BODY_BYTES_MAX {
-                return EventBody::Unread;
-            }
-        }
-    };
-    let limit = Duration::from_secs(BODY_SECONDS_MAX);
-    tokio::time::timeout(limit, read).await.unwrap_or(EventBody::Broken)
 }

@@ -8,14 +8,13 @@
 
 use async_trait::async_trait;
 use edge::custom::InFlight;
-use edge::http_server::{Limits, Server};
+use edge::http_server::{BufferedBytes, Limits, Server, proxy};
 use edge::config::{Durability, FileUpstream, Upstream, UpstreamKind};
 use edge::{Config, PixelGate};
 use libfuzzer_sys::fuzz_target;
 use pingora::apps::ServerApp;
 use pingora::http::ResponseHeader;
 use pingora::prelude::{HttpPeer, ProxyHttp, Session};
-use pingora::proxy::http_proxy;
 use pingora::server::configuration::ServerConf;
 use pingora::{Error, ErrorType, Result};
 use std::sync::{Arc, LazyLock};
@@ -87,9 +86,15 @@ static EDGE: LazyLock<Edge> = LazyLock::new(|| {
         .state_dir(&dir)
         .open()
         .expect("a gate");
-    let proxy = http_proxy(&Arc::new(ServerConf::default()), Host(gate.clone()));
+    let proxy = proxy(&Arc::new(ServerConf::default()), Host(gate.clone())).expect("a proxy");
     let limits = Limits { header_lines_max: 20, header_bytes_max: 2048, ..Limits::default() };
-    let server = Arc::new(Server::new(proxy, gate.clone(), InFlight::default(), limits));
+    let server = Arc::new(Server::new(
+        proxy,
+        gate.clone(),
+        InFlight::default(),
+        limits,
+        BufferedBytes::new(1 << 20),
+    ));
     let (stop, stopping) = watch::channel(false);
     let runtime = Builder::new_current_thread().enable_all().build().expect("a runtime");
     Edge { runtime, gate, server, _stop: stop, stopping }

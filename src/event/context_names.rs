@@ -41,13 +41,14 @@ impl ContextNames {
         for written in headers {
             let lower = written.to_ascii_lowercase();
             if !is_token(written) || written.len() > CONTEXT_HEADER_NAME_BYTES_MAX {
-                return Err(wrong(format!("{written:?} is not the name of a header")));
+                let most = CONTEXT_HEADER_NAME_BYTES_MAX;
+                return Err(wrong(format!("must hold names of headers of at most {most} bytes")));
             }
-            if NEVER_STORED.contains(&lower.as_str()) {
-                return Err(wrong(format!("must not name {written:?}, which holds credentials")));
+            if let Some(name) = NEVER_STORED.iter().find(|name| **name == lower) {
+                return Err(wrong(format!("must not name {name}, which holds credentials")));
             }
             if names.iter().any(|name: &HeaderName| name.lower == lower) {
-                return Err(wrong(format!("names {written:?} twice")));
+                return Err(wrong("must not name a header twice".to_owned()));
             }
             names.push(HeaderName { written: written.clone(), lower });
         }

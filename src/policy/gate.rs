@@ -25,7 +25,7 @@ pub struct EventRequest<'a> {
     pub reading: Reading,
     /// The target's query, undecoded, without `?`.
     pub query: &'a [u8],
-    /// What the request's headers and its connection say.
+    /// The data of the request's headers and of its connection.
     pub context: Context<'a>,
 }
 

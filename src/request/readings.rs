@@ -95,8 +95,7 @@ impl Pattern {
     /// Adds to `next` what the readings in `column` become by `byte`. Returns whether one of them
     /// has reached the event path.
     fn step(&self, column: &Column, byte: u8, next: &mut Column) -> bool {
-        let ends = matches!(byte, b'/' | b'\\' | b';' | b'?' | b'#');
-        if ends {
+        if matches!(byte, b'/' | b'\\' | b';' | b'?' | b'#') {
             let Some(stacks) = self.end_segment(column) else { return true };
             match byte {
                 b'/' | b'\\' => self.begin_segment(stacks, next),
@@ -145,8 +144,8 @@ impl Pattern {
     /// The stacks after the segment under way, if it ends here. `None`: one of them is the event
     /// path.
     fn end_segment(&self, column: &Column) -> Option<Stacks> {
-        let is_matched = |length: usize| column.matched >> length & 1;
-        if is_matched(self.path.len()) == 1 {
+        let is_matched = |length: usize| column.matched >> length & 1 == 1;
+        if is_matched(self.path.len()) {
             return None;
         }
         let [nothing, one_dot, two_dots] = &column.dots;
@@ -157,7 +156,7 @@ impl Pattern {
         stacks.above_empty |= nothing.above[0] & 1;
         for (above, start) in stacks.above.iter_mut().zip(&self.starts).skip(1) {
             // The slash before the next segment is never matched as a byte.
-            *above |= (is_matched(start - 1) == 1) as u64;
+            *above |= u64::from(is_matched(start - 1));
         }
         Some(stacks)
     }

@@ -9,8 +9,9 @@
 //! 3. HTTP/1: read each request's header under one deadline. The fast path answers an ordinary
 //!    event request without Pingora. Every other header must pass a strict framing check before
 //!    the connection, with the bytes already read, is handed to Pingora.
-//! 4. HTTP/2 (by ALPN or prior knowledge): Pingora reads and writes the frames. This module counts
-//!    them, limits those that cause work without being a request, and ends idle connections.
+//! 4. HTTP/2 (by ALPN or prior knowledge): the `h2` crate reads and writes the frames. This module
+//!    counts them, limits those that cause work without being a request, checks headers by the
+//!    rules of HTTP/1, and ends idle connections. Pingora gets each stream as a session.
 //!
 //! The fast path changes the cost of a request only: the judge, the spool and the responses are
 //! those of [`PixelGate::handle`](crate::PixelGate::handle).
@@ -33,25 +34,37 @@
 //! | `http1/body` | finds the end of a body, by the strict grammar |
 //! | `http1/request_stream` | the stream of one request: Pingora reads nothing after its body |
 //! | `fast_path/request`, `fast_path/response` | parse an event request; prebuilt responses |
+//! | `origin_connector`, `origin_stream` | connections to origins, of which little is read ahead |
+//! | `exchange` | how many bytes of a response wait for a client that does not read |
+//! | `buffered_bytes` | counts the bytes of bodies that wait in memory |
 //! | `http2` | serves an HTTP/2 connection |
 //! | `http2/options` | settings for the `h2` crate |
 //! | `http2/frame`, `http2/frame_counter` | frame headers, and a stream that counts them |
 //! | `http2/frame_budget` | how many frames a client may send per tick; the watchdog |
-//! | `http2/streams` | answers event requests on HTTP/2, passes others to the proxy |
+//! | `http2/streams` | accepts streams: answers event requests, passes others to the proxy |
+//! | `http2/request` | checks a stream's header as HTTP/1 does |
+//! | `http2/session` | a stream as a session of Pingora |
+//! | `http2/uploads` | ends uploads that their client has reset |
 
 mod acceptor;
 mod admission;
+mod buffered_bytes;
 mod connection;
 mod connection_limit;
+mod exchange;
 mod fast_path;
 mod http1;
 mod http2;
 mod limits;
+mod origin_connector;
+mod origin_stream;
 mod proxy_header;
 mod read_buffer;
 mod service;
 mod socket;
 
 pub use acceptor::{Acceptor, Listener};
+pub use buffered_bytes::BufferedBytes;
 pub use limits::Limits;
+pub use origin_connector::{OriginConnector, Proxy, proxy};
 pub use service::Server;

@@ -1,17 +1,18 @@
 //! [`Server`]: the HTTP server in front of one Pingora proxy.
 
 use super::admission::{Admission, peer};
+use super::buffered_bytes::BufferedBytes;
 use super::connection::Connection;
 use super::fast_path::response::FastResponse;
-use super::http2::options::h2_options;
 use super::limits::Limits;
+use super::origin_connector::Proxy;
 use crate::plugin::PixelGate;
 use crate::response::answers::Answers;
 use crate::telemetry::in_flight::InFlight;
 use async_trait::async_trait;
-use pingora::apps::{HttpServerApp, HttpServerOptions, ServerApp};
+use pingora::apps::{HttpServerApp, ServerApp};
 use pingora::protocols::Stream;
-use pingora::proxy::{HttpProxy, ProxyHttp};
+use pingora::proxy::ProxyHttp;
 use pingora::server::ShutdownWatch;
 use std::sync::Arc;
 
@@ -21,32 +22,31 @@ use std::sync::Arc;
 /// application of one of Pingora's own services, with two differences: a connection takes its
 /// permit only after the TLS handshake, and a PROXY header is not read before the handshake.
 pub struct Server<SV> {
-    pub(super) proxy: Arc<HttpProxy<SV, ()>>,
+    pub(super) proxy: Arc<Proxy<SV>>,
     pub(super) gate: PixelGate,
     pub(super) answers: Answers<FastResponse>,
     pub(super) in_flight: InFlight,
     pub(super) admission: Admission,
+    pub(super) buffered_bytes: BufferedBytes,
 }
 
 impl<SV> Server<SV> {
-    /// A server for `proxy`, whose `request_filter` must call [`PixelGate::handle`] of `gate`
-    /// first. `in_flight` counts the requests that this server answers itself; the proxy counts
-    /// its own.
+    /// A server for `proxy`, which [`proxy`](super::proxy) has built, and whose `request_filter`
+    /// must call [`PixelGate::handle`] of `gate` first. `in_flight` counts the requests that this
+    /// server answers itself; the proxy counts its own. `buffered_bytes` bounds the bodies that
+    /// wait in memory.
     pub fn new(
-        mut proxy: HttpProxy<SV, ()>,
+        proxy: Arc<Proxy<SV>>,
         gate: PixelGate,
         in_flight: InFlight,
         limits: Limits,
+        buffered_bytes: BufferedBytes,
     ) -> Self {
-        let mut options = HttpServerOptions::default();
-        options.h2_idle_timeout = Some(limits.keepalive);
-        proxy.server_options = Some(options);
-        proxy.h2_options = Some(h2_options(&limits));
         let state = gate.state();
         let Ok(answers) = Answers::build(&state.response, &state.methods, FastResponse::new);
         let (trusted, metrics) = (state.trusted.clone(), state.metrics.clone());
         let admission = Admission::new(limits, trusted, metrics, in_flight.clone());
-        Self { proxy: Arc::new(proxy), gate, answers, in_flight, admission }
+        Self { proxy, gate, answers, in_flight, admission, buffered_bytes }
     }
 
     pub(super) fn limits(&self) -> &Limits {

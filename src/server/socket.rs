@@ -4,6 +4,7 @@
 //! read. This one allocates a write buffer when there is something to write and frees it once that
 //! is sent, so thousands of idle connections hold none.
 
+use super::exchange;
 use super::read_buffer::replay;
 use async_trait::async_trait;
 use bytes::{Buf, BytesMut};
@@ -93,11 +94,24 @@ impl Socket {
         sent.unwrap_or(0)
     }
 
-    fn poll_wire(&mut self, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
+    fn poll_wire_read(
+        &mut self,
+        cx: &mut Context<'_>,
+        buf: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
         match &mut self.wire {
+            Wire::Tcp(stream) => Pin::new(stream).poll_read(cx, buf),
+            Wire::Unix(stream) => Pin::new(stream).poll_read(cx, buf),
+        }
+    }
+
+    fn poll_wire(&mut self, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
+        let written = match &mut self.wire {
             Wire::Tcp(stream) => Pin::new(stream).poll_write(cx, bytes),
             Wire::Unix(stream) => Pin::new(stream).poll_write(cx, bytes),
-        }
+        };
+        exchange::client_written(&written);
+        written
     }
 
     /// As [`Socket::poll_wire`], for several pieces.
@@ -152,10 +166,15 @@ impl AsyncRead for Socket {
         if replay(&mut this.ahead, buf) {
             return Poll::Ready(Ok(()));
         }
-        match &mut this.wire {
-            Wire::Tcp(stream) => Pin::new(stream).poll_read(cx, buf),
-            Wire::Unix(stream) => Pin::new(stream).poll_read(cx, buf),
+        let room = exchange::upload_room();
+        if buf.remaining() <= room {
+            return this.poll_wire_read(cx, buf);
         }
+        let mut part = ReadBuf::new(buf.initialize_unfilled_to(room));
+        ready!(this.poll_wire_read(cx, &mut part))?;
+        let read = part.filled().len();
+        buf.advance(read);
+        Poll::Ready(Ok(()))
     }
 }
 

@@ -79,7 +79,7 @@ pub trait File: Send + Sync {
     fn bytes(&self) -> io::Result<u64>;
     /// Takes the file's exclusive lock; `false` if a living process, this one included, holds it.
     fn try_lock(&self) -> io::Result<bool>;
-    /// Whether nobody holds the file's exclusive lock at the moment.
+    /// Whether no process holds the file's exclusive lock at the moment.
     fn is_unlocked(&self) -> io::Result<bool>;
 }
 
@@ -159,7 +159,7 @@ impl Fs for SystemFs {
             Open::Create => _ = options.create(true).truncate(true),
             Open::Ensure => _ = options.create(true),
         }
-        // Events are personal data: nobody but the owner reads them.
+        // Events are personal data: only the owner may read them.
         #[cfg(unix)]
         std::os::unix::fs::OpenOptionsExt::mode(&mut options, 0o600);
         Ok(Arc::new(SystemFile(options.open(path)?)))

@@ -330,7 +330,7 @@ impl Lane {
 
     fn fill(&self, path: &Path, bytes: u64, go_on: impl Fn() -> bool) -> io::Result<bool> {
         let file = self.fs.open(path, Open::Create)?;
-        // Reserved first: a disk without room is told so before anything is written.
+        // Reserved first: a disk without room fails before anything is written.
         file.allocate(bytes)?;
         let zeros = vec![0; FILL_PIECE_BYTES.min(bytes as usize)];
         let mut at = 0;
@@ -399,7 +399,7 @@ pub(super) fn remove_lane(fs: &dyn Fs, dir: &Path) -> io::Result<()> {
     fs.remove_dir(dir)
 }
 
-/// Locks a new lane. Nobody else wants it: at most somebody looks, for a moment, if it is locked.
+/// Locks a new lane. No process else wants it: at most one tests, for a moment, if it is locked.
 fn take_lock(lock: &dyn File) -> io::Result<()> {
     for _ in 0..LOCK_TRIES {
         if lock.try_lock()? {
@@ -407,7 +407,7 @@ fn take_lock(lock: &dyn File) -> io::Result<()> {
         }
         std::thread::sleep(std::time::Duration::from_millis(1));
     }
-    Err(io::Error::other("the new lane is locked by somebody else"))
+    Err(io::Error::other("the new lane is locked by another process"))
 }
 
 fn ignore_absent(result: io::Result<()>) -> io::Result<()> {

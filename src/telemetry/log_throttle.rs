@@ -3,7 +3,7 @@
 //! A remote client or a failing upstream can cause the same line thousands of times a second. A
 //! [`LogThrottle`] lets at most N lines pass in a period, counts the others, and gives that count
 //! to the caller, who writes it into the next line. It neither formats nor writes a line, and it
-//! has no lock: the caller keeps one throttle for each kind of line that it tells apart.
+//! has no lock: the caller has one throttle for each kind of line.
 
 use std::time::{Duration, Instant};
 

@@ -301,13 +301,16 @@ fn what_is_wrong_with_the_configuration_is_named_by_its_key() {
     check(whole, "urls", "missing");
     check(&format!("{whole}urls = ['127.0.0.1:s3cret']"), "urls", "URL");
     check(&format!("{whole}urls = ['http://s3cret']"), "urls", "nats://");
-    check(&format!("{whole}urls = ['nats://${{NO_SUCH}}']"), "urls", "NO_SUCH");
     check(&format!("{whole}urls = ['nats://u:s3cret@a', 'nats://b']"), "urls", "same");
     check(&format!("{whole}{url}timeout_seconds = 0"), "timeout_seconds", "within");
     check(&format!("{whole}{url}timeout_seconds = 301"), "timeout_seconds", "within");
     check(&format!("{whole}{url}credentials = '/no/such'"), "credentials", "read");
     check(&format!("{whole}{url}ca = '/no/such'"), "ca", "read");
     check(&format!("{whole}{url}cert = '/no/such'"), "key", "missing");
+    // Expanded while the file is read, so the error comes before the section's own.
+    let unset = format!("name = 'log'\nkind = 'nats'\n{whole}urls = ['nats://${{NO_SUCH}}']");
+    let error = toml::from_str::<Config>(&unset).unwrap_err();
+    assert!(error.message().contains("urls[0]: ${NO_SUCH}"), "{error}");
     let many = vec!["'nats://a'"; 17].join(",");
     check(&format!("{whole}urls = [{many}]"), "urls", "at most");
     let dir = tempfile::tempdir().unwrap();

@@ -2,6 +2,7 @@
 
 use std::fs;
 use std::future::Future;
+use std::os::unix::fs::{MetadataExt, PermissionsExt, chown};
 use std::path::Path;
 use std::sync::Arc;
 use std::task::{Context, Waker};
@@ -207,6 +208,27 @@ fn a_torn_line_stays_where_it_is_and_is_named() {
 }
 
 #[test]
+fn the_file_keeps_its_owner_and_its_mode() {
+    let dir = tempfile::tempdir().unwrap();
+    DeadLetters::new(dir.path(), "u", 1 << 20).append(&[letter(0), letter(1)]).unwrap();
+    let path = dir.path().join("u.ndjson");
+    fs::set_permissions(&path, fs::Permissions::from_mode(0o660)).unwrap();
+    // Only root can give a file away.
+    if fs::metadata(&path).unwrap().uid() == 0 {
+        chown(&path, Some(12_345), Some(54_321)).unwrap();
+    }
+    let before = fs::metadata(&path).unwrap();
+    let first = Filter { until_ms: Some(1), ..Filter::default() };
+    assert_eq!(dead_letters::remove(dir.path(), "u", &first).unwrap(), 1);
+    let after = fs::metadata(&path).unwrap();
+    assert!(after.len() < before.len());
+    assert_eq!(
+        (after.uid(), after.gid(), after.mode()),
+        (before.uid(), before.gid(), before.mode())
+    );
+}
+
+#[test]
 fn a_missing_file_is_an_empty_list() {
     let dir = tempfile::tempdir().unwrap();
     assert_eq!(list(dir.path(), &Filter::default(), |_| ()), Summary::default());
@@ -391,7 +413,7 @@ async fn a_letter_of_a_newer_version_waits_for_it() {
     let backend = Backend::playing([]).await;
     let rig = rig_with_five_dead(&backend).await;
     let dir = rig.dead_dir();
-    let newer = Letter::new("collector", 1, Reason::Rejected, &Failure::new("x"), b"\x02newer");
+    let newer = Letter::new("collector", 1, Reason::Rejected, &Failure::new("x"), b"\xffnewer");
     DeadLetters::new(&dir, "collector", 1 << 20).append(&[newer]).unwrap();
     backend.script(|_| Act::Take);
     let end = rig.replay("collector", &*built(&backend), &BatchConfig::default()).await;
@@ -439,7 +461,7 @@ async fn a_record_of_a_newer_version_waits_for_it_and_holds_back_no_other() {
     let backend = Backend::playing([]).await;
     let mut rig = Rig::start(&upstream(&backend));
     rig.accept(10).await;
-    let newer = |out: &mut Vec<u8>| out.extend_from_slice(b"\x02of a newer version");
+    let newer = |out: &mut Vec<u8>| out.extend_from_slice(b"\xffof a newer version");
     rig.spool.append(newer).unwrap().await.unwrap();
     rig.accept(10).await;
     rig.settled("collector").await;

@@ -230,11 +230,11 @@ fn silent_connections_keep_out_no_probe() {
         connect(&socket, &edge.admin).unwrap();
         TcpStream::from(socket)
     };
-    // From one address more than it may have, and then from others more than all may have.
+    // First more than one address may have, then more than all addresses together may have.
     for count in [CONNECTIONS_PER_ADDRESS_MAX + 13, 2 * CONNECTIONS_MAX] {
         let mut open: Vec<_> = (0..count).map(silent).collect();
         assert_eq!(edge.admin("/livez").status, 200);
-        // The oldest was closed for a later one, and the youngest for its silence.
+        // The oldest is closed for a later one, and the youngest because it stays silent.
         for stream in [open.remove(0), open.pop().unwrap()] {
             stream.set_read_timeout(Some(PATIENCE)).unwrap();
             assert_eq!((&stream).read(&mut [0]).unwrap(), 0);
@@ -369,7 +369,7 @@ fn the_page_explains_as_the_command_does_and_counts_nothing() {
     }
     let other: Value = serde_json::from_slice(&post_explain(&edge, "/other?x=1").body).unwrap();
     assert!(other["accepted"].is_null() && other["verdict"].as_str().unwrap().contains("origin"));
-    assert_eq!(edge.event("_a=7&_n=buy").status, 200, "the one place of the second was left");
+    assert_eq!(edge.event("_a=7&_n=buy").status, 200, "explain used up no event of the rate");
     assert_eq!(edge.status()["verdicts"]["invalid_email"], 0, "nothing was counted");
     let most = "x".repeat(EXPLAIN_BYTES_MAX);
     assert_eq!(post_explain(&edge, &most).status, 200);

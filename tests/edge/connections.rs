@@ -130,8 +130,8 @@ fn connections_beyond_the_limit_are_closed_and_their_permits_are_released() {
 fn a_client_that_asked_for_close_and_stays_holds_no_permit() {
     let edge = Setup::default().edge("connections_max = 1").start();
     let closing = EVENT.replace("\r\n\r\n", "\r\nConnection: close\r\n\r\n");
-    // All of them stay, open on their own side, and are done well within the second for which one
-    // that was told to go would be heard out.
+    // All of them stay open on their own side, and are done well within the second for which the
+    // edge drains a connection that it closes.
     let mut staying = Vec::new();
     let mut answered = 0;
     for _ in 0..20 {

@@ -91,7 +91,7 @@ fn kill_again_and_again(dir: &Arc<TempDir>, look: impl Fn(&Path)) -> Sent {
 
 impl Sent {
     /// Holds what has arrived against what was sent: nothing answered is missing, nothing was
-    /// made up or changed, and what came twice can be told by its id.
+    /// made up or changed, and what came twice is known by its id.
     fn check(&self, events: &[Value]) {
         let mut ids: BTreeMap<&str, u64> = BTreeMap::new();
         for event in events {

@@ -220,7 +220,7 @@ fn a_disk_that_fills_up_refuses_and_recovers_when_there_is_room() {
     let before = ledger.count.load(Relaxed);
     assert!(before > 500, "{before} events fill 2 MiB");
 
-    // Somebody makes room.
+    // Now there is room.
     std::fs::remove_file(&ballast).unwrap();
     ledger.wait_accepting(&edge);
     Load::start(edge.address, &ledger).end();

@@ -6,7 +6,7 @@ use std::process::Command;
 
 const TROUBLESHOOTING: &str = include_str!("../../docs/troubleshooting.md");
 
-/// The portals that the page's examples speak of.
+/// The portals in the examples of the page.
 const PORTALS: &str = "portals = [62515]\n[[portal]]\nid = 12345\nevents = [\"signup*\"]\n";
 
 /// Runs a line in bash, where `pixelgate` is the binary with this configuration.

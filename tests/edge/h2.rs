@@ -13,6 +13,7 @@ use rustix::process::Signal;
 use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, ServerName};
 use rustls::{ClientConfig, RootCertStore};
+use std::future::poll_fn;
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -192,6 +193,92 @@ fn an_upload_with_trailers_arrives_whole() {
         assert_eq!(read(response).await.unwrap().status, 204);
     });
     assert!(origin.take_seen()[0].body == body, "the bytes differ");
+}
+
+/// Has the origin read no body for this target for as long as a test may take.
+fn leave_unread(origin: &Origin, target: &str) {
+    let before_body = vec![Act::Pause(PATIENCE * 10)];
+    origin.on(target, Script { before_body, ..Script::default() });
+}
+
+/// More than the windows of a stream and the kernel's buffers hold together.
+const LARGE_BYTES: usize = 32 << 20;
+
+#[test]
+fn an_upload_that_its_origin_does_not_read_holds_up_no_other() {
+    let origin = Origin::start();
+    leave_unread(&origin, "/stuck");
+    let (_edge, address) = start(origin.address);
+    RUNTIME.block_on(async {
+        let mut client = connect(address).await;
+        let stuck = Request::put("https://edge.test/stuck");
+        let _stuck = client.ask(stuck, Some(vec![1; LARGE_BYTES].into())).await;
+        for _ in 0..3 {
+            let other = Request::put("https://edge.test/other");
+            let response = client.ask(other, Some(vec![2; 3 << 20].into())).await;
+            assert_eq!(read(response).await.unwrap().status, 204);
+        }
+    });
+    assert!(origin.take_seen().iter().all(|seen| seen.body.len() == 3 << 20));
+}
+
+#[test]
+fn uploads_that_are_reset_give_their_window_back() {
+    let origin = Origin::start();
+    leave_unread(&origin, "/stuck");
+    let (_edge, address) = start(origin.address);
+    RUNTIME.block_on(async {
+        let mut client = connect(address).await;
+        // Together they fill the window of the connection twice.
+        let mut stuck = Vec::new();
+        for _ in 0..8 {
+            let mut ready = client.send.clone().ready().await.unwrap();
+            let request = Request::put("https://edge.test/stuck").body(()).unwrap();
+            let (_, mut stream) = ready.send_request(request, false).unwrap();
+            stream.send_data(vec![1; LARGE_BYTES].into(), false).unwrap();
+            stuck.push(stream);
+        }
+        crate::harness::wait_for("all to reach the origin", || origin.open() == 8);
+        stuck.iter_mut().for_each(|stream| stream.send_reset(h2::Reason::CANCEL));
+        let other = Request::put("https://edge.test/other");
+        let response = client.ask(other, Some(vec![2; 3 << 20].into())).await;
+        assert_eq!(read(response).await.unwrap().status, 204);
+    });
+}
+
+#[test]
+fn early_hints_are_passed_on() {
+    let origin = Origin::start();
+    origin.answer(
+        "/page",
+        b"HTTP/1.1 103 Early Hints\r\nLink: </a.css>; rel=preload\r\nConnection: x\r\n\r\n\
+          HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok",
+    );
+    let (_edge, address) = start(origin.address);
+    RUNTIME.block_on(async {
+        let mut client = connect(address).await;
+        let mut response = client.ask(get("/page"), None).await;
+        let hints = poll_fn(|cx| response.poll_informational(cx)).await.unwrap().unwrap();
+        assert_eq!(hints.status(), 103);
+        assert_eq!(hints.headers()["link"], "</a.css>; rel=preload");
+        assert!(!hints.headers().contains_key("connection"));
+        assert_eq!(read(response).await.unwrap().body, b"ok");
+    });
+}
+
+#[test]
+fn cookies_arrive_as_one_line() {
+    let origin = Origin::start();
+    let (_edge, address) = start(origin.address);
+    RUNTIME.block_on(async {
+        let mut client = connect(address).await;
+        let request = get("/page").header("cookie", "a=b").header("x", "y").header("cookie", "c=d");
+        let response = client.ask(request, None).await;
+        assert_eq!(read(response).await.unwrap().status, 204);
+    });
+    let seen = origin.take_seen().remove(0);
+    let cookies: Vec<_> = seen.headers.iter().filter(|(name, _)| name == "cookie").collect();
+    assert_eq!(cookies, [&("cookie".to_owned(), "a=b; c=d".to_owned())]);
 }
 
 #[test]

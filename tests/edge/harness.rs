@@ -10,8 +10,8 @@ use std::process::{Child, Command, ExitStatus, Stdio};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
-/// How long anything may take that is waited for. Not an assertion about speed: only so that a
-/// test that would wait for ever fails instead.
+/// Limit for every wait. It asserts no speed: it makes a test fail that would otherwise wait for
+/// ever.
 pub const PATIENCE: Duration = Duration::from_secs(60);
 
 /// The portals of every test's list.
@@ -20,7 +20,7 @@ pub const PORTALS: &str = "portals = [62515, 56043]\n";
 /// A running edge.
 pub struct Edge {
     child: Child,
-    /// Where it takes events.
+    /// The address of its first listener.
     pub address: SocketAddr,
     /// Its admin listener.
     pub admin: SocketAddr,
@@ -104,7 +104,8 @@ impl Setup {
         Edge::spawn(shell, dir)
     }
 
-    /// Writes the configuration and the portal list into `dir`, and gives the file's path.
+    /// Writes the configuration and the portal list into `dir`, and returns the path of the
+    /// configuration.
     pub fn write(&self, dir: &Path) -> PathBuf {
         let at = dir.display();
         let upstreams = match self.upstreams.as_str() {
@@ -205,7 +206,7 @@ impl Edge {
         Arc::clone(&self.dir)
     }
 
-    /// Waits until its log says so.
+    /// Waits until its log holds this text.
     pub fn wait_log(&self, what: &str) {
         wait_for(&format!("the log to say {what:?}"), || self.log().contains(what));
     }
@@ -218,7 +219,7 @@ impl Edge {
         line.trim().trim_end_matches(" kB").parse().unwrap()
     }
 
-    /// What it wrote to standard error so far.
+    /// Its standard error so far.
     pub fn log(&self) -> String {
         self.log.lock().unwrap().clone()
     }
@@ -295,7 +296,7 @@ impl Edge {
         status.unwrap()
     }
 
-    /// Stops it gracefully and hands on its folder.
+    /// Stops it gracefully and returns its folder.
     pub fn stop(mut self) -> Arc<tempfile::TempDir> {
         self.signal(Signal::TERM);
         let status = self.wait();
@@ -303,7 +304,7 @@ impl Edge {
         Arc::clone(&self.dir)
     }
 
-    /// Ends it as a crash does and hands on its folder.
+    /// Kills it as a crash would and returns its folder.
     pub fn kill(mut self) -> Arc<tempfile::TempDir> {
         self.child.kill().unwrap();
         self.child.wait().unwrap();
@@ -358,7 +359,7 @@ pub fn example(name: &str) -> PathBuf {
     path
 }
 
-/// Looks again and again until `done`, and fails when [`PATIENCE`] is at its end.
+/// Polls until `done` returns true; fails after [`PATIENCE`].
 pub fn wait_for(what: &str, mut done: impl FnMut() -> bool) {
     let deadline = Instant::now() + PATIENCE;
     while !done() {

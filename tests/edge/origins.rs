@@ -24,7 +24,7 @@ fn list(origins: &[SocketAddr]) -> String {
     format!("origin = [{}]", urls.join(", "))
 }
 
-/// What an origin does wrong, and what the client gets for it.
+/// A fault of an origin, and the answer that the client gets.
 fn failures() -> Vec<(&'static str, Vec<Act>, u16, bool)> {
     let send = |bytes: &str| Act::Send(bytes.as_bytes().to_vec());
     let reset_after =
@@ -89,7 +89,7 @@ fn each_failure_has_its_status_and_half_an_answer_never_looks_whole() {
         origin.on(target, Script { after_body: acts.clone(), ..Script::default() });
     }
     let address = edge.address;
-    // All at once, with others among them that are none of their business.
+    // All at once, among events, which need no origin.
     let asked: Vec<_> = failures
         .iter()
         .map(|(target, _, status, truncated)| {
@@ -203,7 +203,7 @@ fn an_origin_that_is_alive_and_says_it_is_not_well_is_taken_out() {
         assert_eq!(get(edge.address, "/page").status(), 204);
     }
     let pages = sick.take_seen().iter().filter(|m| m.start.contains("/page")).count();
-    assert_eq!(pages, 0, "the sick one is asked for nothing but its health");
+    assert_eq!(pages, 0, "the failing origin gets only health checks");
     sick.answer("/health", b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n");
     edge.wait_log("answers again");
     wait_for("it to be asked", || {

@@ -47,7 +47,7 @@ fn all<'a>(value: &'a Value, key: &str, found: &mut Vec<&'a str>) {
     }
 }
 
-/// A metric as an expression asks for it: its name, and `label="value"` where one is named.
+/// A metric as an expression names it: its name, and `label="value"` where one is named.
 type Asked = (String, Vec<(String, Option<String>)>);
 
 fn asked(expression: &str) -> Vec<Asked> {
@@ -69,7 +69,7 @@ fn asked(expression: &str) -> Vec<Asked> {
     found
 }
 
-/// What a scrape shows: metric, label, values.
+/// The metrics of a scrape: metric, label, values.
 fn exposed(text: &str) -> BTreeMap<String, BTreeMap<String, BTreeSet<String>>> {
     let mut found = BTreeMap::<String, BTreeMap<String, BTreeSet<String>>>::new();
     for line in text.lines().filter(|line| !line.starts_with('#')) {
@@ -132,7 +132,7 @@ fn promtool_takes_the_rules_and_they_fire_as_they_should() {
     }
 }
 
-/// Puts a packaged configuration where its files are, and has the binary check it.
+/// Checks a packaged configuration with the binary, in a folder that holds its files.
 fn check_config(text: &str, portals: &str) {
     let dir = tempfile::tempdir().unwrap();
     let at = dir.path().to_str().unwrap();
@@ -185,7 +185,7 @@ fn the_manifests_fit_each_other_and_the_edge() {
     assert_eq!(pod["volumes"][0]["configMap"]["name"], map["metadata"]["name"]);
     assert_eq!(set["volumeClaimTemplates"][0]["metadata"]["name"], "state");
 
-    // Events are open to all; the admin listener to those that are named.
+    // The port for events is open to all, the admin port to the named namespace.
     let policy = &of_kind(&manifests, "NetworkPolicy")["spec"];
     assert_eq!(&policy["podSelector"]["matchLabels"], labels);
     assert_eq!(policy["policyTypes"], serde_json::json!(["Ingress"]));
@@ -219,7 +219,7 @@ fn the_manifests_fit_each_other_and_the_edge() {
 }
 
 #[test]
-fn the_dockerfile_copies_what_is_there_and_runs_as_nobody_special() {
+fn the_dockerfile_copies_what_is_there_and_runs_as_an_unprivileged_user() {
     let sent: Vec<&str> = DOCKERIGNORE.lines().filter_map(|line| line.strip_prefix('!')).collect();
     let mut copied = 0;
     let copies = DOCKERFILE.lines().filter_map(|line| line.strip_prefix("COPY "));

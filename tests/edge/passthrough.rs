@@ -113,6 +113,7 @@ fn a_dead_origin_is_502_and_is_logged_once() {
         let response = edge.get("/page?email=secret@person.test");
         assert_eq!((response.status, response.header("connection")), (502, Some("close")));
     }
+    edge.wait_log("does not answer");
     let log = edge.log();
     assert_eq!(log.matches("does not answer").count(), 1, "{log}");
     assert!(!log.contains("secret"), "{log}");

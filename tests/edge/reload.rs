@@ -78,7 +78,7 @@ impl Load {
         load
     }
 
-    /// Waits for further answers; fails if there was a bad one.
+    /// Waits for further answers. Fails if an event was refused or an answer was broken.
     fn goes_on(&self) {
         let before = self.answered.load(Relaxed);
         wait_for("further answers", || {
@@ -88,7 +88,7 @@ impl Load {
         });
     }
 
-    /// Ends the load; fails if there was a bad answer.
+    /// Ends the load. Fails as [`Load::goes_on`] does.
     fn end(self) {
         self.goes_on();
         self.ended.store(true, Relaxed);
@@ -106,7 +106,7 @@ fn verdict(edge: &Edge, portal: u32) -> String {
     answer(edge, portal).verdict().to_owned()
 }
 
-/// Waits until the list of `marker` is in force, and sees that the list before it is not.
+/// Waits until the list of `marker` is in force, and checks that the list before it is not.
 fn takes_effect(edge: &Edge, marker: u32) {
     wait_for("the new list", || verdict(edge, marker) == "accepted");
     assert_eq!(verdict(edge, marker - 1), "portal_not_allowed");
@@ -365,10 +365,10 @@ impl ListServer {
         format!("source = \"http://{address}/portals.toml?token=hush\"\nrefresh_seconds = 1\n")
     }
 
-    /// From now on nothing listens.
+    /// Closes the port.
     fn go(&mut self) {
         self.desk.gone.store(true, Relaxed);
-        // It notices with the next connection.
+        // The thread ends at the next connection.
         drop(TcpStream::connect(self.address));
         self.running.take().unwrap().join().unwrap();
     }

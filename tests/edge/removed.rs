@@ -152,7 +152,7 @@ fn a_record_of_a_newer_version_waits_for_it_and_is_named() {
     let config = spool::Config { dir: dir.path().join("spool"), ..spool::Config::default() };
     let newer = Spool::open(&config, &["collector".to_owned()], Env::system()).unwrap();
     for _ in 0..3 {
-        let commit = newer.append(|out| out.extend_from_slice(b"\x02a later layout")).unwrap();
+        let commit = newer.append(|out| out.extend_from_slice(b"\xffa later layout")).unwrap();
         RUNTIME.block_on(commit).unwrap();
     }
     newer.close(Duration::from_secs(10)).unwrap();

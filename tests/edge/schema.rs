@@ -44,7 +44,8 @@ fn send_all(edge: &Edge) {
     }
 }
 
-/// An edge that trusts us, so that IPv6 addresses and further headers are among the events.
+/// An edge that trusts this test as a proxy, so that events can have IPv6 addresses and further
+/// headers.
 fn setup() -> Setup {
     let names = "[events]\nutk_cookie = \"utk\"\ncontext_headers = [\"X-Region\"]";
     Setup::default().edge("trusted_proxies = [\"127.0.0.1\"]").sections(names)
@@ -180,7 +181,7 @@ fn the_schema_refuses_what_is_no_event() {
     }
 }
 
-/// Where, and what no event has there.
+/// A place in an event, and a value that no event has there.
 fn wrong_values() -> Vec<(&'static str, Value)> {
     vec![
         ("/id", json!("0197c1f0-5b1a-4c3e-9d2f-0123456789ab")), // Version 4.

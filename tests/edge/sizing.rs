@@ -32,7 +32,7 @@ struct Typical {
     address: String,
 }
 
-/// The nth, no two alike and each the same in every run.
+/// The nth event. No two are equal, and each is the same in every run.
 fn typical(n: usize) -> Typical {
     let spread = (n as u64).wrapping_mul(0x9E37_79B9_7F4A_7C15);
     Typical {
@@ -98,7 +98,7 @@ fn the_disk_fills_by_the_formula_and_the_wire_is_as_small_as_said() {
     let edge = setup(&backend).start();
     let formula = send(&edge, 0..EVENTS);
     let held = || edge.status()["spool"]["bytes"].as_u64().unwrap();
-    // One header a segment, and nothing else. It is brought up to date after the commit.
+    // Only one header a segment is added. The status is updated after the commit.
     let headers = 64 * formula.div_ceil(SEGMENT_BYTES - 512);
     wait_for("the spool's size", || (formula..=formula + headers).contains(&held()));
 
@@ -111,7 +111,7 @@ fn the_disk_fills_by_the_formula_and_the_wire_is_as_small_as_said() {
     assert!(files >= formula && files <= formula + headers + 2 * SEGMENT_BYTES, "{files}: {stat}");
 
     backend.script(|_| Act::Take);
-    // A new process asks at once; this one has learnt to wait.
+    // A new process connects at once, while this one pauses longer after each failure.
     let edge = Edge::start_in(edge.stop());
     edge.wait_delivered("collector");
     let taken = backend.taken();
@@ -129,7 +129,8 @@ fn the_disk_fills_by_the_formula_and_the_wire_is_as_small_as_said() {
     assert!(wire * 4 < plain, "{wire} of {plain}");
 }
 
-/// The external ids of what the log has, and how often it came again under a known id.
+/// The external ids of the events in the log, and the number of events that came again under a
+/// known id.
 fn in_log(backend: &Backend) -> (BTreeSet<String>, usize) {
     let (mut ids, mut known, mut again) = (BTreeSet::new(), BTreeSet::new(), 0);
     for event in backend.events() {
@@ -153,13 +154,13 @@ fn an_outage_of_the_log_costs_nothing_and_a_lost_disk_what_waited_on_it() {
         edge.wait_delivered("collector");
     }
 
-    // The log is down. Every edge goes on answering, and holds what the formula says.
+    // The log is down. Every edge goes on answering, and its spool has the size of the formula.
     backend.script(|_| Act::Refuse(503));
     for (n, edge) in edges.iter().enumerate() {
         let formula = send(edge, range(n, BEFORE..BEFORE + DURING));
         wait_for("what waits", || edge.upstream("collector")["pending"] == DURING);
         let held = edge.status()["spool"]["bytes"].as_u64().unwrap();
-        // What was delivered is trimmed by whole segments, and this one is not full.
+        // Delivered events are trimmed by whole segments, and this segment is not full.
         assert!(held >= formula && held <= formula + SEGMENT_BYTES, "{held}");
     }
 

@@ -18,12 +18,12 @@ const COLOURING: [&str; 5] = ["NO_COLOR", "CLICOLOR", "CLICOLOR_FORCE", "COLORTE
 /// How a colour begins; a bar moves the cursor by other sequences.
 const RED_OR_GREEN: [&str; 2] = ["\u{1b}[31m", "\u{1b}[32m"];
 
-/// Takes from a command what the environment of the tests says of colours.
+/// Removes from a command the variables of the test's environment that decide about colours.
 fn uncoloured(command: &mut Command) -> &mut Command {
     COLOURING.iter().fold(command, |command, name| command.env_remove(name))
 }
 
-/// Runs a command at a terminal of its own; its exit code, and all that the terminal was sent.
+/// Runs a command at a terminal of its own. Returns its exit code and all output to the terminal.
 fn at_terminal(mut command: Command, environment: &[(&str, &str)]) -> (i32, String) {
     let master = openpt(OpenptFlags::RDWR | OpenptFlags::NOCTTY).unwrap();
     grantpt(&master).unwrap();
@@ -46,7 +46,7 @@ fn at_terminal(mut command: Command, environment: &[(&str, &str)]) -> (i32, Stri
     (code, String::from_utf8_lossy(&shown).into_owned())
 }
 
-/// Runs it in pipes; exit code, standard output, standard error.
+/// Runs a command in pipes. Returns its exit code, standard output and standard error.
 fn in_pipes(mut command: Command) -> (i32, String, String) {
     let output = uncoloured(&mut command).output().unwrap();
     let text = |bytes| String::from_utf8(bytes).unwrap();
@@ -99,6 +99,17 @@ fn a_long_command_shows_a_bar_to_a_terminal_and_lines_to_a_pipe() {
     assert!(shown.contains("10 % of") && !shown.contains(ESCAPE), "{shown:?}");
 }
 
+/// Runs a command with a full device as its standard output, and checks that it names that.
+fn fails_to_write(config: &Path, arguments: &[&str]) {
+    let full = std::fs::File::options().write(true).open("/dev/full").unwrap();
+    let output = command(config, arguments).stdout(full).output().unwrap();
+    let err = String::from_utf8(output.stderr).unwrap();
+    let last = err.lines().last().unwrap_or_default();
+    assert_eq!(output.status.code(), Some(1), "{arguments:?}: {err}");
+    assert!(last.starts_with("pixelgate: "), "{arguments:?}: {err}");
+    assert!(last.contains("standard output: No space left"), "{arguments:?}: {err}");
+}
+
 #[test]
 fn a_result_that_cannot_be_written_is_a_failure_of_standard_output() {
     let dir = long_spool();
@@ -112,15 +123,7 @@ fn a_result_that_cannot_be_written_is_a_failure_of_standard_output() {
         &["completions", "bash"],
         &["man"],
     ] {
-        let full = std::fs::File::options().write(true).open("/dev/full").unwrap();
-        let output = command(&config, arguments).stdout(full).output().unwrap();
-        let err = String::from_utf8(output.stderr).unwrap();
-        let last = err.lines().last().unwrap_or_default();
-        assert_eq!(output.status.code(), Some(1), "{arguments:?}: {err}");
-        assert!(
-            last.starts_with("pixelgate: standard output: No space left"),
-            "{arguments:?}: {err}"
-        );
+        fails_to_write(&config, arguments);
     }
 }
 
@@ -133,6 +136,7 @@ fn a_replay_shows_how_far_it_is() {
         assert_eq!(edge.event("_a=62515&_n=a").status, 200);
     }
     edge.wait_delivered("collector");
+    fails_to_write(&edge.dir().join("edge.toml"), &["dead", "list"]);
     let replay = || command(&edge.dir().join("edge.toml"), &["dead", "replay"]);
     let (code, out, err) = in_pipes(replay());
     assert_eq!(code, 0);
@@ -273,7 +277,7 @@ fn the_manual_says_what_help_says_and_is_sound() {
     }
 }
 
-/// Whether a command is on this machine; says so where it is not.
+/// Whether a command is on this machine. Prints a line if it is not.
 pub fn is_there(tool: &str) -> bool {
     let path = std::env::var_os("PATH").unwrap_or_default();
     let there = std::env::split_paths(&path).any(|dir| dir.join(tool).is_file());

@@ -9,7 +9,7 @@ use std::net::{SocketAddr, TcpListener};
 use std::path::Path;
 
 fn client(address: SocketAddr, h2: bool) -> reqwest::Client {
-    // A second installation finds the first, which is the same.
+    // Fails only if the same provider is already installed.
     let _ = rustls::crypto::ring::default_provider().install_default();
     let pem = std::fs::read(CERT).unwrap();
     let builder = reqwest::Client::builder()

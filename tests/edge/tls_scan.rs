@@ -6,8 +6,8 @@ use crate::tls_client::{CERT, KEY};
 use std::net::SocketAddr;
 use std::process::{Command, Stdio};
 
-/// What `s_client` said about a handshake with these options; `None` if this `openssl` cannot ask
-/// for that, or is not there.
+/// The output of `s_client` about a handshake with these options. `None`: this `openssl` does not
+/// know an option, or there is no `openssl`.
 fn s_client(address: SocketAddr, options: &[&str]) -> Option<String> {
     let output = Command::new("openssl")
         .args(["s_client", "-connect", &address.to_string(), "-servername", "edge.test"])
@@ -19,7 +19,7 @@ fn s_client(address: SocketAddr, options: &[&str]) -> Option<String> {
     let said =
         [output.stdout, output.stderr].map(|text| String::from_utf8_lossy(&text).into_owned());
     let said = said.concat();
-    // It never connected: the option or the cipher is unknown to it.
+    // It did not connect, because it does not know the option or the cipher.
     said.contains("CONNECTED").then_some(said)
 }
 
@@ -36,7 +36,7 @@ fn start() -> Option<(Edge, SocketAddr)> {
     Some((edge, address))
 }
 
-/// The line that says what was agreed on, such as `New, TLSv1.3, Cipher is …`.
+/// The line that names the negotiated version and cipher, such as `New, TLSv1.3, Cipher is …`.
 fn agreed(said: &str) -> &str {
     said.lines().find(|line| line.contains("Cipher is ")).unwrap_or_default()
 }
@@ -72,7 +72,7 @@ fn what_is_not_safe_is_refused() {
     let Some((edge, address)) = start() else { return };
     let mut asked = 0;
     for options in [
-        // Level 0 lets a current openssl ask for what it would refuse itself.
+        // Level 0 lets a current openssl offer ciphers that it would itself refuse.
         &["-ssl3"][..],
         &["-tls1", "-cipher", "ALL:@SECLEVEL=0"],
         &["-tls1_1", "-cipher", "ALL:@SECLEVEL=0"],

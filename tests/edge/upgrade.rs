@@ -19,18 +19,18 @@ fn upgrades() -> u64 {
     set.map_or(4, |count| count.parse().expect("PIXELGATE_TEST_UPGRADES is a number"))
 }
 
-/// What all clients share.
+/// The state that all clients share.
 #[derive(Default)]
 struct Tally {
     next: AtomicU64,
     over: AtomicBool,
     /// Ids of events that were answered 200.
     answered: Mutex<Vec<u64>>,
-    /// What a client should never see.
+    /// Failures that a client saw; there must be none.
     faults: Mutex<Vec<String>>,
 }
 
-/// A connection of any kind, and what is asked on it.
+/// A kind of connection, and the request on it.
 struct Way {
     name: &'static str,
     connect: Box<dyn Fn() -> io::Result<Box<dyn Duplex>> + Send>,
@@ -50,7 +50,8 @@ fn tcp(address: SocketAddr) -> io::Result<Box<dyn Duplex>> {
     Ok(Box::new(stream))
 }
 
-/// Asks until it is over. Every connection has to be accepted and every request answered.
+/// Sends requests until the test ends. Every connection must be accepted and every request
+/// answered.
 fn run(way: &Way, tally: &Tally) {
     while !tally.over.load(Relaxed) {
         if let Err(e) = run_connection(way, tally) {
@@ -81,7 +82,7 @@ fn run_connection(way: &Way, tally: &Tally) -> io::Result<()> {
     }
 }
 
-/// Reads an answer whole; gives its status and whether the connection stays open.
+/// Reads a whole answer. Returns its status and whether the connection stays open.
 fn read_answer(stream: &mut BufReader<Box<dyn Duplex>>) -> io::Result<(u16, bool)> {
     let mut lines = Vec::new();
     loop {
@@ -307,7 +308,7 @@ fn an_upgrade_of_nothing_is_a_start() {
     let dir = Arc::new(tempfile::tempdir().unwrap());
     Setup::default().write(dir.path());
     let first = Edge::start_in(Arc::clone(&dir));
-    // What a crash leaves behind offers nothing.
+    // The socket that a crash left behind offers no sockets.
     first.kill();
     assert!(dir.path().join("upgrade.sock").exists());
     let edge = Edge::start_successor(dir);

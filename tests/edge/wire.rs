@@ -165,7 +165,7 @@ pub struct Script {
     pub after_body: Vec<Act>,
 }
 
-/// An origin that answers as it is told to, and remembers what it was asked.
+/// An origin that answers by a script and records its requests.
 pub struct Origin {
     pub address: SocketAddr,
     scripts: Arc<Mutex<HashMap<String, Script>>>,

@@ -57,7 +57,11 @@ fn only_what_trusted_proxies_wrote_is_believed() {
     let lines = cases.map(|(lines, _)| lines);
     let expect = cases.map(|(_, expect)| expect);
     assert_eq!(addresses(trusting(), &lines), expect);
-    assert_eq!(addresses(Setup::default(), &lines), lines.map(|_| "127.0.0.1"), "from anybody");
+    assert_eq!(
+        addresses(Setup::default(), &lines),
+        lines.map(|_| "127.0.0.1"),
+        "from an untrusted client"
+    );
 }
 
 /// 10,000 entries do not fit in a header of 64 KiB. A larger limit admits them, at no more cost.

@@ -13,6 +13,7 @@ pub const RST_STREAM: u8 = 3;
 pub const SETTINGS: u8 = 4;
 pub const PING: u8 = 6;
 pub const GOAWAY: u8 = 7;
+pub const WINDOW_UPDATE: u8 = 8;
 pub const CONTINUATION: u8 = 9;
 
 pub const END_STREAM: u8 = 1;
@@ -99,6 +100,16 @@ impl Client {
         let mut payload = vec![0; u32::from_be_bytes([0, a, b, c]) as usize];
         self.stream.read_exact(&mut payload).ok()?;
         Some(Frame { kind, flags, stream: u32::from_be_bytes(stream), payload })
+    }
+
+    /// The next frame that answers or ends a stream; `None` when the peer has closed.
+    pub fn next_answer(&mut self) -> Option<Frame> {
+        loop {
+            let frame = self.next()?;
+            if matches!(frame.kind, HEADERS | RST_STREAM) {
+                return Some(frame);
+            }
+        }
     }
 
     /// The next frame of this kind.

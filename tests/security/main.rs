@@ -13,10 +13,12 @@ mod http;
 #[path = "../edge/nginx.rs"]
 mod nginx;
 
+mod attacks;
 mod client_address;
 mod fleet;
 mod frames;
 mod h2;
+mod h2_rules;
 mod limits;
 mod memory;
 mod origin;

@@ -1,9 +1,11 @@
-//! Memory that an idle connection costs.
+//! Memory that an idle connection costs, and one that does not read its response.
 
 use crate::EVENT;
-use crate::harness::{Edge, PATIENCE, Setup};
+use crate::frames::{Client, get};
+use crate::harness::{Edge, PATIENCE, Setup, wait_for};
+use crate::nginx::Nginx;
 use std::io::{Read, Write};
-use std::net::TcpStream;
+use std::net::{TcpListener, TcpStream};
 
 /// Most memory of one idle keep-alive connection, in KiB, in any build.
 const IDLE_KIB_MAX: f64 = 4.0;
@@ -43,4 +45,101 @@ fn an_idle_connection_costs_little() {
     println!("{each:.2} KiB for each of {CONNECTIONS} idle connections");
     assert!(each <= IDLE_KIB_MAX, "{each:.2} KiB");
     drop((first, all));
+}
+
+/// Most memory of a response that its client does not read, in KiB, in any build.
+const UNREAD_KIB_MAX: f64 = 180.0;
+/// The same of an upload that its origin does not read, with the copy for a second attempt.
+const UPLOAD_KIB_MAX: f64 = 300.0;
+/// Uploads, as many as wait to be accepted by an origin that accepts none.
+const UPLOADS: usize = 100;
+/// Unread responses, enough that the process's own memory use does not matter.
+const UNREAD: usize = 200;
+
+/// Resident memory once it has stopped growing, in KiB.
+fn settled_kib(edge: &Edge) -> u64 {
+    let (mut last, mut same) = (0, 0);
+    wait_for("the memory to settle", || {
+        let now = edge.resident_kib();
+        same = if now > last { 0 } else { same + 1 };
+        last = last.max(now);
+        same > 100
+    });
+    last
+}
+
+/// An edge before an nginx with a large file, that has served a few responses, and its memory.
+fn start_with_file() -> (Nginx, Edge, u64) {
+    let nginx = Nginx::start();
+    std::fs::write(nginx.files().join("large"), vec![7; 8_000_000]).unwrap();
+    let edge = Setup::default().origin(nginx.address).start();
+    for _ in 0..10 {
+        assert_eq!(edge.get("/files/large").body.len(), 8_000_000);
+    }
+    let before = settled_kib(&edge);
+    (nginx, edge, before)
+}
+
+fn assert_little(edge: &Edge, before: u64, count: usize, kib_max: f64) {
+    let each = settled_kib(edge).saturating_sub(before) as f64 / count as f64;
+    println!("{each:.1} KiB for each of {count} exchanges");
+    assert!(each <= kib_max, "{each:.1} KiB");
+    assert_eq!(edge.event("_a=62515&_n=a").status, 200);
+}
+
+#[test]
+fn a_download_that_is_not_read_costs_little() {
+    let (_nginx, edge, before) = start_with_file();
+    let unread: Vec<TcpStream> = (0..UNREAD)
+        .map(|_| {
+            let mut stream = TcpStream::connect(edge.address).unwrap();
+            stream.write_all(b"GET /files/large HTTP/1.1\r\nHost: a\r\n\r\n").unwrap();
+            stream
+        })
+        .collect();
+    assert_little(&edge, before, UNREAD, UNREAD_KIB_MAX);
+    drop(unread);
+}
+
+#[test]
+fn a_stream_that_is_not_read_costs_little() {
+    let (_nginx, edge, before) = start_with_file();
+    let unread: Vec<Client> = (0..UNREAD / 100)
+        .map(|_| {
+            let mut client = Client::open(edge.address, b"");
+            (0..100_u32).for_each(|n| client.send(&get(2 * n + 1, "/files/large")));
+            client
+        })
+        .collect();
+    assert_little(&edge, before, UNREAD, UNREAD_KIB_MAX);
+    drop(unread);
+}
+
+#[test]
+fn an_upload_that_is_not_taken_costs_little() {
+    let origin = TcpListener::bind("127.0.0.1:0").unwrap();
+    let edge = Setup::default().origin(origin.local_addr().unwrap()).start();
+    assert_eq!(edge.event("_a=62515&_n=a").status, 200);
+    let before = settled_kib(&edge);
+    let mut uploads: Vec<TcpStream> = (0..UPLOADS)
+        .map(|_| {
+            let mut stream = TcpStream::connect(edge.address).unwrap();
+            let head = "PUT /page HTTP/1.1\r\nHost: a\r\nContent-Length: 100000000\r\n\r\n";
+            stream.write_all(head.as_bytes()).unwrap();
+            stream.set_nonblocking(true).unwrap();
+            stream
+        })
+        .collect();
+    let mut rounds_without_progress = 0;
+    wait_for("all buffers to be full", || {
+        let mut is_full = true;
+        for stream in &mut uploads {
+            while stream.write(&[7; 1 << 16]).is_ok() {
+                is_full = false;
+            }
+        }
+        rounds_without_progress = if is_full { rounds_without_progress + 1 } else { 0 };
+        rounds_without_progress > 20
+    });
+    assert_little(&edge, before, UPLOADS, UPLOAD_KIB_MAX);
 }

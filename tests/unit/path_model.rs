@@ -269,6 +269,22 @@ fn only_a_canonical_path_can_be_guarded() {
 }
 
 #[test]
+fn an_event_path_may_have_so_many_bytes_and_segments() {
+    for (longest, too_long) in [
+        ("/a/a/a/a/a/a/a/a".to_owned(), "/a/a/a/a/a/a/a/a/a".to_owned()),
+        (format!("/{}", "a".repeat(126)), format!("/{}", "a".repeat(127))),
+    ] {
+        assert_eq!(Guard::new(&too_long), Err(PathError::TooLong), "{too_long}");
+        let guard = guard(&longest);
+        assert_eq!(guard.read(longest.as_bytes()), Reading::Event);
+        assert_eq!(guard.read(format!("{longest}/x/..").as_bytes()), Reading::Event);
+        assert_eq!(guard.read(format!("//h{longest}").as_bytes()), Reading::Unknown);
+        assert_eq!(guard.read(format!("{longest}/..").as_bytes()), Reading::Unknown);
+        assert_eq!(guard.read(format!("{longest}a/%41").as_bytes()), Reading::Other);
+    }
+}
+
+#[test]
 fn the_length_of_a_path_changes_nothing() {
     let guard = guard("/v1/event/");
     for length in [1, 100, 255, 256, 257, 1000, 10_000] {
@@ -278,14 +294,14 @@ fn the_length_of_a_path_changes_nothing() {
         assert_eq!(guard.read(format!("{slashes}/v1/event/").as_bytes()), Reading::Event);
         let encoded = "%25".repeat(length);
         assert_eq!(guard.read(format!("/v1/event/{encoded}").as_bytes()), Reading::Unknown);
-        // Deeper than the stacks that are told apart.
+        // Deeper than the stacks that the guard distinguishes.
         let deep = "a%2fb/".repeat(length);
         let up = "../".repeat(length);
         let back = format!("/v1/{deep}{up}event/");
         assert_eq!(guard.read(back.as_bytes()), Reading::Unknown);
         let away = format!("/v1/{deep}event/");
         assert_eq!(guard.read(away.as_bytes()), Reading::Other);
-        // One step too many, which shows only where the stacks are told apart.
+        // One step too many, which shows only where the guard distinguishes the stacks.
         let above = format!("/v1/{}{up}../event/", "x/".repeat(length));
         let expect = if length < 63 { Reading::Other } else { Reading::Unknown };
         assert_eq!(guard.read(above.as_bytes()), expect, "{length}");

@@ -1,5 +1,5 @@
 //! A real process on a real disk, killed with SIGKILL at random moments, again and again, on one
-//! and the same spool: everything it was told is safe arrives, nothing else does, and the counts
+//! and the same spool: everything that it learnt is safe arrives, nothing else does, and the counts
 //! add up.
 //!
 //! The test starts itself as the process to be killed. `SPOOL_KILLS` says how often (10).

@@ -110,7 +110,7 @@ struct World {
     ended: [BTreeSet<u64>; 2],
     /// Something may fail.
     is_faulty: bool,
-    /// Damage that a power loss may do to records that nobody was promised.
+    /// Damage that a power loss may do to records that no caller was promised.
     may_lose: bool,
 }
 

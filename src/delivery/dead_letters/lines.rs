@@ -7,7 +7,7 @@
 
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, BufRead, BufReader, BufWriter, Read, Seek, SeekFrom, Write};
-use std::os::unix::fs::{FileExt, OpenOptionsExt};
+use std::os::unix::fs::{FileExt, MetadataExt, OpenOptionsExt, fchown};
 use std::path::Path;
 
 use super::letter::Letter;
@@ -117,14 +117,41 @@ pub fn mark_delivered(file: &File, offsets: &[u64]) -> io::Result<()> {
 
 /// Rewrites the file line by line, and removes it where nothing remains. The caller holds the
 /// replay's lock. A crash leaves the old file or the new one.
-pub fn rewrite(files: &Files, path: &Path, mut fate: impl FnMut(&Line) -> Fate) -> io::Result<()> {
-    let Some(mut lines) = Lines::open(files, path)? else { return Ok(()) };
-    // Appends wait from here on; lines that came since the file was measured are copied below.
+pub fn rewrite(files: &Files, path: &Path, fate: impl FnMut(&Line) -> Fate) -> io::Result<()> {
+    let Some(lines) = Lines::open(files, path)? else { return Ok(()) };
+    // Appends wait from here on; lines that came since the file was measured are copied.
     let _lock = files.lock()?;
-    let mut old = File::open(path)?;
-    let new_path = path.with_extension("ndjson.new");
+    let new = path.with_extension("ndjson.new");
+    match write_new(lines, &mut File::open(path)?, &new, fate) {
+        Ok(0) => {
+            fs::remove_file(path)?;
+            fs::remove_file(&new)?;
+        }
+        Ok(_) => fs::rename(&new, path)?,
+        Err(e) => {
+            let _ = fs::remove_file(&new);
+            return Err(e);
+        }
+    }
+    files.sync()
+}
+
+/// Writes what remains of the old file, durably. Returns its length in bytes.
+fn write_new(
+    mut lines: Lines,
+    old: &mut File,
+    path: &Path,
+    mut fate: impl FnMut(&Line) -> Fate,
+) -> io::Result<u64> {
+    let was = old.metadata()?;
     let mut options = OpenOptions::new();
-    let new = options.write(true).create(true).truncate(true).mode(FILE_MODE).open(&new_path)?;
+    let new = options.write(true).create(true).truncate(true).mode(FILE_MODE).open(path)?;
+    // The edge must be able to append, whichever user gives the command.
+    new.set_permissions(was.permissions())?;
+    let is = new.metadata()?;
+    if (is.uid(), is.gid()) != (was.uid(), was.gid()) {
+        fchown(&new, Some(was.uid()), Some(was.gid()))?;
+    }
     let mut new = BufWriter::new(new);
     // Lines that stay are copied as ranges of bytes, whatever they hold.
     let mut kept_from = 0;
@@ -134,27 +161,20 @@ pub fn rewrite(files: &Files, path: &Path, mut fate: impl FnMut(&Line) -> Fate) 
             Fate::Remove => None,
             Fate::Replace(letter) => Some(letter),
         };
-        copy(&mut old, kept_from, line.offset, &mut new)?;
+        copy(old, kept_from, line.offset, &mut new)?;
         if let Some(letter) = replacement {
             serde_json::to_writer(&mut new, &letter)?;
             new.write_all(b"\n")?;
         }
         kept_from = lines.offset;
     }
-    let end = old.metadata()?.len();
-    copy(&mut old, kept_from, end, &mut new)?;
+    copy(old, kept_from, was.len(), &mut new)?;
     let new = new.into_inner().map_err(io::IntoInnerError::into_error)?;
     new.sync_all()?;
-    if new.metadata()?.len() == 0 {
-        fs::remove_file(path)?;
-        fs::remove_file(&new_path)?;
-    } else {
-        fs::rename(&new_path, path)?;
-    }
-    files.sync()
+    Ok(new.metadata()?.len())
 }
 
 fn copy(from: &mut File, start: u64, end: u64, to: &mut impl Write) -> io::Result<()> {
     from.seek(SeekFrom::Start(start))?;
-    io::copy(&mut Read::take(from, end - start), to).map(drop)
+    io::copy(&mut Read::take(from, end.saturating_sub(start)), to).map(drop)
 }

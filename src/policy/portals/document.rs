@@ -1,7 +1,7 @@
 //! The shape that TOML and JSON share: `portals`, `[[portal]]` and `[defaults]`.
 //!
-//! Read with seeds, so that ids go straight into the [`Draft`] however many there are, and so that
-//! the second place of a duplicate id becomes an error at the parser's own position.
+//! It is read with serde's seeds, so that ids go straight into the [`Draft`] without a copy, and so
+//! that the second place of a duplicate id becomes an error at the parser's own position.
 
 use std::{fmt, io::BufRead};
 
@@ -18,7 +18,7 @@ pub(super) fn read_json(reader: impl BufRead, draft: &mut Draft) -> Result<(), P
     let read = Document(draft).deserialize(&mut json).and_then(|()| json.end());
     read.map_err(|error| {
         let what = error.to_string();
-        // The place is said apart.
+        // The caller reports the place, so it is cut off here.
         let end = what.rfind(" at line ").unwrap_or(what.len());
         match error.line() {
             0 => ParseError::new(&what[..end]),

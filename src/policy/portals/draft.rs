@@ -79,7 +79,7 @@ impl Ids {
         Ok(())
     }
 
-    /// Like [`Ids::take`], for an id that the caller stores elsewhere.
+    /// Checks an id as [`Ids::take`] does; the caller stores it elsewhere.
     pub(super) fn see(&mut self, id: u64) -> Result<(), &'static str> {
         if self.duplicate_id == Some(id) && std::mem::replace(&mut self.seen, true) {
             return Err("this portal id is already in the list");

@@ -70,8 +70,8 @@ impl Portals {
         Ok(portals)
     }
 
-    /// A policy with a fixed list, from the list's text: for tests, and for a host that has its
-    /// list from elsewhere.
+    /// A policy whose list never changes, from the list's text. For tests, and for a host that gets
+    /// its list in another way.
     ///
     /// # Errors
     ///
@@ -100,7 +100,7 @@ impl Portals {
         clock: Arc<dyn Clock>,
     ) -> Portals {
         let loaded_at_ms = list.as_ref().map(|_| clock.unix_ms());
-        // What a URL sends is written to a file, too.
+        // The answer of a URL is also written to a file.
         let seconds = match config.location {
             Location::None | Location::File { .. } => FILE_SECONDS_MAX,
             Location::Url { .. } => FETCH_SECONDS_MAX + FILE_SECONDS_MAX,
@@ -121,10 +121,12 @@ impl Portals {
         Portals { shared: Arc::new(shared) }
     }
 
-    /// Whether a portal's event of this name is taken: `overloaded` without a list to go by,
-    /// then `portal_not_allowed`, then `event_not_allowed`. Takes no lock, allocates nothing.
+    /// Whether a portal's event of this name is accepted. The checks in their order: `overloaded`
+    /// (no list, or a list that is too old), `portal_not_allowed`, `event_not_allowed`. Takes no
+    /// lock and allocates nothing.
     ///
-    /// The rate is asked apart, by [`Policy::take_rate`], since other checks come between.
+    /// The rate is not checked here but by [`Policy::take_rate`], because other checks come before
+    /// it.
     #[inline]
     pub fn judge(&self, portal: u64, event_name: &str) -> PortalDecision {
         let shared = &*self.shared;
@@ -133,7 +135,7 @@ impl Portals {
         judge::judge(shared.current.load(), portal, event_name, &moment)
     }
 
-    /// Counts of what is in the list, for people.
+    /// The summary of the list that `pixelgate check` prints.
     pub fn summary(&self) -> Summary {
         let now = self.shared.clock.unix_ms();
         Summary::of(self.shared.current.load().as_deref(), self.shared.mode, now)

@@ -1,4 +1,4 @@
-//! The answer about one event of one portal, and what the list says about it beyond yes or no.
+//! Decides whether a portal's event is accepted, and gives the rules that apply to it then.
 
 use std::{fmt, sync::Arc};
 
@@ -17,7 +17,7 @@ pub struct PortalDecision {
     pub verdict: PortalVerdict,
     /// Why.
     pub cause: Cause,
-    /// What else holds for this portal.
+    /// The rules that apply to an accepted event.
     pub policy: Policy,
 }
 
@@ -66,38 +66,39 @@ impl Cause {
     }
 }
 
-/// The least that `Retry-After` can say, and enough: a rate is one a second or more.
+/// `Retry-After` of a portal over its rate, in seconds. It is the smallest value, and long enough
+/// because every rate is at least one event a second.
 const RETRY_AFTER_SECONDS: u32 = 1;
 
-/// A portal's rate was used up.
+/// The portal has exceeded its rate.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct RateLimited {
-    /// After how many seconds the portal's next event would be taken.
+    /// Seconds after which the portal's next event is accepted.
     pub retry_after_seconds: u32,
-    /// False where the event is taken all the same, and only counted (`dry_run`).
+    /// False in mode `dry_run`: the event is accepted and counted.
     pub enforced: bool,
 }
 
-/// What a list says about one portal. Holds on to the list as it was when asked, so keep it
-/// for one request only.
+/// The rules of one portal. It holds the list of that moment in memory, so it must be dropped at
+/// the end of the request.
 pub struct Policy {
     list: Guard<Option<Arc<List>>>,
     entry: Option<Entry>,
     metering: Metering,
 }
 
-/// Whether the rate is looked at.
+/// How a portal's rate is applied.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Metering {
     Enforced,
     /// `dry_run`: an event over the rate is accepted and counted.
     Reported,
-    /// The rate is not asked: mode `off`, or the event is already rejected.
+    /// The rate is not applied: mode `off`, or the event is already rejected.
     Off,
 }
 
 impl Policy {
-    /// Whether the portal's events are passed on without this property. In every mode, `off`
+    /// Whether this property is removed from the portal's events. It is in every mode, `off`
     /// included; a portal that is not in the list has the defaults.
     #[inline]
     pub fn drops(&self, property: &str) -> bool {
@@ -106,7 +107,7 @@ impl Policy {
         dropped.is_some_and(|dropped| dropped.contains(property))
     }
 
-    /// Whether there is any property that [`Policy::drops`] is true of.
+    /// Whether [`Policy::drops`] is true of any property.
     #[inline]
     pub fn drops_any(&self) -> bool {
         let rules = self.list.as_ref().map(|list| list.rules(self.entry));
@@ -114,8 +115,8 @@ impl Policy {
         dropped.is_some_and(|dropped| !dropped.is_empty())
     }
 
-    /// Counts one event against the portal's rate. To be asked once, after every other check
-    /// that could refuse the event: what is counted is used up.
+    /// Counts one event against the portal's rate. Call this once, after every other check that can
+    /// reject the event, because a counted event cannot be given back.
     #[inline]
     pub fn take_rate(&self) -> Result<(), RateLimited> {
         let (Some(list), Some(entry)) = (self.list.as_ref(), self.entry) else {
@@ -135,7 +136,7 @@ impl Policy {
 }
 
 impl PortalDecision {
-    /// What decided, as a sentence for people, with the rule's own text.
+    /// The cause as a sentence, with the text of the rule.
     pub fn explain(&self, event_name: &str) -> String {
         let rules = self.policy.list.as_ref().map(|list| list.rules(self.policy.entry));
         let events = rules.and_then(|rules| rules.events.as_ref());
@@ -143,7 +144,7 @@ impl PortalDecision {
         match (self.cause, events, expires) {
             (Cause::Off, ..) => "the portal list is switched off".to_owned(),
             (Cause::NotLoaded, ..) => "no portal list has been loaded yet".to_owned(),
-            (Cause::Stale, ..) => "the portal list is too old to go by".to_owned(),
+            (Cause::Stale, ..) => "the portal list is too old".to_owned(),
             (Cause::NotListed, ..) => "the portal is not in the list".to_owned(),
             (Cause::Expired, _, Some(day)) => format!("the portal has expired on {day}"),
             (Cause::Expired, ..) => "the portal has expired".to_owned(),
@@ -163,15 +164,16 @@ impl fmt::Debug for Policy {
     }
 }
 
-/// What `judge` needs to know beside the list.
+/// The inputs of `judge` beside the list.
 pub(super) struct Moment<'a> {
     pub mode: Mode,
     pub stale: bool,
-    /// Asked only for a portal that expires: the time costs more than all the rest.
+    /// Read only for a portal that expires, because reading the time costs more than all other
+    /// checks.
     pub clock: &'a dyn Clock,
 }
 
-/// Judges one event, with no lock taken and nothing allocated.
+/// Judges one event. Takes no lock and allocates nothing.
 #[inline]
 pub(super) fn judge(
     list: Guard<Option<Arc<List>>>,

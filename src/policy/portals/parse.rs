@@ -1,12 +1,12 @@
-//! From the bytes of a list to a [`Draft`]: what the list says, not yet sorted.
+//! From the bytes of a list to a [`Draft`]: its portals and rules, not sorted yet.
 //!
 //! All three formats mean the same (SPEC 5). Each is read as a stream, since a list of a million
 //! ids is larger as text than in memory. Reading is strict: text that is not understood is an error
 //! with its line and column, because skipping a rule silently would accept, or reject, the events
 //! of the wrong portal.
 //!
-//! Duplicates are found later, when the ids are sorted and their places forgotten. To name the
-//! place all the same, [`locate`] reads the list a second time and looks for the duplicate id.
+//! Duplicates are found later, when the ids are sorted and no longer have a place. For the error,
+//! [`locate`] therefore reads the list a second time and looks for the duplicate id.
 
 use std::io::BufRead;
 
@@ -15,7 +15,7 @@ use super::format::Format;
 use super::set::Duplicate;
 use super::{document, parse_toml};
 
-/// Reads a list. `separators` is how many ids it has at most, for all that is known.
+/// Reads a list. `separators` is an estimate of the number of ids that may be too high.
 pub(super) fn parse(
     format: Format,
     reader: impl BufRead,
@@ -37,7 +37,7 @@ pub(super) fn parse(
     Ok(draft)
 }
 
-/// Reads a list again to say where an id comes for the second time.
+/// Reads a list again to find where an id occurs for the second time.
 pub(super) fn locate(format: Format, reader: impl BufRead, twice: Duplicate) -> ParseError {
     let Duplicate(id) = twice;
     let mut draft = Draft { ids: Ids::looking_for(id), ..Draft::default() };

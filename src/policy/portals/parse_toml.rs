@@ -22,7 +22,7 @@ pub(super) fn read(reader: impl BufRead, draft: &mut Draft) -> Result<(), ParseE
         let begin = scan.line;
         scan.ids(&mut draft.ids)?;
         cut = Some(Cut { begin, end: scan.line });
-        // What comes after the ids shall not seem to stand on the line where they begin.
+        // The rest must not seem to stand on the line where the ids begin.
         rest.extend_from_slice(b"\n]");
     }
     let limit = RULES_BYTES_MAX as u64 + 1;
@@ -45,14 +45,14 @@ pub(super) fn read(reader: impl BufRead, draft: &mut Draft) -> Result<(), ParseE
     })
 }
 
-/// Lines of which the middle has been taken out.
+/// The lines of the ids, which the text for the general parser lacks.
 struct Cut {
     begin: u64,
     end: u64,
 }
 
 impl Cut {
-    /// Says where in the whole text an error in the rest is.
+    /// Moves the place of an error in the rest to its place in the whole text.
     fn undo(self, mut error: ParseError) -> ParseError {
         if let Some(line) = error.line.as_mut().filter(|line| **line > self.begin) {
             *line = *line - 1 - self.begin + self.end;
@@ -64,7 +64,7 @@ impl Cut {
     }
 }
 
-/// Bytes with their place.
+/// Reads bytes and counts lines and columns.
 struct Scan<R> {
     reader: R,
     line: u64,
@@ -94,8 +94,8 @@ impl<R: BufRead> Scan<R> {
         Err(ParseError::at(self.line, self.column, what))
     }
 
-    /// Whether the list begins with `portals = [`, apart from blanks and comments. Copies what it
-    /// reads; where it is something else, the general parser shall judge it.
+    /// Whether the list begins with `portals = [`, apart from blanks and comments. Copies the
+    /// bytes that it reads, because any other text is left to the general parser.
     fn enters_ids(&mut self, rest: &mut Vec<u8>) -> io::Result<bool> {
         while let Some(byte) = self.peek()? {
             match byte {
@@ -155,7 +155,7 @@ impl<R: BufRead> Scan<R> {
         Ok(())
     }
 
-    /// Skips blanks and comments, and peeks at what comes then.
+    /// Skips blanks and comments, and returns the next byte without reading it.
     fn blank(&mut self) -> Result<Option<u8>, ParseError> {
         loop {
             match self.peek()? {
@@ -178,7 +178,7 @@ impl<R: BufRead> Scan<R> {
 
     fn id(&mut self, ids: &mut Ids) -> Result<(), ParseError> {
         let (line, column) = (self.line, self.column);
-        // One more than an id may have, and still an error.
+        // One digit more than an id may have, so that a longer number is an error.
         let mut digits = [0; 16];
         let mut count = 0;
         while let Some(byte) = self.peek()? {
@@ -254,7 +254,7 @@ mod tests {
         )
     }
 
-    /// Lists that are mostly none.
+    /// Texts that are rarely a list.
     fn rubble() -> impl Strategy<Value = String> {
         let pieces = [
             "portals",

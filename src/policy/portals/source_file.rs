@@ -1,16 +1,16 @@
 //! A list in a file, and when a changed file is read.
 //!
-//! A file is watched by looking at what its path leads to: device, inode, size, and the times of
-//! change to the nanosecond. That sees rewrites, an editor's rename and a symlink swapped
-//! somewhere along the path, all alike and on every file system; notifications see some of these,
-//! on some.
+//! A file is watched by reading the metadata that its path leads to: device, inode, size, and the
+//! times of change to the nanosecond. This detects rewrites, an editor's rename and a symlink that
+//! is swapped anywhere along the path, on every file system. Notifications miss some of these
+//! changes on some file systems.
 //!
 //! **A file that is being written must not be taken for a list.** Cut anywhere, a `.txt` is still
 //! a list, only a shorter one, and a `.toml` may lose a portal's last rules. So a change is read
 //! only when two looks in a row, a quarter of `refresh_seconds` apart, found the same stamp; and
 //! what was read is thrown away if the file changed meanwhile. A writer that pauses for longer in
 //! the middle of a file is not detected: write another file and rename it. When asked to read at
-//! once (at start, and on SIGHUP) only the second half holds.
+//! once (at start, and on SIGHUP), only the second condition holds.
 //!
 //! **A fresh stamp is not trusted.** A file changed twice within one tick of the kernel's clock
 //! has the same stamp both times, so a file read within 2 seconds of its last change is read
@@ -31,11 +31,11 @@ use crate::clock::Clock;
 use crate::file_stamp::FileStamp;
 use crate::regular_file;
 
-/// How often to look, in every `refresh_seconds`: once to see that the old file is gone, once to
-/// see the new, and once to believe it, with time left to read it.
+/// Looks in every `refresh_seconds`. One look may find that the old file is gone, the next finds
+/// the new one, and the third finds it unchanged; one part of the time is left to read it.
 pub(super) const LOOKS_PER_REFRESH: u32 = 4;
 
-/// How often a file that changes while it is read is tried at start.
+/// Attempts at start to read a file that changes while it is read.
 const OPEN_ATTEMPTS_MAX: u32 = 5;
 
 /// A list in a file.
@@ -47,7 +47,7 @@ pub(super) struct FileSource {
     taken: Option<FileStamp>,
     /// The file as the last look saw it.
     seen: Option<FileStamp>,
-    /// What is wrong with the file that `seen` saw.
+    /// The mistake in the file with the stamp `seen`.
     rejected: Option<String>,
 }
 
@@ -69,7 +69,7 @@ impl FileSource {
         Err(format!("{}: keeps changing while it is read", source.path.display()))
     }
 
-    /// Looks whether the file has changed, and reads it if it has and is at rest. `at_once`
+    /// Checks whether the file has changed, and reads it if it has and no longer changes. `at_once`
     /// reads it in any case. `current` is the list in use.
     pub(super) fn look(
         &mut self,
@@ -123,7 +123,7 @@ impl FileSource {
             return Ok(None);
         }
         let list = List::read(self.format, &mut file, clock);
-        // Both: the file may have been written to, and the path may lead to another by now.
+        // Both are checked: the file may have changed, and the path may lead to another file now.
         let still = |metadata: io::Result<Metadata>| {
             metadata.is_ok_and(|metadata| FileStamp::of(&metadata) == seen)
         };

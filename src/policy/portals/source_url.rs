@@ -327,7 +327,7 @@ fn is_gzip(content_encoding: &str) -> Option<bool> {
     }
 }
 
-/// What the type says, where it says more than that it is some text; else the name.
+/// The format that `Content-Type` names; where it names only text, that of the file name.
 fn format(content_type: Option<&str>, path: &str) -> Option<Format> {
     let content_type = content_type.unwrap_or_default().split(';').next().unwrap_or_default();
     match content_type.trim().to_ascii_lowercase().as_str() {

@@ -1,4 +1,4 @@
-//! What is known about the policy and its refreshes, for the operator.
+//! The state of the policy and of its refreshes, for the operator.
 
 use super::config::Mode;
 
@@ -12,9 +12,9 @@ pub struct Status {
     /// When the list in use was loaded: milliseconds since 1970, UTC.
     /// `None`: no list has been loaded.
     pub loaded_at_ms: Option<u64>,
-    /// The last failure to refresh the list, be it over or not.
+    /// The last failure to refresh the list, also if the list has been refreshed since.
     pub last_failure: Option<RefreshFailure>,
-    /// Failures to refresh the list since start, each look counted.
+    /// Failures to refresh the list since start: one for each failed look.
     pub failures: u64,
     /// Whether there is a list, and the last look at its source found nothing wrong.
     pub fresh: bool,

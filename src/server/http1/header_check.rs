@@ -13,7 +13,7 @@ use bytes::BytesMut;
 use std::ops::Range;
 
 /// Longest method, in bytes. The longest registered method has 17.
-const METHOD_BYTES_MAX: usize = 32;
+pub const METHOD_BYTES_MAX: usize = 32;
 /// Most digits of a `Content-Length`; every such value fits in 64 bits.
 const LENGTH_DIGITS_MAX: usize = 18;
 
@@ -242,7 +242,7 @@ fn trimmed(mut value: &[u8]) -> &[u8] {
 }
 
 /// The value of a `Content-Length`: digits alone.
-fn length(value: &[u8]) -> Option<u64> {
+pub fn length(value: &[u8]) -> Option<u64> {
     if !(1..=LENGTH_DIGITS_MAX).contains(&value.len()) {
         return None;
     }

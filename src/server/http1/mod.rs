@@ -5,9 +5,10 @@ mod body;
 mod grammar;
 pub mod header_check;
 mod request_stream;
-mod target;
+pub mod target;
 
 use super::connection::{Connection, Head};
+use super::exchange;
 use super::fast_path::request::{FastRequest, request_line};
 use super::http2::frame::{PREFACE, PREFACE_HEAD_BYTES};
 use super::limits::Limits;
@@ -171,12 +172,12 @@ impl<SV> Server<SV> {
     async fn answer(
         &self,
         connection: &mut Connection,
-        judged: JudgedRequest<'_>,
+        judged: &mut JudgedRequest<'_>,
         shutdown: &ShutdownWatch,
     ) -> bool {
         let client_closes = judged.closes;
         let keep = self.keeps(connection, shutdown) && !client_closes;
-        let reply = self.gate.finish(judged.step).await;
+        let reply = self.gate.finish(&mut judged.step).await;
         let raw = reply.pick(&self.answers, judged.image);
         let stream = &mut connection.stream;
         let rest = raw.write(&reply.own_lines(), keep, |answer| {
@@ -291,8 +292,8 @@ where
             let first = connection.requests == 0;
             connection.requests = connection.requests.saturating_add(1);
             match arrival {
-                Arrival::Judged(judged) => {
-                    if !self.answer(&mut connection, judged, &shutdown).await {
+                Arrival::Judged(mut judged) => {
+                    if !self.answer(&mut connection, &mut judged, &shutdown).await {
                         return;
                     }
                 }
@@ -325,9 +326,9 @@ where
             }
         };
         let Connection { stream, received, peer, requests, .. } = &mut connection;
-        if let Some(judged) = self.judge_fast_path(&received[..end], *peer) {
+        if let Some(mut judged) = self.judge_fast_path(&received[..end], *peer) {
             received.advance(judged.length);
-            return self.answer(&mut connection, judged, shutdown).await.then_some(connection);
+            return self.answer(&mut connection, &mut judged, shutdown).await.then_some(connection);
         }
         // Over TLS, HTTP/2 is agreed on by ALPN alone (RFC 9113, section 3.2).
         let may_be_h2 = *requests == 1 && stream.get_ssl_digest().is_none();
@@ -371,6 +372,7 @@ where
             session.set_keepalive_reuses_remaining(Some(0));
         }
         let served = self.proxy.process_new_http(session, shutdown);
+        let served = exchange::scope(self.buffered_bytes.clone(), served);
         Box::pin(async move { served.await.is_some() })
     }
 }

@@ -152,10 +152,11 @@ mod tests {
     }
 
     fn frame(kind: u8, flags: u8) -> Frame {
-        Frame { kind, flags, length: 0 }
+        Frame { kind, flags, stream: 1, length: 0 }
     }
 
-    const REQUEST: Frame = Frame { kind: Frame::HEADERS, flags: Frame::END_HEADERS, length: 9 };
+    const REQUEST: Frame =
+        Frame { kind: Frame::HEADERS, flags: Frame::END_HEADERS, stream: 1, length: 9 };
     const PING: u8 = 6;
 
     #[test]

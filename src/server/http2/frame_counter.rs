@@ -2,7 +2,8 @@
 
 use super::frame::{Frame, PREFACE};
 use super::frame_budget::FrameBudget;
-use crate::server::read_buffer::replay;
+use super::uploads::Uploads;
+use crate::server::read_buffer::{self, replay};
 use crate::telemetry::metrics::Limit;
 use async_trait::async_trait;
 use bytes::BytesMut;
@@ -19,9 +20,15 @@ use std::task::{Context, Poll, ready};
 use std::time::Duration;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::sync::oneshot;
+use tokio::time::{Sleep, sleep};
 
 /// Length of a frame header, in bytes (RFC 9113, section 4.1).
 const FRAME_HEAD_BYTES: usize = 9;
+/// At its end a connection is drained up to 1 s or 256 KiB before it is closed: unread bytes, such
+/// as a client's last SETTINGS or WINDOW_UPDATE, would make the kernel send RST, which can destroy
+/// the GOAWAY and the responses on their way, and lets the client's next write fail.
+const LINGER_SECONDS_MAX: u64 = 1;
+const LINGER_BYTES_MAX: usize = 256 << 10;
 
 /// Finds frame headers in a byte stream that arrives in pieces of any size.
 #[derive(Debug)]
@@ -58,10 +65,12 @@ impl Frames {
             bytes = &bytes[piece..];
             if self.filled == FRAME_HEAD_BYTES {
                 self.filled = 0;
-                let [a, b, c, kind, flags, ..] = self.head;
+                let [a, b, c, kind, flags, stream @ ..] = self.head;
                 let length = u32::from_be_bytes([0, a, b, c]) as usize;
+                // The first bit is reserved and ignored.
+                let stream = u32::from_be_bytes(stream) & (u32::MAX >> 1);
                 self.skip = length;
-                received(Frame { kind, flags, length })?;
+                received(Frame { kind, flags, stream, length })?;
             }
         }
     }
@@ -75,7 +84,17 @@ pub struct FrameCounter {
     received: BytesMut,
     frames: Frames,
     budget: Arc<FrameBudget>,
+    /// The uploads of this connection; each RST_STREAM is reported to them.
+    uploads: Arc<Uploads>,
     limit_sender: Option<oneshot::Sender<Limit>>,
+    lingering: Option<Lingering>,
+}
+
+/// What a connection that is being closed may still receive.
+#[derive(Debug)]
+struct Lingering {
+    alarm: Pin<Box<Sleep>>,
+    bytes_left: usize,
 }
 
 impl FrameCounter {
@@ -85,10 +104,19 @@ impl FrameCounter {
         inner: Stream,
         received: BytesMut,
         budget: Arc<FrameBudget>,
+        uploads: Arc<Uploads>,
     ) -> (Self, oneshot::Receiver<Limit>) {
         let (limit_sender, receiver) = oneshot::channel();
-        let limit_sender = Some(limit_sender);
-        (Self { inner, received, frames: Frames::new(), budget, limit_sender }, receiver)
+        let counter = Self {
+            inner,
+            received,
+            frames: Frames::new(),
+            budget,
+            uploads,
+            limit_sender: Some(limit_sender),
+            lingering: None,
+        };
+        (counter, receiver)
     }
 
     fn note_sent(&self, result: &Poll<io::Result<usize>>) {
@@ -111,7 +139,13 @@ impl AsyncRead for FrameCounter {
         }
         let bytes = &buf.filled()[before..];
         this.budget.bytes_received();
-        if let Err(limit) = this.frames.read(bytes, |frame| this.budget.frame_received(frame)) {
+        let counted = this.frames.read(bytes, |frame| {
+            if frame.kind == Frame::RST_STREAM {
+                this.uploads.reset(frame.stream);
+            }
+            this.budget.frame_received(frame)
+        });
+        if let Err(limit) = counted {
             if let Some(limit_sender) = this.limit_sender.take() {
                 // The receiver is dropped only if the connection has ended for another reason.
                 let _ = limit_sender.send(limit);
@@ -151,8 +185,29 @@ impl AsyncWrite for FrameCounter {
         Pin::new(&mut self.inner).poll_flush(cx)
     }
 
-    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.inner).poll_shutdown(cx)
+    /// Closes the sending side, then drains: see [`LINGER_SECONDS_MAX`].
+    fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        let Self { inner, lingering, .. } = self.get_mut();
+        let lingering = match lingering {
+            Some(lingering) => lingering,
+            None => {
+                ready!(Pin::new(&mut *inner).poll_shutdown(cx))?;
+                let alarm = Box::pin(sleep(Duration::from_secs(LINGER_SECONDS_MAX)));
+                lingering.insert(Lingering { alarm, bytes_left: LINGER_BYTES_MAX })
+            }
+        };
+        if lingering.alarm.as_mut().poll(cx).is_ready() {
+            return Poll::Ready(Ok(()));
+        }
+        loop {
+            match ready!(read_buffer::poll_read(&mut **inner, cx, <[u8]>::len)) {
+                Ok(bytes) if bytes > 0 && bytes <= lingering.bytes_left => {
+                    lingering.bytes_left -= bytes;
+                }
+                // The client closed too, or sent too much.
+                _ => return Poll::Ready(Ok(())),
+            }
+        }
     }
 }
 
@@ -222,20 +277,20 @@ mod tests {
     fn frames_are_found_however_they_are_cut() {
         let frame = |kind: u8, flags: u8, payload: usize| {
             let length = u32::try_from(payload).unwrap().to_be_bytes();
-            let mut bytes = vec![length[1], length[2], length[3], kind, flags, 0, 0, 0, 0];
+            let mut bytes = vec![length[1], length[2], length[3], kind, flags, 0x80, 0, 0, 7];
             bytes.resize(FRAME_HEAD_BYTES + payload, 0xaa);
             bytes
         };
         let all =
             [PREFACE.to_vec(), frame(4, 0, 0), frame(1, 4, 30), frame(0, 1, 300), frame(6, 0, 8)];
         let all = all.concat();
-        let expect = [(4, 0, 0), (1, 4, 30), (0, 1, 300), (6, 0, 8)];
+        let expect = [(4, 0, 7, 0), (1, 4, 7, 30), (0, 1, 7, 300), (6, 0, 7, 8)];
         for piece in 1..all.len() {
             let mut frames = Frames::new();
             let mut found = Vec::new();
             for bytes in all.chunks(piece) {
                 let received = |frame: Frame| {
-                    found.push((frame.kind, frame.flags, frame.length));
+                    found.push((frame.kind, frame.flags, frame.stream, frame.length));
                     Ok(())
                 };
                 frames.read(bytes, received).unwrap();

@@ -1,4 +1,4 @@
-//! Serves an HTTP/2 connection: Pingora reads and writes frames, this module limits them.
+//! Serves an HTTP/2 connection: the `h2` crate reads and writes frames, this module limits them.
 //!
 //! Every byte of a connection passes [`FrameCounter`], which parses frame headers only. The `h2`
 //! crate limits concurrent streams, and the size of header blocks and their continuations. This
@@ -10,8 +10,11 @@
 pub mod frame;
 mod frame_budget;
 mod frame_counter;
-pub mod options;
+mod options;
+mod request;
+mod session;
 mod streams;
+mod uploads;
 
 use super::connection::{Connection, Head};
 use super::service::Server;
@@ -20,7 +23,6 @@ use bytes::BytesMut;
 use frame::PREFACE;
 use frame_budget::{FrameBudget, Watchdog};
 use frame_counter::FrameCounter;
-use pingora::apps::ServerApp;
 use pingora::protocols::Stream;
 use pingora::proxy::ProxyHttp;
 use pingora::server::ShutdownWatch;
@@ -32,6 +34,7 @@ use streams::Streams;
 use tokio::sync::watch;
 use tokio::task::yield_now;
 use tokio::time::{MissedTickBehavior, interval_at};
+use uploads::Uploads;
 
 impl<SV> Server<SV>
 where
@@ -65,18 +68,20 @@ where
         let _stream_capacity = self.in_flight.streams(limits.h2_streams_max);
         let (stop, stopping) = watch::channel(false);
         let budget = Arc::new(FrameBudget::new(limits, stop));
-        let (counted, mut exceeded) = FrameCounter::new(stream, received, budget.clone());
+        let uploads = Arc::<Uploads>::default();
+        let (counted, mut exceeded) =
+            FrameCounter::new(stream, received, budget.clone(), uploads.clone());
         let tick = limits.header_timeout;
         let mut ticks = interval_at(tokio::time::Instant::now() + tick, tick);
         ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
         let mut watchdog = Watchdog::default();
         let mut is_stopping = false;
-        let streams = Arc::new(Streams(self.clone()));
-        let mut serving = pin!(poll_last(streams.process_new(Box::new(counted), &stopping)));
+        let streams = Streams::new(self.clone(), &counted, uploads, shutdown.clone());
+        let mut serving = pin!(poll_last(Box::pin(streams.serve(counted, stopping))));
         let limit = loop {
             tokio::select! {
                 biased;
-                _ = &mut serving => break exceeded.try_recv().ok(),
+                limit = &mut serving => break exceeded.try_recv().ok().or(limit),
                 _ = shutdown.wait_for(|stop| *stop), if !is_stopping => {
                     is_stopping = true;
                     budget.stop_requests();

@@ -1,16 +1,27 @@
-//! Settings for the `h2` crate, which Pingora uses.
+//! Settings for the `h2` crate.
 
 use crate::server::limits::Limits;
-use pingora::protocols::http::v2::server::{H2Options, default_h2_options};
+use h2::server::Builder;
 
 /// Most response bytes that wait for one stream's window.
-const SEND_BUFFER_BYTES: usize = 64 << 10;
+const SEND_BUFFER_BYTES: usize = 16 << 10;
+/// Window of a stream: as many bytes of one request's body as may wait for its origin.
+const STREAM_WINDOW_BYTES: u32 = 1 << 20;
+/// Window of a connection that uploads: what one origin does not take leaves three quarters of it
+/// to the other streams. A connection that uploads nothing has the window of RFC 9113, 65,535
+/// bytes.
+pub const CONNECTION_WINDOW_BYTES: u32 = 4 << 20;
+/// What frames with little data may cost beside that data, in bytes: about 2,000 frames of one byte
+/// that no origin has taken yet. The `h2` crate counts 256 bytes less the data for each.
+const SMALL_FRAMES_BYTES: usize = 512 << 10;
 
 /// The `h2` options that apply `limits`.
-pub fn h2_options(limits: &Limits) -> H2Options {
-    let mut options = default_h2_options();
+pub fn h2_options(limits: &Limits) -> Builder {
+    let mut options = Builder::new();
     options.max_concurrent_streams(limits.h2_streams_max);
     options.max_header_list_size(u32::try_from(limits.header_bytes_max).unwrap_or(u32::MAX));
     options.max_send_buffer_size(SEND_BUFFER_BYTES);
+    options.initial_window_size(STREAM_WINDOW_BYTES);
+    options.data_frame_budget(SMALL_FRAMES_BYTES);
     options
 }

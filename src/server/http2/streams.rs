@@ -3,21 +3,62 @@
 //! Both ways use the same judge and the same responses. Answering here saves the state of about
 //! 30 KiB that Pingora creates, and copies, for every request that it might have to proxy.
 
+use super::frame_counter::FrameCounter;
+use super::options::{CONNECTION_WINDOW_BYTES, h2_options};
+use super::request::{check, join_cookies};
+use super::session::Http2Session;
+use super::uploads::Uploads;
+use crate::server::buffered_bytes::Reservation;
+use crate::server::exchange;
 use crate::server::service::Server;
 use crate::telemetry::metrics::Limit;
-use async_trait::async_trait;
+use bytes::Bytes;
+use h2::server::{Connection, SendResponse};
+use h2::{Reason, RecvStream};
 use http::{Method, header};
 use log::debug;
 use pingora::ErrorType;
-use pingora::apps::{HttpServerApp, HttpServerOptions, ReusedHttpStream};
+use pingora::apps::HttpServerApp;
+use pingora::http::ResponseHeader;
 use pingora::protocols::http::ServerSession;
-use pingora::protocols::http::v2::server::H2Options;
+use pingora::protocols::http::custom::server::Session;
+use pingora::protocols::{Digest, GetProxyDigest, GetSocketDigest, GetTimingDigest, Ssl};
 use pingora::proxy::ProxyHttp;
 use pingora::server::ShutdownWatch;
+use std::future::{pending, poll_fn};
 use std::sync::Arc;
+use std::time::Duration;
+use tokio::sync::watch;
+use tokio::time::{sleep, timeout};
 
-/// The Pingora application for the streams of one connection.
-pub struct Streams<SV>(pub Arc<Server<SV>>);
+/// Longest wait for a client to take the GOAWAY that ends an idle connection, in seconds.
+const GOAWAY_SECONDS_MAX: u64 = 1;
+
+/// What the streams of one connection share.
+pub struct Streams<SV> {
+    server: Arc<Server<SV>>,
+    digest: Arc<Digest>,
+    uploads: Arc<Uploads>,
+    /// Number of streams that are being served.
+    open: watch::Sender<usize>,
+    shutdown: ShutdownWatch,
+}
+
+/// Counts a stream until dropped.
+struct OpenStream<SV>(Arc<Streams<SV>>);
+
+impl<SV> OpenStream<SV> {
+    fn new(streams: &Arc<Streams<SV>>) -> Self {
+        streams.open.send_modify(|open| *open += 1);
+        Self(streams.clone())
+    }
+}
+
+impl<SV> Drop for OpenStream<SV> {
+    fn drop(&mut self) {
+        self.0.open.send_modify(|open| *open -= 1);
+    }
+}
 
 /// Whether a request is a `GET` without a body and without `Expect`.
 fn is_simple_get(session: &mut ServerSession) -> bool {
@@ -26,10 +67,150 @@ fn is_simple_get(session: &mut ServerSession) -> bool {
     is_get && session.is_body_done()
 }
 
-impl<SV> Streams<SV> {
+/// The limit that a client exceeded, if the `h2` crate ended the connection for that.
+fn limit_of(error: &h2::Error) -> Option<Limit> {
+    if !error.is_library() {
+        return None;
+    }
+    match error.reason() {
+        Some(Reason::NO_ERROR) | None => None,
+        Some(Reason::ENHANCE_YOUR_CALM) => Some(Limit::Frames),
+        Some(_) => Some(Limit::HeaderSyntax),
+    }
+}
+
+impl<SV> Streams<SV>
+where
+    SV: ProxyHttp + Send + Sync + 'static,
+    SV::CTX: Send + Sync,
+{
+    /// The streams of the connection `io`, for [`Streams::serve`].
+    pub fn new(
+        server: Arc<Server<SV>>,
+        io: &FrameCounter,
+        uploads: Arc<Uploads>,
+        shutdown: ShutdownWatch,
+    ) -> Arc<Self> {
+        let digest = Arc::new(Digest {
+            ssl_digest: io.get_ssl_digest(),
+            timing_digest: io.get_timing_digest(),
+            proxy_digest: io.get_proxy_digest(),
+            socket_digest: io.get_socket_digest(),
+        });
+        Arc::new(Self { server, digest, uploads, open: watch::Sender::new(0), shutdown })
+    }
+
+    /// Serves all streams until the connection ends: by the client, after the stop, or after the
+    /// keep-alive time without a stream. Returns the limit at which it ended, if it
+    /// did.
+    pub async fn serve(
+        self: Arc<Self>,
+        io: FrameCounter,
+        mut stopping: watch::Receiver<bool>,
+    ) -> Option<Limit> {
+        let limits = self.server.limits();
+        let mut connection = match h2_options(limits).handshake(io).await {
+            Ok(connection) => connection,
+            Err(e) => return limit_of(&e),
+        };
+        let mut is_stopping = false;
+        let mut window = None;
+        let mut open = self.open.subscribe();
+        loop {
+            let accepted = tokio::select! {
+                biased;
+                () = stopped(&mut stopping), if !is_stopping => {
+                    is_stopping = true;
+                    connection.graceful_shutdown();
+                    continue;
+                }
+                accepted = connection.accept() => accepted,
+                () = idle(&mut open, limits.keepalive), if !is_stopping => break,
+            };
+            match accepted {
+                Some(Ok((request, respond))) => {
+                    if !request.body().is_end_stream() && window.is_none() {
+                        window = self.widen(&mut connection);
+                    }
+                    self.start(request, respond);
+                }
+                Some(Err(e)) => return limit_of(&e),
+                None => return None,
+            }
+        }
+        connection.abrupt_shutdown(Reason::NO_ERROR);
+        let end = poll_fn(|cx| connection.poll_closed(cx));
+        // Either way the connection ends here.
+        let _ = timeout(Duration::from_secs(GOAWAY_SECONDS_MAX), end).await;
+        Some(Limit::IdleTime)
+    }
+
+    /// Opens the window of a connection that uploads, if the bytes for it are left. Returns what
+    /// keeps them reserved.
+    fn widen(&self, connection: &mut Connection<FrameCounter, Bytes>) -> Option<Reservation> {
+        let reserved =
+            self.server.buffered_bytes.reserve_window(CONNECTION_WINDOW_BYTES as usize)?;
+        connection.set_target_window_size(CONNECTION_WINDOW_BYTES);
+        Some(reserved)
+    }
+
+    /// Starts the task of a stream.
+    fn start(self: &Arc<Self>, request: http::Request<RecvStream>, respond: SendResponse<Bytes>) {
+        let stream = OpenStream::new(self);
+        let (parts, body) = request.into_parts();
+        let is_upload = !body.is_end_stream();
+        let listed = is_upload.then(|| self.uploads.list(respond.stream_id().as_u32()));
+        let upload = listed.as_ref().map(|listed| listed.upload.clone());
+        let digest = self.digest.clone();
+        let session = Http2Session::new(parts.into(), body, respond, digest, upload.clone());
+        tokio::spawn(async move {
+            let OpenStream(streams) = &stream;
+            let served = async {
+                if let Some(session) = streams.admit(session).await
+                    && let Some(session) = streams.answer(session).await
+                {
+                    let server = &streams.server;
+                    let proxied = server.proxy.process_new_http(session, &streams.shutdown);
+                    exchange::scope(server.buffered_bytes.clone(), proxied).await;
+                }
+            };
+            let cancelled = async {
+                match &upload {
+                    Some(upload) => upload.cancelled().await,
+                    None => pending().await,
+                }
+            };
+            tokio::select! {
+                biased;
+                () = served => {}
+                () = cancelled => {}
+            }
+            drop(listed);
+        });
+    }
+
+    /// Checks a request. A malformed one is answered, and its stream ends.
+    async fn admit(&self, mut session: Http2Session) -> Option<ServerSession> {
+        let checked = check(session.req_header(), self.server.limits());
+        let Err(limit) = checked
+            .and_then(|()| join_cookies(session.req_header_mut()).map_err(|_| Limit::HeaderSyntax))
+        else {
+            return Some(ServerSession::new_custom(Box::new(session)));
+        };
+        self.server.admission.limit_reporter.report(limit);
+        let status = if limit == Limit::HeaderLines { 431 } else { 400 };
+        if let Ok(mut header) = ResponseHeader::build_no_case(status, Some(2))
+            && header.insert_header(header::CONTENT_LENGTH, 0).is_ok()
+        {
+            // An error means that the client has closed the stream.
+            let _ = session.write_response_header(Box::new(header), true).await;
+        }
+        None
+    }
+
     /// Answers an event request. Returns the session of any other request.
     async fn answer(&self, mut session: ServerSession) -> Option<ServerSession> {
-        let Streams(server) = self;
+        let server = &self.server;
         if !server.limits().answer_plain || !is_simple_get(&mut session) {
             return Some(session);
         }
@@ -55,26 +236,14 @@ impl<SV> Streams<SV> {
     }
 }
 
-#[async_trait]
-impl<SV> HttpServerApp for Streams<SV>
-where
-    SV: ProxyHttp + Send + Sync + 'static,
-    SV::CTX: Send + Sync,
-{
-    async fn process_new_http(
-        self: &Arc<Self>,
-        session: ServerSession,
-        shutdown: &ShutdownWatch,
-    ) -> Option<ReusedHttpStream> {
-        let session = self.answer(session).await?;
-        self.0.proxy.process_new_http(session, shutdown).await
-    }
+/// Waits until the connection should take no more requests.
+async fn stopped(stopping: &mut watch::Receiver<bool>) {
+    // The sender lives as long as the connection.
+    let _ = stopping.wait_for(|stop| *stop).await;
+}
 
-    fn server_options(&self) -> Option<&HttpServerOptions> {
-        self.0.proxy.server_options()
-    }
-
-    fn h2_options(&self) -> Option<H2Options> {
-        self.0.proxy.h2_options()
-    }
+/// Waits until no stream has been open for the keep-alive time.
+async fn idle(open: &mut watch::Receiver<usize>, keepalive: Duration) {
+    let _ = open.wait_for(|open| *open == 0).await;
+    sleep(keepalive).await;
 }

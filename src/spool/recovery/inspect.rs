@@ -133,7 +133,7 @@ pub fn stat(dir: &Path) -> io::Result<Stat> {
     })
 }
 
-/// Reads every record and says where something is wrong. `progress` is told bytes done and in
+/// Reads every record and says where something is wrong. `progress` gets bytes done and in
 /// all, now and then.
 pub fn verify(dir: &Path, progress: &mut dyn FnMut(u64, u64)) -> io::Result<VerifyReport> {
     let mut report = VerifyReport::default();

@@ -1,4 +1,4 @@
-//! Where damaged bytes go: copied aside, counted, and never in anybody's way.
+//! Where damaged bytes go: copied aside, counted, and never in the way of a reader.
 
 use std::collections::HashSet;
 use std::io;

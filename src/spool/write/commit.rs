@@ -363,7 +363,7 @@ impl Committer {
         Ok(())
     }
 
-    /// Waits for the end of a sync that is under way: it alone may be told that it failed.
+    /// Waits for the end of a sync that is under way: it alone may learn that it failed.
     fn await_sync(&mut self) -> io::Result<()> {
         match (&self.syncer, &self.sync_in_flight) {
             (Some(syncer), Some(_)) => {

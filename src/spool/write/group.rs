@@ -19,7 +19,7 @@ use super::sync::{Arc, AtomicU8, Mutex, MutexGuard, Ordering, PoisonError};
 const WAITING: u8 = 0;
 const COMMITTED: u8 = 1;
 const REFUSED: u8 = 2;
-/// Beside one of the last two: nobody is left to be woken.
+/// Beside one of the last two: no task is left to be woken.
 const PASSED_ON: u8 = 4;
 
 /// The spool did not take the event: it is full, failing or closed (SPEC 4, `overloaded`).
@@ -138,7 +138,7 @@ impl Future for Commit {
             }
         };
         group.pass_on();
-        // Polled again after it ended, it repeats the good end; a bad one was told already.
+        // Polled again after it ended, it repeats the good end; a bad one was returned already.
         this.group = None;
         this.slot = None;
         Poll::Ready(outcome)

@@ -1,9 +1,9 @@
 //! The syncer: a thread that runs `interval`'s `fdatasync`, so that writing and answering go on
 //! while a slow disk works.
 //!
-//! It takes one file at a time and says how the sync of it ended, once. A failed sync is told to
-//! one caller only (Linux keeps one note for each open file), so a caller that syncs the same file
-//! by itself must have waited for this one's end before.
+//! It takes one file at a time and says how the sync of it ended, once. A failed sync is reported
+//! to one caller only (Linux keeps one note for each open file), so a caller that syncs the same
+//! file by itself must have waited for this one's end before.
 
 use std::io;
 use std::sync::Arc;

@@ -134,11 +134,11 @@ impl EventSamples {
     }
 
     /// Completes a sample by the outcome of the commit. `None`: the event was accepted.
-    pub(crate) fn committed(&self, pending: PendingSample, rejected: Option<Reason>) {
+    pub(crate) fn committed(&self, pending: &mut PendingSample, rejected: Option<Reason>) {
         if rejected.is_none() {
             self.top_portals.count(pending.portal);
         }
-        if let Some(mut sample) = pending.sample {
+        if let Some(mut sample) = pending.sample.take() {
             sample.rejected = rejected;
             self.push(sample);
         }
@@ -169,8 +169,8 @@ mod tests {
     #[test]
     fn nothing_is_sampled_before_slots_are_opened() {
         let samples = EventSamples::new(Arc::new(SystemClock));
-        let pending = samples.appended(&event("_a=1&_n=a"));
-        samples.committed(pending, None);
+        let mut pending = samples.appended(&event("_a=1&_n=a"));
+        samples.committed(&mut pending, None);
         samples.rejected(Reason::InvalidEmail, b"_a=1&_n=a&email=x", &Rules::default());
         assert_eq!(samples.drain(), []);
         assert_eq!(
@@ -185,8 +185,8 @@ mod tests {
         let samples = EventSamples::new(Arc::new(SystemClock));
         samples.open(2, 1);
         for _ in 0..5 {
-            let pending = samples.appended(&event("_a=1&_n=a"));
-            samples.committed(pending, None);
+            let mut pending = samples.appended(&event("_a=1&_n=a"));
+            samples.committed(&mut pending, None);
         }
         samples.rejected(Reason::InvalidPortal, b"_a=x&_n=buy", &Rules::default());
         let taken = samples.drain();
@@ -202,8 +202,8 @@ mod tests {
         let samples = EventSamples::new(Arc::new(SystemClock));
         samples.open(1, 1);
         let query = "_a=1&_n=buy&email=person@company.com&id=secret&color=secret&_m=2e1";
-        let pending = samples.appended(&event(query));
-        samples.committed(pending, Some(Reason::Overloaded));
+        let mut pending = samples.appended(&event(query));
+        samples.committed(&mut pending, Some(Reason::Overloaded));
         let sample = &samples.drain()[0];
         assert_eq!(sample.email.as_deref(), Some("p…@c….com"));
         assert_eq!((sample.has_revenue, sample.properties), (true, 1));

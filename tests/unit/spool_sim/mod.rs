@@ -217,7 +217,7 @@ impl SimFs {
 }
 
 impl Disk {
-    /// An inode that nobody names marks a life that ended.
+    /// An inode that no name leads to marks a life that ended.
     fn kill(&mut self, life: u64) {
         self.inodes.entry(u64::MAX - life).or_default();
         for inode in self.inodes.values_mut() {

@@ -115,9 +115,13 @@ fn list(dir: &Path, upstream: &str, filter: &Filter) -> Result<(), String> {
     match printed {
         // The reader of a pipe may stop early, as `head` does.
         Err(e) if e.kind() == ErrorKind::BrokenPipe => return Ok(()),
-        printed => printed.map_err(|e| format!("standard output: {e}"))?,
+        printed => printed.map_err(unprinted)?,
     }
     check_damaged(&summary)
+}
+
+fn unprinted(error: std::io::Error) -> String {
+    format!("standard output: {error}")
 }
 
 /// Names the damaged lines, and fails if there are any.
@@ -133,7 +137,7 @@ fn check_damaged(summary: &Summary) -> Result<(), String> {
 
 fn drop_letters(dir: &Path, upstream: &str, filter: &Filter) -> Result<(), String> {
     let removed = dead_letters::remove(dir, upstream, filter).map_err(|e| with_causes(&e))?;
-    writeln!(std::io::stdout(), "{upstream}: {removed} dropped").map_err(|e| e.to_string())
+    writeln!(std::io::stdout(), "{upstream}: {removed} dropped").map_err(unprinted)
 }
 
 fn replay(config: &Config, name: &str, filter: &Filter) -> Result<(), String> {
@@ -171,7 +175,7 @@ fn replay(config: &Config, name: &str, filter: &Filter) -> Result<(), String> {
         "{name}: {} delivered, {} refused again, {} not delivered",
         done.delivered, done.refused, done.undelivered
     );
-    writeln!(std::io::stdout(), "{line}").map_err(|e| e.to_string())?;
+    writeln!(std::io::stdout(), "{line}").map_err(unprinted)?;
     check_damaged(&found)?;
     match done.gave_up {
         None => Ok(()),
@@ -223,7 +227,7 @@ fn unix_ms(text: &str) -> Result<i64, String> {
     if let Ok(time) = text.parse::<jiff::Timestamp>() {
         return Ok(time.as_millisecond());
     }
-    let time = text.parse::<jiff::civil::Date>().ok().and_then(|date| {
+    let time = jiff::civil::Date::strptime("%Y-%m-%d", text).ok().and_then(|date| {
         date.to_zoned(jiff::tz::TimeZone::UTC).ok().map(|midnight| midnight.timestamp())
     });
     let time = time.ok_or("is neither a time such as 2026-11-23T02:45:13Z nor a date")?;

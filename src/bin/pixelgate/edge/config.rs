@@ -5,7 +5,7 @@ use super::origin_url::OriginUrl;
 use bytesize::ByteSize;
 use pixelgate::TrustedProxies;
 use pixelgate::config::{expand, expanded, expanded_list};
-use pixelgate::http_server::Limits;
+use pixelgate::http_server::{BufferedBytes, Limits};
 use serde::Deserialize;
 use serde::de::Error as _;
 use std::path::PathBuf;
@@ -20,6 +20,9 @@ const SECONDS_MAX: u64 = 86_400;
 const HEADER_BYTES: std::ops::RangeInclusive<u64> = 1 << 10..=1 << 20;
 /// Largest `header_lines_max`: Pingora's own limit less the lines that it adds.
 const HEADER_LINES_MAX: usize = 250;
+/// Least `buffered_bytes_max`: the window of one HTTP/2 connection that uploads, and as much for
+/// responses.
+const BUFFERED_BYTES_MIN: u64 = 8 << 20;
 /// Largest `h2_streams_max`.
 const H2_STREAMS_MAX: u32 = 10_000;
 
@@ -64,6 +67,9 @@ pub struct Config {
     pub header_lines_max: usize,
     /// Most open streams on one HTTP/2 connection.
     pub h2_streams_max: u32,
+    /// Bytes of bodies that wait in memory, in the whole process, above which each further exchange
+    /// gets small buffers.
+    pub buffered_bytes_max: ByteSize,
     /// Whether the server's fast path answers plain event requests. If not, all requests take
     /// Pingora's path.
     pub answer_plain: bool,
@@ -101,6 +107,7 @@ impl Default for Config {
             header_bytes_max: ByteSize::b(limits.header_bytes_max as u64),
             header_lines_max: limits.header_lines_max,
             h2_streams_max: limits.h2_streams_max,
+            buffered_bytes_max: ByteSize::mib(256),
             answer_plain: true,
             shutdown_grace_seconds: 10,
             trusted_proxies: Vec::new(),
@@ -196,6 +203,9 @@ impl Config {
         if !(1..=H2_STREAMS_MAX).contains(&self.h2_streams_max) {
             return Err(("h2_streams_max", format!("must be 1 to {H2_STREAMS_MAX}")));
         }
+        if self.buffered_bytes_max.as_u64() < BUFFERED_BYTES_MIN {
+            return Err(("buffered_bytes_max", "must be at least 8MiB".to_owned()));
+        }
         if self.proxy_protocol && self.trusted_proxies.is_empty() {
             let why = "needs edge.trusted_proxies: the proxies that may report a client's address";
             return Err(("proxy_protocol", why.to_owned()));
@@ -219,6 +229,11 @@ impl Config {
             proxy_protocol: self.proxy_protocol,
             answer_plain: self.answer_plain,
         }
+    }
+
+    /// The count of the bytes of bodies that wait in memory.
+    pub fn buffered_bytes(&self) -> BufferedBytes {
+        BufferedBytes::new(usize::try_from(self.buffered_bytes_max.as_u64()).unwrap_or(usize::MAX))
     }
 
     /// The proxies that may report the client's address.
@@ -282,6 +297,9 @@ mod tests {
         assert_eq!(refused(|c| c.h2_streams_max = 0), Some("h2_streams_max"));
         assert_eq!(refused(|c| c.h2_streams_max = 10_001), Some("h2_streams_max"));
         assert_eq!(refused(|c| c.write_timeout_seconds = 0), Some("write_timeout_seconds"));
+        assert_eq!(refused(|c| c.buffered_bytes_max = ByteSize::mib(8)), None);
+        let small = |c: &mut Config| c.buffered_bytes_max = ByteSize::b((8 << 20) - 1);
+        assert_eq!(refused(small), Some("buffered_bytes_max"));
         assert_eq!(refused(|c| c.proxy_protocol = true), Some("proxy_protocol"));
         let trusting = |c: &mut Config| {
             c.proxy_protocol = true;

@@ -21,6 +21,9 @@ pub enum EdgeError {
     /// The running process does not hand its sockets over.
     #[error("the running process does not hand over its listening sockets")]
     Upgrade(#[source] std::io::Error),
+    /// The proxy did not start.
+    #[error("the proxy needs a socket on the loopback interface to start")]
+    Proxy(#[source] std::io::Error),
     /// Pingora refused a setting.
     #[error(transparent)]
     Pingora(Box<pingora::Error>),

@@ -22,6 +22,7 @@ use pingora::protocols::l4::socket::SocketAddr;
 use pingora::server::ShutdownWatch;
 use pingora::services::background::BackgroundService;
 use pingora::upstreams::peer::HttpPeer;
+use pixelgate::http_server::OriginConnector;
 use std::collections::{BTreeSet, HashMap};
 use std::net::{IpAddr, ToSocketAddrs};
 use std::sync::Arc;
@@ -142,6 +143,7 @@ impl Origins {
         peer.options.read_timeout = Some(self.0.io_timeout);
         peer.options.write_timeout = Some(self.0.io_timeout);
         peer.options.idle_timeout = Some(Duration::from_secs(IDLE_SECONDS_MAX));
+        OriginConnector::route(&mut peer);
         peer
     }
 }

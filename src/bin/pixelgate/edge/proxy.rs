@@ -84,13 +84,12 @@ impl Edge {
             timeout: OwnAnswer::new(504, "The origin does not answer in time.\n")?,
             internal: OwnAnswer::new(500, "The edge failed.\n")?,
         };
-        let write_timeout = None;
         Ok(Self {
             gate,
             origins,
             trusted,
             keepalive_seconds,
-            write_timeout,
+            write_timeout: None,
             in_flight,
             own_answers,
         })
@@ -185,8 +184,9 @@ fn restore_order(received: &RequestHeader, request: &mut RequestHeader) -> Resul
 /// Waits for the end of an HTTP/2 body with `Content-Length: 0`. A body that contradicts its length
 /// ends the request here, before Pingora has passed its header on.
 async fn end_of_empty_body(session: &mut Session) -> Result<()> {
-    let length = session.req_header().headers.get(header::CONTENT_LENGTH);
-    if !session.is_http2() || length.is_none_or(|length| length != "0") {
+    let request = session.req_header();
+    let length = request.headers.get(header::CONTENT_LENGTH);
+    if request.version != Version::HTTP_2 || length.is_none_or(|length| length != "0") {
         return Ok(());
     }
     let limit = Duration::from_secs(EMPTY_BODY_SECONDS_MAX);
@@ -204,7 +204,7 @@ async fn end_of_empty_body(session: &mut Session) -> Result<()> {
 /// Whether a client's error came before the end of its body. Over HTTP/2 the stream is reset.
 fn fails_in_body(session: &mut Session) -> bool {
     let session = session.as_downstream_mut();
-    !session.is_http2() && !session.is_body_done()
+    session.req_header().version != Version::HTTP_2 && !session.is_body_done()
 }
 
 /// `Max-Forwards` of a `TRACE` or `OPTIONS` request (RFC 9110, section 7.6.2). `None` for other
@@ -394,10 +394,12 @@ impl ProxyHttp for Edge {
         reused: bool,
     ) -> Box<Error> {
         let is_upstream_error = *e.esource() == ErrorSource::Upstream;
-        if is_upstream_error && !reused {
+        let timed_out = matches!(e.etype(), ErrorType::ReadTimedout | ErrorType::WriteTimedout);
+        // An origin may wait for the rest of a body that its client does not send.
+        let client_is_late = *e.etype() == ErrorType::ReadTimedout && !session.is_body_done();
+        if is_upstream_error && !reused && !client_is_late {
             self.give_up(ctx, e.etype().as_str());
         }
-        let timed_out = matches!(e.etype(), ErrorType::ReadTimedout | ErrorType::WriteTimedout);
         let retry = is_upstream_error
             && !timed_out
             && session.req_header().method.is_idempotent()

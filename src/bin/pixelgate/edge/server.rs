@@ -17,13 +17,12 @@ use log::info;
 use parking_lot::Mutex;
 use pingora::connectors::ConnectorOptions;
 use pingora::listeners::tls::TlsSettings;
-use pingora::proxy::http_proxy;
 use pingora::server::configuration::ServerConf;
 use pingora::server::{RunArgs, Server, ShutdownWatch};
 use pingora::services::background::{BackgroundService, background_service};
 use pixelgate::PixelGate;
 use pixelgate::custom::InFlight;
-use pixelgate::http_server::{Acceptor, Limits, Server as HttpServer};
+use pixelgate::http_server::{self, Acceptor, Limits, Server as HttpServer};
 use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
@@ -58,15 +57,17 @@ pub fn run(
         .in_flight(in_flight.clone())
         .open()
         .map_err(EdgeError::Gate)?;
+    let buffered_bytes = edge.buffered_bytes();
     let keepalive = edge.keepalive_seconds;
     let proxy = Edge::new(gate.clone(), origins.clone(), trusted, keepalive, in_flight.clone())
         .map_err(EdgeError::Pingora)?
         .with_write_timeout(edge.limits().write_timeout);
 
     let mut server = Server::new_with_opt_and_conf(None, conf);
-    let proxy = http_proxy(&server.configuration, proxy);
+    let proxy = http_server::proxy(&server.configuration, proxy).map_err(EdgeError::Proxy)?;
     let limits = Limits { connections_max: file_limit::raise(edge), ..edge.limits() };
-    let http_server = HttpServer::new(proxy, gate.clone(), in_flight.clone(), limits);
+    let http_server =
+        HttpServer::new(proxy, gate.clone(), in_flight.clone(), limits, buffered_bytes);
     let (stop, stopped) = watch::channel(false);
     let certificates: Vec<_> = certificates.into_iter().map(|(_, all)| all).collect();
     let announcement = announcement(&plain, &tls, &pages);

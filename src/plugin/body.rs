@@ -1,0 +1,65 @@
+//! Reads the body of an event request, which is judged only if its request is whole (SPEC 2).
+
+use http::{Method, Version, header};
+use pingora::http::RequestHeader;
+use pingora::protocols::http::ServerSession;
+use std::time::Duration;
+use tokio::time::timeout;
+
+/// Largest body of an event request that is read to keep the connection usable, in bytes. After a
+/// larger one the connection closes.
+const BODY_BYTES_MAX: usize = 64 << 10;
+/// How long an event request's body may take to arrive, in seconds.
+const BODY_SECONDS_MAX: u64 = 10;
+
+/// The body of an event request, as far as it was read.
+pub struct EventBody {
+    /// The content of a form. Empty for any other body.
+    pub form: Vec<u8>,
+    /// Whether it was read to its end. If not, the end of the request is unknown.
+    pub is_whole: bool,
+}
+
+/// The body is malformed, was cut off, or took longer than [`BODY_SECONDS_MAX`].
+pub struct BrokenBody;
+
+/// Whether the body of a request holds parameters.
+pub fn is_form(request: &RequestHeader) -> bool {
+    let kind = request.headers.get(header::CONTENT_TYPE).map(|kind| kind.as_bytes());
+    let kind = kind.unwrap_or_default().split(|b| *b == b';').next().unwrap_or_default();
+    let is_urlencoded =
+        kind.trim_ascii().eq_ignore_ascii_case(b"application/x-www-form-urlencoded");
+    request.method == Method::POST && is_urlencoded
+}
+
+/// Reads the body, and stores it if it is a form. Does not read what a client sends only after
+/// `100 Continue`, unless it is a form: the final answer makes that needless.
+pub async fn read(session: &mut ServerSession, is_form: bool) -> Result<EventBody, BrokenBody> {
+    let request = session.req_header();
+    // A client of HTTP/1.0 does not wait (RFC 9110, section 10.1.1).
+    let waits = request.version != Version::HTTP_10 && request.headers.contains_key(header::EXPECT);
+    if waits && !is_form {
+        return Ok(EventBody { form: Vec::new(), is_whole: false });
+    }
+    let reading = async {
+        if waits {
+            // Pingora ends keep-alive at an answer before the body's end, and this is none.
+            let keepalive = session.get_keepalive();
+            session.write_continue_response().await.map_err(|_| BrokenBody)?;
+            session.set_keepalive(keepalive);
+        }
+        let mut form = Vec::new();
+        let mut length = 0;
+        while let Some(piece) = session.read_request_body().await.map_err(|_| BrokenBody)? {
+            length += piece.len();
+            if is_form {
+                form.extend_from_slice(&piece);
+            }
+            if length > BODY_BYTES_MAX {
+                return Ok(EventBody { form, is_whole: false });
+            }
+        }
+        Ok(EventBody { form, is_whole: true })
+    };
+    timeout(Duration::from_secs(BODY_SECONDS_MAX), reading).await.unwrap_or(Err(BrokenBody))
+}

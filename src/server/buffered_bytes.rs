@@ -1,0 +1,73 @@
+//! How many bytes of bodies wait in memory, in the whole process.
+//!
+//! A client that does not read its download, or an origin that does not read an upload, makes the
+//! other side's bytes wait here. Each exchange alone holds a bounded number of bytes. This count
+//! bounds all of them together: once it is full, further exchanges get the smallest buffers with
+//! which they still make progress. None is refused.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
+
+/// Counts the bytes of bodies that wait in memory; clones share the count.
+#[derive(Debug, Clone)]
+pub struct BufferedBytes(Arc<Count>);
+
+#[derive(Debug)]
+struct Count {
+    held: AtomicUsize,
+    bytes_max: usize,
+}
+
+/// A part of the count; given back when dropped.
+#[derive(Debug)]
+pub(crate) struct Reservation {
+    count: BufferedBytes,
+    bytes: usize,
+}
+
+impl BufferedBytes {
+    /// A count of 0 that is full at `bytes_max` bytes.
+    pub fn new(bytes_max: usize) -> Self {
+        Self(Arc::new(Count { held: AtomicUsize::new(0), bytes_max }))
+    }
+
+    /// Reserves bytes for a response. `None`: fewer are left.
+    pub(crate) fn reserve(&self, bytes: usize) -> Option<Reservation> {
+        self.reserve_within(bytes, self.0.bytes_max)
+    }
+
+    /// Reserves bytes for a larger window, at most half of all: the other half is for responses.
+    pub(crate) fn reserve_window(&self, bytes: usize) -> Option<Reservation> {
+        self.reserve_within(bytes, self.0.bytes_max / 2)
+    }
+
+    fn reserve_within(&self, bytes: usize, bytes_max: usize) -> Option<Reservation> {
+        let held = self.0.held.fetch_add(bytes, Relaxed).saturating_add(bytes);
+        // Given back at once if it is too much.
+        let reservation = Reservation { count: self.clone(), bytes };
+        (held <= bytes_max).then_some(reservation)
+    }
+}
+
+impl Drop for Reservation {
+    fn drop(&mut self) {
+        self.count.0.held.fetch_sub(self.bytes, Relaxed);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn no_more_is_reserved_than_there_is() {
+        let buffered = BufferedBytes::new(8);
+        let first = buffered.reserve(5);
+        assert!(first.is_some() && buffered.reserve(4).is_none());
+        let second = buffered.reserve(3);
+        assert!(second.is_some() && buffered.reserve(1).is_none());
+        drop(first);
+        assert!(buffered.reserve(5).is_some());
+        assert!(buffered.reserve_window(1).is_some() && buffered.reserve_window(2).is_none());
+    }
+}

@@ -1,0 +1,150 @@
+//! How many bytes of a response wait in memory for a client that does not read them.
+//!
+//! Pingora reads a response in pieces of up to 64 KiB and queues up to ten of them, 640 KiB, while
+//! the client takes none; neither number can be configured. But it reads from the origin and writes
+//! to the client in one task, through streams of this module's choice. So those streams agree, in a
+//! value that belongs to the task: the origin's stream gives little while the client takes nothing.
+//! About 40 KiB wait then: a piece that is being written, the next one, and some of the smallest.
+
+use super::buffered_bytes::{BufferedBytes, Reservation};
+use std::cell::{Cell, OnceCell};
+use std::task::{Context, Poll};
+
+/// Most bytes that are read from an origin before the client takes some.
+const AHEAD_BYTES_MAX: usize = 16 << 10;
+/// The same while `edge.buffered_bytes_max` bytes wait in the whole process.
+const AHEAD_BYTES_MIN: usize = 2 << 10;
+/// Bytes that are given at once while the client takes nothing. Pingora stops reading when its
+/// queue is full; no bytes at all would look as if the origin were late.
+const TRICKLE_BYTES: usize = 1 << 10;
+/// Most bytes that are read from a client's connection at once. Pingora would read 64 KiB, and
+/// queue up to five such pieces of an upload while the origin takes none.
+const UPLOAD_BYTES_MAX: usize = 16 << 10;
+/// What an exchange reserves of `edge.buffered_bytes_max`.
+const RESERVED_BYTES: usize = 40 << 10;
+/// How often the task lets its other half, or an HTTP/2 connection, write first, before it counts
+/// the client as one that does not read.
+const YIELDS_MAX: u32 = 2;
+
+tokio::task_local! {
+    static EXCHANGE: Exchange;
+}
+
+/// The state of one exchange between a client and an origin.
+struct Exchange {
+    buffered_bytes: BufferedBytes,
+    /// The exchange's share of all buffered bytes, from the first read of a response on. `None`:
+    /// nothing was left.
+    reserved: OnceCell<Option<Reservation>>,
+    /// Bytes that were read from the origin since the client last took some.
+    ahead: Cell<usize>,
+    yields: Cell<u32>,
+    client_waits: Cell<bool>,
+}
+
+/// Runs `future`, which serves one request, as an exchange.
+pub fn scope<F: Future>(
+    buffered_bytes: BufferedBytes,
+    future: F,
+) -> impl Future<Output = F::Output> {
+    let exchange = Exchange {
+        buffered_bytes,
+        reserved: OnceCell::new(),
+        ahead: Cell::new(0),
+        yields: Cell::new(0),
+        client_waits: Cell::new(false),
+    };
+    EXCHANGE.scope(exchange, future)
+}
+
+/// Notes whether the client took bytes just now, or has no room for any.
+pub fn client_written<T>(written: &Poll<T>) {
+    // Outside of an exchange there is nothing to note.
+    let _ = EXCHANGE.try_with(|exchange| {
+        exchange.client_waits.set(written.is_pending());
+        if written.is_ready() {
+            exchange.ahead.set(0);
+            exchange.yields.set(0);
+        }
+    });
+}
+
+/// How many bytes may be read from the origin now; at least 1.
+pub fn poll_room(cx: &mut Context<'_>) -> Poll<usize> {
+    EXCHANGE.try_with(|exchange| exchange.poll_room(cx)).unwrap_or(Poll::Ready(usize::MAX))
+}
+
+/// How many bytes may be read from the client's connection at once.
+pub fn upload_room() -> usize {
+    EXCHANGE.try_with(|_| UPLOAD_BYTES_MAX).unwrap_or(usize::MAX)
+}
+
+/// Notes that bytes were read from the origin.
+pub fn origin_read(bytes: usize) {
+    // As above.
+    let _ = EXCHANGE.try_with(|exchange| {
+        exchange.ahead.set(exchange.ahead.get().saturating_add(bytes));
+    });
+}
+
+impl Exchange {
+    fn poll_room(&self, cx: &mut Context<'_>) -> Poll<usize> {
+        let reserved = self.reserved.get_or_init(|| self.buffered_bytes.reserve(RESERVED_BYTES));
+        let ahead_max = if reserved.is_some() { AHEAD_BYTES_MAX } else { AHEAD_BYTES_MIN };
+        let ahead = self.ahead.get();
+        // No read for a small rest: it would cost as much as a large one.
+        if !self.client_waits.get() && ahead <= ahead_max / 2 {
+            return Poll::Ready(ahead_max - ahead);
+        }
+        if self.yields.get() >= YIELDS_MAX {
+            return Poll::Ready(TRICKLE_BYTES);
+        }
+        self.yields.set(self.yields.get() + 1);
+        cx.waker().wake_by_ref();
+        Poll::Pending
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::task::Waker;
+
+    /// Reads all that may be read, as Pingora does: up to five pieces until the client takes some.
+    fn read_ahead() -> usize {
+        let cx = &mut Context::from_waker(Waker::noop());
+        let mut read = 0;
+        for _ in 0..5 {
+            if let Poll::Ready(room) = poll_room(cx) {
+                origin_read(room);
+                read += room;
+            }
+        }
+        read
+    }
+
+    async fn ahead(buffered_bytes: BufferedBytes) -> [usize; 3] {
+        scope(buffered_bytes, async {
+            let first = read_ahead();
+            client_written(&Poll::Ready(()));
+            let again = read_ahead();
+            client_written(&Poll::<()>::Pending);
+            [first, again, read_ahead()]
+        })
+        .await
+    }
+
+    #[tokio::test]
+    async fn little_is_read_while_the_client_waits() {
+        let trickle = 5 * TRICKLE_BYTES;
+        let expect = AHEAD_BYTES_MAX + 2 * TRICKLE_BYTES;
+        assert_eq!(ahead(BufferedBytes::new(RESERVED_BYTES)).await, [expect, expect, trickle]);
+        let expect = AHEAD_BYTES_MIN + 2 * TRICKLE_BYTES;
+        assert_eq!(ahead(BufferedBytes::new(0)).await, [expect, expect, trickle]);
+    }
+
+    #[tokio::test]
+    async fn outside_of_an_exchange_nothing_is_limited() {
+        assert_eq!(poll_room(&mut Context::from_waker(Waker::noop())), Poll::Ready(usize::MAX));
+    }
+}

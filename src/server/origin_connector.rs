@@ -1,0 +1,120 @@
+//! A Pingora proxy whose connections to origins are [`OriginStream`]s.
+
+use super::origin_stream::OriginStream;
+use async_trait::async_trait;
+use parking_lot::Mutex;
+use pingora::apps::HttpServerOptions;
+use pingora::connectors::http::custom::{Connection, Connector};
+use pingora::connectors::{ConnectorOptions, TransportConnector};
+use pingora::listeners::ALPN;
+use pingora::protocols::tls::CustomALPN;
+use pingora::proxy::{HttpProxy, ProcessCustomSession, ProxyHttp, ProxyServiceBuilder};
+use pingora::server::Fds;
+use pingora::server::configuration::ServerConf;
+use pingora::services::Service;
+use pingora::upstreams::peer::{HttpPeer, Peer};
+use std::io;
+use std::net::{Ipv4Addr, TcpListener};
+use std::os::fd::IntoRawFd;
+use std::sync::Arc;
+use std::time::Duration;
+use tokio::net::TcpStream;
+use tokio::runtime::Builder;
+use tokio::sync::{mpsc, watch};
+
+/// A name that makes Pingora ask this connector; no origin gets to see it.
+const MARK: &[u8] = b"pixelgate-origin";
+
+/// The proxy that a [`Server`](super::Server) serves.
+pub type Proxy<SV> = HttpProxy<SV, OriginConnector>;
+
+/// Opens connections to origins, of which Pingora reads only as much as a client takes. Pingora
+/// keeps idle ones in its own pool, as it does without a connector.
+pub struct OriginConnector(TransportConnector);
+
+impl OriginConnector {
+    /// Has Pingora open its connections to this HTTP/1 origin by the connector. Without this the
+    /// responses of the origin may take up 840 KiB for each client that does not read.
+    pub fn route(peer: &mut HttpPeer) {
+        peer.options.alpn = ALPN::Custom(CustomALPN::new(MARK.to_vec()));
+    }
+}
+
+#[async_trait]
+impl Connector for OriginConnector {
+    type Session = ();
+
+    async fn get_http_session<P: Peer + Send + Sync + 'static>(
+        &self,
+        peer: &P,
+    ) -> pingora::Result<(Connection<()>, bool)> {
+        let mut peer = peer.clone();
+        if let Some(options) = peer.get_mut_peer_options() {
+            options.alpn = ALPN::H1;
+        }
+        let stream = self.0.new_stream(&peer).await?;
+        Ok((Connection::Stream(Box::new(OriginStream::new(stream))), false))
+    }
+
+    /// None: all sessions are HTTP/1 sessions of Pingora, which reuses them itself.
+    async fn reused_http_session<P: Peer + Send + Sync + 'static>(&self, _: &P) -> Option<()> {
+        None
+    }
+
+    async fn release_http_session<P: Peer + Send + Sync + 'static>(
+        &self,
+        (): (),
+        _: &P,
+        _: Option<Duration>,
+    ) {
+    }
+}
+
+/// A proxy for `inner`. Call this outside of async code.
+///
+/// Pingora builds a proxy with a connector only as the application of one of its services, and
+/// hands it out only to a connection of that service. So this starts such a service on a port of
+/// the loopback interface, connects to it once, and ends it.
+///
+/// # Errors
+///
+/// The system refused a socket on the loopback interface.
+pub fn proxy<SV>(conf: &Arc<ServerConf>, inner: SV) -> io::Result<Arc<Proxy<SV>>>
+where
+    SV: ProxyHttp + Send + Sync + 'static,
+    SV::CTX: Send + Sync + 'static,
+{
+    let options = ConnectorOptions::from_server_conf(conf);
+    let connector = OriginConnector(TransportConnector::new(Some(options)));
+    let (sender, mut receiver) = mpsc::channel(1);
+    let hand_out: ProcessCustomSession<SV, OriginConnector> = Arc::new(move |proxy, _, _| {
+        // Fails only for a second connection, and this server makes one only.
+        let _ = sender.try_send(proxy);
+        Box::pin(async { None })
+    });
+    let mut server_options = HttpServerOptions::default();
+    server_options.force_custom = true;
+    let builder = ProxyServiceBuilder::new(conf, inner).custom(connector, hand_out);
+    let mut service = builder.server_options(server_options).build();
+
+    let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0))?;
+    listener.set_nonblocking(true)?;
+    let address = listener.local_addr()?;
+    service.add_tcp(&address.to_string());
+    let mut sockets = Fds::new();
+    sockets.add(address.to_string(), listener.into_raw_fd());
+    let sockets = Some(Arc::new(Mutex::new(sockets)));
+    let (_stop, stopping) = watch::channel(false);
+    Builder::new_current_thread().enable_all().build()?.block_on(async {
+        let handed_out = async {
+            let _connection = TcpStream::connect(address).await?;
+            receiver.recv().await.ok_or_else(|| io::ErrorKind::ConnectionAborted.into())
+        };
+        tokio::select! {
+            proxy = handed_out => proxy,
+            () = service.start_service(sockets, stopping, 1) => {
+                Err(io::ErrorKind::ConnectionAborted.into())
+            }
+        }
+    })
+}
