@@ -23,42 +23,31 @@ pub struct Arrival<T = RecordId> {
 #[derive(Debug)]
 pub struct Batcher<T = RecordId> {
     config: BatchConfig,
-    /// All events that are in no closed batch; the first `open` of them are the open batch.
-    events: VecDeque<Arrival<T>>,
+    /// All events that are in no closed batch, and when they arrived; the first `open` of them are
+    /// the open batch.
+    events: VecDeque<(Instant, Arrival<T>)>,
     open: usize,
     open_bytes: usize,
     /// Weight of the events behind the open batch.
     behind_bytes: usize,
-    /// When the open batch got its first event.
-    opened_at: Instant,
 }
 
 impl<T> Batcher<T> {
     /// Collects nothing yet.
     pub fn new(config: BatchConfig) -> Batcher<T> {
-        Batcher {
-            config,
-            events: VecDeque::new(),
-            open: 0,
-            open_bytes: 0,
-            behind_bytes: 0,
-            opened_at: Instant::now(),
-        }
+        Batcher { config, events: VecDeque::new(), open: 0, open_bytes: 0, behind_bytes: 0 }
     }
 
     /// Adds an event that arrived now.
     pub fn push(&mut self, arrival: Arrival<T>, now: Instant) {
-        if self.events.is_empty() {
-            self.opened_at = now;
-        }
         self.behind_bytes += weight(&arrival);
-        self.events.push_back(arrival);
+        self.events.push_back((now, arrival));
         self.grow();
     }
 
     /// The first event of the open batch.
     pub fn first(&self) -> Option<&Arrival<T>> {
-        self.events.front()
+        self.events.front().map(|(_, arrival)| arrival)
     }
 
     /// Bytes of the events that arrived for batches after the open one.
@@ -73,19 +62,16 @@ impl<T> Batcher<T> {
 
     /// When the open batch closes, if no event comes. `None` if there is none.
     pub fn closes_at(&self) -> Option<Instant> {
+        let (arrived_at, _) = self.events.front()?;
         let linger = Duration::from_millis(self.config.linger_ms);
-        match self.is_full() {
-            _ if self.events.is_empty() => None,
-            true => Some(self.opened_at),
-            false => Some(self.opened_at + linger),
-        }
+        Some(if self.is_full() { *arrived_at } else { *arrived_at + linger })
     }
 
     /// The events of a batch, if one is closed by now.
     pub fn take_closed(&mut self, now: Instant) -> Option<Vec<Arrival<T>>> {
         self.closes_at().filter(|at| *at <= now)?;
-        let batch = self.events.drain(..self.open).collect();
-        (self.open, self.open_bytes, self.opened_at) = (0, 0, now);
+        let batch = self.events.drain(..self.open).map(|(_, arrival)| arrival).collect();
+        (self.open, self.open_bytes) = (0, 0);
         self.grow();
         Some(batch)
     }
@@ -93,7 +79,7 @@ impl<T> Batcher<T> {
     /// Moves events into the open batch as far as it has room. One event always has.
     fn grow(&mut self) {
         let bytes_max = usize::try_from(self.config.bytes_max.as_u64()).unwrap_or(usize::MAX);
-        while let Some(next) = self.events.get(self.open) {
+        while let Some((_, next)) = self.events.get(self.open) {
             let bytes = self.open_bytes + weight(next);
             let fits = self.open < self.config.events_max && bytes <= bytes_max;
             if self.open > 0 && !fits {
@@ -180,6 +166,16 @@ mod tests {
             batcher.push(arrival(1), now);
         }
         panic!("it never closed");
+    }
+
+    #[tokio::test]
+    async fn what_waited_behind_a_batch_does_not_linger_once_more() {
+        let began = Instant::now();
+        let mut batcher = Batcher::new(config(2, 1 << 20, 1000));
+        (0..3).for_each(|_| batcher.push(arrival(1), began));
+        let late = began + Duration::from_secs(5);
+        let mut take = || batcher.take_closed(late).map(|batch| batch.len());
+        assert_eq!([take(), take(), take()], [Some(2), Some(1), None]);
     }
 
     #[tokio::test]

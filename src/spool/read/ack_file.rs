@@ -118,17 +118,22 @@ pub fn resume(
         other => other?,
     };
     let Some(found) = newest(&*file, key, &position.name)? else { return Ok(position) };
-    // An older version, which does not know this file, may have gone on with the cursor alone, and
-    // an upstream that comes back begins to count elsewhere.
-    if found.start == position.start && found.low >= position.low {
-        let whole = position.clone().resume(found.low, found.below, found.runs);
-        return Ok(whole.unwrap_or(position));
-    }
-    let mut position = position;
-    if found.runs.totals().ended() > position.runs().totals().ended() {
-        position.resume_runs(found.runs);
-    }
-    Ok(position)
+    // What has ended only grows: the more complete of the two is the newer one. The cursor is newer
+    // where the file was not written or was torn, or where a version went on that knows only the
+    // cursor.
+    let ended =
+        |position: &ConsumerPosition| position.below.ended() + position.runs().totals().ended();
+    let known = ended(&position);
+    let found = match found.start == position.start && found.low >= position.low {
+        true => position.clone().resume(found.low, found.below, found.runs),
+        // An older file, or one from before the upstream was removed and came back.
+        false => {
+            let mut newer = position.clone();
+            newer.resume_runs(found.runs);
+            Some(newer)
+        }
+    };
+    Ok(found.filter(|found| ended(found) > known).unwrap_or(position))
 }
 
 /// What a slot says.
@@ -303,6 +308,16 @@ mod tests {
             bad[bit / 8] ^= 1 << (bit % 8);
             assert!(decode(&bad, 0, KEY, "collector").is_none(), "bit {bit}");
         }
+    }
+
+    #[test]
+    fn a_cursor_that_knows_more_than_the_file_stands() {
+        let dir = tempfile::tempdir().expect("a folder");
+        let mut file = AckFile::open(&SystemFs, dir.path(), KEY, "collector").expect("opens");
+        write(&mut file, &position(&[1, 5]));
+        let newer = position(&[1, 5, 6, 7, 9]);
+        let now = resume(&SystemFs, dir.path(), KEY, newer.clone()).expect("reads");
+        assert_eq!(format!("{:?}", now.runs()), format!("{:?}", newer.runs()));
     }
 
     #[test]

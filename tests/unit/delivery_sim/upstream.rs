@@ -84,6 +84,8 @@ pub struct State {
     just_ended: (Option<Instant>, Vec<u64>),
     attempts: u64,
     paused_until: Option<Instant>,
+    /// When the last pause was asked for: the worker may not know of it at the same moment.
+    asked_at: Option<Instant>,
     pub broken: Vec<String>,
 }
 
@@ -103,17 +105,18 @@ impl Scripted {
             just_ended: (None, Vec::new()),
             attempts: 0,
             paused_until: None,
+            asked_at: None,
             broken: Vec::new(),
         };
         Arc::new(Scripted { script, state: Mutex::new(state) })
     }
 
     /// Whether this upstream always answers 500 to the event.
-    pub fn is_poison(&self, event: u64) -> bool {
+    fn is_poison(&self, event: u64) -> bool {
         self.script.poison > 0 && Random(event).once_in(self.script.poison)
     }
 
-    pub fn is_rejected(&self, event: u64) -> bool {
+    fn is_rejected(&self, event: u64) -> bool {
         self.script.rejected > 0 && Random(event ^ 0xBAD).once_in(self.script.rejected)
     }
 
@@ -220,7 +223,8 @@ impl Upstream for Scripted {
         let attempt = {
             let mut state = self.state.lock();
             let now = Instant::now();
-            if let Some(until) = state.paused_until.filter(|until| now < *until) {
+            let until = state.paused_until.filter(|until| now < *until);
+            if let Some(until) = until.filter(|_| state.asked_at < Some(now)) {
                 let early = until - now;
                 state.broken.push(format!("an attempt {early:?} before the pause was over"));
             }
@@ -253,6 +257,7 @@ impl Upstream for Scripted {
         state.just_ended.1.extend(&events);
         if let Outcome::Retry(Failure { after: Some(after), .. }) = &outcome {
             state.paused_until = state.paused_until.max(Some(now + *after));
+            state.asked_at = Some(now);
         }
         outcome
     }
