@@ -88,7 +88,7 @@ where
     let connector = OriginConnector(TransportConnector::new(Some(options)));
     let (sender, mut receiver) = mpsc::channel(1);
     let hand_out: ProcessCustomSession<SV, OriginConnector> = Arc::new(move |proxy, _, _| {
-        // Fails only for a second connection, which nobody here makes.
+        // Fails only for a second connection, which no code here makes.
         let _ = sender.try_send(proxy);
         Box::pin(async { None })
     });

@@ -294,14 +294,14 @@ fn the_length_of_a_path_changes_nothing() {
         assert_eq!(guard.read(format!("{slashes}/v1/event/").as_bytes()), Reading::Event);
         let encoded = "%25".repeat(length);
         assert_eq!(guard.read(format!("/v1/event/{encoded}").as_bytes()), Reading::Unknown);
-        // Deeper than the stacks that are told apart.
+        // Deeper than the stacks that are distinguished.
         let deep = "a%2fb/".repeat(length);
         let up = "../".repeat(length);
         let back = format!("/v1/{deep}{up}event/");
         assert_eq!(guard.read(back.as_bytes()), Reading::Unknown);
         let away = format!("/v1/{deep}event/");
         assert_eq!(guard.read(away.as_bytes()), Reading::Other);
-        // One step too many, which shows only where the stacks are told apart.
+        // One step too many, which shows only where the stacks are distinguished.
         let above = format!("/v1/{}{up}../event/", "x/".repeat(length));
         let expect = if length < 63 { Reading::Other } else { Reading::Unknown };
         assert_eq!(guard.read(above.as_bytes()), expect, "{length}");

@@ -25,8 +25,8 @@ use std::time::Duration;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::TcpStream;
 
-/// Number of connections so far. Each has a group of its own in Pingora's pool, and so is in nobody
-/// else's.
+/// Number of connections so far. Each has a group of its own in Pingora's pool, so that Pingora
+/// reuses it for no other request.
 static CONNECTIONS: AtomicU64 = AtomicU64::new(1);
 
 /// Makes a request to `peer` use a connection of this kind.
