@@ -2,7 +2,7 @@
 
 export PATH := $(PATH):/usr/sbin:/sbin
 
-.PHONY: run test bench check help
+.PHONY: run test fleet bench check help
 
 run: ## Build and start the edge on the sample configuration
 	@.ci/need cc cmake
@@ -11,6 +11,11 @@ run: ## Build and start the edge on the sample configuration
 test: ## Pass the tests
 	@.ci/need cc cmake nginx chromium chromedriver
 	cargo test --locked $(if $(FEATURES),--features $(FEATURES))
+
+fleet: ## Send ten thousand odd paths through the edge to real origins
+	@.ci/need cc cmake && .ci/need-fleet
+	PIXELGATE_FLEET_TARGETS=$(or $(TARGETS),10000) PIXELGATE_FLEET_SEED=$(or $(SEED),1) \
+	    cargo test --locked --test security fleet -- --nocapture
 
 bench: ## Measure next to nginx and the other yardsticks (README, "Figures")
 	@.ci/need cc cmake nginx valgrind

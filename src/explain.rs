@@ -6,12 +6,12 @@
 //! caller only, and never log it.
 
 use crate::event;
-use crate::event::{Context, Hints, Judged, hints};
+use crate::event::{Context, Hint, Judged, ParamHint, Rules, escape_hidden, hints, is_hidden};
 use crate::policy::gate::{AcceptedEvent, Decision, EventRequest, Gate};
 use crate::policy::portals::PortalVerdict;
 use crate::request::path::Reading;
 use crate::request::target::Target;
-use crate::upstream::{self, hubspot};
+use crate::upstream;
 use http::Method;
 use serde::Serialize;
 use serde_json::value::RawValue;
@@ -35,9 +35,9 @@ pub struct Explanation<'a> {
     accepted: AcceptedEvent<'a>,
     received: Lines,
     policy: Lines,
-    hints: Vec<Hints<'static>>,
+    hints: Vec<ParamHint>,
     /// One entry for each upstream of kind `hubspot`; empty unless the event is accepted.
-    hubspot: Vec<hubspot::Explained>,
+    hubspot: Vec<upstream::Explained>,
 }
 
 /// Lines of text under a title.
@@ -90,24 +90,26 @@ pub fn explain<'a>(
     upstreams: &[upstream::Config],
     text: &'a str,
 ) -> Result<Explanation<'a>, NotAnEvent> {
-    let (reading, query) = split_text(gate, text);
+    let (reading, link_query) = split_text(gate, text);
     if reading == Reading::Other {
         return Err(NotAnEvent);
     }
+    // A browser sends a link without its fragment.
+    let query = link_query.split('#').next().unwrap_or_default();
     let context = Context::default();
     let request = EventRequest { method: &Method::GET, reading, query: query.as_bytes(), context };
     let mut accepted = AcceptedEvent::blank();
     let decision = gate.consider(request, &mut accepted);
     let hubspot = match decision {
-        Decision::Accept => hubspot::explain(upstreams, &accepted.event),
+        Decision::Accept => upstream::explain(upstreams, &accepted.event),
         _ => Vec::new(),
     };
     Ok(Explanation {
         decision,
         accepted,
-        received: received_params(query),
+        received: received_params(query, gate.rules()),
         policy: policy_lines(gate, reading, query),
-        hints: hints(query.as_bytes(), gate.rules()),
+        hints: link_hints(gate, text, link_query),
         hubspot,
     })
 }
@@ -175,13 +177,13 @@ impl Explanation<'_> {
         text
     }
 
-    /// The explanation as JSON (SPEC 8).
+    /// The explanation as JSON (SPEC 8), with hidden characters escaped: a terminal may show it.
     ///
     /// # Errors
     ///
     /// None is known: the wire form of an event is always valid JSON.
     pub fn to_json(&self) -> serde_json::Result<String> {
-        match &self.decision {
+        let json = match &self.decision {
             Decision::Accept => {
                 let AcceptedEvent { event, ignored, .. } = &self.accepted;
                 let mut wire = Vec::new();
@@ -194,7 +196,7 @@ impl Explanation<'_> {
                         .map(|(param, why)| IgnoredParam { param, why: why.as_str() })
                         .collect(),
                     translation: self.hubspot.iter().map(|explained| &explained.json).collect(),
-                })
+                })?
             }
             Decision::Reject(rejection) => serde_json::to_string(&Rejected {
                 verdict: "rejected",
@@ -202,48 +204,61 @@ impl Explanation<'_> {
                 status: rejection.reason.status(),
                 param: rejection.param,
                 detail: rejection.detail(),
-            }),
-            Decision::Head | Decision::Preflight => Ok("null".to_owned()),
-        }
+            })?,
+            Decision::Head | Decision::Preflight => "null".to_owned(),
+        };
+        Ok(escape_hidden(&json).into_owned())
     }
 }
 
-/// Splits a text into its reading and its query. The text may be a whole URL, a host with a path,
-/// a path, or a query alone.
+/// Splits a text into its reading and its query, with the fragment of a link. The text may be a
+/// whole URL, a host with a path, a path, or a query alone.
 fn split_text<'a>(gate: &Gate, text: &'a str) -> (Reading, &'a str) {
     let text = text.trim();
     let before_query = text.split('?').next().unwrap_or_default();
     let has_path = before_query.contains('/') && !before_query.contains(['=', '&']);
     if !has_path {
-        let query = text.strip_prefix('?').unwrap_or(text);
-        return (Reading::Event, query.split('#').next().unwrap_or_default());
+        return (Reading::Event, text.strip_prefix('?').unwrap_or(text));
     }
-    let mut target = Target::split(text.as_bytes());
+    let mut path = Target::split(text.as_bytes()).path;
     if !text.starts_with('/') && !text.contains("://") {
         // A link copied without its scheme: `track.example.com/v1/event/?…`.
-        let slash = target.path.iter().position(|&b| b == b'/').unwrap_or(0);
-        target.path = &target.path[slash..];
+        let slash = path.iter().position(|&b| b == b'/').unwrap_or(0);
+        path = &path[slash..];
     }
-    // The text was split at ASCII characters, so the query is still UTF-8.
-    (gate.read(target.path), std::str::from_utf8(target.query).unwrap_or_default())
+    let query = match text.split_once(['?', '#']) {
+        Some((before, query)) if text[before.len()..].starts_with('?') => query,
+        Some((before, _)) => &text[before.len()..],
+        None => "",
+    };
+    (gate.read(path), query)
+}
+
+/// The likely mistakes in a link and in its query.
+fn link_hints(gate: &Gate, text: &str, link_query: &str) -> Vec<ParamHint> {
+    let scheme = text.trim().starts_with("//");
+    let scheme = scheme.then(|| ParamHint { param: "//".to_owned(), hint: Hint::NoScheme });
+    scheme.into_iter().chain(hints(link_query.as_bytes(), gate.rules())).collect()
 }
 
 /// The received parameters, decoded but not normalized.
-fn received_params(query: &str) -> Lines {
+fn received_params(query: &str, rules: &Rules) -> Lines {
     let pieces: Vec<&str> = query.split('&').filter(|piece| !piece.is_empty()).collect();
     let mut lines: Lines =
-        pieces.iter().take(RECEIVED_LINES_MAX).map(|piece| param_line(piece)).collect();
+        pieces.iter().take(RECEIVED_LINES_MAX).map(|piece| param_line(piece, rules)).collect();
     if pieces.len() > lines.len() {
         lines.push(format!("and {} more", pieces.len() - lines.len()));
     }
     lines
 }
 
-fn param_line(piece: &str) -> String {
+fn param_line(piece: &str, rules: &Rules) -> String {
     let name = form_urlencoded::parse(piece.as_bytes()).next().map(|(name, _)| name);
     let name = name.unwrap_or_default().trim().to_ascii_lowercase();
-    // Compare the end of the name: a broken link may put text before it, as in `amp;hapikey`.
-    if event::WITHHELD.iter().any(|withheld| name.ends_with(withheld)) {
+    // A broken link may put text before the name, as in `amp;hapikey`.
+    let is_name_part = |c: char| c.is_ascii_alphanumeric() || c == '_' || c == '-';
+    let last_word = name.rsplit(|c| !is_name_part(c)).next().unwrap_or_default();
+    if rules.withholds(&name) || rules.withholds(last_word) {
         return format!("{} (its value is not shown)", shown(&name));
     }
     // In `email` and `_m` a raw `+` is a plus sign, not a space (SPEC 3).
@@ -291,13 +306,8 @@ fn policy_lines(gate: &Gate, reading: Reading, query: &str) -> Lines {
     lines
 }
 
-/// The caller's text, safe to print on a terminal: control and invisible characters are escaped.
+/// The caller's text, safe to print on a terminal: hidden characters are escaped.
 fn shown(text: &str) -> String {
-    let is_hidden = |c: char| {
-        let invisible = matches!(c, '\u{200b}'..='\u{200f}' | '\u{2028}'..='\u{202e}'
-            | '\u{2060}'..='\u{206f}' | '\u{feff}');
-        c.is_control() || invisible
-    };
     let show = |c: char| match is_hidden(c) {
         true => c.escape_default().to_string(),
         false => c.to_string(),

@@ -51,6 +51,18 @@
 //! | the operator's pages | [`admin_pages`] |
 //! | commands for a spool and its dead letters, and a limit for log lines | [`tools`] |
 //!
+//! # Cargo features
+//!
+//! | feature | adds |
+//! |---|---|
+//! | none | the judge, portal lists from files, the spool, delivery into files, the plugin |
+//! | `http` | upstreams of kind `http`, `legacy` and `hubspot`; portal lists by URL |
+//! | `admin` | the operator's pages |
+//! | `server` | the HTTP server in front of a Pingora proxy |
+//! | `kafka`, `nats` | the upstreams of these kinds |
+//! | `rustls`, `openssl`, `boringssl`, `s2n` | at most one: Pingora's TLS backend |
+//! | `edge` (default) | the binary, with `admin`, `http`, `server` and `rustls` |
+//!
 //! `docs/spec.md` is the contract for callers, operators and upstreams; `docs/architecture.md`
 //! describes the modules of the crate and what each may import.
 
@@ -60,6 +72,7 @@
 // tests are built, which enable `internals`.
 #![cfg_attr(not(feature = "internals"), allow(dead_code, unused_imports))]
 
+#[cfg(feature = "admin")]
 mod admin;
 mod builder;
 mod clock;
@@ -73,6 +86,7 @@ mod plugin;
 mod policy;
 mod request;
 mod response;
+#[cfg(feature = "server")]
 mod server;
 mod spool;
 mod telemetry;
@@ -89,6 +103,7 @@ pub use upstream::Upstream;
 
 /// The sections of a [`Config`], each with its keys, units, defaults and limits (SPEC 9).
 pub mod config {
+    #[cfg(feature = "admin")]
     pub use crate::admin::Config as Admin;
     pub use crate::event::Config as Events;
     pub use crate::policy::portals::{Config as Portals, Mode as PortalMode};
@@ -99,21 +114,24 @@ pub mod config {
     pub use crate::upstream::{BatchConfig as Batch, Config as Upstream, Kind as UpstreamKind};
 }
 
-/// What a host needs to implement an upstream ([`Upstream`]) or a clock of its own.
+/// What a host brings of its own: an upstream ([`Upstream`]), a clock, or counters of the requests
+/// in flight ([`Builder::in_flight`]).
 pub mod custom {
     pub use crate::clock::{Clock, SystemClock};
+    pub use crate::telemetry::in_flight::{InFlight, InFlightGuard};
     pub use crate::upstream::{Batch, Body, Failure, Outcome, Part};
 }
 
 /// An HTTP server in front of Pingora's proxy (SPEC 9, `[edge]`): connection limits, deadlines,
 /// strict framing, and a fast path for plain event requests.
+#[cfg(feature = "server")]
 pub mod http_server {
     pub use crate::server::{Acceptor, Limits, Listener, Server};
-    pub use crate::telemetry::in_flight::{InFlight, InFlightGuard};
     pub use crate::telemetry::metrics::Limit;
 }
 
 /// The operator's listener: `/metrics`, `/livez`, `/readyz`, `/status` and the live page (SPEC 8).
+#[cfg(feature = "admin")]
 pub mod admin_pages {
     pub use crate::admin::{Admin, Sampler, VERDICT_TARGET};
     pub use crate::telemetry::event_samples::SAMPLES_PER_SECOND_MAX;
@@ -122,7 +140,7 @@ pub mod admin_pages {
 /// Parts for command-line tools: `explain`, the spool, its dead letters, and log lines.
 pub mod tools {
     pub use crate::delivery::dead_letters;
-    pub use crate::event::{Record, RecordError};
+    pub use crate::event::{Record, RecordError, escape_hidden};
     pub use crate::explain::{NotAnEvent, explain};
     pub use crate::file_stamp::FileStamp;
     pub use crate::spool::recovery::inspect;
@@ -134,6 +152,7 @@ pub mod tools {
 #[cfg(feature = "internals")]
 #[doc(hidden)]
 pub mod internals {
+    #[cfg(feature = "admin")]
     pub mod admin {
         pub use crate::admin::*;
     }
@@ -158,6 +177,7 @@ pub mod internals {
     pub mod response {
         pub use crate::response::*;
     }
+    #[cfg(feature = "server")]
     pub mod server {
         pub use crate::server::*;
     }

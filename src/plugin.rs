@@ -15,13 +15,13 @@ use crate::request::context::context;
 use crate::request::path::Reading;
 use crate::request::target::Target;
 use crate::response::answers;
-use crate::response::answers::{Answer, Answers, wants_image};
+use crate::response::answers::{Answer, Answers, OwnLines, wants_image};
 use crate::response::title_case::title_case;
-use crate::server::InFlight;
 use crate::spool::{CloseError, Commit, Overloaded, Spool};
 use crate::telemetry::event_samples::{EventSamples, PendingSample};
 use crate::telemetry::faults::Faults;
-use crate::telemetry::metrics::Metrics;
+use crate::telemetry::in_flight::InFlight;
+use crate::telemetry::metrics::{Limit, Metrics};
 use crate::upstream;
 use bytes::Bytes;
 use http::{Method, header};
@@ -36,9 +36,9 @@ use std::time::Duration;
 pub const BODY_BYTES_MAX: usize = 64 << 10;
 /// How long an event request's body may take to arrive, in seconds.
 const BODY_SECONDS_MAX: u64 = 10;
-/// Spare slots in each prebuilt header for the lines that the connection adds: `Date` and
-/// `Connection`.
-const SPARE_HEADERS: usize = 2;
+/// Spare slots in each prebuilt header for `Date` and `Connection`, which the connection adds, and
+/// for the two lines about an accepted event.
+const SPARE_HEADERS: usize = 4;
 
 /// The event gate as a Pingora middleware. Cheap to clone; all clones are one gate.
 #[derive(Clone)]
@@ -76,7 +76,8 @@ pub(crate) struct PrebuiltResponse {
 /// The answer to an event request.
 #[derive(Debug, Clone, Copy)]
 pub(crate) enum EventResponse {
-    Accepted,
+    /// With the lines of this event's answer.
+    Accepted(OwnLines),
     Head,
     Preflight,
     Rejected(Rejection),
@@ -86,25 +87,29 @@ pub(crate) enum EventResponse {
 pub(crate) enum NextStep {
     /// Answer now.
     Respond(EventResponse),
-    /// Wait until the event is on disk, then answer.
-    AwaitCommit(Commit, PendingSample),
+    /// Wait until the event is on disk, then answer, with these lines if it was accepted.
+    AwaitCommit(Commit, PendingSample, OwnLines),
 }
 
 impl EventResponse {
     /// Selects the prebuilt answer.
     pub fn pick<T>(self, answers: &Answers<T>, as_image: bool) -> &T {
         match self {
-            Self::Accepted | Self::Head => answers.accepted(),
+            Self::Accepted(_) => answers.accepted(),
+            Self::Head => answers.head(),
             Self::Preflight => answers.preflight(),
             Self::Rejected(rejection) => answers.rejected(rejection, as_image),
         }
     }
 
-    /// The `Retry-After` of this answer, in seconds. `None`: the prebuilt value stands.
-    pub fn retry_after_seconds(self) -> Option<u32> {
+    /// The header lines of this answer that are not prebuilt.
+    pub fn own_lines(self) -> OwnLines {
         match self {
-            Self::Rejected(rejection) => rejection.retry_after_seconds,
-            _ => None,
+            Self::Accepted(lines) => lines,
+            Self::Rejected(Rejection { retry_after_seconds, .. }) => {
+                OwnLines { retry_after_seconds, ..OwnLines::default() }
+            }
+            Self::Head | Self::Preflight => OwnLines::default(),
         }
     }
 
@@ -117,16 +122,16 @@ impl EventResponse {
 
     fn verdict(self) -> Verdict {
         match self {
-            Self::Accepted => Verdict::Accepted,
+            Self::Accepted(_) => Verdict::Accepted,
             Self::Head | Self::Preflight => Verdict::NotJudged,
             Self::Rejected(rejection) => Verdict::Rejected(rejection),
         }
     }
 
-    /// Accepted only if the commit succeeded, else `overloaded` (SPEC 6).
-    fn of_commit(committed: Result<(), Overloaded>) -> Self {
+    /// Accepted, with these lines, only if the commit succeeded, else `overloaded` (SPEC 6).
+    fn of_commit(committed: Result<(), Overloaded>, lines: OwnLines) -> Self {
         match committed {
-            Ok(()) => Self::Accepted,
+            Ok(()) => Self::Accepted(lines),
             Err(Overloaded) => Self::Rejected(Rejection::of(Reason::Overloaded)),
         }
     }
@@ -140,7 +145,8 @@ impl PixelGate {
     /// Judges and answers an event request. Call this first in `request_filter`:
     ///
     /// - `Ok(None)`: another path; the session is untouched. Return `Ok(false)` to proxy it.
-    /// - `Ok(Some(verdict))`: an event request, and answered. Return `Ok(true)`.
+    /// - `Ok(Some(verdict))`: an event request, and answered. Return `Ok(true)`. The verdict is
+    ///   [`Verdict::NotJudged`] if the request's body is broken or cut; the answer is 400 then.
     ///
     /// # Errors
     ///
@@ -155,28 +161,56 @@ impl PixelGate {
         &self,
         session: &mut ServerSession,
     ) -> pingora::Result<Option<Verdict>> {
-        let Some(step) = self.judge_session(session) else { return Ok(None) };
-        let response = self.finish(step).await;
-        drop_body(session).await?;
+        let target = Target::split(session.req_header().raw_path());
+        let reading = self.state.gate.read(target.path);
+        if reading == Reading::Other {
+            return Ok(None);
+        }
+        // Before the judging: an event counts only if its request is whole.
+        if !session.is_body_done() {
+            match read_body(session).await {
+                EventBody::Whole => {}
+                EventBody::Unread => session.set_keepalive(None),
+                EventBody::Broken => {
+                    self.refuse_body(session).await;
+                    return Ok(Some(Verdict::NotJudged));
+                }
+            }
+        }
+        let response = self.finish(self.judge_session(session, reading)).await;
         self.answer(session, response).await?;
         Ok(Some(response.verdict()))
     }
 
-    /// The part without waiting: judge, encode, enqueue. `None`: another path.
-    fn judge_session(&self, session: &ServerSession) -> Option<NextStep> {
+    /// The part without waiting: judge, encode, enqueue.
+    fn judge_session(&self, session: &ServerSession, reading: Reading) -> NextStep {
         let request = session.req_header();
-        let target = Target::split(request.raw_path());
-        let reading = self.state.gate.read(target.path);
-        if reading == Reading::Other {
-            return None;
-        }
         let peer = session.client_addr().and_then(|a| a.as_inet()).map(|a| a.ip());
-        Some(self.judge(EventRequest {
+        self.judge(EventRequest {
             method: &request.method,
             reading,
-            query: target.query,
-            context: context(&request.headers, peer, &self.state.trusted),
-        }))
+            query: Target::split(request.raw_path()).query,
+            context: context(
+                &request.headers,
+                peer,
+                &self.state.trusted,
+                self.state.gate.rules().context_names(),
+            ),
+        })
+    }
+
+    /// Answers 400 to a request whose body is broken or cut. The connection closes, because the end
+    /// of the request is unknown.
+    async fn refuse_body(&self, session: &mut ServerSession) {
+        self.state.metrics.count_refused(Limit::BodySyntax);
+        session.set_keepalive(None);
+        let sent = async {
+            let mut header = ResponseHeader::build(400, Some(1 + SPARE_HEADERS))?;
+            header.insert_header(header::CONTENT_LENGTH, 0)?;
+            session.write_response_header(Box::new(header)).await
+        };
+        // Fails if the client has gone, as it may have where its body is cut.
+        let _ = sent.await;
     }
 
     /// Judges an event request, and enqueues an accepted event in the spool.
@@ -200,12 +234,20 @@ impl PixelGate {
         if let Some(reason) = accepted.would_reject {
             state.metrics.count_dry_run_refusal(reason);
         }
-        match state.spool.append(|out| state.gate.encode(&accepted, out)) {
+        let mut event_id = None;
+        let encode = |out: &mut Vec<u8>| event_id = Some(state.gate.encode(&accepted, out));
+        match state.spool.append(encode) {
             Ok(commit) => {
                 if state.in_flight.as_ref().is_some_and(InFlight::all_connections_wait) {
                     state.spool.flush_now();
                 }
-                NextStep::AwaitCommit(commit, state.event_samples.appended(&accepted.event))
+                let lines = OwnLines {
+                    ignored_params: accepted.ignored.len(),
+                    event_id: event_id.filter(|_| state.response.event_id),
+                    retry_after_seconds: None,
+                };
+                let pending = state.event_samples.appended(&accepted.event);
+                NextStep::AwaitCommit(commit, pending, lines)
             }
             Err(Overloaded) => reject(Rejection::of(Reason::Overloaded)),
         }
@@ -215,8 +257,8 @@ impl PixelGate {
     pub(crate) async fn finish(&self, step: NextStep) -> EventResponse {
         let response = match step {
             NextStep::Respond(response) => response,
-            NextStep::AwaitCommit(commit, pending) => {
-                let response = EventResponse::of_commit(commit.await);
+            NextStep::AwaitCommit(commit, pending, lines) => {
+                let response = EventResponse::of_commit(commit.await, lines);
                 self.state.event_samples.committed(pending, response.reason());
                 response
             }
@@ -246,11 +288,19 @@ impl PixelGate {
         } else {
             prebuilt.header.clone()
         });
-        if let Some(seconds) = response.retry_after_seconds()
+        let own = response.own_lines();
+        if let Some(seconds) = own.retry_after_seconds
             && header.headers.contains_key(header::RETRY_AFTER)
         {
             header.insert_header(header::RETRY_AFTER, seconds)?;
         }
+        let mut added = Ok(());
+        own.put_accepted(|name, value| {
+            if added.is_ok() {
+                added = header.insert_header(name, value);
+            }
+        });
+        added?;
         session.write_response_header(header).await?;
         if !prebuilt.body.is_empty() && session.req_header().method != Method::HEAD {
             session.write_response_body(prebuilt.body.clone(), true).await?;
@@ -324,33 +374,36 @@ impl PrebuiltResponse {
     }
 }
 
-/// Reads and drops the request's body, so that the next request on this connection is found where
-/// it begins. If the body is too long or too slow, the connection closes after the answer.
-async fn drop_body(session: &mut ServerSession) -> pingora::Result<()> {
-    if session.is_body_done() {
-        return Ok(());
-    }
-    if session.get_header(header::EXPECT).is_some() {
-        // The answer is final without the body, so a client that waits for 100 need not send it.
-        session.set_keepalive(None);
-        return Ok(());
-    }
-    let limit = Duration::from_secs(BODY_SECONDS_MAX);
-    let whole = tokio::time::timeout(limit, read_body(session)).await.unwrap_or(Ok(false))?;
-    if !whole {
-        session.set_keepalive(None);
-    }
-    Ok(())
+/// How reading an event request's body ended.
+enum EventBody {
+    /// It was read to its end.
+    Whole,
+    /// Its end was not looked for: it is longer than [`BODY_BYTES_MAX`], or the client waits for
+    /// `100 Continue`, which the final answer makes needless.
+    Unread,
+    /// It is malformed, was cut off, or took longer than [`BODY_SECONDS_MAX`].
+    Broken,
 }
 
-/// Reads to the body's end or past [`BODY_BYTES_MAX`]; returns whether the end was reached.
-async fn read_body(session: &mut ServerSession) -> pingora::Result<bool> {
-    let mut read = 0;
-    while let Some(piece) = session.read_request_body().await? {
-        read += piece.len();
-        if read > BODY_BYTES_MAX {
-            return Ok(false);
-        }
+/// Reads and drops the request's body, so that the next request on this connection is found where
+/// it begins.
+async fn read_body(session: &mut ServerSession) -> EventBody {
+    if session.get_header(header::EXPECT).is_some() {
+        return EventBody::Unread;
     }
-    Ok(true)
+    let read = async {
+        let mut bytes = 0;
+        loop {
+            match session.read_request_body().await {
+                Ok(Some(piece)) => bytes += piece.len(),
+                Ok(None) => return EventBody::Whole,
+                Err(_) => return EventBody::Broken,
+            }
+            if bytes > BODY_BYTES_MAX {
+                return EventBody::Unread;
+            }
+        }
+    };
+    let limit = Duration::from_secs(BODY_SECONDS_MAX);
+    tokio::time::timeout(limit, read).await.unwrap_or(EventBody::Broken)
 }

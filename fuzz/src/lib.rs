@@ -7,6 +7,8 @@ pub mod config_error;
 pub mod event;
 #[path = "../../src/request/path.rs"]
 pub mod path;
+#[path = "../../src/request/readings.rs"]
+pub mod readings;
 
 /// The names by which the tests' naive judge reaches the room that it is compared with.
 pub mod internals {

@@ -18,7 +18,7 @@ use super::sampler::Sampler;
 use super::snapshot::Snapshot;
 use super::status;
 use crate::explain::explain;
-use crate::server::InFlight;
+use crate::telemetry::in_flight::InFlight;
 use async_trait::async_trait;
 use bytes::Bytes;
 use http::{Method, StatusCode};

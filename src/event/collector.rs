@@ -7,7 +7,7 @@ use std::borrow::Cow;
 
 use super::config::Rules;
 use super::event::Event;
-use super::param::{Reserved, WITHHELD};
+use super::param::Reserved;
 use super::query::{NotUtf8, Piece, Plus, Text};
 use super::revenue::Revenue;
 use super::verdict::{Ignored, IgnoredParams, Reason, Rejection};
@@ -22,15 +22,30 @@ struct Slot<'a> {
 }
 
 impl<'a> Slot<'a> {
-    fn take(&mut self, value: Result<Text<'a>, NotUtf8>) {
+    fn take(&mut self, param: Reserved, value: Result<Text<'a>, NotUtf8>) {
         match (value, &self.value) {
             (Err(NotUtf8), _) => self.not_utf8 = true,
             (Ok(new), _) if new.text.is_empty() => {}
             (Ok(new), None) => self.value = Some(new),
-            (Ok(new), Some(first)) => self.conflicts |= new.text != first.text,
+            (Ok(new), Some(first)) if new.text == first.text => {}
+            (Ok(new), Some(_)) => self.compare(param, new),
         }
     }
 
+    /// Two texts that are not equal are the same value if they have the same canonical form.
+    #[cold]
+    fn compare(&mut self, param: Reserved, new: Text<'a>) {
+        let canonical = |value| canonical_text(param, value);
+        match (self.value.take().and_then(canonical), canonical(new)) {
+            // The canonical form is short, so comparing with it again costs little.
+            (Some(first), Some(new)) if first == new => {
+                self.value = Some(Text { text: first, plain: false });
+            }
+            _ => self.conflicts = true,
+        }
+    }
+
+    /// The one value. `None`: the parameter is absent or empty.
     fn read(&mut self, param: Reserved) -> Result<Option<Text<'a>>, Rejection> {
         if self.not_utf8 {
             return Err(Rejection::at(Reason::InvalidEncoding, param));
@@ -59,7 +74,7 @@ impl<'e, 'a> ParamCollector<'e, 'a> {
     pub(super) fn take(&mut self, piece: Piece<'a>, rules: &Rules) {
         let Ok(key) = piece.key() else { return self.take_undecodable_key(piece) };
         if let Some(param) = Reserved::of(key.as_bytes()) {
-            return self.reserved[param as usize].take(piece.value(Plus::of(Some(param))));
+            return self.reserved[param as usize].take(param, piece.value(Plus::of(Some(param))));
         }
         let value = piece.value(Plus::of(None));
         if value.as_ref().is_ok_and(|value| value.text.is_empty()) {
@@ -121,13 +136,22 @@ impl<'e, 'a> ParamCollector<'e, 'a> {
     }
 }
 
+/// The canonical form of a reserved value. `None` if it has none of its own: it breaks the rule of
+/// its parameter, or is opaque.
+fn canonical_text<'a>(param: Reserved, value: Text<'a>) -> Option<Cow<'a, str>> {
+    match param {
+        Reserved::Portal => Some(validate::portal(&value)?.to_string().into()),
+        Reserved::Email => email::canonical(value.text),
+        Reserved::Revenue => Some(Revenue::parse(&value.text)?.to_string().into()),
+        Reserved::Event | Reserved::ExternalId => None,
+    }
+}
+
 /// Why a parameter of this name is not a contact property; `None` if it is one. The name is in
 /// lower case; `plain` as in [`validate::is_property_name`].
 pub(super) fn name_fault(name: &str, plain: bool, rules: &Rules) -> Option<Ignored> {
-    if WITHHELD.contains(&name) {
-        Some(Ignored::Withheld)
-    } else if rules.ignores(name) {
-        Some(Ignored::Configured)
+    if let Some(cause) = rules.drops(name) {
+        Some(cause)
     } else if name.starts_with('_') {
         Some(Ignored::Underscore)
     } else if !plain && name.starts_with("amp;") {

@@ -1,32 +1,42 @@
-//! The `[events]` section, and the [`Rules`] made of it.
+//! The `[events]` section, and the [`Rules`] that are built from it.
 //!
-//! What may be wrong in a configuration is found here, once, at construction: judging holds
-//! [`Rules`], which cannot be wrong.
+//! [`Rules::new`] checks the section once. Judging uses [`Rules`] only, so it never meets a value
+//! that is out of range.
 
 use crate::config_error::ConfigError;
 
 use bytesize::ByteSize;
 use serde::Deserialize;
 
+use super::context_names::ContextNames;
+use super::dropped_names::DroppedNames;
 use super::param::{
-    PARAMS_MAX_DEFAULT, PARAMS_MAX_RANGE, PROPERTY_NAME_BYTES_MAX, QUERY_BYTES_MAX_DEFAULT,
-    QUERY_BYTES_MAX_RANGE, Reserved,
+    IGNORE_PARAMS_DEFAULT, PARAMS_MAX_DEFAULT, PARAMS_MAX_RANGE, PROPERTY_NAME_BYTES_MAX,
+    QUERY_BYTES_MAX_DEFAULT, QUERY_BYTES_MAX_RANGE, Reserved, WITHHOLD_PARAMS_DEFAULT,
 };
+use super::verdict::Ignored;
 
 /// The `[events]` section (SPEC 9).
 #[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct Config {
-    /// The event path, in canonical form. Its spellings are in SPEC 2.
+    /// The event path in canonical form. SPEC 2 says which other paths mean the same.
     pub path: String,
-    /// The methods that are judged: `GET`, and `POST` if wished.
+    /// The methods that are judged: `GET`, and optionally `POST`.
     pub methods: Vec<String>,
     /// The longest query, in bytes.
     pub query_bytes_max: ByteSize,
     /// The most non-empty pieces of a query.
     pub params_max: usize,
-    /// Names of parameters that are always ignored; upper and lower case are the same.
+    /// Names of parameters that are always ignored. ASCII case does not matter.
     pub ignore_params: Vec<String>,
+    /// Names of parameters that may be credentials: ignored, and their values are shown nowhere.
+    /// ASCII case does not matter.
+    pub withhold_params: Vec<String>,
+    /// The cookie whose value is stored as `context.utk`. `None`: no cookie is read.
+    pub utk_cookie: Option<String>,
+    /// Headers from trusted proxies that are stored in `context.headers`.
+    pub context_headers: Vec<String>,
 }
 
 impl Default for Config {
@@ -36,7 +46,10 @@ impl Default for Config {
             methods: vec!["GET".to_owned()],
             query_bytes_max: ByteSize::b(QUERY_BYTES_MAX_DEFAULT as u64),
             params_max: PARAMS_MAX_DEFAULT,
-            ignore_params: vec!["t".to_owned()],
+            ignore_params: IGNORE_PARAMS_DEFAULT.map(str::to_owned).into(),
+            withhold_params: WITHHOLD_PARAMS_DEFAULT.map(str::to_owned).into(),
+            utk_cookie: None,
+            context_headers: Vec::new(),
         }
     }
 }
@@ -50,20 +63,21 @@ pub struct Limits {
     pub params_max: usize,
 }
 
-/// What [`parse`](super::parse) needs to know: a [`Config`] found to be right.
+/// A checked [`Config`], in the form that judging needs.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Rules {
     limits: Limits,
-    ignore_params: Box<[String]>,
+    dropped: DroppedNames,
+    context_names: ContextNames,
     judges_post: bool,
 }
 
 impl Rules {
-    /// Takes what concerns the query from a configuration.
+    /// Checks all keys but `path`.
     ///
     /// # Errors
     ///
-    /// The first key whose value is not within its range.
+    /// The first key whose value is out of range.
     pub fn new(config: &Config) -> Result<Rules, ConfigError> {
         let query_bytes_max = usize::try_from(config.query_bytes_max.as_u64())
             .ok()
@@ -82,7 +96,11 @@ impl Rules {
         }
         Ok(Rules {
             limits: Limits { query_bytes_max, params_max: config.params_max },
-            ignore_params: ignore_params(&config.ignore_params)?,
+            dropped: dropped_names(config)?,
+            context_names: ContextNames::new(
+                config.utk_cookie.as_deref(),
+                &config.context_headers,
+            )?,
             judges_post: judges_post(&config.methods)?,
         })
     }
@@ -92,48 +110,75 @@ impl Rules {
         self.limits
     }
 
+    /// The cookie and the headers that are stored with an event.
+    pub fn context_names(&self) -> &ContextNames {
+        &self.context_names
+    }
+
     /// Whether `POST` is judged like `GET`.
     pub fn judges_post(&self) -> bool {
         self.judges_post
     }
 
-    /// Whether the operator wants this parameter left out. The name is in lower case.
-    pub(super) fn ignores(&self, name: &str) -> bool {
-        self.ignore_params.iter().any(|ignored| ignored == name)
+    /// Why the configuration drops a parameter of this name, which is in lower case. `None`: it
+    /// does not.
+    #[inline]
+    pub(super) fn drops(&self, name: &str) -> Option<Ignored> {
+        self.dropped.cause(name)
+    }
+
+    /// Whether a parameter of this name, which is in lower case, may be a credential
+    /// (`events.withhold_params`).
+    pub fn withholds(&self, name: &str) -> bool {
+        self.drops(name) == Some(Ignored::Withheld)
     }
 }
 
 impl Default for Rules {
     fn default() -> Rules {
+        let names = |names: &[&str], cause| {
+            names.iter().map(|name| ((*name).to_owned(), cause)).collect::<Vec<_>>()
+        };
+        let withheld = names(&WITHHOLD_PARAMS_DEFAULT, Ignored::Withheld);
+        let ignored = names(&IGNORE_PARAMS_DEFAULT, Ignored::Configured);
         Rules {
             limits: Limits {
                 query_bytes_max: QUERY_BYTES_MAX_DEFAULT,
                 params_max: PARAMS_MAX_DEFAULT,
             },
-            ignore_params: Box::new(["t".to_owned()]),
+            dropped: DroppedNames::new(withheld.into_iter().chain(ignored)),
+            context_names: ContextNames::default(),
             judges_post: false,
         }
     }
 }
 
-fn ignore_params(names: &[String]) -> Result<Box<[String]>, ConfigError> {
-    let key = "events.ignore_params";
-    names
+/// Both lists of names; a name in both is withheld.
+fn dropped_names(config: &Config) -> Result<DroppedNames, ConfigError> {
+    let withheld = config
+        .withhold_params
         .iter()
-        .map(|name| {
-            let name = name.trim().to_ascii_lowercase();
-            if Reserved::of(name.as_bytes()).is_some() {
-                // Silently losing every address or amount is hardly what somebody wants.
-                let reason = format!("must not name the reserved parameter {name:?}");
-                return Err(ConfigError::new(key, reason));
-            }
-            if name.is_empty() || name.len() > PROPERTY_NAME_BYTES_MAX {
-                let reason = format!("must hold names of 1 to {PROPERTY_NAME_BYTES_MAX} bytes");
-                return Err(ConfigError::new(key, reason));
-            }
-            Ok(name)
-        })
-        .collect()
+        .map(|name| Ok((dropped_name("events.withhold_params", name)?, Ignored::Withheld)));
+    let ignored = config
+        .ignore_params
+        .iter()
+        .map(|name| Ok((dropped_name("events.ignore_params", name)?, Ignored::Configured)));
+    let names: Result<Vec<_>, ConfigError> = withheld.chain(ignored).collect();
+    names.map(DroppedNames::new)
+}
+
+fn dropped_name(key: &'static str, name: &str) -> Result<String, ConfigError> {
+    let name = name.trim().to_ascii_lowercase();
+    if Reserved::of(name.as_bytes()).is_some() {
+        // Each event would lose its address or amount without a word.
+        let reason = format!("must not name the reserved parameter {name:?}");
+        return Err(ConfigError::new(key, reason));
+    }
+    if name.is_empty() || name.len() > PROPERTY_NAME_BYTES_MAX {
+        let reason = format!("must hold names of 1 to {PROPERTY_NAME_BYTES_MAX} bytes");
+        return Err(ConfigError::new(key, reason));
+    }
+    Ok(name)
 }
 
 fn judges_post(methods: &[String]) -> Result<bool, ConfigError> {
@@ -190,11 +235,23 @@ mod tests {
     }
 
     #[test]
-    fn ignored_names_are_compared_in_lower_case_and_never_reserved() {
-        let config = Config { ignore_params: vec![" CacheBuster ".into()], ..Config::default() };
-        assert!(Rules::new(&config).is_ok_and(|rules| rules.ignores("cachebuster")));
+    fn dropped_names_are_compared_in_lower_case_and_never_reserved() {
+        let config = Config {
+            ignore_params: vec![" CacheBuster ".into(), "Pin".into()],
+            withhold_params: vec!["PIN".into()],
+            ..Config::default()
+        };
+        let rules = Rules::new(&config).unwrap();
+        assert_eq!(rules.drops("cachebuster"), Some(Ignored::Configured));
+        assert_eq!(rules.drops("pin"), Some(Ignored::Withheld));
+        assert!(rules.withholds("pin") && !rules.withholds("cachebuster"));
+        assert_eq!((rules.drops("t"), rules.drops("token")), (None, None), "both lists replace");
         for name in ["email", "_A", " id", "", "  "] {
             assert_eq!(refused(|c| c.ignore_params = vec![name.into()]), "events.ignore_params");
+            assert_eq!(
+                refused(|c| c.withhold_params = vec![name.into()]),
+                "events.withhold_params"
+            );
         }
     }
 }

@@ -1,18 +1,18 @@
-//! The address rule of SPEC 3: one plain address, as a person would write it down.
+//! The rule of SPEC 3 for an address: one plain address, as a person would write it down.
 //!
-//! Most addresses are canonical as received, which a quick check (a state machine over the bytes)
-//! finds. The domain of any other address is judged by the `idna` crate (UTS-46). The local part is
-//! RFC 5322's dot-atom with
-//! the non-ASCII characters of RFC 6532: no quotes, no comments, no address literals, no display
-//! name. Deliverability is not judged: no DNS query is made.
+//! Most addresses are canonical as received. A quick check (a state machine over the bytes) finds
+//! these. For any other address the `idna` crate (UTS-46) judges the domain. The local part is
+//! RFC 5322's dot-atom with the visible non-ASCII characters of RFC 6532: no quotes, no comments,
+//! no address literals, no display name. The address is not tried: no DNS query is made.
 //!
-//! Limits hold for the canonical form, because lower-casing and IDNA mapping change lengths, and a
+//! Limits apply to the canonical form, because lower-casing and IDNA mapping change lengths, and a
 //! canonical address must pass again.
 
 use std::borrow::Cow;
 
 use idna::uts46::{AsciiDenyList, DnsLength, Hyphens, Uts46};
 
+use super::hidden::is_hidden;
 use super::param::{EMAIL_BYTES_MAX, EMAIL_LABELS_MIN, EMAIL_LOCAL_BYTES_MAX};
 
 /// The longest domain handed to IDNA, in bytes: 253 characters of four bytes. A longer one can only
@@ -131,11 +131,12 @@ fn is_dot_atom(local: &str) -> bool {
     previous != '.'
 }
 
-/// RFC 5322, 3.2.3, and RFC 6532, 3.2, without control characters and white space.
+/// RFC 5322, 3.2.3, and RFC 6532, 3.2, without white space and hidden characters: two addresses
+/// that look the same must be the same contact.
 fn is_atext(c: char) -> bool {
     match u8::try_from(c) {
         Ok(byte) if byte.is_ascii() => is_ascii_atext(byte),
-        _ => !c.is_control() && !c.is_whitespace(),
+        _ => !is_hidden(c) && !c.is_whitespace(),
     }
 }
 

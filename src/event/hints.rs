@@ -1,142 +1,26 @@
-//! Hints: likely mistakes in a query, recognised by common patterns.
+//! Finds likely mistakes in a query by common patterns.
 //!
-//! Hints are not part of the verdict. Only `explain` asks for them, for one query at a time, so
-//! they
-//! may guess and may be slow. No sentence here repeats a value.
+//! Hints are no part of the verdict. Only `explain` asks for them, for one query at a time, so the
+//! search may guess and may be slow.
 
 use std::borrow::Cow;
 
 use super::collector::name_fault;
 use super::config::Rules;
-use super::param::{Reserved, WITHHELD};
+use super::hidden::is_hidden;
+use super::hint::{Hint, ParamHint};
+use super::param::Reserved;
 use super::query::{NotUtf8, Piece, Plus, encode_non_ascii, pieces};
 use super::revenue::Revenue;
 use super::verdict::Ignored;
 
-/// A likely mistake.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub enum Hint {
-    /// A key begins with `amp;`.
-    EscapedSeparator,
-    /// A key begins with `?`.
-    SecondQuestionMark,
-    /// A piece without `=`: probably the end of a value with a bare `&` in it.
-    BareAmpersand,
-    /// A value holds what looks like further parameters, after a `;`.
-    SemicolonSeparator,
-    /// A value is a template's placeholder that was not filled in.
-    Placeholder,
-    /// A value is still percent-encoded after decoding.
-    EncodedTwice,
-    /// A reserved parameter is there, but empty.
-    EmptyValue,
-    /// This name is often mistaken for the reserved parameter named here, which is absent.
-    MeantParam(&'static str),
-    /// Probably a property's label instead of its internal name.
-    PropertyLabel,
-    /// A parameter that may be a credential.
-    Credential,
-    /// More than one address.
-    SeveralEmails,
-    /// An address with a name, quotes or brackets around it.
-    DecoratedEmail,
-    /// A space in an address, where a `+` may have been.
-    SpaceInEmail,
-    /// An invisible character in an address.
-    InvisibleCharacter,
-    /// An amount with a comma, a currency or grouped digits.
-    LocalNumber,
-}
-
-impl Hint {
-    /// The label.
-    pub const fn as_str(self) -> &'static str {
-        match self {
-            Hint::EscapedSeparator => "escaped_separator",
-            Hint::SecondQuestionMark => "second_question_mark",
-            Hint::BareAmpersand => "bare_ampersand",
-            Hint::SemicolonSeparator => "semicolon_separator",
-            Hint::Placeholder => "placeholder",
-            Hint::EncodedTwice => "encoded_twice",
-            Hint::EmptyValue => "empty_value",
-            Hint::MeantParam(_) => "meant_param",
-            Hint::PropertyLabel => "property_label",
-            Hint::Credential => "credential",
-            Hint::SeveralEmails => "several_emails",
-            Hint::DecoratedEmail => "decorated_email",
-            Hint::SpaceInEmail => "space_in_email",
-            Hint::InvisibleCharacter => "invisible_character",
-            Hint::LocalNumber => "local_number",
-        }
-    }
-
-    /// A sentence for people: what is probably wrong, and what to do.
-    pub fn detail(self) -> &'static str {
-        match self {
-            Hint::EscapedSeparator => {
-                "The link was escaped for HTML and then used outside of it: write & between \
-                 parameters, not &amp;."
-            }
-            Hint::SecondQuestionMark => "The link has two question marks: only one begins a query.",
-            Hint::BareAmpersand => {
-                "There is no = after this name, so it says nothing: if it is the end of the value \
-                 before it, write the & in that value as %26."
-            }
-            Hint::SemicolonSeparator => {
-                "This value goes on with what look like further parameters: separate them with &, \
-                 not with ;."
-            }
-            Hint::Placeholder => {
-                "This is a template's placeholder that was not filled in: check that the tool that \
-                 sends it knows this placeholder and has a value for it."
-            }
-            Hint::EncodedTwice => "This value was percent-encoded twice: encode it once.",
-            Hint::EmptyValue => "This parameter is empty, which is the same as leaving it out.",
-            Hint::MeantParam("_a") => "If this is the account (Hub ID), its parameter is _a.",
-            Hint::MeantParam("_n") => "If this is the event's id or name, its parameter is _n.",
-            Hint::MeantParam("_m") => "If this is the revenue, its parameter is _m.",
-            Hint::MeantParam("id") => "If this is your own id of the contact, its parameter is id.",
-            Hint::MeantParam(_) => "If this is the contact's address, its parameter is email.",
-            Hint::PropertyLabel => {
-                "This is no property's internal name: that is made of a-z, 0-9 and _, such as \
-                 favorite_color for \"Favorite Color\"."
-            }
-            Hint::Credential => {
-                "Everybody who sees the link sees this: take it out, and replace it if it is a \
-                 secret."
-            }
-            Hint::SeveralEmails => "An event belongs to one contact: send one event per address.",
-            Hint::DecoratedEmail => {
-                "Send the bare address, without a name, quotes, brackets or mailto: around it."
-            }
-            Hint::SpaceInEmail => {
-                "There is a space in this address: if it was a +, write it as %2B or +, not as %20."
-            }
-            Hint::InvisibleCharacter => {
-                "There is a character in this address that cannot be seen, as copying from a web \
-                 page or a table leaves it: type the address anew."
-            }
-            Hint::LocalNumber => {
-                "Write the amount with a point for decimals and without currency or thousands \
-                 separators, as in 1234.5."
-            }
-        }
-    }
-}
-
-/// A hint and the parameter that it is about.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Hints<'a> {
-    /// The parameter's name as decoded.
-    pub param: Cow<'a, str>,
-    /// What is probably wrong with it.
-    pub hint: Hint,
-}
-
-/// Looks for likely mistakes in a query, parameter by parameter. Reads at most `query_bytes_max`
-/// bytes and `params_max` parameters of `rules`.
-pub fn hints(query: &[u8], rules: &Rules) -> Vec<Hints<'static>> {
+/// Looks for likely mistakes, parameter by parameter. Reads at most `query_bytes_max` bytes and
+/// `params_max` parameters of `rules`. `query` may be that of a link, with the fragment that a
+/// browser would not send.
+pub fn hints(query: &[u8], rules: &Rules) -> Vec<ParamHint> {
     let limits = rules.limits();
+    let mut parts = query.splitn(2, |byte| *byte == b'#');
+    let query = parts.next().unwrap_or_default();
     let query = &query[..query.len().min(limits.query_bytes_max)];
     let query =
         std::str::from_utf8(query).map_or_else(|_| encode_non_ascii(query).into(), Cow::Borrowed);
@@ -146,20 +30,29 @@ pub fn hints(query: &[u8], rules: &Rules) -> Vec<Hints<'static>> {
         pieces.iter().any(|piece| names(piece) && !piece.raw_value().is_empty())
     };
     let mut found = Vec::new();
-    for piece in &pieces {
-        let param = piece.key().map_or_else(|NotUtf8| piece.key_lossy(), Cow::into_owned);
+    for (place, piece) in pieces.iter().enumerate() {
+        let param = shown_key(piece);
         let reserved = Reserved::of(param.as_bytes());
         let value = piece.value(Plus::of(reserved)).ok().map(|value| value.text);
         let candidates = [
             about_key(&param, reserved, piece, rules),
             meant_param(&param).filter(|meant| !is_given(meant)).map(Hint::MeantParam),
+            is_other_spelling(piece, &pieces[..place]).then_some(Hint::TwoSpellings),
             // Both forms: decoding may destroy a placeholder, as that of `%%address%%`.
             about_value(reserved, value.as_deref().unwrap_or_default(), piece.raw_value()),
         ];
-        let about_param = |hint| Hints { param: Cow::Owned(param.clone()), hint };
+        let about_param = |hint| ParamHint { param: param.clone(), hint };
         found.extend(candidates.into_iter().flatten().map(about_param));
     }
+    if parts.next().is_some() {
+        let param = pieces.last().map_or_else(|| "#".to_owned(), shown_key);
+        found.push(ParamHint { param, hint: Hint::CutByFragment });
+    }
     found
+}
+
+fn shown_key(piece: &Piece<'_>) -> String {
+    piece.key().map_or_else(|NotUtf8| piece.key_lossy(), Cow::into_owned)
 }
 
 fn about_key(
@@ -169,25 +62,43 @@ fn about_key(
     rules: &Rules,
 ) -> Option<Hint> {
     let is_empty = piece.value(Plus::of(reserved)).is_ok_and(|value| value.text.is_empty());
+    let fault = || name_fault(key, piece.has_plain_key(), rules);
     if key.starts_with("amp;") {
         Some(Hint::EscapedSeparator)
     } else if key.starts_with('?') {
         Some(Hint::SecondQuestionMark)
-    } else if reserved.is_some() && is_empty {
-        Some(Hint::EmptyValue)
+    } else if reserved.is_some() {
+        is_empty.then_some(Hint::EmptyValue)
     } else if !piece.has_equals_sign() {
         Some(Hint::BareAmpersand)
     } else if is_empty {
         None
-    } else if WITHHELD.contains(&key) {
+    } else if rules.withholds(key) || is_credential_name(key) {
         Some(Hint::Credential)
-    } else if reserved.is_none()
-        && name_fault(key, piece.has_plain_key(), rules) == Some(Ignored::InvalidName)
-    {
-        Some(Hint::PropertyLabel)
+    } else if key.contains(is_hidden) {
+        Some(Hint::InvisibleCharacter)
+    } else if fault() == Some(Ignored::InvalidName) {
+        Some(if key.contains('[') { Hint::ArrayName } else { Hint::PropertyLabel })
     } else {
         None
     }
+}
+
+/// Whether a name ends as names of credentials do. Such a parameter is passed on, unless
+/// `events.withhold_params` names it.
+fn is_credential_name(key: &str) -> bool {
+    const ENDS: [&str; 6] = ["token", "password", "passwd", "secret", "apikey", "api_key"];
+    ENDS.iter().any(|end| key.ends_with(end))
+}
+
+/// Whether an earlier piece has the same property name in another case.
+fn is_other_spelling(piece: &Piece<'_>, earlier: &[Piece<'_>]) -> bool {
+    let (Ok(key), Ok(spelled)) = (piece.key(), piece.spelled_key()) else { return false };
+    let differs = |other: &Piece<'_>| {
+        other.key().is_ok_and(|name| name == key)
+            && other.spelled_key().is_ok_and(|other| other != spelled)
+    };
+    Reserved::of(key.as_bytes()).is_none() && earlier.iter().any(differs)
 }
 
 /// The reserved parameter that people mean by a name, if any.
@@ -195,9 +106,8 @@ fn meant_param(key: &str) -> Option<&'static str> {
     let meant = match key {
         "a" | "portal" | "portal_id" | "portalid" | "hub" | "hub_id" | "hubid" => Reserved::Portal,
         "n" | "event" | "event_id" | "eventid" | "event_name" | "_e" => Reserved::Event,
-        "mail" | "e-mail" | "e_mail" | "_email" | "email_address" | "emailaddress" => {
-            Reserved::Email
-        }
+        "mail" | "e-mail" | "e_mail" | "_email" | "email_address" | "email-address"
+        | "emailaddress" => Reserved::Email,
         "m" | "revenue" | "amount" | "_revenue" => Reserved::Revenue,
         "_id" | "external_id" | "externalid" | "user_id" | "userid" => Reserved::ExternalId,
         _ => return None,
@@ -208,33 +118,45 @@ fn meant_param(key: &str) -> Option<&'static str> {
 fn about_value(reserved: Option<Reserved>, value: &str, raw: &str) -> Option<Hint> {
     const REOPENED: [&str; 5] = [";_a=", ";_n=", ";_m=", ";email=", ";id="];
     if is_placeholder(value) || is_placeholder(raw) {
-        Some(Hint::Placeholder)
-    } else if REOPENED.iter().any(|start| value.to_ascii_lowercase().contains(start)) {
-        Some(Hint::SemicolonSeparator)
-    } else if has_escape(value) {
-        Some(Hint::EncodedTwice)
-    } else if reserved == Some(Reserved::Email) {
-        about_email(value)
-    } else if reserved == Some(Reserved::Revenue) {
-        let has_digit = value.bytes().any(|byte| byte.is_ascii_digit());
-        (has_digit && Revenue::parse(value).is_none()).then_some(Hint::LocalNumber)
-    } else {
-        None
+        return Some(Hint::Placeholder);
+    }
+    let lower = value.to_ascii_lowercase();
+    if REOPENED.iter().any(|start| lower.contains(start)) {
+        return Some(Hint::SemicolonSeparator);
+    }
+    if has_escape(value) {
+        return Some(Hint::EncodedTwice);
+    }
+    if has_unicode_escape(value) {
+        return Some(Hint::UnicodeEscape);
+    }
+    if is_filler_word(&lower) {
+        return Some(Hint::FillerWord);
+    }
+    match reserved {
+        Some(Reserved::Email) => about_email(value),
+        Some(Reserved::Revenue) => {
+            let has_digit = value.bytes().any(|byte| byte.is_ascii_digit());
+            (has_digit && Revenue::parse(value).is_none()).then_some(Hint::LocalNumber)
+        }
+        Some(Reserved::Event | Reserved::ExternalId) if value.contains(is_hidden) => {
+            Some(Hint::InvisibleCharacter)
+        }
+        Some(Reserved::Event | Reserved::ExternalId) if has_separate_accent(value) => {
+            Some(Hint::DecomposedAccent)
+        }
+        _ => was_plus_meant(raw).then_some(Hint::PlusIsSpace),
     }
 }
 
 fn about_email(value: &str) -> Option<Hint> {
-    let is_invisible = |c: char| {
-        matches!(c, '\u{AD}' | '\u{61C}' | '\u{180E}' | '\u{200B}'..='\u{200F}'
-            | '\u{202A}'..='\u{202E}' | '\u{2060}'..='\u{206F}' | '\u{FEFF}')
-    };
     if value.matches('@').count() > 1 {
         Some(Hint::SeveralEmails)
     } else if value.contains(['<', '>', '"', '(', ')', '[', ']'])
         || value.get(..7).is_some_and(|start| start.eq_ignore_ascii_case("mailto:"))
     {
         Some(Hint::DecoratedEmail)
-    } else if value.contains(is_invisible) {
+    } else if value.contains(is_hidden) {
         Some(Hint::InvisibleCharacter)
     } else if value.contains(' ') {
         Some(Hint::SpaceInEmail)
@@ -279,6 +201,43 @@ fn has_escape(value: &str) -> bool {
     bytes.windows(3).any(|w| w[0] == b'%' && w[1].is_ascii_hexdigit() && w[2].is_ascii_hexdigit())
 }
 
+/// Whether a decoded text has `%u` and four hexadecimal digits in it.
+fn has_unicode_escape(value: &str) -> bool {
+    let is_escape = |w: &[u8]| w.starts_with(b"%u") && w[2..].iter().all(u8::is_ascii_hexdigit);
+    value.as_bytes().windows(6).any(is_escape)
+}
+
+/// Whether a value, in lower case, is a word that programs write for nothing.
+fn is_filler_word(value: &str) -> bool {
+    ["null", "(null)", "none", "(none)", "nil", "n/a", "nan", "undefined"].contains(&value)
+}
+
+/// Whether an ASCII letter is followed by a combining accent. Other letters have such forms too;
+/// these are the common ones.
+fn has_separate_accent(value: &str) -> bool {
+    let mut previous = ' ';
+    value.chars().any(|c| {
+        let is_accented = previous.is_ascii_alphabetic() && ('\u{300}'..='\u{36F}').contains(&c);
+        previous = c;
+        is_accented
+    })
+}
+
+/// Whether a raw `+` in a value that is not decoded looks like that of a phone number (`+49…`) or
+/// of a time zone (`…10:00:00+02:00`).
+fn was_plus_meant(raw: &str) -> bool {
+    let is_digit = |c: char| c.is_ascii_digit();
+    if raw.strip_prefix('+').is_some_and(|rest| rest.starts_with(is_digit)) {
+        return true;
+    }
+    let raw = raw.replace("%3A", ":").replace("%3a", ":");
+    let Some((time, zone)) = raw.rsplit_once('+') else { return false };
+    let is_zone = matches!(zone.len(), 2 | 4 | 5)
+        && zone.starts_with(is_digit)
+        && zone.chars().all(|c| is_digit(c) || c == ':');
+    is_zone && time.contains(':') && time.ends_with(is_digit)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -286,7 +245,7 @@ mod tests {
     fn check(query: &str, expected: &[(&str, &str)]) {
         let rules = Rules::default();
         let found = hints(query.as_bytes(), &rules);
-        let found: Vec<_> = found.iter().map(|h| (&*h.param, h.hint.as_str())).collect();
+        let found: Vec<_> = found.iter().map(|h| (h.param.as_str(), h.hint.as_str())).collect();
         assert_eq!(found, expected, "{query}");
     }
 

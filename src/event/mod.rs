@@ -1,26 +1,31 @@
 //! Judging: from the bytes of a query to an [`Event`] or a [`Rejection`].
 //!
-//! Pure: no I/O, no clock, no async, no state. The same function judges a request, the command
-//! `explain` and the tests, so the three cannot differ. The rules are SPEC 3; all of their limits
-//! stand in `param.rs`.
+//! Pure: no I/O, no clock, no async, no state. A request, the command `explain` and the tests call
+//! the same function, so their verdicts cannot differ. SPEC 3 has the rules; `param.rs` has their
+//! limits.
 //!
 //! This room knows no path and no method (SPEC 2), no portal policy (SPEC 5) and no answer (SPEC
-//! 4). [`Reason`] lists the reasons of those checks only so that there is one list.
+//! 4). [`Reason`] lists the reasons of those checks as well, so that there is one list.
 //!
 //! `parse.rs` is the entry. `query.rs` splits and decodes, `collector.rs` collects the parameters
-//! by their meaning, `validate.rs`, `email.rs` and `revenue.rs` hold the rule of each field, and
+//! by their meaning, `validate.rs`, `email.rs` and `revenue.rs` have the rule of each field, and
 //! `normalize.rs` makes the canonical form. `record/` stores an event, reads it back and writes it
-//! as upstreams receive it. `hints.rs` names likely mistakes in a query; `peek.rs` reads portal and
-//! event name of a rejected query.
+//! as upstreams receive it. `hints.rs` finds likely mistakes in a query, which `hint.rs` lists;
+//! `peek.rs` reads portal and event name of a rejected query. `hidden.rs` knows the characters that
+//! no reader sees.
 //!
 //! A plain query (no `%`, no `+`, lower-case keys) is judged without allocating: the event borrows
 //! from the query.
 
 mod collector;
 mod config;
+mod context_names;
+mod dropped_names;
 mod email;
 #[allow(clippy::module_inception)] // The room is named after its central type.
 mod event;
+mod hidden;
+mod hint;
 mod hints;
 mod normalize;
 mod param;
@@ -33,8 +38,11 @@ mod validate;
 mod verdict;
 
 pub use config::{Config, Limits, Rules};
+pub use context_names::ContextNames;
 pub use event::{Event, Properties};
-pub use hints::{Hint, Hints, hints};
+pub use hidden::{escape_hidden, is_hidden, without_hidden};
+pub use hint::{Hint, ParamHint};
+pub use hints::hints;
 pub use normalize::canonical_query;
 pub use param::*;
 pub(crate) use parse::parse_into;

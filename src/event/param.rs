@@ -1,14 +1,15 @@
-//! The one table of limits, and the names that mean something.
+//! The limits of SPEC 3 in numbers, and the names of parameters that have a meaning.
 //!
-//! Everything SPEC 3 says in numbers stands here, once. The rules that use them are elsewhere.
+//! Each number stands here and nowhere else. The rules that apply them are in the other files.
 
 /// The longest query judged, in bytes, unless configured otherwise.
 pub const QUERY_BYTES_MAX_DEFAULT: usize = 8192;
 /// The most non-empty pieces of a query, unless configured otherwise.
 pub const PARAMS_MAX_DEFAULT: usize = 100;
-/// What may be configured as `query_bytes_max`: below, hardly an event fits; above, no header does.
+/// The range of `events.query_bytes_max`, in bytes: an event needs about 64, and no header of a
+/// request has room for more than 64 KiB.
 pub const QUERY_BYTES_MAX_RANGE: std::ops::RangeInclusive<usize> = 64..=65_536;
-/// What may be configured as `params_max`: an event needs two.
+/// The range of `events.params_max`: an event needs two parameters.
 pub const PARAMS_MAX_RANGE: std::ops::RangeInclusive<usize> = 2..=1000;
 
 /// The most digits of a portal's number, leading zeros aside.
@@ -37,13 +38,37 @@ pub const REVENUE_EXPONENT_DIGITS_MAX: usize = 2;
 /// The longest name of a contact property, in bytes (all of them ASCII).
 pub const PROPERTY_NAME_BYTES_MAX: usize = 100;
 
-/// How much of a `User-Agent` is kept, in bytes.
+/// The longest `User-Agent` that is stored, in bytes; the rest is cut off.
 pub const USER_AGENT_BYTES_MAX: usize = 1024;
-/// How much of a `Referer` is kept, in bytes.
+/// The longest `Referer` that is stored, in bytes; the rest is cut off.
 pub const REFERER_BYTES_MAX: usize = 2048;
 
-/// Parameters that may be credentials of the caller: never forwarded, logged or shown.
-pub const WITHHELD: [&str; 3] = ["access_token", "hapikey", "portalid"];
+/// The longest value of the cookie `events.utk_cookie`, in bytes; HubSpot's has 32. A longer one is
+/// not stored, because a part of an id is another id.
+pub const UTK_BYTES_MAX: usize = 255;
+/// The most names in `events.context_headers`.
+pub const CONTEXT_HEADERS_MAX: usize = 16;
+/// The longest name in `events.context_headers`, in bytes.
+pub const CONTEXT_HEADER_NAME_BYTES_MAX: usize = 64;
+/// The longest value of a header of `events.context_headers` that is stored, in bytes; the rest is
+/// cut off.
+pub const CONTEXT_HEADER_BYTES_MAX: usize = 1024;
+
+/// The default of `events.withhold_params`: names under which callers send credentials.
+pub const WITHHOLD_PARAMS_DEFAULT: [&str; 10] = [
+    "hapikey",
+    "access_token",
+    "portalid",
+    "api_key",
+    "apikey",
+    "token",
+    "password",
+    "secret",
+    "auth",
+    "authorization",
+];
+/// The default of `events.ignore_params`: a cache-buster.
+pub const IGNORE_PARAMS_DEFAULT: [&str; 1] = ["t"];
 
 /// The five parameters with a meaning of their own, in the order in which they are judged.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

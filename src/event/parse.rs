@@ -39,7 +39,7 @@ pub(crate) fn parse_into<'a>(
     event: &mut Event<'a>,
     ignored: &mut IgnoredParams<'a>,
 ) -> Result<(), Rejection> {
-    if query.len() > rules.limits().query_bytes_max {
+    if !fits(query, rules.limits().query_bytes_max) {
         return Err(Rejection::of(Reason::QueryTooLong));
     }
     match std::str::from_utf8(query) {
@@ -55,6 +55,19 @@ pub(crate) fn parse_into<'a>(
             Ok(())
         }
     }
+}
+
+/// Whether a query, percent-encoded where RFC 3986 demands it, has at most `max` bytes. An encoded
+/// byte has three, so that a query counts alike however its bytes were sent (SPEC 2).
+fn fits(query: &[u8], max: usize) -> bool {
+    if query.len() <= max / 3 {
+        return true;
+    }
+    let must_be_encoded = |byte: &&u8| match byte {
+        b'"' | b'<' | b'>' | b'[' | b'\\' | b']' | b'^' | b'`' | b'{' | b'|' | b'}' => true,
+        byte => !byte.is_ascii_graphic(),
+    };
+    query.len() + 2 * query.iter().filter(must_be_encoded).count() <= max
 }
 
 fn parse_text<'a>(

@@ -5,9 +5,8 @@
 //! plain ASCII and are borrowed unchanged; only the others are decoded and trimmed in a second
 //! pass.
 //!
-//! This file knows nothing of what parameters mean, except that `+` stands for itself in `email`
-//! and
-//! `_m`.
+//! This file does not know what parameters mean, except that a raw `+` stands for itself in `email`
+//! and `_m`.
 
 use std::borrow::Cow;
 use std::fmt::Write;
@@ -101,11 +100,16 @@ impl<'a> Piece<'a> {
     }
 
     fn decoded_key(&self) -> Result<Cow<'a, str>, NotUtf8> {
-        let mut key = text(self.key, self.key_class, Plus::Space)?.text;
+        let mut key = self.spelled_key()?;
         if key.bytes().any(|byte| byte.is_ascii_uppercase()) {
             key.to_mut().make_ascii_lowercase();
         }
         Ok(key)
+    }
+
+    /// The key, decoded and trimmed, in the case in which it was sent.
+    pub(super) fn spelled_key(&self) -> Result<Cow<'a, str>, NotUtf8> {
+        Ok(text(self.key, self.key_class, Plus::Space)?.text)
     }
 
     /// Whether the key consists of `[a-z0-9_]` alone, and so needs no decoding.
@@ -113,7 +117,7 @@ impl<'a> Piece<'a> {
         self.key_class & NOT_NAME == 0
     }
 
-    /// The key as well as it can be shown where it is not UTF-8.
+    /// The key where it is not UTF-8, with U+FFFD for what is not.
     pub(super) fn key_lossy(&self) -> String {
         String::from_utf8_lossy(&decode(self.key.as_bytes(), Plus::Space))
             .trim()
@@ -165,8 +169,9 @@ impl<'a> Iterator for Pieces<'a> {
     }
 }
 
-/// Cuts before the first byte of a class in `ends`, and says what the part is made of, but for its
-/// first `known` bytes. What ends a part is ASCII, so the cut is never within a character.
+/// Cuts before the first byte of a class in `ends`. Returns the part, the classes of its bytes
+/// after the first `known`, and the rest. What ends a part is ASCII, so the cut is never within a
+/// character.
 #[inline(always)]
 fn until(ends: Class, text: &str, known: usize) -> (&str, Class, &str) {
     let mut class = 0;
@@ -190,8 +195,8 @@ fn name_prefix(text: &[u8]) -> usize {
     other.unwrap_or(text.len())
 }
 
-/// How many bytes from the start are, seen eight at a time, surely of no class but [`NOT_NAME`] and
-/// [`EQUALS_SIGN`], which do not matter in a value.
+/// How many bytes from the start are of no class but [`NOT_NAME`] and [`EQUALS_SIGN`], which do not
+/// matter in a value. Looks at eight at a time, and may find too few.
 #[inline(always)]
 fn plain_prefix(text: &[u8]) -> usize {
     const ONES: u64 = 0x0101_0101_0101_0101;
@@ -199,8 +204,8 @@ fn plain_prefix(text: &[u8]) -> usize {
     let (words, _) = text.as_chunks();
     for (place, word) in words.iter().enumerate() {
         let word = u64::from_le_bytes(*word);
-        // The high bit of each byte that is below `,`, `DEL` or not ASCII, and maybe of bytes
-        // behind the first such: what has another class is among these.
+        // The high bit of each byte that is below `,`, is DEL, or is not ASCII: all bytes of
+        // another class are among these. Carries may set the bit of bytes behind the first too.
         let others = word.wrapping_sub(ONES * u64::from(b',')) | word.wrapping_add(ONES) | word;
         if others & HIGHS != 0 {
             return 8 * place + (others & HIGHS).trailing_zeros() as usize / 8;

@@ -1,7 +1,7 @@
-//! Money, exactly: a decimal number read and written without a floating-point number in between.
+//! Revenue (`_m`): a decimal number, read and written exactly, without floating point.
 //!
-//! The limits of SPEC 3 are about the value, not about how it was spelled: `20.50000000` has one
-//! decimal, and `0.00001e5` is 1. So whatever a canonical form says passes again.
+//! The limits of SPEC 3 apply to the value and not to its spelling: `20.50000000` has one decimal,
+//! and `0.00001e5` is 1. So a canonical form always passes again.
 
 use std::fmt;
 
@@ -10,9 +10,9 @@ use super::param::{
     REVENUE_INTEGER_DIGITS_MAX,
 };
 
-/// Micros in a whole: there is one for each decimal allowed.
+/// Millionths in one: a revenue has at most six decimals.
 const MICROS: i64 = 10i64.pow(REVENUE_DECIMALS_MAX);
-/// The first absolute value that is too much, in micros. Leaves room in an `i64`.
+/// The first absolute value that is too large, in millionths. It fits into an `i64`.
 const MICROS_END: i64 = 10i64.pow(REVENUE_INTEGER_DIGITS_MAX + REVENUE_DECIMALS_MAX);
 
 /// The powers of ten that an `i64` holds.
@@ -26,7 +26,7 @@ const TENS: [i64; 19] = {
     tens
 };
 
-/// Room for the longest canonical form: sign, whole, point, decimals.
+/// Space for the longest canonical form: sign, integer part, point, decimals.
 pub(super) type Space =
     [u8; 2 + REVENUE_INTEGER_DIGITS_MAX as usize + REVENUE_DECIMALS_MAX as usize];
 
@@ -55,13 +55,13 @@ impl Revenue {
         self.micros
     }
 
-    /// Writes the canonical form, which is ASCII, without the detour through `fmt`: each event with
-    /// a revenue is written.
+    /// Writes the canonical form, which is ASCII, at the end of `space`. By hand, because `fmt`
+    /// takes several times as long and each event with a revenue is written.
     pub(super) fn write(self, space: &mut Space) -> &[u8] {
         let micros = self.micros.unsigned_abs();
         let (mut whole, mut decimals) =
             (micros / MICROS.unsigned_abs(), micros % MICROS.unsigned_abs());
-        // From the last byte to the first.
+        // Writes from the last byte to the first.
         let mut start = space.len();
         let mut put = |byte: u8| {
             start -= 1;

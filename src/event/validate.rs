@@ -1,6 +1,6 @@
-//! The rules of single fields (SPEC 3), other than `email.rs` and `revenue.rs`.
+//! The rules of single fields (SPEC 3), except those in `email.rs` and `revenue.rs`.
 //!
-//! They look and say yes or no; none changes a value. "Control character" is Unicode's category Cc.
+//! Each checks a value and changes nothing. A control character is one of Unicode's category Cc.
 
 use super::param::{
     EVENT_CHARS_MAX, EXTERNAL_ID_CHARS_MAX, PORTAL_DIGITS_MAX, PROPERTY_NAME_BYTES_MAX,
@@ -31,7 +31,7 @@ pub(super) fn is_external_id(value: &Text<'_>) -> bool {
     is_opaque(value, EXTERNAL_ID_CHARS_MAX)
 }
 
-/// `[a-z][a-z0-9_]{0,99}`. With `plain` it is known to be of `[a-z0-9_]` alone.
+/// `[a-z][a-z0-9_]{0,99}`. `plain`: the name is known to consist of `[a-z0-9_]` alone.
 pub(super) fn is_property_name(name: &str, plain: bool) -> bool {
     let is_name_byte = |b: u8| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'_';
     name.len() <= PROPERTY_NAME_BYTES_MAX
@@ -39,7 +39,7 @@ pub(super) fn is_property_name(name: &str, plain: bool) -> bool {
         && (plain || name.bytes().all(is_name_byte))
 }
 
-/// No control characters but those of text in lines.
+/// No control characters but tab, LF and CR.
 pub(super) fn is_property_value(value: &Text<'_>) -> bool {
     value.plain || !value.text.chars().any(|c| c.is_control() && !matches!(c, '\t' | '\n' | '\r'))
 }

@@ -244,7 +244,7 @@ impl Rejection {
 /// Why a parameter was ignored (SPEC 3). An ignored parameter does not reject the event.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub enum Ignored {
-    /// It may be a credential: `hapikey`, `access_token`, `portalid`.
+    /// `events.withhold_params` names it: it may be a credential.
     Withheld,
     /// `events.ignore_params` names it.
     Configured,

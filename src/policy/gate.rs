@@ -14,6 +14,7 @@ use crate::request::path::{Guard, Reading};
 use http::Method;
 use rand::Rng;
 use std::sync::Arc;
+use uuid::Uuid;
 
 /// A request for the event path, as received.
 #[derive(Debug)]
@@ -196,12 +197,14 @@ impl Gate {
     }
 
     /// Appends an accepted event to `out` as a spool record with a new id and the current time.
-    pub fn encode(&self, accepted: &AcceptedEvent<'_>, out: &mut Vec<u8>) {
+    /// Returns the id.
+    pub fn encode(&self, accepted: &AcceptedEvent<'_>, out: &mut Vec<u8>) -> Uuid {
         let received_at_ms = self.clock.unix_ms();
         let mut random = [0; 10];
         rand::rng().fill_bytes(&mut random);
         let id = uuid::Builder::from_unix_timestamp_millis(received_at_ms, &random).into_uuid();
         let AcceptedEvent { event, context, .. } = accepted;
         event::encode_record(out, id.as_bytes(), received_at_ms, event, context);
+        id
     }
 }

@@ -3,3 +3,4 @@
 pub mod gate;
 pub mod portals;
 pub mod privacy;
+mod referer;

@@ -3,6 +3,7 @@
 //! Applied before an event reaches the disk, so that data which must not be stored is never
 //! written. This module only removes data. It rejects a request only if `gpc = "reject"`.
 
+use super::referer;
 use crate::event::{Context, Event};
 use serde::Deserialize;
 use std::borrow::Cow;
@@ -16,13 +17,20 @@ pub struct Config {
     pub ip: KeepIp,
     /// How much of the `Referer` is stored.
     pub referer: KeepReferer,
+    /// Whether `referer = "full"` includes the query.
+    pub referer_query: bool,
     /// How a request with `Sec-GPC: 1` is treated.
     pub gpc: Gpc,
 }
 
 impl Default for Config {
     fn default() -> Self {
-        Self { ip: KeepIp::Full, referer: KeepReferer::Full, gpc: Gpc::Flag }
+        Self {
+            ip: KeepIp::Full,
+            referer: KeepReferer::Origin,
+            referer_query: false,
+            gpc: Gpc::Flag,
+        }
     }
 }
 
@@ -51,10 +59,21 @@ impl Config {
             context.ip = None;
             context.user_agent = None;
             context.referer = None;
+            context.utk = None;
+            context.headers = Vec::new();
             return;
         }
         context.ip = context.ip.and_then(|ip| self.ip.apply(ip));
-        context.referer = context.referer.take().and_then(|r| self.referer.apply(r));
+        context.referer = context.referer.take().and_then(|referer| self.referer(referer));
+    }
+
+    /// The part of `referer` that is stored.
+    fn referer<'a>(&self, referer: Cow<'a, str>) -> Option<Cow<'a, str>> {
+        match self.referer {
+            KeepReferer::Full => referer::without_secrets(referer, self.referer_query),
+            KeepReferer::Origin => referer::origin(referer),
+            KeepReferer::None => None,
+        }
     }
 }
 
@@ -64,7 +83,8 @@ impl Config {
 pub enum KeepIp {
     /// The whole address.
     Full,
-    /// The network: the first 24 bits of IPv4, 48 bits of IPv6; the rest is zero.
+    /// The network: the first 24 bits of IPv4, 48 bits of IPv6; the rest is zero. An IPv4 address
+    /// inside an IPv6 address is truncated like one outside.
     Truncated,
     /// Not stored.
     None,
@@ -73,46 +93,41 @@ pub enum KeepIp {
 impl KeepIp {
     /// The part of `address` that is stored.
     pub fn apply(self, address: IpAddr) -> Option<IpAddr> {
-        match (self, address) {
-            (Self::Full, address) => Some(address),
-            (Self::Truncated, IpAddr::V4(v4)) => {
-                let [a, b, c, _] = v4.octets();
-                Some(Ipv4Addr::new(a, b, c, 0).into())
-            }
-            (Self::Truncated, IpAddr::V6(v6)) => {
-                let [a, b, c, ..] = v6.segments();
-                Some(Ipv6Addr::new(a, b, c, 0, 0, 0, 0, 0).into())
-            }
-            (Self::None, _) => None,
+        match self {
+            Self::Full => Some(address),
+            Self::Truncated => Some(truncated(address)),
+            Self::None => None,
         }
     }
+}
+
+/// The network of an address. An IPv6 address with an IPv4 address in it that identifies the client
+/// (IPv4-mapped; 6to4, RFC 3056; NAT64, RFC 6052) keeps the first 24 bits of that one. A Teredo
+/// address (RFC 4380) has the client's in its last bits, which are cut off.
+fn truncated(address: IpAddr) -> IpAddr {
+    let v6 = match address.to_canonical() {
+        IpAddr::V4(v4) => return (v4 & Ipv4Addr::new(255, 255, 255, 0)).into(),
+        IpAddr::V6(v6) => v6,
+    };
+    let mask: [u16; 8] = match v6.segments() {
+        [0x2002, ..] => [0xFFFF, 0xFFFF, 0xFF00, 0, 0, 0, 0, 0],
+        [0x64, 0xFF9B, 0, 0, 0, 0, ..] => [0xFFFF, 0xFFFF, 0, 0, 0, 0, 0xFFFF, 0xFF00],
+        _ => [0xFFFF, 0xFFFF, 0xFFFF, 0, 0, 0, 0, 0],
+    };
+    (v6 & Ipv6Addr::from(mask)).into()
 }
 
 /// `privacy.referer`: how much of the `Referer` is stored.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum KeepReferer {
-    /// The whole value.
+    /// The URL without its userinfo, its fragment and, unless `privacy.referer_query` is set, its
+    /// query.
     Full,
     /// Scheme, host and port: a path or a query often identifies a person.
     Origin,
     /// Not stored.
     None,
-}
-
-impl KeepReferer {
-    /// The part of `referer` that is stored. With `origin`, a value that is not an absolute URL is
-    /// dropped, because it has no origin to reduce it to.
-    pub fn apply<'a>(self, referer: Cow<'a, str>) -> Option<Cow<'a, str>> {
-        match self {
-            Self::Full => Some(referer),
-            Self::None => None,
-            Self::Origin => {
-                let origin = url::Url::parse(&referer).ok()?.origin();
-                origin.is_tuple().then(|| origin.ascii_serialization().into())
-            }
-        }
-    }
 }
 
 #[cfg(test)]
@@ -132,16 +147,32 @@ mod tests {
     }
 
     #[test]
-    fn referers_are_kept_as_far_as_privacy_allows() {
-        let check = |keep: KeepReferer, expect: Option<&str>| {
-            let referer = "https://shop.example:8443/thanks?email=a@b.example";
-            assert_eq!(keep.apply(referer.into()).as_deref(), expect);
+    fn an_ipv4_address_inside_an_ipv6_address_is_truncated() {
+        let check = |address: &str, expect: &str| {
+            let stored = KeepIp::Truncated.apply(address.parse().unwrap());
+            assert_eq!(stored, Some(expect.parse().unwrap()), "{address}");
         };
-        check(KeepReferer::Full, Some("https://shop.example:8443/thanks?email=a@b.example"));
-        check(KeepReferer::Origin, Some("https://shop.example:8443"));
-        check(KeepReferer::None, None);
-        assert_eq!(KeepReferer::Origin.apply("/thanks".into()), None);
-        assert_eq!(KeepReferer::Origin.apply("data:text/html,hello".into()), None);
+        check("::ffff:203.0.113.7", "203.0.113.0");
+        check("2002:cb00:7107:1:2:3:4:5", "2002:cb00:7100::");
+        check("64:ff9b::203.0.113.7", "64:ff9b::203.0.113.0");
+        check("64:ff9b:1:2:3:4:cb00:7107", "64:ff9b:1::");
+        check("2001:0:4136:e378:8000:63bf:34ff:8ef8", "2001:0:4136::");
+    }
+
+    #[test]
+    fn referers_are_kept_as_far_as_privacy_allows() {
+        let check = |keep: KeepReferer, referer_query: bool, expect: Option<&str>| {
+            let privacy = Config { referer: keep, referer_query, ..Config::default() };
+            let referer = "https://ann:pw@shop.example:8443/thanks?email=a@b.example";
+            assert_eq!(privacy.referer(referer.into()).as_deref(), expect);
+        };
+        check(KeepReferer::Full, false, Some("https://shop.example:8443/thanks"));
+        let with_query = "https://shop.example:8443/thanks?email=a@b.example";
+        check(KeepReferer::Full, true, Some(with_query));
+        check(KeepReferer::Origin, false, Some("https://shop.example:8443"));
+        check(KeepReferer::Origin, true, Some("https://shop.example:8443"));
+        check(KeepReferer::None, true, None);
+        assert_eq!(Config::default().referer, KeepReferer::Origin);
     }
 
     #[test]
@@ -157,6 +188,8 @@ mod tests {
                 gpc,
                 dnt: true,
                 prefetch: false,
+                utk: Some("1f".into()),
+                headers: vec![("X-Region".into(), "eu".into())],
             };
             let privacy = Config { gpc: Gpc::Anonymize, ..Config::default() };
             privacy.apply(&mut event, &mut context);
@@ -167,12 +200,14 @@ mod tests {
                 context.ip.is_some(),
                 context.user_agent.is_some(),
                 context.referer.is_some(),
+                context.utk.is_some(),
+                !context.headers.is_empty(),
             ];
             assert_eq!(personal.iter().filter(|present| **present).count(), expect);
             assert_eq!((event.portal, &*event.name, context.dnt), (1, "buy", true));
             assert!(event.revenue.is_some());
         };
         check(true, 0);
-        check(false, 6);
+        check(false, 8);
     }
 }

@@ -1,24 +1,29 @@
-//! The context of a request besides its query: client address, user agent, referer, and the
-//! browser's privacy and prefetch headers (SPEC 7).
+//! The context of a request besides its query: client address, user agent, referer, the browser's
+//! privacy and prefetch headers, and what the operator names: a cookie and further headers
+//! (SPEC 7).
 
-use super::client::{TrustedProxies, token_is};
-use crate::event::Context;
+use super::client::{Headers, TrustedProxies, token_is};
+use crate::event::{Context, ContextNames, UTK_BYTES_MAX, without_hidden};
 use http::HeaderMap;
 use std::borrow::Cow;
 use std::net::IpAddr;
 
-/// Collects the context of an event request from its connection's peer and its headers. Cookies and
-/// credentials are not read (SPEC 3).
+/// The cookie with which a visitor refuses HubSpot's own.
+const DO_NOT_TRACK_COOKIE: &str = "__hs_do_not_track";
+
+/// Collects the context of an event request from its connection's peer and its headers. Credentials
+/// are not read, nor are cookies that `names` does not name (SPEC 3).
 pub fn context<'a>(
     headers: &'a HeaderMap,
     peer: Option<IpAddr>,
     trusted: &TrustedProxies,
+    names: &'a ContextNames,
 ) -> Context<'a> {
     let mut seen = ContextHeaders::default();
     for (name, value) in headers {
         seen.note(name.as_ref(), value.as_bytes());
     }
-    seen.context(peer.map(|peer| trusted.client(peer, headers)))
+    seen.context(headers, peer, trusted, names)
 }
 
 /// The first line of each header that belongs to the context.
@@ -51,8 +56,32 @@ impl<'a> ContextHeaders<'a> {
         slot.get_or_insert(value);
     }
 
-    /// The context that the stored lines give, for a client at `ip`.
-    pub fn context(self, ip: Option<IpAddr>) -> Context<'a> {
+    /// The context of the request with these `headers`, whose lines were noted, from `peer`.
+    pub fn context<'h>(
+        &self,
+        headers: &'h impl Headers,
+        peer: Option<IpAddr>,
+        trusted: &TrustedProxies,
+        names: &'h ContextNames,
+    ) -> Context<'h>
+    where
+        'a: 'h,
+    {
+        let mut context = self.noted(peer.map(|peer| trusted.client(peer, headers)));
+        // One of Sec-GPC: 1 and the visitor's cookie is enough.
+        if let Some(cookie) = names.utk_cookie().filter(|_| !context.gpc) {
+            context.utk = utk(headers, cookie);
+        }
+        if names.headers().len() > 0 && peer.is_some_and(|peer| trusted.trusts(peer)) {
+            let value = |lower| headers.lines(lower).next().and_then(text);
+            let pair = |(name, lower): (&'h str, &'h str)| Some((name.into(), value(lower)?));
+            context.headers = names.headers().filter_map(pair).collect();
+        }
+        context
+    }
+
+    /// The context that the noted lines give, for a client at `ip`.
+    fn noted(&self, ip: Option<IpAddr>) -> Context<'a> {
         Context {
             ip,
             user_agent: self.user_agent.and_then(text),
@@ -60,15 +89,33 @@ impl<'a> ContextHeaders<'a> {
             gpc: self.gpc.is_some_and(is_one),
             dnt: self.dnt.is_some_and(is_one),
             prefetch: self.purposes.into_iter().flatten().any(is_prefetch),
+            utk: None,
+            headers: Vec::new(),
         }
     }
 }
 
-/// A header as text. Invalid UTF-8 is replaced: an odd header must not lose the event.
+/// The value of the cookie `name`, unless the visitor does not want to be tracked.
+fn utk<'h>(headers: &'h impl Headers, name: &str) -> Option<Cow<'h, str>> {
+    let value =
+        cookie(headers, name).and_then(text).filter(|value| value.len() <= UTK_BYTES_MAX)?;
+    let refused = cookie(headers, DO_NOT_TRACK_COOKIE).is_some_and(|value| value == b"yes");
+    (!refused).then_some(value)
+}
+
+/// The value of the first cookie of this name (RFC 6265, section 4.2.1).
+fn cookie<'h>(headers: &'h impl Headers, name: &str) -> Option<&'h [u8]> {
+    let lines = headers.lines("cookie");
+    let mut pairs = lines.flat_map(|line| line.split(|byte| *byte == b';')).map(<[u8]>::trim_ascii);
+    pairs.find_map(|pair| pair.strip_prefix(name.as_bytes())?.strip_prefix(b"="))
+}
+
+/// A header as text without hidden characters. Invalid UTF-8 is replaced: an odd header must not
+/// lose the event. `None`: nothing is left.
 fn text(value: &[u8]) -> Option<Cow<'_, str>> {
     // Nearly all are UTF-8, and the lossy conversion takes several times as long.
     let text = std::str::from_utf8(value).map(Cow::Borrowed);
-    let text = text.unwrap_or_else(|_| String::from_utf8_lossy(value));
+    let text = without_hidden(text.unwrap_or_else(|_| String::from_utf8_lossy(value)));
     (!text.is_empty()).then_some(text)
 }
 
@@ -94,11 +141,16 @@ mod tests {
         lines.iter().map(pair).collect()
     }
 
+    fn of_headers(headers: &HeaderMap) -> Context<'_> {
+        static NONE: std::sync::LazyLock<ContextNames> = std::sync::LazyLock::new(Default::default);
+        context(headers, None, &TrustedProxies::default(), &NONE)
+    }
+
     #[test]
     fn flags_are_true_only_where_the_browser_says_so() {
         let check = |name: &str, value: &str, expect: [bool; 3]| {
             let headers = of(&[(name, value)]);
-            let context = context(&headers, None, &TrustedProxies::default());
+            let context = of_headers(&headers);
             assert_eq!([context.gpc, context.dnt, context.prefetch], expect, "{name}: {value}");
         };
         check("Sec-GPC", "1", [true, false, false]);
@@ -116,21 +168,29 @@ mod tests {
     #[test]
     fn the_first_line_of_a_header_counts() {
         let headers = of(&[("DNT", "0"), ("DNT", "1"), ("User-Agent", ""), ("User-Agent", "b")]);
-        let seen = context(&headers, None, &TrustedProxies::default());
+        let seen = of_headers(&headers);
         assert_eq!((seen.dnt, seen.user_agent), (false, None));
         let headers = of(&[("Purpose", "x"), ("Purpose", "prefetch"), ("X-Moz", "prefetch")]);
-        assert!(context(&headers, None, &TrustedProxies::default()).prefetch, "of the other one");
+        assert!(of_headers(&headers).prefetch, "of the other one");
     }
 
     #[test]
     fn an_empty_header_is_absent_and_an_odd_one_loses_nothing() {
         let headers = of(&[("User-Agent", ""), ("Referer", "https://a.test/\u{e9}")]);
-        let seen = context(&headers, None, &TrustedProxies::default());
+        let seen = of_headers(&headers);
         assert_eq!(seen.user_agent, None);
         assert_eq!(seen.referer.as_deref(), Some("https://a.test/\u{e9}"));
         let mut headers = http::HeaderMap::new();
         headers.insert("user-agent", http::HeaderValue::from_bytes(b"a\xffb").unwrap());
-        let seen = context(&headers, None, &TrustedProxies::default());
+        let seen = of_headers(&headers);
         assert_eq!(seen.user_agent.as_deref(), Some("a\u{fffd}b"));
+    }
+
+    #[test]
+    fn hidden_characters_are_no_part_of_the_context() {
+        let lines = [("User-Agent", "a\u{9b}31m\tb\u{202e}"), ("Referer", "\u{feff}\u{200b}")];
+        let headers = of(&lines);
+        let seen = of_headers(&headers);
+        assert_eq!((seen.user_agent.as_deref(), seen.referer), (Some("a31mb"), None));
     }
 }

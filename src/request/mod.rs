@@ -5,5 +5,7 @@
 pub mod client;
 pub mod context;
 pub mod path;
+pub(crate) mod readings;
+#[cfg(feature = "server")]
 pub(crate) mod simd;
 pub mod target;

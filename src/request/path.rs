@@ -1,20 +1,18 @@
 //! The path guard: which requests are events (SPEC 2).
 //!
-//! Servers read paths differently: they decode once, twice or never, fold case, merge
-//! slashes, drop path parameters, take backslashes for slashes. An event in a spelling that only
-//! the origin understands would evade every rule. So a path is read as the most lenient server
-//! would
-//! read it, its *loosest reading*; a request whose loosest reading is the event path is judged here
-//! and never proxied.
+//! Servers read paths differently: they decode once, twice or never, fold case, merge slashes, drop
+//! path parameters, take backslashes for slashes, resolve dot segments before or after all that. An
+//! event in a spelling that only the origin understands would evade every rule. So a path is *ours*
+//! if any of its readings is the event path or continues below it, and what is ours is never
+//! proxied. It is judged if its *loosest reading* is the event path, and refused otherwise.
 //!
 //! The guard changes no request: any other request is proxied with its path as received.
 
+use super::readings::{DECODINGS_MAX, EVENT_PATH_BYTES_MAX, Pattern, SEGMENTS_MAX, hex};
 use smallvec::SmallVec;
 use thiserror::Error;
 
-/// A path is percent-decoded until decoding changes nothing, at most this many times.
-const DECODINGS_MAX: usize = 3;
-/// Paths of up to this many bytes are read without allocating.
+/// The loosest reading of paths of up to this many bytes allocates nothing.
 const PATH_BYTES_INLINE: usize = 256;
 
 type Bytes = SmallVec<[u8; PATH_BYTES_INLINE]>;
@@ -22,10 +20,11 @@ type Bytes = SmallVec<[u8; PATH_BYTES_INLINE]>;
 /// How a path relates to the event path.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Reading {
-    /// The event path.
+    /// The event path: judged.
     Event,
-    /// Continues below the event path: rejected as `unknown_path`.
-    Below,
+    /// Continues below the event path, or is it in some readings only: rejected as
+    /// `unknown_path`.
+    Unknown,
     /// Any other path: proxied to the origin.
     Other,
 }
@@ -42,13 +41,15 @@ pub enum PathError {
          empty segments, no ; ? # \\ or spaces"
     )]
     NotCanonical,
+    /// The path is longer than what paths are compared with.
+    #[error("must have at most {EVENT_PATH_BYTES_MAX} bytes and {SEGMENTS_MAX} segments")]
+    TooLong,
 }
 
 /// Recognises one event path in any spelling.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Guard {
-    /// Canonical, without the slash at the end.
-    path: Box<[u8]>,
+    pattern: Pattern,
 }
 
 impl Guard {
@@ -56,7 +57,7 @@ impl Guard {
     ///
     /// # Errors
     ///
-    /// [`PathError`] if the path is not canonical or is the root.
+    /// [`PathError`] if the path is not canonical, is the root, or is too long.
     pub fn new(event_path: &str) -> Result<Guard, PathError> {
         let path = event_path.strip_suffix('/').unwrap_or(event_path).as_bytes();
         if path.is_empty() {
@@ -65,7 +66,8 @@ impl Guard {
         if path.ends_with(b"/") || loosest(path).as_slice() != path {
             return Err(PathError::NotCanonical);
         }
-        Ok(Guard { path: path.into() })
+        let pattern = Pattern::new(path).ok_or(PathError::TooLong)?;
+        Ok(Guard { pattern })
     }
 
     /// Reads the path of a request target as received, without query and authority.
@@ -74,26 +76,34 @@ impl Guard {
     /// or one without special characters.
     pub fn read(&self, raw_path: &[u8]) -> Reading {
         // Nearly all events have this form; a canonical path is its own loosest reading.
-        if raw_path.strip_suffix(b"/").unwrap_or(raw_path) == &*self.path {
+        if raw_path.strip_suffix(b"/").unwrap_or(raw_path) == self.pattern.path() {
             return Reading::Event;
         }
-        if is_plain(raw_path) { self.compare(raw_path) } else { self.compare(&loosest(raw_path)) }
+        if is_plain(raw_path) { self.compare(raw_path) } else { self.compare_readings(raw_path) }
     }
 
-    /// Ignores the case of letters, because a plain path is compared without being copied.
+    /// Compares the one reading of a path. Ignores the case of letters, because a plain path is
+    /// compared without being copied.
     fn compare(&self, path: &[u8]) -> Reading {
-        match path.split_at_checked(self.path.len()) {
-            Some((start, rest)) if start.eq_ignore_ascii_case(&self.path) => match rest {
+        match path.split_at_checked(self.pattern.path().len()) {
+            Some((start, rest)) if start.eq_ignore_ascii_case(self.pattern.path()) => match rest {
                 [] | [b'/'] => Reading::Event,
-                [b'/', ..] => Reading::Below,
+                [b'/', ..] => Reading::Unknown,
                 _ => Reading::Other,
             },
             _ => Reading::Other,
         }
     }
+
+    fn compare_readings(&self, path: &[u8]) -> Reading {
+        match self.compare(&loosest(path)) {
+            Reading::Other if self.pattern.is_any_reading_of(path) => Reading::Unknown,
+            reading => reading,
+        }
+    }
 }
 
-/// Whether the loosest reading would change nothing but the case.
+/// Whether all readings of a path are the path itself, but for the case.
 fn is_plain(path: &[u8]) -> bool {
     if path.first() != Some(&b'/') {
         return false;
@@ -114,7 +124,7 @@ fn is_plain(path: &[u8]) -> bool {
     true
 }
 
-/// L(P) of SPEC 2, step by step, mostly in place.
+/// The loosest reading of SPEC 2: every step taken everywhere, mostly in place.
 fn loosest(raw: &[u8]) -> Bytes {
     let mut path = Bytes::from_slice(raw);
     for _ in 0..DECODINGS_MAX {
@@ -148,10 +158,6 @@ fn decode(path: &mut Bytes) -> bool {
     }
     path.truncate(write);
     write < read
-}
-
-fn hex(digit: u8) -> Option<u8> {
-    char::from(digit).to_digit(16).and_then(|value| u8::try_from(value).ok())
 }
 
 /// Turns backslashes into slashes, removes path parameters, control characters and spaces, and

@@ -1,27 +1,26 @@
 //! The two parts of a request target that judging reads: path and query.
 //!
 //! A request line may carry a path (`/v1/event/?_a=1`), a whole URL (`http://host/v1/event/`) or
-//! something that only a lenient origin would accept (`v1/event/`, `http:/v1/event/`). Every
-//! form is split here once, so that the plugin, the server and `explain` read the same path.
-//! Nothing
-//! is decoded here: `path` and `event` do that.
+//! something that only a lenient origin would accept (`v1/event/`, `http:/v1/event/`). Every form
+//! is split here once, so that the plugin, the server and `explain` read the same path. Nothing is
+//! decoded here: `path` and `event` do that.
 
 /// Path and query of a request target, borrowed from it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Target<'a> {
-    /// From the first `/` after an authority up to `?` or `#`. Empty where the target names no
-    /// path. A path that begins without `/` is left so: its loosest reading supplies the slash.
+    /// From the first slash after an authority up to `?`. Empty where the target names no path. A
+    /// path that begins without `/` is left so: its readings supply the slash. A fragment is left
+    /// too, because some servers end the path there and others do not.
     pub path: &'a [u8],
-    /// After the first `?`, up to `#`; empty where there is none.
+    /// After the first `?`, up to `#`; empty where there is none, or `#` comes first.
     pub query: &'a [u8],
 }
 
 impl<'a> Target<'a> {
     /// Splits a request target of any form (RFC 9112, section 3.2), valid or not.
     pub fn split(target: &'a [u8]) -> Self {
-        // A fragment is not part of a request target; lenient servers end the target at `#`.
-        let target = until(target, b'#').0;
         let (path, query) = until(target, b'?');
+        let query = if path.contains(&b'#') { b"" } else { until(query, b'#').0 };
         Self { path: without_authority(path), query }
     }
 
@@ -52,7 +51,7 @@ fn without_authority(path: &[u8]) -> &[u8] {
     };
     match rest.strip_prefix(b"//") {
         Some(authority) => {
-            let slash = authority.iter().position(|&b| b == b'/');
+            let slash = authority.iter().position(|&b| matches!(b, b'/' | b'\\'));
             slash.map_or(b"", |at| &authority[at..])
         }
         None => rest,
@@ -78,15 +77,16 @@ mod tests {
         check("/v1/event/?_a=1", "/v1/event/", "_a=1");
         check("/v1/event/", "/v1/event/", "");
         check("/a?b?c#d", "/a", "b?c");
-        check("/a#b?c", "/a", "");
+        check("/a#b?c", "/a#b", "");
         check("/a?#b", "/a", "");
         check("/a?b#c?d#e", "/a", "b");
-        check("#?b", "", "");
+        check("#?b", "#", "");
         check("?#", "", "");
         check("//host/v1/event/", "//host/v1/event/", "");
         check("http://host/v1/event/?_a=1", "/v1/event/", "_a=1");
         check("HTTPS://user@host:1/v1/event", "/v1/event", "");
         check("http://host", "", "");
+        check("http://host\\v1\\event", "\\v1\\event", "");
         check("http://host?_a=1", "", "_a=1");
         check("http:/v1/event/", "/v1/event/", "");
         check("http:v1/event/", "v1/event/", "");

@@ -1,15 +1,17 @@
 //! The HTTP answer to each verdict (SPEC 4).
 //!
 //! All answers to event requests are known before the first request: one for an accepted event, one
-//! for a preflight, two (pixel and problem document) for each rejection. [`Answers`] builds them
-//! once, in the form that the host sends, and a request picks one. This module decides no verdict
-//! and writes to no connection.
+//! for `HEAD`, one for a preflight, two (pixel and problem document) for each rejection.
+//! [`Answers`] builds them once, in the form that the host sends, and a request picks one.
+//! [`OwnLines`] are the few header lines that differ from request to request. This module decides
+//! no verdict and writes to no connection.
 
 use super::pixel;
 use crate::event::{Reason, Rejection};
 use bytes::Bytes;
 use http::header::{self, HeaderName, HeaderValue};
 use serde::Deserialize;
+use uuid::Uuid;
 
 /// `Access-Control-Max-Age` of a preflight answer, in seconds: the day that SPEC 2 asks for.
 const PREFLIGHT_MAX_AGE_SECONDS: &str = "86400";
@@ -24,6 +26,11 @@ const PARAMS: [Option<&str>; 6] =
     [None, Some("_a"), Some("_n"), Some("email"), Some("_m"), Some("id")];
 /// The header with the verdict.
 const VERDICT_HEADER: HeaderName = HeaderName::from_static("x-event-verdict");
+/// The headers that a script of another origin may read.
+const EXPOSED_HEADERS: &str = "X-Event-Verdict, X-Event-Id, X-Event-Ignored, Retry-After";
+/// The media types of `Accept` that ask for a document.
+const DOCUMENT_TYPES: [&[u8]; 3] =
+    [b"application/json", b"application/problem+json", b"text/plain"];
 /// Pages of any origin send events, so any page may load the pixel.
 const CORP_HEADER: HeaderName = HeaderName::from_static("cross-origin-resource-policy");
 
@@ -37,11 +44,18 @@ pub struct Config {
     pub rejections: Rejections,
     /// Whether `X-Event-Verdict` is sent.
     pub verdict_header: bool,
+    /// Whether `X-Event-Id` is sent with the answer to an accepted event.
+    pub event_id: bool,
 }
 
 impl Default for Config {
     fn default() -> Self {
-        Self { body: Body::Gif, rejections: Rejections::Status, verdict_header: true }
+        Self {
+            body: Body::Gif,
+            rejections: Rejections::Status,
+            verdict_header: true,
+            event_id: false,
+        }
     }
 }
 
@@ -80,9 +94,21 @@ pub struct Answer {
 #[derive(Debug)]
 pub struct Answers<T> {
     accepted: T,
+    head: T,
     preflight: T,
     /// By `slot(reject)`, image and document.
     rejected: Vec<(T, T)>,
+}
+
+/// The header lines of one answer that are not prebuilt. The default has none.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct OwnLines {
+    /// How many parameters of an accepted event were dropped. 0: no `X-Event-Ignored`.
+    pub ignored_params: usize,
+    /// The id of an accepted event. `None`: no `X-Event-Id`.
+    pub event_id: Option<Uuid>,
+    /// Replaces the prebuilt `Retry-After`, where there is one, in seconds.
+    pub retry_after_seconds: Option<u32>,
 }
 
 impl<T> Answers<T> {
@@ -95,7 +121,7 @@ impl<T> Answers<T> {
         finish: impl Fn(Answer) -> Result<T, E>,
     ) -> Result<Self, E> {
         let allow = allow(methods);
-        let accepted = Answer::image(config, 200, "accepted".into());
+        let accepted = Answer::image(config, 200, Some("accepted".into()));
         let rejected = rejects().map(|reject| {
             let (image, document) = rejection_forms(config, reject, &allow);
             Ok((finish(image)?, finish(document)?))
@@ -103,13 +129,20 @@ impl<T> Answers<T> {
         Ok(Self {
             rejected: rejected.collect::<Result<_, E>>()?,
             accepted: finish(accepted)?,
+            head: finish(Answer::image(config, 200, None))?,
             preflight: finish(preflight(&allow))?,
         })
     }
 
-    /// The answer to an accepted event, and to `HEAD`.
+    /// The answer to an accepted event.
     pub fn accepted(&self) -> &T {
         &self.accepted
+    }
+
+    /// The answer to `HEAD`, whose header tells the length of a body that is not sent. It has no
+    /// verdict, because nothing was judged.
+    pub fn head(&self) -> &T {
+        &self.head
     }
 
     /// The answer to `OPTIONS`.
@@ -124,12 +157,30 @@ impl<T> Answers<T> {
     }
 }
 
-/// Whether a rejection is answered with a pixel: the request's `Accept` is absent or names `image/`
-/// (SPEC 4).
+impl OwnLines {
+    /// Passes the lines about an accepted event to `put`, as name and value.
+    pub fn put_accepted(&self, mut put: impl FnMut(&'static str, &str)) {
+        if self.ignored_params > 0 {
+            put("X-Event-Ignored", itoa::Buffer::new().format(self.ignored_params));
+        }
+        if let Some(id) = self.event_id {
+            put("X-Event-Id", id.hyphenated().encode_lower(&mut Uuid::encode_buffer()));
+        }
+    }
+}
+
+/// Whether a rejection is answered with a pixel: unless the request's `Accept` names a document's
+/// media type and none of images (SPEC 4).
 pub fn wants_image(accept: Option<&[u8]>) -> bool {
-    accept.is_none_or(|value| {
-        value.windows(b"image/".len()).any(|part| part.eq_ignore_ascii_case(b"image/"))
-    })
+    let mut names_document = false;
+    for range in accept.unwrap_or_default().split(|byte| *byte == b',') {
+        let media_type = range.split(|byte| *byte == b';').next().unwrap_or_default().trim_ascii();
+        if media_type.get(..6).is_some_and(|start| start.eq_ignore_ascii_case(b"image/")) {
+            return true;
+        }
+        names_document |= DOCUMENT_TYPES.iter().any(|name| media_type.eq_ignore_ascii_case(name));
+    }
+    !names_document
 }
 
 /// Every (reason, parameter) pair, in the order of [`slot`]. Pairs that no check produces cost a
@@ -168,12 +219,12 @@ fn rejection_forms(config: &Config, reject: Rejection, allow: &HeaderValue) -> (
     let verdict = format!("rejected; reason={}", reject.reason.as_str());
     let disguised = config.rejections == Rejections::Pixel && reject.reason != Reason::Overloaded;
     if disguised {
-        let pixel = Answer::image(config, 200, verdict);
+        let pixel = Answer::image(config, 200, Some(verdict));
         return (pixel.clone(), pixel);
     }
     let status = reject.reason.status();
-    let mut forms =
-        [Answer::image(config, status, verdict.clone()), Answer::document(config, reject, verdict)];
+    let image = Answer::image(config, status, Some(verdict.clone()));
+    let mut forms = [image, Answer::document(config, reject, verdict)];
     for answer in &mut forms {
         match reject.reason {
             Reason::MethodNotAllowed => answer.headers.push((header::ALLOW, allow.clone())),
@@ -187,7 +238,7 @@ fn rejection_forms(config: &Config, reject: Rejection, allow: &HeaderValue) -> (
 }
 
 impl Answer {
-    fn image(config: &Config, status: u16, verdict: String) -> Self {
+    fn image(config: &Config, status: u16, verdict: Option<String>) -> Self {
         let body = match config.body {
             Body::Gif => pixel::PIXEL.clone(),
             Body::Empty => Bytes::new(),
@@ -210,13 +261,13 @@ impl Answer {
         }
         let body = Bytes::from(problem.to_string());
         let status = reject.reason.status();
-        Self::with_body(config, status, verdict, "application/problem+json", body)
+        Self::with_body(config, status, Some(verdict), "application/problem+json", body)
     }
 
     fn with_body(
         config: &Config,
         status: u16,
-        verdict: String,
+        verdict: Option<String>,
         content_type: &'static str,
         body: Bytes,
     ) -> Self {
@@ -224,6 +275,7 @@ impl Answer {
         headers.push((header::CONTENT_TYPE, HeaderValue::from_static(content_type)));
         headers.push((header::CONTENT_LENGTH, HeaderValue::from(body.len())));
         if config.verdict_header
+            && let Some(verdict) = verdict
             && let Ok(value) = HeaderValue::from_maybe_shared(Bytes::from(verdict))
         {
             headers.push((VERDICT_HEADER, value));
@@ -236,12 +288,13 @@ impl Answer {
     }
 }
 
-/// The headers of every answer: no cache may store it, any page may load it.
+/// The headers of every answer: no cache may store it, any page may load it and read its verdict.
 fn common_headers() -> Vec<(HeaderName, HeaderValue)> {
     let no_store = HeaderValue::from_static("no-cache, no-store, must-revalidate");
     vec![
         (header::CACHE_CONTROL, no_store),
         (header::ACCESS_CONTROL_ALLOW_ORIGIN, HeaderValue::from_static("*")),
+        (header::ACCESS_CONTROL_EXPOSE_HEADERS, HeaderValue::from_static(EXPOSED_HEADERS)),
         (CORP_HEADER, HeaderValue::from_static("cross-origin")),
     ]
 }
@@ -268,25 +321,32 @@ mod tests {
     }
 
     #[test]
-    fn a_rejection_is_an_image_only_where_an_image_is_understood() {
+    fn a_rejection_is_an_image_unless_a_document_is_asked_for() {
         let check = |accept: Option<&str>, expect: bool| {
             assert_eq!(wants_image(accept.map(str::as_bytes)), expect, "{accept:?}");
         };
         check(None, true);
         check(Some("image/avif,image/webp,*/*;q=0.8"), true);
         check(Some("text/html, IMAGE/png"), true);
-        check(Some("*/*"), false);
+        check(Some("*/*"), true);
+        check(Some(""), true);
+        check(Some("text/html,application/xhtml+xml,*/*;q=0.8"), true);
+        check(Some("application/json, IMAGE/*"), true);
         check(Some("application/json"), false);
-        check(Some(""), false);
+        check(Some("application/json, text/plain, */*"), false);
+        check(Some("text/html;q=0.9 ,\tApplication/Problem+JSON; q=0.5"), false);
+        check(Some("text/plain;charset=utf-8"), false);
+        check(Some("application/jsonp, text/plainer, x-image/png"), true);
     }
 
     #[test]
     fn every_answer_carries_the_headers_of_the_contract_and_no_validator() {
         let all = answers(&Config::default());
         let rejected = rejects().flat_map(|r| [all.rejected(r, true), all.rejected(r, false)]);
-        for answer in rejected.chain([all.accepted(), all.preflight()]) {
+        for answer in rejected.chain([all.accepted(), all.head(), all.preflight()]) {
             assert_eq!(value(answer, "cache-control"), Some("no-cache, no-store, must-revalidate"));
             assert_eq!(value(answer, "access-control-allow-origin"), Some("*"));
+            assert_eq!(value(answer, "access-control-expose-headers"), Some(EXPOSED_HEADERS));
             assert_eq!(value(answer, "cross-origin-resource-policy"), Some("cross-origin"));
             assert_eq!(value(answer, "etag"), None);
             assert_eq!(value(answer, "last-modified"), None);
@@ -344,5 +404,32 @@ mod tests {
             assert!(seconds > 0);
         }
         assert_eq!(value(all.preflight(), "access-control-max-age"), Some("86400"));
+    }
+
+    #[test]
+    fn head_is_the_accepted_answer_without_its_verdict() {
+        let all = answers(&Config::default());
+        let mut accepted = all.accepted().headers.clone();
+        accepted.retain(|(name, _)| *name != VERDICT_HEADER);
+        assert_eq!(all.head().headers, accepted);
+        assert_eq!(value(all.preflight(), "x-event-verdict"), None);
+    }
+
+    #[test]
+    fn own_lines_stand_only_where_there_is_something_to_say() {
+        let check = |lines: OwnLines, expect: &[(&str, &str)]| {
+            let mut found = Vec::new();
+            lines.put_accepted(|name, value| found.push((name, value.to_owned())));
+            let found: Vec<_> = found.iter().map(|(name, value)| (*name, value.as_str())).collect();
+            assert_eq!(found, expect);
+        };
+        check(OwnLines::default(), &[]);
+        let id = "01970102-0304-7506-8708-090a0b0c0d0e";
+        let lines = OwnLines {
+            ignored_params: 12,
+            event_id: Some(id.parse().unwrap()),
+            retry_after_seconds: Some(3),
+        };
+        check(lines, &[("X-Event-Ignored", "12"), ("X-Event-Id", id)]);
     }
 }

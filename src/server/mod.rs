@@ -28,6 +28,10 @@
 //! | `connection` | the state of a connection between two requests; reads a header |
 //! | `http1` | serves an HTTP/1 connection |
 //! | `http1/header_check` | finds the end of a header and checks its framing (RFC 9112) |
+//! | `http1/target` | checks target and host, and brings the target into origin form |
+//! | `http1/grammar` | the bytes of names and values |
+//! | `http1/body` | finds the end of a body, by the strict grammar |
+//! | `http1/request_stream` | the stream of one request: Pingora reads nothing after its body |
 //! | `fast_path/request`, `fast_path/response` | parse an event request; prebuilt responses |
 //! | `http2` | serves an HTTP/2 connection |
 //! | `http2/options` | settings for the `h2` crate |
@@ -48,7 +52,6 @@ mod read_buffer;
 mod service;
 mod socket;
 
-pub use crate::telemetry::in_flight::{InFlight, InFlightGuard};
 pub use acceptor::{Acceptor, Listener};
 pub use limits::Limits;
 pub use service::Server;

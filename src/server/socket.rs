@@ -14,6 +14,7 @@ use pingora::protocols::{
     TimingDigest, UniqueID, UniqueIDType,
 };
 use std::io;
+use std::io::IoSlice;
 use std::net::{IpAddr, SocketAddr};
 use std::os::fd::AsRawFd;
 use std::pin::Pin;
@@ -99,6 +100,18 @@ impl Socket {
         }
     }
 
+    /// As [`Socket::poll_wire`], for several pieces.
+    fn poll_wire_vectored(
+        &mut self,
+        cx: &mut Context<'_>,
+        pieces: &[IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        match &mut self.wire {
+            Wire::Tcp(stream) => Pin::new(stream).poll_write_vectored(cx, pieces),
+            Wire::Unix(stream) => Pin::new(stream).poll_write_vectored(cx, pieces),
+        }
+    }
+
     /// Sends the write buffer and frees it.
     fn poll_send(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         while self.write_buffer.has_remaining() {
@@ -165,6 +178,30 @@ impl AsyncWrite for Socket {
             this.write_buffer.extend_from_slice(bytes);
         }
         Poll::Ready(Ok(bytes.len()))
+    }
+
+    /// All pieces at once: TLS writes its records so, and an alert among them must not be left
+    /// behind.
+    fn poll_write_vectored(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        pieces: &[IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        let this = self.get_mut();
+        let bytes: usize = pieces.iter().map(|piece| piece.len()).sum();
+        if this.write_buffer.len() + bytes > WRITE_BUFFER_BYTES_MAX {
+            ready!(this.poll_send(cx))?;
+        }
+        if bytes > WRITE_BUFFER_BYTES_MAX {
+            return this.poll_wire_vectored(cx, pieces);
+        }
+        this.write_buffer.reserve(bytes);
+        pieces.iter().for_each(|piece| this.write_buffer.extend_from_slice(piece));
+        Poll::Ready(Ok(bytes))
+    }
+
+    fn is_write_vectored(&self) -> bool {
+        true
     }
 
     fn poll_flush(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
@@ -275,6 +312,22 @@ mod tests {
             far.read_to_end(&mut all).await.unwrap();
             let expect = [vec![b'a'; first], vec![b'b'; second]].concat();
             assert_eq!(all, expect, "{first} {second}");
+        }
+    }
+
+    #[tokio::test]
+    async fn pieces_leave_together_whatever_their_length() {
+        for last in [1, WRITE_BUFFER_BYTES_MAX] {
+            let (mut socket, mut far) = pair();
+            socket.write_all(b"first").await.unwrap();
+            let last = vec![b'z'; last];
+            let pieces = [&b"a"[..], b"", b"bc", &last].map(IoSlice::new);
+            let written = socket.write_vectored(&pieces).await.unwrap();
+            assert_eq!(written, 3 + last.len());
+            AsyncWriteExt::shutdown(&mut socket).await.unwrap();
+            let mut all = Vec::new();
+            far.read_to_end(&mut all).await.unwrap();
+            assert_eq!(all, [b"firstabc".to_vec(), last].concat());
         }
     }
 

@@ -36,6 +36,8 @@ pub enum Limit {
     HeaderLines,
     /// A header is malformed or ambiguous.
     HeaderSyntax,
+    /// A body is malformed or cut off.
+    BodySyntax,
     /// The client did not read its answer in time.
     WriteTime,
     /// The connection was idle for the whole keep-alive time.
@@ -50,7 +52,7 @@ pub enum Limit {
 
 impl Limit {
     /// Every limit, in the order of its number.
-    pub const ALL: [Self; 13] = [
+    pub const ALL: [Self; 14] = [
         Self::Connections,
         Self::ConnectionsPerAddress,
         Self::ProxyHeader,
@@ -59,6 +61,7 @@ impl Limit {
         Self::HeaderBytes,
         Self::HeaderLines,
         Self::HeaderSyntax,
+        Self::BodySyntax,
         Self::WriteTime,
         Self::IdleTime,
         Self::Requests,
@@ -77,6 +80,7 @@ impl Limit {
             Self::HeaderBytes => "header_bytes",
             Self::HeaderLines => "header_lines",
             Self::HeaderSyntax => "header_syntax",
+            Self::BodySyntax => "body_syntax",
             Self::WriteTime => "write_time",
             Self::IdleTime => "idle_time",
             Self::Requests => "requests",

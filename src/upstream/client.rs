@@ -1,20 +1,15 @@
-//! The HTTP client that the kinds `http`, `legacy` and `hubspot` share, and the TLS setup that
-//! `nats` shares with them.
+//! The HTTP client that the kinds `http`, `legacy` and `hubspot` share.
 //!
-//! Trusted are the machine's root certificates, or only those of `ca` if it is set. Proxy
-//! variables of the environment are ignored: a variable meant for another program must not
+//! Proxy variables of the environment are ignored: a variable meant for another program must not
 //! redirect personal data. Redirects are not followed: a `POST` could become a `GET`, or go to an
 //! address that is not configured.
 
 use crate::config_error::ConfigError;
-use std::path::{Path, PathBuf};
-use std::sync::Arc;
 use std::time::Duration;
 
 use reqwest::{Client, Response, redirect};
-use rustls::pki_types::pem::PemObject;
-use rustls::pki_types::{CertificateDer, PrivateKeyDer};
-use rustls::{ClientConfig, RootCertStore};
+
+use super::tls::{Tls, tls_config};
 
 /// Connect timeout in seconds, TLS handshake included; `timeout_seconds` if that is less.
 pub const CONNECT_SECONDS_MAX: u64 = 5;
@@ -26,17 +21,6 @@ pub const ANSWER_BODY_MS_MAX: u64 = 1000;
 const H2_PING_SECONDS: u64 = 15;
 
 const USER_AGENT: &str = concat!("pixelgate/", env!("CARGO_PKG_VERSION"));
-
-/// Paths to PEM files, as configured.
-#[derive(Debug, Default)]
-pub struct Tls<'a> {
-    /// Certificates to trust instead of the machine's.
-    pub ca: Option<&'a Path>,
-    /// Client certificate chain. Needs `key`.
-    pub cert: Option<&'a Path>,
-    /// The private key of `cert`.
-    pub key: Option<&'a Path>,
-}
 
 /// Settings that differ between the kinds.
 pub struct Setup {
@@ -98,67 +82,4 @@ pub async fn drain(mut answer: Response) {
         }
     };
     let _ = tokio::time::timeout(Duration::from_millis(ANSWER_BODY_MS_MAX), read).await;
-}
-
-/// The TLS configuration of a connection: trusted roots and client certificate. Without `ca`, the
-/// machine's root certificates are trusted if `roots` is true, else none.
-pub fn tls_config(tls: &Tls<'_>, roots: bool) -> Result<ClientConfig, ConfigError> {
-    let provider = Arc::new(rustls::crypto::ring::default_provider());
-    let store = match tls.ca {
-        Some(path) => given_roots(path)?,
-        None if roots => machine_roots()?,
-        None => RootCertStore::empty(),
-    };
-    let builder = ClientConfig::builder_with_provider(provider)
-        .with_safe_default_protocol_versions()
-        .map_err(|e| ConfigError::caused("url", "no TLS version is available", e))?
-        .with_root_certificates(store);
-    Ok(match (tls.cert, tls.key) {
-        (Some(cert), Some(key)) => {
-            let chain = certificates("cert", cert)?;
-            let key = PrivateKeyDer::from_pem_file(key)
-                .map_err(|e| ConfigError::caused("key", "no private key can be read", e))?;
-            builder
-                .with_client_auth_cert(chain, key)
-                .map_err(|e| ConfigError::caused("cert", "does not fit its key", e))?
-        }
-        (None, None) => builder.with_no_client_auth(),
-        (Some(_), None) => return Err(ConfigError::new("key", "is missing: `cert` needs it")),
-        (None, Some(_)) => return Err(ConfigError::new("cert", "is missing: `key` needs it")),
-    })
-}
-
-fn given_roots(path: &Path) -> Result<RootCertStore, ConfigError> {
-    let mut store = RootCertStore::empty();
-    for certificate in certificates("ca", path)? {
-        store
-            .add(certificate)
-            .map_err(|e| ConfigError::caused("ca", "holds a certificate that is no root", e))?;
-    }
-    Ok(store)
-}
-
-fn machine_roots() -> Result<RootCertStore, ConfigError> {
-    let mut store = RootCertStore::empty();
-    // Unreadable certificates are skipped: one among hundreds must not prevent the start.
-    store.add_parsable_certificates(rustls_native_certs::load_native_certs().certs);
-    if store.is_empty() {
-        let reason = "this machine has no root certificates: install ca-certificates or set `ca`";
-        return Err(ConfigError::new("url", reason));
-    }
-    Ok(store)
-}
-
-fn certificates(
-    key: &'static str,
-    path: &Path,
-) -> Result<Vec<CertificateDer<'static>>, ConfigError> {
-    let unreadable = |e| ConfigError::caused(key, "no certificate can be read", e);
-    let all: Result<Vec<_>, _> = CertificateDer::pem_file_iter(path).map_err(unreadable)?.collect();
-    let all = all.map_err(unreadable)?;
-    if all.is_empty() {
-        let reason = format!("{} holds no certificate", PathBuf::from(path).display());
-        return Err(ConfigError::new(key, reason));
-    }
-    Ok(all)
 }

@@ -8,20 +8,28 @@ use serde::de::{self, Deserialize, Deserializer};
 
 use super::batch::{BatchConfig, BatchOverride};
 use super::contract::Upstream;
+use super::file;
 #[cfg(feature = "kafka")]
 use super::kafka;
 #[cfg(feature = "nats")]
 use super::nats;
-use super::{file, http, hubspot, legacy};
+#[cfg(feature = "http")]
+use super::{http, hubspot, legacy};
 
 /// Longest name of an upstream, in characters.
 pub const NAME_CHARS_MAX: usize = 64;
 /// Maximum number of upstreams: each has its own connections, memory and cursor.
 pub const UPSTREAMS_MAX: usize = 16;
 
-const KINDS: &[&str] = &["file", "http", "legacy", "hubspot"];
-/// Kinds that need the cargo feature of the same name.
-const FEATURES: &[&str] = &["kafka", "nats"];
+/// Every kind, and the cargo feature that it needs.
+const KINDS: [(&str, Option<&str>); 6] = [
+    ("file", None),
+    ("http", Some("http")),
+    ("legacy", Some("http")),
+    ("hubspot", Some("http")),
+    ("kafka", Some("kafka")),
+    ("nats", Some("nats")),
+];
 
 /// One `[[upstream]]`.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -40,10 +48,13 @@ pub enum Kind {
     /// Rotated NDJSON files: the default if nothing is configured.
     File(file::Config),
     /// A collector that takes batches over HTTP.
+    #[cfg(feature = "http")]
     Http(http::Config),
     /// A backend without a batch API.
+    #[cfg(feature = "http")]
     Legacy(legacy::Config),
     /// HubSpot's API for custom events.
+    #[cfg(feature = "http")]
     Hubspot(hubspot::Config),
     /// A topic of a Kafka cluster.
     #[cfg(feature = "kafka")]
@@ -70,8 +81,11 @@ impl Config {
         batch.validate().map_err(|e| e.within(&format!("upstream.{}", self.name)))?;
         match &self.kind {
             Kind::File(config) => config.validate(),
+            #[cfg(feature = "http")]
             Kind::Http(config) => config.validate(),
+            #[cfg(feature = "http")]
             Kind::Legacy(config) => config.validate(),
+            #[cfg(feature = "http")]
             Kind::Hubspot(config) => config.validate(),
             #[cfg(feature = "kafka")]
             Kind::Kafka(config) => config.validate(),
@@ -86,8 +100,11 @@ impl Config {
         self.validate()?;
         let built: Result<Arc<dyn Upstream>, ConfigError> = match &self.kind {
             Kind::File(config) => config.build().map(|u| Arc::new(u) as Arc<dyn Upstream>),
+            #[cfg(feature = "http")]
             Kind::Http(config) => config.build().map(|u| Arc::new(u) as Arc<dyn Upstream>),
+            #[cfg(feature = "http")]
             Kind::Legacy(config) => config.build().map(|u| Arc::new(u) as Arc<dyn Upstream>),
+            #[cfg(feature = "http")]
             Kind::Hubspot(config) => config.build().map(|u| Arc::new(u) as Arc<dyn Upstream>),
             #[cfg(feature = "kafka")]
             Kind::Kafka(config) => config.build().map(|u| Arc::new(u) as Arc<dyn Upstream>),
@@ -101,8 +118,11 @@ impl Config {
     pub fn kind_name(&self) -> &'static str {
         match self.kind {
             Kind::File(_) => "file",
+            #[cfg(feature = "http")]
             Kind::Http(_) => "http",
+            #[cfg(feature = "http")]
             Kind::Legacy(_) => "legacy",
+            #[cfg(feature = "http")]
             Kind::Hubspot(_) => "hubspot",
             #[cfg(feature = "kafka")]
             Kind::Kafka(_) => "kafka",
@@ -159,24 +179,28 @@ impl<'de> Deserialize<'de> for Config {
         };
         let kind = match kind.as_str() {
             "file" => table.try_into().map(Kind::File).map_err(told)?,
+            #[cfg(feature = "http")]
             "http" => table.try_into().map(Kind::Http).map_err(told)?,
+            #[cfg(feature = "http")]
             "legacy" => table.try_into().map(Kind::Legacy).map_err(told)?,
+            #[cfg(feature = "http")]
             "hubspot" => table.try_into().map(Kind::Hubspot).map_err(told)?,
             #[cfg(feature = "kafka")]
             "kafka" => table.try_into().map(Kind::Kafka).map_err(told)?,
             #[cfg(feature = "nats")]
             "nats" => table.try_into().map(Kind::Nats).map_err(told)?,
-            other if FEATURES.contains(&other) => {
-                return Err(de::Error::custom(format!(
-                    "upstream `{name}`: this build lacks the feature `{other}`; one that has it \
-                     comes of `cargo build --release --features {other}`"
-                )));
-            }
             other => {
-                let kinds = kinds();
-                return Err(de::Error::custom(format!(
-                    "upstream `{name}`: there is no kind `{other}` (one of: {kinds})"
-                )));
+                let known = KINDS.iter().find(|(kind, _)| *kind == other);
+                return Err(de::Error::custom(match known.and_then(|(_, feature)| *feature) {
+                    Some(feature) => format!(
+                        "upstream `{name}`: this build lacks the feature `{feature}`; one that \
+                         has it comes of `cargo build --release --features {feature}`"
+                    ),
+                    None => format!(
+                        "upstream `{name}`: there is no kind `{other}` (one of: {})",
+                        kinds()
+                    ),
+                }));
             }
         };
         Ok(Config { name, batch, kind })
@@ -184,7 +208,7 @@ impl<'de> Deserialize<'de> for Config {
 }
 
 fn kinds() -> String {
-    [KINDS, FEATURES].concat().join(", ")
+    KINDS.map(|(kind, _)| kind).join(", ")
 }
 
 fn take<E: de::Error>(table: &mut toml::Table, key: &str) -> Result<Option<String>, E> {
@@ -232,7 +256,7 @@ mod tests {
         )
         .unwrap();
         let kinds: Vec<_> = all.iter().map(Config::kind_name).collect();
-        assert_eq!(kinds, KINDS);
+        assert_eq!(kinds, KINDS[..4].iter().map(|(kind, _)| *kind).collect::<Vec<_>>());
         let base = BatchConfig::default();
         assert_eq!(all[1].batch.over(&base).events_max, 7);
         assert_eq!(all[1].batch.over(&base).linger_ms, base.linger_ms);

@@ -14,17 +14,16 @@ use serde::Deserialize;
 use url::Url;
 
 use super::batch::{Batch, Body};
+use super::compress::{Compression, compress};
 use super::contract::Upstream;
-use super::encode::{self, Compression, Format};
+use super::encode::{Format, encode};
+use super::limits::{CONCURRENCY_MAX, TIMEOUT_SECONDS_MAX, check_within};
 use super::outcome::{Failure, Outcome};
 use super::sign::Signer;
+use super::tls::Tls;
 use super::{answer, client};
 use crate::env::Secret;
 
-/// Maximum of `timeout_seconds`; the minimum is 1.
-pub const TIMEOUT_SECONDS_MAX: u64 = 300;
-/// Maximum of `concurrency_max`: batches in flight to one upstream.
-pub const CONCURRENCY_MAX: usize = 64;
 /// Maximum number of configured headers.
 pub const HEADERS_MAX: usize = 32;
 
@@ -150,11 +149,8 @@ impl Config {
         if let Some(encoding) = self.compression.content_encoding() {
             headers.insert(header::CONTENT_ENCODING, HeaderValue::from_static(encoding));
         }
-        let tls = client::Tls {
-            ca: self.ca.as_deref(),
-            cert: self.cert.as_deref(),
-            key: self.key.as_deref(),
-        };
+        let tls =
+            Tls { ca: self.ca.as_deref(), cert: self.cert.as_deref(), key: self.key.as_deref() };
         let setup = client::Setup {
             timeout_seconds: self.timeout_seconds,
             connections: self.concurrency_max,
@@ -200,14 +196,6 @@ impl Config {
     }
 }
 
-/// Checks that `1 <= value <= max`.
-pub(super) fn check_within(key: &str, value: u64, max: u64) -> Result<(), ConfigError> {
-    if (1..=max).contains(&value) {
-        return Ok(());
-    }
-    Err(ConfigError::new(key, format!("{value} is not within 1 and {max}")))
-}
-
 /// Parses a configured URL, which must be absolute, `http` or `https`, and have a host.
 pub(super) fn parse_url(text: &Secret) -> Result<Url, ConfigError> {
     let text = text.expand("url")?;
@@ -228,7 +216,11 @@ impl Http {
         let (batch, format, compression) = (batch.clone(), self.format, self.compression);
         let is_encoded = batch.is_encoded();
         let make = move || {
-            let encode = |records: &[Bytes]| encode::encode(records, format, compression);
+            let encode = |records: &[Bytes]| {
+                let plain = encode(records, format)?;
+                let plain_bytes = plain.len();
+                Some(Body { bytes: compress(plain, compression)?.into(), plain_bytes })
+            };
             batch.body_or_encode(encode).cloned()
         };
         let body = if is_encoded {

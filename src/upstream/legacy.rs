@@ -37,8 +37,10 @@ use url::Url;
 
 use super::batch::Batch;
 use super::contract::Upstream;
-use super::http::{CONCURRENCY_MAX, TIMEOUT_SECONDS_MAX, check_within, parse_url};
+use super::http::parse_url;
+use super::limits::{CONCURRENCY_MAX, TIMEOUT_SECONDS_MAX, check_within};
 use super::outcome::{Failure, Outcome, Part};
+use super::tls::Tls;
 use super::{answer, client};
 use crate::env::Secret;
 use crate::event::{Record, canonical_query};
@@ -145,7 +147,7 @@ impl Config {
             idle_seconds: IDLE_SECONDS_MAX,
         };
         let replayer = Replayer {
-            client: client::build(&url, &setup, &client::Tls::default())?,
+            client: client::build(&url, &setup, &Tls::default())?,
             url,
             on_unknown: self.on_unknown,
             careful: AtomicBool::new(false),

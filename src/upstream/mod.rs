@@ -7,31 +7,54 @@
 //! The trait is the one extension point of the delivery path: an embedding program may pass its
 //! own implementation. The built-in kinds are chosen by `kind` in `[[upstream]]`, see [`Config`].
 
+#[cfg(feature = "http")]
 mod answer;
 mod batch;
 mod bot;
+#[cfg(feature = "http")]
 mod client;
+#[cfg(feature = "http")]
+mod compress;
 mod config;
 mod contract;
 mod encode;
+mod explained;
 pub mod file;
+#[cfg(feature = "http")]
 pub mod http;
+#[cfg(feature = "http")]
 pub mod hubspot;
 #[cfg(feature = "kafka")]
 pub mod kafka;
+#[cfg(feature = "http")]
 pub mod legacy;
+mod limits;
 #[cfg(any(feature = "kafka", feature = "nats"))]
 mod merge_outcomes;
 #[cfg(feature = "nats")]
 pub mod nats;
 mod outcome;
+#[cfg(feature = "http")]
 mod sign;
+#[cfg(any(feature = "http", feature = "nats"))]
+mod tls;
 
 pub(crate) use bot::is_bot;
 
 pub use crate::env::Secret;
 pub use batch::{Batch, BatchConfig, BatchOverride, Body};
+#[cfg(feature = "http")]
+pub use compress::Compression;
 pub use config::{Config, Kind, NAME_CHARS_MAX, UPSTREAMS_MAX, check_name};
 pub use contract::Upstream;
-pub use encode::{Compression, Format};
+pub use encode::Format;
+pub use explained::Explained;
+#[cfg(feature = "http")]
+pub use hubspot::explain;
 pub use outcome::{Failure, Outcome, Part};
+
+/// What the kinds that translate events would send for `event`: none of them is in this build.
+#[cfg(not(feature = "http"))]
+pub fn explain(_: &[Config], _: &crate::event::Event<'_>) -> Vec<Explained> {
+    Vec::new()
+}

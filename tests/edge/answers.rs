@@ -20,6 +20,10 @@ fn assert_common(response: &Response) {
     let expect = [
         ("cache-control", "no-cache, no-store, must-revalidate"),
         ("access-control-allow-origin", "*"),
+        (
+            "access-control-expose-headers",
+            "X-Event-Verdict, X-Event-Id, X-Event-Ignored, Retry-After",
+        ),
         ("cross-origin-resource-policy", "cross-origin"),
         ("connection", "keep-alive"),
     ];
@@ -79,20 +83,23 @@ fn every_rejection_has_its_status_and_its_two_bodies_on_one_connection() {
     let edge = Setup::default().portals(RULES).start();
     let mut connection = edge.connect();
     for (reason, target, status) in rejections() {
-        for lines in ["", "Accept: image/webp,*/*;q=0.8\r\n"] {
-            let response = connection.get(&target, lines);
+        for accept in ["", "Accept: image/webp,*/*;q=0.8\r\n", "Accept: */*\r\n"] {
+            let response = connection.get(&target, accept);
             assert_eq!((response.verdict(), response.status), (reason, status));
             assert!(is_pixel(&response), "{reason}: {response:?}");
             assert_common(&response);
         }
-        let response = connection.get(&target, "Accept: application/json\r\n");
-        assert_eq!((response.verdict(), response.status), (reason, status));
-        assert_eq!(response.header("content-type"), Some("application/problem+json"));
-        assert_common(&response);
-        let problem: Value = serde_json::from_slice(&response.body).unwrap();
-        assert_eq!(problem["reason"], reason);
-        assert_eq!(problem["status"], status);
-        assert!(problem["title"].is_string() && problem["detail"].is_string());
+        for accept in ["application/json", "text/plain, */*", "application/problem+json;q=0.1"] {
+            let response = connection.get(&target, &format!("Accept: {accept}\r\n"));
+            assert_eq!((response.verdict(), response.status), (reason, status));
+            assert_eq!(response.header("content-type"), Some("application/problem+json"));
+            assert_eq!(response.header("x-event-ignored"), None);
+            assert_common(&response);
+            let problem: Value = serde_json::from_slice(&response.body).unwrap();
+            assert_eq!(problem["reason"], reason);
+            assert_eq!(problem["status"], status);
+            assert!(problem["title"].is_string() && problem["detail"].is_string());
+        }
     }
     let accepted = connection.get("/v1/event/?_a=62515&_n=a", "");
     assert_eq!(accepted.status, 200, "the connection is still good");
@@ -143,18 +150,73 @@ fn sec_gpc_is_refused_where_the_operator_says_so() {
 }
 
 #[test]
+fn an_answer_counts_the_parameters_that_were_dropped() {
+    for plain in [true, false] {
+        let edge = Setup::default().edge(&format!("answer_plain = {plain}")).start();
+        let mut connection = edge.connect();
+        let mut check = |query: &str, expect: Option<&str>| {
+            let response = connection.get(&format!("/v1/event/?_a=62515&_n=a{query}"), "");
+            assert_eq!((response.status, response.verdict()), (200, "accepted"));
+            assert_eq!(response.header("x-event-ignored"), expect, "{query}");
+            assert_eq!(response.header("x-event-id"), None);
+            assert_common(&response);
+        };
+        check("&color=red&empty=", None);
+        check("&color=red&t=1", Some("1"));
+        check("&First%20Name=Ann&_x=1&note=%00&token=hush&c%FF=1", Some("5"));
+        check("&amp;x=1".repeat(12).as_str(), Some("12"));
+    }
+}
+
+#[test]
+fn an_answer_names_the_events_id_where_the_operator_wants_it_so() {
+    for plain in [true, false] {
+        let setup = Setup::default().sections("[response]\nevent_id = true");
+        let edge = setup.edge(&format!("answer_plain = {plain}")).start();
+        let mut connection = edge.connect();
+        let mut ids: Vec<String> = Vec::new();
+        for _ in 0..3 {
+            let response = connection.get("/v1/event/?_a=62515&_n=a&t=1", "");
+            assert_eq!(response.header("x-event-ignored"), Some("1"));
+            ids.push(response.header("x-event-id").expect("an id").to_owned());
+            assert_common(&response);
+        }
+        let refused = connection.get("/v1/event/?_a=62515", "");
+        assert_eq!((refused.status, refused.header("x-event-id")), (400, None));
+        let head = connection.request("HEAD", "/v1/event/?_a=62515&_n=a", "");
+        assert_eq!((head.status, head.header("x-event-id")), (200, None));
+        edge.wait_delivered("file");
+        let events = Edge::events_in_files(edge.dir());
+        let kept: Vec<&str> = events.iter().map(|event| event["id"].as_str().unwrap()).collect();
+        assert_eq!(kept, ids);
+    }
+}
+
+#[test]
+fn credentials_are_withheld_under_the_names_that_the_operator_lists() {
+    let names = "[events]\nwithhold_params = [\"Pin\"]\nignore_params = []";
+    let edge = Setup::default().sections(names).start();
+    let response = edge.event("_a=62515&_n=a&pin=1234&t=5&token=x");
+    assert_eq!((response.verdict(), response.header("x-event-ignored")), ("accepted", Some("1")));
+    edge.wait_delivered("file");
+    let event = Edge::events_in_files(edge.dir()).remove(0);
+    assert_eq!(event["properties"], serde_json::json!({ "t": "5", "token": "x" }));
+}
+
+#[test]
 fn head_gets_the_headers_of_a_pixel_and_records_nothing() {
     let edge = Edge::start();
     let mut connection = edge.connect();
     let get = connection.get("/v1/event/?_a=62515&_n=a", "");
     let head = connection.request("HEAD", "/v1/event/?_a=62515&_n=a", "");
     assert_eq!(head.status, 200);
-    let without_date = |response: &Response| {
+    let of_the_pixel = |response: &Response| {
         let mut headers = response.headers.clone();
-        headers.retain(|(name, _)| name != "date");
+        headers.retain(|(name, _)| name != "date" && name != "x-event-verdict");
         headers
     };
-    assert_eq!(without_date(&head), without_date(&get));
+    assert_eq!(of_the_pixel(&head), of_the_pixel(&get));
+    assert_eq!(head.header("x-event-verdict"), None, "nothing was judged");
     let below = connection.request("HEAD", "/v1/event/more", "");
     assert_eq!((below.status, below.verdict()), (404, "unknown_path"));
     let row = edge.wait_delivered("file");

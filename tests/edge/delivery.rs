@@ -54,7 +54,7 @@ fn an_event_arrives_in_its_wire_form() {
         "external_id": "ext-77", "revenue": 20.5,
         "properties": { "favorite_color": "orange;blue", "note": "a b" },
         "context": {
-            "ip": "127.0.0.1", "user_agent": "Tester/1", "referer": "https://shop.test/thanks",
+            "ip": "127.0.0.1", "user_agent": "Tester/1", "referer": "https://shop.test",
             "gpc": true, "dnt": true, "prefetch": true
         }
     });

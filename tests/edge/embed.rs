@@ -4,6 +4,7 @@ use crate::harness::{PORTALS, example, wait_for};
 use crate::http::Connection;
 use crate::nginx::Nginx;
 use std::net::{TcpListener, TcpStream};
+use std::path::PathBuf;
 use std::process::{Command, Stdio};
 
 #[test]
@@ -13,7 +14,9 @@ fn another_proxy_judges_keeps_answers_and_passes_on() {
     let portals = dir.path().join("portals.toml");
     std::fs::write(&portals, PORTALS).unwrap();
     let listen = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
-    let mut child = Command::new(example("embed"))
+    // Another build of the same program, such as one with another TLS backend (`.ci/features`).
+    let program = std::env::var_os("PIXELGATE_TEST_EMBED").map(PathBuf::from);
+    let mut child = Command::new(program.unwrap_or_else(|| example("embed")))
         .args([listen.to_string(), nginx.address.to_string()])
         .args([&portals, &dir.path().join("data")])
         .stdout(Stdio::piped())

@@ -194,6 +194,44 @@ fn what_pingora_changes_is_known() {
     assert_eq!(origin.take_seen()[0].start, "GET /a?b HTTP/1.1");
 }
 
+/// Targets that Pingora's parser refuses, and what the origin gets for each: as little as possible
+/// is encoded. A character is a byte.
+#[test]
+fn a_target_with_any_bytes_reaches_the_origin() {
+    let origin = Origin::start();
+    let edge = Setup::default().origin(origin.address).start();
+    for (target, expect) in [
+        ("/p?q=\"a\"", "/p?q=%22a%22"),
+        ("/p?q=<a>", "/p?q=%3Ca%3E"),
+        ("/<p>`", "/%3Cp%3E%60"),
+        ("/p\"|{}^\\[]?`|{}^\\[]", "/p\"|{}^\\[]?`|{}^\\[]"),
+        ("/caf\u{e9}?\u{ff}", "/caf%E9?%FF"),
+        ("/caf\u{c3}\u{a9}?\u{c3}\u{a9}", "/caf\u{c3}\u{a9}?\u{c3}\u{a9}"),
+        ("http://EDGE.test:80/a?b", "/a?b"),
+        ("HTTP://edge.test", "/"),
+        ("http://edge.test?b=\"", "/?b=%22"),
+    ] {
+        let head = format!("GET {target} HTTP/1.1\r\nHost: edge.test\r\n\r\n");
+        let head: Vec<u8> = head.chars().map(|c| c as u8).collect();
+        assert_eq!(exchange(edge.address, "GET", &head)[0].status(), 204, "{target}");
+        let seen = origin.take_seen().remove(0);
+        assert_eq!(seen.start, format!("GET {expect} HTTP/1.1"), "{target}");
+        assert_eq!(seen.header("host"), Some("edge.test"), "{target}");
+        assert_eq!(seen.header("x-forwarded-host"), Some("edge.test"), "{target}");
+    }
+    let head = b"GET http://edge.test/a HTTP/1.0\r\n\r\n";
+    assert_eq!(exchange(edge.address, "GET", head)[0].status(), 204);
+    assert_eq!(origin.take_seen()[0].header("host"), Some("edge.test"));
+    // Without a host, that of the origin: HTTP/1.1 needs one.
+    assert_eq!(exchange(edge.address, "GET", b"GET /a HTTP/1.0\r\n\r\n")[0].status(), 204);
+    let seen = origin.take_seen().remove(0);
+    assert_eq!(seen.header("host"), Some(&*origin.address.to_string()));
+    assert_eq!(seen.header("x-forwarded-host"), None);
+    let head = b"OPTIONS http://edge.test HTTP/1.1\r\nHost: edge.test\r\n\r\n";
+    assert_eq!(exchange(edge.address, "OPTIONS", head)[0].status(), 204);
+    assert_eq!(origin.take_seen()[0].start, "OPTIONS * HTTP/1.1");
+}
+
 #[test]
 fn the_last_hop_of_a_trace_is_the_one_it_names() {
     let origin = Origin::start();

@@ -28,9 +28,9 @@ impl Response {
     }
 }
 
-/// A kept connection.
-pub struct Connection {
-    stream: BufReader<TcpStream>,
+/// A kept connection, over TCP or another stream.
+pub struct Connection<S: Read + Write = TcpStream> {
+    stream: BufReader<S>,
 }
 
 impl Connection {
@@ -45,6 +45,13 @@ impl Connection {
     /// A connection that exists already.
     pub fn of(stream: TcpStream) -> Connection {
         stream.set_read_timeout(Some(PATIENCE)).unwrap();
+        Connection::over(stream)
+    }
+}
+
+impl<S: Read + Write> Connection<S> {
+    /// A connection over this stream, which must have a limit of time for each read.
+    pub fn over(stream: S) -> Connection<S> {
         Connection { stream: BufReader::new(stream) }
     }
 

@@ -4,6 +4,7 @@
 
 mod admin;
 mod answers;
+mod bodies;
 mod commands;
 mod connections;
 mod corpus;
@@ -18,6 +19,7 @@ mod embed;
 mod fidelity;
 mod h2;
 mod harness;
+mod hidden;
 mod http;
 mod hubspot;
 mod in_flight;
@@ -31,6 +33,7 @@ mod passthrough;
 mod paths;
 mod policy;
 mod previous_version;
+mod privacy;
 mod receiver;
 mod reload;
 mod schema;

@@ -4,6 +4,7 @@ use crate::backend::Backend;
 use crate::delivery::{RUNTIME, http_upstream};
 use crate::harness::{Edge, Setup, command};
 use jsonschema::Validator;
+use pixelgate::internals::event::{self, Rules, is_hidden};
 use serde_json::{Value, json};
 
 const SCHEMA: &str = include_str!("../../docs/event.schema.json");
@@ -18,6 +19,7 @@ const EVENTS: &[(&str, &str)] = &[
     ("_a=62515&_n=c", "User-Agent: Googlebot/2.1\r\nReferer: https://a.test/?q=1\r\n"),
     ("_a=62515&_n=d&_m=1e-6", "Sec-Purpose: prefetch\r\nUser-Agent: ü\r\n"),
     ("_a=62515&_n=e&_m=0&email=a@b.example", "X-Forwarded-For: 2001:db8::7\r\n"),
+    ("_a=62515&_n=f", "Cookie: utk=1f\"\r\nX-Region: eu\r\n"),
 ];
 
 fn schema() -> Validator {
@@ -42,9 +44,10 @@ fn send_all(edge: &Edge) {
     }
 }
 
-/// An edge that believes us about addresses, so that IPv6 is among them.
+/// An edge that trusts us, so that IPv6 addresses and further headers are among the events.
 fn setup() -> Setup {
-    Setup::default().edge("trusted_proxies = [\"127.0.0.1\"]")
+    let names = "[events]\nutk_cookie = \"utk\"\ncontext_headers = [\"X-Region\"]";
+    Setup::default().edge("trusted_proxies = [\"127.0.0.1\"]").sections(names)
 }
 
 fn deliver(upstream: &str, sections: &str) -> Backend {
@@ -118,6 +121,32 @@ fn the_examples_of_the_page_are_valid() {
 }
 
 #[test]
+fn an_address_is_one_to_the_judge_and_to_the_schema() {
+    let schema: Value = serde_json::from_str(SCHEMA).unwrap();
+    let email = jsonschema::validator_for(&schema["properties"]["email"]).unwrap();
+    let mut accepted = 0;
+    for c in '\0'..='\u{FFFF}' {
+        let address = format!("a{c}b@c.example");
+        let query = format!("_a=1&_n=x&email={}", encoded(&address));
+        let judged = event::parse(query.as_bytes(), &Rules::default());
+        let judged = judged.ok().and_then(|judged| judged.event.email);
+        if let Some(canonical) = &judged {
+            accepted += 1;
+            assert!(email.is_valid(&json!(canonical)), "U+{:04X}", u32::from(c));
+        }
+        if is_hidden(c) {
+            assert!(judged.is_none(), "U+{:04X}", u32::from(c));
+            assert!(!email.is_valid(&json!(address)), "U+{:04X}", u32::from(c));
+        }
+    }
+    assert!(accepted > 50_000, "{accepted}");
+}
+
+fn encoded(text: &str) -> String {
+    text.bytes().map(|byte| format!("%{byte:02X}")).collect()
+}
+
+#[test]
 fn the_schema_refuses_what_is_no_event() {
     let schema = schema();
     let whole = json!({
@@ -168,6 +197,7 @@ fn wrong_values() -> Vec<(&'static str, Value)> {
         ("/event", json!("a\nb")),
         ("/email", json!("nobody")),
         ("/email", json!("a b@c.example")),
+        ("/email", json!("a\u{200b}b@c.example")),
         ("/external_id", json!("x".repeat(256))),
         ("/revenue", json!("20.5")),
         ("/revenue", json!(1e12)),
@@ -177,9 +207,12 @@ fn wrong_values() -> Vec<(&'static str, Value)> {
         ("/properties/color", json!("")),
         ("/properties/color", json!("a\u{0}b")),
         ("/context/ip", json!("localhost")),
+        ("/context/user_agent", json!("a\u{9b}31m")),
         ("/context/gpc", json!(false)),
         ("/context/bot", json!("yes")),
         ("/context/cookie", json!("x")),
+        ("/context/utk", json!("")),
+        ("/context/headers", json!({ "X-Region": 7 })),
         ("/hapikey", json!("x")),
     ]
 }

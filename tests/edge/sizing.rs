@@ -76,6 +76,7 @@ impl Typical {
 fn setup(backend: &Backend) -> Setup {
     Setup::default()
         .edge("trusted_proxies = [\"127.0.0.1\"]")
+        .sections("[privacy]\nreferer = \"full\"\nreferer_query = true")
         .spool(&format!("durability = \"interval\"\nsegment_bytes = {SEGMENT_BYTES}"))
         .upstreams(&http_upstream(backend, ""))
 }

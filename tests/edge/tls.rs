@@ -3,10 +3,10 @@
 use crate::delivery::RUNTIME;
 use crate::harness::Setup;
 use crate::nginx::Nginx;
+use crate::tls_client::{CERT, Client, KEY};
+use std::io::{Read, Write};
 use std::net::{SocketAddr, TcpListener};
-
-const CERT: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/data/edge.pem");
-const KEY: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/data/edge.key");
+use std::path::Path;
 
 fn client(address: SocketAddr, h2: bool) -> reqwest::Client {
     // A second installation finds the first, which is the same.
@@ -42,6 +42,30 @@ fn events_and_pass_through_work_over_tls_in_both_versions_of_http() {
         });
     }
     assert_eq!(edge.wait_delivered("file")["accepted"], 2);
+}
+
+#[test]
+fn a_protocol_that_is_not_agreed_on_is_refused_in_words_that_clients_know() {
+    let tls = format!("tls = [{{ listen = \"127.0.0.1:0\", cert = \"{CERT}\", key = \"{KEY}\" }}]");
+    let edge = Setup::default().edge(&tls).start();
+    let log = edge.log();
+    let address = log.split("listening on https://").nth(1).unwrap().split(' ').next().unwrap();
+    let address: SocketAddr = address.parse().unwrap();
+    let connect = |alpn: &[&str]| {
+        let client = Client::with(&[Path::new(CERT)], rustls::ALL_VERSIONS, alpn);
+        client.connect(address, "edge.test")
+    };
+    // RFC 7301, section 3.2.
+    let refused = connect(&["spdy/1"]).unwrap_err().to_string();
+    assert!(refused.contains("NoApplicationProtocol"), "{refused}");
+    // RFC 9113, section 3.2: HTTP/2 over TLS is agreed on by ALPN alone.
+    for alpn in [&[][..], &["http/1.1"]] {
+        let mut stream = connect(alpn).unwrap();
+        stream.write_all(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\0\0\0\x04\0\0\0\0\0").unwrap();
+        let mut answer = String::new();
+        stream.read_to_string(&mut answer).unwrap();
+        assert!(answer.starts_with("HTTP/1.1 400 "), "{alpn:?}: {answer:?}");
+    }
 }
 
 #[test]

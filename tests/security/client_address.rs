@@ -1,6 +1,7 @@
 //! The client's address: which headers are believed, and what is stored of the address.
 
 use crate::harness::{Edge, Setup};
+use crate::origin::Origin;
 use serde_json::Value;
 
 /// The stored context of one event sent with these header lines.
@@ -127,4 +128,23 @@ fn what_global_privacy_control_does_is_configured() {
     let refused = edge.connect().get("/v1/event/?_a=62515&_n=a", lines);
     assert_eq!((refused.status, refused.verdict()), (403, "privacy_opt_out"));
     assert_eq!(edge.event("_a=62515&_n=a").status, 200);
+}
+
+/// An origin may route by these headers instead of by the path (SPEC 2).
+#[test]
+fn only_trusted_proxies_may_replace_the_path_by_a_header() {
+    let names = ["X-Original-URL", "x-rewrite-url", "X_Original_URL", "X-Rewrite_URL"];
+    let lines: String = names.iter().map(|name| format!("{name}: /v1/event/\r\n")).collect();
+    let lines = format!("A: 1\r\n{lines}X-HTTP-Method-Override: PUT\r\nB: 2\r\n");
+    for (setup, passes) in [(Setup::default(), false), (trusting(), true)] {
+        let origin = Origin::start();
+        let edge = setup.origin(origin.address).start();
+        assert_eq!(edge.connect().get("/page", &lines).status, 200);
+        let sent = String::from_utf8(origin.bytes().concat()).unwrap();
+        for name in names {
+            assert_eq!(sent.contains(name), passes, "{name} in {sent}");
+        }
+        let order = ["A: 1", "X-HTTP-Method-Override: PUT", "B: 2"].map(|line| sent.find(line));
+        assert!(order.is_sorted() && order[0].is_some(), "{sent}");
+    }
 }

@@ -15,14 +15,14 @@ use std::sync::LazyLock;
 use tokio::net::TcpStream;
 use tokio::runtime::Runtime;
 
-static RUNTIME: LazyLock<Runtime> = LazyLock::new(|| Runtime::new().unwrap());
+pub static RUNTIME: LazyLock<Runtime> = LazyLock::new(|| Runtime::new().unwrap());
 
 const EVENT_PATH: &str = "/v1/event/?_a=62515&_n=a";
 /// The code of `REFUSED_STREAM` (RFC 9113, section 7).
 const REFUSED_STREAM: [u8; 4] = [0, 0, 0, 7];
 
 /// A regular client on a connection of its own.
-async fn stock(address: SocketAddr) -> SendRequest<Bytes> {
+pub async fn stock(address: SocketAddr) -> SendRequest<Bytes> {
     let stream = TcpStream::connect(address).await.unwrap();
     let (client, connection) = h2::client::handshake(stream).await.unwrap();
     tokio::spawn(connection);

@@ -14,6 +14,7 @@ mod http;
 mod nginx;
 
 mod client_address;
+mod fleet;
 mod frames;
 mod h2;
 mod limits;

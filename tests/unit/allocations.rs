@@ -78,13 +78,18 @@ impl Worker {
             method: &Method::GET,
             reading: self.gate.read(target.path),
             query: target.query,
-            context: context(&self.headers, Some(peer), &self.trusted),
+            context: context(
+                &self.headers,
+                Some(peer),
+                &self.trusted,
+                self.gate.rules().context_names(),
+            ),
         };
         let mut kept = AcceptedEvent::blank();
         if self.gate.judge(hit, &mut kept) != Decision::Accept {
             return false;
         }
-        let commit = self.spool.append(|out| self.gate.encode(&kept, out)).unwrap();
+        let commit = self.spool.append(|out| _ = self.gate.encode(&kept, out)).unwrap();
         let polled = pin!(commit).poll(&mut Context::from_waker(Waker::noop()));
         assert!(!matches!(polled, Poll::Ready(Err(_))), "the spool is overloaded");
         true

@@ -10,7 +10,9 @@ use std::net::IpAddr;
 
 use crate::cases::{cases, run};
 use crate::naive::{self, compare};
-use pixelgate::internals::event::{Context, Ignored, Reason, Record, RecordError, Rules, hints};
+use pixelgate::internals::event::{
+    Context, Ignored, Reason, Record, RecordError, Rules, hints, is_hidden,
+};
 use proptest::prelude::*;
 use proptest::sample::select;
 
@@ -46,6 +48,13 @@ fn the_fast_judge_and_the_naive_one_agree_and_events_are_stable() {
     for label in labels.chain(["accepted"]) {
         let enough = cases < CASES_ENOUGH || seen.get(label).is_some_and(|count| *count >= 5);
         assert!(enough, "the queries hardly ever gave {label}: {seen:?}");
+    }
+}
+
+#[test]
+fn both_judges_know_the_same_hidden_characters() {
+    for c in ('\u{80}'..=char::MAX).chain(['\0', '\t', ' ', 'a', '\u{7F}']) {
+        assert_eq!(is_hidden(c), naive::is_hidden(c), "U+{:04X}", u32::from(c));
     }
 }
 
@@ -100,9 +109,26 @@ fn context() -> impl Strategy<Value = Context<'static>> {
     let text = || proptest::option::of(regex("\\PC{0,20}|[ж😀a]{500,1100}").prop_map(Into::into));
     let ip = proptest::option::of(any::<IpAddr>());
     let flags = (any::<bool>(), any::<bool>(), any::<bool>());
-    (ip, text(), text(), flags).prop_map(|(ip, user_agent, referer, (gpc, dnt, prefetch))| {
-        Context { ip, user_agent, referer, gpc, dnt, prefetch }
-    })
+    let utk = proptest::option::weighted(0.2, regex("[ -~ж]{1,8}").prop_map(Into::into));
+    let header = ("[A-Z]{1,2}", regex("\\PC{0,8}"));
+    let headers = prop_oneof![
+        3 => Just(Vec::new()),
+        1 => prop::collection::btree_map(header.0, header.1, 1..4).prop_map(|headers| {
+            headers.into_iter().map(|(name, value)| (name.into(), value.into())).collect()
+        }),
+    ];
+    (ip, text(), text(), flags, utk, headers).prop_map(
+        |(ip, user_agent, referer, (gpc, dnt, prefetch), utk, headers)| Context {
+            ip,
+            user_agent,
+            referer,
+            gpc,
+            dnt,
+            prefetch,
+            utk,
+            headers,
+        },
+    )
 }
 
 fn query() -> impl Strategy<Value = Vec<u8>> {
@@ -134,7 +160,8 @@ fn piece() -> impl Strategy<Value = Vec<u8>> {
         (Just("_m".to_owned()), revenue()),
         (Just("_m".to_owned()), revenue()),
     ];
-    let others = "t|hapikey|portalId|_x|amp;email|a|b|color|e-mail|1a|[a-z]{99,101}|\\PC{0,4}";
+    let others = "t|hapikey|portalId|Token|auth|tokens|_x|amp;email|a|b|color|e-mail|1a|\
+                  [a-z]{99,101}|\\PC{0,4}";
     let any_key = prop_oneof![
         regex(others),
         select(&["_a", "_n", "id", "email", "_m"][..]).prop_map(str::to_owned).boxed(),
@@ -182,8 +209,8 @@ fn text() -> BoxedStrategy<String> {
 }
 
 fn email() -> BoxedStrategy<String> {
-    let local =
-        "[a-z]{1,8}|[A-Za-z0-9.+_'{}%-]{1,9}|[aжİ\u{212A}ΣẞȺ.]{1,6}|a{62,66}|ж{31,33}|\\PC{1,3}";
+    let local = "[a-z]{1,8}|[A-Za-z0-9.+_'{}%-]{1,9}|[aжİ\u{212A}ΣẞȺ.]{1,6}|a{62,66}|ж{31,33}|\
+                 [a\u{AD}\u{200B}\u{202E}\u{FEFF}]{2}|\\PC{1,3}";
     let label = "[a-z]{1,6}|[a-z0-9-]{1,5}|[A-Zb]{1,3}|b{62,64}|ü{1,3}|\
                  [bübößẞ日\u{AD}\u{200D}١]{1,4}|\
                  xn--bcher-kva|xn--[a-z0-9-]{0,6}|XN--P1AI|[0-9]{1,3}|\\PC{0,2}";
@@ -247,7 +274,7 @@ fn mutated() -> impl Strategy<Value = Vec<u8>> {
         "_a=62515&amp;_n=x&amp;email={{contact.email}}&company=Smith+&+Sons",
         "_a=00062515&_n=a%20b&id=7&ID=%37&color=red&COLOR=blue&_hsenc=p2A&note=a%0D%0Ab",
     ];
-    const TOKENS: [&str; 32] = [
+    const TOKENS: [&str; 35] = [
         "&",
         "=",
         "%",
@@ -262,8 +289,11 @@ fn mutated() -> impl Strategy<Value = Vec<u8>> {
         "ü",
         "&_a=1",
         "&_n=",
+        "&_a=062515",
         "&email=a@b.co",
+        "&email=PERSON@company.com",
         "&_m=1e2",
+        "&_m=%2B20.0",
         "&id=7",
         "@",
         ".",

@@ -135,6 +135,23 @@ fn a_default_day_holds_for_all() {
     check(&portals, 2, "x", NOT_LISTED, Cause::NotListed);
 }
 
+#[test]
+fn the_last_day_of_the_calendar_is_a_day_like_any_other() {
+    for list in [
+        "portals = [1]\ndefaults.expires = 9999-12-31",
+        "[[portal]]\nid = 1\nexpires = \"9999-12-31\"",
+    ] {
+        let (portals, clock) = portals(list, Mode::Enforce);
+        check(&portals, 1, "x", PortalVerdict::Allowed, Cause::Listed);
+        let days = 1000 * 365;
+        clock.forward(days * DAY_MS);
+        check(&portals, 1, "x", PortalVerdict::Allowed, Cause::Listed);
+        clock.forward(10_000 * 365 * DAY_MS);
+        check(&portals, 1, "x", NOT_LISTED, Cause::Expired);
+        assert_eq!(portals.judge(1, "x").explain("x"), "the portal has expired on 9999-12-31");
+    }
+}
+
 fn limited(seconds: u32) -> Result<(), RateLimited> {
     Err(RateLimited { retry_after_seconds: seconds, enforced: true })
 }

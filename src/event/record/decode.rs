@@ -6,7 +6,7 @@
 
 use std::borrow::Cow;
 
-use super::encode::Context;
+use super::encode::{Context, write_members};
 use super::error::RecordError;
 use super::raw::{RawRecord, WireWriter};
 use super::wire;
@@ -21,8 +21,7 @@ pub struct Record<'a> {
     pub received_at_ms: u64,
     /// The account that the event belongs to.
     pub portal: u64,
-    /// The event as a JSON object, as `write_event_json` wrote
-    /// it.
+    /// The event as a JSON object, as `write_event_json` wrote it.
     pub event_json: &'a str,
     /// The context of the request.
     pub context: Context<'a>,
@@ -52,6 +51,7 @@ impl<'a> Record<'a> {
     /// Any of [`RecordError`]. JSON with correct framing that is not an event's is not detected.
     pub fn decode_sound(bytes: &'a [u8]) -> Result<Record<'a>, RecordError> {
         let raw = RawRecord::read(bytes)?;
+        let (utk, headers) = wire::read_members(raw.members).map_err(|_| RecordError::Members)?;
         Ok(Record {
             id: raw.id,
             received_at_ms: raw.received_at_ms,
@@ -64,6 +64,8 @@ impl<'a> Record<'a> {
                 gpc: raw.gpc,
                 dnt: raw.dnt,
                 prefetch: raw.prefetch,
+                utk,
+                headers,
             },
         })
     }
@@ -72,6 +74,8 @@ impl<'a> Record<'a> {
     ///
     /// `bot` says whether the delivery worker takes the user agent for a bot; it is not stored.
     pub fn write_json(&self, out: &mut Vec<u8>, bot: bool) {
+        let mut members = Vec::new();
+        write_members(&mut members, &self.context);
         let raw = RawRecord {
             id: self.id,
             received_at_ms: self.received_at_ms,
@@ -83,6 +87,7 @@ impl<'a> Record<'a> {
             gpc: self.context.gpc,
             dnt: self.context.dnt,
             prefetch: self.context.prefetch,
+            members: &members,
         };
         WireWriter::default().write(out, &raw, bot);
     }
@@ -142,6 +147,8 @@ mod tests {
             gpc: true,
             dnt: true,
             prefetch: true,
+            utk: Some("1f\"".into()),
+            headers: vec![("CF-IPCountry".into(), "DE".into()), ("X-Y".into(), "\\".into())],
         };
         let event = r#"{"id":"01970102-0304-7506-8708-090a0b0c0d0e","received_at":"#.to_owned()
             + r#""2026-11-23T02:45:13.123Z","portal":62515,"event":"000000001625","#
@@ -149,7 +156,9 @@ mod tests {
             + r#""properties":{"favorite_color":"orange","note":"\"a\"\n"#
             + "\u{2028}b\"},";
         let full = r#""context":{"ip":"203.0.113.7","user_agent":"curl/8 \"x\"","#.to_owned()
-            + r#""referer":"https://company.com/","gpc":true,"dnt":true,"prefetch":true,"#
+            + r#""referer":"https://company.com/","utk":"1f\"","#
+            + r#""headers":{"CF-IPCountry":"DE","X-Y":"\\"},"#
+            + r#""gpc":true,"dnt":true,"prefetch":true,"#
             + r#""bot":true}}"#;
         assert_eq!(json(&encoded(&context), true), event.clone() + &full);
         assert_eq!(json(&encoded(&Context::default()), false), event.clone() + r#""context":{}}"#);
@@ -201,7 +210,8 @@ mod tests {
             Record::decode(&bytes).expect_err("a fault")
         };
         assert_eq!(fault(&|b| b[0] = 0), RecordError::UnknownVersion(0));
-        assert_eq!(fault(&|b| b[0] = 2), RecordError::UnknownVersion(2));
+        assert_eq!(fault(&|b| b[0] = 2), RecordError::Truncated, "without its members");
+        assert_eq!(fault(&|b| b[0] = 3), RecordError::UnknownVersion(3));
         assert_eq!(fault(&|b| b[1] |= 0x80), RecordError::Flags);
         assert_eq!(fault(&|b| b[1] |= 0x18), RecordError::Flags);
         assert_eq!(fault(&|b| b[9] = 1), RecordError::ReceivedAt);
@@ -217,6 +227,47 @@ mod tests {
         assert_eq!(fault(&|b| b.push(0)), RecordError::TrailingBytes);
         for length in 0..good.len() {
             assert_eq!(Record::decode(&good[..length]), Err(RecordError::Truncated), "{length}");
+        }
+    }
+
+    #[test]
+    fn further_members_are_read_back_and_their_faults_are_found() {
+        let check = |context: &Context<'_>, version: u8| {
+            let bytes = encoded(context);
+            assert_eq!(bytes[0], version);
+            assert_eq!(Record::decode(&bytes).map(|record| record.context).as_ref(), Ok(context));
+            for length in 0..bytes.len() {
+                assert_eq!(Record::decode(&bytes[..length]), Err(RecordError::Truncated));
+            }
+        };
+        let utk = || Context { utk: Some("a\u{20ac}\n".into()), ..Context::default() };
+        let headers = vec![("A".into(), "".into()), ("B".into(), "x".into())];
+        check(&Context::default(), 1);
+        check(&utk(), 2);
+        check(&Context { headers: headers.clone(), ..Context::default() }, 2);
+        check(&Context { headers, referer: Some("r".into()), gpc: true, ..utk() }, 2);
+
+        let with = |members: &str| {
+            let mut bytes = encoded(&Context::default());
+            bytes[0] = 2;
+            bytes.extend_from_slice(&(members.len() as u32).to_le_bytes());
+            bytes.extend_from_slice(members.as_bytes());
+            Record::decode(&bytes).map(|_| ())
+        };
+        assert_eq!(with(r#""utk":"x","#), Ok(()));
+        let long = format!(r#""utk":"{}","#, "x".repeat(128 << 10));
+        for members in [
+            "",
+            ",",
+            r#""utk":"x""#,
+            r#""utk":7,"#,
+            r#""utk":"x","utk":"y","#,
+            r#""more":"x","#,
+            r#""headers":{"B":"1","A":"2"},"#,
+            r#""headers":{}},"#,
+            &long,
+        ] {
+            assert_eq!(with(members), Err(RecordError::Members), "{members:.40}");
         }
     }
 

@@ -3,13 +3,13 @@
 //! The JSON is written once, when the event is accepted, and copied from then on: delivering a
 //! batch costs one copy per event and no parsing.
 //!
-//! # The record, version 1
+//! # The record, versions 1 and 2
 //!
 //! Integers are little-endian. There is no checksum and no total length: the spool adds both.
 //!
 //! | offset | bytes | field |
 //! |---|---|---|
-//! | 0 | 1 | version, 1 |
+//! | 0 | 1 | version |
 //! | 1 | 1 | flags, see below |
 //! | 2 | 8 | `received_at`, milliseconds since 1970 UTC, before the year 10000 |
 //! | 10 | 16 | `id`, a UUIDv7 as its 16 bytes |
@@ -21,6 +21,11 @@
 //! | … | U | the user agent, UTF-8 |
 //! | … | 2 | R, the length of the referer, if there is one, at most 2048 |
 //! | … | R | the referer, UTF-8 |
+//! | … | 4 | version 2 alone: M, the length of the further members, 1 to 131,072 |
+//! | … | M | version 2 alone: further members of `context` as JSON, a comma behind each |
+//!
+//! Version 2 is written only where there are further members: `utk`, and `headers` as an object
+//! that is sorted by name.
 //!
 //! Flags, from the lowest bit: `Sec-GPC`, `DNT`, prefetch, address is IPv4, address is IPv6, has a
 //! user agent, has a referer. The highest bit is 0.
@@ -32,9 +37,17 @@ use std::net::IpAddr;
 
 use super::timestamp::UNIX_MS_MAX;
 use crate::event::event::Event;
-use crate::event::param::{REFERER_BYTES_MAX, USER_AGENT_BYTES_MAX};
+use crate::event::param::{
+    CONTEXT_HEADER_BYTES_MAX, CONTEXT_HEADERS_MAX, REFERER_BYTES_MAX, USER_AGENT_BYTES_MAX,
+    UTK_BYTES_MAX,
+};
 
-pub(super) const VERSION: u8 = 1;
+/// The newest version.
+pub(super) const VERSION: u8 = 2;
+/// The version of a record without further members.
+pub(super) const VERSION_SHORT: u8 = 1;
+/// The longest further members, in bytes: each value at its limit and all of it escaped.
+pub(super) const MEMBERS_BYTES_MAX: usize = 128 << 10;
 /// Where the JSON begins.
 pub(super) const JSON_OFFSET: usize = 38;
 
@@ -64,9 +77,18 @@ pub struct Context<'a> {
     pub dnt: bool,
     /// The browser says that it prefetches the page.
     pub prefetch: bool,
+    /// The value of the cookie that `events.utk_cookie` names. Cut after [`UTK_BYTES_MAX`].
+    pub utk: Option<Cow<'a, str>>,
+    /// The headers that `events.context_headers` names as (name, value), sorted by name. Values are
+    /// cut after [`CONTEXT_HEADER_BYTES_MAX`], the list after [`CONTEXT_HEADERS_MAX`].
+    pub headers: Vec<(Cow<'a, str>, Cow<'a, str>)>,
 }
 
 impl Context<'_> {
+    fn has_members(&self) -> bool {
+        self.utk.is_some() || !self.headers.is_empty()
+    }
+
     fn flags(&self) -> u8 {
         let address = match self.ip {
             Some(IpAddr::V4(_)) => flag::IPV4,
@@ -96,7 +118,8 @@ pub fn encode_record(
     context: &Context<'_>,
 ) {
     let mut head = [0; JSON_OFFSET];
-    head[..2].copy_from_slice(&[VERSION, context.flags()]);
+    let version = if context.has_members() { VERSION } else { VERSION_SHORT };
+    head[..2].copy_from_slice(&[version, context.flags()]);
     head[2..10].copy_from_slice(&received_at_ms.min(UNIX_MS_MAX).to_le_bytes());
     head[10..26].copy_from_slice(id);
     head[26..34].copy_from_slice(&event.portal.to_le_bytes());
@@ -114,6 +137,42 @@ pub fn encode_record(
     }
     push_text(out, context.user_agent.as_deref(), USER_AGENT_BYTES_MAX);
     push_text(out, context.referer.as_deref(), REFERER_BYTES_MAX);
+    if context.has_members() {
+        push_members(out, context);
+    }
+}
+
+/// Appends the length of the further members, and them.
+#[cold]
+fn push_members(out: &mut Vec<u8>, context: &Context<'_>) {
+    let start = out.len();
+    out.extend_from_slice(&[0; 4]);
+    write_members(out, context);
+    // At most `MEMBERS_BYTES_MAX`.
+    let bytes = (out.len() - start - 4) as u32;
+    out[start..start + 4].copy_from_slice(&bytes.to_le_bytes());
+}
+
+/// Appends the further members of `context` as JSON, with a comma behind each.
+pub(super) fn write_members(out: &mut Vec<u8>, context: &Context<'_>) {
+    if let Some(utk) = &context.utk {
+        out.extend_from_slice(b"\"utk\":\"");
+        write_json_chars(out, cut(utk, UTK_BYTES_MAX).as_bytes());
+        out.extend_from_slice(b"\",");
+    }
+    if context.headers.is_empty() {
+        return;
+    }
+    out.extend_from_slice(b"\"headers\":{");
+    for (name, value) in context.headers.iter().take(CONTEXT_HEADERS_MAX) {
+        out.push(b'"');
+        write_json_chars(out, name.as_bytes());
+        out.extend_from_slice(b"\":\"");
+        write_json_chars(out, cut(value, CONTEXT_HEADER_BYTES_MAX).as_bytes());
+        out.extend_from_slice(b"\",");
+    }
+    close_json_object(out);
+    out.push(b',');
 }
 
 /// Appends an event as a JSON object: the wire form of SPEC 7 without `id`, `received_at` and
@@ -221,9 +280,13 @@ fn push_escaped(out: &mut Vec<u8>, byte: u8) {
     out.extend_from_slice(&[b'\\', short]);
 }
 
+fn cut(text: &str, bytes_max: usize) -> &str {
+    &text[..text.floor_char_boundary(bytes_max)]
+}
+
 fn push_text(out: &mut Vec<u8>, text: Option<&str>, bytes_max: usize) {
     let Some(text) = text else { return };
-    let text = &text[..text.floor_char_boundary(bytes_max)];
+    let text = cut(text, bytes_max);
     // Both limits are far below 64 KiB.
     out.extend_from_slice(&(text.len() as u16).to_le_bytes());
     out.extend_from_slice(text.as_bytes());

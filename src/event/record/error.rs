@@ -5,7 +5,8 @@ use thiserror::Error;
 /// What is wrong with a record. Names the field and never shows its content.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Error)]
 pub enum RecordError {
-    /// The version byte is not 1: another version of this program wrote it, or it is no record.
+    /// The version byte is neither 1 nor 2: another version of this program wrote it, or it is no
+    /// record.
     #[error("unknown record version {0}")]
     UnknownVersion(u8),
     /// The flags contradict each other, or an unused flag is set.
@@ -32,4 +33,7 @@ pub enum RecordError {
     /// The referer is longer than 2048 bytes or not UTF-8.
     #[error("referer too long or not UTF-8")]
     Referer,
+    /// The further members of the context are too long or are not their JSON.
+    #[error("further context is not its JSON")]
+    Members,
 }

@@ -8,7 +8,10 @@
 use std::io::Write;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
-use super::encode::{JSON_OFFSET, VERSION, close_json_object, flag, write_json_chars};
+use super::encode::{
+    JSON_OFFSET, MEMBERS_BYTES_MAX, VERSION, VERSION_SHORT, close_json_object, flag,
+    write_json_chars,
+};
 use super::error::RecordError;
 use super::timestamp::{RFC3339_BYTES, Stamp, UNIX_MS_MAX};
 use crate::event::param::{PORTAL_MAX, REFERER_BYTES_MAX, USER_AGENT_BYTES_MAX};
@@ -37,6 +40,8 @@ pub struct RawRecord<'a> {
     pub(super) gpc: bool,
     pub(super) dnt: bool,
     pub(super) prefetch: bool,
+    /// Further members of `context`, with a comma behind each; empty if there are none.
+    pub(super) members: &'a [u8],
 }
 
 /// Writes records as upstreams receive them. Reuses the text of the last record's second, which
@@ -55,7 +60,7 @@ impl<'a> RawRecord<'a> {
     /// an event's, are not detected.
     pub fn read(bytes: &'a [u8]) -> Result<RawRecord<'a>, RecordError> {
         let &[version, flags, ..] = bytes else { return Err(RecordError::Truncated) };
-        if version != VERSION {
+        if !(VERSION_SHORT..=VERSION).contains(&version) {
             return Err(RecordError::UnknownVersion(version));
         }
         let both = flag::IPV4 | flag::IPV6;
@@ -97,6 +102,7 @@ impl<'a> RawRecord<'a> {
             gpc: has(flag::GPC),
             dnt: has(flag::DNT),
             prefetch: has(flag::PREFETCH),
+            members: if version == VERSION { rest.members()? } else { &[] },
         };
         if rest.rest.is_empty() { Ok(record) } else { Err(RecordError::TrailingBytes) }
     }
@@ -145,6 +151,7 @@ fn write_context(out: &mut Vec<u8>, record: &RawRecord<'_>, bot: bool) {
         write_json_chars(out, referer);
         out.extend_from_slice(b"\",");
     }
+    out.extend_from_slice(record.members);
     if record.gpc {
         out.extend_from_slice(b"\"gpc\":true,");
     }
@@ -227,6 +234,16 @@ impl<'a> Reader<'a> {
     fn text(&mut self, bytes_max: usize, fault: RecordError) -> Result<&'a [u8], RecordError> {
         let bytes = usize::from(u16::from_le_bytes(self.array()?));
         if bytes > bytes_max { Err(fault) } else { self.take(bytes) }
+    }
+
+    fn members(&mut self) -> Result<&'a [u8], RecordError> {
+        let bytes = usize::try_from(u32::from_le_bytes(self.array()?)).unwrap_or(usize::MAX);
+        if bytes > MEMBERS_BYTES_MAX {
+            return Err(RecordError::Members);
+        }
+        let members = self.take(bytes)?;
+        // Other ends would break the JSON around them.
+        if matches!(members, [b'"', .., b',']) { Ok(members) } else { Err(RecordError::Members) }
     }
 }
 

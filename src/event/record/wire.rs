@@ -1,4 +1,4 @@
-//! Parses an event's JSON as `encode.rs` writes it.
+//! Parses the JSON of an event and of its context's further members, as `encode.rs` writes it.
 //!
 //! Strict: unknown, missing or repeated fields and properties out of order are errors.
 
@@ -23,6 +23,30 @@ pub(super) fn read(json: &str) -> Result<Event<'_>, serde_json::Error> {
         external_id: wire.external_id.map(|text| text.0),
         properties: wire.properties.0,
     })
+}
+
+/// The further members of a context: `utk` and `headers`.
+pub(super) type Members<'a> = (Option<Cow<'a, str>>, Vec<(Cow<'a, str>, Cow<'a, str>)>);
+
+/// Reads the further members of a context, which have a comma behind each.
+pub(super) fn read_members(members: &[u8]) -> Result<Members<'_>, serde_json::Error> {
+    let Some((b',', members)) = members.split_last() else { return Ok((None, Vec::new())) };
+    // Borrowed texts would need the braces around the bytes, so these are owned.
+    let json = [&b"{"[..], members, b"}"].concat();
+    let Further { utk, headers } = serde_json::from_slice(&json)?;
+    let own = |text: Cow<'_, str>| Cow::Owned(text.into_owned());
+    let headers = headers.map(|pairs| pairs.0).unwrap_or_default();
+    let headers = headers.into_iter().map(|(name, value)| (own(name), own(value)));
+    Ok((utk.map(|text| own(text.0)), headers.collect()))
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Further<'a> {
+    #[serde(borrow)]
+    utk: Option<Text<'a>>,
+    #[serde(borrow)]
+    headers: Option<Pairs<'a>>,
 }
 
 // Borrows what has no escapes in it.

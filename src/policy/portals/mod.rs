@@ -24,6 +24,10 @@ mod rules;
 mod set;
 mod source;
 mod source_file;
+#[cfg(feature = "http")]
+mod source_url;
+#[cfg(not(feature = "http"))]
+#[path = "source_no_url.rs"]
 mod source_url;
 mod state;
 mod status;

@@ -7,7 +7,7 @@
 
 use std::{fmt, num::NonZeroU32, sync::Arc};
 
-use jiff::{civil, tz::TimeZone};
+use jiff::{SignedDuration, civil};
 use serde::{
     Deserialize,
     de::{Deserializer, Error, MapAccess, Visitor, value::MapAccessDeserializer},
@@ -17,6 +17,9 @@ use super::pattern::Pattern;
 
 /// The most patterns in one `events`, and the most names in one `drop_properties`.
 pub const RULE_ENTRIES_MAX: usize = 1_000;
+
+/// The day from which Unix time is counted.
+const UNIX_EPOCH: civil::Date = civil::date(1970, 1, 1);
 
 /// The highest `per_second` and `burst`.
 pub const RATE_MAX: u32 = 1_000_000;
@@ -199,8 +202,8 @@ impl Expires {
             return Err(wrong());
         }
         let day: civil::Date = date.parse().map_err(|_| wrong())?;
-        let midnight = TimeZone::UTC.to_timestamp(day.to_datetime(civil::Time::midnight()));
-        let unix_ms = midnight.map_err(|_| wrong())?.as_millisecond();
+        // Not by a timestamp: jiff's end a day before the last date does.
+        let unix_ms = day.duration_since(UNIX_EPOCH).as_millis();
         // A date before 1970 has passed, so 0 means the same.
         Ok(Expires { unix_ms: u64::try_from(unix_ms).unwrap_or(0) })
     }
@@ -208,11 +211,10 @@ impl Expires {
 
 impl fmt::Display for Expires {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let timestamp = i64::try_from(self.unix_ms).map(jiff::Timestamp::from_millisecond);
-        match timestamp {
-            Ok(Ok(timestamp)) => timestamp.to_zoned(TimeZone::UTC).date().fmt(f),
-            _ => f.write_str("a far day"),
-        }
+        let since = i64::try_from(self.unix_ms).map(SignedDuration::from_millis);
+        let day = since.ok().and_then(|since| UNIX_EPOCH.checked_add(since).ok());
+        // Always `Some`: the time was made from a date.
+        day.ok_or(fmt::Error)?.fmt(f)
     }
 }
 

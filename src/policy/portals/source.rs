@@ -5,6 +5,8 @@ use super::source_url::UrlSource;
 
 /// Where lists come from.
 #[derive(Debug)]
+// A process has one, so its size does not matter.
+#[allow(clippy::large_enum_variant)]
 pub(super) enum Source {
     /// There will be no other list.
     Fixed,

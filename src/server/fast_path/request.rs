@@ -56,7 +56,10 @@ impl<'b> FastRequest<'b> {
             count += 1;
             let (name, value) = header_line(bytes, text)?;
             match name.len() {
-                4 if token_is(name, b"host") => hosts += 1,
+                4 if token_is(name, b"host") => {
+                    hosts += 1;
+                    is_plain_host(value).then_some(())?;
+                }
                 6 if token_is(name, b"accept") => accept = accept.or(Some(value)),
                 6 if token_is(name, b"expect") => return None,
                 7 if token_is(name, b"upgrade") || token_is(name, b"trailer") => return None,
@@ -141,6 +144,17 @@ fn is_not_name(bytes: Block) -> Block {
     no_letter.and(no_digit).and(bytes.are_not(b'-')).and(bytes.are_not(b'_'))
 }
 
+/// Whether a host is a name or an IPv4 address with an optional port. Others, valid or not, are
+/// left to the header check.
+#[inline(always)]
+fn is_plain_host(host: &[u8]) -> bool {
+    let is_not_host = |bytes: Block| is_not_name(bytes).and(bytes.are_not(b'.'));
+    match simd::find(host, 0, is_not_host) {
+        None => !host.is_empty(),
+        Some(end) => end > 0 && host[end] == b':' && host[end + 1..].iter().all(u8::is_ascii_digit),
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -211,6 +225,21 @@ mod tests {
             assert!(!is_fast(&format!("{line}\r\nHost: a\r\n{header}\r\n")), "{line} {header:?}");
         }
         assert!(!is_fast("GET /v1/event/ HTTP/1.1\r\nX: a\r\n\r\n"), "no host");
+        for (host, expect) in [
+            ("a", true),
+            ("Edge-1_x.test:8443", true),
+            ("1.2.3.4:", true),
+            ("", false),
+            (":80", false),
+            ("a:8x", false),
+            ("[::1]", false),
+            ("{a}", false),
+            ("a,b", false),
+            ("a b", false),
+        ] {
+            let head = format!("GET /v1/event/ HTTP/1.1\r\nHost: {host}\r\n\r\n");
+            assert_eq!(is_fast(&head), expect, "{host:?}");
+        }
         for bare in
             ["\nHost: a\r\n\r\n", "\r\nHost: a\n\r\n", "\r\nHost: a\r\n\n", "\r\nHost: a\n\n"]
         {
@@ -244,6 +273,12 @@ mod tests {
             let fits = match name.as_str() {
                 "connection" => matches!(&*value.to_lowercase(), "keep-alive" | "close"),
                 "content-length" | "transfer-encoding" | "expect" | "upgrade" | "trailer" => false,
+                "host" => {
+                    let (host, port) = value.split_once(':').unwrap_or((value, ""));
+                    let in_host = |c: char| in_a_name(c) || c == '.';
+                    let digits = port.bytes().all(|b| b.is_ascii_digit());
+                    !host.is_empty() && host.chars().all(in_host) && digits
+                }
                 _ => !name.is_empty() && name.chars().all(in_a_name),
             };
             let odd = |c: char| !matches!(c, ' '..='~');

@@ -1,13 +1,13 @@
 //! Prebuilt responses as bytes ready to send.
 
-use crate::response::answers::Answer;
+use crate::response::answers::{Answer, OwnLines};
 use crate::response::title_case::title_case;
 use bytes::{BufMut, Bytes, BytesMut};
 use http::{HeaderValue, StatusCode, header};
 use std::cell::Cell;
 use std::convert::Infallible;
 
-/// A prebuilt response. `Date`, `Connection` and, on some, `Retry-After` are filled in per request.
+/// A prebuilt response. `Date`, `Connection` and the [`OwnLines`] are filled in per request.
 #[derive(Debug)]
 pub struct FastResponse {
     head: Bytes,
@@ -43,29 +43,24 @@ impl FastResponse {
     }
 
     /// Passes the bytes of the whole response to `take`. `keep`: the connection stays open.
-    pub fn write<T>(
-        &self,
-        retry_after_seconds: Option<u32>,
-        keep: bool,
-        take: impl FnOnce(&[u8]) -> T,
-    ) -> T {
+    pub fn write<T>(&self, own: &OwnLines, keep: bool, take: impl FnOnce(&[u8]) -> T) -> T {
         thread_local! {
             static OUT: Cell<Vec<u8>> = const { Cell::new(Vec::new()) };
         }
         let mut out = OUT.take();
         out.clear();
-        self.write_into(&mut out, retry_after_seconds, keep);
+        self.write_into(&mut out, own, keep);
         let taken = take(&out);
         OUT.set(out);
         taken
     }
 
-    fn write_into(&self, out: &mut Vec<u8>, retry_after_seconds: Option<u32>, keep: bool) {
+    fn write_into(&self, out: &mut Vec<u8>, own: &OwnLines, keep: bool) {
         let [keeps, closes] = &self.tails;
         let tail = if keep { keeps } else { closes };
         out.put_slice(&self.head);
         if let Some(prebuilt) = &self.retry_after {
-            match retry_after_seconds {
+            match own.retry_after_seconds {
                 Some(seconds) => {
                     let mut digits = itoa::Buffer::new();
                     put_line(out, "Retry-After", digits.format(seconds).as_bytes());
@@ -73,6 +68,7 @@ impl FastResponse {
                 None => put_line(out, "Retry-After", prebuilt.as_bytes()),
             }
         }
+        own.put_accepted(|name, value| put_line(out, name, value.as_bytes()));
         out.put_slice(b"Date: ");
         out.put_slice(pingora::protocols::http::date::get_cached_date().as_bytes());
         out.put_slice(tail);

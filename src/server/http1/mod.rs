@@ -1,11 +1,16 @@
 //! Serves an HTTP/1 connection: each request is read under one deadline, then answered by the fast
 //! path or handed to Pingora.
 
+mod body;
+mod grammar;
 pub mod header_check;
+mod request_stream;
+mod target;
 
 use super::connection::{Connection, Head};
 use super::fast_path::request::{FastRequest, request_line};
 use super::http2::frame::{PREFACE, PREFACE_HEAD_BYTES};
+use super::limits::Limits;
 use super::read_buffer;
 use super::service::Server;
 use super::socket::Socket;
@@ -15,13 +20,15 @@ use crate::request::path::Reading;
 use crate::response::answers::wants_image;
 use crate::telemetry::in_flight::{InFlight, InFlightGuard};
 use crate::telemetry::metrics::Limit;
+use body::Body;
 use bytes::{Buf, BytesMut};
-use header_check::{HeaderError, check_header, without_upgrade};
-use pingora::apps::{HttpServerApp, ReusedHttpStream};
+use header_check::{HeaderError, Upgrade, check_header};
+use pingora::apps::HttpServerApp;
 use pingora::protocols::http::ServerSession;
 use pingora::protocols::{ALPN, Stream};
 use pingora::proxy::ProxyHttp;
 use pingora::server::ShutdownWatch;
+use request_stream::RequestStream;
 use std::future::poll_fn;
 use std::io;
 use std::net::IpAddr;
@@ -67,8 +74,8 @@ enum Arrival<'f> {
     Closed,
 }
 
-/// Pingora serving one request; resolves to the connection if it can take another request.
-type ReusedFuture<'a> = Pin<Box<dyn Future<Output = Option<ReusedHttpStream>> + Send + 'a>>;
+/// Pingora serving one request; resolves to whether the connection can take another one.
+type ServedFuture<'a> = Pin<Box<dyn Future<Output = bool> + Send + 'a>>;
 
 impl<SV> Server<SV> {
     /// Takes a connection's next bytes. A fast-path event request that arrives in one piece, as
@@ -148,13 +155,13 @@ impl<SV> Server<SV> {
             return None;
         }
         let in_flight_guard = self.in_flight.enter_here();
-        let ip = peer.map(|peer| state.trusted.client(peer, &request));
+        let names = state.gate.rules().context_names();
         let (image, closes) = (wants_image(request.accept), request.closes);
         let step = self.gate.judge(EventRequest {
             method: &FastRequest::METHOD,
             reading,
             query: target.query,
-            context: request.seen.context(ip),
+            context: request.seen.context(&request, peer, &state.trusted, names),
         });
         Some(JudgedRequest { length, step, image, closes, _in_flight_guard: in_flight_guard })
     }
@@ -172,7 +179,7 @@ impl<SV> Server<SV> {
         let reply = self.gate.finish(judged.step).await;
         let raw = reply.pick(&self.answers, judged.image);
         let stream = &mut connection.stream;
-        let rest = raw.write(reply.retry_after_seconds(), keep, |answer| {
+        let rest = raw.write(&reply.own_lines(), keep, |answer| {
             // Only the part that the socket does not take at once is copied; rarely is there any.
             let sent =
                 stream.as_any().downcast_ref().map_or(0, |socket: &Socket| socket.send_now(answer));
@@ -317,63 +324,72 @@ where
                 return None;
             }
         };
-        let Connection { received, peer, requests, .. } = &mut connection;
+        let Connection { stream, received, peer, requests, .. } = &mut connection;
         if let Some(judged) = self.judge_fast_path(&received[..end], *peer) {
             received.advance(judged.length);
             return self.answer(&mut connection, judged, shutdown).await.then_some(connection);
         }
-        let first = *requests == 1;
-        if first && end == PREFACE_HEAD_BYTES && PREFACE.starts_with(&received[..end]) {
+        // Over TLS, HTTP/2 is agreed on by ALPN alone (RFC 9113, section 3.2).
+        let may_be_h2 = *requests == 1 && stream.get_ssl_digest().is_none();
+        if may_be_h2 && end == PREFACE_HEAD_BYTES && PREFACE.starts_with(&received[..end]) {
             Box::pin(self.clone().serve_h2(connection, shutdown.clone())).await;
             return None;
         }
-        let request = match take_request(received, end, self.limits().header_lines_max) {
-            Ok(request) => request,
+        let (head, body, upgrade) = match take_head(received, end, self.limits()) {
+            Ok(taken) => taken,
             Err(limit) => {
                 Box::pin(self.refuse(connection, limit)).await;
                 return None;
             }
         };
         let keep = self.keeps(&connection, shutdown);
-        let reused = self.hand_over(connection.stream, request, keep, shutdown).await?;
-        connection.stream = reused.consume().0;
-        Some(connection)
+        let Connection { stream, received, peer, requests, permit } = connection;
+        let (stream, back) = RequestStream::new(stream, received, body, upgrade);
+        let can_take_another = self.hand_over(stream, head, keep, shutdown).await;
+        // Pingora drops each stream that it ends with; then nothing is left of the connection.
+        let (mut stream, received) = back.await.ok()?;
+        if !can_take_another {
+            lingering_close(&mut stream).await;
+            return None;
+        }
+        Some(Connection { stream, received, peer, requests, permit })
     }
 
-    /// Has Pingora serve a request; `request` holds its bytes that are already read. The connection
-    /// closes after the response unless `keep` is set.
+    /// Has Pingora serve the request with this header. The connection closes after the response
+    /// unless `keep` is set.
     fn hand_over<'a>(
         &'a self,
-        stream: Stream,
-        request: BytesMut,
+        stream: RequestStream,
+        head: BytesMut,
         keep: bool,
         shutdown: &'a ShutdownWatch,
-    ) -> ReusedFuture<'a> {
-        let mut session = ServerSession::new_http1(stream);
-        session.set_pipelined_prefix(request);
+    ) -> ServedFuture<'a> {
+        let mut session = ServerSession::new_http1(Box::new(stream));
+        session.set_pipelined_prefix(head);
         session.set_write_timeout(Some(self.limits().write_timeout));
         if !keep {
             session.set_keepalive_reuses_remaining(Some(0));
         }
-        self.proxy.process_new_http(session, shutdown)
+        let served = self.proxy.process_new_http(session, shutdown);
+        Box::pin(async move { served.await.is_some() })
     }
 }
 
-/// Checks a header of `end` bytes and takes the request's bytes out of `received` for Pingora: the
-/// header alone, or everything if later bytes may belong to the request.
-fn take_request(received: &mut BytesMut, end: usize, lines_max: usize) -> Result<BytesMut, Limit> {
-    let framing = check_header(&received[..end], lines_max).map_err(|error| match error {
+/// Checks a header of `end` bytes and takes it out of `received`, as Pingora gets it.
+fn take_head(
+    received: &mut BytesMut,
+    end: usize,
+    limits: &Limits,
+) -> Result<(BytesMut, Body, Upgrade), Limit> {
+    let checked = check_header(&received[..end], limits.header_lines_max);
+    let checked = checked.map_err(|error| match error {
         HeaderError::Syntax => Limit::HeaderSyntax,
         HeaderError::Lines => Limit::HeaderLines,
     })?;
-    let mut request = received.split_to(end);
-    if framing.foreign_upgrade {
-        request = without_upgrade(&request);
-    }
-    if framing.expects_more {
-        request.unsplit(std::mem::take(received));
-    }
-    Ok(request)
+    let changed = checked.for_pingora(&received[..end]);
+    let (body, upgrade) = (checked.body, checked.upgrade);
+    let as_received = received.split_to(end);
+    Ok((changed.unwrap_or(as_received), body, upgrade))
 }
 
 #[cfg(test)]

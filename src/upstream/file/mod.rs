@@ -20,8 +20,9 @@ use serde::Deserialize;
 use tokio::sync::oneshot;
 
 use super::batch::Batch;
+use super::batch::Body;
 use super::contract::Upstream;
-use super::encode::{self, Compression, Format};
+use super::encode::{Format, encode};
 use super::outcome::{Failure, Outcome};
 use writer::Writer;
 
@@ -87,7 +88,7 @@ impl Config {
             let reason = format!("{bytes} is not within 1KiB and 16GiB");
             return Err(ConfigError::new("rotate_bytes", reason));
         }
-        super::http::check_within("rotate_seconds", self.rotate_seconds, ROTATE_SECONDS_MAX)
+        super::limits::check_within("rotate_seconds", self.rotate_seconds, ROTATE_SECONDS_MAX)
     }
 
     /// Creates the folder, finishes files that a crash left open, and starts the thread.
@@ -199,8 +200,11 @@ fn write(
     done: oneshot::Sender<Outcome>,
     group: &mut Vec<oneshot::Sender<Outcome>>,
 ) {
-    let lines =
-        |records: &[bytes::Bytes]| encode::encode(records, Format::Ndjson, Compression::None);
+    let lines = |records: &[bytes::Bytes]| {
+        let plain = encode(records, Format::Ndjson)?;
+        let plain_bytes = plain.len();
+        Some(Body { bytes: plain.into(), plain_bytes })
+    };
     let Some(body) = batch.body_or_encode(lines) else {
         let _ = done.send(Outcome::Rejected(Failure::new("a spool record cannot be read")));
         return;

@@ -17,7 +17,9 @@ use super::translate::Translator;
 use super::upstream::{Hubspot, IDLE_SECONDS_MAX};
 use crate::env::Secret;
 use crate::upstream::client;
-use crate::upstream::http::{CONCURRENCY_MAX, TIMEOUT_SECONDS_MAX, check_within, parse_url};
+use crate::upstream::http::parse_url;
+use crate::upstream::limits::{CONCURRENCY_MAX, TIMEOUT_SECONDS_MAX, check_within};
+use crate::upstream::tls::Tls;
 
 /// Maximum of `fault_seconds_max`: one week.
 pub const FAULT_SECONDS_MAX: u64 = 604_800;
@@ -119,7 +121,7 @@ impl Config {
     /// Builds the upstream. Reads the certificates; resolves no name and opens no connection.
     pub fn build(&self) -> Result<Hubspot, ConfigError> {
         self.validate()?;
-        let tls = client::Tls { ca: self.ca.as_deref(), ..client::Tls::default() };
+        let tls = Tls { ca: self.ca.as_deref(), ..Tls::default() };
         let setup = client::Setup {
             timeout_seconds: self.timeout_seconds,
             connections: self.concurrency_max,

@@ -9,18 +9,7 @@ use super::config::Config;
 use super::translate::{Translation, Untranslatable};
 use crate::event::Event;
 use crate::upstream::config::{Config as Upstream, Kind};
-
-/// The translation of an event by one upstream.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Explained {
-    /// The upstream's name.
-    pub upstream: String,
-    /// Text output, one statement per line. Holds the event's texts unescaped.
-    pub lines: Vec<String>,
-    /// JSON output: `{"upstream":…,"event":{…},"contact":{…}}` with HubSpot's keys, or
-    /// `{"upstream":…,"dead":"why"}`. `event` lacks the fields that are set at receipt.
-    pub json: Value,
-}
+use crate::upstream::explained::Explained;
 
 /// The translation of `event` by each configured upstream of this kind.
 pub fn explain(upstreams: &[Upstream], event: &Event<'_>) -> Vec<Explained> {

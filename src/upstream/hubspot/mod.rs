@@ -23,7 +23,7 @@ mod upstream;
 
 pub use answers::PAUSE_SECONDS;
 pub use config::Config;
-pub use explain::{Explained, explain};
+pub use explain::explain;
 pub use names::{EVENT_NAME_CHARS_MAX, NameFault};
 pub use send::{CONTACTS_MAX, EVENTS_MAX};
 pub use translate::{EventInput, Translation, Translator, Untranslatable};

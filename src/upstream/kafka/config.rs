@@ -13,7 +13,7 @@ use super::producer::Producer;
 use super::setup::{Key, Setup};
 use super::upstream::Kafka;
 use crate::env::Secret;
-use crate::upstream::http::{TIMEOUT_SECONDS_MAX, check_within};
+use crate::upstream::limits::{TIMEOUT_SECONDS_MAX, check_within};
 
 /// Maximum number of bootstrap brokers. The cluster announces its other brokers.
 pub const BROKERS_MAX: usize = 64;

@@ -13,8 +13,8 @@ use super::setup::{Login, Setup};
 use super::subject::Subject;
 use super::upstream::Nats;
 use crate::env::Secret;
-use crate::upstream::client;
-use crate::upstream::http::{TIMEOUT_SECONDS_MAX, check_within};
+use crate::upstream::limits::{TIMEOUT_SECONDS_MAX, check_within};
+use crate::upstream::tls::{Tls, tls_config};
 
 /// Maximum number of servers.
 pub const URLS_MAX: usize = 16;
@@ -93,15 +93,12 @@ impl Config {
     }
 
     fn tls(&self, required: bool) -> Result<rustls::ClientConfig, ConfigError> {
-        let tls = client::Tls {
-            ca: self.ca.as_deref(),
-            cert: self.cert.as_deref(),
-            key: self.key.as_deref(),
-        };
-        match client::tls_config(&tls, true) {
+        let tls =
+            Tls { ca: self.ca.as_deref(), cert: self.cert.as_deref(), key: self.key.as_deref() };
+        match tls_config(&tls, true) {
             // A server may require TLS even if the configuration does not. Without the machine's
             // certificates that server is not trusted; servers without TLS work.
-            Err(_) if !required => client::tls_config(&tls, false),
+            Err(_) if !required => tls_config(&tls, false),
             config => config,
         }
         .map_err(|e| if e.key() == "url" { ConfigError::new("urls", e.reason()) } else { e })

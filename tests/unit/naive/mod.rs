@@ -1,15 +1,15 @@
-//! SPEC 2 and 3 once more, as plainly as possible: the judge that the fast one is compared with.
+//! SPEC 3 once more, as plainly as possible: the judge that the fast one is compared with.
 //!
-//! It shares no code with `src/`. It copies, allocates and walks over everything as often as it
-//! likes, does each step of the contract apart and in the contract's order, and reckons with money
-//! on paper: with strings of digits. Where the two disagree, one of them is wrong.
+//! It shares no code with `src/`. It copies, allocates and reads everything as often as it likes,
+//! takes each step of the contract separately and in the contract's order, and calculates revenue
+//! with strings of digits. Where the two disagree, one of them is wrong.
 
 #![allow(dead_code)] // each test that includes this uses a part of it
 
 pub mod compare;
+pub mod path;
 
-use std::borrow::Cow;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use idna::uts46::{AsciiDenyList, DnsLength, Hyphens, Uts46};
 use percent_encoding::percent_decode;
@@ -31,13 +31,66 @@ pub type Verdict =
 
 const QUERY_BYTES_MAX: usize = 8192;
 const PARAMS_MAX: usize = 100;
+const WITHHELD: [&str; 10] = [
+    "hapikey",
+    "access_token",
+    "portalid",
+    "api_key",
+    "apikey",
+    "token",
+    "password",
+    "secret",
+    "auth",
+    "authorization",
+];
+/// Unicode's categories Cc, Cf, Zl, Zp and Co, and what it lets programs ignore; and the blank
+/// Braille pattern. Beyond ASCII.
+const HIDDEN: [std::ops::RangeInclusive<char>; 30] = [
+    '\u{80}'..='\u{9F}',
+    '\u{AD}'..='\u{AD}',
+    '\u{34F}'..='\u{34F}',
+    '\u{600}'..='\u{605}',
+    '\u{61C}'..='\u{61C}',
+    '\u{6DD}'..='\u{6DD}',
+    '\u{70F}'..='\u{70F}',
+    '\u{890}'..='\u{891}',
+    '\u{8E2}'..='\u{8E2}',
+    '\u{115F}'..='\u{1160}',
+    '\u{17B4}'..='\u{17B5}',
+    '\u{180B}'..='\u{180F}',
+    '\u{200B}'..='\u{200F}',
+    '\u{2028}'..='\u{202E}',
+    '\u{2060}'..='\u{206F}',
+    '\u{2800}'..='\u{2800}',
+    '\u{3164}'..='\u{3164}',
+    '\u{E000}'..='\u{F8FF}',
+    '\u{FE00}'..='\u{FE0F}',
+    '\u{FEFF}'..='\u{FEFF}',
+    '\u{FFA0}'..='\u{FFA0}',
+    '\u{FFF0}'..='\u{FFFB}',
+    '\u{110BD}'..='\u{110BD}',
+    '\u{110CD}'..='\u{110CD}',
+    '\u{13430}'..='\u{1343F}',
+    '\u{1BCA0}'..='\u{1BCA3}',
+    '\u{1D173}'..='\u{1D17A}',
+    '\u{E0000}'..='\u{E0FFF}',
+    '\u{F0000}'..='\u{FFFFD}',
+    '\u{100000}'..='\u{10FFFD}',
+];
 
 /// SPEC 3, with the default configuration.
 pub fn judge(query: &[u8]) -> Verdict {
-    if query.len() > QUERY_BYTES_MAX {
+    if encoded_length(query) > QUERY_BYTES_MAX {
         return Err(("query_too_long", None));
     }
     judge_of_any_length(query)
+}
+
+/// The length of a query with every byte percent-encoded that RFC 3986 does not allow in one.
+fn encoded_length(query: &[u8]) -> usize {
+    let is_allowed =
+        |byte: &u8| byte.is_ascii_alphanumeric() || b"-._~:@!$&'()*+,;=/?%".contains(byte);
+    query.iter().map(|byte| if is_allowed(byte) { 1 } else { 3 }).sum()
 }
 
 /// The same without the limit on the query's length, which canonical queries may exceed.
@@ -106,12 +159,24 @@ fn reserved(
     }
     let mut values = values.into_iter().collect::<Result<Vec<String>, _>>()?;
     values.retain(|value| !value.is_empty());
-    values.dedup();
-    match values.len() {
+    let canonical = values.iter().map(|value| canonical(name, value));
+    let distinct: BTreeSet<String> = canonical.collect();
+    match distinct.len() {
         0 => Ok(None),
         1 => Ok(values.pop()),
         _ => Err(("conflicting_param", Some(name))),
     }
+}
+
+/// A reserved value in canonical form, or as it is where it has none.
+fn canonical(name: &str, value: &str) -> String {
+    let canonical = match name {
+        "_a" => read_portal(value).map(|portal| portal.to_string()),
+        "email" => read_email(value),
+        "_m" => read_revenue(value),
+        _ => None,
+    };
+    canonical.unwrap_or_else(|| value.to_owned())
 }
 
 fn read_portal(text: &str) -> Option<u64> {
@@ -141,7 +206,7 @@ fn read_properties(
             ignored.push((shown, "invalid_encoding"));
             continue;
         };
-        if ["hapikey", "access_token", "portalid"].contains(&name.as_str()) {
+        if WITHHELD.contains(&name.as_str()) {
             ignored.push((name, "withheld"));
         } else if name == "t" {
             ignored.push((name, "configured"));
@@ -189,7 +254,7 @@ fn read_email(text: &str) -> Option<String> {
         if c.is_ascii() {
             c.is_ascii_alphanumeric() || "!#$%&'*+-/=?^_`{|}~".contains(c)
         } else {
-            !c.is_control() && !c.is_whitespace()
+            !c.is_whitespace() && !is_hidden(c)
         }
     };
     if !local.chars().all(|c| is_atext(c) || c == '.')
@@ -204,6 +269,10 @@ fn read_email(text: &str) -> Option<String> {
         return None;
     }
     Some(format!("{local}@{unicode}"))
+}
+
+pub fn is_hidden(c: char) -> bool {
+    c.is_ascii_control() || HIDDEN.iter().any(|range| range.contains(&c))
 }
 
 /// The ASCII and the Unicode form of a domain. The mapping is UTS-46's, by the library; what a host
@@ -284,54 +353,4 @@ fn read_exponent(text: &str) -> Option<i64> {
     }
     let value: i64 = digits.parse().ok()?;
     Some(if text.starts_with('-') { -value } else { value })
-}
-
-/// SPEC 2: the loosest reading of a path, one step after the other.
-pub fn loosest_reading(path: &[u8]) -> Vec<u8> {
-    let mut text = path.to_vec();
-    for _ in 0..3 {
-        text = percent_decode(&text).collect();
-    }
-    let end = text.iter().position(|b| *b == b'?' || *b == b'#').unwrap_or(text.len());
-    text.truncate(end);
-    let text: Vec<u8> = text.iter().map(|b| if *b == b'\\' { b'/' } else { *b }).collect();
-    let segments: Vec<Vec<u8>> = text
-        .split(|b| *b == b'/')
-        .map(|segment| segment.split(|b| *b == b';').next().unwrap_or_default().to_vec())
-        .map(|segment| segment.into_iter().filter(|b| *b > b' ' && *b != 0x7F).collect())
-        .collect();
-    let mut resolved: Vec<Cow<'_, [u8]>> = Vec::new();
-    for segment in &segments {
-        match segment.as_slice() {
-            b"" | b"." => {}
-            b".." => {
-                resolved.pop();
-            }
-            name => resolved.push(name.into()),
-        }
-    }
-    let mut reading = Vec::new();
-    for segment in &resolved {
-        reading.push(b'/');
-        reading.extend_from_slice(segment);
-    }
-    let last = segments.last().map(Vec::as_slice).unwrap_or_default();
-    if [&b""[..], b".", b".."].contains(&last) {
-        reading.push(b'/');
-    }
-    reading.to_ascii_lowercase()
-}
-
-/// What the loosest reading is, seen from `event_path` (without a slash at its end).
-pub fn read_path(event_path: &str, path: &[u8]) -> &'static str {
-    let reading = loosest_reading(path);
-    let path = event_path.as_bytes();
-    let below = [path, b"/"].concat();
-    if reading == path || reading == below {
-        "event"
-    } else if reading.starts_with(&below) {
-        "below"
-    } else {
-        "other"
-    }
 }

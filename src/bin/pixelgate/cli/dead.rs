@@ -4,7 +4,7 @@ use super::exit::{NO, fail, with_causes};
 use super::terminal::{Progress, Unit};
 use crate::config::Config;
 use clap::Subcommand;
-use pixelgate::tools::dead_letters;
+use pixelgate::tools::{dead_letters, escape_hidden};
 use std::io::{ErrorKind, Write};
 use std::path::Path;
 use std::process::ExitCode;
@@ -39,9 +39,9 @@ fn list(dir: &Path, upstream: &str) -> Result<(), String> {
     let mut printed = Ok(());
     let show = |letter: &dead_letters::Letter| {
         if printed.is_ok() {
-            printed = serde_json::to_writer(&mut out, letter)
+            printed = serde_json::to_string(letter)
                 .map_err(std::io::Error::from)
-                .and_then(|()| out.write_all(b"\n"));
+                .and_then(|json| writeln!(out, "{}", escape_hidden(&json)));
         }
     };
     let summary = dead_letters::list(dir, upstream, show).map_err(|e| with_causes(&e))?;

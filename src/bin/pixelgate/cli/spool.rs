@@ -4,8 +4,7 @@ use super::exit::{NO, fail};
 use super::terminal::{BAD, GOOD, Progress, Unit};
 use crate::config::Config;
 use clap::Subcommand;
-use pixelgate::tools::Record;
-use pixelgate::tools::inspect;
+use pixelgate::tools::{Record, escape_hidden, inspect};
 use std::io::{self, Write};
 use std::ops::ControlFlow;
 use std::path::Path;
@@ -98,8 +97,9 @@ fn dump(dir: &Path, out: &mut impl Write) -> io::Result<()> {
             Ok(record) => record.write_json(&mut line, false),
             Err(why) => line.extend_from_slice(format!("{{\"damaged\":\"{why}\"}}").as_bytes()),
         }
-        line.push(b'\n');
-        written = out.write_all(&line);
+        // An event's JSON is UTF-8, so nothing is replaced here.
+        let shown = String::from_utf8_lossy(&line);
+        written = writeln!(out, "{}", escape_hidden(&shown));
         if written.is_ok() { ControlFlow::Continue(()) } else { ControlFlow::Break(()) }
     })?;
     written

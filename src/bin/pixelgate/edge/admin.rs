@@ -8,7 +8,7 @@ use pingora::services::background::GenBackgroundService;
 use pingora::services::listening::Service;
 use pixelgate::PixelGate;
 use pixelgate::admin_pages::{Admin, Sampler};
-use pixelgate::http_server::InFlight;
+use pixelgate::custom::InFlight;
 use std::sync::Arc;
 
 /// Builds the sampler and the service of the admin pages on `sockets`. The service ends when

@@ -13,6 +13,8 @@ mod listen;
 mod origin;
 mod origin_url;
 mod proxy;
+mod routing_headers;
 mod sockets;
 mod stop;
 mod systemd;
+mod upgrade;

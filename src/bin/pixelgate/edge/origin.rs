@@ -123,6 +123,12 @@ impl Origins {
         server(&chosen).cloned()
     }
 
+    /// The value of a `Host` header that names this server's origin.
+    pub fn authority(&self, server: &Server) -> String {
+        let origin = self.0.origins.get(server.origin);
+        origin.map(|origin| origin.url.authority()).unwrap_or_default()
+    }
+
     /// How Pingora connects to this server.
     pub fn peer(&self, server: &Server) -> HttpPeer {
         // A server comes from this list of origins, so its index is valid.

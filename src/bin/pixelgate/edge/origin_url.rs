@@ -30,6 +30,18 @@ impl OriginUrl {
         let port = url.port_or_known_default().unwrap_or(80);
         Ok(Self { host, port, tls })
     }
+
+    /// The value of a `Host` header that names this origin.
+    pub fn authority(&self) -> String {
+        let host = match self.host.contains(':') {
+            true => format!("[{}]", self.host),
+            false => self.host.clone(),
+        };
+        match (self.tls, self.port) {
+            (false, 80) | (true, 443) => host,
+            (_, port) => format!("{host}:{port}"),
+        }
+    }
 }
 
 #[cfg(test)]
@@ -45,6 +57,14 @@ mod tests {
         check("http://127.0.0.1:9000", "127.0.0.1", 9000, false);
         check("https://origin.example/", "origin.example", 443, true);
         check("http://[::1]", "::1", 80, false);
+        for (url, expect) in [
+            ("http://a", "a"),
+            ("https://a:443", "a"),
+            ("https://a:80", "a:80"),
+            ("http://[::1]:8080", "[::1]:8080"),
+        ] {
+            assert_eq!(OriginUrl::parse(url).unwrap().authority(), expect);
+        }
         for wrong in ["", "ftp://a", "http://", "http://a/b", "http://a/?b", "http://u:p@a/"] {
             assert!(OriginUrl::parse(wrong).is_err(), "{wrong}");
         }

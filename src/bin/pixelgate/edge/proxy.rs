@@ -1,9 +1,11 @@
 //! The Pingora proxy of the edge: the gate answers event requests, an origin gets the others.
 
 use super::origin::{Origins, Server};
+use super::routing_headers;
+use super::upgrade::for_upgrade;
 use async_trait::async_trait;
 use bytes::Bytes;
-use http::{HeaderName, HeaderValue, StatusCode, header};
+use http::{HeaderName, HeaderValue, StatusCode, Version, header};
 use log::{debug, error};
 use pingora::http::{RequestHeader, ResponseHeader};
 use pingora::modules::http::HttpModules;
@@ -11,7 +13,8 @@ use pingora::prelude::*;
 use pingora::proxy::{FailToProxy, ProxyWarnLogContext};
 use pingora::{ErrorSource, ErrorType};
 use pixelgate::TrustedProxies;
-use pixelgate::http_server::{InFlight, InFlightGuard, Limit};
+use pixelgate::custom::{InFlight, InFlightGuard};
+use pixelgate::http_server::Limit;
 use pixelgate::{PixelGate, Verdict};
 use std::net::IpAddr;
 use std::sync::Arc;
@@ -110,15 +113,18 @@ impl Edge {
         Ok(())
     }
 
+    fn trusts_peer(&self, session: &Session) -> bool {
+        peer(session).is_some_and(|peer| self.trusted.trusts(peer))
+    }
+
     /// Sets `X-Forwarded-For`, `-Proto` and `-Host` (SPEC 1). Scheme and host that the request
     /// brings are kept only from a trusted proxy.
     fn forwarded(&self, session: &Session, request: &mut RequestHeader) -> Result<()> {
-        let peer = session.client_addr().and_then(|a| a.as_inet()).map(|a| a.ip());
-        if let Some(peer) = peer {
+        if let Some(peer) = peer(session) {
             let value = appended(request, &X_FORWARDED_FOR, peer);
             request.insert_header(X_FORWARDED_FOR, value)?;
         }
-        let trusted = peer.is_some_and(|peer| self.trusted.trusts(peer));
+        let trusted = self.trusts_peer(session);
         if !(trusted && request.headers.contains_key(X_FORWARDED_PROTO)) {
             let tls = session.digest().is_some_and(|digest| digest.ssl_digest.is_some());
             request.insert_header(X_FORWARDED_PROTO, if tls { "https" } else { "http" })?;
@@ -195,6 +201,12 @@ async fn end_of_empty_body(session: &mut Session) -> Result<()> {
         .map_err(|e: Box<Error>| e.into_down())
 }
 
+/// Whether a client's error came before the end of its body. Over HTTP/2 the stream is reset.
+fn fails_in_body(session: &mut Session) -> bool {
+    let session = session.as_downstream_mut();
+    !session.is_http2() && !session.is_body_done()
+}
+
 /// `Max-Forwards` of a `TRACE` or `OPTIONS` request (RFC 9110, section 7.6.2). `None` for other
 /// methods, and for a value that is not a number, which is passed on unchanged.
 fn forwards_left(request: &RequestHeader) -> Option<u64> {
@@ -221,6 +233,26 @@ fn end_hop(response: &mut ResponseHeader) {
     for name in named {
         response.remove_header(&name);
     }
+}
+
+/// The address of the connection's other end. `None`: a Unix socket.
+fn peer(session: &Session) -> Option<IpAddr> {
+    session.client_addr().and_then(|a| a.as_inet()).map(|a| a.ip())
+}
+
+/// Leaves one `Content-Length` with one value (RFC 9110, section 8.6). Pingora has checked that all
+/// values are equal; a client need not take them.
+fn join_lengths(response: &mut ResponseHeader) -> Result<()> {
+    let mut lines = response.headers.get_all(header::CONTENT_LENGTH).iter();
+    let Some(first) = lines.next() else { return Ok(()) };
+    let values = || first.as_bytes().split(|b| *b == b',');
+    if lines.next().is_none() && values().count() == 1 {
+        return Ok(());
+    }
+    let value = values().next().unwrap_or_default().trim_ascii();
+    let value = HeaderValue::from_bytes(value)
+        .or_err(ErrorType::InvalidHTTPHeader, "in a response's length")?;
+    response.insert_header(header::CONTENT_LENGTH, value)
 }
 
 /// All lines of a list header joined into one value, with `address` appended.
@@ -266,26 +298,42 @@ impl ProxyHttp for Edge {
             return Ok(true);
         }
         end_of_empty_body(session).await?;
+        // HTTP/1.0 knows no informational answers (RFC 9110, section 15.2).
+        let is_old = session.req_header().version == Version::HTTP_10;
+        session.as_downstream_mut().set_ignore_info_resp(is_old);
         Ok(false)
     }
 
-    async fn upstream_peer(&self, _: &mut Session, ctx: &mut Ctx) -> Result<Box<HttpPeer>> {
+    async fn upstream_peer(&self, session: &mut Session, ctx: &mut Ctx) -> Result<Box<HttpPeer>> {
         ctx.server = self.origins.choose(&ctx.tried);
-        match &ctx.server {
-            Some(server) => Ok(Box::new(self.origins.peer(server))),
+        let Some(server) = &ctx.server else {
             // No origin's name has an address; the look-up has logged that.
-            None => Err(Error::new_up(ErrorType::ConnectNoRoute)),
+            return Err(Error::new_up(ErrorType::ConnectNoRoute));
+        };
+        let mut peer = Box::new(self.origins.peer(server));
+        if session.is_upgrade_req() {
+            for_upgrade(&mut peer);
         }
+        Ok(peer)
     }
 
     async fn upstream_request_filter(
         &self,
         session: &mut Session,
         request: &mut RequestHeader,
-        _ctx: &mut Ctx,
+        ctx: &mut Ctx,
     ) -> Result<()> {
+        // Every origin is spoken to in HTTP/1.1, which needs a host; HTTP/1.0 has none at times.
+        if let Some(server) = &ctx.server
+            && !request.headers.contains_key(header::HOST)
+        {
+            request.insert_header(header::HOST, self.origins.authority(server))?;
+        }
         if let Some(left) = forwards_left(request) {
             request.insert_header(MAX_FORWARDS, left.saturating_sub(1).to_string())?;
+        }
+        if !self.trusts_peer(session) {
+            routing_headers::remove_from(request);
         }
         restore_order(session.req_header(), request)?;
         self.forwarded(session, request)
@@ -298,8 +346,24 @@ impl ProxyHttp for Edge {
         ctx: &mut Ctx,
     ) -> Result<()> {
         end_hop(response);
+        join_lengths(response)?;
         if let Some(server) = &ctx.server {
             server.answered();
+        }
+        Ok(())
+    }
+
+    async fn response_filter(
+        &self,
+        session: &mut Session,
+        response: &mut ResponseHeader,
+        _ctx: &mut Ctx,
+    ) -> Result<()> {
+        // HTTP/1.0 knows no chunks: the close ends such a body (RFC 9112, section 6.1).
+        if session.req_header().version == Version::HTTP_10
+            && response.remove_header(&header::TRANSFER_ENCODING).is_some()
+        {
+            session.set_keepalive(None);
         }
         Ok(())
     }
@@ -359,6 +423,11 @@ impl ProxyHttp for Edge {
             (ErrorSource::Downstream, ErrorType::WriteTimedout) => {
                 self.gate.metrics().count_refused(Limit::WriteTime);
                 return gone;
+            }
+            // The body is malformed or cut: see `fails_in_body`.
+            (ErrorSource::Downstream, _) if fails_in_body(session) => {
+                self.gate.metrics().count_refused(Limit::BodySyntax);
+                &self.own_answers.bad_request
             }
             (ErrorSource::Downstream, _) => return gone,
             (ErrorSource::Internal | ErrorSource::Unset, _) => &self.own_answers.internal,

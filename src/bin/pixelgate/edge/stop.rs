@@ -16,7 +16,7 @@ use log::{error, info, warn};
 use parking_lot::Mutex;
 use pingora::server::{ShutdownSignal, ShutdownSignalWatch};
 use pixelgate::PixelGate;
-use pixelgate::http_server::InFlight;
+use pixelgate::custom::InFlight;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, Instant};

@@ -1,0 +1,97 @@
+//! The cookie and the headers that the operator wants stored with an event: `events.utk_cookie` and
+//! `events.context_headers`.
+
+use crate::config_error::ConfigError;
+
+use super::param::{CONTEXT_HEADER_NAME_BYTES_MAX, CONTEXT_HEADERS_MAX};
+
+/// Headers that may hold credentials. They are never stored (SPEC 3).
+const NEVER_STORED: [&str; 3] = ["authorization", "cookie", "proxy-authorization"];
+
+/// Checked names. The default has none.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct ContextNames {
+    utk_cookie: Option<String>,
+    headers: Box<[HeaderName]>,
+}
+
+/// A header's name as configured, which is its name in the wire form, and in lower case.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
+struct HeaderName {
+    written: String,
+    lower: String,
+}
+
+impl ContextNames {
+    /// Checks the names.
+    ///
+    /// # Errors
+    ///
+    /// A name is not a token (RFC 9110, section 5.6.2) of at most 64 bytes, is given twice, or is
+    /// that of a header that may hold credentials; there are more than 16 headers.
+    pub(super) fn new(cookie: Option<&str>, headers: &[String]) -> Result<Self, ConfigError> {
+        let wrong = |reason: String| ConfigError::new("events.context_headers", reason);
+        if cookie.is_some_and(|name| !is_token(name)) {
+            return Err(ConfigError::new("events.utk_cookie", "is not the name of a cookie"));
+        }
+        if headers.len() > CONTEXT_HEADERS_MAX {
+            return Err(wrong(format!("must hold at most {CONTEXT_HEADERS_MAX} names")));
+        }
+        let mut names = Vec::with_capacity(headers.len());
+        for written in headers {
+            let lower = written.to_ascii_lowercase();
+            if !is_token(written) || written.len() > CONTEXT_HEADER_NAME_BYTES_MAX {
+                return Err(wrong(format!("{written:?} is not the name of a header")));
+            }
+            if NEVER_STORED.contains(&lower.as_str()) {
+                return Err(wrong(format!("must not name {written:?}, which holds credentials")));
+            }
+            if names.iter().any(|name: &HeaderName| name.lower == lower) {
+                return Err(wrong(format!("names {written:?} twice")));
+            }
+            names.push(HeaderName { written: written.clone(), lower });
+        }
+        names.sort();
+        Ok(Self { utk_cookie: cookie.map(str::to_owned), headers: names.into() })
+    }
+
+    /// The name of the cookie whose value is stored as `context.utk`.
+    pub fn utk_cookie(&self) -> Option<&str> {
+        self.utk_cookie.as_deref()
+    }
+
+    /// The headers as (name in the wire form, name in lower case), sorted by the former.
+    pub fn headers(&self) -> impl ExactSizeIterator<Item = (&str, &str)> {
+        self.headers.iter().map(|name| (name.written.as_str(), name.lower.as_str()))
+    }
+}
+
+/// RFC 9110, section 5.6.2.
+fn is_token(text: &str) -> bool {
+    let is_token_byte =
+        |byte: u8| byte.is_ascii_alphanumeric() || b"!#$%&'*+-.^_`|~".contains(&byte);
+    !text.is_empty() && text.bytes().all(is_token_byte)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_are_tokens_once_each_and_never_those_of_credentials() {
+        let names = |headers: &[&str]| {
+            let headers: Vec<String> = headers.iter().map(|name| (*name).to_owned()).collect();
+            ContextNames::new(Some("hubspotutk"), &headers)
+        };
+        let good = names(&["X-Region", "CF-IPCountry"]).unwrap();
+        assert_eq!(good.utk_cookie(), Some("hubspotutk"));
+        let headers: Vec<_> = good.headers().collect();
+        assert_eq!(headers, [("CF-IPCountry", "cf-ipcountry"), ("X-Region", "x-region")]);
+        let long = "x".repeat(65);
+        for bad in [&["a b"][..], &[""], &["Cookie"], &["AUTHORIZATION"], &["a", "A"], &[&long]] {
+            assert_eq!(names(bad).unwrap_err().key(), "events.context_headers", "{bad:?}");
+        }
+        assert!(names(&["x"; 17]).is_err());
+        assert_eq!(ContextNames::new(Some("a=b"), &[]).unwrap_err().key(), "events.utk_cookie");
+    }
+}

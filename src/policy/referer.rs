@@ -1,0 +1,129 @@
+//! What is left of a `Referer` that may be stored (`privacy.referer`).
+//!
+//! The URL of a page often holds what identifies its visitor: an address in the query, a token for
+//! a new password, userinfo. Most referers are plain, and are cut without being parsed and copied.
+
+use std::borrow::Cow;
+use url::{Origin, Url};
+
+/// Scheme, host and port. `None` if the value is not an absolute URL with a host, because there is
+/// nothing to reduce it to.
+pub(super) fn origin(referer: Cow<'_, str>) -> Option<Cow<'_, str>> {
+    if let Some(end) = plain_origin_end(&referer) {
+        return Some(cut(referer, end));
+    }
+    let url = Url::parse(&referer).ok()?;
+    match url.origin() {
+        origin @ Origin::Tuple(..) => Some(origin.ascii_serialization().into()),
+        // Such as `android-app://com.google.android.gm/`.
+        Origin::Opaque(_) => {
+            let host = url.host_str().filter(|host| !host.is_empty())?;
+            let port = url.port().map(|port| format!(":{port}")).unwrap_or_default();
+            Some(format!("{}://{host}{port}", url.scheme()).into())
+        }
+    }
+}
+
+/// The value without userinfo and fragment, and without its query unless `keep_query`. `None` if it
+/// may hold userinfo and is not a URL, because then it is unknown where that ends.
+pub(super) fn without_secrets(referer: Cow<'_, str>, keep_query: bool) -> Option<Cow<'_, str>> {
+    let is_end = |c: char| c == '#' || c == '?' && !keep_query;
+    let end = referer.find(is_end).unwrap_or(referer.len());
+    let referer = cut(referer, end);
+    if plain_origin_end(&referer).is_some() || !referer.contains('@') {
+        return Some(referer);
+    }
+    let mut url = Url::parse(&referer).ok()?;
+    if url.username().is_empty() && url.password().is_none() {
+        return Some(referer);
+    }
+    url.set_username("").and_then(|()| url.set_password(None)).ok()?;
+    Some(Cow::Owned(url.into()))
+}
+
+/// Where the origin of an ordinary URL ends: `http` or `https`, and a host in lower case that is
+/// certainly a name and not Punycode, without userinfo or port. `None`: unknown.
+fn plain_origin_end(referer: &str) -> Option<usize> {
+    let rest = referer.strip_prefix("http")?;
+    let host = rest.strip_prefix("s://").or_else(|| rest.strip_prefix("://"))?;
+    let is_host = |byte: &u8| matches!(byte, b'a'..=b'z' | b'0'..=b'9' | b'-' | b'.');
+    let length = host.bytes().position(|byte| !is_host(&byte)).unwrap_or(host.len());
+    let (host, rest) = host.split_at(length);
+    let ends = matches!(rest.as_bytes().first(), None | Some(b'/' | b'?' | b'#'));
+    // A last label that begins with a letter is no part of an IPv4 address.
+    let last = host.rsplit('.').next().unwrap_or_default();
+    let is_name = last.starts_with(|c: char| c.is_ascii_lowercase()) && !host.contains("xn--");
+    (ends && is_name).then_some(referer.len() - rest.len())
+}
+
+fn cut(text: Cow<'_, str>, end: usize) -> Cow<'_, str> {
+    match text {
+        Cow::Borrowed(text) => Cow::Borrowed(&text[..end]),
+        Cow::Owned(mut text) => {
+            text.truncate(end);
+            Cow::Owned(text)
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    #[test]
+    fn an_origin_is_scheme_host_and_port() {
+        let check = |referer: &str, expect: Option<&str>| {
+            assert_eq!(origin(referer.into()).as_deref(), expect, "{referer}");
+            assert_eq!(origin(referer.to_owned().into()).as_deref(), expect, "{referer}");
+        };
+        check("https://shop.example/thanks?email=a@b.example", Some("https://shop.example"));
+        check("http://shop.example", Some("http://shop.example"));
+        check("https://shop.example:8443/thanks", Some("https://shop.example:8443"));
+        check("https://Shop.example:443/", Some("https://shop.example"));
+        check("https://ann:pw@shop.example/", Some("https://shop.example"));
+        check("https://203.0.113.7/x", Some("https://203.0.113.7"));
+        check("https://b\u{fc}cher.example/x", Some("https://xn--bcher-kva.example"));
+        check("android-app://com.google.android.gm/", Some("android-app://com.google.android.gm"));
+        check("/thanks", None);
+        check("data:text/html,hello", None);
+        check("file:///home/ann/page.html", None);
+        check("mailto:ann@shop.example", None);
+        check("", None);
+    }
+
+    #[test]
+    fn userinfo_fragment_and_query_are_removed() {
+        let check = |referer: &str, expect: [Option<&str>; 2]| {
+            for (keep_query, expect) in [false, true].into_iter().zip(expect) {
+                let kept = without_secrets(referer.into(), keep_query);
+                assert_eq!(kept.as_deref(), expect, "{referer}, {keep_query}");
+            }
+        };
+        let page = "https://shop.example/reset";
+        check(page, [Some(page); 2]);
+        let with_query = "https://shop.example/reset?email=a@b.example&access_token=x";
+        check(with_query, [Some(page), Some(with_query)]);
+        check("https://shop.example/reset#access_token=x?y", [Some(page); 2]);
+        check("https://ann:pw@shop.example/reset", [Some(page); 2]);
+        check("https:ann:pw@shop.example/reset", [Some(page); 2]);
+        check("https:\\\\ann@shop.example\\reset", [Some(page); 2]);
+        check("https://shop.example/@ann/1", [Some("https://shop.example/@ann/1"); 2]);
+        check("//ann:pw@shop.example/reset", [None; 2]);
+        check("ann@shop.example", [None; 2]);
+        check("/reset?token=x", [Some("/reset"), Some("/reset?token=x")]);
+    }
+
+    proptest! {
+        #[test]
+        fn a_plain_origin_is_that_of_the_url_crate(
+            referer in "https?:/?/?([a-z0-9.-]|[A-Z@:%é]|xn--){0,12}(/|\\?|#|\\\\)?[a-z@/:]{0,4}",
+        ) {
+            if let Some(end) = plain_origin_end(&referer) {
+                let url = Url::parse(&referer).unwrap();
+                prop_assert_eq!(&referer[..end], url.origin().ascii_serialization());
+                prop_assert!(url.username().is_empty() && url.password().is_none());
+            }
+        }
+    }
+}

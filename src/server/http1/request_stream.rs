@@ -1,0 +1,323 @@
+//! The stream of one request: Pingora reads from it that request and nothing after it.
+//!
+//! A client may send requests without waiting for answers (RFC 9112, section 9.3.2). Pingora closes
+//! the connection when it meets bytes after the request that it serves, at times after the origin
+//! has executed that request and before the client has its answer. So it never meets them: this
+//! stream ends each body where [`Body`] says, and stores what comes after it for the next request.
+//!
+//! When Pingora drops the stream, the connection comes back through a [`Return`], and the server
+//! decides whether it takes another request or closes.
+
+use super::body::Body;
+use super::header_check::Upgrade;
+use crate::server::read_buffer;
+use async_trait::async_trait;
+use bytes::BytesMut;
+use pingora::protocols::raw_connect::ProxyDigest;
+use pingora::protocols::tls::{SslDigest, TlsRef};
+use pingora::protocols::{
+    ALPN, GetProxyDigest, GetSocketDigest, GetTimingDigest, Peek, Shutdown, SocketDigest, Ssl,
+    Stream, TimingDigest, UniqueID, UniqueIDType,
+};
+use std::io;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::task::{Context, Poll, ready};
+use std::time::Duration;
+use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt, ReadBuf};
+use tokio::sync::oneshot;
+
+/// The beginning of an answer that accepts an upgrade, and of any other informational answer.
+const SWITCHING_PROTOCOLS: &[u8] = b"HTTP/1.1 101 ";
+const INFORMATIONAL: &[u8] = b"HTTP/1.1 1";
+
+/// Receives the connection when Pingora has dropped its stream: the stream below, and the bytes
+/// received after the request.
+pub type Return = oneshot::Receiver<(Stream, BytesMut)>;
+
+/// Whether the connection becomes a tunnel.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Tunnel {
+    No,
+    /// The client asked for it; the answer decides.
+    Asked,
+    /// The origin accepted: from here on all bytes pass.
+    Open,
+}
+
+/// A connection while Pingora serves one of its requests.
+#[derive(Debug)]
+pub struct RequestStream {
+    /// `None` only while it is dropped.
+    inner: Option<Stream>,
+    /// Received bytes that Pingora has not read.
+    received: BytesMut,
+    body: Body,
+    tunnel: Tunnel,
+    back: Option<oneshot::Sender<(Stream, BytesMut)>>,
+}
+
+impl RequestStream {
+    /// A stream of the bytes that follow a request's header. `received` holds those that were read
+    /// with it.
+    pub fn new(inner: Stream, received: BytesMut, body: Body, upgrade: Upgrade) -> (Self, Return) {
+        let (back, returned) = oneshot::channel();
+        let tunnel = if upgrade == Upgrade::WebSocket { Tunnel::Asked } else { Tunnel::No };
+        (Self { inner: Some(inner), received, body, tunnel, back: Some(back) }, returned)
+    }
+
+    fn inner(&self) -> &Stream {
+        self.inner.as_ref().expect("only `drop` takes it, and nothing is called after that")
+    }
+
+    fn inner_mut(&mut self) -> &mut Stream {
+        self.inner.as_mut().expect("only `drop` takes it, and nothing is called after that")
+    }
+
+    /// Reads bytes of the body.
+    fn poll_body(&mut self, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        let malformed = |e| io::Error::new(io::ErrorKind::InvalidData, e);
+        if !self.received.is_empty() {
+            let piece = self.received.len().min(buf.remaining());
+            let taken = self.body.take(&self.received[..piece]).map_err(malformed)?;
+            buf.put_slice(&self.received.split_to(taken));
+            return Poll::Ready(Ok(()));
+        }
+        let before = buf.filled().len();
+        ready!(Pin::new(self.inner_mut()).poll_read(cx, buf))?;
+        let bytes = &buf.filled()[before..];
+        if bytes.is_empty() {
+            return Poll::Ready(Err(io::ErrorKind::UnexpectedEof.into()));
+        }
+        let taken = self.body.take(bytes).map_err(malformed)?;
+        self.received = BytesMut::from(&bytes[taken..]);
+        buf.set_filled(before + taken);
+        Poll::Ready(Ok(()))
+    }
+
+    /// Waits for the client's close, and stores what it sends. Once it has sent something, nothing
+    /// more is read, and so no waker is registered: Pingora polls this beside the origin's answer,
+    /// whose arrival ends the wait.
+    fn poll_close(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        if !self.received.is_empty() {
+            return Poll::Pending;
+        }
+        let Self { inner: Some(inner), received, .. } = self else { return Poll::Pending };
+        let read = read_buffer::poll_read(&mut **inner, cx, |bytes| {
+            received.extend_from_slice(bytes);
+            bytes.len()
+        });
+        if ready!(read)? == 0 { Poll::Ready(Ok(())) } else { Poll::Pending }
+    }
+
+    /// Notes whether an answer that begins with `bytes` accepts an upgrade.
+    fn note_answer(&mut self, bytes: &[u8]) {
+        if self.tunnel == Tunnel::Asked {
+            if bytes.starts_with(SWITCHING_PROTOCOLS) {
+                self.tunnel = Tunnel::Open;
+            } else if !bytes.starts_with(INFORMATIONAL) {
+                self.tunnel = Tunnel::No;
+            }
+        }
+    }
+}
+
+impl Drop for RequestStream {
+    fn drop(&mut self) {
+        if let (Some(back), Some(inner)) = (self.back.take(), self.inner.take()) {
+            // Fails if the connection's task is gone; then the connection closes here.
+            let _ = back.send((inner, std::mem::take(&mut self.received)));
+        }
+    }
+}
+
+impl AsyncRead for RequestStream {
+    fn poll_read(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buf: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        let this = self.get_mut();
+        if this.tunnel == Tunnel::Open {
+            if read_buffer::replay(&mut this.received, buf) {
+                return Poll::Ready(Ok(()));
+            }
+            return Pin::new(this.inner_mut()).poll_read(cx, buf);
+        }
+        match this.body.is_whole() {
+            true => this.poll_close(cx),
+            false => this.poll_body(cx, buf),
+        }
+    }
+}
+
+impl AsyncWrite for RequestStream {
+    fn poll_write(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        bytes: &[u8],
+    ) -> Poll<io::Result<usize>> {
+        let this = self.get_mut();
+        this.note_answer(bytes);
+        Pin::new(this.inner_mut()).poll_write(cx, bytes)
+    }
+
+    fn poll_write_vectored(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        pieces: &[io::IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        let this = self.get_mut();
+        this.note_answer(pieces.first().map(|piece| &**piece).unwrap_or_default());
+        Pin::new(this.inner_mut()).poll_write_vectored(cx, pieces)
+    }
+
+    fn is_write_vectored(&self) -> bool {
+        self.inner().is_write_vectored()
+    }
+
+    fn poll_flush(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(self.get_mut().inner_mut()).poll_flush(cx)
+    }
+
+    /// Sends what is written. The server closes the connection after its return.
+    fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        self.poll_flush(cx)
+    }
+}
+
+#[async_trait]
+impl Shutdown for RequestStream {
+    async fn shutdown(&mut self) {
+        // An error means that the connection is already broken.
+        let _ = self.flush().await;
+    }
+}
+
+// The remaining traits are required by Pingora; they delegate to `inner`.
+
+impl UniqueID for RequestStream {
+    fn id(&self) -> UniqueIDType {
+        self.inner().id()
+    }
+}
+
+impl Ssl for RequestStream {
+    fn get_ssl(&self) -> Option<&TlsRef> {
+        self.inner().get_ssl()
+    }
+
+    fn get_ssl_digest(&self) -> Option<Arc<SslDigest>> {
+        self.inner().get_ssl_digest()
+    }
+
+    fn selected_alpn_proto(&self) -> Option<ALPN> {
+        self.inner().selected_alpn_proto()
+    }
+}
+
+impl GetTimingDigest for RequestStream {
+    fn get_timing_digest(&self) -> Vec<Option<TimingDigest>> {
+        self.inner().get_timing_digest()
+    }
+
+    fn get_read_pending_time(&self) -> Duration {
+        self.inner().get_read_pending_time()
+    }
+
+    fn get_write_pending_time(&self) -> Duration {
+        self.inner().get_write_pending_time()
+    }
+}
+
+impl GetProxyDigest for RequestStream {
+    fn get_proxy_digest(&self) -> Option<Arc<ProxyDigest>> {
+        self.inner().get_proxy_digest()
+    }
+}
+
+impl GetSocketDigest for RequestStream {
+    fn get_socket_digest(&self) -> Option<Arc<SocketDigest>> {
+        self.inner().get_socket_digest()
+    }
+}
+
+impl Peek for RequestStream {}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use tokio::io::{AsyncReadExt, DuplexStream, duplex};
+
+    fn stream(
+        received: &[u8],
+        body: Body,
+        upgrade: Upgrade,
+    ) -> (RequestStream, Return, DuplexStream) {
+        let (near, far) = duplex(1 << 16);
+        let (stream, back) =
+            RequestStream::new(Box::new(near), BytesMut::from(received), body, upgrade);
+        (stream, back, far)
+    }
+
+    /// Whether a read waits.
+    async fn waits(stream: &mut RequestStream) -> bool {
+        let mut bytes = [0; 16];
+        tokio::select! {
+            biased;
+            _ = stream.read(&mut bytes) => false,
+            () = std::future::ready(()) => true,
+        }
+    }
+
+    #[tokio::test]
+    async fn a_request_is_read_to_its_end_and_the_next_one_comes_back() {
+        let sent = b"5\r\nhello\r\n0\r\n\r\nGET /next";
+        let length = sent.len() - b"GET /next".len();
+        for ahead in 0..=sent.len() {
+            let (mut stream, back, mut far) = stream(&sent[..ahead], Body::CHUNKED, Upgrade::None);
+            far.write_all(&sent[ahead..]).await.unwrap();
+            let mut body = vec![0; length];
+            stream.read_exact(&mut body).await.unwrap();
+            assert_eq!(body, &sent[..length]);
+            assert!(waits(&mut stream).await && waits(&mut stream).await);
+            drop((stream, far));
+            let (mut inner, received) = back.await.unwrap();
+            let mut next = received.to_vec();
+            inner.read_to_end(&mut next).await.unwrap();
+            assert_eq!(next, b"GET /next", "{ahead} bytes ahead");
+        }
+    }
+
+    #[tokio::test]
+    async fn a_body_that_is_cut_or_malformed_is_an_error_and_a_close_after_it_is_none() {
+        for (body, sent) in
+            [(Body::CHUNKED, "zz"), (Body::CHUNKED, "5\r\nhe"), (Body::Length(9), "he")]
+        {
+            let (mut stream, _back, far) = stream(sent.as_bytes(), body, Upgrade::None);
+            drop(far);
+            assert!(stream.read_to_end(&mut Vec::new()).await.is_err(), "{sent:?}");
+        }
+        let (mut stream, _back, far) = stream(b"", Body::Length(0), Upgrade::None);
+        drop(far);
+        assert_eq!(stream.read(&mut [0; 16]).await.unwrap(), 0);
+    }
+
+    #[tokio::test]
+    async fn bytes_behind_an_upgrade_pass_only_once_it_is_accepted() {
+        for (answer, passes) in [
+            (&b"HTTP/1.1 101 Switching Protocols\r\n\r\n"[..], true),
+            (b"HTTP/1.1 103 Early Hints\r\n\r\n", false),
+            (b"HTTP/1.1 200 OK\r\n\r\n", false),
+        ] {
+            let (mut stream, _back, _far) = stream(b"early", Body::Length(0), Upgrade::WebSocket);
+            assert!(waits(&mut stream).await);
+            stream.write_all(answer).await.unwrap();
+            assert_eq!(waits(&mut stream).await, !passes);
+        }
+        let (mut stream, _back, _far) = stream(b"early", Body::Length(0), Upgrade::WebSocket);
+        stream.write_all(b"HTTP/1.1 200 OK\r\n\r\n").await.unwrap();
+        stream.write_all(b"HTTP/1.1 101 in a body").await.unwrap();
+        assert!(waits(&mut stream).await);
+    }
+}

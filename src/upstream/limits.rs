@@ -1,0 +1,18 @@
+//! Limits of settings that several kinds share.
+
+use crate::config_error::ConfigError;
+
+/// Maximum of `timeout_seconds`; the minimum is 1.
+#[cfg(any(feature = "http", feature = "kafka", feature = "nats"))]
+pub const TIMEOUT_SECONDS_MAX: u64 = 300;
+/// Maximum of `concurrency_max`: batches in flight to one upstream.
+#[cfg(feature = "http")]
+pub const CONCURRENCY_MAX: usize = 64;
+
+/// Checks that `1 <= value <= max`.
+pub fn check_within(key: &str, value: u64, max: u64) -> Result<(), ConfigError> {
+    if (1..=max).contains(&value) {
+        return Ok(());
+    }
+    Err(ConfigError::new(key, format!("{value} is not within 1 and {max}")))
+}

@@ -1,0 +1,85 @@
+//! The TLS setup of connections to upstreams.
+//!
+//! Trusted are the machine's root certificates, or only those of `ca` if it is set.
+
+use crate::config_error::ConfigError;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use rustls::pki_types::pem::PemObject;
+use rustls::pki_types::{CertificateDer, PrivateKeyDer};
+use rustls::{ClientConfig, RootCertStore};
+
+/// Paths to PEM files, as configured.
+#[derive(Debug, Default)]
+pub struct Tls<'a> {
+    /// Certificates to trust instead of the machine's.
+    pub ca: Option<&'a Path>,
+    /// Client certificate chain. Needs `key`.
+    pub cert: Option<&'a Path>,
+    /// The private key of `cert`.
+    pub key: Option<&'a Path>,
+}
+
+/// The TLS configuration of a connection: trusted roots and client certificate. Without `ca`, the
+/// machine's root certificates are trusted if `roots` is true, else none.
+pub fn tls_config(tls: &Tls<'_>, roots: bool) -> Result<ClientConfig, ConfigError> {
+    let provider = Arc::new(rustls::crypto::ring::default_provider());
+    let store = match tls.ca {
+        Some(path) => given_roots(path)?,
+        None if roots => machine_roots()?,
+        None => RootCertStore::empty(),
+    };
+    let builder = ClientConfig::builder_with_provider(provider)
+        .with_safe_default_protocol_versions()
+        .map_err(|e| ConfigError::caused("url", "no TLS version is available", e))?
+        .with_root_certificates(store);
+    Ok(match (tls.cert, tls.key) {
+        (Some(cert), Some(key)) => {
+            let chain = certificates("cert", cert)?;
+            let key = PrivateKeyDer::from_pem_file(key)
+                .map_err(|e| ConfigError::caused("key", "no private key can be read", e))?;
+            builder
+                .with_client_auth_cert(chain, key)
+                .map_err(|e| ConfigError::caused("cert", "does not fit its key", e))?
+        }
+        (None, None) => builder.with_no_client_auth(),
+        (Some(_), None) => return Err(ConfigError::new("key", "is missing: `cert` needs it")),
+        (None, Some(_)) => return Err(ConfigError::new("cert", "is missing: `key` needs it")),
+    })
+}
+
+fn given_roots(path: &Path) -> Result<RootCertStore, ConfigError> {
+    let mut store = RootCertStore::empty();
+    for certificate in certificates("ca", path)? {
+        store
+            .add(certificate)
+            .map_err(|e| ConfigError::caused("ca", "holds a certificate that is no root", e))?;
+    }
+    Ok(store)
+}
+
+fn machine_roots() -> Result<RootCertStore, ConfigError> {
+    let mut store = RootCertStore::empty();
+    // Unreadable certificates are skipped: one among hundreds must not prevent the start.
+    store.add_parsable_certificates(rustls_native_certs::load_native_certs().certs);
+    if store.is_empty() {
+        let reason = "this machine has no root certificates: install ca-certificates or set `ca`";
+        return Err(ConfigError::new("url", reason));
+    }
+    Ok(store)
+}
+
+fn certificates(
+    key: &'static str,
+    path: &Path,
+) -> Result<Vec<CertificateDer<'static>>, ConfigError> {
+    let unreadable = |e| ConfigError::caused(key, "no certificate can be read", e);
+    let all: Result<Vec<_>, _> = CertificateDer::pem_file_iter(path).map_err(unreadable)?.collect();
+    let all = all.map_err(unreadable)?;
+    if all.is_empty() {
+        let reason = format!("{} holds no certificate", PathBuf::from(path).display());
+        return Err(ConfigError::new(key, reason));
+    }
+    Ok(all)
+}

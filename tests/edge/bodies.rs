@@ -1,0 +1,323 @@
+//! Requests with bodies, whole and broken, and requests sent without waiting for answers: each is
+//! answered in its turn, or refused and followed by nothing.
+
+use crate::harness::{Edge, PATIENCE, Setup};
+use crate::wire::{Act, Message, Origin, Script, read_head, read_responses};
+use std::io::{BufReader, Read, Write};
+use std::net::{Shutdown, SocketAddr, TcpStream};
+
+const EVENT: &str = "GET /v1/event/?_a=62515&_n=a HTTP/1.1\r\nHost: a\r\n\r\n";
+const CHUNKED: &str = "Transfer-Encoding: chunked\r\n";
+
+/// Sends each of these at its own time, closes the sending side, and reads all answers. `methods`:
+/// those of the requests, for as many answers as there may be.
+fn answers(address: SocketAddr, pieces: &[&str], methods: &[&str]) -> Vec<Message> {
+    let stream = TcpStream::connect(address).unwrap();
+    stream.set_read_timeout(Some(PATIENCE)).unwrap();
+    stream.set_nodelay(true).unwrap();
+    let mut writer = stream.try_clone().unwrap();
+    for piece in pieces {
+        // Fails if the edge has refused and closed already.
+        let _ = writer.write_all(piece.as_bytes());
+        // Another segment: the edge has read one before the next one is sent.
+        std::thread::yield_now();
+    }
+    let mut reader = BufReader::new(stream);
+    let all = methods.iter().flat_map(|method| read_responses(&mut reader, method)).collect();
+    let _ = writer.shutdown(Shutdown::Both);
+    all
+}
+
+/// As [`answers`], for requests after which the edge closes by itself.
+fn refusal(address: SocketAddr, request: &str, cut: bool) -> Vec<Message> {
+    let stream = TcpStream::connect(address).unwrap();
+    stream.set_read_timeout(Some(PATIENCE)).unwrap();
+    let mut writer = stream.try_clone().unwrap();
+    writer.write_all(request.as_bytes()).unwrap();
+    if cut {
+        writer.shutdown(Shutdown::Write).unwrap();
+    }
+    let mut reader = BufReader::new(stream);
+    let mut all = Vec::new();
+    loop {
+        let more = read_responses(&mut reader, "GET");
+        if more.is_empty() {
+            break;
+        }
+        all.extend(more);
+    }
+    assert_eq!(reader.read(&mut [0]).unwrap_or(0), 0);
+    all
+}
+
+fn statuses(answers: &[Message]) -> Vec<u16> {
+    answers.iter().map(Message::status).collect()
+}
+
+fn accepted(edge: &Edge) -> u64 {
+    edge.wait_delivered("file")["accepted"].as_u64().unwrap()
+}
+
+/// Bodies that are no bodies, each with the header line that announces one, and whether the client
+/// closes its side after it.
+const BROKEN: &[(&str, &str, bool)] = &[
+    (CHUNKED, "zz", false),
+    (CHUNKED, "\r\nhello\r\n0\r\n\r\n", false),
+    (CHUNKED, "5;a\nb\r\nhello\r\n0\r\n\r\n", false),
+    (CHUNKED, "5\r\nhello0\r\n\r\n", false),
+    (CHUNKED, "0\r\nX\r\n\r\n", false),
+    (CHUNKED, "0\r\nX : y\r\n\r\n", false),
+    (CHUNKED, "", true),
+    (CHUNKED, "5", true),
+    (CHUNKED, "5\r", true),
+    (CHUNKED, "5\r\nhe", true),
+    (CHUNKED, "5\r\nhello\r\n", true),
+    (CHUNKED, "5\r\nhello\r\n0\r\n", true),
+    ("Content-Length: 5\r\n", "", true),
+    ("Content-Length: 5\r\n", "hell", true),
+];
+
+#[test]
+fn a_request_with_a_broken_body_is_refused_and_its_event_is_not_kept() {
+    let origin = Origin::start();
+    let edge = Setup::default()
+        .sections("[events]\nmethods = [\"GET\", \"POST\"]")
+        .origin(origin.address)
+        .start();
+    for line in [
+        "GET /v1/event/?_a=62515&_n=a",
+        "POST /v1/event/?_a=62515&_n=a",
+        // Refused for another reason too.
+        "GET /v1/event/?_a=1&_n=a",
+        "GET /v1/event/more",
+        "PUT /v1/event/?_a=62515&_n=a",
+        "OPTIONS /v1/event/",
+        // Passed on, as far as it goes.
+        "POST /upload",
+    ] {
+        for (announced, body, cut) in BROKEN {
+            let request = format!("{line} HTTP/1.1\r\nHost: a\r\n{announced}\r\n{body}");
+            let behind = if *cut { "" } else { EVENT };
+            let answers = refusal(edge.address, &format!("{request}{behind}"), *cut);
+            assert_eq!(statuses(&answers), [400], "{request:?}");
+            assert_eq!(answers[0].header("connection"), Some("close"), "{request:?}");
+            assert_eq!(answers[0].header("x-event-verdict"), None, "{request:?}");
+        }
+    }
+    assert_eq!(accepted(&edge), 0);
+    let refused = String::from_utf8(edge.admin("/metrics").body).unwrap();
+    let count = "pixelgate_connections_refused_total{limit=\"body_syntax\"} ";
+    let refused = refused.lines().find_map(|line| line.strip_prefix(count)).unwrap();
+    assert_eq!(refused.parse(), Ok(7 * BROKEN.len()));
+    let log = edge.log();
+    assert!(!log.contains("ERROR") && !log.contains("does not answer"), "{log}");
+    // Nothing of it is left on a connection to the origin.
+    assert_eq!(edge.get("/after").status, 204);
+    for seen in origin.take_seen() {
+        let whole = seen.start == "GET /after HTTP/1.1";
+        assert!(whole || (seen.start == "POST /upload HTTP/1.1" && seen.truncated), "{seen:?}");
+    }
+}
+
+/// An origin that answers each request for `/N` with `N`.
+fn numbered() -> (Origin, Edge) {
+    let origin = Origin::start();
+    for n in 0..4 {
+        let answer = format!("HTTP/1.1 200 OK\r\nContent-Length: 1\r\n\r\n{n}");
+        origin.answer(&format!("/{n}"), answer.as_bytes());
+    }
+    let edge = Setup::default().origin(origin.address).start();
+    (origin, edge)
+}
+
+#[test]
+fn requests_behind_each_other_are_answered_in_their_order_however_they_are_cut() {
+    let (origin, edge) = numbered();
+    let get = "GET /0 HTTP/1.1\r\nHost: a\r\n\r\n";
+    let sized = "POST /1 HTTP/1.1\r\nHost: a\r\nContent-Length: 5\r\n\r\nhello";
+    let chunked =
+        "PUT /2 HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\n5\r\nhello\r\n0\r\n\r\n";
+    let delete = "DELETE /3 HTTP/1.1\r\nHost: a\r\n\r\n";
+    // Some clients end a body with a line end that belongs to nothing.
+    let stray = "POST /1 HTTP/1.1\r\nHost: a\r\nContent-Length: 5\r\n\r\nhello\r\n";
+    let options = "OPTIONS /v1/event/ HTTP/1.1\r\nHost: a\r\n\r\n";
+    let with_body =
+        "GET /v1/event/?_a=62515&_n=a HTTP/1.1\r\nHost: a\r\nContent-Length: 2\r\n\r\nok";
+    let mut events = 0;
+    for requests in [
+        vec![get, get, get],
+        vec![sized, get, EVENT],
+        vec![chunked, EVENT, chunked],
+        vec![delete, EVENT, delete],
+        vec![stray, get, stray, EVENT],
+        vec![EVENT, options, with_body, sized, with_body],
+    ] {
+        let methods: Vec<&str> =
+            requests.iter().map(|request| request.split(' ').next().unwrap()).collect();
+        let expect: Vec<_> = requests.iter().map(|request| expected(request)).collect();
+        let all = requests.concat();
+        // In two segments that are cut at every byte, but for the many in the middle of a line.
+        for cut in (0..all.len()).filter(|cut| cut % 7 == 0 || all[..*cut].ends_with('\n')) {
+            origin.take_seen();
+            let answers = answers(edge.address, &[&all[..cut], &all[cut..]], &methods);
+            let got: Vec<_> = answers
+                .iter()
+                .map(|answer| (answer.status(), String::from_utf8_lossy(&answer.body).into_owned()))
+                .collect();
+            for (got, expect) in got.iter().zip(&expect) {
+                assert_eq!(got.0, expect.0, "{all:?} cut at {cut}");
+                assert!(got.1.starts_with(&expect.1), "{all:?} cut at {cut}: {got:?}");
+            }
+            assert_eq!(got.len(), expect.len(), "{all:?} cut at {cut}");
+            let asked: Vec<String> =
+                origin.take_seen().iter().map(|seen| seen.start[..6].to_owned()).collect();
+            let to_origin: Vec<String> = requests
+                .iter()
+                .filter(|request| !request.contains("/v1/event"))
+                .map(|request| request[..6].to_owned())
+                .collect();
+            assert_eq!(asked, to_origin, "{all:?} cut at {cut}");
+            events += requests.iter().filter(|request| request.contains("_a=")).count() as u64;
+        }
+    }
+    assert_eq!(accepted(&edge), events);
+}
+
+/// The status of the answer, and how its body begins.
+fn expected(request: &str) -> (u16, String) {
+    match request.split(' ').nth(1).unwrap() {
+        "/v1/event/" => (204, String::new()),
+        target if target.starts_with("/v1/event") => (200, "GIF89a".to_owned()),
+        target => (200, target[1..].to_owned()),
+    }
+}
+
+#[test]
+fn nothing_behind_the_last_answer_of_a_connection_is_executed() {
+    let (origin, edge) = numbered();
+    for first in [
+        "GET /0 HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n",
+        "GET /0 HTTP/1.0\r\nHost: a\r\n\r\n",
+        "POST /0 HTTP/1.1\r\nHost: a\r\nConnection: close\r\nContent-Length: 2\r\n\r\nok",
+        "POST /v1/event/ HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n",
+        "GET /v1/event/ HTTP/1.1\r\nHost: a\r\nConnection: close\r\nContent-Length: 2\r\n\r\nok",
+    ] {
+        let all = format!("{first}GET /1 HTTP/1.1\r\nHost: a\r\n\r\n{EVENT}");
+        let answers = refusal(edge.address, &all, false);
+        assert_eq!(answers.len(), 1, "{first:?}");
+        assert_eq!(answers[0].header("connection"), Some("close"), "{first:?}");
+    }
+    assert!(origin.take_seen().iter().all(|seen| seen.start.contains(" /0 ")));
+    assert_eq!(accepted(&edge), 0);
+}
+
+#[test]
+fn a_client_of_http_1_0_gets_neither_chunks_nor_interim_answers() {
+    let origin = Origin::start();
+    let send = |text: &str| Act::Send(text.as_bytes().to_vec());
+    let chunks = send("HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n2\r\nok\r\n0\r\n\r\n");
+    let close = send("HTTP/1.1 200 OK\r\n\r\nok");
+    let hint = send("HTTP/1.1 103 Early Hints\r\nLink: </a>\r\n\r\n");
+    let goes_on = send("HTTP/1.1 100 Continue\r\n\r\n");
+    for (target, acts) in [
+        ("/chunks", vec![chunks.clone()]),
+        ("/close", vec![close, Act::Close]),
+        ("/hints", vec![hint.clone(), hint, chunks.clone()]),
+        ("/continue", vec![goes_on, chunks]),
+    ] {
+        origin.on(target, Script { before_body: vec![], after_body: acts });
+    }
+    let edge = Setup::default().origin(origin.address).start();
+    for target in ["/chunks", "/close", "/hints", "/continue"] {
+        for lines in ["", "Connection: keep-alive\r\n", "Expect: 100-continue\r\n"] {
+            let request = format!("GET {target} HTTP/1.0\r\nHost: a\r\n{lines}\r\n");
+            let answers = refusal(edge.address, &request, false);
+            assert_eq!(statuses(&answers), [200], "{request:?}");
+            let answer = &answers[0];
+            assert_eq!(answer.header("transfer-encoding"), None, "{request:?}");
+            assert_eq!(answer.header("connection"), Some("close"), "{request:?}");
+            assert_eq!(answer.body, b"ok", "{request:?}");
+        }
+    }
+    // A known length needs no close.
+    let sized = b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok";
+    origin.answer("/sized", sized);
+    let mut stream = TcpStream::connect(edge.address).unwrap();
+    stream.set_read_timeout(Some(PATIENCE)).unwrap();
+    let mut reader = BufReader::new(stream.try_clone().unwrap());
+    for _ in 0..2 {
+        let request = b"GET /sized HTTP/1.0\r\nHost: a\r\nConnection: keep-alive\r\n\r\n";
+        stream.write_all(request).unwrap();
+        let answer = read_responses(&mut reader, "GET").remove(0);
+        assert_eq!((answer.status(), answer.header("connection")), (200, Some("keep-alive")));
+    }
+}
+
+#[test]
+fn a_response_has_one_length_or_is_refused() {
+    let origin = Origin::start();
+    for (target, lengths) in [
+        ("/twice", "Content-Length: 2\r\nContent-Length: 2\r\n"),
+        ("/list", "Content-Length: 2, 2\r\n"),
+        ("/differ", "Content-Length: 2\r\nContent-Length: 3\r\n"),
+        ("/both", "Content-Length: 2, 3\r\n"),
+        ("/sign", "Content-Length: +2\r\n"),
+    ] {
+        let answer = format!("HTTP/1.1 200 OK\r\nX: y\r\n{lengths}\r\nok");
+        origin.answer(target, answer.as_bytes());
+    }
+    let edge = Setup::default().origin(origin.address).start();
+    for target in ["/twice", "/list"] {
+        let response = edge.get(target);
+        let lengths: Vec<_> =
+            response.headers.iter().filter(|(name, _)| name == "content-length").collect();
+        assert_eq!(lengths, [&("content-length".to_owned(), "2".to_owned())], "{target}");
+        assert_eq!((response.status, &response.body[..]), (200, &b"ok"[..]), "{target}");
+    }
+    for target in ["/differ", "/both", "/sign"] {
+        assert_eq!(edge.get(target).status, 502, "{target}");
+    }
+}
+
+#[test]
+fn a_response_may_have_as_many_header_lines_as_documented() {
+    const LINES_MAX: usize = 256;
+    let origin = Origin::start();
+    for lines in [LINES_MAX, LINES_MAX + 1] {
+        let many: String = (1..lines).map(|n| format!("X-{n}: {n}\r\n")).collect();
+        let answer = format!("HTTP/1.1 200 OK\r\nContent-Length: 2\r\n{many}\r\nok");
+        origin.answer(&format!("/{lines}"), answer.as_bytes());
+    }
+    let edge = Setup::default().origin(origin.address).start();
+    let response = edge.get(&format!("/{LINES_MAX}"));
+    assert_eq!(response.status, 200);
+    let own = response.headers.iter().filter(|(name, _)| name.starts_with("x-")).count();
+    assert_eq!(own, LINES_MAX - 1);
+    assert_eq!(edge.get(&format!("/{}", LINES_MAX + 1)).status, 502);
+}
+
+#[test]
+fn a_tunnel_opens_however_fast_the_origin_answers() {
+    const TUNNELS: usize = 400;
+    let origin = Origin::start();
+    let switched = b"HTTP/1.1 101 Switching Protocols\r\nConnection: Upgrade\r\n\
+                     Upgrade: websocket\r\n\r\n";
+    let before_body = vec![Act::Send(switched.to_vec()), Act::Echo];
+    origin.on("/socket", Script { before_body, after_body: vec![] });
+    let edge = Setup::default().origin(origin.address).start();
+    let upgrade = b"GET /socket HTTP/1.1\r\nHost: a\r\nConnection: Upgrade\r\n\
+                    Upgrade: websocket\r\n\r\n";
+    for number in 0..TUNNELS {
+        // Leaves a connection to the origin for the next request.
+        assert_eq!(edge.get("/pooled").status, 204);
+        let mut stream = TcpStream::connect(edge.address).unwrap();
+        stream.set_read_timeout(Some(PATIENCE)).unwrap();
+        stream.write_all(upgrade).unwrap();
+        let mut reader = BufReader::new(stream.try_clone().unwrap());
+        assert_eq!(read_head(&mut reader).unwrap().status(), 101);
+        stream.write_all(b"hello").unwrap();
+        let mut echo = [0; 5];
+        let echoed = reader.read_exact(&mut echo);
+        assert!(echoed.is_ok() && &echo == b"hello", "tunnel {number}: {echoed:?}");
+    }
+}

@@ -1,0 +1,111 @@
+//! `[privacy]` on the running binary: what is kept of referers and addresses.
+
+use crate::harness::{Edge, Setup};
+use serde_json::{Value, json};
+
+/// The contexts of one event for each set of header lines, with these lines of `[privacy]` and an
+/// edge that trusts us.
+fn contexts(privacy: &str, lines: &[&str]) -> Vec<Value> {
+    let trusted = Setup::default().edge("trusted_proxies = [\"127.0.0.1\"]");
+    contexts_of(&trusted.sections(&format!("[privacy]\n{privacy}")), lines)
+}
+
+fn contexts_of(setup: &Setup, lines: &[&str]) -> Vec<Value> {
+    let mut all = Vec::new();
+    for plain in [true, false] {
+        let edge = setup.clone().edge(&format!("answer_plain = {plain}")).start();
+        let mut connection = edge.connect();
+        for lines in lines {
+            let response = connection.get("/v1/event/?_a=62515&_n=a", &format!("{lines}\r\n"));
+            assert_eq!(response.verdict(), "accepted");
+        }
+        edge.wait_delivered("file");
+        let events = Edge::events_in_files(edge.dir());
+        all.push(events.into_iter().map(|mut event| event["context"].take()).collect::<Vec<_>>());
+    }
+    assert_eq!(all[0], all[1], "both ways keep the same");
+    all.remove(0)
+}
+
+#[test]
+fn a_referer_is_kept_without_what_identifies_its_reader() {
+    let reset = "Referer: https://ann:pw@shop.example:8443/reset?email=a@b.example&access_token=x";
+    let app = "Referer: android-app://com.google.android.gm/";
+    let check = |section: &str, expect: [Value; 3]| {
+        let found = contexts(section, &[reset, app, "Referer: /reset?token=x"]);
+        let found: Vec<Value> = found.iter().map(|context| context["referer"].clone()).collect();
+        assert_eq!(found, expect, "{section}");
+    };
+    let app = "android-app://com.google.android.gm";
+    check("", [json!("https://shop.example:8443"), json!(app), Value::Null]);
+    check(
+        "referer = \"full\"",
+        [json!("https://shop.example:8443/reset"), json!(format!("{app}/")), json!("/reset")],
+    );
+    check(
+        "referer = \"full\"\nreferer_query = true",
+        [
+            json!("https://shop.example:8443/reset?email=a@b.example&access_token=x"),
+            json!(format!("{app}/")),
+            json!("/reset?token=x"),
+        ],
+    );
+    check("referer = \"none\"", [Value::Null, Value::Null, Value::Null]);
+}
+
+#[test]
+fn a_truncated_address_has_no_whole_ipv4_address_in_it() {
+    let addresses = [
+        ("203.0.113.7", "203.0.113.0"),
+        ("2001:db8:1:2::7", "2001:db8:1::"),
+        ("::ffff:203.0.113.7", "203.0.113.0"),
+        ("2002:cb00:7107::1", "2002:cb00:7100::"),
+        ("64:ff9b::203.0.113.7", "64:ff9b::cb00:7100"),
+        ("2001:0:4136:e378:8000:63bf:34ff:8ef8", "2001:0:4136::"),
+    ];
+    let lines = addresses.map(|(address, _)| format!("X-Forwarded-For: {address}"));
+    let lines: Vec<&str> = lines.iter().map(String::as_str).collect();
+    let found = contexts("ip = \"truncated\"", &lines);
+    assert_eq!(found.len(), addresses.len());
+    for (context, (address, expect)) in found.iter().zip(addresses) {
+        assert_eq!(context["ip"], expect, "{address}");
+    }
+}
+
+#[test]
+fn the_visitors_cookie_is_kept_where_it_is_named_and_not_refused() {
+    let setup = Setup::default().sections("[events]\nutk_cookie = \"hubspotutk\"");
+    let long = format!("Cookie: hubspotutk={}", "f".repeat(256));
+    let cookies = [
+        ("Cookie: a=b; hubspotutk=1f; c=d", json!({ "ip": "127.0.0.1", "utk": "1f" })),
+        ("Cookie: a=b\r\nCookie: hubspotutk=2f", json!({ "ip": "127.0.0.1", "utk": "2f" })),
+        ("Cookie: xhubspotutk=1f; hubspotutk2=2", json!({ "ip": "127.0.0.1" })),
+        ("Cookie: hubspotutk=", json!({ "ip": "127.0.0.1" })),
+        (long.as_str(), json!({ "ip": "127.0.0.1" })),
+        ("Cookie: hubspotutk=1f; __hs_do_not_track=yes", json!({ "ip": "127.0.0.1" })),
+        ("Cookie: hubspotutk=1f\r\nSec-GPC: 1", json!({ "ip": "127.0.0.1", "gpc": true })),
+    ];
+    let found = contexts_of(&setup, &cookies.each_ref().map(|(lines, _)| *lines));
+    assert_eq!(found, cookies.map(|(_, expect)| expect));
+    let nothing_named = contexts("", &["Cookie: hubspotutk=1f"]);
+    assert_eq!(nothing_named, [json!({ "ip": "127.0.0.1" })]);
+}
+
+#[test]
+fn the_headers_of_trusted_proxies_are_kept_where_they_are_named() {
+    let names = "[events]\ncontext_headers = [\"X-Region\", \"CF-IPCountry\"]";
+    let lines = "cf-ipcountry: DE\r\nX-REGION: \"eu\"\r\nX-Other: 1\r\nX-Region: us";
+    let trusted = Setup::default().sections(names).edge("trusted_proxies = [\"127.0.0.1\"]");
+    let headers = json!({ "CF-IPCountry": "DE", "X-Region": "\"eu\"" });
+    assert_eq!(
+        contexts_of(&trusted, &[lines, "X-Region: "]),
+        [json!({ "ip": "127.0.0.1", "headers": headers }), json!({ "ip": "127.0.0.1" }),]
+    );
+    let other = Setup::default().sections(names);
+    assert_eq!(contexts_of(&other, &[lines]), [json!({ "ip": "127.0.0.1" })]);
+
+    let both = format!("{names}\nutk_cookie = \"u\"\n[privacy]\ngpc = \"anonymize\"");
+    let anonymous = Setup::default().sections(&both).edge("trusted_proxies = [\"127.0.0.1\"]");
+    let lines = format!("Sec-GPC: 1\r\nCookie: u=1\r\n{lines}");
+    assert_eq!(contexts_of(&anonymous, &[&lines]), [json!({ "gpc": true })]);
+}
