@@ -7,7 +7,7 @@ pub mod tls;
 
 mod admin;
 mod error;
-mod file_limit;
+pub mod file_limit;
 mod handover;
 mod listen;
 mod origin;
@@ -15,6 +15,6 @@ mod origin_url;
 mod proxy;
 mod routing_headers;
 mod sockets;
-mod stop;
+pub mod stop;
 mod systemd;
 mod upgrade;
