@@ -1,7 +1,7 @@
 //! The bytes of a segment: header and records, written and read back.
 //!
-//! The tables stand in the head of [`super`]. This module does no I/O; it is given slices and
-//! says what is in them, whatever they hold.
+//! [`super`] has the tables. This module does no I/O: it takes slices of any content and returns
+//! what is in them.
 
 /// Bytes of a segment's header.
 pub const SEGMENT_HEADER_BYTES: usize = 64;

@@ -24,16 +24,31 @@ pub enum FaultKind {
     Poison,
     /// The upstream takes nothing, and events wait for it.
     UpstreamStuck,
+    /// The spool's folder or lane is not at its path any more, or cannot be listed.
+    SpoolFolder,
+    /// A lane cannot be taken over, so its events are in no count.
+    SpoolLane,
+    /// A segment is missing or cannot be read, so its events wait.
+    SpoolSegment,
+    /// A lane's cursor cannot be written.
+    SpoolCursor,
+    /// Files of the spool cannot be removed.
+    SpoolFiles,
 }
 
 impl FaultKind {
     /// Every kind, so that a scrape shows zeros.
-    pub const ALL: [Self; 5] = [
+    pub const ALL: [Self; 10] = [
         Self::PortalsUnread,
         Self::PortalsStale,
         Self::SpoolRefuses,
         Self::Poison,
         Self::UpstreamStuck,
+        Self::SpoolFolder,
+        Self::SpoolLane,
+        Self::SpoolSegment,
+        Self::SpoolCursor,
+        Self::SpoolFiles,
     ];
 
     /// The word in `/status` and in the metric's label.
@@ -44,6 +59,11 @@ impl FaultKind {
             Self::SpoolRefuses => "spool_refuses",
             Self::Poison => "poison",
             Self::UpstreamStuck => "upstream_stuck",
+            Self::SpoolFolder => "spool_folder",
+            Self::SpoolLane => "spool_lane",
+            Self::SpoolSegment => "spool_segment",
+            Self::SpoolCursor => "spool_cursor",
+            Self::SpoolFiles => "spool_files",
         }
     }
 }
