@@ -249,3 +249,63 @@ fn check_failing_call(call: &str, error: &str, when: u32) {
     );
     ledger.check(&backend, true);
 }
+
+/// Starts an edge for which every read of one segment's file fails. `None` where there is no
+/// strace.
+fn start_with_unreadable(dir: &Arc<tempfile::TempDir>, segment: &str) -> Option<Edge> {
+    if run(Command::new("strace").args(["-o", "/dev/null", "true"])).is_err() {
+        eprintln!("skipped, no strace here");
+        return None;
+    }
+    let path = dir.path().join("spool/lane-00000001").join(segment);
+    let strace = format!(
+        "exec strace -D -f -o /dev/null -P {} -e trace=pread64 -e inject=pread64:error=EIO \
+         \"$0\" run --config \"$1\"",
+        path.display()
+    );
+    Some(Edge::start_under(Arc::clone(dir), &strace))
+}
+
+/// The next process can read everything, and nothing is lost.
+fn check_next_process(dir: Arc<tempfile::TempDir>, backend: &Backend, ledger: &Ledger) {
+    let edge = Edge::start_in(dir);
+    let row = edge.wait_delivered("collector");
+    let count = ledger.count.load(Relaxed);
+    assert_eq!((&row["lost"], &row["accepted"]), (&0.into(), &count.into()), "{row}");
+    wait_well(&edge);
+    ledger.check(backend, true);
+}
+
+#[test]
+fn a_lane_that_cannot_be_read_at_a_start_is_shown_and_costs_no_event() {
+    let backend = RUNTIME.block_on(Backend::start(|_| Act::Refuse(503)));
+    let dir = folder(&backend, "16KiB");
+    let edge = Edge::start_in(Arc::clone(&dir));
+    let ledger = Ledger::default();
+    send(&edge, &ledger, 60);
+    edge.kill();
+    backend.script(|_| Act::Take);
+    let Some(edge) = start_with_unreadable(&dir, "0000000002.seg") else { return };
+    wait_for("the fault to be shown", || shows_fault(&edge, "spool_lane", "lane-00000001"));
+    assert_eq!(edge.admin("/readyz").status, 200, "events are accepted all the same");
+    // Those of the process's own lane do not wait for the other one.
+    send(&edge, &ledger, 10);
+    wait_for("new events to be delivered", || backend.events().len() >= 10);
+    edge.kill();
+    check_next_process(dir, &backend, &ledger);
+}
+
+#[test]
+fn a_segment_that_cannot_be_read_is_shown_and_costs_no_event() {
+    let backend = RUNTIME.block_on(Backend::playing([]));
+    let dir = folder(&backend, "16KiB");
+    let Some(edge) = start_with_unreadable(&dir, "0000000002.seg") else { return };
+    let ledger = Ledger::default();
+    send(&edge, &ledger, 60);
+    wait_for("the fault to be shown", || shows_fault(&edge, "spool_segment", "0000000002.seg"));
+    let row = edge.upstream("collector");
+    assert_eq!((&row["lost"], &row["accepted"]), (&0.into(), &60.into()), "{row}");
+    assert_ne!(row["pending"], 0, "{row}");
+    edge.kill();
+    check_next_process(dir, &backend, &ledger);
+}
