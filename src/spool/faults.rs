@@ -23,8 +23,7 @@ pub struct DiskFaults {
 struct Lasting {
     /// When this error was first seen, on the monotonic clock.
     since: Duration,
-    error: io::ErrorKind,
-    os_error: Option<i32>,
+    error: (io::ErrorKind, Option<i32>),
 }
 
 impl DiskFaults {
@@ -47,10 +46,10 @@ impl DiskFaults {
         let key = (what, subject.to_owned());
         let mut lasting = self.lasting.lock();
         let is_new = !lasting.contains_key(&key);
-        let since = Lasting { since: now, error: error.kind(), os_error: error.raw_os_error() };
-        let known = lasting.entry(key).or_insert(since);
-        if (known.error, known.os_error) != (error.kind(), error.raw_os_error()) {
-            *known = Lasting { since: now, error: error.kind(), os_error: error.raw_os_error() };
+        let error = (error.kind(), error.raw_os_error());
+        let known = lasting.entry(key).or_insert(Lasting { since: now, error });
+        if known.error != error {
+            *known = Lasting { since: now, error };
         }
         let age = now.saturating_sub(known.since);
         drop(lasting);

@@ -274,6 +274,11 @@ impl Lane {
             let low = state.saved[0];
             released.segments.extend(state.segment_index.trim(low));
         }
+        if released.segments.is_empty() && !released.unsynced {
+            return Ok(());
+        }
+        // Another spool may have taken the place of this one.
+        self.check_place()?;
         let mut result = Ok(());
         let numbers = std::mem::take(&mut released.segments);
         for number in numbers {

@@ -48,23 +48,26 @@ impl Maintenance {
 
     fn turn(&mut self) {
         self.state.look_at_disk();
-        self.check_place();
         self.tell_full();
-        self.adopt();
-        self.fold();
+        let in_place = self.check_place();
+        if in_place {
+            self.adopt();
+            self.fold();
+        }
         for lane in self.state.lanes() {
             self.save(&lane);
         }
-        for lane in self.state.lanes() {
-            self.remove_absorbed(&lane);
+        if in_place {
+            // Elsewhere, the folders with these names are not those of this spool.
+            self.state.lanes().iter().for_each(|lane| self.remove_absorbed(lane));
+            self.fill();
         }
         self.state.wake_failed_reads();
-        self.fill();
     }
 
     /// Refuses events while a following process would not find the lane. The committer accepts them
-    /// again when the lane is back.
-    fn check_place(&self) {
+    /// again when the lane is back. Returns whether it is there.
+    fn check_place(&self) -> bool {
         let state = &self.state;
         let found = state.own.check_place();
         state.disk_faults.note(
@@ -73,10 +76,11 @@ impl Maintenance {
             "finding",
             &found,
         );
-        if let Err(error) = found {
-            state.fail(&error);
+        if let Err(error) = &found {
+            state.fail(error);
             state.parker.unpark();
         }
+        found.is_ok()
     }
 
     /// Makes the spares that a steady flow then uses again and again. A spool that grows takes new
@@ -204,12 +208,13 @@ impl Maintenance {
         }
     }
 
-    /// Removes a lane's folder, if it is that lane's: a later one may have its number.
+    /// Removes a lane's folder, if it is that lane's: a later one may have its number, and another
+    /// spool may have taken the place of this one.
     fn remove(&self, key: LaneKey, dir: &Path) -> io::Result<()> {
         let fs = &*self.state.fs;
         let is_held = self.state.folded.lock().iter().any(|lane| lane.key() == key);
         let removed = match lane_key(fs, dir)? {
-            Some(found) if found != key && !is_held => return Ok(()),
+            Some(found) if found != key => return Ok(()),
             // The rest of a folder whose removal did not end.
             None if !is_held => fs.remove_dir(dir),
             _ => remove_lane(fs, dir),

@@ -126,6 +126,30 @@ fn a_folder_that_is_away_loses_nothing_and_refuses_until_it_is_back() {
 }
 
 #[test]
+fn another_spool_in_its_place_is_left_alone() {
+    let fs = SimFs::new(1);
+    ended_lane(&fs);
+    let rig = Rig::open(&fs, &config());
+    append_all(&rig.spool, &["own"]);
+    assert_eq!(drain(&rig.spool, "up").len(), 31);
+    fs.move_away(Path::new("/spool"), Path::new("/away"));
+    // Lanes and segments with the same numbers.
+    ended_lane(&fs);
+    let before = fs.files();
+    (0..4).for_each(|_| rig.spool.checkpoint());
+    let is_there = |file: &&PathBuf| file.starts_with("/spool");
+    let (before, now): (Vec<_>, _) = (before.iter().filter(is_there).collect(), fs.files());
+    assert_eq!(before, now.iter().filter(is_there).collect::<Vec<_>>());
+    assert_eq!(drain(&open(&fs, &config(), &["up"]), "up").len(), 30);
+
+    fs.move_away(Path::new("/spool"), Path::new("/other"));
+    fs.move_away(Path::new("/away"), Path::new("/spool"));
+    wait_until("events are accepted again", || append(&rig.spool, "after").is_ok());
+    (0..4).for_each(|_| rig.spool.checkpoint());
+    assert_eq!(of(&rig.spool, "up").accepted, 32, "no lane is counted twice");
+}
+
+#[test]
 fn a_group_is_refused_when_its_folder_has_just_been_replaced() {
     for durability in [Durability::Power, Durability::Interval] {
         let fs = SimFs::new(1);

@@ -417,6 +417,7 @@ impl Committer {
 
     /// Makes a segment with all that is not yet durable in it.
     fn open_segment(&mut self) -> io::Result<()> {
+        self.lane.check_place()?;
         let records = self.unsynced.bytes.len() as u64;
         let most = self.state.config.segment_bytes_used();
         let bytes = self.new_bytes.min(most).max(SEGMENT_HEADER_BYTES as u64 + records);
@@ -425,7 +426,6 @@ impl Committer {
         self.next_number += 1;
         self.unsynced.place(ChecksumSeed::new(self.lane.salt, number));
         let base = self.unsynced.base;
-        self.lane.check_place()?;
         let segment = Segment::create(&self.lane, number, base, bytes, &self.unsynced.bytes)?;
         self.unsynced.written = self.unsynced.bytes.len();
         if !segment.recycled {
