@@ -163,7 +163,8 @@ impl Lane {
         let lock = fs.open(&dir.join(IDENTITY), Open::Create)?;
         take_lock(&*lock)?;
         // The identity has the form of a segment's header: number 0 is no segment.
-        let identity = SegmentHeader { lane: id, number: 0, base_seq: 1, salt, recycled: false };
+        let identity =
+            SegmentHeader { lane: id, number: 0, base_seq: 1, salt, previous: 0, recycled: false };
         write_full(&*lock, &identity.encode(), 0)?;
         lock.sync_data()?;
         let (cursor, _) = CursorFile::load(fs.open(&dir.join(CURSOR), Open::Create)?)?;

@@ -31,7 +31,8 @@
 //! | 24 | 8 | number in the lane, from 1, never used twice (0: the identity file) |
 //! | 32 | 8 | sequence number of the first record |
 //! | 40 | 8 | the lane's random salt |
-//! | 48 | 12 | zero |
+//! | 48 | 8 | number of the segment before it, 0 for none (version 0.1.0: always 0) |
+//! | 56 | 4 | zero |
 //! | 60 | 4 | crc32c of bytes 0 to 59 |
 //!
 //! | record, at | bytes | |

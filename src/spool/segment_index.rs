@@ -18,6 +18,8 @@ pub struct Span {
     pub bytes: u64,
     /// Whether the bytes behind them may be another segment's.
     pub recycled: bool,
+    /// The number of the segment before it; 0 if it is not known.
+    pub previous: u64,
     // Bytes of all spans before it, ever.
     before: u64,
 }
@@ -25,7 +27,7 @@ pub struct Span {
 impl Span {
     /// A segment as it was found on disk.
     pub fn found(number: u64, base: u64, recycled: bool, bytes: u64) -> Span {
-        Span { number, base, bytes, recycled, before: 0 }
+        Span { number, base, bytes, recycled, previous: 0, before: 0 }
     }
 }
 
@@ -39,8 +41,7 @@ pub struct View {
     pub open: bool,
     /// Whether segments before it are missing that held `seq`.
     pub missing_before: bool,
-    /// Whether numbers of segments are missing between it and the next one. A number may also be
-    /// missing because making its segment failed: then no sequence number is missing.
+    /// Whether segments between it and the next one are missing.
     pub missing_behind: bool,
 }
 
@@ -72,9 +73,14 @@ impl SegmentIndex {
 
     /// Adds a segment behind the others.
     pub fn push(&mut self, number: u64, base: u64, recycled: bool, bytes: u64) {
+        self.push_span(Span::found(number, base, recycled, bytes));
+    }
+
+    /// Adds a segment as it was found, behind the others.
+    pub fn push_span(&mut self, span: Span) {
         let before = self.spans.back().map_or(0, |span| span.before + span.bytes);
-        self.spans.push_back(Span { before, ..Span::found(number, base, recycled, bytes) });
-        self.end = self.end.max(base);
+        self.spans.push_back(Span { before, ..span });
+        self.end = self.end.max(span.base);
     }
 
     /// Adds segments, with their numbers, bases and bytes, that were missing in a sealed lane.
@@ -121,6 +127,11 @@ impl SegmentIndex {
         self.end
     }
 
+    /// The number of the last segment, 0 if there is none.
+    pub fn last_number(&self) -> u64 {
+        self.spans.back().map_or(0, |span| span.number)
+    }
+
     pub fn is_sealed(&self) -> bool {
         self.sealed
     }
@@ -139,7 +150,11 @@ impl SegmentIndex {
         let open = at + 1 == self.spans.len() && !self.sealed;
         let missing_before = seq < span.base && seq < self.missing_until;
         let next = self.spans.get(at + 1).filter(|_| self.sealed);
-        let missing_behind = next.is_some_and(|next| next.number > span.number + 1);
+        // A number may also be missing because making its segment failed; the header tells.
+        let missing_behind = next.is_some_and(|next| match next.previous {
+            0 => next.number > span.number + 1,
+            previous => previous > span.number,
+        });
         Some(View { span, limit: self.limit(at), open, missing_before, missing_behind })
     }
 

@@ -28,8 +28,23 @@ pub(crate) struct Segment {
     pub base: u64,
     pub bytes: u64,
     pub recycled: bool,
+    /// The number of the segment before it; 0 if it is not known.
+    pub previous: u64,
     /// Whether its header is sound. If not, the base is that of the first sound record.
     pub sound: bool,
+}
+
+impl Segment {
+    /// A segment without a sound header and without records.
+    fn none(number: u64, base: u64) -> Segment {
+        Segment { number, base, bytes: 0, recycled: false, previous: 0, sound: false }
+    }
+
+    fn span(&self) -> Span {
+        let mut span = Span::found(self.number, self.base, self.recycled, self.bytes);
+        span.previous = self.previous;
+        span
+    }
 }
 
 /// What became of a lane that a process wanted to take over.
@@ -82,8 +97,7 @@ pub fn adopt(
 /// Looks again for segments of an adopted lane that were missing. Returns whether some are there.
 pub fn find_missing(lane: &Lane, quarantine: &Quarantine) -> io::Result<bool> {
     let segments = survey(&**lane.fs(), lane.dir(), lane.id, lane.salt, Some(quarantine))?;
-    let span = |found: &Segment| Span::found(found.number, found.base, found.recycled, found.bytes);
-    let spans: Vec<Span> = segments.iter().map(span).collect();
+    let spans: Vec<Span> = segments.iter().map(Segment::span).collect();
     let mut state = lane.state();
     let found = state.segment_index.insert(&spans);
     if found {
@@ -154,28 +168,35 @@ pub(crate) fn survey(
     for (number, entry) in files {
         let path = dir.join(&entry.name);
         let file = fs.open(&path, Open::Read)?;
+        let bytes = entry.bytes;
         let found = match header(&*file)? {
             Some(header) if header.lane == id && header.number == number => {
-                Some((header.base_seq, header.recycled, true))
+                let SegmentHeader { base_seq: base, recycled, previous, .. } = header;
+                Some(Segment { number, base, bytes, recycled, previous, sound: true })
             }
             // A sound header of another lane or segment: copied here by mistake.
             Some(_) => None,
             // Its header is damaged, its records need not be.
-            None => first_record(&*file, ChecksumSeed::new(salt, number), entry.bytes)?
-                .map(|(_, seq)| (seq, true, false)),
+            None => {
+                let record = first_record(&*file, ChecksumSeed::new(salt, number), bytes)?;
+                record.map(|(_, base)| Segment {
+                    bytes,
+                    recycled: true,
+                    ..Segment::none(number, base)
+                })
+            }
         };
-        match found.filter(|(base, ..)| *base >= least) {
-            Some((base, recycled, sound)) => {
-                least = base;
-                segments.push(Segment { number, base, bytes: entry.bytes, recycled, sound });
+        match found.filter(|found| found.base >= least) {
+            Some(found) => {
+                least = found.base;
+                segments.push(found);
             }
             None => {
                 let Some(quarantine) = quarantine else { continue };
-                if entry.bytes > 0 {
-                    quarantine.take(id, number, &path, entry.bytes);
+                if bytes > 0 {
+                    quarantine.take(id, number, &path, bytes);
                 }
-                let base = u64::MAX;
-                segments.push(Segment { number, base, bytes: 0, recycled: false, sound: false });
+                segments.push(Segment::none(number, u64::MAX));
             }
         }
     }
@@ -200,7 +221,7 @@ fn rebuild(
 ) -> io::Result<SegmentIndex> {
     let mut segment_index = SegmentIndex::new(segments.first().map_or(1, |first| first.base));
     for segment in segments {
-        segment_index.push(segment.number, segment.base, segment.recycled, segment.bytes);
+        segment_index.push_span(segment.span());
     }
     segment_index.set_missing_until(missing_until(segments));
     let Some(last) = segments.last() else { return Ok(segment_index) };
@@ -240,7 +261,7 @@ pub fn ends_cleanly(
     end: u64,
 ) -> io::Result<bool> {
     let Span { number, base, bytes, recycled, .. } = *span;
-    let segment = Segment { number, base, bytes, recycled, sound: true };
+    let segment = Segment { bytes, recycled, ..Segment::none(number, base) };
     Ok(torn_bytes(file, &segment, salt, offset, end)?.is_none())
 }
 

@@ -44,7 +44,14 @@ impl Segment {
         let how = if recycled { Open::Write } else { Open::Create };
         let file = lane.fs().open(&making, how)?;
         let capacity = if recycled { file.bytes()? } else { allocate(&*file, bytes)? };
-        let header = SegmentHeader { lane: lane.id, number, base_seq, salt: lane.salt, recycled };
+        let header = SegmentHeader {
+            lane: lane.id,
+            number,
+            base_seq,
+            salt: lane.salt,
+            previous: lane.state().segment_index.last_number(),
+            recycled,
+        };
         write_full(&*file, &header.encode(), 0)?;
         write_full(&*file, records, SEGMENT_HEADER_BYTES as u64)?;
         file.sync_data()?;
