@@ -1,7 +1,8 @@
-//! The `[spool]` section: its keys, their defaults (SPEC 9) and what is refused before a start.
+//! The `[spool]` section: its keys, their defaults (SPEC 9) and their ranges.
 
 use crate::config_error::ConfigError;
 use std::path::PathBuf;
+use std::time::Duration;
 
 use bytesize::ByteSize;
 use serde::Deserialize;
@@ -12,6 +13,10 @@ use super::lane::Spares;
 pub const LINGER_MS_MAX: u64 = 1_000;
 /// Longest time, in milliseconds, that `interval` may leave answered events to the page cache.
 pub const SYNC_MS_MAX: u64 = 60_000;
+/// Longest time, in seconds, that `spool.commit_seconds_max` may leave a request to a stalled disk.
+pub const COMMIT_SECONDS_MAX: u64 = 60;
+/// Longest time, in seconds, that `spool.unreadable_seconds_max` may wait for bytes: a year.
+pub const UNREADABLE_SECONDS_MAX: u64 = 31_536_000;
 /// Smallest segment; below it the headers and the directory outweigh the records.
 pub const SEGMENT_BYTES_MIN: u64 = 4 << 10;
 /// Largest segment; a start reads up to one segment before it serves.
@@ -57,6 +62,12 @@ pub struct Config {
     pub linger_ms: u64,
     /// Milliseconds between two `fdatasync`s in `interval`, 1 to 60000.
     pub sync_ms: u64,
+    /// Longest time in seconds, 1 to 60, that an event waits for its commit. Then those that wait
+    /// are refused, and new ones are refused at once, until the disk answers.
+    pub commit_seconds_max: u64,
+    /// Time in seconds, 1 to 31536000, for which the device must have refused to read bytes before
+    /// their events count as lost.
+    pub unreadable_seconds_max: u64,
     /// Most bytes of events not yet acknowledged by every upstream. Beyond it: `overloaded`. The
     /// files may hold up to five segments more: they are freed whole, and up to three are kept to
     /// be written again.
@@ -74,6 +85,8 @@ impl Default for Config {
             durability: Durability::Power,
             linger_ms: 2,
             sync_ms: 50,
+            commit_seconds_max: 5,
+            unreadable_seconds_max: 600,
             bytes_max: ByteSize::gib(8),
             free_bytes_min: ByteSize::mib(256),
             segment_bytes: ByteSize::mib(64),
@@ -89,6 +102,16 @@ impl Config {
             (!self.dir.as_os_str().is_empty(), "spool.dir", "must name a folder"),
             (self.linger_ms <= LINGER_MS_MAX, "spool.linger_ms", "must be 0 to 1000"),
             ((1..=SYNC_MS_MAX).contains(&self.sync_ms), "spool.sync_ms", "must be 1 to 60000"),
+            (
+                (1..=COMMIT_SECONDS_MAX).contains(&self.commit_seconds_max),
+                "spool.commit_seconds_max",
+                "must be 1 to 60",
+            ),
+            (
+                (1..=UNREADABLE_SECONDS_MAX).contains(&self.unreadable_seconds_max),
+                "spool.unreadable_seconds_max",
+                "must be 1 to 31536000",
+            ),
             (
                 self.bytes_max.as_u64() >= SPOOL_BYTES_MIN,
                 "spool.bytes_max",
@@ -110,6 +133,13 @@ impl Config {
     pub(super) fn segment_bytes_used(&self) -> u64 {
         let fitting = self.bytes_max.as_u64() / SEGMENTS_PER_BOUND;
         self.segment_bytes.as_u64().min(fitting).max(SEGMENT_BYTES_MIN)
+    }
+
+    /// How long a commit may take before its events are refused: the deadline without the time for
+    /// which they may have lingered before.
+    pub(super) fn commit_limit(&self) -> Duration {
+        let deadline = Duration::from_secs(self.commit_seconds_max);
+        deadline.saturating_sub(Duration::from_millis(self.linger_ms)).max(deadline / 2)
     }
 
     /// Whether segments are worth writing zeros ahead.
@@ -149,6 +179,11 @@ mod tests {
         check(|c| c.segment_bytes = ByteSize(SEGMENT_BYTES_MIN), None);
         check(|c| c.segment_bytes = ByteSize(SEGMENT_BYTES_MIN - 1), Some("spool.segment_bytes"));
         check(|c| c.segment_bytes = ByteSize(SEGMENT_BYTES_MAX + 1), Some("spool.segment_bytes"));
+        check(|c| c.commit_seconds_max = 0, Some("spool.commit_seconds_max"));
+        check(|c| c.commit_seconds_max = COMMIT_SECONDS_MAX, None);
+        check(|c| c.commit_seconds_max = COMMIT_SECONDS_MAX + 1, Some("spool.commit_seconds_max"));
+        check(|c| c.unreadable_seconds_max = 0, Some("spool.unreadable_seconds_max"));
+        check(|c| c.unreadable_seconds_max = UNREADABLE_SECONDS_MAX, None);
         check(|c| c.dir = PathBuf::new(), Some("spool.dir"));
     }
 

@@ -1,11 +1,14 @@
-//! What a spool takes from its surroundings: a file system, a clock, one histogram, and the list
-//! of faults.
+//! What a spool takes from its surroundings: a file system, a clock, one histogram, the list of
+//! faults, and how many files it may hold open.
 
 use std::sync::Arc;
 
 use super::fs::{Fs, SystemFs};
 use crate::clock::{Clock, SystemClock};
 use crate::telemetry::faults::Faults;
+
+/// The part of the process's limit on open files that the lanes of earlier processes may use.
+const LANES_PART_OF_LIMIT: usize = 4;
 
 /// The surroundings of a spool; tests put a simulated disk and clock here.
 #[derive(Clone)]
@@ -19,16 +22,22 @@ pub struct Env {
     pub commit_seconds: Option<prometheus::Histogram>,
     /// Where the spool raises its faults.
     pub faults: Faults,
+    /// Most files that the lanes of earlier processes hold open.
+    pub lane_files_max: usize,
 }
 
 impl Env {
-    /// The machine's own file system and clock, without a histogram, and with faults of its own.
+    /// The machine's own file system, clock and limit, without a histogram, and with faults of its
+    /// own.
     pub fn system() -> Env {
+        let limit = rustix::process::getrlimit(rustix::process::Resource::Nofile).current;
+        let files = limit.map_or(usize::MAX, |files| usize::try_from(files).unwrap_or(usize::MAX));
         Env {
             fs: Arc::new(SystemFs),
             clock: Arc::new(SystemClock),
             commit_seconds: None,
             faults: Faults::unregistered(),
+            lane_files_max: files / LANES_PART_OF_LIMIT,
         }
     }
 }

@@ -5,7 +5,7 @@ use std::path::PathBuf;
 
 use crate::config_error::ConfigError;
 
-/// Why a spool could not be opened. The content of its files is never a reason.
+/// Why a spool could not be opened. What its files hold is never a reason.
 #[derive(Debug, thiserror::Error)]
 pub enum OpenError {
     /// A value of the `[spool]` section is out of range (SPEC 9).

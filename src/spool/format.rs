@@ -1,7 +1,7 @@
 //! The bytes of a segment: header and records, written and read back.
 //!
-//! The tables stand in the head of [`super`]. This module does no I/O; it is given slices and
-//! says what is in them, whatever they hold.
+//! [`super`] has the tables. This module does no I/O: it takes slices of any content and returns
+//! what is in them.
 
 /// Bytes of a segment's header.
 pub const SEGMENT_HEADER_BYTES: usize = 64;
@@ -25,6 +25,8 @@ pub struct SegmentHeader {
     pub base_seq: u64,
     /// The lane's random salt.
     pub salt: u64,
+    /// The number of the segment before it; 0 if there is none or it is not known.
+    pub previous: u64,
     /// Whether the file held another segment before, so that bytes behind the last record say
     /// nothing.
     pub recycled: bool,
@@ -41,6 +43,7 @@ impl SegmentHeader {
         out[24..32].copy_from_slice(&self.number.to_le_bytes());
         out[32..40].copy_from_slice(&self.base_seq.to_le_bytes());
         out[40..48].copy_from_slice(&self.salt.to_le_bytes());
+        out[48..56].copy_from_slice(&self.previous.to_le_bytes());
         let crc = crc32c::crc32c(&out[..60]);
         out[60..64].copy_from_slice(&crc.to_le_bytes());
         out
@@ -58,6 +61,7 @@ impl SegmentHeader {
             number: u64_at(bytes, 24),
             base_seq: u64_at(bytes, 32),
             salt: u64_at(bytes, 40),
+            previous: u64_at(bytes, 48),
         })
     }
 }
@@ -207,8 +211,14 @@ mod tests {
 
     #[test]
     fn a_header_reads_back_and_no_flipped_bit_passes() {
-        let header =
-            SegmentHeader { lane: 3, number: 9, base_seq: 1 << 40, salt: 77, recycled: true };
+        let header = SegmentHeader {
+            lane: 3,
+            number: 9,
+            base_seq: 1 << 40,
+            salt: 77,
+            previous: 7,
+            recycled: true,
+        };
         let bytes = header.encode();
         assert_eq!(SegmentHeader::decode(&bytes), Some(header));
         for bit in 0..bytes.len() * 8 {

@@ -1,9 +1,9 @@
 //! The file system, as a parameter.
 //!
-//! Everything the spool asks of a disk goes through [`Fs`] and [`File`], so that a test can put a
-//! file system below it that tears writes, fills up, fails a sync or loses power. The calls are
-//! those of POSIX and as weak: a write may be short, a sync may fail, and a name is durable only
-//! after its folder was synced.
+//! Every call that the spool makes to a disk goes through [`Fs`] and [`File`], so that a test can
+//! replace the disk by one that tears writes, fills up, fails a sync, stalls or loses power. The
+//! calls promise as little as those of POSIX: a write may be short, a sync may fail, and a name is
+//! durable only after its folder was synced. This file retries interrupted calls and nothing else.
 
 use std::ffi::OsString;
 use std::io;
@@ -23,6 +23,15 @@ pub enum Open {
     Ensure,
 }
 
+/// Which file a path or an open file is. Another file under the same path has another one.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct FileId {
+    /// The device, which tells mounts apart.
+    pub device: u64,
+    /// The number of the file on the device.
+    pub inode: u64,
+}
+
 /// One entry of a folder.
 #[derive(Debug, Clone)]
 pub struct Entry {
@@ -38,7 +47,7 @@ pub struct Entry {
 pub trait Fs: Send + Sync + 'static {
     /// Makes a folder and those above it; one that is there already is no error.
     fn create_dir_all(&self, dir: &Path) -> io::Result<()>;
-    /// The entries of a folder, in no order.
+    /// The entries of a folder, in no order. An entry that vanishes meanwhile may be missing.
     fn list(&self, dir: &Path) -> io::Result<Vec<Entry>>;
     /// Opens a file.
     fn open(&self, path: &Path, how: Open) -> io::Result<Arc<dyn File>>;
@@ -50,6 +59,8 @@ pub trait Fs: Send + Sync + 'static {
     fn remove_dir(&self, dir: &Path) -> io::Result<()>;
     /// Makes the names in a folder durable.
     fn sync_dir(&self, dir: &Path) -> io::Result<()>;
+    /// Which file or folder has this path.
+    fn id(&self, path: &Path) -> io::Result<FileId>;
     /// Bytes that an unprivileged process may still write on the disk below `dir`.
     fn free_bytes(&self, dir: &Path) -> io::Result<u64>;
 }
@@ -58,8 +69,8 @@ pub trait Fs: Send + Sync + 'static {
 pub trait File: Send + Sync {
     /// Reads at `offset`; fewer bytes than asked for only near the end, 0 at it.
     fn read_at(&self, buf: &mut [u8], offset: u64) -> io::Result<usize>;
-    /// As [`File::read_at`], into the spare capacity of `buf`, which grows by what was read. The
-    /// system's files do so without zeroing that capacity first.
+    /// Like [`File::read_at`], but appends to `buf`, at most as many bytes as its spare capacity.
+    /// The system's files do so without zeroing that capacity first.
     fn read_spare(&self, buf: &mut Vec<u8>, offset: u64) -> io::Result<usize> {
         let filled = buf.len();
         buf.resize(buf.capacity(), 0);
@@ -77,6 +88,8 @@ pub trait File: Send + Sync {
     fn allocate(&self, bytes: u64) -> io::Result<()>;
     /// The file's size in bytes.
     fn bytes(&self) -> io::Result<u64>;
+    /// Which file this is.
+    fn id(&self) -> io::Result<FileId>;
     /// Takes the file's exclusive lock; `false` if a living process, this one included, holds it.
     fn try_lock(&self) -> io::Result<bool>;
     /// Whether no process holds the file's exclusive lock at the moment.
@@ -128,6 +141,31 @@ pub(super) fn write_full(file: &dyn File, buf: &[u8], offset: u64) -> io::Result
     Ok(())
 }
 
+/// Makes a folder and those above it, with durable names. The folder's own name is synced on each
+/// call, because an earlier process may have ended before it did so.
+pub(super) fn create_dir_durable(fs: &dyn Fs, dir: &Path) -> io::Result<()> {
+    let Some(parent) = dir.parent() else { return Ok(()) };
+    // A relative path of one part lies in the working folder.
+    let parent = if parent.as_os_str().is_empty() { Path::new(".") } else { parent };
+    if is_absent(&fs.id(parent)) {
+        create_dir_durable(fs, parent)?;
+    }
+    fs.create_dir_all(dir)?;
+    match fs.sync_dir(parent) {
+        // A folder that this process may not read cannot be opened, and so not synced.
+        Err(error) if error.kind() == io::ErrorKind::PermissionDenied => {
+            ::log::warn!("spool: the folder {} cannot be synced: {error}", parent.display());
+            Ok(())
+        }
+        other => other,
+    }
+}
+
+/// Whether a call failed because there is no such file or folder.
+pub(super) fn is_absent<T>(result: &io::Result<T>) -> bool {
+    result.as_ref().is_err_and(|error| error.kind() == io::ErrorKind::NotFound)
+}
+
 /// The machine's own file system.
 #[derive(Debug, Clone, Copy, Default)]
 pub struct SystemFs;
@@ -143,10 +181,14 @@ impl Fs for SystemFs {
         let mut entries = Vec::new();
         for entry in std::fs::read_dir(dir)? {
             let entry = entry?;
-            // A file may vanish between the listing and the question: a living process trims.
-            let Ok(meta) = entry.metadata() else { continue };
-            let bytes = if meta.is_dir() { 0 } else { meta.len() };
-            entries.push(Entry { name: entry.file_name(), is_dir: meta.is_dir(), bytes });
+            let metadata = entry.metadata();
+            if is_absent(&metadata) {
+                // A living process has trimmed it since the listing.
+                continue;
+            }
+            let metadata = metadata?;
+            let bytes = if metadata.is_dir() { 0 } else { metadata.len() };
+            entries.push(Entry { name: entry.file_name(), is_dir: metadata.is_dir(), bytes });
         }
         Ok(entries)
     }
@@ -179,6 +221,10 @@ impl Fs for SystemFs {
 
     fn sync_dir(&self, dir: &Path) -> io::Result<()> {
         std::fs::File::open(dir)?.sync_all()
+    }
+
+    fn id(&self, path: &Path) -> io::Result<FileId> {
+        Ok(file_id(&std::fs::metadata(path)?))
     }
 
     fn free_bytes(&self, dir: &Path) -> io::Result<u64> {
@@ -227,6 +273,10 @@ impl File for SystemFile {
         Ok(self.0.metadata()?.len())
     }
 
+    fn id(&self) -> io::Result<FileId> {
+        Ok(file_id(&self.0.metadata()?))
+    }
+
     fn try_lock(&self) -> io::Result<bool> {
         unlocked(self.0.try_lock())
     }
@@ -238,6 +288,11 @@ impl File for SystemFile {
         }
         Ok(free)
     }
+}
+
+fn file_id(metadata: &std::fs::Metadata) -> FileId {
+    use std::os::unix::fs::MetadataExt;
+    FileId { device: metadata.dev(), inode: metadata.ino() }
 }
 
 fn unlocked(result: Result<(), std::fs::TryLockError>) -> io::Result<bool> {
@@ -279,6 +334,10 @@ mod tests {
 
         fn bytes(&self) -> io::Result<u64> {
             self.0.bytes()
+        }
+
+        fn id(&self) -> io::Result<FileId> {
+            self.0.id()
         }
 
         fn try_lock(&self) -> io::Result<bool> {

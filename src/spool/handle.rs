@@ -1,7 +1,7 @@
 //! The handle to an open spool: opening, appending, reading, closing.
 //!
-//! It starts the committer's and the maintenance thread and ends them. It does no I/O of its own
-//! but for the folder and its lock.
+//! It starts and ends the threads of the committer, of maintenance and of the watch. Its own I/O is
+//! making the folder and locking it.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -11,7 +11,7 @@ use parking_lot::Mutex;
 use super::config::Config;
 use super::env::Env;
 use super::error::{CloseError, OpenError};
-use super::fs::File;
+use super::fs::{File, create_dir_durable};
 use super::maintenance::Maintenance;
 use super::read::cursor::{UPSTREAM_NAME_BYTES_MAX, UPSTREAMS_MAX};
 use super::read::reader::Reader;
@@ -20,6 +20,7 @@ use super::state::SpoolState;
 use super::status::Status;
 use super::write::commit::Committer;
 use super::write::group::{Commit, Overloaded};
+use super::write::watch::{StopWatch, Watch};
 
 /// How long a start waits for another process that is making or adopting lanes.
 const SPOOL_LOCK_WAIT: Duration = Duration::from_secs(10);
@@ -39,6 +40,7 @@ struct Handle {
 struct Threads {
     committer: std::thread::JoinHandle<()>,
     maintenance: std::thread::JoinHandle<()>,
+    watch: std::thread::JoinHandle<()>,
 }
 
 impl Spool {
@@ -51,7 +53,7 @@ impl Spool {
         config.validate().map_err(OpenError::Config)?;
         check_upstreams(upstreams)?;
         let io_error = |source| OpenError::Io { path: config.dir.clone(), source };
-        env.fs.create_dir_all(&config.dir).map_err(io_error)?;
+        create_dir_durable(&*env.fs, &config.dir).map_err(io_error)?;
         let lock = wait_for_lock(config, &env)?;
         let state = SpoolState::open(config, upstreams, env).map_err(io_error)?;
         drop(lock);
@@ -60,10 +62,19 @@ impl Spool {
         let mut committer = Committer::new(Arc::clone(&state)).map_err(io_error)?;
         committer.prepare();
         let maintenance = Maintenance::new(Arc::clone(&state));
+        let watch = Watch::new(Arc::clone(&state));
+        let stop = Arc::new(StopWatch::default());
+        let watching = Arc::clone(&stop);
+        // Until the committer has ended, the watch may have to refuse events.
+        let commit = move || {
+            committer.run();
+            stop.stop();
+        };
         let named = |name: &str| std::thread::Builder::new().name(name.to_owned());
         let threads = Threads {
-            committer: named("spool-commit").spawn(move || committer.run()).map_err(io_error)?,
+            committer: named("spool-commit").spawn(commit).map_err(io_error)?,
             maintenance: named("spool-keep").spawn(move || maintenance.run()).map_err(io_error)?,
+            watch: named("spool-watch").spawn(move || watch.run(&watching)).map_err(io_error)?,
         };
         state.parker.set(threads.committer.thread().clone());
         Ok(Spool { handle: Arc::new(Handle { state, threads: Mutex::new(Some(threads)) }) })
@@ -122,7 +133,7 @@ impl Handle {
         self.state.bounds.close();
         self.state.parker.unpark();
         self.state.stop_maintenance();
-        for thread in [threads.committer, threads.maintenance] {
+        for thread in [threads.committer, threads.maintenance, threads.watch] {
             while !thread.is_finished() {
                 if Instant::now() >= until {
                     return Err(CloseError::TimedOut);

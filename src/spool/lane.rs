@@ -1,7 +1,9 @@
-//! One process's part of the spool: a folder with a lock, an identity, segments and a cursor.
+//! A lane, one process's part of the spool: a folder with a lock, an identity, segments and a
+//! cursor.
 //!
-//! A lane is written by one process in its life. Its successors only read it: that is why
-//! recovery never has to append behind a torn tail.
+//! A lane is written by one process in its life. Later processes only read it, so recovery never
+//! has to append behind a torn tail. This file makes, trims and removes a lane's files; it writes
+//! no records and decides nothing about them.
 
 use std::io;
 use std::path::{Path, PathBuf};
@@ -11,7 +13,7 @@ use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use parking_lot::{Mutex, MutexGuard};
 
 use super::format::SegmentHeader;
-use super::fs::{File, Fs, Open, write_full};
+use super::fs::{File, FileId, Fs, Open, write_full};
 use super::read::ack_file::AckFile;
 use super::read::cursor::{Cursor, CursorFile, LaneKey};
 use super::read::ledger::ConsumerPosition;
@@ -29,15 +31,16 @@ pub(super) const MAKING: &str = "making";
 /// A spare in the making.
 const FILLING: &str = "filling";
 
-/// Zeros are written in pieces of this size,
+/// Zeros are written in pieces of this size.
 const FILL_PIECE_BYTES: usize = 1 << 20;
-/// and synced each time there are so many of them: a disk that is busy with answers must not find
-/// a whole segment queued before them.
+/// Zeros are synced after this many pieces, so that the disk never has a whole segment of zeros to
+/// write before the next group of events.
 const FILL_PIECES_PER_SYNC: u64 = 4;
 
+/// Tries, 1 ms apart, to lock a new lane.
 const LOCK_TRIES: u32 = 1_000;
 
-/// A lane that this process holds the lock of.
+/// A lane whose lock this process holds.
 pub struct Lane {
     pub id: u64,
     pub salt: u64,
@@ -50,6 +53,7 @@ pub struct Lane {
     state: Mutex<LaneState>,
     /// Files to make segments of; their names are durable.
     spares: Mutex<Vec<PathBuf>>,
+    released: Mutex<Released>,
     /// Spares of zeros that were made.
     filled: AtomicU64,
     held_bytes: AtomicU64,
@@ -64,25 +68,39 @@ pub struct Spares {
     pub bytes: u64,
 }
 
-/// What changes.
+/// Files that the lane does not need any more, until the disk has let them go.
+#[derive(Default)]
+struct Released {
+    /// Segments whose files are to be removed or kept as spares.
+    segments: Vec<u64>,
+    /// Spares whose names are not durable yet. Until then a crash could bring the file back under
+    /// the name of the old segment, with what was written into the spare.
+    spares: Vec<PathBuf>,
+    /// The folder was changed and not synced.
+    unsynced: bool,
+}
+
+/// What changes while the lane is in use.
 pub struct LaneState {
     pub segment_index: SegmentIndex,
     /// One for each configured upstream, in the configuration's order, and behind them those of
     /// removed upstreams for which events wait here.
     pub positions: Vec<ConsumerPosition>,
-    /// Lanes whose totals are folded into this one's positions.
+    /// Lanes whose totals are folded into this one's positions and whose folders may still be
+    /// there. The cursor names them until they are removed, so that no process counts them again.
     pub absorbed: Vec<LaneKey>,
     /// The cursor on disk is behind.
     pub dirty: bool,
     /// Watermarks of the two slots on disk, the newer last. Only what both have passed may be
     /// trimmed, so that either slot is enough.
     saved: [u64; 2],
-    /// Sequence number behind the last record that was answered for. Readers may be behind it.
+    /// The sequence number behind the last record that was answered with 200. Readers may be
+    /// behind it.
     pub accepted: u64,
 }
 
 impl LaneState {
-    /// Everything before it is acknowledged everywhere. Without upstreams nothing has.
+    /// Every record before it is acknowledged by every upstream; 0 without upstreams.
     pub fn low(&self) -> u64 {
         self.positions.iter().map(|position| position.low).min().unwrap_or(0)
     }
@@ -92,7 +110,7 @@ impl LaneState {
         self.segment_index.end().max(self.accepted)
     }
 
-    /// Sealed, and every upstream is through with it.
+    /// Whether it is sealed and every upstream has acknowledged all of it.
     pub fn is_done(&self) -> bool {
         let end = self.segment_index.end();
         self.segment_index.is_sealed()
@@ -132,6 +150,7 @@ impl Lane {
             acks,
             state: Mutex::new(state),
             spares: Mutex::new(Vec::new()),
+            released: Mutex::default(),
             filled: AtomicU64::new(0),
             held_bytes: AtomicU64::new(0),
         }
@@ -150,7 +169,8 @@ impl Lane {
         let lock = fs.open(&dir.join(IDENTITY), Open::Create)?;
         take_lock(&*lock)?;
         // The identity has the form of a segment's header: number 0 is no segment.
-        let identity = SegmentHeader { lane: id, number: 0, base_seq: 1, salt, recycled: false };
+        let identity =
+            SegmentHeader { lane: id, number: 0, base_seq: 1, salt, previous: 0, recycled: false };
         write_full(&*lock, &identity.encode(), 0)?;
         lock.sync_data()?;
         let (cursor, _) = CursorFile::load(fs.open(&dir.join(CURSOR), Open::Create)?)?;
@@ -190,15 +210,20 @@ impl Lane {
         self.dir.join(segment_name(number))
     }
 
-    /// Tells the gate what this lane holds. Called with the state locked, so that a later call
-    /// never brings older news.
+    /// Updates how much the gate counts as held by this lane. Called with the state locked, so that
+    /// calls take effect in the order of the changes.
     pub fn publish_held(&self, state: &LaneState, bounds: &Bounds) {
         let now = state.segment_index.held_bytes(state.low());
         let before = self.held_bytes.swap(now, Relaxed);
         bounds.add_held_bytes(now.wrapping_sub(before));
     }
 
-    /// Writes the cursor and makes it durable, then lets go of what both slots have passed.
+    /// Takes this lane out of what the gate counts as held.
+    pub fn withdraw_held(&self, bounds: &Bounds) {
+        bounds.add_held_bytes(self.held_bytes.swap(0, Relaxed).wrapping_neg());
+    }
+
+    /// Writes the cursor and makes it durable. What both slots have passed may be trimmed.
     pub fn save_cursor(&self) -> io::Result<()> {
         let mut file = self.cursor.lock();
         let (cursor, low) = {
@@ -267,6 +292,29 @@ impl Lane {
         Ok(())
     }
 
+    /// Whether the lane is still at its path: a following process would find nothing else.
+    pub fn check_place(&self) -> io::Result<()> {
+        let Some(lock) = self.lock.lock().clone() else { return Ok(()) };
+        self.check_path(&self.dir.join(IDENTITY), lock.id()?)
+    }
+
+    /// Whether a segment's file is still at its path.
+    pub fn check_segment(&self, number: u64, id: FileId) -> io::Result<()> {
+        self.check_path(&self.segment_path(number), id)
+    }
+
+    fn check_path(&self, path: &Path, id: FileId) -> io::Result<()> {
+        let found = self.fs.id(path).map_err(|error| {
+            let text = format!("{} cannot be found any more: {error}", path.display());
+            io::Error::new(error.kind(), text)
+        })?;
+        if found != id {
+            let text = format!("another file has taken the place of {}", path.display());
+            return Err(io::Error::other(text));
+        }
+        Ok(())
+    }
+
     fn acks_file<'a>(
         &self,
         held: &'a mut Option<AckFile>,
@@ -282,34 +330,68 @@ impl Lane {
         Ok(held.insert(file))
     }
 
-    /// Removes, or keeps as spares, segments that both cursor slots have passed.
+    /// Removes, or keeps as spares, segments that both cursor slots have passed. A file that cannot
+    /// be removed does not keep the others, and is tried again at the next call.
     pub fn trim(&self, keep: Option<Spares>) -> io::Result<()> {
-        let numbers = {
+        let mut released = self.released.lock();
+        {
             let mut state = self.state();
             let low = state.saved[0];
-            state.segment_index.trim(low)
-        };
-        if numbers.is_empty() {
+            released.segments.extend(state.segment_index.trim(low));
+        }
+        if released.segments.is_empty() && !released.unsynced {
             return Ok(());
         }
-        let mut kept = Vec::new();
-        let places = keep.map_or(0, |keep| keep.count_max.saturating_sub(self.spares().len()));
+        // Another spool may have taken the place of this one.
+        self.check_place()?;
+        let mut result = Ok(());
+        let numbers = std::mem::take(&mut released.segments);
         for number in numbers {
-            let path = self.segment_path(number);
-            let size = || self.fs.open(&path, Open::Read).and_then(|file| file.bytes());
-            let fits = |keep: Spares| size().is_ok_and(|size| size == keep.bytes);
-            if kept.len() < places && keep.is_some_and(fits) {
-                let spare = path.with_extension(SPARE_EXTENSION);
-                self.fs.rename(&path, &spare)?;
-                kept.push(spare);
-            } else {
-                ignore_absent(self.fs.remove_file(&path))?;
+            if let Err(error) = self.release_segment(&mut released, number, keep) {
+                released.segments.push(number);
+                result = Err(error);
             }
         }
-        self.fs.sync_dir(&self.dir)?;
-        // Not before: what is written into a spare must not come back as the old segment.
-        self.spares().extend(kept);
+        result.and(self.sync_released(&mut released))
+    }
+
+    fn release_segment(
+        &self,
+        released: &mut Released,
+        number: u64,
+        keep: Option<Spares>,
+    ) -> io::Result<()> {
+        let path = self.segment_path(number);
+        let spares = self.spares().len() + released.spares.len();
+        let size = || self.fs.open(&path, Open::Read).and_then(|file| file.bytes());
+        let fits =
+            |keep: Spares| spares < keep.count_max && size().is_ok_and(|size| size == keep.bytes);
+        if keep.is_some_and(fits) {
+            let spare = path.with_extension(SPARE_EXTENSION);
+            self.fs.rename(&path, &spare)?;
+            released.spares.push(spare);
+        } else {
+            ignore_absent(self.fs.remove_file(&path))?;
+        }
+        released.unsynced = true;
         Ok(())
+    }
+
+    /// Makes the names of new spares durable, and so fit for use.
+    fn sync_released(&self, released: &mut Released) -> io::Result<()> {
+        if released.unsynced {
+            self.fs.sync_dir(&self.dir)?;
+            released.unsynced = false;
+            self.spares().append(&mut released.spares);
+        }
+        Ok(())
+    }
+
+    /// Removes a segment that was never part of the lane, now or at a later [`Lane::trim`].
+    pub fn discard_segment(&self, number: u64) {
+        if ignore_absent(self.fs.remove_file(&self.segment_path(number))).is_err() {
+            self.released.lock().segments.push(number);
+        }
     }
 
     /// Makes a spare of `bytes` zeros, unless `go_on` says no on the way.
@@ -323,14 +405,15 @@ impl Lane {
         let number = self.filled.fetch_add(1, Relaxed);
         let spare = self.dir.join(format!("filled-{number}.{SPARE_EXTENSION}"));
         self.fs.rename(&filling, &spare)?;
-        self.fs.sync_dir(&self.dir)?;
-        self.spares().push(spare);
-        Ok(())
+        let mut released = self.released.lock();
+        released.spares.push(spare);
+        released.unsynced = true;
+        self.sync_released(&mut released)
     }
 
     fn fill(&self, path: &Path, bytes: u64, go_on: impl Fn() -> bool) -> io::Result<bool> {
         let file = self.fs.open(path, Open::Create)?;
-        // Reserved first: a disk without room fails before anything is written.
+        // Reserved first, so that a disk without room fails before anything is written.
         file.allocate(bytes)?;
         let zeros = vec![0; FILL_PIECE_BYTES.min(bytes as usize)];
         let mut at = 0;
@@ -358,7 +441,7 @@ impl Lane {
         !self.spares().is_empty()
     }
 
-    /// Gives the disk its room back. What cannot be removed now goes with the lane.
+    /// Removes the spares. A file that cannot be removed now goes with the lane.
     pub fn drop_spares(&self) {
         for spare in std::mem::take(&mut *self.spares()) {
             _ = self.fs.remove_file(&spare);
@@ -375,8 +458,8 @@ impl Lane {
     }
 }
 
-/// Removes what a dead lane's process had in the making or had kept to write again. Where that
-/// fails it does no harm, and goes with the lane.
+/// Removes the unfinished files and the spares of a process that has ended. A file that cannot be
+/// removed does no harm and goes with the lane.
 pub(super) fn remove_leftovers(fs: &dyn Fs, dir: &Path) -> io::Result<()> {
     for entry in fs.list(dir)? {
         let path = dir.join(&entry.name);
@@ -399,7 +482,8 @@ pub(super) fn remove_lane(fs: &dyn Fs, dir: &Path) -> io::Result<()> {
     fs.remove_dir(dir)
 }
 
-/// Locks a new lane. No process else wants it: at most one tests, for a moment, if it is locked.
+/// Locks a new lane. Another process takes this lock only for the moment in which it checks
+/// whether the lane is locked.
 fn take_lock(lock: &dyn File) -> io::Result<()> {
     for _ in 0..LOCK_TRIES {
         if lock.try_lock()? {
@@ -407,7 +491,7 @@ fn take_lock(lock: &dyn File) -> io::Result<()> {
         }
         std::thread::sleep(std::time::Duration::from_millis(1));
     }
-    Err(io::Error::other("the new lane is locked by another process"))
+    Err(io::Error::other("another process keeps the new lane locked"))
 }
 
 fn ignore_absent(result: io::Result<()>) -> io::Result<()> {

@@ -1,31 +1,32 @@
 //! Maintenance: one thread that runs once a second the work that can wait.
 //!
-//! Cursors, trimming, the lanes of processes that are gone, the free space of the disk, the
-//! growth rate. Not in the committer's thread: requests wait for it.
+//! It writes cursors, trims, adopts and removes the lanes of processes that have ended, measures
+//! the disk's free space and the spool's growth, and checks that the spool is still at its path.
+//! It is not part of the committer's thread, for which requests wait. One lane's failure does not
+//! keep the others from their turn: it is a fault, and the work is tried again at the next turn.
 
 use std::io;
 use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
-use parking_lot::MutexGuard;
-
-use super::fs::{Fs, Open};
+use super::fs::{Fs, Open, is_absent};
 use super::lane::{IDENTITY, Lane, Spares, lane_dir, remove_lane};
 use super::read::cursor::{ABSORBED_MAX, LaneKey};
-use super::recovery::adoption::{adopt_dead, lane_ids, lock_spool};
+use super::recovery::adoption::{lane_ids, lock_spool};
 use super::recovery::recover::header;
 use super::state::SpoolState;
+use crate::telemetry::faults::FaultKind;
 
-/// Spares of zeros that are made, at most: one is used while the other waits. The third that goes
-/// around in a swift flow is a new file that has been trimmed.
+/// Spares of zeros that are made, at most: one is used while the other waits. The third that a fast
+/// flow uses in turn is a new file that has been trimmed.
 const FILLS_MAX: usize = 2;
 /// How often maintenance runs.
 pub const TURN: Duration = Duration::from_secs(1);
-/// The state of the keeping thread.
+
+/// The state of the maintenance thread.
 pub struct Maintenance {
     state: Arc<SpoolState>,
-    cursor_failing: bool,
     /// `spool.bytes_max` was reached at the last turn.
     full: bool,
     /// How often a spare of zeros was begun.
@@ -33,8 +34,9 @@ pub struct Maintenance {
 }
 
 impl Maintenance {
+    /// Maintenance of this spool.
     pub fn new(state: Arc<SpoolState>) -> Maintenance {
-        Maintenance { state, cursor_failing: false, full: false, fills: 0 }
+        Maintenance { state, full: false, fills: 0 }
     }
 
     /// Turns until the spool is closed.
@@ -47,21 +49,42 @@ impl Maintenance {
     fn turn(&mut self) {
         self.state.look_at_disk();
         self.tell_full();
-        self.adopt();
-        self.fold();
-        let result = self.save();
-        if let Err(error) = &result
-            && !self.cursor_failing
-        {
-            ::log::error!("spool: cursors cannot be written, trying again: {error}");
+        let in_place = self.check_place();
+        if in_place {
+            self.adopt();
+            self.fold();
         }
-        self.cursor_failing = result.is_err();
+        for lane in self.state.lanes() {
+            self.save(&lane);
+        }
+        if in_place {
+            // Elsewhere, the folders with these names are not those of this spool.
+            self.state.lanes().iter().for_each(|lane| self.remove_absorbed(lane));
+            self.fill();
+        }
         self.state.wake_failed_reads();
-        self.fill();
     }
 
-    /// Makes the spares that a steady flow then uses for ever. Not more: a spool that grows takes
-    /// new files, because writing zeros into each would double what is written.
+    /// Refuses events while a following process would not find the lane. The committer accepts them
+    /// again when the lane is back. Returns whether it is there.
+    fn check_place(&self) -> bool {
+        let state = &self.state;
+        let found = state.own.check_place();
+        state.disk_faults.note(
+            FaultKind::SpoolFolder,
+            &subject(state.own.dir()),
+            "finding",
+            &found,
+        );
+        if let Err(error) = &found {
+            state.fail(error);
+            state.parker.unpark();
+        }
+        found.is_ok()
+    }
+
+    /// Makes the spares that a steady flow then uses again and again. A spool that grows takes new
+    /// files instead, because writing zeros into each would double what is written.
     fn fill(&mut self) {
         let state = &self.state;
         let Spares { count_max, bytes } = state.config.spares();
@@ -79,7 +102,7 @@ impl Maintenance {
         }
     }
 
-    /// Says once that events are refused for want of room, and once that there is room again.
+    /// Logs once that events are refused because the spool is full, and once that this is over.
     fn tell_full(&mut self) {
         let full = self.state.bounds.is_full();
         match (std::mem::replace(&mut self.full, full), full) {
@@ -92,34 +115,33 @@ impl Maintenance {
         }
     }
 
-    /// Adopts what a process that ended in the meantime has left.
+    /// Adopts the lanes of processes that have ended since the last turn.
     fn adopt(&self) {
         let state = &self.state;
-        let result = lane_ids(&*state.fs, &state.root).and_then(|ids| {
-            let mut held = state.lanes();
-            held.extend_from_slice(&folded(state));
-            let mine = |id: &u64| held.iter().any(|lane| lane.id == *id);
-            let ids: Vec<u64> = ids.into_iter().filter(|id| !mine(id)).collect();
-            if ids.is_empty() {
-                return Ok(());
-            }
-            let Some(_lock) = lock_spool(&*state.fs, &state.root)? else { return Ok(()) };
-            let names = state.names();
-            let adopted = adopt_dead(&state.fs, &state.root, &ids, &names, &state.quarantine);
-            state.take_in(adopted);
-            Ok(())
-        });
-        if let Err(error) = result {
-            ::log::warn!("spool: the lanes cannot be listed: {error}");
+        let root = subject(&state.root);
+        let ids = lane_ids(&*state.fs, &state.root);
+        state.disk_faults.note(FaultKind::SpoolFolder, &root, "listing", &ids);
+        let Ok(ids) = ids else { return };
+        let is_listed = |at: &str| ids.iter().any(|id| subject(&lane_dir(&state.root, *id)) == at);
+        state.disk_faults.retain(FaultKind::SpoolLane, is_listed);
+        let (ids, room) = state.adoptable(&ids);
+        if ids.is_empty() {
+            return;
+        }
+        let lock = lock_spool(&*state.fs, &state.root);
+        state.disk_faults.note(FaultKind::SpoolFolder, &format!("{root}/lock"), "locking", &lock);
+        if let Ok(Some(_lock)) = lock {
+            state.take_in(&ids, state.adopter.adopt(&ids, room));
         }
     }
 
-    /// Folds the totals of lanes that all upstreams are through with into the own lane.
-    fn fold(&mut self) {
+    /// Folds the totals of lanes that are delivered to all upstreams into the own lane.
+    fn fold(&self) {
         let mut lanes = self.state.lanes.lock();
         lanes.retain(|lane| {
             let state = lane.state();
-            if !state.is_done() {
+            // The cursor of a lane names the lanes that it has absorbed until they are removed.
+            if !state.is_done() || !state.absorbed.is_empty() {
                 return true;
             }
             let mut own = self.state.own.state();
@@ -131,79 +153,93 @@ impl Maintenance {
             }
             own.absorbed.push(lane.key());
             own.dirty = true;
-            ::log::info!("spool: lane {} is delivered and goes", lane.id);
-            folded(&self.state).push(Arc::clone(lane));
+            ::log::info!("spool: lane {} is delivered and removed", lane.id);
+            self.state.folded.lock().push(Arc::clone(lane));
             false
         });
     }
 
-    fn save(&mut self) -> io::Result<()> {
-        for lane in self.state.lanes() {
-            if lane.state().dirty {
-                lane.save_cursor()?;
-            }
-            let own = lane.id == self.state.own.id;
-            let low = self.state.bounds.is_disk_low();
-            lane.trim((own && !low).then(|| self.state.config.spares()))?;
-            if low {
-                lane.drop_spares();
-            }
+    /// Writes a lane's cursor if it has changed, and trims the lane.
+    fn save(&self, lane: &Lane) {
+        let state = &self.state;
+        let dir = subject(lane.dir());
+        if lane.state().dirty {
+            state.disk_faults.note(
+                FaultKind::SpoolCursor,
+                &dir,
+                "writing the cursor of",
+                &lane.save_cursor(),
+            );
         }
-        self.remove_folded()
+        let own = lane.id == state.own.id;
+        let low = state.bounds.is_disk_low();
+        let trimmed = lane.trim((own && !low).then(|| state.config.spares()));
+        state.disk_faults.note(FaultKind::SpoolFiles, &dir, "removing segments of", &trimmed);
+        if low {
+            lane.drop_spares();
+        }
     }
 
-    /// Removes folders whose totals are in both slots of the own cursor.
-    fn remove_folded(&mut self) -> io::Result<()> {
-        if self.state.own.state().absorbed.is_empty() {
-            return Ok(());
+    /// Removes the folders of the lanes whose totals `lane` has, once both slots of its cursor say
+    /// so. The cursor names them until their removal is durable.
+    fn remove_absorbed(&self, lane: &Lane) {
+        let absorbed = lane.state().absorbed.clone();
+        if absorbed.is_empty() || lane.save_cursor().and_then(|()| lane.save_cursor()).is_err() {
+            return;
         }
-        self.state.own.save_cursor()?;
-        self.state.own.save_cursor()?;
-        let absorbed = self.state.own.state().absorbed.clone();
+        let state = &self.state;
+        let mut removed = Vec::new();
         for key in absorbed {
-            self.remove(key)?;
-            folded(&self.state).retain(|lane| lane.key() != key);
+            let dir = lane_dir(&state.root, key.0);
+            let result = self.remove(key, &dir);
+            state.disk_faults.note(FaultKind::SpoolFiles, &subject(&dir), "removing", &result);
+            if result.is_ok() {
+                state.disk_faults.clear(FaultKind::SpoolCursor, &subject(&dir));
+                removed.push(key);
+            }
         }
-        self.state.fs.sync_dir(&self.state.root)?;
-        let mut own = self.state.own.state();
-        own.absorbed.clear();
-        own.dirty = true;
-        Ok(())
-    }
-
-    /// Removes a folded lane's folder, if it is that lane's: a later one may have its number.
-    fn remove(&self, key: LaneKey) -> io::Result<()> {
-        let dir = lane_dir(&self.state.root, key.0);
-        let held = folded(&self.state).iter().any(|lane| lane.key() == key);
-        if !held && lane_key(&*self.state.fs, &dir)? != Some(key) {
-            // Gone, or gone but for the empty folder, or a later lane, whose folder is not empty.
-            _ = self.state.fs.remove_dir(&dir);
-            return Ok(());
-        }
-        match remove_lane(&*self.state.fs, &dir) {
-            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
-            other => other,
+        let synced = state.fs.sync_dir(&state.root);
+        state.disk_faults.note(FaultKind::SpoolFiles, &subject(&state.root), "syncing", &synced);
+        if synced.is_ok() {
+            state.folded.lock().retain(|folded| !removed.contains(&folded.key()));
+            let mut changed = lane.state();
+            changed.absorbed.retain(|key| !removed.contains(key));
+            changed.dirty = true;
         }
     }
 
-    /// The last turn, when the committer is through.
+    /// Removes a lane's folder, if it is that lane's: a later one may have its number, and another
+    /// spool may have taken the place of this one.
+    fn remove(&self, key: LaneKey, dir: &Path) -> io::Result<()> {
+        let fs = &*self.state.fs;
+        let is_held = self.state.folded.lock().iter().any(|lane| lane.key() == key);
+        let removed = match lane_key(fs, dir)? {
+            Some(found) if found != key => return Ok(()),
+            // The rest of a folder whose removal did not end.
+            None if !is_held => fs.remove_dir(dir),
+            _ => remove_lane(fs, dir),
+        };
+        if is_absent(&removed) { Ok(()) } else { removed }
+    }
+
+    /// The last turn, after the committer has ended. Returns the first error, after every lane had
+    /// its turn.
     pub fn finish(state: &Arc<SpoolState>) -> io::Result<()> {
-        for lane in state.lanes() {
-            lane.save_cursor()?;
-        }
-        Ok(())
+        let save = |lane: Arc<Lane>| lane.save_cursor();
+        state.lanes().into_iter().map(save).fold(Ok(()), io::Result::and)
     }
 }
 
-/// What a lane's identity says; `None` where there is none to read.
+/// The name of a folder in a fault.
+fn subject(dir: &Path) -> String {
+    dir.display().to_string()
+}
+
+/// The lane that an identity file names; `None` if there is no file or it is damaged.
 fn lane_key(fs: &dyn Fs, dir: &Path) -> io::Result<Option<LaneKey>> {
     match fs.open(&dir.join(IDENTITY), Open::Read) {
         Ok(file) => Ok(header(&*file)?.map(|header| (header.lane, header.salt))),
         Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
         Err(error) => Err(error),
     }
-}
-
-fn folded(state: &SpoolState) -> MutexGuard<'_, Vec<Arc<Lane>>> {
-    state.folded.lock()
 }

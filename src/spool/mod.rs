@@ -1,20 +1,23 @@
-//! The spool: accepted events, on disk before they are answered, until every upstream has them.
+//! The spool keeps accepted events on disk from before their answer until every upstream has
+//! acknowledged them.
 //!
-//! It stores bytes and knows nothing of events. It does not encode, batch or deliver; it does not
-//! repair what a disk has damaged, it steps around it and says so. Why not a database: no crate
-//! gives a multi-producer append below a microsecond, trimming in order, and several processes at
-//! once. Why `write` and not `mmap`: a full disk is an error before the answer, not a SIGBUS.
+//! It stores bytes and knows nothing of events: it does not encode, batch or deliver them. It does
+//! not repair what a disk has damaged, but skips it and reports it. It is not built on a database,
+//! because no crate offers appends from many threads below a microsecond, trimming in order, and
+//! several processes at once. It uses `write` and not `mmap`, because a full disk is then an error
+//! before the answer, and not a SIGBUS.
 //!
 //! # Files
 //!
 //! ```text
 //! <dir>/lock                         held while lanes are made and adopted
-//! <dir>/lane-00000001/lane           identity; its flock says that the lane's process lives
-//! <dir>/lane-00000001/cursor         two slots, see `cursor.rs`
-//! <dir>/lane-00000001/acks-*         one for each upstream, see `ack_file.rs`
-//! <dir>/lane-00000001/0000000001.seg segments, oldest first
+//! <dir>/lane-00000001/lane           identity; locked (flock) while the lane's process lives
+//! <dir>/lane-00000001/cursor         two slots, see `read/cursor.rs`
+//! <dir>/lane-00000001/acks-*         one for each upstream, see `read/ack_file.rs`
+//! <dir>/lane-00000001/0000000001.seg segments, oldest first; an empty file gives one up
 //! <dir>/lane-00000001/*.spare        files to make segments of: trimmed segments, and zeros
-//! <dir>/lane-00000001/making, filling    a segment, and a spare, in the making
+//! <dir>/lane-00000001/making         a segment that is not finished
+//! <dir>/lane-00000001/filling        a spare that is not finished
 //! <dir>/quarantine/<lane>-<segment>-<offset>.bin   damaged bytes, at most 64 MiB of them
 //! ```
 //!
@@ -29,7 +32,8 @@
 //! | 24 | 8 | number in the lane, from 1, never used twice (0: the identity file) |
 //! | 32 | 8 | sequence number of the first record |
 //! | 40 | 8 | the lane's random salt |
-//! | 48 | 12 | zero |
+//! | 48 | 8 | number of the segment before it, 0 for none (version 0.1.0: always 0) |
+//! | 56 | 4 | zero |
 //! | 60 | 4 | crc32c of bytes 0 to 59 |
 //!
 //! | record, at | bytes | |
@@ -39,73 +43,90 @@
 //! | 8 | 8 | sequence number: contiguous in the lane, from 1 |
 //! | 16 | | payload |
 //!
-//! The salt and the segment number are in the checksum and not in the record: what a recycled file
-//! still holds, what was copied from elsewhere, and what a client wrote into an event to look like
-//! a record, all fail it; and zeros fail by their length.
+//! The salt and the segment number are in the checksum and not in the record. So these all fail
+//! the checksum: old records in a recycled file, records copied from another file, and bytes that a
+//! client wrote into an event to look like a record. Zeros fail by their length.
 //!
-//! Two rules replace every other mark on disk. **A segment ends where the next one begins**: its
-//! records from the next one's first sequence number on do not count. **A lane ends at its last
-//! sound record.**
+//! Two rules make every other mark on disk unnecessary. **A segment ends where the next one
+//! begins**: its records from the next one's first sequence number on do not count. **A lane ends
+//! at its last sound record.**
 //!
 //! # Assumptions
 //!
-//! A local file system with working `flock`, on which `fdatasync` makes a file's bytes and size
-//! durable, `fsync` of a folder its names, and `rename` is atomic; a disk that does not lie about
-//! it. A write may tear at any byte and sectors may arrive in any order until then. After a
-//! failed `fdatasync` nothing is known of the bytes since the last good one.
+//! The spool needs a local file system with working `flock`. There, `fdatasync` makes a file's
+//! bytes and size durable, `fsync` of a folder makes the names in it durable (not the folder's own
+//! name), and `rename` is atomic. The disk reports only what it has done. Until a sync has
+//! succeeded, a write may tear at any byte and sectors may arrive in any order. After a failed
+//! `fdatasync` nothing is known of the bytes since the last successful one.
 //!
-//! One case is known where a file system breaks this: an ext4 (Linux 6.18) that is shut down by
-//! its ioctl, with the process living on, while an `fdatasync` of blocks is under way that were
-//! reserved and never written: it may return success for it and lose them, because a word in the
-//! journal is missing that says that they are written. A bare loop of `pwrite` and `fdatasync` lost
-//! an acknowledged write in 11 of 60 such shutdowns, and in blocks that had been written before in
-//! none of 60. So segments are made of the latter where that is possible, see *Spares*.
+//! One file system is known to break this: an ext4 (Linux 6.18) that is shut down by its ioctl
+//! during an `fdatasync` of blocks that were reserved and never written. It may return success and
+//! lose the blocks, because its journal does not yet say that they are written. A loop of `pwrite`
+//! and `fdatasync` lost an acknowledged write in 11 of 60 such shutdowns, and in none of 60 where
+//! the blocks had been written before. So segments are made of such blocks where possible, see
+//! *Spares*.
 //!
 //! # Spares
 //!
-//! A sync in blocks that have been written before needs no word in the journal: on ext4 a `pwrite`
-//! and `fdatasync` of 73 KB cost 40 us of CPU and 110 us of time there, and 96 us and 267 us in
-//! blocks that were only reserved. A lane therefore begins with one small segment of zeros; in the
-//! first second, or as soon as that one is full, maintenance makes a large one, and one more when
-//! it is used; and what is trimmed is written again. So a steady flow uses the same few files for
-//! ever. A spool that grows beyond them, or before they are there, takes new files with reserved
+//! A sync in blocks that have been written before changes nothing in the journal: on ext4 a
+//! `pwrite` and `fdatasync` of 73 KB cost 40 us of CPU and 110 us of time there, and 96 us and
+//! 267 us in blocks that were only reserved. A lane therefore begins with one small segment of
+//! zeros. In the first second, or as soon as that one is full, maintenance makes a large one, and
+//! one more when it is used; and trimmed segments are written again. So a steady flow uses the same
+//! few files all the time. A spool that needs more files than these takes new ones with reserved
 //! blocks, each twice as large as the one before, up to `segment_bytes`: zeros for each would
 //! double what is written.
 //!
 //! # What a crash can do, per operation
 //!
-//! - *Append.* In memory only; no answer was given (`memory` promises a graceful stop, not more; it
-//!   syncs every few MiB all the same, so that the kernel never has much to write at one go).
-//! - *Group commit.* Torn anywhere: none of its events was answered in `power`, and in `interval`
-//!   a crash of the process does not undo a finished `write`. Recovery keeps the sound records;
-//!   an event that was not answered may thereby be delivered, which at-least-once allows.
-//! - *New segment.* Header and the group that opens it durable, then the name. Before the name
-//!   there is no segment; behind it, it is whole.
-//! - *Failed write or sync.* The segment is given up and never written again; all that is not yet
-//!   durable goes once more into a new segment that begins at the first such number. With its
-//!   name, and not before, it cuts the old one, whatever that one's file holds: so in `interval`
-//!   what was answered after `write` is always in one of the two. If that fails too the group is
-//!   refused, its numbers are free again, and the next segment cuts in the same way. Only a crash
-//!   in between, before any further segment could be made and where cutting the file failed as
-//!   well, can let refused events be delivered.
-//! - *Cursor.* One of two slots, in turn; the other stands. What the older one forgets is read
-//!   again.
-//! - *Acknowledgement.* One of three slots of the upstream's ack file, not synced: it survives the
-//!   death of the process. A torn or lost one costs what the cursor does not know.
-//! - *Trim.* Only segments that both slots have passed; so either slot is enough. A segment that
-//!   comes back after a power loss lies before every cursor and is trimmed again.
-//! - *Recycle.* A spare is taken when its name is durable, and is no segment by name until its
-//!   new header is durable; its old records carry another segment's number in their checksums.
-//! - *Adopt.* Reads, and cuts off what is behind the end. Done again it does the same.
-//! - *Fold and remove.* A delivered lane's totals go into the own cursor together with the lane's
-//!   name, into both slots, before its folder goes. A folder that is still there is recognized by
-//!   that name and only removed, not counted twice.
+//! - *Append.* The event is in memory only, and no answer was given. (`memory` promises to survive
+//!   a graceful stop and nothing more. It syncs every 2 MiB all the same, so that the kernel never
+//!   has much to write at a time.)
+//! - *Group commit.* The group may be torn anywhere. In `power` none of its events was answered; in
+//!   `interval` a crash of the process does not undo a finished `write`. Recovery keeps the sound
+//!   records, so an event that was not answered may be delivered, as at-least-once allows.
+//! - *New segment.* First its header and the group that opens it are made durable, then its name.
+//!   Before the name there is no segment; with the name it is whole.
+//! - *Failed write or sync.* The segment is given up and never written again. All records that are
+//!   not yet durable are written once more, into a new segment that begins at the first of their
+//!   numbers. With its name, and not before, the new one cuts the old one, whatever the old file
+//!   holds: so in `interval` each answered record is always in one of the two. If the new segment
+//!   fails too, the group is refused, its numbers are free again, and the next segment cuts in the
+//!   same way. Refused events can be delivered only after a crash before any further segment was
+//!   made, and only if cutting the file had failed as well.
+//! - *Cursor.* It has two slots that are written in turn, so the other one stays sound. Records
+//!   that the older slot does not know to be acknowledged are read again.
+//! - *Acknowledgement.* One of three slots of the upstream's ack file is written and not synced: it
+//!   survives the death of the process. A torn or lost one costs what the cursor does not know.
+//! - *Trim.* Only segments that both slots have passed are removed, so either slot is enough. A
+//!   segment that comes back after a power loss lies before every cursor and is trimmed again.
+//! - *Recycle.* A spare is used only when its name is durable, and it has no segment's name until
+//!   its new header is durable. Its old records carry another segment's number in their checksums.
+//! - *Adopt.* It reads, and cuts off what is behind the end. Done again it does the same.
+//! - *Fold and remove.* A delivered lane's totals go into the own lane's cursor together with the
+//!   lane's identity, into both slots, before its folder is removed. The cursor keeps the identity
+//!   until the removal is durable, also when another process has taken it over: so no process ever
+//!   counts these totals a second time.
 //!
-//! Corruption at rest costs the records it touches. A reader that meets a bad spot searches for
-//! the next sound record, copies the bytes between to the quarantine, and counts the missing
-//! sequence numbers as lost. A damaged segment header costs nothing (the salt stands in three
-//! places), a lost cursor re-reads the lane from its oldest segment. A read that fails without
-//! giving bytes (`EIO`) is no corruption: it is tried again each second, and that upstream waits.
+//! # What a disk can do
+//!
+//! - *Damage.* It costs the records that it touches. A reader that comes to a bad spot searches for
+//!   the next sound record, copies the bytes between to the quarantine, and counts the missing
+//!   sequence numbers as lost. A damaged segment header costs nothing, because the salt stands in
+//!   three places; a damaged cursor makes the readers begin at the lane's oldest segment.
+//! - *A segment that is missing or cannot be opened* is a fault and is tried again each second,
+//!   without an end. An operator gives its events up by creating an empty file with its name.
+//! - *Bytes that the device refuses* (`EIO`) are a fault and are tried again each second. After
+//!   `unreadable_seconds_max` the sectors that are still refused count as damage. The records of a
+//!   lane keep their order, so those behind them in the lane wait so long; other lanes go on.
+//! - *A lane that cannot be taken over* is a fault and is tried again each second. After
+//!   `unreadable_seconds_max` it is taken over without the sectors that the device refuses.
+//! - *A folder that is removed, moved or replaced.* The committer compares the file at the path of
+//!   the segment with its open file before each answer, and maintenance compares that of the lane
+//!   each second. While they differ, events are refused.
+//! - *A stall.* When a commit takes `commit_seconds_max`, the watch refuses those who wait and
+//!   closes the gate until the disk answers. The committer cuts the refused records out of the
+//!   segment.
 //!
 //! # Upstreams that come and go
 //!
@@ -119,14 +140,16 @@
 //!
 //! # Threads
 //!
-//! Any thread appends into a staging buffer of its own (`group.rs`); one committer writes and
-//! syncs (`commit.rs`), in `interval` with a syncer beside it (`syncer.rs`); one maintenance thread
-//! runs each second (`maintenance.rs`); readers read in the tasks of their upstreams, from the
-//! page cache as a rule (`reader.rs`).
+//! Any thread appends into a staging buffer of its own (`write/group.rs`). One committer writes and
+//! syncs (`write/commit.rs`), in `interval` together with a syncer (`write/syncer.rs`). The watch
+//! refuses events while the disk is stalled (`write/watch.rs`). Maintenance runs each second
+//! (`maintenance.rs`). Readers read in the tasks of their upstreams, mostly from the page cache
+//! (`read/reader.rs`).
 
 mod config;
 mod env;
 mod error;
+mod faults;
 mod format;
 pub mod fs;
 mod handle;
@@ -134,12 +157,14 @@ mod lane;
 mod maintenance;
 mod parker;
 mod read;
+mod read_around;
 mod record_id;
 pub mod recovery;
 mod removed;
 mod segment_index;
 mod state;
 mod status;
+mod unreadable;
 mod write;
 
 pub use config::{Config, Durability};

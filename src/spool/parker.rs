@@ -1,4 +1,4 @@
-//! How the committer sleeps and how others wake it.
+//! How the committer sleeps and how other threads wake it.
 
 use std::sync::OnceLock;
 use std::sync::atomic::{AtomicBool, Ordering::SeqCst};
@@ -13,7 +13,7 @@ pub struct Parker {
 }
 
 impl Parker {
-    /// Names the thread to wake, and wakes it once for what was staged before.
+    /// Sets the thread to wake, and wakes it once for records that were staged before.
     pub fn set(&self, thread: Thread) {
         _ = self.thread.set(thread);
         self.unpark();
@@ -28,7 +28,7 @@ impl Parker {
 
     /// Wakes the committer after a record was staged, if it is idle or the record is `urgent`.
     pub fn wake(&self, urgent: bool) {
-        // The shard's lock orders this: a committer that found the shard empty had set `idle`
+        // The shard's lock orders the two: a committer that found the shard empty had set `idle`
         // before.
         if urgent || (self.idle.load(SeqCst) && self.idle.swap(false, SeqCst)) {
             self.unpark();

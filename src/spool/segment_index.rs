@@ -1,7 +1,7 @@
 //! Which segments a lane has, and which sequence numbers and bytes each of them holds.
 //!
-//! A span reaches up to where the next one begins, whatever else its file may hold: that is how a
-//! segment that was given up after a failed write or sync is cut, on disk as in memory.
+//! A span ends where the next one begins, whatever else its file may hold: so a segment that was
+//! given up after a failed write or sync is cut, on disk as in memory.
 
 use std::collections::VecDeque;
 
@@ -18,8 +18,17 @@ pub struct Span {
     pub bytes: u64,
     /// Whether the bytes behind them may be another segment's.
     pub recycled: bool,
+    /// The number of the segment before it; 0 if it is not known.
+    pub previous: u64,
     // Bytes of all spans before it, ever.
     before: u64,
+}
+
+impl Span {
+    /// A segment as it was found on disk.
+    pub fn found(number: u64, base: u64, recycled: bool, bytes: u64) -> Span {
+        Span { number, base, bytes, recycled, previous: 0, before: 0 }
+    }
 }
 
 /// What a reader may read next.
@@ -30,6 +39,10 @@ pub struct View {
     pub limit: u64,
     /// Whether more may still be written into it.
     pub open: bool,
+    /// Whether segments before it are missing that held `seq`.
+    pub missing_before: bool,
+    /// Whether segments between it and the next one are missing.
+    pub missing_behind: bool,
 }
 
 impl View {
@@ -48,19 +61,51 @@ pub struct SegmentIndex {
     /// The sequence number behind the last readable record.
     end: u64,
     sealed: bool,
+    /// Sequence numbers before it that no segment holds were in segments that are missing.
+    missing_until: u64,
 }
 
 impl SegmentIndex {
     /// A lane whose first record will have the number `end`.
     pub fn new(end: u64) -> SegmentIndex {
-        SegmentIndex { spans: VecDeque::new(), end, sealed: false }
+        SegmentIndex { spans: VecDeque::new(), end, sealed: false, missing_until: 0 }
     }
 
     /// Adds a segment behind the others.
     pub fn push(&mut self, number: u64, base: u64, recycled: bool, bytes: u64) {
+        self.push_span(Span::found(number, base, recycled, bytes));
+    }
+
+    /// Adds a segment as it was found, behind the others.
+    pub fn push_span(&mut self, span: Span) {
         let before = self.spans.back().map_or(0, |span| span.before + span.bytes);
-        self.spans.push_back(Span { number, base, bytes, recycled, before });
-        self.end = self.end.max(base);
+        self.spans.push_back(Span { before, ..span });
+        self.end = self.end.max(span.base);
+    }
+
+    /// Adds segments, with their numbers, bases and bytes, that were missing in a sealed lane.
+    /// Returns whether there were any that it did not have.
+    pub fn insert(&mut self, found: &[Span]) -> bool {
+        let is_known = |span: &Span, spans: &VecDeque<Span>| {
+            spans.iter().any(|known| known.number == span.number)
+        };
+        let last = self.spans.back().map_or(0, |last| last.number);
+        let is_new = |span: &&Span| span.number < last && !is_known(span, &self.spans);
+        let new: Vec<Span> = found.iter().filter(is_new).copied().collect();
+        self.spans.extend(&new);
+        self.spans.make_contiguous().sort_by_key(|span| span.number);
+        let mut before = 0;
+        for span in &mut self.spans {
+            span.before = before;
+            before += span.bytes;
+        }
+        !new.is_empty()
+    }
+
+    /// Says that the sequence numbers before `seq` that no segment holds were in missing segments,
+    /// and not in bytes that were read and are damaged.
+    pub fn set_missing_until(&mut self, seq: u64) {
+        self.missing_until = seq;
     }
 
     /// The last segment is readable up to this byte and sequence number. Both may go back: a
@@ -82,6 +127,11 @@ impl SegmentIndex {
         self.end
     }
 
+    /// The number of the last segment, 0 if there is none.
+    pub fn last_number(&self) -> u64 {
+        self.spans.back().map_or(0, |span| span.number)
+    }
+
     pub fn is_sealed(&self) -> bool {
         self.sealed
     }
@@ -96,8 +146,16 @@ impl SegmentIndex {
             return None;
         }
         let at = self.at(seq)?;
+        let span = self.spans[at];
         let open = at + 1 == self.spans.len() && !self.sealed;
-        Some(View { span: self.spans[at], limit: self.limit(at), open })
+        let missing_before = seq < span.base && seq < self.missing_until;
+        let next = self.spans.get(at + 1).filter(|_| self.sealed);
+        // A number may also be missing because making its segment failed; the header tells.
+        let missing_behind = next.is_some_and(|next| match next.previous {
+            0 => next.number > span.number + 1,
+            previous => previous > span.number,
+        });
+        Some(View { span, limit: self.limit(at), open, missing_before, missing_behind })
     }
 
     /// Bytes from `low` on, to within the mean record of one segment.

@@ -1,4 +1,4 @@
-//! What the handles, the readers and the two threads of a spool share.
+//! What the handles, the readers and the threads of a spool share.
 
 use std::cell::RefCell;
 use std::io;
@@ -12,19 +12,19 @@ use tokio::sync::Notify;
 
 use super::config::{Config, Durability};
 use super::env::Env;
+use super::faults::DiskFaults;
 use super::format::{self, RECORD_BYTES_MAX, RECORD_HEADER_BYTES};
 use super::fs::Fs;
 use super::lane::Lane;
 use super::parker::Parker;
 use super::read::counts::Counts;
-use super::read::cursor::{ABSORBED_MAX, LaneKey};
-use super::recovery::adoption::{adopt_dead, lane_ids};
+use super::recovery::adoption::{Adopter, Found, Unheld, lane_ids};
 use super::recovery::quarantine::Quarantine;
-use super::recovery::recover::Adopted;
 use super::removed;
 use super::status::{Status, UpstreamStatus};
 use super::write::admission::{Bounds, GROUP_BYTES_MAX, Growth};
 use super::write::group::{Commit, Overloaded, Shard};
+use super::write::waiting::Waiting;
 use crate::clock::Clock;
 use crate::telemetry::faults::Faults;
 
@@ -40,7 +40,7 @@ pub struct Upstream {
 }
 
 impl Upstream {
-    /// Takes the one reader. Says no the second time.
+    /// Takes the one reader. Returns `false` if it was taken before.
     pub fn take(&self) -> bool {
         !self.taken.swap(true, SeqCst)
     }
@@ -68,14 +68,20 @@ pub struct SpoolState {
     pub parker: Arc<Parker>,
     /// The group that is gathered shall not linger.
     pub flush_requested: AtomicBool,
+    /// The groups of the commit that is under way.
+    pub waiting: Waiting,
     /// This process's own lane; also in `lanes`.
     pub own: Arc<Lane>,
     /// All lanes that this process delivers, oldest first.
     pub lanes: Mutex<Vec<Arc<Lane>>>,
-    /// Lanes whose totals are in the own one's, locked until their folders are removed.
+    /// Lanes whose totals another lane has. They stay locked until their folders are removed.
     pub folded: Mutex<Vec<Arc<Lane>>>,
+    /// Lanes that are adopted when older ones are delivered. Changed with `lanes` locked.
+    unheld: Mutex<Vec<Unheld>>,
     pub upstreams: Vec<Upstream>,
-    pub quarantine: Quarantine,
+    pub quarantine: Arc<Quarantine>,
+    pub disk_faults: Arc<DiskFaults>,
+    pub adopter: Adopter,
     failing: Mutex<Option<String>>,
     growth: Mutex<Growth>,
     reads_failed: AtomicBool,
@@ -84,18 +90,33 @@ pub struct SpoolState {
 }
 
 impl SpoolState {
-    /// Adopts, makes the own lane, and puts everything together. Under the folder's lock.
+    /// Adopts the lanes of processes that have ended and makes the own lane. Needs the folder's
+    /// lock.
     pub fn open(config: &Config, upstreams: &[String], env: Env) -> io::Result<SpoolState> {
         let root = config.dir.clone();
-        let quarantine = Quarantine::open(Arc::clone(&env.fs), &root);
+        let faults = Arc::new(DiskFaults::new(env.faults.clone(), Arc::clone(&env.clock)));
+        let quarantine = Arc::new(Quarantine::open(Arc::clone(&env.fs), &root));
+        let adopter = Adopter {
+            fs: Arc::clone(&env.fs),
+            root: root.clone(),
+            upstreams: upstreams.to_vec(),
+            quarantine: Arc::clone(&quarantine),
+            faults: Arc::clone(&faults),
+            unreadable_max: Duration::from_secs(config.unreadable_seconds_max),
+            files_max: env.lane_files_max,
+        };
         let ids = lane_ids(&*env.fs, &root)?;
-        let adopted = adopt_dead(&env.fs, &root, &ids, upstreams, &quarantine);
-        // Above those that are mentioned, too: a number should mean one lane to a reader of logs.
-        let mentioned = adopted.iter().flat_map(|adopted| adopted.absorbed.iter());
-        let mentioned = mentioned.map(|(id, _)| *id);
-        let id = ids.into_iter().chain(mentioned).max().unwrap_or(0) + 1;
+        let found = adopter.adopt(&ids, adopter.held_max());
+        // Above the removed lanes that others mention, too: in the log, a number means one lane.
+        let mentioned = found.absorbed.iter().map(|(id, _)| *id);
+        let id = ids.iter().copied().chain(mentioned).max().unwrap_or(0) + 1;
         let own = Arc::new(Lane::create(&env.fs, &root, id, rand::random(), upstreams)?);
         let threads = std::thread::available_parallelism().map_or(1, |threads| threads.get());
+        let upstream = |name: &String| Upstream {
+            name: name.clone(),
+            readable: Notify::new(),
+            taken: AtomicBool::new(false),
+        };
         let state = SpoolState {
             config: config.clone(),
             root,
@@ -107,59 +128,79 @@ impl SpoolState {
             shards: (0..threads.clamp(1, SHARDS_MAX)).map(|_| Shard::new()).collect(),
             parker: Arc::new(Parker::default()),
             flush_requested: AtomicBool::new(false),
+            waiting: Waiting::default(),
             lanes: Mutex::new(vec![Arc::clone(&own)]),
             own,
-            folded: Mutex::new(Vec::new()),
-            upstreams: upstreams
-                .iter()
-                .map(|name| Upstream {
-                    name: name.clone(),
-                    readable: Notify::new(),
-                    taken: AtomicBool::new(false),
-                })
-                .collect(),
+            folded: Mutex::default(),
+            unheld: Mutex::default(),
+            upstreams: upstreams.iter().map(upstream).collect(),
             quarantine,
+            disk_faults: faults,
+            adopter,
             failing: Mutex::new(None),
             growth: Mutex::new(Growth::default()),
             reads_failed: AtomicBool::new(false),
             turns: Mutex::new(Turns::default()),
             turned: Condvar::new(),
         };
-        state.take_in(adopted);
+        state.take_in(&ids, found);
         Ok(state)
     }
 
-    /// Adds adopted lanes. Those whose totals another one has in it already, because a crash came
-    /// before they were removed, only wait for that.
-    pub fn take_in(&self, adopted: Vec<Adopted>) {
-        if adopted.is_empty() {
-            return;
-        }
-        let absorbed: Vec<LaneKey> =
-            adopted.iter().flat_map(|adopted| adopted.absorbed.iter().copied()).collect();
-        let adopted = adopted.into_iter().map(|adopted| Arc::new(adopted.lane));
-        let (leftovers, adopted): (Vec<_>, Vec<_>) =
-            adopted.partition(|lane| absorbed.contains(&lane.key()));
-        if !absorbed.is_empty() {
-            let mut own = self.own.state();
-            own.absorbed.extend(absorbed);
-            own.absorbed.truncate(ABSORBED_MAX);
-            own.dirty = true;
-        }
-        self.folded.lock().extend(leftovers);
+    /// Takes in what was found of the lanes `tried`. A lane whose totals another one has is not
+    /// counted and not read, only removed: its process ended between the two steps.
+    pub fn take_in(&self, tried: &[u64], found: Found) {
         let mut lanes = self.lanes.lock();
-        for lane in adopted {
+        let mut absorbed = found.absorbed;
+        for lane in lanes.iter() {
+            absorbed.extend_from_slice(&lane.state().absorbed);
+        }
+        let is_absorbed = |lane: &Arc<Lane>| absorbed.contains(&lane.key());
+        for lane in found.adopted {
             let state = lane.state();
             let events = state.segment_index.end().saturating_sub(state.low());
             lane.publish_held(&state, &self.bounds);
             drop(state);
-            ::log::info!("spool: lane {} adopted, {events} events to deliver", lane.id);
+            if !is_absorbed(&lane) {
+                ::log::info!("spool: lane {} adopted, {events} events to deliver", lane.id);
+            }
             lanes.push(lane);
         }
         lanes.sort_by_key(|lane| lane.id);
+        let mut folded = self.folded.lock();
+        for lane in lanes.extract_if(.., |lane| is_absorbed(lane)) {
+            lane.withdraw_held(&self.bounds);
+            folded.push(lane);
+        }
+        let mut unheld = self.unheld.lock();
+        for lane in unheld.extract_if(.., |lane| tried.contains(&lane.key.0)) {
+            self.bounds.add_held_bytes(lane.held_bytes.wrapping_neg());
+        }
+        for lane in found.unheld.into_iter().filter(|lane| !absorbed.contains(&lane.key)) {
+            self.bounds.add_held_bytes(lane.held_bytes);
+            unheld.push(lane);
+        }
+        unheld.sort_by_key(|lane| lane.key);
         removed::report(&lanes, self.upstreams.len(), &self.faults);
-        drop(lanes);
+        drop((lanes, folded, unheld));
         self.wake_readers();
+    }
+
+    /// Which of the lanes in the folder may be adopted now, and how many of them may be held.
+    pub fn adoptable(&self, ids: &[u64]) -> (Vec<u64>, usize) {
+        let lanes = self.lanes.lock();
+        let folded = self.folded.lock();
+        let mut unheld = self.unheld.lock();
+        // Another process has adopted, delivered and removed them.
+        for lane in unheld.extract_if(.., |lane| !ids.contains(&lane.key.0)) {
+            self.bounds.add_held_bytes(lane.held_bytes.wrapping_neg());
+        }
+        // The own lane is not an adopted one.
+        let held = lanes.len() - 1 + folded.len();
+        let room = self.adopter.held_max().saturating_sub(held);
+        let waits = |id: &u64| unheld.iter().skip(room).any(|lane| lane.key.0 == *id);
+        let is_held = |id: &u64| lanes.iter().chain(folded.iter()).any(|lane| lane.id == *id);
+        (ids.iter().copied().filter(|id| !is_held(id) && !waits(id)).collect(), room)
     }
 
     pub fn append(&self, encode: impl FnOnce(&mut Vec<u8>)) -> Result<Commit, Overloaded> {
@@ -221,10 +262,6 @@ impl SpoolState {
         self.lanes.lock().clone()
     }
 
-    pub fn names(&self) -> Vec<String> {
-        self.upstreams.iter().map(|upstream| upstream.name.clone()).collect()
-    }
-
     pub fn wake_readers(&self) {
         self.upstreams.iter().for_each(|upstream| upstream.readable.notify_one());
     }
@@ -243,6 +280,19 @@ impl SpoolState {
             self.bounds.set_failing(false);
             *self.failing.lock() = None;
             ::log::info!("spool: working again");
+        }
+    }
+
+    /// Says whether the disk has stalled: then events are refused until it answers.
+    pub fn set_stalled(&self, stalled: bool) {
+        let seconds = self.config.commit_seconds_max;
+        match (self.bounds.set_stalled(stalled), stalled) {
+            (false, true) => ::log::error!(
+                "spool: the disk has stalled for spool.commit_seconds_max ({seconds} s): events \
+                 are refused"
+            ),
+            (true, false) => ::log::info!("spool: the disk answers again, events are accepted"),
+            _ => {}
         }
     }
 
@@ -332,8 +382,10 @@ impl SpoolState {
     }
 
     fn why_refusing(&self) -> Option<String> {
-        let failing = self.failing.lock().clone();
+        let stalled = || "the disk has stalled for spool.commit_seconds_max".to_owned();
+        let failing = self.bounds.is_stalled().then(stalled);
         failing
+            .or_else(|| self.failing.lock().clone())
             .or_else(|| {
                 self.bounds.is_disk_low().then(|| "spool.free_bytes_min is reached".to_owned())
             })
@@ -341,7 +393,7 @@ impl SpoolState {
     }
 
     fn totals(&self) -> Vec<UpstreamStatus> {
-        // Under the list's lock, so that a lane that is being folded is counted once.
+        // Locked, so that a lane that is being folded or adopted is counted once.
         let lanes = self.lanes.lock();
         let mut totals = vec![Counts::default(); self.upstreams.len()];
         for lane in lanes.iter() {
@@ -350,6 +402,9 @@ impl SpoolState {
             for (total, position) in totals.iter_mut().zip(&state.positions) {
                 total.add(position.totals(end));
             }
+        }
+        for lane in self.unheld.lock().iter() {
+            totals.iter_mut().zip(&lane.counts).for_each(|(total, counts)| total.add(*counts));
         }
         let named = self.upstreams.iter().zip(totals);
         named.map(|(upstream, counts)| counts.named(upstream.name.clone())).collect()

@@ -30,11 +30,21 @@ pub enum FaultKind {
     UpstreamRemoved,
     /// A newer version wrote records, which wait for it.
     NewerRecords,
+    /// The spool's folder or lane is not at its path any more, or cannot be listed.
+    SpoolFolder,
+    /// A lane cannot be taken over, so its events are in no count.
+    SpoolLane,
+    /// A segment is missing or cannot be read, so its events wait.
+    SpoolSegment,
+    /// A lane's cursor cannot be written.
+    SpoolCursor,
+    /// Files of the spool cannot be removed.
+    SpoolFiles,
 }
 
 impl FaultKind {
     /// Every kind, so that a scrape shows zeros.
-    pub const ALL: [Self; 8] = [
+    pub const ALL: [Self; 13] = [
         Self::PortalsUnread,
         Self::PortalsStale,
         Self::SpoolRefuses,
@@ -43,6 +53,11 @@ impl FaultKind {
         Self::RunAheadBound,
         Self::UpstreamRemoved,
         Self::NewerRecords,
+        Self::SpoolFolder,
+        Self::SpoolLane,
+        Self::SpoolSegment,
+        Self::SpoolCursor,
+        Self::SpoolFiles,
     ];
 
     /// The word in `/status` and in the metric's label.
@@ -56,6 +71,11 @@ impl FaultKind {
             Self::RunAheadBound => "run_ahead_bound",
             Self::UpstreamRemoved => "upstream_removed",
             Self::NewerRecords => "newer_records",
+            Self::SpoolFolder => "spool_folder",
+            Self::SpoolLane => "spool_lane",
+            Self::SpoolSegment => "spool_segment",
+            Self::SpoolCursor => "spool_cursor",
+            Self::SpoolFiles => "spool_files",
         }
     }
 }

@@ -25,7 +25,7 @@ const SENDERS: usize = 8;
 const ROUNDS: u64 = 5;
 
 /// A disk that is mounted; unmounted when dropped.
-struct Disk {
+pub struct Disk {
     at: PathBuf,
     mounted: bool,
 }
@@ -39,7 +39,7 @@ impl Disk {
     }
 
     /// A new ext4 of 64 MiB in a file, on a loop device.
-    fn ext4(image: &Path, at: &Path) -> Result<Disk, String> {
+    pub fn ext4(image: &Path, at: &Path) -> Result<Disk, String> {
         std::fs::File::create(image).unwrap().set_len(64 << 20).unwrap();
         run(Command::new("mkfs.ext4").args(["-q", "-F"]).arg(image))?;
         Disk::mount(&["-o", "loop", image.to_str().unwrap()], at)
@@ -64,7 +64,7 @@ impl Disk {
         result.unwrap();
     }
 
-    fn unmount(mut self) {
+    pub fn unmount(mut self) {
         // Another test may be starting a process, which has all files for the blink of an eye.
         wait_for("the disk to be unmounted", || run(Command::new("umount").arg(&self.at)).is_ok());
         self.mounted = false;
@@ -80,7 +80,7 @@ impl Drop for Disk {
 }
 
 /// Runs a command of the system; the error is what it says.
-fn run(command: &mut Command) -> Result<(), String> {
+pub fn run(command: &mut Command) -> Result<(), String> {
     let name = command.get_program().to_string_lossy().into_owned();
     match command.output() {
         Err(error) => Err(format!("{name}: {error}")),
@@ -90,21 +90,21 @@ fn run(command: &mut Command) -> Result<(), String> {
 }
 
 /// The disk, or the reason why the test cannot run here.
-fn or_skip(disk: Result<Disk, String>) -> Option<Disk> {
+pub fn or_skip(disk: Result<Disk, String>) -> Option<Disk> {
     disk.inspect_err(|reason| eprintln!("skipped, no such disk here: {reason}")).ok()
 }
 
 /// The events that were sent, and those that were answered with 200.
 #[derive(Default)]
-struct Ledger {
+pub struct Ledger {
     next: AtomicU64,
-    count: AtomicU64,
+    pub count: AtomicU64,
     answered: std::sync::Mutex<BTreeSet<u64>>,
 }
 
 impl Ledger {
     /// Sends one event. `None` where the connection broke.
-    fn send(&self, connection: &mut Connection) -> Option<Response> {
+    pub fn send(&self, connection: &mut Connection) -> Option<Response> {
         let id = self.next.fetch_add(1, Relaxed);
         let note = note(id);
         let head = format!(
@@ -124,19 +124,19 @@ impl Ledger {
     }
 
     /// Whether one event, on a connection of its own, is taken.
-    fn accepts(&self, edge: &Edge) -> bool {
+    pub fn accepts(&self, edge: &Edge) -> bool {
         self.send(&mut edge.connect()).expect("an answer").status == 200
     }
 
     /// Waits until events are refused, and the edge says of itself that they are.
-    fn wait_refusing(&self, edge: &Edge) {
+    pub fn wait_refusing(&self, edge: &Edge) {
         wait_for("the edge to refuse events", || {
             !self.accepts(edge) && edge.admin("/readyz").status == 503 && !self.accepts(edge)
         });
     }
 
     /// Waits until events are taken again, and the edge says so.
-    fn wait_accepting(&self, edge: &Edge) {
+    pub fn wait_accepting(&self, edge: &Edge) {
         wait_for("the edge to recover by itself", || {
             self.accepts(edge) && edge.admin("/readyz").status == 200
         });
@@ -144,7 +144,7 @@ impl Ledger {
 
     /// What arrived is what was answered 200, all of it and unchanged. `exactly` where no answer
     /// was lost on its way: then it is also nothing else.
-    fn check(&self, backend: &Backend, exactly: bool) {
+    pub fn check(&self, backend: &Backend, exactly: bool) {
         let answered = self.answered.lock().unwrap();
         let mut ids = std::collections::BTreeMap::new();
         for event in backend.events() {
@@ -171,10 +171,10 @@ fn note(id: u64) -> String {
 }
 
 /// Senders that go on until an event of theirs is refused or the edge is gone.
-struct Load(Vec<std::thread::JoinHandle<()>>);
+pub struct Load(Vec<std::thread::JoinHandle<()>>);
 
 impl Load {
-    fn start(address: SocketAddr, ledger: &Arc<Ledger>) -> Load {
+    pub fn start(address: SocketAddr, ledger: &Arc<Ledger>) -> Load {
         let sender = || {
             let ledger = Arc::clone(ledger);
             std::thread::spawn(move || {
@@ -186,14 +186,14 @@ impl Load {
         Load((0..SENDERS).map(|_| sender()).collect())
     }
 
-    fn end(self) {
+    pub fn end(self) {
         self.0.into_iter().for_each(|sender| sender.join().unwrap());
     }
 }
 
 /// A folder with the edge's configuration: segments of this size, and no reserve, so that the
 /// disk itself is what says no.
-fn folder(backend: &Backend, segment_bytes: &str) -> Arc<tempfile::TempDir> {
+pub fn folder(backend: &Backend, segment_bytes: &str) -> Arc<tempfile::TempDir> {
     let dir = Arc::new(tempfile::tempdir().unwrap());
     let spool = format!("segment_bytes = \"{segment_bytes}\"\nfree_bytes_min = \"0\"");
     Setup::default()

@@ -96,12 +96,8 @@ impl Setup {
     #[allow(dead_code, reason = "for tests/security")]
     pub fn start_under(self, commands: &str) -> Edge {
         let dir = Arc::new(tempfile::tempdir().unwrap());
-        let config = self.write(dir.path());
-        let mut shell = Command::new("sh");
-        shell.arg("-c").arg(format!("{commands}; exec \"$0\" run --config \"$1\""));
-        shell.arg(env!("CARGO_BIN_EXE_pixelgate")).arg(config);
-        shell.env_remove("RUST_LOG").stdout(Stdio::piped()).stderr(Stdio::piped());
-        Edge::spawn(shell, dir)
+        self.write(dir.path());
+        Edge::start_under(dir, commands)
     }
 
     /// Writes the configuration and the portal list into `dir`, and returns the path of the
@@ -114,6 +110,11 @@ impl Setup {
             }
             own => own.to_owned(),
         };
+        // The disk of a machine that runs tests may be slow.
+        let spool = match self.spool.contains("commit_seconds_max") {
+            true => self.spool.clone(),
+            false => format!("commit_seconds_max = 60\n{}", self.spool),
+        };
         let portals = dir.join("portals.toml");
         std::fs::write(&portals, self.portals.as_deref().unwrap_or(PORTALS)).unwrap();
         let config = format!(
@@ -121,7 +122,7 @@ impl Setup {
              [portals]\nsource = \"{at}/portals.toml\"\nrefresh_seconds = 1\n\
              [spool]\ndir = \"{at}/spool\"\n{}\n\
              [admin]\nlisten = \"127.0.0.1:0\"\n{}\n{}",
-            self.listen, self.edge, self.spool, self.sections, upstreams
+            self.listen, self.edge, spool, self.sections, upstreams
         );
         let path = dir.join("edge.toml");
         std::fs::write(&path, config).unwrap();
@@ -138,6 +139,15 @@ impl Edge {
     /// Starts an edge on a folder that holds its configuration.
     pub fn start_in(dir: Arc<tempfile::TempDir>) -> Edge {
         Self::start_with(dir, &[])
+    }
+
+    /// The same, behind these commands of a shell.
+    pub fn start_under(dir: Arc<tempfile::TempDir>, commands: &str) -> Edge {
+        let mut shell = Command::new("sh");
+        shell.arg("-c").arg(format!("{commands}; exec \"$0\" run --config \"$1\""));
+        shell.arg(env!("CARGO_BIN_EXE_pixelgate")).arg(dir.path().join("edge.toml"));
+        shell.env_remove("RUST_LOG").stdout(Stdio::piped()).stderr(Stdio::piped());
+        Edge::spawn(shell, dir)
     }
 
     /// The same, with variables in its environment.

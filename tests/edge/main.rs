@@ -13,6 +13,7 @@ mod dead;
 mod delivery;
 mod discretion;
 mod disk;
+mod disk_faults;
 mod documented;
 mod duplex;
 mod embed;

@@ -24,6 +24,8 @@ fn config(dir: &Path, durability: Durability) -> Config {
         linger_ms: 1,
         segment_bytes: ByteSize::kib(64),
         free_bytes_min: ByteSize(0),
+        // The disk of a machine that runs tests may be slow.
+        commit_seconds_max: 60,
         ..Config::default()
     }
 }

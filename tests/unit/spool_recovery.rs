@@ -15,6 +15,8 @@ fn config(dir: &Path) -> Config {
         linger_ms: 0,
         segment_bytes: ByteSize::kib(4),
         free_bytes_min: ByteSize(0),
+        // The disk of a machine that runs tests may be slow.
+        commit_seconds_max: 60,
         ..Config::default()
     }
 }
@@ -209,24 +211,6 @@ fn a_tail_of_zeros_costs_nothing() {
     let spool = open(dir.path());
     assert_eq!(drain(&spool), (0..EVENTS).collect::<Vec<_>>());
     assert_eq!(spool.status().quarantined_bytes, 0);
-}
-
-#[test]
-fn a_missing_segment_costs_its_records() {
-    let dir = spool_of_200();
-    let inside: Vec<u64> =
-        (0..EVENTS).filter(|event| find(&segments(dir.path())[1], *event).is_some()).collect();
-    let gone = |dir: &Path| std::fs::remove_file(&segments(dir)[1]).expect("removed");
-    let status = check(gone, &inside, 0);
-    assert_eq!(status.upstreams[0].lost, inside.len() as u64);
-}
-
-#[test]
-fn a_missing_first_segment_costs_its_records() {
-    let dir = spool_of_200();
-    let inside: Vec<u64> =
-        (0..EVENTS).filter(|event| find(&segments(dir.path())[0], *event).is_some()).collect();
-    check(|dir| std::fs::remove_file(&segments(dir)[0]).expect("removed"), &inside, 0);
 }
 
 #[test]

@@ -142,7 +142,12 @@ impl Files {
 
     fn open_lock(&self, path: &Path) -> io::Result<File> {
         if !self.dir.is_dir() {
-            fs::create_dir_all(&self.dir)?;
+            // Not the spool's folder above it: where that is gone, a new one would hide the letters
+            // when its disk is mounted again.
+            match fs::create_dir(&self.dir) {
+                Err(e) if e.kind() != io::ErrorKind::AlreadyExists => return Err(e),
+                _ => {}
+            }
             if let Some(parent) = self.dir.parent().filter(|p| !p.as_os_str().is_empty()) {
                 sync_dir(parent)?;
             }
@@ -167,13 +172,12 @@ impl Files {
         if len + (end.len() + lines.len()) as u64 > bytes_max {
             return Err(DeadError::Full { bytes_max });
         }
+        // The folder each time: the process that made the file may have ended before it could.
         let written = file.write_all(end).and_then(|()| file.write_all(lines));
-        if let Err(e) = written.and_then(|()| file.sync_data()) {
+        let synced = written.and_then(|()| file.sync_data()).and_then(|()| sync_dir(&self.dir));
+        if let Err(e) = synced {
             let _ = file.set_len(len);
             return Err(e.into());
-        }
-        if len == 0 {
-            sync_dir(&self.dir)?;
         }
         Ok(())
     }

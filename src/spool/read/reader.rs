@@ -1,18 +1,20 @@
 //! Reading for one upstream, and acknowledging.
 
 use std::collections::HashMap;
-use std::io;
 use std::sync::Arc;
+use std::time::Duration;
 
 use bytes::Bytes;
 
 use super::counts::Ack;
 use super::scanner::{Scanner, Step};
-use crate::spool::fs::{File, Open};
+use crate::spool::fs::File;
 use crate::spool::lane::Lane;
 use crate::spool::record_id::RecordId;
+use crate::spool::recovery::recover::{ends_cleanly, find_missing};
 use crate::spool::segment_index::View;
 use crate::spool::state::SpoolState;
+use crate::spool::unreadable::{Unread, Unreadable};
 
 /// A record, to be acknowledged by its id.
 #[derive(Debug, Clone)]
@@ -28,8 +30,7 @@ pub struct Reader {
     state: Arc<SpoolState>,
     upstream: usize,
     scanners: HashMap<u64, (Scanner, Arc<dyn File>)>,
-    /// The lane whose reading fails, logged once.
-    failing: Option<u64>,
+    unreadable: Unreadable,
 }
 
 /// What one pass over a segment came to.
@@ -42,7 +43,10 @@ enum ReadPass {
 
 impl Reader {
     pub(crate) fn new(state: Arc<SpoolState>, upstream: usize) -> Reader {
-        Reader { state, upstream, scanners: HashMap::new(), failing: None }
+        let name = &state.upstreams[upstream].name;
+        let limit = Duration::from_secs(state.config.unreadable_seconds_max);
+        let unreadable = Unreadable::new(Arc::clone(&state.disk_faults), name, limit);
+        Reader { state, upstream, scanners: HashMap::new(), unreadable }
     }
 
     /// Waits until at least one record is readable, and returns up to `events_max` records of up
@@ -69,18 +73,19 @@ impl Reader {
         let mut entries = Vec::new();
         let lanes = self.state.lanes();
         self.scanners.retain(|id, _| lanes.iter().any(|lane| lane.id == *id));
+        self.unreadable.retain(&lanes);
         let mut bytes = 0;
         for lane in lanes {
             loop {
                 match self.read_pass(&lane, events_max, bytes_max, &mut bytes, &mut entries) {
                     Ok(pass) => {
-                        self.failing = self.failing.filter(|failing| *failing != lane.id);
+                        self.unreadable.is_over(lane.id);
                         if matches!(pass, ReadPass::Enough) {
                             break;
                         }
                     }
-                    Err(error) => {
-                        self.read_failed(&lane, &error);
+                    Err(unread) => {
+                        self.read_failed(&lane, unread);
                         break;
                     }
                 }
@@ -94,7 +99,7 @@ impl Reader {
 
     /// Whether the last read failed. It is tried again each second.
     pub fn is_failing(&self) -> bool {
-        self.failing.is_some()
+        self.unreadable.is_waiting()
     }
 
     /// A handle to say what became of records.
@@ -109,7 +114,7 @@ impl Reader {
         bytes_max: usize,
         bytes: &mut usize,
         entries: &mut Vec<Entry>,
-    ) -> io::Result<ReadPass> {
+    ) -> Result<ReadPass, Unread> {
         let (view, next) = {
             let state = lane.state();
             let position = &state.positions[self.upstream];
@@ -118,17 +123,15 @@ impl Reader {
             let Some(view) = view else { return Ok(ReadPass::Enough) };
             (view, next)
         };
+        let number = view.span.number;
+        if view.missing_before {
+            return self.look_for_missing(lane, number - 1);
+        }
         if view.span.base > next.start {
             return Ok(self.lose(lane, view, view.span.base));
         }
-        let number = view.span.number;
         if self.scanners.get(&lane.id).is_none_or(|(scanner, _)| scanner.number != number) {
-            let file = match lane.fs().open(&lane.segment_path(number), Open::Read) {
-                Err(error) if error.kind() == io::ErrorKind::NotFound && !view.open => {
-                    return Ok(self.lose(lane, view, view.limit));
-                }
-                other => other?,
-            };
+            let file = self.unreadable.open(lane, number)?;
             let scanner = Scanner::new(number, lane.salt, view.span.base);
             self.scanners.insert(lane.id, (scanner, file));
         }
@@ -159,16 +162,32 @@ impl Reader {
                 other => break other.map(Some),
             }
         };
-        let (file, offset) = (Arc::clone(file), scanner.offset);
+        let (file, offset, seq) = (Arc::clone(file), scanner.offset, scanner.seq);
         lane.state().positions[self.upstream].hand_out(entries.len() - before);
-        Ok(match step? {
+        Ok(match step.map_err(|error| Unread::Read { number, error })? {
             None | Some(Step::Record { .. }) => ReadPass::Enough,
             Some(Step::End) => ReadPass::More,
             Some(Step::Gap { seqs, bytes }) => self.damaged(lane, view, &*file, bytes, seqs.end),
-            Some(Step::Tail) => {
-                self.damaged(lane, view, &*file, offset..view.span.bytes, view.limit)
-            }
+            Some(Step::Tail) => return self.tail(lane, view, &*file, offset, seq),
         })
+    }
+
+    /// No record is left where there should be some: they are damaged, or in a segment that is
+    /// missing.
+    fn tail(
+        &mut self,
+        lane: &Lane,
+        view: View,
+        file: &dyn File,
+        offset: u64,
+        seq: u64,
+    ) -> Result<ReadPass, Unread> {
+        let number = view.span.number;
+        let is_clean = || ends_cleanly(file, &view.span, lane.salt, offset, seq);
+        if view.missing_behind && is_clean().map_err(|error| Unread::Read { number, error })? {
+            return self.look_for_missing(lane, number + 1);
+        }
+        Ok(self.damaged(lane, view, file, offset..view.span.bytes, view.limit))
     }
 
     /// A bad spot, unless the segment was cut while it was read.
@@ -213,10 +232,21 @@ impl Reader {
         ReadPass::More
     }
 
-    fn read_failed(&mut self, lane: &Lane, error: &io::Error) {
-        if self.failing.replace(lane.id) != Some(lane.id) {
-            ::log::error!("spool: reading lane {} fails, trying again: {error}", lane.id);
+    /// Looks whether segments that are missing have come back. They do not count as lost: an
+    /// operator may have moved them away.
+    fn look_for_missing(&mut self, lane: &Lane, number: u64) -> Result<ReadPass, Unread> {
+        match find_missing(lane, &self.state.quarantine) {
+            Ok(true) => {
+                self.scanners.remove(&lane.id);
+                Ok(ReadPass::More)
+            }
+            Ok(false) => Err(Unread::Missing { number }),
+            Err(error) => Err(Unread::Open { number, error }),
         }
+    }
+
+    fn read_failed(&mut self, lane: &Lane, unread: Unread) {
+        self.unreadable.wait_for(lane, unread, !self.state.is_failing());
         self.scanners.remove(&lane.id);
         // Maintenance wakes this reader at its next turn.
         self.state.retry_reads();

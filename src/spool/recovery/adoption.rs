@@ -1,16 +1,72 @@
-//! Which lanes a spool's folder holds, and taking over those whose process is gone.
+//! Which lanes a spool's folder holds, and taking over those whose process has ended.
+//!
+//! A lane is held by two open files and one more for each upstream that reads it. So that any
+//! number of lanes can be adopted under any limit on open files above 256, only the oldest ones
+//! are held; of the others only the counts are kept, and they are adopted again as the older ones
+//! are delivered and removed.
 
 use std::io;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::time::Duration;
 
 use super::quarantine::Quarantine;
-use super::recover::{Adopted, adopt};
+use super::recover::{Adoption, adopt};
+use crate::spool::faults::DiskFaults;
 use crate::spool::fs::{File, Fs, Open};
-use crate::spool::lane::lane_id;
+use crate::spool::lane::{Lane, lane_dir, lane_id};
+use crate::spool::read::counts::Counts;
+use crate::spool::read::cursor::LaneKey;
+use crate::spool::read_around::is_refusal;
+use crate::telemetry::faults::FaultKind;
 
 /// The lock of the spool's folder: held while lanes are made and adopted.
 const SPOOL_LOCK: &str = "lock";
+/// Files of a lane that do not depend on the upstreams: the lock and the cursor.
+const FILES_PER_LANE: usize = 2;
+/// Files of a lane for each upstream: the segment that is read, and the acknowledgements.
+const FILES_PER_UPSTREAM: usize = 2;
+
+/// What adopting needs.
+pub struct Adopter {
+    pub fs: Arc<dyn Fs>,
+    pub root: PathBuf,
+    pub upstreams: Vec<String>,
+    pub quarantine: Arc<Quarantine>,
+    pub faults: Arc<DiskFaults>,
+    /// `spool.unreadable_seconds_max`.
+    pub unreadable_max: Duration,
+    /// Most files that adopted lanes hold open.
+    pub files_max: usize,
+}
+
+/// What was found of some lanes.
+#[derive(Default)]
+pub struct Found {
+    /// Lanes that were taken over and are held, oldest first.
+    pub adopted: Vec<Arc<Lane>>,
+    /// Lanes that could be taken over but are not held now, oldest first.
+    pub unheld: Vec<Unheld>,
+    /// Lanes whose totals another lane has: they are only removed.
+    pub absorbed: Vec<LaneKey>,
+}
+
+/// A lane that waits until older ones are delivered.
+pub struct Unheld {
+    pub key: LaneKey,
+    /// For each upstream, in the configuration's order.
+    pub counts: Vec<Counts>,
+    pub held_bytes: u64,
+}
+
+impl Unheld {
+    fn of(lane: &Lane) -> Unheld {
+        let state = lane.state();
+        let counts = state.positions.iter().map(|position| position.totals(state.end()));
+        let held_bytes = state.segment_index.held_bytes(state.low());
+        Unheld { key: lane.key(), counts: counts.collect(), held_bytes }
+    }
+}
 
 /// Takes the folder's lock; `None` while another process is making or adopting lanes.
 pub fn lock_spool(fs: &dyn Fs, root: &Path) -> io::Result<Option<Arc<dyn File>>> {
@@ -30,24 +86,52 @@ pub fn lane_ids(fs: &dyn Fs, root: &Path) -> io::Result<Vec<u64>> {
     Ok(ids)
 }
 
-/// Adopts each of these lanes whose process is gone. Under the folder's lock, so that no lane
-/// that is just being made looks dead. A lane that cannot be read is left for a later turn.
-pub fn adopt_dead(
-    fs: &Arc<dyn Fs>,
-    root: &Path,
-    ids: &[u64],
-    upstreams: &[String],
-    quarantine: &Quarantine,
-) -> Vec<Adopted> {
-    let mut lanes = Vec::new();
-    for &id in ids {
-        match adopt(fs, root, id, upstreams, quarantine) {
-            Ok(Some(adopted)) => lanes.push(adopted),
-            Ok(None) => {}
-            // Removed by the process that had it, between the listing and the look.
-            Err(error) if error.kind() == io::ErrorKind::NotFound => {}
-            Err(error) => ::log::error!("spool: lane {id} cannot be read yet: {error}"),
-        }
+impl Adopter {
+    /// Most adopted lanes that are held at a time.
+    pub fn held_max(&self) -> usize {
+        (self.files_max / (FILES_PER_LANE + FILES_PER_UPSTREAM * self.upstreams.len())).max(1)
     }
-    lanes
+
+    /// Adopts each of these lanes whose process has ended, and holds up to `room` of them. Needs
+    /// the folder's lock, so that no lane that is just being made looks as if its process had
+    /// ended. A lane that cannot be read becomes a fault and is tried again at a later turn.
+    pub fn adopt(&self, ids: &[u64], room: usize) -> Found {
+        let mut found = Found::default();
+        for &id in ids {
+            let subject = lane_dir(&self.root, id).display().to_string();
+            match self.adopt_one(id, &subject) {
+                Ok(Adoption::Adopted(lane)) => {
+                    found.absorbed.extend_from_slice(&lane.state().absorbed);
+                    if found.adopted.len() < room {
+                        found.adopted.push(lane);
+                    } else {
+                        found.unheld.push(Unheld::of(&lane));
+                    }
+                }
+                Ok(Adoption::Living(absorbed)) => found.absorbed.extend(absorbed),
+                // Removed by its process, between the listing and now.
+                Err(error)
+                    if error.kind() == io::ErrorKind::NotFound
+                        && lane_ids(&*self.fs, &self.root).is_ok_and(|ids| !ids.contains(&id)) => {}
+                Err(error) => {
+                    _ = self.faults.raise(FaultKind::SpoolLane, &subject, "taking over", &error);
+                    continue;
+                }
+            }
+            self.faults.clear(FaultKind::SpoolLane, &subject);
+        }
+        found
+    }
+
+    /// A lane whose sectors the device has refused to read for long enough is adopted without them.
+    fn adopt_one(&self, id: u64, subject: &str) -> io::Result<Adoption> {
+        let adopt =
+            |around| adopt(&self.fs, &self.root, id, &self.upstreams, &self.quarantine, around);
+        let error = match adopt(false) {
+            Err(error) if is_refusal(&error) => error,
+            other => return other,
+        };
+        let lasts = self.faults.raise(FaultKind::SpoolLane, subject, "taking over", &error);
+        if lasts < self.unreadable_max { Err(error) } else { adopt(true) }
+    }
 }

@@ -1,8 +1,8 @@
-//! Looking at a spool from outside: what `pixelgate spool stat | verify | dump` says.
+//! Reading a spool for `pixelgate spool stat | verify | dump`.
 //!
-//! Read-only, and without the spool's locks, so it may run beside a living process: what a
-//! process is writing or trimming at the moment is no finding. Nothing is repaired here; the next
-//! start does that by itself.
+//! It changes nothing and takes no lock, so it may run beside a living process: records that the
+//! process is writing or trimming at the moment are no finding. It repairs nothing; the next start
+//! of an edge does that.
 
 use std::io;
 use std::ops::ControlFlow;
@@ -84,7 +84,7 @@ impl std::fmt::Display for Finding {
     }
 }
 
-/// A lane's files as they are.
+/// What the files of a lane hold at one moment.
 pub(super) struct LaneSnapshot {
     id: u64,
     dir: PathBuf,
@@ -94,7 +94,11 @@ pub(super) struct LaneSnapshot {
     segments: Vec<Segment>,
 }
 
-/// Counts lanes, segments and events. Fails only where the folder cannot be read.
+/// Counts lanes, segments and events.
+///
+/// # Errors
+///
+/// The folder or a file in it cannot be read.
 pub fn stat(dir: &Path) -> io::Result<Stat> {
     let snapshots = snapshot_all(dir)?;
     let folded: Vec<LaneKey> = snapshots
@@ -133,8 +137,8 @@ pub fn stat(dir: &Path) -> io::Result<Stat> {
     })
 }
 
-/// Reads every record and says where something is wrong. `progress` gets bytes done and in
-/// all, now and then.
+/// Reads every record and reports what is wrong and where. `progress` is called after each segment
+/// with the bytes read and the bytes of all segments.
 pub fn verify(dir: &Path, progress: &mut dyn FnMut(u64, u64)) -> io::Result<VerifyReport> {
     let mut report = VerifyReport::default();
     let snapshots = snapshot_all(dir)?;
@@ -146,7 +150,7 @@ pub fn verify(dir: &Path, progress: &mut dyn FnMut(u64, u64)) -> io::Result<Veri
         for at in 0..snapshot.segments.len() {
             let mut attempt = verify_segment(snapshot, at)?;
             if snapshot.living && !attempt.findings.is_empty() {
-                // It may have been cut, trimmed or recycled while it was read.
+                // The process may have cut, trimmed or recycled it while it was read.
                 attempt = match still_there(snapshot, &snapshot.segments[at])? {
                     true => verify_segment(snapshot, at)?,
                     false => VerifyReport::default(),
@@ -161,8 +165,8 @@ pub fn verify(dir: &Path, progress: &mut dyn FnMut(u64, u64)) -> io::Result<Veri
     Ok(report)
 }
 
-/// Gives each sound record to `each`, oldest lane first, each lane in order; those that all
-/// upstreams have already and that are not trimmed yet, too.
+/// Calls `each` with each sound record, oldest lane first, each lane in order. Records that all
+/// upstreams have and that are not trimmed yet are among them.
 pub fn dump(
     dir: &Path,
     mut each: impl FnMut(RecordId, &Bytes) -> ControlFlow<()>,
@@ -216,7 +220,7 @@ fn snapshot_all(dir: &Path) -> io::Result<Vec<LaneSnapshot>> {
     for id in lane_ids(&SystemFs, dir)? {
         match snapshot_lane(dir, id) {
             Ok(snapshot) => snapshots.push(snapshot),
-            // Delivered and removed at this moment.
+            // A living process has delivered and removed it meanwhile.
             Err(error) if error.kind() == io::ErrorKind::NotFound => {}
             Err(error) => return Err(error),
         }

@@ -1,4 +1,7 @@
-//! Where damaged bytes go: copied aside, counted, and never in the way of a reader.
+//! The quarantine: damaged bytes are copied into a folder of their own and counted.
+//!
+//! It is for people who want to look at the damage. Nothing in the spool reads it, and a copy that
+//! fails is logged and forgotten: the damage is counted all the same.
 
 use std::collections::HashSet;
 use std::io;
@@ -9,7 +12,7 @@ use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 
 use parking_lot::Mutex;
 
-use crate::spool::fs::{File, Fs, Open, read_full, write_full};
+use crate::spool::fs::{File, Fs, Open, is_absent, read_full, write_full};
 
 /// Most bytes that are copied aside. Beyond it damage is counted but not kept.
 pub const QUARANTINE_BYTES_MAX: u64 = 64 << 20;
@@ -18,7 +21,7 @@ pub const QUARANTINE_BYTES_MAX: u64 = 64 << 20;
 pub struct Quarantine {
     fs: Arc<dyn Fs>,
     dir: PathBuf,
-    // Spots that were kept or counted: several upstreams stumble over the same one.
+    // Spots that were counted: the readers of several upstreams come to the same one.
     seen: Mutex<HashSet<String>>,
     bytes: AtomicU64,
 }
@@ -27,7 +30,13 @@ impl Quarantine {
     /// The quarantine of a spool. What is in it from before is counted.
     pub fn open(fs: Arc<dyn Fs>, root: &Path) -> Quarantine {
         let dir = root.join("quarantine");
-        let entries = fs.list(&dir).unwrap_or_default();
+        let entries = fs.list(&dir);
+        if let Err(error) = &entries
+            && !is_absent(&entries)
+        {
+            ::log::warn!("spool: the quarantine cannot be listed, its bytes count as 0: {error}");
+        }
+        let entries = entries.unwrap_or_default();
         let bytes = entries.iter().map(|entry| entry.bytes).sum();
         let seen = entries.into_iter().filter_map(|entry| entry.name.into_string().ok()).collect();
         Quarantine { fs, dir, seen: Mutex::new(seen), bytes: AtomicU64::new(bytes) }
@@ -58,7 +67,8 @@ impl Quarantine {
         true
     }
 
-    /// Moves a whole file here that is not what its name says.
+    /// Moves a whole file here that is not what its name says, and leaves an empty one in its
+    /// place.
     pub fn take(&self, lane: u64, number: u64, path: &Path, bytes: u64) {
         ::log::error!("spool: lane {lane}, segment {number}, is not a segment of this lane");
         let moved = self
@@ -66,8 +76,15 @@ impl Quarantine {
             .create_dir_all(&self.dir)
             .and_then(|()| self.fs.rename(path, &self.dir.join(format!("{lane}-{number}.seg"))));
         match moved {
-            Ok(()) => _ = self.bytes.fetch_add(bytes, Relaxed),
-            Err(error) => ::log::warn!("spool: it could not be moved aside: {error}"),
+            Ok(()) => {
+                self.bytes.fetch_add(bytes, Relaxed);
+                if let Err(error) = self.fs.open(path, Open::Create) {
+                    ::log::warn!("spool: {} cannot be made anew: {error}", path.display());
+                }
+            }
+            Err(error) => {
+                ::log::warn!("spool: {} cannot be moved aside: {error}", path.display());
+            }
         }
     }
 

@@ -1,9 +1,9 @@
-//! Taking over the lane of a process that is gone.
+//! Taking over the lane of a process that has ended.
 //!
 //! Only the last segment is read here, to find where the lane ends; a damaged spot elsewhere is
 //! found, quarantined and counted by the readers when they come to it. So a start costs one
 //! segment however much is waiting. Nothing here fails because of what a file holds: an error
-//! means that the disk did not answer, and then the lane is tried again later.
+//! means that the disk did not answer, and then the lane is tried again each second.
 
 use std::io;
 use std::path::Path;
@@ -20,7 +20,8 @@ use crate::spool::read::ack_file;
 use crate::spool::read::cursor::{Cursor, CursorFile, LaneKey, POSITIONS_MAX};
 use crate::spool::read::ledger::ConsumerPosition;
 use crate::spool::read::scanner::{Scanner, Step, first_record};
-use crate::spool::segment_index::SegmentIndex;
+use crate::spool::read_around::ReadAroundFs;
+use crate::spool::segment_index::{SegmentIndex, Span};
 
 /// What is known of a segment before its records are read.
 pub(crate) struct Segment {
@@ -28,41 +29,65 @@ pub(crate) struct Segment {
     pub base: u64,
     pub bytes: u64,
     pub recycled: bool,
+    /// The number of the segment before it; 0 if it is not known.
+    pub previous: u64,
+    /// Whether its header is sound. If not, the base is that of the first sound record.
+    pub sound: bool,
 }
 
-/// A lane that was taken over, and the lanes whose totals it says it has in it.
-pub struct Adopted {
-    pub lane: Lane,
-    pub absorbed: Vec<LaneKey>,
+impl Segment {
+    /// A segment without a sound header and without records.
+    fn none(number: u64, base: u64) -> Segment {
+        Segment { number, base, bytes: 0, recycled: false, previous: 0, sound: false }
+    }
+
+    fn span(&self) -> Span {
+        let mut span = Span::found(self.number, self.base, self.recycled, self.bytes);
+        span.previous = self.previous;
+        span
+    }
 }
 
-/// Takes a lane over if its process is gone; `None` if it lives.
+/// What became of a lane that a process wanted to take over.
+pub enum Adoption {
+    /// It was taken over.
+    Adopted(Arc<Lane>),
+    /// Its process lives. It has the totals of these lanes.
+    Living(Vec<LaneKey>),
+}
+
+/// Takes a lane over if its process has ended. `around`: sectors that the device refuses to read
+/// count as damaged.
 pub fn adopt(
     fs: &Arc<dyn Fs>,
     root: &Path,
     id: u64,
     upstreams: &[String],
     quarantine: &Quarantine,
-) -> io::Result<Option<Adopted>> {
+    around: bool,
+) -> io::Result<Adoption> {
     let dir = lane_dir(root, id);
-    let lock = fs.open(&dir.join(IDENTITY), Open::Ensure)?;
+    let reading: Arc<dyn Fs> =
+        if around { Arc::new(ReadAroundFs(Arc::clone(fs))) } else { fs.clone() };
+    let lock = reading.open(&dir.join(IDENTITY), Open::Ensure)?;
     if !lock.try_lock()? {
-        return Ok(None);
+        let cursor = reading.open(&dir.join(CURSOR), Open::Read);
+        let absorbed = cursor.and_then(CursorFile::load).ok().and_then(|(_, cursor)| cursor);
+        return Ok(Adoption::Living(absorbed.map_or(Vec::new(), |cursor| cursor.absorbed)));
     }
-    let (cursor_file, cursor) = CursorFile::load(fs.open(&dir.join(CURSOR), Open::Ensure)?)?;
+    let (cursor_file, cursor) = CursorFile::load(reading.open(&dir.join(CURSOR), Open::Ensure)?)?;
     let cursor = cursor.filter(|cursor| cursor.lane == id);
-    let salt = salt(&**fs, &dir, id, &*lock, cursor.as_ref())?;
-    remove_leftovers(&**fs, &dir)?;
-    let segments = survey(&**fs, &dir, id, salt, Some(quarantine))?;
-    let segment_index = rebuild(&**fs, &dir, id, salt, &segments, quarantine)?;
-    let resume = |position| ack_file::resume(&**fs, &dir, (id, salt), position);
+    let salt = salt(&*reading, &dir, id, &*lock, cursor.as_ref())?;
+    remove_leftovers(&*reading, &dir)?;
+    let segments = survey(&*reading, &dir, id, salt, Some(quarantine))?;
+    let segment_index = rebuild(&*reading, &dir, id, salt, &segments, quarantine)?;
+    let resume = |position| ack_file::resume(&*reading, &dir, (id, salt), position);
     let (segment_index, positions) =
         restore_positions(segment_index, cursor.as_ref(), upstreams, resume)?;
     if positions.len() > POSITIONS_MAX {
         let what = "events wait for too many removed upstreams: `pixelgate spool forget` them";
         return Err(io::Error::other(what));
     }
-    let absorbed = cursor.map(|cursor| cursor.absorbed).unwrap_or_default();
     let lane = Lane::assemble(
         Arc::clone(fs),
         (id, dir),
@@ -72,7 +97,26 @@ pub fn adopt(
         segment_index,
         positions,
     );
-    Ok(Some(Adopted { lane, absorbed }))
+    lane.state().absorbed = cursor.map(|cursor| cursor.absorbed).unwrap_or_default();
+    Ok(Adoption::Adopted(Arc::new(lane)))
+}
+
+/// Looks again for segments of an adopted lane that were missing. Returns whether some are there.
+pub fn find_missing(lane: &Lane, quarantine: &Quarantine) -> io::Result<bool> {
+    let segments = survey(&**lane.fs(), lane.dir(), lane.id, lane.salt, Some(quarantine))?;
+    let spans: Vec<Span> = segments.iter().map(Segment::span).collect();
+    let mut state = lane.state();
+    let found = state.segment_index.insert(&spans);
+    if found {
+        state.segment_index.set_missing_until(missing_until(&segments));
+    }
+    Ok(found)
+}
+
+/// Where what is missing before the first segment ends. Nothing is missing where the bytes were
+/// read and are damaged.
+fn missing_until(segments: &[Segment]) -> u64 {
+    segments.first().filter(|first| first.sound).map_or(0, |first| first.base)
 }
 
 /// The lane's salt: it stands in the identity, in each cursor slot and in each segment, and any
@@ -109,8 +153,10 @@ pub(crate) fn header(file: &dyn File) -> io::Result<Option<SegmentHeader>> {
     Ok(SegmentHeader::decode(&bytes[..filled]))
 }
 
-/// The segments of a lane in order. A file that is none is moved to the quarantine, if one is
-/// given, and left out.
+/// The segments of a lane in order. A file that is no segment is left out; if a quarantine is
+/// given, it is moved there, and an empty file takes its place and a segment without records its
+/// place in the order. It says that the segment's bytes were read and are damaged, where a segment
+/// whose file is missing may come back.
 pub(crate) fn survey(
     fs: &dyn Fs,
     dir: &Path,
@@ -125,35 +171,53 @@ pub(crate) fn survey(
         .collect();
     files.sort_by_key(|(number, _)| *number);
     let mut segments: Vec<Segment> = Vec::new();
+    let mut least = 0;
     for (number, entry) in files {
         let path = dir.join(&entry.name);
         let file = fs.open(&path, Open::Read)?;
+        let bytes = entry.bytes;
         let found = match header(&*file)? {
             Some(header) if header.lane == id && header.number == number => {
-                Some((header.base_seq, header.recycled))
+                let SegmentHeader { base_seq: base, recycled, previous, .. } = header;
+                Some(Segment { number, base, bytes, recycled, previous, sound: true })
             }
             // A sound header of another lane or segment: copied here by mistake.
             Some(_) => None,
             // Its header is damaged, its records need not be.
-            None => first_record(&*file, ChecksumSeed::new(salt, number), entry.bytes)?
-                .map(|(_, seq)| (seq, true)),
-        };
-        let least = segments.last().map_or(0, |before| before.base);
-        match found {
-            Some((base, recycled)) if base >= least => {
-                segments.push(Segment { number, base, bytes: entry.bytes, recycled });
+            None => {
+                let record = first_record(&*file, ChecksumSeed::new(salt, number), bytes)?;
+                record.map(|(_, base)| Segment {
+                    bytes,
+                    recycled: true,
+                    ..Segment::none(number, base)
+                })
             }
-            _ => {
-                if let Some(quarantine) = quarantine {
-                    quarantine.take(id, number, &path, entry.bytes);
+        };
+        match found.filter(|found| found.base >= least) {
+            Some(found) => {
+                least = found.base;
+                segments.push(found);
+            }
+            None => {
+                let Some(quarantine) = quarantine else { continue };
+                if bytes > 0 {
+                    quarantine.take(id, number, &path, bytes);
                 }
+                segments.push(Segment::none(number, u64::MAX));
             }
         }
     }
+    // A segment without records begins where the next one begins. The last one tells nothing.
+    let mut base = u64::MAX;
+    for segment in segments.iter_mut().rev() {
+        base = base.min(segment.base);
+        segment.base = base;
+    }
+    segments.retain(|segment| segment.base < u64::MAX);
     Ok(segments)
 }
 
-/// The lane's log, up to its last sound record; what is behind it is cut off.
+/// The lane's segments, up to its last sound record; what is behind it is cut off.
 fn rebuild(
     fs: &dyn Fs,
     dir: &Path,
@@ -164,8 +228,9 @@ fn rebuild(
 ) -> io::Result<SegmentIndex> {
     let mut segment_index = SegmentIndex::new(segments.first().map_or(1, |first| first.base));
     for segment in segments {
-        segment_index.push(segment.number, segment.base, segment.recycled, segment.bytes);
+        segment_index.push_span(segment.span());
     }
+    segment_index.set_missing_until(missing_until(segments));
     let Some(last) = segments.last() else { return Ok(segment_index) };
     let path = dir.join(crate::spool::lane::segment_name(last.number));
     let file = fs.open(&path, Open::Write)?;
@@ -174,7 +239,7 @@ fn rebuild(
         quarantine.keep(id, last.number, &*file, torn);
     }
     if offset < last.bytes {
-        // Gives the unused part of a preallocated segment back. Not needed to be right.
+        // Only gives the unused part of a preallocated segment back to the disk.
         if let Err(error) = file.set_len(offset) {
             ::log::warn!("spool: lane {id}, segment {}, could not be cut: {error}", last.number);
         }
@@ -194,9 +259,22 @@ pub(crate) fn scan_to_end(file: &dyn File, last: &Segment, salt: u64) -> io::Res
     }
 }
 
+/// Whether a segment ends cleanly behind its last sound record, at `offset`, before `end`.
+pub fn ends_cleanly(
+    file: &dyn File,
+    span: &Span,
+    salt: u64,
+    offset: u64,
+    end: u64,
+) -> io::Result<bool> {
+    let Span { number, base, bytes, recycled, .. } = *span;
+    let segment = Segment { bytes, recycled, ..Segment::none(number, base) };
+    Ok(torn_bytes(file, &segment, salt, offset, end)?.is_none())
+}
+
 /// The bytes behind the last sound record that are damage: a torn record, or one with a flipped
-/// bit. In a file that was never another segment any byte but zero is; in a recycled one only
-/// what still looks like the record that is due.
+/// bit. In a file that was never another segment every byte but zero is damage; in a recycled one
+/// only what still looks like the record that is due.
 pub(crate) fn torn_bytes(
     file: &dyn File,
     last: &Segment,

@@ -1,31 +1,44 @@
-//! What the spool may hold, and the gate that says no.
+//! What the spool may hold, and the gate that refuses records beyond it.
 //!
-//! The gate is read on every append, so it is a handful of relaxed atomics: being a few records
-//! late at a bound of gigabytes costs nothing, a lock would.
+//! The gate is read on every append, so it consists of relaxed atomics: at a bound of gigabytes it
+//! may be some records late, and a lock would cost more.
 
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
+use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU64, Ordering::Relaxed};
 use std::time::Duration;
 
-/// Most bytes of records that are in memory and not yet durable. A disk that stalls queues up to
-/// this much; then appends are refused.
+/// Most bytes of records that are in memory and not yet durable. While a disk stalls, this many are
+/// queued; then appends are refused.
 pub const PENDING_BYTES_MAX: u64 = 64 << 20;
 
-/// A group of at least so many bytes is committed at once: it gathers no more and does not linger.
+/// A group of at least this many bytes is committed at once: it does not linger for more.
 pub const GROUP_BYTES_MAX: u64 = 4 << 20;
 
 /// How quickly the growth rate forgets: a change counts for two thirds after this long.
 const GROWTH_MEMORY_SECONDS: f64 = 30.0;
+
+/// The causes that close the gate whatever the spool holds, one bit each.
+#[derive(Debug, Clone, Copy)]
+#[repr(u8)]
+enum Cause {
+    /// The spool is closed or being closed.
+    Closed = 1,
+    /// The last write or sync failed.
+    Failing = 2,
+    /// Fewer than `spool.free_bytes_min` are free.
+    DiskLow = 4,
+    /// No commit has ended for `spool.commit_seconds_max`.
+    Stalled = 8,
+}
 
 /// The gate and the counters it looks at.
 #[derive(Debug, Default)]
 pub struct Bounds {
     /// Bytes that may be held on disk for upstreams.
     pub bytes_max: u64,
-    closed: AtomicBool,
+    /// [`Cause`]s that close the gate now.
+    causes: AtomicU8,
     /// A record was refused because of `bytes_max`, and there is not yet room again.
     full: AtomicBool,
-    failing: AtomicBool,
-    disk_low: AtomicBool,
     /// Staged, or being written, or written and not synced.
     pending_bytes: AtomicU64,
     /// In segments and not acknowledged by every upstream.
@@ -40,9 +53,9 @@ impl Bounds {
         Bounds { bytes_max, free_bytes: AtomicU64::new(u64::MAX), ..Bounds::default() }
     }
 
-    /// Takes a record of this size in, or says no.
+    /// Counts a record of this size as pending, or refuses it.
     pub fn admit(&self, bytes: u64) -> bool {
-        if self.closed.load(Relaxed) || self.failing.load(Relaxed) || self.disk_low.load(Relaxed) {
+        if self.causes.load(Relaxed) != 0 {
             return false;
         }
         let pending = self.pending_bytes.fetch_add(bytes, Relaxed) + bytes;
@@ -96,27 +109,49 @@ impl Bounds {
     }
 
     pub fn close(&self) {
-        self.closed.store(true, Relaxed);
+        self.set(Cause::Closed, true);
     }
 
     pub fn is_closed(&self) -> bool {
-        self.closed.load(Relaxed)
+        self.is(Cause::Closed)
     }
 
     /// Returns what it was before.
     pub fn set_failing(&self, failing: bool) -> bool {
-        self.failing.swap(failing, Relaxed)
+        self.set(Cause::Failing, failing)
     }
 
     pub fn is_failing(&self) -> bool {
-        self.failing.load(Relaxed)
+        self.is(Cause::Failing)
+    }
+
+    /// Returns what it was before.
+    pub fn set_stalled(&self, stalled: bool) -> bool {
+        self.set(Cause::Stalled, stalled)
+    }
+
+    pub fn is_stalled(&self) -> bool {
+        self.is(Cause::Stalled)
+    }
+
+    fn is(&self, cause: Cause) -> bool {
+        self.causes.load(Relaxed) & cause as u8 != 0
+    }
+
+    fn set(&self, cause: Cause, lasts: bool) -> bool {
+        let bit = cause as u8;
+        let before = match lasts {
+            true => self.causes.fetch_or(bit, Relaxed),
+            false => self.causes.fetch_and(!bit, Relaxed),
+        };
+        before & bit != 0
     }
 
     /// Notes what the disk has left. Returns whether that closed (`true`) or opened the gate.
     pub fn set_free_bytes(&self, free: u64, free_bytes_min: u64) -> Option<bool> {
         self.free_bytes.store(free, Relaxed);
         let low = free < free_bytes_min;
-        (self.disk_low.swap(low, Relaxed) != low).then_some(low)
+        (self.set(Cause::DiskLow, low) != low).then_some(low)
     }
 
     pub fn free_bytes(&self) -> u64 {
@@ -124,7 +159,7 @@ impl Bounds {
     }
 
     pub fn is_disk_low(&self) -> bool {
-        self.disk_low.load(Relaxed)
+        self.is(Cause::DiskLow)
     }
 }
 
@@ -199,6 +234,10 @@ mod tests {
         assert!(!bounds.set_failing(true));
         assert!(!bounds.admit(1));
         assert!(bounds.set_failing(false));
+        assert!(bounds.admit(1));
+        assert!(!bounds.set_stalled(true));
+        assert!(!bounds.admit(1));
+        assert!(bounds.set_stalled(false));
         assert!(bounds.admit(1));
         assert_eq!(bounds.set_free_bytes(9, 10), Some(true));
         assert!(!bounds.admit(1));

@@ -1,14 +1,14 @@
-//! The committer: one thread that gathers what was staged, writes it, makes it durable and says
-//! so.
+//! The committer: one thread that takes the staged records, writes them, makes them durable and
+//! answers those who wait.
 //!
-//! A group, all that is gathered at once, goes into one segment and is answered as one. Its bytes
-//! stay in memory until they are as durable as the mode wants, because a segment whose write or
-//! sync failed is never touched again: the group is written a second time, into a new segment
-//! that begins at the group's first number and thereby cuts the old one. If that fails too, the
-//! group is refused (`power`), and its numbers are given to others.
+//! The records that are taken at one time go into one segment and are answered together. They stay
+//! in memory until they are as durable as the mode wants, because a segment whose write or sync
+//! failed is never touched again: they are written a second time, into a new segment that begins
+//! at the first of their numbers and thereby cuts the old one. If that fails too, they are refused
+//! (`power`), and their numbers are given to others.
 //!
-//! In `interval` answers do not wait for a sync: the syncer's thread makes it, and what it began
-//! with is let go of when it has ended well.
+//! In `interval` answers do not wait for a sync: the syncer's thread makes it, and the records that
+//! were there when it began leave the memory when it has succeeded.
 
 use std::io;
 use std::sync::Arc;
@@ -16,60 +16,24 @@ use std::sync::atomic::Ordering::SeqCst;
 use std::time::{Duration, Instant};
 
 use super::admission::GROUP_BYTES_MAX;
-use super::group::{Group, Overloaded, Taken};
+use super::group::{Group, Taken};
 use super::segment::Segment;
 use super::syncer::Syncer;
+use super::unsynced::{Unsynced, count};
 use crate::spool::config::{Durability, FIRST_SEGMENT_BYTES};
-use crate::spool::format;
-use crate::spool::format::{ChecksumSeed, RECORD_HEADER_BYTES, SEGMENT_HEADER_BYTES};
+use crate::spool::format::{ChecksumSeed, SEGMENT_HEADER_BYTES};
 use crate::spool::lane::Lane;
 use crate::spool::state::SpoolState;
 
-/// While the disk fails it is tried again this often.
+/// Pause between two attempts while the disk fails.
 const RETRY: Duration = Duration::from_millis(250);
-/// In `memory` no request waits for a group, and each costs a wake-up: it lingers so many times as
-/// long. Not longer, since a large one keeps a core from answering.
+/// How many times as long a group lingers in `memory`, where no request waits for it and each group
+/// costs a wake-up. Longer would make groups so large that writing one keeps a core from answering.
 const MEMORY_LINGERS: u32 = 2;
-/// In `memory` so much is left to the kernel to write when it likes.
+/// Unsynced bytes in `memory`, at most: the kernel never has much to write at a time.
 const MEMORY_SYNC_BYTES: u64 = 2 << 20;
 /// Buffers larger than this are given back after a burst.
 const BUFFER_BYTES_KEPT: usize = 1 << 20;
-
-/// Records in memory that are not yet durable, from sequence number `base` on.
-#[derive(Default)]
-struct Unsynced {
-    bytes: Vec<u8>,
-    base: u64,
-    events: u64,
-    /// Of these, what is in the segment.
-    written: usize,
-    /// Of these, what was answered: it must not be given up.
-    answered: usize,
-    answered_events: u64,
-}
-
-impl Unsynced {
-    /// Gives those that are not written their place in a segment.
-    fn place(&mut self, seed: ChecksumSeed) {
-        let mut at = self.written;
-        let mut seq = self.base + count(&self.bytes[..at]);
-        while at < self.bytes.len() {
-            at += format::place(&mut self.bytes[at..], seed, seq);
-            seq += 1;
-        }
-    }
-
-    /// Takes all places back: the records are as they were staged.
-    fn unplace(&mut self) {
-        let mut at = 0;
-        while at < self.bytes.len() {
-            let bytes = format::record_bytes(&self.bytes[at..]);
-            format::unplace(&mut self.bytes[at..at + bytes]);
-            at += bytes;
-        }
-        self.written = 0;
-    }
-}
 
 /// What a sync that is under way will have made durable: the first of what is unsynced.
 struct SyncInFlight {
@@ -86,16 +50,16 @@ pub struct Committer {
     /// Size of the next segment that is a new file.
     new_bytes: u64,
     unsynced: Unsynced,
-    /// Who waits for what is not yet answered, and since when.
-    waiting: Vec<(Duration, Arc<Group>)>,
+    /// Groups that are being answered; kept for its memory.
+    claimed: Vec<(Duration, Arc<Group>)>,
     spares: Vec<Vec<u8>>,
     /// When the last sync began or, in `power`, ended.
     synced_at: Duration,
     /// Only in `interval`.
     syncer: Option<Syncer>,
-    /// The segment's sync is with the syncer.
+    /// Set while the syncer syncs the segment.
     sync_in_flight: Option<SyncInFlight>,
-    /// The last look found a group.
+    /// Records were staged at the last visit.
     busy: bool,
 }
 
@@ -115,7 +79,7 @@ impl Committer {
             next_number: 1,
             new_bytes: 2 * FIRST_SEGMENT_BYTES,
             unsynced: Unsynced { base: 1, ..Unsynced::default() },
-            waiting: Vec::new(),
+            claimed: Vec::new(),
             spares: Vec::new(),
             synced_at,
             syncer,
@@ -124,8 +88,7 @@ impl Committer {
         })
     }
 
-    /// Makes the first segment ahead of the first event. A disk that does not let it is failing,
-    /// not a reason not to start.
+    /// Makes the first segment ahead of the first event. If that fails, the spool begins to fail.
     pub fn prepare(&mut self) {
         if self.state.config.fills_spares() {
             // Without it the first segment is a new file.
@@ -174,7 +137,7 @@ impl Committer {
         let failing = state.is_failing();
         let linger = self.linger();
         if self.busy && !failing {
-            // The next group is as good as begun: its first event need not wake this thread.
+            // The next event is expected soon: it need not wake this thread.
             self.doze(self.sync_due().map_or(linger, |due| due.min(linger)));
             // Nor does a sync that ended meanwhile wake it a second time.
             if state.has_staged() || self.sync_in_flight.is_some() {
@@ -182,7 +145,7 @@ impl Committer {
             }
         }
         let timeout = if failing { Some(RETRY) } else { self.sync_due() };
-        // While it fails, what slipped in before the gate closed waits for the next attempt.
+        // Records that were staged before the gate closed wait for the next attempt.
         state.parker.park(timeout, || state.bounds.is_closed() || (!failing && state.has_staged()));
         if !failing && let Some(first_at) = state.first_at() {
             self.doze((first_at + linger).saturating_sub(state.clock.monotonic()));
@@ -198,16 +161,16 @@ impl Committer {
         }
     }
 
-    /// In how long what is written and not synced must be, if there is such.
+    /// The time until the next sync is due; `None` if all that is written is synced or in a sync.
     fn sync_due(&self) -> Option<Duration> {
         let waits = self.unsynced.written > 0 && self.sync_in_flight.is_none();
         let due = self.synced_at + Duration::from_millis(self.state.config.sync_ms);
         waits.then(|| due.saturating_sub(self.state.clock.monotonic()))
     }
 
-    /// Sleeps for so long, or until what is staged shall wait no longer.
+    /// Sleeps for `left`, or until the staged records shall be written at once.
     fn doze(&self, left: Duration) {
-        // By the system's own time: a test's clock may stand still.
+        // Measured by the system's time, because the clock of a test may stand still.
         let until = Instant::now() + left;
         loop {
             let left = until.saturating_duration_since(Instant::now());
@@ -222,7 +185,7 @@ impl Committer {
     }
 
     fn gather(&mut self) -> Vec<Taken> {
-        // Before the shards are read: a flush asked for later is for the next group.
+        // Reset before the shards are read: a later request is for the next group.
         self.state.flush_requested.store(false, SeqCst);
         let mut gathered = Vec::new();
         let mut bytes = 0;
@@ -253,12 +216,13 @@ impl Committer {
     }
 
     fn commit(&mut self, gathered: Vec<Taken>, sync: bool) {
+        self.state.waiting.begin_commit(self.state.clock.monotonic());
         for taken in gathered {
             self.unsynced.events += taken.events;
-            self.waiting.push((taken.first_at, taken.group));
+            self.state.waiting.push(taken.first_at, taken.group);
             let mut buffer = taken.bytes;
             if self.unsynced.bytes.is_empty() {
-                // Mostly, and with one busy worker always: nothing is copied.
+                // With one busy worker always the case: no byte is copied.
                 std::mem::swap(&mut self.unsynced.bytes, &mut buffer);
             } else {
                 self.unsynced.bytes.extend_from_slice(&buffer);
@@ -269,9 +233,13 @@ impl Committer {
             }
         }
         if self.state.config.durability == Durability::Memory {
-            self.answer();
+            // Each event was answered when it was staged.
+            self.set_answered();
         }
         let result = self.persist(sync).or_else(|error| {
+            if self.state.waiting.has_expired() {
+                return Err(error);
+            }
             if !self.state.is_failing() {
                 ::log::warn!("spool: a segment failed, trying a new one: {error}");
             }
@@ -286,15 +254,31 @@ impl Committer {
                 self.refuse();
             }
         }
+        self.state.waiting.end_commit();
     }
 
-    /// All that is in memory is as safe as was promised: says so.
-    fn answer(&mut self) {
-        self.unsynced.answered = self.unsynced.bytes.len();
-        self.unsynced.answered_events = self.unsynced.events;
-        self.lane.state().accepted = self.unsynced.base + self.unsynced.events;
+    /// Answers those who wait: all that is in memory is as safe as was promised. An error if a
+    /// following process would not find it, or if the deadline has passed.
+    fn answer(&mut self) -> io::Result<()> {
+        if let Some(segment) = &self.segment {
+            self.lane.check_segment(segment.number, segment.id)?;
+        }
+        self.state.waiting.claim(&mut self.claimed)?;
+        self.publish();
+        self.set_answered();
+        Ok(())
+    }
+
+    /// Notes that all records are answered, and answers the groups that were claimed.
+    fn set_answered(&mut self) {
+        if self.state.config.durability == Durability::Memory {
+            // No request waits, so no deadline can have passed.
+            _ = self.state.waiting.claim(&mut self.claimed);
+        }
+        self.unsynced.set_answered();
+        self.lane.state().accepted = self.unsynced.end();
         let now = self.state.clock.monotonic();
-        for (first_at, group) in self.waiting.drain(..) {
+        for (first_at, group) in self.claimed.drain(..) {
             group.settle(Ok(()));
             if let Some(histogram) = &self.state.commit_seconds {
                 histogram.observe(now.saturating_sub(first_at).as_secs_f64());
@@ -306,6 +290,9 @@ impl Committer {
     fn persist(&mut self, sync: bool) -> io::Result<()> {
         if let Some(end) = self.syncer.as_ref().and_then(Syncer::try_end) {
             self.take_end(end)?;
+        }
+        if self.state.is_failing() {
+            self.check_place()?;
         }
         let new = (self.unsynced.bytes.len() - self.unsynced.written) as u64;
         let full = self.segment.as_ref().is_some_and(|segment| {
@@ -325,10 +312,7 @@ impl Committer {
         }
         match self.state.config.durability {
             Durability::Power => {}
-            Durability::Interval => {
-                self.publish();
-                self.answer();
-            }
+            Durability::Interval => self.answer()?,
             Durability::Memory => {
                 self.publish();
                 self.forget(self.unsynced.bytes.len(), self.unsynced.events);
@@ -348,6 +332,7 @@ impl Committer {
             let (bytes, events) = (self.unsynced.bytes.len(), self.unsynced.events);
             self.sync_in_flight = Some(SyncInFlight { bytes, events });
             self.synced_at = self.state.clock.monotonic();
+            self.state.waiting.set_sync(Some(self.synced_at));
             return Ok(());
         }
         self.await_sync()?;
@@ -356,14 +341,14 @@ impl Committer {
         }
         self.synced_at = self.state.clock.monotonic();
         if self.state.config.durability == Durability::Power {
-            self.publish();
-            self.answer();
+            self.answer()?;
         }
         self.forget(self.unsynced.bytes.len(), self.unsynced.events);
         Ok(())
     }
 
-    /// Waits for the end of a sync that is under way: it alone may learn that it failed.
+    /// Waits for the end of a sync that is under way. Linux reports a failed sync only once, so no
+    /// other sync of the file may begin before.
     fn await_sync(&mut self) -> io::Result<()> {
         match (&self.syncer, &self.sync_in_flight) {
             (Some(syncer), Some(_)) => {
@@ -376,6 +361,7 @@ impl Committer {
 
     fn take_end(&mut self, end: io::Result<()>) -> io::Result<()> {
         let sync_in_flight = self.sync_in_flight.take();
+        self.state.waiting.set_sync(None);
         end?;
         if let Some(SyncInFlight { bytes, events }) = sync_in_flight {
             self.forget(bytes, events);
@@ -395,20 +381,24 @@ impl Committer {
         self.state.wake_readers();
     }
 
-    /// So much is durable, from the front: what was staged since stays.
+    /// The first records are durable. Those that were staged since stay.
     fn forget(&mut self, bytes: usize, events: u64) {
         let unsynced = &mut self.unsynced;
-        unsynced.written = unsynced.written.saturating_sub(bytes);
-        unsynced.answered = unsynced.answered.saturating_sub(bytes);
-        unsynced.answered_events = unsynced.answered_events.saturating_sub(events);
-        unsynced.base += events;
-        unsynced.events -= events;
-        unsynced.bytes.drain(..bytes);
+        unsynced.remove(bytes, events);
         if unsynced.bytes.is_empty() && unsynced.bytes.capacity() > BUFFER_BYTES_KEPT {
             unsynced.bytes = Vec::new();
         }
         self.state.bounds.set_unsynced_bytes(unsynced.written as u64);
         self.state.bounds.settle(bytes as u64);
+    }
+
+    /// Whether a following process would find the lane and the segment at their paths.
+    fn check_place(&self) -> io::Result<()> {
+        self.lane.check_place()?;
+        match &self.segment {
+            Some(segment) => self.lane.check_segment(segment.number, segment.id),
+            None => Ok(()),
+        }
     }
 
     /// Ends a full segment. Only the last segment of a lane ever holds unsynced records.
@@ -427,6 +417,7 @@ impl Committer {
 
     /// Makes a segment with all that is not yet durable in it.
     fn open_segment(&mut self) -> io::Result<()> {
+        self.lane.check_place()?;
         let records = self.unsynced.bytes.len() as u64;
         let most = self.state.config.segment_bytes_used();
         let bytes = self.new_bytes.min(most).max(SEGMENT_HEADER_BYTES as u64 + records);
@@ -438,8 +429,8 @@ impl Committer {
         let segment = Segment::create(&self.lane, number, base, bytes, &self.unsynced.bytes)?;
         self.unsynced.written = self.unsynced.bytes.len();
         if !segment.recycled {
-            // The first new files are short: a flow has begun, and maintenance now makes spares,
-            // which are cheaper to write.
+            // The first new files are short: maintenance now makes spares, which are cheaper to
+            // write.
             self.new_bytes = self.new_bytes.saturating_mul(2);
             if self.state.config.fills_spares() {
                 self.state.request_maintenance();
@@ -454,7 +445,7 @@ impl Committer {
     /// Cuts the segment back to what is surely good, and makes what was in it ready to be placed
     /// elsewhere.
     fn give_up_segment(&mut self) {
-        // However it ends: all of it is written elsewhere.
+        // Whether it succeeds does not matter: all of it is written elsewhere.
         _ = self.await_sync();
         let unsynced = &mut self.unsynced;
         let written = unsynced.written;
@@ -477,21 +468,8 @@ impl Committer {
 
     /// Drops the events that were not answered as safe.
     fn refuse(&mut self) {
-        let unsynced = &mut self.unsynced;
-        let refused = unsynced.bytes.len() - unsynced.answered;
-        unsynced.bytes.truncate(unsynced.answered);
-        unsynced.events = unsynced.answered_events;
+        let refused = self.unsynced.drop_unanswered();
         self.state.bounds.settle(refused as u64);
-        self.waiting.drain(..).for_each(|(_, group)| group.settle(Err(Overloaded)));
+        self.state.waiting.refuse();
     }
-}
-
-/// How many records these bytes are.
-fn count(mut records: &[u8]) -> u64 {
-    let mut events = 0;
-    while records.len() >= RECORD_HEADER_BYTES {
-        records = &records[format::record_bytes(records).min(records.len())..];
-        events += 1;
-    }
-    events
 }

@@ -1,13 +1,13 @@
-//! Staging and publishing: how an append meets the committer, and how its answer comes back.
+//! Staging records, and answering those who wait for them.
 //!
 //! Each worker thread stages into a [`Shard`] of its own: a buffer behind a lock that only the
-//! committer contends for. All that a shard stages between two visits of the committer is one
-//! [`Group`], settled as one. The committer wakes a single waiter of a group; that one, running on
-//! the worker, wakes the others there. So a thousand waiting requests cost the committer one
-//! wake-up, and none of them costs a thread.
+//! committer takes besides. The records that a shard stages between two visits of the committer are
+//! one [`Group`], which is answered as a whole. The committer wakes one waiter of a group; that
+//! waiter, on its worker thread, wakes the others. So a thousand waiting requests cost the
+//! committer one wake-up, and none of them costs a thread.
 //!
-//! This file does no I/O and takes its primitives from `super::sync`: `tests/spool_loom.rs`
-//! compiles it against loom's and tries every interleaving.
+//! This file does no I/O and takes its primitives from `super::sync`: `tests/unit/spool_loom.rs`
+//! compiles it with loom's primitives and tries every interleaving.
 
 use std::future::Future;
 use std::pin::Pin;
@@ -19,7 +19,7 @@ use super::sync::{Arc, AtomicU8, Mutex, MutexGuard, Ordering, PoisonError};
 const WAITING: u8 = 0;
 const COMMITTED: u8 = 1;
 const REFUSED: u8 = 2;
-/// Beside one of the last two: no task is left to be woken.
+/// Set in addition to one of the last two: every waiter was woken.
 const PASSED_ON: u8 = 4;
 
 /// The spool did not take the event: it is full, failing or closed (SPEC 4, `overloaded`).
@@ -34,23 +34,23 @@ impl std::fmt::Display for Overloaded {
 
 impl std::error::Error for Overloaded {}
 
-/// What became of the records that one shard staged together.
+/// The records that one shard staged together: their outcome and those who wait for it.
 pub struct Group {
     outcome: AtomicU8,
     waiters: Mutex<Vec<Option<Waker>>>,
 }
 
 impl Group {
-    /// A group that waits.
+    /// A group without an outcome yet.
     pub fn new() -> Group {
         Group { outcome: AtomicU8::new(WAITING), waiters: Mutex::new(Vec::new()) }
     }
 
-    /// Says how it ended and wakes one waiter, which wakes the others.
+    /// Sets the outcome and wakes one waiter, which wakes the others. Called once.
     pub fn settle(&self, outcome: Result<(), Overloaded>) {
         let outcome = if outcome.is_ok() { COMMITTED } else { REFUSED };
         let first = {
-            // Under the lock, so that a waiter that saw WAITING under it is on the list.
+            // Under the lock: a waiter that saw WAITING under it is on the list.
             let mut waiters = lock(&self.waiters);
             self.outcome.store(outcome, Ordering::Release);
             waiters.iter_mut().find_map(Option::take)
@@ -71,12 +71,12 @@ impl Group {
     /// Wakes the tasks that still wait for a settled group.
     fn pass_on(&self) {
         if self.outcome.load(Ordering::Acquire) & PASSED_ON != 0 {
-            // All but the first of a thousand come by here.
+            // All waiters but the first return here.
             return;
         }
         let rest = {
             let mut waiters = lock(&self.waiters);
-            // Final: who looks from now on, under this lock, sees that the group is settled.
+            // A waiter that takes this lock later sees that the group is settled.
             self.outcome.fetch_or(PASSED_ON, Ordering::Release);
             std::mem::take(&mut *waiters)
         };
@@ -94,9 +94,9 @@ impl Default for Group {
 
 /// Waits until an appended event is as durable as `spool.durability` says.
 ///
-/// Dropping it takes nothing back: the event is still written.
+/// Dropping it does not withdraw the event, which is still written.
 pub struct Commit {
-    // None: settled, or there was nothing to wait for.
+    // `None`: settled, or there was nothing to wait for.
     group: Option<Arc<Group>>,
     slot: Option<usize>,
 }
@@ -138,7 +138,7 @@ impl Future for Commit {
             }
         };
         group.pass_on();
-        // Polled again after it ended, it repeats the good end; a bad one was returned already.
+        // Polled again after it ended, it reports success; a refusal was reported already.
         this.group = None;
         this.slot = None;
         Poll::Ready(outcome)
@@ -152,13 +152,13 @@ impl Drop for Commit {
             let mut waiters = lock(&group.waiters);
             let settled = group.outcome().is_some();
             if !settled {
-                // Its task may live on and never look here again: it must not be the one woken.
+                // Its task may go on without polling this again, so it must not be the one woken.
                 waiters[slot] = None;
             }
             settled
         };
         if settled {
-            // It may be the one that was woken for all.
+            // It may be the one that was woken to wake the others.
             group.pass_on();
         }
     }
@@ -166,13 +166,13 @@ impl Drop for Commit {
 
 /// What the committer takes from a shard.
 pub struct Taken {
-    /// Staged records, one behind the other.
+    /// The staged records, one behind the other.
     pub bytes: Vec<u8>,
-    /// How many.
+    /// Their number.
     pub events: u64,
-    /// When the first was staged.
+    /// When the first one was staged, on the monotonic clock.
     pub first_at: Duration,
-    /// Who waits for them.
+    /// Those who wait for them.
     pub group: Arc<Group>,
 }
 
@@ -201,10 +201,10 @@ impl Shard {
         }
     }
 
-    /// Stages a record, if `admit` agrees. `now` is asked for a group's first.
+    /// Stages a record if `admit` returns true. `now` is called for the first record of a group.
     ///
-    /// `admit` runs under the shard's lock: after the committer has closed the gate that it looks
-    /// at and has then emptied the shard, nothing more comes.
+    /// `admit` runs under the shard's lock. So when the gate that it reads is closed and the shard
+    /// is emptied after that, no further record is staged.
     pub fn append(
         &self,
         now: impl FnOnce() -> Duration,
@@ -251,7 +251,7 @@ impl Default for Shard {
     }
 }
 
-// A panic below these locks leaves nothing half done that is not looked after, so go on.
+// A panic under these locks leaves no half-made change, so a poisoned lock is used as it is.
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }

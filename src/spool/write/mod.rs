@@ -6,3 +6,6 @@ pub(super) mod group;
 pub(super) mod segment;
 mod sync;
 pub(super) mod syncer;
+mod unsynced;
+pub(super) mod waiting;
+pub(super) mod watch;

@@ -4,7 +4,7 @@ use std::io;
 use std::sync::Arc;
 
 use crate::spool::format::{ChecksumSeed, SEGMENT_HEADER_BYTES, SegmentHeader};
-use crate::spool::fs::{File, Open, write_full};
+use crate::spool::fs::{File, FileId, Open, write_full};
 use crate::spool::lane::{Lane, MAKING};
 
 /// Smallest segment that is tried when the disk has no room for a whole one.
@@ -13,6 +13,8 @@ const SEGMENT_BYTES_TRIED_MIN: u64 = 64 << 10;
 /// An open segment and how far it is good.
 pub struct Segment {
     file: Arc<dyn File>,
+    /// Which file it is, to see whether it is still at its path.
+    pub id: FileId,
     pub number: u64,
     pub seed: ChecksumSeed,
     pub recycled: bool,
@@ -42,20 +44,28 @@ impl Segment {
         let how = if recycled { Open::Write } else { Open::Create };
         let file = lane.fs().open(&making, how)?;
         let capacity = if recycled { file.bytes()? } else { allocate(&*file, bytes)? };
-        let header = SegmentHeader { lane: lane.id, number, base_seq, salt: lane.salt, recycled };
+        let header = SegmentHeader {
+            lane: lane.id,
+            number,
+            base_seq,
+            salt: lane.salt,
+            previous: lane.state().segment_index.last_number(),
+            recycled,
+        };
         write_full(&*file, &header.encode(), 0)?;
         write_full(&*file, records, SEGMENT_HEADER_BYTES as u64)?;
         file.sync_data()?;
+        let id = file.id()?;
         let path = lane.segment_path(number);
         let named = lane.fs().rename(&making, &path).and_then(|()| lane.fs().sync_dir(lane.dir()));
         if let Err(error) = named {
-            // Its records may be refused now: better that they are not found.
-            _ = lane.fs().remove_file(&path);
+            // Its records may be refused now, and should then not be found.
+            lane.discard_segment(number);
             return Err(error);
         }
         let offset = (SEGMENT_HEADER_BYTES + records.len()) as u64;
         let seed = ChecksumSeed::new(lane.salt, number);
-        Ok(Segment { file, number, seed, recycled, capacity, offset, synced: offset })
+        Ok(Segment { file, id, number, seed, recycled, capacity, offset, synced: offset })
     }
 
     /// Writes records behind the others. After an error the segment must be given up.
@@ -78,8 +88,8 @@ impl Segment {
         Ok(())
     }
 
-    /// Syncs if as many bytes as `most` are not yet on disk. A kernel that writes a whole segment
-    /// at one go keeps a core from answering.
+    /// Syncs if at least `most` bytes are not yet on disk. If the kernel wrote a whole segment at a
+    /// time, it would keep a core from answering.
     pub fn sync_beyond(&mut self, most: u64) -> io::Result<()> {
         if self.offset - self.synced >= most { self.sync() } else { Ok(()) }
     }
@@ -99,14 +109,17 @@ fn allocate(file: &dyn File, bytes: u64) -> io::Result<u64> {
     loop {
         match file.allocate(wanted) {
             Ok(()) => return Ok(wanted),
-            Err(error)
-                if error.kind() == io::ErrorKind::StorageFull
-                    && wanted / 2 >= SEGMENT_BYTES_TRIED_MIN.min(bytes) =>
-            {
+            Err(error) if is_full(&error) && wanted / 2 >= SEGMENT_BYTES_TRIED_MIN.min(bytes) => {
                 file.set_len(0)?;
                 wanted /= 2;
             }
             Err(error) => return Err(error),
         }
     }
+}
+
+/// Whether there is no room for a file of this size: on the disk, or under a quota or limit.
+fn is_full(error: &io::Error) -> bool {
+    use io::ErrorKind::{FileTooLarge, QuotaExceeded, StorageFull};
+    matches!(error.kind(), StorageFull | QuotaExceeded | FileTooLarge)
 }

@@ -1,9 +1,8 @@
-//! The syncer: a thread that runs `interval`'s `fdatasync`, so that writing and answering go on
-//! while a slow disk works.
+//! The syncer: a thread that runs the `fdatasync` of `interval`, so that writing and answering go
+//! on meanwhile.
 //!
-//! It takes one file at a time and says how the sync of it ended, once. A failed sync is reported
-//! to one caller only (Linux keeps one note for each open file), so a caller that syncs the same
-//! file by itself must have waited for this one's end before.
+//! It syncs one file at a time and reports the result once. Linux reports a failed sync only to the
+//! first caller after it, so nothing else may sync the same file before this result was taken.
 
 use std::io;
 use std::sync::Arc;
@@ -13,7 +12,7 @@ use parking_lot::{Condvar, Mutex, MutexGuard};
 use crate::spool::fs::File;
 use crate::spool::parker::Parker;
 
-/// The committer's handle. The thread ends with it.
+/// The committer's handle. Dropping it ends the thread.
 pub struct Syncer {
     slot: Arc<SyncSlot>,
 }
@@ -44,18 +43,18 @@ impl Syncer {
         Ok(Syncer { slot })
     }
 
-    /// Begins the sync of a file, of which nothing else is asked before its end was taken.
+    /// Begins the sync of a file. The next one may begin when this one's result was taken.
     pub fn begin(&self, file: Arc<dyn File>) {
         *self.slot.lock() = State::Asked(file);
         self.slot.changed.notify_all();
     }
 
-    /// How it ended; `None` while it goes on.
+    /// The result; `None` while the sync goes on.
     pub fn try_end(&self) -> Option<io::Result<()>> {
         self.slot.lock().take_end()
     }
 
-    /// Waits for its end. Only to be called between `begin` and an end that was taken.
+    /// Waits for the result. May be called only while there is one to come.
     pub fn end(&self) -> io::Result<()> {
         let mut state = self.slot.lock();
         loop {

@@ -2,8 +2,9 @@
 
 use std::io;
 
-use pixelgate::internals::spool::fs::File;
+use pixelgate::internals::spool::fs::{File, FileId};
 
+use super::calls::{Call, Outcome};
 use super::{Inode, Op, SECTOR_BYTES, SimFs, absent};
 
 /// See the module. Dropping it gives its lock back.
@@ -14,6 +15,14 @@ pub struct SimFile {
 }
 
 impl SimFile {
+    /// Counts a call, which may be made to fail. A short one does half of its bytes.
+    fn call(&self, call: Call, bytes: usize) -> io::Result<usize> {
+        match self.fs.call(call)? {
+            Outcome::Whole => Ok(bytes),
+            Outcome::Short => Ok(bytes.div_ceil(2)),
+        }
+    }
+
     fn with<T>(&self, act: impl FnOnce(&mut Inode) -> T) -> io::Result<T> {
         let mut disk = self.fs.alive()?;
         let inode = disk.inodes.get_mut(&self.inode).ok_or_else(absent)?;
@@ -23,6 +32,11 @@ impl SimFile {
 
 impl File for SimFile {
     fn read_at(&self, buf: &mut [u8], offset: u64) -> io::Result<usize> {
+        let most = self.call(Call::Read, buf.len())?;
+        let buf = &mut buf[..most];
+        if self.fs.alive()?.is_unreadable(self.inode, offset, buf.len()) {
+            return Err(io::Error::from_raw_os_error(5));
+        }
         if let Some(fault) = self.fs.alive()?.fails(Op::Read) {
             return Err(io::Error::from_raw_os_error(fault.errno));
         }
@@ -35,6 +49,10 @@ impl File for SimFile {
     }
 
     fn write_at(&self, buf: &[u8], offset: u64) -> io::Result<usize> {
+        let buf = &buf[..self.call(Call::Write, buf.len())?];
+        if self.fs.alive()?.unwritable.contains(&self.inode) {
+            return Err(io::Error::from_raw_os_error(5));
+        }
         let (fault, full, short) = {
             let mut disk = self.fs.alive()?;
             let fault = disk.fails(Op::Write);
@@ -72,6 +90,7 @@ impl File for SimFile {
     }
 
     fn sync_data(&self) -> io::Result<()> {
+        self.call(Call::Sync, 0)?;
         while self.fs.alive()?.stalled {
             std::thread::yield_now();
         }
@@ -89,6 +108,7 @@ impl File for SimFile {
     }
 
     fn set_len(&self, bytes: u64) -> io::Result<()> {
+        self.call(Call::SetLen, 0)?;
         if let Some(fault) = self.fs.alive()?.fails(Op::Names) {
             return Err(io::Error::from_raw_os_error(fault.errno));
         }
@@ -103,10 +123,17 @@ impl File for SimFile {
     }
 
     fn bytes(&self) -> io::Result<u64> {
+        self.call(Call::Size, 0)?;
         self.with(|inode| inode.seen.len() as u64)
     }
 
+    fn id(&self) -> io::Result<FileId> {
+        self.call(Call::Size, 0)?;
+        Ok(FileId { device: 1, inode: self.inode })
+    }
+
     fn try_lock(&self) -> io::Result<bool> {
+        self.call(Call::Lock, 0)?;
         let handle = self.handle;
         self.with(|inode| {
             let mine = inode.locked_by.is_none_or(|owner| owner == handle);
@@ -118,17 +145,18 @@ impl File for SimFile {
     }
 
     fn is_unlocked(&self) -> io::Result<bool> {
+        self.call(Call::Lock, 0)?;
         self.with(|inode| inode.locked_by.is_none())
     }
 }
 
 impl Drop for SimFile {
     fn drop(&mut self) {
-        let handle = self.handle;
-        _ = self.with(|inode| {
-            if inode.locked_by == Some(handle) {
-                inode.locked_by = None;
-            }
-        });
+        let mut disk = self.fs.locked();
+        disk.open_files -= 1;
+        let inode = disk.inodes.get_mut(&self.inode);
+        if let Some(inode) = inode.filter(|inode| inode.locked_by == Some(self.handle)) {
+            inode.locked_by = None;
+        }
     }
 }

@@ -9,17 +9,18 @@
 
 #![allow(dead_code, reason = "each test uses a part of it")]
 
+pub mod calls;
 mod file;
+mod names;
 pub mod rig;
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
-use std::ffi::OsString;
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard};
 
-use file::SimFile;
-use pixelgate::internals::spool::fs::{Entry, File, Fs, Open};
+use calls::Calls;
+use pixelgate::internals::spool::fs::{Fs, Open};
 
 pub const SECTOR_BYTES: usize = 512;
 
@@ -88,6 +89,11 @@ struct Disk {
     pub full: bool,
     pub free_bytes: u64,
     stalled: bool,
+    /// Bytes of inodes that cannot be read.
+    unreadable: Vec<(u64, std::ops::Range<u64>)>,
+    unwritable: BTreeSet<u64>,
+    open_files: usize,
+    pub calls: Calls,
 }
 
 /// The file system. A clone is the same one.
@@ -112,6 +118,10 @@ impl SimFs {
             full: false,
             free_bytes: u64::MAX,
             stalled: false,
+            unreadable: Vec::new(),
+            unwritable: BTreeSet::new(),
+            open_files: 0,
+            calls: Calls::default(),
         };
         SimFs { disk: Arc::new(Mutex::new(disk)), life: 0 }
     }
@@ -134,6 +144,8 @@ impl SimFs {
     pub fn heal(&self) {
         let mut disk = self.locked();
         disk.faults.clear();
+        disk.unreadable.clear();
+        disk.unwritable.clear();
         disk.full = false;
         disk.free_bytes = u64::MAX;
     }
@@ -172,6 +184,13 @@ impl SimFs {
                 apply(&mut disk.synced_names, &op);
             }
         }
+        // A name whose folder has no durable name is not found.
+        let synced = std::mem::take(&mut disk.synced_names);
+        let is_found = |path: &Path| {
+            path.ancestors().skip(1).all(|dir| dir == Path::new("/") || synced.contains_key(dir))
+        };
+        let found = synced.iter().filter(|(path, _)| is_found(path));
+        disk.synced_names = found.map(|(path, node)| (path.clone(), node.clone())).collect();
         disk.names = disk.synced_names.clone();
         let mut ids: Vec<u64> = disk.inodes.keys().copied().collect();
         ids.sort_unstable();
@@ -192,12 +211,48 @@ impl SimFs {
     /// Changes a file behind everybody's back.
     pub fn damage(&self, path: &Path, edit: impl FnOnce(&mut Vec<u8>)) {
         let mut disk = self.locked();
-        let Some(Node::File(id)) = disk.names.get(path).cloned() else {
-            panic!("no such file: {}", path.display())
-        };
+        let id = disk.inode(path);
         let inode = disk.inodes.get_mut(&id).expect("named inodes are there");
         edit(&mut inode.seen);
         inode.platters = inode.seen.clone();
+    }
+
+    /// The device refuses to read these bytes of a file.
+    pub fn make_unreadable(&self, path: &Path, bytes: std::ops::Range<u64>) {
+        let mut disk = self.locked();
+        let id = disk.inode(path);
+        disk.unreadable.push((id, bytes));
+    }
+
+    /// The device refuses to write this file.
+    pub fn make_unwritable(&self, path: &Path) {
+        let mut disk = self.locked();
+        let id = disk.inode(path);
+        disk.unwritable.insert(id);
+    }
+
+    /// Makes an empty file, as an operator does.
+    pub fn create(&self, path: &Path) {
+        self.process().open(path, Open::Create).expect("made");
+    }
+
+    /// How many files are open, of all processes.
+    pub fn open_files(&self) -> usize {
+        self.locked().open_files
+    }
+
+    /// Renames a file or a folder with all that is in it, as an operator does.
+    pub fn move_away(&self, from: &Path, to: &Path) {
+        let mut disk = self.locked();
+        let moved = |path: &Path| match path.strip_prefix(from) {
+            Ok(rest) if rest.as_os_str().is_empty() => to.to_owned(),
+            Ok(rest) => to.join(rest),
+            Err(_) => path.to_owned(),
+        };
+        let (names, synced) =
+            (std::mem::take(&mut disk.names), std::mem::take(&mut disk.synced_names));
+        disk.names = names.into_iter().map(|(path, node)| (moved(&path), node)).collect();
+        disk.synced_names = synced.into_iter().map(|(path, node)| (moved(&path), node)).collect();
     }
 
     /// All files, in order.
@@ -252,6 +307,19 @@ impl Disk {
         self.inodes.insert(id, inode);
     }
 
+    fn inode(&self, path: &Path) -> u64 {
+        match self.names.get(path) {
+            Some(Node::File(id)) => *id,
+            _ => panic!("no such file: {}", path.display()),
+        }
+    }
+
+    fn is_unreadable(&self, inode: u64, offset: u64, bytes: usize) -> bool {
+        let end = offset + bytes as u64;
+        let meets = |bad: &std::ops::Range<u64>| bad.start < end && offset < bad.end;
+        self.unreadable.iter().any(|(id, bad)| *id == inode && meets(bad))
+    }
+
     fn fails(&mut self, op: Op) -> Option<Fault> {
         let at = self.faults.iter().position(|fault| fault.op == op)?;
         let fault = &mut self.faults[at];
@@ -304,8 +372,6 @@ impl Inode {
 
 fn apply(names: &mut BTreeMap<PathBuf, Node>, op: &NameOp) {
     match op {
-        // Nor does a name outlive its folder.
-        NameOp::Set(path, _) if path.parent().is_some_and(|dir| !names.contains_key(dir)) => {}
         NameOp::Set(path, node) => _ = names.insert(path.clone(), node.clone()),
         // A folder that is durably gone was durably empty.
         NameOp::Remove(path) => names.retain(|name, _| !name.starts_with(path)),
@@ -314,120 +380,4 @@ fn apply(names: &mut BTreeMap<PathBuf, Node>, op: &NameOp) {
 
 fn absent() -> io::Error {
     io::ErrorKind::NotFound.into()
-}
-
-impl Fs for SimFs {
-    fn create_dir_all(&self, dir: &Path) -> io::Result<()> {
-        let mut disk = self.alive()?;
-        disk.names_call()?;
-        let mut ancestors: Vec<_> = dir.ancestors().collect();
-        ancestors.reverse();
-        for dir in ancestors {
-            if !disk.names.contains_key(dir) {
-                disk.name_op(NameOp::Set(dir.to_owned(), Node::Dir));
-            }
-        }
-        Ok(())
-    }
-
-    fn list(&self, dir: &Path) -> io::Result<Vec<Entry>> {
-        let disk = self.alive()?;
-        if !disk.names.contains_key(dir) {
-            return Err(absent());
-        }
-        let inside = disk.names.iter().filter(|(path, _)| path.parent() == Some(dir));
-        Ok(inside
-            .map(|(path, node)| Entry {
-                name: path.file_name().map(OsString::from).unwrap_or_default(),
-                is_dir: *node == Node::Dir,
-                bytes: match node {
-                    Node::Dir => 0,
-                    Node::File(id) => disk.inodes[id].seen.len() as u64,
-                },
-            })
-            .collect())
-    }
-
-    fn open(&self, path: &Path, how: Open) -> io::Result<Arc<dyn File>> {
-        let mut disk = self.alive()?;
-        let found = match disk.names.get(path) {
-            Some(Node::Dir) => return Err(io::ErrorKind::IsADirectory.into()),
-            Some(Node::File(id)) => Some(*id),
-            None => None,
-        };
-        let inode = match (found, how) {
-            (None, Open::Read | Open::Write) => return Err(absent()),
-            (Some(id), Open::Create) => {
-                let inode = disk.inodes.get_mut(&id).expect("named inodes are there");
-                inode.resize(0);
-                id
-            }
-            (Some(id), _) => id,
-            (None, Open::Create | Open::Ensure) => {
-                disk.names_call()?;
-                if path.parent().is_some_and(|dir| !disk.names.contains_key(dir)) {
-                    return Err(absent());
-                }
-                let id = disk.next;
-                disk.next += 1;
-                disk.inodes.insert(id, Inode::default());
-                disk.name_op(NameOp::Set(path.to_owned(), Node::File(id)));
-                id
-            }
-        };
-        disk.next += 1;
-        let handle = (self.life << 32) | disk.next;
-        Ok(Arc::new(SimFile { fs: self.clone(), inode, handle }))
-    }
-
-    fn rename(&self, from: &Path, to: &Path) -> io::Result<()> {
-        let mut disk = self.alive()?;
-        let node = disk.names.get(from).cloned().ok_or_else(absent)?;
-        disk.names_call()?;
-        disk.name_op(NameOp::Remove(from.to_owned()));
-        disk.name_op(NameOp::Set(to.to_owned(), node));
-        Ok(())
-    }
-
-    fn remove_file(&self, path: &Path) -> io::Result<()> {
-        let mut disk = self.alive()?;
-        if !matches!(disk.names.get(path), Some(Node::File(_))) {
-            return Err(absent());
-        }
-        disk.names_call()?;
-        disk.name_op(NameOp::Remove(path.to_owned()));
-        Ok(())
-    }
-
-    fn remove_dir(&self, dir: &Path) -> io::Result<()> {
-        let mut disk = self.alive()?;
-        if !disk.names.contains_key(dir) {
-            return Err(absent());
-        }
-        if disk.names.keys().any(|path| path.parent() == Some(dir)) {
-            return Err(io::ErrorKind::DirectoryNotEmpty.into());
-        }
-        disk.names_call()?;
-        disk.name_op(NameOp::Remove(dir.to_owned()));
-        Ok(())
-    }
-
-    fn sync_dir(&self, dir: &Path) -> io::Result<()> {
-        let mut disk = self.alive()?;
-        disk.names_call()?;
-        let all: Vec<_> = disk.unsynced.drain(..).collect();
-        // Its own name and those above come along, as on every journaling file system.
-        for (call, op) in all {
-            if op.path().parent() == Some(dir) || dir.starts_with(op.path()) {
-                apply(&mut disk.synced_names, &op);
-            } else {
-                disk.unsynced.push((call, op));
-            }
-        }
-        Ok(())
-    }
-
-    fn free_bytes(&self, _: &Path) -> io::Result<u64> {
-        Ok(self.alive()?.free_bytes)
-    }
 }

@@ -4,7 +4,8 @@ use super::args::{Cli, Command};
 use super::exit::{NO, UNUSABLE, fail, unwritten, with_causes};
 use super::{check, dead, explain, pages, probe, spool};
 use crate::config::Config;
-use crate::edge::server;
+use crate::edge::stop::Handlers;
+use crate::edge::{file_limit, server};
 use crate::logging;
 use std::process::ExitCode;
 
@@ -23,8 +24,14 @@ pub fn run(cli: Cli) -> ExitCode {
     logging::start(&config.log, matches!(command, Command::Run { .. }));
     match command {
         Command::Run { upgrade } => {
-            let verdicts = config.log.verdicts;
-            match server::run(&config.edge, config.gate, &config.admin, verdicts, upgrade) {
+            let handlers = match Handlers::install() {
+                Ok(handlers) => handlers,
+                Err(e) => return fail(UNUSABLE, format!("signals cannot be handled: {e}")),
+            };
+            // Before the spool opens: it may hold many lanes.
+            file_limit::raise();
+            let (edge, verdicts) = (&config.edge, config.log.verdicts);
+            match server::run(edge, config.gate, &config.admin, verdicts, upgrade, handlers) {
                 Ok(()) => ExitCode::SUCCESS,
                 Err(e) => fail(UNUSABLE, with_causes(&e)),
             }

@@ -4,19 +4,22 @@ use super::config::Config;
 use log::info;
 use rustix::process::{Resource, getrlimit, setrlimit};
 
-/// Open files that are not client connections: segments, listeners, logs, connections to
-/// upstreams.
+/// Open files that are not client connections: the spool's lanes and segments, listeners, logs,
+/// connections to upstreams.
 const OTHER_FILES: usize = 256;
 
-/// Raises the soft limit of open files to the hard one and returns how many connections fit, at
-/// most `edge.connections_max`. A connection takes one file, and a second one where there is an
-/// origin. Without this limit, connections could use up all files, and no segment of the spool
-/// could be opened.
-pub fn raise(edge: &Config) -> usize {
+/// Raises the soft limit of open files to the hard one. A refusal leaves the limit as it was, and
+/// [`connections_max`] reports what that allows.
+pub fn raise() {
     let mut limit = getrlimit(Resource::Nofile);
     limit.current = limit.maximum;
-    // A refusal leaves the limit as it was; the line below reports what that allows.
     let _ = setrlimit(Resource::Nofile, limit);
+}
+
+/// How many connections fit under the limit, at most `edge.connections_max`. A connection takes one
+/// file, and a second one where there is an origin. Without this limit, connections could use up
+/// all files, and no segment of the spool could be opened.
+pub fn connections_max(edge: &Config) -> usize {
     let Some(files) = getrlimit(Resource::Nofile).current else { return edge.connections_max };
     let free = usize::try_from(files).unwrap_or(usize::MAX).saturating_sub(OTHER_FILES);
     let most = if edge.origin.is_empty() { free } else { free / 2 }.max(1);

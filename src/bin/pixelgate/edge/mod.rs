@@ -7,7 +7,7 @@ pub mod tls;
 
 mod admin;
 mod error;
-mod file_limit;
+pub mod file_limit;
 mod handover;
 mod listen;
 mod origin;
@@ -16,6 +16,6 @@ mod pem;
 mod proxy;
 mod routing_headers;
 mod sockets;
-mod stop;
+pub mod stop;
 mod systemd;
 mod upgrade;

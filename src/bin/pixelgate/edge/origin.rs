@@ -28,6 +28,7 @@ use std::net::{IpAddr, ToSocketAddrs};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::time::Duration;
+use tokio::sync::watch;
 
 /// Pause between two look-ups of an origin's name, in seconds.
 const LOOKUP_SECONDS: u64 = 30;
@@ -51,6 +52,8 @@ struct Inner {
     origins: Arc<[Origin]>,
     balancer: LoadBalancer<RoundRobin>,
     io_timeout: Duration,
+    /// Whether every name has been looked up once.
+    looked_up: watch::Receiver<bool>,
 }
 
 /// One entry of `edge.origin`.
@@ -70,16 +73,22 @@ pub struct Server {
 }
 
 impl Origins {
-    /// Looks up each origin once. A name that does not resolve yet is not an error; it is looked up
-    /// again. Health checks connect with `options`.
+    /// Looks up no name, so that a start waits for no name server: the first look-up begins with
+    /// the service. Health checks connect with `options`.
     pub fn new(edge: &Config, options: ConnectorOptions) -> Result<Self, String> {
         let origin = |url: &String| {
             let name = url.trim_end_matches('/').to_owned();
             Ok(Origin { name, url: OriginUrl::parse(url)? })
         };
         let origins = edge.origin.iter().map(origin).collect::<Result<Arc<[_]>, String>>()?;
-        let lookup = LookUp { origins: origins.clone(), found: Mutex::default() };
         let names = origins.iter().any(|origin| !origin.is_address());
+        let (done, looked_up) = watch::channel(!names);
+        let lookup = LookUp {
+            origins: origins.clone(),
+            found: Mutex::default(),
+            with_names: AtomicBool::new(false),
+            done,
+        };
         let mut balancer = LoadBalancer::from_backends(Backends::new(Box::new(lookup)));
         balancer.update_frequency = names.then_some(Duration::from_secs(LOOKUP_SECONDS));
         balancer.parallel_health_check = true;
@@ -97,7 +106,7 @@ impl Origins {
             .block_on(balancer.update())
             .map_err(|e| e.to_string())?;
         let io_timeout = Duration::from_secs(edge.origin_timeout_seconds);
-        Ok(Self(Arc::new(Inner { origins, balancer, io_timeout })))
+        Ok(Self(Arc::new(Inner { origins, balancer, io_timeout, looked_up })))
     }
 
     /// Whether there is no origin, so that requests that are not events get status 404.
@@ -108,6 +117,14 @@ impl Origins {
     /// The number of servers: the most attempts of one request on new connections.
     pub fn servers(&self) -> usize {
         self.0.balancer.backends().get_backend().len()
+    }
+
+    /// Waits until every name was looked up once, at most as long as a connection may take.
+    pub async fn looked_up(&self) {
+        let mut done = self.0.looked_up.clone();
+        let limit = Duration::from_secs(CONNECT_SECONDS_MAX);
+        // Whether it ended in time shows when a server is chosen.
+        let _ = tokio::time::timeout(limit, done.wait_for(|done| *done)).await;
     }
 
     /// The next server in turn that is not in `tried`, a healthy one if there is any.
@@ -223,13 +240,19 @@ struct LookUp {
     origins: Arc<[Origin]>,
     /// The servers of the last look-up, so that a server keeps its state.
     found: Mutex<HashMap<std::net::SocketAddr, Arc<Server>>>,
+    /// Whether names are looked up. The first time only addresses are taken.
+    with_names: AtomicBool,
+    /// Set when every name was looked up once.
+    done: watch::Sender<bool>,
 }
 
 #[async_trait]
 impl ServiceDiscovery for LookUp {
     async fn discover(&self) -> Result<(BTreeSet<Backend>, HashMap<u64, bool>)> {
         let mut all = HashMap::new();
-        for (index, origin) in self.origins.iter().enumerate() {
+        let with_names = self.with_names.swap(true, Relaxed);
+        let origins = self.origins.iter().enumerate();
+        for (index, origin) in origins.filter(|(_, origin)| with_names || origin.is_address()) {
             for address in self.look_up(index, origin).await {
                 // Two names with one address are one server, which is asked for the first name.
                 let name = match origin.is_address() {
@@ -255,6 +278,9 @@ impl ServiceDiscovery for LookUp {
         };
         let backends = all.iter().map(backend).collect();
         *self.known() = all;
+        if with_names {
+            self.done.send_replace(true);
+        }
         Ok((backends, HashMap::new()))
     }
 }
@@ -344,6 +370,13 @@ mod tests {
         assert!(origins.choose(&[first, second.clone()]).is_none(), "each was tried");
         second.answered();
         assert_eq!(origins.choose(&[]).unwrap().address, second.address);
+    }
+
+    #[test]
+    fn a_start_looks_up_no_name() {
+        let origins = origins(&["http://localhost:1", "http://127.0.0.1:2"]);
+        assert!(!*origins.0.looked_up.borrow());
+        assert_eq!(origins.servers(), 1, "the address needs no name server");
     }
 
     #[test]

@@ -306,6 +306,11 @@ impl ProxyHttp for Edge {
 
     async fn upstream_peer(&self, session: &mut Session, ctx: &mut Ctx) -> Result<Box<HttpPeer>> {
         ctx.server = self.origins.choose(&ctx.tried);
+        if ctx.server.is_none() {
+            // Right after a start the first look-up may not have ended.
+            self.origins.looked_up().await;
+            ctx.server = self.origins.choose(&ctx.tried);
+        }
         let Some(server) = &ctx.server else {
             // No origin's name has an address; the look-up has logged that.
             return Err(Error::new_up(ErrorType::ConnectNoRoute));

@@ -9,7 +9,7 @@ use super::listen::Bound;
 use super::origin::Origins;
 use super::proxy::Edge;
 use super::sockets::Sockets;
-use super::stop::{Deadline, Signals};
+use super::stop::{Deadline, Handlers, Signals};
 use super::tls::Certificates;
 use super::{admin, file_limit, origin_ca};
 use async_trait::async_trait;
@@ -30,13 +30,14 @@ use tokio::sync::watch;
 
 /// Runs an edge until a signal stops it. With `upgrade` it takes the listening sockets of the
 /// running edge; where none runs, it opens its own. At most `verdicts` accepted and as many
-/// rejected events are logged each second.
+/// rejected events are logged each second. `handlers` are the signals' handlers.
 pub fn run(
     edge: &Config,
     gate: pixelgate::ValidConfig,
     admin_config: &pixelgate::config::Admin,
     verdicts: u32,
     upgrade: bool,
+    handlers: Handlers,
 ) -> Result<(), EdgeError> {
     std::fs::create_dir_all(&edge.state_dir).map_err(EdgeError::State)?;
     // Sockets first: a second edge on the same port must not touch the spool.
@@ -65,7 +66,7 @@ pub fn run(
 
     let mut server = Server::new_with_opt_and_conf(None, conf);
     let proxy = http_server::proxy(&server.configuration, proxy).map_err(EdgeError::Proxy)?;
-    let limits = Limits { connections_max: file_limit::raise(edge), ..edge.limits() };
+    let limits = Limits { connections_max: file_limit::connections_max(edge), ..edge.limits() };
     let http_server =
         HttpServer::new(proxy, gate.clone(), in_flight.clone(), limits, buffered_bytes);
     let (stop, stopped) = watch::channel(false);
@@ -96,6 +97,7 @@ pub fn run(
         sockets: Mutex::new(sockets.copies),
         inherited: Mutex::new(sockets.inherited),
         announcement,
+        handlers: Mutex::new(Some(handlers)),
     };
     let deadline = signals.deadline.clone();
     server.run(RunArgs { shutdown_signal: Box::new(signals) });

@@ -55,8 +55,10 @@ pub struct Signals {
     pub sockets: Mutex<Vec<Named>>,
     /// Sockets inherited from the old process; moved out when this one accepts.
     pub inherited: Mutex<Option<InheritedSockets>>,
-    /// Log lines that name the listeners, written when the edge accepts and handles signals.
+    /// Log lines that name the listeners, written when the edge accepts.
     pub announcement: Vec<String>,
+    /// Moved out when the edge accepts.
+    pub handlers: Mutex<Option<Handlers>>,
 }
 
 /// When the process is gone at the latest: twice the grace period after the signal. Cheap to
@@ -66,8 +68,9 @@ pub struct Deadline {
     at: Arc<OnceLock<Instant>>,
 }
 
-/// The signals that the edge handles.
-struct Handlers {
+/// The signals that the edge handles. A signal that arrives before the edge accepts is handled when
+/// it does.
+pub struct Handlers {
     terminate: Signal,
     quit: Signal,
     interrupt: Signal,
@@ -87,13 +90,9 @@ enum Stop {
 impl ShutdownSignalWatch for Signals {
     // Pingora calls this when all services have started.
     async fn recv(&self) -> ShutdownSignal {
-        let handlers = match Handlers::install() {
-            Ok(handlers) => handlers,
-            Err(e) => {
-                // Without handlers the default actions apply: the process still ends, undrained.
-                error!("signals cannot be handled: {e}");
-                std::future::pending().await
-            }
+        let Some(handlers) = take(&self.handlers) else {
+            // Pingora calls this once.
+            return std::future::pending().await;
         };
         let inherited = take(&self.inherited);
         let offer = self.offer(inherited.is_some());
@@ -145,7 +144,15 @@ fn take<T: Default>(held: &Mutex<T>) -> T {
 }
 
 impl Handlers {
-    fn install() -> std::io::Result<Self> {
+    /// Handles the signals from now on, so that none ends the process by its default action. Must
+    /// be called before the first listener opens.
+    pub fn install() -> std::io::Result<Self> {
+        // Tokio's registry is global: the handlers outlive the runtime they were installed in.
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_io().build()?;
+        let _inside = runtime.enter();
+        // At the limit of the size of files (`ulimit -f`) a write then fails with EFBIG, and the
+        // spool refuses events. The default action of SIGXFSZ would end the process.
+        drop(signal(SignalKind::from_raw(rustix::process::Signal::XFSZ.as_raw()))?);
         Ok(Self {
             terminate: signal(SignalKind::terminate())?,
             quit: signal(SignalKind::quit())?,

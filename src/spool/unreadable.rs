@@ -1,0 +1,114 @@
+//! What a reader does with a segment that it cannot read.
+//!
+//! It waits and tries again each second, and the segment is a fault meanwhile. The records of a
+//! lane keep their order, so those behind it in the same lane wait as well; other lanes go on.
+//! Only where the device itself refuses bytes, and has done so for `spool.unreadable_seconds_max`,
+//! the segment is read without them. A file that is missing or cannot be opened is waited for
+//! without an end: its bytes may well be intact.
+
+use std::collections::BTreeMap;
+use std::io;
+use std::sync::Arc;
+use std::time::Duration;
+
+use super::faults::DiskFaults;
+use super::fs::{File, Open};
+use super::lane::Lane;
+use super::read_around::{ReadAround, is_refusal};
+use crate::telemetry::faults::FaultKind;
+
+/// Why a segment could not be read.
+pub enum Unread {
+    /// Segments that belong before or behind it are not there.
+    Missing { number: u64 },
+    /// Its file could not be opened.
+    Open { number: u64, error: io::Error },
+    /// Its open file could not be read.
+    Read { number: u64, error: io::Error },
+}
+
+/// The segments that one upstream's reader waits for, at most one of each lane.
+pub struct Unreadable {
+    faults: Arc<DiskFaults>,
+    upstream: String,
+    /// `spool.unreadable_seconds_max`.
+    limit: Duration,
+    waits: BTreeMap<u64, Wait>,
+}
+
+struct Wait {
+    number: u64,
+    /// The file, as the fault names it.
+    subject: String,
+    /// Sectors that the device refuses are taken for damage.
+    around: bool,
+}
+
+impl Unreadable {
+    /// Waits for nothing.
+    pub fn new(faults: Arc<DiskFaults>, upstream: &str, limit: Duration) -> Unreadable {
+        Unreadable { faults, upstream: upstream.to_owned(), limit, waits: BTreeMap::new() }
+    }
+
+    /// Opens a segment to read.
+    pub fn open(&self, lane: &Lane, number: u64) -> Result<Arc<dyn File>, Unread> {
+        let file = lane.fs().open(&lane.segment_path(number), Open::Read);
+        let file = file.map_err(|error| Unread::Open { number, error })?;
+        let wait = self.waits.get(&lane.id);
+        Ok(match wait.is_some_and(|wait| wait.number == number && wait.around) {
+            true => Arc::new(ReadAround(file)),
+            false => file,
+        })
+    }
+
+    /// Begins or goes on to wait. `trusted`: the device works otherwise, so what it refuses now
+    /// may be given up when it has refused for long enough.
+    pub fn wait_for(&mut self, lane: &Lane, unread: Unread, trusted: bool) {
+        let (number, is_read, error) = match unread {
+            Unread::Missing { number } => {
+                (number, false, io::Error::new(io::ErrorKind::NotFound, "the file is missing"))
+            }
+            Unread::Open { number, error } => (number, false, error),
+            Unread::Read { number, error } => (number, true, error),
+        };
+        if self.waits.get(&lane.id).is_some_and(|wait| wait.number != number) {
+            self.end(lane.id);
+        }
+        let path = lane.segment_path(number);
+        let subject = format!("{} (upstream {})", path.display(), self.upstream);
+        let lasts = self.faults.raise(FaultKind::SpoolSegment, &subject, "reading", &error);
+        let around = is_read && trusted && is_refusal(&error) && lasts >= self.limit;
+        let before = self.waits.insert(lane.id, Wait { number, subject, around });
+        if around && before.is_none_or(|before| !before.around) {
+            ::log::error!("spool: unreadable parts of {} are given up: {error}", path.display());
+        }
+    }
+
+    /// The lane can be read again.
+    pub fn is_over(&mut self, lane: u64) {
+        if let Some(wait) = self.waits.get(&lane) {
+            self.faults.clear(FaultKind::SpoolSegment, &wait.subject);
+            if !wait.around {
+                self.waits.remove(&lane);
+            }
+        }
+    }
+
+    /// Whether a segment cannot be read now.
+    pub fn is_waiting(&self) -> bool {
+        self.waits.values().any(|wait| !wait.around)
+    }
+
+    /// Only these lanes are still there.
+    pub fn retain(&mut self, lanes: &[Arc<Lane>]) {
+        let gone = |id: &u64| lanes.iter().all(|lane| lane.id != *id);
+        let gone: Vec<u64> = self.waits.keys().copied().filter(gone).collect();
+        gone.into_iter().for_each(|id| self.end(id));
+    }
+
+    fn end(&mut self, lane: u64) {
+        if let Some(wait) = self.waits.remove(&lane) {
+            self.faults.clear(FaultKind::SpoolSegment, &wait.subject);
+        }
+    }
+}
