@@ -328,7 +328,7 @@ impl DeliveryWorker {
         health.set(match () {
             () if self.letters.is_failing(now) => State::DeadLettersFailing,
             () if troubles.misconfigured > 0 => State::Misconfigured,
-            () if troubles.failing > 0 && is_down => State::Down,
+            () if is_down && self.monitor.tracker.oldest_ms().is_some() => State::Down,
             () if troubles.failing > 0 => State::Retrying,
             () if !readable => State::SpoolUnreadable,
             () => State::Ok,

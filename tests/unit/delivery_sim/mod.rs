@@ -34,7 +34,7 @@ use crate::spool_sim::SimFs;
 
 /// Seeds that have found a defect.
 const FOUND: &[u64] = &[];
-const SEEDS: u64 = 40;
+const SEEDS: u64 = 36;
 const STEPS: u64 = 40;
 const BASE_MS: u64 = 1_750_000_000_000;
 const NAMES: [&str; 2] = ["a", "b"];

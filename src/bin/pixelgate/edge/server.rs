@@ -101,9 +101,7 @@ pub fn run(
     };
     let deadline = signals.deadline.clone();
     server.run(RunArgs { shutdown_signal: Box::new(signals) });
-    gate.close(deadline.left()).map_err(EdgeError::Close)?;
-    info!("stopped");
-    Ok(())
+    gate.close(deadline.left()).map_err(EdgeError::Close).inspect(|()| info!("stopped"))
 }
 
 fn load_certificates(edge: &Config) -> Result<Vec<(String, Arc<Certificates>)>, EdgeError> {
