@@ -14,22 +14,14 @@ use parking_lot::{Mutex, MutexGuard};
 
 use super::format::SegmentHeader;
 use super::fs::{File, FileId, Fs, Open, write_full};
+use super::lane_files::{
+    CURSOR, FILLING, IDENTITY, SPARE_EXTENSION, ignore_absent, lane_dir, segment_name,
+};
 use super::read::ack_file::AckFile;
 use super::read::cursor::{Cursor, CursorFile, LaneKey};
 use super::read::ledger::ConsumerPosition;
 use super::segment_index::SegmentIndex;
 use super::write::admission::Bounds;
-
-/// The file that carries the lane's lock and repeats its salt.
-pub(super) const IDENTITY: &str = "lane";
-pub(super) const CURSOR: &str = "cursor";
-/// The extension of a file whose blocks have been written before, to make a segment of: a trimmed
-/// segment, or one of zeros.
-const SPARE_EXTENSION: &str = "spare";
-/// A segment in the making: no record in it was ever answered.
-pub(super) const MAKING: &str = "making";
-/// A spare in the making.
-const FILLING: &str = "filling";
 
 /// Zeros are written in pieces of this size.
 const FILL_PIECE_BYTES: usize = 1 << 20;
@@ -458,30 +450,6 @@ impl Lane {
     }
 }
 
-/// Removes the unfinished files and the spares of a process that has ended. A file that cannot be
-/// removed does no harm and goes with the lane.
-pub(super) fn remove_leftovers(fs: &dyn Fs, dir: &Path) -> io::Result<()> {
-    for entry in fs.list(dir)? {
-        let path = dir.join(&entry.name);
-        let is_spare = path.extension().is_some_and(|extension| extension == SPARE_EXTENSION);
-        if is_spare || entry.name == MAKING || entry.name == FILLING {
-            _ = fs.remove_file(&path);
-        }
-    }
-    Ok(())
-}
-
-/// Removes a lane's folder. The identity goes last: while it is there, so is its lock.
-pub(super) fn remove_lane(fs: &dyn Fs, dir: &Path) -> io::Result<()> {
-    for entry in fs.list(dir)? {
-        if entry.name != IDENTITY {
-            ignore_absent(fs.remove_file(&dir.join(entry.name)))?;
-        }
-    }
-    ignore_absent(fs.remove_file(&dir.join(IDENTITY)))?;
-    fs.remove_dir(dir)
-}
-
 /// Locks a new lane. Another process takes this lock only for the moment in which it checks
 /// whether the lane is locked.
 fn take_lock(lock: &dyn File) -> io::Result<()> {
@@ -492,31 +460,4 @@ fn take_lock(lock: &dyn File) -> io::Result<()> {
         std::thread::sleep(std::time::Duration::from_millis(1));
     }
     Err(io::Error::other("another process keeps the new lane locked"))
-}
-
-fn ignore_absent(result: io::Result<()>) -> io::Result<()> {
-    match result {
-        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
-        other => other,
-    }
-}
-
-/// The folder of a lane.
-pub(super) fn lane_dir(root: &Path, id: u64) -> PathBuf {
-    root.join(format!("lane-{id:08}"))
-}
-
-/// The lane that a folder belongs to.
-pub(super) fn lane_id(name: &std::ffi::OsStr) -> Option<u64> {
-    name.to_str()?.strip_prefix("lane-")?.parse().ok()
-}
-
-/// The file of a segment.
-pub(super) fn segment_name(number: u64) -> String {
-    format!("{number:010}.seg")
-}
-
-/// The segment that a file is.
-pub(super) fn segment_number(name: &std::ffi::OsStr) -> Option<u64> {
-    name.to_str()?.strip_suffix(".seg")?.parse().ok()
 }

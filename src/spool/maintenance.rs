@@ -11,7 +11,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use super::fs::{Fs, Open, is_absent};
-use super::lane::{IDENTITY, Lane, Spares, lane_dir, remove_lane};
+use super::lane::{Lane, Spares};
+use super::lane_files::{IDENTITY, lane_dir, remove_lane};
 use super::read::cursor::{ABSORBED_MAX, LaneKey};
 use super::recovery::adoption::{lane_ids, lock_spool};
 use super::recovery::recover::header;

@@ -154,6 +154,7 @@ mod format;
 pub mod fs;
 mod handle;
 mod lane;
+mod lane_files;
 mod maintenance;
 mod parker;
 mod read;

@@ -94,7 +94,7 @@ fn troubleshooting_has_every_reason_in_the_order_of_the_checks() {
 #[test]
 fn troubleshooting_has_every_cause_of_a_dropped_parameter() {
     let expect: Vec<&str> = Ignored::ALL.iter().map(|why| why.as_str()).collect();
-    let causes = TROUBLESHOOTING.split("\n## Likely mistakes").next().unwrap();
+    let causes = TROUBLESHOOTING.split("\n## Parameters that are dropped").nth(1).unwrap();
     assert_eq!(codes(causes, "| `"), expect);
 }
 

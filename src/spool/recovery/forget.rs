@@ -10,7 +10,7 @@ use std::path::Path;
 use super::adoption::{lane_ids, lock_spool};
 use super::inspect::{end_of, snapshot_lane};
 use crate::spool::fs::{Fs, Open, SystemFs};
-use crate::spool::lane::{CURSOR, IDENTITY, lane_dir, remove_lane};
+use crate::spool::lane_files::{CURSOR, IDENTITY, lane_dir, remove_lane};
 use crate::spool::read::cursor::CursorFile;
 
 /// What was given up.

@@ -14,7 +14,7 @@ use super::adoption::lane_ids;
 use super::recover::{Segment, salt, scan_to_end, survey, torn_bytes};
 use crate::spool::format::{SEGMENT_HEADER_BYTES, SegmentHeader};
 use crate::spool::fs::{File, Fs, Open, SystemFs, read_full};
-use crate::spool::lane::{CURSOR, IDENTITY, lane_dir, segment_name, segment_number};
+use crate::spool::lane_files::{CURSOR, IDENTITY, lane_dir, segment_name, segment_number};
 use crate::spool::read::counts::Counts;
 use crate::spool::read::cursor::{Cursor, CursorFile, LaneKey, damaged_slots};
 use crate::spool::read::scanner::{Scanner, Step};

@@ -15,7 +15,10 @@ use crate::spool::format::{
     SegmentHeader, probe, u32_at, u64_at,
 };
 use crate::spool::fs::{File, Fs, Open, read_full};
-use crate::spool::lane::{CURSOR, IDENTITY, Lane, lane_dir, remove_leftovers, segment_number};
+use crate::spool::lane::Lane;
+use crate::spool::lane_files::{
+    CURSOR, IDENTITY, lane_dir, remove_leftovers, segment_name, segment_number,
+};
 use crate::spool::read::ack_file;
 use crate::spool::read::cursor::{Cursor, CursorFile, LaneKey, POSITIONS_MAX};
 use crate::spool::read::ledger::ConsumerPosition;
@@ -232,7 +235,7 @@ fn rebuild(
     }
     segment_index.set_missing_until(missing_until(segments));
     let Some(last) = segments.last() else { return Ok(segment_index) };
-    let path = dir.join(crate::spool::lane::segment_name(last.number));
+    let path = dir.join(segment_name(last.number));
     let file = fs.open(&path, Open::Write)?;
     let (offset, end) = scan_to_end(&*file, last, salt)?;
     if let Some(torn) = torn_bytes(&*file, last, salt, offset, end)? {

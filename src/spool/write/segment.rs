@@ -5,7 +5,8 @@ use std::sync::Arc;
 
 use crate::spool::format::{ChecksumSeed, SEGMENT_HEADER_BYTES, SegmentHeader};
 use crate::spool::fs::{File, FileId, Open, write_full};
-use crate::spool::lane::{Lane, MAKING};
+use crate::spool::lane::Lane;
+use crate::spool::lane_files::MAKING;
 
 /// Smallest segment that is tried when the disk has no room for a whole one.
 const SEGMENT_BYTES_TRIED_MIN: u64 = 64 << 10;

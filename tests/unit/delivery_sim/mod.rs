@@ -34,7 +34,7 @@ use crate::spool_sim::SimFs;
 
 /// Seeds that have found a defect.
 const FOUND: &[u64] = &[];
-const SEEDS: u64 = 36;
+const SEEDS: u64 = 100;
 const STEPS: u64 = 40;
 const BASE_MS: u64 = 1_750_000_000_000;
 const NAMES: [&str; 2] = ["a", "b"];
@@ -229,18 +229,27 @@ impl World {
         }
     }
 
-    /// Never `ok` while an event waits and nothing is under way.
-    fn check_states(&self) {
+    /// Never `ok` while an event waits and nothing is under way. Events that were read late, behind
+    /// others, may linger for a batch once more.
+    async fn check_states(&self) {
+        if self.is_quietly_stuck() {
+            sleep(Duration::from_millis(self.batch.linger_ms + 1_000)).await;
+            due_now().await;
+            assert!(!self.is_quietly_stuck(), "{}", self.describe());
+        }
+    }
+
+    fn is_quietly_stuck(&self) -> bool {
         let process = self.process.as_ref().expect("runs");
         let bound = 3 + self.batch.linger_ms / 1_000;
         if process.started.elapsed().as_secs() <= bound {
             // What waited before the start lingers for its first attempt.
-            return;
+            return false;
         }
-        for (status, upstream) in process.forwarder.status().iter().zip(&self.upstreams) {
+        process.forwarder.status().iter().zip(&self.upstreams).any(|(status, upstream)| {
             let is_idle = status.state.as_str() == "ok" && upstream.in_flight() == 0;
-            assert!(!is_idle || status.lag_seconds <= bound, "{}", self.describe());
-        }
+            is_idle && status.lag_seconds > bound
+        })
     }
 
     async fn step(&mut self) {
@@ -300,7 +309,7 @@ impl World {
             self.step().await;
             due_now().await;
             self.check();
-            self.check_states();
+            self.check_states().await;
         }
         for upstream in &self.upstreams {
             upstream.state.lock().mode = Mode::Works;
@@ -313,7 +322,7 @@ impl World {
             sleep(Duration::from_secs(10)).await;
             due_now().await;
             self.check();
-            self.check_states();
+            self.check_states().await;
         }
         let began = Instant::now();
         self.restart().await;

@@ -55,9 +55,8 @@ pub fn run(
     let gate = PixelGate::builder(gate)
         .state_dir(&edge.state_dir)
         .trusted_proxies(trusted.clone())
-        .in_flight(in_flight.clone())
-        .open()
-        .map_err(EdgeError::Gate)?;
+        .in_flight(in_flight.clone());
+    let gate = gate.open().map_err(EdgeError::Gate)?;
     let buffered_bytes = edge.buffered_bytes();
     let keepalive = edge.keepalive_seconds;
     let proxy = Edge::new(gate.clone(), origins.clone(), trusted, keepalive, in_flight.clone())
