@@ -11,7 +11,7 @@ use std::cell::{Cell, OnceCell};
 use std::task::{Context, Poll};
 
 /// Most bytes that are read from an origin before the client takes some.
-const AHEAD_BYTES_MAX: usize = 16 << 10;
+const AHEAD_BYTES_MAX: usize = 64 << 10;
 /// The same while `edge.buffered_bytes_max` bytes wait in the whole process.
 const AHEAD_BYTES_MIN: usize = 2 << 10;
 /// Bytes that are given at once while the client takes nothing. Pingora stops reading when its

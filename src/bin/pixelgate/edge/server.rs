@@ -57,7 +57,6 @@ pub fn run(
         .trusted_proxies(trusted.clone())
         .in_flight(in_flight.clone());
     let gate = gate.open().map_err(EdgeError::Gate)?;
-    let buffered_bytes = edge.buffered_bytes();
     let keepalive = edge.keepalive_seconds;
     let proxy = Edge::new(gate.clone(), origins.clone(), trusted, keepalive, in_flight.clone())
         .map_err(EdgeError::Pingora)?
@@ -67,7 +66,7 @@ pub fn run(
     let proxy = http_server::proxy(&server.configuration, proxy).map_err(EdgeError::Proxy)?;
     let limits = Limits { connections_max: file_limit::connections_max(edge), ..edge.limits() };
     let http_server =
-        HttpServer::new(proxy, gate.clone(), in_flight.clone(), limits, buffered_bytes);
+        HttpServer::new(proxy, gate.clone(), in_flight.clone(), limits, edge.buffered_bytes());
     let (stop, stopped) = watch::channel(false);
     let certificates: Vec<_> = certificates.into_iter().map(|(_, all)| all).collect();
     let announcement = announcement(&plain, &tls, &pages);
