@@ -4,7 +4,7 @@
 //! the client takes none; neither number can be configured. But it reads from the origin and writes
 //! to the client in one task, through streams of this module's choice. So those streams agree, in a
 //! value that belongs to the task: the origin's stream gives little while the client takes nothing.
-//! About 40 KiB wait then: a piece that is being written, the next one, and some of the smallest.
+//! About 80 KiB wait then: a piece that is being written, and some of the smallest.
 
 use super::buffered_bytes::{BufferedBytes, Reservation};
 use std::cell::{Cell, OnceCell};
@@ -21,7 +21,7 @@ const TRICKLE_BYTES: usize = 1 << 10;
 /// queue up to five such pieces of an upload while the origin takes none.
 const UPLOAD_BYTES_MAX: usize = 16 << 10;
 /// What an exchange reserves of `edge.buffered_bytes_max`.
-const RESERVED_BYTES: usize = 40 << 10;
+const RESERVED_BYTES: usize = 80 << 10;
 /// How often the task lets its other half, or an HTTP/2 connection, write first, before it counts
 /// the client as one that does not read.
 const YIELDS_MAX: u32 = 2;
