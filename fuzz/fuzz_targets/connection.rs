@@ -78,6 +78,7 @@ static EDGE: LazyLock<Edge> = LazyLock::new(|| {
     config.upstream = vec![Upstream {
         name: "file".to_owned(),
         batch: Default::default(),
+        attempts_max: 12,
         kind: UpstreamKind::File(FileUpstream { dir: dir.join("events"), ..Default::default() }),
     }];
     config.spool.durability = Durability::Memory;
