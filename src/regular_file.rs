@@ -30,7 +30,7 @@ pub fn open(path: &Path) -> io::Result<File> {
 ///
 /// # Errors
 ///
-/// As for [`open`]; or the file cannot be read, or is longer.
+/// The file cannot be opened or read, is longer, or is a FIFO, a socket, a device or a folder.
 pub fn read(path: &Path, bytes_max: u64) -> io::Result<Vec<u8>> {
     let mut bytes = Vec::new();
     let read = open(path)?.take(bytes_max.saturating_add(1)).read_to_end(&mut bytes)?;

@@ -120,7 +120,7 @@ impl Config {
         .map_err(|e| e.within(&format!("upstream.{}", self.name)))
     }
 
-    /// Validates the settings and builds the upstream, as [`ValidConfig::build`] does.
+    /// Validates the settings and builds the upstream.
     ///
     /// # Errors
     ///
