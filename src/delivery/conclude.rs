@@ -85,14 +85,14 @@ impl DeliveryWorker {
                 Outcome::TooLarge(_) | Outcome::Rejected(_) if batch.len() > 1 => {
                     follow_up.extend(batch.halve().map(|half| (half, now)));
                 }
-                Outcome::TooLarge(failure) => self.bury(batch, Reason::TooLarge, &failure),
+                Outcome::TooLarge(failure) => self.dead_letter(batch, Reason::TooLarge, &failure),
                 Outcome::Rejected(failure) => {
                     let readable = |r: &Bytes| Record::decode_sound(r).is_ok();
                     let readable = batch.batch.records().iter().all(readable);
                     let reason = if readable { Reason::Rejected } else { Reason::Unreadable };
-                    self.bury(batch, reason, &failure);
+                    self.dead_letter(batch, reason, &failure);
                 }
-                Outcome::Dead(failure) => self.bury(batch, Reason::Undeliverable, &failure),
+                Outcome::Dead(failure) => self.dead_letter(batch, Reason::Undeliverable, &failure),
             }
         }
         follow_up
@@ -142,7 +142,7 @@ impl DeliveryWorker {
                         failure.what
                     );
                     let failure = Failure { what: what.into(), ..failure.clone() };
-                    return self.bury(batch, Reason::Undeliverable, &failure);
+                    return self.dead_letter(batch, Reason::Undeliverable, &failure);
                 }
             }
         }
@@ -151,7 +151,7 @@ impl DeliveryWorker {
         follow_up.push((batch, now + wait));
     }
 
-    fn bury(&mut self, batch: InFlightBatch, reason: Reason, failure: &Failure) {
+    fn dead_letter(&mut self, batch: InFlightBatch, reason: Reason, failure: &Failure) {
         let now_ms = self.monitor.clock.unix_ms();
         self.letters.push(batch, now_ms, reason, failure);
     }

@@ -36,7 +36,7 @@ pub enum Content {
 }
 
 /// What a rewrite does with a line.
-pub enum Fate {
+pub enum LineEdit {
     Keep,
     Remove,
     Replace(Box<Letter>),
@@ -117,12 +117,12 @@ pub fn mark_delivered(file: &File, offsets: &[u64]) -> io::Result<()> {
 
 /// Rewrites the file line by line, and removes it where nothing remains. The caller holds the
 /// replay's lock. A crash leaves the old file or the new one.
-pub fn rewrite(files: &Files, path: &Path, fate: impl FnMut(&Line) -> Fate) -> io::Result<()> {
+pub fn rewrite(files: &Files, path: &Path, edit: impl FnMut(&Line) -> LineEdit) -> io::Result<()> {
     let Some(lines) = Lines::open(files, path)? else { return Ok(()) };
     // Appends wait from here on; lines that came since the file was measured are copied.
     let _lock = files.lock()?;
     let new = path.with_extension("ndjson.new");
-    match write_new(lines, &mut File::open(path)?, &new, fate) {
+    match write_new(lines, &mut File::open(path)?, &new, edit) {
         Ok(0) => {
             fs::remove_file(path)?;
             fs::remove_file(&new)?;
@@ -141,7 +141,7 @@ fn write_new(
     mut lines: Lines,
     old: &mut File,
     path: &Path,
-    mut fate: impl FnMut(&Line) -> Fate,
+    mut edit: impl FnMut(&Line) -> LineEdit,
 ) -> io::Result<u64> {
     let was = old.metadata()?;
     let mut options = OpenOptions::new();
@@ -156,10 +156,10 @@ fn write_new(
     // Lines that stay are copied as ranges of bytes, whatever they hold.
     let mut kept_from = 0;
     while let Some(line) = lines.next()? {
-        let replacement = match fate(&line) {
-            Fate::Keep => continue,
-            Fate::Remove => None,
-            Fate::Replace(letter) => Some(letter),
+        let replacement = match edit(&line) {
+            LineEdit::Keep => continue,
+            LineEdit::Remove => None,
+            LineEdit::Replace(letter) => Some(letter),
         };
         copy(old, kept_from, line.offset, &mut new)?;
         if let Some(letter) = replacement {

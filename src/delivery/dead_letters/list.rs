@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 
 use super::filter::Filter;
 use super::letter::Letter;
-use super::lines::{Content, Fate, Lines, rewrite};
+use super::lines::{Content, LineEdit, Lines, rewrite};
 use super::store::{DeadError, Files};
 
 /// Most damaged lines that a [`Summary`] names; further ones are only counted.
@@ -108,10 +108,10 @@ pub fn remove(dir: &Path, upstream: &str, filter: &Filter) -> Result<u64, DeadEr
         rewrite(&files, path, |line| match &line.content {
             Content::Letter(letter) if filter.matches(letter) => {
                 removed += 1;
-                Fate::Remove
+                LineEdit::Remove
             }
-            Content::Delivered => Fate::Remove,
-            Content::Letter(_) | Content::Damaged => Fate::Keep,
+            Content::Delivered => LineEdit::Remove,
+            Content::Letter(_) | Content::Damaged => LineEdit::Keep,
         })?;
     }
     Ok(removed)

@@ -18,7 +18,7 @@ use tokio::sync::watch;
 
 use super::filter::Filter;
 use super::letter::{Letter, Reason};
-use super::lines::{Content, Fate, Line, Lines, mark_delivered, rewrite};
+use super::lines::{Content, Line, LineEdit, Lines, mark_delivered, rewrite};
 use super::store::{DeadError, Files};
 use crate::clock::{Clock, SystemClock};
 use crate::delivery::in_flight_batch::InFlightBatch;
@@ -105,7 +105,7 @@ pub async fn replay(
             progress(&replay.so_far);
         }
         if replay.marked || !replay.refused.is_empty() {
-            rewrite(&files, path, |line| replay.fate(name, line))?;
+            rewrite(&files, path, |line| replay.edit(name, line))?;
         }
         (so_far, ended) = (replay.so_far, replay.ended);
     }
@@ -219,16 +219,16 @@ impl Replay<'_> {
 
     /// What the file holds after the replay: without the letters that were delivered, and with the
     /// new reasons.
-    fn fate(&mut self, name: &str, line: &Line) -> Fate {
+    fn edit(&mut self, name: &str, line: &Line) -> LineEdit {
         match &line.content {
-            Content::Delivered => Fate::Remove,
-            Content::Damaged => Fate::Keep,
+            Content::Delivered => LineEdit::Remove,
+            Content::Damaged => LineEdit::Keep,
             Content::Letter(letter) => match self.refused.remove(&line.offset) {
-                None => Fate::Keep,
+                None => LineEdit::Keep,
                 Some((reason, failure)) => {
                     let record = letter.record().unwrap_or_default();
                     let now = SystemClock.unix_ms();
-                    Fate::Replace(Box::new(Letter::new(name, now, reason, &failure, &record)))
+                    LineEdit::Replace(Box::new(Letter::new(name, now, reason, &failure, &record)))
                 }
             },
         }

@@ -281,12 +281,12 @@ impl World {
             let state = upstream.state.lock();
             let mut left: BTreeSet<u64> =
                 (1..=last).filter(|event| !state.taken.contains_key(event)).collect();
-            let bury = |letter: &Letter| {
+            let strike_off = |letter: &Letter| {
                 let record = letter.record().expect("as written");
                 left.remove(&number_of(&record));
             };
             let all = Filter::default();
-            dead_letters::list(self.dead.path(), name, &all, bury).expect("readable");
+            dead_letters::list(self.dead.path(), name, &all, strike_off).expect("readable");
             left.is_empty()
         })
     }
