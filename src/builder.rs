@@ -9,7 +9,7 @@ use crate::delivery;
 use crate::delivery::threads::Delivery;
 use crate::delivery::{Meters, Route};
 use crate::event::{self, Rules};
-use crate::plugin::{GateState, PixelGate, PrebuiltResponse};
+use crate::plugin::{GateState, PixelGate, PrebuiltResponse, ReloadState, Settings};
 use crate::policy::gate::Gate;
 use crate::policy::portals;
 use crate::policy::portals::Portals;
@@ -23,9 +23,12 @@ use crate::telemetry::event_samples::EventSamples;
 use crate::telemetry::faults::Faults;
 use crate::telemetry::in_flight::InFlight;
 use crate::telemetry::metrics::Metrics;
-use crate::upstream::{self, BatchConfig, Upstream};
+use crate::upstream::{self, BatchConfig, Replaceable, Replacement, Upstream};
+use arc_swap::ArcSwap;
+use parking_lot::Mutex;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64};
 
 /// The folder of the dead letters, below the spool's own.
 const DEAD_DIR: &str = "dead";
@@ -226,10 +229,8 @@ impl Builder {
         let portals = portals.map_err(OpenError::Portals)?;
         let metrics = Metrics::new();
         let faults = Faults::new(self.clock.clone(), metrics.faults.clone());
-        let answers =
-            Answers::build(&config.response, &config.events.methods, PrebuiltResponse::new)
-                .map_err(OpenError::Answers)?;
-        let routes = destinations(&config, &self.own)?;
+        let upstreams = configured(&config, &faults)?;
+        let routes = destinations(&config, &upstreams, &self.own)?;
         let names: Vec<String> = routes.iter().map(|(name, ..)| name.clone()).collect();
         let env = Env {
             clock: self.clock.clone(),
@@ -257,41 +258,132 @@ impl Builder {
         let routes = routes.into_iter().filter_map(route).collect();
         let delivery =
             Delivery::start(routes, options, portals.clone()).map_err(OpenError::Threads)?;
-        let trusted = self.trusted;
-        let (response, methods) = (config.response.clone(), config.events.methods.clone());
-        let upstreams = config.upstream.clone();
+        let reload = ReloadState {
+            clock: self.clock.clone(),
+            state_dir: self.state_dir,
+            portals: Mutex::new(config.portals.clone()),
+            upstreams,
+        };
+        let settings = config.into_settings(portals, self.clock.clone())?;
         Ok(PixelGate::from_state(GateState {
-            gate: config.into_gate(portals, self.clock.clone()),
+            settings: ArcSwap::from_pointee(settings),
+            reloads: AtomicU64::new(0),
+            draining: AtomicBool::new(false),
             spool,
             metrics,
             faults,
-            event_samples: EventSamples::new(self.clock.clone()),
-            answers,
-            response,
-            methods,
-            trusted,
+            event_samples: EventSamples::new(self.clock),
+            trusted: self.trusted,
             delivery,
             in_flight: self.in_flight,
-            upstreams,
+            reload,
         }))
     }
 }
 
+/// A configuration that is ready to take the place of the one in force: [`PixelGate::prepare`].
+#[must_use = "nothing is in force before `apply`"]
+pub struct Reload {
+    gate: PixelGate,
+    config: portals::Config,
+    settings: Settings,
+    upstreams: Vec<(Replaceable, Replacement)>,
+}
+
+impl PixelGate {
+    /// Checks and builds everything of a new configuration that takes effect without a restart:
+    /// `[events]`, `[privacy]`, `[response]`, `[portals]`, and of each upstream all but its name,
+    /// kind, batches, attempts, concurrency and order, and the folder of kind `file`. The rest of
+    /// `config` is not looked at. Reads the files that it names again. Nothing is in force yet.
+    ///
+    /// Blocks. A new portal list behind a URL takes the place of the earlier one when it is loaded.
+    ///
+    /// # Errors
+    ///
+    /// The first part that cannot be used.
+    pub fn prepare(&self, config: ValidConfig) -> Result<Reload, OpenError> {
+        let state = self.state();
+        let known = self.gate().portals().clone();
+        let portals = match *state.reload.portals.lock() == config.portals {
+            true => known,
+            false => {
+                let (dir, clock) = (&state.reload.state_dir, state.reload.clock.clone());
+                let new = Portals::open(&config.list, dir, clock).map_err(OpenError::Portals)?;
+                new.succeed(&known);
+                new
+            }
+        };
+        let mut upstreams = Vec::new();
+        for new in &config.destinations {
+            let running = state.reload.upstreams.iter().find(|known| known.name() == new.name);
+            let Some(running) = running else { continue };
+            if let Some(replacement) = running.prepare(new)? {
+                upstreams.push((running.clone(), replacement));
+            }
+        }
+        let (list, clock) = (config.portals.clone(), state.reload.clock.clone());
+        let settings = config.into_settings(portals, clock)?;
+        Ok(Reload { gate: self.clone(), config: list, settings, upstreams })
+    }
+
+    /// Reads the certificates and keys of the upstreams again, where their files have changed. Each
+    /// upstream also does so by itself before it sends. A file that cannot be used changes nothing
+    /// and is a fault. Blocks.
+    pub fn reload_upstream_files(&self) {
+        self.state().reload.upstreams.iter().for_each(Replaceable::look);
+    }
+}
+
+impl Reload {
+    /// Puts the configuration in force. A request or an attempt to deliver that has begun ends with
+    /// what it began with.
+    pub fn apply(self) {
+        let state = self.gate.state();
+        *state.reload.portals.lock() = self.config;
+        state.delivery.watch(self.settings.gate.portals());
+        state.settings.store(Arc::new(self.settings));
+        self.gate.count_reload();
+        for (running, replacement) in self.upstreams {
+            running.put(replacement);
+        }
+    }
+}
+
 impl ValidConfig {
+    /// What a request uses of this configuration.
+    fn into_settings(self, portals: Portals, clock: Arc<dyn Clock>) -> Result<Settings, OpenError> {
+        let answers = Answers::build(&self.response, &self.events.methods, PrebuiltResponse::new)
+            .map_err(OpenError::Answers)?;
+        Ok(Settings {
+            answers,
+            sends_event_id: self.response.event_id,
+            upstreams: self.upstream.clone(),
+            gate: Arc::new(self.into_gate(portals, clock)),
+        })
+    }
+
     fn into_gate(self, portals: Portals, clock: Arc<dyn Clock>) -> Gate {
         Gate::new(self.guard, self.rules, self.config.privacy, portals, clock)
     }
 }
 
+/// The configured upstreams, built.
+fn configured(config: &ValidConfig, faults: &Faults) -> Result<Vec<Replaceable>, ConfigError> {
+    let build =
+        |upstream: &upstream::ValidConfig| Replaceable::build(upstream.clone(), faults.clone());
+    config.destinations.iter().map(build).collect()
+}
+
 /// Every upstream, configured or the host's own, with its name and its batches.
 fn destinations(
     config: &ValidConfig,
+    configured: &[Replaceable],
     own: &[(String, Arc<dyn Upstream>)],
 ) -> Result<Vec<Destination>, ConfigError> {
     let mut all = Vec::new();
-    for upstream in &config.destinations {
-        let built = upstream.build()?;
+    for (upstream, running) in config.destinations.iter().zip(configured) {
         let batch = upstream.batch.over(&config.batch);
+        let built: Arc<dyn Upstream> = Arc::new(running.clone());
         all.push((upstream.name.clone(), built, batch, upstream.attempts_max));
     }
     for (name, upstream) in own {

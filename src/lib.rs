@@ -94,7 +94,7 @@ mod spool;
 mod telemetry;
 mod upstream;
 
-pub use builder::{Builder, Config, OpenError, ValidConfig, check};
+pub use builder::{Builder, Config, OpenError, Reload, ValidConfig, check};
 pub use config_error::ConfigError;
 pub use event::{Reason, Rejection};
 pub use plugin::PixelGate;
@@ -131,7 +131,8 @@ pub mod custom {
 #[cfg(feature = "server")]
 pub mod http_server {
     pub use crate::server::{
-        Acceptor, BufferedBytes, Limits, Listener, OriginConnector, Proxy, Server, proxy,
+        Acceptor, BufferedBytes, Limits, LimitsHandle, Listener, OriginConnector, OriginTransport,
+        Proxy, Server, proxy,
     };
     pub use crate::telemetry::metrics::Limit;
 }
@@ -139,8 +140,9 @@ pub mod http_server {
 /// The operator's listener: `/metrics`, `/livez`, `/readyz`, `/status` and the live page (SPEC 8).
 #[cfg(feature = "admin")]
 pub mod admin_pages {
-    pub use crate::admin::{Admin, Sampler, VERDICT_TARGET};
+    pub use crate::admin::{Admin, Sampler, TokenHandle, VERDICT_TARGET};
     pub use crate::telemetry::event_samples::SAMPLES_PER_SECOND_MAX;
+    pub use crate::telemetry::faults::FaultKind;
 }
 
 /// Parts for command-line tools: `explain`, the spool, its dead letters, files and log lines.

@@ -7,16 +7,19 @@
 //! runs on threads of the gate's own; no request waits for it.
 
 mod body;
+#[cfg(feature = "server")]
+mod fast_response;
 
+use crate::clock::Clock;
 use crate::delivery::Forwarder;
 use crate::delivery::threads::Delivery;
 use crate::event::{Reason, Rejection};
 use crate::policy::gate::{AcceptedEvent, Decision, EventRequest, Gate, Verdict};
+use crate::policy::portals;
 use crate::request::client::TrustedProxies;
 use crate::request::context::context;
 use crate::request::path::Reading;
 use crate::request::target::Target;
-use crate::response::answers;
 use crate::response::answers::{Answer, Answers, OwnLines, wants_image};
 use crate::response::title_case::title_case;
 use crate::spool::{CloseError, Commit, Overloaded, Spool};
@@ -25,12 +28,20 @@ use crate::telemetry::faults::Faults;
 use crate::telemetry::in_flight::InFlight;
 use crate::telemetry::metrics::{Limit, Metrics};
 use crate::upstream;
+use crate::upstream::Replaceable;
+use arc_swap::ArcSwap;
 use bytes::Bytes;
+#[cfg(feature = "server")]
+use fast_response::FastResponse;
 use http::{Method, Version, header};
+use parking_lot::Mutex;
 use pingora::http::ResponseHeader;
 use pingora::protocols::http::ServerSession;
 use pingora::proxy::Session;
+use std::path::PathBuf;
 use std::sync::Arc;
+use std::sync::atomic::Ordering::{Acquire, Release};
+use std::sync::atomic::{AtomicBool, AtomicU64};
 use std::time::{Duration, Instant};
 
 /// Spare slots in each prebuilt header for `Date` and `Connection`, which the connection adds, and
@@ -43,31 +54,53 @@ pub struct PixelGate {
     state: Arc<GateState>,
 }
 
+/// What a reload replaces, all at once: a request uses one of these from its first check to its
+/// answer.
+pub(crate) struct Settings {
+    pub gate: Arc<Gate>,
+    pub answers: Answers<PrebuiltResponse>,
+    /// Whether `X-Event-Id` is sent (`response.event_id`).
+    pub sends_event_id: bool,
+    /// The configured upstreams, for `explain`.
+    pub upstreams: Vec<upstream::Config>,
+}
+
 /// Everything that the clones of a [`PixelGate`] share.
 pub(crate) struct GateState {
-    pub gate: Gate,
+    pub settings: ArcSwap<Settings>,
+    /// How often something was reloaded since the gate was opened.
+    pub reloads: AtomicU64,
+    /// Whether the host is about to stop.
+    pub draining: AtomicBool,
     pub spool: Spool,
     pub metrics: Metrics,
     /// Where every room raises its faults.
     pub faults: Faults,
     pub event_samples: EventSamples,
-    pub answers: Answers<PrebuiltResponse>,
-    /// The `[response]` section, from which `server` builds the same answers as bytes.
-    pub response: answers::Config,
-    /// The methods of `events.methods`, which those answers name.
-    pub methods: Vec<String>,
     pub trusted: TrustedProxies,
     pub delivery: Delivery,
     /// In-flight counters. `None`: every group waits the full linger.
     pub in_flight: Option<InFlight>,
-    /// The configured upstreams, for `explain`.
-    pub upstreams: Vec<upstream::Config>,
+    /// What a reload builds on.
+    pub reload: ReloadState,
 }
 
-/// An answer as the header and body that Pingora sends.
+/// What a reload builds on: what it may not change, and the handles by which it changes the rest.
+pub(crate) struct ReloadState {
+    pub clock: Arc<dyn Clock>,
+    pub state_dir: PathBuf,
+    /// The `[portals]` in force.
+    pub portals: Mutex<portals::Config>,
+    /// The configured upstreams, running.
+    pub upstreams: Vec<Replaceable>,
+}
+
+/// An answer as the header and body that Pingora sends, and as the bytes that the fast path sends.
 pub(crate) struct PrebuiltResponse {
     header: ResponseHeader,
     body: Bytes,
+    #[cfg(feature = "server")]
+    pub bytes: FastResponse,
 }
 
 /// The answer to an event request.
@@ -158,8 +191,9 @@ impl PixelGate {
         &self,
         session: &mut ServerSession,
     ) -> pingora::Result<Option<Verdict>> {
+        let settings = self.settings();
         let target = Target::split(session.req_header().raw_path());
-        let reading = self.state.gate.read(target.path);
+        let reading = settings.gate.read(target.path);
         if reading == Reading::Other {
             return Ok(None);
         }
@@ -167,7 +201,7 @@ impl PixelGate {
         let mut form = Vec::new();
         if !session.is_body_done() {
             let takes_form =
-                self.state.gate.rules().judges_post() && body::is_form(session.req_header());
+                settings.gate.rules().judges_post() && body::is_form(session.req_header());
             let Ok(body) = body::read(session, takes_form).await else {
                 self.refuse_body(session).await;
                 return Ok(Some(Verdict::NotJudged));
@@ -177,29 +211,33 @@ impl PixelGate {
             }
             form = body.form;
         }
-        let response = self.finish(&mut self.judge_session(session, reading, &form)).await;
-        self.answer(session, response).await?;
+        let mut judged = self.judge_session(&settings, session, reading, &form);
+        let response = self.finish(&mut judged).await;
+        answer(&settings.answers, session, response).await?;
         Ok(Some(response.verdict()))
     }
 
     /// The part without waiting: judge, encode, enqueue. The parameters of a form are read after
     /// those of the query.
-    fn judge_session(&self, session: &ServerSession, reading: Reading, form: &[u8]) -> NextStep {
+    fn judge_session(
+        &self,
+        settings: &Settings,
+        session: &ServerSession,
+        reading: Reading,
+        form: &[u8],
+    ) -> NextStep {
         let request = session.req_header();
         let query = Target::split(request.raw_path()).query;
         let joined = if form.is_empty() { Vec::new() } else { [query, b"&", form].concat() };
         let peer = session.client_addr().and_then(|a| a.as_inet()).map(|a| a.ip());
-        self.judge(EventRequest {
+        let names = settings.gate.rules().context_names();
+        let event = EventRequest {
             method: &request.method,
             reading,
             query: if form.is_empty() { query } else { &joined },
-            context: context(
-                &request.headers,
-                peer,
-                &self.state.trusted,
-                self.state.gate.rules().context_names(),
-            ),
-        })
+            context: context(&request.headers, peer, &self.state.trusted, names),
+        };
+        self.judge(settings, event)
     }
 
     /// Answers 400 to a request whose body is broken or cut. The connection closes, because the end
@@ -217,15 +255,15 @@ impl PixelGate {
     }
 
     /// Judges an event request, and enqueues an accepted event in the spool.
-    pub(crate) fn judge(&self, request: EventRequest<'_>) -> NextStep {
-        let state = &*self.state;
+    pub(crate) fn judge(&self, settings: &Settings, request: EventRequest<'_>) -> NextStep {
+        let (state, gate) = (&*self.state, &settings.gate);
         let query = request.query;
         let reject = |rejection: Rejection| {
-            state.event_samples.rejected(rejection.reason, query, state.gate.rules());
+            state.event_samples.rejected(rejection.reason, query, gate.rules());
             NextStep::Respond(EventResponse::Rejected(rejection))
         };
         let mut accepted = AcceptedEvent::blank();
-        match state.gate.judge(request, &mut accepted) {
+        match gate.judge(request, &mut accepted) {
             Decision::Accept => {}
             Decision::Reject(rejection) => return reject(rejection),
             Decision::Preflight => return NextStep::Respond(EventResponse::Preflight),
@@ -238,7 +276,7 @@ impl PixelGate {
             state.metrics.count_dry_run_refusal(reason);
         }
         let mut event_id = None;
-        let encode = |out: &mut Vec<u8>| event_id = Some(state.gate.encode(&accepted, out));
+        let encode = |out: &mut Vec<u8>| event_id = Some(gate.encode(&accepted, out));
         match state.spool.append(encode) {
             Ok(commit) => {
                 if state.in_flight.as_ref().is_some_and(InFlight::all_connections_wait) {
@@ -246,7 +284,7 @@ impl PixelGate {
                 }
                 let lines = OwnLines {
                     ignored_params: accepted.ignored.len(),
-                    event_id: event_id.filter(|_| state.response.event_id),
+                    event_id: event_id.filter(|_| settings.sends_event_id),
                     retry_after_seconds: None,
                 };
                 let pending = state.event_samples.appended(&accepted.event);
@@ -279,46 +317,29 @@ impl PixelGate {
         }
     }
 
-    async fn answer(
-        &self,
-        session: &mut ServerSession,
-        response: EventResponse,
-    ) -> pingora::Result<()> {
-        let accept = session.get_header(header::ACCEPT).map(|value| value.as_bytes());
-        let prebuilt = response.pick(&self.state.answers, wants_image(accept));
-        let mut header = Box::new(if session.req_header().version == Version::HTTP_2 {
-            // HTTP/2 sends all names in lower case, so their HTTP/1 spelling is not copied.
-            ResponseHeader::from(prebuilt.header.as_owned_parts())
-        } else {
-            prebuilt.header.clone()
-        });
-        let own = response.own_lines();
-        if let Some(seconds) = own.retry_after_seconds
-            && header.headers.contains_key(header::RETRY_AFTER)
-        {
-            header.insert_header(header::RETRY_AFTER, seconds)?;
-        }
-        let mut added = Ok(());
-        own.put_accepted(|name, value| {
-            if added.is_ok() {
-                added = header.insert_header(name, value);
-            }
-        });
-        added?;
-        session.write_response_header(header).await?;
-        if !prebuilt.body.is_empty() && session.req_header().method != Method::HEAD {
-            session.write_response_body(prebuilt.body.clone(), true).await?;
-        }
-        Ok(())
-    }
-
     pub(crate) fn state(&self) -> &GateState {
         &self.state
     }
 
     /// The judge, for a host that wants to explain a verdict. Asking it counts and stores nothing.
-    pub fn gate(&self) -> &Gate {
-        &self.state.gate
+    pub fn gate(&self) -> Arc<Gate> {
+        Arc::clone(&self.state.settings.load().gate)
+    }
+
+    /// What is in force for a request that begins now.
+    pub(crate) fn settings(&self) -> Arc<Settings> {
+        self.state.settings.load_full()
+    }
+
+    /// How often something was reloaded since the gate was opened. Read it before what was
+    /// reloaded.
+    pub(crate) fn reloads(&self) -> u64 {
+        self.state.reloads.load(Acquire)
+    }
+
+    /// Counts a reload. Call it after what was reloaded is in place.
+    pub(crate) fn count_reload(&self) {
+        self.state.reloads.fetch_add(1, Release);
     }
 
     /// The gate's counters and gauges (SPEC 8).
@@ -348,7 +369,18 @@ impl PixelGate {
 
     /// Asks for the portal list to be read again now, as SIGHUP does. Does not wait for it.
     pub fn reload_portals(&self) {
-        self.state.gate.portals().reload();
+        self.state.settings.load().gate.portals().reload();
+    }
+
+    /// Makes `/readyz` answer 503 from now on, because the host is about to stop: balancers then
+    /// send their requests elsewhere. Events are accepted as before.
+    pub fn drain(&self) {
+        self.state.draining.store(true, Release);
+    }
+
+    /// Whether the host is about to stop: see [`PixelGate::drain`].
+    pub fn is_draining(&self) -> bool {
+        self.state.draining.load(Acquire)
     }
 
     /// Stops delivery and makes every enqueued event durable, within `limit`: attempts under way
@@ -368,15 +400,56 @@ impl PixelGate {
     }
 }
 
+/// Sends the prebuilt answer.
+async fn answer(
+    answers: &Answers<PrebuiltResponse>,
+    session: &mut ServerSession,
+    response: EventResponse,
+) -> pingora::Result<()> {
+    let accept = session.get_header(header::ACCEPT).map(|value| value.as_bytes());
+    let prebuilt = response.pick(answers, wants_image(accept));
+    let mut header = Box::new(if session.req_header().version == Version::HTTP_2 {
+        // HTTP/2 sends all names in lower case, so their HTTP/1 spelling is not copied.
+        ResponseHeader::from(prebuilt.header.as_owned_parts())
+    } else {
+        prebuilt.header.clone()
+    });
+    let own = response.own_lines();
+    if let Some(seconds) = own.retry_after_seconds
+        && header.headers.contains_key(header::RETRY_AFTER)
+    {
+        header.insert_header(header::RETRY_AFTER, seconds)?;
+    }
+    let mut added = Ok(());
+    own.put_accepted(|name, value| {
+        if added.is_ok() {
+            added = header.insert_header(name, value);
+        }
+    });
+    added?;
+    session.write_response_header(header).await?;
+    if !prebuilt.body.is_empty() && session.req_header().method != Method::HEAD {
+        session.write_response_body(prebuilt.body.clone(), true).await?;
+    }
+    Ok(())
+}
+
 impl PrebuiltResponse {
     /// Turns an answer into Pingora's form. Does not fail for an answer of [`Answers`]: their
     /// headers are valid by type and their statuses are literals.
     pub fn new(answer: Answer) -> pingora::Result<Self> {
+        #[cfg(feature = "server")]
+        let bytes = FastResponse::new(&answer);
         let size = answer.headers.len() + SPARE_HEADERS;
         let mut header = ResponseHeader::build(answer.status, Some(size))?;
         for (name, value) in answer.headers {
             header.insert_header(title_case(&name), value)?;
         }
-        Ok(Self { header, body: answer.body })
+        Ok(Self {
+            header,
+            body: answer.body,
+            #[cfg(feature = "server")]
+            bytes,
+        })
     }
 }

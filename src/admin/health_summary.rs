@@ -115,7 +115,9 @@ fn upstream_holds_back(snapshot: &Snapshot) -> Option<HealthSummary> {
     match route.state {
         State::Misconfigured => trouble(
             format!("Upstream {name} does not accept how it is asked; {wait}."),
-            format!("Last error: {error}. Set [[upstream]] {name} right and restart.{room}"),
+            format!(
+                "Last error: {error}. Set [[upstream]] {name} right: it takes effect by itself.{room}"
+            ),
         ),
         State::DeadLettersFailing => trouble(
             format!("The dead letters of upstream {name} cannot be written; {wait}."),
@@ -252,6 +254,7 @@ mod tests {
 
     fn snapshot() -> Snapshot {
         Snapshot {
+            draining: false,
             spool: spool::Status {
                 bytes: 0,
                 free_bytes: 1 << 40,

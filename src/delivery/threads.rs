@@ -23,6 +23,8 @@ pub(crate) struct Delivery {
     threads: Mutex<Vec<thread::JoinHandle<()>>>,
     forwarder: Forwarder,
     stop: watch::Sender<bool>,
+    /// The portal policy whose list is watched.
+    portals: watch::Sender<Portals>,
 }
 
 impl Delivery {
@@ -34,12 +36,25 @@ impl Delivery {
     pub fn start(routes: Vec<Route>, options: Options, portals: Portals) -> io::Result<Self> {
         let (stop, stopped) = watch::channel(false);
         let (forwarder, workers) = forwarder::prepare(routes, &options);
-        let mut threads = vec![spawn("portals".to_owned(), portals.watch(stopped))?];
+        let (portals, watched) = watch::channel(portals);
+        let mut threads = vec![spawn("portals".to_owned(), watch_latest(watched, stopped))?];
         for worker in workers {
             let name = format!("to {}", worker.name());
             threads.push(spawn(name, worker.run())?);
         }
-        Ok(Self { threads: Mutex::new(threads), forwarder, stop })
+        Ok(Self { threads: Mutex::new(threads), forwarder, stop, portals })
+    }
+
+    /// Watches the list of this policy from now on, instead of that of the earlier one. Nothing
+    /// happens where it is the same policy.
+    pub fn watch(&self, portals: &Portals) {
+        self.portals.send_if_modified(|watched| {
+            let is_other = !watched.is_same(portals);
+            if is_other {
+                *watched = portals.clone();
+            }
+            is_other
+        });
     }
 
     pub fn forwarder(&self) -> &Forwarder {
@@ -62,6 +77,18 @@ impl Delivery {
                 }
                 thread::park_timeout(left.min(Duration::from_millis(1)));
             }
+        }
+    }
+}
+
+/// Watches the list of the latest policy until the stop.
+async fn watch_latest(mut portals: watch::Receiver<Portals>, stopped: watch::Receiver<bool>) {
+    loop {
+        let latest = portals.borrow_and_update().clone();
+        tokio::select! {
+            () = latest.watch(stopped.clone()) => return,
+            // The sender lives as long as this task is to run.
+            Ok(()) = portals.changed() => {}
         }
     }
 }

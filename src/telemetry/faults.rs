@@ -40,11 +40,13 @@ pub enum FaultKind {
     SpoolCursor,
     /// Files of the spool cannot be removed.
     SpoolFiles,
+    /// A changed configuration, or a file that it names, is not in force.
+    ConfigReload,
 }
 
 impl FaultKind {
     /// Every kind, so that a scrape shows zeros.
-    pub const ALL: [Self; 13] = [
+    pub const ALL: [Self; 14] = [
         Self::PortalsUnread,
         Self::PortalsStale,
         Self::SpoolRefuses,
@@ -58,6 +60,7 @@ impl FaultKind {
         Self::SpoolSegment,
         Self::SpoolCursor,
         Self::SpoolFiles,
+        Self::ConfigReload,
     ];
 
     /// The word in `/status` and in the metric's label.
@@ -76,6 +79,7 @@ impl FaultKind {
             Self::SpoolSegment => "spool_segment",
             Self::SpoolCursor => "spool_cursor",
             Self::SpoolFiles => "spool_files",
+            Self::ConfigReload => "config_reload",
         }
     }
 }

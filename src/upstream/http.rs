@@ -3,7 +3,7 @@
 use crate::config_error::ConfigError;
 use std::collections::BTreeMap;
 use std::fmt;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use async_trait::async_trait;
 use bytes::Bytes;
@@ -165,6 +165,11 @@ impl Config {
             concurrency_max: self.concurrency_max,
             order: self.order,
         })
+    }
+
+    /// The files that are read when the upstream is built.
+    pub(super) fn files(&self) -> [Option<&Path>; 3] {
+        [self.ca.as_deref(), self.cert.as_deref(), self.key.as_deref()]
     }
 
     fn signer(&self) -> Result<Option<Signer>, ConfigError> {

@@ -21,6 +21,7 @@ mod fidelity;
 mod h2;
 mod harness;
 mod hidden;
+mod hot;
 mod http;
 mod hubspot;
 mod in_flight;

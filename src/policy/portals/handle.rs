@@ -121,6 +121,28 @@ impl Portals {
         Portals { shared: Arc::new(shared) }
     }
 
+    /// Whether both are handles to the same policy.
+    pub fn is_same(&self, other: &Portals) -> bool {
+        Arc::ptr_eq(&self.shared, &other.shared)
+    }
+
+    /// Takes over from an earlier policy: what is left of each portal's rate, and, until a URL's
+    /// first list is loaded, the earlier list.
+    pub fn succeed(&self, earlier: &Portals) {
+        let (own, earlier) = (&*self.shared, &*earlier.shared);
+        let Some(list) = earlier.current.load_full() else { return };
+        if let Some(new) = &*own.current.load() {
+            return new.carry_rates(&list);
+        }
+        // Without a URL there is no list to wait for. The lock is free: nothing watches this yet.
+        if !matches!(own.source.try_lock().as_deref(), Ok(Source::Url(_))) {
+            return;
+        }
+        own.confirmed_ms.store(earlier.confirmed_ms.load(Ordering::Relaxed), Ordering::Relaxed);
+        own.health.lock().loaded_at_ms = earlier.health.lock().loaded_at_ms;
+        own.current.store(Some(list));
+    }
+
     /// Whether a portal's event of this name is accepted. The checks in their order: `overloaded`
     /// (no list, or a list that is too old), `portal_not_allowed`, `event_not_allowed`. Takes no
     /// lock and allocates nothing.

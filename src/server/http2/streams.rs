@@ -10,6 +10,7 @@ use super::session::Http2Session;
 use super::uploads::Uploads;
 use crate::server::buffered_bytes::Reservation;
 use crate::server::exchange;
+use crate::server::limits::Limits;
 use crate::server::service::Server;
 use crate::telemetry::metrics::Limit;
 use bytes::Bytes;
@@ -106,9 +107,9 @@ where
     pub async fn serve(
         self: Arc<Self>,
         io: FrameCounter,
+        limits: &Limits,
         mut stopping: watch::Receiver<bool>,
     ) -> Option<Limit> {
-        let limits = self.server.limits();
         let mut connection = match h2_options(limits).handshake(io).await {
             Ok(connection) => connection,
             Err(e) => return limit_of(&e),
@@ -191,7 +192,7 @@ where
 
     /// Checks a request. A malformed one is answered, and its stream ends.
     async fn admit(&self, mut session: Http2Session) -> Option<ServerSession> {
-        let checked = check(session.req_header(), self.server.limits());
+        let checked = check(session.req_header(), &self.server.admission.limits());
         let Err(limit) = checked
             .and_then(|()| join_cookies(session.req_header_mut()).map_err(|_| Limit::HeaderSyntax))
         else {
@@ -211,12 +212,12 @@ where
     /// Answers an event request. Returns the session of any other request.
     async fn answer(&self, mut session: ServerSession) -> Option<ServerSession> {
         let server = &self.server;
-        if !server.limits().answer_plain || !is_simple_get(&mut session) {
+        if !server.admission.limits().answer_plain || !is_simple_get(&mut session) {
             return Some(session);
         }
         let _in_flight_guard = server.in_flight.enter_here();
         // A client that never opens its stream window must not hold the response forever.
-        session.set_write_timeout(Some(server.limits().write_timeout));
+        session.set_write_timeout(Some(server.admission.limits().write_timeout));
         let answered = match server.gate.handle_downstream(&mut session).await {
             Ok(None) => return Some(session),
             Ok(Some(_)) => session.finish().await.map(drop),

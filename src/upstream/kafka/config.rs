@@ -2,6 +2,7 @@
 
 use crate::config_error::ConfigError;
 use std::collections::BTreeMap;
+use std::path::Path;
 
 use rdkafka::ClientConfig;
 use rdkafka::error::KafkaError;
@@ -39,6 +40,15 @@ const DEFAULTS: &[(&str, &str)] = &[
     ("enable.metrics.push", "false"),
     // A missing topic is reported as missing before the attempt ends.
     ("topic.metadata.propagation.max.ms", "5000"),
+];
+
+/// Properties that name a file which librdkafka reads when a producer is made.
+const FILES: &[&str] = &[
+    "ssl.ca.location",
+    "ssl.certificate.location",
+    "ssl.key.location",
+    "ssl.keystore.location",
+    "ssl.crl.location",
 ];
 
 /// Properties that cannot be configured, because pixelgate sets them, with the reason.
@@ -105,6 +115,13 @@ impl Config {
         };
         Producer::rehearse(&setup).map_err(|reason| ConfigError::new("properties", reason))?;
         Ok(Kafka::new(setup))
+    }
+
+    /// The files that librdkafka's properties name.
+    pub fn files(&self) -> Vec<Option<&Path>> {
+        let Properties(all) = &self.properties;
+        let file = |name: &&str| all.get(*name).map(|path| Path::new(path.expose()));
+        FILES.iter().map(file).collect()
     }
 
     fn client_config(&self) -> Result<ClientConfig, ConfigError> {

@@ -1,7 +1,7 @@
 //! The settings of a `nats` upstream.
 
 use crate::config_error::ConfigError;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use async_nats::ServerAddr;
@@ -89,6 +89,12 @@ impl Config {
             stream: self.stream.clone(),
             timeout: Duration::from_secs(self.timeout_seconds),
         }))
+    }
+
+    /// The files that are read when the upstream is built.
+    pub fn files(&self) -> [Option<&Path>; 4] {
+        let Self { credentials, ca, cert, key, .. } = self;
+        [credentials, ca, cert, key].map(|file| file.as_deref())
     }
 
     fn tls(&self, required: bool) -> Result<rustls::ClientConfig, ConfigError> {

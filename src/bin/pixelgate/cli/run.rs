@@ -1,8 +1,9 @@
 //! Runs the command that the command line names.
 
 use super::args::{Cli, Command};
-use super::exit::{NO, UNUSABLE, fail, unwritten, with_causes};
+use super::exit::{NO, UNUSABLE, fail, unwritten};
 use super::{check, dead, explain, pages, probe, spool};
+use crate::causes::with_causes;
 use crate::config::Config;
 use crate::edge::stop::Handlers;
 use crate::edge::{file_limit, server};
@@ -30,13 +31,13 @@ pub fn run(cli: Cli) -> ExitCode {
             };
             // Before the spool opens: it may hold many lanes.
             file_limit::raise();
-            let (edge, verdicts) = (&config.edge, config.log.verdicts);
-            match server::run(edge, config.gate, &config.admin, verdicts, upgrade, handlers) {
+            match server::run(&cli.file.config, config, upgrade, handlers) {
                 Ok(()) => ExitCode::SUCCESS,
                 Err(e) => fail(UNUSABLE, with_causes(&e)),
             }
         }
-        Command::Check => check::run(&config),
+        Command::Check { diff: false } => check::run(&config),
+        Command::Check { diff: true } => check::diff(&config),
         Command::Explain { json, event } => match explain::explain(config, &event, json) {
             Ok(true) => ExitCode::SUCCESS,
             Ok(false) => ExitCode::from(NO),

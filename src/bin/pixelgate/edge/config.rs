@@ -5,7 +5,7 @@ use super::origin_url::OriginUrl;
 use bytesize::ByteSize;
 use pixelgate::TrustedProxies;
 use pixelgate::config::{expand, expanded, expanded_list};
-use pixelgate::http_server::{BufferedBytes, Limits};
+use pixelgate::http_server::Limits;
 use serde::Deserialize;
 use serde::de::Error as _;
 use std::path::PathBuf;
@@ -73,6 +73,9 @@ pub struct Config {
     /// Whether the server's fast path answers plain event requests. If not, all requests take
     /// Pingora's path.
     pub answer_plain: bool,
+    /// How long a stopping edge goes on accepting, unready, before it closes its listeners, in
+    /// seconds.
+    pub drain_seconds: u64,
     /// Longest wait for requests in flight at a stop, in seconds.
     pub shutdown_grace_seconds: u64,
     /// Addresses and networks that may report the client's address.
@@ -109,6 +112,7 @@ impl Default for Config {
             h2_streams_max: limits.h2_streams_max,
             buffered_bytes_max: ByteSize::mib(256),
             answer_plain: true,
+            drain_seconds: 0,
             shutdown_grace_seconds: 10,
             trusted_proxies: Vec::new(),
             client_ip_header: None,
@@ -187,8 +191,13 @@ impl Config {
                 return Err((key, format!("must be 1 to {SECONDS_MAX}")));
             }
         }
-        if self.shutdown_grace_seconds > SECONDS_MAX {
-            return Err(("shutdown_grace_seconds", format!("must be at most {SECONDS_MAX}")));
+        for (key, seconds) in [
+            ("drain_seconds", self.drain_seconds),
+            ("shutdown_grace_seconds", self.shutdown_grace_seconds),
+        ] {
+            if seconds > SECONDS_MAX {
+                return Err((key, format!("must be at most {SECONDS_MAX}")));
+            }
         }
         self.validate_limits()
     }
@@ -231,9 +240,9 @@ impl Config {
         }
     }
 
-    /// The count of the bytes of bodies that wait in memory.
-    pub fn buffered_bytes(&self) -> BufferedBytes {
-        BufferedBytes::new(usize::try_from(self.buffered_bytes_max.as_u64()).unwrap_or(usize::MAX))
+    /// Most bytes of bodies that wait in memory.
+    pub fn buffered_bytes_max(&self) -> usize {
+        usize::try_from(self.buffered_bytes_max.as_u64()).unwrap_or(usize::MAX)
     }
 
     /// The proxies that may report the client's address.

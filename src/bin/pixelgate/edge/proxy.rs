@@ -1,8 +1,10 @@
 //! The Pingora proxy of the edge: the gate answers event requests, an origin gets the others.
 
+use super::config::Config;
 use super::origin::{Origins, Server};
 use super::routing_headers;
 use super::upgrade::for_upgrade;
+use arc_swap::ArcSwap;
 use async_trait::async_trait;
 use bytes::Bytes;
 use http::{HeaderName, HeaderValue, StatusCode, Version, header};
@@ -35,8 +37,8 @@ pub struct Edge {
     gate: PixelGate,
     origins: Origins,
     trusted: TrustedProxies,
-    keepalive_seconds: u64,
-    write_timeout: Option<Duration>,
+    /// The section `[edge]` in force, for its timeouts.
+    section: Arc<ArcSwap<Config>>,
     in_flight: InFlight,
     own_answers: OwnAnswers,
 }
@@ -73,7 +75,7 @@ impl Edge {
         gate: PixelGate,
         origins: Origins,
         trusted: TrustedProxies,
-        keepalive_seconds: u64,
+        section: Arc<ArcSwap<Config>>,
         in_flight: InFlight,
     ) -> Result<Self> {
         let own_answers = OwnAnswers {
@@ -84,21 +86,7 @@ impl Edge {
             timeout: OwnAnswer::new(504, "The origin does not answer in time.\n")?,
             internal: OwnAnswer::new(500, "The edge failed.\n")?,
         };
-        Ok(Self {
-            gate,
-            origins,
-            trusted,
-            keepalive_seconds,
-            write_timeout: None,
-            in_flight,
-            own_answers,
-        })
-    }
-
-    /// Limits the time of each write to a client.
-    pub fn with_write_timeout(mut self, limit: Duration) -> Self {
-        self.write_timeout = Some(limit);
-        self
+        Ok(Self { gate, origins, trusted, section, in_flight, own_answers })
     }
 
     async fn answer(&self, session: &mut Session, answer: &OwnAnswer) -> Result<()> {
@@ -279,10 +267,14 @@ impl ProxyHttp for Edge {
 
     async fn request_filter(&self, session: &mut Session, ctx: &mut Ctx) -> Result<bool> {
         // An HTTP/2 client that never opens its window would block a write for ever.
-        session.set_write_timeout(self.write_timeout);
+        let (write, keepalive) = {
+            let section = self.section.load();
+            (section.write_timeout_seconds, section.keepalive_seconds)
+        };
+        session.set_write_timeout(Some(Duration::from_secs(write)));
         // Without this timeout Pingora keeps an idle connection for ever after its first request.
         if session.get_keepalive().is_some() {
-            session.set_keepalive(Some(self.keepalive_seconds));
+            session.set_keepalive(Some(keepalive));
         }
         ctx.verdict = self.gate.handle(session).await?;
         if ctx.verdict.is_some() {

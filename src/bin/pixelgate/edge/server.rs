@@ -3,42 +3,42 @@
 //! Everything that can fail (sockets, certificates, spool) is opened before Pingora starts. The
 //! stop is in [`super::stop`].
 
+use super::admin::Pages;
 use super::config::Config;
 use super::error::EdgeError;
 use super::listen::Bound;
 use super::origin::Origins;
 use super::proxy::Edge;
+use super::reload::{Handles, Reloader, Watch};
 use super::sockets::Sockets;
 use super::stop::{Deadline, Handlers, Signals};
 use super::tls::Certificates;
 use super::{admin, file_limit, origin_ca};
-use async_trait::async_trait;
+use arc_swap::ArcSwap;
 use log::info;
 use parking_lot::Mutex;
-use pingora::connectors::ConnectorOptions;
 use pingora::listeners::tls::TlsSettings;
 use pingora::server::configuration::ServerConf;
-use pingora::server::{RunArgs, Server, ShutdownWatch};
-use pingora::services::background::{BackgroundService, background_service};
+use pingora::server::{RunArgs, Server};
+use pingora::services::background::{GenBackgroundService, background_service};
 use pixelgate::PixelGate;
 use pixelgate::custom::InFlight;
-use pixelgate::http_server::{self, Acceptor, Limits, Server as HttpServer};
+use pixelgate::http_server::{self, Acceptor, BufferedBytes, Server as HttpServer};
 use std::path::Path;
 use std::sync::Arc;
-use std::time::Duration;
-use tokio::sync::watch;
+use tokio::sync::{Notify, watch};
 
 /// Runs an edge until a signal stops it. With `upgrade` it takes the listening sockets of the
-/// running edge; where none runs, it opens its own. At most `verdicts` accepted and as many
-/// rejected events are logged each second. `handlers` are the signals' handlers.
+/// running edge; where none runs, it opens its own. `handlers` are the signals' handlers. `path` is
+/// the configuration file, which is read again when it changes.
 pub fn run(
-    edge: &Config,
-    gate: pixelgate::ValidConfig,
-    admin_config: &pixelgate::config::Admin,
-    verdicts: u32,
+    path: &Path,
+    config: crate::config::Config,
     upgrade: bool,
     handlers: Handlers,
 ) -> Result<(), EdgeError> {
+    let crate::config::Config { edge, gate, admin: admin_config, log, values } = config;
+    let edge = &edge;
     std::fs::create_dir_all(&edge.state_dir).map_err(EdgeError::State)?;
     // Sockets first: a second edge on the same port must not touch the spool.
     let mut sockets = Sockets::new(edge, upgrade)?;
@@ -47,28 +47,28 @@ pub fn run(
     let tls = sockets.open_all("edge", certificates.iter().map(|(listen, _)| listen))?;
     let pages = sockets.open_all("admin", Some(&admin_config.listen).filter(|l| !l.is_empty()))?;
     let trusted = edge.trust().map_err(|e| EdgeError::Edge(e.to_string()))?;
-    let conf = server_conf(edge)?;
-    let origins = Origins::new(edge, ConnectorOptions::from_server_conf(&conf))
-        .map_err(|why| EdgeError::Edge(format!("edge.origin: {why}")))?;
-
+    let origins = load_origins(edge)?;
     let in_flight = InFlight::default();
     let gate = PixelGate::builder(gate)
         .state_dir(&edge.state_dir)
         .trusted_proxies(trusted.clone())
         .in_flight(in_flight.clone());
     let gate = gate.open().map_err(EdgeError::Gate)?;
-    let keepalive = edge.keepalive_seconds;
-    let proxy = Edge::new(gate.clone(), origins.clone(), trusted, keepalive, in_flight.clone())
-        .map_err(EdgeError::Pingora)?
-        .with_write_timeout(edge.limits().write_timeout);
+    let section = Arc::new(ArcSwap::from_pointee(edge.clone()));
+    let proxy =
+        Edge::new(gate.clone(), origins.clone(), trusted, section.clone(), in_flight.clone())
+            .map_err(EdgeError::Pingora)?;
 
-    let mut server = Server::new_with_opt_and_conf(None, conf);
-    let proxy = http_server::proxy(&server.configuration, proxy).map_err(EdgeError::Proxy)?;
-    let limits = Limits { connections_max: file_limit::connections_max(edge), ..edge.limits() };
+    let mut server = Server::new_with_opt_and_conf(None, server_conf(edge));
+    let proxy = http_server::proxy(&server.configuration, proxy, origins.transport());
+    let proxy = proxy.map_err(EdgeError::Proxy)?;
+    file_limit::report(edge);
+    let limits = file_limit::limits(edge);
+    let buffered_bytes = BufferedBytes::new(edge.buffered_bytes_max());
     let http_server =
-        HttpServer::new(proxy, gate.clone(), in_flight.clone(), limits, edge.buffered_bytes());
+        HttpServer::new(proxy, gate.clone(), in_flight.clone(), limits, buffered_bytes.clone());
+    let limits = http_server.limits_handle();
     let (stop, stopped) = watch::channel(false);
-    let certificates: Vec<_> = certificates.into_iter().map(|(_, all)| all).collect();
     let announcement = announcement(&plain, &tls, &pages);
     let mut acceptor = Acceptor::new("edge", http_server, stopped.clone());
     listen(&mut acceptor, plain, tls, &certificates)?;
@@ -76,20 +76,34 @@ pub fn run(
 
     // Counted apart, because no group of events lingers for a client of the admin pages.
     let admin_in_flight = InFlight::default();
-    let (sampler, pages) =
-        admin::services(&gate, admin_config, verdicts, &admin_in_flight, pages, stopped);
-    server.add_service(sampler);
-    server.add_service(pages);
-    server.add_service(background_service("origins", origins));
-    server.add_service(background_service("certificates", Renewal(certificates.clone())));
+    let Pages { sampler, service, token } =
+        admin::pages(&gate, &admin_config, log.verdicts, &admin_in_flight, pages, stopped);
+    server.add_service(GenBackgroundService::new("sampler".to_owned(), sampler.clone()));
+    server.add_service(service);
+    server.add_service(background_service("origins", origins.clone()));
+    let reloader = Reloader::new(
+        path.to_owned(),
+        values,
+        Handles {
+            section: section.clone(),
+            gate: gate.clone(),
+            limits,
+            buffered_bytes,
+            origins,
+            certificates,
+            sampler,
+            token,
+        },
+    );
+    let at_once = Arc::new(Notify::new());
+    server.add_service(background_service("reload", Watch::new(reloader, at_once.clone())));
 
-    let grace = Duration::from_secs(edge.shutdown_grace_seconds);
     let signals = Signals {
+        reload: at_once,
+        section,
         gate: gate.clone(),
-        certificates,
         stop,
         in_flight: [in_flight, admin_in_flight],
-        grace,
         deadline: Deadline::default(),
         state_dir: edge.state_dir.clone(),
         sockets: Mutex::new(sockets.copies),
@@ -111,10 +125,10 @@ fn listen(
     acceptor: &mut Acceptor<Edge>,
     plain: Vec<Bound>,
     tls: Vec<Bound>,
-    certificates: &[Arc<Certificates>],
+    certificates: &[(String, Arc<Certificates>)],
 ) -> Result<(), EdgeError> {
     plain.into_iter().for_each(|bound| acceptor.listen(bound.into_listener()));
-    for (bound, certificates) in tls.into_iter().zip(certificates) {
+    for (bound, (_, certificates)) in tls.into_iter().zip(certificates) {
         // Empty paths: the resolver holds the certificates already.
         let mut settings = TlsSettings::intermediate("", "").map_err(EdgeError::Pingora)?;
         settings.set_cert_resolver(certificates.clone());
@@ -124,25 +138,25 @@ fn listen(
     Ok(())
 }
 
-fn server_conf(edge: &Config) -> Result<ServerConf, EdgeError> {
+fn server_conf(edge: &Config) -> ServerConf {
     let state = |name: &str| edge.state_dir.join(name).to_string_lossy().into_owned();
-    Ok(ServerConf {
+    ServerConf {
         // Work stealing stays on. Without it `durability = "memory"` took 2 % less CPU on one
         // thread and `power` about 15 % more, because another thread wakes its answers.
         threads: edge.threads(),
         pid_file: state("pixelgate.pid"),
-        ca_file: edge.origin_ca.as_deref().map(trust_file).transpose()?,
         // `super::stop` waits for requests in flight; Pingora must not sleep after that.
         grace_period_seconds: Some(0),
         graceful_shutdown_timeout_seconds: Some(0),
         ..ServerConf::default()
-    })
+    }
 }
 
-/// Checks `edge.origin_ca` and returns its path as Pingora takes it.
-fn trust_file(path: &Path) -> Result<String, EdgeError> {
-    origin_ca::check(path).map_err(|why| EdgeError::Edge(format!("edge.origin_ca: {why}")))?;
-    Ok(path.to_string_lossy().into_owned())
+fn load_origins(edge: &Config) -> Result<Origins, EdgeError> {
+    // Pingora panics over a file that it cannot use.
+    let checked = edge.origin_ca.as_deref().map_or(Ok(()), origin_ca::check);
+    checked.map_err(|why| EdgeError::Edge(format!("edge.origin_ca: {why}")))?;
+    Origins::new(edge).map_err(|why| EdgeError::Edge(format!("edge.origin: {why}")))
 }
 
 /// The log line of each listener, with the port that the kernel chose for port 0.
@@ -159,20 +173,4 @@ fn announcement(plain: &[Bound], tls: &[Bound], admin: &[Bound]) -> Vec<String> 
         })
     });
     lines.collect()
-}
-
-/// Reloads certificates when their files change.
-struct Renewal(Vec<Arc<Certificates>>);
-
-#[async_trait]
-impl BackgroundService for Renewal {
-    async fn start(&self, mut shutdown: ShutdownWatch) {
-        if self.0.is_empty() {
-            return;
-        }
-        tokio::select! {
-            () = Certificates::poll(self.0.clone()) => {}
-            _ = shutdown.changed() => {}
-        }
-    }
 }
