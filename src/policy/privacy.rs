@@ -61,6 +61,7 @@ impl Config {
             context.referer = None;
             context.utk = None;
             context.headers = Vec::new();
+            context.added = Vec::new();
             return;
         }
         context.ip = context.ip.and_then(|ip| self.ip.apply(ip));
