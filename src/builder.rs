@@ -35,6 +35,7 @@ const DEAD_DIR: &str = "dead";
 
 /// The configuration of a gate (SPEC 9, without the sections of the ready edge).
 #[derive(Debug, Clone, Default)]
+#[cfg_attr(not(feature = "internals"), non_exhaustive)]
 pub struct Config {
     /// `[events]`: the event path, its methods and the limits of a request.
     pub events: event::Config,
@@ -48,7 +49,8 @@ pub struct Config {
     pub spool: spool::Config,
     /// `[batch]`: defaults for the batches of every upstream.
     pub batch: BatchConfig,
-    /// `[[upstream]]`: where events go. Empty: into files, see [`Config::upstreams`].
+    /// `[[upstream]]`: where events go. Empty: into files, see [`Config::upstreams`],
+    /// unless the host brings upstreams of its own ([`Builder::upstream`]).
     pub upstream: Vec<upstream::Config>,
 }
 
@@ -401,7 +403,12 @@ fn destinations(
     own: &[(String, Arc<dyn Upstream>)],
 ) -> Result<Vec<Destination>, ConfigError> {
     let mut all = Vec::new();
-    for upstream in &config.destinations {
+    // A host that brings its upstreams needs no files.
+    let configured = match config.upstream.is_empty() && !own.is_empty() {
+        true => &[],
+        false => &*config.destinations,
+    };
+    for upstream in configured {
         let built = upstream.build()?;
         let batch = upstream.batch.over(&config.batch);
         all.push((upstream.name.clone(), built, batch, upstream.attempts_max));

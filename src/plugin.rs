@@ -393,8 +393,13 @@ impl PixelGate {
     /// As [`PixelGate::close`]; also if no thread can be started.
     pub async fn close_async(&self, limit: Duration) -> Result<(), CloseError> {
         let (gate, (closed, closing)) = (self.clone(), oneshot::channel());
-        // The receiver may be dropped: see above.
-        let close = move || drop(closed.send(gate.close(limit)));
+        let close = move || {
+            let result = gate.close(limit);
+            // The caller may hold the last clone now.
+            drop(gate);
+            // Fails where the caller has stopped waiting.
+            let _ = closed.send(result);
+        };
         let thread = std::thread::Builder::new().name("close".to_owned()).spawn(close);
         thread.map_err(CloseError::Io)?;
         // No answer means a panic, which its thread has reported.

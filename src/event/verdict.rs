@@ -15,7 +15,7 @@ pub type IgnoredParams<'a> = SmallVec<[(Cow<'a, str>, Ignored); 4]>;
 
 /// Why an event request was rejected (SPEC 3 for the order, SPEC 4 for the status).
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-#[non_exhaustive]
+#[cfg_attr(not(feature = "internals"), non_exhaustive)]
 pub enum Reason {
     /// The path continues below the event path.
     UnknownPath,
@@ -215,6 +215,7 @@ impl Reason {
 
 /// Why an event was rejected, and when the same event would be accepted.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+#[cfg_attr(not(feature = "internals"), non_exhaustive)]
 pub struct Rejection {
     /// The first check that failed, in the order of SPEC 3.
     pub reason: Reason,
@@ -257,6 +258,7 @@ impl Rejection {
 
 /// Why a parameter was ignored (SPEC 3). An ignored parameter does not reject the event.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+#[cfg_attr(not(feature = "internals"), non_exhaustive)]
 pub enum Ignored {
     /// `events.withhold_params` names it: it may be a credential.
     Withheld,

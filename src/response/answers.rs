@@ -36,6 +36,7 @@ const CORP_HEADER: HeaderName = HeaderName::from_static("cross-origin-resource-p
 /// The `[response]` section.
 #[derive(Debug, Clone, Deserialize)]
 #[serde(default, deny_unknown_fields)]
+#[cfg_attr(not(feature = "internals"), non_exhaustive)]
 pub struct Config {
     /// The body of an image answer.
     pub body: Body,
@@ -61,6 +62,7 @@ impl Default for Config {
 /// `response.body`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
 #[serde(rename_all = "lowercase")]
+#[cfg_attr(not(feature = "internals"), non_exhaustive)]
 pub enum Body {
     /// The 43-byte transparent pixel.
     Gif,
@@ -71,6 +73,7 @@ pub enum Body {
 /// `response.rejections`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
 #[serde(rename_all = "lowercase")]
+#[cfg_attr(not(feature = "internals"), non_exhaustive)]
 pub enum Rejections {
     /// The status of the reason.
     Status,

@@ -23,6 +23,7 @@ const COMMIT_BUCKETS_SECONDS: [f64; 12] =
 
 /// A limit of the HTTP server at which a connection ends (SPEC 9, `[edge]`).
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[cfg_attr(not(feature = "internals"), non_exhaustive)]
 pub enum Limit {
     /// `connections_max` is reached.
     Connections,

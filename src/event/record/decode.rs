@@ -14,6 +14,7 @@ use crate::event::event::Event;
 
 /// An accepted event as stored.
 #[derive(Debug, Clone, PartialEq, Eq)]
+#[cfg_attr(not(feature = "internals"), non_exhaustive)]
 pub struct Record<'a> {
     /// The event's UUIDv7.
     pub id: [u8; 16],
@@ -148,6 +149,7 @@ mod tests {
             gpc: true,
             dnt: true,
             prefetch: true,
+            added: Vec::new(),
             utk: Some("1f\"".into()),
             headers: vec![("CF-IPCountry".into(), "DE".into()), ("X-Y".into(), "\\".into())],
         };

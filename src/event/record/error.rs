@@ -4,6 +4,7 @@ use thiserror::Error;
 
 /// What is wrong with a record. Names the field and never shows its content.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Error)]
+#[cfg_attr(not(feature = "internals"), non_exhaustive)]
 pub enum RecordError {
     /// The version byte is not 1 to 3: another version of this program wrote it, or it is no
     /// record.
