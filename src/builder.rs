@@ -8,33 +8,37 @@ use crate::config_error::ConfigError;
 use crate::delivery;
 use crate::delivery::threads::Delivery;
 use crate::delivery::{Meters, Route};
-use crate::event::{self, Rules};
+use crate::event::{self, Event, Rules};
 use crate::plugin::{GateState, PixelGate, PrebuiltResponse, ReloadState, Settings};
 use crate::policy::gate::Gate;
+use crate::policy::inspect::{Addition, Inspector, Refusal};
 use crate::policy::portals;
-use crate::policy::portals::Portals;
+use crate::policy::portals::{Format, Portals};
 use crate::policy::privacy;
 use crate::request::client::TrustedProxies;
 use crate::request::path::Guard;
 use crate::response::answers;
 use crate::response::answers::Answers;
-use crate::spool::{self, Env, Spool};
+use crate::spool::{self, Durability, Env, Spool};
 use crate::telemetry::event_samples::EventSamples;
 use crate::telemetry::faults::Faults;
 use crate::telemetry::in_flight::InFlight;
 use crate::telemetry::metrics::Metrics;
-use crate::upstream::{self, BatchConfig, Replaceable, Replacement, Upstream};
+use crate::upstream::{self, BatchConfig, Replaceable, Upstream};
 use arc_swap::ArcSwap;
 use parking_lot::Mutex;
+use prometheus::Registry;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64};
+use tokio::runtime::Handle;
 
 /// The folder of the dead letters, below the spool's own.
 const DEAD_DIR: &str = "dead";
 
 /// The configuration of a gate (SPEC 9, without the sections of the ready edge).
 #[derive(Debug, Clone, Default)]
+#[cfg_attr(not(feature = "internals"), non_exhaustive)]
 pub struct Config {
     /// `[events]`: the event path, its methods and the limits of a request.
     pub events: event::Config,
@@ -48,7 +52,8 @@ pub struct Config {
     pub spool: spool::Config,
     /// `[batch]`: defaults for the batches of every upstream.
     pub batch: BatchConfig,
-    /// `[[upstream]]`: where events go. Empty: into files, see [`Config::upstreams`].
+    /// `[[upstream]]`: where events go. Empty: into files, see [`Config::upstreams`],
+    /// unless the host brings upstreams of its own ([`Builder::upstream`]).
     pub upstream: Vec<upstream::Config>,
 }
 
@@ -81,6 +86,7 @@ impl TryFrom<Config> for ValidConfig {
 
 /// Why a gate did not open. The causes, down to the system's error, are its sources.
 #[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
 pub enum OpenError {
     /// A section holds a value that cannot be used.
     #[error(transparent)]
@@ -91,6 +97,9 @@ pub enum OpenError {
     /// The spool cannot be opened.
     #[error(transparent)]
     Spool(spool::OpenError),
+    /// The metrics cannot be registered: a gate of the same name uses the registry.
+    #[error("the metrics cannot be registered")]
+    Metrics(#[source] prometheus::Error),
     /// Pingora refuses a prebuilt answer.
     #[error("the answers cannot be built")]
     Answers(#[source] Box<pingora::Error>),
@@ -149,6 +158,11 @@ pub struct Builder {
     own: Vec<(String, Arc<dyn Upstream>)>,
     in_flight: Option<InFlight>,
     clock: Arc<dyn Clock>,
+    inspector: Option<Inspector>,
+    portals: Option<(String, Format)>,
+    name: Option<String>,
+    registry: Registry,
+    runtime: Option<Handle>,
 }
 
 impl PixelGate {
@@ -172,6 +186,11 @@ impl Builder {
             own: Vec::new(),
             in_flight: None,
             clock: Arc::new(SystemClock),
+            inspector: None,
+            portals: None,
+            name: None,
+            registry: Registry::new(),
+            runtime: None,
         }
     }
 
@@ -204,6 +223,78 @@ impl Builder {
         self
     }
 
+    /// Looks at each event that the gate would accept, before it is stored and before it counts
+    /// against its portal's rate. `inspector` sees what would be stored, may add to the context,
+    /// and may refuse the event. It runs on the request path, in every way a request comes, so it
+    /// must not block; a panic in it ends the connection. Default: none, at no cost.
+    ///
+    /// ```
+    /// use pixelgate::{Config, PixelGate, custom::Refusal};
+    ///
+    /// let builder = PixelGate::builder(Config::default()).inspect(|event, context| {
+    ///     if event.name.starts_with("internal_") {
+    ///         return Err(Refusal::new("internal events are not taken from outside"));
+    ///     }
+    ///     if context.referer.is_none() {
+    ///         // Fails only if the name cannot be used, which this one can.
+    ///         let _ = context.add("source", "direct");
+    ///     }
+    ///     Ok(())
+    /// });
+    /// ```
+    pub fn inspect<F>(mut self, inspector: F) -> Self
+    where
+        F: Fn(&Event<'_>, &mut Addition<'_, '_>) -> Result<(), Refusal> + Send + Sync + 'static,
+    {
+        self.inspector = Some(Arc::new(inspector));
+        self
+    }
+
+    /// A portal list that the host brings itself, in place of `portals.source`.
+    /// [`PixelGate::put_portals`] replaces it later; `portals.stale_seconds_max` counts from the
+    /// last one.
+    ///
+    /// ```
+    /// use pixelgate::{Config, PixelGate, custom::PortalFormat};
+    ///
+    /// let builder = PixelGate::builder(Config::default())
+    ///     .portals("portals = [62515]", PortalFormat::Toml);
+    /// ```
+    pub fn portals(mut self, list: impl Into<String>, format: Format) -> Self {
+        self.portals = Some((list.into(), format));
+        self
+    }
+
+    /// The name of the gate, which its metrics then carry as the label `gate`. Gates that share a
+    /// registry need different names. Default: none, and no such label.
+    pub fn name(mut self, name: &str) -> Self {
+        self.name = Some(name.to_owned());
+        self
+    }
+
+    /// The registry in which the gate registers its metrics, and which its pages show. The metrics
+    /// leave it when the last clone of the gate is dropped. Default: a registry of the gate's own.
+    pub fn registry(mut self, registry: Registry) -> Self {
+        self.registry = registry;
+        self
+    }
+
+    /// The clock of the gate: for ids and times, intervals and rates. Waits for disks and upstreams
+    /// are timed by the system. Default: [`SystemClock`].
+    pub fn clock(mut self, clock: Arc<dyn Clock>) -> Self {
+        self.clock = clock;
+        self
+    }
+
+    /// The runtime on which delivery and the watch on the portal list run, with timers and I/O
+    /// enabled. It must run until the gate is closed. An upstream that blocks its thread holds
+    /// back what else runs there. Default: a small runtime for each upstream, on threads of the
+    /// gate's own.
+    pub fn runtime(mut self, runtime: Handle) -> Self {
+        self.runtime = Some(runtime);
+        self
+    }
+
     /// The judge alone, for `explain`. Opens the portal list and nothing else.
     ///
     /// # Errors
@@ -211,8 +302,8 @@ impl Builder {
     /// The portal list cannot be read, or `events` holds a value that cannot be used.
     pub fn gate(self) -> Result<Gate, OpenError> {
         let config = self.config?;
-        let portals = Portals::open(&config.list, &self.state_dir, self.clock.clone());
-        Ok(config.into_gate(portals.map_err(OpenError::Portals)?, self.clock))
+        let portals = open_portals(&config, self.portals, &self.state_dir, &self.clock)?;
+        Ok(config.into_gate(portals, self.clock, self.inspector))
     }
 
     /// Opens the portal list and the spool, and starts delivery.
@@ -225,11 +316,12 @@ impl Builder {
     /// moved to quarantine and counted.
     pub fn open(self) -> Result<PixelGate, OpenError> {
         let config = self.config?;
-        let portals = Portals::open(&config.list, &self.state_dir, self.clock.clone());
-        let portals = portals.map_err(OpenError::Portals)?;
-        let metrics = Metrics::new();
+        let is_hosts_list = self.portals.is_some();
+        let portals = open_portals(&config, self.portals, &self.state_dir, &self.clock)?;
+        let metrics =
+            Metrics::register(self.registry, self.name.as_deref()).map_err(OpenError::Metrics)?;
         let faults = Faults::new(self.clock.clone(), metrics.faults.clone());
-        let upstreams = configured(&config, &faults)?;
+        let upstreams = configured(&config, !self.own.is_empty(), &faults)?;
         let routes = destinations(&config, &upstreams, &self.own)?;
         let names: Vec<String> = routes.iter().map(|(name, ..)| name.clone()).collect();
         let env = Env {
@@ -256,20 +348,24 @@ impl Builder {
             Some(Route { name, upstream, batch, attempts_max, reader })
         };
         let routes = routes.into_iter().filter_map(route).collect();
-        let delivery =
-            Delivery::start(routes, options, portals.clone()).map_err(OpenError::Threads)?;
+        let delivery = Delivery::start(routes, options, portals.clone(), self.runtime.as_ref())
+            .map_err(OpenError::Threads)?;
+        let is_durable = config.spool.durability != Durability::Memory;
+        let list = Some(config.portals.clone()).filter(|_| !is_hosts_list);
         let reload = ReloadState {
-            clock: self.clock.clone(),
             state_dir: self.state_dir,
-            portals: Mutex::new(config.portals.clone()),
+            inspector: self.inspector.clone(),
+            portals: Mutex::new(list),
             upstreams,
         };
-        let settings = config.into_settings(portals, self.clock.clone())?;
+        let settings = config.into_settings(portals, self.clock.clone(), self.inspector)?;
         Ok(PixelGate::from_state(GateState {
             settings: ArcSwap::from_pointee(settings),
             reloads: AtomicU64::new(0),
             draining: AtomicBool::new(false),
             spool,
+            is_durable,
+            clock: self.clock.clone(),
             metrics,
             faults,
             event_samples: EventSamples::new(self.clock),
@@ -281,94 +377,69 @@ impl Builder {
     }
 }
 
-/// A configuration that is ready to take the place of the one in force: [`PixelGate::prepare`].
-#[must_use = "nothing is in force before `apply`"]
-pub struct Reload {
-    gate: PixelGate,
-    config: portals::Config,
-    settings: Settings,
-    upstreams: Vec<(Replaceable, Replacement)>,
-}
-
-impl PixelGate {
-    /// Checks and builds everything of a new configuration that takes effect without a restart:
-    /// `[events]`, `[privacy]`, `[response]`, `[portals]`, and of each upstream all but its name,
-    /// kind, batches, attempts, concurrency and order, and the folder of kind `file`. The rest of
-    /// `config` is not looked at. Reads the files that it names again. Nothing is in force yet.
-    ///
-    /// Blocks. A new portal list behind a URL takes the place of the earlier one when it is loaded.
-    ///
-    /// # Errors
-    ///
-    /// The first part that cannot be used.
-    pub fn prepare(&self, config: ValidConfig) -> Result<Reload, OpenError> {
-        let state = self.state();
-        let known = self.gate().portals().clone();
-        let portals = match *state.reload.portals.lock() == config.portals {
-            true => known,
-            false => {
-                let (dir, clock) = (&state.reload.state_dir, state.reload.clock.clone());
-                let new = Portals::open(&config.list, dir, clock).map_err(OpenError::Portals)?;
-                new.succeed(&known);
-                new
-            }
-        };
-        let mut upstreams = Vec::new();
-        for new in &config.destinations {
-            let running = state.reload.upstreams.iter().find(|known| known.name() == new.name);
-            let Some(running) = running else { continue };
-            if let Some(replacement) = running.prepare(new)? {
-                upstreams.push((running.clone(), replacement));
-            }
-        }
-        let (list, clock) = (config.portals.clone(), state.reload.clock.clone());
-        let settings = config.into_settings(portals, clock)?;
-        Ok(Reload { gate: self.clone(), config: list, settings, upstreams })
-    }
-
-    /// Reads the certificates and keys of the upstreams again, where their files have changed. Each
-    /// upstream also does so by itself before it sends. A file that cannot be used changes nothing
-    /// and is a fault. Blocks.
-    pub fn reload_upstream_files(&self) {
-        self.state().reload.upstreams.iter().for_each(Replaceable::look);
-    }
-}
-
-impl Reload {
-    /// Puts the configuration in force. A request or an attempt to deliver that has begun ends with
-    /// what it began with.
-    pub fn apply(self) {
-        let state = self.gate.state();
-        *state.reload.portals.lock() = self.config;
-        state.delivery.watch(self.settings.gate.portals());
-        state.settings.store(Arc::new(self.settings));
-        self.gate.count_reload();
-        for (running, replacement) in self.upstreams {
-            running.put(replacement);
-        }
-    }
-}
-
 impl ValidConfig {
+    /// The upstreams in force.
+    pub(crate) fn destinations(&self) -> &[upstream::ValidConfig] {
+        &self.destinations
+    }
+
+    /// The checked section `[portals]`.
+    pub(crate) fn list(&self) -> &portals::ValidConfig {
+        &self.list
+    }
+
     /// What a request uses of this configuration.
-    fn into_settings(self, portals: Portals, clock: Arc<dyn Clock>) -> Result<Settings, OpenError> {
+    pub(crate) fn into_settings(
+        self,
+        portals: Portals,
+        clock: Arc<dyn Clock>,
+        inspector: Option<Inspector>,
+    ) -> Result<Settings, OpenError> {
         let answers = Answers::build(&self.response, &self.events.methods, PrebuiltResponse::new)
             .map_err(OpenError::Answers)?;
         Ok(Settings {
             answers,
             sends_event_id: self.response.event_id,
             upstreams: self.upstream.clone(),
-            gate: Arc::new(self.into_gate(portals, clock)),
+            gate: Arc::new(self.into_gate(portals, clock, inspector)),
         })
     }
 
-    fn into_gate(self, portals: Portals, clock: Arc<dyn Clock>) -> Gate {
+    fn into_gate(
+        self,
+        portals: Portals,
+        clock: Arc<dyn Clock>,
+        inspector: Option<Inspector>,
+    ) -> Gate {
         Gate::new(self.guard, self.rules, self.config.privacy, portals, clock)
+            .with_inspector(inspector)
     }
 }
 
-/// The configured upstreams, built.
-fn configured(config: &ValidConfig, faults: &Faults) -> Result<Vec<Replaceable>, ConfigError> {
+/// Takes the host's list, or opens `portals.source`.
+fn open_portals(
+    config: &ValidConfig,
+    hosts: Option<(String, Format)>,
+    state_dir: &Path,
+    clock: &Arc<dyn Clock>,
+) -> Result<Portals, OpenError> {
+    let portals = match hosts {
+        Some((list, format)) => Portals::from_host(&list, format, &config.list, clock.clone()),
+        None => Portals::open(&config.list, state_dir, clock.clone()),
+    };
+    portals.map_err(OpenError::Portals)
+}
+
+/// The configured upstreams, built. `has_own`: whether the host brings upstreams.
+fn configured(
+    config: &ValidConfig,
+    has_own: bool,
+    faults: &Faults,
+) -> Result<Vec<Replaceable>, ConfigError> {
+    // A host that brings its upstreams needs no files.
+    if config.upstream.is_empty() && has_own {
+        return Ok(Vec::new());
+    }
     let build =
         |upstream: &upstream::ValidConfig| Replaceable::build(upstream.clone(), faults.clone());
     config.destinations.iter().map(build).collect()
@@ -382,8 +453,8 @@ fn destinations(
 ) -> Result<Vec<Destination>, ConfigError> {
     let mut all = Vec::new();
     for (upstream, running) in config.destinations.iter().zip(configured) {
-        let batch = upstream.batch.over(&config.batch);
         let built: Arc<dyn Upstream> = Arc::new(running.clone());
+        let batch = upstream.batch.over(&config.batch);
         all.push((upstream.name.clone(), built, batch, upstream.attempts_max));
     }
     for (name, upstream) in own {

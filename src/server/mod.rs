@@ -65,9 +65,10 @@ mod read_buffer;
 mod service;
 mod socket;
 
-pub use acceptor::{Acceptor, Listener};
+pub use acceptor::{Acceptor, Handshake, Listener};
 pub use buffered_bytes::BufferedBytes;
 pub use in_force::LimitsHandle;
 pub use limits::Limits;
-pub use origin_connector::{OriginConnector, OriginTransport, Proxy, proxy};
+pub use origin_connector::{OriginConnector, OriginTransport, Proxy, proxy, proxy_with};
 pub use service::Server;
+pub use socket::Socket;

@@ -89,7 +89,7 @@ impl Connector for OriginConnector {
     }
 }
 
-/// A proxy for `inner`, which opens its connections to origins by `transport`. Call this outside of async code.
+/// A proxy for `inner`. Call this outside of async code.
 ///
 /// Pingora builds a proxy with a connector only as the application of one of its services, and
 /// hands it out only to a connection of that service. So this starts such a service on a port of
@@ -98,7 +98,20 @@ impl Connector for OriginConnector {
 /// # Errors
 ///
 /// The system refused a socket on the loopback interface.
-pub fn proxy<SV>(
+pub fn proxy<SV>(conf: &Arc<ServerConf>, inner: SV) -> io::Result<Arc<Proxy<SV>>>
+where
+    SV: ProxyHttp + Send + Sync + 'static,
+    SV::CTX: Send + Sync + 'static,
+{
+    proxy_with(conf, inner, OriginTransport::new(ConnectorOptions::from_server_conf(conf)))
+}
+
+/// As [`proxy`], with connections to origins that are opened by `transport`.
+///
+/// # Errors
+///
+/// As for [`proxy`].
+pub fn proxy_with<SV>(
     conf: &Arc<ServerConf>,
     inner: SV,
     transport: OriginTransport,

@@ -19,7 +19,7 @@ const ROOMS: &[&[&str]] = &[
     &["delivery"],
     &["explain", "plugin"],
     &["builder", "server"],
-    &["admin"],
+    &["admin", "reload"],
 ];
 
 type Module = Vec<String>;

@@ -165,13 +165,13 @@ impl<SV> Server<SV> {
         let names = settings.gate.rules().context_names();
         let trusted = &self.gate.state().trusted;
         let (image, closes) = (wants_image(request.accept), request.closes);
-        let event = EventRequest {
+        let request = EventRequest {
             method: &FastRequest::METHOD,
             reading,
             query: target.query,
             context: request.seen.context(&request, peer, trusted, names),
         };
-        let step = self.gate.judge(settings, event);
+        let step = self.gate.judge(settings, request, |_| {});
         Some(JudgedRequest { length, step, image, closes, _in_flight_guard: in_flight_guard })
     }
 
@@ -187,8 +187,10 @@ impl<SV> Server<SV> {
         let keep = self.keeps(connection, shutdown) && !client_closes;
         let reply = self.gate.finish(&mut judged.step).await;
         let Connection { stream, in_force, .. } = connection;
-        let prebuilt = reply.pick(&in_force.settings.answers, judged.image);
-        let rest = prebuilt.bytes.write(&reply.own_lines(), keep, |answer| {
+        let settings = &in_force.settings;
+        let prebuilt = reply.pick(&settings.answers, judged.image);
+        let own = reply.own_lines(settings.sends_event_id);
+        let rest = prebuilt.bytes.write(&own, keep, |answer| {
             // Only the part that the socket does not take at once is copied; rarely is there any.
             let sent =
                 stream.as_any().downcast_ref().map_or(0, |socket: &Socket| socket.send_now(answer));

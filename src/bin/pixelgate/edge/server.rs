@@ -15,15 +15,19 @@ use super::stop::{Deadline, Handlers, Signals};
 use super::tls::Certificates;
 use super::{admin, file_limit, origin_ca};
 use arc_swap::ArcSwap;
+use async_trait::async_trait;
 use log::info;
 use parking_lot::Mutex;
-use pingora::listeners::tls::TlsSettings;
+use pingora::listeners::tls::{Acceptor as TlsAcceptor, TlsSettings};
+use pingora::protocols::Stream;
 use pingora::server::configuration::ServerConf;
 use pingora::server::{RunArgs, Server};
 use pingora::services::background::{GenBackgroundService, background_service};
 use pixelgate::PixelGate;
 use pixelgate::custom::InFlight;
-use pixelgate::http_server::{self, Acceptor, BufferedBytes, Server as HttpServer};
+use pixelgate::http_server::{
+    self, Acceptor, BufferedBytes, Handshake, Server as HttpServer, Socket,
+};
 use std::path::Path;
 use std::sync::Arc;
 use tokio::sync::{Notify, watch};
@@ -60,17 +64,17 @@ pub fn run(
             .map_err(EdgeError::Pingora)?;
 
     let mut server = Server::new_with_opt_and_conf(None, server_conf(edge));
-    let proxy = http_server::proxy(&server.configuration, proxy, origins.transport());
+    let proxy = http_server::proxy_with(&server.configuration, proxy, origins.transport());
     let proxy = proxy.map_err(EdgeError::Proxy)?;
     file_limit::report(edge);
     let limits = file_limit::limits(edge);
     let buffered_bytes = BufferedBytes::new(edge.buffered_bytes_max());
     let http_server =
-        HttpServer::new(proxy, gate.clone(), in_flight.clone(), limits, buffered_bytes.clone());
+        HttpServer::new(proxy, gate.clone(), limits).buffered_bytes(buffered_bytes.clone());
     let limits = http_server.limits_handle();
     let (stop, stopped) = watch::channel(false);
     let announcement = announcement(&plain, &tls, &pages);
-    let mut acceptor = Acceptor::new("edge", http_server, stopped.clone());
+    let mut acceptor = Acceptor::new("edge", http_server).stop_on(stopped.clone());
     listen(&mut acceptor, plain, tls, &certificates)?;
     server.add_service(acceptor);
 
@@ -133,9 +137,19 @@ fn listen(
         let mut settings = TlsSettings::intermediate("", "").map_err(EdgeError::Pingora)?;
         settings.set_cert_resolver(certificates.clone());
         settings.enable_h2();
-        acceptor.listen(bound.into_listener().tls(settings));
+        acceptor.listen(bound.into_listener().tls(Tls(settings.build())));
     }
     Ok(())
+}
+
+/// The handshake of a TLS listener.
+struct Tls(TlsAcceptor);
+
+#[async_trait]
+impl Handshake for Tls {
+    async fn accept(&self, socket: Socket) -> pingora::Result<Stream> {
+        Ok(Box::new(self.0.tls_handshake(socket).await?))
+    }
 }
 
 fn server_conf(edge: &Config) -> ServerConf {
