@@ -51,7 +51,7 @@ impl<'a> Record<'a> {
     /// Any of [`RecordError`]. JSON with correct framing that is not an event's is not detected.
     pub fn decode_sound(bytes: &'a [u8]) -> Result<Record<'a>, RecordError> {
         let raw = RawRecord::read(bytes)?;
-        let (utk, headers) = wire::read_members(raw.members).map_err(|_| RecordError::Members)?;
+        let members = wire::read_members(raw.members).map_err(|_| RecordError::Members)?;
         Ok(Record {
             id: raw.id,
             received_at_ms: raw.received_at_ms,
@@ -64,8 +64,9 @@ impl<'a> Record<'a> {
                 gpc: raw.gpc,
                 dnt: raw.dnt,
                 prefetch: raw.prefetch,
-                utk,
-                headers,
+                host: members.host,
+                utk: members.utk,
+                headers: members.headers,
             },
         })
     }
@@ -147,6 +148,7 @@ mod tests {
             gpc: true,
             dnt: true,
             prefetch: true,
+            host: Some("track.company.com:8443".into()),
             utk: Some("1f\"".into()),
             headers: vec![("CF-IPCountry".into(), "DE".into()), ("X-Y".into(), "\\".into())],
         };
@@ -156,7 +158,7 @@ mod tests {
             + r#""properties":{"favorite_color":"orange","note":"\"a\"\n"#
             + "\u{2028}b\"},";
         let full = r#""context":{"ip":"203.0.113.7","user_agent":"curl/8 \"x\"","#.to_owned()
-            + r#""referer":"https://company.com/","utk":"1f\"","#
+            + r#""referer":"https://company.com/","host":"track.company.com:8443","utk":"1f\"","#
             + r#""headers":{"CF-IPCountry":"DE","X-Y":"\\"},"#
             + r#""gpc":true,"dnt":true,"prefetch":true,"#
             + r#""bot":true}}"#;
@@ -244,6 +246,7 @@ mod tests {
         let headers = vec![("A".into(), "".into()), ("B".into(), "x".into())];
         check(&Context::default(), 1);
         check(&utk(), 2);
+        check(&Context { host: Some("h".into()), ..Context::default() }, 2);
         check(&Context { headers: headers.clone(), ..Context::default() }, 2);
         check(&Context { headers, referer: Some("r".into()), gpc: true, ..utk() }, 2);
 
@@ -262,6 +265,7 @@ mod tests {
             r#""utk":"x""#,
             r#""utk":7,"#,
             r#""utk":"x","utk":"y","#,
+            r#""host":"x","host":"y","#,
             r#""more":"x","#,
             r#""headers":{"B":"1","A":"2"},"#,
             r#""headers":{}},"#,

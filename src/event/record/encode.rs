@@ -24,8 +24,8 @@
 //! | … | 4 | version 2 alone: M, the length of the further members, 1 to 131,072 |
 //! | … | M | version 2 alone: further members of `context` as JSON, a comma behind each |
 //!
-//! Version 2 is written only where there are further members: `utk`, and `headers` as an object
-//! that is sorted by name.
+//! Version 2 is written only where there are further members: `host`, `utk`, and `headers` as an
+//! object that is sorted by name.
 //!
 //! Flags, from the lowest bit: `Sec-GPC`, `DNT`, prefetch, address is IPv4, address is IPv6, has a
 //! user agent, has a referer. The highest bit is 0.
@@ -38,8 +38,8 @@ use std::net::IpAddr;
 use super::timestamp::UNIX_MS_MAX;
 use crate::event::event::Event;
 use crate::event::param::{
-    CONTEXT_HEADER_BYTES_MAX, CONTEXT_HEADERS_MAX, REFERER_BYTES_MAX, USER_AGENT_BYTES_MAX,
-    UTK_BYTES_MAX,
+    CONTEXT_HEADER_BYTES_MAX, CONTEXT_HEADERS_MAX, HOST_BYTES_MAX, REFERER_BYTES_MAX,
+    USER_AGENT_BYTES_MAX, UTK_BYTES_MAX,
 };
 
 /// The newest version.
@@ -77,6 +77,8 @@ pub struct Context<'a> {
     pub dnt: bool,
     /// The browser says that it prefetches the page.
     pub prefetch: bool,
+    /// `Host`, where an upstream sends it on. Cut after [`HOST_BYTES_MAX`].
+    pub host: Option<Cow<'a, str>>,
     /// The value of the cookie that `events.utk_cookie` names. Cut after [`UTK_BYTES_MAX`].
     pub utk: Option<Cow<'a, str>>,
     /// The headers that `events.context_headers` names as (name, value), sorted by name. Values are
@@ -86,7 +88,7 @@ pub struct Context<'a> {
 
 impl Context<'_> {
     fn has_members(&self) -> bool {
-        self.utk.is_some() || !self.headers.is_empty()
+        self.host.is_some() || self.utk.is_some() || !self.headers.is_empty()
     }
 
     fn flags(&self) -> u8 {
@@ -155,10 +157,16 @@ fn push_members(out: &mut Vec<u8>, context: &Context<'_>) {
 
 /// Appends the further members of `context` as JSON, with a comma behind each.
 pub(super) fn write_members(out: &mut Vec<u8>, context: &Context<'_>) {
-    if let Some(utk) = &context.utk {
-        out.extend_from_slice(b"\"utk\":\"");
-        write_json_chars(out, cut(utk, UTK_BYTES_MAX).as_bytes());
+    let mut write = |key: &[u8], value: &str| {
+        out.extend_from_slice(key);
+        write_json_chars(out, value.as_bytes());
         out.extend_from_slice(b"\",");
+    };
+    if let Some(host) = &context.host {
+        write(b"\"host\":\"", cut(host, HOST_BYTES_MAX));
+    }
+    if let Some(utk) = &context.utk {
+        write(b"\"utk\":\"", cut(utk, UTK_BYTES_MAX));
     }
     if context.headers.is_empty() {
         return;
