@@ -40,6 +40,7 @@ mod receiver;
 mod reload;
 mod removed;
 mod schema;
+mod send;
 mod sizing;
 mod start_errors;
 mod stop;
