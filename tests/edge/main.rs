@@ -5,6 +5,7 @@
 mod admin;
 mod answers;
 mod bodies;
+mod clients;
 mod commands;
 mod connections;
 mod corpus;
