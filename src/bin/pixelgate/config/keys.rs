@@ -111,6 +111,7 @@ pub const KEYS: &[(&str, Needs)] = &[
     ("upstream.order", Upgrade),
     // of `legacy`,
     ("upstream.on_unknown", Reload),
+    ("upstream.keep_host", Reload),
     // of `hubspot`,
     ("upstream.tokens", Reload),
     ("upstream.event_names", Reload),
