@@ -83,8 +83,11 @@ mod event;
 mod explain;
 mod file_lock;
 mod file_stamp;
+mod pem;
 mod plugin;
 mod policy;
+#[cfg(feature = "http")]
+mod proxy;
 mod regular_file;
 mod reload;
 mod request;
@@ -188,6 +191,7 @@ pub mod tools {
     pub use crate::event::{Record, RecordError, escape_hidden};
     pub use crate::explain::{NotAnEvent, explain};
     pub use crate::file_stamp::FileStamp;
+    pub use crate::pem::{ENCRYPTED as ENCRYPTED_KEY, is_encrypted};
     pub use crate::regular_file::read as read_regular_file;
     pub use crate::spool::recovery::{forget, inspect};
     pub use crate::telemetry::log_throttle::LogThrottle;

@@ -264,6 +264,29 @@ impl ValidConfig {
 }
 
 impl Config {
+    /// How long a connection is used, in seconds. `None` for a kind without connections, and for
+    /// those that open theirs anew themselves: `http`, `legacy` and `hubspot`.
+    pub fn connection_seconds_max(&self) -> Option<u64> {
+        match &self.kind {
+            #[cfg(feature = "kafka")]
+            Kind::Kafka(config) => Some(config.connection_seconds_max),
+            #[cfg(feature = "nats")]
+            Kind::Nats(config) => Some(config.connection_seconds_max),
+            _ => None,
+        }
+    }
+
+    /// The servers of such a kind, each as `host:port`.
+    pub fn servers(&self) -> Vec<String> {
+        match &self.kind {
+            #[cfg(feature = "kafka")]
+            Kind::Kafka(config) => config.hosts(),
+            #[cfg(feature = "nats")]
+            Kind::Nats(config) => config.hosts(),
+            _ => Vec::new(),
+        }
+    }
+
     /// The files that the settings name, which are read again when they change. Without those of
     /// kind `file`, which are written.
     pub fn files(&self) -> Vec<PathBuf> {

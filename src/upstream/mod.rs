@@ -31,6 +31,8 @@ pub mod legacy;
 mod limits;
 #[cfg(any(feature = "kafka", feature = "nats"))]
 mod merge_outcomes;
+#[cfg(feature = "http")]
+mod names;
 #[cfg(feature = "nats")]
 pub mod nats;
 mod outcome;

@@ -4,6 +4,8 @@
 //! that are in use by then. An upstream that was replaced is closed when its last attempt has
 //! ended.
 
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::{IpAddr, ToSocketAddrs};
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -21,6 +23,8 @@ use crate::telemetry::faults::{FaultKind, Faults};
 
 /// Pause between two looks at an upstream's files, in seconds.
 const LOOK_SECONDS: u64 = 2;
+/// Pause between two look-ups of an upstream's servers, in seconds.
+const LOOKUP_SECONDS: u64 = 30;
 /// How long an attempt waits for a look that is due, in milliseconds: a file system may hang.
 const LOOK_MS_MAX: u64 = 500;
 
@@ -46,7 +50,13 @@ struct InUse {
     upstream: Arc<dyn Upstream>,
     /// The files that the settings name, as they were just before they were read.
     files: Files,
+    since: Instant,
+    /// The addresses of the servers that the settings name, and when they were looked up.
+    addresses: (Addresses, Instant),
 }
+
+/// The addresses of each server whose name could be looked up.
+type Addresses = BTreeMap<String, BTreeSet<IpAddr>>;
 
 type Files = Vec<(PathBuf, Option<FileStamp>)>;
 
@@ -107,14 +117,16 @@ impl Replaceable {
         }
     }
 
-    /// Reads the upstream's files again if they have changed. Blocks.
+    /// Reads the upstream's files again if they have changed, and opens its connections anew if they
+    /// are too old or its servers have other addresses. Blocks.
     pub fn look(&self) {
-        let in_use = self.0.in_use.lock();
-        if !in_use.has_changed_files() {
-            return;
+        let (config, has_changed) = {
+            let in_use = self.0.in_use.lock();
+            (in_use.config.clone(), in_use.has_changed_files())
+        };
+        if !has_changed {
+            return self.renew_connections(config);
         }
-        let config = in_use.config.clone();
-        drop(in_use);
         // Taken before the files are read, so that a change meanwhile is seen at the next look.
         let files = stamps(&config);
         match InUse::build(config) {
@@ -130,6 +142,28 @@ impl Replaceable {
                 let advice = "Set the file right. It is read again when it changes, and at SIGHUP.";
                 self.0.faults.raise(FaultKind::ConfigReload, &self.subject(), text, advice);
             }
+        }
+    }
+
+    /// Opens the connections of a kind that does not do so itself anew where that is due.
+    fn renew_connections(&self, config: ValidConfig) {
+        let Some(seconds_max) = config.connection_seconds_max() else { return };
+        let (since, looked_up) = {
+            let in_use = self.0.in_use.lock();
+            (in_use.since, in_use.addresses.1)
+        };
+        let mut is_due = since.elapsed() >= Duration::from_secs(seconds_max);
+        if !is_due && looked_up.elapsed() >= Duration::from_secs(LOOKUP_SECONDS) {
+            let found = look_up(&config);
+            let mut in_use = self.0.in_use.lock();
+            let known = &in_use.addresses.0;
+            // A name that cannot be looked up has not changed.
+            is_due = found.iter().any(|(name, now)| known.get(name).is_some_and(|was| was != now));
+            in_use.addresses = (found, Instant::now());
+        }
+        if is_due && let Ok(built) = InUse::build(config) {
+            log::debug!("upstream {}: its connections are opened anew", self.0.name);
+            self.put(Replacement(built));
         }
     }
 
@@ -209,13 +243,24 @@ impl Upstream for Replaceable {
 
 impl InUse {
     fn build(config: ValidConfig) -> Result<Self, ConfigError> {
-        let files = stamps(&config);
-        Ok(Self { upstream: config.build()?, files, config })
+        let (files, now) = (stamps(&config), Instant::now());
+        let addresses = (Addresses::new(), now);
+        Ok(Self { upstream: config.build()?, files, since: now, addresses, config })
     }
 
     fn has_changed_files(&self) -> bool {
         self.files.iter().any(|(path, seen)| FileStamp::read(path).ok() != *seen)
     }
+}
+
+fn look_up(config: &Config) -> Addresses {
+    let mut found = Addresses::new();
+    for server in config.servers() {
+        if let Ok(addresses) = server.to_socket_addrs() {
+            found.insert(server, addresses.map(|address| address.ip()).collect());
+        }
+    }
+    found
 }
 
 fn stamps(config: &Config) -> Files {

@@ -35,6 +35,8 @@ const CHANGES: &[(&str, &str, Option<Probe>)] = &[
     ("edge.origin_health_path", "'/health'", None),
     ("edge.origin_health_seconds", "6", None),
     ("edge.origin_timeout_seconds", "6", None),
+    ("edge.origin_idle_seconds", "6", None),
+    ("edge.connection_seconds_max", "6", None),
     ("edge.threads", "1", None),
     ("edge.keepalive_seconds", "1", Some(|s| s.after("_n=a", "").1.is_closed())),
     ("edge.header_timeout_seconds", "1", Some(|s| s.edge.connect().is_closed())),
@@ -65,6 +67,7 @@ const CHANGES: &[(&str, &str, Option<Probe>)] = &[
     ("portals.refresh_seconds", "6", None),
     ("portals.stale_seconds_max", "86400", None),
     ("portals.headers", "{ A = 'b' }", None),
+    ("portals.proxy", "''", None),
     ("response.body", "'empty'", Some(|s| s.edge.event("_a=7&_n=a").body.is_empty())),
     ("response.rejections", "'pixel'", Some(|s| s.edge.event("_a=9&_n=a").status == 200)),
     ("response.event_id", "true", Some(|s| s.answer_has("x-event-id", ""))),
@@ -105,6 +108,8 @@ const CHANGES: &[(&str, &str, Option<Probe>)] = &[
         Some(|s| !s.sent("webhook-signature").is_empty()),
     ),
     ("upstream.timeout_seconds", "6", None),
+    ("upstream.connection_seconds_max", "6", None),
+    ("upstream.proxy", "'BACKEND'", Some(|s| s.delivered("").target.starts_with("http://"))),
     ("upstream.concurrency_max", "6", None),
     ("upstream.order", "'portal'", None),
     ("upstream.ca", PEM, None),
@@ -117,7 +122,7 @@ const CHANGES: &[(&str, &str, Option<Probe>)] = &[
 
 /// Keys that are a mistake without another one. Those of `upstream` have a test of their own.
 const NOT_ALONE: &[&str] =
-    &["edge.proxy_protocol", "portals.headers", "upstream.cert", "upstream.key"];
+    &["edge.proxy_protocol", "portals.headers", "portals.proxy", "upstream.cert", "upstream.key"];
 
 /// An edge with one upstream of kind `http`, whose configuration file changes.
 struct Subject {

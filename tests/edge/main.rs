@@ -31,6 +31,7 @@ mod legacy;
 mod logs;
 mod nginx;
 mod origins;
+mod outbound;
 mod packaging;
 mod page;
 mod passthrough;

@@ -58,8 +58,9 @@ impl Portals {
                 let (source, list) = FileSource::open(path, format, &clock).map_err(OpenError)?;
                 (Source::File(source), Some(list), Duration::ZERO)
             }
-            Location::Url { url, headers } => {
-                let (source, cached) = UrlSource::open(url, headers, state_dir, &clock)?;
+            Location::Url { url, headers, proxy } => {
+                let opened = UrlSource::open(url, headers, proxy, state_dir, &clock);
+                let (source, cached) = opened?;
                 let (list, age) = cached.unzip();
                 (Source::Url(source), list, age.unwrap_or_default())
             }

@@ -14,7 +14,9 @@ use super::producer::Producer;
 use super::setup::{Key, Setup};
 use super::upstream::Kafka;
 use crate::env::{Secret, expand};
-use crate::upstream::limits::{TIMEOUT_SECONDS_MAX, check_within};
+use crate::upstream::limits::{
+    CONNECTION_SECONDS_DEFAULT, TIMEOUT_SECONDS_MAX, check_connection_seconds, check_within,
+};
 
 /// Maximum number of bootstrap brokers. The cluster announces its other brokers.
 pub const BROKERS_MAX: usize = 64;
@@ -79,6 +81,8 @@ pub struct Config {
     pub properties: Properties,
     /// Time for one attempt at a batch, in seconds. Sets `message.timeout.ms`.
     pub timeout_seconds: u64,
+    /// How long a connection is used, in seconds.
+    pub connection_seconds_max: u64,
 }
 
 /// librdkafka's properties by name, as configured.
@@ -93,6 +97,7 @@ impl Default for Config {
             key: Key::default(),
             properties: Properties::default(),
             timeout_seconds: 30,
+            connection_seconds_max: CONNECTION_SECONDS_DEFAULT,
         }
     }
 }
@@ -118,6 +123,11 @@ impl Config {
         Ok(Kafka::new(setup))
     }
 
+    /// The bootstrap brokers, each as `host:port`.
+    pub fn hosts(&self) -> Vec<String> {
+        self.brokers.iter().map(|broker| broker.expose().to_owned()).collect()
+    }
+
     /// The files that librdkafka's properties name.
     pub fn files(&self) -> Vec<Option<&Path>> {
         let Properties(all) = &self.properties;
@@ -127,6 +137,7 @@ impl Config {
 
     fn client_config(&self) -> Result<ClientConfig, ConfigError> {
         check_within("timeout_seconds", self.timeout_seconds, TIMEOUT_SECONDS_MAX)?;
+        check_connection_seconds(self.connection_seconds_max)?;
         check_topic(&self.topic)?;
         let mut client = ClientConfig::new();
         let own = self.values()?;

@@ -47,6 +47,10 @@ pub struct Config {
     pub origin_health_seconds: u64,
     /// Longest wait for a read from or a write to an origin, in seconds.
     pub origin_timeout_seconds: u64,
+    /// How long an idle connection to an origin stays open, in seconds.
+    pub origin_idle_seconds: u64,
+    /// How long a connection to an origin is used, in seconds.
+    pub connection_seconds_max: u64,
     /// Number of worker threads; 0: one per core.
     pub threads: usize,
     /// Longest idle time of a persistent connection, in seconds.
@@ -100,6 +104,8 @@ impl Default for Config {
             origin_health_path: None,
             origin_health_seconds: 5,
             origin_timeout_seconds: 60,
+            origin_idle_seconds: 60,
+            connection_seconds_max: 300,
             threads: 0,
             keepalive_seconds: 75,
             header_timeout_seconds: 10,
@@ -185,6 +191,8 @@ impl Config {
             ("header_timeout_seconds", self.header_timeout_seconds),
             ("origin_health_seconds", self.origin_health_seconds),
             ("origin_timeout_seconds", self.origin_timeout_seconds),
+            ("origin_idle_seconds", self.origin_idle_seconds),
+            ("connection_seconds_max", self.connection_seconds_max),
             ("write_timeout_seconds", self.write_timeout_seconds),
         ] {
             if !(1..=SECONDS_MAX).contains(&seconds) {

@@ -29,7 +29,7 @@ use std::collections::{BTreeSet, HashMap};
 use std::net::{IpAddr, ToSocketAddrs};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 use tokio::sync::watch;
 
 /// Pause between two look-ups of an origin's name, in seconds.
@@ -38,9 +38,6 @@ const LOOKUP_SECONDS: u64 = 30;
 const CONNECT_SECONDS_MAX: u64 = 5;
 /// Longest time for each step of a health check, in seconds.
 const CHECK_SECONDS_MAX: u64 = 5;
-/// How long an idle connection to an origin stays open, in seconds: shorter than the keep-alive of
-/// common origins (nginx: 75), so that they rarely close a connection while a request is written.
-const IDLE_SECONDS_MAX: u64 = 60;
 /// Failed checks in a row after which a server is unhealthy; one successful check makes it healthy.
 const CHECKS_FAILED: usize = 2;
 /// Most servers that one selection looks at: more than a name has addresses.
@@ -64,8 +61,10 @@ struct Inner {
 /// What a reload replaces.
 struct Settings {
     io_timeout: Duration,
-    /// Connections with another number are not used for a request: they were opened with other
-    /// certificates.
+    idle: Duration,
+    connection_seconds_max: u64,
+    since: Instant,
+    /// How many settings there were before these.
     generation: u64,
 }
 
@@ -195,8 +194,8 @@ impl Origins {
         let settings = self.0.settings.load();
         peer.options.read_timeout = Some(settings.io_timeout);
         peer.options.write_timeout = Some(settings.io_timeout);
-        peer.group_key = settings.generation;
-        peer.options.idle_timeout = Some(Duration::from_secs(IDLE_SECONDS_MAX));
+        peer.group_key = settings.group();
+        peer.options.idle_timeout = Some(settings.idle);
         OriginConnector::route(&mut peer);
         peer
     }
@@ -212,7 +211,20 @@ impl BackgroundService for Origins {
 
 impl Settings {
     fn of(edge: &Config, generation: u64) -> Self {
-        Self { io_timeout: Duration::from_secs(edge.origin_timeout_seconds), generation }
+        Self {
+            io_timeout: Duration::from_secs(edge.origin_timeout_seconds),
+            idle: Duration::from_secs(edge.origin_idle_seconds),
+            connection_seconds_max: edge.connection_seconds_max,
+            since: Instant::now(),
+            generation,
+        }
+    }
+
+    /// Only connections of the same group are used for a request: those that were opened with the
+    /// same certificates, in the same period of `connection_seconds_max`.
+    fn group(&self) -> u64 {
+        let period = self.since.elapsed().as_secs() / self.connection_seconds_max;
+        (self.generation << 32) | period
     }
 }
 

@@ -11,7 +11,7 @@ use super::pem;
 use arc_swap::ArcSwap;
 use log::{error, info};
 use parking_lot::Mutex;
-use pixelgate::tools::FileStamp;
+use pixelgate::tools::{ENCRYPTED_KEY, FileStamp, is_encrypted};
 use rustls::client::verify_server_name;
 use rustls::crypto::ring::sign::any_supported_type;
 use rustls::pki_types::pem::PemObject;
@@ -131,6 +131,9 @@ fn read(cert: &Path, key: &Path) -> Result<CertifiedKey, String> {
     let failed = |path: &Path, why: &dyn fmt::Display| format!("{}: {why}", path.display());
     let chain = pem::certificates(cert)?;
     let secret = pem::read(key)?;
+    if is_encrypted(&secret) {
+        return Err(format!("{} {ENCRYPTED_KEY}", key.display()));
+    }
     let secret = PrivateKeyDer::from_pem_slice(&secret).map_err(|e| failed(key, &e))?;
     let secret = any_supported_type(&secret).map_err(|e| failed(key, &e))?;
     let certified = CertifiedKey::new(chain, secret);
