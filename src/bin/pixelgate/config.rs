@@ -5,11 +5,14 @@
 
 mod environment;
 pub mod keys;
+pub mod schema;
 
+use crate::edge::listen::conflict;
 use environment::Environment;
 use pixelgate::tools::without_value;
 use serde::Deserialize;
 use serde_path_to_error::{Path as KeyPath, Segment};
+use std::collections::BTreeSet;
 use std::path::Path;
 use toml::de::{DeArray, DeTable, DeValue};
 
@@ -118,6 +121,8 @@ impl Document {
         edge.validate().map_err(within("edge"))?;
         admin.validate().map_err(within("admin"))?;
         log.validate().map_err(within("log"))?;
+        check_listeners(&edge, &admin)
+            .map_err(|(key, reason)| error(path.display(), &key, reason))?;
         let mut gate = pixelgate::Config::default();
         gate.events = self.events;
         gate.portals = self.portals;
@@ -129,6 +134,24 @@ impl Document {
         let gate =
             gate.validate().map_err(|e| error(path.display(), e.key(), e.reason().to_owned()))?;
         Ok(Config { edge, admin, log, gate, values: keys::Values::of(table) })
+    }
+}
+
+/// Checks that no two listeners have the same address. Entries of `edge.tls` share theirs.
+fn check_listeners(
+    edge: &crate::edge::config::Config,
+    admin: &pixelgate::config::Admin,
+) -> Result<(), (String, String)> {
+    let tls: BTreeSet<&str> = edge.tls.iter().map(|entry| entry.listen.as_str()).collect();
+    let plain = edge.listen.iter().map(|text| ("edge.listen", text.as_str()));
+    let all = plain.chain(tls.into_iter().map(|text| ("edge.tls", text)));
+    let all: Vec<_> = all.chain([("admin.listen", admin.listen.as_str())]).collect();
+    match conflict(&all) {
+        None => Ok(()),
+        Some([(first, _), (second, _)]) => {
+            let reason = format!("listens on an address that {first} listens on");
+            Err((second.to_owned(), reason))
+        }
     }
 }
 

@@ -47,6 +47,9 @@ pub enum Command {
         #[arg(long)]
         diff: bool,
     },
+    /// Print the configuration as a JSON Schema, for editors.
+    #[command(after_long_help = help::SCHEMA)]
+    Schema,
     /// Print the verdict on an event and its reasons; record nothing; exit 0 or 1.
     #[command(after_long_help = help::EXPLAIN)]
     Explain {

@@ -53,6 +53,11 @@ Exit codes:
   1  for --diff: no edge has run with this edge.state_dir
   2  something is invalid; one line names the file, the key and the reason";
 
+/// Sections of `pixelgate schema --help`.
+pub const SCHEMA: &str = "\
+Examples:
+  pixelgate schema > schema.json   then begin the configuration with: #:schema ./schema.json";
+
 /// Sections of `pixelgate explain --help`.
 pub const EXPLAIN: &str = "\
 Examples:

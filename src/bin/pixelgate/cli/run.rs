@@ -16,6 +16,7 @@ pub fn run(cli: Cli) -> ExitCode {
     match &command {
         Command::Completions { shell } => return pages::completions(*shell),
         Command::Man { dir } => return pages::man(dir.as_deref()),
+        Command::Schema => return pages::schema(),
         _ => {}
     }
     let config = match Config::load(&cli.file.config) {
@@ -36,8 +37,8 @@ pub fn run(cli: Cli) -> ExitCode {
                 Err(e) => fail(UNUSABLE, with_causes(&e)),
             }
         }
-        Command::Check { diff: false } => check::run(&config),
-        Command::Check { diff: true } => check::diff(&config),
+        Command::Check { diff: false } => check::run(config),
+        Command::Check { diff: true } => check::diff(config),
         Command::Explain { json, event } => match explain::explain(config, &event, json) {
             Ok(true) => ExitCode::SUCCESS,
             Ok(false) => ExitCode::from(NO),
@@ -49,6 +50,6 @@ pub fn run(cli: Cli) -> ExitCode {
         Command::Send(arguments) => send::run(&config, &arguments),
         Command::Probe { page } => probe::run(&config.admin, page),
         // Handled above, because they need no configuration.
-        Command::Completions { .. } | Command::Man { .. } => ExitCode::SUCCESS,
+        Command::Completions { .. } | Command::Man { .. } | Command::Schema => ExitCode::SUCCESS,
     }
 }

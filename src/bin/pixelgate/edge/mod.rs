@@ -9,7 +9,7 @@ mod admin;
 mod error;
 pub mod file_limit;
 mod handover;
-mod listen;
+pub mod listen;
 mod origin;
 mod origin_url;
 mod pem;
