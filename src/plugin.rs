@@ -249,7 +249,7 @@ impl PixelGate {
                     event_id: event_id.filter(|_| state.response.event_id),
                     retry_after_seconds: None,
                 };
-                let pending = state.event_samples.appended(&accepted.event);
+                let pending = state.event_samples.appended(&accepted.event, event_id);
                 NextStep::AwaitCommit(commit, pending, lines)
             }
             Err(Overloaded) => reject(Rejection::of(Reason::Overloaded)),
