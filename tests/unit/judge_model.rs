@@ -117,14 +117,16 @@ fn context() -> impl Strategy<Value = Context<'static>> {
             headers.into_iter().map(|(name, value)| (name.into(), value.into())).collect()
         }),
     ];
-    (ip, text(), text(), flags, utk, headers).prop_map(
-        |(ip, user_agent, referer, (gpc, dnt, prefetch), utk, headers)| Context {
+    let host = proptest::option::weighted(0.2, regex("[ -~ж]{1,8}").prop_map(Into::into));
+    (ip, text(), text(), flags, (host, utk), headers).prop_map(
+        |(ip, user_agent, referer, (gpc, dnt, prefetch), (host, utk), headers)| Context {
             ip,
             user_agent,
             referer,
             gpc,
             dnt,
             prefetch,
+            host,
             utk,
             headers,
         },
