@@ -333,7 +333,10 @@ impl State {
         if errors.is_empty() {
             return Ok(Act::Say(204, Vec::new(), String::new()));
         }
-        let error = |(uuid, category): (String, &str)| json!({ "status": "error", "category": category, "context": { "uuid": [uuid] } });
+        let error = |(uuid, category): (String, &str)| {
+            let context = json!({ "uuid": [uuid] });
+            json!({ "status": "error", "category": category, "context": context })
+        };
         let errors: Vec<Value> = errors.into_iter().map(error).collect();
         let body = json!({ "status": "COMPLETE", "results": [], "errors": errors });
         Ok(Act::Say(207, Vec::new(), body.to_string()))
