@@ -96,6 +96,7 @@ impl<'a> ContextHeaders<'a> {
             host: None,
             utk: None,
             headers: Vec::new(),
+            added: Vec::new(),
         }
     }
 }

@@ -72,6 +72,7 @@ const OWN_HEADERS: [HeaderName; 8] = [
 /// The settings of an `[[upstream]]` of kind `legacy`.
 #[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
 #[serde(default, deny_unknown_fields)]
+#[cfg_attr(not(feature = "internals"), non_exhaustive)]
 pub struct Config {
     /// The URL that events are sent to, with the event path. May hold `${ENV}`, and `{portal}`, for
     /// which each event's portal stands.

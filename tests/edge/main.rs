@@ -5,6 +5,7 @@
 mod admin;
 mod answers;
 mod bodies;
+mod clients;
 mod commands;
 mod connections;
 mod corpus;
@@ -17,6 +18,7 @@ mod disk_faults;
 mod documented;
 mod duplex;
 mod embed;
+mod embed_calls;
 mod fidelity;
 mod h2;
 mod harness;

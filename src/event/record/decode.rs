@@ -14,6 +14,7 @@ use crate::event::event::Event;
 
 /// An accepted event as stored.
 #[derive(Debug, Clone, PartialEq, Eq)]
+#[cfg_attr(not(feature = "internals"), non_exhaustive)]
 pub struct Record<'a> {
     /// The event's UUIDv7.
     pub id: [u8; 16],
@@ -67,6 +68,7 @@ impl<'a> Record<'a> {
                 host: members.host,
                 utk: members.utk,
                 headers: members.headers,
+                added: members.added,
             },
         })
     }
@@ -149,6 +151,7 @@ mod tests {
             dnt: true,
             prefetch: true,
             host: Some("track.company.com:8443".into()),
+            added: Vec::new(),
             utk: Some("1f\"".into()),
             headers: vec![("CF-IPCountry".into(), "DE".into()), ("X-Y".into(), "\\".into())],
         };
@@ -213,7 +216,7 @@ mod tests {
         };
         assert_eq!(fault(&|b| b[0] = 0), RecordError::UnknownVersion(0));
         assert_eq!(fault(&|b| b[0] = 2), RecordError::Truncated, "without its members");
-        assert_eq!(fault(&|b| b[0] = 3), RecordError::UnknownVersion(3));
+        assert_eq!(fault(&|b| b[0] = 4), RecordError::UnknownVersion(4));
         assert_eq!(fault(&|b| b[1] |= 0x80), RecordError::Flags);
         assert_eq!(fault(&|b| b[1] |= 0x18), RecordError::Flags);
         assert_eq!(fault(&|b| b[9] = 1), RecordError::ReceivedAt);
@@ -246,9 +249,12 @@ mod tests {
         let headers = vec![("A".into(), "".into()), ("B".into(), "x".into())];
         check(&Context::default(), 1);
         check(&utk(), 2);
-        check(&Context { host: Some("h".into()), ..Context::default() }, 2);
+        check(&Context { host: Some("h".into()), ..Context::default() }, 3);
         check(&Context { headers: headers.clone(), ..Context::default() }, 2);
         check(&Context { headers, referer: Some("r".into()), gpc: true, ..utk() }, 2);
+        let added = vec![("a".into(), "\"".into()), ("b".into(), "x".into())];
+        check(&Context { added: added.clone(), ..Context::default() }, 3);
+        check(&Context { added, ..utk() }, 3);
 
         let with = |members: &str| {
             let mut bytes = encoded(&Context::default());
@@ -269,6 +275,7 @@ mod tests {
             r#""more":"x","#,
             r#""headers":{"B":"1","A":"2"},"#,
             r#""headers":{}},"#,
+            r#""added":{"b":"1","a":"2"},"#,
             &long,
         ] {
             assert_eq!(with(members), Err(RecordError::Members), "{members:.40}");

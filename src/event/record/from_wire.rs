@@ -14,8 +14,8 @@ use super::decode::Record;
 use super::encode::{Context, encode_record};
 use super::wire;
 use crate::event::param::{
-    CONTEXT_HEADER_BYTES_MAX, CONTEXT_HEADERS_MAX, HOST_BYTES_MAX, REFERER_BYTES_MAX,
-    USER_AGENT_BYTES_MAX, UTK_BYTES_MAX,
+    ADDED_MEMBERS_MAX, ADDED_VALUE_BYTES_MAX, CONTEXT_HEADER_BYTES_MAX, CONTEXT_HEADERS_MAX,
+    HOST_BYTES_MAX, REFERER_BYTES_MAX, USER_AGENT_BYTES_MAX, UTK_BYTES_MAX,
 };
 
 /// An event that was read from its wire form.
@@ -90,6 +90,8 @@ fn fits(context: &Context<'_>) -> bool {
         && within(&context.utk, UTK_BYTES_MAX)
         && context.headers.len() <= CONTEXT_HEADERS_MAX
         && context.headers.iter().all(|(_, value)| value.len() <= CONTEXT_HEADER_BYTES_MAX)
+        && context.added.len() <= ADDED_MEMBERS_MAX
+        && context.added.iter().all(|(_, value)| value.len() <= ADDED_VALUE_BYTES_MAX)
 }
 
 #[cfg(test)]
@@ -123,6 +125,7 @@ mod tests {
             host: Some("track.company.com".into()),
             utk: Some("1f".into()),
             headers,
+            added: vec![("page".into(), "\"/\"".into())],
         };
         for query in [all, "_a=1&_n=a"] {
             for context in [&full, &Context::default()] {

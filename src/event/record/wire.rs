@@ -40,7 +40,8 @@ pub(super) fn read_whole<'a>(json: &'a [u8]) -> Result<Whole<'a>, serde_json::Er
     };
     let context = wire.context.take().unwrap_or_default();
     let text = |text: Option<Text<'a>>| text.map(|text| text.0);
-    let headers = context.headers.map(|pairs| pairs.0.into_vec()).unwrap_or_default();
+    let pairs =
+        |pairs: Option<Pairs<'a>>| pairs.map(|pairs| pairs.0.into_vec()).unwrap_or_default();
     let context = Context {
         ip: context.ip,
         user_agent: text(context.user_agent),
@@ -50,7 +51,8 @@ pub(super) fn read_whole<'a>(json: &'a [u8]) -> Result<Whole<'a>, serde_json::Er
         prefetch: context.prefetch,
         host: text(context.host),
         utk: text(context.utk),
-        headers,
+        headers: pairs(context.headers),
+        added: pairs(context.added),
     };
     Ok(Whole { id: id.0, received_at: received_at.0, event: wire.into_event(), context })
 }
@@ -74,6 +76,7 @@ pub(super) struct Members<'a> {
     pub host: Option<Cow<'a, str>>,
     pub utk: Option<Cow<'a, str>>,
     pub headers: Vec<(Cow<'a, str>, Cow<'a, str>)>,
+    pub added: Vec<(Cow<'a, str>, Cow<'a, str>)>,
 }
 
 /// Reads the further members of a context, which have a comma behind each.
@@ -81,14 +84,17 @@ pub(super) fn read_members(members: &[u8]) -> Result<Members<'_>, serde_json::Er
     let Some((b',', members)) = members.split_last() else { return Ok(Members::default()) };
     // Borrowed texts would need the braces around the bytes, so these are owned.
     let json = [&b"{"[..], members, b"}"].concat();
-    let Further { host, utk, headers } = serde_json::from_slice(&json)?;
+    let Further { host, utk, headers, added } = serde_json::from_slice(&json)?;
     let own = |text: Cow<'_, str>| Cow::Owned(text.into_owned());
-    let headers = headers.map(|pairs| pairs.0).unwrap_or_default();
-    let headers = headers.into_iter().map(|(name, value)| (own(name), own(value)));
+    let pairs = |pairs: Option<Pairs<'_>>| {
+        let pairs = pairs.map(|pairs| pairs.0).unwrap_or_default();
+        pairs.into_iter().map(|(name, value)| (own(name), own(value))).collect()
+    };
     Ok(Members {
         host: host.map(|text| own(text.0)),
         utk: utk.map(|text| own(text.0)),
-        headers: headers.collect(),
+        headers: pairs(headers),
+        added: pairs(added),
     })
 }
 
@@ -101,6 +107,8 @@ struct Further<'a> {
     utk: Option<Text<'a>>,
     #[serde(borrow)]
     headers: Option<Pairs<'a>>,
+    #[serde(borrow)]
+    added: Option<Pairs<'a>>,
 }
 
 // Borrows what has no escapes in it. `id`, `received_at` and `context` are no part of a stored
@@ -140,6 +148,8 @@ struct WireContext<'a> {
     utk: Option<Text<'a>>,
     #[serde(borrow)]
     headers: Option<Pairs<'a>>,
+    #[serde(borrow)]
+    added: Option<Pairs<'a>>,
     gpc: bool,
     dnt: bool,
     prefetch: bool,
