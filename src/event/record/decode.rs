@@ -214,7 +214,7 @@ mod tests {
         };
         assert_eq!(fault(&|b| b[0] = 0), RecordError::UnknownVersion(0));
         assert_eq!(fault(&|b| b[0] = 2), RecordError::Truncated, "without its members");
-        assert_eq!(fault(&|b| b[0] = 3), RecordError::UnknownVersion(3));
+        assert_eq!(fault(&|b| b[0] = 4), RecordError::UnknownVersion(4));
         assert_eq!(fault(&|b| b[1] |= 0x80), RecordError::Flags);
         assert_eq!(fault(&|b| b[1] |= 0x18), RecordError::Flags);
         assert_eq!(fault(&|b| b[9] = 1), RecordError::ReceivedAt);
