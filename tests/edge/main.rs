@@ -5,6 +5,7 @@
 mod admin;
 mod answers;
 mod bodies;
+mod clients;
 mod commands;
 mod connections;
 mod corpus;
@@ -40,6 +41,7 @@ mod receiver;
 mod reload;
 mod removed;
 mod schema;
+mod send;
 mod sizing;
 mod start_errors;
 mod stop;
