@@ -259,7 +259,7 @@ impl Builder {
             Delivery::start(routes, options, portals.clone()).map_err(OpenError::Threads)?;
         let trusted = self.trusted;
         let (response, methods) = (config.response.clone(), config.events.methods.clone());
-        let upstreams = config.upstream.clone();
+        let (upstreams, path) = (config.upstream.clone(), config.events.path.clone());
         Ok(PixelGate::from_state(GateState {
             gate: config.into_gate(portals, self.clock.clone()),
             spool,
@@ -268,6 +268,7 @@ impl Builder {
             event_samples: EventSamples::new(self.clock.clone()),
             answers,
             response,
+            path,
             methods,
             trusted,
             delivery,

@@ -118,10 +118,12 @@ pub mod config {
     pub use crate::upstream::{BatchConfig as Batch, Config as Upstream, Kind as UpstreamKind};
 }
 
-/// What a host brings of its own: an upstream ([`Upstream`]), a clock, or counters of the requests
-/// in flight ([`Builder::in_flight`]).
+/// What a host brings of its own: an upstream ([`Upstream`]), a clock, an access log, or counters of
+/// the requests in flight ([`Builder::in_flight`]).
 pub mod custom {
     pub use crate::clock::{Clock, SystemClock};
+    pub use crate::plugin::access::{AccessLog, AccessRecord};
+    pub use crate::telemetry::faults::{FaultKind, Faults};
     pub use crate::telemetry::in_flight::{InFlight, InFlightGuard};
     pub use crate::upstream::{Batch, Body, Failure, Outcome, Part};
 }

@@ -6,16 +6,18 @@
 //! connection stays usable, and the verdict is returned for the host to log. Delivery to upstreams
 //! runs on threads of the gate's own; no request waits for it.
 
+pub(crate) mod access;
 mod body;
 
 use crate::delivery::Forwarder;
 use crate::delivery::threads::Delivery;
-use crate::event::{Reason, Rejection};
+use crate::event::{Context, Reason, Rejection};
 use crate::policy::gate::{AcceptedEvent, Decision, EventRequest, Gate, Verdict};
 use crate::request::client::TrustedProxies;
 use crate::request::context::context;
 use crate::request::path::Reading;
 use crate::request::target::Target;
+use crate::request::trace::trace_id;
 use crate::response::answers;
 use crate::response::answers::{Answer, Answers, OwnLines, wants_image};
 use crate::response::title_case::title_case;
@@ -25,6 +27,7 @@ use crate::telemetry::faults::Faults;
 use crate::telemetry::in_flight::InFlight;
 use crate::telemetry::metrics::{Limit, Metrics};
 use crate::upstream;
+use access::AccessRecord;
 use bytes::Bytes;
 use http::{Method, Version, header};
 use pingora::http::ResponseHeader;
@@ -54,6 +57,8 @@ pub(crate) struct GateState {
     pub answers: Answers<PrebuiltResponse>,
     /// The `[response]` section, from which `server` builds the same answers as bytes.
     pub response: answers::Config,
+    /// The event path (`events.path`), for access logs.
+    pub path: String,
     /// The methods of `events.methods`, which those answers name.
     pub methods: Vec<String>,
     pub trusted: TrustedProxies,
@@ -117,7 +122,8 @@ impl EventResponse {
         }
     }
 
-    fn verdict(self) -> Verdict {
+    /// What the host is told.
+    pub fn verdict(self) -> Verdict {
         match self {
             Self::Accepted(_) => Verdict::Accepted,
             Self::Head | Self::Preflight => Verdict::NotJudged,
@@ -158,8 +164,26 @@ impl PixelGate {
         &self,
         session: &mut ServerSession,
     ) -> pingora::Result<Option<Verdict>> {
+        self.handle_recorded(session, None).await
+    }
+
+    /// As [`PixelGate::handle_downstream`]. Notes in `record` what is known of any request, and
+    /// what becomes of an event request, also where writing the answer fails. Not noted are the
+    /// status and the length of the answer, which the session knows.
+    ///
+    /// # Errors
+    ///
+    /// As for [`PixelGate::handle`].
+    pub async fn handle_recorded(
+        &self,
+        session: &mut ServerSession,
+        mut record: Option<&mut AccessRecord>,
+    ) -> pingora::Result<Option<Verdict>> {
         let target = Target::split(session.req_header().raw_path());
         let reading = self.state.gate.read(target.path);
+        if let Some(record) = record.as_deref_mut() {
+            self.describe(session, reading, record);
+        }
         if reading == Reading::Other {
             return Ok(None);
         }
@@ -170,6 +194,7 @@ impl PixelGate {
                 self.state.gate.rules().judges_post() && body::is_form(session.req_header());
             let Ok(body) = body::read(session, takes_form).await else {
                 self.refuse_body(session).await;
+                note_verdict(&mut record, Verdict::NotJudged);
                 return Ok(Some(Verdict::NotJudged));
             };
             if !body.is_whole {
@@ -177,29 +202,51 @@ impl PixelGate {
             }
             form = body.form;
         }
-        let response = self.finish(&mut self.judge_session(session, reading, &form)).await;
+        let mut step = self.judge_session(session, reading, &form, record.as_deref_mut());
+        let response = self.finish(&mut step).await;
+        note_verdict(&mut record, response.verdict());
         self.answer(session, response).await?;
         Ok(Some(response.verdict()))
     }
 
     /// The part without waiting: judge, encode, enqueue. The parameters of a form are read after
     /// those of the query.
-    fn judge_session(&self, session: &ServerSession, reading: Reading, form: &[u8]) -> NextStep {
+    fn judge_session(
+        &self,
+        session: &ServerSession,
+        reading: Reading,
+        form: &[u8],
+        record: Option<&mut AccessRecord>,
+    ) -> NextStep {
         let request = session.req_header();
         let query = Target::split(request.raw_path()).query;
         let joined = if form.is_empty() { Vec::new() } else { [query, b"&", form].concat() };
-        let peer = session.client_addr().and_then(|a| a.as_inet()).map(|a| a.ip());
-        self.judge(EventRequest {
+        let request = EventRequest {
             method: &request.method,
             reading,
             query: if form.is_empty() { query } else { &joined },
-            context: context(
-                &request.headers,
-                peer,
-                &self.state.trusted,
-                self.state.gate.rules().context_names(),
-            ),
-        })
+            context: self.context_of(session),
+        };
+        self.judge(request, record)
+    }
+
+    fn context_of<'s>(&'s self, session: &'s ServerSession) -> Context<'s> {
+        let peer = session.client_addr().and_then(|a| a.as_inet()).map(|a| a.ip());
+        let names = self.state.gate.rules().context_names();
+        context(&session.req_header().headers, peer, &self.state.trusted, names)
+    }
+
+    /// Notes what is known of a request before it is judged or passed on.
+    fn describe(&self, session: &ServerSession, reading: Reading, record: &mut AccessRecord) {
+        let request = session.req_header();
+        record.method = Some(request.method.clone());
+        record.version = request.version;
+        record.path = Some(match reading {
+            Reading::Other => Target::split(request.raw_path()).path.to_vec(),
+            Reading::Event | Reading::Unknown => self.state.path.clone().into_bytes(),
+        });
+        record.trace_id = trace_id(&request.headers);
+        record.note_visitor(&self.state.gate.reduced(self.context_of(session)));
     }
 
     /// Answers 400 to a request whose body is broken or cut. The connection closes, because the end
@@ -216,8 +263,13 @@ impl PixelGate {
         let _ = sent.await;
     }
 
-    /// Judges an event request, and enqueues an accepted event in the spool.
-    pub(crate) fn judge(&self, request: EventRequest<'_>) -> NextStep {
+    /// Judges an event request, and enqueues an accepted event in the spool. Notes in `record` the
+    /// portal and, of an accepted event, its id and what it holds of the visitor.
+    pub(crate) fn judge(
+        &self,
+        request: EventRequest<'_>,
+        mut record: Option<&mut AccessRecord>,
+    ) -> NextStep {
         let state = &*self.state;
         let query = request.query;
         let reject = |rejection: Rejection| {
@@ -225,7 +277,11 @@ impl PixelGate {
             NextStep::Respond(EventResponse::Rejected(rejection))
         };
         let mut accepted = AcceptedEvent::blank();
-        match state.gate.judge(request, &mut accepted) {
+        let decision = state.gate.judge(request, &mut accepted);
+        if let Some(record) = &mut record {
+            record.portal = Some(accepted.event.portal).filter(|portal| *portal != 0);
+        }
+        match decision {
             Decision::Accept => {}
             Decision::Reject(rejection) => return reject(rejection),
             Decision::Preflight => return NextStep::Respond(EventResponse::Preflight),
@@ -239,7 +295,12 @@ impl PixelGate {
         }
         let mut event_id = None;
         let encode = |out: &mut Vec<u8>| event_id = Some(state.gate.encode(&accepted, out));
-        match state.spool.append(encode) {
+        let appended = state.spool.append(encode);
+        if let Some(record) = record {
+            record.event_id = event_id;
+            record.note_visitor(&accepted.context);
+        }
+        match appended {
             Ok(commit) => {
                 if state.in_flight.as_ref().is_some_and(InFlight::all_connections_wait) {
                     state.spool.flush_now();
@@ -365,6 +426,12 @@ impl PixelGate {
         let until = Instant::now() + limit;
         self.state.delivery.stop(limit * 3 / 4);
         self.state.spool.close(until.saturating_duration_since(Instant::now()))
+    }
+}
+
+fn note_verdict(record: &mut Option<&mut AccessRecord>, verdict: Verdict) {
+    if let Some(record) = record {
+        record.verdict = Some(verdict);
     }
 }
 

@@ -106,6 +106,9 @@ impl<'e, 'a> ParamCollector<'e, 'a> {
 
         let portal = portal.read(Reserved::Portal)?.ok_or(Rejection::of(Reason::MissingPortal))?;
         let portal = validate::portal(&portal).ok_or(Rejection::of(Reason::InvalidPortal))?;
+        let event = self.event;
+        // Before the further checks, so that the portal of a rejected event is known.
+        event.portal = portal;
 
         let name = name.read(Reserved::Event)?.ok_or(Rejection::of(Reason::MissingEvent))?;
         if !validate::is_event_name(&name) {
@@ -127,9 +130,7 @@ impl<'e, 'a> ParamCollector<'e, 'a> {
             return Err(Rejection::of(Reason::InvalidExternalId));
         }
 
-        let event = self.event;
-        (event.portal, event.name) = (portal, name.text);
-        (event.email, event.revenue) = (email, revenue);
+        (event.name, event.email, event.revenue) = (name.text, email, revenue);
         event.external_id = external_id.map(|id| id.text);
         normalize::sort_and_merge(&mut event.properties);
         Ok(())

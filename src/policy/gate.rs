@@ -120,7 +120,8 @@ impl Gate {
     }
 
     /// Judges a request, and fills in `accepted`, which must be blank. Unless the decision is
-    /// [`Decision::Accept`], the content of `accepted` afterwards is meaningless. A request for a
+    /// [`Decision::Accept`], of `accepted` only the portal means something afterwards: it is 0 or
+    /// the portal that the request names. A request for a
     /// path outside the event path is rejected like one below the event path.
     pub fn judge<'a>(
         &self,
@@ -194,6 +195,12 @@ impl Gate {
         }
         self.privacy.apply(&mut accepted.event, &mut accepted.context);
         Ok(())
+    }
+
+    /// What `[privacy]` leaves of the context of any request.
+    pub fn reduced<'a>(&self, mut context: Context<'a>) -> Context<'a> {
+        self.privacy.apply(&mut Event::blank(), &mut context);
+        context
     }
 
     /// Appends an accepted event to `out` as a spool record with a new id and the current time.

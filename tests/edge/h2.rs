@@ -22,7 +22,7 @@ use tokio::task::JoinHandle;
 /// Flow-control window of the client, for each stream and for the connection.
 const WINDOW_BYTES: u32 = 16 << 20;
 
-struct Client {
+pub struct Client {
     send: SendRequest<Bytes>,
     /// The connection's own end: `Ok` after a GOAWAY without an error.
     end: JoinHandle<Result<(), h2::Error>>,
@@ -32,7 +32,7 @@ fn start(origin: SocketAddr) -> (Edge, SocketAddr) {
     start_with(Setup::default().origin(origin))
 }
 
-fn start_with(setup: Setup) -> (Edge, SocketAddr) {
+pub fn start_with(setup: Setup) -> (Edge, SocketAddr) {
     let tls = format!("tls = [{{ listen = \"127.0.0.1:0\", cert = \"{CERT}\", key = \"{KEY}\" }}]");
     let edge = setup.edge(&tls).start();
     let log = edge.log();
@@ -41,7 +41,7 @@ fn start_with(setup: Setup) -> (Edge, SocketAddr) {
     (edge, address)
 }
 
-async fn connect(address: SocketAddr) -> Client {
+pub async fn connect(address: SocketAddr) -> Client {
     let mut roots = RootCertStore::empty();
     roots.add(CertificateDer::from_pem_file(CERT).unwrap()).unwrap();
     let provider = Arc::new(rustls::crypto::ring::default_provider());
@@ -61,7 +61,12 @@ async fn connect(address: SocketAddr) -> Client {
 }
 
 impl Client {
-    async fn ask(
+    /// The sender of further requests.
+    pub fn sender(&self) -> SendRequest<Bytes> {
+        self.send.clone()
+    }
+
+    pub async fn ask(
         &mut self,
         request: http::request::Builder,
         body: Option<Bytes>,
@@ -76,7 +81,7 @@ impl Client {
         response
     }
 
-    async fn get(&mut self, target: &str) -> Answer {
+    pub async fn get(&mut self, target: &str) -> Answer {
         let response = self.ask(get(target), None).await;
         read(response).await.unwrap()
     }
@@ -86,8 +91,8 @@ fn get(target: &str) -> http::request::Builder {
     Request::get(format!("https://edge.test{target}"))
 }
 
-struct Answer {
-    status: StatusCode,
+pub struct Answer {
+    pub status: StatusCode,
     headers: HeaderMap,
     body: Vec<u8>,
 }
