@@ -118,8 +118,8 @@ pub mod config {
     pub use crate::upstream::{BatchConfig as Batch, Config as Upstream, Kind as UpstreamKind};
 }
 
-/// What a host brings of its own: an upstream ([`Upstream`]), a clock, an access log, or counters of
-/// the requests in flight ([`Builder::in_flight`]).
+/// What a host brings of its own: an upstream ([`Upstream`]), a clock, an access log, or counters
+/// of the requests in flight ([`Builder::in_flight`]).
 pub mod custom {
     pub use crate::clock::{Clock, SystemClock};
     pub use crate::plugin::access::{AccessLog, AccessRecord};

@@ -122,7 +122,7 @@ impl EventResponse {
         }
     }
 
-    /// What the host is told.
+    /// The verdict that the host gets.
     pub fn verdict(self) -> Verdict {
         match self {
             Self::Accepted(_) => Verdict::Accepted,

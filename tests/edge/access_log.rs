@@ -2,7 +2,7 @@
 
 use crate::delivery::RUNTIME;
 use crate::h2;
-use crate::harness::{Edge, Setup, wait_for};
+use crate::harness::{Edge, Setup, command, wait_for};
 use crate::http::Connection;
 use crate::terminal::is_there;
 use crate::wire::{Act, Origin, Script};
@@ -196,7 +196,7 @@ fn without_an_origin_and_with_one_that_is_gone_the_edge_answers_itself() {
     let log = Log::new();
     let edge = log.setup("").start();
     assert_eq!(edge.get("/nothing?x").status, 404);
-    drop(edge);
+    edge.stop();
     let gone = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
     let edge = log.setup("").origin(gone).start();
     assert_eq!(edge.get("/nowhere?x").status, 502);
@@ -427,7 +427,10 @@ fn a_file_that_cannot_be_opened_ends_the_start() {
     let dir = tempfile::tempdir().unwrap();
     let log = format!("[access_log]\npath = \"{}/none/access.log\"", dir.path().display());
     let config = Setup::default().sections(&log).write(dir.path());
-    let output = crate::harness::command(&config, &["run"]).output().unwrap();
+    let output = command(&config, &["check"]).output().unwrap();
+    let said = String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.code() == Some(2) && said.contains("access_log.path: "), "{said}");
+    let output = command(&config, &["run"]).output().unwrap();
     let said = String::from_utf8_lossy(&output.stderr);
     assert_eq!(output.status.code(), Some(2), "{said}");
     assert!(said.contains("access_log.path: ") && said.contains("No such file"), "{said}");

@@ -60,6 +60,22 @@ impl Config {
         Ok(())
     }
 
+    /// Checks that a file can be made at `path`, without making it.
+    pub fn check_path(&self) -> Result<(), String> {
+        if !self.is_on() || self.is_stderr() {
+            return Ok(());
+        }
+        let path = self.path.display();
+        if self.path.is_dir() {
+            return Err(format!("{path} is a folder"));
+        }
+        let folder = self.path.parent().filter(|folder| !folder.as_os_str().is_empty());
+        match folder {
+            Some(folder) if !folder.is_dir() => Err(format!("the folder of {path} is not there")),
+            _ => Ok(()),
+        }
+    }
+
     /// Whether there is an access log.
     pub fn is_on(&self) -> bool {
         !self.path.as_os_str().is_empty()
@@ -84,6 +100,19 @@ impl Config {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_path_without_its_folder_is_a_mistake() {
+        let check =
+            |path: &str| Config { path: path.into(), ..Config::default() }.check_path().is_ok();
+        assert!(
+            ["", "stderr", "access.log", "/dev/null", "/tmp/access.log"]
+                .map(check)
+                .iter()
+                .all(|ok| *ok)
+        );
+        assert!(!check("/tmp") && !check("/there/is/no/such/folder"));
+    }
 
     #[test]
     fn each_limit_has_a_smallest_and_a_largest_value() {

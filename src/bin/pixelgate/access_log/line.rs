@@ -133,7 +133,7 @@ fn put(out: &mut Vec<u8>, text: Arguments<'_>) {
 }
 
 /// Appends a text as nginx's `log_format` does by default: quotation marks, backslashes, control
-/// characters and all bytes outside of ASCII as `\xXX`.
+/// characters and all bytes outside of ASCII as `\xHH`.
 fn escape(text: &[u8], out: &mut Vec<u8>) {
     const DIGITS: &[u8; 16] = b"0123456789ABCDEF";
     for &byte in shortened(text) {
