@@ -19,6 +19,7 @@ use super::verdict::Ignored;
 /// The `[events]` section (SPEC 9).
 #[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
 #[serde(default, deny_unknown_fields)]
+#[cfg_attr(not(feature = "internals"), non_exhaustive)]
 pub struct Config {
     /// The event path in canonical form. SPEC 2 says which other paths mean the same.
     pub path: String,

@@ -53,6 +53,12 @@ pub const CONTEXT_HEADER_NAME_BYTES_MAX: usize = 64;
 /// The longest value of a header of `events.context_headers` that is stored, in bytes; the rest is
 /// cut off.
 pub const CONTEXT_HEADER_BYTES_MAX: usize = 1024;
+/// The most names that a host adds to the context of one event.
+pub const ADDED_MEMBERS_MAX: usize = 16;
+/// The longest name that a host adds, in bytes (all of them ASCII).
+pub const ADDED_NAME_BYTES_MAX: usize = 64;
+/// The longest value that a host adds, in bytes; the rest is cut off.
+pub const ADDED_VALUE_BYTES_MAX: usize = 255;
 
 /// The default of `events.withhold_params`: names under which callers send credentials.
 pub const WITHHOLD_PARAMS_DEFAULT: [&str; 10] = [

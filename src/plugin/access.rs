@@ -7,15 +7,14 @@
 //! A record holds of a visitor what an event may keep by `[privacy]`, and never a query. The path
 //! of an event request is the configured one: a request below that path may have parameters in it.
 
+use super::verdict::Verdict;
 use crate::event::Context;
-use crate::policy::gate::Verdict;
 use crate::request::trace::TraceId;
 use http::{Method, Version};
 use pingora::protocols::http::ServerSession;
 use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
-use uuid::Uuid;
 
 /// Where the record of each request goes. Cheap to clone.
 #[derive(Clone)]
@@ -45,8 +44,6 @@ impl AccessLog {
             user_agent: None,
             trace_id: None,
             verdict: None,
-            portal: None,
-            event_id: None,
             status: None,
             body_bytes: 0,
             is_whole: false,
@@ -76,13 +73,9 @@ pub struct AccessRecord {
     pub user_agent: Option<String>,
     /// The id in a valid `traceparent`.
     pub trace_id: Option<TraceId>,
-    /// What became of an event request. `None`: another request, or one that ended before it was
-    /// judged.
+    /// What became of an event request, without the event's name and the commit's time. `None`:
+    /// another request, or one that ended before it was judged.
     pub verdict: Option<Verdict>,
-    /// The portal of an event request, if it names a valid one.
-    pub portal: Option<u64>,
-    /// The id of an event that reached the spool.
-    pub event_id: Option<Uuid>,
     /// The status of the response. `None`: none was sent.
     pub status: Option<u16>,
     /// Bytes of the response's body that were sent.

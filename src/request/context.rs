@@ -91,6 +91,7 @@ impl<'a> ContextHeaders<'a> {
             prefetch: self.purposes.into_iter().flatten().any(is_prefetch),
             utk: None,
             headers: Vec::new(),
+            added: Vec::new(),
         }
     }
 }

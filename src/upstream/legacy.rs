@@ -56,6 +56,7 @@ const IDLE_SECONDS_MAX: u64 = 4;
 /// The settings of an `[[upstream]]` of kind `legacy`.
 #[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
 #[serde(default, deny_unknown_fields)]
+#[cfg_attr(not(feature = "internals"), non_exhaustive)]
 pub struct Config {
     /// The URL that events are sent to, with the event path. May hold `${ENV}`.
     pub url: Secret,

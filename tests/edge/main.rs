@@ -18,6 +18,7 @@ mod disk_faults;
 mod documented;
 mod duplex;
 mod embed;
+mod embed_calls;
 mod fidelity;
 mod h2;
 mod harness;

@@ -117,8 +117,12 @@ fn context() -> impl Strategy<Value = Context<'static>> {
             headers.into_iter().map(|(name, value)| (name.into(), value.into())).collect()
         }),
     ];
-    (ip, text(), text(), flags, utk, headers).prop_map(
-        |(ip, user_agent, referer, (gpc, dnt, prefetch), utk, headers)| Context {
+    let added = prop_oneof![
+        3 => Just(Vec::new()),
+        1 => Just(vec![("country".into(), "DE".into()), ("page".into(), "\"/\"".into())]),
+    ];
+    (ip, text(), text(), flags, utk, headers, added).prop_map(
+        |(ip, user_agent, referer, (gpc, dnt, prefetch), utk, headers, added)| Context {
             ip,
             user_agent,
             referer,
@@ -127,6 +131,7 @@ fn context() -> impl Strategy<Value = Context<'static>> {
             prefetch,
             utk,
             headers,
+            added,
         },
     )
 }

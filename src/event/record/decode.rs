@@ -14,6 +14,7 @@ use crate::event::event::Event;
 
 /// An accepted event as stored.
 #[derive(Debug, Clone, PartialEq, Eq)]
+#[cfg_attr(not(feature = "internals"), non_exhaustive)]
 pub struct Record<'a> {
     /// The event's UUIDv7.
     pub id: [u8; 16],
@@ -51,7 +52,7 @@ impl<'a> Record<'a> {
     /// Any of [`RecordError`]. JSON with correct framing that is not an event's is not detected.
     pub fn decode_sound(bytes: &'a [u8]) -> Result<Record<'a>, RecordError> {
         let raw = RawRecord::read(bytes)?;
-        let (utk, headers) = wire::read_members(raw.members).map_err(|_| RecordError::Members)?;
+        let members = wire::read_members(raw.members).map_err(|_| RecordError::Members)?;
         Ok(Record {
             id: raw.id,
             received_at_ms: raw.received_at_ms,
@@ -64,8 +65,9 @@ impl<'a> Record<'a> {
                 gpc: raw.gpc,
                 dnt: raw.dnt,
                 prefetch: raw.prefetch,
-                utk,
-                headers,
+                utk: members.utk,
+                headers: members.headers,
+                added: members.added,
             },
         })
     }
@@ -147,6 +149,7 @@ mod tests {
             gpc: true,
             dnt: true,
             prefetch: true,
+            added: Vec::new(),
             utk: Some("1f\"".into()),
             headers: vec![("CF-IPCountry".into(), "DE".into()), ("X-Y".into(), "\\".into())],
         };
@@ -246,6 +249,9 @@ mod tests {
         check(&utk(), 2);
         check(&Context { headers: headers.clone(), ..Context::default() }, 2);
         check(&Context { headers, referer: Some("r".into()), gpc: true, ..utk() }, 2);
+        let added = vec![("a".into(), "\"".into()), ("b".into(), "x".into())];
+        check(&Context { added: added.clone(), ..Context::default() }, 3);
+        check(&Context { added, ..utk() }, 3);
 
         let with = |members: &str| {
             let mut bytes = encoded(&Context::default());
@@ -265,6 +271,7 @@ mod tests {
             r#""more":"x","#,
             r#""headers":{"B":"1","A":"2"},"#,
             r#""headers":{}},"#,
+            r#""added":{"b":"1","a":"2"},"#,
             &long,
         ] {
             assert_eq!(with(members), Err(RecordError::Members), "{members:.40}");

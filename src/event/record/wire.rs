@@ -25,19 +25,26 @@ pub(super) fn read(json: &str) -> Result<Event<'_>, serde_json::Error> {
     })
 }
 
-/// The further members of a context: `utk` and `headers`.
-pub(super) type Members<'a> = (Option<Cow<'a, str>>, Vec<(Cow<'a, str>, Cow<'a, str>)>);
+/// The further members of a context.
+#[derive(Default)]
+pub(super) struct Members<'a> {
+    pub utk: Option<Cow<'a, str>>,
+    pub headers: Vec<(Cow<'a, str>, Cow<'a, str>)>,
+    pub added: Vec<(Cow<'a, str>, Cow<'a, str>)>,
+}
 
 /// Reads the further members of a context, which have a comma behind each.
 pub(super) fn read_members(members: &[u8]) -> Result<Members<'_>, serde_json::Error> {
-    let Some((b',', members)) = members.split_last() else { return Ok((None, Vec::new())) };
+    let Some((b',', members)) = members.split_last() else { return Ok(Members::default()) };
     // Borrowed texts would need the braces around the bytes, so these are owned.
     let json = [&b"{"[..], members, b"}"].concat();
-    let Further { utk, headers } = serde_json::from_slice(&json)?;
+    let Further { utk, headers, added } = serde_json::from_slice(&json)?;
     let own = |text: Cow<'_, str>| Cow::Owned(text.into_owned());
-    let headers = headers.map(|pairs| pairs.0).unwrap_or_default();
-    let headers = headers.into_iter().map(|(name, value)| (own(name), own(value)));
-    Ok((utk.map(|text| own(text.0)), headers.collect()))
+    let pairs = |pairs: Option<Pairs<'_>>| {
+        let pairs = pairs.map(|pairs| pairs.0).unwrap_or_default();
+        pairs.into_iter().map(|(name, value)| (own(name), own(value))).collect()
+    };
+    Ok(Members { utk: utk.map(|text| own(text.0)), headers: pairs(headers), added: pairs(added) })
 }
 
 #[derive(Deserialize)]
@@ -47,6 +54,8 @@ struct Further<'a> {
     utk: Option<Text<'a>>,
     #[serde(borrow)]
     headers: Option<Pairs<'a>>,
+    #[serde(borrow)]
+    added: Option<Pairs<'a>>,
 }
 
 // Borrows what has no escapes in it.

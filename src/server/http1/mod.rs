@@ -17,8 +17,8 @@ use super::read_buffer;
 use super::service::Server;
 use super::socket::Socket;
 use crate::event::Context as EventContext;
-use crate::plugin::NextStep;
 use crate::plugin::access::{AccessLog, AccessRecord};
+use crate::plugin::{NextStep, Verdict};
 use crate::policy::gate::EventRequest;
 use crate::request::path::Reading;
 use crate::request::trace::trace_id;
@@ -158,7 +158,7 @@ impl<SV> Server<SV> {
         let mut record = self.access_log.as_ref().map(|log| self.record(log, &request, &context));
         let event_request =
             EventRequest { method: &FastRequest::METHOD, reading, query: target.query, context };
-        let step = self.gate.judge(event_request, record.as_deref_mut());
+        let step = self.gate.judge(event_request, record.as_deref_mut(), |_| {});
         Some(JudgedRequest {
             length,
             step,
@@ -198,11 +198,12 @@ impl<SV> Server<SV> {
         let reply = self.gate.finish(&mut judged.step).await;
         let raw = reply.pick(&self.answers, judged.image);
         if let Some(record) = &mut judged.record {
-            record.verdict = Some(reply.verdict());
+            record.verdict = Some(Verdict::of(Some(reply)));
             (record.status, record.body_bytes) = (Some(raw.status), raw.body_bytes);
         }
+        let with_id = self.gate.state().response.event_id;
         let stream = &mut connection.stream;
-        let rest = raw.write(&reply.own_lines(), keep, |answer| {
+        let rest = raw.write(&reply.own_lines(with_id), keep, |answer| {
             // Only the part that the socket does not take at once is copied; rarely is there any.
             let sent =
                 stream.as_any().downcast_ref().map_or(0, |socket: &Socket| socket.send_now(answer));

@@ -9,6 +9,7 @@ use super::request::{check, join_cookies};
 use super::session::Http2Session;
 use super::uploads::Uploads;
 use crate::event::Context;
+use crate::plugin::Handled;
 use crate::plugin::access::{AccessLog, AccessRecord};
 use crate::request::path::Reading;
 use crate::request::target::Target;
@@ -250,13 +251,14 @@ where
         // A client that never opens its stream window must not hold the response forever.
         session.set_write_timeout(Some(server.limits().write_timeout));
         let mut record = self.record_of_event(&session);
-        let handled = server.gate.handle_recorded(&mut session, record.as_deref_mut()).await;
+        let answering = server.gate.answer_event(&mut session, record.as_deref_mut(), |_| {});
+        let handled = answering.await;
         if let Some(record) = &mut record {
             record.note_answer(&session);
         }
         let answered = match handled {
-            Ok(None) => return Some(session),
-            Ok(Some(_)) => session.finish().await.map(drop),
+            Ok(Handled::Other) => return Some(session),
+            Ok(Handled::Broken | Handled::Answered(_)) => session.finish().await.map(drop),
             Err(e) => Err(e),
         };
         if let Some(mut record) = record {

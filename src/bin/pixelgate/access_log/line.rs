@@ -71,12 +71,14 @@ struct Line<'a> {
 }
 
 fn json(record: &AccessRecord, now: Timestamp, out: &mut Vec<u8>) {
-    let (verdict, reason) = match record.verdict {
-        None => (None, None),
-        Some(Verdict::Accepted) => (Some("accepted"), None),
-        Some(Verdict::Rejected(rejection)) => (Some("rejected"), Some(rejection.reason.as_str())),
-        Some(Verdict::NotJudged) => (Some("not_judged"), None),
-    };
+    let of_event = record.verdict.as_ref();
+    let reason = of_event.and_then(Verdict::reason);
+    let verdict = of_event.map(|verdict| match (verdict.is_accepted(), reason) {
+        (true, _) => "accepted",
+        (false, Some(_)) => "rejected",
+        (false, None) => "not_judged",
+    });
+    let event_id = of_event.and_then(Verdict::event_id);
     let millisecond = now.subsec_millisecond();
     with_second(Format::Json, now, |second| {
         let line = Line {
@@ -90,9 +92,9 @@ fn json(record: &AccessRecord, now: Timestamp, out: &mut Vec<u8>) {
             seconds: seconds(record.began.elapsed()),
             aborted: !record.is_whole,
             verdict,
-            reason,
-            portal: record.portal,
-            event_id: record.event_id.as_ref().map(|id| id as &dyn Display),
+            reason: reason.map(|reason| reason.as_str()),
+            portal: of_event.and_then(Verdict::portal),
+            event_id: event_id.as_ref().map(|id| id as &dyn Display),
             origin: record.origin.as_deref(),
             origin_seconds: record.origin_time.map(seconds),
             trace_id: record.trace_id.as_ref().and_then(|id| std::str::from_utf8(id).ok()),

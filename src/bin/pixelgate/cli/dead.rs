@@ -186,11 +186,11 @@ fn replay(config: &Config, name: &str, filter: &Filter) -> Result<(), String> {
 /// The batches of a replay. A legacy backend counts an event that is sent twice as two, so each is
 /// sent and marked alone: a replay that is killed repeats at most the one that was on its way.
 fn batches(upstream: &Upstream, base: &Batch) -> Batch {
-    let batch = upstream.batch.over(base);
-    match upstream.kind {
-        UpstreamKind::Legacy(_) => Batch { events_max: 1, ..batch },
-        _ => batch,
+    let mut batch = upstream.batch.over(base);
+    if matches!(upstream.kind, UpstreamKind::Legacy(_)) {
+        batch.events_max = 1;
     }
+    batch
 }
 
 /// Becomes true at the first SIGINT or SIGTERM, at which a replay ends after the attempt under way.
