@@ -69,7 +69,7 @@ pub(crate) struct GateState {
     /// The `[response]` section, from which `server` builds the same answers as bytes.
     pub response: answers::Config,
     /// The event path (`events.path`), for access logs.
-    pub path: String,
+    pub path: Bytes,
     /// The methods of `events.methods`, which those answers name.
     pub methods: Vec<String>,
     pub trusted: TrustedProxies,
@@ -231,8 +231,8 @@ impl PixelGate {
         record.method = Some(request.method.clone());
         record.version = request.version;
         record.path = Some(match reading {
-            Reading::Other => Target::split(request.raw_path()).path.to_vec(),
-            Reading::Event | Reading::Unknown => self.state.path.clone().into_bytes(),
+            Reading::Other => Bytes::copy_from_slice(Target::split(request.raw_path()).path),
+            Reading::Event | Reading::Unknown => self.state.path.clone(),
         });
         record.trace_id = trace_id(&request.headers);
         record.note_visitor(&self.state.gate.reduced(self.context_of(session)));

@@ -10,6 +10,7 @@
 use super::verdict::Verdict;
 use crate::event::Context;
 use crate::request::trace::TraceId;
+use bytes::Bytes;
 use http::{Method, Version};
 use pingora::protocols::http::ServerSession;
 use std::net::IpAddr;
@@ -64,7 +65,7 @@ pub struct AccessRecord {
     pub method: Option<Method>,
     /// The path, without its query, as received or, of an event request, as configured. `None`: as
     /// for the method.
-    pub path: Option<Vec<u8>>,
+    pub path: Option<Bytes>,
     /// The version of HTTP.
     pub version: Version,
     /// As far as `[privacy]` allows, and without its query.

@@ -179,7 +179,7 @@ impl<SV> Server<SV> {
         let state = self.gate.state();
         let mut record = log.begin();
         record.method = Some(FastRequest::METHOD);
-        record.path = Some(state.path.clone().into_bytes());
+        record.path = Some(state.path.clone());
         record.trace_id = trace_id(request);
         record.note_visitor(&state.gate.reduced(context.clone()));
         record
