@@ -33,6 +33,8 @@ use tokio::runtime::Handle;
 
 /// The folder of the dead letters, below the spool's own.
 const DEAD_DIR: &str = "dead";
+/// The folder of the progress files of backfills, below the spool's own.
+const SENT_DIR: &str = "sent";
 
 /// The configuration of a gate (SPEC 9, without the sections of the ready edge).
 #[derive(Debug, Clone, Default)]
@@ -135,8 +137,14 @@ impl Config {
         self.spool.dir.join(DEAD_DIR)
     }
 
+    /// The folder in which a backfill stores what it has sent.
+    pub fn sent_dir(&self) -> PathBuf {
+        self.spool.dir.join(SENT_DIR)
+    }
+
     fn rules(&self) -> Result<Rules, ConfigError> {
-        Rules::new(&self.events)
+        let is_host_sent = self.upstreams().iter().any(upstream::Config::keeps_host);
+        Rules::new(&self.events).map(|rules| rules.with_host(is_host_sent))
     }
 
     fn guard(&self) -> Result<Guard, ConfigError> {

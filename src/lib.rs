@@ -179,10 +179,11 @@ pub mod admin_pages {
     pub use crate::telemetry::event_samples::SAMPLES_PER_SECOND_MAX;
 }
 
-/// Parts for command-line tools: `explain`, the spool, its dead letters, files and log lines.
+/// Parts for command-line tools: `explain`, the spool, its dead letters, backfill, files and log
+/// lines.
 pub mod tools {
     pub use crate::config_error::without_value;
-    pub use crate::delivery::dead_letters;
+    pub use crate::delivery::{backfill, dead_letters};
     pub use crate::event::{Record, RecordError, escape_hidden};
     pub use crate::explain::{NotAnEvent, explain};
     pub use crate::file_stamp::FileStamp;

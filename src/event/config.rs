@@ -106,6 +106,12 @@ impl Rules {
         })
     }
 
+    /// The same rules, with the `Host` of each request stored or not.
+    pub fn with_host(mut self, is_stored: bool) -> Rules {
+        self.context_names.set_host(is_stored);
+        self
+    }
+
     /// How much of a query is read.
     pub fn limits(&self) -> Limits {
         self.limits

@@ -53,6 +53,7 @@ pub use peek::{Peek, peek};
 pub use record::decode::Record;
 pub use record::encode::{Context, encode_record, write_event_json};
 pub use record::error::RecordError;
+pub use record::from_wire::{FromWire, WireError};
 pub use record::raw::{RawRecord, WireWriter, is_newer_record};
 pub use revenue::Revenue;
 pub use verdict::{Ignored, IgnoredParams, Reason, Rejection};

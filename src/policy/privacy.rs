@@ -61,6 +61,7 @@ impl Config {
             context.ip = None;
             context.user_agent = None;
             context.referer = None;
+            context.host = None;
             context.utk = None;
             context.headers = Vec::new();
             context.added = Vec::new();
@@ -193,6 +194,7 @@ mod tests {
                 gpc,
                 dnt: true,
                 prefetch: false,
+                host: Some("track.company.com".into()),
                 utk: Some("1f".into()),
                 added: vec![("a".into(), "b".into())],
                 headers: vec![("X-Region".into(), "eu".into())],
@@ -206,6 +208,7 @@ mod tests {
                 context.ip.is_some(),
                 context.user_agent.is_some(),
                 context.referer.is_some(),
+                context.host.is_some(),
                 context.utk.is_some(),
                 !context.headers.is_empty(),
             ];
@@ -214,6 +217,6 @@ mod tests {
             assert!(event.revenue.is_some());
         };
         check(true, 0);
-        check(false, 8);
+        check(false, 9);
     }
 }

@@ -162,6 +162,15 @@ impl Config {
         built.map_err(|e| e.within(&format!("upstream.{}", self.name)))
     }
 
+    /// Whether this upstream sends on the `Host` that an event came with.
+    pub fn keeps_host(&self) -> bool {
+        match &self.kind {
+            #[cfg(feature = "http")]
+            Kind::Legacy(config) => config.keep_host,
+            _ => false,
+        }
+    }
+
     /// The value of `kind`.
     pub fn kind_name(&self) -> &'static str {
         match self.kind {

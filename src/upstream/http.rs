@@ -155,6 +155,7 @@ impl Config {
             timeout_seconds: self.timeout_seconds,
             connections: self.concurrency_max,
             idle_seconds: IDLE_SECONDS_MAX,
+            http1_only: false,
         };
         Ok(Http {
             client: client::build(&url, &setup, &tls)?,

@@ -17,6 +17,7 @@ use std::future::poll_fn;
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
+use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::task::JoinHandle;
 
 /// Flow-control window of the client, for each stream and for the connection.
@@ -41,6 +42,7 @@ pub fn start_with(setup: Setup) -> (Edge, SocketAddr) {
     (edge, address)
 }
 
+/// A client over TLS.
 pub async fn connect(address: SocketAddr) -> Client {
     let mut roots = RootCertStore::empty();
     roots.add(CertificateDer::from_pem_file(CERT).unwrap()).unwrap();
@@ -52,7 +54,14 @@ pub async fn connect(address: SocketAddr) -> Client {
     let connector = tokio_rustls::TlsConnector::from(Arc::new(config));
     let stream = tokio::net::TcpStream::connect(address).await.unwrap();
     let name = ServerName::try_from("edge.test").unwrap();
-    let stream = connector.connect(name, stream).await.unwrap();
+    over(connector.connect(name, stream).await.unwrap()).await
+}
+
+/// A client over this stream.
+pub async fn over<S>(stream: S) -> Client
+where
+    S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
+{
     // Room for all that a test leaves unread for a while.
     let mut builder = h2::client::Builder::new();
     builder.initial_window_size(WINDOW_BYTES).initial_connection_window_size(WINDOW_BYTES);
@@ -93,11 +102,11 @@ fn get(target: &str) -> http::request::Builder {
 
 pub struct Answer {
     pub status: StatusCode,
-    headers: HeaderMap,
-    body: Vec<u8>,
+    pub headers: HeaderMap,
+    pub body: Vec<u8>,
 }
 
-async fn read(response: ResponseFuture) -> Result<Answer, h2::Error> {
+pub async fn read(response: ResponseFuture) -> Result<Answer, h2::Error> {
     let response = tokio::time::timeout(PATIENCE, response).await.expect("an answer")?;
     let (parts, mut stream) = response.into_parts();
     let mut body = Vec::new();

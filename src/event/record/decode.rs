@@ -65,6 +65,7 @@ impl<'a> Record<'a> {
                 gpc: raw.gpc,
                 dnt: raw.dnt,
                 prefetch: raw.prefetch,
+                host: members.host,
                 utk: members.utk,
                 headers: members.headers,
                 added: members.added,
@@ -149,6 +150,7 @@ mod tests {
             gpc: true,
             dnt: true,
             prefetch: true,
+            host: Some("track.company.com:8443".into()),
             added: Vec::new(),
             utk: Some("1f\"".into()),
             headers: vec![("CF-IPCountry".into(), "DE".into()), ("X-Y".into(), "\\".into())],
@@ -159,7 +161,7 @@ mod tests {
             + r#""properties":{"favorite_color":"orange","note":"\"a\"\n"#
             + "\u{2028}b\"},";
         let full = r#""context":{"ip":"203.0.113.7","user_agent":"curl/8 \"x\"","#.to_owned()
-            + r#""referer":"https://company.com/","utk":"1f\"","#
+            + r#""referer":"https://company.com/","host":"track.company.com:8443","utk":"1f\"","#
             + r#""headers":{"CF-IPCountry":"DE","X-Y":"\\"},"#
             + r#""gpc":true,"dnt":true,"prefetch":true,"#
             + r#""bot":true}}"#;
@@ -214,7 +216,7 @@ mod tests {
         };
         assert_eq!(fault(&|b| b[0] = 0), RecordError::UnknownVersion(0));
         assert_eq!(fault(&|b| b[0] = 2), RecordError::Truncated, "without its members");
-        assert_eq!(fault(&|b| b[0] = 3), RecordError::UnknownVersion(3));
+        assert_eq!(fault(&|b| b[0] = 4), RecordError::UnknownVersion(4));
         assert_eq!(fault(&|b| b[1] |= 0x80), RecordError::Flags);
         assert_eq!(fault(&|b| b[1] |= 0x18), RecordError::Flags);
         assert_eq!(fault(&|b| b[9] = 1), RecordError::ReceivedAt);
@@ -247,6 +249,7 @@ mod tests {
         let headers = vec![("A".into(), "".into()), ("B".into(), "x".into())];
         check(&Context::default(), 1);
         check(&utk(), 2);
+        check(&Context { host: Some("h".into()), ..Context::default() }, 3);
         check(&Context { headers: headers.clone(), ..Context::default() }, 2);
         check(&Context { headers, referer: Some("r".into()), gpc: true, ..utk() }, 2);
         let added = vec![("a".into(), "\"".into()), ("b".into(), "x".into())];
@@ -268,6 +271,7 @@ mod tests {
             r#""utk":"x""#,
             r#""utk":7,"#,
             r#""utk":"x","utk":"y","#,
+            r#""host":"x","host":"y","#,
             r#""more":"x","#,
             r#""headers":{"B":"1","A":"2"},"#,
             r#""headers":{}},"#,

@@ -24,9 +24,9 @@
 //! | … | 4 | not in version 1: M, the length of the further members, 1 to 131,072 |
 //! | … | M | not in version 1: further members of `context` as JSON, a comma behind each |
 //!
-//! Version 2 is written only where there are further members: `utk`, and `headers` as an object
-//! that is sorted by name. Version 3 is written only where the last member is `added`, an object
-//! that is sorted by name as well.
+//! Version 2 is written only where there are further members, and version 3 where one of them is
+//! `host` or `added`, which versions before did not know. The members are `host`, `utk`, `headers`
+//! and `added`; the last two are objects that are sorted by name.
 //!
 //! Flags, from the lowest bit: `Sec-GPC`, `DNT`, prefetch, address is IPv4, address is IPv6, has a
 //! user agent, has a referer. The highest bit is 0.
@@ -40,12 +40,12 @@ use super::timestamp::UNIX_MS_MAX;
 use crate::event::event::Event;
 use crate::event::param::{
     ADDED_MEMBERS_MAX, ADDED_VALUE_BYTES_MAX, CONTEXT_HEADER_BYTES_MAX, CONTEXT_HEADERS_MAX,
-    REFERER_BYTES_MAX, USER_AGENT_BYTES_MAX, UTK_BYTES_MAX,
+    HOST_BYTES_MAX, REFERER_BYTES_MAX, USER_AGENT_BYTES_MAX, UTK_BYTES_MAX,
 };
 
 /// The newest version.
 pub(super) const VERSION: u8 = 3;
-/// The version of a record with further members of which none is `added`.
+/// The version of a record with further members, of which none is `host` or `added`.
 pub(super) const VERSION_MEMBERS: u8 = 2;
 /// The version of a record without further members.
 pub(super) const VERSION_SHORT: u8 = 1;
@@ -81,6 +81,8 @@ pub struct Context<'a> {
     pub dnt: bool,
     /// The browser says that it prefetches the page.
     pub prefetch: bool,
+    /// `Host`, where an upstream sends it on. Cut after [`HOST_BYTES_MAX`].
+    pub host: Option<Cow<'a, str>>,
     /// The value of the cookie that `events.utk_cookie` names. Cut after [`UTK_BYTES_MAX`].
     pub utk: Option<Cow<'a, str>>,
     /// The headers that `events.context_headers` names as (name, value), sorted by name. Values are
@@ -93,10 +95,12 @@ pub struct Context<'a> {
 
 impl Context<'_> {
     fn version(&self) -> u8 {
-        match self {
-            Context { added, .. } if !added.is_empty() => VERSION,
-            Context { utk: None, headers, .. } if headers.is_empty() => VERSION_SHORT,
-            _ => VERSION_MEMBERS,
+        if self.host.is_some() || !self.added.is_empty() {
+            VERSION
+        } else if self.utk.is_some() || !self.headers.is_empty() {
+            VERSION_MEMBERS
+        } else {
+            VERSION_SHORT
         }
     }
 
@@ -166,10 +170,16 @@ fn push_members(out: &mut Vec<u8>, context: &Context<'_>) {
 
 /// Appends the further members of `context` as JSON, with a comma behind each.
 pub(super) fn write_members(out: &mut Vec<u8>, context: &Context<'_>) {
-    if let Some(utk) = &context.utk {
-        out.extend_from_slice(b"\"utk\":\"");
-        write_json_chars(out, cut(utk, UTK_BYTES_MAX).as_bytes());
+    let mut write = |key: &[u8], value: &str| {
+        out.extend_from_slice(key);
+        write_json_chars(out, value.as_bytes());
         out.extend_from_slice(b"\",");
+    };
+    if let Some(host) = &context.host {
+        write(b"\"host\":\"", cut(host, HOST_BYTES_MAX));
+    }
+    if let Some(utk) = &context.utk {
+        write(b"\"utk\":\"", cut(utk, UTK_BYTES_MAX));
     }
     let headers = context.headers.iter().take(CONTEXT_HEADERS_MAX);
     write_pairs(out, b"\"headers\":{", headers, CONTEXT_HEADER_BYTES_MAX);
