@@ -26,6 +26,7 @@ use crate::telemetry::in_flight::InFlight;
 use crate::telemetry::metrics::Metrics;
 use crate::upstream::{self, BatchConfig, Replaceable, Upstream};
 use arc_swap::ArcSwap;
+use bytes::Bytes;
 use parking_lot::Mutex;
 use prometheus::Registry;
 use std::path::{Path, PathBuf};
@@ -408,6 +409,7 @@ impl ValidConfig {
         Ok(Settings {
             answers,
             sends_event_id: self.response.event_id,
+            path: Bytes::from(self.events.path.clone()),
             upstreams: self.upstream.clone(),
             gate: Arc::new(self.into_gate(portals, clock, inspector)),
         })

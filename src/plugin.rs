@@ -6,6 +6,7 @@
 //! connection stays usable, and the verdict is returned for the host to log. Delivery to upstreams
 //! runs on threads of the gate's own; no request waits for it.
 
+pub(crate) mod access;
 mod body;
 mod event_response;
 #[cfg(feature = "server")]
@@ -15,7 +16,7 @@ mod verdict;
 use crate::clock::Clock;
 use crate::delivery::Forwarder;
 use crate::delivery::threads::Delivery;
-use crate::event::{Event, EventId, Reason, Rejection};
+use crate::event::{Context, Event, EventId, Reason, Rejection};
 use crate::policy::gate::{AcceptedEvent, Decision, EventRequest, Gate};
 use crate::policy::inspect::Inspector;
 use crate::policy::portals;
@@ -24,6 +25,7 @@ use crate::request::client::TrustedProxies;
 use crate::request::context::context;
 use crate::request::path::Reading;
 use crate::request::target::Target;
+use crate::request::trace::trace_id;
 use crate::response::answers::{Answer, Answers, wants_image};
 use crate::response::title_case::title_case;
 use crate::spool::{CloseError, Commit, Overloaded, Spool};
@@ -33,6 +35,7 @@ use crate::telemetry::in_flight::InFlight;
 use crate::telemetry::metrics::{Limit, Metrics};
 use crate::upstream;
 use crate::upstream::Replaceable;
+use access::AccessRecord;
 use arc_swap::ArcSwap;
 use bytes::Bytes;
 use http::{Method, Version, header};
@@ -70,6 +73,8 @@ pub(crate) struct Settings {
     pub answers: Answers<PrebuiltResponse>,
     /// Whether `X-Event-Id` is sent (`response.event_id`).
     pub sends_event_id: bool,
+    /// The event path (`events.path`), for access logs.
+    pub path: Bytes,
     /// The configured upstreams, for `explain`.
     pub upstreams: Vec<upstream::Config>,
 }
@@ -157,11 +162,26 @@ impl PixelGate {
         &self,
         session: &mut ServerSession,
     ) -> pingora::Result<Option<Verdict>> {
+        self.handle_recorded(session, None).await
+    }
+
+    /// As [`PixelGate::handle_downstream`]. Notes in `record` what is known of any request, and
+    /// what becomes of an event request, also where writing the answer fails. Not noted are the
+    /// status and the length of the answer, which the session knows.
+    ///
+    /// # Errors
+    ///
+    /// As for [`PixelGate::handle`].
+    pub async fn handle_recorded(
+        &self,
+        session: &mut ServerSession,
+        record: Option<&mut AccessRecord>,
+    ) -> pingora::Result<Option<Verdict>> {
         let mut event_name = None;
         let note = |event: &Event<'_>| {
             event_name = (!event.name.is_empty()).then(|| event.name.as_ref().into());
         };
-        let response = match self.answer_event(session, note).await? {
+        let response = match self.answer_event(session, record, note).await? {
             Handled::Other => return Ok(None),
             Handled::Broken => None,
             Handled::Answered(response) => Some(response),
@@ -173,15 +193,20 @@ impl PixelGate {
     }
 
     /// Judges and answers an event request. `note` gets its event, of which only portal and name
-    /// are meaningful, and these as far as they are valid, unless it is accepted.
+    /// are meaningful, and these as far as they are valid, unless it is accepted. `record` is that
+    /// of [`PixelGate::handle_recorded`].
     pub(crate) async fn answer_event(
         &self,
         session: &mut ServerSession,
+        mut record: Option<&mut AccessRecord>,
         note: impl FnOnce(&Event<'_>),
     ) -> pingora::Result<Handled> {
         let settings = self.settings();
         let target = Target::split(session.req_header().raw_path());
         let reading = settings.gate.read(target.path);
+        if let Some(record) = record.as_deref_mut() {
+            self.describe(&settings, session, reading, record);
+        }
         if reading == Reading::Other {
             return Ok(Handled::Other);
         }
@@ -192,6 +217,7 @@ impl PixelGate {
                 settings.gate.rules().judges_post() && body::is_form(session.req_header());
             let Ok(body) = body::read(session, takes_form).await else {
                 self.refuse_body(session).await;
+                note_response(&mut record, None);
                 return Ok(Handled::Broken);
             };
             if !body.is_whole {
@@ -199,8 +225,10 @@ impl PixelGate {
             }
             form = body.form;
         }
-        let mut judged = self.judge_session(&settings, session, reading, &form, note);
-        let response = self.finish(&mut judged).await;
+        let mut step =
+            self.judge_session(&settings, session, reading, &form, record.as_deref_mut(), note);
+        let response = self.finish(&mut step).await;
+        note_response(&mut record, Some(response));
         answer(&settings, session, response).await?;
         Ok(Handled::Answered(response))
     }
@@ -213,24 +241,44 @@ impl PixelGate {
         session: &ServerSession,
         reading: Reading,
         form: &[u8],
+        record: Option<&mut AccessRecord>,
         note: impl FnOnce(&Event<'_>),
     ) -> NextStep {
         let request = session.req_header();
         let query = Target::split(request.raw_path()).query;
         let joined = if form.is_empty() { Vec::new() } else { [query, b"&", form].concat() };
-        let peer = session.client_addr().and_then(|a| a.as_inet()).map(|a| a.ip());
         let request = EventRequest {
             method: &request.method,
             reading,
             query: if form.is_empty() { query } else { &joined },
-            context: context(
-                &request.headers,
-                peer,
-                &self.state.trusted,
-                settings.gate.rules().context_names(),
-            ),
+            context: self.context_of(settings, session),
         };
-        self.judge(settings, request, note)
+        self.judge(settings, request, record, note)
+    }
+
+    fn context_of<'s>(&'s self, settings: &'s Settings, session: &'s ServerSession) -> Context<'s> {
+        let peer = session.client_addr().and_then(|a| a.as_inet()).map(|a| a.ip());
+        let names = settings.gate.rules().context_names();
+        context(&session.req_header().headers, peer, &self.state.trusted, names)
+    }
+
+    /// Notes what is known of a request before it is judged or passed on.
+    fn describe(
+        &self,
+        settings: &Settings,
+        session: &ServerSession,
+        reading: Reading,
+        record: &mut AccessRecord,
+    ) {
+        let request = session.req_header();
+        record.method = Some(request.method.clone());
+        record.version = request.version;
+        record.path = Some(match reading {
+            Reading::Other => Bytes::copy_from_slice(Target::split(request.raw_path()).path),
+            Reading::Event | Reading::Unknown => settings.path.clone(),
+        });
+        record.trace_id = trace_id(&request.headers);
+        record.note_visitor(&settings.gate.reduced(self.context_of(settings, session)));
     }
 
     /// Answers 400 to a request whose body is broken or cut. The connection closes, because the end
@@ -248,11 +296,12 @@ impl PixelGate {
     }
 
     /// Judges an event request, and enqueues an accepted event in the spool. `note` gets the event
-    /// as in [`PixelGate::answer_event`].
+    /// as in [`PixelGate::answer_event`]; `record` takes what an accepted event holds of the visitor.
     pub(crate) fn judge(
         &self,
         settings: &Settings,
         request: EventRequest<'_>,
+        record: Option<&mut AccessRecord>,
         note: impl FnOnce(&Event<'_>),
     ) -> NextStep {
         let (state, gate) = (&*self.state, &settings.gate);
@@ -271,6 +320,9 @@ impl PixelGate {
             Decision::Preflight => return NextStep::Respond(EventResponse::Preflight),
             Decision::Head => return NextStep::Respond(EventResponse::Head),
         }
+        if let Some(record) = record {
+            record.note_visitor(&accepted.context);
+        }
         for (_, why) in &accepted.ignored {
             state.metrics.count_ignored(*why);
         }
@@ -286,7 +338,7 @@ impl PixelGate {
                 }
                 let ignored_params = accepted.ignored.len();
                 let parts = AcceptedParts { id: event_id, portal, ignored_params };
-                let pending = state.event_samples.appended(&accepted.event);
+                let pending = state.event_samples.appended(&accepted.event, event_id);
                 NextStep::AwaitCommit(commit, pending, parts)
             }
             Err(Overloaded) => reject(Rejection::of(Reason::Overloaded), portal),
@@ -403,8 +455,8 @@ impl PixelGate {
 
     /// Stops delivery and makes every enqueued event durable, within `limit`: attempts under way
     /// may end in its first half. Call this once no request is in flight: later events are rejected
-    /// as `overloaded`. Events that are not delivered yet are delivered after the next start. Blocks,
-    /// so async code calls [`PixelGate::close_async`].
+    /// as `overloaded`. Events that are not delivered yet are delivered after the next start.
+    /// Blocks, so async code calls [`PixelGate::close_async`].
     ///
     /// # Errors
     ///
@@ -471,6 +523,12 @@ async fn answer(
         session.write_response_body(prebuilt.body.clone(), true).await?;
     }
     Ok(())
+}
+
+fn note_response(record: &mut Option<&mut AccessRecord>, response: Option<EventResponse>) {
+    if let Some(record) = record {
+        record.verdict = Some(Verdict::of(response));
+    }
 }
 
 impl PrebuiltResponse {

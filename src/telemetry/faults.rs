@@ -42,11 +42,13 @@ pub enum FaultKind {
     SpoolFiles,
     /// A changed configuration, or a file that it names, is not in force.
     ConfigReload,
+    /// Lines of the access log are not written.
+    AccessLog,
 }
 
 impl FaultKind {
     /// Every kind, so that a scrape shows zeros.
-    pub const ALL: [Self; 14] = [
+    pub const ALL: [Self; 15] = [
         Self::PortalsUnread,
         Self::PortalsStale,
         Self::SpoolRefuses,
@@ -61,6 +63,7 @@ impl FaultKind {
         Self::SpoolCursor,
         Self::SpoolFiles,
         Self::ConfigReload,
+        Self::AccessLog,
     ];
 
     /// The word in `/status` and in the metric's label.
@@ -80,6 +83,7 @@ impl FaultKind {
             Self::SpoolCursor => "spool_cursor",
             Self::SpoolFiles => "spool_files",
             Self::ConfigReload => "config_reload",
+            Self::AccessLog => "access_log",
         }
     }
 }

@@ -130,6 +130,8 @@ pub struct Metrics {
     pub portals_refresh_failures: IntCounter,
     /// Requests that no origin answered.
     pub origin_failures: IntCounter,
+    /// Lines of the access log that were not written.
+    pub access_log_lost_lines: IntCounter,
     refused: Box<[IntCounter]>,
 }
 
@@ -209,16 +211,8 @@ impl Metrics {
                 "spool_quarantined_bytes",
                 "Damaged bytes found in the spool.",
             )?,
-            ready: gauge(
-                &r,
-                "ready",
-                "1 if this edge accepts events, as /readyz reports, else 0.",
-            )?,
-            upstream_up: gauges(
-                &r,
-                "upstream_up",
-                "Whether the upstream takes its events: 1 or 0.",
-            )?,
+            ready: gauge(&r, "ready", "1 if this edge accepts events, as in /readyz, else 0.")?,
+            upstream_up: gauges(&r, "upstream_up", "Whether the upstream takes its events.")?,
             spool_pending_events: gauges(
                 &r,
                 "spool_pending_events",
@@ -247,13 +241,7 @@ impl Metrics {
                 "delivery_lag_seconds",
                 "Age of the oldest event that waits, by upstream.",
             )?,
-            faults: register(
-                &r,
-                IntGaugeVec::new(
-                    r.opts("faults", "Conditions that last and need an operator."),
-                    &["what"],
-                ),
-            )?,
+            faults: faults_by_name(&r)?,
             portals: gauge(&r, "portals", "Portals in the list that is in force.")?,
             portals_refresh_failures: counter(
                 &r,
@@ -264,6 +252,11 @@ impl Metrics {
                 &r,
                 "origin_failures_total",
                 "Requests passed through that no origin answered.",
+            )?,
+            access_log_lost_lines: counter(
+                &r,
+                "access_log_lost_lines_total",
+                "Lines of the access log that could not be written.",
             )?,
             refused: refused_by_limit(&r)?,
             registered: Arc::new(r),
@@ -384,6 +377,11 @@ fn refused_by_limit(r: &Registered) -> Result<Box<[IntCounter]>> {
         &["limit"],
     )?;
     Ok(Limit::ALL.iter().map(|limit| refused.with_label_values(&[limit.as_str()])).collect())
+}
+
+fn faults_by_name(r: &Registered) -> Result<IntGaugeVec> {
+    let opts = r.opts("faults", "Conditions that last and need an operator.");
+    register(r, IntGaugeVec::new(opts, &["what"]))
 }
 
 fn commit_histogram(r: &Registered) -> Result<Histogram> {

@@ -28,6 +28,8 @@ pub struct Config {
     pub admin: pixelgate::config::Admin,
     /// The log on standard error.
     pub log: crate::logging::config::Config,
+    /// The access log.
+    pub access_log: crate::access_log::config::Config,
     /// The sections of the gate itself.
     pub gate: pixelgate::ValidConfig,
     /// Every key with its value, by which changes are found.
@@ -48,6 +50,7 @@ struct Document {
     upstream: Vec<pixelgate::config::Upstream>,
     admin: pixelgate::config::Admin,
     log: crate::logging::config::Config,
+    access_log: crate::access_log::config::Config,
 }
 
 /// Why a configuration cannot be used. Displays as `file:line: key: reason`.
@@ -112,7 +115,7 @@ impl Document {
     }
 
     fn validate(self, path: &Path, table: &toml::Table) -> Result<Config, ConfigError> {
-        let Self { edge, admin, log, .. } = self;
+        let Self { edge, admin, log, access_log, .. } = self;
         let within = |section: &'static str| {
             move |(key, reason): (&str, String)| {
                 error(path.display(), &format!("{section}.{key}"), reason)
@@ -123,6 +126,7 @@ impl Document {
         log.validate().map_err(within("log"))?;
         check_listeners(&edge, &admin)
             .map_err(|(key, reason)| error(path.display(), &key, reason))?;
+        access_log.validate().map_err(within("access_log"))?;
         let mut gate = pixelgate::Config::default();
         gate.events = self.events;
         gate.portals = self.portals;
@@ -133,7 +137,7 @@ impl Document {
         gate.upstream = self.upstream;
         let gate =
             gate.validate().map_err(|e| error(path.display(), e.key(), e.reason().to_owned()))?;
-        Ok(Config { edge, admin, log, gate, values: keys::Values::of(table) })
+        Ok(Config { edge, admin, log, access_log, gate, values: keys::Values::of(table) })
     }
 }
 

@@ -4,6 +4,7 @@
 mod body;
 mod grammar;
 pub mod header_check;
+mod refusal;
 mod request_stream;
 pub mod target;
 
@@ -16,20 +17,25 @@ use super::limits::Limits;
 use super::read_buffer;
 use super::service::Server;
 use super::socket::Socket;
-use crate::plugin::NextStep;
+use crate::event::Context as EventContext;
+use crate::plugin::access::{AccessLog, AccessRecord};
+use crate::plugin::{NextStep, Settings, Verdict};
 use crate::policy::gate::EventRequest;
 use crate::request::path::Reading;
+use crate::request::trace::trace_id;
 use crate::response::answers::wants_image;
 use crate::telemetry::in_flight::{InFlight, InFlightGuard};
 use crate::telemetry::metrics::Limit;
 use body::Body;
 use bytes::{Buf, BytesMut};
 use header_check::{HeaderError, Upgrade, check_header};
+use http::{Method, StatusCode};
 use pingora::apps::HttpServerApp;
 use pingora::protocols::http::ServerSession;
 use pingora::protocols::{ALPN, Stream};
 use pingora::proxy::ProxyHttp;
 use pingora::server::ShutdownWatch;
+use refusal::lingering_close;
 use request_stream::RequestStream;
 use std::future::poll_fn;
 use std::io;
@@ -37,21 +43,9 @@ use std::net::IpAddr;
 use std::pin::{Pin, pin};
 use std::sync::Arc;
 use std::task::{Context, Poll};
-use std::time::Duration;
+use std::time::{Duration, Instant as StdInstant};
 use tokio::io::AsyncWriteExt;
 use tokio::time::{Instant, Sleep, sleep, timeout};
-
-/// A lingering close drains up to 1 s or 256 KiB before closing: unread bytes would make the kernel
-/// send RST, which can destroy the response on its way (RFC 9112, section 9.6).
-const LINGER_SECONDS_MAX: u64 = 1;
-const LINGER_BYTES_MAX: usize = 256 << 10;
-/// Responses to a refused header; the connection closes after them.
-const HEADER_TIMEOUT: &[u8] =
-    b"HTTP/1.1 408 Request Timeout\r\nContent-Length: 0\r\nConnection: close\r\n\r\n";
-const HEADER_TOO_LARGE: &[u8] = b"HTTP/1.1 431 Request Header Fields Too Large\r\n\
-    Content-Length: 0\r\nConnection: close\r\n\r\n";
-const HEADER_MALFORMED: &[u8] =
-    b"HTTP/1.1 400 Bad Request\r\nContent-Length: 0\r\nConnection: close\r\n\r\n";
 
 /// A fast-path event request that has its verdict and may still wait for the disk.
 struct JudgedRequest<'f> {
@@ -61,6 +55,8 @@ struct JudgedRequest<'f> {
     image: bool,
     /// Whether the client sent `Connection: close`.
     closes: bool,
+    /// For the access log, where there is one.
+    record: Option<Box<AccessRecord>>,
     _in_flight_guard: InFlightGuard<&'f InFlight>,
 }
 
@@ -165,14 +161,20 @@ impl<SV> Server<SV> {
         let names = settings.gate.rules().context_names();
         let trusted = &self.gate.state().trusted;
         let (image, closes) = (wants_image(request.accept), request.closes);
-        let request = EventRequest {
-            method: &FastRequest::METHOD,
-            reading,
-            query: target.query,
-            context: request.seen.context(&request, peer, trusted, names),
-        };
-        let step = self.gate.judge(settings, request, |_| {});
-        Some(JudgedRequest { length, step, image, closes, _in_flight_guard: in_flight_guard })
+        let context = request.seen.context(&request, peer, trusted, names);
+        let begin = |log: &AccessLog| begin_record(log, settings, &request, &context);
+        let mut record = self.access_log.as_ref().map(begin);
+        let event_request =
+            EventRequest { method: &FastRequest::METHOD, reading, query: target.query, context };
+        let step = self.gate.judge(settings, event_request, record.as_deref_mut(), |_| {});
+        Some(JudgedRequest {
+            length,
+            step,
+            image,
+            closes,
+            record,
+            _in_flight_guard: in_flight_guard,
+        })
     }
 
     /// Answers a judged request once its event is on disk as configured. Returns whether the
@@ -188,9 +190,13 @@ impl<SV> Server<SV> {
         let reply = self.gate.finish(&mut judged.step).await;
         let Connection { stream, in_force, .. } = connection;
         let settings = &in_force.settings;
-        let prebuilt = reply.pick(&settings.answers, judged.image);
+        let prebuilt = &reply.pick(&settings.answers, judged.image).bytes;
+        if let Some(record) = &mut judged.record {
+            record.verdict = Some(Verdict::of(Some(reply)));
+            (record.status, record.body_bytes) = (Some(prebuilt.status), prebuilt.body_bytes);
+        }
         let own = reply.own_lines(settings.sends_event_id);
-        let rest = prebuilt.bytes.write(&own, keep, |answer| {
+        let rest = prebuilt.write(&own, keep, |answer| {
             // Only the part that the socket does not take at once is copied; rarely is there any.
             let sent =
                 stream.as_any().downcast_ref().map_or(0, |socket: &Socket| socket.send_now(answer));
@@ -200,6 +206,9 @@ impl<SV> Server<SV> {
             None => Some(Ok(())),
             Some(rest) => send(stream, &rest, in_force.limits.write_timeout).await,
         };
+        if let Some(mut record) = judged.record.take() {
+            record.is_whole = matches!(sent, Some(Ok(())));
+        }
         match sent {
             Some(Ok(())) if keep => true,
             Some(Ok(())) => {
@@ -228,54 +237,6 @@ impl<SV> Server<SV> {
         }
         !last && !*shutdown.borrow()
     }
-
-    /// Sends the error response for `limit`, then does a lingering close.
-    async fn refuse(&self, mut connection: Connection, limit: Limit) {
-        self.admission.limit_reporter.report(limit);
-        let answer = match limit {
-            Limit::HeaderTime => HEADER_TIMEOUT,
-            Limit::HeaderBytes | Limit::HeaderLines => HEADER_TOO_LARGE,
-            _ => HEADER_MALFORMED,
-        };
-        let response = async {
-            connection.stream.write_all(answer).await?;
-            connection.stream.flush().await
-        };
-        // A client that does not take the response in time is closed without draining.
-        if let Ok(Ok(())) = timeout(Duration::from_secs(LINGER_SECONDS_MAX), response).await {
-            lingering_close(&mut connection.stream).await;
-        }
-    }
-}
-
-/// Sends all of `bytes`; `None` after `limit`. A timer is set only if the first write does not take
-/// everything.
-async fn send(stream: &mut Stream, bytes: &[u8], limit: Duration) -> Option<io::Result<()>> {
-    let mut sending = pin!(async {
-        stream.write_all(bytes).await?;
-        stream.flush().await
-    });
-    match poll_fn(|cx| Poll::Ready(sending.as_mut().poll(cx))).await {
-        Poll::Ready(sent) => Some(sent),
-        Poll::Pending => Box::pin(timeout(limit, sending)).await.ok(),
-    }
-}
-
-/// Closes the sending side, then drains up to 1 s or 256 KiB: see [`LINGER_SECONDS_MAX`].
-async fn lingering_close(stream: &mut Stream) {
-    let drain = async {
-        AsyncWriteExt::shutdown(stream).await?;
-        let mut drained = 0;
-        while drained < LINGER_BYTES_MAX {
-            let more = poll_fn(|cx| read_buffer::poll_read(&mut **stream, cx, <[u8]>::len)).await?;
-            if more == 0 {
-                break;
-            }
-            drained += more;
-        }
-        io::Result::Ok(())
-    };
-    let _ = timeout(Duration::from_secs(LINGER_SECONDS_MAX), drain).await;
 }
 
 impl<SV> Server<SV>
@@ -329,11 +290,15 @@ where
     ) -> Option<Connection> {
         self.refresh(&mut connection.in_force);
         let in_force = connection.in_force.clone();
+        let began = self.access_log.is_some().then(StdInstant::now);
         let end = match connection.read_head(&in_force.limits, 0).await {
             Head::Complete(end) => end,
-            Head::Closed => return None,
+            Head::Closed => {
+                drop(self.record_of_refused(connection.peer, began));
+                return None;
+            }
             Head::Refused(limit) => {
-                Box::pin(self.refuse(connection, limit)).await;
+                Box::pin(self.refuse(connection, limit, began)).await;
                 return None;
             }
         };
@@ -351,10 +316,19 @@ where
         let (head, body, upgrade) = match take_head(received, end, &in_force.limits) {
             Ok(taken) => taken,
             Err(limit) => {
-                Box::pin(self.refuse(connection, limit)).await;
+                Box::pin(self.refuse(connection, limit, began)).await;
                 return None;
             }
         };
+        // Pingora would answer alike, and report nothing.
+        if head.starts_with(b"CONNECT ") {
+            let mut record = self.record_of_refused(connection.peer, began);
+            if let Some(record) = &mut record {
+                record.method = Some(Method::CONNECT);
+            }
+            Box::pin(self.close_with(connection, StatusCode::METHOD_NOT_ALLOWED, record)).await;
+            return None;
+        }
         let keep = self.keeps(&connection, shutdown);
         let Connection { stream, received, peer, requests, permit, .. } = connection;
         let (stream, back) = RequestStream::new(stream, received, body, upgrade);
@@ -388,6 +362,34 @@ where
         let served = self.proxy.process_new_http(session, shutdown);
         let served = exchange::scope(self.buffered_bytes.clone(), served);
         Box::pin(async move { served.await.is_some() })
+    }
+}
+
+/// Begins the record of a fast-path request.
+fn begin_record(
+    log: &AccessLog,
+    settings: &Settings,
+    request: &FastRequest<'_>,
+    context: &EventContext<'_>,
+) -> Box<AccessRecord> {
+    let mut record = log.begin();
+    record.method = Some(FastRequest::METHOD);
+    record.path = Some(settings.path.clone());
+    record.trace_id = trace_id(request);
+    record.note_visitor(&settings.gate.reduced(context.clone()));
+    record
+}
+
+/// Sends all of `bytes`; `None` after `limit`. A timer is set only if the first write does not take
+/// everything.
+async fn send(stream: &mut Stream, bytes: &[u8], limit: Duration) -> Option<io::Result<()>> {
+    let mut sending = pin!(async {
+        stream.write_all(bytes).await?;
+        stream.flush().await
+    });
+    match poll_fn(|cx| Poll::Ready(sending.as_mut().poll(cx))).await {
+        Poll::Ready(sent) => Some(sent),
+        Poll::Pending => Box::pin(timeout(limit, sending)).await.ok(),
     }
 }
 

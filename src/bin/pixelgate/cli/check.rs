@@ -85,6 +85,9 @@ fn check(config: &Config) -> Result<String, String> {
     if let Some(why) = origin_ca.and_then(|path| origin_ca::check(path).err()) {
         return Err(format!("edge.origin_ca: {why}"));
     }
+    if let Err(why) = config.access_log.check_path() {
+        return Err(format!("access_log.path: {why}"));
+    }
     check_folders(config)?;
     let spinner = Progress::spinner("reading the portal list");
     let checked = pixelgate::check(&config.gate, &config.edge.state_dir);

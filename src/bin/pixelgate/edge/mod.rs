@@ -12,6 +12,7 @@ mod handover;
 pub mod listen;
 mod origin;
 mod origin_url;
+mod own_answers;
 mod pem;
 mod proxy;
 mod reload;

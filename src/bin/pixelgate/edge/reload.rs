@@ -15,6 +15,7 @@ use super::origin::Origins;
 use super::running::Running;
 use super::tls::Certificates;
 use super::{file_limit, origin_ca, systemd};
+use crate::access_log::AccessLogFile;
 use crate::causes::with_causes;
 use crate::config::Config;
 use crate::config::keys::{Changes, Values};
@@ -56,6 +57,8 @@ pub struct Handles {
     pub certificates: Vec<(String, Arc<Certificates>)>,
     pub sampler: Arc<Sampler>,
     pub token: TokenHandle,
+    /// Opened again at SIGHUP.
+    pub access_log: Option<AccessLogFile>,
 }
 
 /// See the module.
@@ -108,6 +111,7 @@ impl Reloader {
         self.handles.gate.reload_upstream_files();
         if at_once {
             self.handles.gate.reload_portals();
+            self.handles.access_log.iter().for_each(AccessLogFile::reopen);
         }
     }
 

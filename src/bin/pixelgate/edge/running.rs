@@ -7,8 +7,8 @@
 use crate::config::keys::{Changes, Values};
 use base64::Engine;
 use base64::prelude::BASE64_STANDARD;
-use rand::Rng;
 use ring::hmac;
+use ring::rand::{SecureRandom, SystemRandom};
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 use std::fs::{self, OpenOptions};
@@ -34,19 +34,21 @@ pub struct Running {
 
 impl Running {
     /// The file's content for these values.
-    fn of(values: &Values) -> Running {
+    fn of(values: &Values) -> io::Result<Running> {
         let mut key = [0; KEY_BYTES];
-        rand::rng().fill_bytes(&mut key);
+        let filled = SystemRandom::new().fill(&mut key);
+        filled.map_err(|_| io::Error::other("the system gives no random bytes"))?;
         let hashed = values.all().iter().map(|(name, value)| (name.clone(), hash(&key, value)));
-        Running { hash_key: BASE64_STANDARD.encode(key), values: hashed.collect() }
+        Ok(Running { hash_key: BASE64_STANDARD.encode(key), values: hashed.collect() })
     }
 
     /// Writes the values that are in force, for this user alone, in place of an earlier file.
     pub fn write(state_dir: &Path, values: &Values) -> io::Result<()> {
+        let content = Self::of(values)?;
         let making = state_dir.join(format!("{FILE_NAME}.{}", std::process::id()));
         let mut file =
             OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(&making)?;
-        let written = serde_json::to_vec(&Self::of(values)).map_err(io::Error::other);
+        let written = serde_json::to_vec(&content).map_err(io::Error::other);
         let written = written.and_then(|text| file.write_all(&text));
         let placed = written.and_then(|()| fs::rename(&making, state_dir.join(FILE_NAME)));
         placed.inspect_err(|_| drop(fs::remove_file(&making)))

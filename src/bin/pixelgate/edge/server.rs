@@ -14,6 +14,7 @@ use super::sockets::Sockets;
 use super::stop::{Deadline, Handlers, Signals};
 use super::tls::Certificates;
 use super::{admin, file_limit, origin_ca};
+use crate::access_log::Opened;
 use arc_swap::ArcSwap;
 use async_trait::async_trait;
 use log::info;
@@ -41,7 +42,7 @@ pub fn run(
     upgrade: bool,
     handlers: Handlers,
 ) -> Result<(), EdgeError> {
-    let crate::config::Config { edge, gate, admin: admin_config, log, values } = config;
+    let crate::config::Config { edge, gate, admin: admin_config, log, access_log, values } = config;
     let edge = &edge;
     std::fs::create_dir_all(&edge.state_dir).map_err(EdgeError::State)?;
     // Sockets first: a second edge on the same port must not touch the spool.
@@ -50,6 +51,7 @@ pub fn run(
     let certificates = load_certificates(edge)?;
     let tls = sockets.open_all("edge", certificates.iter().map(|(listen, _)| listen))?;
     let pages = sockets.open_all("admin", Some(&admin_config.listen).filter(|l| !l.is_empty()))?;
+    let access_log = open_access_log(&access_log)?;
     let trusted = edge.trust().map_err(|e| EdgeError::Edge(e.to_string()))?;
     let origins = load_origins(edge)?;
     let in_flight = InFlight::default();
@@ -58,10 +60,15 @@ pub fn run(
         .trusted_proxies(trusted.clone())
         .in_flight(in_flight.clone());
     let gate = gate.open().map_err(EdgeError::Gate)?;
+    let access_log = access_log.map(|log| log.start(&gate)).transpose();
+    let access_log = access_log.map_err(EdgeError::AccessLogThread)?;
     let section = Arc::new(ArcSwap::from_pointee(edge.clone()));
-    let proxy =
+    let mut proxy =
         Edge::new(gate.clone(), origins.clone(), trusted, section.clone(), in_flight.clone())
             .map_err(EdgeError::Pingora)?;
+    if let Some(file) = &access_log {
+        proxy = proxy.with_access_log(file.log());
+    }
 
     let mut server = Server::new_with_opt_and_conf(None, server_conf(edge));
     let proxy = http_server::proxy_with(&server.configuration, proxy, origins.transport());
@@ -69,8 +76,11 @@ pub fn run(
     file_limit::report(edge);
     let limits = file_limit::limits(edge);
     let buffered_bytes = BufferedBytes::new(edge.buffered_bytes_max());
-    let http_server =
+    let mut http_server =
         HttpServer::new(proxy, gate.clone(), limits).buffered_bytes(buffered_bytes.clone());
+    if let Some(file) = &access_log {
+        http_server = http_server.with_access_log(file.log());
+    }
     let limits = http_server.limits_handle();
     let (stop, stopped) = watch::channel(false);
     let announcement = announcement(&plain, &tls, &pages);
@@ -97,6 +107,7 @@ pub fn run(
             certificates,
             sampler,
             token,
+            access_log: access_log.clone(),
         },
     );
     let at_once = Arc::new(Notify::new());
@@ -117,7 +128,22 @@ pub fn run(
     };
     let deadline = signals.deadline.clone();
     server.run(RunArgs { shutdown_signal: Box::new(signals) });
-    gate.close(deadline.left()).map_err(EdgeError::Close).inspect(|()| info!("stopped"))
+    let closed = gate.close(deadline.left()).map_err(EdgeError::Close);
+    if let Some(file) = access_log {
+        file.close(deadline.left());
+    }
+    closed.inspect(|()| info!("stopped"))
+}
+
+/// Opens the file of the access log, if there is one.
+fn open_access_log(
+    config: &crate::access_log::config::Config,
+) -> Result<Option<Opened>, EdgeError> {
+    if !config.is_on() {
+        return Ok(None);
+    }
+    let failed = |e| EdgeError::AccessLog(config.path.display().to_string(), e);
+    Opened::open(config).map(Some).map_err(failed)
 }
 
 fn load_certificates(edge: &Config) -> Result<Vec<(String, Arc<Certificates>)>, EdgeError> {
