@@ -1,9 +1,9 @@
 //! The context of a request besides its query: client address, user agent, referer, the browser's
-//! privacy and prefetch headers, and what the operator names: a cookie and further headers
-//! (SPEC 7).
+//! privacy and prefetch headers, and what the operator asks for: the host, a cookie and further
+//! headers (SPEC 7).
 
 use super::client::{Headers, TrustedProxies, token_is};
-use crate::event::{Context, ContextNames, UTK_BYTES_MAX, without_hidden};
+use crate::event::{Context, ContextNames, HOST_BYTES_MAX, UTK_BYTES_MAX, without_hidden};
 use http::HeaderMap;
 use std::borrow::Cow;
 use std::net::IpAddr;
@@ -79,7 +79,8 @@ impl<'a> ContextHeaders<'a> {
         let cookie = names.utk_cookie().filter(|_| !gpc);
         let takes_headers =
             names.headers().len() > 0 && peer.is_some_and(|peer| trusted.trusts(peer));
-        let value = |lower| headers.lines(lower).next().and_then(|value| self.text(value));
+        let value = |lower: &'h str| headers.lines(lower).next().and_then(|line| self.text(line));
+        let host = || value("host").filter(|host| host.len() <= HOST_BYTES_MAX);
         let pair = |(name, lower): (&'h str, &'h str)| Some((name.into(), value(lower)?));
         // Built in one piece: it is large, and each move of it costs more than some checks.
         Context {
@@ -89,11 +90,13 @@ impl<'a> ContextHeaders<'a> {
             gpc,
             dnt: self.dnt.is_some_and(is_one),
             prefetch: self.purposes.into_iter().flatten().any(is_prefetch),
+            host: if names.has_host() { host() } else { None },
             utk: cookie.and_then(|cookie| self.utk(headers, cookie)),
             headers: match takes_headers {
                 true => names.headers().filter_map(pair).collect(),
                 false => Vec::new(),
             },
+            added: Vec::new(),
         }
     }
 

@@ -5,7 +5,9 @@
 //! two new batches with new keys.
 
 use crate::config_error::ConfigError;
+use crate::event::{Record, RecordError};
 use std::sync::{Arc, OnceLock};
+use std::time::{SystemTime, UNIX_EPOCH};
 
 use bytes::Bytes;
 use bytesize::ByteSize;
@@ -22,6 +24,7 @@ pub const BATCH_LINGER_MS_MAX: u64 = 600_000;
 /// The `[batch]` section (SPEC 7): when a batch is closed.
 #[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
 #[serde(default, deny_unknown_fields)]
+#[cfg_attr(not(feature = "internals"), non_exhaustive)]
 pub struct BatchConfig {
     /// Maximum number of events in a batch.
     pub events_max: usize,
@@ -35,6 +38,7 @@ pub struct BatchConfig {
 /// The `[upstream.batch]` table: what one upstream does differently from `[batch]`.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Deserialize)]
 #[serde(default, deny_unknown_fields)]
+#[cfg_attr(not(feature = "internals"), non_exhaustive)]
 pub struct BatchOverride {
     /// See [`BatchConfig::events_max`].
     pub events_max: Option<usize>,
@@ -91,6 +95,13 @@ impl BatchOverride {
     }
 }
 
+/// A UUIDv7 of this moment.
+fn new_id() -> Uuid {
+    let since_1970 = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+    let ms = u64::try_from(since_1970.as_millis()).unwrap_or(u64::MAX);
+    uuid::Builder::from_unix_timestamp_millis(ms, &rand::random()).into_uuid()
+}
+
 impl Batch {
     /// Estimated size of an event's wire form beyond its spool record: keys, braces, id and
     /// time.
@@ -98,7 +109,7 @@ impl Batch {
 
     /// A new batch with a new key. Each record is one encoded `event::Record`.
     pub fn new(records: Vec<Bytes>) -> Batch {
-        Batch { id: Uuid::now_v7(), records: records.into(), body: Arc::default() }
+        Batch { id: new_id(), records: records.into(), body: Arc::default() }
     }
 
     /// The idempotency key of this batch, the same for every attempt.
@@ -109,6 +120,11 @@ impl Batch {
     /// The spool records of the events, in order.
     pub fn records(&self) -> &[Bytes] {
         &self.records
+    }
+
+    /// The events, in order. A record whose bytes are damaged is an error of its own.
+    pub fn events(&self) -> impl Iterator<Item = Result<Record<'_>, RecordError>> {
+        self.records.iter().map(|record| Record::decode_sound(record))
     }
 
     /// Whether the body is encoded already, so that `body_or_encode` returns at once.
