@@ -2,10 +2,12 @@
 //!
 //! `encode.rs` specifies and writes the stored format. `raw.rs` finds the fields of a stored record
 //! and writes the JSON that is delivered. `decode.rs` reads a record and checks all of it.
+//! `route.rs` specifies what stands before a record that is not meant for every upstream.
 
 pub(super) mod decode;
 pub(super) mod encode;
 pub(super) mod error;
 pub(super) mod raw;
+pub(super) mod route;
 mod timestamp;
 mod wire;
