@@ -12,13 +12,13 @@ use crate::event::{self, Rules};
 use crate::plugin::{GateState, PixelGate, PrebuiltResponse};
 use crate::policy::gate::Gate;
 use crate::policy::portals;
-use crate::policy::portals::Portals;
+use crate::policy::portals::{Bounds, Portals};
 use crate::policy::privacy;
 use crate::request::client::TrustedProxies;
 use crate::request::path::Guard;
 use crate::response::answers;
 use crate::response::answers::Answers;
-use crate::spool::{self, Env, Spool};
+use crate::spool::{self, Env, Routing, Spool};
 use crate::telemetry::event_samples::EventSamples;
 use crate::telemetry::faults::Faults;
 use crate::telemetry::in_flight::InFlight;
@@ -208,7 +208,8 @@ impl Builder {
     /// The portal list cannot be read, or `events` holds a value that cannot be used.
     pub fn gate(self) -> Result<Gate, OpenError> {
         let config = self.config?;
-        let portals = Portals::open(&config.list, &self.state_dir, self.clock.clone());
+        let list = config.list(&self.own);
+        let portals = Portals::open(&list, &self.state_dir, self.clock.clone());
         Ok(config.into_gate(portals.map_err(OpenError::Portals)?, self.clock))
     }
 
@@ -222,7 +223,8 @@ impl Builder {
     /// moved to quarantine and counted.
     pub fn open(self) -> Result<PixelGate, OpenError> {
         let config = self.config?;
-        let portals = Portals::open(&config.list, &self.state_dir, self.clock.clone());
+        let list = config.list(&self.own);
+        let portals = Portals::open(&list, &self.state_dir, self.clock.clone());
         let portals = portals.map_err(OpenError::Portals)?;
         let metrics = Metrics::new();
         let faults = Faults::new(self.clock.clone(), metrics.faults.clone());
@@ -235,6 +237,7 @@ impl Builder {
             clock: self.clock.clone(),
             commit_seconds: Some(metrics.spool_commit_seconds.clone()),
             faults: faults.clone(),
+            routing: Routing { is_routed: event::is_routed, names: event::names_upstream },
             ..Env::system()
         };
         let spool = Spool::open(&config.spool, &names, env).map_err(OpenError::Spool)?;
@@ -278,6 +281,13 @@ impl Builder {
 }
 
 impl ValidConfig {
+    /// The portal list's configuration, with what its rules must fit.
+    fn list(&self, own: &[(String, Arc<dyn Upstream>)]) -> portals::ValidConfig {
+        let configured = self.destinations.iter().map(|upstream| upstream.name.clone());
+        let upstreams = configured.chain(own.iter().map(|(name, _)| name.clone())).collect();
+        self.list.clone().bounded(Bounds { upstreams, privacy: self.privacy })
+    }
+
     fn into_gate(self, portals: Portals, clock: Arc<dyn Clock>) -> Gate {
         Gate::new(self.guard, self.rules, self.config.privacy, portals, clock)
     }
@@ -308,7 +318,7 @@ fn destinations(
 /// force. Opens no spool.
 pub fn check(config: &ValidConfig, state_dir: &Path) -> Result<String, OpenError> {
     let clock: Arc<dyn Clock> = Arc::new(SystemClock);
-    let portals = Portals::open(&config.list, state_dir, clock).map_err(OpenError::Portals)?;
+    let portals = Portals::open(&config.list(&[]), state_dir, clock).map_err(OpenError::Portals)?;
     let mut lines = vec![portals.summary().to_string()];
     for upstream in &config.destinations {
         // Building a file upstream would create its folder; the other kinds only read files.

@@ -9,7 +9,7 @@ use super::portals::{Policy, PortalVerdict, Portals, RateLimited};
 use super::privacy;
 use crate::clock::Clock;
 use crate::event;
-use crate::event::{Context, Event, Reason, Rejection, Rules};
+use crate::event::{Context, Event, Reason, Rejection, Route, Rules};
 use crate::request::path::{Guard, Reading};
 use http::Method;
 use rand::Rng;
@@ -62,6 +62,8 @@ pub struct AcceptedEvent<'a> {
     pub context: Context<'a>,
     /// The parameters that were dropped, and why.
     pub ignored: event::IgnoredParams<'a>,
+    /// The upstreams that the event is meant for. `None`: all.
+    pub route: Option<Route>,
     /// Mode `dry_run` only: the reason for which `enforce` would have rejected the event.
     pub would_reject: Option<Reason>,
 }
@@ -74,6 +76,7 @@ impl AcceptedEvent<'_> {
             event: Event::blank(),
             context: Context::default(),
             ignored: event::IgnoredParams::new(),
+            route: None,
             would_reject: None,
         }
     }
@@ -179,6 +182,14 @@ impl Gate {
         if self.privacy.rejects(&accepted.context) {
             return Err(Rejection::of(Reason::PrivacyOptOut));
         }
+        let privacy = portal.policy.privacy(self.privacy);
+        if privacy.rejects(&accepted.context) {
+            match portal.policy.refusal(Reason::PrivacyOptOut) {
+                PortalVerdict::Allowed => {}
+                PortalVerdict::WouldReject(reason) => accepted.would_reject = Some(reason),
+                PortalVerdict::Rejected(reason) => return Err(Rejection::of(reason)),
+            }
+        }
         // The rate comes last because asking for it counts an event against it.
         if let Err(limited) = take_rate(&portal.policy) {
             if limited.enforced {
@@ -190,9 +201,10 @@ impl Gate {
             accepted.would_reject = accepted.would_reject.or(Some(Reason::RateLimited));
         }
         if portal.policy.drops_any() {
-            accepted.event.properties.retain(|(name, _)| !portal.policy.drops(name));
+            drop_fields(&portal.policy, &mut accepted.event);
         }
-        self.privacy.apply(&mut accepted.event, &mut accepted.context);
+        accepted.route = portal.policy.route().cloned();
+        privacy.apply(&mut accepted.event, &mut accepted.context);
         Ok(())
     }
 
@@ -203,8 +215,22 @@ impl Gate {
         let mut random = [0; 10];
         rand::rng().fill_bytes(&mut random);
         let id = uuid::Builder::from_unix_timestamp_millis(received_at_ms, &random).into_uuid();
-        let AcceptedEvent { event, context, .. } = accepted;
+        let AcceptedEvent { event, context, route, .. } = accepted;
+        if let Some(route) = route {
+            route.write(out);
+        }
         event::encode_record(out, id.as_bytes(), received_at_ms, event, context);
         id
+    }
+}
+
+/// Removes what the portal's `drop_properties` names.
+fn drop_fields(policy: &Policy, event: &mut Event<'_>) {
+    event.properties.retain(|(name, _)| !policy.drops(name));
+    if policy.drops("email") {
+        event.email = None;
+    }
+    if policy.drops("id") {
+        event.external_id = None;
     }
 }

@@ -38,6 +38,7 @@ mod privacy;
 mod receiver;
 mod reload;
 mod removed;
+mod routes;
 mod schema;
 mod sizing;
 mod start_errors;
