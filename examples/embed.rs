@@ -1,4 +1,4 @@
-//! Adds pixelgate to your own Pingora proxy.
+//! Adds pixelgate to your own Pingora proxy: the smallest host.
 //!
 //! ```text
 //! cargo run --example embed -- 127.0.0.1:8081 127.0.0.1:9000 config/portals.toml
@@ -12,7 +12,9 @@ use async_trait::async_trait;
 use pingora::prelude::*;
 use pingora::server::RunArgs;
 use pingora::server::configuration::ServerConf;
-use pixelgate::{PixelGate, Verdict};
+use pixelgate::config::{FileUpstream, Upstream};
+use pixelgate::{Config, PixelGate, Verdict};
+use std::path::PathBuf;
 use std::time::Duration;
 
 struct MyProxy {
@@ -20,55 +22,41 @@ struct MyProxy {
     backend: String,
 }
 
-#[derive(Default)]
-struct MyCtx {
-    verdict: Option<Verdict>,
-}
-
 #[async_trait]
 impl ProxyHttp for MyProxy {
-    type CTX = MyCtx;
+    type CTX = Option<Verdict>;
 
-    fn new_ctx(&self) -> MyCtx {
-        MyCtx::default()
+    fn new_ctx(&self) -> Self::CTX {
+        None
     }
 
-    async fn request_filter(&self, session: &mut Session, ctx: &mut MyCtx) -> Result<bool> {
-        ctx.verdict = self.pixels.handle(session).await?; // None: another path
-        Ok(ctx.verdict.is_some()) // Some: answered
+    async fn request_filter(&self, session: &mut Session, ctx: &mut Self::CTX) -> Result<bool> {
+        *ctx = self.pixels.handle(session).await?; // None: another path
+        Ok(ctx.is_some()) // Some: answered
     }
 
-    async fn upstream_peer(&self, _: &mut Session, _: &mut MyCtx) -> Result<Box<HttpPeer>> {
+    async fn upstream_peer(&self, _: &mut Session, _: &mut Self::CTX) -> Result<Box<HttpPeer>> {
         Ok(Box::new(HttpPeer::new(self.backend.as_str(), false, String::new())))
     }
 
-    async fn logging(&self, _: &mut Session, _: Option<&Error>, ctx: &mut MyCtx) {
-        if let Some(verdict) = ctx.verdict {
-            println!("{verdict:?}");
+    async fn logging(&self, _: &mut Session, _: Option<&Error>, ctx: &mut Self::CTX) {
+        if let Some(verdict) = ctx {
+            println!("{verdict}");
         }
     }
 }
 
 fn main() -> std::result::Result<(), Box<dyn std::error::Error>> {
-    let mut arguments = std::env::args().skip(1);
-    let usage = "usage: embed LISTEN BACKEND PORTALS [FOLDER]";
-    let (listen, backend, portals) = match (arguments.next(), arguments.next(), arguments.next()) {
-        (Some(listen), Some(backend), Some(portals)) => (listen, backend, portals),
-        _ => return Err(usage.into()),
+    let arguments: Vec<String> = std::env::args().skip(1).collect();
+    let [listen, backend, portals, folder @ ..] = &arguments[..] else {
+        return Err("usage: embed LISTEN BACKEND PORTALS [FOLDER]".into());
     };
-    let folder = std::path::PathBuf::from(arguments.next().unwrap_or("data/embed".to_owned()));
+    let folder = PathBuf::from(folder.first().map_or("data/embed", String::as_str));
 
-    let mut config = pixelgate::Config::default();
-    config.portals.source = portals;
+    let mut config = Config::default();
+    config.portals.source = portals.clone();
     config.spool.dir = folder.join("spool");
-    let files =
-        pixelgate::config::FileUpstream { dir: folder.join("events"), ..Default::default() };
-    config.upstream = vec![pixelgate::config::Upstream {
-        name: "file".to_owned(),
-        batch: Default::default(),
-        attempts_max: 12,
-        kind: pixelgate::config::UpstreamKind::File(files),
-    }];
+    config.upstream = vec![Upstream::new("files", FileUpstream::new(folder.join("events")))];
     let pixels = PixelGate::builder(config).state_dir(&folder).open()?;
 
     let conf = ServerConf {
@@ -77,9 +65,9 @@ fn main() -> std::result::Result<(), Box<dyn std::error::Error>> {
         ..ServerConf::default()
     };
     let mut server = Server::new_with_opt_and_conf(None, conf);
-    let proxy = MyProxy { pixels: pixels.clone(), backend };
+    let proxy = MyProxy { pixels: pixels.clone(), backend: backend.clone() };
     let mut service = http_proxy_service(&server.configuration, proxy);
-    service.add_tcp(&listen);
+    service.add_tcp(listen);
     server.add_service(service);
     server.run(RunArgs::default()); // not `run_forever`, which exits the process before `close`
     pixels.close(Duration::from_secs(5))?;

@@ -8,30 +8,36 @@ use crate::config_error::ConfigError;
 use crate::delivery;
 use crate::delivery::threads::Delivery;
 use crate::delivery::{Meters, Route};
-use crate::event::{self, Rules};
+use crate::event::{self, Event, Rules};
 use crate::plugin::{GateState, PixelGate, PrebuiltResponse};
 use crate::policy::gate::Gate;
+use crate::policy::inspect::{Addition, Inspector, Refusal};
 use crate::policy::portals;
-use crate::policy::portals::{Bounds, Portals};
+use crate::policy::portals::{Bounds, Format, Portals};
 use crate::policy::privacy;
 use crate::request::client::TrustedProxies;
 use crate::request::path::Guard;
 use crate::response::answers;
 use crate::response::answers::Answers;
-use crate::spool::{self, Env, Routing, Spool};
+use crate::spool::{self, Durability, Env, Routing, Spool};
 use crate::telemetry::event_samples::EventSamples;
 use crate::telemetry::faults::Faults;
 use crate::telemetry::in_flight::InFlight;
 use crate::telemetry::metrics::Metrics;
 use crate::upstream::{self, BatchConfig, Upstream};
+use prometheus::Registry;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use tokio::runtime::Handle;
 
 /// The folder of the dead letters, below the spool's own.
 const DEAD_DIR: &str = "dead";
+/// The folder of the progress files of backfills, below the spool's own.
+const SENT_DIR: &str = "sent";
 
 /// The configuration of a gate (SPEC 9, without the sections of the ready edge).
 #[derive(Debug, Clone, Default)]
+#[cfg_attr(not(feature = "internals"), non_exhaustive)]
 pub struct Config {
     /// `[events]`: the event path, its methods and the limits of a request.
     pub events: event::Config,
@@ -45,7 +51,8 @@ pub struct Config {
     pub spool: spool::Config,
     /// `[batch]`: defaults for the batches of every upstream.
     pub batch: BatchConfig,
-    /// `[[upstream]]`: where events go. Empty: into files, see [`Config::upstreams`].
+    /// `[[upstream]]`: where events go. Empty: into files, see [`Config::upstreams`],
+    /// unless the host brings upstreams of its own ([`Builder::upstream`]).
     pub upstream: Vec<upstream::Config>,
 }
 
@@ -78,6 +85,7 @@ impl TryFrom<Config> for ValidConfig {
 
 /// Why a gate did not open. The causes, down to the system's error, are its sources.
 #[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
 pub enum OpenError {
     /// A section holds a value that cannot be used.
     #[error(transparent)]
@@ -88,6 +96,9 @@ pub enum OpenError {
     /// The spool cannot be opened.
     #[error(transparent)]
     Spool(spool::OpenError),
+    /// The metrics cannot be registered: a gate of the same name uses the registry.
+    #[error("the metrics cannot be registered")]
+    Metrics(#[source] prometheus::Error),
     /// Pingora refuses a prebuilt answer.
     #[error("the answers cannot be built")]
     Answers(#[source] Box<pingora::Error>),
@@ -125,8 +136,14 @@ impl Config {
         self.spool.dir.join(DEAD_DIR)
     }
 
+    /// The folder in which a backfill stores what it has sent.
+    pub fn sent_dir(&self) -> PathBuf {
+        self.spool.dir.join(SENT_DIR)
+    }
+
     fn rules(&self) -> Result<Rules, ConfigError> {
-        Rules::new(&self.events)
+        let is_host_sent = self.upstreams().iter().any(upstream::Config::keeps_host);
+        Rules::new(&self.events).map(|rules| rules.with_host(is_host_sent))
     }
 
     fn guard(&self) -> Result<Guard, ConfigError> {
@@ -146,6 +163,11 @@ pub struct Builder {
     own: Vec<(String, Arc<dyn Upstream>)>,
     in_flight: Option<InFlight>,
     clock: Arc<dyn Clock>,
+    inspector: Option<Inspector>,
+    portals: Option<(String, Format)>,
+    name: Option<String>,
+    registry: Registry,
+    runtime: Option<Handle>,
 }
 
 impl PixelGate {
@@ -169,6 +191,11 @@ impl Builder {
             own: Vec::new(),
             in_flight: None,
             clock: Arc::new(SystemClock),
+            inspector: None,
+            portals: None,
+            name: None,
+            registry: Registry::new(),
+            runtime: None,
         }
     }
 
@@ -201,6 +228,78 @@ impl Builder {
         self
     }
 
+    /// Looks at each event that the gate would accept, before it is stored and before it counts
+    /// against its portal's rate. `inspector` sees what would be stored, may add to the context,
+    /// and may refuse the event. It runs on the request path, in every way a request comes, so it
+    /// must not block; a panic in it ends the connection. Default: none, at no cost.
+    ///
+    /// ```
+    /// use pixelgate::{Config, PixelGate, custom::Refusal};
+    ///
+    /// let builder = PixelGate::builder(Config::default()).inspect(|event, context| {
+    ///     if event.name.starts_with("internal_") {
+    ///         return Err(Refusal::new("internal events are not taken from outside"));
+    ///     }
+    ///     if context.referer.is_none() {
+    ///         // Fails only if the name cannot be used, which this one can.
+    ///         let _ = context.add("source", "direct");
+    ///     }
+    ///     Ok(())
+    /// });
+    /// ```
+    pub fn inspect<F>(mut self, inspector: F) -> Self
+    where
+        F: Fn(&Event<'_>, &mut Addition<'_, '_>) -> Result<(), Refusal> + Send + Sync + 'static,
+    {
+        self.inspector = Some(Arc::new(inspector));
+        self
+    }
+
+    /// A portal list that the host brings itself, in place of `portals.source`.
+    /// [`PixelGate::put_portals`] replaces it later; `portals.stale_seconds_max` counts from the
+    /// last one.
+    ///
+    /// ```
+    /// use pixelgate::{Config, PixelGate, custom::PortalFormat};
+    ///
+    /// let builder = PixelGate::builder(Config::default())
+    ///     .portals("portals = [62515]", PortalFormat::Toml);
+    /// ```
+    pub fn portals(mut self, list: impl Into<String>, format: Format) -> Self {
+        self.portals = Some((list.into(), format));
+        self
+    }
+
+    /// The name of the gate, which its metrics then carry as the label `gate`. Gates that share a
+    /// registry need different names. Default: none, and no such label.
+    pub fn name(mut self, name: &str) -> Self {
+        self.name = Some(name.to_owned());
+        self
+    }
+
+    /// The registry in which the gate registers its metrics, and which its pages show. The metrics
+    /// leave it when the last clone of the gate is dropped. Default: a registry of the gate's own.
+    pub fn registry(mut self, registry: Registry) -> Self {
+        self.registry = registry;
+        self
+    }
+
+    /// The clock of the gate: for ids and times, intervals and rates. Waits for disks and upstreams
+    /// are timed by the system. Default: [`SystemClock`].
+    pub fn clock(mut self, clock: Arc<dyn Clock>) -> Self {
+        self.clock = clock;
+        self
+    }
+
+    /// The runtime on which delivery and the watch on the portal list run, with timers and I/O
+    /// enabled. It must run until the gate is closed. An upstream that blocks its thread holds
+    /// back what else runs there. Default: a small runtime for each upstream, on threads of the
+    /// gate's own.
+    pub fn runtime(mut self, runtime: Handle) -> Self {
+        self.runtime = Some(runtime);
+        self
+    }
+
     /// The judge alone, for `explain`. Opens the portal list and nothing else.
     ///
     /// # Errors
@@ -209,8 +308,8 @@ impl Builder {
     pub fn gate(self) -> Result<Gate, OpenError> {
         let config = self.config?;
         let list = config.list(&self.own);
-        let portals = Portals::open(&list, &self.state_dir, self.clock.clone());
-        Ok(config.into_gate(portals.map_err(OpenError::Portals)?, self.clock))
+        let portals = open_portals(&list, self.portals, &self.state_dir, &self.clock)?;
+        Ok(config.into_gate(portals, self.clock, self.inspector))
     }
 
     /// Opens the portal list and the spool, and starts delivery.
@@ -224,9 +323,9 @@ impl Builder {
     pub fn open(self) -> Result<PixelGate, OpenError> {
         let config = self.config?;
         let list = config.list(&self.own);
-        let portals = Portals::open(&list, &self.state_dir, self.clock.clone());
-        let portals = portals.map_err(OpenError::Portals)?;
-        let metrics = Metrics::new();
+        let portals = open_portals(&list, self.portals, &self.state_dir, &self.clock)?;
+        let metrics =
+            Metrics::register(self.registry, self.name.as_deref()).map_err(OpenError::Metrics)?;
         let faults = Faults::new(self.clock.clone(), metrics.faults.clone());
         let answers =
             Answers::build(&config.response, &config.events.methods, PrebuiltResponse::new)
@@ -258,14 +357,17 @@ impl Builder {
             Some(Route { name, upstream, batch, attempts_max, reader })
         };
         let routes = routes.into_iter().filter_map(route).collect();
-        let delivery =
-            Delivery::start(routes, options, portals.clone()).map_err(OpenError::Threads)?;
+        let delivery = Delivery::start(routes, options, portals.clone(), self.runtime.as_ref())
+            .map_err(OpenError::Threads)?;
         let trusted = self.trusted;
         let (response, methods) = (config.response.clone(), config.events.methods.clone());
         let upstreams = config.upstream.clone();
+        let is_durable = config.spool.durability != Durability::Memory;
         Ok(PixelGate::from_state(GateState {
-            gate: config.into_gate(portals, self.clock.clone()),
+            gate: config.into_gate(portals, self.clock.clone(), self.inspector),
             spool,
+            is_durable,
+            clock: self.clock.clone(),
             metrics,
             faults,
             event_samples: EventSamples::new(self.clock.clone()),
@@ -281,16 +383,45 @@ impl Builder {
 }
 
 impl ValidConfig {
+    /// The configured upstreams. The embedded default is none of them where a host brings its own:
+    /// such a host needs no files.
+    fn configured(&self, own: &[(String, Arc<dyn Upstream>)]) -> &[upstream::ValidConfig] {
+        match self.upstream.is_empty() && !own.is_empty() {
+            true => &[],
+            false => &self.destinations,
+        }
+    }
+
     /// The portal list's configuration, with what its rules must fit.
     fn list(&self, own: &[(String, Arc<dyn Upstream>)]) -> portals::ValidConfig {
-        let configured = self.destinations.iter().map(|upstream| upstream.name.clone());
+        let configured = self.configured(own).iter().map(|upstream| upstream.name.clone());
         let upstreams = configured.chain(own.iter().map(|(name, _)| name.clone())).collect();
         self.list.clone().bounded(Bounds { upstreams, privacy: self.privacy })
     }
 
-    fn into_gate(self, portals: Portals, clock: Arc<dyn Clock>) -> Gate {
+    fn into_gate(
+        self,
+        portals: Portals,
+        clock: Arc<dyn Clock>,
+        inspector: Option<Inspector>,
+    ) -> Gate {
         Gate::new(self.guard, self.rules, self.config.privacy, portals, clock)
+            .with_inspector(inspector)
     }
+}
+
+/// Takes the host's list, or opens `portals.source`.
+fn open_portals(
+    list: &portals::ValidConfig,
+    hosts: Option<(String, Format)>,
+    state_dir: &Path,
+    clock: &Arc<dyn Clock>,
+) -> Result<Portals, OpenError> {
+    let portals = match hosts {
+        Some((text, format)) => Portals::from_host(&text, format, list, clock.clone()),
+        None => Portals::open(list, state_dir, clock.clone()),
+    };
+    portals.map_err(OpenError::Portals)
 }
 
 /// Every upstream, configured or the host's own, with its name and its batches.
@@ -299,7 +430,7 @@ fn destinations(
     own: &[(String, Arc<dyn Upstream>)],
 ) -> Result<Vec<Destination>, ConfigError> {
     let mut all = Vec::new();
-    for upstream in &config.destinations {
+    for upstream in config.configured(own) {
         let built = upstream.build()?;
         let batch = upstream.batch.over(&config.batch);
         all.push((upstream.name.clone(), built, batch, upstream.attempts_max));

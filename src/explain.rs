@@ -156,7 +156,10 @@ impl Explanation<'_> {
             }
             Decision::Reject(rejection) => {
                 let about = rejection.param.map(|p| format!("about {p}: ")).unwrap_or_default();
-                ([vec![format!("{about}{}", rejection.detail())], Lines::new()], true)
+                let mut lines = vec![format!("{about}{}", rejection.detail())];
+                let host = rejection.host_reason;
+                lines.extend(host.map(|reason| format!("the host's reason: {}", shown(reason))));
+                ([lines, Lines::new()], true)
             }
             Decision::Head | Decision::Preflight => return Vec::new(),
         };

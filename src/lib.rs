@@ -96,42 +96,76 @@ mod upstream;
 
 pub use builder::{Builder, Config, OpenError, ValidConfig, check};
 pub use config_error::ConfigError;
-pub use event::{Reason, Rejection};
-pub use plugin::PixelGate;
-pub use policy::gate::Verdict;
+pub use event::{Event, EventId, Reason, Rejection};
+pub use plugin::{PixelGate, Verdict};
 pub use request::client::{TrustError, TrustedProxies};
+#[cfg(feature = "server")]
+pub use server::{Limits, Server};
 pub use spool::CloseError;
-pub use upstream::Upstream;
+pub use upstream::{Batch, Outcome, Upstream};
 
 /// The sections of a [`Config`], each with its keys, units, defaults and limits (SPEC 9), and the
 /// one rule for `${NAME}` in their strings.
+///
+/// Keys will be added, so a host takes the defaults and sets fields:
+///
+/// ```
+/// use pixelgate::config::{Durability, Spool};
+///
+/// let mut spool = Spool::default();
+/// spool.dir = "/var/lib/pixelgate/spool".into();
+/// spool.durability = Durability::Interval;
+/// ```
 pub mod config {
     #[cfg(feature = "admin")]
     pub use crate::admin::Config as Admin;
     pub use crate::env::{ExpandError, Secret, expand, expanded, expanded_list};
     pub use crate::event::Config as Events;
     pub use crate::policy::portals::{Config as Portals, Mode as PortalMode};
-    pub use crate::policy::privacy::Config as Privacy;
-    pub use crate::response::answers::Config as Response;
+    pub use crate::policy::privacy::{Config as Privacy, Gpc, KeepIp, KeepReferer};
+    pub use crate::response::answers::{Body as ResponseBody, Config as Response, Rejections};
     pub use crate::spool::{Config as Spool, Durability};
     pub use crate::upstream::file::Config as FileUpstream;
-    pub use crate::upstream::{BatchConfig as Batch, Config as Upstream, Kind as UpstreamKind};
+    #[cfg(feature = "kafka")]
+    pub use crate::upstream::kafka::Config as KafkaUpstream;
+    #[cfg(feature = "nats")]
+    pub use crate::upstream::nats::Config as NatsUpstream;
+    pub use crate::upstream::{
+        BatchConfig as Batch, BatchOverride, Config as Upstream, Format as BatchFormat,
+        Kind as UpstreamKind,
+    };
+    #[cfg(feature = "http")]
+    pub use crate::upstream::{
+        Compression, http::Config as HttpUpstream, hubspot::Config as HubspotUpstream,
+        legacy::Config as LegacyUpstream,
+    };
 }
 
-/// What a host brings of its own: an upstream ([`Upstream`]), a clock, or counters of the requests
-/// in flight ([`Builder::in_flight`]).
+/// What a host brings of its own: an upstream ([`Upstream`]), a look at each event
+/// ([`Builder::inspect`]), a portal list ([`Builder::portals`]), a clock ([`Builder::clock`]), a
+/// registry of metrics ([`Builder::registry`]), or counters of the requests in flight
+/// ([`Builder::in_flight`]).
 pub mod custom {
     pub use crate::clock::{Clock, SystemClock};
+    pub use crate::event::{Context, Properties, Record, RecordError, Revenue};
+    pub use crate::policy::inspect::{AddError, Addition, Refusal};
+    pub use crate::policy::portals::{Format as PortalFormat, OpenError as PortalsError};
     pub use crate::telemetry::in_flight::{InFlight, InFlightGuard};
-    pub use crate::upstream::{Batch, Body, Failure, Outcome, Part};
+    pub use crate::upstream::{Body, Failure, Part};
+    pub use prometheus::Registry;
 }
 
 /// An HTTP server in front of Pingora's proxy (SPEC 9, `[edge]`): connection limits, deadlines,
-/// strict framing, and a fast path for plain event requests.
+/// strict framing, and a fast path for plain event requests. `examples/embed_front.rs` uses it.
+///
+/// It works with every TLS backend of Pingora, and without one: see [`Handshake`].
+///
+/// [`Handshake`]: http_server::Handshake
 #[cfg(feature = "server")]
 pub mod http_server {
     pub use crate::server::{
-        Acceptor, BufferedBytes, Limits, Listener, OriginConnector, Proxy, Server, proxy,
+        Acceptor, BufferedBytes, Handshake, Limits, Listener, OriginConnector, Proxy, Server,
+        Socket, proxy,
     };
     pub use crate::telemetry::metrics::Limit;
 }
@@ -143,10 +177,11 @@ pub mod admin_pages {
     pub use crate::telemetry::event_samples::SAMPLES_PER_SECOND_MAX;
 }
 
-/// Parts for command-line tools: `explain`, the spool, its dead letters, files and log lines.
+/// Parts for command-line tools: `explain`, the spool, its dead letters, backfill, files and log
+/// lines.
 pub mod tools {
     pub use crate::config_error::without_value;
-    pub use crate::delivery::dead_letters;
+    pub use crate::delivery::{backfill, dead_letters};
     pub use crate::event::{Record, RecordError, escape_hidden};
     pub use crate::explain::{NotAnEvent, explain};
     pub use crate::file_stamp::FileStamp;

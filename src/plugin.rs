@@ -7,17 +7,21 @@
 //! runs on threads of the gate's own; no request waits for it.
 
 mod body;
+mod event_response;
+mod verdict;
 
+use crate::clock::Clock;
 use crate::delivery::Forwarder;
 use crate::delivery::threads::Delivery;
-use crate::event::{Reason, Rejection};
-use crate::policy::gate::{AcceptedEvent, Decision, EventRequest, Gate, Verdict};
+use crate::event::{Event, EventId, Reason, Rejection};
+use crate::policy::gate::{AcceptedEvent, Decision, EventRequest, Gate};
+use crate::policy::portals::{Format, OpenError as PortalsError};
 use crate::request::client::TrustedProxies;
 use crate::request::context::context;
 use crate::request::path::Reading;
 use crate::request::target::Target;
 use crate::response::answers;
-use crate::response::answers::{Answer, Answers, OwnLines, wants_image};
+use crate::response::answers::{Answer, Answers, wants_image};
 use crate::response::title_case::title_case;
 use crate::spool::{CloseError, Commit, Overloaded, Spool};
 use crate::telemetry::event_samples::{EventSamples, PendingSample};
@@ -32,6 +36,10 @@ use pingora::protocols::http::ServerSession;
 use pingora::proxy::Session;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
+use tokio::sync::oneshot;
+
+pub(crate) use event_response::{AcceptedParts, EventResponse};
+pub use verdict::Verdict;
 
 /// Spare slots in each prebuilt header for `Date` and `Connection`, which the connection adds, and
 /// for the two lines about an accepted event.
@@ -47,6 +55,9 @@ pub struct PixelGate {
 pub(crate) struct GateState {
     pub gate: Gate,
     pub spool: Spool,
+    /// Whether an accepted event is on disk before its answer: not with `memory`.
+    pub is_durable: bool,
+    pub clock: Arc<dyn Clock>,
     pub metrics: Metrics,
     /// Where every room raises its faults.
     pub faults: Faults,
@@ -70,68 +81,22 @@ pub(crate) struct PrebuiltResponse {
     body: Bytes,
 }
 
-/// The answer to an event request.
-#[derive(Debug, Clone, Copy)]
-pub(crate) enum EventResponse {
-    /// With the lines of this event's answer.
-    Accepted(OwnLines),
-    Head,
-    Preflight,
-    Rejected(Rejection),
-}
-
 /// What is left to do after an event request was judged.
 pub(crate) enum NextStep {
     /// Answer now.
     Respond(EventResponse),
-    /// Wait until the event is on disk, then answer, with these lines if it was accepted.
-    AwaitCommit(Commit, PendingSample, OwnLines),
+    /// Wait until the event is on disk, then answer.
+    AwaitCommit(Commit, PendingSample, AcceptedParts),
 }
 
-impl EventResponse {
-    /// Selects the prebuilt answer.
-    pub fn pick<T>(self, answers: &Answers<T>, as_image: bool) -> &T {
-        match self {
-            Self::Accepted(_) => answers.accepted(),
-            Self::Head => answers.head(),
-            Self::Preflight => answers.preflight(),
-            Self::Rejected(rejection) => answers.rejected(rejection, as_image),
-        }
-    }
-
-    /// The header lines of this answer that are not prebuilt.
-    pub fn own_lines(self) -> OwnLines {
-        match self {
-            Self::Accepted(lines) => lines,
-            Self::Rejected(Rejection { retry_after_seconds, .. }) => {
-                OwnLines { retry_after_seconds, ..OwnLines::default() }
-            }
-            Self::Head | Self::Preflight => OwnLines::default(),
-        }
-    }
-
-    fn reason(self) -> Option<Reason> {
-        match self {
-            Self::Rejected(rejection) => Some(rejection.reason),
-            _ => None,
-        }
-    }
-
-    fn verdict(self) -> Verdict {
-        match self {
-            Self::Accepted(_) => Verdict::Accepted,
-            Self::Head | Self::Preflight => Verdict::NotJudged,
-            Self::Rejected(rejection) => Verdict::Rejected(rejection),
-        }
-    }
-
-    /// Accepted, with these lines, only if the commit succeeded, else `overloaded` (SPEC 6).
-    fn of_commit(committed: Result<(), Overloaded>, lines: OwnLines) -> Self {
-        match committed {
-            Ok(()) => Self::Accepted(lines),
-            Err(Overloaded) => Self::Rejected(Rejection::of(Reason::Overloaded)),
-        }
-    }
+/// What the gate did with a request.
+pub(crate) enum Handled {
+    /// Nothing: its path is another one.
+    Other,
+    /// Its body is broken or cut, and it was answered 400 without being judged.
+    Broken,
+    /// It was judged and answered.
+    Answered(EventResponse),
 }
 
 impl PixelGate {
@@ -142,8 +107,8 @@ impl PixelGate {
     /// Judges and answers an event request. Call this first in `request_filter`:
     ///
     /// - `Ok(None)`: another path; the session is untouched. Return `Ok(false)` to proxy it.
-    /// - `Ok(Some(verdict))`: an event request, and answered. Return `Ok(true)`. The verdict is
-    ///   [`Verdict::NotJudged`] if the request's body is broken or cut; the answer is 400 then.
+    /// - `Ok(Some(verdict))`: an event request, and answered. Return `Ok(true)`. If the request's
+    ///   body is broken or cut, the answer is 400 and nothing was judged.
     ///
     /// # Errors
     ///
@@ -158,10 +123,32 @@ impl PixelGate {
         &self,
         session: &mut ServerSession,
     ) -> pingora::Result<Option<Verdict>> {
+        let mut event_name = None;
+        let note = |event: &Event<'_>| {
+            event_name = (!event.name.is_empty()).then(|| event.name.as_ref().into());
+        };
+        let response = match self.answer_event(session, note).await? {
+            Handled::Other => return Ok(None),
+            Handled::Broken => None,
+            Handled::Answered(response) => Some(response),
+        };
+        let is_committed =
+            self.state.is_durable && matches!(response, Some(EventResponse::Accepted(_)));
+        let committed_at_ms = is_committed.then(|| self.state.clock.unix_ms());
+        Ok(Some(Verdict { response, event_name, committed_at_ms }))
+    }
+
+    /// Judges and answers an event request. `note` gets its event, of which only portal and name
+    /// are meaningful, and these as far as they are valid, unless it is accepted.
+    pub(crate) async fn answer_event(
+        &self,
+        session: &mut ServerSession,
+        note: impl FnOnce(&Event<'_>),
+    ) -> pingora::Result<Handled> {
         let target = Target::split(session.req_header().raw_path());
         let reading = self.state.gate.read(target.path);
         if reading == Reading::Other {
-            return Ok(None);
+            return Ok(Handled::Other);
         }
         // Before the judging: an event counts only if its request is whole.
         let mut form = Vec::new();
@@ -170,26 +157,32 @@ impl PixelGate {
                 self.state.gate.rules().judges_post() && body::is_form(session.req_header());
             let Ok(body) = body::read(session, takes_form).await else {
                 self.refuse_body(session).await;
-                return Ok(Some(Verdict::NotJudged));
+                return Ok(Handled::Broken);
             };
             if !body.is_whole {
                 session.set_keepalive(None);
             }
             form = body.form;
         }
-        let response = self.finish(&mut self.judge_session(session, reading, &form)).await;
+        let response = self.finish(&mut self.judge_session(session, reading, &form, note)).await;
         self.answer(session, response).await?;
-        Ok(Some(response.verdict()))
+        Ok(Handled::Answered(response))
     }
 
     /// The part without waiting: judge, encode, enqueue. The parameters of a form are read after
     /// those of the query.
-    fn judge_session(&self, session: &ServerSession, reading: Reading, form: &[u8]) -> NextStep {
+    fn judge_session(
+        &self,
+        session: &ServerSession,
+        reading: Reading,
+        form: &[u8],
+        note: impl FnOnce(&Event<'_>),
+    ) -> NextStep {
         let request = session.req_header();
         let query = Target::split(request.raw_path()).query;
         let joined = if form.is_empty() { Vec::new() } else { [query, b"&", form].concat() };
         let peer = session.client_addr().and_then(|a| a.as_inet()).map(|a| a.ip());
-        self.judge(EventRequest {
+        let request = EventRequest {
             method: &request.method,
             reading,
             query: if form.is_empty() { query } else { &joined },
@@ -199,7 +192,8 @@ impl PixelGate {
                 &self.state.trusted,
                 self.state.gate.rules().context_names(),
             ),
-        })
+        };
+        self.judge(request, note)
     }
 
     /// Answers 400 to a request whose body is broken or cut. The connection closes, because the end
@@ -216,18 +210,26 @@ impl PixelGate {
         let _ = sent.await;
     }
 
-    /// Judges an event request, and enqueues an accepted event in the spool.
-    pub(crate) fn judge(&self, request: EventRequest<'_>) -> NextStep {
+    /// Judges an event request, and enqueues an accepted event in the spool. `note` gets the event
+    /// as in [`PixelGate::answer_event`].
+    pub(crate) fn judge(
+        &self,
+        request: EventRequest<'_>,
+        note: impl FnOnce(&Event<'_>),
+    ) -> NextStep {
         let state = &*self.state;
         let query = request.query;
-        let reject = |rejection: Rejection| {
+        let reject = |rejection: Rejection, portal: u64| {
             state.event_samples.rejected(rejection.reason, query, state.gate.rules());
-            NextStep::Respond(EventResponse::Rejected(rejection))
+            NextStep::Respond(EventResponse::Rejected(rejection, portal))
         };
         let mut accepted = AcceptedEvent::blank();
-        match state.gate.judge(request, &mut accepted) {
+        let decision = state.gate.judge(request, &mut accepted);
+        note(&accepted.event);
+        let portal = accepted.event.portal;
+        match decision {
             Decision::Accept => {}
-            Decision::Reject(rejection) => return reject(rejection),
+            Decision::Reject(rejection) => return reject(rejection, portal),
             Decision::Preflight => return NextStep::Respond(EventResponse::Preflight),
             Decision::Head => return NextStep::Respond(EventResponse::Head),
         }
@@ -237,22 +239,19 @@ impl PixelGate {
         if let Some(reason) = accepted.would_reject {
             state.metrics.count_dry_run_refusal(reason);
         }
-        let mut event_id = None;
-        let encode = |out: &mut Vec<u8>| event_id = Some(state.gate.encode(&accepted, out));
+        let mut event_id = EventId::default();
+        let encode = |out: &mut Vec<u8>| event_id = state.gate.encode(&accepted, out);
         match state.spool.append(encode) {
             Ok(commit) => {
                 if state.in_flight.as_ref().is_some_and(InFlight::all_connections_wait) {
                     state.spool.flush_now();
                 }
-                let lines = OwnLines {
-                    ignored_params: accepted.ignored.len(),
-                    event_id: event_id.filter(|_| state.response.event_id),
-                    retry_after_seconds: None,
-                };
+                let ignored_params = accepted.ignored.len();
+                let parts = AcceptedParts { id: event_id, portal, ignored_params };
                 let pending = state.event_samples.appended(&accepted.event);
-                NextStep::AwaitCommit(commit, pending, lines)
+                NextStep::AwaitCommit(commit, pending, parts)
             }
-            Err(Overloaded) => reject(Rejection::of(Reason::Overloaded)),
+            Err(Overloaded) => reject(Rejection::of(Reason::Overloaded), portal),
         }
     }
 
@@ -261,22 +260,29 @@ impl PixelGate {
     pub(crate) async fn finish(&self, step: &mut NextStep) -> EventResponse {
         let response = match step {
             NextStep::Respond(response) => *response,
-            NextStep::AwaitCommit(commit, pending, lines) => {
-                let response = EventResponse::of_commit(commit.await, *lines);
-                self.state.event_samples.committed(pending, response.reason());
+            NextStep::AwaitCommit(commit, pending, parts) => {
+                // Accepted only if the commit succeeded (SPEC 6).
+                let response = match commit.await {
+                    Ok(()) => EventResponse::Accepted(*parts),
+                    Err(Overloaded) => {
+                        EventResponse::Rejected(Rejection::of(Reason::Overloaded), parts.portal)
+                    }
+                };
+                let rejected = response.rejection().map(|rejection| rejection.reason);
+                self.state.event_samples.committed(pending, rejected);
                 response
             }
         };
-        self.count(response.verdict());
-        response
-    }
-
-    fn count(&self, verdict: Verdict) {
-        match verdict {
-            Verdict::Accepted => self.state.metrics.count_accepted(),
-            Verdict::Rejected(reject) => self.state.metrics.count_rejected(reject.reason),
-            Verdict::NotJudged => self.state.metrics.count_not_judged(),
+        match response {
+            EventResponse::Accepted(_) => self.state.metrics.count_accepted(),
+            EventResponse::Rejected(rejection, _) => {
+                self.state.metrics.count_rejected(rejection.reason);
+            }
+            EventResponse::Head | EventResponse::Preflight => {
+                self.state.metrics.count_not_judged();
+            }
         }
+        response
     }
 
     async fn answer(
@@ -292,7 +298,7 @@ impl PixelGate {
         } else {
             prebuilt.header.clone()
         });
-        let own = response.own_lines();
+        let own = response.own_lines(self.state.response.event_id);
         if let Some(seconds) = own.retry_after_seconds
             && header.headers.contains_key(header::RETRY_AFTER)
         {
@@ -351,10 +357,22 @@ impl PixelGate {
         self.state.gate.portals().reload();
     }
 
+    /// Puts a host's portal list in force (see [`Builder::portals`](crate::Builder::portals)), as a
+    /// whole; requests are neither refused nor delayed. Blocks while it reads the list: a million
+    /// portals take under a second.
+    ///
+    /// # Errors
+    ///
+    /// The text is not a list of this format, which the status shows as a failed refresh, or the
+    /// gate was opened without a list of the host's. The list in force stays.
+    pub fn put_portals(&self, list: &str, format: Format) -> Result<(), PortalsError> {
+        self.state.gate.portals().put(list, format)
+    }
+
     /// Stops delivery and makes every enqueued event durable, within `limit`: attempts under way
     /// may end in its first half. Call this once no request is in flight: later events are rejected
-    /// as `overloaded`. Events that are not delivered yet are delivered after the next start. Must
-    /// not be called from async code.
+    /// as `overloaded`. Events that are not delivered yet are delivered after the next start. Blocks,
+    /// so async code calls [`PixelGate::close_async`].
     ///
     /// # Errors
     ///
@@ -365,6 +383,27 @@ impl PixelGate {
         let until = Instant::now() + limit;
         self.state.delivery.stop(limit * 3 / 4);
         self.state.spool.close(until.saturating_duration_since(Instant::now()))
+    }
+
+    /// As [`PixelGate::close`], for async code, on any runtime. Closing goes on, on a thread of its
+    /// own, if this is dropped.
+    ///
+    /// # Errors
+    ///
+    /// As [`PixelGate::close`]; also if no thread can be started.
+    pub async fn close_async(&self, limit: Duration) -> Result<(), CloseError> {
+        let (gate, (closed, closing)) = (self.clone(), oneshot::channel());
+        let close = move || {
+            let result = gate.close(limit);
+            // The caller may hold the last clone now.
+            drop(gate);
+            // Fails where the caller has stopped waiting.
+            let _ = closed.send(result);
+        };
+        let thread = std::thread::Builder::new().name("close".to_owned()).spawn(close);
+        thread.map_err(CloseError::Io)?;
+        // No answer means a panic, which its thread has reported.
+        closing.await.unwrap_or(Err(CloseError::TimedOut))
     }
 }
 

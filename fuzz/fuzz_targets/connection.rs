@@ -89,13 +89,8 @@ static EDGE: LazyLock<Edge> = LazyLock::new(|| {
         .expect("a gate");
     let proxy = proxy(&Arc::new(ServerConf::default()), Host(gate.clone())).expect("a proxy");
     let limits = Limits { header_lines_max: 20, header_bytes_max: 2048, ..Limits::default() };
-    let server = Arc::new(Server::new(
-        proxy,
-        gate.clone(),
-        InFlight::default(),
-        limits,
-        BufferedBytes::new(1 << 20),
-    ));
+    let server = Server::new(proxy, gate.clone(), limits);
+    let server = Arc::new(server.buffered_bytes(BufferedBytes::new(1 << 20)));
     let (stop, stopping) = watch::channel(false);
     let runtime = Builder::new_current_thread().enable_all().build().expect("a runtime");
     Edge { runtime, gate, server, _stop: stop, stopping }

@@ -10,6 +10,7 @@ pub const TOKEN_BYTES_MIN: usize = 16;
 /// The `[admin]` section.
 #[derive(Debug, Clone, Deserialize)]
 #[serde(default, deny_unknown_fields)]
+#[cfg_attr(not(feature = "internals"), non_exhaustive)]
 pub struct Config {
     /// `address:port`; empty: no admin listener. May hold `${NAME}`.
     #[serde(deserialize_with = "crate::env::expanded")]

@@ -74,14 +74,15 @@ pub fn health_summary(snapshot: &Snapshot) -> HealthSummary {
 fn spool_refuses(snapshot: &Snapshot) -> Option<HealthSummary> {
     let why = snapshot.spool.failing.as_ref()?;
     let advice = if why.contains("bytes_max") {
-        "The spool is full because an upstream does not take its events: see to it first. Raising \
-         spool.bytes_max gains time. What waits is safe; senders get 503 with Retry-After."
+        "The spool is full because an upstream does not take its events: repair that upstream. \
+         Raising spool.bytes_max gains time. Events on disk are safe; senders get 503 with \
+         Retry-After."
     } else if why.contains("free_bytes_min") {
-        "Make room on the disk of spool.dir. Events are accepted again by themselves; what waits \
-         is safe."
+        "Make room on the disk of spool.dir. The edge then accepts events again by itself; events \
+         on disk are safe."
     } else {
-        "Look at the disk of spool.dir. Events are accepted again by themselves once it takes \
-         them; what was answered 200 is safe."
+        "Check the disk of spool.dir. The edge accepts events again by itself once it can write; \
+         events that were answered 200 are safe."
     };
     trouble(format!("Events are refused: {why}."), advice)
 }
@@ -114,8 +115,8 @@ fn upstream_holds_back(snapshot: &Snapshot) -> Option<HealthSummary> {
     };
     match route.state {
         State::Misconfigured => trouble(
-            format!("Upstream {name} does not accept how it is asked; {wait}."),
-            format!("Last error: {error}. Set [[upstream]] {name} right and restart.{room}"),
+            format!("Upstream {name} refuses every request as it is configured; {wait}."),
+            format!("Last error: {error}. Correct the settings of [[upstream]] {name}.{room}"),
         ),
         State::DeadLettersFailing => trouble(
             format!("The dead letters of upstream {name} cannot be written; {wait}."),
@@ -123,14 +124,14 @@ fn upstream_holds_back(snapshot: &Snapshot) -> Option<HealthSummary> {
         ),
         State::SpoolUnreadable => trouble(
             format!("Events for upstream {name} cannot be read from the spool; {wait}."),
-            format!("They are read again each second. Look at the disk of spool.dir.{room}"),
+            format!("The edge tries to read them each second. Check the disk of spool.dir.{room}"),
         ),
         _ => trouble(
             format!(
                 "Upstream {name} has taken nothing for {}; {wait}.",
                 span(route.trouble_seconds.unwrap_or(0))
             ),
-            format!("Last error: {error}. See to the upstream: delivery goes on by itself.{room}"),
+            format!("Last error: {error}. Repair the upstream: delivery resumes by itself.{room}"),
         ),
     }
 }
@@ -206,7 +207,8 @@ fn well(snapshot: &Snapshot) -> HealthSummary {
     let (text, advice) = match lately.accepted {
         0 => (
             format!("Ready. No event has come in the last {over}."),
-            "If there should be some, follow one from its link: explain says what becomes of it."
+            "If you expect events, give a tracking link to pixelgate explain: it shows the verdict \
+             and its reason."
                 .to_owned(),
         ),
         many => (
@@ -334,7 +336,7 @@ mod tests {
                 snapshot.spool.failing = Some("spool.bytes_max is reached".to_owned());
             },
             Level::Trouble,
-            &["Events are refused: spool.bytes_max is reached.", "see to it first"],
+            &["Events are refused: spool.bytes_max is reached.", "repair that upstream"],
         );
         check(
             |snapshot| {
@@ -350,7 +352,7 @@ mod tests {
                 snapshot.routes[0].state = State::Misconfigured;
             },
             Level::Trouble,
-            &["how it is asked", "[[upstream]] collector"],
+            &["as it is configured", "[[upstream]] collector"],
         );
         check(|snapshot| snapshot.portals.loaded_at_ms = None, Level::Trouble, &["no portal list"]);
         check(|snapshot| snapshot.portals.stale = true, Level::Trouble, &["stale_seconds_max"]);

@@ -15,7 +15,9 @@
 //!
 //! [`Upstream::concurrency_max`]: crate::upstream::Upstream::concurrency_max
 
+pub mod backfill;
 mod batches;
+mod bounded_line;
 mod breaker;
 mod conclude;
 pub mod dead_letters;

@@ -3,6 +3,7 @@
 //! Each runs a small tokio runtime of its own, with blocking threads of its own. So an upstream
 //! that hangs, in a system call, a lock or a name lookup, occupies nothing that another upstream or
 //! the request path needs. The threads belong to the gate: a host does not have to start a runtime.
+//! A host that names a runtime of its own gets them as tasks there.
 
 use super::forwarder::{self, Forwarder};
 use super::options::{Options, Route};
@@ -11,7 +12,7 @@ use parking_lot::Mutex;
 use std::io;
 use std::thread;
 use std::time::{Duration, Instant};
-use tokio::runtime::Runtime;
+use tokio::runtime::{Handle, Runtime};
 use tokio::sync::watch;
 
 /// Threads of each upstream that encode batches, look names up and write dead letters, and of the
@@ -20,26 +21,53 @@ const BLOCKING_THREADS_MAX: usize = 4;
 
 /// Delivery and the watch on the portal list, running.
 pub(crate) struct Delivery {
-    threads: Mutex<Vec<thread::JoinHandle<()>>>,
+    running: Mutex<Vec<Running>>,
     forwarder: Forwarder,
     stop: watch::Sender<bool>,
 }
 
+/// A worker, or the watch on the portal list.
+struct Running {
+    name: String,
+    on: RunsOn,
+}
+
+enum RunsOn {
+    Thread(thread::JoinHandle<()>),
+    /// A task on the host's runtime.
+    Task(tokio::task::JoinHandle<()>),
+}
+
+impl Running {
+    fn is_finished(&self) -> bool {
+        match &self.on {
+            RunsOn::Thread(thread) => thread.is_finished(),
+            RunsOn::Task(task) => task.is_finished(),
+        }
+    }
+}
+
 impl Delivery {
-    /// Starts delivery and the watch on the portal list.
+    /// Starts delivery and the watch on the portal list, on `runtime` if there is one, else on
+    /// threads of their own.
     ///
     /// # Errors
     ///
     /// Where the operating system cannot start the threads.
-    pub fn start(routes: Vec<Route>, options: Options, portals: Portals) -> io::Result<Self> {
+    pub fn start(
+        routes: Vec<Route>,
+        options: Options,
+        portals: Portals,
+        runtime: Option<&Handle>,
+    ) -> io::Result<Self> {
         let (stop, stopped) = watch::channel(false);
         let (forwarder, workers) = forwarder::prepare(routes, &options);
-        let mut threads = vec![spawn("portals".to_owned(), portals.watch(stopped))?];
+        let mut running = vec![spawn("portals".to_owned(), portals.watch(stopped), runtime)?];
         for worker in workers {
             let name = format!("to {}", worker.name());
-            threads.push(spawn(name, worker.run())?);
+            running.push(spawn(name, worker.run(), runtime)?);
         }
-        Ok(Self { threads: Mutex::new(threads), forwarder, stop })
+        Ok(Self { running: Mutex::new(running), forwarder, stop })
     }
 
     pub fn forwarder(&self) -> &Forwarder {
@@ -52,11 +80,11 @@ impl Delivery {
         let until = Instant::now() + limit;
         let _ = self.stop.send(true);
         self.forwarder.begin_stop(limit * 2 / 3);
-        for thread in std::mem::take(&mut *self.threads.lock()) {
-            while !thread.is_finished() {
+        for running in std::mem::take(&mut *self.running.lock()) {
+            while !running.is_finished() {
                 let left = until.saturating_duration_since(Instant::now());
                 if left.is_zero() {
-                    let name = thread.thread().name().unwrap_or_default().to_owned();
+                    let name = running.name;
                     log::error!("delivery: the thread {name:?} hangs and is left behind");
                     break;
                 }
@@ -66,18 +94,23 @@ impl Delivery {
     }
 }
 
-/// Runs `task` on a thread and a runtime of its own. What it leaves running is not waited for.
-fn spawn<F>(name: String, task: F) -> io::Result<thread::JoinHandle<()>>
+/// Runs `task` on the host's runtime, or on a thread and a runtime of its own. What it leaves
+/// running is not waited for.
+fn spawn<F>(name: String, task: F, runtime: Option<&Handle>) -> io::Result<Running>
 where
     F: Future<Output = ()> + Send + 'static,
 {
+    if let Some(runtime) = runtime {
+        return Ok(Running { name, on: RunsOn::Task(runtime.spawn(task)) });
+    }
     let runtime: Runtime = tokio::runtime::Builder::new_current_thread()
         .max_blocking_threads(BLOCKING_THREADS_MAX)
         .thread_name(&name)
         .enable_all()
         .build()?;
-    thread::Builder::new().name(name).spawn(move || {
+    let thread = thread::Builder::new().name(name.clone()).spawn(move || {
         runtime.block_on(task);
         runtime.shutdown_background();
-    })
+    })?;
+    Ok(Running { name, on: RunsOn::Thread(thread) })
 }

@@ -97,7 +97,8 @@ impl<'e, 'a> ParamCollector<'e, 'a> {
         self.ignored.push((Cow::Owned(piece.key_lossy()), Ignored::InvalidEncoding));
     }
 
-    /// Judges the reserved parameters and completes the event.
+    /// Judges the reserved parameters and completes the event. After an error the event has its
+    /// portal and its name as far as they are valid.
     pub(super) fn judge(self) -> Result<(), Rejection> {
         let ParamCollector {
             reserved: [mut portal, mut name, mut email, mut revenue, mut external_id],
@@ -105,12 +106,14 @@ impl<'e, 'a> ParamCollector<'e, 'a> {
         } = self;
 
         let portal = portal.read(Reserved::Portal)?.ok_or(Rejection::of(Reason::MissingPortal))?;
-        let portal = validate::portal(&portal).ok_or(Rejection::of(Reason::InvalidPortal))?;
+        let event = self.event;
+        event.portal = validate::portal(&portal).ok_or(Rejection::of(Reason::InvalidPortal))?;
 
         let name = name.read(Reserved::Event)?.ok_or(Rejection::of(Reason::MissingEvent))?;
         if !validate::is_event_name(&name) {
             return Err(Rejection::of(Reason::InvalidEvent));
         }
+        event.name = name.text;
 
         let email = email
             .read(Reserved::Email)?
@@ -127,8 +130,6 @@ impl<'e, 'a> ParamCollector<'e, 'a> {
             return Err(Rejection::of(Reason::InvalidExternalId));
         }
 
-        let event = self.event;
-        (event.portal, event.name) = (portal, name.text);
         (event.email, event.revenue) = (email, revenue);
         event.external_id = external_id.map(|id| id.text);
         normalize::sort_and_merge(&mut event.properties);

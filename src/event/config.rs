@@ -19,6 +19,7 @@ use super::verdict::Ignored;
 /// The `[events]` section (SPEC 9).
 #[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
 #[serde(default, deny_unknown_fields)]
+#[cfg_attr(not(feature = "internals"), non_exhaustive)]
 pub struct Config {
     /// The event path in canonical form. SPEC 2 says which other paths mean the same.
     pub path: String,
@@ -103,6 +104,12 @@ impl Rules {
             )?,
             judges_post: judges_post(&config.methods)?,
         })
+    }
+
+    /// The same rules, with the `Host` of each request stored or not.
+    pub fn with_host(mut self, is_stored: bool) -> Rules {
+        self.context_names.set_host(is_stored);
+        self
     }
 
     /// How much of a query is read.

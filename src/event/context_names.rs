@@ -1,5 +1,5 @@
-//! The cookie and the headers that the operator wants stored with an event: `events.utk_cookie` and
-//! `events.context_headers`.
+//! What the operator wants stored with an event besides: the cookie `events.utk_cookie`, the headers
+//! `events.context_headers`, and the host, where an upstream sends it on.
 
 use crate::config_error::ConfigError;
 
@@ -11,6 +11,7 @@ const NEVER_STORED: [&str; 3] = ["authorization", "cookie", "proxy-authorization
 /// Checked names. The default has none.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct ContextNames {
+    has_host: bool,
     utk_cookie: Option<String>,
     headers: Box<[HeaderName]>,
 }
@@ -53,7 +54,16 @@ impl ContextNames {
             names.push(HeaderName { written: written.clone(), lower });
         }
         names.sort();
-        Ok(Self { utk_cookie: cookie.map(str::to_owned), headers: names.into() })
+        Ok(Self { has_host: false, utk_cookie: cookie.map(str::to_owned), headers: names.into() })
+    }
+
+    /// Whether the `Host` of a request is stored as `context.host`.
+    pub fn has_host(&self) -> bool {
+        self.has_host
+    }
+
+    pub(super) fn set_host(&mut self, is_stored: bool) {
+        self.has_host = is_stored;
     }
 
     /// The name of the cookie whose value is stored as `context.utk`.

@@ -17,6 +17,7 @@ pub type Properties<'a> = SmallVec<[(Cow<'a, str>, Cow<'a, str>); 8]>;
 /// Its `Debug` form shows the portal and which fields are set, and no personal data: an event that
 /// is logged by mistake discloses nothing.
 #[derive(Clone, Eq)]
+#[cfg_attr(not(feature = "internals"), non_exhaustive)]
 pub struct Event<'a> {
     /// The account that the event belongs to (`_a`), 1 to 999 999 999 999 999.
     pub portal: u64,

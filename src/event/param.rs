@@ -43,6 +43,9 @@ pub const USER_AGENT_BYTES_MAX: usize = 1024;
 /// The longest `Referer` that is stored, in bytes; the rest is cut off.
 pub const REFERER_BYTES_MAX: usize = 2048;
 
+/// The longest `Host` that is stored, in bytes: a name has at most 253, and a port six more. A longer
+/// one is not stored.
+pub const HOST_BYTES_MAX: usize = 259;
 /// The longest value of the cookie `events.utk_cookie`, in bytes; HubSpot's has 32. A longer one is
 /// not stored, because a part of an id is another id.
 pub const UTK_BYTES_MAX: usize = 255;
@@ -53,6 +56,12 @@ pub const CONTEXT_HEADER_NAME_BYTES_MAX: usize = 64;
 /// The longest value of a header of `events.context_headers` that is stored, in bytes; the rest is
 /// cut off.
 pub const CONTEXT_HEADER_BYTES_MAX: usize = 1024;
+/// The most names that a host adds to the context of one event.
+pub const ADDED_MEMBERS_MAX: usize = 16;
+/// The longest name that a host adds, in bytes (all of them ASCII).
+pub const ADDED_NAME_BYTES_MAX: usize = 64;
+/// The longest value that a host adds, in bytes; the rest is cut off.
+pub const ADDED_VALUE_BYTES_MAX: usize = 255;
 
 /// The default of `events.withhold_params`: names under which callers send credentials.
 pub const WITHHOLD_PARAMS_DEFAULT: [&str; 10] = [

@@ -32,7 +32,8 @@ pub fn parse<'a>(query: &'a [u8], rules: &Rules) -> Result<Judged<'a>, Rejection
 }
 
 /// As [`parse`], but fills in an `event` and an `ignored` that are empty: an event is large, and
-/// moving it costs more than some checks. After an error the content of both is unspecified.
+/// moving it costs more than some checks. After an error the event has its portal and its name as
+/// far as they are valid, and the content of everything else is unspecified.
 pub(crate) fn parse_into<'a>(
     query: &'a [u8],
     rules: &Rules,
@@ -48,11 +49,11 @@ pub(crate) fn parse_into<'a>(
             // Browsers never send raw bytes that are not UTF-8, so this path may allocate.
             let query = encode_non_ascii(query);
             let (mut read, mut dropped) = (Event::blank(), IgnoredParams::new());
-            parse_text(&query, rules, &mut read, &mut dropped)?;
+            let judged = parse_text(&query, rules, &mut read, &mut dropped);
             *event = read.into_owned();
             let own = |(name, why): (Cow<'_, str>, Ignored)| (name.into_owned().into(), why);
             ignored.extend(dropped.into_iter().map(own));
-            Ok(())
+            judged
         }
     }
 }

@@ -15,6 +15,7 @@ pub type IgnoredParams<'a> = SmallVec<[(Cow<'a, str>, Ignored); 4]>;
 
 /// Why an event request was rejected (SPEC 3 for the order, SPEC 4 for the status).
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+#[cfg_attr(not(feature = "internals"), non_exhaustive)]
 pub enum Reason {
     /// The path continues below the event path.
     UnknownPath,
@@ -48,6 +49,8 @@ pub enum Reason {
     EventNotAllowed,
     /// The browser sends `Sec-GPC: 1` and the operator rejects such events.
     PrivacyOptOut,
+    /// The host that embeds the gate refuses the event (`Builder::inspect`).
+    RefusedByHost,
     /// The portal exceeds its rate limit.
     RateLimited,
     /// The event could not be stored.
@@ -56,7 +59,7 @@ pub enum Reason {
 
 impl Reason {
     /// Every reason, in the order of the checks.
-    pub const ALL: [Reason; 18] = [
+    pub const ALL: [Reason; 19] = [
         Reason::UnknownPath,
         Reason::MethodNotAllowed,
         Reason::QueryTooLong,
@@ -73,6 +76,7 @@ impl Reason {
         Reason::PortalNotAllowed,
         Reason::EventNotAllowed,
         Reason::PrivacyOptOut,
+        Reason::RefusedByHost,
         Reason::RateLimited,
         Reason::Overloaded,
     ];
@@ -96,6 +100,7 @@ impl Reason {
             Reason::PortalNotAllowed => "portal_not_allowed",
             Reason::EventNotAllowed => "event_not_allowed",
             Reason::PrivacyOptOut => "privacy_opt_out",
+            Reason::RefusedByHost => "refused_by_host",
             Reason::RateLimited => "rate_limited",
             Reason::Overloaded => "overloaded",
         }
@@ -114,7 +119,10 @@ impl Reason {
             | Reason::InvalidEmail
             | Reason::InvalidRevenue
             | Reason::InvalidExternalId => 400,
-            Reason::PortalNotAllowed | Reason::EventNotAllowed | Reason::PrivacyOptOut => 403,
+            Reason::PortalNotAllowed
+            | Reason::EventNotAllowed
+            | Reason::PrivacyOptOut
+            | Reason::RefusedByHost => 403,
             Reason::UnknownPath => 404,
             Reason::MethodNotAllowed => 405,
             Reason::QueryTooLong => 414,
@@ -142,6 +150,7 @@ impl Reason {
             Reason::PortalNotAllowed => "Portal not allowed",
             Reason::EventNotAllowed => "Event not allowed",
             Reason::PrivacyOptOut => "Privacy opt-out",
+            Reason::RefusedByHost => "Refused",
             Reason::RateLimited => "Rate limited",
             Reason::Overloaded => "Overloaded",
         }
@@ -195,6 +204,9 @@ impl Reason {
             Reason::PrivacyOptOut => {
                 "The browser sends Sec-GPC: 1, and events of such visitors are not taken."
             }
+            Reason::RefusedByHost => {
+                "This service does not take this event: ask its operator which events it takes."
+            }
             Reason::RateLimited => "Send more slowly; try again after the time in Retry-After.",
             Reason::Overloaded => "Try again after the time in Retry-After.",
         }
@@ -203,6 +215,7 @@ impl Reason {
 
 /// Why an event was rejected, and when the same event would be accepted.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+#[cfg_attr(not(feature = "internals"), non_exhaustive)]
 pub struct Rejection {
     /// The first check that failed, in the order of SPEC 3.
     pub reason: Reason,
@@ -211,6 +224,8 @@ pub struct Rejection {
     pub param: Option<&'static str>,
     /// After how many seconds the portal's rate accepts the same event. `None`: not known.
     pub retry_after_seconds: Option<u32>,
+    /// With [`Reason::RefusedByHost`]: the host's own reason.
+    pub host_reason: Option<&'static str>,
 }
 
 impl Rejection {
@@ -228,11 +243,11 @@ impl Rejection {
             Reason::InvalidExternalId => Some(Reserved::ExternalId.key()),
             _ => None,
         };
-        Rejection { reason, param, retry_after_seconds: None }
+        Rejection { reason, param, retry_after_seconds: None, host_reason: None }
     }
 
     pub(super) const fn at(reason: Reason, param: Reserved) -> Rejection {
-        Rejection { reason, param: Some(param.key()), retry_after_seconds: None }
+        Rejection { param: Some(param.key()), ..Rejection::of(reason) }
     }
 
     /// What to change. Never repeats anything that was sent.
@@ -243,6 +258,7 @@ impl Rejection {
 
 /// Why a parameter was ignored (SPEC 3). An ignored parameter does not reject the event.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+#[cfg_attr(not(feature = "internals"), non_exhaustive)]
 pub enum Ignored {
     /// `events.withhold_params` names it: it may be a credential.
     Withheld,

@@ -5,16 +5,16 @@
 //! nothing, so that a request, `explain` and a test ask the same judge. It does not make an
 //! accepted event durable: the caller writes it with [`Gate::encode`] into the spool.
 
+use super::inspect::{Addition, Inspector};
 use super::portals::{Policy, PortalVerdict, Portals, RateLimited};
 use super::privacy;
 use crate::clock::Clock;
 use crate::event;
-use crate::event::{Context, Event, Reason, Rejection, Route, Rules};
+use crate::event::{Context, Event, EventId, Reason, Rejection, Route, Rules};
 use crate::request::path::{Guard, Reading};
 use http::Method;
 use rand::Rng;
 use std::sync::Arc;
-use uuid::Uuid;
 
 /// A request for the event path, as received.
 #[derive(Debug)]
@@ -27,17 +27,6 @@ pub struct EventRequest<'a> {
     pub query: &'a [u8],
     /// The data of the request's headers and of its connection.
     pub context: Context<'a>,
-}
-
-/// How an event request was answered. Returned to the host, which may log it and cannot change it.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Verdict {
-    /// The event counts: it is as durable as `spool.durability` promises.
-    Accepted,
-    /// The event does not count.
-    Rejected(Rejection),
-    /// There was no event to judge: `HEAD` or `OPTIONS`.
-    NotJudged,
 }
 
 /// What the judge decides about an event request.
@@ -92,6 +81,8 @@ pub struct Gate {
     privacy: privacy::Config,
     portals: Portals,
     clock: Arc<dyn Clock>,
+    /// The host's own check. `None`: nothing is asked.
+    inspector: Option<Inspector>,
 }
 
 impl Gate {
@@ -103,7 +94,12 @@ impl Gate {
         portals: Portals,
         clock: Arc<dyn Clock>,
     ) -> Self {
-        Self { guard, rules, privacy, portals, clock }
+        Self { guard, rules, privacy, portals, clock, inspector: None }
+    }
+
+    /// The same judge, which asks `inspector` about each event before the portal's rate.
+    pub fn with_inspector(self, inspector: Option<Inspector>) -> Self {
+        Self { inspector, ..self }
     }
 
     /// Whether a path is the event path in any spelling, or below it (SPEC 2). A request for any
@@ -123,8 +119,8 @@ impl Gate {
     }
 
     /// Judges a request, and fills in `accepted`, which must be blank. Unless the decision is
-    /// [`Decision::Accept`], the content of `accepted` afterwards is meaningless. A request for a
-    /// path outside the event path is rejected like one below the event path.
+    /// [`Decision::Accept`], `accepted` has the portal and the name of the event afterwards, as far
+    /// as they are valid, and everything else in it is meaningless. A request for a path outside the event path is rejected like one below the event path.
     pub fn judge<'a>(
         &self,
         request: EventRequest<'a>,
@@ -190,6 +186,14 @@ impl Gate {
                 PortalVerdict::Rejected(reason) => return Err(Rejection::of(reason)),
             }
         }
+        if portal.policy.drops_any() {
+            drop_fields(&portal.policy, &mut accepted.event);
+        }
+        accepted.route = portal.policy.route().cloned();
+        privacy.apply(&mut accepted.event, &mut accepted.context);
+        if let Some(inspector) = &self.inspector {
+            inspect(inspector, &privacy, accepted)?;
+        }
         // The rate comes last because asking for it counts an event against it.
         if let Err(limited) = take_rate(&portal.policy) {
             if limited.enforced {
@@ -200,21 +204,16 @@ impl Gate {
             }
             accepted.would_reject = accepted.would_reject.or(Some(Reason::RateLimited));
         }
-        if portal.policy.drops_any() {
-            drop_fields(&portal.policy, &mut accepted.event);
-        }
-        accepted.route = portal.policy.route().cloned();
-        privacy.apply(&mut accepted.event, &mut accepted.context);
         Ok(())
     }
 
     /// Appends an accepted event to `out` as a spool record with a new id and the current time.
     /// Returns the id.
-    pub fn encode(&self, accepted: &AcceptedEvent<'_>, out: &mut Vec<u8>) -> Uuid {
+    pub fn encode(&self, accepted: &AcceptedEvent<'_>, out: &mut Vec<u8>) -> EventId {
         let received_at_ms = self.clock.unix_ms();
         let mut random = [0; 10];
         rand::rng().fill_bytes(&mut random);
-        let id = uuid::Builder::from_unix_timestamp_millis(received_at_ms, &random).into_uuid();
+        let id = EventId::new(received_at_ms, &random);
         let AcceptedEvent { event, context, route, .. } = accepted;
         if let Some(route) = route {
             route.write(out);
@@ -233,4 +232,21 @@ fn drop_fields(policy: &Policy, event: &mut Event<'_>) {
     if policy.drops("id") {
         event.external_id = None;
     }
+}
+
+/// Asks the host's own check, which sees what would be stored.
+#[inline(never)]
+fn inspect(
+    inspector: &Inspector,
+    privacy: &privacy::Config,
+    accepted: &mut AcceptedEvent<'_>,
+) -> Result<(), Rejection> {
+    let AcceptedEvent { event, context, .. } = accepted;
+    inspector(event, &mut Addition::to(context)).map_err(|refusal| Rejection {
+        host_reason: Some(refusal.reason()),
+        ..Rejection::of(Reason::RefusedByHost)
+    })?;
+    // What identifies a person must not come back through the host's additions.
+    privacy.apply(event, context);
+    Ok(())
 }

@@ -12,6 +12,7 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 /// The `[privacy]` section.
 #[derive(Debug, Clone, Copy, Deserialize)]
 #[serde(default, deny_unknown_fields)]
+#[cfg_attr(not(feature = "internals"), non_exhaustive)]
 pub struct Config {
     /// How much of the client's address is stored.
     pub ip: KeepIp,
@@ -91,6 +92,7 @@ impl std::fmt::Display for Stricter {
 /// `privacy.gpc`: how a request with `Sec-GPC: 1` is treated. The stricter, the greater.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Deserialize)]
 #[serde(rename_all = "lowercase")]
+#[cfg_attr(not(feature = "internals"), non_exhaustive)]
 pub enum Gpc {
     /// The event is stored whole, with the flag `gpc`.
     Flag,
@@ -124,8 +126,10 @@ impl Config {
             context.ip = None;
             context.user_agent = None;
             context.referer = None;
+            context.host = None;
             context.utk = None;
             context.headers = Vec::new();
+            context.added = Vec::new();
             return;
         }
         context.ip = context.ip.and_then(|ip| self.ip.apply(ip));
@@ -145,6 +149,7 @@ impl Config {
 /// `privacy.ip`: how much of the client's address is stored. The stricter, the greater.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Deserialize)]
 #[serde(rename_all = "lowercase")]
+#[cfg_attr(not(feature = "internals"), non_exhaustive)]
 pub enum KeepIp {
     /// The whole address.
     Full,
@@ -185,6 +190,7 @@ fn truncated(address: IpAddr) -> IpAddr {
 /// `privacy.referer`: how much of the `Referer` is stored. The stricter, the greater.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Deserialize)]
 #[serde(rename_all = "lowercase")]
+#[cfg_attr(not(feature = "internals"), non_exhaustive)]
 pub enum KeepReferer {
     /// The URL without its userinfo, its fragment and, unless `privacy.referer_query` is set, its
     /// query.
@@ -277,7 +283,9 @@ mod tests {
                 gpc,
                 dnt: true,
                 prefetch: false,
+                host: Some("track.company.com".into()),
                 utk: Some("1f".into()),
+                added: vec![("a".into(), "b".into())],
                 headers: vec![("X-Region".into(), "eu".into())],
             };
             let privacy = Config { gpc: Gpc::Anonymize, ..Config::default() };
@@ -289,6 +297,7 @@ mod tests {
                 context.ip.is_some(),
                 context.user_agent.is_some(),
                 context.referer.is_some(),
+                context.host.is_some(),
                 context.utk.is_some(),
                 !context.headers.is_empty(),
             ];
@@ -297,6 +306,6 @@ mod tests {
             assert!(event.revenue.is_some());
         };
         check(true, 0);
-        check(false, 8);
+        check(false, 9);
     }
 }

@@ -1,9 +1,9 @@
 //! The context of a request besides its query: client address, user agent, referer, the browser's
-//! privacy and prefetch headers, and what the operator names: a cookie and further headers
-//! (SPEC 7).
+//! privacy and prefetch headers, and what the operator asks for: the host, a cookie and further
+//! headers (SPEC 7).
 
 use super::client::{Headers, TrustedProxies, token_is};
-use crate::event::{Context, ContextNames, UTK_BYTES_MAX, without_hidden};
+use crate::event::{Context, ContextNames, HOST_BYTES_MAX, UTK_BYTES_MAX, without_hidden};
 use http::HeaderMap;
 use std::borrow::Cow;
 use std::net::IpAddr;
@@ -68,6 +68,10 @@ impl<'a> ContextHeaders<'a> {
         'a: 'h,
     {
         let mut context = self.noted(peer.map(|peer| trusted.client(peer, headers)));
+        if names.has_host() {
+            let host = headers.lines("host").next().and_then(text);
+            context.host = host.filter(|host| host.len() <= HOST_BYTES_MAX);
+        }
         // One of Sec-GPC: 1 and the visitor's cookie is enough.
         if let Some(cookie) = names.utk_cookie().filter(|_| !context.gpc) {
             context.utk = utk(headers, cookie);
@@ -89,8 +93,10 @@ impl<'a> ContextHeaders<'a> {
             gpc: self.gpc.is_some_and(is_one),
             dnt: self.dnt.is_some_and(is_one),
             prefetch: self.purposes.into_iter().flatten().any(is_prefetch),
+            host: None,
             utk: None,
             headers: Vec::new(),
+            added: Vec::new(),
         }
     }
 }

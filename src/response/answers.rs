@@ -7,11 +7,10 @@
 //! no verdict and writes to no connection.
 
 use super::pixel;
-use crate::event::{Reason, Rejection};
+use crate::event::{EventId, Reason, Rejection};
 use bytes::Bytes;
 use http::header::{self, HeaderName, HeaderValue};
 use serde::Deserialize;
-use uuid::Uuid;
 
 /// `Access-Control-Max-Age` of a preflight answer, in seconds: the day that SPEC 2 asks for.
 const PREFLIGHT_MAX_AGE_SECONDS: &str = "86400";
@@ -37,6 +36,7 @@ const CORP_HEADER: HeaderName = HeaderName::from_static("cross-origin-resource-p
 /// The `[response]` section.
 #[derive(Debug, Clone, Deserialize)]
 #[serde(default, deny_unknown_fields)]
+#[cfg_attr(not(feature = "internals"), non_exhaustive)]
 pub struct Config {
     /// The body of an image answer.
     pub body: Body,
@@ -62,6 +62,7 @@ impl Default for Config {
 /// `response.body`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
 #[serde(rename_all = "lowercase")]
+#[cfg_attr(not(feature = "internals"), non_exhaustive)]
 pub enum Body {
     /// The 43-byte transparent pixel.
     Gif,
@@ -72,6 +73,7 @@ pub enum Body {
 /// `response.rejections`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
 #[serde(rename_all = "lowercase")]
+#[cfg_attr(not(feature = "internals"), non_exhaustive)]
 pub enum Rejections {
     /// The status of the reason.
     Status,
@@ -106,7 +108,7 @@ pub struct OwnLines {
     /// How many parameters of an accepted event were dropped. 0: no `X-Event-Ignored`.
     pub ignored_params: usize,
     /// The id of an accepted event. `None`: no `X-Event-Id`.
-    pub event_id: Option<Uuid>,
+    pub event_id: Option<EventId>,
     /// Replaces the prebuilt `Retry-After`, where there is one, in seconds.
     pub retry_after_seconds: Option<u32>,
 }
@@ -164,7 +166,7 @@ impl OwnLines {
             put("X-Event-Ignored", itoa::Buffer::new().format(self.ignored_params));
         }
         if let Some(id) = self.event_id {
-            put("X-Event-Id", id.hyphenated().encode_lower(&mut Uuid::encode_buffer()));
+            put("X-Event-Id", id.encode(&mut [0; EventId::TEXT_BYTES]));
         }
     }
 }
@@ -186,9 +188,8 @@ pub fn wants_image(accept: Option<&[u8]>) -> bool {
 /// Every (reason, parameter) pair, in the order of [`slot`]. Pairs that no check produces cost a
 /// few unused kilobytes and spare a lookup table.
 fn rejects() -> impl Iterator<Item = Rejection> {
-    let every = |reason| {
-        PARAMS.into_iter().map(move |param| Rejection { reason, param, retry_after_seconds: None })
-    };
+    let every =
+        |reason| PARAMS.into_iter().map(move |param| Rejection { param, ..Rejection::of(reason) });
     Reason::ALL.into_iter().flat_map(every)
 }
 
@@ -424,12 +425,10 @@ mod tests {
             assert_eq!(found, expect);
         };
         check(OwnLines::default(), &[]);
-        let id = "01970102-0304-7506-8708-090a0b0c0d0e";
-        let lines = OwnLines {
-            ignored_params: 12,
-            event_id: Some(id.parse().unwrap()),
-            retry_after_seconds: Some(3),
-        };
-        check(lines, &[("X-Event-Ignored", "12"), ("X-Event-Id", id)]);
+        let id = EventId::from([1, 0x97, 1, 2, 3, 4, 0x75, 6, 0x87, 8, 9, 10, 11, 12, 13, 14]);
+        let text = "01970102-0304-7506-8708-090a0b0c0d0e";
+        let lines =
+            OwnLines { ignored_params: 12, event_id: Some(id), retry_after_seconds: Some(3) };
+        check(lines, &[("X-Event-Ignored", "12"), ("X-Event-Id", text)]);
     }
 }

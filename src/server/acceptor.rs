@@ -14,7 +14,7 @@ use async_trait::async_trait;
 use bytes::BytesMut;
 use log::error;
 use pingora::apps::HttpServerApp;
-use pingora::listeners::tls::{Acceptor as TlsAcceptor, TlsSettings};
+use pingora::protocols::Stream;
 use pingora::proxy::ProxyHttp;
 use pingora::server::{ListenFds, ShutdownWatch};
 use pingora::services::Service;
@@ -29,10 +29,33 @@ use tokio::time::{sleep, timeout};
 /// Pause after `accept` failed, usually because open files or memory ran out.
 const ACCEPT_PAUSE: Duration = Duration::from_secs(1);
 
+/// The TLS handshake of a listener. The library names no TLS backend of Pingora, so the host calls
+/// its own; the acceptor limits the time of a handshake to `header_timeout`.
+///
+/// With Pingora's `openssl` or `boringssl`, whose `Acceptor` is private:
+///
+/// ```ignore
+/// #[async_trait]
+/// impl Handshake for MyTls {
+///     async fn accept(&self, socket: Socket) -> pingora::Result<Stream> {
+///         let tls = pingora::protocols::tls::server::handshake(&self.ssl_acceptor, socket).await?;
+///         Ok(Box::new(tls))
+///     }
+/// }
+/// ```
+///
+/// With `rustls` or `s2n`, where `settings.build()` of Pingora's `TlsSettings` gives the acceptor,
+/// the call is `self.acceptor.tls_handshake(socket)`.
+#[async_trait]
+pub trait Handshake: Send + Sync + 'static {
+    /// Does the handshake on an accepted socket and returns the decrypted stream.
+    async fn accept(&self, socket: Socket) -> pingora::Result<Stream>;
+}
+
 /// A listening socket; plaintext HTTP unless TLS is set.
 pub struct Listener {
     socket: Listening<std::net::TcpListener, std::os::unix::net::UnixListener>,
-    tls: Option<Arc<TlsAcceptor>>,
+    tls: Option<Arc<dyn Handshake>>,
 }
 
 /// A listening socket of either family.
@@ -55,9 +78,9 @@ impl Listener {
         Self { socket: Listening::Unix(socket), tls: None }
     }
 
-    /// The same socket with TLS. Panics if Pingora cannot read a file that the settings name.
-    pub fn tls(self, settings: TlsSettings) -> Self {
-        Self { tls: Some(Arc::new(settings.build())), ..self }
+    /// The same socket with TLS.
+    pub fn tls(self, handshake: impl Handshake) -> Self {
+        Self { tls: Some(Arc::new(handshake)), ..self }
     }
 }
 
@@ -78,14 +101,21 @@ pub struct Acceptor<SV> {
     name: String,
     server: Arc<Server<SV>>,
     listeners: Vec<Listener>,
-    stopped: ShutdownWatch,
+    stopped: Option<ShutdownWatch>,
 }
 
 impl<SV> Acceptor<SV> {
-    /// A service that accepts until `stopped` becomes `true`, and passes the signal on to its
+    /// A service that accepts until Pingora's server stops, and passes the stop on to its
     /// connections.
-    pub fn new(name: &str, server: Server<SV>, stopped: ShutdownWatch) -> Self {
-        Self { name: name.to_owned(), server: Arc::new(server), listeners: Vec::new(), stopped }
+    pub fn new(name: &str, server: Server<SV>) -> Self {
+        let (name, server) = (name.to_owned(), Arc::new(server));
+        Self { name, server, listeners: Vec::new(), stopped: None }
+    }
+
+    /// The same service, which stops when `stopped` becomes `true` instead: for a host that stops
+    /// its listeners before Pingora stops the server.
+    pub fn stop_on(self, stopped: ShutdownWatch) -> Self {
+        Self { stopped: Some(stopped), ..self }
     }
 
     /// Adds a listening socket. Call this before the service starts.
@@ -100,10 +130,11 @@ where
     SV: ProxyHttp + Send + Sync + 'static,
     SV::CTX: Send + Sync,
 {
-    async fn start_service(&mut self, _: Option<ListenFds>, _: ShutdownWatch, _: usize) {
+    async fn start_service(&mut self, _: Option<ListenFds>, server: ShutdownWatch, _: usize) {
+        let stopped = self.stopped.take().unwrap_or(server);
         let mut accepting = JoinSet::new();
         for listener in self.listeners.drain(..) {
-            accepting.spawn(self.server.clone().accept(listener, self.stopped.clone()));
+            accepting.spawn(self.server.clone().accept(listener, stopped.clone()));
         }
         accepting.join_all().await;
         self.server.proxy.http_cleanup().await;
@@ -157,7 +188,7 @@ where
     fn start_connection(
         self: &Arc<Self>,
         socket: Socket,
-        tls: &Option<Arc<TlsAcceptor>>,
+        tls: &Option<Arc<dyn Handshake>>,
         shutdown: &ShutdownWatch,
     ) {
         let Some(permit) = self.admission.permit() else { return };
@@ -178,7 +209,7 @@ where
         self: Arc<Self>,
         mut socket: Socket,
         permit: Permit,
-        tls: Option<Arc<TlsAcceptor>>,
+        tls: Option<Arc<dyn Handshake>>,
         shutdown: ShutdownWatch,
     ) {
         // Boxed: otherwise the connection's task would hold this memory until it ends.
@@ -188,12 +219,12 @@ where
             return self.serve(Connection::new(Box::new(socket), admitted), shutdown).await;
         };
         socket.rewind(std::mem::take(&mut admitted.ahead));
-        let handshake = timeout(self.limits().header_timeout, tls.tls_handshake(socket));
-        let Ok(Ok(stream)) = Box::pin(handshake).await else {
+        let handshake = timeout(self.limits().header_timeout, tls.accept(socket));
+        let Ok(Ok(stream)) = handshake.await else {
             self.admission.limit_reporter.report(Limit::TlsHandshake);
             return;
         };
-        self.serve_agreed(Connection::new(Box::new(stream), admitted), shutdown).await;
+        self.serve_agreed(Connection::new(stream, admitted), shutdown).await;
     }
 }
 

@@ -14,6 +14,7 @@ const LOG_PAUSE: Duration = Duration::from_secs(10);
 
 /// The limits of the HTTP server.
 #[derive(Debug, Clone)]
+#[cfg_attr(not(feature = "internals"), non_exhaustive)]
 pub struct Limits {
     /// Deadline for each of: a request's header from its first bytes, the first bytes of a
     /// connection, a PROXY header, a TLS handshake. Also the length of an HTTP/2 tick.

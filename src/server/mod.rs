@@ -63,8 +63,9 @@ mod read_buffer;
 mod service;
 mod socket;
 
-pub use acceptor::{Acceptor, Listener};
+pub use acceptor::{Acceptor, Handshake, Listener};
 pub use buffered_bytes::BufferedBytes;
 pub use limits::Limits;
 pub use origin_connector::{OriginConnector, Proxy, proxy};
 pub use service::Server;
+pub use socket::Socket;

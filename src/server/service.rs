@@ -16,6 +16,9 @@ use pingora::proxy::ProxyHttp;
 use pingora::server::ShutdownWatch;
 use std::sync::Arc;
 
+/// Bytes of bodies that may wait in memory unless configured otherwise.
+const BUFFERED_BYTES_MAX_DEFAULT: usize = 256 << 20;
+
 /// The HTTP server in front of one Pingora proxy: limits, fast path, and hand-over.
 ///
 /// [`Acceptor`](super::Acceptor) is the Pingora service that runs it. It also works as the
@@ -32,21 +35,23 @@ pub struct Server<SV> {
 
 impl<SV> Server<SV> {
     /// A server for `proxy`, which [`proxy`](super::proxy) has built, and whose `request_filter`
-    /// must call [`PixelGate::handle`] of `gate` first. `in_flight` counts the requests that this
-    /// server answers itself; the proxy counts its own. `buffered_bytes` bounds the bodies that
-    /// wait in memory.
-    pub fn new(
-        proxy: Arc<Proxy<SV>>,
-        gate: PixelGate,
-        in_flight: InFlight,
-        limits: Limits,
-        buffered_bytes: BufferedBytes,
-    ) -> Self {
+    /// must call [`PixelGate::handle`] of `gate` first. The server counts the connections, and the
+    /// requests that it answers itself, in the counters of
+    /// [`Builder::in_flight`](crate::Builder::in_flight); the proxy counts its own.
+    pub fn new(proxy: Arc<Proxy<SV>>, gate: PixelGate, limits: Limits) -> Self {
         let state = gate.state();
+        let in_flight = state.in_flight.clone().unwrap_or_default();
+        let buffered_bytes = BufferedBytes::new(BUFFERED_BYTES_MAX_DEFAULT);
         let Ok(answers) = Answers::build(&state.response, &state.methods, FastResponse::new);
         let (trusted, metrics) = (state.trusted.clone(), state.metrics.clone());
         let admission = Admission::new(limits, trusted, metrics, in_flight.clone());
         Self { proxy, gate, answers, in_flight, admission, buffered_bytes }
+    }
+
+    /// Bounds the bodies that wait in memory, in all servers that share the count. Default: 256 MiB
+    /// for this server.
+    pub fn buffered_bytes(self, buffered_bytes: BufferedBytes) -> Self {
+        Self { buffered_bytes, ..self }
     }
 
     pub(super) fn limits(&self) -> &Limits {

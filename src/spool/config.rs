@@ -40,6 +40,7 @@ const SPARES_PART_OF_BOUND: u64 = 8;
 /// What an accepted event survives from the moment it is answered (SPEC 6).
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
 #[serde(rename_all = "lowercase")]
+#[cfg_attr(not(feature = "internals"), non_exhaustive)]
 pub enum Durability {
     /// Answered after `fdatasync`: survives power loss.
     Power,
@@ -52,6 +53,7 @@ pub enum Durability {
 /// The `[spool]` section.
 #[derive(Debug, Clone, Deserialize)]
 #[serde(default, deny_unknown_fields)]
+#[cfg_attr(not(feature = "internals"), non_exhaustive)]
 pub struct Config {
     /// The spool's folder; created when absent. On a local file system with working `flock`.
     pub dir: PathBuf,

@@ -7,6 +7,7 @@ use crate::config_error::ConfigError;
 
 /// Why a spool could not be opened. What its files hold is never a reason.
 #[derive(Debug, thiserror::Error)]
+#[cfg_attr(not(feature = "internals"), non_exhaustive)]
 pub enum OpenError {
     /// A value of the `[spool]` section is out of range (SPEC 9).
     #[error("the spool's configuration cannot be used")]
@@ -29,6 +30,7 @@ pub enum OpenError {
 
 /// Why a spool was not closed completely.
 #[derive(Debug, thiserror::Error)]
+#[cfg_attr(not(feature = "internals"), non_exhaustive)]
 pub enum CloseError {
     /// The disk took longer than the time limit; the threads finish in the background.
     #[error("the spool did not close in time")]

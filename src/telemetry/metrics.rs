@@ -1,14 +1,18 @@
 //! The metrics of a gate, under the names of SPEC 8.
 //!
-//! One [`Metrics`] belongs to one gate and owns its registry, so that two gates in one process
-//! (or two tests) do not share counters. Every label set is closed: reasons, causes and verdicts
-//! are enums, and upstream names come from the configuration. No value of a request is ever here.
+//! One [`Metrics`] belongs to one gate. It has a registry of its own, so that two gates in one
+//! process (or two tests) do not share counters, or registers in the host's, where the label `gate`
+//! tells gates apart. Every label set is closed: reasons, causes and verdicts are enums, and names
+//! of upstreams and gates come from the configuration. No value of a request is ever here.
 
 use crate::event::{Ignored, Reason};
+use parking_lot::Mutex;
+use prometheus::core::Collector;
 use prometheus::{
     Encoder, Histogram, HistogramOpts, IntCounter, IntCounterVec, IntGauge, IntGaugeVec, Opts,
-    Registry, TextEncoder,
+    Registry, Result, TextEncoder,
 };
+use std::sync::Arc;
 
 /// Upper bounds, in seconds, of the buckets of `pixelgate_spool_commit_seconds`.
 ///
@@ -19,6 +23,7 @@ const COMMIT_BUCKETS_SECONDS: [f64; 12] =
 
 /// A limit of the HTTP server at which a connection ends (SPEC 9, `[edge]`).
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[cfg_attr(not(feature = "internals"), non_exhaustive)]
 pub enum Limit {
     /// `connections_max` is reached.
     Connections,
@@ -93,7 +98,7 @@ impl Limit {
 /// The counters of one gate. Cheap to clone: every field is a handle.
 #[derive(Clone)]
 pub struct Metrics {
-    registry: Registry,
+    registered: Arc<Registered>,
     requests: RequestCounters,
     /// Time from a record's `append` to its commit, as `spool` observes it.
     pub spool_commit_seconds: Histogram,
@@ -140,34 +145,34 @@ struct RequestCounters {
 }
 
 impl RequestCounters {
-    fn new(r: &Registry) -> Self {
+    fn new(r: &Registered) -> Result<Self> {
         let requests =
-            counters(r, "requests_total", "Event requests answered, by verdict.", &["verdict"]);
-        let rejected = counters(r, "rejected_total", "Event requests refused.", &["reason"]);
+            counters(r, "requests_total", "Event requests answered, by verdict.", &["verdict"])?;
+        let rejected = counters(r, "rejected_total", "Event requests refused.", &["reason"])?;
         let dry_run = counters(
             r,
             "dry_run_refusals_total",
             "Events accepted in dry_run mode that enforce would refuse.",
             &["reason"],
-        );
+        )?;
         let ignored = counters(
             r,
             "ignored_params_total",
             "Parameters dropped from events that still counted, by cause.",
             &["why"],
-        );
+        )?;
         let by_reason = |vec: &IntCounterVec| -> Box<[IntCounter]> {
             Reason::ALL.iter().map(|r| vec.with_label_values(&[r.as_str()])).collect()
         };
         let by_cause = |why: &Ignored| ignored.with_label_values(&[why.as_str()]);
-        Self {
+        Ok(Self {
             accepted: requests.with_label_values(&["accepted"]),
             rejected: requests.with_label_values(&["rejected"]),
             not_judged: requests.with_label_values(&["not_judged"]),
             by_reason: by_reason(&rejected),
             dry_run_refusals: by_reason(&dry_run),
             ignored: Ignored::ALL.iter().map(by_cause).collect(),
-        }
+        })
     }
 }
 
@@ -178,74 +183,91 @@ impl Default for Metrics {
 }
 
 impl Metrics {
-    /// Registers every metric, so that a scrape shows zeros before the first event.
+    /// Metrics in a registry of their own.
     pub fn new() -> Self {
-        let r = Registry::new();
-        Self {
-            requests: RequestCounters::new(&r),
-            spool_commit_seconds: commit_histogram(&r),
-            spool_bytes: gauge(&r, "spool_bytes", "Bytes that the spool's segments hold."),
-            spool_free_bytes: gauge(&r, "spool_free_bytes", "Bytes free on the spool's disk."),
+        Self::register(Registry::new(), None)
+            .expect("names and labels are literals of this file, tested below")
+    }
+
+    /// Registers every metric in `registry`, so that a scrape shows zeros before the first event.
+    /// `gate` becomes the label of this name. They leave the registry when the last clone is
+    /// dropped.
+    ///
+    /// # Errors
+    ///
+    /// The registry has metrics of these names already, of a gate with the same label.
+    pub fn register(registry: Registry, gate: Option<&str>) -> Result<Self> {
+        let gate = gate.map(str::to_owned);
+        let r = Registered { registry, gate, collectors: Mutex::default() };
+        Ok(Self {
+            requests: RequestCounters::new(&r)?,
+            spool_commit_seconds: commit_histogram(&r)?,
+            spool_bytes: gauge(&r, "spool_bytes", "Bytes that the spool's segments hold.")?,
+            spool_free_bytes: gauge(&r, "spool_free_bytes", "Bytes free on the spool's disk.")?,
             spool_quarantined_bytes: gauge(
                 &r,
                 "spool_quarantined_bytes",
                 "Damaged bytes found in the spool.",
-            ),
-            ready: gauge(&r, "ready", "1 if this edge accepts events, as /readyz reports, else 0."),
+            )?,
+            ready: gauge(
+                &r,
+                "ready",
+                "1 if this edge accepts events, as /readyz reports, else 0.",
+            )?,
             upstream_up: gauges(
                 &r,
                 "upstream_up",
                 "Whether the upstream takes its events: 1 or 0.",
-            ),
+            )?,
             spool_pending_events: gauges(
                 &r,
                 "spool_pending_events",
                 "Accepted events not yet delivered, by upstream.",
-            ),
+            )?,
             delivered_events: counters(
                 &r,
                 "delivered_events_total",
                 "Events delivered since start, by upstream.",
                 &["upstream"],
-            ),
+            )?,
             dead_events: counters(
                 &r,
                 "dead_events_total",
                 "Events written to the dead letters since start, by upstream.",
                 &["upstream"],
-            ),
+            )?,
             batches: counters(
                 &r,
                 "batches_total",
                 "Attempts to send a batch, by upstream and outcome.",
                 &["upstream", "outcome"],
-            ),
+            )?,
             delivery_lag_seconds: gauges(
                 &r,
                 "delivery_lag_seconds",
                 "Age of the oldest event that waits, by upstream.",
-            ),
+            )?,
             faults: register(
                 &r,
                 IntGaugeVec::new(
-                    opts("faults", "Conditions that last and need an operator."),
+                    r.opts("faults", "Conditions that last and need an operator."),
                     &["what"],
                 ),
-            ),
-            portals: gauge(&r, "portals", "Portals in the list that is in force."),
+            )?,
+            portals: gauge(&r, "portals", "Portals in the list that is in force.")?,
             portals_refresh_failures: counter(
                 &r,
                 "portals_refresh_failures_total",
                 "Refreshes of the portal list that failed and changed nothing.",
-            ),
+            )?,
             origin_failures: counter(
                 &r,
                 "origin_failures_total",
                 "Requests passed through that no origin answered.",
-            ),
-            refused: refused_by_limit(&r),
-            registry: r,
-        }
+            )?,
+            refused: refused_by_limit(&r)?,
+            registered: Arc::new(r),
+        })
     }
 
     /// Counts an event that was accepted and is on disk.
@@ -301,59 +323,73 @@ impl Metrics {
         let mut out = Vec::new();
         // Encoding fails only if a family has no metrics or the writer fails: every family above
         // has one, and a `Vec` does not fail.
-        let _ = TextEncoder::new().encode(&self.registry.gather(), &mut out);
+        let _ = TextEncoder::new().encode(&self.registered.registry.gather(), &mut out);
         String::from_utf8_lossy(&out).into_owned()
     }
 }
 
-fn opts(name: &str, help: &str) -> Opts {
-    Opts::new(format!("pixelgate_{name}"), help)
+/// What was registered, and where; it is removed when this is dropped, so that a gate can be opened
+/// again.
+struct Registered {
+    registry: Registry,
+    /// The value of the label `gate`.
+    gate: Option<String>,
+    collectors: Mutex<Vec<Box<dyn Collector>>>,
 }
 
-/// Registers `metric`. A name can be taken or malformed only by a mistake in this file, which the
-/// tests below would find.
-fn register<M: prometheus::core::Collector + Clone + 'static>(
-    registry: &Registry,
-    metric: prometheus::Result<M>,
-) -> M {
-    let metric = metric.expect("names and labels are literals of this file, tested below");
-    let taken = registry.register(Box::new(metric.clone()));
-    debug_assert!(taken.is_ok(), "two metrics share a name: {taken:?}");
-    metric
+impl Registered {
+    fn opts(&self, name: &str, help: &str) -> Opts {
+        let labels = self.gate.iter().map(|gate| ("gate".to_owned(), gate.clone()));
+        Opts::new(format!("pixelgate_{name}"), help).const_labels(labels.collect())
+    }
 }
 
-fn counter(r: &Registry, name: &str, help: &str) -> IntCounter {
-    register(r, IntCounter::with_opts(opts(name, help)))
+impl Drop for Registered {
+    fn drop(&mut self) {
+        for collector in self.collectors.get_mut().drain(..) {
+            // Fails only if the host has removed it.
+            let _ = self.registry.unregister(collector);
+        }
+    }
 }
 
-fn counters(r: &Registry, name: &str, help: &str, labels: &[&str]) -> IntCounterVec {
-    register(r, IntCounterVec::new(opts(name, help), labels))
+fn register<M: Collector + Clone + 'static>(r: &Registered, metric: Result<M>) -> Result<M> {
+    let metric = metric?;
+    r.registry.register(Box::new(metric.clone()))?;
+    r.collectors.lock().push(Box::new(metric.clone()));
+    Ok(metric)
 }
 
-fn gauge(r: &Registry, name: &str, help: &str) -> IntGauge {
-    register(r, IntGauge::with_opts(opts(name, help)))
+fn counter(r: &Registered, name: &str, help: &str) -> Result<IntCounter> {
+    register(r, IntCounter::with_opts(r.opts(name, help)))
 }
 
-fn gauges(r: &Registry, name: &str, help: &str) -> IntGaugeVec {
-    register(r, IntGaugeVec::new(opts(name, help), &["upstream"]))
+fn counters(r: &Registered, name: &str, help: &str, labels: &[&str]) -> Result<IntCounterVec> {
+    register(r, IntCounterVec::new(r.opts(name, help), labels))
 }
 
-fn refused_by_limit(r: &Registry) -> Box<[IntCounter]> {
+fn gauge(r: &Registered, name: &str, help: &str) -> Result<IntGauge> {
+    register(r, IntGauge::with_opts(r.opts(name, help)))
+}
+
+fn gauges(r: &Registered, name: &str, help: &str) -> Result<IntGaugeVec> {
+    register(r, IntGaugeVec::new(r.opts(name, help), &["upstream"]))
+}
+
+fn refused_by_limit(r: &Registered) -> Result<Box<[IntCounter]>> {
     let refused = counters(
         r,
         "connections_refused_total",
         "Connections refused or ended at a limit of the HTTP server.",
         &["limit"],
-    );
-    Limit::ALL.iter().map(|limit| refused.with_label_values(&[limit.as_str()])).collect()
+    )?;
+    Ok(Limit::ALL.iter().map(|limit| refused.with_label_values(&[limit.as_str()])).collect())
 }
 
-fn commit_histogram(r: &Registry) -> Histogram {
-    let opts = HistogramOpts::new(
-        "pixelgate_spool_commit_seconds",
-        "Time from a record's append to its commit.",
-    );
-    register(r, Histogram::with_opts(opts.buckets(COMMIT_BUCKETS_SECONDS.to_vec())))
+fn commit_histogram(r: &Registered) -> Result<Histogram> {
+    let opts = r.opts("spool_commit_seconds", "Time from a record's append to its commit.");
+    let opts = HistogramOpts::from(opts).buckets(COMMIT_BUCKETS_SECONDS.to_vec());
+    register(r, Histogram::with_opts(opts))
 }
 
 #[cfg(test)]
@@ -371,6 +407,25 @@ mod tests {
             let line = format!("pixelgate_ignored_params_total{{why=\"{}\"}} 0", why.as_str());
             assert!(text.contains(&line), "missing: {line}");
         }
+    }
+
+    #[test]
+    fn gates_in_one_registry_are_told_apart_and_leave_it_when_they_are_dropped() {
+        let registry = Registry::new();
+        let shop = Metrics::register(registry.clone(), Some("shop")).unwrap();
+        let taken = Metrics::register(registry.clone(), Some("shop"));
+        assert!(matches!(taken.err(), Some(prometheus::Error::AlreadyReg)));
+        let blog = Metrics::register(registry.clone(), Some("blog")).unwrap();
+        shop.count_accepted();
+        let text = blog.render();
+        for (gate, count) in [("shop", 1), ("blog", 0)] {
+            let line =
+                format!("pixelgate_requests_total{{gate=\"{gate}\",verdict=\"accepted\"}} {count}");
+            assert!(text.contains(&line), "{text}");
+        }
+        drop((shop, blog));
+        assert!(registry.gather().is_empty());
+        Metrics::register(registry, Some("shop")).unwrap();
     }
 
     #[test]

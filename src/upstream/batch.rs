@@ -5,6 +5,7 @@
 //! two new batches with new keys.
 
 use crate::config_error::ConfigError;
+use crate::event::{Record, RecordError};
 use std::sync::{Arc, OnceLock};
 
 use bytes::Bytes;
@@ -22,6 +23,7 @@ pub const BATCH_LINGER_MS_MAX: u64 = 600_000;
 /// The `[batch]` section (SPEC 7): when a batch is closed.
 #[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
 #[serde(default, deny_unknown_fields)]
+#[cfg_attr(not(feature = "internals"), non_exhaustive)]
 pub struct BatchConfig {
     /// Maximum number of events in a batch.
     pub events_max: usize,
@@ -35,6 +37,7 @@ pub struct BatchConfig {
 /// The `[upstream.batch]` table: what one upstream does differently from `[batch]`.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Deserialize)]
 #[serde(default, deny_unknown_fields)]
+#[cfg_attr(not(feature = "internals"), non_exhaustive)]
 pub struct BatchOverride {
     /// See [`BatchConfig::events_max`].
     pub events_max: Option<usize>,
@@ -109,6 +112,11 @@ impl Batch {
     /// The spool records of the events, in order.
     pub fn records(&self) -> &[Bytes] {
         &self.records
+    }
+
+    /// The events, in order. A record whose bytes are damaged is an error of its own.
+    pub fn events(&self) -> impl Iterator<Item = Result<Record<'_>, RecordError>> {
+        self.records.iter().map(|record| Record::decode_sound(record))
     }
 
     /// Whether the body is encoded already, so that `body_or_encode` returns at once.

@@ -30,6 +30,8 @@ pub struct Setup {
     pub connections: usize,
     /// How long an idle connection is kept.
     pub idle_seconds: u64,
+    /// Whether HTTP/2 is never used: there, a request's `Host` is that of its URL.
+    pub http1_only: bool,
 }
 
 /// Builds a client for one upstream.
@@ -51,6 +53,10 @@ pub fn build(url: &url::Url, setup: &Setup, tls: &Tls<'_>) -> Result<Client, Con
     let roots = url.scheme() == "https" || tls.ca.is_some();
     let mut config = tls_config(tls, roots)?;
     config.alpn_protocols = vec![b"h2".to_vec(), b"http/1.1".to_vec()];
+    if setup.http1_only {
+        builder = builder.http1_only();
+        config.alpn_protocols.remove(0);
+    }
     builder = builder.tls_backend_preconfigured(config);
     builder.build().map_err(|e| ConfigError::caused("url", "no client for it can be made", e))
 }

@@ -37,7 +37,15 @@ const KINDS: [(&str, Option<&str>); 6] = [
 ];
 
 /// One `[[upstream]]`.
+///
+/// ```
+/// use pixelgate::config::{FileUpstream, Upstream};
+///
+/// let mut upstream = Upstream::new("files", FileUpstream::new("/var/lib/pixelgate/events"));
+/// upstream.attempts_max = 0;
+/// ```
 #[derive(Debug, Clone, PartialEq, Eq)]
+#[cfg_attr(not(feature = "internals"), non_exhaustive)]
 pub struct Config {
     /// Names the upstream's cursor, dead letters and metrics: `[a-z0-9_-]{1,64}`, unique.
     pub name: String,
@@ -64,6 +72,7 @@ impl std::ops::Deref for ValidConfig {
 
 /// The kinds that are built in, by the value of `kind`.
 #[derive(Debug, Clone, PartialEq, Eq)]
+#[cfg_attr(not(feature = "internals"), non_exhaustive)]
 pub enum Kind {
     /// Rotated NDJSON files: the default if nothing is configured.
     File(file::Config),
@@ -85,14 +94,20 @@ pub enum Kind {
 }
 
 impl Config {
-    /// The default if no upstream is configured: files under `data/events`.
-    pub fn embedded() -> Config {
+    /// An upstream of this name (`[a-z0-9_-]{1,64}`) and kind, with the defaults of `[batch]` and
+    /// `attempts_max`.
+    pub fn new(name: &str, kind: impl Into<Kind>) -> Config {
         Config {
-            name: "events".into(),
+            name: name.to_owned(),
             batch: BatchOverride::default(),
             attempts_max: ATTEMPTS_MAX_DEFAULT,
-            kind: Kind::File(file::Config::default()),
+            kind: kind.into(),
         }
+    }
+
+    /// The default if no upstream is configured: files under `data/events`.
+    pub fn embedded() -> Config {
+        Config::new("events", file::Config::default())
     }
 
     /// Checks all settings that need neither disk nor network.
@@ -147,6 +162,15 @@ impl Config {
         built.map_err(|e| e.within(&format!("upstream.{}", self.name)))
     }
 
+    /// Whether this upstream sends on the `Host` that an event came with.
+    pub fn keeps_host(&self) -> bool {
+        match &self.kind {
+            #[cfg(feature = "http")]
+            Kind::Legacy(config) => config.keep_host,
+            _ => false,
+        }
+    }
+
     /// The value of `kind`.
     pub fn kind_name(&self) -> &'static str {
         match self.kind {
@@ -183,6 +207,47 @@ impl Config {
             }
         }
         Ok(all.iter().cloned().map(ValidConfig).collect())
+    }
+}
+
+impl From<file::Config> for Kind {
+    fn from(config: file::Config) -> Kind {
+        Kind::File(config)
+    }
+}
+
+#[cfg(feature = "http")]
+impl From<http::Config> for Kind {
+    fn from(config: http::Config) -> Kind {
+        Kind::Http(config)
+    }
+}
+
+#[cfg(feature = "http")]
+impl From<legacy::Config> for Kind {
+    fn from(config: legacy::Config) -> Kind {
+        Kind::Legacy(config)
+    }
+}
+
+#[cfg(feature = "http")]
+impl From<hubspot::Config> for Kind {
+    fn from(config: hubspot::Config) -> Kind {
+        Kind::Hubspot(config)
+    }
+}
+
+#[cfg(feature = "kafka")]
+impl From<kafka::Config> for Kind {
+    fn from(config: kafka::Config) -> Kind {
+        Kind::Kafka(config)
+    }
+}
+
+#[cfg(feature = "nats")]
+impl From<nats::Config> for Kind {
+    fn from(config: nats::Config) -> Kind {
+        Kind::Nats(config)
     }
 }
 

@@ -13,6 +13,7 @@ use crate::event::{RawRecord, WireWriter};
 /// The format of a body.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Deserialize)]
 #[serde(rename_all = "lowercase")]
+#[cfg_attr(not(feature = "internals"), non_exhaustive)]
 pub enum Format {
     /// One JSON array.
     #[default]

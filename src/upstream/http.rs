@@ -54,6 +54,7 @@ const HEADERS_OURS: &[&str] = &[
 /// The settings of an `[[upstream]]` of kind `http`.
 #[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
 #[serde(default, deny_unknown_fields)]
+#[cfg_attr(not(feature = "internals"), non_exhaustive)]
 pub struct Config {
     /// Where batches are posted to: `http` or `https`. May hold `${ENV}`.
     pub url: Secret,
@@ -154,6 +155,7 @@ impl Config {
             timeout_seconds: self.timeout_seconds,
             connections: self.concurrency_max,
             idle_seconds: IDLE_SECONDS_MAX,
+            http1_only: false,
         };
         Ok(Http {
             client: client::build(&url, &setup, &tls)?,

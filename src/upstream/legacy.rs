@@ -1,6 +1,8 @@
 //! `legacy`: an existing backend without a batch API. Each event is replayed as a `GET` request in
 //! canonical form (SPEC 3), with the client's `User-Agent`, `Referer` and address
-//! (`X-Forwarded-For`). Requests run in parallel over kept connections.
+//! (`X-Forwarded-For`), and the headers of `events.context_headers`, such as `Accept-Language`. With
+//! `keep_host` the request has the client's `Host`, and HTTP/2 is not used. Requests run in parallel
+//! over kept connections.
 //!
 //! # Money
 //!
@@ -44,7 +46,7 @@ use super::outcome::{Failure, Outcome, Part};
 use super::tls::Tls;
 use super::{answer, client};
 use crate::env::Secret;
-use crate::event::{Record, canonical_query};
+use crate::event::{PORTAL_MAX, Record, canonical_query};
 
 /// Maximum number of batches in flight: the second starts while the first waits for its last
 /// responses.
@@ -53,12 +55,30 @@ const BATCHES_MAX: usize = 2;
 /// closed during a request, the event's result is unknown.
 const IDLE_SECONDS_MAX: u64 = 4;
 
+/// What stands in `url` for an event's portal.
+const PORTAL: &str = "{portal}";
+/// Headers that frame a request or a connection: `events.context_headers` cannot set them here.
+const OWN_HEADERS: [HeaderName; 8] = [
+    header::HOST,
+    header::CONNECTION,
+    header::CONTENT_LENGTH,
+    header::EXPECT,
+    header::TE,
+    header::TRAILER,
+    header::TRANSFER_ENCODING,
+    header::UPGRADE,
+];
+
 /// The settings of an `[[upstream]]` of kind `legacy`.
 #[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
 #[serde(default, deny_unknown_fields)]
+#[cfg_attr(not(feature = "internals"), non_exhaustive)]
 pub struct Config {
-    /// The URL that events are sent to, with the event path. May hold `${ENV}`.
+    /// The URL that events are sent to, with the event path. May hold `${ENV}`, and `{portal}`, for
+    /// which each event's portal stands.
     pub url: Secret,
+    /// Whether each request has the `Host` that the event came with.
+    pub keep_host: bool,
     /// Maximum number of requests in flight.
     pub concurrency_max: usize,
     /// Time for one request, in seconds.
@@ -89,10 +109,19 @@ pub struct Legacy {
 
 struct Replayer {
     client: Client,
-    url: Url,
+    address: Address,
+    keep_host: bool,
     on_unknown: OnUnknown,
     /// Whether the last batch met trouble. Then each request waits for the previous response.
     careful: AtomicBool,
+}
+
+/// Where events are sent to.
+struct Address {
+    /// For an address with `{portal}`: with a portal's number in its place.
+    url: Url,
+    /// The address as configured, where it has `{portal}`.
+    template: Option<String>,
 }
 
 /// One event as a request.
@@ -127,6 +156,7 @@ impl Default for Config {
     fn default() -> Self {
         Self {
             url: Secret::new(""),
+            keep_host: false,
             concurrency_max: 8,
             timeout_seconds: 10,
             on_unknown: OnUnknown::default(),
@@ -139,25 +169,47 @@ impl Config {
     pub fn validate(&self) -> Result<(), ConfigError> {
         check_within("timeout_seconds", self.timeout_seconds, TIMEOUT_SECONDS_MAX)?;
         check_within("concurrency_max", self.concurrency_max as u64, CONCURRENCY_MAX as u64)?;
-        parse_url(&self.url).map(drop)
+        Address::new(&self.url).map(drop)
     }
 
     /// Builds the upstream. Resolves no name and opens no connection.
     pub fn build(&self) -> Result<Legacy, ConfigError> {
-        let url = parse_url(&self.url)?;
+        let address = Address::new(&self.url)?;
         let setup = client::Setup {
             timeout_seconds: self.timeout_seconds,
             connections: self.concurrency_max,
             idle_seconds: IDLE_SECONDS_MAX,
+            http1_only: self.keep_host,
         };
         let replayer = Replayer {
-            client: client::build(&url, &setup, &Tls::default())?,
-            url,
+            client: client::build(&address.url, &setup, &Tls::default())?,
+            address,
+            keep_host: self.keep_host,
             on_unknown: self.on_unknown,
             careful: AtomicBool::new(false),
         };
         let requests = Arc::new(Semaphore::new(self.concurrency_max));
         Ok(Legacy { replayer: Arc::new(replayer), requests, cut: watch::Sender::new(false) })
+    }
+}
+
+impl Address {
+    fn new(url: &Secret) -> Result<Address, ConfigError> {
+        let text = url.expose();
+        let template = text.contains(PORTAL).then(|| text.to_owned());
+        // The greatest number is neither a port nor a part of an IPv4 address: an event must not
+        // choose the machine that it is sent to.
+        let greatest = Secret::new(text.replace(PORTAL, &PORTAL_MAX.to_string()));
+        Ok(Address { url: parse_url(&greatest)?, template })
+    }
+
+    /// The address for a portal; `None` if it is no URL, which no address that was checked with a
+    /// longer number is known to give.
+    fn of(&self, portal: u64) -> Option<Url> {
+        match &self.template {
+            None => Some(self.url.clone()),
+            Some(template) => Url::parse(&template.replace(PORTAL, &portal.to_string())).ok(),
+        }
     }
 }
 
@@ -236,12 +288,18 @@ impl Replayer {
         let record = Record::decode(record).ok()?;
         let event = record.event().ok()?;
         let query = canonical_query(&event);
-        let mut url = self.url.clone();
-        let query = match self.url.query() {
+        let mut url = self.address.of(record.portal)?;
+        let query = match url.query() {
             Some(own) if !own.is_empty() => format!("{own}&{query}"),
             _ => query,
         };
         url.set_query(Some(&query));
+        Some(Replay { url, headers: self.headers(&record), has_revenue: event.revenue.is_some() })
+    }
+
+    /// The headers that the event came with, as far as they are stored.
+    fn headers(&self, record: &Record<'_>) -> HeaderMap {
+        let context = &record.context;
         let mut headers = HeaderMap::new();
         let mut set = |name: HeaderName, value: Option<&str>| {
             // A value that is not valid in a header is left out: the event counts without it.
@@ -249,11 +307,20 @@ impl Replayer {
                 headers.insert(name, value);
             }
         };
-        let ip = record.context.ip.map(|ip| ip.to_string());
-        set(header::USER_AGENT, record.context.user_agent.as_deref());
-        set(header::REFERER, record.context.referer.as_deref());
+        for (name, value) in &context.headers {
+            let name = HeaderName::from_bytes(name.as_bytes()).ok();
+            if let Some(name) = name.filter(|name| !OWN_HEADERS.contains(name)) {
+                set(name, Some(value));
+            }
+        }
+        let ip = context.ip.map(|ip| ip.to_string());
+        set(header::USER_AGENT, context.user_agent.as_deref());
+        set(header::REFERER, context.referer.as_deref());
         set(HeaderName::from_static("x-forwarded-for"), ip.as_deref());
-        Some(Replay { url, headers, has_revenue: event.revenue.is_some() })
+        if self.keep_host {
+            set(header::HOST, context.host.as_deref());
+        }
+        headers
     }
 
     async fn send(&self, replay: Replay) -> End {

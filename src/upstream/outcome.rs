@@ -5,6 +5,7 @@ use std::time::Duration;
 
 /// How one attempt ended.
 #[derive(Debug, Clone, PartialEq, Eq)]
+#[cfg_attr(not(feature = "internals"), non_exhaustive)]
 pub enum Outcome {
     /// The upstream has the whole batch, durably.
     Delivered,
@@ -26,6 +27,7 @@ pub enum Outcome {
 
 /// Events of one batch with the same outcome.
 #[derive(Debug, Clone, PartialEq, Eq)]
+#[cfg_attr(not(feature = "internals"), non_exhaustive)]
 pub struct Part {
     /// Indices into [`Batch::records`](super::Batch::records). Empty: the outcome is about the
     /// upstream only.
@@ -37,6 +39,7 @@ pub struct Part {
 /// Why an attempt did not deliver. Shown in logs, `/status` and dead letters, so it holds no data
 /// of an event or of an upstream's response, except a portal's number.
 #[derive(Debug, Clone, PartialEq, Eq)]
+#[cfg_attr(not(feature = "internals"), non_exhaustive)]
 pub struct Failure {
     /// The reason as text: `answered 503`, `connection refused`.
     pub what: Cow<'static, str>,
@@ -47,6 +50,13 @@ pub struct Failure {
     /// Whether the failure concerns these events only (for example, their portal is rate limited)
     /// and not the upstream: then breaker and limiter ignore it.
     pub local: bool,
+}
+
+impl Part {
+    /// The events at these indices, with this outcome, which is not `Mixed`.
+    pub fn new(places: Vec<usize>, outcome: Outcome) -> Part {
+        Part { places, outcome }
+    }
 }
 
 impl Failure {

@@ -6,8 +6,8 @@ use std::time::{Duration, Instant};
 
 use async_trait::async_trait;
 use pixelgate::PixelGate;
-use pixelgate::custom::{Batch, Outcome};
 use pixelgate::internals::event;
+use pixelgate::{Batch, Outcome};
 use pixelgate::{Config, Upstream};
 
 const PATIENCE: Duration = Duration::from_secs(60);

@@ -17,12 +17,13 @@ use std::future::poll_fn;
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
+use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::task::JoinHandle;
 
 /// Flow-control window of the client, for each stream and for the connection.
 const WINDOW_BYTES: u32 = 16 << 20;
 
-struct Client {
+pub struct Client {
     send: SendRequest<Bytes>,
     /// The connection's own end: `Ok` after a GOAWAY without an error.
     end: JoinHandle<Result<(), h2::Error>>,
@@ -41,7 +42,8 @@ fn start_with(setup: Setup) -> (Edge, SocketAddr) {
     (edge, address)
 }
 
-async fn connect(address: SocketAddr) -> Client {
+/// A client over TLS.
+pub async fn connect(address: SocketAddr) -> Client {
     let mut roots = RootCertStore::empty();
     roots.add(CertificateDer::from_pem_file(CERT).unwrap()).unwrap();
     let provider = Arc::new(rustls::crypto::ring::default_provider());
@@ -52,7 +54,14 @@ async fn connect(address: SocketAddr) -> Client {
     let connector = tokio_rustls::TlsConnector::from(Arc::new(config));
     let stream = tokio::net::TcpStream::connect(address).await.unwrap();
     let name = ServerName::try_from("edge.test").unwrap();
-    let stream = connector.connect(name, stream).await.unwrap();
+    over(connector.connect(name, stream).await.unwrap()).await
+}
+
+/// A client over this stream.
+pub async fn over<S>(stream: S) -> Client
+where
+    S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
+{
     // Room for all that a test leaves unread for a while.
     let mut builder = h2::client::Builder::new();
     builder.initial_window_size(WINDOW_BYTES).initial_connection_window_size(WINDOW_BYTES);
@@ -61,7 +70,7 @@ async fn connect(address: SocketAddr) -> Client {
 }
 
 impl Client {
-    async fn ask(
+    pub async fn ask(
         &mut self,
         request: http::request::Builder,
         body: Option<Bytes>,
@@ -86,13 +95,13 @@ fn get(target: &str) -> http::request::Builder {
     Request::get(format!("https://edge.test{target}"))
 }
 
-struct Answer {
-    status: StatusCode,
-    headers: HeaderMap,
-    body: Vec<u8>,
+pub struct Answer {
+    pub status: StatusCode,
+    pub headers: HeaderMap,
+    pub body: Vec<u8>,
 }
 
-async fn read(response: ResponseFuture) -> Result<Answer, h2::Error> {
+pub async fn read(response: ResponseFuture) -> Result<Answer, h2::Error> {
     let response = tokio::time::timeout(PATIENCE, response).await.expect("an answer")?;
     let (parts, mut stream) = response.into_parts();
     let mut body = Vec::new();

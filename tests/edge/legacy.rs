@@ -1,10 +1,10 @@
 //! SPEC 7, `legacy`: an existing backend gets each event as its original request, and revenue is
 //! not booked twice unless the operator allows it.
 
-use crate::backend::{Act, Backend};
+use crate::backend::{Act, Backend, Request};
 use crate::dead::{dead, letters};
-use crate::delivery::RUNTIME;
-use crate::harness::{Edge, Setup};
+use crate::delivery::{RUNTIME, http_upstream};
+use crate::harness::{Edge, Setup, command};
 use serde_json::{Value, json};
 
 fn start(backend: &Backend, more: &str) -> Edge {
@@ -111,4 +111,103 @@ fn an_event_without_revenue_is_sent_until_it_arrives() {
     assert_eq!(edge.event("_a=62515&_n=look&id=1").status, 200);
     assert_eq!(ends(&edge), (json!(1), json!(0)));
     assert_eq!(backend.seen().len(), 3);
+}
+
+/// The headers of the requests that a backend gets for one event on each way through the edge: the
+/// fast path, and the ordinary one, which a request with `Upgrade` takes.
+fn on_both_ways(setup: &Setup, upstream: &str, lines: &str) -> Vec<Request> {
+    let backend = RUNTIME.block_on(Backend::playing([]));
+    let url = backend.url("/v1/event/");
+    let table =
+        format!("[[upstream]]\nname = \"old\"\nkind = \"legacy\"\nurl = \"{url}\"\n{upstream}\n");
+    let edge = setup.clone().upstreams(&table).start();
+    for more in ["", "Upgrade: x\r\n"] {
+        let lines = format!("{lines}{more}");
+        let response = edge.connect().get("/v1/event/?_a=62515&_n=buy", &lines);
+        assert_eq!(response.verdict(), "accepted");
+    }
+    ends(&edge);
+    backend.taken()
+}
+
+#[test]
+fn keep_host_sends_the_host_that_the_event_came_with() {
+    let host = "Host: Track.Company.com:8080\r\n";
+    for request in on_both_ways(&Setup::default(), "keep_host = true", host) {
+        assert_eq!(request.header("host"), "Track.Company.com:8080");
+    }
+    for request in on_both_ways(&Setup::default(), "", host) {
+        assert!(request.header("host").starts_with("127.0.0.1:"), "{request:?}");
+    }
+    let anonymous = Setup::default().sections("[privacy]\ngpc = \"anonymize\"");
+    let lines = format!("{host}Sec-GPC: 1\r\n");
+    for request in on_both_ways(&anonymous, "keep_host = true", &lines) {
+        assert!(request.header("host").starts_with("127.0.0.1:"), "{request:?}");
+    }
+}
+
+#[test]
+fn the_headers_of_context_headers_go_along_and_none_that_frames_the_request() {
+    let names =
+        "[events]\ncontext_headers = [\"Accept-Language\", \"Host\", \"Expect\", \"X-Region\"]";
+    let setup = Setup::default().sections(names).edge("trusted_proxies = [\"127.0.0.1\"]");
+    let lines = "Accept-Language: de-CH, de;q=0.9\r\nX-Region: eu\r\nX-Other: no\r\n";
+    let requests = on_both_ways(&setup, "", lines);
+    assert_eq!(requests.len(), 2);
+    for request in requests {
+        assert_eq!(request.header("accept-language"), "de-CH, de;q=0.9");
+        assert_eq!((request.header("x-region"), request.header("x-other")), ("eu", ""));
+        assert!(request.header("host").starts_with("127.0.0.1:"), "{request:?}");
+    }
+}
+
+#[test]
+fn the_host_is_in_the_wire_form_where_an_upstream_sends_it_on() {
+    for (keep_host, expect) in [(true, json!("edge.test")), (false, Value::Null)] {
+        let backend = RUNTIME.block_on(Backend::playing([]));
+        let url = backend.url("/v1/event/");
+        let tables = format!(
+            "{}[[upstream]]\nname = \"old\"\nkind = \"legacy\"\nurl = \"{url}\"\n\
+             keep_host = {keep_host}\n",
+            http_upstream(&backend, "compression = \"none\"")
+        );
+        let edge = Setup::default().upstreams(&tables).start();
+        assert_eq!(edge.event("_a=62515&_n=buy").status, 200);
+        edge.wait_delivered("collector");
+        edge.wait_delivered("old");
+        let taken = backend.taken();
+        let batch = taken.iter().find(|request| request.method == "POST").unwrap();
+        let event = batch.events().remove(0);
+        assert_eq!(event["context"]["host"], expect, "{event}");
+    }
+}
+
+#[test]
+fn the_url_may_hold_the_portal_and_no_event_chooses_a_machine() {
+    let backend = RUNTIME.block_on(Backend::playing([]));
+    let table =
+        |url: &str| format!("[[upstream]]\nname = \"old\"\nkind = \"legacy\"\nurl = \"{url}\"\n");
+    let url = backend.url("/{portal}/v1/event/?of={portal}");
+    let edge = Setup::default().upstreams(&table(&url)).start();
+    for portal in [62515, 56043] {
+        assert_eq!(edge.event(&format!("_a={portal}&_n=buy")).status, 200);
+    }
+    assert_eq!(ends(&edge), (json!(2), json!(0)));
+    let mut targets: Vec<String> = backend.taken().into_iter().map(|r| r.target).collect();
+    targets.sort_unstable();
+    let expect = [56043, 62515].map(|of| format!("/{of}/v1/event/?of={of}&_a={of}&_n=buy"));
+    assert_eq!(targets, expect);
+
+    for wrong in ["http://{portal}/", "http://10.0.0.{portal}/", "http://h:{portal}/"] {
+        let dir = tempfile::tempdir().unwrap();
+        let config = Setup::default().upstreams(&table(wrong)).write(dir.path());
+        let output = command(&config, &["check"]).output().unwrap();
+        let told = String::from_utf8(output.stderr).unwrap();
+        assert_eq!(output.status.code(), Some(2), "{wrong}");
+        assert!(told.contains("upstream.old.url: is no URL"), "{told}");
+    }
+    let dir = tempfile::tempdir().unwrap();
+    let config =
+        Setup::default().upstreams(&table("https://{portal}.old.example/")).write(dir.path());
+    assert_eq!(command(&config, &["check"]).output().unwrap().status.code(), Some(0));
 }

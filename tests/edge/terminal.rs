@@ -197,7 +197,7 @@ fn check_shows_that_it_is_at_work_and_colours_its_verdict() {
 
 #[test]
 fn help_teaches_and_is_coloured_on_a_terminal_alone() {
-    let commands = ["run", "check", "explain", "spool", "dead", "probe"];
+    let commands = ["run", "check", "explain", "spool", "dead", "send", "probe"];
     let (code, all, _) = in_pipes(pixelgate(&["--help"]));
     assert_eq!(code, 0);
     for part in ["Examples:", "Exit codes:", "Environment:", "PIXELGATE__SECTION__KEY", "NO_COLOR"]

@@ -109,7 +109,7 @@ fn context() -> impl Strategy<Value = Context<'static>> {
     let text = || proptest::option::of(regex("\\PC{0,20}|[ж😀a]{500,1100}").prop_map(Into::into));
     let ip = proptest::option::of(any::<IpAddr>());
     let flags = (any::<bool>(), any::<bool>(), any::<bool>());
-    let utk = proptest::option::weighted(0.2, regex("[ -~ж]{1,8}").prop_map(Into::into));
+    let member = || proptest::option::weighted(0.2, regex("[ -~ж]{1,8}").prop_map(Into::into));
     let header = ("[A-Z]{1,2}", regex("\\PC{0,8}"));
     let headers = prop_oneof![
         3 => Just(Vec::new()),
@@ -117,16 +117,22 @@ fn context() -> impl Strategy<Value = Context<'static>> {
             headers.into_iter().map(|(name, value)| (name.into(), value.into())).collect()
         }),
     ];
-    (ip, text(), text(), flags, utk, headers).prop_map(
-        |(ip, user_agent, referer, (gpc, dnt, prefetch), utk, headers)| Context {
+    let added = prop_oneof![
+        3 => Just(Vec::new()),
+        1 => Just(vec![("country".into(), "DE".into()), ("page".into(), "\"/\"".into())]),
+    ];
+    (ip, text(), text(), flags, (member(), member()), headers, added).prop_map(
+        |(ip, user_agent, referer, (gpc, dnt, prefetch), (host, utk), headers, added)| Context {
             ip,
             user_agent,
             referer,
             gpc,
             dnt,
             prefetch,
+            host,
             utk,
             headers,
+            added,
         },
     )
 }

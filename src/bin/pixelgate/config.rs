@@ -106,15 +106,14 @@ impl Document {
         edge.validate().map_err(within("edge"))?;
         admin.validate().map_err(within("admin"))?;
         log.validate().map_err(within("log"))?;
-        let gate = pixelgate::Config {
-            events: self.events,
-            portals: self.portals,
-            response: self.response,
-            privacy: self.privacy,
-            spool: self.spool,
-            batch: self.batch,
-            upstream: self.upstream,
-        };
+        let mut gate = pixelgate::Config::default();
+        gate.events = self.events;
+        gate.portals = self.portals;
+        gate.response = self.response;
+        gate.privacy = self.privacy;
+        gate.spool = self.spool;
+        gate.batch = self.batch;
+        gate.upstream = self.upstream;
         let gate =
             gate.validate().map_err(|e| error(path.display(), e.key(), e.reason().to_owned()))?;
         Ok(Config { edge, admin, log, gate })

@@ -6,12 +6,13 @@
 //! A later rewrite leaves the marked lines out. Damaged lines are never removed.
 
 use std::fs::{self, File, OpenOptions};
-use std::io::{self, BufRead, BufReader, BufWriter, Read, Seek, SeekFrom, Write};
+use std::io::{self, BufReader, BufWriter, Read, Seek, SeekFrom, Write};
 use std::os::unix::fs::{FileExt, MetadataExt, OpenOptionsExt, fchown};
 use std::path::Path;
 
 use super::letter::Letter;
 use super::store::{FILE_MODE, Files};
+use crate::delivery::bounded_line::read_line;
 
 /// Longest line that is read as a letter, in bytes. An event's limits allow for a tenth of it.
 pub const LETTER_BYTES_MAX: usize = 1 << 20;
@@ -64,27 +65,11 @@ impl Lines {
         Ok(Some(Lines { reader, offset: 0, number: 0 }))
     }
 
-    /// The next line; `None` at the end. The last line counts without a line feed, too.
+    /// The next line; `None` at the end.
     pub fn next(&mut self) -> io::Result<Option<Line>> {
         let mut text = Vec::new();
         let offset = self.offset;
-        loop {
-            let chunk = self.reader.fill_buf()?;
-            if chunk.is_empty() {
-                break;
-            }
-            let end = memchr::memchr(b'\n', chunk);
-            let used = end.unwrap_or(chunk.len());
-            // One byte more than a letter may have shows that the line is too long.
-            let room = (LETTER_BYTES_MAX + 1).saturating_sub(text.len());
-            text.extend_from_slice(&chunk[..used.min(room)]);
-            let used = used + usize::from(end.is_some());
-            self.reader.consume(used);
-            self.offset += used as u64;
-            if end.is_some() {
-                break;
-            }
-        }
+        self.offset += read_line(&mut self.reader, LETTER_BYTES_MAX, &mut text)?;
         if self.offset == offset {
             return Ok(None);
         }

@@ -8,10 +8,13 @@ mod letter;
 mod lines;
 mod list;
 mod replay;
+mod resend;
 mod store;
 
 pub use filter::Filter;
 pub use letter::{Letter, Reason};
 pub use list::{DAMAGED_NAMED_MAX, Place, Summary, list, remove, upstreams};
-pub use replay::{ATTEMPTS_MAX, Progress, replay};
+pub use replay::{Progress, replay};
+pub use resend::ATTEMPTS_MAX;
+pub(super) use resend::{Notes, Resender};
 pub use store::{DEAD_BYTES_MAX, DeadError, DeadLetters};

@@ -7,11 +7,10 @@
 //! replay.
 
 use std::borrow::Cow;
-use std::collections::{HashMap, VecDeque};
+use std::collections::HashMap;
 use std::fs::File;
 use std::io;
 use std::path::Path;
-use std::time::Duration;
 
 use bytes::Bytes;
 use tokio::sync::watch;
@@ -19,15 +18,12 @@ use tokio::sync::watch;
 use super::filter::Filter;
 use super::letter::{Letter, Reason};
 use super::lines::{Content, Line, LineEdit, Lines, mark_delivered, rewrite};
+use super::resend::{Notes, Resender};
 use super::store::{DeadError, Files};
 use crate::clock::{Clock, SystemClock};
 use crate::delivery::in_flight_batch::InFlightBatch;
-use crate::delivery::retries;
 use crate::event::{Record, is_newer_record};
-use crate::upstream::{Batch, BatchConfig, Failure, Outcome, Upstream};
-
-/// Attempts at one batch before a replay gives up. Bounded, since an operator waits at a terminal.
-pub const ATTEMPTS_MAX: u32 = 5;
+use crate::upstream::{Batch, BatchConfig, Failure, Upstream};
 
 /// How far a [`replay`] is.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -61,9 +57,7 @@ struct Next {
 
 /// A replay of one file.
 struct Replay<'a> {
-    upstream: &'a dyn Upstream,
     filter: &'a Filter,
-    stop: watch::Receiver<bool>,
     /// Open for marks.
     file: File,
     /// The new reasons of refused events, by the offsets of their lines.
@@ -71,8 +65,6 @@ struct Replay<'a> {
     /// Whether a line is marked.
     marked: bool,
     so_far: Progress,
-    /// Whether the replay has given up: no further attempt is made.
-    ended: bool,
 }
 
 /// Sends every dead letter of an upstream that matches again. Calls `progress` after each batch.
@@ -93,21 +85,21 @@ pub async fn replay(
 ) -> Result<Progress, DeadError> {
     let files = Files::new(dir, name);
     let Some(_replaying) = files.lock_replay()? else { return Err(DeadError::Busy) };
-    let (mut so_far, mut ended) = (Progress::default(), false);
+    let mut so_far = Progress::default();
+    let mut resender = Resender::new(upstream, stop);
     for path in files.all() {
         let Some(mut lines) = Lines::open(&files, path)? else { continue };
         let file = File::options().write(true).open(path)?;
-        let (stop, refused) = (stop.clone(), HashMap::new());
-        let marked = false;
-        let mut replay = Replay { upstream, filter, stop, file, refused, marked, so_far, ended };
+        let mut replay = Replay { filter, file, refused: HashMap::new(), marked: false, so_far };
         while let Some(next) = replay.next(&mut lines, batch)? {
-            replay.deliver(next).await?;
+            let batch = InFlightBatch::of(next.records, next.offsets);
+            resender.deliver(batch, &mut replay).await?;
             progress(&replay.so_far);
         }
         if replay.marked || !replay.refused.is_empty() {
             rewrite(&files, path, |line| replay.edit(name, line))?;
         }
-        (so_far, ended) = (replay.so_far, replay.ended);
+        so_far = replay.so_far;
     }
     Ok(so_far)
 }
@@ -151,70 +143,9 @@ impl Replay<'_> {
         }
     }
 
-    /// Attempts to deliver these events, and notes in the file how that ended.
-    async fn deliver(&mut self, next: Next) -> io::Result<()> {
-        let mut queue = VecDeque::from([InFlightBatch::of(next.records, next.offsets)]);
-        while let Some(batch) = queue.pop_front() {
-            if self.ended || *self.stop.borrow() {
-                self.give_up(&batch, "interrupted".into());
-                continue;
-            }
-            let results = match self.upstream.send(&batch.batch).await {
-                Outcome::Mixed(parts) => batch.split(parts),
-                outcome => vec![(batch, outcome)],
-            };
-            let mut wait = Duration::ZERO;
-            for (batch, outcome) in results {
-                wait = wait.max(self.conclude(batch, outcome, &mut queue)?);
-            }
-            // A stop ends the wait. Without a sender there is nothing to wait for but the time.
-            tokio::select! {
-                Ok(_) = self.stop.wait_for(|stop| *stop) => {}
-                () = tokio::time::sleep(wait) => {}
-            }
-        }
-        Ok(())
-    }
-
-    /// Acts on the outcome of an attempt. Returns the wait before the next one.
-    fn conclude(
-        &mut self,
-        mut batch: InFlightBatch<u64>,
-        outcome: Outcome,
-        queue: &mut VecDeque<InFlightBatch<u64>>,
-    ) -> io::Result<Duration> {
-        match outcome {
-            Outcome::Delivered => {
-                mark_delivered(&self.file, &batch.ids)?;
-                self.marked = true;
-                self.so_far.delivered += batch.len() as u64;
-            }
-            Outcome::TooLarge(_) | Outcome::Rejected(_) if batch.len() > 1 => {
-                queue.extend(batch.halve());
-            }
-            Outcome::TooLarge(failure) => self.refuse(&batch.ids, Reason::TooLarge, &failure),
-            Outcome::Rejected(failure) => self.refuse(&batch.ids, Reason::Rejected, &failure),
-            Outcome::Dead(failure) => self.refuse(&batch.ids, Reason::Undeliverable, &failure),
-            Outcome::Retry(failure) if batch.failures + 1 < ATTEMPTS_MAX => {
-                batch.failures += 1;
-                let wait = retries::wait(batch.failures, failure.after);
-                queue.push_front(batch);
-                return Ok(wait);
-            }
-            Outcome::Retry(failure) | Outcome::Fault(failure) => self.give_up(&batch, failure.what),
-            Outcome::Mixed(_) => self.give_up(&batch, "the upstream gave a mixed outcome".into()),
-        }
-        Ok(Duration::ZERO)
-    }
-
     fn refuse(&mut self, offsets: &[u64], reason: Reason, failure: &Failure) {
         self.so_far.refused += offsets.len() as u64;
         self.refused.extend(offsets.iter().map(|offset| (*offset, (reason, failure.clone()))));
-    }
-
-    fn give_up(&mut self, batch: &InFlightBatch<u64>, why: Cow<'static, str>) {
-        self.so_far.leave(batch.len(), why);
-        self.ended = true;
     }
 
     /// What the file holds after the replay: without the letters that were delivered, and with the
@@ -232,5 +163,30 @@ impl Replay<'_> {
                 }
             },
         }
+    }
+}
+
+impl Notes<u64> for Replay<'_> {
+    type Error = DeadError;
+
+    fn delivered(&mut self, offsets: &[u64]) -> Result<(), DeadError> {
+        mark_delivered(&self.file, offsets)?;
+        self.marked = true;
+        self.so_far.delivered += offsets.len() as u64;
+        Ok(())
+    }
+
+    fn refused(
+        &mut self,
+        batch: &InFlightBatch<u64>,
+        reason: Reason,
+        failure: &Failure,
+    ) -> Result<(), DeadError> {
+        self.refuse(&batch.ids, reason, failure);
+        Ok(())
+    }
+
+    fn undelivered(&mut self, events: usize, why: Cow<'static, str>) {
+        self.so_far.leave(events, why);
     }
 }

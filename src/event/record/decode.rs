@@ -14,6 +14,7 @@ use crate::event::event::Event;
 
 /// An accepted event as stored.
 #[derive(Debug, Clone, PartialEq, Eq)]
+#[cfg_attr(not(feature = "internals"), non_exhaustive)]
 pub struct Record<'a> {
     /// The event's UUIDv7.
     pub id: [u8; 16],
@@ -51,7 +52,7 @@ impl<'a> Record<'a> {
     /// Any of [`RecordError`]. JSON with correct framing that is not an event's is not detected.
     pub fn decode_sound(bytes: &'a [u8]) -> Result<Record<'a>, RecordError> {
         let raw = RawRecord::read(bytes)?;
-        let (utk, headers) = wire::read_members(raw.members).map_err(|_| RecordError::Members)?;
+        let members = wire::read_members(raw.members).map_err(|_| RecordError::Members)?;
         Ok(Record {
             id: raw.id,
             received_at_ms: raw.received_at_ms,
@@ -64,8 +65,10 @@ impl<'a> Record<'a> {
                 gpc: raw.gpc,
                 dnt: raw.dnt,
                 prefetch: raw.prefetch,
-                utk,
-                headers,
+                host: members.host,
+                utk: members.utk,
+                headers: members.headers,
+                added: members.added,
             },
         })
     }
@@ -147,6 +150,8 @@ mod tests {
             gpc: true,
             dnt: true,
             prefetch: true,
+            host: Some("track.company.com:8443".into()),
+            added: Vec::new(),
             utk: Some("1f\"".into()),
             headers: vec![("CF-IPCountry".into(), "DE".into()), ("X-Y".into(), "\\".into())],
         };
@@ -156,7 +161,7 @@ mod tests {
             + r#""properties":{"favorite_color":"orange","note":"\"a\"\n"#
             + "\u{2028}b\"},";
         let full = r#""context":{"ip":"203.0.113.7","user_agent":"curl/8 \"x\"","#.to_owned()
-            + r#""referer":"https://company.com/","utk":"1f\"","#
+            + r#""referer":"https://company.com/","host":"track.company.com:8443","utk":"1f\"","#
             + r#""headers":{"CF-IPCountry":"DE","X-Y":"\\"},"#
             + r#""gpc":true,"dnt":true,"prefetch":true,"#
             + r#""bot":true}}"#;
@@ -211,7 +216,7 @@ mod tests {
         };
         assert_eq!(fault(&|b| b[0] = 0), RecordError::UnknownVersion(0));
         assert_eq!(fault(&|b| b[0] = 2), RecordError::Truncated, "without its members");
-        assert_eq!(fault(&|b| b[0] = 3), RecordError::UnknownVersion(3));
+        assert_eq!(fault(&|b| b[0] = 4), RecordError::UnknownVersion(4));
         assert_eq!(fault(&|b| b[1] |= 0x80), RecordError::Flags);
         assert_eq!(fault(&|b| b[1] |= 0x18), RecordError::Flags);
         assert_eq!(fault(&|b| b[9] = 1), RecordError::ReceivedAt);
@@ -244,8 +249,12 @@ mod tests {
         let headers = vec![("A".into(), "".into()), ("B".into(), "x".into())];
         check(&Context::default(), 1);
         check(&utk(), 2);
+        check(&Context { host: Some("h".into()), ..Context::default() }, 3);
         check(&Context { headers: headers.clone(), ..Context::default() }, 2);
         check(&Context { headers, referer: Some("r".into()), gpc: true, ..utk() }, 2);
+        let added = vec![("a".into(), "\"".into()), ("b".into(), "x".into())];
+        check(&Context { added: added.clone(), ..Context::default() }, 3);
+        check(&Context { added, ..utk() }, 3);
 
         let with = |members: &str| {
             let mut bytes = encoded(&Context::default());
@@ -262,9 +271,11 @@ mod tests {
             r#""utk":"x""#,
             r#""utk":7,"#,
             r#""utk":"x","utk":"y","#,
+            r#""host":"x","host":"y","#,
             r#""more":"x","#,
             r#""headers":{"B":"1","A":"2"},"#,
             r#""headers":{}},"#,
+            r#""added":{"b":"1","a":"2"},"#,
             &long,
         ] {
             assert_eq!(with(members), Err(RecordError::Members), "{members:.40}");

@@ -3,7 +3,7 @@
 //! The JSON is written once, when the event is accepted, and copied from then on: delivering a
 //! batch costs one copy per event and no parsing.
 //!
-//! # The record, versions 1 and 2
+//! # The record, versions 1 to 3
 //!
 //! Integers are little-endian. There is no checksum and no total length: the spool adds both.
 //!
@@ -21,11 +21,12 @@
 //! | … | U | the user agent, UTF-8 |
 //! | … | 2 | R, the length of the referer, if there is one, at most 2048 |
 //! | … | R | the referer, UTF-8 |
-//! | … | 4 | version 2 alone: M, the length of the further members, 1 to 131,072 |
-//! | … | M | version 2 alone: further members of `context` as JSON, a comma behind each |
+//! | … | 4 | not in version 1: M, the length of the further members, 1 to 131,072 |
+//! | … | M | not in version 1: further members of `context` as JSON, a comma behind each |
 //!
-//! Version 2 is written only where there are further members: `utk`, and `headers` as an object
-//! that is sorted by name.
+//! Version 2 is written only where there are further members, and version 3 where one of them is
+//! `host` or `added`, which versions before did not know. The members are `host`, `utk`, `headers`
+//! and `added`; the last two are objects that are sorted by name.
 //!
 //! Flags, from the lowest bit: `Sec-GPC`, `DNT`, prefetch, address is IPv4, address is IPv6, has a
 //! user agent, has a referer. The highest bit is 0.
@@ -41,12 +42,14 @@ use std::net::IpAddr;
 use super::timestamp::UNIX_MS_MAX;
 use crate::event::event::Event;
 use crate::event::param::{
-    CONTEXT_HEADER_BYTES_MAX, CONTEXT_HEADERS_MAX, REFERER_BYTES_MAX, USER_AGENT_BYTES_MAX,
-    UTK_BYTES_MAX,
+    ADDED_MEMBERS_MAX, ADDED_VALUE_BYTES_MAX, CONTEXT_HEADER_BYTES_MAX, CONTEXT_HEADERS_MAX,
+    HOST_BYTES_MAX, REFERER_BYTES_MAX, USER_AGENT_BYTES_MAX, UTK_BYTES_MAX,
 };
 
 /// The newest version.
-pub(super) const VERSION: u8 = 2;
+pub(super) const VERSION: u8 = 3;
+/// The version of a record with further members, of which none is `host` or `added`.
+pub(super) const VERSION_MEMBERS: u8 = 2;
 /// The version of a record without further members.
 pub(super) const VERSION_SHORT: u8 = 1;
 /// The longest further members, in bytes: each value at its limit and all of it escaped.
@@ -67,6 +70,7 @@ pub(super) mod flag {
 
 /// The context of a request: what is known besides its query (SPEC 7, `context`).
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
+#[cfg_attr(not(feature = "internals"), non_exhaustive)]
 pub struct Context<'a> {
     /// The client's address, as far as `[privacy]` keeps it.
     pub ip: Option<IpAddr>,
@@ -80,16 +84,27 @@ pub struct Context<'a> {
     pub dnt: bool,
     /// The browser says that it prefetches the page.
     pub prefetch: bool,
+    /// `Host`, where an upstream sends it on. Cut after [`HOST_BYTES_MAX`].
+    pub host: Option<Cow<'a, str>>,
     /// The value of the cookie that `events.utk_cookie` names. Cut after [`UTK_BYTES_MAX`].
     pub utk: Option<Cow<'a, str>>,
     /// The headers that `events.context_headers` names as (name, value), sorted by name. Values are
     /// cut after [`CONTEXT_HEADER_BYTES_MAX`], the list after [`CONTEXT_HEADERS_MAX`].
     pub headers: Vec<(Cow<'a, str>, Cow<'a, str>)>,
+    /// What the host has added (`Builder::inspect`) as (name, value), sorted by name, each name
+    /// once. Values are cut after [`ADDED_VALUE_BYTES_MAX`], the list after [`ADDED_MEMBERS_MAX`].
+    pub added: Vec<(Cow<'a, str>, Cow<'a, str>)>,
 }
 
 impl Context<'_> {
-    fn has_members(&self) -> bool {
-        self.utk.is_some() || !self.headers.is_empty()
+    fn version(&self) -> u8 {
+        if self.host.is_some() || !self.added.is_empty() {
+            VERSION
+        } else if self.utk.is_some() || !self.headers.is_empty() {
+            VERSION_MEMBERS
+        } else {
+            VERSION_SHORT
+        }
     }
 
     fn flags(&self) -> u8 {
@@ -121,7 +136,7 @@ pub fn encode_record(
     context: &Context<'_>,
 ) {
     let mut head = [0; JSON_OFFSET];
-    let version = if context.has_members() { VERSION } else { VERSION_SHORT };
+    let version = context.version();
     head[..2].copy_from_slice(&[version, context.flags()]);
     head[2..10].copy_from_slice(&received_at_ms.min(UNIX_MS_MAX).to_le_bytes());
     head[10..26].copy_from_slice(id);
@@ -140,7 +155,7 @@ pub fn encode_record(
     }
     push_text(out, context.user_agent.as_deref(), USER_AGENT_BYTES_MAX);
     push_text(out, context.referer.as_deref(), REFERER_BYTES_MAX);
-    if context.has_members() {
+    if version != VERSION_SHORT {
         push_members(out, context);
     }
 }
@@ -158,20 +173,39 @@ fn push_members(out: &mut Vec<u8>, context: &Context<'_>) {
 
 /// Appends the further members of `context` as JSON, with a comma behind each.
 pub(super) fn write_members(out: &mut Vec<u8>, context: &Context<'_>) {
-    if let Some(utk) = &context.utk {
-        out.extend_from_slice(b"\"utk\":\"");
-        write_json_chars(out, cut(utk, UTK_BYTES_MAX).as_bytes());
+    let mut write = |key: &[u8], value: &str| {
+        out.extend_from_slice(key);
+        write_json_chars(out, value.as_bytes());
         out.extend_from_slice(b"\",");
+    };
+    if let Some(host) = &context.host {
+        write(b"\"host\":\"", cut(host, HOST_BYTES_MAX));
     }
-    if context.headers.is_empty() {
+    if let Some(utk) = &context.utk {
+        write(b"\"utk\":\"", cut(utk, UTK_BYTES_MAX));
+    }
+    let headers = context.headers.iter().take(CONTEXT_HEADERS_MAX);
+    write_pairs(out, b"\"headers\":{", headers, CONTEXT_HEADER_BYTES_MAX);
+    let added = context.added.iter().take(ADDED_MEMBERS_MAX);
+    write_pairs(out, b"\"added\":{", added, ADDED_VALUE_BYTES_MAX);
+}
+
+/// Appends an object that begins with `open`, with a comma behind it; nothing if it has no pairs.
+fn write_pairs<'p, 'a: 'p>(
+    out: &mut Vec<u8>,
+    open: &[u8],
+    pairs: impl ExactSizeIterator<Item = &'p (Cow<'a, str>, Cow<'a, str>)>,
+    value_bytes_max: usize,
+) {
+    if pairs.len() == 0 {
         return;
     }
-    out.extend_from_slice(b"\"headers\":{");
-    for (name, value) in context.headers.iter().take(CONTEXT_HEADERS_MAX) {
+    out.extend_from_slice(open);
+    for (name, value) in pairs {
         out.push(b'"');
         write_json_chars(out, name.as_bytes());
         out.extend_from_slice(b"\":\"");
-        write_json_chars(out, cut(value, CONTEXT_HEADER_BYTES_MAX).as_bytes());
+        write_json_chars(out, cut(value, value_bytes_max).as_bytes());
         out.extend_from_slice(b"\",");
     }
     close_json_object(out);

@@ -4,8 +4,9 @@ use thiserror::Error;
 
 /// What is wrong with a record. Names the field and never shows its content.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Error)]
+#[cfg_attr(not(feature = "internals"), non_exhaustive)]
 pub enum RecordError {
-    /// The version byte is neither 1 nor 2: another version of this program wrote it, or it is no
+    /// The version byte is not 1 to 3: another version of this program wrote it, or it is no
     /// record.
     #[error("unknown record version {0}")]
     UnknownVersion(u8),

@@ -107,7 +107,7 @@ impl<'a> RawRecord<'a> {
             gpc: has(flag::GPC),
             dnt: has(flag::DNT),
             prefetch: has(flag::PREFETCH),
-            members: if version == VERSION { rest.members()? } else { &[] },
+            members: if version == VERSION_SHORT { &[] } else { rest.members()? },
         };
         if rest.rest.is_empty() { Ok(record) } else { Err(RecordError::TrailingBytes) }
     }

@@ -1,58 +1,125 @@
-//! Parses the JSON of an event and of its context's further members, as `encode.rs` writes it.
+//! Parses the JSON of an event, of its context's further members, and of its whole wire form, as
+//! `encode.rs` and `raw.rs` write them.
 //!
 //! Strict: unknown, missing or repeated fields and properties out of order are errors.
 
 use std::borrow::Cow;
 use std::fmt;
 use std::marker::PhantomData;
+use std::net::IpAddr;
 
 use serde::Deserialize;
 use serde::de::{Deserializer, Error, MapAccess, Visitor};
 
+use super::encode::Context;
 use crate::event::event::{Event, Properties};
 use crate::event::revenue::Revenue;
 
 /// Reads an event's JSON.
 pub(super) fn read(json: &str) -> Result<Event<'_>, serde_json::Error> {
     let wire: Wire<'_> = serde_json::from_str(json)?;
-    Ok(Event {
-        portal: wire.portal,
-        name: wire.event,
-        email: wire.email.map(|text| text.0),
-        revenue: wire.revenue.map(|amount| amount.0),
-        external_id: wire.external_id.map(|text| text.0),
-        properties: wire.properties.0,
-    })
+    if wire.id.is_some() || wire.received_at.is_some() || wire.context.is_some() {
+        return Err(serde_json::Error::custom("more than the event"));
+    }
+    Ok(wire.into_event())
 }
 
-/// The further members of a context: `utk` and `headers`.
-pub(super) type Members<'a> = (Option<Cow<'a, str>>, Vec<(Cow<'a, str>, Cow<'a, str>)>);
+/// The whole wire form of an event.
+pub(super) struct Whole<'a> {
+    pub id: Cow<'a, str>,
+    pub received_at: Cow<'a, str>,
+    pub event: Event<'a>,
+    pub context: Context<'a>,
+}
+
+/// Reads the whole wire form of an event (SPEC 7), and checks its shape. Lengths are not checked.
+pub(super) fn read_whole<'a>(json: &'a [u8]) -> Result<Whole<'a>, serde_json::Error> {
+    let mut wire: Wire<'a> = serde_json::from_slice(json)?;
+    let (Some(id), Some(received_at)) = (wire.id.take(), wire.received_at.take()) else {
+        return Err(serde_json::Error::custom("without an id or a time"));
+    };
+    let context = wire.context.take().unwrap_or_default();
+    let text = |text: Option<Text<'a>>| text.map(|text| text.0);
+    let pairs =
+        |pairs: Option<Pairs<'a>>| pairs.map(|pairs| pairs.0.into_vec()).unwrap_or_default();
+    let context = Context {
+        ip: context.ip,
+        user_agent: text(context.user_agent),
+        referer: text(context.referer),
+        gpc: context.gpc,
+        dnt: context.dnt,
+        prefetch: context.prefetch,
+        host: text(context.host),
+        utk: text(context.utk),
+        headers: pairs(context.headers),
+        added: pairs(context.added),
+    };
+    Ok(Whole { id: id.0, received_at: received_at.0, event: wire.into_event(), context })
+}
+
+impl<'a> Wire<'a> {
+    fn into_event(self) -> Event<'a> {
+        Event {
+            portal: self.portal,
+            name: self.event,
+            email: self.email.map(|text| text.0),
+            revenue: self.revenue.map(|amount| amount.0),
+            external_id: self.external_id.map(|text| text.0),
+            properties: self.properties.0,
+        }
+    }
+}
+
+/// The further members of a context.
+#[derive(Default)]
+pub(super) struct Members<'a> {
+    pub host: Option<Cow<'a, str>>,
+    pub utk: Option<Cow<'a, str>>,
+    pub headers: Vec<(Cow<'a, str>, Cow<'a, str>)>,
+    pub added: Vec<(Cow<'a, str>, Cow<'a, str>)>,
+}
 
 /// Reads the further members of a context, which have a comma behind each.
 pub(super) fn read_members(members: &[u8]) -> Result<Members<'_>, serde_json::Error> {
-    let Some((b',', members)) = members.split_last() else { return Ok((None, Vec::new())) };
+    let Some((b',', members)) = members.split_last() else { return Ok(Members::default()) };
     // Borrowed texts would need the braces around the bytes, so these are owned.
     let json = [&b"{"[..], members, b"}"].concat();
-    let Further { utk, headers } = serde_json::from_slice(&json)?;
+    let Further { host, utk, headers, added } = serde_json::from_slice(&json)?;
     let own = |text: Cow<'_, str>| Cow::Owned(text.into_owned());
-    let headers = headers.map(|pairs| pairs.0).unwrap_or_default();
-    let headers = headers.into_iter().map(|(name, value)| (own(name), own(value)));
-    Ok((utk.map(|text| own(text.0)), headers.collect()))
+    let pairs = |pairs: Option<Pairs<'_>>| {
+        let pairs = pairs.map(|pairs| pairs.0).unwrap_or_default();
+        pairs.into_iter().map(|(name, value)| (own(name), own(value))).collect()
+    };
+    Ok(Members {
+        host: host.map(|text| own(text.0)),
+        utk: utk.map(|text| own(text.0)),
+        headers: pairs(headers),
+        added: pairs(added),
+    })
 }
 
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
 struct Further<'a> {
     #[serde(borrow)]
+    host: Option<Text<'a>>,
+    #[serde(borrow)]
     utk: Option<Text<'a>>,
     #[serde(borrow)]
     headers: Option<Pairs<'a>>,
+    #[serde(borrow)]
+    added: Option<Pairs<'a>>,
 }
 
-// Borrows what has no escapes in it.
+// Borrows what has no escapes in it. `id`, `received_at` and `context` are no part of a stored
+// event's JSON.
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
 struct Wire<'a> {
+    #[serde(borrow)]
+    id: Option<Text<'a>>,
+    #[serde(borrow)]
+    received_at: Option<Text<'a>>,
     portal: u64,
     #[serde(borrow)]
     event: Cow<'a, str>,
@@ -63,6 +130,32 @@ struct Wire<'a> {
     revenue: Option<Amount>,
     #[serde(borrow)]
     properties: Pairs<'a>,
+    #[serde(borrow)]
+    context: Option<WireContext<'a>>,
+}
+
+#[derive(Default, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+struct WireContext<'a> {
+    ip: Option<IpAddr>,
+    #[serde(borrow)]
+    user_agent: Option<Text<'a>>,
+    #[serde(borrow)]
+    referer: Option<Text<'a>>,
+    #[serde(borrow)]
+    host: Option<Text<'a>>,
+    #[serde(borrow)]
+    utk: Option<Text<'a>>,
+    #[serde(borrow)]
+    headers: Option<Pairs<'a>>,
+    #[serde(borrow)]
+    added: Option<Pairs<'a>>,
+    gpc: bool,
+    dnt: bool,
+    prefetch: bool,
+    /// Not stored: it follows from the user agent.
+    #[serde(rename = "bot")]
+    _bot: bool,
 }
 
 // Serde borrows a `Cow` only where the field itself is one, hence the wrapper.

@@ -17,6 +17,7 @@ pub const REFRESH_SECONDS_MAX: u64 = 86_400;
 /// The `[portals]` section (SPEC 5 and 9).
 #[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
 #[serde(default, deny_unknown_fields)]
+#[cfg_attr(not(feature = "internals"), non_exhaustive)]
 pub struct Config {
     /// A file ending in `.toml`, `.json` or `.txt`, or an `http://` or `https://` URL. May be
     /// empty only if `mode` is `off`; there is no list then. May hold `${NAME}`.
@@ -48,6 +49,7 @@ impl Default for Config {
 /// How a refusal by the list is treated.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Deserialize)]
 #[serde(rename_all = "snake_case")]
+#[cfg_attr(not(feature = "internals"), non_exhaustive)]
 pub enum Mode {
     /// The event is rejected.
     #[default]

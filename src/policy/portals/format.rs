@@ -8,6 +8,7 @@ pub const LIST_BYTES_MAX: u64 = 64 << 20;
 /// How a list is written.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
+#[cfg_attr(not(feature = "internals"), non_exhaustive)]
 pub enum Format {
     /// `portals = [62515]`, `[[portal]]` and `[defaults]`.
     Toml,

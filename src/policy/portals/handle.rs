@@ -72,8 +72,7 @@ impl Portals {
         Ok(portals)
     }
 
-    /// A policy whose list never changes, from the list's text. For tests, and for a host that gets
-    /// its list in another way.
+    /// A policy whose list never changes, from the list's text. For tests.
     ///
     /// # Errors
     ///
@@ -85,8 +84,7 @@ impl Portals {
         clock: Arc<dyn Clock>,
     ) -> Result<Portals, OpenError> {
         let terms = Arc::new(Terms { bounds: Bounds::default(), clock });
-        let list = List::read(format, &mut io::Cursor::new(list.as_bytes()), &terms)
-            .map_err(|error| OpenError(error.to_string()))?;
+        let list = read_text(list, format, &terms)?;
         let config = ValidConfig {
             location: Location::None,
             mode,
@@ -95,6 +93,45 @@ impl Portals {
             bounds: Bounds::default(),
         };
         Ok(Portals::new(&config, Source::Fixed, Some(list), terms))
+    }
+
+    /// A policy whose lists the host brings: this one first, later ones by [`Portals::put`].
+    /// `portals.source` and `portals.refresh_seconds` are not used.
+    ///
+    /// # Errors
+    ///
+    /// The text is not a list of this format.
+    pub fn from_host(
+        list: &str,
+        format: Format,
+        config: &ValidConfig,
+        clock: Arc<dyn Clock>,
+    ) -> Result<Portals, OpenError> {
+        let terms = Arc::new(Terms { bounds: config.bounds.clone(), clock });
+        let list = read_text(list, format, &terms)?;
+        let config = ValidConfig { location: Location::None, ..config.clone() };
+        Ok(Portals::new(&config, Source::Host, Some(list), terms))
+    }
+
+    /// Puts a host's list in force, as a whole; requests are neither refused nor delayed. Blocks
+    /// while it reads the list, and up to 0.1 s for requests that use the old one.
+    ///
+    /// # Errors
+    ///
+    /// The list is not one of this format, which counts as a failed refresh, or the policy's lists
+    /// are not the host's. The list in force stays.
+    pub fn put(&self, list: &str, format: Format) -> Result<(), OpenError> {
+        if !self.shared.is_hosts {
+            return Err(OpenError("the list is not the host's".to_owned()));
+        }
+        match read_text(list, format, &self.shared.terms) {
+            Ok(list) => self.shared.put(list),
+            Err(error) => {
+                self.shared.fail(error.0.clone());
+                return Err(error);
+            }
+        }
+        Ok(())
     }
 
     fn new(config: &ValidConfig, source: Source, list: Option<List>, terms: Arc<Terms>) -> Portals {
@@ -111,6 +148,7 @@ impl Portals {
             confirmed_ms: AtomicI64::new(monotonic_ms(&*terms.clock)),
             current: ArcSwapOption::from_pointee(list),
             terms,
+            is_hosts: matches!(source, Source::Host),
             source: Arc::new(tokio::sync::Mutex::new(source)),
             health: Mutex::new(Health { loaded_at_ms, ..Health::default() }),
             source_name: config.location.name(),
@@ -202,6 +240,9 @@ impl Portals {
     pub async fn refresh(&self, mode: RefreshMode) -> Refreshed {
         let source = Arc::clone(&self.shared.source).lock_owned().await;
         let shared = Arc::clone(&self.shared);
+        if matches!(*source, Source::Host) {
+            return Refreshed::Same;
+        }
         if matches!(*source, Source::Url(_)) {
             return refresh::fetch(source, shared).await;
         }
@@ -213,10 +254,18 @@ impl Portals {
     /// How long to wait until the next look.
     async fn pause(&self) -> Duration {
         match *self.shared.source.lock().await {
-            Source::Fixed | Source::File(_) => self.shared.refresh / LOOKS_PER_REFRESH,
+            Source::Fixed | Source::Host | Source::File(_) => {
+                self.shared.refresh / LOOKS_PER_REFRESH
+            }
             Source::Url(_) => self.shared.refresh.mul_f64(rand::random_range(0.5..1.0)),
         }
     }
+}
+
+/// Reads a list that is in memory.
+fn read_text(list: &str, format: Format, terms: &Terms) -> Result<List, OpenError> {
+    List::read(format, &mut io::Cursor::new(list.as_bytes()), terms)
+        .map_err(|error| OpenError(error.to_string()))
 }
 
 impl fmt::Debug for Portals {

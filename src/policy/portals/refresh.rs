@@ -48,7 +48,7 @@ pub(super) async fn fetch(
             let settled = tokio::task::spawn_blocking(move || shared.settle(look));
             settled.await.unwrap_or(Refreshed::Failed)
         }
-        Source::Fixed | Source::File(_) => Refreshed::Same,
+        Source::Fixed | Source::Host | Source::File(_) => Refreshed::Same,
     }
 }
 
@@ -62,7 +62,7 @@ impl PortalsState {
         let content = self.current.load().as_ref().map(|list| list.content);
         let look = match &mut *source {
             Source::File(file) => file.look(content, mode == RefreshMode::AtOnce, &self.terms),
-            Source::Fixed | Source::Url(_) => Look::Same,
+            Source::Fixed | Source::Host | Source::Url(_) => Look::Same,
         };
         self.settle(look)
     }
@@ -75,8 +75,7 @@ impl PortalsState {
                 Refreshed::Same
             }
             Look::New(list) => {
-                self.swap(*list);
-                self.confirm();
+                self.put(*list);
                 Refreshed::Swapped
             }
             Look::Unsettled => Refreshed::Unsettled,
@@ -85,6 +84,12 @@ impl PortalsState {
                 Refreshed::Failed
             }
         }
+    }
+
+    /// Puts a new list in force.
+    pub(super) fn put(&self, list: List) {
+        self.swap(list);
+        self.confirm();
     }
 
     fn swap(&self, list: List) {
@@ -125,7 +130,7 @@ impl PortalsState {
         self.fail(format!("{name}: reading it takes longer than {seconds} seconds"));
     }
 
-    fn fail(&self, what: String) {
+    pub(super) fn fail(&self, what: String) {
         let mut health = self.health.lock();
         let known = health.failing && health.last_failure.as_ref().is_some_and(|f| f.what == what);
         if !known {

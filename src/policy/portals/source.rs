@@ -10,6 +10,8 @@ use super::source_url::UrlSource;
 pub(super) enum Source {
     /// There will be no other list.
     Fixed,
+    /// The host brings each list ([`Portals::put`](super::Portals::put)).
+    Host,
     File(FileSource),
     Url(UrlSource),
 }

@@ -32,6 +32,8 @@ pub(super) struct PortalsState {
     /// When the source last confirmed the list in use: milliseconds of the monotonic
     /// clock, negative for a time before it began.
     pub confirmed_ms: AtomicI64,
+    /// Whether the host brings the lists.
+    pub is_hosts: bool,
     pub source: Arc<tokio::sync::Mutex<Source>>,
     pub health: Mutex<Health>,
     /// The source as messages name it: a path, or a URL without its query.

@@ -158,12 +158,13 @@ impl<SV> Server<SV> {
         let in_flight_guard = self.in_flight.enter_here();
         let names = state.gate.rules().context_names();
         let (image, closes) = (wants_image(request.accept), request.closes);
-        let step = self.gate.judge(EventRequest {
+        let request = EventRequest {
             method: &FastRequest::METHOD,
             reading,
             query: target.query,
             context: request.seen.context(&request, peer, &state.trusted, names),
-        });
+        };
+        let step = self.gate.judge(request, |_| {});
         Some(JudgedRequest { length, step, image, closes, _in_flight_guard: in_flight_guard })
     }
 
@@ -179,8 +180,9 @@ impl<SV> Server<SV> {
         let keep = self.keeps(connection, shutdown) && !client_closes;
         let reply = self.gate.finish(&mut judged.step).await;
         let raw = reply.pick(&self.answers, judged.image);
+        let with_id = self.gate.state().response.event_id;
         let stream = &mut connection.stream;
-        let rest = raw.write(&reply.own_lines(), keep, |answer| {
+        let rest = raw.write(&reply.own_lines(with_id), keep, |answer| {
             // Only the part that the socket does not take at once is copied; rarely is there any.
             let sent =
                 stream.as_any().downcast_ref().map_or(0, |socket: &Socket| socket.send_now(answer));

@@ -8,6 +8,7 @@ use super::options::{CONNECTION_WINDOW_BYTES, h2_options};
 use super::request::{check, join_cookies};
 use super::session::Http2Session;
 use super::uploads::Uploads;
+use crate::plugin::Handled;
 use crate::server::buffered_bytes::Reservation;
 use crate::server::exchange;
 use crate::server::service::Server;
@@ -217,9 +218,9 @@ where
         let _in_flight_guard = server.in_flight.enter_here();
         // A client that never opens its stream window must not hold the response forever.
         session.set_write_timeout(Some(server.limits().write_timeout));
-        let answered = match server.gate.handle_downstream(&mut session).await {
-            Ok(None) => return Some(session),
-            Ok(Some(_)) => session.finish().await.map(drop),
+        let answered = match server.gate.answer_event(&mut session, |_| {}).await {
+            Ok(Handled::Other) => return Some(session),
+            Ok(Handled::Broken | Handled::Answered(_)) => session.finish().await.map(drop),
             Err(e) => Err(e),
         };
         match answered {

@@ -44,6 +44,7 @@ const GROUP_BATCHES_MAX: usize = 16;
 /// The settings of an `[[upstream]]` of kind `file`.
 #[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
 #[serde(default, deny_unknown_fields)]
+#[cfg_attr(not(feature = "internals"), non_exhaustive)]
 pub struct Config {
     /// The folder. Created if missing. Several processes may share it.
     pub dir: PathBuf,
@@ -76,6 +77,11 @@ impl Default for Config {
 }
 
 impl Config {
+    /// Files in this folder, otherwise with the defaults.
+    pub fn new(dir: impl Into<PathBuf>) -> Self {
+        Self { dir: dir.into(), ..Self::default() }
+    }
+
     /// Checks the limits.
     pub fn validate(&self) -> Result<(), ConfigError> {
         if self.dir.as_os_str().is_empty() {

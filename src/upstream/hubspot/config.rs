@@ -27,6 +27,7 @@ pub const FAULT_SECONDS_MAX: u64 = 604_800;
 /// The settings of an `[[upstream]]` of kind `hubspot`.
 #[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
 #[serde(default, deny_unknown_fields)]
+#[cfg_attr(not(feature = "internals"), non_exhaustive)]
 pub struct Config {
     /// Scheme and host of the API. May hold `${ENV}`.
     pub url: Secret,
@@ -125,6 +126,7 @@ impl Config {
             timeout_seconds: self.timeout_seconds,
             connections: self.concurrency_max,
             idle_seconds: IDLE_SECONDS_MAX,
+            http1_only: false,
         };
         let events_url = self.endpoint("events_path", &self.events_path)?;
         let contacts_url = match self.contacts {

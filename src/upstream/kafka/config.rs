@@ -57,6 +57,7 @@ const OURS: &[(&str, &str)] = &[
 /// The settings of an `[[upstream]]` of kind `kafka`.
 #[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
 #[serde(default, deny_unknown_fields)]
+#[cfg_attr(not(feature = "internals"), non_exhaustive)]
 pub struct Config {
     /// Bootstrap brokers, `host:port`. May hold `${ENV}`.
     pub brokers: Vec<Secret>,

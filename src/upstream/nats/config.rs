@@ -24,6 +24,7 @@ pub const STREAM_CHARS_MAX: usize = 255;
 /// The settings of an `[[upstream]]` of kind `nats`.
 #[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
 #[serde(default, deny_unknown_fields)]
+#[cfg_attr(not(feature = "internals"), non_exhaustive)]
 pub struct Config {
     /// Servers of one cluster: `nats://` or `tls://`, with `user:password@` or `token@` if the
     /// servers require it, the same in every URL. May hold `${ENV}`.

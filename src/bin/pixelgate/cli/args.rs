@@ -1,6 +1,6 @@
 //! The command line as clap reads it (SPEC 8).
 
-use super::{dead, help, probe, spool};
+use super::{dead, help, probe, send, spool};
 use clap::{Args, Parser, Subcommand};
 use clap_complete::Shell;
 use std::path::PathBuf;
@@ -59,6 +59,9 @@ pub enum Command {
     /// List, replay or drop the events that an upstream refused for good.
     #[command(subcommand, after_long_help = help::DEAD)]
     Dead(dead::Command),
+    /// Send events from files to an upstream, with the ids that they have.
+    #[command(after_long_help = help::SEND)]
+    Send(send::Arguments),
     /// Ask the running edge whether it accepts events; exit 0 or 1.
     #[command(after_long_help = help::PROBE)]
     Probe {

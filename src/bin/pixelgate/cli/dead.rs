@@ -1,22 +1,16 @@
 //! `pixelgate dead`: the events that an upstream refused for good.
 
 use super::exit::{NO, UNUSABLE, fail, with_causes};
+use super::resend::{Session, unix_ms};
 use super::terminal::{Progress, Unit};
 use crate::config::Config;
 use clap::builder::{PossibleValuesParser, TypedValueParser};
 use clap::{Args, Subcommand};
-use pixelgate::config::{Batch, Upstream, UpstreamKind};
 use pixelgate::tools::dead_letters::{self, Filter, Letter, Reason, Summary};
 use pixelgate::tools::escape_hidden;
 use std::io::{ErrorKind, Write};
 use std::path::Path;
 use std::process::ExitCode;
-use tokio::runtime::Runtime;
-use tokio::signal::unix::{SignalKind, signal};
-use tokio::sync::watch;
-
-/// The exit code of a replay that a second signal ends.
-const KILLED: i32 = 130;
 
 #[derive(Debug, Subcommand)]
 pub enum Command {
@@ -151,14 +145,7 @@ fn replay(config: &Config, name: &str, filter: &Filter) -> Result<(), String> {
             n => Err(format!("{n} dead letters cannot be sent: the upstream is not configured")),
         };
     };
-    let built = upstream.build().map_err(|e| with_causes(&e))?;
-    let runtime = tokio::runtime::Builder::new_multi_thread()
-        .worker_threads(1)
-        .enable_all()
-        .build()
-        .map_err(|e| e.to_string())?;
-    let stop = stop_on_signals(&runtime).map_err(|e| e.to_string())?;
-    let batch = batches(&upstream, &gate.batch);
+    let Session { runtime, built, batch, stop } = Session::open(&upstream, &gate.batch)?;
     let mut progress = Progress::new(format!("replaying for {name}"), Unit::Events);
     let show = |so_far: &dead_letters::Progress| {
         let ended = so_far.delivered + so_far.refused + so_far.undelivered;
@@ -183,73 +170,10 @@ fn replay(config: &Config, name: &str, filter: &Filter) -> Result<(), String> {
     }
 }
 
-/// The batches of a replay. A legacy backend counts an event that is sent twice as two, so each is
-/// sent and marked alone: a replay that is killed repeats at most the one that was on its way.
-fn batches(upstream: &Upstream, base: &Batch) -> Batch {
-    let batch = upstream.batch.over(base);
-    match upstream.kind {
-        UpstreamKind::Legacy(_) => Batch { events_max: 1, ..batch },
-        _ => batch,
-    }
-}
-
-/// Becomes true at the first SIGINT or SIGTERM, at which a replay ends after the attempt under way.
-/// The second one ends the process.
-fn stop_on_signals(runtime: &Runtime) -> std::io::Result<watch::Receiver<bool>> {
-    let _inside = runtime.enter();
-    let mut interrupt = signal(SignalKind::interrupt())?;
-    let mut terminate = signal(SignalKind::terminate())?;
-    let (stop, stopping) = watch::channel(false);
-    runtime.spawn(async move {
-        loop {
-            tokio::select! {
-                _ = interrupt.recv() => {}
-                _ = terminate.recv() => {}
-            }
-            if stop.send_replace(true) {
-                std::process::exit(KILLED);
-            }
-        }
-    });
-    Ok(stopping)
-}
-
 fn reasons() -> impl TypedValueParser<Value = Reason> {
     PossibleValuesParser::new(Reason::ALL.map(Reason::as_str)).map(|word| {
         let reason = Reason::ALL.into_iter().find(|reason| reason.as_str() == word);
         // The parser lets no other word through.
         reason.unwrap_or(Reason::Unreadable)
     })
-}
-
-/// A time in milliseconds since 1970: RFC 3339, or a date, whose day begins at 00:00 UTC.
-fn unix_ms(text: &str) -> Result<i64, String> {
-    if let Ok(time) = text.parse::<jiff::Timestamp>() {
-        return Ok(time.as_millisecond());
-    }
-    let time = jiff::civil::Date::strptime("%Y-%m-%d", text).ok().and_then(|date| {
-        date.to_zoned(jiff::tz::TimeZone::UTC).ok().map(|midnight| midnight.timestamp())
-    });
-    let time = time.ok_or("is neither a time such as 2026-11-23T02:45:13Z nor a date")?;
-    Ok(time.as_millisecond())
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_time_is_rfc_3339_or_a_date_in_utc() {
-        let check = |text: &str, expect: Option<&str>| {
-            let expect = expect.map(|time| time.parse::<jiff::Timestamp>().unwrap());
-            assert_eq!(unix_ms(text).ok(), expect.map(|time| time.as_millisecond()), "{text}");
-        };
-        check("2026-11-23T02:45:13Z", Some("2026-11-23T02:45:13Z"));
-        check("2026-11-23T02:45:13.123Z", Some("2026-11-23T02:45:13.123Z"));
-        check("2026-11-23T02:45:13+02:00", Some("2026-11-23T00:45:13Z"));
-        check("2026-11-23", Some("2026-11-23T00:00:00Z"));
-        for bad in ["", "yesterday", "2026-13-01", "2026-11-23T02:45", "1795401913"] {
-            check(bad, None);
-        }
-    }
 }

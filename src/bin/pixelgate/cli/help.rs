@@ -95,6 +95,28 @@ Exit codes:
      file could not be read
   2  an option names an upstream that is not known";
 
+/// Sections of `pixelgate send --help`.
+pub const SEND: &str = "\
+Examples:
+  pixelgate send --upstream crm --dry-run data/events/*.ndjson    count what would be sent
+  pixelgate send --upstream crm --per-second 100 data/events/*.ndjson
+  pixelgate send --upstream crm --portal 62515 --since 2026-11-01 data/events/*.ndjson
+  zstd -dc week.ndjson.zst | pixelgate send --upstream crm -
+
+Files:
+  One event per line, as an upstream of kind `file` writes it; `-` is standard input. Which lines
+  were sent is stored in <spool.dir>/sent/NAME, under the id of a file's first event: the same
+  command sends the rest after a crash, and nothing that was sent before. Events that the upstream
+  refuses become its dead letters. An edge may run meanwhile.
+
+Signals:
+  SIGINT, SIGTERM   end the command after the attempt under way
+
+Exit codes:
+  0  done; events that were refused are dead letters
+  1  events could not be delivered now, a line is not an event, or a file could not be read
+  2  the configuration has no upstream of this name, or cannot be used";
+
 /// Sections of `pixelgate probe --help`.
 pub const PROBE: &str = "\
 Examples:

@@ -8,7 +8,9 @@ mod explain;
 mod help;
 mod pages;
 mod probe;
+mod resend;
 mod run;
+mod send;
 mod spool;
 mod terminal;
 

@@ -2,7 +2,7 @@
 
 use super::args::{Cli, Command};
 use super::exit::{NO, UNUSABLE, fail, unwritten, with_causes};
-use super::{check, dead, explain, pages, probe, spool};
+use super::{check, dead, explain, pages, probe, send, spool};
 use crate::config::Config;
 use crate::edge::stop::Handlers;
 use crate::edge::{file_limit, server};
@@ -45,6 +45,7 @@ pub fn run(cli: Cli) -> ExitCode {
         },
         Command::Spool(command) => spool::run(&config, &command),
         Command::Dead(command) => dead::run(&config, &command),
+        Command::Send(arguments) => send::run(&config, &arguments),
         Command::Probe { page } => probe::run(&config.admin, page),
         // Handled above, because they need no configuration.
         Command::Completions { .. } | Command::Man { .. } => ExitCode::SUCCESS,

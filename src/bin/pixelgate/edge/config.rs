@@ -215,20 +215,20 @@ impl Config {
 
     /// The limits of the HTTP server.
     pub fn limits(&self) -> Limits {
-        Limits {
-            header_timeout: Duration::from_secs(self.header_timeout_seconds),
-            keepalive: Duration::from_secs(self.keepalive_seconds),
-            write_timeout: Duration::from_secs(self.write_timeout_seconds),
-            connections_max: self.connections_max,
-            connections_per_address_max: self.connections_per_address_max,
-            requests_per_connection_max: self.requests_per_connection_max,
-            // At most 1 MiB, see `validate`.
-            header_bytes_max: self.header_bytes_max.as_u64() as usize,
-            header_lines_max: self.header_lines_max,
-            h2_streams_max: self.h2_streams_max,
-            proxy_protocol: self.proxy_protocol,
-            answer_plain: self.answer_plain,
-        }
+        let mut limits = Limits::default();
+        limits.header_timeout = Duration::from_secs(self.header_timeout_seconds);
+        limits.keepalive = Duration::from_secs(self.keepalive_seconds);
+        limits.write_timeout = Duration::from_secs(self.write_timeout_seconds);
+        limits.connections_max = self.connections_max;
+        limits.connections_per_address_max = self.connections_per_address_max;
+        limits.requests_per_connection_max = self.requests_per_connection_max;
+        // At most 1 MiB, see `validate`.
+        limits.header_bytes_max = self.header_bytes_max.as_u64() as usize;
+        limits.header_lines_max = self.header_lines_max;
+        limits.h2_streams_max = self.h2_streams_max;
+        limits.proxy_protocol = self.proxy_protocol;
+        limits.answer_plain = self.answer_plain;
+        limits
     }
 
     /// The count of the bytes of bodies that wait in memory.

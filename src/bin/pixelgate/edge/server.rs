@@ -16,13 +16,14 @@ use async_trait::async_trait;
 use log::info;
 use parking_lot::Mutex;
 use pingora::connectors::ConnectorOptions;
-use pingora::listeners::tls::TlsSettings;
+use pingora::listeners::tls::{Acceptor as TlsAcceptor, TlsSettings};
+use pingora::protocols::Stream;
 use pingora::server::configuration::ServerConf;
 use pingora::server::{RunArgs, Server, ShutdownWatch};
 use pingora::services::background::{BackgroundService, background_service};
 use pixelgate::PixelGate;
 use pixelgate::custom::InFlight;
-use pixelgate::http_server::{self, Acceptor, Limits, Server as HttpServer};
+use pixelgate::http_server::{self, Acceptor, Handshake, Server as HttpServer, Socket};
 use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
@@ -64,13 +65,14 @@ pub fn run(
 
     let mut server = Server::new_with_opt_and_conf(None, conf);
     let proxy = http_server::proxy(&server.configuration, proxy).map_err(EdgeError::Proxy)?;
-    let limits = Limits { connections_max: file_limit::connections_max(edge), ..edge.limits() };
+    let mut limits = edge.limits();
+    limits.connections_max = file_limit::connections_max(edge);
     let http_server =
-        HttpServer::new(proxy, gate.clone(), in_flight.clone(), limits, edge.buffered_bytes());
+        HttpServer::new(proxy, gate.clone(), limits).buffered_bytes(edge.buffered_bytes());
     let (stop, stopped) = watch::channel(false);
     let certificates: Vec<_> = certificates.into_iter().map(|(_, all)| all).collect();
     let announcement = announcement(&plain, &tls, &pages);
-    let mut acceptor = Acceptor::new("edge", http_server, stopped.clone());
+    let mut acceptor = Acceptor::new("edge", http_server).stop_on(stopped.clone());
     listen(&mut acceptor, plain, tls, &certificates)?;
     server.add_service(acceptor);
 
@@ -119,9 +121,19 @@ fn listen(
         let mut settings = TlsSettings::intermediate("", "").map_err(EdgeError::Pingora)?;
         settings.set_cert_resolver(certificates.clone());
         settings.enable_h2();
-        acceptor.listen(bound.into_listener().tls(settings));
+        acceptor.listen(bound.into_listener().tls(Tls(settings.build())));
     }
     Ok(())
+}
+
+/// The handshake of a TLS listener.
+struct Tls(TlsAcceptor);
+
+#[async_trait]
+impl Handshake for Tls {
+    async fn accept(&self, socket: Socket) -> pingora::Result<Stream> {
+        Ok(Box::new(self.0.tls_handshake(socket).await?))
+    }
 }
 
 fn server_conf(edge: &Config) -> Result<ServerConf, EdgeError> {

@@ -1,0 +1,208 @@
+//! `pixelgate send`: events from files to one upstream.
+
+use super::exit::{NO, UNUSABLE, fail, with_causes};
+use super::resend::{Session, unix_ms};
+use super::terminal::{Progress, Unit};
+use crate::config::Config;
+use clap::Args;
+use pixelgate::tools::backfill::{self, Backfill, BackfillError, Counts, Filter, Options, Totals};
+use std::fs::File;
+use std::io::{self, BufRead, BufReader, Write};
+use std::num::NonZeroU32;
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+
+/// The name of standard input.
+const STDIN: &str = "-";
+/// How much of a file is read at once, in bytes.
+const BUFFER_BYTES: usize = 256 << 10;
+
+/// What is sent, and where to.
+#[derive(Debug, Args)]
+pub struct Arguments {
+    /// The upstream, by its name in the configuration.
+    #[arg(long, value_name = "NAME")]
+    upstream: String,
+    /// Only events of this portal.
+    #[arg(long, value_name = "PORTAL")]
+    portal: Option<u64>,
+    /// Only events of exactly this name.
+    #[arg(long, value_name = "EVENT")]
+    event: Option<String>,
+    /// Only events that were received at this time or later: RFC 3339, or a date (00:00 UTC).
+    #[arg(long, value_name = "TIME", value_parser = unix_ms)]
+    since: Option<i64>,
+    /// Only events that were received before this time: RFC 3339, or a date (00:00 UTC).
+    #[arg(long, value_name = "TIME", value_parser = unix_ms)]
+    until: Option<i64>,
+    /// Send at most so many events in a second.
+    #[arg(long, value_name = "EVENTS")]
+    per_second: Option<NonZeroU32>,
+    /// Count what would be sent; send nothing and write nothing.
+    #[arg(long)]
+    dry_run: bool,
+    /// Files with one event per line, as kind `file` writes them; `-` is standard input.
+    #[arg(value_name = "FILE", required = true)]
+    files: Vec<PathBuf>,
+}
+
+/// The files of a command, and how far it is.
+struct Files<'a> {
+    paths: &'a [PathBuf],
+    progress: Progress,
+    /// Bytes of all files whose length is known.
+    total: u64,
+    /// Bytes of the files before the current one.
+    before: u64,
+    code: ExitCode,
+}
+
+/// Runs the command. A file that cannot be read does not stop the others.
+pub fn run(config: &Config, arguments: &Arguments) -> ExitCode {
+    let name = &arguments.upstream;
+    let known = config.gate.upstreams().into_iter().find(|upstream| upstream.name == *name);
+    let Some(upstream) = known else {
+        return fail(UNUSABLE, format!("--upstream: {name:?} is not configured"));
+    };
+    let mut options = options(config, arguments);
+    let files = Files::new(&arguments.files, name);
+    if arguments.dry_run {
+        return survey(files, &options);
+    }
+    // An edge that has not run yet has no spool.
+    if let Err(e) = std::fs::create_dir_all(&config.gate.spool.dir) {
+        return fail(NO, format!("{}: {e}", config.gate.spool.dir.display()));
+    }
+    match Session::open(&upstream, &config.gate.batch) {
+        Err(why) => fail(UNUSABLE, format!("{name}: {why}")),
+        Ok(session) => {
+            options.batch = session.batch.clone();
+            send(files, &options, session)
+        }
+    }
+}
+
+fn options(config: &Config, arguments: &Arguments) -> Options {
+    Options {
+        upstream: arguments.upstream.clone(),
+        batch: config.gate.batch.clone(),
+        filter: Filter {
+            portal: arguments.portal,
+            event: arguments.event.clone(),
+            since_ms: arguments.since,
+            until_ms: arguments.until,
+        },
+        per_second: arguments.per_second,
+        sent_dir: config.gate.sent_dir(),
+        dead_dir: config.gate.dead_dir(),
+    }
+}
+
+fn survey(mut files: Files<'_>, options: &Options) -> ExitCode {
+    let mut counts = Counts::default();
+    for path in files.paths {
+        let done = files.open(path).and_then(|(reader, length)| {
+            let show = |read| files.show(read);
+            let done = backfill::survey(options, path, reader, &mut counts, show);
+            files.before += length;
+            done
+        });
+        files.note(path, done);
+    }
+    let Counts { picked, sent_before, unmatched, .. } = counts;
+    let line = format!(
+        "{}: {picked} would be sent, {sent_before} sent before, {unmatched} not chosen",
+        options.upstream
+    );
+    files.end(&line, &counts)
+}
+
+fn send(mut files: Files<'_>, options: &Options, session: Session) -> ExitCode {
+    let Session { runtime, built, stop, .. } = session;
+    let name = &options.upstream;
+    let mut backfill = Backfill::new(options, &*built, stop);
+    runtime.block_on(async {
+        for path in files.paths {
+            let done = match files.open(path) {
+                Err(e) => Err(e),
+                Ok((reader, length)) => {
+                    let done = backfill.send(path, reader, |read| files.show(read)).await;
+                    files.before += length;
+                    done
+                }
+            };
+            let is_over = matches!(done, Err(BackfillError::Dead(_)));
+            files.note(path, done);
+            if is_over || backfill.has_ended() {
+                break;
+            }
+        }
+        built.close().await;
+    });
+    let Totals { counts, delivered, refused, undelivered, gave_up } = backfill.totals();
+    if let Some(why) = gave_up {
+        let rest = "the same command sends the rest";
+        files.code = fail(NO, format!("{name}: {why}; {rest}"));
+    }
+    let line = format!(
+        "{name}: {delivered} delivered, {refused} refused, {undelivered} not delivered, {} sent \
+         before, {} not chosen",
+        counts.sent_before, counts.unmatched
+    );
+    files.end(&line, counts)
+}
+
+impl<'a> Files<'a> {
+    fn new(paths: &'a [PathBuf], upstream: &str) -> Files<'a> {
+        let length = |path: &PathBuf| path.metadata().map_or(0, |file| file.len());
+        let total = paths.iter().filter(|path| !is_stdin(path)).map(length).sum();
+        let what = format!("sending to {upstream}");
+        let progress = match total {
+            0 => Progress::spinner(what),
+            _ => Progress::new(what, Unit::Bytes),
+        };
+        Files { paths, progress, total, before: 0, code: ExitCode::SUCCESS }
+    }
+
+    /// The file's content, and its length where it is known.
+    fn open(&self, path: &Path) -> Result<(Box<dyn BufRead>, u64), BackfillError> {
+        if is_stdin(path) {
+            return Ok((Box::new(BufReader::with_capacity(BUFFER_BYTES, io::stdin())), 0));
+        }
+        let file = File::open(path).map_err(BackfillError::Read)?;
+        let length = file.metadata().map_err(BackfillError::Read)?.len();
+        Ok((Box::new(BufReader::with_capacity(BUFFER_BYTES, file)), length))
+    }
+
+    fn show(&mut self, read: u64) {
+        if self.total > 0 {
+            self.progress.update(self.before + read, self.total);
+        }
+    }
+
+    fn note(&mut self, path: &Path, done: Result<(), BackfillError>) {
+        if let Err(e) = done {
+            self.code = fail(NO, format!("{}: {}", path.display(), with_causes(&e)));
+        }
+    }
+
+    /// Names the lines that are not events, and prints the result.
+    fn end(self, line: &str, counts: &Counts) -> ExitCode {
+        let Files { progress, mut code, .. } = self;
+        drop(progress);
+        for place in &counts.places {
+            _ = fail(NO, format!("{place}: not an event; the line is left out"));
+        }
+        if counts.malformed > 0 {
+            code = fail(NO, format!("{} lines are not events", counts.malformed));
+        }
+        if let Err(e) = writeln!(io::stdout(), "{line}") {
+            code = fail(NO, format!("standard output: {e}"));
+        }
+        code
+    }
+}
+
+fn is_stdin(path: &Path) -> bool {
+    path == Path::new(STDIN)
+}

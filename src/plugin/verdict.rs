@@ -1,0 +1,96 @@
+//! What became of an event request, for the host.
+
+use super::event_response::EventResponse;
+use crate::event::{EventId, Reason, Rejection};
+use std::fmt;
+
+/// What became of an event request: accepted, rejected, or not judged (`HEAD`, `OPTIONS`, or a
+/// request whose body is broken). The request is answered; a host may log the verdict and cannot
+/// change it.
+///
+/// Displays as `X-Event-Verdict` has it: `accepted`, `rejected; reason=…`, or `not_judged`.
+///
+/// ```
+/// # fn log(verdict: &pixelgate::Verdict) {
+/// match (verdict.event_id(), verdict.reason()) {
+///     (Some(id), _) => println!("portal {:?}: event {id}", verdict.portal()),
+///     (None, Some(reason)) => println!("rejected: {}", reason.as_str()),
+///     (None, None) => {}
+/// }
+/// # }
+/// ```
+#[derive(Clone, PartialEq, Eq)]
+pub struct Verdict {
+    /// `None`: not judged, because the body of the request is broken.
+    pub(super) response: Option<EventResponse>,
+    pub(super) event_name: Option<Box<str>>,
+    pub(super) committed_at_ms: Option<u64>,
+}
+
+impl Verdict {
+    /// Whether the event counts: it is as durable as `spool.durability` says (SPEC 6).
+    pub fn is_accepted(&self) -> bool {
+        self.event_id().is_some()
+    }
+
+    /// Why the event does not count. `None`: it was accepted, or not judged.
+    pub fn rejection(&self) -> Option<Rejection> {
+        self.response.and_then(EventResponse::rejection)
+    }
+
+    /// The reason of [`Verdict::rejection`].
+    pub fn reason(&self) -> Option<Reason> {
+        self.rejection().map(|rejection| rejection.reason)
+    }
+
+    /// The portal that the request names (`_a`), if it names a valid one.
+    pub fn portal(&self) -> Option<u64> {
+        match self.response {
+            Some(EventResponse::Accepted(parts)) => Some(parts.portal),
+            Some(EventResponse::Rejected(_, portal)) if portal != 0 => Some(portal),
+            _ => None,
+        }
+    }
+
+    /// The event's id or name (`_n`), if the request gives a valid one. It is text of the caller's
+    /// own: in a rejected event it may be anything.
+    pub fn event_name(&self) -> Option<&str> {
+        self.event_name.as_deref()
+    }
+
+    /// The id of an accepted event, as `X-Event-Id` has it.
+    pub fn event_id(&self) -> Option<EventId> {
+        match self.response {
+            Some(EventResponse::Accepted(parts)) => Some(parts.id),
+            _ => None,
+        }
+    }
+
+    /// When the commit of an accepted event was known to be done, in milliseconds since 1970, UTC.
+    /// `None` with `spool.durability = "memory"`, which does not wait for it.
+    pub fn committed_at_ms(&self) -> Option<u64> {
+        self.committed_at_ms
+    }
+}
+
+impl fmt::Display for Verdict {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match (self.is_accepted(), self.reason()) {
+            (true, _) => f.write_str("accepted"),
+            (false, Some(reason)) => write!(f, "rejected; reason={}", reason.as_str()),
+            (false, None) => f.write_str("not_judged"),
+        }
+    }
+}
+
+/// Without the event's name, which is the caller's own text.
+impl fmt::Debug for Verdict {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Verdict")
+            .field("verdict", &format_args!("{self}"))
+            .field("portal", &self.portal())
+            .field("event_id", &self.event_id())
+            .field("committed_at_ms", &self.committed_at_ms)
+            .finish_non_exhaustive()
+    }
+}

@@ -1,0 +1,129 @@
+//! What a host's own code may do with an event before it is stored (`Builder::inspect`).
+//!
+//! An [`Inspector`] sees the event and its context after the portal's rules and `[privacy]` have
+//! removed what must not be stored. It may add to the context or refuse the event, and can change
+//! nothing else.
+
+use crate::event::{
+    ADDED_MEMBERS_MAX, ADDED_NAME_BYTES_MAX, ADDED_VALUE_BYTES_MAX, Context, Event, without_hidden,
+};
+use std::borrow::Cow;
+use std::ops::Deref;
+use std::sync::Arc;
+
+/// The host's own code that looks at each event. It runs on the request path, so it must not block.
+pub type Inspector =
+    Arc<dyn Fn(&Event<'_>, &mut Addition<'_, '_>) -> Result<(), Refusal> + Send + Sync>;
+
+/// Why a host refuses an event. The rejection is counted as `refused_by_host` and answered 403
+/// (SPEC 4); the reason is in the verdict and in `explain`, and is not sent to the client.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Refusal {
+    reason: &'static str,
+}
+
+impl Refusal {
+    /// A refusal for this reason, which must not repeat anything that a request brought.
+    pub const fn new(reason: &'static str) -> Self {
+        Self { reason }
+    }
+
+    /// The host's reason.
+    pub const fn reason(self) -> &'static str {
+        self.reason
+    }
+}
+
+/// The context of an event, to which a host may add. It can be read as a [`Context`].
+#[derive(Debug)]
+pub struct Addition<'c, 'a> {
+    context: &'c mut Context<'a>,
+}
+
+/// Why a name was not added to a context.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
+pub enum AddError {
+    /// A name is 1 to 64 of `a-z`, `0-9` and `_`, a letter first.
+    #[error("a name is 1 to {ADDED_NAME_BYTES_MAX} of a-z, 0-9 and _, a letter first")]
+    Name,
+    /// The value is empty, or none of its characters can be seen.
+    #[error("the value is empty")]
+    Empty,
+    /// The context has 16 added names.
+    #[error("a context has at most {ADDED_MEMBERS_MAX} added names")]
+    TooMany,
+}
+
+impl<'c, 'a> Addition<'c, 'a> {
+    pub(super) fn to(context: &'c mut Context<'a>) -> Self {
+        Self { context }
+    }
+
+    /// Adds `name` to `context.added` of the event as upstreams receive it (SPEC 7). A value is cut
+    /// after 255 bytes and loses its hidden characters. A name that is there already gets the new
+    /// value. Has no effect on an event that `privacy.gpc = "anonymize"` makes anonymous.
+    ///
+    /// # Errors
+    ///
+    /// The name or the value cannot be used; the context stays as it is.
+    pub fn add(&mut self, name: &str, value: &str) -> Result<(), AddError> {
+        let is_later = |b: u8| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'_';
+        let is_name = name.len() <= ADDED_NAME_BYTES_MAX
+            && name.starts_with(|c: char| c.is_ascii_lowercase())
+            && name.bytes().all(is_later);
+        if !is_name {
+            return Err(AddError::Name);
+        }
+        let value = without_hidden(Cow::Borrowed(value));
+        let value = &value[..value.floor_char_boundary(ADDED_VALUE_BYTES_MAX)];
+        if value.is_empty() {
+            return Err(AddError::Empty);
+        }
+        let added = &mut self.context.added;
+        match added.binary_search_by(|(known, _)| (**known).cmp(name)) {
+            Ok(at) => added[at].1 = Cow::Owned(value.to_owned()),
+            Err(_) if added.len() == ADDED_MEMBERS_MAX => return Err(AddError::TooMany),
+            Err(at) => added.insert(at, (Cow::Owned(name.to_owned()), value.to_owned().into())),
+        }
+        Ok(())
+    }
+}
+
+impl<'a> Deref for Addition<'_, 'a> {
+    type Target = Context<'a>;
+
+    fn deref(&self) -> &Context<'a> {
+        self.context
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_and_values_are_checked_and_sorted() {
+        let mut context = Context::default();
+        let mut check = |name: &str, value: &str, expect: Result<(), AddError>| {
+            assert_eq!(Addition::to(&mut context).add(name, value), expect, "{name:?} {value:?}");
+        };
+        check("plan", "pro", Ok(()));
+        check("country", "F\u{200B}R", Ok(()));
+        check("plan", &"\u{e9}".repeat(200), Ok(()));
+        for name in ["", "1a", "_a", "A", "a-b", "\u{e9}", &"a".repeat(65)] {
+            check(name, "x", Err(AddError::Name));
+        }
+        check("a", "", Err(AddError::Empty));
+        check("a", "\u{200B}", Err(AddError::Empty));
+        for n in 2..16 {
+            check(&format!("n{n}"), "x", Ok(()));
+        }
+        check("one_more", "x", Err(AddError::TooMany));
+        check("n2", "again", Ok(()));
+        let added = &context.added;
+        assert!(added.is_sorted() && added.len() == ADDED_MEMBERS_MAX);
+        assert_eq!(added[0], ("country".into(), "FR".into()));
+        assert_eq!(added[15].1, "\u{e9}".repeat(127));
+    }
+}
