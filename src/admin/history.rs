@@ -251,6 +251,7 @@ mod tests {
     #[test]
     fn only_the_latest_samples_are_kept() {
         let sample = |portal| EventSample {
+            id: None,
             at_ms: 0,
             rejected: Some(Reason::PortalNotAllowed),
             portal: Some(portal),

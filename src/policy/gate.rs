@@ -13,7 +13,7 @@ use crate::event;
 use crate::event::{Context, Event, EventId, Reason, Rejection, Route, Rules};
 use crate::request::path::{Guard, Reading};
 use http::Method;
-use rand::Rng;
+use rand::RngCore;
 use std::sync::Arc;
 
 /// A request for the event path, as received.
@@ -120,7 +120,8 @@ impl Gate {
 
     /// Judges a request, and fills in `accepted`, which must be blank. Unless the decision is
     /// [`Decision::Accept`], `accepted` has the portal and the name of the event afterwards, as far
-    /// as they are valid, and everything else in it is meaningless. A request for a path outside the event path is rejected like one below the event path.
+    /// as they are valid, and everything else in it is meaningless. A request for a path outside the
+    /// event path is rejected like one below the event path.
     pub fn judge<'a>(
         &self,
         request: EventRequest<'a>,
@@ -212,7 +213,7 @@ impl Gate {
     pub fn encode(&self, accepted: &AcceptedEvent<'_>, out: &mut Vec<u8>) -> EventId {
         let received_at_ms = self.clock.unix_ms();
         let mut random = [0; 10];
-        rand::rng().fill_bytes(&mut random);
+        rand::thread_rng().fill_bytes(&mut random);
         let id = EventId::new(received_at_ms, &random);
         let AcceptedEvent { event, context, route, .. } = accepted;
         if let Some(route) = route {
