@@ -213,6 +213,12 @@ impl Gate {
         Ok(())
     }
 
+    /// What `[privacy]` leaves of the context of any request.
+    pub fn reduced<'a>(&self, mut context: Context<'a>) -> Context<'a> {
+        self.privacy.apply(&mut Event::blank(), &mut context);
+        context
+    }
+
     /// Appends an accepted event to `out` as a spool record with a new id and the current time.
     /// Returns the id.
     pub fn encode(&self, accepted: &AcceptedEvent<'_>, out: &mut Vec<u8>) -> EventId {
