@@ -294,7 +294,7 @@ impl PixelGate {
                 }
                 let ignored_params = accepted.ignored.len();
                 let parts = AcceptedParts { id: event_id, portal, ignored_params };
-                let pending = state.event_samples.appended(&accepted.event);
+                let pending = state.event_samples.appended(&accepted.event, event_id);
                 NextStep::AwaitCommit(commit, pending, parts)
             }
             Err(Overloaded) => reject(Rejection::of(Reason::Overloaded), portal),
@@ -417,8 +417,8 @@ impl PixelGate {
 
     /// Stops delivery and makes every enqueued event durable, within `limit`: attempts under way
     /// may end in its first half. Call this once no request is in flight: later events are rejected
-    /// as `overloaded`. Events that are not delivered yet are delivered after the next start. Blocks,
-    /// so async code calls [`PixelGate::close_async`].
+    /// as `overloaded`. Events that are not delivered yet are delivered after the next start.
+    /// Blocks, so async code calls [`PixelGate::close_async`].
     ///
     /// # Errors
     ///

@@ -291,6 +291,7 @@ mod tests {
     fn sample(at_ms: u64, portal: u64, rejected: Option<Reason>) -> EventSample {
         let (name, email) = (None, None);
         EventSample {
+            id: None,
             at_ms,
             rejected,
             portal: Some(portal),

@@ -139,6 +139,7 @@ fn sample((number, sample): &(u64, EventSample)) -> Value {
     json!({
         "number": number,
         "at": rfc3339(sample.at_ms),
+        "id": sample.id.map(|id| id.to_string()),
         "verdict": if sample.rejected.is_some() { "rejected" } else { "accepted" },
         "reason": sample.rejected.map(Reason::as_str),
         "portal": sample.portal,

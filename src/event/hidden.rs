@@ -7,11 +7,23 @@
 use std::borrow::Cow;
 use std::fmt::Write;
 
-use icu_properties::props::{DefaultIgnorableCodePoint, GeneralCategory};
-use icu_properties::{CodePointMapData, CodePointSetData};
+use once_cell::sync::Lazy;
+use regex_syntax::hir::{Class, HirKind};
 
-/// A pattern of no dots: the one blank that Unicode counts among the visible symbols.
-const BRAILLE_BLANK: char = '\u{2800}';
+/// The hidden characters: see [`is_hidden`]. The last one is a pattern of no dots, the one blank
+/// that Unicode counts among the visible symbols.
+const HIDDEN: &str = r"[\p{Cc}\p{Cf}\p{Zl}\p{Zp}\p{Co}\p{Default_Ignorable_Code_Point}\u{2800}]";
+
+/// [`HIDDEN`] as ranges, first and last character, in rising order.
+static RANGES: Lazy<Box<[(char, char)]>> = Lazy::new(|| match regex_syntax::parse(HIDDEN) {
+    Ok(hir) => match hir.kind() {
+        HirKind::Class(Class::Unicode(class)) => {
+            class.ranges().iter().map(|range| (range.start(), range.end())).collect()
+        }
+        _ => unreachable!("a pattern of one class, as the tests below see"),
+    },
+    Err(error) => unreachable!("the tests below parse the same pattern: {error}"),
+});
 
 /// Whether a character is not visible, apart from spaces: a control or format character (Cc, Cf), a
 /// line or paragraph separator (Zl, Zp), one for private use (Co), or one that Unicode lets
@@ -20,16 +32,8 @@ pub fn is_hidden(c: char) -> bool {
     if c.is_ascii() {
         return c.is_ascii_control();
     }
-    let category = CodePointMapData::<GeneralCategory>::new().get(c);
-    matches!(
-        category,
-        GeneralCategory::Control
-            | GeneralCategory::Format
-            | GeneralCategory::LineSeparator
-            | GeneralCategory::ParagraphSeparator
-            | GeneralCategory::PrivateUse
-    ) || CodePointSetData::new::<DefaultIgnorableCodePoint>().contains(c)
-        || c == BRAILLE_BLANK
+    let until = RANGES.partition_point(|(first, _)| *first <= c);
+    until > 0 && c <= RANGES[until - 1].1
 }
 
 /// The text without its hidden characters.

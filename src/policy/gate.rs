@@ -13,7 +13,7 @@ use crate::event;
 use crate::event::{Context, Event, EventId, Reason, Rejection, Rules};
 use crate::request::path::{Guard, Reading};
 use http::Method;
-use rand::Rng;
+use rand::RngCore;
 use std::sync::Arc;
 
 /// A request for the event path, as received.
@@ -224,7 +224,7 @@ impl Gate {
     pub fn encode(&self, accepted: &AcceptedEvent<'_>, out: &mut Vec<u8>) -> EventId {
         let received_at_ms = self.clock.unix_ms();
         let mut random = [0; 10];
-        rand::rng().fill_bytes(&mut random);
+        rand::thread_rng().fill_bytes(&mut random);
         let id = EventId::new(received_at_ms, &random);
         let AcceptedEvent { event, context, .. } = accepted;
         event::encode_record(out, id.as_bytes(), received_at_ms, event, context);

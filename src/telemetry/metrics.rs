@@ -211,16 +211,8 @@ impl Metrics {
                 "spool_quarantined_bytes",
                 "Damaged bytes found in the spool.",
             )?,
-            ready: gauge(
-                &r,
-                "ready",
-                "1 if this edge accepts events, as /readyz reports, else 0.",
-            )?,
-            upstream_up: gauges(
-                &r,
-                "upstream_up",
-                "Whether the upstream takes its events: 1 or 0.",
-            )?,
+            ready: gauge(&r, "ready", "1 if this edge accepts events, as in /readyz, else 0.")?,
+            upstream_up: gauges(&r, "upstream_up", "Whether the upstream takes its events.")?,
             spool_pending_events: gauges(
                 &r,
                 "spool_pending_events",
@@ -249,13 +241,7 @@ impl Metrics {
                 "delivery_lag_seconds",
                 "Age of the oldest event that waits, by upstream.",
             )?,
-            faults: register(
-                &r,
-                IntGaugeVec::new(
-                    r.opts("faults", "Conditions that last and need an operator."),
-                    &["what"],
-                ),
-            )?,
+            faults: faults_by_name(&r)?,
             portals: gauge(&r, "portals", "Portals in the list that is in force.")?,
             portals_refresh_failures: counter(
                 &r,
@@ -391,6 +377,11 @@ fn refused_by_limit(r: &Registered) -> Result<Box<[IntCounter]>> {
         &["limit"],
     )?;
     Ok(Limit::ALL.iter().map(|limit| refused.with_label_values(&[limit.as_str()])).collect())
+}
+
+fn faults_by_name(r: &Registered) -> Result<IntGaugeVec> {
+    let opts = r.opts("faults", "Conditions that last and need an operator.");
+    register(r, IntGaugeVec::new(opts, &["what"]))
 }
 
 fn commit_histogram(r: &Registered) -> Result<Histogram> {

@@ -7,6 +7,7 @@
 use crate::config_error::ConfigError;
 use crate::event::{Record, RecordError};
 use std::sync::{Arc, OnceLock};
+use std::time::{SystemTime, UNIX_EPOCH};
 
 use bytes::Bytes;
 use bytesize::ByteSize;
@@ -94,6 +95,13 @@ impl BatchOverride {
     }
 }
 
+/// A UUIDv7 of this moment.
+fn new_id() -> Uuid {
+    let since_1970 = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+    let ms = u64::try_from(since_1970.as_millis()).unwrap_or(u64::MAX);
+    uuid::Builder::from_unix_timestamp_millis(ms, &rand::random()).into_uuid()
+}
+
 impl Batch {
     /// Estimated size of an event's wire form beyond its spool record: keys, braces, id and
     /// time.
@@ -101,7 +109,7 @@ impl Batch {
 
     /// A new batch with a new key. Each record is one encoded `event::Record`.
     pub fn new(records: Vec<Bytes>) -> Batch {
-        Batch { id: Uuid::now_v7(), records: records.into(), body: Arc::default() }
+        Batch { id: new_id(), records: records.into(), body: Arc::default() }
     }
 
     /// The idempotency key of this batch, the same for every attempt.

@@ -1,4 +1,4 @@
-//! SPEC 8, `pixelgate send`: events from files reach an upstream once, under the ids that they have.
+//! SPEC 8, `pixelgate send`: events from files reach an upstream once, under the ids they have.
 
 use crate::backend::{Act, Backend, Request};
 use crate::delivery::{RUNTIME, http_upstream};

@@ -129,11 +129,19 @@ impl Rig {
         self.append(event).await.unwrap();
     }
 
+    /// Accepts one event that came in this context.
+    pub async fn accept_event_in(&mut self, event: &Event<'_>, context: &Context<'_>) {
+        self.append_in(event, context).await.unwrap();
+    }
+
     fn append(&mut self, event: &Event<'_>) -> spool::Commit {
+        self.append_in(event, &context())
+    }
+
+    fn append_in(&mut self, event: &Event<'_>, context: &Context<'_>) -> spool::Commit {
         let id = Uuid::now_v7();
-        let context = context();
         let mut record = Vec::new();
-        event::encode_record(&mut record, id.as_bytes(), RECEIVED_AT_MS, event, &context);
+        event::encode_record(&mut record, id.as_bytes(), RECEIVED_AT_MS, event, context);
         let mut json = Vec::new();
         event::Record::decode(&record).unwrap().write_json(&mut json, false);
         self.accepted.insert(id.to_string(), serde_json::from_slice(&json).unwrap());

@@ -1,12 +1,12 @@
 //! Which lines of a file an upstream has acknowledged.
 //!
 //! There is one progress file for each upstream and file of events:
-//! `<sent_dir>/<upstream>/<id of the first event>`. A file of events is known by the id of its first
-//! event, so that it may be moved, compressed, appended to, or come through a pipe.
+//! `<sent_dir>/<upstream>/<id of the first event>`. A file of events is known by the id of its
+//! first event, so that it may be moved, compressed, appended to, or come through a pipe.
 //!
 //! A progress file has a slot of eight bytes for each line of events. The slot of line `n` is at
-//! byte `8 × (n − 1)`. It is zero until the upstream has acknowledged the event in that line, or has
-//! refused it for good; from then on it holds the last eight bytes of the event's id, which are
+//! byte `8 × (n − 1)`. It is zero until the upstream has acknowledged the event in that line, or
+//! has refused it for good; from then on it holds the last eight bytes of the event's id, which are
 //! random and never zero in a UUIDv7. A slot counts only for the event whose id it holds, so
 //! another file that begins with the same event, or a slot torn by a crash, can lead to a repeated
 //! delivery and never to a lost event.

@@ -71,9 +71,9 @@ pub(super) mod flag {
 pub struct Context<'a> {
     /// The client's address, as far as `[privacy]` keeps it.
     pub ip: Option<IpAddr>,
-    /// `User-Agent`. Cut after [`USER_AGENT_BYTES_MAX`].
+    /// `User-Agent`. Cut after 1024 bytes.
     pub user_agent: Option<Cow<'a, str>>,
-    /// `Referer`, as far as `[privacy]` keeps it. Cut after [`REFERER_BYTES_MAX`].
+    /// `Referer`, as far as `[privacy]` keeps it. Cut after 2048 bytes.
     pub referer: Option<Cow<'a, str>>,
     /// `Sec-GPC: 1`.
     pub gpc: bool,
@@ -81,15 +81,15 @@ pub struct Context<'a> {
     pub dnt: bool,
     /// The browser says that it prefetches the page.
     pub prefetch: bool,
-    /// `Host`, where an upstream sends it on. Cut after [`HOST_BYTES_MAX`].
+    /// `Host`, where an upstream sends it on, at most 255 bytes.
     pub host: Option<Cow<'a, str>>,
-    /// The value of the cookie that `events.utk_cookie` names. Cut after [`UTK_BYTES_MAX`].
+    /// The value of the cookie that `events.utk_cookie` names, at most 255 bytes.
     pub utk: Option<Cow<'a, str>>,
     /// The headers that `events.context_headers` names as (name, value), sorted by name. Values are
-    /// cut after [`CONTEXT_HEADER_BYTES_MAX`], the list after [`CONTEXT_HEADERS_MAX`].
+    /// cut after 1024 bytes, the list after 16.
     pub headers: Vec<(Cow<'a, str>, Cow<'a, str>)>,
     /// What the host has added (`Builder::inspect`) as (name, value), sorted by name, each name
-    /// once. Values are cut after [`ADDED_VALUE_BYTES_MAX`], the list after [`ADDED_MEMBERS_MAX`].
+    /// once. Values are cut after 255 bytes, the list after 16.
     pub added: Vec<(Cow<'a, str>, Cow<'a, str>)>,
 }
 

@@ -13,6 +13,7 @@ use std::{
 
 use arc_swap::ArcSwapOption;
 use parking_lot::Mutex;
+use rand::Rng;
 use tokio::sync::watch;
 
 use super::config::{Location, Mode, REFRESH_SECONDS_MAX, ValidConfig};
@@ -252,7 +253,7 @@ impl Portals {
             Source::Fixed | Source::Host | Source::File(_) => {
                 self.shared.refresh / LOOKS_PER_REFRESH
             }
-            Source::Url(_) => self.shared.refresh.mul_f64(rand::random_range(0.5..1.0)),
+            Source::Url(_) => self.shared.refresh.mul_f64(rand::thread_rng().gen_range(0.5..1.0)),
         }
     }
 }

@@ -24,7 +24,7 @@ use pingora::server::{RunArgs, Server, ShutdownWatch};
 use pingora::services::background::{BackgroundService, background_service};
 use pixelgate::PixelGate;
 use pixelgate::custom::InFlight;
-use pixelgate::http_server::{self, Acceptor, Handshake, Server as HttpServer, Socket};
+use pixelgate::http_server::{self, Acceptor, Handshake, Limits, Server as HttpServer, Socket};
 use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
@@ -69,10 +69,8 @@ pub fn run(
 
     let mut server = Server::new_with_opt_and_conf(None, conf);
     let proxy = http_server::proxy(&server.configuration, proxy).map_err(EdgeError::Proxy)?;
-    let mut limits = edge.limits();
-    limits.connections_max = file_limit::connections_max(edge);
     let mut http_server =
-        HttpServer::new(proxy, gate.clone(), limits).buffered_bytes(edge.buffered_bytes());
+        HttpServer::new(proxy, gate.clone(), limits(edge)).buffered_bytes(edge.buffered_bytes());
     if let Some(file) = &access_log {
         http_server = http_server.with_access_log(file.log());
     }
@@ -145,6 +143,12 @@ fn listen(
         acceptor.listen(bound.into_listener().tls(Tls(settings.build())));
     }
     Ok(())
+}
+
+fn limits(edge: &Config) -> Limits {
+    let mut limits = edge.limits();
+    limits.connections_max = file_limit::connections_max(edge);
+    limits
 }
 
 /// The handshake of a TLS listener.
