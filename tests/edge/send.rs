@@ -57,7 +57,7 @@ const UPSTREAM: [&str; 2] = ["--upstream", "collector"];
 
 /// The wire form of the nth event: of two portals, received at the nth second of a day.
 fn line(n: usize) -> String {
-    let (portal, name) = ([62515, 56043][n % 2], if n % 5 == 0 { "look" } else { "buy" });
+    let (portal, name) = ([62515, 56043][n % 2], if n.is_multiple_of(5) { "look" } else { "buy" });
     let event = json!({
         "id": uuid::Uuid::now_v7().to_string(),
         "received_at": format!("2026-11-23T{:02}:{:02}:{:02}.000Z", n / 3600, n / 60 % 60, n % 60),
