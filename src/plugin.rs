@@ -253,7 +253,8 @@ impl PixelGate {
     }
 
     /// Judges an event request, and enqueues an accepted event in the spool. `note` gets the event
-    /// as in [`PixelGate::answer_event`]; `record` takes what an accepted event holds of the visitor.
+    /// as in [`PixelGate::answer_event`]; `record` takes what an accepted event holds of the
+    /// visitor.
     pub(crate) fn judge(
         &self,
         request: EventRequest<'_>,

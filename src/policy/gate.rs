@@ -117,8 +117,8 @@ impl Gate {
 
     /// Judges a request, and fills in `accepted`, which must be blank. Unless the decision is
     /// [`Decision::Accept`], `accepted` has the portal and the name of the event afterwards, as far
-    /// as they are valid, and everything else in it is meaningless. A request for a path outside the
-    /// event path is rejected like one below the event path.
+    /// as they are valid, and everything else in it is meaningless. A request for a path outside
+    /// the event path is rejected like one below the event path.
     pub fn judge<'a>(
         &self,
         request: EventRequest<'a>,
