@@ -2,7 +2,7 @@
 
 export PATH := $(PATH):/usr/sbin:/sbin
 
-.PHONY: run test fleet attacks bench check help
+.PHONY: run test fleet attacks bench check package help
 
 run: ## Build and start the edge on the sample configuration
 	@.ci/need cc cmake
@@ -27,6 +27,9 @@ bench: ## Measure next to nginx and the other yardsticks (README, "Figures")
 
 check: ## What CI does
 	@.ci/run
+
+package: ## Build a .deb, a tarball and an SBOM, and use them in a fresh Debian
+	@.ci/package && .ci/package-test
 
 help:
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/'
