@@ -13,13 +13,13 @@ use crate::plugin::{GateState, PixelGate, PrebuiltResponse, ReloadState, Setting
 use crate::policy::gate::Gate;
 use crate::policy::inspect::{Addition, Inspector, Refusal};
 use crate::policy::portals;
-use crate::policy::portals::{Format, Portals};
+use crate::policy::portals::{Bounds, Format, Portals};
 use crate::policy::privacy;
 use crate::request::client::TrustedProxies;
 use crate::request::path::Guard;
 use crate::response::answers;
 use crate::response::answers::Answers;
-use crate::spool::{self, Durability, Env, Spool};
+use crate::spool::{self, Durability, Env, Routing, Spool};
 use crate::telemetry::event_samples::EventSamples;
 use crate::telemetry::faults::Faults;
 use crate::telemetry::in_flight::InFlight;
@@ -311,7 +311,8 @@ impl Builder {
     /// The portal list cannot be read, or `events` holds a value that cannot be used.
     pub fn gate(self) -> Result<Gate, OpenError> {
         let config = self.config?;
-        let portals = open_portals(&config, self.portals, &self.state_dir, &self.clock)?;
+        let list = config.list(&self.own);
+        let portals = open_portals(&list, self.portals, &self.state_dir, &self.clock)?;
         Ok(config.into_gate(portals, self.clock, self.inspector))
     }
 
@@ -326,17 +327,19 @@ impl Builder {
     pub fn open(self) -> Result<PixelGate, OpenError> {
         let config = self.config?;
         let is_hosts_list = self.portals.is_some();
-        let portals = open_portals(&config, self.portals, &self.state_dir, &self.clock)?;
+        let list = config.list(&self.own);
+        let portals = open_portals(&list, self.portals, &self.state_dir, &self.clock)?;
         let metrics =
             Metrics::register(self.registry, self.name.as_deref()).map_err(OpenError::Metrics)?;
         let faults = Faults::new(self.clock.clone(), metrics.faults.clone());
-        let upstreams = configured(&config, !self.own.is_empty(), &faults)?;
+        let upstreams = build_all(config.configured(&self.own), &faults)?;
         let routes = destinations(&config, &upstreams, &self.own)?;
         let names: Vec<String> = routes.iter().map(|(name, ..)| name.clone()).collect();
         let env = Env {
             clock: self.clock.clone(),
             commit_seconds: Some(metrics.spool_commit_seconds.clone()),
             faults: faults.clone(),
+            routing: Routing { is_routed: event::is_routed, names: event::names_upstream },
             ..Env::system()
         };
         let spool = Spool::open(&config.spool, &names, env).map_err(OpenError::Spool)?;
@@ -360,7 +363,7 @@ impl Builder {
         let delivery = Delivery::start(routes, options, portals.clone(), self.runtime.as_ref())
             .map_err(OpenError::Threads)?;
         let is_durable = config.spool.durability != Durability::Memory;
-        let list = Some(config.portals.clone()).filter(|_| !is_hosts_list);
+        let list = Some((config.portals.clone(), config.privacy)).filter(|_| !is_hosts_list);
         let reload = ReloadState {
             state_dir: self.state_dir,
             inspector: self.inspector.clone(),
@@ -392,9 +395,9 @@ impl ValidConfig {
         &self.destinations
     }
 
-    /// The checked section `[portals]`.
-    pub(crate) fn list(&self) -> &portals::ValidConfig {
-        &self.list
+    /// The portal list's configuration, with the names of the upstreams that its rules may name.
+    pub(crate) fn list_for(&self, upstreams: Vec<String>) -> portals::ValidConfig {
+        self.list.clone().bounded(Bounds { upstreams, privacy: self.privacy })
     }
 
     /// What a request uses of this configuration.
@@ -415,6 +418,22 @@ impl ValidConfig {
         })
     }
 
+    /// The configured upstreams. The embedded default is none of them where a host brings its own:
+    /// such a host needs no files.
+    fn configured(&self, own: &[(String, Arc<dyn Upstream>)]) -> &[upstream::ValidConfig] {
+        match self.upstream.is_empty() && !own.is_empty() {
+            true => &[],
+            false => &self.destinations,
+        }
+    }
+
+    /// The portal list's configuration, with what its rules must fit.
+    fn list(&self, own: &[(String, Arc<dyn Upstream>)]) -> portals::ValidConfig {
+        let configured = self.configured(own).iter().map(|upstream| upstream.name.clone());
+        let upstreams = configured.chain(own.iter().map(|(name, _)| name.clone())).collect();
+        self.list_for(upstreams)
+    }
+
     fn into_gate(
         self,
         portals: Portals,
@@ -428,31 +447,26 @@ impl ValidConfig {
 
 /// Takes the host's list, or opens `portals.source`.
 fn open_portals(
-    config: &ValidConfig,
+    list: &portals::ValidConfig,
     hosts: Option<(String, Format)>,
     state_dir: &Path,
     clock: &Arc<dyn Clock>,
 ) -> Result<Portals, OpenError> {
     let portals = match hosts {
-        Some((list, format)) => Portals::from_host(&list, format, &config.list, clock.clone()),
-        None => Portals::open(&config.list, state_dir, clock.clone()),
+        Some((text, format)) => Portals::from_host(&text, format, list, clock.clone()),
+        None => Portals::open(list, state_dir, clock.clone()),
     };
     portals.map_err(OpenError::Portals)
 }
 
-/// The configured upstreams, built. `has_own`: whether the host brings upstreams.
-fn configured(
-    config: &ValidConfig,
-    has_own: bool,
+/// These upstreams, running.
+fn build_all(
+    upstreams: &[upstream::ValidConfig],
     faults: &Faults,
 ) -> Result<Vec<Replaceable>, ConfigError> {
-    // A host that brings its upstreams needs no files.
-    if config.upstream.is_empty() && has_own {
-        return Ok(Vec::new());
-    }
     let build =
         |upstream: &upstream::ValidConfig| Replaceable::build(upstream.clone(), faults.clone());
-    config.destinations.iter().map(build).collect()
+    upstreams.iter().map(build).collect()
 }
 
 /// Every upstream, configured or the host's own, with its name and its batches.
@@ -462,7 +476,7 @@ fn destinations(
     own: &[(String, Arc<dyn Upstream>)],
 ) -> Result<Vec<Destination>, ConfigError> {
     let mut all = Vec::new();
-    for (upstream, running) in config.destinations.iter().zip(configured) {
+    for (upstream, running) in config.configured(own).iter().zip(configured) {
         let built: Arc<dyn Upstream> = Arc::new(running.clone());
         let batch = upstream.batch.over(&config.batch);
         all.push((upstream.name.clone(), built, batch, upstream.attempts_max));
@@ -481,7 +495,7 @@ fn destinations(
 /// force. Opens no spool.
 pub fn check(config: &ValidConfig, state_dir: &Path) -> Result<String, OpenError> {
     let clock: Arc<dyn Clock> = Arc::new(SystemClock);
-    let portals = Portals::open(&config.list, state_dir, clock).map_err(OpenError::Portals)?;
+    let portals = Portals::open(&config.list(&[]), state_dir, clock).map_err(OpenError::Portals)?;
     let mut lines = vec![portals.summary().to_string()];
     for upstream in &config.destinations {
         // Building a file upstream would create its folder; the other kinds only read files.

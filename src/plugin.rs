@@ -21,6 +21,7 @@ use crate::policy::gate::{AcceptedEvent, Decision, EventRequest, Gate};
 use crate::policy::inspect::Inspector;
 use crate::policy::portals;
 use crate::policy::portals::{Format, OpenError as PortalsError};
+use crate::policy::privacy;
 use crate::request::client::TrustedProxies;
 use crate::request::context::context;
 use crate::request::path::Reading;
@@ -106,8 +107,9 @@ pub(crate) struct GateState {
 pub(crate) struct ReloadState {
     pub state_dir: PathBuf,
     pub inspector: Option<Inspector>,
-    /// The `[portals]` in force. `None`: the host brings the list.
-    pub portals: Mutex<Option<portals::Config>>,
+    /// The `[portals]` in force, and the `[privacy]` that its rules fit. `None`: the host brings the
+    /// list.
+    pub portals: Mutex<Option<(portals::Config, privacy::Config)>>,
     /// The configured upstreams, running.
     pub upstreams: Vec<Replaceable>,
 }
@@ -296,7 +298,8 @@ impl PixelGate {
     }
 
     /// Judges an event request, and enqueues an accepted event in the spool. `note` gets the event
-    /// as in [`PixelGate::answer_event`]; `record` takes what an accepted event holds of the visitor.
+    /// as in [`PixelGate::answer_event`]; `record` takes what an accepted event holds of the
+    /// visitor.
     pub(crate) fn judge(
         &self,
         settings: &Settings,

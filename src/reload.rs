@@ -7,6 +7,7 @@ use crate::builder::{OpenError, ValidConfig};
 use crate::plugin::{PixelGate, Settings};
 use crate::policy::portals;
 use crate::policy::portals::Portals;
+use crate::policy::privacy;
 use crate::upstream::{Replaceable, Replacement};
 use std::sync::Arc;
 
@@ -14,7 +15,7 @@ use std::sync::Arc;
 #[must_use = "nothing is in force before `apply`"]
 pub struct Reload {
     gate: PixelGate,
-    portals: Option<portals::Config>,
+    portals: Option<(portals::Config, privacy::Config)>,
     settings: Settings,
     upstreams: Vec<(Replaceable, Replacement)>,
 }
@@ -35,11 +36,14 @@ impl PixelGate {
         let state = self.state();
         let in_force = self.gate().portals().clone();
         let known = state.reload.portals.lock().clone();
-        let portals = match known.as_ref().is_none_or(|known| *known == config.portals) {
+        let list = (config.portals.clone(), config.privacy);
+        let portals = match known.as_ref().is_none_or(|known| *known == list) {
             true => in_force,
             false => {
                 let dir = &state.reload.state_dir;
-                let new = Portals::open(config.list(), dir, state.clock.clone());
+                // Those that run: an upstream that was added needs an upgrade.
+                let names = self.delivery().status().into_iter().map(|route| route.name).collect();
+                let new = Portals::open(&config.list_for(names), dir, state.clock.clone());
                 let new = new.map_err(OpenError::Portals)?;
                 new.succeed(&in_force);
                 new
@@ -53,7 +57,7 @@ impl PixelGate {
                 upstreams.push((running.clone(), replacement));
             }
         }
-        let list = known.map(|_| config.portals.clone());
+        let list = known.map(|_| list);
         let (clock, inspector) = (state.clock.clone(), state.reload.inspector.clone());
         let settings = config.into_settings(portals, clock, inspector)?;
         Ok(Reload { gate: self.clone(), portals: list, settings, upstreams })

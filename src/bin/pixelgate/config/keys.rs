@@ -190,7 +190,7 @@ impl Values {
     fn take_sections(&mut self, document: &Table) {
         for (section, keys) in document {
             for (key, value) in keys.as_table().into_iter().flatten() {
-                self.0.insert(format!("{section}.{key}"), value.to_string());
+                self.0.insert(format!("{section}.{key}"), text(value));
                 if (section.as_str(), key.as_str()) == ("edge", "tls") {
                     self.0.insert("edge.tls.listen".to_owned(), listeners(value));
                 }
@@ -203,7 +203,7 @@ impl Values {
         self.0.insert(format!("upstream.{name}"), String::new());
         for (key, value) in upstream.as_table().into_iter().flatten() {
             if key != "name" {
-                self.0.insert(format!("upstream.{name}.{key}"), value.to_string());
+                self.0.insert(format!("upstream.{name}.{key}"), text(value));
             }
         }
     }
@@ -243,6 +243,12 @@ fn needs(key: &str) -> Needs {
     };
     let known = KEYS.iter().find(|(known, _)| *known == name);
     known.map_or(Needs::Upgrade, |(_, needs)| *needs)
+}
+
+/// A value as text, by which values are compared.
+fn text(value: &Value) -> String {
+    // Every TOML value has a form in JSON.
+    serde_json::to_string(value).unwrap_or_default()
 }
 
 /// The distinct addresses of `edge.tls`, in their order, as text.

@@ -29,7 +29,9 @@ fn connections_max(edge: &Config) -> usize {
 
 /// The limits of the HTTP server, with as many connections as fit.
 pub fn limits(edge: &Config) -> Limits {
-    Limits { connections_max: connections_max(edge), ..edge.limits() }
+    let mut limits = edge.limits();
+    limits.connections_max = connections_max(edge);
+    limits
 }
 
 /// Logs that fewer connections fit than configured.
