@@ -1,6 +1,6 @@
 //! What can be said about a PEM file before it is parsed.
 
-/// Why an encrypted private key cannot be used, as the rest of a sentence that begins with its file.
+/// Why an encrypted private key cannot be used, as the rest of a sentence about its file.
 pub const ENCRYPTED: &str =
     "is encrypted, and no password can be given: decrypt it with `openssl pkey`";
 

@@ -11,6 +11,7 @@ mod body;
 mod event_response;
 #[cfg(feature = "server")]
 mod fast_response;
+mod settings;
 mod verdict;
 
 use crate::clock::Clock;
@@ -18,66 +19,40 @@ use crate::delivery::Forwarder;
 use crate::delivery::threads::Delivery;
 use crate::event::{Context, Event, EventId, Reason, Rejection};
 use crate::policy::gate::{AcceptedEvent, Decision, EventRequest, Gate};
-use crate::policy::inspect::Inspector;
-use crate::policy::portals;
 use crate::policy::portals::{Format, OpenError as PortalsError};
-use crate::policy::privacy;
 use crate::request::client::TrustedProxies;
 use crate::request::context::context;
 use crate::request::path::Reading;
 use crate::request::target::Target;
 use crate::request::trace::trace_id;
-use crate::response::answers::{Answer, Answers, wants_image};
-use crate::response::title_case::title_case;
+use crate::response::answers::wants_image;
 use crate::spool::{CloseError, Commit, Overloaded, Spool};
 use crate::telemetry::event_samples::{EventSamples, PendingSample};
 use crate::telemetry::faults::Faults;
 use crate::telemetry::in_flight::InFlight;
 use crate::telemetry::metrics::{Limit, Metrics};
-use crate::upstream;
-use crate::upstream::Replaceable;
 use access::AccessRecord;
 use arc_swap::ArcSwap;
 use bytes::Bytes;
 use http::{Method, Version, header};
-use parking_lot::Mutex;
 use pingora::http::ResponseHeader;
 use pingora::protocols::http::ServerSession;
 use pingora::proxy::Session;
-use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::Ordering::{Acquire, Release};
 use std::sync::atomic::{AtomicBool, AtomicU64};
 use std::time::{Duration, Instant};
 use tokio::sync::oneshot;
 
-#[cfg(feature = "server")]
-use fast_response::FastResponse;
-
 pub(crate) use event_response::{AcceptedParts, EventResponse};
+use settings::SPARE_HEADERS;
+pub(crate) use settings::{PrebuiltResponse, ReloadState, Settings};
 pub use verdict::Verdict;
-
-/// Spare slots in each prebuilt header for `Date` and `Connection`, which the connection adds, and
-/// for the two lines about an accepted event.
-const SPARE_HEADERS: usize = 4;
 
 /// The event gate as a Pingora middleware. Cheap to clone; all clones are one gate.
 #[derive(Clone)]
 pub struct PixelGate {
     state: Arc<GateState>,
-}
-
-/// What a reload replaces, all at once: a request uses one of these from its first check to its
-/// answer.
-pub(crate) struct Settings {
-    pub gate: Arc<Gate>,
-    pub answers: Answers<PrebuiltResponse>,
-    /// Whether `X-Event-Id` is sent (`response.event_id`).
-    pub sends_event_id: bool,
-    /// The event path (`events.path`), for access logs.
-    pub path: Bytes,
-    /// The configured upstreams, for `explain`.
-    pub upstreams: Vec<upstream::Config>,
 }
 
 /// Everything that the clones of a [`PixelGate`] share.
@@ -101,25 +76,6 @@ pub(crate) struct GateState {
     pub in_flight: Option<InFlight>,
     /// What a reload builds on.
     pub reload: ReloadState,
-}
-
-/// What a reload builds on: what it may not change, and the handles by which it changes the rest.
-pub(crate) struct ReloadState {
-    pub state_dir: PathBuf,
-    pub inspector: Option<Inspector>,
-    /// The `[portals]` in force, and the `[privacy]` that its rules fit. `None`: the host brings the
-    /// list.
-    pub portals: Mutex<Option<(portals::Config, privacy::Config)>>,
-    /// The configured upstreams, running.
-    pub upstreams: Vec<Replaceable>,
-}
-
-/// An answer as the header and body that Pingora sends, and as the bytes that the fast path sends.
-pub(crate) struct PrebuiltResponse {
-    header: ResponseHeader,
-    body: Bytes,
-    #[cfg(feature = "server")]
-    pub bytes: FastResponse,
 }
 
 /// What is left to do after an event request was judged.
@@ -531,25 +487,5 @@ async fn answer(
 fn note_response(record: &mut Option<&mut AccessRecord>, response: Option<EventResponse>) {
     if let Some(record) = record {
         record.verdict = Some(Verdict::of(response));
-    }
-}
-
-impl PrebuiltResponse {
-    /// Turns an answer into Pingora's form. Does not fail for an answer of [`Answers`]: their
-    /// headers are valid by type and their statuses are literals.
-    pub fn new(answer: Answer) -> pingora::Result<Self> {
-        #[cfg(feature = "server")]
-        let bytes = FastResponse::new(&answer);
-        let size = answer.headers.len() + SPARE_HEADERS;
-        let mut header = ResponseHeader::build(answer.status, Some(size))?;
-        for (name, value) in answer.headers {
-            header.insert_header(title_case(&name), value)?;
-        }
-        Ok(Self {
-            header,
-            body: answer.body,
-            #[cfg(feature = "server")]
-            bytes,
-        })
     }
 }

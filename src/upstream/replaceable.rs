@@ -117,8 +117,8 @@ impl Replaceable {
         }
     }
 
-    /// Reads the upstream's files again if they have changed, and opens its connections anew if they
-    /// are too old or its servers have other addresses. Blocks.
+    /// Reads the upstream's files again if they have changed, and opens its connections anew if
+    /// they are too old or its servers have other addresses. Blocks.
     pub fn look(&self) {
         let (config, has_changed) = {
             let in_use = self.0.in_use.lock();

@@ -1,5 +1,4 @@
-//! `pixelgate completions` and `pixelgate man`, generated from the same definitions as `--help`, and
-//! `pixelgate schema`.
+//! `pixelgate completions` and `man`, generated from the same definitions as `--help`, and `schema`.
 
 use super::args::Cli;
 use super::exit::{NO, fail, unwritten};
