@@ -14,7 +14,7 @@ use super::sockets::Sockets;
 use super::stop::{Deadline, Handlers, Signals};
 use super::tls::Certificates;
 use super::{admin, file_limit, origin_ca};
-use crate::access_log::Opened;
+use crate::access_log::{AccessLogFile, Opened};
 use arc_swap::ArcSwap;
 use async_trait::async_trait;
 use log::info;
@@ -24,11 +24,11 @@ use pingora::protocols::Stream;
 use pingora::server::configuration::ServerConf;
 use pingora::server::{RunArgs, Server};
 use pingora::services::background::{GenBackgroundService, background_service};
-use pixelgate::PixelGate;
 use pixelgate::custom::InFlight;
 use pixelgate::http_server::{
     self, Acceptor, BufferedBytes, Handshake, Server as HttpServer, Socket,
 };
+use pixelgate::{PixelGate, TrustedProxies};
 use std::path::Path;
 use std::sync::Arc;
 use tokio::sync::{Notify, watch};
@@ -52,42 +52,24 @@ pub fn run(
     let tls = sockets.open_all("edge", certificates.iter().map(|(listen, _)| listen))?;
     let pages = sockets.open_all("admin", Some(&admin_config.listen).filter(|l| !l.is_empty()))?;
     let access_log = open_access_log(&access_log)?;
-    let trusted = edge.trust().map_err(|e| EdgeError::Edge(e.to_string()))?;
     let origins = load_origins(edge)?;
     let in_flight = InFlight::default();
-    let gate = PixelGate::builder(gate)
-        .state_dir(&edge.state_dir)
-        .trusted_proxies(trusted.clone())
-        .in_flight(in_flight.clone());
-    let gate = gate.open().map_err(EdgeError::Gate)?;
+    let gate = open_gate(gate, edge, &in_flight)?;
     let access_log = access_log.map(|log| log.start(&gate)).transpose();
     let access_log = access_log.map_err(EdgeError::AccessLogThread)?;
     let section = Arc::new(ArcSwap::from_pointee(edge.clone()));
-    let mut proxy =
-        Edge::new(gate.clone(), origins.clone(), trusted, section.clone(), in_flight.clone())
-            .map_err(EdgeError::Pingora)?;
-    if let Some(file) = &access_log {
-        proxy = proxy.with_access_log(file.log());
-    }
-
     let mut server = Server::new_with_opt_and_conf(None, server_conf(edge));
-    let proxy = http_server::proxy_with(&server.configuration, proxy, origins.transport());
-    let proxy = proxy.map_err(EdgeError::Proxy)?;
-    file_limit::report(edge);
-    let limits = file_limit::limits(edge);
     let buffered_bytes = BufferedBytes::new(edge.buffered_bytes_max());
-    let mut http_server =
-        HttpServer::new(proxy, gate.clone(), limits).buffered_bytes(buffered_bytes.clone());
-    if let Some(file) = &access_log {
-        http_server = http_server.with_access_log(file.log());
-    }
+    let log_file = access_log.as_ref();
+    let http_server =
+        http_server(&server.configuration, &section, &gate, &origins, &in_flight, log_file)?
+            .buffered_bytes(buffered_bytes.clone());
     let limits = http_server.limits_handle();
     let (stop, stopped) = watch::channel(false);
     let announcement = announcement(&plain, &tls, &pages);
     let mut acceptor = Acceptor::new("edge", http_server).stop_on(stopped.clone());
     listen(&mut acceptor, plain, tls, &certificates)?;
     server.add_service(acceptor);
-
     // Counted apart, because no group of events lingers for a client of the admin pages.
     let admin_in_flight = InFlight::default();
     let Pages { sampler, service, token } =
@@ -95,26 +77,22 @@ pub fn run(
     server.add_service(GenBackgroundService::new("sampler".to_owned(), sampler.clone()));
     server.add_service(service);
     server.add_service(background_service("origins", origins.clone()));
-    let reloader = Reloader::new(
-        path.to_owned(),
-        values,
-        Handles {
-            section: section.clone(),
-            gate: gate.clone(),
-            limits,
-            buffered_bytes,
-            origins,
-            certificates,
-            sampler,
-            token,
-            access_log: access_log.clone(),
-        },
-    );
-    let at_once = Arc::new(Notify::new());
-    server.add_service(background_service("reload", Watch::new(reloader, at_once.clone())));
-
+    let handles = Handles {
+        section: section.clone(),
+        gate: gate.clone(),
+        limits,
+        buffered_bytes,
+        origins,
+        certificates,
+        sampler,
+        token,
+        access_log: access_log.clone(),
+    };
+    let reload = Arc::new(Notify::new());
+    let reloader = Reloader::new(path.to_owned(), values, handles);
+    server.add_service(background_service("reload", Watch::new(reloader, reload.clone())));
     let signals = Signals {
-        reload: at_once,
+        reload,
         section,
         gate: gate.clone(),
         stop,
@@ -128,11 +106,62 @@ pub fn run(
     };
     let deadline = signals.deadline.clone();
     server.run(RunArgs { shutdown_signal: Box::new(signals) });
+    end(&gate, access_log, &deadline)
+}
+
+/// Closes the gate, and after it the access log.
+fn end(
+    gate: &PixelGate,
+    access_log: Option<AccessLogFile>,
+    deadline: &Deadline,
+) -> Result<(), EdgeError> {
     let closed = gate.close(deadline.left()).map_err(EdgeError::Close);
     if let Some(file) = access_log {
         file.close(deadline.left());
     }
     closed.inspect(|()| info!("stopped"))
+}
+
+fn open_gate(
+    config: pixelgate::ValidConfig,
+    edge: &Config,
+    in_flight: &InFlight,
+) -> Result<PixelGate, EdgeError> {
+    let builder = PixelGate::builder(config)
+        .state_dir(&edge.state_dir)
+        .trusted_proxies(trusted(edge)?)
+        .in_flight(in_flight.clone());
+    builder.open().map_err(EdgeError::Gate)
+}
+
+fn trusted(edge: &Config) -> Result<TrustedProxies, EdgeError> {
+    edge.trust().map_err(|e| EdgeError::Edge(e.to_string()))
+}
+
+/// The HTTP server around the proxy, both with the access log if there is one.
+fn http_server(
+    conf: &Arc<ServerConf>,
+    section: &Arc<ArcSwap<Config>>,
+    gate: &PixelGate,
+    origins: &Origins,
+    in_flight: &InFlight,
+    access_log: Option<&AccessLogFile>,
+) -> Result<HttpServer<Edge>, EdgeError> {
+    let edge = section.load_full();
+    let (origins, transport) = (origins.clone(), origins.transport());
+    let trusted = trusted(&edge)?;
+    let proxy = Edge::new(gate.clone(), origins, trusted, section.clone(), in_flight.clone());
+    let mut proxy = proxy.map_err(EdgeError::Pingora)?;
+    if let Some(file) = access_log {
+        proxy = proxy.with_access_log(file.log());
+    }
+    let proxy = http_server::proxy_with(conf, proxy, transport).map_err(EdgeError::Proxy)?;
+    file_limit::report(&edge);
+    let server = HttpServer::new(proxy, gate.clone(), file_limit::limits(&edge));
+    Ok(match access_log {
+        Some(file) => server.with_access_log(file.log()),
+        None => server,
+    })
 }
 
 /// Opens the file of the access log, if there is one.
