@@ -1,4 +1,4 @@
-//! `pixelgate completions` and `man`, generated from the same definitions as `--help`, and `schema`.
+//! `pixelgate completions` and `man`, made from the same definitions as `--help`, and `schema`.
 
 use super::args::Cli;
 use super::exit::{NO, fail, unwritten};

@@ -43,22 +43,20 @@ pub fn run(
     handlers: Handlers,
 ) -> Result<(), EdgeError> {
     let crate::config::Config { edge, gate, admin: admin_config, log, access_log, values } = config;
-    let edge = &edge;
     std::fs::create_dir_all(&edge.state_dir).map_err(EdgeError::State)?;
     // Sockets first: a second edge on the same port must not touch the spool.
-    let mut sockets = Sockets::new(edge, upgrade)?;
+    let mut sockets = Sockets::new(&edge, upgrade)?;
     let plain = sockets.open_all("edge", &edge.listen)?;
-    let certificates = load_certificates(edge)?;
+    let certificates = load_certificates(&edge)?;
     let tls = sockets.open_all("edge", certificates.iter().map(|(listen, _)| listen))?;
     let pages = sockets.open_all("admin", Some(&admin_config.listen).filter(|l| !l.is_empty()))?;
     let access_log = open_access_log(&access_log)?;
-    let origins = load_origins(edge)?;
+    let origins = load_origins(&edge)?;
     let in_flight = InFlight::default();
-    let gate = open_gate(gate, edge, &in_flight)?;
-    let access_log = access_log.map(|log| log.start(&gate)).transpose();
-    let access_log = access_log.map_err(EdgeError::AccessLogThread)?;
+    let gate = open_gate(gate, &edge, &in_flight)?;
+    let access_log = start_access_log(access_log, &gate)?;
     let section = Arc::new(ArcSwap::from_pointee(edge.clone()));
-    let mut server = Server::new_with_opt_and_conf(None, server_conf(edge));
+    let mut server = Server::new_with_opt_and_conf(None, server_conf(&edge));
     let buffered_bytes = BufferedBytes::new(edge.buffered_bytes_max());
     let log_file = access_log.as_ref();
     let http_server =
@@ -162,6 +160,13 @@ fn http_server(
         Some(file) => server.with_access_log(file.log()),
         None => server,
     })
+}
+
+fn start_access_log(
+    opened: Option<Opened>,
+    gate: &PixelGate,
+) -> Result<Option<AccessLogFile>, EdgeError> {
+    opened.map(|log| log.start(gate)).transpose().map_err(EdgeError::AccessLogThread)
 }
 
 /// Opens the file of the access log, if there is one.
