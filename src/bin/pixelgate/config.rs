@@ -25,7 +25,7 @@ pub struct Config {
     /// The log on standard error.
     pub log: crate::logging::config::Config,
     /// The sections of the gate itself.
-    pub gate: pixelgate::ValidConfig,
+    pub gate: pixelgate::config::ValidConfig,
 }
 
 /// The sections as they stand in the file, not checked yet.

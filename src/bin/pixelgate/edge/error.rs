@@ -8,7 +8,7 @@ use super::listen::BindError;
 pub enum EdgeError {
     /// A part of the gate did not open.
     #[error(transparent)]
-    Gate(pixelgate::OpenError),
+    Gate(pixelgate::errors::OpenError),
     /// A listener did not open.
     #[error(transparent)]
     Listen(BindError),
@@ -29,5 +29,5 @@ pub enum EdgeError {
     Pingora(Box<pingora::Error>),
     /// The gate did not close as it should.
     #[error(transparent)]
-    Close(pixelgate::CloseError),
+    Close(pixelgate::errors::CloseError),
 }

@@ -34,7 +34,7 @@ use tokio::sync::watch;
 /// rejected events are logged each second. `handlers` are the signals' handlers.
 pub fn run(
     edge: &Config,
-    gate: pixelgate::ValidConfig,
+    gate: pixelgate::config::ValidConfig,
     admin_config: &pixelgate::config::Admin,
     verdicts: u32,
     upgrade: bool,
