@@ -168,7 +168,7 @@ mod status;
 mod unreadable;
 mod write;
 
-pub use config::{Config, Durability};
+pub use config::{Config, Durability, ValidConfig};
 pub use env::Env;
 pub use error::{CloseError, OpenError};
 pub use format::RECORD_BYTES_MAX;

@@ -122,7 +122,7 @@ pub struct Metrics {
     pub batches: IntCounterVec,
     /// Age in seconds of the oldest event that is not delivered yet, by upstream.
     pub delivery_lag_seconds: IntGaugeVec,
-    /// Faults that last, by what they are: see [`faults`](super::faults).
+    /// Faults that last, by what they are (`docs/admin.md` lists them).
     pub faults: IntGaugeVec,
     /// Portals in the list that is in force.
     pub portals: IntGauge,
