@@ -170,8 +170,10 @@ pub mod config {
 pub mod custom {
     pub use crate::clock::{Clock, SystemClock};
     pub use crate::event::{Context, Properties, Record, Revenue};
+    pub use crate::plugin::access::{AccessLog, AccessRecord};
     pub use crate::policy::inspect::{Addition, Refusal};
     pub use crate::policy::portals::Format as PortalFormat;
+    pub use crate::telemetry::faults::{FaultKind, Faults};
     pub use crate::telemetry::in_flight::{InFlight, InFlightGuard};
     #[doc(hidden)] // As in 0.1.0.
     pub use crate::upstream::{Batch, Outcome};

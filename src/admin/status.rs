@@ -45,7 +45,8 @@ pub fn to_json(snapshot: &Snapshot) -> Value {
         "portals": portals(snapshot),
         "upstreams": upstreams(snapshot),
         "ranking": ranking(snapshot),
-        "recent": snapshot.recent.iter().map(sample).collect::<Vec<_>>(),
+        "recent": samples(&snapshot.recent),
+        "recent_rejected": samples(&snapshot.recent_rejected),
     })
 }
 
@@ -130,10 +131,15 @@ fn ranking(snapshot: &Snapshot) -> Value {
     json!({ "portals": portals, "others": snapshot.top_portals.others })
 }
 
+fn samples(samples: &[(u64, EventSample)]) -> Vec<Value> {
+    samples.iter().map(sample).collect()
+}
+
 fn sample((number, sample): &(u64, EventSample)) -> Value {
     json!({
         "number": number,
         "at": rfc3339(sample.at_ms),
+        "id": sample.id.map(|id| id.to_string()),
         "verdict": if sample.rejected.is_some() { "rejected" } else { "accepted" },
         "reason": sample.rejected.map(Reason::as_str),
         "portal": sample.portal,

@@ -1,5 +1,5 @@
-//! What the operator wants stored with an event besides: the cookie `events.utk_cookie`, the headers
-//! `events.context_headers`, and the host, where an upstream sends it on.
+//! What the operator wants stored with an event besides: the cookie `events.utk_cookie`, the
+//! headers `events.context_headers`, and the host, where an upstream sends it on.
 
 use crate::config_error::ConfigError;
 

@@ -43,8 +43,8 @@ pub const USER_AGENT_BYTES_MAX: usize = 1024;
 /// The longest `Referer` that is stored, in bytes; the rest is cut off.
 pub const REFERER_BYTES_MAX: usize = 2048;
 
-/// The longest `Host` that is stored, in bytes: a name has at most 253, and a port six more. A longer
-/// one is not stored.
+/// The longest `Host` that is stored, in bytes: a name has at most 253, and a port six more. A
+/// longer one is not stored.
 pub const HOST_BYTES_MAX: usize = 259;
 /// The longest value of the cookie `events.utk_cookie`, in bytes; HubSpot's has 32. A longer one is
 /// not stored, because a part of an id is another id.

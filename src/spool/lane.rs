@@ -14,12 +14,14 @@ use parking_lot::{Mutex, MutexGuard};
 
 use super::format::SegmentHeader;
 use super::fs::{File, FileId, Fs, Open, write_full};
+use super::hot_tail::HotTail;
 use super::lane_files::{
     CURSOR, FILLING, IDENTITY, SPARE_EXTENSION, ignore_absent, lane_dir, segment_name,
 };
 use super::read::ack_file::AckFile;
 use super::read::cursor::{Cursor, CursorFile, LaneKey};
 use super::read::ledger::ConsumerPosition;
+use super::routing::Foreign;
 use super::segment_index::SegmentIndex;
 use super::write::admission::Bounds;
 
@@ -36,6 +38,8 @@ const LOCK_TRIES: u32 = 1_000;
 pub struct Lane {
     pub id: u64,
     pub salt: u64,
+    /// Its newest records, if this process writes it around the page cache.
+    pub hot_tail: Arc<HotTail>,
     dir: PathBuf,
     fs: Arc<dyn Fs>,
     lock: Mutex<Option<Arc<dyn File>>>,
@@ -89,6 +93,8 @@ pub struct LaneState {
     /// The sequence number behind the last record that was answered with 200. Readers may be
     /// behind it.
     pub accepted: u64,
+    /// Whether a record of the lane is not meant for all upstreams.
+    pub routed: bool,
 }
 
 impl LaneState {
@@ -100,6 +106,15 @@ impl LaneState {
     /// The number behind the last record, readable or not yet.
     pub fn end(&self) -> u64 {
         self.segment_index.end().max(self.accepted)
+    }
+
+    /// Counts the foreign records among those that are published or answered with this change.
+    pub fn add_foreign(&mut self, foreign: &mut Foreign) {
+        let Some(counts) = foreign.take() else { return };
+        for (position, count) in self.positions.iter_mut().zip(counts) {
+            position.foreign += count;
+        }
+        (self.routed, self.dirty) = (true, true);
     }
 
     /// Whether it is sealed and every upstream has acknowledged all of it.
@@ -131,10 +146,12 @@ impl Lane {
             dirty: true,
             saved: [0, 0],
             accepted,
+            routed: false,
         };
         Lane {
             id: place.0,
             salt,
+            hot_tail: Arc::default(),
             dir: place.1,
             fs,
             lock: Mutex::new(Some(lock)),
@@ -226,6 +243,8 @@ impl Lane {
                 salt: self.salt,
                 absorbed: state.absorbed.clone(),
                 positions: state.positions.clone(),
+                routed: state.routed,
+                counted_to: Some(state.end()),
             };
             (cursor, state.low())
         };

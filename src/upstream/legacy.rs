@@ -1,8 +1,8 @@
 //! `legacy`: an existing backend without a batch API. Each event is replayed as a `GET` request in
 //! canonical form (SPEC 3), with the client's `User-Agent`, `Referer` and address
-//! (`X-Forwarded-For`), and the headers of `events.context_headers`, such as `Accept-Language`. With
-//! `keep_host` the request has the client's `Host`, and HTTP/2 is not used. Requests run in parallel
-//! over kept connections.
+//! (`X-Forwarded-For`), and the headers of `events.context_headers`, such as `Accept-Language`.
+//! With `keep_host` the request has the client's `Host`, and HTTP/2 is not used. Requests run in
+//! parallel over kept connections.
 //!
 //! # Money
 //!

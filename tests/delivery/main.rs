@@ -6,6 +6,7 @@ mod file;
 mod flow;
 mod http;
 mod hubspot;
+mod hubspot_ties;
 mod islands;
 mod legacy;
 mod tls;

@@ -228,3 +228,34 @@ fn one_event_that_fails_stops_no_other_and_a_kill_repeats_none_of_those() {
     assert_eq!((&row["delivered"], &row["pending"]), (&json!(300), &json!(1)));
     assert_eq!(backend.events().len(), 300, "nothing delivered came again");
 }
+
+#[test]
+fn one_id_names_an_event_in_its_answer_in_status_and_at_the_backend() {
+    let backend = RUNTIME.block_on(Backend::playing([]));
+    let edge = Setup::default()
+        .sections("[response]\nevent_id = true")
+        .upstreams(&http_upstream(&backend, ""))
+        .start();
+    // Samples are taken once the sampler has run.
+    wait_for("a sample", || {
+        assert_eq!(edge.event("_a=62515&_n=warm").status, 200);
+        !edge.status()["recent"].as_array().unwrap().is_empty()
+    });
+    let recent = edge.status()["recent"][0].clone();
+    edge.wait_delivered("collector");
+    let events = backend.events();
+    assert!(recent["id"].is_string(), "{recent}");
+    assert!(events.iter().any(|event| event["id"] == recent["id"]), "{recent}");
+
+    let answered = edge.event("_a=62515&_n=last");
+    edge.wait_delivered("collector");
+    let last = backend.events().pop().unwrap();
+    assert_eq!(answered.header("x-event-id"), last["id"].as_str());
+    assert_eq!(edge.event("_a=62515&_n=buy&_m=x").verdict(), "invalid_revenue");
+    wait_for("the rejection in status", || {
+        let status = edge.status();
+        let rejected =
+            status["recent"].as_array().unwrap().iter().find(|of| of["reason"].is_string());
+        rejected.is_some_and(|of| of["id"] == Value::Null)
+    });
+}

@@ -1,5 +1,6 @@
 //! SPEC 7, `hubspot`: old pixels keep working, and their events arrive in the successor API.
 
+use crate::backend::Backend;
 use crate::crm::{Fault, Hubspot};
 use crate::dead::letters;
 use crate::delivery::RUNTIME;
@@ -108,6 +109,101 @@ fn explain_says_what_would_be_sent_and_no_token() {
     assert_eq!(said["translation"], expect);
     assert!(explain(&["_a=1&_n=look"]).contains("a dead letter: it has no email address"));
     assert_eq!(hubspot.state().calls.len(), 0, "nothing is sent");
+}
+
+#[test]
+fn an_id_and_a_cookie_tie_an_event_to_the_contact_of_an_earlier_one() {
+    let hubspot = RUNTIME.block_on(Hubspot::start());
+    {
+        let mut state = hubspot.state();
+        state.matches_ids = true;
+        state.has_default_properties = true;
+        state.utks.insert("1f".to_owned());
+    }
+    let rest = "match_external_id = true\nexternal_id_contact_property = \"legacy_id\"\n\
+                context_properties = true";
+    let setup = setup(&hubspot, rest).sections("[events]\nutk_cookie = \"hubspotutk\"");
+    let edge = setup.start();
+    let lines = "User-Agent: Tester/1\r\nReferer: https://shop.test/x\r\n";
+    let cookie = format!("{lines}Cookie: a=b; hubspotutk=1f\r\n");
+    for (query, lines) in [
+        ("_a=2&_n=buy&email=a@b.example&id=ext-7", lines),
+        ("_a=2&_n=buy&id=ext-7&_m=5", lines),
+        ("_a=2&_n=buy", &cookie),
+    ] {
+        let response = edge.connect().get(&format!("/v1/event/?{query}"), lines);
+        assert_eq!(response.verdict(), "accepted", "{query}");
+        // The contact of the first event is there before the second one comes.
+        assert_eq!(edge.wait_delivered("crm")["dead"], 0);
+    }
+    let state = hubspot.state();
+    assert_eq!((&state.wrong, state.contacts.len()), (&Vec::new(), 1));
+    assert_eq!(state.contacts[&(2, "a@b.example".to_owned())]["legacy_id"], "ext-7");
+    let context = json!({ "hs_user_agent": "Tester/1", "hs_referrer": "https://shop.test" });
+    let mut found: Vec<Value> = state.occurrences.values().map(|(_, of)| of.clone()).collect();
+    found.sort_by_key(|of| of.get("utk").is_some());
+    for occurrence in &found {
+        for (name, value) in context.as_object().unwrap() {
+            assert_eq!(occurrence["properties"][name], *value);
+        }
+    }
+    assert!(found.len() == 3 && found[2]["utk"] == "1f", "{found:?}");
+    drop(state);
+    let config = edge.dir().join("edge.toml");
+    let output = command(&config, &["explain", "_a=2&_n=buy&id=ext-7"]).output().unwrap();
+    let said = String::from_utf8(output.stdout).unwrap();
+    assert!(said.contains("HubSpot finds the contact by the id"), "{said}");
+}
+
+/// The requests of client libraries as `docs/migration.md` lists them, as (target, library).
+fn library_requests() -> Vec<(String, String)> {
+    let page = include_str!("../../docs/migration.md");
+    let rows = page.lines().filter(|line| line.contains("| `GET /v1/event"));
+    rows.map(|row| {
+        let (library, request) = row.trim_matches('|').split_once('|').unwrap();
+        let target = request.trim().trim_matches('`').strip_prefix("GET ").unwrap();
+        (target.to_owned(), library.trim().to_owned())
+    })
+    .collect()
+}
+
+#[test]
+fn the_requests_of_client_libraries_go_through_the_whole_loop() {
+    let hubspot = RUNTIME.block_on(Hubspot::start());
+    let old = RUNTIME.block_on(Backend::playing([]));
+    let url = old.url("/v1/event/");
+    let legacy = format!(
+        "[[upstream]]\nname = \"old\"\nkind = \"legacy\"\nurl = \"{url}\"\nkeep_host = true\n"
+    );
+    let edge = setup(&hubspot, "").upstreams(&legacy).start();
+    let requests = library_requests();
+    assert_eq!(requests.len(), 3);
+    for (target, library) in &requests {
+        // One of the portals that the fake of HubSpot knows.
+        let target = target.replace("_a=62515", "_a=2");
+        let response = edge.connect().get(&target, "Host: track.company.com\r\n");
+        assert_eq!((response.status, response.verdict()), (200, "accepted"), "{library}");
+        edge.wait_delivered("old");
+    }
+    let sent = old.taken();
+    assert_eq!(sent.len(), 3);
+    for (request, (target, library)) in sent.iter().zip(&requests) {
+        assert_eq!(request.header("host"), "track.company.com", "{library}");
+        let start = "/v1/event/?_a=2&_n=000000001625&email=person@company.com";
+        assert!(request.target.starts_with(start), "{library}: {request:?}");
+        let color = "favorite_color=orange";
+        assert_eq!(request.target.contains(color), target.contains(color), "{library}");
+        assert!(!request.target.contains("hapikey"), "{library}: {request:?}");
+    }
+    assert_eq!(edge.wait_delivered("crm")["dead"], 0);
+    let state = hubspot.state();
+    assert_eq!((&state.wrong, state.occurrences.len()), (&Vec::new(), 3));
+    for (_, occurrence) in state.occurrences.values() {
+        assert_eq!(occurrence["eventName"], "pe2_bought");
+        assert_eq!(occurrence["email"], "person@company.com");
+    }
+    let contact = &state.contacts[&(2, "person@company.com".to_owned())];
+    assert_eq!(contact["favorite_color"], "orange");
 }
 
 #[test]

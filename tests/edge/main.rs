@@ -2,6 +2,7 @@
 //!
 //! All are one test binary, because each test binary links all of Pingora.
 
+mod access_log;
 mod admin;
 mod answers;
 mod bodies;
@@ -40,6 +41,7 @@ mod privacy;
 mod receiver;
 mod reload;
 mod removed;
+mod routes;
 mod schema;
 mod send;
 mod sizing;

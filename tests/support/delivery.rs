@@ -124,16 +124,29 @@ impl Rig {
         waited.unwrap_or_else(|_| panic!("{:?}", self.counts(upstream)));
     }
 
+    /// How many events were accepted.
+    pub fn accepted_count(&self) -> usize {
+        self.accepted.len()
+    }
+
     /// Accepts one event.
     pub async fn accept_event(&mut self, event: &Event<'_>) {
         self.append(event).await.unwrap();
     }
 
+    /// Accepts one event that came in this context.
+    pub async fn accept_event_in(&mut self, event: &Event<'_>, context: &Context<'_>) {
+        self.append_in(event, context).await.unwrap();
+    }
+
     fn append(&mut self, event: &Event<'_>) -> spool::Commit {
+        self.append_in(event, &context())
+    }
+
+    fn append_in(&mut self, event: &Event<'_>, context: &Context<'_>) -> spool::Commit {
         let id = Uuid::now_v7();
-        let context = context();
         let mut record = Vec::new();
-        event::encode_record(&mut record, id.as_bytes(), RECEIVED_AT_MS, event, &context);
+        event::encode_record(&mut record, id.as_bytes(), RECEIVED_AT_MS, event, context);
         let mut json = Vec::new();
         event::Record::decode(&record).unwrap().write_json(&mut json, false);
         self.accepted.insert(id.to_string(), serde_json::from_slice(&json).unwrap());

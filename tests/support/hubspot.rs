@@ -1,7 +1,8 @@
 //! A server that is as strict as HubSpot is said to be: it knows each portal by its token, takes
 //! nothing but the exact shape of a request, within its limits, drops occurrences whose `uuid` it
-//! knows, and wants a contact before an event that refers to it. Each mistake of a caller is
-//! recorded as a sentence: see [`Hubspot::check`].
+//! knows, and wants a contact before an event that refers to it. Its events are defined with the
+//! properties of `docs/hubspot.md`, and match a contact by one of them where the test says so. Each
+//! mistake of a caller is recorded as a sentence: see [`Hubspot::check`].
 //!
 //! Used beside `backend.rs`.
 #![allow(dead_code)] // No test uses all of it.
@@ -62,6 +63,22 @@ pub enum Refusal {
     Whole,
 }
 
+/// What becomes of an occurrence whose `uuid` is known.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Repeat {
+    /// It is dropped, and the answer is a success.
+    Dropped,
+    /// It is dropped, and the answer is `207` and names it.
+    Named,
+}
+
+/// The event property that `customMatchingId` matches, and the contact's that it must equal.
+pub const MATCHED: (&str, &str) = ("external_id", "legacy_id");
+/// The properties of each event's definition.
+const EVENT_PROPERTIES: [&str; 2] = ["revenue", "external_id"];
+/// Those that HubSpot gives each definition where `includeDefaultProperties` is true.
+const DEFAULT_PROPERTIES: [&str; 2] = ["hs_user_agent", "hs_referrer"];
+
 type Script = Box<dyn FnMut(&Call) -> Fault + Send>;
 
 /// What the server knows.
@@ -71,6 +88,13 @@ pub struct State {
     pub is_bad_event: fn(&Value) -> bool,
     pub is_bad_contact: fn(&BTreeMap<String, String>) -> bool,
     pub refusal: Refusal,
+    pub repeat: Repeat,
+    /// Whether the definitions match a contact by [`MATCHED`].
+    pub matches_ids: bool,
+    /// Whether the definitions have the default properties.
+    pub has_default_properties: bool,
+    /// Cookies whose visitor is known.
+    pub utks: BTreeSet<String>,
     /// Whether contacts are expected before occurrences.
     pub wants_contacts: bool,
     /// Occurrences by their uuid, as they came first, with their portal.
@@ -94,10 +118,10 @@ struct Inputs<T> {
 #[serde(deny_unknown_fields, rename_all = "camelCase")]
 struct Occurrence {
     event_name: String,
-    email: String,
+    email: Option<String>,
+    utk: Option<String>,
     occurred_at: String,
     uuid: String,
-    #[allow(dead_code)]
     properties: BTreeMap<String, String>,
 }
 
@@ -118,6 +142,10 @@ impl Hubspot {
             is_bad_event: |_| false,
             is_bad_contact: |_| false,
             refusal: Refusal::Named,
+            repeat: Repeat::Dropped,
+            matches_ids: false,
+            has_default_properties: false,
+            utks: BTreeSet::new(),
             wants_contacts: true,
             occurrences: BTreeMap::new(),
             repeats: 0,
@@ -169,7 +197,7 @@ impl Hubspot {
         for (uuid, (portal, occurrence)) in &state.occurrences {
             let event = accepted.get(uuid).expect("an event that was never accepted");
             assert_eq!(event["portal"], *portal);
-            assert_eq!(*occurrence, expected(event), "{event}");
+            assert_eq!(*occurrence, expected(event, state.has_default_properties), "{event}");
         }
         for id in accepted.keys().filter(|id| !dead.contains(*id)) {
             assert!(state.occurrences.contains_key(id), "{id} is lost");
@@ -179,8 +207,15 @@ impl Hubspot {
 }
 
 /// What an event must look like there.
-fn expected(event: &Value) -> Value {
+fn expected(event: &Value, has_default_properties: bool) -> Value {
     let mut properties = json!({});
+    if has_default_properties {
+        for (name, of) in DEFAULT_PROPERTIES.into_iter().zip(["user_agent", "referer"]) {
+            if let Some(value) = event["context"].get(of) {
+                properties[name] = value.clone();
+            }
+        }
+    }
     if let Some(revenue) = event.get("revenue") {
         properties["revenue"] = json!(revenue.to_string());
     }
@@ -192,13 +227,18 @@ fn expected(event: &Value) -> Value {
         "Signed Up" => "signed_up",
         other => other,
     };
-    json!({
+    let mut occurrence = json!({
         "eventName": format!("pe{}_{name}", event["portal"]),
-        "email": event["email"],
         "occurredAt": event["received_at"],
         "uuid": event["id"],
         "properties": properties,
-    })
+    });
+    for (name, value) in [("email", &event["email"]), ("utk", &event["context"]["utk"])] {
+        if !value.is_null() {
+            occurrence[name] = value.clone();
+        }
+    }
+    occurrence
 }
 
 impl State {
@@ -260,8 +300,10 @@ impl State {
             uuid::Uuid::parse_str(&occurrence.uuid).map_err(|e| e.to_string())?;
             let at = &occurrence.occurred_at;
             at.parse::<jiff::Timestamp>().map_err(|e| e.to_string())?;
-            let contact = (portal, occurrence.email.clone());
-            if self.wants_contacts && !self.contacts.contains_key(&contact) {
+            if let Some(email) = &occurrence.email
+                && self.wants_contacts
+                && !self.contacts.contains_key(&(portal, email.clone()))
+            {
                 return Err("an occurrence before its contact".into());
             }
         }
@@ -269,13 +311,51 @@ impl State {
         if raw.iter().any(self.is_bad_event) {
             return Ok(refuse(400, "VALIDATION_ERROR"));
         }
+        if !read.inputs.iter().all(|occurrence| self.are_defined(&occurrence.properties)) {
+            return Ok(refuse(400, "PROPERTY_DOESNT_EXIST"));
+        }
+        let mut errors = Vec::new();
         for (occurrence, raw) in read.inputs.into_iter().zip(raw) {
+            if !self.is_tied(portal, &occurrence) {
+                errors.push((occurrence.uuid, "OBJECT_NOT_FOUND"));
+                continue;
+            }
             match self.occurrences.entry(occurrence.uuid) {
-                Entry::Occupied(_) => self.repeats += 1,
+                Entry::Occupied(place) => {
+                    self.repeats += 1;
+                    if self.repeat == Repeat::Named {
+                        errors.push((place.key().clone(), "CONFLICT"));
+                    }
+                }
                 Entry::Vacant(place) => _ = place.insert((portal, raw.clone())),
             }
         }
-        Ok(Act::Say(204, Vec::new(), String::new()))
+        if errors.is_empty() {
+            return Ok(Act::Say(204, Vec::new(), String::new()));
+        }
+        let error = |(uuid, category): (String, &str)| {
+            let context = json!({ "uuid": [uuid] });
+            json!({ "status": "error", "category": category, "context": context })
+        };
+        let errors: Vec<Value> = errors.into_iter().map(error).collect();
+        let body = json!({ "status": "COMPLETE", "results": [], "errors": errors });
+        Ok(Act::Say(207, Vec::new(), body.to_string()))
+    }
+
+    fn are_defined(&self, properties: &BTreeMap<String, String>) -> bool {
+        let is_default =
+            |name: &str| self.has_default_properties && DEFAULT_PROPERTIES.contains(&name);
+        properties.keys().all(|name| EVENT_PROPERTIES.contains(&&**name) || is_default(name))
+    }
+
+    /// Whether a contact is found for an occurrence.
+    fn is_tied(&self, portal: u64, occurrence: &Occurrence) -> bool {
+        let (of_event, of_contact) = MATCHED;
+        let id = occurrence.properties.get(of_event).filter(|_| self.matches_ids);
+        let mut contacts = self.contacts.iter().filter(|((of, _), _)| *of == portal);
+        occurrence.email.is_some()
+            || occurrence.utk.as_ref().is_some_and(|utk| self.utks.contains(utk))
+            || id.is_some_and(|id| contacts.any(|(_, said)| said.get(of_contact) == Some(id)))
     }
 
     fn take_contacts(&mut self, portal: u64, body: Value) -> Result<Act, String> {

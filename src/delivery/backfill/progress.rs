@@ -1,12 +1,12 @@
 //! Which lines of a file an upstream has acknowledged.
 //!
 //! There is one progress file for each upstream and file of events:
-//! `<sent_dir>/<upstream>/<id of the first event>`. A file of events is known by the id of its first
-//! event, so that it may be moved, compressed, appended to, or come through a pipe.
+//! `<sent_dir>/<upstream>/<id of the first event>`. A file of events is known by the id of its
+//! first event, so that it may be moved, compressed, appended to, or come through a pipe.
 //!
 //! A progress file has a slot of eight bytes for each line of events. The slot of line `n` is at
-//! byte `8 × (n − 1)`. It is zero until the upstream has acknowledged the event in that line, or has
-//! refused it for good; from then on it holds the last eight bytes of the event's id, which are
+//! byte `8 × (n − 1)`. It is zero until the upstream has acknowledged the event in that line, or
+//! has refused it for good; from then on it holds the last eight bytes of the event's id, which are
 //! random and never zero in a UUIDv7. A slot counts only for the event whose id it holds, so
 //! another file that begins with the same event, or a slot torn by a crash, can lead to a repeated
 //! delivery and never to a lost event.
@@ -24,6 +24,26 @@ const SLOT_BYTES: usize = 8;
 const WINDOW_BYTES: usize = 64 << 10;
 /// The same as that of dead letters.
 const FILE_MODE: u32 = 0o640;
+
+/// Removes the progress of all files at an upstream. Returns whether there was any.
+///
+/// # Errors
+///
+/// The file system's, except that a folder that is not there holds no progress.
+pub fn forget(sent_dir: &Path, upstream: &str) -> io::Result<bool> {
+    let entries = match fs::read_dir(sent_dir) {
+        Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(false),
+        entries => entries?,
+    };
+    // The name is only made part of a path where a folder of that name was found.
+    for entry in entries {
+        let entry = entry?;
+        if entry.file_name() == upstream {
+            return fs::remove_dir_all(entry.path()).map(|()| true);
+        }
+    }
+    Ok(false)
+}
 
 /// The event of one line.
 #[derive(Debug, Clone, Copy)]

@@ -23,6 +23,7 @@ use super::unsynced::{Unsynced, count};
 use crate::spool::config::{Durability, FIRST_SEGMENT_BYTES};
 use crate::spool::format::{ChecksumSeed, SEGMENT_HEADER_BYTES};
 use crate::spool::lane::Lane;
+use crate::spool::routing::Foreign;
 use crate::spool::state::SpoolState;
 
 /// Pause between two attempts while the disk fails.
@@ -46,10 +47,14 @@ pub struct Committer {
     state: Arc<SpoolState>,
     lane: Arc<Lane>,
     segment: Option<Segment>,
+    /// Segments are written around the page cache.
+    direct: bool,
     next_number: u64,
     /// Size of the next segment that is a new file.
     new_bytes: u64,
     unsynced: Unsynced,
+    /// Foreign records of the commit that is under way.
+    foreign: Foreign,
     /// Groups that are being answered; kept for its memory.
     claimed: Vec<(Duration, Arc<Group>)>,
     spares: Vec<Vec<u8>>,
@@ -68,6 +73,8 @@ impl Committer {
     pub fn new(state: Arc<SpoolState>) -> io::Result<Committer> {
         let lane = Arc::clone(&state.own);
         let synced_at = state.clock.monotonic();
+        // The other modes answer before the disk has the events, so the cache is their way.
+        let direct = state.config.durability == Durability::Power;
         let syncer = match state.config.durability {
             Durability::Interval => Some(Syncer::start(Arc::clone(&state.parker))?),
             Durability::Power | Durability::Memory => None,
@@ -76,9 +83,11 @@ impl Committer {
             state,
             lane,
             segment: None,
+            direct,
             next_number: 1,
             new_bytes: 2 * FIRST_SEGMENT_BYTES,
             unsynced: Unsynced { base: 1, ..Unsynced::default() },
+            foreign: Foreign::default(),
             claimed: Vec::new(),
             spares: Vec::new(),
             synced_at,
@@ -220,6 +229,7 @@ impl Committer {
         for taken in gathered {
             self.unsynced.events += taken.events;
             self.state.waiting.push(taken.first_at, taken.group);
+            self.state.count_foreign(&taken.bytes, &mut self.foreign);
             let mut buffer = taken.bytes;
             if self.unsynced.bytes.is_empty() {
                 // With one busy worker always the case: no byte is copied.
@@ -276,7 +286,10 @@ impl Committer {
             _ = self.state.waiting.claim(&mut self.claimed);
         }
         self.unsynced.set_answered();
-        self.lane.state().accepted = self.unsynced.end();
+        let mut state = self.lane.state();
+        state.accepted = self.unsynced.end();
+        state.add_foreign(&mut self.foreign);
+        drop(state);
         let now = self.state.clock.monotonic();
         for (first_at, group) in self.claimed.drain(..) {
             group.settle(Ok(()));
@@ -372,9 +385,15 @@ impl Committer {
     /// Lets readers see what is written.
     fn publish(&mut self) {
         let Some(segment) = &self.segment else { return };
+        if segment.is_direct() {
+            let records = &self.unsynced.bytes[..self.unsynced.written];
+            let offset = segment.offset - records.len() as u64;
+            self.lane.hot_tail.push(segment.number, offset, records);
+        }
         let end = self.unsynced.base + self.unsynced.events;
         let mut state = self.lane.state();
         state.segment_index.publish(segment.offset, end);
+        state.add_foreign(&mut self.foreign);
         self.state.bounds.set_unsynced_bytes(self.unsynced.written as u64);
         self.lane.publish_held(&state, &self.state.bounds);
         drop(state);
@@ -426,7 +445,8 @@ impl Committer {
         self.next_number += 1;
         self.unsynced.place(ChecksumSeed::new(self.lane.salt, number));
         let base = self.unsynced.base;
-        let segment = Segment::create(&self.lane, number, base, bytes, &self.unsynced.bytes)?;
+        let records = &self.unsynced.bytes;
+        let segment = Segment::create(&self.lane, number, base, bytes, records, &mut self.direct)?;
         self.unsynced.written = self.unsynced.bytes.len();
         if !segment.recycled {
             // The first new files are short: maintenance now makes spares, which are cheaper to
@@ -437,7 +457,11 @@ impl Committer {
             }
         }
         // With all its bytes: readers may have been shown these records in the segment before.
-        self.lane.state().segment_index.push(number, base, segment.recycled, segment.offset);
+        let mut state = self.lane.state();
+        state.segment_index.push(number, base, segment.recycled, segment.offset);
+        // The cursor says up to where the foreign records are counted.
+        state.dirty = true;
+        drop(state);
         self.segment = Some(segment);
         Ok(())
     }
@@ -469,6 +493,7 @@ impl Committer {
     /// Drops the events that were not answered as safe.
     fn refuse(&mut self) {
         let refused = self.unsynced.drop_unanswered();
+        self.foreign.clear();
         self.state.bounds.settle(refused as u64);
         self.state.waiting.refuse();
     }

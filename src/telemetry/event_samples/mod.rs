@@ -19,7 +19,7 @@ mod top_portals;
 
 use crate::clock::Clock;
 use crate::event;
-use crate::event::{Event, Reason, Rules};
+use crate::event::{Event, EventId, Reason, Rules};
 use parking_lot::Mutex;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering::Relaxed};
@@ -37,6 +37,8 @@ pub const SAMPLES_PER_SECOND_MAX: u32 = 1000;
 pub struct EventSample {
     /// When the event was judged, in milliseconds since 1970, UTC.
     pub at_ms: u64,
+    /// The event's id, under which upstreams get it. `None`: it was rejected.
+    pub id: Option<EventId>,
     /// Why the event was rejected. `None`: it was accepted.
     pub rejected: Option<Reason>,
     /// The portal, if the request names one.
@@ -108,6 +110,7 @@ impl EventSamples {
         let peek = event::peek(query, rules);
         self.push(Box::new(EventSample {
             at_ms: self.clock.unix_ms(),
+            id: None,
             rejected: Some(reason),
             portal: peek.portal,
             name: peek.name.as_deref().and_then(name),
@@ -118,10 +121,11 @@ impl EventSamples {
     }
 
     /// Samples an event that was appended to the spool and is not committed yet.
-    pub(crate) fn appended(&self, event: &Event<'_>) -> PendingSample {
+    pub(crate) fn appended(&self, event: &Event<'_>, id: EventId) -> PendingSample {
         let sample = take(&self.accepted).then(|| {
             Box::new(EventSample {
                 at_ms: self.clock.unix_ms(),
+                id: Some(id),
                 rejected: None,
                 portal: Some(event.portal),
                 name: name(&event.name),
@@ -140,6 +144,7 @@ impl EventSamples {
         }
         if let Some(mut sample) = pending.sample.take() {
             sample.rejected = rejected;
+            sample.id = sample.id.filter(|_| rejected.is_none());
             self.push(sample);
         }
     }
@@ -169,7 +174,7 @@ mod tests {
     #[test]
     fn nothing_is_sampled_before_slots_are_opened() {
         let samples = EventSamples::new(Arc::new(SystemClock));
-        let mut pending = samples.appended(&event("_a=1&_n=a"));
+        let mut pending = samples.appended(&event("_a=1&_n=a"), EventId::default());
         samples.committed(&mut pending, None);
         samples.rejected(Reason::InvalidEmail, b"_a=1&_n=a&email=x", &Rules::default());
         assert_eq!(samples.drain(), []);
@@ -185,7 +190,7 @@ mod tests {
         let samples = EventSamples::new(Arc::new(SystemClock));
         samples.open(2, 1);
         for _ in 0..5 {
-            let mut pending = samples.appended(&event("_a=1&_n=a"));
+            let mut pending = samples.appended(&event("_a=1&_n=a"), EventId::default());
             samples.committed(&mut pending, None);
         }
         samples.rejected(Reason::InvalidPortal, b"_a=x&_n=buy", &Rules::default());
@@ -202,10 +207,10 @@ mod tests {
         let samples = EventSamples::new(Arc::new(SystemClock));
         samples.open(1, 1);
         let query = "_a=1&_n=buy&email=person@company.com&id=secret&color=secret&_m=2e1";
-        let mut pending = samples.appended(&event(query));
+        let mut pending = samples.appended(&event(query), EventId::default());
         samples.committed(&mut pending, Some(Reason::Overloaded));
         let sample = &samples.drain()[0];
-        assert_eq!(sample.email.as_deref(), Some("p…@c….com"));
+        assert_eq!((sample.id, sample.email.as_deref()), (None, Some("p…@c….com")));
         assert_eq!((sample.has_revenue, sample.properties), (true, 1));
         assert_eq!(sample.rejected, Some(Reason::Overloaded), "the commit decides the verdict");
         let text = format!("{sample:?}");

@@ -16,6 +16,7 @@ use super::send::Sender;
 use super::translate::Translator;
 use super::upstream::{Hubspot, IDLE_SECONDS_MAX};
 use crate::env::Secret;
+use crate::event::PROPERTY_NAME_BYTES_MAX;
 use crate::upstream::client;
 use crate::upstream::http::parse_url;
 use crate::upstream::limits::{CONCURRENCY_MAX, TIMEOUT_SECONDS_MAX, check_within};
@@ -42,6 +43,13 @@ pub struct Config {
     pub revenue_property: String,
     /// The event property for the external id. Empty: the external id is left out.
     pub external_id_property: String,
+    /// The contact property for the external id of an event that has an address, too. Empty: none.
+    pub external_id_contact_property: String,
+    /// Whether an event with an external id and no address is sent: the event's definition finds
+    /// the contact by it (`customMatchingId`).
+    pub match_external_id: bool,
+    /// Whether user agent and referer go along as HubSpot's default event properties.
+    pub context_properties: bool,
     /// How long a portal's events wait while its token is rejected or missing, in seconds. Then
     /// they become dead letters. 0: without limit.
     pub fault_seconds_max: u64,
@@ -66,6 +74,9 @@ impl Default for Config {
             contacts: true,
             revenue_property: "revenue".into(),
             external_id_property: "external_id".into(),
+            external_id_contact_property: String::new(),
+            match_external_id: false,
+            context_properties: false,
             fault_seconds_max: 0,
             events_path: "/events/v3/send/batch".into(),
             contacts_path: "/crm/v3/objects/contacts/batch/upsert".into(),
@@ -106,12 +117,39 @@ impl Config {
         if self.revenue_property == self.external_id_property && !self.revenue_property.is_empty() {
             return Err(ConfigError::new("external_id_property", "is the revenue's, too"));
         }
+        self.check_external_id()?;
         Ok(Translator {
             event_names: EventNames::new(&self.event_names)?,
             contacts: self.contacts,
             revenue_property: self.revenue_property.clone(),
             external_id_property: self.external_id_property.clone(),
+            external_id_contact_property: self.external_id_contact_property.clone(),
+            match_external_id: self.match_external_id,
+            context_properties: self.context_properties,
         })
+    }
+
+    fn check_external_id(&self) -> Result<(), ConfigError> {
+        let (name, key) = (&self.external_id_contact_property, "external_id_contact_property");
+        let is_named =
+            |byte: u8| byte.is_ascii_lowercase() || byte.is_ascii_digit() || byte == b'_';
+        let is_contact_property = name.len() <= PROPERTY_NAME_BYTES_MAX
+            && name.starts_with(|first: char| first.is_ascii_lowercase())
+            && name.bytes().all(is_named)
+            && name != "email";
+        if !name.is_empty() && !is_contact_property {
+            let reason = "is no contact property's name for an id: a-z, 0-9 and `_`, letter first, \
+                          at most 100 characters, and not email";
+            return Err(ConfigError::new(key, reason));
+        }
+        if !name.is_empty() && !self.contacts {
+            return Err(ConfigError::new(key, "needs contacts = true"));
+        }
+        if self.match_external_id && self.external_id_property.is_empty() {
+            let reason = "needs external_id_property, which the event's definition matches";
+            return Err(ConfigError::new("match_external_id", reason));
+        }
+        Ok(())
     }
 
     /// Whether a token for `portal` is configured.
@@ -274,6 +312,14 @@ mod tests {
             }
         }
         check_refused(&config("external_id_property = 'revenue'"), "external_id_property", "too");
+        let key = "external_id_contact_property";
+        config(&format!("{key} = 'legacy_id'\nmatch_external_id = true")).validate().unwrap();
+        for bad in ["email", "Id", "2x", "a-b", &"x".repeat(101)] {
+            check_refused(&config(&format!("{key} = '{bad}'")), key, "no contact property");
+        }
+        check_refused(&config(&format!("{key} = 'a'\ncontacts = false")), key, "contacts = true");
+        let unmatched = config("match_external_id = true\nexternal_id_property = ''");
+        check_refused(&unmatched, "match_external_id", "external_id_property");
         check_refused(&config("event_names = { a = 'B' }"), "event_names.a", "neither");
     }
 }

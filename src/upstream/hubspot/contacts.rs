@@ -33,12 +33,13 @@ struct Inputs<'a> {
     inputs: Vec<Input<'a>>,
 }
 
-/// The contacts of `items`, in the order in which each first appears.
+/// The contacts of `items`, in the order in which each first appears. An item without an address
+/// names no contact that could be written.
 pub fn merge(items: &[Item]) -> Vec<Contact<'_>> {
     let mut contacts: Vec<Contact<'_>> = Vec::new();
     let mut known: HashMap<&str, usize> = HashMap::new();
     for (index, item) in items.iter().enumerate() {
-        let email = &*item.translation.email;
+        let Some(email) = item.translation.email.as_deref() else { continue };
         let at = *known.entry(email).or_insert_with(|| {
             let properties = BTreeMap::from([("email", email)]);
             contacts.push(Contact { email, properties, members: Vec::new() });

@@ -6,8 +6,8 @@ use std::collections::BTreeMap;
 use serde_json::{Value, json};
 
 use super::config::Config;
-use super::translate::{Translation, Untranslatable};
-use crate::event::Event;
+use super::translate::{REFERRER_PROPERTY, Translation, USER_AGENT_PROPERTY, Untranslatable};
+use crate::event::{Context, Event};
 use crate::upstream::config::{Config as Upstream, Kind};
 use crate::upstream::explained::Explained;
 
@@ -18,7 +18,7 @@ pub fn explain(upstreams: &[Upstream], event: &Event<'_>) -> Vec<Explained> {
         let Kind::Hubspot(config) = &upstream.kind else { continue };
         // Validation has rejected unusable names before.
         let Ok(translator) = config.translator() else { continue };
-        let translation = translator.translate(event.clone());
+        let translation = translator.translate(event.clone(), &Context::default());
         all.push(Explained {
             upstream: upstream.name.clone(),
             lines: lines(config, event, &translation),
@@ -39,14 +39,15 @@ fn lines(
     };
     let row = |name: &str, value: &str| format!("{name:<12} {value}");
     let pair = |name: &str, value: &str| format!("{name} = {value}");
-    let mut lines = vec![
-        row("eventName", &translation.event_name),
-        row("email", &translation.email),
-        row("occurredAt", "when it is received"),
-        row("uuid", "the event's id"),
-    ];
+    let mut lines = vec![row("eventName", &translation.event_name)];
+    lines.extend(translation.email.as_ref().map(|email| row("email", email)));
+    lines.extend([row("occurredAt", "when it is received"), row("uuid", "the event's id")]);
     let properties = translation.properties.iter();
     lines.extend(properties.map(|(name, value)| row("property", &pair(name, value))));
+    if config.context_properties {
+        lines.push(row("property", &pair(USER_AGENT_PROPERTY, "the request's User-Agent")));
+        lines.push(row("property", &pair(REFERRER_PROPERTY, "the request's Referer")));
+    }
     let contact = translation.contact.iter().flatten();
     lines.extend(contact.map(|(name, value)| row("contact", &pair(name, value))));
     let mut note = |is_so: bool, what: &str| lines.extend(is_so.then(|| what.to_owned()));
@@ -63,6 +64,11 @@ fn lines(
         "contact properties are left out (contacts is false)",
     );
     note(
+        !event.properties.is_empty() && config.contacts && event.email.is_none(),
+        "contact properties are left out (no email address names the contact)",
+    );
+    note(event.email.is_none(), "HubSpot finds the contact by the id (match_external_id)");
+    note(
         !config.has_token(event.portal),
         "it would wait: there is no token for its portal in tokens",
     );
@@ -75,9 +81,10 @@ fn to_json(upstream: &str, translation: &Result<Translation<'_>, Untranslatable>
         Err(why) => return json!({ "upstream": upstream, "dead": why.as_str() }),
     };
     let mut told = json!({ "upstream": upstream, "event": translation.input(None, None) });
-    if let Some(properties) = &translation.contact {
+    if let Some((properties, email)) = translation.contact.as_ref().zip(translation.email.as_ref())
+    {
         let pairs = properties.iter().map(|(name, value)| (&**name, &**value));
-        let all: BTreeMap<&str, &str> = pairs.chain([("email", &*translation.email)]).collect();
+        let all: BTreeMap<&str, &str> = pairs.chain([("email", &**email)]).collect();
         told["contact"] = json!(all);
     }
     told
@@ -142,9 +149,26 @@ mod tests {
     }
 
     #[test]
+    fn an_event_whose_id_is_matched_is_told_without_a_contact() {
+        let rest = "match_external_id = true\ncontext_properties = true\n\
+                    external_id_contact_property = 'legacy_id'";
+        let by_id = told(rest, "_a=62515&_n=buy&id=ext-77&color=red");
+        let lines = by_id.lines.join("\n");
+        for part in ["external_id = ext-77", "by the id", "no email address", "hs_user_agent"] {
+            assert!(lines.contains(part), "{lines}");
+        }
+        let event =
+            json!({ "eventName": "pe62515_buy", "properties": { "external_id": "ext-77" } });
+        assert_eq!(by_id.json, json!({ "upstream": "crm", "event": event }));
+        let both = told(rest, "_a=62515&_n=buy&id=ext-77&email=a@b.example");
+        let contact = json!({ "email": "a@b.example", "legacy_id": "ext-77" });
+        assert_eq!(both.json["contact"], contact);
+    }
+
+    #[test]
     fn a_dead_letter_says_why() {
         let told = told("", "_a=62515&_n=buy");
-        let why = Untranslatable::NoEmail.as_str();
+        let why = Untranslatable::NoContact.as_str();
         assert_eq!(told.lines, [format!("a dead letter: {why}")]);
         assert_eq!(told.json, json!({ "upstream": "crm", "dead": why }));
     }

@@ -37,7 +37,7 @@ impl Item {
 #[cfg(test)]
 pub(super) mod tests {
     use super::*;
-    use crate::event::{Rules, parse};
+    use crate::event::{Context, Rules, parse};
 
     /// Items of portal 1, from the rest of their queries.
     pub fn items(queries: &[&str]) -> Vec<Item> {
@@ -45,7 +45,8 @@ pub(super) mod tests {
         let item = |(place, rest): (usize, &&str)| {
             let query = format!("_a=1&_n=a&{rest}");
             let event = parse(query.as_bytes(), &Rules::default()).unwrap().event.into_owned();
-            Item::new(place, [7; 16], 1_795_401_913_123, translator.translate(event).unwrap())
+            let translation = translator.translate(event, &Context::default()).unwrap();
+            Item::new(place, [7; 16], 1_795_401_913_123, translation)
         };
         queries.iter().enumerate().map(item).collect()
     }

@@ -2,9 +2,9 @@
 //!
 //! # Why in this order
 //!
-//! HubSpot links an occurrence to a contact by email address when it receives the occurrence, and
-//! occurrences cannot be changed. After the upsert the contact exists with its properties, so the
-//! link does not depend on what HubSpot does with an unknown address.
+//! HubSpot links an occurrence to a contact when it receives the occurrence, and occurrences cannot
+//! be changed. After the upsert the contact exists with its properties, so the link does not depend
+//! on what HubSpot does with an unknown address or, where the event's definition matches it, id.
 //!
 //! A failure between the two requests neither loses nor duplicates an event. All events are
 //! retried: the upsert writes the same values again, and an occurrence carries the event's id as
@@ -97,9 +97,10 @@ impl Sender {
         }
         let mut emails = HashSet::new();
         let mut fits = |item: &&Item| {
-            let email = &*item.translation.email;
-            emails.contains(email)
-                || (emails.len() < CONTACTS_MAX && emails.insert(email.to_owned()))
+            item.translation.email.as_deref().is_none_or(|email| {
+                emails.contains(email)
+                    || (emails.len() < CONTACTS_MAX && emails.insert(email.to_owned()))
+            })
         };
         items[..most].iter().position(|item| !fits(&item)).unwrap_or(most)
     }
@@ -139,6 +140,9 @@ impl Sender {
         stretch: &[Item],
     ) -> Result<Vec<Part>, Outcome> {
         let contacts = contacts::merge(stretch);
+        if contacts.is_empty() {
+            return Ok(Vec::new());
+        }
         let Ok(body) = contacts::body(&contacts) else { return Err(unencodable()) };
         let mut answer = self.post(url, authorization, body.clone()).await;
         if answer.status == 409 {

@@ -10,7 +10,12 @@ use std::collections::BTreeMap;
 use serde::Serialize;
 
 use super::names::{EventNames, NameFault};
-use crate::event::{Event, Properties};
+use crate::event::{Context, Event, Properties};
+
+/// HubSpot's default event property for the user agent.
+pub const USER_AGENT_PROPERTY: &str = "hs_user_agent";
+/// HubSpot's default event property for the referrer.
+pub const REFERRER_PROPERTY: &str = "hs_referrer";
 
 /// Translates events by the checked settings of an upstream.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -19,6 +24,9 @@ pub struct Translator {
     pub(super) contacts: bool,
     pub(super) revenue_property: String,
     pub(super) external_id_property: String,
+    pub(super) external_id_contact_property: String,
+    pub(super) match_external_id: bool,
+    pub(super) context_properties: bool,
 }
 
 /// An event in HubSpot's terms.
@@ -26,11 +34,13 @@ pub struct Translator {
 pub struct Translation<'a> {
     /// `pe{portal}_{name}`.
     pub event_name: String,
-    /// The email address, which identifies the contact.
-    pub email: Cow<'a, str>,
+    /// The email address, by which the contact is written and found.
+    pub email: Option<Cow<'a, str>>,
+    /// The value of HubSpot's cookie, by which it finds the visitor's contact.
+    pub utk: Option<String>,
     /// Event properties by name. HubSpot takes every value as a string.
     pub properties: BTreeMap<String, String>,
-    /// Contact properties besides the address. `None` if contacts are not written.
+    /// Contact properties besides the address. `None` if no contact is written.
     pub contact: Option<Properties<'a>>,
 }
 
@@ -38,8 +48,8 @@ pub struct Translation<'a> {
 /// can be replayed after a change of the configuration.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Untranslatable {
-    /// The event has no email address. It has no record id or cookie of HubSpot instead.
-    NoEmail,
+    /// The event has nothing by which HubSpot would find its contact.
+    NoContact,
     /// See [`NameFault`].
     EventName(NameFault),
 }
@@ -49,7 +59,10 @@ pub enum Untranslatable {
 #[serde(rename_all = "camelCase")]
 pub struct EventInput<'a> {
     event_name: &'a str,
-    email: &'a str,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    email: Option<&'a str>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    utk: Option<&'a str>,
     #[serde(skip_serializing_if = "Option::is_none")]
     occurred_at: Option<&'a str>,
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -61,25 +74,44 @@ impl Untranslatable {
     /// The reason as text, for dead letters and `explain`. Does not contain data of the event.
     pub fn as_str(self) -> &'static str {
         match self {
-            Untranslatable::NoEmail => "it has no email address, which HubSpot knows contacts by",
+            Untranslatable::NoContact => {
+                "it has no email address, no stored cookie of HubSpot's, and no id that \
+                 match_external_id lets it match"
+            }
             Untranslatable::EventName(fault) => fault.as_str(),
         }
     }
 }
 
 impl Translator {
-    /// Translates one event.
+    /// Translates one event that came in this context.
     ///
     /// # Errors
     ///
-    /// Why the event cannot be translated. The name is checked before the address.
-    pub fn translate<'a>(&self, event: Event<'a>) -> Result<Translation<'a>, Untranslatable> {
+    /// Why the event cannot be translated. The name is checked before what names the contact.
+    pub fn translate<'a>(
+        &self,
+        event: Event<'a>,
+        context: &Context<'_>,
+    ) -> Result<Translation<'a>, Untranslatable> {
         let event_name = self
             .event_names
             .qualify(event.portal, &event.name)
             .map_err(Untranslatable::EventName)?;
-        let email = event.email.ok_or(Untranslatable::NoEmail)?;
+        let is_matched = self.match_external_id && event.external_id.is_some();
+        if event.email.is_none() && context.utk.is_none() && !is_matched {
+            return Err(Untranslatable::NoContact);
+        }
+        let contact = (self.contacts && event.email.is_some())
+            .then(|| self.contact(event.properties, event.external_id.as_ref()));
         let mut properties = BTreeMap::new();
+        if self.context_properties {
+            let default = |name: &str, value: &Option<Cow<'_, str>>| {
+                value.as_ref().map(|value| (name.to_owned(), value.to_string()))
+            };
+            properties.extend(default(USER_AGENT_PROPERTY, &context.user_agent));
+            properties.extend(default(REFERRER_PROPERTY, &context.referer));
+        }
         if let Some(revenue) = event.revenue {
             properties.insert(self.revenue_property.clone(), revenue.to_string());
         }
@@ -88,8 +120,18 @@ impl Translator {
         }
         // An empty name means that the value is left out.
         properties.remove("");
-        let contact = self.contacts.then_some(event.properties);
-        Ok(Translation { event_name, email, properties, contact })
+        let utk = context.utk.as_ref().map(|utk| utk.to_string());
+        Ok(Translation { event_name, email: event.email, utk, properties, contact })
+    }
+
+    /// The contact's properties: those of the event, and the sender's own id of the contact.
+    fn contact<'a>(&self, mut said: Properties<'a>, id: Option<&Cow<'a, str>>) -> Properties<'a> {
+        let name = &self.external_id_contact_property;
+        if let Some(id) = id.filter(|_| !name.is_empty()) {
+            said.retain(|(other, _)| *other != name.as_str());
+            said.push((name.clone().into(), id.clone()));
+        }
+        said
     }
 }
 
@@ -102,7 +144,8 @@ impl Translation<'_> {
     ) -> EventInput<'s> {
         EventInput {
             event_name: &self.event_name,
-            email: &self.email,
+            email: self.email.as_deref(),
+            utk: self.utk.as_deref(),
             occurred_at,
             uuid,
             properties: &self.properties,
@@ -114,7 +157,7 @@ impl Translation<'_> {
 mod tests {
     use super::*;
     use crate::event::{Rules, parse};
-    use serde_json::json;
+    use serde_json::{Value, json};
 
     fn translator() -> Translator {
         let map = BTreeMap::from([("000000001625".to_owned(), "bought".to_owned())]);
@@ -123,6 +166,9 @@ mod tests {
             contacts: true,
             revenue_property: "revenue".into(),
             external_id_property: "external_id".into(),
+            external_id_contact_property: String::new(),
+            match_external_id: false,
+            context_properties: false,
         }
     }
 
@@ -135,7 +181,7 @@ mod tests {
 
     #[test]
     fn every_part_of_an_event_finds_its_place() {
-        let translation = translator().translate(event(QUERY)).unwrap();
+        let translation = translator().translate(event(QUERY), &Context::default()).unwrap();
         let input = serde_json::to_value(translation.input(Some("then"), Some("u"))).unwrap();
         let expect = json!({
             "eventName": "pe62515_bought", "email": "person@company.com",
@@ -156,17 +202,79 @@ mod tests {
             external_id_property: String::new(),
             ..translator()
         };
-        let translation = translator.translate(event(QUERY)).unwrap();
+        let context = Context { user_agent: Some("Tester/1".into()), ..Context::default() };
+        let translation = translator.translate(event(QUERY), &context).unwrap();
         assert_eq!((translation.properties.len(), translation.contact), (0, None));
     }
 
     #[test]
     fn an_event_that_does_not_fit_says_why() {
         let check = |query: &str, expect: Untranslatable| {
-            assert_eq!(translator().translate(event(query)), Err(expect), "{query}");
+            let translation = translator().translate(event(query), &Context::default());
+            assert_eq!(translation, Err(expect), "{query}");
         };
-        check("_a=62515&_n=signup&id=7", Untranslatable::NoEmail);
+        check("_a=62515&_n=signup&id=7", Untranslatable::NoContact);
         let fault = NameFault::NoLetterFirst;
         check("_a=62515&_n=000000000001&email=a@b.example", Untranslatable::EventName(fault));
+    }
+
+    #[test]
+    fn an_event_is_tied_by_its_address_its_cookie_or_an_id_that_is_matched() {
+        let translator = Translator {
+            match_external_id: true,
+            external_id_contact_property: "legacy_id".into(),
+            ..translator()
+        };
+        let check = |query: &str, utk: Option<&'static str>, input: Value, contact: Value| {
+            let context = Context { utk: utk.map(Into::into), ..Context::default() };
+            let translation = translator.translate(event(query), &context).unwrap();
+            assert_eq!(serde_json::to_value(translation.input(None, None)).unwrap(), input);
+            let said = translation.contact.map(|said| said.into_iter().collect());
+            let said: Option<BTreeMap<Cow<'_, str>, Cow<'_, str>>> = said;
+            assert_eq!(json!(said), contact, "{query}");
+        };
+        let with_id = json!({ "external_id": "7" });
+        check(
+            "_a=1&_n=buy&id=7&color=red",
+            None,
+            json!({ "eventName": "pe1_buy", "properties": with_id }),
+            Value::Null,
+        );
+        check(
+            "_a=1&_n=buy&color=red",
+            Some("1f"),
+            json!({ "eventName": "pe1_buy", "utk": "1f", "properties": {} }),
+            Value::Null,
+        );
+        check(
+            "_a=1&_n=buy&id=7&email=a@b.example&legacy_id=8&color=red",
+            Some("1f"),
+            json!({
+                "eventName": "pe1_buy", "email": "a@b.example", "utk": "1f", "properties": with_id
+            }),
+            json!({ "color": "red", "legacy_id": "7" }),
+        );
+    }
+
+    #[test]
+    fn the_default_properties_hold_the_context_where_that_is_wanted() {
+        let translator = Translator { context_properties: true, ..translator() };
+        let context = Context {
+            user_agent: Some("Tester/1".into()),
+            referer: Some("https://shop.example".into()),
+            ip: Some("203.0.113.7".parse().unwrap()),
+            ..Context::default()
+        };
+        let properties = |context: &Context<'_>| {
+            json!(
+                translator
+                    .translate(event("_a=1&_n=a&email=a@b.example"), context)
+                    .unwrap()
+                    .properties
+            )
+        };
+        let expect = json!({ "hs_user_agent": "Tester/1", "hs_referrer": "https://shop.example" });
+        assert_eq!(properties(&context), expect);
+        assert_eq!(properties(&Context::default()), json!({}));
     }
 }

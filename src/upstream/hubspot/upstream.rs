@@ -70,7 +70,7 @@ impl Hubspot {
                 progress.take(Part { places: vec![place], outcome });
                 continue;
             };
-            match self.translator.translate(event) {
+            match self.translator.translate(event, &record.context) {
                 Ok(translation) => {
                     let item = Item::new(place, record.id, record.received_at_ms, translation);
                     portals.entry(record.portal).or_default().push(item);

@@ -38,11 +38,11 @@ impl Session {
 /// The batches to send. A legacy backend counts an event that is sent twice as two, so each is sent
 /// and noted alone: a command that is killed repeats at most the one that was on its way.
 fn batches(upstream: &Upstream, base: &Batch) -> Batch {
-    let batch = upstream.batch.over(base);
-    match upstream.kind {
-        UpstreamKind::Legacy(_) => Batch { events_max: 1, ..batch },
-        _ => batch,
+    let mut batch = upstream.batch.over(base);
+    if matches!(upstream.kind, UpstreamKind::Legacy(_)) {
+        batch.events_max = 1;
     }
+    batch
 }
 
 fn stop_on_signals(runtime: &Runtime) -> std::io::Result<watch::Receiver<bool>> {
