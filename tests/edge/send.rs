@@ -277,6 +277,23 @@ fn refused_events_become_dead_letters_and_are_not_sent_again() {
 }
 
 #[test]
+fn a_forgotten_upstream_is_sent_to_anew() {
+    let backend = RUNTIME.block_on(Backend::playing([]));
+    let place = Place::of(&backend, 500);
+    let file = place.file("week.ndjson", &lines(3));
+    assert_eq!(place.send(&[], &[&file]).1, said(3, 0, 0, 0, 0));
+    let forget = |name: &str| {
+        command(&place.config, &["spool", "forget", name]).output().unwrap().status.code()
+    };
+    assert_eq!(forget("collector"), Some(2), "it is configured");
+    Setup::default().write(place.dir.path());
+    assert_eq!((forget("collecto"), forget("../sent/collector")), (Some(1), Some(1)));
+    assert_eq!((forget("collector"), forget("collector")), (Some(0), Some(1)));
+    Setup::default().upstreams(&http_upstream(&backend, "")).write(place.dir.path());
+    assert_eq!(place.send(&[], &[&file]).1, said(3, 0, 0, 0, 0));
+}
+
+#[test]
 fn it_reads_standard_input_and_keeps_the_pace() {
     let backend = RUNTIME.block_on(Backend::playing([]));
     let place = Place::of(&backend, 500);
