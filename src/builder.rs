@@ -13,13 +13,13 @@ use crate::plugin::{GateState, PixelGate, PrebuiltResponse};
 use crate::policy::gate::Gate;
 use crate::policy::inspect::{Addition, Inspector, Refusal};
 use crate::policy::portals;
-use crate::policy::portals::{Format, Portals};
+use crate::policy::portals::{Bounds, Format, Portals};
 use crate::policy::privacy;
 use crate::request::client::TrustedProxies;
 use crate::request::path::Guard;
 use crate::response::answers;
 use crate::response::answers::Answers;
-use crate::spool::{self, Durability, Env, Spool};
+use crate::spool::{self, Durability, Env, Routing, Spool};
 use crate::telemetry::event_samples::EventSamples;
 use crate::telemetry::faults::Faults;
 use crate::telemetry::in_flight::InFlight;
@@ -308,7 +308,8 @@ impl Builder {
     /// The portal list cannot be read, or `events` holds a value that cannot be used.
     pub fn gate(self) -> Result<Gate, OpenError> {
         let config = self.config?;
-        let portals = open_portals(&config, self.portals, &self.state_dir, &self.clock)?;
+        let list = config.list(&self.own);
+        let portals = open_portals(&list, self.portals, &self.state_dir, &self.clock)?;
         Ok(config.into_gate(portals, self.clock, self.inspector))
     }
 
@@ -322,7 +323,8 @@ impl Builder {
     /// moved to quarantine and counted.
     pub fn open(self) -> Result<PixelGate, OpenError> {
         let config = self.config?;
-        let portals = open_portals(&config, self.portals, &self.state_dir, &self.clock)?;
+        let list = config.list(&self.own);
+        let portals = open_portals(&list, self.portals, &self.state_dir, &self.clock)?;
         let metrics =
             Metrics::register(self.registry, self.name.as_deref()).map_err(OpenError::Metrics)?;
         let faults = Faults::new(self.clock.clone(), metrics.faults.clone());
@@ -335,6 +337,7 @@ impl Builder {
             clock: self.clock.clone(),
             commit_seconds: Some(metrics.spool_commit_seconds.clone()),
             faults: faults.clone(),
+            routing: Routing { is_routed: event::is_routed, names: event::names_upstream },
             ..Env::system()
         };
         let spool = Spool::open(&config.spool, &names, env).map_err(OpenError::Spool)?;
@@ -383,6 +386,22 @@ impl Builder {
 }
 
 impl ValidConfig {
+    /// The configured upstreams. The embedded default is none of them where a host brings its own:
+    /// such a host needs no files.
+    fn configured(&self, own: &[(String, Arc<dyn Upstream>)]) -> &[upstream::ValidConfig] {
+        match self.upstream.is_empty() && !own.is_empty() {
+            true => &[],
+            false => &self.destinations,
+        }
+    }
+
+    /// The portal list's configuration, with what its rules must fit.
+    fn list(&self, own: &[(String, Arc<dyn Upstream>)]) -> portals::ValidConfig {
+        let configured = self.configured(own).iter().map(|upstream| upstream.name.clone());
+        let upstreams = configured.chain(own.iter().map(|(name, _)| name.clone())).collect();
+        self.list.clone().bounded(Bounds { upstreams, privacy: self.privacy })
+    }
+
     fn into_gate(
         self,
         portals: Portals,
@@ -396,14 +415,14 @@ impl ValidConfig {
 
 /// Takes the host's list, or opens `portals.source`.
 fn open_portals(
-    config: &ValidConfig,
+    list: &portals::ValidConfig,
     hosts: Option<(String, Format)>,
     state_dir: &Path,
     clock: &Arc<dyn Clock>,
 ) -> Result<Portals, OpenError> {
     let portals = match hosts {
-        Some((list, format)) => Portals::from_host(&list, format, &config.list, clock.clone()),
-        None => Portals::open(&config.list, state_dir, clock.clone()),
+        Some((text, format)) => Portals::from_host(&text, format, list, clock.clone()),
+        None => Portals::open(list, state_dir, clock.clone()),
     };
     portals.map_err(OpenError::Portals)
 }
@@ -414,12 +433,7 @@ fn destinations(
     own: &[(String, Arc<dyn Upstream>)],
 ) -> Result<Vec<Destination>, ConfigError> {
     let mut all = Vec::new();
-    // A host that brings its upstreams needs no files.
-    let configured = match config.upstream.is_empty() && !own.is_empty() {
-        true => &[],
-        false => &*config.destinations,
-    };
-    for upstream in configured {
+    for upstream in config.configured(own) {
         let built = upstream.build()?;
         let batch = upstream.batch.over(&config.batch);
         all.push((upstream.name.clone(), built, batch, upstream.attempts_max));
@@ -438,7 +452,7 @@ fn destinations(
 /// force. Opens no spool.
 pub fn check(config: &ValidConfig, state_dir: &Path) -> Result<String, OpenError> {
     let clock: Arc<dyn Clock> = Arc::new(SystemClock);
-    let portals = Portals::open(&config.list, state_dir, clock).map_err(OpenError::Portals)?;
+    let portals = Portals::open(&config.list(&[]), state_dir, clock).map_err(OpenError::Portals)?;
     let mut lines = vec![portals.summary().to_string()];
     for upstream in &config.destinations {
         // Building a file upstream would create its folder; the other kinds only read files.

@@ -38,6 +38,8 @@ pub struct Explanation<'a> {
     hints: Vec<ParamHint>,
     /// One entry for each upstream of kind `hubspot`; empty unless the event is accepted.
     hubspot: Vec<upstream::Explained>,
+    /// The names of the upstreams that would get the event.
+    upstreams: Vec<String>,
 }
 
 /// Lines of text under a title.
@@ -57,6 +59,7 @@ struct Accepted<'a> {
     verdict: &'static str,
     event: Box<RawValue>,
     ignored: Vec<IgnoredParam<'a>>,
+    upstreams: &'a [String],
     /// Only where an upstream of kind `hubspot` is configured.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     translation: Vec<&'a serde_json::Value>,
@@ -100,10 +103,15 @@ pub fn explain<'a>(
     let request = EventRequest { method: &Method::GET, reading, query: query.as_bytes(), context };
     let mut accepted = AcceptedEvent::blank();
     let decision = gate.consider(request, &mut accepted);
-    let hubspot = match decision {
+    let names: Vec<String> = match &accepted.route {
+        Some(route) => route.names().map(str::to_owned).collect(),
+        None => gate.portals().upstreams().to_vec(),
+    };
+    let mut hubspot = match decision {
         Decision::Accept => upstream::explain(upstreams, &accepted.event),
         _ => Vec::new(),
     };
+    hubspot.retain(|explained| names.contains(&explained.upstream));
     Ok(Explanation {
         decision,
         accepted,
@@ -111,6 +119,7 @@ pub fn explain<'a>(
         policy: policy_lines(gate, reading, query),
         hints: link_hints(gate, text, link_query),
         hubspot,
+        upstreams: names,
     })
 }
 
@@ -198,6 +207,7 @@ impl Explanation<'_> {
                     ignored: ignored
                         .map(|(param, why)| IgnoredParam { param, why: why.as_str() })
                         .collect(),
+                    upstreams: &self.upstreams,
                     translation: self.hubspot.iter().map(|explained| &explained.json).collect(),
                 })?
             }
@@ -287,7 +297,7 @@ fn event_lines(accepted: &AcceptedEvent<'_>) -> Lines {
     lines
 }
 
-/// The rule of the portal list that decided, and the properties that its rules drop. Empty if the
+/// The rule of the portal list that decided, and what else its rules do to the event. Empty if the
 /// path or the parameters are invalid.
 fn policy_lines(gate: &Gate, reading: Reading, query: &str) -> Lines {
     let parsed = event::parse(query.as_bytes(), gate.rules());
@@ -303,9 +313,16 @@ fn policy_lines(gate: &Gate, reading: Reading, query: &str) -> Lines {
         }
         PortalVerdict::Rejected(_) => return lines,
     }
-    let names = event.properties.iter().map(|(name, _)| name);
-    let dropped = names.filter(|name| portal.policy.drops(name));
+    let names = event.properties.iter().map(|(name, _)| name.as_ref());
+    let email = event.email.iter().map(|_| "email");
+    let id = event.external_id.iter().map(|_| "id");
+    let dropped = email.chain(id).chain(names).filter(|name| portal.policy.drops(name));
     lines.extend(dropped.map(|name| format!("{name}: not passed on (drop_properties)")));
+    lines.extend(portal.policy.route().map(|route| {
+        let names: Vec<&str> = route.names().collect();
+        format!("goes to {} only (upstreams)", names.join(", "))
+    }));
+    lines.extend(portal.policy.stricter().map(|rule| format!("stricter privacy: {rule}")));
     lines
 }
 

@@ -76,6 +76,21 @@ impl<T> Batcher<T> {
         Some(batch)
     }
 
+    /// Takes out the first event for which `wanted` holds.
+    pub fn take_first(&mut self, wanted: impl Fn(&Arrival<T>) -> bool) -> Option<Arrival<T>> {
+        let at = self.events.iter().position(|(_, arrival)| wanted(arrival))?;
+        let (_, taken) = self.events.remove(at)?;
+        match at < self.open {
+            true => {
+                self.open -= 1;
+                self.open_bytes -= weight(&taken);
+                self.grow();
+            }
+            false => self.behind_bytes -= weight(&taken),
+        }
+        Some(taken)
+    }
+
     /// Moves events into the open batch as far as it has room. One event always has.
     fn grow(&mut self) {
         let bytes_max = usize::try_from(self.config.bytes_max.as_u64()).unwrap_or(usize::MAX);
@@ -176,6 +191,18 @@ mod tests {
         let late = began + Duration::from_secs(5);
         let mut take = || batcher.take_closed(late).map(|batch| batch.len());
         assert_eq!([take(), take(), take()], [Some(2), Some(1), None]);
+    }
+
+    #[tokio::test]
+    async fn an_event_that_is_taken_out_makes_room_for_the_next() {
+        let now = Instant::now();
+        let mut batcher = Batcher::new(config(2, 1 << 20, 1000));
+        [10, 20, 30, 40].iter().for_each(|bytes| batcher.push(arrival(*bytes), now));
+        let mut take = |bytes| batcher.take_first(|a| a.record.len() == bytes).is_some();
+        assert_eq!([take(10), take(10), take(40)], [true, false, true]);
+        assert_eq!((batcher.is_full(), batcher.behind_bytes()), (true, 0));
+        assert_eq!(batcher.take_closed(now).map(|batch| batch.len()), Some(2));
+        assert!(batcher.first().is_none());
     }
 
     #[tokio::test]

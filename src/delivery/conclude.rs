@@ -144,6 +144,7 @@ impl DeliveryWorker {
                     let failure = Failure { what: what.into(), ..failure.clone() };
                     return self.dead_letter(batch, Reason::Undeliverable, &failure);
                 }
+                batch.is_stuck = !is_fault;
             }
         }
         batch.set_trouble(trouble);
@@ -170,6 +171,7 @@ impl DeliveryWorker {
         for (batch, _) in follow_up.into_iter().rev() {
             work.parts.push_front(batch);
         }
+        self.bring_probe(&mut work);
         match work.parts.is_empty() {
             true => self.queues[work.queue].is_busy = false,
             false => self.schedule.push(work, due),

@@ -21,6 +21,9 @@ pub struct InFlightBatch<T = RecordId> {
     /// Those of them for which the events may be to blame, and how often the upstream had taken
     /// something when the first of them ended.
     pub suspect: Option<Suspicion>,
+    /// A single event that failed too often, while it is not known whether the upstream takes
+    /// others.
+    pub is_stuck: bool,
     entry: Option<Entry>,
 }
 
@@ -38,12 +41,26 @@ impl<T: Copy> InFlightBatch<T> {
     pub fn new(closed: Vec<Arrival<T>>, tracker: &Arc<Tracker>) -> InFlightBatch<T> {
         let (ids, records): (_, Vec<Bytes>) = closed.into_iter().map(|a| (a.id, a.record)).unzip();
         let entry = Some(Entry::new(tracker, &records));
-        InFlightBatch { batch: Batch::new(records), ids, failures: 0, suspect: None, entry }
+        InFlightBatch {
+            batch: Batch::new(records),
+            ids,
+            failures: 0,
+            suspect: None,
+            is_stuck: false,
+            entry,
+        }
     }
 
     /// From records that do not come from the spool. No tracker knows of them.
     pub fn of(records: Vec<Bytes>, ids: Vec<T>) -> InFlightBatch<T> {
-        InFlightBatch { batch: Batch::new(records), ids, failures: 0, suspect: None, entry: None }
+        InFlightBatch {
+            batch: Batch::new(records),
+            ids,
+            failures: 0,
+            suspect: None,
+            is_stuck: false,
+            entry: None,
+        }
     }
 
     /// Bytes of the records.
@@ -73,6 +90,7 @@ impl<T: Copy> InFlightBatch<T> {
             ids: places.iter().map(|&p| self.ids[p]).collect(),
             failures: self.failures,
             suspect: self.suspect,
+            is_stuck: self.is_stuck,
             entry,
         }
     }
@@ -85,6 +103,15 @@ impl<T: Copy> InFlightBatch<T> {
             (half.failures, half.suspect) = (0, None);
             half
         })
+    }
+
+    /// The event at this place as a batch of its own that has not failed yet, and the others.
+    pub fn take_out(self, place: usize) -> (InFlightBatch<T>, Option<InFlightBatch<T>>) {
+        let others: Vec<usize> = (0..self.len()).filter(|&other| other != place).collect();
+        let others = (!others.is_empty()).then(|| self.pick(&others));
+        let mut taken = self.pick(&[place]);
+        (taken.failures, taken.suspect) = (0, None);
+        (taken, others)
     }
 
     /// Splits a batch by the outcomes of its events. Each event is in exactly one of the results,

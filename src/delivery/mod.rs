@@ -30,6 +30,7 @@ mod limiter;
 mod monitor;
 mod newer_records;
 mod options;
+mod probe;
 mod retries;
 mod schedule;
 mod status;

@@ -1,11 +1,14 @@
 //! Records that a newer version of this program wrote, as after a downgrade.
 //!
 //! They are not damaged: they stay pending in the spool, unacknowledged, until a version that knows
-//! them delivers them.
+//! them delivers them. They count for the lag: the fields that every version has at the same place
+//! say when they were received.
 
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 
-use crate::event::is_newer_record;
+use super::tracker::Tracker;
+use crate::event::{is_newer_record, newer_received_ms};
 use crate::spool::Entry;
 use crate::telemetry::faults::{FaultKind, Faults};
 
@@ -13,23 +16,33 @@ use crate::telemetry::faults::{FaultKind, Faults};
 pub struct NewerRecords {
     upstream: String,
     faults: Faults,
+    tracker: Arc<Tracker>,
     events: AtomicU64,
 }
 
 impl NewerRecords {
     /// None so far.
-    pub fn new(upstream: &str, faults: &Faults) -> NewerRecords {
+    pub fn new(upstream: &str, faults: &Faults, tracker: &Arc<Tracker>) -> NewerRecords {
         NewerRecords {
             upstream: upstream.to_owned(),
             faults: faults.clone(),
+            tracker: Arc::clone(tracker),
             events: AtomicU64::new(0),
         }
     }
 
     /// Removes the records of newer versions from what was read.
-    pub fn set_aside(&self, entries: &mut Vec<Entry>) {
+    /// `now_ms` is the time since 1970: at the latest, they were received now.
+    pub fn set_aside(&self, entries: &mut Vec<Entry>, now_ms: u64) {
         let read = entries.len();
-        entries.retain(|entry| !is_newer_record(&entry.payload));
+        entries.retain(|Entry { payload, .. }| {
+            let is_newer = is_newer_record(payload);
+            if is_newer {
+                let received_ms = newer_received_ms(payload).unwrap_or(now_ms);
+                self.tracker.set_aside(received_ms.min(now_ms));
+            }
+            !is_newer
+        });
         let newer = (read - entries.len()) as u64;
         if newer == 0 {
             return;

@@ -49,6 +49,8 @@ struct Inner {
     entered: u64,
     /// When the first event was received of each batch that is still open.
     open: Vec<Option<u64>>,
+    /// When the oldest event was received that waits for a newer version of this program.
+    set_aside: Option<u64>,
     troubles: Troubles,
 }
 
@@ -64,7 +66,8 @@ impl Tracker {
     pub fn oldest_ms(&self) -> Option<u64> {
         let inner = self.inner.lock();
         let closed = inner.batches.first_key_value().map(|((received_ms, _), _)| *received_ms);
-        closed.into_iter().chain(inner.open.iter().flatten().copied()).min()
+        let open = inner.open.iter().flatten().copied();
+        closed.into_iter().chain(open).chain(inner.set_aside).min()
     }
 
     /// What is in trouble.
@@ -79,6 +82,12 @@ impl Tracker {
             inner.open.resize(queue + 1, None);
         }
         inner.open[queue] = first.map(received_ms);
+    }
+
+    /// An event that was received at this time waits until this process has ended.
+    pub fn set_aside(&self, received_ms: u64) {
+        let mut inner = self.inner.lock();
+        inner.set_aside = Some(inner.set_aside.unwrap_or(u64::MAX).min(received_ms));
     }
 
     fn change(&self, key: (u64, u64), now: Option<(Trouble, usize)>) {
@@ -175,5 +184,8 @@ mod tests {
         assert_eq!(tracker.oldest_ms(), Some(u64::MAX));
         tracker.set_open(1, None);
         assert_eq!(tracker.oldest_ms(), None);
+        tracker.set_aside(7);
+        tracker.set_aside(8);
+        assert_eq!(tracker.oldest_ms(), Some(7));
     }
 }

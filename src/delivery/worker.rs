@@ -82,6 +82,8 @@ pub(super) struct Queue {
     pub(super) batcher: Batcher,
     /// Whether a batch of it is under way or waits. Matters only where an order is kept.
     pub(super) is_busy: bool,
+    /// Whether its batch waits for an event of another portal: see `probe.rs`.
+    pub(super) seeks_probe: bool,
 }
 
 /// An attempt that has ended.
@@ -100,10 +102,13 @@ impl DeliveryWorker {
         // `order = "portal"`: N queues with one batch each in flight. Otherwise one queue with N
         // batches.
         let (in_order, concurrency) = (upstream.keeps_portal_order(), upstream.concurrency_max());
-        let queue = |_| Queue { batcher: Batcher::new(batch.clone()), is_busy: false };
+        let queue =
+            |_| Queue { batcher: Batcher::new(batch.clone()), is_busy: false, seeks_probe: false };
         let now = Instant::now();
+        let monitor = Arc::new(Monitor::new(&route, options));
         DeliveryWorker {
-            monitor: Arc::new(Monitor::new(&route, options)),
+            newer_records: NewerRecords::new(name, &options.faults, &monitor.tracker),
+            monitor,
             upstream: Arc::clone(upstream),
             acknowledger: route.reader.acknowledger(),
             letters: LetterQueue::new(letters),
@@ -117,7 +122,6 @@ impl DeliveryWorker {
             backoff: options.backoff.clone(),
             delivered: options.meters.delivered.with_label_values(&[name.as_str()]),
             dead: options.meters.dead.with_label_values(&[name.as_str()]),
-            newer_records: NewerRecords::new(name, &options.faults),
             batch: batch.clone(),
             reader: route.reader,
             attempts: JoinSet::new(),
@@ -252,13 +256,13 @@ impl DeliveryWorker {
     fn wants_events(&self) -> bool {
         let behind: usize = self.queues.iter().map(|queue| queue.batcher.behind_bytes()).sum();
         behind + self.schedule.bytes() + self.letters.bytes() < HELD_BYTES_MAX
-            && self.queues.iter().any(|queue| !queue.batcher.is_full())
+            && self.queues.iter().any(|queue| !queue.batcher.is_full() || queue.seeks_probe)
     }
 
     /// Gives each queue the events of its portals.
     fn take_in(&mut self, mut entries: Vec<Entry>, bytes_max: usize) {
         let now = Instant::now();
-        self.newer_records.set_aside(&mut entries);
+        self.newer_records.set_aside(&mut entries, self.monitor.clock.unix_ms());
         let bytes = entries.iter().map(|entry| entry.payload.len()).sum::<usize>();
         if entries.len() < self.batch.events_max / 2 && bytes < bytes_max / 2 {
             self.read_at = now + READ_PAUSE.min(Duration::from_millis(self.batch.linger_ms) / 2);
@@ -336,10 +340,14 @@ impl DeliveryWorker {
     }
 }
 
+/// The portal of a record. One that cannot be read counts as portal 0.
+pub(super) fn portal_of(record: &[u8]) -> u64 {
+    RawRecord::read(record).map_or(0, |record| record.portal)
+}
+
 /// The queue of a record's portal: always the same one. The multiplier (2^64 / golden ratio)
-/// spreads neighbouring portal numbers. A record that cannot be read counts as portal 0.
+/// spreads neighbouring portal numbers.
 fn queue_of(record: &[u8], queues: usize) -> usize {
-    let portal = RawRecord::read(record).map_or(0, |record| record.portal);
-    let spread = portal.wrapping_mul(0x9E37_79B9_7F4A_7C15) >> 32;
+    let spread = portal_of(record).wrapping_mul(0x9E37_79B9_7F4A_7C15) >> 32;
     (spread % queues as u64) as usize
 }

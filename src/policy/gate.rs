@@ -10,7 +10,7 @@ use super::portals::{Policy, PortalVerdict, Portals, RateLimited};
 use super::privacy;
 use crate::clock::Clock;
 use crate::event;
-use crate::event::{Context, Event, EventId, Reason, Rejection, Rules};
+use crate::event::{Context, Event, EventId, Reason, Rejection, Route, Rules};
 use crate::request::path::{Guard, Reading};
 use http::Method;
 use rand::RngCore;
@@ -51,6 +51,8 @@ pub struct AcceptedEvent<'a> {
     pub context: Context<'a>,
     /// The parameters that were dropped, and why.
     pub ignored: event::IgnoredParams<'a>,
+    /// The upstreams that the event is meant for. `None`: all.
+    pub route: Option<Route>,
     /// Mode `dry_run` only: the reason for which `enforce` would have rejected the event.
     pub would_reject: Option<Reason>,
 }
@@ -63,6 +65,7 @@ impl AcceptedEvent<'_> {
             event: Event::blank(),
             context: Context::default(),
             ignored: event::IgnoredParams::new(),
+            route: None,
             would_reject: None,
         }
     }
@@ -176,12 +179,21 @@ impl Gate {
         if self.privacy.rejects(&accepted.context) {
             return Err(Rejection::of(Reason::PrivacyOptOut));
         }
-        if portal.policy.drops_any() {
-            accepted.event.properties.retain(|(name, _)| !portal.policy.drops(name));
+        let privacy = portal.policy.privacy(self.privacy);
+        if privacy.rejects(&accepted.context) {
+            match portal.policy.refusal(Reason::PrivacyOptOut) {
+                PortalVerdict::Allowed => {}
+                PortalVerdict::WouldReject(reason) => accepted.would_reject = Some(reason),
+                PortalVerdict::Rejected(reason) => return Err(Rejection::of(reason)),
+            }
         }
-        self.privacy.apply(&mut accepted.event, &mut accepted.context);
+        if portal.policy.drops_any() {
+            drop_fields(&portal.policy, &mut accepted.event);
+        }
+        accepted.route = portal.policy.route().cloned();
+        privacy.apply(&mut accepted.event, &mut accepted.context);
         if let Some(inspector) = &self.inspector {
-            self.inspect(inspector, accepted)?;
+            inspect(inspector, &privacy, accepted)?;
         }
         // The rate comes last because asking for it counts an event against it.
         if let Err(limited) = take_rate(&portal.policy) {
@@ -193,23 +205,6 @@ impl Gate {
             }
             accepted.would_reject = accepted.would_reject.or(Some(Reason::RateLimited));
         }
-        Ok(())
-    }
-
-    /// Asks the host's own check, which sees what would be stored.
-    #[inline(never)]
-    fn inspect(
-        &self,
-        inspector: &Inspector,
-        accepted: &mut AcceptedEvent<'_>,
-    ) -> Result<(), Rejection> {
-        let AcceptedEvent { event, context, .. } = accepted;
-        inspector(event, &mut Addition::to(context)).map_err(|refusal| Rejection {
-            host_reason: Some(refusal.reason()),
-            ..Rejection::of(Reason::RefusedByHost)
-        })?;
-        // What identifies a person must not come back through the host's additions.
-        self.privacy.apply(event, context);
         Ok(())
     }
 
@@ -226,8 +221,39 @@ impl Gate {
         let mut random = [0; 10];
         rand::thread_rng().fill_bytes(&mut random);
         let id = EventId::new(received_at_ms, &random);
-        let AcceptedEvent { event, context, .. } = accepted;
+        let AcceptedEvent { event, context, route, .. } = accepted;
+        if let Some(route) = route {
+            route.write(out);
+        }
         event::encode_record(out, id.as_bytes(), received_at_ms, event, context);
         id
     }
+}
+
+/// Removes what the portal's `drop_properties` names.
+fn drop_fields(policy: &Policy, event: &mut Event<'_>) {
+    event.properties.retain(|(name, _)| !policy.drops(name));
+    if policy.drops("email") {
+        event.email = None;
+    }
+    if policy.drops("id") {
+        event.external_id = None;
+    }
+}
+
+/// Asks the host's own check, which sees what would be stored.
+#[inline(never)]
+fn inspect(
+    inspector: &Inspector,
+    privacy: &privacy::Config,
+    accepted: &mut AcceptedEvent<'_>,
+) -> Result<(), Rejection> {
+    let AcceptedEvent { event, context, .. } = accepted;
+    inspector(event, &mut Addition::to(context)).map_err(|refusal| Rejection {
+        host_reason: Some(refusal.reason()),
+        ..Rejection::of(Reason::RefusedByHost)
+    })?;
+    // What identifies a person must not come back through the host's additions.
+    privacy.apply(event, context);
+    Ok(())
 }

@@ -10,7 +10,7 @@ use std::borrow::Cow;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 /// The `[privacy]` section.
-#[derive(Debug, Clone, Deserialize)]
+#[derive(Debug, Clone, Copy, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 #[cfg_attr(not(feature = "internals"), non_exhaustive)]
 pub struct Config {
@@ -35,8 +35,62 @@ impl Default for Config {
     }
 }
 
-/// `privacy.gpc`: how a request with `Sec-GPC: 1` is treated.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
+/// The `privacy` of a portal (SPEC 5): the keys of `[privacy]` that it makes stricter.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Stricter {
+    /// How much of the client's address is stored.
+    pub ip: Option<KeepIp>,
+    /// How much of the `Referer` is stored.
+    pub referer: Option<KeepReferer>,
+    /// Whether `referer = "full"` includes the query.
+    pub referer_query: Option<bool>,
+    /// How a request with `Sec-GPC: 1` is treated.
+    pub gpc: Option<Gpc>,
+}
+
+impl Stricter {
+    /// The first key that is looser than that of `[privacy]`.
+    pub fn looser_than(&self, base: &Config) -> Option<&'static str> {
+        let looser = [
+            ("ip", self.ip.is_some_and(|ip| ip < base.ip)),
+            ("referer", self.referer.is_some_and(|referer| referer < base.referer)),
+            ("referer_query", self.referer_query == Some(true) && !base.referer_query),
+            ("gpc", self.gpc.is_some_and(|gpc| gpc < base.gpc)),
+        ];
+        looser.into_iter().find(|(_, is_looser)| *is_looser).map(|(key, _)| key)
+    }
+}
+
+/// The keys as they stand in a portal list, such as `ip = none`.
+impl std::fmt::Display for Stricter {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let ip = self.ip.map(|ip| match ip {
+            KeepIp::Full => "ip = full",
+            KeepIp::Truncated => "ip = truncated",
+            KeepIp::None => "ip = none",
+        });
+        let referer = self.referer.map(|referer| match referer {
+            KeepReferer::Full => "referer = full",
+            KeepReferer::Origin => "referer = origin",
+            KeepReferer::None => "referer = none",
+        });
+        let query = self.referer_query.map(|query| match query {
+            true => "referer_query = true",
+            false => "referer_query = false",
+        });
+        let gpc = self.gpc.map(|gpc| match gpc {
+            Gpc::Flag => "gpc = flag",
+            Gpc::Anonymize => "gpc = anonymize",
+            Gpc::Reject => "gpc = reject",
+        });
+        let keys: Vec<&str> = [ip, referer, query, gpc].into_iter().flatten().collect();
+        f.write_str(&keys.join(", "))
+    }
+}
+
+/// `privacy.gpc`: how a request with `Sec-GPC: 1` is treated. The stricter, the greater.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Deserialize)]
 #[serde(rename_all = "lowercase")]
 #[cfg_attr(not(feature = "internals"), non_exhaustive)]
 pub enum Gpc {
@@ -49,14 +103,25 @@ pub enum Gpc {
 }
 
 impl Config {
+    /// This section with the keys of a portal, where they are stricter.
+    pub fn tightened(self, by: &Stricter) -> Config {
+        Config {
+            ip: self.ip.max(by.ip.unwrap_or(self.ip)),
+            referer: self.referer.max(by.referer.unwrap_or(self.referer)),
+            referer_query: self.referer_query && by.referer_query.unwrap_or(true),
+            gpc: self.gpc.max(by.gpc.unwrap_or(self.gpc)),
+        }
+    }
+
     /// Whether this request is rejected because of its `Sec-GPC: 1`.
     pub fn rejects(&self, context: &Context<'_>) -> bool {
         context.gpc && self.gpc == Gpc::Reject
     }
 
-    /// Removes from an accepted event the data that must not be stored.
+    /// Removes from an accepted event the data that must not be stored. An event that `reject`
+    /// refuses and a dry run accepts all the same is anonymized.
     pub fn apply<'a>(&self, event: &mut Event<'a>, context: &mut Context<'a>) {
-        if context.gpc && self.gpc == Gpc::Anonymize {
+        if context.gpc && self.gpc != Gpc::Flag {
             event.anonymize();
             context.ip = None;
             context.user_agent = None;
@@ -81,8 +146,8 @@ impl Config {
     }
 }
 
-/// `privacy.ip`: how much of the client's address is stored.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
+/// `privacy.ip`: how much of the client's address is stored. The stricter, the greater.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Deserialize)]
 #[serde(rename_all = "lowercase")]
 #[cfg_attr(not(feature = "internals"), non_exhaustive)]
 pub enum KeepIp {
@@ -122,8 +187,8 @@ fn truncated(address: IpAddr) -> IpAddr {
     (v6 & Ipv6Addr::from(mask)).into()
 }
 
-/// `privacy.referer`: how much of the `Referer` is stored.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
+/// `privacy.referer`: how much of the `Referer` is stored. The stricter, the greater.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Deserialize)]
 #[serde(rename_all = "lowercase")]
 #[cfg_attr(not(feature = "internals"), non_exhaustive)]
 pub enum KeepReferer {
@@ -179,6 +244,30 @@ mod tests {
         check(KeepReferer::Origin, true, Some("https://shop.example:8443"));
         check(KeepReferer::None, true, None);
         assert_eq!(Config::default().referer, KeepReferer::Origin);
+    }
+
+    #[test]
+    fn a_portal_is_stricter_and_never_looser() {
+        let base = Config { ip: KeepIp::Truncated, gpc: Gpc::Anonymize, ..Config::default() };
+        let check = |toml: &str, looser: Option<&str>| {
+            let stricter: Stricter = toml::from_str(toml).unwrap();
+            assert_eq!(stricter.looser_than(&base), looser, "{toml}");
+            let now = base.tightened(&stricter);
+            assert!(now.ip >= base.ip && now.referer >= base.referer && now.gpc >= base.gpc);
+            now
+        };
+        assert_eq!(check("ip = 'none'", None).ip, KeepIp::None);
+        assert_eq!(check("ip = 'full'", Some("ip")).ip, KeepIp::Truncated);
+        assert_eq!(check("referer = 'none'", None).referer, KeepReferer::None);
+        check("referer = 'full'", Some("referer"));
+        check("referer_query = true", Some("referer_query"));
+        check("referer_query = false", None);
+        assert_eq!(check("gpc = 'reject'", None).gpc, Gpc::Reject);
+        check("gpc = 'flag'", Some("gpc"));
+        check("", None);
+        let both: Stricter = toml::from_str("ip = 'none'\ngpc = 'reject'").unwrap();
+        assert_eq!(both.to_string(), "ip = none, gpc = reject");
+        assert!(toml::from_str::<Stricter>("agent = 'none'").is_err());
     }
 
     #[test]

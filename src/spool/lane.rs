@@ -21,6 +21,7 @@ use super::lane_files::{
 use super::read::ack_file::AckFile;
 use super::read::cursor::{Cursor, CursorFile, LaneKey};
 use super::read::ledger::ConsumerPosition;
+use super::routing::Foreign;
 use super::segment_index::SegmentIndex;
 use super::write::admission::Bounds;
 
@@ -92,6 +93,8 @@ pub struct LaneState {
     /// The sequence number behind the last record that was answered with 200. Readers may be
     /// behind it.
     pub accepted: u64,
+    /// Whether a record of the lane is not meant for all upstreams.
+    pub routed: bool,
 }
 
 impl LaneState {
@@ -103,6 +106,15 @@ impl LaneState {
     /// The number behind the last record, readable or not yet.
     pub fn end(&self) -> u64 {
         self.segment_index.end().max(self.accepted)
+    }
+
+    /// Counts the foreign records among those that are published or answered with this change.
+    pub fn add_foreign(&mut self, foreign: &mut Foreign) {
+        let Some(counts) = foreign.take() else { return };
+        for (position, count) in self.positions.iter_mut().zip(counts) {
+            position.foreign += count;
+        }
+        (self.routed, self.dirty) = (true, true);
     }
 
     /// Whether it is sealed and every upstream has acknowledged all of it.
@@ -134,6 +146,7 @@ impl Lane {
             dirty: true,
             saved: [0, 0],
             accepted,
+            routed: false,
         };
         Lane {
             id: place.0,
@@ -230,6 +243,8 @@ impl Lane {
                 salt: self.salt,
                 absorbed: state.absorbed.clone(),
                 positions: state.positions.clone(),
+                routed: state.routed,
+                counted_to: Some(state.end()),
             };
             (cursor, state.low())
         };

@@ -165,7 +165,8 @@
 //! in the lanes in which events wait for it, and these events are not trimmed; new events are not
 //! meant for it. When it is configured again it goes on there; `pixelgate spool forget` removes its
 //! positions. Its other counts are forgotten. `accepted` counts from where an upstream began.
-//! Without any upstream nothing is trimmed.
+//! Without any upstream nothing is trimmed. A record may be meant for some upstreams only: see
+//! `routing.rs`.
 //!
 //! # Threads
 //!
@@ -192,6 +193,7 @@ mod read_around;
 mod record_id;
 pub mod recovery;
 mod removed;
+mod routing;
 mod segment_index;
 mod state;
 mod status;
@@ -208,6 +210,7 @@ pub use read::cursor::{UPSTREAM_NAME_BYTES_MAX, UPSTREAMS_MAX};
 pub use read::ledger::RUNS_MAX;
 pub use read::reader::{Acknowledger, Entry, Reader};
 pub use record_id::RecordId;
+pub use routing::Routing;
 pub use status::{Status, UpstreamStatus};
 pub use write::admission::PENDING_BYTES_MAX;
 pub use write::group::{Commit, Overloaded};

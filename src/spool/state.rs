@@ -21,6 +21,7 @@ use super::read::counts::Counts;
 use super::recovery::adoption::{Adopter, Found, Unheld, lane_ids};
 use super::recovery::quarantine::Quarantine;
 use super::removed;
+use super::routing::{AnyRouted, Foreign, Routing};
 use super::status::{Status, UpstreamStatus};
 use super::write::admission::{Bounds, GROUP_BYTES_MAX, Growth};
 use super::write::group::{Commit, Overloaded, Shard};
@@ -63,6 +64,8 @@ pub struct SpoolState {
     pub clock: Arc<dyn Clock>,
     pub commit_seconds: Option<prometheus::Histogram>,
     pub faults: Faults,
+    pub routing: Routing,
+    any_routed: AnyRouted,
     pub bounds: Bounds,
     pub shards: Box<[Shard]>,
     pub parker: Arc<Parker>,
@@ -98,6 +101,7 @@ impl SpoolState {
         let quarantine = Arc::new(Quarantine::open(Arc::clone(&env.fs), &root));
         let adopter = Adopter {
             fs: Arc::clone(&env.fs),
+            routing: env.routing,
             root: root.clone(),
             upstreams: upstreams.to_vec(),
             quarantine: Arc::clone(&quarantine),
@@ -124,6 +128,8 @@ impl SpoolState {
             clock: env.clock,
             commit_seconds: env.commit_seconds,
             faults: env.faults,
+            routing: env.routing,
+            any_routed: AnyRouted::default(),
             bounds: Bounds::new(config.bytes_max.as_u64()),
             shards: (0..threads.clamp(1, SHARDS_MAX)).map(|_| Shard::new()).collect(),
             parker: Arc::new(Parker::default()),
@@ -225,6 +231,7 @@ impl SpoolState {
         if payload == 0 || payload > RECORD_BYTES_MAX {
             return Err(Overloaded);
         }
+        self.any_routed.note((self.routing.is_routed)(record));
         let header = format::stage(record);
         let bytes = (RECORD_HEADER_BYTES + payload) as u64;
         let shard = &self.shards[thread_number() % self.shards.len()];
@@ -238,6 +245,14 @@ impl SpoolState {
             Durability::Memory => Commit::ready(),
             Durability::Power | Durability::Interval => Commit::waiting(group),
         })
+    }
+
+    /// Counts the foreign ones of staged records.
+    pub fn count_foreign(&self, staged: &[u8], foreign: &mut Foreign) {
+        if self.any_routed.get() {
+            let names = self.upstreams.iter().map(|upstream| upstream.name.as_str());
+            foreign.count(staged, &self.routing, names);
+        }
     }
 
     /// See [`Spool::flush_now`](super::Spool::flush_now).

@@ -9,7 +9,7 @@ use std::time::Duration;
 use crate::delivery::{Rig, STOP_WITHIN};
 use async_trait::async_trait;
 use pixelgate::internals::delivery::dead_letters::Reason;
-use pixelgate::internals::event::Record;
+use pixelgate::internals::event::{Event, Record};
 use pixelgate::internals::upstream::{Batch, Failure, Outcome, Upstream};
 use tokio::time::{Instant, sleep};
 
@@ -232,6 +232,92 @@ async fn a_queue_that_keeps_an_order_stops_no_other_queue() {
     rig.accept_readable(5000).await;
     // One of four queues waits for its poison; the portals of the others all get through.
     wait_delivered(&rig, 3500).await;
+    rig.stop().await;
+}
+
+/// The number that each sample event carries.
+fn number(record: &[u8]) -> usize {
+    let record = Record::decode(record).unwrap();
+    let json: serde_json::Value = serde_json::from_str(record.event_json).unwrap();
+    json["properties"]["n"].as_str().unwrap().parse().unwrap()
+}
+
+/// Takes, in each portal's order, what is not poison, and notes what it has taken.
+fn in_order_without(
+    is_poison: impl Fn(usize) -> bool + Send + Sync + 'static,
+) -> (Arc<Timed>, Arc<Mutex<Vec<usize>>>) {
+    let taken = Arc::new(Mutex::new(Vec::new()));
+    let notes = Arc::clone(&taken);
+    let upstream = Timed::with_order(true, move |_, batch| {
+        let numbers: Vec<usize> = batch.records().iter().map(|record| number(record)).collect();
+        if numbers.iter().any(|n| is_poison(*n)) {
+            return (SECOND / 100, Outcome::Retry(answered(500)));
+        }
+        notes.lock().unwrap().extend(numbers);
+        (SECOND / 100, Outcome::Delivered)
+    });
+    (upstream, taken)
+}
+
+#[tokio::test(start_paused = true)]
+async fn poison_at_the_front_of_every_queue_that_keeps_an_order_ends() {
+    // The first events of all four queues are among these.
+    const POISON: usize = 20;
+    let (upstream, taken) = in_order_without(|n| n < POISON);
+    let mut rig = upstream.rig("attempts_max = 3\nbatch = { events_max = 20, linger_ms = 5 }");
+    rig.accept_readable(2500).await;
+    let settled = async {
+        while rig.counts("own").pending > 0 {
+            sleep(SECOND).await;
+        }
+    };
+    let settled = tokio::time::timeout(3 * 3600 * SECOND, settled).await;
+    settled.unwrap_or_else(|_| panic!("{:?} {:?}", rig.counts("own"), rig.status("own")));
+    assert_eq!((rig.counts("own").delivered, rig.counts("own").dead), (2480, 20));
+    assert!(rig.dead("own").iter().all(|letter| letter.reason == Reason::Undeliverable));
+    // Portals repeat after a thousand events.
+    let taken = taken.lock().unwrap().clone();
+    let place = |n: usize| taken.iter().position(|taken| *taken == n).unwrap();
+    assert!((POISON..1500).all(|n| place(n) < place(n + 1000)), "a portal's order is not kept");
+    rig.stop().await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_portal_that_waits_for_its_poison_lets_others_pass_however_much_it_sends() {
+    let (upstream, taken) = in_order_without(|n| n == 0);
+    let mut rig = upstream.rig("attempts_max = 3\nbatch = { events_max = 20, linger_ms = 5 }");
+    // Nothing is delivered before the first event of portal 7 is stuck, and then portals of its own
+    // queue alone.
+    let queue_of = |portal: u64| (portal.wrapping_mul(0x9E37_79B9_7F4A_7C15) >> 32) % 4;
+    let others = (8..).filter(|portal| queue_of(*portal) == queue_of(7)).take(10);
+    for (at, portal) in [7; 400].into_iter().chain(others).enumerate() {
+        if at == 400 {
+            sleep(3600 * SECOND).await;
+        }
+        let event = crate::delivery::sample(rig.accepted_count());
+        rig.accept_event(&Event { portal, ..event }).await;
+    }
+    wait_delivered(&rig, 409).await;
+    assert_eq!(rig.dead("own").len(), 1);
+    let taken = taken.lock().unwrap().clone();
+    assert!(taken.iter().filter(|n| **n < 400).is_sorted(), "the portal's order is not kept");
+    rig.stop().await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_outage_costs_no_event_where_an_order_is_kept() {
+    let works = Arc::new(AtomicBool::new(false));
+    let judge = Arc::clone(&works);
+    let upstream = Timed::with_order(true, move |_, _| match judge.load(SeqCst) {
+        true => (SECOND / 100, Outcome::Delivered),
+        false => (SECOND / 100, Outcome::Retry(answered(503))),
+    });
+    let mut rig = upstream.rig("attempts_max = 2\nbatch = { events_max = 20, linger_ms = 5 }");
+    rig.accept_readable(400).await;
+    sleep(6 * 3600 * SECOND).await;
+    works.store(true, SeqCst);
+    wait_delivered(&rig, 400).await;
+    assert_eq!(rig.counts("own").dead, 0);
     rig.stop().await;
 }
 

@@ -39,7 +39,8 @@ fn explain_prints_an_accepted_event_as_json() {
             },
             "ignored": [
                 { "param": "hapikey", "why": "withheld" }, { "param": "_x", "why": "underscore" }
-            ]
+            ],
+            "upstreams": ["file"]
         });
         assert_eq!(answer, expect, "{form}");
     }
@@ -94,7 +95,7 @@ fn explain_keeps_the_order_of_the_contract() {
     let expect = "{\"verdict\":\"accepted\",\"event\":{\"portal\":62515,\"event\":\"a\",\
         \"email\":\"a@b.example\",\"external_id\":\"x\",\"revenue\":5,\
         \"properties\":{\"b\":\"2\",\"z\":\"1\"}},\
-        \"ignored\":[{\"param\":\"_q\",\"why\":\"underscore\"}]}\n";
+        \"ignored\":[{\"param\":\"_q\",\"why\":\"underscore\"}],\"upstreams\":[\"file\"]}\n";
     assert_eq!(out, expect);
     let (_, out) = explain(&["--json", "_a=62515&_n=a&email=nobody"]);
     let expect = "{\"verdict\":\"rejected\",\"reason\":\"invalid_email\",\"status\":400,\

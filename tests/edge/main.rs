@@ -41,6 +41,7 @@ mod privacy;
 mod receiver;
 mod reload;
 mod removed;
+mod routes;
 mod schema;
 mod send;
 mod sizing;

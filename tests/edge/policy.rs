@@ -1,6 +1,8 @@
 //! SPEC 5 on the running binary: the portal list decides, and it can change at run time.
 
+use crate::admin::post_explain;
 use crate::harness::{Edge, Setup, wait_for};
+use serde_json::{Value, json};
 
 /// Starts an edge whose portal list is a file `name` with this text.
 fn with_list(name: &str, list: &str) -> Edge {
@@ -88,4 +90,60 @@ fn dropped_properties_are_not_passed_on() {
     edge.wait_delivered("file");
     let events = Edge::events_in_files(edge.dir());
     assert_eq!(events[0]["properties"], serde_json::json!({ "color": "red" }));
+}
+
+#[test]
+fn a_portal_drops_email_and_id_and_is_stricter_about_privacy() {
+    let list = "portals = [8]\n[[portal]]\nid = 7\ndrop_properties = [\"email\", \"id\"]\n\
+        privacy = { ip = \"none\", referer = \"none\", gpc = \"reject\" }\n";
+    let edge = Setup::default().portals(list).start();
+    let send = |portal: u32, gpc: &str| {
+        let mut connection = edge.connect();
+        connection.send(
+            format!(
+                "GET /v1/event/?_a={portal}&_n=a&email=p@company.com&id=x&color=red HTTP/1.1\r\n\
+                 Host: a\r\nReferer: https://shop.example/a\r\n{gpc}\r\n"
+            )
+            .as_bytes(),
+        );
+        connection.read("GET").verdict().to_owned()
+    };
+    assert_eq!((send(7, ""), send(8, "")), ("accepted".to_owned(), "accepted".to_owned()));
+    assert_eq!(send(7, "Sec-GPC: 1\r\n"), "privacy_opt_out");
+    assert_eq!(send(8, "Sec-GPC: 1\r\n"), "accepted");
+    edge.wait_delivered("file");
+    let events = Edge::events_in_files(edge.dir());
+    let of = |portal: u32| events.iter().find(|event| event["portal"] == portal).unwrap();
+    let (strict, plain) = (of(7), of(8));
+    assert_eq!((&strict["email"], &strict["external_id"]), (&Value::Null, &Value::Null));
+    assert_eq!(strict["context"], json!({}));
+    assert_eq!(strict["properties"], json!({ "color": "red" }));
+    assert_eq!((&plain["email"], &plain["external_id"]), (&json!("p@company.com"), &json!("x")));
+    assert_eq!(plain["context"]["referer"], "https://shop.example");
+
+    let explained = post_explain(&edge, "_a=7&_n=a&email=p@company.com&id=x").body;
+    let explained = String::from_utf8(explained).unwrap();
+    for line in [
+        "email: not passed on (drop_properties)",
+        "id: not passed on (drop_properties)",
+        "stricter privacy: ip = none, referer = none, gpc = reject",
+    ] {
+        assert!(explained.contains(line), "{line}: {explained}");
+    }
+}
+
+#[test]
+fn a_dry_run_counts_a_portals_opt_out_and_keeps_no_more_than_it_allows() {
+    let list = "[[portal]]\nid = 7\nprivacy = { gpc = \"reject\" }\n";
+    let edge = Setup::default().portals(list).start_with_mode("dry_run");
+    let mut connection = edge.connect();
+    let query = "_a=7&_n=a&email=p@company.com";
+    let head = format!("GET /v1/event/?{query} HTTP/1.1\r\nHost: a\r\nSec-GPC: 1\r\n\r\n");
+    connection.send(head.as_bytes());
+    assert_eq!(connection.read("GET").verdict(), "accepted");
+    let metrics = String::from_utf8(edge.admin("/metrics").body).unwrap();
+    let line = "pixelgate_dry_run_refusals_total{reason=\"privacy_opt_out\"} 1";
+    assert!(metrics.contains(line), "{metrics}");
+    edge.wait_delivered("file");
+    assert_eq!(Edge::events_in_files(edge.dir())[0]["email"], Value::Null);
 }

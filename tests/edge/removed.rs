@@ -152,7 +152,10 @@ fn a_record_of_a_newer_version_waits_for_it_and_is_named() {
     let config = spool::Config { dir: dir.path().join("spool"), ..spool::Config::default() };
     let newer = Spool::open(&config, &["collector".to_owned()], Env::system()).unwrap();
     for _ in 0..3 {
-        let commit = newer.append(|out| out.extend_from_slice(b"\xffa later layout")).unwrap();
+        // Received in 2001, as the fields say that every version has at the same place.
+        let received_at = 1_000_000_000_000_u64.to_le_bytes();
+        let record = [b"\x7f\0", &received_at[..], b"a later layout"].concat();
+        let commit = newer.append(|out| out.extend_from_slice(&record)).unwrap();
         RUNTIME.block_on(commit).unwrap();
     }
     newer.close(Duration::from_secs(10)).unwrap();
@@ -164,6 +167,7 @@ fn a_record_of_a_newer_version_waits_for_it_and_is_named() {
         crate::harness::wait_for("the event", || row()["delivered"] == accepted - 3);
         let counts = ["accepted", "dead", "lost", "pending"].map(|key| row()[key].clone());
         assert_eq!(counts, [json!(accepted), json!(0), json!(0), json!(3)]);
+        assert!(row()["lag_seconds"].as_u64().unwrap() > 20 * 365 * 86_400, "{}", row());
         let faults = faults(&edge, "newer_records");
         assert_eq!(faults.len(), 1);
         assert!(faults[0]["text"].as_str().unwrap().starts_with("3 events"), "{faults:?}");

@@ -57,7 +57,7 @@ const UPSTREAM: [&str; 2] = ["--upstream", "collector"];
 
 /// The wire form of the nth event: of two portals, received at the nth second of a day.
 fn line(n: usize) -> String {
-    let (portal, name) = ([62515, 56043][n % 2], if n % 5 == 0 { "look" } else { "buy" });
+    let (portal, name) = ([62515, 56043][n % 2], if n.is_multiple_of(5) { "look" } else { "buy" });
     let event = json!({
         "id": uuid::Uuid::now_v7().to_string(),
         "received_at": format!("2026-11-23T{:02}:{:02}:{:02}.000Z", n / 3600, n / 60 % 60, n % 60),
@@ -274,6 +274,23 @@ fn refused_events_become_dead_letters_and_are_not_sent_again() {
     assert_eq!(dead("replay"), "collector: 20 delivered, 0 refused again, 0 not delivered\n");
     let all: BTreeSet<usize> = arrived(&backend).into_iter().collect();
     assert_eq!((all.len(), arrived(&backend).len()), (100, 100));
+}
+
+#[test]
+fn a_forgotten_upstream_is_sent_to_anew() {
+    let backend = RUNTIME.block_on(Backend::playing([]));
+    let place = Place::of(&backend, 500);
+    let file = place.file("week.ndjson", &lines(3));
+    assert_eq!(place.send(&[], &[&file]).1, said(3, 0, 0, 0, 0));
+    let forget = |name: &str| {
+        command(&place.config, &["spool", "forget", name]).output().unwrap().status.code()
+    };
+    assert_eq!(forget("collector"), Some(2), "it is configured");
+    Setup::default().write(place.dir.path());
+    assert_eq!((forget("collecto"), forget("../sent/collector")), (Some(1), Some(1)));
+    assert_eq!((forget("collector"), forget("collector")), (Some(0), Some(1)));
+    Setup::default().upstreams(&http_upstream(&backend, "")).write(place.dir.path());
+    assert_eq!(place.send(&[], &[&file]).1, said(3, 0, 0, 0, 0));
 }
 
 #[test]

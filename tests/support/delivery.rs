@@ -124,6 +124,11 @@ impl Rig {
         waited.unwrap_or_else(|_| panic!("{:?}", self.counts(upstream)));
     }
 
+    /// How many events were accepted.
+    pub fn accepted_count(&self) -> usize {
+        self.accepted.len()
+    }
+
     /// Accepts one event.
     pub async fn accept_event(&mut self, event: &Event<'_>) {
         self.append(event).await.unwrap();

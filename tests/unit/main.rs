@@ -19,6 +19,7 @@ mod spool_lanes;
 mod spool_loom;
 mod spool_model;
 mod spool_recovery;
+mod spool_routes;
 mod spool_sim;
 mod tidy;
 mod vectors;

@@ -3,7 +3,9 @@
 //!
 //! What must hold: what is read was written (no inventions), in order, once per process; what was
 //! answered comes back after whatever the durability promises to survive; what was refused does
-//! not, unless a crash came in between; and the four counts add up at every moment.
+//! not, unless a crash came in between; an upstream gets what is meant for it and nothing else,
+//! although the routes change while events wait; and the counts add up at every moment, those of
+//! events that were not read yet included.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
@@ -17,7 +19,7 @@ use std::sync::Arc;
 use crate::spool_sim::{Fault, Op, SimFs};
 use bytesize::ByteSize;
 use pixelgate::internals::spool::{
-    Ack, Commit, Config, Durability, Entry, Env, Overloaded, Reader, RecordId, Spool,
+    Ack, Commit, Config, Durability, Entry, Env, Overloaded, Reader, RecordId, Routing, Spool,
 };
 use proptest::prelude::*;
 
@@ -28,6 +30,8 @@ const ROOT: &str = "/spool";
 enum Action {
     /// Appends this many events without waiting.
     Append(u8),
+    /// From now on events are meant for all upstreams (0), or for one or none of the two.
+    Route(u8),
     /// Waits for the answers of all that were appended.
     Settle,
     /// An upstream reads up to so many.
@@ -55,6 +59,7 @@ fn action() -> impl Strategy<Value = Action> {
     let op = prop_oneof![Just(Op::Write), Just(Op::Sync), Just(Op::Names), Just(Op::Read)];
     prop_oneof![
         8 => (1..20u8).prop_map(Action::Append),
+        2 => (0..4u8).prop_map(Action::Route),
         6 => Just(Action::Settle),
         6 => (any::<bool>(), 1..40u8).prop_map(|(u, n)| Action::Read(u, n)),
         6 => (any::<bool>(), any::<u8>(), 1..4u8)
@@ -84,6 +89,8 @@ struct Event {
     crashed: bool,
     /// The durability does not promise it any more.
     forgiven: bool,
+    /// The route that it was accepted with.
+    route: u8,
 }
 
 /// One process with its spool, and what it has done with it.
@@ -106,6 +113,8 @@ struct World {
     /// Acknowledged by each upstream.
     acknowledged: [BTreeSet<u64>; 2],
     next: u64,
+    /// The route of events that are accepted now.
+    route: u8,
     /// Acknowledged since the last power loss while nothing failed: these never come again.
     ended: [BTreeSet<u64>; 2],
     /// Something may fail.
@@ -116,7 +125,11 @@ struct World {
 
 fn open(disk: &SimFs, config: &Config) -> Option<Process> {
     let fs = disk.process();
-    let env = Env { fs: Arc::new(fs.clone()), ..Env::system() };
+    let routing = Routing {
+        is_routed: |record| record[ROUTE_AT] != 0,
+        names: |record, upstream| goes_to(record[ROUTE_AT], upstream),
+    };
+    let env = Env { fs: Arc::new(fs.clone()), routing, ..Env::system() };
     let names = UPSTREAMS.map(str::to_owned);
     let spool = Spool::open(config, &names, env).ok()?;
     let readers = UPSTREAMS.map(|name| spool.reader(name).expect("configured")).into();
@@ -131,9 +144,23 @@ fn open(disk: &SimFs, config: &Config) -> Option<Process> {
     })
 }
 
-/// Events carry their number, and a length that follows from it.
-fn payload(event: u64) -> Vec<u8> {
+/// Where a record has its route.
+const ROUTE_AT: usize = 8;
+
+/// Whether a route leads to an upstream.
+fn goes_to(route: u8, upstream: &str) -> bool {
+    match route {
+        0 => true,
+        1 => upstream == UPSTREAMS[0],
+        2 => upstream == UPSTREAMS[1],
+        _ => false,
+    }
+}
+
+/// Events carry their number, their route, and a length that follows from the number.
+fn payload(event: u64, route: u8) -> Vec<u8> {
     let mut bytes = event.to_le_bytes().to_vec();
+    bytes.push(route);
     bytes.extend((0..event * 37 % 301).map(|at| (at ^ event) as u8));
     bytes
 }
@@ -184,6 +211,7 @@ impl World {
             ended: Default::default(),
             is_faulty: false,
             next: 1,
+            route: 0,
             may_lose: false,
         }
     }
@@ -191,6 +219,7 @@ impl World {
     fn act(&mut self, action: &Action) {
         match *action {
             Action::Append(events) => (0..events).for_each(|_| self.append()),
+            Action::Route(route) => self.route = route,
             Action::Settle => self.settle(),
             Action::Read(far, events) => _ = self.read(usize::from(far), usize::from(events)),
             Action::Acknowledge(far, from, step) => {
@@ -222,14 +251,15 @@ impl World {
     }
 
     fn append(&mut self) {
-        let event = self.next;
+        let (event, route) = (self.next, self.route);
         self.next += 1;
-        if let Ok(commit) = self.now.spool.append(|out| out.extend_from_slice(&payload(event))) {
+        let bytes = payload(event, route);
+        if let Ok(commit) = self.now.spool.append(|out| out.extend_from_slice(&bytes)) {
             let told = match self.config.durability {
                 Durability::Memory => Told::Yes,
                 _ => Told::Nothing,
             };
-            self.events.insert(event, Event { told, crashed: false, forgiven: false });
+            self.events.insert(event, Event { told, crashed: false, forgiven: false, route });
             self.now.waiting.push((event, commit));
         }
     }
@@ -246,8 +276,9 @@ impl World {
         assert!(entries.len() <= events_max);
         for entry in &entries {
             let event = number(&entry.payload);
-            assert_eq!(entry.payload[..], payload(event)[..], "an invention");
             let known = self.events.get(&event).expect("an invention");
+            assert_eq!(entry.payload[..], payload(event, known.route)[..], "an invention");
+            assert!(goes_to(known.route, UPSTREAMS[upstream]), "event {event} is misdirected");
             assert!(known.told != Told::No || known.crashed, "refused event {event} is delivered");
             assert!(!self.ended[upstream].contains(&event), "event {event} comes again");
             assert!(self.now.handed[upstream].insert(entry.record_id), "handed out twice");
@@ -358,6 +389,7 @@ impl World {
         self.settle();
         self.kill();
         self.now.spool.checkpoint();
+        let unread = self.now.spool.status();
         for upstream in 0..UPSTREAMS.len() {
             let mut idle = 0;
             while idle < 3 {
@@ -368,13 +400,21 @@ impl World {
                 self.acknowledge(upstream, 0, 1);
             }
             for (event, known) in &self.events {
-                let due = known.told == Told::Yes && !known.forgiven;
+                let due = known.told == Told::Yes
+                    && !known.forgiven
+                    && goes_to(known.route, UPSTREAMS[upstream]);
                 let here = self.acknowledged[upstream].contains(event);
                 assert!(here || !due, "event {event} was answered and is not there: {known:?}");
             }
         }
         self.identity_holds();
         let status = self.now.spool.status();
+        // Without a power loss, what was counted before it was read is what was then read.
+        for (at, (now, before)) in status.upstreams.iter().zip(&unread.upstreams).enumerate() {
+            let ended = self.acknowledged[at].len() as u64;
+            assert!(self.may_lose || now.accepted == ended, "{now:?}, {ended} ended");
+            assert!(self.may_lose || before.accepted == now.accepted, "{before:?}, then {now:?}");
+        }
         assert!(status.upstreams.iter().all(|upstream| upstream.pending == 0), "{status:?}");
         assert_eq!(status.bytes, 0, "{status:?}");
         (0..4).for_each(|_| self.now.spool.checkpoint());

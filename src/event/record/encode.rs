@@ -31,7 +31,10 @@
 //! Flags, from the lowest bit: `Sec-GPC`, `DNT`, prefetch, address is IPv4, address is IPv6, has a
 //! user agent, has a referer. The highest bit is 0.
 //!
-//! A reader rejects a version that it does not know. Any new field increments the version.
+//! Each version has the version and the time at these places, so that a reader can say how long a
+//! record waits that a newer version wrote. It rejects a version that it does not know. Any new
+//! field increments the version, up to 127: a record that is not meant for every upstream begins
+//! with another byte, see `route.rs`.
 
 use std::borrow::Cow;
 use std::net::IpAddr;

@@ -13,6 +13,7 @@ use super::encode::{
     write_json_chars,
 };
 use super::error::RecordError;
+use super::route;
 use super::timestamp::{RFC3339_BYTES, Stamp, UNIX_MS_MAX};
 use crate::event::param::{PORTAL_MAX, REFERER_BYTES_MAX, USER_AGENT_BYTES_MAX};
 
@@ -21,6 +22,9 @@ const HEAD: [u8; 86] = *b"{\"id\":\"00000000-0000-0000-0000-000000000000\",\
     \"received_at\":\"0000-00-00T00:00:00.000Z\",";
 const HEAD_ID: usize = 7;
 const HEAD_TIME: usize = 60;
+
+/// Where a record has the time of receipt, in each version.
+const RECEIVED_AT: std::ops::Range<usize> = 2..10;
 
 /// The fields of a stored record. Texts are not checked to be UTF-8.
 #[derive(Clone, Copy)]
@@ -59,6 +63,7 @@ impl<'a> RawRecord<'a> {
     /// Any of [`RecordError`]. Texts that are not UTF-8, and JSON with correct framing that is not
     /// an event's, are not detected.
     pub fn read(bytes: &'a [u8]) -> Result<RawRecord<'a>, RecordError> {
+        let (_, bytes) = route::split(bytes)?;
         let &[version, flags, ..] = bytes else { return Err(RecordError::Truncated) };
         if !(VERSION_SHORT..=VERSION).contains(&version) {
             return Err(RecordError::UnknownVersion(version));
@@ -111,7 +116,16 @@ impl<'a> RawRecord<'a> {
 /// Whether a record was written by a newer version of this program: it is not damaged, and a
 /// version that knows it delivers it.
 pub fn is_newer_record(bytes: &[u8]) -> bool {
-    bytes.first().is_some_and(|version| *version > VERSION)
+    // One that is cut short is damaged.
+    let record = route::split(bytes).map_or(&[][..], |(_, record)| record);
+    record.first().is_some_and(|version| *version > VERSION)
+}
+
+/// When a record of a newer version was received, in milliseconds since 1970. `None` if it is too
+/// short to say so.
+pub fn newer_received_ms(bytes: &[u8]) -> Option<u64> {
+    let (_, record) = route::split(bytes).ok()?;
+    record.get(RECEIVED_AT).and_then(|bytes| bytes.try_into().ok()).map(u64::from_le_bytes)
 }
 
 impl Default for WireWriter {

@@ -9,6 +9,7 @@ use serde::Deserialize;
 use url::Url;
 
 use super::format::Format;
+use super::terms::Bounds;
 
 /// The longest interval between two checks of the source: one day; more is surely a mistake.
 pub const REFRESH_SECONDS_MAX: u64 = 86_400;
@@ -79,6 +80,15 @@ pub struct ValidConfig {
     pub(super) refresh: Duration,
     /// `None`: a list of any age is used.
     pub(super) stale_after: Option<Duration>,
+    pub(super) bounds: Bounds,
+}
+
+impl ValidConfig {
+    /// With the configuration that the rules of the list must fit. Without it there is no
+    /// upstream that they may name.
+    pub fn bounded(self, bounds: Bounds) -> ValidConfig {
+        ValidConfig { bounds, ..self }
+    }
 }
 
 /// The parsed `portals.source`.
@@ -118,6 +128,7 @@ impl Config {
             mode: self.mode,
             refresh: Duration::from_secs(self.refresh_seconds),
             stale_after: (!stale_after.is_zero()).then_some(stale_after),
+            bounds: Bounds::default(),
         })
     }
 

@@ -11,11 +11,16 @@ use serde::{
 };
 
 use super::draft::{Draft, Ids, ParseError, check_id};
-use super::rules::{DropProperties, Events, Expires, Rate, Rules};
+use super::rules::{Privacy, Rules, Upstreams};
+use super::terms::Bounds;
 
-pub(super) fn read_json(reader: impl BufRead, draft: &mut Draft) -> Result<(), ParseError> {
+pub(super) fn read_json(
+    reader: impl BufRead,
+    bounds: &Bounds,
+    draft: &mut Draft,
+) -> Result<(), ParseError> {
     let mut json = serde_json::Deserializer::from_reader(reader);
-    let read = Document(draft).deserialize(&mut json).and_then(|()| json.end());
+    let read = Document(bounds, draft).deserialize(&mut json).and_then(|()| json.end());
     read.map_err(|error| {
         let what = error.to_string();
         // The caller reports the place, so it is cut off here.
@@ -27,8 +32,9 @@ pub(super) fn read_json(reader: impl BufRead, draft: &mut Draft) -> Result<(), P
     })
 }
 
-pub(super) fn read_toml(text: &str, draft: &mut Draft) -> Result<(), ParseError> {
-    let read = toml::Deserializer::parse(text).and_then(|toml| Document(draft).deserialize(toml));
+pub(super) fn read_toml(text: &str, bounds: &Bounds, draft: &mut Draft) -> Result<(), ParseError> {
+    let toml = toml::Deserializer::parse(text);
+    let read = toml.and_then(|toml| Document(bounds, draft).deserialize(toml));
     read.map_err(|error| {
         let what = error.message().trim().replace('\n', ", ");
         match error.span() {
@@ -49,7 +55,7 @@ pub(super) fn place(text: &str, byte: usize) -> (u64, u64) {
     (memchr::memchr_iter(b'\n', before).count() as u64 + 1, column as u64 + 1)
 }
 
-struct Document<'d>(&'d mut Draft);
+struct Document<'d>(&'d Bounds, &'d mut Draft);
 
 impl<'de> DeserializeSeed<'de> for Document<'_> {
     type Value = ();
@@ -67,7 +73,7 @@ impl<'de> Visitor<'de> for Document<'_> {
     }
 
     fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<(), A::Error> {
-        let Document(draft) = self;
+        let Document(bounds, draft) = self;
         let (mut tables, mut defaults) = (false, false);
         while let Some(key) = map.next_key::<Key>()? {
             let again = match key {
@@ -80,8 +86,11 @@ impl<'de> Visitor<'de> for Document<'_> {
             }
             match key {
                 Key::Portals => map.next_value_seed(IdList(&mut draft.ids))?,
-                Key::Portal => map.next_value_seed(Tables(draft))?,
-                Key::Defaults => draft.defaults = map.next_value()?,
+                Key::Portal => map.next_value_seed(Tables(bounds, draft))?,
+                Key::Defaults => {
+                    let table = Table { bounds, is_portal: false };
+                    (_, draft.defaults) = map.next_value_seed(table)?;
+                }
             }
         }
         Ok(())
@@ -149,7 +158,7 @@ impl<'de> Visitor<'de> for Listed<'_> {
 }
 
 /// The `[[portal]]` tables.
-struct Tables<'d>(&'d mut Draft);
+struct Tables<'d>(&'d Bounds, &'d mut Draft);
 
 impl<'de> DeserializeSeed<'de> for Tables<'_> {
     type Value = ();
@@ -167,30 +176,122 @@ impl<'de> Visitor<'de> for Tables<'_> {
     }
 
     fn visit_seq<A: SeqAccess<'de>>(self, mut seq: A) -> Result<(), A::Error> {
-        let Tables(draft) = self;
-        while let Some(portal) = seq.next_element::<Portal>()? {
-            draft.ids.see(portal.id).map_err(A::Error::custom)?;
-            let Portal { id, events, drop_properties, rate, expires } = portal;
-            draft.tables.push((id, Rules { events, drop_properties, rate, expires }));
+        let Tables(bounds, draft) = self;
+        while let Some((id, rules)) = seq.next_element_seed(Table { bounds, is_portal: true })? {
+            draft.ids.see(id).map_err(A::Error::custom)?;
+            draft.tables.push((id, rules));
         }
         Ok(())
     }
 }
 
-/// One `[[portal]]`.
-#[derive(Deserialize)]
-#[serde(deny_unknown_fields)]
-struct Portal {
-    #[serde(deserialize_with = "portal_id")]
-    id: u64,
-    events: Option<Events>,
-    drop_properties: Option<DropProperties>,
-    rate: Option<Rate>,
-    expires: Option<Expires>,
+/// One `[[portal]]`, which has an id, or `[defaults]`, which has none: 0 then.
+struct Table<'b> {
+    bounds: &'b Bounds,
+    is_portal: bool,
 }
 
-fn portal_id<'de, D: Deserializer<'de>>(deserializer: D) -> Result<u64, D::Error> {
-    let mut ids = Ids::default();
-    Listed(&mut ids).deserialize(deserializer)?;
-    ids.list.pop().ok_or_else(|| D::Error::custom("a portal id is missing"))
+#[derive(Deserialize)]
+#[serde(field_identifier, rename_all = "snake_case")]
+enum Rule {
+    Id,
+    Events,
+    DropProperties,
+    Upstreams,
+    Privacy,
+    Rate,
+    Expires,
+}
+
+impl<'de> DeserializeSeed<'de> for Table<'_> {
+    type Value = (u64, Rules);
+
+    fn deserialize<D: Deserializer<'de>>(self, deserializer: D) -> Result<Self::Value, D::Error> {
+        deserializer.deserialize_map(self)
+    }
+}
+
+impl<'de> Visitor<'de> for Table<'_> {
+    type Value = (u64, Rules);
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("a table of rules")
+    }
+
+    fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Self::Value, A::Error> {
+        let Table { bounds, is_portal } = self;
+        let (mut id, mut rules) = (None, Rules::default());
+        while let Some(rule) = map.next_key_seed(RuleName { is_portal })? {
+            match rule {
+                Rule::Id => put(&mut id, map.next_value_seed(PortalId)?)?,
+                Rule::Events => put(&mut rules.events, map.next_value()?)?,
+                Rule::DropProperties => put(&mut rules.drop_properties, map.next_value()?)?,
+                Rule::Upstreams => {
+                    let check = Upstreams::new;
+                    put(&mut rules.upstreams, map.next_value_seed(Bounded { bounds, check })?)?;
+                }
+                Rule::Privacy => {
+                    let check = Privacy::new;
+                    put(&mut rules.privacy, map.next_value_seed(Bounded { bounds, check })?)?;
+                }
+                Rule::Rate => put(&mut rules.rate, map.next_value()?)?,
+                Rule::Expires => put(&mut rules.expires, map.next_value()?)?,
+            }
+        }
+        match (id, is_portal) {
+            (None, true) => Err(A::Error::missing_field("id")),
+            (id, _) => Ok((id.unwrap_or(0), rules)),
+        }
+    }
+}
+
+/// The name of a rule. The defaults have no id.
+struct RuleName {
+    is_portal: bool,
+}
+
+impl<'de> DeserializeSeed<'de> for RuleName {
+    type Value = Rule;
+
+    fn deserialize<D: Deserializer<'de>>(self, deserializer: D) -> Result<Rule, D::Error> {
+        match Rule::deserialize(deserializer)? {
+            Rule::Id if !self.is_portal => Err(D::Error::unknown_field("id", &[])),
+            rule => Ok(rule),
+        }
+    }
+}
+
+fn put<T, E: Error>(slot: &mut Option<T>, value: T) -> Result<(), E> {
+    match slot.replace(value) {
+        None => Ok(()),
+        Some(_) => Err(E::custom("this rule is already in the table")),
+    }
+}
+
+/// A rule that must fit the configuration. Checked while it is read, so that an error gets the
+/// rule's own place.
+struct Bounded<'b, V, T> {
+    bounds: &'b Bounds,
+    check: fn(V, &Bounds) -> Result<T, String>,
+}
+
+impl<'de, V: Deserialize<'de>, T> DeserializeSeed<'de> for Bounded<'_, V, T> {
+    type Value = T;
+
+    fn deserialize<D: Deserializer<'de>>(self, deserializer: D) -> Result<T, D::Error> {
+        let value = V::deserialize(deserializer)?;
+        (self.check)(value, self.bounds).map_err(D::Error::custom)
+    }
+}
+
+struct PortalId;
+
+impl<'de> DeserializeSeed<'de> for PortalId {
+    type Value = u64;
+
+    fn deserialize<D: Deserializer<'de>>(self, deserializer: D) -> Result<u64, D::Error> {
+        let mut ids = Ids::default();
+        Listed(&mut ids).deserialize(deserializer)?;
+        ids.list.pop().ok_or_else(|| D::Error::custom("a portal id is missing"))
+    }
 }

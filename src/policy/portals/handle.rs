@@ -31,6 +31,7 @@ use super::source_url::UrlSource;
 use super::state::{PortalsState, monotonic_ms};
 use super::status::{Health, Status};
 use super::summary::Summary;
+use super::terms::{Bounds, Terms};
 use crate::clock::Clock;
 
 /// The portal policy. A clone is another handle to the same policy.
@@ -53,19 +54,20 @@ impl Portals {
         state_dir: &Path,
         clock: Arc<dyn Clock>,
     ) -> Result<Portals, OpenError> {
+        let terms = Arc::new(Terms { bounds: config.bounds.clone(), clock });
         let (source, list, age) = match config.location.clone() {
             Location::None => (Source::Fixed, None, Duration::ZERO),
             Location::File { path, format } => {
-                let (source, list) = FileSource::open(path, format, &clock).map_err(OpenError)?;
+                let (source, list) = FileSource::open(path, format, &terms).map_err(OpenError)?;
                 (Source::File(source), Some(list), Duration::ZERO)
             }
             Location::Url { url, headers } => {
-                let (source, cached) = UrlSource::open(url, headers, state_dir, &clock)?;
+                let (source, cached) = UrlSource::open(url, headers, state_dir, &terms)?;
                 let (list, age) = cached.unzip();
                 (Source::Url(source), list, age.unwrap_or_default())
             }
         };
-        let portals = Portals::new(config, source, list, clock);
+        let portals = Portals::new(config, source, list, terms);
         let age_ms = i64::try_from(age.as_millis()).unwrap_or(i64::MAX);
         portals.shared.confirmed_ms.fetch_sub(age_ms, Ordering::Relaxed);
         Ok(portals)
@@ -82,14 +84,16 @@ impl Portals {
         mode: Mode,
         clock: Arc<dyn Clock>,
     ) -> Result<Portals, OpenError> {
-        let list = read_text(list, format, &clock)?;
+        let terms = Arc::new(Terms { bounds: Bounds::default(), clock });
+        let list = read_text(list, format, &terms)?;
         let config = ValidConfig {
             location: Location::None,
             mode,
             refresh: Duration::from_secs(REFRESH_SECONDS_MAX),
             stale_after: None,
+            bounds: Bounds::default(),
         };
-        Ok(Portals::new(&config, Source::Fixed, Some(list), clock))
+        Ok(Portals::new(&config, Source::Fixed, Some(list), terms))
     }
 
     /// A policy whose lists the host brings: this one first, later ones by [`Portals::put`].
@@ -104,9 +108,10 @@ impl Portals {
         config: &ValidConfig,
         clock: Arc<dyn Clock>,
     ) -> Result<Portals, OpenError> {
-        let list = read_text(list, format, &clock)?;
+        let terms = Arc::new(Terms { bounds: config.bounds.clone(), clock });
+        let list = read_text(list, format, &terms)?;
         let config = ValidConfig { location: Location::None, ..config.clone() };
-        Ok(Portals::new(&config, Source::Host, Some(list), clock))
+        Ok(Portals::new(&config, Source::Host, Some(list), terms))
     }
 
     /// Puts a host's list in force, as a whole; requests are neither refused nor delayed. Blocks
@@ -120,7 +125,7 @@ impl Portals {
         if !self.shared.is_hosts {
             return Err(OpenError("the list is not the host's".to_owned()));
         }
-        match read_text(list, format, &self.shared.clock) {
+        match read_text(list, format, &self.shared.terms) {
             Ok(list) => self.shared.put(list),
             Err(error) => {
                 self.shared.fail(error.0.clone());
@@ -130,13 +135,8 @@ impl Portals {
         Ok(())
     }
 
-    fn new(
-        config: &ValidConfig,
-        source: Source,
-        list: Option<List>,
-        clock: Arc<dyn Clock>,
-    ) -> Portals {
-        let loaded_at_ms = list.as_ref().map(|_| clock.unix_ms());
+    fn new(config: &ValidConfig, source: Source, list: Option<List>, terms: Arc<Terms>) -> Portals {
+        let loaded_at_ms = list.as_ref().map(|_| terms.clock.unix_ms());
         // The answer of a URL is also written to a file.
         let seconds = match config.location {
             Location::None | Location::File { .. } => FILE_SECONDS_MAX,
@@ -146,9 +146,9 @@ impl Portals {
             mode: config.mode,
             refresh: config.refresh,
             stale_after: config.stale_after,
-            confirmed_ms: AtomicI64::new(monotonic_ms(&*clock)),
+            confirmed_ms: AtomicI64::new(monotonic_ms(&*terms.clock)),
             current: ArcSwapOption::from_pointee(list),
-            clock,
+            terms,
             is_hosts: matches!(source, Source::Host),
             source: Arc::new(tokio::sync::Mutex::new(source)),
             health: Mutex::new(Health { loaded_at_ms, ..Health::default() }),
@@ -169,13 +169,18 @@ impl Portals {
     pub fn judge(&self, portal: u64, event_name: &str) -> PortalDecision {
         let shared = &*self.shared;
         let (mode, stale) = (shared.mode, shared.is_stale());
-        let moment = Moment { mode, stale, clock: &*shared.clock };
+        let moment = Moment { mode, stale, clock: &*shared.terms.clock };
         judge::judge(shared.current.load(), portal, event_name, &moment)
+    }
+
+    /// The names of all upstreams, in their order: where an event without a route goes.
+    pub fn upstreams(&self) -> &[String] {
+        &self.shared.terms.bounds.upstreams
     }
 
     /// The summary of the list that `pixelgate check` prints.
     pub fn summary(&self) -> Summary {
-        let now = self.shared.clock.unix_ms();
+        let now = self.shared.terms.clock.unix_ms();
         Summary::of(self.shared.current.load().as_deref(), self.shared.mode, now)
     }
 
@@ -259,8 +264,8 @@ impl Portals {
 }
 
 /// Reads a list that is in memory.
-fn read_text(list: &str, format: Format, clock: &Arc<dyn Clock>) -> Result<List, OpenError> {
-    List::read(format, &mut io::Cursor::new(list.as_bytes()), clock)
+fn read_text(list: &str, format: Format, terms: &Terms) -> Result<List, OpenError> {
+    List::read(format, &mut io::Cursor::new(list.as_bytes()), terms)
         .map_err(|error| OpenError(error.to_string()))
 }
 

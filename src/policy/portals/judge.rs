@@ -7,7 +7,8 @@ use arc_swap::Guard;
 use super::config::Mode;
 use super::list::{Entry, List};
 use crate::clock::Clock;
-use crate::event::Reason;
+use crate::event::{Reason, Route};
+use crate::policy::privacy;
 
 /// The decision about one event of one portal.
 #[must_use]
@@ -113,6 +114,35 @@ impl Policy {
         let rules = self.list.as_ref().map(|list| list.rules(self.entry));
         let dropped = rules.and_then(|rules| rules.drop_properties.as_ref());
         dropped.is_some_and(|dropped| !dropped.is_empty())
+    }
+
+    /// The upstreams that the portal's events are meant for. `None`: all. In every mode, as
+    /// [`Policy::drops`].
+    #[inline]
+    pub fn route(&self) -> Option<&Route> {
+        let rules = self.list.as_ref().map(|list| list.rules(self.entry));
+        rules.and_then(|rules| rules.upstreams.as_ref()).and_then(|upstreams| upstreams.0.as_ref())
+    }
+
+    /// What the portal's `privacy` leaves of `[privacy]`. In every mode, as [`Policy::drops`].
+    #[inline]
+    pub fn privacy(&self, base: privacy::Config) -> privacy::Config {
+        self.stricter().map_or(base, |stricter| base.tightened(&stricter))
+    }
+
+    /// The portal's `privacy`, for `explain`.
+    pub fn stricter(&self) -> Option<privacy::Stricter> {
+        let rules = self.list.as_ref().map(|list| list.rules(self.entry));
+        rules.and_then(|rules| rules.privacy).map(|privacy| privacy.0)
+    }
+
+    /// How a refusal by one of the portal's rules is treated.
+    pub fn refusal(&self, reason: Reason) -> PortalVerdict {
+        match self.metering {
+            Metering::Enforced => PortalVerdict::Rejected(reason),
+            Metering::Reported => PortalVerdict::WouldReject(reason),
+            Metering::Off => PortalVerdict::Allowed,
+        }
     }
 
     /// Counts one event against the portal's rate. Call this once, after every other check that can

@@ -13,6 +13,7 @@ use super::parse;
 use super::rate::{Meter, Meters, Rates};
 use super::rules::Rules;
 use super::set::{Duplicate, Set};
+use super::terms::Terms;
 use crate::clock::Clock;
 
 /// Bytes of one read.
@@ -53,20 +54,20 @@ impl List {
     pub(super) fn read(
         format: Format,
         source: &mut (impl Read + Seek),
-        clock: &Arc<dyn Clock>,
+        terms: &Terms,
     ) -> Result<List, ParseError> {
         let start = source.stream_position()?;
         let ids = count_ids(format, source)?;
         source.seek(SeekFrom::Start(start))?;
         let mut reader = BufReader::with_capacity(READ_BYTES, HashingReader::new(&mut *source));
-        let draft = parse::parse(format, &mut reader, ids)?;
+        let draft = parse::parse(format, &mut reader, ids, &terms.bounds)?;
         // Bytes that the parser left unread still count for the hash and the size limit.
         io::copy(&mut reader, &mut io::sink())?;
         let content = reader.get_ref().content();
-        List::build(draft, content, clock).or_else(|duplicate| {
+        List::build(draft, content, &terms.clock).or_else(|duplicate| {
             source.seek(SeekFrom::Start(start))?;
             let again = BufReader::with_capacity(READ_BYTES, HashingReader::new(source));
-            Err(parse::locate(format, again, duplicate))
+            Err(parse::locate(format, again, &terms.bounds, duplicate))
         })
     }
 

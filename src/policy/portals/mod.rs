@@ -32,6 +32,7 @@ mod source_url;
 mod state;
 mod status;
 mod summary;
+mod terms;
 
 pub use config::{Config, Mode, REFRESH_SECONDS_MAX, ValidConfig};
 pub use format::{Format, LIST_BYTES_MAX};
@@ -44,3 +45,4 @@ pub use refresh::{RefreshMode, Refreshed};
 pub use rules::{RATE_MAX, RULE_ENTRIES_MAX};
 pub use status::{RefreshFailure, Status};
 pub use summary::{EXPIRES_SOON_DAYS, Summary};
+pub use terms::Bounds;

@@ -13,6 +13,7 @@ use std::io::BufRead;
 use super::draft::{Draft, Ids, ParseError, read_id};
 use super::format::Format;
 use super::set::Duplicate;
+use super::terms::Bounds;
 use super::{document, parse_toml};
 
 /// Reads a list. `separators` is an estimate of the number of ids that may be too high.
@@ -20,10 +21,11 @@ pub(super) fn parse(
     format: Format,
     reader: impl BufRead,
     separators: usize,
+    bounds: &Bounds,
 ) -> Result<Draft, ParseError> {
     let mut draft = Draft::default();
     draft.ids.list.reserve_exact(separators);
-    read(format, reader, &mut draft)?;
+    read(format, reader, bounds, &mut draft)?;
     if draft.ids.list.is_empty() && draft.tables.is_empty() && !draft.names_portals {
         let what = "there is no portal in it; a list that allows none must say `portals = []`";
         return Err(ParseError::new(match format {
@@ -38,23 +40,33 @@ pub(super) fn parse(
 }
 
 /// Reads a list again to find where an id occurs for the second time.
-pub(super) fn locate(format: Format, reader: impl BufRead, twice: Duplicate) -> ParseError {
+pub(super) fn locate(
+    format: Format,
+    reader: impl BufRead,
+    bounds: &Bounds,
+    twice: Duplicate,
+) -> ParseError {
     let Duplicate(id) = twice;
     let mut draft = Draft { ids: Ids::looking_for(id), ..Draft::default() };
-    let found = read(format, reader, &mut draft).err();
+    let found = read(format, reader, bounds, &mut draft).err();
     let mut error = found.unwrap_or_else(|| ParseError::new("a portal id is in the list twice"));
     error.what = format!("portal {id}: {}", error.what);
     error
 }
 
-fn read(format: Format, mut reader: impl BufRead, draft: &mut Draft) -> Result<(), ParseError> {
+fn read(
+    format: Format,
+    mut reader: impl BufRead,
+    bounds: &Bounds,
+    draft: &mut Draft,
+) -> Result<(), ParseError> {
     // Some editors begin every file with a byte order mark.
     if reader.fill_buf()?.starts_with("\u{feff}".as_bytes()) {
         reader.consume("\u{feff}".len());
     }
     match format {
-        Format::Toml => parse_toml::read(reader, draft),
-        Format::Json => document::read_json(reader, draft),
+        Format::Toml => parse_toml::read(reader, bounds, draft),
+        Format::Json => document::read_json(reader, bounds, draft),
         Format::Text => read_text(reader, &mut draft.ids),
     }
 }

@@ -10,11 +10,16 @@ use std::io::{self, BufRead, Read};
 
 use super::document;
 use super::draft::{Draft, Ids, ParseError, read_id};
+use super::terms::Bounds;
 
 /// The most bytes of text for the general parser: 100,000 portals with rules of their own.
 pub const RULES_BYTES_MAX: usize = 16 << 20;
 
-pub(super) fn read(reader: impl BufRead, draft: &mut Draft) -> Result<(), ParseError> {
+pub(super) fn read(
+    reader: impl BufRead,
+    bounds: &Bounds,
+    draft: &mut Draft,
+) -> Result<(), ParseError> {
     let mut scan = Scan { reader, line: 1, column: 1 };
     let mut rest = Vec::new();
     let mut cut = None;
@@ -32,7 +37,7 @@ pub(super) fn read(reader: impl BufRead, draft: &mut Draft) -> Result<(), ParseE
         return Err(ParseError::new(what));
     }
     let parsed = match str::from_utf8(&rest) {
-        Ok(rest) => document::read_toml(rest, draft),
+        Ok(rest) => document::read_toml(rest, bounds, draft),
         Err(error) => {
             let valid = String::from_utf8_lossy(&rest[..error.valid_up_to()]);
             let (line, column) = document::place(&valid, valid.len());
@@ -218,12 +223,12 @@ mod tests {
 
     fn scanned(text: &str) -> Result<Meaning, ParseError> {
         let mut draft = Draft::default();
-        read(text.as_bytes(), &mut draft).map(|()| meaning(draft))
+        read(text.as_bytes(), &Bounds::default(), &mut draft).map(|()| meaning(draft))
     }
 
     fn general(text: &str) -> Result<Meaning, ParseError> {
         let mut draft = Draft::default();
-        document::read_toml(text, &mut draft).map(|()| meaning(draft))
+        document::read_toml(text, &Bounds::default(), &mut draft).map(|()| meaning(draft))
     }
 
     fn blank() -> impl Strategy<Value = String> {

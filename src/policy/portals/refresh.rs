@@ -43,7 +43,7 @@ pub(super) async fn fetch(
     let content = shared.current.load().as_ref().map(|list| list.content);
     match &mut *source {
         Source::Url(url) => {
-            let look = url.look(content, &shared.clock).await;
+            let look = url.look(content, &shared.terms).await;
             // Swapping may wait for the last request that holds the old list.
             let settled = tokio::task::spawn_blocking(move || shared.settle(look));
             settled.await.unwrap_or(Refreshed::Failed)
@@ -61,7 +61,7 @@ impl PortalsState {
     ) -> Refreshed {
         let content = self.current.load().as_ref().map(|list| list.content);
         let look = match &mut *source {
-            Source::File(file) => file.look(content, mode == RefreshMode::AtOnce, &self.clock),
+            Source::File(file) => file.look(content, mode == RefreshMode::AtOnce, &self.terms),
             Source::Fixed | Source::Host | Source::Url(_) => Look::Same,
         };
         self.settle(look)
@@ -100,7 +100,7 @@ impl PortalsState {
         }
         log::info!("portals: {} in the new list", list.len());
         self.current.store(Some(list));
-        self.health.lock().loaded_at_ms = Some(self.clock.unix_ms());
+        self.health.lock().loaded_at_ms = Some(self.terms.clock.unix_ms());
         // Wait for the last request that holds the old list, so that freeing it is not left to a
         // request. Requests hold it for microseconds; the limit of 1,000 waits of 100 µs is for
         // a host that keeps a `Policy`.
@@ -115,7 +115,7 @@ impl PortalsState {
     }
 
     fn confirm(&self) {
-        self.confirmed_ms.store(monotonic_ms(&*self.clock), Ordering::Relaxed);
+        self.confirmed_ms.store(monotonic_ms(&*self.terms.clock), Ordering::Relaxed);
         let mut health = self.health.lock();
         health.stale_logged = false;
         if std::mem::replace(&mut health.failing, false) {
@@ -142,6 +142,6 @@ impl PortalsState {
         }
         health.failing = true;
         health.failures += 1;
-        health.last_failure = Some(RefreshFailure { at_ms: self.clock.unix_ms(), what });
+        health.last_failure = Some(RefreshFailure { at_ms: self.terms.clock.unix_ms(), what });
     }
 }

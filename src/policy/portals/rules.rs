@@ -1,4 +1,4 @@
-//! The rules of a portal: its event names, dropped properties, rate and expiry.
+//! The rules of a portal: its event names, dropped properties, upstreams, privacy, rate and expiry.
 //!
 //! Values are checked while a list is read, so that a [`Rules`] never holds a pattern that cannot
 //! match or a rate of zero. A rule that a portal lacks is taken from the defaults; if they lack it
@@ -14,6 +14,9 @@ use serde::{
 };
 
 use super::pattern::Pattern;
+use super::terms::Bounds;
+use crate::event::Route;
+use crate::policy::privacy::Stricter;
 
 /// The most patterns in one `events`, and the most names in one `drop_properties`.
 pub const RULE_ENTRIES_MAX: usize = 1_000;
@@ -27,15 +30,13 @@ pub const RATE_MAX: u32 = 1_000_000;
 /// The most characters in the name of a property (SPEC 3).
 const PROPERTY_CHARS_MAX: usize = 100;
 
-/// Parameters that are not properties (SPEC 3), so that `drop_properties` must not name them.
-const RESERVED: [&str; 2] = ["email", "id"];
-
 /// The rules of one portal, or the defaults.
-#[derive(Debug, Clone, Default, Deserialize)]
-#[serde(default, deny_unknown_fields)]
+#[derive(Debug, Clone, Default)]
 pub(super) struct Rules {
     pub events: Option<Events>,
     pub drop_properties: Option<DropProperties>,
+    pub upstreams: Option<Upstreams>,
+    pub privacy: Option<Privacy>,
     pub rate: Option<Rate>,
     pub expires: Option<Expires>,
 }
@@ -45,6 +46,8 @@ impl Rules {
     pub(super) fn or(mut self, defaults: &Rules) -> Rules {
         self.events = self.events.or_else(|| defaults.events.clone());
         self.drop_properties = self.drop_properties.or_else(|| defaults.drop_properties.clone());
+        self.upstreams = self.upstreams.or_else(|| defaults.upstreams.clone());
+        self.privacy = self.privacy.or(defaults.privacy);
         self.rate = self.rate.or(defaults.rate);
         self.expires = self.expires.or(defaults.expires);
         self
@@ -101,7 +104,7 @@ impl TryFrom<Vec<String>> for Events {
     }
 }
 
-/// The properties that are removed from events. Empty if a portal lifts the default.
+/// What is removed from events: properties, `email` and `id`. Empty if a portal lifts the default.
 #[derive(Debug, Clone, Deserialize)]
 #[serde(try_from = "Vec<String>")]
 pub(super) struct DropProperties(Arc<[Box<str>]>);
@@ -131,14 +134,52 @@ impl TryFrom<Vec<String>> for DropProperties {
     }
 }
 
+/// The upstreams that get a portal's events. `None`: all, which is how a portal lifts the default.
+#[derive(Debug, Clone)]
+pub(super) struct Upstreams(pub Option<Route>);
+
+impl Upstreams {
+    pub(super) fn new(names: Vec<String>, bounds: &Bounds) -> Result<Upstreams, String> {
+        if names.is_empty() {
+            return Ok(Upstreams(None));
+        }
+        if let Some(unknown) = names.iter().find(|name| !bounds.upstreams.contains(name)) {
+            let known = match bounds.upstreams.is_empty() {
+                true => "there are none".to_owned(),
+                false => format!("there are `{}`", bounds.upstreams.join("`, `")),
+            };
+            return Err(format!("`upstreams` names {unknown:?}, which is no upstream; {known}"));
+        }
+        let mut names = names;
+        names.sort_unstable();
+        names.dedup();
+        let too_long = "`upstreams` is too long";
+        Route::to(&names).map(|route| Upstreams(Some(route))).ok_or_else(|| too_long.to_owned())
+    }
+}
+
+/// How much less of a portal's personal data is stored than `[privacy]` allows.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Privacy(pub Stricter);
+
+impl Privacy {
+    pub(super) fn new(stricter: Stricter, bounds: &Bounds) -> Result<Privacy, String> {
+        match stricter.looser_than(&bounds.privacy) {
+            None => Ok(Privacy(stricter)),
+            Some(key) => Err(format!(
+                "`privacy.{key}` is looser than `{key}` in the [privacy] of the configuration; a \
+                 portal can only be stricter"
+            )),
+        }
+    }
+}
+
 /// Refuses a name that no property can have: it would look like protection and drop nothing.
 fn check_property(name: &str) -> Result<(), String> {
     let valid_start = name.as_bytes().first().is_some_and(u8::is_ascii_lowercase);
     let valid_characters =
         name.bytes().all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'_');
-    if RESERVED.contains(&name) {
-        Err(format!("`{name}` is not a property and cannot be dropped"))
-    } else if !valid_start || !valid_characters || name.len() > PROPERTY_CHARS_MAX {
+    if !valid_start || !valid_characters || name.len() > PROPERTY_CHARS_MAX {
         Err(format!(
             "{name:?} is no property's name: a small letter, then up to 99 small letters, digits \
              and `_`"

@@ -20,14 +20,13 @@ use std::{
     fs::{self, Metadata},
     io,
     path::PathBuf,
-    sync::Arc,
 };
 
 use super::draft::ParseError;
 use super::format::Format;
 use super::list::{Content, List};
 use super::look::Look;
-use crate::clock::Clock;
+use super::terms::Terms;
 use crate::file_stamp::FileStamp;
 use crate::regular_file;
 
@@ -56,11 +55,11 @@ impl FileSource {
     pub(super) fn open(
         path: PathBuf,
         format: Format,
-        clock: &Arc<dyn Clock>,
+        terms: &Terms,
     ) -> Result<(FileSource, List), String> {
         let mut source = FileSource { path, format, taken: None, seen: None, rejected: None };
         for _ in 0..OPEN_ATTEMPTS_MAX {
-            match source.look(None, true, clock) {
+            match source.look(None, true, terms) {
                 Look::New(list) => return Ok((source, *list)),
                 Look::Failed(what) => return Err(what),
                 Look::Same | Look::Unsettled => {}
@@ -71,12 +70,7 @@ impl FileSource {
 
     /// Checks whether the file has changed, and reads it if it has and no longer changes. `at_once`
     /// reads it in any case. `current` is the list in use.
-    pub(super) fn look(
-        &mut self,
-        current: Option<Content>,
-        at_once: bool,
-        clock: &Arc<dyn Clock>,
-    ) -> Look {
+    pub(super) fn look(&mut self, current: Option<Content>, at_once: bool, terms: &Terms) -> Look {
         let stamp = FileStamp::read(&self.path);
         let before = self.seen;
         self.seen = stamp.as_ref().ok().copied();
@@ -91,7 +85,7 @@ impl FileSource {
             return Look::Failed(what.clone());
         }
         let read = match stamp {
-            Ok(stamp) => self.read(stamp, clock),
+            Ok(stamp) => self.read(stamp, terms),
             Err(error) => Err(ParseError::from(error)),
         };
         let settled = self.seen.filter(FileStamp::is_settled);
@@ -117,12 +111,12 @@ impl FileSource {
     }
 
     /// Reads the file, if it stays the one that was seen.
-    fn read(&self, seen: FileStamp, clock: &Arc<dyn Clock>) -> Result<Option<List>, ParseError> {
+    fn read(&self, seen: FileStamp, terms: &Terms) -> Result<Option<List>, ParseError> {
         let mut file = regular_file::open(&self.path)?;
         if FileStamp::of(&file.metadata()?) != seen {
             return Ok(None);
         }
-        let list = List::read(self.format, &mut file, clock);
+        let list = List::read(self.format, &mut file, terms);
         // Both are checked: the file may have changed, and the path may lead to another file now.
         let still = |metadata: io::Result<Metadata>| {
             metadata.is_ok_and(|metadata| FileStamp::of(&metadata) == seen)
@@ -146,9 +140,10 @@ impl FileSource {
 
 #[cfg(test)]
 mod tests {
+    use super::super::terms::Bounds;
     use super::*;
-    use crate::clock::SystemClock;
-    use std::time::Duration;
+    use crate::clock::{Clock, SystemClock};
+    use std::{sync::Arc, time::Duration};
 
     /// A clock that writes to a file whenever it is asked: a list asks it when it has been read.
     struct Meddler(PathBuf);
@@ -170,13 +165,14 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("l.txt");
         fs::write(&path, "11\n").unwrap();
-        let steady: Arc<dyn Clock> = Arc::new(SystemClock);
+        let with = |clock: Arc<dyn Clock>| Terms { bounds: Bounds::default(), clock };
+        let steady = with(Arc::new(SystemClock));
         let (mut source, list) = FileSource::open(path.clone(), Format::Text, &steady).unwrap();
         let current = Some(list.content);
         assert_eq!(source.taken, None, "the stamp of a file just written is not trusted");
 
         fs::write(&path, "11\n22\n").unwrap();
-        let meddler: Arc<dyn Clock> = Arc::new(Meddler(path.clone()));
+        let meddler = with(Arc::new(Meddler(path.clone())));
         assert!(matches!(source.look(current, true, &meddler), Look::Unsettled));
         assert!(matches!(source.look(current, false, &steady), Look::Unsettled));
         let Look::New(list) = source.look(current, false, &steady) else { panic!("at rest now") };

@@ -8,7 +8,7 @@ use url::Url;
 use super::list::{Content, List};
 use super::look::Look;
 use super::open_error::OpenError;
-use crate::clock::Clock;
+use super::terms::Terms;
 
 /// Cannot exist in this build.
 #[derive(Debug)]
@@ -20,12 +20,12 @@ impl UrlSource {
         _: Url,
         _: HeaderMap,
         _: &Path,
-        _: &Arc<dyn Clock>,
+        _: &Arc<Terms>,
     ) -> Result<(Self, Option<(List, Duration)>), OpenError> {
         Err(OpenError("is a URL, and this build lacks the feature `http`".to_owned()))
     }
 
-    pub(super) async fn look(&mut self, _: Option<Content>, _: &Arc<dyn Clock>) -> Look {
+    pub(super) async fn look(&mut self, _: Option<Content>, _: &Arc<Terms>) -> Look {
         match *self {}
     }
 }

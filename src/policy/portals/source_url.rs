@@ -37,7 +37,7 @@ use super::format::{Format, LIST_BYTES_MAX};
 use super::list::{Content, List};
 use super::look::{FETCH_SECONDS_MAX, Look};
 use super::open_error::OpenError;
-use crate::clock::Clock;
+use super::terms::Terms;
 
 /// Limit for connecting, in seconds.
 const CONNECT_SECONDS_MAX: u64 = 5;
@@ -70,7 +70,7 @@ impl UrlSource {
         url: Url,
         headers: HeaderMap,
         state_dir: &Path,
-        clock: &Arc<dyn Clock>,
+        terms: &Arc<Terms>,
     ) -> Result<(UrlSource, Cached), OpenError> {
         let mut source = UrlSource {
             url,
@@ -80,26 +80,26 @@ impl UrlSource {
             validators: Validators::default(),
             cached: None,
         };
-        let cached = source.take_cache(clock).unwrap_or_else(|error| {
+        let cached = source.take_cache(terms).unwrap_or_else(|error| {
             log::warn!("portals: the cached list in the state folder cannot be used: {error}");
             None
         });
         Ok((source, cached))
     }
 
-    fn take_cache(&mut self, clock: &Arc<dyn Clock>) -> Result<Cached, ParseError> {
+    fn take_cache(&mut self, terms: &Arc<Terms>) -> Result<Cached, ParseError> {
         let Some(mut found) = cache::find(&self.state_dir, self.url.as_str())? else {
             return Ok(None);
         };
-        let list = List::read(found.about.format, &mut found.list, clock)?;
+        let list = List::read(found.about.format, &mut found.list, terms)?;
         self.validators = found.about.validators;
         self.cached = Some(list.content);
         Ok(Some((list, found.age)))
     }
 
     /// Asks the server whether it has another list than the one in use.
-    pub(super) async fn look(&mut self, current: Option<Content>, clock: &Arc<dyn Clock>) -> Look {
-        match self.fetch(current, clock).await {
+    pub(super) async fn look(&mut self, current: Option<Content>, terms: &Arc<Terms>) -> Look {
+        match self.fetch(current, terms).await {
             Ok(look) => look,
             Err(fault) => Look::Failed(format!("{}{fault}", url_without_query(&self.url))),
         }
@@ -108,7 +108,7 @@ impl UrlSource {
     async fn fetch(
         &mut self,
         current: Option<Content>,
-        clock: &Arc<dyn Clock>,
+        terms: &Arc<Terms>,
     ) -> Result<Look, String> {
         let mut response = self.ask(current.is_some()).await?;
         match response.status() {
@@ -125,8 +125,8 @@ impl UrlSource {
         // If the validators are those of the cached list, the cache need not be written again.
         let cached = self.cached.filter(|_| validators == self.validators);
         let (pieces, received) = mpsc::channel(PIECES_MAX);
-        let clock = Arc::clone(clock);
-        let reading = tokio::task::spawn_blocking(move || receipt.read(received, cached, &clock));
+        let terms = Arc::clone(terms);
+        let reading = tokio::task::spawn_blocking(move || receipt.read(received, cached, &terms));
         while let Some(piece) = response.chunk().await.map_err(explain)? {
             // The reader ends early on an error, and returns it below.
             if pieces.send(Some(piece)).await.is_err() {
@@ -198,7 +198,7 @@ impl Receipt {
         self,
         mut received: mpsc::Receiver<Option<Bytes>>,
         cached: Option<Content>,
-        clock: &Arc<dyn Clock>,
+        terms: &Arc<Terms>,
     ) -> Result<(List, bool), String> {
         let fault = |error: io::Error| format!(": {error}");
         let disk = |error: io::Error| format!(": cannot be stored in the state folder: {error}");
@@ -217,7 +217,7 @@ impl Receipt {
         }
         let mut incoming = body.finish().map_err(fault)?;
         let list = incoming.list().map_err(ParseError::from);
-        let list = list.and_then(|file| List::read(self.about.format, file, clock));
+        let list = list.and_then(|file| List::read(self.about.format, file, terms));
         let list = list.map_err(|error| place(&error))?;
         if cached == Some(list.content) {
             cache::confirm(&self.folder);

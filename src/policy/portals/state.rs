@@ -15,6 +15,7 @@ use super::config::Mode;
 use super::list::List;
 use super::source::Source;
 use super::status::Health;
+use super::terms::Terms;
 use crate::clock::Clock;
 
 /// The shared part of a [`Portals`](super::Portals).
@@ -24,7 +25,8 @@ pub(super) struct PortalsState {
     pub refresh: Duration,
     /// `portals.stale_seconds_max`. `None`: a list of any age is used.
     pub stale_after: Option<Duration>,
-    pub clock: Arc<dyn Clock>,
+    /// The clock, and what a new list is read against.
+    pub terms: Arc<Terms>,
     /// `None` until a list has been loaded.
     pub current: ArcSwapOption<List>,
     /// When the source last confirmed the list in use: milliseconds of the monotonic
@@ -49,7 +51,7 @@ impl PortalsState {
             return false;
         };
         let confirmed = self.confirmed_ms.load(Ordering::Relaxed);
-        let age = monotonic_ms(&*self.clock).saturating_sub(confirmed);
+        let age = monotonic_ms(&*self.terms.clock).saturating_sub(confirmed);
         u128::try_from(age).is_ok_and(|age| age > after.as_millis())
     }
 }

@@ -29,6 +29,10 @@ pub struct Summary {
     pub with_events: usize,
     /// Portals with properties to drop, by their own rule or the default.
     pub with_drop_properties: usize,
+    /// Portals whose events go to some upstreams only, by their own rule or the default.
+    pub with_upstreams: usize,
+    /// Portals with a `privacy` rule, their own or the default.
+    pub with_privacy: usize,
     /// Portals with a rate, their own or the default.
     pub with_rate: usize,
     /// Portals with an `expires` rule, their own or the default, past or future.
@@ -48,6 +52,8 @@ impl Summary {
             ruled: 0,
             with_events: 0,
             with_drop_properties: 0,
+            with_upstreams: 0,
+            with_privacy: 0,
             with_rate: 0,
             with_expires: 0,
             expired: 0,
@@ -80,6 +86,9 @@ impl Summary {
         let dropped = rules.drop_properties.as_ref().is_some_and(|dropped| !dropped.is_empty());
         self.with_events += count(rules.events.is_some());
         self.with_drop_properties += count(dropped);
+        let routed = rules.upstreams.as_ref().is_some_and(|upstreams| upstreams.0.is_some());
+        self.with_upstreams += count(routed);
+        self.with_privacy += count(rules.privacy.is_some());
         self.with_rate += count(rules.rate.is_some());
         self.with_expires += count(rules.expires.is_some());
         self.expired += count(rules.expires.is_some_and(|expires| expires.unix_ms <= unix_ms));
@@ -96,6 +105,8 @@ impl fmt::Display for Summary {
         let rules = [
             ("events", self.with_events),
             ("drop_properties", self.with_drop_properties),
+            ("upstreams", self.with_upstreams),
+            ("privacy", self.with_privacy),
             ("rate", self.with_rate),
             ("expires", self.with_expires),
         ];

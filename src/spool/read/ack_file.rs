@@ -12,13 +12,14 @@
 //!
 //! | at | bytes | |
 //! |---|---|---|
-//! | 0 | 8 | magic `pxgacks1` |
+//! | 0 | 8 | magic `pxgacks1`, or `pxgacks2` where foreign records were passed over |
 //! | 8 | 4 | crc32c of bytes 12 to the end |
 //! | 12 | 4 | length of the whole |
 //! | 16 | 8 | generation |
 //! | 24 | 8 + 8 | number and salt of the lane |
 //! | 40 | 2 + name | the upstream |
 //! | | 5 × 8 | start, low, delivered, dead, lost: as in the cursor file |
+//! | | 8 | `pxgacks2` alone: foreign, as in the cursor file |
 //! | | | the runs above `low`: see [`Runs::encode`] |
 
 use std::io;
@@ -34,8 +35,9 @@ use crate::spool::format::{u32_at, u64_at};
 use crate::spool::fs::{File, Fs, Open, read_full, write_full};
 
 const MAGIC: [u8; 8] = *b"pxgacks1";
+const MAGIC_ROUTED: [u8; 8] = *b"pxgacks2";
 const HEADER_BYTES: usize = 42;
-const WORDS_BYTES: usize = 5 * 8;
+const WORDS: usize = 5;
 const SLOTS: usize = 3;
 /// A slot of at most this size is a small one.
 const SMALL_BYTES: usize = 4 << 10;
@@ -172,18 +174,20 @@ fn newest(file: &dyn File, key: LaneKey, upstream: &str) -> io::Result<Option<Fo
 
 fn encode(generation: u64, (lane, salt): LaneKey, position: &ConsumerPosition) -> Vec<u8> {
     let mut out = vec![0; 16];
-    out[0..8].copy_from_slice(&MAGIC);
+    let routed = position.passed_over() > 0;
+    out[0..8].copy_from_slice(if routed { &MAGIC_ROUTED } else { &MAGIC });
     for word in [generation, lane, salt] {
         out.extend_from_slice(&word.to_le_bytes());
     }
     out.extend_from_slice(&(position.name.len() as u16).to_le_bytes());
     out.extend_from_slice(position.name.as_bytes());
-    let Counts { delivered, dead, lost, .. } = position.below;
-    for word in [position.start, position.low, delivered, dead, lost] {
+    let Counts { delivered, dead, lost, foreign, .. } = position.below;
+    let words = [position.start, position.low, delivered, dead, lost, foreign];
+    for word in &words[..WORDS + usize::from(routed)] {
         out.extend_from_slice(&word.to_le_bytes());
     }
     // What does not fit is read again after a crash.
-    _ = position.runs().encode(position.low, LARGE_BYTES - out.len(), &mut out);
+    _ = position.runs().encode(position.low, routed, LARGE_BYTES - out.len(), &mut out);
     let len = out.len() as u32;
     out[12..16].copy_from_slice(&len.to_le_bytes());
     let crc = crc32c::crc32c(&out[12..]);
@@ -194,7 +198,8 @@ fn encode(generation: u64, (lane, salt): LaneKey, position: &ConsumerPosition) -
 fn decode(bytes: &[u8], slot: usize, (lane, salt): LaneKey, upstream: &str) -> Option<Found> {
     let header = bytes.get(..HEADER_BYTES)?;
     let whole = bytes.get(..u32_at(header, 12) as usize)?;
-    if header[0..8] != MAGIC || whole.len() < HEADER_BYTES {
+    let routed = header[0..8] == MAGIC_ROUTED;
+    if header[0..8] != MAGIC && !routed || whole.len() < HEADER_BYTES {
         return None;
     }
     if crc32c::crc32c(&whole[12..]) != u32_at(header, 8) {
@@ -203,18 +208,19 @@ fn decode(bytes: &[u8], slot: usize, (lane, salt): LaneKey, upstream: &str) -> O
     let name_bytes = usize::from(u16::from_le_bytes([header[40], header[41]]));
     let name = whole.get(HEADER_BYTES..HEADER_BYTES + name_bytes)?;
     let words = whole.get(HEADER_BYTES + name_bytes..)?;
-    let (words, runs) = words.split_at_checked(WORDS_BYTES)?;
+    let (words, runs) = words.split_at_checked(8 * (WORDS + usize::from(routed)))?;
     if name != upstream.as_bytes() || (u64_at(header, 24), u64_at(header, 32)) != (lane, salt) {
         return None;
     }
     let [start, low, delivered, dead, lost] = [0, 8, 16, 24, 32].map(|at| u64_at(words, at));
+    let foreign = if routed { u64_at(words, 40) } else { 0 };
     Some(Found {
         slot,
         generation: u64_at(header, 16),
         start,
         low,
-        below: Counts { accepted: 0, delivered, dead, lost },
-        runs: Runs::decode(low, runs)?,
+        below: Counts { accepted: 0, delivered, dead, lost, foreign },
+        runs: Runs::decode(low, routed, runs)?,
     })
 }
 
@@ -308,6 +314,22 @@ mod tests {
             bad[bit / 8] ^= 1 << (bit % 8);
             assert!(decode(&bad, 0, KEY, "collector").is_none(), "bit {bit}");
         }
+    }
+
+    #[test]
+    fn foreign_records_that_were_passed_over_are_taken_over() {
+        let dir = tempfile::tempdir().expect("a folder");
+        let mut file = AckFile::open(&SystemFs, dir.path(), KEY, "collector").expect("opens");
+        let mut expect = position(&[1, 5]);
+        for passed in [6..8, 2..4] {
+            expect.pass_over(passed);
+            expect.advance();
+            write(&mut file, &expect);
+            let now = read(dir.path());
+            assert_eq!((now.low, now.below), (expect.low, expect.below));
+            assert_eq!(format!("{:?}", now.runs()), format!("{:?}", expect.runs()));
+        }
+        assert_eq!((expect.low, expect.below.foreign, expect.passed_over()), (4, 2, 4));
     }
 
     #[test]

@@ -18,6 +18,8 @@ pub enum End {
     Acknowledged(Ack),
     /// It was lost to corruption or a torn write.
     Lost,
+    /// It is not meant for this upstream, which passed it over.
+    Foreign,
 }
 
 /// Counts of records.
@@ -28,6 +30,8 @@ pub struct Counts {
     pub dead: u64,
     /// Lost to corruption or a torn write.
     pub lost: u64,
+    /// Passed over: not meant for this upstream, and in none of the other counts.
+    pub foreign: u64,
 }
 
 impl Counts {
@@ -38,6 +42,7 @@ impl Counts {
             End::Acknowledged(Ack::Delivered) => Counts { delivered: events, ..none },
             End::Acknowledged(Ack::Dead) => Counts { dead: events, ..none },
             End::Lost => Counts { lost: events, ..none },
+            End::Foreign => Counts { foreign: events, ..none },
         }
     }
 
@@ -47,6 +52,7 @@ impl Counts {
         self.delivered = self.delivered.saturating_add(other.delivered);
         self.dead = self.dead.saturating_add(other.dead);
         self.lost = self.lost.saturating_add(other.lost);
+        self.foreign = self.foreign.saturating_add(other.foreign);
     }
 
     /// Takes away what was added before.
@@ -55,6 +61,7 @@ impl Counts {
         self.delivered = self.delivered.saturating_sub(other.delivered);
         self.dead = self.dead.saturating_sub(other.dead);
         self.lost = self.lost.saturating_sub(other.lost);
+        self.foreign = self.foreign.saturating_sub(other.foreign);
     }
 
     /// The counts under an upstream's name.
@@ -74,8 +81,9 @@ impl Counts {
         self.accepted.saturating_sub(self.ended())
     }
 
-    /// What is delivered, dead or lost.
+    /// What is delivered, dead, lost or passed over: what need not be read again.
     pub fn ended(&self) -> u64 {
-        self.delivered.saturating_add(self.dead).saturating_add(self.lost)
+        let own = self.delivered.saturating_add(self.dead).saturating_add(self.lost);
+        own.saturating_add(self.foreign)
     }
 }

@@ -6,7 +6,7 @@
 //!
 //! | at | bytes | |
 //! |---|---|---|
-//! | 0 | 8 | magic `pxgcurs1` |
+//! | 0 | 8 | magic `pxgcurs1`, or `pxgcurs2` where the lane holds routed records |
 //! | 8 | 4 | crc32c of bytes 12 to the end |
 //! | 12 | 4 | length of the whole |
 //! | 16 | 8 | generation: the greater one of two sound slots counts |
@@ -16,11 +16,14 @@
 //! | 44 | 8 + 8 each | number and salt of lanes whose totals are in `carried` already |
 //! | | 2 + name | a consumer position: the upstream's name |
 //! | | 9 × 8 | start, low, delivered, dead, lost; carried: accepted, delivered, dead, lost |
+//! | | 2 × 8 | `pxgcurs2` alone: foreign records before `low`, and all that are counted |
 //! | | 2 + runs | behind all positions, for each: what has ended above `low`, see `runs.rs` |
+//! | | 8 | up to which record the foreign ones are counted |
 //!
-//! Versions before the runs end behind the positions. They read a slot with runs as one without:
-//! what is in a run comes again. Runs that do not fit are in the upstream's
-//! [ack file](super::ack_file).
+//! Versions before the runs, and before the last word, end earlier. They read a slot without what
+//! they do not know: what is in a run comes again. They do not read `pxgcurs2`, nor the records for
+//! whose sake it is written: after a downgrade they read such a lane from its oldest segment. Runs
+//! that do not fit are in the upstream's [ack file](super::ack_file).
 
 use std::io;
 use std::sync::Arc;
@@ -41,16 +44,20 @@ pub const POSITIONS_MAX: usize = 120;
 /// Longest name of an upstream.
 pub const UPSTREAM_NAME_BYTES_MAX: usize = 128;
 /// Most folded lanes that may wait for their removal at a time.
-pub const ABSORBED_MAX: usize = 512;
+pub const ABSORBED_MAX: usize = 384;
 
 const MAGIC: [u8; 8] = *b"pxgcurs1";
+const MAGIC_ROUTED: [u8; 8] = *b"pxgcurs2";
 const HEADER_BYTES: usize = 44;
 const POSITION_WORDS: usize = 9;
+/// Words of a position that only a slot of a lane with routed records has.
+const ROUTED_WORDS: usize = 2;
 
 const _: () = assert!(
     HEADER_BYTES
         + ABSORBED_MAX * 16
-        + POSITIONS_MAX * (2 + UPSTREAM_NAME_BYTES_MAX + POSITION_WORDS * 8 + 2)
+        + POSITIONS_MAX * (2 + UPSTREAM_NAME_BYTES_MAX + (POSITION_WORDS + ROUTED_WORDS) * 8 + 2)
+        + 8
         <= SLOT_BYTES
 );
 
@@ -65,6 +72,11 @@ pub struct Cursor {
     /// Lanes whose totals are counted here already.
     pub absorbed: Vec<LaneKey>,
     pub positions: Vec<ConsumerPosition>,
+    /// Whether a record before `counted_to` is not meant for all upstreams.
+    pub routed: bool,
+    /// The foreign records before it are counted in the positions. `None`: a version wrote it that
+    /// knew no routed records.
+    pub counted_to: Option<u64>,
 }
 
 /// The open file, and which slot is next.
@@ -121,7 +133,7 @@ pub fn damaged_slots(file: &dyn File) -> io::Result<Vec<u64>> {
 /// A slot, and the places of the positions whose runs did not all fit.
 fn encode(generation: u64, cursor: &Cursor) -> (Vec<u8>, Vec<usize>) {
     let mut out = vec![0; 16];
-    out[0..8].copy_from_slice(&MAGIC);
+    out[0..8].copy_from_slice(if cursor.routed { &MAGIC_ROUTED } else { &MAGIC });
     for word in [generation, cursor.lane, cursor.salt] {
         out.extend_from_slice(&word.to_le_bytes());
     }
@@ -135,7 +147,7 @@ fn encode(generation: u64, cursor: &Cursor) -> (Vec<u8>, Vec<usize>) {
         out.extend_from_slice(&(position.name.len() as u16).to_le_bytes());
         out.extend_from_slice(position.name.as_bytes());
         let (below, carried) = (position.below, position.carried);
-        let words: [u64; POSITION_WORDS] = [
+        let words: [u64; POSITION_WORDS + ROUTED_WORDS] = [
             position.start,
             position.low,
             below.delivered,
@@ -145,12 +157,17 @@ fn encode(generation: u64, cursor: &Cursor) -> (Vec<u8>, Vec<usize>) {
             carried.delivered,
             carried.dead,
             carried.lost,
+            below.foreign,
+            position.foreign,
         ];
-        for word in words {
+        for word in &words[..POSITION_WORDS + if cursor.routed { ROUTED_WORDS } else { 0 }] {
             out.extend_from_slice(&word.to_le_bytes());
         }
     }
     let cut = encode_runs(cursor, &mut out);
+    if let Some(counted_to) = cursor.counted_to {
+        out.extend_from_slice(&counted_to.to_le_bytes());
+    }
     let len = out.len() as u32;
     out[12..16].copy_from_slice(&len.to_le_bytes());
     let crc = crc32c::crc32c(&out[12..]);
@@ -163,10 +180,11 @@ fn encode_runs(cursor: &Cursor, out: &mut Vec<u8>) -> Vec<usize> {
     let mut cut = Vec::new();
     for (place, position) in cursor.positions.iter().enumerate() {
         let left = cursor.positions.len() - place;
-        let share = (SLOT_BYTES - out.len()) / left - 2;
+        let share = (SLOT_BYTES - 8).saturating_sub(out.len()) / left;
+        let share = share.saturating_sub(2);
         let at = out.len();
         out.extend_from_slice(&[0; 2]);
-        if !position.runs().encode(position.low, share, out) {
+        if !position.runs().encode(position.low, cursor.routed, share, out) {
             cut.push(place);
         }
         let bytes = (out.len() - at - 2) as u16;
@@ -175,9 +193,9 @@ fn encode_runs(cursor: &Cursor, out: &mut Vec<u8>) -> Vec<usize> {
     cut
 }
 
-fn take_runs(rest: &mut &[u8], low: u64) -> Option<Runs> {
+fn take_runs(rest: &mut &[u8], low: u64, routed: bool) -> Option<Runs> {
     let bytes = usize::from(u16_at(rest.get(..2)?, 0));
-    let runs = Runs::decode(low, rest.get(2..)?.get(..bytes)?)?;
+    let runs = Runs::decode(low, routed, rest.get(2..)?.get(..bytes)?)?;
     *rest = &rest[2 + bytes..];
     Some(runs)
 }
@@ -185,7 +203,8 @@ fn take_runs(rest: &mut &[u8], low: u64) -> Option<Runs> {
 fn decode(bytes: &[u8]) -> Option<(u64, Cursor)> {
     let header = bytes.get(..HEADER_BYTES)?;
     let whole = bytes.get(..u32_at(header, 12) as usize)?;
-    if header[0..8] != MAGIC || whole.len() < HEADER_BYTES {
+    let routed = header[0..8] == MAGIC_ROUTED;
+    if header[0..8] != MAGIC && !routed || whole.len() < HEADER_BYTES {
         return None;
     }
     if crc32c::crc32c(&whole[12..]) != u32_at(header, 8) {
@@ -197,17 +216,19 @@ fn decode(bytes: &[u8]) -> Option<(u64, Cursor)> {
         .map(|_| Some((take_u64(&mut rest)?, take_u64(&mut rest)?)))
         .collect::<Option<Vec<_>>>()?;
     let mut positions =
-        (0..positions).map(|_| take_position(&mut rest)).collect::<Option<Vec<_>>>()?;
+        (0..positions).map(|_| take_position(&mut rest, routed)).collect::<Option<Vec<_>>>()?;
     if !rest.is_empty() {
         for position in &mut positions {
-            position.resume_runs(take_runs(&mut rest, position.low)?);
+            position.resume_runs(take_runs(&mut rest, position.low, routed)?);
         }
     }
-    let cursor = Cursor { lane: u64_at(header, 24), salt: u64_at(header, 32), absorbed, positions };
+    let counted_to = take_u64(&mut rest);
+    let (lane, salt) = (u64_at(header, 24), u64_at(header, 32));
+    let cursor = Cursor { lane, salt, absorbed, positions, routed, counted_to };
     Some((u64_at(header, 16), cursor))
 }
 
-fn take_position(rest: &mut &[u8]) -> Option<ConsumerPosition> {
+fn take_position(rest: &mut &[u8], routed: bool) -> Option<ConsumerPosition> {
     let name_bytes = usize::from(u16_at(rest.get(..2)?, 0));
     let name = std::str::from_utf8(rest.get(2..2 + name_bytes)?).ok()?;
     *rest = rest.get(2 + name_bytes..)?;
@@ -217,13 +238,19 @@ fn take_position(rest: &mut &[u8]) -> Option<ConsumerPosition> {
     for count in [&mut below.delivered, &mut below.dead, &mut below.lost] {
         *count = take_u64(rest)?;
     }
-    let mut position = position.resume(low, below, Runs::default())?;
-    position.carried = Counts {
+    let carried = Counts {
         accepted: take_u64(rest)?,
         delivered: take_u64(rest)?,
         dead: take_u64(rest)?,
         lost: take_u64(rest)?,
+        foreign: 0,
     };
+    let mut foreign = 0;
+    if routed {
+        (below.foreign, foreign) = (take_u64(rest)?, take_u64(rest)?);
+    }
+    let mut position = position.resume(low, below, Runs::default())?;
+    (position.carried, position.foreign) = (carried, foreign);
     Some(position)
 }
 
@@ -247,14 +274,15 @@ mod tests {
         let below = Counts { delivered: low - 5, ..Counts::default() };
         let position = ConsumerPosition::new("collector", 5);
         let mut position = position.resume(low, below, Runs::default()).expect("sound");
-        position.carried = Counts { accepted: 9, delivered: 6, dead: 2, lost: 1 };
+        position.carried = Counts { accepted: 9, delivered: 6, dead: 2, lost: 1, foreign: 0 };
         position.hand_out(30);
         position.settle(low + 3..low + 7, Ack::Delivered);
         position.settle(low + 9..low + 10, Ack::Dead);
-        Cursor { lane: 3, salt: 4, absorbed: vec![(1, 8), (2, 9)], positions: vec![position] }
+        let (absorbed, positions) = (vec![(1, 8), (2, 9)], vec![position]);
+        Cursor { lane: 3, salt: 4, absorbed, positions, routed: false, counted_to: Some(30) }
     }
 
-    /// The same slot as versions wrote it that knew no runs.
+    /// The same slot as versions wrote it that knew neither runs nor routed records.
     fn without_runs(mut bytes: Vec<u8>, runs_bytes: usize) -> Vec<u8> {
         bytes.truncate(bytes.len() - runs_bytes);
         let len = bytes.len() as u32;
@@ -267,9 +295,10 @@ mod tests {
     #[test]
     fn a_slot_of_a_version_without_runs_is_read_and_its_place_is_the_same() {
         let (bytes, _) = encode(8, &cursor(11));
-        let runs_bytes = 2 + 2 + 4;
+        let runs_bytes = 2 + 2 + 4 + 8;
         let (_, old) = decode(&without_runs(bytes, runs_bytes)).expect("sound");
         assert_eq!((old.positions[0].low, old.positions[0].runs().len()), (11, 0));
+        assert_eq!(old.counted_to, None);
         assert_eq!(old.positions[0].carried.accepted, 9);
     }
 
@@ -307,6 +336,29 @@ mod tests {
         }
         for cut in 0..bytes.len() {
             assert!(decode(&bytes[..cut]).is_none(), "cut {cut}");
+        }
+    }
+
+    #[test]
+    fn a_slot_of_a_lane_with_routed_records_reads_back() {
+        let mut routed = Cursor { routed: true, ..cursor(11) };
+        routed.positions[0].pass_over(11..14);
+        routed.positions[0].pass_over(20..22);
+        routed.positions[0].foreign = 8;
+        assert!(routed.positions[0].advance());
+        let (bytes, _) = encode(8, &routed);
+        let (_, read) = decode(&bytes).expect("sound");
+        assert_eq!((read.routed, read.counted_to), (true, Some(30)));
+        assert_eq!(format!("{:?}", read.positions), {
+            let mut expect = routed.positions[0].clone();
+            // It goes on behind `low`.
+            expect.resume_runs(expect.runs().clone());
+            format!("{:?}", [expect])
+        });
+        for bit in 0..bytes.len() * 8 {
+            let mut bad = bytes.clone();
+            bad[bit / 8] ^= 1 << (bit % 8);
+            assert!(decode(&bad).is_none(), "bit {bit}");
         }
     }
 

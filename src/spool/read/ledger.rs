@@ -3,8 +3,10 @@
 //! Acknowledgements come in any order. Everything before the low watermark (`low`) has ended; what
 //! has ended above it is kept as runs. So one event that is stuck holds back no other, and costs
 //! no memory: the number of *runs* is bounded, not that of events. Counts below `low` and the runs
-//! are persisted together, so that after a crash `low - start = delivered + dead + lost` holds,
-//! and with it SPEC 7's identity: what is in neither is pending and read again.
+//! are persisted together, so that after a crash `low - start = delivered + dead + lost + foreign`
+//! holds, and with it SPEC 7's identity: what is in neither is pending and read again.
+//!
+//! A record that is not meant for this upstream is *foreign* to it (`spool/routing.rs`).
 
 use std::ops::Range;
 
@@ -29,6 +31,8 @@ pub struct ConsumerPosition {
     pub below: Counts,
     /// Totals of lanes that were folded into this one.
     pub carried: Counts,
+    /// Foreign records from `start` on, passed over or not read yet.
+    pub foreign: u64,
     /// What has ended above `low`.
     runs: Runs,
     /// The next record to hand out. In no run.
@@ -44,6 +48,7 @@ impl ConsumerPosition {
             low: start,
             below: Counts::default(),
             carried: Counts::default(),
+            foreign: 0,
             runs: Runs::default(),
             next: start,
         }
@@ -107,6 +112,23 @@ impl ConsumerPosition {
         self.runs.mark(seqs, End::Acknowledged(ack));
     }
 
+    /// Passes over records that are foreign to this upstream.
+    pub fn pass_over(&mut self, seqs: Range<u64>) {
+        self.runs.mark(seqs.start.max(self.low)..seqs.end.min(self.next), End::Foreign);
+        // They are not counted yet where their segment was missing when the others were.
+        self.foreign = self.foreign.max(self.passed_over());
+    }
+
+    /// How many foreign records were passed over.
+    pub fn passed_over(&self) -> u64 {
+        self.below.foreign + self.runs.totals().foreign
+    }
+
+    /// Whether what became of this record is known.
+    pub fn has_ended(&self, seq: u64) -> bool {
+        seq < self.low || self.runs.skip(seq) > seq
+    }
+
     /// Moves `low` up over everything that has ended. Says whether it moved.
     pub fn advance(&mut self) -> bool {
         let Some((end, counts)) = self.runs.take_at(self.low) else { return false };
@@ -116,12 +138,14 @@ impl ConsumerPosition {
         true
     }
 
-    /// The totals, with `end` records in the lane.
+    /// The totals of the records that are meant for this upstream, with `end` records in the lane.
     pub fn totals(&self, end: u64) -> Counts {
         let mut totals = self.below;
-        totals.accepted = end.max(self.next).max(self.end()).saturating_sub(self.start);
+        let held = end.max(self.next).max(self.end()).saturating_sub(self.start);
+        totals.accepted = held.saturating_sub(self.foreign);
         totals.add(self.runs.totals());
         totals.add(self.carried);
+        totals.foreign = 0;
         totals
     }
 }
@@ -151,7 +175,10 @@ mod tests {
         position.settle(2..3, Ack::Dead);
         position.settle(4..5, Ack::Delivered);
         assert!(!position.advance());
-        assert_eq!(position.totals(5), Counts { accepted: 4, delivered: 1, dead: 1, lost: 0 });
+        assert_eq!(
+            position.totals(5),
+            Counts { accepted: 4, delivered: 1, dead: 1, ..Counts::default() }
+        );
         position.settle(1..2, Ack::Delivered);
         assert!(position.advance());
         assert_eq!((position.low, position.below.delivered, position.below.dead), (3, 1, 1));
@@ -172,7 +199,7 @@ mod tests {
         position.settle(u64::MAX - 1..u64::MAX, Ack::Dead);
         position.advance();
         position.settle(1..2, Ack::Dead);
-        assert_eq!(position.totals(3), Counts { accepted: 2, delivered: 1, dead: 0, lost: 0 });
+        assert_eq!(position.totals(3), Counts { accepted: 2, delivered: 1, ..Counts::default() });
     }
 
     #[test]
@@ -218,7 +245,10 @@ mod tests {
         assert_eq!(parts, [1..3, 5..7, 9..10]);
         position.settle(1..10, Ack::Delivered);
         assert!(position.advance());
-        assert_eq!(position.totals(10), Counts { accepted: 9, delivered: 7, dead: 0, lost: 2 });
+        assert_eq!(
+            position.totals(10),
+            Counts { accepted: 9, delivered: 7, lost: 2, ..Counts::default() }
+        );
     }
 
     #[test]
@@ -236,9 +266,30 @@ mod tests {
         position.lose_to(1 << 50);
         assert_eq!(
             position.below,
-            Counts { accepted: 0, delivered: 2, dead: 0, lost: (1 << 50) - 3 }
+            Counts { delivered: 2, lost: (1 << 50) - 3, ..Counts::default() }
         );
         identity_holds(&position, 1 << 50);
+    }
+
+    #[test]
+    fn foreign_records_are_in_no_count_read_or_not() {
+        let mut position = handed_out(4);
+        position.foreign = 3;
+        identity_holds(&position, 8);
+        position.pass_over(2..4);
+        position.pass_over(2..9);
+        position.settle(2..3, Ack::Dead);
+        position.settle(1..2, Ack::Delivered);
+        position.advance();
+        // Of seven records three are foreign, and three of the other four wait.
+        let expect = Counts { accepted: 4, delivered: 1, ..Counts::default() };
+        assert_eq!((position.low, position.totals(8)), (5, expect));
+        assert_eq!((position.passed_over(), position.foreign), (3, 3));
+        assert!(position.has_ended(4) && !position.has_ended(5));
+        identity_holds(&position, 8);
+        position.hand_out(3);
+        position.pass_over(5..8);
+        assert_eq!((position.foreign, position.totals(8).accepted), (6, 1));
     }
 
     #[test]

@@ -1,6 +1,7 @@
 //! Reading for one upstream, and acknowledging.
 
 use std::collections::HashMap;
+use std::ops::Range;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -11,6 +12,7 @@ use super::scanner::{Scanner, Step};
 use crate::spool::fs::File;
 use crate::spool::lane::Lane;
 use crate::spool::record_id::RecordId;
+use crate::spool::recovery::count_foreign::{each_routed, stretches};
 use crate::spool::recovery::recover::{ends_cleanly, find_missing};
 use crate::spool::segment_index::View;
 use crate::spool::state::SpoolState;
@@ -25,12 +27,18 @@ pub struct Entry {
     pub payload: Bytes,
 }
 
-/// Reads the records of all lanes for one upstream, oldest lane first, each lane in order.
+/// Most bytes of foreign records that one read passes over, before it gives its task a turn.
+const PASSED_BYTES_MAX: usize = 4 << 20;
+
+/// Reads the records of all lanes that are meant for one upstream, oldest lane first, each lane in
+/// order.
 pub struct Reader {
     state: Arc<SpoolState>,
     upstream: usize,
     scanners: HashMap<u64, (Scanner, Arc<dyn File>)>,
     unreadable: Unreadable,
+    /// Bytes of foreign records that the read under way has passed over.
+    passed_bytes: usize,
 }
 
 /// What one pass over a segment came to.
@@ -46,7 +54,7 @@ impl Reader {
         let name = &state.upstreams[upstream].name;
         let limit = Duration::from_secs(state.config.unreadable_seconds_max);
         let unreadable = Unreadable::new(Arc::clone(&state.disk_faults), name, limit);
-        Reader { state, upstream, scanners: HashMap::new(), unreadable }
+        Reader { state, upstream, scanners: HashMap::new(), unreadable, passed_bytes: 0 }
     }
 
     /// Waits until at least one record is readable, and returns up to `events_max` records of up
@@ -63,6 +71,10 @@ impl Reader {
             if !entries.is_empty() {
                 return entries;
             }
+            if self.passed_bytes >= PASSED_BYTES_MAX {
+                tokio::task::yield_now().await;
+                continue;
+            }
             // A wake-up between the look and this wait has left its permit.
             state.upstreams[self.upstream].readable.notified().await;
         }
@@ -75,6 +87,7 @@ impl Reader {
         self.scanners.retain(|id, _| lanes.iter().any(|lane| lane.id == *id));
         self.unreadable.retain(&lanes);
         let mut bytes = 0;
+        self.passed_bytes = 0;
         for lane in lanes {
             loop {
                 match self.read_pass(&lane, events_max, bytes_max, &mut bytes, &mut entries) {
@@ -90,7 +103,8 @@ impl Reader {
                     }
                 }
             }
-            if entries.len() >= events_max || bytes >= bytes_max {
+            let is_over = entries.len() >= events_max || bytes >= bytes_max;
+            if is_over || self.passed_bytes >= PASSED_BYTES_MAX {
                 break;
             }
         }
@@ -130,17 +144,17 @@ impl Reader {
         if view.span.base > next.start {
             return Ok(self.lose(lane, view, view.span.base));
         }
-        if self.scanners.get(&lane.id).is_none_or(|(scanner, _)| scanner.number != number) {
-            let file = lane.hot_tail.over(number, self.unreadable.open(lane, number)?);
-            let scanner = Scanner::new(number, lane.salt, view.span.base);
-            self.scanners.insert(lane.id, (scanner, file));
-        }
+        self.open_scanner(lane, &view)?;
+        let name = &self.state.upstreams[self.upstream].name;
+        let routing = self.state.routing;
         let Some((scanner, file)) = self.scanners.get_mut(&lane.id) else {
             return Ok(ReadPass::Enough);
         };
         let before = entries.len();
+        let mut foreign = SeqRuns::default();
         let step = loop {
-            if entries.len() >= events_max || *bytes >= bytes_max {
+            let is_over = entries.len() >= events_max || *bytes >= bytes_max;
+            if is_over || self.passed_bytes >= PASSED_BYTES_MAX {
                 break Ok(None);
             }
             if scanner.seq >= next.end {
@@ -148,6 +162,10 @@ impl Reader {
             }
             match scanner.step(&**file, view.span.bytes, view.limit) {
                 Ok(Step::Record { seq, .. }) if seq < next.start => {}
+                Ok(Step::Record { seq, payload }) if routing.is_foreign(&payload, name) => {
+                    self.passed_bytes += payload.len();
+                    foreign.push(seq);
+                }
                 Ok(Step::Record { payload, .. })
                     if !entries.is_empty() && *bytes + payload.len() > bytes_max =>
                 {
@@ -163,13 +181,40 @@ impl Reader {
             }
         };
         let (file, offset, seq) = (Arc::clone(file), scanner.offset, scanner.seq);
-        lane.state().positions[self.upstream].hand_out(entries.len() - before);
+        self.hand_out(lane, entries.len() - before, foreign);
         Ok(match step.map_err(|error| Unread::Read { number, error })? {
             None | Some(Step::Record { .. }) => ReadPass::Enough,
             Some(Step::End) => ReadPass::More,
             Some(Step::Gap { seqs, bytes }) => self.damaged(lane, view, &*file, bytes, seqs.end),
             Some(Step::Tail) => return self.tail(lane, view, &*file, offset, seq),
         })
+    }
+
+    /// Makes sure that the lane's scanner is in this segment.
+    fn open_scanner(&mut self, lane: &Lane, view: &View) -> Result<(), Unread> {
+        let number = view.span.number;
+        if self.scanners.get(&lane.id).is_none_or(|(scanner, _)| scanner.number != number) {
+            let file = lane.hot_tail.over(number, self.unreadable.open(lane, number)?);
+            let scanner = Scanner::new(number, lane.salt, view.span.base);
+            self.scanners.insert(lane.id, (scanner, file));
+        }
+        Ok(())
+    }
+
+    /// Notes that the next records were handed out or, if foreign, passed over.
+    fn hand_out(&self, lane: &Lane, events: usize, foreign: SeqRuns) {
+        let mut state = lane.state();
+        let position = &mut state.positions[self.upstream];
+        position.hand_out(events + foreign.events);
+        if foreign.events == 0 {
+            return;
+        }
+        foreign.runs.into_iter().for_each(|seqs| position.pass_over(seqs));
+        let has_moved = position.advance();
+        state.dirty = true;
+        if has_moved {
+            lane.publish_held(&state, &self.state.bounds);
+        }
     }
 
     /// No record is left where there should be some: they are damaged, or in a segment that is
@@ -196,7 +241,7 @@ impl Reader {
         lane: &Lane,
         view: View,
         file: &dyn File,
-        bytes: std::ops::Range<u64>,
+        bytes: Range<u64>,
         seq: u64,
     ) -> ReadPass {
         let next = lane.state().positions[self.upstream].next().start;
@@ -211,10 +256,12 @@ impl Reader {
     }
 
     fn lose(&mut self, lane: &Lane, view: View, seq: u64) -> ReadPass {
+        let foreign = self.lost_foreign(lane, seq);
         let mut state = lane.state();
         let position = &mut state.positions[self.upstream];
         let lost_before = position.totals(0).lost;
         position.lose_to(seq);
+        position.foreign -= foreign.min(position.foreign);
         let lost = position.totals(0).lost - lost_before;
         if lost == 0 {
             return ReadPass::More;
@@ -222,6 +269,11 @@ impl Reader {
         state.dirty = true;
         lane.publish_held(&state, &self.state.bounds);
         drop(state);
+        if foreign > 0 {
+            // An acknowledgement is written without the count of foreign records. An error costs
+            // the exactness of `accepted` after a kill at this moment.
+            _ = lane.save_cursor();
+        }
         ::log::error!(
             "spool: {lost} events of lane {} are lost to damage before number {seq} \
              (segment {}) for upstream {:?}",
@@ -230,6 +282,33 @@ impl Reader {
             self.state.upstreams[self.upstream].name
         );
         ReadPass::More
+    }
+
+    /// How many foreign records are among those that are lost before `seq`: what is counted and is
+    /// neither passed over nor to be read behind them.
+    fn lost_foreign(&self, lane: &Lane, seq: u64) -> u64 {
+        let state = lane.state();
+        let position = state.positions[self.upstream].clone();
+        let stretches = stretches(&state.segment_index, seq);
+        drop(state);
+        let unread = position.foreign.saturating_sub(position.passed_over());
+        if unread == 0 {
+            return 0;
+        }
+        let (mut ahead, routing) = (0, &self.state.routing);
+        each_routed(
+            &**lane.fs(),
+            lane.dir(),
+            lane.salt,
+            &stretches,
+            seq,
+            routing,
+            |seq, record| {
+                let is_foreign = !(routing.names)(record, &position.name);
+                ahead += u64::from(is_foreign && !position.has_ended(seq));
+            },
+        );
+        unread.saturating_sub(ahead)
     }
 
     /// Looks whether segments that are missing have come back. They do not count as lost: an
@@ -250,6 +329,23 @@ impl Reader {
         self.scanners.remove(&lane.id);
         // Maintenance wakes this reader at its next turn.
         self.state.retry_reads();
+    }
+}
+
+/// Sequence numbers as they come, in runs.
+#[derive(Default)]
+struct SeqRuns {
+    runs: Vec<Range<u64>>,
+    events: usize,
+}
+
+impl SeqRuns {
+    fn push(&mut self, seq: u64) {
+        self.events += 1;
+        match self.runs.last_mut() {
+            Some(last) if last.end == seq => last.end += 1,
+            _ => self.runs.push(seq..seq + 1),
+        }
     }
 }
 

@@ -11,7 +11,7 @@ use super::counts::{Ack, Counts, End};
 /// Longest number in bytes, seven bits a byte.
 const NUMBER_BYTES_MAX: usize = 10;
 /// Most bytes of one encoded run.
-const RUN_BYTES_MAX: usize = 4 * NUMBER_BYTES_MAX;
+const RUN_BYTES_MAX: usize = 5 * NUMBER_BYTES_MAX;
 
 /// See the module.
 #[derive(Debug, Clone, Default)]
@@ -101,22 +101,26 @@ impl Runs {
 
     /// Appends the runs, the lowest first, as far as they fit into `bytes_max` bytes: each as its
     /// distance from the one before (from `low` the first), twice its delivered records plus 1
-    /// where others follow, and then its dead and its lost ones. Numbers have seven bits a byte,
-    /// the lowest first. Says whether all runs fit.
-    pub fn encode(&self, low: u64, bytes_max: usize, out: &mut Vec<u8>) -> bool {
+    /// where others follow, and then its dead and its lost ones and, if `routed`, its foreign ones.
+    /// Numbers have seven bits a byte, the lowest first. Says whether all runs fit. Without
+    /// `routed` no run may hold foreign records.
+    pub fn encode(&self, low: u64, routed: bool, bytes_max: usize, out: &mut Vec<u8>) -> bool {
         let until = out.len() + bytes_max;
         let mut before = low;
         for (start, run) in &self.runs {
             if out.len() + RUN_BYTES_MAX > until {
                 return false;
             }
-            let Counts { delivered, dead, lost, .. } = run.counts;
-            let others = u64::from(dead + lost > 0);
+            let Counts { delivered, dead, lost, foreign, .. } = run.counts;
+            let others = u64::from(dead + lost + foreign > 0);
             put(start - before, out);
             put(delivered << 1 | others, out);
             if others == 1 {
                 put(dead, out);
                 put(lost, out);
+                if routed {
+                    put(foreign, out);
+                }
             }
             before = run.end;
         }
@@ -124,7 +128,7 @@ impl Runs {
     }
 
     /// Reads what [`Runs::encode`] wrote. `None` for bytes that it does not write.
-    pub fn decode(mut low: u64, mut bytes: &[u8]) -> Option<Runs> {
+    pub fn decode(mut low: u64, routed: bool, mut bytes: &[u8]) -> Option<Runs> {
         let mut runs = Runs::default();
         while !bytes.is_empty() {
             let start = low.checked_add(take(&mut bytes)?)?;
@@ -134,6 +138,9 @@ impl Runs {
             if word & 1 == 1 {
                 counts.dead = take(&mut bytes)?;
                 counts.lost = take(&mut bytes)?;
+                if routed {
+                    counts.foreign = take(&mut bytes)?;
+                }
             }
             let end = start.checked_add(counts.ended())?;
             if end == start {
@@ -178,10 +185,10 @@ mod tests {
     proptest! {
         #[test]
         fn runs_are_a_set_of_numbers_that_keep_their_first_end(
-            marks in proptest::collection::vec((0..200_u64, 0..30_u64, 0..3_usize), 0..40),
+            marks in proptest::collection::vec((0..200_u64, 0..30_u64, 0..4_usize), 0..40),
             low in 0..150_u64,
         ) {
-            let ends = [DELIVERED, DEAD, End::Lost];
+            let ends = [DELIVERED, DEAD, End::Lost, End::Foreign];
             let mut runs = Runs::default();
             let mut naive: BTreeMap<u64, End> = BTreeMap::new();
             for (start, len, end) in marks {
@@ -192,6 +199,7 @@ mod tests {
             let counts = runs.totals();
             prop_assert_eq!(counts.delivered, count(DELIVERED));
             prop_assert_eq!((counts.dead, counts.lost), (count(DEAD), count(End::Lost)));
+            prop_assert_eq!(counts.foreign, count(End::Foreign));
             for seq in 0..240 {
                 let free = (seq..).find(|seq| !naive.contains_key(seq)).unwrap();
                 prop_assert_eq!(runs.skip(seq), free);
@@ -200,19 +208,21 @@ mod tests {
             let pairs = numbers.windows(2).filter(|pair| pair[0] + 1 == pair[1]).count();
             prop_assert_eq!(runs.len(), numbers.len() - pairs);
 
-            let mut bytes = Vec::new();
-            prop_assert!(runs.encode(0, 1 << 20, &mut bytes));
-            let read = Runs::decode(0, &bytes).expect("as written");
-            prop_assert_eq!(format!("{read:?}"), format!("{runs:?}"));
+            for routed in [true, counts.foreign > 0] {
+                let mut bytes = Vec::new();
+                prop_assert!(runs.encode(0, routed, 1 << 20, &mut bytes));
+                let read = Runs::decode(0, routed, &bytes).expect("as written");
+                prop_assert_eq!(format!("{read:?}"), format!("{runs:?}"));
+            }
             runs.drop_before(low);
             prop_assert!(runs.start_after(0).is_none_or(|start| start >= low));
         }
 
         #[test]
         fn bytes_of_any_kind_decode_to_runs_or_to_none(
-            low: u64, bytes in proptest::collection::vec(any::<u8>(), 0..60),
+            low: u64, routed: bool, bytes in proptest::collection::vec(any::<u8>(), 0..60),
         ) {
-            _ = Runs::decode(low, &bytes);
+            _ = Runs::decode(low, routed, &bytes);
         }
     }
 
@@ -222,7 +232,7 @@ mod tests {
         (0..20_000).for_each(|batch| runs.mark(2 + batch * 500..502 + batch * 500, DELIVERED));
         assert_eq!((runs.len(), runs.totals().delivered), (1, 10_000_000));
         let mut bytes = Vec::new();
-        assert!(runs.encode(1, RUN_BYTES_MAX, &mut bytes));
+        assert!(runs.encode(1, false, RUN_BYTES_MAX, &mut bytes));
         assert!(bytes.len() <= 6, "{bytes:?}");
     }
 
@@ -231,9 +241,9 @@ mod tests {
         let mut runs = Runs::default();
         (0..100).for_each(|n| runs.mark(2 * n + 1..2 * n + 2, DELIVERED));
         let mut bytes = Vec::new();
-        assert!(!runs.encode(0, 100, &mut bytes));
-        let read = Runs::decode(0, &bytes).expect("whole runs");
-        assert!(bytes.len() <= 100 && read.len() > 20, "{} in {}", read.len(), bytes.len());
+        assert!(!runs.encode(0, false, 120, &mut bytes));
+        let read = Runs::decode(0, false, &bytes).expect("whole runs");
+        assert!(bytes.len() <= 120 && read.len() > 20, "{} in {}", read.len(), bytes.len());
         assert_eq!(read.skip(1), 2);
     }
 }

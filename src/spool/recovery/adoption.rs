@@ -19,6 +19,7 @@ use crate::spool::lane_files::{lane_dir, lane_id};
 use crate::spool::read::counts::Counts;
 use crate::spool::read::cursor::LaneKey;
 use crate::spool::read_around::is_refusal;
+use crate::spool::routing::Routing;
 use crate::telemetry::faults::FaultKind;
 
 /// The lock of the spool's folder: held while lanes are made and adopted.
@@ -33,6 +34,7 @@ pub struct Adopter {
     pub fs: Arc<dyn Fs>,
     pub root: PathBuf,
     pub upstreams: Vec<String>,
+    pub routing: Routing,
     pub quarantine: Arc<Quarantine>,
     pub faults: Arc<DiskFaults>,
     /// `spool.unreadable_seconds_max`.
@@ -126,8 +128,10 @@ impl Adopter {
 
     /// A lane whose sectors the device has refused to read for long enough is adopted without them.
     fn adopt_one(&self, id: u64, subject: &str) -> io::Result<Adoption> {
-        let adopt =
-            |around| adopt(&self.fs, &self.root, id, &self.upstreams, &self.quarantine, around);
+        let adopt = |around| {
+            let Adopter { fs, root, upstreams, routing, quarantine, .. } = self;
+            adopt(fs, root, id, (upstreams, routing), quarantine, around)
+        };
         let error = match adopt(false) {
             Err(error) if is_refusal(&error) => error,
             other => return other,

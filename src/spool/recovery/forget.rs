@@ -8,7 +8,7 @@ use std::io;
 use std::path::Path;
 
 use super::adoption::{lane_ids, lock_spool};
-use super::inspect::{end_of, snapshot_lane};
+use super::inspect::{counted_end, end_of, snapshot_lane};
 use crate::spool::fs::{Fs, Open, SystemFs};
 use crate::spool::lane_files::{CURSOR, IDENTITY, lane_dir, remove_lane};
 use crate::spool::read::cursor::CursorFile;
@@ -60,7 +60,8 @@ pub fn forget(root: &Path, upstream: &str) -> Result<Forgotten, ForgetError> {
         let Some(mut cursor) = cursor.filter(|cursor| cursor.lane == id) else { continue };
         let place = cursor.positions.iter().position(|position| position.name == upstream);
         let Some(place) = place else { continue };
-        let end = end_of(&snapshot_lane(root, id)?)?;
+        let snapshot = snapshot_lane(root, id)?;
+        let end = counted_end(&snapshot, end_of(&snapshot)?);
         let position = cursor.positions.remove(place);
         forgotten.lanes += 1;
         forgotten.pending += position.totals(end.max(position.low)).pending();

@@ -114,7 +114,7 @@ pub fn stat(dir: &Path) -> io::Result<Stat> {
         let end_seq = positions.iter().map(|position| position.low).fold(end_seq, u64::max);
         for position in positions.iter().filter(|_| !folded.contains(&(snapshot.id, snapshot.salt)))
         {
-            let counts = position.totals(end_seq);
+            let counts = position.totals(counted_end(snapshot, end_seq));
             match totals.iter_mut().find(|(name, _)| *name == position.name) {
                 Some((_, total)) => total.add(counts),
                 None => totals.push((position.name.clone(), counts)),
@@ -237,6 +237,13 @@ pub(super) fn snapshot_lane(root: &Path, id: u64) -> io::Result<LaneSnapshot> {
     let salt = salt(&SystemFs, &dir, id, &*identity, cursor.as_ref())?;
     let segments = survey(&SystemFs, &dir, id, salt, None)?;
     Ok(LaneSnapshot { id, dir, living, salt, cursor, segments })
+}
+
+/// The end of a lane for its counts. Where records are routed it is as old as the cursor, which
+/// says up to where they are counted.
+pub(super) fn counted_end(snapshot: &LaneSnapshot, end: u64) -> u64 {
+    let routed = snapshot.cursor.as_ref().filter(|cursor| cursor.routed);
+    routed.and_then(|cursor| cursor.counted_to).map_or(end, |counted_to| counted_to.min(end))
 }
 
 pub(super) fn end_of(snapshot: &LaneSnapshot) -> io::Result<u64> {

@@ -9,6 +9,7 @@ use std::io;
 use std::path::Path;
 use std::sync::Arc;
 
+use super::count_foreign;
 use super::quarantine::Quarantine;
 use crate::spool::format::{
     ChecksumSeed, Found, RECORD_BYTES_MAX, RECORD_HEADER_BYTES, SEGMENT_HEADER_BYTES,
@@ -24,6 +25,7 @@ use crate::spool::read::cursor::{Cursor, CursorFile, LaneKey, POSITIONS_MAX};
 use crate::spool::read::ledger::ConsumerPosition;
 use crate::spool::read::scanner::{Scanner, Step, first_record};
 use crate::spool::read_around::ReadAroundFs;
+use crate::spool::routing::Routing;
 use crate::spool::segment_index::{SegmentIndex, Span};
 
 /// What is known of a segment before its records are read.
@@ -65,7 +67,7 @@ pub fn adopt(
     fs: &Arc<dyn Fs>,
     root: &Path,
     id: u64,
-    upstreams: &[String],
+    (upstreams, routing): (&[String], &Routing),
     quarantine: &Quarantine,
     around: bool,
 ) -> io::Result<Adoption> {
@@ -85,12 +87,18 @@ pub fn adopt(
     let segments = survey(&*reading, &dir, id, salt, Some(quarantine))?;
     let segment_index = rebuild(&*reading, &dir, id, salt, &segments, quarantine)?;
     let resume = |position| ack_file::resume(&*reading, &dir, (id, salt), position);
-    let (segment_index, positions) =
+    let (segment_index, mut positions) =
         restore_positions(segment_index, cursor.as_ref(), upstreams, resume)?;
     if positions.len() > POSITIONS_MAX {
         let what = "events wait for too many removed upstreams: `pixelgate spool forget` them";
         return Err(io::Error::other(what));
     }
+    let stretches = |from| count_foreign::stretches(&segment_index, from);
+    let scan = |from, each: &mut dyn FnMut(u64, &[u8])| {
+        count_foreign::each_routed(&*reading, &dir, salt, &stretches(from), from, routing, each);
+    };
+    let end = segment_index.end();
+    let routed = restore_foreign(&mut positions, cursor.as_ref(), end, routing, scan);
     let lane = Lane::assemble(
         Arc::clone(fs),
         (id, dir),
@@ -100,7 +108,10 @@ pub fn adopt(
         segment_index,
         positions,
     );
-    lane.state().absorbed = cursor.map(|cursor| cursor.absorbed).unwrap_or_default();
+    let mut state = lane.state();
+    state.absorbed = cursor.map(|cursor| cursor.absorbed).unwrap_or_default();
+    state.routed = routed;
+    drop(state);
     Ok(Adoption::Adopted(Arc::new(lane)))
 }
 
@@ -353,4 +364,46 @@ fn restore_positions(
     segment_index.seal(end);
     positions.extend(removed.into_iter().filter(|position| position.low < end));
     Ok((segment_index, positions))
+}
+
+/// Completes the positions' counts of foreign records up to the lane's end. `scan` visits the
+/// routed records from a number on. Returns whether the lane holds any.
+///
+/// What a cursor counts need not be read again, unless the lane ends before it: a power loss may
+/// cost events that were not synced. An upstream that the cursor does not know is counted from its
+/// start.
+fn restore_foreign(
+    positions: &mut [ConsumerPosition],
+    cursor: Option<&Cursor>,
+    end: u64,
+    routing: &Routing,
+    scan: impl Fn(u64, &mut dyn FnMut(u64, &[u8])),
+) -> bool {
+    let mut routed = cursor.is_some_and(|cursor| cursor.routed);
+    // Without a cursor nothing is known; a version that knew no routed records wrote none.
+    let counted_to = cursor.map_or(0, |cursor| cursor.counted_to.unwrap_or(u64::MAX));
+    let is_known = |name: &str| {
+        cursor.is_some_and(|cursor| cursor.positions.iter().any(|known| known.name == name))
+    };
+    // Where each goes on, and whether what has ended is counted already.
+    let begin = |position: &mut ConsumerPosition| {
+        if !routed || is_known(&position.name) && counted_to <= end {
+            return (counted_to.max(position.start), false);
+        }
+        position.foreign = position.passed_over();
+        (position.low, true)
+    };
+    let begins: Vec<(u64, bool)> = positions.iter_mut().map(begin).collect();
+    let from = begins.iter().map(|(from, _)| *from).min().unwrap_or(end);
+    if from < end {
+        scan(from, &mut |seq, record| {
+            routed = true;
+            for (position, (from, anew)) in positions.iter_mut().zip(&begins) {
+                let is_counted = seq < *from || *anew && position.has_ended(seq);
+                let is_foreign = !is_counted && !(routing.names)(record, &position.name);
+                position.foreign += u64::from(is_foreign);
+            }
+        });
+    }
+    routed
 }

@@ -23,6 +23,7 @@ use super::unsynced::{Unsynced, count};
 use crate::spool::config::{Durability, FIRST_SEGMENT_BYTES};
 use crate::spool::format::{ChecksumSeed, SEGMENT_HEADER_BYTES};
 use crate::spool::lane::Lane;
+use crate::spool::routing::Foreign;
 use crate::spool::state::SpoolState;
 
 /// Pause between two attempts while the disk fails.
@@ -52,6 +53,8 @@ pub struct Committer {
     /// Size of the next segment that is a new file.
     new_bytes: u64,
     unsynced: Unsynced,
+    /// Foreign records of the commit that is under way.
+    foreign: Foreign,
     /// Groups that are being answered; kept for its memory.
     claimed: Vec<(Duration, Arc<Group>)>,
     spares: Vec<Vec<u8>>,
@@ -84,6 +87,7 @@ impl Committer {
             next_number: 1,
             new_bytes: 2 * FIRST_SEGMENT_BYTES,
             unsynced: Unsynced { base: 1, ..Unsynced::default() },
+            foreign: Foreign::default(),
             claimed: Vec::new(),
             spares: Vec::new(),
             synced_at,
@@ -225,6 +229,7 @@ impl Committer {
         for taken in gathered {
             self.unsynced.events += taken.events;
             self.state.waiting.push(taken.first_at, taken.group);
+            self.state.count_foreign(&taken.bytes, &mut self.foreign);
             let mut buffer = taken.bytes;
             if self.unsynced.bytes.is_empty() {
                 // With one busy worker always the case: no byte is copied.
@@ -281,7 +286,10 @@ impl Committer {
             _ = self.state.waiting.claim(&mut self.claimed);
         }
         self.unsynced.set_answered();
-        self.lane.state().accepted = self.unsynced.end();
+        let mut state = self.lane.state();
+        state.accepted = self.unsynced.end();
+        state.add_foreign(&mut self.foreign);
+        drop(state);
         let now = self.state.clock.monotonic();
         for (first_at, group) in self.claimed.drain(..) {
             group.settle(Ok(()));
@@ -385,6 +393,7 @@ impl Committer {
         let end = self.unsynced.base + self.unsynced.events;
         let mut state = self.lane.state();
         state.segment_index.publish(segment.offset, end);
+        state.add_foreign(&mut self.foreign);
         self.state.bounds.set_unsynced_bytes(self.unsynced.written as u64);
         self.lane.publish_held(&state, &self.state.bounds);
         drop(state);
@@ -448,7 +457,11 @@ impl Committer {
             }
         }
         // With all its bytes: readers may have been shown these records in the segment before.
-        self.lane.state().segment_index.push(number, base, segment.recycled, segment.offset);
+        let mut state = self.lane.state();
+        state.segment_index.push(number, base, segment.recycled, segment.offset);
+        // The cursor says up to where the foreign records are counted.
+        state.dirty = true;
+        drop(state);
         self.segment = Some(segment);
         Ok(())
     }
@@ -480,6 +493,7 @@ impl Committer {
     /// Drops the events that were not answered as safe.
     fn refuse(&mut self) {
         let refused = self.unsynced.drop_unanswered();
+        self.foreign.clear();
         self.state.bounds.settle(refused as u64);
         self.state.waiting.refuse();
     }

@@ -95,8 +95,7 @@ fn script(random: &mut Random) -> Script {
     let in_order = random.once_in(4);
     let mut one_in = |often: u64| if random.once_in(2) { often } else { 0 };
     Script {
-        // Poison at the front of each queue that keeps an order stops them all.
-        poison: if in_order { 0 } else { one_in(40) },
+        poison: one_in(40),
         rejected: one_in(50),
         pauses: one_in(30),
         flaky: one_in(10),

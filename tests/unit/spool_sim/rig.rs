@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use bytesize::ByteSize;
 use pixelgate::internals::spool::{
-    Ack, Commit, Config, Env, Overloaded, Reader, RecordId, Spool, UpstreamStatus,
+    Ack, Commit, Config, Env, Overloaded, Reader, RecordId, Routing, Spool, UpstreamStatus,
 };
 
 use super::SimFs;
@@ -24,9 +24,18 @@ pub fn config() -> Config {
 
 pub fn open(fs: &SimFs, config: &Config, upstreams: &[&str]) -> Spool {
     let names: Vec<String> = upstreams.iter().map(|name| (*name).to_owned()).collect();
-    let env = Env { fs: Arc::new(fs.clone()), ..Env::system() };
+    let env = Env { fs: Arc::new(fs.clone()), routing: ROUTING, ..Env::system() };
     Spool::open(config, &names, env).expect("opens")
 }
+
+/// A text such as `>near>far>x` is meant for the upstreams that it names.
+pub const ROUTING: Routing = Routing {
+    is_routed: |record| record.starts_with(b">"),
+    names: |record, upstream| {
+        let text = String::from_utf8_lossy(record);
+        text.split('>').skip(1).any(|name| name == upstream)
+    },
+};
 
 pub fn wait(commit: Commit) -> Result<(), Overloaded> {
     let runtime = tokio::runtime::Builder::new_current_thread().build().expect("a runtime");

@@ -1,0 +1,56 @@
+//! Whether events or the upstream are to blame, where an order is kept.
+//!
+//! A single event that fails again and again becomes a dead letter once the upstream has taken
+//! another one meanwhile. Where portals keep their order, a queue waits for its first event. If
+//! each queue has one that the upstream never takes, nothing would be delivered, and nothing
+//! proven. So when the first event of a queue is stuck, the queue's next event *of another portal*
+//! goes before it: the order within each portal stays. If it is delivered, the upstream works, and
+//! the stuck one becomes a dead letter at its next failure, or is delivered. If it gets stuck as
+//! well, an event of a third portal goes before both.
+//!
+//! Events of one portal cannot prove anything about each other. If a younger one is delivered as a
+//! proof, then the older one comes too late, or has to become a dead letter untried, which after an
+//! outage of the upstream would happen to events that it would take. So where all events that fit
+//! into memory are of portals whose first event is stuck, they wait until the upstream takes it.
+
+use super::in_flight_batch::InFlightBatch;
+use super::schedule::Work;
+use super::worker::{DeliveryWorker, portal_of};
+
+impl DeliveryWorker {
+    /// If the first event of a queue's work is stuck: puts an event of another portal before it, or
+    /// else the next one that is stuck.
+    pub(super) fn bring_probe(&mut self, work: &mut Work) {
+        let queue = &mut self.queues[work.queue];
+        queue.seeks_probe = false;
+        let stuck = work.parts.iter().take_while(|part| part.is_stuck).count();
+        if stuck == 0 {
+            return;
+        }
+        let portals: Vec<u64> = work.parts.range(..stuck).map(portal_of_first).collect();
+        let is_other = |record: &[u8]| !portals.contains(&portal_of(record));
+        let find = |part: &InFlightBatch| part.batch.records().iter().position(|r| is_other(r));
+        let place = (stuck..work.parts.len()).find_map(|at| Some((at, find(&work.parts[at])?)));
+        if let Some((at, place)) = place
+            && let Some(part) = work.parts.remove(at)
+        {
+            let (probe, others) = part.take_out(place);
+            if let Some(others) = others {
+                work.parts.insert(at, others);
+            }
+            work.parts.push_front(probe);
+        } else if let Some(arrival) = queue.batcher.take_first(|event| is_other(&event.record)) {
+            let first = queue.batcher.first().map(|arrival| &arrival.record);
+            self.monitor.tracker.set_open(work.queue, first);
+            work.parts.push_front(InFlightBatch::new(vec![arrival], &self.monitor.tracker));
+        } else {
+            queue.seeks_probe = true;
+            work.parts.make_contiguous()[..stuck].rotate_left(1);
+        }
+    }
+}
+
+/// The portal of a batch's first event.
+fn portal_of_first(part: &InFlightBatch) -> u64 {
+    part.batch.records().first().map_or(0, |record| portal_of(record))
+}
