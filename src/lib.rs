@@ -60,6 +60,7 @@
 //! | `admin` | the operator's pages |
 //! | `server` | the HTTP server in front of a Pingora proxy |
 //! | `kafka`, `nats` | the upstreams of these kinds |
+//! | `otlp` | metrics for a collector, by OTLP over HTTP |
 //! | `rustls`, `openssl`, `boringssl`, `s2n` | at most one: Pingora's TLS backend |
 //! | `edge` (default) | the binary, with `admin`, `http`, `server` and `rustls` |
 //!
@@ -138,7 +139,7 @@ pub mod errors {
 /// ```
 pub mod config {
     #[cfg(feature = "admin")]
-    pub use crate::admin::Config as Admin;
+    pub use crate::admin::{Config as Admin, OtlpConfig as Otlp};
     pub use crate::builder::ValidConfig;
     pub use crate::env::{Secret, expand, expanded, expanded_list};
     pub use crate::event::Config as Events;
@@ -199,6 +200,8 @@ pub mod http_server {
 /// The operator's listener: `/metrics`, `/livez`, `/readyz`, `/status` and the live page (SPEC 8).
 #[cfg(feature = "admin")]
 pub mod admin_pages {
+    #[cfg(feature = "otlp")]
+    pub use crate::admin::OtlpExport;
     pub use crate::admin::{Admin, Sampler, VERDICT_TARGET};
     pub use crate::telemetry::event_samples::SAMPLES_PER_SECOND_MAX;
 }

@@ -24,6 +24,10 @@ pub enum EdgeError {
     /// The writer of the access log did not start.
     #[error("the writer of the access log cannot be started")]
     AccessLogThread(#[source] std::io::Error),
+    /// The export of metrics cannot be started.
+    #[cfg(feature = "otlp")]
+    #[error("the export of metrics cannot be started")]
+    Otlp(#[source] pixelgate::ConfigError),
     /// The running process does not hand its sockets over.
     #[error("the running process does not hand over its listening sockets")]
     Upgrade(#[source] std::io::Error),
