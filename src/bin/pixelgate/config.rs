@@ -113,7 +113,7 @@ impl Document {
         admin.validate().map_err(within("admin"))?;
         log.validate().map_err(within("log"))?;
         access_log.validate().map_err(within("access_log"))?;
-        let in_otlp = |e: pixelgate::ConfigError| {
+        let in_otlp = |e: pixelgate::errors::ConfigError| {
             error(path.display(), &format!("otlp.{}", e.key()), e.reason().to_owned())
         };
         otlp.validate().map_err(in_otlp)?;
