@@ -2,7 +2,7 @@
 
 export PATH := $(PATH):/usr/sbin:/sbin
 
-.PHONY: run test fleet bench check help
+.PHONY: run test fleet attacks bench check package help
 
 run: ## Build and start the edge on the sample configuration
 	@.ci/need cc cmake
@@ -17,12 +17,19 @@ fleet: ## Send ten thousand odd paths through the edge to real origins
 	PIXELGATE_FLEET_TARGETS=$(or $(TARGETS),10000) PIXELGATE_FLEET_SEED=$(or $(SEED),1) \
 	    cargo test --locked --test security fleet -- --nocapture
 
+attacks: ## Measure what attacks cost, next to nginx (docs/security.md)
+	@.ci/need cc cmake nginx
+	cargo test --locked --release --test security what_attacks_cost -- --ignored --nocapture
+
 bench: ## Measure next to nginx and the other yardsticks (README, "Figures")
 	@.ci/need cc cmake nginx valgrind
 	cargo bench --locked
 
 check: ## What CI does
 	@.ci/run
+
+package: ## Build a .deb, a tarball and an SBOM, and use them in a fresh Debian
+	@.ci/package && .ci/package-test
 
 help:
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/'

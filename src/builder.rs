@@ -25,6 +25,7 @@ use crate::telemetry::faults::Faults;
 use crate::telemetry::in_flight::InFlight;
 use crate::telemetry::metrics::Metrics;
 use crate::upstream::{self, BatchConfig, Upstream};
+use bytes::Bytes;
 use prometheus::Registry;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -362,6 +363,7 @@ impl Builder {
         let trusted = self.trusted;
         let (response, methods) = (config.response.clone(), config.events.methods.clone());
         let upstreams = config.upstream.clone();
+        let path = Bytes::from(config.events.path.clone());
         let is_durable = config.spool.durability != Durability::Memory;
         Ok(PixelGate::from_state(GateState {
             gate: config.into_gate(portals, self.clock.clone(), self.inspector),
@@ -373,6 +375,7 @@ impl Builder {
             event_samples: EventSamples::new(self.clock.clone()),
             answers,
             response,
+            path,
             methods,
             trusted,
             delivery,

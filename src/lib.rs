@@ -148,8 +148,10 @@ pub mod config {
 pub mod custom {
     pub use crate::clock::{Clock, SystemClock};
     pub use crate::event::{Context, Properties, Record, RecordError, Revenue};
+    pub use crate::plugin::access::{AccessLog, AccessRecord};
     pub use crate::policy::inspect::{AddError, Addition, Refusal};
     pub use crate::policy::portals::{Format as PortalFormat, OpenError as PortalsError};
+    pub use crate::telemetry::faults::{FaultKind, Faults};
     pub use crate::telemetry::in_flight::{InFlight, InFlightGuard};
     pub use crate::upstream::{Body, Failure, Part};
     pub use prometheus::Registry;

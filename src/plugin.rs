@@ -6,6 +6,7 @@
 //! connection stays usable, and the verdict is returned for the host to log. Delivery to upstreams
 //! runs on threads of the gate's own; no request waits for it.
 
+pub(crate) mod access;
 mod body;
 mod event_response;
 mod verdict;
@@ -13,13 +14,14 @@ mod verdict;
 use crate::clock::Clock;
 use crate::delivery::Forwarder;
 use crate::delivery::threads::Delivery;
-use crate::event::{Event, EventId, Reason, Rejection};
+use crate::event::{Context, Event, EventId, Reason, Rejection};
 use crate::policy::gate::{AcceptedEvent, Decision, EventRequest, Gate};
 use crate::policy::portals::{Format, OpenError as PortalsError};
 use crate::request::client::TrustedProxies;
 use crate::request::context::context;
 use crate::request::path::Reading;
 use crate::request::target::Target;
+use crate::request::trace::trace_id;
 use crate::response::answers;
 use crate::response::answers::{Answer, Answers, wants_image};
 use crate::response::title_case::title_case;
@@ -29,6 +31,7 @@ use crate::telemetry::faults::Faults;
 use crate::telemetry::in_flight::InFlight;
 use crate::telemetry::metrics::{Limit, Metrics};
 use crate::upstream;
+use access::AccessRecord;
 use bytes::Bytes;
 use http::{Method, Version, header};
 use pingora::http::ResponseHeader;
@@ -65,6 +68,8 @@ pub(crate) struct GateState {
     pub answers: Answers<PrebuiltResponse>,
     /// The `[response]` section, from which `server` builds the same answers as bytes.
     pub response: answers::Config,
+    /// The event path (`events.path`), for access logs.
+    pub path: Bytes,
     /// The methods of `events.methods`, which those answers name.
     pub methods: Vec<String>,
     pub trusted: TrustedProxies,
@@ -123,11 +128,26 @@ impl PixelGate {
         &self,
         session: &mut ServerSession,
     ) -> pingora::Result<Option<Verdict>> {
+        self.handle_recorded(session, None).await
+    }
+
+    /// As [`PixelGate::handle_downstream`]. Notes in `record` what is known of any request, and
+    /// what becomes of an event request, also where writing the answer fails. Not noted are the
+    /// status and the length of the answer, which the session knows.
+    ///
+    /// # Errors
+    ///
+    /// As for [`PixelGate::handle`].
+    pub async fn handle_recorded(
+        &self,
+        session: &mut ServerSession,
+        record: Option<&mut AccessRecord>,
+    ) -> pingora::Result<Option<Verdict>> {
         let mut event_name = None;
         let note = |event: &Event<'_>| {
             event_name = (!event.name.is_empty()).then(|| event.name.as_ref().into());
         };
-        let response = match self.answer_event(session, note).await? {
+        let response = match self.answer_event(session, record, note).await? {
             Handled::Other => return Ok(None),
             Handled::Broken => None,
             Handled::Answered(response) => Some(response),
@@ -139,14 +159,19 @@ impl PixelGate {
     }
 
     /// Judges and answers an event request. `note` gets its event, of which only portal and name
-    /// are meaningful, and these as far as they are valid, unless it is accepted.
+    /// are meaningful, and these as far as they are valid, unless it is accepted. `record` is that
+    /// of [`PixelGate::handle_recorded`].
     pub(crate) async fn answer_event(
         &self,
         session: &mut ServerSession,
+        mut record: Option<&mut AccessRecord>,
         note: impl FnOnce(&Event<'_>),
     ) -> pingora::Result<Handled> {
         let target = Target::split(session.req_header().raw_path());
         let reading = self.state.gate.read(target.path);
+        if let Some(record) = record.as_deref_mut() {
+            self.describe(session, reading, record);
+        }
         if reading == Reading::Other {
             return Ok(Handled::Other);
         }
@@ -157,6 +182,7 @@ impl PixelGate {
                 self.state.gate.rules().judges_post() && body::is_form(session.req_header());
             let Ok(body) = body::read(session, takes_form).await else {
                 self.refuse_body(session).await;
+                note_response(&mut record, None);
                 return Ok(Handled::Broken);
             };
             if !body.is_whole {
@@ -164,7 +190,9 @@ impl PixelGate {
             }
             form = body.form;
         }
-        let response = self.finish(&mut self.judge_session(session, reading, &form, note)).await;
+        let mut step = self.judge_session(session, reading, &form, record.as_deref_mut(), note);
+        let response = self.finish(&mut step).await;
+        note_response(&mut record, Some(response));
         self.answer(session, response).await?;
         Ok(Handled::Answered(response))
     }
@@ -176,24 +204,38 @@ impl PixelGate {
         session: &ServerSession,
         reading: Reading,
         form: &[u8],
+        record: Option<&mut AccessRecord>,
         note: impl FnOnce(&Event<'_>),
     ) -> NextStep {
         let request = session.req_header();
         let query = Target::split(request.raw_path()).query;
         let joined = if form.is_empty() { Vec::new() } else { [query, b"&", form].concat() };
-        let peer = session.client_addr().and_then(|a| a.as_inet()).map(|a| a.ip());
         let request = EventRequest {
             method: &request.method,
             reading,
             query: if form.is_empty() { query } else { &joined },
-            context: context(
-                &request.headers,
-                peer,
-                &self.state.trusted,
-                self.state.gate.rules().context_names(),
-            ),
+            context: self.context_of(session),
         };
-        self.judge(request, note)
+        self.judge(request, record, note)
+    }
+
+    fn context_of<'s>(&'s self, session: &'s ServerSession) -> Context<'s> {
+        let peer = session.client_addr().and_then(|a| a.as_inet()).map(|a| a.ip());
+        let names = self.state.gate.rules().context_names();
+        context(&session.req_header().headers, peer, &self.state.trusted, names)
+    }
+
+    /// Notes what is known of a request before it is judged or passed on.
+    fn describe(&self, session: &ServerSession, reading: Reading, record: &mut AccessRecord) {
+        let request = session.req_header();
+        record.method = Some(request.method.clone());
+        record.version = request.version;
+        record.path = Some(match reading {
+            Reading::Other => Bytes::copy_from_slice(Target::split(request.raw_path()).path),
+            Reading::Event | Reading::Unknown => self.state.path.clone(),
+        });
+        record.trace_id = trace_id(&request.headers);
+        record.note_visitor(&self.state.gate.reduced(self.context_of(session)));
     }
 
     /// Answers 400 to a request whose body is broken or cut. The connection closes, because the end
@@ -211,10 +253,12 @@ impl PixelGate {
     }
 
     /// Judges an event request, and enqueues an accepted event in the spool. `note` gets the event
-    /// as in [`PixelGate::answer_event`].
+    /// as in [`PixelGate::answer_event`]; `record` takes what an accepted event holds of the
+    /// visitor.
     pub(crate) fn judge(
         &self,
         request: EventRequest<'_>,
+        record: Option<&mut AccessRecord>,
         note: impl FnOnce(&Event<'_>),
     ) -> NextStep {
         let state = &*self.state;
@@ -232,6 +276,9 @@ impl PixelGate {
             Decision::Reject(rejection) => return reject(rejection, portal),
             Decision::Preflight => return NextStep::Respond(EventResponse::Preflight),
             Decision::Head => return NextStep::Respond(EventResponse::Head),
+        }
+        if let Some(record) = record {
+            record.note_visitor(&accepted.context);
         }
         for (_, why) in &accepted.ignored {
             state.metrics.count_ignored(*why);
@@ -404,6 +451,12 @@ impl PixelGate {
         thread.map_err(CloseError::Io)?;
         // No answer means a panic, which its thread has reported.
         closing.await.unwrap_or(Err(CloseError::TimedOut))
+    }
+}
+
+fn note_response(record: &mut Option<&mut AccessRecord>, response: Option<EventResponse>) {
+    if let Some(record) = record {
+        record.verdict = Some(Verdict::of(response));
     }
 }
 

@@ -8,20 +8,40 @@ use std::process::Command;
 
 /// An edge for events.
 pub fn events(mode: Mode, durability: &str) -> Server {
-    start(mode, durability, Listener::Plain)
+    start(mode, durability, Listener::Plain, Log::Off)
+}
+
+/// An edge for events that writes an access log, too.
+pub fn logged_events(mode: Mode, durability: &str) -> Server {
+    start(mode, durability, Listener::Plain, Log::On)
 }
 
 /// An edge for events over TLS.
 pub fn tls(mode: Mode, durability: &str) -> Server {
-    start(mode, durability, Listener::Tls)
+    start(mode, durability, Listener::Tls, Log::Off)
 }
 
 /// An edge in front of an origin of its own.
 pub fn proxy(mode: Mode) -> Server {
+    proxy_with(mode, Log::Off)
+}
+
+/// The same with an access log.
+pub fn logged_proxy(mode: Mode) -> Server {
+    proxy_with(mode, Log::On)
+}
+
+fn proxy_with(mode: Mode, log: Log) -> Server {
     let origin = nginx::origin();
-    let mut server = start(mode, "power", Listener::Proxy(&origin));
+    let mut server = start(mode, "power", Listener::Proxy(&origin), log);
     server.origin = Some(Box::new(origin));
     server
+}
+
+/// Whether the edge writes an access log.
+enum Log {
+    Off,
+    On,
 }
 
 /// The listener that the clients load.
@@ -33,7 +53,7 @@ enum Listener<'a> {
 
 /// One worker thread, as nginx has one worker. Batches close after 100 ms of less than their fill,
 /// so that a round's last events are delivered soon; under load they are full long before.
-fn start(mode: Mode, durability: &str, listener: Listener<'_>) -> Server {
+fn start(mode: Mode, durability: &str, listener: Listener<'_>, log: Log) -> Server {
     let dir = folder();
     let at = dir.path().display();
     let (plain, loaded, admin) = (free_address(), free_address(), free_address());
@@ -48,12 +68,16 @@ fn start(mode: Mode, durability: &str, listener: Listener<'_>) -> Server {
             (Kind::Edge, loaded, format!("tls = [{{ {tls} }}]"))
         }
     };
+    let log = match log {
+        Log::Off => String::new(),
+        Log::On => format!("[access_log]\npath = \"{at}/access.log\"\n"),
+    };
     let config = format!(
         "[edge]\nlisten = [\"{plain}\"]\nthreads = 1\nstate_dir = \"{at}\"\n{edge}\n\
          [portals]\nsource = \"{at}/portals.toml\"\n\
          [spool]\ndir = \"{at}/spool\"\ndurability = \"{durability}\"\n\
          [batch]\nlinger_ms = 100\n\
-         [admin]\nlisten = \"{admin}\"\n\
+         [admin]\nlisten = \"{admin}\"\n{log}\
          [[upstream]]\nname = \"file\"\nkind = \"file\"\ndir = \"{at}/events\"\n"
     );
     std::fs::write(dir.path().join("portals.toml"), "portals = [62515]\n").unwrap();

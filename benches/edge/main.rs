@@ -12,8 +12,8 @@
 //! is that of the server's processes; the load's never counts. pixelgate's CPU holds all that an
 //! event costs: it runs until the last one is delivered, into files. nginx answers `empty_gif` with
 //! a JSON access log buffered by 64 KiB: no validation, no allowlist, no durability; that is the
-//! yardstick all the same. A bare epoll loop that answers every request alike stands beside both:
-//! below it is only the kernel.
+//! yardstick all the same. pixelgate writes an access log in the rows that say so. A bare epoll
+//! loop that answers every request alike stands beside both: below it is only the kernel.
 //!
 //! A benchmark of wrong answers measures nothing: every answer's status and length are checked, and
 //! in the end what was recorded is counted: one line in nginx's log, or one delivered event, for

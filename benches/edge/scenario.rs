@@ -52,18 +52,27 @@ const INTERVAL: Contender =
     Contender { name: "pixelgate, `interval`", start: |mode| edge::events(mode, "interval") };
 const POWER: Contender =
     Contender { name: "pixelgate, `power`", start: |mode| edge::events(mode, "power") };
+const MEMORY_LOG: Contender = Contender {
+    name: "pixelgate, `memory` and access log",
+    start: |mode| edge::logged_events(mode, "memory"),
+};
+const POWER_LOG: Contender = Contender {
+    name: "pixelgate, `power` and access log",
+    start: |mode| edge::logged_events(mode, "power"),
+};
 const MEMORY_TLS: Contender = Contender { start: |mode| edge::tls(mode, "memory"), ..MEMORY };
 const POWER_TLS: Contender = Contender { start: |mode| edge::tls(mode, "power"), ..POWER };
 const PASSAGE: &[Contender] = &[
     Contender { name: "nginx, `proxy_pass` and log", start: nginx::proxy },
     Contender { name: "pixelgate", start: edge::proxy },
+    Contender { name: "pixelgate and access log", start: edge::logged_proxy },
 ];
 
 /// All scenarios, in the order of the report.
 pub const SCENARIOS: &[Scenario] = &[
     Scenario {
         name: "events, 64 persistent connections",
-        contenders: &[FLOOR, NGINX, MEMORY, INTERVAL, POWER],
+        contenders: &[FLOOR, NGINX, MEMORY, MEMORY_LOG, INTERVAL, POWER, POWER_LOG],
         workload: |_| event(Transport::Persistent),
         counted: 1000,
     },

@@ -298,6 +298,7 @@ mod tests {
             top_portals: Ranking::default(),
             rejections: HashMap::new(),
             recent: Vec::new(),
+            recent_rejected: Vec::new(),
         }
     }
 

@@ -10,7 +10,7 @@ use std::collections::{HashMap, VecDeque};
 
 /// Length of the history, in seconds.
 pub const PAST_SECONDS: usize = 600;
-/// Event samples in the history.
+/// Event samples in the history, and as many rejected ones beside them.
 pub const RECENT_EVENTS: usize = 60;
 /// Length of a period of the portals' ranking, in seconds. The ranking covers the current period
 /// and the previous one.
@@ -67,8 +67,11 @@ pub struct Rejections {
 pub struct History {
     /// Oldest first.
     seconds: VecDeque<Second>,
-    /// Newest first, each with its number since start.
+    /// Newest first, each with its number since start: accepted and rejected events in the
+    /// proportion in which they arrived.
     recent: VecDeque<(u64, EventSample)>,
+    /// The same of rejected events alone, as many as were sampled.
+    recent_rejected: VecDeque<(u64, EventSample)>,
     samples: u64,
     /// By portal: in the current period of the ranking, and in the previous one.
     rejections: [HashMap<u64, Rejections>; 2],
@@ -89,19 +92,51 @@ impl History {
         self.seconds.push_back(second);
     }
 
-    /// Adds samples, in the order of their verdicts.
-    pub fn push_samples(&mut self, samples: Vec<EventSample>) {
+    /// Adds the samples of the last second that was pushed.
+    pub fn push_samples(&mut self, mut samples: Vec<EventSample>) {
+        // They come in the order of their verdicts, and an accepted event's waits for the disk.
+        samples.sort_by_key(|sample| sample.at_ms);
+        let mut shown = self.proportion(&samples);
         for sample in samples {
+            self.samples += 1;
             if let (Some(reason), Some(portal)) = (sample.rejected, sample.portal) {
                 let current = &mut self.rejections[0];
                 if current.len() < TOP_PORTALS_MAX || current.contains_key(&portal) {
                     current.entry(portal).or_default().add(reason);
                 }
             }
-            self.samples += 1;
-            self.recent.push_front((self.samples, sample));
+            let left = &mut shown[usize::from(sample.rejected.is_some())];
+            if *left > 0 {
+                *left -= 1;
+                self.recent.push_front((self.samples, sample.clone()));
+            }
+            if sample.rejected.is_some() {
+                self.recent_rejected.push_front((self.samples, sample));
+            }
         }
         self.recent.truncate(RECENT_EVENTS);
+        self.recent_rejected.truncate(RECENT_EVENTS);
+    }
+
+    /// How many of these samples are shown, accepted and rejected: as many as the kind that was
+    /// sampled less allows, and at least one of each kind that there is.
+    fn proportion(&self, samples: &[EventSample]) -> [u64; 2] {
+        let rejected = samples.iter().filter(|sample| sample.rejected.is_some()).count() as u64;
+        let sampled = [samples.len() as u64 - rejected, rejected];
+        let last = self.seconds.iter().rev().take(2).collect::<Vec<_>>();
+        let span = match last[..] {
+            [later, earlier] => Span::between(earlier, later),
+            _ => Span::default(),
+        };
+        // A sample may be taken before its event is counted.
+        let all =
+            [span.accepted.max(sampled[0]), span.by_reason.iter().sum::<u64>().max(sampled[1])];
+        // The kind of which the smaller part was sampled: compared as fractions, crosswise.
+        let kinds = [0, 1].into_iter().filter(|kind| sampled[*kind] > 0);
+        let part = |a: &usize, b: &usize| (sampled[*a] * all[*b]).cmp(&(sampled[*b] * all[*a]));
+        let Some(least) = kinds.min_by(part) else { return [0, 0] };
+        let share = |kind: usize| (all[kind] * sampled[least]).div_ceil(all[least]);
+        [0, 1].map(|kind| share(kind).min(sampled[kind]))
     }
 
     /// Begins a new period of the ranking if the current one is over at `now` (seconds since
@@ -123,6 +158,11 @@ impl History {
     /// The latest samples, newest first, each with its number since start.
     pub fn recent(&self) -> Vec<(u64, EventSample)> {
         self.recent.iter().cloned().collect()
+    }
+
+    /// The latest samples of rejected events, as [`History::recent`].
+    pub fn recent_rejected(&self) -> Vec<(u64, EventSample)> {
+        self.recent_rejected.iter().cloned().collect()
     }
 
     /// The sampled rejections of each portal, over the same time as the ranking of accepted events.
@@ -248,18 +288,54 @@ mod tests {
         assert_eq!(span.ranked(), [(Reason::InvalidEmail, 7), (Reason::Overloaded, 2)]);
     }
 
-    #[test]
-    fn only_the_latest_samples_are_kept() {
-        let sample = |portal| EventSample {
+    fn sample(at_ms: u64, portal: u64, rejected: Option<Reason>) -> EventSample {
+        let (name, email) = (None, None);
+        EventSample {
             id: None,
-            at_ms: 0,
-            rejected: Some(Reason::PortalNotAllowed),
+            at_ms,
+            rejected,
             portal: Some(portal),
-            name: None,
-            email: None,
+            name,
+            email,
             has_revenue: false,
             properties: 0,
+        }
+    }
+
+    #[test]
+    fn accepted_and_rejected_events_are_shown_in_proportion() {
+        let check = |counted: [u64; 2], sampled: [u64; 2], expect: [usize; 2]| {
+            let mut history = History::default();
+            history.push_second(second(1, 0));
+            let mut later = second(2, counted[0]);
+            later.by_reason[Reason::PortalNotAllowed as usize] = counted[1];
+            history.push_second(later);
+            // All rejected ones have their verdicts before the first accepted one has.
+            let rejected = (0..sampled[1]).map(|at| sample(at, 1, Some(Reason::PortalNotAllowed)));
+            let accepted = (0..sampled[0]).map(|at| sample(at, 1, None));
+            history.push_samples(rejected.chain(accepted).collect());
+            let recent = history.recent();
+            let kind =
+                |rejected| recent.iter().filter(|(_, s)| s.rejected.is_some() == rejected).count();
+            assert_eq!([kind(false), kind(true)], expect, "{counted:?} {sampled:?}");
+            assert!(recent.windows(2).all(|pair| pair[0].1.at_ms >= pair[1].1.at_ms));
+            assert_eq!(history.recent_rejected().len() as u64, sampled[1]);
         };
+        check([3, 5], [3, 5], [3, 5]);
+        check([3, 0], [3, 0], [3, 0]);
+        check([0, 3], [0, 3], [0, 3]);
+        check([0, 0], [1, 0], [1, 0]);
+        check([1000, 1000], [10, 20], [10, 10]);
+        check([990, 10], [10, 10], [10, 1]);
+        check([10, 1990], [10, 20], [1, 20]);
+        check([1, 1_000_000], [1, 20], [1, 20]);
+        check([500, 1500], [10, 20], [7, 20]);
+        check([1000, 1], [10, 0], [10, 0]);
+    }
+
+    #[test]
+    fn only_the_latest_samples_are_kept() {
+        let sample = |portal| sample(0, portal, Some(Reason::PortalNotAllowed));
         let mut history = History::default();
         history.push_samples((1..=5000).map(sample).collect());
         assert_eq!(history.recent.len(), RECENT_EVENTS);

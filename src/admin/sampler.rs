@@ -157,6 +157,7 @@ fn snapshot(gate: &PixelGate, started: Instant, history: &History) -> Snapshot {
         top_portals: gate.event_samples().top_portals().ranking(),
         rejections: history.rejections(),
         recent: history.recent(),
+        recent_rejected: history.recent_rejected(),
     }
 }
 

@@ -42,6 +42,9 @@ pub struct Snapshot {
     pub top_portals: Ranking,
     /// The sampled rejections of each portal, over the same time as `top_portals`.
     pub rejections: HashMap<u64, Rejections>,
-    /// The latest event samples, newest first, each with its number since start.
+    /// The latest event samples, newest first, each with its number since start: accepted and
+    /// rejected events in proportion.
     pub recent: Vec<(u64, EventSample)>,
+    /// The same of rejected events alone.
+    pub recent_rejected: Vec<(u64, EventSample)>,
 }

@@ -45,7 +45,8 @@ pub fn to_json(snapshot: &Snapshot) -> Value {
         "portals": portals(snapshot),
         "upstreams": upstreams(snapshot),
         "ranking": ranking(snapshot),
-        "recent": snapshot.recent.iter().map(sample).collect::<Vec<_>>(),
+        "recent": samples(&snapshot.recent),
+        "recent_rejected": samples(&snapshot.recent_rejected),
     })
 }
 
@@ -128,6 +129,10 @@ fn ranking(snapshot: &Snapshot) -> Value {
     };
     let portals: Vec<_> = all.iter().take(RANKED_PORTALS).map(row).collect();
     json!({ "portals": portals, "others": snapshot.top_portals.others })
+}
+
+fn samples(samples: &[(u64, EventSample)]) -> Vec<Value> {
+    samples.iter().map(sample).collect()
 }
 
 fn sample((number, sample): &(u64, EventSample)) -> Value {

@@ -93,8 +93,8 @@ impl Hint {
             }
             Hint::SecondQuestionMark => "The link has two question marks: only one begins a query.",
             Hint::BareAmpersand => {
-                "This name has no = and no value: if it is the end of the value before it, write the \
-                 & in that value as %26."
+                "This name has no = and no value: if it is the end of the value before it, write \
+                 the & in that value as %26."
             }
             Hint::SemicolonSeparator => {
                 "This value goes on with what look like further parameters: separate them with &, \
@@ -111,8 +111,8 @@ impl Hint {
                  favorite_color for \"Favorite Color\"."
             }
             Hint::Credential => {
-                "Everyone who sees the link can read this: remove it from the link, and replace it if \
-                 it is a secret."
+                "Everyone who sees the link can read this: remove it from the link, and replace it \
+                 if it is a secret."
             }
             Hint::SeveralEmails => "An event belongs to one contact: send one event per address.",
             Hint::DecoratedEmail => {
@@ -122,7 +122,7 @@ impl Hint {
                 "There is a space in this address: if it was a +, write it as %2B or +, not as %20."
             }
             Hint::InvisibleCharacter => {
-                "This holds an invisible character, which copying often leaves: type the text again."
+                "This holds an invisible character, as copying often leaves: type the text again."
             }
             Hint::LocalNumber => {
                 "Write the amount with a point for decimals and without currency or thousands \
@@ -132,8 +132,8 @@ impl Hint {
                 "Names have no brackets here: for a list send one name several times: a=1&a=2."
             }
             Hint::TwoSpellings => {
-                "These names differ in upper and lower case alone, so they count as one name and their \
-                 values are joined with a semicolon: send one of them."
+                "These names differ in upper and lower case alone, so they count as one name and \
+                 their values are joined with a semicolon: send one of them."
             }
             Hint::CutByFragment => {
                 "Browsers send no part of a link that follows a #: write %23 for a # in a value."
@@ -143,14 +143,14 @@ impl Hint {
             }
             Hint::UnicodeEscape => "JavaScript's escape() wrote this: use encodeURIComponent().",
             Hint::DecomposedAccent => {
-                "Its accents are characters of their own (NFD), so it differs from the same text in \
-                 NFC: send NFC."
+                "Its accents are characters of their own (NFD), so it differs from the same text \
+                 in NFC: send NFC."
             }
             Hint::FillerWord => {
                 "Programs write this word where they have no value: leave the parameter out then."
             }
             Hint::NoScheme => {
-                "A link that begins with // works only on web pages: write https:// before the host."
+                "A link that begins with // works only on web pages: begin it with https://."
             }
         }
     }

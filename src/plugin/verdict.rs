@@ -28,6 +28,11 @@ pub struct Verdict {
 }
 
 impl Verdict {
+    /// What is known from the answer alone.
+    pub(crate) fn of(response: Option<EventResponse>) -> Self {
+        Self { response, event_name: None, committed_at_ms: None }
+    }
+
     /// Whether the event counts: it is as durable as `spool.durability` says (SPEC 6).
     pub fn is_accepted(&self) -> bool {
         self.event_id().is_some()

@@ -120,8 +120,8 @@ impl Gate {
 
     /// Judges a request, and fills in `accepted`, which must be blank. Unless the decision is
     /// [`Decision::Accept`], `accepted` has the portal and the name of the event afterwards, as far
-    /// as they are valid, and everything else in it is meaningless. A request for a path outside the
-    /// event path is rejected like one below the event path.
+    /// as they are valid, and everything else in it is meaningless. A request for a path outside
+    /// the event path is rejected like one below the event path.
     pub fn judge<'a>(
         &self,
         request: EventRequest<'a>,
@@ -206,6 +206,12 @@ impl Gate {
             accepted.would_reject = accepted.would_reject.or(Some(Reason::RateLimited));
         }
         Ok(())
+    }
+
+    /// What `[privacy]` leaves of the context of any request.
+    pub fn reduced<'a>(&self, mut context: Context<'a>) -> Context<'a> {
+        self.privacy.apply(&mut Event::blank(), &mut context);
+        context
     }
 
     /// Appends an accepted event to `out` as a spool record with a new id and the current time.

@@ -35,9 +35,16 @@ pub(crate) struct ContextHeaders<'a> {
     dnt: Option<&'a [u8]>,
     /// The headers in which browsers announce a prefetch.
     purposes: [Option<&'a [u8]>; 4],
+    /// Whether every header line is known to be printable ASCII, which holds no hidden characters.
+    is_printable: bool,
 }
 
 impl<'a> ContextHeaders<'a> {
+    /// For a header of which every line is printable ASCII.
+    pub fn of_printable() -> Self {
+        Self { is_printable: true, ..Self::default() }
+    }
+
     /// Stores a header line if it belongs to the context. Call this in order of appearance.
     #[inline]
     pub fn note(&mut self, name: &[u8], value: &'a [u8]) {
@@ -67,46 +74,52 @@ impl<'a> ContextHeaders<'a> {
     where
         'a: 'h,
     {
-        let mut context = self.noted(peer.map(|peer| trusted.client(peer, headers)));
-        if names.has_host() {
-            let host = headers.lines("host").next().and_then(text);
-            context.host = host.filter(|host| host.len() <= HOST_BYTES_MAX);
-        }
+        let gpc = self.gpc.is_some_and(is_one);
         // One of Sec-GPC: 1 and the visitor's cookie is enough.
-        if let Some(cookie) = names.utk_cookie().filter(|_| !context.gpc) {
-            context.utk = utk(headers, cookie);
-        }
-        if names.headers().len() > 0 && peer.is_some_and(|peer| trusted.trusts(peer)) {
-            let value = |lower| headers.lines(lower).next().and_then(text);
-            let pair = |(name, lower): (&'h str, &'h str)| Some((name.into(), value(lower)?));
-            context.headers = names.headers().filter_map(pair).collect();
-        }
-        context
-    }
-
-    /// The context that the noted lines give, for a client at `ip`.
-    fn noted(&self, ip: Option<IpAddr>) -> Context<'a> {
+        let cookie = names.utk_cookie().filter(|_| !gpc);
+        let takes_headers =
+            names.headers().len() > 0 && peer.is_some_and(|peer| trusted.trusts(peer));
+        let value = |lower: &'h str| headers.lines(lower).next().and_then(|line| self.text(line));
+        let host = || value("host").filter(|host| host.len() <= HOST_BYTES_MAX);
+        let pair = |(name, lower): (&'h str, &'h str)| Some((name.into(), value(lower)?));
+        // Built in one piece: it is large, and each move of it costs more than some checks.
         Context {
-            ip,
-            user_agent: self.user_agent.and_then(text),
-            referer: self.referer.and_then(text),
-            gpc: self.gpc.is_some_and(is_one),
+            ip: peer.map(|peer| trusted.client(peer, headers)),
+            user_agent: self.user_agent.and_then(|value| self.text(value)),
+            referer: self.referer.and_then(|value| self.text(value)),
+            gpc,
             dnt: self.dnt.is_some_and(is_one),
             prefetch: self.purposes.into_iter().flatten().any(is_prefetch),
-            host: None,
-            utk: None,
-            headers: Vec::new(),
+            host: if names.has_host() { host() } else { None },
+            utk: cookie.and_then(|cookie| self.utk(headers, cookie)),
+            headers: match takes_headers {
+                true => names.headers().filter_map(pair).collect(),
+                false => Vec::new(),
+            },
             added: Vec::new(),
         }
     }
-}
 
-/// The value of the cookie `name`, unless the visitor does not want to be tracked.
-fn utk<'h>(headers: &'h impl Headers, name: &str) -> Option<Cow<'h, str>> {
-    let value =
-        cookie(headers, name).and_then(text).filter(|value| value.len() <= UTK_BYTES_MAX)?;
-    let refused = cookie(headers, DO_NOT_TRACK_COOKIE).is_some_and(|value| value == b"yes");
-    (!refused).then_some(value)
+    /// The value of the cookie `name`, unless the visitor does not want to be tracked.
+    fn utk<'h>(&self, headers: &'h impl Headers, name: &str) -> Option<Cow<'h, str>> {
+        let value = cookie(headers, name).and_then(|value| self.text(value));
+        let value = value.filter(|value| value.len() <= UTK_BYTES_MAX)?;
+        let refused = cookie(headers, DO_NOT_TRACK_COOKIE).is_some_and(|value| value == b"yes");
+        (!refused).then_some(value)
+    }
+
+    /// A header as text without hidden characters. Invalid UTF-8 is replaced: an odd header must
+    /// not lose the event. `None`: nothing is left.
+    #[inline]
+    fn text<'h>(&self, value: &'h [u8]) -> Option<Cow<'h, str>> {
+        // Nearly all are UTF-8, and the lossy conversion takes several times as long.
+        let text = match std::str::from_utf8(value) {
+            Ok(text) if self.is_printable => Cow::Borrowed(text),
+            Ok(text) => without_hidden(Cow::Borrowed(text)),
+            Err(_) => without_hidden(String::from_utf8_lossy(value)),
+        };
+        (!text.is_empty()).then_some(text)
+    }
 }
 
 /// The value of the first cookie of this name (RFC 6265, section 4.2.1).
@@ -114,15 +127,6 @@ fn cookie<'h>(headers: &'h impl Headers, name: &str) -> Option<&'h [u8]> {
     let lines = headers.lines("cookie");
     let mut pairs = lines.flat_map(|line| line.split(|byte| *byte == b';')).map(<[u8]>::trim_ascii);
     pairs.find_map(|pair| pair.strip_prefix(name.as_bytes())?.strip_prefix(b"="))
-}
-
-/// A header as text without hidden characters. Invalid UTF-8 is replaced: an odd header must not
-/// lose the event. `None`: nothing is left.
-fn text(value: &[u8]) -> Option<Cow<'_, str>> {
-    // Nearly all are UTF-8, and the lossy conversion takes several times as long.
-    let text = std::str::from_utf8(value).map(Cow::Borrowed);
-    let text = without_hidden(text.unwrap_or_else(|_| String::from_utf8_lossy(value)));
-    (!text.is_empty()).then_some(text)
 }
 
 fn is_one(value: &[u8]) -> bool {

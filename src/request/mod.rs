@@ -9,3 +9,4 @@ pub(crate) mod readings;
 #[cfg(feature = "server")]
 pub(crate) mod simd;
 pub mod target;
+pub mod trace;

@@ -174,10 +174,17 @@ impl OwnLines {
 /// Whether a rejection is answered with a pixel: unless the request's `Accept` names a document's
 /// media type and none of images (SPEC 4).
 pub fn wants_image(accept: Option<&[u8]>) -> bool {
+    let accept = accept.unwrap_or_default();
+    let is_image =
+        |range: &[u8]| range.get(..6).is_some_and(|start| start.eq_ignore_ascii_case(b"image/"));
+    // A browser that loads a pixel names an image first, so most headers end here.
+    if accept.is_empty() || is_image(accept) {
+        return true;
+    }
     let mut names_document = false;
-    for range in accept.unwrap_or_default().split(|byte| *byte == b',') {
+    for range in accept.split(|byte| *byte == b',') {
         let media_type = range.split(|byte| *byte == b';').next().unwrap_or_default().trim_ascii();
-        if media_type.get(..6).is_some_and(|start| start.eq_ignore_ascii_case(b"image/")) {
+        if is_image(media_type) {
             return true;
         }
         names_document |= DOCUMENT_TYPES.iter().any(|name| media_type.eq_ignore_ascii_case(name));

@@ -17,9 +17,6 @@ const AHEAD_BYTES_MIN: usize = 2 << 10;
 /// Bytes that are given at once while the client takes nothing. Pingora stops reading when its
 /// queue is full; no bytes at all would look as if the origin were late.
 const TRICKLE_BYTES: usize = 1 << 10;
-/// Most bytes that are read from a client's connection at once. Pingora would read 64 KiB, and
-/// queue up to five such pieces of an upload while the origin takes none.
-const UPLOAD_BYTES_MAX: usize = 16 << 10;
 /// What an exchange reserves of `edge.buffered_bytes_max`.
 const RESERVED_BYTES: usize = 80 << 10;
 /// How often the task lets its other half, or an HTTP/2 connection, write first, before it counts
@@ -74,9 +71,9 @@ pub fn poll_room(cx: &mut Context<'_>) -> Poll<usize> {
     EXCHANGE.try_with(|exchange| exchange.poll_room(cx)).unwrap_or(Poll::Ready(usize::MAX))
 }
 
-/// How many bytes may be read from the client's connection at once.
-pub fn upload_room() -> usize {
-    EXCHANGE.try_with(|_| UPLOAD_BYTES_MAX).unwrap_or(usize::MAX)
+/// Whether the current task is in an exchange.
+pub fn is_current() -> bool {
+    EXCHANGE.try_with(|_| ()).is_ok()
 }
 
 /// Notes that bytes were read from the origin.

@@ -13,7 +13,7 @@ use std::task::{Context, Poll};
 use tokio::io::ReadBuf;
 
 /// Size of a thread's read buffer, in bytes: fits a header with many cookies, or one TLS record.
-const READ_BUFFER_BYTES: usize = 16 << 10;
+pub const READ_BUFFER_BYTES: usize = 16 << 10;
 
 thread_local! {
     static READ_BUFFER: Cell<Option<Box<[u8]>>> = const { Cell::new(None) };
@@ -36,12 +36,19 @@ pub fn poll_read<T>(
     cx: &mut Context<'_>,
     take: impl FnOnce(&[u8]) -> T,
 ) -> Poll<io::Result<T>> {
+    poll_fill(|target| Pin::new(stream).poll_read(cx, target), take)
+}
+
+/// As [`poll_read`], of what `read` reads into the buffer that it gets.
+pub fn poll_fill<T>(
+    read: impl FnOnce(&mut ReadBuf<'_>) -> Poll<io::Result<()>>,
+    take: impl FnOnce(&[u8]) -> T,
+) -> Poll<io::Result<T>> {
     // Allocates at a thread's first read, and at a read inside `take`.
     let allocate = || vec![0; READ_BUFFER_BYTES].into_boxed_slice();
     let mut read_buffer = READ_BUFFER.take().unwrap_or_else(allocate);
     let mut target = ReadBuf::new(&mut read_buffer);
-    let read = Pin::new(stream).poll_read(cx, &mut target);
-    let taken = read.map_ok(|()| take(target.filled()));
+    let taken = read(&mut target).map_ok(|()| take(target.filled()));
     READ_BUFFER.set(Some(read_buffer));
     taken
 }

@@ -7,6 +7,7 @@ use super::fast_path::response::FastResponse;
 use super::limits::Limits;
 use super::origin_connector::Proxy;
 use crate::plugin::PixelGate;
+use crate::plugin::access::AccessLog;
 use crate::response::answers::Answers;
 use crate::telemetry::in_flight::InFlight;
 use async_trait::async_trait;
@@ -31,6 +32,7 @@ pub struct Server<SV> {
     pub(super) in_flight: InFlight,
     pub(super) admission: Admission,
     pub(super) buffered_bytes: BufferedBytes,
+    pub(super) access_log: Option<AccessLog>,
 }
 
 impl<SV> Server<SV> {
@@ -45,7 +47,14 @@ impl<SV> Server<SV> {
         let Ok(answers) = Answers::build(&state.response, &state.methods, FastResponse::new);
         let (trusted, metrics) = (state.trusted.clone(), state.metrics.clone());
         let admission = Admission::new(limits, trusted, metrics, in_flight.clone());
-        Self { proxy, gate, answers, in_flight, admission, buffered_bytes }
+        let access_log = None;
+        Self { proxy, gate, answers, in_flight, admission, buffered_bytes, access_log }
+    }
+
+    /// Reports the requests that this server answers itself; the proxy reports its own.
+    pub fn with_access_log(mut self, log: AccessLog) -> Self {
+        self.access_log = Some(log);
+        self
     }
 
     /// Bounds the bodies that wait in memory, in all servers that share the count. Default: 256 MiB

@@ -5,7 +5,7 @@
 //! is sent, so thousands of idle connections hold none.
 
 use super::exchange;
-use super::read_buffer::replay;
+use super::read_buffer::{self, READ_BUFFER_BYTES, replay};
 use async_trait::async_trait;
 use bytes::{Buf, BytesMut};
 use pingora::protocols::l4::socket::SocketAddr as PeerAddress;
@@ -105,6 +105,14 @@ impl Socket {
         }
     }
 
+    /// As [`Socket::poll_wire_read`], at most [`READ_BUFFER_BYTES`]. Pingora would read 64 KiB at
+    /// once, and queue up to five such pieces of an upload while the origin takes none.
+    #[inline(never)]
+    fn poll_piece(&mut self, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        let read = |piece: &mut ReadBuf<'_>| self.poll_wire_read(cx, piece);
+        read_buffer::poll_fill(read, |bytes| buf.put_slice(bytes))
+    }
+
     fn poll_wire(&mut self, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
         let written = match &mut self.wire {
             Wire::Tcp(stream) => Pin::new(stream).poll_write(cx, bytes),
@@ -166,15 +174,10 @@ impl AsyncRead for Socket {
         if replay(&mut this.ahead, buf) {
             return Poll::Ready(Ok(()));
         }
-        let room = exchange::upload_room();
-        if buf.remaining() <= room {
+        if buf.remaining() <= READ_BUFFER_BYTES || !exchange::is_current() {
             return this.poll_wire_read(cx, buf);
         }
-        let mut part = ReadBuf::new(buf.initialize_unfilled_to(room));
-        ready!(this.poll_wire_read(cx, &mut part))?;
-        let read = part.filled().len();
-        buf.advance(read);
-        Poll::Ready(Ok(()))
+        this.poll_piece(cx, buf)
     }
 }
 

@@ -10,6 +10,11 @@ use std::io;
 use std::path::Path;
 use std::sync::Arc;
 
+/// Offset and length of each write to a file that was opened with [`Open::Direct`], and the address
+/// of what is written, are multiples of so many bytes: a block of all common file systems, and no
+/// less than a sector of any disk.
+pub const DIRECT_BLOCK_BYTES: usize = 4096;
+
 /// How a file is opened. Reading and writing are always at an offset.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Open {
@@ -17,6 +22,10 @@ pub enum Open {
     Read,
     /// An existing file, to read and write.
     Write,
+    /// An existing file, to write around the page cache (`O_DIRECT | O_DSYNC`): bytes are durable
+    /// when a write returns, as after [`File::sync_data`]. Many file systems refuse this, some of
+    /// them not before the first write: see [`refuses_direct`].
+    Direct,
     /// A file that is made, or emptied if it is there.
     Create,
     /// A file that is made if it is not there, and left as it is if it is.
@@ -161,6 +170,12 @@ pub(super) fn create_dir_durable(fs: &dyn Fs, dir: &Path) -> io::Result<()> {
     }
 }
 
+/// Whether a call failed because the file system has no writes around its cache, or only of larger
+/// blocks.
+pub(super) fn refuses_direct(error: &io::Error) -> bool {
+    matches!(error.kind(), io::ErrorKind::InvalidInput | io::ErrorKind::Unsupported)
+}
+
 /// Whether a call failed because there is no such file or folder.
 pub(super) fn is_absent<T>(result: &io::Result<T>) -> bool {
     result.as_ref().is_err_and(|error| error.kind() == io::ErrorKind::NotFound)
@@ -198,6 +213,7 @@ impl Fs for SystemFs {
         options.read(true).write(how != Open::Read);
         match how {
             Open::Read | Open::Write => {}
+            Open::Direct => set_direct(&mut options)?,
             Open::Create => _ = options.create(true).truncate(true),
             Open::Ensure => _ = options.create(true),
         }
@@ -288,6 +304,19 @@ impl File for SystemFile {
         }
         Ok(free)
     }
+}
+
+#[cfg(target_os = "linux")]
+fn set_direct(options: &mut std::fs::OpenOptions) -> io::Result<()> {
+    use rustix::fs::OFlags;
+    let flags = (OFlags::DIRECT | OFlags::DSYNC).bits();
+    std::os::unix::fs::OpenOptionsExt::custom_flags(options, flags.cast_signed());
+    Ok(())
+}
+
+#[cfg(not(target_os = "linux"))]
+fn set_direct(_: &mut std::fs::OpenOptions) -> io::Result<()> {
+    Err(io::ErrorKind::Unsupported.into())
 }
 
 fn file_id(metadata: &std::fs::Metadata) -> FileId {

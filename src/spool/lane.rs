@@ -14,6 +14,7 @@ use parking_lot::{Mutex, MutexGuard};
 
 use super::format::SegmentHeader;
 use super::fs::{File, FileId, Fs, Open, write_full};
+use super::hot_tail::HotTail;
 use super::lane_files::{
     CURSOR, FILLING, IDENTITY, SPARE_EXTENSION, ignore_absent, lane_dir, segment_name,
 };
@@ -37,6 +38,8 @@ const LOCK_TRIES: u32 = 1_000;
 pub struct Lane {
     pub id: u64,
     pub salt: u64,
+    /// Its newest records, if this process writes it around the page cache.
+    pub hot_tail: Arc<HotTail>,
     dir: PathBuf,
     fs: Arc<dyn Fs>,
     lock: Mutex<Option<Arc<dyn File>>>,
@@ -148,6 +151,7 @@ impl Lane {
         Lane {
             id: place.0,
             salt,
+            hot_tail: Arc::default(),
             dir: place.1,
             fs,
             lock: Mutex::new(Some(lock)),

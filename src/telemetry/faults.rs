@@ -40,11 +40,13 @@ pub enum FaultKind {
     SpoolCursor,
     /// Files of the spool cannot be removed.
     SpoolFiles,
+    /// Lines of the access log are not written.
+    AccessLog,
 }
 
 impl FaultKind {
     /// Every kind, so that a scrape shows zeros.
-    pub const ALL: [Self; 13] = [
+    pub const ALL: [Self; 14] = [
         Self::PortalsUnread,
         Self::PortalsStale,
         Self::SpoolRefuses,
@@ -58,6 +60,7 @@ impl FaultKind {
         Self::SpoolSegment,
         Self::SpoolCursor,
         Self::SpoolFiles,
+        Self::AccessLog,
     ];
 
     /// The word in `/status` and in the metric's label.
@@ -76,6 +79,7 @@ impl FaultKind {
             Self::SpoolSegment => "spool_segment",
             Self::SpoolCursor => "spool_cursor",
             Self::SpoolFiles => "spool_files",
+            Self::AccessLog => "access_log",
         }
     }
 }

@@ -130,6 +130,8 @@ pub struct Metrics {
     pub portals_refresh_failures: IntCounter,
     /// Requests that no origin answered.
     pub origin_failures: IntCounter,
+    /// Lines of the access log that were not written.
+    pub access_log_lost_lines: IntCounter,
     refused: Box<[IntCounter]>,
 }
 
@@ -250,6 +252,11 @@ impl Metrics {
                 &r,
                 "origin_failures_total",
                 "Requests passed through that no origin answered.",
+            )?,
+            access_log_lost_lines: counter(
+                &r,
+                "access_log_lost_lines_total",
+                "Lines of the access log that could not be written.",
             )?,
             refused: refused_by_limit(&r)?,
             registered: Arc::new(r),

@@ -1,4 +1,5 @@
-//! No text of a request is in a log line, a metric or a page, even at the most verbose log level.
+//! No text of a request is in a log line, a metric or a page, even at the most verbose log level;
+//! in the access log its path alone is.
 
 use crate::admin::{Live, post_explain};
 use crate::backend::{Act, Backend};
@@ -16,7 +17,10 @@ fn the_log_at_its_loudest_the_metrics_and_the_status_hold_no_personal_data() {
     let gone = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
     let backend = RUNTIME.block_on(Backend::playing([Act::Refuse(500), Act::Refuse(404)]));
     let dir = Arc::new(tempfile::tempdir().unwrap());
-    Setup::default().origin(gone).upstreams(&http_upstream(&backend, "")).write(dir.path());
+    let access = dir.path().join("access.log");
+    let section = format!("[access_log]\npath = \"{}\"", access.display());
+    let setup = Setup::default().origin(gone).sections(&section);
+    setup.upstreams(&http_upstream(&backend, "")).write(dir.path());
     let edge = Edge::start_with(dir, &[("RUST_LOG", "trace")]);
 
     let targets = [
@@ -63,7 +67,10 @@ fn the_log_at_its_loudest_the_metrics_and_the_status_hold_no_personal_data() {
         .map(|page| String::from_utf8(edge.admin(page).body).unwrap())
         .collect();
     pages.push(Live::open(&edge).line("data: ").unwrap());
-    for (place, text) in pages.iter().map(|p| ("a page", p)).chain([("the log", &edge.log())]) {
+    wait_for("the access log", || std::fs::read_to_string(&access).unwrap().contains("/page"));
+    let logs =
+        [("the log", &edge.log()), ("the access log", &std::fs::read_to_string(access).unwrap())];
+    for (place, text) in pages.iter().map(|p| ("a page", p)).chain(logs) {
         let found = text.lines().find(|line| line.to_lowercase().contains(SECRET));
         assert_eq!(found, None, "{place} tells");
     }

@@ -33,7 +33,7 @@ fn start(origin: SocketAddr) -> (Edge, SocketAddr) {
     start_with(Setup::default().origin(origin))
 }
 
-fn start_with(setup: Setup) -> (Edge, SocketAddr) {
+pub fn start_with(setup: Setup) -> (Edge, SocketAddr) {
     let tls = format!("tls = [{{ listen = \"127.0.0.1:0\", cert = \"{CERT}\", key = \"{KEY}\" }}]");
     let edge = setup.edge(&tls).start();
     let log = edge.log();
@@ -70,6 +70,11 @@ where
 }
 
 impl Client {
+    /// The sender of further requests.
+    pub fn sender(&self) -> SendRequest<Bytes> {
+        self.send.clone()
+    }
+
     pub async fn ask(
         &mut self,
         request: http::request::Builder,
@@ -85,7 +90,7 @@ impl Client {
         response
     }
 
-    async fn get(&mut self, target: &str) -> Answer {
+    pub async fn get(&mut self, target: &str) -> Answer {
         let response = self.ask(get(target), None).await;
         read(response).await.unwrap()
     }

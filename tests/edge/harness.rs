@@ -145,7 +145,7 @@ impl Edge {
     pub fn start_under(dir: Arc<tempfile::TempDir>, commands: &str) -> Edge {
         let mut shell = Command::new("sh");
         shell.arg("-c").arg(format!("{commands}; exec \"$0\" run --config \"$1\""));
-        shell.arg(env!("CARGO_BIN_EXE_pixelgate")).arg(dir.path().join("edge.toml"));
+        shell.arg(binary()).arg(dir.path().join("edge.toml"));
         shell.env_remove("RUST_LOG").stdout(Stdio::piped()).stderr(Stdio::piped());
         Edge::spawn(shell, dir)
     }
@@ -352,9 +352,15 @@ pub fn kill(child: &Child, signal: Signal) {
     rustix::process::kill_process(pid, signal).unwrap();
 }
 
+/// The binary that belongs to these tests, or `PIXELGATE_TEST_BINARY`: another build of it.
+fn binary() -> PathBuf {
+    let other = std::env::var_os("PIXELGATE_TEST_BINARY");
+    other.map_or_else(|| env!("CARGO_BIN_EXE_pixelgate").into(), PathBuf::from)
+}
+
 /// The binary with this configuration and these arguments.
 pub fn command(config: &Path, arguments: &[&str]) -> Command {
-    let mut command = Command::new(env!("CARGO_BIN_EXE_pixelgate"));
+    let mut command = Command::new(binary());
     command.args(arguments).arg("--config").arg(config);
     command.env_remove("RUST_LOG").stdout(Stdio::piped()).stderr(Stdio::piped());
     command

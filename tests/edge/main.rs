@@ -2,6 +2,7 @@
 //!
 //! All are one test binary, because each test binary links all of Pingora.
 
+mod access_log;
 mod admin;
 mod answers;
 mod bodies;

@@ -2,7 +2,7 @@
 
 use crate::backend::{Act, Backend};
 use crate::delivery::{RUNTIME, http_upstream};
-use crate::harness::{Edge, Setup, wait_for};
+use crate::harness::{Edge, PORTALS, Setup, wait_for};
 use crate::webdriver::Browser;
 use serde_json::json;
 use std::sync::Arc;
@@ -83,6 +83,25 @@ fn an_upstream_that_stops_and_comes_back_is_shown() {
     browser.wait_text("[data-upstream=collector] .state", "delivers");
     browser.wait_text("#headline-text", "Events flow.");
     edge.wait_delivered("collector");
+    assert_eq!(browser.complaints(), [""; 0]);
+}
+
+#[test]
+fn a_fault_is_listed_with_what_to_do_until_it_is_over() {
+    let edge = Edge::start();
+    let browser = Browser::start();
+    open(&browser, &edge);
+    browser.wait_text("#link", "Live");
+    let is_hidden = || browser.ask("return document.getElementById('faults-card').hidden");
+    assert_eq!(is_hidden(), true);
+    let list = edge.dir().join("portals.toml");
+    std::fs::write(&list, "portals = [").unwrap();
+    let fault = browser.wait_text("#faults", "portals_unread");
+    for part in ["cannot be refreshed", "portals.toml", "Look at portals.source."] {
+        assert!(fault.contains(part), "{part:?} is not in {fault:?}");
+    }
+    std::fs::write(&list, PORTALS).unwrap();
+    wait_for("the fault to go", || is_hidden() == true);
     assert_eq!(browser.complaints(), [""; 0]);
 }
 

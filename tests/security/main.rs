@@ -15,6 +15,7 @@ mod nginx;
 
 mod attacks;
 mod client_address;
+mod desync;
 mod fleet;
 mod frames;
 mod h2;

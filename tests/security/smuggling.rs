@@ -16,7 +16,7 @@ const SMUGGLED: &str = "GET /smuggled HTTP/1.1\r\nHost: a\r\n\r\n\
     GET /v1/event/?_a=62515&_n=smuggled HTTP/1.1\r\nHost: a\r\n\r\n";
 
 /// All response bytes until the edge closes.
-fn all_answers(address: SocketAddr, bytes: &[u8]) -> String {
+pub fn all_answers(address: SocketAddr, bytes: &[u8]) -> String {
     let mut stream = TcpStream::connect(address).unwrap();
     stream.set_read_timeout(Some(PATIENCE)).unwrap();
     // Writing fails if the edge has refused and closed already.
@@ -32,10 +32,10 @@ fn all_answers(address: SocketAddr, bytes: &[u8]) -> String {
 }
 
 /// A request of `tests/data/framing.toml`, which says what the fields mean.
-struct Framed {
-    what: String,
-    send: Vec<u8>,
-    expect: String,
+pub struct Framed {
+    pub what: String,
+    pub send: Vec<u8>,
+    pub expect: String,
 }
 
 impl Framed {
@@ -49,14 +49,14 @@ impl Framed {
     }
 
     /// The request line, and its method.
-    fn line(&self) -> (String, String) {
+    pub fn line(&self) -> (String, String) {
         let text = String::from_utf8_lossy(&self.send).trim_start().to_owned();
         let line = text.lines().next().unwrap().to_owned();
         (line.clone(), line.split(' ').next().unwrap().to_owned())
     }
 }
 
-fn corpus() -> Vec<Framed> {
+pub fn corpus() -> Vec<Framed> {
     let table: toml::Table = include_str!("../data/framing.toml").parse().unwrap();
     let mut all = Vec::new();
     for source in table["source"].as_array().unwrap() {
@@ -68,12 +68,12 @@ fn corpus() -> Vec<Framed> {
             all.push(Framed { what, send, expect: text("expect").to_owned() });
         }
     }
-    assert!(all.len() >= 150, "{}", all.len());
+    assert!(all.len() >= 300, "{}", all.len());
     all
 }
 
 /// All attacks, each followed by a request and an event that must not be found.
-fn attacks() -> Vec<Framed> {
+pub fn attacks() -> Vec<Framed> {
     let mut all: Vec<_> =
         corpus().into_iter().filter(|request| request.is_refused().is_some()).collect();
     all.iter_mut().for_each(|attack| attack.send.extend_from_slice(SMUGGLED.as_bytes()));

@@ -389,3 +389,45 @@ fn a_read_that_fails_is_tried_again_and_loses_nothing() {
     assert_eq!(texts, ["a", "b"]);
     assert_eq!(of(&spool, "up").lost, 0);
 }
+
+/// The files of segments.
+fn segments(fs: &SimFs) -> Vec<PathBuf> {
+    fs.files().into_iter().filter(|path| path.extension() == Some("seg".as_ref())).collect()
+}
+
+#[test]
+fn a_reader_that_keeps_up_reads_no_file() {
+    let fs = SimFs::new(1);
+    let spool = open(&fs, &config(), &["up", "late"]);
+    let mut reader = spool.reader("up").expect("configured");
+    for number in 0..20 {
+        let text = format!("{number} {}", "x".repeat(2000));
+        append_all(&spool, &[&text]);
+        segments(&fs).iter().for_each(|path| fs.make_unreadable(path, 0..u64::MAX));
+        assert_eq!(read(&mut reader).0, [text]);
+    }
+    // The records that this one needs first are in the file of an earlier segment.
+    let mut late = spool.reader("late").expect("configured");
+    assert_eq!(read(&mut late).0, [""; 0]);
+    fs.heal();
+    assert_eq!(read(&mut late).0.len(), 20);
+}
+
+#[test]
+fn a_file_system_without_direct_writes_keeps_the_same_promises() {
+    for refuses in [false, true] {
+        let fs = SimFs::new(1);
+        if refuses {
+            fs.refuse_direct();
+        }
+        let spool = open(&fs, &config(), &["up"]);
+        let mut reader = spool.reader("up").expect("configured");
+        let texts: Vec<String> = (0..30).map(|number| format!("{number:0>200}")).collect();
+        for text in &texts {
+            append_all(&spool, &[text]);
+            assert_eq!(read(&mut reader).0, [text.as_str()]);
+        }
+        fs.lose_power();
+        assert_eq!(drain(&open(&fs.process(), &config(), &["up"]), "up"), texts);
+    }
+}

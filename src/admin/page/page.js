@@ -27,10 +27,12 @@ const id = (name) => document.getElementById(name);
 const number = new Intl.NumberFormat("en");
 const short = new Intl.NumberFormat("en", { notation: "compact", maximumFractionDigits: 1 });
 const clock = new Intl.DateTimeFormat("en-GB", { timeStyle: "medium" });
+const moment = new Intl.DateTimeFormat("en-GB", { dateStyle: "short", timeStyle: "medium" });
 
 let seconds = []; // [at, accepted, refused, away, delivered, pending, bytes, lag, length]
 let shown = {}; // The data that each part shows, so that only changed parts are rendered.
 let recent = [];
+let recentRejected = [];
 let newest = 0;
 let heard = null;
 let paused = false;
@@ -123,6 +125,20 @@ function tiles(status) {
     : fills(spool) ? `full in ${span(spool.seconds_to_full)} at this pace` : "does not fill up");
 }
 
+function faults(rows) {
+  id("faults-card").hidden = rows.length === 0;
+  fill(id("faults"), rows.map(({ what, subject, since, text, advice }) => {
+    const row = make("tr"), name = make("th");
+    name.scope = "row";
+    name.append(make("code", what), make("span", subject, "detail"));
+    const began = make("td", null, "nowrap"), time = make("time", moment.format(new Date(since)));
+    time.dateTime = since;
+    began.append(time);
+    row.append(name, began, make("td", text, "sentence"), make("td", advice, "sentence"));
+    return row;
+  }), "none", 4);
+}
+
 function upstreams(rows) {
   fill(id("upstreams"), rows.map((upstream) => {
     const row = make("tr", null, upstream.trouble ? "trouble" : "");
@@ -212,8 +228,8 @@ function spool(spool) {
 function events() {
   const portal = id("filter-portal").value.trim();
   const rejected = id("filter-rejected").checked;
-  const rows = recent.filter((event) =>
-    (!portal || String(event.portal) === portal) && (!rejected || event.verdict === "rejected"));
+  const rows = (rejected ? recentRejected : recent)
+    .filter((event) => !portal || String(event.portal) === portal);
   change("recent", [rows, portal, rejected], () => {
     fill(id("recent"), rows.map((event) => {
       const row = make("tr", null, event.number > newest ? "new" : "");
@@ -232,7 +248,7 @@ function events() {
       );
       return row;
     }), portal || rejected ? "none of these lately" : "none yet", 6);
-    newest = Math.max(newest, ...recent.map((event) => event.number));
+    newest = Math.max(newest, ...recent.concat(recentRejected).map((event) => event.number));
   });
 }
 
@@ -341,6 +357,7 @@ function show({ status, seconds: later }) {
   change("headline", status.headline, headline);
   tiles(status);
   plots();
+  change("faults", status.faults, faults);
   change("upstreams", status.upstreams, upstreams);
   change("reasons", status.lately.reasons, reasons);
   change("ranking", status.ranking, ranking);
@@ -348,6 +365,7 @@ function show({ status, seconds: later }) {
   spool(status.spool);
   if (!paused) {
     recent = status.recent;
+    recentRejected = status.recent_rejected;
     events();
   }
 }

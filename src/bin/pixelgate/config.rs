@@ -24,6 +24,8 @@ pub struct Config {
     pub admin: pixelgate::config::Admin,
     /// The log on standard error.
     pub log: crate::logging::config::Config,
+    /// The access log.
+    pub access_log: crate::access_log::config::Config,
     /// The sections of the gate itself.
     pub gate: pixelgate::ValidConfig,
 }
@@ -42,6 +44,7 @@ struct Document {
     upstream: Vec<pixelgate::config::Upstream>,
     admin: pixelgate::config::Admin,
     log: crate::logging::config::Config,
+    access_log: crate::access_log::config::Config,
 }
 
 /// Why a configuration cannot be used. Displays as `file:line: key: reason`.
@@ -97,7 +100,7 @@ impl Document {
     }
 
     fn validate(self, path: &Path) -> Result<Config, ConfigError> {
-        let Self { edge, admin, log, .. } = self;
+        let Self { edge, admin, log, access_log, .. } = self;
         let within = |section: &'static str| {
             move |(key, reason): (&str, String)| {
                 error(path.display(), &format!("{section}.{key}"), reason)
@@ -106,6 +109,7 @@ impl Document {
         edge.validate().map_err(within("edge"))?;
         admin.validate().map_err(within("admin"))?;
         log.validate().map_err(within("log"))?;
+        access_log.validate().map_err(within("access_log"))?;
         let mut gate = pixelgate::Config::default();
         gate.events = self.events;
         gate.portals = self.portals;
@@ -116,7 +120,7 @@ impl Document {
         gate.upstream = self.upstream;
         let gate =
             gate.validate().map_err(|e| error(path.display(), e.key(), e.reason().to_owned()))?;
-        Ok(Config { edge, admin, log, gate })
+        Ok(Config { edge, admin, log, access_log, gate })
     }
 }
 

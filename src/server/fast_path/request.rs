@@ -43,7 +43,9 @@ impl<'b> FastRequest<'b> {
         let bytes = line.bytes;
         let mut at = line.end;
         let (mut count, mut hosts, mut connections) = (0, 0, 0);
-        let (mut seen, mut accept, mut closes) = (ContextHeaders::default(), None, false);
+        // The loop takes lines of printable ASCII only.
+        let mut seen = ContextHeaders::of_printable();
+        let (mut accept, mut closes) = (None, false);
         loop {
             let text = at..simd::find(bytes, at, is_not_printable)?;
             if !bytes[text.end..].starts_with(LINE_END) {

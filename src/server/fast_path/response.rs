@@ -10,6 +10,10 @@ use std::convert::Infallible;
 /// A prebuilt response. `Date`, `Connection` and the [`OwnLines`] are filled in per request.
 #[derive(Debug)]
 pub struct FastResponse {
+    /// Its status, for the access log.
+    pub status: u16,
+    /// Length of its body, in bytes, for the access log.
+    pub body_bytes: u64,
     head: Bytes,
     /// The default `Retry-After`; a rate limit replaces it by its own seconds.
     retry_after: Option<HeaderValue>,
@@ -39,7 +43,13 @@ impl FastResponse {
             tail.put_slice(&answer.body);
             tail.freeze()
         });
-        Ok(FastResponse { head: head.freeze(), retry_after, tails })
+        Ok(FastResponse {
+            status: answer.status,
+            body_bytes: answer.body.len() as u64,
+            head: head.freeze(),
+            retry_after,
+            tails,
+        })
     }
 
     /// Passes the bytes of the whole response to `take`. `keep`: the connection stays open.

@@ -4,6 +4,7 @@
 mod body;
 mod grammar;
 pub mod header_check;
+mod refusal;
 mod request_stream;
 pub mod target;
 
@@ -15,20 +16,25 @@ use super::limits::Limits;
 use super::read_buffer;
 use super::service::Server;
 use super::socket::Socket;
-use crate::plugin::NextStep;
+use crate::event::Context as EventContext;
+use crate::plugin::access::{AccessLog, AccessRecord};
+use crate::plugin::{NextStep, Verdict};
 use crate::policy::gate::EventRequest;
 use crate::request::path::Reading;
+use crate::request::trace::trace_id;
 use crate::response::answers::wants_image;
 use crate::telemetry::in_flight::{InFlight, InFlightGuard};
 use crate::telemetry::metrics::Limit;
 use body::Body;
 use bytes::{Buf, BytesMut};
 use header_check::{HeaderError, Upgrade, check_header};
+use http::{Method, StatusCode};
 use pingora::apps::HttpServerApp;
 use pingora::protocols::http::ServerSession;
 use pingora::protocols::{ALPN, Stream};
 use pingora::proxy::ProxyHttp;
 use pingora::server::ShutdownWatch;
+use refusal::lingering_close;
 use request_stream::RequestStream;
 use std::future::poll_fn;
 use std::io;
@@ -36,21 +42,9 @@ use std::net::IpAddr;
 use std::pin::{Pin, pin};
 use std::sync::Arc;
 use std::task::{Context, Poll};
-use std::time::Duration;
+use std::time::{Duration, Instant as StdInstant};
 use tokio::io::AsyncWriteExt;
 use tokio::time::{Instant, Sleep, sleep, timeout};
-
-/// A lingering close drains up to 1 s or 256 KiB before closing: unread bytes would make the kernel
-/// send RST, which can destroy the response on its way (RFC 9112, section 9.6).
-const LINGER_SECONDS_MAX: u64 = 1;
-const LINGER_BYTES_MAX: usize = 256 << 10;
-/// Responses to a refused header; the connection closes after them.
-const HEADER_TIMEOUT: &[u8] =
-    b"HTTP/1.1 408 Request Timeout\r\nContent-Length: 0\r\nConnection: close\r\n\r\n";
-const HEADER_TOO_LARGE: &[u8] = b"HTTP/1.1 431 Request Header Fields Too Large\r\n\
-    Content-Length: 0\r\nConnection: close\r\n\r\n";
-const HEADER_MALFORMED: &[u8] =
-    b"HTTP/1.1 400 Bad Request\r\nContent-Length: 0\r\nConnection: close\r\n\r\n";
 
 /// A fast-path event request that has its verdict and may still wait for the disk.
 struct JudgedRequest<'f> {
@@ -60,6 +54,8 @@ struct JudgedRequest<'f> {
     image: bool,
     /// Whether the client sent `Connection: close`.
     closes: bool,
+    /// For the access log, where there is one.
+    record: Option<Box<AccessRecord>>,
     _in_flight_guard: InFlightGuard<&'f InFlight>,
 }
 
@@ -158,14 +154,35 @@ impl<SV> Server<SV> {
         let in_flight_guard = self.in_flight.enter_here();
         let names = state.gate.rules().context_names();
         let (image, closes) = (wants_image(request.accept), request.closes);
-        let request = EventRequest {
-            method: &FastRequest::METHOD,
-            reading,
-            query: target.query,
-            context: request.seen.context(&request, peer, &state.trusted, names),
-        };
-        let step = self.gate.judge(request, |_| {});
-        Some(JudgedRequest { length, step, image, closes, _in_flight_guard: in_flight_guard })
+        let context = request.seen.context(&request, peer, &state.trusted, names);
+        let mut record = self.access_log.as_ref().map(|log| self.record(log, &request, &context));
+        let event_request =
+            EventRequest { method: &FastRequest::METHOD, reading, query: target.query, context };
+        let step = self.gate.judge(event_request, record.as_deref_mut(), |_| {});
+        Some(JudgedRequest {
+            length,
+            step,
+            image,
+            closes,
+            record,
+            _in_flight_guard: in_flight_guard,
+        })
+    }
+
+    /// Begins the record of a fast-path request.
+    fn record(
+        &self,
+        log: &AccessLog,
+        request: &FastRequest<'_>,
+        context: &EventContext<'_>,
+    ) -> Box<AccessRecord> {
+        let state = self.gate.state();
+        let mut record = log.begin();
+        record.method = Some(FastRequest::METHOD);
+        record.path = Some(state.path.clone());
+        record.trace_id = trace_id(request);
+        record.note_visitor(&state.gate.reduced(context.clone()));
+        record
     }
 
     /// Answers a judged request once its event is on disk as configured. Returns whether the
@@ -180,6 +197,10 @@ impl<SV> Server<SV> {
         let keep = self.keeps(connection, shutdown) && !client_closes;
         let reply = self.gate.finish(&mut judged.step).await;
         let raw = reply.pick(&self.answers, judged.image);
+        if let Some(record) = &mut judged.record {
+            record.verdict = Some(Verdict::of(Some(reply)));
+            (record.status, record.body_bytes) = (Some(raw.status), raw.body_bytes);
+        }
         let with_id = self.gate.state().response.event_id;
         let stream = &mut connection.stream;
         let rest = raw.write(&reply.own_lines(with_id), keep, |answer| {
@@ -192,6 +213,9 @@ impl<SV> Server<SV> {
             None => Some(Ok(())),
             Some(rest) => self.send(stream, &rest).await,
         };
+        if let Some(mut record) = judged.record.take() {
+            record.is_whole = matches!(sent, Some(Ok(())));
+        }
         match sent {
             Some(Ok(())) if keep => true,
             Some(Ok(())) => {
@@ -233,41 +257,6 @@ impl<SV> Server<SV> {
         }
         !last && !*shutdown.borrow()
     }
-
-    /// Sends the error response for `limit`, then does a lingering close.
-    async fn refuse(&self, mut connection: Connection, limit: Limit) {
-        self.admission.limit_reporter.report(limit);
-        let answer = match limit {
-            Limit::HeaderTime => HEADER_TIMEOUT,
-            Limit::HeaderBytes | Limit::HeaderLines => HEADER_TOO_LARGE,
-            _ => HEADER_MALFORMED,
-        };
-        let response = async {
-            connection.stream.write_all(answer).await?;
-            connection.stream.flush().await
-        };
-        // A client that does not take the response in time is closed without draining.
-        if let Ok(Ok(())) = timeout(Duration::from_secs(LINGER_SECONDS_MAX), response).await {
-            lingering_close(&mut connection.stream).await;
-        }
-    }
-}
-
-/// Closes the sending side, then drains up to 1 s or 256 KiB: see [`LINGER_SECONDS_MAX`].
-async fn lingering_close(stream: &mut Stream) {
-    let drain = async {
-        AsyncWriteExt::shutdown(stream).await?;
-        let mut drained = 0;
-        while drained < LINGER_BYTES_MAX {
-            let more = poll_fn(|cx| read_buffer::poll_read(&mut **stream, cx, <[u8]>::len)).await?;
-            if more == 0 {
-                break;
-            }
-            drained += more;
-        }
-        io::Result::Ok(())
-    };
-    let _ = timeout(Duration::from_secs(LINGER_SECONDS_MAX), drain).await;
 }
 
 impl<SV> Server<SV>
@@ -319,11 +308,15 @@ where
         mut connection: Connection,
         shutdown: &ShutdownWatch,
     ) -> Option<Connection> {
+        let began = self.access_log.is_some().then(StdInstant::now);
         let end = match connection.read_head(self.limits(), 0).await {
             Head::Complete(end) => end,
-            Head::Closed => return None,
+            Head::Closed => {
+                drop(self.record_of_refused(connection.peer, began));
+                return None;
+            }
             Head::Refused(limit) => {
-                Box::pin(self.refuse(connection, limit)).await;
+                Box::pin(self.refuse(connection, limit, began)).await;
                 return None;
             }
         };
@@ -341,10 +334,19 @@ where
         let (head, body, upgrade) = match take_head(received, end, self.limits()) {
             Ok(taken) => taken,
             Err(limit) => {
-                Box::pin(self.refuse(connection, limit)).await;
+                Box::pin(self.refuse(connection, limit, began)).await;
                 return None;
             }
         };
+        // Pingora would answer alike, and report nothing.
+        if head.starts_with(b"CONNECT ") {
+            let mut record = self.record_of_refused(connection.peer, began);
+            if let Some(record) = &mut record {
+                record.method = Some(Method::CONNECT);
+            }
+            Box::pin(self.close_with(connection, StatusCode::METHOD_NOT_ALLOWED, record)).await;
+            return None;
+        }
         let keep = self.keeps(&connection, shutdown);
         let Connection { stream, received, peer, requests, permit } = connection;
         let (stream, back) = RequestStream::new(stream, received, body, upgrade);

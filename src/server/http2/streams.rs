@@ -8,7 +8,11 @@ use super::options::{CONNECTION_WINDOW_BYTES, h2_options};
 use super::request::{check, join_cookies};
 use super::session::Http2Session;
 use super::uploads::Uploads;
+use crate::event::Context;
 use crate::plugin::Handled;
+use crate::plugin::access::{AccessLog, AccessRecord};
+use crate::request::path::Reading;
+use crate::request::target::Target;
 use crate::server::buffered_bytes::Reservation;
 use crate::server::exchange;
 use crate::server::service::Server;
@@ -16,7 +20,7 @@ use crate::telemetry::metrics::Limit;
 use bytes::Bytes;
 use h2::server::{Connection, SendResponse};
 use h2::{Reason, RecvStream};
-use http::{Method, header};
+use http::{Method, Version, header};
 use log::debug;
 use pingora::ErrorType;
 use pingora::apps::HttpServerApp;
@@ -190,23 +194,51 @@ where
         });
     }
 
-    /// Checks a request. A malformed one is answered, and its stream ends.
+    /// Checks a request. One that is malformed or asks for a tunnel is answered, and its stream
+    /// ends.
     async fn admit(&self, mut session: Http2Session) -> Option<ServerSession> {
         let checked = check(session.req_header(), self.server.limits());
-        let Err(limit) = checked
-            .and_then(|()| join_cookies(session.req_header_mut()).map_err(|_| Limit::HeaderSyntax))
-        else {
-            return Some(ServerSession::new_custom(Box::new(session)));
+        let checked = checked
+            .and_then(|()| join_cookies(session.req_header_mut()).map_err(|_| Limit::HeaderSyntax));
+        let status = match checked {
+            // Pingora would answer alike, and report nothing.
+            Ok(()) if session.req_header().method == Method::CONNECT => 405,
+            Ok(()) => return Some(ServerSession::new_custom(Box::new(session))),
+            Err(limit) => {
+                self.server.admission.limit_reporter.report(limit);
+                if limit == Limit::HeaderLines { 431 } else { 400 }
+            }
         };
-        self.server.admission.limit_reporter.report(limit);
-        let status = if limit == Limit::HeaderLines { 431 } else { 400 };
+        let mut record = self.record_of_refused(&session);
         if let Ok(mut header) = ResponseHeader::build_no_case(status, Some(2))
             && header.insert_header(header::CONTENT_LENGTH, 0).is_ok()
         {
             // An error means that the client has closed the stream.
-            let _ = session.write_response_header(Box::new(header), true).await;
+            let sent = session.write_response_header(Box::new(header), true).await;
+            if let Some(record) = &mut record {
+                (record.status, record.is_whole) = (Some(status), sent.is_ok());
+            }
         }
         None
+    }
+
+    /// The record of a request that is refused.
+    fn record_of_refused(&self, session: &Http2Session) -> Option<Box<AccessRecord>> {
+        let mut record = self.server.access_log.as_ref()?.begin();
+        record.version = Version::HTTP_2;
+        record.method = Some(session.req_header().method.clone());
+        let ip = session.client_addr().and_then(|a| a.as_inet()).map(|a| a.ip());
+        let seen = Context { ip, ..Context::default() };
+        record.note_visitor(&self.server.gate.state().gate.reduced(seen));
+        Some(record)
+    }
+
+    /// Begins the record of an event request.
+    fn record_of_event(&self, session: &ServerSession) -> Option<Box<AccessRecord>> {
+        let log = self.server.access_log.as_ref()?;
+        let path = Target::split(session.req_header().raw_path()).path;
+        let is_event = self.server.gate.state().gate.read(path) != Reading::Other;
+        is_event.then(|| AccessLog::begin(log))
     }
 
     /// Answers an event request. Returns the session of any other request.
@@ -218,11 +250,20 @@ where
         let _in_flight_guard = server.in_flight.enter_here();
         // A client that never opens its stream window must not hold the response forever.
         session.set_write_timeout(Some(server.limits().write_timeout));
-        let answered = match server.gate.answer_event(&mut session, |_| {}).await {
+        let mut record = self.record_of_event(&session);
+        let answering = server.gate.answer_event(&mut session, record.as_deref_mut(), |_| {});
+        let handled = answering.await;
+        if let Some(record) = &mut record {
+            record.note_answer(&session);
+        }
+        let answered = match handled {
             Ok(Handled::Other) => return Some(session),
             Ok(Handled::Broken | Handled::Answered(_)) => session.finish().await.map(drop),
             Err(e) => Err(e),
         };
+        if let Some(mut record) = record {
+            record.is_whole = answered.is_ok();
+        }
         match answered {
             Err(e) if *e.etype() == ErrorType::WriteTimedout => {
                 server.admission.limit_reporter.report(Limit::WriteTime);

@@ -194,7 +194,7 @@ impl Reader {
     fn open_scanner(&mut self, lane: &Lane, view: &View) -> Result<(), Unread> {
         let number = view.span.number;
         if self.scanners.get(&lane.id).is_none_or(|(scanner, _)| scanner.number != number) {
-            let file = self.unreadable.open(lane, number)?;
+            let file = lane.hot_tail.over(number, self.unreadable.open(lane, number)?);
             let scanner = Scanner::new(number, lane.salt, view.span.base);
             self.scanners.insert(lane.id, (scanner, file));
         }

@@ -47,6 +47,8 @@ pub struct Committer {
     state: Arc<SpoolState>,
     lane: Arc<Lane>,
     segment: Option<Segment>,
+    /// Segments are written around the page cache.
+    direct: bool,
     next_number: u64,
     /// Size of the next segment that is a new file.
     new_bytes: u64,
@@ -71,6 +73,8 @@ impl Committer {
     pub fn new(state: Arc<SpoolState>) -> io::Result<Committer> {
         let lane = Arc::clone(&state.own);
         let synced_at = state.clock.monotonic();
+        // The other modes answer before the disk has the events, so the cache is their way.
+        let direct = state.config.durability == Durability::Power;
         let syncer = match state.config.durability {
             Durability::Interval => Some(Syncer::start(Arc::clone(&state.parker))?),
             Durability::Power | Durability::Memory => None,
@@ -79,6 +83,7 @@ impl Committer {
             state,
             lane,
             segment: None,
+            direct,
             next_number: 1,
             new_bytes: 2 * FIRST_SEGMENT_BYTES,
             unsynced: Unsynced { base: 1, ..Unsynced::default() },
@@ -380,6 +385,11 @@ impl Committer {
     /// Lets readers see what is written.
     fn publish(&mut self) {
         let Some(segment) = &self.segment else { return };
+        if segment.is_direct() {
+            let records = &self.unsynced.bytes[..self.unsynced.written];
+            let offset = segment.offset - records.len() as u64;
+            self.lane.hot_tail.push(segment.number, offset, records);
+        }
         let end = self.unsynced.base + self.unsynced.events;
         let mut state = self.lane.state();
         state.segment_index.publish(segment.offset, end);
@@ -435,7 +445,8 @@ impl Committer {
         self.next_number += 1;
         self.unsynced.place(ChecksumSeed::new(self.lane.salt, number));
         let base = self.unsynced.base;
-        let segment = Segment::create(&self.lane, number, base, bytes, &self.unsynced.bytes)?;
+        let records = &self.unsynced.bytes;
+        let segment = Segment::create(&self.lane, number, base, bytes, records, &mut self.direct)?;
         self.unsynced.written = self.unsynced.bytes.len();
         if !segment.recycled {
             // The first new files are short: maintenance now makes spares, which are cheaper to

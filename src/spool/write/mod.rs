@@ -1,6 +1,7 @@
 //! Writing: from an event's bytes to a record that is on disk.
 
 pub(super) mod admission;
+mod blocks;
 pub(super) mod commit;
 pub(super) mod group;
 pub(super) mod segment;

@@ -1,10 +1,12 @@
 //! The segment that is being written.
 
 use std::io;
+use std::path::Path;
 use std::sync::Arc;
 
+use super::blocks::BlockWriter;
 use crate::spool::format::{ChecksumSeed, SEGMENT_HEADER_BYTES, SegmentHeader};
-use crate::spool::fs::{File, FileId, Open, write_full};
+use crate::spool::fs::{File, FileId, Open, refuses_direct, write_full};
 use crate::spool::lane::Lane;
 use crate::spool::lane_files::MAKING;
 
@@ -14,6 +16,8 @@ const SEGMENT_BYTES_TRIED_MIN: u64 = 64 << 10;
 /// An open segment and how far it is good.
 pub struct Segment {
     file: Arc<dyn File>,
+    /// Writes around the page cache, where each write is durable. `None`: writes go into the cache.
+    blocks: Option<BlockWriter>,
     /// Which file it is, to see whether it is still at its path.
     pub id: FileId,
     pub number: u64,
@@ -32,12 +36,15 @@ impl Segment {
     /// `records`: a spare of the lane or a new file. Header and records are durable before the file
     /// has a segment's name, because with the name it cuts the segment before it, which may hold
     /// the same records. A crash on the way leaves a file that no one takes for a segment.
+    ///
+    /// `direct`: it is written around the page cache. Reset where the file system refuses that.
     pub fn create(
         lane: &Lane,
         number: u64,
         base_seq: u64,
         bytes: u64,
         records: &[u8],
+        direct: &mut bool,
     ) -> io::Result<Segment> {
         let making = lane.dir().join(MAKING);
         let spare = lane.take_spare();
@@ -53,8 +60,16 @@ impl Segment {
             previous: lane.state().segment_index.last_number(),
             recycled,
         };
-        write_full(&*file, &header.encode(), 0)?;
-        write_full(&*file, records, SEGMENT_HEADER_BYTES as u64)?;
+        let begin = [&header.encode(), records];
+        let (file, blocks) = match begin_direct(lane, &making, &begin, direct)? {
+            Some((file, blocks)) => (file, Some(blocks)),
+            None => {
+                write_full(&*file, begin[0], 0)?;
+                write_full(&*file, begin[1], SEGMENT_HEADER_BYTES as u64)?;
+                (file, None)
+            }
+        };
+        // The size as well, where the file is new.
         file.sync_data()?;
         let id = file.id()?;
         let path = lane.segment_path(number);
@@ -66,14 +81,22 @@ impl Segment {
         }
         let offset = (SEGMENT_HEADER_BYTES + records.len()) as u64;
         let seed = ChecksumSeed::new(lane.salt, number);
-        Ok(Segment { file, id, number, seed, recycled, capacity, offset, synced: offset })
+        Ok(Segment { file, blocks, id, number, seed, recycled, capacity, offset, synced: offset })
     }
 
     /// Writes records behind the others. After an error the segment must be given up.
     pub fn write(&mut self, records: &[u8]) -> io::Result<()> {
-        write_full(&*self.file, records, self.offset)?;
+        match &mut self.blocks {
+            Some(blocks) => blocks.write(&*self.file, &[records], self.offset)?,
+            None => write_full(&*self.file, records, self.offset)?,
+        }
         self.offset += records.len() as u64;
         Ok(())
+    }
+
+    /// Whether what is written is durable, and not in the page cache.
+    pub fn is_direct(&self) -> bool {
+        self.blocks.is_some()
     }
 
     /// The file, for a sync by another thread.
@@ -81,10 +104,13 @@ impl Segment {
         Arc::clone(&self.file)
     }
 
-    /// `fdatasync`. After an error the segment must be given up: what the kernel could not write
-    /// it may have marked clean, and a second sync would succeed and lie.
+    /// `fdatasync`, unless all that was written is durable. After an error the segment must be
+    /// given up: what the kernel could not write it may have marked clean, and a second sync would
+    /// succeed and lie.
     pub fn sync(&mut self) -> io::Result<()> {
-        self.file.sync_data()?;
+        if !self.is_direct() {
+            self.file.sync_data()?;
+        }
         self.synced = self.offset;
         Ok(())
     }
@@ -101,6 +127,34 @@ impl Segment {
         if let Err(error) = self.file.set_len(bytes) {
             ::log::warn!("spool: segment {} could not be cut: {error}", self.number);
         }
+    }
+}
+
+/// Opens the file once more, to write around the page cache, and writes its beginning. `None` if it
+/// is to be written through the cache.
+fn begin_direct(
+    lane: &Lane,
+    path: &Path,
+    begin: &[&[u8]],
+    direct: &mut bool,
+) -> io::Result<Option<(Arc<dyn File>, BlockWriter)>> {
+    if !*direct {
+        return Ok(None);
+    }
+    let mut blocks = BlockWriter::default();
+    let file = lane.fs().open(path, Open::Direct);
+    let begun = file.and_then(|file| blocks.write(&*file, begin, 0).map(|()| file));
+    match begun {
+        Ok(file) => Ok(Some((file, blocks))),
+        Err(error) if refuses_direct(&error) => {
+            *direct = false;
+            ::log::info!(
+                "spool: the file system takes no writes around its cache, so each group costs a \
+                 write and an fdatasync: {error}"
+            );
+            Ok(None)
+        }
+        Err(error) => Err(error),
     }
 }
 

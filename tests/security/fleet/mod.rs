@@ -8,7 +8,7 @@
 //! `PIXELGATE_FLEET_TARGETS` says how many targets are generated, `PIXELGATE_FLEET_SEED` from
 //! which seed.
 
-mod origins;
+pub mod origins;
 mod targets;
 
 use crate::h2::{RUNTIME, stock};

@@ -15,7 +15,7 @@ const SOURCES: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/security/fleet
 /// One way in which an origin may be set up, on a port of its own.
 pub struct Origin {
     pub name: String,
-    address: SocketAddr,
+    pub address: SocketAddr,
 }
 
 impl Origin {
@@ -42,31 +42,64 @@ pub struct Fleet {
 
 impl Fleet {
     pub fn start() -> Fleet {
+        Fleet::of(|fleet, at| {
+            write_files(at);
+            // These choose ports themselves and say which. They start beside one another.
+            let go = fleet.build_go(&format!("{SOURCES}/main.go"));
+            let programs = [tomcat(at), Some(node()), Some(python(at)), go];
+            let outputs = programs.map(|program| fleet.spawn(program?)?.stdout.take());
+            // These are given ports.
+            let names = ["nginx", "nginx, merge_slashes off", "nginx, $uri passed on to nginx"];
+            fleet.serve(&names, |ports| nginx(at, ports));
+            let apache_names = [
+                "Apache",
+                "Apache, MergeSlashes Off",
+                "Apache, AllowEncodedSlashes On",
+                "Apache, AllowEncodedSlashes NoDecode",
+            ];
+            fleet.serve(&apache_names, |ports| apache(at, ports));
+            fleet.serve(&["lighttpd"], |ports| lighttpd(at, ports));
+            fleet.serve(&["PHP, files"], |ports| php(ports, &["-t", &text(&at.join("php"))]));
+            let front_controller = format!("{SOURCES}/router.php");
+            fleet.serve(&["PHP, a front controller"], |ports| php(ports, &[&front_controller]));
+            for output in outputs.into_iter().flatten() {
+                fleet.read_ports(BufReader::new(output));
+            }
+        })
+    }
+
+    /// The origins that `start` starts, in a folder that others can read.
+    pub fn of(start: impl FnOnce(&mut Fleet, &Path)) -> Fleet {
         let dir = tempfile::tempdir().unwrap();
-        write_files(dir.path());
+        // Workers run as another user when the server is started by root.
+        let open = std::os::unix::fs::PermissionsExt::from_mode(0o755);
+        std::fs::set_permissions(dir.path(), open).unwrap();
         let mut fleet = Fleet { origins: Vec::new(), processes: Vec::new(), dir };
-        let at = &fleet.dir.path().to_owned();
-        // These choose ports themselves and say which. They start beside one another.
-        let programs = [tomcat(at), node(), python(at), go(at)];
-        let outputs = programs.map(|program| fleet.spawn(program?)?.stdout.take());
-        // These are given ports.
-        let nginx_names = ["nginx", "nginx, merge_slashes off", "nginx, $uri passed on to nginx"];
-        fleet.serve(&nginx_names, |ports| nginx(at, ports));
-        let apache_names = [
-            "Apache",
-            "Apache, MergeSlashes Off",
-            "Apache, AllowEncodedSlashes On",
-            "Apache, AllowEncodedSlashes NoDecode",
-        ];
-        fleet.serve(&apache_names, |ports| apache(at, ports));
-        fleet.serve(&["lighttpd"], |ports| lighttpd(at, ports));
-        fleet.serve(&["PHP, files"], |ports| php(ports, &["-t", &text(&at.join("php"))]));
-        let front_controller = format!("{SOURCES}/router.php");
-        fleet.serve(&["PHP, a front controller"], |ports| php(ports, &[&front_controller]));
-        for output in outputs.into_iter().flatten() {
-            fleet.read_ports(BufReader::new(output));
-        }
+        let at = fleet.dir.path().to_owned();
+        start(&mut fleet, &at);
         fleet
+    }
+
+    /// Starts a program that says on which ports it listens.
+    pub fn start_program(&mut self, command: Command) {
+        if let Some(output) = self.spawn(command).and_then(|child| child.stdout.take()) {
+            self.read_ports(BufReader::new(output));
+        }
+    }
+
+    /// Compiles a program. `None`: Go is not installed.
+    pub fn build_go(&self, source: &str) -> Option<Command> {
+        let program = self.dir.path().join("go-origin");
+        let mut build = Command::new("go");
+        build.env("GO111MODULE", "off").arg("build").arg("-o").arg(&program).arg(source);
+        match build.status() {
+            Ok(status) => assert!(status.success(), "go build failed"),
+            Err(_) => {
+                println!("go is not installed: left out");
+                return None;
+            }
+        }
+        Some(Command::new(program))
     }
 
     /// Starts a program. `None`: it is not installed.
@@ -84,7 +117,7 @@ impl Fleet {
     }
 
     /// Starts a program with a port for each of these names.
-    fn serve(&mut self, names: &[&str], command: impl Fn(&[u16]) -> Command) {
+    pub fn serve(&mut self, names: &[&str], command: impl Fn(&[u16]) -> Command) {
         // The ports are free when the kernel names them; if another process takes one before the
         // program does, the program ends, and other ports are tried.
         for _ in 0..10 {
@@ -157,12 +190,9 @@ fn write_files(at: &Path) {
         std::fs::create_dir_all(file.parent().unwrap()).unwrap();
         std::fs::write(file, content).unwrap();
     }
-    // Workers run as another user when the server is started by root.
-    let open = std::os::unix::fs::PermissionsExt::from_mode(0o755);
-    std::fs::set_permissions(at, open).unwrap();
 }
 
-fn write(at: &Path, name: &str, content: String) -> PathBuf {
+pub fn write(at: &Path, name: &str, content: String) -> PathBuf {
     let path = at.join(name);
     std::fs::write(&path, content).unwrap();
     path
@@ -265,33 +295,18 @@ fn php(ports: &[u16], arguments: &[&str]) -> Command {
     command
 }
 
-fn node() -> Option<Command> {
+fn node() -> Command {
     let mut command = Command::new("node");
     // Debian's packages.
     command.env("NODE_PATH", "/usr/share/nodejs").arg(format!("{SOURCES}/node.cjs"));
-    Some(command)
+    command
 }
 
-fn python(at: &Path) -> Option<Command> {
+fn python(at: &Path) -> Command {
     // The one that Debian's packages are for.
     let mut command = Command::new("/usr/bin/python3");
     command.arg(format!("{SOURCES}/python.py")).arg(at.join("folder"));
-    Some(command)
-}
-
-/// Compiles the program first. `None`: Go is not installed.
-fn go(at: &Path) -> Option<Command> {
-    let program = at.join("go-origins");
-    let mut build = Command::new("go");
-    build.env("GO111MODULE", "off").arg("build").arg("-o").arg(&program);
-    match build.arg(format!("{SOURCES}/main.go")).status() {
-        Ok(status) => assert!(status.success(), "go build failed"),
-        Err(_) => {
-            println!("go is not installed: left out");
-            return None;
-        }
-    }
-    Some(Command::new(program))
+    command
 }
 
 /// `None`: Tomcat's library is not installed.

@@ -3,7 +3,8 @@
 //! stops. The spool's own threads run in real time beside it, on a disk in memory.
 //!
 //! After each step: accepted = delivered + dead + lost + pending; no event comes twice but by a
-//! rule; no attempt begins within a pause; the state is not `ok` while an event waits for nothing.
+//! rule; no attempt begins within a pause; no event is attempted without end in a minute; the state
+//! is not `ok` while an event waits for nothing; a stop cuts off no attempt before its time.
 //! At the end every event has ended, those that the upstreams never take as dead letters.
 //!
 //! `PIXELGATE_TEST_SEEDS=10000` runs more seeds, `PIXELGATE_TEST_SEED=7` one. A failure names its
@@ -208,6 +209,9 @@ impl World {
         while process.workers.join_next().await.is_some() {}
         let limit = within + Duration::from_millis(CUT_OFF_MS_MAX + CLOSE_MS_MAX + 100);
         assert!(began.elapsed() <= limit, "the stop took {:?} of {limit:?}", began.elapsed());
+        let cut_off: usize = self.upstreams.iter().map(|upstream| upstream.in_flight()).sum();
+        let is_early = began.elapsed() < within;
+        assert!(!(is_early && cut_off > 0), "{cut_off} attempts cut off before their time");
         // What was cut off may come again.
         self.upstreams.iter().for_each(|upstream| upstream.crashed());
         process.spool.close(Duration::from_secs(60)).expect("closes");

@@ -78,6 +78,8 @@ pub struct State {
     pub taken: BTreeMap<u64, u32>,
     /// How often each event may have been taken: one more after a crash or a lost answer.
     pub allowed: BTreeMap<u64, u32>,
+    /// When the minute began in which each event was attempted so often.
+    attempted: BTreeMap<u64, (Instant, u32)>,
     /// Events of attempts under way, by attempt, and whether they are taken already.
     under_way: BTreeMap<u64, Vec<u64>>,
     /// Events of attempts that ended at this moment: the worker may not know of them yet.
@@ -101,6 +103,7 @@ impl Scripted {
             random,
             taken: BTreeMap::new(),
             allowed: BTreeMap::new(),
+            attempted: BTreeMap::new(),
             under_way: BTreeMap::new(),
             just_ended: (None, Vec::new()),
             attempts: 0,
@@ -135,7 +138,8 @@ impl Scripted {
             again.extend(std::mem::take(&mut state.just_ended.1));
         }
         again.into_iter().for_each(|event| state.allow(event));
-        // A new process knows nothing of the pause.
+        // A new process knows nothing of the waits and of the pause.
+        state.attempted.clear();
         state.paused_until = None;
     }
 
@@ -179,7 +183,22 @@ impl Scripted {
     }
 }
 
+/// Most attempts at one event within a minute, those of a batch that is halved again and again
+/// included. Without its wait an event would be attempted some 600 times.
+const ATTEMPTS_PER_MINUTE_MAX: u32 = 100;
+
 impl State {
+    fn attempt(&mut self, event: u64, now: Instant) {
+        let (began, count) = self.attempted.entry(event).or_insert((now, 0));
+        if now > *began + Duration::from_secs(60) {
+            (*began, *count) = (now, 0);
+        }
+        *count += 1;
+        if *count > ATTEMPTS_PER_MINUTE_MAX {
+            self.broken.push(format!("event {event}: {count} attempts in a minute"));
+        }
+    }
+
     fn allow(&mut self, event: u64) {
         *self.allowed.entry(event).or_insert(1) += 1;
     }
@@ -228,6 +247,7 @@ impl Upstream for Scripted {
                 let early = until - now;
                 state.broken.push(format!("an attempt {early:?} before the pause was over"));
             }
+            events.iter().for_each(|event| state.attempt(*event, now));
             state.attempts += 1;
             let attempt = state.attempts;
             state.under_way.insert(attempt, events.clone());

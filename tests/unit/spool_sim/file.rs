@@ -1,5 +1,6 @@
 //! One open file of the file system in memory.
 
+use std::collections::BTreeSet;
 use std::io;
 
 use pixelgate::internals::spool::fs::{File, FileId};
@@ -12,6 +13,7 @@ pub struct SimFile {
     pub fs: SimFs,
     pub inode: u64,
     pub handle: u64,
+    pub is_direct: bool,
 }
 
 impl SimFile {
@@ -27,6 +29,37 @@ impl SimFile {
         let mut disk = self.fs.alive()?;
         let inode = disk.inodes.get_mut(&self.inode).ok_or_else(absent)?;
         Ok(act(inode))
+    }
+
+    /// Makes these sectors durable, unless that is to fail.
+    fn sync_sectors(&self, sectors: BTreeSet<usize>) -> io::Result<()> {
+        while self.fs.alive()?.stalled {
+            std::thread::yield_now();
+        }
+        let fault = self.fs.alive()?.fails(Op::Sync);
+        let is_direct = self.is_direct;
+        self.with(|inode| {
+            for (at, sector) in sectors.into_iter().enumerate() {
+                inode.dirty.remove(&sector);
+                // A failed sync has written some, and dropped the others for good.
+                if fault.is_none_or(|fault| (at * 37 + 11) % 256 < usize::from(fault.part)) {
+                    inode.write_back(sector);
+                } else if is_direct {
+                    inode.read_back(sector);
+                }
+            }
+        })?;
+        fault.map_or(Ok(()), |fault| Err(io::Error::from_raw_os_error(fault.errno)))
+    }
+
+    /// Whether a write around the cache may be made so.
+    fn check_direct(&self, buf: &[u8], offset: u64) -> io::Result<()> {
+        let places = [offset as usize, buf.len(), buf.as_ptr().addr()];
+        let is_whole = places.iter().all(|place| place.is_multiple_of(SECTOR_BYTES));
+        if self.fs.alive()?.refuses_direct || !is_whole {
+            return Err(io::ErrorKind::InvalidInput.into());
+        }
+        Ok(())
     }
 }
 
@@ -49,7 +82,12 @@ impl File for SimFile {
     }
 
     fn write_at(&self, buf: &[u8], offset: u64) -> io::Result<usize> {
-        let buf = &buf[..self.call(Call::Write, buf.len())?];
+        let mut most = self.call(Call::Write, buf.len())?;
+        if self.is_direct {
+            self.check_direct(buf, offset)?;
+            most = most.next_multiple_of(SECTOR_BYTES);
+        }
+        let buf = &buf[..most];
         if self.fs.alive()?.unwritable.contains(&self.inode) {
             return Err(io::Error::from_raw_os_error(5));
         }
@@ -60,28 +98,35 @@ impl File for SimFile {
             let short = disk.roll(4) == 0;
             (fault, disk.full, short)
         };
+        let is_direct = self.is_direct;
+        let mut sectors = BTreeSet::new();
         let written = self.with(|inode| {
             let room = inode.seen.len().saturating_sub(offset as usize);
+            let least = if is_direct { SECTOR_BYTES } else { 1 };
             let mut bytes = buf.len();
             if let Some(fault) = fault {
                 bytes = bytes * usize::from(fault.part) / 256;
-            } else if short && bytes > 1 {
-                bytes = bytes / 2 + 1;
+            } else if short && bytes > least {
+                bytes = bytes / 2 + least;
             }
             if full {
                 bytes = bytes.min(room);
             }
+            bytes -= bytes % least;
             let end = offset as usize + bytes;
             if inode.seen.len() < end {
                 inode.seen.resize(end, 0);
             }
             inode.seen[offset as usize..end].copy_from_slice(&buf[..bytes]);
             if bytes > 0 {
-                let sectors = offset as usize / SECTOR_BYTES..=(end - 1) / SECTOR_BYTES;
-                inode.dirty.extend(sectors);
+                sectors.extend(offset as usize / SECTOR_BYTES..=(end - 1) / SECTOR_BYTES);
+                inode.dirty.extend(&sectors);
             }
             bytes
         })?;
+        if is_direct {
+            self.sync_sectors(sectors)?;
+        }
         match fault {
             Some(fault) => Err(io::Error::from_raw_os_error(fault.errno)),
             None if written == 0 && !buf.is_empty() => Err(io::ErrorKind::StorageFull.into()),
@@ -91,20 +136,8 @@ impl File for SimFile {
 
     fn sync_data(&self) -> io::Result<()> {
         self.call(Call::Sync, 0)?;
-        while self.fs.alive()?.stalled {
-            std::thread::yield_now();
-        }
-        let fault = self.fs.alive()?.fails(Op::Sync);
-        self.with(|inode| {
-            let dirty = std::mem::take(&mut inode.dirty);
-            for (at, sector) in dirty.into_iter().enumerate() {
-                // A failed sync has written some, and dropped the others for good.
-                if fault.is_none_or(|fault| (at * 37 + 11) % 256 < usize::from(fault.part)) {
-                    inode.write_back(sector);
-                }
-            }
-        })?;
-        fault.map_or(Ok(()), |fault| Err(io::Error::from_raw_os_error(fault.errno)))
+        let dirty = self.with(|inode| inode.dirty.clone())?;
+        self.sync_sectors(dirty)
     }
 
     fn set_len(&self, bytes: u64) -> io::Result<()> {

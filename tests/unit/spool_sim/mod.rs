@@ -6,6 +6,9 @@
 //! power loss keeps any part of the unsynced sectors and a prefix of the unsynced names. A sync
 //! that failed has dropped its sectors: the next one succeeds and does not bring them back, as
 //! Linux does it.
+//!
+//! A write to a file opened with `Open::Direct` must be of whole sectors, and syncs those that it
+//! writes before it returns. Where it fails, a process sees of them what is on the platters.
 
 #![allow(dead_code, reason = "each test uses a part of it")]
 
@@ -92,6 +95,7 @@ struct Disk {
     /// Bytes of inodes that cannot be read.
     unreadable: Vec<(u64, std::ops::Range<u64>)>,
     unwritable: BTreeSet<u64>,
+    refuses_direct: bool,
     open_files: usize,
     pub calls: Calls,
 }
@@ -104,6 +108,7 @@ pub struct SimFs {
 }
 
 impl SimFs {
+    /// An empty disk. One seed in four makes a file system without writes around its cache.
     pub fn new(seed: u64) -> SimFs {
         let disk = Disk {
             names: BTreeMap::new(),
@@ -120,6 +125,7 @@ impl SimFs {
             stalled: false,
             unreadable: Vec::new(),
             unwritable: BTreeSet::new(),
+            refuses_direct: seed.is_multiple_of(4),
             open_files: 0,
             calls: Calls::default(),
         };
@@ -158,7 +164,12 @@ impl SimFs {
         self.locked().free_bytes = bytes;
     }
 
-    /// While it is stalled, a sync neither ends nor fails.
+    /// The file system has no writes around its cache.
+    pub fn refuse_direct(&self) {
+        self.locked().refuses_direct = true;
+    }
+
+    /// While it is stalled, a sync neither ends nor fails, and a write that syncs does not end.
     pub fn stall_syncs(&self, stalled: bool) {
         self.locked().stalled = stalled;
     }
@@ -360,6 +371,14 @@ impl Inode {
             self.platters.resize(to, 0);
         }
         self.platters[from..to].copy_from_slice(&self.seen[from..to]);
+    }
+
+    fn read_back(&mut self, sector: usize) {
+        let from = sector * SECTOR_BYTES;
+        let to = (from + SECTOR_BYTES).min(self.seen.len());
+        for at in from..to {
+            self.seen[at] = self.platters.get(at).copied().unwrap_or(0);
+        }
     }
 
     fn resize(&mut self, bytes: usize) {

@@ -54,7 +54,7 @@ impl Fs for SimFs {
             None => None,
         };
         let inode = match (found, how) {
-            (None, Open::Read | Open::Write) => return Err(absent()),
+            (None, Open::Read | Open::Write | Open::Direct) => return Err(absent()),
             (Some(id), Open::Create) => {
                 let inode = disk.inodes.get_mut(&id).expect("named inodes are there");
                 inode.resize(0);
@@ -76,7 +76,7 @@ impl Fs for SimFs {
         disk.next += 1;
         disk.open_files += 1;
         let handle = (self.life << 32) | disk.next;
-        Ok(Arc::new(SimFile { fs: self.clone(), inode, handle }))
+        Ok(Arc::new(SimFile { fs: self.clone(), inode, handle, is_direct: how == Open::Direct }))
     }
 
     fn rename(&self, from: &Path, to: &Path) -> io::Result<()> {

@@ -8,7 +8,7 @@ use crate::edge::tls::Certificates;
 use std::io::Write;
 use std::process::ExitCode;
 
-/// Checks certificates, trust file, portal list and upstreams, and prints a summary.
+/// Checks certificates, trust file, access log, portal list and upstreams, and prints a summary.
 pub fn run(config: &Config) -> ExitCode {
     if let Err(why) = Certificates::load_all(&config.edge.tls) {
         return fail(UNUSABLE, format!("edge.tls: {why}"));
@@ -16,6 +16,9 @@ pub fn run(config: &Config) -> ExitCode {
     let origin_ca = config.edge.origin_ca.as_deref();
     if let Some(why) = origin_ca.and_then(|path| origin_ca::check(path).err()) {
         return fail(UNUSABLE, format!("edge.origin_ca: {why}"));
+    }
+    if let Err(why) = config.access_log.check_path() {
+        return fail(UNUSABLE, format!("access_log.path: {why}"));
     }
     let spinner = Progress::spinner("reading the portal list");
     let checked = pixelgate::check(&config.gate, &config.edge.state_dir);

@@ -30,8 +30,7 @@ pub fn run(cli: Cli) -> ExitCode {
             };
             // Before the spool opens: it may hold many lanes.
             file_limit::raise();
-            let (edge, verdicts) = (&config.edge, config.log.verdicts);
-            match server::run(edge, config.gate, &config.admin, verdicts, upgrade, handlers) {
+            match server::run(config, upgrade, handlers) {
                 Ok(()) => ExitCode::SUCCESS,
                 Err(e) => fail(UNUSABLE, with_causes(&e)),
             }

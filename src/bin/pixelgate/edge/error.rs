@@ -18,6 +18,12 @@ pub enum EdgeError {
     /// `edge.state_dir` cannot be created.
     #[error("edge.state_dir cannot be created")]
     State(#[source] std::io::Error),
+    /// The file of the access log cannot be opened: its path.
+    #[error("access_log.path: {0} cannot be opened")]
+    AccessLog(String, #[source] std::io::Error),
+    /// The writer of the access log did not start.
+    #[error("the writer of the access log cannot be started")]
+    AccessLogThread(#[source] std::io::Error),
     /// The running process does not hand its sockets over.
     #[error("the running process does not hand over its listening sockets")]
     Upgrade(#[source] std::io::Error),

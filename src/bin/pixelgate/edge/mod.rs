@@ -12,6 +12,7 @@ mod handover;
 mod listen;
 mod origin;
 mod origin_url;
+mod own_answers;
 mod pem;
 mod proxy;
 mod routing_headers;

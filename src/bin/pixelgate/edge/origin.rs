@@ -67,8 +67,8 @@ struct Origin {
 pub struct Server {
     origin: usize,
     address: std::net::SocketAddr,
-    /// Its name in the log.
-    name: String,
+    /// Its name in the log and in the access log.
+    pub name: String,
     failing: AtomicBool,
 }
 

@@ -1,10 +1,10 @@
 //! The Pingora proxy of the edge: the gate answers event requests, an origin gets the others.
 
 use super::origin::{Origins, Server};
+use super::own_answers::OwnAnswers;
 use super::routing_headers;
 use super::upgrade::for_upgrade;
 use async_trait::async_trait;
-use bytes::Bytes;
 use http::{HeaderName, HeaderValue, StatusCode, Version, header};
 use log::{debug, error};
 use pingora::http::{RequestHeader, ResponseHeader};
@@ -13,12 +13,12 @@ use pingora::prelude::*;
 use pingora::proxy::{FailToProxy, ProxyWarnLogContext};
 use pingora::{ErrorSource, ErrorType};
 use pixelgate::TrustedProxies;
-use pixelgate::custom::{InFlight, InFlightGuard};
+use pixelgate::custom::{AccessLog, AccessRecord, InFlight, InFlightGuard};
 use pixelgate::http_server::Limit;
 use pixelgate::{PixelGate, Verdict};
 use std::net::IpAddr;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 const X_FORWARDED_FOR: HeaderName = HeaderName::from_static("x-forwarded-for");
 const X_FORWARDED_PROTO: HeaderName = HeaderName::from_static("x-forwarded-proto");
@@ -39,6 +39,7 @@ pub struct Edge {
     write_timeout: Option<Duration>,
     in_flight: InFlight,
     own_answers: OwnAnswers,
+    access_log: Option<AccessLog>,
 }
 
 /// The state of one request.
@@ -49,22 +50,13 @@ pub struct Ctx {
     server: Option<Arc<Server>>,
     /// Servers on which a new connection, or a request on one, has failed.
     tried: Vec<Arc<Server>>,
+    /// For the access log, where there is one.
+    record: Option<Box<AccessRecord>>,
+    /// When that server was chosen, for the access log.
+    chosen: Option<Instant>,
+    /// Whether the response could not be sent whole.
+    is_cut: bool,
     _guard: InFlightGuard,
-}
-
-/// The responses of the edge itself, built once.
-struct OwnAnswers {
-    not_found: OwnAnswer,
-    last_hop: OwnAnswer,
-    bad_request: OwnAnswer,
-    bad_gateway: OwnAnswer,
-    timeout: OwnAnswer,
-    internal: OwnAnswer,
-}
-
-struct OwnAnswer {
-    header: Arc<ResponseHeader>,
-    body: Bytes,
 }
 
 impl Edge {
@@ -76,14 +68,7 @@ impl Edge {
         keepalive_seconds: u64,
         in_flight: InFlight,
     ) -> Result<Self> {
-        let own_answers = OwnAnswers {
-            not_found: OwnAnswer::new(404, "There is nothing here.\n")?,
-            last_hop: OwnAnswer::new(405, "This is the last hop.\n")?,
-            bad_request: OwnAnswer::new(400, "The request cannot be understood.\n")?,
-            bad_gateway: OwnAnswer::new(502, "The origin does not answer.\n")?,
-            timeout: OwnAnswer::new(504, "The origin does not answer in time.\n")?,
-            internal: OwnAnswer::new(500, "The edge failed.\n")?,
-        };
+        let own_answers = OwnAnswers::new()?;
         Ok(Self {
             gate,
             origins,
@@ -92,6 +77,7 @@ impl Edge {
             write_timeout: None,
             in_flight,
             own_answers,
+            access_log: None,
         })
     }
 
@@ -101,15 +87,10 @@ impl Edge {
         self
     }
 
-    async fn answer(&self, session: &mut Session, answer: &OwnAnswer) -> Result<()> {
-        let is_head = session.req_header().method == http::Method::HEAD;
-        session
-            .write_response_header(Box::new(ResponseHeader::clone(&answer.header)), is_head)
-            .await?;
-        if !is_head {
-            session.write_response_body(Some(answer.body.clone()), true).await?;
-        }
-        Ok(())
+    /// Reports each request to `log`.
+    pub fn with_access_log(mut self, log: AccessLog) -> Self {
+        self.access_log = Some(log);
+        self
     }
 
     fn trusts_peer(&self, session: &Session) -> bool {
@@ -271,7 +252,15 @@ impl ProxyHttp for Edge {
     type CTX = Ctx;
 
     fn new_ctx(&self) -> Ctx {
-        Ctx { verdict: None, server: None, tried: Vec::new(), _guard: self.in_flight.enter() }
+        Ctx {
+            verdict: None,
+            server: None,
+            tried: Vec::new(),
+            record: None,
+            chosen: None,
+            is_cut: false,
+            _guard: self.in_flight.enter(),
+        }
     }
 
     // The default adds a compression module to every request; the edge changes no body.
@@ -284,17 +273,19 @@ impl ProxyHttp for Edge {
         if session.get_keepalive().is_some() {
             session.set_keepalive(Some(self.keepalive_seconds));
         }
-        ctx.verdict = self.gate.handle(session).await?;
+        ctx.record = self.access_log.as_ref().map(AccessLog::begin);
+        let downstream = session.as_downstream_mut();
+        ctx.verdict = self.gate.handle_recorded(downstream, ctx.record.as_deref_mut()).await?;
         if ctx.verdict.is_some() {
             return Ok(true);
         }
         if self.origins.is_empty() {
-            self.answer(session, &self.own_answers.not_found).await?;
+            self.own_answers.not_found.send(session).await?;
             return Ok(true);
         }
         if forwards_left(session.req_header()) == Some(0) {
             // The request is for this hop, which does not echo requests.
-            self.answer(session, &self.own_answers.last_hop).await?;
+            self.own_answers.last_hop.send(session).await?;
             return Ok(true);
         }
         end_of_empty_body(session).await?;
@@ -315,6 +306,11 @@ impl ProxyHttp for Edge {
             // No origin's name has an address; the look-up has logged that.
             return Err(Error::new_up(ErrorType::ConnectNoRoute));
         };
+        if let Some(record) = &mut ctx.record {
+            record.origin = Some(server.name.clone());
+            record.origin_time = None;
+            ctx.chosen = Some(Instant::now());
+        }
         let mut peer = Box::new(self.origins.peer(server));
         if session.is_upgrade_req() {
             for_upgrade(&mut peer);
@@ -350,6 +346,9 @@ impl ProxyHttp for Edge {
         response: &mut ResponseHeader,
         ctx: &mut Ctx,
     ) -> Result<()> {
+        if let (Some(record), Some(chosen)) = (&mut ctx.record, ctx.chosen) {
+            record.origin_time = Some(chosen.elapsed());
+        }
         end_hop(response);
         join_lengths(response)?;
         if let Some(server) = &ctx.server {
@@ -415,7 +414,9 @@ impl ProxyHttp for Edge {
         e
     }
 
-    async fn fail_to_proxy(&self, session: &mut Session, e: &Error, _: &mut Ctx) -> FailToProxy {
+    async fn fail_to_proxy(&self, session: &mut Session, e: &Error, ctx: &mut Ctx) -> FailToProxy {
+        // Unless an answer of the edge's own is sent below.
+        ctx.is_cut = true;
         let gone = FailToProxy { error_code: 0, can_reuse_downstream: false };
         let answer = match (e.esource(), e.etype()) {
             (_, ErrorType::HTTPStatus(_)) => &self.own_answers.bad_request,
@@ -450,8 +451,11 @@ impl ProxyHttp for Edge {
         }
         // Pingora closes after a failed exchange in any case; announce that to the client.
         session.set_keepalive(None);
-        match self.answer(session, answer).await {
-            Ok(()) => FailToProxy { error_code: answer.header.status.as_u16(), ..gone },
+        match answer.send(session).await {
+            Ok(()) => {
+                ctx.is_cut = false;
+                FailToProxy { error_code: answer.status(), ..gone }
+            }
             Err(e) => {
                 debug!(
                     "a client closed before it received the error response: {}",
@@ -459,6 +463,13 @@ impl ProxyHttp for Edge {
                 );
                 gone
             }
+        }
+    }
+
+    async fn logging(&self, session: &mut Session, _: Option<&Error>, ctx: &mut Ctx) {
+        if let Some(mut record) = ctx.record.take() {
+            record.note_answer(session.as_downstream());
+            record.is_whole = !ctx.is_cut;
         }
     }
 
@@ -479,15 +490,5 @@ impl ProxyHttp for Edge {
 
     fn request_summary(&self, session: &Session, _ctx: &Ctx) -> String {
         session.req_header().method.to_string()
-    }
-}
-
-impl OwnAnswer {
-    fn new(status: u16, text: &'static str) -> Result<Self> {
-        let mut header = ResponseHeader::build_no_case(status, Some(5))?;
-        header.insert_header(header::CONTENT_TYPE, "text/plain; charset=utf-8")?;
-        header.insert_header(header::CONTENT_LENGTH, text.len())?;
-        header.insert_header(header::CACHE_CONTROL, "no-store")?;
-        Ok(Self { header: Arc::new(header), body: Bytes::from_static(text.as_bytes()) })
     }
 }

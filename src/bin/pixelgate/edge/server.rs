@@ -12,6 +12,7 @@ use super::sockets::Sockets;
 use super::stop::{Deadline, Handlers, Signals};
 use super::tls::Certificates;
 use super::{admin, file_limit, origin_ca};
+use crate::access_log::Opened;
 use async_trait::async_trait;
 use log::info;
 use parking_lot::Mutex;
@@ -30,16 +31,13 @@ use std::time::Duration;
 use tokio::sync::watch;
 
 /// Runs an edge until a signal stops it. With `upgrade` it takes the listening sockets of the
-/// running edge; where none runs, it opens its own. At most `verdicts` accepted and as many
-/// rejected events are logged each second. `handlers` are the signals' handlers.
+/// running edge; where none runs, it opens its own. `handlers` are the signals' handlers.
 pub fn run(
-    edge: &Config,
-    gate: pixelgate::ValidConfig,
-    admin_config: &pixelgate::config::Admin,
-    verdicts: u32,
+    config: crate::config::Config,
     upgrade: bool,
     handlers: Handlers,
 ) -> Result<(), EdgeError> {
+    let (edge, admin_config) = (&config.edge, &config.admin);
     std::fs::create_dir_all(&edge.state_dir).map_err(EdgeError::State)?;
     // Sockets first: a second edge on the same port must not touch the spool.
     let mut sockets = Sockets::new(edge, upgrade)?;
@@ -47,26 +45,35 @@ pub fn run(
     let certificates = load_certificates(edge)?;
     let tls = sockets.open_all("edge", certificates.iter().map(|(listen, _)| listen))?;
     let pages = sockets.open_all("admin", Some(&admin_config.listen).filter(|l| !l.is_empty()))?;
+    let access_log = access_log(&config.access_log)?;
     let trusted = edge.trust().map_err(|e| EdgeError::Edge(e.to_string()))?;
     let conf = server_conf(edge)?;
     let origins = Origins::new(edge, ConnectorOptions::from_server_conf(&conf))
         .map_err(|why| EdgeError::Edge(format!("edge.origin: {why}")))?;
 
     let in_flight = InFlight::default();
-    let gate = PixelGate::builder(gate)
+    let gate = PixelGate::builder(config.gate)
         .state_dir(&edge.state_dir)
         .trusted_proxies(trusted.clone())
         .in_flight(in_flight.clone());
     let gate = gate.open().map_err(EdgeError::Gate)?;
+    let access_log = access_log.map(|log| log.start(&gate)).transpose();
+    let access_log = access_log.map_err(EdgeError::AccessLogThread)?;
     let keepalive = edge.keepalive_seconds;
-    let proxy = Edge::new(gate.clone(), origins.clone(), trusted, keepalive, in_flight.clone())
+    let mut proxy = Edge::new(gate.clone(), origins.clone(), trusted, keepalive, in_flight.clone())
         .map_err(EdgeError::Pingora)?
         .with_write_timeout(edge.limits().write_timeout);
+    if let Some(file) = &access_log {
+        proxy = proxy.with_access_log(file.log());
+    }
 
     let mut server = Server::new_with_opt_and_conf(None, conf);
     let proxy = http_server::proxy(&server.configuration, proxy).map_err(EdgeError::Proxy)?;
-    let http_server =
+    let mut http_server =
         HttpServer::new(proxy, gate.clone(), limits(edge)).buffered_bytes(edge.buffered_bytes());
+    if let Some(file) = &access_log {
+        http_server = http_server.with_access_log(file.log());
+    }
     let (stop, stopped) = watch::channel(false);
     let certificates: Vec<_> = certificates.into_iter().map(|(_, all)| all).collect();
     let announcement = announcement(&plain, &tls, &pages);
@@ -77,7 +84,7 @@ pub fn run(
     // Counted apart, because no group of events lingers for a client of the admin pages.
     let admin_in_flight = InFlight::default();
     let (sampler, pages) =
-        admin::services(&gate, admin_config, verdicts, &admin_in_flight, pages, stopped);
+        admin::services(&gate, admin_config, config.log.verdicts, &admin_in_flight, pages, stopped);
     server.add_service(sampler);
     server.add_service(pages);
     server.add_service(background_service("origins", origins));
@@ -87,6 +94,7 @@ pub fn run(
     let signals = Signals {
         gate: gate.clone(),
         certificates,
+        access_log: access_log.clone(),
         stop,
         in_flight: [in_flight, admin_in_flight],
         grace,
@@ -99,7 +107,20 @@ pub fn run(
     };
     let deadline = signals.deadline.clone();
     server.run(RunArgs { shutdown_signal: Box::new(signals) });
-    gate.close(deadline.left()).map_err(EdgeError::Close).inspect(|()| info!("stopped"))
+    let closed = gate.close(deadline.left()).map_err(EdgeError::Close);
+    if let Some(file) = access_log {
+        file.close(deadline.left());
+    }
+    closed.inspect(|()| info!("stopped"))
+}
+
+/// Opens the file of the access log, if there is one.
+fn access_log(config: &crate::access_log::config::Config) -> Result<Option<Opened>, EdgeError> {
+    if !config.is_on() {
+        return Ok(None);
+    }
+    let failed = |e| EdgeError::AccessLog(config.path.display().to_string(), e);
+    Opened::open(config).map(Some).map_err(failed)
 }
 
 fn load_certificates(edge: &Config) -> Result<Vec<(String, Arc<Certificates>)>, EdgeError> {

@@ -11,6 +11,7 @@
 use super::handover::{InheritedSockets, Named, Offer, SOCKET_NAME, Successor};
 use super::systemd;
 use super::tls::Certificates;
+use crate::access_log::AccessLogFile;
 use async_trait::async_trait;
 use log::{error, info, warn};
 use parking_lot::Mutex;
@@ -41,6 +42,8 @@ pub struct Signals {
     pub gate: PixelGate,
     /// Reloaded at SIGHUP.
     pub certificates: Vec<Arc<Certificates>>,
+    /// Opened again at SIGHUP.
+    pub access_log: Option<AccessLogFile>,
     /// Closes the listeners when set to true.
     pub stop: watch::Sender<bool>,
     /// Requests and connections that a stop waits for: of the edge and of the admin pages.
@@ -225,6 +228,9 @@ impl Signals {
     fn reload(&self) {
         info!("SIGHUP: reloading the portals and the certificates");
         self.gate.reload_portals();
+        if let Some(file) = &self.access_log {
+            file.reopen();
+        }
         for certificates in &self.certificates {
             certificates.reload(true);
         }

@@ -1,6 +1,9 @@
 //! Attacks over HTTP/2 that cost a client little: each ends at a limit and is counted, costs a
 //! bounded amount of memory, and leaves events of other clients alone.
 
+mod figures;
+mod scenes;
+
 use crate::frames::{
     Client, END_HEADERS, END_STREAM, HEADERS, RST_STREAM, WINDOW_UPDATE, block, frame, get, literal,
 };

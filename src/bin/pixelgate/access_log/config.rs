@@ -1,0 +1,131 @@
+//! The `[access_log]` section.
+
+use bytesize::ByteSize;
+use serde::Deserialize;
+use std::path::PathBuf;
+use std::time::Duration;
+
+/// The `path` that means standard error.
+const STDERR: &str = "stderr";
+/// Limits of `buffer_bytes`: some lines must fit, and two buffers are held in memory.
+const BUFFER_BYTES: std::ops::RangeInclusive<u64> = 16 << 10..=1 << 30;
+/// Largest `flush_seconds`: an hour.
+const FLUSH_SECONDS_MAX: u64 = 3600;
+
+/// The `[access_log]` section.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Config {
+    /// The file, or `stderr`. Empty: no access log.
+    pub path: PathBuf,
+    /// The form of a line.
+    pub format: Format,
+    /// Most bytes of lines that wait to be written; further lines are lost.
+    pub buffer_bytes: ByteSize,
+    /// Longest time that a line waits to be written, in seconds.
+    pub flush_seconds: u64,
+}
+
+/// The form of a line.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Format {
+    /// One JSON object.
+    #[default]
+    Json,
+    /// The combined log format of Apache and nginx.
+    Combined,
+}
+
+impl Default for Config {
+    fn default() -> Self {
+        Self {
+            path: PathBuf::new(),
+            format: Format::default(),
+            buffer_bytes: ByteSize::mib(1),
+            flush_seconds: 1,
+        }
+    }
+}
+
+impl Config {
+    /// Checks the section. An error is the key below `access_log.` and the reason.
+    pub fn validate(&self) -> Result<(), (&'static str, String)> {
+        if !BUFFER_BYTES.contains(&self.buffer_bytes.as_u64()) {
+            return Err(("buffer_bytes", "must be 16KiB to 1GiB".to_owned()));
+        }
+        if !(1..=FLUSH_SECONDS_MAX).contains(&self.flush_seconds) {
+            return Err(("flush_seconds", format!("must be 1 to {FLUSH_SECONDS_MAX}")));
+        }
+        Ok(())
+    }
+
+    /// Checks that a file can be made at `path`, without making it.
+    pub fn check_path(&self) -> Result<(), String> {
+        if !self.is_on() || self.is_stderr() {
+            return Ok(());
+        }
+        let path = self.path.display();
+        if self.path.is_dir() {
+            return Err(format!("{path} is a folder"));
+        }
+        let folder = self.path.parent().filter(|folder| !folder.as_os_str().is_empty());
+        match folder {
+            Some(folder) if !folder.is_dir() => Err(format!("the folder of {path} is not there")),
+            _ => Ok(()),
+        }
+    }
+
+    /// Whether there is an access log.
+    pub fn is_on(&self) -> bool {
+        !self.path.as_os_str().is_empty()
+    }
+
+    /// Whether lines go to standard error.
+    pub fn is_stderr(&self) -> bool {
+        self.path.as_os_str() == STDERR
+    }
+
+    /// `buffer_bytes`, which `validate` has limited.
+    pub fn buffer_len(&self) -> usize {
+        usize::try_from(self.buffer_bytes.as_u64()).unwrap_or(usize::MAX)
+    }
+
+    /// `flush_seconds`.
+    pub fn flush(&self) -> Duration {
+        Duration::from_secs(self.flush_seconds)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_path_without_its_folder_is_a_mistake() {
+        let check =
+            |path: &str| Config { path: path.into(), ..Config::default() }.check_path().is_ok();
+        assert!(
+            ["", "stderr", "access.log", "/dev/null", "/tmp/access.log"]
+                .map(check)
+                .iter()
+                .all(|ok| *ok)
+        );
+        assert!(!check("/tmp") && !check("/there/is/no/such/folder"));
+    }
+
+    #[test]
+    fn each_limit_has_a_smallest_and_a_largest_value() {
+        let refused = |set: fn(&mut Config)| {
+            let mut config = Config::default();
+            set(&mut config);
+            config.validate().err().map(|(key, _)| key)
+        };
+        assert_eq!(refused(|_| {}), None);
+        assert_eq!(refused(|c| c.buffer_bytes = ByteSize::kib(16)), None);
+        assert_eq!(refused(|c| c.buffer_bytes = ByteSize::kib(15)), Some("buffer_bytes"));
+        assert_eq!(refused(|c| c.buffer_bytes = ByteSize::gib(2)), Some("buffer_bytes"));
+        assert_eq!(refused(|c| c.flush_seconds = 0), Some("flush_seconds"));
+        assert_eq!(refused(|c| c.flush_seconds = 3601), Some("flush_seconds"));
+    }
+}

@@ -1,0 +1,283 @@
+//! The thread that writes lines to the file.
+//!
+//! What cannot be written waits in one buffer and is tried again each second; the next lines wait
+//! in the other one, and what it cannot hold is lost. Both last as one fault in `/status` and are
+//! two lines of the log: when it begins and when it is over.
+//!
+//! The file is opened for appending, so that two processes may write to it during an upgrade, and
+//! without blocking, so that a pipe without a reader cannot hold a start.
+
+use super::buffer::Buffer;
+use super::config::Config;
+use super::line;
+use jiff::Timestamp;
+use log::{error, info, warn};
+use pixelgate::PixelGate;
+use pixelgate::custom::{AccessLog, AccessRecord, FaultKind, Faults};
+use rustix::fs::OFlags;
+use std::cell::RefCell;
+use std::fs::{File, OpenOptions};
+use std::io::{self, Write};
+use std::os::fd::AsFd;
+use std::os::unix::fs::OpenOptionsExt;
+use std::path::Path;
+use std::sync::Arc;
+use std::sync::mpsc::{Receiver, sync_channel};
+use std::time::Duration;
+
+/// Pause between two attempts after a failure, in seconds.
+const RETRY_SECONDS: u64 = 1;
+/// Permissions of a new file: it holds addresses of clients.
+const FILE_MODE: u32 = 0o640;
+/// Most bytes of one write to standard error. A pipe takes as many in one piece, so that lines of
+/// the log do not fall into lines of the access log.
+const STDERR_WRITE_BYTES_MAX: usize = 4096;
+/// The fault's advice.
+const ADVICE: &str = "Look at the disk and the permissions of access_log.path. Requests are served \
+                      all the same; further lines are lost while the buffer is full.";
+
+/// An access log whose file is open and whose thread does not run yet.
+pub struct Opened {
+    config: Config,
+    file: File,
+}
+
+/// A running access log. Cheap to clone.
+#[derive(Clone)]
+pub struct AccessLogFile {
+    buffer: Arc<Buffer>,
+    /// Disconnected when the writer has ended.
+    ended: Arc<parking_lot::Mutex<Receiver<()>>>,
+    log: AccessLog,
+}
+
+struct Writer {
+    buffer: Arc<Buffer>,
+    file: File,
+    /// What is being written.
+    lines: Vec<u8>,
+    /// How much of it is written.
+    written: usize,
+    config: Config,
+    faults: Faults,
+    /// Why the file could not be opened again. It is tried until it can.
+    reopen_error: Option<io::Error>,
+    /// Whether the fault is raised.
+    is_failing: bool,
+    lost_before: u64,
+}
+
+impl Opened {
+    /// Opens the file of an access log that is on.
+    pub fn open(config: &Config) -> io::Result<Opened> {
+        Ok(Opened { file: open(config)?, config: config.clone() })
+    }
+
+    /// Starts the writer.
+    pub fn start(self, gate: &PixelGate) -> io::Result<AccessLogFile> {
+        let Opened { config, file } = self;
+        let lost = gate.metrics().access_log_lost_lines.clone();
+        let buffer = Arc::new(Buffer::new(config.buffer_len(), config.flush(), lost));
+        let (running, ended) = sync_channel(0);
+        let format = config.format;
+        let writer = Writer {
+            buffer: buffer.clone(),
+            file,
+            lines: Vec::with_capacity(config.buffer_len()),
+            written: 0,
+            config,
+            faults: gate.faults().clone(),
+            reopen_error: None,
+            is_failing: false,
+            lost_before: 0,
+        };
+        let run = move || {
+            writer.run();
+            drop(running);
+        };
+        std::thread::Builder::new().name("access log".to_owned()).spawn(run)?;
+        let into = buffer.clone();
+        let log = AccessLog::new(move |record: &AccessRecord| {
+            thread_local! {
+                static LINE: RefCell<Vec<u8>> = const { RefCell::new(Vec::new()) };
+            }
+            LINE.with_borrow_mut(|line| {
+                line.clear();
+                line::write(format, record, Timestamp::now(), line);
+                into.push(line);
+            });
+        });
+        Ok(AccessLogFile { buffer, ended: Arc::new(parking_lot::Mutex::new(ended)), log })
+    }
+}
+
+impl AccessLogFile {
+    /// Where the records of requests go.
+    pub fn log(&self) -> AccessLog {
+        self.log.clone()
+    }
+
+    /// Opens the file again, after the lines of all requests that have ended are in the old one.
+    /// Does not wait for it.
+    pub fn reopen(&self) {
+        self.buffer.reopen();
+    }
+
+    /// Writes what waits, at most within `limit`.
+    pub fn close(&self, limit: Duration) {
+        self.buffer.close();
+        // The channel carries nothing: the writer's end disconnects it.
+        if self.ended.lock().recv_timeout(limit) == Err(std::sync::mpsc::RecvTimeoutError::Timeout)
+        {
+            warn!("the last lines of the access log are lost: its disk does not answer");
+        }
+    }
+}
+
+impl Writer {
+    fn run(mut self) {
+        loop {
+            let is_stuck = !self.lines.is_empty();
+            let limit = self.is_failing.then(|| Duration::from_secs(RETRY_SECONDS));
+            let asked = self.buffer.wait(is_stuck, limit);
+            let mut written = self.write();
+            if asked.reopen || self.reopen_error.is_some() {
+                self.reopen();
+                written = self.write();
+            }
+            if asked.closing {
+                return self.give_up(written);
+            }
+            self.report(written);
+        }
+    }
+
+    /// Writes what waits, until nothing does.
+    fn write(&mut self) -> io::Result<()> {
+        loop {
+            while self.written < self.lines.len() {
+                let rest = &self.lines[self.written..];
+                let piece = if self.config.is_stderr() { whole_lines(rest) } else { rest };
+                match self.file.write(piece) {
+                    Ok(0) => return Err(io::ErrorKind::WriteZero.into()),
+                    Ok(length) => self.written += length,
+                    Err(e) if e.kind() == io::ErrorKind::Interrupted => {}
+                    Err(e) => return Err(e),
+                }
+            }
+            self.lines.clear();
+            self.written = 0;
+            self.buffer.take(&mut self.lines);
+            if self.lines.is_empty() {
+                return Ok(());
+            }
+        }
+    }
+
+    fn reopen(&mut self) {
+        if self.config.is_stderr() {
+            return;
+        }
+        match open(&self.config) {
+            Ok(file) => {
+                self.file = file;
+                self.reopen_error = None;
+                self.skip_to_line();
+            }
+            Err(e) => self.reopen_error = Some(e),
+        }
+    }
+
+    /// Gives up the rest of a line whose beginning is in another file.
+    fn skip_to_line(&mut self) {
+        let (done, rest) = self.lines.split_at(self.written);
+        if done.last().is_some_and(|byte| *byte != b'\n') {
+            let end = rest.iter().position(|byte| *byte == b'\n').map_or(rest.len(), |at| at + 1);
+            self.written += end;
+            self.buffer.count_lost(1);
+        }
+    }
+
+    /// Raises the fault or clears it.
+    fn report(&mut self, written: io::Result<()>) {
+        let lost = self.buffer.lost();
+        let path = self.config.path.display();
+        let condition = match (&written, &self.reopen_error) {
+            (Err(e), _) => Some(format!("the access log {path} cannot be written: {e}")),
+            (Ok(()), Some(e)) => Some(format!("the access log {path} cannot be opened again: {e}")),
+            (Ok(()), None) if lost > self.lost_before => {
+                Some(format!("lines come faster than the access log {path} takes them"))
+            }
+            (Ok(()), None) => None,
+        };
+        self.lost_before = lost;
+        let subject = path.to_string();
+        match condition {
+            Some(text) => {
+                if !self.is_failing {
+                    error!("{text}");
+                }
+                self.is_failing = true;
+                let text = format!("{text}; {lost} lines are lost since start");
+                self.faults.raise(FaultKind::AccessLog, &subject, text, ADVICE);
+            }
+            None if self.is_failing => {
+                info!("the access log {path} is written again; {lost} lines are lost since start");
+                self.is_failing = false;
+                self.faults.clear(FaultKind::AccessLog, &subject);
+            }
+            None => {}
+        }
+    }
+
+    /// The end: what cannot be written now is lost.
+    fn give_up(mut self, written: io::Result<()>) {
+        let Err(e) = written else { return };
+        let rest = self.lines.split_off(self.written);
+        self.lines.clear();
+        self.buffer.take(&mut self.lines);
+        let is_end = |byte: &&u8| **byte == b'\n';
+        let lines = rest.iter().chain(&self.lines).filter(is_end).count();
+        warn!("the last {lines} lines of the access log are lost: {e}");
+    }
+}
+
+fn open(config: &Config) -> io::Result<File> {
+    if config.is_stderr() {
+        return Ok(File::from(io::stderr().as_fd().try_clone_to_owned()?));
+    }
+    open_file(&config.path)
+}
+
+fn open_file(path: &Path) -> io::Result<File> {
+    // The flags are bits, which both crates have as the system does.
+    let flags = OFlags::NONBLOCK.bits().cast_signed();
+    let mut options = OpenOptions::new();
+    options.append(true).create(true).mode(FILE_MODE).custom_flags(flags).open(path)
+}
+
+/// The lines at the beginning of `bytes` that fit into one write, at least one.
+fn whole_lines(bytes: &[u8]) -> &[u8] {
+    if bytes.len() <= STDERR_WRITE_BYTES_MAX {
+        return bytes;
+    }
+    let end = |bytes: &[u8]| bytes.iter().rposition(|byte| *byte == b'\n').map(|at| at + 1);
+    let first = || bytes.iter().position(|byte| *byte == b'\n').map(|at| at + 1);
+    let length = end(&bytes[..STDERR_WRITE_BYTES_MAX]).or_else(first);
+    &bytes[..length.unwrap_or(bytes.len())]
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_write_to_standard_error_ends_with_a_line() {
+        let short = [b"a\n".repeat(9), b"b".to_vec()].concat();
+        assert_eq!(whole_lines(&short), short);
+        let line = [b"x".repeat(999), b"\n".to_vec()].concat();
+        assert_eq!(whole_lines(&line.repeat(9)), line.repeat(4));
+        let long = [b"x".repeat(9999), b"\n".to_vec()].concat();
+        assert_eq!(whole_lines(&long.repeat(2)), long);
+    }
+}

@@ -1,0 +1,96 @@
+//! Responses to requests that are not served, and the close after them.
+
+use crate::event::Context;
+use crate::plugin::access::AccessRecord;
+use crate::server::connection::Connection;
+use crate::server::read_buffer;
+use crate::server::service::Server;
+use crate::telemetry::metrics::Limit;
+use http::StatusCode;
+use pingora::protocols::Stream;
+use std::future::poll_fn;
+use std::io;
+use std::net::IpAddr;
+use std::time::{Duration, Instant};
+use tokio::io::AsyncWriteExt;
+use tokio::time::timeout;
+
+/// A lingering close drains up to 1 s or 256 KiB before closing: unread bytes would make the kernel
+/// send RST, which can destroy the response on its way (RFC 9112, section 9.6).
+const LINGER_SECONDS_MAX: u64 = 1;
+const LINGER_BYTES_MAX: usize = 256 << 10;
+/// What follows the status line of a response to a refused header; the connection closes after it.
+const REFUSED: &str = "Content-Length: 0\r\nConnection: close\r\n\r\n";
+
+impl<SV> Server<SV> {
+    /// Sends the error response for `limit`, then does a lingering close.
+    pub(super) async fn refuse(
+        &self,
+        connection: Connection,
+        limit: Limit,
+        began: Option<Instant>,
+    ) {
+        self.admission.limit_reporter.report(limit);
+        let status = match limit {
+            Limit::HeaderTime => StatusCode::REQUEST_TIMEOUT,
+            Limit::HeaderBytes | Limit::HeaderLines => StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE,
+            _ => StatusCode::BAD_REQUEST,
+        };
+        let record = self.record_of_refused(connection.peer, began);
+        self.close_with(connection, status, record).await;
+    }
+
+    /// Sends a response without a body, then does a lingering close.
+    pub(super) async fn close_with(
+        &self,
+        mut connection: Connection,
+        status: StatusCode,
+        mut record: Option<Box<AccessRecord>>,
+    ) {
+        let reason = status.canonical_reason().unwrap_or_default();
+        let answer = format!("HTTP/1.1 {} {reason}\r\n{REFUSED}", status.as_str());
+        let response = async {
+            connection.stream.write_all(answer.as_bytes()).await?;
+            connection.stream.flush().await
+        };
+        let sent = timeout(Duration::from_secs(LINGER_SECONDS_MAX), response).await;
+        let is_sent = matches!(sent, Ok(Ok(())));
+        if let Some(record) = &mut record {
+            (record.status, record.is_whole) = (Some(status.as_u16()), is_sent);
+        }
+        drop(record);
+        // A client that does not take the response in time is closed without draining.
+        if is_sent {
+            lingering_close(&mut connection.stream).await;
+        }
+    }
+
+    /// The record of a request whose header is not read, which began at `began`.
+    pub(super) fn record_of_refused(
+        &self,
+        peer: Option<IpAddr>,
+        began: Option<Instant>,
+    ) -> Option<Box<AccessRecord>> {
+        let mut record = self.access_log.as_ref()?.begin_at(began?);
+        let seen = Context { ip: peer, ..Context::default() };
+        record.note_visitor(&self.gate.state().gate.reduced(seen));
+        Some(record)
+    }
+}
+
+/// Closes the sending side, then drains up to 1 s or 256 KiB: see [`LINGER_SECONDS_MAX`].
+pub(super) async fn lingering_close(stream: &mut Stream) {
+    let drain = async {
+        AsyncWriteExt::shutdown(stream).await?;
+        let mut drained = 0;
+        while drained < LINGER_BYTES_MAX {
+            let more = poll_fn(|cx| read_buffer::poll_read(&mut **stream, cx, <[u8]>::len)).await?;
+            if more == 0 {
+                break;
+            }
+            drained += more;
+        }
+        io::Result::Ok(())
+    };
+    let _ = timeout(Duration::from_secs(LINGER_SECONDS_MAX), drain).await;
+}

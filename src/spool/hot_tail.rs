@@ -1,0 +1,140 @@
+//! The newest records of a lane, in memory.
+//!
+//! What is written around the page cache would have to be read from the device, by each upstream
+//! and at once, because most events are delivered within milliseconds. So the committer leaves a
+//! copy of the last records here, and a reader that keeps up reads that. One that is further behind
+//! reads the file.
+
+use std::collections::VecDeque;
+use std::io;
+use std::sync::Arc;
+
+use parking_lot::Mutex;
+
+use super::fs::{File, FileId};
+
+/// Most bytes of records that are held: about 6,000 events.
+const TAIL_BYTES_MAX: usize = 2 << 20;
+
+/// The last bytes of one segment.
+#[derive(Default)]
+pub struct HotTail(Mutex<Bytes>);
+
+#[derive(Default)]
+struct Bytes {
+    /// The segment's number.
+    number: u64,
+    /// Where they begin in it.
+    start: u64,
+    bytes: VecDeque<u8>,
+}
+
+impl HotTail {
+    /// Adds records that stand at `offset` of a segment. The oldest bytes make room for them.
+    pub fn push(&self, number: u64, offset: u64, records: &[u8]) {
+        let mut tail = self.0.lock();
+        let tail = &mut *tail;
+        if (tail.number, tail.start + tail.bytes.len() as u64) != (number, offset) {
+            (tail.number, tail.start) = (number, offset);
+            tail.bytes.clear();
+        }
+        let dropped = (tail.bytes.len() + records.len()).saturating_sub(TAIL_BYTES_MAX);
+        let oldest = dropped.min(tail.bytes.len());
+        tail.bytes.drain(..oldest);
+        tail.bytes.extend(&records[dropped - oldest..]);
+        tail.start += dropped as u64;
+    }
+
+    /// A segment's file, read from memory where the records are here.
+    pub fn over(self: &Arc<Self>, number: u64, file: Arc<dyn File>) -> Arc<dyn File> {
+        Arc::new(TailedFile { tail: Arc::clone(self), number, file })
+    }
+
+    /// Passes at most `bytes_max` bytes at `offset` of a segment to `take`, in up to two pieces.
+    /// Returns how many.
+    fn read(
+        &self,
+        number: u64,
+        offset: u64,
+        bytes_max: usize,
+        mut take: impl FnMut(&[u8]),
+    ) -> usize {
+        let tail = self.0.lock();
+        let Some(skipped) = offset.checked_sub(tail.start).filter(|_| tail.number == number) else {
+            return 0;
+        };
+        let mut skipped = usize::try_from(skipped).unwrap_or(usize::MAX);
+        let mut left = bytes_max;
+        let (front, back) = tail.bytes.as_slices();
+        for piece in [front, back] {
+            let from = skipped.min(piece.len());
+            let to = from + left.min(piece.len() - from);
+            take(&piece[from..to]);
+            skipped -= from;
+            left -= to - from;
+        }
+        bytes_max - left
+    }
+}
+
+/// See [`HotTail::over`].
+struct TailedFile {
+    tail: Arc<HotTail>,
+    number: u64,
+    file: Arc<dyn File>,
+}
+
+impl File for TailedFile {
+    fn read_at(&self, buf: &mut [u8], offset: u64) -> io::Result<usize> {
+        let (bytes_max, mut filled) = (buf.len(), 0);
+        let take = |piece: &[u8]| {
+            buf[filled..filled + piece.len()].copy_from_slice(piece);
+            filled += piece.len();
+        };
+        match self.tail.read(self.number, offset, bytes_max, take) {
+            0 => self.file.read_at(buf, offset),
+            read => Ok(read),
+        }
+    }
+
+    fn read_spare(&self, buf: &mut Vec<u8>, offset: u64) -> io::Result<usize> {
+        let spare = buf.capacity() - buf.len();
+        let take = |piece: &[u8]| buf.extend_from_slice(piece);
+        match self.tail.read(self.number, offset, spare, take) {
+            0 => self.file.read_spare(buf, offset),
+            read => Ok(read),
+        }
+    }
+
+    fn write_at(&self, buf: &[u8], offset: u64) -> io::Result<usize> {
+        self.file.write_at(buf, offset)
+    }
+
+    fn sync_data(&self) -> io::Result<()> {
+        self.file.sync_data()
+    }
+
+    fn set_len(&self, bytes: u64) -> io::Result<()> {
+        self.file.set_len(bytes)
+    }
+
+    fn allocate(&self, bytes: u64) -> io::Result<()> {
+        self.file.allocate(bytes)
+    }
+
+    fn bytes(&self) -> io::Result<u64> {
+        self.file.bytes()
+    }
+
+    fn id(&self) -> io::Result<FileId> {
+        self.file.id()
+    }
+
+    fn try_lock(&self) -> io::Result<bool> {
+        self.file.try_lock()
+    }
+
+    fn is_unlocked(&self) -> io::Result<bool> {
+        self.file.is_unlocked()
+    }
+}
