@@ -15,6 +15,11 @@ use thiserror::Error;
 /// The loosest reading of paths of up to this many bytes allocates nothing.
 const PATH_BYTES_INLINE: usize = 256;
 
+/// Longest path with special characters all of whose readings are compared, in bytes; a longer one
+/// is refused, unless it is the event path. It bounds the work, and costs no client anything: nginx
+/// and Apache refuse longer request lines.
+pub const READ_BYTES_MAX: usize = 8 << 10;
+
 type Bytes = SmallVec<[u8; PATH_BYTES_INLINE]>;
 
 /// How a path relates to the event path.
@@ -23,7 +28,7 @@ pub enum Reading {
     /// The event path: judged.
     Event,
     /// Continues below the event path, or is it in some readings only: rejected as
-    /// `unknown_path`.
+    /// `unknown_path`. So is a path with special characters of more than [`READ_BYTES_MAX`] bytes.
     Unknown,
     /// Any other path: proxied to the origin.
     Other,
@@ -97,6 +102,7 @@ impl Guard {
 
     fn compare_readings(&self, path: &[u8]) -> Reading {
         match self.compare(&loosest(path)) {
+            Reading::Other if path.len() > READ_BYTES_MAX => Reading::Unknown,
             Reading::Other if self.pattern.is_any_reading_of(path) => Reading::Unknown,
             reading => reading,
         }

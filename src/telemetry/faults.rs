@@ -42,11 +42,13 @@ pub enum FaultKind {
     SpoolFiles,
     /// Lines of the access log are not written.
     AccessLog,
+    /// A collector does not take the metrics.
+    Otlp,
 }
 
 impl FaultKind {
     /// Every kind, so that a scrape shows zeros.
-    pub const ALL: [Self; 14] = [
+    pub const ALL: [Self; 15] = [
         Self::PortalsUnread,
         Self::PortalsStale,
         Self::SpoolRefuses,
@@ -61,6 +63,7 @@ impl FaultKind {
         Self::SpoolCursor,
         Self::SpoolFiles,
         Self::AccessLog,
+        Self::Otlp,
     ];
 
     /// The word in `/status` and in the metric's label.
@@ -80,6 +83,7 @@ impl FaultKind {
             Self::SpoolCursor => "spool_cursor",
             Self::SpoolFiles => "spool_files",
             Self::AccessLog => "access_log",
+            Self::Otlp => "otlp",
         }
     }
 }

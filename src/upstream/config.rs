@@ -164,11 +164,11 @@ impl Config {
 
     /// Whether this upstream sends on the `Host` that an event came with.
     pub fn keeps_host(&self) -> bool {
-        match &self.kind {
-            #[cfg(feature = "http")]
-            Kind::Legacy(config) => config.keep_host,
-            _ => false,
+        #[cfg(feature = "http")]
+        if let Kind::Legacy(config) = &self.kind {
+            return config.keep_host;
         }
+        false
     }
 
     /// The value of `kind`.

@@ -182,7 +182,7 @@ fn the_requests_of_client_libraries_go_through_the_whole_loop() {
         // One of the portals that the fake of HubSpot knows.
         let target = target.replace("_a=62515", "_a=2");
         let response = edge.connect().get(&target, "Host: track.company.com\r\n");
-        assert_eq!((response.status, &*response.verdict()), (200, "accepted"), "{library}");
+        assert_eq!((response.status, response.verdict()), (200, "accepted"), "{library}");
         edge.wait_delivered("old");
     }
     let sent = old.taken();

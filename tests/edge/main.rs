@@ -31,6 +31,8 @@ mod legacy;
 mod logs;
 mod nginx;
 mod origins;
+#[cfg(feature = "otlp")]
+mod otlp;
 mod packaging;
 mod page;
 mod passthrough;

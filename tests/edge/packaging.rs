@@ -181,6 +181,8 @@ fn the_manifests_fit_each_other_and_the_edge() {
     }
     let service = manifests.iter().find(|m| m["metadata"]["name"] == set["serviceName"]).unwrap();
     assert_eq!(service["spec"]["clusterIP"], "None");
+    let base = include_str!("../../packaging/kubernetes/kustomization.yaml");
+    assert_eq!(yaml_documents(base)[0]["resources"], serde_json::json!(["pixelgate.yaml"]));
     let map = of_kind(&manifests, "ConfigMap");
     assert_eq!(pod["volumes"][0]["configMap"]["name"], map["metadata"]["name"]);
     assert_eq!(set["volumeClaimTemplates"][0]["metadata"]["name"], "state");

@@ -16,4 +16,5 @@ mod send;
 pub use error::BackfillError;
 pub use input::{Counts, LINE_BYTES_MAX};
 pub use options::{Filter, Options};
+pub use progress::forget;
 pub use send::{Backfill, Totals, survey};

@@ -25,6 +25,26 @@ const WINDOW_BYTES: usize = 64 << 10;
 /// The same as that of dead letters.
 const FILE_MODE: u32 = 0o640;
 
+/// Removes the progress of all files at an upstream. Returns whether there was any.
+///
+/// # Errors
+///
+/// The file system's, except that a folder that is not there holds no progress.
+pub fn forget(sent_dir: &Path, upstream: &str) -> io::Result<bool> {
+    let entries = match fs::read_dir(sent_dir) {
+        Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(false),
+        entries => entries?,
+    };
+    // The name is only made part of a path where a folder of that name was found.
+    for entry in entries {
+        let entry = entry?;
+        if entry.file_name() == upstream {
+            return fs::remove_dir_all(entry.path()).map(|()| true);
+        }
+    }
+    Ok(false)
+}
+
 /// The event of one line.
 #[derive(Debug, Clone, Copy)]
 pub struct Line {

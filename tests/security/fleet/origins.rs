@@ -297,8 +297,10 @@ fn php(ports: &[u16], arguments: &[&str]) -> Command {
 
 fn node() -> Command {
     let mut command = Command::new("node");
-    // Debian's packages.
-    command.env("NODE_PATH", "/usr/share/nodejs").arg(format!("{SOURCES}/node.cjs"));
+    // Debian's packages, and those that `.ci/need-fleet` installs.
+    let packages = concat!(env!("CARGO_MANIFEST_DIR"), "/target/fleet/node_modules");
+    command.env("NODE_PATH", format!("/usr/share/nodejs:{packages}"));
+    command.arg(format!("{SOURCES}/node.cjs"));
     command
 }
 

@@ -187,3 +187,47 @@ fn displayed<S: Serializer>(
         None => serializer.serialize_none(),
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use http::Method;
+    use pixelgate::custom::AccessLog;
+
+    /// The line of a request for this path by this user agent.
+    fn line(format: Format, path: &[u8], user_agent: &str) -> String {
+        let mut record = AccessLog::new(|_| {}).begin();
+        record.method = Some(Method::GET);
+        record.path = Some(path.to_vec().into());
+        record.user_agent = Some(user_agent.to_owned());
+        let mut out = Vec::new();
+        write(format, &record, Timestamp::UNIX_EPOCH, &mut out);
+        String::from_utf8(out).unwrap()
+    }
+
+    #[test]
+    fn no_byte_of_a_client_ends_a_line_or_is_hidden_in_it() {
+        let path = "/a\n\"\\\u{9b}31m\u{202e}\u{0}".as_bytes();
+        let json = line(Format::Json, &[path, b"\xff"].concat(), "b\r\n");
+        let parsed: serde_json::Value = serde_json::from_str(&json).unwrap();
+        let expect = "/a\n\"\\\u{9b}31m\u{202e}\u{0}\u{fffd}";
+        assert_eq!((parsed["path"].as_str(), json.lines().count()), (Some(expect), 1));
+        assert!(json.contains("\\u202e") && !json.contains('\u{202e}'), "{json}");
+        let combined = line(Format::Combined, path, "b\r\n");
+        let expect =
+            r#""GET /a\x0A\x22\x5C\xC2\x9B31m\xE2\x80\xAE\x00 HTTP/1.1" 499 0 "-" "b\x0D\x0A""#;
+        assert_eq!(combined, format!("0.0.0.0 - - [01/Jan/1970:00:00:00 +0000] {expect}\n"));
+    }
+
+    #[test]
+    fn long_texts_are_cut_between_characters() {
+        let path = "/".repeat(2 * TEXT_BYTES_MAX);
+        let agent = format!("a{}", "\u{e9}".repeat(TEXT_BYTES_MAX));
+        let json = line(Format::Json, path.as_bytes(), &agent);
+        let parsed: serde_json::Value = serde_json::from_str(&json).unwrap();
+        let length = |key: &str| parsed[key].as_str().unwrap().len();
+        assert_eq!((length("path"), length("user_agent")), (TEXT_BYTES_MAX, TEXT_BYTES_MAX - 1));
+        let combined = line(Format::Combined, path.as_bytes(), &agent);
+        assert!(combined.len() < 6 * TEXT_BYTES_MAX, "{}", combined.len());
+    }
+}

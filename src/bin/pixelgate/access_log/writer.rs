@@ -140,38 +140,41 @@ impl Writer {
             let is_stuck = !self.lines.is_empty();
             let limit = self.is_failing.then(|| Duration::from_secs(RETRY_SECONDS));
             let asked = self.buffer.wait(is_stuck, limit);
-            let mut written = self.write();
+            let mut written = self.write_next();
             if asked.reopen || self.reopen_error.is_some() {
                 self.reopen();
                 written = self.write();
             }
             if asked.closing {
+                let written = written.and_then(|()| self.write_next());
                 return self.give_up(written);
             }
             self.report(written);
         }
     }
 
-    /// Writes what waits, until nothing does.
-    fn write(&mut self) -> io::Result<()> {
-        loop {
-            while self.written < self.lines.len() {
-                let rest = &self.lines[self.written..];
-                let piece = if self.config.is_stderr() { whole_lines(rest) } else { rest };
-                match self.file.write(piece) {
-                    Ok(0) => return Err(io::ErrorKind::WriteZero.into()),
-                    Ok(length) => self.written += length,
-                    Err(e) if e.kind() == io::ErrorKind::Interrupted => {}
-                    Err(e) => return Err(e),
-                }
-            }
-            self.lines.clear();
-            self.written = 0;
+    /// Writes the lines of the last failure, or else those that wait now.
+    fn write_next(&mut self) -> io::Result<()> {
+        if self.lines.is_empty() {
             self.buffer.take(&mut self.lines);
-            if self.lines.is_empty() {
-                return Ok(());
+        }
+        self.write()
+    }
+
+    fn write(&mut self) -> io::Result<()> {
+        while self.written < self.lines.len() {
+            let rest = &self.lines[self.written..];
+            let piece = if self.config.is_stderr() { whole_lines(rest) } else { rest };
+            match self.file.write(piece) {
+                Ok(0) => return Err(io::ErrorKind::WriteZero.into()),
+                Ok(length) => self.written += length,
+                Err(e) if e.kind() == io::ErrorKind::Interrupted => {}
+                Err(e) => return Err(e),
             }
         }
+        self.lines.clear();
+        self.written = 0;
+        Ok(())
     }
 
     fn reopen(&mut self) {

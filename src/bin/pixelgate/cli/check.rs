@@ -21,7 +21,7 @@ pub fn run(config: &Config) -> ExitCode {
         return fail(UNUSABLE, format!("access_log.path: {why}"));
     }
     let spinner = Progress::spinner("reading the portal list");
-    let checked = pixelgate::check(&config.gate, &config.edge.state_dir);
+    let checked = pixelgate::tools::check(&config.gate, &config.edge.state_dir);
     drop(spinner);
     match checked {
         Ok(summary) => {

@@ -5,8 +5,10 @@ use super::exit::{NO, UNUSABLE, fail, unwritten, with_causes};
 use super::terminal::{BAD, GOOD, Progress, Unit};
 use crate::config::Config;
 use clap::Subcommand;
+use pixelgate::errors::RecordError;
+use pixelgate::tools::backfill;
 use pixelgate::tools::dead_letters::{self, Filter};
-use pixelgate::tools::{Record, RecordError, escape_hidden, forget, inspect};
+use pixelgate::tools::{Record, escape_hidden, forget, inspect};
 use std::error::Error;
 use std::io::{self, Write};
 use std::ops::ControlFlow;
@@ -22,7 +24,7 @@ pub enum Command {
     /// Print every stored record, one JSON object per line. Shows personal data.
     Dump,
     /// Give up the pending events and the dead letters of an upstream that was removed from the
-    /// configuration. No edge may run on this spool.
+    /// configuration, and what `send` noted for it. No edge may run on this spool.
     Forget {
         /// The exact name of the upstream.
         name: String,
@@ -153,7 +155,9 @@ fn forget_upstream(config: &Config, name: &str) -> Result<(), (u8, String)> {
     let known = dead_letters::upstreams(&dead).map_err(|why| at(&dead, &why))?;
     let has_letters = known.iter().any(|known| known == name);
     let forgotten = forget::forget(spool, name).map_err(|why| at(spool, &why))?;
-    if forgotten.lanes == 0 && !has_letters {
+    let sent = config.gate.sent_dir();
+    let was_sent_to = backfill::forget(&sent, name).map_err(|why| at(&sent, &why))?;
+    if forgotten.lanes == 0 && !has_letters && !was_sent_to {
         return Err((NO, format!("{name}: the spool knows no upstream of exactly this name")));
     }
     let mut letters = 0;

@@ -23,6 +23,8 @@ use pingora::server::configuration::ServerConf;
 use pingora::server::{RunArgs, Server, ShutdownWatch};
 use pingora::services::background::{BackgroundService, background_service};
 use pixelgate::PixelGate;
+#[cfg(feature = "otlp")]
+use pixelgate::admin_pages::OtlpExport;
 use pixelgate::custom::InFlight;
 use pixelgate::http_server::{self, Acceptor, Handshake, Limits, Server as HttpServer, Socket};
 use std::path::Path;
@@ -85,6 +87,10 @@ pub fn run(
     let admin_in_flight = InFlight::default();
     let (sampler, pages) =
         admin::services(&gate, admin_config, config.log.verdicts, &admin_in_flight, pages, stopped);
+    #[cfg(feature = "otlp")]
+    if let Some(export) = OtlpExport::new(sampler.task(), &config.otlp).map_err(EdgeError::Otlp)? {
+        server.add_service(background_service("otlp", export));
+    }
     server.add_service(sampler);
     server.add_service(pages);
     server.add_service(background_service("origins", origins));

@@ -35,16 +35,49 @@ const servers = Object.entries(readings).map(([name, read]) => [
     },
 ]);
 
-try {
+// Adds the set-ups of a package, where it is installed.
+function optional(name, add) {
+    try {
+        add();
+    } catch (error) {
+        if (error.code !== 'MODULE_NOT_FOUND') throw error;
+        console.log(`${name} is missing`);
+    }
+}
+
+optional('Express', () => {
     const express = require('express');
     const answer = (request, response) => response.end(REACHED);
     servers.push(['Express, app.get', express().get('/v1/event', answer)]);
     servers.push(['Express, app.get with a wildcard', express().get('/v1/event/(.*)', answer)]);
     servers.push(['Express, app.use', express().use('/v1/event', answer)]);
-} catch (error) {
-    if (error.code !== 'MODULE_NOT_FOUND') throw error;
-    console.log('Express is missing');
-}
+});
+optional('fastify', () => {
+    const fastify = require('fastify');
+    const options = { ignoreTrailingSlash: true, ignoreDuplicateSlashes: true, caseSensitive: false };
+    for (const routerOptions of [{}, options]) {
+        let listener;
+        const serverFactory = (handler) => {
+            listener = handler;
+            return http.createServer(handler);
+        };
+        const app = fastify({ serverFactory, routerOptions });
+        for (const route of ['/v1/event', '/v1/event/*']) {
+            app.get(route, (request, reply) => reply.send(REACHED));
+        }
+        const name = routerOptions === options ? 'fastify, lenient' : 'fastify';
+        servers.push([name, (...both) => app.ready().then(() => listener(...both))]);
+    }
+});
+optional('Hono', () => {
+    const { Hono } = require('hono');
+    const { getRequestListener } = require('@hono/node-server');
+    for (const strict of [true, false]) {
+        const app = new Hono({ strict });
+        app.get('/v1/event/*', (context) => context.text(REACHED));
+        servers.push([`Hono, strict ${strict}`, getRequestListener(app.fetch)]);
+    }
+});
 
 let starting = servers.length;
 for (const [name, handler] of servers) {

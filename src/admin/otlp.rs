@@ -1,0 +1,238 @@
+//! Exports the metrics of `/metrics` by OTLP over HTTP, as protobuf, under the same names.
+//!
+//! The values are cumulative since the start of the process, so an export that fails loses nothing
+//! that the next one does not bring. A collector that takes none is a fault in `/status` and no
+//! reason to delay anything.
+
+use super::otlp_config::Config;
+use super::sampler::Sampler;
+use super::status;
+use crate::config_error::ConfigError;
+use crate::telemetry::faults::FaultKind;
+use crate::upstream::client;
+use async_trait::async_trait;
+use http::{HeaderMap, HeaderValue, header};
+use opentelemetry_proto::tonic::collector::metrics::v1::ExportMetricsServiceRequest;
+use opentelemetry_proto::tonic::common::v1::{
+    AnyValue, InstrumentationScope, KeyValue, any_value::Value,
+};
+use opentelemetry_proto::tonic::metrics::v1::{
+    AggregationTemporality, Gauge, Histogram, HistogramDataPoint, Metric, NumberDataPoint,
+    ResourceMetrics, ScopeMetrics, Sum, metric::Data, number_data_point,
+};
+use opentelemetry_proto::tonic::resource::v1::Resource;
+use pingora::server::ShutdownWatch;
+use pingora::services::background::BackgroundService;
+use prometheus::proto::{self, MetricFamily, MetricType};
+use prost::Message;
+use std::sync::Arc;
+use std::time::Duration;
+use tokio::time::{MissedTickBehavior, interval};
+use url::Url;
+
+/// Longest time of one export, in seconds.
+const EXPORT_SECONDS_MAX: u64 = 10;
+const CONTENT_TYPE: HeaderValue = HeaderValue::from_static("application/x-protobuf");
+/// The fault's advice.
+const ADVICE: &str = "Look at the collector and at otlp.endpoint and otlp.headers. No metric is \
+                      lost: each export brings the counts since start.";
+
+/// See the module. Runs as a service of Pingora.
+pub struct OtlpExport {
+    sampler: Arc<Sampler>,
+    client: reqwest::Client,
+    url: Url,
+    headers: HeaderMap,
+    interval: Duration,
+    resource: Resource,
+    started_ns: u64,
+}
+
+impl OtlpExport {
+    /// An export of the metrics of the sampler's gate. `None`: `endpoint` is not set.
+    ///
+    /// # Errors
+    ///
+    /// A key that cannot be used, or the system's certificates cannot be read.
+    pub fn new(sampler: Arc<Sampler>, config: &Config) -> Result<Option<Self>, ConfigError> {
+        config.validate()?;
+        let Some(url) = config.url()? else { return Ok(None) };
+        let setup = client::Setup {
+            timeout_seconds: EXPORT_SECONDS_MAX,
+            connections: 1,
+            idle_seconds: 2 * config.interval_seconds,
+            http1_only: false,
+        };
+        let mut headers = config.header_map()?;
+        headers.insert(header::CONTENT_TYPE, CONTENT_TYPE);
+        Ok(Some(Self {
+            sampler,
+            client: client::build(&url, &setup, &Default::default())?,
+            url,
+            headers,
+            interval: Duration::from_secs(config.interval_seconds),
+            resource: resource(),
+            started_ns: now_ns(),
+        }))
+    }
+
+    /// One export. The error holds nothing of the configuration but the host.
+    async fn export(&self) -> Result<(), String> {
+        let gate = self.sampler.gate();
+        status::refresh_gauges(gate.metrics(), &self.sampler.snapshot());
+        let request = self.request(&gate.metrics().gather());
+        let sent = self
+            .client
+            .post(self.url.clone())
+            .headers(self.headers.clone())
+            .body(request.encode_to_vec());
+        // The URL may hold a secret.
+        let answer = sent.send().await.map_err(|e| e.without_url().to_string())?;
+        let status = answer.status();
+        client::drain(answer).await;
+        if status.is_success() { Ok(()) } else { Err(format!("it answers {status}")) }
+    }
+
+    fn request(&self, families: &[MetricFamily]) -> ExportMetricsServiceRequest {
+        let times = Times { started_ns: self.started_ns, now_ns: now_ns() };
+        let scope = InstrumentationScope {
+            name: env!("CARGO_PKG_NAME").to_owned(),
+            version: env!("CARGO_PKG_VERSION").to_owned(),
+            ..InstrumentationScope::default()
+        };
+        let metrics = families.iter().filter_map(|family| metric(family, &times)).collect();
+        let scope_metrics =
+            vec![ScopeMetrics { scope: Some(scope), metrics, ..ScopeMetrics::default() }];
+        let resource_metrics = vec![ResourceMetrics {
+            resource: Some(self.resource.clone()),
+            scope_metrics,
+            ..ResourceMetrics::default()
+        }];
+        ExportMetricsServiceRequest { resource_metrics }
+    }
+
+    fn report(&self, exported: Result<(), String>) {
+        let faults = self.sampler.gate().faults();
+        let host = self.url.host_str().unwrap_or_default();
+        match exported {
+            Ok(()) => faults.clear(FaultKind::Otlp, host),
+            Err(why) => {
+                let text = format!("metrics cannot be sent to {host}: {why}");
+                // A line that repeats is written once in a while.
+                log::warn!("{text}");
+                faults.raise(FaultKind::Otlp, host, text, ADVICE);
+            }
+        }
+    }
+}
+
+#[async_trait]
+impl BackgroundService for OtlpExport {
+    /// Exports until the stop.
+    async fn start(&self, mut shutdown: ShutdownWatch) {
+        let mut ticks = interval(self.interval);
+        ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        loop {
+            tokio::select! {
+                _ = ticks.tick() => {}
+                _ = shutdown.changed() => break,
+            }
+            let exported = self.export().await;
+            self.report(exported);
+        }
+    }
+}
+
+/// Since when a value counts, and when it was read, in nanoseconds since 1970, UTC.
+struct Times {
+    started_ns: u64,
+    now_ns: u64,
+}
+
+fn now_ns() -> u64 {
+    u64::try_from(jiff::Timestamp::now().as_nanosecond()).unwrap_or_default()
+}
+
+fn resource() -> Resource {
+    let instance = uuid::Builder::from_random_bytes(rand::random()).into_uuid();
+    let attributes = vec![
+        attribute("service.name", env!("CARGO_PKG_NAME")),
+        attribute("service.version", env!("CARGO_PKG_VERSION")),
+        attribute("service.instance.id", &instance.to_string()),
+    ];
+    Resource { attributes, ..Resource::default() }
+}
+
+fn attribute(key: &str, value: &str) -> KeyValue {
+    let value = AnyValue { value: Some(Value::StringValue(value.to_owned())) };
+    KeyValue { key: key.to_owned(), value: Some(value), ..KeyValue::default() }
+}
+
+/// A family in OTLP. `None`: a type that no metric here has.
+fn metric(family: &MetricFamily, times: &Times) -> Option<Metric> {
+    let all = family.get_metric();
+    let cumulative = AggregationTemporality::Cumulative.into();
+    let numbers = |value: fn(&proto::Metric) -> f64| {
+        all.iter().map(|metric| number(metric, value(metric), times)).collect()
+    };
+    let data = match family.get_field_type() {
+        MetricType::COUNTER => Data::Sum(Sum {
+            data_points: numbers(|metric| metric.get_counter().get_value()),
+            aggregation_temporality: cumulative,
+            is_monotonic: true,
+        }),
+        MetricType::GAUGE => {
+            Data::Gauge(Gauge { data_points: numbers(|metric| metric.get_gauge().get_value()) })
+        }
+        MetricType::HISTOGRAM => Data::Histogram(Histogram {
+            data_points: all.iter().map(|metric| histogram(metric, times)).collect(),
+            aggregation_temporality: cumulative,
+        }),
+        _ => return None,
+    };
+    Some(Metric {
+        name: family.name().to_owned(),
+        description: family.help().to_owned(),
+        data: Some(data),
+        ..Metric::default()
+    })
+}
+
+fn labels(metric: &proto::Metric) -> Vec<KeyValue> {
+    metric.get_label().iter().map(|label| attribute(label.name(), label.value())).collect()
+}
+
+fn number(metric: &proto::Metric, value: f64, times: &Times) -> NumberDataPoint {
+    NumberDataPoint {
+        attributes: labels(metric),
+        start_time_unix_nano: times.started_ns,
+        time_unix_nano: times.now_ns,
+        value: Some(number_data_point::Value::AsDouble(value)),
+        ..NumberDataPoint::default()
+    }
+}
+
+/// Prometheus counts each bucket with those below it; OTLP by itself, and has one more without an
+/// upper bound.
+fn histogram(metric: &proto::Metric, times: &Times) -> HistogramDataPoint {
+    let histogram = metric.get_histogram();
+    let count = histogram.get_sample_count();
+    let bounded = histogram.get_bucket().iter().filter(|bucket| bucket.upper_bound().is_finite());
+    let (mut explicit_bounds, mut bucket_counts, mut below) = (Vec::new(), Vec::new(), 0);
+    for bucket in bounded {
+        explicit_bounds.push(bucket.upper_bound());
+        bucket_counts.push(bucket.cumulative_count().saturating_sub(below));
+        below = bucket.cumulative_count();
+    }
+    bucket_counts.push(count.saturating_sub(below));
+    HistogramDataPoint {
+        attributes: labels(metric),
+        start_time_unix_nano: times.started_ns,
+        time_unix_nano: times.now_ns,
+        count,
+        sum: Some(histogram.get_sample_sum()),
+        bucket_counts,
+        explicit_bounds,
+        ..HistogramDataPoint::default()
+    }
+}
