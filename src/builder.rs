@@ -67,6 +67,7 @@ pub struct ValidConfig {
     rules: Rules,
     guard: Guard,
     list: portals::ValidConfig,
+    valid_spool: spool::ValidConfig,
     /// The upstreams in force.
     destinations: Vec<upstream::ValidConfig>,
 }
@@ -121,10 +122,10 @@ impl Config {
         let rules = self.rules()?;
         let guard = self.guard()?;
         let list = self.portals.validate()?;
-        self.spool.validate()?;
+        let valid_spool = self.spool.validate()?;
         self.batch.validate()?;
         let destinations = upstream::Config::validate_all(&self.upstreams())?;
-        Ok(ValidConfig { config: self, rules, guard, list, destinations })
+        Ok(ValidConfig { config: self, rules, guard, list, valid_spool, destinations })
     }
 
     /// The upstreams in force: those configured, or the embedded default.
@@ -342,7 +343,8 @@ impl Builder {
             routing: Routing { is_routed: event::is_routed, names: event::names_upstream },
             ..Env::system()
         };
-        let spool = Spool::open(&config.spool, &names, env).map_err(OpenError::Spool)?;
+        let spool =
+            Spool::open(config.valid_spool.clone(), &names, env).map_err(OpenError::Spool)?;
         let options = delivery::Options {
             clock: self.clock.clone(),
             faults: faults.clone(),

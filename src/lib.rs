@@ -60,6 +60,7 @@
 //! | `admin` | the operator's pages |
 //! | `server` | the HTTP server in front of a Pingora proxy |
 //! | `kafka`, `nats` | the upstreams of these kinds |
+//! | `otlp` | metrics for a collector, by OTLP over HTTP |
 //! | `rustls`, `openssl`, `boringssl`, `s2n` | at most one: Pingora's TLS backend |
 //! | `edge` (default) | the binary, with `admin`, `http`, `server` and `rustls` |
 //!
@@ -98,16 +99,36 @@ mod spool;
 mod telemetry;
 mod upstream;
 
-pub use builder::{Builder, Config, OpenError, ValidConfig, check};
-pub use config_error::ConfigError;
+pub use builder::{Builder, Config};
 pub use event::{Event, EventId, Reason, Rejection};
 pub use plugin::{PixelGate, Verdict};
 pub use reload::Reload;
-pub use request::client::{TrustError, TrustedProxies};
 #[cfg(feature = "server")]
 pub use server::{Limits, Server};
-pub use spool::CloseError;
 pub use upstream::{Batch, Outcome, Upstream};
+
+// Names that stood elsewhere in 0.1.0.
+#[doc(hidden)]
+pub use {
+    builder::{OpenError, ValidConfig, check},
+    config_error::ConfigError,
+    request::client::{TrustError, TrustedProxies},
+    spool::CloseError,
+};
+
+/// Why something did not open, close or fit. Each error displays as one sentence without a secret
+/// value, and `source()` leads down to the system's error.
+pub mod errors {
+    pub use crate::builder::OpenError;
+    pub use crate::config_error::ConfigError;
+    pub use crate::env::ExpandError;
+    pub use crate::event::RecordError;
+    pub use crate::explain::NotAnEvent;
+    pub use crate::policy::inspect::AddError;
+    pub use crate::policy::portals::OpenError as PortalsError;
+    pub use crate::request::client::TrustError;
+    pub use crate::spool::{CloseError, OpenError as SpoolError};
+}
 
 /// The sections of a [`Config`], each with its keys, units, defaults and limits (SPEC 9), and the
 /// one rule for `${NAME}` in their strings.
@@ -123,11 +144,13 @@ pub use upstream::{Batch, Outcome, Upstream};
 /// ```
 pub mod config {
     #[cfg(feature = "admin")]
-    pub use crate::admin::Config as Admin;
-    pub use crate::env::{ExpandError, Secret, expand, expanded, expanded_list};
+    pub use crate::admin::{Config as Admin, OtlpConfig as Otlp};
+    pub use crate::builder::ValidConfig;
+    pub use crate::env::{Secret, expand, expanded, expanded_list};
     pub use crate::event::Config as Events;
     pub use crate::policy::portals::{Config as Portals, Mode as PortalMode};
     pub use crate::policy::privacy::{Config as Privacy, Gpc, KeepIp, KeepReferer};
+    pub use crate::request::client::TrustedProxies;
     pub use crate::response::answers::{Body as ResponseBody, Config as Response, Rejections};
     pub use crate::spool::{Config as Spool, Durability};
     pub use crate::upstream::file::Config as FileUpstream;
@@ -152,12 +175,14 @@ pub mod config {
 /// ([`Builder::in_flight`]).
 pub mod custom {
     pub use crate::clock::{Clock, SystemClock};
-    pub use crate::event::{Context, Properties, Record, RecordError, Revenue};
+    pub use crate::event::{Context, Properties, Record, Revenue};
     pub use crate::plugin::access::{AccessLog, AccessRecord};
-    pub use crate::policy::inspect::{AddError, Addition, Refusal};
-    pub use crate::policy::portals::{Format as PortalFormat, OpenError as PortalsError};
+    pub use crate::policy::inspect::{Addition, Refusal};
+    pub use crate::policy::portals::Format as PortalFormat;
     pub use crate::telemetry::faults::{FaultKind, Faults};
     pub use crate::telemetry::in_flight::{InFlight, InFlightGuard};
+    #[doc(hidden)] // As in 0.1.0.
+    pub use crate::upstream::{Batch, Outcome};
     pub use crate::upstream::{Body, Failure, Part};
     pub use prometheus::Registry;
 }
@@ -180,23 +205,30 @@ pub mod http_server {
 /// The operator's listener: `/metrics`, `/livez`, `/readyz`, `/status` and the live page (SPEC 8).
 #[cfg(feature = "admin")]
 pub mod admin_pages {
+    #[cfg(feature = "otlp")]
+    pub use crate::admin::OtlpExport;
     pub use crate::admin::{Admin, Sampler, TokenHandle, VERDICT_TARGET};
     pub use crate::telemetry::event_samples::SAMPLES_PER_SECOND_MAX;
     pub use crate::telemetry::faults::FaultKind;
 }
 
-/// Parts for command-line tools: `explain`, the spool, its dead letters, backfill, files and log
-/// lines.
+/// Parts for command-line tools: `check`, `explain`, the spool, its dead letters, backfill, metrics,
+/// files and log lines. Made for the binary `pixelgate`, which is built on the public names alone;
+/// they change more often than those of the other groups.
 pub mod tools {
+    pub use crate::builder::check;
     pub use crate::config_error::without_value;
     pub use crate::delivery::{backfill, dead_letters};
-    pub use crate::event::{Record, RecordError, escape_hidden};
-    pub use crate::explain::{NotAnEvent, explain};
+    pub use crate::event::{Record, escape_hidden};
+    pub use crate::explain::{Explanation, Section, explain};
     pub use crate::file_stamp::FileStamp;
     pub use crate::pem::{ENCRYPTED as ENCRYPTED_KEY, is_encrypted};
     pub use crate::regular_file::read as read_regular_file;
     pub use crate::spool::recovery::{forget, inspect};
     pub use crate::telemetry::log_throttle::LogThrottle;
+    pub use crate::telemetry::metrics::Metrics;
+    #[doc(hidden)] // As in 0.1.0.
+    pub use crate::{event::RecordError, explain::NotAnEvent};
 }
 
 /// The modules of the crate, for its own tests, benchmarks and fuzz targets. Not part of the public

@@ -18,6 +18,7 @@ use crate::clock::Clock;
 use crate::delivery::Forwarder;
 use crate::delivery::threads::Delivery;
 use crate::event::{Context, Event, EventId, Reason, Rejection};
+use crate::explain::{Explanation, NotAnEvent, explain};
 use crate::policy::gate::{AcceptedEvent, Decision, EventRequest, Gate};
 use crate::policy::portals::{Format, OpenError as PortalsError};
 use crate::request::client::TrustedProxies;
@@ -338,7 +339,28 @@ impl PixelGate {
         &self.state
     }
 
-    /// The judge, for a host that wants to explain a verdict. Asking it counts and stores nothing.
+    /// Explains how the gate would judge an event: a whole URL, a path with a query, or a query
+    /// alone. Nothing is counted or stored. The explanation holds what `text` does, personal data
+    /// included.
+    ///
+    /// ```
+    /// # fn show(gate: &pixelgate::PixelGate) {
+    /// match gate.explain("https://track.example.com/v1/event/?_a=62515&_n=signup") {
+    ///     Ok(explanation) => println!("{}", explanation.to_text()),
+    ///     Err(not_an_event) => println!("{not_an_event}"),
+    /// }
+    /// # }
+    /// ```
+    ///
+    /// # Errors
+    ///
+    /// The path is not below `events.path`.
+    pub fn explain<'t>(&self, text: &'t str) -> Result<Explanation<'t>, NotAnEvent> {
+        let settings = self.settings();
+        explain(&settings.gate, &settings.upstreams, text)
+    }
+
+    /// The judge. Asking it counts and stores nothing.
     pub fn gate(&self) -> Arc<Gate> {
         Arc::clone(&self.state.settings.load().gate)
     }
@@ -370,17 +392,19 @@ impl PixelGate {
     }
 
     /// Masked samples of single events, and the portals with the most events.
-    pub fn event_samples(&self) -> &EventSamples {
+    pub(crate) fn event_samples(&self) -> &EventSamples {
         &self.state.event_samples
     }
 
-    /// The queue on disk in which accepted events wait for their upstreams.
+    /// The queue on disk in which accepted events wait for their upstreams. Public for the tests of
+    /// this repository.
+    #[doc(hidden)]
     pub fn spool(&self) -> &Spool {
         &self.state.spool
     }
 
     /// Delivery to the upstreams, with the state of each.
-    pub fn delivery(&self) -> &Forwarder {
+    pub(crate) fn delivery(&self) -> &Forwarder {
         self.state.delivery.forwarder()
     }
 

@@ -2,13 +2,17 @@
 //! live page at `/`.
 //!
 //! [`Sampler`] takes a snapshot of the gate once a second and keeps a history of ten minutes;
-//! [`Admin`] answers requests from both. Nothing here changes the gate.
+//! [`Admin`] answers requests from both. With the feature `otlp` the metrics can be sent to a
+//! collector, too. Nothing here changes the gate.
 
 mod access;
 mod config;
 mod connections;
 mod health_summary;
 mod history;
+#[cfg(feature = "otlp")]
+mod otlp;
+mod otlp_config;
 mod page;
 mod readiness;
 mod sampler;
@@ -22,5 +26,8 @@ pub use access::TokenHandle;
 pub use config::{Config, TOKEN_BYTES_MIN};
 pub use connections::{CONNECTIONS_MAX, CONNECTIONS_PER_ADDRESS_MAX};
 pub use history::{PAST_SECONDS, RECENT_EVENTS};
+#[cfg(feature = "otlp")]
+pub use otlp::OtlpExport;
+pub use otlp_config::Config as OtlpConfig;
 pub use sampler::{SAMPLED_ACCEPTED_MAX, SAMPLED_REJECTED_MAX, Sampler, VERDICT_TARGET};
 pub use service::{Admin, EXPLAIN_BYTES_MAX, STREAMS_MAX};

@@ -1,6 +1,7 @@
 //! The `[spool]` section: its keys, their defaults (SPEC 9) and their ranges.
 
 use crate::config_error::ConfigError;
+use std::ops::Deref;
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -96,9 +97,33 @@ impl Default for Config {
     }
 }
 
+/// A [`Config`] that [`Config::validate`] has checked.
+#[derive(Debug, Clone)]
+pub struct ValidConfig(Config);
+
+impl Deref for ValidConfig {
+    type Target = Config;
+
+    fn deref(&self) -> &Config {
+        &self.0
+    }
+}
+
+impl TryFrom<&Config> for ValidConfig {
+    type Error = ConfigError;
+
+    fn try_from(config: &Config) -> Result<ValidConfig, ConfigError> {
+        config.validate()
+    }
+}
+
 impl Config {
     /// Checks every range, without touching the disk.
-    pub fn validate(&self) -> Result<(), ConfigError> {
+    ///
+    /// # Errors
+    ///
+    /// The first key whose value cannot be used.
+    pub fn validate(&self) -> Result<ValidConfig, ConfigError> {
         let segment_bytes = self.segment_bytes.as_u64();
         let rules = [
             (!self.dir.as_os_str().is_empty(), "spool.dir", "must name a folder"),
@@ -127,7 +152,7 @@ impl Config {
         ];
         match rules.into_iter().find(|(holds, ..)| !holds) {
             Some((_, key, reason)) => Err(ConfigError::new(key, reason)),
-            None => Ok(()),
+            None => Ok(ValidConfig(self.clone())),
         }
     }
 

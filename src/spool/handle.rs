@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 
 use parking_lot::Mutex;
 
-use super::config::Config;
+use super::config::{Config, ValidConfig};
 use super::env::Env;
 use super::error::{CloseError, OpenError};
 use super::fs::{File, create_dir_durable};
@@ -21,6 +21,7 @@ use super::status::Status;
 use super::write::commit::Committer;
 use super::write::group::{Commit, Overloaded};
 use super::write::watch::{StopWatch, Watch};
+use crate::config_error::ConfigError;
 
 /// How long a start waits for another process that is making or adopting lanes.
 const SPOOL_LOCK_WAIT: Duration = Duration::from_secs(10);
@@ -49,8 +50,18 @@ impl Spool {
     ///
     /// A full disk is not an error as long as it has room for a lane's two small files: appends
     /// are refused until there is room, and delivering pending events makes room.
-    pub fn open(config: &Config, upstreams: &[String], env: Env) -> Result<Spool, OpenError> {
-        config.validate().map_err(OpenError::Config)?;
+    ///
+    /// `config` is a [`Config`], which is checked here, or a [`ValidConfig`].
+    pub fn open<C>(config: C, upstreams: &[String], env: Env) -> Result<Spool, OpenError>
+    where
+        C: TryInto<ValidConfig>,
+        C::Error: Into<ConfigError>,
+    {
+        let config = config.try_into().map_err(|error| OpenError::Config(error.into()))?;
+        Spool::open_valid(&config, upstreams, env)
+    }
+
+    fn open_valid(config: &Config, upstreams: &[String], env: Env) -> Result<Spool, OpenError> {
         check_upstreams(upstreams)?;
         let io_error = |source| OpenError::Io { path: config.dir.clone(), source };
         create_dir_durable(&*env.fs, &config.dir).map_err(io_error)?;

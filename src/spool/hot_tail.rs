@@ -13,8 +13,8 @@ use parking_lot::Mutex;
 
 use super::fs::{File, FileId};
 
-/// Most bytes of records that are held: about 6,000 events.
-const TAIL_BYTES_MAX: usize = 2 << 20;
+/// Most bytes of records that are held: about 3,000 events.
+const TAIL_BYTES_MAX: usize = 1 << 20;
 
 /// The last bytes of one segment.
 #[derive(Default)]

@@ -89,7 +89,7 @@
 //! form of a segment is the same as without `O_DIRECT`: each version reads what the other wrote.
 //!
 //! The kernel removes what it has cached of these blocks, so that a reader, also one of another
-//! process, finds what was written. A reader of the same process that keeps up finds the last 2 MiB
+//! process, finds what was written. A reader of the same process that keeps up finds the last 1 MiB
 //! in memory (`hot_tail.rs`). Where the file system refuses `O_DIRECT`, the log says so once, and a
 //! group is a `write` and an `fdatasync`. `interval` and `memory` answer before the disk has the
 //! events; they always write into the cache.
@@ -200,7 +200,7 @@ mod status;
 mod unreadable;
 mod write;
 
-pub use config::{Config, Durability};
+pub use config::{Config, Durability, ValidConfig};
 pub use env::Env;
 pub use error::{CloseError, OpenError};
 pub use format::RECORD_BYTES_MAX;

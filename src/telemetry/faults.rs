@@ -44,11 +44,13 @@ pub enum FaultKind {
     ConfigReload,
     /// Lines of the access log are not written.
     AccessLog,
+    /// A collector does not take the metrics.
+    Otlp,
 }
 
 impl FaultKind {
     /// Every kind, so that a scrape shows zeros.
-    pub const ALL: [Self; 15] = [
+    pub const ALL: [Self; 16] = [
         Self::PortalsUnread,
         Self::PortalsStale,
         Self::SpoolRefuses,
@@ -64,6 +66,7 @@ impl FaultKind {
         Self::SpoolFiles,
         Self::ConfigReload,
         Self::AccessLog,
+        Self::Otlp,
     ];
 
     /// The word in `/status` and in the metric's label.
@@ -84,6 +87,7 @@ impl FaultKind {
             Self::SpoolFiles => "spool_files",
             Self::ConfigReload => "config_reload",
             Self::AccessLog => "access_log",
+            Self::Otlp => "otlp",
         }
     }
 }

@@ -8,6 +8,7 @@
 use crate::event::{Ignored, Reason};
 use parking_lot::Mutex;
 use prometheus::core::Collector;
+use prometheus::proto::MetricFamily;
 use prometheus::{
     Encoder, Histogram, HistogramOpts, IntCounter, IntCounterVec, IntGauge, IntGaugeVec, Opts,
     Registry, Result, TextEncoder,
@@ -122,7 +123,7 @@ pub struct Metrics {
     pub batches: IntCounterVec,
     /// Age in seconds of the oldest event that is not delivered yet, by upstream.
     pub delivery_lag_seconds: IntGaugeVec,
-    /// Faults that last, by what they are: see [`faults`](super::faults).
+    /// Faults that last, by what they are (`docs/admin.md` lists them).
     pub faults: IntGaugeVec,
     /// Portals in the list that is in force.
     pub portals: IntGauge,
@@ -311,12 +312,17 @@ impl Metrics {
         self.requests.not_judged.get()
     }
 
+    /// All metrics of the registry as they are now.
+    pub(crate) fn gather(&self) -> Vec<MetricFamily> {
+        self.registered.registry.gather()
+    }
+
     /// All metrics in the Prometheus text format, version 0.0.4.
     pub fn render(&self) -> String {
         let mut out = Vec::new();
         // Encoding fails only if a family has no metrics or the writer fails: every family above
         // has one, and a `Vec` does not fail.
-        let _ = TextEncoder::new().encode(&self.registered.registry.gather(), &mut out);
+        let _ = TextEncoder::new().encode(&self.gather(), &mut out);
         String::from_utf8_lossy(&out).into_owned()
     }
 }

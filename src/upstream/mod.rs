@@ -12,7 +12,7 @@ mod answer;
 mod batch;
 mod bot;
 #[cfg(feature = "http")]
-mod client;
+pub(crate) mod client;
 #[cfg(feature = "http")]
 mod compress;
 mod config;

@@ -82,17 +82,19 @@ fn every_request_is_one_line_with_what_became_of_it() {
                            Referer: https://a.test/x?email=a@b.example\r\n"
     );
     let accepted = "/v1/event/?_a=62515&_n=a&email=a@b.example";
-    edge.connect().get(accepted, &headers);
+    // On one connection, so that the lines have the order of the requests.
+    let mut connection = edge.connect();
+    connection.get(accepted, &headers);
     // The same by Pingora's path, which a folded list of `Connection` takes.
-    edge.connect().get(accepted, &format!("{headers}Connection: keep-alive, x\r\n"));
-    edge.event("_a=1&_n=a&email=a@b.example");
-    edge.event("_a=62515&_n=a&email=a");
-    edge.event("_a=x&_n=a");
-    edge.connect().request("HEAD", "/v1/event/?_a=1", "");
-    edge.connect().request("OPTIONS", "/v1/event/?_a=1", "");
-    edge.connect().request("PUT", "/v1/event/?_a=62515&_n=a", "Content-Length: 0\r\n");
-    edge.get("/v1/event/email=a@b.example?x=1");
-    edge.connect().get("/page?q=1", &headers);
+    connection.get(accepted, &format!("{headers}Connection: keep-alive, x\r\n"));
+    connection.get("/v1/event/?_a=1&_n=a&email=a@b.example", "");
+    connection.get("/v1/event/?_a=62515&_n=a&email=a", "");
+    connection.get("/v1/event/?_a=x&_n=a", "");
+    connection.request("HEAD", "/v1/event/?_a=1", "");
+    connection.request("OPTIONS", "/v1/event/?_a=1", "");
+    connection.request("PUT", "/v1/event/?_a=62515&_n=a", "Content-Length: 0\r\n");
+    connection.get("/v1/event/email=a@b.example?x=1", "");
+    connection.get("/page?q=1", &headers);
     let lines = log.lines(10);
     let expect = [
         "GET /v1/event/ 200 43 accepted - 62515",
@@ -276,9 +278,10 @@ fn the_trace_goes_on_untouched_and_only_a_valid_id_is_written() {
         format!("traceparent: {PARENT}\r\ntracestate: a=b\r\n"),
         format!("Traceparent: {invalid}\r\n"),
     ];
+    let mut connection = edge.connect();
     for lines in &headers {
-        assert_eq!(edge.connect().get("/page", lines).status, 204);
-        edge.connect().get("/v1/event/?_a=62515&_n=a", lines);
+        assert_eq!(connection.get("/page", lines).status, 204);
+        connection.get("/v1/event/?_a=62515&_n=a", lines);
     }
     let seen = origin.take_seen();
     let sent: Vec<_> = seen.iter().map(|request| request.header("traceparent").unwrap()).collect();
@@ -294,8 +297,9 @@ fn the_combined_format_is_escaped_as_nginx_does_and_goaccess_reads_it() {
     let (log, origin) = (Log::new(), Origin::start());
     let sections = "format = \"combined\"\n[privacy]\nip = \"none\"\nreferer = \"full\"";
     let edge = log.setup(sections).origin(origin.address).start();
-    edge.connect().get("/v1/event/?_a=62515&_n=a", "User-Agent: a\"b\\c \u{e9}\r\n");
-    edge.connect().get("/a%20b?c", "Referer: https://a.test/d?e\r\nUser-Agent: f\r\n");
+    let mut connection = edge.connect();
+    connection.get("/v1/event/?_a=62515&_n=a", "User-Agent: a\"b\\c \u{e9}\r\n");
+    connection.get("/a%20b?c", "Referer: https://a.test/d?e\r\nUser-Agent: f\r\n");
     assert_eq!(send(edge.address, "GET / HTTP/9.9\r\nHost: a\r\n\r\n"), 400);
     edge.stop();
     let text = log.text();

@@ -47,6 +47,14 @@ impl Host {
     }
 }
 
+/// An example, or the same program of a host with another TLS backend (`.ci/features`).
+fn host_program(name: &str) -> PathBuf {
+    match std::env::var_os("PIXELGATE_TEST_HOST") {
+        Some(folder) => Path::new(&folder).join(name),
+        None => example(name),
+    }
+}
+
 /// The events in the files of a folder.
 fn events(folder: &Path) -> Vec<Value> {
     let files = std::fs::read_dir(folder).unwrap().map(|entry| entry.unwrap().path());
@@ -67,11 +75,9 @@ fn another_proxy_judges_keeps_answers_and_passes_on() {
     let dir = tempfile::tempdir().unwrap();
     let portals = dir.path().join("portals.toml");
     std::fs::write(&portals, PORTALS).unwrap();
-    // Another build of the same program, such as one with another TLS backend (`.ci/features`).
-    let program = std::env::var_os("PIXELGATE_TEST_EMBED").map(PathBuf::from);
     let (backend, data) = (nginx.address.to_string(), dir.path().join("data"));
     let arguments = [&*backend, portals.to_str().unwrap(), data.to_str().unwrap()];
-    let host = Host::start(program.unwrap_or_else(|| example("embed")), &arguments);
+    let host = Host::start(host_program("embed"), &arguments);
 
     let mut connection = Connection::open(host.listen);
     assert_eq!(connection.get("/page", "").status, 204, "the backend's answer");
@@ -138,7 +144,7 @@ fn the_http_server_runs_around_a_hosts_proxy() {
     let nginx = Nginx::start();
     let dir = tempfile::tempdir().unwrap();
     let backend = nginx.address.to_string();
-    let host = Host::start(example("embed_front"), &[&*backend, dir.path().to_str().unwrap()]);
+    let host = Host::start(host_program("embed_front"), &[&*backend, dir.path().to_str().unwrap()]);
 
     let mut connection = Connection::open(host.listen);
     assert_eq!(connection.get("/page", "").status, 204, "the backend's answer");

@@ -98,6 +98,9 @@ const CHANGES: &[(&str, &str, Option<Probe>)] = &[
     ("access_log.format", "'combined'", None),
     ("access_log.buffer_bytes", "'2MiB'", None),
     ("access_log.flush_seconds", "6", None),
+    ("otlp.endpoint", "'http://127.0.0.1:1'", None),
+    ("otlp.interval_seconds", "6", None),
+    ("otlp.headers", "{ A = 'b' }", None),
     ("admin.listen", "'127.0.0.1:1'", None),
     ("admin.token", "'sixteen bytes ok'", Some(|s| s.edge.admin("/metrics").status == 401)),
     ("upstream.kind", "'legacy'", None),
@@ -125,8 +128,15 @@ const CHANGES: &[(&str, &str, Option<Probe>)] = &[
 ];
 
 /// Keys that are a mistake without another one. Those of `upstream` have a test of their own.
-const NOT_ALONE: &[&str] =
-    &["edge.proxy_protocol", "portals.headers", "portals.proxy", "upstream.cert", "upstream.key"];
+const NOT_ALONE: &[&str] = &[
+    "otlp.endpoint",
+    "otlp.headers",
+    "edge.proxy_protocol",
+    "portals.headers",
+    "portals.proxy",
+    "upstream.cert",
+    "upstream.key",
+];
 
 /// An edge with one upstream of kind `http`, whose configuration file changes.
 struct Subject {

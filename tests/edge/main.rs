@@ -32,6 +32,8 @@ mod legacy;
 mod logs;
 mod nginx;
 mod origins;
+#[cfg(feature = "otlp")]
+mod otlp;
 mod outbound;
 mod packaging;
 mod page;

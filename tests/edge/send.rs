@@ -87,7 +87,7 @@ fn said(
 ) -> String {
     format!(
         "collector: {delivered} delivered, {refused} refused, {undelivered} not delivered, \
-         {before} sent before, {other} not chosen\n"
+         {before} sent before, {other} not chosen, 0 of other upstreams\n"
     )
 }
 
@@ -138,7 +138,8 @@ fn what_was_acknowledged_before_a_kill_is_not_sent_again() {
     let renamed = place.dir.path().join("renamed.ndjson");
     std::fs::rename(&file, &renamed).unwrap();
     let (code, survey, _) = place.send(&["--dry-run"], &[&renamed]);
-    let expect = "collector: 110 would be sent, 90 sent before, 0 not chosen\n";
+    let expect =
+        "collector: 110 would be sent, 90 sent before, 0 not chosen, 0 of other upstreams\n";
     assert_eq!((code, survey.as_str()), (0, expect));
     assert_eq!(place.send(&[], &[&renamed]), (0, said(110, 0, 0, 90, 0), String::new()));
     assert_eq!(arrived(&backend), (0..200).collect::<Vec<_>>());
@@ -274,6 +275,30 @@ fn refused_events_become_dead_letters_and_are_not_sent_again() {
     assert_eq!(dead("replay"), "collector: 20 delivered, 0 refused again, 0 not delivered\n");
     let all: BTreeSet<usize> = arrived(&backend).into_iter().collect();
     assert_eq!((all.len(), arrived(&backend).len()), (100, 100));
+}
+
+#[test]
+fn the_portal_list_says_which_portals_events_are_not_sent_to_an_upstream() {
+    let backend = RUNTIME.block_on(Backend::playing([]));
+    let place = Place::of(&backend, 500);
+    let file = place.file("week.ndjson", &lines(10));
+    let list = place.dir.path().join("portals.toml");
+    let tables =
+        format!("{}[[upstream]]\nname = \"eu\"\nkind = \"file\"\n", http_upstream(&backend, ""));
+    Setup::default().upstreams(&tables).write(place.dir.path());
+    let routed = "portals = [62515]\n[[portal]]\nid = 56043\nupstreams = [\"eu\"]\n";
+    std::fs::write(&list, routed).unwrap();
+    let (code, out, _) = place.send(&["--dry-run"], &[&file]);
+    let expect = "collector: 5 would be sent, 0 sent before, 0 not chosen, 5 of other upstreams\n";
+    assert_eq!((code, out.as_str()), (0, expect));
+    assert_eq!(place.send(&[], &[&file]).0, 0);
+    assert!(backend.events().iter().all(|event| event["portal"] == 62515));
+
+    // A portal that is in no list, such as one that is no Enterprise any more, keeps its events.
+    std::fs::write(&list, "portals = []\n").unwrap();
+    assert_eq!(place.send(&[], &[&file]).1, said(5, 0, 0, 5, 0));
+    std::fs::write(&list, "portals = [0]\n").unwrap();
+    assert_eq!(place.send(&[], &[&file]).0, 2);
 }
 
 #[test]

@@ -30,8 +30,10 @@ pub struct Config {
     pub log: crate::logging::config::Config,
     /// The access log.
     pub access_log: crate::access_log::config::Config,
+    /// The export of metrics.
+    pub otlp: pixelgate::config::Otlp,
     /// The sections of the gate itself.
-    pub gate: pixelgate::ValidConfig,
+    pub gate: pixelgate::config::ValidConfig,
     /// Every key with its value, by which changes are found.
     pub values: keys::Values,
 }
@@ -51,6 +53,7 @@ struct Document {
     admin: pixelgate::config::Admin,
     log: crate::logging::config::Config,
     access_log: crate::access_log::config::Config,
+    otlp: pixelgate::config::Otlp,
 }
 
 /// Why a configuration cannot be used. Displays as `file:line: key: reason`.
@@ -115,7 +118,7 @@ impl Document {
     }
 
     fn validate(self, path: &Path, table: &toml::Table) -> Result<Config, ConfigError> {
-        let Self { edge, admin, log, access_log, .. } = self;
+        let Self { edge, admin, log, access_log, otlp, .. } = self;
         let within = |section: &'static str| {
             move |(key, reason): (&str, String)| {
                 error(path.display(), &format!("{section}.{key}"), reason)
@@ -127,6 +130,10 @@ impl Document {
         check_listeners(&edge, &admin)
             .map_err(|(key, reason)| error(path.display(), &key, reason))?;
         access_log.validate().map_err(within("access_log"))?;
+        let in_otlp = |e: pixelgate::errors::ConfigError| {
+            error(path.display(), &format!("otlp.{}", e.key()), e.reason().to_owned())
+        };
+        otlp.validate().map_err(in_otlp)?;
         let mut gate = pixelgate::Config::default();
         gate.events = self.events;
         gate.portals = self.portals;
@@ -137,7 +144,7 @@ impl Document {
         gate.upstream = self.upstream;
         let gate =
             gate.validate().map_err(|e| error(path.display(), e.key(), e.reason().to_owned()))?;
-        Ok(Config { edge, admin, log, access_log, gate, values: keys::Values::of(table) })
+        Ok(Config { edge, admin, log, access_log, otlp, gate, values: keys::Values::of(table) })
     }
 }
 

@@ -26,6 +26,8 @@ pub struct Counts {
     pub sent_before: u64,
     /// Events that do not match the filter.
     pub unmatched: u64,
+    /// Events of portals whose events go to other upstreams only.
+    pub of_others: u64,
     /// Lines that are not an event. Empty lines are in no count.
     pub malformed: u64,
     /// Where the first [`DAMAGED_NAMED_MAX`] of them are.
@@ -112,6 +114,10 @@ impl<'a, R: BufRead> Input<'a, R> {
         let line = Line { number: self.number, id: event.id };
         if !self.options.filter.matches(&event) {
             counts.unmatched += 1;
+            return Ok(None);
+        }
+        if !self.options.are_meant(&event) {
+            counts.of_others += 1;
             return Ok(None);
         }
         if let Some(progress) = &mut self.progress

@@ -4,10 +4,11 @@ use std::num::NonZeroU32;
 use std::path::PathBuf;
 
 use crate::event::FromWire;
+use crate::policy::portals::Portals;
 use crate::upstream::BatchConfig;
 
 /// The options of a backfill.
-#[derive(Debug, Clone)]
+#[derive(Clone)]
 pub struct Options {
     /// The upstream's name.
     pub upstream: String,
@@ -15,6 +16,8 @@ pub struct Options {
     pub batch: BatchConfig,
     /// Which events are sent.
     pub filter: Filter,
+    /// The portal list, whose `upstreams` say which events are meant for the upstream.
+    pub portals: Portals,
     /// Most events in a second. `None`: as fast as the upstream takes them.
     pub per_second: Option<NonZeroU32>,
     /// The folder of the progress files, which has a folder for each upstream.
@@ -41,6 +44,15 @@ impl Options {
     pub(super) fn limits(&self) -> BatchConfig {
         let paced = self.per_second.map_or(usize::MAX, |events| events.get() as usize);
         BatchConfig { events_max: self.batch.events_max.min(paced), ..self.batch.clone() }
+    }
+}
+
+impl Options {
+    /// Whether the portal's events go to the upstream, as far as the list says now. Which list was
+    /// in force when the event was accepted is not part of its wire form.
+    pub(super) fn are_meant(&self, event: &FromWire) -> bool {
+        let portal = self.portals.judge(event.portal, &event.name);
+        portal.policy.route().is_none_or(|route| route.names().any(|name| name == self.upstream))
     }
 }
 

@@ -84,7 +84,7 @@ pub struct Context<'a> {
     pub dnt: bool,
     /// The browser says that it prefetches the page.
     pub prefetch: bool,
-    /// `Host`, where an upstream sends it on, at most 255 bytes.
+    /// `Host`, where an upstream sends it on, at most 259 bytes.
     pub host: Option<Cow<'a, str>>,
     /// The value of the cookie that `events.utk_cookie` names, at most 255 bytes.
     pub utk: Option<Cow<'a, str>>,

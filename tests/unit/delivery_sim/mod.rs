@@ -3,9 +3,11 @@
 //! stops. The spool's own threads run in real time beside it, on a disk in memory.
 //!
 //! After each step: accepted = delivered + dead + lost + pending; no event comes twice but by a
-//! rule; no attempt begins within a pause; no event is attempted without end in a minute; the state
-//! is not `ok` while an event waits for nothing; a stop cuts off no attempt before its time.
-//! At the end every event has ended, those that the upstreams never take as dead letters.
+//! rule; no attempt begins within a pause; no event waits long for its first attempt while its
+//! upstream works, whatever fails beside it; the lag is that of the oldest; no event is attempted
+//! without end in a minute; the state is not `ok` while an event waits for nothing; a stop cuts
+//! off no attempt before its time. At the end every event has ended, those that the upstreams
+//! never take as dead letters.
 //!
 //! `PIXELGATE_TEST_SEEDS=10000` runs more seeds, `PIXELGATE_TEST_SEED=7` one. A failure names its
 //! seed; a seed that has found a defect is kept in [`FOUND`].
@@ -39,6 +41,9 @@ const SEEDS: u64 = 100;
 const STEPS: u64 = 40;
 const BASE_MS: u64 = 1_750_000_000_000;
 const NAMES: [&str; 2] = ["a", "b"];
+/// An upstream that works, and neither stalls nor asks for pauses, is sent each event within this
+/// time, whatever else it refuses.
+const FIRST_ATTEMPT_MAX: Duration = Duration::from_secs(20 * 60);
 /// So long after the upstreams work, each event has ended.
 const SETTLE: Duration = Duration::from_secs(4 * 3600);
 
@@ -74,6 +79,8 @@ struct World {
     attempts_max: u32,
     process: Option<Process>,
     accepted: u64,
+    /// When each event was accepted, by its number less 1.
+    accepted_at: Vec<Instant>,
     seed: u64,
 }
 
@@ -122,6 +129,7 @@ impl World {
             attempts_max: 2 + random.below(4) as u32,
             process: None,
             accepted: 0,
+            accepted_at: Vec::new(),
             random,
             seed,
         }
@@ -170,6 +178,7 @@ impl World {
         let mut commits = Vec::new();
         for _ in 0..count {
             self.accepted += 1;
+            self.accepted_at.push(Instant::now());
             let (mut record, number) = (Vec::new(), self.accepted.to_string());
             let event = Event {
                 portal: 1 + self.accepted % 7,
@@ -228,7 +237,35 @@ impl World {
             let ended = counts.delivered + counts.dead;
             assert_eq!(counts.accepted, ended + counts.pending, "{counts:?}");
             assert_eq!((counts.accepted, counts.lost), (self.accepted, 0), "{counts:?}");
+            let is_quick = upstream.script.stalls == 0 && upstream.script.pauses == 0;
+            if is_quick && state.works_for() > FIRST_ATTEMPT_MAX {
+                let is_old = |at: &&Instant| at.elapsed() > FIRST_ATTEMPT_MAX;
+                let old = self.accepted_at.iter().take_while(is_old).count() as u64;
+                let waits = (1..=old).find(|event| !state.attempted_ever.contains(event));
+                assert_eq!(waits, None, "never attempted, {}", self.describe());
+            }
             assert!(counts.delivered <= state.taken.len() as u64, "{counts:?}");
+        }
+    }
+
+    /// The lag is at least the age of the oldest event that was not taken, less the second between
+    /// two updates. An upstream with dead letters, which it did not take, is left out.
+    fn check_lag(&self) {
+        let process = self.process.as_ref().expect("runs");
+        if process.started.elapsed().as_secs() <= 3 {
+            return;
+        }
+        let counts = process.spool.status().upstreams;
+        let all = process.forwarder.status().into_iter().zip(&counts).zip(&self.upstreams);
+        for ((status, counts), upstream) in all {
+            if counts.dead > 0 {
+                continue;
+            }
+            let state = upstream.state.lock();
+            let oldest = (1..=self.accepted).find(|event| !state.taken.contains_key(event));
+            let Some(oldest) = oldest else { continue };
+            let age = self.accepted_at[oldest as usize - 1].elapsed().as_secs();
+            assert!(status.lag_seconds + 3 >= age, "{age} s, {}", self.describe());
         }
     }
 
@@ -266,7 +303,8 @@ impl World {
             1 => self.restart().await,
             2 | 3 => {
                 let at = self.random.below(NAMES.len() as u64) as usize;
-                self.upstreams[at].state.lock().mode = mode(&mut self.random);
+                let mode = mode(&mut self.random);
+                self.upstreams[at].state.lock().set_mode(mode);
             }
             4..8 => sleep(Duration::from_secs(self.random.below(120))).await,
             8..12 => sleep(Duration::from_millis(self.random.below(2_000))).await,
@@ -312,10 +350,11 @@ impl World {
             self.step().await;
             due_now().await;
             self.check();
+            self.check_lag();
             self.check_states().await;
         }
         for upstream in &self.upstreams {
-            upstream.state.lock().mode = Mode::Works;
+            upstream.state.lock().set_mode(Mode::Works);
         }
         let last = self.accepted;
         let began = Instant::now();
@@ -325,6 +364,7 @@ impl World {
             sleep(Duration::from_secs(10)).await;
             due_now().await;
             self.check();
+            self.check_lag();
             self.check_states().await;
         }
         let began = Instant::now();

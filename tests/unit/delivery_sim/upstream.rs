@@ -72,7 +72,11 @@ pub enum Mode {
 
 #[derive(Debug)]
 pub struct State {
-    pub mode: Mode,
+    mode: Mode,
+    /// Since when the upstream works, and the process runs. `None`: it does not work.
+    works_since: Option<Instant>,
+    /// Events that were in an attempt.
+    pub attempted_ever: BTreeSet<u64>,
     random: Random,
     /// How often each event was taken.
     pub taken: BTreeMap<u64, u32>,
@@ -100,6 +104,8 @@ impl Scripted {
     pub fn new(script: Script, random: Random) -> Arc<Scripted> {
         let state = State {
             mode: Mode::Works,
+            works_since: Some(Instant::now()),
+            attempted_ever: BTreeSet::new(),
             random,
             taken: BTreeMap::new(),
             allowed: BTreeMap::new(),
@@ -140,6 +146,7 @@ impl Scripted {
         again.into_iter().for_each(|event| state.allow(event));
         // A new process knows nothing of the waits and of the pause.
         state.attempted.clear();
+        state.works_since = state.works_since.map(|_| Instant::now());
         state.paused_until = None;
     }
 
@@ -188,13 +195,28 @@ impl Scripted {
 const ATTEMPTS_PER_MINUTE_MAX: u32 = 100;
 
 impl State {
+    pub fn set_mode(&mut self, mode: Mode) {
+        self.works_since = match mode {
+            Mode::Works => self.works_since.or(Some(Instant::now())),
+            Mode::Down | Mode::Misconfigured => None,
+        };
+        self.mode = mode;
+    }
+
+    /// How long the upstream has worked, at this process.
+    pub fn works_for(&self) -> Duration {
+        self.works_since.map_or(Duration::ZERO, |since| since.elapsed())
+    }
+
     fn attempt(&mut self, event: u64, now: Instant) {
         let (began, count) = self.attempted.entry(event).or_insert((now, 0));
         if now > *began + Duration::from_secs(60) {
             (*began, *count) = (now, 0);
         }
         *count += 1;
-        if *count > ATTEMPTS_PER_MINUTE_MAX {
+        let count = *count;
+        self.attempted_ever.insert(event);
+        if count > ATTEMPTS_PER_MINUTE_MAX {
             self.broken.push(format!("event {event}: {count} attempts in a minute"));
         }
     }

@@ -90,7 +90,7 @@ fn check(config: &Config) -> Result<String, String> {
     }
     check_folders(config)?;
     let spinner = Progress::spinner("reading the portal list");
-    let checked = pixelgate::check(&config.gate, &config.edge.state_dir);
+    let checked = pixelgate::tools::check(&config.gate, &config.edge.state_dir);
     drop(spinner);
     checked.map_err(|e| with_causes(&e))
 }

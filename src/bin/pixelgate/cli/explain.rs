@@ -1,8 +1,9 @@
 //! `pixelgate explain`: prints the verdict on an event and its reasons on standard output.
 
 use crate::config::Config;
-use pixelgate::tools::{NotAnEvent, explain as explained};
-use pixelgate::{OpenError, PixelGate};
+use pixelgate::PixelGate;
+use pixelgate::errors::{NotAnEvent, OpenError};
+use pixelgate::tools::explain as explained;
 use std::io::Write;
 
 /// Why an event cannot be explained.

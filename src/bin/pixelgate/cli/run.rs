@@ -47,7 +47,7 @@ pub fn run(cli: Cli) -> ExitCode {
         },
         Command::Spool(command) => spool::run(&config, &command),
         Command::Dead(command) => dead::run(&config, &command),
-        Command::Send(arguments) => send::run(&config, &arguments),
+        Command::Send(arguments) => send::run(config, &arguments),
         Command::Probe { page } => probe::run(&config.admin, page),
         // Handled above, because they need no configuration.
         Command::Completions { .. } | Command::Man { .. } | Command::Schema => ExitCode::SUCCESS,

@@ -6,6 +6,7 @@ use super::terminal::{Progress, Unit};
 use crate::causes::with_causes;
 use crate::config::Config;
 use clap::Args;
+use pixelgate::PixelGate;
 use pixelgate::tools::backfill::{self, Backfill, BackfillError, Counts, Filter, Options, Totals};
 use std::fs::File;
 use std::io::{self, BufRead, BufReader, Write};
@@ -59,22 +60,26 @@ struct Files<'a> {
 }
 
 /// Runs the command. A file that cannot be read does not stop the others.
-pub fn run(config: &Config, arguments: &Arguments) -> ExitCode {
+pub fn run(config: Config, arguments: &Arguments) -> ExitCode {
     let name = &arguments.upstream;
     let known = config.gate.upstreams().into_iter().find(|upstream| upstream.name == *name);
     let Some(upstream) = known else {
         return fail(UNUSABLE, format!("--upstream: {name:?} is not configured"));
     };
-    let mut options = options(config, arguments);
+    let (spool, batch) = (config.gate.spool.dir.clone(), config.gate.batch.clone());
+    let mut options = match options(config, arguments) {
+        Ok(options) => options,
+        Err(code) => return code,
+    };
     let files = Files::new(&arguments.files, name);
     if arguments.dry_run {
         return survey(files, &options);
     }
     // An edge that has not run yet has no spool.
-    if let Err(e) = std::fs::create_dir_all(&config.gate.spool.dir) {
-        return fail(NO, format!("{}: {e}", config.gate.spool.dir.display()));
+    if let Err(e) = std::fs::create_dir_all(&spool) {
+        return fail(NO, format!("{}: {e}", spool.display()));
     }
-    match Session::open(&upstream, &config.gate.batch) {
+    match Session::open(&upstream, &batch) {
         Err(why) => fail(UNUSABLE, format!("{name}: {why}")),
         Ok(session) => {
             options.batch = session.batch.clone();
@@ -83,20 +88,28 @@ pub fn run(config: &Config, arguments: &Arguments) -> ExitCode {
     }
 }
 
-fn options(config: &Config, arguments: &Arguments) -> Options {
-    Options {
+fn options(config: Config, arguments: &Arguments) -> Result<Options, ExitCode> {
+    let (sent_dir, dead_dir) = (config.gate.sent_dir(), config.gate.dead_dir());
+    let batch = config.gate.batch.clone();
+    let builder = PixelGate::builder(config.gate).state_dir(&config.edge.state_dir);
+    let gate = builder.gate().map_err(|e| fail(UNUSABLE, with_causes(&e)))?;
+    if let Some(why) = gate.portals().status().refuses_all() {
+        return Err(fail(NO, format!("the portal list, which names upstreams: {why}")));
+    }
+    Ok(Options {
         upstream: arguments.upstream.clone(),
-        batch: config.gate.batch.clone(),
+        batch,
         filter: Filter {
             portal: arguments.portal,
             event: arguments.event.clone(),
             since_ms: arguments.since,
             until_ms: arguments.until,
         },
+        portals: gate.portals().clone(),
         per_second: arguments.per_second,
-        sent_dir: config.gate.sent_dir(),
-        dead_dir: config.gate.dead_dir(),
-    }
+        sent_dir,
+        dead_dir,
+    })
 }
 
 fn survey(mut files: Files<'_>, options: &Options) -> ExitCode {
@@ -110,11 +123,7 @@ fn survey(mut files: Files<'_>, options: &Options) -> ExitCode {
         });
         files.note(path, done);
     }
-    let Counts { picked, sent_before, unmatched, .. } = counts;
-    let line = format!(
-        "{}: {picked} would be sent, {sent_before} sent before, {unmatched} not chosen",
-        options.upstream
-    );
+    let line = format!("{}: {} would be sent, {}", options.upstream, counts.picked, left(&counts));
     files.end(&line, &counts)
 }
 
@@ -146,11 +155,16 @@ fn send(mut files: Files<'_>, options: &Options, session: Session) -> ExitCode {
         files.code = fail(NO, format!("{name}: {why}; {rest}"));
     }
     let line = format!(
-        "{name}: {delivered} delivered, {refused} refused, {undelivered} not delivered, {} sent \
-         before, {} not chosen",
-        counts.sent_before, counts.unmatched
+        "{name}: {delivered} delivered, {refused} refused, {undelivered} not delivered, {}",
+        left(counts)
     );
     files.end(&line, counts)
+}
+
+/// What was left out, in words.
+fn left(counts: &Counts) -> String {
+    let Counts { sent_before, unmatched, of_others, .. } = counts;
+    format!("{sent_before} sent before, {unmatched} not chosen, {of_others} of other upstreams")
 }
 
 impl<'a> Files<'a> {

@@ -3,7 +3,7 @@
 use super::listen;
 use super::origin_url::OriginUrl;
 use bytesize::ByteSize;
-use pixelgate::TrustedProxies;
+use pixelgate::config::TrustedProxies;
 use pixelgate::config::{expand, expanded, expanded_list};
 use pixelgate::http_server::Limits;
 use serde::Deserialize;
@@ -172,11 +172,11 @@ impl Config {
             return Err(("origin_health_path", "is not a path such as \"/health\"".to_owned()));
         }
         self.trust().map_err(|e| match e {
-            pixelgate::TrustError::Network(_) => {
+            pixelgate::errors::TrustError::Network(_) => {
                 let why = "must hold IP addresses and networks such as 10.0.0.0/8 only";
                 ("trusted_proxies", why.to_owned())
             }
-            pixelgate::TrustError::Header(_) => {
+            pixelgate::errors::TrustError::Header(_) => {
                 ("client_ip_header", "is not a header name".to_owned())
             }
         })?;
@@ -254,7 +254,7 @@ impl Config {
     }
 
     /// The proxies that may report the client's address.
-    pub fn trust(&self) -> Result<TrustedProxies, pixelgate::TrustError> {
+    pub fn trust(&self) -> Result<TrustedProxies, pixelgate::errors::TrustError> {
         TrustedProxies::new(&self.trusted_proxies, self.client_ip_header.as_deref())
     }
 

@@ -8,7 +8,7 @@ use super::listen::BindError;
 pub enum EdgeError {
     /// A part of the gate did not open.
     #[error(transparent)]
-    Gate(pixelgate::OpenError),
+    Gate(pixelgate::errors::OpenError),
     /// A listener did not open.
     #[error(transparent)]
     Listen(BindError),
@@ -24,6 +24,10 @@ pub enum EdgeError {
     /// The writer of the access log did not start.
     #[error("the writer of the access log cannot be started")]
     AccessLogThread(#[source] std::io::Error),
+    /// The export of metrics cannot be started.
+    #[cfg(feature = "otlp")]
+    #[error("the export of metrics cannot be started")]
+    Otlp(#[source] pixelgate::errors::ConfigError),
     /// The running process does not hand its sockets over.
     #[error("the running process does not hand over its listening sockets")]
     Upgrade(#[source] std::io::Error),
@@ -35,5 +39,5 @@ pub enum EdgeError {
     Pingora(Box<pingora::Error>),
     /// The gate did not close as it should.
     #[error(transparent)]
-    Close(pixelgate::CloseError),
+    Close(pixelgate::errors::CloseError),
 }

@@ -14,7 +14,7 @@ use pingora::modules::http::HttpModules;
 use pingora::prelude::*;
 use pingora::proxy::{FailToProxy, ProxyWarnLogContext};
 use pingora::{ErrorSource, ErrorType};
-use pixelgate::TrustedProxies;
+use pixelgate::config::TrustedProxies;
 use pixelgate::custom::{AccessLog, AccessRecord, InFlight, InFlightGuard};
 use pixelgate::http_server::Limit;
 use pixelgate::{PixelGate, Verdict};

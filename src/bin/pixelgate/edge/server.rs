@@ -24,6 +24,8 @@ use pingora::protocols::Stream;
 use pingora::server::configuration::ServerConf;
 use pingora::server::{RunArgs, Server};
 use pingora::services::background::{GenBackgroundService, background_service};
+#[cfg(feature = "otlp")]
+use pixelgate::admin_pages::OtlpExport;
 use pixelgate::custom::InFlight;
 use pixelgate::http_server::{
     self, Acceptor, BufferedBytes, Handshake, Server as HttpServer, Socket,
@@ -42,7 +44,10 @@ pub fn run(
     upgrade: bool,
     handlers: Handlers,
 ) -> Result<(), EdgeError> {
-    let crate::config::Config { edge, gate, admin: admin_config, log, access_log, values } = config;
+    let crate::config::Config { edge, gate, admin: admin_config, log, access_log, otlp, values } =
+        config;
+    #[cfg(not(feature = "otlp"))]
+    let _ = otlp;
     std::fs::create_dir_all(&edge.state_dir).map_err(EdgeError::State)?;
     // Sockets first: a second edge on the same port must not touch the spool.
     let mut sockets = Sockets::new(&edge, upgrade)?;
@@ -72,6 +77,10 @@ pub fn run(
     let admin_in_flight = InFlight::default();
     let Pages { sampler, service, token } =
         admin::pages(&gate, &admin_config, log.verdicts, &admin_in_flight, pages, stopped);
+    #[cfg(feature = "otlp")]
+    if let Some(export) = OtlpExport::new(sampler.clone(), &otlp).map_err(EdgeError::Otlp)? {
+        server.add_service(background_service("otlp", export));
+    }
     server.add_service(GenBackgroundService::new("sampler".to_owned(), sampler.clone()));
     server.add_service(service);
     server.add_service(background_service("origins", origins.clone()));
