@@ -390,7 +390,7 @@ impl World {
         self.kill();
         self.now.spool.checkpoint();
         let unread = self.now.spool.status();
-        for upstream in 0..UPSTREAMS.len() {
+        for (upstream, name) in UPSTREAMS.iter().enumerate() {
             let mut idle = 0;
             while idle < 3 {
                 if self.read(upstream, 1_000) == 0 {
@@ -400,9 +400,7 @@ impl World {
                 self.acknowledge(upstream, 0, 1);
             }
             for (event, known) in &self.events {
-                let due = known.told == Told::Yes
-                    && !known.forgiven
-                    && goes_to(known.route, UPSTREAMS[upstream]);
+                let due = known.told == Told::Yes && !known.forgiven && goes_to(known.route, name);
                 let here = self.acknowledged[upstream].contains(event);
                 assert!(here || !due, "event {event} was answered and is not there: {known:?}");
             }
