@@ -9,7 +9,7 @@ use crate::delivery;
 use crate::delivery::threads::Delivery;
 use crate::delivery::{Meters, Route};
 use crate::event::{self, Event, Rules};
-use crate::plugin::{GateState, PixelGate, PrebuiltResponse};
+use crate::plugin::{GateState, PixelGate, PrebuiltResponse, ReloadState, Settings};
 use crate::policy::gate::Gate;
 use crate::policy::inspect::{Addition, Inspector, Refusal};
 use crate::policy::portals;
@@ -24,11 +24,14 @@ use crate::telemetry::event_samples::EventSamples;
 use crate::telemetry::faults::Faults;
 use crate::telemetry::in_flight::InFlight;
 use crate::telemetry::metrics::Metrics;
-use crate::upstream::{self, BatchConfig, Upstream};
+use crate::upstream::{self, BatchConfig, Replaceable, Upstream};
+use arc_swap::ArcSwap;
 use bytes::Bytes;
+use parking_lot::Mutex;
 use prometheus::Registry;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64};
 use tokio::runtime::Handle;
 
 /// The folder of the dead letters, below the spool's own.
@@ -324,15 +327,14 @@ impl Builder {
     /// moved to quarantine and counted.
     pub fn open(self) -> Result<PixelGate, OpenError> {
         let config = self.config?;
+        let is_hosts_list = self.portals.is_some();
         let list = config.list(&self.own);
         let portals = open_portals(&list, self.portals, &self.state_dir, &self.clock)?;
         let metrics =
             Metrics::register(self.registry, self.name.as_deref()).map_err(OpenError::Metrics)?;
         let faults = Faults::new(self.clock.clone(), metrics.faults.clone());
-        let answers =
-            Answers::build(&config.response, &config.events.methods, PrebuiltResponse::new)
-                .map_err(OpenError::Answers)?;
-        let routes = destinations(&config, &self.own)?;
+        let upstreams = build_all(config.configured(&self.own), &faults)?;
+        let routes = destinations(&config, &upstreams, &self.own)?;
         let names: Vec<String> = routes.iter().map(|(name, ..)| name.clone()).collect();
         let env = Env {
             clock: self.clock.clone(),
@@ -362,32 +364,62 @@ impl Builder {
         let routes = routes.into_iter().filter_map(route).collect();
         let delivery = Delivery::start(routes, options, portals.clone(), self.runtime.as_ref())
             .map_err(OpenError::Threads)?;
-        let trusted = self.trusted;
-        let (response, methods) = (config.response.clone(), config.events.methods.clone());
-        let upstreams = config.upstream.clone();
-        let path = Bytes::from(config.events.path.clone());
         let is_durable = config.spool.durability != Durability::Memory;
+        let list = Some((config.portals.clone(), config.privacy)).filter(|_| !is_hosts_list);
+        let reload = ReloadState {
+            state_dir: self.state_dir,
+            inspector: self.inspector.clone(),
+            portals: Mutex::new(list),
+            upstreams,
+        };
+        let settings = config.into_settings(portals, self.clock.clone(), self.inspector)?;
         Ok(PixelGate::from_state(GateState {
-            gate: config.into_gate(portals, self.clock.clone(), self.inspector),
+            settings: ArcSwap::from_pointee(settings),
+            reloads: AtomicU64::new(0),
+            draining: AtomicBool::new(false),
             spool,
             is_durable,
             clock: self.clock.clone(),
             metrics,
             faults,
-            event_samples: EventSamples::new(self.clock.clone()),
-            answers,
-            response,
-            path,
-            methods,
-            trusted,
+            event_samples: EventSamples::new(self.clock),
+            trusted: self.trusted,
             delivery,
             in_flight: self.in_flight,
-            upstreams,
+            reload,
         }))
     }
 }
 
 impl ValidConfig {
+    /// The upstreams in force.
+    pub(crate) fn destinations(&self) -> &[upstream::ValidConfig] {
+        &self.destinations
+    }
+
+    /// The portal list's configuration, with the names of the upstreams that its rules may name.
+    pub(crate) fn list_for(&self, upstreams: Vec<String>) -> portals::ValidConfig {
+        self.list.clone().bounded(Bounds { upstreams, privacy: self.privacy })
+    }
+
+    /// What a request uses of this configuration.
+    pub(crate) fn into_settings(
+        self,
+        portals: Portals,
+        clock: Arc<dyn Clock>,
+        inspector: Option<Inspector>,
+    ) -> Result<Settings, OpenError> {
+        let answers = Answers::build(&self.response, &self.events.methods, PrebuiltResponse::new)
+            .map_err(OpenError::Answers)?;
+        Ok(Settings {
+            answers,
+            sends_event_id: self.response.event_id,
+            path: Bytes::from(self.events.path.clone()),
+            upstreams: self.upstream.clone(),
+            gate: Arc::new(self.into_gate(portals, clock, inspector)),
+        })
+    }
+
     /// The configured upstreams. The embedded default is none of them where a host brings its own:
     /// such a host needs no files.
     fn configured(&self, own: &[(String, Arc<dyn Upstream>)]) -> &[upstream::ValidConfig] {
@@ -401,7 +433,7 @@ impl ValidConfig {
     fn list(&self, own: &[(String, Arc<dyn Upstream>)]) -> portals::ValidConfig {
         let configured = self.configured(own).iter().map(|upstream| upstream.name.clone());
         let upstreams = configured.chain(own.iter().map(|(name, _)| name.clone())).collect();
-        self.list.clone().bounded(Bounds { upstreams, privacy: self.privacy })
+        self.list_for(upstreams)
     }
 
     fn into_gate(
@@ -429,14 +461,25 @@ fn open_portals(
     portals.map_err(OpenError::Portals)
 }
 
+/// These upstreams, running.
+fn build_all(
+    upstreams: &[upstream::ValidConfig],
+    faults: &Faults,
+) -> Result<Vec<Replaceable>, ConfigError> {
+    let build =
+        |upstream: &upstream::ValidConfig| Replaceable::build(upstream.clone(), faults.clone());
+    upstreams.iter().map(build).collect()
+}
+
 /// Every upstream, configured or the host's own, with its name and its batches.
 fn destinations(
     config: &ValidConfig,
+    configured: &[Replaceable],
     own: &[(String, Arc<dyn Upstream>)],
 ) -> Result<Vec<Destination>, ConfigError> {
     let mut all = Vec::new();
-    for upstream in config.configured(own) {
-        let built = upstream.build()?;
+    for (upstream, running) in config.configured(own).iter().zip(configured) {
+        let built: Arc<dyn Upstream> = Arc::new(running.clone());
         let batch = upstream.batch.over(&config.batch);
         all.push((upstream.name.clone(), built, batch, upstream.attempts_max));
     }

@@ -84,9 +84,13 @@ mod event;
 mod explain;
 mod file_lock;
 mod file_stamp;
+mod pem;
 mod plugin;
 mod policy;
+#[cfg(feature = "http")]
+mod proxy;
 mod regular_file;
+mod reload;
 mod request;
 mod response;
 #[cfg(feature = "server")]
@@ -98,6 +102,7 @@ mod upstream;
 pub use builder::{Builder, Config};
 pub use event::{Event, EventId, Reason, Rejection};
 pub use plugin::{PixelGate, Verdict};
+pub use reload::Reload;
 #[cfg(feature = "server")]
 pub use server::{Limits, Server};
 pub use upstream::{Batch, Outcome, Upstream};
@@ -191,8 +196,8 @@ pub mod custom {
 #[cfg(feature = "server")]
 pub mod http_server {
     pub use crate::server::{
-        Acceptor, BufferedBytes, Handshake, Limits, Listener, OriginConnector, Proxy, Server,
-        Socket, proxy,
+        Acceptor, BufferedBytes, Handshake, Limits, LimitsHandle, Listener, OriginConnector,
+        OriginTransport, Proxy, Server, Socket, proxy, proxy_with,
     };
     pub use crate::telemetry::metrics::Limit;
 }
@@ -202,8 +207,9 @@ pub mod http_server {
 pub mod admin_pages {
     #[cfg(feature = "otlp")]
     pub use crate::admin::OtlpExport;
-    pub use crate::admin::{Admin, Sampler, VERDICT_TARGET};
+    pub use crate::admin::{Admin, Sampler, TokenHandle, VERDICT_TARGET};
     pub use crate::telemetry::event_samples::SAMPLES_PER_SECOND_MAX;
+    pub use crate::telemetry::faults::FaultKind;
 }
 
 /// Parts for command-line tools: `check`, `explain`, the spool, its dead letters, backfill, metrics,
@@ -216,6 +222,7 @@ pub mod tools {
     pub use crate::event::{Record, escape_hidden};
     pub use crate::explain::{Explanation, Section, explain};
     pub use crate::file_stamp::FileStamp;
+    pub use crate::pem::{ENCRYPTED as ENCRYPTED_KEY, is_encrypted};
     pub use crate::regular_file::read as read_regular_file;
     pub use crate::spool::recovery::{forget, inspect};
     pub use crate::telemetry::log_throttle::LogThrottle;

@@ -9,6 +9,8 @@
 pub(crate) mod access;
 mod body;
 mod event_response;
+#[cfg(feature = "server")]
+mod fast_response;
 mod verdict;
 
 use crate::clock::Clock;
@@ -17,13 +19,15 @@ use crate::delivery::threads::Delivery;
 use crate::event::{Context, Event, EventId, Reason, Rejection};
 use crate::explain::{Explanation, NotAnEvent, explain};
 use crate::policy::gate::{AcceptedEvent, Decision, EventRequest, Gate};
+use crate::policy::inspect::Inspector;
+use crate::policy::portals;
 use crate::policy::portals::{Format, OpenError as PortalsError};
+use crate::policy::privacy;
 use crate::request::client::TrustedProxies;
 use crate::request::context::context;
 use crate::request::path::Reading;
 use crate::request::target::Target;
 use crate::request::trace::trace_id;
-use crate::response::answers;
 use crate::response::answers::{Answer, Answers, wants_image};
 use crate::response::title_case::title_case;
 use crate::spool::{CloseError, Commit, Overloaded, Spool};
@@ -32,15 +36,24 @@ use crate::telemetry::faults::Faults;
 use crate::telemetry::in_flight::InFlight;
 use crate::telemetry::metrics::{Limit, Metrics};
 use crate::upstream;
+use crate::upstream::Replaceable;
 use access::AccessRecord;
+use arc_swap::ArcSwap;
 use bytes::Bytes;
 use http::{Method, Version, header};
+use parking_lot::Mutex;
 use pingora::http::ResponseHeader;
 use pingora::protocols::http::ServerSession;
 use pingora::proxy::Session;
+use std::path::PathBuf;
 use std::sync::Arc;
+use std::sync::atomic::Ordering::{Acquire, Release};
+use std::sync::atomic::{AtomicBool, AtomicU64};
 use std::time::{Duration, Instant};
 use tokio::sync::oneshot;
+
+#[cfg(feature = "server")]
+use fast_response::FastResponse;
 
 pub(crate) use event_response::{AcceptedParts, EventResponse};
 pub use verdict::Verdict;
@@ -55,9 +68,26 @@ pub struct PixelGate {
     state: Arc<GateState>,
 }
 
+/// What a reload replaces, all at once: a request uses one of these from its first check to its
+/// answer.
+pub(crate) struct Settings {
+    pub gate: Arc<Gate>,
+    pub answers: Answers<PrebuiltResponse>,
+    /// Whether `X-Event-Id` is sent (`response.event_id`).
+    pub sends_event_id: bool,
+    /// The event path (`events.path`), for access logs.
+    pub path: Bytes,
+    /// The configured upstreams, for `explain`.
+    pub upstreams: Vec<upstream::Config>,
+}
+
 /// Everything that the clones of a [`PixelGate`] share.
 pub(crate) struct GateState {
-    pub gate: Gate,
+    pub settings: ArcSwap<Settings>,
+    /// How often something was reloaded since the gate was opened.
+    pub reloads: AtomicU64,
+    /// Whether the host is about to stop.
+    pub draining: AtomicBool,
     pub spool: Spool,
     /// Whether an accepted event is on disk before its answer: not with `memory`.
     pub is_durable: bool,
@@ -66,25 +96,31 @@ pub(crate) struct GateState {
     /// Where every room raises its faults.
     pub faults: Faults,
     pub event_samples: EventSamples,
-    pub answers: Answers<PrebuiltResponse>,
-    /// The `[response]` section, from which `server` builds the same answers as bytes.
-    pub response: answers::Config,
-    /// The event path (`events.path`), for access logs.
-    pub path: Bytes,
-    /// The methods of `events.methods`, which those answers name.
-    pub methods: Vec<String>,
     pub trusted: TrustedProxies,
     pub delivery: Delivery,
     /// In-flight counters. `None`: every group waits the full linger.
     pub in_flight: Option<InFlight>,
-    /// The configured upstreams, for `explain`.
-    pub upstreams: Vec<upstream::Config>,
+    /// What a reload builds on.
+    pub reload: ReloadState,
 }
 
-/// An answer as the header and body that Pingora sends.
+/// What a reload builds on: what it may not change, and the handles by which it changes the rest.
+pub(crate) struct ReloadState {
+    pub state_dir: PathBuf,
+    pub inspector: Option<Inspector>,
+    /// The `[portals]` in force, and the `[privacy]` that its rules fit. `None`: the host brings the
+    /// list.
+    pub portals: Mutex<Option<(portals::Config, privacy::Config)>>,
+    /// The configured upstreams, running.
+    pub upstreams: Vec<Replaceable>,
+}
+
+/// An answer as the header and body that Pingora sends, and as the bytes that the fast path sends.
 pub(crate) struct PrebuiltResponse {
     header: ResponseHeader,
     body: Bytes,
+    #[cfg(feature = "server")]
+    pub bytes: FastResponse,
 }
 
 /// What is left to do after an event request was judged.
@@ -168,10 +204,11 @@ impl PixelGate {
         mut record: Option<&mut AccessRecord>,
         note: impl FnOnce(&Event<'_>),
     ) -> pingora::Result<Handled> {
+        let settings = self.settings();
         let target = Target::split(session.req_header().raw_path());
-        let reading = self.state.gate.read(target.path);
+        let reading = settings.gate.read(target.path);
         if let Some(record) = record.as_deref_mut() {
-            self.describe(session, reading, record);
+            self.describe(&settings, session, reading, record);
         }
         if reading == Reading::Other {
             return Ok(Handled::Other);
@@ -180,7 +217,7 @@ impl PixelGate {
         let mut form = Vec::new();
         if !session.is_body_done() {
             let takes_form =
-                self.state.gate.rules().judges_post() && body::is_form(session.req_header());
+                settings.gate.rules().judges_post() && body::is_form(session.req_header());
             let Ok(body) = body::read(session, takes_form).await else {
                 self.refuse_body(session).await;
                 note_response(&mut record, None);
@@ -191,10 +228,11 @@ impl PixelGate {
             }
             form = body.form;
         }
-        let mut step = self.judge_session(session, reading, &form, record.as_deref_mut(), note);
+        let mut step =
+            self.judge_session(&settings, session, reading, &form, record.as_deref_mut(), note);
         let response = self.finish(&mut step).await;
         note_response(&mut record, Some(response));
-        self.answer(session, response).await?;
+        answer(&settings, session, response).await?;
         Ok(Handled::Answered(response))
     }
 
@@ -202,6 +240,7 @@ impl PixelGate {
     /// those of the query.
     fn judge_session(
         &self,
+        settings: &Settings,
         session: &ServerSession,
         reading: Reading,
         form: &[u8],
@@ -215,28 +254,34 @@ impl PixelGate {
             method: &request.method,
             reading,
             query: if form.is_empty() { query } else { &joined },
-            context: self.context_of(session),
+            context: self.context_of(settings, session),
         };
-        self.judge(request, record, note)
+        self.judge(settings, request, record, note)
     }
 
-    fn context_of<'s>(&'s self, session: &'s ServerSession) -> Context<'s> {
+    fn context_of<'s>(&'s self, settings: &'s Settings, session: &'s ServerSession) -> Context<'s> {
         let peer = session.client_addr().and_then(|a| a.as_inet()).map(|a| a.ip());
-        let names = self.state.gate.rules().context_names();
+        let names = settings.gate.rules().context_names();
         context(&session.req_header().headers, peer, &self.state.trusted, names)
     }
 
     /// Notes what is known of a request before it is judged or passed on.
-    fn describe(&self, session: &ServerSession, reading: Reading, record: &mut AccessRecord) {
+    fn describe(
+        &self,
+        settings: &Settings,
+        session: &ServerSession,
+        reading: Reading,
+        record: &mut AccessRecord,
+    ) {
         let request = session.req_header();
         record.method = Some(request.method.clone());
         record.version = request.version;
         record.path = Some(match reading {
             Reading::Other => Bytes::copy_from_slice(Target::split(request.raw_path()).path),
-            Reading::Event | Reading::Unknown => self.state.path.clone(),
+            Reading::Event | Reading::Unknown => settings.path.clone(),
         });
         record.trace_id = trace_id(&request.headers);
-        record.note_visitor(&self.state.gate.reduced(self.context_of(session)));
+        record.note_visitor(&settings.gate.reduced(self.context_of(settings, session)));
     }
 
     /// Answers 400 to a request whose body is broken or cut. The connection closes, because the end
@@ -258,18 +303,19 @@ impl PixelGate {
     /// visitor.
     pub(crate) fn judge(
         &self,
+        settings: &Settings,
         request: EventRequest<'_>,
         record: Option<&mut AccessRecord>,
         note: impl FnOnce(&Event<'_>),
     ) -> NextStep {
-        let state = &*self.state;
+        let (state, gate) = (&*self.state, &settings.gate);
         let query = request.query;
         let reject = |rejection: Rejection, portal: u64| {
-            state.event_samples.rejected(rejection.reason, query, state.gate.rules());
+            state.event_samples.rejected(rejection.reason, query, gate.rules());
             NextStep::Respond(EventResponse::Rejected(rejection, portal))
         };
         let mut accepted = AcceptedEvent::blank();
-        let decision = state.gate.judge(request, &mut accepted);
+        let decision = gate.judge(request, &mut accepted);
         note(&accepted.event);
         let portal = accepted.event.portal;
         match decision {
@@ -288,7 +334,7 @@ impl PixelGate {
             state.metrics.count_dry_run_refusal(reason);
         }
         let mut event_id = EventId::default();
-        let encode = |out: &mut Vec<u8>| event_id = state.gate.encode(&accepted, out);
+        let encode = |out: &mut Vec<u8>| event_id = gate.encode(&accepted, out);
         match state.spool.append(encode) {
             Ok(commit) => {
                 if state.in_flight.as_ref().is_some_and(InFlight::all_connections_wait) {
@@ -333,39 +379,6 @@ impl PixelGate {
         response
     }
 
-    async fn answer(
-        &self,
-        session: &mut ServerSession,
-        response: EventResponse,
-    ) -> pingora::Result<()> {
-        let accept = session.get_header(header::ACCEPT).map(|value| value.as_bytes());
-        let prebuilt = response.pick(&self.state.answers, wants_image(accept));
-        let mut header = Box::new(if session.req_header().version == Version::HTTP_2 {
-            // HTTP/2 sends all names in lower case, so their HTTP/1 spelling is not copied.
-            ResponseHeader::from(prebuilt.header.as_owned_parts())
-        } else {
-            prebuilt.header.clone()
-        });
-        let own = response.own_lines(self.state.response.event_id);
-        if let Some(seconds) = own.retry_after_seconds
-            && header.headers.contains_key(header::RETRY_AFTER)
-        {
-            header.insert_header(header::RETRY_AFTER, seconds)?;
-        }
-        let mut added = Ok(());
-        own.put_accepted(|name, value| {
-            if added.is_ok() {
-                added = header.insert_header(name, value);
-            }
-        });
-        added?;
-        session.write_response_header(header).await?;
-        if !prebuilt.body.is_empty() && session.req_header().method != Method::HEAD {
-            session.write_response_body(prebuilt.body.clone(), true).await?;
-        }
-        Ok(())
-    }
-
     pub(crate) fn state(&self) -> &GateState {
         &self.state
     }
@@ -387,12 +400,29 @@ impl PixelGate {
     ///
     /// The path is not below `events.path`.
     pub fn explain<'t>(&self, text: &'t str) -> Result<Explanation<'t>, NotAnEvent> {
-        explain(&self.state.gate, &self.state.upstreams, text)
+        let settings = self.settings();
+        explain(&settings.gate, &settings.upstreams, text)
     }
 
     /// The judge. Asking it counts and stores nothing.
-    pub fn gate(&self) -> &Gate {
-        &self.state.gate
+    pub fn gate(&self) -> Arc<Gate> {
+        Arc::clone(&self.state.settings.load().gate)
+    }
+
+    /// What is in force for a request that begins now.
+    pub(crate) fn settings(&self) -> Arc<Settings> {
+        self.state.settings.load_full()
+    }
+
+    /// How often something was reloaded since the gate was opened. Read it before what was
+    /// reloaded.
+    pub(crate) fn reloads(&self) -> u64 {
+        self.state.reloads.load(Acquire)
+    }
+
+    /// Counts a reload. Call it after what was reloaded is in place.
+    pub(crate) fn count_reload(&self) {
+        self.state.reloads.fetch_add(1, Release);
     }
 
     /// The gate's counters and gauges (SPEC 8).
@@ -424,7 +454,7 @@ impl PixelGate {
 
     /// Asks for the portal list to be read again now, as SIGHUP does. Does not wait for it.
     pub fn reload_portals(&self) {
-        self.state.gate.portals().reload();
+        self.state.settings.load().gate.portals().reload();
     }
 
     /// Puts a host's portal list in force (see [`Builder::portals`](crate::Builder::portals)), as a
@@ -436,7 +466,18 @@ impl PixelGate {
     /// The text is not a list of this format, which the status shows as a failed refresh, or the
     /// gate was opened without a list of the host's. The list in force stays.
     pub fn put_portals(&self, list: &str, format: Format) -> Result<(), PortalsError> {
-        self.state.gate.portals().put(list, format)
+        self.gate().portals().put(list, format)
+    }
+
+    /// Makes `/readyz` answer 503 from now on, because the host is about to stop: balancers then
+    /// send their requests elsewhere. Events are accepted as before.
+    pub fn drain(&self) {
+        self.state.draining.store(true, Release);
+    }
+
+    /// Whether the host is about to stop: see [`PixelGate::drain`].
+    pub fn is_draining(&self) -> bool {
+        self.state.draining.load(Acquire)
     }
 
     /// Stops delivery and makes every enqueued event durable, within `limit`: attempts under way
@@ -477,6 +518,40 @@ impl PixelGate {
     }
 }
 
+/// Sends the prebuilt answer.
+async fn answer(
+    settings: &Settings,
+    session: &mut ServerSession,
+    response: EventResponse,
+) -> pingora::Result<()> {
+    let accept = session.get_header(header::ACCEPT).map(|value| value.as_bytes());
+    let prebuilt = response.pick(&settings.answers, wants_image(accept));
+    let mut header = Box::new(if session.req_header().version == Version::HTTP_2 {
+        // HTTP/2 sends all names in lower case, so their HTTP/1 spelling is not copied.
+        ResponseHeader::from(prebuilt.header.as_owned_parts())
+    } else {
+        prebuilt.header.clone()
+    });
+    let own = response.own_lines(settings.sends_event_id);
+    if let Some(seconds) = own.retry_after_seconds
+        && header.headers.contains_key(header::RETRY_AFTER)
+    {
+        header.insert_header(header::RETRY_AFTER, seconds)?;
+    }
+    let mut added = Ok(());
+    own.put_accepted(|name, value| {
+        if added.is_ok() {
+            added = header.insert_header(name, value);
+        }
+    });
+    added?;
+    session.write_response_header(header).await?;
+    if !prebuilt.body.is_empty() && session.req_header().method != Method::HEAD {
+        session.write_response_body(prebuilt.body.clone(), true).await?;
+    }
+    Ok(())
+}
+
 fn note_response(record: &mut Option<&mut AccessRecord>, response: Option<EventResponse>) {
     if let Some(record) = record {
         record.verdict = Some(Verdict::of(response));
@@ -487,11 +562,18 @@ impl PrebuiltResponse {
     /// Turns an answer into Pingora's form. Does not fail for an answer of [`Answers`]: their
     /// headers are valid by type and their statuses are literals.
     pub fn new(answer: Answer) -> pingora::Result<Self> {
+        #[cfg(feature = "server")]
+        let bytes = FastResponse::new(&answer);
         let size = answer.headers.len() + SPARE_HEADERS;
         let mut header = ResponseHeader::build(answer.status, Some(size))?;
         for (name, value) in answer.headers {
             header.insert_header(title_case(&name), value)?;
         }
-        Ok(Self { header, body: answer.body })
+        Ok(Self {
+            header,
+            body: answer.body,
+            #[cfg(feature = "server")]
+            bytes,
+        })
     }
 }

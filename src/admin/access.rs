@@ -7,8 +7,10 @@
 //! marks as made by another site.
 
 use crate::env::Secret;
+use arc_swap::{ArcSwap, Guard};
 use http::{HeaderMap, HeaderName, header};
 use std::net::IpAddr;
+use std::sync::Arc;
 
 const SEC_FETCH_SITE: HeaderName = HeaderName::from_static("sec-fetch-site");
 
@@ -27,6 +29,26 @@ pub enum Denied {
 #[derive(Debug, Clone)]
 pub struct Access {
     token: Option<Secret>,
+}
+
+/// The access rule in force, which a reload may replace. A clone is another handle to it.
+#[derive(Clone)]
+pub struct TokenHandle(Arc<ArcSwap<Access>>);
+
+impl TokenHandle {
+    pub(super) fn new(token: Option<Secret>) -> Self {
+        Self(Arc::new(ArcSwap::from_pointee(Access::new(token))))
+    }
+
+    pub(super) fn rule(&self) -> Guard<Arc<Access>> {
+        self.0.load()
+    }
+
+    /// Requires this token from the next request on. `None` only where the listener is on a
+    /// loopback address, as [`Config::validate`](super::Config::validate) demands.
+    pub fn set(&self, token: Option<Secret>) {
+        self.0.store(Arc::new(Access::new(token)));
+    }
 }
 
 impl Access {

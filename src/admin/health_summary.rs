@@ -116,7 +116,9 @@ fn upstream_holds_back(snapshot: &Snapshot) -> Option<HealthSummary> {
     match route.state {
         State::Misconfigured => trouble(
             format!("Upstream {name} refuses every request as it is configured; {wait}."),
-            format!("Last error: {error}. Correct the settings of [[upstream]] {name}.{room}"),
+            format!(
+                "Last error: {error}. Correct [[upstream]] {name}: it takes effect by itself.{room}"
+            ),
         ),
         State::DeadLettersFailing => trouble(
             format!("The dead letters of upstream {name} cannot be written; {wait}."),
@@ -254,6 +256,7 @@ mod tests {
 
     fn snapshot() -> Snapshot {
         Snapshot {
+            draining: false,
             spool: spool::Status {
                 bytes: 0,
                 free_bytes: 1 << 40,

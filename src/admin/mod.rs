@@ -22,6 +22,7 @@ mod status;
 #[cfg(test)]
 mod test_gate;
 
+pub use access::TokenHandle;
 pub use config::{Config, TOKEN_BYTES_MIN};
 pub use connections::{CONNECTIONS_MAX, CONNECTIONS_PER_ADDRESS_MAX};
 pub use history::{PAST_SECONDS, RECENT_EVENTS};

@@ -9,7 +9,7 @@ use super::sampler::Sampler;
 use super::status;
 use crate::config_error::ConfigError;
 use crate::telemetry::faults::FaultKind;
-use crate::upstream::client;
+use crate::upstream::client::{self, Client};
 use async_trait::async_trait;
 use http::{HeaderMap, HeaderValue, header};
 use opentelemetry_proto::tonic::collector::metrics::v1::ExportMetricsServiceRequest;
@@ -32,6 +32,8 @@ use url::Url;
 
 /// Longest time of one export, in seconds.
 const EXPORT_SECONDS_MAX: u64 = 10;
+/// Longest use of a connection, in seconds: the default of upstreams.
+const CONNECTION_SECONDS_MAX: u64 = 300;
 const CONTENT_TYPE: HeaderValue = HeaderValue::from_static("application/x-protobuf");
 /// The fault's advice.
 const ADVICE: &str = "Look at the collector and at otlp.endpoint and otlp.headers. No metric is \
@@ -40,7 +42,7 @@ const ADVICE: &str = "Look at the collector and at otlp.endpoint and otlp.header
 /// See the module. Runs as a service of Pingora.
 pub struct OtlpExport {
     sampler: Arc<Sampler>,
-    client: reqwest::Client,
+    client: Client,
     url: Url,
     headers: HeaderMap,
     interval: Duration,
@@ -61,13 +63,16 @@ impl OtlpExport {
             timeout_seconds: EXPORT_SECONDS_MAX,
             connections: 1,
             idle_seconds: 2 * config.interval_seconds,
+            connection_seconds_max: CONNECTION_SECONDS_MAX,
             http1_only: false,
+            proxy: None,
+            has_credentials: !config.headers.is_empty(),
         };
         let mut headers = config.header_map()?;
         headers.insert(header::CONTENT_TYPE, CONTENT_TYPE);
         Ok(Some(Self {
             sampler,
-            client: client::build(&url, &setup, &Default::default())?,
+            client: Client::build(&url, setup, &Default::default())?,
             url,
             headers,
             interval: Duration::from_secs(config.interval_seconds),

@@ -4,7 +4,8 @@
 //! `portals.stale_seconds_max`, and while the spool refuses records (SPEC 5 and 6). A list that
 //! cannot be refreshed is a fault and leaves the edge ready, because the last good list stays in
 //! force and every other edge would fail with it. So does an upstream that is down, because its
-//! events wait in the spool.
+//! events wait in the spool. An edge that is about to stop is unready, too, while it still accepts
+//! events (`edge.drain_seconds`).
 
 use super::snapshot::Snapshot;
 use crate::plugin::PixelGate;
@@ -58,12 +59,15 @@ fn unread(portals: &portals::Status) -> String {
 
 /// Whether `/readyz` answers 200.
 pub fn is_ready(snapshot: &Snapshot) -> bool {
-    snapshot.portals.refuses_all().is_none() && snapshot.spool.failing.is_none()
+    let refuses = snapshot.portals.refuses_all().is_some() || snapshot.spool.failing.is_some();
+    !refuses && !snapshot.draining
 }
 
 /// The text of `/readyz`: whether the edge is ready, and its faults.
 pub fn text(snapshot: &Snapshot) -> String {
     let named = snapshot.faults.iter().filter(|fault| NAMED.contains(&fault.what));
-    let ready = is_ready(snapshot).then_some("ready").into_iter();
-    ready.chain(named.map(|fault| fault.text.as_str())).map(|line| format!("{line}\n")).collect()
+    let ready = is_ready(snapshot).then_some("ready");
+    let draining = snapshot.draining.then_some("draining: this edge is about to stop");
+    let first = ready.or(draining).into_iter();
+    first.chain(named.map(|fault| fault.text.as_str())).map(|line| format!("{line}\n")).collect()
 }

@@ -16,6 +16,7 @@ use parking_lot::{Mutex, MutexGuard};
 use pingora::server::ShutdownWatch;
 use pingora::services::background::BackgroundService;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, Ordering::Relaxed};
 use std::time::{Duration, Instant};
 use tokio::sync::watch;
 use tokio::time::MissedTickBehavior;
@@ -32,7 +33,7 @@ pub const VERDICT_TARGET: &str = "pixelgate::verdict";
 pub struct Sampler {
     gate: PixelGate,
     started: Instant,
-    verdicts_per_second: u32,
+    verdicts_per_second: AtomicU32,
     history: Mutex<History>,
     snapshots: watch::Sender<Arc<Snapshot>>,
 }
@@ -51,7 +52,14 @@ impl Sampler {
         history.push_second(before);
         let first = snapshot(&gate, started, &history);
         let snapshots = watch::Sender::new(Arc::new(first));
+        let verdicts_per_second = AtomicU32::new(verdicts_per_second);
         Self { gate, started, verdicts_per_second, history: Mutex::new(history), snapshots }
+    }
+
+    /// Logs at most so many accepted and as many rejected events a second from now on, as
+    /// [`Sampler::new`] says.
+    pub fn set_verdicts(&self, per_second: u32) {
+        self.verdicts_per_second.store(per_second.min(SAMPLES_PER_SECOND_MAX), Relaxed);
     }
 
     pub(super) fn gate(&self) -> &PixelGate {
@@ -75,8 +83,9 @@ impl Sampler {
     /// Adds the samples and counters of the last second to the history, and publishes a snapshot.
     fn tick(&self) {
         let samples = self.gate.event_samples().drain();
-        open_slots(&self.gate, self.verdicts_per_second);
-        self.log_verdicts(&samples);
+        let verdicts = self.verdicts_per_second.load(Relaxed);
+        open_slots(&self.gate, verdicts);
+        Self::log_verdicts(&samples, verdicts as usize);
         readiness::note_faults(&self.gate);
         let second = second(&self.gate);
         let mut history = self.history();
@@ -92,11 +101,12 @@ impl Sampler {
         }
     }
 
-    /// Logs single verdicts: portal, verdict and reason, as `[log]` documents, and nothing else.
-    fn log_verdicts(&self, samples: &[EventSample]) {
+    /// Logs `most` single verdicts of each kind: portal, verdict and reason, as `[log]` documents,
+    /// and nothing else.
+    fn log_verdicts(samples: &[EventSample], most: usize) {
         for rejected in [false, true] {
             let of_kind = samples.iter().filter(|sample| sample.rejected.is_some() == rejected);
-            for sample in of_kind.take(self.verdicts_per_second as usize) {
+            for sample in of_kind.take(most) {
                 let portal = sample.portal.map_or_else(|| "-".to_owned(), |id| id.to_string());
                 match sample.rejected {
                     None => log::info!(
@@ -148,6 +158,7 @@ fn snapshot(gate: &PixelGate, started: Instant, history: &History) -> Snapshot {
         accepted,
         rejected,
         not_judged: gate.metrics().not_judged(),
+        draining: gate.is_draining(),
         spool: gate.spool().status(),
         spool_bytes_max: gate.spool().bytes_max(),
         portals: gate.gate().portals().status(),

@@ -9,7 +9,7 @@
 //! bodies, the time for a header and the time to take an answer are all limited. A page that reads
 //! too slowly is closed; nothing is buffered for it. A stop ends every stream at once.
 
-use super::access::{Access, Denied};
+use super::access::{Denied, TokenHandle};
 use super::config::Config;
 use super::connections::Connections;
 use super::history::{Second, Span};
@@ -59,7 +59,7 @@ const BODY_SECONDS_MAX: u64 = 10;
 /// The admin pages of one gate: the application of a Pingora service.
 pub struct Admin {
     sampler: Arc<Sampler>,
-    access: Access,
+    access: TokenHandle,
     document: Document,
     connections: Connections,
     streams: Semaphore,
@@ -81,12 +81,17 @@ impl Admin {
     pub fn new(sampler: Arc<Sampler>, config: &Config, in_flight: InFlight) -> Self {
         Self {
             sampler,
-            access: Access::new(config.token.clone()),
+            access: TokenHandle::new(config.token.clone()),
             document: Document::new(),
             connections: Connections::default(),
             streams: Semaphore::new(STREAMS_MAX),
             in_flight,
         }
+    }
+
+    /// Replaces the token while the pages are served.
+    pub fn token_handle(&self) -> TokenHandle {
+        self.access.clone()
     }
 
     /// Answers one request. Returns the connection if it can take another request.
@@ -95,8 +100,8 @@ impl Admin {
         let request = session.req_header();
         let (method, path) = (request.method.clone(), request.uri.path().to_owned());
         let denied = match path.as_str() {
-            "/" => self.access.shell(&request.headers),
-            _ => self.access.data(&request.headers),
+            "/" => self.access.rule().shell(&request.headers),
+            _ => self.access.rule().data(&request.headers),
         };
         let read = matches!(method, Method::GET | Method::HEAD);
         match (path.as_str(), denied) {
@@ -159,7 +164,8 @@ impl Admin {
     /// alone, and is neither logged nor stored.
     fn explain(&self, text: &str) -> Page {
         let gate = self.sampler.gate();
-        let answer = match explain(gate.gate(), &gate.state().upstreams, text) {
+        let settings = gate.settings();
+        let answer = match explain(&settings.gate, &settings.upstreams, text) {
             Ok(explanation) => json!({
                 "verdict": explanation.verdict(),
                 "accepted": explanation.is_accepted(),

@@ -26,6 +26,8 @@ pub struct Snapshot {
     pub rejected: Vec<(Reason, u64)>,
     /// Event requests answered without a verdict (`HEAD`, `OPTIONS`) since start.
     pub not_judged: u64,
+    /// Whether the host is about to stop.
+    pub draining: bool,
     /// The spool.
     pub spool: spool::Status,
     /// The spool's limit (`spool.bytes_max`), in bytes.

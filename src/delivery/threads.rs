@@ -24,6 +24,8 @@ pub(crate) struct Delivery {
     running: Mutex<Vec<Running>>,
     forwarder: Forwarder,
     stop: watch::Sender<bool>,
+    /// The portal policy whose list is watched.
+    portals: watch::Sender<Portals>,
 }
 
 /// A worker, or the watch on the portal list.
@@ -62,12 +64,26 @@ impl Delivery {
     ) -> io::Result<Self> {
         let (stop, stopped) = watch::channel(false);
         let (forwarder, workers) = forwarder::prepare(routes, &options);
-        let mut running = vec![spawn("portals".to_owned(), portals.watch(stopped), runtime)?];
+        let (portals, watched) = watch::channel(portals);
+        let watching = watch_latest(watched, stopped);
+        let mut running = vec![spawn("portals".to_owned(), watching, runtime)?];
         for worker in workers {
             let name = format!("to {}", worker.name());
             running.push(spawn(name, worker.run(), runtime)?);
         }
-        Ok(Self { running: Mutex::new(running), forwarder, stop })
+        Ok(Self { running: Mutex::new(running), forwarder, stop, portals })
+    }
+
+    /// Watches the list of this policy from now on, instead of that of the earlier one. Nothing
+    /// happens where it is the same policy.
+    pub fn watch(&self, portals: &Portals) {
+        self.portals.send_if_modified(|watched| {
+            let is_other = !watched.is_same(portals);
+            if is_other {
+                *watched = portals.clone();
+            }
+            is_other
+        });
     }
 
     pub fn forwarder(&self) -> &Forwarder {
@@ -90,6 +106,18 @@ impl Delivery {
                 }
                 thread::park_timeout(left.min(Duration::from_millis(1)));
             }
+        }
+    }
+}
+
+/// Watches the list of the latest policy until the stop.
+async fn watch_latest(mut portals: watch::Receiver<Portals>, stopped: watch::Receiver<bool>) {
+    loop {
+        let latest = portals.borrow_and_update().clone();
+        tokio::select! {
+            () = latest.watch(stopped.clone()) => return,
+            // The sender lives as long as this task is to run.
+            Ok(()) = portals.changed() => {}
         }
     }
 }

@@ -5,7 +5,6 @@
 //! starts, the task is as small as a wait for the next request, and a handshake has the header
 //! deadline.
 
-use super::connection::Connection;
 use super::connection_limit::Permit;
 use super::service::Server;
 use super::socket::Socket;
@@ -193,12 +192,12 @@ where
     ) {
         let Some(permit) = self.admission.permit() else { return };
         let (server, shutdown) = (self.clone(), shutdown.clone());
-        if tls.is_some() || self.limits().proxy_protocol {
+        if tls.is_some() || self.admission.limits().proxy_protocol {
             tokio::spawn(server.prepare_connection(socket, permit, tls.clone(), shutdown));
             return;
         }
         if let Some(admitted) = self.admission.claim(permit, socket.peer(), BytesMut::new()) {
-            let connection = Connection::new(Box::new(socket), admitted);
+            let connection = self.connection(Box::new(socket), admitted);
             tokio::spawn(server.serve(connection, shutdown));
         }
     }
@@ -216,15 +215,18 @@ where
         let admitted = Box::pin(self.admission.admit(permit, socket.peer(), &mut socket)).await;
         let Some(mut admitted) = admitted else { return };
         let Some(tls) = tls else {
-            return self.serve(Connection::new(Box::new(socket), admitted), shutdown).await;
+            let connection = self.connection(Box::new(socket), admitted);
+            return self.serve(connection, shutdown).await;
         };
         socket.rewind(std::mem::take(&mut admitted.ahead));
-        let handshake = timeout(self.limits().header_timeout, tls.accept(socket));
+        let limit = self.admission.limits().header_timeout;
+        let handshake = timeout(limit, tls.accept(socket));
         let Ok(Ok(stream)) = handshake.await else {
             self.admission.limit_reporter.report(Limit::TlsHandshake);
             return;
         };
-        self.serve_agreed(Connection::new(stream, admitted), shutdown).await;
+        let connection = self.connection(stream, admitted);
+        self.serve_agreed(connection, shutdown).await;
     }
 }
 

@@ -8,6 +8,7 @@ use super::proxy_header;
 use crate::request::client::TrustedProxies;
 use crate::telemetry::in_flight::InFlight;
 use crate::telemetry::metrics::{Limit, Metrics};
+use arc_swap::{ArcSwap, Guard};
 use bytes::BytesMut;
 use pingora::protocols::IO;
 use std::net::IpAddr;
@@ -15,7 +16,8 @@ use std::sync::Arc;
 
 /// Admits the connections of one server.
 pub struct Admission {
-    pub limits: Limits,
+    /// Those in force; a reload replaces them.
+    pub limits: Arc<ArcSwap<Limits>>,
     pub limit_reporter: Arc<LimitReporter>,
     trusted: TrustedProxies,
     connection_limit: Arc<ConnectionLimit>,
@@ -39,12 +41,18 @@ impl Admission {
     ) -> Self {
         let limit_reporter = Arc::new(LimitReporter::new(metrics));
         let connection_limit = Arc::new(ConnectionLimit::new(limit_reporter.clone(), in_flight));
+        let limits = Arc::new(ArcSwap::from_pointee(limits));
         Self { limits, trusted, connection_limit, limit_reporter }
+    }
+
+    /// The limits in force.
+    pub fn limits(&self) -> Guard<Arc<Limits>> {
+        self.limits.load()
     }
 
     /// A permit for a new connection. `None`: the caller closes it without a response.
     pub fn permit(&self) -> Option<Permit> {
-        self.connection_limit.admit(&self.limits)
+        self.connection_limit.admit(&self.limits())
     }
 
     /// Admits a client unless its address has too many connections. Trusted proxies and Unix
@@ -57,7 +65,7 @@ impl Admission {
     ) -> Option<Admitted> {
         let permit = match client {
             Some(address) if !self.trusted.trusts(address) => {
-                permit.claim(address, &self.limits)?
+                permit.claim(address, &self.limits())?
             }
             _ => permit,
         };
@@ -74,10 +82,13 @@ impl Admission {
     ) -> Option<Admitted> {
         let (mut client, mut ahead) = (peer, BytesMut::new());
         if let Some(peer) = peer
-            && self.limits.proxy_protocol
+            && self.limits().proxy_protocol
         {
             let header = match self.trusted.trusts(peer) {
-                true => proxy_header::take(stream, &mut ahead, &self.limits).await,
+                true => {
+                    let limits = self.limits.load_full();
+                    proxy_header::take(stream, &mut ahead, &limits).await
+                }
                 false => None,
             };
             let Some(address) = header else {

@@ -15,7 +15,7 @@ pub struct BufferedBytes(Arc<Count>);
 #[derive(Debug)]
 struct Count {
     held: AtomicUsize,
-    bytes_max: usize,
+    bytes_max: AtomicUsize,
 }
 
 /// A part of the count; given back when dropped.
@@ -28,17 +28,26 @@ pub(crate) struct Reservation {
 impl BufferedBytes {
     /// A count of 0 that is full at `bytes_max` bytes.
     pub fn new(bytes_max: usize) -> Self {
-        Self(Arc::new(Count { held: AtomicUsize::new(0), bytes_max }))
+        Self(Arc::new(Count { held: AtomicUsize::new(0), bytes_max: bytes_max.into() }))
+    }
+
+    /// Makes the count full at `bytes_max` bytes. What is reserved already stays so.
+    pub fn set_max(&self, bytes_max: usize) {
+        self.0.bytes_max.store(bytes_max, Relaxed);
+    }
+
+    fn bytes_max(&self) -> usize {
+        self.0.bytes_max.load(Relaxed)
     }
 
     /// Reserves bytes for a response. `None`: fewer are left.
     pub(crate) fn reserve(&self, bytes: usize) -> Option<Reservation> {
-        self.reserve_within(bytes, self.0.bytes_max)
+        self.reserve_within(bytes, self.bytes_max())
     }
 
     /// Reserves bytes for a larger window, at most half of all: the other half is for responses.
     pub(crate) fn reserve_window(&self, bytes: usize) -> Option<Reservation> {
-        self.reserve_within(bytes, self.0.bytes_max / 2)
+        self.reserve_within(bytes, self.bytes_max() / 2)
     }
 
     fn reserve_within(&self, bytes: usize, bytes_max: usize) -> Option<Reservation> {

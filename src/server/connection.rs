@@ -3,11 +3,13 @@
 use super::admission::Admitted;
 use super::connection_limit::Permit;
 use super::http1::header_check::{empty_lines, end_of_head};
+use super::in_force::InForce;
 use super::limits::Limits;
 use crate::telemetry::metrics::Limit;
 use bytes::{Buf, BytesMut};
 use pingora::protocols::Stream;
 use std::net::IpAddr;
+use std::sync::Arc;
 use tokio::io::AsyncReadExt;
 use tokio::time::timeout;
 
@@ -33,15 +35,17 @@ pub struct Connection {
     pub peer: Option<IpAddr>,
     /// Number of requests so far, the current one included.
     pub requests: u32,
+    /// What was in force when its last request arrived.
+    pub in_force: Arc<InForce>,
     /// Counts this connection in the connection limit until it is dropped.
     pub permit: Permit,
 }
 
 impl Connection {
     /// An admitted connection before its first request.
-    pub fn new(stream: Stream, admitted: Admitted) -> Connection {
+    pub fn new(stream: Stream, admitted: Admitted, in_force: Arc<InForce>) -> Connection {
         let Admitted { permit, client, ahead } = admitted;
-        Connection { stream, received: ahead, peer: client, requests: 0, permit }
+        Connection { stream, received: ahead, peer: client, requests: 0, in_force, permit }
     }
 
     /// Reads until `received` begins with a whole header and holds at least `least` bytes. Fails

@@ -33,7 +33,8 @@
 //! | `http1/grammar` | the bytes of names and values |
 //! | `http1/body` | finds the end of a body, by the strict grammar |
 //! | `http1/request_stream` | the stream of one request: Pingora reads nothing after its body |
-//! | `fast_path/request`, `fast_path/response` | parse an event request; prebuilt responses |
+//! | `fast_path/request` | parses an event request |
+//! | `in_force` | the limits and settings of a request, and their replacement by a reload |
 //! | `origin_connector`, `origin_stream` | connections to origins, of which little is read ahead |
 //! | `exchange` | how many bytes of a response wait for a client that does not read |
 //! | `buffered_bytes` | counts the bytes of bodies that wait in memory |
@@ -55,6 +56,7 @@ mod exchange;
 mod fast_path;
 mod http1;
 mod http2;
+mod in_force;
 mod limits;
 mod origin_connector;
 mod origin_stream;
@@ -65,7 +67,8 @@ mod socket;
 
 pub use acceptor::{Acceptor, Handshake, Listener};
 pub use buffered_bytes::BufferedBytes;
+pub use in_force::LimitsHandle;
 pub use limits::Limits;
-pub use origin_connector::{OriginConnector, Proxy, proxy};
+pub use origin_connector::{OriginConnector, OriginTransport, Proxy, proxy, proxy_with};
 pub use service::Server;
 pub use socket::Socket;

@@ -1,6 +1,7 @@
 //! A Pingora proxy whose connections to origins are [`OriginStream`]s.
 
 use super::origin_stream::OriginStream;
+use arc_swap::ArcSwap;
 use async_trait::async_trait;
 use parking_lot::Mutex;
 use pingora::apps::HttpServerOptions;
@@ -30,7 +31,24 @@ pub type Proxy<SV> = HttpProxy<SV, OriginConnector>;
 
 /// Opens connections to origins, of which Pingora reads only as much as a client takes. Pingora
 /// keeps idle ones in its own pool, as it does without a connector.
-pub struct OriginConnector(TransportConnector);
+pub struct OriginConnector(OriginTransport);
+
+/// The certificates that connections to origins are verified with, and what else is needed to open
+/// one. A clone is another handle to the same.
+#[derive(Clone)]
+pub struct OriginTransport(Arc<ArcSwap<TransportConnector>>);
+
+impl OriginTransport {
+    /// Reads the trusted certificates of `options`, and panics where its `ca_file` holds none.
+    pub fn new(options: ConnectorOptions) -> Self {
+        Self(Arc::new(ArcSwap::from_pointee(TransportConnector::new(Some(options)))))
+    }
+
+    /// Opens further connections with these options. Panics as [`OriginTransport::new`] does.
+    pub fn replace(&self, options: ConnectorOptions) {
+        self.0.store(Arc::new(TransportConnector::new(Some(options))));
+    }
+}
 
 impl OriginConnector {
     /// Has Pingora open its connections to this HTTP/1 origin by the connector. Without this the
@@ -52,7 +70,8 @@ impl Connector for OriginConnector {
         if let Some(options) = peer.get_mut_peer_options() {
             options.alpn = ALPN::H1;
         }
-        let stream = self.0.new_stream(&peer).await?;
+        let OriginConnector(OriginTransport(transport)) = self;
+        let stream = transport.load_full().new_stream(&peer).await?;
         Ok((Connection::Stream(Box::new(OriginStream::new(stream))), false))
     }
 
@@ -84,8 +103,24 @@ where
     SV: ProxyHttp + Send + Sync + 'static,
     SV::CTX: Send + Sync + 'static,
 {
-    let options = ConnectorOptions::from_server_conf(conf);
-    let connector = OriginConnector(TransportConnector::new(Some(options)));
+    proxy_with(conf, inner, OriginTransport::new(ConnectorOptions::from_server_conf(conf)))
+}
+
+/// As [`proxy`], with connections to origins that are opened by `transport`.
+///
+/// # Errors
+///
+/// As for [`proxy`].
+pub fn proxy_with<SV>(
+    conf: &Arc<ServerConf>,
+    inner: SV,
+    transport: OriginTransport,
+) -> io::Result<Arc<Proxy<SV>>>
+where
+    SV: ProxyHttp + Send + Sync + 'static,
+    SV::CTX: Send + Sync + 'static,
+{
+    let connector = OriginConnector(transport);
     let (sender, mut receiver) = mpsc::channel(1);
     let hand_out: ProcessCustomSession<SV, OriginConnector> = Arc::new(move |proxy, _, _| {
         // Fails only for a second connection, and this server makes one only.

@@ -1,15 +1,15 @@
 //! [`Server`]: the HTTP server in front of one Pingora proxy.
 
-use super::admission::{Admission, peer};
+use super::admission::{Admission, Admitted, peer};
 use super::buffered_bytes::BufferedBytes;
 use super::connection::Connection;
-use super::fast_path::response::FastResponse;
+use super::in_force::{InForce, LimitsHandle};
 use super::limits::Limits;
 use super::origin_connector::Proxy;
 use crate::plugin::PixelGate;
 use crate::plugin::access::AccessLog;
-use crate::response::answers::Answers;
 use crate::telemetry::in_flight::InFlight;
+use arc_swap::ArcSwap;
 use async_trait::async_trait;
 use pingora::apps::{HttpServerApp, ServerApp};
 use pingora::protocols::Stream;
@@ -28,7 +28,8 @@ const BUFFERED_BYTES_MAX_DEFAULT: usize = 256 << 20;
 pub struct Server<SV> {
     pub(super) proxy: Arc<Proxy<SV>>,
     pub(super) gate: PixelGate,
-    pub(super) answers: Answers<FastResponse>,
+    /// What the last connection or request found in force.
+    latest: ArcSwap<InForce>,
     pub(super) in_flight: InFlight,
     pub(super) admission: Admission,
     pub(super) buffered_bytes: BufferedBytes,
@@ -44,11 +45,11 @@ impl<SV> Server<SV> {
         let state = gate.state();
         let in_flight = state.in_flight.clone().unwrap_or_default();
         let buffered_bytes = BufferedBytes::new(BUFFERED_BYTES_MAX_DEFAULT);
-        let Ok(answers) = Answers::build(&state.response, &state.methods, FastResponse::new);
         let (trusted, metrics) = (state.trusted.clone(), state.metrics.clone());
         let admission = Admission::new(limits, trusted, metrics, in_flight.clone());
+        let latest = ArcSwap::from_pointee(InForce::now(&gate, &admission.limits));
         let access_log = None;
-        Self { proxy, gate, answers, in_flight, admission, buffered_bytes, access_log }
+        Self { proxy, gate, latest, in_flight, admission, buffered_bytes, access_log }
     }
 
     /// Reports the requests that this server answers itself; the proxy reports its own.
@@ -63,8 +64,32 @@ impl<SV> Server<SV> {
         Self { buffered_bytes, ..self }
     }
 
-    pub(super) fn limits(&self) -> &Limits {
-        &self.admission.limits
+    /// Replaces the limits while the server runs.
+    pub fn limits_handle(&self) -> LimitsHandle {
+        LimitsHandle { limits: self.admission.limits.clone(), gate: self.gate.clone() }
+    }
+
+    /// What is in force now. Connections share one until the next reload.
+    pub(super) fn in_force(&self) -> Arc<InForce> {
+        let latest = self.latest.load_full();
+        if latest.reloads == self.gate.reloads() {
+            return latest;
+        }
+        let now = Arc::new(InForce::now(&self.gate, &self.admission.limits));
+        self.latest.store(Arc::clone(&now));
+        now
+    }
+
+    /// Replaces `in_force` if there was a reload since.
+    pub(super) fn refresh(&self, in_force: &mut Arc<InForce>) {
+        if in_force.reloads != self.gate.reloads() {
+            *in_force = self.in_force();
+        }
+    }
+
+    /// An admitted connection before its first request.
+    pub(super) fn connection(&self, stream: Stream, admitted: Admitted) -> Connection {
+        Connection::new(stream, admitted, self.in_force())
     }
 }
 
@@ -84,7 +109,7 @@ where
         let admitted = self.admission.admit(permit, client, &mut *stream).await?;
         // Pingora's task holds memory for a TLS handshake as long as it runs. A task of its own
         // costs an idle connection less.
-        let connection = Connection::new(stream, admitted);
+        let connection = self.connection(stream, admitted);
         tokio::spawn(self.clone().serve_agreed(connection, shutdown.clone()));
         None
     }

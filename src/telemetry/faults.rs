@@ -40,6 +40,8 @@ pub enum FaultKind {
     SpoolCursor,
     /// Files of the spool cannot be removed.
     SpoolFiles,
+    /// A changed configuration, or a file that it names, is not in force.
+    ConfigReload,
     /// Lines of the access log are not written.
     AccessLog,
     /// A collector does not take the metrics.
@@ -48,7 +50,7 @@ pub enum FaultKind {
 
 impl FaultKind {
     /// Every kind, so that a scrape shows zeros.
-    pub const ALL: [Self; 15] = [
+    pub const ALL: [Self; 16] = [
         Self::PortalsUnread,
         Self::PortalsStale,
         Self::SpoolRefuses,
@@ -62,6 +64,7 @@ impl FaultKind {
         Self::SpoolSegment,
         Self::SpoolCursor,
         Self::SpoolFiles,
+        Self::ConfigReload,
         Self::AccessLog,
         Self::Otlp,
     ];
@@ -82,6 +85,7 @@ impl FaultKind {
             Self::SpoolSegment => "spool_segment",
             Self::SpoolCursor => "spool_cursor",
             Self::SpoolFiles => "spool_files",
+            Self::ConfigReload => "config_reload",
             Self::AccessLog => "access_log",
             Self::Otlp => "otlp",
         }

@@ -1,15 +1,26 @@
 //! The HTTP client that the kinds `http`, `legacy` and `hubspot` share.
 //!
-//! Proxy variables of the environment are ignored: a variable meant for another program must not
-//! redirect personal data. Redirects are not followed: a `POST` could become a `GET`, or go to an
-//! address that is not configured.
+//! A connection is used for `connection_seconds_max` at most, and the names behind the connections
+//! are looked up again every [`LOOKUP_SECONDS`]: where an address has changed, or after that time,
+//! further requests get new connections, and those under way end on the old ones.
+//!
+//! Redirects are not followed: a `POST` could become a `GET`, or go to an address that is not
+//! configured.
 
 use crate::config_error::ConfigError;
-use std::time::Duration;
+use crate::env::Secret;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
 
-use reqwest::{Client, Response, redirect};
+use arc_swap::ArcSwap;
+use parking_lot::Mutex;
+use reqwest::{RequestBuilder, Response, redirect};
+use rustls::ClientConfig;
+use url::Url;
 
+use super::names::Names;
 use super::tls::{Tls, tls_config};
+use crate::proxy::proxied;
 
 /// Connect timeout in seconds, TLS handshake included; `timeout_seconds` if that is less.
 pub const CONNECT_SECONDS_MAX: u64 = 5;
@@ -19,6 +30,8 @@ pub const ANSWER_BYTES_MAX: usize = 64 << 10;
 pub const ANSWER_BODY_MS_MAX: u64 = 1000;
 /// Interval of pings on an HTTP/2 connection, in seconds, so that a dead connection is noticed.
 const H2_PING_SECONDS: u64 = 15;
+/// Pause between two look-ups of the names behind the connections, in seconds.
+const LOOKUP_SECONDS: u64 = 30;
 
 const USER_AGENT: &str = concat!("pixelgate/", env!("CARGO_PKG_VERSION"));
 
@@ -30,35 +43,133 @@ pub struct Setup {
     pub connections: usize,
     /// How long an idle connection is kept.
     pub idle_seconds: u64,
+    /// How long a connection is used.
+    pub connection_seconds_max: u64,
     /// Whether HTTP/2 is never used: there, a request's `Host` is that of its URL.
     pub http1_only: bool,
+    /// The configured proxy; empty: none, whatever the environment says. `None`: the environment's.
+    pub proxy: Option<Secret>,
+    /// Whether requests carry credentials.
+    pub has_credentials: bool,
 }
 
-/// Builds a client for one upstream.
-pub fn build(url: &url::Url, setup: &Setup, tls: &Tls<'_>) -> Result<Client, ConfigError> {
+/// The HTTP client of one upstream. A clone is another handle to the same connections.
+#[derive(Clone)]
+pub struct Client(Arc<Inner>);
+
+struct Inner {
+    setup: Setup,
+    is_http: bool,
+    tls: ClientConfig,
+    connections: ArcSwap<Connections>,
+}
+
+/// Connections that were opened since one moment.
+struct Connections {
+    client: reqwest::Client,
+    since: Instant,
+    names: Names,
+    /// When the names were looked up last.
+    looked_up: Mutex<Instant>,
+}
+
+impl Client {
+    /// Builds a client for one upstream.
+    ///
+    /// # Errors
+    ///
+    /// The key whose value or file cannot be used.
+    pub fn build(url: &Url, setup: Setup, tls: &Tls<'_>) -> Result<Client, ConfigError> {
+        // Set for plain `http` too: the client needs a TLS configuration before its first request
+        // and would otherwise look for a process-wide default, which may not exist.
+        let is_http = url.scheme() == "http";
+        let proxy = setup.proxy.as_ref().map_or("", Secret::expose);
+        let roots = !is_http || tls.ca.is_some() || proxy.starts_with("https:");
+        let mut tls = tls_config(tls, roots)?;
+        tls.alpn_protocols = match setup.http1_only {
+            true => vec![b"http/1.1".to_vec()],
+            false => vec![b"h2".to_vec(), b"http/1.1".to_vec()],
+        };
+        let connections = ArcSwap::from_pointee(connections(&setup, is_http, &tls)?);
+        Ok(Client(Arc::new(Inner { setup, is_http, tls, connections })))
+    }
+
+    /// Begins a `GET` request.
+    pub fn get(&self, url: Url) -> RequestBuilder {
+        self.current().get(url)
+    }
+
+    /// Begins a `POST` request.
+    pub fn post(&self, url: Url) -> RequestBuilder {
+        self.current().post(url)
+    }
+
+    /// The client whose connections may be used now.
+    fn current(&self) -> reqwest::Client {
+        let Inner { setup, connections, .. } = &*self.0;
+        let current = connections.load_full();
+        if current.since.elapsed() >= Duration::from_secs(setup.connection_seconds_max) {
+            self.renew(&current);
+        } else {
+            self.look_up_if_due(&current);
+        }
+        connections.load().client.clone()
+    }
+
+    /// Opens further connections anew. Does nothing if that has happened since `old`.
+    fn renew(&self, old: &Arc<Connections>) {
+        let Inner { setup, is_http, tls, connections: current } = &*self.0;
+        // It was built once, so it can be built again.
+        if let Ok(new) = connections(setup, *is_http, tls) {
+            current.compare_and_swap(old, Arc::new(new));
+        }
+    }
+
+    /// Looks the names up again every [`LOOKUP_SECONDS`], beside the requests.
+    fn look_up_if_due(&self, current: &Arc<Connections>) {
+        let mut looked_up = current.looked_up.lock();
+        let Ok(runtime) = tokio::runtime::Handle::try_current() else { return };
+        if looked_up.elapsed() < Duration::from_secs(LOOKUP_SECONDS) {
+            return;
+        }
+        *looked_up = Instant::now();
+        let (this, current) = (self.clone(), Arc::clone(current));
+        runtime.spawn(async move {
+            if current.names.have_changed().await {
+                this.renew(&current);
+            }
+        });
+    }
+}
+
+/// A client without a connection yet.
+fn connections(
+    setup: &Setup,
+    is_http: bool,
+    tls: &ClientConfig,
+) -> Result<Connections, ConfigError> {
+    let names = Names::default();
     let connect = Duration::from_secs(setup.timeout_seconds.min(CONNECT_SECONDS_MAX));
-    let mut builder = Client::builder()
+    let mut builder = reqwest::Client::builder()
         .user_agent(USER_AGENT)
-        .no_proxy()
         .redirect(redirect::Policy::none())
         .referer(false)
+        .dns_resolver(names.clone())
         .connect_timeout(connect)
         .timeout(Duration::from_secs(setup.timeout_seconds))
         .pool_idle_timeout(Duration::from_secs(setup.idle_seconds))
         .pool_max_idle_per_host(setup.connections)
         .http2_keep_alive_interval(Duration::from_secs(H2_PING_SECONDS))
         .http2_adaptive_window(true);
-    // Set for plain `http` too: the client needs a TLS configuration before its first request and
-    // would otherwise look for a process-wide default, which may not exist.
-    let roots = url.scheme() == "https" || tls.ca.is_some();
-    let mut config = tls_config(tls, roots)?;
-    config.alpn_protocols = vec![b"h2".to_vec(), b"http/1.1".to_vec()];
     if setup.http1_only {
         builder = builder.http1_only();
-        config.alpn_protocols.remove(0);
     }
-    builder = builder.tls_backend_preconfigured(config);
-    builder.build().map_err(|e| ConfigError::caused("url", "no client for it can be made", e))
+    let builder = proxied(builder, setup.proxy.as_ref(), is_http && setup.has_credentials)?;
+    let client = builder.tls_backend_preconfigured(tls.clone()).build();
+    let client =
+        client.map_err(|e| ConfigError::caused("url", "no client for it can be made", e))?;
+    let now = Instant::now();
+    Ok(Connections { client, since: now, names, looked_up: Mutex::new(now) })
 }
 
 /// The body of a response. `None` if it is longer than `bytes_max` or cannot be read. The client's

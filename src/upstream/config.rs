@@ -2,6 +2,7 @@
 
 use crate::config_error::{ConfigError, without_value};
 use std::collections::HashSet;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use serde::de::{self, Deserialize, Deserializer};
@@ -259,6 +260,86 @@ impl ValidConfig {
     /// The key of the file that cannot be used.
     pub fn build(&self) -> Result<Arc<dyn Upstream>, ConfigError> {
         self.0.build_valid()
+    }
+}
+
+impl Config {
+    /// How long a connection is used, in seconds. `None` for a kind without connections, and for
+    /// those that open theirs anew themselves: `http`, `legacy` and `hubspot`.
+    pub fn connection_seconds_max(&self) -> Option<u64> {
+        match &self.kind {
+            #[cfg(feature = "kafka")]
+            Kind::Kafka(config) => Some(config.connection_seconds_max),
+            #[cfg(feature = "nats")]
+            Kind::Nats(config) => Some(config.connection_seconds_max),
+            _ => None,
+        }
+    }
+
+    /// The servers of such a kind, each as `host:port`.
+    pub fn servers(&self) -> Vec<String> {
+        match &self.kind {
+            #[cfg(feature = "kafka")]
+            Kind::Kafka(config) => config.hosts(),
+            #[cfg(feature = "nats")]
+            Kind::Nats(config) => config.hosts(),
+            _ => Vec::new(),
+        }
+    }
+
+    /// The files that the settings name, which are read again when they change. Without those of
+    /// kind `file`, which are written.
+    pub fn files(&self) -> Vec<PathBuf> {
+        let named: Vec<Option<&Path>> = match &self.kind {
+            Kind::File(_) => Vec::new(),
+            #[cfg(feature = "http")]
+            Kind::Http(config) => config.files().into(),
+            #[cfg(feature = "http")]
+            Kind::Legacy(_) => Vec::new(),
+            #[cfg(feature = "http")]
+            Kind::Hubspot(config) => vec![config.ca.as_deref()],
+            #[cfg(feature = "kafka")]
+            Kind::Kafka(config) => config.files(),
+            #[cfg(feature = "nats")]
+            Kind::Nats(config) => config.files().into(),
+        };
+        named.into_iter().flatten().map(Path::to_owned).collect()
+    }
+}
+
+impl ValidConfig {
+    /// These settings as a reload changes them: what only a new process can change (name, kind,
+    /// batches, attempts, concurrency and order) stays. `None`: nothing of them can be reloaded.
+    pub fn reloaded(&self, new: &Config) -> Option<ValidConfig> {
+        let kind = reloaded(&self.kind, &new.kind).filter(|_| self.name == new.name)?;
+        Some(ValidConfig(Config { kind, ..self.0.clone() }))
+    }
+}
+
+/// The settings of `new` but for those of `own` that a running upstream cannot change.
+fn reloaded(own: &Kind, new: &Kind) -> Option<Kind> {
+    match (own, new) {
+        #[cfg(feature = "http")]
+        (Kind::Http(own), Kind::Http(new)) => Some(Kind::Http(http::Config {
+            concurrency_max: own.concurrency_max,
+            order: own.order,
+            ..new.clone()
+        })),
+        #[cfg(feature = "http")]
+        (Kind::Legacy(own), Kind::Legacy(new)) => Some(Kind::Legacy(legacy::Config {
+            concurrency_max: own.concurrency_max,
+            ..new.clone()
+        })),
+        #[cfg(feature = "http")]
+        (Kind::Hubspot(own), Kind::Hubspot(new)) => Some(Kind::Hubspot(hubspot::Config {
+            concurrency_max: own.concurrency_max,
+            ..new.clone()
+        })),
+        #[cfg(feature = "kafka")]
+        (Kind::Kafka(_), Kind::Kafka(new)) => Some(Kind::Kafka(new.clone())),
+        #[cfg(feature = "nats")]
+        (Kind::Nats(_), Kind::Nats(new)) => Some(Kind::Nats(new.clone())),
+        _ => None,
     }
 }
 

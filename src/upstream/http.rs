@@ -3,21 +3,24 @@
 use crate::config_error::ConfigError;
 use std::collections::BTreeMap;
 use std::fmt;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use async_trait::async_trait;
 use bytes::Bytes;
 use http::header::{self, HeaderMap, HeaderName, HeaderValue};
 use jiff::Timestamp;
-use reqwest::Client;
 use serde::Deserialize;
 use url::Url;
 
 use super::batch::{Batch, Body};
+use super::client::Client;
 use super::compress::{Compression, compress};
 use super::contract::Upstream;
 use super::encode::{Format, encode};
-use super::limits::{CONCURRENCY_MAX, TIMEOUT_SECONDS_MAX, check_within};
+use super::limits::{
+    CONCURRENCY_MAX, CONNECTION_SECONDS_DEFAULT, TIMEOUT_SECONDS_MAX, check_connection_seconds,
+    check_within,
+};
 use super::outcome::{Failure, Outcome};
 use super::sign::Signer;
 use super::tls::Tls;
@@ -68,6 +71,11 @@ pub struct Config {
     pub secret: Option<Secret>,
     /// Time for one request, from connecting to the end of the response, in seconds.
     pub timeout_seconds: u64,
+    /// How long a connection is used, in seconds.
+    pub connection_seconds_max: u64,
+    /// The proxy for all requests: `http://` or `https://`; empty: none. `None`: that of the
+    /// environment. May hold `${ENV}`.
+    pub proxy: Option<Secret>,
     /// Maximum number of batches in flight. The concurrency limiter stays at or below it.
     pub concurrency_max: usize,
     /// Whether each portal's events are delivered in order.
@@ -121,6 +129,8 @@ impl Default for Config {
             headers: BTreeMap::new(),
             secret: None,
             timeout_seconds: 10,
+            connection_seconds_max: CONNECTION_SECONDS_DEFAULT,
+            proxy: None,
             concurrency_max: 8,
             order: Order::default(),
             ca: None,
@@ -134,6 +144,8 @@ impl Config {
     /// Checks the limits, the URL, the headers and the secret.
     pub fn validate(&self) -> Result<(), ConfigError> {
         check_within("timeout_seconds", self.timeout_seconds, TIMEOUT_SECONDS_MAX)?;
+        check_connection_seconds(self.connection_seconds_max)?;
+        crate::proxy::check(self.proxy.as_ref())?;
         check_within("concurrency_max", self.concurrency_max as u64, CONCURRENCY_MAX as u64)?;
         parse_url(&self.url)?;
         self.own_headers()?;
@@ -156,9 +168,12 @@ impl Config {
             connections: self.concurrency_max,
             idle_seconds: IDLE_SECONDS_MAX,
             http1_only: false,
+            connection_seconds_max: self.connection_seconds_max,
+            proxy: self.proxy.clone(),
+            has_credentials: !self.headers.is_empty() || has_userinfo(&url),
         };
         Ok(Http {
-            client: client::build(&url, &setup, &tls)?,
+            client: Client::build(&url, setup, &tls)?,
             url,
             headers,
             signer: self.signer()?,
@@ -167,6 +182,11 @@ impl Config {
             concurrency_max: self.concurrency_max,
             order: self.order,
         })
+    }
+
+    /// The files that are read when the upstream is built.
+    pub(super) fn files(&self) -> [Option<&Path>; 3] {
+        [self.ca.as_deref(), self.cert.as_deref(), self.key.as_deref()]
     }
 
     fn signer(&self) -> Result<Option<Signer>, ConfigError> {
@@ -208,6 +228,11 @@ pub(super) fn parse_url(text: &Secret) -> Result<Url, ConfigError> {
         return Err(ConfigError::new("url", "must begin with http:// or https:// and a host"));
     }
     Ok(url)
+}
+
+/// Whether a URL holds a user or a password.
+pub(super) fn has_userinfo(url: &Url) -> bool {
+    !url.username().is_empty() || url.password().is_some()
 }
 
 impl Http {

@@ -32,16 +32,19 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use async_trait::async_trait;
 use http::header::{self, HeaderMap, HeaderName, HeaderValue};
 use jiff::Timestamp;
-use reqwest::Client;
 use serde::Deserialize;
 use tokio::sync::{Semaphore, watch};
 use tokio::task::JoinSet;
 use url::Url;
 
 use super::batch::Batch;
+use super::client::Client;
 use super::contract::Upstream;
-use super::http::parse_url;
-use super::limits::{CONCURRENCY_MAX, TIMEOUT_SECONDS_MAX, check_within};
+use super::http::{has_userinfo, parse_url};
+use super::limits::{
+    CONCURRENCY_MAX, CONNECTION_SECONDS_DEFAULT, TIMEOUT_SECONDS_MAX, check_connection_seconds,
+    check_within,
+};
 use super::outcome::{Failure, Outcome, Part};
 use super::tls::Tls;
 use super::{answer, client};
@@ -83,6 +86,11 @@ pub struct Config {
     pub concurrency_max: usize,
     /// Time for one request, in seconds.
     pub timeout_seconds: u64,
+    /// How long a connection is used, in seconds.
+    pub connection_seconds_max: u64,
+    /// The proxy for all requests: `http://` or `https://`; empty: none. `None`: that of the
+    /// environment. May hold `${ENV}`.
+    pub proxy: Option<Secret>,
     /// What happens to an event with revenue whose result is unknown.
     pub on_unknown: OnUnknown,
 }
@@ -159,6 +167,8 @@ impl Default for Config {
             keep_host: false,
             concurrency_max: 8,
             timeout_seconds: 10,
+            connection_seconds_max: CONNECTION_SECONDS_DEFAULT,
+            proxy: None,
             on_unknown: OnUnknown::default(),
         }
     }
@@ -168,6 +178,8 @@ impl Config {
     /// Checks the limits and the URL.
     pub fn validate(&self) -> Result<(), ConfigError> {
         check_within("timeout_seconds", self.timeout_seconds, TIMEOUT_SECONDS_MAX)?;
+        check_connection_seconds(self.connection_seconds_max)?;
+        crate::proxy::check(self.proxy.as_ref())?;
         check_within("concurrency_max", self.concurrency_max as u64, CONCURRENCY_MAX as u64)?;
         Address::new(&self.url).map(drop)
     }
@@ -180,9 +192,12 @@ impl Config {
             connections: self.concurrency_max,
             idle_seconds: IDLE_SECONDS_MAX,
             http1_only: self.keep_host,
+            connection_seconds_max: self.connection_seconds_max,
+            proxy: self.proxy.clone(),
+            has_credentials: has_userinfo(&address.url),
         };
         let replayer = Replayer {
-            client: client::build(&address.url, &setup, &Tls::default())?,
+            client: Client::build(&address.url, setup, &Tls::default())?,
             address,
             keep_host: self.keep_host,
             on_unknown: self.on_unknown,

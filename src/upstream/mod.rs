@@ -31,9 +31,12 @@ pub mod legacy;
 mod limits;
 #[cfg(any(feature = "kafka", feature = "nats"))]
 mod merge_outcomes;
+#[cfg(feature = "http")]
+mod names;
 #[cfg(feature = "nats")]
 pub mod nats;
 mod outcome;
+mod replaceable;
 #[cfg(feature = "http")]
 mod sign;
 #[cfg(any(feature = "http", feature = "nats"))]
@@ -55,6 +58,7 @@ pub use explained::Explained;
 #[cfg(feature = "http")]
 pub use hubspot::explain;
 pub use outcome::{Failure, Outcome, Part};
+pub(crate) use replaceable::{Replaceable, Replacement};
 
 /// What the kinds that translate events would send for `event`: none of them is in this build.
 #[cfg(not(feature = "http"))]

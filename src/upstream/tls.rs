@@ -3,6 +3,7 @@
 //! Trusted are the machine's root certificates, or only those of `ca` if it is set.
 
 use crate::config_error::ConfigError;
+use crate::pem;
 use crate::regular_file;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -42,6 +43,10 @@ pub fn tls_config(tls: &Tls<'_>, roots: bool) -> Result<ClientConfig, ConfigErro
         (Some(cert), Some(key)) => {
             let chain = certificates("cert", cert)?;
             let pem = read_pem("key", key)?;
+            if pem::is_encrypted(&pem) {
+                let reason = format!("{} {}", key.display(), pem::ENCRYPTED);
+                return Err(ConfigError::new("key", reason));
+            }
             let key = PrivateKeyDer::from_pem_slice(&pem)
                 .map_err(|e| ConfigError::caused("key", "no private key can be read", e))?;
             builder

@@ -302,7 +302,7 @@ fn an_inspector_sees_events_in_every_way_they_come_and_explain_asks_it_too() {
     });
     let (_, reasons) = gate.metrics().verdicts();
     assert!(reasons.contains(&(Reason::RefusedByHost, 4)), "{reasons:?}");
-    let explanation = pixelgate::tools::explain(gate.gate(), &[], "_a=62515&_n=bad").unwrap();
+    let explanation = pixelgate::tools::explain(&gate.gate(), &[], "_a=62515&_n=bad").unwrap();
     let text = explanation.to_text();
     assert!(text.contains("refused_by_host (status 403)"), "{text}");
     assert!(text.contains("the host's reason: the host says no"), "{text}");

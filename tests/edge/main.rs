@@ -24,6 +24,7 @@ mod fidelity;
 mod h2;
 mod harness;
 mod hidden;
+mod hot;
 mod http;
 mod hubspot;
 mod in_flight;
@@ -33,6 +34,7 @@ mod nginx;
 mod origins;
 #[cfg(feature = "otlp")]
 mod otlp;
+mod outbound;
 mod packaging;
 mod page;
 mod passthrough;

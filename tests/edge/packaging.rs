@@ -208,16 +208,27 @@ fn the_manifests_fit_each_other_and_the_edge() {
         assert!(matches!(command[..], ["pixelgate", "probe", "livez" | "readyz"]), "{command:?}");
         assert!(container[probe]["timeoutSeconds"].as_u64() > Some(5), "{probe}");
     }
-    // A pod has time for preStop and for both graces of a stop.
-    let sleep = container["lifecycle"]["preStop"]["exec"]["command"][1].as_str().unwrap();
-    let needed = sleep.parse::<u64>().unwrap() + 2 * 10;
-    assert!(pod["terminationGracePeriodSeconds"].as_u64() > Some(needed));
     let security = &container["securityContext"];
     assert_eq!(security["readOnlyRootFilesystem"], true);
     assert_eq!(security["allowPrivilegeEscalation"], false);
     assert_eq!(pod["securityContext"]["runAsNonRoot"], true);
     let user = pod["securityContext"]["runAsUser"].as_u64().unwrap();
     assert!(DOCKERFILE.contains(&format!("\nUSER {user}:")), "the image's user");
+}
+
+#[test]
+fn a_pod_is_taken_out_of_the_service_before_its_edge_closes() {
+    let manifests = yaml_documents(MANIFESTS);
+    let pod = &of_kind(&manifests, "StatefulSet")["spec"]["template"]["spec"];
+    let text = of_kind(&manifests, "ConfigMap")["data"]["pixelgate.toml"].as_str().unwrap();
+    let config: toml::Table = toml::from_str(text).unwrap();
+    let drain = config["edge"]["drain_seconds"].as_integer().unwrap().unsigned_abs();
+    let probe = &pod["containers"][0]["readinessProbe"];
+    let [period, failures] =
+        ["periodSeconds", "failureThreshold"].map(|key| probe[key].as_u64().unwrap());
+    assert!(drain > period * failures);
+    // Then there is time for both graces of a stop.
+    assert!(pod["terminationGracePeriodSeconds"].as_u64() > Some(drain + 2 * 10));
 }
 
 #[test]

@@ -16,12 +16,12 @@ use std::thread::JoinHandle;
 use tempfile::TempDir;
 
 /// The portal that is in every list. The load consists of its events.
-const STEADY: u32 = 7;
+pub const STEADY: u32 = 7;
 /// How many further answers show that the load goes on.
 const FURTHER: u64 = 20;
 
 /// A list of [`STEADY`] and one more portal, which shows which list is in force.
-fn list(marker: u32) -> String {
+pub fn list(marker: u32) -> String {
     format!("portals = [{STEADY}, {marker}]\n")
 }
 
@@ -40,7 +40,7 @@ fn folder(portals: &str) -> Arc<TempDir> {
     dir
 }
 
-fn rename_over(path: &Path, text: &str) {
+pub fn rename_over(path: &Path, text: &str) {
     let beside = path.with_extension("new");
     fs::write(&beside, text).unwrap();
     fs::rename(beside, path).unwrap();
@@ -48,14 +48,14 @@ fn rename_over(path: &Path, text: &str) {
 
 /// Events of [`STEADY`], on a persistent connection and on new ones, as fast as they are answered.
 /// Each must be accepted.
-struct Load {
+pub struct Load {
     ended: Arc<AtomicBool>,
     answered: Arc<AtomicU64>,
     threads: Vec<JoinHandle<()>>,
 }
 
 impl Load {
-    fn on(edge: &Edge) -> Load {
+    pub fn on(edge: &Edge) -> Load {
         let (ended, answered) = (Arc::<AtomicBool>::default(), Arc::<AtomicU64>::default());
         let thread = |persistent: bool| {
             let (address, ended, answered) = (edge.address, ended.clone(), answered.clone());
@@ -79,7 +79,7 @@ impl Load {
     }
 
     /// Waits for further answers. Fails if an event was refused or an answer was broken.
-    fn goes_on(&self) {
+    pub fn goes_on(&self) {
         let before = self.answered.load(Relaxed);
         wait_for("further answers", || {
             let unhurt = !self.threads.iter().any(JoinHandle::is_finished);
@@ -89,7 +89,7 @@ impl Load {
     }
 
     /// Ends the load. Fails as [`Load::goes_on`] does.
-    fn end(self) {
+    pub fn end(self) {
         self.goes_on();
         self.ended.store(true, Relaxed);
         for thread in self.threads {

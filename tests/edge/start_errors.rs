@@ -62,3 +62,40 @@ fn a_state_folder_below_a_file_is_reported_with_the_reason_of_the_system() {
     assert!(printed.contains("edge.state_dir"), "{printed}");
     assert!(printed.contains("Not a directory"), "{printed}");
 }
+
+#[test]
+fn check_finds_what_run_would() {
+    let dir = tempfile::tempdir().unwrap();
+    let file = |name: &str, text: &str| {
+        std::fs::write(dir.path().join(name), text).unwrap();
+        dir.path().join(name).display().to_string()
+    };
+    let encrypted =
+        "-----BEGIN ENCRYPTED PRIVATE KEY-----\nMII=\n-----END ENCRYPTED PRIVATE KEY-----";
+    let (key, data) =
+        (file("key.pem", encrypted), concat!(env!("CARGO_MANIFEST_DIR"), "/tests/data"));
+    let pair = |cert: &str, key: &str| format!("cert = '{cert}', key = '{key}'");
+    let tls = |pair: String| format!("tls = [{{ listen = '127.0.0.1:0', {pair} }}]");
+    let other = crate::tls_origin::certificate(&["other.test"]);
+    let cert = file("other.pem", &other.cert.pem());
+    let own = format!("{data}/edge.key");
+    let client = format!("url = 'https://h/'\ncert = '{cert}'\nkey = '{key}'");
+    let collector = format!("[[upstream]]\nname = 'c'\nkind = 'http'\n{client}");
+    let below = format!("[[upstream]]\nname = 'f'\nkind = 'file'\ndir = '{key}/events'");
+    let setup = Setup::default;
+    for (setup, expect) in [
+        (setup().edge(&tls(pair(&cert, &key))), ["edge.tls: ", "is encrypted"]),
+        (setup().edge(&tls(pair(&cert, &own))), ["edge.tls: ", "is not "]),
+        (setup().upstreams(&collector), ["upstream.c.key: ", "is encrypted"]),
+        (setup().upstreams(&below), ["upstream.f.dir: ", "no folder"]),
+    ] {
+        let config = setup.write(dir.path());
+        check(&config, &["check"], &expect);
+        let run = command(&config, &["run"]).output().unwrap();
+        assert_eq!(run.status.code(), Some(2), "{expect:?}");
+    }
+    let config = setup().listen("0.0.0.0:65001").listen("127.0.0.1:65001").write(dir.path());
+    for arguments in [["check"], ["run"]] {
+        check(&config, &arguments, &["listens on an address that edge.listen listens on"]);
+    }
+}

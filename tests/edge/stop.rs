@@ -25,6 +25,29 @@ fn an_idle_edge_stops_at_once_on_each_signal() {
 }
 
 #[test]
+fn a_draining_edge_accepts_and_is_unready_until_its_time_or_a_second_signal() {
+    let mut edge = Setup::default().edge("drain_seconds = 3600").start();
+    let unready = |edge: &Edge| edge.admin("/readyz").status == 503;
+    assert!(!unready(&edge));
+    edge.signal(Signal::TERM);
+    wait_for("the edge to be unready", || unready(&edge));
+    let page = edge.admin("/readyz").body;
+    assert_eq!(page, b"draining: this edge is about to stop\n");
+    for _ in 0..3 {
+        assert_eq!(edge.event("_a=62515&_n=a").status, 200, "on a new connection");
+    }
+    // An hour is not waited out.
+    edge.signal(Signal::TERM);
+    assert_eq!(edge.wait().code(), Some(0));
+
+    let mut edge = Setup::default().edge("drain_seconds = 1").start();
+    edge.signal(Signal::TERM);
+    edge.wait_log("unready, and accepting for 1 seconds more");
+    assert_eq!(edge.event("_a=62515&_n=a").status, 200);
+    assert_eq!(edge.wait().code(), Some(0));
+}
+
+#[test]
 fn a_stop_while_an_upstream_is_dead_ends_and_loses_nothing() {
     let backend = RUNTIME.block_on(Backend::start(|_| Act::Refuse(503)));
     let setup = Setup::default()

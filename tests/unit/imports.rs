@@ -10,8 +10,9 @@ use std::collections::{BTreeMap, BTreeSet};
 /// The rooms of the library from the bottom up. A room imports from rooms in lines above its own;
 /// rooms in one line know nothing of each other.
 const ROOMS: &[&[&str]] = &[
-    &["clock", "config_error"],
+    &["clock", "config_error", "pem"],
     &["env", "file_lock", "file_stamp", "regular_file"],
+    &["proxy"],
     &["event"],
     &["telemetry"],
     &["request", "response"],
@@ -19,7 +20,7 @@ const ROOMS: &[&[&str]] = &[
     &["delivery"],
     &["explain", "plugin"],
     &["builder", "server"],
-    &["admin"],
+    &["admin", "reload"],
 ];
 
 type Module = Vec<String>;

@@ -17,7 +17,7 @@ use std::{
 use pixelgate::internals::clock::Clock;
 use pixelgate::internals::event::Reason;
 use pixelgate::internals::policy::portals::{
-    Config, Mode, OpenError, PortalVerdict, Portals, RefreshMode, Refreshed,
+    Bounds, Config, Mode, OpenError, PortalVerdict, Portals, RefreshMode, Refreshed,
 };
 
 /// A clock that stands still until it is moved.
@@ -95,7 +95,9 @@ impl Desk {
 
 fn open(path: &Path, config: Config, clock: &Arc<HandClock>) -> Result<Portals, OpenError> {
     let config = Config { source: path.to_str().unwrap().to_owned(), ..config };
-    Portals::open(&config.validate().unwrap(), Path::new("unused"), clock.clone())
+    let bounds = Bounds { upstreams: vec!["eu".to_owned()], ..Bounds::default() };
+    let config = config.validate().unwrap().bounded(bounds);
+    Portals::open(&config, Path::new("unused"), clock.clone())
 }
 
 /// What opening a list says, with the folder taken out.
@@ -209,7 +211,7 @@ fn rules_that_cannot_be_meant_are_named_with_their_place() {
         ("events = [\"a\\tb\"]", "control characters"),
         (&long, "at most 1000"),
         ("drop_properties = [\"SSN\"]", "no property's name"),
-        ("upstreams = [\"eu\"]", "`upstreams` names \"eu\", which is no upstream; there are none"),
+        ("upstreams = [\"ue\"]", "`upstreams` names \"ue\", which is no upstream; there are `eu`"),
         ("upstreams = \"eu\"", "expected"),
         ("privacy = { ip = \"half\" }", "unknown variant `half`"),
         ("privacy = { agent = \"none\" }", "unknown field `agent`"),

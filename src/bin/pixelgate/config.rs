@@ -4,11 +4,15 @@
 //! overrides. A mistake is reported as `file:line: key: reason`.
 
 mod environment;
+pub mod keys;
+pub mod schema;
 
+use crate::edge::listen::conflict;
 use environment::Environment;
 use pixelgate::tools::without_value;
 use serde::Deserialize;
 use serde_path_to_error::{Path as KeyPath, Segment};
+use std::collections::BTreeSet;
 use std::path::Path;
 use toml::de::{DeArray, DeTable, DeValue};
 
@@ -30,6 +34,8 @@ pub struct Config {
     pub otlp: pixelgate::config::Otlp,
     /// The sections of the gate itself.
     pub gate: pixelgate::config::ValidConfig,
+    /// Every key with its value, by which changes are found.
+    pub values: keys::Values,
 }
 
 /// The sections as they stand in the file, not checked yet.
@@ -66,27 +72,36 @@ impl Config {
         let text = read(path).map_err(|reason| error(path.display(), "", reason))?;
         let overrides = Environment::new(std::env::vars_os());
         let overrides = overrides.map_err(|(name, reason)| error("environment", &name, reason))?;
-        Document::parse(path, &text, overrides)?.validate(path)
+        let (document, table) = Document::parse(path, &text, overrides)?;
+        document.validate(path, &table)
     }
 }
 
 impl Document {
-    fn parse(path: &Path, text: &str, environment: Environment) -> Result<Self, ConfigError> {
+    /// Returns the document, and the table that it was read from.
+    fn parse(
+        path: &Path,
+        text: &str,
+        environment: Environment,
+    ) -> Result<(Self, toml::Table), ConfigError> {
+        let Ok(mut table) = toml::from_str(text) else {
+            return Self::from_text(path, text).map(|document| (document, toml::Table::new()));
+        };
         if environment.is_empty() {
-            return Self::from_text(path, text);
+            return Self::from_text(path, text).map(|document| (document, table));
         }
-        let Ok(mut table) = toml::from_str(text) else { return Self::from_text(path, text) };
         let fits = |table: &toml::Table| Self::deserialize(table.clone()).is_ok();
         let applied = environment.apply(&mut table, fits);
         applied.map_err(|(name, reason)| error("environment", &name, reason))?;
-        serde_path_to_error::deserialize(table).map_err(|e| {
+        let document = serde_path_to_error::deserialize(table.clone()).map_err(|e| {
             let key = key_of(e.path());
             // Only the file's own text has the line of a mistake.
             match Self::from_text(path, text) {
                 Err(own) if own.key == key => own,
                 _ => error("environment", &key, without_value(e.inner().message())),
             }
-        })
+        });
+        document.map(|document| (document, table))
     }
 
     fn from_text(path: &Path, text: &str) -> Result<Self, ConfigError> {
@@ -102,7 +117,7 @@ impl Document {
         })
     }
 
-    fn validate(self, path: &Path) -> Result<Config, ConfigError> {
+    fn validate(self, path: &Path, table: &toml::Table) -> Result<Config, ConfigError> {
         let Self { edge, admin, log, access_log, otlp, .. } = self;
         let within = |section: &'static str| {
             move |(key, reason): (&str, String)| {
@@ -112,8 +127,10 @@ impl Document {
         edge.validate().map_err(within("edge"))?;
         admin.validate().map_err(within("admin"))?;
         log.validate().map_err(within("log"))?;
+        check_listeners(&edge, &admin)
+            .map_err(|(key, reason)| error(path.display(), &key, reason))?;
         access_log.validate().map_err(within("access_log"))?;
-        let in_otlp = |e: pixelgate::ConfigError| {
+        let in_otlp = |e: pixelgate::errors::ConfigError| {
             error(path.display(), &format!("otlp.{}", e.key()), e.reason().to_owned())
         };
         otlp.validate().map_err(in_otlp)?;
@@ -127,7 +144,25 @@ impl Document {
         gate.upstream = self.upstream;
         let gate =
             gate.validate().map_err(|e| error(path.display(), e.key(), e.reason().to_owned()))?;
-        Ok(Config { edge, admin, log, access_log, otlp, gate })
+        Ok(Config { edge, admin, log, access_log, otlp, gate, values: keys::Values::of(table) })
+    }
+}
+
+/// Checks that no two listeners have the same address. Entries of `edge.tls` share theirs.
+fn check_listeners(
+    edge: &crate::edge::config::Config,
+    admin: &pixelgate::config::Admin,
+) -> Result<(), (String, String)> {
+    let tls: BTreeSet<&str> = edge.tls.iter().map(|entry| entry.listen.as_str()).collect();
+    let plain = edge.listen.iter().map(|text| ("edge.listen", text.as_str()));
+    let all = plain.chain(tls.into_iter().map(|text| ("edge.tls", text)));
+    let all: Vec<_> = all.chain([("admin.listen", admin.listen.as_str())]).collect();
+    match conflict(&all) {
+        None => Ok(()),
+        Some([(first, _), (second, _)]) => {
+            let reason = format!("listens on an address that {first} listens on");
+            Err((second.to_owned(), reason))
+        }
     }
 }
 
@@ -196,12 +231,14 @@ mod tests {
 
     fn document(text: &str, environment: &[(&str, &str)]) -> Result<Document, ConfigError> {
         let environment = environment.iter().map(|(k, v)| (k.into(), v.into()));
-        Document::parse(Path::new("edge.toml"), text, Environment::new(environment).unwrap())
+        let environment = Environment::new(environment).unwrap();
+        Document::parse(Path::new("edge.toml"), text, environment).map(|(document, _)| document)
     }
 
     fn parse(text: &str, environment: &[(&str, &str)]) -> Result<Config, String> {
         let document = document(text, environment);
-        document.and_then(|d| d.validate(Path::new("edge.toml"))).map_err(|e| e.to_string())
+        let validate = |d: Document| d.validate(Path::new("edge.toml"), &toml::Table::new());
+        document.and_then(validate).map_err(|e| e.to_string())
     }
 
     /// The keys that a section takes, as its own error message lists them.

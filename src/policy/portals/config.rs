@@ -32,6 +32,9 @@ pub struct Config {
     pub stale_seconds_max: u64,
     /// Request headers for a URL source. Values may hold `${NAME}`.
     pub headers: BTreeMap<String, Secret>,
+    /// The proxy for a URL source: `http://` or `https://`; empty: none. `None`: that of the
+    /// environment. May hold `${NAME}`.
+    pub proxy: Option<Secret>,
 }
 
 impl Default for Config {
@@ -42,6 +45,7 @@ impl Default for Config {
             refresh_seconds: 5,
             stale_seconds_max: 0,
             headers: BTreeMap::new(),
+            proxy: None,
         }
     }
 }
@@ -103,6 +107,7 @@ pub(super) enum Location {
     Url {
         url: Url,
         headers: HeaderMap,
+        proxy: Option<Secret>,
     },
 }
 
@@ -146,7 +151,9 @@ impl Config {
                 Ok(url) if !url.username().is_empty() || url.password().is_some() => {
                     wrong("holds a password; put it into portals.headers as \"${NAME}\"")
                 }
-                Ok(url) => Ok(Location::Url { url, headers: self.header_map()? }),
+                Ok(url) => {
+                    Ok(Location::Url { url, headers: self.header_map()?, proxy: self.proxy()? })
+                }
                 Err(error) => wrong(&format!("is not a URL: {error}")),
             };
         }
@@ -156,10 +163,19 @@ impl Config {
         if !self.headers.is_empty() {
             return Err(ConfigError::new("portals.headers", "are for a URL source only"));
         }
+        if self.proxy.is_some() {
+            return Err(ConfigError::new("portals.proxy", "is for a URL source only"));
+        }
         match Format::of_name(source) {
             Some(format) => Ok(Location::File { path: source.into(), format }),
             None => wrong("must end in .toml, .json or .txt"),
         }
+    }
+
+    fn proxy(&self) -> Result<Option<Secret>, ConfigError> {
+        #[cfg(feature = "http")]
+        crate::proxy::check(self.proxy.as_ref()).map_err(|e| e.within("portals"))?;
+        Ok(self.proxy.clone())
     }
 
     fn header_map(&self) -> Result<HeaderMap, ConfigError> {

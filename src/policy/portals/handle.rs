@@ -61,8 +61,9 @@ impl Portals {
                 let (source, list) = FileSource::open(path, format, &terms).map_err(OpenError)?;
                 (Source::File(source), Some(list), Duration::ZERO)
             }
-            Location::Url { url, headers } => {
-                let (source, cached) = UrlSource::open(url, headers, state_dir, &terms)?;
+            Location::Url { url, headers, proxy } => {
+                let opened = UrlSource::open(url, headers, proxy, state_dir, &terms);
+                let (source, cached) = opened?;
                 let (list, age) = cached.unzip();
                 (Source::Url(source), list, age.unwrap_or_default())
             }
@@ -157,6 +158,28 @@ impl Portals {
             reload: tokio::sync::Notify::new(),
         };
         Portals { shared: Arc::new(shared) }
+    }
+
+    /// Whether both are handles to the same policy.
+    pub fn is_same(&self, other: &Portals) -> bool {
+        Arc::ptr_eq(&self.shared, &other.shared)
+    }
+
+    /// Takes over from an earlier policy: what is left of each portal's rate, and, until a URL's
+    /// first list is loaded, the earlier list.
+    pub fn succeed(&self, earlier: &Portals) {
+        let (own, earlier) = (&*self.shared, &*earlier.shared);
+        let Some(list) = earlier.current.load_full() else { return };
+        if let Some(new) = &*own.current.load() {
+            return new.carry_rates(&list);
+        }
+        // Without a URL there is no list to wait for. The lock is free: nothing watches this yet.
+        if !matches!(own.source.try_lock().as_deref(), Ok(Source::Url(_))) {
+            return;
+        }
+        own.confirmed_ms.store(earlier.confirmed_ms.load(Ordering::Relaxed), Ordering::Relaxed);
+        own.health.lock().loaded_at_ms = earlier.health.lock().loaded_at_ms;
+        own.current.store(Some(list));
     }
 
     /// Whether a portal's event of this name is accepted. The checks in their order: `overloaded`

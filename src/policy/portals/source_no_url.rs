@@ -9,6 +9,7 @@ use super::list::{Content, List};
 use super::look::Look;
 use super::open_error::OpenError;
 use super::terms::Terms;
+use crate::env::Secret;
 
 /// Cannot exist in this build.
 #[derive(Debug)]
@@ -19,6 +20,7 @@ impl UrlSource {
     pub(super) fn open(
         _: Url,
         _: HeaderMap,
+        _: Option<Secret>,
         _: &Path,
         _: &Arc<Terms>,
     ) -> Result<(Self, Option<(List, Duration)>), OpenError> {

@@ -13,7 +13,7 @@ use std::{
     io::{self, Write},
     path::{Path, PathBuf},
     sync::Arc,
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use bytes::Bytes;
@@ -25,7 +25,7 @@ use http::{
         IF_NONE_MATCH, LAST_MODIFIED, TRANSFER_ENCODING,
     },
 };
-use reqwest::{Client, Response, redirect};
+use reqwest::{Client, ClientBuilder, Response, redirect};
 use tokio::sync::mpsc;
 use url::Url;
 
@@ -38,11 +38,15 @@ use super::list::{Content, List};
 use super::look::{FETCH_SECONDS_MAX, Look};
 use super::open_error::OpenError;
 use super::terms::Terms;
+use crate::env::Secret;
+use crate::proxy::proxied;
 
 /// Limit for connecting, in seconds.
 const CONNECT_SECONDS_MAX: u64 = 5;
 /// Limit for the silence between two reads, in seconds.
 const READ_SECONDS_MAX: u64 = 10;
+/// How long a connection is used, in seconds.
+const CONNECTION_SECONDS_MAX: u64 = 300;
 /// Most redirects that one request follows.
 const REDIRECTS_MAX: usize = 5;
 /// Pieces of the body on their way to the file.
@@ -53,9 +57,11 @@ const PIECES_MAX: usize = 8;
 pub(super) struct UrlSource {
     url: Url,
     headers: HeaderMap,
+    proxy: Option<Secret>,
     state_dir: PathBuf,
-    /// Built at the first look: `check` and `explain` need no client.
-    client: Option<Client>,
+    /// Built at the first look, because `check` and `explain` need no client, and again after
+    /// [`CONNECTION_SECONDS_MAX`], so that the name is looked up again.
+    client: Option<(Client, Instant)>,
     validators: Validators,
     /// The list that the cache on disk holds.
     cached: Option<Content>,
@@ -69,12 +75,14 @@ impl UrlSource {
     pub(super) fn open(
         url: Url,
         headers: HeaderMap,
+        proxy: Option<Secret>,
         state_dir: &Path,
         terms: &Arc<Terms>,
     ) -> Result<(UrlSource, Cached), OpenError> {
         let mut source = UrlSource {
             url,
             headers,
+            proxy,
             state_dir: state_dir.to_owned(),
             client: None,
             validators: Validators::default(),
@@ -144,10 +152,17 @@ impl UrlSource {
     }
 
     async fn ask(&mut self, conditionally: bool) -> Result<Response, String> {
-        let client = match &self.client {
-            Some(client) => client,
-            None => self.client.insert(client().map_err(explain)?),
+        let limit = Duration::from_secs(CONNECTION_SECONDS_MAX);
+        let client = match self.client.take_if(|(_, since)| since.elapsed() < limit) {
+            Some(known) => self.client.insert(known),
+            None => {
+                let in_clear = self.url.scheme() == "http" && !self.headers.is_empty();
+                let builder = proxied(builder(), self.proxy.as_ref(), in_clear);
+                let client = builder.map_err(|e| format!(": {e}"))?.build().map_err(explain)?;
+                self.client.insert((client, Instant::now()))
+            }
         };
+        let (client, _) = client;
         let mut request = client.get(self.url.clone()).headers(self.headers.clone());
         request = request.header(ACCEPT_ENCODING, "gzip");
         if conditionally {
@@ -274,7 +289,7 @@ impl Write for Bounded {
     }
 }
 
-fn client() -> reqwest::Result<Client> {
+fn builder() -> ClientBuilder {
     if rustls::crypto::CryptoProvider::get_default().is_none() {
         // Fails only if another thread has just installed a provider, which serves as well.
         let _ = rustls::crypto::ring::default_provider().install_default();
@@ -293,7 +308,6 @@ fn client() -> reqwest::Result<Client> {
         .read_timeout(Duration::from_secs(READ_SECONDS_MAX))
         .timeout(Duration::from_secs(FETCH_SECONDS_MAX))
         .redirect(same_origin)
-        .build()
 }
 
 /// The whole chain of causes, without the URL and its query.

@@ -3,4 +3,3 @@
 //! It decides nothing: without it the same responses come at a higher cost.
 
 pub(super) mod request;
-pub(super) mod response;

@@ -12,13 +12,14 @@ use super::connection::{Connection, Head};
 use super::exchange;
 use super::fast_path::request::{FastRequest, request_line};
 use super::http2::frame::{PREFACE, PREFACE_HEAD_BYTES};
+use super::in_force::InForce;
 use super::limits::Limits;
 use super::read_buffer;
 use super::service::Server;
 use super::socket::Socket;
 use crate::event::Context as EventContext;
 use crate::plugin::access::{AccessLog, AccessRecord};
-use crate::plugin::{NextStep, Verdict};
+use crate::plugin::{NextStep, Settings, Verdict};
 use crate::policy::gate::EventRequest;
 use crate::request::path::Reading;
 use crate::request::trace::trace_id;
@@ -78,12 +79,13 @@ impl<SV> Server<SV> {
     /// Takes a connection's next bytes. A fast-path event request that arrives in one piece, as
     /// nearly all do, is judged in the read buffer without a copy.
     fn poll_arrival(&self, connection: &mut Connection, cx: &mut Context<'_>) -> Poll<Arrival<'_>> {
-        let Connection { stream, received, peer, .. } = connection;
+        let Connection { stream, received, peer, in_force, .. } = connection;
         if !received.is_empty() {
             return Poll::Ready(Arrival::Bytes);
         }
         let read = read_buffer::poll_read(&mut **stream, cx, |bytes| {
-            if let Some(judged) = self.judge_fast_path(bytes, *peer) {
+            self.refresh(in_force);
+            if let Some(judged) = self.judge_fast_path(bytes, *peer, in_force) {
                 received.extend_from_slice(&bytes[judged.length..]);
                 return Arrival::Judged(judged);
             }
@@ -128,21 +130,25 @@ impl<SV> Server<SV> {
     /// How long to wait for the next bytes: the header deadline before the first request, the
     /// keep-alive time after it.
     fn read_timeout(&self, connection: &Connection) -> Duration {
-        let limits = self.limits();
+        let limits = &connection.in_force.limits;
         if connection.requests == 0 { limits.header_timeout } else { limits.keepalive }
     }
 
     /// Judges the request at the beginning of `bytes` if it is a whole fast-path request for an
     /// event path. `None`: the request takes Pingora's path.
-    fn judge_fast_path(&self, bytes: &[u8], peer: Option<IpAddr>) -> Option<JudgedRequest<'_>> {
-        let limits = self.limits();
+    fn judge_fast_path(
+        &self,
+        bytes: &[u8],
+        peer: Option<IpAddr>,
+        in_force: &InForce,
+    ) -> Option<JudgedRequest<'_>> {
+        let (limits, settings) = (&in_force.limits, &in_force.settings);
         if !limits.answer_plain {
             return None;
         }
         let line = request_line(bytes)?;
         let target = line.target;
-        let state = self.gate.state();
-        let reading = state.gate.read(target.path);
+        let reading = settings.gate.read(target.path);
         if reading == Reading::Other {
             return None;
         }
@@ -152,13 +158,15 @@ impl<SV> Server<SV> {
             return None;
         }
         let in_flight_guard = self.in_flight.enter_here();
-        let names = state.gate.rules().context_names();
+        let names = settings.gate.rules().context_names();
+        let trusted = &self.gate.state().trusted;
         let (image, closes) = (wants_image(request.accept), request.closes);
-        let context = request.seen.context(&request, peer, &state.trusted, names);
-        let mut record = self.access_log.as_ref().map(|log| self.record(log, &request, &context));
+        let context = request.seen.context(&request, peer, trusted, names);
+        let begin = |log: &AccessLog| begin_record(log, settings, &request, &context);
+        let mut record = self.access_log.as_ref().map(begin);
         let event_request =
             EventRequest { method: &FastRequest::METHOD, reading, query: target.query, context };
-        let step = self.gate.judge(event_request, record.as_deref_mut(), |_| {});
+        let step = self.gate.judge(settings, event_request, record.as_deref_mut(), |_| {});
         Some(JudgedRequest {
             length,
             step,
@@ -167,22 +175,6 @@ impl<SV> Server<SV> {
             record,
             _in_flight_guard: in_flight_guard,
         })
-    }
-
-    /// Begins the record of a fast-path request.
-    fn record(
-        &self,
-        log: &AccessLog,
-        request: &FastRequest<'_>,
-        context: &EventContext<'_>,
-    ) -> Box<AccessRecord> {
-        let state = self.gate.state();
-        let mut record = log.begin();
-        record.method = Some(FastRequest::METHOD);
-        record.path = Some(state.path.clone());
-        record.trace_id = trace_id(request);
-        record.note_visitor(&state.gate.reduced(context.clone()));
-        record
     }
 
     /// Answers a judged request once its event is on disk as configured. Returns whether the
@@ -196,14 +188,15 @@ impl<SV> Server<SV> {
         let client_closes = judged.closes;
         let keep = self.keeps(connection, shutdown) && !client_closes;
         let reply = self.gate.finish(&mut judged.step).await;
-        let raw = reply.pick(&self.answers, judged.image);
+        let Connection { stream, in_force, .. } = connection;
+        let settings = &in_force.settings;
+        let prebuilt = &reply.pick(&settings.answers, judged.image).bytes;
         if let Some(record) = &mut judged.record {
             record.verdict = Some(Verdict::of(Some(reply)));
-            (record.status, record.body_bytes) = (Some(raw.status), raw.body_bytes);
+            (record.status, record.body_bytes) = (Some(prebuilt.status), prebuilt.body_bytes);
         }
-        let with_id = self.gate.state().response.event_id;
-        let stream = &mut connection.stream;
-        let rest = raw.write(&reply.own_lines(with_id), keep, |answer| {
+        let own = reply.own_lines(settings.sends_event_id);
+        let rest = prebuilt.write(&own, keep, |answer| {
             // Only the part that the socket does not take at once is copied; rarely is there any.
             let sent =
                 stream.as_any().downcast_ref().map_or(0, |socket: &Socket| socket.send_now(answer));
@@ -211,7 +204,7 @@ impl<SV> Server<SV> {
         });
         let sent = match rest {
             None => Some(Ok(())),
-            Some(rest) => self.send(stream, &rest).await,
+            Some(rest) => send(stream, &rest, in_force.limits.write_timeout).await,
         };
         if let Some(mut record) = judged.record.take() {
             record.is_whole = matches!(sent, Some(Ok(())));
@@ -235,22 +228,9 @@ impl<SV> Server<SV> {
         }
     }
 
-    /// Sends all of `bytes`; `None` after `write_timeout`. A timer is set only if the first write
-    /// does not take everything.
-    async fn send(&self, stream: &mut Stream, bytes: &[u8]) -> Option<io::Result<()>> {
-        let mut sending = pin!(async {
-            stream.write_all(bytes).await?;
-            stream.flush().await
-        });
-        match poll_fn(|cx| Poll::Ready(sending.as_mut().poll(cx))).await {
-            Poll::Ready(sent) => Some(sent),
-            Poll::Pending => Box::pin(timeout(self.limits().write_timeout, sending)).await.ok(),
-        }
-    }
-
     /// Whether the connection may have another request after the current one.
     fn keeps(&self, connection: &Connection, shutdown: &ShutdownWatch) -> bool {
-        let max = self.limits().requests_per_connection_max;
+        let max = connection.in_force.limits.requests_per_connection_max;
         let last = max > 0 && connection.requests >= max;
         if last {
             self.admission.limit_reporter.report(Limit::Requests);
@@ -308,8 +288,10 @@ where
         mut connection: Connection,
         shutdown: &ShutdownWatch,
     ) -> Option<Connection> {
+        self.refresh(&mut connection.in_force);
+        let in_force = connection.in_force.clone();
         let began = self.access_log.is_some().then(StdInstant::now);
-        let end = match connection.read_head(self.limits(), 0).await {
+        let end = match connection.read_head(&in_force.limits, 0).await {
             Head::Complete(end) => end,
             Head::Closed => {
                 drop(self.record_of_refused(connection.peer, began));
@@ -321,7 +303,7 @@ where
             }
         };
         let Connection { stream, received, peer, requests, .. } = &mut connection;
-        if let Some(mut judged) = self.judge_fast_path(&received[..end], *peer) {
+        if let Some(mut judged) = self.judge_fast_path(&received[..end], *peer, &in_force) {
             received.advance(judged.length);
             return self.answer(&mut connection, &mut judged, shutdown).await.then_some(connection);
         }
@@ -331,7 +313,7 @@ where
             Box::pin(self.clone().serve_h2(connection, shutdown.clone())).await;
             return None;
         }
-        let (head, body, upgrade) = match take_head(received, end, self.limits()) {
+        let (head, body, upgrade) = match take_head(received, end, &in_force.limits) {
             Ok(taken) => taken,
             Err(limit) => {
                 Box::pin(self.refuse(connection, limit, began)).await;
@@ -348,16 +330,17 @@ where
             return None;
         }
         let keep = self.keeps(&connection, shutdown);
-        let Connection { stream, received, peer, requests, permit } = connection;
+        let Connection { stream, received, peer, requests, permit, .. } = connection;
         let (stream, back) = RequestStream::new(stream, received, body, upgrade);
-        let can_take_another = self.hand_over(stream, head, keep, shutdown).await;
+        let limit = in_force.limits.write_timeout;
+        let can_take_another = self.hand_over(stream, head, limit, keep, shutdown).await;
         // Pingora drops each stream that it ends with; then nothing is left of the connection.
         let (mut stream, received) = back.await.ok()?;
         if !can_take_another {
             lingering_close(&mut stream).await;
             return None;
         }
-        Some(Connection { stream, received, peer, requests, permit })
+        Some(Connection { stream, received, peer, requests, in_force, permit })
     }
 
     /// Has Pingora serve the request with this header. The connection closes after the response
@@ -366,18 +349,47 @@ where
         &'a self,
         stream: RequestStream,
         head: BytesMut,
+        write_timeout: Duration,
         keep: bool,
         shutdown: &'a ShutdownWatch,
     ) -> ServedFuture<'a> {
         let mut session = ServerSession::new_http1(Box::new(stream));
         session.set_pipelined_prefix(head);
-        session.set_write_timeout(Some(self.limits().write_timeout));
+        session.set_write_timeout(Some(write_timeout));
         if !keep {
             session.set_keepalive_reuses_remaining(Some(0));
         }
         let served = self.proxy.process_new_http(session, shutdown);
         let served = exchange::scope(self.buffered_bytes.clone(), served);
         Box::pin(async move { served.await.is_some() })
+    }
+}
+
+/// Begins the record of a fast-path request.
+fn begin_record(
+    log: &AccessLog,
+    settings: &Settings,
+    request: &FastRequest<'_>,
+    context: &EventContext<'_>,
+) -> Box<AccessRecord> {
+    let mut record = log.begin();
+    record.method = Some(FastRequest::METHOD);
+    record.path = Some(settings.path.clone());
+    record.trace_id = trace_id(request);
+    record.note_visitor(&settings.gate.reduced(context.clone()));
+    record
+}
+
+/// Sends all of `bytes`; `None` after `limit`. A timer is set only if the first write does not take
+/// everything.
+async fn send(stream: &mut Stream, bytes: &[u8], limit: Duration) -> Option<io::Result<()>> {
+    let mut sending = pin!(async {
+        stream.write_all(bytes).await?;
+        stream.flush().await
+    });
+    match poll_fn(|cx| Poll::Ready(sending.as_mut().poll(cx))).await {
+        Poll::Ready(sent) => Some(sent),
+        Poll::Pending => Box::pin(timeout(limit, sending)).await.ok(),
     }
 }
 

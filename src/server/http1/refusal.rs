@@ -73,7 +73,7 @@ impl<SV> Server<SV> {
     ) -> Option<Box<AccessRecord>> {
         let mut record = self.access_log.as_ref()?.begin_at(began?);
         let seen = Context { ip: peer, ..Context::default() };
-        record.note_visitor(&self.gate.state().gate.reduced(seen));
+        record.note_visitor(&self.gate.gate().reduced(seen));
         Some(record)
     }
 }

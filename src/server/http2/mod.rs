@@ -17,6 +17,7 @@ mod streams;
 mod uploads;
 
 use super::connection::{Connection, Head};
+use super::limits::Limits;
 use super::service::Server;
 use crate::telemetry::metrics::Limit;
 use bytes::BytesMut;
@@ -43,12 +44,13 @@ where
 {
     /// Reads the HTTP/2 preface within the header deadline and serves the connection to its end.
     pub async fn serve_h2(self: Arc<Self>, mut connection: Connection, shutdown: ShutdownWatch) {
-        let head = connection.read_head(self.limits(), PREFACE.len()).await;
+        let in_force = connection.in_force.clone();
+        let head = connection.read_head(&in_force.limits, PREFACE.len()).await;
         // The permit lives until the connection ends.
         let Connection { stream, received, permit: _permit, .. } = connection;
         match head {
             Head::Complete(_) if received.starts_with(PREFACE) => {
-                self.serve_frames(stream, received, shutdown).await;
+                self.serve_frames(stream, received, &in_force.limits, shutdown).await;
             }
             // No response: the client speaks neither HTTP/1 nor HTTP/2.
             Head::Complete(_) => self.admission.limit_reporter.report(Limit::HeaderSyntax),
@@ -62,9 +64,9 @@ where
         self: Arc<Self>,
         stream: Stream,
         received: BytesMut,
+        limits: &Limits,
         mut shutdown: ShutdownWatch,
     ) {
-        let limits = &self.admission.limits;
         let _stream_capacity = self.in_flight.streams(limits.h2_streams_max);
         let (stop, stopping) = watch::channel(false);
         let budget = Arc::new(FrameBudget::new(limits, stop));
@@ -77,7 +79,7 @@ where
         let mut watchdog = Watchdog::default();
         let mut is_stopping = false;
         let streams = Streams::new(self.clone(), &counted, uploads, shutdown.clone());
-        let mut serving = pin!(poll_last(Box::pin(streams.serve(counted, stopping))));
+        let mut serving = pin!(poll_last(Box::pin(streams.serve(counted, limits, stopping))));
         let limit = loop {
             tokio::select! {
                 biased;

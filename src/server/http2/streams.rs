@@ -15,6 +15,7 @@ use crate::request::path::Reading;
 use crate::request::target::Target;
 use crate::server::buffered_bytes::Reservation;
 use crate::server::exchange;
+use crate::server::limits::Limits;
 use crate::server::service::Server;
 use crate::telemetry::metrics::Limit;
 use bytes::Bytes;
@@ -111,9 +112,9 @@ where
     pub async fn serve(
         self: Arc<Self>,
         io: FrameCounter,
+        limits: &Limits,
         mut stopping: watch::Receiver<bool>,
     ) -> Option<Limit> {
-        let limits = self.server.limits();
         let mut connection = match h2_options(limits).handshake(io).await {
             Ok(connection) => connection,
             Err(e) => return limit_of(&e),
@@ -197,7 +198,7 @@ where
     /// Checks a request. One that is malformed or asks for a tunnel is answered, and its stream
     /// ends.
     async fn admit(&self, mut session: Http2Session) -> Option<ServerSession> {
-        let checked = check(session.req_header(), self.server.limits());
+        let checked = check(session.req_header(), &self.server.admission.limits());
         let checked = checked
             .and_then(|()| join_cookies(session.req_header_mut()).map_err(|_| Limit::HeaderSyntax));
         let status = match checked {
@@ -229,7 +230,7 @@ where
         record.method = Some(session.req_header().method.clone());
         let ip = session.client_addr().and_then(|a| a.as_inet()).map(|a| a.ip());
         let seen = Context { ip, ..Context::default() };
-        record.note_visitor(&self.server.gate.state().gate.reduced(seen));
+        record.note_visitor(&self.server.gate.gate().reduced(seen));
         Some(record)
     }
 
@@ -237,19 +238,19 @@ where
     fn record_of_event(&self, session: &ServerSession) -> Option<Box<AccessRecord>> {
         let log = self.server.access_log.as_ref()?;
         let path = Target::split(session.req_header().raw_path()).path;
-        let is_event = self.server.gate.state().gate.read(path) != Reading::Other;
+        let is_event = self.server.gate.gate().read(path) != Reading::Other;
         is_event.then(|| AccessLog::begin(log))
     }
 
     /// Answers an event request. Returns the session of any other request.
     async fn answer(&self, mut session: ServerSession) -> Option<ServerSession> {
         let server = &self.server;
-        if !server.limits().answer_plain || !is_simple_get(&mut session) {
+        if !server.admission.limits().answer_plain || !is_simple_get(&mut session) {
             return Some(session);
         }
         let _in_flight_guard = server.in_flight.enter_here();
         // A client that never opens its stream window must not hold the response forever.
-        session.set_write_timeout(Some(server.limits().write_timeout));
+        session.set_write_timeout(Some(server.admission.limits().write_timeout));
         let mut record = self.record_of_event(&session);
         let answering = server.gate.answer_event(&mut session, record.as_deref_mut(), |_| {});
         let handled = answering.await;

@@ -19,7 +19,10 @@ use crate::env::Secret;
 use crate::event::PROPERTY_NAME_BYTES_MAX;
 use crate::upstream::client;
 use crate::upstream::http::parse_url;
-use crate::upstream::limits::{CONCURRENCY_MAX, TIMEOUT_SECONDS_MAX, check_within};
+use crate::upstream::limits::{
+    CONCURRENCY_MAX, CONNECTION_SECONDS_DEFAULT, TIMEOUT_SECONDS_MAX, check_connection_seconds,
+    check_within,
+};
 use crate::upstream::tls::Tls;
 
 /// Maximum of `fault_seconds_max`: one week.
@@ -61,6 +64,11 @@ pub struct Config {
     pub concurrency_max: usize,
     /// Time for one request, in seconds.
     pub timeout_seconds: u64,
+    /// How long a connection is used, in seconds.
+    pub connection_seconds_max: u64,
+    /// The proxy for all requests: `http://` or `https://`; empty: none. `None`: that of the
+    /// environment. May hold `${ENV}`.
+    pub proxy: Option<Secret>,
     /// Certificates (PEM) to trust instead of the machine's.
     pub ca: Option<PathBuf>,
 }
@@ -82,6 +90,8 @@ impl Default for Config {
             contacts_path: "/crm/v3/objects/contacts/batch/upsert".into(),
             concurrency_max: 8,
             timeout_seconds: 10,
+            connection_seconds_max: CONNECTION_SECONDS_DEFAULT,
+            proxy: None,
             ca: None,
         }
     }
@@ -91,6 +101,8 @@ impl Config {
     /// Checks the limits, the names, the addresses and the tokens.
     pub fn validate(&self) -> Result<(), ConfigError> {
         check_within("timeout_seconds", self.timeout_seconds, TIMEOUT_SECONDS_MAX)?;
+        check_connection_seconds(self.connection_seconds_max)?;
+        crate::proxy::check(self.proxy.as_ref())?;
         check_within("concurrency_max", self.concurrency_max as u64, CONCURRENCY_MAX as u64)?;
         if self.fault_seconds_max > FAULT_SECONDS_MAX {
             let reason = format!("is more than {FAULT_SECONDS_MAX}");
@@ -165,6 +177,9 @@ impl Config {
             connections: self.concurrency_max,
             idle_seconds: IDLE_SECONDS_MAX,
             http1_only: false,
+            connection_seconds_max: self.connection_seconds_max,
+            proxy: self.proxy.clone(),
+            has_credentials: true,
         };
         let events_url = self.endpoint("events_path", &self.events_path)?;
         let contacts_url = match self.contacts {
@@ -172,7 +187,7 @@ impl Config {
             false => None,
         };
         let sender = Sender {
-            client: client::build(&events_url, &setup, &tls)?,
+            client: client::Client::build(&events_url, setup, &tls)?,
             events_url,
             contacts_url,
             requests: Semaphore::new(self.concurrency_max),

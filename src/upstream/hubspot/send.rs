@@ -17,7 +17,6 @@ use std::collections::HashSet;
 
 use http::header::{self, HeaderValue};
 use jiff::Timestamp;
-use reqwest::Client;
 use serde::Serialize;
 use tokio::sync::Semaphore;
 use url::Url;
@@ -26,6 +25,7 @@ use super::answers::{self, BODY_BYTES_MAX};
 use super::contacts;
 use super::item::Item;
 use super::translate::EventInput;
+use crate::upstream::client::Client;
 use crate::upstream::outcome::{Failure, Outcome, Part};
 use crate::upstream::{answer, client};
 

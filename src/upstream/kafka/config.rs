@@ -2,6 +2,7 @@
 
 use crate::config_error::ConfigError;
 use std::collections::BTreeMap;
+use std::path::Path;
 
 use rdkafka::ClientConfig;
 use rdkafka::error::KafkaError;
@@ -13,7 +14,9 @@ use super::producer::Producer;
 use super::setup::{Key, Setup};
 use super::upstream::Kafka;
 use crate::env::{Secret, expand};
-use crate::upstream::limits::{TIMEOUT_SECONDS_MAX, check_within};
+use crate::upstream::limits::{
+    CONNECTION_SECONDS_DEFAULT, TIMEOUT_SECONDS_MAX, check_connection_seconds, check_within,
+};
 
 /// Maximum number of bootstrap brokers. The cluster announces its other brokers.
 pub const BROKERS_MAX: usize = 64;
@@ -39,6 +42,15 @@ const DEFAULTS: &[(&str, &str)] = &[
     ("enable.metrics.push", "false"),
     // A missing topic is reported as missing before the attempt ends.
     ("topic.metadata.propagation.max.ms", "5000"),
+];
+
+/// Properties that name a file which librdkafka reads when a producer is made.
+const FILES: &[&str] = &[
+    "ssl.ca.location",
+    "ssl.certificate.location",
+    "ssl.key.location",
+    "ssl.keystore.location",
+    "ssl.crl.location",
 ];
 
 /// Properties that cannot be configured, because pixelgate sets them, with the reason.
@@ -69,6 +81,8 @@ pub struct Config {
     pub properties: Properties,
     /// Time for one attempt at a batch, in seconds. Sets `message.timeout.ms`.
     pub timeout_seconds: u64,
+    /// How long a connection is used, in seconds.
+    pub connection_seconds_max: u64,
 }
 
 /// librdkafka's properties by name, as configured.
@@ -83,6 +97,7 @@ impl Default for Config {
             key: Key::default(),
             properties: Properties::default(),
             timeout_seconds: 30,
+            connection_seconds_max: CONNECTION_SECONDS_DEFAULT,
         }
     }
 }
@@ -108,8 +123,21 @@ impl Config {
         Ok(Kafka::new(setup))
     }
 
+    /// The bootstrap brokers, each as `host:port`.
+    pub fn hosts(&self) -> Vec<String> {
+        self.brokers.iter().map(|broker| broker.expose().to_owned()).collect()
+    }
+
+    /// The files that librdkafka's properties name.
+    pub fn files(&self) -> Vec<Option<&Path>> {
+        let Properties(all) = &self.properties;
+        let file = |name: &&str| all.get(*name).map(|path| Path::new(path.expose()));
+        FILES.iter().map(file).collect()
+    }
+
     fn client_config(&self) -> Result<ClientConfig, ConfigError> {
         check_within("timeout_seconds", self.timeout_seconds, TIMEOUT_SECONDS_MAX)?;
+        check_connection_seconds(self.connection_seconds_max)?;
         check_topic(&self.topic)?;
         let mut client = ClientConfig::new();
         let own = self.values()?;

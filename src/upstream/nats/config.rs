@@ -1,7 +1,7 @@
 //! The settings of a `nats` upstream.
 
 use crate::config_error::ConfigError;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use async_nats::ServerAddr;
@@ -13,13 +13,18 @@ use super::setup::{Login, Setup};
 use super::subject::Subject;
 use super::upstream::Nats;
 use crate::env::Secret;
-use crate::upstream::limits::{TIMEOUT_SECONDS_MAX, check_within};
+use crate::upstream::limits::{
+    CONNECTION_SECONDS_DEFAULT, TIMEOUT_SECONDS_MAX, check_connection_seconds, check_within,
+};
 use crate::upstream::tls::{Tls, tls_config};
 
 /// Maximum number of servers.
 pub const URLS_MAX: usize = 16;
 /// Longest stream name, in characters.
 pub const STREAM_CHARS_MAX: usize = 255;
+
+/// The port of a server whose URL names none.
+const PORT_DEFAULT: u16 = 4222;
 
 /// The settings of an `[[upstream]]` of kind `nats`.
 #[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
@@ -37,6 +42,8 @@ pub struct Config {
     pub credentials: Option<PathBuf>,
     /// Time for one attempt at a batch, in seconds.
     pub timeout_seconds: u64,
+    /// How long a connection is used, in seconds.
+    pub connection_seconds_max: u64,
     /// Certificates (PEM) to trust instead of the machine's. If set, TLS is required.
     pub ca: Option<PathBuf>,
     /// Client certificate chain (PEM), for a server that requires one. Needs `key`.
@@ -53,6 +60,7 @@ impl Default for Config {
             stream: String::new(),
             credentials: None,
             timeout_seconds: 10,
+            connection_seconds_max: CONNECTION_SECONDS_DEFAULT,
             ca: None,
             cert: None,
             key: None,
@@ -64,6 +72,7 @@ impl Config {
     /// Checks the limits, the URLs and the names.
     pub fn validate(&self) -> Result<(), ConfigError> {
         check_within("timeout_seconds", self.timeout_seconds, TIMEOUT_SECONDS_MAX)?;
+        check_connection_seconds(self.connection_seconds_max)?;
         Subject::parse(&self.subject).map_err(|why| ConfigError::new("subject", why))?;
         check_stream(&self.stream)?;
         self.servers().map(drop)
@@ -90,6 +99,22 @@ impl Config {
             stream: self.stream.clone(),
             timeout: Duration::from_secs(self.timeout_seconds),
         }))
+    }
+
+    /// The servers, each as `host:port`.
+    pub fn hosts(&self) -> Vec<String> {
+        let urls = self.urls.iter().filter_map(|url| Url::parse(url.expose()).ok());
+        let host = |url: Url| {
+            let port = url.port().unwrap_or(PORT_DEFAULT);
+            url.host_str().map(|host| format!("{host}:{port}"))
+        };
+        urls.filter_map(host).collect()
+    }
+
+    /// The files that are read when the upstream is built.
+    pub fn files(&self) -> [Option<&Path>; 4] {
+        let Self { credentials, ca, cert, key, .. } = self;
+        [credentials, ca, cert, key].map(|file| file.as_deref())
     }
 
     fn tls(&self, required: bool) -> Result<rustls::ClientConfig, ConfigError> {

@@ -249,14 +249,16 @@ impl World {
     }
 
     /// The lag is at least the age of the oldest event that was not taken, less the second between
-    /// two updates. Events that may be dead letters are left out.
+    /// two updates. An upstream with dead letters, which it did not take, is left out.
     fn check_lag(&self) {
         let process = self.process.as_ref().expect("runs");
         if process.started.elapsed().as_secs() <= 3 {
             return;
         }
-        for (status, upstream) in process.forwarder.status().iter().zip(&self.upstreams) {
-            if upstream.script.poison > 0 || upstream.script.rejected > 0 {
+        let counts = process.spool.status().upstreams;
+        let all = process.forwarder.status().into_iter().zip(&counts).zip(&self.upstreams);
+        for ((status, counts), upstream) in all {
+            if counts.dead > 0 {
                 continue;
             }
             let state = upstream.state.lock();

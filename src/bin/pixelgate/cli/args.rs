@@ -42,7 +42,14 @@ pub enum Command {
     },
     /// Validate the configuration, the portal list and all files they name; exit 0 or 2.
     #[command(after_long_help = help::CHECK)]
-    Check,
+    Check {
+        /// List each key whose value the running edge does not have, as hot or "needs an upgrade".
+        #[arg(long)]
+        diff: bool,
+    },
+    /// Print the configuration as a JSON Schema, for editors.
+    #[command(after_long_help = help::SCHEMA)]
+    Schema,
     /// Print the verdict on an event and its reasons; record nothing; exit 0 or 1.
     #[command(after_long_help = help::EXPLAIN)]
     Explain {

@@ -1,37 +1,124 @@
 //! `pixelgate check`: validates the configuration and everything that it names.
 
-use super::exit::{UNUSABLE, fail, unwritten, with_causes};
+use super::exit::{NO, UNUSABLE, fail, unwritten};
 use super::terminal::{GOOD, Progress};
+use crate::causes::with_causes;
 use crate::config::Config;
 use crate::edge::origin_ca;
+use crate::edge::running::Running;
 use crate::edge::tls::Certificates;
+use pixelgate::config::UpstreamKind;
+use rustix::fs::{Access, access};
+use std::fmt::Display;
 use std::io::Write;
+use std::path::Path;
 use std::process::ExitCode;
+use std::sync::mpsc;
+use std::time::Duration;
 
-/// Checks certificates, trust file, access log, portal list and upstreams, and prints a summary.
-pub fn run(config: &Config) -> ExitCode {
+/// Limit for the check of everything that a configuration names, in seconds.
+const CHECK_SECONDS_MAX: u64 = 30;
+
+/// Checks certificates, trust file, portal list and upstreams, and prints a summary.
+pub fn run(config: Config) -> ExitCode {
+    let summary = match check_in_time(config) {
+        Ok(summary) => summary,
+        Err(why) => return fail(UNUSABLE, why),
+    };
+    // Its last line is the verdict.
+    let (body, verdict) = summary.rsplit_once('\n').unwrap_or(("", &summary));
+    match writeln!(anstream::stdout(), "{body}\n{GOOD}{verdict}{GOOD:#}") {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(e) => unwritten(&e),
+    }
+}
+
+/// Checks the same, and prints each key that differs from what the running edge has in force, with
+/// what it needs.
+pub fn diff(config: Config) -> ExitCode {
+    let (state_dir, values) = (config.edge.state_dir.clone(), config.values.clone());
+    if let Err(why) = check_in_time(config) {
+        return fail(UNUSABLE, why);
+    }
+    let running = match Running::read(&state_dir) {
+        Ok(running) => running,
+        Err(why) => return fail(NO, why),
+    };
+    let changes = running.changes(&values);
+    let kinds = [(&changes.reload, "hot"), (&changes.upgrade, "needs an upgrade")];
+    let mut lines: Vec<String> = Vec::new();
+    for (keys, needs) in kinds {
+        lines.extend(keys.iter().map(|key| format!("{key}: {needs}\n")));
+    }
+    lines.sort_unstable();
+    if lines.is_empty() {
+        lines.push("no key has changed\n".to_owned());
+    }
+    match write!(anstream::stdout(), "{}", lines.concat()) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(e) => unwritten(&e),
+    }
+}
+
+/// The check, on a thread of its own: the file system of one of the files may hang.
+fn check_in_time(config: Config) -> Result<String, String> {
+    let (sender, checked) = mpsc::channel();
+    let check = move || {
+        // Fails if the check has taken too long, and its result is not waited for any more.
+        let _ = sender.send(check(&config));
+    };
+    std::thread::Builder::new().spawn(check).map_err(|e| format!("no thread can start: {e}"))?;
+    checked.recv_timeout(Duration::from_secs(CHECK_SECONDS_MAX)).unwrap_or_else(|_| {
+        Err(format!(
+            "reading the files that the configuration names takes longer than {CHECK_SECONDS_MAX} \
+             seconds: does one of their file systems hang?"
+        ))
+    })
+}
+
+/// Checks all that the configuration names. Returns a summary whose last line is the verdict.
+fn check(config: &Config) -> Result<String, String> {
     if let Err(why) = Certificates::load_all(&config.edge.tls) {
-        return fail(UNUSABLE, format!("edge.tls: {why}"));
+        return Err(format!("edge.tls: {why}"));
     }
     let origin_ca = config.edge.origin_ca.as_deref();
     if let Some(why) = origin_ca.and_then(|path| origin_ca::check(path).err()) {
-        return fail(UNUSABLE, format!("edge.origin_ca: {why}"));
+        return Err(format!("edge.origin_ca: {why}"));
     }
     if let Err(why) = config.access_log.check_path() {
-        return fail(UNUSABLE, format!("access_log.path: {why}"));
+        return Err(format!("access_log.path: {why}"));
     }
+    check_folders(config)?;
     let spinner = Progress::spinner("reading the portal list");
     let checked = pixelgate::tools::check(&config.gate, &config.edge.state_dir);
     drop(spinner);
-    match checked {
-        Ok(summary) => {
-            // Its last line is the verdict.
-            let (body, verdict) = summary.rsplit_once('\n').unwrap_or(("", &summary));
-            match writeln!(anstream::stdout(), "{body}\n{GOOD}{verdict}{GOOD:#}") {
-                Ok(()) => ExitCode::SUCCESS,
-                Err(e) => unwritten(&e),
-            }
+    checked.map_err(|e| with_causes(&e))
+}
+
+/// Checks that the folders that the edge writes to can be written, or made where they are missing.
+fn check_folders(config: &Config) -> Result<(), String> {
+    let upstreams = config.gate.upstreams();
+    let files = upstreams.iter().filter_map(|upstream| match &upstream.kind {
+        UpstreamKind::File(file) => Some((format!("upstream.{}.dir", upstream.name), &file.dir)),
+        _ => None,
+    });
+    let own = [
+        ("edge.state_dir".to_owned(), &config.edge.state_dir),
+        ("spool.dir".to_owned(), &config.gate.spool.dir),
+    ];
+    for (key, folder) in own.into_iter().chain(files) {
+        let failed = |at: &Path, why: &dyn Display| {
+            Err(format!("{key}: {}: {why}: {}", folder.display(), at.display()))
+        };
+        // A relative path without a folder in front of it begins here.
+        let there = folder.ancestors().find(|path| path.exists()).unwrap_or(Path::new("."));
+        let there = if there.as_os_str().is_empty() { Path::new(".") } else { there };
+        if !there.is_dir() {
+            return failed(there, &"this is no folder");
         }
-        Err(e) => fail(UNUSABLE, with_causes(&e)),
+        if let Err(e) = access(there, Access::WRITE_OK | Access::EXEC_OK) {
+            return failed(there, &format!("cannot be written ({e})"));
+        }
     }
+    Ok(())
 }

@@ -1,8 +1,9 @@
 //! `pixelgate dead`: the events that an upstream refused for good.
 
-use super::exit::{NO, UNUSABLE, fail, with_causes};
+use super::exit::{NO, UNUSABLE, fail};
 use super::resend::{Session, unix_ms};
 use super::terminal::{Progress, Unit};
+use crate::causes::with_causes;
 use crate::config::Config;
 use clap::builder::{PossibleValuesParser, TypedValueParser};
 use clap::{Args, Subcommand};

@@ -35,7 +35,7 @@ Examples:
 
 Signals:
   SIGTERM, SIGINT, SIGQUIT   stop: requests in flight are answered; an idle edge stops at once
-  SIGHUP                     read the portal list and the certificates again
+  SIGHUP                     read the configuration, the portals and the certificates again
 
 Exit codes:
   0  stopped by a signal; every event answered with 200 is on disk
@@ -46,10 +46,17 @@ pub const CHECK: &str = "\
 Examples:
   pixelgate check
   pixelgate check --config new.toml && mv new.toml /etc/pixelgate/pixelgate.toml
+  pixelgate check --diff                 what would a reload change, and what needs an upgrade?
 
 Exit codes:
-  0  everything is valid; a summary is printed
+  0  everything is valid; a summary or the changed keys are printed
+  1  for --diff: no edge has run with this edge.state_dir
   2  something is invalid; one line names the file, the key and the reason";
+
+/// Sections of `pixelgate schema --help`.
+pub const SCHEMA: &str = "\
+Examples:
+  pixelgate schema > schema.json   then begin the configuration with: #:schema ./schema.json";
 
 /// Sections of `pixelgate explain --help`.
 pub const EXPLAIN: &str = "\

@@ -1,7 +1,9 @@
-//! `pixelgate completions` and `pixelgate man`, generated from the same definitions as `--help`.
+//! `pixelgate completions` and `pixelgate man`, generated from the same definitions as `--help`, and
+//! `pixelgate schema`.
 
 use super::args::Cli;
 use super::exit::{NO, fail, unwritten};
+use crate::config::schema::SCHEMA;
 use clap::{Command, CommandFactory as _};
 use clap_complete::Shell;
 use clap_mangen::Man;
@@ -29,6 +31,11 @@ pub fn man(dir: Option<&Path>) -> ExitCode {
             .map(|()| ExitCode::SUCCESS),
     };
     made.unwrap_or_else(|e| fail(NO, e))
+}
+
+/// Prints the configuration's JSON Schema.
+pub fn schema() -> ExitCode {
+    written(SCHEMA.as_bytes())
 }
 
 fn written(text: &[u8]) -> ExitCode {

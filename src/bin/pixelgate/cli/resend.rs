@@ -1,6 +1,6 @@
 //! What the commands that send events have in common: `dead replay` and `send`.
 
-use super::exit::with_causes;
+use crate::causes::with_causes;
 use pixelgate::Upstream as BuiltUpstream;
 use pixelgate::config::{Batch, Upstream, UpstreamKind};
 use std::sync::Arc;

@@ -1,8 +1,9 @@
 //! Runs the command that the command line names.
 
 use super::args::{Cli, Command};
-use super::exit::{NO, UNUSABLE, fail, unwritten, with_causes};
+use super::exit::{NO, UNUSABLE, fail, unwritten};
 use super::{check, dead, explain, pages, probe, send, spool};
+use crate::causes::with_causes;
 use crate::config::Config;
 use crate::edge::stop::Handlers;
 use crate::edge::{file_limit, server};
@@ -15,6 +16,7 @@ pub fn run(cli: Cli) -> ExitCode {
     match &command {
         Command::Completions { shell } => return pages::completions(*shell),
         Command::Man { dir } => return pages::man(dir.as_deref()),
+        Command::Schema => return pages::schema(),
         _ => {}
     }
     let config = match Config::load(&cli.file.config) {
@@ -30,12 +32,13 @@ pub fn run(cli: Cli) -> ExitCode {
             };
             // Before the spool opens: it may hold many lanes.
             file_limit::raise();
-            match server::run(config, upgrade, handlers) {
+            match server::run(&cli.file.config, config, upgrade, handlers) {
                 Ok(()) => ExitCode::SUCCESS,
                 Err(e) => fail(UNUSABLE, with_causes(&e)),
             }
         }
-        Command::Check => check::run(&config),
+        Command::Check { diff: false } => check::run(config),
+        Command::Check { diff: true } => check::diff(config),
         Command::Explain { json, event } => match explain::explain(config, &event, json) {
             Ok(true) => ExitCode::SUCCESS,
             Ok(false) => ExitCode::from(NO),
@@ -47,6 +50,6 @@ pub fn run(cli: Cli) -> ExitCode {
         Command::Send(arguments) => send::run(config, &arguments),
         Command::Probe { page } => probe::run(&config.admin, page),
         // Handled above, because they need no configuration.
-        Command::Completions { .. } | Command::Man { .. } => ExitCode::SUCCESS,
+        Command::Completions { .. } | Command::Man { .. } | Command::Schema => ExitCode::SUCCESS,
     }
 }

@@ -1,8 +1,9 @@
 //! `pixelgate send`: events from files to one upstream.
 
-use super::exit::{NO, UNUSABLE, fail, with_causes};
+use super::exit::{NO, UNUSABLE, fail};
 use super::resend::{Session, unix_ms};
 use super::terminal::{Progress, Unit};
+use crate::causes::with_causes;
 use crate::config::Config;
 use clap::Args;
 use pixelgate::PixelGate;

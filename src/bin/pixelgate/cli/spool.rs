@@ -1,8 +1,9 @@
 //! `pixelgate spool`: inspects the spool, with or without a running edge, and forgets an upstream
 //! that is not configured any more.
 
-use super::exit::{NO, UNUSABLE, fail, unwritten, with_causes};
+use super::exit::{NO, UNUSABLE, fail, unwritten};
 use super::terminal::{BAD, GOOD, Progress, Unit};
+use crate::causes::with_causes;
 use crate::config::Config;
 use clap::Subcommand;
 use pixelgate::errors::RecordError;

@@ -4,30 +4,40 @@ use super::listen::Bound;
 use async_trait::async_trait;
 use pingora::listeners::{L4BufferSettings, ListenerConfig};
 use pingora::server::{ListenFds, ShutdownWatch};
-use pingora::services::background::GenBackgroundService;
 use pingora::services::listening::Service;
 use pixelgate::PixelGate;
-use pixelgate::admin_pages::{Admin, Sampler};
+use pixelgate::admin_pages::{Admin, Sampler, TokenHandle};
 use pixelgate::custom::InFlight;
 use std::sync::Arc;
 
+/// The admin pages before they are served.
+pub struct Pages {
+    /// To be run as a background service.
+    pub sampler: Arc<Sampler>,
+    /// The listener.
+    pub service: Stoppable<Admin>,
+    /// Replaces the token.
+    pub token: TokenHandle,
+}
+
 /// Builds the sampler and the service of the admin pages on `sockets`. The service ends when
 /// `stopped` changes.
-pub fn services(
+pub fn pages(
     gate: &PixelGate,
     config: &pixelgate::config::Admin,
     verdicts: u32,
     in_flight: &InFlight,
     sockets: Vec<Bound>,
     stopped: ShutdownWatch,
-) -> (GenBackgroundService<Sampler>, Stoppable<Admin>) {
+) -> Pages {
     let sampler = Arc::new(Sampler::new(gate.clone(), verdicts));
     let pages = Admin::new(sampler.clone(), config, in_flight.clone());
+    let token = pages.token_handle();
     let mut inner = Service::new("admin".to_owned(), pages);
     inner.threads = Some(1);
     sockets.iter().for_each(|bound| inner.add_listener(listener(bound)));
     let service = Stoppable { inner, sockets, stopped };
-    (GenBackgroundService::new("sampler".to_owned(), sampler), service)
+    Pages { sampler, service, token }
 }
 
 fn listener(bound: &Bound) -> ListenerConfig {

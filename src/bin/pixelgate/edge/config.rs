@@ -5,7 +5,7 @@ use super::origin_url::OriginUrl;
 use bytesize::ByteSize;
 use pixelgate::config::TrustedProxies;
 use pixelgate::config::{expand, expanded, expanded_list};
-use pixelgate::http_server::{BufferedBytes, Limits};
+use pixelgate::http_server::Limits;
 use serde::Deserialize;
 use serde::de::Error as _;
 use std::path::PathBuf;
@@ -47,6 +47,10 @@ pub struct Config {
     pub origin_health_seconds: u64,
     /// Longest wait for a read from or a write to an origin, in seconds.
     pub origin_timeout_seconds: u64,
+    /// How long an idle connection to an origin stays open, in seconds.
+    pub origin_idle_seconds: u64,
+    /// How long a connection to an origin is used, in seconds.
+    pub connection_seconds_max: u64,
     /// Number of worker threads; 0: one per core.
     pub threads: usize,
     /// Longest idle time of a persistent connection, in seconds.
@@ -73,6 +77,9 @@ pub struct Config {
     /// Whether the server's fast path answers plain event requests. If not, all requests take
     /// Pingora's path.
     pub answer_plain: bool,
+    /// How long a stopping edge goes on accepting, unready, before it closes its listeners, in
+    /// seconds.
+    pub drain_seconds: u64,
     /// Longest wait for requests in flight at a stop, in seconds.
     pub shutdown_grace_seconds: u64,
     /// Addresses and networks that may report the client's address.
@@ -97,6 +104,8 @@ impl Default for Config {
             origin_health_path: None,
             origin_health_seconds: 5,
             origin_timeout_seconds: 60,
+            origin_idle_seconds: 60,
+            connection_seconds_max: 300,
             threads: 0,
             keepalive_seconds: 75,
             header_timeout_seconds: 10,
@@ -109,6 +118,7 @@ impl Default for Config {
             h2_streams_max: limits.h2_streams_max,
             buffered_bytes_max: ByteSize::mib(256),
             answer_plain: true,
+            drain_seconds: 0,
             shutdown_grace_seconds: 10,
             trusted_proxies: Vec::new(),
             client_ip_header: None,
@@ -181,14 +191,21 @@ impl Config {
             ("header_timeout_seconds", self.header_timeout_seconds),
             ("origin_health_seconds", self.origin_health_seconds),
             ("origin_timeout_seconds", self.origin_timeout_seconds),
+            ("origin_idle_seconds", self.origin_idle_seconds),
+            ("connection_seconds_max", self.connection_seconds_max),
             ("write_timeout_seconds", self.write_timeout_seconds),
         ] {
             if !(1..=SECONDS_MAX).contains(&seconds) {
                 return Err((key, format!("must be 1 to {SECONDS_MAX}")));
             }
         }
-        if self.shutdown_grace_seconds > SECONDS_MAX {
-            return Err(("shutdown_grace_seconds", format!("must be at most {SECONDS_MAX}")));
+        for (key, seconds) in [
+            ("drain_seconds", self.drain_seconds),
+            ("shutdown_grace_seconds", self.shutdown_grace_seconds),
+        ] {
+            if seconds > SECONDS_MAX {
+                return Err((key, format!("must be at most {SECONDS_MAX}")));
+            }
         }
         self.validate_limits()
     }
@@ -231,9 +248,9 @@ impl Config {
         limits
     }
 
-    /// The count of the bytes of bodies that wait in memory.
-    pub fn buffered_bytes(&self) -> BufferedBytes {
-        BufferedBytes::new(usize::try_from(self.buffered_bytes_max.as_u64()).unwrap_or(usize::MAX))
+    /// Most bytes of bodies that wait in memory.
+    pub fn buffered_bytes_max(&self) -> usize {
+        usize::try_from(self.buffered_bytes_max.as_u64()).unwrap_or(usize::MAX)
     }
 
     /// The proxies that may report the client's address.

@@ -27,7 +27,7 @@ pub enum EdgeError {
     /// The export of metrics cannot be started.
     #[cfg(feature = "otlp")]
     #[error("the export of metrics cannot be started")]
-    Otlp(#[source] pixelgate::ConfigError),
+    Otlp(#[source] pixelgate::errors::ConfigError),
     /// The running process does not hand its sockets over.
     #[error("the running process does not hand over its listening sockets")]
     Upgrade(#[source] std::io::Error),

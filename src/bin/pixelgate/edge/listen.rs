@@ -46,6 +46,41 @@ impl Address {
     }
 }
 
+impl Address {
+    /// Whether the system refuses to listen on both at once.
+    pub fn conflicts(&self, other: &Self) -> bool {
+        match (self, other) {
+            (Self::Unix(a), Self::Unix(b)) => a == b,
+            (Self::Tcp(a), Self::Tcp(b)) => {
+                // Port 0 is a port of its own each time. `[::]` takes IPv4 connections, too.
+                let covers = |all: &SocketAddr, one: &SocketAddr| {
+                    all.ip().is_unspecified() && (all.is_ipv6() || one.is_ipv4())
+                };
+                a.port() != 0
+                    && a.port() == b.port()
+                    && (a.ip() == b.ip() || covers(a, b) || covers(b, a))
+            }
+            _ => false,
+        }
+    }
+}
+
+/// The first two of these addresses on which the system refuses to listen at once, each with its
+/// key. Addresses that cannot be read are left out.
+pub fn conflict<'a>(all: &[(&'a str, &'a str)]) -> Option<[(&'a str, &'a str); 2]> {
+    let parsed: Vec<_> = all
+        .iter()
+        .filter_map(|(key, text)| Some((*key, *text, Address::parse(text).ok()?)))
+        .collect();
+    for (n, (key, text, address)) in parsed.iter().enumerate() {
+        let other = parsed[n + 1..].iter().find(|(.., other)| address.conflicts(other));
+        if let Some((other_key, other_text, _)) = other {
+            return Some([(*key, *text), (*other_key, *other_text)]);
+        }
+    }
+    None
+}
+
 impl fmt::Display for Address {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
@@ -164,6 +199,22 @@ fn remove_stale(path: &std::path::Path) -> std::io::Result<()> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn addresses_conflict_where_the_system_refuses_the_second() {
+        let check = |a: &str, b: &str, expect: bool| {
+            let all = [("edge.listen", a), ("admin.listen", b)];
+            assert_eq!(conflict(&all).is_some(), expect, "{a} {b}");
+            let open = |text: &str| Bound::open(&Address::parse(text).unwrap());
+            let _first = open(a).unwrap();
+            assert_eq!(open(b).is_err(), expect, "{a} {b}");
+        };
+        let free = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
+        check(&format!("127.0.0.1:{free}"), &format!("127.0.0.1:{free}"), true);
+        check(&format!("0.0.0.0:{free}"), &format!("127.0.0.1:{free}"), true);
+        check(&format!("127.0.0.2:{free}"), &format!("127.0.0.1:{free}"), false);
+        check("127.0.0.1:0", "127.0.0.1:0", false);
+    }
 
     #[test]
     fn an_address_is_a_socket_or_a_path() {

@@ -8,6 +8,7 @@
 
 use super::config::Config;
 use super::origin_url::OriginUrl;
+use arc_swap::ArcSwap;
 use async_trait::async_trait;
 use log::{error, info};
 use parking_lot::{Mutex, MutexGuard};
@@ -20,14 +21,15 @@ use pingora::lb::{Backend, Backends, Extensions, LoadBalancer};
 use pingora::prelude::*;
 use pingora::protocols::l4::socket::SocketAddr;
 use pingora::server::ShutdownWatch;
+use pingora::server::configuration::ServerConf;
 use pingora::services::background::BackgroundService;
 use pingora::upstreams::peer::HttpPeer;
-use pixelgate::http_server::OriginConnector;
+use pixelgate::http_server::{OriginConnector, OriginTransport};
 use std::collections::{BTreeSet, HashMap};
 use std::net::{IpAddr, ToSocketAddrs};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 use tokio::sync::watch;
 
 /// Pause between two look-ups of an origin's name, in seconds.
@@ -36,9 +38,6 @@ const LOOKUP_SECONDS: u64 = 30;
 const CONNECT_SECONDS_MAX: u64 = 5;
 /// Longest time for each step of a health check, in seconds.
 const CHECK_SECONDS_MAX: u64 = 5;
-/// How long an idle connection to an origin stays open, in seconds: shorter than the keep-alive of
-/// common origins (nginx: 75), so that they rarely close a connection while a request is written.
-const IDLE_SECONDS_MAX: u64 = 60;
 /// Failed checks in a row after which a server is unhealthy; one successful check makes it healthy.
 const CHECKS_FAILED: usize = 2;
 /// Most servers that one selection looks at: more than a name has addresses.
@@ -51,9 +50,22 @@ pub struct Origins(Arc<Inner>);
 struct Inner {
     origins: Arc<[Origin]>,
     balancer: LoadBalancer<RoundRobin>,
-    io_timeout: Duration,
+    /// The health checks, if there are any; shared with the balancer.
+    checks: Option<Checks>,
+    transport: OriginTransport,
+    settings: ArcSwap<Settings>,
     /// Whether every name has been looked up once.
     looked_up: watch::Receiver<bool>,
+}
+
+/// What a reload replaces.
+struct Settings {
+    io_timeout: Duration,
+    idle: Duration,
+    connection_seconds_max: u64,
+    since: Instant,
+    /// How many settings there were before these.
+    generation: u64,
 }
 
 /// One entry of `edge.origin`.
@@ -74,8 +86,9 @@ pub struct Server {
 
 impl Origins {
     /// Looks up no name, so that a start waits for no name server: the first look-up begins with
-    /// the service. Health checks connect with `options`.
-    pub fn new(edge: &Config, options: ConnectorOptions) -> Result<Self, String> {
+    /// the service. `edge.origin_ca` must have been checked.
+    pub fn new(edge: &Config) -> Result<Self, String> {
+        let options = connector_options(edge);
         let origin = |url: &String| {
             let name = url.trim_end_matches('/').to_owned();
             Ok(Origin { name, url: OriginUrl::parse(url)? })
@@ -93,20 +106,41 @@ impl Origins {
         balancer.update_frequency = names.then_some(Duration::from_secs(LOOKUP_SECONDS));
         balancer.parallel_health_check = true;
         // A single server gets every request, healthy or not, so a check would change nothing.
+        let mut checks = None;
         if edge.origin_health_path.is_some() || names || origins.len() > 1 {
             let every = Duration::from_secs(edge.origin_health_seconds);
             balancer.health_check_frequency = Some(every);
-            let path = edge.origin_health_path.as_deref();
-            let checks = origins.iter().map(|origin| origin.check(path, &options));
-            balancer.set_health_check(Box::new(Checks(checks.collect::<Result<_, _>>()?)));
+            let all = all_checks(&origins, edge, &options)?;
+            let all = checks.insert(Checks(Arc::new(ArcSwap::from_pointee(all))));
+            balancer.set_health_check(Box::new(all.clone()));
         }
         let runtime = tokio::runtime::Builder::new_current_thread().build();
         runtime
             .map_err(|e| e.to_string())?
             .block_on(balancer.update())
             .map_err(|e| e.to_string())?;
-        let io_timeout = Duration::from_secs(edge.origin_timeout_seconds);
-        Ok(Self(Arc::new(Inner { origins, balancer, io_timeout, looked_up })))
+        let transport = OriginTransport::new(options);
+        let settings = ArcSwap::from_pointee(Settings::of(edge, 0));
+        Ok(Self(Arc::new(Inner { origins, balancer, checks, transport, settings, looked_up })))
+    }
+
+    /// What opens the connections to the origins.
+    pub fn transport(&self) -> OriginTransport {
+        self.0.transport.clone()
+    }
+
+    /// Puts the timeouts of `edge` and the certificates of its `origin_ca` in force, for
+    /// connections that are opened from now on; no further request uses an older one. The origins
+    /// stay. `edge.origin_ca` must have been checked. Blocks.
+    pub fn reload(&self, edge: &Config) -> Result<(), String> {
+        let options = connector_options(edge);
+        if let Some(Checks(checks)) = &self.0.checks {
+            checks.store(Arc::new(all_checks(&self.0.origins, edge, &options)?));
+        }
+        self.0.transport.replace(options);
+        let generation = self.0.settings.load().generation + 1;
+        self.0.settings.store(Arc::new(Settings::of(edge, generation)));
+        Ok(())
     }
 
     /// Whether there is no origin, so that requests that are not events get status 404.
@@ -157,9 +191,11 @@ impl Origins {
         let mut peer = HttpPeer::new(server.address, tls, host);
         peer.options.connection_timeout = Some(Duration::from_secs(CONNECT_SECONDS_MAX));
         peer.options.total_connection_timeout = Some(Duration::from_secs(CONNECT_SECONDS_MAX));
-        peer.options.read_timeout = Some(self.0.io_timeout);
-        peer.options.write_timeout = Some(self.0.io_timeout);
-        peer.options.idle_timeout = Some(Duration::from_secs(IDLE_SECONDS_MAX));
+        let settings = self.0.settings.load();
+        peer.options.read_timeout = Some(settings.io_timeout);
+        peer.options.write_timeout = Some(settings.io_timeout);
+        peer.group_key = settings.group();
+        peer.options.idle_timeout = Some(settings.idle);
         OriginConnector::route(&mut peer);
         peer
     }
@@ -171,6 +207,42 @@ impl BackgroundService for Origins {
     async fn start(&self, shutdown: ShutdownWatch) {
         self.0.balancer.start(shutdown).await;
     }
+}
+
+impl Settings {
+    fn of(edge: &Config, generation: u64) -> Self {
+        Self {
+            io_timeout: Duration::from_secs(edge.origin_timeout_seconds),
+            idle: Duration::from_secs(edge.origin_idle_seconds),
+            connection_seconds_max: edge.connection_seconds_max,
+            since: Instant::now(),
+            generation,
+        }
+    }
+
+    /// Only connections of the same group are used for a request: those that were opened with the
+    /// same certificates, in the same period of `connection_seconds_max`.
+    fn group(&self) -> u64 {
+        let period = self.since.elapsed().as_secs() / self.connection_seconds_max;
+        (self.generation << 32) | period
+    }
+}
+
+/// How Pingora connects to origins, with the certificates that it trusts.
+fn connector_options(edge: &Config) -> ConnectorOptions {
+    let mut options = ConnectorOptions::from_server_conf(&ServerConf::default());
+    options.ca_file = edge.origin_ca.as_ref().map(|path| path.to_string_lossy().into_owned());
+    options
+}
+
+/// The health check of each origin, in their order.
+fn all_checks(
+    origins: &[Origin],
+    edge: &Config,
+    options: &ConnectorOptions,
+) -> Result<Vec<Check>, String> {
+    let path = edge.origin_health_path.as_deref();
+    origins.iter().map(|origin| origin.check(path, options)).collect()
 }
 
 fn server(backend: &Backend) -> Option<&Arc<Server>> {
@@ -199,11 +271,7 @@ impl Origin {
     }
 
     /// The health check: a request for `path`, or only a connection.
-    fn check(
-        &self,
-        path: Option<&str>,
-        options: &ConnectorOptions,
-    ) -> Result<Box<dyn HealthCheck + Send + Sync>, String> {
+    fn check(&self, path: Option<&str>, options: &ConnectorOptions) -> Result<Check, String> {
         let timeout = Some(Duration::from_secs(CHECK_SECONDS_MAX));
         let Some(path) = path else {
             // Over TLS the certificate must be valid too.
@@ -311,14 +379,19 @@ impl LookUp {
     }
 }
 
+/// A health check of one origin.
+type Check = Box<dyn HealthCheck + Send + Sync>;
+
 /// The health check of each origin, by its index.
-struct Checks(Vec<Box<dyn HealthCheck + Send + Sync>>);
+#[derive(Clone)]
+struct Checks(Arc<ArcSwap<Vec<Check>>>);
 
 #[async_trait]
 impl HealthCheck for Checks {
     async fn check(&self, target: &Backend) -> Result<()> {
         let Some(server) = server(target) else { return Ok(()) };
-        let Some(check) = self.0.get(server.origin) else { return Ok(()) };
+        let checks = self.0.load_full();
+        let Some(check) = checks.get(server.origin) else { return Ok(()) };
         let result = check.check(target).await;
         if result.is_ok() {
             server.answered();
@@ -342,15 +415,13 @@ impl HealthCheck for Checks {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use pingora::server::configuration::ServerConf;
 
     fn origins(urls: &[&str]) -> Origins {
         let edge = Config {
             origin: urls.iter().map(|url| url.to_string()).collect(),
             ..Config::default()
         };
-        let options = ConnectorOptions::from_server_conf(&ServerConf::default());
-        Origins::new(&edge, options).unwrap()
+        Origins::new(&edge).unwrap()
     }
 
     #[test]

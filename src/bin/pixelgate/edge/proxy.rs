@@ -1,9 +1,11 @@
 //! The Pingora proxy of the edge: the gate answers event requests, an origin gets the others.
 
+use super::config::Config;
 use super::origin::{Origins, Server};
 use super::own_answers::OwnAnswers;
 use super::routing_headers;
 use super::upgrade::for_upgrade;
+use arc_swap::ArcSwap;
 use async_trait::async_trait;
 use http::{HeaderName, HeaderValue, StatusCode, Version, header};
 use log::{debug, error};
@@ -35,8 +37,8 @@ pub struct Edge {
     gate: PixelGate,
     origins: Origins,
     trusted: TrustedProxies,
-    keepalive_seconds: u64,
-    write_timeout: Option<Duration>,
+    /// The section `[edge]` in force, for its timeouts.
+    section: Arc<ArcSwap<Config>>,
     in_flight: InFlight,
     own_answers: OwnAnswers,
     access_log: Option<AccessLog>,
@@ -65,26 +67,12 @@ impl Edge {
         gate: PixelGate,
         origins: Origins,
         trusted: TrustedProxies,
-        keepalive_seconds: u64,
+        section: Arc<ArcSwap<Config>>,
         in_flight: InFlight,
     ) -> Result<Self> {
         let own_answers = OwnAnswers::new()?;
-        Ok(Self {
-            gate,
-            origins,
-            trusted,
-            keepalive_seconds,
-            write_timeout: None,
-            in_flight,
-            own_answers,
-            access_log: None,
-        })
-    }
-
-    /// Limits the time of each write to a client.
-    pub fn with_write_timeout(mut self, limit: Duration) -> Self {
-        self.write_timeout = Some(limit);
-        self
+        let access_log = None;
+        Ok(Self { gate, origins, trusted, section, in_flight, own_answers, access_log })
     }
 
     /// Reports each request to `log`.
@@ -268,10 +256,14 @@ impl ProxyHttp for Edge {
 
     async fn request_filter(&self, session: &mut Session, ctx: &mut Ctx) -> Result<bool> {
         // An HTTP/2 client that never opens its window would block a write for ever.
-        session.set_write_timeout(self.write_timeout);
+        let (write, keepalive) = {
+            let section = self.section.load();
+            (section.write_timeout_seconds, section.keepalive_seconds)
+        };
+        session.set_write_timeout(Some(Duration::from_secs(write)));
         // Without this timeout Pingora keeps an idle connection for ever after its first request.
         if session.get_keepalive().is_some() {
-            session.set_keepalive(Some(self.keepalive_seconds));
+            session.set_keepalive(Some(keepalive));
         }
         ctx.record = self.access_log.as_ref().map(AccessLog::begin);
         let downstream = session.as_downstream_mut();

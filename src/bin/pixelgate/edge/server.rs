@@ -3,43 +3,50 @@
 //! Everything that can fail (sockets, certificates, spool) is opened before Pingora starts. The
 //! stop is in [`super::stop`].
 
+use super::admin::Pages;
 use super::config::Config;
 use super::error::EdgeError;
 use super::listen::Bound;
 use super::origin::Origins;
 use super::proxy::Edge;
+use super::reload::{Handles, Reloader, Watch};
 use super::sockets::Sockets;
 use super::stop::{Deadline, Handlers, Signals};
 use super::tls::Certificates;
 use super::{admin, file_limit, origin_ca};
 use crate::access_log::Opened;
+use arc_swap::ArcSwap;
 use async_trait::async_trait;
 use log::info;
 use parking_lot::Mutex;
-use pingora::connectors::ConnectorOptions;
 use pingora::listeners::tls::{Acceptor as TlsAcceptor, TlsSettings};
 use pingora::protocols::Stream;
 use pingora::server::configuration::ServerConf;
-use pingora::server::{RunArgs, Server, ShutdownWatch};
-use pingora::services::background::{BackgroundService, background_service};
+use pingora::server::{RunArgs, Server};
+use pingora::services::background::{GenBackgroundService, background_service};
 use pixelgate::PixelGate;
 #[cfg(feature = "otlp")]
 use pixelgate::admin_pages::OtlpExport;
 use pixelgate::custom::InFlight;
-use pixelgate::http_server::{self, Acceptor, Handshake, Limits, Server as HttpServer, Socket};
+use pixelgate::http_server::{
+    self, Acceptor, BufferedBytes, Handshake, Server as HttpServer, Socket,
+};
 use std::path::Path;
 use std::sync::Arc;
-use std::time::Duration;
-use tokio::sync::watch;
+use tokio::sync::{Notify, watch};
 
 /// Runs an edge until a signal stops it. With `upgrade` it takes the listening sockets of the
-/// running edge; where none runs, it opens its own. `handlers` are the signals' handlers.
+/// running edge; where none runs, it opens its own. `handlers` are the signals' handlers. `path` is
+/// the configuration file, which is read again when it changes.
 pub fn run(
+    path: &Path,
     config: crate::config::Config,
     upgrade: bool,
     handlers: Handlers,
 ) -> Result<(), EdgeError> {
-    let (edge, admin_config) = (&config.edge, &config.admin);
+    let crate::config::Config { edge, gate, admin: admin_config, log, access_log, otlp, values } =
+        config;
+    let edge = &edge;
     std::fs::create_dir_all(&edge.state_dir).map_err(EdgeError::State)?;
     // Sockets first: a second edge on the same port must not touch the spool.
     let mut sockets = Sockets::new(edge, upgrade)?;
@@ -47,37 +54,38 @@ pub fn run(
     let certificates = load_certificates(edge)?;
     let tls = sockets.open_all("edge", certificates.iter().map(|(listen, _)| listen))?;
     let pages = sockets.open_all("admin", Some(&admin_config.listen).filter(|l| !l.is_empty()))?;
-    let access_log = access_log(&config.access_log)?;
+    let access_log = open_access_log(&access_log)?;
     let trusted = edge.trust().map_err(|e| EdgeError::Edge(e.to_string()))?;
-    let conf = server_conf(edge)?;
-    let origins = Origins::new(edge, ConnectorOptions::from_server_conf(&conf))
-        .map_err(|why| EdgeError::Edge(format!("edge.origin: {why}")))?;
-
+    let origins = load_origins(edge)?;
     let in_flight = InFlight::default();
-    let gate = PixelGate::builder(config.gate)
+    let gate = PixelGate::builder(gate)
         .state_dir(&edge.state_dir)
         .trusted_proxies(trusted.clone())
         .in_flight(in_flight.clone());
     let gate = gate.open().map_err(EdgeError::Gate)?;
     let access_log = access_log.map(|log| log.start(&gate)).transpose();
     let access_log = access_log.map_err(EdgeError::AccessLogThread)?;
-    let keepalive = edge.keepalive_seconds;
-    let mut proxy = Edge::new(gate.clone(), origins.clone(), trusted, keepalive, in_flight.clone())
-        .map_err(EdgeError::Pingora)?
-        .with_write_timeout(edge.limits().write_timeout);
+    let section = Arc::new(ArcSwap::from_pointee(edge.clone()));
+    let mut proxy =
+        Edge::new(gate.clone(), origins.clone(), trusted, section.clone(), in_flight.clone())
+            .map_err(EdgeError::Pingora)?;
     if let Some(file) = &access_log {
         proxy = proxy.with_access_log(file.log());
     }
 
-    let mut server = Server::new_with_opt_and_conf(None, conf);
-    let proxy = http_server::proxy(&server.configuration, proxy).map_err(EdgeError::Proxy)?;
+    let mut server = Server::new_with_opt_and_conf(None, server_conf(edge));
+    let proxy = http_server::proxy_with(&server.configuration, proxy, origins.transport());
+    let proxy = proxy.map_err(EdgeError::Proxy)?;
+    file_limit::report(edge);
+    let limits = file_limit::limits(edge);
+    let buffered_bytes = BufferedBytes::new(edge.buffered_bytes_max());
     let mut http_server =
-        HttpServer::new(proxy, gate.clone(), limits(edge)).buffered_bytes(edge.buffered_bytes());
+        HttpServer::new(proxy, gate.clone(), limits).buffered_bytes(buffered_bytes.clone());
     if let Some(file) = &access_log {
         http_server = http_server.with_access_log(file.log());
     }
+    let limits = http_server.limits_handle();
     let (stop, stopped) = watch::channel(false);
-    let certificates: Vec<_> = certificates.into_iter().map(|(_, all)| all).collect();
     let announcement = announcement(&plain, &tls, &pages);
     let mut acceptor = Acceptor::new("edge", http_server).stop_on(stopped.clone());
     listen(&mut acceptor, plain, tls, &certificates)?;
@@ -85,25 +93,39 @@ pub fn run(
 
     // Counted apart, because no group of events lingers for a client of the admin pages.
     let admin_in_flight = InFlight::default();
-    let (sampler, pages) =
-        admin::services(&gate, admin_config, config.log.verdicts, &admin_in_flight, pages, stopped);
+    let Pages { sampler, service, token } =
+        admin::pages(&gate, &admin_config, log.verdicts, &admin_in_flight, pages, stopped);
     #[cfg(feature = "otlp")]
-    if let Some(export) = OtlpExport::new(sampler.task(), &config.otlp).map_err(EdgeError::Otlp)? {
+    if let Some(export) = OtlpExport::new(sampler.clone(), &otlp).map_err(EdgeError::Otlp)? {
         server.add_service(background_service("otlp", export));
     }
-    server.add_service(sampler);
-    server.add_service(pages);
-    server.add_service(background_service("origins", origins));
-    server.add_service(background_service("certificates", Renewal(certificates.clone())));
+    server.add_service(GenBackgroundService::new("sampler".to_owned(), sampler.clone()));
+    server.add_service(service);
+    server.add_service(background_service("origins", origins.clone()));
+    let reloader = Reloader::new(
+        path.to_owned(),
+        values,
+        Handles {
+            section: section.clone(),
+            gate: gate.clone(),
+            limits,
+            buffered_bytes,
+            origins,
+            certificates,
+            sampler,
+            token,
+            access_log: access_log.clone(),
+        },
+    );
+    let at_once = Arc::new(Notify::new());
+    server.add_service(background_service("reload", Watch::new(reloader, at_once.clone())));
 
-    let grace = Duration::from_secs(edge.shutdown_grace_seconds);
     let signals = Signals {
+        reload: at_once,
+        section,
         gate: gate.clone(),
-        certificates,
-        access_log: access_log.clone(),
         stop,
         in_flight: [in_flight, admin_in_flight],
-        grace,
         deadline: Deadline::default(),
         state_dir: edge.state_dir.clone(),
         sockets: Mutex::new(sockets.copies),
@@ -121,7 +143,9 @@ pub fn run(
 }
 
 /// Opens the file of the access log, if there is one.
-fn access_log(config: &crate::access_log::config::Config) -> Result<Option<Opened>, EdgeError> {
+fn open_access_log(
+    config: &crate::access_log::config::Config,
+) -> Result<Option<Opened>, EdgeError> {
     if !config.is_on() {
         return Ok(None);
     }
@@ -138,10 +162,10 @@ fn listen(
     acceptor: &mut Acceptor<Edge>,
     plain: Vec<Bound>,
     tls: Vec<Bound>,
-    certificates: &[Arc<Certificates>],
+    certificates: &[(String, Arc<Certificates>)],
 ) -> Result<(), EdgeError> {
     plain.into_iter().for_each(|bound| acceptor.listen(bound.into_listener()));
-    for (bound, certificates) in tls.into_iter().zip(certificates) {
+    for (bound, (_, certificates)) in tls.into_iter().zip(certificates) {
         // Empty paths: the resolver holds the certificates already.
         let mut settings = TlsSettings::intermediate("", "").map_err(EdgeError::Pingora)?;
         settings.set_cert_resolver(certificates.clone());
@@ -149,12 +173,6 @@ fn listen(
         acceptor.listen(bound.into_listener().tls(Tls(settings.build())));
     }
     Ok(())
-}
-
-fn limits(edge: &Config) -> Limits {
-    let mut limits = edge.limits();
-    limits.connections_max = file_limit::connections_max(edge);
-    limits
 }
 
 /// The handshake of a TLS listener.
@@ -167,25 +185,25 @@ impl Handshake for Tls {
     }
 }
 
-fn server_conf(edge: &Config) -> Result<ServerConf, EdgeError> {
+fn server_conf(edge: &Config) -> ServerConf {
     let state = |name: &str| edge.state_dir.join(name).to_string_lossy().into_owned();
-    Ok(ServerConf {
+    ServerConf {
         // Work stealing stays on. Without it `durability = "memory"` took 2 % less CPU on one
         // thread and `power` about 15 % more, because another thread wakes its answers.
         threads: edge.threads(),
         pid_file: state("pixelgate.pid"),
-        ca_file: edge.origin_ca.as_deref().map(trust_file).transpose()?,
         // `super::stop` waits for requests in flight; Pingora must not sleep after that.
         grace_period_seconds: Some(0),
         graceful_shutdown_timeout_seconds: Some(0),
         ..ServerConf::default()
-    })
+    }
 }
 
-/// Checks `edge.origin_ca` and returns its path as Pingora takes it.
-fn trust_file(path: &Path) -> Result<String, EdgeError> {
-    origin_ca::check(path).map_err(|why| EdgeError::Edge(format!("edge.origin_ca: {why}")))?;
-    Ok(path.to_string_lossy().into_owned())
+fn load_origins(edge: &Config) -> Result<Origins, EdgeError> {
+    // Pingora panics over a file that it cannot use.
+    let checked = edge.origin_ca.as_deref().map_or(Ok(()), origin_ca::check);
+    checked.map_err(|why| EdgeError::Edge(format!("edge.origin_ca: {why}")))?;
+    Origins::new(edge).map_err(|why| EdgeError::Edge(format!("edge.origin: {why}")))
 }
 
 /// The log line of each listener, with the port that the kernel chose for port 0.
@@ -202,20 +220,4 @@ fn announcement(plain: &[Bound], tls: &[Bound], admin: &[Bound]) -> Vec<String> 
         })
     });
     lines.collect()
-}
-
-/// Reloads certificates when their files change.
-struct Renewal(Vec<Arc<Certificates>>);
-
-#[async_trait]
-impl BackgroundService for Renewal {
-    async fn start(&self, mut shutdown: ShutdownWatch) {
-        if self.0.is_empty() {
-            return;
-        }
-        tokio::select! {
-            () = Certificates::poll(self.0.clone()) => {}
-            _ = shutdown.changed() => {}
-        }
-    }
 }

@@ -8,10 +8,10 @@
 //! each is answered with `Connection: close` (HTTP/2: GOAWAY), so that no connection closes while
 //! its client is sending.
 
+use super::config::Config;
 use super::handover::{InheritedSockets, Named, Offer, SOCKET_NAME, Successor};
 use super::systemd;
-use super::tls::Certificates;
-use crate::access_log::AccessLogFile;
+use arc_swap::ArcSwap;
 use async_trait::async_trait;
 use log::{error, info, warn};
 use parking_lot::Mutex;
@@ -22,7 +22,7 @@ use std::path::PathBuf;
 use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
 use tokio::signal::unix::{Signal, SignalKind, signal};
-use tokio::sync::watch;
+use tokio::sync::{Notify, watch};
 
 /// Pause between two checks for requests in flight, in milliseconds.
 const DRAIN_POLL_MS: u64 = 2;
@@ -38,18 +38,16 @@ const ACCEPT_MS: u64 = 200;
 
 /// What a running edge needs to stop.
 pub struct Signals {
-    /// Reloads its portals at SIGHUP.
+    /// Asks for a reload, at SIGHUP.
+    pub reload: Arc<Notify>,
+    /// The section `[edge]` in force, for the grace period.
+    pub section: Arc<ArcSwap<Config>>,
+    /// Becomes unready at a stop.
     pub gate: PixelGate,
-    /// Reloaded at SIGHUP.
-    pub certificates: Vec<Arc<Certificates>>,
-    /// Opened again at SIGHUP.
-    pub access_log: Option<AccessLogFile>,
     /// Closes the listeners when set to true.
     pub stop: watch::Sender<bool>,
     /// Requests and connections that a stop waits for: of the edge and of the admin pages.
     pub in_flight: [InFlight; 2],
-    /// Longest wait for them.
-    pub grace: Duration,
     /// When the process is gone at the latest.
     pub deadline: Deadline,
     /// `edge.state_dir`.
@@ -93,7 +91,7 @@ enum Stop {
 impl ShutdownSignalWatch for Signals {
     // Pingora calls this when all services have started.
     async fn recv(&self) -> ShutdownSignal {
-        let Some(handlers) = take(&self.handlers) else {
+        let Some(mut handlers) = take(&self.handlers) else {
             // Pingora calls this once.
             return std::future::pending().await;
         };
@@ -105,11 +103,15 @@ impl ShutdownSignalWatch for Signals {
         });
         self.announcement.iter().for_each(|line| info!("{line}"));
         systemd::ready();
-        let stop = self.wait(handlers, offer.as_ref()).await;
-        self.deadline.begin(self.grace);
+        let stop = self.wait(&mut handlers, offer.as_ref()).await;
+        if stop == Stop::Now {
+            self.drain(&mut handlers).await;
+        }
+        let grace = Duration::from_secs(self.section.load().shutdown_grace_seconds);
+        self.deadline.begin(grace);
         // Drops the copies of the sockets: a listener is closed only with its last descriptor.
         drop(offer);
-        self.drain(stop).await;
+        self.finish(stop, grace).await;
         ShutdownSignal::FastShutdown
     }
 }
@@ -177,7 +179,7 @@ impl Signals {
         offer.inspect_err(|e| warn!("{}: {e}: no upgrade is possible", path.display())).ok()
     }
 
-    async fn wait(&self, mut on: Handlers, offer: Option<&Offer>) -> Stop {
+    async fn wait(&self, on: &mut Handlers, offer: Option<&Offer>) -> Stop {
         let (_sender, no_successor) = watch::channel(Successor::None);
         let mut successor = offer.map_or(no_successor, Offer::successor);
         let serve = async {
@@ -196,9 +198,7 @@ impl Signals {
                 _ = on.interrupt.recv() => "SIGINT",
                 _ = on.quit.recv() => "SIGQUIT",
                 _ = on.hangup.recv() => {
-                    systemd::reloading();
-                    self.reload();
-                    systemd::ready();
+                    self.reload.notify_one();
                     continue;
                 }
                 Ok(()) = successor.changed(), if quitting => "SIGQUIT",
@@ -225,18 +225,24 @@ impl Signals {
         }
     }
 
-    fn reload(&self) {
-        info!("SIGHUP: reloading the portals and the certificates");
-        self.gate.reload_portals();
-        if let Some(file) = &self.access_log {
-            file.reopen();
+    /// Goes on accepting, unready, for `edge.drain_seconds` or until another signal.
+    async fn drain(&self, on: &mut Handlers) {
+        let seconds = self.section.load().drain_seconds;
+        if seconds == 0 {
+            return;
         }
-        for certificates in &self.certificates {
-            certificates.reload(true);
+        self.gate.drain();
+        info!("unready, and accepting for {seconds} seconds more (edge.drain_seconds)");
+        tokio::select! {
+            () = tokio::time::sleep(Duration::from_secs(seconds)) => {}
+            _ = on.terminate.recv() => {}
+            _ = on.interrupt.recv() => {}
+            _ = on.quit.recv() => {}
         }
     }
 
-    async fn drain(&self, stop: Stop) {
+    /// Closes the listeners and waits for what is in flight, for the grace period at most.
+    async fn finish(&self, stop: Stop, grace: Duration) {
         if stop == Stop::Upgraded {
             self.in_flight.iter().for_each(InFlight::linger);
         }
@@ -253,7 +259,7 @@ impl Signals {
             Stop::Now => requests() > 0,
             Stop::Upgraded => requests() + connections() > 0 || began.elapsed() < at_least,
         };
-        while is_busy() && began.elapsed() < self.grace {
+        while is_busy() && began.elapsed() < grace {
             tokio::time::sleep(Duration::from_millis(DRAIN_POLL_MS)).await;
         }
         let left = requests();

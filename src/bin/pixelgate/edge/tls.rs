@@ -5,16 +5,13 @@
 //! certificate that is valid for its server name (SNI), or the first of all where none is valid or
 //! no name is sent. Entries are reloaded one by one: an entry that cannot be read, or whose key
 //! does not match its certificate yet, keeps the pair in use and does not delay the others.
-//!
-//! The files are polled every [`POLL_SECONDS`] and not watched: polling also sees an editor's
-//! rename, a changed symlink (Kubernetes) and a network file system.
 
 use super::config::TlsListener;
 use super::pem;
 use arc_swap::ArcSwap;
 use log::{error, info};
 use parking_lot::Mutex;
-use pixelgate::tools::FileStamp;
+use pixelgate::tools::{ENCRYPTED_KEY, FileStamp, is_encrypted};
 use rustls::client::verify_server_name;
 use rustls::crypto::ring::sign::any_supported_type;
 use rustls::pki_types::pem::PemObject;
@@ -24,13 +21,6 @@ use rustls::sign::CertifiedKey;
 use std::fmt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::time::Duration;
-
-/// Pause between two checks of the files, in seconds.
-const POLL_SECONDS: u64 = 2;
-
-/// Limit for reading the files, in seconds: their file system may hang.
-const RELOAD_SECONDS_MAX: u64 = 10;
 
 /// The certificates of one listener.
 pub struct Certificates {
@@ -103,24 +93,16 @@ impl Certificates {
         }
     }
 
-    /// Polls the files for changes. Never returns.
-    pub async fn poll(all: Vec<Arc<Self>>) {
-        loop {
-            tokio::time::sleep(Duration::from_secs(POLL_SECONDS)).await;
-            let all = all.clone();
-            let reload = move || all.iter().for_each(|certificates| certificates.reload(false));
-            let mut reloading = tokio::task::spawn_blocking(reload);
-            let limit = Duration::from_secs(RELOAD_SECONDS_MAX);
-            if tokio::time::timeout(limit, &mut reloading).await.is_err() {
-                error!(
-                    "edge.tls: reading the files takes longer than {RELOAD_SECONDS_MAX} seconds; \
-                     the certificates in use stay"
-                );
-                // After a panic the pairs in use stay; the next poll tries again.
-                let _ = reloading.await;
-                info!("edge.tls: the files have been read");
-            }
-        }
+    /// What is wrong with the files of the entries that could not be read again.
+    pub fn failures(&self) -> Vec<String> {
+        self.entries.lock().iter().filter_map(|entry| entry.logged.clone()).collect()
+    }
+
+    /// Takes over the entries of `other`, in a reload that changes `edge.tls`.
+    pub fn replace(&self, other: &Self) {
+        let mut entries = self.entries.lock();
+        *entries = std::mem::take(&mut *other.entries.lock());
+        self.in_use.store(other.in_use.load_full());
     }
 }
 
@@ -149,6 +131,9 @@ fn read(cert: &Path, key: &Path) -> Result<CertifiedKey, String> {
     let failed = |path: &Path, why: &dyn fmt::Display| format!("{}: {why}", path.display());
     let chain = pem::certificates(cert)?;
     let secret = pem::read(key)?;
+    if is_encrypted(&secret) {
+        return Err(format!("{} {ENCRYPTED_KEY}", key.display()));
+    }
     let secret = PrivateKeyDer::from_pem_slice(&secret).map_err(|e| failed(key, &e))?;
     let secret = any_supported_type(&secret).map_err(|e| failed(key, &e))?;
     let certified = CertifiedKey::new(chain, secret);

@@ -12,4 +12,4 @@ mod dedup;
 mod setup;
 mod throttle;
 
-pub use setup::start;
+pub use setup::{reload, start};

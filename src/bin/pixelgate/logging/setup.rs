@@ -3,19 +3,58 @@
 use super::config::{Config, Format};
 use super::dedup::Dedup;
 use super::throttle::Throttle;
+use arc_swap::ArcSwap;
 use env_logger::fmt::Formatter;
 use log::kv::{self, Key, Value, VisitSource};
-use log::{LevelFilter, Record};
+use log::{LevelFilter, Log, Metadata, Record};
 use serde::Serialize;
 use std::collections::BTreeMap;
 use std::io::{self, Write};
+use std::sync::{Arc, OnceLock};
 
 /// Crates whose own lines may quote a request.
 const OTHERS: [&str; 7] =
     ["pingora", "pingora_core", "pingora_proxy", "hyper", "h2", "reqwest", "rustls"];
 
+/// The logger in use, which a reload replaces.
+struct InUse(ArcSwap<env_logger::Logger>);
+
+static IN_USE: OnceLock<InUse> = OnceLock::new();
+
+impl Log for &InUse {
+    fn enabled(&self, metadata: &Metadata<'_>) -> bool {
+        self.0.load().enabled(metadata)
+    }
+
+    fn log(&self, record: &Record<'_>) {
+        self.0.load().log(record);
+    }
+
+    fn flush(&self) {
+        self.0.load().flush();
+    }
+}
+
 /// Starts logging. A short command (`running` is false) logs warnings and errors only, as text.
 pub fn start(config: &Config, running: bool) {
+    let log = logger(config, running);
+    let most = log.filter();
+    let in_use = IN_USE.get_or_init(|| InUse(ArcSwap::from_pointee(log)));
+    // Fails only at a second call, which then changes nothing.
+    if log::set_boxed_logger(Box::new(Throttle::new(Dedup::new(in_use)))).is_ok() {
+        log::set_max_level(most);
+    }
+}
+
+/// Logs as `config` says from now on.
+pub fn reload(config: &Config) {
+    let Some(InUse(in_use)) = IN_USE.get() else { return };
+    let log = logger(config, true);
+    log::set_max_level(log.filter());
+    in_use.store(Arc::new(log));
+}
+
+fn logger(config: &Config, running: bool) -> env_logger::Logger {
     let level = config.level.filter();
     let mut log = env_logger::Builder::new();
     log.filter_level(if running { level } else { level.min(LevelFilter::Warn) });
@@ -30,12 +69,7 @@ pub fn start(config: &Config, running: bool) {
     if running && config.format == Format::Json {
         log.format(write_json);
     }
-    let log = log.build();
-    let most = log.filter();
-    // Fails only at a second call, which then changes nothing.
-    if log::set_boxed_logger(Box::new(Throttle::new(Dedup::new(log)))).is_ok() {
-        log::set_max_level(most);
-    }
+    log.build()
 }
 
 #[derive(Serialize)]

@@ -5,7 +5,6 @@ use crate::response::title_case::title_case;
 use bytes::{BufMut, Bytes, BytesMut};
 use http::{HeaderValue, StatusCode, header};
 use std::cell::Cell;
-use std::convert::Infallible;
 
 /// A prebuilt response. `Date`, `Connection` and the [`OwnLines`] are filled in per request.
 #[derive(Debug)]
@@ -23,18 +22,18 @@ pub struct FastResponse {
 
 impl FastResponse {
     /// Serializes an answer.
-    pub fn new(answer: Answer) -> Result<FastResponse, Infallible> {
+    pub fn new(answer: &Answer) -> FastResponse {
         let status = StatusCode::from_u16(answer.status).unwrap_or_default();
         let reason = status.canonical_reason().unwrap_or_default();
         let mut head = BytesMut::new();
         head.put_slice(format!("HTTP/1.1 {} {reason}\r\n", status.as_str()).as_bytes());
         let mut retry_after = None;
-        for (name, value) in answer.headers {
+        for (name, value) in &answer.headers {
             if name == header::RETRY_AFTER {
-                retry_after = Some(value);
+                retry_after = Some(value.clone());
                 continue;
             }
-            put_line(&mut head, &title_case(&name), value.as_bytes());
+            put_line(&mut head, &title_case(name), value.as_bytes());
         }
         let tails = ["keep-alive", "close"].map(|connection| {
             let mut tail = BytesMut::from(&b"\r\n"[..]);
@@ -43,13 +42,13 @@ impl FastResponse {
             tail.put_slice(&answer.body);
             tail.freeze()
         });
-        Ok(FastResponse {
+        FastResponse {
             status: answer.status,
             body_bytes: answer.body.len() as u64,
             head: head.freeze(),
             retry_after,
             tails,
-        })
+        }
     }
 
     /// Passes the bytes of the whole response to `take`. `keep`: the connection stays open.

@@ -1,0 +1,339 @@
+//! Which keys of the configuration take effect in the running edge, and which have changed.
+//!
+//! A key is named as in messages: `privacy.ip`, and `upstream.crm.tokens` for the upstream `crm`.
+//! Values are compared as the file writes them: `${NAME}` stays, because the environment of a
+//! running process does not change.
+
+use std::collections::{BTreeMap, BTreeSet};
+use toml::{Table, Value};
+
+/// The defaults, which a test holds equal to the code.
+const REFERENCE: &str = include_str!("../../../../config/reference.toml");
+
+/// What a change of a key needs.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Needs {
+    /// A reload: SIGHUP, or nothing but the change of the file.
+    Reload,
+    /// A new process, which `pixelgate run --upgrade` starts without a refused connection.
+    Upgrade,
+}
+
+use Needs::{Reload, Upgrade};
+
+/// Every key. Those of `[[upstream]]` stand once, for each kind that has them.
+pub const KEYS: &[(&str, Needs)] = &[
+    ("edge.listen", Upgrade),
+    // The certificates. `edge.tls.listen` stands for the addresses of its entries.
+    ("edge.tls", Reload),
+    ("edge.tls.listen", Upgrade),
+    ("edge.origin", Upgrade),
+    ("edge.origin_ca", Reload),
+    ("edge.origin_health_path", Upgrade),
+    ("edge.origin_health_seconds", Upgrade),
+    ("edge.origin_timeout_seconds", Reload),
+    ("edge.origin_idle_seconds", Reload),
+    ("edge.connection_seconds_max", Reload),
+    ("edge.threads", Upgrade),
+    ("edge.keepalive_seconds", Reload),
+    ("edge.header_timeout_seconds", Reload),
+    ("edge.write_timeout_seconds", Reload),
+    ("edge.connections_max", Reload),
+    ("edge.connections_per_address_max", Reload),
+    ("edge.requests_per_connection_max", Reload),
+    ("edge.header_bytes_max", Reload),
+    ("edge.header_lines_max", Reload),
+    ("edge.h2_streams_max", Reload),
+    ("edge.buffered_bytes_max", Reload),
+    ("edge.answer_plain", Reload),
+    ("edge.drain_seconds", Reload),
+    ("edge.shutdown_grace_seconds", Reload),
+    ("edge.trusted_proxies", Upgrade),
+    ("edge.client_ip_header", Upgrade),
+    ("edge.proxy_protocol", Upgrade),
+    ("edge.state_dir", Upgrade),
+    ("events.path", Reload),
+    ("events.methods", Reload),
+    ("events.query_bytes_max", Reload),
+    ("events.params_max", Reload),
+    ("events.ignore_params", Reload),
+    ("events.withhold_params", Reload),
+    ("events.utk_cookie", Reload),
+    ("events.context_headers", Reload),
+    ("portals.source", Reload),
+    ("portals.mode", Reload),
+    ("portals.refresh_seconds", Reload),
+    ("portals.stale_seconds_max", Reload),
+    ("portals.headers", Reload),
+    ("portals.proxy", Reload),
+    ("response.body", Reload),
+    ("response.rejections", Reload),
+    ("response.verdict_header", Reload),
+    ("response.event_id", Reload),
+    ("privacy.ip", Reload),
+    ("privacy.referer", Reload),
+    ("privacy.referer_query", Reload),
+    ("privacy.gpc", Reload),
+    ("spool.dir", Upgrade),
+    ("spool.durability", Upgrade),
+    ("spool.linger_ms", Upgrade),
+    ("spool.sync_ms", Upgrade),
+    ("spool.commit_seconds_max", Upgrade),
+    ("spool.unreadable_seconds_max", Upgrade),
+    ("spool.bytes_max", Upgrade),
+    ("spool.free_bytes_min", Upgrade),
+    ("spool.segment_bytes", Upgrade),
+    ("batch.events_max", Upgrade),
+    ("batch.bytes_max", Upgrade),
+    ("batch.linger_ms", Upgrade),
+    ("log.format", Reload),
+    ("log.level", Reload),
+    ("log.verdicts", Reload),
+    ("access_log.path", Upgrade),
+    ("access_log.format", Upgrade),
+    ("access_log.buffer_bytes", Upgrade),
+    ("access_log.flush_seconds", Upgrade),
+    ("admin.listen", Upgrade),
+    ("admin.token", Reload),
+    // An upstream that is added, removed or renamed. Of its own keys: those of all kinds,
+    ("upstream", Upgrade),
+    ("upstream.kind", Upgrade),
+    ("upstream.batch", Upgrade),
+    ("upstream.attempts_max", Upgrade),
+    ("upstream.concurrency_max", Upgrade),
+    ("upstream.timeout_seconds", Reload),
+    ("upstream.connection_seconds_max", Reload),
+    ("upstream.url", Reload),
+    ("upstream.proxy", Reload),
+    ("upstream.ca", Reload),
+    ("upstream.cert", Reload),
+    ("upstream.key", Reload),
+    // of `file`,
+    ("upstream.dir", Upgrade),
+    ("upstream.rotate_bytes", Upgrade),
+    ("upstream.rotate_seconds", Upgrade),
+    // of `http`,
+    ("upstream.format", Reload),
+    ("upstream.compression", Reload),
+    ("upstream.headers", Reload),
+    ("upstream.secret", Reload),
+    ("upstream.order", Upgrade),
+    // of `legacy`,
+    ("upstream.on_unknown", Reload),
+    ("upstream.keep_host", Reload),
+    // of `hubspot`,
+    ("upstream.tokens", Reload),
+    ("upstream.event_names", Reload),
+    ("upstream.contacts", Reload),
+    ("upstream.revenue_property", Reload),
+    ("upstream.external_id_property", Reload),
+    ("upstream.external_id_contact_property", Reload),
+    ("upstream.match_external_id", Reload),
+    ("upstream.context_properties", Reload),
+    ("upstream.fault_seconds_max", Reload),
+    ("upstream.events_path", Reload),
+    ("upstream.contacts_path", Reload),
+    // of `kafka` (whose `key` is not a file),
+    ("upstream.brokers", Reload),
+    ("upstream.topic", Reload),
+    ("upstream.properties", Reload),
+    // and of `nats`.
+    ("upstream.urls", Reload),
+    ("upstream.subject", Reload),
+    ("upstream.stream", Reload),
+    ("upstream.credentials", Reload),
+];
+
+/// The value of every key that the configuration sets or that has a default, as text.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Values(BTreeMap<String, String>);
+
+/// The keys that have changed, by what they need.
+#[derive(Debug, Default, PartialEq, Eq)]
+pub struct Changes {
+    /// Keys that a reload puts in force.
+    pub reload: Vec<String>,
+    /// Keys that need an upgrade.
+    pub upgrade: Vec<String>,
+}
+
+impl Values {
+    /// The values of a configuration: the file with the overrides of the environment.
+    pub fn of(configured: &Table) -> Values {
+        let mut values = Values::default();
+        // The reference is valid TOML, as every test of this module shows.
+        let mut defaults: Table = toml::from_str(REFERENCE).unwrap_or_default();
+        defaults.remove("upstream");
+        values.take_sections(&defaults);
+        values.take_sections(configured);
+        let upstreams = configured.get("upstream").and_then(Value::as_array);
+        upstreams.into_iter().flatten().for_each(|upstream| values.take_upstream(upstream));
+        values
+    }
+
+    /// These values, but for some keys those of `others`.
+    pub fn except(mut self, others: &Values, keys: &[String]) -> Values {
+        for key in keys {
+            match others.0.get(key) {
+                Some(value) => self.0.insert(key.clone(), value.clone()),
+                None => self.0.remove(key),
+            };
+        }
+        self
+    }
+
+    /// From each key to its value.
+    pub fn all(&self) -> &BTreeMap<String, String> {
+        &self.0
+    }
+
+    fn take_sections(&mut self, document: &Table) {
+        for (section, keys) in document {
+            for (key, value) in keys.as_table().into_iter().flatten() {
+                self.0.insert(format!("{section}.{key}"), text(value));
+                if (section.as_str(), key.as_str()) == ("edge", "tls") {
+                    self.0.insert("edge.tls.listen".to_owned(), listeners(value));
+                }
+            }
+        }
+    }
+
+    fn take_upstream(&mut self, upstream: &Value) {
+        let Some(name) = upstream.get("name").and_then(Value::as_str) else { return };
+        self.0.insert(format!("upstream.{name}"), String::new());
+        for (key, value) in upstream.as_table().into_iter().flatten() {
+            if key != "name" {
+                self.0.insert(format!("upstream.{name}.{key}"), text(value));
+            }
+        }
+    }
+}
+
+impl Changes {
+    /// The keys that differ, where `same` says whether a key has the same value in both.
+    pub fn between<'a>(
+        keys: impl Iterator<Item = &'a String>,
+        same: impl Fn(&str) -> bool,
+    ) -> Changes {
+        let mut changes = Changes::default();
+        for key in keys.collect::<BTreeSet<_>>() {
+            if !same(key) {
+                match needs(key) {
+                    Needs::Reload => changes.reload.push(key.clone()),
+                    Needs::Upgrade => changes.upgrade.push(key.clone()),
+                }
+            }
+        }
+        // Other addresses need new sockets, and their certificates come with them.
+        if changes.upgrade.iter().any(|key| key == "edge.tls.listen") {
+            changes.reload.retain(|key| key != "edge.tls");
+        }
+        changes
+    }
+}
+
+/// What a change of this key needs. An upstream's key is that of its kind; its presence is
+/// `upstream`.
+fn needs(key: &str) -> Needs {
+    let mut parts = key.splitn(3, '.');
+    let name = match (parts.next(), parts.next(), parts.next()) {
+        (Some("upstream"), Some(_), Some(own)) => format!("upstream.{own}"),
+        (Some("upstream"), Some(_), None) => "upstream".to_owned(),
+        _ => key.to_owned(),
+    };
+    let known = KEYS.iter().find(|(known, _)| *known == name);
+    known.map_or(Needs::Upgrade, |(_, needs)| *needs)
+}
+
+/// A value as text, by which values are compared.
+fn text(value: &Value) -> String {
+    // Every TOML value has a form in JSON.
+    serde_json::to_string(value).unwrap_or_default()
+}
+
+/// The distinct addresses of `edge.tls`, in their order, as text.
+fn listeners(tls: &Value) -> String {
+    let mut all: Vec<&str> = Vec::new();
+    for entry in tls.as_array().into_iter().flatten() {
+        let listen = entry.get("listen").and_then(Value::as_str).unwrap_or_default();
+        if !all.contains(&listen) {
+            all.push(listen);
+        }
+    }
+    all.join(" ")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn values(text: &str) -> Values {
+        Values::of(&toml::from_str(text).unwrap())
+    }
+
+    #[track_caller]
+    fn check(old: &str, new: &str, reload: &[&str], upgrade: &[&str]) {
+        let (old, new) = (values(old), values(new));
+        let keys = old.all().keys().chain(new.all().keys());
+        let found = Changes::between(keys, |key| old.all().get(key) == new.all().get(key));
+        assert_eq!(found.reload, reload);
+        assert_eq!(found.upgrade, upgrade);
+    }
+
+    #[test]
+    fn every_key_of_the_reference_is_known_and_no_other() {
+        let mut found = BTreeSet::from(["upstream".to_owned(), "edge.tls.listen".to_owned()]);
+        let mut section = String::new();
+        for line in REFERENCE.lines() {
+            let line = line.trim_start_matches("# ");
+            let is_word = |text: &str| text.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'_');
+            let name = line.trim_matches(['[', ']']);
+            if line.starts_with('[') && is_word(name) {
+                section = name.to_owned();
+            } else if let Some((key, _)) = line.split_once(" = ")
+                && is_word(key)
+                && key == key.to_lowercase()
+            {
+                found.insert(format!("{section}.{key}"));
+            }
+        }
+        found.remove("upstream.name");
+        let known: BTreeSet<String> = KEYS.iter().map(|(key, _)| (*key).to_owned()).collect();
+        assert_eq!(known.len(), KEYS.len(), "a key stands twice");
+        found.insert("upstream.batch".to_owned());
+        assert_eq!(found.symmetric_difference(&known).collect::<Vec<_>>(), Vec::<&String>::new());
+    }
+
+    #[test]
+    fn a_changed_key_is_named_with_what_it_needs() {
+        check("", "", &[], &[]);
+        check("", "[privacy]\nip = \"full\"", &[], &[]);
+        check("", "[privacy]\nip = \"none\"", &["privacy.ip"], &[]);
+        check("[edge]\nthreads = 2", "", &[], &["edge.threads"]);
+        check("", "[edge]\norigin_ca = \"a\"", &["edge.origin_ca"], &[]);
+    }
+
+    #[test]
+    fn an_upstream_is_known_by_its_name() {
+        let of = |name: &str, rest: &str| {
+            format!(
+                "[[upstream]]\nname = \"{name}\"\nkind = \"http\"\nurl = \"http://h\"\n{rest}\n"
+            )
+        };
+        let headers = of("a", "headers = { A = \"${B}\" }");
+        check(&of("a", ""), &headers, &["upstream.a.headers"], &[]);
+        check(&of("a", ""), &of("a", "order = \"portal\""), &[], &["upstream.a.order"]);
+        let two = of("b", "") + &of("a", "");
+        check(&of("a", ""), &two, &["upstream.b.url"], &["upstream.b", "upstream.b.kind"]);
+    }
+
+    #[test]
+    fn certificates_are_reloaded_where_the_listeners_stay() {
+        let of = |list: &[&str]| {
+            let entry = |l: &&str| format!("{{ listen = \"{l}\", cert = \"c\", key = \"k\" }}");
+            format!("[edge]\ntls = [{}]", list.iter().map(entry).collect::<Vec<_>>().join(", "))
+        };
+        check(&of(&["a:1"]), &of(&["a:1", "a:1"]), &["edge.tls"], &[]);
+        check(&of(&["a:1"]), &of(&["a:1", "a:2"]), &[], &["edge.tls.listen"]);
+    }
+}

@@ -1,0 +1,187 @@
+//! The configuration as a JSON Schema (draft 2020-12), for editors: `pixelgate schema`.
+
+/// `config/schema.json`, which the tests below hold equal to the code.
+pub const SCHEMA: &str = include_str!("../../../../config/schema.json");
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::config::environment::Environment;
+    use crate::config::{Config, Document};
+    use serde_json::{Map, Value, json};
+    use std::path::Path;
+
+    const REFERENCE: &str = include_str!("../../../../config/reference.toml");
+
+    fn schema() -> Value {
+        serde_json::from_str(SCHEMA).unwrap()
+    }
+
+    fn validator() -> jsonschema::Validator {
+        assert!(jsonschema::draft202012::meta::is_valid(&schema()));
+        jsonschema::draft202012::new(&schema()).unwrap()
+    }
+
+    fn document(text: &str) -> Result<Document, String> {
+        let none = Environment::new([]).unwrap();
+        let read = Document::parse(Path::new("edge.toml"), text, none);
+        read.map(|(document, _)| document).map_err(|e| e.to_string())
+    }
+
+    fn config(text: &str) -> Result<Config, String> {
+        let validate =
+            |document: Document| document.validate(Path::new("edge.toml"), &toml::Table::new());
+        document(text).and_then(|document| validate(document).map_err(|e| e.to_string()))
+    }
+
+    /// A value of the schema as TOML.
+    fn toml_of(value: &Value) -> String {
+        toml::Value::try_from(value).unwrap().to_string()
+    }
+
+    /// The keys that a table takes, as the error about another key lists them.
+    fn keys_of(text: &str) -> Vec<String> {
+        let message = config(text).map(drop).unwrap_err();
+        let (_, expected) = message.split_once("expected ").expect(&message);
+        let mut keys: Vec<String> =
+            expected.split('`').skip(1).step_by(2).map(str::to_owned).collect();
+        keys.sort_unstable();
+        keys
+    }
+
+    fn properties(of: &Value) -> &Map<String, Value> {
+        assert_eq!(of["additionalProperties"], false);
+        of["properties"].as_object().unwrap()
+    }
+
+    /// The least `[[upstream]]` of each kind that is built in, without its kind's other keys.
+    fn least(kind: &str) -> Option<String> {
+        let rest = match kind {
+            "http" | "legacy" => "url = 'http://h/'",
+            "kafka" if cfg!(feature = "kafka") => "brokers = ['h:1']\ntopic = 't'",
+            "nats" if cfg!(feature = "nats") => "urls = ['nats://h']\nsubject = 's'\nstream = 'S'",
+            "hubspot" => "tokens = { '1' = 'token' }",
+            "file" => "",
+            _ => return None,
+        };
+        Some(format!("[[upstream]]\nname = 'a'\nkind = '{kind}'\n{rest}\n"))
+    }
+
+    const KINDS: [&str; 6] = ["file", "http", "legacy", "hubspot", "kafka", "nats"];
+    /// Keys of all kinds, which are read before those of the kind.
+    const COMMON: [&str; 4] = ["attempts_max", "batch", "kind", "name"];
+
+    #[test]
+    fn it_has_every_key_of_the_code_and_no_other() {
+        let schema = schema();
+        let sections = properties(&schema);
+        assert_eq!(sections.keys().cloned().collect::<Vec<_>>(), keys_of("no_such_key = 1"));
+        for (section, its) in sections.iter().filter(|(section, _)| *section != "upstream") {
+            let mut known: Vec<_> = properties(its).keys().cloned().collect();
+            known.sort_unstable();
+            assert_eq!(known, keys_of(&format!("[{section}]\nno_such_key = 1")), "{section}");
+        }
+        for kind in KINDS {
+            let Some(least) = least(kind) else { continue };
+            let its = properties(&schema["$defs"][format!("upstream_{kind}")]);
+            let known = its.keys().filter(|key| !COMMON.contains(&key.as_str()));
+            let mut known: Vec<_> = known.cloned().collect();
+            known.sort_unstable();
+            assert_eq!(known, keys_of(&format!("{least}no_such_key = 1")), "{kind}");
+        }
+    }
+
+    #[test]
+    fn its_defaults_and_ranges_are_those_of_the_code() {
+        let schema = schema();
+        let mut checked = 0;
+        // Other keys that make the value possible at all.
+        let with = |key: &str| match key {
+            "stale_seconds_max" => "refresh_seconds = 1\n",
+            _ => "",
+        };
+        for (section, its) in properties(&schema).iter().filter(|(name, _)| *name != "upstream") {
+            let before = |key: &str| format!("[{section}]\n{}", with(key));
+            for (key, its) in properties(its) {
+                checked += check_key(key, its, &before(key), &document, &config);
+            }
+        }
+        for (kind, least) in KINDS.iter().filter_map(|kind| Some((kind, least(kind)?))) {
+            for (key, its) in properties(&schema["$defs"][format!("upstream_{kind}")]) {
+                checked += check_key(key, its, &least, &document, &config);
+            }
+        }
+        assert!(checked > 200, "{checked}");
+    }
+
+    /// Compares a key's default, its least, its greatest and its possible values with what the code
+    /// takes after `before`. Returns the number of comparisons.
+    fn check_key(
+        key: &str,
+        schema: &Value,
+        before: &str,
+        document: &dyn Fn(&str) -> Result<Document, String>,
+        config: &dyn Fn(&str) -> Result<Config, String>,
+    ) -> usize {
+        let mut checked = 0;
+        let set = |value: &Value| format!("{before}{key} = {}\n", toml_of(value));
+        assert!(key == "kind" || key == "batch" || schema["description"].is_string(), "{key}");
+        if let Some(default) = schema.get("default") {
+            let [without, with] = [before.to_owned(), set(default)].map(|text| document(&text));
+            let [without, with] = [without, with].map(|read| format!("{:#?}", read.expect(key)));
+            assert_eq!(without, with, "the default of {key}");
+            checked += 1;
+        }
+        let mut ends = |bound: &str, step: i64| {
+            let Some(value) = schema[bound].as_i64() else { return };
+            config(&set(&json!(value))).map(drop).expect(key);
+            let beyond = config(&set(&json!(value + step)));
+            assert!(beyond.is_err(), "{key} = {}", value + step);
+            checked += 2;
+        };
+        ends("minimum", -1);
+        ends("maximum", 1);
+        for value in schema["enum"].as_array().into_iter().flatten() {
+            document(&set(value)).map(drop).expect(key);
+            checked += 1;
+        }
+        checked
+    }
+
+    #[test]
+    fn it_takes_the_reference_and_the_samples_and_refuses_what_is_misspelt() {
+        let validator = validator();
+        let json = |text: &str| serde_json::to_value(toml::from_str::<toml::Table>(text).unwrap());
+        let check = |text: &str, expect: bool| {
+            let errors: Vec<_> =
+                validator.iter_errors(&json(text).unwrap()).map(|e| e.to_string()).collect();
+            assert_eq!(errors.is_empty(), expect, "{errors:?} in {text}");
+        };
+        check(REFERENCE, true);
+        check(include_str!("../../../../config/pixelgate.toml"), true);
+        check(include_str!("../../../../config/collector.toml"), true);
+        for block in REFERENCE.split("\n# [[upstream]]\n").skip(1) {
+            let keys = block.lines().take_while(|line| line.starts_with("# "));
+            let keys: String = keys.map(|line| format!("{}\n", &line[2..])).collect();
+            let keys = format!("[[upstream]]\n{keys}");
+            check(&keys, true);
+            check(&format!("{keys}timeout_secods = 3\n"), false);
+        }
+        for (text, expect) in [
+            ("[edge]\nheader_bytes_max = 65536\norigin = 'http://a'", true),
+            ("[edge]\nheader_bytes_max = '64 KiB'", true),
+            ("[edge]\nheader_bytes_max = 'large'", false),
+            ("[edge]\nthreds = 2", false),
+            ("[edge]\nthreads = '2'", false),
+            ("[edges]", false),
+            ("[privacy]\nip = 'Full'", false),
+            ("[spool]\nsync_ms = 0", false),
+            ("[[upstream]]\nname = 'A'\nkind = 'file'", false),
+            ("[[upstream]]\nname = 'a'\nkind = 'ftp'", false),
+            ("[[upstream]]\nname = 'a'\nkind = 'http'", false),
+        ] {
+            check(text, expect);
+            assert_eq!(config(text).is_ok(), expect, "{text}");
+        }
+    }
+}

@@ -1,0 +1,296 @@
+//! Puts a changed configuration in force while the edge runs: at SIGHUP, and when the file changes.
+//!
+//! Everything that a reload can change is checked and built first; only then does it take the place
+//! of what is in force. A file with a mistake therefore changes nothing. What needs a new process
+//! is named in the log and in `/status`, until it has been upgraded or the file says again what is
+//! in force.
+//!
+//! Files are polled every [`POLL_SECONDS`] and not watched: polling also sees an editor's rename, a
+//! changed symlink (Kubernetes) and a network file system. A changed configuration is read when two
+//! polls have found it the same, because half of a file may be valid, too. A file that a
+//! configuration names is checked as a whole, so it is read at once.
+
+use super::config::Config as Section;
+use super::origin::Origins;
+use super::running::Running;
+use super::tls::Certificates;
+use super::{file_limit, origin_ca, systemd};
+use crate::access_log::AccessLogFile;
+use crate::causes::with_causes;
+use crate::config::Config;
+use crate::config::keys::{Changes, Values};
+use crate::logging;
+use arc_swap::ArcSwap;
+use async_trait::async_trait;
+use log::{error, info, warn};
+use parking_lot::Mutex;
+use pingora::server::ShutdownWatch;
+use pingora::services::background::BackgroundService;
+use pixelgate::PixelGate;
+use pixelgate::admin_pages::{FaultKind, Sampler, TokenHandle};
+use pixelgate::http_server::{BufferedBytes, LimitsHandle};
+use pixelgate::tools::FileStamp;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+use tokio::sync::Notify;
+
+/// Pause between two looks at the files, in seconds.
+const POLL_SECONDS: u64 = 2;
+/// Limit for one look, in seconds; their file system may hang.
+const LOOK_SECONDS_MAX: u64 = 10;
+/// Subjects of the fault `config_reload`.
+const FILE: &str = "configuration";
+const CERTIFICATES: &str = "certificates";
+const ORIGIN_CA: &str = "origin_ca";
+const NOT_IN_FORCE: &str = "upgrade";
+
+/// What a reload changes.
+pub struct Handles {
+    /// The section `[edge]` in force.
+    pub section: Arc<ArcSwap<Section>>,
+    pub gate: PixelGate,
+    pub limits: LimitsHandle,
+    pub buffered_bytes: BufferedBytes,
+    pub origins: Origins,
+    /// The TLS listeners, by their address.
+    pub certificates: Vec<(String, Arc<Certificates>)>,
+    pub sampler: Arc<Sampler>,
+    pub token: TokenHandle,
+    /// Opened again at SIGHUP.
+    pub access_log: Option<AccessLogFile>,
+}
+
+/// See the module.
+pub struct Reloader {
+    path: PathBuf,
+    /// `edge.state_dir`, which stays.
+    state_dir: PathBuf,
+    handles: Handles,
+    state: Mutex<State>,
+}
+
+struct State {
+    /// The values in force.
+    values: Values,
+    /// The configuration file when it was last read, successfully or not.
+    read: Option<FileStamp>,
+    /// The configuration file at the last look.
+    seen: Option<FileStamp>,
+    /// `edge.origin_ca` when it was last read.
+    origin_ca: Option<FileStamp>,
+}
+
+impl Reloader {
+    /// A reloader of the configuration at `path`, of which `values` is in force.
+    pub fn new(path: PathBuf, values: Values, handles: Handles) -> Self {
+        let seen = FileStamp::read(&path).ok();
+        let origin_ca = origin_ca_stamp(&handles.section.load());
+        let this = Self {
+            state: Mutex::new(State { values, read: seen, seen, origin_ca }),
+            path,
+            state_dir: handles.section.load().state_dir.clone(),
+            handles,
+        };
+        this.note_in_force(&this.state.lock().values);
+        this
+    }
+
+    /// Looks at every file, and puts in force what has changed; all of them `at_once`, at SIGHUP.
+    fn look(&self, at_once: bool) {
+        let mut state = self.state.lock();
+        let now = FileStamp::read(&self.path).ok();
+        let is_at_rest = now == std::mem::replace(&mut state.seen, now);
+        if at_once || (is_at_rest && now != state.read) {
+            state.read = now;
+            self.reload(&mut state);
+        }
+        self.handles.certificates.iter().for_each(|(_, each)| each.reload(at_once));
+        self.note_certificates();
+        self.look_at_origin_ca(&mut state);
+        self.handles.gate.reload_upstream_files();
+        if at_once {
+            self.handles.gate.reload_portals();
+            self.handles.access_log.iter().for_each(AccessLogFile::reopen);
+        }
+    }
+
+    /// Reads the configuration and puts it in force.
+    fn reload(&self, state: &mut State) {
+        let in_force = self.try_reload(state);
+        let faults = self.handles.gate.faults();
+        match in_force {
+            Ok(changes) => {
+                faults.clear(FaultKind::ConfigReload, FILE);
+                self.report(&changes);
+            }
+            Err(why) => {
+                let text = format!("{why}; the configuration in force stays");
+                error!("{text}");
+                let advice = "Set the file right: it is read again when it changes, and at SIGHUP.";
+                faults.raise(FaultKind::ConfigReload, FILE, text, advice);
+            }
+        }
+    }
+
+    fn try_reload(&self, state: &mut State) -> Result<Changes, String> {
+        let new = Config::load(&self.path).map_err(|e| e.to_string())?;
+        let (old, keys) = (state.values.all(), new.values.all());
+        let same = |key: &str| old.get(key) == keys.get(key);
+        let changes = Changes::between(old.keys().chain(keys.keys()), same);
+        let listeners = match changes.reload.iter().any(|key| key == "edge.tls") {
+            true => Certificates::load_all(&new.edge.tls).map_err(|e| format!("edge.tls: {e}"))?,
+            false => Vec::new(),
+        };
+        if let Some(path) = &new.edge.origin_ca {
+            origin_ca::check(path).map_err(|e| format!("edge.origin_ca: {e}"))?;
+        }
+        let handles = &self.handles;
+        let gate = handles.gate.prepare(new.gate).map_err(|e| with_causes(&e))?;
+        handles.origins.reload(&new.edge).map_err(|e| format!("edge.origin: {e}"))?;
+
+        // Nothing fails from here on.
+        for ((_, running), (_, loaded)) in handles.certificates.iter().zip(&listeners) {
+            running.replace(loaded);
+        }
+        handles.limits.set(file_limit::limits(&new.edge));
+        handles.buffered_bytes.set_max(new.edge.buffered_bytes_max());
+        state.origin_ca = origin_ca_stamp(&new.edge);
+        handles.section.store(Arc::new(new.edge));
+        gate.apply();
+        handles.sampler.set_verdicts(new.log.verdicts);
+        handles.token.set(new.admin.token);
+        logging::reload(&new.log);
+        state.values = new.values.except(&state.values, &changes.upgrade);
+        self.note_in_force(&state.values);
+        Ok(changes)
+    }
+
+    /// Logs what has changed and what needs an upgrade, and names the latter in `/status`.
+    fn report(&self, changes: &Changes) {
+        match changes.reload.as_slice() {
+            [] => info!("{}: no key has changed that a reload puts in force", self.path.display()),
+            keys => info!("{}: in force from now on: {}", self.path.display(), keys.join(", ")),
+        }
+        let faults = self.handles.gate.faults();
+        if changes.upgrade.is_empty() {
+            return faults.clear(FaultKind::ConfigReload, NOT_IN_FORCE);
+        }
+        let keys = changes.upgrade.join(", ");
+        let text = format!("{}: not in force, needs an upgrade: {keys}", self.path.display());
+        warn!("{text}");
+        let advice = "Run `pixelgate run --upgrade`, then send SIGQUIT to this process.";
+        faults.raise(FaultKind::ConfigReload, NOT_IN_FORCE, text, advice);
+    }
+
+    /// Writes what is in force for `pixelgate check --diff`.
+    fn note_in_force(&self, values: &Values) {
+        let dir = &self.state_dir;
+        if let Err(e) = Running::write(dir, values) {
+            warn!(
+                "{}: {e}: `pixelgate check --diff` will compare with older values",
+                dir.display()
+            );
+        }
+    }
+
+    /// Names the certificates that cannot be used in `/status`.
+    fn note_certificates(&self) {
+        let failed: Vec<String> =
+            self.handles.certificates.iter().flat_map(|(_, each)| each.failures()).collect();
+        let faults = self.handles.gate.faults();
+        if failed.is_empty() {
+            return faults.clear(FaultKind::ConfigReload, CERTIFICATES);
+        }
+        let text = format!("edge.tls: {}; the certificate in use stays", failed.join("; "));
+        let advice = "Set the files right. They are read again when they change, and at SIGHUP.";
+        faults.raise(FaultKind::ConfigReload, CERTIFICATES, text, advice);
+    }
+
+    /// Reads the certificates of the origins again if their file has changed.
+    fn look_at_origin_ca(&self, state: &mut State) {
+        let section = self.handles.section.load_full();
+        let now = origin_ca_stamp(&section);
+        let Some(path) = section.origin_ca.as_ref().filter(|_| now != state.origin_ca) else {
+            return;
+        };
+        state.origin_ca = now;
+        let faults = self.handles.gate.faults();
+        match origin_ca::check(path).and_then(|()| self.handles.origins.reload(&section)) {
+            Ok(()) => {
+                info!("edge.origin_ca: {} is in use from now on", path.display());
+                faults.clear(FaultKind::ConfigReload, ORIGIN_CA);
+            }
+            Err(why) => {
+                let text = format!("edge.origin_ca: {why}; the certificates in use stay");
+                error!("{text}");
+                let advice = "Set the file right. It is read again when it changes.";
+                faults.raise(FaultKind::ConfigReload, ORIGIN_CA, text, advice);
+            }
+        }
+    }
+
+    /// A look on a thread that may hang. A look that takes too long is reported and waited for.
+    async fn look_apart(self: &Arc<Self>, at_once: bool) {
+        let this = Arc::clone(self);
+        let mut looking = tokio::task::spawn_blocking(move || this.look(at_once));
+        let limit = Duration::from_secs(LOOK_SECONDS_MAX);
+        let ended = match tokio::time::timeout(limit, &mut looking).await {
+            Ok(ended) => ended,
+            Err(_) => {
+                error!(
+                    "a look at the configuration and its files takes longer than \
+                     {LOOK_SECONDS_MAX} seconds; what is in force stays"
+                );
+                looking.await
+            }
+        };
+        if ended.is_err() {
+            // A panic of a crate that reads certificates. The next look tries again.
+            error!("a look at the configuration and its files failed; what is in force stays");
+        }
+    }
+}
+
+fn origin_ca_stamp(edge: &Section) -> Option<FileStamp> {
+    edge.origin_ca.as_ref().and_then(|path| FileStamp::read(path).ok())
+}
+
+/// Looks until the stop.
+pub struct Watch {
+    reloader: Arc<Reloader>,
+    /// Asks for a reload at once.
+    at_once: Arc<Notify>,
+}
+
+impl Watch {
+    /// Reloads when a file changes, and whenever `at_once` is notified.
+    pub fn new(reloader: Reloader, at_once: Arc<Notify>) -> Self {
+        Self { reloader: Arc::new(reloader), at_once }
+    }
+}
+
+#[async_trait]
+impl BackgroundService for Watch {
+    async fn start(&self, mut shutdown: ShutdownWatch) {
+        let Self { reloader, at_once } = self;
+        loop {
+            let is_asked = tokio::select! {
+                _ = shutdown.changed() => return,
+                () = at_once.notified() => true,
+                () = tokio::time::sleep(Duration::from_secs(POLL_SECONDS)) => false,
+            };
+            if is_asked {
+                info!("SIGHUP: reloading the configuration, the portals and the certificates");
+                systemd::reloading();
+            }
+            tokio::select! {
+                _ = shutdown.changed() => return,
+                () = reloader.look_apart(is_asked) => {}
+            }
+            if is_asked {
+                systemd::ready();
+            }
+        }
+    }
+}

@@ -1,0 +1,42 @@
+//! What is in force for a request of a connection: the limits, and the settings of the gate.
+//!
+//! Each connection holds one [`InForce`] from the arrival of a request to its answer, so that a
+//! reload in between changes nothing for that request. The next request costs one atomic load to
+//! learn that nothing was reloaded since.
+
+use super::limits::Limits;
+use crate::plugin::{PixelGate, Settings};
+use arc_swap::ArcSwap;
+use std::sync::Arc;
+
+/// What was in force at one moment.
+pub struct InForce {
+    /// The gate's count of reloads, read before the other fields: they are at least as new.
+    pub reloads: u64,
+    pub limits: Arc<Limits>,
+    pub(crate) settings: Arc<Settings>,
+}
+
+/// Replaces the limits of a running [`Server`](super::Server).
+#[derive(Clone)]
+pub struct LimitsHandle {
+    pub(super) limits: Arc<ArcSwap<Limits>>,
+    pub(super) gate: PixelGate,
+}
+
+impl LimitsHandle {
+    /// Puts `limits` in force for new connections, and for the next request of each open HTTP/1
+    /// connection. An open HTTP/2 connection keeps its number of streams and its deadlines.
+    pub fn set(&self, limits: Limits) {
+        self.limits.store(Arc::new(limits));
+        self.gate.count_reload();
+    }
+}
+
+impl InForce {
+    /// What is in force now.
+    pub fn now(gate: &PixelGate, limits: &ArcSwap<Limits>) -> InForce {
+        let reloads = gate.reloads();
+        InForce { reloads, limits: limits.load_full(), settings: gate.settings() }
+    }
+}
