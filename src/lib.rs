@@ -107,15 +107,6 @@ pub use reload::Reload;
 pub use server::{Limits, Server};
 pub use upstream::{Batch, Outcome, Upstream};
 
-// Names that stood elsewhere in 0.1.0.
-#[doc(hidden)]
-pub use {
-    builder::{OpenError, ValidConfig, check},
-    config_error::ConfigError,
-    request::client::{TrustError, TrustedProxies},
-    spool::CloseError,
-};
-
 /// Why something did not open, close or fit. Each error displays as one sentence without a secret
 /// value, and `source()` leads down to the system's error.
 pub mod errors {

@@ -8,7 +8,7 @@ use super::history::Rejections;
 use super::readiness;
 use super::snapshot::Snapshot;
 use crate::event::Reason;
-use crate::telemetry::event_samples::EventSample;
+use crate::telemetry::event_samples::{EventSample, PortalCounts};
 use crate::telemetry::faults::Fault;
 use crate::telemetry::metrics::Metrics;
 use serde_json::{Value, json};
@@ -113,16 +113,18 @@ fn upstreams(snapshot: &Snapshot) -> Vec<Value> {
 
 fn ranking(snapshot: &Snapshot) -> Value {
     let mut rejections = snapshot.rejections.clone();
-    let mut all: Vec<(u64, u64, Rejections)> = Vec::new();
-    for &(portal, accepted) in &snapshot.top_portals.portals {
-        all.push((portal, accepted, rejections.remove(&portal).unwrap_or_default()));
+    let mut all: Vec<(PortalCounts, Rejections)> = Vec::new();
+    for &counts in &snapshot.top_portals.portals {
+        all.push((counts, rejections.remove(&counts.portal).unwrap_or_default()));
     }
-    all.extend(rejections.into_iter().map(|(portal, rejections)| (portal, 0, rejections)));
-    all.sort_by_key(|(portal, accepted, rejected)| (Reverse(accepted + rejected.count), *portal));
-    let row = |(portal, accepted, rejected): &(u64, u64, Rejections)| {
+    let without = |portal| PortalCounts { portal, accepted: 0, ignored: 0 };
+    all.extend(rejections.into_iter().map(|(portal, rejections)| (without(portal), rejections)));
+    all.sort_by_key(|(of, rejected)| (Reverse(of.accepted + rejected.count), of.portal));
+    let row = |(of, rejected): &(PortalCounts, Rejections)| {
         json!({
-            "portal": portal,
-            "accepted": accepted,
+            "portal": of.portal,
+            "accepted": of.accepted,
+            "ignored_params": of.ignored,
             "rejected": rejected.count,
             "mostly": rejected.most_frequent().map(Reason::as_str),
         })

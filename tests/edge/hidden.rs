@@ -73,6 +73,6 @@ fn commands_escape_what_a_terminal_would_not_show() {
 
     let refused = "_a=62515&_n=a&email=a%E2%80%8B@b.example&%E2%80%AE=1";
     let (code, text) = output(&edge, &["explain", refused]);
-    assert!(code == Some(1) && text.contains("a character here that cannot be seen"), "{text}");
+    assert!(code == Some(1) && text.contains("an invisible character"), "{text}");
     assert_visible(&text);
 }

@@ -42,7 +42,7 @@ fn events_are_shown_without_a_reload() {
     browser.wait_text("#headline-text", "Ready.");
     browser.wait_text("#recent", "none yet");
 
-    edge.event("_a=62515&_n=signup&email=person@company.com&color=zanzibar&_m=20.5");
+    edge.event("_a=62515&_n=signup&email=person@company.com&color=zanzibar&_m=20.5&Bad-Name=1");
     browser.wait_text("#headline-text", "Events flow.");
     let row = browser.wait_text("#recent", "accepted");
     for part in ["62515", "signup", "p…@c….com", "revenue, 1 property"] {
@@ -52,7 +52,8 @@ fn events_are_shown_without_a_reload() {
     let row = browser.wait_text("#recent", "invalid_email");
     assert!(row.contains("56043") && !row.contains("<i>"), "{row:?}");
     browser.wait_text("#reasons", "person@company.com");
-    browser.wait_text("#ranking", "mostly invalid_email");
+    let ranking = browser.wait_text("#ranking", "mostly invalid_email");
+    assert!(ranking.contains("1 ignored parameter"), "{ranking:?}");
 
     browser.click("#filter-rejected");
     wait_for("only the rejected", || !browser.text("#recent").contains("accepted"));

@@ -180,10 +180,11 @@ function reasons(rows) {
 
 function ranking({ portals, others }) {
   const most = Math.max(1, ...portals.map((portal) => portal.accepted + portal.rejected));
-  const rows = portals.map(({ portal, accepted, rejected, mostly }) => {
+  const rows = portals.map(({ portal, accepted, ignored_params: ignored, rejected, mostly }) => {
     const row = make("tr"), name = make("th", portal);
     name.scope = "row";
     if (mostly) name.append(make("span", `mostly ${mostly}`, "detail"));
+    if (ignored) name.append(make("span", `${number.format(ignored)} ignored ${ignored === 1 ? "parameter" : "parameters"}`, "detail"));
     name.append(share(accepted + rejected, most, accepted >= rejected ? "accepted" : ""));
     row.append(name, make("td", number.format(accepted), "n"), make("td", number.format(rejected), "n"));
     return row;

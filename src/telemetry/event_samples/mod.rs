@@ -12,7 +12,7 @@
 //! rejection is seen among any number of accepted events.
 //!
 //! [`TopPortals`] counts the accepted events of each portal, all of them, for one more counter
-//! increment per event.
+//! increment per event, and the parameters that were dropped from them.
 
 mod mask;
 mod top_portals;
@@ -26,7 +26,7 @@ use std::sync::atomic::{AtomicU32, Ordering::Relaxed};
 use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
 
 pub use mask::{NAME_CHARS_MAX, email, name};
-pub use top_portals::{Ranking, TOP_PORTALS_MAX, TopPortals};
+pub use top_portals::{PortalCounts, Ranking, TOP_PORTALS_MAX, TopPortals};
 
 /// Most slots of one kind (accepted or rejected) for a second. The queue holds twice as many
 /// samples; a sample that finds it full is dropped.
@@ -137,10 +137,16 @@ impl EventSamples {
         PendingSample { portal: event.portal, sample }
     }
 
-    /// Completes a sample by the outcome of the commit. `None`: the event was accepted.
-    pub(crate) fn committed(&self, pending: &mut PendingSample, rejected: Option<Reason>) {
+    /// Completes a sample by the outcome of the commit. `None`: the event was accepted, and
+    /// `ignored` parameters were dropped from it.
+    pub(crate) fn committed(
+        &self,
+        pending: &mut PendingSample,
+        rejected: Option<Reason>,
+        ignored: usize,
+    ) {
         if rejected.is_none() {
-            self.top_portals.count(pending.portal);
+            self.top_portals.count(pending.portal, ignored);
         }
         if let Some(mut sample) = pending.sample.take() {
             sample.rejected = rejected;
@@ -175,12 +181,12 @@ mod tests {
     fn nothing_is_sampled_before_slots_are_opened() {
         let samples = EventSamples::new(Arc::new(SystemClock));
         let mut pending = samples.appended(&event("_a=1&_n=a"), EventId::default());
-        samples.committed(&mut pending, None);
+        samples.committed(&mut pending, None, 2);
         samples.rejected(Reason::InvalidEmail, b"_a=1&_n=a&email=x", &Rules::default());
         assert_eq!(samples.drain(), []);
         assert_eq!(
             samples.top_portals().ranking().portals,
-            [(1, 1)],
+            [PortalCounts { portal: 1, accepted: 1, ignored: 2 }],
             "the event is counted all the same"
         );
     }
@@ -191,7 +197,7 @@ mod tests {
         samples.open(2, 1);
         for _ in 0..5 {
             let mut pending = samples.appended(&event("_a=1&_n=a"), EventId::default());
-            samples.committed(&mut pending, None);
+            samples.committed(&mut pending, None, 0);
         }
         samples.rejected(Reason::InvalidPortal, b"_a=x&_n=buy", &Rules::default());
         let taken = samples.drain();
@@ -208,7 +214,7 @@ mod tests {
         samples.open(1, 1);
         let query = "_a=1&_n=buy&email=person@company.com&id=secret&color=secret&_m=2e1";
         let mut pending = samples.appended(&event(query), EventId::default());
-        samples.committed(&mut pending, Some(Reason::Overloaded));
+        samples.committed(&mut pending, Some(Reason::Overloaded), 0);
         let sample = &samples.drain()[0];
         assert_eq!((sample.id, sample.email.as_deref()), (None, Some("p…@c….com")));
         assert_eq!((sample.has_revenue, sample.properties), (true, 1));

@@ -1,4 +1,5 @@
-//! The number of accepted events of each portal, over the current and the previous period.
+//! The number of accepted events of each portal, and of the parameters that were dropped from them,
+//! over the current and the previous period.
 //!
 //! A fixed table of counters that every worker increments without a lock. A portal finds its slot
 //! by a hash of its number and may take one of [`PROBES_MAX`] slots; if other portals hold all of
@@ -30,14 +31,26 @@ struct Table {
 struct Slot {
     /// The portal's number. 0, which is no portal's number: the slot is free.
     portal: AtomicU64,
-    count: AtomicU64,
+    accepted: AtomicU64,
+    ignored: AtomicU64,
+}
+
+/// The counts of one portal.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub struct PortalCounts {
+    /// The portal's number.
+    pub portal: u64,
+    /// Accepted events.
+    pub accepted: u64,
+    /// Parameters that were dropped from the accepted events (SPEC 3).
+    pub ignored: u64,
 }
 
 /// Portals by their number of accepted events, highest first.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Ranking {
-    /// Portal number and its count.
-    pub portals: Vec<(u64, u64)>,
+    /// The portals with a count of their own.
+    pub portals: Vec<PortalCounts>,
     /// Accepted events of portals that found no slot.
     pub others: u64,
 }
@@ -53,10 +66,10 @@ impl Default for TopPortals {
 }
 
 impl TopPortals {
-    /// Counts one accepted event of this portal.
+    /// Counts one accepted event of this portal, from which so many parameters were dropped.
     #[inline]
-    pub fn count(&self, portal: u64) {
-        self.tables[self.current.load(Relaxed) % 2].count(portal);
+    pub fn count(&self, portal: u64, ignored: usize) {
+        self.tables[self.current.load(Relaxed) % 2].count(portal, ignored as u64);
     }
 
     /// Begins a period and forgets the one before the last. A worker that chose its table before
@@ -69,21 +82,24 @@ impl TopPortals {
 
     /// The portals of the current and the previous period.
     pub fn ranking(&self) -> Ranking {
-        let mut all: Vec<(u64, u64)> = self.tables.iter().flat_map(Table::portals).collect();
+        let mut all: Vec<PortalCounts> = self.tables.iter().flat_map(Table::portals).collect();
         all.sort_unstable();
         all.dedup_by(|later, earlier| {
-            let same = later.0 == earlier.0;
-            earlier.1 += if same { later.1 } else { 0 };
+            let same = later.portal == earlier.portal;
+            if same {
+                earlier.accepted += later.accepted;
+                earlier.ignored += later.ignored;
+            }
             same
         });
-        all.sort_by_key(|&(portal, count)| (std::cmp::Reverse(count), portal));
+        all.sort_by_key(|counts| (std::cmp::Reverse(counts.accepted), counts.portal));
         let others = self.tables.iter().map(|table| table.others.load(Relaxed)).sum();
         Ranking { portals: all, others }
     }
 }
 
 impl Table {
-    fn count(&self, portal: u64) {
+    fn count(&self, portal: u64, ignored: u64) {
         // Fibonacci hashing: the upper bits of the product are well mixed.
         let mixed = portal.wrapping_mul(0x9E37_79B9_7F4A_7C15) >> 32;
         for probe in 0..PROBES_MAX {
@@ -94,21 +110,30 @@ impl Table {
                 owner = taken.map_or_else(|other| other, |_| portal);
             }
             if owner == portal {
-                slot.count.fetch_add(1, Relaxed);
+                slot.accepted.fetch_add(1, Relaxed);
+                if ignored > 0 {
+                    slot.ignored.fetch_add(ignored, Relaxed);
+                }
                 return;
             }
         }
         self.others.fetch_add(1, Relaxed);
     }
 
-    fn portals(&self) -> impl Iterator<Item = (u64, u64)> {
-        let both = |slot: &Slot| (slot.portal.load(Relaxed), slot.count.load(Relaxed));
-        self.slots.iter().map(both).filter(|&(portal, count)| portal != 0 && count != 0)
+    fn portals(&self) -> impl Iterator<Item = PortalCounts> {
+        let counts = |slot: &Slot| PortalCounts {
+            portal: slot.portal.load(Relaxed),
+            accepted: slot.accepted.load(Relaxed),
+            ignored: slot.ignored.load(Relaxed),
+        };
+        let is_used = |counts: &PortalCounts| counts.portal != 0 && counts.accepted != 0;
+        self.slots.iter().map(counts).filter(is_used)
     }
 
     fn clear(&self) {
         for slot in &self.slots {
-            slot.count.store(0, Relaxed);
+            slot.accepted.store(0, Relaxed);
+            slot.ignored.store(0, Relaxed);
             slot.portal.store(0, Relaxed);
         }
         self.others.store(0, Relaxed);
@@ -122,16 +147,20 @@ mod tests {
     #[test]
     fn portals_are_ranked_over_two_periods() {
         let top = TopPortals::default();
-        for portal in [7, 7, 8] {
-            top.count(portal);
+        let ranking = |top: &TopPortals| -> Vec<_> {
+            let portals = top.ranking().portals;
+            portals.iter().map(|counts| (counts.portal, counts.accepted, counts.ignored)).collect()
+        };
+        for (portal, ignored) in [(7, 0), (7, 0), (8, 5)] {
+            top.count(portal, ignored);
         }
         top.rotate();
-        top.count(8);
-        top.count(8);
-        top.count(9);
-        assert_eq!(top.ranking().portals, [(8, 3), (7, 2), (9, 1)]);
+        for (portal, ignored) in [(8, 0), (8, 2), (9, 0)] {
+            top.count(portal, ignored);
+        }
+        assert_eq!(ranking(&top), [(8, 3, 7), (7, 2, 0), (9, 1, 0)]);
         top.rotate();
-        assert_eq!(top.ranking().portals, [(8, 2), (9, 1)]);
+        assert_eq!(ranking(&top), [(8, 2, 2), (9, 1, 0)]);
     }
 
     #[test]
@@ -139,11 +168,11 @@ mod tests {
         let top = TopPortals::default();
         let portals = 10 * TOP_PORTALS_MAX as u64;
         for portal in 1..=portals {
-            top.count(portal);
+            top.count(portal, 0);
         }
         let Ranking { portals: each, others } = top.ranking();
         assert!(each.len() <= TOP_PORTALS_MAX);
         assert!(each.len() > TOP_PORTALS_MAX / 2, "{}", each.len());
-        assert_eq!(each.iter().map(|(_, count)| count).sum::<u64>() + others, portals);
+        assert_eq!(each.iter().map(|counts| counts.accepted).sum::<u64>() + others, portals);
     }
 }

@@ -266,14 +266,14 @@ mod tests {
         let entry = &entry[..entry.find("\n\n").unwrap_or(entry.len())];
         let lines = entry.lines().skip(1).map(|line| line.trim_start_matches("# "));
         let mut table: toml::Table = lines.collect::<Vec<_>>().join("\n").parse().unwrap();
-        for only_shown in ["tokens", "event_names", "ca"] {
+        for only_shown in ["tokens", "event_names", "proxy", "ca"] {
             assert!(table.remove(only_shown).is_some(), "{only_shown}");
         }
         let keys = format!("{:?}", toml::from_str::<Config>("no_such_key = 1").unwrap_err());
         for key in table.keys() {
             assert!(keys.contains(&format!("`{key}`")), "{key}");
         }
-        assert_eq!(table.len() + 3, keys.matches('`').count() / 2 - 1, "{keys}");
+        assert_eq!(table.len() + 4, keys.matches('`').count() / 2 - 1, "{keys}");
         assert_eq!(table.try_into::<Config>().unwrap(), Config::default());
     }
 

@@ -24,13 +24,14 @@ use pingora::protocols::Stream;
 use pingora::server::configuration::ServerConf;
 use pingora::server::{RunArgs, Server};
 use pingora::services::background::{GenBackgroundService, background_service};
+use pixelgate::PixelGate;
 #[cfg(feature = "otlp")]
 use pixelgate::admin_pages::OtlpExport;
+use pixelgate::config::{TrustedProxies, ValidConfig};
 use pixelgate::custom::InFlight;
 use pixelgate::http_server::{
     self, Acceptor, BufferedBytes, Handshake, Server as HttpServer, Socket,
 };
-use pixelgate::{PixelGate, TrustedProxies};
 use std::path::Path;
 use std::sync::Arc;
 use tokio::sync::{Notify, watch};
@@ -130,7 +131,7 @@ fn end(
 }
 
 fn open_gate(
-    config: pixelgate::ValidConfig,
+    config: ValidConfig,
     edge: &Config,
     in_flight: &InFlight,
 ) -> Result<PixelGate, EdgeError> {

@@ -1,0 +1,151 @@
+//! What a host asks of a gate besides handling requests: its state, its portal list, and its end.
+
+use super::{PixelGate, Settings};
+use crate::delivery::Forwarder;
+use crate::explain::{Explanation, NotAnEvent, explain};
+use crate::policy::gate::Gate;
+use crate::policy::portals::{Format, OpenError as PortalsError};
+use crate::spool::{CloseError, Spool};
+use crate::telemetry::event_samples::EventSamples;
+use crate::telemetry::faults::Faults;
+use crate::telemetry::metrics::Metrics;
+use std::sync::Arc;
+use std::sync::atomic::Ordering::{Acquire, Release};
+use std::time::{Duration, Instant};
+use tokio::sync::oneshot;
+
+impl PixelGate {
+    /// Explains how the gate would judge an event: a whole URL, a path with a query, or a query
+    /// alone. Nothing is counted or stored. The explanation holds what `text` does, personal data
+    /// included.
+    ///
+    /// ```
+    /// # fn show(gate: &pixelgate::PixelGate) {
+    /// match gate.explain("https://track.example.com/v1/event/?_a=62515&_n=signup") {
+    ///     Ok(explanation) => println!("{}", explanation.to_text()),
+    ///     Err(not_an_event) => println!("{not_an_event}"),
+    /// }
+    /// # }
+    /// ```
+    ///
+    /// # Errors
+    ///
+    /// The path is not below `events.path`.
+    pub fn explain<'t>(&self, text: &'t str) -> Result<Explanation<'t>, NotAnEvent> {
+        let settings = self.settings();
+        explain(&settings.gate, &settings.upstreams, text)
+    }
+
+    /// The judge. Asking it counts and stores nothing.
+    pub fn gate(&self) -> Arc<Gate> {
+        Arc::clone(&self.state.settings.load().gate)
+    }
+
+    /// What is in force for a request that begins now.
+    pub(crate) fn settings(&self) -> Arc<Settings> {
+        self.state.settings.load_full()
+    }
+
+    /// How often something was reloaded since the gate was opened. Read it before what was
+    /// reloaded.
+    pub(crate) fn reloads(&self) -> u64 {
+        self.state.reloads.load(Acquire)
+    }
+
+    /// Counts a reload. Call it after what was reloaded is in place.
+    pub(crate) fn count_reload(&self) {
+        self.state.reloads.fetch_add(1, Release);
+    }
+
+    /// The gate's counters and gauges (SPEC 8).
+    pub fn metrics(&self) -> &Metrics {
+        &self.state.metrics
+    }
+
+    /// The conditions that last and need an operator.
+    pub fn faults(&self) -> &Faults {
+        &self.state.faults
+    }
+
+    /// Masked samples of single events, and the portals with the most events.
+    pub(crate) fn event_samples(&self) -> &EventSamples {
+        &self.state.event_samples
+    }
+
+    /// The queue on disk in which accepted events wait for their upstreams. Public for the tests of
+    /// this repository.
+    #[doc(hidden)]
+    pub fn spool(&self) -> &Spool {
+        &self.state.spool
+    }
+
+    /// Delivery to the upstreams, with the state of each.
+    pub(crate) fn delivery(&self) -> &Forwarder {
+        self.state.delivery.forwarder()
+    }
+
+    /// Asks for the portal list to be read again now, as SIGHUP does. Does not wait for it.
+    pub fn reload_portals(&self) {
+        self.state.settings.load().gate.portals().reload();
+    }
+
+    /// Puts a host's portal list in force (see [`Builder::portals`](crate::Builder::portals)), as a
+    /// whole; requests are neither refused nor delayed. Blocks while it reads the list: a million
+    /// portals take under a second.
+    ///
+    /// # Errors
+    ///
+    /// The text is not a list of this format, which the status shows as a failed refresh, or the
+    /// gate was opened without a list of the host's. The list in force stays.
+    pub fn put_portals(&self, list: &str, format: Format) -> Result<(), PortalsError> {
+        self.gate().portals().put(list, format)
+    }
+
+    /// Makes `/readyz` answer 503 from now on, because the host is about to stop: balancers then
+    /// send their requests elsewhere. Events are accepted as before.
+    pub fn drain(&self) {
+        self.state.draining.store(true, Release);
+    }
+
+    /// Whether the host is about to stop: see [`PixelGate::drain`].
+    pub fn is_draining(&self) -> bool {
+        self.state.draining.load(Acquire)
+    }
+
+    /// Stops delivery and makes every enqueued event durable, within `limit`: attempts under way
+    /// may end in its first half. Call this once no request is in flight: later events are rejected
+    /// as `overloaded`. Events that are not delivered yet are delivered after the next start.
+    /// Blocks, so async code calls [`PixelGate::close_async`].
+    ///
+    /// # Errors
+    ///
+    /// The disk refused enqueued events, or took longer than `limit`. None of these events was
+    /// answered 200 with durability `power` or `interval`.
+    pub fn close(&self, limit: Duration) -> Result<(), CloseError> {
+        // Three quarters are for the threads, two thirds of that for attempts under way.
+        let until = Instant::now() + limit;
+        self.state.delivery.stop(limit * 3 / 4);
+        self.state.spool.close(until.saturating_duration_since(Instant::now()))
+    }
+
+    /// As [`PixelGate::close`], for async code, on any runtime. Closing goes on, on a thread of its
+    /// own, if this is dropped.
+    ///
+    /// # Errors
+    ///
+    /// As [`PixelGate::close`]; also if no thread can be started.
+    pub async fn close_async(&self, limit: Duration) -> Result<(), CloseError> {
+        let (gate, (closed, closing)) = (self.clone(), oneshot::channel());
+        let close = move || {
+            let result = gate.close(limit);
+            // The caller may hold the last clone now.
+            drop(gate);
+            // Fails where the caller has stopped waiting.
+            let _ = closed.send(result);
+        };
+        let thread = std::thread::Builder::new().name("close".to_owned()).spawn(close);
+        thread.map_err(CloseError::Io)?;
+        // No answer means a panic, which its thread has reported.
+        closing.await.unwrap_or(Err(CloseError::TimedOut))
+    }
+}
