@@ -148,7 +148,10 @@ async fn an_event_that_failed_alone_while_others_were_delivered_is_a_dead_letter
     // Portals repeat after a thousand events: three of three thousand are poison.
     assert_eq!(dead.len(), 3);
     assert!(dead.iter().all(|letter| letter.reason == Reason::Undeliverable));
-    assert!(dead[0].detail.starts_with("answered 500; 4 attempts failed"), "{:?}", dead[0]);
+    // By chance of the jitter, four attempts may fail before another batch is delivered.
+    let attempts = ["4 attempts failed", "5 attempts failed"];
+    let is_said = |part: &str| dead[0].detail.starts_with(&format!("answered 500; {part}"));
+    assert!(attempts.into_iter().any(is_said), "{:?}", dead[0]);
     assert!(has_been_shown);
     sleep(2 * SECOND).await;
     assert_eq!(rig.faults.list(), []);

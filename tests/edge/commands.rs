@@ -73,7 +73,10 @@ fn explain_tells_a_marketer_what_to_change() {
     check("_a=62515&_n=buy&amp;email=a@b.example", &["&amp;", "amp;email"]);
     check("_a=62515&_n=buy&email={{contact.email}}", &["rejected: invalid_email", "placeholder"]);
     check("/other?x=1", &["passed on to the origin"]);
-    check("_a=62515&_n=buy&color=#ff0000&size=2", &["accepted", "color: Browsers send no part of a link"]);
+    check(
+        "_a=62515&_n=buy&color=#ff0000&size=2",
+        &["accepted", "color: Browsers send no part of a link"],
+    );
     check("/v1/event/?_a=62515&_n=buy#x?", &["accepted", "_n: Browsers send no part of a link"]);
     check("/v1/event/#?_a=62515&_n=buy", &["rejected: missing_portal", "#: Browsers send"]);
     check("//v1/event/?_a=62515&_n=buy", &["accepted", "//: A link that begins with //"]);
