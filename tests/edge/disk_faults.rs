@@ -298,7 +298,12 @@ fn a_lane_that_cannot_be_read_at_a_start_is_shown_and_costs_no_event() {
 #[test]
 fn a_segment_that_cannot_be_read_is_shown_and_costs_no_event() {
     let backend = RUNTIME.block_on(Backend::playing([]));
-    let dir = folder(&backend, "16KiB");
+    let dir = Arc::new(tempfile::tempdir().unwrap());
+    // With `power` a reader that keeps up reads no file.
+    Setup::default()
+        .spool("durability = \"interval\"\nsegment_bytes = \"16KiB\"\nfree_bytes_min = \"0\"")
+        .upstreams(&http_upstream(&backend, ""))
+        .write(dir.path());
     let Some(edge) = start_with_unreadable(&dir, "0000000002.seg") else { return };
     let ledger = Ledger::default();
     send(&edge, &ledger, 60);
