@@ -18,7 +18,8 @@ const ROOMS: &[&[&str]] = &[
     &["request", "response"],
     &["spool", "policy", "upstream"],
     &["delivery"],
-    &["explain", "plugin"],
+    &["explain"],
+    &["plugin"],
     &["builder", "server"],
     &["admin", "reload"],
 ];
