@@ -3,21 +3,20 @@
 //! [`Builder::open`] is the one place where the rooms are put together: it checks every section,
 //! opens the portal list and the spool, builds the upstreams and starts delivery.
 
+mod config;
+
 use crate::clock::{Clock, SystemClock};
 use crate::config_error::ConfigError;
 use crate::delivery;
 use crate::delivery::threads::Delivery;
 use crate::delivery::{Meters, Route};
-use crate::event::{self, Event, Rules};
+use crate::event::{self, Event};
 use crate::plugin::{GateState, PixelGate, PrebuiltResponse, ReloadState, Settings};
 use crate::policy::gate::Gate;
 use crate::policy::inspect::{Addition, Inspector, Refusal};
 use crate::policy::portals;
 use crate::policy::portals::{Bounds, Format, Portals};
-use crate::policy::privacy;
 use crate::request::client::TrustedProxies;
-use crate::request::path::Guard;
-use crate::response::answers;
 use crate::response::answers::Answers;
 use crate::spool::{self, Durability, Env, Routing, Spool};
 use crate::telemetry::event_samples::EventSamples;
@@ -34,59 +33,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64};
 use tokio::runtime::Handle;
 
-/// The folder of the dead letters, below the spool's own.
-const DEAD_DIR: &str = "dead";
-/// The folder of the progress files of backfills, below the spool's own.
-const SENT_DIR: &str = "sent";
-
-/// The configuration of a gate (SPEC 9, without the sections of the ready edge).
-#[derive(Debug, Clone, Default)]
-#[cfg_attr(not(feature = "internals"), non_exhaustive)]
-pub struct Config {
-    /// `[events]`: the event path, its methods and the limits of a request.
-    pub events: event::Config,
-    /// `[portals]`: the source of the portal list, and how strictly it is applied.
-    pub portals: portals::Config,
-    /// `[response]`: bodies and headers of the answers.
-    pub response: answers::Config,
-    /// `[privacy]`: which personal data an event keeps.
-    pub privacy: privacy::Config,
-    /// `[spool]`: the folder in which accepted events wait, its size and durability.
-    pub spool: spool::Config,
-    /// `[batch]`: defaults for the batches of every upstream.
-    pub batch: BatchConfig,
-    /// `[[upstream]]`: where events go. Empty: into files, see [`Config::upstreams`],
-    /// unless the host brings upstreams of its own ([`Builder::upstream`]).
-    pub upstream: Vec<upstream::Config>,
-}
-
-/// A [`Config`] that [`Config::validate`] has checked. It can be read as a [`Config`] and cannot
-/// be changed any more.
-pub struct ValidConfig {
-    config: Config,
-    rules: Rules,
-    guard: Guard,
-    list: portals::ValidConfig,
-    valid_spool: spool::ValidConfig,
-    /// The upstreams in force.
-    destinations: Vec<upstream::ValidConfig>,
-}
-
-impl std::ops::Deref for ValidConfig {
-    type Target = Config;
-
-    fn deref(&self) -> &Config {
-        &self.config
-    }
-}
-
-impl TryFrom<Config> for ValidConfig {
-    type Error = ConfigError;
-
-    fn try_from(config: Config) -> Result<Self, ConfigError> {
-        config.validate()
-    }
-}
+pub use config::{Config, ValidConfig};
 
 /// Why a gate did not open. The causes, down to the system's error, are its sources.
 #[derive(Debug, thiserror::Error)]
@@ -110,51 +57,6 @@ pub enum OpenError {
     /// The delivery threads cannot be started.
     #[error("the delivery threads cannot be started")]
     Threads(#[source] std::io::Error),
-}
-
-impl Config {
-    /// Checks every section by itself, without touching disk or network.
-    ///
-    /// # Errors
-    ///
-    /// The first key whose value cannot be used.
-    pub fn validate(self) -> Result<ValidConfig, ConfigError> {
-        let rules = self.rules()?;
-        let guard = self.guard()?;
-        let list = self.portals.validate()?;
-        let valid_spool = self.spool.validate()?;
-        self.batch.validate()?;
-        let destinations = upstream::Config::validate_all(&self.upstreams())?;
-        Ok(ValidConfig { config: self, rules, guard, list, valid_spool, destinations })
-    }
-
-    /// The upstreams in force: those configured, or the embedded default.
-    pub fn upstreams(&self) -> Vec<upstream::Config> {
-        match self.upstream.as_slice() {
-            [] => vec![upstream::Config::embedded()],
-            all => all.to_vec(),
-        }
-    }
-
-    /// The folder of the dead letters.
-    pub fn dead_dir(&self) -> PathBuf {
-        self.spool.dir.join(DEAD_DIR)
-    }
-
-    /// The folder in which a backfill stores what it has sent.
-    pub fn sent_dir(&self) -> PathBuf {
-        self.spool.dir.join(SENT_DIR)
-    }
-
-    fn rules(&self) -> Result<Rules, ConfigError> {
-        let is_host_sent = self.upstreams().iter().any(upstream::Config::keeps_host);
-        Rules::new(&self.events).map(|rules| rules.with_host(is_host_sent))
-    }
-
-    fn guard(&self) -> Result<Guard, ConfigError> {
-        let path = &self.events.path;
-        Guard::new(path).map_err(|e| ConfigError::new("events.path", e.to_string()))
-    }
 }
 
 /// An upstream with its name, the limits of its batches and its `attempts_max`.

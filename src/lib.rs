@@ -203,8 +203,8 @@ pub mod admin_pages {
     pub use crate::telemetry::faults::FaultKind;
 }
 
-/// Parts for command-line tools: `check`, `explain`, the spool, its dead letters, backfill, metrics,
-/// files and log lines. Made for the binary `pixelgate`, which is built on the public names alone;
+/// Parts for command-line tools: `check`, `explain`, the spool, its dead letters, backfill,
+/// metrics, files and log lines. Made for the binary `pixelgate`, which is built on the public names alone;
 /// they change more often than those of the other groups.
 pub mod tools {
     pub use crate::builder::check;

@@ -220,8 +220,9 @@ impl Maintenance {
             None if !is_held => fs.remove_dir(dir),
             _ => remove_lane(fs, dir),
         };
-        // A call may report a folder as absent that is there, such as while a mount comes back. If the
-        // cursor forgot the lane now, a later process would adopt it and count its events again.
+        // A call may report a folder as absent that is there, such as while a mount comes back. If
+        // the cursor forgot the lane now, a later process would adopt it and count its events
+        // again.
         let is_gone = is_absent(&removed) && !lane_ids(fs, &self.state.root)?.contains(&key.0);
         if is_gone { Ok(()) } else { removed }
     }

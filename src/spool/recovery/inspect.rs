@@ -7,6 +7,7 @@
 use std::io;
 use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use bytes::Bytes;
 
@@ -23,6 +24,8 @@ use crate::spool::status::UpstreamStatus;
 
 /// Most findings that a report lists; the others are only counted.
 pub const FINDINGS_MAX: usize = 1_000;
+/// Pauses before a segment that a process writes is read again, in milliseconds.
+const REREAD_PAUSES_MS: [u64; 4] = [1, 10, 100, 1000];
 
 /// A spool at one moment.
 #[derive(Debug, Clone)]
@@ -148,15 +151,10 @@ pub fn verify(dir: &Path, progress: &mut dyn FnMut(u64, u64)) -> io::Result<Veri
     for snapshot in &snapshots {
         verify_small_files(snapshot, &mut report)?;
         for at in 0..snapshot.segments.len() {
-            let mut attempt = verify_segment(snapshot, at)?;
-            if snapshot.living && !attempt.findings.is_empty() {
-                // The process may have cut, trimmed or recycled it while it was read.
-                attempt = match still_there(snapshot, &snapshot.segments[at])? {
-                    true => verify_segment(snapshot, at)?,
-                    false => VerifyReport::default(),
-                };
-            }
-            report.merge(attempt);
+            report.merge(match snapshot.living {
+                true => verify_living_segment(snapshot, at)?,
+                false => verify_segment(snapshot, at)?,
+            });
             done += snapshot.segments[at].bytes;
             progress(done, total);
         }
@@ -285,6 +283,27 @@ fn verify_small_files(snapshot: &LaneSnapshot, report: &mut VerifyReport) -> io:
         report.find(snapshot.dir.join(segment_name(first.number)), 0, what);
     }
     Ok(())
+}
+
+/// As [`verify_segment`], beside the process that writes the segment. A block that is on its way to
+/// the disk may look damaged, and only for as long as its write takes: what each of several
+/// readings finds is damage.
+fn verify_living_segment(snapshot: &LaneSnapshot, at: usize) -> io::Result<VerifyReport> {
+    let mut report = verify_segment(snapshot, at)?;
+    for pause in REREAD_PAUSES_MS {
+        if report.findings.is_empty() {
+            break;
+        }
+        std::thread::sleep(Duration::from_millis(pause));
+        // The process may have cut, trimmed or recycled it meanwhile.
+        if !still_there(snapshot, &snapshot.segments[at])? {
+            return Ok(VerifyReport::default());
+        }
+        let mut again = verify_segment(snapshot, at)?;
+        again.findings.retain(|finding| report.findings.contains(finding));
+        report = again;
+    }
+    Ok(report)
 }
 
 fn verify_segment(snapshot: &LaneSnapshot, at: usize) -> io::Result<VerifyReport> {

@@ -27,7 +27,8 @@ use pingora::services::background::{GenBackgroundService, background_service};
 use pixelgate::PixelGate;
 #[cfg(feature = "otlp")]
 use pixelgate::admin_pages::OtlpExport;
-use pixelgate::config::{TrustedProxies, ValidConfig};
+use pixelgate::admin_pages::Sampler;
+use pixelgate::config::{Otlp, TrustedProxies, ValidConfig};
 use pixelgate::custom::InFlight;
 use pixelgate::http_server::{
     self, Acceptor, BufferedBytes, Handshake, Server as HttpServer, Socket,
@@ -47,8 +48,6 @@ pub fn run(
 ) -> Result<(), EdgeError> {
     let crate::config::Config { edge, gate, admin: admin_config, log, access_log, otlp, values } =
         config;
-    #[cfg(not(feature = "otlp"))]
-    let _ = otlp;
     std::fs::create_dir_all(&edge.state_dir).map_err(EdgeError::State)?;
     // Sockets first: a second edge on the same port must not touch the spool.
     let mut sockets = Sockets::new(&edge, upgrade)?;
@@ -78,10 +77,7 @@ pub fn run(
     let admin_in_flight = InFlight::default();
     let Pages { sampler, service, token } =
         admin::pages(&gate, &admin_config, log.verdicts, &admin_in_flight, pages, stopped);
-    #[cfg(feature = "otlp")]
-    if let Some(export) = OtlpExport::new(sampler.clone(), &otlp).map_err(EdgeError::Otlp)? {
-        server.add_service(background_service("otlp", export));
-    }
+    export_metrics(&mut server, &sampler, &otlp)?;
     server.add_service(GenBackgroundService::new("sampler".to_owned(), sampler.clone()));
     server.add_service(service);
     server.add_service(background_service("origins", origins.clone()));
@@ -96,9 +92,7 @@ pub fn run(
         token,
         access_log: access_log.clone(),
     };
-    let reload = Arc::new(Notify::new());
-    let reloader = Reloader::new(path.to_owned(), values, handles);
-    server.add_service(background_service("reload", Watch::new(reloader, reload.clone())));
+    let reload = watch_configuration(&mut server, Reloader::new(path.to_owned(), values, handles));
     let signals = Signals {
         reload,
         section,
@@ -115,6 +109,32 @@ pub fn run(
     let deadline = signals.deadline.clone();
     server.run(RunArgs { shutdown_signal: Box::new(signals) });
     end(&gate, access_log, &deadline)
+}
+
+/// Adds the service that sends the metrics to a collector, if one is configured.
+#[cfg(feature = "otlp")]
+fn export_metrics(
+    server: &mut Server,
+    sampler: &Arc<Sampler>,
+    otlp: &Otlp,
+) -> Result<(), EdgeError> {
+    if let Some(export) = OtlpExport::new(sampler.clone(), otlp).map_err(EdgeError::Otlp)? {
+        server.add_service(background_service("otlp", export));
+    }
+    Ok(())
+}
+
+/// Without the feature `otlp` a configured collector has been refused as a mistake.
+#[cfg(not(feature = "otlp"))]
+fn export_metrics(_: &mut Server, _: &Arc<Sampler>, _: &Otlp) -> Result<(), EdgeError> {
+    Ok(())
+}
+
+/// Adds the service that reads a changed configuration. A notification makes it look at once.
+fn watch_configuration(server: &mut Server, reloader: Reloader) -> Arc<Notify> {
+    let at_once = Arc::new(Notify::new());
+    server.add_service(background_service("reload", Watch::new(reloader, at_once.clone())));
+    at_once
 }
 
 /// Closes the gate, and after it the access log.
