@@ -81,7 +81,7 @@ impl<'a> Backfill<'a> {
     /// # Errors
     ///
     /// See [`BackfillError`]. Other files can be sent after any of them but
-    /// [`BackfillError::Dead`].
+    /// [`BackfillError::Dead`] and [`BackfillError::Room`].
     pub async fn send(
         &mut self,
         path: &Path,
@@ -92,6 +92,10 @@ impl<'a> Backfill<'a> {
         let limits = self.options.limits();
         while !self.resender.has_ended() {
             let Some(batch) = input.next(&limits, &mut self.totals.counts)? else { return Ok(()) };
+            if let Err(full) = input.reserve(&batch.ids) {
+                self.totals.undelivered += batch.len() as u64;
+                return Err(full);
+            }
             self.wait_for_turn(batch.len()).await;
             let (dead, totals) = (&self.dead, &mut self.totals);
             let mut notes = FileNotes { input: &input, dead, totals };

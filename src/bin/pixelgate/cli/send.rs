@@ -38,7 +38,7 @@ pub struct Arguments {
     #[arg(long, value_name = "TIME", value_parser = unix_ms)]
     until: Option<i64>,
     /// Send at most so many events in a second.
-    #[arg(long, value_name = "EVENTS")]
+    #[arg(long, value_name = "EVENTS", allow_negative_numbers = true)]
     per_second: Option<NonZeroU32>,
     /// Count what would be sent; send nothing and write nothing.
     #[arg(long)]
@@ -141,7 +141,7 @@ fn send(mut files: Files<'_>, options: &Options, session: Session) -> ExitCode {
                     done
                 }
             };
-            let is_over = matches!(done, Err(BackfillError::Dead(_)));
+            let is_over = matches!(done, Err(BackfillError::Dead(_) | BackfillError::Room(_)));
             files.note(path, done);
             if is_over || backfill.has_ended() {
                 break;
@@ -205,8 +205,8 @@ impl<'a> Files<'a> {
     fn end(self, line: &str, counts: &Counts) -> ExitCode {
         let Files { progress, mut code, .. } = self;
         drop(progress);
-        for place in &counts.places {
-            _ = fail(NO, format!("{place}: not an event; the line is left out"));
+        for (place, why) in &counts.places {
+            _ = fail(NO, format!("{place}: {why}; the line is left out"));
         }
         if counts.malformed > 0 {
             code = fail(NO, format!("{} lines are not events", counts.malformed));
