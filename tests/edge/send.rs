@@ -1,6 +1,7 @@
 //! SPEC 8, `pixelgate send`: events from files reach an upstream once, under the ids they have.
 
 use crate::backend::{Act, Backend, Request};
+use crate::crm::Hubspot;
 use crate::delivery::{RUNTIME, http_upstream};
 use crate::harness::{Edge, Setup, command, kill, wait_for};
 use rustix::process::Signal;
@@ -296,6 +297,27 @@ fn without_room_for_the_progress_nothing_is_sent() {
     assert_eq!(String::from_utf8(output.stdout).unwrap(), said(0, 0, 10, 0, 0));
     assert!(backend.seen().is_empty());
     assert_eq!(place.send(&[], &[&file]), (0, said(30, 0, 0, 0, 0), String::new()));
+}
+
+#[test]
+fn a_portal_without_a_token_holds_no_other_portals_events_back() {
+    let hubspot = RUNTIME.block_on(Hubspot::start());
+    let place = Place::new(&hubspot.upstream("[upstream.batch]\nevents_max = 4\n"));
+    let event = |n: usize| {
+        let mut event: Value = serde_json::from_str(&line(n)).unwrap();
+        event["portal"] = json!([1, 9][n % 2]);
+        event["email"] = json!(format!("p{n}@company.com"));
+        event.to_string()
+    };
+    let file = place.file("week.ndjson", &(0..20).map(event).collect::<Vec<_>>());
+    for (delivered, before) in [(10, 0), (0, 10)] {
+        let (code, out, told) = place.send(&["--upstream", "crm"], &[&file]);
+        let expect = said(delivered, 0, 10, before, 0).replace("collector", "crm");
+        assert_eq!((code, out), (1, expect), "{told}");
+        let why = "crm: there is no token for portal 9; these events are left out";
+        assert!(told.contains(why), "{told}");
+        assert_eq!(hubspot.state().occurrences.len(), 10);
+    }
 }
 
 #[test]

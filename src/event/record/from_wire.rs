@@ -351,12 +351,13 @@ mod tests {
 
     #[test]
     fn a_context_that_no_edge_wrote_is_refused_by_its_member() {
-        let (_, good) = wire_form("_a=62515&_n=buy", &Context::default());
+        let context = Context { gpc: true, ..Context::default() };
+        let (_, good) = wire_form("_a=62515&_n=buy", &context);
         let long = format!("\"utk\":\"{}\"", "x".repeat(256));
         for (member, expect) in [
             ("\"more\":1", WireError::Unknown),
             ("\"ip\":\"x\"", WireError::Context("ip")),
-            ("\"gpc\":\"x\"", WireError::Context("gpc")),
+            ("\"dnt\":\"x\"", WireError::Context("dnt")),
             (&*long, WireError::Context("utk")),
             ("\"user_agent\":\"a\\u001b\"", WireError::Context("user_agent")),
             ("\"referer\":\"a\\r\\n\"", WireError::Context("referer")),
@@ -367,7 +368,7 @@ mod tests {
             ("\"headers\":{\"a\":\"\\u0000\"}", WireError::Context("headers")),
             ("\"added\":{\"A\":\"1\"}", WireError::Context("added")),
         ] {
-            let changed = good.replacen("\"context\":{", &format!("\"context\":{{{member}"), 1);
+            let changed = good.replacen("\"context\":{", &format!("\"context\":{{{member},"), 1);
             assert_ne!(changed, good);
             assert_eq!(FromWire::read(changed.as_bytes()), Err(expect), "{member}");
         }

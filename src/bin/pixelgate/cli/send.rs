@@ -149,9 +149,13 @@ fn send(mut files: Files<'_>, options: &Options, session: Session) -> ExitCode {
         }
         built.close().await;
     });
-    let Totals { counts, delivered, refused, undelivered, gave_up } = backfill.totals();
+    let Totals { counts, delivered, refused, undelivered, left: reason, gave_up } =
+        backfill.totals();
     if let Some(why) = gave_up {
         let rest = "the same command sends the rest";
+        files.code = fail(NO, format!("{name}: {why}; {rest}"));
+    } else if let Some(why) = reason {
+        let rest = "these events are left out, and the same command tries them again";
         files.code = fail(NO, format!("{name}: {why}; {rest}"));
     }
     let line = format!(
