@@ -312,7 +312,7 @@ mod tests {
     async fn a_look_that_hangs_is_a_fault_until_it_ends() {
         let faults = Faults::unregistered();
         let (release, hung) = std::sync::mpsc::channel::<()>();
-        let look = apart(&faults, Duration::ZERO, move || drop(hung.recv()));
+        let look = apart(&faults, Duration::ZERO, move || _ = hung.recv());
         let seen = async {
             while faults.list().is_empty() {
                 tokio::task::yield_now().await;
