@@ -66,7 +66,6 @@ impl OtlpExport {
             connection_seconds_max: CONNECTION_SECONDS_MAX,
             http1_only: false,
             proxy: None,
-            has_credentials: !config.headers.is_empty(),
         };
         let mut headers = config.header_map()?;
         headers.insert(header::CONTENT_TYPE, CONTENT_TYPE);

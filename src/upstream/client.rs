@@ -49,8 +49,6 @@ pub struct Setup {
     pub http1_only: bool,
     /// The configured proxy; empty: none, whatever the environment says. `None`: the environment's.
     pub proxy: Option<Secret>,
-    /// Whether requests carry credentials.
-    pub has_credentials: bool,
 }
 
 /// The HTTP client of one upstream. A clone is another handle to the same connections.
@@ -59,7 +57,6 @@ pub struct Client(Arc<Inner>);
 
 struct Inner {
     setup: Setup,
-    is_http: bool,
     tls: ClientConfig,
     connections: ArcSwap<Connections>,
 }
@@ -90,8 +87,8 @@ impl Client {
             true => vec![b"http/1.1".to_vec()],
             false => vec![b"h2".to_vec(), b"http/1.1".to_vec()],
         };
-        let connections = ArcSwap::from_pointee(connections(&setup, is_http, &tls)?);
-        Ok(Client(Arc::new(Inner { setup, is_http, tls, connections })))
+        let connections = ArcSwap::from_pointee(connections(&setup, &tls)?);
+        Ok(Client(Arc::new(Inner { setup, tls, connections })))
     }
 
     /// Begins a `GET` request.
@@ -118,9 +115,9 @@ impl Client {
 
     /// Opens further connections anew. Does nothing if that has happened since `old`.
     fn renew(&self, old: &Arc<Connections>) {
-        let Inner { setup, is_http, tls, connections: current } = &*self.0;
+        let Inner { setup, tls, connections: current } = &*self.0;
         // It was built once, so it can be built again.
-        if let Ok(new) = connections(setup, *is_http, tls) {
+        if let Ok(new) = connections(setup, tls) {
             current.compare_and_swap(old, Arc::new(new));
         }
     }
@@ -143,11 +140,7 @@ impl Client {
 }
 
 /// A client without a connection yet.
-fn connections(
-    setup: &Setup,
-    is_http: bool,
-    tls: &ClientConfig,
-) -> Result<Connections, ConfigError> {
+fn connections(setup: &Setup, tls: &ClientConfig) -> Result<Connections, ConfigError> {
     let names = Names::default();
     let connect = Duration::from_secs(setup.timeout_seconds.min(CONNECT_SECONDS_MAX));
     let mut builder = reqwest::Client::builder()
@@ -164,7 +157,7 @@ fn connections(
     if setup.http1_only {
         builder = builder.http1_only();
     }
-    let builder = proxied(builder, setup.proxy.as_ref(), is_http && setup.has_credentials)?;
+    let builder = proxied(builder, setup.proxy.as_ref())?;
     let client = builder.tls_backend_preconfigured(tls.clone()).build();
     let client =
         client.map_err(|e| ConfigError::caused("url", "no client for it can be made", e))?;

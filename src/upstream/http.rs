@@ -170,7 +170,6 @@ impl Config {
             http1_only: false,
             connection_seconds_max: self.connection_seconds_max,
             proxy: self.proxy.clone(),
-            has_credentials: !self.headers.is_empty() || has_userinfo(&url),
         };
         Ok(Http {
             client: Client::build(&url, setup, &tls)?,
@@ -228,11 +227,6 @@ pub(super) fn parse_url(text: &Secret) -> Result<Url, ConfigError> {
         return Err(ConfigError::new("url", "must begin with http:// or https:// and a host"));
     }
     Ok(url)
-}
-
-/// Whether a URL holds a user or a password.
-pub(super) fn has_userinfo(url: &Url) -> bool {
-    !url.username().is_empty() || url.password().is_some()
 }
 
 impl Http {

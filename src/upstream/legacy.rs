@@ -40,7 +40,7 @@ use url::Url;
 use super::batch::Batch;
 use super::client::Client;
 use super::contract::Upstream;
-use super::http::{has_userinfo, parse_url};
+use super::http::parse_url;
 use super::limits::{
     CONCURRENCY_MAX, CONNECTION_SECONDS_DEFAULT, TIMEOUT_SECONDS_MAX, check_connection_seconds,
     check_within,
@@ -194,7 +194,6 @@ impl Config {
             http1_only: self.keep_host,
             connection_seconds_max: self.connection_seconds_max,
             proxy: self.proxy.clone(),
-            has_credentials: has_userinfo(&address.url),
         };
         let replayer = Replayer {
             client: Client::build(&address.url, setup, &Tls::default())?,

@@ -400,3 +400,82 @@ fn certificates_of_an_upstream_are_read_again() {
     wait_for("no fault", || subject.fault().is_none());
     assert_eq!(subject.delivered("").target, "/take");
 }
+
+#[test]
+fn a_public_admin_listener_keeps_its_token_whatever_the_file_says() {
+    let dir = Arc::new(tempfile::tempdir().unwrap());
+    let path = Setup::default().write(dir.path());
+    let first = fs::read_to_string(&path).unwrap();
+    let admin = "[admin]\nlisten = \"127.0.0.1:0\"\n";
+    let public = "[admin]\nlisten = \"0.0.0.0:0\"\ntoken = \"sixteen bytes ok\"\n";
+    let good = first.replace(admin, public);
+    fs::write(&path, &good).unwrap();
+    let edge = Edge::start_in(dir);
+    let token = "Authorization: Bearer sixteen bytes ok\r\n";
+    let without_token = public.replace("token = \"sixteen bytes ok\"\n", "");
+    let status = || {
+        let page = edge.admin_with("/status", token);
+        assert_eq!(page.status, 200);
+        String::from_utf8(page.body).unwrap()
+    };
+    for text in [String::new(), first.replace(admin, ""), good.replace(public, &without_token)] {
+        rename_over(&path, &text);
+        edge.signal(Signal::HUP);
+        let mistake = "edge.toml: admin.token: is needed where admin.listen";
+        wait_for("the fault", || status().contains(mistake));
+        assert_eq!(edge.admin("/metrics").status, 401);
+        rename_over(&path, &good);
+        edge.signal(Signal::HUP);
+        wait_for("no fault", || !status().contains("config_reload"));
+    }
+    // Another token needs no listener in the file.
+    rename_over(&path, &first.replace(admin, "[admin]\ntoken = \"another sixteen\"\n"));
+    edge.signal(Signal::HUP);
+    edge.wait_log("in force from now on: admin.token");
+    let token = "Authorization: Bearer another sixteen\r\n";
+    assert_eq!(edge.admin_with("/status", token).status, 200);
+}
+
+#[test]
+fn a_fifo_or_a_folder_in_the_place_of_the_file_is_a_mistake() {
+    let mut subject = Subject::start();
+    let good = fs::read_to_string(subject.path()).unwrap();
+    let path = subject.path();
+    for make in ["mkfifo", "mkdir"] {
+        fs::remove_file(&path).unwrap();
+        let made = std::process::Command::new(make).arg(&path).status().unwrap();
+        assert!(made.success());
+        subject.edge.signal(Signal::HUP);
+        let mistake = "edge.toml: cannot be read: is not a regular file; the configuration in";
+        wait_for("the fault", || subject.fault().is_some_and(|text| text.contains(mistake)));
+        for arguments in [["check"], ["run"]] {
+            let output = command(&path, &arguments).output().unwrap();
+            assert_eq!(output.status.code(), Some(2));
+            let printed = String::from_utf8(output.stderr).unwrap();
+            assert!(printed.contains("edge.toml: cannot be read: is not a regular"), "{printed}");
+        }
+        match make {
+            "mkdir" => fs::remove_dir(&path).unwrap(),
+            _ => fs::remove_file(&path).unwrap(),
+        }
+        subject.put(&good);
+        subject.edge.signal(Signal::HUP);
+        wait_for("no fault", || subject.fault().is_none());
+    }
+}
+
+#[test]
+fn an_upstream_that_is_removed_or_added_needs_an_upgrade_as_a_whole() {
+    let mut subject = Subject::start();
+    let mut table = subject.first.clone();
+    let upstream = table["upstream"].as_array_mut().unwrap()[0].as_table_mut().unwrap();
+    upstream.insert("name".into(), "other".into());
+    subject.put(&table.to_string());
+    let whole = "upstream.collector: needs an upgrade\nupstream.other: needs an upgrade\n";
+    assert_eq!(subject.diff(), whole);
+    subject.edge.signal(Signal::HUP);
+    subject.logged("no key has changed that a reload puts in force");
+    let line = subject.logged("not in force, needs an upgrade: ");
+    assert!(line.ends_with(": upstream.collector, upstream.other"), "{line}");
+    assert_eq!(subject.delivered("").target, "/take");
+}

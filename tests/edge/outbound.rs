@@ -2,7 +2,7 @@
 
 use crate::backend::Backend;
 use crate::delivery::{RUNTIME, http_upstream};
-use crate::harness::{Edge, Setup, wait_for};
+use crate::harness::{Edge, Setup, command, wait_for};
 use crate::http::Connection;
 use crate::tls_origin::{TlsOrigin, certificate};
 use std::io::{BufRead, BufReader, Write};
@@ -64,14 +64,29 @@ fn the_environments_proxy_gets_what_is_encrypted_and_no_credentials_in_clear() {
     let edge = start(&upstreams, &[&environment[..], &[("NO_PROXY", "left-out.test")]].concat());
     assert_eq!(edge.event("_a=62515&_n=a").status, 200);
     wait_for("the tunnel", || proxy.seen("CONNECT collector.test:443 "));
-    wait_for("the request in clear", || proxy.seen("POST http://clear.test/in "));
     wait_for("the configured proxy", || proxy.seen("POST http://own.test/in "));
     wait_for("the request with a token", || plain.taken().len() == 1);
     assert!(!proxy.seen("127.0.0.1"), "credentials in clear");
-    for direct in ["left-out", "none"] {
+    // HTTP_PROXY does not count.
+    for direct in ["left-out", "none", "without"] {
         let failed = || edge.upstream(direct)["last_error"].is_string();
         wait_for("an attempt without the proxy", failed);
-        assert!(!proxy.seen(direct), "{direct}");
+        assert!(!proxy.seen(direct) && !proxy.seen("clear.test"), "{direct}");
+    }
+}
+
+#[test]
+fn a_proxy_of_the_environment_that_cannot_be_used_is_an_error() {
+    let dir = tempfile::tempdir().unwrap();
+    let config = Setup::default().upstreams(&http("a", "https://a.test/", "")).write(dir.path());
+    for mistake in ["junk junk", "socks5://127.0.0.1:1", "http://127.0.0.1:1/path"] {
+        for arguments in [["check"], ["run"]] {
+            let output = command(&config, &arguments).env("https_proxy", mistake).output().unwrap();
+            let printed = String::from_utf8(output.stderr).unwrap();
+            assert_eq!(output.status.code(), Some(2), "{printed}");
+            assert!(printed.contains("edge.toml: upstream.a.proxy: "), "{printed}");
+            assert!(printed.contains("HTTPS_PROXY of the environment"), "{printed}");
+        }
     }
 }
 

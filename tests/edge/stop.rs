@@ -48,6 +48,27 @@ fn a_draining_edge_accepts_and_is_unready_until_its_time_or_a_second_signal() {
 }
 
 #[test]
+fn a_draining_edge_reloads_and_opens_its_access_log_again() {
+    let dir = Arc::new(tempfile::tempdir().unwrap());
+    let log = dir.path().join("access.log");
+    let section = format!("[access_log]\npath = \"{}\"", log.display());
+    let setup = Setup::default().edge("drain_seconds = 3600").sections(&section);
+    let path = setup.write(dir.path());
+    let mut edge = Edge::start_in(dir);
+    edge.signal(Signal::TERM);
+    edge.wait_log("accepting for 3600 seconds more");
+    std::fs::rename(&log, log.with_extension("1")).unwrap();
+    let text = std::fs::read_to_string(&path).unwrap();
+    std::fs::write(&path, text + "[response]\nbody = \"empty\"\n").unwrap();
+    edge.signal(Signal::HUP);
+    edge.wait_log("in force from now on: response.body");
+    wait_for("the new access log", || log.exists());
+    assert!(edge.event("_a=62515&_n=a").body.is_empty());
+    edge.signal(Signal::TERM);
+    assert_eq!(edge.wait().code(), Some(0));
+}
+
+#[test]
 fn a_stop_while_an_upstream_is_dead_ends_and_loses_nothing() {
     let backend = RUNTIME.block_on(Backend::start(|_| Act::Refuse(503)));
     let setup = Setup::default()

@@ -34,8 +34,8 @@ pub struct Config {
     pub otlp: pixelgate::config::Otlp,
     /// The sections of the gate itself.
     pub gate: pixelgate::config::ValidConfig,
-    /// Every key with its value, by which changes are found.
-    pub values: keys::Values,
+    /// The file with the environment's overrides, by which changes are found.
+    pub table: toml::Table,
 }
 
 /// The sections as they stand in the file, not checked yet.
@@ -73,7 +73,21 @@ impl Config {
         let overrides = Environment::new(std::env::vars_os());
         let overrides = overrides.map_err(|(name, reason)| error("environment", &name, reason))?;
         let (document, table) = Document::parse(path, &text, overrides)?;
-        document.validate(path, &table)
+        document.validate(path, table)
+    }
+
+    /// This configuration of `path` with the keys that need an upgrade as `in_force` has them:
+    /// what a reload puts in force. It is checked as a whole, because a key that a reload changes
+    /// may depend on one that it does not.
+    pub fn over(&self, in_force: &toml::Table, path: &Path) -> Result<Self, ConfigError> {
+        let table = keys::overlay(in_force, &self.table);
+        let document = serde_path_to_error::deserialize(table.clone()).map_err(|e| {
+            error(path.display(), &key_of(e.path()), without_value(e.inner().message()))
+        })?;
+        Document::validate(document, path, table).map_err(|mut e| {
+            e.reason += " (with what is in force of the keys that need an upgrade)";
+            e
+        })
     }
 }
 
@@ -117,7 +131,7 @@ impl Document {
         })
     }
 
-    fn validate(self, path: &Path, table: &toml::Table) -> Result<Config, ConfigError> {
+    fn validate(self, path: &Path, table: toml::Table) -> Result<Config, ConfigError> {
         let Self { edge, admin, log, access_log, otlp, .. } = self;
         let within = |section: &'static str| {
             move |(key, reason): (&str, String)| {
@@ -144,7 +158,7 @@ impl Document {
         gate.upstream = self.upstream;
         let gate =
             gate.validate().map_err(|e| error(path.display(), e.key(), e.reason().to_owned()))?;
-        Ok(Config { edge, admin, log, access_log, otlp, gate, values: keys::Values::of(table) })
+        Ok(Config { edge, admin, log, access_log, otlp, gate, table })
     }
 }
 
@@ -171,11 +185,9 @@ fn error(place: impl ToString, key: &str, reason: String) -> ConfigError {
 }
 
 fn read(path: &Path) -> Result<String, String> {
-    let length = std::fs::metadata(path).map_err(|e| format!("cannot be read: {e}"))?.len();
-    if length > FILE_BYTES_MAX {
-        return Err(format!("has {length} bytes; must be at most {FILE_BYTES_MAX}"));
-    }
-    std::fs::read_to_string(path).map_err(|e| format!("cannot be read: {e}"))
+    let bytes = pixelgate::tools::read_regular_file(path, FILE_BYTES_MAX);
+    let bytes = bytes.map_err(|e| format!("cannot be read: {e}"))?;
+    String::from_utf8(bytes).map_err(|_| "cannot be read: is not UTF-8".to_owned())
 }
 
 fn file_place(path: &Path, line: Option<usize>) -> String {
@@ -237,7 +249,7 @@ mod tests {
 
     fn parse(text: &str, environment: &[(&str, &str)]) -> Result<Config, String> {
         let document = document(text, environment);
-        let validate = |d: Document| d.validate(Path::new("edge.toml"), &toml::Table::new());
+        let validate = |d: Document| d.validate(Path::new("edge.toml"), toml::Table::new());
         document.and_then(validate).map_err(|e| e.to_string())
     }
 

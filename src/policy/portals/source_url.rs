@@ -156,8 +156,7 @@ impl UrlSource {
         let client = match self.client.take_if(|(_, since)| since.elapsed() < limit) {
             Some(known) => self.client.insert(known),
             None => {
-                let in_clear = self.url.scheme() == "http" && !self.headers.is_empty();
-                let builder = proxied(builder(), self.proxy.as_ref(), in_clear);
+                let builder = proxied(builder(), self.proxy.as_ref());
                 let client = builder.map_err(|e| format!(": {e}"))?.build().map_err(explain)?;
                 self.client.insert((client, Instant::now()))
             }

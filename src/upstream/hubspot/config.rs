@@ -189,7 +189,6 @@ impl Config {
             http1_only: false,
             connection_seconds_max: self.connection_seconds_max,
             proxy: self.proxy.clone(),
-            has_credentials: true,
         };
         let events_url = self.endpoint("events_path", &self.events_path)?;
         let contacts_url = match self.contacts {

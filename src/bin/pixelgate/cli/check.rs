@@ -4,6 +4,7 @@ use super::exit::{NO, UNUSABLE, fail, unwritten};
 use super::terminal::{GOOD, Progress};
 use crate::causes::with_causes;
 use crate::config::Config;
+use crate::config::keys::Values;
 use crate::edge::origin_ca;
 use crate::edge::running::Running;
 use crate::edge::tls::Certificates;
@@ -20,10 +21,10 @@ use std::time::Duration;
 const CHECK_SECONDS_MAX: u64 = 30;
 
 /// Checks certificates, trust file, portal list and upstreams, and prints a summary.
-pub fn run(config: Config) -> ExitCode {
+pub fn run(path: &Path, config: Config) -> ExitCode {
     let summary = match check_in_time(config) {
         Ok(summary) => summary,
-        Err(why) => return fail(UNUSABLE, why),
+        Err(why) => return fail(UNUSABLE, format!("{}: {why}", path.display())),
     };
     // Its last line is the verdict.
     let (body, verdict) = summary.rsplit_once('\n').unwrap_or(("", &summary));
@@ -35,10 +36,10 @@ pub fn run(config: Config) -> ExitCode {
 
 /// Checks the same, and prints each key that differs from what the running edge has in force, with
 /// what it needs.
-pub fn diff(config: Config) -> ExitCode {
-    let (state_dir, values) = (config.edge.state_dir.clone(), config.values.clone());
+pub fn diff(path: &Path, config: Config) -> ExitCode {
+    let (state_dir, values) = (config.edge.state_dir.clone(), Values::of(&config.table));
     if let Err(why) = check_in_time(config) {
-        return fail(UNUSABLE, why);
+        return fail(UNUSABLE, format!("{}: {why}", path.display()));
     }
     let running = match Running::read(&state_dir) {
         Ok(running) => running,

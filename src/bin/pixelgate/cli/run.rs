@@ -34,11 +34,15 @@ pub fn run(cli: Cli) -> ExitCode {
             file_limit::raise();
             match server::run(&cli.file.config, config, upgrade, handlers) {
                 Ok(()) => ExitCode::SUCCESS,
+                Err(e) if e.is_of_configuration() => {
+                    let file = cli.file.config.display();
+                    fail(UNUSABLE, format!("{file}: {}", with_causes(&e)))
+                }
                 Err(e) => fail(UNUSABLE, with_causes(&e)),
             }
         }
-        Command::Check { diff: false } => check::run(config),
-        Command::Check { diff: true } => check::diff(config),
+        Command::Check { diff: false } => check::run(&cli.file.config, config),
+        Command::Check { diff: true } => check::diff(&cli.file.config, config),
         Command::Explain { json, event } => match explain::explain(config, &event, json) {
             Ok(true) => ExitCode::SUCCESS,
             Ok(false) => ExitCode::from(NO),

@@ -174,15 +174,10 @@ impl Values {
         values
     }
 
-    /// These values, but for some keys those of `others`.
-    pub fn except(mut self, others: &Values, keys: &[String]) -> Values {
-        for key in keys {
-            match others.0.get(key) {
-                Some(value) => self.0.insert(key.clone(), value.clone()),
-                None => self.0.remove(key),
-            };
-        }
-        self
+    /// The keys that differ in `new`.
+    pub fn changes(&self, new: &Values) -> Changes {
+        let same = |key: &str| self.0.get(key) == new.0.get(key);
+        Changes::between(self.0.keys().chain(new.0.keys()), same)
     }
 
     /// From each key to its value.
@@ -221,7 +216,7 @@ impl Changes {
         let mut changes = Changes::default();
         for key in keys.collect::<BTreeSet<_>>() {
             if !same(key) {
-                match needs(key) {
+                match needs(&listed(key)) {
                     Needs::Reload => changes.reload.push(key.clone()),
                     Needs::Upgrade => changes.upgrade.push(key.clone()),
                 }
@@ -231,20 +226,74 @@ impl Changes {
         if changes.upgrade.iter().any(|key| key == "edge.tls.listen") {
             changes.reload.retain(|key| key != "edge.tls");
         }
+        // An upstream that is added, removed or of another kind changes as a whole.
+        for whole in changes.upgrade.clone() {
+            let name = whole.strip_suffix(".kind").unwrap_or(&whole);
+            if listed(name) == "upstream" {
+                let below = format!("{name}.");
+                let is_apart = |key: &String| *key == whole || !key.starts_with(&below);
+                changes.reload.retain(is_apart);
+                changes.upgrade.retain(is_apart);
+            }
+        }
         changes
     }
 }
 
-/// What a change of this key needs. An upstream's key is that of its kind; its presence is
-/// `upstream`.
-fn needs(key: &str) -> Needs {
+/// The configuration that a reload of `new` puts in force: the keys that need an upgrade stay as
+/// `in_force` has them.
+pub fn overlay(in_force: &Table, new: &Table) -> Table {
+    let sections: BTreeSet<&String> = in_force.keys().chain(new.keys()).collect();
+    let mut all = Table::new();
+    for section in sections.into_iter().filter(|section| *section != "upstream") {
+        let of = |table: &Table| table.get(section).and_then(Value::as_table).cloned();
+        let (old, new) = (of(in_force).unwrap_or_default(), of(new).unwrap_or_default());
+        all.insert(section.clone(), Value::Table(overlay_keys(section, &old, &new)));
+    }
+    let upstreams = |table: &Table| {
+        let list = table.get("upstream").and_then(Value::as_array).into_iter().flatten();
+        list.filter_map(Value::as_table).cloned().collect::<Vec<_>>()
+    };
+    let changed = upstreams(new);
+    let overlaid = upstreams(in_force).into_iter().map(|old| {
+        let is_same =
+            |new: &&Table| ["name", "kind"].iter().all(|key| new.get(*key) == old.get(*key));
+        let new = changed.iter().find(is_same);
+        Value::Table(new.map_or_else(|| old.clone(), |new| overlay_keys("upstream", &old, new)))
+    });
+    let overlaid: Vec<Value> = overlaid.collect();
+    if !overlaid.is_empty() {
+        all.insert("upstream".to_owned(), Value::Array(overlaid));
+    }
+    all
+}
+
+/// The same for the keys of one section, or of one upstream.
+fn overlay_keys(section: &str, in_force: &Table, new: &Table) -> Table {
+    let tls = |table: &Table| table.get("tls").map(listeners).unwrap_or_default();
+    let is_hot = |key: &str| match (section, key) {
+        // The addresses are a part of the key.
+        ("edge", "tls") => tls(in_force) == tls(new),
+        _ => needs(&format!("{section}.{key}")) == Needs::Reload,
+    };
+    let hot = new.iter().filter(|(key, _)| is_hot(key));
+    let cold = in_force.iter().filter(|(key, _)| !is_hot(key));
+    hot.chain(cold).map(|(key, value)| (key.clone(), value.clone())).collect()
+}
+
+/// A key of [`KEYS`]. An upstream's key is that of its kind; its presence is `upstream`.
+fn listed(key: &str) -> String {
     let mut parts = key.splitn(3, '.');
-    let name = match (parts.next(), parts.next(), parts.next()) {
+    match (parts.next(), parts.next(), parts.next()) {
         (Some("upstream"), Some(_), Some(own)) => format!("upstream.{own}"),
         (Some("upstream"), Some(_), None) => "upstream".to_owned(),
         _ => key.to_owned(),
-    };
-    let known = KEYS.iter().find(|(known, _)| *known == name);
+    }
+}
+
+/// What a change of a key of [`KEYS`] needs.
+fn needs(listed: &str) -> Needs {
+    let known = KEYS.iter().find(|(known, _)| *known == listed);
     known.map_or(Needs::Upgrade, |(_, needs)| *needs)
 }
 
@@ -276,9 +325,7 @@ mod tests {
 
     #[track_caller]
     fn check(old: &str, new: &str, reload: &[&str], upgrade: &[&str]) {
-        let (old, new) = (values(old), values(new));
-        let keys = old.all().keys().chain(new.all().keys());
-        let found = Changes::between(keys, |key| old.all().get(key) == new.all().get(key));
+        let found = values(old).changes(&values(new));
         assert_eq!(found.reload, reload);
         assert_eq!(found.upgrade, upgrade);
     }
@@ -327,7 +374,42 @@ mod tests {
         check(&of("a", ""), &headers, &["upstream.a.headers"], &[]);
         check(&of("a", ""), &of("a", "order = \"portal\""), &[], &["upstream.a.order"]);
         let two = of("b", "") + &of("a", "");
-        check(&of("a", ""), &two, &["upstream.b.url"], &["upstream.b", "upstream.b.kind"]);
+        check(&of("a", ""), &two, &[], &["upstream.b"]);
+        check(&two, &of("a", ""), &[], &["upstream.b"]);
+        let other = of("a", "ca = \"x\"").replace("\"http\"", "\"legacy\"");
+        check(&of("a", ""), &other, &[], &["upstream.a.kind"]);
+    }
+
+    #[test]
+    fn what_needs_an_upgrade_stays_under_a_reload() {
+        #[track_caller]
+        fn check(old: &str, new: &str, expect: &str) {
+            let [old, new, expect] = [old, new, expect].map(|text| toml::from_str(text).unwrap());
+            let without_empty = |mut table: Table| {
+                table.retain(|_, section| section.as_table().is_none_or(|keys| !keys.is_empty()));
+                table
+            };
+            assert_eq!(without_empty(overlay(&old, &new)), expect);
+        }
+        let open = "[admin]\nlisten = \"0.0.0.0:1\"\n";
+        check(&format!("{open}token = \"a\""), "", open);
+        check(open, "[admin]\ntoken = \"b\"", &format!("{open}token = \"b\""));
+        check("", "[edge]\nthreads = 2\nkeepalive_seconds = 3", "[edge]\nkeepalive_seconds = 3");
+        let upstream = |name: &str, kind: &str, rest: &str| {
+            format!("[[upstream]]\nname = \"{name}\"\nkind = \"{kind}\"\n{rest}\n")
+        };
+        let old = upstream("a", "http", "url = \"x\"\norder = \"none\"");
+        check(&old, "", &old);
+        check(&old, &upstream("b", "http", "url = \"y\""), &old);
+        check(&old, &upstream("a", "kafka", "topic = \"y\""), &old);
+        let new = upstream("a", "http", "url = \"y\"\norder = \"portal\"");
+        check(&old, &new, &upstream("a", "http", "url = \"y\"\norder = \"none\""));
+        let tls = |listen: &str, cert: &str| {
+            format!("[edge]\ntls = [{{ listen = \"{listen}\", cert = \"{cert}\" }}]")
+        };
+        check(&tls("a:1", "x"), &tls("a:1", "y"), &tls("a:1", "y"));
+        check(&tls("a:1", "x"), &tls("a:2", "y"), &tls("a:1", "x"));
+        check(&tls("a:1", "x"), "", &tls("a:1", "x"));
     }
 
     #[test]

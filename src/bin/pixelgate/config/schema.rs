@@ -30,7 +30,7 @@ mod tests {
 
     fn config(text: &str) -> Result<Config, String> {
         let validate =
-            |document: Document| document.validate(Path::new("edge.toml"), &toml::Table::new());
+            |document: Document| document.validate(Path::new("edge.toml"), toml::Table::new());
         document(text).and_then(|document| validate(document).map_err(|e| e.to_string()))
     }
 

@@ -41,3 +41,16 @@ pub enum EdgeError {
     #[error(transparent)]
     Close(pixelgate::errors::CloseError),
 }
+
+impl EdgeError {
+    /// Whether the configuration, or what it names, is the reason.
+    pub fn is_of_configuration(&self) -> bool {
+        match self {
+            Self::Gate(_) | Self::Listen(_) | Self::Edge(_) | Self::State(_) => true,
+            Self::AccessLog(..) => true,
+            #[cfg(feature = "otlp")]
+            Self::Otlp(_) => true,
+            _ => false,
+        }
+    }
+}

@@ -15,7 +15,6 @@ use super::origin::Origins;
 use super::running::Running;
 use super::tls::Certificates;
 use super::{file_limit, origin_ca, systemd};
-use crate::access_log::AccessLogFile;
 use crate::causes::with_causes;
 use crate::config::Config;
 use crate::config::keys::{Changes, Values};
@@ -28,6 +27,7 @@ use pingora::server::ShutdownWatch;
 use pingora::services::background::BackgroundService;
 use pixelgate::PixelGate;
 use pixelgate::admin_pages::{FaultKind, Sampler, TokenHandle};
+use pixelgate::custom::Faults;
 use pixelgate::http_server::{BufferedBytes, LimitsHandle};
 use pixelgate::tools::FileStamp;
 use std::path::PathBuf;
@@ -44,6 +44,7 @@ const FILE: &str = "configuration";
 const CERTIFICATES: &str = "certificates";
 const ORIGIN_CA: &str = "origin_ca";
 const NOT_IN_FORCE: &str = "upgrade";
+const LOOK: &str = "look";
 
 /// What a reload changes.
 pub struct Handles {
@@ -57,8 +58,6 @@ pub struct Handles {
     pub certificates: Vec<(String, Arc<Certificates>)>,
     pub sampler: Arc<Sampler>,
     pub token: TokenHandle,
-    /// Opened again at SIGHUP.
-    pub access_log: Option<AccessLogFile>,
 }
 
 /// See the module.
@@ -71,8 +70,8 @@ pub struct Reloader {
 }
 
 struct State {
-    /// The values in force.
-    values: Values,
+    /// The configuration in force.
+    table: toml::Table,
     /// The configuration file when it was last read, successfully or not.
     read: Option<FileStamp>,
     /// The configuration file at the last look.
@@ -82,17 +81,17 @@ struct State {
 }
 
 impl Reloader {
-    /// A reloader of the configuration at `path`, of which `values` is in force.
-    pub fn new(path: PathBuf, values: Values, handles: Handles) -> Self {
+    /// A reloader of the configuration at `path`, of which `table` is in force.
+    pub fn new(path: PathBuf, table: toml::Table, handles: Handles) -> Self {
         let seen = FileStamp::read(&path).ok();
         let origin_ca = origin_ca_stamp(&handles.section.load());
         let this = Self {
-            state: Mutex::new(State { values, read: seen, seen, origin_ca }),
+            state: Mutex::new(State { table, read: seen, seen, origin_ca }),
             path,
             state_dir: handles.section.load().state_dir.clone(),
             handles,
         };
-        this.note_in_force(&this.state.lock().values);
+        this.note_in_force(&Values::of(&this.state.lock().table));
         this
     }
 
@@ -111,7 +110,6 @@ impl Reloader {
         self.handles.gate.reload_upstream_files();
         if at_once {
             self.handles.gate.reload_portals();
-            self.handles.access_log.iter().for_each(AccessLogFile::reopen);
         }
     }
 
@@ -134,20 +132,21 @@ impl Reloader {
     }
 
     fn try_reload(&self, state: &mut State) -> Result<Changes, String> {
-        let new = Config::load(&self.path).map_err(|e| e.to_string())?;
-        let (old, keys) = (state.values.all(), new.values.all());
-        let same = |key: &str| old.get(key) == keys.get(key);
-        let changes = Changes::between(old.keys().chain(keys.keys()), same);
+        let file = Config::load(&self.path).map_err(|e| e.to_string())?;
+        let changes = Values::of(&state.table).changes(&Values::of(&file.table));
+        let new = file.over(&state.table, &self.path).map_err(|e| e.to_string())?;
+        let failed = |why: String| format!("{}: {why}", self.path.display());
+        let of = |key: &'static str| move |why: String| failed(format!("{key}: {why}"));
         let listeners = match changes.reload.iter().any(|key| key == "edge.tls") {
-            true => Certificates::load_all(&new.edge.tls).map_err(|e| format!("edge.tls: {e}"))?,
+            true => Certificates::load_all(&new.edge.tls).map_err(of("edge.tls"))?,
             false => Vec::new(),
         };
         if let Some(path) = &new.edge.origin_ca {
-            origin_ca::check(path).map_err(|e| format!("edge.origin_ca: {e}"))?;
+            origin_ca::check(path).map_err(of("edge.origin_ca"))?;
         }
         let handles = &self.handles;
-        let gate = handles.gate.prepare(new.gate).map_err(|e| with_causes(&e))?;
-        handles.origins.reload(&new.edge).map_err(|e| format!("edge.origin: {e}"))?;
+        let gate = handles.gate.prepare(new.gate).map_err(|e| failed(with_causes(&e)))?;
+        handles.origins.reload(&new.edge).map_err(of("edge.origin"))?;
 
         // Nothing fails from here on.
         for ((_, running), (_, loaded)) in handles.certificates.iter().zip(&listeners) {
@@ -161,8 +160,8 @@ impl Reloader {
         handles.sampler.set_verdicts(new.log.verdicts);
         handles.token.set(new.admin.token);
         logging::reload(&new.log);
-        state.values = new.values.except(&state.values, &changes.upgrade);
-        self.note_in_force(&state.values);
+        state.table = new.table;
+        self.note_in_force(&Values::of(&state.table));
         Ok(changes)
     }
 
@@ -230,25 +229,35 @@ impl Reloader {
         }
     }
 
-    /// A look on a thread that may hang. A look that takes too long is reported and waited for.
     async fn look_apart(self: &Arc<Self>, at_once: bool) {
         let this = Arc::clone(self);
-        let mut looking = tokio::task::spawn_blocking(move || this.look(at_once));
         let limit = Duration::from_secs(LOOK_SECONDS_MAX);
-        let ended = match tokio::time::timeout(limit, &mut looking).await {
-            Ok(ended) => ended,
-            Err(_) => {
-                error!(
-                    "a look at the configuration and its files takes longer than \
-                     {LOOK_SECONDS_MAX} seconds; what is in force stays"
-                );
-                looking.await
-            }
-        };
-        if ended.is_err() {
-            // A panic of a crate that reads certificates. The next look tries again.
-            error!("a look at the configuration and its files failed; what is in force stays");
-        }
+        apart(self.handles.gate.faults(), limit, move || this.look(at_once)).await;
+    }
+}
+
+/// A look on a thread that may hang. A look that takes longer than `limit` is a fault and is waited
+/// for.
+async fn apart(faults: &Faults, limit: Duration, look: impl FnOnce() + Send + 'static) {
+    let mut looking = tokio::task::spawn_blocking(look);
+    let mut ended = tokio::time::timeout(limit, &mut looking).await;
+    if ended.is_err() {
+        let text = format!(
+            "a look at the configuration and its files takes longer than {} seconds; what is in \
+             force stays",
+            limit.as_secs()
+        );
+        error!("{text}");
+        let advice = "Look at the file systems of these files: one of them hangs. The files are \
+                      read again when it answers.";
+        faults.raise(FaultKind::ConfigReload, LOOK, text, advice);
+        ended = Ok(looking.await);
+        info!("the look at the configuration and its files has ended");
+        faults.clear(FaultKind::ConfigReload, LOOK);
+    }
+    if matches!(ended, Ok(Err(_))) {
+        // A panic of a crate that reads certificates. The next look tries again.
+        error!("a look at the configuration and its files failed; what is in force stays");
     }
 }
 
@@ -292,5 +301,27 @@ impl BackgroundService for Watch {
                 systemd::ready();
             }
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn a_look_that_hangs_is_a_fault_until_it_ends() {
+        let faults = Faults::unregistered();
+        let (release, hung) = std::sync::mpsc::channel::<()>();
+        let look = apart(&faults, Duration::ZERO, move || _ = hung.recv());
+        let seen = async {
+            while faults.list().is_empty() {
+                tokio::task::yield_now().await;
+            }
+            let fault = faults.list().remove(0);
+            assert_eq!((fault.what, fault.subject.as_str()), (FaultKind::ConfigReload, LOOK));
+            drop(release);
+        };
+        tokio::join!(look, seen);
+        assert!(faults.list().is_empty());
     }
 }

@@ -63,7 +63,8 @@ impl Running {
         let path = state_dir.join(FILE_NAME);
         let failed = |why: String| format!("{}: {why}", path.display());
         let text = pixelgate::tools::read_regular_file(&path, FILE_BYTES_MAX);
-        let text = text.map_err(|e| failed(format!("{e}: has an edge run with this folder?")))?;
+        let text = text.map_err(|e| failed(format!("{e}: no edge has run with this edge.state_dir; what another folder's edge has in force \
+             cannot be compared")))?;
         serde_json::from_slice(&text).map_err(|e| failed(e.to_string()))
     }
 

@@ -46,7 +46,7 @@ pub fn run(
     upgrade: bool,
     handlers: Handlers,
 ) -> Result<(), EdgeError> {
-    let crate::config::Config { edge, gate, admin: admin_config, log, access_log, otlp, values } =
+    let crate::config::Config { edge, gate, admin: admin_config, log, access_log, otlp, table } =
         config;
     std::fs::create_dir_all(&edge.state_dir).map_err(EdgeError::State)?;
     // Sockets first: a second edge on the same port must not touch the spool.
@@ -90,11 +90,11 @@ pub fn run(
         certificates,
         sampler,
         token,
-        access_log: access_log.clone(),
     };
-    let reload = watch_configuration(&mut server, Reloader::new(path.to_owned(), values, handles));
+    let reload = watch_configuration(&mut server, Reloader::new(path.to_owned(), table, handles));
     let signals = Signals {
         reload,
+        access_log: access_log.clone(),
         section,
         gate: gate.clone(),
         stop,

@@ -11,6 +11,7 @@
 use super::config::Config;
 use super::handover::{InheritedSockets, Named, Offer, SOCKET_NAME, Successor};
 use super::systemd;
+use crate::access_log::AccessLogFile;
 use arc_swap::ArcSwap;
 use async_trait::async_trait;
 use log::{error, info, warn};
@@ -40,6 +41,8 @@ const ACCEPT_MS: u64 = 200;
 pub struct Signals {
     /// Asks for a reload, at SIGHUP.
     pub reload: Arc<Notify>,
+    /// Opened again at SIGHUP, also while the files that a reload reads hang.
+    pub access_log: Option<AccessLogFile>,
     /// The section `[edge]` in force, for the grace period.
     pub section: Arc<ArcSwap<Config>>,
     /// Becomes unready at a stop.
@@ -111,7 +114,10 @@ impl ShutdownSignalWatch for Signals {
         self.deadline.begin(grace);
         // Drops the copies of the sockets: a listener is closed only with its last descriptor.
         drop(offer);
-        self.finish(stop, grace).await;
+        tokio::select! {
+            () = self.finish(stop, grace) => {}
+            () = self.hang_ups(&mut handlers.hangup) => {}
+        }
         ShutdownSignal::FastShutdown
     }
 }
@@ -198,7 +204,7 @@ impl Signals {
                 _ = on.interrupt.recv() => "SIGINT",
                 _ = on.quit.recv() => "SIGQUIT",
                 _ = on.hangup.recv() => {
-                    self.reload.notify_one();
+                    self.hang_up();
                     continue;
                 }
                 Ok(()) = successor.changed(), if quitting => "SIGQUIT",
@@ -238,7 +244,24 @@ impl Signals {
             _ = on.terminate.recv() => {}
             _ = on.interrupt.recv() => {}
             _ = on.quit.recv() => {}
+            () = self.hang_ups(&mut on.hangup) => {}
         }
+    }
+
+    /// Handles each SIGHUP. Does not end.
+    async fn hang_ups(&self, signal: &mut Signal) {
+        loop {
+            match signal.recv().await {
+                Some(()) => self.hang_up(),
+                None => std::future::pending().await,
+            }
+        }
+    }
+
+    /// Reloads, and opens the access log again.
+    fn hang_up(&self) {
+        self.access_log.iter().for_each(AccessLogFile::reopen);
+        self.reload.notify_one();
     }
 
     /// Closes the listeners and waits for what is in flight, for the grace period at most.
