@@ -64,6 +64,7 @@ pub fn health_summary(snapshot: &Snapshot) -> HealthSummary {
     None.or_else(|| spool_refuses(snapshot))
         .or_else(|| portals_refuse(&snapshot.portals))
         .or_else(|| upstream_holds_back(snapshot))
+        .or_else(|| draining(snapshot))
         .or_else(|| spool_fills(snapshot))
         .or_else(|| portals_are_old(&snapshot.portals))
         .or_else(|| fault(snapshot))
@@ -147,6 +148,17 @@ pub fn is_in_trouble(route: &delivery::Status) -> bool {
             true
         }
     }
+}
+
+fn draining(snapshot: &Snapshot) -> Option<HealthSummary> {
+    if !snapshot.draining {
+        return None;
+    }
+    notice(
+        "This edge is about to stop. It still accepts events.".to_owned(),
+        "Nothing to do: balancers send their requests elsewhere, and events on disk are delivered \
+         after the next start.",
+    )
 }
 
 fn spool_fills(snapshot: &Snapshot) -> Option<HealthSummary> {
@@ -326,6 +338,7 @@ mod tests {
         };
         check(|_| {}, Level::Ok, &["Events flow.", "5 accepted in the last 10 min"]);
         check(|snapshot| snapshot.lately.accepted = 0, Level::Ok, &["Ready.", "explain"]);
+        check(|snapshot| snapshot.draining = true, Level::Notice, &["about to stop"]);
         check(
             down,
             Level::Trouble,

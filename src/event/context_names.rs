@@ -5,8 +5,27 @@ use crate::config_error::ConfigError;
 
 use super::param::{CONTEXT_HEADER_NAME_BYTES_MAX, CONTEXT_HEADERS_MAX};
 
-/// Headers that may hold credentials. They are never stored (SPEC 3).
-const NEVER_STORED: [&str; 3] = ["authorization", "cookie", "proxy-authorization"];
+/// Headers that are not stored under their names, each with the reason: credentials never are
+/// (SPEC 3), and what `[privacy]` reduces must not come back unreduced.
+const NEVER_STORED: [(&str, &str); 15] = [
+    ("authorization", CREDENTIALS),
+    ("cookie", CREDENTIALS),
+    ("proxy-authorization", CREDENTIALS),
+    ("x-api-key", CREDENTIALS),
+    ("x-auth-token", CREDENTIALS),
+    ("cf-connecting-ip", ADDRESS),
+    ("fastly-client-ip", ADDRESS),
+    ("forwarded", ADDRESS),
+    ("true-client-ip", ADDRESS),
+    ("x-client-ip", ADDRESS),
+    ("x-cluster-client-ip", ADDRESS),
+    ("x-forwarded-for", ADDRESS),
+    ("x-real-ip", ADDRESS),
+    ("referer", "is context.referer, as privacy.referer says"),
+    ("user-agent", "is context.user_agent"),
+];
+const CREDENTIALS: &str = "holds credentials";
+const ADDRESS: &str = "holds an address, which is context.ip as privacy.ip says";
 
 /// Checked names. The default has none.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
@@ -29,7 +48,8 @@ impl ContextNames {
     /// # Errors
     ///
     /// A name is not a token (RFC 9110, section 5.6.2) of at most 64 bytes, is given twice, or is
-    /// that of a header that may hold credentials; there are more than 16 headers.
+    /// that of a header that may hold credentials or an address, or that has a place of its own in
+    /// the context; there are more than 16 headers.
     pub(super) fn new(cookie: Option<&str>, headers: &[String]) -> Result<Self, ConfigError> {
         let wrong = |reason: String| ConfigError::new("events.context_headers", reason);
         if cookie.is_some_and(|name| !is_token(name)) {
@@ -45,8 +65,8 @@ impl ContextNames {
                 let most = CONTEXT_HEADER_NAME_BYTES_MAX;
                 return Err(wrong(format!("must hold names of headers of at most {most} bytes")));
             }
-            if let Some(name) = NEVER_STORED.iter().find(|name| **name == lower) {
-                return Err(wrong(format!("must not name {name}, which holds credentials")));
+            if let Some((name, why)) = NEVER_STORED.iter().find(|(name, _)| *name == lower) {
+                return Err(wrong(format!("must not name {name}, which {why}")));
             }
             if names.iter().any(|name: &HeaderName| name.lower == lower) {
                 return Err(wrong("must not name a header twice".to_owned()));
@@ -99,7 +119,10 @@ mod tests {
         let headers: Vec<_> = good.headers().collect();
         assert_eq!(headers, [("CF-IPCountry", "cf-ipcountry"), ("X-Region", "x-region")]);
         let long = "x".repeat(65);
-        for bad in [&["a b"][..], &[""], &["Cookie"], &["AUTHORIZATION"], &["a", "A"], &[&long]] {
+        let never = NEVER_STORED.map(|(name, _)| [name]);
+        let never = never.iter().map(|name| &name[..]);
+        let others = [&["a b"][..], &[""], &["Cookie"], &["AUTHORIZATION"], &["a", "A"], &[&long]];
+        for bad in never.chain(others) {
             assert_eq!(names(bad).unwrap_err().key(), "events.context_headers", "{bad:?}");
         }
         assert!(names(&["x"; 17]).is_err());

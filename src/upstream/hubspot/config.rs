@@ -13,7 +13,7 @@ use url::Url;
 use super::names::{self, EventNames};
 use super::pauses::Pauses;
 use super::send::Sender;
-use super::translate::Translator;
+use super::translate::{REFERRER_PROPERTY, Translator, USER_AGENT_PROPERTY};
 use super::upstream::{Hubspot, IDLE_SECONDS_MAX};
 use crate::env::Secret;
 use crate::event::PROPERTY_NAME_BYTES_MAX;
@@ -128,6 +128,16 @@ impl Config {
         check("external_id_property", &self.external_id_property)?;
         if self.revenue_property == self.external_id_property && !self.revenue_property.is_empty() {
             return Err(ConfigError::new("external_id_property", "is the revenue's, too"));
+        }
+        let own = [
+            ("revenue_property", &self.revenue_property),
+            ("external_id_property", &self.external_id_property),
+        ];
+        let is_default = |name: &str| [USER_AGENT_PROPERTY, REFERRER_PROPERTY].contains(&name);
+        if let Some((key, _)) =
+            own.into_iter().find(|(_, name)| self.context_properties && is_default(name))
+        {
+            return Err(ConfigError::new(key, "is a property that context_properties sends"));
         }
         self.check_external_id()?;
         Ok(Translator {
@@ -327,6 +337,9 @@ mod tests {
             }
         }
         check_refused(&config("external_id_property = 'revenue'"), "external_id_property", "too");
+        config("revenue_property = 'hs_referrer'").validate().unwrap();
+        let both = config("context_properties = true\nrevenue_property = 'hs_referrer'");
+        check_refused(&both, "revenue_property", "context_properties");
         let key = "external_id_contact_property";
         config(&format!("{key} = 'legacy_id'\nmatch_external_id = true")).validate().unwrap();
         for bad in ["email", "Id", "2x", "a-b", &"x".repeat(101)] {
