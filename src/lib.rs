@@ -204,8 +204,8 @@ pub mod admin_pages {
 }
 
 /// Parts for command-line tools: `check`, `explain`, the spool, its dead letters, backfill,
-/// metrics, files and log lines. Made for the binary `pixelgate`, which is built on the public names alone;
-/// they change more often than those of the other groups.
+/// metrics, files and log lines. Made for the binary `pixelgate`, which is built on the public
+/// names alone; they change more often than those of the other groups.
 pub mod tools {
     pub use crate::builder::check;
     pub use crate::config_error::without_value;

@@ -31,7 +31,8 @@ pub struct Config {
     /// `[batch]`: defaults for the batches of every upstream.
     pub batch: BatchConfig,
     /// `[[upstream]]`: where events go. Empty: into files, see [`Config::upstreams`],
-    /// unless the host brings upstreams of its own ([`Builder::upstream`](crate::Builder::upstream)).
+    /// unless the host brings upstreams of its own
+    /// ([`Builder::upstream`](crate::Builder::upstream)).
     pub upstream: Vec<upstream::Config>,
 }
 

@@ -10,10 +10,7 @@ use serde::de::{self, Deserialize, Deserializer};
 use super::batch::{BatchConfig, BatchOverride};
 use super::contract::Upstream;
 use super::file;
-#[cfg(feature = "kafka")]
-use super::kafka;
-#[cfg(feature = "nats")]
-use super::nats;
+use super::kind::Kind;
 #[cfg(feature = "http")]
 use super::{http, hubspot, legacy};
 
@@ -69,29 +66,6 @@ impl std::ops::Deref for ValidConfig {
     fn deref(&self) -> &Config {
         &self.0
     }
-}
-
-/// The kinds that are built in, by the value of `kind`.
-#[derive(Debug, Clone, PartialEq, Eq)]
-#[cfg_attr(not(feature = "internals"), non_exhaustive)]
-pub enum Kind {
-    /// Rotated NDJSON files: the default if nothing is configured.
-    File(file::Config),
-    /// A collector that takes batches over HTTP.
-    #[cfg(feature = "http")]
-    Http(http::Config),
-    /// A backend without a batch API.
-    #[cfg(feature = "http")]
-    Legacy(legacy::Config),
-    /// HubSpot's API for custom events.
-    #[cfg(feature = "http")]
-    Hubspot(hubspot::Config),
-    /// A topic of a Kafka cluster.
-    #[cfg(feature = "kafka")]
-    Kafka(kafka::Config),
-    /// A stream of NATS JetStream.
-    #[cfg(feature = "nats")]
-    Nats(nats::Config),
 }
 
 impl Config {
@@ -208,47 +182,6 @@ impl Config {
             }
         }
         Ok(all.iter().cloned().map(ValidConfig).collect())
-    }
-}
-
-impl From<file::Config> for Kind {
-    fn from(config: file::Config) -> Kind {
-        Kind::File(config)
-    }
-}
-
-#[cfg(feature = "http")]
-impl From<http::Config> for Kind {
-    fn from(config: http::Config) -> Kind {
-        Kind::Http(config)
-    }
-}
-
-#[cfg(feature = "http")]
-impl From<legacy::Config> for Kind {
-    fn from(config: legacy::Config) -> Kind {
-        Kind::Legacy(config)
-    }
-}
-
-#[cfg(feature = "http")]
-impl From<hubspot::Config> for Kind {
-    fn from(config: hubspot::Config) -> Kind {
-        Kind::Hubspot(config)
-    }
-}
-
-#[cfg(feature = "kafka")]
-impl From<kafka::Config> for Kind {
-    fn from(config: kafka::Config) -> Kind {
-        Kind::Kafka(config)
-    }
-}
-
-#[cfg(feature = "nats")]
-impl From<nats::Config> for Kind {
-    fn from(config: nats::Config) -> Kind {
-        Kind::Nats(config)
     }
 }
 

@@ -26,6 +26,7 @@ pub mod http;
 pub mod hubspot;
 #[cfg(feature = "kafka")]
 pub mod kafka;
+mod kind;
 #[cfg(feature = "http")]
 pub mod legacy;
 mod limits;
@@ -49,14 +50,15 @@ pub use batch::{Batch, BatchConfig, BatchOverride, Body};
 #[cfg(feature = "http")]
 pub use compress::Compression;
 pub use config::{
-    ATTEMPTS_MAX_DEFAULT, ATTEMPTS_MAX_MAX, Config, Kind, NAME_CHARS_MAX, UPSTREAMS_MAX,
-    ValidConfig, check_name,
+    ATTEMPTS_MAX_DEFAULT, ATTEMPTS_MAX_MAX, Config, NAME_CHARS_MAX, UPSTREAMS_MAX, ValidConfig,
+    check_name,
 };
 pub use contract::Upstream;
 pub use encode::Format;
 pub use explained::Explained;
 #[cfg(feature = "http")]
 pub use hubspot::explain;
+pub use kind::Kind;
 pub use outcome::{Failure, Outcome, Part};
 pub(crate) use replaceable::{Replaceable, Replacement};
 

@@ -8,8 +8,9 @@ use serde_json::{Value, json};
 use super::config::Config;
 use super::translate::{REFERRER_PROPERTY, Translation, USER_AGENT_PROPERTY, Untranslatable};
 use crate::event::{Context, Event};
-use crate::upstream::config::{Config as Upstream, Kind};
+use crate::upstream::config::Config as Upstream;
 use crate::upstream::explained::Explained;
+use crate::upstream::kind::Kind;
 
 /// The translation of `event` by each configured upstream of this kind.
 pub fn explain(upstreams: &[Upstream], event: &Event<'_>) -> Vec<Explained> {
