@@ -102,7 +102,7 @@ mod tests {
         assert_eq!(found(&[("HTTPS_PROXY", "http://p:1")]), Ok(true));
         assert_eq!(found(&[("https_proxy", "p:1")]), Ok(true));
         assert_eq!(found(&[("https_proxy", ""), ("HTTPS_PROXY", "http://p")]), Ok(false));
-        for mistake in ["junk junk", "socks5://p", "http://p/path", "http://"] {
+        for mistake in ["junk junk", "socks5://p", "http://p/path", "https://"] {
             let why = found(&[("HTTPS_PROXY", mistake)]).unwrap_err();
             assert!(why.contains("HTTPS_PROXY") && !why.contains(mistake), "{why}");
         }
