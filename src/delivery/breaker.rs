@@ -5,6 +5,10 @@
 //! probe, and its result closes the breaker or opens it for longer. A backend that recovers thus
 //! receives one request first, and not all the batches that have piled up.
 //!
+//! A probe that was never attempted before may fail for itself, as the first event of many portals
+//! may. Its failure makes the next pause no longer, except one in [`FIRST_PROBES`]: so an upstream
+//! that works is soon proven to, and one that does not still gets fewer and fewer probes.
+//!
 //! A batch that fails again and again says nothing about the upstream: it waits for itself, and
 //! only its first failure counts here. A pause that the upstream asks for is kept whatever else is
 //! under way: the success of an attempt that began before does not end it.
@@ -17,12 +21,18 @@ use super::retries::Backoff;
 
 /// First failures in a row that open the breaker.
 pub const FAILURES_MAX: u32 = 5;
+/// Failed probes that were never attempted before, for which the pause doubles once.
+const FIRST_PROBES: u32 = 16;
 
 /// See the module.
 #[derive(Debug, Default)]
 pub struct Breaker {
     state: State,
     failures: u32,
+    /// Failed attempts in a row that asked for no pause.
+    attempts_failed: u32,
+    /// Failed probes in a row that were never attempted before.
+    first_probes: u32,
     /// The end of the longest pause that the upstream asked for.
     paused_until: Option<Instant>,
 }
@@ -76,6 +86,12 @@ impl Breaker {
         self.state != State::Closed || self.paused_until.is_some_and(|until| now < until)
     }
 
+    /// Whether the last [`FAILURES_MAX`] attempts failed, first ones of their batch or not. One that
+    /// ended with a pause, as of an upstream that limits its load, does not count.
+    pub fn takes_nothing(&self) -> bool {
+        self.attempts_failed >= FAILURES_MAX
+    }
+
     /// An attempt begins. [`Breaker::admission`] has just said that it may.
     pub fn begin(&mut self) -> Pass {
         let probe = matches!(self.state, State::Open { .. });
@@ -88,7 +104,7 @@ impl Breaker {
     /// The upstream answered and handled the batch. Closes the breaker: a probe would succeed, too.
     pub fn succeed(&mut self, _: Pass) {
         self.state = State::Closed;
-        self.failures = 0;
+        (self.failures, self.attempts_failed, self.first_probes) = (0, 0, 0);
     }
 
     /// The attempt failed, for the first time of its batch or not, and the upstream may have asked
@@ -104,6 +120,8 @@ impl Breaker {
         let asked = after.filter(|after| !after.is_zero());
         if let Some(after) = asked {
             self.paused_until = self.paused_until.max(Some(now + after));
+        } else {
+            self.attempts_failed = self.attempts_failed.saturating_add(1);
         }
         // Of attempts from before the breaker opened only the pause counts.
         let counts = match self.state {
@@ -114,7 +132,12 @@ impl Breaker {
         if !counts {
             return;
         }
-        self.failures = self.failures.saturating_add(1);
+        if pass.probe && is_first {
+            self.first_probes = self.first_probes.wrapping_add(1);
+        }
+        if !(pass.probe && is_first) || self.first_probes.is_multiple_of(FIRST_PROBES) {
+            self.failures = self.failures.saturating_add(1);
+        }
         if pass.probe || asked.is_some() || self.failures >= FAILURES_MAX {
             self.state = State::Open { until: now + backoff.wait(self.failures, after) };
         }
@@ -188,7 +211,11 @@ mod tests {
             let pass = rig.breaker.begin();
             rig.fail(pass, n == 0, None);
             assert_eq!(rig.admission(), Admission::Now);
+            assert_eq!(rig.breaker.takes_nothing(), n + 1 >= FAILURES_MAX);
         }
+        let pass = rig.breaker.begin();
+        rig.breaker.succeed(pass);
+        assert!(!rig.breaker.takes_nothing());
     }
 
     #[tokio::test]
@@ -215,6 +242,26 @@ mod tests {
             assert!(until <= rig.now + Duration::from_millis(retries::BACKOFF_MS_MAX));
             rig.now = until;
         }
+    }
+
+    #[tokio::test]
+    async fn a_pause_grows_slowly_while_each_probe_is_a_first_attempt() {
+        let mut rig = Rig { backoff: Backoff::new(|| 1.0), ..Rig::new() };
+        rig.fail_until_open();
+        let mut pauses = Vec::new();
+        for _ in 0..10 * FIRST_PROBES {
+            let probe = rig.breaker.begin();
+            rig.fail(probe, true, None);
+            let Admission::At(until) = rig.admission() else { panic!("{:?}", rig.breaker) };
+            pauses.push(until - rig.now);
+            rig.now = until;
+        }
+        let at = |n: u32| pauses[n as usize];
+        assert_eq!([at(0), at(FIRST_PROBES - 2)], [4 * SECOND; 2]);
+        assert_eq!([at(FIRST_PROBES - 1), at(2 * FIRST_PROBES - 1)], [8 * SECOND, 16 * SECOND]);
+        assert_eq!(pauses.last(), Some(&(60 * SECOND)));
+        let probe = rig.breaker.begin();
+        rig.breaker.succeed(probe);
     }
 
     #[tokio::test]

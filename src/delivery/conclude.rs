@@ -167,11 +167,14 @@ impl DeliveryWorker {
             }
             return;
         }
-        let due = follow_up.iter().map(|(_, due)| *due).max().unwrap_or(now);
+        let mut due = follow_up.iter().map(|(_, due)| *due).max().unwrap_or(now);
         for (batch, _) in follow_up.into_iter().rev() {
             work.parts.push_front(batch);
         }
         self.bring_probe(&mut work);
+        if work.failures() == 0 {
+            due = now;
+        }
         match work.parts.is_empty() {
             true => self.queues[work.queue].is_busy = false,
             false => self.schedule.push(work, due),

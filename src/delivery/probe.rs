@@ -3,34 +3,43 @@
 //! A single event that fails again and again becomes a dead letter once the upstream has taken
 //! another one meanwhile. Where portals keep their order, a queue waits for its first event. If
 //! each queue has one that the upstream never takes, nothing would be delivered, and nothing
-//! proven. So when the first event of a queue is stuck, the queue's next event *of another portal*
-//! goes before it: the order within each portal stays. If it is delivered, the upstream works, and
-//! the stuck one becomes a dead letter at its next failure, or is delivered. If it gets stuck as
-//! well, an event of a third portal goes before both.
+//! proven. So when the first event of a queue is stuck, or the last attempts all failed, the queue's next
+//! event *of another portal* goes alone before what has failed: the order within each portal stays.
+//! If it is delivered, the upstream works, and what is stuck becomes a dead letter at its next
+//! failure, or is delivered. If it fails as well, an event of a third portal goes before both. So
+//! where the first events of N portals fail, about N probes find a portal that the upstream takes.
 //!
 //! Events of one portal cannot prove anything about each other. If a younger one is delivered as a
 //! proof, then the older one comes too late, or has to become a dead letter untried, which after an
 //! outage of the upstream would happen to events that it would take. So where all events that fit
-//! into memory are of portals whose first event is stuck, they wait until the upstream takes it.
+//! into memory are of portals whose first event has failed, those are tried again in turn.
+
+use std::collections::HashSet;
 
 use super::in_flight_batch::InFlightBatch;
 use super::schedule::Work;
 use super::worker::{DeliveryWorker, portal_of};
 
 impl DeliveryWorker {
-    /// If the first event of a queue's work is stuck: puts an event of another portal before it, or
-    /// else the next one that is stuck.
+    /// If it is not known whether the upstream or the first events of a queue's work are to blame:
+    /// puts an event of a portal that was not tried alone before them, or else the next of those
+    /// that were.
     pub(super) fn bring_probe(&mut self, work: &mut Work) {
         let queue = &mut self.queues[work.queue];
         queue.seeks_probe = false;
-        let stuck = work.parts.iter().take_while(|part| part.is_stuck).count();
-        if stuck == 0 {
+        let Some(first) = work.parts.front() else { return };
+        if !first.is_stuck && !self.breaker.takes_nothing() {
             return;
         }
-        let portals: Vec<u64> = work.parts.range(..stuck).map(portal_of_first).collect();
+        // Events that failed alone, each the first of its portal.
+        let mut portals = HashSet::new();
+        let is_first_alone = |part: &&InFlightBatch| {
+            part.len() == 1 && part.failures > 0 && portals.insert(portal_of_first(part))
+        };
+        let failed = work.parts.iter().take_while(is_first_alone).count();
         let is_other = |record: &[u8]| !portals.contains(&portal_of(record));
         let find = |part: &InFlightBatch| part.batch.records().iter().position(|r| is_other(r));
-        let place = (stuck..work.parts.len()).find_map(|at| Some((at, find(&work.parts[at])?)));
+        let place = (failed..work.parts.len()).find_map(|at| Some((at, find(&work.parts[at])?)));
         if let Some((at, place)) = place
             && let Some(part) = work.parts.remove(at)
         {
@@ -45,7 +54,7 @@ impl DeliveryWorker {
             work.parts.push_front(InFlightBatch::new(vec![arrival], &self.monitor.tracker));
         } else {
             queue.seeks_probe = true;
-            work.parts.make_contiguous()[..stuck].rotate_left(1);
+            work.parts.make_contiguous()[..failed].rotate_left(failed.min(1));
         }
     }
 }

@@ -35,7 +35,8 @@ impl Work {
         self.parts.iter().map(InFlightBatch::bytes).sum()
     }
 
-    fn failures(&self) -> u32 {
+    /// Failures of what is attempted next.
+    pub fn failures(&self) -> u32 {
         self.parts.front().map_or(0, |part| part.failures)
     }
 }

@@ -83,19 +83,36 @@ pub fn canonical_query(event: &Event<'_>) -> String {
     query
 }
 
-/// A key needs no encoding: it is made of `[a-z0-9_]`.
+/// A key is made of `[a-z0-9_]` and stays as it is. It is encoded like a value all the same: a
+/// record that something else than an edge has changed adds no parameter.
 fn push(query: &mut String, key: &str, value: &str) {
     if !query.is_empty() {
         query.push('&');
     }
-    query.push_str(key);
+    push_encoded(query, key);
     query.push('=');
-    for byte in value.bytes() {
+    push_encoded(query, value);
+}
+
+fn push_encoded(query: &mut String, text: &str) {
+    for byte in text.bytes() {
         if byte.is_ascii_alphanumeric() || BARE.contains(&byte) {
             query.push(char::from(byte));
         } else {
             // Writing to a `String` cannot fail.
             let _ = write!(query, "%{byte:02X}");
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_name_that_is_no_propertys_adds_no_parameter() {
+        let mut event = Event::blank();
+        event.properties.push(("bad name&_m=9".into(), "v".into()));
+        assert_eq!(canonical_query(&event), "_a=0&_n=&bad%20name%26_m%3D9=v");
     }
 }

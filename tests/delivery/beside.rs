@@ -285,6 +285,36 @@ async fn poison_at_the_front_of_every_queue_that_keeps_an_order_ends() {
     rig.stop().await;
 }
 
+/// The first events of twelve portals are poison, of each queue several; five portals send good ones.
+#[tokio::test(start_paused = true)]
+async fn poison_of_many_portals_stops_no_portal_beside_them() {
+    const POISON: u64 = 12;
+    for attempts_max in [2, 6] {
+        let (upstream, taken) = in_order_without(|n| n < POISON as usize);
+        let config = format!("attempts_max = {attempts_max}\nbatch = {{ linger_ms = 50 }}");
+        let mut rig = upstream.rig(&config);
+        let mut portals: Vec<u64> = (0..6 * POISON).map(|n| 1 + n % POISON).collect();
+        portals.extend((0..150).map(|n| 1 + POISON + n % 5));
+        for (n, portal) in portals.iter().enumerate() {
+            let event = crate::delivery::sample(n);
+            rig.accept_event(&Event { portal: *portal, ..event }).await;
+            sleep(SECOND / 5).await;
+        }
+        sleep(120 * SECOND).await;
+        let counts = rig.counts("own");
+        assert!(counts.delivered > 0, "{counts:?}");
+        wait_delivered(&rig, portals.len() as u64 - POISON).await;
+        rig.settled("own").await;
+        assert_eq!(rig.counts("own").dead, POISON);
+        let taken = taken.lock().unwrap().clone();
+        for portal in 1..=POISON + 5 {
+            let of_portal = taken.iter().filter(|n| portals[**n] == portal);
+            assert!(of_portal.is_sorted(), "the order of portal {portal} is not kept");
+        }
+        rig.stop().await;
+    }
+}
+
 #[tokio::test(start_paused = true)]
 async fn a_portal_that_waits_for_its_poison_lets_others_pass_however_much_it_sends() {
     let (upstream, taken) = in_order_without(|n| n == 0);

@@ -124,3 +124,33 @@ fn explain_names_the_upstreams_of_an_event() {
         assert_eq!(json["upstreams"], upstreams, "{json}");
     }
 }
+
+#[test]
+fn spool_stat_after_a_kill_counts_what_the_cursor_did_not_know() {
+    let ((eu, _), (us, _)) = (closed(), closed());
+    let dir = Arc::new(tempfile::tempdir().unwrap());
+    setup(&eu, &us, "portals = [62515]\n[[portal]]\nid = 7\nupstreams = [\"eu\"]\n")
+        .write(dir.path());
+    let edge = Edge::start_in(Arc::clone(&dir));
+    for n in 0..15 {
+        assert_eq!(edge.event(&format!("_a=7&_n=a&id={n}")).status, 200);
+        // A cursor that knows some of the events, but not all.
+        if n == 4 {
+            let known = |pending: &str| stat(&dir).contains(pending);
+            wait_for("the count", || known("upstream eu: 5 accepted"));
+        }
+    }
+    edge.kill();
+    let told = stat(&dir);
+    for row in [
+        "upstream eu: 15 accepted, 0 delivered, 0 dead, 0 lost, 15 pending",
+        "upstream us: 0 accepted, 0 delivered, 0 dead, 0 lost, 0 pending",
+    ] {
+        assert!(told.contains(row), "{told}");
+    }
+}
+
+fn stat(dir: &tempfile::TempDir) -> String {
+    let output = command(&dir.path().join("edge.toml"), &["spool", "stat"]).output().unwrap();
+    String::from_utf8(output.stdout).unwrap()
+}

@@ -1,6 +1,7 @@
 //! SPEC 8, `pixelgate send`: events from files reach an upstream once, under the ids they have.
 
 use crate::backend::{Act, Backend, Request};
+use crate::crm::Hubspot;
 use crate::delivery::{RUNTIME, http_upstream};
 use crate::harness::{Edge, Setup, command, kill, wait_for};
 use rustix::process::Signal;
@@ -8,7 +9,7 @@ use serde_json::{Value, json};
 use std::collections::BTreeSet;
 use std::io::Write;
 use std::path::{Path, PathBuf};
-use std::process::Stdio;
+use std::process::{Command, Stdio};
 use std::sync::Arc;
 
 /// A folder with a configuration whose one upstream is this backend.
@@ -36,7 +37,7 @@ impl Place {
         path
     }
 
-    fn command(&self, options: &[&str], files: &[&Path]) -> std::process::Command {
+    fn command(&self, options: &[&str], files: &[&Path]) -> Command {
         let upstream = if options.contains(&"--upstream") { &[][..] } else { &UPSTREAM };
         let mut command = command(&self.config, &[&["send"], upstream, options].concat());
         command.args(files);
@@ -241,15 +242,90 @@ fn a_line_that_is_no_event_is_named_without_its_content_and_stops_nothing() {
     let (code, out, told) = place.send(&[], &[&missing, &file]);
     assert_eq!((code, out), (1, said(3, 0, 0, 0, 0)));
     assert_eq!(arrived(&backend), [1, 3, 5]);
-    for number in [1, 3, 5, 8] {
-        let place = format!("{}:{number}: not an event", file.display());
+    for (number, why) in [
+        (1, "id is missing"),
+        (3, "it is not the JSON of an event"),
+        (5, "portal is no portal's number"),
+        (8, "it is longer than an event can be"),
+    ] {
+        let place = format!("{}:{number}: {why}; the line is left out", file.display());
         assert!(told.contains(&place), "{told}");
     }
     assert!(told.contains("4 lines are not events"), "{told}");
     assert!(told.contains("missing.ndjson: cannot be read"), "{told}");
     assert!(!told.contains("person@") && !told.contains("secret"), "{told}");
     let (code, _, told) = place.send(&["--dry-run"], &[&file]);
-    assert!(code == 1 && told.contains(":8: not an event"), "{told}");
+    assert!(code == 1 && told.contains(":8: it is longer than an event"), "{told}");
+}
+
+#[test]
+fn a_line_that_no_edge_wrote_is_named_by_its_field_and_a_byte_order_mark_is_no_fault() {
+    let backend = RUNTIME.block_on(Backend::playing([]));
+    let place = Place::of(&backend, 500);
+    let mut all = lines(4);
+    all[0].insert(0, '\u{feff}');
+    all[1] = all[1].replace("\"event\"", "\"email\":\"secret\",\"event\"");
+    all[2] = all[2].replace("\"plan\"", "\"Bad Name&x=1\"");
+    all[3] = all[3].replace("Tester/1", "Tester\\u0007");
+    let file = place.file("week.ndjson", &all);
+    let (code, out, told) = place.send(&[], &[&file]);
+    assert_eq!((code, out), (1, said(1, 0, 0, 0, 0)), "{told}");
+    for (number, why) in [
+        (2, "email is no address"),
+        (3, "properties has a name that is no property's"),
+        (4, "context.user_agent is not as an edge writes it"),
+    ] {
+        assert!(told.contains(&format!(":{number}: {why}; the line is left out")), "{told}");
+    }
+    assert!(!told.contains("secret") && !told.contains("Bad Name"), "{told}");
+}
+
+#[test]
+fn without_room_for_the_progress_nothing_is_sent() {
+    let backend = RUNTIME.block_on(Backend::playing([]));
+    let place = Place::of(&backend, 10);
+    let file = place.file("week.ndjson", &lines(30));
+    // No byte can be written to a file, as on a full disk, and the signal for it is ignored.
+    let mut shell = Command::new("sh");
+    shell.args(["-c", "trap '' XFSZ; ulimit -f 0; exec \"$0\" \"$@\""]);
+    let command = place.command(&[], &[&file]);
+    shell.arg(command.get_program()).args(command.get_args());
+    let output = shell.output().unwrap();
+    let told = String::from_utf8(output.stderr).unwrap();
+    assert_eq!(output.status.code(), Some(1), "{told}");
+    assert!(told.contains("its events are not sent, because their progress"), "{told}");
+    assert_eq!(String::from_utf8(output.stdout).unwrap(), said(0, 0, 10, 0, 0));
+    assert!(backend.seen().is_empty());
+    assert_eq!(place.send(&[], &[&file]), (0, said(30, 0, 0, 0, 0), String::new()));
+}
+
+#[test]
+fn a_portal_without_a_token_holds_no_other_portals_events_back() {
+    let hubspot = RUNTIME.block_on(Hubspot::start());
+    let place = Place::new(&hubspot.upstream("[upstream.batch]\nevents_max = 4\n"));
+    let event = |n: usize| {
+        let mut event: Value = serde_json::from_str(&line(n)).unwrap();
+        event["portal"] = json!([1, 9][n % 2]);
+        event["email"] = json!(format!("p{n}@company.com"));
+        event.to_string()
+    };
+    let file = place.file("week.ndjson", &(0..20).map(event).collect::<Vec<_>>());
+    for (delivered, before) in [(10, 0), (0, 10)] {
+        let (code, out, told) = place.send(&["--upstream", "crm"], &[&file]);
+        let expect = said(delivered, 0, 10, before, 0).replace("collector", "crm");
+        assert_eq!((code, out), (1, expect), "{told}");
+        let why = "crm: there is no token for portal 9; these events are left out";
+        assert!(told.contains(why), "{told}");
+        assert_eq!(hubspot.state().occurrences.len(), 10);
+    }
+}
+
+#[test]
+fn a_negative_pace_is_refused_for_what_it_is() {
+    let place = Place::new("[[upstream]]\nname = \"collector\"\nkind = \"file\"\n");
+    let file = place.file("week.ndjson", &lines(1));
+    let (code, _, told) = place.send(&["--per-second", "-1"], &[&file]);
+    assert!(code == 2 && told.contains("invalid value '-1'"), "{told}");
 }
 
 #[test]

@@ -16,6 +16,9 @@ pub enum BackfillError {
     /// The progress file cannot be read or written.
     #[error("the file of its progress: {0}")]
     Progress(io::Error),
+    /// There is no room to note which events are sent. They are not sent.
+    #[error("its events are not sent, because their progress cannot be stored: {0}")]
+    Room(io::Error),
     /// The dead letters of refused events cannot be written.
     #[error("a refused event cannot be stored: {0}")]
     Dead(#[from] DeadError),

@@ -11,11 +11,14 @@ use super::progress::{Line, Progress};
 use crate::delivery::bounded_line::read_line;
 use crate::delivery::dead_letters::{DAMAGED_NAMED_MAX, Place};
 use crate::delivery::in_flight_batch::InFlightBatch;
-use crate::event::FromWire;
+use crate::event::{FromWire, WireError};
 use crate::upstream::{Batch, BatchConfig};
 
 /// Longest line that is read as an event, in bytes. An event's limits allow for a tenth of it.
 pub const LINE_BYTES_MAX: usize = 1 << 20;
+
+/// What some editors write at the start of a file in UTF-8.
+const BYTE_ORDER_MARK: &[u8] = "\u{feff}".as_bytes();
 
 /// What the lines of the files held.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -30,8 +33,8 @@ pub struct Counts {
     pub of_others: u64,
     /// Lines that are not an event. Empty lines are in no count.
     pub malformed: u64,
-    /// Where the first [`DAMAGED_NAMED_MAX`] of them are.
-    pub places: Vec<Place>,
+    /// Where the first [`DAMAGED_NAMED_MAX`] of them are, and what is wrong with each.
+    pub places: Vec<(Place, WireError)>,
 }
 
 /// A file of events, as it is read.
@@ -94,16 +97,25 @@ impl<'a, R: BufRead> Input<'a, R> {
 
     /// The event of the current line, if it is to be sent.
     fn event(&mut self, counts: &mut Counts) -> Result<Option<FromWire>, BackfillError> {
-        let text = self.line.trim_ascii();
+        let text = match self.number {
+            1 => self.line.strip_prefix(BYTE_ORDER_MARK).unwrap_or(&self.line),
+            _ => &self.line,
+        };
+        let text = text.trim_ascii();
         if text.is_empty() {
             return Ok(None);
         }
-        let event = match FromWire::read(text) {
-            Ok(event) if text.len() <= LINE_BYTES_MAX => event,
-            _ => {
+        let event = match self.line.len() <= LINE_BYTES_MAX {
+            true => FromWire::read(text),
+            false => Err(WireError::TooLong),
+        };
+        let event = match event {
+            Ok(event) => event,
+            Err(why) => {
                 counts.malformed += 1;
                 if counts.places.len() < DAMAGED_NAMED_MAX {
-                    counts.places.push(Place { file: self.path.to_owned(), line: self.number });
+                    let place = Place { file: self.path.to_owned(), line: self.number };
+                    counts.places.push((place, why));
                 }
                 return Ok(None);
             }
@@ -140,6 +152,14 @@ impl<'a, R: BufRead> Input<'a, R> {
             }
         };
         Ok(())
+    }
+
+    /// Makes sure that there is room to note that the events of these lines have ended.
+    pub fn reserve(&self, lines: &[Line]) -> Result<(), BackfillError> {
+        match &self.progress {
+            Some(progress) => progress.reserve(lines).map_err(BackfillError::Room),
+            None => Ok(()),
+        }
     }
 
     /// Notes durably that the events of these lines have ended.

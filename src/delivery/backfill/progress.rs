@@ -10,6 +10,9 @@
 //! random and never zero in a UUIDv7. A slot counts only for the event whose id it holds, so
 //! another file that begins with the same event, or a slot torn by a crash, can lead to a repeated
 //! delivery and never to a lost event.
+//!
+//! The slots of a batch are written as zeros before its events are sent. So a full disk ends the
+//! command before it sends what it could not note.
 
 use std::fs::{self, File, OpenOptions, TryLockError};
 use std::io;
@@ -129,12 +132,21 @@ impl Progress {
         (self.window_start..end).contains(&offset)
     }
 
+    /// Makes sure that these lines can be marked later: their slots are on the disk, as zeros.
+    pub fn reserve(&self, lines: &[Line]) -> io::Result<()> {
+        self.write(lines, |_| [0; SLOT_BYTES])
+    }
+
     /// Notes durably that the events of these lines have ended.
     pub fn mark(&self, lines: &[Line]) -> io::Result<()> {
+        self.write(lines, Line::slot)
+    }
+
+    fn write(&self, lines: &[Line], slot: impl Fn(&Line) -> [u8; SLOT_BYTES]) -> io::Result<()> {
         let mut lines = lines.to_vec();
         lines.sort_unstable_by_key(|line| line.number);
         for run in lines.chunk_by(|a, b| a.number + 1 == b.number) {
-            let slots: Vec<u8> = run.iter().flat_map(Line::slot).collect();
+            let slots: Vec<u8> = run.iter().flat_map(&slot).collect();
             self.file.write_all_at(&slots, run[0].offset())?;
         }
         self.file.sync_data()

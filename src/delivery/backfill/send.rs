@@ -36,8 +36,10 @@ pub struct Totals {
     pub delivered: u64,
     /// Events that the upstream refused. They are its dead letters now.
     pub refused: u64,
-    /// Events that could not be delivered now. The next command sends them.
+    /// Events that could not be delivered now. A later command tries them again.
     pub undelivered: u64,
+    /// Why the first of the undelivered events was not delivered.
+    pub left: Option<String>,
     /// Why nothing more was sent, if that is so.
     pub gave_up: Option<String>,
 }
@@ -81,7 +83,7 @@ impl<'a> Backfill<'a> {
     /// # Errors
     ///
     /// See [`BackfillError`]. Other files can be sent after any of them but
-    /// [`BackfillError::Dead`].
+    /// [`BackfillError::Dead`] and [`BackfillError::Room`].
     pub async fn send(
         &mut self,
         path: &Path,
@@ -92,13 +94,17 @@ impl<'a> Backfill<'a> {
         let limits = self.options.limits();
         while !self.resender.has_ended() {
             let Some(batch) = input.next(&limits, &mut self.totals.counts)? else { return Ok(()) };
+            if let Err(full) = input.reserve(&batch.ids) {
+                self.totals.undelivered += batch.len() as u64;
+                return Err(full);
+            }
             self.wait_for_turn(batch.len()).await;
             let (dead, totals) = (&self.dead, &mut self.totals);
             let mut notes = FileNotes { input: &input, dead, totals };
             self.resender.deliver(batch, &mut notes).await?;
             progress(input.bytes);
         }
-        self.totals.gave_up.get_or_insert_with(|| "interrupted".to_owned());
+        self.totals.gave_up = self.resender.why_ended().map(Cow::into_owned);
         Ok(())
     }
 
@@ -155,6 +161,6 @@ impl<R: BufRead> Notes<Line> for FileNotes<'_, '_, R> {
 
     fn undelivered(&mut self, events: usize, why: Cow<'static, str>) {
         self.totals.undelivered += events as u64;
-        self.totals.gave_up.get_or_insert_with(|| why.into_owned());
+        self.totals.left.get_or_insert_with(|| why.into_owned());
     }
 }

@@ -2,7 +2,8 @@
 //!
 //! What follows from an outcome is the same as in the delivery worker (SPEC 7): wait and retry,
 //! split, halve. The difference is that it gives up: after [`ATTEMPTS_MAX`] attempts at one batch,
-//! at a fault of the configuration, or when it is stopped.
+//! at a fault of the configuration, or when it is stopped. Where the failure concerns some events
+//! only, such as those of a portal without a token, it leaves these behind and goes on.
 
 use std::borrow::Cow;
 use std::collections::VecDeque;
@@ -17,6 +18,8 @@ use crate::upstream::{Failure, Outcome, Upstream};
 
 /// Attempts at one batch before the command gives up.
 pub const ATTEMPTS_MAX: u32 = 5;
+
+const INTERRUPTED: &str = "interrupted";
 
 /// Where a command notes how events ended. `T` is an event's place in its file.
 pub trait Notes<T> {
@@ -42,18 +45,25 @@ pub trait Notes<T> {
 pub struct Resender<'a> {
     upstream: &'a dyn Upstream,
     stop: watch::Receiver<bool>,
-    gave_up: bool,
+    /// Why it gave up, once it has.
+    gave_up: Option<Cow<'static, str>>,
 }
 
 impl<'a> Resender<'a> {
     /// Delivers to `upstream` until `stop` becomes true.
     pub fn new(upstream: &'a dyn Upstream, stop: watch::Receiver<bool>) -> Resender<'a> {
-        Resender { upstream, stop, gave_up: false }
+        Resender { upstream, stop, gave_up: None }
     }
 
     /// Whether no further attempt is made.
     pub fn has_ended(&self) -> bool {
-        self.gave_up || *self.stop.borrow()
+        self.why_ended().is_some()
+    }
+
+    /// Why no further attempt is made; `None` while attempts are made.
+    pub fn why_ended(&self) -> Option<Cow<'static, str>> {
+        let interrupted = || self.stop.borrow().then_some(INTERRUPTED.into());
+        self.gave_up.clone().or_else(interrupted)
     }
 
     /// Attempts to deliver these events, and notes how that ended.
@@ -65,7 +75,7 @@ impl<'a> Resender<'a> {
         let mut queue = VecDeque::from([batch]);
         while let Some(batch) = queue.pop_front() {
             if self.has_ended() {
-                self.give_up(&batch, "interrupted".into(), notes);
+                self.give_up(&batch, INTERRUPTED.into(), notes);
                 continue;
             }
             let results = match self.upstream.send(&batch.batch).await {
@@ -111,6 +121,9 @@ impl<'a> Resender<'a> {
                 queue.push_front(batch);
                 return Ok(wait);
             }
+            Outcome::Retry(failure) | Outcome::Fault(failure) if failure.local => {
+                notes.undelivered(batch.len(), failure.what);
+            }
             Outcome::Retry(failure) | Outcome::Fault(failure) => {
                 self.give_up(&batch, failure.what, notes);
             }
@@ -127,7 +140,7 @@ impl<'a> Resender<'a> {
         why: Cow<'static, str>,
         notes: &mut impl Notes<T>,
     ) {
-        notes.undelivered(batch.len(), why);
-        self.gave_up = true;
+        notes.undelivered(batch.len(), why.clone());
+        self.gave_up.get_or_insert(why);
     }
 }

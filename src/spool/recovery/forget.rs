@@ -8,7 +8,7 @@ use std::io;
 use std::path::Path;
 
 use super::adoption::{lane_ids, lock_spool};
-use super::inspect::{counted_end, end_of, snapshot_lane};
+use super::inspect::{counted_positions, end_of, snapshot_lane};
 use crate::spool::fs::{Fs, Open, SystemFs};
 use crate::spool::lane_files::{CURSOR, IDENTITY, lane_dir, remove_lane};
 use crate::spool::read::cursor::CursorFile;
@@ -61,10 +61,12 @@ pub fn forget(root: &Path, upstream: &str) -> Result<Forgotten, ForgetError> {
         let place = cursor.positions.iter().position(|position| position.name == upstream);
         let Some(place) = place else { continue };
         let snapshot = snapshot_lane(root, id)?;
-        let end = counted_end(&snapshot, end_of(&snapshot)?);
-        let position = cursor.positions.remove(place);
+        let low = cursor.positions.remove(place).low;
+        let end = end_of(&snapshot)?.max(low);
+        let counted = counted_positions(&snapshot, end);
+        let position = counted.iter().find(|position| position.name == upstream);
         forgotten.lanes += 1;
-        forgotten.pending += position.totals(end.max(position.low)).pending();
+        forgotten.pending += position.map_or(0, |position| position.totals(end).pending());
         if cursor.positions.is_empty() {
             remove_lane(&SystemFs, &dir)?;
             continue;

@@ -12,20 +12,28 @@ use std::time::Duration;
 use bytes::Bytes;
 
 use super::adoption::lane_ids;
-use super::recover::{Segment, salt, scan_to_end, survey, torn_bytes};
+use super::count_foreign::{Stretch, each_routed};
+use super::recover::{Segment, restore_foreign, salt, scan_to_end, survey, torn_bytes};
+use crate::event;
 use crate::spool::format::{SEGMENT_HEADER_BYTES, SegmentHeader};
 use crate::spool::fs::{File, Fs, Open, SystemFs, read_full};
 use crate::spool::lane_files::{CURSOR, IDENTITY, lane_dir, segment_name, segment_number};
 use crate::spool::read::counts::Counts;
 use crate::spool::read::cursor::{Cursor, CursorFile, LaneKey, damaged_slots};
+use crate::spool::read::ledger::ConsumerPosition;
 use crate::spool::read::scanner::{Scanner, Step};
 use crate::spool::record_id::RecordId;
+use crate::spool::routing::Routing;
+use crate::spool::segment_index::Span;
 use crate::spool::status::UpstreamStatus;
 
 /// Most findings that a report lists; the others are only counted.
 pub const FINDINGS_MAX: usize = 1_000;
 /// Pauses before a segment that a process writes is read again, in milliseconds.
 const REREAD_PAUSES_MS: [u64; 4] = [1, 10, 100, 1000];
+
+/// The routes of events: the commands read no other records.
+const ROUTING: Routing = Routing { is_routed: event::is_routed, names: event::names_upstream };
 
 /// A spool at one moment.
 #[derive(Debug, Clone)]
@@ -34,7 +42,8 @@ pub struct Stat {
     pub lanes: Vec<LaneStat>,
     /// Bytes in the quarantine folder.
     pub quarantined_bytes: u64,
-    /// Totals over the spool's life, as of the cursors on disk (about a second old).
+    /// Totals over the spool's life. What is accepted is up to date; what became of it is as of
+    /// the cursors on disk (about a second old).
     pub upstreams: Vec<UpstreamStatus>,
 }
 
@@ -113,14 +122,17 @@ pub fn stat(dir: &Path) -> io::Result<Stat> {
     let mut lanes = Vec::new();
     for snapshot in &snapshots {
         let end_seq = end_of(snapshot)?;
-        let positions = snapshot.cursor.as_ref().map_or(&[][..], |cursor| &cursor.positions);
-        let end_seq = positions.iter().map(|position| position.low).fold(end_seq, u64::max);
-        for position in positions.iter().filter(|_| !folded.contains(&(snapshot.id, snapshot.salt)))
-        {
-            let counts = position.totals(counted_end(snapshot, end_seq));
+        let known = snapshot.cursor.as_ref().map_or(&[][..], |cursor| &cursor.positions);
+        let end_seq = known.iter().map(|position| position.low).fold(end_seq, u64::max);
+        let positions = match folded.contains(&(snapshot.id, snapshot.salt)) {
+            true => Vec::new(),
+            false => counted_positions(snapshot, end_seq),
+        };
+        for position in positions {
+            let counts = position.totals(end_seq);
             match totals.iter_mut().find(|(name, _)| *name == position.name) {
                 Some((_, total)) => total.add(counts),
-                None => totals.push((position.name.clone(), counts)),
+                None => totals.push((position.name, counts)),
             }
         }
         lanes.push(LaneStat {
@@ -237,11 +249,23 @@ pub(super) fn snapshot_lane(root: &Path, id: u64) -> io::Result<LaneSnapshot> {
     Ok(LaneSnapshot { id, dir, living, salt, cursor, segments })
 }
 
-/// The end of a lane for its counts. Where records are routed it is as old as the cursor, which
-/// says up to where they are counted.
-pub(super) fn counted_end(snapshot: &LaneSnapshot, end: u64) -> u64 {
-    let routed = snapshot.cursor.as_ref().filter(|cursor| cursor.routed);
-    routed.and_then(|cursor| cursor.counted_to).map_or(end, |counted_to| counted_to.min(end))
+/// The positions of a lane's cursor. The foreign records behind those that the cursor has counted
+/// are counted here, up to `end`.
+pub(super) fn counted_positions(snapshot: &LaneSnapshot, end: u64) -> Vec<ConsumerPosition> {
+    let mut positions =
+        snapshot.cursor.as_ref().map_or(Vec::new(), |cursor| cursor.positions.clone());
+    let stretch = |(at, segment): (usize, &Segment)| {
+        let &Segment { number, base, bytes, recycled, .. } = segment;
+        (Span::found(number, base, recycled, bytes), base..limit(snapshot, at).min(end))
+    };
+    let stretches: Vec<Stretch> = snapshot.segments.iter().enumerate().map(stretch).collect();
+    let scan = |from, each: &mut dyn FnMut(u64, &[u8])| {
+        let behind = stretches.partition_point(|(_, seqs)| seqs.end <= from);
+        let (dir, salt) = (&snapshot.dir, snapshot.salt);
+        each_routed(&SystemFs, dir, salt, &stretches[behind..], from, &ROUTING, each);
+    };
+    restore_foreign(&mut positions, snapshot.cursor.as_ref(), end, &ROUTING, scan);
+    positions
 }
 
 pub(super) fn end_of(snapshot: &LaneSnapshot) -> io::Result<u64> {

@@ -372,7 +372,7 @@ fn restore_positions(
 /// What a cursor counts need not be read again, unless the lane ends before it: a power loss may
 /// cost events that were not synced. An upstream that the cursor does not know is counted from its
 /// start.
-fn restore_foreign(
+pub(super) fn restore_foreign(
     positions: &mut [ConsumerPosition],
     cursor: Option<&Cursor>,
     end: u64,

@@ -38,7 +38,7 @@ pub struct Arguments {
     #[arg(long, value_name = "TIME", value_parser = unix_ms)]
     until: Option<i64>,
     /// Send at most so many events in a second.
-    #[arg(long, value_name = "EVENTS")]
+    #[arg(long, value_name = "EVENTS", allow_negative_numbers = true)]
     per_second: Option<NonZeroU32>,
     /// Count what would be sent; send nothing and write nothing.
     #[arg(long)]
@@ -141,7 +141,7 @@ fn send(mut files: Files<'_>, options: &Options, session: Session) -> ExitCode {
                     done
                 }
             };
-            let is_over = matches!(done, Err(BackfillError::Dead(_)));
+            let is_over = matches!(done, Err(BackfillError::Dead(_) | BackfillError::Room(_)));
             files.note(path, done);
             if is_over || backfill.has_ended() {
                 break;
@@ -149,9 +149,13 @@ fn send(mut files: Files<'_>, options: &Options, session: Session) -> ExitCode {
         }
         built.close().await;
     });
-    let Totals { counts, delivered, refused, undelivered, gave_up } = backfill.totals();
+    let Totals { counts, delivered, refused, undelivered, left: reason, gave_up } =
+        backfill.totals();
     if let Some(why) = gave_up {
         let rest = "the same command sends the rest";
+        files.code = fail(NO, format!("{name}: {why}; {rest}"));
+    } else if let Some(why) = reason {
+        let rest = "these events are left out, and the same command tries them again";
         files.code = fail(NO, format!("{name}: {why}; {rest}"));
     }
     let line = format!(
@@ -205,8 +209,8 @@ impl<'a> Files<'a> {
     fn end(self, line: &str, counts: &Counts) -> ExitCode {
         let Files { progress, mut code, .. } = self;
         drop(progress);
-        for place in &counts.places {
-            _ = fail(NO, format!("{place}: not an event; the line is left out"));
+        for (place, why) in &counts.places {
+            _ = fail(NO, format!("{place}: {why}; the line is left out"));
         }
         if counts.malformed > 0 {
             code = fail(NO, format!("{} lines are not events", counts.malformed));
