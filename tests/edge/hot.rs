@@ -429,10 +429,10 @@ fn a_public_admin_listener_keeps_its_token_whatever_the_file_says() {
         wait_for("no fault", || !status().contains("config_reload"));
     }
     // Another token needs no listener in the file.
-    rename_over(&path, &first.replace(admin, "[admin]\ntoken = \"another sixteen\"\n"));
+    rename_over(&path, &first.replace(admin, "[admin]\ntoken = \"another sixteen bytes\"\n"));
     edge.signal(Signal::HUP);
     edge.wait_log("in force from now on: admin.token");
-    let token = "Authorization: Bearer another sixteen\r\n";
+    let token = "Authorization: Bearer another sixteen bytes\r\n";
     assert_eq!(edge.admin_with("/status", token).status, 200);
 }
 

@@ -63,8 +63,9 @@ impl Running {
         let path = state_dir.join(FILE_NAME);
         let failed = |why: String| format!("{}: {why}", path.display());
         let text = pixelgate::tools::read_regular_file(&path, FILE_BYTES_MAX);
-        let text = text.map_err(|e| failed(format!("{e}: no edge has run with this edge.state_dir; what another folder's edge has in force \
-             cannot be compared")))?;
+        let unknown = "no edge has run with this edge.state_dir, and a changed edge.state_dir \
+                       cannot be compared";
+        let text = text.map_err(|e| failed(format!("{e}: {unknown}")))?;
         serde_json::from_slice(&text).map_err(|e| failed(e.to_string()))
     }
 
