@@ -347,7 +347,13 @@ async fn an_outage_costs_no_event_where_an_order_is_kept() {
     });
     let mut rig = upstream.rig("attempts_max = 2\nbatch = { events_max = 20, linger_ms = 5 }");
     rig.accept_readable(400).await;
-    sleep(6 * 3600 * SECOND).await;
+    sleep(3600 * SECOND).await;
+    upstream.in_flight_max.store(0, SeqCst);
+    let before = upstream.begun.lock().unwrap().len();
+    sleep(5 * 3600 * SECOND).await;
+    let probes = upstream.begun.lock().unwrap().len() - before;
+    assert_eq!(upstream.in_flight_max.load(SeqCst), 1);
+    assert!((400..=900).contains(&probes), "{probes} probes in five hours");
     works.store(true, SeqCst);
     wait_delivered(&rig, 400).await;
     assert_eq!(rig.counts("own").dead, 0);
