@@ -285,7 +285,7 @@ async fn poison_at_the_front_of_every_queue_that_keeps_an_order_ends() {
     rig.stop().await;
 }
 
-/// The first events of twelve portals are poison, of each queue several; five portals send good ones.
+/// The first events of twelve portals are poison, several in each queue; five send good ones.
 #[tokio::test(start_paused = true)]
 async fn poison_of_many_portals_stops_no_portal_beside_them() {
     const POISON: u64 = 12;
