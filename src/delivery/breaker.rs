@@ -86,8 +86,8 @@ impl Breaker {
         self.state != State::Closed || self.paused_until.is_some_and(|until| now < until)
     }
 
-    /// Whether the last [`FAILURES_MAX`] attempts failed, first ones of their batch or not. One that
-    /// ended with a pause, as of an upstream that limits its load, does not count.
+    /// Whether the last [`FAILURES_MAX`] attempts failed, first ones of their batch or not. One
+    /// that ended with a pause, as of an upstream that limits its load, does not count.
     pub fn takes_nothing(&self) -> bool {
         self.attempts_failed >= FAILURES_MAX
     }

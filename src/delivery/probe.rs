@@ -3,7 +3,7 @@
 //! A single event that fails again and again becomes a dead letter once the upstream has taken
 //! another one meanwhile. Where portals keep their order, a queue waits for its first event. If
 //! each queue has one that the upstream never takes, nothing would be delivered, and nothing
-//! proven. So when the first event of a queue is stuck, or the last attempts all failed, the queue's next
+//! proven. So when the first event of a queue is stuck, or the last attempts all failed, its next
 //! event *of another portal* goes alone before what has failed: the order within each portal stays.
 //! If it is delivered, the upstream works, and what is stuck becomes a dead letter at its next
 //! failure, or is delivered. If it fails as well, an event of a third portal goes before both. So
