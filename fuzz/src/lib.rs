@@ -4,7 +4,7 @@
 #[allow(dead_code, reason = "the rooms under test need a part of it")]
 pub mod config_error;
 #[path = "../../src/event/mod.rs"]
-#[allow(unused_imports, reason = "the rooms under test need a part of it")]
+#[allow(dead_code, unused_imports, reason = "the rooms under test need a part of it")]
 pub mod event;
 #[path = "../../src/request/path.rs"]
 pub mod path;
