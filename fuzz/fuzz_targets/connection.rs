@@ -7,9 +7,8 @@
 #![no_main]
 
 use async_trait::async_trait;
-use edge::custom::InFlight;
 use edge::http_server::{BufferedBytes, Limits, Server, proxy};
-use edge::config::{Durability, FileUpstream, Upstream, UpstreamKind};
+use edge::config::{Durability, FileUpstream, Upstream};
 use edge::{Config, PixelGate};
 use libfuzzer_sys::fuzz_target;
 use pingora::apps::ServerApp;
@@ -75,12 +74,7 @@ static EDGE: LazyLock<Edge> = LazyLock::new(|| {
     let mut config = Config::default();
     config.portals.source = portals.display().to_string();
     config.spool.dir = dir.join("spool");
-    config.upstream = vec![Upstream {
-        name: "file".to_owned(),
-        batch: Default::default(),
-        attempts_max: 12,
-        kind: UpstreamKind::File(FileUpstream { dir: dir.join("events"), ..Default::default() }),
-    }];
+    config.upstream = vec![Upstream::new("file", FileUpstream::new(dir.join("events")))];
     config.spool.durability = Durability::Memory;
     config.events.methods = vec!["GET".to_owned(), "POST".to_owned()];
     let gate = PixelGate::builder(config)
@@ -88,7 +82,8 @@ static EDGE: LazyLock<Edge> = LazyLock::new(|| {
         .open()
         .expect("a gate");
     let proxy = proxy(&Arc::new(ServerConf::default()), Host(gate.clone())).expect("a proxy");
-    let limits = Limits { header_lines_max: 20, header_bytes_max: 2048, ..Limits::default() };
+    let mut limits = Limits::default();
+    (limits.header_lines_max, limits.header_bytes_max) = (20, 2048);
     let server = Server::new(proxy, gate.clone(), limits);
     let server = Arc::new(server.buffered_bytes(BufferedBytes::new(1 << 20)));
     let (stop, stopping) = watch::channel(false);
