@@ -15,10 +15,10 @@ use crate::plugin::{GateState, PixelGate, PrebuiltResponse, ReloadState, Setting
 use crate::policy::gate::Gate;
 use crate::policy::inspect::{Addition, Inspector, Refusal};
 use crate::policy::portals;
-use crate::policy::portals::{Bounds, Format, Portals};
+use crate::policy::portals::{AcceptedByDay, Bounds, Format, Portals};
 use crate::request::client::TrustedProxies;
 use crate::response::answers::Answers;
-use crate::spool::{self, Durability, Env, Routing, Spool};
+use crate::spool::{self, DayCounts, Durability, Env, Metered, Metering, Routing, Spool};
 use crate::telemetry::event_samples::EventSamples;
 use crate::telemetry::faults::Faults;
 use crate::telemetry::in_flight::InFlight;
@@ -58,6 +58,9 @@ pub enum OpenError {
     #[error("the delivery threads cannot be started")]
     Threads(#[source] std::io::Error),
 }
+
+/// Milliseconds of a UTC day.
+const DAY_MS: u64 = 86_400_000;
 
 /// An upstream with its name, the limits of its batches and its `attempts_max`.
 type Destination = (String, Arc<dyn Upstream>, BatchConfig, u32);
@@ -243,10 +246,12 @@ impl Builder {
             commit_seconds: Some(metrics.spool_commit_seconds.clone()),
             faults: faults.clone(),
             routing: Routing { is_routed: event::is_routed, names: event::names_upstream },
+            metering: Metering { read: metered },
             ..Env::system()
         };
         let spool =
             Spool::open(config.valid_spool.clone(), &names, env).map_err(OpenError::Spool)?;
+        portals.count_by(Arc::new(Counted(spool.day_counts())));
         let options = delivery::Options {
             clock: self.clock.clone(),
             faults: faults.clone(),
@@ -347,6 +352,26 @@ impl ValidConfig {
         Gate::new(self.guard, self.rules, self.config.privacy, portals, clock)
             .with_inspector(inspector)
     }
+}
+
+/// What the spool has accepted, for the quotas of the portal list.
+struct Counted(DayCounts);
+
+impl AcceptedByDay for Counted {
+    fn accepted(&self, portal: u64, day: u32) -> u64 {
+        self.0.accepted(portal, day)
+    }
+
+    fn takeovers(&self) -> u64 {
+        self.0.takeovers()
+    }
+}
+
+/// What a record is counted under.
+fn metered(record: &[u8]) -> Option<Metered> {
+    let (portal, received_at_ms) = event::portal_and_time(record)?;
+    let day = u32::try_from(received_at_ms / DAY_MS).unwrap_or(u32::MAX);
+    Some(Metered { portal, day })
 }
 
 /// Takes the host's list, or opens `portals.source`.

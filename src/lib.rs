@@ -135,7 +135,7 @@ pub mod errors {
 /// ```
 pub mod config {
     #[cfg(feature = "admin")]
-    pub use crate::admin::{Config as Admin, OtlpConfig as Otlp};
+    pub use crate::admin::{Config as Admin, MetricsConfig as Metrics, OtlpConfig as Otlp};
     pub use crate::builder::ValidConfig;
     pub use crate::env::{Secret, expand, expanded, expanded_list};
     pub use crate::event::Config as Events;

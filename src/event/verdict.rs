@@ -207,7 +207,9 @@ impl Reason {
             Reason::RefusedByHost => {
                 "This service does not take this event: ask its operator which events it takes."
             }
-            Reason::RateLimited => "Send more slowly; try again after the time in Retry-After.",
+            Reason::RateLimited => {
+                "The account has sent too fast, or used up its events of the day; try again after the time in Retry-After."
+            }
             Reason::Overloaded => "Try again after the time in Retry-After.",
         }
     }

@@ -18,9 +18,14 @@ use super::hot_tail::HotTail;
 use super::lane_files::{
     CURSOR, FILLING, IDENTITY, SPARE_EXTENSION, ignore_absent, lane_dir, segment_name,
 };
+use super::metering::book::{Book, Column};
+use super::metering::format::Marks;
+use super::metering::journal::Journal;
 use super::read::ack_file::AckFile;
+use super::read::counts::Ack;
 use super::read::cursor::{Cursor, CursorFile, LaneKey};
 use super::read::ledger::ConsumerPosition;
+use super::record_id::RecordId;
 use super::routing::Foreign;
 use super::segment_index::SegmentIndex;
 use super::write::admission::Bounds;
@@ -34,6 +39,9 @@ const FILL_PIECES_PER_SYNC: u64 = 4;
 /// Tries, 1 ms apart, to lock a new lane.
 const LOCK_TRIES: u32 = 1_000;
 
+/// The `previous` of an identity whose lane has a file of counts by portal.
+pub const METERED: u64 = 1;
+
 /// A lane whose lock this process holds.
 pub struct Lane {
     pub id: u64,
@@ -44,6 +52,8 @@ pub struct Lane {
     fs: Arc<dyn Fs>,
     lock: Mutex<Option<Arc<dyn File>>>,
     cursor: Mutex<CursorFile>,
+    /// The counts by portal. Locked before the state.
+    journal: Mutex<Journal>,
     /// One for each position; opened by the first acknowledgement.
     acks: Vec<Mutex<Option<AckFile>>>,
     state: Mutex<LaneState>,
@@ -90,11 +100,23 @@ pub struct LaneState {
     /// Watermarks of the two slots on disk, the newer last. Only what both have passed may be
     /// trimmed, so that either slot is enough.
     saved: [u64; 2],
+    /// Every record before it is counted by portal in the lane's file. Only that may be trimmed.
+    pub counted: u64,
     /// The sequence number behind the last record that was answered with 200. Readers may be
     /// behind it.
     pub accepted: u64,
     /// Whether a record of the lane is not meant for all upstreams.
     pub routed: bool,
+}
+
+/// What came of acknowledgements.
+pub struct Settled<'a> {
+    /// The state, still locked.
+    pub state: MutexGuard<'a, LaneState>,
+    /// Reading had to wait, and need not any more.
+    pub is_readable: bool,
+    /// The watermark has moved.
+    pub has_moved: bool,
 }
 
 impl LaneState {
@@ -133,7 +155,7 @@ impl Lane {
         place: (u64, PathBuf),
         salt: u64,
         lock: Arc<dyn File>,
-        cursor: CursorFile,
+        (cursor, journal): (CursorFile, Journal),
         segment_index: SegmentIndex,
         positions: Vec<ConsumerPosition>,
     ) -> Lane {
@@ -145,6 +167,7 @@ impl Lane {
             absorbed: Vec::new(),
             dirty: true,
             saved: [0, 0],
+            counted: journal.low(),
             accepted,
             routed: false,
         };
@@ -156,6 +179,7 @@ impl Lane {
             fs,
             lock: Mutex::new(Some(lock)),
             cursor: Mutex::new(cursor),
+            journal: Mutex::new(journal),
             acks,
             state: Mutex::new(state),
             spares: Mutex::new(Vec::new()),
@@ -165,31 +189,40 @@ impl Lane {
         }
     }
 
-    /// Makes a new lane: folder, lock, identity, first cursor; all of it durable.
+    /// Makes a new lane: folder, lock, identity, first cursor, counts; all of it durable. `since_ms`:
+    /// see [`Journal::since_ms`].
     pub fn create(
         fs: &Arc<dyn Fs>,
         root: &Path,
         id: u64,
         salt: u64,
         upstreams: &[String],
+        since_ms: u64,
     ) -> io::Result<Lane> {
         let dir = lane_dir(root, id);
         fs.create_dir_all(&dir)?;
         let lock = fs.open(&dir.join(IDENTITY), Open::Create)?;
         take_lock(&*lock)?;
         // The identity has the form of a segment's header: number 0 is no segment.
-        let identity =
-            SegmentHeader { lane: id, number: 0, base_seq: 1, salt, previous: 0, recycled: false };
+        let identity = SegmentHeader {
+            lane: id,
+            number: 0,
+            base_seq: 1,
+            salt,
+            previous: METERED,
+            recycled: false,
+        };
         write_full(&*lock, &identity.encode(), 0)?;
         lock.sync_data()?;
         let (cursor, _) = CursorFile::load(fs.open(&dir.join(CURSOR), Open::Create)?)?;
+        let journal = Journal::create(&**fs, &dir, (id, salt), since_ms)?;
         let positions = upstreams.iter().map(|name| ConsumerPosition::new(name, 1)).collect();
         let lane = Lane::assemble(
             Arc::clone(fs),
             (id, dir),
             salt,
             lock,
-            cursor,
+            (cursor, journal),
             SegmentIndex::new(1),
             positions,
         );
@@ -260,6 +293,96 @@ impl Lane {
             state.dirty |= state.saved[0] != low;
         }
         saved
+    }
+
+    /// Writes what was counted by portal since the last call, and makes it durable.
+    pub fn save_counts(&self, book: &Book) -> io::Result<()> {
+        let mut journal = self.journal.lock();
+        let state = self.state();
+        if !book.has_open(self.id) && journal.is_at(state.end(), &state.positions) {
+            return Ok(());
+        }
+        let (marks, absorbed) = self.take_out(state, &mut journal, book);
+        self.check_place()?;
+        journal.save(&*self.fs, book, &marks, &absorbed)?;
+        self.state().counted = marks.low();
+        Ok(())
+    }
+
+    /// Takes the counts of a delivered lane into this lane's file, durably. They count there when
+    /// the cursor names that lane: see [`Lane::confirm_fold`].
+    pub fn fold_counts(&self, folded: &Lane, book: &Book) -> io::Result<()> {
+        folded.save_counts(book)?;
+        let folded = folded.journal.lock();
+        let mut journal = self.journal.lock();
+        let (marks, absorbed) = self.take_out(self.state(), &mut journal, book);
+        journal.fold(&*self.fs, book, &folded, &marks, &absorbed)?;
+        self.state().counted = marks.low();
+        Ok(())
+    }
+
+    /// The state names the folded lane as absorbed.
+    pub fn confirm_fold(&self, folded: LaneKey) {
+        self.journal.lock().confirm_fold(folded);
+    }
+
+    /// Whether the file holds counts of another lane that are to be removed from it first.
+    pub fn has_stale_fold(&self) -> bool {
+        self.journal.lock().has_stale_fold()
+    }
+
+    /// Takes the lane's counts into the totals.
+    pub fn take_in(&self, book: &Book) {
+        self.journal.lock().take_in(book);
+    }
+
+    /// Moves what is counted into the journal, together with up to where it counts.
+    fn take_out(
+        &self,
+        state: MutexGuard<'_, LaneState>,
+        journal: &mut Journal,
+        book: &Book,
+    ) -> (Marks, Vec<LaneKey>) {
+        journal.add(book.take_out(self.id));
+        let marks = Marks { counted_to: state.end(), positions: state.positions.clone() };
+        (marks, state.absorbed.clone())
+    }
+
+    /// Notes what became of records, and counts them by portal. Says whether the watermark moved.
+    pub fn settle(&self, upstream: usize, ids: &[RecordId], ack: Ack, book: &Book) -> Settled<'_> {
+        let runs = || ids.chunk_by(|id, next| id.seq + 1 == next.seq);
+        let seqs = |run: &[RecordId]| run[0].seq..run[run.len() - 1].seq + 1;
+        let dead = (ack == Ack::Dead).then(|| {
+            let ranges: Vec<_> = runs().map(seqs).collect();
+            let mut journal = self.journal.lock();
+            let name = self.state().positions[upstream].name.clone();
+            // Locked until they have ended: a summary written before would not name them.
+            (journal.save_dead(&name, &ranges), journal)
+        });
+        if let Some((Err(error), _)) = &dead {
+            ::log::warn!(
+                "spool: a kill within the next second would count dead letters of lane {} as \
+                 delivered: {error}",
+                self.id
+            );
+        }
+        let column = match ack {
+            Ack::Delivered => Column::Delivered(upstream),
+            Ack::Dead => Column::Dead(upstream),
+        };
+        let mut state = self.state();
+        let position = &mut state.positions[upstream];
+        let was_full = !position.has_room();
+        for run in runs() {
+            let all = position.are_out(&seqs(run));
+            let settled = run.iter().filter(|id| all || position.is_out(id.seq));
+            book.add_each(self.id, column, settled.map(|id| id.portal));
+            position.settle(seqs(run), ack);
+        }
+        let is_readable = was_full && position.has_room();
+        let has_moved = position.advance();
+        state.dirty = true;
+        Settled { state, is_readable, has_moved }
     }
 
     /// Writes what an upstream has acknowledged here into the page cache.
@@ -347,7 +470,7 @@ impl Lane {
         let mut released = self.released.lock();
         {
             let mut state = self.state();
-            let low = state.saved[0];
+            let low = state.saved[0].min(state.counted);
             released.segments.extend(state.segment_index.trim(low));
         }
         if released.segments.is_empty() && !released.unsynced {

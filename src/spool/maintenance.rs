@@ -12,7 +12,7 @@ use std::time::Duration;
 
 use super::fs::{Fs, Open, is_absent};
 use super::lane::{Lane, Spares};
-use super::lane_files::{IDENTITY, lane_dir, remove_lane};
+use super::lane_files::{IDENTITY, PORTALS, lane_dir, remove_lane};
 use super::read::cursor::{ABSORBED_MAX, LaneKey};
 use super::recovery::adoption::{lane_ids, lock_spool};
 use super::recovery::recover::header;
@@ -50,6 +50,7 @@ impl Maintenance {
     fn turn(&mut self) {
         self.state.look_at_disk();
         self.tell_full();
+        self.state.book.report_full();
         let in_place = self.check_place();
         if in_place {
             self.adopt();
@@ -139,21 +140,31 @@ impl Maintenance {
     /// Folds the totals of lanes that are delivered to all upstreams into the own lane.
     fn fold(&self) {
         let mut lanes = self.state.lanes.lock();
+        if lanes.iter().any(|lane| lane.has_stale_fold()) {
+            // Removed with the next write. A lane that is folded before may count twice.
+            return;
+        }
         lanes.retain(|lane| {
             let state = lane.state();
             // The cursor of a lane names the lanes that it has absorbed until they are removed.
             if !state.is_done() || !state.absorbed.is_empty() {
                 return true;
             }
-            let mut own = self.state.own.state();
-            if own.absorbed.len() >= ABSORBED_MAX {
+            if self.state.own.state().absorbed.len() >= ABSORBED_MAX {
                 return true;
             }
+            drop(state);
+            if !self.fold_counts(lane) {
+                return true;
+            }
+            let (state, mut own) = (lane.state(), self.state.own.state());
             for (mine, theirs) in own.positions.iter_mut().zip(&state.positions) {
                 mine.carried.add(theirs.totals(state.end()));
             }
             own.absorbed.push(lane.key());
             own.dirty = true;
+            drop((state, own));
+            self.state.own.confirm_fold(lane.key());
             ::log::info!("spool: lane {} is delivered and removed", lane.id);
             self.state.folded.lock().push(Arc::clone(lane));
             false
@@ -172,6 +183,7 @@ impl Maintenance {
                 &lane.save_cursor(),
             );
         }
+        self.save_counts(lane);
         let own = lane.id == state.own.id;
         let low = state.bounds.is_disk_low();
         let trimmed = lane.trim((own && !low).then(|| state.config.spares()));
@@ -179,6 +191,29 @@ impl Maintenance {
         if low {
             lane.drop_spares();
         }
+    }
+
+    /// Writes a lane's counts by portal.
+    fn save_counts(&self, lane: &Lane) {
+        let saved = lane.save_counts(&self.state.book);
+        self.note_counts(lane, &saved);
+        if saved.is_err_and(|error| error.kind() == io::ErrorKind::StorageFull) {
+            // Removing segments makes room for the counts. Until they are written, a kill would
+            // cost those of the removed segments, which the next start would find out.
+            lane.state().counted = u64::MAX;
+        }
+    }
+
+    /// Takes a delivered lane's counts into the own lane's file. Says whether they are there.
+    fn fold_counts(&self, lane: &Lane) -> bool {
+        let folded = self.state.own.fold_counts(lane, &self.state.book);
+        self.note_counts(&self.state.own, &folded);
+        folded.is_ok()
+    }
+
+    fn note_counts(&self, lane: &Lane, saved: &io::Result<()>) {
+        let path = subject(&lane.dir().join(PORTALS));
+        self.state.disk_faults.note(FaultKind::PortalTotals, &path, "writing", saved);
     }
 
     /// Removes the folders of the lanes whose totals `lane` has, once both slots of its cursor say
@@ -196,6 +231,7 @@ impl Maintenance {
             state.disk_faults.note(FaultKind::SpoolFiles, &subject(&dir), "removing", &result);
             if result.is_ok() {
                 state.disk_faults.clear(FaultKind::SpoolCursor, &subject(&dir));
+                state.disk_faults.clear(FaultKind::PortalTotals, &subject(&dir.join(PORTALS)));
                 removed.push(key);
             }
         }
@@ -230,7 +266,7 @@ impl Maintenance {
     /// The last turn, after the committer has ended. Returns the first error, after every lane had
     /// its turn.
     pub fn finish(state: &Arc<SpoolState>) -> io::Result<()> {
-        let save = |lane: Arc<Lane>| lane.save_cursor();
+        let save = |lane: Arc<Lane>| lane.save_cursor().and(lane.save_counts(&state.book));
         state.lanes().into_iter().map(save).fold(Ok(()), io::Result::and)
     }
 }

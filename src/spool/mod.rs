@@ -14,6 +14,8 @@
 //! <dir>/lane-00000001/lane           identity; locked (flock) while the lane's process lives
 //! <dir>/lane-00000001/cursor         two slots, see `read/cursor.rs`
 //! <dir>/lane-00000001/acks-*         one for each upstream, see `read/ack_file.rs`
+//! <dir>/lane-00000001/portals        counts by portal, see `metering/`
+//! <dir>/lane-00000001/portals.new    the same in the making
 //! <dir>/lane-00000001/0000000001.seg segments, oldest first; an empty file gives one up
 //! <dir>/lane-00000001/*.spare        files to make segments of: trimmed segments, and zeros
 //! <dir>/lane-00000001/making         a segment that is not finished
@@ -32,7 +34,7 @@
 //! | 24 | 8 | number in the lane, from 1, never used twice (0: the identity file) |
 //! | 32 | 8 | sequence number of the first record |
 //! | 40 | 8 | the lane's random salt |
-//! | 48 | 8 | number of the segment before it, 0 for none (version 0.1.0: always 0) |
+//! | 48 | 8 | number of the segment before it, 0 for none (version 0.1.0: always 0); in the identity file 1 if the lane has a file `portals` |
 //! | 56 | 4 | zero |
 //! | 60 | 4 | crc32c of bytes 0 to 59 |
 //!
@@ -187,6 +189,7 @@ mod hot_tail;
 mod lane;
 mod lane_files;
 mod maintenance;
+mod metering;
 mod parker;
 mod read;
 mod read_around;
@@ -204,13 +207,15 @@ pub use config::{Config, Durability, ValidConfig};
 pub use env::Env;
 pub use error::{CloseError, OpenError};
 pub use format::RECORD_BYTES_MAX;
-pub use handle::Spool;
+pub use handle::{DayCounts, Spool};
+pub use metering::table::PORTALS_MAX;
+pub use metering::{Metered, Metering};
 pub use read::counts::Ack;
 pub use read::cursor::{UPSTREAM_NAME_BYTES_MAX, UPSTREAMS_MAX};
 pub use read::ledger::RUNS_MAX;
 pub use read::reader::{Acknowledger, Entry, Reader};
 pub use record_id::RecordId;
 pub use routing::Routing;
-pub use status::{Status, UpstreamStatus};
+pub use status::{PortalTotals, PortalUpstream, Status, UpstreamStatus};
 pub use write::admission::PENDING_BYTES_MAX;
 pub use write::group::{Commit, Overloaded};

@@ -16,6 +16,7 @@ use super::faults::DiskFaults;
 use super::format::{self, RECORD_BYTES_MAX, RECORD_HEADER_BYTES};
 use super::fs::Fs;
 use super::lane::Lane;
+use super::metering::book::Book;
 use super::parker::Parker;
 use super::read::counts::Counts;
 use super::recovery::adoption::{Adopter, Found, Unheld, lane_ids};
@@ -65,6 +66,8 @@ pub struct SpoolState {
     pub commit_seconds: Option<prometheus::Histogram>,
     pub faults: Faults,
     pub routing: Routing,
+    /// The totals by portal.
+    pub book: Arc<Book>,
     any_routed: AnyRouted,
     pub bounds: Bounds,
     pub shards: Box<[Shard]>,
@@ -99,9 +102,12 @@ impl SpoolState {
         let root = config.dir.clone();
         let faults = Arc::new(DiskFaults::new(env.faults.clone(), Arc::clone(&env.clock)));
         let quarantine = Arc::new(Quarantine::open(Arc::clone(&env.fs), &root));
+        let book = Book::new(env.metering, upstreams, env.clock.clone(), env.faults.clone());
+        let book = Arc::new(book);
         let adopter = Adopter {
             fs: Arc::clone(&env.fs),
             routing: env.routing,
+            book: Arc::clone(&book),
             root: root.clone(),
             upstreams: upstreams.to_vec(),
             quarantine: Arc::clone(&quarantine),
@@ -114,7 +120,12 @@ impl SpoolState {
         // Above the removed lanes that others mention, too: in the log, a number means one lane.
         let mentioned = found.absorbed.iter().map(|(id, _)| *id);
         let id = ids.iter().copied().chain(mentioned).max().unwrap_or(0) + 1;
-        let own = Arc::new(Lane::create(&env.fs, &root, id, rand::random(), upstreams)?);
+        // Beside other lanes, theirs say from when the counts are whole.
+        let since_ms = if ids.is_empty() { book.now_ms() } else { 0 };
+        let own = Lane::create(&env.fs, &root, id, rand::random(), upstreams, since_ms)?;
+        let own = Arc::new(own);
+        own.take_in(&book);
+        book.set_own(id);
         let threads = std::thread::available_parallelism().map_or(1, |threads| threads.get());
         let upstream = |name: &String| Upstream {
             name: name.clone(),
@@ -129,6 +140,7 @@ impl SpoolState {
             commit_seconds: env.commit_seconds,
             faults: env.faults,
             routing: env.routing,
+            book,
             any_routed: AnyRouted::default(),
             bounds: Bounds::new(config.bytes_max.as_u64()),
             shards: (0..threads.clamp(1, SHARDS_MAX)).map(|_| Shard::new()).collect(),
@@ -169,6 +181,7 @@ impl SpoolState {
             drop(state);
             if !is_absorbed(&lane) {
                 ::log::info!("spool: lane {} adopted, {events} events to deliver", lane.id);
+                lane.take_in(&self.book);
             }
             lanes.push(lane);
         }

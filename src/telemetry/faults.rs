@@ -40,6 +40,8 @@ pub enum FaultKind {
     SpoolCursor,
     /// Files of the spool cannot be removed.
     SpoolFiles,
+    /// The totals per portal began anew, lack further portals, or cannot be written.
+    PortalTotals,
     /// A changed configuration, or a file that it names, is not in force.
     ConfigReload,
     /// Lines of the access log are not written.
@@ -50,7 +52,7 @@ pub enum FaultKind {
 
 impl FaultKind {
     /// Every kind, so that a scrape shows zeros.
-    pub const ALL: [Self; 16] = [
+    pub const ALL: [Self; 17] = [
         Self::PortalsUnread,
         Self::PortalsStale,
         Self::SpoolRefuses,
@@ -64,6 +66,7 @@ impl FaultKind {
         Self::SpoolSegment,
         Self::SpoolCursor,
         Self::SpoolFiles,
+        Self::PortalTotals,
         Self::ConfigReload,
         Self::AccessLog,
         Self::Otlp,
@@ -85,6 +88,7 @@ impl FaultKind {
             Self::SpoolSegment => "spool_segment",
             Self::SpoolCursor => "spool_cursor",
             Self::SpoolFiles => "spool_files",
+            Self::PortalTotals => "portal_totals",
             Self::ConfigReload => "config_reload",
             Self::AccessLog => "access_log",
             Self::Otlp => "otlp",

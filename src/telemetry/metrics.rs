@@ -3,9 +3,11 @@
 //! One [`Metrics`] belongs to one gate. It has a registry of its own, so that two gates in one
 //! process (or two tests) do not share counters, or registers in the host's, where the label `gate`
 //! tells gates apart. Every label set is closed: reasons, causes and verdicts are enums, and names
-//! of upstreams and gates come from the configuration. No value of a request is ever here.
+//! of upstreams and gates come from the configuration. No other value of a request is ever here
+//! than the number of a portal: see `portal_events.rs`.
 
 use crate::event::{Ignored, Reason};
+use crate::telemetry::portal_events::PortalEvents;
 use parking_lot::Mutex;
 use prometheus::core::Collector;
 use prometheus::proto::MetricFamily;
@@ -129,6 +131,8 @@ pub struct Metrics {
     pub portals: IntGauge,
     /// Refreshes of the list that failed and changed nothing.
     pub portals_refresh_failures: IntCounter,
+    /// The totals of the busiest portals.
+    pub portal_events: PortalEvents,
     /// Requests that no origin answered.
     pub origin_failures: IntCounter,
     /// Lines of the access log that were not written.
@@ -248,6 +252,13 @@ impl Metrics {
                 &r,
                 "portals_refresh_failures_total",
                 "Refreshes of the portal list that failed and changed nothing.",
+            )?,
+            portal_events: register(
+                &r,
+                PortalEvents::new(r.opts(
+                    "portal_events_total",
+                    "Events over the spool's life, of the busiest portals and of all others.",
+                )),
             )?,
             origin_failures: counter(
                 &r,

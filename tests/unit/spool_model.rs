@@ -19,11 +19,13 @@ use std::sync::Arc;
 use crate::spool_sim::{Fault, Op, SimFs};
 use bytesize::ByteSize;
 use pixelgate::internals::spool::{
-    Ack, Commit, Config, Durability, Entry, Env, Overloaded, Reader, RecordId, Routing, Spool,
+    Ack, Commit, Config, Durability, Entry, Env, Metered, Metering, Overloaded, Reader, RecordId,
+    Routing, Spool,
 };
 use proptest::prelude::*;
 
 const UPSTREAMS: [&str; 2] = ["near", "far"];
+const PORTALS: u64 = 3;
 const ROOT: &str = "/spool";
 
 #[derive(Debug, Clone)]
@@ -119,6 +121,10 @@ struct World {
     ended: [BTreeSet<u64>; 2],
     /// Something may fail.
     is_faulty: bool,
+    /// No dead letter was acknowledged while naming it in the lane's file may have failed.
+    knows_dead: bool,
+    /// From when the totals per portal count.
+    since_ms: Option<u64>,
     /// Damage that a power loss may do to records that no caller was promised.
     may_lose: bool,
 }
@@ -129,7 +135,9 @@ fn open(disk: &SimFs, config: &Config) -> Option<Process> {
         is_routed: |record| record[ROUTE_AT] != 0,
         names: |record, upstream| goes_to(record[ROUTE_AT], upstream),
     };
-    let env = Env { fs: Arc::new(fs.clone()), routing, ..Env::system() };
+    let metering =
+        Metering { read: |record| Some(Metered { portal: portal(number(record)), day: 20_000 }) };
+    let env = Env { fs: Arc::new(fs.clone()), routing, metering, ..Env::system() };
     let names = UPSTREAMS.map(str::to_owned);
     let spool = Spool::open(config, &names, env).ok()?;
     let readers = UPSTREAMS.map(|name| spool.reader(name).expect("configured")).into();
@@ -142,6 +150,11 @@ fn open(disk: &SimFs, config: &Config) -> Option<Process> {
         handed: Default::default(),
         last: Default::default(),
     })
+}
+
+/// The portal of an event.
+fn portal(event: u64) -> u64 {
+    1 + event % PORTALS
 }
 
 /// Where a record has its route.
@@ -202,7 +215,10 @@ impl World {
         };
         let disk = SimFs::new(seed);
         let now = open(&disk, &config).expect("a new disk serves");
+        let since_ms = now.spool.portals_since_ms();
         World {
+            knows_dead: true,
+            since_ms,
             config,
             disk,
             now,
@@ -305,6 +321,7 @@ impl World {
         *out = left.into_iter().map(|(_, entry)| entry).collect();
         let record_ids: Vec<RecordId> = taken.iter().map(|(_, entry)| entry.record_id).collect();
         let ack = if step == 3 { Ack::Dead } else { Ack::Delivered };
+        self.knows_dead &= ack == Ack::Delivered || !self.is_faulty;
         self.now.readers[upstream].acknowledger().acknowledge(&record_ids, ack);
         let events = taken.iter().map(|(_, entry)| number(&entry.payload));
         if !self.is_faulty {
@@ -383,6 +400,37 @@ impl World {
         }
     }
 
+    /// Each portal's totals are those of its events. What was removed from a full disk before it
+    /// was counted, and then the process was killed, is said to be missing.
+    fn portals_add_up(&self) {
+        if self.now.spool.portals_since_ms() != self.since_ms {
+            return;
+        }
+        for of in 1..=PORTALS {
+            let totals = self.now.spool.portal(of);
+            let events = |is_counted: &dyn Fn(&Event) -> bool| {
+                let own = self.events.iter().filter(|(event, _)| portal(**event) == of);
+                own.filter(|(_, event)| is_counted(event)).count() as u64
+            };
+            let least = events(&|event| event.told == Told::Yes && !event.forgiven);
+            let most = events(&|event| event.told != Told::No || event.crashed);
+            assert!((least..=most).contains(&totals.accepted), "{totals:?}: {least} to {most}");
+            for (at, upstream) in totals.upstreams.iter().enumerate() {
+                let ended = self.acknowledged[at].iter().filter(|event| portal(**event) == of);
+                let (counted, ended) = (upstream.delivered + upstream.dead, ended.count() as u64);
+                assert!(self.may_lose || counted == ended, "{totals:?}: {ended} ended");
+            }
+        }
+        for (at, upstream) in self.now.spool.status().upstreams.iter().enumerate() {
+            let of = |portal| self.now.spool.portal(portal).upstreams.remove(at);
+            let all: Vec<_> = (0..=PORTALS).map(of).collect();
+            let delivered: u64 = all.iter().map(|of| of.delivered).sum();
+            let dead: u64 = all.iter().map(|of| of.dead).sum();
+            assert_eq!(delivered + dead, upstream.delivered + upstream.dead, "{upstream:?}");
+            assert!(!self.knows_dead || dead == upstream.dead, "{upstream:?}: {dead} dead");
+        }
+    }
+
     /// Everything still promised arrives, and then the spool is empty.
     fn drain(&mut self) {
         self.heal();
@@ -406,6 +454,7 @@ impl World {
             }
         }
         self.identity_holds();
+        self.portals_add_up();
         let status = self.now.spool.status();
         // Without a power loss, what was counted before it was read is what was then read.
         for (at, (now, before)) in status.upstreams.iter().zip(&unread.upstreams).enumerate() {

@@ -152,6 +152,8 @@ impl Reader {
         };
         let before = entries.len();
         let mut foreign = SeqRuns::default();
+        let book = Arc::clone(&self.state.book);
+        let mut numbers = book.numbering();
         let step = loop {
             let is_over = entries.len() >= events_max || *bytes >= bytes_max;
             if is_over || self.passed_bytes >= PASSED_BYTES_MAX {
@@ -175,7 +177,9 @@ impl Reader {
                 }
                 Ok(Step::Record { seq, payload }) => {
                     *bytes += payload.len();
-                    entries.push(Entry { record_id: RecordId { lane: lane.id, seq }, payload });
+                    let (portal, _) = numbers.number(&payload);
+                    let record_id = RecordId { lane: lane.id, seq, portal };
+                    entries.push(Entry { record_id, payload });
                 }
                 other => break other.map(Some),
             }
@@ -364,19 +368,12 @@ impl Acknowledger {
         let lanes = self.state.lanes();
         for ids in record_ids.chunk_by(|id, next| id.lane == next.lane) {
             let Some(lane) = lanes.iter().find(|lane| lane.id == ids[0].lane) else { continue };
-            let mut state = lane.state();
-            let position = &mut state.positions[self.upstream];
-            let was_full = !position.has_room();
-            for run in ids.chunk_by(|id, next| id.seq + 1 == next.seq) {
-                position.settle(run[0].seq..run[run.len() - 1].seq + 1, ack);
+            let settled = lane.settle(self.upstream, ids, ack, &self.state.book);
+            if settled.has_moved {
+                lane.publish_held(&settled.state, &self.state.bounds);
             }
-            let is_readable = was_full && position.has_room();
-            let has_moved = position.advance();
-            state.dirty = true;
-            if has_moved {
-                lane.publish_held(&state, &self.state.bounds);
-            }
-            drop(state);
+            let is_readable = settled.is_readable;
+            drop(settled);
             // An error costs repetitions after a kill and nothing else: maintenance saves the
             // cursor within a second, and reports its errors.
             _ = lane.save_acks(self.upstream);

@@ -18,6 +18,7 @@ use crate::event;
 use crate::spool::format::{SEGMENT_HEADER_BYTES, SegmentHeader};
 use crate::spool::fs::{File, Fs, Open, SystemFs, read_full};
 use crate::spool::lane_files::{CURSOR, IDENTITY, lane_dir, segment_name, segment_number};
+use crate::spool::metering::table::OTHER;
 use crate::spool::read::counts::Counts;
 use crate::spool::read::cursor::{Cursor, CursorFile, LaneKey, damaged_slots};
 use crate::spool::read::ledger::ConsumerPosition;
@@ -190,7 +191,9 @@ pub fn dump(
             loop {
                 match scanner.step(&*file, segment.bytes, limit)? {
                     Step::Record { seq, payload } => {
-                        if each(RecordId { lane: snapshot.id, seq }, &payload).is_break() {
+                        if each(RecordId { lane: snapshot.id, seq, portal: OTHER }, &payload)
+                            .is_break()
+                        {
                             return Ok(());
                         }
                     }

@@ -23,6 +23,7 @@ use super::unsynced::{Unsynced, count};
 use crate::spool::config::{Durability, FIRST_SEGMENT_BYTES};
 use crate::spool::format::{ChecksumSeed, SEGMENT_HEADER_BYTES};
 use crate::spool::lane::Lane;
+use crate::spool::metering::book::Counts;
 use crate::spool::routing::Foreign;
 use crate::spool::state::SpoolState;
 
@@ -55,6 +56,8 @@ pub struct Committer {
     unsynced: Unsynced,
     /// Foreign records of the commit that is under way.
     foreign: Foreign,
+    /// Its records by portal.
+    counted: Counts,
     /// Groups that are being answered; kept for its memory.
     claimed: Vec<(Duration, Arc<Group>)>,
     spares: Vec<Vec<u8>>,
@@ -88,6 +91,7 @@ impl Committer {
             new_bytes: 2 * FIRST_SEGMENT_BYTES,
             unsynced: Unsynced { base: 1, ..Unsynced::default() },
             foreign: Foreign::default(),
+            counted: Counts::default(),
             claimed: Vec::new(),
             spares: Vec::new(),
             synced_at,
@@ -230,6 +234,7 @@ impl Committer {
             self.unsynced.events += taken.events;
             self.state.waiting.push(taken.first_at, taken.group);
             self.state.count_foreign(&taken.bytes, &mut self.foreign);
+            self.state.book.count_staged(&taken.bytes, &mut self.counted);
             let mut buffer = taken.bytes;
             if self.unsynced.bytes.is_empty() {
                 // With one busy worker always the case: no byte is copied.
@@ -289,6 +294,7 @@ impl Committer {
         let mut state = self.lane.state();
         state.accepted = self.unsynced.end();
         state.add_foreign(&mut self.foreign);
+        self.state.book.add(self.lane.id, &mut self.counted);
         drop(state);
         let now = self.state.clock.monotonic();
         for (first_at, group) in self.claimed.drain(..) {
@@ -394,6 +400,7 @@ impl Committer {
         let mut state = self.lane.state();
         state.segment_index.publish(segment.offset, end);
         state.add_foreign(&mut self.foreign);
+        self.state.book.add(self.lane.id, &mut self.counted);
         self.state.bounds.set_unsynced_bytes(self.unsynced.written as u64);
         self.lane.publish_held(&state, &self.state.bounds);
         drop(state);
@@ -494,6 +501,7 @@ impl Committer {
     fn refuse(&mut self) {
         let refused = self.unsynced.drop_unanswered();
         self.foreign.clear();
+        self.counted.clear();
         self.state.bounds.settle(refused as u64);
         self.state.waiting.refuse();
     }

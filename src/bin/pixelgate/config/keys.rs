@@ -93,6 +93,7 @@ pub const KEYS: &[(&str, Needs)] = &[
     ("access_log.format", Upgrade),
     ("access_log.buffer_bytes", Upgrade),
     ("access_log.flush_seconds", Upgrade),
+    ("metrics.portals_max", Reload),
     ("otlp.endpoint", Upgrade),
     ("otlp.interval_seconds", Upgrade),
     ("otlp.headers", Upgrade),

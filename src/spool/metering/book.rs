@@ -1,0 +1,512 @@
+//! The totals of each portal, over all lanes that this process has.
+//!
+//! What is counted is *open* until the lane's file is written: it is in the totals that are read,
+//! and is taken out to be written together with the positions up to which it counts. Both change
+//! under the lane's lock, so the file never has one without the other.
+
+use std::cmp::Reverse;
+use std::collections::{BTreeMap, BinaryHeap};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+
+use parking_lot::Mutex;
+
+use super::table::{GROWTH, OTHER, PORTALS_MAX, Table};
+use super::tally::Tally;
+use super::{Metered, Metering};
+use crate::clock::Clock;
+use crate::spool::format::{self, RECORD_HEADER_BYTES};
+use crate::spool::status::{PortalTotals, PortalUpstream};
+use crate::telemetry::faults::{FaultKind, Faults};
+
+/// Columns whose memory is kept.
+const COLUMNS_KEPT: usize = 2;
+
+/// What is counted of a portal. An upstream is named by its place in [`Book::names`].
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Column {
+    /// Accepted on this day. In the totals: on any day, and the day is 0.
+    Accepted(u32),
+    Rejected,
+    Delivered(usize),
+    Dead(usize),
+    /// Accepted on this day, and counted as accepted already.
+    Today(u32),
+}
+
+/// Counts by column and by the portal's number.
+#[derive(Debug, Default)]
+pub struct Counts(Vec<(Column, Tally)>);
+
+impl Counts {
+    pub fn is_empty(&self) -> bool {
+        self.0.iter().all(|(_, tally)| tally.is_empty())
+    }
+
+    pub fn tally(&mut self, column: Column) -> &mut Tally {
+        let at = self.0.iter().position(|(known, _)| *known == column).unwrap_or_else(|| {
+            self.0.push((column, Tally::default()));
+            self.0.len() - 1
+        });
+        &mut self.0[at].1
+    }
+
+    pub fn append(&mut self, other: Counts) {
+        for (column, tally) in other.0 {
+            self.tally(column).append(tally);
+        }
+    }
+
+    pub fn clear(&mut self) {
+        self.0.clear();
+    }
+
+    /// Forgets the counts and keeps their memory.
+    fn empty(&mut self) {
+        // There is a column for each day.
+        self.0.truncate(COLUMNS_KEPT);
+        self.0.iter_mut().for_each(|(_, tally)| tally.clear());
+    }
+
+    pub fn iter(&self) -> impl Iterator<Item = &(Column, Tally)> {
+        self.0.iter()
+    }
+
+    /// Each number once in each column.
+    pub fn merge(&mut self) {
+        self.0.iter_mut().for_each(|(_, tally)| tally.merge());
+    }
+
+    fn of(&self, number: u32, is_wanted: impl Fn(Column) -> bool) -> u64 {
+        let wanted = self.0.iter().filter(|(column, _)| is_wanted(*column));
+        wanted.map(|(_, tally)| tally.of(number)).sum()
+    }
+}
+
+/// The totals that are in the lanes' files.
+#[derive(Default)]
+struct Totals {
+    columns: Vec<(Column, Vec<u64>)>,
+    /// The newest day, and what was accepted on it.
+    day: u32,
+    today: Vec<u32>,
+}
+
+impl Totals {
+    fn add(&mut self, column: Column, tally: impl Iterator<Item = (u32, u64)> + Clone) {
+        if let Column::Accepted(day) | Column::Today(day) = column {
+            self.add_today(day, tally.clone());
+        }
+        let column = match column {
+            Column::Accepted(_) => Column::Accepted(0),
+            Column::Today(_) => return,
+            other => other,
+        };
+        let at = self.columns.iter().position(|(known, _)| *known == column);
+        let at = at.unwrap_or_else(|| {
+            self.columns.push((column, Vec::new()));
+            self.columns.len() - 1
+        });
+        for (number, events) in tally {
+            let total = place(&mut self.columns[at].1, number);
+            *total = total.saturating_add(events);
+        }
+    }
+
+    fn add_today(&mut self, day: u32, tally: impl Iterator<Item = (u32, u64)>) {
+        if day > self.day {
+            self.day = day;
+            self.today.fill(0);
+        }
+        if day == self.day && day > 0 {
+            for (number, events) in tally {
+                let total = place(&mut self.today, number);
+                *total = total.saturating_add(u32::try_from(events).unwrap_or(u32::MAX));
+            }
+        }
+    }
+
+    fn of(&self, number: u32, is_wanted: impl Fn(Column) -> bool) -> u64 {
+        let wanted = self.columns.iter().filter(|(column, _)| is_wanted(*column));
+        wanted.map(|(_, totals)| totals.get(number as usize).copied().unwrap_or(0)).sum()
+    }
+}
+
+/// A number's place in a column, which grows up to it.
+fn place<T: Default + Clone>(column: &mut Vec<T>, number: u32) -> &mut T {
+    let number = number as usize;
+    if number >= column.len() {
+        if number >= column.capacity() {
+            column.reserve_exact((number + 1).next_multiple_of(GROWTH) - column.len());
+        }
+        column.resize(number + 1, T::default());
+    }
+    &mut column[number]
+}
+
+/// Looks up the numbers of records. The last portal's is at hand, because one portal's events often
+/// come together.
+pub struct Numbering<'b> {
+    book: &'b Book,
+    last: Option<(Metered, u32)>,
+}
+
+impl Numbering<'_> {
+    /// The number of a record's portal, and its day.
+    pub fn number(&mut self, record: &[u8]) -> (u32, u32) {
+        let Some(metered) = (self.book.metering.read)(record) else { return (OTHER, 0) };
+        if let Some((last, number)) = self.last
+            && last == metered
+        {
+            return (number, metered.day);
+        }
+        let number = self.book.number_of(metered.portal);
+        self.last = Some((metered, number));
+        (number, metered.day)
+    }
+}
+
+struct Pages {
+    /// The upstreams' names: first the configured ones in their order, then removed ones.
+    names: Vec<String>,
+    totals: Totals,
+    /// By lane: what is counted and not yet taken out to be written.
+    open: BTreeMap<u64, Counts>,
+    /// Sums over all portals: accepted, rejected, delivered.
+    sums: [u64; 3],
+    since_ms: u64,
+    /// How often a lane's counts were taken in.
+    takeovers: u64,
+}
+
+/// See the module.
+pub struct Book {
+    metering: Metering,
+    configured: usize,
+    clock: Arc<dyn Clock>,
+    faults: Faults,
+    /// The lane that rejected events are counted in.
+    own: AtomicU64,
+    table: Mutex<Table>,
+    pages: Mutex<Pages>,
+    /// Rejected events of portals without a count of their own, until they are written.
+    rejected_others: AtomicU64,
+}
+
+impl Book {
+    pub fn new(
+        metering: Metering,
+        upstreams: &[String],
+        clock: Arc<dyn Clock>,
+        faults: Faults,
+    ) -> Book {
+        let pages = Pages {
+            names: upstreams.to_vec(),
+            totals: Totals::default(),
+            open: BTreeMap::new(),
+            sums: [0; 3],
+            since_ms: 0,
+            takeovers: 0,
+        };
+        Book {
+            metering,
+            configured: upstreams.len(),
+            clock,
+            faults,
+            own: AtomicU64::new(0),
+            table: Mutex::new(Table::new()),
+            pages: Mutex::new(pages),
+            rejected_others: AtomicU64::new(0),
+        }
+    }
+
+    /// Reads the numbers of records, one behind the other.
+    pub fn numbering(&self) -> Numbering<'_> {
+        Numbering { book: self, last: None }
+    }
+
+    /// The clock, in milliseconds since 1970.
+    pub fn now_ms(&self) -> u64 {
+        self.clock.unix_ms()
+    }
+
+    /// The number of this portal.
+    pub fn number_of(&self, portal: u64) -> u32 {
+        self.table.lock().number(portal)
+    }
+
+    /// The portal of this number; 0 for [`OTHER`].
+    pub fn portal_of(&self, number: u32) -> u64 {
+        self.table.lock().portal(number)
+    }
+
+    /// Most numbers, [`OTHER`] included.
+    pub fn numbers(&self) -> usize {
+        self.table.lock().len() + 1
+    }
+
+    /// Counts staged records, one behind the other, as accepted.
+    pub fn count_staged(&self, mut staged: &[u8], counts: &mut Counts) {
+        let mut numbers = self.numbering();
+        while staged.len() >= RECORD_HEADER_BYTES {
+            let (record, rest) = staged.split_at(format::record_bytes(staged).min(staged.len()));
+            staged = rest;
+            let payload = &record[RECORD_HEADER_BYTES.min(record.len())..];
+            let (number, day) = numbers.number(payload);
+            counts.tally(Column::Accepted(day)).add(number, 1);
+        }
+    }
+
+    /// Adds what has happened in a lane. Called with the lane's state locked.
+    pub fn add(&self, lane: u64, counts: &mut Counts) {
+        if counts.is_empty() {
+            return;
+        }
+        let mut pages = self.pages.lock();
+        pages.add_sums(counts);
+        let open = pages.open.entry(lane).or_default();
+        for (column, tally) in counts.iter() {
+            let sum = open.tally(*column);
+            tally.iter().for_each(|(number, events)| sum.add(number, events));
+        }
+        counts.empty();
+    }
+
+    /// Adds events of one column, as [`Book::add`] does.
+    pub fn add_each(&self, lane: u64, column: Column, numbers: impl Iterator<Item = u32>) {
+        let mut pages = self.pages.lock();
+        let tally = pages.open.entry(lane).or_default().tally(column);
+        let mut events = 0;
+        for number in numbers {
+            tally.add(number, 1);
+            events += 1;
+        }
+        if let Some(sum) = sum_of(column) {
+            pages.sums[sum] += events;
+        }
+    }
+
+    /// Counts a rejected event. `is_listed`: its portal is in the portal list, so it may get a
+    /// count of its own. Without it only a portal that has one does: clients who make portals up
+    /// must not fill the table.
+    pub fn reject(&self, portal: u64, is_listed: bool) {
+        let mut table = self.table.lock();
+        let number = match is_listed {
+            true => table.number(portal),
+            false => table.find(portal).unwrap_or(OTHER),
+        };
+        drop(table);
+        if number == OTHER {
+            self.rejected_others.fetch_add(1, Relaxed);
+        } else {
+            let own = self.own.load(Relaxed);
+            self.add_each(own, Column::Rejected, std::iter::once(number));
+        }
+    }
+
+    /// The lane that rejected events are counted in from now on.
+    pub fn set_own(&self, lane: u64) {
+        self.own.store(lane, Relaxed);
+    }
+
+    /// Takes out what is open in a lane, to be written. It stays in the totals. Called with the
+    /// lane's state locked.
+    pub fn take_out(&self, lane: u64) -> Counts {
+        let mut pages = self.pages.lock();
+        if lane == self.own.load(Relaxed) {
+            let others = self.rejected_others.swap(0, Relaxed);
+            pages.sums[1] += others;
+            pages.open.entry(lane).or_default().tally(Column::Rejected).add(OTHER, others);
+        }
+        let counts = pages.open.remove(&lane).unwrap_or_default();
+        for (column, tally) in counts.iter() {
+            pages.totals.add(*column, tally.iter());
+        }
+        counts
+    }
+
+    /// Whether something is open in a lane.
+    pub fn has_open(&self, lane: u64) -> bool {
+        let is_own = lane == self.own.load(Relaxed);
+        is_own && self.rejected_others.load(Relaxed) > 0
+            || self.pages.lock().open.get(&lane).is_some_and(|counts| !counts.is_empty())
+    }
+
+    /// Takes in what a lane's file says.
+    pub fn take_in(&self, counts: &Counts) {
+        let mut pages = self.pages.lock();
+        pages.add_sums(counts);
+        for (column, tally) in counts.iter() {
+            pages.totals.add(*column, tally.iter());
+        }
+    }
+
+    /// Notes from when the counts of a lane are whole, in milliseconds since 1970; 0: from its
+    /// beginning, beside other lanes.
+    pub fn note_since(&self, since_ms: u64) {
+        let mut pages = self.pages.lock();
+        pages.since_ms = pages.since_ms.max(since_ms);
+        pages.takeovers += 1;
+    }
+
+    /// From when the totals count, in milliseconds since 1970. `None` while only another process
+    /// knows it.
+    pub fn since_ms(&self) -> Option<u64> {
+        Some(self.pages.lock().since_ms).filter(|since| *since > 0)
+    }
+
+    /// How often the counts of a lane were taken in.
+    pub fn takeovers(&self) -> u64 {
+        self.pages.lock().takeovers
+    }
+
+    /// The place of an upstream's name.
+    pub fn name(&self, name: &str) -> usize {
+        let mut pages = self.pages.lock();
+        let known = pages.names.iter().position(|known| known == name);
+        known.unwrap_or_else(|| {
+            pages.names.push(name.to_owned());
+            pages.names.len() - 1
+        })
+    }
+
+    /// The upstream's name at this place.
+    pub fn name_at(&self, place: usize) -> String {
+        self.pages.lock().names.get(place).cloned().unwrap_or_default()
+    }
+
+    /// A portal's totals; zeros for one that was never seen.
+    pub fn portal(&self, portal: u64) -> PortalTotals {
+        let number = self.table.lock().find(portal);
+        let pages = self.pages.lock();
+        let upstreams = &pages.names[..self.configured];
+        match number {
+            Some(number) => pages.of(portal, number, upstreams),
+            None => pages.of(portal, u32::MAX, upstreams),
+        }
+    }
+
+    /// What was accepted of a portal on this day.
+    pub fn accepted_on(&self, portal: u64, day: u32) -> u64 {
+        let Some(number) = self.table.lock().find(portal) else { return 0 };
+        let pages = self.pages.lock();
+        let written = match pages.totals.day == day {
+            true => u64::from(pages.totals.today.get(number as usize).copied().unwrap_or(0)),
+            false => 0,
+        };
+        let is_today =
+            |column| matches!(column, Column::Accepted(on) | Column::Today(on) if on == day);
+        written + pages.open.values().map(|counts| counts.of(number, is_today)).sum::<u64>()
+    }
+
+    /// The portals with the most accepted and rejected events, at most `portals_max`, and the sum of
+    /// all others, which has the portal 0.
+    pub fn busiest(&self, portals_max: usize) -> (Vec<PortalTotals>, PortalTotals) {
+        let mut busiest = BinaryHeap::with_capacity(portals_max + 1);
+        let numbers = self.numbers();
+        for from in (1..numbers).step_by(GROWTH) {
+            // In pieces: the committer and the upstreams' tasks wait for this lock.
+            let pages = self.pages.lock();
+            for number in from..numbers.min(from + GROWTH) {
+                let number = number as u32;
+                let events = pages.totals.of(number, is_request);
+                busiest.push(Reverse((events, Reverse(number))));
+                if busiest.len() > portals_max {
+                    busiest.pop();
+                }
+            }
+        }
+        let numbers: Vec<u32> = busiest
+            .into_sorted_vec()
+            .into_iter()
+            .map(|Reverse((_, Reverse(number)))| number)
+            .collect();
+        let portals: Vec<u64> = numbers.iter().map(|number| self.portal_of(*number)).collect();
+        let pages = self.pages.lock();
+        let upstreams = &pages.names[..self.configured];
+        let each = portals.iter().zip(&numbers);
+        let mut shown: Vec<PortalTotals> =
+            each.map(|(portal, number)| pages.of(*portal, *number, upstreams)).collect();
+        shown.retain(|totals| totals.accepted + totals.rejected > 0);
+        let [accepted, rejected, delivered] = pages.sums;
+        let rejected = rejected + self.rejected_others.load(Relaxed);
+        let sum = |of: fn(&PortalTotals) -> u64| shown.iter().map(of).sum::<u64>();
+        let others = PortalTotals {
+            accepted: accepted.saturating_sub(sum(|totals| totals.accepted)),
+            rejected: rejected.saturating_sub(sum(|totals| totals.rejected)),
+            delivered: delivered.saturating_sub(sum(|totals| totals.delivered)),
+            ..PortalTotals::default()
+        };
+        (shown, others)
+    }
+
+    /// Raises the fault that a further portal is counted among the others.
+    pub fn report_full(&self) {
+        if self.table.lock().is_full() {
+            self.faults.raise(
+                FaultKind::PortalTotals,
+                "portals",
+                format!("{PORTALS_MAX} portals have totals of their own, which is the limit"),
+                "The events of every further portal are counted together, as `other`. The totals \
+                 of all portals begin anew with a new spool folder."
+                    .to_owned(),
+            );
+        }
+    }
+
+    /// Raises the fault that the counts of a lane begin anew.
+    pub fn report_reset(&self, lane: &str, why: &str) {
+        ::log::error!("spool: the totals per portal begin anew with what {lane} holds: {why}");
+        self.faults.raise(
+            FaultKind::PortalTotals,
+            lane,
+            format!("the totals per portal begin anew with what {lane} holds: {why}"),
+            "Nothing can bring the older counts back; no event is affected. `since` in \
+             /status?portal= says from when they count. The fault ends with the next start."
+                .to_owned(),
+        );
+    }
+}
+
+fn is_request(column: Column) -> bool {
+    matches!(column, Column::Accepted(_) | Column::Rejected)
+}
+
+/// In which of the sums a column is.
+fn sum_of(column: Column) -> Option<usize> {
+    match column {
+        Column::Accepted(_) => Some(0),
+        Column::Rejected => Some(1),
+        Column::Delivered(_) => Some(2),
+        Column::Dead(_) | Column::Today(_) => None,
+    }
+}
+
+impl Pages {
+    fn add_sums(&mut self, counts: &Counts) {
+        for (column, tally) in counts.iter() {
+            if let Some(sum) = sum_of(*column) {
+                self.sums[sum] += tally.iter().map(|(_, events)| events).sum::<u64>();
+            }
+        }
+    }
+
+    fn of(&self, portal: u64, number: u32, upstreams: &[String]) -> PortalTotals {
+        let count = |is_wanted: &dyn Fn(Column) -> bool| {
+            let open = self.open.values().map(|counts| counts.of(number, is_wanted));
+            self.totals.of(number, is_wanted) + open.sum::<u64>()
+        };
+        let upstream = |(place, name): (usize, &String)| PortalUpstream {
+            name: name.clone(),
+            delivered: count(&|column| column == Column::Delivered(place)),
+            dead: count(&|column| column == Column::Dead(place)),
+        };
+        PortalTotals {
+            portal,
+            accepted: count(&|column| matches!(column, Column::Accepted(_))),
+            rejected: count(&|column| column == Column::Rejected),
+            delivered: count(&|column| matches!(column, Column::Delivered(_))),
+            upstreams: upstreams.iter().enumerate().map(upstream).collect(),
+        }
+    }
+}
