@@ -59,9 +59,6 @@ pub enum OpenError {
     Threads(#[source] std::io::Error),
 }
 
-/// Milliseconds of a UTC day.
-const DAY_MS: u64 = 86_400_000;
-
 /// An upstream with its name, the limits of its batches and its `attempts_max`.
 type Destination = (String, Arc<dyn Upstream>, BatchConfig, u32);
 
@@ -246,7 +243,7 @@ impl Builder {
             commit_seconds: Some(metrics.spool_commit_seconds.clone()),
             faults: faults.clone(),
             routing: Routing { is_routed: event::is_routed, names: event::names_upstream },
-            metering: Metering { read: metered },
+            metering: Metering { read: Metered::of_event },
             ..Env::system()
         };
         let spool =
@@ -365,13 +362,6 @@ impl AcceptedByDay for Counted {
     fn takeovers(&self) -> u64 {
         self.0.takeovers()
     }
-}
-
-/// What a record is counted under.
-fn metered(record: &[u8]) -> Option<Metered> {
-    let (portal, received_at_ms) = event::portal_and_time(record)?;
-    let day = u32::try_from(received_at_ms / DAY_MS).unwrap_or(u32::MAX);
-    Some(Metered { portal, day })
 }
 
 /// Takes the host's list, or opens `portals.source`.

@@ -17,6 +17,7 @@ mod otlp_config;
 mod page;
 mod portal_totals;
 mod readiness;
+mod rfc3339;
 mod sampler;
 mod service;
 mod snapshot;

@@ -1,7 +1,7 @@
 //! The totals of single portals over the spool's life: `/status?portal=`, those of the busiest
 //! portals in `/status`, and the metric `pixelgate_portal_events_total`.
 
-use super::status::rfc3339;
+use super::rfc3339::rfc3339;
 use crate::event::PORTAL_MAX;
 use crate::plugin::PixelGate;
 use crate::spool::PortalTotals;

@@ -7,6 +7,7 @@ use super::health_summary::{health_summary, is_in_trouble};
 use super::history::Rejections;
 use super::portal_totals;
 use super::readiness;
+use super::rfc3339::rfc3339;
 use super::snapshot::Snapshot;
 use crate::event::Reason;
 use crate::telemetry::event_samples::{EventSample, PortalCounts};
@@ -192,11 +193,4 @@ pub fn refresh_gauges(metrics: &Metrics, snapshot: &Snapshot) {
         let up = i64::from(!is_in_trouble(route));
         metrics.upstream_up.with_label_values(&[&route.name]).set(up);
     }
-}
-
-/// A time as in `/status`.
-pub fn rfc3339(unix_ms: u64) -> String {
-    let time =
-        i64::try_from(unix_ms).ok().and_then(|ms| jiff::Timestamp::from_millisecond(ms).ok());
-    time.map_or_else(String::new, |time| format!("{time:.3}"))
 }

@@ -65,7 +65,12 @@ fn send(address: SocketAddr, next: &AtomicU64, answered: &AtomicU64) -> Vec<(u64
 }
 
 /// Sends on four connections until `moment` events are answered, and then ends them by `end`.
-fn send_until<E>(edge: Edge, next: &Arc<AtomicU64>, moment: u64, end: impl FnOnce(Edge) -> E) -> (E, Vec<(u64, u64)>) {
+fn send_until<E>(
+    edge: Edge,
+    next: &Arc<AtomicU64>,
+    moment: u64,
+    end: impl FnOnce(Edge) -> E,
+) -> (E, Vec<(u64, u64)>) {
     let (address, count) = (edge.address, Arc::new(AtomicU64::new(0)));
     let sender = || {
         let (next, count) = (Arc::clone(next), Arc::clone(&count));

@@ -440,6 +440,11 @@ impl Book {
         (shown, others)
     }
 
+    /// Sums over all portals: accepted, rejected, delivered.
+    pub fn sums(&self) -> [u64; 3] {
+        self.pages.lock().sums
+    }
+
     /// Raises the fault that a further portal is counted among the others.
     pub fn report_full(&self) {
         if self.table.lock().is_full() {

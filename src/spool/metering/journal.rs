@@ -54,6 +54,8 @@ pub struct Journal {
 pub struct Loaded {
     pub journal: Journal,
     pub contents: Contents,
+    /// Whether bytes of it are damaged. What they said is counted again if the records are there.
+    pub is_damaged: bool,
     /// Why its counts begin anew; `None`: they do not.
     pub reset: Option<&'static str>,
 }
@@ -113,15 +115,8 @@ impl Journal {
         let is_missing = is_absent(&opened) && fs.list(dir)?.iter().all(|e| e.name != PORTALS);
         let file = if is_missing { fs.open(&path, Open::Create)? } else { opened? };
         let bytes = read_block(&*file, usize::try_from(file.bytes()?).unwrap_or(0), 0)?;
-        let since_ms = format::read_header(&bytes, key);
-        let (end, is_damaged) = match since_ms {
-            Some(_) => format::end_of_entries(&bytes, key.1),
-            None => (format::HEADER_BYTES, false),
-        };
-        let entries = bytes.get(format::HEADER_BYTES..end).filter(|_| since_ms.is_some());
-        let mut contents = Contents::read(entries.unwrap_or_default(), key.1, is_folded, book);
-        // A summary ends with the marks, and takes its name as a whole.
-        let is_damaged = is_damaged || contents.marks.is_none() && !contents.counts.is_empty();
+        let Sound { since_ms, end, mut contents, is_damaged } =
+            Sound::read(&bytes, key, is_folded, book);
         let reset = match since_ms {
             None if !is_metered => Some(EARLIER_VERSION),
             None if is_missing => Some("its file `portals` is missing"),
@@ -141,7 +136,7 @@ impl Journal {
             journal.written = contents.marks.clone();
         }
         journal.is_spent = is_damaged || contents.marks.is_none();
-        Ok(Loaded { journal, contents, reset })
+        Ok(Loaded { journal, contents, is_damaged, reset })
     }
 
     /// Adds counts that are to be written with the next entry.
@@ -400,6 +395,53 @@ impl Journal {
             format::end_entry(out, at, self.key.1);
         }
     }
+}
+
+/// What is sound of a file.
+struct Sound {
+    /// `None`: the header is not this lane's.
+    since_ms: Option<u64>,
+    /// Where the sound entries end.
+    end: usize,
+    contents: Contents,
+    is_damaged: bool,
+}
+
+impl Sound {
+    fn read(bytes: &[u8], key: LaneKey, is_folded: impl Fn(LaneKey) -> bool, book: &Book) -> Sound {
+        let since_ms = format::read_header(bytes, key);
+        let (end, is_damaged) = match since_ms {
+            Some(_) => format::end_of_entries(bytes, key.1),
+            None => (format::HEADER_BYTES, true),
+        };
+        let entries = bytes.get(format::HEADER_BYTES..end).filter(|_| since_ms.is_some());
+        let contents = Contents::read(entries.unwrap_or_default(), key.1, is_folded, book);
+        // A summary ends with the marks, and takes its name as a whole.
+        let is_cut = contents.marks.is_none() && !contents.counts.is_empty();
+        Sound { since_ms, end, contents, is_damaged: is_damaged || is_cut }
+    }
+}
+
+/// Takes what a lane's file says into `book`, for a command. Returns where it is damaged; `None` if
+/// it is sound or there is none.
+pub fn inspect(
+    fs: &dyn Fs,
+    dir: &Path,
+    key: LaneKey,
+    is_folded: impl Fn(LaneKey) -> bool,
+    book: &Book,
+) -> io::Result<Option<u64>> {
+    let file = match fs.open(&dir.join(PORTALS), Open::Read) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+        other => other?,
+    };
+    let bytes = read_block(&*file, usize::try_from(file.bytes()?).unwrap_or(0), 0)?;
+    let sound = Sound::read(&bytes, key, is_folded, book);
+    if sound.contents.marks.is_some() {
+        book.take_in(&sound.contents.counts);
+        book.note_since(sound.since_ms.unwrap_or(0));
+    }
+    Ok(sound.is_damaged.then_some(sound.end as u64))
 }
 
 impl Contents {

@@ -7,6 +7,7 @@
 use std::io;
 use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -14,11 +15,14 @@ use bytes::Bytes;
 use super::adoption::lane_ids;
 use super::count_foreign::{Stretch, each_routed};
 use super::recover::{Segment, restore_foreign, salt, scan_to_end, survey, torn_bytes};
+use crate::clock::SystemClock;
 use crate::event;
 use crate::spool::format::{SEGMENT_HEADER_BYTES, SegmentHeader};
 use crate::spool::fs::{File, Fs, Open, SystemFs, read_full};
-use crate::spool::lane_files::{CURSOR, IDENTITY, lane_dir, segment_name, segment_number};
+use crate::spool::lane_files::{CURSOR, IDENTITY, PORTALS, lane_dir, segment_name, segment_number};
+use crate::spool::metering::book::Book;
 use crate::spool::metering::table::OTHER;
+use crate::spool::metering::{Metered, Metering, journal};
 use crate::spool::read::counts::Counts;
 use crate::spool::read::cursor::{Cursor, CursorFile, LaneKey, damaged_slots};
 use crate::spool::read::ledger::ConsumerPosition;
@@ -27,6 +31,7 @@ use crate::spool::record_id::RecordId;
 use crate::spool::routing::Routing;
 use crate::spool::segment_index::Span;
 use crate::spool::status::UpstreamStatus;
+use crate::telemetry::faults::Faults;
 
 /// Most findings that a report lists; the others are only counted.
 pub const FINDINGS_MAX: usize = 1_000;
@@ -34,7 +39,11 @@ pub const FINDINGS_MAX: usize = 1_000;
 const REREAD_PAUSES_MS: [u64; 4] = [1, 10, 100, 1000];
 
 /// The routes of events: the commands read no other records.
-const ROUTING: Routing = Routing { is_routed: event::is_routed, names: event::names_upstream };
+pub(super) const ROUTING: Routing =
+    Routing { is_routed: event::is_routed, names: event::names_upstream };
+
+/// The portals of events.
+pub(super) const METERING: Metering = Metering { read: Metered::of_event };
 
 /// A spool at one moment.
 #[derive(Debug, Clone)]
@@ -43,9 +52,26 @@ pub struct Stat {
     pub lanes: Vec<LaneStat>,
     /// Bytes in the quarantine folder.
     pub quarantined_bytes: u64,
+    /// Totals by portal, as of the last write (about a second old).
+    pub portals: PortalSums,
     /// Totals over the spool's life. What is accepted is up to date; what became of it is as of
     /// the cursors on disk (about a second old).
     pub upstreams: Vec<UpstreamStatus>,
+}
+
+/// The totals of all portals.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct PortalSums {
+    /// How many portals have totals of their own.
+    pub portals: usize,
+    /// From when they count, in milliseconds since 1970. `None`: nothing is counted yet.
+    pub since_ms: Option<u64>,
+    /// Accepted events.
+    pub accepted: u64,
+    /// Rejected events.
+    pub rejected: u64,
+    /// Deliveries, over all upstreams.
+    pub delivered: u64,
 }
 
 /// A lane at one moment.
@@ -145,12 +171,31 @@ pub fn stat(dir: &Path) -> io::Result<Stat> {
             end_seq,
         });
     }
+    let portals = portal_sums(&snapshots, &folded)?;
     let quarantined = SystemFs.list(&dir.join("quarantine")).unwrap_or_default();
     Ok(Stat {
         lanes,
+        portals,
         quarantined_bytes: quarantined.iter().map(|entry| entry.bytes).sum(),
         upstreams: totals.into_iter().map(|(name, counts)| counts.named(name)).collect(),
     })
+}
+
+fn portal_sums(snapshots: &[LaneSnapshot], folded: &[LaneKey]) -> io::Result<PortalSums> {
+    let book = no_book();
+    let is_there = |key: LaneKey| snapshots.iter().any(|lane| (lane.id, lane.salt) == key);
+    let is_folded = |key: LaneKey| folded.contains(&key) || !is_there(key);
+    for lane in snapshots.iter().filter(|lane| !folded.contains(&(lane.id, lane.salt))) {
+        journal::inspect(&SystemFs, &lane.dir, (lane.id, lane.salt), is_folded, &book)?;
+    }
+    let [accepted, rejected, delivered] = book.sums();
+    let (portals, since_ms) = (book.numbers() - 1, book.since_ms());
+    Ok(PortalSums { portals, since_ms, accepted, rejected, delivered })
+}
+
+/// A book of no upstream.
+pub(super) fn no_book() -> Book {
+    Book::new(Metering::none(), &[], Arc::new(SystemClock), Faults::unregistered())
 }
 
 /// Reads every record and reports what is wrong and where. `progress` is called after each segment
@@ -293,6 +338,16 @@ fn verify_small_files(snapshot: &LaneSnapshot, report: &mut VerifyReport) -> io:
     let again = if snapshot.living { damaged_slots(&*file)? } else { damaged.clone() };
     for offset in damaged.into_iter().filter(|offset| again.contains(offset)) {
         report.find(path.clone(), offset, "a cursor slot is damaged".to_owned());
+    }
+    let key = (snapshot.id, snapshot.salt);
+    let book = no_book();
+    let damaged = || journal::inspect(&SystemFs, &snapshot.dir, key, |_| true, &book);
+    // A living process may be writing the last entry at the moment.
+    if let Some(offset) = damaged()?
+        && (!snapshot.living || damaged()? == Some(offset))
+    {
+        let what = "counts by portal are damaged".to_owned();
+        report.find(snapshot.dir.join(PORTALS), offset, what);
     }
     for entry in SystemFs.list(&snapshot.dir)? {
         let Some(number) = segment_number(&entry.name) else { continue };

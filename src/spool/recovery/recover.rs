@@ -18,7 +18,7 @@ use crate::spool::format::{
 use crate::spool::fs::{File, Fs, Open, read_full};
 use crate::spool::lane::{Lane, METERED};
 use crate::spool::lane_files::{
-    CURSOR, IDENTITY, lane_dir, remove_leftovers, segment_name, segment_number,
+    CURSOR, IDENTITY, PORTALS, lane_dir, remove_leftovers, segment_name, segment_number,
 };
 use crate::spool::metering::book::Book;
 use crate::spool::metering::format::Marks;
@@ -171,6 +171,10 @@ fn resume_marks(
 
 /// Says that a lane's counts begin anew, if they do.
 fn note_reset(counted: &mut Loaded, has_gap: bool, dir: &Path, end: u64, book: &Book) {
+    if counted.is_damaged && counted.reset.is_none() {
+        let file = dir.join(PORTALS);
+        ::log::warn!("spool: {} is damaged: counting again what it lacks", file.display());
+    }
     let gap = has_gap.then_some("events were removed that its file `portals` does not count");
     let Some(why) = counted.reset.or(gap) else { return };
     counted.journal.since_ms = book.now_ms();
