@@ -34,7 +34,7 @@
 //! | 24 | 8 | number in the lane, from 1, never used twice (0: the identity file) |
 //! | 32 | 8 | sequence number of the first record |
 //! | 40 | 8 | the lane's random salt |
-//! | 48 | 8 | number of the segment before it, 0 for none (version 0.1.0: always 0); in the identity file 1 if the lane has a file `portals` |
+//! | 48 | 8 | number of the segment before it, 0 for none (version 0.1.0: always 0) |
 //! | 56 | 4 | zero |
 //! | 60 | 4 | crc32c of bytes 0 to 59 |
 //!
@@ -44,6 +44,8 @@
 //! | 4 | 4 | length of the payload, 1 to 262,144 |
 //! | 8 | 8 | sequence number: contiguous in the lane, from 1 |
 //! | 16 | | payload |
+//!
+//! In the identity file bytes 48 to 55 are 1 where the lane was made with a file `portals`.
 //!
 //! The salt and the segment number are in the checksum and not in the record. So these all fail
 //! the checksum: old records in a recycled file, records copied from another file, and bytes that a
@@ -129,12 +131,15 @@
 //!   that the older slot does not know to be acknowledged are read again.
 //! - *Acknowledgement.* One of three slots of the upstream's ack file is written and not synced: it
 //!   survives the death of the process. A torn or lost one costs what the cursor does not know.
-//! - *Trim.* Only segments that both slots have passed are removed, so either slot is enough. A
+//! - *Counts by portal.* An entry that is torn is counted again from the records.
+//! - *Trim.* Only segments that both slots have passed and whose records are counted by portal are
+//!   removed, so either slot is enough. A
 //!   segment that comes back after a power loss lies before every cursor and is trimmed again.
 //! - *Recycle.* A spare is used only when its name is durable, and it has no segment's name until
 //!   its new header is durable. Its old records carry another segment's number in their checksums.
 //! - *Adopt.* It reads, and cuts off what is behind the end. Done again it does the same.
-//! - *Fold and remove.* A delivered lane's totals go into the own lane's cursor together with the
+//! - *Fold and remove.* A delivered lane's counts by portal go into the own lane's file, where they
+//!   do not count before the cursor names the lane. A delivered lane's totals go into the own lane's cursor together with the
 //!   lane's identity, into both slots, before its folder is removed. The cursor keeps the identity
 //!   until the removal is durable, also when another process has taken it over: so no process ever
 //!   counts these totals a second time.
@@ -187,6 +192,7 @@ pub mod fs;
 mod handle;
 mod hot_tail;
 mod lane;
+mod lane_counts;
 mod lane_files;
 mod maintenance;
 mod metering;

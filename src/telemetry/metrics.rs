@@ -253,13 +253,7 @@ impl Metrics {
                 "portals_refresh_failures_total",
                 "Refreshes of the portal list that failed and changed nothing.",
             )?,
-            portal_events: register(
-                &r,
-                PortalEvents::new(r.opts(
-                    "portal_events_total",
-                    "Events over the spool's life, of the busiest portals and of all others.",
-                )),
-            )?,
+            portal_events: portal_events(&r)?,
             origin_failures: counter(
                 &r,
                 "origin_failures_total",
@@ -394,6 +388,11 @@ fn refused_by_limit(r: &Registered) -> Result<Box<[IntCounter]>> {
         &["limit"],
     )?;
     Ok(Limit::ALL.iter().map(|limit| refused.with_label_values(&[limit.as_str()])).collect())
+}
+
+fn portal_events(r: &Registered) -> Result<PortalEvents> {
+    let help = "Events over the spool's life, of the busiest portals and of all others.";
+    register(r, PortalEvents::new(r.opts("portal_events_total", help)))
 }
 
 fn faults_by_name(r: &Registered) -> Result<IntGaugeVec> {

@@ -11,138 +11,13 @@ use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 
 use parking_lot::Mutex;
 
+use super::counts::{Column, Counts, Totals};
 use super::table::{GROWTH, OTHER, PORTALS_MAX, Table};
-use super::tally::Tally;
 use super::{Metered, Metering};
 use crate::clock::Clock;
 use crate::spool::format::{self, RECORD_HEADER_BYTES};
 use crate::spool::status::{PortalTotals, PortalUpstream};
 use crate::telemetry::faults::{FaultKind, Faults};
-
-/// Columns whose memory is kept.
-const COLUMNS_KEPT: usize = 2;
-
-/// What is counted of a portal. An upstream is named by its place in [`Book::names`].
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-pub enum Column {
-    /// Accepted on this day. In the totals: on any day, and the day is 0.
-    Accepted(u32),
-    Rejected,
-    Delivered(usize),
-    Dead(usize),
-    /// Accepted on this day, and counted as accepted already.
-    Today(u32),
-}
-
-/// Counts by column and by the portal's number.
-#[derive(Debug, Default)]
-pub struct Counts(Vec<(Column, Tally)>);
-
-impl Counts {
-    pub fn is_empty(&self) -> bool {
-        self.0.iter().all(|(_, tally)| tally.is_empty())
-    }
-
-    pub fn tally(&mut self, column: Column) -> &mut Tally {
-        let at = self.0.iter().position(|(known, _)| *known == column).unwrap_or_else(|| {
-            self.0.push((column, Tally::default()));
-            self.0.len() - 1
-        });
-        &mut self.0[at].1
-    }
-
-    pub fn append(&mut self, other: Counts) {
-        for (column, tally) in other.0 {
-            self.tally(column).append(tally);
-        }
-    }
-
-    pub fn clear(&mut self) {
-        self.0.clear();
-    }
-
-    /// Forgets the counts and keeps their memory.
-    fn empty(&mut self) {
-        // There is a column for each day.
-        self.0.truncate(COLUMNS_KEPT);
-        self.0.iter_mut().for_each(|(_, tally)| tally.clear());
-    }
-
-    pub fn iter(&self) -> impl Iterator<Item = &(Column, Tally)> {
-        self.0.iter()
-    }
-
-    /// Each number once in each column.
-    pub fn merge(&mut self) {
-        self.0.iter_mut().for_each(|(_, tally)| tally.merge());
-    }
-
-    fn of(&self, number: u32, is_wanted: impl Fn(Column) -> bool) -> u64 {
-        let wanted = self.0.iter().filter(|(column, _)| is_wanted(*column));
-        wanted.map(|(_, tally)| tally.of(number)).sum()
-    }
-}
-
-/// The totals that are in the lanes' files.
-#[derive(Default)]
-struct Totals {
-    columns: Vec<(Column, Vec<u64>)>,
-    /// The newest day, and what was accepted on it.
-    day: u32,
-    today: Vec<u32>,
-}
-
-impl Totals {
-    fn add(&mut self, column: Column, tally: impl Iterator<Item = (u32, u64)> + Clone) {
-        if let Column::Accepted(day) | Column::Today(day) = column {
-            self.add_today(day, tally.clone());
-        }
-        let column = match column {
-            Column::Accepted(_) => Column::Accepted(0),
-            Column::Today(_) => return,
-            other => other,
-        };
-        let at = self.columns.iter().position(|(known, _)| *known == column);
-        let at = at.unwrap_or_else(|| {
-            self.columns.push((column, Vec::new()));
-            self.columns.len() - 1
-        });
-        for (number, events) in tally {
-            let total = place(&mut self.columns[at].1, number);
-            *total = total.saturating_add(events);
-        }
-    }
-
-    fn add_today(&mut self, day: u32, tally: impl Iterator<Item = (u32, u64)>) {
-        if day > self.day {
-            self.day = day;
-            self.today.fill(0);
-        }
-        if day == self.day && day > 0 {
-            for (number, events) in tally {
-                let total = place(&mut self.today, number);
-                *total = total.saturating_add(u32::try_from(events).unwrap_or(u32::MAX));
-            }
-        }
-    }
-
-    fn of(&self, number: u32, is_wanted: impl Fn(Column) -> bool) -> u64 {
-        let wanted = self.columns.iter().filter(|(column, _)| is_wanted(*column));
-        wanted.map(|(_, totals)| totals.get(number as usize).copied().unwrap_or(0)).sum()
-    }
-}
-
-/// A number's place in a column, which grows up to it.
-fn place<T: Default + Clone>(column: &mut Vec<T>, number: u32) -> &mut T {
-    let number = number as usize;
-    if number >= column.len() {
-        if number >= column.capacity() {
-            column.reserve_exact((number + 1).next_multiple_of(GROWTH) - column.len());
-        }
-        column.resize(number + 1, T::default());
-    }
-    &mut column[number]
-}
 
 /// Looks up the numbers of records. The last portal's is at hand, because one portal's events often
 /// come together.
@@ -390,10 +265,7 @@ impl Book {
     pub fn accepted_on(&self, portal: u64, day: u32) -> u64 {
         let Some(number) = self.table.lock().find(portal) else { return 0 };
         let pages = self.pages.lock();
-        let written = match pages.totals.day == day {
-            true => u64::from(pages.totals.today.get(number as usize).copied().unwrap_or(0)),
-            false => 0,
-        };
+        let written = pages.totals.on(day, number);
         let is_today =
             |column| matches!(column, Column::Accepted(on) | Column::Today(on) if on == day);
         written + pages.open.values().map(|counts| counts.of(number, is_today)).sum::<u64>()

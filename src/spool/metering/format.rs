@@ -31,7 +31,7 @@
 //! An entry counts as a whole or not at all. Columns: 1 accepted on `day` (0: any), 2 rejected,
 //! 3 delivered, 4 dead, 5 accepted on `day` and counted as accepted already.
 
-use super::book::Column;
+use super::counts::Column;
 use crate::spool::format::{u32_at, u64_at};
 use crate::spool::read::counts::Counts as Ended;
 use crate::spool::read::cursor::LaneKey;

@@ -33,6 +33,8 @@
 use crate::event;
 
 pub(super) mod book;
+pub(super) mod contents;
+pub(super) mod counts;
 pub(super) mod format;
 pub(super) mod journal;
 pub(super) mod recount;

@@ -5,7 +5,8 @@ use std::io;
 use std::ops::Range;
 use std::path::Path;
 
-use super::book::{Book, Column, Counts};
+use super::book::Book;
+use super::counts::{Column, Counts};
 use super::format::Marks;
 use super::table::OTHER;
 use crate::spool::fs::Fs;

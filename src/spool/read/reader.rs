@@ -152,8 +152,8 @@ impl Reader {
         };
         let before = entries.len();
         let mut foreign = SeqRuns::default();
-        let book = Arc::clone(&self.state.book);
-        let mut numbers = book.numbering();
+        let state = Arc::clone(&self.state);
+        let mut numbers = state.book.numbering();
         let step = loop {
             let is_over = entries.len() >= events_max || *bytes >= bytes_max;
             if is_over || self.passed_bytes >= PASSED_BYTES_MAX {
@@ -177,9 +177,11 @@ impl Reader {
                 }
                 Ok(Step::Record { seq, payload }) => {
                     *bytes += payload.len();
-                    let (portal, _) = numbers.number(&payload);
-                    let record_id = RecordId { lane: lane.id, seq, portal };
-                    entries.push(Entry { record_id, payload });
+                    let portal = numbers.number(&payload).0;
+                    entries.push(Entry {
+                        record_id: RecordId { lane: lane.id, seq, portal },
+                        payload,
+                    });
                 }
                 other => break other.map(Some),
             }

@@ -22,7 +22,7 @@ use crate::spool::fs::{File, Fs, Open, SystemFs, read_full};
 use crate::spool::lane_files::{CURSOR, IDENTITY, PORTALS, lane_dir, segment_name, segment_number};
 use crate::spool::metering::book::Book;
 use crate::spool::metering::table::OTHER;
-use crate::spool::metering::{Metered, Metering, journal};
+use crate::spool::metering::{Metered, Metering, contents};
 use crate::spool::read::counts::Counts;
 use crate::spool::read::cursor::{Cursor, CursorFile, LaneKey, damaged_slots};
 use crate::spool::read::ledger::ConsumerPosition;
@@ -186,7 +186,7 @@ fn portal_sums(snapshots: &[LaneSnapshot], folded: &[LaneKey]) -> io::Result<Por
     let is_there = |key: LaneKey| snapshots.iter().any(|lane| (lane.id, lane.salt) == key);
     let is_folded = |key: LaneKey| folded.contains(&key) || !is_there(key);
     for lane in snapshots.iter().filter(|lane| !folded.contains(&(lane.id, lane.salt))) {
-        journal::inspect(&SystemFs, &lane.dir, (lane.id, lane.salt), is_folded, &book)?;
+        contents::inspect(&SystemFs, &lane.dir, (lane.id, lane.salt), is_folded, &book)?;
     }
     let [accepted, rejected, delivered] = book.sums();
     let (portals, since_ms) = (book.numbers() - 1, book.since_ms());
@@ -341,7 +341,7 @@ fn verify_small_files(snapshot: &LaneSnapshot, report: &mut VerifyReport) -> io:
     }
     let key = (snapshot.id, snapshot.salt);
     let book = no_book();
-    let damaged = || journal::inspect(&SystemFs, &snapshot.dir, key, |_| true, &book);
+    let damaged = || contents::inspect(&SystemFs, &snapshot.dir, key, |_| true, &book);
     // A living process may be writing the last entry at the moment.
     if let Some(offset) = damaged()?
         && (!snapshot.living || damaged()? == Some(offset))

@@ -21,6 +21,7 @@ use crate::spool::lane_files::{
     CURSOR, IDENTITY, PORTALS, lane_dir, remove_leftovers, segment_name, segment_number,
 };
 use crate::spool::metering::book::Book;
+use crate::spool::metering::contents::Contents;
 use crate::spool::metering::format::Marks;
 use crate::spool::metering::journal::{EARLIER_VERSION, Journal, Loaded};
 use crate::spool::metering::recount;
@@ -120,22 +121,8 @@ pub fn adopt(
     };
     let end = segment_index.end();
     let routed = restore_foreign(&mut positions, cursor.as_ref(), end, routing, scan);
-    let recounted = recount::recount(
-        &recount::Found {
-            fs: &*reading,
-            dir: &dir,
-            salt,
-            stretches: &stretches(0),
-            end,
-            positions: &positions,
-            marks: counted.contents.marks.as_ref(),
-            dead: &counted.contents.dead,
-            routing,
-        },
-        book,
-    )?;
-    counted.journal.add(recounted.counts);
-    note_reset(&mut counted, recounted.has_gap, &dir, end, book);
+    let beyond = Beyond { fs: &*reading, dir: &dir, salt, end, routing, book };
+    beyond.count(&mut counted, &stretches(0), &positions)?;
     let lane = Lane::assemble(
         Arc::clone(fs),
         (id, dir),
@@ -166,6 +153,35 @@ fn resume_marks(
     match marks.and_then(|marks| marks.positions.iter().find(|mark| mark.name == *name)) {
         Some(mark) => position.or_newer(mark.start, mark.low, mark.below, mark.runs().clone()),
         None => position,
+    }
+}
+
+/// A lane whose records are counted by portal beyond its file.
+struct Beyond<'a> {
+    fs: &'a dyn Fs,
+    dir: &'a Path,
+    salt: u64,
+    end: u64,
+    routing: &'a Routing,
+    book: &'a Book,
+}
+
+impl Beyond<'_> {
+    fn count(
+        &self,
+        counted: &mut Loaded,
+        stretches: &[count_foreign::Stretch],
+        positions: &[ConsumerPosition],
+    ) -> io::Result<()> {
+        let &Beyond { fs, dir, salt, end, routing, book } = self;
+        let Contents { marks, dead, .. } = &counted.contents;
+        let marks = marks.as_ref();
+        let found =
+            recount::Found { fs, dir, salt, stretches, end, positions, marks, dead, routing };
+        let recounted = recount::recount(&found, book)?;
+        counted.journal.add(recounted.counts);
+        note_reset(counted, recounted.has_gap, dir, end, book);
+        Ok(())
     }
 }
 

@@ -46,15 +46,9 @@ pub fn run(
     upgrade: bool,
     handlers: Handlers,
 ) -> Result<(), EdgeError> {
+    let portals_max = config.metrics.portals_max;
     let crate::config::Config {
-        edge,
-        gate,
-        admin: admin_config,
-        log,
-        access_log,
-        metrics,
-        otlp,
-        table,
+        edge, gate, admin: admin_config, log, access_log, otlp, table, ..
     } = config;
     std::fs::create_dir_all(&edge.state_dir).map_err(EdgeError::State)?;
     // Sockets first: a second edge on the same port must not touch the spool.
@@ -85,7 +79,7 @@ pub fn run(
     let admin_in_flight = InFlight::default();
     let Pages { sampler, service, token } =
         admin::pages(&gate, &admin_config, log.verdicts, &admin_in_flight, pages, stopped);
-    sampler.set_portals_max(metrics.portals_max);
+    sampler.set_portals_max(portals_max);
     export_metrics(&mut server, &sampler, &otlp)?;
     server.add_service(GenBackgroundService::new("sampler".to_owned(), sampler.clone()));
     server.add_service(service);
