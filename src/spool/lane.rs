@@ -1,5 +1,4 @@
-//! A lane, one process's part of the spool: a folder with a lock, an identity, segments and a
-//! cursor.
+//! A lane, one process's part of the spool: a folder with a lock, identity, segments and cursor.
 //!
 //! A lane is written by one process in its life. Later processes only read it, so recovery never
 //! has to append behind a torn tail. This file makes, trims and removes a lane's files; it writes

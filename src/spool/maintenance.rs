@@ -139,36 +139,37 @@ impl Maintenance {
 
     /// Folds the totals of lanes that are delivered to all upstreams into the own lane.
     fn fold(&self) {
-        let mut lanes = self.state.lanes.lock();
+        let own = &self.state.own;
+        let lanes = self.state.lanes();
         if lanes.iter().any(|lane| lane.has_stale_fold()) {
-            // Removed with the next write. A lane that is folded before may count twice.
+            // It is removed with the next write. Until then a lane that is folded may count twice.
             return;
         }
-        lanes.retain(|lane| {
+        // The cursor of a lane names the lanes that it has absorbed until they are removed.
+        let is_done = |lane: &&Arc<Lane>| {
             let state = lane.state();
-            // The cursor of a lane names the lanes that it has absorbed until they are removed.
-            if !state.is_done() || !state.absorbed.is_empty() {
+            state.is_done() && state.absorbed.is_empty()
+        };
+        let room = ABSORBED_MAX.saturating_sub(own.state().absorbed.len());
+        // Without the lock of all lanes, because it writes.
+        let done = lanes.iter().filter(is_done).take(room);
+        let done: Vec<LaneKey> =
+            done.filter(|lane| self.fold_counts(lane)).map(|lane| lane.key()).collect();
+        self.state.lanes.lock().retain(|lane| {
+            if !done.contains(&lane.key()) {
                 return true;
             }
-            if self.state.own.state().absorbed.len() >= ABSORBED_MAX {
-                return true;
-            }
-            drop(state);
-            if !self.fold_counts(lane) {
-                return true;
-            }
-            let (state, mut own) = (lane.state(), self.state.own.state());
+            let (state, mut own) = (lane.state(), own.state());
             for (mine, theirs) in own.positions.iter_mut().zip(&state.positions) {
                 mine.carried.add(theirs.totals(state.end()));
             }
             own.absorbed.push(lane.key());
             own.dirty = true;
-            drop((state, own));
-            self.state.own.confirm_fold(lane.key());
             ::log::info!("spool: lane {} is delivered and removed", lane.id);
             self.state.folded.lock().push(Arc::clone(lane));
             false
         });
+        done.into_iter().for_each(|key| own.confirm_fold(key));
     }
 
     /// Writes a lane's cursor if it has changed, and trims the lane.

@@ -3,12 +3,13 @@
 
 use crate::backend::{Act, Backend};
 use crate::delivery::{RUNTIME, http_upstream};
-use crate::harness::{Edge, Setup, wait_for};
+use crate::harness::{Edge, Setup, command, wait_for};
 use crate::http::{Connection, Response};
 use rustix::process::Signal;
 use serde_json::{Value, json};
 use std::collections::BTreeSet;
 use std::net::{SocketAddr, TcpStream};
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 
@@ -89,7 +90,7 @@ fn accepted_and_delivered_are_exact_over_kills_under_load() {
     Setup::default()
         .portals(LIST)
         .spool("segment_bytes = \"64KiB\"")
-        .upstreams(&http_upstream(&backend, "[upstream.batch]\nlinger_ms = 5"))
+        .upstreams(&http_upstream(&backend, ""))
         .write(dir.path());
     let next = Arc::new(AtomicU64::new(0));
     let mut answered = Vec::new();
@@ -151,7 +152,7 @@ fn all_totals_are_exact_over_graceful_restarts() {
 fn an_upgrade_counts_on() {
     let backend = RUNTIME.block_on(Backend::start(|_| Act::Take));
     let setup = Setup::default().portals(LIST).edge("shutdown_grace_seconds = 60");
-    let old = setup.upstreams(&http_upstream(&backend, "[upstream.batch]\nlinger_ms = 5")).start();
+    let old = setup.upstreams(&http_upstream(&backend, "")).start();
     let next = Arc::new(AtomicU64::new(0));
     let (mut new, answered) = send_until(old, &next, 50, |mut old| {
         let new = old.upgrade();
@@ -184,6 +185,7 @@ fn a_portal_is_asked_for_by_its_id() {
     let unseen = json_of(&ask("/status?portal=5"));
     let zeros = json!({
         "portal": 5, "accepted": 0, "rejected": 0, "delivered": 0, "since": unseen["since"],
+        "quota": null,
         "upstreams": [{ "name": "file", "delivered": 0, "dead": 0 }],
     });
     assert_eq!(unseen, zeros);
@@ -235,4 +237,86 @@ fn the_busiest_portals_have_series_of_their_own() {
     std::fs::write(&file, config.replace("portals_max = 2", "portals_max = 0")).unwrap();
     edge.signal(Signal::HUP);
     wait_for("no series", || series(&edge).is_empty());
+}
+
+/// The folders of the lanes.
+fn lanes(dir: &Path) -> Vec<PathBuf> {
+    let entries = std::fs::read_dir(dir.join("spool")).unwrap().map(|entry| entry.unwrap().path());
+    entries.filter(|path| path.to_string_lossy().contains("lane-")).collect()
+}
+
+fn spool(dir: &Path, arguments: &[&str]) -> (Option<i32>, String) {
+    let mut command = command(&dir.join("edge.toml"), &["spool"]);
+    let output = command.args(arguments).output().unwrap();
+    let text = [output.stdout, output.stderr].concat();
+    (output.status.code(), String::from_utf8(text).unwrap())
+}
+
+#[test]
+fn a_file_that_is_damaged_or_gone_makes_the_totals_begin_anew_and_says_so() {
+    let break_file: [fn(&Path); 2] = [
+        |file| {
+            let mut bytes = std::fs::read(file).unwrap();
+            bytes[8..60].fill(0xFF);
+            std::fs::write(file, bytes).unwrap();
+        },
+        |file| std::fs::remove_file(file).unwrap(),
+    ];
+    for break_file in break_file {
+        let edge = Setup::default().portals(LIST).start();
+        for _ in 0..5 {
+            assert_eq!(edge.event("_a=7&_n=a").status, 200);
+        }
+        edge.wait_delivered("file");
+        let before = totals(&edge, 7)["since"].as_str().unwrap().to_owned();
+        let dir = edge.stop();
+        let (code, told) = spool(dir.path(), &["stat"]);
+        assert_eq!(code, Some(0));
+        let sums = "portals: 1 with totals, 5 accepted, 0 rejected, 5 delivered";
+        assert!(told.contains(sums), "{told}");
+        assert_eq!(spool(dir.path(), &["verify"]).0, Some(0));
+        lanes(dir.path()).iter().for_each(|lane| break_file(&lane.join("portals")));
+        let is_there = lanes(dir.path()).iter().any(|lane| lane.join("portals").exists());
+        let (code, told) = spool(dir.path(), &["verify"]);
+        assert_eq!(code, Some(i32::from(is_there)), "{told}");
+        assert_eq!(told.contains("counts by portal"), is_there, "{told}");
+
+        let edge = Edge::start_in(dir);
+        let fault = edge.status()["faults"][0].clone();
+        assert_eq!(fault["what"], "portal_totals", "{fault}");
+        assert!(edge.log().contains("the totals per portal begin anew"), "{}", edge.log());
+        let row = totals(&edge, 7);
+        assert!(row["since"].as_str().unwrap() > before.as_str(), "{row}");
+        assert!(row["accepted"].as_u64().unwrap() <= 5, "{row}");
+        assert_eq!(row["accepted"], row["delivered"], "{row}");
+        assert_eq!(edge.event("_a=7&_n=a").status, 200);
+        let accepted = json!(row["accepted"].as_u64().unwrap() + 1);
+        assert_eq!(totals(&edge, 7)["accepted"], accepted);
+        // It is over with the next start; from when they count stays.
+        let edge = Edge::start_in(edge.stop());
+        assert_eq!(edge.status()["faults"], json!([]));
+        let now = totals(&edge, 7);
+        assert_eq!((&now["since"], &now["accepted"]), (&row["since"], &accepted));
+    }
+}
+
+#[test]
+fn totals_outlive_an_upstream_that_is_forgotten() {
+    let backend = RUNTIME.block_on(Backend::start(|_| Act::Refuse(503)));
+    let setup = Setup::default().portals(LIST);
+    let edge = setup.clone().upstreams(&http_upstream(&backend, "")).start();
+    for _ in 0..5 {
+        assert_eq!(edge.event("_a=7&_n=a").status, 200);
+    }
+    // At once: the last events may be counted in no file yet.
+    let dir = edge.kill();
+    setup.write(dir.path());
+    let (code, told) = spool(dir.path(), &["forget", "collector"]);
+    assert!(code == Some(0) && told.contains("5 pending events"), "{told}");
+    for _ in 0..2 {
+        let edge = Edge::start_in(Arc::clone(&dir));
+        assert_eq!(counts(&edge, 7)[0], 5, "{}", totals(&edge, 7));
+        assert_eq!(edge.upstream("file")["pending"], 0);
+        edge.stop();
+    }
 }

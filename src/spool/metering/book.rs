@@ -7,7 +7,7 @@
 use std::cmp::Reverse;
 use std::collections::{BTreeMap, BinaryHeap};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
 
 use parking_lot::Mutex;
 
@@ -64,6 +64,8 @@ pub struct Book {
     own: AtomicU64,
     table: Mutex<Table>,
     pages: Mutex<Pages>,
+    /// The table has no room: logged once.
+    is_full: AtomicBool,
     /// Rejected events of portals without a count of their own, until they are written.
     rejected_others: AtomicU64,
 }
@@ -91,6 +93,7 @@ impl Book {
             own: AtomicU64::new(0),
             table: Mutex::new(Table::new()),
             pages: Mutex::new(pages),
+            is_full: AtomicBool::new(false),
             rejected_others: AtomicU64::new(0),
         }
     }
@@ -280,9 +283,13 @@ impl Book {
             // In pieces: the committer and the upstreams' tasks wait for this lock.
             let pages = self.pages.lock();
             for number in from..numbers.min(from + GROWTH) {
-                let number = number as u32;
-                let events = pages.totals.of(number, is_request);
-                busiest.push(Reverse((events, Reverse(number))));
+                let row = (pages.totals.of(number as u32, is_request), Reverse(number as u32));
+                // Most portals are none of the busiest.
+                let is_less = busiest.peek().is_some_and(|Reverse(least)| row < *least);
+                if busiest.len() >= portals_max && is_less {
+                    continue;
+                }
+                busiest.push(Reverse(row));
                 if busiest.len() > portals_max {
                     busiest.pop();
                 }
@@ -320,6 +327,11 @@ impl Book {
     /// Raises the fault that a further portal is counted among the others.
     pub fn report_full(&self) {
         if self.table.lock().is_full() {
+            if !self.is_full.swap(true, Relaxed) {
+                ::log::error!(
+                    "spool: {PORTALS_MAX} portals have totals, further ones are counted as `other`"
+                );
+            }
             self.faults.raise(
                 FaultKind::PortalTotals,
                 "portals",
@@ -385,5 +397,86 @@ impl Pages {
             delivered: count(&|column| matches!(column, Column::Delivered(_))),
             upstreams: upstreams.iter().enumerate().map(upstream).collect(),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::clock::SystemClock;
+
+    const LANE: u64 = 1;
+
+    fn book() -> Book {
+        let read = |record: &[u8]| {
+            let portal = u64::from_le_bytes(record.try_into().ok()?);
+            Some(Metered { portal, day: 20_000 })
+        };
+        let upstreams = ["a".to_owned(), "b".to_owned()];
+        let faults = Faults::unregistered();
+        let book = Book::new(Metering { read }, &upstreams, Arc::new(SystemClock), faults);
+        book.set_own(LANE);
+        book
+    }
+
+    /// Counts an event of each of these portals as accepted.
+    fn accept(book: &Book, portals: &[u64]) {
+        let mut counts = Counts::default();
+        for portal in portals {
+            let payload = portal.to_le_bytes();
+            let staged = [&format::stage(&payload)[..], &payload].concat();
+            book.count_staged(&staged, &mut counts);
+        }
+        book.add(LANE, &mut counts);
+        assert!(counts.is_empty());
+    }
+
+    #[test]
+    fn what_is_open_is_in_the_totals_once() {
+        let book = book();
+        accept(&book, &[7, 7, 8]);
+        let number = book.number_of(7);
+        book.add_each(LANE, Column::Delivered(0), [number, number].into_iter());
+        book.add_each(LANE, Column::Delivered(1), [number].into_iter());
+        book.add_each(LANE, Column::Dead(1), [number].into_iter());
+        book.reject(7, true);
+        book.reject(9, false);
+        for _ in 0..2 {
+            let totals = book.portal(7);
+            assert_eq!((totals.accepted, totals.rejected, totals.delivered), (2, 1, 3));
+            let by_upstream = totals.upstreams.iter().map(|of| (of.delivered, of.dead));
+            assert_eq!(by_upstream.collect::<Vec<_>>(), [(2, 0), (1, 1)]);
+            assert_eq!((book.accepted_on(7, 20_000), book.accepted_on(7, 20_001)), (2, 0));
+            let (busiest, others) = book.busiest(0);
+            assert_eq!((busiest.len(), others.accepted, others.rejected), (0, 3, 2));
+            // The second time it is taken out to be written.
+            drop(book.take_out(LANE));
+        }
+        assert!(!book.has_open(LANE));
+        let (busiest, others) = book.busiest(1);
+        assert_eq!(busiest, [book.portal(7)]);
+        assert_eq!((others.accepted, others.rejected, others.delivered), (1, 1, 0));
+        let unknown = book.portal(9);
+        assert_eq!((unknown.portal, unknown.accepted, unknown.rejected), (9, 0, 0));
+    }
+
+    #[test]
+    fn a_portal_beyond_the_limit_is_counted_with_the_others_and_said_so() {
+        let book = book();
+        (2..=PORTALS_MAX as u64).for_each(|portal| _ = book.number_of(portal));
+        book.report_full();
+        assert_eq!(book.faults.list().len(), 0);
+        accept(&book, &[PORTALS_MAX as u64 + 1, PORTALS_MAX as u64 + 2, 7]);
+        book.report_full();
+        let fault = book.faults.list().remove(0);
+        assert_eq!((fault.what, fault.subject.as_str()), (FaultKind::PortalTotals, "portals"));
+        // The first of the two got the last place.
+        assert_eq!(book.portal(PORTALS_MAX as u64 + 1).accepted, 1);
+        assert_eq!(book.portal(PORTALS_MAX as u64 + 2).accepted, 0);
+        assert_eq!(book.portal(7).accepted, 1);
+        book.reject(PORTALS_MAX as u64 + 2, true);
+        drop(book.take_out(LANE));
+        let (_, others) = book.busiest(2);
+        assert_eq!((others.accepted, others.rejected), (1, 1), "nothing is lost");
     }
 }

@@ -136,3 +136,26 @@ fn place<T: Default + Clone>(column: &mut Vec<T>, number: u32) -> &mut T {
     }
     &mut column[number]
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::spool::metering::table::PORTALS_MAX;
+
+    #[test]
+    fn a_million_portals_fit_into_64_mib_with_one_upstream() {
+        let mut totals = Totals::default();
+        let each = || (0..=PORTALS_MAX as u32).map(|number| (number, 1));
+        let columns =
+            [Column::Accepted(7), Column::Rejected, Column::Delivered(0), Column::Dead(0)];
+        columns.into_iter().for_each(|column| totals.add(column, each()));
+        let columns = totals.columns.iter().map(|(_, column)| column.capacity() * 8);
+        let bytes = columns.sum::<usize>() + totals.today.capacity() * 4;
+        // `table.rs` takes 17 MiB at most, and what is open until the next write the rest.
+        assert!(bytes <= 38 << 20, "{bytes} bytes");
+        assert_eq!((totals.on(7, 5), totals.on(8, 5), totals.of(5, |_| true)), (1, 0, 4));
+        totals.add(Column::Today(8), [(5, 9)].into_iter());
+        assert_eq!((totals.on(7, 5), totals.on(8, 5)), (0, 9));
+        assert_eq!(totals.of(5, |column| column == Column::Accepted(0)), 1);
+    }
+}

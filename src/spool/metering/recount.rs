@@ -10,6 +10,7 @@ use super::counts::{Column, Counts};
 use super::format::Marks;
 use super::table::OTHER;
 use crate::spool::fs::Fs;
+use crate::spool::read::counts::Counts as Ended;
 use crate::spool::read::ledger::ConsumerPosition;
 use crate::spool::recovery::count_foreign::{Stretch, scan};
 use crate::spool::routing::Routing;
@@ -41,8 +42,22 @@ struct Uncounted<'a> {
     name: &'a str,
     place: usize,
     ranges: Vec<Range<u64>>,
-    /// Which of them went to the dead letters. `None`: none.
-    dead: Option<Vec<Range<u64>>>,
+    /// Those that the file names as dead letters.
+    dead: Vec<Range<u64>>,
+    /// How many of them went to the dead letters, and how many were delivered.
+    dead_left: u64,
+    delivered_left: u64,
+}
+
+impl Uncounted<'_> {
+    /// What became of a record. What the file names may have been delivered in the end, and what an
+    /// earlier version counted is not named; the sums are those of the position in any case.
+    fn column(&mut self, seq: u64) -> Column {
+        let is_dead = self.dead_left > 0 && (has(&self.dead, seq) || self.delivered_left == 0);
+        let left = if is_dead { &mut self.dead_left } else { &mut self.delivered_left };
+        *left = left.saturating_sub(1);
+        if is_dead { Column::Dead(self.place) } else { Column::Delivered(self.place) }
+    }
 }
 
 /// Reads the records that are not counted yet.
@@ -53,7 +68,7 @@ struct Uncounted<'a> {
 pub fn recount(found: &Found<'_>, book: &Book) -> io::Result<Recounted> {
     let counted_to = found.marks.map_or(0, |marks| marks.counted_to);
     let oldest = found.stretches.first().map_or(found.end, |(_, seqs)| seqs.start);
-    let uncounted: Vec<Uncounted<'_>> =
+    let mut uncounted: Vec<Uncounted<'_>> =
         found.positions.iter().map(|position| uncounted(position, found, book)).collect();
     let firsts = uncounted.iter().filter_map(|upstream| upstream.ranges.first());
     let first = firsts.map(|range| range.start).fold(counted_to.min(found.end), u64::min);
@@ -74,12 +89,10 @@ pub fn recount(found: &Found<'_>, book: &Book) -> io::Result<Recounted> {
                 counts.tally(Column::Accepted(day)).add(number, 1);
                 accepted += 1;
             }
-            for upstream in &uncounted {
+            for upstream in &mut uncounted {
                 let has_ended = has(&upstream.ranges, seq);
                 if has_ended && !found.routing.is_foreign(record, upstream.name) {
-                    let is_dead = upstream.dead.as_ref().is_some_and(|dead| has(dead, seq));
-                    let column =
-                        if is_dead { Column::Dead } else { Column::Delivered }(upstream.place);
+                    let column = upstream.column(seq);
                     counts.tally(column).add(number, 1);
                 }
             }
@@ -104,14 +117,20 @@ fn uncounted<'a>(position: &'a ConsumerPosition, found: &Found<'a>, book: &Book)
             .find(|mark| mark.name == position.name && mark.start == position.start)
     });
     let counted: Vec<Range<u64>> = mark.map_or(Vec::new(), |mark| mark.ended().collect());
-    let dead_of = |position: &ConsumerPosition| position.below.dead + position.runs().totals().dead;
-    let has_dead = dead_of(position) > mark.map_or(0, dead_of);
-    let dead = found.dead.get(&position.name).filter(|_| has_dead);
+    let sum = |of: fn(&Ended) -> u64| {
+        let sum = |position: &ConsumerPosition| {
+            of(&position.below).saturating_add(of(&position.runs().totals()))
+        };
+        sum(position).saturating_sub(mark.map_or(0, sum))
+    };
+    let named = found.dead.get(&position.name);
     Uncounted {
         name: &position.name,
         place: book.name(&position.name),
         ranges: without(position.ended(), &counted),
-        dead: dead.map(|ranges| joined(ranges)),
+        dead: named.map_or(Vec::new(), |ranges| joined(ranges)),
+        dead_left: sum(|ended| ended.dead),
+        delivered_left: sum(|ended| ended.delivered),
     }
 }
 

@@ -94,6 +94,12 @@ fn print_stat(stat: &inspect::Stat, out: &mut impl Write) -> io::Result<()> {
             upstream.pending
         )?;
     }
+    let inspect::PortalSums { portals, accepted, rejected, delivered, .. } = stat.portals;
+    writeln!(
+        out,
+        "portals: {portals} with totals, {accepted} accepted, {rejected} rejected, {delivered} \
+         delivered"
+    )?;
     writeln!(out, "quarantined: {} bytes", stat.quarantined_bytes)
 }
 
