@@ -59,6 +59,10 @@ pub enum OpenError {
     Threads(#[source] std::io::Error),
 }
 
+/// How the spool reads which upstreams an event is meant for.
+pub const EVENT_ROUTING: Routing =
+    Routing { is_routed: event::is_routed, names: event::names_upstream };
+
 /// An upstream with its name, the limits of its batches and its `attempts_max`.
 type Destination = (String, Arc<dyn Upstream>, BatchConfig, u32);
 
@@ -242,7 +246,7 @@ impl Builder {
             clock: self.clock.clone(),
             commit_seconds: Some(metrics.spool_commit_seconds.clone()),
             faults: faults.clone(),
-            routing: Routing { is_routed: event::is_routed, names: event::names_upstream },
+            routing: EVENT_ROUTING,
             ..Env::system()
         };
         let spool =
