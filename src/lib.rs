@@ -79,6 +79,7 @@ mod builder;
 mod clock;
 mod config_error;
 mod delivery;
+mod disk_error;
 mod env;
 mod event;
 mod explain;
@@ -210,6 +211,7 @@ pub mod tools {
     pub use crate::builder::{EVENT_ROUTING, check};
     pub use crate::config_error::without_value;
     pub use crate::delivery::{backfill, dead_letters};
+    pub use crate::disk_error::is_of_path;
     pub use crate::event::{Record, escape_hidden};
     pub use crate::explain::{Explanation, Section, explain};
     pub use crate::file_stamp::FileStamp;

@@ -21,6 +21,7 @@ mod spool_model;
 mod spool_recovery;
 mod spool_routes;
 mod spool_sim;
+mod spool_start;
 mod tidy;
 mod vectors;
 
