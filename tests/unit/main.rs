@@ -18,6 +18,7 @@ mod spool_kill;
 mod spool_lanes;
 mod spool_loom;
 mod spool_model;
+mod spool_power;
 mod spool_recovery;
 mod spool_routes;
 mod spool_sim;
