@@ -2,6 +2,7 @@
 //! source.
 
 mod allocations;
+mod dead_kill;
 mod delivery_sim;
 mod documents;
 mod imports;
