@@ -19,7 +19,7 @@ use std::sync::atomic::Ordering::Relaxed;
 
 /// What a disk has run out of.
 #[derive(Debug, Clone, Copy)]
-enum Out {
+pub enum Out {
     OfBytes,
     OfInodes,
 }
@@ -30,11 +30,11 @@ fn small_disk(at: &Path) -> Result<Disk, String> {
 }
 
 /// Uses up all that a disk has. Returns what to remove to give it back.
-fn fill(disk: &Path, out: Out) -> PathBuf {
+pub fn fill(disk: &Path, out: Out) -> PathBuf {
     let ballast = disk.join("ballast");
     std::fs::create_dir(&ballast).unwrap();
     let mut bytes = std::fs::File::create(ballast.join("bytes")).unwrap();
-    let full = (0..10_000).find_map(|number: u32| {
+    let full = (0..100_000).find_map(|number: u32| {
         let taken = match out {
             Out::OfBytes => bytes.write_all(&[1; 4096]),
             Out::OfInodes => std::fs::File::create(ballast.join(number.to_string())).map(drop),

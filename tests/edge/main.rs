@@ -50,6 +50,7 @@ mod routes;
 mod schema;
 mod send;
 mod sizing;
+mod soak;
 mod start_errors;
 mod stop;
 mod systemd;
