@@ -149,7 +149,7 @@ fn lanes_beyond_the_limit_of_open_files_are_counted_and_delivered() {
 }
 
 /// The bytes of the one event in a spool.
-fn stored_event(dir: &Path) -> Vec<u8> {
+pub fn stored_event(dir: &Path) -> Vec<u8> {
     let mut found = None;
     pixelgate::tools::inspect::dump(&dir.join("spool"), |_, record| {
         found = Some(record.to_vec());

@@ -52,6 +52,7 @@ mod send;
 mod sizing;
 mod soak;
 mod start_errors;
+mod start_times;
 mod stop;
 mod systemd;
 mod terminal;
