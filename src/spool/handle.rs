@@ -114,7 +114,13 @@ impl Spool {
 
     /// `spool.bytes_max`, in bytes.
     pub fn bytes_max(&self) -> u64 {
-        self.handle.state.bounds.bytes_max
+        self.handle.state.bounds.bytes_max()
+    }
+
+    /// Puts other settings in force while the spool runs. Its folder and `durability` stay, and a
+    /// segment that is being written keeps its size.
+    pub fn set_config(&self, config: &ValidConfig) {
+        self.handle.state.set_config(config);
     }
 
     /// The spool's content now.

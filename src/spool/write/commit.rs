@@ -74,8 +74,8 @@ impl Committer {
         let lane = Arc::clone(&state.own);
         let synced_at = state.clock.monotonic();
         // The other modes answer before the disk has the events, so the cache is their way.
-        let direct = state.config.durability == Durability::Power;
-        let syncer = match state.config.durability {
+        let direct = state.durability == Durability::Power;
+        let syncer = match state.durability {
             Durability::Interval => Some(Syncer::start(Arc::clone(&state.parker))?),
             Durability::Power | Durability::Memory => None,
         };
@@ -99,7 +99,7 @@ impl Committer {
 
     /// Makes the first segment ahead of the first event. If that fails, the spool begins to fail.
     pub fn prepare(&mut self) {
-        if self.state.config.fills_spares() {
+        if self.state.config().fills_spares() {
             // Without it the first segment is a new file.
             _ = self.lane.fill_spare(FIRST_SEGMENT_BYTES, || true);
         }
@@ -163,8 +163,8 @@ impl Committer {
 
     /// The longest that a group waits for more events.
     fn linger(&self) -> Duration {
-        let linger = Duration::from_millis(self.state.config.linger_ms);
-        match self.state.config.durability {
+        let linger = Duration::from_millis(self.state.config().linger_ms);
+        match self.state.durability {
             Durability::Power | Durability::Interval => linger,
             Durability::Memory => linger * MEMORY_LINGERS,
         }
@@ -173,7 +173,7 @@ impl Committer {
     /// The time until the next sync is due; `None` if all that is written is synced or in a sync.
     fn sync_due(&self) -> Option<Duration> {
         let waits = self.unsynced.written > 0 && self.sync_in_flight.is_none();
-        let due = self.synced_at + Duration::from_millis(self.state.config.sync_ms);
+        let due = self.synced_at + Duration::from_millis(self.state.config().sync_ms);
         waits.then(|| due.saturating_sub(self.state.clock.monotonic()))
     }
 
@@ -213,11 +213,11 @@ impl Committer {
     }
 
     fn must_sync(&self, gathered: bool) -> bool {
-        match self.state.config.durability {
+        match self.state.durability {
             Durability::Power => gathered,
             Durability::Memory => false,
             Durability::Interval => {
-                let due = self.synced_at + Duration::from_millis(self.state.config.sync_ms);
+                let due = self.synced_at + Duration::from_millis(self.state.config().sync_ms);
                 let waiting = self.unsynced.events > 0 && self.sync_in_flight.is_none();
                 waiting && self.state.clock.monotonic() >= due
             }
@@ -242,7 +242,7 @@ impl Committer {
                 self.spares.push(buffer);
             }
         }
-        if self.state.config.durability == Durability::Memory {
+        if self.state.durability == Durability::Memory {
             // Each event was answered when it was staged.
             self.set_answered();
         }
@@ -281,7 +281,7 @@ impl Committer {
 
     /// Notes that all records are answered, and answers the groups that were claimed.
     fn set_answered(&mut self) {
-        if self.state.config.durability == Durability::Memory {
+        if self.state.durability == Durability::Memory {
             // No request waits, so no deadline can have passed.
             _ = self.state.waiting.claim(&mut self.claimed);
         }
@@ -323,7 +323,7 @@ impl Committer {
             }
             Some(_) => {}
         }
-        match self.state.config.durability {
+        match self.state.durability {
             Durability::Power => {}
             Durability::Interval => self.answer()?,
             Durability::Memory => {
@@ -353,7 +353,7 @@ impl Committer {
             segment.sync()?;
         }
         self.synced_at = self.state.clock.monotonic();
-        if self.state.config.durability == Durability::Power {
+        if self.state.durability == Durability::Power {
             self.answer()?;
         }
         self.forget(self.unsynced.bytes.len(), self.unsynced.events);
@@ -423,7 +423,7 @@ impl Committer {
     /// Ends a full segment. Only the last segment of a lane ever holds unsynced records.
     fn close_segment(&mut self) -> io::Result<()> {
         self.await_sync()?;
-        if self.unsynced.written > 0 || self.state.config.durability == Durability::Memory {
+        if self.unsynced.written > 0 || self.state.durability == Durability::Memory {
             let Some(segment) = &mut self.segment else { return Ok(()) };
             segment.sync()?;
             self.synced_at = self.state.clock.monotonic();
@@ -438,7 +438,7 @@ impl Committer {
     fn open_segment(&mut self) -> io::Result<()> {
         self.lane.check_place()?;
         let records = self.unsynced.bytes.len() as u64;
-        let most = self.state.config.segment_bytes_used();
+        let most = self.state.config().segment_bytes_used();
         let bytes = self.new_bytes.min(most).max(SEGMENT_HEADER_BYTES as u64 + records);
         // A number is used once, even when making its segment failed half way.
         let number = self.next_number;
@@ -452,7 +452,7 @@ impl Committer {
             // The first new files are short: maintenance now makes spares, which are cheaper to
             // write.
             self.new_bytes = self.new_bytes.saturating_mul(2);
-            if self.state.config.fills_spares() {
+            if self.state.config().fills_spares() {
                 self.state.request_maintenance();
             }
         }

@@ -5,6 +5,7 @@ use super::terminal::{GOOD, Progress};
 use crate::causes::with_causes;
 use crate::config::Config;
 use crate::config::keys::Values;
+use crate::edge::metrics_export;
 use crate::edge::origin_ca;
 use crate::edge::running::Running;
 use crate::edge::tls::Certificates;
@@ -89,6 +90,7 @@ fn check(config: &Config) -> Result<String, String> {
     if let Err(why) = config.access_log.check_path() {
         return Err(format!("access_log.path: {why}"));
     }
+    metrics_export::prepare(&config.otlp).map_err(|e| with_causes(&e))?;
     check_folders(config)?;
     let spinner = Progress::spinner("reading the portal list");
     let checked = pixelgate::tools::check(&config.gate, &config.edge.state_dir);
