@@ -1,6 +1,6 @@
 //! `[privacy]` on the running binary: what is kept of referers and addresses.
 
-use crate::harness::{Edge, Setup};
+use crate::harness::{Edge, Setup, wait_for};
 use serde_json::{Value, json};
 
 /// The contexts of one event for each set of header lines, with these lines of `[privacy]` and an
