@@ -75,7 +75,7 @@ impl TrustedProxies {
         self.networks.iter().any(|network| network.contains(&address))
     }
 
-    /// Whether a connection's peer is one of the trusted proxies. `None`: the peer of a Unix socket.
+    /// Whether a connection's peer is one of the trusted proxies. `None`: that of a Unix socket.
     pub fn trusts_peer(&self, peer: Option<IpAddr>) -> bool {
         peer.map_or(self.unix, |address| self.trusts(address))
     }

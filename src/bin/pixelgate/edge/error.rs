@@ -44,11 +44,7 @@ pub enum EdgeError {
 impl EdgeError {
     /// Whether the configuration, or what it names, is the reason.
     pub fn is_of_configuration(&self) -> bool {
-        match self {
-            Self::Gate(_) | Self::Listen(_) | Self::Edge(_) | Self::State(_) => true,
-            Self::AccessLog(..) => true,
-            Self::Otlp(_) => true,
-            _ => false,
-        }
+        use EdgeError::*;
+        matches!(self, Gate(_) | Listen(_) | Edge(_) | State(_) | AccessLog(..) | Otlp(_))
     }
 }

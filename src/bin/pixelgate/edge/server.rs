@@ -15,7 +15,7 @@ use super::sockets::Sockets;
 use super::stop::{Deadline, Handlers, Signals};
 use super::tls::Certificates;
 use super::{admin, file_limit, metrics_export, origin_ca};
-use crate::access_log::{AccessLogFile, AccessLogs, Opened};
+use crate::access_log::{AccessLogs, Opened};
 use arc_swap::ArcSwap;
 use async_trait::async_trait;
 use log::info;
@@ -58,8 +58,7 @@ pub fn run(
     let origins = load_origins(&edge)?;
     let in_flight = InFlight::default();
     let gate = open_gate(gate, &edge, &in_flight)?;
-    let access_logs = AccessLogs::new(gate.clone());
-    access_logs.put(start_access_log(access_log, &gate)?);
+    let access_logs = start_access_log(access_log, &gate)?;
     let section = Arc::new(ArcSwap::from_pointee(edge.clone()));
     let mut server = Server::new_with_opt_and_conf(None, server_conf(&edge));
     let buffered_bytes = BufferedBytes::new(edge.buffered_bytes_max());
@@ -91,9 +90,8 @@ pub fn run(
         access_logs: access_logs.clone(),
         metrics_export,
     };
-    let reload = watch_configuration(&mut server, Reloader::new(path.to_owned(), table, handles));
     let signals = Signals {
-        reload,
+        reload: watch_configuration(&mut server, Reloader::new(path.to_owned(), table, handles)),
         access_logs: access_logs.clone(),
         section,
         gate: gate.clone(),
@@ -158,11 +156,12 @@ fn http_server(
     Ok(HttpServer::new(proxy, gate.clone(), file_limit::limits(&edge)))
 }
 
-fn start_access_log(
-    opened: Option<Opened>,
-    gate: &PixelGate,
-) -> Result<Option<AccessLogFile>, EdgeError> {
-    opened.map(|log| log.start(gate)).transpose().map_err(EdgeError::AccessLogThread)
+/// Starts the writer of the access log, if there is one.
+fn start_access_log(opened: Option<Opened>, gate: &PixelGate) -> Result<AccessLogs, EdgeError> {
+    let started = opened.map(|log| log.start(gate)).transpose();
+    let all = AccessLogs::new(gate.clone());
+    all.put(started.map_err(EdgeError::AccessLogThread)?);
+    Ok(all)
 }
 
 /// Opens the file of the access log, if there is one.
