@@ -97,7 +97,7 @@ mod response;
 mod server;
 mod spool;
 mod telemetry;
-#[cfg(feature = "http")]
+#[cfg(any(feature = "http", feature = "nats"))]
 mod tls_error;
 mod upstream;
 

@@ -51,6 +51,11 @@ fn an_address_in_use_is_reported_with_the_reason_of_the_system() {
     let text = std::fs::read_to_string(&config).unwrap();
     std::fs::write(&config, text.replacen("127.0.0.1:0", &address, 1)).unwrap();
     check(&config, &["run"], &["cannot listen on", &address, "Address already in use"]);
+    // The edge that is to be upgraded listens there, too: `check` names it and finds no mistake.
+    let output = command(&config, &["check"]).output().unwrap();
+    let printed = String::from_utf8(output.stdout).unwrap();
+    assert_eq!(output.status.code(), Some(0), "{printed}");
+    assert!(printed.contains(&format!("edge.listen: {address}: Address already in")), "{printed}");
 }
 
 #[test]
