@@ -98,6 +98,8 @@ mod response;
 mod server;
 mod spool;
 mod telemetry;
+#[cfg(any(feature = "http", feature = "nats"))]
+mod tls_error;
 mod upstream;
 
 pub use builder::{Builder, Config};
@@ -138,7 +140,7 @@ pub mod config {
     #[cfg(feature = "admin")]
     pub use crate::admin::{Config as Admin, OtlpConfig as Otlp};
     pub use crate::builder::ValidConfig;
-    pub use crate::env::{Secret, expand, expanded, expanded_list};
+    pub use crate::env::{Secret, expand, expanded, expanded_list, one_or_many};
     pub use crate::event::Config as Events;
     pub use crate::policy::portals::{Config as Portals, Mode as PortalMode};
     pub use crate::policy::privacy::{Config as Privacy, Gpc, KeepIp, KeepReferer};
@@ -197,9 +199,9 @@ pub mod http_server {
 /// The operator's listener: `/metrics`, `/livez`, `/readyz`, `/status` and the live page (SPEC 8).
 #[cfg(feature = "admin")]
 pub mod admin_pages {
-    #[cfg(feature = "otlp")]
-    pub use crate::admin::OtlpExport;
     pub use crate::admin::{Admin, Sampler, TokenHandle, VERDICT_TARGET};
+    #[cfg(feature = "otlp")]
+    pub use crate::admin::{OtlpExport, OtlpTarget};
     pub use crate::telemetry::event_samples::SAMPLES_PER_SECOND_MAX;
     pub use crate::telemetry::faults::FaultKind;
 }
@@ -221,6 +223,8 @@ pub mod tools {
     pub use crate::spool::recovery::{forget, inspect};
     pub use crate::telemetry::log_throttle::LogThrottle;
     pub use crate::telemetry::metrics::Metrics;
+    #[cfg(feature = "http")]
+    pub use crate::tls_error::tls_words;
     #[doc(hidden)] // As in 0.1.0.
     pub use crate::{event::RecordError, explain::NotAnEvent};
 }

@@ -84,8 +84,9 @@ impl Spool {
     }
 
     fn start(state: Arc<SpoolState>) -> Result<Spool, OpenError> {
-        let io_error = io_error(&state.config);
-        let syncer = match state.config.durability {
+        let config = state.config();
+        let io_error = io_error(&config);
+        let syncer = match state.durability {
             Durability::Interval => Some(Syncer::start(Arc::clone(&state.parker))),
             Durability::Power | Durability::Memory => None,
         };
@@ -145,7 +146,13 @@ impl Spool {
 
     /// `spool.bytes_max`, in bytes.
     pub fn bytes_max(&self) -> u64 {
-        self.handle.state.bounds.bytes_max
+        self.handle.state.bounds.bytes_max()
+    }
+
+    /// Puts other settings in force while the spool runs. Its folder and `durability` stay, and a
+    /// segment that is being written keeps its size.
+    pub fn set_config(&self, config: &ValidConfig) {
+        self.handle.state.set_config(config);
     }
 
     /// The spool's content now.
@@ -231,7 +238,7 @@ fn begin(state: &SpoolState) -> Result<(), OpenError> {
     loop {
         match state.begin() {
             Err(error) if error.kind() != io::ErrorKind::WouldBlock => {
-                return Err(io_error(&state.config)(error));
+                return Err(io_error(&state.config())(error));
             }
             Err(_) if Instant::now() >= until => return Err(OpenError::Busy(state.root.clone())),
             Err(_) => std::thread::sleep(Duration::from_millis(5)),

@@ -97,11 +97,11 @@ impl Maintenance {
     /// files instead, because writing zeros into each would double what is written.
     fn fill(&mut self, own: &Lane) {
         let state = &self.state;
-        let Spares { count_max, bytes } = state.config.spares();
+        let Spares { count_max, bytes } = state.config().spares();
         let room = state.bounds.free_bytes().saturating_sub(bytes);
-        let wanted = state.config.fills_spares()
+        let wanted = state.config().fills_spares()
             && self.fills < FILLS_MAX.min(count_max)
-            && room >= state.config.free_bytes_min.as_u64()
+            && room >= state.config().free_bytes_min.as_u64()
             && !state.is_failing()
             && !own.has_spare();
         if wanted {
@@ -118,7 +118,7 @@ impl Maintenance {
         match (std::mem::replace(&mut self.full, full), full) {
             (false, true) => ::log::error!(
                 "spool: full, spool.bytes_max is {}: events are refused",
-                self.state.bounds.bytes_max
+                self.state.bounds.bytes_max()
             ),
             (true, false) => ::log::info!("spool: there is room again, events are accepted"),
             _ => {}
@@ -182,7 +182,7 @@ impl Maintenance {
         }
         let own = state.own().is_some_and(|own| own.id == lane.id);
         let low = state.bounds.is_disk_low();
-        let trimmed = lane.trim((own && !low).then(|| state.config.spares()));
+        let trimmed = lane.trim((own && !low).then(|| state.config().spares()));
         state.disk_faults.note(FaultKind::SpoolFiles, &dir, "removing segments of", &trimmed);
         if low {
             lane.drop_spares();

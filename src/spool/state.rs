@@ -7,6 +7,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering::Relaxed, O
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
+use arc_swap::{ArcSwap, Guard};
 use parking_lot::{Condvar, Mutex};
 use tokio::sync::Notify;
 
@@ -60,7 +61,11 @@ struct Turns {
 
 /// Everything but the threads.
 pub struct SpoolState {
-    pub config: Config,
+    /// The settings in force, without `durability`, which stays.
+    config: ArcSwap<Config>,
+    pub durability: Durability,
+    /// `spool.unreadable_seconds_max` in force, which the readers and the adoption share.
+    pub unreadable_seconds_max: Arc<AtomicU64>,
     pub root: PathBuf,
     pub fs: Arc<dyn Fs>,
     pub clock: Arc<dyn Clock>,
@@ -102,6 +107,7 @@ impl SpoolState {
         let root = config.dir.clone();
         let faults = Arc::new(DiskFaults::new(env.faults.clone(), Arc::clone(&env.clock)));
         let quarantine = Arc::new(Quarantine::open(Arc::clone(&env.fs), &root));
+        let unreadable_seconds_max = Arc::new(AtomicU64::new(config.unreadable_seconds_max));
         let adopter = Adopter {
             fs: Arc::clone(&env.fs),
             routing: env.routing,
@@ -109,7 +115,7 @@ impl SpoolState {
             upstreams: upstreams.to_vec(),
             quarantine: Arc::clone(&quarantine),
             faults: Arc::clone(&faults),
-            unreadable_max: Duration::from_secs(config.unreadable_seconds_max),
+            unreadable_seconds_max: Arc::clone(&unreadable_seconds_max),
             files_max: env.lane_files_max,
         };
         let threads = std::thread::available_parallelism().map_or(1, |threads| threads.get());
@@ -119,7 +125,9 @@ impl SpoolState {
             taken: AtomicBool::new(false),
         };
         SpoolState {
-            config: config.clone(),
+            config: ArcSwap::from_pointee(config.clone()),
+            durability: config.durability,
+            unreadable_seconds_max,
             root,
             fs: env.fs,
             clock: env.clock,
@@ -197,6 +205,22 @@ impl SpoolState {
             std::thread::park_timeout(OWN_LANE_POLL);
         }
         self.own().cloned()
+    }
+
+    /// The settings in force.
+    pub fn config(&self) -> Guard<Arc<Config>> {
+        self.config.load()
+    }
+
+    /// Puts these settings in force, but for the folder and `durability`.
+    pub fn set_config(&self, new: &Config) {
+        let old = self.config.load_full();
+        let (dir, durability) = (old.dir.clone(), old.durability);
+        self.config.store(Arc::new(Config { dir, durability, ..new.clone() }));
+        self.bounds.set_bytes_max(new.bytes_max.as_u64());
+        self.unreadable_seconds_max.store(new.unreadable_seconds_max, Relaxed);
+        // Maintenance compares the disk's free space with the new bound.
+        self.request_maintenance();
     }
 
     /// Takes in what was found of the lanes `tried`. A lane whose totals another one has is not
@@ -289,7 +313,7 @@ impl SpoolState {
         // The append that crosses the mark wakes the committer, which may be lingering.
         let crossed = staged >= GROUP_BYTES_MAX && staged.saturating_sub(bytes) < GROUP_BYTES_MAX;
         self.parker.wake(crossed);
-        Ok(match self.config.durability {
+        Ok(match self.durability {
             Durability::Memory => Commit::ready(),
             Durability::Power | Durability::Interval => Commit::waiting(group),
         })
@@ -306,8 +330,7 @@ impl SpoolState {
     /// See [`Spool::flush_now`](super::Spool::flush_now).
     pub fn flush_now(&self) {
         // In `memory` no request waits.
-        if self.config.durability != Durability::Memory && !self.flush_requested.swap(true, SeqCst)
-        {
+        if self.durability != Durability::Memory && !self.flush_requested.swap(true, SeqCst) {
             self.parker.unpark();
         }
     }
@@ -352,7 +375,7 @@ impl SpoolState {
 
     /// Says whether the disk has stalled: then events are refused until it answers.
     pub fn set_stalled(&self, stalled: bool) {
-        let seconds = self.config.commit_seconds_max;
+        let seconds = self.config().commit_seconds_max;
         match (self.bounds.set_stalled(stalled), stalled) {
             (false, true) => ::log::error!(
                 "spool: the disk has stalled for spool.commit_seconds_max ({seconds} s): events \
@@ -369,7 +392,7 @@ impl SpoolState {
 
     /// Notes the disk's free space and the spool's growth.
     pub fn look_at_disk(&self) {
-        let least = self.config.free_bytes_min.as_u64();
+        let least = self.config().free_bytes_min.as_u64();
         match self.fs.free_bytes(&self.root) {
             Err(error) => ::log::warn!("spool: the disk's free space is unknown: {error}"),
             Ok(free) => match self.bounds.set_free_bytes(free, least) {
@@ -433,8 +456,8 @@ impl SpoolState {
 
     pub fn status(&self) -> Status {
         let bytes = self.bounds.bytes();
-        let room = (self.bounds.bytes_max.saturating_sub(bytes))
-            .min(self.bounds.free_bytes().saturating_sub(self.config.free_bytes_min.as_u64()));
+        let room = (self.bounds.bytes_max().saturating_sub(bytes))
+            .min(self.bounds.free_bytes().saturating_sub(self.config().free_bytes_min.as_u64()));
         let growth = self.growth.lock();
         let seconds_to_full = growth.seconds_until(room);
         drop(growth);

@@ -26,6 +26,7 @@ mod h2;
 mod harness;
 mod hidden;
 mod hot;
+mod hot_effects;
 mod http;
 mod hubspot;
 mod in_flight;

@@ -23,7 +23,7 @@ use std::os::fd::AsFd;
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::Path;
 use std::sync::Arc;
-use std::sync::mpsc::{Receiver, sync_channel};
+use std::sync::mpsc::{Receiver, RecvTimeoutError, TryRecvError, sync_channel};
 use std::time::Duration;
 
 /// Pause between two attempts after a failure, in seconds.
@@ -44,13 +44,27 @@ pub struct Opened {
     file: io::Result<File>,
 }
 
-/// A running access log. Cheap to clone.
-#[derive(Clone)]
+/// A running access log.
 pub struct AccessLogFile {
+    log: AccessLog,
+    writing: Writing,
+}
+
+/// The writer's thread. It ends when it is closed, or when no request can report to its log any
+/// more.
+pub struct Writing {
     buffer: Arc<Buffer>,
     /// Disconnected when the writer has ended.
-    ended: Arc<parking_lot::Mutex<Receiver<()>>>,
-    log: AccessLog,
+    ended: Receiver<()>,
+}
+
+/// Where the lines of requests go. Dropped with the last handle to the log.
+struct Sink(Arc<Buffer>);
+
+impl Drop for Sink {
+    fn drop(&mut self) {
+        self.0.close();
+    }
 }
 
 struct Writer {
@@ -71,18 +85,21 @@ struct Writer {
 }
 
 impl Opened {
-    /// Opens the file of an access log that is on. A disk that does not let it be opened stops no
-    /// start.
+    /// Opens the file. A disk that does not let it be opened stops no start. `None`: the access log
+    /// is off.
     ///
     /// # Errors
     ///
     /// The path is a mistake.
-    pub fn open(config: &Config) -> io::Result<Opened> {
+    pub fn open(config: &Config) -> io::Result<Option<Opened>> {
+        if !config.is_on() {
+            return Ok(None);
+        }
         let file = match open(config) {
             Err(e) if is_of_path(&e) => return Err(e),
             opened => opened,
         };
-        Ok(Opened { file, config: config.clone() })
+        Ok(Some(Opened { file, config: config.clone() }))
     }
 
     /// Starts the writer.
@@ -112,7 +129,7 @@ impl Opened {
             drop(running);
         };
         std::thread::Builder::new().name("access log".to_owned()).spawn(run)?;
-        let into = buffer.clone();
+        let into = Sink(buffer.clone());
         let log = AccessLog::new(move |record: &AccessRecord| {
             thread_local! {
                 static LINE: RefCell<Vec<u8>> = const { RefCell::new(Vec::new()) };
@@ -120,17 +137,24 @@ impl Opened {
             LINE.with_borrow_mut(|line| {
                 line.clear();
                 line::write(format, record, Timestamp::now(), line);
-                into.push(line);
+                into.0.push(line);
             });
         });
-        Ok(AccessLogFile { buffer, ended: Arc::new(parking_lot::Mutex::new(ended)), log })
+        Ok(AccessLogFile { log, writing: Writing { buffer, ended } })
     }
 }
 
 impl AccessLogFile {
-    /// Where the records of requests go.
-    pub fn log(&self) -> AccessLog {
-        self.log.clone()
+    /// Where the records of requests go, and the thread that writes their lines.
+    pub fn into_parts(self) -> (AccessLog, Writing) {
+        (self.log, self.writing)
+    }
+}
+
+impl Writing {
+    /// Whether every line is written, or given up.
+    pub fn has_ended(&self) -> bool {
+        self.ended.try_recv() == Err(TryRecvError::Disconnected)
     }
 
     /// Opens the file again, after the lines of all requests that have ended are in the old one.
@@ -143,8 +167,7 @@ impl AccessLogFile {
     pub fn close(&self, limit: Duration) {
         self.buffer.close();
         // The channel carries nothing: the writer's end disconnects it.
-        if self.ended.lock().recv_timeout(limit) == Err(std::sync::mpsc::RecvTimeoutError::Timeout)
-        {
+        if self.ended.recv_timeout(limit) == Err(RecvTimeoutError::Timeout) {
             warn!("the last lines of the access log are lost: its disk does not answer");
         }
     }
@@ -258,6 +281,7 @@ impl Writer {
 
     /// The end: what cannot be written now is lost.
     fn give_up(mut self, written: io::Result<()>) {
+        self.faults.clear(FaultKind::AccessLog, &self.config.path.display().to_string());
         let Err(e) = written else { return };
         let rest = self.lines.split_off(self.written);
         self.lines.clear();

@@ -78,7 +78,9 @@ impl Running {
             (None, None) => true,
             _ => false,
         };
-        Changes::between(values.all().keys().chain(self.values.keys()), same)
+        // A changed order needs an upgrade in any case, and is named beside this key.
+        let in_order = |name: &str| values.keeps_order(name);
+        Changes::between(values.all().keys().chain(self.values.keys()), same, in_order)
     }
 }
 
