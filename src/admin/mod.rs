@@ -31,7 +31,7 @@ pub use connections::{CONNECTIONS_MAX, CONNECTIONS_PER_ADDRESS_MAX};
 pub use history::{PAST_SECONDS, RECENT_EVENTS};
 pub use metrics_config::Config as MetricsConfig;
 #[cfg(feature = "otlp")]
-pub use otlp::OtlpExport;
+pub use otlp::{OtlpExport, OtlpTarget};
 pub use otlp_config::Config as OtlpConfig;
 pub use sampler::{SAMPLED_ACCEPTED_MAX, SAMPLED_REJECTED_MAX, Sampler, VERDICT_TARGET};
 pub use service::{Admin, EXPLAIN_BYTES_MAX, STREAMS_MAX};

@@ -15,7 +15,7 @@ use super::format::SegmentHeader;
 use super::fs::{File, FileId, Fs, Open, write_full};
 use super::hot_tail::HotTail;
 use super::lane_files::{
-    CURSOR, FILLING, IDENTITY, SPARE_EXTENSION, ignore_absent, lane_dir, segment_name,
+    CURSOR, FILLING, IDENTITY, SPARE_EXTENSION, ignore_absent, lane_dir, remove_lane, segment_name,
 };
 use super::metering::journal::Journal;
 use super::read::ack_file::AckFile;
@@ -174,8 +174,8 @@ impl Lane {
         }
     }
 
-    /// Makes a new lane: folder, lock, identity, first cursor, counts; all of it durable. `since_ms`:
-    /// see [`Journal::since_ms`].
+    /// Makes a new lane: folder, lock, identity, cursor, counts; all of it durable. Where that fails,
+    /// the folder is removed again, as far as the disk allows. `since_ms`: see `metering/`.
     pub fn create(
         fs: &Arc<dyn Fs>,
         root: &Path,
@@ -185,6 +185,19 @@ impl Lane {
         since_ms: u64,
     ) -> io::Result<Lane> {
         let dir = lane_dir(root, id);
+        Lane::create_in(&dir, fs, (root, id), salt, upstreams, since_ms)
+            .inspect_err(|_| _ = remove_lane(&**fs, &dir))
+    }
+
+    fn create_in(
+        dir: &Path,
+        fs: &Arc<dyn Fs>,
+        (root, id): (&Path, u64),
+        salt: u64,
+        upstreams: &[String],
+        since_ms: u64,
+    ) -> io::Result<Lane> {
+        let dir = dir.to_owned();
         fs.create_dir_all(&dir)?;
         let lock = fs.open(&dir.join(IDENTITY), Open::Create)?;
         take_lock(&*lock)?;
@@ -211,6 +224,8 @@ impl Lane {
             SegmentIndex::new(1),
             positions,
         );
+        // Both slots: then writing one needs no room, and a lane can be trimmed on a full disk.
+        lane.save_cursor()?;
         lane.save_cursor()?;
         fs.sync_dir(&lane.dir)?;
         fs.sync_dir(root)?;

@@ -184,7 +184,11 @@ impl Book {
 
     /// The lane that rejected events are counted in from now on.
     pub fn set_own(&self, lane: u64) {
-        self.own.store(lane, Relaxed);
+        let mut pages = self.pages.lock();
+        let before = self.own.swap(lane, Relaxed);
+        if let Some(counts) = pages.open.remove(&before) {
+            pages.open.entry(lane).or_default().append(counts);
+        }
     }
 
     /// Takes out what is open in a lane, to be written. It stays in the totals. Called with the

@@ -30,8 +30,6 @@
 //! holds; the log and a fault say so, and [`since`](book::Book::since_ms) from when they count.
 //! `memory` and `interval` lose with their events the counts of these.
 
-use crate::event;
-
 pub(super) mod book;
 pub(super) mod contents;
 pub(super) mod counts;
@@ -55,18 +53,6 @@ pub struct Metered {
     pub portal: u64,
     /// The UTC day of its receipt, counted from 1970-01-01.
     pub day: u32,
-}
-
-/// Milliseconds of a day.
-const DAY_MS: u64 = 86_400_000;
-
-impl Metered {
-    /// What an event is counted under.
-    pub fn of_event(record: &[u8]) -> Option<Metered> {
-        let (portal, received_at_ms) = event::portal_and_time(record)?;
-        let day = u32::try_from(received_at_ms / DAY_MS).unwrap_or(u32::MAX);
-        Some(Metered { portal, day })
-    }
 }
 
 impl Metering {

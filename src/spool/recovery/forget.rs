@@ -9,14 +9,16 @@ use std::path::Path;
 use std::sync::Arc;
 
 use super::adoption::{lane_ids, lock_spool};
-use super::inspect::{METERING, ROUTING, counted_positions, end_of, snapshot_lane};
+use super::inspect::{counted_positions, end_of, snapshot_lane};
 use super::quarantine::Quarantine;
 use super::recover::{Adoption, Surroundings, adopt};
 use crate::clock::SystemClock;
 use crate::spool::fs::{Fs, Open, SystemFs};
 use crate::spool::lane_files::{CURSOR, IDENTITY, ignore_absent, lane_dir, segment_number};
+use crate::spool::metering::Metering;
 use crate::spool::metering::book::Book;
 use crate::spool::read::cursor::CursorFile;
+use crate::spool::routing::Routing;
 use crate::telemetry::faults::Faults;
 
 /// What was given up.
@@ -40,13 +42,19 @@ pub enum ForgetError {
 }
 
 /// Removes an upstream's position from every lane. Of a lane that no upstream is left for the
-/// events are removed; its totals by portal stay until the next start takes them over.
+/// events are removed; its totals by portal stay until the next start takes them over. `routing` and
+/// `metering`: how to read the records.
 ///
 /// # Errors
 ///
 /// [`ForgetError::Running`] while a process uses the spool: then nothing was changed.
 /// [`ForgetError::Io`] for the file system's errors: the command can be given again.
-pub fn forget(root: &Path, upstream: &str) -> Result<Forgotten, ForgetError> {
+pub fn forget(
+    root: &Path,
+    upstream: &str,
+    routing: &Routing,
+    metering: &Metering,
+) -> Result<Forgotten, ForgetError> {
     let Some(_making_no_lanes) = lock_spool(&SystemFs, root)? else {
         return Err(ForgetError::Running);
     };
@@ -68,13 +76,13 @@ pub fn forget(root: &Path, upstream: &str) -> Result<Forgotten, ForgetError> {
         let snapshot = snapshot_lane(root, id)?;
         let low = cursor.positions.remove(place).low;
         let end = end_of(&snapshot)?.max(low);
-        let counted = counted_positions(&snapshot, end);
+        let counted = counted_positions(&snapshot, end, routing);
         let position = counted.iter().find(|position| position.name == upstream);
         forgotten.lanes += 1;
         forgotten.pending += position.map_or(0, |position| position.totals(end).pending());
         let is_last = cursor.positions.is_empty();
         if is_last {
-            count_portals(root, id, upstream, &ids)?;
+            count_portals(root, id, (upstream, routing, metering), &ids)?;
         }
         // Both slots, so that no older one brings the position back.
         file.save(&cursor)?;
@@ -88,14 +96,19 @@ pub fn forget(root: &Path, upstream: &str) -> Result<Forgotten, ForgetError> {
 }
 
 /// Writes what the records of a lane say beyond its counts by portal, before they are removed.
-fn count_portals(root: &Path, id: u64, upstream: &str, lanes: &[u64]) -> io::Result<()> {
+fn count_portals(
+    root: &Path,
+    id: u64,
+    (upstream, routing, metering): (&str, &Routing, &Metering),
+    lanes: &[u64],
+) -> io::Result<()> {
     let fs: Arc<dyn Fs> = Arc::new(SystemFs);
     let upstreams = [upstream.to_owned()];
-    let book = Book::new(METERING, &upstreams, Arc::new(SystemClock), Faults::unregistered());
+    let book = Book::new(*metering, &upstreams, Arc::new(SystemClock), Faults::unregistered());
     let quarantine = Quarantine::open(Arc::clone(&fs), root);
     let with = Surroundings {
         upstreams: &upstreams,
-        routing: &ROUTING,
+        routing,
         quarantine: &quarantine,
         book: &book,
         lanes,
