@@ -174,8 +174,8 @@ impl Lane {
         }
     }
 
-    /// Makes a new lane: folder, lock, identity, cursor, counts; all of it durable. Where that fails,
-    /// the folder is removed again, as far as the disk allows. `since_ms`: see `metering/`.
+    /// Makes a new lane: folder, lock, identity, cursor, counts; all of it durable. Where that
+    /// fails, the folder is removed, as far as the disk allows. `since_ms`: see `metering/`.
     pub fn create(
         fs: &Arc<dyn Fs>,
         root: &Path,

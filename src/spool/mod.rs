@@ -139,10 +139,10 @@
 //!   its new header is durable. Its old records carry another segment's number in their checksums.
 //! - *Adopt.* It reads, and cuts off what is behind the end. Done again it does the same.
 //! - *Fold and remove.* A delivered lane's counts by portal go into the own lane's file, where they
-//!   do not count before the cursor names the lane. A delivered lane's totals go into the own lane's cursor together with the
-//!   lane's identity, into both slots, before its folder is removed. The cursor keeps the identity
-//!   until the removal is durable, also when another process has taken it over: so no process ever
-//!   counts these totals a second time.
+//!   do not count before the cursor names the lane. Its other totals go into the own lane's cursor
+//!   together with the lane's identity, into both slots, before its folder is removed. The cursor
+//!   keeps the identity until the removal is durable, also when another process has taken it over:
+//!   so no process ever counts these totals a second time.
 //!
 //! # What a disk can do
 //!

@@ -167,8 +167,8 @@ impl Portals {
         Arc::ptr_eq(&self.shared, &other.shared)
     }
 
-    /// Takes over from an earlier policy: what is left of each portal's rate and quota, and, until a URL's
-    /// first list is loaded, the earlier list.
+    /// Takes over from an earlier policy: what is left of each portal's rate and quota, and, until
+    /// a URL's first list is loaded, the earlier list.
     pub fn succeed(&self, earlier: &Portals) {
         let (own, earlier) = (&*self.shared, &*earlier.shared);
         if let Some(accepted) = earlier.accepted.get() {

@@ -278,8 +278,8 @@ impl Book {
         written + pages.open.values().map(|counts| counts.of(number, is_today)).sum::<u64>()
     }
 
-    /// The portals with the most accepted and rejected events, at most `portals_max`, and the sum of
-    /// all others, which has the portal 0.
+    /// The portals with the most accepted and rejected events, at most `portals_max`, and the sum
+    /// of all others, which has the portal 0.
     pub fn busiest(&self, portals_max: usize) -> (Vec<PortalTotals>, PortalTotals) {
         let mut busiest = BinaryHeap::with_capacity(portals_max + 1);
         let numbers = self.numbers();

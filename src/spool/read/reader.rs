@@ -10,6 +10,7 @@ use super::counts::Ack;
 use super::scanner::{Scanner, Step};
 use crate::spool::fs::File;
 use crate::spool::lane::Lane;
+use crate::spool::metering::table::OTHER;
 use crate::spool::record_id::RecordId;
 use crate::spool::recovery::count_foreign::{each_routed, stretches};
 use crate::spool::recovery::recover::{ends_cleanly, find_missing};
@@ -151,8 +152,6 @@ impl Reader {
         };
         let before = entries.len();
         let mut foreign = SeqRuns::default();
-        let state = Arc::clone(&self.state);
-        let mut numbers = state.book.numbering();
         let step = loop {
             let is_over = entries.len() >= events_max || *bytes >= bytes_max;
             if is_over || self.passed_bytes >= PASSED_BYTES_MAX {
@@ -176,17 +175,14 @@ impl Reader {
                 }
                 Ok(Step::Record { seq, payload }) => {
                     *bytes += payload.len();
-                    let portal = numbers.number(&payload).0;
-                    entries.push(Entry {
-                        record_id: RecordId { lane: lane.id, seq, portal },
-                        payload,
-                    });
+                    let record_id = RecordId { lane: lane.id, seq, portal: OTHER };
+                    entries.push(Entry { record_id, payload });
                 }
                 other => break other.map(Some),
             }
         };
         let (file, offset, seq) = (Arc::clone(file), scanner.offset, scanner.seq);
-        self.hand_out(lane, entries.len() - before, foreign);
+        self.hand_out(lane, &mut entries[before..], foreign);
         Ok(match step.map_err(|error| Unread::Read { number, error })? {
             None | Some(Step::Record { .. }) => ReadPass::Enough,
             Some(Step::End) => ReadPass::More,
@@ -207,7 +203,11 @@ impl Reader {
     }
 
     /// Notes that the next records were handed out or, if foreign, passed over.
-    fn hand_out(&self, lane: &Lane, events: usize, foreign: SeqRuns) {
+    fn hand_out(&self, lane: &Lane, entries: &mut [Entry], foreign: SeqRuns) {
+        let (events, mut numbers) = (entries.len(), self.state.book.numbering());
+        for entry in entries {
+            entry.record_id.portal = numbers.number(&entry.payload).0;
+        }
         let mut state = lane.state();
         let position = &mut state.positions[self.upstream];
         position.hand_out(events + foreign.events);

@@ -42,8 +42,8 @@ pub enum ForgetError {
 }
 
 /// Removes an upstream's position from every lane. Of a lane that no upstream is left for the
-/// events are removed; its totals by portal stay until the next start takes them over. `routing` and
-/// `metering`: how to read the records.
+/// events are removed; its totals by portal stay until the next start takes them over. `routing`
+/// and `metering`: how to read the records.
 ///
 /// # Errors
 ///
