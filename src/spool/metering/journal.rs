@@ -104,6 +104,8 @@ impl Journal {
         // A call may report a file as absent that is there.
         let is_missing = is_absent(&opened) && fs.list(dir)?.iter().all(|e| e.name != PORTALS);
         let file = if is_missing { fs.open(&path, Open::Create)? } else { opened? };
+        // The last entry may be in the cache alone, and segments are trimmed by it.
+        file.sync_data()?;
         let bytes = read_block(&*file, usize::try_from(file.bytes()?).unwrap_or(0), 0)?;
         let Sound { since_ms, end, mut contents, is_damaged } =
             Sound::read(&bytes, key, is_folded, book);

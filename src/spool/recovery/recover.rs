@@ -95,7 +95,10 @@ pub fn adopt(
         let absorbed = cursor.and_then(CursorFile::load).ok().and_then(|(_, cursor)| cursor);
         return Ok(Adoption::Living(absorbed.map_or(Vec::new(), |cursor| cursor.absorbed)));
     }
-    let (cursor_file, cursor) = CursorFile::load(reading.open(&dir.join(CURSOR), Open::Ensure)?)?;
+    let file = reading.open(&dir.join(CURSOR), Open::Ensure)?;
+    // The newer slot may be in the cache alone, and the other one is the next to be written.
+    file.sync_data()?;
+    let (cursor_file, cursor) = CursorFile::load(file)?;
     let cursor = cursor.filter(|cursor| cursor.lane == id);
     let salt = salt(&*reading, &dir, id, &*lock, cursor.as_ref())?;
     remove_leftovers(&*reading, &dir)?;
