@@ -9,6 +9,7 @@ mod admin;
 mod error;
 pub mod file_limit;
 mod handover;
+pub mod huge_pages;
 pub mod listen;
 mod origin;
 mod origin_url;
