@@ -360,7 +360,8 @@ where
             session.set_keepalive_reuses_remaining(Some(0));
         }
         let served = self.proxy.process_new_http(session, shutdown);
-        let served = exchange::scope(self.buffered_bytes.clone(), served);
+        let ahead = exchange::AHEAD_BYTES_HTTP1;
+        let served = exchange::scope(self.buffered_bytes.clone(), ahead, served);
         Box::pin(async move { served.await.is_some() })
     }
 }
