@@ -15,6 +15,7 @@ use super::param::{
     QUERY_BYTES_MAX_DEFAULT, QUERY_BYTES_MAX_RANGE, Reserved, WITHHOLD_PARAMS_DEFAULT,
 };
 use super::verdict::Ignored;
+use crate::env::one_or_many;
 
 /// The `[events]` section (SPEC 9).
 #[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
@@ -24,19 +25,23 @@ pub struct Config {
     /// The event path in canonical form. SPEC 2 says which other paths mean the same.
     pub path: String,
     /// The methods that are judged: `GET`, and optionally `POST`.
+    #[serde(deserialize_with = "one_or_many")]
     pub methods: Vec<String>,
     /// The longest query, in bytes.
     pub query_bytes_max: ByteSize,
     /// The most non-empty pieces of a query.
     pub params_max: usize,
     /// Names of parameters that are always ignored. ASCII case does not matter.
+    #[serde(deserialize_with = "one_or_many")]
     pub ignore_params: Vec<String>,
     /// Names of parameters that may be credentials: ignored, and their values are shown nowhere.
     /// ASCII case does not matter.
+    #[serde(deserialize_with = "one_or_many")]
     pub withhold_params: Vec<String>,
     /// The cookie whose value is stored as `context.utk`. `None`: no cookie is read.
     pub utk_cookie: Option<String>,
     /// Headers from trusted proxies that are stored in `context.headers`.
+    #[serde(deserialize_with = "one_or_many")]
     pub context_headers: Vec<String>,
 }
 
