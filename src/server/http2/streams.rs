@@ -168,7 +168,14 @@ where
         let listed = is_upload.then(|| self.uploads.list(respond.stream_id().as_u32()));
         let upload = listed.as_ref().map(|listed| listed.upload.clone());
         let digest = self.digest.clone();
-        let session = Http2Session::new(parts.into(), body, respond, digest, upload.clone());
+        let session = Http2Session::new(
+            parts.into(),
+            body,
+            respond,
+            digest,
+            upload.clone(),
+            self.server.admission.limits().header_lines_max,
+        );
         tokio::spawn(async move {
             let OpenStream(streams) = &stream;
             let served = async {

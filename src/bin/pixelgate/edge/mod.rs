@@ -21,4 +21,5 @@ pub mod running;
 mod sockets;
 pub mod stop;
 mod systemd;
+mod trailers;
 mod upgrade;
