@@ -320,10 +320,9 @@ mod tests {
                 let mut pieces: Vec<IoSlice<'_>> =
                     message.iter().map(|p| IoSlice::new(p)).collect();
                 let mut left = &mut pieces[..];
-                IoSlice::advance_slices(&mut left, 0);
                 while !left.is_empty() {
-                    let write = |cx: &mut _| writer.poll_write(Pin::new(&mut stream), cx, left);
-                    let written = poll_fn(write).await.unwrap();
+                    let poll = poll_fn(|cx| writer.poll_write(Pin::new(&mut stream), cx, left));
+                    let written = poll.await.unwrap();
                     assert!(written > 0);
                     IoSlice::advance_slices(&mut left, written);
                 }
