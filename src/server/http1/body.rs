@@ -70,8 +70,8 @@ impl Body {
         matches!(self, Self::Length(0) | Self::Chunked(Chunks::End))
     }
 
-    /// How many of the received `bytes` belong to the body: all, unless it ends within them. Appends
-    /// the lines of its trailers, each with its CRLF, to `trailers`.
+    /// How many of the received `bytes` belong to the body: all, unless it ends within them.
+    /// Appends the lines of its trailers, each with its CRLF, to `trailers`.
     pub fn take(&mut self, bytes: &[u8], trailers: &mut Vec<u8>) -> Result<usize, BodyError> {
         match self {
             Self::Length(left) => {

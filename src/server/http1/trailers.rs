@@ -1,5 +1,5 @@
-//! Carries the trailers of chunked messages (RFC 9112, section 7.1.2) past Pingora, which reads them
-//! to their end and drops them.
+//! Carries the trailers of chunked messages (RFC 9112, section 7.1.2) past Pingora, which reads
+//! them to their end and drops them.
 //!
 //! The stream on one side of Pingora stores the trailers that it reads in the exchange; the stream
 //! on the other side adds them to what Pingora writes, behind the last chunk. Both find their place
@@ -17,7 +17,8 @@ use std::pin::Pin;
 use std::task::{Context, Poll, ready};
 use tokio::io::AsyncWrite;
 
-/// Longest header of an answer whose trailers are looked for, in bytes. Pingora takes no longer one.
+/// Longest header of an answer whose trailers are looked for, in bytes: the longest that Pingora
+/// takes.
 const HEAD_BYTES_MAX: usize = 1 << 20;
 
 /// Fields that may stand in no trailer section, because a recipient that takes trailers for headers

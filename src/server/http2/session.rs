@@ -84,21 +84,19 @@ impl Drop for Piece {
 }
 
 impl Http2Session {
-    /// A session for a request and its stream. `upload` is there if a body may follow. A body with
-    /// more trailers than `trailer_lines_max` is an error.
+    /// A session for a request and its stream. `upload` is there if a body may follow.
     pub fn new(
         request: RequestHeader,
         body: RecvStream,
         respond: SendResponse<Bytes>,
         digest: Arc<Digest>,
         upload: Option<Arc<Upload>>,
-        trailer_lines_max: usize,
     ) -> Self {
         Self {
             request,
             body,
             body_ended: false,
-            trailer_lines_max,
+            trailer_lines_max: 0,
             body_read: 0,
             retry: None,
             retry_truncated: false,
@@ -112,6 +110,11 @@ impl Http2Session {
             digest,
             upload,
         }
+    }
+
+    /// Takes up to `lines` trailers; a body with more is an error.
+    pub fn take_trailers(&mut self, lines: usize) {
+        self.trailer_lines_max = lines;
     }
 
     /// Sends a response header. An informational one may come before the final one (RFC 9110,

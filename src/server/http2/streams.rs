@@ -168,14 +168,7 @@ where
         let listed = is_upload.then(|| self.uploads.list(respond.stream_id().as_u32()));
         let upload = listed.as_ref().map(|listed| listed.upload.clone());
         let digest = self.digest.clone();
-        let session = Http2Session::new(
-            parts.into(),
-            body,
-            respond,
-            digest,
-            upload.clone(),
-            self.server.admission.limits().header_lines_max,
-        );
+        let session = Http2Session::new(parts.into(), body, respond, digest, upload.clone());
         tokio::spawn(async move {
             let OpenStream(streams) = &stream;
             let served = async {
@@ -205,7 +198,11 @@ where
     /// Checks a request. One that is malformed or asks for a tunnel is answered, and its stream
     /// ends.
     async fn admit(&self, mut session: Http2Session) -> Option<ServerSession> {
-        let checked = check(session.req_header(), &self.server.admission.limits());
+        let checked = {
+            let limits = self.server.admission.limits();
+            session.take_trailers(limits.header_lines_max);
+            check(session.req_header(), &limits)
+        };
         let checked = checked
             .and_then(|()| join_cookies(session.req_header_mut()).map_err(|_| Limit::HeaderSyntax));
         let status = match checked {
