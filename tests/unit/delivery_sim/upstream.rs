@@ -134,6 +134,11 @@ impl Scripted {
         self.script.rejected > 0 && Random(event ^ 0xBAD).once_in(self.script.rejected)
     }
 
+    /// Whether this upstream never takes the event.
+    pub fn refuses(&self, event: u64) -> bool {
+        self.is_poison(event) || self.is_rejected(event)
+    }
+
     pub fn in_flight(&self) -> usize {
         self.state.lock().under_way.len()
     }
