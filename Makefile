@@ -2,7 +2,7 @@
 
 export PATH := $(PATH):/usr/sbin:/sbin
 
-.PHONY: run test simulate fleet attacks bench check package help
+.PHONY: run test simulate power soak fleet attacks bench check package help
 
 run: ## Build and start the edge on the sample configuration
 	@.ci/need cc cmake
@@ -16,6 +16,16 @@ simulate: ## Simulate delivery, with ten thousand seeds
 	@.ci/need cc cmake
 	PIXELGATE_TEST_SEEDS=$(or $(SEEDS),10000) PIXELGATE_TEST_SEED_FIRST=$(or $(FIRST),0) \
 	    cargo test --locked --test unit delivery_sim $(if $(FEATURES),--features $(FEATURES)) -- --nocapture
+
+power: ## Cut the power of a spool a thousand times (CUTS=)
+	@.ci/need cc cmake
+	PIXELGATE_POWER_CUTS=$(or $(CUTS),1000) \
+	    cargo test --locked --test unit spool_power -- --nocapture --test-threads 1
+
+soak: ## Run the edge under load and faults for SECONDS (600)
+	@.ci/need cc cmake
+	PIXELGATE_SOAK_SECONDS=$(or $(SECONDS),600) \
+	    cargo test --locked --test edge soak -- --ignored --nocapture
 
 fleet: ## Send ten thousand odd paths through the edge to real origins
 	@.ci/need cc cmake && .ci/need-fleet
