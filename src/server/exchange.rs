@@ -1,4 +1,6 @@
-//! How many bytes of a response wait in memory for a client that does not read them.
+//! What the two streams of one exchange, the client's and the origin's, tell each other: how many
+//! bytes of a response wait in memory for a client that does not read them, and the trailers, which
+//! Pingora does not pass on.
 //!
 //! Pingora reads a response in pieces of up to 64 KiB and queues up to ten of them, 640 KiB, while
 //! the client takes none; neither number can be configured. But it reads from the origin and writes
@@ -8,7 +10,9 @@
 //! is being written.
 
 use super::buffered_bytes::{BufferedBytes, Reservation};
-use std::cell::{Cell, OnceCell};
+use bytes::Bytes;
+use std::cell::{Cell, OnceCell, RefCell};
+use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::task::{Context, Poll};
 
 /// Most bytes that are read from an origin before a client of HTTP/1 takes some.
@@ -27,12 +31,24 @@ const TRICKLE_BYTES: usize = 256;
 /// the client as one that does not read.
 const YIELDS_MAX: u32 = 2;
 
+/// Number of exchanges so far.
+static EXCHANGES: AtomicU64 = AtomicU64::new(0);
+
 tokio::task_local! {
     static EXCHANGE: Exchange;
 }
 
+/// A message of an exchange.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Side {
+    Request,
+    Response,
+}
+
 /// The state of one exchange between a client and an origin.
 struct Exchange {
+    /// From 1 on.
+    number: u64,
     buffered_bytes: BufferedBytes,
     ahead_bytes_max: usize,
     /// The exchange's share of all buffered bytes, from the first read of a response on. `None`:
@@ -42,6 +58,9 @@ struct Exchange {
     ahead: Cell<usize>,
     yields: Cell<u32>,
     client_waits: Cell<bool>,
+    /// Lines of trailers, each with its CRLF; empty: none, or not read yet.
+    request_trailers: RefCell<Bytes>,
+    response_trailers: RefCell<Bytes>,
 }
 
 /// Runs `future`, which serves one request, as an exchange.
@@ -51,12 +70,15 @@ pub fn scope<F: Future>(
     future: F,
 ) -> impl Future<Output = F::Output> {
     let exchange = Exchange {
+        number: EXCHANGES.fetch_add(1, Relaxed) + 1,
         buffered_bytes,
         ahead_bytes_max,
         reserved: OnceCell::new(),
         ahead: Cell::new(0),
         yields: Cell::new(0),
         client_waits: Cell::new(false),
+        request_trailers: RefCell::default(),
+        response_trailers: RefCell::default(),
     };
     EXCHANGE.scope(exchange, future)
 }
@@ -78,6 +100,22 @@ pub fn poll_room(cx: &mut Context<'_>) -> Poll<usize> {
     EXCHANGE.try_with(|exchange| exchange.poll_room(cx)).unwrap_or(Poll::Ready(usize::MAX))
 }
 
+/// The number of the current exchange, of which no other has the same. `None`: there is none.
+pub fn number() -> Option<u64> {
+    EXCHANGE.try_with(|exchange| exchange.number).ok()
+}
+
+/// Stores the trailers of a message: whole lines.
+pub fn store_trailers(side: Side, lines: Bytes) {
+    // Outside of an exchange the other side does not exist.
+    let _ = EXCHANGE.try_with(|exchange| exchange.trailers(side).replace(lines));
+}
+
+/// The trailers of a message. Empty: none, or not read yet.
+pub fn trailers(side: Side) -> Bytes {
+    EXCHANGE.try_with(|exchange| exchange.trailers(side).borrow().clone()).unwrap_or_default()
+}
+
 /// Whether the current task is in an exchange.
 pub fn is_current() -> bool {
     EXCHANGE.try_with(|_| ()).is_ok()
@@ -92,6 +130,13 @@ pub fn origin_read(bytes: usize) {
 }
 
 impl Exchange {
+    fn trailers(&self, side: Side) -> &RefCell<Bytes> {
+        match side {
+            Side::Request => &self.request_trailers,
+            Side::Response => &self.response_trailers,
+        }
+    }
+
     fn poll_room(&self, cx: &mut Context<'_>) -> Poll<usize> {
         let reserved = self.reserved.get_or_init(|| self.buffered_bytes.reserve(RESERVED_BYTES));
         let ahead_max = if reserved.is_some() { self.ahead_bytes_max } else { AHEAD_BYTES_MIN };

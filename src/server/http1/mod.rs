@@ -7,6 +7,7 @@ pub mod header_check;
 mod refusal;
 mod request_stream;
 pub mod target;
+pub mod trailers;
 
 use super::connection::{Connection, Head};
 use super::exchange;
@@ -331,7 +332,8 @@ where
         }
         let keep = self.keeps(&connection, shutdown);
         let Connection { stream, received, peer, requests, permit, .. } = connection;
-        let (stream, back) = RequestStream::new(stream, received, body, upgrade);
+        let (stream, back) =
+            RequestStream::new(stream, received, body, upgrade, in_force.limits.header_lines_max);
         let limit = in_force.limits.write_timeout;
         let can_take_another = self.hand_over(stream, head, limit, keep, shutdown).await;
         // Pingora drops each stream that it ends with; then nothing is left of the connection.

@@ -209,7 +209,11 @@ where
     /// Checks a request. One that is malformed or asks for a tunnel is answered, and its stream
     /// ends.
     async fn admit(&self, mut session: Http2Session) -> Option<ServerSession> {
-        let checked = check(session.req_header(), &self.server.admission.limits());
+        let checked = {
+            let limits = self.server.admission.limits();
+            session.take_trailers(limits.header_lines_max);
+            check(session.req_header(), &limits)
+        };
         let checked = checked
             .and_then(|()| join_cookies(session.req_header_mut()).map_err(|_| Limit::HeaderSyntax));
         let status = match checked {

@@ -24,4 +24,5 @@ pub mod running;
 mod sockets;
 pub mod stop;
 mod systemd;
+mod trailers;
 mod upgrade;
