@@ -60,6 +60,10 @@ pub enum OpenError {
     Threads(#[source] std::io::Error),
 }
 
+/// How the spool reads which upstreams an event is meant for.
+pub const EVENT_ROUTING: Routing =
+    Routing { is_routed: event::is_routed, names: event::names_upstream };
+
 /// An upstream with its name, the limits of its batches and its `attempts_max`.
 type Destination = (String, Arc<dyn Upstream>, BatchConfig, u32);
 
@@ -76,6 +80,7 @@ pub struct Builder {
     name: Option<String>,
     registry: Registry,
     runtime: Option<Handle>,
+    needs_disk: bool,
 }
 
 impl PixelGate {
@@ -104,6 +109,7 @@ impl Builder {
             name: None,
             registry: Registry::new(),
             runtime: None,
+            needs_disk: false,
         }
     }
 
@@ -208,6 +214,14 @@ impl Builder {
         self
     }
 
+    /// Whether the gate opens only on a disk that takes events: for a process that is to follow one
+    /// which still takes them. Default: no. Then a gate on a disk that is full, read-only or
+    /// failing opens, refuses events, delivers those of earlier processes, and recovers by itself.
+    pub fn needs_disk(mut self, needs_disk: bool) -> Self {
+        self.needs_disk = needs_disk;
+        self
+    }
+
     /// The judge alone, for `explain`. Opens the portal list and nothing else.
     ///
     /// # Errors
@@ -243,7 +257,8 @@ impl Builder {
             clock: self.clock.clone(),
             commit_seconds: Some(metrics.spool_commit_seconds.clone()),
             faults: faults.clone(),
-            routing: Routing { is_routed: event::is_routed, names: event::names_upstream },
+            routing: EVENT_ROUTING,
+            needs_disk: self.needs_disk,
             ..Env::system()
         };
         let spool =

@@ -79,6 +79,7 @@ mod builder;
 mod clock;
 mod config_error;
 mod delivery;
+mod disk_error;
 mod env;
 mod event;
 mod explain;
@@ -209,14 +210,16 @@ pub mod admin_pages {
 /// metrics, files and log lines. Made for the binary `pixelgate`, which is built on the public
 /// names alone; they change more often than those of the other groups.
 pub mod tools {
-    pub use crate::builder::check;
+    pub use crate::builder::{EVENT_ROUTING, check};
     pub use crate::config_error::without_value;
     pub use crate::delivery::{backfill, dead_letters};
+    pub use crate::disk_error::is_of_path;
     pub use crate::event::{Record, escape_hidden};
     pub use crate::explain::{Explanation, Section, explain};
     pub use crate::file_stamp::FileStamp;
     pub use crate::pem::{ENCRYPTED as ENCRYPTED_KEY, is_encrypted};
     pub use crate::regular_file::read as read_regular_file;
+    pub use crate::spool::Routing;
     pub use crate::spool::recovery::{forget, inspect};
     pub use crate::telemetry::log_throttle::LogThrottle;
     pub use crate::telemetry::metrics::Metrics;

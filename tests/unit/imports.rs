@@ -11,7 +11,7 @@ use std::collections::{BTreeMap, BTreeSet};
 /// rooms in one line know nothing of each other.
 const ROOMS: &[&[&str]] = &[
     &["clock", "config_error", "pem", "tls_error"],
-    &["env", "file_lock", "file_stamp", "regular_file"],
+    &["disk_error", "env", "file_lock", "file_stamp", "regular_file"],
     &["proxy"],
     &["event"],
     &["telemetry"],

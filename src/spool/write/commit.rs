@@ -69,17 +69,13 @@ pub struct Committer {
 }
 
 impl Committer {
-    /// A committer for the process's own lane, which has no segment yet.
-    pub fn new(state: Arc<SpoolState>) -> io::Result<Committer> {
-        let lane = Arc::clone(&state.own);
+    /// A committer for the process's own lane, which has no segment yet. `syncer`: only in
+    /// `interval`.
+    pub fn new(state: Arc<SpoolState>, lane: Arc<Lane>, syncer: Option<Syncer>) -> Committer {
         let synced_at = state.clock.monotonic();
         // The other modes answer before the disk has the events, so the cache is their way.
         let direct = state.durability == Durability::Power;
-        let syncer = match state.durability {
-            Durability::Interval => Some(Syncer::start(Arc::clone(&state.parker))?),
-            Durability::Power | Durability::Memory => None,
-        };
-        Ok(Committer {
+        Committer {
             state,
             lane,
             segment: None,
@@ -94,17 +90,18 @@ impl Committer {
             syncer,
             sync_in_flight: None,
             busy: false,
-        })
+        }
     }
 
-    /// Makes the first segment ahead of the first event. If that fails, the spool begins to fail.
+    /// Makes the first segment ahead of the first event. Events are accepted once that succeeds.
     pub fn prepare(&mut self) {
         if self.state.config().fills_spares() {
             // Without it the first segment is a new file.
             _ = self.lane.fill_spare(FIRST_SEGMENT_BYTES, || true);
         }
-        if let Err(error) = self.open_segment() {
-            self.state.fail(&error);
+        match self.open_segment() {
+            Ok(()) => self.state.recover(),
+            Err(error) => self.state.fail(&error),
         }
     }
 

@@ -14,6 +14,7 @@ use jiff::Timestamp;
 use log::{error, info, warn};
 use pixelgate::PixelGate;
 use pixelgate::custom::{AccessLog, AccessRecord, FaultKind, Faults};
+use pixelgate::tools::is_of_path;
 use rustix::fs::OFlags;
 use std::cell::RefCell;
 use std::fs::{File, OpenOptions};
@@ -36,10 +37,11 @@ const STDERR_WRITE_BYTES_MAX: usize = 4096;
 const ADVICE: &str = "Look at the disk and the permissions of access_log.path. Requests are served \
                       all the same; further lines are lost while the buffer is full.";
 
-/// An access log whose file is open and whose thread does not run yet.
+/// An access log whose thread does not run yet.
 pub struct Opened {
     config: Config,
-    file: File,
+    /// An error if the disk does not let it be opened now.
+    file: io::Result<File>,
 }
 
 /// A running access log.
@@ -67,14 +69,15 @@ impl Drop for Sink {
 
 struct Writer {
     buffer: Arc<Buffer>,
-    file: File,
+    /// `None`: it could not be opened yet.
+    file: Option<File>,
     /// What is being written.
     lines: Vec<u8>,
     /// How much of it is written.
     written: usize,
     config: Config,
     faults: Faults,
-    /// Why the file could not be opened again. It is tried until it can.
+    /// Why the file could not be opened, at first or again. It is tried until it can.
     reopen_error: Option<io::Error>,
     /// Whether the fault is raised.
     is_failing: bool,
@@ -82,12 +85,21 @@ struct Writer {
 }
 
 impl Opened {
-    /// Opens the file. `None`: the access log is off.
+    /// Opens the file. A disk that does not let it be opened stops no start. `None`: the access log
+    /// is off.
+    ///
+    /// # Errors
+    ///
+    /// The path is a mistake.
     pub fn open(config: &Config) -> io::Result<Option<Opened>> {
         if !config.is_on() {
             return Ok(None);
         }
-        Ok(Some(Opened { file: open(config)?, config: config.clone() }))
+        let file = match open(config) {
+            Err(e) if is_of_path(&e) => return Err(e),
+            opened => opened,
+        };
+        Ok(Some(Opened { file, config: config.clone() }))
     }
 
     /// Starts the writer.
@@ -97,6 +109,10 @@ impl Opened {
         let buffer = Arc::new(Buffer::new(config.buffer_len(), config.flush(), lost));
         let (running, ended) = sync_channel(0);
         let format = config.format;
+        let (file, reopen_error) = match file {
+            Ok(file) => (Some(file), None),
+            Err(e) => (None, Some(e)),
+        };
         let writer = Writer {
             buffer: buffer.clone(),
             file,
@@ -104,7 +120,7 @@ impl Opened {
             written: 0,
             config,
             faults: gate.faults().clone(),
-            reopen_error: None,
+            reopen_error,
             is_failing: false,
             lost_before: 0,
         };
@@ -159,6 +175,7 @@ impl Writing {
 
 impl Writer {
     fn run(mut self) {
+        self.report(Ok(()));
         loop {
             let is_stuck = !self.lines.is_empty();
             let limit = self.is_failing.then(|| Duration::from_secs(RETRY_SECONDS));
@@ -188,7 +205,10 @@ impl Writer {
         while self.written < self.lines.len() {
             let rest = &self.lines[self.written..];
             let piece = if self.config.is_stderr() { whole_lines(rest) } else { rest };
-            match self.file.write(piece) {
+            let Some(file) = &mut self.file else {
+                return Err(io::Error::other("it is not open"));
+            };
+            match file.write(piece) {
                 Ok(0) => return Err(io::ErrorKind::WriteZero.into()),
                 Ok(length) => self.written += length,
                 Err(e) if e.kind() == io::ErrorKind::Interrupted => {}
@@ -206,7 +226,7 @@ impl Writer {
         }
         match open(&self.config) {
             Ok(file) => {
-                self.file = file;
+                self.file = Some(file);
                 self.reopen_error = None;
                 self.skip_to_line();
             }
@@ -229,6 +249,9 @@ impl Writer {
         let lost = self.buffer.lost();
         let path = self.config.path.display();
         let condition = match (&written, &self.reopen_error) {
+            (_, Some(e)) if self.file.is_none() => {
+                Some(format!("the access log {path} cannot be opened: {e}"))
+            }
             (Err(e), _) => Some(format!("the access log {path} cannot be written: {e}")),
             (Ok(()), Some(e)) => Some(format!("the access log {path} cannot be opened again: {e}")),
             (Ok(()), None) if lost > self.lost_before => {

@@ -83,6 +83,8 @@ struct State {
     seen: Option<FileStamp>,
     /// `edge.origin_ca` when it was last read.
     origin_ca: Option<FileStamp>,
+    /// Whether `table` is written for `pixelgate check --diff`.
+    is_noted: bool,
 }
 
 impl Reloader {
@@ -91,12 +93,12 @@ impl Reloader {
         let seen = FileStamp::read(&path).ok();
         let origin_ca = origin_ca_stamp(&handles.section.load());
         let this = Self {
-            state: Mutex::new(State { table, read: seen, seen, origin_ca }),
+            state: Mutex::new(State { table, read: seen, seen, origin_ca, is_noted: true }),
             path,
             state_dir: handles.section.load().state_dir.clone(),
             handles,
         };
-        this.note_in_force(&Values::of(&this.state.lock().table));
+        this.note_in_force(&mut this.state.lock());
         this
     }
 
@@ -108,6 +110,9 @@ impl Reloader {
         if at_once || (is_at_rest && now != state.read) {
             state.read = now;
             self.reload(&mut state);
+        }
+        if !state.is_noted {
+            self.note_in_force(&mut state);
         }
         self.handles.certificates.iter().for_each(|(_, each)| each.reload(at_once));
         self.note_certificates();
@@ -182,7 +187,7 @@ impl Reloader {
         handles.token.set(new.admin.token);
         logging::reload(&new.log);
         state.table = new.table;
-        self.note_in_force(&Values::of(&state.table));
+        self.note_in_force(state);
         Ok(changes)
     }
 
@@ -210,12 +215,15 @@ impl Reloader {
         faults.raise(FaultKind::ConfigReload, NOT_IN_FORCE, text, advice);
     }
 
-    /// Writes what is in force for `pixelgate check --diff`.
-    fn note_in_force(&self, values: &Values) {
+    /// Writes what is in force for `pixelgate check --diff`. After a failure each look tries again.
+    fn note_in_force(&self, state: &mut State) {
         let dir = &self.state_dir;
-        if let Err(e) = Running::write(dir, values) {
+        let written = Running::write(dir, &Values::of(&state.table));
+        let was_noted = std::mem::replace(&mut state.is_noted, written.is_ok());
+        if let (true, Err(e)) = (was_noted, written) {
             warn!(
-                "{}: {e}: `pixelgate check --diff` will compare with older values",
+                "{}: {e}: until it can be written, `pixelgate check --diff` compares with older \
+                 values",
                 dir.display()
             );
         }

@@ -18,7 +18,7 @@ use super::{admin, file_limit, metrics_export, origin_ca};
 use crate::access_log::{AccessLogs, Opened};
 use arc_swap::ArcSwap;
 use async_trait::async_trait;
-use log::info;
+use log::{info, warn};
 use parking_lot::Mutex;
 use pingora::listeners::tls::{Acceptor as TlsAcceptor, TlsSettings};
 use pingora::protocols::Stream;
@@ -31,6 +31,7 @@ use pixelgate::custom::InFlight;
 use pixelgate::http_server::{
     self, Acceptor, BufferedBytes, Handshake, Server as HttpServer, Socket,
 };
+use pixelgate::tools::is_of_path;
 use std::path::Path;
 use std::sync::Arc;
 use tokio::sync::{Notify, watch};
@@ -46,7 +47,7 @@ pub fn run(
 ) -> Result<(), EdgeError> {
     let crate::config::Config { edge, gate, admin: admin_config, log, access_log, otlp, table } =
         config;
-    std::fs::create_dir_all(&edge.state_dir).map_err(EdgeError::State)?;
+    make_state_dir(&edge.state_dir)?;
     // Sockets first: a second edge on the same port must not touch the spool.
     let mut sockets = Sockets::new(&edge, upgrade)?;
     let plain = sockets.open_all("edge", &edge.listen)?;
@@ -57,7 +58,7 @@ pub fn run(
     let collector = metrics_export::prepare(&otlp).map_err(EdgeError::Otlp)?;
     let origins = load_origins(&edge)?;
     let in_flight = InFlight::default();
-    let gate = open_gate(gate, &edge, &in_flight)?;
+    let gate = open_gate(gate, &edge, &in_flight, sockets.inherited.is_some())?;
     let access_logs = start_access_log(access_log, &gate)?;
     let section = Arc::new(ArcSwap::from_pointee(edge.clone()));
     let mut server = Server::new_with_opt_and_conf(None, server_conf(&edge));
@@ -123,12 +124,28 @@ fn end(gate: &PixelGate, access_logs: &AccessLogs, deadline: &Deadline) -> Resul
     closed.inspect(|()| info!("stopped"))
 }
 
+/// Makes `edge.state_dir`. A disk that does not let it be made stops no start: what is written
+/// there later makes it as well.
+fn make_state_dir(dir: &Path) -> Result<(), EdgeError> {
+    match std::fs::create_dir_all(dir) {
+        Err(e) if !is_of_path(&e) => {
+            warn!("edge.state_dir {}: {e}: it is made once the disk allows it", dir.display());
+            Ok(())
+        }
+        made => made.map_err(EdgeError::State),
+    }
+}
+
+/// `is_successor`: another edge takes events, and goes on if this one does not start. So this one
+/// does not where the disk takes none.
 fn open_gate(
     config: ValidConfig,
     edge: &Config,
     in_flight: &InFlight,
+    is_successor: bool,
 ) -> Result<PixelGate, EdgeError> {
     let builder = PixelGate::builder(config)
+        .needs_disk(is_successor)
         .state_dir(&edge.state_dir)
         .trusted_proxies(trusted(edge)?)
         .in_flight(in_flight.clone());

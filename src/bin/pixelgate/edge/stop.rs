@@ -174,15 +174,14 @@ impl Handlers {
 }
 
 impl Signals {
-    /// Offers the sockets to a successor. A failure only makes upgrades impossible.
+    /// Offers the sockets to a successor. `None`: another edge does so at the same path.
     fn offer(&self, upgraded: bool) -> Option<Offer> {
         let path = self.state_dir.join(SOCKET_NAME);
         if !upgraded && super::handover::is_offered(&path) {
             warn!("another edge runs with this edge.state_dir: this one cannot be upgraded");
             return None;
         }
-        let offer = Offer::open(&path, take(&self.sockets));
-        offer.inspect_err(|e| warn!("{}: {e}: no upgrade is possible", path.display())).ok()
+        Some(Offer::open(&path, take(&self.sockets)))
     }
 
     async fn wait(&self, on: &mut Handlers, offer: Option<&Offer>) -> Stop {
