@@ -31,7 +31,7 @@ use crate::telemetry::faults::Faults;
 use crate::telemetry::in_flight::InFlight;
 use crate::telemetry::metrics::{Limit, Metrics};
 use access::AccessRecord;
-use arc_swap::ArcSwap;
+use arc_swap::{ArcSwap, Guard};
 use bytes::Bytes;
 use http::{Method, Version, header};
 use pingora::http::ResponseHeader;
@@ -132,9 +132,7 @@ impl PixelGate {
         record: Option<&mut AccessRecord>,
     ) -> pingora::Result<Option<Verdict>> {
         let mut event_name = None;
-        let note = |event: &Event<'_>| {
-            event_name = (!event.name.is_empty()).then(|| event.name.as_ref().into());
-        };
+        let note = |event: &Event<'_>| event_name = verdict::event_name(&event.name);
         let response = match self.answer_event(session, record, note).await? {
             Handled::Other => return Ok(None),
             Handled::Broken => None,
@@ -142,7 +140,7 @@ impl PixelGate {
         };
         let is_committed =
             self.state.is_durable && matches!(response, Some(EventResponse::Accepted(_)));
-        let committed_at_ms = is_committed.then(|| self.state.clock.unix_ms());
+        let committed_at_ms = is_committed.then(|| self.state.spool.last_commit_ms());
         Ok(Some(Verdict { response, event_name, committed_at_ms }))
     }
 
@@ -155,7 +153,7 @@ impl PixelGate {
         mut record: Option<&mut AccessRecord>,
         note: impl FnOnce(&Event<'_>),
     ) -> pingora::Result<Handled> {
-        let settings = self.settings();
+        let settings = self.state.settings.load();
         let target = Target::split(session.req_header().raw_path());
         let reading = settings.gate.read(target.path);
         if let Some(record) = record.as_deref_mut() {
@@ -164,6 +162,9 @@ impl PixelGate {
         if reading == Reading::Other {
             return Ok(Handled::Other);
         }
+        // Only an event request, which may wait, counts as a user of the settings: the counter is
+        // shared by all threads, and most requests are for other paths.
+        let settings = Guard::into_inner(settings);
         // Before the judging: an event counts only if its request is whole.
         let mut form = Vec::new();
         if !session.is_body_done() {
@@ -216,11 +217,12 @@ impl PixelGate {
         context(&session.req_header().headers, peer, &self.state.trusted, names)
     }
 
-    /// Notes what is known of a request before it is judged or passed on.
+    /// Notes what is known of a request before it is judged or passed on. The visitor of an event
+    /// request is noted when it is judged, unless its body must arrive before.
     fn describe(
         &self,
         settings: &Settings,
-        session: &ServerSession,
+        session: &mut ServerSession,
         reading: Reading,
         record: &mut AccessRecord,
     ) {
@@ -232,7 +234,9 @@ impl PixelGate {
             Reading::Event | Reading::Unknown => settings.path.clone(),
         });
         record.trace_id = trace_id(&request.headers);
-        record.note_visitor(&settings.gate.reduced(self.context_of(settings, session)));
+        if reading == Reading::Other || !session.is_body_done() {
+            record.note_visitor(&settings.gate.reduced(self.context_of(settings, session)));
+        }
     }
 
     /// Answers 400 to a request whose body is broken or cut. The connection closes, because the end
@@ -250,8 +254,7 @@ impl PixelGate {
     }
 
     /// Judges an event request, and enqueues an accepted event in the spool. `note` gets the event
-    /// as in [`PixelGate::answer_event`]; `record` takes what an accepted event holds of the
-    /// visitor.
+    /// as in [`PixelGate::answer_event`]; `record` takes what may be said of the visitor.
     pub(crate) fn judge(
         &self,
         settings: &Settings,
@@ -269,14 +272,18 @@ impl PixelGate {
         let decision = gate.judge(request, &mut accepted);
         note(&accepted.event);
         let portal = accepted.event.portal;
+        if let Some(record) = record {
+            // The context of an accepted event is reduced already.
+            if decision != Decision::Accept {
+                accepted.context = gate.reduced(std::mem::take(&mut accepted.context));
+            }
+            record.note_visitor(&accepted.context);
+        }
         match decision {
             Decision::Accept => {}
             Decision::Reject(rejection) => return reject(rejection, portal),
             Decision::Preflight => return NextStep::Respond(EventResponse::Preflight),
             Decision::Head => return NextStep::Respond(EventResponse::Head),
-        }
-        if let Some(record) = record {
-            record.note_visitor(&accepted.context);
         }
         for (_, why) in &accepted.ignored {
             state.metrics.count_ignored(*why);

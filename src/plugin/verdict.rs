@@ -2,7 +2,17 @@
 
 use super::event_response::EventResponse;
 use crate::event::{EventId, Reason, Rejection};
+use smallvec::SmallVec;
 use std::fmt;
+
+/// The text of an event's name. Most names have at most 24 bytes, which are stored without an
+/// allocation.
+pub(super) type EventName = SmallVec<[u8; 24]>;
+
+/// The name of an event that has one.
+pub(super) fn event_name(name: &str) -> Option<EventName> {
+    (!name.is_empty()).then(|| EventName::from_slice(name.as_bytes()))
+}
 
 /// What became of an event request: accepted, rejected, or not judged (`HEAD`, `OPTIONS`, or a
 /// request whose body is broken). The request is answered; a host may log the verdict and cannot
@@ -23,7 +33,7 @@ use std::fmt;
 pub struct Verdict {
     /// `None`: not judged, because the body of the request is broken.
     pub(super) response: Option<EventResponse>,
-    pub(super) event_name: Option<Box<str>>,
+    pub(super) event_name: Option<EventName>,
     pub(super) committed_at_ms: Option<u64>,
 }
 
@@ -60,7 +70,7 @@ impl Verdict {
     /// The event's id or name (`_n`), if the request gives a valid one. It is text of the caller's
     /// own: in a rejected event it may be anything.
     pub fn event_name(&self) -> Option<&str> {
-        self.event_name.as_deref()
+        self.event_name.as_deref().and_then(|name| std::str::from_utf8(name).ok())
     }
 
     /// The id of an accepted event, as `X-Event-Id` has it.
@@ -71,8 +81,8 @@ impl Verdict {
         }
     }
 
-    /// When the commit of an accepted event was known to be done, in milliseconds since 1970, UTC.
-    /// `None` with `spool.durability = "memory"`, which does not wait for it.
+    /// When the commit of an accepted event was known to be done, or a later one if that was known
+    /// before the verdict was given, in milliseconds since 1970, UTC. `None` with `spool.durability = "memory"`, which does not wait for it.
     pub fn committed_at_ms(&self) -> Option<u64> {
         self.committed_at_ms
     }

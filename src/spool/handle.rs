@@ -4,6 +4,7 @@
 //! making the folder and locking it.
 
 use std::sync::Arc;
+use std::sync::atomic::Ordering::Relaxed;
 use std::time::{Duration, Instant};
 
 use parking_lot::Mutex;
@@ -115,6 +116,12 @@ impl Spool {
     /// `spool.bytes_max`, in bytes.
     pub fn bytes_max(&self) -> u64 {
         self.handle.state.bounds.bytes_max
+    }
+
+    /// When the last commit was done, in milliseconds since 1970, UTC; not in `memory`. One reading
+    /// of the clock serves all events of a commit.
+    pub fn last_commit_ms(&self) -> u64 {
+        self.handle.state.last_commit_ms.load(Relaxed)
     }
 
     /// The spool's content now.

@@ -4,7 +4,9 @@ use std::cell::RefCell;
 use std::io;
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering::Relaxed, Ordering::SeqCst};
+use std::sync::atomic::{
+    AtomicBool, AtomicU64, AtomicUsize, Ordering::Relaxed, Ordering::SeqCst,
+};
 use std::time::Duration;
 
 use parking_lot::{Condvar, Mutex};
@@ -73,6 +75,8 @@ pub struct SpoolState {
     pub flush_requested: AtomicBool,
     /// The groups of the commit that is under way.
     pub waiting: Waiting,
+    /// When the last commit was done, in milliseconds since 1970, UTC.
+    pub last_commit_ms: AtomicU64,
     /// This process's own lane; also in `lanes`.
     pub own: Arc<Lane>,
     /// All lanes that this process delivers, oldest first.
@@ -135,6 +139,7 @@ impl SpoolState {
             parker: Arc::new(Parker::default()),
             flush_requested: AtomicBool::new(false),
             waiting: Waiting::default(),
+            last_commit_ms: AtomicU64::new(0),
             lanes: Mutex::new(vec![Arc::clone(&own)]),
             own,
             folded: Mutex::default(),
@@ -151,6 +156,11 @@ impl SpoolState {
         };
         state.take_in(&ids, found);
         Ok(state)
+    }
+
+    /// Notes that a commit is done now. Call it before the groups of the commit are answered.
+    pub fn note_commit(&self) {
+        self.last_commit_ms.store(self.clock.unix_ms(), Relaxed);
     }
 
     /// Takes in what was found of the lanes `tried`. A lane whose totals another one has is not

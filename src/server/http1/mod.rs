@@ -17,7 +17,6 @@ use super::limits::Limits;
 use super::read_buffer;
 use super::service::Server;
 use super::socket::Socket;
-use crate::event::Context as EventContext;
 use crate::plugin::access::{AccessLog, AccessRecord};
 use crate::plugin::{NextStep, Settings, Verdict};
 use crate::policy::gate::EventRequest;
@@ -162,7 +161,7 @@ impl<SV> Server<SV> {
         let trusted = &self.gate.state().trusted;
         let (image, closes) = (wants_image(request.accept), request.closes);
         let context = request.seen.context(&request, peer, trusted, names);
-        let begin = |log: &AccessLog| begin_record(log, settings, &request, &context);
+        let begin = |log: &AccessLog| begin_record(log, settings, &request);
         let mut record = self.access_log.as_ref().map(begin);
         let event_request =
             EventRequest { method: &FastRequest::METHOD, reading, query: target.query, context };
@@ -365,18 +364,16 @@ where
     }
 }
 
-/// Begins the record of a fast-path request.
+/// Begins the record of a fast-path request, without its visitor, whom judging notes.
 fn begin_record(
     log: &AccessLog,
     settings: &Settings,
     request: &FastRequest<'_>,
-    context: &EventContext<'_>,
 ) -> Box<AccessRecord> {
     let mut record = log.begin();
     record.method = Some(FastRequest::METHOD);
     record.path = Some(settings.path.clone());
     record.trace_id = trace_id(request);
-    record.note_visitor(&settings.gate.reduced(context.clone()));
     record
 }
 
