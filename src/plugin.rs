@@ -46,6 +46,18 @@ pub(crate) use settings::{PrebuiltResponse, ReloadState, Settings};
 pub use verdict::Verdict;
 
 /// The event gate as a Pingora middleware. Cheap to clone; all clones are one gate.
+///
+/// ```
+/// # use pixelgate::{PixelGate, errors::CloseError};
+/// # use std::time::Duration;
+/// # fn main() {}
+/// fn run(gate: &PixelGate) -> Result<(), CloseError> {
+///     if let Ok(explanation) = gate.explain("_a=62515&_n=signup") {
+///         println!("{}", explanation.verdict()); // as a request would be judged; counts nothing
+///     }
+///     gate.close(Duration::from_secs(5))
+/// }
+/// ```
 #[derive(Clone)]
 pub struct PixelGate {
     state: Arc<GateState>,
@@ -103,6 +115,15 @@ impl PixelGate {
     /// - `Ok(Some(verdict))`: an event request, and answered. Return `Ok(true)`. If the request's
     ///   body is broken or cut, the answer is 400 and nothing was judged.
     ///
+    /// ```
+    /// # use pingora::prelude::*;
+    /// # use pixelgate::PixelGate;
+    /// # async fn filter(gate: &PixelGate, session: &mut Session) -> Result<bool> {
+    /// let verdict = gate.handle(session).await?;
+    /// Ok(verdict.is_some())
+    /// # }
+    /// ```
+    ///
     /// # Errors
     ///
     /// The client went away before the answer was written. An event that was accepted by then
@@ -112,6 +133,17 @@ impl PixelGate {
     }
 
     /// As [`PixelGate::handle`], for a host that holds no proxy session.
+    ///
+    /// ```
+    /// # use pingora::protocols::http::ServerSession;
+    /// # use pixelgate::PixelGate;
+    /// # async fn serve(gate: &PixelGate, mut session: ServerSession) -> pingora::Result<()> {
+    /// if gate.handle_downstream(&mut session).await?.is_none() {
+    ///     session.respond_error(404).await?;
+    /// }
+    /// # Ok(())
+    /// # }
+    /// ```
     pub async fn handle_downstream(
         &self,
         session: &mut ServerSession,
@@ -122,6 +154,19 @@ impl PixelGate {
     /// As [`PixelGate::handle_downstream`]. Notes in `record` what is known of any request, and
     /// what becomes of an event request, also where writing the answer fails. Not noted are the
     /// status and the length of the answer, which the session knows.
+    ///
+    /// ```
+    /// # use pingora::protocols::http::ServerSession;
+    /// # use pixelgate::{PixelGate, custom::AccessLog};
+    /// # async fn serve(
+    /// #     gate: &PixelGate, log: &AccessLog, session: &mut ServerSession,
+    /// # ) -> pingora::Result<()> {
+    /// let mut record = log.begin();
+    /// gate.handle_recorded(session, Some(&mut *record)).await?;
+    /// record.note_answer(session);
+    /// # Ok(())
+    /// # } // the record is reported when it is dropped
+    /// ```
     ///
     /// # Errors
     ///

@@ -32,6 +32,15 @@ pub struct Access {
 }
 
 /// The access rule in force, which a reload may replace. A clone is another handle to it.
+///
+/// ```
+/// use pixelgate::admin_pages::Admin;
+/// use pixelgate::config::Secret;
+///
+/// fn replace_token(pages: &Admin, token: &str) {
+///     pages.token_handle().set(Some(Secret::new(token)));
+/// }
+/// ```
 #[derive(Clone)]
 pub struct TokenHandle(Arc<ArcSwap<Access>>);
 

@@ -8,6 +8,16 @@ use std::net::{IpAddr, SocketAddr};
 pub const TOKEN_BYTES_MIN: usize = 16;
 
 /// The `[admin]` section.
+///
+/// ```
+/// use pixelgate::config::{Admin, Secret};
+///
+/// let mut admin = Admin::default();
+/// admin.listen = "0.0.0.0:9090".to_owned();
+/// assert_eq!(admin.validate().unwrap_err().0, "token");
+/// admin.token = Some(Secret::new("sixteen bytes ok"));
+/// assert!(admin.validate().is_ok());
+/// ```
 #[derive(Debug, Clone, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 #[cfg_attr(not(feature = "internals"), non_exhaustive)]

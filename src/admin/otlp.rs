@@ -40,6 +40,20 @@ const ADVICE: &str = "Look at the collector and at otlp.endpoint and otlp.header
                       lost: each export brings the counts since start.";
 
 /// See the module. Runs as a service of Pingora.
+///
+/// ```
+/// # use pingora::server::Server;
+/// # use pingora::services::background::background_service;
+/// # use pixelgate::admin_pages::{OtlpExport, Sampler};
+/// # use pixelgate::{config::Otlp, errors::ConfigError};
+/// # use std::sync::Arc;
+/// fn add(server: &mut Server, sampler: Arc<Sampler>, config: &Otlp) -> Result<(), ConfigError> {
+///     if let Some(export) = OtlpExport::new(sampler, config)? {
+///         server.add_service(background_service("otlp", export));
+///     }
+///     Ok(())
+/// }
+/// ```
 pub struct OtlpExport {
     sampler: Arc<Sampler>,
     client: Client,

@@ -13,6 +13,14 @@ const INTERVAL_SECONDS_MAX: u64 = 86_400;
 const METRICS_PATH: &str = "v1/metrics";
 
 /// The `[otlp]` section. Needs the feature `otlp`.
+///
+/// ```
+/// use pixelgate::config::{Otlp, Secret};
+///
+/// let mut otlp = Otlp::default();
+/// otlp.endpoint = Some(Secret::new("http://collector.example:4318"));
+/// otlp.interval_seconds = 15;
+/// ```
 #[derive(Debug, Clone, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 #[cfg_attr(not(feature = "internals"), non_exhaustive)]

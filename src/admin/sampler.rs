@@ -30,6 +30,16 @@ pub const SAMPLED_REJECTED_MAX: u32 = 20;
 pub const VERDICT_TARGET: &str = "pixelgate::verdict";
 
 /// See the module.
+///
+/// ```
+/// # use pixelgate::PixelGate;
+/// # use pixelgate::admin_pages::Sampler;
+/// fn sample(gate: PixelGate) -> Sampler {
+///     let sampler = Sampler::new(gate, 0); // logs no single verdict
+///     sampler.set_verdicts(10);
+///     sampler
+/// }
+/// ```
 pub struct Sampler {
     gate: PixelGate,
     started: Instant,

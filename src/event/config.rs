@@ -17,6 +17,14 @@ use super::param::{
 use super::verdict::Ignored;
 
 /// The `[events]` section (SPEC 9).
+///
+/// ```
+/// use pixelgate::config::Events;
+///
+/// let mut events = Events::default();
+/// events.path = "/pixel/".to_owned();
+/// events.ignore_params.push("cache_buster".to_owned());
+/// ```
 #[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 #[cfg_attr(not(feature = "internals"), non_exhaustive)]

@@ -34,6 +34,15 @@ const DOCUMENT_TYPES: [&[u8]; 3] =
 const CORP_HEADER: HeaderName = HeaderName::from_static("cross-origin-resource-policy");
 
 /// The `[response]` section.
+///
+/// ```
+/// use pixelgate::config::{Rejections, Response, ResponseBody};
+///
+/// let mut response = Response::default();
+/// response.body = ResponseBody::Empty;
+/// response.rejections = Rejections::Pixel;
+/// response.event_id = true;
+/// ```
 #[derive(Debug, Clone, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 #[cfg_attr(not(feature = "internals"), non_exhaustive)]
@@ -60,6 +69,12 @@ impl Default for Config {
 }
 
 /// `response.body`.
+///
+/// ```
+/// use pixelgate::config::{Response, ResponseBody};
+///
+/// assert_eq!(Response::default().body, ResponseBody::Gif);
+/// ```
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
 #[serde(rename_all = "lowercase")]
 #[cfg_attr(not(feature = "internals"), non_exhaustive)]
@@ -71,6 +86,12 @@ pub enum Body {
 }
 
 /// `response.rejections`.
+///
+/// ```
+/// use pixelgate::config::{Rejections, Response};
+///
+/// assert_eq!(Response::default().rejections, Rejections::Status);
+/// ```
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
 #[serde(rename_all = "lowercase")]
 #[cfg_attr(not(feature = "internals"), non_exhaustive)]

@@ -13,6 +13,15 @@ use std::time::{Duration, Instant};
 const LOG_PAUSE: Duration = Duration::from_secs(10);
 
 /// The limits of the HTTP server.
+///
+/// ```
+/// use pixelgate::Limits;
+/// use std::time::Duration;
+///
+/// let mut limits = Limits::default();
+/// limits.header_timeout = Duration::from_secs(5);
+/// limits.connections_per_address_max = 100;
+/// ```
 #[derive(Debug, Clone)]
 #[cfg_attr(not(feature = "internals"), non_exhaustive)]
 pub struct Limits {

@@ -39,6 +39,12 @@ const SPARES_MAX: u64 = 3;
 const SPARES_PART_OF_BOUND: u64 = 8;
 
 /// What an accepted event survives from the moment it is answered (SPEC 6).
+///
+/// ```
+/// use pixelgate::config::{Durability, Spool};
+///
+/// assert_eq!(Spool::default().durability, Durability::Power);
+/// ```
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
 #[serde(rename_all = "lowercase")]
 #[cfg_attr(not(feature = "internals"), non_exhaustive)]
@@ -52,6 +58,15 @@ pub enum Durability {
 }
 
 /// The `[spool]` section.
+///
+/// ```
+/// use pixelgate::config::Spool;
+///
+/// let mut spool = Spool::default();
+/// spool.dir = "/var/lib/pixelgate/spool".into();
+/// spool.linger_ms = 5;
+/// assert!(spool.validate().is_ok());
+/// ```
 #[derive(Debug, Clone, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 #[cfg_attr(not(feature = "internals"), non_exhaustive)]

@@ -12,6 +12,12 @@ use parking_lot::Mutex;
 use prometheus::{IntGaugeVec, Opts};
 
 /// What a fault is: `what` in `/status`, and the label of `pixelgate_faults`.
+///
+/// ```
+/// use pixelgate::custom::FaultKind;
+///
+/// assert_eq!(FaultKind::ConfigReload.as_str(), "config_reload");
+/// ```
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub enum FaultKind {
     /// The portal list could not be read, or was never loaded.
@@ -108,6 +114,15 @@ pub struct Fault {
 }
 
 /// The faults of one gate. Cheap to clone: all clones are one list.
+///
+/// ```
+/// use pixelgate::custom::{FaultKind, Faults};
+///
+/// let faults = Faults::unregistered(); // a host has `PixelGate::faults`
+/// faults.raise(FaultKind::ConfigReload, "edge.toml", "It cannot be read.", "Look at its mode.");
+/// assert_eq!(faults.list()[0].subject, "edge.toml");
+/// faults.clear(FaultKind::ConfigReload, "edge.toml");
+/// ```
 #[derive(Clone)]
 pub struct Faults {
     inner: Arc<Inner>,

@@ -22,6 +22,14 @@ pub const BATCH_BYTES_MAX: u64 = 64 << 20;
 pub const BATCH_LINGER_MS_MAX: u64 = 600_000;
 
 /// The `[batch]` section (SPEC 7): when a batch is closed.
+///
+/// ```
+/// use pixelgate::config::Batch;
+///
+/// let mut batch = Batch::default();
+/// batch.events_max = 1000;
+/// assert!(batch.validate().is_ok());
+/// ```
 #[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 #[cfg_attr(not(feature = "internals"), non_exhaustive)]
@@ -36,6 +44,15 @@ pub struct BatchConfig {
 }
 
 /// The `[upstream.batch]` table: what one upstream does differently from `[batch]`.
+///
+/// ```
+/// use pixelgate::config::{Batch, BatchOverride};
+///
+/// let mut own = BatchOverride::default();
+/// own.events_max = Some(10);
+/// let batch = own.over(&Batch::default());
+/// assert_eq!((batch.events_max, batch.linger_ms), (10, 1000));
+/// ```
 #[derive(Debug, Clone, Default, PartialEq, Eq, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 #[cfg_attr(not(feature = "internals"), non_exhaustive)]
@@ -49,6 +66,16 @@ pub struct BatchOverride {
 }
 
 /// Events that one upstream receives together.
+///
+/// ```
+/// use pixelgate::Batch;
+///
+/// /// The portals that a batch has events of.
+/// fn portals(batch: &Batch) -> Vec<u64> {
+///     batch.events().filter_map(Result::ok).map(|event| event.portal).collect()
+/// }
+/// # assert!(portals(&Batch::new(Vec::new())).is_empty());
+/// ```
 #[derive(Debug, Clone)]
 pub struct Batch {
     id: Uuid,
@@ -57,6 +84,19 @@ pub struct Batch {
 }
 
 /// An encoded batch, ready to be sent any number of times.
+///
+/// ```
+/// use pixelgate::Batch;
+/// use pixelgate::custom::Body;
+///
+/// /// The records one behind the other, joined once for all attempts.
+/// fn body(batch: &Batch) -> Option<&Body> {
+///     batch.body_or_encode(|records| {
+///         let bytes = records.concat();
+///         Some(Body { plain_bytes: bytes.len(), bytes: bytes.into() })
+///     })
+/// }
+/// ```
 #[derive(Debug, Clone)]
 pub struct Body {
     /// The bytes of the request body, compressed.

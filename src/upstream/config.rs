@@ -56,7 +56,18 @@ pub struct Config {
     pub kind: Kind,
 }
 
-/// A [`Config`] that [`Config::validate_all`] has checked.
+/// A [`Config`] that [`Config::validate`] has checked: only such a one is built.
+///
+/// ```
+/// # let dir = tempfile::tempdir()?;
+/// # let dir = dir.path();
+/// use pixelgate::config::{FileUpstream, Upstream};
+///
+/// let files = Upstream::new("files", FileUpstream::new(dir)).validate()?;
+/// let built = files.build()?;
+/// assert_eq!((files.name.as_str(), built.kind()), ("files", "file"));
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
 #[derive(Debug, Clone)]
 pub struct ValidConfig(Config);
 
@@ -85,8 +96,16 @@ impl Config {
         Config::new("events", file::Config::default())
     }
 
-    /// Checks all settings that need neither disk nor network.
-    pub fn validate(&self) -> Result<(), ConfigError> {
+    /// Checks all settings, as far as that needs neither disk nor network.
+    ///
+    /// # Errors
+    ///
+    /// The first key whose value cannot be used.
+    pub fn validate(&self) -> Result<ValidConfig, ConfigError> {
+        self.check().map(|()| ValidConfig(self.clone()))
+    }
+
+    fn check(&self) -> Result<(), ConfigError> {
         check_name(&self.name)?;
         let batch = self.batch.over(&BatchConfig::default());
         batch.validate().map_err(|e| e.within(&format!("upstream.{}", self.name)))?;
@@ -108,33 +127,6 @@ impl Config {
             Kind::Nats(config) => config.validate(),
         }
         .map_err(|e| e.within(&format!("upstream.{}", self.name)))
-    }
-
-    /// Validates the settings and builds the upstream.
-    ///
-    /// # Errors
-    ///
-    /// The first key whose value cannot be used.
-    pub fn build(&self) -> Result<Arc<dyn Upstream>, ConfigError> {
-        self.validate()?;
-        self.build_valid()
-    }
-
-    fn build_valid(&self) -> Result<Arc<dyn Upstream>, ConfigError> {
-        let built: Result<Arc<dyn Upstream>, ConfigError> = match &self.kind {
-            Kind::File(config) => config.build().map(|u| Arc::new(u) as Arc<dyn Upstream>),
-            #[cfg(feature = "http")]
-            Kind::Http(config) => config.build().map(|u| Arc::new(u) as Arc<dyn Upstream>),
-            #[cfg(feature = "http")]
-            Kind::Legacy(config) => config.build().map(|u| Arc::new(u) as Arc<dyn Upstream>),
-            #[cfg(feature = "http")]
-            Kind::Hubspot(config) => config.build().map(|u| Arc::new(u) as Arc<dyn Upstream>),
-            #[cfg(feature = "kafka")]
-            Kind::Kafka(config) => config.build().map(|u| Arc::new(u) as Arc<dyn Upstream>),
-            #[cfg(feature = "nats")]
-            Kind::Nats(config) => config.build().map(|u| Arc::new(u) as Arc<dyn Upstream>),
-        };
-        built.map_err(|e| e.within(&format!("upstream.{}", self.name)))
     }
 
     /// Whether this upstream sends on the `Host` that an event came with.
@@ -175,7 +167,7 @@ impl Config {
         }
         let mut names = HashSet::new();
         for config in all {
-            config.validate()?;
+            config.check()?;
             if !names.insert(&config.name) {
                 let reason = format!("two upstreams are named `{}`", config.name);
                 return Err(ConfigError::new("upstream.name", reason));
@@ -192,7 +184,20 @@ impl ValidConfig {
     ///
     /// The key of the file that cannot be used.
     pub fn build(&self) -> Result<Arc<dyn Upstream>, ConfigError> {
-        self.0.build_valid()
+        let built: Result<Arc<dyn Upstream>, ConfigError> = match &self.kind {
+            Kind::File(config) => config.build().map(|u| Arc::new(u) as Arc<dyn Upstream>),
+            #[cfg(feature = "http")]
+            Kind::Http(config) => config.build().map(|u| Arc::new(u) as Arc<dyn Upstream>),
+            #[cfg(feature = "http")]
+            Kind::Legacy(config) => config.build().map(|u| Arc::new(u) as Arc<dyn Upstream>),
+            #[cfg(feature = "http")]
+            Kind::Hubspot(config) => config.build().map(|u| Arc::new(u) as Arc<dyn Upstream>),
+            #[cfg(feature = "kafka")]
+            Kind::Kafka(config) => config.build().map(|u| Arc::new(u) as Arc<dyn Upstream>),
+            #[cfg(feature = "nats")]
+            Kind::Nats(config) => config.build().map(|u| Arc::new(u) as Arc<dyn Upstream>),
+        };
+        built.map_err(|e| e.within(&format!("upstream.{}", self.name)))
     }
 }
 

@@ -55,6 +55,15 @@ const HEADERS_OURS: &[&str] = &[
 ];
 
 /// The settings of an `[[upstream]]` of kind `http`.
+///
+/// ```
+/// use pixelgate::config::{BatchFormat, HttpUpstream, Secret, Upstream};
+///
+/// let mut collector = HttpUpstream::default();
+/// collector.url = Secret::new("https://collector.example/events");
+/// collector.format = BatchFormat::Ndjson;
+/// assert!(Upstream::new("collector", collector).validate().is_ok());
+/// ```
 #[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 #[cfg_attr(not(feature = "internals"), non_exhaustive)]
@@ -153,7 +162,7 @@ impl Config {
     }
 
     /// Builds the upstream. Reads the certificates; resolves no name and opens no connection.
-    pub fn build(&self) -> Result<Http, ConfigError> {
+    pub(in crate::upstream) fn build(&self) -> Result<Http, ConfigError> {
         let url = parse_url(&self.url)?;
         let mut headers = self.own_headers()?;
         let content_type = HeaderValue::from_static(self.format.content_type());

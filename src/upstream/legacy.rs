@@ -73,6 +73,14 @@ const OWN_HEADERS: [HeaderName; 8] = [
 ];
 
 /// The settings of an `[[upstream]]` of kind `legacy`.
+///
+/// ```
+/// use pixelgate::config::{LegacyUpstream, Secret, Upstream};
+///
+/// let mut backend = LegacyUpstream::default();
+/// backend.url = Secret::new("http://backend.example/v1/event/");
+/// assert!(Upstream::new("backend", backend).validate().is_ok());
+/// ```
 #[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 #[cfg_attr(not(feature = "internals"), non_exhaustive)]
@@ -185,7 +193,7 @@ impl Config {
     }
 
     /// Builds the upstream. Resolves no name and opens no connection.
-    pub fn build(&self) -> Result<Legacy, ConfigError> {
+    pub(in crate::upstream) fn build(&self) -> Result<Legacy, ConfigError> {
         let address = Address::new(&self.url)?;
         let setup = client::Setup {
             timeout_seconds: self.timeout_seconds,

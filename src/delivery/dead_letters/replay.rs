@@ -70,6 +70,20 @@ struct Replay<'a> {
 /// Sends every dead letter of an upstream that matches again. Calls `progress` after each batch.
 /// When `stop` becomes true it waits for the attempt under way, and ends.
 ///
+/// ```
+/// use pixelgate::tools::dead_letters::{DeadError, Filter, replay};
+/// use pixelgate::{Upstream, config::Batch};
+/// use std::path::Path;
+///
+/// async fn replay_all(dir: &Path, collector: &dyn Upstream) -> Result<(), DeadError> {
+///     let (_stop, stopped) = tokio::sync::watch::channel(false);
+///     let (batch, all) = (Batch::default(), Filter::default());
+///     let end = replay(dir, "collector", collector, &batch, &all, stopped, |_| {}).await?;
+///     println!("{} delivered, {} refused again", end.delivered, end.refused);
+///     Ok(())
+/// }
+/// ```
+///
 /// # Errors
 ///
 /// [`DeadError::Busy`] while another process replays or removes these letters, [`DeadError::Io`]

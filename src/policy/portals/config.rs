@@ -15,6 +15,14 @@ use super::terms::Bounds;
 pub const REFRESH_SECONDS_MAX: u64 = 86_400;
 
 /// The `[portals]` section (SPEC 5 and 9).
+///
+/// ```
+/// use pixelgate::config::{PortalMode, Portals};
+///
+/// let mut portals = Portals::default();
+/// portals.source = "/etc/pixelgate/portals.toml".to_owned();
+/// portals.mode = PortalMode::DryRun;
+/// ```
 #[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 #[cfg_attr(not(feature = "internals"), non_exhaustive)]
@@ -51,6 +59,13 @@ impl Default for Config {
 }
 
 /// How a refusal by the list is treated.
+///
+/// ```
+/// use pixelgate::config::PortalMode;
+///
+/// assert_eq!(PortalMode::default(), PortalMode::Enforce);
+/// assert_eq!(PortalMode::DryRun.as_str(), "dry_run");
+/// ```
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Deserialize)]
 #[serde(rename_all = "snake_case")]
 #[cfg_attr(not(feature = "internals"), non_exhaustive)]

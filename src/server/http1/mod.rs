@@ -244,7 +244,11 @@ where
     SV::CTX: Send + Sync,
 {
     /// Serves a connection to its end, in the HTTP version that ALPN selected.
-    pub async fn serve_agreed(self: Arc<Self>, connection: Connection, shutdown: ShutdownWatch) {
+    pub(super) async fn serve_agreed(
+        self: Arc<Self>,
+        connection: Connection,
+        shutdown: ShutdownWatch,
+    ) {
         if connection.stream.selected_alpn_proto() == Some(ALPN::H2) {
             Box::pin(self.serve_h2(connection, shutdown)).await;
         } else {
@@ -253,7 +257,11 @@ where
     }
 
     /// Serves an HTTP/1 connection to its end.
-    pub async fn serve(self: Arc<Self>, mut connection: Connection, shutdown: ShutdownWatch) {
+    pub(super) async fn serve(
+        self: Arc<Self>,
+        mut connection: Connection,
+        shutdown: ShutdownWatch,
+    ) {
         let mut stopping = shutdown.clone();
         let mut stopped = pin!(stopping.wait_for(|stop| *stop && self.in_flight.closes_idle()));
         let mut alarm = pin!(sleep(self.read_timeout(&connection)));

@@ -36,6 +36,15 @@ pub enum ForgetError {
 /// Removes an upstream's position from every lane. A lane that no upstream is left for is removed
 /// as a whole.
 ///
+/// ```
+/// # let dir = tempfile::tempdir()?;
+/// # let spool = dir.path();
+/// use pixelgate::tools::forget::{Forgotten, forget};
+///
+/// assert_eq!(forget(spool, "removed")?, Forgotten::default());
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
+///
 /// # Errors
 ///
 /// [`ForgetError::Running`] while a process uses the spool: then nothing was changed.

@@ -3,6 +3,21 @@
 //! It changes nothing and takes no lock, so it may run beside a living process: records that the
 //! process is writing or trimming at the moment are no finding. It repairs nothing; the next start
 //! of an edge does that.
+//!
+//! ```
+//! # let dir = tempfile::tempdir()?;
+//! # let spool = dir.path();
+//! use pixelgate::tools::inspect::{dump, stat, verify};
+//! use std::ops::ControlFlow;
+//!
+//! println!("{} lanes", stat(spool)?.lanes.len());
+//! assert!(verify(spool, &mut |_, _| {})?.ok);
+//! dump(spool, |id, record| {
+//!     println!("{id}: {} bytes", record.len());
+//!     ControlFlow::Continue(())
+//! })?;
+//! # Ok::<(), Box<dyn std::error::Error>>(())
+//! ```
 
 use std::io;
 use std::ops::ControlFlow;
@@ -154,6 +169,10 @@ pub fn stat(dir: &Path) -> io::Result<Stat> {
 
 /// Reads every record and reports what is wrong and where. `progress` is called after each segment
 /// with the bytes read and the bytes of all segments.
+///
+/// # Errors
+///
+/// The folder or a file in it cannot be read. What its files hold is a finding and no error.
 pub fn verify(dir: &Path, progress: &mut dyn FnMut(u64, u64)) -> io::Result<VerifyReport> {
     let mut report = VerifyReport::default();
     let snapshots = snapshot_all(dir)?;
@@ -177,6 +196,10 @@ pub fn verify(dir: &Path, progress: &mut dyn FnMut(u64, u64)) -> io::Result<Veri
 
 /// Calls `each` with each sound record, oldest lane first, each lane in order. Records that all
 /// upstreams have and that are not trimmed yet are among them.
+///
+/// # Errors
+///
+/// The folder or a file in it cannot be read.
 pub fn dump(
     dir: &Path,
     mut each: impl FnMut(RecordId, &Bytes) -> ControlFlow<()>,

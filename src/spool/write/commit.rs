@@ -445,8 +445,8 @@ impl Committer {
         let number = self.next_number;
         self.next_number += 1;
         self.unsynced.place(ChecksumSeed::new(self.lane.salt, number));
-        let Unsynced { base, bytes: records, .. } = &self.unsynced;
-        let segment = Segment::create(&self.lane, number, *base, bytes, records, &mut self.direct)?;
+        let (base, records) = (self.unsynced.base, &self.unsynced.bytes);
+        let segment = Segment::create(&self.lane, number, base, bytes, records, &mut self.direct)?;
         self.unsynced.written = self.unsynced.bytes.len();
         if !segment.recycled {
             // The first new files are short: maintenance now makes spares, which are cheaper to

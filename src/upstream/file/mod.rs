@@ -42,6 +42,14 @@ const QUEUE_BATCHES_MAX: usize = 64;
 const GROUP_BATCHES_MAX: usize = 16;
 
 /// The settings of an `[[upstream]]` of kind `file`.
+///
+/// ```
+/// use pixelgate::config::FileUpstream;
+///
+/// let mut files = FileUpstream::new("/var/lib/pixelgate/events");
+/// files.rotate_seconds = 3600;
+/// assert!(files.validate().is_ok());
+/// ```
 #[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 #[cfg_attr(not(feature = "internals"), non_exhaustive)]
@@ -96,7 +104,7 @@ impl Config {
     }
 
     /// Creates the folder, finishes files that a crash left open, and starts the thread.
-    pub fn build(&self) -> Result<File, ConfigError> {
+    pub(in crate::upstream) fn build(&self) -> Result<File, ConfigError> {
         let rotate_after = Duration::from_secs(self.rotate_seconds);
         let writer =
             Writer::open(&self.dir, self.rotate_bytes.as_u64(), rotate_after).map_err(|e| {

@@ -29,6 +29,15 @@ use crate::upstream::tls::Tls;
 pub const FAULT_SECONDS_MAX: u64 = 604_800;
 
 /// The settings of an `[[upstream]]` of kind `hubspot`.
+///
+/// ```
+/// use pixelgate::config::{HubspotUpstream, Secret, Upstream};
+///
+/// let mut hubspot = HubspotUpstream::default();
+/// hubspot.tokens.insert("62515".to_owned(), Secret::new("pat-na1-0000"));
+/// hubspot.event_names.insert("000000001625".to_owned(), "signup".to_owned());
+/// assert!(Upstream::new("hubspot", hubspot).validate().is_ok());
+/// ```
 #[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 #[cfg_attr(not(feature = "internals"), non_exhaustive)]
@@ -115,7 +124,7 @@ impl Config {
     }
 
     /// The translator of events, which needs neither secrets nor addresses.
-    pub fn translator(&self) -> Result<Translator, ConfigError> {
+    pub(in crate::upstream) fn translator(&self) -> Result<Translator, ConfigError> {
         let check = |key: &str, name: &str| {
             if name.is_empty() || (names::is_valid(name) && !name.contains('-')) {
                 return Ok(());
@@ -175,12 +184,12 @@ impl Config {
     }
 
     /// Whether a token for `portal` is configured.
-    pub fn has_token(&self, portal: u64) -> bool {
+    pub(in crate::upstream) fn has_token(&self, portal: u64) -> bool {
         self.tokens.contains_key(&portal.to_string())
     }
 
     /// Builds the upstream. Reads the certificates; resolves no name and opens no connection.
-    pub fn build(&self) -> Result<Hubspot, ConfigError> {
+    pub(in crate::upstream) fn build(&self) -> Result<Hubspot, ConfigError> {
         let tls = Tls { ca: self.ca.as_deref(), ..Tls::default() };
         let setup = client::Setup {
             timeout_seconds: self.timeout_seconds,

@@ -67,6 +67,15 @@ const OURS: &[(&str, &str)] = &[
 ];
 
 /// The settings of an `[[upstream]]` of kind `kafka`.
+///
+/// ```
+/// use pixelgate::config::{KafkaUpstream, Secret, Upstream};
+///
+/// let mut kafka = KafkaUpstream::default();
+/// kafka.brokers = vec![Secret::new("kafka-1:9092"), Secret::new("kafka-2:9092")];
+/// kafka.topic = "events".to_owned();
+/// assert!(Upstream::new("kafka", kafka).validate().is_ok());
+/// ```
 #[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 #[cfg_attr(not(feature = "internals"), non_exhaustive)]
@@ -109,7 +118,7 @@ impl Config {
     }
 
     /// Builds the upstream. Reads certificates and keys; opens no connection.
-    pub fn build(&self) -> Result<Kafka, ConfigError> {
+    pub(in crate::upstream) fn build(&self) -> Result<Kafka, ConfigError> {
         let client = self.client_config()?;
         let secrets = self.values()?.into_values().collect();
         let setup = Setup {

@@ -27,6 +27,16 @@ pub const STREAM_CHARS_MAX: usize = 255;
 const PORT_DEFAULT: u16 = 4222;
 
 /// The settings of an `[[upstream]]` of kind `nats`.
+///
+/// ```
+/// use pixelgate::config::{NatsUpstream, Secret, Upstream};
+///
+/// let mut nats = NatsUpstream::default();
+/// nats.urls = vec![Secret::new("nats://nats-1:4222")];
+/// nats.subject = "events.{portal}".to_owned();
+/// nats.stream = "EVENTS".to_owned();
+/// assert!(Upstream::new("nats", nats).validate().is_ok());
+/// ```
 #[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 #[cfg_attr(not(feature = "internals"), non_exhaustive)]
@@ -79,7 +89,7 @@ impl Config {
     }
 
     /// Builds the upstream. Reads the certificates and credentials; opens no connection.
-    pub fn build(&self) -> Result<Nats, ConfigError> {
+    pub(in crate::upstream) fn build(&self) -> Result<Nats, ConfigError> {
         let (servers, login) = self.servers()?;
         let subject =
             Subject::parse(&self.subject).map_err(|why| ConfigError::new("subject", why))?;
