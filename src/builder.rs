@@ -19,7 +19,7 @@ use crate::policy::portals;
 use crate::policy::portals::{Bounds, Format, Portals};
 use crate::request::client::TrustedProxies;
 use crate::response::answers::Answers;
-use crate::spool::{self, Durability, Env, Routing, Spool};
+use crate::spool::{Durability, Env, Routing, Spool};
 use crate::telemetry::event_samples::EventSamples;
 use crate::telemetry::faults::Faults;
 use crate::telemetry::in_flight::InFlight;

@@ -188,7 +188,9 @@ pub mod config {
     pub use crate::spool::{Config as Spool, Durability};
     pub use crate::upstream::file::Config as FileUpstream;
     #[cfg(feature = "kafka")]
-    pub use crate::upstream::kafka::Config as KafkaUpstream;
+    pub use crate::upstream::kafka::{
+        Config as KafkaUpstream, Key as KafkaKey, Properties as KafkaProperties,
+    };
     #[cfg(feature = "nats")]
     pub use crate::upstream::nats::Config as NatsUpstream;
     pub use crate::upstream::{
@@ -197,8 +199,8 @@ pub mod config {
     };
     #[cfg(feature = "http")]
     pub use crate::upstream::{
-        Compression, http::Config as HttpUpstream, hubspot::Config as HubspotUpstream,
-        legacy::Config as LegacyUpstream,
+        Compression, http::Config as HttpUpstream, http::Order, hubspot::Config as HubspotUpstream,
+        legacy::Config as LegacyUpstream, legacy::OnUnknown,
     };
 }
 
@@ -212,7 +214,7 @@ pub mod custom {
     pub use crate::plugin::access::{AccessLog, AccessRecord};
     pub use crate::policy::inspect::{Addition, Refusal};
     pub use crate::policy::portals::Format as PortalFormat;
-    pub use crate::telemetry::faults::{FaultKind, Faults};
+    pub use crate::telemetry::faults::{Fault, FaultKind, Faults};
     pub use crate::telemetry::in_flight::{InFlight, InFlightGuard};
     #[doc(hidden)] // As in 0.1.0.
     pub use crate::upstream::{Batch, Outcome};

@@ -99,6 +99,14 @@ impl FaultKind {
 }
 
 /// One fault that lasts.
+///
+/// ```
+/// use pixelgate::custom::Fault;
+///
+/// fn line(fault: &Fault) -> String {
+///     format!("{} ({}): {} {}", fault.what.as_str(), fault.subject, fault.text, fault.advice)
+/// }
+/// ```
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Fault {
     /// What it is.

@@ -204,7 +204,7 @@ impl ValidConfig {
 impl Config {
     /// How long a connection is used, in seconds. `None` for a kind without connections, and for
     /// those that open theirs anew themselves: `http`, `legacy` and `hubspot`.
-    pub fn connection_seconds_max(&self) -> Option<u64> {
+    pub(super) fn connection_seconds_max(&self) -> Option<u64> {
         match &self.kind {
             #[cfg(feature = "kafka")]
             Kind::Kafka(config) => Some(config.connection_seconds_max),
@@ -215,7 +215,7 @@ impl Config {
     }
 
     /// The servers of such a kind, each as `host:port`.
-    pub fn servers(&self) -> Vec<String> {
+    pub(super) fn servers(&self) -> Vec<String> {
         match &self.kind {
             #[cfg(feature = "kafka")]
             Kind::Kafka(config) => config.hosts(),
@@ -227,7 +227,7 @@ impl Config {
 
     /// The files that the settings name, which are read again when they change. Without those of
     /// kind `file`, which are written.
-    pub fn files(&self) -> Vec<PathBuf> {
+    pub(super) fn files(&self) -> Vec<PathBuf> {
         let named: Vec<Option<&Path>> = match &self.kind {
             Kind::File(_) => Vec::new(),
             #[cfg(feature = "http")]
@@ -248,7 +248,7 @@ impl Config {
 impl ValidConfig {
     /// These settings as a reload changes them: what only a new process can change (name, kind,
     /// batches, attempts, concurrency and order) stays. `None`: nothing of them can be reloaded.
-    pub fn reloaded(&self, new: &Config) -> Option<ValidConfig> {
+    pub(super) fn reloaded(&self, new: &Config) -> Option<ValidConfig> {
         let kind = reloaded(&self.kind, &new.kind).filter(|_| self.name == new.name)?;
         Some(ValidConfig(Config { kind, ..self.0.clone() }))
     }

@@ -98,6 +98,13 @@ pub struct Config {
 }
 
 /// In which order events are delivered.
+///
+/// ```
+/// use pixelgate::config::{HttpUpstream, Order};
+///
+/// let mut collector = HttpUpstream::default();
+/// collector.order = Order::Portal;
+/// ```
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Order {

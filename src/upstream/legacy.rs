@@ -103,7 +103,15 @@ pub struct Config {
     pub on_unknown: OnUnknown,
 }
 
-/// What happens to an event with revenue whose result is unknown: see [the module](self).
+/// What happens to an event with revenue of which it is not known whether the backend has counted
+/// it: the request was sent and no response arrived, or a gateway lost the backend (502, 504).
+///
+/// ```
+/// use pixelgate::config::{LegacyUpstream, OnUnknown};
+///
+/// let mut backend = LegacyUpstream::default();
+/// backend.on_unknown = OnUnknown::Retry;
+/// ```
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum OnUnknown {

@@ -2,26 +2,6 @@
 //!
 //! [`Letter`] is one line of such a file. [`DeadLetters`] appends letters, [`list`] reads them,
 //! [`replay`] sends their events again, and [`remove`] gives them up. A [`Filter`] says which.
-//!
-//! ```
-//! # let dir = tempfile::tempdir()?;
-//! # let dir = dir.path();
-//! use pixelgate::custom::Failure;
-//! use pixelgate::tools::dead_letters::{
-//!     DEAD_BYTES_MAX, DeadLetters, Filter, Letter, Reason, list, remove,
-//! };
-//!
-//! let refused = Failure::answered(422);
-//! let letter = Letter::new("collector", 0, Reason::Rejected, &refused, b"the spool's record");
-//! DeadLetters::new(dir, "collector", DEAD_BYTES_MAX).append(&[letter])?;
-//!
-//! let mut rejected = Filter::default();
-//! rejected.reason = Some(Reason::Rejected);
-//! let summary = list(dir, "collector", &rejected, |letter| println!("{}", letter.detail))?;
-//! assert_eq!(summary.letters, 1);
-//! assert_eq!(remove(dir, "collector", &rejected)?, 1);
-//! # Ok::<(), Box<dyn std::error::Error>>(())
-//! ```
 
 mod filter;
 mod letter;

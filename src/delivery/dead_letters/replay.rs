@@ -26,6 +26,14 @@ use crate::event::{Record, is_newer_record};
 use crate::upstream::{Batch, BatchConfig, Failure, Upstream};
 
 /// How far a [`replay`] is.
+///
+/// ```
+/// use pixelgate::tools::dead_letters::Progress;
+///
+/// fn is_complete(progress: &Progress) -> bool {
+///     progress.undelivered == 0 && progress.gave_up.is_none()
+/// }
+/// ```
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Progress {
     /// Events that the upstream accepted.

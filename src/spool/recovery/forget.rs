@@ -14,6 +14,14 @@ use crate::spool::lane_files::{CURSOR, IDENTITY, lane_dir, remove_lane};
 use crate::spool::read::cursor::CursorFile;
 
 /// What was given up.
+///
+/// ```
+/// use pixelgate::tools::forget::Forgotten;
+///
+/// fn line(forgotten: Forgotten) -> String {
+///     format!("{} events in {} lanes are given up", forgotten.pending, forgotten.lanes)
+/// }
+/// ```
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Forgotten {
     /// Lanes that knew the upstream.
@@ -23,6 +31,12 @@ pub struct Forgotten {
 }
 
 /// Why an upstream could not be forgotten.
+///
+/// ```
+/// use pixelgate::tools::forget::ForgetError;
+///
+/// assert_eq!(ForgetError::Running.to_string(), "an edge uses this spool: stop it first");
+/// ```
 #[derive(Debug, thiserror::Error)]
 pub enum ForgetError {
     /// A process uses the spool.

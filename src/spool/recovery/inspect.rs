@@ -3,21 +3,6 @@
 //! It changes nothing and takes no lock, so it may run beside a living process: records that the
 //! process is writing or trimming at the moment are no finding. It repairs nothing; the next start
 //! of an edge does that.
-//!
-//! ```
-//! # let dir = tempfile::tempdir()?;
-//! # let spool = dir.path();
-//! use pixelgate::tools::inspect::{dump, stat, verify};
-//! use std::ops::ControlFlow;
-//!
-//! println!("{} lanes", stat(spool)?.lanes.len());
-//! assert!(verify(spool, &mut |_, _| {})?.ok);
-//! dump(spool, |id, record| {
-//!     println!("{id}: {} bytes", record.len());
-//!     ControlFlow::Continue(())
-//! })?;
-//! # Ok::<(), Box<dyn std::error::Error>>(())
-//! ```
 
 use std::io;
 use std::ops::ControlFlow;
@@ -51,6 +36,15 @@ const REREAD_PAUSES_MS: [u64; 4] = [1, 10, 100, 1000];
 const ROUTING: Routing = Routing { is_routed: event::is_routed, names: event::names_upstream };
 
 /// A spool at one moment.
+///
+/// ```
+/// use pixelgate::tools::inspect::Stat;
+///
+/// /// The events that wait for each upstream.
+/// fn pending(stat: &Stat) -> Vec<(&str, u64)> {
+///     stat.upstreams.iter().map(|upstream| (upstream.name.as_str(), upstream.pending)).collect()
+/// }
+/// ```
 #[derive(Debug, Clone)]
 pub struct Stat {
     /// Its lanes, oldest first.
@@ -63,6 +57,14 @@ pub struct Stat {
 }
 
 /// A lane at one moment.
+///
+/// ```
+/// use pixelgate::tools::inspect::LaneStat;
+///
+/// fn records(lane: &LaneStat) -> u64 {
+///     lane.end_seq - lane.first_seq
+/// }
+/// ```
 #[derive(Debug, Clone)]
 pub struct LaneStat {
     /// Its number.
@@ -80,6 +82,15 @@ pub struct LaneStat {
 }
 
 /// What `verify` found.
+///
+/// ```
+/// use pixelgate::tools::inspect::VerifyReport;
+///
+/// fn print(report: &VerifyReport) {
+///     report.findings.iter().for_each(|finding| println!("{finding}"));
+///     println!("{} sound records, {} more findings", report.records, report.findings_unlisted);
+/// }
+/// ```
 #[derive(Debug, Clone, Default)]
 pub struct VerifyReport {
     /// No findings.
@@ -95,6 +106,13 @@ pub struct VerifyReport {
 }
 
 /// One thing that is wrong.
+///
+/// ```
+/// use pixelgate::tools::inspect::Finding;
+///
+/// let finding = Finding { file: "a.seg".into(), offset: 64, what: "torn".to_owned() };
+/// assert_eq!(finding.to_string(), "a.seg:64: torn");
+/// ```
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Finding {
     /// The file.
@@ -122,6 +140,15 @@ pub(super) struct LaneSnapshot {
 }
 
 /// Counts lanes, segments and events.
+///
+/// ```
+/// # let dir = tempfile::tempdir()?;
+/// # let spool = dir.path();
+/// use pixelgate::tools::inspect::stat;
+///
+/// println!("{} lanes", stat(spool)?.lanes.len());
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
 ///
 /// # Errors
 ///
@@ -170,6 +197,16 @@ pub fn stat(dir: &Path) -> io::Result<Stat> {
 /// Reads every record and reports what is wrong and where. `progress` is called after each segment
 /// with the bytes read and the bytes of all segments.
 ///
+/// ```
+/// # let dir = tempfile::tempdir()?;
+/// # let spool = dir.path();
+/// use pixelgate::tools::inspect::verify;
+///
+/// let report = verify(spool, &mut |read, all| println!("{read} of {all} bytes"))?;
+/// assert!(report.ok);
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
+///
 /// # Errors
 ///
 /// The folder or a file in it cannot be read. What its files hold is a finding and no error.
@@ -196,6 +233,19 @@ pub fn verify(dir: &Path, progress: &mut dyn FnMut(u64, u64)) -> io::Result<Veri
 
 /// Calls `each` with each sound record, oldest lane first, each lane in order. Records that all
 /// upstreams have and that are not trimmed yet are among them.
+///
+/// ```
+/// # let dir = tempfile::tempdir()?;
+/// # let spool = dir.path();
+/// use pixelgate::tools::inspect::dump;
+/// use std::ops::ControlFlow;
+///
+/// dump(spool, |id, record| {
+///     println!("{id}: {} bytes", record.len());
+///     ControlFlow::Continue(())
+/// })?;
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
 ///
 /// # Errors
 ///

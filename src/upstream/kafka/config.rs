@@ -95,8 +95,22 @@ pub struct Config {
 }
 
 /// librdkafka's properties by name, as configured.
+///
+/// ```
+/// use pixelgate::config::{KafkaProperties, KafkaUpstream, Secret};
+///
+/// let mut kafka = KafkaUpstream::default();
+/// let protocol = ("security.protocol".to_owned(), Secret::new("ssl"));
+/// kafka.properties = KafkaProperties::from_iter([protocol]);
+/// ```
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Properties(BTreeMap<String, Secret>);
+
+impl FromIterator<(String, Secret)> for Properties {
+    fn from_iter<I: IntoIterator<Item = (String, Secret)>>(properties: I) -> Self {
+        Self(properties.into_iter().collect())
+    }
+}
 
 impl Default for Config {
     fn default() -> Self {
