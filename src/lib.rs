@@ -55,8 +55,8 @@
 //! | what a verdict speaks of | [`Event`], [`EventId`], [`Rejection`], [`Reason`] |
 //! | your own upstream | [`Upstream`], [`Batch`], [`Outcome`] |
 //! | your own inspector, portal list, clock, registry or access log | [`custom`] |
-//! | an HTTP server with limits in front of a Pingora proxy | [`http_server`] |
-//! | the operator's pages | [`admin_pages`] |
+//! | an HTTP server in front of a Pingora proxy | [`http_server`](http_server/index.html) |
+//! | the operator's pages | [`admin_pages`](admin_pages/index.html) |
 //! | commands for a spool and its dead letters, and a limit for log lines | [`tools`] |
 //! | what can go wrong | [`errors`] |
 //!
@@ -111,6 +111,8 @@
 
 #![forbid(unsafe_code)]
 #![warn(missing_docs)]
+// docs.rs then says which feature an item needs.
+#![cfg_attr(docsrs, feature(doc_cfg))]
 // Tests and benchmarks use more items than hosts do. Items without any use are reported when the
 // tests are built, which enable `internals`.
 #![cfg_attr(not(feature = "internals"), allow(dead_code, unused_imports))]

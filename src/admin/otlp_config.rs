@@ -28,7 +28,7 @@ pub struct Config {
     /// The base URL of a collector that takes OTLP over HTTP. `None`: nothing is exported. May hold
     /// `${NAME}`.
     pub endpoint: Option<Secret>,
-    /// Time between two exports, in seconds.
+    /// Time between two exports, in seconds, 1 to 86,400. Default: 60.
     pub interval_seconds: u64,
     /// Further request headers. Values may hold `${NAME}`.
     pub headers: BTreeMap<String, Secret>,

@@ -3,9 +3,10 @@
 use std::fmt;
 use uuid::Uuid;
 
-/// The id of an accepted event: a UUIDv7 (RFC 9562), the same in `X-Event-Id`, in every delivery
-/// attempt and after every restart (SPEC 7). Displays in the usual form, as
-/// `01970102-0304-7fff-bfff-ffffffffffff`: lower case, with hyphens.
+/// The id of an accepted event: a UUIDv7 (RFC 9562).
+///
+/// It is the same in `X-Event-Id`, in every delivery attempt and after every restart (SPEC 7).
+/// Displays in the usual form, as `01970102-0304-7fff-bfff-ffffffffffff`: lower case, with hyphens.
 ///
 /// ```
 /// use pixelgate::EventId;

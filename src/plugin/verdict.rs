@@ -14,9 +14,10 @@ pub(super) fn event_name(name: &str) -> Option<EventName> {
     (!name.is_empty()).then(|| EventName::from_slice(name.as_bytes()))
 }
 
-/// What became of an event request: accepted, rejected, or not judged (`HEAD`, `OPTIONS`, or a
-/// request whose body is broken). The request is answered; a host may log the verdict and cannot
-/// change it.
+/// What became of an event request: accepted, rejected, or not judged.
+///
+/// Not judged are `HEAD`, `OPTIONS`, and a request whose body is broken. The request is answered; a
+/// host may log the verdict and cannot change it.
 ///
 /// Displays as `X-Event-Verdict` has it: `accepted`, `rejected; reason=…`, or `not_judged`.
 ///
@@ -81,8 +82,9 @@ impl Verdict {
         }
     }
 
-    /// When the commit of an accepted event was known to be done, or a later one if that was known
-    /// before the verdict was given, in milliseconds since 1970, UTC. `None` with `spool.durability = "memory"`, which does not wait for it.
+    /// When the commit of an accepted event was done, in milliseconds since 1970, UTC. If the spool
+    /// has made a further commit by now, it is the time of that one. `None` with
+    /// `spool.durability = "memory"`, which does not wait for a commit.
     pub fn committed_at_ms(&self) -> Option<u64> {
         self.committed_at_ms
     }

@@ -23,13 +23,13 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 #[serde(default, deny_unknown_fields)]
 #[cfg_attr(not(feature = "internals"), non_exhaustive)]
 pub struct Config {
-    /// How much of the client's address is stored.
+    /// How much of the client's address is stored. Default: all of it.
     pub ip: KeepIp,
-    /// How much of the `Referer` is stored.
+    /// How much of the `Referer` is stored. Default: its origin.
     pub referer: KeepReferer,
-    /// Whether `referer = "full"` includes the query.
+    /// Whether `referer = "full"` includes the query. Default: `false`.
     pub referer_query: bool,
-    /// How a request with `Sec-GPC: 1` is treated.
+    /// How a request with `Sec-GPC: 1` is treated. Default: its event is stored with a flag.
     pub gpc: Gpc,
 }
 

@@ -47,13 +47,13 @@ const CORP_HEADER: HeaderName = HeaderName::from_static("cross-origin-resource-p
 #[serde(default, deny_unknown_fields)]
 #[cfg_attr(not(feature = "internals"), non_exhaustive)]
 pub struct Config {
-    /// The body of an image answer.
+    /// The body of an image answer. Default: the pixel.
     pub body: Body,
-    /// The status of a rejection.
+    /// The status of a rejection. Default: that of its reason.
     pub rejections: Rejections,
-    /// Whether `X-Event-Verdict` is sent.
+    /// Whether `X-Event-Verdict` is sent. Default: `true`.
     pub verdict_header: bool,
-    /// Whether `X-Event-Id` is sent with the answer to an accepted event.
+    /// Whether `X-Event-Id` is sent with the answer to an accepted event. Default: `false`.
     pub event_id: bool,
 }
 

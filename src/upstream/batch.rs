@@ -34,12 +34,14 @@ pub const BATCH_LINGER_MS_MAX: u64 = 600_000;
 #[serde(default, deny_unknown_fields)]
 #[cfg_attr(not(feature = "internals"), non_exhaustive)]
 pub struct BatchConfig {
-    /// Maximum number of events in a batch.
+    /// Maximum number of events in a batch, 1 to 100,000. Default: 500.
     pub events_max: usize,
     /// Maximum number of bytes in a batch before compression: the spool records plus
-    /// [`Batch::EVENT_OVERHEAD_BYTES`] each. A larger event is sent alone.
+    /// [`Batch::EVENT_OVERHEAD_BYTES`] each; at most 64 MiB. A larger event is sent alone. Default:
+    /// 1 MiB.
     pub bytes_max: ByteSize,
-    /// How long the first event of a batch waits for further events, in milliseconds.
+    /// How long the first event of a batch waits for further events, in milliseconds, at most
+    /// 600,000. Default: 1000.
     pub linger_ms: u64,
 }
 

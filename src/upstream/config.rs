@@ -51,6 +51,7 @@ pub struct Config {
     pub batch: BatchOverride,
     /// After so many failed attempts the events of a batch are to blame, if the upstream took
     /// others meanwhile: the batch is halved, and a single event becomes a dead letter. 0: never.
+    /// At most 1,000,000. Default: 12.
     pub attempts_max: u32,
     /// The kind and its settings.
     pub kind: Kind,

@@ -74,18 +74,20 @@ pub struct Config {
     pub format: Format,
     /// The compression of a body.
     pub compression: Compression,
-    /// Headers that are added to every request. Values may hold `${ENV}`.
+    /// Headers that are added to every request, at most 32. Values may hold `${ENV}`.
     pub headers: BTreeMap<String, Secret>,
     /// Key that signs every request after Standard Webhooks 1.0: `whsec_…`. May hold `${ENV}`.
     pub secret: Option<Secret>,
-    /// Time for one request, from connecting to the end of the response, in seconds.
+    /// Time for one request, from connecting to the end of the response, in seconds, 1 to 300.
+    /// Default: 10.
     pub timeout_seconds: u64,
-    /// How long a connection is used, in seconds.
+    /// How long a connection is used, in seconds, 1 to 86,400. Default: 300.
     pub connection_seconds_max: u64,
     /// The proxy for all requests: `http://` or `https://`; empty: none. `None`: that of the
     /// environment. May hold `${ENV}`.
     pub proxy: Option<Secret>,
-    /// Maximum number of batches in flight. The concurrency limiter stays at or below it.
+    /// Maximum number of batches in flight, 1 to 64. The concurrency limiter stays at or below it.
+    /// Default: 8.
     pub concurrency_max: usize,
     /// Whether each portal's events are delivered in order.
     pub order: Order,

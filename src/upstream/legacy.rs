@@ -90,11 +90,11 @@ pub struct Config {
     pub url: Secret,
     /// Whether each request has the `Host` that the event came with.
     pub keep_host: bool,
-    /// Maximum number of requests in flight.
+    /// Maximum number of requests in flight, 1 to 64. Default: 8.
     pub concurrency_max: usize,
-    /// Time for one request, in seconds.
+    /// Time for one request, in seconds, 1 to 300. Default: 10.
     pub timeout_seconds: u64,
-    /// How long a connection is used, in seconds.
+    /// How long a connection is used, in seconds, 1 to 86,400. Default: 300.
     pub connection_seconds_max: u64,
     /// The proxy for all requests: `http://` or `https://`; empty: none. `None`: that of the
     /// environment. May hold `${ENV}`.

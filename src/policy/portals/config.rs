@@ -28,15 +28,16 @@ pub const REFRESH_SECONDS_MAX: u64 = 86_400;
 #[cfg_attr(not(feature = "internals"), non_exhaustive)]
 pub struct Config {
     /// A file ending in `.toml`, `.json` or `.txt`, or an `http://` or `https://` URL. May be
-    /// empty only if `mode` is `off`; there is no list then. May hold `${NAME}`.
+    /// empty only if `mode` is `off`; there is no list then. May hold `${NAME}`. Default:
+    /// `portals.toml`.
     #[serde(deserialize_with = "crate::env::expanded")]
     pub source: String,
     /// How a refusal by the list is treated.
     pub mode: Mode,
-    /// A change is picked up within this many seconds, 1 to `REFRESH_SECONDS_MAX`.
+    /// A change is picked up within this many seconds, 1 to 86,400. Default: 5.
     pub refresh_seconds: u64,
     /// Seconds without a successful check of the source, after which events are rejected as
-    /// `overloaded`. 0: never.
+    /// `overloaded`: more than `refresh_seconds`, or 0 (the default): never.
     pub stale_seconds_max: u64,
     /// Request headers for a URL source. Values may hold `${NAME}`.
     pub headers: BTreeMap<String, Secret>,

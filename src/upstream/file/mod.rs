@@ -54,11 +54,13 @@ const GROUP_BATCHES_MAX: usize = 16;
 #[serde(default, deny_unknown_fields)]
 #[cfg_attr(not(feature = "internals"), non_exhaustive)]
 pub struct Config {
-    /// The folder. Created if missing. Several processes may share it.
+    /// The folder. Created if missing. Several processes may share it. Default: `data/events`.
     pub dir: PathBuf,
-    /// A file is finished before it grows beyond this size. A larger batch gets its own file.
+    /// A file is finished before it grows beyond this size, 1 KiB to 16 GiB. A larger batch gets
+    /// its own file. Default: 64 MiB.
     pub rotate_bytes: ByteSize,
-    /// A file is finished this many seconds after its first event, with or without traffic.
+    /// A file is finished this many seconds after its first event, with or without traffic; 1 to
+    /// 86,400. Default: 60.
     pub rotate_seconds: u64,
 }
 

@@ -42,18 +42,19 @@ pub const FAULT_SECONDS_MAX: u64 = 604_800;
 #[serde(default, deny_unknown_fields)]
 #[cfg_attr(not(feature = "internals"), non_exhaustive)]
 pub struct Config {
-    /// Scheme and host of the API. May hold `${ENV}`.
+    /// Scheme and host of the API. May hold `${ENV}`. Default: `https://api.hubapi.com`.
     pub url: Secret,
     /// A token for each portal, by its number. Values may hold `${ENV}`.
     pub tokens: BTreeMap<String, Secret>,
     /// HubSpot's event names by the names in the pixels. A key is a name, or
     /// `portal/name`; a value is a whole `pe{portal}_{name}`, or the name alone.
     pub event_names: BTreeMap<String, String>,
-    /// Whether contacts and their properties are written.
+    /// Whether contacts and their properties are written. Default: `true`.
     pub contacts: bool,
-    /// The event property for the revenue. Empty: the revenue is left out.
+    /// The event property for the revenue. Empty: the revenue is left out. Default: `revenue`.
     pub revenue_property: String,
-    /// The event property for the external id. Empty: the external id is left out.
+    /// The event property for the external id. Empty: the external id is left out. Default:
+    /// `external_id`.
     pub external_id_property: String,
     /// The contact property for the external id of an event that has an address, too. Empty: none.
     pub external_id_contact_property: String,
@@ -63,17 +64,17 @@ pub struct Config {
     /// Whether user agent and referer go along as HubSpot's default event properties.
     pub context_properties: bool,
     /// How long a portal's events wait while its token is rejected or missing, in seconds. Then
-    /// they become dead letters. 0: without limit.
+    /// they become dead letters. 0: without limit. At most 604,800 (a week). Default: 0.
     pub fault_seconds_max: u64,
     /// The path below `url` for events.
     pub events_path: String,
     /// The path below `url` for contacts.
     pub contacts_path: String,
-    /// Maximum number of requests in flight.
+    /// Maximum number of requests in flight, 1 to 64. Default: 8.
     pub concurrency_max: usize,
-    /// Time for one request, in seconds.
+    /// Time for one request, in seconds, 1 to 300. Default: 10.
     pub timeout_seconds: u64,
-    /// How long a connection is used, in seconds.
+    /// How long a connection is used, in seconds, 1 to 86,400. Default: 300.
     pub connection_seconds_max: u64,
     /// The proxy for all requests: `http://` or `https://`; empty: none. `None`: that of the
     /// environment. May hold `${ENV}`.

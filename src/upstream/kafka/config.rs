@@ -80,7 +80,7 @@ const OURS: &[(&str, &str)] = &[
 #[serde(default, deny_unknown_fields)]
 #[cfg_attr(not(feature = "internals"), non_exhaustive)]
 pub struct Config {
-    /// Bootstrap brokers, `host:port`. May hold `${ENV}`.
+    /// Bootstrap brokers, `host:port`, 1 to 64. May hold `${ENV}`.
     pub brokers: Vec<Secret>,
     /// The topic. It must exist, unless the cluster creates topics automatically.
     pub topic: String,
@@ -88,9 +88,10 @@ pub struct Config {
     pub key: Key,
     /// Further properties of librdkafka, such as `sasl.mechanism`. Values may hold `${ENV}`.
     pub properties: Properties,
-    /// Time for one attempt at a batch, in seconds. Sets `message.timeout.ms`.
+    /// Time for one attempt at a batch, in seconds, 1 to 300. Sets `message.timeout.ms`. Default:
+    /// 30.
     pub timeout_seconds: u64,
-    /// How long a connection is used, in seconds.
+    /// How long a connection is used, in seconds, 1 to 86,400. Default: 300.
     pub connection_seconds_max: u64,
 }
 

@@ -50,9 +50,9 @@ pub struct Config {
     pub stream: String,
     /// A credentials file (`.creds`: a JWT and its key), read again for every connection.
     pub credentials: Option<PathBuf>,
-    /// Time for one attempt at a batch, in seconds.
+    /// Time for one attempt at a batch, in seconds, 1 to 300. Default: 10.
     pub timeout_seconds: u64,
-    /// How long a connection is used, in seconds.
+    /// How long a connection is used, in seconds, 1 to 86,400. Default: 300.
     pub connection_seconds_max: u64,
     /// Certificates (PEM) to trust instead of the machine's. If set, TLS is required.
     pub ca: Option<PathBuf>,
