@@ -39,7 +39,8 @@ const CONTENT_TYPE: HeaderValue = HeaderValue::from_static("application/x-protob
 const ADVICE: &str = "Look at the collector and at otlp.endpoint and otlp.headers. No metric is \
                       lost: each export brings the counts since start.";
 
-/// See the module. Runs as a service of Pingora.
+/// Exports the metrics of `/metrics` under the same names by OTLP over HTTP, as protobuf. Runs as a
+/// background service of Pingora. An export that fails is a fault; no count is lost by it.
 ///
 /// ```
 /// # use pingora::server::Server;

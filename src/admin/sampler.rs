@@ -29,7 +29,10 @@ pub const SAMPLED_REJECTED_MAX: u32 = 20;
 /// The log target of single verdicts, for filters.
 pub const VERDICT_TARGET: &str = "pixelgate::verdict";
 
-/// See the module.
+/// Takes a snapshot of the gate once a second, for the pages and for [`OtlpExport`], and logs
+/// single verdicts. Runs as a background service of Pingora, and never blocks a request.
+///
+/// [`OtlpExport`]: crate::admin_pages
 ///
 /// ```
 /// # use pixelgate::PixelGate;

@@ -17,10 +17,7 @@ use super::client::Client;
 use super::compress::{Compression, compress};
 use super::contract::Upstream;
 use super::encode::{Format, encode};
-use super::limits::{
-    CONCURRENCY_MAX, CONNECTION_SECONDS_DEFAULT, TIMEOUT_SECONDS_MAX, check_connection_seconds,
-    check_within,
-};
+use super::limits::CONNECTION_SECONDS_DEFAULT;
 use super::outcome::{Failure, Outcome};
 use super::sign::Signer;
 use super::tls::Tls;
@@ -161,13 +158,21 @@ impl Default for Config {
 impl Config {
     /// Checks the limits, the URL, the headers and the secret.
     pub fn validate(&self) -> Result<(), ConfigError> {
-        check_within("timeout_seconds", self.timeout_seconds, TIMEOUT_SECONDS_MAX)?;
-        check_connection_seconds(self.connection_seconds_max)?;
-        crate::proxy::check(self.proxy.as_ref())?;
-        check_within("concurrency_max", self.concurrency_max as u64, CONCURRENCY_MAX as u64)?;
+        self.setup().validate()?;
         parse_url(&self.url)?;
         self.own_headers()?;
         self.signer().map(drop)
+    }
+
+    fn setup(&self) -> client::Setup {
+        client::Setup {
+            timeout_seconds: self.timeout_seconds,
+            connections: self.concurrency_max,
+            idle_seconds: IDLE_SECONDS_MAX,
+            http1_only: false,
+            connection_seconds_max: self.connection_seconds_max,
+            proxy: self.proxy.clone(),
+        }
     }
 
     /// Builds the upstream. Reads the certificates; resolves no name and opens no connection.
@@ -181,16 +186,8 @@ impl Config {
         }
         let tls =
             Tls { ca: self.ca.as_deref(), cert: self.cert.as_deref(), key: self.key.as_deref() };
-        let setup = client::Setup {
-            timeout_seconds: self.timeout_seconds,
-            connections: self.concurrency_max,
-            idle_seconds: IDLE_SECONDS_MAX,
-            http1_only: false,
-            connection_seconds_max: self.connection_seconds_max,
-            proxy: self.proxy.clone(),
-        };
         Ok(Http {
-            client: Client::build(&url, setup, &tls)?,
+            client: Client::build(&url, self.setup(), &tls)?,
             url,
             headers,
             signer: self.signer()?,
@@ -321,6 +318,7 @@ impl Upstream for Http {
 
 #[cfg(test)]
 mod tests {
+    use super::super::limits::{CONCURRENCY_MAX, TIMEOUT_SECONDS_MAX};
     use super::*;
 
     fn config(rest: &str) -> Config {

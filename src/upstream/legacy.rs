@@ -41,10 +41,7 @@ use super::batch::Batch;
 use super::client::Client;
 use super::contract::Upstream;
 use super::http::parse_url;
-use super::limits::{
-    CONCURRENCY_MAX, CONNECTION_SECONDS_DEFAULT, TIMEOUT_SECONDS_MAX, check_connection_seconds,
-    check_within,
-};
+use super::limits::CONNECTION_SECONDS_DEFAULT;
 use super::outcome::{Failure, Outcome, Part};
 use super::tls::Tls;
 use super::{answer, client};
@@ -193,26 +190,26 @@ impl Default for Config {
 impl Config {
     /// Checks the limits and the URL.
     pub fn validate(&self) -> Result<(), ConfigError> {
-        check_within("timeout_seconds", self.timeout_seconds, TIMEOUT_SECONDS_MAX)?;
-        check_connection_seconds(self.connection_seconds_max)?;
-        crate::proxy::check(self.proxy.as_ref())?;
-        check_within("concurrency_max", self.concurrency_max as u64, CONCURRENCY_MAX as u64)?;
+        self.setup().validate()?;
         Address::new(&self.url).map(drop)
     }
 
-    /// Builds the upstream. Resolves no name and opens no connection.
-    pub(in crate::upstream) fn build(&self) -> Result<Legacy, ConfigError> {
-        let address = Address::new(&self.url)?;
-        let setup = client::Setup {
+    fn setup(&self) -> client::Setup {
+        client::Setup {
             timeout_seconds: self.timeout_seconds,
             connections: self.concurrency_max,
             idle_seconds: IDLE_SECONDS_MAX,
             http1_only: self.keep_host,
             connection_seconds_max: self.connection_seconds_max,
             proxy: self.proxy.clone(),
-        };
+        }
+    }
+
+    /// Builds the upstream. Resolves no name and opens no connection.
+    pub(in crate::upstream) fn build(&self) -> Result<Legacy, ConfigError> {
+        let address = Address::new(&self.url)?;
         let replayer = Replayer {
-            client: Client::build(&address.url, setup, &Tls::default())?,
+            client: Client::build(&address.url, self.setup(), &Tls::default())?,
             address,
             keep_host: self.keep_host,
             on_unknown: self.on_unknown,

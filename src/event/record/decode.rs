@@ -79,10 +79,7 @@ impl<'a> Record<'a> {
                 gpc: raw.gpc,
                 dnt: raw.dnt,
                 prefetch: raw.prefetch,
-                host: members.host,
-                utk: members.utk,
-                headers: members.headers,
-                added: members.added,
+                ..members
             },
         })
     }

@@ -19,10 +19,7 @@ use crate::env::Secret;
 use crate::event::PROPERTY_NAME_BYTES_MAX;
 use crate::upstream::client;
 use crate::upstream::http::parse_url;
-use crate::upstream::limits::{
-    CONCURRENCY_MAX, CONNECTION_SECONDS_DEFAULT, TIMEOUT_SECONDS_MAX, check_connection_seconds,
-    check_within,
-};
+use crate::upstream::limits::CONNECTION_SECONDS_DEFAULT;
 use crate::upstream::tls::Tls;
 
 /// Maximum of `fault_seconds_max`: one week.
@@ -110,10 +107,7 @@ impl Default for Config {
 impl Config {
     /// Checks the limits, the names, the addresses and the tokens.
     pub fn validate(&self) -> Result<(), ConfigError> {
-        check_within("timeout_seconds", self.timeout_seconds, TIMEOUT_SECONDS_MAX)?;
-        check_connection_seconds(self.connection_seconds_max)?;
-        crate::proxy::check(self.proxy.as_ref())?;
-        check_within("concurrency_max", self.concurrency_max as u64, CONCURRENCY_MAX as u64)?;
+        self.setup().validate()?;
         if self.fault_seconds_max > FAULT_SECONDS_MAX {
             let reason = format!("is more than {FAULT_SECONDS_MAX}");
             return Err(ConfigError::new("fault_seconds_max", reason));
@@ -189,24 +183,27 @@ impl Config {
         self.tokens.contains_key(&portal.to_string())
     }
 
-    /// Builds the upstream. Reads the certificates; resolves no name and opens no connection.
-    pub(in crate::upstream) fn build(&self) -> Result<Hubspot, ConfigError> {
-        let tls = Tls { ca: self.ca.as_deref(), ..Tls::default() };
-        let setup = client::Setup {
+    fn setup(&self) -> client::Setup {
+        client::Setup {
             timeout_seconds: self.timeout_seconds,
             connections: self.concurrency_max,
             idle_seconds: IDLE_SECONDS_MAX,
             http1_only: false,
             connection_seconds_max: self.connection_seconds_max,
             proxy: self.proxy.clone(),
-        };
+        }
+    }
+
+    /// Builds the upstream. Reads the certificates; resolves no name and opens no connection.
+    pub(in crate::upstream) fn build(&self) -> Result<Hubspot, ConfigError> {
+        let tls = Tls { ca: self.ca.as_deref(), ..Tls::default() };
         let events_url = self.endpoint("events_path", &self.events_path)?;
         let contacts_url = match self.contacts {
             true => Some(self.endpoint("contacts_path", &self.contacts_path)?),
             false => None,
         };
         let sender = Sender {
-            client: client::Client::build(&events_url, setup, &tls)?,
+            client: client::Client::build(&events_url, self.setup(), &tls)?,
             events_url,
             contacts_url,
             requests: Semaphore::new(self.concurrency_max),
@@ -256,6 +253,7 @@ impl Config {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::upstream::limits::{CONCURRENCY_MAX, TIMEOUT_SECONDS_MAX};
 
     const REFERENCE: &str = include_str!("../../../config/reference.toml");
 
