@@ -25,6 +25,7 @@
 //! byte, though it takes no such time; and OpenSSL takes slower ways there, because valgrind knows
 //! not all of the machine's instructions: ratios of TLS flatter us.
 
+mod bare;
 mod client;
 mod edge;
 mod floor;
@@ -58,6 +59,12 @@ fn main() {
         && flag == floor::FLAG
     {
         return floor::serve(address.parse().expect("an address"));
+    }
+    if let [flag, address, origin] = &arguments[..]
+        && flag == bare::FLAG
+    {
+        let parsed = |text: &String| text.parse().expect("an address");
+        return bare::serve(parsed(address), parsed(origin));
     }
     if !arguments.iter().any(|argument| argument == "--bench") {
         return println!("`cargo bench --bench edge` measures");

@@ -3,7 +3,7 @@
 use crate::process::{self, Mode};
 use crate::server::{Kind, Server};
 use crate::workload::{Transport, Workload};
-use crate::{edge, floor, nginx};
+use crate::{bare, edge, floor, nginx};
 
 /// One workload and the servers that are compared under it.
 pub struct Scenario {
@@ -64,6 +64,7 @@ const MEMORY_TLS: Contender = Contender { start: |mode| edge::tls(mode, "memory"
 const POWER_TLS: Contender = Contender { start: |mode| edge::tls(mode, "power"), ..POWER };
 const PASSAGE: &[Contender] = &[
     Contender { name: "nginx, `proxy_pass` and log", start: nginx::proxy },
+    Contender { name: "bare Pingora", start: bare::proxy },
     Contender { name: "pixelgate", start: edge::proxy },
     Contender { name: "pixelgate and access log", start: edge::logged_proxy },
 ];
