@@ -11,8 +11,8 @@
 //! gets fewer and fewer probes.
 //!
 //! A batch that fails again and again says nothing about the upstream: it has a wait of its own,
-//! and only its first failure counts here. A pause that the upstream asks for is kept whatever else is
-//! under way: the success of an attempt that began before does not end it.
+//! and only its first failure counts here. A pause that the upstream asks for is kept whatever else
+//! is under way: the success of an attempt that began before does not end it.
 
 use std::time::Duration;
 

@@ -17,7 +17,7 @@ use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-/// Where the record of each request goes. Cheap to clone.
+/// Where the record of each request goes. Cheap to clone: all clones report to the same place.
 ///
 /// ```
 /// use pixelgate::custom::AccessLog;
@@ -63,7 +63,7 @@ impl AccessLog {
     }
 }
 
-/// One request. Reported when it is dropped.
+/// What is known of one request. It is reported to its [`AccessLog`] when it is dropped.
 ///
 /// ```
 /// use pixelgate::custom::AccessRecord;

@@ -68,7 +68,7 @@ impl Default for Config {
     }
 }
 
-/// `response.body`.
+/// `response.body`: what an answer holds that is shown as an image.
 ///
 /// ```
 /// use pixelgate::config::{Response, ResponseBody};
@@ -85,7 +85,7 @@ pub enum Body {
     Empty,
 }
 
-/// `response.rejections`.
+/// `response.rejections`: the status of the answer to a rejected event.
 ///
 /// ```
 /// use pixelgate::config::{Rejections, Response};

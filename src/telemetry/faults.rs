@@ -98,7 +98,7 @@ impl FaultKind {
     }
 }
 
-/// One fault that lasts.
+/// A condition that lasts and needs an operator.
 ///
 /// ```
 /// use pixelgate::custom::Fault;
@@ -158,8 +158,8 @@ impl Faults {
         Faults::new(Arc::new(SystemClock), gauge)
     }
 
-    /// The fault `what` of `subject` lasts. Where it is raised already, it keeps its beginning, and
-    /// its text and advice are replaced.
+    /// Adds the fault `what` of `subject` to the list. A fault that is on it already keeps its
+    /// beginning, and gets the new text and advice.
     pub fn raise(
         &self,
         what: FaultKind,
@@ -179,7 +179,7 @@ impl Faults {
         self.inner.gauge.with_label_values(&[what.as_str()]).inc();
     }
 
-    /// The fault is over. Nothing happens where it was not raised.
+    /// Removes the fault from the list, if it is on it: its condition is over.
     pub fn clear(&self, what: FaultKind, subject: &str) {
         let mut faults = self.inner.faults.lock();
         if faults.remove(&(what, subject.to_owned())).is_some() {

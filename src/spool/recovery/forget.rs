@@ -13,7 +13,7 @@ use crate::spool::fs::{Fs, Open, SystemFs};
 use crate::spool::lane_files::{CURSOR, IDENTITY, lane_dir, remove_lane};
 use crate::spool::read::cursor::CursorFile;
 
-/// What was given up.
+/// What [`forget`] gave up.
 ///
 /// ```
 /// use pixelgate::tools::forget::Forgotten;
