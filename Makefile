@@ -2,7 +2,7 @@
 
 export PATH := $(PATH):/usr/sbin:/sbin
 
-.PHONY: run test fleet attacks bench check package help
+.PHONY: run test power soak fleet attacks bench check package help
 
 run: ## Build and start the edge on the sample configuration
 	@.ci/need cc cmake
@@ -11,6 +11,16 @@ run: ## Build and start the edge on the sample configuration
 test: ## Pass the tests
 	@.ci/need cc cmake nginx chromium chromedriver
 	cargo test --locked $(if $(FEATURES),--features $(FEATURES))
+
+power: ## Cut the power of a spool a thousand times (CUTS=)
+	@.ci/need cc cmake
+	PIXELGATE_POWER_CUTS=$(or $(CUTS),1000) \
+	    cargo test --locked --test unit spool_power -- --nocapture --test-threads 1
+
+soak: ## Run the edge under load and faults for SECONDS (600)
+	@.ci/need cc cmake
+	PIXELGATE_SOAK_SECONDS=$(or $(SECONDS),600) \
+	    cargo test --locked --test edge soak -- --ignored --nocapture
 
 fleet: ## Send ten thousand odd paths through the edge to real origins
 	@.ci/need cc cmake && .ci/need-fleet

@@ -10,7 +10,7 @@ use crate::clock::{Clock, SystemClock};
 use crate::config_error::ConfigError;
 use crate::delivery;
 use crate::delivery::threads::Delivery;
-use crate::delivery::{Meters, Route};
+use crate::delivery::{Meters, Route, RouteLimits};
 use crate::event::{self, Event};
 use crate::plugin::{GateState, PixelGate, PrebuiltResponse, ReloadState, Settings};
 use crate::policy::gate::Gate;
@@ -19,16 +19,17 @@ use crate::policy::portals;
 use crate::policy::portals::{Bounds, Format, Portals};
 use crate::request::client::TrustedProxies;
 use crate::response::answers::Answers;
-use crate::spool::{Durability, Env, Routing, Spool};
+use crate::spool::{self, Durability, Env, Routing, Spool};
 use crate::telemetry::event_samples::EventSamples;
 use crate::telemetry::faults::Faults;
 use crate::telemetry::in_flight::InFlight;
 use crate::telemetry::metrics::Metrics;
 use crate::upstream::{self, BatchConfig, Replaceable, Upstream};
-use arc_swap::ArcSwap;
+use arc_swap::{ArcSwap, ArcSwapOption};
 use bytes::Bytes;
 use parking_lot::Mutex;
 use prometheus::Registry;
+use std::collections::HashMap;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64};
@@ -36,6 +37,10 @@ use tokio::runtime::Handle;
 
 pub use config::{Config, ValidConfig};
 pub use error::OpenError;
+
+/// How the spool reads which upstreams an event is meant for.
+pub const EVENT_ROUTING: Routing =
+    Routing { is_routed: event::is_routed, names: event::names_upstream };
 
 /// An upstream with its name, the limits of its batches and its `attempts_max`.
 type Destination = (String, Arc<dyn Upstream>, BatchConfig, u32);
@@ -71,6 +76,7 @@ pub struct Builder {
     name: Option<String>,
     registry: Registry,
     runtime: Option<Handle>,
+    needs_disk: bool,
 }
 
 impl PixelGate {
@@ -99,6 +105,7 @@ impl Builder {
             name: None,
             registry: Registry::new(),
             runtime: None,
+            needs_disk: false,
         }
     }
 
@@ -226,16 +233,21 @@ impl Builder {
     /// gate's own.
     ///
     /// ```
-    /// # #[tokio::main(flavor = "current_thread")]
-    /// # async fn main() {
-    /// use pixelgate::{Config, PixelGate};
-    /// use tokio::runtime::Handle;
-    ///
-    /// let builder = PixelGate::builder(Config::default()).runtime(Handle::current());
+    /// # use pixelgate::{Builder, Config, PixelGate};
+    /// # fn build(runtime: &tokio::runtime::Runtime) -> Builder {
+    /// PixelGate::builder(Config::default()).runtime(runtime.handle().clone())
     /// # }
     /// ```
     pub fn runtime(mut self, runtime: Handle) -> Self {
         self.runtime = Some(runtime);
+        self
+    }
+
+    /// Whether the gate opens only on a disk that takes events: for a process that is to follow one
+    /// which still takes them. Default: no. Then a gate on a disk that is full, read-only or
+    /// failing opens, refuses events, delivers those of earlier processes, and recovers by itself.
+    pub fn needs_disk(mut self, needs_disk: bool) -> Self {
+        self.needs_disk = needs_disk;
         self
     }
 
@@ -285,7 +297,8 @@ impl Builder {
             clock: self.clock.clone(),
             commit_seconds: Some(metrics.spool_commit_seconds.clone()),
             faults: faults.clone(),
-            routing: Routing { is_routed: event::is_routed, names: event::names_upstream },
+            routing: EVENT_ROUTING,
+            needs_disk: self.needs_disk,
             ..Env::system()
         };
         let spool =
@@ -317,7 +330,8 @@ impl Builder {
             portals: Mutex::new(list),
             upstreams,
         };
-        let settings = config.into_settings(portals, self.clock.clone(), self.inspector)?;
+        let settings =
+            config.into_settings(portals, self.clock.clone(), self.inspector, self.trusted)?;
         Ok(PixelGate::from_state(GateState {
             settings: ArcSwap::from_pointee(settings),
             reloads: AtomicU64::new(0),
@@ -328,7 +342,7 @@ impl Builder {
             metrics,
             faults,
             event_samples: EventSamples::new(self.clock),
-            trusted: self.trusted,
+            access_log: ArcSwapOption::empty(),
             delivery,
             in_flight: self.in_flight,
             reload,
@@ -337,6 +351,23 @@ impl Builder {
 }
 
 impl ValidConfig {
+    /// The settings of the spool.
+    pub(crate) fn valid_spool(&self) -> &spool::ValidConfig {
+        &self.valid_spool
+    }
+
+    /// The limits of each configured upstream, by its name, and those of a host's own.
+    pub(crate) fn route_limits(&self) -> (HashMap<String, RouteLimits>, RouteLimits) {
+        let of = |upstream: &upstream::ValidConfig| {
+            let batch = upstream.batch.over(&self.batch);
+            let attempts_max = upstream.attempts_max;
+            (upstream.name.clone(), RouteLimits { batch, attempts_max })
+        };
+        let attempts_max = upstream::ATTEMPTS_MAX_DEFAULT;
+        let others = RouteLimits { batch: self.batch.clone(), attempts_max };
+        (self.destinations.iter().map(of).collect(), others)
+    }
+
     /// The portal list's configuration, with the names of the upstreams that its rules may name.
     pub(crate) fn list_for(&self, upstreams: Vec<String>) -> portals::ValidConfig {
         self.list.clone().bounded(Bounds { upstreams, privacy: self.privacy })
@@ -348,6 +379,7 @@ impl ValidConfig {
         portals: Portals,
         clock: Arc<dyn Clock>,
         inspector: Option<Inspector>,
+        trusted: TrustedProxies,
     ) -> Result<Settings, OpenError> {
         let answers = Answers::build(&self.response, &self.events.methods, PrebuiltResponse::new)
             .map_err(OpenError::Answers)?;
@@ -357,6 +389,7 @@ impl ValidConfig {
             path: Bytes::from(self.events.path.clone()),
             upstreams: self.upstream.clone(),
             gate: Arc::new(self.into_gate(portals, clock, inspector)),
+            trusted,
         })
     }
 

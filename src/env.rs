@@ -7,8 +7,12 @@
 //! defaults, no nesting, no bare `$NAME`.
 
 use std::fmt;
+use std::marker::PhantomData;
 
-use serde::de::{Deserialize, Deserializer, Error as _};
+use serde::de::value::{MapAccessDeserializer, SeqAccessDeserializer};
+use serde::de::{
+    Deserialize, Deserializer, Error as _, IntoDeserializer, MapAccess, SeqAccess, Visitor,
+};
 
 /// A configured text that must not be printed: its `Debug` shows nothing of it.
 ///
@@ -89,7 +93,7 @@ pub fn expanded<'de, D: Deserializer<'de>>(deserializer: D) -> Result<String, D:
     expand(&String::deserialize(deserializer)?).map_err(D::Error::custom)
 }
 
-/// Reads a list of strings and expands each.
+/// Reads one string or a list of strings, and expands each.
 ///
 /// ```
 /// #[derive(serde::Deserialize)]
@@ -108,8 +112,45 @@ pub fn expanded<'de, D: Deserializer<'de>>(deserializer: D) -> Result<String, D:
 ///
 /// As for [`expanded`].
 pub fn expanded_list<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Vec<String>, D::Error> {
-    let texts = Vec::<Secret>::deserialize(deserializer)?;
+    let texts: Vec<Secret> = one_or_many(deserializer)?;
     Ok(texts.into_iter().map(|Secret(text)| text).collect())
+}
+
+/// Reads one value, a string or a table, or a list of such values: `listen = "0.0.0.0:80"` is
+/// `listen = ["0.0.0.0:80"]`. Every list key of the configuration is read so.
+///
+/// # Errors
+///
+/// The value, or one in the list, is no `T`.
+pub fn one_or_many<'de, D, T>(deserializer: D) -> Result<Vec<T>, D::Error>
+where
+    D: Deserializer<'de>,
+    T: Deserialize<'de>,
+{
+    deserializer.deserialize_any(OneOrMany(PhantomData))
+}
+
+/// See [`one_or_many`].
+struct OneOrMany<T>(PhantomData<T>);
+
+impl<'de, T: Deserialize<'de>> Visitor<'de> for OneOrMany<T> {
+    type Value = Vec<T>;
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("one value or a list of values")
+    }
+
+    fn visit_str<E: serde::de::Error>(self, text: &str) -> Result<Vec<T>, E> {
+        T::deserialize(text.into_deserializer()).map(|one| vec![one])
+    }
+
+    fn visit_map<A: MapAccess<'de>>(self, map: A) -> Result<Vec<T>, A::Error> {
+        T::deserialize(MapAccessDeserializer::new(map)).map(|one| vec![one])
+    }
+
+    fn visit_seq<A: SeqAccess<'de>>(self, list: A) -> Result<Vec<T>, A::Error> {
+        Vec::deserialize(SeqAccessDeserializer::new(list))
+    }
 }
 
 /// The text with each `${NAME}` replaced by that variable of the process's environment.

@@ -123,6 +123,7 @@ mod builder;
 mod clock;
 mod config_error;
 mod delivery;
+mod disk_error;
 mod env;
 mod event;
 mod explain;
@@ -141,6 +142,8 @@ mod response;
 mod server;
 mod spool;
 mod telemetry;
+#[cfg(any(feature = "http", feature = "nats"))]
+mod tls_error;
 mod upstream;
 
 pub use builder::{Builder, Config};
@@ -181,7 +184,7 @@ pub mod config {
     #[cfg(feature = "admin")]
     pub use crate::admin::{Config as Admin, OtlpConfig as Otlp};
     pub use crate::builder::ValidConfig;
-    pub use crate::env::{Secret, expand, expanded, expanded_list};
+    pub use crate::env::{Secret, expand, expanded, expanded_list, one_or_many};
     pub use crate::event::Config as Events;
     pub use crate::policy::portals::{Config as Portals, Mode as PortalMode};
     pub use crate::policy::privacy::{Config as Privacy, Gpc, KeepIp, KeepReferer};
@@ -242,9 +245,9 @@ pub mod http_server {
 /// The operator's listener: `/metrics`, `/livez`, `/readyz`, `/status` and the live page (SPEC 8).
 #[cfg(feature = "admin")]
 pub mod admin_pages {
-    #[cfg(feature = "otlp")]
-    pub use crate::admin::OtlpExport;
     pub use crate::admin::{Admin, Sampler, TokenHandle, VERDICT_TARGET};
+    #[cfg(feature = "otlp")]
+    pub use crate::admin::{OtlpExport, OtlpTarget};
     pub use crate::telemetry::event_samples::SAMPLES_PER_SECOND_MAX;
     pub use crate::telemetry::faults::FaultKind;
 }
@@ -253,17 +256,21 @@ pub mod admin_pages {
 /// metrics, files and log lines. Made for the binary `pixelgate`, which is built on the public
 /// names alone; they change more often than those of the other groups.
 pub mod tools {
-    pub use crate::builder::check;
+    pub use crate::builder::{EVENT_ROUTING, check};
     pub use crate::config_error::without_value;
     pub use crate::delivery::{backfill, dead_letters};
+    pub use crate::disk_error::is_of_path;
     pub use crate::event::{Record, escape_hidden};
     pub use crate::explain::{Explanation, Section, explain};
     pub use crate::file_stamp::FileStamp;
     pub use crate::pem::{ENCRYPTED as ENCRYPTED_KEY, is_encrypted};
     pub use crate::regular_file::read as read_regular_file;
+    pub use crate::spool::Routing;
     pub use crate::spool::recovery::{forget, inspect};
     pub use crate::telemetry::log_throttle::LogThrottle;
     pub use crate::telemetry::metrics::Metrics;
+    #[cfg(feature = "http")]
+    pub use crate::tls_error::tls_words;
     #[doc(hidden)] // As in 0.1.0.
     pub use crate::{event::RecordError, explain::NotAnEvent};
 }

@@ -19,7 +19,6 @@ use crate::clock::Clock;
 use crate::delivery::threads::Delivery;
 use crate::event::{Context, Event, EventId, Reason, Rejection};
 use crate::policy::gate::{AcceptedEvent, Decision, EventRequest};
-use crate::request::client::TrustedProxies;
 use crate::request::context::context;
 use crate::request::path::Reading;
 use crate::request::target::Target;
@@ -30,8 +29,8 @@ use crate::telemetry::event_samples::{EventSamples, PendingSample};
 use crate::telemetry::faults::Faults;
 use crate::telemetry::in_flight::InFlight;
 use crate::telemetry::metrics::{Limit, Metrics};
-use access::AccessRecord;
-use arc_swap::{ArcSwap, Guard};
+use access::{AccessLog, AccessRecord};
+use arc_swap::{ArcSwap, ArcSwapOption, Guard};
 use bytes::Bytes;
 use http::{Method, Version, header};
 use pingora::http::ResponseHeader;
@@ -78,7 +77,8 @@ pub(crate) struct GateState {
     /// Where every room raises its faults.
     pub faults: Faults,
     pub event_samples: EventSamples,
-    pub trusted: TrustedProxies,
+    /// Where the record of each request goes, if anywhere.
+    pub access_log: ArcSwapOption<AccessLog>,
     pub delivery: Delivery,
     /// In-flight counters. `None`: every group waits the full linger.
     pub in_flight: Option<InFlight>,
@@ -259,7 +259,7 @@ impl PixelGate {
     fn context_of<'s>(&'s self, settings: &'s Settings, session: &'s ServerSession) -> Context<'s> {
         let peer = session.client_addr().and_then(|a| a.as_inet()).map(|a| a.ip());
         let names = settings.gate.rules().context_names();
-        context(&session.req_header().headers, peer, &self.state.trusted, names)
+        context(&session.req_header().headers, peer, &settings.trusted, names)
     }
 
     /// Notes what is known of a request before it is judged or passed on. The visitor of an event
@@ -320,7 +320,11 @@ impl PixelGate {
         if let Some(record) = record {
             // The context of an accepted event is reduced already.
             if decision != Decision::Accept {
-                accepted.context = gate.reduced(std::mem::take(&mut accepted.context));
+                let context = std::mem::take(&mut accepted.context);
+                accepted.context = match portal {
+                    0 => gate.reduced(context),
+                    _ => gate.reduced_for(portal, context),
+                };
             }
             record.note_visitor(&accepted.context);
         }

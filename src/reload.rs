@@ -4,11 +4,15 @@
 //! changes nothing. Requests and attempts to deliver that have begun end with what they began with.
 
 use crate::builder::{OpenError, ValidConfig};
+use crate::delivery::RouteLimits;
 use crate::plugin::{PixelGate, Settings};
 use crate::policy::portals;
 use crate::policy::portals::Portals;
 use crate::policy::privacy;
+use crate::request::client::TrustedProxies;
+use crate::spool;
 use crate::upstream::{Replaceable, Replacement};
+use std::collections::HashMap;
 use std::sync::Arc;
 
 /// A configuration that is ready to take the place of the one in force: [`PixelGate::prepare`].
@@ -27,14 +31,19 @@ pub struct Reload {
     portals: Option<(portals::Config, privacy::Config)>,
     settings: Settings,
     upstreams: Vec<(Replaceable, Replacement)>,
+    spool: spool::ValidConfig,
+    /// The limits of each configured upstream, by its name, and those of all others.
+    limits: HashMap<String, RouteLimits>,
+    limits_of_others: RouteLimits,
 }
 
 impl PixelGate {
     /// Checks and builds everything of a new configuration that takes effect without a restart:
-    /// `[events]`, `[privacy]`, `[response]`, `[portals]`, and of each upstream all but its name,
-    /// kind, batches, attempts, concurrency and order, and the keys of kind `file`. The rest of
-    /// `config` is not looked at, and a list that the host brings stays as it is. Reads the files
-    /// that `config` names again. Nothing is in force before [`Reload::apply`].
+    /// `[events]`, `[privacy]`, `[response]`, `[portals]`, `[batch]`, `[spool]` but its `dir` and
+    /// `durability`, and of each upstream all but its name, kind and order, and the keys of kind
+    /// `file`. With an order, `concurrency_max` stays as well. The rest of `config` is not looked
+    /// at, and a list that the host brings stays as it is. Reads the files that `config` names
+    /// again. Nothing is in force before [`Reload::apply`].
     ///
     /// Blocks. A new portal list behind a URL takes the place of the earlier one when it is loaded.
     ///
@@ -67,9 +76,20 @@ impl PixelGate {
             }
         }
         let list = known.map(|_| list);
+        let spool = config.valid_spool().clone();
+        let (limits, limits_of_others) = config.route_limits();
         let (clock, inspector) = (state.clock.clone(), state.reload.inspector.clone());
-        let settings = config.into_settings(portals, clock, inspector)?;
-        Ok(Reload { gate: self.clone(), portals: list, settings, upstreams })
+        let trusted = self.settings().trusted.clone();
+        let settings = config.into_settings(portals, clock, inspector, trusted)?;
+        Ok(Reload {
+            gate: self.clone(),
+            portals: list,
+            settings,
+            upstreams,
+            spool,
+            limits,
+            limits_of_others,
+        })
     }
 
     /// Reads the certificates and keys of the upstreams again, where their files have changed. Each
@@ -81,9 +101,18 @@ impl PixelGate {
 }
 
 impl Reload {
+    /// Trusts these proxies instead of those in force.
+    pub fn trusted_proxies(mut self, trusted: TrustedProxies) -> Self {
+        self.settings.trusted = trusted;
+        self
+    }
+
     /// Puts the configuration in force.
     pub fn apply(self) {
         let state = self.gate.state();
+        state.spool.set_config(&self.spool);
+        let limits = |name: &str| self.limits.get(name).unwrap_or(&self.limits_of_others).clone();
+        state.delivery.forwarder().set_limits(limits);
         *state.reload.portals.lock() = self.portals;
         state.delivery.watch(self.settings.gate.portals());
         state.settings.store(Arc::new(self.settings));

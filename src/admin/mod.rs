@@ -27,7 +27,7 @@ pub use config::{Config, TOKEN_BYTES_MIN};
 pub use connections::{CONNECTIONS_MAX, CONNECTIONS_PER_ADDRESS_MAX};
 pub use history::{PAST_SECONDS, RECENT_EVENTS};
 #[cfg(feature = "otlp")]
-pub use otlp::OtlpExport;
+pub use otlp::{OtlpExport, OtlpTarget};
 pub use otlp_config::Config as OtlpConfig;
 pub use sampler::{SAMPLED_ACCEPTED_MAX, SAMPLED_REJECTED_MAX, Sampler, VERDICT_TARGET};
 pub use service::{Admin, EXPLAIN_BYTES_MAX, STREAMS_MAX};

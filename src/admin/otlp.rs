@@ -27,6 +27,7 @@ use prometheus::proto::{self, MetricFamily, MetricType};
 use prost::Message;
 use std::sync::Arc;
 use std::time::Duration;
+use tokio::sync::watch;
 use tokio::time::{MissedTickBehavior, interval};
 use url::Url;
 
@@ -57,21 +58,31 @@ const ADVICE: &str = "Look at the collector and at otlp.endpoint and otlp.header
 /// ```
 pub struct OtlpExport {
     sampler: Arc<Sampler>,
-    client: Client,
-    url: Url,
-    headers: HeaderMap,
-    interval: Duration,
+    /// The collector in use. `None`: nothing is exported.
+    target: watch::Sender<Option<Arc<OtlpTarget>>>,
     resource: Resource,
     started_ns: u64,
 }
 
-impl OtlpExport {
-    /// An export of the metrics of the sampler's gate. `None`: `endpoint` is not set.
+/// A collector as `[otlp]` describes it.
+pub struct OtlpTarget {
+    client: Client,
+    url: Url,
+    headers: HeaderMap,
+    interval: Duration,
+}
+
+impl OtlpTarget {
+    /// The collector of this section. `None`: `endpoint` is not set. Opens no connection.
     ///
     /// # Errors
     ///
     /// A key that cannot be used, or the system's certificates cannot be read.
-    pub fn new(sampler: Arc<Sampler>, config: &Config) -> Result<Option<Self>, ConfigError> {
+    pub fn new(config: &Config) -> Result<Option<Self>, ConfigError> {
+        Self::of(config).map_err(|e| e.within("otlp"))
+    }
+
+    fn of(config: &Config) -> Result<Option<Self>, ConfigError> {
         config.validate()?;
         let Some(url) = config.url()? else { return Ok(None) };
         let setup = client::Setup {
@@ -85,21 +96,19 @@ impl OtlpExport {
         let mut headers = config.header_map()?;
         headers.insert(header::CONTENT_TYPE, CONTENT_TYPE);
         Ok(Some(Self {
-            sampler,
-            client: Client::build(&url, setup, &Default::default())?,
+            client: Client::build(&url, setup, &Default::default()).map_err(in_endpoint)?,
             url,
             headers,
             interval: Duration::from_secs(config.interval_seconds),
-            resource: resource(),
-            started_ns: now_ns(),
         }))
     }
 
-    /// One export. The error holds nothing of the configuration but the host.
-    async fn export(&self) -> Result<(), String> {
-        let gate = self.sampler.gate();
-        status::refresh_gauges(gate.metrics(), &self.sampler.snapshot());
-        let request = self.request(&gate.metrics().gather());
+    fn host(&self) -> &str {
+        self.url.host_str().unwrap_or_default()
+    }
+
+    /// Sends one export. The error holds nothing of the configuration but the host.
+    async fn send(&self, request: &ExportMetricsServiceRequest) -> Result<(), String> {
         let sent = self
             .client
             .post(self.url.clone())
@@ -110,6 +119,32 @@ impl OtlpExport {
         let status = answer.status();
         client::drain(answer).await;
         if status.is_success() { Ok(()) } else { Err(format!("it answers {status}")) }
+    }
+}
+
+impl OtlpExport {
+    /// An export of the metrics of the sampler's gate to this collector.
+    pub fn new(sampler: Arc<Sampler>, target: Option<OtlpTarget>) -> Self {
+        let target = watch::Sender::new(target.map(Arc::new));
+        Self { sampler, target, resource: resource(), started_ns: now_ns() }
+    }
+
+    /// Exports to this collector from now on. `None`: to none.
+    pub fn set(&self, target: Option<OtlpTarget>) {
+        self.target.send_replace(target.map(Arc::new));
+    }
+
+    /// Exports to this collector without an end.
+    async fn export_to(&self, target: &OtlpTarget) {
+        let mut ticks = interval(target.interval);
+        ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        loop {
+            ticks.tick().await;
+            let gate = self.sampler.gate();
+            status::refresh_gauges(gate.metrics(), &self.sampler.snapshot());
+            let exported = target.send(&self.request(&gate.metrics().gather())).await;
+            self.report(target.host(), exported);
+        }
     }
 
     fn request(&self, families: &[MetricFamily]) -> ExportMetricsServiceRequest {
@@ -130,9 +165,8 @@ impl OtlpExport {
         ExportMetricsServiceRequest { resource_metrics }
     }
 
-    fn report(&self, exported: Result<(), String>) {
+    fn report(&self, host: &str, exported: Result<(), String>) {
         let faults = self.sampler.gate().faults();
-        let host = self.url.host_str().unwrap_or_default();
         match exported {
             Ok(()) => faults.clear(FaultKind::Otlp, host),
             Err(why) => {
@@ -149,16 +183,33 @@ impl OtlpExport {
 impl BackgroundService for OtlpExport {
     /// Exports until the stop.
     async fn start(&self, mut shutdown: ShutdownWatch) {
-        let mut ticks = interval(self.interval);
-        ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        let mut targets = self.target.subscribe();
         loop {
+            let target = targets.borrow_and_update().clone();
+            let export = async {
+                match &target {
+                    Some(target) => self.export_to(target).await,
+                    None => std::future::pending().await,
+                }
+            };
             tokio::select! {
-                _ = ticks.tick() => {}
-                _ = shutdown.changed() => break,
+                _ = shutdown.changed() => return,
+                () = export => {}
+                // `self` has the sender.
+                _ = targets.changed() => {}
             }
-            let exported = self.export().await;
-            self.report(exported);
+            if let Some(old) = target {
+                self.report(old.host(), Ok(()));
+            }
         }
+    }
+}
+
+/// What keeps the client from being made, under a key that `[otlp]` has.
+fn in_endpoint(e: ConfigError) -> ConfigError {
+    match e.key() {
+        "proxy" => ConfigError::new("endpoint", format!("its proxy {}", e.reason())),
+        _ => ConfigError::new("endpoint", e.reason()),
     }
 }
 

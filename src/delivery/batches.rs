@@ -38,6 +38,14 @@ impl<T> Batcher<T> {
         Batcher { config, events: VecDeque::new(), open: 0, open_bytes: 0, behind_bytes: 0 }
     }
 
+    /// Uses these limits from now on, for the open batch, too.
+    pub fn set_config(&mut self, config: BatchConfig) {
+        self.config = config;
+        self.behind_bytes = self.events.iter().map(|(_, arrival)| weight(arrival)).sum();
+        (self.open, self.open_bytes) = (0, 0);
+        self.grow();
+    }
+
     /// Adds an event that arrived now.
     pub fn push(&mut self, arrival: Arrival<T>, now: Instant) {
         self.behind_bytes += weight(&arrival);
@@ -125,6 +133,20 @@ mod tests {
 
     fn config(events_max: usize, bytes_max: usize, linger_ms: u64) -> BatchConfig {
         BatchConfig { events_max, bytes_max: ByteSize(bytes_max as u64), linger_ms }
+    }
+
+    #[tokio::test]
+    async fn other_limits_count_for_the_open_batch() {
+        let now = Instant::now();
+        let mut batcher = Batcher::new(config(10, 1 << 20, 600_000));
+        (0..5).for_each(|_| batcher.push(arrival(1), now));
+        assert!(batcher.take_closed(now).is_none());
+        batcher.set_config(config(2, 1 << 20, 600_000));
+        let sizes = [(); 3].map(|()| batcher.take_closed(now).map(|batch| batch.len()));
+        assert_eq!(sizes, [Some(2), Some(2), None]);
+        batcher.set_config(config(2, 1 << 20, 0));
+        assert_eq!(batcher.take_closed(now).map(|batch| batch.len()), Some(1));
+        assert_eq!(batcher.behind_bytes(), 0);
     }
 
     /// Events of these sizes arrive at once: how many does each batch hold? The last one closes

@@ -9,13 +9,15 @@ use tokio::task::JoinHandle;
 use tokio::time::Instant;
 
 use super::monitor::Monitor;
-use super::options::{Options, Route};
+use super::options::{Options, Route, RouteLimits};
 use super::status::Status;
 use super::worker::{DeliveryWorker, Stop};
 
 /// All routes, running.
 pub struct Forwarder {
     monitors: Vec<Arc<Monitor>>,
+    /// The limits in force, in the order of the routes.
+    limits: Vec<watch::Sender<RouteLimits>>,
     stop: watch::Sender<Stop>,
     tasks: Mutex<Vec<JoinHandle<()>>>,
 }
@@ -23,10 +25,17 @@ pub struct Forwarder {
 /// The workers of all routes, each to be run where it pleases the caller, and the handle to them.
 pub fn prepare(routes: Vec<Route>, options: &Options) -> (Forwarder, Vec<DeliveryWorker>) {
     let (stop, stopping) = watch::channel(None);
-    let worker = |route| DeliveryWorker::new(route, options, stopping.clone());
+    let mut limits = Vec::new();
+    let worker = |route: Route| {
+        let Route { batch, attempts_max, .. } = &route;
+        let own = RouteLimits { batch: batch.clone(), attempts_max: *attempts_max };
+        let (sender, in_force) = watch::channel(own);
+        limits.push(sender);
+        DeliveryWorker::new(route, options, in_force, stopping.clone())
+    };
     let workers: Vec<DeliveryWorker> = routes.into_iter().map(worker).collect();
     let monitors = workers.iter().map(DeliveryWorker::monitor).collect();
-    (Forwarder { monitors, stop, tasks: Mutex::default() }, workers)
+    (Forwarder { monitors, limits, stop, tasks: Mutex::default() }, workers)
 }
 
 /// Starts all routes on the current tokio runtime.
@@ -45,6 +54,19 @@ impl Forwarder {
     /// How each upstream is doing, in the order of the routes.
     pub fn status(&self) -> Vec<Status> {
         self.monitors.iter().map(|monitor| monitor.status()).collect()
+    }
+
+    /// Puts other limits in force for each route, by the upstream's name. Batches that are closed
+    /// stay as they are.
+    pub fn set_limits(&self, of: impl Fn(&str) -> RouteLimits) {
+        for (monitor, limits) in self.monitors.iter().zip(&self.limits) {
+            let new = of(&monitor.name);
+            limits.send_if_modified(|limits| {
+                let is_other = *limits != new;
+                *limits = new;
+                is_other
+            });
+        }
     }
 
     /// Begins to stop delivery: batches that wait stay in the spool, and attempts under way may end

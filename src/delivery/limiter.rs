@@ -28,6 +28,12 @@ impl Limiter {
         Limiter { max: max.max(1), limit: 1.0, in_flight: 0, decreases: 0 }
     }
 
+    /// Allows at most `max` (at least 1) attempts at once from now on. Attempts under way go on.
+    pub fn set_max(&mut self, max: usize) {
+        self.max = max.max(1);
+        self.limit = self.limit.min(self.max as f64);
+    }
+
     /// Whether another attempt may begin.
     pub fn has_room(&self) -> bool {
         self.in_flight < self.limit as usize
@@ -98,6 +104,17 @@ mod tests {
         (0..40).for_each(|_| _ = round(&mut limiter, Limiter::grow));
         let sizes: Vec<_> = (0..5).map(|_| round(&mut limiter, Limiter::shrink)).collect();
         assert_eq!(sizes, [8, 4, 2, 1, 1]);
+    }
+
+    #[test]
+    fn another_bound_counts_at_once() {
+        let mut limiter = Limiter::new(8);
+        (0..40).for_each(|_| _ = round(&mut limiter, Limiter::grow));
+        limiter.set_max(3);
+        assert_eq!(round(&mut limiter, Limiter::grow), 3);
+        limiter.set_max(4);
+        (0..40).for_each(|_| _ = round(&mut limiter, Limiter::grow));
+        assert_eq!(round(&mut limiter, Limiter::grow), 4);
     }
 
     #[test]

@@ -41,7 +41,7 @@ mod worker;
 pub use crate::upstream::BatchConfig;
 pub use forwarder::{Forwarder, prepare, start};
 pub use health::State;
-pub use options::{Meters, Options, Route};
+pub use options::{Meters, Options, Route, RouteLimits};
 pub use retries::{BACKOFF_MS_MAX, BACKOFF_MS_MIN, Backoff};
 pub use status::Status;
 pub use worker::{CLOSE_MS_MAX, CUT_OFF_MS_MAX, DeliveryWorker, HELD_BYTES_MAX};

@@ -27,6 +27,15 @@ pub struct Route {
     pub reader: Reader,
 }
 
+/// What a reload changes of a running route.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct RouteLimits {
+    /// See [`Route::batch`].
+    pub batch: BatchConfig,
+    /// See [`Route::attempts_max`].
+    pub attempts_max: u32,
+}
+
 /// What all routes share.
 pub struct Options {
     /// The folder of the dead letters.

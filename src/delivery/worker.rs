@@ -23,7 +23,7 @@ use super::letter_queue::{LetterQueue, Written};
 use super::limiter::{Limiter, Permit};
 use super::monitor::Monitor;
 use super::newer_records::NewerRecords;
-use super::options::{Options, Route};
+use super::options::{Options, Route, RouteLimits};
 use super::retries::Backoff;
 use super::schedule::{Schedule, Work};
 use crate::event::RawRecord;
@@ -70,6 +70,7 @@ pub struct DeliveryWorker {
     reader: Reader,
     newer_records: NewerRecords,
     batch: BatchConfig,
+    limits: watch::Receiver<RouteLimits>,
     attempts: JoinSet<Attempt>,
     /// Nothing is read before this moment.
     read_at: Instant,
@@ -95,8 +96,14 @@ pub(super) struct Attempt {
 }
 
 impl DeliveryWorker {
-    /// The worker of one route, not running yet. `stopping` says when it is to stop.
-    pub fn new(route: Route, options: &Options, stopping: watch::Receiver<Stop>) -> DeliveryWorker {
+    /// The worker of one route, not running yet. `limits` are those in force, and `stopping` says
+    /// when it is to stop.
+    pub fn new(
+        route: Route,
+        options: &Options,
+        limits: watch::Receiver<RouteLimits>,
+        stopping: watch::Receiver<Stop>,
+    ) -> DeliveryWorker {
         let Route { name, upstream, batch, attempts_max, .. } = &route;
         let letters = DeadLetters::new(&options.dead_dir, name, options.dead_bytes_max);
         // `order = "portal"`: N queues with one batch each in flight. Otherwise one queue with N
@@ -123,6 +130,7 @@ impl DeliveryWorker {
             delivered: options.meters.delivered.with_label_values(&[name.as_str()]),
             dead: options.meters.dead.with_label_values(&[name.as_str()]),
             batch: batch.clone(),
+            limits,
             reader: route.reader,
             attempts: JoinSet::new(),
             read_at: now,
@@ -143,10 +151,11 @@ impl DeliveryWorker {
 
     /// Delivers until it is stopped.
     pub async fn run(mut self) {
-        let bytes_max = usize::try_from(self.batch.bytes_max.as_u64()).unwrap_or(usize::MAX);
         let mut stopping = self.stopping.clone();
         let cut_at = loop {
             let now = Instant::now();
+            self.take_limits();
+            let bytes_max = usize::try_from(self.batch.bytes_max.as_u64()).unwrap_or(usize::MAX);
             self.begin_attempts(now);
             self.letters.write(now);
             self.tick(now);
@@ -168,6 +177,22 @@ impl DeliveryWorker {
             }
         };
         self.end(cut_at).await;
+    }
+
+    /// Takes what a reload has changed, within a [`TICK`] of it. With an order to keep, the number
+    /// of queues stays, and so does the number of batches in flight: a portal whose events moved
+    /// to another queue could have two batches under way.
+    fn take_limits(&mut self) {
+        if !self.in_order {
+            self.limiter.set_max(self.upstream.concurrency_max());
+        }
+        // An error means that the forwarder was dropped, and with it the stop begins.
+        if !self.limits.has_changed().unwrap_or(false) {
+            return;
+        }
+        let RouteLimits { batch, attempts_max } = self.limits.borrow_and_update().clone();
+        self.queues.iter_mut().for_each(|queue| queue.batcher.set_config(batch.clone()));
+        (self.batch, self.attempts_max) = (batch, attempts_max);
     }
 
     /// Lets the attempts under way end until `cut_at`. What waits stays in the spool.

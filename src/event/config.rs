@@ -15,6 +15,7 @@ use super::param::{
     QUERY_BYTES_MAX_DEFAULT, QUERY_BYTES_MAX_RANGE, Reserved, WITHHOLD_PARAMS_DEFAULT,
 };
 use super::verdict::Ignored;
+use crate::env::one_or_many;
 
 /// The `[events]` section (SPEC 9).
 ///
@@ -33,6 +34,7 @@ pub struct Config {
     /// paths mean the same. Default: `/v1/event/`.
     pub path: String,
     /// The methods that are judged: `GET`, and optionally `POST`. Default: `GET`.
+    #[serde(deserialize_with = "one_or_many")]
     pub methods: Vec<String>,
     /// The longest query, 64 bytes to 64 KiB. Default: 8 KiB.
     pub query_bytes_max: ByteSize,
@@ -40,13 +42,16 @@ pub struct Config {
     pub params_max: usize,
     /// Names of parameters that are always ignored. ASCII case does not matter. Default: `t`, with
     /// which callers avoid caches.
+    #[serde(deserialize_with = "one_or_many")]
     pub ignore_params: Vec<String>,
     /// Names of parameters that may be credentials: ignored, and their values are shown nowhere.
     /// ASCII case does not matter.
+    #[serde(deserialize_with = "one_or_many")]
     pub withhold_params: Vec<String>,
     /// The cookie whose value is stored as `context.utk`. `None`: no cookie is read.
     pub utk_cookie: Option<String>,
     /// Headers from trusted proxies that are stored in `context.headers`, at most 16.
+    #[serde(deserialize_with = "one_or_many")]
     pub context_headers: Vec<String>,
 }
 

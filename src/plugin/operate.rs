@@ -1,5 +1,6 @@
 //! What a host asks of a gate besides handling requests: its state, its portal list, and its end.
 
+use super::access::{AccessLog, AccessRecord};
 use super::{PixelGate, Settings};
 use crate::delivery::Forwarder;
 use crate::explain::{Explanation, NotAnEvent, explain};
@@ -9,6 +10,7 @@ use crate::spool::{CloseError, Spool};
 use crate::telemetry::event_samples::EventSamples;
 use crate::telemetry::faults::Faults;
 use crate::telemetry::metrics::Metrics;
+use std::net::IpAddr;
 use std::sync::Arc;
 use std::sync::atomic::Ordering::{Acquire, Release};
 use std::time::{Duration, Instant};
@@ -55,6 +57,30 @@ impl PixelGate {
     /// Counts a reload. Call it after what was reloaded is in place.
     pub(crate) fn count_reload(&self) {
         self.state.reloads.fetch_add(1, Release);
+    }
+
+    /// Whether a connection's peer is one of the trusted proxies in force. `None`: the peer of a
+    /// Unix socket.
+    pub fn trusts_peer(&self, peer: Option<IpAddr>) -> bool {
+        self.state.settings.load().trusted.trusts_peer(peer)
+    }
+
+    /// Reports each request that begins from now on to this log. `None`: to none, which is the
+    /// default. The gate's [`Server`](crate::Server) reports the requests that it answers itself;
+    /// a host's proxy begins the records of the others by [`PixelGate::begin_record`].
+    pub fn set_access_log(&self, log: Option<AccessLog>) {
+        self.state.access_log.store(log.map(Arc::new));
+        self.count_reload();
+    }
+
+    /// The access log in force.
+    pub(crate) fn access_log(&self) -> Option<AccessLog> {
+        self.state.access_log.load().as_deref().cloned()
+    }
+
+    /// Begins the record of a request, if there is an access log.
+    pub fn begin_record(&self) -> Option<Box<AccessRecord>> {
+        self.state.access_log.load().as_deref().map(AccessLog::begin)
     }
 
     /// The gate's counters and gauges (SPEC 8).

@@ -5,6 +5,7 @@ use super::fast_response::FastResponse;
 use crate::policy::gate::Gate;
 use crate::policy::inspect::Inspector;
 use crate::policy::{portals, privacy};
+use crate::request::client::TrustedProxies;
 use crate::response::answers::{Answer, Answers};
 use crate::response::title_case::title_case;
 use crate::upstream;
@@ -23,6 +24,8 @@ pub const SPARE_HEADERS: usize = 4;
 /// answer.
 pub struct Settings {
     pub gate: Arc<Gate>,
+    /// The proxies whose headers name the client's address.
+    pub trusted: TrustedProxies,
     pub answers: Answers<PrebuiltResponse>,
     /// Whether `X-Event-Id` is sent (`response.event_id`).
     pub sends_event_id: bool,

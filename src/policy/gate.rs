@@ -215,6 +215,13 @@ impl Gate {
         context
     }
 
+    /// What `[privacy]` and the portal's own `privacy` leave of the context of a rejected event.
+    pub fn reduced_for<'a>(&self, portal: u64, mut context: Context<'a>) -> Context<'a> {
+        let privacy = self.portals.judge(portal, "").policy.privacy(self.privacy);
+        privacy.apply(&mut Event::blank(), &mut context);
+        context
+    }
+
     /// Appends an accepted event to `out` as a spool record with a new id and the current time.
     /// Returns the id.
     pub fn encode(&self, accepted: &AcceptedEvent<'_>, out: &mut Vec<u8>) -> EventId {

@@ -13,6 +13,8 @@ pub const CHAIN_ADDRESSES_MAX: usize = 32;
 
 const X_FORWARDED_FOR: &str = "x-forwarded-for";
 const FORWARDED: &str = "forwarded";
+/// The entry of `edge.trusted_proxies` that stands for the peers of Unix sockets.
+const UNIX: &str = "unix:";
 
 /// Access to a request's header lines.
 pub trait Headers {
@@ -48,6 +50,8 @@ impl Headers for http::HeaderMap {
 #[derive(Debug, Clone, Default)]
 pub struct TrustedProxies {
     networks: Vec<IpNet>,
+    /// Whether the peers of Unix sockets are trusted.
+    unix: bool,
     header: Option<http::HeaderName>,
 }
 
@@ -62,8 +66,8 @@ pub struct TrustedProxies {
 /// ```
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum TrustError {
-    /// The text is neither an address nor a network in CIDR notation.
-    #[error("`{0}` is neither an IP address nor a network such as 10.0.0.0/8")]
+    /// The text is neither an address nor a network in CIDR notation, nor `unix:`.
+    #[error("`{0}` is neither an IP address, a network such as 10.0.0.0/8, nor `unix:`")]
     Network(String),
     /// The text is not a header name.
     #[error("`{0}` is not a header name")]
@@ -73,11 +77,13 @@ pub enum TrustError {
 impl TrustedProxies {
     /// Reads `edge.trusted_proxies` and `edge.client_ip_header`.
     pub fn new(networks: &[String], header: Option<&str>) -> Result<Self, TrustError> {
-        let networks = networks.iter().map(|text| parse_network(text)).collect::<Result<_, _>>()?;
+        let (unix, networks): (Vec<_>, Vec<_>) = networks.iter().partition(|text| *text == UNIX);
+        let networks = networks.into_iter().map(|text| parse_network(text));
+        let networks = networks.collect::<Result<_, _>>()?;
         let parse_header = |name: &str| {
             name.parse::<http::HeaderName>().map_err(|_| TrustError::Header(name.to_owned()))
         };
-        Ok(Self { networks, header: header.map(parse_header).transpose()? })
+        Ok(Self { networks, unix: !unix.is_empty(), header: header.map(parse_header).transpose()? })
     }
 
     /// Whether `address` is one of the trusted proxies.
@@ -86,13 +92,19 @@ impl TrustedProxies {
         self.networks.iter().any(|network| network.contains(&address))
     }
 
+    /// Whether a connection's peer is one of the trusted proxies. `None`: that of a Unix socket.
+    pub fn trusts_peer(&self, peer: Option<IpAddr>) -> bool {
+        peer.map_or(self.unix, |address| self.trusts(address))
+    }
+
     /// The client's address: `peer` itself unless it is trusted, else the address in the configured
     /// header, else the rightmost address of `X-Forwarded-For` or `Forwarded` (RFC 7239) that no
     /// trusted proxy has. If the configured header is one of these two, the other is ignored: the
     /// proxy does not overwrite it, so a client could forge it.
-    pub fn client(&self, peer: IpAddr, headers: &impl Headers) -> IpAddr {
-        let peer = canonical(peer);
-        if !self.trusts(peer) {
+    /// `None`: the peer of a Unix socket, of which nothing is known but what its headers say.
+    pub fn client(&self, peer: Option<IpAddr>, headers: &impl Headers) -> Option<IpAddr> {
+        let peer = peer.map(canonical);
+        if !self.trusts_peer(peer) {
             return peer;
         }
         let walked = match self.header.as_ref().map(http::HeaderName::as_str) {
@@ -106,14 +118,14 @@ impl TrustedProxies {
             Some(name) => {
                 let value = headers.lines(name).next_back();
                 let value = value.and_then(|value| std::str::from_utf8(value).ok());
-                return value.and_then(parse_address).unwrap_or(peer);
+                return value.and_then(parse_address).or(peer);
             }
         };
         let mut client = peer;
         for address in walked {
             // Entries left of an unreadable one were not written by a trusted proxy.
             let Some(address) = address else { break };
-            client = address;
+            client = Some(address);
             if !self.trusts(address) {
                 break;
             }
@@ -183,7 +195,7 @@ mod tests {
             let name: http::HeaderName = name.parse().unwrap();
             headers.append(name, value.parse().unwrap());
         }
-        proxies.client(peer.parse().unwrap(), &headers).to_string()
+        proxies.client(peer.parse().ok(), &headers).map_or("none".into(), |ip| ip.to_string())
     }
 
     #[test]
@@ -287,6 +299,15 @@ mod tests {
         assert_eq!(check("10.0.0.1"), "203.0.113.7");
         assert_eq!(check("::ffff:10.0.0.1"), "203.0.113.7");
         assert_eq!(check("10.0.0.2"), "10.0.0.2");
+    }
+
+    #[test]
+    fn the_peer_of_a_unix_socket_is_trusted_where_the_list_says_so() {
+        let said = [("x-forwarded-for", "203.0.113.7, 10.2.3.4")];
+        assert_eq!(client(&["10.0.0.0/8"], None, "unix:", &said), "none");
+        assert_eq!(client(&["unix:", "10.0.0.0/8"], None, "unix:", &said), "203.0.113.7");
+        assert_eq!(client(&["unix:"], None, "unix:", &[]), "none");
+        assert_eq!(client(&["unix:"], None, "10.0.0.1", &said), "10.0.0.1");
     }
 
     #[test]

@@ -77,14 +77,13 @@ impl<'a> ContextHeaders<'a> {
         let gpc = self.gpc.is_some_and(is_one);
         // One of Sec-GPC: 1 and the visitor's cookie is enough.
         let cookie = names.utk_cookie().filter(|_| !gpc);
-        let takes_headers =
-            names.headers().len() > 0 && peer.is_some_and(|peer| trusted.trusts(peer));
+        let takes_headers = names.headers().len() > 0 && trusted.trusts_peer(peer);
         let value = |lower: &'h str| headers.lines(lower).next().and_then(|line| self.text(line));
         let host = || value("host").filter(|host| host.len() <= HOST_BYTES_MAX);
         let pair = |(name, lower): (&'h str, &'h str)| Some((name.into(), value(lower)?));
         // Built in one piece: it is large, and each move of it costs more than some checks.
         Context {
-            ip: peer.map(|peer| trusted.client(peer, headers)),
+            ip: trusted.client(peer, headers),
             user_agent: self.user_agent.and_then(|value| self.text(value)),
             referer: self.referer.and_then(|value| self.text(value)),
             gpc,

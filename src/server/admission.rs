@@ -5,9 +5,9 @@
 use super::connection_limit::{ConnectionLimit, Permit};
 use super::limits::{LimitReporter, Limits};
 use super::proxy_header;
-use crate::request::client::TrustedProxies;
+use crate::plugin::PixelGate;
 use crate::telemetry::in_flight::InFlight;
-use crate::telemetry::metrics::{Limit, Metrics};
+use crate::telemetry::metrics::Limit;
 use arc_swap::{ArcSwap, Guard};
 use bytes::BytesMut;
 use pingora::protocols::IO;
@@ -19,7 +19,7 @@ pub struct Admission {
     /// Those in force; a reload replaces them.
     pub limits: Arc<ArcSwap<Limits>>,
     pub limit_reporter: Arc<LimitReporter>,
-    trusted: TrustedProxies,
+    gate: PixelGate,
     connection_limit: Arc<ConnectionLimit>,
 }
 
@@ -33,16 +33,11 @@ pub struct Admitted {
 }
 
 impl Admission {
-    pub fn new(
-        limits: Limits,
-        trusted: TrustedProxies,
-        metrics: Metrics,
-        in_flight: InFlight,
-    ) -> Self {
-        let limit_reporter = Arc::new(LimitReporter::new(metrics));
+    pub fn new(limits: Limits, gate: PixelGate, in_flight: InFlight) -> Self {
+        let limit_reporter = Arc::new(LimitReporter::new(gate.metrics().clone()));
         let connection_limit = Arc::new(ConnectionLimit::new(limit_reporter.clone(), in_flight));
         let limits = Arc::new(ArcSwap::from_pointee(limits));
-        Self { limits, trusted, connection_limit, limit_reporter }
+        Self { limits, gate, connection_limit, limit_reporter }
     }
 
     /// The limits in force.
@@ -64,7 +59,7 @@ impl Admission {
         ahead: BytesMut,
     ) -> Option<Admitted> {
         let permit = match client {
-            Some(address) if !self.trusted.trusts(address) => {
+            Some(address) if !self.gate.trusts_peer(client) => {
                 permit.claim(address, &self.limits())?
             }
             _ => permit,
@@ -84,7 +79,7 @@ impl Admission {
         if let Some(peer) = peer
             && self.limits().proxy_protocol
         {
-            let header = match self.trusted.trusts(peer) {
+            let header = match self.gate.trusts_peer(Some(peer)) {
                 true => {
                     let limits = self.limits.load_full();
                     proxy_header::take(stream, &mut ahead, &limits).await

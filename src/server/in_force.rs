@@ -1,10 +1,12 @@
-//! What is in force for a request of a connection: the limits, and the settings of the gate.
+//! What is in force for a request of a connection: the limits, the settings of the gate, and its
+//! access log.
 //!
 //! Each connection holds one [`InForce`] from the arrival of a request to its answer, so that a
 //! reload in between changes nothing for that request. The next request costs one atomic load to
 //! learn that nothing was reloaded since.
 
 use super::limits::Limits;
+use crate::plugin::access::AccessLog;
 use crate::plugin::{PixelGate, Settings};
 use arc_swap::ArcSwap;
 use std::sync::Arc;
@@ -15,6 +17,7 @@ pub struct InForce {
     pub reloads: u64,
     pub limits: Arc<Limits>,
     pub(crate) settings: Arc<Settings>,
+    pub(crate) access_log: Option<AccessLog>,
 }
 
 /// Replaces the limits of a running [`Server`](super::Server).
@@ -48,6 +51,7 @@ impl InForce {
     /// What is in force now.
     pub fn now(gate: &PixelGate, limits: &ArcSwap<Limits>) -> InForce {
         let reloads = gate.reloads();
-        InForce { reloads, limits: limits.load_full(), settings: gate.settings() }
+        let (settings, access_log) = (gate.settings(), gate.access_log());
+        InForce { reloads, limits: limits.load_full(), settings, access_log }
     }
 }

@@ -7,7 +7,6 @@ use super::in_force::{InForce, LimitsHandle};
 use super::limits::Limits;
 use super::origin_connector::Proxy;
 use crate::plugin::PixelGate;
-use crate::plugin::access::AccessLog;
 use crate::telemetry::in_flight::InFlight;
 use arc_swap::ArcSwap;
 use async_trait::async_trait;
@@ -53,7 +52,6 @@ pub struct Server<SV> {
     pub(super) in_flight: InFlight,
     pub(super) admission: Admission,
     pub(super) buffered_bytes: BufferedBytes,
-    pub(super) access_log: Option<AccessLog>,
 }
 
 impl<SV> Server<SV> {
@@ -65,17 +63,9 @@ impl<SV> Server<SV> {
         let state = gate.state();
         let in_flight = state.in_flight.clone().unwrap_or_default();
         let buffered_bytes = BufferedBytes::new(BUFFERED_BYTES_MAX_DEFAULT);
-        let (trusted, metrics) = (state.trusted.clone(), state.metrics.clone());
-        let admission = Admission::new(limits, trusted, metrics, in_flight.clone());
+        let admission = Admission::new(limits, gate.clone(), in_flight.clone());
         let latest = ArcSwap::from_pointee(InForce::now(&gate, &admission.limits));
-        let access_log = None;
-        Self { proxy, gate, latest, in_flight, admission, buffered_bytes, access_log }
-    }
-
-    /// Reports the requests that this server answers itself; the proxy reports its own.
-    pub fn with_access_log(mut self, log: AccessLog) -> Self {
-        self.access_log = Some(log);
-        self
+        Self { proxy, gate, latest, in_flight, admission, buffered_bytes }
     }
 
     /// Bounds the bodies that wait in memory, in all servers that share the count. Default: 256 MiB

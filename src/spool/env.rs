@@ -1,5 +1,6 @@
 //! What a spool takes from its surroundings: a file system, a clock, one histogram, the list of
-//! faults, how to read a record's route, and how many files it may hold open.
+//! faults, how to read a record's route, how many files it may hold open, and whether it may begin
+//! without a disk that takes events.
 
 use std::sync::Arc;
 
@@ -27,6 +28,8 @@ pub struct Env {
     pub routing: Routing,
     /// Most files that the lanes of earlier processes hold open.
     pub lane_files_max: usize,
+    /// Opening fails where the disk takes no events, instead of refusing them until it does.
+    pub needs_disk: bool,
 }
 
 impl Env {
@@ -42,6 +45,7 @@ impl Env {
             faults: Faults::unregistered(),
             routing: Routing::none(),
             lane_files_max: files / LANES_PART_OF_LIMIT,
+            needs_disk: false,
         }
     }
 }

@@ -5,7 +5,8 @@ use std::path::PathBuf;
 
 use crate::config_error::ConfigError;
 
-/// Why a spool could not be opened. What its files hold is never a reason.
+/// Why a spool could not be opened. What its files hold is never a reason, nor is a disk that is
+/// full or fails (SPEC 6), unless the caller needs one that takes events.
 ///
 /// ```
 /// use pixelgate::errors::{OpenError, SpoolError};
@@ -26,7 +27,7 @@ pub enum OpenError {
     /// Another process held the folder's lock for 10 s.
     #[error("another process keeps the spool {} locked", .0.display())]
     Busy(PathBuf),
-    /// The folder cannot be used.
+    /// The folder cannot be used: it is none, or this process may not write it.
     #[error("the spool {} cannot be used", path.display())]
     Io {
         /// The folder.

@@ -91,6 +91,11 @@ impl DiskFaults {
 /// What an operator can do.
 fn advice(what: FaultKind) -> &'static str {
     match what {
+        FaultKind::SpoolStart => {
+            "Make room on the disk of spool.dir (bytes, inodes, quota), or make it writable. Until \
+             then events are refused, and those of earlier processes are delivered where they can \
+             be read. Events are accepted again without a restart."
+        }
         FaultKind::SpoolFolder => {
             "Put the folder back or mount its disk again: then events are accepted again. A \
              restart makes a new lane in the folder that is there now."

@@ -1,28 +1,29 @@
 //! The handle to an open spool: opening, appending, reading, closing.
 //!
-//! It starts and ends the threads of the committer, of maintenance and of the watch. Its own I/O is
-//! making the folder and locking it.
+//! It starts and ends the threads of the committer, of maintenance and of the watch, and does no
+//! I/O of its own.
 
-use std::sync::Arc;
+use std::io;
 use std::sync::atomic::Ordering::Relaxed;
+use std::sync::{Arc, mpsc};
 use std::time::{Duration, Instant};
 
 use parking_lot::Mutex;
 
-use super::config::{Config, ValidConfig};
+use super::config::{Config, Durability, ValidConfig};
 use super::env::Env;
 use super::error::{CloseError, OpenError};
-use super::fs::{File, create_dir_durable};
 use super::maintenance::Maintenance;
 use super::read::cursor::{UPSTREAM_NAME_BYTES_MAX, UPSTREAMS_MAX};
 use super::read::reader::Reader;
-use super::recovery::adoption::lock_spool;
 use super::state::SpoolState;
 use super::status::Status;
 use super::write::commit::Committer;
 use super::write::group::{Commit, Overloaded};
+use super::write::syncer::Syncer;
 use super::write::watch::{StopWatch, Watch};
 use crate::config_error::ConfigError;
+use crate::disk_error;
 
 /// How long a start waits for another process that is making or adopting lanes.
 const SPOOL_LOCK_WAIT: Duration = Duration::from_secs(10);
@@ -49,8 +50,8 @@ impl Spool {
     /// Opens the spool for these upstreams: adopts the lanes of dead processes and makes a lane
     /// for this one. Call it after daemonizing, because it takes locks and starts threads.
     ///
-    /// A full disk is not an error as long as it has room for a lane's two small files: appends
-    /// are refused until there is room, and delivering pending events makes room.
+    /// A disk that is full, read-only or failing is no error (SPEC 6), unless [`Env::needs_disk`]
+    /// is set: appends are refused until it works, and delivering pending events makes room.
     ///
     /// `config` is a [`Config`], which is checked here, or a [`ValidConfig`].
     pub fn open<C>(config: C, upstreams: &[String], env: Env) -> Result<Spool, OpenError>
@@ -64,31 +65,62 @@ impl Spool {
 
     fn open_valid(config: &Config, upstreams: &[String], env: Env) -> Result<Spool, OpenError> {
         check_upstreams(upstreams)?;
-        let io_error = |source| OpenError::Io { path: config.dir.clone(), source };
-        create_dir_durable(&*env.fs, &config.dir).map_err(io_error)?;
-        let lock = wait_for_lock(config, &env)?;
-        let state = SpoolState::open(config, upstreams, env).map_err(io_error)?;
-        drop(lock);
-        let state = Arc::new(state);
+        let needs_disk = env.needs_disk;
+        let state = Arc::new(SpoolState::new(config, upstreams, env));
+        match begin(&state) {
+            // Maintenance tries again, now and each second, and reports it.
+            Err(OpenError::Io { source, .. }) if !needs_disk && !is_mistake(&source) => {
+                state.fail(&source);
+                state.request_maintenance();
+            }
+            begun => begun?,
+        }
         state.look_at_disk();
-        let mut committer = Committer::new(Arc::clone(&state)).map_err(io_error)?;
-        committer.prepare();
+        let spool = Spool::start(Arc::clone(&state))?;
+        match state.why_failing() {
+            // Dropping the spool closes it.
+            Some(why) if needs_disk => Err(io_error(config)(io::Error::other(why))),
+            _ => Ok(spool),
+        }
+    }
+
+    fn start(state: Arc<SpoolState>) -> Result<Spool, OpenError> {
+        let config = state.config();
+        let io_error = io_error(&config);
+        let syncer = match state.durability {
+            Durability::Interval => Some(Syncer::start(Arc::clone(&state.parker))),
+            Durability::Power | Durability::Memory => None,
+        };
+        let syncer = syncer.transpose().map_err(io_error)?;
         let maintenance = Maintenance::new(Arc::clone(&state));
         let watch = Watch::new(Arc::clone(&state));
         let stop = Arc::new(StopWatch::default());
         let watching = Arc::clone(&stop);
-        // Until the committer has ended, the watch may have to refuse events.
+        let committing = Arc::clone(&state);
+        let (prepared, is_prepared) = mpsc::sync_channel(1);
         let commit = move || {
-            committer.run();
+            if let Some(lane) = committing.wait_for_own() {
+                let mut committer = Committer::new(committing, lane, syncer);
+                committer.prepare();
+                _ = prepared.send(());
+                committer.run();
+            }
+            // Until the committer has ended, the watch may have to refuse events.
             stop.stop();
         };
         let named = |name: &str| std::thread::Builder::new().name(name.to_owned());
+        let committer = named("spool-commit").spawn(commit).map_err(io_error)?;
+        state.parker.set(committer.thread().clone());
+        if state.own().is_some() {
+            // Only then maintenance, which makes spares as well. An error means that the committer
+            // has panicked, which its own thread reports.
+            _ = is_prepared.recv();
+        }
         let threads = Threads {
-            committer: named("spool-commit").spawn(commit).map_err(io_error)?,
+            committer,
             maintenance: named("spool-keep").spawn(move || maintenance.run()).map_err(io_error)?,
             watch: named("spool-watch").spawn(move || watch.run(&watching)).map_err(io_error)?,
         };
-        state.parker.set(threads.committer.thread().clone());
         Ok(Spool { handle: Arc::new(Handle { state, threads: Mutex::new(Some(threads)) }) })
     }
 
@@ -115,7 +147,13 @@ impl Spool {
 
     /// `spool.bytes_max`, in bytes.
     pub fn bytes_max(&self) -> u64 {
-        self.handle.state.bounds.bytes_max
+        self.handle.state.bounds.bytes_max()
+    }
+
+    /// Puts other settings in force while the spool runs. Its folder and `durability` stay, and a
+    /// segment that is being written keeps its size.
+    pub fn set_config(&self, config: &ValidConfig) {
+        self.handle.state.set_config(config);
     }
 
     /// When the last commit was done, in milliseconds since 1970, UTC; not in `memory`. One reading
@@ -191,16 +229,27 @@ fn check_upstreams(upstreams: &[String]) -> Result<(), OpenError> {
     Ok(())
 }
 
-fn wait_for_lock(config: &Config, env: &Env) -> Result<Arc<dyn File>, OpenError> {
+fn io_error(config: &Config) -> impl Fn(io::Error) -> OpenError + Copy {
+    |source| OpenError::Io { path: config.dir.clone(), source }
+}
+
+/// Whether only an operator can end it, and not the disk by itself. The folder is made where it is
+/// missing, so what is absent has just vanished.
+fn is_mistake(error: &io::Error) -> bool {
+    disk_error::is_of_path(error) && error.kind() != io::ErrorKind::NotFound
+}
+
+/// Begins as soon as no other process makes or adopts lanes.
+fn begin(state: &SpoolState) -> Result<(), OpenError> {
     let until = Instant::now() + SPOOL_LOCK_WAIT;
     loop {
-        match lock_spool(&*env.fs, &config.dir) {
-            Ok(Some(lock)) => return Ok(lock),
-            Ok(None) if Instant::now() >= until => {
-                return Err(OpenError::Busy(config.dir.clone()));
+        match state.begin() {
+            Err(error) if error.kind() != io::ErrorKind::WouldBlock => {
+                return Err(io_error(&state.config())(error));
             }
-            Ok(None) => std::thread::sleep(Duration::from_millis(5)),
-            Err(source) => return Err(OpenError::Io { path: config.dir.clone(), source }),
+            Err(_) if Instant::now() >= until => return Err(OpenError::Busy(state.root.clone())),
+            Err(_) => std::thread::sleep(Duration::from_millis(5)),
+            Ok(()) => return Ok(()),
         }
     }
 }

@@ -16,7 +16,7 @@ use super::format::SegmentHeader;
 use super::fs::{File, FileId, Fs, Open, write_full};
 use super::hot_tail::HotTail;
 use super::lane_files::{
-    CURSOR, FILLING, IDENTITY, SPARE_EXTENSION, ignore_absent, lane_dir, segment_name,
+    CURSOR, FILLING, IDENTITY, SPARE_EXTENSION, ignore_absent, lane_dir, remove_lane, segment_name,
 };
 use super::read::ack_file::AckFile;
 use super::read::cursor::{Cursor, CursorFile, LaneKey};
@@ -165,7 +165,8 @@ impl Lane {
         }
     }
 
-    /// Makes a new lane: folder, lock, identity, first cursor; all of it durable.
+    /// Makes a new lane: folder, lock, identity, cursor; all of it durable. Where that fails, the
+    /// folder is removed again, as far as the disk allows.
     pub fn create(
         fs: &Arc<dyn Fs>,
         root: &Path,
@@ -174,6 +175,18 @@ impl Lane {
         upstreams: &[String],
     ) -> io::Result<Lane> {
         let dir = lane_dir(root, id);
+        Lane::create_in(&dir, fs, (root, id), salt, upstreams)
+            .inspect_err(|_| _ = remove_lane(&**fs, &dir))
+    }
+
+    fn create_in(
+        dir: &Path,
+        fs: &Arc<dyn Fs>,
+        (root, id): (&Path, u64),
+        salt: u64,
+        upstreams: &[String],
+    ) -> io::Result<Lane> {
+        let dir = dir.to_owned();
         fs.create_dir_all(&dir)?;
         let lock = fs.open(&dir.join(IDENTITY), Open::Create)?;
         take_lock(&*lock)?;
@@ -193,6 +206,8 @@ impl Lane {
             SegmentIndex::new(1),
             positions,
         );
+        // Both slots: then writing one needs no room, and a lane can be trimmed on a full disk.
+        lane.save_cursor()?;
         lane.save_cursor()?;
         fs.sync_dir(&lane.dir)?;
         fs.sync_dir(root)?;

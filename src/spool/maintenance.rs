@@ -2,6 +2,7 @@
 //!
 //! It writes cursors, trims, adopts and removes the lanes of processes that have ended, measures
 //! the disk's free space and the spool's growth, and checks that the spool is still at its path.
+//! Where the disk did not let the start make the process's own lane, it makes it.
 //! It is not part of the committer's thread, for which requests wait. One lane's failure does not
 //! keep the others from their turn: it is a fault, and the work is tried again at the next turn.
 
@@ -50,33 +51,41 @@ impl Maintenance {
     fn turn(&mut self) {
         self.state.look_at_disk();
         self.tell_full();
-        let in_place = self.check_place();
-        if in_place {
+        let own = self.state.own().cloned().or_else(|| self.begin());
+        let own = own.filter(|own| self.check_place(own));
+        if let Some(own) = &own {
             self.adopt();
-            self.fold();
+            self.fold(own);
         }
         for lane in self.state.lanes() {
             self.save(&lane);
         }
-        if in_place {
-            // Elsewhere, the folders with these names are not those of this spool.
-            self.state.lanes().iter().for_each(|lane| self.remove_absorbed(lane));
-            self.fill();
+        self.state.lanes().iter().for_each(|lane| self.remove_absorbed(lane));
+        if let Some(own) = &own {
+            self.fill(own);
         }
         self.state.wake_failed_reads();
     }
 
+    /// Does again what the start could not do. Events are refused until it succeeds; those of
+    /// earlier processes are delivered meanwhile, and make room.
+    fn begin(&self) -> Option<Arc<Lane>> {
+        let state = &self.state;
+        let begun = state.begin();
+        let root = subject(&state.root);
+        state.disk_faults.note(FaultKind::SpoolStart, &root, "making a lane in", &begun);
+        if let Err(error) = &begun {
+            state.fail(error);
+        }
+        state.own().cloned()
+    }
+
     /// Refuses events while a following process would not find the lane. The committer accepts them
     /// again when the lane is back. Returns whether it is there.
-    fn check_place(&self) -> bool {
+    fn check_place(&self, own: &Lane) -> bool {
         let state = &self.state;
-        let found = state.own.check_place();
-        state.disk_faults.note(
-            FaultKind::SpoolFolder,
-            &subject(state.own.dir()),
-            "finding",
-            &found,
-        );
+        let found = own.check_place();
+        state.disk_faults.note(FaultKind::SpoolFolder, &subject(own.dir()), "finding", &found);
         if let Err(error) = &found {
             state.fail(error);
             state.parker.unpark();
@@ -86,18 +95,18 @@ impl Maintenance {
 
     /// Makes the spares that a steady flow then uses again and again. A spool that grows takes new
     /// files instead, because writing zeros into each would double what is written.
-    fn fill(&mut self) {
+    fn fill(&mut self, own: &Lane) {
         let state = &self.state;
-        let Spares { count_max, bytes } = state.config.spares();
+        let Spares { count_max, bytes } = state.config().spares();
         let room = state.bounds.free_bytes().saturating_sub(bytes);
-        let wanted = state.config.fills_spares()
+        let wanted = state.config().fills_spares()
             && self.fills < FILLS_MAX.min(count_max)
-            && room >= state.config.free_bytes_min.as_u64()
+            && room >= state.config().free_bytes_min.as_u64()
             && !state.is_failing()
-            && !state.own.has_spare();
+            && !own.has_spare();
         if wanted {
             self.fills += 1;
-            if let Err(error) = state.own.fill_spare(bytes, || !state.maintenance_stops()) {
+            if let Err(error) = own.fill_spare(bytes, || !state.maintenance_stops()) {
                 ::log::warn!("spool: a segment cannot be made ahead: {error}");
             }
         }
@@ -109,7 +118,7 @@ impl Maintenance {
         match (std::mem::replace(&mut self.full, full), full) {
             (false, true) => ::log::error!(
                 "spool: full, spool.bytes_max is {}: events are refused",
-                self.state.bounds.bytes_max
+                self.state.bounds.bytes_max()
             ),
             (true, false) => ::log::info!("spool: there is room again, events are accepted"),
             _ => {}
@@ -125,19 +134,18 @@ impl Maintenance {
         let Ok(ids) = ids else { return };
         let is_listed = |at: &str| ids.iter().any(|id| subject(&lane_dir(&state.root, *id)) == at);
         state.disk_faults.retain(FaultKind::SpoolLane, is_listed);
-        let (ids, room) = state.adoptable(&ids);
-        if ids.is_empty() {
+        if state.adoptable(&ids).0.is_empty() {
             return;
         }
         let lock = lock_spool(&*state.fs, &state.root);
         state.disk_faults.note(FaultKind::SpoolFolder, &format!("{root}/lock"), "locking", &lock);
         if let Ok(Some(_lock)) = lock {
-            state.take_in(&ids, state.adopter.adopt(&ids, room));
+            state.adopt(&ids);
         }
     }
 
     /// Folds the totals of lanes that are delivered to all upstreams into the own lane.
-    fn fold(&self) {
+    fn fold(&self, own: &Lane) {
         let mut lanes = self.state.lanes.lock();
         lanes.retain(|lane| {
             let state = lane.state();
@@ -145,7 +153,7 @@ impl Maintenance {
             if !state.is_done() || !state.absorbed.is_empty() {
                 return true;
             }
-            let mut own = self.state.own.state();
+            let mut own = own.state();
             if own.absorbed.len() >= ABSORBED_MAX {
                 return true;
             }
@@ -172,9 +180,9 @@ impl Maintenance {
                 &lane.save_cursor(),
             );
         }
-        let own = lane.id == state.own.id;
+        let own = state.own().is_some_and(|own| own.id == lane.id);
         let low = state.bounds.is_disk_low();
-        let trimmed = lane.trim((own && !low).then(|| state.config.spares()));
+        let trimmed = lane.trim((own && !low).then(|| state.config().spares()));
         state.disk_faults.note(FaultKind::SpoolFiles, &dir, "removing segments of", &trimmed);
         if low {
             lane.drop_spares();
@@ -185,7 +193,11 @@ impl Maintenance {
     /// so. The cursor names them until their removal is durable.
     fn remove_absorbed(&self, lane: &Lane) {
         let absorbed = lane.state().absorbed.clone();
-        if absorbed.is_empty() || lane.save_cursor().and_then(|()| lane.save_cursor()).is_err() {
+        // Where this lane is not in its place, folders with these names are another spool's.
+        if absorbed.is_empty() || lane.check_place().is_err() {
+            return;
+        }
+        if lane.save_cursor().and_then(|()| lane.save_cursor()).is_err() {
             return;
         }
         let state = &self.state;

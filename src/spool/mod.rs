@@ -150,6 +150,12 @@
 //!   lane keep their order, so those behind them in the lane wait so long; other lanes go on.
 //! - *A lane that cannot be taken over* is a fault and is tried again each second. After
 //!   `unreadable_seconds_max` it is taken over without the sectors that the device refuses.
+//! - *A start on a disk that takes nothing.* Where the folder, its lock or the own lane cannot be
+//!   made, the process holds the lanes that it could adopt and no own one. It refuses events, and
+//!   maintenance begins anew each second. Each lane's two cursor slots have their blocks from the
+//!   lane's beginning, so what is delivered can be trimmed without room for anything new. A lane
+//!   that could be made in part is removed again. Delivered lanes are folded once there is an own
+//!   one.
 //! - *A folder that is removed, moved or replaced.* The committer compares the file at the path of
 //!   the segment with its open file before each answer, and maintenance compares that of the lane
 //!   each second. While they differ, events are refused.

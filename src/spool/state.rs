@@ -3,10 +3,11 @@
 use std::cell::RefCell;
 use std::io;
 use std::path::PathBuf;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering::Relaxed, Ordering::SeqCst};
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
+use arc_swap::{ArcSwap, Guard};
 use parking_lot::{Condvar, Mutex};
 use tokio::sync::Notify;
 
@@ -14,11 +15,11 @@ use super::config::{Config, Durability};
 use super::env::Env;
 use super::faults::DiskFaults;
 use super::format::{self, RECORD_BYTES_MAX, RECORD_HEADER_BYTES};
-use super::fs::Fs;
+use super::fs::{Fs, create_dir_durable};
 use super::lane::Lane;
 use super::parker::Parker;
 use super::read::counts::Counts;
-use super::recovery::adoption::{Adopter, Found, Unheld, lane_ids};
+use super::recovery::adoption::{Adopter, Found, Unheld, lane_ids, lock_spool};
 use super::recovery::quarantine::Quarantine;
 use super::removed;
 use super::routing::{AnyRouted, Foreign, Routing};
@@ -31,6 +32,8 @@ use crate::telemetry::faults::Faults;
 
 /// Most staging buffers; more threads than that share.
 const SHARDS_MAX: usize = 64;
+/// How often the committer looks for the own lane where the start could make none.
+const OWN_LANE_POLL: Duration = Duration::from_millis(50);
 
 /// An upstream's place among readers.
 pub struct Upstream {
@@ -58,7 +61,11 @@ struct Turns {
 
 /// Everything but the threads.
 pub struct SpoolState {
-    pub config: Config,
+    /// The settings in force, without `durability`, which stays.
+    config: ArcSwap<Config>,
+    pub durability: Durability,
+    /// `spool.unreadable_seconds_max` in force, which the readers and the adoption share.
+    pub unreadable_seconds_max: Arc<AtomicU64>,
     pub root: PathBuf,
     pub fs: Arc<dyn Fs>,
     pub clock: Arc<dyn Clock>,
@@ -75,8 +82,10 @@ pub struct SpoolState {
     pub waiting: Waiting,
     /// When the last commit was done, in milliseconds since 1970, UTC.
     pub last_commit_ms: AtomicU64,
-    /// This process's own lane; also in `lanes`.
-    pub own: Arc<Lane>,
+    /// This process's own lane, from when it could be made; also in `lanes`.
+    own: OnceLock<Arc<Lane>>,
+    /// The highest number of a lane that was found or is mentioned by another one.
+    newest_lane: AtomicU64,
     /// All lanes that this process delivers, oldest first.
     pub lanes: Mutex<Vec<Arc<Lane>>>,
     /// Lanes whose totals another lane has. They stay locked until their folders are removed.
@@ -95,12 +104,12 @@ pub struct SpoolState {
 }
 
 impl SpoolState {
-    /// Adopts the lanes of processes that have ended and makes the own lane. Needs the folder's
-    /// lock.
-    pub fn open(config: &Config, upstreams: &[String], env: Env) -> io::Result<SpoolState> {
+    /// Holds no lane yet: see [`SpoolState::begin`].
+    pub fn new(config: &Config, upstreams: &[String], env: Env) -> SpoolState {
         let root = config.dir.clone();
         let faults = Arc::new(DiskFaults::new(env.faults.clone(), Arc::clone(&env.clock)));
         let quarantine = Arc::new(Quarantine::open(Arc::clone(&env.fs), &root));
+        let unreadable_seconds_max = Arc::new(AtomicU64::new(config.unreadable_seconds_max));
         let adopter = Adopter {
             fs: Arc::clone(&env.fs),
             routing: env.routing,
@@ -108,23 +117,19 @@ impl SpoolState {
             upstreams: upstreams.to_vec(),
             quarantine: Arc::clone(&quarantine),
             faults: Arc::clone(&faults),
-            unreadable_max: Duration::from_secs(config.unreadable_seconds_max),
+            unreadable_seconds_max: Arc::clone(&unreadable_seconds_max),
             files_max: env.lane_files_max,
         };
-        let ids = lane_ids(&*env.fs, &root)?;
-        let found = adopter.adopt(&ids, adopter.held_max());
-        // Above the removed lanes that others mention, too: in the log, a number means one lane.
-        let mentioned = found.absorbed.iter().map(|(id, _)| *id);
-        let id = ids.iter().copied().chain(mentioned).max().unwrap_or(0) + 1;
-        let own = Arc::new(Lane::create(&env.fs, &root, id, rand::random(), upstreams)?);
         let threads = std::thread::available_parallelism().map_or(1, |threads| threads.get());
         let upstream = |name: &String| Upstream {
             name: name.clone(),
             readable: Notify::new(),
             taken: AtomicBool::new(false),
         };
-        let state = SpoolState {
-            config: config.clone(),
+        SpoolState {
+            config: ArcSwap::from_pointee(config.clone()),
+            durability: config.durability,
+            unreadable_seconds_max,
             root,
             fs: env.fs,
             clock: env.clock,
@@ -138,8 +143,9 @@ impl SpoolState {
             flush_requested: AtomicBool::new(false),
             waiting: Waiting::default(),
             last_commit_ms: AtomicU64::new(0),
-            lanes: Mutex::new(vec![Arc::clone(&own)]),
-            own,
+            own: OnceLock::new(),
+            newest_lane: AtomicU64::new(0),
+            lanes: Mutex::default(),
             folded: Mutex::default(),
             unheld: Mutex::default(),
             upstreams: upstreams.iter().map(upstream).collect(),
@@ -151,9 +157,73 @@ impl SpoolState {
             reads_failed: AtomicBool::new(false),
             turns: Mutex::new(Turns::default()),
             turned: Condvar::new(),
+        }
+    }
+
+    /// Makes the folder, adopts the lanes of processes that have ended, and makes the own lane.
+    /// Where one of these fails it can be called again, and what was adopted is delivered
+    /// meanwhile.
+    ///
+    /// # Errors
+    ///
+    /// The file system's; `WouldBlock` while another process makes or adopts lanes.
+    pub fn begin(&self) -> io::Result<()> {
+        create_dir_durable(&*self.fs, &self.root)?;
+        let Some(_lock) = lock_spool(&*self.fs, &self.root)? else {
+            let what = "another process makes or adopts lanes there";
+            return Err(io::Error::new(io::ErrorKind::WouldBlock, what));
         };
-        state.take_in(&ids, found);
-        Ok(state)
+        let ids = lane_ids(&*self.fs, &self.root)?;
+        self.adopt(&ids);
+        self.make_own(&ids)
+    }
+
+    /// Adopts those of the lanes `ids` whose processes have ended. Needs the folder's lock.
+    pub fn adopt(&self, ids: &[u64]) {
+        let (ids, room) = self.adoptable(ids);
+        if !ids.is_empty() {
+            self.take_in(&ids, self.adopter.adopt(&ids, room));
+        }
+    }
+
+    /// Makes the own lane behind all others. Needs the folder's lock.
+    fn make_own(&self, ids: &[u64]) -> io::Result<()> {
+        // Above the removed lanes that others mention, too: in the log, a number means one lane.
+        let newest = ids.iter().copied().fold(self.newest_lane.load(Relaxed), u64::max);
+        let names = &self.adopter.upstreams;
+        let own = Arc::new(Lane::create(&self.fs, &self.root, newest + 1, rand::random(), names)?);
+        self.lanes.lock().push(Arc::clone(&own));
+        _ = self.own.set(own);
+        Ok(())
+    }
+
+    /// This process's own lane. `None` until the disk lets it be made.
+    pub fn own(&self) -> Option<&Arc<Lane>> {
+        self.own.get()
+    }
+
+    /// Waits for the own lane. `None` if the spool is closed before there is one.
+    pub fn wait_for_own(&self) -> Option<Arc<Lane>> {
+        while self.own().is_none() && !self.bounds.is_closed() {
+            std::thread::park_timeout(OWN_LANE_POLL);
+        }
+        self.own().cloned()
+    }
+
+    /// The settings in force.
+    pub fn config(&self) -> Guard<Arc<Config>> {
+        self.config.load()
+    }
+
+    /// Puts these settings in force, but for the folder and `durability`.
+    pub fn set_config(&self, new: &Config) {
+        let old = self.config.load_full();
+        let (dir, durability) = (old.dir.clone(), old.durability);
+        self.config.store(Arc::new(Config { dir, durability, ..new.clone() }));
+        self.bounds.set_bytes_max(new.bytes_max.as_u64());
+        self.unreadable_seconds_max.store(new.unreadable_seconds_max, Relaxed);
+        // Maintenance compares the disk's free space with the new bound.
+        self.request_maintenance();
     }
 
     /// Notes that a commit is done now. Call it before the groups of the commit are answered.
@@ -163,9 +233,11 @@ impl SpoolState {
 
     /// Takes in what was found of the lanes `tried`. A lane whose totals another one has is not
     /// counted and not read, only removed: its process ended between the two steps.
-    pub fn take_in(&self, tried: &[u64], found: Found) {
+    fn take_in(&self, tried: &[u64], found: Found) {
         let mut lanes = self.lanes.lock();
         let mut absorbed = found.absorbed;
+        let mentioned = absorbed.iter().map(|(id, _)| *id);
+        self.newest_lane.fetch_max(mentioned.max().unwrap_or(0), Relaxed);
         for lane in lanes.iter() {
             absorbed.extend_from_slice(&lane.state().absorbed);
         }
@@ -210,7 +282,7 @@ impl SpoolState {
             self.bounds.add_held_bytes(lane.held_bytes.wrapping_neg());
         }
         // The own lane is not an adopted one.
-        let held = lanes.len() - 1 + folded.len();
+        let held = lanes.len() - usize::from(self.own().is_some()) + folded.len();
         let room = self.adopter.held_max().saturating_sub(held);
         let waits = |id: &u64| unheld.iter().skip(room).any(|lane| lane.key.0 == *id);
         let is_held = |id: &u64| lanes.iter().chain(folded.iter()).any(|lane| lane.id == *id);
@@ -249,7 +321,7 @@ impl SpoolState {
         // The append that crosses the mark wakes the committer, which may be lingering.
         let crossed = staged >= GROUP_BYTES_MAX && staged.saturating_sub(bytes) < GROUP_BYTES_MAX;
         self.parker.wake(crossed);
-        Ok(match self.config.durability {
+        Ok(match self.durability {
             Durability::Memory => Commit::ready(),
             Durability::Power | Durability::Interval => Commit::waiting(group),
         })
@@ -266,8 +338,7 @@ impl SpoolState {
     /// See [`Spool::flush_now`](super::Spool::flush_now).
     pub fn flush_now(&self) {
         // In `memory` no request waits.
-        if self.config.durability != Durability::Memory && !self.flush_requested.swap(true, SeqCst)
-        {
+        if self.durability != Durability::Memory && !self.flush_requested.swap(true, SeqCst) {
             self.parker.unpark();
         }
     }
@@ -291,10 +362,14 @@ impl SpoolState {
 
     /// The disk does not take what is written: refuse until it does.
     pub fn fail(&self, error: &io::Error) {
-        *self.failing.lock() = Some(error.to_string());
+        let why = match self.own() {
+            Some(_) => error.to_string(),
+            None => format!("no lane can be made in {}: {error}", self.root.display()),
+        };
         if !self.bounds.set_failing(true) {
-            ::log::error!("spool: failing, events are refused: {error}");
+            ::log::error!("spool: failing, events are refused: {why}");
         }
+        *self.failing.lock() = Some(why);
     }
 
     /// The disk takes it again.
@@ -308,7 +383,7 @@ impl SpoolState {
 
     /// Says whether the disk has stalled: then events are refused until it answers.
     pub fn set_stalled(&self, stalled: bool) {
-        let seconds = self.config.commit_seconds_max;
+        let seconds = self.config().commit_seconds_max;
         match (self.bounds.set_stalled(stalled), stalled) {
             (false, true) => ::log::error!(
                 "spool: the disk has stalled for spool.commit_seconds_max ({seconds} s): events \
@@ -325,7 +400,7 @@ impl SpoolState {
 
     /// Notes the disk's free space and the spool's growth.
     pub fn look_at_disk(&self) {
-        let least = self.config.free_bytes_min.as_u64();
+        let least = self.config().free_bytes_min.as_u64();
         match self.fs.free_bytes(&self.root) {
             Err(error) => ::log::warn!("spool: the disk's free space is unknown: {error}"),
             Ok(free) => match self.bounds.set_free_bytes(free, least) {
@@ -389,8 +464,8 @@ impl SpoolState {
 
     pub fn status(&self) -> Status {
         let bytes = self.bounds.bytes();
-        let room = (self.bounds.bytes_max.saturating_sub(bytes))
-            .min(self.bounds.free_bytes().saturating_sub(self.config.free_bytes_min.as_u64()));
+        let room = (self.bounds.bytes_max().saturating_sub(bytes))
+            .min(self.bounds.free_bytes().saturating_sub(self.config().free_bytes_min.as_u64()));
         let growth = self.growth.lock();
         let seconds_to_full = growth.seconds_until(room);
         drop(growth);
@@ -404,11 +479,16 @@ impl SpoolState {
         }
     }
 
+    /// Why the disk takes no events; `None` while it does.
+    pub fn why_failing(&self) -> Option<String> {
+        self.failing.lock().clone()
+    }
+
     fn why_refusing(&self) -> Option<String> {
         let stalled = || "the disk has stalled for spool.commit_seconds_max".to_owned();
         let failing = self.bounds.is_stalled().then(stalled);
         failing
-            .or_else(|| self.failing.lock().clone())
+            .or_else(|| self.why_failing())
             .or_else(|| {
                 self.bounds.is_disk_low().then(|| "spool.free_bytes_min is reached".to_owned())
             })

@@ -9,6 +9,7 @@
 use std::collections::BTreeMap;
 use std::io;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::time::Duration;
 
 use super::faults::DiskFaults;
@@ -31,8 +32,8 @@ pub enum Unread {
 pub struct Unreadable {
     faults: Arc<DiskFaults>,
     upstream: String,
-    /// `spool.unreadable_seconds_max`.
-    limit: Duration,
+    /// `spool.unreadable_seconds_max`, in force.
+    limit_seconds: Arc<AtomicU64>,
     waits: BTreeMap<u64, Wait>,
 }
 
@@ -46,8 +47,12 @@ struct Wait {
 
 impl Unreadable {
     /// Waits for nothing.
-    pub fn new(faults: Arc<DiskFaults>, upstream: &str, limit: Duration) -> Unreadable {
-        Unreadable { faults, upstream: upstream.to_owned(), limit, waits: BTreeMap::new() }
+    pub fn new(
+        faults: Arc<DiskFaults>,
+        upstream: &str,
+        limit_seconds: Arc<AtomicU64>,
+    ) -> Unreadable {
+        Unreadable { faults, upstream: upstream.to_owned(), limit_seconds, waits: BTreeMap::new() }
     }
 
     /// Opens a segment to read.
@@ -77,7 +82,8 @@ impl Unreadable {
         let path = lane.segment_path(number);
         let subject = format!("{} (upstream {})", path.display(), self.upstream);
         let lasts = self.faults.raise(FaultKind::SpoolSegment, &subject, "reading", &error);
-        let around = is_read && trusted && is_refusal(&error) && lasts >= self.limit;
+        let limit = Duration::from_secs(self.limit_seconds.load(Relaxed));
+        let around = is_read && trusted && is_refusal(&error) && lasts >= limit;
         let before = self.waits.insert(lane.id, Wait { number, subject, around });
         if around && before.is_none_or(|before| !before.around) {
             ::log::error!("spool: unreadable parts of {} are given up: {error}", path.display());

@@ -36,6 +36,8 @@ pub enum FaultKind {
     UpstreamRemoved,
     /// A newer version wrote records, which wait for it.
     NewerRecords,
+    /// The process has no lane in the spool's folder yet, because the disk did not let it make one.
+    SpoolStart,
     /// The spool's folder or lane is not at its path any more, or cannot be listed.
     SpoolFolder,
     /// A lane cannot be taken over, so its events are in no count.
@@ -56,7 +58,7 @@ pub enum FaultKind {
 
 impl FaultKind {
     /// Every kind, so that a scrape shows zeros.
-    pub const ALL: [Self; 16] = [
+    pub const ALL: [Self; 17] = [
         Self::PortalsUnread,
         Self::PortalsStale,
         Self::SpoolRefuses,
@@ -65,6 +67,7 @@ impl FaultKind {
         Self::RunAheadBound,
         Self::UpstreamRemoved,
         Self::NewerRecords,
+        Self::SpoolStart,
         Self::SpoolFolder,
         Self::SpoolLane,
         Self::SpoolSegment,
@@ -86,6 +89,7 @@ impl FaultKind {
             Self::RunAheadBound => "run_ahead_bound",
             Self::UpstreamRemoved => "upstream_removed",
             Self::NewerRecords => "newer_records",
+            Self::SpoolStart => "spool_start",
             Self::SpoolFolder => "spool_folder",
             Self::SpoolLane => "spool_lane",
             Self::SpoolSegment => "spool_segment",

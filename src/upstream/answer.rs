@@ -7,6 +7,7 @@ use http::{HeaderMap, StatusCode, header};
 use jiff::Timestamp;
 
 use super::outcome::{Failure, Outcome};
+use crate::tls_error::tls_words;
 
 /// Longest wait, in seconds, that an upstream can ask for. A longer `Retry-After` is reduced to
 /// it, so that a wrong date does not stop delivery for a year.
@@ -52,14 +53,30 @@ pub fn describe(error: &reqwest::Error) -> String {
         () if error.is_connect() => "cannot connect",
         () => "connection failed",
     };
+    if let Some(words) = tls_words(error) {
+        return format!("{stage}: {words}");
+    }
     let mut innermost = error.source();
     while let Some(cause) = innermost.and_then(|e| e.source()) {
         innermost = Some(cause);
     }
-    match innermost {
+    let cause = innermost.map(ToString::to_string);
+    match cause.as_deref().map(|cause| of_proxy(cause).unwrap_or(cause)) {
         Some(cause) => format!("{stage}: {cause}"),
         None => stage.into(),
     }
+}
+
+/// What a proxy did with `CONNECT`, of which the client's error is terse.
+fn of_proxy(cause: &str) -> Option<&'static str> {
+    Some(match cause.strip_prefix("tunnel error: ")? {
+        "proxy authorization required" => {
+            "the proxy wants credentials (its answer to CONNECT is 407)"
+        }
+        "unexpected end of file" => "the proxy closed the connection instead of answering CONNECT",
+        "proxy response headers too long" => "the proxy's answer to CONNECT is too long",
+        _ => "the proxy refuses to connect to the upstream (its answer to CONNECT is not 200)",
+    })
 }
 
 #[cfg(test)]

@@ -5,14 +5,14 @@ use std::collections::HashSet;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use serde::de::{self, Deserialize, Deserializer};
+use serde::de::{self, Deserialize, DeserializeOwned, Deserializer};
 
 use super::batch::{BatchConfig, BatchOverride};
 use super::contract::Upstream;
 use super::file;
-use super::kind::Kind;
 #[cfg(feature = "http")]
-use super::{http, hubspot, legacy};
+use super::http;
+use super::kind::Kind;
 
 /// Longest name of an upstream, in characters.
 pub const NAME_CHARS_MAX: usize = 64;
@@ -247,8 +247,9 @@ impl Config {
 }
 
 impl ValidConfig {
-    /// These settings as a reload changes them: what only a new process can change (name, kind,
-    /// batches, attempts, concurrency and order) stays. `None`: nothing of them can be reloaded.
+    /// The kind's settings as a reload changes them: what only a new process can change stays: the
+    /// name, the kind, `order`, and where that keeps an order, `concurrency_max`. `None`: nothing
+    /// of them can be reloaded.
     pub(super) fn reloaded(&self, new: &Config) -> Option<ValidConfig> {
         let kind = reloaded(&self.kind, &new.kind).filter(|_| self.name == new.name)?;
         Some(ValidConfig(Config { kind, ..self.0.clone() }))
@@ -260,20 +261,17 @@ fn reloaded(own: &Kind, new: &Kind) -> Option<Kind> {
     match (own, new) {
         #[cfg(feature = "http")]
         (Kind::Http(own), Kind::Http(new)) => Some(Kind::Http(http::Config {
-            concurrency_max: own.concurrency_max,
+            concurrency_max: match own.order {
+                http::Order::None => new.concurrency_max,
+                http::Order::Portal => own.concurrency_max,
+            },
             order: own.order,
             ..new.clone()
         })),
         #[cfg(feature = "http")]
-        (Kind::Legacy(own), Kind::Legacy(new)) => Some(Kind::Legacy(legacy::Config {
-            concurrency_max: own.concurrency_max,
-            ..new.clone()
-        })),
+        (Kind::Legacy(_), Kind::Legacy(new)) => Some(Kind::Legacy(new.clone())),
         #[cfg(feature = "http")]
-        (Kind::Hubspot(own), Kind::Hubspot(new)) => Some(Kind::Hubspot(hubspot::Config {
-            concurrency_max: own.concurrency_max,
-            ..new.clone()
-        })),
+        (Kind::Hubspot(_), Kind::Hubspot(new)) => Some(Kind::Hubspot(new.clone())),
         #[cfg(feature = "kafka")]
         (Kind::Kafka(_), Kind::Kafka(new)) => Some(Kind::Kafka(new.clone())),
         #[cfg(feature = "nats")]
@@ -304,25 +302,25 @@ impl<'de> Deserialize<'de> for Config {
         let kind: String = take(&mut table, "kind")?
             .ok_or_else(|| mistake(format!("there is no `kind` (one of: {})", kinds())))?;
         let batch = match table.remove("batch") {
-            Some(batch) => read(batch).map_err(|e| mistake(format!("batch.{e}")))?,
+            Some(batch) => read(batch, "batch").map_err(mistake)?,
             None => BatchOverride::default(),
         };
         let attempts_max = match table.remove("attempts_max") {
-            Some(value) => read(value).map_err(|e| mistake(format!("attempts_max: {e}")))?,
+            Some(value) => read(value, "attempts_max").map_err(mistake)?,
             None => ATTEMPTS_MAX_DEFAULT,
         };
         let kind = match kind.as_str() {
-            "file" => read(table).map(Kind::File),
+            "file" => read(table, "").map(Kind::File),
             #[cfg(feature = "http")]
-            "http" => read(table).map(Kind::Http),
+            "http" => read(table, "").map(Kind::Http),
             #[cfg(feature = "http")]
-            "legacy" => read(table).map(Kind::Legacy),
+            "legacy" => read(table, "").map(Kind::Legacy),
             #[cfg(feature = "http")]
-            "hubspot" => read(table).map(Kind::Hubspot),
+            "hubspot" => read(table, "").map(Kind::Hubspot),
             #[cfg(feature = "kafka")]
-            "kafka" => read(table).map(Kind::Kafka),
+            "kafka" => read(table, "").map(Kind::Kafka),
             #[cfg(feature = "nats")]
-            "nats" => read(table).map(Kind::Nats),
+            "nats" => read(table, "").map(Kind::Nats),
             other => {
                 let known = KINDS.iter().find(|(kind, _)| *kind == other);
                 Err(match known.and_then(|(_, feature)| *feature) {
@@ -339,13 +337,15 @@ impl<'de> Deserialize<'de> for Config {
     }
 }
 
-/// Reads the settings of a kind. The error names the key, and no value.
-fn read<T: serde::de::DeserializeOwned>(settings: impl Into<toml::Value>) -> Result<T, String> {
+/// Reads the settings below a key; an empty one: those of a kind. The error names the whole key,
+/// and no value.
+fn read<T: DeserializeOwned>(settings: impl Into<toml::Value>, below: &str) -> Result<T, String> {
     serde_path_to_error::deserialize(settings.into()).map_err(|e| {
         let reason = without_value(e.inner().message());
-        match e.path().to_string().as_str() {
-            "." => reason,
-            key => format!("{key}: {reason}"),
+        match (below, e.path().to_string().as_str()) {
+            ("", ".") => reason,
+            (key, ".") | ("", key) => format!("{key}: {reason}"),
+            (below, key) => format!("{below}.{key}: {reason}"),
         }
     })
 }
@@ -434,9 +434,13 @@ mod tests {
             ("http", "url = 'http://h'\nsecret = 's3cret'", "upstream.a.secret: "),
             ("file", "batch = { events_max = 's3cret' }", "batch.events_max: invalid type"),
             #[cfg(feature = "kafka")]
-            ("kafka", "brokers = 's3cret'", "brokers: invalid type: string, expected a sequence"),
+            (
+                "kafka",
+                "brokers = 7734",
+                "brokers: invalid type: integer, expected one value or a list",
+            ),
             #[cfg(feature = "nats")]
-            ("nats", "urls = 'nats://s3cret@h'", "urls: invalid type: string, expected a sequence"),
+            ("nats", "urls = 7734", "urls: invalid type: integer, expected one value or a list"),
         ] {
             let text = format!("[[upstream]]\nname = 'a'\nkind = '{kind}'\n{rest}");
             let error = parse(&text).expect_err(&text);

@@ -231,13 +231,23 @@ impl Config {
     }
 }
 
+/// What stands in the `url` of kind `legacy` for an event's portal.
+pub(super) const PORTAL: &str = "{portal}";
+
 /// Parses a configured URL, which must be absolute, `http` or `https`, and have a host.
 pub(super) fn parse_url(text: &Secret) -> Result<Url, ConfigError> {
     let text = text.expose();
     if text.is_empty() {
         return Err(ConfigError::new("url", "is missing"));
     }
+    if text.contains(PORTAL) {
+        let why = "holds {portal}, which stands for a portal in the kind legacy alone";
+        return Err(ConfigError::new("url", why));
+    }
     let url = Url::parse(text).map_err(|e| ConfigError::caused("url", "is no URL", e))?;
+    if url.fragment().is_some() {
+        return Err(ConfigError::new("url", "has a fragment (#), which is never sent"));
+    }
     if !matches!(url.scheme(), "http" | "https") || !url.has_host() {
         return Err(ConfigError::new("url", "must begin with http:// or https:// and a host"));
     }

@@ -35,12 +35,12 @@ use jiff::Timestamp;
 use serde::Deserialize;
 use tokio::sync::{Semaphore, watch};
 use tokio::task::JoinSet;
-use url::Url;
+use url::{Position, Url};
 
 use super::batch::Batch;
 use super::client::Client;
 use super::contract::Upstream;
-use super::http::parse_url;
+use super::http::{PORTAL, parse_url};
 use super::limits::CONNECTION_SECONDS_DEFAULT;
 use super::outcome::{Failure, Outcome, Part};
 use super::tls::Tls;
@@ -55,8 +55,6 @@ const BATCHES_MAX: usize = 2;
 /// closed during a request, the event's result is unknown.
 const IDLE_SECONDS_MAX: u64 = 4;
 
-/// What stands in `url` for an event's portal.
-const PORTAL: &str = "{portal}";
 /// Headers that frame a request or a connection: `events.context_headers` cannot set them here.
 const OWN_HEADERS: [HeaderName; 8] = [
     header::HOST,
@@ -227,7 +225,15 @@ impl Address {
         // The greatest number is neither a port nor a part of an IPv4 address: an event must not
         // choose the machine that it is sent to.
         let greatest = Secret::new(text.replace(PORTAL, &PORTAL_MAX.to_string()));
-        Ok(Address { url: parse_url(&greatest)?, template })
+        let url = parse_url(&greatest)?;
+        let least = Url::parse(&text.replace(PORTAL, "1")).ok();
+        // Nor who this edge says it is.
+        let server = |url: &Url| url[..Position::BeforePath].to_owned();
+        if least.as_ref().map(server) != Some(server(&url)) {
+            let why = "may hold {portal} in its path and its query alone";
+            return Err(ConfigError::new("url", why));
+        }
+        Ok(Address { url, template })
     }
 
     /// The address for a portal; `None` if it is no URL, which no address that was checked with a

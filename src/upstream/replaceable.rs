@@ -35,7 +35,6 @@ pub struct Replaceable(Arc<Inner>);
 struct Inner {
     name: String,
     kind: &'static str,
-    concurrency_max: usize,
     keeps_portal_order: bool,
     faults: Faults,
     in_use: Mutex<InUse>,
@@ -75,7 +74,6 @@ impl Replaceable {
         Ok(Self(Arc::new(Inner {
             name: in_use.config.name.clone(),
             kind: upstream.kind(),
-            concurrency_max: upstream.concurrency_max(),
             keeps_portal_order: upstream.keeps_portal_order(),
             faults,
             looked_at: Arc::new(tokio::sync::Mutex::new(Instant::now())),
@@ -223,7 +221,7 @@ impl Upstream for Replaceable {
     }
 
     fn concurrency_max(&self) -> usize {
-        self.0.concurrency_max
+        self.upstream().concurrency_max()
     }
 
     fn keeps_portal_order(&self) -> bool {
@@ -282,9 +280,12 @@ mod tests {
     fn what_needs_a_new_process_stays_and_the_rest_is_replaced() {
         let upstream = Replaceable::build(config(""), Faults::unregistered()).unwrap();
         let prepared = |rest: &str| upstream.prepare(&config(rest)).unwrap();
-        assert!(prepared("").is_none() && prepared("concurrency_max = 2").is_none());
+        assert!(prepared("").is_none());
         assert!(prepared("order = 'portal'\nattempts_max = 3").is_none());
-        let replacement = prepared("headers = { A = 'b' }\nconcurrency_max = 2").unwrap();
+        upstream.put(prepared("concurrency_max = 2").unwrap());
+        assert_eq!(upstream.concurrency_max(), 2);
+        upstream.put(prepared("").unwrap());
+        let replacement = prepared("headers = { A = 'b' }\norder = 'portal'").unwrap();
         let in_use = Config::clone(&replacement.0.config);
         assert_eq!(in_use, Config::clone(&config("headers = { A = 'b' }")));
         upstream.put(replacement);

@@ -5,6 +5,7 @@
 use crate::config_error::ConfigError;
 use crate::pem;
 use crate::regular_file;
+use crate::tls_error::words;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -51,7 +52,7 @@ pub fn tls_config(tls: &Tls<'_>, roots: bool) -> Result<ClientConfig, ConfigErro
                 .map_err(|e| ConfigError::caused("key", "no private key can be read", e))?;
             builder
                 .with_client_auth_cert(chain, key)
-                .map_err(|e| ConfigError::caused("cert", "does not fit its key", e))?
+                .map_err(|e| ConfigError::new("cert", format!("cannot be used: {}", words(&e))))?
         }
         (None, None) => builder.with_no_client_auth(),
         (Some(_), None) => return Err(ConfigError::new("key", "is missing: `cert` needs it")),
@@ -64,7 +65,7 @@ fn given_roots(path: &Path) -> Result<RootCertStore, ConfigError> {
     for certificate in certificates("ca", path)? {
         store
             .add(certificate)
-            .map_err(|e| ConfigError::caused("ca", "holds a certificate that is no root", e))?;
+            .map_err(|e| ConfigError::new("ca", format!("cannot be used: {}", words(&e))))?;
     }
     Ok(store)
 }

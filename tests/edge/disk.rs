@@ -32,7 +32,7 @@ pub struct Disk {
 
 impl Disk {
     /// Mounts with these arguments of `mount`, or says why that cannot be done here.
-    fn mount(arguments: &[&str], at: &Path) -> Result<Disk, String> {
+    pub fn mount(arguments: &[&str], at: &Path) -> Result<Disk, String> {
         std::fs::create_dir_all(at).unwrap();
         run(Command::new("mount").args(arguments).arg(at))?;
         Ok(Disk { at: at.to_owned(), mounted: true })
@@ -46,7 +46,7 @@ impl Disk {
     }
 
     /// Changes options of the mount.
-    fn remount(&self, options: &str) {
+    pub fn remount(&self, options: &str) {
         let options = format!("remount,{options}");
         run(Command::new("mount").args(["-o", &options]).arg(&self.at)).unwrap();
     }

@@ -18,7 +18,7 @@ use std::sync::atomic::Ordering::Relaxed;
 use std::time::Duration;
 
 /// Whether `/status` shows a fault of this kind with this part of a path.
-fn shows_fault(edge: &Edge, what: &str, path: &str) -> bool {
+pub fn shows_fault(edge: &Edge, what: &str, path: &str) -> bool {
     let status = edge.status();
     let faults = status["faults"].as_array().unwrap();
     let is_it =
@@ -27,12 +27,12 @@ fn shows_fault(edge: &Edge, what: &str, path: &str) -> bool {
 }
 
 /// Waits until there is no fault.
-fn wait_well(edge: &Edge) {
+pub fn wait_well(edge: &Edge) {
     wait_for("all faults to end", || edge.status()["faults"].as_array().unwrap().is_empty());
 }
 
 /// Sends events one after another until so many were answered with 200.
-fn send(edge: &Edge, ledger: &Ledger, events: u64) {
+pub fn send(edge: &Edge, ledger: &Ledger, events: u64) {
     let until = ledger.count.load(Relaxed) + events;
     let mut connection = edge.connect();
     wait_for("events to be accepted", || {
@@ -149,7 +149,7 @@ fn lanes_beyond_the_limit_of_open_files_are_counted_and_delivered() {
 }
 
 /// The bytes of the one event in a spool.
-fn stored_event(dir: &Path) -> Vec<u8> {
+pub fn stored_event(dir: &Path) -> Vec<u8> {
     let mut found = None;
     pixelgate::tools::inspect::dump(&dir.join("spool"), |_, record| {
         found = Some(record.to_vec());
@@ -168,12 +168,11 @@ fn a_limit_on_the_size_of_files_ends_no_process() {
     let ledger = Arc::new(Ledger::default());
     send(&edge, &ledger, 400);
     edge.kill();
-    // 20 KiB: not even a cursor can be written. The edge does not start and says why.
-    let mut shell = Command::new("sh");
-    shell.args(["-c", "ulimit -f 40; exec \"$0\" run --config \"$1\""]);
-    shell.arg(env!("CARGO_BIN_EXE_pixelgate")).arg(dir.path().join("edge.toml"));
-    let output = shell.output().unwrap();
-    assert_eq!(output.status.code(), Some(2), "{output:?}");
+    // 20 KiB: not even a cursor can be written. The edge starts, refuses events and says why.
+    let edge = Edge::start_under(Arc::clone(&dir), "ulimit -f 40");
+    ledger.wait_refusing(&edge);
+    wait_for("the fault to be shown", || shows_fault(&edge, "spool_start", "spool"));
+    edge.kill();
     backend.script(|_| Act::Take);
     let edge = Edge::start_in(dir);
     let row = edge.wait_delivered("collector");

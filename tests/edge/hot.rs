@@ -30,7 +30,7 @@ type Probe = fn(&Subject) -> bool;
 const CHANGES: &[(&str, &str, Option<Probe>)] = &[
     ("edge.listen", "['127.0.0.1:1']", None),
     ("edge.tls", TLS, None),
-    ("edge.origin", "'http://127.0.0.1:1'", None),
+    ("edge.origin", "'http://127.0.0.1:1'", Some(|s| s.edge.get("/page").status == 502)),
     ("edge.origin_ca", PEM, None),
     ("edge.origin_health_path", "'/health'", None),
     ("edge.origin_health_seconds", "6", None),
@@ -51,7 +51,11 @@ const CHANGES: &[(&str, &str, Option<Probe>)] = &[
     ("edge.answer_plain", "false", None),
     ("edge.drain_seconds", "6", None),
     ("edge.shutdown_grace_seconds", "6", None),
-    ("edge.trusted_proxies", "['10.0.0.0/8']", None),
+    (
+        "edge.trusted_proxies",
+        "'127.0.0.1'",
+        Some(|s| s.context("X-Forwarded-For: 203.0.113.7\r\n")["ip"] == "203.0.113.7"),
+    ),
     ("edge.client_ip_header", "'X-Real-IP'", None),
     ("edge.proxy_protocol", "true", None),
     ("edge.state_dir", "'DIR/elsewhere'", None),
@@ -94,7 +98,7 @@ const CHANGES: &[(&str, &str, Option<Probe>)] = &[
     ("log.format", "'json'", Some(|s| s.edge.log()[s.logged..].contains("{\"time\":"))),
     ("log.level", "'debug'", None),
     ("log.verdicts", "9", Some(|s| s.edge.log()[s.logged..].contains("pixelgate::verdict"))),
-    ("access_log.path", "'DIR/access.log'", None),
+    ("access_log.path", "'DIR/access.log'", Some(|s| s.edge.dir().join("access.log").exists())),
     ("access_log.format", "'combined'", None),
     ("access_log.buffer_bytes", "'2MiB'", None),
     ("access_log.flush_seconds", "6", None),
@@ -284,10 +288,15 @@ fn each_changed_key_is_in_force_or_named_under_load() {
     let listed: BTreeSet<String> = CHANGES.iter().map(|(key, ..)| (*key).to_owned()).collect();
     assert_eq!(listed.symmetric_difference(&keys()).collect::<Vec<_>>(), Vec::<&String>::new());
 
+    // Each part with an edge of its own, because a place of the code logs 60 lines a minute.
+    CHANGES.chunks(CHANGES.len().div_ceil(2)).for_each(each_in_force_or_named);
+}
+
+fn each_in_force_or_named(changes: &[(&str, &str, Option<Probe>)]) {
     let mut subject = Subject::start();
     assert_eq!(subject.diff(), "no key has changed\n");
     let mut load = Some(Load::on(&subject.edge));
-    for (key, value, probe) in CHANGES {
+    for (key, value, probe) in changes {
         if *key == "events.path"
             && let Some(load) = load.take()
         {
@@ -323,9 +332,8 @@ fn each_changed_key_is_in_force_or_named_under_load() {
     let first = subject.first.to_string();
     subject.put(&first);
     subject.edge.signal(Signal::HUP);
-    subject.logged("in force from now on: ");
+    wait_for("what was in force at first", || subject.diff() == "no key has changed\n");
     wait_for("no fault", || subject.fault().is_none());
-    assert_eq!(subject.diff(), "no key has changed\n");
 }
 
 #[test]

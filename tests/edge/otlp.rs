@@ -1,6 +1,7 @@
 //! Metrics by OTLP: what a collector gets, and what happens while it takes nothing.
 
 use crate::harness::{Edge, Setup, wait_for};
+use crate::reload::rename_over;
 use crate::wire::{Message, Origin};
 use opentelemetry_proto::tonic::collector::metrics::v1::ExportMetricsServiceRequest;
 use opentelemetry_proto::tonic::common::v1::{KeyValue, any_value::Value as Any};
@@ -8,6 +9,7 @@ use opentelemetry_proto::tonic::metrics::v1::{
     AggregationTemporality, Metric, metric::Data, number_data_point::Value,
 };
 use prost::Message as _;
+use rustix::process::Signal;
 use serde_json::Value as Json;
 use std::collections::BTreeSet;
 
@@ -123,4 +125,36 @@ fn a_collector_that_takes_nothing_is_a_fault_until_it_does() {
     wait_for("the event in an export", || {
         exports(&collector).iter().any(|(_, request)| accepted(request) == Some(1.0))
     });
+}
+
+#[test]
+fn a_reload_begins_moves_and_ends_the_export() {
+    let [first, second] = [(); 2].map(|()| Origin::start());
+    first.answer(PATH, OK);
+    second.answer(PATH, NO);
+    let dir = std::sync::Arc::new(tempfile::tempdir().unwrap());
+    let config = Setup::default().write(dir.path());
+    let text = std::fs::read_to_string(&config).unwrap();
+    let edge = Edge::start_in(dir);
+    let to = |section: &str| {
+        let logged = edge.log().len();
+        rename_over(&config, &format!("{text}\n{section}"));
+        edge.signal(Signal::HUP);
+        wait_for("the reload", || edge.log()[logged..].contains("in force from now on: otlp."));
+    };
+    let section = |collector: &Origin| {
+        let endpoint = format!("http://{}/base/", collector.address);
+        format!("[otlp]\nendpoint = \"{endpoint}\"\ninterval_seconds = 1\n")
+    };
+    let has_fault = || {
+        let faults = edge.status()["faults"].as_array().unwrap().clone();
+        faults.iter().any(|fault| fault["what"] == "otlp")
+    };
+    to(&section(&first));
+    wait_for("an export", || !exports(&first).is_empty());
+    to(&section(&second));
+    wait_for("the fault", has_fault);
+    assert!(!exports(&second).is_empty());
+    to("");
+    wait_for("the fault to be over", || !has_fault());
 }

@@ -176,3 +176,45 @@ fn a_page_asks_for_its_token_and_reports_a_lost_edge() {
     browser.wait_text("#link", "Live");
     browser.wait_text("#headline-text", "Ready.");
 }
+
+#[test]
+fn nothing_is_cut_off_at_any_width_and_tables_keep_their_roles() {
+    let upstream =
+        "[[upstream]]\nname = \"collector\"\nkind = \"http\"\nurl = \"http://127.0.0.1:1\"";
+    let edge = Setup::default().upstreams(upstream).start();
+    let browser = Browser::start();
+    open(&browser, &edge);
+    browser.wait_text("#link", "Live");
+    let event = "_a=62515&_n=a_rather_long_name_of_an_event&email=person@company.com&a=1&b=2";
+    edge.event(event);
+    std::fs::write(edge.dir().join("portals.toml"), "portals = [").unwrap();
+    browser.wait_text("#faults", "portals_unread");
+    browser.wait_text("#recent", "a_rather_long_name_of_an_event");
+    browser.wait_text("#upstreams", "Connection refused");
+    for width in [320, 420, 640, 800, 992, 1000, 1400] {
+        for scheme in ["light", "dark"] {
+            browser.show(width, scheme);
+            let wide = browser.ask(
+                "return [document.documentElement, ...document.querySelectorAll('.scroll')] \
+                 .filter((e) => e.scrollWidth > e.clientWidth).map((e) => \
+                 [e.getAttribute('aria-labelledby'), e.scrollWidth, e.clientWidth])",
+            );
+            assert_eq!(wide, json!([]), "at {width}, {scheme}");
+            let names = browser.names_of("table");
+            for name in ["Faults", "Upstreams", "Recent events"] {
+                assert!(names.iter().any(|known| known == name), "{name}: {names:?} at {width}");
+            }
+            for (role, name) in [
+                ("columnheader", "What to do"),
+                ("columnheader", "Last error"),
+                ("rowheader", "collector http"),
+                ("button", "Pause"),
+                ("checkbox", "rejected only"),
+            ] {
+                let names = browser.names_of(role);
+                assert!(names.iter().any(|known| known == name), "{role}: {names:?} at {width}");
+            }
+        }
+    }
+    assert_eq!(browser.complaints(), [""; 0]);
+}

@@ -1,6 +1,6 @@
 //! `[privacy]` on the running binary: what is kept of referers and addresses.
 
-use crate::harness::{Edge, Setup};
+use crate::harness::{Edge, Setup, wait_for};
 use serde_json::{Value, json};
 
 /// The contexts of one event for each set of header lines, with these lines of `[privacy]` and an
@@ -108,4 +108,27 @@ fn the_headers_of_trusted_proxies_are_kept_where_they_are_named() {
     let anonymous = Setup::default().sections(&both).edge("trusted_proxies = [\"127.0.0.1\"]");
     let lines = format!("Sec-GPC: 1\r\nCookie: u=1\r\n{lines}");
     assert_eq!(contexts_of(&anonymous, &[&lines]), [json!({ "gpc": true })]);
+}
+
+#[test]
+fn an_access_log_has_of_a_portals_visitor_what_its_rule_leaves_in_every_line() {
+    let list = "portals = [7]\n[[portal]]\nid = 8\nevents = [\"a\"]\nprivacy = { ip = \"none\" }\n";
+    for plain in [true, false] {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("access.log");
+        let log = format!("[access_log]\npath = \"{}\"", path.display());
+        let setup = Setup::default().portals(list).sections(&log);
+        let edge = setup.edge(&format!("answer_plain = {plain}")).start();
+        let queries = ["_a=8&_n=a", "_a=8&_n=b", "_a=8&_n=a&email=x", "_a=8&_n=a&_m=x"];
+        for query in queries {
+            edge.event(query);
+        }
+        edge.event("_a=7&_n=a&email=x");
+        let lines = || std::fs::read_to_string(&path).unwrap_or_default();
+        wait_for("the lines", || lines().lines().count() == queries.len() + 1);
+        for line in lines().lines() {
+            let line: serde_json::Value = serde_json::from_str(line).unwrap();
+            assert_eq!(line["client"].is_null(), line["portal"] == 8, "{line}");
+        }
+    }
 }

@@ -1,8 +1,11 @@
 //! What `pixelgate run` and `pixelgate check` print when the edge cannot start (SPEC 8).
 
-use crate::harness::{Setup, command};
+use crate::harness::{PATIENCE, Setup, command};
+use std::io::Read;
 use std::net::TcpListener;
 use std::path::Path;
+use std::process::{Command, Stdio};
+use std::time::{Duration, Instant};
 
 /// Runs a command that fails with exit code 2, and checks that its one line of output holds each
 /// of `expect`.
@@ -48,6 +51,11 @@ fn an_address_in_use_is_reported_with_the_reason_of_the_system() {
     let text = std::fs::read_to_string(&config).unwrap();
     std::fs::write(&config, text.replacen("127.0.0.1:0", &address, 1)).unwrap();
     check(&config, &["run"], &["cannot listen on", &address, "Address already in use"]);
+    // The edge that is to be upgraded listens there, too: `check` names it and finds no mistake.
+    let output = command(&config, &["check"]).output().unwrap();
+    let printed = String::from_utf8(output.stdout).unwrap();
+    assert_eq!(output.status.code(), Some(0), "{printed}");
+    assert!(printed.contains(&format!("edge.listen: {address}: Address already in")), "{printed}");
 }
 
 #[test]
@@ -96,5 +104,89 @@ fn check_finds_what_run_would() {
     let config = setup().listen("0.0.0.0:65001").listen("127.0.0.1:65001").write(dir.path());
     for arguments in [["check"], ["run"]] {
         check(&config, &arguments, &["listens on an address that edge.listen listens on"]);
+    }
+}
+
+/// The one line that a command which does not start prints, and its exit code.
+fn failure(config: &Path, arguments: &[&str], environment: &[(&str, &str)]) -> (i32, String) {
+    let mut command = command(config, arguments);
+    command.envs(environment.iter().copied()).stderr(Stdio::piped()).stdout(Stdio::null());
+    let mut child = command.spawn().unwrap();
+    let until = Instant::now() + PATIENCE;
+    let status = loop {
+        if let Some(status) = child.try_wait().unwrap() {
+            break status;
+        }
+        if Instant::now() >= until {
+            child.kill().unwrap();
+        }
+        std::thread::sleep(Duration::from_millis(5));
+    };
+    let mut printed = String::new();
+    child.stderr.unwrap().read_to_string(&mut printed).unwrap();
+    let line = printed.lines().find(|line| line.starts_with("pixelgate:"));
+    (status.code().unwrap_or(-1), line.unwrap_or_default().to_owned())
+}
+
+#[test]
+fn whatever_a_key_names_check_refuses_it_as_run_does() {
+    let dir = tempfile::tempdir().unwrap();
+    let at = dir.path().display();
+    let data = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/data");
+    std::fs::create_dir(dir.path().join("folder")).unwrap();
+    std::fs::write(dir.path().join("text"), "some text\n").unwrap();
+    std::fs::write(dir.path().join("empty"), "").unwrap();
+    let made = Command::new("mkfifo").arg(dir.path().join("fifo")).status().unwrap();
+    assert!(made.success());
+    // What stands in the place of a file that is read, of one that is written, and of a folder.
+    let read = ["none", "folder", "text", "empty", "fifo", "text/below"];
+    let written = ["folder", "none/below", "text/below"];
+    let folders = ["text", "text/below", "fifo"];
+    let http = "[[upstream]]\nname = 'u'\nkind = 'http'\nurl = 'https://h/'\n";
+    let pair = |cert: &str, key: &str| {
+        format!("tls = [{{ listen = '127.0.0.1:0', cert = '{cert}', key = '{key}' }}]")
+    };
+    let (cert, key) = (format!("{data}/edge.pem"), format!("{data}/edge.key"));
+    let mut all: Vec<(String, Setup, Vec<(&str, &str)>)> = Vec::new();
+    let mut add = |key: &str, setup: Setup| all.push((key.to_owned(), setup, Vec::new()));
+    for name in read {
+        let path = format!("{at}/{name}");
+        add("edge.tls", Setup::default().edge(&pair(&path, &key)));
+        add("edge.tls", Setup::default().edge(&pair(&cert, &path)));
+        add("edge.origin_ca", Setup::default().edge(&format!("origin_ca = '{path}'")));
+        let upstream = |rest: &str| Setup::default().upstreams(&format!("{http}{rest}"));
+        add("upstream.u.ca", upstream(&format!("ca = '{path}'")));
+        add("upstream.u.cert", upstream(&format!("cert = '{path}'\nkey = '{key}'")));
+        add("upstream.u.key", upstream(&format!("cert = '{cert}'\nkey = '{path}'")));
+    }
+    add("edge.tls", Setup::default().edge(&pair(&key, &key)));
+    add("edge.tls", Setup::default().edge(&pair(&cert, &cert)));
+    for name in written {
+        let section = format!("[access_log]\npath = '{at}/{name}'");
+        add("access_log.path", Setup::default().sections(&section));
+    }
+    for name in folders {
+        let file = format!("[[upstream]]\nname = 'u'\nkind = 'file'\ndir = '{at}/{name}'");
+        add("upstream.u.dir", Setup::default().upstreams(&file));
+    }
+    let proxy = |value| vec![("HTTPS_PROXY", value)];
+    for mistake in ["junk junk", "socks5://p", "http://p/path"] {
+        all.push(("upstream.u.proxy".to_owned(), Setup::default().upstreams(http), proxy(mistake)));
+        if cfg!(feature = "otlp") {
+            let otlp = Setup::default().sections("[otlp]\nendpoint = 'https://h'");
+            all.push(("otlp.endpoint".to_owned(), otlp, proxy(mistake)));
+        }
+    }
+    for (key, setup, environment) in all {
+        let config = setup.write(dir.path());
+        let text = std::fs::read_to_string(&config).unwrap();
+        let expect = format!("pixelgate: {}: {key}", config.display());
+        for arguments in [["check"], ["run"]] {
+            let (code, line) = failure(&config, &arguments, &environment);
+            assert_eq!(code, 2, "{arguments:?} with {text}");
+            assert!(line.starts_with(&expect), "{arguments:?}: {line:?} is not of {key}, {text}");
+            let debug = ["Other(", "Os {", "Error(", "\\\""].iter().find(|of| line.contains(**of));
+            assert_eq!(debug, None, "{line}");
+        }
     }
 }

@@ -151,6 +151,31 @@ impl Browser {
         found[ELEMENT].as_str().unwrap_or_else(|| panic!("{selector}: {found}")).to_owned()
     }
 
+    /// Shows the page on a screen of this width, in points, in the colour scheme `light` or `dark`.
+    pub fn show(&self, width: u32, scheme: &str) {
+        let screen =
+            json!({ "width": width, "height": 900, "deviceScaleFactor": 1, "mobile": false });
+        let scheme = json!({ "features": [{ "name": "prefers-color-scheme", "value": scheme }] });
+        for (command, params) in
+            [("setDeviceMetricsOverride", screen), ("setEmulatedMedia", scheme)]
+        {
+            self.devtools(&format!("Emulation.{command}"), &params);
+        }
+    }
+
+    /// The names that a screen reader gets of all elements with this role.
+    pub fn names_of(&self, role: &str) -> Vec<String> {
+        let tree = self.devtools("Accessibility.getFullAXTree", &json!({}));
+        let nodes = tree["nodes"].as_array().expect("an accessibility tree");
+        let of_role = nodes.iter().filter(|node| node["role"]["value"] == role);
+        let name = |node: &Value| node["name"]["value"].as_str().unwrap_or_default().to_owned();
+        of_role.map(name).collect()
+    }
+
+    fn devtools(&self, command: &str, params: &Value) -> Value {
+        self.post("/goog/cdp/execute", &json!({ "cmd": command, "params": params }))
+    }
+
     /// The browser's error log: failed scripts and violated policies.
     pub fn complaints(&self) -> Vec<String> {
         let log = self.post("/se/log", &json!({ "type": "browser" }));

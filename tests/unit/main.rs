@@ -2,6 +2,7 @@
 //! source.
 
 mod allocations;
+mod dead_kill;
 mod delivery_sim;
 mod documents;
 mod imports;
@@ -18,9 +19,11 @@ mod spool_kill;
 mod spool_lanes;
 mod spool_loom;
 mod spool_model;
+mod spool_power;
 mod spool_recovery;
 mod spool_routes;
 mod spool_sim;
+mod spool_start;
 mod tidy;
 mod vectors;
 

@@ -2,7 +2,7 @@
 //! and the same spool: everything that it learnt is safe arrives, nothing else does, and the counts
 //! add up.
 //!
-//! The test starts itself as the process to be killed. `SPOOL_KILLS` says how often (10).
+//! The test starts itself as the process to be killed. `PIXELGATE_TEST_KILLS` says how often (10).
 
 use std::collections::BTreeSet;
 use std::io::{BufRead, BufReader, Write};
@@ -156,7 +156,7 @@ fn drain(spool: &Spool, upstream: &str) -> BTreeSet<u64> {
 }
 
 fn check(mode: &str, durability: Durability) {
-    let kills = std::env::var("SPOOL_KILLS").ok().and_then(|kills| kills.parse().ok());
+    let kills = std::env::var("PIXELGATE_TEST_KILLS").ok().and_then(|kills| kills.parse().ok());
     let dir = tempfile::tempdir().expect("a folder");
     let mut heard = Heard { safe: BTreeSet::new(), near: BTreeSet::new(), highest: 0 };
     for kill in 0..kills.unwrap_or(10) {

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use bytesize::ByteSize;
 use pixelgate::internals::spool::recovery::inspect::{dump, stat, verify};
-use pixelgate::internals::spool::{Ack, Config, Env, Spool, Status};
+use pixelgate::internals::spool::{Ack, Config, Env, Routing, Spool, Status};
 
 const EVENTS: u64 = 200;
 
@@ -129,7 +129,7 @@ fn an_untouched_spool_verifies_and_is_delivered_whole() {
     })
     .expect("readable");
     assert_eq!(seen, EVENTS);
-    let stat = stat(dir.path()).expect("readable");
+    let stat = stat(dir.path(), &Routing::none()).expect("readable");
     assert_eq!((stat.upstreams[0].accepted, stat.upstreams[0].pending), (EVENTS, EVENTS));
     assert!(!stat.lanes[0].living);
     assert_eq!(drain(&open(dir.path())), (0..EVENTS).collect::<Vec<_>>());
@@ -144,7 +144,7 @@ fn a_running_spool_can_be_looked_at_and_is_left_alone() {
         while !appends.is_finished() {
             let report = verify(dir.path(), &mut |_, _| {}).expect("readable");
             assert!(report.ok, "{report:?}");
-            assert!(stat(dir.path()).expect("readable").lanes[0].living);
+            assert!(stat(dir.path(), &Routing::none()).expect("readable").lanes[0].living);
         }
     });
     let report = verify(dir.path(), &mut |_, _| {}).expect("readable");

@@ -79,6 +79,15 @@ function fill(element, rows, empty, columns) {
     row.append(cell);
     rows = [row];
   }
+  // On a narrow page the style turns tables into lists, which takes their roles and headers away.
+  const names = [...element.closest("table").tHead.rows[0].cells].map((name) => name.textContent);
+  for (const row of rows) {
+    row.setAttribute("role", "row");
+    [...row.cells].forEach((cell, at) => {
+      cell.setAttribute("role", cell.tagName === "TH" ? "rowheader" : "cell");
+      if (row.cells.length === names.length) cell.dataset.name = names[at];
+    });
+  }
   element.replaceChildren(...rows);
 }
 

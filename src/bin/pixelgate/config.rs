@@ -5,16 +5,17 @@
 
 mod environment;
 pub mod keys;
+mod line;
 pub mod schema;
 
 use crate::edge::listen::conflict;
 use environment::Environment;
+use line::{line_at, line_in_list};
 use pixelgate::tools::without_value;
 use serde::Deserialize;
 use serde_path_to_error::{Path as KeyPath, Segment};
 use std::collections::BTreeSet;
 use std::path::Path;
-use toml::de::{DeArray, DeTable, DeValue};
 
 /// Largest configuration file that is read, in bytes. A file with ten thousand upstream headers is
 /// smaller; a larger one is the wrong file.
@@ -125,7 +126,10 @@ impl Document {
         serde_path_to_error::deserialize(document).map_err(|e| {
             // What is wrong in a list of tables has the span of the whole list.
             let in_a_list = e.path().iter().any(|segment| matches!(segment, Segment::Seq { .. }));
-            let listed = in_a_list.then(|| line_of(text, e.path())).flatten();
+            let mistake = |table: &toml::Table| {
+                Self::deserialize(table.clone()).err().map(|e| e.message().to_owned())
+            };
+            let listed = in_a_list.then(|| line_in_list(text, e.path(), mistake)).flatten();
             let place = file_place(path, listed.or_else(|| line(e.inner())));
             error(place, &key_of(e.path()), without_value(e.inner().message()))
         })
@@ -193,39 +197,6 @@ fn read(path: &Path) -> Result<String, String> {
 fn file_place(path: &Path, line: Option<usize>) -> String {
     let file = path.display();
     line.map_or_else(|| file.to_string(), |line| format!("{file}:{line}"))
-}
-
-fn line_at(text: &str, offset: usize) -> usize {
-    1 + text[..offset.min(text.len())].matches('\n').count()
-}
-
-/// The line of a key, or of the nearest table above it that the file has.
-fn line_of(text: &str, path: &KeyPath) -> Option<usize> {
-    let document = DeTable::parse(text).ok()?;
-    let mut offset = None;
-    let mut table = Some(document.get_ref());
-    let mut list = None;
-    for segment in path.iter() {
-        let value = match segment {
-            Segment::Map { key } => {
-                let found = table.and_then(|table| table.get_key_value(key.as_str()));
-                found.map(|(key, value)| (key.span().start, value))
-            }
-            Segment::Seq { index } => {
-                let found = list.and_then(|list: &DeArray<'_>| list.get(*index));
-                found.map(|value| (value.span().start, value))
-            }
-            _ => None,
-        };
-        let Some((start, value)) = value else { break };
-        offset = Some(start);
-        (table, list) = match value.get_ref() {
-            DeValue::Table(table) => (Some(table), None),
-            DeValue::Array(list) => (None, Some(list)),
-            _ => (None, None),
-        };
-    }
-    offset.map(|offset| line_at(text, offset))
 }
 
 /// A path as it is written in messages: `upstream[0].url`.
@@ -465,6 +436,47 @@ mod tests {
             message.starts_with("edge.toml:4") || message.starts_with("edge.toml:6"),
             "{message}"
         );
+    }
+
+    #[test]
+    fn a_mistake_in_a_list_of_tables_has_the_line_of_its_key() {
+        let upstream = "[[upstream]]\nname = \"a\"\nkind = \"http\"\nurl = \"http://h\"\n";
+        let check = |rest: &str, line: usize| {
+            let text = format!("{upstream}{upstream}{rest}");
+            let message = parse(&text, &[]).map(drop).unwrap_err();
+            assert!(message.starts_with(&format!("edge.toml:{line}: upstream")), "{message}");
+        };
+        check("format = \"json\"\n\nconcurency = 1", 11);
+        check("timeout_seconds = 1\ntimeout_secodns = 2\ntimeout_secods = 3", 10);
+        check("compression = \"none\"\nformat = \"xml\"", 10);
+        check("headers = { A = \"b\", B = 5 }", 9);
+        check("[upstream.batch]\nlinger_ms = 5\nevent_max = 5", 11);
+        let check = |text: &str, expect: &str| {
+            let message = parse(text, &[]).map(drop).unwrap_err();
+            assert!(message.starts_with(expect), "{message}");
+        };
+        check("[[upstream]]\nname = \"a\"\nkind = 5", "edge.toml:3: ");
+        check("[[upstream]]\nkind = \"file\"\nname = 5", "edge.toml:3: ");
+        let tls = "[[edge.tls]]\nlisten = \"a:1\"\ncert = \"c\"\nkey = \"k\"\n";
+        check(&format!("{tls}{tls}keey = 1"), "edge.toml:9: edge.tls");
+    }
+
+    #[test]
+    fn a_list_may_be_one_value() {
+        let file = "[edge]\nlisten = \"127.0.0.1:1\"\ntrusted_proxies = \"10.0.0.0/8\"\n\
+                    tls = { listen = \"127.0.0.1:2\", cert = \"c\", key = \"k\" }\n\
+                    [events]\nignore_params = \"v\"\nmethods = \"GET\"";
+        let config = parse(file, &[]).unwrap();
+        assert_eq!(config.edge.listen, ["127.0.0.1:1"]);
+        assert_eq!(config.edge.trusted_proxies, ["10.0.0.0/8"]);
+        assert_eq!(config.edge.tls.len(), 1);
+        assert_eq!(config.gate.events.ignore_params, ["v"]);
+        let set = [("PIXELGATE__EDGE__LISTEN", "127.0.0.1:3")];
+        assert_eq!(parse("", &set).unwrap().edge.listen, ["127.0.0.1:3"]);
+        let wrong = parse("[edge]\nlisten = 80", &[]).map(drop).unwrap_err();
+        let expect =
+            "edge.toml:2: edge.listen: invalid type: integer, expected one value or a list";
+        assert!(wrong.starts_with(expect), "{wrong}");
     }
 
     #[test]

@@ -58,10 +58,16 @@ struct Header {
 }
 
 /// A list being received. Dropping it removes its file unless [`Incoming::store`] succeeded.
+///
+/// It is on disk, so that a large list takes no memory. Where the disk does not take it, such as
+/// when it is full, it is in memory: it is of use all the same, and only the next start will not
+/// find it.
 #[derive(Debug)]
 pub(super) struct Incoming {
     folder: PathBuf,
     file: File,
+    /// Why it is in memory.
+    refused: Option<io::Error>,
     crc32c: u32,
     is_stored: bool,
 }
@@ -69,13 +75,36 @@ pub(super) struct Incoming {
 impl Incoming {
     /// Creates the file in the state folder, and the folder if it is missing.
     pub(super) fn create(folder: &Path) -> io::Result<Incoming> {
-        fs::create_dir_all(folder)?;
         let mut options = File::options();
         // Readable by the owner only: a URL may hold a token.
         options.read(true).write(true).create(true).truncate(true).mode(0o600);
-        let mut file = options.open(folder.join(NAME_WHILE_WRITTEN))?;
+        let on_disk =
+            fs::create_dir_all(folder).and_then(|()| options.open(folder.join(NAME_WHILE_WRITTEN)));
+        let (mut file, refused) = match on_disk {
+            Ok(file) => (file, None),
+            Err(error) => (file_in_memory()?, Some(error)),
+        };
         file.seek(SeekFrom::Start(HEADER_BYTES as u64))?;
-        Ok(Incoming { folder: folder.to_owned(), file, crc32c: 0, is_stored: false })
+        Ok(Incoming { folder: folder.to_owned(), file, refused, crc32c: 0, is_stored: false })
+    }
+
+    /// Goes on in memory with what was received so far.
+    fn move_into_memory(&mut self, why: io::Error) -> io::Result<()> {
+        let bytes = self.file.stream_position()?;
+        let mut memory = file_in_memory()?;
+        self.file.rewind()?;
+        io::copy(&mut Read::take(&mut self.file, bytes), &mut memory)?;
+        // The header is a hole, and a file of nothing else has no bytes to copy.
+        memory.seek(SeekFrom::Start(bytes))?;
+        self.file = memory;
+        self.refused = Some(why);
+        self.remove_file();
+        Ok(())
+    }
+
+    /// If the file cannot be removed, the next one overwrites it.
+    fn remove_file(&self) {
+        let _ = fs::remove_file(self.folder.join(NAME_WHILE_WRITTEN));
     }
 
     /// The file, positioned at the start of the list.
@@ -86,6 +115,9 @@ impl Incoming {
 
     /// Replaces the cache with this list, and syncs it to disk.
     pub(super) fn store(mut self, about: &About) -> io::Result<()> {
+        if let Some(error) = self.refused.take() {
+            return Err(error);
+        }
         let body_crc32c = self.crc32c;
         let header = Header { version: VERSION, about: about.clone(), body_crc32c };
         let mut header = serde_json::to_vec(&header)?;
@@ -104,7 +136,13 @@ impl Incoming {
 
 impl Write for Incoming {
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-        let written = self.file.write(bytes)?;
+        let written = match self.file.write(bytes) {
+            Err(error) if self.refused.is_none() && error.kind() != io::ErrorKind::Interrupted => {
+                self.move_into_memory(error)?;
+                self.file.write(bytes)?
+            }
+            written => written?,
+        };
         self.crc32c = crc32c::crc32c_append(self.crc32c, &bytes[..written]);
         Ok(written)
     }
@@ -117,8 +155,7 @@ impl Write for Incoming {
 impl Drop for Incoming {
     fn drop(&mut self) {
         if !self.is_stored {
-            // If the file cannot be removed, the next one overwrites it.
-            let _ = fs::remove_file(self.folder.join(NAME_WHILE_WRITTEN));
+            self.remove_file();
         }
     }
 }
@@ -159,6 +196,18 @@ pub(super) fn find(folder: &Path, url: &str) -> io::Result<Option<Found>> {
 pub(super) fn confirm(folder: &Path) {
     let cache = File::options().write(true).open(folder.join(NAME));
     let _ = cache.and_then(|cache| cache.set_modified(SystemTime::now()));
+}
+
+/// A file without a name, in memory.
+#[cfg(any(target_os = "linux", target_os = "android", target_os = "freebsd"))]
+fn file_in_memory() -> io::Result<File> {
+    use rustix::fs::{MemfdFlags, memfd_create};
+    Ok(File::from(memfd_create("portals", MemfdFlags::CLOEXEC)?))
+}
+
+#[cfg(not(any(target_os = "linux", target_os = "android", target_os = "freebsd")))]
+fn file_in_memory() -> io::Result<File> {
+    Err(io::ErrorKind::Unsupported.into())
 }
 
 fn crc32c_of(file: &mut File) -> io::Result<u32> {
@@ -216,6 +265,34 @@ mod tests {
         let mut body = Vec::new();
         find(dir.path(), URL).unwrap().unwrap().list.read_to_end(&mut body).unwrap();
         assert_eq!(body, b"11\n");
+    }
+
+    /// From now on the disk is full: what is in the file can be read, and nothing can be added.
+    fn fill_disk(incoming: &mut Incoming, folder: &Path) {
+        let position = incoming.file.stream_position().unwrap();
+        incoming.file = File::open(folder.join(NAME_WHILE_WRITTEN)).unwrap();
+        incoming.file.seek(SeekFrom::Start(position)).unwrap();
+    }
+
+    #[test]
+    fn a_list_that_the_disk_does_not_take_is_read_all_the_same() {
+        let dir = tempfile::tempdir().unwrap();
+        let no_folder = dir.path().join("file");
+        fs::write(&no_folder, "").unwrap();
+        for (folder, full_at) in [(no_folder.as_path(), 9), (dir.path(), 0), (dir.path(), 1)] {
+            let mut incoming = Incoming::create(folder).unwrap();
+            for (at, piece) in [b"11\n", b"22\n"].into_iter().enumerate() {
+                if at == full_at {
+                    fill_disk(&mut incoming, folder);
+                }
+                incoming.write_all(piece).unwrap();
+            }
+            let mut body = String::new();
+            incoming.list().unwrap().read_to_string(&mut body).unwrap();
+            assert_eq!(body, "11\n22\n");
+            incoming.store(&about(URL)).unwrap_err();
+        }
+        assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 1, "the file that is no folder");
     }
 
     #[test]

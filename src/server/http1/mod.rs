@@ -158,11 +158,11 @@ impl<SV> Server<SV> {
         }
         let in_flight_guard = self.in_flight.enter_here();
         let names = settings.gate.rules().context_names();
-        let trusted = &self.gate.state().trusted;
+        let trusted = &settings.trusted;
         let (image, closes) = (wants_image(request.accept), request.closes);
         let context = request.seen.context(&request, peer, trusted, names);
         let begin = |log: &AccessLog| begin_record(log, settings, &request);
-        let mut record = self.access_log.as_ref().map(begin);
+        let mut record = in_force.access_log.as_ref().map(begin);
         let event_request =
             EventRequest { method: &FastRequest::METHOD, reading, query: target.query, context };
         let step = self.gate.judge(settings, event_request, record.as_deref_mut(), |_| {});
@@ -297,7 +297,7 @@ where
     ) -> Option<Connection> {
         self.refresh(&mut connection.in_force);
         let in_force = connection.in_force.clone();
-        let began = self.access_log.is_some().then(StdInstant::now);
+        let began = in_force.access_log.is_some().then(StdInstant::now);
         let end = match connection.read_head(&in_force.limits, 0).await {
             Head::Complete(end) => end,
             Head::Closed => {

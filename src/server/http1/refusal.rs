@@ -71,7 +71,7 @@ impl<SV> Server<SV> {
         peer: Option<IpAddr>,
         began: Option<Instant>,
     ) -> Option<Box<AccessRecord>> {
-        let mut record = self.access_log.as_ref()?.begin_at(began?);
+        let mut record = self.gate.access_log()?.begin_at(began?);
         let seen = Context { ip: peer, ..Context::default() };
         record.note_visitor(&self.gate.gate().reduced(seen));
         Some(record)

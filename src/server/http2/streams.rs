@@ -10,7 +10,7 @@ use super::session::Http2Session;
 use super::uploads::Uploads;
 use crate::event::Context;
 use crate::plugin::Handled;
-use crate::plugin::access::{AccessLog, AccessRecord};
+use crate::plugin::access::AccessRecord;
 use crate::request::path::Reading;
 use crate::request::target::Target;
 use crate::server::buffered_bytes::Reservation;
@@ -225,7 +225,7 @@ where
 
     /// The record of a request that is refused.
     fn record_of_refused(&self, session: &Http2Session) -> Option<Box<AccessRecord>> {
-        let mut record = self.server.access_log.as_ref()?.begin();
+        let mut record = self.server.gate.begin_record()?;
         record.version = Version::HTTP_2;
         record.method = Some(session.req_header().method.clone());
         let ip = session.client_addr().and_then(|a| a.as_inet()).map(|a| a.ip());
@@ -236,10 +236,10 @@ where
 
     /// Begins the record of an event request.
     fn record_of_event(&self, session: &ServerSession) -> Option<Box<AccessRecord>> {
-        let log = self.server.access_log.as_ref()?;
+        let log = self.server.gate.access_log()?;
         let path = Target::split(session.req_header().raw_path()).path;
         let is_event = self.server.gate.gate().read(path) != Reading::Other;
-        is_event.then(|| AccessLog::begin(log))
+        is_event.then(|| log.begin())
     }
 
     /// Answers an event request. Returns the session of any other request.

@@ -3,7 +3,6 @@
 use std::collections::HashMap;
 use std::ops::Range;
 use std::sync::Arc;
-use std::time::Duration;
 
 use bytes::Bytes;
 
@@ -52,7 +51,7 @@ enum ReadPass {
 impl Reader {
     pub(crate) fn new(state: Arc<SpoolState>, upstream: usize) -> Reader {
         let name = &state.upstreams[upstream].name;
-        let limit = Duration::from_secs(state.config.unreadable_seconds_max);
+        let limit = Arc::clone(&state.unreadable_seconds_max);
         let unreadable = Unreadable::new(Arc::clone(&state.disk_faults), name, limit);
         Reader { state, upstream, scanners: HashMap::new(), unreadable, passed_bytes: 0 }
     }

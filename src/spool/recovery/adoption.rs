@@ -8,6 +8,7 @@
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::time::Duration;
 
 use super::quarantine::Quarantine;
@@ -38,7 +39,7 @@ pub struct Adopter {
     pub quarantine: Arc<Quarantine>,
     pub faults: Arc<DiskFaults>,
     /// `spool.unreadable_seconds_max`.
-    pub unreadable_max: Duration,
+    pub unreadable_seconds_max: Arc<AtomicU64>,
     /// Most files that adopted lanes hold open.
     pub files_max: usize,
 }
@@ -137,6 +138,7 @@ impl Adopter {
             other => return other,
         };
         let lasts = self.faults.raise(FaultKind::SpoolLane, subject, "taking over", &error);
-        if lasts < self.unreadable_max { Err(error) } else { adopt(true) }
+        let limit = Duration::from_secs(self.unreadable_seconds_max.load(Relaxed));
+        if lasts < limit { Err(error) } else { adopt(true) }
     }
 }

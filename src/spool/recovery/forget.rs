@@ -12,6 +12,7 @@ use super::inspect::{counted_positions, end_of, snapshot_lane};
 use crate::spool::fs::{Fs, Open, SystemFs};
 use crate::spool::lane_files::{CURSOR, IDENTITY, lane_dir, remove_lane};
 use crate::spool::read::cursor::CursorFile;
+use crate::spool::routing::Routing;
 
 /// What [`forget`] gave up.
 ///
@@ -48,7 +49,7 @@ pub enum ForgetError {
 }
 
 /// Removes an upstream's position from every lane. A lane that no upstream is left for is removed
-/// as a whole.
+/// as a whole. `routing`: how the records say which upstreams they are meant for.
 ///
 /// ```
 /// # let dir = tempfile::tempdir()?;
@@ -63,7 +64,7 @@ pub enum ForgetError {
 ///
 /// [`ForgetError::Running`] while a process uses the spool: then nothing was changed.
 /// [`ForgetError::Io`] for the file system's errors: the command can be given again.
-pub fn forget(root: &Path, upstream: &str) -> Result<Forgotten, ForgetError> {
+pub fn forget(root: &Path, upstream: &str, routing: &Routing) -> Result<Forgotten, ForgetError> {
     let Some(_making_no_lanes) = lock_spool(&SystemFs, root)? else {
         return Err(ForgetError::Running);
     };
@@ -86,7 +87,7 @@ pub fn forget(root: &Path, upstream: &str) -> Result<Forgotten, ForgetError> {
         let snapshot = snapshot_lane(root, id)?;
         let low = cursor.positions.remove(place).low;
         let end = end_of(&snapshot)?.max(low);
-        let counted = counted_positions(&snapshot, end);
+        let counted = counted_positions(&snapshot, end, routing);
         let position = counted.iter().find(|position| position.name == upstream);
         forgotten.lanes += 1;
         forgotten.pending += position.map_or(0, |position| position.totals(end).pending());

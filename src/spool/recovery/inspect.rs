@@ -14,7 +14,6 @@ use bytes::Bytes;
 use super::adoption::lane_ids;
 use super::count_foreign::{Stretch, each_routed};
 use super::recover::{Segment, restore_foreign, salt, scan_to_end, survey, torn_bytes};
-use crate::event;
 use crate::spool::format::{SEGMENT_HEADER_BYTES, SegmentHeader};
 use crate::spool::fs::{File, Fs, Open, SystemFs, read_full};
 use crate::spool::lane_files::{CURSOR, IDENTITY, lane_dir, segment_name, segment_number};
@@ -31,9 +30,6 @@ use crate::spool::status::UpstreamStatus;
 pub const FINDINGS_MAX: usize = 1_000;
 /// Pauses before a segment that a process writes is read again, in milliseconds.
 const REREAD_PAUSES_MS: [u64; 4] = [1, 10, 100, 1000];
-
-/// The routes of events: the commands read no other records.
-const ROUTING: Routing = Routing { is_routed: event::is_routed, names: event::names_upstream };
 
 /// A spool at one moment.
 ///
@@ -139,7 +135,8 @@ pub(super) struct LaneSnapshot {
     segments: Vec<Segment>,
 }
 
-/// Counts lanes, segments and events.
+/// Counts lanes, segments and events. `routing`: how the records say which upstreams they are meant
+/// for.
 ///
 /// ```
 /// # let dir = tempfile::tempdir()?;
@@ -153,7 +150,7 @@ pub(super) struct LaneSnapshot {
 /// # Errors
 ///
 /// The folder or a file in it cannot be read.
-pub fn stat(dir: &Path) -> io::Result<Stat> {
+pub fn stat(dir: &Path, routing: &Routing) -> io::Result<Stat> {
     let snapshots = snapshot_all(dir)?;
     let folded: Vec<LaneKey> = snapshots
         .iter()
@@ -168,7 +165,7 @@ pub fn stat(dir: &Path) -> io::Result<Stat> {
         let end_seq = known.iter().map(|position| position.low).fold(end_seq, u64::max);
         let positions = match folded.contains(&(snapshot.id, snapshot.salt)) {
             true => Vec::new(),
-            false => counted_positions(snapshot, end_seq),
+            false => counted_positions(snapshot, end_seq, routing),
         };
         for position in positions {
             let counts = position.totals(end_seq);
@@ -324,7 +321,11 @@ pub(super) fn snapshot_lane(root: &Path, id: u64) -> io::Result<LaneSnapshot> {
 
 /// The positions of a lane's cursor. The foreign records behind those that the cursor has counted
 /// are counted here, up to `end`.
-pub(super) fn counted_positions(snapshot: &LaneSnapshot, end: u64) -> Vec<ConsumerPosition> {
+pub(super) fn counted_positions(
+    snapshot: &LaneSnapshot,
+    end: u64,
+    routing: &Routing,
+) -> Vec<ConsumerPosition> {
     let mut positions =
         snapshot.cursor.as_ref().map_or(Vec::new(), |cursor| cursor.positions.clone());
     let stretch = |(at, segment): (usize, &Segment)| {
@@ -335,9 +336,9 @@ pub(super) fn counted_positions(snapshot: &LaneSnapshot, end: u64) -> Vec<Consum
     let scan = |from, each: &mut dyn FnMut(u64, &[u8])| {
         let behind = stretches.partition_point(|(_, seqs)| seqs.end <= from);
         let (dir, salt) = (&snapshot.dir, snapshot.salt);
-        each_routed(&SystemFs, dir, salt, &stretches[behind..], from, &ROUTING, each);
+        each_routed(&SystemFs, dir, salt, &stretches[behind..], from, routing, each);
     };
-    restore_foreign(&mut positions, snapshot.cursor.as_ref(), end, &ROUTING, scan);
+    restore_foreign(&mut positions, snapshot.cursor.as_ref(), end, routing, scan);
     positions
 }
 

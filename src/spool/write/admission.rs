@@ -34,7 +34,7 @@ enum Cause {
 #[derive(Debug, Default)]
 pub struct Bounds {
     /// Bytes that may be held on disk for upstreams.
-    pub bytes_max: u64,
+    bytes_max: AtomicU64,
     /// [`Cause`]s that close the gate now.
     causes: AtomicU8,
     /// A record was refused because of `bytes_max`, and there is not yet room again.
@@ -50,7 +50,18 @@ pub struct Bounds {
 
 impl Bounds {
     pub fn new(bytes_max: u64) -> Bounds {
+        let bytes_max = AtomicU64::new(bytes_max);
         Bounds { bytes_max, free_bytes: AtomicU64::new(u64::MAX), ..Bounds::default() }
+    }
+
+    /// The bound in force.
+    pub fn bytes_max(&self) -> u64 {
+        self.bytes_max.load(Relaxed)
+    }
+
+    /// Puts another bound in force. What is held beyond it stays.
+    pub fn set_bytes_max(&self, bytes_max: u64) {
+        self.bytes_max.store(bytes_max, Relaxed);
     }
 
     /// Counts a record of this size as pending, or refuses it.
@@ -59,7 +70,7 @@ impl Bounds {
             return false;
         }
         let pending = self.pending_bytes.fetch_add(bytes, Relaxed) + bytes;
-        let full = self.bytes() > self.bytes_max;
+        let full = self.bytes() > self.bytes_max();
         let fits = pending <= PENDING_BYTES_MAX && !full;
         if !fits {
             self.pending_bytes.fetch_sub(bytes, Relaxed);
@@ -73,7 +84,8 @@ impl Bounds {
     /// Whether records were refused for want of room under `bytes_max`. That is over when a
     /// sixteenth of it is free, so that a spool at its bound does not say yes and no in turn.
     pub fn is_full(&self) -> bool {
-        if self.bytes() <= self.bytes_max - self.bytes_max / 16 {
+        let bytes_max = self.bytes_max();
+        if self.bytes() <= bytes_max - bytes_max / 16 {
             self.full.store(false, Relaxed);
         }
         self.full.load(Relaxed)

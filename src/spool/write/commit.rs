@@ -69,17 +69,13 @@ pub struct Committer {
 }
 
 impl Committer {
-    /// A committer for the process's own lane, which has no segment yet.
-    pub fn new(state: Arc<SpoolState>) -> io::Result<Committer> {
-        let lane = Arc::clone(&state.own);
+    /// A committer for the process's own lane, which has no segment yet. `syncer`: only in
+    /// `interval`.
+    pub fn new(state: Arc<SpoolState>, lane: Arc<Lane>, syncer: Option<Syncer>) -> Committer {
         let synced_at = state.clock.monotonic();
         // The other modes answer before the disk has the events, so the cache is their way.
-        let direct = state.config.durability == Durability::Power;
-        let syncer = match state.config.durability {
-            Durability::Interval => Some(Syncer::start(Arc::clone(&state.parker))?),
-            Durability::Power | Durability::Memory => None,
-        };
-        Ok(Committer {
+        let direct = state.durability == Durability::Power;
+        Committer {
             state,
             lane,
             segment: None,
@@ -94,17 +90,18 @@ impl Committer {
             syncer,
             sync_in_flight: None,
             busy: false,
-        })
+        }
     }
 
-    /// Makes the first segment ahead of the first event. If that fails, the spool begins to fail.
+    /// Makes the first segment ahead of the first event. Events are accepted once that succeeds.
     pub fn prepare(&mut self) {
-        if self.state.config.fills_spares() {
+        if self.state.config().fills_spares() {
             // Without it the first segment is a new file.
             _ = self.lane.fill_spare(FIRST_SEGMENT_BYTES, || true);
         }
-        if let Err(error) = self.open_segment() {
-            self.state.fail(&error);
+        match self.open_segment() {
+            Ok(()) => self.state.recover(),
+            Err(error) => self.state.fail(&error),
         }
     }
 
@@ -163,8 +160,8 @@ impl Committer {
 
     /// The longest that a group waits for more events.
     fn linger(&self) -> Duration {
-        let linger = Duration::from_millis(self.state.config.linger_ms);
-        match self.state.config.durability {
+        let linger = Duration::from_millis(self.state.config().linger_ms);
+        match self.state.durability {
             Durability::Power | Durability::Interval => linger,
             Durability::Memory => linger * MEMORY_LINGERS,
         }
@@ -173,7 +170,7 @@ impl Committer {
     /// The time until the next sync is due; `None` if all that is written is synced or in a sync.
     fn sync_due(&self) -> Option<Duration> {
         let waits = self.unsynced.written > 0 && self.sync_in_flight.is_none();
-        let due = self.synced_at + Duration::from_millis(self.state.config.sync_ms);
+        let due = self.synced_at + Duration::from_millis(self.state.config().sync_ms);
         waits.then(|| due.saturating_sub(self.state.clock.monotonic()))
     }
 
@@ -213,11 +210,11 @@ impl Committer {
     }
 
     fn must_sync(&self, gathered: bool) -> bool {
-        match self.state.config.durability {
+        match self.state.durability {
             Durability::Power => gathered,
             Durability::Memory => false,
             Durability::Interval => {
-                let due = self.synced_at + Duration::from_millis(self.state.config.sync_ms);
+                let due = self.synced_at + Duration::from_millis(self.state.config().sync_ms);
                 let waiting = self.unsynced.events > 0 && self.sync_in_flight.is_none();
                 waiting && self.state.clock.monotonic() >= due
             }
@@ -242,7 +239,7 @@ impl Committer {
                 self.spares.push(buffer);
             }
         }
-        if self.state.config.durability == Durability::Memory {
+        if self.state.durability == Durability::Memory {
             // Each event was answered when it was staged.
             self.set_answered();
         }
@@ -282,7 +279,7 @@ impl Committer {
 
     /// Notes that all records are answered, and answers the groups that were claimed.
     fn set_answered(&mut self) {
-        if self.state.config.durability == Durability::Memory {
+        if self.state.durability == Durability::Memory {
             // No request waits, so no deadline can have passed.
             _ = self.state.waiting.claim(&mut self.claimed);
         }
@@ -324,7 +321,7 @@ impl Committer {
             }
             Some(_) => {}
         }
-        match self.state.config.durability {
+        match self.state.durability {
             Durability::Power => {}
             Durability::Interval => self.answer()?,
             Durability::Memory => {
@@ -354,7 +351,7 @@ impl Committer {
             segment.sync()?;
         }
         self.synced_at = self.state.clock.monotonic();
-        if self.state.config.durability == Durability::Power {
+        if self.state.durability == Durability::Power {
             self.answer()?;
         }
         self.forget(self.unsynced.bytes.len(), self.unsynced.events);
@@ -424,7 +421,7 @@ impl Committer {
     /// Ends a full segment. Only the last segment of a lane ever holds unsynced records.
     fn close_segment(&mut self) -> io::Result<()> {
         self.await_sync()?;
-        if self.unsynced.written > 0 || self.state.config.durability == Durability::Memory {
+        if self.unsynced.written > 0 || self.state.durability == Durability::Memory {
             let Some(segment) = &mut self.segment else { return Ok(()) };
             segment.sync()?;
             self.synced_at = self.state.clock.monotonic();
@@ -439,7 +436,7 @@ impl Committer {
     fn open_segment(&mut self) -> io::Result<()> {
         self.lane.check_place()?;
         let records = self.unsynced.bytes.len() as u64;
-        let most = self.state.config.segment_bytes_used();
+        let most = self.state.config().segment_bytes_used();
         let bytes = self.new_bytes.min(most).max(SEGMENT_HEADER_BYTES as u64 + records);
         // A number is used once, even when making its segment failed half way.
         let number = self.next_number;
@@ -452,7 +449,7 @@ impl Committer {
             // The first new files are short: maintenance now makes spares, which are cheaper to
             // write.
             self.new_bytes = self.new_bytes.saturating_mul(2);
-            if self.state.config.fills_spares() {
+            if self.state.config().fills_spares() {
                 self.state.request_maintenance();
             }
         }

@@ -51,9 +51,9 @@ impl Watch {
 
     /// Watches until the stop.
     pub fn run(self, stop: &StopWatch) {
-        let limit = self.state.config.commit_limit();
         let mut sleep = Duration::ZERO;
         while !stop.wait(sleep) {
+            let limit = self.state.config().commit_limit();
             let now = self.state.clock.monotonic();
             let busy = self.state.waiting.busy_since().map(|since| now.saturating_sub(since));
             sleep = match busy {
@@ -73,7 +73,7 @@ impl Watch {
     /// Refuses the events that wait. The gate is closed, so no more are staged.
     fn refuse(&self, latest: Duration) {
         self.state.waiting.expire(latest);
-        if self.state.config.durability == Durability::Memory {
+        if self.state.durability == Durability::Memory {
             // What is staged was answered when it was staged.
             return;
         }

@@ -16,6 +16,7 @@ use std::time::{Duration, Instant};
 
 use jiff::Timestamp;
 
+use crate::disk_error::is_of_path;
 use crate::file_lock;
 
 /// Suffix of an open file, after its final name.
@@ -56,15 +57,32 @@ struct Open {
 }
 
 impl Writer {
-    /// Creates the folder and finishes files that a crash left open.
+    /// Creates the folder and finishes files that a crash left open. Where the disk does not allow
+    /// it now, the first event does so.
+    ///
+    /// # Errors
+    ///
+    /// The path is a mistake.
     pub fn open(dir: &Path, rotate_bytes: u64, rotate_after: Duration) -> io::Result<Writer> {
-        make_dir(dir)?;
         let dir = dir.to_path_buf();
         let writer =
             Writer { dir, rotate_bytes, rotate_after, open: None, last_ms: 0, lost: false };
-        let _lock = writer.lock_dir()?;
-        writer.finish_leftovers()?;
+        match writer.prepare() {
+            Err(e) if !is_of_path(&e) => {
+                log::warn!("{}: {e}: events wait until it can be written", writer.dir.display());
+            }
+            prepared => drop(prepared?),
+        }
         Ok(writer)
+    }
+
+    /// Creates the folder, also one that was removed since the start, and finishes files that no
+    /// process has open. Returns the folder's lock.
+    fn prepare(&self) -> io::Result<File> {
+        make_dir(&self.dir)?;
+        let lock = self.lock_dir()?;
+        self.finish_leftovers()?;
+        Ok(lock)
     }
 
     /// Time until the open file is due for rotation.
@@ -151,10 +169,7 @@ impl Writer {
     }
 
     fn create(&mut self) -> io::Result<Open> {
-        // The folder may have been removed since the start.
-        make_dir(&self.dir)?;
-        let _lock = self.lock_dir()?;
-        self.finish_leftovers()?;
+        let _lock = self.prepare()?;
         let now = Timestamp::now().as_millisecond();
         self.last_ms = now.max(self.last_ms + 1);
         let time = Timestamp::from_millisecond(self.last_ms).map_err(io::Error::other)?;

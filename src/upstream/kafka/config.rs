@@ -13,7 +13,7 @@ use serde::de::{self, Deserializer};
 use super::producer::Producer;
 use super::setup::{Key, Setup};
 use super::upstream::Kafka;
-use crate::env::{Secret, expand};
+use crate::env::{Secret, expand, one_or_many};
 use crate::upstream::limits::{
     CONNECTION_SECONDS_DEFAULT, TIMEOUT_SECONDS_MAX, check_connection_seconds, check_within,
 };
@@ -81,6 +81,7 @@ const OURS: &[(&str, &str)] = &[
 #[cfg_attr(not(feature = "internals"), non_exhaustive)]
 pub struct Config {
     /// Bootstrap brokers, `host:port`, 1 to 64. May hold `${ENV}`.
+    #[serde(deserialize_with = "one_or_many")]
     pub brokers: Vec<Secret>,
     /// The topic. It must exist, unless the cluster creates topics automatically.
     pub topic: String,

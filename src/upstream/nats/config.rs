@@ -12,7 +12,7 @@ use url::Url;
 use super::setup::{Login, Setup};
 use super::subject::Subject;
 use super::upstream::Nats;
-use crate::env::Secret;
+use crate::env::{Secret, one_or_many};
 use crate::upstream::limits::{
     CONNECTION_SECONDS_DEFAULT, TIMEOUT_SECONDS_MAX, check_connection_seconds, check_within,
 };
@@ -43,6 +43,7 @@ const PORT_DEFAULT: u16 = 4222;
 pub struct Config {
     /// Servers of one cluster: `nats://` or `tls://`, with `user:password@` or `token@` if the
     /// servers require it, the same in every URL. May hold `${ENV}`.
+    #[serde(deserialize_with = "one_or_many")]
     pub urls: Vec<Secret>,
     /// Where events are published. `{portal}` stands for the event's portal.
     pub subject: String,

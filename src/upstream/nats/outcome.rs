@@ -3,7 +3,6 @@
 //! A server's message may repeat a subject or a name, so it is not passed on: each error has a
 //! fixed text.
 
-use std::error::Error;
 use std::io;
 
 use async_nats::jetstream::ErrorCode;
@@ -13,6 +12,7 @@ use async_nats::jetstream::context::{
 };
 use async_nats::{ConnectError, ConnectErrorKind, ServerError};
 
+use crate::tls_error::{cause, words};
 use crate::upstream::outcome::{Failure, Outcome};
 
 /// The outcome of a failed connection attempt.
@@ -20,9 +20,9 @@ pub fn of_connect(error: &ConnectError) -> Outcome {
     if let Some(tls) = cause::<rustls::Error>(error) {
         return match tls {
             rustls::Error::InvalidCertificate(_) | rustls::Error::AlertReceived(_) => {
-                fault(format!("the TLS handshake fails: {tls}"))
+                fault(format!("the TLS handshake fails: {}", words(tls)))
             }
-            _ => retry(format!("the TLS handshake fails: {tls}")),
+            _ => retry(format!("the TLS handshake fails: {}", words(tls))),
         };
     }
     match error.kind() {
@@ -116,22 +116,6 @@ fn retry(what: impl Into<std::borrow::Cow<'static, str>>) -> Outcome {
 
 fn fault(what: impl Into<std::borrow::Cow<'static, str>>) -> Outcome {
     Outcome::Fault(Failure::new(what))
-}
-
-/// The first `T` among an error and its causes; an I/O error's inner error counts as its cause.
-fn cause<'a, T: Error + 'static>(error: &'a (dyn Error + 'static)) -> Option<&'a T> {
-    let mut next = Some(error);
-    while let Some(error) = next {
-        if let Some(found) = error.downcast_ref::<T>() {
-            return Some(found);
-        }
-        let inner = error.downcast_ref::<io::Error>().and_then(io::Error::get_ref);
-        next = match inner {
-            Some(inner) => Some(inner as &(dyn Error + 'static)),
-            None => error.source(),
-        };
-    }
-    None
 }
 
 #[cfg(test)]

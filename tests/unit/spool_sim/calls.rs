@@ -37,12 +37,17 @@ pub enum Trap {
     Kill,
     /// The power goes before it.
     PowerLoss,
+    /// The power goes while it writes: any part of its sectors is on the platters. Before any other
+    /// call, as [`Trap::PowerLoss`].
+    TornWrite,
 }
 
 /// How far a call goes.
 pub enum Outcome {
     Whole,
     Short,
+    /// The power goes on the way.
+    Torn,
 }
 
 /// The count, and the call at which something happens.
@@ -101,7 +106,8 @@ impl SimFs {
             Some(Trap::Short) => return Ok(Outcome::Short),
             Some(Trap::Stall) => self.freeze(),
             Some(Trap::Kill) => self.kill(&self.clone()),
-            Some(Trap::PowerLoss) => self.lose_power(),
+            Some(Trap::TornWrite) if call == Call::Write => return Ok(Outcome::Torn),
+            Some(Trap::PowerLoss | Trap::TornWrite) => self.lose_power(),
         }
         while self.alive()?.calls.frozen {
             std::thread::sleep(std::time::Duration::from_micros(200));

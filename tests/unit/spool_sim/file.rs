@@ -22,6 +22,7 @@ impl SimFile {
         match self.fs.call(call)? {
             Outcome::Whole => Ok(bytes),
             Outcome::Short => Ok(bytes.div_ceil(2)),
+            Outcome::Torn => unreachable!("only of a write"),
         }
     }
 
@@ -82,7 +83,11 @@ impl File for SimFile {
     }
 
     fn write_at(&self, buf: &[u8], offset: u64) -> io::Result<usize> {
-        let mut most = self.call(Call::Write, buf.len())?;
+        let outcome = self.fs.call(Call::Write)?;
+        let mut most = match outcome {
+            Outcome::Whole | Outcome::Torn => buf.len(),
+            Outcome::Short => buf.len().div_ceil(2),
+        };
         if self.is_direct {
             self.check_direct(buf, offset)?;
             most = most.next_multiple_of(SECTOR_BYTES);
@@ -101,7 +106,6 @@ impl File for SimFile {
         let is_direct = self.is_direct;
         let mut sectors = BTreeSet::new();
         let written = self.with(|inode| {
-            let room = inode.seen.len().saturating_sub(offset as usize);
             let least = if is_direct { SECTOR_BYTES } else { 1 };
             let mut bytes = buf.len();
             if let Some(fault) = fault {
@@ -110,7 +114,7 @@ impl File for SimFile {
                 bytes = bytes / 2 + least;
             }
             if full {
-                bytes = bytes.min(room);
+                bytes = bytes.min(inode.room(offset as usize));
             }
             bytes -= bytes % least;
             let end = offset as usize + bytes;
@@ -121,9 +125,14 @@ impl File for SimFile {
             if bytes > 0 {
                 sectors.extend(offset as usize / SECTOR_BYTES..=(end - 1) / SECTOR_BYTES);
                 inode.dirty.extend(&sectors);
+                inode.reserved.extend(&sectors);
             }
             bytes
         })?;
+        if matches!(outcome, Outcome::Torn) {
+            self.fs.lose_power();
+            return Err(io::Error::from_raw_os_error(5));
+        }
         if is_direct {
             self.sync_sectors(sectors)?;
         }
@@ -136,8 +145,14 @@ impl File for SimFile {
 
     fn sync_data(&self) -> io::Result<()> {
         self.call(Call::Sync, 0)?;
+        let begun = self.fs.alive()?.begin_sync(self.inode);
         let dirty = self.with(|inode| inode.dirty.clone())?;
-        self.sync_sectors(dirty)
+        self.sync_sectors(dirty)?;
+        if let Some(begun) = begun {
+            let mut disk = self.fs.alive()?;
+            disk.syncs_ended = disk.syncs_ended.max(begun);
+        }
+        Ok(())
     }
 
     fn set_len(&self, bytes: u64) -> io::Result<()> {
@@ -152,7 +167,9 @@ impl File for SimFile {
         if self.fs.alive()?.full {
             return Err(io::ErrorKind::StorageFull.into());
         }
-        self.set_len(bytes)
+        self.set_len(bytes)?;
+        let sectors = (bytes as usize).div_ceil(SECTOR_BYTES);
+        self.with(|inode| inode.reserved.extend(0..sectors))
     }
 
     fn bytes(&self) -> io::Result<u64> {

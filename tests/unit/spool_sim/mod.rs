@@ -3,7 +3,8 @@
 //!
 //! Two states are kept of everything: what a running process sees, and what is on the platters.
 //! A file's bytes reach the latter sector by sector with `sync_data`, names with `sync_dir`. A
-//! power loss keeps any part of the unsynced sectors and a prefix of the unsynced names. A sync
+//! power loss keeps any part of the unsynced sectors, now and then a part of a sector, and a prefix
+//! of the unsynced names. A sync
 //! that failed has dropped its sectors: the next one succeeds and does not bring them back, as
 //! Linux does it.
 //!
@@ -33,6 +34,10 @@ pub enum Op {
     Write,
     Sync,
     Names,
+    /// Making a file or a folder.
+    Make,
+    /// Opening a file, in any way.
+    Open,
     Read,
 }
 
@@ -60,6 +65,8 @@ struct Inode {
     seen: Vec<u8>,
     platters: Vec<u8>,
     dirty: BTreeSet<usize>,
+    /// Sectors that have a place on the disk: only these can be written when it is full.
+    reserved: BTreeSet<usize>,
     locked_by: Option<u64>,
 }
 
@@ -97,6 +104,11 @@ struct Disk {
     unwritable: BTreeSet<u64>,
     refuses_direct: bool,
     open_files: usize,
+    /// Syncs of segments that began, and the latest of them that succeeded.
+    syncs_begun: u64,
+    syncs_ended: u64,
+    /// Unsynced sectors that losses of power have dropped.
+    dropped: u64,
     pub calls: Calls,
 }
 
@@ -127,6 +139,9 @@ impl SimFs {
             unwritable: BTreeSet::new(),
             refuses_direct: seed.is_multiple_of(4),
             open_files: 0,
+            syncs_begun: 0,
+            syncs_ended: 0,
+            dropped: 0,
             calls: Calls::default(),
         };
         SimFs { disk: Arc::new(Mutex::new(disk)), life: 0 }
@@ -208,6 +223,21 @@ impl SimFs {
         for id in ids {
             disk.tear(id);
         }
+    }
+
+    /// How many syncs of segments have begun.
+    pub fn syncs_begun(&self) -> u64 {
+        self.locked().syncs_begun
+    }
+
+    /// The number of the latest of these syncs that has succeeded.
+    pub fn syncs_ended(&self) -> u64 {
+        self.locked().syncs_ended
+    }
+
+    /// How many unsynced sectors were dropped when the power went, or kept in part.
+    pub fn dropped(&self) -> u64 {
+        self.locked().dropped
     }
 
     /// The bytes of a file as a process sees them.
@@ -305,17 +335,32 @@ impl Disk {
         let mood = self.roll(3);
         let Some(mut inode) = self.inodes.remove(&id) else { return };
         for sector in std::mem::take(&mut inode.dirty) {
-            let keep = match mood {
-                0 => true,
-                1 => false,
-                _ => self.roll(2) == 0,
+            let kept = match mood {
+                0 => SECTOR_BYTES,
+                1 => 0,
+                _ => match self.roll(16) {
+                    // A disk whose sectors are not written as a whole.
+                    0 => self.roll(SECTOR_BYTES as u64) as usize,
+                    even if even % 2 == 0 => SECTOR_BYTES,
+                    _ => 0,
+                },
             };
-            if keep {
-                inode.write_back(sector);
-            }
+            inode.write_back_part(sector, kept);
+            self.dropped += u64::from(kept < SECTOR_BYTES);
         }
         inode.seen = inode.platters.clone();
         self.inodes.insert(id, inode);
+    }
+
+    /// The number of a sync that begins now; `None` if the file is no segment.
+    fn begin_sync(&mut self, inode: u64) -> Option<u64> {
+        let is_segment = |(path, node): (&PathBuf, &Node)| {
+            *node == Node::File(inode) && path.extension() == Some("seg".as_ref())
+        };
+        self.names.iter().any(is_segment).then(|| {
+            self.syncs_begun += 1;
+            self.syncs_begun
+        })
     }
 
     fn inode(&self, path: &Path) -> u64 {
@@ -351,19 +396,28 @@ impl Disk {
         self.unsynced.push((self.call, op));
     }
 
-    fn names_call(&mut self) -> io::Result<()> {
-        self.call += 1;
-        match self.fails(Op::Names) {
+    fn try_op(&mut self, op: Op) -> io::Result<()> {
+        match self.fails(op) {
             Some(fault) => Err(io::Error::from_raw_os_error(fault.errno)),
             None => Ok(()),
         }
+    }
+
+    fn names_call(&mut self) -> io::Result<()> {
+        self.call += 1;
+        self.try_op(Op::Names)
     }
 }
 
 impl Inode {
     fn write_back(&mut self, sector: usize) {
+        self.write_back_part(sector, SECTOR_BYTES);
+    }
+
+    /// The first bytes of a sector reach the platters.
+    fn write_back_part(&mut self, sector: usize, bytes: usize) {
         let from = sector * SECTOR_BYTES;
-        let to = (from + SECTOR_BYTES).min(self.seen.len());
+        let to = (from + bytes).min(self.seen.len());
         if from >= to {
             return;
         }
@@ -381,11 +435,19 @@ impl Inode {
         }
     }
 
+    /// How many bytes can be written at `offset` on a full disk.
+    fn room(&self, offset: usize) -> usize {
+        let first = offset / SECTOR_BYTES;
+        let end = (first..).find(|sector| !self.reserved.contains(sector)).unwrap_or(first);
+        (end * SECTOR_BYTES).saturating_sub(offset)
+    }
+
     fn resize(&mut self, bytes: usize) {
         // A size is metadata: here it is durable at once, with zeros where nothing was synced.
         self.seen.resize(bytes, 0);
         self.platters.resize(bytes, 0);
         self.dirty.retain(|sector| sector * SECTOR_BYTES < bytes);
+        self.reserved.retain(|sector| sector * SECTOR_BYTES < bytes);
     }
 }
 

@@ -9,7 +9,7 @@ use pixelgate::internals::spool::fs::{Entry, File, FileId, Fs, Open};
 
 use super::calls::Call;
 use super::file::SimFile;
-use super::{Inode, NameOp, Node, SimFs, absent, apply};
+use super::{Inode, NameOp, Node, Op, SimFs, absent, apply};
 
 impl Fs for SimFs {
     fn create_dir_all(&self, dir: &Path) -> io::Result<()> {
@@ -20,6 +20,7 @@ impl Fs for SimFs {
         ancestors.reverse();
         for dir in ancestors {
             if !disk.names.contains_key(dir) {
+                disk.try_op(Op::Make)?;
                 disk.name_op(NameOp::Set(dir.to_owned(), Node::Dir));
             }
         }
@@ -48,6 +49,7 @@ impl Fs for SimFs {
     fn open(&self, path: &Path, how: Open) -> io::Result<Arc<dyn File>> {
         self.call(Call::Open)?;
         let mut disk = self.alive()?;
+        disk.try_op(Op::Open)?;
         let found = match disk.names.get(path) {
             Some(Node::Dir) => return Err(io::ErrorKind::IsADirectory.into()),
             Some(Node::File(id)) => Some(*id),
@@ -63,6 +65,7 @@ impl Fs for SimFs {
             (Some(id), _) => id,
             (None, Open::Create | Open::Ensure) => {
                 disk.names_call()?;
+                disk.try_op(Op::Make)?;
                 if path.parent().is_some_and(|dir| !disk.names.contains_key(dir)) {
                     return Err(absent());
                 }

@@ -1,8 +1,10 @@
 //! The `[access_log]` section.
 
 use bytesize::ByteSize;
+use rustix::fs::{Access, access};
 use serde::Deserialize;
-use std::path::PathBuf;
+use std::fmt::Display;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 /// The `path` that means standard error.
@@ -66,13 +68,19 @@ impl Config {
             return Ok(());
         }
         let path = self.path.display();
+        let cannot = |e: &dyn Display| Err(format!("{path} cannot be opened: {e}"));
         if self.path.is_dir() {
-            return Err(format!("{path} is a folder"));
+            return cannot(&"it is a folder");
+        }
+        if self.path.exists() {
+            return access(&self.path, Access::WRITE_OK).or_else(|e| cannot(&e));
         }
         let folder = self.path.parent().filter(|folder| !folder.as_os_str().is_empty());
-        match folder {
-            Some(folder) if !folder.is_dir() => Err(format!("the folder of {path} is not there")),
-            _ => Ok(()),
+        let folder = folder.unwrap_or(Path::new("."));
+        match access(folder, Access::WRITE_OK | Access::EXEC_OK) {
+            Ok(()) if folder.is_dir() => Ok(()),
+            Ok(()) => cannot(&"its folder is none"),
+            Err(e) => cannot(&format!("its folder: {e}")),
         }
     }
 

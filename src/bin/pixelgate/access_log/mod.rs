@@ -9,8 +9,10 @@
 pub mod config;
 
 mod buffer;
+mod in_force;
 mod line;
 mod time;
 mod writer;
 
+pub use in_force::AccessLogs;
 pub use writer::{AccessLogFile, Opened};

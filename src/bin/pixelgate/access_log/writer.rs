@@ -14,6 +14,7 @@ use jiff::Timestamp;
 use log::{error, info, warn};
 use pixelgate::PixelGate;
 use pixelgate::custom::{AccessLog, AccessRecord, FaultKind, Faults};
+use pixelgate::tools::is_of_path;
 use rustix::fs::OFlags;
 use std::cell::RefCell;
 use std::fs::{File, OpenOptions};
@@ -22,7 +23,7 @@ use std::os::fd::AsFd;
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::Path;
 use std::sync::Arc;
-use std::sync::mpsc::{Receiver, sync_channel};
+use std::sync::mpsc::{Receiver, RecvTimeoutError, TryRecvError, sync_channel};
 use std::time::Duration;
 
 /// Pause between two attempts after a failure, in seconds.
@@ -36,31 +37,47 @@ const STDERR_WRITE_BYTES_MAX: usize = 4096;
 const ADVICE: &str = "Look at the disk and the permissions of access_log.path. Requests are served \
                       all the same; further lines are lost while the buffer is full.";
 
-/// An access log whose file is open and whose thread does not run yet.
+/// An access log whose thread does not run yet.
 pub struct Opened {
     config: Config,
-    file: File,
+    /// An error if the disk does not let it be opened now.
+    file: io::Result<File>,
 }
 
-/// A running access log. Cheap to clone.
-#[derive(Clone)]
+/// A running access log.
 pub struct AccessLogFile {
+    log: AccessLog,
+    writing: Writing,
+}
+
+/// The writer's thread. It ends when it is closed, or when no request can report to its log any
+/// more.
+pub struct Writing {
     buffer: Arc<Buffer>,
     /// Disconnected when the writer has ended.
-    ended: Arc<parking_lot::Mutex<Receiver<()>>>,
-    log: AccessLog,
+    ended: Receiver<()>,
+}
+
+/// Where the lines of requests go. Dropped with the last handle to the log.
+struct Sink(Arc<Buffer>);
+
+impl Drop for Sink {
+    fn drop(&mut self) {
+        self.0.close();
+    }
 }
 
 struct Writer {
     buffer: Arc<Buffer>,
-    file: File,
+    /// `None`: it could not be opened yet.
+    file: Option<File>,
     /// What is being written.
     lines: Vec<u8>,
     /// How much of it is written.
     written: usize,
     config: Config,
     faults: Faults,
-    /// Why the file could not be opened again. It is tried until it can.
+    /// Why the file could not be opened, at first or again. It is tried until it can.
     reopen_error: Option<io::Error>,
     /// Whether the fault is raised.
     is_failing: bool,
@@ -68,9 +85,21 @@ struct Writer {
 }
 
 impl Opened {
-    /// Opens the file of an access log that is on.
-    pub fn open(config: &Config) -> io::Result<Opened> {
-        Ok(Opened { file: open(config)?, config: config.clone() })
+    /// Opens the file. A disk that does not let it be opened stops no start. `None`: the access log
+    /// is off.
+    ///
+    /// # Errors
+    ///
+    /// The path is a mistake.
+    pub fn open(config: &Config) -> io::Result<Option<Opened>> {
+        if !config.is_on() {
+            return Ok(None);
+        }
+        let file = match open(config) {
+            Err(e) if is_of_path(&e) => return Err(e),
+            opened => opened,
+        };
+        Ok(Some(Opened { file, config: config.clone() }))
     }
 
     /// Starts the writer.
@@ -80,6 +109,10 @@ impl Opened {
         let buffer = Arc::new(Buffer::new(config.buffer_len(), config.flush(), lost));
         let (running, ended) = sync_channel(0);
         let format = config.format;
+        let (file, reopen_error) = match file {
+            Ok(file) => (Some(file), None),
+            Err(e) => (None, Some(e)),
+        };
         let writer = Writer {
             buffer: buffer.clone(),
             file,
@@ -87,7 +120,7 @@ impl Opened {
             written: 0,
             config,
             faults: gate.faults().clone(),
-            reopen_error: None,
+            reopen_error,
             is_failing: false,
             lost_before: 0,
         };
@@ -96,7 +129,7 @@ impl Opened {
             drop(running);
         };
         std::thread::Builder::new().name("access log".to_owned()).spawn(run)?;
-        let into = buffer.clone();
+        let into = Sink(buffer.clone());
         let log = AccessLog::new(move |record: &AccessRecord| {
             thread_local! {
                 static LINE: RefCell<Vec<u8>> = const { RefCell::new(Vec::new()) };
@@ -104,17 +137,24 @@ impl Opened {
             LINE.with_borrow_mut(|line| {
                 line.clear();
                 line::write(format, record, Timestamp::now(), line);
-                into.push(line);
+                into.0.push(line);
             });
         });
-        Ok(AccessLogFile { buffer, ended: Arc::new(parking_lot::Mutex::new(ended)), log })
+        Ok(AccessLogFile { log, writing: Writing { buffer, ended } })
     }
 }
 
 impl AccessLogFile {
-    /// Where the records of requests go.
-    pub fn log(&self) -> AccessLog {
-        self.log.clone()
+    /// Where the records of requests go, and the thread that writes their lines.
+    pub fn into_parts(self) -> (AccessLog, Writing) {
+        (self.log, self.writing)
+    }
+}
+
+impl Writing {
+    /// Whether every line is written, or given up.
+    pub fn has_ended(&self) -> bool {
+        self.ended.try_recv() == Err(TryRecvError::Disconnected)
     }
 
     /// Opens the file again, after the lines of all requests that have ended are in the old one.
@@ -127,8 +167,7 @@ impl AccessLogFile {
     pub fn close(&self, limit: Duration) {
         self.buffer.close();
         // The channel carries nothing: the writer's end disconnects it.
-        if self.ended.lock().recv_timeout(limit) == Err(std::sync::mpsc::RecvTimeoutError::Timeout)
-        {
+        if self.ended.recv_timeout(limit) == Err(RecvTimeoutError::Timeout) {
             warn!("the last lines of the access log are lost: its disk does not answer");
         }
     }
@@ -136,6 +175,7 @@ impl AccessLogFile {
 
 impl Writer {
     fn run(mut self) {
+        self.report(Ok(()));
         loop {
             let is_stuck = !self.lines.is_empty();
             let limit = self.is_failing.then(|| Duration::from_secs(RETRY_SECONDS));
@@ -165,7 +205,10 @@ impl Writer {
         while self.written < self.lines.len() {
             let rest = &self.lines[self.written..];
             let piece = if self.config.is_stderr() { whole_lines(rest) } else { rest };
-            match self.file.write(piece) {
+            let Some(file) = &mut self.file else {
+                return Err(io::Error::other("it is not open"));
+            };
+            match file.write(piece) {
                 Ok(0) => return Err(io::ErrorKind::WriteZero.into()),
                 Ok(length) => self.written += length,
                 Err(e) if e.kind() == io::ErrorKind::Interrupted => {}
@@ -183,7 +226,7 @@ impl Writer {
         }
         match open(&self.config) {
             Ok(file) => {
-                self.file = file;
+                self.file = Some(file);
                 self.reopen_error = None;
                 self.skip_to_line();
             }
@@ -206,6 +249,9 @@ impl Writer {
         let lost = self.buffer.lost();
         let path = self.config.path.display();
         let condition = match (&written, &self.reopen_error) {
+            (_, Some(e)) if self.file.is_none() => {
+                Some(format!("the access log {path} cannot be opened: {e}"))
+            }
             (Err(e), _) => Some(format!("the access log {path} cannot be written: {e}")),
             (Ok(()), Some(e)) => Some(format!("the access log {path} cannot be opened again: {e}")),
             (Ok(()), None) if lost > self.lost_before => {
@@ -235,6 +281,7 @@ impl Writer {
 
     /// The end: what cannot be written now is lost.
     fn give_up(mut self, written: io::Result<()>) {
+        self.faults.clear(FaultKind::AccessLog, &self.config.path.display().to_string());
         let Err(e) = written else { return };
         let rest = self.lines.split_off(self.written);
         self.lines.clear();

@@ -5,6 +5,8 @@ use super::terminal::{GOOD, Progress};
 use crate::causes::with_causes;
 use crate::config::Config;
 use crate::config::keys::Values;
+use crate::edge::listen::Address;
+use crate::edge::metrics_export;
 use crate::edge::origin_ca;
 use crate::edge::running::Running;
 use crate::edge::tls::Certificates;
@@ -12,6 +14,7 @@ use pixelgate::config::UpstreamKind;
 use rustix::fs::{Access, access};
 use std::fmt::Display;
 use std::io::Write;
+use std::net::TcpListener;
 use std::path::Path;
 use std::process::ExitCode;
 use std::sync::mpsc;
@@ -89,11 +92,26 @@ fn check(config: &Config) -> Result<String, String> {
     if let Err(why) = config.access_log.check_path() {
         return Err(format!("access_log.path: {why}"));
     }
+    metrics_export::prepare(&config.otlp).map_err(|e| with_causes(&e))?;
     check_folders(config)?;
     let spinner = Progress::spinner("reading the portal list");
     let checked = pixelgate::tools::check(&config.gate, &config.edge.state_dir);
     drop(spinner);
-    checked.map_err(|e| with_causes(&e))
+    checked.map(|summary| occupied(config) + &summary).map_err(|e| with_causes(&e))
+}
+
+/// A line for each address on which nothing can listen now. No mistake, because it is the running
+/// edge that listens there when its configuration is checked.
+fn occupied(config: &Config) -> String {
+    let plain = config.edge.listen.iter().map(|text| ("edge.listen", text));
+    let tls = config.edge.tls.iter().map(|entry| ("edge.tls", &entry.listen));
+    let admin = Some(("admin.listen", &config.admin.listen)).filter(|(_, text)| !text.is_empty());
+    let line = |(key, text): (&str, &String)| {
+        let Ok(Address::Tcp(address)) = Address::parse(text) else { return None };
+        let e = TcpListener::bind(address).err()?;
+        Some(format!("{key}: {address}: {e}; `run --upgrade` takes it over from a running edge\n"))
+    };
+    plain.chain(tls).chain(admin).filter_map(line).collect()
 }
 
 /// Checks that the folders that the edge writes to can be written, or made where they are missing.

@@ -9,7 +9,7 @@ use clap::Subcommand;
 use pixelgate::errors::RecordError;
 use pixelgate::tools::backfill;
 use pixelgate::tools::dead_letters::{self, Filter};
-use pixelgate::tools::{Record, escape_hidden, forget, inspect};
+use pixelgate::tools::{EVENT_ROUTING, Record, escape_hidden, forget, inspect};
 use std::error::Error;
 use std::io::{self, Write};
 use std::ops::ControlFlow;
@@ -71,7 +71,7 @@ fn print(
 }
 
 fn stat(dir: &Path, out: &mut impl Write) -> Result<(), Failure> {
-    let stat = inspect::stat(dir).map_err(Failure::Spool)?;
+    let stat = inspect::stat(dir, &EVENT_ROUTING).map_err(Failure::Spool)?;
     print_stat(&stat, out).map_err(Failure::Output)
 }
 
@@ -155,7 +155,7 @@ fn forget_upstream(config: &Config, name: &str) -> Result<(), (u8, String)> {
     // A name is only made part of a path where a file of that name was found.
     let known = dead_letters::upstreams(&dead).map_err(|why| at(&dead, &why))?;
     let has_letters = known.iter().any(|known| known == name);
-    let forgotten = forget::forget(spool, name).map_err(|why| at(spool, &why))?;
+    let forgotten = forget::forget(spool, name, &EVENT_ROUTING).map_err(|why| at(spool, &why))?;
     let sent = config.gate.sent_dir();
     let was_sent_to = backfill::forget(&sent, name).map_err(|why| at(&sent, &why))?;
     if forgotten.lanes == 0 && !has_letters && !was_sent_to {

@@ -21,16 +21,19 @@ pub enum Needs {
 
 use Needs::{Reload, Upgrade};
 
+/// The value of `upstream.order` that keeps an order, as [`text`] has it.
+const IN_ORDER: &str = "\"portal\"";
+
 /// Every key. Those of `[[upstream]]` stand once, for each kind that has them.
 pub const KEYS: &[(&str, Needs)] = &[
     ("edge.listen", Upgrade),
     // The certificates. `edge.tls.listen` stands for the addresses of its entries.
     ("edge.tls", Reload),
     ("edge.tls.listen", Upgrade),
-    ("edge.origin", Upgrade),
+    ("edge.origin", Reload),
     ("edge.origin_ca", Reload),
-    ("edge.origin_health_path", Upgrade),
-    ("edge.origin_health_seconds", Upgrade),
+    ("edge.origin_health_path", Reload),
+    ("edge.origin_health_seconds", Reload),
     ("edge.origin_timeout_seconds", Reload),
     ("edge.origin_idle_seconds", Reload),
     ("edge.connection_seconds_max", Reload),
@@ -48,9 +51,9 @@ pub const KEYS: &[(&str, Needs)] = &[
     ("edge.answer_plain", Reload),
     ("edge.drain_seconds", Reload),
     ("edge.shutdown_grace_seconds", Reload),
-    ("edge.trusted_proxies", Upgrade),
-    ("edge.client_ip_header", Upgrade),
-    ("edge.proxy_protocol", Upgrade),
+    ("edge.trusted_proxies", Reload),
+    ("edge.client_ip_header", Reload),
+    ("edge.proxy_protocol", Reload),
     ("edge.state_dir", Upgrade),
     ("events.path", Reload),
     ("events.methods", Reload),
@@ -76,34 +79,35 @@ pub const KEYS: &[(&str, Needs)] = &[
     ("privacy.gpc", Reload),
     ("spool.dir", Upgrade),
     ("spool.durability", Upgrade),
-    ("spool.linger_ms", Upgrade),
-    ("spool.sync_ms", Upgrade),
-    ("spool.commit_seconds_max", Upgrade),
-    ("spool.unreadable_seconds_max", Upgrade),
-    ("spool.bytes_max", Upgrade),
-    ("spool.free_bytes_min", Upgrade),
-    ("spool.segment_bytes", Upgrade),
-    ("batch.events_max", Upgrade),
-    ("batch.bytes_max", Upgrade),
-    ("batch.linger_ms", Upgrade),
+    ("spool.linger_ms", Reload),
+    ("spool.sync_ms", Reload),
+    ("spool.commit_seconds_max", Reload),
+    ("spool.unreadable_seconds_max", Reload),
+    ("spool.bytes_max", Reload),
+    ("spool.free_bytes_min", Reload),
+    ("spool.segment_bytes", Reload),
+    ("batch.events_max", Reload),
+    ("batch.bytes_max", Reload),
+    ("batch.linger_ms", Reload),
     ("log.format", Reload),
     ("log.level", Reload),
     ("log.verdicts", Reload),
-    ("access_log.path", Upgrade),
-    ("access_log.format", Upgrade),
-    ("access_log.buffer_bytes", Upgrade),
-    ("access_log.flush_seconds", Upgrade),
-    ("otlp.endpoint", Upgrade),
-    ("otlp.interval_seconds", Upgrade),
-    ("otlp.headers", Upgrade),
+    ("access_log.path", Reload),
+    ("access_log.format", Reload),
+    ("access_log.buffer_bytes", Reload),
+    ("access_log.flush_seconds", Reload),
+    ("otlp.endpoint", Reload),
+    ("otlp.interval_seconds", Reload),
+    ("otlp.headers", Reload),
     ("admin.listen", Upgrade),
     ("admin.token", Reload),
     // An upstream that is added, removed or renamed. Of its own keys: those of all kinds,
     ("upstream", Upgrade),
     ("upstream.kind", Upgrade),
-    ("upstream.batch", Upgrade),
-    ("upstream.attempts_max", Upgrade),
-    ("upstream.concurrency_max", Upgrade),
+    ("upstream.batch", Reload),
+    ("upstream.attempts_max", Reload),
+    // With `order = "portal"` an upgrade: see `needs`.
+    ("upstream.concurrency_max", Reload),
     ("upstream.timeout_seconds", Reload),
     ("upstream.connection_seconds_max", Reload),
     ("upstream.url", Reload),
@@ -177,7 +181,13 @@ impl Values {
     /// The keys that differ in `new`.
     pub fn changes(&self, new: &Values) -> Changes {
         let same = |key: &str| self.0.get(key) == new.0.get(key);
-        Changes::between(self.0.keys().chain(new.0.keys()), same)
+        let in_order = |name: &str| self.keeps_order(name) || new.keeps_order(name);
+        Changes::between(self.0.keys().chain(new.0.keys()), same, in_order)
+    }
+
+    /// Whether the upstream of this name keeps the order of each portal's events.
+    pub fn keeps_order(&self, upstream: &str) -> bool {
+        self.0.get(&format!("upstream.{upstream}.order")).is_some_and(|order| order == IN_ORDER)
     }
 
     /// From each key to its value.
@@ -208,15 +218,17 @@ impl Values {
 }
 
 impl Changes {
-    /// The keys that differ, where `same` says whether a key has the same value in both.
+    /// The keys that differ, where `same` says whether a key has the same value in both, and
+    /// `in_order` whether the upstream of a name keeps an order.
     pub fn between<'a>(
         keys: impl Iterator<Item = &'a String>,
         same: impl Fn(&str) -> bool,
+        in_order: impl Fn(&str) -> bool,
     ) -> Changes {
         let mut changes = Changes::default();
         for key in keys.collect::<BTreeSet<_>>() {
             if !same(key) {
-                match needs(&listed(key)) {
+                match needs(&listed(key), upstream_of(key).is_some_and(&in_order)) {
                     Needs::Reload => changes.reload.push(key.clone()),
                     Needs::Upgrade => changes.upgrade.push(key.clone()),
                 }
@@ -271,10 +283,11 @@ pub fn overlay(in_force: &Table, new: &Table) -> Table {
 /// The same for the keys of one section, or of one upstream.
 fn overlay_keys(section: &str, in_force: &Table, new: &Table) -> Table {
     let tls = |table: &Table| table.get("tls").map(listeners).unwrap_or_default();
+    let in_order = in_force.get("order").is_some_and(|order| text(order) == IN_ORDER);
     let is_hot = |key: &str| match (section, key) {
         // The addresses are a part of the key.
         ("edge", "tls") => tls(in_force) == tls(new),
-        _ => needs(&format!("{section}.{key}")) == Needs::Reload,
+        _ => needs(&format!("{section}.{key}"), in_order) == Needs::Reload,
     };
     let hot = new.iter().filter(|(key, _)| is_hot(key));
     let cold = in_force.iter().filter(|(key, _)| !is_hot(key));
@@ -291,14 +304,29 @@ fn listed(key: &str) -> String {
     }
 }
 
-/// What a change of a key of [`KEYS`] needs.
-fn needs(listed: &str) -> Needs {
+/// The name of the upstream that a key belongs to.
+fn upstream_of(key: &str) -> Option<&str> {
+    let mut parts = key.splitn(3, '.');
+    (parts.next() == Some("upstream")).then(|| parts.next()).flatten()
+}
+
+/// What a change of a key of [`KEYS`] needs, for an upstream that keeps an order or does not. With
+/// an order, as many queues as batches in flight are made at the start.
+fn needs(listed: &str, in_order: bool) -> Needs {
+    if in_order && listed == "upstream.concurrency_max" {
+        return Needs::Upgrade;
+    }
     let known = KEYS.iter().find(|(known, _)| *known == listed);
     known.map_or(Needs::Upgrade, |(_, needs)| *needs)
 }
 
-/// A value as text, by which values are compared.
+/// A value as text, by which values are compared. A list of one value is that value: both mean the
+/// same in every key that takes a list.
 fn text(value: &Value) -> String {
+    let value = match value.as_array().map(Vec::as_slice) {
+        Some([one]) => one,
+        _ => value,
+    };
     // Every TOML value has a form in JSON.
     serde_json::to_string(value).unwrap_or_default()
 }
@@ -306,7 +334,8 @@ fn text(value: &Value) -> String {
 /// The distinct addresses of `edge.tls`, in their order, as text.
 fn listeners(tls: &Value) -> String {
     let mut all: Vec<&str> = Vec::new();
-    for entry in tls.as_array().into_iter().flatten() {
+    let entries = tls.as_array().map_or(std::slice::from_ref(tls), Vec::as_slice);
+    for entry in entries {
         let listen = entry.get("listen").and_then(Value::as_str).unwrap_or_default();
         if !all.contains(&listen) {
             all.push(listen);
@@ -361,6 +390,7 @@ mod tests {
         check("", "[privacy]\nip = \"none\"", &["privacy.ip"], &[]);
         check("[edge]\nthreads = 2", "", &[], &["edge.threads"]);
         check("", "[edge]\norigin_ca = \"a\"", &["edge.origin_ca"], &[]);
+        check("[edge]\norigin = [\"a\"]", "[edge]\norigin = \"a\"", &[], &[]);
     }
 
     #[test]
@@ -373,6 +403,10 @@ mod tests {
         let headers = of("a", "headers = { A = \"${B}\" }");
         check(&of("a", ""), &headers, &["upstream.a.headers"], &[]);
         check(&of("a", ""), &of("a", "order = \"portal\""), &[], &["upstream.a.order"]);
+        let concurrency = "upstream.a.concurrency_max";
+        check(&of("a", ""), &of("a", "concurrency_max = 2"), &[concurrency], &[]);
+        let ordered = |rest: &str| of("a", &format!("order = \"portal\"\n{rest}"));
+        check(&ordered(""), &ordered("concurrency_max = 2"), &[], &[concurrency]);
         let two = of("b", "") + &of("a", "");
         check(&of("a", ""), &two, &[], &["upstream.b"]);
         check(&two, &of("a", ""), &[], &["upstream.b"]);

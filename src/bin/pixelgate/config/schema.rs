@@ -148,6 +148,79 @@ mod tests {
         checked
     }
 
+    /// Values of every type, and for a size texts at its ends.
+    fn candidates(schema: &Value) -> Vec<Value> {
+        let mut all: Vec<Value> =
+            [-1, 0, 1, i64::MAX].into_iter().map(|number| json!(number)).collect();
+        all.extend([json!(true), json!(1.5), json!(""), json!([]), json!([1]), json!([""])]);
+        all.extend([json!({}), json!({ "a": 1 })]);
+        if schema["$ref"] == "#/$defs/size" {
+            let ends = [("minimum", -1), ("maximum", 1)];
+            let ends =
+                ends.into_iter().filter_map(|(end, step)| Some((schema[end].as_i64()?, step)));
+            for (end, step) in ends {
+                for (unit, bytes) in
+                    [("", 1), ("B", 1), (" kB", 1000), ("KiB", 1 << 10), ("MB", 1_000_000)]
+                {
+                    let near = [end / bytes, end / bytes + step, (end + step) / bytes];
+                    all.extend(
+                        near.iter().filter(|n| **n >= 0).map(|n| json!(format!("{n}{unit}"))),
+                    );
+                }
+                all.extend([json!("9EiB"), json!("0B"), json!("1 kg"), json!("-1B")]);
+            }
+        }
+        all
+    }
+
+    /// Values that the schema takes and the code refuses, because they depend on another key or on
+    /// a list of names that a library knows.
+    const BEYOND_THE_SCHEMA: &[(&str, &str)] = &[
+        ("listen", "[]"),
+        ("proxy_protocol", "true"),
+        ("source", "\"\""),
+        ("proxy", "\"\""),
+        ("stale_seconds_max", "1"),
+        ("properties", "{\"a\":1}"),
+    ];
+
+    #[test]
+    fn it_refuses_what_the_code_refuses_and_nothing_else() {
+        let (validator, schema) = (validator(), schema());
+        let mut different = Vec::new();
+        let mut compare = |key: &str, its: &Value, before: &str| {
+            for value in candidates(its) {
+                let text = format!("{before}{key} = {}\n", toml_of(&value));
+                let table = toml::from_str::<toml::Table>(&text).expect(&text);
+                let by_schema = validator.is_valid(&serde_json::to_value(table).unwrap());
+                let by_code = config(&text);
+                let known = BEYOND_THE_SCHEMA.contains(&(key, value.to_string().as_str()));
+                if by_schema != by_code.is_ok() && !known {
+                    let why = by_code.map(drop).err();
+                    different
+                        .push(format!("{before:?} {key} = {value}: schema {by_schema}, {why:?}"));
+                }
+            }
+        };
+        for (section, its) in properties(&schema).iter().filter(|(name, _)| *name != "upstream") {
+            for (key, its) in properties(its) {
+                compare(key, its, &format!("[{section}]\n"));
+            }
+        }
+        for (kind, least) in KINDS.iter().filter_map(|kind| Some((kind, least(kind)?))) {
+            for (key, its) in properties(&schema["$defs"][format!("upstream_{kind}")]) {
+                // TOML takes a key once.
+                if !least.contains(&format!("{key} = ")) && key != "batch" {
+                    compare(key, its, &least);
+                }
+            }
+        }
+        for (key, its) in properties(&schema["$defs"]["batch"]) {
+            compare(key, its, &format!("{}[upstream.batch]\n", least("file").unwrap()));
+        }
+        assert!(different.is_empty(), "{}", different.join("\n"));
+    }
+
     #[test]
     fn it_takes_the_reference_and_the_samples_and_refuses_what_is_misspelt() {
         let validator = validator();

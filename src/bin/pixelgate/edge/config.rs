@@ -4,10 +4,9 @@ use super::listen;
 use super::origin_url::OriginUrl;
 use bytesize::ByteSize;
 use pixelgate::config::TrustedProxies;
-use pixelgate::config::{expand, expanded, expanded_list};
+use pixelgate::config::{expanded, expanded_list, one_or_many};
 use pixelgate::http_server::Limits;
 use serde::Deserialize;
-use serde::de::Error as _;
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -35,9 +34,10 @@ pub struct Config {
     #[serde(deserialize_with = "expanded_list")]
     pub listen: Vec<String>,
     /// TLS listeners.
+    #[serde(deserialize_with = "one_or_many")]
     pub tls: Vec<TlsListener>,
     /// URLs of the servers that get every request that is not an event. Empty: status 404.
-    #[serde(deserialize_with = "one_or_many")]
+    #[serde(deserialize_with = "expanded_list")]
     pub origin: Vec<String>,
     /// PEM file of the certificates that origins are verified with. `None`: those of the system.
     pub origin_ca: Option<PathBuf>,
@@ -171,9 +171,12 @@ impl Config {
         {
             return Err(("origin_health_path", "is not a path such as \"/health\"".to_owned()));
         }
+        if self.state_dir.as_os_str().is_empty() {
+            return Err(("state_dir", "must name a folder".to_owned()));
+        }
         self.trust().map_err(|e| match e {
             pixelgate::errors::TrustError::Network(_) => {
-                let why = "must hold IP addresses and networks such as 10.0.0.0/8 only";
+                let why = "must hold IP addresses, networks such as 10.0.0.0/8 and unix: only";
                 ("trusted_proxies", why.to_owned())
             }
             pixelgate::errors::TrustError::Header(_) => {
@@ -265,25 +268,6 @@ impl Config {
             threads => threads,
         }
     }
-}
-
-/// One text or a list of texts, as `edge.origin` takes them, each expanded.
-fn one_or_many<'de, D>(deserializer: D) -> Result<Vec<String>, D::Error>
-where
-    D: serde::Deserializer<'de>,
-{
-    let values = match toml::Value::deserialize(deserializer)? {
-        toml::Value::Array(many) => many,
-        one => vec![one],
-    };
-    let text = |value: toml::Value| match value {
-        toml::Value::String(text) => expand(&text).map_err(D::Error::custom),
-        other => {
-            let found = other.type_str();
-            Err(D::Error::custom(format!("must be a text or a list of texts, found {found}")))
-        }
-    };
-    values.into_iter().map(text).collect()
 }
 
 #[cfg(test)]

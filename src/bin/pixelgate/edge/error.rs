@@ -24,10 +24,9 @@ pub enum EdgeError {
     /// The writer of the access log did not start.
     #[error("the writer of the access log cannot be started")]
     AccessLogThread(#[source] std::io::Error),
-    /// The export of metrics cannot be started.
-    #[cfg(feature = "otlp")]
-    #[error("the export of metrics cannot be started")]
-    Otlp(#[source] pixelgate::errors::ConfigError),
+    /// A key of `[otlp]` cannot be used.
+    #[error(transparent)]
+    Otlp(pixelgate::errors::ConfigError),
     /// The running process does not hand its sockets over.
     #[error("the running process does not hand over its listening sockets")]
     Upgrade(#[source] std::io::Error),
@@ -45,12 +44,7 @@ pub enum EdgeError {
 impl EdgeError {
     /// Whether the configuration, or what it names, is the reason.
     pub fn is_of_configuration(&self) -> bool {
-        match self {
-            Self::Gate(_) | Self::Listen(_) | Self::Edge(_) | Self::State(_) => true,
-            Self::AccessLog(..) => true,
-            #[cfg(feature = "otlp")]
-            Self::Otlp(_) => true,
-            _ => false,
-        }
+        use EdgeError::*;
+        matches!(self, Gate(_) | Listen(_) | Edge(_) | State(_) | AccessLog(..) | Otlp(_))
     }
 }

@@ -27,8 +27,8 @@ use std::mem::MaybeUninit;
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::fs::PermissionsExt;
 use std::os::unix::net::{UnixListener, UnixStream};
-use std::path::Path;
-use std::sync::Arc;
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 use tokio::sync::watch;
 
@@ -41,6 +41,8 @@ const END: u8 = b'E';
 const ACCEPTING: u8 = b'A';
 /// Longest time for one read or write of the transfer, in seconds. Both ends are on one machine.
 const STEP_SECONDS_MAX: u64 = 10;
+/// Pause between two attempts to make the Unix socket, in seconds.
+const OPEN_RETRY_SECONDS: u64 = 1;
 /// Most sockets in one handover: more than a configuration lists.
 const SOCKETS_MAX: usize = 1024;
 
@@ -60,15 +62,34 @@ pub enum Successor {
 
 /// Offers the listening sockets to a successor until it is dropped.
 pub struct Offer {
-    listener: tokio::net::UnixListener,
+    path: PathBuf,
+    /// Not set while the disk does not let the Unix socket be made.
+    listener: OnceLock<tokio::net::UnixListener>,
     sockets: Arc<Vec<Named>>,
     successor: watch::Sender<Successor>,
 }
 
 impl Offer {
     /// Offers `sockets` at `path`, in place of an earlier offer there. Must be called on a tokio
-    /// runtime.
-    pub fn open(path: &Path, sockets: Vec<Named>) -> io::Result<Self> {
+    /// runtime. Where the Unix socket cannot be made there, [`Offer::serve`] tries again.
+    pub fn open(path: &Path, sockets: Vec<Named>) -> Self {
+        let offer = Self {
+            path: path.to_owned(),
+            listener: OnceLock::new(),
+            sockets: Arc::new(sockets),
+            successor: watch::channel(Successor::None).0,
+        };
+        if let Err(e) = offer.listen() {
+            log::warn!("{}: {e}: no upgrade is possible until it can be made", path.display());
+        }
+        offer
+    }
+
+    fn listen(&self) -> io::Result<()> {
+        let path = &self.path;
+        if let Some(state_dir) = path.parent() {
+            std::fs::create_dir_all(state_dir)?;
+        }
         // Bound under a temporary name until only this user may connect, then renamed: a successor
         // finds the old socket or the new one, and other users can never connect.
         let making = path.with_extension(format!("{}", std::process::id()));
@@ -81,8 +102,9 @@ impl Offer {
         if opened.is_err() {
             let _ = std::fs::remove_file(&making);
         }
-        let (successor, _) = watch::channel(Successor::None);
-        Ok(Self { listener: opened?, sockets: Arc::new(sockets), successor })
+        // Only this function sets it, and only while it is not set.
+        let _ = self.listener.set(opened?);
+        Ok(())
     }
 
     /// The state of the successor and its changes.
@@ -93,7 +115,14 @@ impl Offer {
     /// Hands the sockets to each process that connects as this user or root. Never returns.
     pub async fn serve(&self) {
         loop {
-            match self.listener.accept().await.and_then(|(taker, _)| taker.into_std()) {
+            let Some(listener) = self.listener.get() else {
+                tokio::time::sleep(Duration::from_secs(OPEN_RETRY_SECONDS)).await;
+                if self.listen().is_ok() {
+                    log::info!("{}: an upgrade is possible from now on", self.path.display());
+                }
+                continue;
+            };
+            match listener.accept().await.and_then(|(taker, _)| taker.into_std()) {
                 Ok(taker) => {
                     let (sockets, successor) = (self.sockets.clone(), self.successor.clone());
                     // A thread, because the connection lasts as long as the successor lives.
@@ -281,7 +310,7 @@ mod tests {
         let addresses = listeners.each_ref().map(|listener| listener.local_addr().unwrap());
         let named = ["edge a", "edge b"].map(str::to_owned);
         let sockets = named.into_iter().zip(listeners.map(OwnedFd::from)).collect();
-        let offer = Arc::new(Offer::open(&path, sockets).unwrap());
+        let offer = Arc::new(Offer::open(&path, sockets));
         let mode = std::fs::metadata(&path).unwrap().permissions().mode();
         assert_eq!(mode & 0o777, 0o600);
         let mut successor = offer.successor();

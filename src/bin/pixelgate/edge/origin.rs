@@ -1,45 +1,29 @@
 //! The origins: servers that get the requests that are not events.
 //!
-//! Each origin is a name with one or several addresses. Every address is a server of Pingora's load
-//! balancer, which selects round robin, resolves names every [`LOOKUP_SECONDS`] and runs health
-//! checks. Added here: a server that fails a request is skipped at once, until a health check or a
-//! request succeeds. Where no server is healthy, all are tried. The change from healthy to failing
-//! and back is logged once.
+//! Each origin is a name with one or several addresses; [`super::origin_set`] knows them. The load
+//! balancer of Pingora selects round robin. Added here: a server that fails a request is skipped at
+//! once, until a health check or a request succeeds. Where no server is healthy, all are tried. A
+//! reload puts other origins in force.
 
 use super::config::Config;
+use super::origin_set::{Keys, Server, Set, server};
 use super::origin_url::OriginUrl;
 use arc_swap::ArcSwap;
 use async_trait::async_trait;
-use log::{error, info};
-use parking_lot::{Mutex, MutexGuard};
-use pingora::connectors::http::Connector;
-use pingora::connectors::{ConnectorOptions, TransportConnector};
-use pingora::lb::discovery::ServiceDiscovery;
-use pingora::lb::health_check::{HealthCheck, HttpHealthCheck, TcpHealthCheck};
-use pingora::lb::selection::RoundRobin;
-use pingora::lb::{Backend, Backends, Extensions, LoadBalancer};
-use pingora::prelude::*;
-use pingora::protocols::l4::socket::SocketAddr;
+use pingora::connectors::ConnectorOptions;
 use pingora::server::ShutdownWatch;
 use pingora::server::configuration::ServerConf;
 use pingora::services::background::BackgroundService;
 use pingora::upstreams::peer::HttpPeer;
 use pixelgate::http_server::{OriginConnector, OriginTransport};
-use std::collections::{BTreeSet, HashMap};
-use std::net::{IpAddr, ToSocketAddrs};
+use std::collections::HashMap;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
+use std::sync::atomic::Ordering::Relaxed;
 use std::time::{Duration, Instant};
-use tokio::sync::watch;
+use tokio::sync::Notify;
 
-/// Pause between two look-ups of an origin's name, in seconds.
-const LOOKUP_SECONDS: u64 = 30;
 /// Longest time to connect to an origin, TLS included, in seconds.
 const CONNECT_SECONDS_MAX: u64 = 5;
-/// Longest time for each step of a health check, in seconds.
-const CHECK_SECONDS_MAX: u64 = 5;
-/// Failed checks in a row after which a server is unhealthy; one successful check makes it healthy.
-const CHECKS_FAILED: usize = 2;
 /// Most servers that one selection looks at: more than a name has addresses.
 const SERVERS_MAX: usize = 256;
 
@@ -48,17 +32,14 @@ const SERVERS_MAX: usize = 256;
 pub struct Origins(Arc<Inner>);
 
 struct Inner {
-    origins: Arc<[Origin]>,
-    balancer: LoadBalancer<RoundRobin>,
-    /// The health checks, if there are any; shared with the balancer.
-    checks: Option<Checks>,
+    set: ArcSwap<Set>,
+    /// Notified when `set` was replaced.
+    replaced: Notify,
     transport: OriginTransport,
     settings: ArcSwap<Settings>,
-    /// Whether every name has been looked up once.
-    looked_up: watch::Receiver<bool>,
 }
 
-/// What a reload replaces.
+/// What every reload replaces.
 struct Settings {
     io_timeout: Duration,
     idle: Duration,
@@ -68,60 +49,15 @@ struct Settings {
     generation: u64,
 }
 
-/// One entry of `edge.origin`.
-struct Origin {
-    /// The URL as configured, for the log.
-    name: String,
-    url: OriginUrl,
-}
-
-/// One address of an origin.
-pub struct Server {
-    origin: usize,
-    address: std::net::SocketAddr,
-    /// Its name in the log and in the access log.
-    pub name: String,
-    failing: AtomicBool,
-}
-
 impl Origins {
     /// Looks up no name, so that a start waits for no name server: the first look-up begins with
     /// the service. `edge.origin_ca` must have been checked.
     pub fn new(edge: &Config) -> Result<Self, String> {
         let options = connector_options(edge);
-        let origin = |url: &String| {
-            let name = url.trim_end_matches('/').to_owned();
-            Ok(Origin { name, url: OriginUrl::parse(url)? })
-        };
-        let origins = edge.origin.iter().map(origin).collect::<Result<Arc<[_]>, String>>()?;
-        let names = origins.iter().any(|origin| !origin.is_address());
-        let (done, looked_up) = watch::channel(!names);
-        let lookup = LookUp {
-            origins: origins.clone(),
-            found: Mutex::default(),
-            with_names: AtomicBool::new(false),
-            done,
-        };
-        let mut balancer = LoadBalancer::from_backends(Backends::new(Box::new(lookup)));
-        balancer.update_frequency = names.then_some(Duration::from_secs(LOOKUP_SECONDS));
-        balancer.parallel_health_check = true;
-        // A single server gets every request, healthy or not, so a check would change nothing.
-        let mut checks = None;
-        if edge.origin_health_path.is_some() || names || origins.len() > 1 {
-            let every = Duration::from_secs(edge.origin_health_seconds);
-            balancer.health_check_frequency = Some(every);
-            let all = all_checks(&origins, edge, &options)?;
-            let all = checks.insert(Checks(Arc::new(ArcSwap::from_pointee(all))));
-            balancer.set_health_check(Box::new(all.clone()));
-        }
-        let runtime = tokio::runtime::Builder::new_current_thread().build();
-        runtime
-            .map_err(|e| e.to_string())?
-            .block_on(balancer.update())
-            .map_err(|e| e.to_string())?;
+        let set = ArcSwap::from_pointee(Set::new(edge, &options, HashMap::new())?);
         let transport = OriginTransport::new(options);
         let settings = ArcSwap::from_pointee(Settings::of(edge, 0));
-        Ok(Self(Arc::new(Inner { origins, balancer, checks, transport, settings, looked_up })))
+        Ok(Self(Arc::new(Inner { set, replaced: Notify::new(), transport, settings })))
     }
 
     /// What opens the connections to the origins.
@@ -129,33 +65,40 @@ impl Origins {
         self.0.transport.clone()
     }
 
-    /// Puts the timeouts of `edge` and the certificates of its `origin_ca` in force, for
-    /// connections that are opened from now on; no further request uses an older one. The origins
-    /// stay. `edge.origin_ca` must have been checked. Blocks.
+    /// Puts the origins of `edge`, their health checks, its timeouts and the certificates of its
+    /// `origin_ca` in force. No further request uses a connection that was opened before; those
+    /// under way end on theirs. `edge.origin_ca` must have been checked. Blocks.
     pub fn reload(&self, edge: &Config) -> Result<(), String> {
+        let Inner { set, replaced, transport, settings } = &*self.0;
         let options = connector_options(edge);
-        if let Some(Checks(checks)) = &self.0.checks {
-            checks.store(Arc::new(all_checks(&self.0.origins, edge, &options)?));
+        let running = set.load();
+        let new = match running.keys == Keys::of(edge) {
+            true => running.renew_checks(&options).map(|()| None)?,
+            false => Some(Set::new(edge, &options, running.servers.lock().clone())?),
+        };
+        transport.replace(options);
+        let generation = settings.load().generation + 1;
+        settings.store(Arc::new(Settings::of(edge, generation)));
+        if let Some(new) = new {
+            set.store(Arc::new(new));
+            replaced.notify_one();
         }
-        self.0.transport.replace(options);
-        let generation = self.0.settings.load().generation + 1;
-        self.0.settings.store(Arc::new(Settings::of(edge, generation)));
         Ok(())
     }
 
     /// Whether there is no origin, so that requests that are not events get status 404.
     pub fn is_empty(&self) -> bool {
-        self.0.origins.is_empty()
+        self.0.set.load().origins.is_empty()
     }
 
     /// The number of servers: the most attempts of one request on new connections.
     pub fn servers(&self) -> usize {
-        self.0.balancer.backends().get_backend().len()
+        self.0.set.load().balancer.backends().get_backend().len()
     }
 
     /// Waits until every name was looked up once, at most as long as a connection may take.
     pub async fn looked_up(&self) {
-        let mut done = self.0.looked_up.clone();
+        let mut done = self.0.set.load().looked_up.clone();
         let limit = Duration::from_secs(CONNECT_SECONDS_MAX);
         // Whether it ended in time shows when a server is chosen.
         let _ = tokio::time::timeout(limit, done.wait_for(|done| *done)).await;
@@ -164,8 +107,9 @@ impl Origins {
     /// The next server in turn that is not in `tried`, a healthy one if there is any.
     pub fn choose(&self, tried: &[Arc<Server>]) -> Option<Arc<Server>> {
         let untried = |server: &Server| tried.iter().all(|t| t.address != server.address);
+        let set = self.0.set.load();
         let choose = |accept: &dyn Fn(&Server, bool) -> bool| {
-            self.0.balancer.select_with(b"", SERVERS_MAX, |backend, healthy| {
+            set.balancer.select_with(b"", SERVERS_MAX, |backend, healthy| {
                 server(backend).is_some_and(|server| accept(server, healthy))
             })
         };
@@ -175,20 +119,10 @@ impl Origins {
         server(&chosen).cloned()
     }
 
-    /// The value of a `Host` header that names this server's origin.
-    pub fn authority(&self, server: &Server) -> String {
-        let origin = self.0.origins.get(server.origin);
-        origin.map(|origin| origin.url.authority()).unwrap_or_default()
-    }
-
     /// How Pingora connects to this server.
     pub fn peer(&self, server: &Server) -> HttpPeer {
-        // A server comes from this list of origins, so its index is valid.
-        let (tls, host) = match self.0.origins.get(server.origin) {
-            Some(origin) => (origin.url.tls, origin.url.host.clone()),
-            None => (false, String::new()),
-        };
-        let mut peer = HttpPeer::new(server.address, tls, host);
+        let OriginUrl { tls, host, .. } = &server.origin.url;
+        let mut peer = HttpPeer::new(server.address, *tls, host.clone());
         peer.options.connection_timeout = Some(Duration::from_secs(CONNECT_SECONDS_MAX));
         peer.options.total_connection_timeout = Some(Duration::from_secs(CONNECT_SECONDS_MAX));
         let settings = self.0.settings.load();
@@ -201,11 +135,24 @@ impl Origins {
     }
 }
 
-/// Runs the look-ups and health checks of the load balancer until the stop.
+/// Runs the look-ups and health checks of the origins in force until the stop.
 #[async_trait]
 impl BackgroundService for Origins {
     async fn start(&self, shutdown: ShutdownWatch) {
-        self.0.balancer.start(shutdown).await;
+        let mut stop = shutdown.clone();
+        loop {
+            let set = self.0.set.load_full();
+            let run = async {
+                set.balancer.start(shutdown.clone()).await;
+                // It ends where it has nothing to look up and nothing to check.
+                std::future::pending::<()>().await;
+            };
+            tokio::select! {
+                () = run => {}
+                () = self.0.replaced.notified() => continue,
+                _ = stop.changed() => return,
+            }
+        }
     }
 }
 
@@ -233,183 +180,6 @@ fn connector_options(edge: &Config) -> ConnectorOptions {
     let mut options = ConnectorOptions::from_server_conf(&ServerConf::default());
     options.ca_file = edge.origin_ca.as_ref().map(|path| path.to_string_lossy().into_owned());
     options
-}
-
-/// The health check of each origin, in their order.
-fn all_checks(
-    origins: &[Origin],
-    edge: &Config,
-    options: &ConnectorOptions,
-) -> Result<Vec<Check>, String> {
-    let path = edge.origin_health_path.as_deref();
-    origins.iter().map(|origin| origin.check(path, options)).collect()
-}
-
-fn server(backend: &Backend) -> Option<&Arc<Server>> {
-    backend.ext.get()
-}
-
-impl Server {
-    /// Records that the server failed a request or its health checks.
-    pub fn failed(&self, why: &str) {
-        if !self.failing.swap(true, Relaxed) {
-            error!("origin {} does not answer: {why}", self.name);
-        }
-    }
-
-    /// Records that the server answered.
-    pub fn answered(&self) {
-        if self.failing.load(Relaxed) && self.failing.swap(false, Relaxed) {
-            info!("origin {} answers again", self.name);
-        }
-    }
-}
-
-impl Origin {
-    fn is_address(&self) -> bool {
-        self.url.host.parse::<IpAddr>().is_ok()
-    }
-
-    /// The health check: a request for `path`, or only a connection.
-    fn check(&self, path: Option<&str>, options: &ConnectorOptions) -> Result<Check, String> {
-        let timeout = Some(Duration::from_secs(CHECK_SECONDS_MAX));
-        let Some(path) = path else {
-            // Over TLS the certificate must be valid too.
-            let mut check = match self.url.tls {
-                true => TcpHealthCheck::new_tls(&self.url.host),
-                false => TcpHealthCheck::new(),
-            };
-            check.set_connector(TransportConnector::new(Some(options.clone())));
-            check.consecutive_failure = CHECKS_FAILED;
-            check.peer_template.options.connection_timeout = timeout;
-            return Ok(check);
-        };
-        let mut check = HttpHealthCheck::new(&self.url.host, self.url.tls);
-        check.set_connector(Connector::new(Some(options.clone())));
-        check.consecutive_failure = CHECKS_FAILED;
-        check.peer_template.options.connection_timeout = timeout;
-        check.peer_template.options.read_timeout = timeout;
-        check.req.set_uri(path.parse().map_err(|e| format!("`{path}`: {e}"))?);
-        check.validator = Some(Box::new(|response| {
-            match response.status.is_success() || response.status.is_redirection() {
-                true => Ok(()),
-                false => Error::e_explain(
-                    ErrorType::HTTPStatus(response.status.as_u16()),
-                    "to a health check",
-                ),
-            }
-        }));
-        Ok(Box::new(check))
-    }
-}
-
-/// Resolves the origins to servers.
-struct LookUp {
-    origins: Arc<[Origin]>,
-    /// The servers of the last look-up, so that a server keeps its state.
-    found: Mutex<HashMap<std::net::SocketAddr, Arc<Server>>>,
-    /// Whether names are looked up. The first time only addresses are taken.
-    with_names: AtomicBool,
-    /// Set when every name was looked up once.
-    done: watch::Sender<bool>,
-}
-
-#[async_trait]
-impl ServiceDiscovery for LookUp {
-    async fn discover(&self) -> Result<(BTreeSet<Backend>, HashMap<u64, bool>)> {
-        let mut all = HashMap::new();
-        let with_names = self.with_names.swap(true, Relaxed);
-        let origins = self.origins.iter().enumerate();
-        for (index, origin) in origins.filter(|(_, origin)| with_names || origin.is_address()) {
-            for address in self.look_up(index, origin).await {
-                // Two names with one address are one server, which is asked for the first name.
-                let name = match origin.is_address() {
-                    true => origin.name.clone(),
-                    false => format!("{} ({address})", origin.name),
-                };
-                let failing = AtomicBool::new(false);
-                all.entry(address).or_insert_with(|| {
-                    self.known()
-                        .get(&address)
-                        .filter(|known| known.origin == index)
-                        .cloned()
-                        .unwrap_or_else(|| {
-                            Arc::new(Server { origin: index, address, name, failing })
-                        })
-                });
-            }
-        }
-        let backend = |(address, server): (&std::net::SocketAddr, &Arc<Server>)| {
-            let mut ext = Extensions::new();
-            ext.insert(server.clone());
-            Backend { addr: SocketAddr::Inet(*address), weight: 1, ext }
-        };
-        let backends = all.iter().map(backend).collect();
-        *self.known() = all;
-        if with_names {
-            self.done.send_replace(true);
-        }
-        Ok((backends, HashMap::new()))
-    }
-}
-
-impl LookUp {
-    fn known(&self) -> MutexGuard<'_, HashMap<std::net::SocketAddr, Arc<Server>>> {
-        self.found.lock()
-    }
-
-    /// The addresses of a name. A failed look-up keeps the addresses of the last one.
-    async fn look_up(&self, index: usize, origin: &Origin) -> Vec<std::net::SocketAddr> {
-        if let Ok(ip) = origin.url.host.parse::<IpAddr>() {
-            return vec![(ip, origin.url.port).into()];
-        }
-        let (host, port) = (origin.url.host.clone(), origin.url.port);
-        let look = move || (host.as_str(), port).to_socket_addrs().map(Iterator::collect);
-        // A panic of the resolver is treated like a failed look-up.
-        let found = tokio::task::spawn_blocking(look).await.map_err(std::io::Error::other);
-        match found.flatten() {
-            Ok(found) => found,
-            Err(e) => {
-                error!("origin {}: its name cannot be looked up: {e}", origin.name);
-                let known = self.known();
-                let same = known.values().filter(|server| server.origin == index);
-                same.map(|server| server.address).collect()
-            }
-        }
-    }
-}
-
-/// A health check of one origin.
-type Check = Box<dyn HealthCheck + Send + Sync>;
-
-/// The health check of each origin, by its index.
-#[derive(Clone)]
-struct Checks(Arc<ArcSwap<Vec<Check>>>);
-
-#[async_trait]
-impl HealthCheck for Checks {
-    async fn check(&self, target: &Backend) -> Result<()> {
-        let Some(server) = server(target) else { return Ok(()) };
-        let checks = self.0.load_full();
-        let Some(check) = checks.get(server.origin) else { return Ok(()) };
-        let result = check.check(target).await;
-        if result.is_ok() {
-            server.answered();
-        }
-        result
-    }
-
-    async fn health_status_change(&self, target: &Backend, healthy: bool) {
-        if let Some(server) = server(target)
-            && !healthy
-        {
-            server.failed("its health checks fail");
-        }
-    }
-
-    fn health_threshold(&self, success: bool) -> usize {
-        if success { 1 } else { CHECKS_FAILED }
-    }
 }
 
 #[cfg(test)]
@@ -446,8 +216,26 @@ mod tests {
     #[test]
     fn a_start_looks_up_no_name() {
         let origins = origins(&["http://localhost:1", "http://127.0.0.1:2"]);
-        assert!(!*origins.0.looked_up.borrow());
+        assert!(!*origins.0.set.load().looked_up.borrow());
         assert_eq!(origins.servers(), 1, "the address needs no name server");
+    }
+
+    #[test]
+    fn other_origins_take_their_place_and_a_server_keeps_its_state() {
+        let origins = origins(&["http://127.0.0.1:1", "http://127.0.0.1:2"]);
+        let edge = |urls: &[&str]| Config {
+            origin: urls.iter().map(|url| url.to_string()).collect(),
+            ..Config::default()
+        };
+        let first = std::iter::repeat_with(|| origins.choose(&[]).unwrap());
+        let first = first.take(2).find(|server| server.address.port() == 1).unwrap();
+        first.failed("of a test");
+        origins.reload(&edge(&["http://127.0.0.1:1", "http://127.0.0.1:3"])).unwrap();
+        for _ in 0..4 {
+            assert_eq!(origins.choose(&[]).unwrap().address.port(), 3, "the other one fails");
+        }
+        origins.reload(&edge(&[])).unwrap();
+        assert!(origins.is_empty() && origins.choose(&[]).is_none());
     }
 
     #[test]

@@ -26,7 +26,7 @@ pub fn read(path: &Path) -> Result<Vec<u8>, String> {
 pub fn certificates(path: &Path) -> Result<Vec<CertificateDer<'static>>, String> {
     let text = read(path)?;
     let all: Result<Vec<_>, _> = CertificateDer::pem_slice_iter(&text).collect();
-    let all = all.map_err(|e| format!("{}: {e}", path.display()))?;
+    let all = all.map_err(|_| format!("{}: is no sound PEM file", path.display()))?;
     match all.is_empty() {
         true => Err(format!("{}: holds no certificate", path.display())),
         false => Ok(all),

@@ -1,7 +1,8 @@
 //! The Pingora proxy of the edge: the gate answers event requests, an origin gets the others.
 
 use super::config::Config;
-use super::origin::{Origins, Server};
+use super::origin::Origins;
+use super::origin_set::Server;
 use super::own_answers::OwnAnswers;
 use super::routing_headers;
 use super::upgrade::for_upgrade;
@@ -14,8 +15,7 @@ use pingora::modules::http::HttpModules;
 use pingora::prelude::*;
 use pingora::proxy::{FailToProxy, ProxyWarnLogContext};
 use pingora::{ErrorSource, ErrorType};
-use pixelgate::config::TrustedProxies;
-use pixelgate::custom::{AccessLog, AccessRecord, InFlight, InFlightGuard};
+use pixelgate::custom::{AccessRecord, InFlight, InFlightGuard};
 use pixelgate::http_server::Limit;
 use pixelgate::{PixelGate, Verdict};
 use std::net::IpAddr;
@@ -36,12 +36,10 @@ const EMPTY_BODY_SECONDS_MAX: u64 = 10;
 pub struct Edge {
     gate: PixelGate,
     origins: Origins,
-    trusted: TrustedProxies,
     /// The section `[edge]` in force, for its timeouts.
     section: Arc<ArcSwap<Config>>,
     in_flight: InFlight,
     own_answers: OwnAnswers,
-    access_log: Option<AccessLog>,
 }
 
 /// The state of one request.
@@ -66,23 +64,15 @@ impl Edge {
     pub fn new(
         gate: PixelGate,
         origins: Origins,
-        trusted: TrustedProxies,
         section: Arc<ArcSwap<Config>>,
         in_flight: InFlight,
     ) -> Result<Self> {
         let own_answers = OwnAnswers::new()?;
-        let access_log = None;
-        Ok(Self { gate, origins, trusted, section, in_flight, own_answers, access_log })
-    }
-
-    /// Reports each request to `log`.
-    pub fn with_access_log(mut self, log: AccessLog) -> Self {
-        self.access_log = Some(log);
-        self
+        Ok(Self { gate, origins, section, in_flight, own_answers })
     }
 
     fn trusts_peer(&self, session: &Session) -> bool {
-        peer(session).is_some_and(|peer| self.trusted.trusts(peer))
+        self.gate.trusts_peer(peer(session))
     }
 
     /// Sets `X-Forwarded-For`, `-Proto` and `-Host` (SPEC 1). Scheme and host that the request
@@ -265,7 +255,7 @@ impl ProxyHttp for Edge {
         if session.get_keepalive().is_some() {
             session.set_keepalive(Some(keepalive));
         }
-        ctx.record = self.access_log.as_ref().map(AccessLog::begin);
+        ctx.record = self.gate.begin_record();
         let downstream = session.as_downstream_mut();
         ctx.verdict = self.gate.handle_recorded(downstream, ctx.record.as_deref_mut()).await?;
         if ctx.verdict.is_some() {
@@ -320,7 +310,7 @@ impl ProxyHttp for Edge {
         if let Some(server) = &ctx.server
             && !request.headers.contains_key(header::HOST)
         {
-            request.insert_header(header::HOST, self.origins.authority(server))?;
+            request.insert_header(header::HOST, server.authority())?;
         }
         if let Some(left) = forwards_left(request) {
             request.insert_header(MAX_FORWARDS, left.saturating_sub(1).to_string())?;

@@ -11,10 +11,13 @@
 //! configuration names is checked as a whole, so it is read at once.
 
 use super::config::Config as Section;
+use super::metrics_export::MetricsExport;
 use super::origin::Origins;
 use super::running::Running;
 use super::tls::Certificates;
-use super::{file_limit, origin_ca, systemd};
+use super::{file_limit, metrics_export, origin_ca, systemd};
+use crate::access_log::config::Config as AccessLogSection;
+use crate::access_log::{AccessLogFile, AccessLogs, Opened};
 use crate::causes::with_causes;
 use crate::config::Config;
 use crate::config::keys::{Changes, Values};
@@ -58,6 +61,8 @@ pub struct Handles {
     pub certificates: Vec<(String, Arc<Certificates>)>,
     pub sampler: Arc<Sampler>,
     pub token: TokenHandle,
+    pub access_logs: AccessLogs,
+    pub metrics_export: MetricsExport,
 }
 
 /// See the module.
@@ -78,6 +83,8 @@ struct State {
     seen: Option<FileStamp>,
     /// `edge.origin_ca` when it was last read.
     origin_ca: Option<FileStamp>,
+    /// Whether `table` is written for `pixelgate check --diff`.
+    is_noted: bool,
 }
 
 impl Reloader {
@@ -86,12 +93,12 @@ impl Reloader {
         let seen = FileStamp::read(&path).ok();
         let origin_ca = origin_ca_stamp(&handles.section.load());
         let this = Self {
-            state: Mutex::new(State { table, read: seen, seen, origin_ca }),
+            state: Mutex::new(State { table, read: seen, seen, origin_ca, is_noted: true }),
             path,
             state_dir: handles.section.load().state_dir.clone(),
             handles,
         };
-        this.note_in_force(&Values::of(&this.state.lock().table));
+        this.note_in_force(&mut this.state.lock());
         this
     }
 
@@ -103,6 +110,9 @@ impl Reloader {
         if at_once || (is_at_rest && now != state.read) {
             state.read = now;
             self.reload(&mut state);
+        }
+        if !state.is_noted {
+            self.note_in_force(&mut state);
         }
         self.handles.certificates.iter().for_each(|(_, each)| each.reload(at_once));
         self.note_certificates();
@@ -145,7 +155,17 @@ impl Reloader {
             origin_ca::check(path).map_err(of("edge.origin_ca"))?;
         }
         let handles = &self.handles;
+        let access_log = match changes.reload.iter().any(|key| key.starts_with("access_log.")) {
+            true => Some(self.open_access_log(&new.access_log).map_err(of("access_log.path"))?),
+            false => None,
+        };
+        let collector = match changes.reload.iter().any(|key| key.starts_with("otlp.")) {
+            true => Some(metrics_export::prepare(&new.otlp).map_err(|e| failed(with_causes(&e)))?),
+            false => None,
+        };
+        let trusted = new.edge.trust().map_err(|e| failed(e.to_string()))?;
         let gate = handles.gate.prepare(new.gate).map_err(|e| failed(with_causes(&e)))?;
+        let gate = gate.trusted_proxies(trusted);
         handles.origins.reload(&new.edge).map_err(of("edge.origin"))?;
 
         // Nothing fails from here on.
@@ -157,12 +177,25 @@ impl Reloader {
         state.origin_ca = origin_ca_stamp(&new.edge);
         handles.section.store(Arc::new(new.edge));
         gate.apply();
+        if let Some(file) = access_log {
+            handles.access_logs.put(file);
+        }
+        if let Some(collector) = collector {
+            handles.metrics_export.put(collector);
+        }
         handles.sampler.set_verdicts(new.log.verdicts);
         handles.token.set(new.admin.token);
         logging::reload(&new.log);
         state.table = new.table;
-        self.note_in_force(&Values::of(&state.table));
+        self.note_in_force(state);
         Ok(changes)
+    }
+
+    /// Opens the file of the access log and starts its writer, if there is one.
+    fn open_access_log(&self, config: &AccessLogSection) -> Result<Option<AccessLogFile>, String> {
+        let cannot = |e| format!("{} cannot be opened: {e}", config.path.display());
+        let opened = Opened::open(config).map_err(cannot)?;
+        opened.map(|log| log.start(&self.handles.gate)).transpose().map_err(|e| e.to_string())
     }
 
     /// Logs what has changed and what needs an upgrade, and names the latter in `/status`.
@@ -182,12 +215,15 @@ impl Reloader {
         faults.raise(FaultKind::ConfigReload, NOT_IN_FORCE, text, advice);
     }
 
-    /// Writes what is in force for `pixelgate check --diff`.
-    fn note_in_force(&self, values: &Values) {
+    /// Writes what is in force for `pixelgate check --diff`. After a failure each look tries again.
+    fn note_in_force(&self, state: &mut State) {
         let dir = &self.state_dir;
-        if let Err(e) = Running::write(dir, values) {
+        let written = Running::write(dir, &Values::of(&state.table));
+        let was_noted = std::mem::replace(&mut state.is_noted, written.is_ok());
+        if let (true, Err(e)) = (was_noted, written) {
             warn!(
-                "{}: {e}: `pixelgate check --diff` will compare with older values",
+                "{}: {e}: until it can be written, `pixelgate check --diff` compares with older \
+                 values",
                 dir.display()
             );
         }

@@ -45,6 +45,7 @@ impl Running {
     /// Writes the values that are in force, for this user alone, in place of an earlier file.
     pub fn write(state_dir: &Path, values: &Values) -> io::Result<()> {
         let content = Self::of(values)?;
+        fs::create_dir_all(state_dir)?;
         let making = state_dir.join(format!("{FILE_NAME}.{}", std::process::id()));
         let mut file =
             OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(&making)?;
@@ -77,7 +78,9 @@ impl Running {
             (None, None) => true,
             _ => false,
         };
-        Changes::between(values.all().keys().chain(self.values.keys()), same)
+        // A changed order needs an upgrade in any case, and is named beside this key.
+        let in_order = |name: &str| values.keeps_order(name);
+        Changes::between(values.all().keys().chain(self.values.keys()), same, in_order)
     }
 }
 

@@ -7,17 +7,18 @@ use super::admin::Pages;
 use super::config::Config;
 use super::error::EdgeError;
 use super::listen::Bound;
+use super::metrics_export::MetricsExport;
 use super::origin::Origins;
 use super::proxy::Edge;
 use super::reload::{Handles, Reloader, Watch};
 use super::sockets::Sockets;
 use super::stop::{Deadline, Handlers, Signals};
 use super::tls::Certificates;
-use super::{admin, file_limit, origin_ca};
-use crate::access_log::{AccessLogFile, Opened};
+use super::{admin, file_limit, metrics_export, origin_ca};
+use crate::access_log::{AccessLogs, Opened};
 use arc_swap::ArcSwap;
 use async_trait::async_trait;
-use log::info;
+use log::{info, warn};
 use parking_lot::Mutex;
 use pingora::listeners::tls::{Acceptor as TlsAcceptor, TlsSettings};
 use pingora::protocols::Stream;
@@ -25,14 +26,12 @@ use pingora::server::configuration::ServerConf;
 use pingora::server::{RunArgs, Server};
 use pingora::services::background::{GenBackgroundService, background_service};
 use pixelgate::PixelGate;
-#[cfg(feature = "otlp")]
-use pixelgate::admin_pages::OtlpExport;
-use pixelgate::admin_pages::Sampler;
-use pixelgate::config::{Otlp, TrustedProxies, ValidConfig};
+use pixelgate::config::{TrustedProxies, ValidConfig};
 use pixelgate::custom::InFlight;
 use pixelgate::http_server::{
     self, Acceptor, BufferedBytes, Handshake, Server as HttpServer, Socket,
 };
+use pixelgate::tools::is_of_path;
 use std::path::Path;
 use std::sync::Arc;
 use tokio::sync::{Notify, watch};
@@ -48,7 +47,7 @@ pub fn run(
 ) -> Result<(), EdgeError> {
     let crate::config::Config { edge, gate, admin: admin_config, log, access_log, otlp, table } =
         config;
-    std::fs::create_dir_all(&edge.state_dir).map_err(EdgeError::State)?;
+    make_state_dir(&edge.state_dir)?;
     // Sockets first: a second edge on the same port must not touch the spool.
     let mut sockets = Sockets::new(&edge, upgrade)?;
     let plain = sockets.open_all("edge", &edge.listen)?;
@@ -56,17 +55,16 @@ pub fn run(
     let tls = sockets.open_all("edge", certificates.iter().map(|(listen, _)| listen))?;
     let pages = sockets.open_all("admin", Some(&admin_config.listen).filter(|l| !l.is_empty()))?;
     let access_log = open_access_log(&access_log)?;
+    let collector = metrics_export::prepare(&otlp).map_err(EdgeError::Otlp)?;
     let origins = load_origins(&edge)?;
     let in_flight = InFlight::default();
-    let gate = open_gate(gate, &edge, &in_flight)?;
-    let access_log = start_access_log(access_log, &gate)?;
+    let gate = open_gate(gate, &edge, &in_flight, sockets.inherited.is_some())?;
+    let access_logs = start_access_log(access_log, &gate)?;
     let section = Arc::new(ArcSwap::from_pointee(edge.clone()));
     let mut server = Server::new_with_opt_and_conf(None, server_conf(&edge));
     let buffered_bytes = BufferedBytes::new(edge.buffered_bytes_max());
-    let log_file = access_log.as_ref();
-    let http_server =
-        http_server(&server.configuration, &section, &gate, &origins, &in_flight, log_file)?
-            .buffered_bytes(buffered_bytes.clone());
+    let http_server = http_server(&server.configuration, &section, &gate, &origins, &in_flight)?
+        .buffered_bytes(buffered_bytes.clone());
     let limits = http_server.limits_handle();
     let (stop, stopped) = watch::channel(false);
     let announcement = announcement(&plain, &tls, &pages);
@@ -77,7 +75,7 @@ pub fn run(
     let admin_in_flight = InFlight::default();
     let Pages { sampler, service, token } =
         admin::pages(&gate, &admin_config, log.verdicts, &admin_in_flight, pages, stopped);
-    export_metrics(&mut server, &sampler, &otlp)?;
+    let metrics_export = MetricsExport::start(&mut server, &sampler, collector);
     server.add_service(GenBackgroundService::new("sampler".to_owned(), sampler.clone()));
     server.add_service(service);
     server.add_service(background_service("origins", origins.clone()));
@@ -90,11 +88,12 @@ pub fn run(
         certificates,
         sampler,
         token,
+        access_logs: access_logs.clone(),
+        metrics_export,
     };
-    let reload = watch_configuration(&mut server, Reloader::new(path.to_owned(), table, handles));
     let signals = Signals {
-        reload,
-        access_log: access_log.clone(),
+        reload: watch_configuration(&mut server, Reloader::new(path.to_owned(), table, handles)),
+        access_logs: access_logs.clone(),
         section,
         gate: gate.clone(),
         stop,
@@ -108,26 +107,7 @@ pub fn run(
     };
     let deadline = signals.deadline.clone();
     server.run(RunArgs { shutdown_signal: Box::new(signals) });
-    end(&gate, access_log, &deadline)
-}
-
-/// Adds the service that sends the metrics to a collector, if one is configured.
-#[cfg(feature = "otlp")]
-fn export_metrics(
-    server: &mut Server,
-    sampler: &Arc<Sampler>,
-    otlp: &Otlp,
-) -> Result<(), EdgeError> {
-    if let Some(export) = OtlpExport::new(sampler.clone(), otlp).map_err(EdgeError::Otlp)? {
-        server.add_service(background_service("otlp", export));
-    }
-    Ok(())
-}
-
-/// Without the feature `otlp` a configured collector has been refused as a mistake.
-#[cfg(not(feature = "otlp"))]
-fn export_metrics(_: &mut Server, _: &Arc<Sampler>, _: &Otlp) -> Result<(), EdgeError> {
-    Ok(())
+    end(&gate, &access_logs, &deadline)
 }
 
 /// Adds the service that reads a changed configuration. A notification makes it look at once.
@@ -138,24 +118,34 @@ fn watch_configuration(server: &mut Server, reloader: Reloader) -> Arc<Notify> {
 }
 
 /// Closes the gate, and after it the access log.
-fn end(
-    gate: &PixelGate,
-    access_log: Option<AccessLogFile>,
-    deadline: &Deadline,
-) -> Result<(), EdgeError> {
+fn end(gate: &PixelGate, access_logs: &AccessLogs, deadline: &Deadline) -> Result<(), EdgeError> {
     let closed = gate.close(deadline.left()).map_err(EdgeError::Close);
-    if let Some(file) = access_log {
-        file.close(deadline.left());
-    }
+    access_logs.close(deadline.left());
     closed.inspect(|()| info!("stopped"))
 }
 
+/// Makes `edge.state_dir`. A disk that does not let it be made stops no start: what is written
+/// there later makes it as well.
+fn make_state_dir(dir: &Path) -> Result<(), EdgeError> {
+    match std::fs::create_dir_all(dir) {
+        Err(e) if !is_of_path(&e) => {
+            warn!("edge.state_dir {}: {e}: it is made once the disk allows it", dir.display());
+            Ok(())
+        }
+        made => made.map_err(EdgeError::State),
+    }
+}
+
+/// `is_successor`: another edge takes events, and goes on if this one does not start. So this one
+/// does not where the disk takes none.
 fn open_gate(
     config: ValidConfig,
     edge: &Config,
     in_flight: &InFlight,
+    is_successor: bool,
 ) -> Result<PixelGate, EdgeError> {
     let builder = PixelGate::builder(config)
+        .needs_disk(is_successor)
         .state_dir(&edge.state_dir)
         .trusted_proxies(trusted(edge)?)
         .in_flight(in_flight.clone());
@@ -166,48 +156,37 @@ fn trusted(edge: &Config) -> Result<TrustedProxies, EdgeError> {
     edge.trust().map_err(|e| EdgeError::Edge(e.to_string()))
 }
 
-/// The HTTP server around the proxy, both with the access log if there is one.
+/// The HTTP server around the proxy.
 fn http_server(
     conf: &Arc<ServerConf>,
     section: &Arc<ArcSwap<Config>>,
     gate: &PixelGate,
     origins: &Origins,
     in_flight: &InFlight,
-    access_log: Option<&AccessLogFile>,
 ) -> Result<HttpServer<Edge>, EdgeError> {
     let edge = section.load_full();
     let (origins, transport) = (origins.clone(), origins.transport());
-    let trusted = trusted(&edge)?;
-    let proxy = Edge::new(gate.clone(), origins, trusted, section.clone(), in_flight.clone());
-    let mut proxy = proxy.map_err(EdgeError::Pingora)?;
-    if let Some(file) = access_log {
-        proxy = proxy.with_access_log(file.log());
-    }
+    let proxy = Edge::new(gate.clone(), origins, section.clone(), in_flight.clone());
+    let proxy = proxy.map_err(EdgeError::Pingora)?;
     let proxy = http_server::proxy_with(conf, proxy, transport).map_err(EdgeError::Proxy)?;
     file_limit::report(&edge);
-    let server = HttpServer::new(proxy, gate.clone(), file_limit::limits(&edge));
-    Ok(match access_log {
-        Some(file) => server.with_access_log(file.log()),
-        None => server,
-    })
+    Ok(HttpServer::new(proxy, gate.clone(), file_limit::limits(&edge)))
 }
 
-fn start_access_log(
-    opened: Option<Opened>,
-    gate: &PixelGate,
-) -> Result<Option<AccessLogFile>, EdgeError> {
-    opened.map(|log| log.start(gate)).transpose().map_err(EdgeError::AccessLogThread)
+/// Starts the writer of the access log, if there is one.
+fn start_access_log(opened: Option<Opened>, gate: &PixelGate) -> Result<AccessLogs, EdgeError> {
+    let started = opened.map(|log| log.start(gate)).transpose();
+    let all = AccessLogs::new(gate.clone());
+    all.put(started.map_err(EdgeError::AccessLogThread)?);
+    Ok(all)
 }
 
 /// Opens the file of the access log, if there is one.
 fn open_access_log(
     config: &crate::access_log::config::Config,
 ) -> Result<Option<Opened>, EdgeError> {
-    if !config.is_on() {
-        return Ok(None);
-    }
     let failed = |e| EdgeError::AccessLog(config.path.display().to_string(), e);
-    Opened::open(config).map(Some).map_err(failed)
+    Opened::open(config).map_err(failed)
 }
 
 fn load_certificates(edge: &Config) -> Result<Vec<(String, Arc<Certificates>)>, EdgeError> {

@@ -11,7 +11,7 @@
 use super::config::Config;
 use super::handover::{InheritedSockets, Named, Offer, SOCKET_NAME, Successor};
 use super::systemd;
-use crate::access_log::AccessLogFile;
+use crate::access_log::AccessLogs;
 use arc_swap::ArcSwap;
 use async_trait::async_trait;
 use log::{error, info, warn};
@@ -42,7 +42,7 @@ pub struct Signals {
     /// Asks for a reload, at SIGHUP.
     pub reload: Arc<Notify>,
     /// Opened again at SIGHUP, also while the files that a reload reads hang.
-    pub access_log: Option<AccessLogFile>,
+    pub access_logs: AccessLogs,
     /// The section `[edge]` in force, for the grace period.
     pub section: Arc<ArcSwap<Config>>,
     /// Becomes unready at a stop.
@@ -174,15 +174,14 @@ impl Handlers {
 }
 
 impl Signals {
-    /// Offers the sockets to a successor. A failure only makes upgrades impossible.
+    /// Offers the sockets to a successor. `None`: another edge does so at the same path.
     fn offer(&self, upgraded: bool) -> Option<Offer> {
         let path = self.state_dir.join(SOCKET_NAME);
         if !upgraded && super::handover::is_offered(&path) {
             warn!("another edge runs with this edge.state_dir: this one cannot be upgraded");
             return None;
         }
-        let offer = Offer::open(&path, take(&self.sockets));
-        offer.inspect_err(|e| warn!("{}: {e}: no upgrade is possible", path.display())).ok()
+        Some(Offer::open(&path, take(&self.sockets)))
     }
 
     async fn wait(&self, on: &mut Handlers, offer: Option<&Offer>) -> Stop {
@@ -260,7 +259,7 @@ impl Signals {
 
     /// Reloads, and opens the access log again.
     fn hang_up(&self) {
-        self.access_log.iter().for_each(AccessLogFile::reopen);
+        self.access_logs.reopen();
         self.reload.notify_one();
     }
 

@@ -134,8 +134,10 @@ fn read(cert: &Path, key: &Path) -> Result<CertifiedKey, String> {
     if is_encrypted(&secret) {
         return Err(format!("{} {ENCRYPTED_KEY}", key.display()));
     }
-    let secret = PrivateKeyDer::from_pem_slice(&secret).map_err(|e| failed(key, &e))?;
-    let secret = any_supported_type(&secret).map_err(|e| failed(key, &e))?;
+    let secret = PrivateKeyDer::from_pem_slice(&secret)
+        .map_err(|_| failed(key, &"holds no private key in PEM"))?;
+    let secret = any_supported_type(&secret)
+        .map_err(|_| failed(key, &"holds a key that is neither RSA, ECDSA nor Ed25519"))?;
     let certified = CertifiedKey::new(chain, secret);
     certified.keys_match().map_err(|_| failed(key, &format!("is not {}'s", cert.display())))?;
     Ok(certified)
