@@ -44,15 +44,7 @@ impl<T: Copy> InFlightBatch<T> {
     pub fn new(closed: Vec<Arrival<T>>, tracker: &Arc<Tracker>) -> InFlightBatch<T> {
         let (ids, records): (_, Vec<Bytes>) = closed.into_iter().map(|a| (a.id, a.record)).unzip();
         let entry = Some(Entry::new(tracker, &records));
-        InFlightBatch {
-            batch: Batch::new(records),
-            ids,
-            failures: 0,
-            suspect: None,
-            is_stuck: false,
-            is_poison: false,
-            entry,
-        }
+        InFlightBatch { entry, ..InFlightBatch::of(records, ids) }
     }
 
     /// From records that do not come from the spool. No tracker knows of them.

@@ -42,7 +42,7 @@ pub type Return = oneshot::Receiver<(Stream, BytesMut)>;
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Tunnel {
     No,
-    /// The client asked for it; the answer decides.
+    /// The client asks for a tunnel; whether there is one depends on the origin's answer.
     Asked,
     /// The origin accepted: from here on all bytes pass.
     Open,

@@ -14,7 +14,15 @@ use crate::spool::lane_files::{CURSOR, IDENTITY, lane_dir, remove_lane};
 use crate::spool::read::cursor::CursorFile;
 use crate::spool::routing::Routing;
 
-/// What was given up.
+/// What [`forget`] gave up.
+///
+/// ```
+/// use pixelgate::tools::forget::Forgotten;
+///
+/// fn line(forgotten: Forgotten) -> String {
+///     format!("{} events in {} lanes are given up", forgotten.pending, forgotten.lanes)
+/// }
+/// ```
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Forgotten {
     /// Lanes that knew the upstream.
@@ -24,6 +32,12 @@ pub struct Forgotten {
 }
 
 /// Why an upstream could not be forgotten.
+///
+/// ```
+/// use pixelgate::tools::forget::ForgetError;
+///
+/// assert_eq!(ForgetError::Running.to_string(), "an edge uses this spool: stop it first");
+/// ```
 #[derive(Debug, thiserror::Error)]
 pub enum ForgetError {
     /// A process uses the spool.
@@ -36,6 +50,15 @@ pub enum ForgetError {
 
 /// Removes an upstream's position from every lane. A lane that no upstream is left for is removed
 /// as a whole. `routing`: how the records say which upstreams they are meant for.
+///
+/// ```
+/// # let dir = tempfile::tempdir()?;
+/// # let spool = dir.path();
+/// use pixelgate::tools::forget::{Forgotten, forget};
+///
+/// assert_eq!(forget(spool, "removed")?, Forgotten::default());
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
 ///
 /// # Errors
 ///
