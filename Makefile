@@ -2,7 +2,7 @@
 
 export PATH := $(PATH):/usr/sbin:/sbin
 
-.PHONY: run test power soak fleet attacks bench check package help
+.PHONY: run test simulate power soak fleet attacks bench check package help
 
 run: ## Build and start the edge on the sample configuration
 	@.ci/need cc cmake
@@ -11,6 +11,11 @@ run: ## Build and start the edge on the sample configuration
 test: ## Pass the tests
 	@.ci/need cc cmake nginx chromium chromedriver
 	cargo test --locked $(if $(FEATURES),--features $(FEATURES))
+
+simulate: ## Simulate delivery, with ten thousand seeds
+	@.ci/need cc cmake
+	PIXELGATE_TEST_SEEDS=$(or $(SEEDS),10000) PIXELGATE_TEST_SEED_FIRST=$(or $(FIRST),0) \
+	    cargo test --locked --test unit delivery_sim $(if $(FEATURES),--features $(FEATURES)) -- --nocapture
 
 power: ## Cut the power of a spool a thousand times (CUTS=)
 	@.ci/need cc cmake

@@ -4,6 +4,7 @@
 //! opens the portal list and the spool, builds the upstreams and starts delivery.
 
 mod config;
+mod error;
 
 use crate::clock::{Clock, SystemClock};
 use crate::config_error::ConfigError;
@@ -35,30 +36,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64};
 use tokio::runtime::Handle;
 
 pub use config::{Config, ValidConfig};
-
-/// Why a gate did not open. The causes, down to the system's error, are its sources.
-#[derive(Debug, thiserror::Error)]
-#[non_exhaustive]
-pub enum OpenError {
-    /// A section holds a value that cannot be used.
-    #[error(transparent)]
-    Config(#[from] ConfigError),
-    /// The portal list cannot be read.
-    #[error(transparent)]
-    Portals(portals::OpenError),
-    /// The spool cannot be opened.
-    #[error(transparent)]
-    Spool(spool::OpenError),
-    /// The metrics cannot be registered: a gate of the same name uses the registry.
-    #[error("the metrics cannot be registered")]
-    Metrics(#[source] prometheus::Error),
-    /// Pingora refuses a prebuilt answer.
-    #[error("the answers cannot be built")]
-    Answers(#[source] Box<pingora::Error>),
-    /// The delivery threads cannot be started.
-    #[error("the delivery threads cannot be started")]
-    Threads(#[source] std::io::Error),
-}
+pub use error::OpenError;
 
 /// How the spool reads which upstreams an event is meant for.
 pub const EVENT_ROUTING: Routing =
@@ -80,6 +58,24 @@ fn metered(record: &[u8]) -> Option<Metered> {
 type Destination = (String, Arc<dyn Upstream>, BatchConfig, u32);
 
 /// Collects what a gate needs and opens it ([`Builder::open`]).
+///
+/// ```
+/// # let dir = tempfile::tempdir()?;
+/// # let folder = dir.path();
+/// use pixelgate::config::{FileUpstream, Upstream};
+/// use pixelgate::custom::PortalFormat;
+/// use pixelgate::{Config, PixelGate};
+///
+/// let mut config = Config::default();
+/// config.spool.dir = folder.join("spool");
+/// config.upstream = vec![Upstream::new("files", FileUpstream::new(folder.join("events")))];
+/// let gate = PixelGate::builder(config)
+///     .state_dir(folder)
+///     .portals("62515", PortalFormat::Text)
+///     .open()?;
+/// # gate.close(std::time::Duration::from_secs(10))?;
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
 pub struct Builder {
     config: Result<ValidConfig, ConfigError>,
     state_dir: PathBuf,
@@ -133,6 +129,15 @@ impl Builder {
     }
 
     /// The proxies whose headers are trusted to name the client's address. Default: none.
+    ///
+    /// ```
+    /// use pixelgate::config::TrustedProxies;
+    /// use pixelgate::{Config, PixelGate};
+    ///
+    /// let balancers = TrustedProxies::new(&["10.0.0.0/8".to_owned()], None)?;
+    /// let builder = PixelGate::builder(Config::default()).trusted_proxies(balancers);
+    /// # Ok::<(), pixelgate::errors::TrustError>(())
+    /// ```
     pub fn trusted_proxies(mut self, trusted: TrustedProxies) -> Self {
         self.trusted = trusted;
         self
@@ -142,6 +147,14 @@ impl Builder {
     /// flight is already in the group that waits for its sync, the group is synced at once instead
     /// of after `spool.linger_ms`. A request must be counted before it is judged. Default: none,
     /// and every group waits the full linger.
+    ///
+    /// ```
+    /// use pixelgate::custom::InFlight;
+    /// use pixelgate::{Config, PixelGate};
+    ///
+    /// let in_flight = InFlight::default(); // the proxy calls `in_flight.enter()` in its `new_ctx`
+    /// let builder = PixelGate::builder(Config::default()).in_flight(in_flight.clone());
+    /// ```
     pub fn in_flight(mut self, in_flight: InFlight) -> Self {
         self.in_flight = Some(in_flight);
         self
@@ -205,6 +218,15 @@ impl Builder {
 
     /// The registry in which the gate registers its metrics, and which its pages show. The metrics
     /// leave it when the last clone of the gate is dropped. Default: a registry of the gate's own.
+    ///
+    /// ```
+    /// use pixelgate::custom::Registry;
+    /// use pixelgate::{Config, PixelGate};
+    ///
+    /// let registry = Registry::new();
+    /// let shop = PixelGate::builder(Config::default()).name("shop").registry(registry.clone());
+    /// let blog = PixelGate::builder(Config::default()).name("blog").registry(registry);
+    /// ```
     pub fn registry(mut self, registry: Registry) -> Self {
         self.registry = registry;
         self
@@ -221,6 +243,13 @@ impl Builder {
     /// enabled. It must run until the gate is closed. An upstream that blocks its thread holds
     /// back what else runs there. Default: a small runtime for each upstream, on threads of the
     /// gate's own.
+    ///
+    /// ```
+    /// # use pixelgate::{Builder, Config, PixelGate};
+    /// # fn build(runtime: &tokio::runtime::Runtime) -> Builder {
+    /// PixelGate::builder(Config::default()).runtime(runtime.handle().clone())
+    /// # }
+    /// ```
     pub fn runtime(mut self, runtime: Handle) -> Self {
         self.runtime = Some(runtime);
         self
@@ -235,6 +264,17 @@ impl Builder {
     }
 
     /// The judge alone, for `explain`. Opens the portal list and nothing else.
+    ///
+    /// ```
+    /// use pixelgate::custom::PortalFormat;
+    /// use pixelgate::{Config, PixelGate, tools};
+    ///
+    /// let builder = PixelGate::builder(Config::default());
+    /// let judge = builder.portals("62515", PortalFormat::Text).gate()?;
+    /// assert!(tools::explain(&judge, &[], "_a=62515&_n=signup")?.is_accepted());
+    /// assert!(!tools::explain(&judge, &[], "_a=7&_n=signup")?.is_accepted());
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
     ///
     /// # Errors
     ///
@@ -325,11 +365,6 @@ impl Builder {
 }
 
 impl ValidConfig {
-    /// The upstreams in force.
-    pub(crate) fn destinations(&self) -> &[upstream::ValidConfig] {
-        &self.destinations
-    }
-
     /// The settings of the spool.
     pub(crate) fn valid_spool(&self) -> &spool::ValidConfig {
         &self.valid_spool
@@ -460,6 +495,19 @@ fn destinations(
 
 /// Checks a configuration and all that it names, as `pixelgate check` does, and says what is in
 /// force. Opens no spool.
+///
+/// ```
+/// # let dir = tempfile::tempdir()?;
+/// # let folder = dir.path();
+/// use pixelgate::{Config, tools};
+///
+/// std::fs::write(folder.join("portals.txt"), "62515\n")?;
+/// let mut config = Config::default();
+/// config.portals.source = folder.join("portals.txt").display().to_string();
+/// let in_force = tools::check(&config.validate()?, folder)?;
+/// assert!(in_force.ends_with("configuration is valid"));
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
 pub fn check(config: &ValidConfig, state_dir: &Path) -> Result<String, OpenError> {
     let clock: Arc<dyn Clock> = Arc::new(SystemClock);
     let portals = Portals::open(&config.list(&[]), state_dir, clock).map_err(OpenError::Portals)?;

@@ -12,6 +12,24 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 use once_cell::sync::Lazy;
 
 /// A source of time.
+///
+/// ```
+/// use pixelgate::custom::Clock;
+/// use std::time::Duration;
+///
+/// /// A clock for tests, which stands still.
+/// struct Fixed;
+///
+/// impl Clock for Fixed {
+///     fn unix_ms(&self) -> u64 {
+///         1_893_456_000_000 // 2030-01-01T00:00:00Z
+///     }
+///
+///     fn monotonic(&self) -> Duration {
+///         Duration::ZERO
+///     }
+/// }
+/// ```
 pub trait Clock: Send + Sync + 'static {
     /// Milliseconds since 1970-01-01T00:00:00Z. May go backwards when the system's date is set.
     fn unix_ms(&self) -> u64;
@@ -21,6 +39,13 @@ pub trait Clock: Send + Sync + 'static {
 }
 
 /// The clock of the operating system.
+///
+/// ```
+/// use pixelgate::custom::{Clock, SystemClock};
+///
+/// let began = SystemClock.monotonic();
+/// assert!(SystemClock.monotonic() >= began);
+/// ```
 #[derive(Debug, Clone, Copy, Default)]
 pub struct SystemClock;
 

@@ -4,6 +4,15 @@ use std::error::Error;
 
 /// A key whose value cannot be used, and why. Displays as `key: reason` and never shows a value
 /// that may be secret.
+///
+/// ```
+/// use pixelgate::Config;
+///
+/// let mut config = Config::default();
+/// config.batch.events_max = 0;
+/// let error = config.validate().err().unwrap();
+/// assert_eq!((error.key(), error.reason()), ("batch.events_max", "must be within 1 and 100000"));
+/// ```
 #[derive(Debug, thiserror::Error)]
 #[error("{key}: {reason}")]
 pub struct ConfigError {
@@ -53,6 +62,13 @@ impl ConfigError {
 
 /// A deserializer's message without the value that it shows: `invalid type: string, expected a
 /// map`. Keys and the allowed values stay.
+///
+/// ```
+/// use pixelgate::tools::without_value;
+///
+/// let message = "invalid type: string \"t0ps3cret\", expected a map";
+/// assert_eq!(without_value(message), "invalid type: string, expected a map");
+/// ```
 pub fn without_value(message: &str) -> String {
     let (Some((mistake, found)), Some((_, expected))) =
         (message.split_once([':', '`']), message.rsplit_once(", expected "))

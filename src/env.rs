@@ -15,10 +15,25 @@ use serde::de::{
 };
 
 /// A configured text that must not be printed: its `Debug` shows nothing of it.
+///
+/// ```
+/// use pixelgate::config::Secret;
+///
+/// let token = Secret::new("t0ps3cret");
+/// assert_eq!(format!("{token:?}"), "Secret(..)");
+/// assert_eq!(token.expose(), "t0ps3cret");
+/// ```
 #[derive(Clone, PartialEq, Eq)]
 pub struct Secret(String);
 
 /// Why a configured text cannot be used. Never shows the text or a variable's value.
+///
+/// ```
+/// use pixelgate::config::expand;
+/// use pixelgate::errors::ExpandError;
+///
+/// assert_eq!(expand("Bearer ${TOKEN"), Err(ExpandError::Unclosed));
+/// ```
 #[derive(Debug, PartialEq, Eq, thiserror::Error)]
 pub enum ExpandError {
     /// A `${` has no `}` after it.
@@ -59,6 +74,18 @@ impl fmt::Debug for Secret {
 
 /// Reads a string key and expands it: `#[serde(deserialize_with = "…")]`.
 ///
+/// ```
+/// #[derive(serde::Deserialize)]
+/// struct Collector {
+///     #[serde(deserialize_with = "pixelgate::config::expanded")]
+///     url: String,
+/// }
+///
+/// let collector: Collector = toml::from_str("url = '${CARGO_PKG_NAME}.example'")?;
+/// assert_eq!(collector.url, "pixelgate.example");
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
+///
 /// # Errors
 ///
 /// The value is no string, or it cannot be expanded.
@@ -67,6 +94,19 @@ pub fn expanded<'de, D: Deserializer<'de>>(deserializer: D) -> Result<String, D:
 }
 
 /// Reads one string or a list of strings, and expands each.
+///
+/// ```
+/// #[derive(serde::Deserialize)]
+/// struct Collectors {
+///     #[serde(deserialize_with = "pixelgate::config::expanded_list")]
+///     urls: Vec<String>,
+/// }
+///
+/// let text = "urls = ['a.example', '${CARGO_PKG_NAME}.example']";
+/// let collectors: Collectors = toml::from_str(text)?;
+/// assert_eq!(collectors.urls, ["a.example", "pixelgate.example"]);
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
 ///
 /// # Errors
 ///
@@ -114,6 +154,12 @@ impl<'de, T: Deserialize<'de>> Visitor<'de> for OneOrMany<T> {
 }
 
 /// The text with each `${NAME}` replaced by that variable of the process's environment.
+///
+/// ```
+/// use pixelgate::config::expand;
+///
+/// assert_eq!(expand(" ${CARGO_PKG_NAME}.example ").unwrap(), "pixelgate.example");
+/// ```
 ///
 /// # Errors
 ///

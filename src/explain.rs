@@ -23,11 +23,33 @@ use url::form_urlencoded;
 const RECEIVED_LINES_MAX: usize = 100;
 
 /// The address is not below `events.path`; the edge passes such a request on to the origin.
+///
+/// ```
+/// use pixelgate::custom::PortalFormat;
+/// use pixelgate::errors::NotAnEvent;
+/// use pixelgate::{Config, PixelGate, tools};
+///
+/// let builder = PixelGate::builder(Config::default());
+/// let judge = builder.portals("62515", PortalFormat::Text).gate()?;
+/// let explained = tools::explain(&judge, &[], "https://www.example.com/page?_a=62515");
+/// assert_eq!(explained.unwrap_err(), NotAnEvent);
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Error)]
 #[error("this address is not below events.path: such a request is passed on to the origin")]
 pub struct NotAnEvent;
 
 /// The decision about one event, with its reasons.
+///
+/// ```
+/// # use pixelgate::PixelGate;
+/// fn show(gate: &PixelGate, link: &str) {
+///     match gate.explain(link) {
+///         Ok(explanation) => println!("{}", explanation.to_text()),
+///         Err(not_an_event) => println!("{not_an_event}"),
+///     }
+/// }
+/// ```
 #[derive(Debug)]
 pub struct Explanation<'a> {
     decision: Decision,
@@ -43,6 +65,14 @@ pub struct Explanation<'a> {
 }
 
 /// Lines of text under a title.
+///
+/// ```
+/// use pixelgate::tools::Section;
+///
+/// fn print(Section { title, lines }: &Section) {
+///     println!("{title}:\n  {}", lines.join("\n  "));
+/// }
+/// ```
 #[derive(Debug, Clone, Serialize)]
 pub struct Section {
     /// What the lines are about.
@@ -84,6 +114,17 @@ struct Rejected {
 
 /// Explains how `gate` would judge `text`: a whole URL, a host with a path, a path with a query, or
 /// a query alone. Includes what the `upstreams` of kind `hubspot` would send.
+///
+/// ```
+/// use pixelgate::custom::PortalFormat;
+/// use pixelgate::{Config, PixelGate, tools};
+///
+/// let builder = PixelGate::builder(Config::default());
+/// let judge = builder.portals("62515", PortalFormat::Text).gate()?;
+/// let explanation = tools::explain(&judge, &[], "/v1/event/?_a=62515&_n=buy&_m=x")?;
+/// assert_eq!(explanation.verdict(), "rejected: invalid_revenue (status 400)");
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
 ///
 /// # Errors
 ///

@@ -17,6 +17,18 @@ const SETTLED_AGE_MIN: Duration = Duration::from_secs(2);
 ///
 /// Device and inode reveal a rename and a symlink that points elsewhere; size and the times of the
 /// last change, to the nanosecond, reveal a rewrite.
+///
+/// ```
+/// # let dir = tempfile::tempdir()?;
+/// # let path = dir.path().join("portals.txt");
+/// use pixelgate::tools::FileStamp;
+///
+/// std::fs::write(&path, "62515\n")?;
+/// let before = FileStamp::read(&path)?;
+/// std::fs::write(&path, "62515\n56043\n")?;
+/// assert_ne!(FileStamp::read(&path)?, before);
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct FileStamp {
     device: u64,

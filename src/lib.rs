@@ -5,51 +5,90 @@
 //! an accepted one to disk before it answers, and delivers the events to upstreams in batches. All
 //! other requests are left untouched for the host to proxy.
 //!
-//! # Embedding
+//! # A host
+//!
+//! Two calls are added to an ordinary Pingora proxy: [`PixelGate::handle`] first thing in
+//! `request_filter`, and [`PixelGate::close`] after the server has stopped.
 //!
 //! ```no_run
-//! use pingora::prelude::*;
-//! use pixelgate::{PixelGate, Verdict};
+//! use pingora::{prelude::*, server::RunArgs};
+//! use pixelgate::{Config, PixelGate};
 //!
-//! struct MyProxy {
-//!     pixels: PixelGate,
-//! }
-//!
-//! #[derive(Default)]
-//! struct MyCtx {
-//!     verdict: Option<Verdict>,
-//! }
+//! struct MyProxy(PixelGate);
 //!
 //! #[async_trait::async_trait]
 //! impl ProxyHttp for MyProxy {
-//!     type CTX = MyCtx;
-//!     fn new_ctx(&self) -> MyCtx {
-//!         MyCtx::default()
+//!     type CTX = ();
+//!     fn new_ctx(&self) {}
+//!     async fn request_filter(&self, session: &mut Session, _: &mut ()) -> Result<bool> {
+//!         Ok(self.0.handle(session).await?.is_some()) // `true`: an event, and answered
 //!     }
-//!     async fn request_filter(&self, session: &mut Session, ctx: &mut MyCtx) -> Result<bool> {
-//!         ctx.verdict = self.pixels.handle(session).await?; // None: another path
-//!         Ok(ctx.verdict.is_some()) // Some: answered
-//!     }
-//!     async fn upstream_peer(&self, _: &mut Session, _: &mut MyCtx) -> Result<Box<HttpPeer>> {
+//!     async fn upstream_peer(&self, _: &mut Session, _: &mut ()) -> Result<Box<HttpPeer>> {
 //!         Ok(Box::new(HttpPeer::new("127.0.0.1:9000", false, String::new())))
 //!     }
 //! }
-//! # fn main() {}
+//!
+//! fn main() -> std::result::Result<(), Box<dyn std::error::Error>> {
+//!     let gate = PixelGate::builder(Config::default()).open()?; // reads `portals.toml`
+//!     let mut server = Server::new(None)?;
+//!     let mut proxy = http_proxy_service(&server.configuration, MyProxy(gate.clone()));
+//!     proxy.add_tcp("127.0.0.1:8080");
+//!     server.add_service(proxy);
+//!     server.run(RunArgs::default()); // not `run_forever`, which exits the process
+//!     gate.close(std::time::Duration::from_secs(5))?;
+//!     Ok(())
+//! }
 //! ```
 //!
-//! [`PixelGate::builder`] begins a gate and [`Builder::open`] opens it; call [`PixelGate::close`]
-//! after the server has stopped. `examples/embed.rs` is a complete proxy.
+//! With the defaults, events wait below `data/spool` and are delivered into files below
+//! `data/events`. [`PixelGate::handle`] returns a [`Verdict`], which the host may log.
+//! `examples/` has whole programs: `embed` (the smallest), `embed_virtual_hosts` (a gate for each
+//! host name), `embed_inspect` (a look at each event), `embed_front` (the HTTP server), and
+//! `upstream` (an upstream of one's own).
 //!
 //! # What is here
 //!
 //! | for | see |
 //! |---|---|
-//! | the gate in your own proxy | [`PixelGate`], [`Builder`], [`Verdict`] |
+//! | the gate in your own proxy | [`PixelGate`], [`Builder`], [`Verdict`], [`Reload`] |
 //! | its configuration | [`Config`], the sections in [`config`] |
-//! | your own upstream or clock | [`Upstream`], [`custom`] |
-//! | an HTTP server with limits in front of a Pingora proxy | [`http_server`] |
-//! | the operator's pages | [`admin_pages`] |
+//! | what a verdict speaks of | [`Event`], [`EventId`], [`Rejection`], [`Reason`] |
+//! | your own upstream | [`Upstream`], [`Batch`], [`Outcome`] |
+//! | your own inspector, portal list, clock, registry or access log | [`custom`] |
+//! | an HTTP server in front of a Pingora proxy | [`http_server`](http_server/index.html) |
+//! | the operator's pages | [`admin_pages`](admin_pages/index.html) |
 //! | commands for a spool and its dead letters, and a limit for log lines | [`tools`] |
+//! | what can go wrong | [`errors`] |
+//!
+//! # Words
+//!
+//! - **event**: what a pixel request says happened. It belongs to a **portal**, the number of an
+//!   account (`_a`), and has a name (`_n`).
+//! - **gate**: judges event requests and answers them; one [`PixelGate`] with one event path.
+//! - **spool**: the folder in which accepted events are stored until every upstream has them.
+//! - **upstream**: where events go, in batches. **Origin**: where a proxy sends all other requests.
+//! - **dead letter**: an event that an upstream refuses for good, stored for an operator.
+//!
+//! # Promises
+//!
+//! - An accepted event is on disk before its answer is sent; what it survives then is
+//!   [`config::Durability`] (SPEC 6). It is delivered at least once, always under the same
+//!   [`EventId`] (SPEC 7).
+//! - No request waits for an upstream, a name server or a portal list. A request waits for the disk
+//!   at most `spool.commit_seconds_max` (5 s), and then is answered 503 (`overloaded`).
+//! - Nothing that a request brings makes the gate panic, and none of it is in a log line, a metric
+//!   or an error of the library.
+//! - A gate runs on any tokio runtime, one of a single thread included, and does not need
+//!   unwinding: a host may be built with `panic = "abort"`. Several gates work in one process, each
+//!   with its own path, portals, spool and [`Builder::name`].
+//!
+//! # Units and limits
+//!
+//! A number has its unit last in its name: `_ms`, `_seconds`, `_bytes`, `_per_second`. Times of day
+//! are milliseconds since 1970, UTC. What begins or ends with `max` or `min` is a limit and
+//! includes its value; 0 means no limit only where the documentation says so. The limits of a
+//! request (query, parameters, names, values) are those of SPEC 3; the limits of each key of the
+//! configuration are in [`config`], and [`Config::validate`] checks them.
 //!
 //! # Cargo features
 //!
@@ -64,11 +103,16 @@
 //! | `rustls`, `openssl`, `boringssl`, `s2n` | at most one: Pingora's TLS backend |
 //! | `edge` (default) | the binary, with `admin`, `http`, `server` and `rustls` |
 //!
-//! `docs/spec.md` is the contract for callers, operators and upstreams; `docs/architecture.md`
-//! describes the modules of the crate and what each may import.
+//! A host turns the default off and names what it needs; it brings Pingora with any TLS backend or
+//! none. Pingora needs `cmake` to build.
+//!
+//! "SPEC 7" in these pages is section 7 of `docs/spec.md`, the contract for callers, operators and
+//! upstreams. `docs/architecture.md` describes the modules of the crate.
 
 #![forbid(unsafe_code)]
 #![warn(missing_docs)]
+// docs.rs then says which feature an item needs.
+#![cfg_attr(docsrs, feature(doc_cfg))]
 // Tests and benchmarks use more items than hosts do. Items without any use are reported when the
 // tests are built, which enable `internals`.
 #![cfg_attr(not(feature = "internals"), allow(dead_code, unused_imports))]
@@ -149,17 +193,19 @@ pub mod config {
     pub use crate::spool::{Config as Spool, Durability};
     pub use crate::upstream::file::Config as FileUpstream;
     #[cfg(feature = "kafka")]
-    pub use crate::upstream::kafka::Config as KafkaUpstream;
+    pub use crate::upstream::kafka::{
+        Config as KafkaUpstream, Key as KafkaKey, Properties as KafkaProperties,
+    };
     #[cfg(feature = "nats")]
     pub use crate::upstream::nats::Config as NatsUpstream;
     pub use crate::upstream::{
         BatchConfig as Batch, BatchOverride, Config as Upstream, Format as BatchFormat,
-        Kind as UpstreamKind,
+        Kind as UpstreamKind, ValidConfig as ValidUpstream,
     };
     #[cfg(feature = "http")]
     pub use crate::upstream::{
-        Compression, http::Config as HttpUpstream, hubspot::Config as HubspotUpstream,
-        legacy::Config as LegacyUpstream,
+        Compression, http::Config as HttpUpstream, http::Order, hubspot::Config as HubspotUpstream,
+        legacy::Config as LegacyUpstream, legacy::OnUnknown,
     };
 }
 
@@ -173,7 +219,7 @@ pub mod custom {
     pub use crate::plugin::access::{AccessLog, AccessRecord};
     pub use crate::policy::inspect::{Addition, Refusal};
     pub use crate::policy::portals::Format as PortalFormat;
-    pub use crate::telemetry::faults::{FaultKind, Faults};
+    pub use crate::telemetry::faults::{Fault, FaultKind, Faults};
     pub use crate::telemetry::in_flight::{InFlight, InFlightGuard};
     #[doc(hidden)] // As in 0.1.0.
     pub use crate::upstream::{Batch, Outcome};

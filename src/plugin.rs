@@ -30,7 +30,7 @@ use crate::telemetry::faults::Faults;
 use crate::telemetry::in_flight::InFlight;
 use crate::telemetry::metrics::{Limit, Metrics};
 use access::{AccessLog, AccessRecord};
-use arc_swap::{ArcSwap, ArcSwapOption};
+use arc_swap::{ArcSwap, ArcSwapOption, Guard};
 use bytes::Bytes;
 use http::{Method, Version, header};
 use pingora::http::ResponseHeader;
@@ -45,6 +45,18 @@ pub(crate) use settings::{PrebuiltResponse, ReloadState, Settings};
 pub use verdict::Verdict;
 
 /// The event gate as a Pingora middleware. Cheap to clone; all clones are one gate.
+///
+/// ```
+/// # use pixelgate::{PixelGate, errors::CloseError};
+/// # use std::time::Duration;
+/// # fn main() {}
+/// fn run(gate: &PixelGate) -> Result<(), CloseError> {
+///     if let Ok(explanation) = gate.explain("_a=62515&_n=signup") {
+///         println!("{}", explanation.verdict()); // as a request would be judged; counts nothing
+///     }
+///     gate.close(Duration::from_secs(5))
+/// }
+/// ```
 #[derive(Clone)]
 pub struct PixelGate {
     state: Arc<GateState>,
@@ -103,6 +115,15 @@ impl PixelGate {
     /// - `Ok(Some(verdict))`: an event request, and answered. Return `Ok(true)`. If the request's
     ///   body is broken or cut, the answer is 400 and nothing was judged.
     ///
+    /// ```
+    /// # use pingora::prelude::*;
+    /// # use pixelgate::PixelGate;
+    /// # async fn filter(gate: &PixelGate, session: &mut Session) -> Result<bool> {
+    /// let verdict = gate.handle(session).await?;
+    /// Ok(verdict.is_some())
+    /// # }
+    /// ```
+    ///
     /// # Errors
     ///
     /// The client went away before the answer was written. An event that was accepted by then
@@ -112,6 +133,17 @@ impl PixelGate {
     }
 
     /// As [`PixelGate::handle`], for a host that holds no proxy session.
+    ///
+    /// ```
+    /// # use pingora::protocols::http::ServerSession;
+    /// # use pixelgate::PixelGate;
+    /// # async fn serve(gate: &PixelGate, mut session: ServerSession) -> pingora::Result<()> {
+    /// if gate.handle_downstream(&mut session).await?.is_none() {
+    ///     session.respond_error(404).await?;
+    /// }
+    /// # Ok(())
+    /// # }
+    /// ```
     pub async fn handle_downstream(
         &self,
         session: &mut ServerSession,
@@ -123,6 +155,19 @@ impl PixelGate {
     /// what becomes of an event request, also where writing the answer fails. Not noted are the
     /// status and the length of the answer, which the session knows.
     ///
+    /// ```
+    /// # use pingora::protocols::http::ServerSession;
+    /// # use pixelgate::{PixelGate, custom::AccessLog};
+    /// # async fn serve(
+    /// #     gate: &PixelGate, log: &AccessLog, session: &mut ServerSession,
+    /// # ) -> pingora::Result<()> {
+    /// let mut record = log.begin();
+    /// gate.handle_recorded(session, Some(&mut *record)).await?;
+    /// record.note_answer(session);
+    /// # Ok(())
+    /// # } // the record is reported when it is dropped
+    /// ```
+    ///
     /// # Errors
     ///
     /// As for [`PixelGate::handle`].
@@ -132,9 +177,7 @@ impl PixelGate {
         record: Option<&mut AccessRecord>,
     ) -> pingora::Result<Option<Verdict>> {
         let mut event_name = None;
-        let note = |event: &Event<'_>| {
-            event_name = (!event.name.is_empty()).then(|| event.name.as_ref().into());
-        };
+        let note = |event: &Event<'_>| event_name = verdict::event_name(&event.name);
         let response = match self.answer_event(session, record, note).await? {
             Handled::Other => return Ok(None),
             Handled::Broken => None,
@@ -142,7 +185,7 @@ impl PixelGate {
         };
         let is_committed =
             self.state.is_durable && matches!(response, Some(EventResponse::Accepted(_)));
-        let committed_at_ms = is_committed.then(|| self.state.clock.unix_ms());
+        let committed_at_ms = is_committed.then(|| self.state.spool.last_commit_ms());
         Ok(Some(Verdict { response, event_name, committed_at_ms }))
     }
 
@@ -155,7 +198,7 @@ impl PixelGate {
         mut record: Option<&mut AccessRecord>,
         note: impl FnOnce(&Event<'_>),
     ) -> pingora::Result<Handled> {
-        let settings = self.settings();
+        let settings = self.state.settings.load();
         let target = Target::split(session.req_header().raw_path());
         let reading = settings.gate.read(target.path);
         if let Some(record) = record.as_deref_mut() {
@@ -164,6 +207,9 @@ impl PixelGate {
         if reading == Reading::Other {
             return Ok(Handled::Other);
         }
+        // Only an event request, which may wait, counts as a user of the settings: the counter is
+        // shared by all threads, and most requests are for other paths.
+        let settings = Guard::into_inner(settings);
         // Before the judging: an event counts only if its request is whole.
         let mut form = Vec::new();
         if !session.is_body_done() {
@@ -216,11 +262,12 @@ impl PixelGate {
         context(&session.req_header().headers, peer, &settings.trusted, names)
     }
 
-    /// Notes what is known of a request before it is judged or passed on.
+    /// Notes what is known of a request before it is judged or passed on. The visitor of an event
+    /// request is noted when it is judged, unless its body must arrive before.
     fn describe(
         &self,
         settings: &Settings,
-        session: &ServerSession,
+        session: &mut ServerSession,
         reading: Reading,
         record: &mut AccessRecord,
     ) {
@@ -232,7 +279,9 @@ impl PixelGate {
             Reading::Event | Reading::Unknown => settings.path.clone(),
         });
         record.trace_id = trace_id(&request.headers);
-        record.note_visitor(&settings.gate.reduced(self.context_of(settings, session)));
+        if reading == Reading::Other || !session.is_body_done() {
+            record.note_visitor(&settings.gate.reduced(self.context_of(settings, session)));
+        }
     }
 
     /// Answers 400 to a request whose body is broken or cut. The connection closes, because the end
@@ -250,13 +299,12 @@ impl PixelGate {
     }
 
     /// Judges an event request, and enqueues an accepted event in the spool. `note` gets the event
-    /// as in [`PixelGate::answer_event`]; `record` takes what an accepted event holds of the
-    /// visitor.
+    /// as in [`PixelGate::answer_event`]; `record` takes what may be said of the visitor.
     pub(crate) fn judge(
         &self,
         settings: &Settings,
         request: EventRequest<'_>,
-        mut record: Option<&mut AccessRecord>,
+        record: Option<&mut AccessRecord>,
         note: impl FnOnce(&Event<'_>),
     ) -> NextStep {
         let (state, gate) = (&*self.state, &settings.gate);
@@ -269,20 +317,22 @@ impl PixelGate {
         let decision = gate.judge(request, &mut accepted);
         note(&accepted.event);
         let portal = accepted.event.portal;
-        if let (Decision::Reject(_), Some(record)) = (&decision, &mut record)
-            && portal != 0
-        {
-            let context = std::mem::take(&mut accepted.context);
-            record.note_visitor(&gate.reduced_for(portal, context));
+        if let Some(record) = record {
+            // The context of an accepted event is reduced already.
+            if decision != Decision::Accept {
+                let context = std::mem::take(&mut accepted.context);
+                accepted.context = match portal {
+                    0 => gate.reduced(context),
+                    _ => gate.reduced_for(portal, context),
+                };
+            }
+            record.note_visitor(&accepted.context);
         }
         match decision {
             Decision::Accept => {}
             Decision::Reject(rejection) => return reject(rejection, portal),
             Decision::Preflight => return NextStep::Respond(EventResponse::Preflight),
             Decision::Head => return NextStep::Respond(EventResponse::Head),
-        }
-        if let Some(record) = record {
-            record.note_visitor(&accepted.context);
         }
         for (_, why) in &accepted.ignored {
             state.metrics.count_ignored(*why);

@@ -8,8 +8,8 @@ use crate::env::Secret;
 use reqwest::{ClientBuilder, NoProxy, Proxy};
 use std::ffi::OsString;
 
-/// Sets the proxy of a client: the configured one; none if that is empty; without one that of the
-/// environment.
+/// Sets the proxy of a client: the configured one, or none if that is empty. If none is configured,
+/// it is that of the environment.
 ///
 /// # Errors
 ///

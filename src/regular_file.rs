@@ -28,6 +28,17 @@ pub fn open(path: &Path) -> io::Result<File> {
 
 /// Reads a regular file of at most `bytes_max` bytes.
 ///
+/// ```
+/// # let dir = tempfile::tempdir()?;
+/// # let path = dir.path().join("key.pem");
+/// use pixelgate::tools::read_regular_file;
+///
+/// std::fs::write(&path, "text")?;
+/// assert_eq!(read_regular_file(&path, 1 << 20)?, b"text");
+/// assert!(read_regular_file(&path, 3).is_err());
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
+///
 /// # Errors
 ///
 /// The file cannot be opened or read, is longer, or is a FIFO, a socket, a device or a folder.

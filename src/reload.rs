@@ -16,6 +16,15 @@ use std::collections::HashMap;
 use std::sync::Arc;
 
 /// A configuration that is ready to take the place of the one in force: [`PixelGate::prepare`].
+///
+/// ```
+/// # use pixelgate::{Config, PixelGate, errors::OpenError};
+/// fn reload(gate: &PixelGate, config: Config) -> Result<(), OpenError> {
+///     let reload = gate.prepare(config.validate()?)?; // a mistake changes nothing
+///     reload.apply();
+///     Ok(())
+/// }
+/// ```
 #[must_use = "nothing is in force before `apply`"]
 pub struct Reload {
     gate: PixelGate,
@@ -59,7 +68,7 @@ impl PixelGate {
             }
         };
         let mut upstreams = Vec::new();
-        for new in config.destinations() {
+        for new in config.upstreams() {
             let running = state.reload.upstreams.iter().find(|known| known.name() == new.name);
             let Some(running) = running else { continue };
             if let Some(replacement) = running.prepare(new)? {

@@ -112,7 +112,7 @@ fn drain(events: usize, kind: &str) -> Drained {
     let spool = Spool::open(&config, &["out".to_owned()], Env::system()).unwrap();
     let plain_bytes = fill(&spool, events);
     let upstream = toml::from_str::<Config>(&format!("name = 'out'\n{kind}")).unwrap();
-    let upstream = upstream.build().unwrap();
+    let upstream = upstream.validate().unwrap().build().unwrap();
     let route = Route {
         name: "out".into(),
         upstream,

@@ -31,7 +31,17 @@ pub struct Access {
     token: Option<Secret>,
 }
 
-/// The access rule in force, which a reload may replace. A clone is another handle to it.
+/// Replaces the token of the admin pages while they are served. A clone is another handle to the
+/// same pages.
+///
+/// ```
+/// use pixelgate::admin_pages::Admin;
+/// use pixelgate::config::Secret;
+///
+/// fn replace_token(pages: &Admin, token: &str) {
+///     pages.token_handle().set(Some(Secret::new(token)));
+/// }
+/// ```
 #[derive(Clone)]
 pub struct TokenHandle(Arc<ArcSwap<Access>>);
 

@@ -8,15 +8,25 @@ use std::net::{IpAddr, SocketAddr};
 pub const TOKEN_BYTES_MIN: usize = 16;
 
 /// The `[admin]` section.
+///
+/// ```
+/// use pixelgate::config::{Admin, Secret};
+///
+/// let mut admin = Admin::default();
+/// admin.listen = "0.0.0.0:9090".to_owned();
+/// assert_eq!(admin.validate().unwrap_err().0, "token");
+/// admin.token = Some(Secret::new("sixteen bytes ok"));
+/// assert!(admin.validate().is_ok());
+/// ```
 #[derive(Debug, Clone, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 #[cfg_attr(not(feature = "internals"), non_exhaustive)]
 pub struct Config {
-    /// `address:port`; empty: no admin listener. May hold `${NAME}`.
+    /// `address:port`; empty: no admin listener. May hold `${NAME}`. Default: `127.0.0.1:9090`.
     #[serde(deserialize_with = "crate::env::expanded")]
     pub listen: String,
     /// The token that a request must send as `Authorization: Bearer`. Required if `listen` is not
-    /// a loopback address. May hold `${NAME}`.
+    /// a loopback address. At least 16 bytes. May hold `${NAME}`.
     pub token: Option<Secret>,
 }
 

@@ -94,7 +94,8 @@ impl History {
 
     /// Adds the samples of the last second that was pushed.
     pub fn push_samples(&mut self, mut samples: Vec<EventSample>) {
-        // They come in the order of their verdicts, and an accepted event's waits for the disk.
+        // They come in the order of their verdicts, and the verdict of an accepted event waits for
+        // the disk.
         samples.sort_by_key(|sample| sample.at_ms);
         let mut shown = self.proportion(&samples);
         for sample in samples {

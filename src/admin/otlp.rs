@@ -40,7 +40,22 @@ const CONTENT_TYPE: HeaderValue = HeaderValue::from_static("application/x-protob
 const ADVICE: &str = "Look at the collector and at otlp.endpoint and otlp.headers. No metric is \
                       lost: each export brings the counts since start.";
 
-/// See the module. Runs as a service of Pingora.
+/// Exports the metrics of `/metrics` under the same names by OTLP over HTTP, as protobuf. Runs as a
+/// background service of Pingora. An export that fails is a fault; no count is lost by it.
+///
+/// ```
+/// # use pingora::server::Server;
+/// # use pingora::services::background::background_service;
+/// # use pixelgate::admin_pages::{OtlpExport, Sampler};
+/// # use pixelgate::{config::Otlp, errors::ConfigError};
+/// # use std::sync::Arc;
+/// fn add(server: &mut Server, sampler: Arc<Sampler>, config: &Otlp) -> Result<(), ConfigError> {
+///     if let Some(export) = OtlpExport::new(sampler, config)? {
+///         server.add_service(background_service("otlp", export));
+///     }
+///     Ok(())
+/// }
+/// ```
 pub struct OtlpExport {
     sampler: Arc<Sampler>,
     /// The collector in use. `None`: nothing is exported.

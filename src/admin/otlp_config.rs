@@ -13,6 +13,14 @@ const INTERVAL_SECONDS_MAX: u64 = 86_400;
 const METRICS_PATH: &str = "v1/metrics";
 
 /// The `[otlp]` section. Needs the feature `otlp`.
+///
+/// ```
+/// use pixelgate::config::{Otlp, Secret};
+///
+/// let mut otlp = Otlp::default();
+/// otlp.endpoint = Some(Secret::new("http://collector.example:4318"));
+/// otlp.interval_seconds = 15;
+/// ```
 #[derive(Debug, Clone, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 #[cfg_attr(not(feature = "internals"), non_exhaustive)]
@@ -20,7 +28,7 @@ pub struct Config {
     /// The base URL of a collector that takes OTLP over HTTP. `None`: nothing is exported. May hold
     /// `${NAME}`.
     pub endpoint: Option<Secret>,
-    /// Time between two exports, in seconds.
+    /// Time between two exports, in seconds, 1 to 86,400. Default: 60.
     pub interval_seconds: u64,
     /// Further request headers. Values may hold `${NAME}`.
     pub headers: BTreeMap<String, Secret>,

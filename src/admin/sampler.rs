@@ -31,7 +31,20 @@ const TOTALS_SHOWN_MAX: usize = 20;
 /// The log target of single verdicts, for filters.
 pub const VERDICT_TARGET: &str = "pixelgate::verdict";
 
-/// See the module.
+/// Takes a snapshot of the gate once a second, for the pages and for [`OtlpExport`], and logs
+/// single verdicts. Runs as a background service of Pingora, and never blocks a request.
+///
+/// [`OtlpExport`]: crate::admin_pages
+///
+/// ```
+/// # use pixelgate::PixelGate;
+/// # use pixelgate::admin_pages::Sampler;
+/// fn sample(gate: PixelGate) -> Sampler {
+///     let sampler = Sampler::new(gate, 0); // logs no single verdict
+///     sampler.set_verdicts(10);
+///     sampler
+/// }
+/// ```
 pub struct Sampler {
     gate: PixelGate,
     started: Instant,

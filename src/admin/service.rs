@@ -59,6 +59,23 @@ pub const EXPLAIN_BYTES_MAX: usize = 128 << 10;
 const BODY_SECONDS_MAX: u64 = 10;
 
 /// The admin pages of one gate: the application of a Pingora service.
+///
+/// ```
+/// # use pingora::server::Server;
+/// # use pingora::services::background::background_service;
+/// # use pingora::services::listening::Service;
+/// # use pixelgate::admin_pages::{Admin, Sampler};
+/// # use pixelgate::{PixelGate, config, custom::InFlight};
+/// /// Adds the pages to a server of Pingora's.
+/// fn add(server: &mut Server, gate: PixelGate, config: &config::Admin) {
+///     let sampler = background_service("sampler", Sampler::new(gate, 0));
+///     let pages = Admin::new(sampler.task(), config, InFlight::default());
+///     let mut service = Service::new("admin".to_owned(), pages);
+///     service.add_tcp(&config.listen);
+///     server.add_service(sampler);
+///     server.add_service(service);
+/// }
+/// ```
 pub struct Admin {
     sampler: Arc<Sampler>,
     access: TokenHandle,

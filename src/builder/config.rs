@@ -15,6 +15,16 @@ const DEAD_DIR: &str = "dead";
 const SENT_DIR: &str = "sent";
 
 /// The configuration of a gate (SPEC 9, without the sections of the ready edge).
+///
+/// ```
+/// use pixelgate::Config;
+///
+/// let mut config = Config::default();
+/// config.events.path = "/pixel/".to_owned();
+/// config.spool.linger_ms = 5000;
+/// let error = config.validate().err().map(|error| error.to_string());
+/// assert_eq!(error.as_deref(), Some("spool.linger_ms: must be 0 to 1000"));
+/// ```
 #[derive(Debug, Clone, Default)]
 #[cfg_attr(not(feature = "internals"), non_exhaustive)]
 pub struct Config {
@@ -38,13 +48,21 @@ pub struct Config {
 
 /// A [`Config`] that [`Config::validate`] has checked. It can be read as a [`Config`] and cannot
 /// be changed any more.
+///
+/// ```
+/// use pixelgate::{Config, PixelGate};
+///
+/// let valid = Config::default().validate()?;
+/// assert_eq!(valid.events.path, "/v1/event/");
+/// let builder = PixelGate::builder(valid);
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
 pub struct ValidConfig {
     pub(super) config: Config,
     pub(super) rules: Rules,
     pub(super) guard: Guard,
     pub(super) list: portals::ValidConfig,
     pub(super) valid_spool: spool::ValidConfig,
-    /// The upstreams in force.
     pub(super) destinations: Vec<upstream::ValidConfig>,
 }
 
@@ -53,6 +71,13 @@ impl std::ops::Deref for ValidConfig {
 
     fn deref(&self) -> &Config {
         &self.config
+    }
+}
+
+impl ValidConfig {
+    /// The upstreams in force, checked: see [`Config::upstreams`].
+    pub fn upstreams(&self) -> &[upstream::ValidConfig] {
+        &self.destinations
     }
 }
 

@@ -5,13 +5,14 @@
 //! probe, and its result closes the breaker or opens it for longer. A backend that recovers thus
 //! receives one request first, and not all the batches that have piled up.
 //!
-//! A probe that was never attempted before may fail for itself, as the first event of many portals
-//! may. Its failure makes the next pause no longer, except one in [`FIRST_PROBES`]: so an upstream
-//! that works is soon proven to, and one that does not still gets fewer and fewer probes.
+//! A batch that is the probe at its first attempt may fail because of its own events and not
+//! because of the upstream. Such a failure doubles the next pause only once in [`FIRST_PROBES`]
+//! times. So a probe soon finds that an upstream works, and an upstream that does not work still
+//! gets fewer and fewer probes.
 //!
-//! A batch that fails again and again says nothing about the upstream: it waits for itself, and
-//! only its first failure counts here. A pause that the upstream asks for is kept whatever else is
-//! under way: the success of an attempt that began before does not end it.
+//! A batch that fails again and again says nothing about the upstream: it has a wait of its own,
+//! and only its first failure counts here. A pause that the upstream asks for is kept whatever else
+//! is under way: the success of an attempt that began before does not end it.
 
 use std::time::Duration;
 
@@ -52,7 +53,7 @@ enum State {
 pub enum Admission {
     /// Now.
     Now,
-    /// Now, as the one that shows whether the upstream works again.
+    /// Now, as the probe: its result shows whether the upstream works again.
     Probe,
     /// Not before this moment.
     At(Instant),

@@ -16,7 +16,7 @@ use crate::spool::Ack;
 use crate::upstream::{Failure, Outcome};
 
 /// So many failures of events that the upstream does not take while it takes others are shown as
-/// poison.
+/// poison, or `attempts_max` where that is less.
 const POISON_FAILURES: u32 = 3;
 
 /// Parts to attempt again, in order, each with the moment at which it is due.
@@ -55,6 +55,10 @@ impl DeliveryWorker {
         let follow_up = self.follow_up(batch, outcome, now);
         self.put_back(work, follow_up, now);
         self.note_state(now);
+        if self.monitor.tracker.troubles().poison_events > 0 {
+            // Between two ticks a batch may be halved down to its dead letter.
+            self.monitor.note_faults(self.acknowledger.is_at_bound());
+        }
     }
 
     /// What is delivered or dead ends here; the rest comes back.
@@ -122,7 +126,12 @@ impl DeliveryWorker {
             suspect.failures = suspect.failures.saturating_add(1);
             let Suspicion { failures, deliveries } = *suspect;
             let is_alone = self.deliveries > deliveries;
-            if is_alone && failures >= POISON_FAILURES && !is_fault {
+            let poison_failures = match self.attempts_max {
+                0 => POISON_FAILURES,
+                attempts_max => POISON_FAILURES.min(attempts_max),
+            };
+            batch.is_poison |= is_alone && failures >= poison_failures;
+            if batch.is_poison && !is_fault {
                 trouble = Trouble::Poison;
             }
             if self.attempts_max > 0 && failures >= self.attempts_max {

@@ -24,6 +24,9 @@ pub struct InFlightBatch<T = RecordId> {
     /// A single event that failed too often, while it is not known whether the upstream takes
     /// others.
     pub is_stuck: bool,
+    /// Whether it, or the batch that it is a part of, failed again and again while the upstream
+    /// took others.
+    pub is_poison: bool,
     entry: Option<Entry>,
 }
 
@@ -41,14 +44,7 @@ impl<T: Copy> InFlightBatch<T> {
     pub fn new(closed: Vec<Arrival<T>>, tracker: &Arc<Tracker>) -> InFlightBatch<T> {
         let (ids, records): (_, Vec<Bytes>) = closed.into_iter().map(|a| (a.id, a.record)).unzip();
         let entry = Some(Entry::new(tracker, &records));
-        InFlightBatch {
-            batch: Batch::new(records),
-            ids,
-            failures: 0,
-            suspect: None,
-            is_stuck: false,
-            entry,
-        }
+        InFlightBatch { entry, ..InFlightBatch::of(records, ids) }
     }
 
     /// From records that do not come from the spool. No tracker knows of them.
@@ -59,6 +55,7 @@ impl<T: Copy> InFlightBatch<T> {
             failures: 0,
             suspect: None,
             is_stuck: false,
+            is_poison: false,
             entry: None,
         }
     }
@@ -91,6 +88,7 @@ impl<T: Copy> InFlightBatch<T> {
             failures: self.failures,
             suspect: self.suspect,
             is_stuck: self.is_stuck,
+            is_poison: self.is_poison,
             entry,
         }
     }
@@ -110,7 +108,7 @@ impl<T: Copy> InFlightBatch<T> {
         let others: Vec<usize> = (0..self.len()).filter(|&other| other != place).collect();
         let others = (!others.is_empty()).then(|| self.pick(&others));
         let mut taken = self.pick(&[place]);
-        (taken.failures, taken.suspect) = (0, None);
+        (taken.failures, taken.suspect, taken.is_poison) = (0, None, false);
         (taken, others)
     }
 

@@ -2,6 +2,7 @@
 
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::time::Duration;
 
 use prometheus::{IntCounterVec, IntGaugeVec, Opts};
 
@@ -11,6 +12,9 @@ use crate::clock::{Clock, SystemClock};
 use crate::spool::Reader;
 use crate::telemetry::faults::Faults;
 use crate::upstream::{BatchConfig, Upstream};
+
+/// See [`Options::tick_every`].
+const TICK: Duration = Duration::from_secs(1);
 
 /// One upstream and the spool reader that feeds it.
 pub struct Route {
@@ -50,6 +54,9 @@ pub struct Options {
     pub faults: Faults,
     /// Gives the waits between attempts.
     pub backoff: Backoff,
+    /// Interval between two updates of lag, state and faults. A worker also looks at its work then,
+    /// which hides a wake-up that is lost: a simulation sets a long one, and finds it.
+    pub tick_every: Duration,
 }
 
 /// The metrics that delivery updates, labelled as SPEC 8 says. The caller registers them.
@@ -76,6 +83,7 @@ impl Options {
             meters: Meters::unregistered(),
             faults: Faults::unregistered(),
             backoff: Backoff::default(),
+            tick_every: TICK,
         }
     }
 }

@@ -1,7 +1,7 @@
 //! The batches that wait for their next attempt, in the order in which they are due.
 //!
 //! A batch that failed goes to the back: it is due when its own wait is over. A new batch is due
-//! at once. So each has its turn, and one that fails holds back no other.
+//! at once. So each batch has its turn, and a batch that fails holds back no other batch.
 
 use std::collections::{BTreeMap, VecDeque};
 

@@ -129,7 +129,7 @@ impl Entry {
         Entry { tracker: Arc::clone(tracker), key }
     }
 
-    /// A part of the same batch, or of one that is split.
+    /// Enters a part of the batch, which is split.
     pub fn another(&self, records: &[Bytes]) -> Entry {
         Entry::new(&self.tracker, records)
     }

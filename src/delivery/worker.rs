@@ -43,8 +43,6 @@ pub const CLOSE_MS_MAX: u64 = 2000;
 /// longer pause would let more events pile up, and delivering those at once would keep a core from
 /// answering requests.
 const READ_PAUSE: Duration = Duration::from_millis(4);
-/// Interval between two updates of lag, state and faults.
-const TICK: Duration = Duration::from_secs(1);
 
 /// When attempts under way are cut off; `None` while delivery runs.
 pub type Stop = Option<Instant>;
@@ -74,6 +72,7 @@ pub struct DeliveryWorker {
     attempts: JoinSet<Attempt>,
     /// Nothing is read before this moment.
     read_at: Instant,
+    tick_every: Duration,
     tick_at: Instant,
     stopping: watch::Receiver<Stop>,
 }
@@ -134,6 +133,7 @@ impl DeliveryWorker {
             reader: route.reader,
             attempts: JoinSet::new(),
             read_at: now,
+            tick_every: options.tick_every,
             tick_at: now,
             stopping,
         }
@@ -341,7 +341,7 @@ impl DeliveryWorker {
         if now < self.tick_at {
             return;
         }
-        self.tick_at = now + TICK;
+        self.tick_at = now + self.tick_every;
         self.note_state(now);
         self.monitor.set_lag();
         self.monitor.note_faults(self.acknowledger.is_at_bound());

@@ -18,20 +18,30 @@ use super::verdict::Ignored;
 use crate::env::one_or_many;
 
 /// The `[events]` section (SPEC 9).
+///
+/// ```
+/// use pixelgate::config::Events;
+///
+/// let mut events = Events::default();
+/// events.path = "/pixel/".to_owned();
+/// events.ignore_params.push("cache_buster".to_owned());
+/// ```
 #[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 #[cfg_attr(not(feature = "internals"), non_exhaustive)]
 pub struct Config {
-    /// The event path in canonical form. SPEC 2 says which other paths mean the same.
+    /// The event path in canonical form, at most 127 bytes and 8 segments. SPEC 2 says which other
+    /// paths mean the same. Default: `/v1/event/`.
     pub path: String,
-    /// The methods that are judged: `GET`, and optionally `POST`.
+    /// The methods that are judged: `GET`, and optionally `POST`. Default: `GET`.
     #[serde(deserialize_with = "one_or_many")]
     pub methods: Vec<String>,
-    /// The longest query, in bytes.
+    /// The longest query, 64 bytes to 64 KiB. Default: 8 KiB.
     pub query_bytes_max: ByteSize,
-    /// The most non-empty pieces of a query.
+    /// The most non-empty pieces of a query, 2 to 1000. Default: 100.
     pub params_max: usize,
-    /// Names of parameters that are always ignored. ASCII case does not matter.
+    /// Names of parameters that are always ignored. ASCII case does not matter. Default: `t`, with
+    /// which callers avoid caches.
     #[serde(deserialize_with = "one_or_many")]
     pub ignore_params: Vec<String>,
     /// Names of parameters that may be credentials: ignored, and their values are shown nowhere.
@@ -40,7 +50,7 @@ pub struct Config {
     pub withhold_params: Vec<String>,
     /// The cookie whose value is stored as `context.utk`. `None`: no cookie is read.
     pub utk_cookie: Option<String>,
-    /// Headers from trusted proxies that are stored in `context.headers`.
+    /// Headers from trusted proxies that are stored in `context.headers`, at most 16.
     #[serde(deserialize_with = "one_or_many")]
     pub context_headers: Vec<String>,
 }

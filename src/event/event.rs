@@ -10,12 +10,30 @@ use super::revenue::Revenue;
 /// Contact properties as (name, value), sorted by name, each name once.
 ///
 /// Up to 8 are stored inline; more are stored on the heap.
+///
+/// ```
+/// use pixelgate::custom::Properties;
+///
+/// fn is_on_plan(properties: &Properties<'_>, plan: &str) -> bool {
+///     properties.iter().any(|(name, value)| name == "plan" && value == plan)
+/// }
+/// let properties = Properties::from_iter([("plan".into(), "pro".into())]);
+/// assert!(is_on_plan(&properties, "pro"));
+/// ```
 pub type Properties<'a> = SmallVec<[(Cow<'a, str>, Cow<'a, str>); 8]>;
 
 /// An event in the canonical form of SPEC 3.
 ///
 /// Its `Debug` form shows the portal and which fields are set, and no personal data: an event that
 /// is logged by mistake discloses nothing.
+///
+/// ```
+/// use pixelgate::Event;
+///
+/// fn is_order(event: &Event<'_>) -> bool {
+///     event.revenue.is_some() && event.properties.iter().any(|(name, _)| name == "order_id")
+/// }
+/// ```
 #[derive(Clone, Eq)]
 #[cfg_attr(not(feature = "internals"), non_exhaustive)]
 pub struct Event<'a> {

@@ -47,6 +47,12 @@ pub fn without_hidden(text: Cow<'_, str>) -> Cow<'_, str> {
 /// The same JSON with each hidden character of its strings as an escape (RFC 8259, section 7), so
 /// that a terminal shows it. JSON allows these characters as they are; `json` must be valid and
 /// have no line breaks or tabs between its values.
+///
+/// ```
+/// use pixelgate::tools::escape_hidden;
+///
+/// assert_eq!(escape_hidden("[\"a\u{200b}b\"]"), r#"["a\u200bb"]"#);
+/// ```
 pub fn escape_hidden(json: &str) -> Cow<'_, str> {
     if is_printable_ascii(json) || !json.contains(is_hidden) {
         return Cow::Borrowed(json);

@@ -3,9 +3,18 @@
 use std::fmt;
 use uuid::Uuid;
 
-/// The id of an accepted event: a UUIDv7 (RFC 9562), the same in `X-Event-Id`, in every delivery
-/// attempt and after every restart (SPEC 7). Displays in the usual form, as
-/// `01970102-0304-7fff-bfff-ffffffffffff`: lower case, with hyphens.
+/// The id of an accepted event: a UUIDv7 (RFC 9562).
+///
+/// It is the same in `X-Event-Id`, in every delivery attempt and after every restart (SPEC 7).
+/// Displays in the usual form, as `01970102-0304-7fff-bfff-ffffffffffff`: lower case, with hyphens.
+///
+/// ```
+/// use pixelgate::EventId;
+///
+/// let id = EventId::from([1, 0x97, 1, 2, 3, 4, 0x7f, 0, 0x80, 0, 0, 0, 0, 0, 0, 1]);
+/// assert_eq!(id.to_string(), "01970102-0304-7f00-8000-000000000001");
+/// assert_eq!(id.received_at_ms(), 0x0197_0102_0304);
+/// ```
 #[derive(Clone, Copy, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct EventId(Uuid);
 

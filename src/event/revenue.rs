@@ -32,6 +32,14 @@ pub(super) type Space =
 
 /// An amount within the limits of SPEC 3. Its `Display` is the canonical form: a plain decimal, no
 /// exponent, no needless zeros, no `-0`. That form is a JSON number too.
+///
+/// ```
+/// use pixelgate::custom::Revenue;
+///
+/// let revenue = Revenue::parse("+2.050e1").unwrap();
+/// assert_eq!((revenue.to_string().as_str(), revenue.micros()), ("20.5", 20_500_000));
+/// assert_eq!(Revenue::parse("$20"), None);
+/// ```
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Default)]
 pub struct Revenue {
     micros: i64,

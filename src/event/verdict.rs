@@ -14,6 +14,14 @@ use super::param::Reserved;
 pub type IgnoredParams<'a> = SmallVec<[(Cow<'a, str>, Ignored); 4]>;
 
 /// Why an event request was rejected (SPEC 3 for the order, SPEC 4 for the status).
+///
+/// ```
+/// use pixelgate::Reason;
+///
+/// assert_eq!(Reason::InvalidEmail.as_str(), "invalid_email");
+/// assert_eq!(Reason::InvalidEmail.status(), 400);
+/// assert!(Reason::ALL.contains(&Reason::Overloaded));
+/// ```
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 #[cfg_attr(not(feature = "internals"), non_exhaustive)]
 pub enum Reason {
@@ -216,6 +224,14 @@ impl Reason {
 }
 
 /// Why an event was rejected, and when the same event would be accepted.
+///
+/// ```
+/// use pixelgate::{Reason, Rejection};
+///
+/// let rejection = Rejection::of(Reason::InvalidEmail);
+/// assert_eq!(rejection.param, Some("email"));
+/// println!("{}", rejection.detail());
+/// ```
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 #[cfg_attr(not(feature = "internals"), non_exhaustive)]
 pub struct Rejection {

@@ -17,7 +17,16 @@ use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-/// Where the record of each request goes. Cheap to clone.
+/// Where the record of each request goes. Cheap to clone: all clones report to the same place.
+///
+/// ```
+/// use pixelgate::custom::AccessLog;
+///
+/// let log = AccessLog::new(|record| println!("{:?} {:?}", record.path, record.status));
+/// let mut record = log.begin();
+/// record.status = Some(204);
+/// drop(record); // prints `None Some(204)`
+/// ```
 #[derive(Clone)]
 pub struct AccessLog(Arc<dyn Fn(&AccessRecord) + Send + Sync>);
 
@@ -54,7 +63,16 @@ impl AccessLog {
     }
 }
 
-/// One request. Reported when it is dropped.
+/// What is known of one request. It is reported to its [`AccessLog`] when it is dropped.
+///
+/// ```
+/// use pixelgate::custom::AccessRecord;
+///
+/// fn line(record: &AccessRecord) -> String {
+///     let verdict = record.verdict.as_ref().map(ToString::to_string);
+///     format!("{:?} {} {:?}", record.status, verdict.unwrap_or_default(), record.began.elapsed())
+/// }
+/// ```
 pub struct AccessRecord {
     log: AccessLog,
     /// When the request was known.

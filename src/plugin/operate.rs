@@ -119,6 +119,14 @@ impl PixelGate {
     /// whole; requests are neither refused nor delayed. Blocks while it reads the list: a million
     /// portals take under a second.
     ///
+    /// ```
+    /// # use pixelgate::{PixelGate, custom::PortalFormat, errors::PortalsError};
+    /// # fn refresh(gate: &PixelGate) -> Result<(), PortalsError> {
+    /// gate.put_portals("portals = [62515, 56043]", PortalFormat::Toml)?;
+    /// # Ok(())
+    /// # }
+    /// ```
+    ///
     /// # Errors
     ///
     /// The text is not a list of this format, which the status shows as a failed refresh, or the
@@ -129,6 +137,13 @@ impl PixelGate {
 
     /// Makes `/readyz` answer 503 from now on, because the host is about to stop: balancers then
     /// send their requests elsewhere. Events are accepted as before.
+    ///
+    /// ```
+    /// # fn stop(gate: &pixelgate::PixelGate) {
+    /// gate.drain();
+    /// assert!(gate.is_draining());
+    /// # }
+    /// ```
     pub fn drain(&self) {
         self.state.draining.store(true, Release);
     }
@@ -156,6 +171,14 @@ impl PixelGate {
 
     /// As [`PixelGate::close`], for async code, on any runtime. Closing goes on, on a thread of its
     /// own, if this is dropped.
+    ///
+    /// ```
+    /// # use pixelgate::{PixelGate, errors::CloseError};
+    /// # use std::time::Duration;
+    /// # async fn stop(gate: &PixelGate) -> Result<(), CloseError> {
+    /// gate.close_async(Duration::from_secs(5)).await
+    /// # }
+    /// ```
     ///
     /// # Errors
     ///

@@ -2,11 +2,22 @@
 
 use super::event_response::EventResponse;
 use crate::event::{EventId, Reason, Rejection};
+use smallvec::SmallVec;
 use std::fmt;
 
-/// What became of an event request: accepted, rejected, or not judged (`HEAD`, `OPTIONS`, or a
-/// request whose body is broken). The request is answered; a host may log the verdict and cannot
-/// change it.
+/// The text of an event's name. Most names have at most 24 bytes, which are stored without an
+/// allocation.
+pub(super) type EventName = SmallVec<[u8; 24]>;
+
+/// The name of an event that has one.
+pub(super) fn event_name(name: &str) -> Option<EventName> {
+    (!name.is_empty()).then(|| EventName::from_slice(name.as_bytes()))
+}
+
+/// What became of an event request: accepted, rejected, or not judged.
+///
+/// Not judged are `HEAD`, `OPTIONS`, and a request whose body is broken. The request is answered; a
+/// host may log the verdict and cannot change it.
 ///
 /// Displays as `X-Event-Verdict` has it: `accepted`, `rejected; reason=…`, or `not_judged`.
 ///
@@ -23,7 +34,7 @@ use std::fmt;
 pub struct Verdict {
     /// `None`: not judged, because the body of the request is broken.
     pub(super) response: Option<EventResponse>,
-    pub(super) event_name: Option<Box<str>>,
+    pub(super) event_name: Option<EventName>,
     pub(super) committed_at_ms: Option<u64>,
 }
 
@@ -60,7 +71,7 @@ impl Verdict {
     /// The event's id or name (`_n`), if the request gives a valid one. It is text of the caller's
     /// own: in a rejected event it may be anything.
     pub fn event_name(&self) -> Option<&str> {
-        self.event_name.as_deref()
+        self.event_name.as_deref().and_then(|name| std::str::from_utf8(name).ok())
     }
 
     /// The id of an accepted event, as `X-Event-Id` has it.
@@ -71,8 +82,9 @@ impl Verdict {
         }
     }
 
-    /// When the commit of an accepted event was known to be done, in milliseconds since 1970, UTC.
-    /// `None` with `spool.durability = "memory"`, which does not wait for it.
+    /// When the commit of an accepted event was done, in milliseconds since 1970, UTC. If the spool
+    /// has made a further commit by now, it is the time of that one. `None` with
+    /// `spool.durability = "memory"`, which does not wait for a commit.
     pub fn committed_at_ms(&self) -> Option<u64> {
         self.committed_at_ms
     }

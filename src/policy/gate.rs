@@ -120,8 +120,9 @@ impl Gate {
 
     /// Judges a request, and fills in `accepted`, which must be blank. Unless the decision is
     /// [`Decision::Accept`], `accepted` has the portal and the name of the event afterwards, as far
-    /// as they are valid, and everything else in it is meaningless. A request for a path outside
-    /// the event path is rejected like one below the event path.
+    /// as they are valid, and the context, which [`Gate::reduced`] has yet to reduce; everything
+    /// else in it is meaningless. A request for a path outside the event path is rejected like one
+    /// below the event path.
     pub fn judge<'a>(
         &self,
         request: EventRequest<'a>,
@@ -145,6 +146,7 @@ impl Gate {
         accepted: &mut AcceptedEvent<'a>,
         take_rate: impl FnOnce(&Policy) -> Rate,
     ) -> Decision {
+        accepted.context = request.context;
         if request.reading != Reading::Event {
             return Decision::Reject(Rejection::of(Reason::UnknownPath));
         }
@@ -155,7 +157,6 @@ impl Gate {
             Method::OPTIONS => return Decision::Preflight,
             _ => return Decision::Reject(Rejection::of(Reason::MethodNotAllowed)),
         }
-        accepted.context = request.context;
         match self.admit(request.query, accepted, take_rate) {
             Ok(()) => Decision::Accept,
             Err(rejection) => Decision::Reject(rejection),
@@ -208,7 +209,7 @@ impl Gate {
         Ok(())
     }
 
-    /// What `[privacy]` leaves of the context of any request.
+    /// What `[privacy]` leaves of the context of any request. A reduced context stays as it is.
     pub fn reduced<'a>(&self, mut context: Context<'a>) -> Context<'a> {
         self.privacy.apply(&mut Event::blank(), &mut context);
         context

@@ -17,6 +17,13 @@ pub type Inspector =
 
 /// Why a host refuses an event. The rejection is counted as `refused_by_host` and answered 403
 /// (SPEC 4); the reason is in the verdict and in `explain`, and is not sent to the client.
+///
+/// ```
+/// use pixelgate::custom::Refusal;
+///
+/// const NOT_FROM_OUTSIDE: Refusal = Refusal::new("internal events do not come from outside");
+/// assert!(NOT_FROM_OUTSIDE.reason().starts_with("internal"));
+/// ```
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Refusal {
     reason: &'static str,
@@ -35,12 +42,34 @@ impl Refusal {
 }
 
 /// The context of an event, to which a host may add. It can be read as a [`Context`].
+///
+/// ```
+/// use pixelgate::custom::Addition;
+///
+/// fn add_kind(context: &mut Addition<'_, '_>) {
+///     let kind = if context.prefetch { "prefetch" } else { "visit" };
+///     // Fails only if the name cannot be used, which this one can.
+///     let _ = context.add("kind", kind);
+/// }
+/// ```
 #[derive(Debug)]
 pub struct Addition<'c, 'a> {
     context: &'c mut Context<'a>,
 }
 
 /// Why a name was not added to a context.
+///
+/// ```
+/// use pixelgate::custom::{Addition, Refusal};
+/// use pixelgate::errors::AddError;
+///
+/// fn add(context: &mut Addition<'_, '_>, value: &str) -> Result<(), Refusal> {
+///     match context.add("customer", value) {
+///         Err(AddError::Empty) => Err(Refusal::new("the customer is not known")),
+///         _ => Ok(()),
+///     }
+/// }
+/// ```
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum AddError {

@@ -10,17 +10,26 @@ use std::borrow::Cow;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 /// The `[privacy]` section.
+///
+/// ```
+/// use pixelgate::config::{Gpc, KeepIp, KeepReferer, Privacy};
+///
+/// let mut privacy = Privacy::default();
+/// privacy.ip = KeepIp::Truncated;
+/// privacy.referer = KeepReferer::None;
+/// privacy.gpc = Gpc::Anonymize;
+/// ```
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 #[cfg_attr(not(feature = "internals"), non_exhaustive)]
 pub struct Config {
-    /// How much of the client's address is stored.
+    /// How much of the client's address is stored. Default: all of it.
     pub ip: KeepIp,
-    /// How much of the `Referer` is stored.
+    /// How much of the `Referer` is stored. Default: its origin.
     pub referer: KeepReferer,
-    /// Whether `referer = "full"` includes the query.
+    /// Whether `referer = "full"` includes the query. Default: `false`.
     pub referer_query: bool,
-    /// How a request with `Sec-GPC: 1` is treated.
+    /// How a request with `Sec-GPC: 1` is treated. Default: its event is stored with a flag.
     pub gpc: Gpc,
 }
 
@@ -90,6 +99,13 @@ impl std::fmt::Display for Stricter {
 }
 
 /// `privacy.gpc`: how a request with `Sec-GPC: 1` is treated. The stricter, the greater.
+///
+/// ```
+/// use pixelgate::config::{Gpc, Privacy};
+///
+/// assert_eq!(Privacy::default().gpc, Gpc::Flag);
+/// assert!(Gpc::Reject > Gpc::Anonymize);
+/// ```
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Deserialize)]
 #[serde(rename_all = "lowercase")]
 #[cfg_attr(not(feature = "internals"), non_exhaustive)]
@@ -147,6 +163,13 @@ impl Config {
 }
 
 /// `privacy.ip`: how much of the client's address is stored. The stricter, the greater.
+///
+/// ```
+/// use pixelgate::config::KeepIp;
+///
+/// let kept = KeepIp::Truncated.apply("203.0.113.7".parse().unwrap());
+/// assert_eq!(kept, "203.0.113.0".parse().ok());
+/// ```
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Deserialize)]
 #[serde(rename_all = "lowercase")]
 #[cfg_attr(not(feature = "internals"), non_exhaustive)]
@@ -188,6 +211,12 @@ fn truncated(address: IpAddr) -> IpAddr {
 }
 
 /// `privacy.referer`: how much of the `Referer` is stored. The stricter, the greater.
+///
+/// ```
+/// use pixelgate::config::{KeepReferer, Privacy};
+///
+/// assert_eq!(Privacy::default().referer, KeepReferer::Origin);
+/// ```
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Deserialize)]
 #[serde(rename_all = "lowercase")]
 #[cfg_attr(not(feature = "internals"), non_exhaustive)]

@@ -38,6 +38,15 @@ impl Headers for http::HeaderMap {
 
 /// The proxies whose headers name the client's address, and the header that does (SPEC 9,
 /// `[edge]`).
+///
+/// ```
+/// use pixelgate::config::TrustedProxies;
+///
+/// let trusted = TrustedProxies::new(&["10.0.0.0/8".to_owned()], Some("CF-Connecting-IP"))?;
+/// assert!(trusted.trusts("10.1.2.3".parse()?));
+/// assert!(!trusted.trusts("203.0.113.7".parse()?));
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
 #[derive(Debug, Clone, Default)]
 pub struct TrustedProxies {
     networks: Vec<IpNet>,
@@ -47,6 +56,14 @@ pub struct TrustedProxies {
 }
 
 /// A setting of trusted proxies that cannot be used.
+///
+/// ```
+/// use pixelgate::config::TrustedProxies;
+/// use pixelgate::errors::TrustError;
+///
+/// let error = TrustedProxies::new(&["10.0.0".to_owned()], None).unwrap_err();
+/// assert_eq!(error, TrustError::Network("10.0.0".to_owned()));
+/// ```
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum TrustError {
     /// The text is neither an address nor a network in CIDR notation, nor `unix:`.

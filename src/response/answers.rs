@@ -34,17 +34,26 @@ const DOCUMENT_TYPES: [&[u8]; 3] =
 const CORP_HEADER: HeaderName = HeaderName::from_static("cross-origin-resource-policy");
 
 /// The `[response]` section.
+///
+/// ```
+/// use pixelgate::config::{Rejections, Response, ResponseBody};
+///
+/// let mut response = Response::default();
+/// response.body = ResponseBody::Empty;
+/// response.rejections = Rejections::Pixel;
+/// response.event_id = true;
+/// ```
 #[derive(Debug, Clone, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 #[cfg_attr(not(feature = "internals"), non_exhaustive)]
 pub struct Config {
-    /// The body of an image answer.
+    /// The body of an image answer. Default: the pixel.
     pub body: Body,
-    /// The status of a rejection.
+    /// The status of a rejection. Default: that of its reason.
     pub rejections: Rejections,
-    /// Whether `X-Event-Verdict` is sent.
+    /// Whether `X-Event-Verdict` is sent. Default: `true`.
     pub verdict_header: bool,
-    /// Whether `X-Event-Id` is sent with the answer to an accepted event.
+    /// Whether `X-Event-Id` is sent with the answer to an accepted event. Default: `false`.
     pub event_id: bool,
 }
 
@@ -59,7 +68,13 @@ impl Default for Config {
     }
 }
 
-/// `response.body`.
+/// `response.body`: what an answer holds that is shown as an image.
+///
+/// ```
+/// use pixelgate::config::{Response, ResponseBody};
+///
+/// assert_eq!(Response::default().body, ResponseBody::Gif);
+/// ```
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
 #[serde(rename_all = "lowercase")]
 #[cfg_attr(not(feature = "internals"), non_exhaustive)]
@@ -70,7 +85,13 @@ pub enum Body {
     Empty,
 }
 
-/// `response.rejections`.
+/// `response.rejections`: the status of the answer to a rejected event.
+///
+/// ```
+/// use pixelgate::config::{Rejections, Response};
+///
+/// assert_eq!(Response::default().rejections, Rejections::Status);
+/// ```
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
 #[serde(rename_all = "lowercase")]
 #[cfg_attr(not(feature = "internals"), non_exhaustive)]

@@ -31,6 +31,23 @@ const ACCEPT_PAUSE: Duration = Duration::from_secs(1);
 /// The TLS handshake of a listener. The library names no TLS backend of Pingora, so the host calls
 /// its own; the acceptor limits the time of a handshake to `header_timeout`.
 ///
+/// One that leaves the connection in the clear, as in a test:
+///
+/// ```
+/// use async_trait::async_trait;
+/// use pingora::protocols::Stream;
+/// use pixelgate::http_server::{Handshake, Socket};
+///
+/// struct InTheClear;
+///
+/// #[async_trait]
+/// impl Handshake for InTheClear {
+///     async fn accept(&self, socket: Socket) -> pingora::Result<Stream> {
+///         Ok(Box::new(socket))
+///     }
+/// }
+/// ```
+///
 /// With Pingora's `openssl` or `boringssl`, whose `Acceptor` is private:
 ///
 /// ```ignore
@@ -52,6 +69,15 @@ pub trait Handshake: Send + Sync + 'static {
 }
 
 /// A listening socket; plaintext HTTP unless TLS is set.
+///
+/// ```
+/// use pixelgate::http_server::Listener;
+///
+/// let socket = std::net::TcpListener::bind("127.0.0.1:0")?;
+/// socket.set_nonblocking(true)?;
+/// let listener = Listener::tcp(socket);
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
 pub struct Listener {
     socket: Listening<std::net::TcpListener, std::os::unix::net::UnixListener>,
     tls: Option<Arc<dyn Handshake>>,
@@ -96,6 +122,17 @@ impl Listening<TcpListener, UnixListener> {
 }
 
 /// A Pingora service: a [`Server`] and its listening sockets.
+///
+/// ```
+/// # use pingora::proxy::ProxyHttp;
+/// # use pixelgate::http_server::{Acceptor, Listener, Server};
+/// # use std::net::TcpListener;
+/// fn acceptor<SV>(server: Server<SV>, socket: TcpListener) -> Acceptor<SV> {
+///     let mut acceptor = Acceptor::new("pixels", server);
+///     acceptor.listen(Listener::tcp(socket));
+///     acceptor // for `add_service` of Pingora's server
+/// }
+/// ```
 pub struct Acceptor<SV> {
     name: String,
     server: Arc<Server<SV>>,

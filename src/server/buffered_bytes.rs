@@ -9,6 +9,13 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
 
 /// Counts the bytes of bodies that wait in memory; clones share the count.
+///
+/// ```
+/// use pixelgate::http_server::BufferedBytes;
+///
+/// let buffered_bytes = BufferedBytes::new(64 << 20); // for all servers of the process
+/// buffered_bytes.set_max(128 << 20);
+/// ```
 #[derive(Debug, Clone)]
 pub struct BufferedBytes(Arc<Count>);
 

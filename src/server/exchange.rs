@@ -1,35 +1,56 @@
-//! How many bytes of a response wait in memory for a client that does not read them.
+//! What the two streams of one exchange, the client's and the origin's, tell each other: how many
+//! bytes of a response wait in memory for a client that does not read them, and the trailers, which
+//! Pingora does not pass on.
 //!
 //! Pingora reads a response in pieces of up to 64 KiB and queues up to ten of them, 640 KiB, while
 //! the client takes none; neither number can be configured. But it reads from the origin and writes
 //! to the client in one task, through streams of this module's choice. So those streams agree, in a
 //! value that belongs to the task: the origin's stream gives little while the client takes nothing.
-//! About 80 KiB wait then: a piece that is being written, and some of the smallest.
+//! Little more than two pieces are in memory then: the buffer of the last read, and the piece that
+//! is being written.
 
 use super::buffered_bytes::{BufferedBytes, Reservation};
-use std::cell::{Cell, OnceCell};
+use bytes::Bytes;
+use std::cell::{Cell, OnceCell, RefCell};
+use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::task::{Context, Poll};
 
-/// Most bytes that are read from an origin before the client takes some.
-const AHEAD_BYTES_MAX: usize = 64 << 10;
-/// The same while `edge.buffered_bytes_max` bytes wait in the whole process.
+/// Most bytes that are read from an origin before a client of HTTP/1 takes some.
+pub const AHEAD_BYTES_HTTP1: usize = 32 << 10;
+/// The same for one stream of HTTP/2, of which one client may have many: the longest DATA frame
+/// that every client takes (RFC 9113, section 4.2).
+pub const AHEAD_BYTES_HTTP2: usize = 16 << 10;
+/// The same for both while `edge.buffered_bytes_max` bytes wait in the whole process.
 const AHEAD_BYTES_MIN: usize = 2 << 10;
+/// What an exchange reserves of `edge.buffered_bytes_max`: its response, or as much of an upload.
+const RESERVED_BYTES: usize = 80 << 10;
 /// Bytes that are given at once while the client takes nothing. Pingora stops reading when its
 /// queue is full; no bytes at all would look as if the origin were late.
-const TRICKLE_BYTES: usize = 1 << 10;
-/// What an exchange reserves of `edge.buffered_bytes_max`.
-const RESERVED_BYTES: usize = 80 << 10;
+const TRICKLE_BYTES: usize = 256;
 /// How often the task lets its other half, or an HTTP/2 connection, write first, before it counts
 /// the client as one that does not read.
 const YIELDS_MAX: u32 = 2;
+
+/// Number of exchanges so far.
+static EXCHANGES: AtomicU64 = AtomicU64::new(0);
 
 tokio::task_local! {
     static EXCHANGE: Exchange;
 }
 
+/// A message of an exchange.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Side {
+    Request,
+    Response,
+}
+
 /// The state of one exchange between a client and an origin.
 struct Exchange {
+    /// From 1 on.
+    number: u64,
     buffered_bytes: BufferedBytes,
+    ahead_bytes_max: usize,
     /// The exchange's share of all buffered bytes, from the first read of a response on. `None`:
     /// nothing was left.
     reserved: OnceCell<Option<Reservation>>,
@@ -37,19 +58,27 @@ struct Exchange {
     ahead: Cell<usize>,
     yields: Cell<u32>,
     client_waits: Cell<bool>,
+    /// Lines of trailers, each with its CRLF; empty: none, or not read yet.
+    request_trailers: RefCell<Bytes>,
+    response_trailers: RefCell<Bytes>,
 }
 
 /// Runs `future`, which serves one request, as an exchange.
 pub fn scope<F: Future>(
     buffered_bytes: BufferedBytes,
+    ahead_bytes_max: usize,
     future: F,
 ) -> impl Future<Output = F::Output> {
     let exchange = Exchange {
+        number: EXCHANGES.fetch_add(1, Relaxed) + 1,
         buffered_bytes,
+        ahead_bytes_max,
         reserved: OnceCell::new(),
         ahead: Cell::new(0),
         yields: Cell::new(0),
         client_waits: Cell::new(false),
+        request_trailers: RefCell::default(),
+        response_trailers: RefCell::default(),
     };
     EXCHANGE.scope(exchange, future)
 }
@@ -71,6 +100,22 @@ pub fn poll_room(cx: &mut Context<'_>) -> Poll<usize> {
     EXCHANGE.try_with(|exchange| exchange.poll_room(cx)).unwrap_or(Poll::Ready(usize::MAX))
 }
 
+/// The number of the current exchange, of which no other has the same. `None`: there is none.
+pub fn number() -> Option<u64> {
+    EXCHANGE.try_with(|exchange| exchange.number).ok()
+}
+
+/// Stores the trailers of a message: whole lines.
+pub fn store_trailers(side: Side, lines: Bytes) {
+    // Outside of an exchange the other side does not exist.
+    let _ = EXCHANGE.try_with(|exchange| exchange.trailers(side).replace(lines));
+}
+
+/// The trailers of a message. Empty: none, or not read yet.
+pub fn trailers(side: Side) -> Bytes {
+    EXCHANGE.try_with(|exchange| exchange.trailers(side).borrow().clone()).unwrap_or_default()
+}
+
 /// Whether the current task is in an exchange.
 pub fn is_current() -> bool {
     EXCHANGE.try_with(|_| ()).is_ok()
@@ -85,9 +130,16 @@ pub fn origin_read(bytes: usize) {
 }
 
 impl Exchange {
+    fn trailers(&self, side: Side) -> &RefCell<Bytes> {
+        match side {
+            Side::Request => &self.request_trailers,
+            Side::Response => &self.response_trailers,
+        }
+    }
+
     fn poll_room(&self, cx: &mut Context<'_>) -> Poll<usize> {
         let reserved = self.reserved.get_or_init(|| self.buffered_bytes.reserve(RESERVED_BYTES));
-        let ahead_max = if reserved.is_some() { AHEAD_BYTES_MAX } else { AHEAD_BYTES_MIN };
+        let ahead_max = if reserved.is_some() { self.ahead_bytes_max } else { AHEAD_BYTES_MIN };
         let ahead = self.ahead.get();
         // No read for a small rest: it would cost as much as a large one.
         if !self.client_waits.get() && ahead <= ahead_max / 2 {
@@ -121,7 +173,7 @@ mod tests {
     }
 
     async fn ahead(buffered_bytes: BufferedBytes) -> [usize; 3] {
-        scope(buffered_bytes, async {
+        scope(buffered_bytes, AHEAD_BYTES_HTTP1, async {
             let first = read_ahead();
             client_written(&Poll::Ready(()));
             let again = read_ahead();
@@ -134,7 +186,7 @@ mod tests {
     #[tokio::test]
     async fn little_is_read_while_the_client_waits() {
         let trickle = 5 * TRICKLE_BYTES;
-        let expect = AHEAD_BYTES_MAX + 2 * TRICKLE_BYTES;
+        let expect = AHEAD_BYTES_HTTP1 + 2 * TRICKLE_BYTES;
         assert_eq!(ahead(BufferedBytes::new(RESERVED_BYTES)).await, [expect, expect, trickle]);
         let expect = AHEAD_BYTES_MIN + 2 * TRICKLE_BYTES;
         assert_eq!(ahead(BufferedBytes::new(0)).await, [expect, expect, trickle]);

@@ -21,6 +21,17 @@ pub struct InForce {
 }
 
 /// Replaces the limits of a running [`Server`](super::Server).
+///
+/// ```
+/// use pixelgate::Limits;
+/// use pixelgate::http_server::LimitsHandle;
+///
+/// fn shut_out_slow_clients(limits: &LimitsHandle) {
+///     let mut strict = Limits::default();
+///     strict.header_timeout = std::time::Duration::from_secs(1);
+///     limits.set(strict);
+/// }
+/// ```
 #[derive(Clone)]
 pub struct LimitsHandle {
     pub(super) limits: Arc<ArcSwap<Limits>>,

@@ -13,32 +13,44 @@ use std::time::{Duration, Instant};
 const LOG_PAUSE: Duration = Duration::from_secs(10);
 
 /// The limits of the HTTP server.
+///
+/// ```
+/// use pixelgate::Limits;
+/// use std::time::Duration;
+///
+/// let mut limits = Limits::default();
+/// limits.header_timeout = Duration::from_secs(5);
+/// limits.connections_per_address_max = 100;
+/// ```
 #[derive(Debug, Clone)]
 #[cfg_attr(not(feature = "internals"), non_exhaustive)]
 pub struct Limits {
     /// Deadline for each of: a request's header from its first bytes, the first bytes of a
-    /// connection, a PROXY header, a TLS handshake. Also the length of an HTTP/2 tick.
+    /// connection, a PROXY header, a TLS handshake. Also the interval in which the frames of an
+    /// HTTP/2 connection are counted. Default: 10 s.
     pub header_timeout: Duration,
-    /// Longest time from the end of one request to the first byte of the next.
+    /// Longest time from the end of one request to the first byte of the next. Default: 75 s.
     pub keepalive: Duration,
-    /// Longest time for one write of a response.
+    /// Longest time for one write of a response. Default: 60 s.
     pub write_timeout: Duration,
-    /// Most open connections.
+    /// Most open connections. Default: 65,536.
     pub connections_max: usize,
     /// Most open connections per address (IPv6: per /64 network); 0: no limit. Trusted proxies and
-    /// Unix sockets are exempt.
+    /// Unix sockets are exempt. Default: 0.
     pub connections_per_address_max: usize,
-    /// Most requests on one connection; 0: no limit.
+    /// Most requests on one connection; 0: no limit. Default: 0.
     pub requests_per_connection_max: u32,
-    /// Longest request header, in bytes.
+    /// Longest request header, in bytes. Default: 64 KiB.
     pub header_bytes_max: usize,
-    /// Most lines of a request header, not counting the request line.
+    /// Most lines of a request header, not counting the request line. Default: 100.
     pub header_lines_max: usize,
-    /// Most concurrent streams on one HTTP/2 connection.
+    /// Most concurrent streams on one HTTP/2 connection. Default: 100.
     pub h2_streams_max: u32,
-    /// Whether each TCP connection must begin with a PROXY header (version 1 or 2).
+    /// Whether each TCP connection must begin with a PROXY header (version 1 or 2). Default:
+    /// `false`.
     pub proxy_protocol: bool,
     /// Whether the fast path answers event requests; if not, all requests take Pingora's path.
+    /// Default: `true`.
     pub answer_plain: bool,
 }
 

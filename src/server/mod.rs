@@ -32,11 +32,12 @@
 //! | `http1/target` | checks target and host, and brings the target into origin form |
 //! | `http1/grammar` | the bytes of names and values |
 //! | `http1/body` | finds the end of a body, by the strict grammar |
+//! | `http1/trailers` | carries trailers past Pingora, which drops them |
 //! | `http1/request_stream` | the stream of one request: Pingora reads nothing after its body |
 //! | `fast_path/request` | parses an event request |
 //! | `in_force` | the limits and settings of a request, and their replacement by a reload |
 //! | `origin_connector`, `origin_stream` | connections to origins, of which little is read ahead |
-//! | `exchange` | how many bytes of a response wait for a client that does not read |
+//! | `exchange` | what the streams of client and origin share: bytes that wait, trailers |
 //! | `buffered_bytes` | counts the bytes of bodies that wait in memory |
 //! | `http2` | serves an HTTP/2 connection |
 //! | `http2/options` | settings for the `h2` crate |

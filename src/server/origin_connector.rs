@@ -27,14 +27,43 @@ use tokio::sync::{mpsc, watch};
 const MARK: &[u8] = b"pixelgate-origin";
 
 /// The proxy that a [`Server`](super::Server) serves.
+///
+/// ```
+/// use pixelgate::http_server::{Proxy, Server};
+/// use pixelgate::{Limits, PixelGate};
+/// use std::sync::Arc;
+///
+/// fn server<SV>(proxy: Arc<Proxy<SV>>, gate: PixelGate) -> Server<SV> {
+///     Server::new(proxy, gate, Limits::default())
+/// }
+/// ```
 pub type Proxy<SV> = HttpProxy<SV, OriginConnector>;
 
 /// Opens connections to origins, of which Pingora reads only as much as a client takes. Pingora
 /// keeps idle ones in its own pool, as it does without a connector.
+///
+/// ```
+/// use pingora::upstreams::peer::HttpPeer;
+/// use pixelgate::http_server::OriginConnector;
+///
+/// // In `upstream_peer`:
+/// let mut peer = HttpPeer::new("127.0.0.1:9000", false, String::new());
+/// OriginConnector::route(&mut peer);
+/// ```
 pub struct OriginConnector(OriginTransport);
 
 /// The certificates that connections to origins are verified with, and what else is needed to open
 /// one. A clone is another handle to the same.
+///
+/// ```
+/// use pingora::connectors::ConnectorOptions;
+/// use pixelgate::http_server::OriginTransport;
+///
+/// let idle_connections_max = 128;
+/// let transport = OriginTransport::new(ConnectorOptions::new(idle_connections_max));
+/// let handle = transport.clone();
+/// handle.replace(ConnectorOptions::new(idle_connections_max)); // reads the certificates again
+/// ```
 #[derive(Clone)]
 pub struct OriginTransport(Arc<ArcSwap<TransportConnector>>);
 
@@ -95,6 +124,21 @@ impl Connector for OriginConnector {
 /// hands it out only to a connection of that service. So this starts such a service on a port of
 /// the loopback interface, connects to it once, and ends it.
 ///
+/// ```
+/// # use pingora::proxy::ProxyHttp;
+/// # use pingora::server::configuration::ServerConf;
+/// # use pixelgate::http_server::{self, Proxy};
+/// # use std::sync::Arc;
+/// # fn build<SV>(my_proxy: SV) -> std::io::Result<Arc<Proxy<SV>>>
+/// # where
+/// #     SV: ProxyHttp + Send + Sync + 'static,
+/// #     SV::CTX: Send + Sync,
+/// # {
+/// let proxy = http_server::proxy(&Arc::new(ServerConf::default()), my_proxy)?;
+/// # Ok(proxy)
+/// # }
+/// ```
+///
 /// # Errors
 ///
 /// The system refused a socket on the loopback interface.
@@ -107,6 +151,23 @@ where
 }
 
 /// As [`proxy`], with connections to origins that are opened by `transport`.
+///
+/// ```
+/// # use pingora::connectors::ConnectorOptions;
+/// # use pingora::proxy::ProxyHttp;
+/// # use pingora::server::configuration::ServerConf;
+/// # use pixelgate::http_server::{self, OriginTransport, Proxy};
+/// # use std::sync::Arc;
+/// # fn build<SV>(conf: &Arc<ServerConf>, my_proxy: SV) -> std::io::Result<Arc<Proxy<SV>>>
+/// # where
+/// #     SV: ProxyHttp + Send + Sync + 'static,
+/// #     SV::CTX: Send + Sync,
+/// # {
+/// let transport = OriginTransport::new(ConnectorOptions::from_server_conf(conf));
+/// let proxy = http_server::proxy_with(conf, my_proxy, transport.clone())?;
+/// # Ok(proxy)
+/// # }
+/// ```
 ///
 /// # Errors
 ///

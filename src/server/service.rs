@@ -24,6 +24,26 @@ const BUFFERED_BYTES_MAX_DEFAULT: usize = 256 << 20;
 /// [`Acceptor`](super::Acceptor) is the Pingora service that runs it. It also works as the
 /// application of one of Pingora's own services, with two differences: a connection takes its
 /// permit only after the TLS handshake, and a PROXY header is not read before the handshake.
+///
+/// ```
+/// # use pingora::proxy::ProxyHttp;
+/// # use pingora::server::configuration::ServerConf;
+/// # use pixelgate::http_server::{self, Acceptor, Listener};
+/// # use pixelgate::{Limits, PixelGate, Server};
+/// # use std::{net::TcpListener, sync::Arc};
+/// /// A Pingora service that answers events itself and passes on the rest to `inner`.
+/// fn service<SV>(inner: SV, gate: PixelGate, socket: TcpListener) -> std::io::Result<Acceptor<SV>>
+/// where
+///     SV: ProxyHttp + Send + Sync + 'static,
+///     SV::CTX: Send + Sync,
+/// {
+///     let proxy = http_server::proxy(&Arc::new(ServerConf::default()), inner)?;
+///     let mut acceptor = Acceptor::new("pixels", Server::new(proxy, gate, Limits::default()));
+///     socket.set_nonblocking(true)?;
+///     acceptor.listen(Listener::tcp(socket));
+///     Ok(acceptor)
+/// }
+/// ```
 pub struct Server<SV> {
     pub(super) proxy: Arc<Proxy<SV>>,
     pub(super) gate: PixelGate,

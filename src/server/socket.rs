@@ -36,6 +36,16 @@ enum Wire {
 }
 
 /// A socket with a write buffer that is freed when empty.
+///
+/// ```
+/// use pixelgate::http_server::Socket;
+/// use tokio::net::TcpListener;
+///
+/// async fn accept(listener: &TcpListener) -> std::io::Result<Socket> {
+///     let (stream, peer) = listener.accept().await?;
+///     Ok(Socket::tcp(stream, peer))
+/// }
+/// ```
 #[derive(Debug)]
 pub struct Socket {
     wire: Wire,

@@ -39,6 +39,12 @@ const SPARES_MAX: u64 = 3;
 const SPARES_PART_OF_BOUND: u64 = 8;
 
 /// What an accepted event survives from the moment it is answered (SPEC 6).
+///
+/// ```
+/// use pixelgate::config::{Durability, Spool};
+///
+/// assert_eq!(Spool::default().durability, Durability::Power);
+/// ```
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
 #[serde(rename_all = "lowercase")]
 #[cfg_attr(not(feature = "internals"), non_exhaustive)]
@@ -52,32 +58,43 @@ pub enum Durability {
 }
 
 /// The `[spool]` section.
+///
+/// ```
+/// use pixelgate::config::Spool;
+///
+/// let mut spool = Spool::default();
+/// spool.dir = "/var/lib/pixelgate/spool".into();
+/// spool.linger_ms = 5;
+/// assert!(spool.validate().is_ok());
+/// ```
 #[derive(Debug, Clone, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 #[cfg_attr(not(feature = "internals"), non_exhaustive)]
 pub struct Config {
     /// The spool's folder; created when absent. On a local file system with working `flock`.
+    /// Default: `data/spool`.
     pub dir: PathBuf,
-    /// What a 200 means.
+    /// What a 200 means. Default: `power`.
     pub durability: Durability,
-    /// Milliseconds that a group commit waits for more after its first event, 0 to 1000; less
-    /// after a `flush_now`.
+    /// How long a group commit waits for more events after its first one, in milliseconds, 0 to
+    /// 1000; less where every request in flight waits already. Default: 2.
     pub linger_ms: u64,
-    /// Milliseconds between two `fdatasync`s in `interval`, 1 to 60000.
+    /// Time between two `fdatasync`s in `interval`, in milliseconds, 1 to 60,000. Default: 50.
     pub sync_ms: u64,
     /// Longest time in seconds, 1 to 60, that an event waits for its commit. Then those that wait
-    /// are refused, and new ones are refused at once, until the disk answers.
+    /// are refused, and new ones are refused at once, until the disk answers. Default: 5.
     pub commit_seconds_max: u64,
     /// Time in seconds, 1 to 31536000, for which the device must have refused to read bytes before
-    /// their events count as lost.
+    /// their events count as lost. Default: 600.
     pub unreadable_seconds_max: u64,
     /// Most bytes of events not yet acknowledged by every upstream. Beyond it: `overloaded`. The
     /// files may hold up to five segments more: they are freed whole, and up to three are kept to
-    /// be written again.
+    /// be written again. At least 16 KiB. Default: 8 GiB.
     pub bytes_max: ByteSize,
-    /// The disk keeps at least this many bytes free; below it: `overloaded`.
+    /// The disk keeps at least this many bytes free; below it: `overloaded`. Default: 256 MiB.
     pub free_bytes_min: ByteSize,
-    /// Size of one segment file. A spool with a small `bytes_max` uses smaller ones: a quarter.
+    /// Size of one segment file, 4 KiB to 1 GiB. A spool with a small `bytes_max` uses smaller
+    /// ones: a quarter. Default: 64 MiB.
     pub segment_bytes: ByteSize,
 }
 

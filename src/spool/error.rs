@@ -7,6 +7,14 @@ use crate::config_error::ConfigError;
 
 /// Why a spool could not be opened. What its files hold is never a reason, nor is a disk that is
 /// full or fails (SPEC 6), unless the caller needs one that takes events.
+///
+/// ```
+/// use pixelgate::errors::{OpenError, SpoolError};
+///
+/// fn is_worth_a_retry(error: &OpenError) -> bool {
+///     matches!(error, OpenError::Spool(SpoolError::Busy(_)))
+/// }
+/// ```
 #[derive(Debug, thiserror::Error)]
 #[cfg_attr(not(feature = "internals"), non_exhaustive)]
 pub enum OpenError {
@@ -30,6 +38,19 @@ pub enum OpenError {
 }
 
 /// Why a spool was not closed completely.
+///
+/// ```
+/// # use pixelgate::PixelGate;
+/// # use pixelgate::errors::CloseError;
+/// # use std::time::Duration;
+/// fn stop(gate: &PixelGate) {
+///     match gate.close(Duration::from_secs(5)) {
+///         Err(CloseError::TimedOut) => eprintln!("the disk takes more than 5 s"),
+///         Err(error) => eprintln!("{error}"),
+///         Ok(()) => {}
+///     }
+/// }
+/// ```
 #[derive(Debug, thiserror::Error)]
 #[cfg_attr(not(feature = "internals"), non_exhaustive)]
 pub enum CloseError {

@@ -4,6 +4,7 @@
 //! I/O of its own.
 
 use std::io;
+use std::sync::atomic::Ordering::Relaxed;
 use std::sync::{Arc, mpsc};
 use std::time::{Duration, Instant};
 
@@ -170,6 +171,12 @@ impl Spool {
     /// segment that is being written keeps its size.
     pub fn set_config(&self, config: &ValidConfig) {
         self.handle.state.set_config(config);
+    }
+
+    /// When the last commit was done, in milliseconds since 1970, UTC; not in `memory`. One reading
+    /// of the clock serves all events of a commit.
+    pub fn last_commit_ms(&self) -> u64 {
+        self.handle.state.last_commit_ms.load(Relaxed)
     }
 
     /// The spool's content now.

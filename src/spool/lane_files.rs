@@ -45,7 +45,7 @@ pub(super) fn remove_lane(fs: &dyn Fs, dir: &Path) -> io::Result<()> {
     fs.remove_dir(dir)
 }
 
-/// Takes a file that is not there for one that was removed.
+/// The result of a removal: it has succeeded if the file was not there.
 pub(super) fn ignore_absent(result: io::Result<()>) -> io::Result<()> {
     match result {
         Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),

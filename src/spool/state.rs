@@ -83,6 +83,8 @@ pub struct SpoolState {
     pub flush_requested: AtomicBool,
     /// The groups of the commit that is under way.
     pub waiting: Waiting,
+    /// When the last commit was done, in milliseconds since 1970, UTC.
+    pub last_commit_ms: AtomicU64,
     /// This process's own lane, from when it could be made; also in `lanes`.
     own: OnceLock<Arc<Lane>>,
     /// The highest number of a lane that was found or is mentioned by another one.
@@ -147,6 +149,7 @@ impl SpoolState {
             parker: Arc::new(Parker::default()),
             flush_requested: AtomicBool::new(false),
             waiting: Waiting::default(),
+            last_commit_ms: AtomicU64::new(0),
             own: OnceLock::new(),
             newest_lane: AtomicU64::new(0),
             lanes: Mutex::default(),
@@ -233,6 +236,11 @@ impl SpoolState {
         self.unreadable_seconds_max.store(new.unreadable_seconds_max, Relaxed);
         // Maintenance compares the disk's free space with the new bound.
         self.request_maintenance();
+    }
+
+    /// Notes that a commit is done now. Call it before the groups of the commit are answered.
+    pub fn note_commit(&self) {
+        self.last_commit_ms.store(self.clock.unix_ms(), Relaxed);
     }
 
     /// Takes in what was found of the lanes `tried`. A lane whose totals another one has is not

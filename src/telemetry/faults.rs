@@ -12,6 +12,12 @@ use parking_lot::Mutex;
 use prometheus::{IntGaugeVec, Opts};
 
 /// What a fault is: `what` in `/status`, and the label of `pixelgate_faults`.
+///
+/// ```
+/// use pixelgate::custom::FaultKind;
+///
+/// assert_eq!(FaultKind::ConfigReload.as_str(), "config_reload");
+/// ```
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub enum FaultKind {
     /// The portal list could not be read, or was never loaded.
@@ -100,7 +106,15 @@ impl FaultKind {
     }
 }
 
-/// One fault that lasts.
+/// A condition that lasts and needs an operator.
+///
+/// ```
+/// use pixelgate::custom::Fault;
+///
+/// fn line(fault: &Fault) -> String {
+///     format!("{} ({}): {} {}", fault.what.as_str(), fault.subject, fault.text, fault.advice)
+/// }
+/// ```
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Fault {
     /// What it is.
@@ -116,6 +130,15 @@ pub struct Fault {
 }
 
 /// The faults of one gate. Cheap to clone: all clones are one list.
+///
+/// ```
+/// use pixelgate::custom::{FaultKind, Faults};
+///
+/// let faults = Faults::unregistered(); // a host has `PixelGate::faults`
+/// faults.raise(FaultKind::ConfigReload, "edge.toml", "It cannot be read.", "Look at its mode.");
+/// assert_eq!(faults.list()[0].subject, "edge.toml");
+/// faults.clear(FaultKind::ConfigReload, "edge.toml");
+/// ```
 #[derive(Clone)]
 pub struct Faults {
     inner: Arc<Inner>,
@@ -143,8 +166,8 @@ impl Faults {
         Faults::new(Arc::new(SystemClock), gauge)
     }
 
-    /// The fault `what` of `subject` lasts. Where it is raised already, it keeps its beginning, and
-    /// its text and advice are replaced.
+    /// Adds the fault `what` of `subject` to the list. A fault that is on it already keeps its
+    /// beginning, and gets the new text and advice.
     pub fn raise(
         &self,
         what: FaultKind,
@@ -164,7 +187,7 @@ impl Faults {
         self.inner.gauge.with_label_values(&[what.as_str()]).inc();
     }
 
-    /// The fault is over. Nothing happens where it was not raised.
+    /// Removes the fault from the list, if it is on it: its condition is over.
     pub fn clear(&self, what: FaultKind, subject: &str) {
         let mut faults = self.inner.faults.lock();
         if faults.remove(&(what, subject.to_owned())).is_some() {

@@ -10,6 +10,16 @@ use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering::Relaxed};
 /// Counters of connections and of requests in flight; clones share them.
 ///
 /// A request counts from before its verdict until its response is written or dropped.
+///
+/// ```
+/// use pixelgate::custom::InFlight;
+///
+/// let in_flight = InFlight::default();
+/// let guard = in_flight.enter();
+/// assert_eq!(in_flight.count(), 1);
+/// drop(guard);
+/// assert_eq!(in_flight.count(), 0);
+/// ```
 #[derive(Debug, Clone, Default)]
 pub struct InFlight(Arc<Counts>);
 
@@ -24,6 +34,18 @@ struct Counts {
 }
 
 /// Counts one request in flight until dropped. Owns its [`InFlight`] or borrows it.
+///
+/// ```
+/// use pixelgate::custom::{InFlight, InFlightGuard};
+///
+/// /// What a proxy keeps for each request.
+/// struct Ctx {
+///     _in_flight: InFlightGuard,
+/// }
+///
+/// let in_flight = InFlight::default();
+/// let ctx = Ctx { _in_flight: in_flight.enter() };
+/// ```
 #[derive(Debug)]
 pub struct InFlightGuard<F: Borrow<InFlight> = InFlight>(F);
 

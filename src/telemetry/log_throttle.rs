@@ -11,6 +11,17 @@ use std::time::{Duration, Instant};
 ///
 /// A period begins with the first line after the previous one is over, so a line that follows a
 /// quiet time is always written.
+///
+/// ```
+/// use pixelgate::tools::LogThrottle;
+/// use std::time::{Duration, Instant};
+///
+/// let mut throttle = LogThrottle::new(1, Duration::from_secs(10));
+/// let now = Instant::now();
+/// assert_eq!(throttle.admit(now), Some(0)); // write the line
+/// assert_eq!(throttle.admit(now), None); // leave it out
+/// assert_eq!(throttle.admit(now + Duration::from_secs(10)), Some(1)); // and say: 1 was left out
+/// ```
 #[derive(Debug, Clone)]
 pub struct LogThrottle {
     lines_max: u64,

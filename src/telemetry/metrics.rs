@@ -25,6 +25,12 @@ const COMMIT_BUCKETS_SECONDS: [f64; 12] =
     [1e-4, 2.5e-4, 5e-4, 1e-3, 2.5e-3, 5e-3, 1e-2, 2.5e-2, 0.1, 0.5, 2.0, 10.0];
 
 /// A limit of the HTTP server at which a connection ends (SPEC 9, `[edge]`).
+///
+/// ```
+/// use pixelgate::http_server::Limit;
+///
+/// assert_eq!(Limit::HeaderTime.as_str(), "header_time");
+/// ```
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[cfg_attr(not(feature = "internals"), non_exhaustive)]
 pub enum Limit {
@@ -99,6 +105,14 @@ impl Limit {
 }
 
 /// The counters of one gate. Cheap to clone: every field is a handle.
+///
+/// ```
+/// use pixelgate::tools::Metrics;
+///
+/// let metrics = Metrics::new(); // a host has `PixelGate::metrics`
+/// metrics.count_accepted();
+/// assert_eq!(metrics.verdicts().0, 1);
+/// ```
 #[derive(Clone)]
 pub struct Metrics {
     registered: Arc<Registered>,

@@ -22,20 +22,39 @@ pub const BATCH_BYTES_MAX: u64 = 64 << 20;
 pub const BATCH_LINGER_MS_MAX: u64 = 600_000;
 
 /// The `[batch]` section (SPEC 7): when a batch is closed.
+///
+/// ```
+/// use pixelgate::config::Batch;
+///
+/// let mut batch = Batch::default();
+/// batch.events_max = 1000;
+/// assert!(batch.validate().is_ok());
+/// ```
 #[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 #[cfg_attr(not(feature = "internals"), non_exhaustive)]
 pub struct BatchConfig {
-    /// Maximum number of events in a batch.
+    /// Maximum number of events in a batch, 1 to 100,000. Default: 500.
     pub events_max: usize,
     /// Maximum number of bytes in a batch before compression: the spool records plus
-    /// [`Batch::EVENT_OVERHEAD_BYTES`] each. A larger event is sent alone.
+    /// [`Batch::EVENT_OVERHEAD_BYTES`] each; at most 64 MiB. A larger event is sent alone. Default:
+    /// 1 MiB.
     pub bytes_max: ByteSize,
-    /// How long the first event of a batch waits for further events, in milliseconds.
+    /// How long the first event of a batch waits for further events, in milliseconds, at most
+    /// 600,000. Default: 1000.
     pub linger_ms: u64,
 }
 
 /// The `[upstream.batch]` table: what one upstream does differently from `[batch]`.
+///
+/// ```
+/// use pixelgate::config::{Batch, BatchOverride};
+///
+/// let mut own = BatchOverride::default();
+/// own.events_max = Some(10);
+/// let batch = own.over(&Batch::default());
+/// assert_eq!((batch.events_max, batch.linger_ms), (10, 1000));
+/// ```
 #[derive(Debug, Clone, Default, PartialEq, Eq, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 #[cfg_attr(not(feature = "internals"), non_exhaustive)]
@@ -49,6 +68,16 @@ pub struct BatchOverride {
 }
 
 /// Events that one upstream receives together.
+///
+/// ```
+/// use pixelgate::Batch;
+///
+/// /// The portals that a batch has events of.
+/// fn portals(batch: &Batch) -> Vec<u64> {
+///     batch.events().filter_map(Result::ok).map(|event| event.portal).collect()
+/// }
+/// # assert!(portals(&Batch::new(Vec::new())).is_empty());
+/// ```
 #[derive(Debug, Clone)]
 pub struct Batch {
     id: Uuid,
@@ -57,6 +86,19 @@ pub struct Batch {
 }
 
 /// An encoded batch, ready to be sent any number of times.
+///
+/// ```
+/// use pixelgate::Batch;
+/// use pixelgate::custom::Body;
+///
+/// /// The records one behind the other, joined once for all attempts.
+/// fn body(batch: &Batch) -> Option<&Body> {
+///     batch.body_or_encode(|records| {
+///         let bytes = records.concat();
+///         Some(Body { plain_bytes: bytes.len(), bytes: bytes.into() })
+///     })
+/// }
+/// ```
 #[derive(Debug, Clone)]
 pub struct Body {
     /// The bytes of the request body, compressed.

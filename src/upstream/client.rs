@@ -18,6 +18,7 @@ use reqwest::{RequestBuilder, Response, redirect};
 use rustls::ClientConfig;
 use url::Url;
 
+use super::limits::{CONCURRENCY_MAX, TIMEOUT_SECONDS_MAX, check_connection_seconds, check_within};
 use super::names::Names;
 use super::tls::{Tls, tls_config};
 use crate::proxy::proxied;
@@ -39,7 +40,7 @@ const USER_AGENT: &str = concat!("pixelgate/", env!("CARGO_PKG_VERSION"));
 pub struct Setup {
     /// Time from the start of a request to the end of its response.
     pub timeout_seconds: u64,
-    /// Maximum number of idle connections.
+    /// Maximum number of idle connections: `concurrency_max`.
     pub connections: usize,
     /// How long an idle connection is kept.
     pub idle_seconds: u64,
@@ -49,6 +50,20 @@ pub struct Setup {
     pub http1_only: bool,
     /// The configured proxy; empty: none, whatever the environment says. `None`: the environment's.
     pub proxy: Option<Secret>,
+}
+
+impl Setup {
+    /// Checks the keys that the settings come from.
+    ///
+    /// # Errors
+    ///
+    /// The first key whose value cannot be used.
+    pub fn validate(&self) -> Result<(), ConfigError> {
+        check_within("timeout_seconds", self.timeout_seconds, TIMEOUT_SECONDS_MAX)?;
+        check_connection_seconds(self.connection_seconds_max)?;
+        crate::proxy::check(self.proxy.as_ref())?;
+        check_within("concurrency_max", self.connections as u64, CONCURRENCY_MAX as u64)
+    }
 }
 
 /// The HTTP client of one upstream. A clone is another handle to the same connections.

@@ -13,6 +13,12 @@ const GZIP_LEVEL: u32 = 3;
 const ZSTD_LEVEL: i32 = 1;
 
 /// The compression of a body.
+///
+/// ```
+/// use pixelgate::config::Compression;
+///
+/// assert_eq!(Compression::default().content_encoding(), Some("gzip"));
+/// ```
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Compression {

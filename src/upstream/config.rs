@@ -51,12 +51,24 @@ pub struct Config {
     pub batch: BatchOverride,
     /// After so many failed attempts the events of a batch are to blame, if the upstream took
     /// others meanwhile: the batch is halved, and a single event becomes a dead letter. 0: never.
+    /// At most 1,000,000. Default: 12.
     pub attempts_max: u32,
     /// The kind and its settings.
     pub kind: Kind,
 }
 
-/// A [`Config`] that [`Config::validate_all`] has checked.
+/// A [`Config`] that [`Config::validate`] has checked: only such a one is built.
+///
+/// ```
+/// # let dir = tempfile::tempdir()?;
+/// # let dir = dir.path();
+/// use pixelgate::config::{FileUpstream, Upstream};
+///
+/// let files = Upstream::new("files", FileUpstream::new(dir)).validate()?;
+/// let built = files.build()?;
+/// assert_eq!((files.name.as_str(), built.kind()), ("files", "file"));
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
 #[derive(Debug, Clone)]
 pub struct ValidConfig(Config);
 
@@ -85,8 +97,16 @@ impl Config {
         Config::new("events", file::Config::default())
     }
 
-    /// Checks all settings that need neither disk nor network.
-    pub fn validate(&self) -> Result<(), ConfigError> {
+    /// Checks all settings, as far as that needs neither disk nor network.
+    ///
+    /// # Errors
+    ///
+    /// The first key whose value cannot be used.
+    pub fn validate(&self) -> Result<ValidConfig, ConfigError> {
+        self.check().map(|()| ValidConfig(self.clone()))
+    }
+
+    fn check(&self) -> Result<(), ConfigError> {
         check_name(&self.name)?;
         let batch = self.batch.over(&BatchConfig::default());
         batch.validate().map_err(|e| e.within(&format!("upstream.{}", self.name)))?;
@@ -108,33 +128,6 @@ impl Config {
             Kind::Nats(config) => config.validate(),
         }
         .map_err(|e| e.within(&format!("upstream.{}", self.name)))
-    }
-
-    /// Validates the settings and builds the upstream.
-    ///
-    /// # Errors
-    ///
-    /// The first key whose value cannot be used.
-    pub fn build(&self) -> Result<Arc<dyn Upstream>, ConfigError> {
-        self.validate()?;
-        self.build_valid()
-    }
-
-    fn build_valid(&self) -> Result<Arc<dyn Upstream>, ConfigError> {
-        let built: Result<Arc<dyn Upstream>, ConfigError> = match &self.kind {
-            Kind::File(config) => config.build().map(|u| Arc::new(u) as Arc<dyn Upstream>),
-            #[cfg(feature = "http")]
-            Kind::Http(config) => config.build().map(|u| Arc::new(u) as Arc<dyn Upstream>),
-            #[cfg(feature = "http")]
-            Kind::Legacy(config) => config.build().map(|u| Arc::new(u) as Arc<dyn Upstream>),
-            #[cfg(feature = "http")]
-            Kind::Hubspot(config) => config.build().map(|u| Arc::new(u) as Arc<dyn Upstream>),
-            #[cfg(feature = "kafka")]
-            Kind::Kafka(config) => config.build().map(|u| Arc::new(u) as Arc<dyn Upstream>),
-            #[cfg(feature = "nats")]
-            Kind::Nats(config) => config.build().map(|u| Arc::new(u) as Arc<dyn Upstream>),
-        };
-        built.map_err(|e| e.within(&format!("upstream.{}", self.name)))
     }
 
     /// Whether this upstream sends on the `Host` that an event came with.
@@ -175,7 +168,7 @@ impl Config {
         }
         let mut names = HashSet::new();
         for config in all {
-            config.validate()?;
+            config.check()?;
             if !names.insert(&config.name) {
                 let reason = format!("two upstreams are named `{}`", config.name);
                 return Err(ConfigError::new("upstream.name", reason));
@@ -192,14 +185,27 @@ impl ValidConfig {
     ///
     /// The key of the file that cannot be used.
     pub fn build(&self) -> Result<Arc<dyn Upstream>, ConfigError> {
-        self.0.build_valid()
+        let built: Result<Arc<dyn Upstream>, ConfigError> = match &self.kind {
+            Kind::File(config) => config.build().map(|u| Arc::new(u) as Arc<dyn Upstream>),
+            #[cfg(feature = "http")]
+            Kind::Http(config) => config.build().map(|u| Arc::new(u) as Arc<dyn Upstream>),
+            #[cfg(feature = "http")]
+            Kind::Legacy(config) => config.build().map(|u| Arc::new(u) as Arc<dyn Upstream>),
+            #[cfg(feature = "http")]
+            Kind::Hubspot(config) => config.build().map(|u| Arc::new(u) as Arc<dyn Upstream>),
+            #[cfg(feature = "kafka")]
+            Kind::Kafka(config) => config.build().map(|u| Arc::new(u) as Arc<dyn Upstream>),
+            #[cfg(feature = "nats")]
+            Kind::Nats(config) => config.build().map(|u| Arc::new(u) as Arc<dyn Upstream>),
+        };
+        built.map_err(|e| e.within(&format!("upstream.{}", self.name)))
     }
 }
 
 impl Config {
     /// How long a connection is used, in seconds. `None` for a kind without connections, and for
     /// those that open theirs anew themselves: `http`, `legacy` and `hubspot`.
-    pub fn connection_seconds_max(&self) -> Option<u64> {
+    pub(super) fn connection_seconds_max(&self) -> Option<u64> {
         match &self.kind {
             #[cfg(feature = "kafka")]
             Kind::Kafka(config) => Some(config.connection_seconds_max),
@@ -210,7 +216,7 @@ impl Config {
     }
 
     /// The servers of such a kind, each as `host:port`.
-    pub fn servers(&self) -> Vec<String> {
+    pub(super) fn servers(&self) -> Vec<String> {
         match &self.kind {
             #[cfg(feature = "kafka")]
             Kind::Kafka(config) => config.hosts(),
@@ -222,7 +228,7 @@ impl Config {
 
     /// The files that the settings name, which are read again when they change. Without those of
     /// kind `file`, which are written.
-    pub fn files(&self) -> Vec<PathBuf> {
+    pub(super) fn files(&self) -> Vec<PathBuf> {
         let named: Vec<Option<&Path>> = match &self.kind {
             Kind::File(_) => Vec::new(),
             #[cfg(feature = "http")]
@@ -244,7 +250,7 @@ impl ValidConfig {
     /// The kind's settings as a reload changes them: what only a new process can change stays: the
     /// name, the kind, `order`, and where that keeps an order, `concurrency_max`. `None`: nothing
     /// of them can be reloaded.
-    pub fn reloaded(&self, new: &Config) -> Option<ValidConfig> {
+    pub(super) fn reloaded(&self, new: &Config) -> Option<ValidConfig> {
         let kind = reloaded(&self.kind, &new.kind).filter(|_| self.name == new.name)?;
         Some(ValidConfig(Config { kind, ..self.0.clone() }))
     }

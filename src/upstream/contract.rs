@@ -9,6 +9,30 @@ use super::outcome::Outcome;
 ///
 /// `send` makes exactly one attempt. Its future may be dropped at any point, as at a stop, and it
 /// may be called for several batches in parallel, up to [`Upstream::concurrency_max`].
+///
+/// ```
+/// use async_trait::async_trait;
+/// use pixelgate::custom::Failure;
+/// use pixelgate::{Batch, Outcome, Upstream};
+/// use tokio::sync::mpsc;
+///
+/// /// Passes the records on to a task of the host's.
+/// struct Channel(mpsc::Sender<Batch>);
+///
+/// #[async_trait]
+/// impl Upstream for Channel {
+///     fn kind(&self) -> &'static str {
+///         "channel"
+///     }
+///
+///     async fn send(&self, batch: &Batch) -> Outcome {
+///         match self.0.send(batch.clone()).await {
+///             Ok(()) => Outcome::Delivered,
+///             Err(_) => Outcome::Retry(Failure::new("the task has ended")),
+///         }
+///     }
+/// }
+/// ```
 #[async_trait]
 pub trait Upstream: Send + Sync + 'static {
     /// The kind's name as in the configuration, for status and logs.

@@ -11,6 +11,13 @@ use super::bot;
 use crate::event::{RawRecord, WireWriter};
 
 /// The format of a body.
+///
+/// ```
+/// use pixelgate::config::BatchFormat;
+///
+/// assert_eq!(BatchFormat::default(), BatchFormat::Json);
+/// assert_eq!(BatchFormat::Ndjson.content_type(), "application/x-ndjson");
+/// ```
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Deserialize)]
 #[serde(rename_all = "lowercase")]
 #[cfg_attr(not(feature = "internals"), non_exhaustive)]

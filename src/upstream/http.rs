@@ -17,10 +17,7 @@ use super::client::Client;
 use super::compress::{Compression, compress};
 use super::contract::Upstream;
 use super::encode::{Format, encode};
-use super::limits::{
-    CONCURRENCY_MAX, CONNECTION_SECONDS_DEFAULT, TIMEOUT_SECONDS_MAX, check_connection_seconds,
-    check_within,
-};
+use super::limits::CONNECTION_SECONDS_DEFAULT;
 use super::outcome::{Failure, Outcome};
 use super::sign::Signer;
 use super::tls::Tls;
@@ -55,6 +52,15 @@ const HEADERS_OURS: &[&str] = &[
 ];
 
 /// The settings of an `[[upstream]]` of kind `http`.
+///
+/// ```
+/// use pixelgate::config::{BatchFormat, HttpUpstream, Secret, Upstream};
+///
+/// let mut collector = HttpUpstream::default();
+/// collector.url = Secret::new("https://collector.example/events");
+/// collector.format = BatchFormat::Ndjson;
+/// assert!(Upstream::new("collector", collector).validate().is_ok());
+/// ```
 #[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 #[cfg_attr(not(feature = "internals"), non_exhaustive)]
@@ -65,18 +71,20 @@ pub struct Config {
     pub format: Format,
     /// The compression of a body.
     pub compression: Compression,
-    /// Headers that are added to every request. Values may hold `${ENV}`.
+    /// Headers that are added to every request, at most 32. Values may hold `${ENV}`.
     pub headers: BTreeMap<String, Secret>,
     /// Key that signs every request after Standard Webhooks 1.0: `whsec_…`. May hold `${ENV}`.
     pub secret: Option<Secret>,
-    /// Time for one request, from connecting to the end of the response, in seconds.
+    /// Time for one request, from connecting to the end of the response, in seconds, 1 to 300.
+    /// Default: 10.
     pub timeout_seconds: u64,
-    /// How long a connection is used, in seconds.
+    /// How long a connection is used, in seconds, 1 to 86,400. Default: 300.
     pub connection_seconds_max: u64,
     /// The proxy for all requests: `http://` or `https://`; empty: none. `None`: that of the
     /// environment. May hold `${ENV}`.
     pub proxy: Option<Secret>,
-    /// Maximum number of batches in flight. The concurrency limiter stays at or below it.
+    /// Maximum number of batches in flight, 1 to 64. The concurrency limiter stays at or below it.
+    /// Default: 8.
     pub concurrency_max: usize,
     /// Whether each portal's events are delivered in order.
     pub order: Order,
@@ -89,6 +97,13 @@ pub struct Config {
 }
 
 /// In which order events are delivered.
+///
+/// ```
+/// use pixelgate::config::{HttpUpstream, Order};
+///
+/// let mut collector = HttpUpstream::default();
+/// collector.order = Order::Portal;
+/// ```
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Order {
@@ -143,17 +158,25 @@ impl Default for Config {
 impl Config {
     /// Checks the limits, the URL, the headers and the secret.
     pub fn validate(&self) -> Result<(), ConfigError> {
-        check_within("timeout_seconds", self.timeout_seconds, TIMEOUT_SECONDS_MAX)?;
-        check_connection_seconds(self.connection_seconds_max)?;
-        crate::proxy::check(self.proxy.as_ref())?;
-        check_within("concurrency_max", self.concurrency_max as u64, CONCURRENCY_MAX as u64)?;
+        self.setup().validate()?;
         parse_url(&self.url)?;
         self.own_headers()?;
         self.signer().map(drop)
     }
 
+    fn setup(&self) -> client::Setup {
+        client::Setup {
+            timeout_seconds: self.timeout_seconds,
+            connections: self.concurrency_max,
+            idle_seconds: IDLE_SECONDS_MAX,
+            http1_only: false,
+            connection_seconds_max: self.connection_seconds_max,
+            proxy: self.proxy.clone(),
+        }
+    }
+
     /// Builds the upstream. Reads the certificates; resolves no name and opens no connection.
-    pub fn build(&self) -> Result<Http, ConfigError> {
+    pub(in crate::upstream) fn build(&self) -> Result<Http, ConfigError> {
         let url = parse_url(&self.url)?;
         let mut headers = self.own_headers()?;
         let content_type = HeaderValue::from_static(self.format.content_type());
@@ -163,16 +186,8 @@ impl Config {
         }
         let tls =
             Tls { ca: self.ca.as_deref(), cert: self.cert.as_deref(), key: self.key.as_deref() };
-        let setup = client::Setup {
-            timeout_seconds: self.timeout_seconds,
-            connections: self.concurrency_max,
-            idle_seconds: IDLE_SECONDS_MAX,
-            http1_only: false,
-            connection_seconds_max: self.connection_seconds_max,
-            proxy: self.proxy.clone(),
-        };
         Ok(Http {
-            client: Client::build(&url, setup, &tls)?,
+            client: Client::build(&url, self.setup(), &tls)?,
             url,
             headers,
             signer: self.signer()?,
@@ -313,6 +328,7 @@ impl Upstream for Http {
 
 #[cfg(test)]
 mod tests {
+    use super::super::limits::{CONCURRENCY_MAX, TIMEOUT_SECONDS_MAX};
     use super::*;
 
     fn config(rest: &str) -> Config {

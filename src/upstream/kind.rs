@@ -9,6 +9,13 @@ use super::nats;
 use super::{http, hubspot, legacy};
 
 /// The kinds that are built in, by the value of `kind`.
+///
+/// ```
+/// use pixelgate::config::{FileUpstream, UpstreamKind};
+///
+/// let kind = UpstreamKind::from(FileUpstream::new("/var/lib/pixelgate/events"));
+/// assert!(matches!(kind, UpstreamKind::File(_)));
+/// ```
 #[derive(Debug, Clone, PartialEq, Eq)]
 #[cfg_attr(not(feature = "internals"), non_exhaustive)]
 pub enum Kind {

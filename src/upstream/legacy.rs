@@ -41,10 +41,7 @@ use super::batch::Batch;
 use super::client::Client;
 use super::contract::Upstream;
 use super::http::{PORTAL, parse_url};
-use super::limits::{
-    CONCURRENCY_MAX, CONNECTION_SECONDS_DEFAULT, TIMEOUT_SECONDS_MAX, check_connection_seconds,
-    check_within,
-};
+use super::limits::CONNECTION_SECONDS_DEFAULT;
 use super::outcome::{Failure, Outcome, Part};
 use super::tls::Tls;
 use super::{answer, client};
@@ -71,6 +68,14 @@ const OWN_HEADERS: [HeaderName; 8] = [
 ];
 
 /// The settings of an `[[upstream]]` of kind `legacy`.
+///
+/// ```
+/// use pixelgate::config::{LegacyUpstream, Secret, Upstream};
+///
+/// let mut backend = LegacyUpstream::default();
+/// backend.url = Secret::new("http://backend.example/v1/event/");
+/// assert!(Upstream::new("backend", backend).validate().is_ok());
+/// ```
 #[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 #[cfg_attr(not(feature = "internals"), non_exhaustive)]
@@ -80,11 +85,11 @@ pub struct Config {
     pub url: Secret,
     /// Whether each request has the `Host` that the event came with.
     pub keep_host: bool,
-    /// Maximum number of requests in flight.
+    /// Maximum number of requests in flight, 1 to 64. Default: 8.
     pub concurrency_max: usize,
-    /// Time for one request, in seconds.
+    /// Time for one request, in seconds, 1 to 300. Default: 10.
     pub timeout_seconds: u64,
-    /// How long a connection is used, in seconds.
+    /// How long a connection is used, in seconds, 1 to 86,400. Default: 300.
     pub connection_seconds_max: u64,
     /// The proxy for all requests: `http://` or `https://`; empty: none. `None`: that of the
     /// environment. May hold `${ENV}`.
@@ -93,7 +98,15 @@ pub struct Config {
     pub on_unknown: OnUnknown,
 }
 
-/// What happens to an event with revenue whose result is unknown: see [the module](self).
+/// What happens to an event with revenue of which it is not known whether the backend has counted
+/// it: the request was sent and no response arrived, or a gateway lost the backend (502, 504).
+///
+/// ```
+/// use pixelgate::config::{LegacyUpstream, OnUnknown};
+///
+/// let mut backend = LegacyUpstream::default();
+/// backend.on_unknown = OnUnknown::Retry;
+/// ```
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum OnUnknown {
@@ -175,26 +188,26 @@ impl Default for Config {
 impl Config {
     /// Checks the limits and the URL.
     pub fn validate(&self) -> Result<(), ConfigError> {
-        check_within("timeout_seconds", self.timeout_seconds, TIMEOUT_SECONDS_MAX)?;
-        check_connection_seconds(self.connection_seconds_max)?;
-        crate::proxy::check(self.proxy.as_ref())?;
-        check_within("concurrency_max", self.concurrency_max as u64, CONCURRENCY_MAX as u64)?;
+        self.setup().validate()?;
         Address::new(&self.url).map(drop)
     }
 
-    /// Builds the upstream. Resolves no name and opens no connection.
-    pub fn build(&self) -> Result<Legacy, ConfigError> {
-        let address = Address::new(&self.url)?;
-        let setup = client::Setup {
+    fn setup(&self) -> client::Setup {
+        client::Setup {
             timeout_seconds: self.timeout_seconds,
             connections: self.concurrency_max,
             idle_seconds: IDLE_SECONDS_MAX,
             http1_only: self.keep_host,
             connection_seconds_max: self.connection_seconds_max,
             proxy: self.proxy.clone(),
-        };
+        }
+    }
+
+    /// Builds the upstream. Resolves no name and opens no connection.
+    pub(in crate::upstream) fn build(&self) -> Result<Legacy, ConfigError> {
+        let address = Address::new(&self.url)?;
         let replayer = Replayer {
-            client: Client::build(&address.url, setup, &Tls::default())?,
+            client: Client::build(&address.url, self.setup(), &Tls::default())?,
             address,
             keep_host: self.keep_host,
             on_unknown: self.on_unknown,

@@ -4,6 +4,23 @@ use std::borrow::Cow;
 use std::time::Duration;
 
 /// How one attempt ended.
+///
+/// ```
+/// use pixelgate::Outcome;
+/// use pixelgate::custom::Failure;
+///
+/// /// What the status of a backend's answer means.
+/// fn outcome(status: u16) -> Outcome {
+///     match status {
+///         200..=299 => Outcome::Delivered,
+///         413 => Outcome::TooLarge(Failure::answered(status)),
+///         400 | 422 => Outcome::Rejected(Failure::answered(status)),
+///         401 | 403 | 404 => Outcome::Fault(Failure::answered(status)),
+///         _ => Outcome::Retry(Failure::answered(status)),
+///     }
+/// }
+/// assert_eq!(outcome(503).label(), "retry");
+/// ```
 #[derive(Debug, Clone, PartialEq, Eq)]
 #[cfg_attr(not(feature = "internals"), non_exhaustive)]
 pub enum Outcome {
@@ -26,6 +43,16 @@ pub enum Outcome {
 }
 
 /// Events of one batch with the same outcome.
+///
+/// ```
+/// use pixelgate::Outcome;
+/// use pixelgate::custom::{Failure, Part};
+///
+/// // The first event is delivered, the second one is refused for good.
+/// let refused = Outcome::Rejected(Failure::answered(422));
+/// let parts = vec![Part::new(vec![0], Outcome::Delivered), Part::new(vec![1], refused)];
+/// let outcome = Outcome::Mixed(parts);
+/// ```
 #[derive(Debug, Clone, PartialEq, Eq)]
 #[cfg_attr(not(feature = "internals"), non_exhaustive)]
 pub struct Part {
@@ -38,6 +65,15 @@ pub struct Part {
 
 /// Why an attempt did not deliver. Shown in logs, `/status` and dead letters, so it holds no data
 /// of an event or of an upstream's response, except a portal's number.
+///
+/// ```
+/// use pixelgate::custom::Failure;
+/// use std::time::Duration;
+///
+/// let mut failure = Failure::answered(429).of_these_events();
+/// failure.after = Some(Duration::from_secs(30));
+/// assert_eq!(failure.what, "answered 429");
+/// ```
 #[derive(Debug, Clone, PartialEq, Eq)]
 #[cfg_attr(not(feature = "internals"), non_exhaustive)]
 pub struct Failure {

@@ -287,7 +287,7 @@ fn what_is_wrong_with_the_configuration_is_named_by_its_key() {
     fn check(text: &str, key: &str, word: &str) {
         let config: Config =
             toml::from_str(&format!("name = 'log'\nkind = 'nats'\n{text}")).unwrap();
-        let error = config.build().map(drop).unwrap_err();
+        let error = config.validate().and_then(|valid| valid.build()).map(drop).unwrap_err();
         assert_eq!(error.key(), format!("upstream.log.{key}"), "{error}");
         assert!(error.reason().contains(word), "{error}");
         assert!(!format!("{error:?}").contains("s3cret"), "{error:?}");

@@ -130,6 +130,28 @@ async fn one_event_that_always_fails_stops_no_other_in_slow_traffic() {
     }
 }
 
+/// With two attempts the batch is halved before it has failed three times.
+#[tokio::test(start_paused = true)]
+async fn poison_is_shown_however_few_its_attempts_are() {
+    let upstream = Timed::new(|_, batch| {
+        let failed = Outcome::Retry(answered(500));
+        (SECOND / 100, if is_poison(batch) { failed } else { Outcome::Delivered })
+    });
+    let mut rig = upstream.rig("attempts_max = 2\nbatch = { events_max = 20, linger_ms = 5 }");
+    let mut has_been_shown = false;
+    for _ in 0..300 {
+        rig.accept_readable(10).await;
+        sleep(SECOND / 50).await;
+        has_been_shown |= rig.faults.list().iter().any(|fault| fault.what.as_str() == "poison");
+    }
+    rig.settled("own").await;
+    assert_eq!(rig.dead("own").len(), 3);
+    assert!(has_been_shown);
+    sleep(2 * SECOND).await;
+    assert_eq!(rig.faults.list(), []);
+    rig.stop().await;
+}
+
 #[tokio::test(start_paused = true)]
 async fn an_event_that_failed_alone_while_others_were_delivered_is_a_dead_letter() {
     let upstream = Timed::new(|_, batch| {

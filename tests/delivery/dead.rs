@@ -27,7 +27,7 @@ fn upstream(backend: &Backend) -> String {
 
 fn built(backend: &Backend) -> Arc<dyn Upstream> {
     let text = format!("name = 'collector'\nkind = 'http'\nurl = '{}'", backend.url("/in"));
-    toml::from_str::<Config>(&text).unwrap().build().unwrap()
+    toml::from_str::<Config>(&text).unwrap().validate().unwrap().build().unwrap()
 }
 
 /// Refuses each batch that holds one of these events.

@@ -8,7 +8,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use crate::delivery::{Rig, STOP_WITHIN};
-use pixelgate::internals::upstream::{Batch, Outcome, Upstream, file};
+use pixelgate::internals::upstream::{Batch, Config, Outcome, Upstream, file};
 use serde_json::Value;
 
 fn config(dir: &Path, rest: &str) -> String {
@@ -17,6 +17,11 @@ fn config(dir: &Path, rest: &str) -> String {
         "batch = {{ events_max = 50, linger_ms = 5 }}\n\
          [[upstream]]\nname = 'files'\nkind = 'file'\ndir = '{dir}'\n{rest}\n"
     )
+}
+
+/// The upstream alone, without a worker that retries.
+fn built(dir: &tempfile::TempDir) -> Arc<dyn Upstream> {
+    Config::new("files", file::Config::new(dir.path())).validate().unwrap().build().unwrap()
 }
 
 fn files(dir: &Path, suffix: &str) -> Vec<PathBuf> {
@@ -102,8 +107,7 @@ async fn a_line_torn_by_a_crash_is_cut_off_and_what_is_whole_is_kept() {
         let dir = tempfile::tempdir().unwrap();
         let part = dir.path().join("20260101T000000.000Z-00000001.ndjson.part");
         fs::write(&part, &left).unwrap();
-        let rest = file::Config { dir: dir.path().to_path_buf(), ..file::Config::default() };
-        let upstream = rest.build().unwrap();
+        let upstream = built(&dir);
         assert!(!part.exists());
         let finished = files(dir.path(), ".ndjson");
         let texts: Vec<_> = finished.iter().map(|p| fs::read_to_string(p).unwrap()).collect();
@@ -243,8 +247,7 @@ async fn a_folder_that_cannot_be_written_to_is_retried_until_it_can() {
 #[tokio::test]
 async fn a_record_that_cannot_be_read_is_refused_and_not_written() {
     let dir = tempfile::tempdir().unwrap();
-    let config = file::Config { dir: dir.path().to_path_buf(), ..file::Config::default() };
-    let upstream: Arc<dyn Upstream> = Arc::new(config.build().unwrap());
+    let upstream = built(&dir);
     let outcome = upstream.send(&Batch::new(vec!["nonsense".into()])).await;
     assert!(matches!(outcome, Outcome::Rejected(_)), "{outcome:?}");
     upstream.close().await;
@@ -256,7 +259,6 @@ fn a_foreign_file_is_left_alone() {
     let dir = tempfile::tempdir().unwrap();
     let mut foreign = fs::File::create(dir.path().join("notes.part")).unwrap();
     foreign.write_all(b"half a line").unwrap();
-    let config = file::Config { dir: dir.path().to_path_buf(), ..file::Config::default() };
-    drop(config.build().unwrap());
+    drop(built(&dir));
     assert_eq!(fs::read_to_string(dir.path().join("notes.part")).unwrap(), "half a line");
 }

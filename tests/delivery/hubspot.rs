@@ -278,7 +278,7 @@ async fn a_fault_that_lasts_longer_than_it_may_ends_in_dead_letters_that_can_be_
     hubspot.script(|_| Fault::None);
     let right: toml::Table = config(&hubspot, "").parse().unwrap();
     let right: upstream::Config = right["upstream"][0].clone().try_into().unwrap();
-    let right = right.build().unwrap();
+    let right = right.validate().unwrap().build().unwrap();
     let batch = BatchConfig::default();
     let done = rig.replay("crm", &*right, &batch).await;
     assert_eq!((done.delivered, done.refused, done.undelivered), (20, 0, 3));
@@ -403,7 +403,7 @@ async fn what_does_not_fit_is_a_dead_letter_with_its_reason_and_can_be_replayed(
     let right: toml::Table =
         hubspot.upstream("event_names = { \"0042\" = \"answered\" }").parse().unwrap();
     let right: upstream::Config = right["upstream"][0].clone().try_into().unwrap();
-    let right = right.build().unwrap();
+    let right = right.validate().unwrap().build().unwrap();
     let batch = BatchConfig::default();
     let done = rig.replay("crm", &*right, &batch).await;
     assert_eq!((done.delivered, done.refused, done.undelivered), (1, 1, 0));

@@ -41,7 +41,7 @@ fn dead_ids(letters: &[Letter]) -> BTreeSet<String> {
 async fn replay(rig: &Rig, hubspot: &Hubspot, rest: &str) -> u64 {
     let config: toml::Table = hubspot.upstream(rest).parse().unwrap();
     let config: upstream::Config = config["upstream"][0].clone().try_into().unwrap();
-    let built = config.build().unwrap();
+    let built = config.validate().unwrap().build().unwrap();
     rig.replay("crm", &*built, &BatchConfig::default()).await.delivered
 }
 

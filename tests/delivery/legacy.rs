@@ -189,7 +189,7 @@ async fn a_backend_in_trouble_is_not_flooded() {
 fn alone(backend: &Backend) -> Arc<dyn Upstream> {
     let url = backend.url("/v1/event/");
     let config = format!("name = 'old'\nkind = 'legacy'\nurl = '{url}'\nconcurrency_max = 8");
-    toml::from_str::<upstream::Config>(&config).unwrap().build().unwrap()
+    toml::from_str::<upstream::Config>(&config).unwrap().validate().unwrap().build().unwrap()
 }
 
 /// A batch of these sample events.

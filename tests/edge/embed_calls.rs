@@ -9,11 +9,13 @@ use pingora::protocols::http::ServerSession;
 use pingora::server::configuration::ServerConf;
 use pingora::services::Service;
 use pixelgate::config::{Durability, FileUpstream};
-use pixelgate::custom::{Clock, InFlight, PortalFormat, Refusal, Registry};
+use pixelgate::custom::{Clock, InFlight, PortalFormat, Refusal, Registry, SystemClock};
 use pixelgate::http_server::{self, Acceptor, Limits, Listener};
 use pixelgate::{Batch, Builder, Config, Outcome, PixelGate, Reason, Upstream, Verdict};
 use std::net::SocketAddr;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+use std::thread::ThreadId;
 use std::time::Duration;
 use tempfile::TempDir;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -34,6 +36,25 @@ impl Clock for Fixed {
 
     fn monotonic(&self) -> Duration {
         Duration::ZERO
+    }
+}
+
+/// The system's clock, which counts how often the date is read on the thread that made it.
+struct Counting {
+    thread: ThreadId,
+    dates: AtomicU64,
+}
+
+impl Clock for Counting {
+    fn unix_ms(&self) -> u64 {
+        if std::thread::current().id() == self.thread {
+            self.dates.fetch_add(1, Relaxed);
+        }
+        SystemClock.unix_ms()
+    }
+
+    fn monotonic(&self) -> Duration {
+        SystemClock.monotonic()
     }
 }
 
@@ -130,6 +151,19 @@ async fn a_verdict_says_what_became_of_which_event() {
     assert_eq!(ask(&gate, "GET", "/page").await.0, None);
     gate.close_async(LIMIT).await.unwrap();
     check("_a=62515&_n=x", Reason::Overloaded, Some(62515), Some("x")).await;
+}
+
+#[tokio::test(flavor = "current_thread")]
+async fn an_accepted_event_reads_the_date_once_on_its_thread() {
+    let dir = tempfile::tempdir().unwrap();
+    let thread = std::thread::current().id();
+    let clock = Arc::new(Counting { thread, dates: AtomicU64::new(0) });
+    let gate = builder(config(&dir), &dir).0.clock(clock.clone()).open().unwrap();
+    let before = clock.dates.load(Relaxed);
+    let verdict = judge(&gate, "_a=62515&_n=x").await;
+    assert!(verdict.committed_at_ms() >= verdict.event_id().map(|id| id.received_at_ms()));
+    assert_eq!(clock.dates.load(Relaxed) - before, 1, "for the id alone");
+    gate.close_async(LIMIT).await.unwrap();
 }
 
 #[tokio::test(flavor = "current_thread")]

@@ -64,6 +64,7 @@ mod tls_client;
 mod tls_names;
 mod tls_origin;
 mod tls_scan;
+mod trailers;
 mod upgrade;
 mod ways;
 mod webdriver;

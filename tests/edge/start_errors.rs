@@ -128,6 +128,9 @@ fn failure(config: &Path, arguments: &[&str], environment: &[(&str, &str)]) -> (
     (status.code().unwrap_or(-1), line.unwrap_or_default().to_owned())
 }
 
+/// The key that is wrong, the rest of the configuration, and the environment.
+type Case<'a> = (String, Setup, Vec<(&'a str, &'a str)>);
+
 #[test]
 fn whatever_a_key_names_check_refuses_it_as_run_does() {
     let dir = tempfile::tempdir().unwrap();
@@ -147,7 +150,7 @@ fn whatever_a_key_names_check_refuses_it_as_run_does() {
         format!("tls = [{{ listen = '127.0.0.1:0', cert = '{cert}', key = '{key}' }}]")
     };
     let (cert, key) = (format!("{data}/edge.pem"), format!("{data}/edge.key"));
-    let mut all: Vec<(String, Setup, Vec<(&str, &str)>)> = Vec::new();
+    let mut all: Vec<Case<'_>> = Vec::new();
     let mut add = |key: &str, setup: Setup| all.push((key.to_owned(), setup, Vec::new()));
     for name in read {
         let path = format!("{at}/{name}");

@@ -67,9 +67,8 @@ impl Rig {
         own: Vec<(&str, Arc<dyn Upstream>)>,
     ) -> Rig {
         let whole: Whole = toml::from_str(config).unwrap_or_else(|e| panic!("{e}"));
-        upstream::Config::validate_all(&whole.upstream).unwrap();
         let mut all: Vec<(String, Arc<dyn Upstream>, BatchConfig, u32)> = Vec::new();
-        for c in &whole.upstream {
+        for c in upstream::Config::validate_all(&whole.upstream).unwrap() {
             let batch = c.batch.over(&whole.batch);
             all.push((c.name.clone(), c.build().unwrap(), batch, c.attempts_max));
         }

@@ -5,6 +5,15 @@ use std::io;
 use crate::delivery::dead_letters::DeadError;
 
 /// Why a file of events could not be sent, or not to its end.
+///
+/// ```
+/// use pixelgate::tools::backfill::BackfillError;
+///
+/// /// Whether other files can be sent after this one.
+/// fn may_go_on(error: &BackfillError) -> bool {
+///     !matches!(error, BackfillError::Dead(_) | BackfillError::Room(_))
+/// }
+/// ```
 #[derive(Debug, thiserror::Error)]
 pub enum BackfillError {
     /// The file of events cannot be read.

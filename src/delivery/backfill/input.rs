@@ -21,6 +21,14 @@ pub const LINE_BYTES_MAX: usize = 1 << 20;
 const BYTE_ORDER_MARK: &[u8] = "\u{feff}".as_bytes();
 
 /// What the lines of the files held.
+///
+/// ```
+/// use pixelgate::tools::backfill::Counts;
+///
+/// fn events(counts: &Counts) -> u64 {
+///     counts.picked + counts.sent_before + counts.unmatched + counts.of_others
+/// }
+/// ```
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Counts {
     /// Events to send: they match the filter and have not been sent before.

@@ -8,6 +8,23 @@ use crate::policy::portals::Portals;
 use crate::upstream::BatchConfig;
 
 /// The options of a backfill.
+///
+/// ```
+/// use pixelgate::tools::backfill::{Filter, Options};
+/// use pixelgate::{PixelGate, config::ValidConfig};
+///
+/// fn options(gate: &PixelGate, config: &ValidConfig) -> Options {
+///     Options {
+///         upstream: "collector".to_owned(),
+///         batch: config.batch.clone(),
+///         filter: Filter::default(),
+///         portals: gate.gate().portals().clone(),
+///         per_second: None,
+///         sent_dir: config.sent_dir(),
+///         dead_dir: config.dead_dir(),
+///     }
+/// }
+/// ```
 #[derive(Clone)]
 pub struct Options {
     /// The upstream's name.
@@ -27,6 +44,12 @@ pub struct Options {
 }
 
 /// Conditions on an event. An event must meet all that are set; the default sets none.
+///
+/// ```
+/// use pixelgate::tools::backfill::Filter;
+///
+/// let signups = Filter { event: Some("signup".to_owned()), ..Filter::default() };
+/// ```
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Filter {
     /// The event's portal.

@@ -30,6 +30,15 @@ const FILE_MODE: u32 = 0o640;
 
 /// Removes the progress of all files at an upstream. Returns whether there was any.
 ///
+/// ```
+/// # let dir = tempfile::tempdir()?;
+/// # let sent_dir = dir.path();
+/// use pixelgate::tools::backfill::forget;
+///
+/// assert!(!forget(sent_dir, "collector")?);
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
+///
 /// # Errors
 ///
 /// The file system's, except that a folder that is not there holds no progress.

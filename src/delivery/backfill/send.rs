@@ -18,6 +18,25 @@ use crate::delivery::in_flight_batch::InFlightBatch;
 use crate::upstream::{Failure, Upstream};
 
 /// A backfill of one upstream.
+///
+/// ```
+/// use pixelgate::Upstream;
+/// use pixelgate::tools::backfill::{Backfill, BackfillError, Options, Totals};
+/// use std::{fs::File, io::BufReader, path::Path};
+///
+/// /// Sends the events of one file to the upstream that `options` names.
+/// async fn send(
+///     options: &Options,
+///     upstream: &dyn Upstream,
+///     path: &Path,
+/// ) -> Result<Totals, BackfillError> {
+///     let (_stop, stopped) = tokio::sync::watch::channel(false);
+///     let mut backfill = Backfill::new(options, upstream, stopped);
+///     let file = BufReader::new(File::open(path).map_err(BackfillError::Read)?);
+///     backfill.send(path, file, |bytes| println!("{bytes} bytes read")).await?;
+///     Ok(backfill.totals().clone())
+/// }
+/// ```
 pub struct Backfill<'a> {
     options: &'a Options,
     resender: Resender<'a>,
@@ -28,6 +47,14 @@ pub struct Backfill<'a> {
 }
 
 /// What became of the events of all files so far.
+///
+/// ```
+/// use pixelgate::tools::backfill::Totals;
+///
+/// fn is_complete(totals: &Totals) -> bool {
+///     totals.undelivered == 0 && totals.gave_up.is_none()
+/// }
+/// ```
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Totals {
     /// What the lines of the files held.
@@ -118,6 +145,17 @@ impl<'a> Backfill<'a> {
 }
 
 /// Counts what a backfill would send of one file. Sends nothing and writes nothing.
+///
+/// ```
+/// use pixelgate::tools::backfill::{BackfillError, Counts, Options, survey};
+/// use std::path::Path;
+///
+/// fn count(options: &Options, path: &Path, text: &[u8]) -> Result<u64, BackfillError> {
+///     let mut counts = Counts::default();
+///     survey(options, path, text, &mut counts, |_| {})?;
+///     Ok(counts.picked)
+/// }
+/// ```
 ///
 /// # Errors
 ///

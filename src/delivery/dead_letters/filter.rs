@@ -4,6 +4,12 @@ use super::letter::{Letter, Reason};
 use crate::event::Record;
 
 /// Conditions on a letter. A letter must meet all that are set; the default sets none.
+///
+/// ```
+/// use pixelgate::tools::dead_letters::{Filter, Reason};
+///
+/// let rejected = Filter { reason: Some(Reason::Rejected), ..Filter::default() };
+/// ```
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Filter {
     /// The event's portal.

@@ -20,6 +20,12 @@ use crate::upstream;
 use crate::upstream::Failure;
 
 /// Why an event became a dead letter.
+///
+/// ```
+/// use pixelgate::tools::dead_letters::Reason;
+///
+/// assert_eq!(Reason::TooLarge.as_str(), "too_large");
+/// ```
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Reason {
@@ -50,6 +56,16 @@ impl Reason {
 }
 
 /// One dead letter, as it stands in the file.
+///
+/// ```
+/// use pixelgate::custom::Failure;
+/// use pixelgate::tools::dead_letters::{Letter, Reason};
+///
+/// let record = b"the spool's record";
+/// let letter = Letter::new("collector", 0, Reason::Rejected, &Failure::answered(422), record);
+/// assert_eq!(letter.time, "1970-01-01T00:00:00.000Z");
+/// assert_eq!(letter.record().as_deref(), Some(&record[..]));
+/// ```
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct Letter {
     /// When the letter was written (RFC 3339, in UTC).

@@ -15,6 +15,15 @@ use super::store::{DeadError, Files};
 pub const DAMAGED_NAMED_MAX: usize = 100;
 
 /// What [`list`] found.
+///
+/// ```
+/// use pixelgate::tools::dead_letters::Summary;
+///
+/// fn report(summary: &Summary) {
+///     println!("{} letters", summary.letters);
+///     summary.places.iter().for_each(|place| println!("{place}: not a letter"));
+/// }
+/// ```
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Summary {
     /// Letters that match the filter.
@@ -26,6 +35,13 @@ pub struct Summary {
 }
 
 /// A line of a file.
+///
+/// ```
+/// use pixelgate::tools::dead_letters::Place;
+///
+/// let place = Place { file: "collector.ndjson".into(), line: 7 };
+/// assert_eq!(place.to_string(), "collector.ndjson:7");
+/// ```
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Place {
     /// The file.
@@ -41,6 +57,16 @@ impl fmt::Display for Place {
 }
 
 /// The names of the upstreams that have a file of dead letters, configured or not, in order.
+///
+/// ```
+/// # let dir = tempfile::tempdir()?;
+/// # let dead_dir = dir.path();
+/// use pixelgate::tools::dead_letters::upstreams;
+///
+/// std::fs::write(dead_dir.join("collector.ndjson"), "")?;
+/// assert_eq!(upstreams(dead_dir)?, ["collector"]);
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
 ///
 /// # Errors
 ///
@@ -61,6 +87,17 @@ pub fn upstreams(dir: &Path) -> io::Result<Vec<String>> {
 }
 
 /// Calls `show` with every dead letter of an upstream that matches, oldest first.
+///
+/// ```
+/// # let dir = tempfile::tempdir()?;
+/// # let dead_dir = dir.path();
+/// use pixelgate::tools::dead_letters::{Filter, Summary, list};
+///
+/// let all = Filter::default();
+/// let summary = list(dead_dir, "collector", &all, |letter| println!("{}", letter.detail))?;
+/// assert_eq!(summary, Summary::default());
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
 ///
 /// # Errors
 ///
@@ -95,6 +132,15 @@ pub fn list(
 }
 
 /// Removes the dead letters of an upstream that match, and returns how many. Damaged lines stay.
+///
+/// ```
+/// # let dir = tempfile::tempdir()?;
+/// # let dead_dir = dir.path();
+/// use pixelgate::tools::dead_letters::{Filter, remove};
+///
+/// assert_eq!(remove(dead_dir, "collector", &Filter::default())?, 0);
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
 ///
 /// # Errors
 ///

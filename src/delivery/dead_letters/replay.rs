@@ -26,6 +26,14 @@ use crate::event::{Record, is_newer_record};
 use crate::upstream::{Batch, BatchConfig, Failure, Upstream};
 
 /// How far a [`replay`] is.
+///
+/// ```
+/// use pixelgate::tools::dead_letters::Progress;
+///
+/// fn is_complete(progress: &Progress) -> bool {
+///     progress.undelivered == 0 && progress.gave_up.is_none()
+/// }
+/// ```
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Progress {
     /// Events that the upstream accepted.
@@ -69,6 +77,20 @@ struct Replay<'a> {
 
 /// Sends every dead letter of an upstream that matches again. Calls `progress` after each batch.
 /// When `stop` becomes true it waits for the attempt under way, and ends.
+///
+/// ```
+/// use pixelgate::tools::dead_letters::{DeadError, Filter, replay};
+/// use pixelgate::{Upstream, config::Batch};
+/// use std::path::Path;
+///
+/// async fn replay_all(dir: &Path, collector: &dyn Upstream) -> Result<(), DeadError> {
+///     let (_stop, stopped) = tokio::sync::watch::channel(false);
+///     let (batch, all) = (Batch::default(), Filter::default());
+///     let end = replay(dir, "collector", collector, &batch, &all, stopped, |_| {}).await?;
+///     println!("{} delivered, {} refused again", end.delivered, end.refused);
+///     Ok(())
+/// }
+/// ```
 ///
 /// # Errors
 ///

@@ -23,6 +23,21 @@ pub const DEAD_BYTES_MAX: u64 = 256 << 20;
 pub(super) const FILE_MODE: u32 = 0o640;
 
 /// The dead letters of one upstream, for appending.
+///
+/// ```
+/// # let dir = tempfile::tempdir()?;
+/// # let dir = dir.path();
+/// use pixelgate::custom::Failure;
+/// use pixelgate::tools::dead_letters::{
+///     DEAD_BYTES_MAX, DeadLetters, Filter, Letter, Reason, list,
+/// };
+///
+/// let refused = Failure::answered(422);
+/// let letter = Letter::new("collector", 0, Reason::Rejected, &refused, b"the spool's record");
+/// DeadLetters::new(dir, "collector", DEAD_BYTES_MAX).append(&[letter])?;
+/// assert_eq!(list(dir, "collector", &Filter::default(), |_| {})?.letters, 1);
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
 #[derive(Debug, Clone)]
 pub struct DeadLetters {
     upstream: String,
@@ -42,6 +57,14 @@ pub(super) struct Files {
 }
 
 /// Why dead letters could not be written or read.
+///
+/// ```
+/// use pixelgate::tools::dead_letters::DeadError;
+///
+/// fn is_worth_a_retry(error: &DeadError) -> bool {
+///     matches!(error, DeadError::Busy)
+/// }
+/// ```
 #[derive(Debug, thiserror::Error)]
 pub enum DeadError {
     /// The file has reached its bound.

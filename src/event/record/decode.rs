@@ -13,6 +13,20 @@ use super::wire;
 use crate::event::event::Event;
 
 /// An accepted event as stored.
+///
+/// ```
+/// use pixelgate::Batch;
+///
+/// /// The events of a batch as lines of JSON.
+/// fn lines(batch: &Batch) -> Result<Vec<u8>, pixelgate::errors::RecordError> {
+///     let mut out = Vec::new();
+///     for record in batch.events() {
+///         record?.write_json(&mut out, false);
+///         out.push(b'\n');
+///     }
+///     Ok(out)
+/// }
+/// ```
 #[derive(Debug, Clone, PartialEq, Eq)]
 #[cfg_attr(not(feature = "internals"), non_exhaustive)]
 pub struct Record<'a> {
@@ -65,10 +79,7 @@ impl<'a> Record<'a> {
                 gpc: raw.gpc,
                 dnt: raw.dnt,
                 prefetch: raw.prefetch,
-                host: members.host,
-                utk: members.utk,
-                headers: members.headers,
-                added: members.added,
+                ..members
             },
         })
     }

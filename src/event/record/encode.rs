@@ -69,6 +69,14 @@ pub(super) mod flag {
 }
 
 /// The context of a request: what is known besides its query (SPEC 7, `context`).
+///
+/// ```
+/// use pixelgate::custom::Context;
+///
+/// fn is_person(context: &Context<'_>) -> bool {
+///     context.user_agent.is_some() && !context.prefetch
+/// }
+/// ```
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 #[cfg_attr(not(feature = "internals"), non_exhaustive)]
 pub struct Context<'a> {

@@ -3,6 +3,13 @@
 use thiserror::Error;
 
 /// What is wrong with a record. Names the field and never shows its content.
+///
+/// ```
+/// use pixelgate::custom::Record;
+/// use pixelgate::errors::RecordError;
+///
+/// assert_eq!(Record::decode(b"").unwrap_err(), RecordError::Truncated);
+/// ```
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Error)]
 #[cfg_attr(not(feature = "internals"), non_exhaustive)]
 pub enum RecordError {

@@ -70,18 +70,10 @@ impl<'a> Wire<'a> {
     }
 }
 
-/// The further members of a context.
-#[derive(Default)]
-pub(super) struct Members<'a> {
-    pub host: Option<Cow<'a, str>>,
-    pub utk: Option<Cow<'a, str>>,
-    pub headers: Vec<(Cow<'a, str>, Cow<'a, str>)>,
-    pub added: Vec<(Cow<'a, str>, Cow<'a, str>)>,
-}
-
-/// Reads the further members of a context, which have a comma behind each.
-pub(super) fn read_members(members: &[u8]) -> Result<Members<'_>, serde_json::Error> {
-    let Some((b',', members)) = members.split_last() else { return Ok(Members::default()) };
+/// Reads the further members of a context, which have a comma behind each. The other fields of the
+/// result are not set.
+pub(super) fn read_members(members: &[u8]) -> Result<Context<'static>, serde_json::Error> {
+    let Some((b',', members)) = members.split_last() else { return Ok(Context::default()) };
     // Borrowed texts would need the braces around the bytes, so these are owned.
     let json = [&b"{"[..], members, b"}"].concat();
     let Further { host, utk, headers, added } = serde_json::from_slice(&json)?;
@@ -90,14 +82,17 @@ pub(super) fn read_members(members: &[u8]) -> Result<Members<'_>, serde_json::Er
         let pairs = pairs.map(|pairs| pairs.0).unwrap_or_default();
         pairs.into_iter().map(|(name, value)| (own(name), own(value))).collect()
     };
-    Ok(Members {
+    Ok(Context {
         host: host.map(|text| own(text.0)),
         utk: utk.map(|text| own(text.0)),
         headers: pairs(headers),
         added: pairs(added),
+        ..Context::default()
     })
 }
 
+// Of a stored record's context these members alone are JSON. Serde cannot embed them in
+// `WireContext` and refuse unknown fields, too.
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
 struct Further<'a> {

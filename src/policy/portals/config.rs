@@ -15,20 +15,29 @@ use super::terms::Bounds;
 pub const REFRESH_SECONDS_MAX: u64 = 86_400;
 
 /// The `[portals]` section (SPEC 5 and 9).
+///
+/// ```
+/// use pixelgate::config::{PortalMode, Portals};
+///
+/// let mut portals = Portals::default();
+/// portals.source = "/etc/pixelgate/portals.toml".to_owned();
+/// portals.mode = PortalMode::DryRun;
+/// ```
 #[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 #[cfg_attr(not(feature = "internals"), non_exhaustive)]
 pub struct Config {
     /// A file ending in `.toml`, `.json` or `.txt`, or an `http://` or `https://` URL. May be
-    /// empty only if `mode` is `off`; there is no list then. May hold `${NAME}`.
+    /// empty only if `mode` is `off`; there is no list then. May hold `${NAME}`. Default:
+    /// `portals.toml`.
     #[serde(deserialize_with = "crate::env::expanded")]
     pub source: String,
     /// How a refusal by the list is treated.
     pub mode: Mode,
-    /// A change is picked up within this many seconds, 1 to `REFRESH_SECONDS_MAX`.
+    /// A change is picked up within this many seconds, 1 to 86,400. Default: 5.
     pub refresh_seconds: u64,
     /// Seconds without a successful check of the source, after which events are rejected as
-    /// `overloaded`. 0: never.
+    /// `overloaded`: more than `refresh_seconds`, or 0 (the default): never.
     pub stale_seconds_max: u64,
     /// Request headers for a URL source. Values may hold `${NAME}`.
     pub headers: BTreeMap<String, Secret>,
@@ -51,6 +60,13 @@ impl Default for Config {
 }
 
 /// How a refusal by the list is treated.
+///
+/// ```
+/// use pixelgate::config::PortalMode;
+///
+/// assert_eq!(PortalMode::default(), PortalMode::Enforce);
+/// assert_eq!(PortalMode::DryRun.as_str(), "dry_run");
+/// ```
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Deserialize)]
 #[serde(rename_all = "snake_case")]
 #[cfg_attr(not(feature = "internals"), non_exhaustive)]

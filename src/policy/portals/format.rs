@@ -6,6 +6,14 @@ use serde::{Deserialize, Serialize};
 pub const LIST_BYTES_MAX: u64 = 64 << 20;
 
 /// How a list is written.
+///
+/// ```
+/// use pixelgate::custom::PortalFormat;
+/// use pixelgate::{Config, PixelGate};
+///
+/// let list = "62515 # a customer\n56043\n";
+/// let builder = PixelGate::builder(Config::default()).portals(list, PortalFormat::Text);
+/// ```
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 #[cfg_attr(not(feature = "internals"), non_exhaustive)]

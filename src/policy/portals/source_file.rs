@@ -177,7 +177,7 @@ mod tests {
         assert!(matches!(source.look(current, false, &steady), Look::Unsettled));
         let Look::New(list) = source.look(current, false, &steady) else { panic!("at rest now") };
         assert_eq!(list.len(), 3);
-        // And one that never comes to rest is no list to start with.
+        // A file that changes during each read cannot be opened.
         fs::write(&path, "11\n").unwrap();
         assert!(FileSource::open(path, Format::Text, &meddler).is_err());
     }

@@ -71,36 +71,68 @@ impl Body {
     }
 
     /// How many of the received `bytes` belong to the body: all, unless it ends within them.
-    pub fn take(&mut self, bytes: &[u8]) -> Result<usize, BodyError> {
+    /// Appends the lines of its trailers, each with its CRLF, to `trailers`.
+    pub fn take(&mut self, bytes: &[u8], trailers: &mut Vec<u8>) -> Result<usize, BodyError> {
         match self {
             Self::Length(left) => {
                 let taken = bytes.len().min(usize::try_from(*left).unwrap_or(usize::MAX));
                 *left -= taken as u64;
                 Ok(taken)
             }
-            Self::Chunked(chunks) => chunks.take(bytes),
+            Self::Chunked(chunks) => chunks.take(bytes, trailers),
         }
     }
 }
 
 impl Chunks {
-    fn take(&mut self, bytes: &[u8]) -> Result<usize, BodyError> {
+    /// As [`Body::take`].
+    pub fn take(&mut self, bytes: &[u8], trailers: &mut Vec<u8>) -> Result<usize, BodyError> {
         let mut at = 0;
         while at < bytes.len() && *self != Self::End {
-            if let Self::Data { left } = self {
-                let rest = bytes.len() - at;
-                let taken = rest.min(usize::try_from(*left).unwrap_or(usize::MAX));
-                *left -= taken as u64;
-                at += taken;
-                if *left == 0 {
-                    *self = Self::DataCr;
-                }
-                continue;
+            let was_in_line = self.is_in_trailer_line();
+            let taken = self.step(&bytes[at..])?;
+            if was_in_line || self.is_in_trailer_line() {
+                trailers.extend_from_slice(&bytes[at..at + taken]);
             }
-            *self = self.after(bytes[at]).ok_or(BodyError)?;
-            at += 1;
+            at += taken;
         }
         Ok(at)
+    }
+
+    /// How many of `bytes` come before the place of the trailers: all, unless it is within them.
+    pub fn before_trailers(mut self, bytes: &[u8]) -> Result<usize, BodyError> {
+        let mut at = 0;
+        while at < bytes.len() && !self.is_before_trailers() {
+            at += self.step(&bytes[at..])?;
+        }
+        Ok(at)
+    }
+
+    /// Whether the last chunk was read and nothing behind it.
+    pub fn is_before_trailers(&self) -> bool {
+        *self == Self::Trailer { bytes: 0 }
+    }
+
+    fn is_in_trailer_line(&self) -> bool {
+        matches!(
+            self,
+            Self::TrailerName { .. } | Self::TrailerValue { .. } | Self::TrailerLf { .. }
+        )
+    }
+
+    /// Reads one byte, or all data of a chunk at once. Returns how many of `bytes`, of which there
+    /// is at least one, that took.
+    fn step(&mut self, bytes: &[u8]) -> Result<usize, BodyError> {
+        if let Self::Data { left } = self {
+            let taken = bytes.len().min(usize::try_from(*left).unwrap_or(usize::MAX));
+            *left -= taken as u64;
+            if *left == 0 {
+                *self = Self::DataCr;
+            }
+            return Ok(taken);
+        }
+        *self = self.after(bytes[0]).ok_or(BodyError)?;
+        Ok(1)
     }
 
     /// The state after one byte that is not data. `None`: the byte may not stand here.
@@ -157,7 +189,7 @@ mod tests {
     fn length(mut body: Body, bytes: &[u8], piece: usize) -> Result<Option<usize>, BodyError> {
         let mut length = 0;
         for piece in bytes.chunks(piece) {
-            let taken = body.take(piece)?;
+            let taken = body.take(piece, &mut Vec::new())?;
             length += taken;
             if body.is_whole() {
                 return Ok(Some(length));
@@ -181,7 +213,7 @@ mod tests {
             assert_eq!(length(Body::Length(5), b"hell", piece), Ok(None));
         }
         assert!(Body::Length(0).is_whole() && !Body::CHUNKED.is_whole());
-        assert_eq!(Body::Length(u64::MAX).take(b"hello"), Ok(5));
+        assert_eq!(Body::Length(u64::MAX).take(b"hello", &mut Vec::new()), Ok(5));
     }
 
     #[test]
@@ -248,7 +280,7 @@ mod tests {
     fn extensions_and_trailers_have_limits() {
         let taken = |bytes: String| {
             let mut body = Body::CHUNKED;
-            body.take(bytes.as_bytes()).map(drop)
+            body.take(bytes.as_bytes(), &mut Vec::new()).map(drop)
         };
         let extended = |bytes: u16| format!("5;{}\r\n", "x".repeat(bytes.into()));
         assert_eq!(taken(extended(EXTENSION_BYTES_MAX)), Ok(()));

@@ -234,7 +234,7 @@ fn header_line<'h>(
 }
 
 /// The value without spaces and tabs around it.
-fn trimmed(mut value: &[u8]) -> &[u8] {
+pub fn trimmed(mut value: &[u8]) -> &[u8] {
     while let [b' ' | b'\t', rest @ ..] | [rest @ .., b' ' | b'\t'] = value {
         value = rest;
     }

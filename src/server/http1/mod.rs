@@ -7,6 +7,7 @@ pub mod header_check;
 mod refusal;
 mod request_stream;
 pub mod target;
+pub mod trailers;
 
 use super::connection::{Connection, Head};
 use super::exchange;
@@ -17,7 +18,6 @@ use super::limits::Limits;
 use super::read_buffer;
 use super::service::Server;
 use super::socket::Socket;
-use crate::event::Context as EventContext;
 use crate::plugin::access::{AccessLog, AccessRecord};
 use crate::plugin::{NextStep, Settings, Verdict};
 use crate::policy::gate::EventRequest;
@@ -162,7 +162,7 @@ impl<SV> Server<SV> {
         let trusted = &settings.trusted;
         let (image, closes) = (wants_image(request.accept), request.closes);
         let context = request.seen.context(&request, peer, trusted, names);
-        let begin = |log: &AccessLog| begin_record(log, settings, &request, &context);
+        let begin = |log: &AccessLog| begin_record(log, settings, &request);
         let mut record = in_force.access_log.as_ref().map(begin);
         let event_request =
             EventRequest { method: &FastRequest::METHOD, reading, query: target.query, context };
@@ -245,7 +245,11 @@ where
     SV::CTX: Send + Sync,
 {
     /// Serves a connection to its end, in the HTTP version that ALPN selected.
-    pub async fn serve_agreed(self: Arc<Self>, connection: Connection, shutdown: ShutdownWatch) {
+    pub(super) async fn serve_agreed(
+        self: Arc<Self>,
+        connection: Connection,
+        shutdown: ShutdownWatch,
+    ) {
         if connection.stream.selected_alpn_proto() == Some(ALPN::H2) {
             Box::pin(self.serve_h2(connection, shutdown)).await;
         } else {
@@ -254,7 +258,11 @@ where
     }
 
     /// Serves an HTTP/1 connection to its end.
-    pub async fn serve(self: Arc<Self>, mut connection: Connection, shutdown: ShutdownWatch) {
+    pub(super) async fn serve(
+        self: Arc<Self>,
+        mut connection: Connection,
+        shutdown: ShutdownWatch,
+    ) {
         let mut stopping = shutdown.clone();
         let mut stopped = pin!(stopping.wait_for(|stop| *stop && self.in_flight.closes_idle()));
         let mut alarm = pin!(sleep(self.read_timeout(&connection)));
@@ -331,7 +339,8 @@ where
         }
         let keep = self.keeps(&connection, shutdown);
         let Connection { stream, received, peer, requests, permit, .. } = connection;
-        let (stream, back) = RequestStream::new(stream, received, body, upgrade);
+        let (stream, back) =
+            RequestStream::new(stream, received, body, upgrade, in_force.limits.header_lines_max);
         let limit = in_force.limits.write_timeout;
         let can_take_another = self.hand_over(stream, head, limit, keep, shutdown).await;
         // Pingora drops each stream that it ends with; then nothing is left of the connection.
@@ -360,23 +369,22 @@ where
             session.set_keepalive_reuses_remaining(Some(0));
         }
         let served = self.proxy.process_new_http(session, shutdown);
-        let served = exchange::scope(self.buffered_bytes.clone(), served);
+        let ahead = exchange::AHEAD_BYTES_HTTP1;
+        let served = exchange::scope(self.buffered_bytes.clone(), ahead, served);
         Box::pin(async move { served.await.is_some() })
     }
 }
 
-/// Begins the record of a fast-path request.
+/// Begins the record of a fast-path request, without its visitor, whom judging notes.
 fn begin_record(
     log: &AccessLog,
     settings: &Settings,
     request: &FastRequest<'_>,
-    context: &EventContext<'_>,
 ) -> Box<AccessRecord> {
     let mut record = log.begin();
     record.method = Some(FastRequest::METHOD);
     record.path = Some(settings.path.clone());
     record.trace_id = trace_id(request);
-    record.note_visitor(&settings.gate.reduced(context.clone()));
     record
 }
 

@@ -4,12 +4,15 @@
 //! the connection when it meets bytes after the request that it serves, at times after the origin
 //! has executed that request and before the client has its answer. So it never meets them: this
 //! stream ends each body where [`Body`] says, and stores what comes after it for the next request.
+//! It also carries trailers, which Pingora drops.
 //!
 //! When Pingora drops the stream, the connection comes back through a [`Return`], and the server
 //! decides whether it takes another request or closes.
 
-use super::body::Body;
+use super::body::{Body, BodyError};
 use super::header_check::Upgrade;
+use super::trailers::{self, TrailerWriter};
+use crate::server::exchange::Side;
 use crate::server::read_buffer;
 use async_trait::async_trait;
 use bytes::BytesMut;
@@ -39,7 +42,7 @@ pub type Return = oneshot::Receiver<(Stream, BytesMut)>;
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Tunnel {
     No,
-    /// The client asked for it; the answer decides.
+    /// The client asks for a tunnel; whether there is one depends on the origin's answer.
     Asked,
     /// The origin accepted: from here on all bytes pass.
     Open,
@@ -53,17 +56,37 @@ pub struct RequestStream {
     /// Received bytes that Pingora has not read.
     received: BytesMut,
     body: Body,
+    /// The lines of the body's trailers as far as they were read, and how many there may be.
+    trailers: Vec<u8>,
+    trailer_lines_max: usize,
+    response: TrailerWriter,
     tunnel: Tunnel,
     back: Option<oneshot::Sender<(Stream, BytesMut)>>,
 }
 
 impl RequestStream {
     /// A stream of the bytes that follow a request's header. `received` holds those that were read
-    /// with it.
-    pub fn new(inner: Stream, received: BytesMut, body: Body, upgrade: Upgrade) -> (Self, Return) {
+    /// with it. A body with more trailers than `trailer_lines_max` is malformed.
+    pub fn new(
+        inner: Stream,
+        received: BytesMut,
+        body: Body,
+        upgrade: Upgrade,
+        trailer_lines_max: usize,
+    ) -> (Self, Return) {
         let (back, returned) = oneshot::channel();
         let tunnel = if upgrade == Upgrade::WebSocket { Tunnel::Asked } else { Tunnel::No };
-        (Self { inner: Some(inner), received, body, tunnel, back: Some(back) }, returned)
+        let stream = Self {
+            inner: Some(inner),
+            received,
+            body,
+            trailers: Vec::new(),
+            trailer_lines_max,
+            response: TrailerWriter::new(Side::Response),
+            tunnel,
+            back: Some(back),
+        };
+        (stream, returned)
     }
 
     fn inner(&self) -> &Stream {
@@ -76,11 +99,12 @@ impl RequestStream {
 
     /// Reads bytes of the body.
     fn poll_body(&mut self, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
-        let malformed = |e| io::Error::new(io::ErrorKind::InvalidData, e);
         if !self.received.is_empty() {
-            let piece = self.received.len().min(buf.remaining());
-            let taken = self.body.take(&self.received[..piece]).map_err(malformed)?;
-            buf.put_slice(&self.received.split_to(taken));
+            let mut received = std::mem::take(&mut self.received);
+            let piece = received.len().min(buf.remaining());
+            let taken = self.take_body(&received[..piece])?;
+            buf.put_slice(&received.split_to(taken));
+            self.received = received;
             return Poll::Ready(Ok(()));
         }
         let before = buf.filled().len();
@@ -89,10 +113,23 @@ impl RequestStream {
         if bytes.is_empty() {
             return Poll::Ready(Err(io::ErrorKind::UnexpectedEof.into()));
         }
-        let taken = self.body.take(bytes).map_err(malformed)?;
+        let taken = self.take_body(bytes)?;
         self.received = BytesMut::from(&bytes[taken..]);
         buf.set_filled(before + taken);
         Poll::Ready(Ok(()))
+    }
+
+    /// How many of `bytes` belong to the body. Stores its trailers when they are whole.
+    fn take_body(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        let malformed = |e| io::Error::new(io::ErrorKind::InvalidData, e);
+        let taken = self.body.take(bytes, &mut self.trailers).map_err(malformed)?;
+        if self.body.is_whole() && !self.trailers.is_empty() {
+            if memchr::memchr_iter(b'\n', &self.trailers).count() > self.trailer_lines_max {
+                return Err(malformed(BodyError));
+            }
+            trailers::store(Side::Request, &std::mem::take(&mut self.trailers));
+        }
+        Ok(taken)
     }
 
     /// Waits for the client's close, and stores what it sends. Once it has sent something, nothing
@@ -108,6 +145,17 @@ impl RequestStream {
             bytes.len()
         });
         if ready!(read)? == 0 { Poll::Ready(Ok(())) } else { Poll::Pending }
+    }
+
+    fn poll_write_pieces(
+        &mut self,
+        cx: &mut Context<'_>,
+        pieces: &[io::IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        let Self { inner: Some(inner), response, .. } = self else {
+            return Poll::Ready(Err(io::ErrorKind::NotConnected.into()));
+        };
+        response.poll_write(Pin::new(inner), cx, pieces)
     }
 
     /// Notes whether an answer that begins with `bytes` accepts an upgrade.
@@ -159,7 +207,7 @@ impl AsyncWrite for RequestStream {
     ) -> Poll<io::Result<usize>> {
         let this = self.get_mut();
         this.note_answer(bytes);
-        Pin::new(this.inner_mut()).poll_write(cx, bytes)
+        this.poll_write_pieces(cx, &[io::IoSlice::new(bytes)])
     }
 
     fn poll_write_vectored(
@@ -169,7 +217,7 @@ impl AsyncWrite for RequestStream {
     ) -> Poll<io::Result<usize>> {
         let this = self.get_mut();
         this.note_answer(pieces.first().map(|piece| &**piece).unwrap_or_default());
-        Pin::new(this.inner_mut()).poll_write_vectored(cx, pieces)
+        this.poll_write_pieces(cx, pieces)
     }
 
     fn is_write_vectored(&self) -> bool {
@@ -256,7 +304,7 @@ mod tests {
     ) -> (RequestStream, Return, DuplexStream) {
         let (near, far) = duplex(1 << 16);
         let (stream, back) =
-            RequestStream::new(Box::new(near), BytesMut::from(received), body, upgrade);
+            RequestStream::new(Box::new(near), BytesMut::from(received), body, upgrade, 2);
         (stream, back, far)
     }
 
@@ -291,9 +339,12 @@ mod tests {
 
     #[tokio::test]
     async fn a_body_that_is_cut_or_malformed_is_an_error_and_a_close_after_it_is_none() {
-        for (body, sent) in
-            [(Body::CHUNKED, "zz"), (Body::CHUNKED, "5\r\nhe"), (Body::Length(9), "he")]
-        {
+        for (body, sent) in [
+            (Body::CHUNKED, "zz"),
+            (Body::CHUNKED, "5\r\nhe"),
+            (Body::Length(9), "he"),
+            (Body::CHUNKED, "0\r\nX: 1\r\nX: 2\r\nX: 3\r\n\r\n"),
+        ] {
             let (mut stream, _back, far) = stream(sent.as_bytes(), body, Upgrade::None);
             drop(far);
             assert!(stream.read_to_end(&mut Vec::new()).await.is_err(), "{sent:?}");

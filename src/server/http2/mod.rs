@@ -43,7 +43,11 @@ where
     SV::CTX: Send + Sync,
 {
     /// Reads the HTTP/2 preface within the header deadline and serves the connection to its end.
-    pub async fn serve_h2(self: Arc<Self>, mut connection: Connection, shutdown: ShutdownWatch) {
+    pub(super) async fn serve_h2(
+        self: Arc<Self>,
+        mut connection: Connection,
+        shutdown: ShutdownWatch,
+    ) {
         let in_force = connection.in_force.clone();
         let head = connection.read_head(&in_force.limits, PREFACE.len()).await;
         // The permit lives until the connection ends.

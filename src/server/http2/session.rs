@@ -2,11 +2,12 @@
 //!
 //! Pingora's own session for HTTP/2 credits a client's window when it has read a piece of a body,
 //! not when the origin has taken it; ends a body that closes with an empty DATA frame twice
-//! towards an HTTP/1 origin; and drops 1xx responses. This one does none of that. `docs/pingora.md`
-//! says which changes of Pingora would make it needless.
+//! towards an HTTP/1 origin; and drops 1xx responses and, as those of HTTP/1, trailers. This one
+//! does none of that. `docs/pingora.md` says which changes of Pingora would make it needless.
 
 use super::uploads::Upload;
-use crate::server::exchange;
+use crate::server::exchange::{self, Side};
+use crate::server::http1::trailers;
 use async_trait::async_trait;
 use bytes::{Bytes, BytesMut};
 use futures_core::Stream;
@@ -44,6 +45,7 @@ pub struct Http2Session {
     body: RecvStream,
     /// Whether the end of the body was read.
     body_ended: bool,
+    trailer_lines_max: usize,
     body_read: usize,
     /// The body so far, for a second attempt. `None`: not wanted, or too long.
     retry: Option<BytesMut>,
@@ -94,6 +96,7 @@ impl Http2Session {
             request,
             body,
             body_ended: false,
+            trailer_lines_max: 0,
             body_read: 0,
             retry: None,
             retry_truncated: false,
@@ -107,6 +110,11 @@ impl Http2Session {
             digest,
             upload,
         }
+    }
+
+    /// Takes up to `lines` trailers; a body with more is an error.
+    pub fn take_trailers(&mut self, lines: usize) {
+        self.trailer_lines_max = lines;
     }
 
     /// Sends a response header. An informational one may come before the final one (RFC 9110,
@@ -131,7 +139,8 @@ impl Http2Session {
         Ok(())
     }
 
-    /// Sends a piece of the response's body as the client's windows allow.
+    /// Sends a piece of the response's body as the client's windows allow, and after the last one
+    /// the trailers of an HTTP/1 origin.
     async fn send_body(&mut self, mut data: Bytes, end: bool) -> Result<()> {
         if self.ended {
             return Ok(());
@@ -141,14 +150,19 @@ impl Http2Session {
             return Err(Error::explain(ErrorType::H2Error, "a body before its header").into_down());
         };
         self.body_sent += data.len();
-        if data.is_empty() && end {
+        let trailers = if end { trailers::of_response() } else { None };
+        let is_last = end && trailers.is_none();
+        if data.is_empty() && is_last {
             sender.send_data(data, true).map_err(write_error)?;
         } else {
             while !data.is_empty() {
                 let granted = within(limit, window(sender, data.len())).await??;
                 let piece = data.split_to(granted.min(data.len()));
-                sender.send_data(piece, end && data.is_empty()).map_err(write_error)?;
+                sender.send_data(piece, is_last && data.is_empty()).map_err(write_error)?;
             }
+        }
+        if let Some(trailers) = trailers {
+            sender.send_trailers(trailers).map_err(write_error)?;
         }
         self.ended = end;
         Ok(())
@@ -162,6 +176,17 @@ impl Http2Session {
             }
             _ => Ok(()),
         }
+    }
+
+    /// Reads the trailers of the request behind its body.
+    async fn read_trailers(&mut self) -> Result<()> {
+        let read = self.body.trailers().await;
+        let Some(trailers) = read.map_err(read_error)? else { return Ok(()) };
+        if trailers.len() > self.trailer_lines_max {
+            return Err(Error::explain(ErrorType::H2Error, "too many trailers").into_down());
+        }
+        trailers::store(Side::Request, &trailers::lines(&trailers));
+        Ok(())
     }
 
     fn keep_for_retry(&mut self, data: &[u8]) {
@@ -210,6 +235,10 @@ async fn within<F: Future>(limit: Option<Duration>, future: F) -> Result<F::Outp
     }
 }
 
+fn read_error(e: h2::Error) -> Box<Error> {
+    Error::because(ErrorType::ReadError, "while reading a stream", e).into_down()
+}
+
 fn write_error(e: h2::Error) -> Box<Error> {
     Error::because(ErrorType::WriteError, "while writing to a stream", e).into_down()
 }
@@ -227,12 +256,13 @@ impl Session for Http2Session {
     async fn read_body_bytes(&mut self) -> Result<Option<Bytes>> {
         loop {
             let Some(data) = self.body.data().await else {
+                if !self.body_ended {
+                    self.read_trailers().await?;
+                }
                 self.body_ended = true;
                 return Ok(None);
             };
-            let data = data.map_err(|e| {
-                Error::because(ErrorType::ReadError, "while reading a stream", e).into_down()
-            })?;
+            let data = data.map_err(read_error)?;
             // An empty piece would be written to an HTTP/1 origin as the last chunk.
             if data.is_empty() {
                 continue;

@@ -7,7 +7,7 @@ use super::frame_counter::FrameCounter;
 use super::options::{CONNECTION_WINDOW_BYTES, h2_options};
 use super::request::{check, join_cookies};
 use super::session::Http2Session;
-use super::uploads::Uploads;
+use super::uploads::{ListedUpload, Uploads};
 use crate::event::Context;
 use crate::plugin::Handled;
 use crate::plugin::access::AccessRecord;
@@ -57,6 +57,32 @@ impl<SV> OpenStream<SV> {
     fn new(streams: &Arc<Streams<SV>>) -> Self {
         streams.open.send_modify(|open| *open += 1);
         Self(streams.clone())
+    }
+}
+
+impl<SV> OpenStream<SV>
+where
+    SV: ProxyHttp + Send + Sync + 'static,
+    SV::CTX: Send + Sync,
+{
+    /// Has the proxy serve the stream, until its client cancels it.
+    async fn pass_on(self, session: ServerSession, listed: Option<ListedUpload>) {
+        let Self(streams) = &self;
+        let server = &streams.server;
+        let proxied = server.proxy.process_new_http(session, &streams.shutdown);
+        let ahead = exchange::AHEAD_BYTES_HTTP2;
+        let served = exchange::scope(server.buffered_bytes.clone(), ahead, proxied);
+        let cancelled = async {
+            match &listed {
+                Some(listed) => listed.upload.cancelled().await,
+                None => pending().await,
+            }
+        };
+        tokio::select! {
+            biased;
+            _ = served => {}
+            () = cancelled => {}
+        }
     }
 }
 
@@ -168,37 +194,26 @@ where
         let listed = is_upload.then(|| self.uploads.list(respond.stream_id().as_u32()));
         let upload = listed.as_ref().map(|listed| listed.upload.clone());
         let digest = self.digest.clone();
-        let session = Http2Session::new(parts.into(), body, respond, digest, upload.clone());
+        let session = Http2Session::new(parts.into(), body, respond, digest, upload);
         tokio::spawn(async move {
             let OpenStream(streams) = &stream;
-            let served = async {
-                if let Some(session) = streams.admit(session).await
-                    && let Some(session) = streams.answer(session).await
-                {
-                    let server = &streams.server;
-                    let proxied = server.proxy.process_new_http(session, &streams.shutdown);
-                    exchange::scope(server.buffered_bytes.clone(), proxied).await;
-                }
-            };
-            let cancelled = async {
-                match &upload {
-                    Some(upload) => upload.cancelled().await,
-                    None => pending().await,
-                }
-            };
-            tokio::select! {
-                biased;
-                () = served => {}
-                () = cancelled => {}
+            if let Some(session) = streams.admit(session).await
+                && let Some(session) = streams.answer(session).await
+            {
+                // In a smaller task: this one holds what judging an event takes until it ends.
+                tokio::spawn(stream.pass_on(session, listed));
             }
-            drop(listed);
         });
     }
 
     /// Checks a request. One that is malformed or asks for a tunnel is answered, and its stream
     /// ends.
     async fn admit(&self, mut session: Http2Session) -> Option<ServerSession> {
-        let checked = check(session.req_header(), &self.server.admission.limits());
+        let checked = {
+            let limits = self.server.admission.limits();
+            session.take_trailers(limits.header_lines_max);
+            check(session.req_header(), &limits)
+        };
         let checked = checked
             .and_then(|()| join_cookies(session.req_header_mut()).map_err(|_| Limit::HeaderSyntax));
         let status = match checked {

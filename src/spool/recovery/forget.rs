@@ -21,7 +21,15 @@ use crate::spool::read::cursor::CursorFile;
 use crate::spool::routing::Routing;
 use crate::telemetry::faults::Faults;
 
-/// What was given up.
+/// What [`forget`] gave up.
+///
+/// ```
+/// use pixelgate::tools::forget::Forgotten;
+///
+/// fn line(forgotten: Forgotten) -> String {
+///     format!("{} events in {} lanes are given up", forgotten.pending, forgotten.lanes)
+/// }
+/// ```
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Forgotten {
     /// Lanes that knew the upstream.
@@ -31,6 +39,12 @@ pub struct Forgotten {
 }
 
 /// Why an upstream could not be forgotten.
+///
+/// ```
+/// use pixelgate::tools::forget::ForgetError;
+///
+/// assert_eq!(ForgetError::Running.to_string(), "an edge uses this spool: stop it first");
+/// ```
 #[derive(Debug, thiserror::Error)]
 pub enum ForgetError {
     /// A process uses the spool.
@@ -44,6 +58,15 @@ pub enum ForgetError {
 /// Removes an upstream's position from every lane. Of a lane that no upstream is left for the
 /// events are removed; its totals by portal stay until the next start takes them over. `routing`
 /// and `metering`: how to read the records.
+///
+/// ```
+/// # let dir = tempfile::tempdir()?;
+/// # let spool = dir.path();
+/// use pixelgate::tools::forget::{Forgotten, forget};
+///
+/// assert_eq!(forget(spool, "removed")?, Forgotten::default());
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
 ///
 /// # Errors
 ///

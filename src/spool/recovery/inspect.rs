@@ -38,6 +38,15 @@ pub const FINDINGS_MAX: usize = 1_000;
 const REREAD_PAUSES_MS: [u64; 4] = [1, 10, 100, 1000];
 
 /// A spool at one moment.
+///
+/// ```
+/// use pixelgate::tools::inspect::Stat;
+///
+/// /// The events that wait for each upstream.
+/// fn pending(stat: &Stat) -> Vec<(&str, u64)> {
+///     stat.upstreams.iter().map(|upstream| (upstream.name.as_str(), upstream.pending)).collect()
+/// }
+/// ```
 #[derive(Debug, Clone)]
 pub struct Stat {
     /// Its lanes, oldest first.
@@ -67,6 +76,14 @@ pub struct PortalSums {
 }
 
 /// A lane at one moment.
+///
+/// ```
+/// use pixelgate::tools::inspect::LaneStat;
+///
+/// fn records(lane: &LaneStat) -> u64 {
+///     lane.end_seq - lane.first_seq
+/// }
+/// ```
 #[derive(Debug, Clone)]
 pub struct LaneStat {
     /// Its number.
@@ -84,6 +101,15 @@ pub struct LaneStat {
 }
 
 /// What `verify` found.
+///
+/// ```
+/// use pixelgate::tools::inspect::VerifyReport;
+///
+/// fn print(report: &VerifyReport) {
+///     report.findings.iter().for_each(|finding| println!("{finding}"));
+///     println!("{} sound records, {} more findings", report.records, report.findings_unlisted);
+/// }
+/// ```
 #[derive(Debug, Clone, Default)]
 pub struct VerifyReport {
     /// No findings.
@@ -99,6 +125,13 @@ pub struct VerifyReport {
 }
 
 /// One thing that is wrong.
+///
+/// ```
+/// use pixelgate::tools::inspect::Finding;
+///
+/// let finding = Finding { file: "a.seg".into(), offset: 64, what: "torn".to_owned() };
+/// assert_eq!(finding.to_string(), "a.seg:64: torn");
+/// ```
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Finding {
     /// The file.
@@ -127,6 +160,15 @@ pub(super) struct LaneSnapshot {
 
 /// Counts lanes, segments and events. `routing`: how the records say which upstreams they are meant
 /// for.
+///
+/// ```
+/// # let dir = tempfile::tempdir()?;
+/// # let spool = dir.path();
+/// use pixelgate::tools::inspect::stat;
+///
+/// println!("{} lanes", stat(spool)?.lanes.len());
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
 ///
 /// # Errors
 ///
@@ -193,6 +235,20 @@ pub(super) fn no_book() -> Book {
 
 /// Reads every record and reports what is wrong and where. `progress` is called after each segment
 /// with the bytes read and the bytes of all segments.
+///
+/// ```
+/// # let dir = tempfile::tempdir()?;
+/// # let spool = dir.path();
+/// use pixelgate::tools::inspect::verify;
+///
+/// let report = verify(spool, &mut |read, all| println!("{read} of {all} bytes"))?;
+/// assert!(report.ok);
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
+///
+/// # Errors
+///
+/// The folder or a file in it cannot be read. What its files hold is a finding and no error.
 pub fn verify(dir: &Path, progress: &mut dyn FnMut(u64, u64)) -> io::Result<VerifyReport> {
     let mut report = VerifyReport::default();
     let snapshots = snapshot_all(dir)?;
@@ -216,6 +272,23 @@ pub fn verify(dir: &Path, progress: &mut dyn FnMut(u64, u64)) -> io::Result<Veri
 
 /// Calls `each` with each sound record, oldest lane first, each lane in order. Records that all
 /// upstreams have and that are not trimmed yet are among them.
+///
+/// ```
+/// # let dir = tempfile::tempdir()?;
+/// # let spool = dir.path();
+/// use pixelgate::tools::inspect::dump;
+/// use std::ops::ControlFlow;
+///
+/// dump(spool, |id, record| {
+///     println!("{id}: {} bytes", record.len());
+///     ControlFlow::Continue(())
+/// })?;
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
+///
+/// # Errors
+///
+/// The folder or a file in it cannot be read.
 pub fn dump(
     dir: &Path,
     mut each: impl FnMut(RecordId, &Bytes) -> ControlFlow<()>,

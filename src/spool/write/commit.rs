@@ -271,6 +271,7 @@ impl Committer {
             self.lane.check_segment(segment.number, segment.id)?;
         }
         self.state.waiting.claim(&mut self.claimed)?;
+        self.state.note_commit();
         self.publish();
         self.set_answered();
         Ok(())
@@ -441,8 +442,7 @@ impl Committer {
         let number = self.next_number;
         self.next_number += 1;
         self.unsynced.place(ChecksumSeed::new(self.lane.salt, number));
-        let base = self.unsynced.base;
-        let records = &self.unsynced.bytes;
+        let (base, records) = (self.unsynced.base, &self.unsynced.bytes);
         let segment = Segment::create(&self.lane, number, base, bytes, records, &mut self.direct)?;
         self.unsynced.written = self.unsynced.bytes.len();
         if !segment.recycled {

@@ -152,13 +152,13 @@ impl Drop for Commit {
             let mut waiters = lock(&group.waiters);
             let settled = group.outcome().is_some();
             if !settled {
-                // Its task may go on without polling this again, so it must not be the one woken.
+                // Its task may go on without polling this again, so another waiter must be woken.
                 waiters[slot] = None;
             }
             settled
         };
         if settled {
-            // It may be the one that was woken to wake the others.
+            // This waiter may be the one that was woken, so it must wake the others.
             group.pass_on();
         }
     }

@@ -35,7 +35,7 @@ impl Segment {
     /// Makes segment `number`, whose first records, from sequence number `base_seq` on, are
     /// `records`: a spare of the lane or a new file. Header and records are durable before the file
     /// has a segment's name, because with the name it cuts the segment before it, which may hold
-    /// the same records. A crash on the way leaves a file that no one takes for a segment.
+    /// the same records. A crash on the way leaves a file whose name is not that of a segment.
     ///
     /// `direct`: it is written around the page cache. Reset where the file system refuses that.
     pub fn create(

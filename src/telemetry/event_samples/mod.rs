@@ -28,8 +28,8 @@ use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
 pub use mask::{NAME_CHARS_MAX, email, name};
 pub use top_portals::{PortalCounts, Ranking, TOP_PORTALS_MAX, TopPortals};
 
-/// Most slots of one kind (accepted or rejected) for a second. The queue holds twice as many
-/// samples; a sample that finds it full is dropped.
+/// Most accepted events, and most rejected events, that are sampled in a second. The queue holds
+/// twice as many samples; a sample that finds it full is dropped.
 pub const SAMPLES_PER_SECOND_MAX: u32 = 1000;
 
 /// One event as it may be shown.

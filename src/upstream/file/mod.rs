@@ -42,15 +42,25 @@ const QUEUE_BATCHES_MAX: usize = 64;
 const GROUP_BATCHES_MAX: usize = 16;
 
 /// The settings of an `[[upstream]]` of kind `file`.
+///
+/// ```
+/// use pixelgate::config::FileUpstream;
+///
+/// let mut files = FileUpstream::new("/var/lib/pixelgate/events");
+/// files.rotate_seconds = 3600;
+/// assert!(files.validate().is_ok());
+/// ```
 #[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 #[cfg_attr(not(feature = "internals"), non_exhaustive)]
 pub struct Config {
-    /// The folder. Created if missing. Several processes may share it.
+    /// The folder. Created if missing. Several processes may share it. Default: `data/events`.
     pub dir: PathBuf,
-    /// A file is finished before it grows beyond this size. A larger batch gets its own file.
+    /// A file is finished before it grows beyond this size, 1 KiB to 16 GiB. A larger batch gets
+    /// its own file. Default: 64 MiB.
     pub rotate_bytes: ByteSize,
-    /// A file is finished this many seconds after its first event, with or without traffic.
+    /// A file is finished this many seconds after its first event, with or without traffic; 1 to
+    /// 86,400. Default: 60.
     pub rotate_seconds: u64,
 }
 
@@ -96,7 +106,7 @@ impl Config {
     }
 
     /// Creates the folder, finishes files that a crash left open, and starts the thread.
-    pub fn build(&self) -> Result<File, ConfigError> {
+    pub(in crate::upstream) fn build(&self) -> Result<File, ConfigError> {
         let rotate_after = Duration::from_secs(self.rotate_seconds);
         let writer =
             Writer::open(&self.dir, self.rotate_bytes.as_u64(), rotate_after).map_err(|e| {

@@ -19,32 +19,39 @@ use crate::env::Secret;
 use crate::event::PROPERTY_NAME_BYTES_MAX;
 use crate::upstream::client;
 use crate::upstream::http::parse_url;
-use crate::upstream::limits::{
-    CONCURRENCY_MAX, CONNECTION_SECONDS_DEFAULT, TIMEOUT_SECONDS_MAX, check_connection_seconds,
-    check_within,
-};
+use crate::upstream::limits::CONNECTION_SECONDS_DEFAULT;
 use crate::upstream::tls::Tls;
 
 /// Maximum of `fault_seconds_max`: one week.
 pub const FAULT_SECONDS_MAX: u64 = 604_800;
 
 /// The settings of an `[[upstream]]` of kind `hubspot`.
+///
+/// ```
+/// use pixelgate::config::{HubspotUpstream, Secret, Upstream};
+///
+/// let mut hubspot = HubspotUpstream::default();
+/// hubspot.tokens.insert("62515".to_owned(), Secret::new("pat-na1-0000"));
+/// hubspot.event_names.insert("000000001625".to_owned(), "signup".to_owned());
+/// assert!(Upstream::new("hubspot", hubspot).validate().is_ok());
+/// ```
 #[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 #[cfg_attr(not(feature = "internals"), non_exhaustive)]
 pub struct Config {
-    /// Scheme and host of the API. May hold `${ENV}`.
+    /// Scheme and host of the API. May hold `${ENV}`. Default: `https://api.hubapi.com`.
     pub url: Secret,
     /// A token for each portal, by its number. Values may hold `${ENV}`.
     pub tokens: BTreeMap<String, Secret>,
     /// HubSpot's event names by the names in the pixels. A key is a name, or
     /// `portal/name`; a value is a whole `pe{portal}_{name}`, or the name alone.
     pub event_names: BTreeMap<String, String>,
-    /// Whether contacts and their properties are written.
+    /// Whether contacts and their properties are written. Default: `true`.
     pub contacts: bool,
-    /// The event property for the revenue. Empty: the revenue is left out.
+    /// The event property for the revenue. Empty: the revenue is left out. Default: `revenue`.
     pub revenue_property: String,
-    /// The event property for the external id. Empty: the external id is left out.
+    /// The event property for the external id. Empty: the external id is left out. Default:
+    /// `external_id`.
     pub external_id_property: String,
     /// The contact property for the external id of an event that has an address, too. Empty: none.
     pub external_id_contact_property: String,
@@ -54,17 +61,17 @@ pub struct Config {
     /// Whether user agent and referer go along as HubSpot's default event properties.
     pub context_properties: bool,
     /// How long a portal's events wait while its token is rejected or missing, in seconds. Then
-    /// they become dead letters. 0: without limit.
+    /// they become dead letters. 0: without limit. At most 604,800 (a week). Default: 0.
     pub fault_seconds_max: u64,
     /// The path below `url` for events.
     pub events_path: String,
     /// The path below `url` for contacts.
     pub contacts_path: String,
-    /// Maximum number of requests in flight.
+    /// Maximum number of requests in flight, 1 to 64. Default: 8.
     pub concurrency_max: usize,
-    /// Time for one request, in seconds.
+    /// Time for one request, in seconds, 1 to 300. Default: 10.
     pub timeout_seconds: u64,
-    /// How long a connection is used, in seconds.
+    /// How long a connection is used, in seconds, 1 to 86,400. Default: 300.
     pub connection_seconds_max: u64,
     /// The proxy for all requests: `http://` or `https://`; empty: none. `None`: that of the
     /// environment. May hold `${ENV}`.
@@ -100,10 +107,7 @@ impl Default for Config {
 impl Config {
     /// Checks the limits, the names, the addresses and the tokens.
     pub fn validate(&self) -> Result<(), ConfigError> {
-        check_within("timeout_seconds", self.timeout_seconds, TIMEOUT_SECONDS_MAX)?;
-        check_connection_seconds(self.connection_seconds_max)?;
-        crate::proxy::check(self.proxy.as_ref())?;
-        check_within("concurrency_max", self.concurrency_max as u64, CONCURRENCY_MAX as u64)?;
+        self.setup().validate()?;
         if self.fault_seconds_max > FAULT_SECONDS_MAX {
             let reason = format!("is more than {FAULT_SECONDS_MAX}");
             return Err(ConfigError::new("fault_seconds_max", reason));
@@ -115,7 +119,7 @@ impl Config {
     }
 
     /// The translator of events, which needs neither secrets nor addresses.
-    pub fn translator(&self) -> Result<Translator, ConfigError> {
+    pub(in crate::upstream) fn translator(&self) -> Result<Translator, ConfigError> {
         let check = |key: &str, name: &str| {
             if name.is_empty() || (names::is_valid(name) && !name.contains('-')) {
                 return Ok(());
@@ -175,28 +179,31 @@ impl Config {
     }
 
     /// Whether a token for `portal` is configured.
-    pub fn has_token(&self, portal: u64) -> bool {
+    pub(in crate::upstream) fn has_token(&self, portal: u64) -> bool {
         self.tokens.contains_key(&portal.to_string())
     }
 
-    /// Builds the upstream. Reads the certificates; resolves no name and opens no connection.
-    pub fn build(&self) -> Result<Hubspot, ConfigError> {
-        let tls = Tls { ca: self.ca.as_deref(), ..Tls::default() };
-        let setup = client::Setup {
+    fn setup(&self) -> client::Setup {
+        client::Setup {
             timeout_seconds: self.timeout_seconds,
             connections: self.concurrency_max,
             idle_seconds: IDLE_SECONDS_MAX,
             http1_only: false,
             connection_seconds_max: self.connection_seconds_max,
             proxy: self.proxy.clone(),
-        };
+        }
+    }
+
+    /// Builds the upstream. Reads the certificates; resolves no name and opens no connection.
+    pub(in crate::upstream) fn build(&self) -> Result<Hubspot, ConfigError> {
+        let tls = Tls { ca: self.ca.as_deref(), ..Tls::default() };
         let events_url = self.endpoint("events_path", &self.events_path)?;
         let contacts_url = match self.contacts {
             true => Some(self.endpoint("contacts_path", &self.contacts_path)?),
             false => None,
         };
         let sender = Sender {
-            client: client::Client::build(&events_url, setup, &tls)?,
+            client: client::Client::build(&events_url, self.setup(), &tls)?,
             events_url,
             contacts_url,
             requests: Semaphore::new(self.concurrency_max),
@@ -246,6 +253,7 @@ impl Config {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::upstream::limits::{CONCURRENCY_MAX, TIMEOUT_SECONDS_MAX};
 
     const REFERENCE: &str = include_str!("../../../config/reference.toml");
 

@@ -186,8 +186,9 @@ impl Progress {
     }
 }
 
-/// Of two reasons to try again the one that says more about the upstream; the wait is the shorter
-/// one, as the other portal's pause is kept anyway.
+/// Combines the outcomes of two portals that are both to be retried. The result has the reason that
+/// says more about the upstream, and the shorter of the two waits: the portal with the longer wait
+/// has a pause of its own, which holds its events back.
 fn worse(a: Outcome, b: Outcome) -> Outcome {
     let rank = |outcome: &Outcome| match outcome {
         Outcome::Retry(failure) if !failure.local => 3,

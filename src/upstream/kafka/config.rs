@@ -67,11 +67,20 @@ const OURS: &[(&str, &str)] = &[
 ];
 
 /// The settings of an `[[upstream]]` of kind `kafka`.
+///
+/// ```
+/// use pixelgate::config::{KafkaUpstream, Secret, Upstream};
+///
+/// let mut kafka = KafkaUpstream::default();
+/// kafka.brokers = vec![Secret::new("kafka-1:9092"), Secret::new("kafka-2:9092")];
+/// kafka.topic = "events".to_owned();
+/// assert!(Upstream::new("kafka", kafka).validate().is_ok());
+/// ```
 #[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 #[cfg_attr(not(feature = "internals"), non_exhaustive)]
 pub struct Config {
-    /// Bootstrap brokers, `host:port`. May hold `${ENV}`.
+    /// Bootstrap brokers, `host:port`, 1 to 64. May hold `${ENV}`.
     #[serde(deserialize_with = "one_or_many")]
     pub brokers: Vec<Secret>,
     /// The topic. It must exist, unless the cluster creates topics automatically.
@@ -80,15 +89,30 @@ pub struct Config {
     pub key: Key,
     /// Further properties of librdkafka, such as `sasl.mechanism`. Values may hold `${ENV}`.
     pub properties: Properties,
-    /// Time for one attempt at a batch, in seconds. Sets `message.timeout.ms`.
+    /// Time for one attempt at a batch, in seconds, 1 to 300. Sets `message.timeout.ms`. Default:
+    /// 30.
     pub timeout_seconds: u64,
-    /// How long a connection is used, in seconds.
+    /// How long a connection is used, in seconds, 1 to 86,400. Default: 300.
     pub connection_seconds_max: u64,
 }
 
 /// librdkafka's properties by name, as configured.
+///
+/// ```
+/// use pixelgate::config::{KafkaProperties, KafkaUpstream, Secret};
+///
+/// let mut kafka = KafkaUpstream::default();
+/// let protocol = ("security.protocol".to_owned(), Secret::new("ssl"));
+/// kafka.properties = KafkaProperties::from_iter([protocol]);
+/// ```
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Properties(BTreeMap<String, Secret>);
+
+impl FromIterator<(String, Secret)> for Properties {
+    fn from_iter<I: IntoIterator<Item = (String, Secret)>>(properties: I) -> Self {
+        Self(properties.into_iter().collect())
+    }
+}
 
 impl Default for Config {
     fn default() -> Self {
@@ -110,7 +134,7 @@ impl Config {
     }
 
     /// Builds the upstream. Reads certificates and keys; opens no connection.
-    pub fn build(&self) -> Result<Kafka, ConfigError> {
+    pub(in crate::upstream) fn build(&self) -> Result<Kafka, ConfigError> {
         let client = self.client_config()?;
         let secrets = self.values()?.into_values().collect();
         let setup = Setup {

@@ -14,6 +14,13 @@ pub struct Setup {
 }
 
 /// The key of an event's message. Events with the same key go to the same partition.
+///
+/// ```
+/// use pixelgate::config::{KafkaKey, KafkaUpstream};
+///
+/// let mut kafka = KafkaUpstream::default();
+/// kafka.key = KafkaKey::Email;
+/// ```
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Key {

@@ -27,6 +27,16 @@ pub const STREAM_CHARS_MAX: usize = 255;
 const PORT_DEFAULT: u16 = 4222;
 
 /// The settings of an `[[upstream]]` of kind `nats`.
+///
+/// ```
+/// use pixelgate::config::{NatsUpstream, Secret, Upstream};
+///
+/// let mut nats = NatsUpstream::default();
+/// nats.urls = vec![Secret::new("nats://nats-1:4222")];
+/// nats.subject = "events.{portal}".to_owned();
+/// nats.stream = "EVENTS".to_owned();
+/// assert!(Upstream::new("nats", nats).validate().is_ok());
+/// ```
 #[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 #[cfg_attr(not(feature = "internals"), non_exhaustive)]
@@ -41,9 +51,9 @@ pub struct Config {
     pub stream: String,
     /// A credentials file (`.creds`: a JWT and its key), read again for every connection.
     pub credentials: Option<PathBuf>,
-    /// Time for one attempt at a batch, in seconds.
+    /// Time for one attempt at a batch, in seconds, 1 to 300. Default: 10.
     pub timeout_seconds: u64,
-    /// How long a connection is used, in seconds.
+    /// How long a connection is used, in seconds, 1 to 86,400. Default: 300.
     pub connection_seconds_max: u64,
     /// Certificates (PEM) to trust instead of the machine's. If set, TLS is required.
     pub ca: Option<PathBuf>,
@@ -80,7 +90,7 @@ impl Config {
     }
 
     /// Builds the upstream. Reads the certificates and credentials; opens no connection.
-    pub fn build(&self) -> Result<Nats, ConfigError> {
+    pub(in crate::upstream) fn build(&self) -> Result<Nats, ConfigError> {
         let (servers, login) = self.servers()?;
         let subject =
             Subject::parse(&self.subject).map_err(|why| ConfigError::new("subject", why))?;

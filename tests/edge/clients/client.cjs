@@ -30,6 +30,13 @@ function assertEchoed(answer, bytes) {
     assert.deepStrictEqual([length, digest], [bytes.length, sha256(bytes)]);
 }
 
+// The trailers of a call of gRPC.
+function assertStatus(trailers) {
+    assert.ok(trailers, 'no trailers');
+    const { 'grpc-status': status, 'grpc-message': message } = trailers;
+    assert.deepStrictEqual([status, message], ['0', 'well']);
+}
+
 // Over HTTP/1, in clear and over TLS.
 for (const [base, client] of [[clear, http], [tls, https]]) {
     const agent = new client.Agent({ keepAlive: true, maxSockets: 4, ca });
@@ -73,12 +80,18 @@ for (const [base, client] of [[clear, http], [tls, https]]) {
         assert.match(hints.headers.link, /a\.css/);
         assert.strictEqual(String(await body(response)), 'page');
     });
-    // Pingora drops trailers (docs/pingora.md), and the body must arrive without them.
-    check(name('a body before trailers'), async () => {
+    check(name('trailers'), async () => {
         const request = start('/grpc', { method: 'POST' }).end('call');
         const [response] = await once(request, 'response');
         assert.strictEqual(String(await body(response)), 'call');
-        assert.deepStrictEqual(response.trailers, {});
+        assertStatus(response.trailers);
+    });
+    check(name('trailers of an upload'), async () => {
+        const request = start('/trailers', { method: 'POST', headers: { trailer: 'x-sum' } });
+        request.write('hello');
+        request.addTrailers({ 'x-sum': '1' });
+        const [response] = await once(request.end(), 'response');
+        assert.strictEqual(String(await body(response)), '{"x-sum":"1"}');
     });
     check(name('HEAD and Range'), async () => {
         const [head, none] = await ask('/range', { method: 'HEAD' });
@@ -147,13 +160,22 @@ for (const [base, kind] of [[clear, 'http2 in clear'], [tls, 'http2']]) {
         assert.match(hints.link, /a\.css/);
         assert.strictEqual(String(await body(stream)), 'page');
     });
-    check(name('a body before trailers'), async () => {
+    check(name('trailers'), async () => {
         const headers = { ':method': 'POST', te: 'trailers', 'content-type': 'application/grpc' };
         const stream = start('/grpc', headers).end('call');
-        stream.on('trailers', () => assert.fail('Pingora drops them'));
+        let trailers;
+        stream.on('trailers', (received) => { trailers = received; });
         const [response] = await once(stream, 'response');
         assert.strictEqual(response['content-type'], 'application/grpc');
         assert.strictEqual(String(await body(stream)), 'call');
+        assertStatus(trailers);
+    });
+    check(name('trailers of an upload'), async () => {
+        const stream = start('/trailers', { ':method': 'POST' }, { waitForTrailers: true });
+        stream.on('wantTrailers', () => stream.sendTrailers({ 'x-sum': '1' }));
+        stream.end('hello');
+        await once(stream, 'response');
+        assert.strictEqual(String(await body(stream)), '{"x-sum":"1"}');
     });
     check(name('HEAD and Range'), async () => {
         const [head, none] = await ask('/range', { ':method': 'HEAD' });

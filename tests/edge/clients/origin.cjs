@@ -59,11 +59,18 @@ async function grpc(request, response) {
     response.end();
 }
 
+// Says which trailers the request had.
+async function trailers(request, response) {
+    for await (const _ of request);
+    response.end(JSON.stringify(request.trailers));
+}
+
 const pages = {
     '/echo': echo,
     '/range': range,
     '/events': events,
     '/grpc': grpc,
+    '/trailers': trailers,
     '/large': (request, response) => {
         response.setHeader('X-Sha256', sha256(large));
         response.end(large);

@@ -58,6 +58,8 @@ pub struct Script {
     pub stalls: u64,
     /// One in so many attempts ends differently for each half; 0: none.
     pub mixed: u64,
+    /// One in so many attempts ends with a failure that says nothing about the upstream; 0: none.
+    pub local: u64,
     pub in_order: bool,
     pub concurrency: usize,
 }
@@ -75,8 +77,10 @@ pub struct State {
     mode: Mode,
     /// Since when the upstream works, and the process runs. `None`: it does not work.
     works_since: Option<Instant>,
-    /// Events that were in an attempt.
-    pub attempted_ever: BTreeSet<u64>,
+    /// When the last attempt at each event began.
+    pub attempted_at: BTreeMap<u64, Instant>,
+    /// When an attempt last began or ended.
+    pub busy_at: Instant,
     random: Random,
     /// How often each event was taken.
     pub taken: BTreeMap<u64, u32>,
@@ -105,7 +109,8 @@ impl Scripted {
         let state = State {
             mode: Mode::Works,
             works_since: Some(Instant::now()),
-            attempted_ever: BTreeSet::new(),
+            attempted_at: BTreeMap::new(),
+            busy_at: Instant::now(),
             random,
             taken: BTreeMap::new(),
             allowed: BTreeMap::new(),
@@ -129,6 +134,11 @@ impl Scripted {
         self.script.rejected > 0 && Random(event ^ 0xBAD).once_in(self.script.rejected)
     }
 
+    /// Whether this upstream never takes the event.
+    pub fn refuses(&self, event: u64) -> bool {
+        self.is_poison(event) || self.is_rejected(event)
+    }
+
     pub fn in_flight(&self) -> usize {
         self.state.lock().under_way.len()
     }
@@ -136,6 +146,7 @@ impl Scripted {
     /// The process is gone: what was on its way may come again.
     pub fn crashed(&self) {
         let mut state = self.state.lock();
+        state.busy_at = Instant::now();
         let mut again: BTreeSet<u64> = BTreeSet::new();
         for events in std::mem::take(&mut state.under_way).into_values() {
             again.extend(events);
@@ -161,6 +172,7 @@ impl Scripted {
         let (stalls, panics) = (chance(script.stalls), chance(script.panics));
         let (pauses, flaky) = (chance(script.pauses), chance(script.flaky));
         let (loses, mixed) = (chance(script.lost_answers), chance(script.mixed));
+        let local = chance(script.local);
         if stalls {
             takes = Duration::from_millis(random.below(60_000));
         }
@@ -169,6 +181,7 @@ impl Scripted {
         let outcome = match mode {
             Mode::Down => Outcome::Retry(Failure::new("connection refused")),
             Mode::Misconfigured => Outcome::Fault(failure(404)),
+            Mode::Works if local => Outcome::Retry(failure(503).of_these_events()),
             // Without the message of a panic.
             Mode::Works if panics => std::panic::resume_unwind(Box::new("as the seed says")),
             Mode::Works if pauses => Outcome::Retry(Failure { after: Some(after), ..failure(429) }),
@@ -186,7 +199,7 @@ impl Scripted {
             }
             Mode::Works => Outcome::Delivered,
         };
-        (outcome, takes, loses && mode == Mode::Works)
+        (outcome, takes, loses && !local && mode == Mode::Works)
     }
 }
 
@@ -215,7 +228,8 @@ impl State {
         }
         *count += 1;
         let count = *count;
-        self.attempted_ever.insert(event);
+        self.attempted_at.insert(event, now);
+        self.busy_at = now;
         if count > ATTEMPTS_PER_MINUTE_MAX {
             self.broken.push(format!("event {event}: {count} attempts in a minute"));
         }
@@ -293,6 +307,7 @@ impl Upstream for Scripted {
         };
         events[..delivered].iter().for_each(|event| state.take(*event));
         let now = Instant::now();
+        state.busy_at = now;
         if state.just_ended.0 != Some(now) {
             state.just_ended = (Some(now), Vec::new());
         }

@@ -85,7 +85,7 @@ pub fn run(config: &Config, command: &Command) -> ExitCode {
 fn names(config: &Config, dir: &Path, only: Option<&str>) -> Result<Vec<String>, ExitCode> {
     let found =
         dead_letters::upstreams(dir).map_err(|e| fail(NO, format!("{}: {e}", dir.display())))?;
-    let mut names: Vec<String> = config.gate.upstreams().into_iter().map(|u| u.name).collect();
+    let mut names: Vec<String> = config.gate.upstreams().iter().map(|u| u.name.clone()).collect();
     let others: Vec<String> = found.into_iter().filter(|name| !names.contains(name)).collect();
     names.extend(others);
     let Some(only) = only else { return Ok(names) };
@@ -140,13 +140,13 @@ fn replay(config: &Config, name: &str, filter: &Filter) -> Result<(), String> {
     let dir = gate.dead_dir();
     // Counted first, for the bar and for an upstream that cannot be built.
     let found = dead_letters::list(&dir, name, filter, |_| {}).map_err(|e| with_causes(&e))?;
-    let Some(upstream) = gate.upstreams().into_iter().find(|upstream| upstream.name == name) else {
+    let Some(upstream) = gate.upstreams().iter().find(|upstream| upstream.name == name) else {
         return match found.letters {
             0 => check_damaged(&found),
             n => Err(format!("{n} dead letters cannot be sent: the upstream is not configured")),
         };
     };
-    let Session { runtime, built, batch, stop } = Session::open(&upstream, &gate.batch)?;
+    let Session { runtime, built, batch, stop } = Session::open(upstream, &gate.batch)?;
     let mut progress = Progress::new(format!("replaying for {name}"), Unit::Events);
     let show = |so_far: &dead_letters::Progress| {
         let ended = so_far.delivered + so_far.refused + so_far.undelivered;

@@ -1,8 +1,8 @@
 //! What the commands that send events have in common: `dead replay` and `send`.
 
 use crate::causes::with_causes;
-use pixelgate::Upstream as BuiltUpstream;
-use pixelgate::config::{Batch, Upstream, UpstreamKind};
+use pixelgate::Upstream;
+use pixelgate::config::{Batch, UpstreamKind, ValidUpstream};
 use std::sync::Arc;
 use tokio::runtime::Runtime;
 use tokio::signal::unix::{SignalKind, signal};
@@ -14,7 +14,7 @@ const KILLED: i32 = 130;
 /// An upstream to send to, and all that sending needs.
 pub struct Session {
     pub runtime: Runtime,
-    pub built: Arc<dyn BuiltUpstream>,
+    pub built: Arc<dyn Upstream>,
     /// The upstream's batches.
     pub batch: Batch,
     /// Becomes true at the first SIGINT or SIGTERM. The second one ends the process.
@@ -23,7 +23,7 @@ pub struct Session {
 
 impl Session {
     /// Builds the upstream and handles signals from here on. An error is a sentence.
-    pub fn open(upstream: &Upstream, base: &Batch) -> Result<Session, String> {
+    pub fn open(upstream: &ValidUpstream, base: &Batch) -> Result<Session, String> {
         let built = upstream.build().map_err(|e| with_causes(&e))?;
         let runtime = tokio::runtime::Builder::new_multi_thread()
             .worker_threads(1)
@@ -37,7 +37,7 @@ impl Session {
 
 /// The batches to send. A legacy backend counts an event that is sent twice as two, so each is sent
 /// and noted alone: a command that is killed repeats at most the one that was on its way.
-fn batches(upstream: &Upstream, base: &Batch) -> Batch {
+fn batches(upstream: &ValidUpstream, base: &Batch) -> Batch {
     let mut batch = upstream.batch.over(base);
     if matches!(upstream.kind, UpstreamKind::Legacy(_)) {
         batch.events_max = 1;

@@ -6,12 +6,13 @@ use super::{check, dead, explain, pages, probe, send, spool};
 use crate::causes::with_causes;
 use crate::config::Config;
 use crate::edge::stop::Handlers;
-use crate::edge::{file_limit, server};
+use crate::edge::{file_limit, huge_pages, server};
 use crate::logging;
 use std::process::ExitCode;
 
 /// Runs the command and returns the exit code of the process.
 pub fn run(cli: Cli) -> ExitCode {
+    huge_pages::decline();
     let command = cli.command.unwrap_or(Command::Run { upgrade: false });
     match &command {
         Command::Completions { shell } => return pages::completions(*shell),

@@ -62,8 +62,8 @@ struct Files<'a> {
 /// Runs the command. A file that cannot be read does not stop the others.
 pub fn run(config: Config, arguments: &Arguments) -> ExitCode {
     let name = &arguments.upstream;
-    let known = config.gate.upstreams().into_iter().find(|upstream| upstream.name == *name);
-    let Some(upstream) = known else {
+    let known = config.gate.upstreams().iter().find(|upstream| upstream.name == *name);
+    let Some(upstream) = known.cloned() else {
         return fail(UNUSABLE, format!("--upstream: {name:?} is not configured"));
     };
     let (spool, batch) = (config.gate.spool.dir.clone(), config.gate.batch.clone());

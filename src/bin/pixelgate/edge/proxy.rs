@@ -5,6 +5,7 @@ use super::origin::Origins;
 use super::origin_set::Server;
 use super::own_answers::OwnAnswers;
 use super::routing_headers;
+use super::trailers;
 use super::upgrade::for_upgrade;
 use arc_swap::ArcSwap;
 use async_trait::async_trait;
@@ -318,6 +319,7 @@ impl ProxyHttp for Edge {
         if !self.trusts_peer(session) {
             routing_headers::remove_from(request);
         }
+        trailers::announce(session.req_header(), request)?;
         restore_order(session.req_header(), request)?;
         self.forwarded(session, request)
     }

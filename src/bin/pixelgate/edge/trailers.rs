@@ -1,0 +1,26 @@
+//! What is said to an origin of trailers. The server's streams carry the trailers themselves.
+
+use http::{HeaderValue, header};
+use pingora::http::RequestHeader;
+use pingora::prelude::Result;
+
+/// Says of trailers to the origin what the client said: that it takes some (`TE: trailers`, RFC
+/// 9110, section 10.1.4), and which it will send. Pingora removes both, because it drops trailers.
+/// A request for an upgrade has a `Connection` header of its own, and no trailers.
+pub fn announce(received: &RequestHeader, request: &mut RequestHeader) -> Result<()> {
+    let takes = |line: &HeaderValue| {
+        line.as_bytes()
+            .split(|&b| b == b',')
+            .any(|word| word.trim_ascii().eq_ignore_ascii_case(b"trailers"))
+    };
+    let lines = received.headers.get_all(header::TE);
+    if lines.iter().any(takes) && !request.headers.contains_key(header::CONNECTION) {
+        request.insert_header(header::TE, "trailers")?;
+        request.insert_header(header::CONNECTION, "TE")?;
+    }
+    request.remove_header(&header::TRAILER);
+    for line in received.headers.get_all(header::TRAILER) {
+        request.append_header(header::TRAILER, line)?;
+    }
+    Ok(())
+}

@@ -1,0 +1,430 @@
+//! Carries the trailers of chunked messages (RFC 9112, section 7.1.2) past Pingora, which reads
+//! them to their end and drops them.
+//!
+//! The stream on one side of Pingora stores the trailers that it reads in the exchange; the stream
+//! on the other side adds them to what Pingora writes, behind the last chunk. Both find their place
+//! by the strict grammar of [`Chunks`]. A message that is not chunked towards its recipient has no
+//! place for them, and loses them.
+
+use super::body::Chunks;
+use super::header_check::{end_of_head, trimmed};
+use crate::server::exchange::{self, Side};
+use bytes::{Buf, Bytes, BytesMut};
+use http::{HeaderMap, HeaderName, HeaderValue};
+use pingora::protocols::Stream;
+use std::io::{self, IoSlice};
+use std::pin::Pin;
+use std::task::{Context, Poll, ready};
+use tokio::io::AsyncWrite;
+
+/// Longest header of an answer whose trailers are looked for, in bytes: the longest that Pingora
+/// takes.
+const HEAD_BYTES_MAX: usize = 1 << 20;
+
+/// Fields that may stand in no trailer section, because a recipient that takes trailers for headers
+/// would frame, route, authenticate or decode the message by them (RFC 9110, section 6.5.1).
+/// Conditions (`If-…`) and what is said of the client (`X-Forwarded-…`) are left out as well.
+const NEVER_TRAILERS: [&str; 32] = [
+    "age",
+    "authorization",
+    "cache-control",
+    "connection",
+    "content-encoding",
+    "content-length",
+    "content-range",
+    "content-type",
+    "cookie",
+    "expect",
+    "expires",
+    "forwarded",
+    "host",
+    "http2-settings",
+    "keep-alive",
+    "location",
+    "max-forwards",
+    "pragma",
+    "proxy-authenticate",
+    "proxy-authorization",
+    "proxy-connection",
+    "range",
+    "set-cookie",
+    "te",
+    "trailer",
+    "transfer-encoding",
+    "upgrade",
+    "vary",
+    "www-authenticate",
+    "x-http-method-override",
+    "x-original-url",
+    "x-rewrite-url",
+];
+
+/// Whether a field of this name may stand in a trailer section. `_` counts as `-`, as in CGI.
+fn may_be_trailer(name: &[u8]) -> bool {
+    let same = |(a, b): (&u8, &u8)| a.to_ascii_lowercase() == *b || (*a == b'_' && *b == b'-');
+    let begins =
+        |with: &str| name.len() >= with.len() && name.iter().zip(with.as_bytes()).all(same);
+    let is = |other: &&str| name.len() == other.len() && begins(other);
+    !begins("if-") && !begins("x-forwarded-") && !NEVER_TRAILERS.iter().any(is)
+}
+
+/// Stores trailers in the exchange, without those that may not be trailers. `lines` are whole lines
+/// that follow the grammar.
+pub fn store(side: Side, lines: &[u8]) {
+    let mut allowed = BytesMut::with_capacity(lines.len());
+    for line in lines.split_inclusive(|&b| b == b'\n') {
+        let name = line.split(|&b| b == b':').next().unwrap_or_default();
+        if may_be_trailer(name) {
+            allowed.extend_from_slice(line);
+        }
+    }
+    exchange::store_trailers(side, allowed.freeze());
+}
+
+/// The lines of trailers that came over HTTP/2.
+pub fn lines(trailers: &HeaderMap) -> Vec<u8> {
+    let line = |(name, value): (&HeaderName, &HeaderValue)| {
+        [name.as_str().as_bytes(), b": ", value.as_bytes(), b"\r\n"].concat()
+    };
+    trailers.iter().flat_map(line).collect()
+}
+
+/// The trailers of the response, as HTTP/2 has them. `None`: there are none.
+pub fn of_response() -> Option<HeaderMap> {
+    let lines = exchange::trailers(Side::Response);
+    let mut trailers = HeaderMap::new();
+    for line in lines.split_inclusive(|&b| b == b'\n') {
+        let (name, value) = line.split_at(memchr::memchr(b':', line)?);
+        let value = trimmed(value[1..].strip_suffix(b"\r\n")?);
+        // The grammar of the lines is that of the map.
+        let (name, value) = (HeaderName::from_bytes(name), HeaderValue::from_bytes(value));
+        trailers.try_append(name.ok()?, value.ok()?).ok()?;
+    }
+    (!trailers.is_empty()).then_some(trailers)
+}
+
+/// Where a message stands.
+#[derive(Debug, Default)]
+enum Framing {
+    /// Its header has not begun, or is not whole.
+    #[default]
+    Header,
+    Chunks(Chunks),
+    /// No chunks come, or none that have trailers.
+    Other,
+}
+
+impl Framing {
+    /// What comes behind a header: another header if this one is that of an informational answer.
+    fn behind(head: &[u8]) -> Self {
+        let status = head.strip_prefix(b"HTTP/1.").and_then(|rest| rest.get(2..5));
+        match status {
+            Some(b"101" | b"204" | b"304") => Self::Other,
+            Some([b'1', ..]) => Self::Header,
+            _ if is_chunked(head) => Self::Chunks(Chunks::Start),
+            _ => Self::Other,
+        }
+    }
+}
+
+/// Whether a header says that chunks follow.
+fn is_chunked(head: &[u8]) -> bool {
+    head.split(|&b| b == b'\n').any(|line| {
+        let name = "transfer-encoding".len();
+        line.get(name) == Some(&b':')
+            && line[..name].eq_ignore_ascii_case(b"transfer-encoding")
+            && trimmed(line[name + 1..].trim_ascii_end()).eq_ignore_ascii_case(b"chunked")
+    })
+}
+
+/// Finds the trailers in the answers to one request.
+#[derive(Debug, Default)]
+pub struct TrailerReader {
+    framing: Framing,
+    /// The header as far as it was read, if it came in pieces, and how much of it was searched.
+    head: BytesMut,
+    searched: usize,
+    trailers: Vec<u8>,
+}
+
+impl TrailerReader {
+    /// A reader of the answers to the request whose header begins with `head`.
+    pub fn new(head: &[u8]) -> Self {
+        let has_no_body = head.starts_with(b"HEAD ");
+        let framing = if has_no_body { Framing::Other } else { Framing::Header };
+        Self { framing, ..Self::default() }
+    }
+
+    /// Reads the next bytes of the connection, and stores the trailers when they are whole.
+    pub fn read(&mut self, mut bytes: &[u8]) {
+        while !bytes.is_empty() {
+            let taken = match &mut self.framing {
+                Framing::Header => self.read_head(bytes),
+                Framing::Chunks(chunks) => match chunks.take(bytes, &mut self.trailers) {
+                    Ok(taken) if *chunks != Chunks::End => taken,
+                    Ok(taken) => {
+                        if !self.trailers.is_empty() {
+                            store(Side::Response, &self.trailers);
+                        }
+                        self.framing = Framing::Other;
+                        taken
+                    }
+                    // Pingora decides whether it takes them.
+                    Err(_) => {
+                        self.framing = Framing::Other;
+                        return;
+                    }
+                },
+                Framing::Other => return,
+            };
+            bytes = &bytes[taken..];
+        }
+    }
+
+    /// Reads a header. Returns how many of the bytes belong to it.
+    fn read_head(&mut self, bytes: &[u8]) -> usize {
+        let before = self.head.len();
+        let end = if before == 0 {
+            end_of_head(bytes, &mut self.searched)
+        } else {
+            self.head.extend_from_slice(bytes);
+            end_of_head(&self.head, &mut self.searched)
+        };
+        let Some(end) = end else {
+            if before == 0 {
+                self.head.extend_from_slice(bytes);
+            }
+            if self.head.len() > HEAD_BYTES_MAX {
+                (self.framing, self.head) = (Framing::Other, BytesMut::new());
+            }
+            return bytes.len();
+        };
+        let head = if before == 0 { &bytes[..end] } else { &self.head[..end] };
+        self.framing = Framing::behind(head);
+        (self.head, self.searched) = (BytesMut::new(), 0);
+        end - before
+    }
+}
+
+/// Follows what Pingora writes of one message, and adds its trailers behind the last chunk.
+#[derive(Debug)]
+pub struct TrailerWriter {
+    side: Side,
+    framing: Framing,
+    /// Bytes of the header that are still to be written.
+    head_left: usize,
+    /// Trailers that are still to be written.
+    trailers: Bytes,
+}
+
+impl TrailerWriter {
+    pub fn new(side: Side) -> Self {
+        Self { side, framing: Framing::Header, head_left: 0, trailers: Bytes::new() }
+    }
+
+    /// Writes some of `pieces`, and what is to be added before them. Pingora writes each header by
+    /// itself, and offers all of it at once.
+    pub fn poll_write(
+        &mut self,
+        mut stream: Pin<&mut Stream>,
+        cx: &mut Context<'_>,
+        pieces: &[IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        while !self.trailers.is_empty() {
+            let written = ready!(stream.as_mut().poll_write(cx, &self.trailers))?;
+            if written == 0 {
+                return Poll::Ready(Err(io::ErrorKind::WriteZero.into()));
+            }
+            self.trailers.advance(written);
+        }
+        let first = pieces.iter().find(|piece| !piece.is_empty()).map_or(&[][..], |piece| piece);
+        if self.head_left == 0 && matches!(self.framing, Framing::Header) && !first.is_empty() {
+            self.begin(first);
+        }
+        if self.head_left > 0 {
+            let length = first.len().min(self.head_left);
+            let written = ready!(stream.poll_write(cx, &first[..length]))?;
+            self.head_left -= written;
+            return Poll::Ready(Ok(written));
+        }
+        let Framing::Chunks(chunks) = &mut self.framing else {
+            return write(stream, cx, pieces);
+        };
+        let trailers = exchange::trailers(self.side);
+        let written = if trailers.is_empty() || chunks.is_before_trailers() {
+            ready!(write(stream, cx, pieces))?
+        } else {
+            let length = chunks.before_trailers(first).unwrap_or(first.len());
+            ready!(stream.poll_write(cx, &first[..length]))?
+        };
+        let was_before = chunks.is_before_trailers();
+        let mut left = written;
+        for piece in pieces {
+            let length = piece.len().min(left);
+            left -= length;
+            if chunks.take(&piece[..length], &mut Vec::new()).is_err() {
+                self.framing = Framing::Other;
+                return Poll::Ready(Ok(written));
+            }
+        }
+        if chunks.is_before_trailers() && !was_before {
+            self.trailers = trailers;
+        }
+        Poll::Ready(Ok(written))
+    }
+
+    /// Notes the header at the beginning of `bytes`.
+    fn begin(&mut self, bytes: &[u8]) {
+        match end_of_head(bytes, &mut 0) {
+            Some(end) => (self.head_left, self.framing) = (end, Framing::behind(&bytes[..end])),
+            None => self.framing = Framing::Other,
+        }
+    }
+}
+
+/// Writes some of `pieces`: one alone is written plainly.
+fn write(
+    stream: Pin<&mut Stream>,
+    cx: &mut Context<'_>,
+    pieces: &[IoSlice<'_>],
+) -> Poll<io::Result<usize>> {
+    match pieces {
+        [piece] => stream.poll_write(cx, piece),
+        _ => stream.poll_write_vectored(cx, pieces),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::server::buffered_bytes::BufferedBytes;
+    use std::future::poll_fn;
+    use tokio::io::AsyncReadExt;
+
+    const LINES: &[u8] = b"X-Sum: 1\r\nx-sum:\t2\r\n";
+    const HEAD: &[u8] = b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n";
+    /// Its data looks like a last chunk.
+    const CHUNK: [&[u8]; 3] = [b"5\r\n", b"0\r\n\r\n", b"\r\n"];
+    const LAST_CHUNK: &[u8] = b"0\r\n\r\n";
+
+    async fn exchange<T>(test: impl Future<Output = T>) -> T {
+        exchange::scope(BufferedBytes::new(0), exchange::AHEAD_BYTES_HTTP1, test).await
+    }
+
+    /// Writes messages as Pingora does, to a stream that takes few bytes at once.
+    async fn written(room: usize, messages: &[&[&[u8]]]) -> Vec<u8> {
+        let (near, mut far) = tokio::io::duplex(room);
+        let mut stream: Stream = Box::new(near);
+        let mut writer = TrailerWriter::new(Side::Response);
+        let write = async {
+            for message in messages {
+                let mut pieces: Vec<IoSlice<'_>> =
+                    message.iter().map(|p| IoSlice::new(p)).collect();
+                let mut left = &mut pieces[..];
+                while !left.is_empty() {
+                    let poll = poll_fn(|cx| writer.poll_write(Pin::new(&mut stream), cx, left));
+                    let written = poll.await.unwrap();
+                    assert!(written > 0);
+                    IoSlice::advance_slices(&mut left, written);
+                }
+            }
+            drop(stream);
+        };
+        let mut bytes = Vec::new();
+        let (read, ()) = tokio::join!(far.read_to_end(&mut bytes), write);
+        read.unwrap();
+        bytes
+    }
+
+    #[tokio::test]
+    async fn trailers_stand_behind_the_last_chunk_however_little_is_written() {
+        let hints: &[u8] = b"HTTP/1.1 103 Early Hints\r\n\r\n";
+        for room in 1..100 {
+            exchange(async {
+                let messages: [&[&[u8]]; 4] = [&[hints], &[HEAD], &CHUNK, &[LAST_CHUNK]];
+                let plain = written(room, &messages).await;
+                assert_eq!(plain, messages.concat().concat());
+                exchange::store_trailers(Side::Response, Bytes::from_static(LINES));
+                let expect = [&messages[..3].concat().concat(), &b"0\r\n"[..], LINES, b"\r\n"];
+                assert_eq!(written(room, &messages).await, expect.concat(), "{room} bytes");
+            })
+            .await;
+        }
+    }
+
+    #[tokio::test]
+    async fn a_message_without_chunks_stays_as_it_is() {
+        for head in [
+            &b"HTTP/1.1 200 OK\r\nContent-Length: 5\r\n\r\n"[..],
+            b"HTTP/1.1 101 Switching Protocols\r\n\r\n",
+            b"HTTP/1.1 304 Not Modified\r\nTransfer-Encoding: chunked\r\n\r\n",
+            b"PUT / HTTP/1.1\r\nX: transfer-encoding: chunked\r\n\r\n",
+        ] {
+            exchange(async {
+                exchange::store_trailers(Side::Response, Bytes::from_static(LINES));
+                let messages: [&[&[u8]]; 2] = [&[head], &[LAST_CHUNK]];
+                assert_eq!(written(100, &messages).await, messages.concat().concat());
+            })
+            .await;
+        }
+    }
+
+    /// The trailers in these bytes of an origin, read in two pieces.
+    fn read(request: &[u8], bytes: &[u8], cut: usize) -> Bytes {
+        exchange::store_trailers(Side::Response, Bytes::new());
+        let mut reader = TrailerReader::new(request);
+        reader.read(&bytes[..cut]);
+        reader.read(&bytes[cut..]);
+        exchange::trailers(Side::Response)
+    }
+
+    #[tokio::test]
+    async fn trailers_are_read_wherever_an_answer_is_cut() {
+        let hints = "HTTP/1.1 100 Continue\r\n\r\nHTTP/1.1 103 Early Hints\r\nLink: <a>\r\n\r\n";
+        let head = "HTTP/1.1 200 OK\r\nX: y\r\nTRANSFER-ENCODING:Chunked \r\n\r\n";
+        let whole =
+            format!("{hints}{head}5;a=b\r\n0\r\n\r\n\r\n00\r\nX-Sum: 1\r\nx-sum:\t2\r\n\r\n");
+        exchange(async {
+            for cut in 0..=whole.len() {
+                assert_eq!(read(b"GET / ", whole.as_bytes(), cut), LINES, "cut at {cut}");
+            }
+            for (request, from, to) in [
+                ("HEAD / ", "", ""),
+                ("GET / ", " 200 OK", " 204 No Content"),
+                ("GET / ", "Chunked", "gzip"),
+                ("GET / ", "5;", "4;"),
+                ("GET / ", "x-sum:", "x-sum :"),
+                ("GET / ", "x-sum:\t2\r\n", "x-sum:\t2\n"),
+                ("GET / ", "x-sum:\t2\r\n", "\tx-sum: 2\r\n"),
+            ] {
+                let other = whole.replace(from, to);
+                assert_eq!(read(request.as_bytes(), other.as_bytes(), 20), "", "{from:?} {to:?}");
+            }
+        })
+        .await;
+    }
+
+    #[tokio::test]
+    async fn what_could_be_taken_for_a_header_is_no_trailer() {
+        exchange(async {
+            let stored = |lines: &str| {
+                store(Side::Request, lines.as_bytes());
+                exchange::trailers(Side::Request)
+            };
+            for name in NEVER_TRAILERS {
+                let upper = name.to_ascii_uppercase();
+                for name in [name, &upper, &name.replace('-', "_")] {
+                    assert_eq!(stored(&format!("X-Sum: 1\r\n{name}: 2\r\n")), "X-Sum: 1\r\n");
+                }
+            }
+            for name in ["If-Match", "IF_RANGE", "X-Forwarded-For", "x_forwarded_proto"] {
+                assert_eq!(stored(&format!("{name}: 1\r\n")), "", "{name}");
+            }
+            for name in ["Grpc-Status", "Iffy", "Hos", "Hosts", "Server-Timing", "Digest", "ETag"] {
+                let line = format!("{name}: 1\r\n");
+                assert_eq!(stored(&line), line);
+            }
+        })
+        .await;
+    }
+}
