@@ -5,6 +5,7 @@
 
 mod config;
 mod error;
+mod events;
 
 use crate::clock::{Clock, SystemClock};
 use crate::config_error::ConfigError;
@@ -16,10 +17,10 @@ use crate::plugin::{GateState, PixelGate, PrebuiltResponse, ReloadState, Setting
 use crate::policy::gate::Gate;
 use crate::policy::inspect::{Addition, Inspector, Refusal};
 use crate::policy::portals;
-use crate::policy::portals::{AcceptedByDay, Bounds, Format, Portals};
+use crate::policy::portals::{Bounds, Format, Portals};
 use crate::request::client::TrustedProxies;
 use crate::response::answers::Answers;
-use crate::spool::{self, DayCounts, Durability, Env, Metered, Metering, Routing, Spool};
+use crate::spool::{self, Durability, Env, Spool};
 use crate::telemetry::event_samples::EventSamples;
 use crate::telemetry::faults::Faults;
 use crate::telemetry::in_flight::InFlight;
@@ -37,22 +38,8 @@ use tokio::runtime::Handle;
 
 pub use config::{Config, ValidConfig};
 pub use error::OpenError;
-
-/// How the spool reads which upstreams an event is meant for.
-pub const EVENT_ROUTING: Routing =
-    Routing { is_routed: event::is_routed, names: event::names_upstream };
-
-/// How the spool reads an event's portal and day.
-pub const EVENT_METERING: Metering = Metering { read: metered };
-
-/// Milliseconds of a UTC day.
-const DAY_MS: u64 = 86_400_000;
-
-fn metered(record: &[u8]) -> Option<Metered> {
-    let (portal, received_at_ms) = event::portal_and_time(record)?;
-    let day = u32::try_from(received_at_ms / DAY_MS).unwrap_or(u32::MAX);
-    Some(Metered { portal, day })
-}
+use events::Counted;
+pub use events::{EVENT_METERING, EVENT_ROUTING};
 
 /// An upstream with its name, the limits of its batches and its `attempts_max`.
 type Destination = (String, Arc<dyn Upstream>, BatchConfig, u32);
@@ -431,19 +418,6 @@ impl ValidConfig {
     ) -> Gate {
         Gate::new(self.guard, self.rules, self.config.privacy, portals, clock)
             .with_inspector(inspector)
-    }
-}
-
-/// What the spool has accepted, for the quotas of the portal list.
-struct Counted(DayCounts);
-
-impl AcceptedByDay for Counted {
-    fn accepted(&self, portal: u64, day: u32) -> u64 {
-        self.0.accepted(portal, day)
-    }
-
-    fn takeovers(&self) -> u64 {
-        self.0.takeovers()
     }
 }
 

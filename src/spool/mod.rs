@@ -199,6 +199,7 @@ mod handle;
 mod hot_tail;
 mod lane;
 mod lane_counts;
+mod lane_create;
 mod lane_files;
 mod maintenance;
 mod metering;

@@ -7,21 +7,19 @@
 use std::io;
 use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
 
 use super::adoption::lane_ids;
 use super::count_foreign::{Stretch, each_routed};
+use super::portal_sums;
+pub use super::portal_sums::PortalSums;
 use super::recover::{Segment, restore_foreign, salt, scan_to_end, survey, torn_bytes};
-use crate::clock::SystemClock;
 use crate::spool::format::{SEGMENT_HEADER_BYTES, SegmentHeader};
 use crate::spool::fs::{File, Fs, Open, SystemFs, read_full};
 use crate::spool::lane_files::{CURSOR, IDENTITY, PORTALS, lane_dir, segment_name, segment_number};
-use crate::spool::metering::book::Book;
 use crate::spool::metering::table::OTHER;
-use crate::spool::metering::{Metering, contents};
 use crate::spool::read::counts::Counts;
 use crate::spool::read::cursor::{Cursor, CursorFile, LaneKey, damaged_slots};
 use crate::spool::read::ledger::ConsumerPosition;
@@ -30,7 +28,6 @@ use crate::spool::record_id::RecordId;
 use crate::spool::routing::Routing;
 use crate::spool::segment_index::Span;
 use crate::spool::status::UpstreamStatus;
-use crate::telemetry::faults::Faults;
 
 /// Most findings that a report lists; the others are only counted.
 pub const FINDINGS_MAX: usize = 1_000;
@@ -58,21 +55,6 @@ pub struct Stat {
     /// Totals over the spool's life. What is accepted is up to date; what became of it is as of
     /// the cursors on disk (about a second old).
     pub upstreams: Vec<UpstreamStatus>,
-}
-
-/// The totals of all portals.
-#[derive(Debug, Clone, Copy, Default)]
-pub struct PortalSums {
-    /// How many portals have totals of their own.
-    pub portals: usize,
-    /// From when they count, in milliseconds since 1970. `None`: nothing is counted yet.
-    pub since_ms: Option<u64>,
-    /// Accepted events.
-    pub accepted: u64,
-    /// Rejected events.
-    pub rejected: u64,
-    /// Deliveries, over all upstreams.
-    pub delivered: u64,
 }
 
 /// A lane at one moment.
@@ -206,7 +188,9 @@ pub fn stat(dir: &Path, routing: &Routing) -> io::Result<Stat> {
             end_seq,
         });
     }
-    let portals = portal_sums(&snapshots, &folded)?;
+    let files: Vec<(PathBuf, LaneKey)> =
+        snapshots.iter().map(|lane| (lane.dir.clone(), (lane.id, lane.salt))).collect();
+    let portals = portal_sums::read(&files, &folded)?;
     let quarantined = SystemFs.list(&dir.join("quarantine")).unwrap_or_default();
     Ok(Stat {
         lanes,
@@ -214,23 +198,6 @@ pub fn stat(dir: &Path, routing: &Routing) -> io::Result<Stat> {
         quarantined_bytes: quarantined.iter().map(|entry| entry.bytes).sum(),
         upstreams: totals.into_iter().map(|(name, counts)| counts.named(name)).collect(),
     })
-}
-
-fn portal_sums(snapshots: &[LaneSnapshot], folded: &[LaneKey]) -> io::Result<PortalSums> {
-    let book = no_book();
-    let is_there = |key: LaneKey| snapshots.iter().any(|lane| (lane.id, lane.salt) == key);
-    let is_folded = |key: LaneKey| folded.contains(&key) || !is_there(key);
-    for lane in snapshots.iter().filter(|lane| !folded.contains(&(lane.id, lane.salt))) {
-        contents::inspect(&SystemFs, &lane.dir, (lane.id, lane.salt), is_folded, &book)?;
-    }
-    let [accepted, rejected, delivered] = book.sums();
-    let (portals, since_ms) = (book.numbers() - 1, book.since_ms());
-    Ok(PortalSums { portals, since_ms, accepted, rejected, delivered })
-}
-
-/// A book of no upstream.
-pub(super) fn no_book() -> Book {
-    Book::new(Metering::none(), &[], Arc::new(SystemClock), Faults::unregistered())
 }
 
 /// Reads every record and reports what is wrong and where. `progress` is called after each segment
@@ -410,8 +377,7 @@ fn verify_small_files(snapshot: &LaneSnapshot, report: &mut VerifyReport) -> io:
         report.find(path.clone(), offset, "a cursor slot is damaged".to_owned());
     }
     let key = (snapshot.id, snapshot.salt);
-    let book = no_book();
-    let damaged = || contents::inspect(&SystemFs, &snapshot.dir, key, |_| true, &book);
+    let damaged = || portal_sums::damaged_at(&snapshot.dir, key);
     // A living process may be writing the last entry at the moment.
     if let Some(offset) = damaged()?
         && (!snapshot.living || damaged()? == Some(offset))

@@ -16,7 +16,8 @@ use crate::spool::format::{
     SegmentHeader, probe, u32_at, u64_at,
 };
 use crate::spool::fs::{File, Fs, Open, read_full};
-use crate::spool::lane::{Lane, METERED};
+use crate::spool::lane::Lane;
+use crate::spool::lane_create::METERED;
 use crate::spool::lane_files::{
     CURSOR, IDENTITY, PORTALS, lane_dir, remove_leftovers, segment_name, segment_number,
 };
@@ -191,8 +192,7 @@ impl Beyond<'_> {
 /// Says that a lane's counts begin anew, if they do.
 fn note_reset(counted: &mut Loaded, has_gap: bool, dir: &Path, end: u64, book: &Book) {
     if counted.is_damaged && counted.reset.is_none() {
-        let file = dir.join(PORTALS);
-        ::log::warn!("spool: {} is damaged: counting again what it lacks", file.display());
+        ::log::warn!("spool: {}/{PORTALS} is damaged: counting what it lacks", dir.display());
     }
     let gap = has_gap.then_some("events were removed that its file `portals` does not count");
     let Some(why) = counted.reset.or(gap) else { return };
