@@ -13,9 +13,7 @@ use parking_lot::{Mutex, MutexGuard};
 
 use super::fs::{File, FileId, Fs, Open, write_full};
 use super::hot_tail::HotTail;
-use super::lane_files::{
-    CURSOR, FILLING, IDENTITY, SPARE_EXTENSION, ignore_absent, lane_dir, remove_lane, segment_name,
-};
+use super::lane_files::{FILLING, IDENTITY, SPARE_EXTENSION, ignore_absent, segment_name};
 use super::metering::journal::Journal;
 use super::read::ack_file::AckFile;
 use super::read::cursor::{Cursor, CursorFile, LaneKey};

@@ -29,6 +29,9 @@ pub const EARLIER_VERSION: &str = "an earlier version wrote it";
 /// Most portals of one entry of a summary.
 const PAIRS_MAX: usize = 1 << 16;
 
+/// Lanes whose counts the file has, and whether these count.
+type Folds = Vec<(LaneKey, bool)>;
+
 /// The open file.
 pub struct Journal {
     dir: PathBuf,
@@ -44,7 +47,7 @@ pub struct Journal {
     /// The file's name is not durable yet.
     is_unnamed: bool,
     /// Lanes whose counts the file has, and whether these count: see [`Journal::fold`].
-    folds: Vec<(LaneKey, bool)>,
+    folds: Folds,
     /// Counts of the file that are not in the totals yet.
     history: Counts,
     /// Counted and not written yet.
@@ -293,7 +296,7 @@ impl Journal {
         book: &Book,
         absorbed: &[LaneKey],
         fold: Option<(LaneKey, Counts)>,
-    ) -> io::Result<(Vec<u8>, Vec<(LaneKey, bool)>)> {
+    ) -> io::Result<(Vec<u8>, Folds)> {
         let bytes = read_block(&*self.file, self.end as usize, 0)?;
         let entries = bytes.get(format::HEADER_BYTES..).unwrap_or_default();
         let mut out = format::header(self.key, self.since_ms);
