@@ -228,9 +228,10 @@ impl Address {
         let url = parse_url(&greatest)?;
         let least = Url::parse(&text.replace(PORTAL, "1")).ok();
         // Nor who this edge says it is.
-        let server = |url: &Url| url[..Position::BeforePath].to_owned();
-        if least.as_ref().map(server) != Some(server(&url)) {
-            let why = "may hold {portal} in its path and its query alone";
+        let credentials =
+            |url: &Url| url[Position::BeforeUsername..Position::AfterPassword].to_owned();
+        if least.as_ref().map(credentials) != Some(credentials(&url)) {
+            let why = "may hold {portal} in its host, its path and its query alone";
             return Err(ConfigError::new("url", why));
         }
         Ok(Address { url, template })

@@ -66,7 +66,7 @@ where
     SV::CTX: Send + Sync,
 {
     /// Has the proxy serve the stream, until its client cancels it.
-    async fn pass_on(self, session: ServerSession, listed: Option<ListedUpload>) {
+    async fn pass_on(&self, session: ServerSession, listed: Option<ListedUpload>) {
         let Self(streams) = &self;
         let server = &streams.server;
         let proxied = server.proxy.process_new_http(session, &streams.shutdown);
@@ -197,11 +197,14 @@ where
         let session = Http2Session::new(parts.into(), body, respond, digest, upload);
         tokio::spawn(async move {
             let OpenStream(streams) = &stream;
-            if let Some(session) = streams.admit(session).await
-                && let Some(session) = streams.answer(session).await
-            {
-                // In a smaller task: this one holds what judging an event takes until it ends.
-                tokio::spawn(stream.pass_on(session, listed));
+            // Boxed, so that what judging an event takes is freed before a request is passed on.
+            let judging = Box::pin(async {
+                let session = streams.admit(session).await?;
+                streams.answer(session).await
+            });
+            let unanswered = judging.await;
+            if let Some(session) = unanswered {
+                stream.pass_on(session, listed).await;
             }
         });
     }
