@@ -201,6 +201,7 @@ mod lane;
 mod lane_counts;
 mod lane_create;
 mod lane_files;
+mod lanes;
 mod maintenance;
 mod metering;
 mod parker;
