@@ -23,8 +23,10 @@ impl SpoolState {
     ///
     /// The file system's; `WouldBlock` while another process makes or adopts lanes.
     pub fn begin(&self) -> io::Result<()> {
-        create_dir_durable(&*self.fs, &self.root)?;
-        let Some(_lock) = lock_spool(&*self.fs, &self.root)? else {
+        let locked = create_dir_durable(&*self.fs, &self.root)
+            .and_then(|()| lock_spool(&*self.fs, &self.root))
+            .inspect_err(|error| self.adopter.refuse(&self.waiting_lanes(), error))?;
+        let Some(_lock) = locked else {
             let what = "another process makes or adopts lanes there";
             return Err(io::Error::new(io::ErrorKind::WouldBlock, what));
         };
@@ -39,6 +41,12 @@ impl SpoolState {
         if !ids.is_empty() {
             self.take_in(&ids, self.adopter.adopt(&ids, room));
         }
+    }
+
+    /// The lanes in the folder that this process has not taken over, as far as it can be listed.
+    fn waiting_lanes(&self) -> Vec<u64> {
+        let ids = lane_ids(&*self.fs, &self.root).unwrap_or_default();
+        self.adoptable(&ids).0
     }
 
     /// Makes the own lane behind all others. Needs the folder's lock.

@@ -200,6 +200,12 @@ fn a_damaged_line_is_named_and_stays() {
     let mut text = std::fs::read(&path).unwrap();
     text.extend_from_slice(b"{\"torn");
     std::fs::write(&path, text).unwrap();
+    backend.script(|_| Act::Refuse(503));
+    let (code, _, said) = dead_with(&edge, &["replay"]);
+    assert_eq!(code, Some(1));
+    for reason in ["answered 503", "1 lines are not dead letters"] {
+        assert!(said.contains(reason), "{reason:?} is not in {said:?}");
+    }
     backend.script(|_| Act::Take);
     for command in ["list", "replay", "list", "drop", "list"] {
         let (code, _, told) = dead_with(&edge, &[command]);

@@ -158,6 +158,8 @@ fn an_edge_starts_on_a_read_only_disk_and_goes_on_when_it_can_be_written() {
     disk.remount("ro");
     let edge = Edge::start_in(Arc::clone(&dir));
     check_refusing(&edge, &ledger, "Read-only file system");
+    // Its events are in no count: the lane that holds them is named.
+    assert!(shows_fault(&edge, "spool_lane", "lane-00000001"), "{}", edge.status());
     edge.stop();
     let edge = Edge::start_in(Arc::clone(&dir));
     ledger.wait_refusing(&edge);

@@ -177,6 +177,30 @@ fn a_page_asks_for_its_token_and_reports_a_lost_edge() {
     browser.wait_text("#headline-text", "Ready.");
 }
 
+/// The page, and those of its tables, that are wider than their place.
+const TOO_WIDE: &str = "return [document.documentElement, ...document.querySelectorAll('.scroll')] \
+     .filter((e) => e.scrollWidth > e.clientWidth).map((e) => \
+     [e.getAttribute('aria-labelledby'), e.scrollWidth, e.clientWidth])";
+
+#[test]
+fn the_longest_names_do_not_widen_the_page() {
+    let name = "n".repeat(64);
+    let upstream =
+        format!("[[upstream]]\nname = \"{name}\"\nkind = \"http\"\nurl = \"http://127.0.0.1:1\"");
+    let edge = Setup::default().upstreams(&upstream).start();
+    let browser = Browser::start();
+    open(&browser, &edge);
+    browser.wait_text("#link", "Live");
+    edge.event("_a=62515&_n=a");
+    edge.event("_a=999999999999999&_n=a");
+    browser.wait_text("#headline-text", &name);
+    browser.wait_text("#ranking", "999999999999999");
+    for width in [320, 420, 640, 800, 992, 1400] {
+        browser.show(width, "light");
+        assert_eq!(browser.ask(TOO_WIDE), json!([]), "at {width}");
+    }
+}
+
 #[test]
 fn nothing_is_cut_off_at_any_width_and_tables_keep_their_roles() {
     let upstream =
@@ -194,12 +218,7 @@ fn nothing_is_cut_off_at_any_width_and_tables_keep_their_roles() {
     for width in [320, 420, 640, 800, 992, 1000, 1400] {
         for scheme in ["light", "dark"] {
             browser.show(width, scheme);
-            let wide = browser.ask(
-                "return [document.documentElement, ...document.querySelectorAll('.scroll')] \
-                 .filter((e) => e.scrollWidth > e.clientWidth).map((e) => \
-                 [e.getAttribute('aria-labelledby'), e.scrollWidth, e.clientWidth])",
-            );
-            assert_eq!(wide, json!([]), "at {width}, {scheme}");
+            assert_eq!(browser.ask(TOO_WIDE), json!([]), "at {width}, {scheme}");
             let names = browser.names_of("table");
             for name in ["Faults", "Upstreams", "Recent events"] {
                 assert!(names.iter().any(|known| known == name), "{name}: {names:?} at {width}");

@@ -50,7 +50,11 @@ fn an_address_in_use_is_reported_with_the_reason_of_the_system() {
     let address = taken.local_addr().unwrap().to_string();
     let text = std::fs::read_to_string(&config).unwrap();
     std::fs::write(&config, text.replacen("127.0.0.1:0", &address, 1)).unwrap();
-    check(&config, &["run"], &["cannot listen on", &address, "Address already in use"]);
+    check(
+        &config,
+        &["run"],
+        &["edge.listen: cannot listen on", &address, "Address already in use"],
+    );
     // The edge that is to be upgraded listens there, too: `check` names it and finds no mistake.
     let output = command(&config, &["check"]).output().unwrap();
     let printed = String::from_utf8(output.stdout).unwrap();
@@ -167,6 +171,10 @@ fn whatever_a_key_names_check_refuses_it_as_run_does() {
     for name in written {
         let section = format!("[access_log]\npath = '{at}/{name}'");
         add("access_log.path", Setup::default().sections(&section));
+    }
+    let long = "x".repeat(120);
+    for name in ["folder", "text", "none/below", "text/below", &long] {
+        add("edge.listen: cannot listen on", Setup::default().listen(&format!("unix:{at}/{name}")));
     }
     for name in folders {
         let file = format!("[[upstream]]\nname = 'u'\nkind = 'file'\ndir = '{at}/{name}'");

@@ -131,6 +131,15 @@ impl Adopter {
         found
     }
 
+    /// Shows each of these lanes as a fault: without the folder's lock, which a read-only disk does
+    /// not give, none can be taken over.
+    pub fn refuse(&self, ids: &[u64], error: &io::Error) {
+        for &id in ids {
+            let subject = lane_dir(&self.root, id).display().to_string();
+            _ = self.faults.raise(FaultKind::SpoolLane, &subject, "taking over", error);
+        }
+    }
+
     /// A lane whose sectors the device has refused to read for long enough is adopted without them.
     fn adopt_one(
         &self,

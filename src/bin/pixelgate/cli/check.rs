@@ -13,7 +13,7 @@ use crate::edge::tls::Certificates;
 use pixelgate::config::UpstreamKind;
 use rustix::fs::{Access, access};
 use std::fmt::Display;
-use std::io::Write;
+use std::io::{ErrorKind, Write};
 use std::net::TcpListener;
 use std::path::Path;
 use std::process::ExitCode;
@@ -94,24 +94,44 @@ fn check(config: &Config) -> Result<String, String> {
     }
     metrics_export::prepare(&config.otlp).map_err(|e| with_causes(&e))?;
     check_folders(config)?;
+    check_sockets(config)?;
     let spinner = Progress::spinner("reading the portal list");
     let checked = pixelgate::tools::check(&config.gate, &config.edge.state_dir);
     drop(spinner);
     checked.map(|summary| occupied(config) + &summary).map_err(|e| with_causes(&e))
 }
 
-/// A line for each address on which nothing can listen now. No mistake, because it is the running
-/// edge that listens there when its configuration is checked.
-fn occupied(config: &Config) -> String {
+/// Each listener's key and address.
+fn listeners(config: &Config) -> impl Iterator<Item = (&'static str, Address)> {
     let plain = config.edge.listen.iter().map(|text| ("edge.listen", text));
     let tls = config.edge.tls.iter().map(|entry| ("edge.tls", &entry.listen));
     let admin = Some(("admin.listen", &config.admin.listen)).filter(|(_, text)| !text.is_empty());
-    let line = |(key, text): (&str, &String)| {
-        let Ok(Address::Tcp(address)) = Address::parse(text) else { return None };
+    let all = plain.chain(tls).chain(admin);
+    // The configuration was read, so all of them can be parsed.
+    all.filter_map(|(key, text)| Some((key, Address::parse(text).ok()?)))
+}
+
+/// A line for each address on which nothing can listen now. No mistake, because it is the running
+/// edge that listens there when its configuration is checked.
+fn occupied(config: &Config) -> String {
+    let line = |(key, address): (&str, Address)| {
+        let Address::Tcp(address) = address else { return None };
         let e = TcpListener::bind(address).err()?;
-        Some(format!("{key}: {address}: {e}; `run --upgrade` takes it over from a running edge\n"))
+        let taken = match e.kind() {
+            ErrorKind::AddrInUse => "; `run --upgrade` takes it over from a running edge",
+            _ => "",
+        };
+        Some(format!("{key}: {address}: {e}{taken}\n"))
     };
-    plain.chain(tls).chain(admin).filter_map(line).collect()
+    listeners(config).filter_map(line).collect()
+}
+
+/// Checks that the Unix sockets can be made.
+fn check_sockets(config: &Config) -> Result<(), String> {
+    for (key, address) in listeners(config) {
+        address.check_path().map_err(|e| format!("{key}: {}", with_causes(&e)))?;
+    }
+    Ok(())
 }
 
 /// Checks that the folders that the edge writes to can be written, or made where they are missing.

@@ -164,10 +164,10 @@ fn replay(config: &Config, name: &str, filter: &Filter) -> Result<(), String> {
         done.delivered, done.refused, done.undelivered
     );
     writeln!(std::io::stdout(), "{line}").map_err(unprinted)?;
-    check_damaged(&found)?;
-    match done.gave_up {
-        None => Ok(()),
-        Some(why) => Err(why),
+    match (done.gave_up, check_damaged(&found)) {
+        (Some(why), Err(damaged)) => Err(format!("{why}; {damaged}")),
+        (Some(why), Ok(())) => Err(why),
+        (None, checked) => checked,
     }
 }
 

@@ -9,9 +9,9 @@ pub enum EdgeError {
     /// A part of the gate did not open.
     #[error(transparent)]
     Gate(pixelgate::errors::OpenError),
-    /// A listener did not open.
-    #[error(transparent)]
-    Listen(BindError),
+    /// A listener did not open: the key that names it.
+    #[error("{0}")]
+    Listen(&'static str, #[source] BindError),
     /// A key of `[edge]` cannot be used: key and reason.
     #[error("{0}")]
     Edge(String),
@@ -45,6 +45,6 @@ impl EdgeError {
     /// Whether the configuration, or what it names, is the reason.
     pub fn is_of_configuration(&self) -> bool {
         use EdgeError::*;
-        matches!(self, Gate(_) | Listen(_) | Edge(_) | State(_) | AccessLog(..) | Otlp(_))
+        matches!(self, Gate(_) | Listen(..) | Edge(_) | State(_) | AccessLog(..) | Otlp(_))
     }
 }

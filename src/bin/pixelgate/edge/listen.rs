@@ -6,13 +6,16 @@
 //! of the admin pages go into the table of descriptors that Pingora searches before it binds.
 
 use pixelgate::http_server::Listener;
+use rustix::fs::{Access, access};
 use std::fmt;
 use std::fs::{Permissions, set_permissions};
+use std::io::{self, ErrorKind};
 use std::net::{SocketAddr, TcpListener, ToSocketAddrs};
 use std::os::fd::{AsFd, IntoRawFd, OwnedFd, RawFd};
-use std::os::unix::fs::PermissionsExt;
+use std::os::unix;
+use std::os::unix::fs::{FileTypeExt, PermissionsExt};
 use std::os::unix::net::{UnixListener, UnixStream};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 /// Connections that may wait to be accepted; the system may allow fewer (`net.core.somaxconn`).
 const BACKLOG: i32 = 65_535;
@@ -47,6 +50,20 @@ impl Address {
 }
 
 impl Address {
+    /// Finds what keeps a Unix socket from being made here: its folder, the length of its path, or
+    /// a file at its path. That a running edge listens there does not.
+    pub fn check_path(&self) -> Result<(), BindError> {
+        let Self::Unix(path) = self else { return Ok(()) };
+        let parent = path.parent().filter(|parent| !parent.as_os_str().is_empty());
+        unix::net::SocketAddr::from_pathname(path)
+            .and_then(|_| find_socket(path))
+            .and_then(|_| {
+                let needed = Access::WRITE_OK | Access::EXEC_OK;
+                Ok(access(parent.unwrap_or(Path::new(".")), needed)?)
+            })
+            .map_err(|source| BindError { address: self.to_string(), source })
+    }
+
     /// Whether the system refuses to listen on both at once.
     pub fn conflicts(&self, other: &Self) -> bool {
         match (self, other) {
@@ -105,13 +122,13 @@ pub struct Bound {
 #[error("cannot listen on {address}")]
 pub struct BindError {
     address: String,
-    source: std::io::Error,
+    source: io::Error,
 }
 
 impl BindError {
     /// Whether another socket listens on the address.
     pub fn is_in_use(&self) -> bool {
-        self.source.kind() == std::io::ErrorKind::AddrInUse
+        self.source.kind() == io::ErrorKind::AddrInUse
     }
 }
 
@@ -155,7 +172,7 @@ impl Bound {
     }
 
     /// Another descriptor of the same socket.
-    pub fn copy(&self) -> std::io::Result<OwnedFd> {
+    pub fn copy(&self) -> io::Result<OwnedFd> {
         self.socket.try_clone()
     }
 
@@ -175,24 +192,27 @@ impl Bound {
 
 /// Lengthens the queue of a listening socket. That of the standard library is short, and a client
 /// that finds it full retries its SYN after a second.
-fn listen(socket: impl AsFd) -> std::io::Result<()> {
+fn listen(socket: impl AsFd) -> io::Result<()> {
     Ok(rustix::net::listen(socket, BACKLOG)?)
 }
 
 /// Removes the socket that a dead process left at `path`. A socket on which a process listens, and
 /// a file that is not a socket, stay and are an error.
-fn remove_stale(path: &std::path::Path) -> std::io::Result<()> {
-    use std::os::unix::fs::FileTypeExt;
+fn remove_stale(path: &Path) -> io::Result<()> {
+    match find_socket(path)? {
+        false => Ok(()),
+        true if UnixStream::connect(path).is_ok() => Err(ErrorKind::AddrInUse.into()),
+        true => std::fs::remove_file(path),
+    }
+}
+
+/// Whether there is a socket at `path`. A file that is not a socket is an error.
+fn find_socket(path: &Path) -> io::Result<bool> {
     match std::fs::symlink_metadata(path) {
-        Err(e) if e.kind() == std::io::ErrorKind::NotFound => Ok(()),
+        Err(e) if e.kind() == ErrorKind::NotFound => Ok(false),
         Err(e) => Err(e),
-        Ok(meta) if !meta.file_type().is_socket() => {
-            Err(std::io::Error::new(std::io::ErrorKind::AlreadyExists, "a file is in the way"))
-        }
-        Ok(_) if UnixStream::connect(path).is_ok() => {
-            Err(std::io::Error::from(std::io::ErrorKind::AddrInUse))
-        }
-        Ok(_) => std::fs::remove_file(path),
+        Ok(meta) if meta.file_type().is_socket() => Ok(true),
+        Ok(_) => Err(io::Error::new(ErrorKind::AlreadyExists, "a file is in the way")),
     }
 }
 

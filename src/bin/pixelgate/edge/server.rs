@@ -50,10 +50,11 @@ pub fn run(
     make_state_dir(&edge.state_dir)?;
     // Sockets first: a second edge on the same port must not touch the spool.
     let mut sockets = Sockets::new(&edge, upgrade)?;
-    let plain = sockets.open_all("edge", &edge.listen)?;
+    let plain = sockets.open_all("edge.listen", &edge.listen)?;
     let certificates = load_certificates(&edge)?;
-    let tls = sockets.open_all("edge", certificates.iter().map(|(listen, _)| listen))?;
-    let pages = sockets.open_all("admin", Some(&admin_config.listen).filter(|l| !l.is_empty()))?;
+    let tls = sockets.open_all("edge.tls", certificates.iter().map(|(listen, _)| listen))?;
+    let pages =
+        sockets.open_all("admin.listen", Some(&admin_config.listen).filter(|l| !l.is_empty()))?;
     let access_log = open_access_log(&access_log)?;
     let collector = metrics_export::prepare(&otlp).map_err(EdgeError::Otlp)?;
     let origins = load_origins(&edge)?;

@@ -39,18 +39,20 @@ impl Sockets {
         Ok(Self { inherited, retry_until, copies: Vec::new() })
     }
 
-    /// Opens or inherits a listening socket for each address.
+    /// Opens or inherits a listening socket for each address of a key.
     pub fn open_all<'a>(
         &mut self,
-        role: &str,
+        key: &'static str,
         addresses: impl IntoIterator<Item = &'a String>,
     ) -> Result<Vec<Bound>, EdgeError> {
-        addresses.into_iter().map(|text| self.open(role, text)).collect()
+        addresses.into_iter().map(|text| self.open(key, text)).collect()
     }
 
-    fn open(&mut self, role: &str, text: &str) -> Result<Bound, EdgeError> {
+    fn open(&mut self, key: &'static str, text: &str) -> Result<Bound, EdgeError> {
         let address =
-            Address::parse(text).map_err(|why| EdgeError::Edge(format!("edge.listen: {why}")))?;
+            Address::parse(text).map_err(|why| EdgeError::Edge(format!("{key}: {why}")))?;
+        // A socket may move between `edge.listen` and `edge.tls`: an upgrade hands it to either.
+        let role = key.split('.').next().unwrap_or(key);
         let name = format!("{role} {address}");
         let claimed = self.inherited.as_mut().and_then(|all| all.claim(&name));
         let bound = match claimed {
@@ -64,7 +66,7 @@ impl Sockets {
                 }
             },
         };
-        let bound = bound.map_err(EdgeError::Listen)?;
+        let bound = bound.map_err(|e| EdgeError::Listen(key, e))?;
         match bound.copy() {
             Ok(copy) => self.copies.push((name, copy)),
             Err(e) => warn!("{name} cannot be handed over to a successor: {e}"),
