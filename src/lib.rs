@@ -11,7 +11,8 @@
 //! `request_filter`, and [`PixelGate::close`] after the server has stopped.
 //!
 //! ```no_run
-//! use pingora::{prelude::*, server::RunArgs};
+//! use pingora::server::{RunArgs, configuration::ServerConf};
+//! use pingora::prelude::*;
 //! use pixelgate::{Config, PixelGate};
 //!
 //! struct MyProxy(PixelGate);
@@ -30,7 +31,9 @@
 //!
 //! fn main() -> std::result::Result<(), Box<dyn std::error::Error>> {
 //!     let gate = PixelGate::builder(Config::default()).open()?; // reads `portals.toml`
-//!     let mut server = Server::new(None)?;
+//!     // Without this period Pingora waits five minutes after SIGTERM before `run` returns.
+//!     let conf = ServerConf { grace_period_seconds: Some(0), ..ServerConf::default() };
+//!     let mut server = Server::new_with_opt_and_conf(None, conf);
 //!     let mut proxy = http_proxy_service(&server.configuration, MyProxy(gate.clone()));
 //!     proxy.add_tcp("127.0.0.1:8080");
 //!     server.add_service(proxy);

@@ -58,6 +58,9 @@ struct Exchange {
     ahead: Cell<usize>,
     yields: Cell<u32>,
     client_waits: Cell<bool>,
+    is_tunnel: Cell<bool>,
+    /// Whether bytes of a tunnel wait for the origin to take them.
+    origin_waits: Cell<bool>,
     /// Lines of trailers, each with its CRLF; empty: none, or not read yet.
     request_trailers: RefCell<Bytes>,
     response_trailers: RefCell<Bytes>,
@@ -77,6 +80,8 @@ pub fn scope<F: Future>(
         ahead: Cell::new(0),
         yields: Cell::new(0),
         client_waits: Cell::new(false),
+        is_tunnel: Cell::new(false),
+        origin_waits: Cell::new(false),
         request_trailers: RefCell::default(),
         response_trailers: RefCell::default(),
     };
@@ -114,6 +119,29 @@ pub fn store_trailers(side: Side, lines: Bytes) {
 /// The trailers of a message. Empty: none, or not read yet.
 pub fn trailers(side: Side) -> Bytes {
     EXCHANGE.try_with(|exchange| exchange.trailers(side).borrow().clone()).unwrap_or_default()
+}
+
+/// Notes that the exchange has become a tunnel, such as a WebSocket.
+pub fn open_tunnel() {
+    // As above.
+    let _ = EXCHANGE.try_with(|exchange| exchange.is_tunnel.set(true));
+}
+
+/// Whether the exchange has become a tunnel.
+pub fn is_tunnel() -> bool {
+    EXCHANGE.try_with(|exchange| exchange.is_tunnel.get()).unwrap_or(false)
+}
+
+/// Notes whether bytes of a tunnel wait for the origin to take them. Meanwhile no more are read
+/// from the client.
+pub fn set_origin_waits(waits: bool) {
+    // As above.
+    let _ = EXCHANGE.try_with(|exchange| exchange.origin_waits.set(waits));
+}
+
+/// Whether bytes of a tunnel wait for the origin to take them.
+pub fn origin_waits() -> bool {
+    EXCHANGE.try_with(|exchange| exchange.origin_waits.get()).unwrap_or(false)
 }
 
 /// Whether the current task is in an exchange.

@@ -1,9 +1,15 @@
 //! A connection to an origin that gives its bytes in pieces as [`exchange`] allows, and carries
 //! trailers.
+//!
+//! Pingora reads nothing from an origin while it writes to it. An origin that sends and does not
+//! read until it has sent would so wait for ever, as an echo through a WebSocket does. So a write
+//! into a tunnel never waits: this stream stores what the origin does not take, sends it as it is
+//! read, and no more is read from the client until all is sent.
 
 use super::exchange::{self, Side};
 use super::http1::trailers::{TrailerReader, TrailerWriter};
 use async_trait::async_trait;
+use bytes::{Buf, BytesMut};
 use pingora::protocols::raw_connect::ProxyDigest;
 use pingora::protocols::tls::{SslDigest, TlsRef};
 use pingora::protocols::{
@@ -26,12 +32,15 @@ pub struct OriginStream {
     exchange: u64,
     request: TrailerWriter,
     response: TrailerReader,
+    /// Bytes of a tunnel that the origin has not taken: at most the few pieces that Pingora had
+    /// read from the client before.
+    unsent: BytesMut,
 }
 
 impl OriginStream {
     pub fn new(stream: Stream) -> Self {
         let (request, response) = (TrailerWriter::new(Side::Request), TrailerReader::default());
-        Self { stream: stream.take(0), exchange: 0, request, response }
+        Self { stream: stream.take(0), exchange: 0, request, response, unsent: BytesMut::new() }
     }
 
     fn stream(&mut self) -> Pin<&mut Stream> {
@@ -50,7 +59,48 @@ impl OriginStream {
             self.request = TrailerWriter::new(Side::Request);
             self.response = TrailerReader::new(pieces.first().map_or(&[], |head| head));
         }
+        if exchange::is_tunnel() {
+            return self.poll_write_tunnel(cx, pieces);
+        }
         self.request.poll_write(Pin::new(self.stream.get_mut()), cx, pieces)
+    }
+
+    /// Writes all of `pieces` that the origin takes, or stores all of them.
+    fn poll_write_tunnel(
+        &mut self,
+        cx: &mut Context<'_>,
+        pieces: &[io::IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        if !exchange::origin_waits()
+            && let Poll::Ready(written) = self.stream().poll_write_vectored(cx, pieces)
+        {
+            return Poll::Ready(written);
+        }
+        pieces.iter().for_each(|piece| self.unsent.extend_from_slice(piece));
+        exchange::set_origin_waits(true);
+        Poll::Ready(Ok(pieces.iter().map(|piece| piece.len()).sum()))
+    }
+
+    /// Sends what was written into a tunnel and is not sent yet.
+    fn poll_send(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        while !self.unsent.is_empty() {
+            let written = ready!(Pin::new(self.stream.get_mut()).poll_write(cx, &self.unsent))?;
+            if written == 0 {
+                return Poll::Ready(Err(io::ErrorKind::WriteZero.into()));
+            }
+            self.unsent.advance(written);
+        }
+        self.stream().poll_flush(cx)
+    }
+
+    /// Sends what waits for the origin, and then lets the client be read again.
+    fn send_waiting(&mut self, cx: &mut Context<'_>) {
+        // After an error the next write meets it again; what the origin sent before is still read.
+        if exchange::origin_waits() && self.poll_send(cx).is_ready() {
+            self.unsent = BytesMut::new();
+            exchange::set_origin_waits(false);
+            cx.waker().wake_by_ref();
+        }
     }
 }
 
@@ -60,7 +110,9 @@ impl AsyncRead for OriginStream {
         cx: &mut Context<'_>,
         buf: &mut ReadBuf<'_>,
     ) -> Poll<io::Result<()>> {
-        let Self { stream, response, .. } = self.get_mut();
+        let this = self.get_mut();
+        this.send_waiting(cx);
+        let Self { stream, response, .. } = this;
         let room = ready!(exchange::poll_room(cx));
         stream.set_limit(room as u64);
         let before = buf.filled().len();
@@ -93,11 +145,19 @@ impl AsyncWrite for OriginStream {
     }
 
     fn poll_flush(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        self.get_mut().stream().poll_flush(cx)
+        let this = self.get_mut();
+        let flushed = this.poll_send(cx);
+        if flushed.is_pending() && exchange::is_tunnel() {
+            exchange::set_origin_waits(true);
+            return Poll::Ready(Ok(()));
+        }
+        flushed
     }
 
     fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        self.get_mut().stream().poll_shutdown(cx)
+        let this = self.get_mut();
+        ready!(this.poll_send(cx))?;
+        this.stream().poll_shutdown(cx)
     }
 }
 

@@ -138,10 +138,12 @@ impl Socket {
         cx: &mut Context<'_>,
         pieces: &[IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
-        match &mut self.wire {
+        let written = match &mut self.wire {
             Wire::Tcp(stream) => Pin::new(stream).poll_write_vectored(cx, pieces),
             Wire::Unix(stream) => Pin::new(stream).poll_write_vectored(cx, pieces),
-        }
+        };
+        exchange::client_written(&written);
+        written
     }
 
     /// Sends the write buffer and frees it.

@@ -2,7 +2,7 @@
 //! answered in its turn, or refused and followed by nothing.
 
 use crate::harness::{Edge, PATIENCE, Setup};
-use crate::wire::{Act, Message, Origin, Script, read_head, read_responses};
+use crate::wire::{Act, Message, Origin, Script, exchange, read_head, read_responses};
 use std::io::{BufReader, Read, Write};
 use std::net::{Shutdown, SocketAddr, TcpStream};
 
@@ -325,6 +325,37 @@ fn a_response_has_one_length_or_is_refused() {
     }
     for target in ["/differ", "/both", "/sign"] {
         assert_eq!(edge.get(target).status, 502, "{target}");
+    }
+}
+
+#[test]
+fn a_response_is_of_the_version_and_framing_of_this_hop() {
+    const CHUNKED: &str = "Transfer-Encoding: chunked\r\n";
+    let origin = Origin::start();
+    for (target, answer) in [
+        ("/sized", "HTTP/1.0 200 OK\r\nContent-Length: 2\r\n\r\nok".to_owned()),
+        ("/chunks", format!("HTTP/1.0 200 OK\r\n{CHUNKED}\r\n2\r\nok\r\n0\r\n\r\n")),
+        ("/none", format!("HTTP/1.1 204 No Content\r\n{CHUNKED}\r\n0\r\n\r\n")),
+        ("/length", "HTTP/1.1 204 No Content\r\nContent-Length: 2\r\n\r\n".to_owned()),
+    ] {
+        origin.answer(target, answer.as_bytes());
+    }
+    let edge = Setup::default().origin(origin.address).start();
+    let ask = |target: &str| {
+        let request = format!("GET {target} HTTP/1.1\r\nHost: a\r\n\r\n");
+        exchange(edge.address, "GET", request.as_bytes()).remove(0)
+    };
+    for target in ["/sized", "/chunks"] {
+        let answer = ask(target);
+        assert_eq!((answer.start.as_str(), answer.body), ("HTTP/1.1 200 OK", b"ok".to_vec()));
+    }
+    // A client that believed either line would wait for a body.
+    for target in ["/none", "/length"] {
+        let answer = ask(target);
+        assert_eq!(answer.start, "HTTP/1.1 204 No Content", "{target}");
+        for name in ["transfer-encoding", "content-length"] {
+            assert_eq!(answer.header(name), None, "{target}");
+        }
     }
 }
 

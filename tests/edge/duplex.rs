@@ -82,8 +82,9 @@ fn a_websocket_is_two_streams_of_bytes_until_one_side_closes() {
     let mut greeting = [0; 5];
     reader.read_exact(&mut greeting).unwrap();
     assert_eq!(&greeting, b"hello");
-    // More than any buffer holds, and every value of a byte.
-    let sent: Vec<u8> = (0..3_000_000_u32).map(|n| (n % 251) as u8).collect();
+    // Far more than all buffers on the way hold, so that the origin waits to send and does not read
+    // meanwhile; and every value of a byte.
+    let sent: Vec<u8> = (0..64_000_000_u32).map(|n| (n % 251) as u8).collect();
     let sending = sent.clone();
     let sender = std::thread::spawn(move || {
         writer.write_all(&sending).unwrap();

@@ -12,7 +12,7 @@
 use super::body::{Body, BodyError};
 use super::header_check::Upgrade;
 use super::trailers::{self, TrailerWriter};
-use crate::server::exchange::Side;
+use crate::server::exchange::{self, Side};
 use crate::server::read_buffer;
 use async_trait::async_trait;
 use bytes::BytesMut;
@@ -163,6 +163,7 @@ impl RequestStream {
         if self.tunnel == Tunnel::Asked {
             if bytes.starts_with(SWITCHING_PROTOCOLS) {
                 self.tunnel = Tunnel::Open;
+                exchange::open_tunnel();
             } else if !bytes.starts_with(INFORMATIONAL) {
                 self.tunnel = Tunnel::No;
             }
@@ -187,6 +188,10 @@ impl AsyncRead for RequestStream {
     ) -> Poll<io::Result<()>> {
         let this = self.get_mut();
         if this.tunnel == Tunnel::Open {
+            // The origin's stream, which is read in the same task, wakes that task.
+            if exchange::origin_waits() {
+                return Poll::Pending;
+            }
             if read_buffer::replay(&mut this.received, buf) {
                 return Poll::Ready(Ok(()));
             }

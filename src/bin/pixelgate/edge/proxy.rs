@@ -195,6 +195,15 @@ fn end_hop(response: &mut ResponseHeader) {
     }
 }
 
+/// Removes the lines that say how a body is framed from a response that has none (RFC 9112, section
+/// 6.1, and RFC 9110, section 8.6): some clients wait for that body.
+fn frame_no_body(response: &mut ResponseHeader) {
+    if response.status.is_informational() || response.status == StatusCode::NO_CONTENT {
+        response.remove_header(&header::TRANSFER_ENCODING);
+        response.remove_header(&header::CONTENT_LENGTH);
+    }
+}
+
 /// The address of the connection's other end. `None`: a Unix socket.
 fn peer(session: &Session) -> Option<IpAddr> {
     session.client_addr().and_then(|a| a.as_inet()).map(|a| a.ip())
@@ -335,6 +344,10 @@ impl ProxyHttp for Edge {
         }
         end_hop(response);
         join_lengths(response)?;
+        frame_no_body(response);
+        // The version is this hop's (RFC 9110, section 2.5). HTTP/1.0 has no chunks: a client that
+        // read the origin's version would take their lines for content.
+        response.set_version(Version::HTTP_11);
         if let Some(server) = &ctx.server {
             server.answered();
         }

@@ -48,16 +48,18 @@ impl Connect for Connector {
         };
         let tcp = TcpStream::connect(address).await;
         let tcp = tcp.or_err(ErrorType::ConnectError, "for an upgrade")?;
-        let socket = YieldingSocket { tcp, has_written: false };
+        let socket = YieldingSocket { tcp, has_written: false, has_read: false };
         Ok(VirtualSocketStream::new(Box::new(socket)).into())
     }
 }
 
-/// A socket whose first read after a write waits for one round of the scheduler.
+/// A socket whose first read after a write waits for one round of the scheduler, until the origin's
+/// answer comes. Later a tunnel would hardly be read while its client sends.
 #[derive(Debug)]
 struct YieldingSocket {
     tcp: TcpStream,
     has_written: bool,
+    has_read: bool,
 }
 
 impl VirtualSocket for YieldingSocket {
@@ -76,11 +78,13 @@ impl AsyncRead for YieldingSocket {
         buf: &mut ReadBuf<'_>,
     ) -> Poll<io::Result<()>> {
         let this = self.get_mut();
-        if std::mem::take(&mut this.has_written) {
+        if std::mem::take(&mut this.has_written) && !this.has_read {
             cx.waker().wake_by_ref();
             return Poll::Pending;
         }
-        Pin::new(&mut this.tcp).poll_read(cx, buf)
+        let read = Pin::new(&mut this.tcp).poll_read(cx, buf);
+        this.has_read |= read.is_ready();
+        read
     }
 }
 
