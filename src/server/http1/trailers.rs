@@ -129,8 +129,11 @@ impl Framing {
 
 /// Whether a header says that chunks follow.
 fn is_chunked(head: &[u8]) -> bool {
-    head.split(|&b| b == b'\n').any(|line| {
-        let name = "transfer-encoding".len();
+    let name = "transfer-encoding".len();
+    let mut from = 0;
+    memchr::memchr_iter(b'\n', head).any(|end| {
+        let line = &head[from..end];
+        from = end + 1;
         line.get(name) == Some(&b':')
             && line[..name].eq_ignore_ascii_case(b"transfer-encoding")
             && trimmed(line[name + 1..].trim_ascii_end()).eq_ignore_ascii_case(b"chunked")
