@@ -9,6 +9,7 @@ use super::trailers;
 use super::upgrade::for_upgrade;
 use arc_swap::ArcSwap;
 use async_trait::async_trait;
+use bytes::BytesMut;
 use http::{HeaderName, HeaderValue, StatusCode, Version, header};
 use log::{debug, error};
 use pingora::http::{RequestHeader, ResponseHeader};
@@ -17,18 +18,18 @@ use pingora::prelude::*;
 use pingora::proxy::{FailToProxy, ProxyWarnLogContext};
 use pingora::{ErrorSource, ErrorType};
 use pixelgate::custom::{AccessRecord, InFlight, InFlightGuard};
-use pixelgate::http_server::Limit;
+use pixelgate::http_server::{Limit, add_request_lines};
 use pixelgate::{PixelGate, Verdict};
+use smallvec::SmallVec;
 use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-// Text, because Pingora copies a `HeaderName` that it does not know.
-const X_FORWARDED_FOR: &str = "x-forwarded-for";
-const X_FORWARDED_PROTO: &str = "x-forwarded-proto";
-const X_FORWARDED_HOST: &str = "x-forwarded-host";
-const KEEP_ALIVE: &str = "keep-alive";
-const PROXY_CONNECTION: &str = "proxy-connection";
+static X_FORWARDED_FOR: HeaderName = HeaderName::from_static("x-forwarded-for");
+static X_FORWARDED_PROTO: HeaderName = HeaderName::from_static("x-forwarded-proto");
+static X_FORWARDED_HOST: HeaderName = HeaderName::from_static("x-forwarded-host");
+const KEEP_ALIVE: HeaderName = HeaderName::from_static("keep-alive");
+const PROXY_CONNECTION: HeaderName = HeaderName::from_static("proxy-connection");
 const MAX_FORWARDS: HeaderName = HeaderName::from_static("max-forwards");
 
 /// Longest text of an IP address, in bytes.
@@ -78,26 +79,33 @@ impl Edge {
 
     /// Sets `X-Forwarded-For`, `-Proto` and `-Host` (SPEC 1). Scheme and host that the request
     /// brings are passed on only from a trusted proxy.
-    fn forwarded(
-        session: &Session,
-        trusts_peer: bool,
-        request: &mut RequestHeader,
-    ) -> Result<()> {
-        if let Some(peer) = peer(session) {
-            let value = appended(request, X_FORWARDED_FOR, peer);
-            request.insert_header(X_FORWARDED_FOR, value.as_slice())?;
+    fn forwarded(session: &Session, trusts_peer: bool, request: &mut RequestHeader) -> Result<()> {
+        let address = peer(session).map(|peer| appended(request, &X_FORWARDED_FOR, peer));
+        let address = address.transpose()?;
+        let tls = session.digest().is_some_and(|digest| digest.ssl_digest.is_some());
+        let scheme = HeaderValue::from_static(if tls { "https" } else { "http" });
+        let received = session.req_header();
+        let authority = || HeaderValue::from_str(received.uri.authority()?.as_str()).ok();
+        let host = received.headers.get(header::HOST).cloned().or_else(authority);
+
+        // Those that the request does not have: one that it has keeps its place.
+        let mut added = SmallVec::<[(&HeaderName, &HeaderValue); 3]>::new();
+        for (name, value, is_list) in [
+            (&X_FORWARDED_FOR, address.as_ref(), true),
+            (&X_FORWARDED_PROTO, Some(&scheme), false),
+            (&X_FORWARDED_HOST, host.as_ref(), false),
+        ] {
+            match (request.headers.contains_key(name), value) {
+                (true, _) if trusts_peer && !is_list => {}
+                (false, Some(value)) => added.push((name, value)),
+                (true, Some(value)) => request.insert_header(name, value)?,
+                (true, None) if !is_list => drop(request.remove_header(name)),
+                (_, None) => {}
+            }
         }
-        if !(trusts_peer && request.headers.contains_key(X_FORWARDED_PROTO)) {
-            let tls = session.digest().is_some_and(|digest| digest.ssl_digest.is_some());
-            let scheme = HeaderValue::from_static(if tls { "https" } else { "http" });
-            request.insert_header(X_FORWARDED_PROTO, scheme)?;
-        }
-        if !(trusts_peer && request.headers.contains_key(X_FORWARDED_HOST)) {
-            let received = session.req_header();
-            let authority = || HeaderValue::from_str(received.uri.authority()?.as_str()).ok();
-            match received.headers.get(header::HOST).cloned().or_else(authority) {
-                Some(host) => request.insert_header(X_FORWARDED_HOST, host)?,
-                None => drop(request.remove_header(X_FORWARDED_HOST)),
+        if !add_request_lines(&added) {
+            for (name, value) in added {
+                request.insert_header(name, value)?;
             }
         }
         Ok(())
@@ -194,7 +202,9 @@ fn end_hop(response: &mut ResponseHeader) {
     let lines = response.headers.get_all(header::CONNECTION);
     let tokens = lines.iter().flat_map(|line| line.as_bytes().split(|b| *b == b','));
     // Nearly all responses name `Keep-Alive`, which is removed in any case.
-    let tokens = tokens.map(<[u8]>::trim_ascii).filter(|t| !t.eq_ignore_ascii_case(KEEP_ALIVE.as_bytes()));
+    let tokens = tokens
+        .map(<[u8]>::trim_ascii)
+        .filter(|t| !t.eq_ignore_ascii_case(KEEP_ALIVE.as_str().as_bytes()));
     let named = tokens.filter_map(|token| HeaderName::from_bytes(token).ok());
     let framing = [header::CONNECTION, header::CONTENT_LENGTH, header::TRANSFER_ENCODING];
     let named: Vec<_> = named.filter(|name| !framing.contains(name)).collect();
@@ -202,7 +212,7 @@ fn end_hop(response: &mut ResponseHeader) {
         response.remove_header(name);
     }
     for name in [KEEP_ALIVE, PROXY_CONNECTION] {
-        response.remove_header(name);
+        response.remove_header(&name);
     }
 }
 
@@ -227,8 +237,8 @@ fn join_lengths(response: &mut ResponseHeader) -> Result<()> {
 }
 
 /// All lines of a list header joined into one value, with `address` appended.
-fn appended(request: &RequestHeader, name: &str, address: IpAddr) -> Vec<u8> {
-    let mut value = Vec::with_capacity(ADDRESS_BYTES_MAX);
+fn appended(request: &RequestHeader, name: &HeaderName, address: IpAddr) -> Result<HeaderValue> {
+    let mut value = BytesMut::with_capacity(ADDRESS_BYTES_MAX);
     for line in request.headers.get_all(name) {
         value.extend_from_slice(line.as_bytes());
         value.extend_from_slice(b", ");
@@ -243,7 +253,8 @@ fn appended(request: &RequestHeader, name: &str, address: IpAddr) -> Vec<u8> {
         }
         IpAddr::V6(address) => value.extend_from_slice(address.to_string().as_bytes()),
     }
-    value
+    HeaderValue::from_maybe_shared(value.freeze())
+        .or_err(ErrorType::InvalidHTTPHeader, "in a list of addresses")
 }
 
 #[async_trait]
