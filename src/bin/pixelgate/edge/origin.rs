@@ -120,8 +120,11 @@ impl Origins {
         };
         let healthy =
             choose(&|server, healthy| healthy && !server.failing.load(Relaxed) && untried(server));
-        let chosen = healthy.or_else(|| choose(&|server, _| untried(server)))?;
-        server(&chosen).cloned()
+        match healthy.or_else(|| choose(&|server, _| untried(server))) {
+            Some(chosen) => server(&chosen).cloned(),
+            // The balancer learns of a look-up's servers a moment after it has ended.
+            None => set.servers.lock().values().find(|server| untried(server)).cloned(),
+        }
     }
 
     /// How Pingora connects to this server.
