@@ -5,13 +5,14 @@
 
 mod config;
 mod error;
+mod events;
 
 use crate::clock::{Clock, SystemClock};
 use crate::config_error::ConfigError;
 use crate::delivery;
 use crate::delivery::threads::Delivery;
 use crate::delivery::{Meters, Route, RouteLimits};
-use crate::event::{self, Event};
+use crate::event::Event;
 use crate::plugin::{GateState, PixelGate, PrebuiltResponse, ReloadState, Settings};
 use crate::policy::gate::Gate;
 use crate::policy::inspect::{Addition, Inspector, Refusal};
@@ -19,7 +20,7 @@ use crate::policy::portals;
 use crate::policy::portals::{Bounds, Format, Portals};
 use crate::request::client::TrustedProxies;
 use crate::response::answers::Answers;
-use crate::spool::{self, Durability, Env, Routing, Spool};
+use crate::spool::{self, Durability, Env, Spool};
 use crate::telemetry::event_samples::EventSamples;
 use crate::telemetry::faults::Faults;
 use crate::telemetry::in_flight::InFlight;
@@ -37,10 +38,8 @@ use tokio::runtime::Handle;
 
 pub use config::{Config, ValidConfig};
 pub use error::OpenError;
-
-/// How the spool reads which upstreams an event is meant for.
-pub const EVENT_ROUTING: Routing =
-    Routing { is_routed: event::is_routed, names: event::names_upstream };
+use events::Counted;
+pub use events::{EVENT_METERING, EVENT_ROUTING};
 
 /// An upstream with its name, the limits of its batches and its `attempts_max`.
 type Destination = (String, Arc<dyn Upstream>, BatchConfig, u32);
@@ -299,10 +298,12 @@ impl Builder {
             faults: faults.clone(),
             routing: EVENT_ROUTING,
             needs_disk: self.needs_disk,
+            metering: EVENT_METERING,
             ..Env::system()
         };
         let spool =
             Spool::open(config.valid_spool.clone(), &names, env).map_err(OpenError::Spool)?;
+        portals.count_by(Arc::new(Counted(spool.day_counts())));
         let options = delivery::Options {
             clock: self.clock.clone(),
             faults: faults.clone(),

@@ -364,6 +364,8 @@ fn policy_lines(gate: &Gate, reading: Reading, query: &str) -> Lines {
         format!("goes to {} only (upstreams)", names.join(", "))
     }));
     lines.extend(portal.policy.stricter().map(|rule| format!("stricter privacy: {rule}")));
+    let quota = |events: u32| format!("at most {events} events a UTC day at each edge (quota)");
+    lines.extend(portal.policy.quota().map(quota));
     lines
 }
 

@@ -182,7 +182,7 @@ pub mod errors {
 /// ```
 pub mod config {
     #[cfg(feature = "admin")]
-    pub use crate::admin::{Config as Admin, OtlpConfig as Otlp};
+    pub use crate::admin::{Config as Admin, MetricsConfig as Metrics, OtlpConfig as Otlp};
     pub use crate::builder::ValidConfig;
     pub use crate::env::{Secret, expand, expanded, expanded_list, one_or_many};
     pub use crate::event::Config as Events;
@@ -256,7 +256,7 @@ pub mod admin_pages {
 /// metrics, files and log lines. Made for the binary `pixelgate`, which is built on the public
 /// names alone; they change more often than those of the other groups.
 pub mod tools {
-    pub use crate::builder::{EVENT_ROUTING, check};
+    pub use crate::builder::{EVENT_METERING, EVENT_ROUTING, check};
     pub use crate::config_error::without_value;
     pub use crate::delivery::{backfill, dead_letters};
     pub use crate::disk_error::is_of_path;

@@ -352,7 +352,10 @@ impl PixelGate {
                 let pending = state.event_samples.appended(&accepted.event, event_id);
                 NextStep::AwaitCommit(commit, pending, parts)
             }
-            Err(Overloaded) => reject(Rejection::of(Reason::Overloaded), portal),
+            Err(Overloaded) => {
+                gate.portals().give_back(portal);
+                reject(Rejection::of(Reason::Overloaded), portal)
+            }
         }
     }
 
@@ -366,6 +369,7 @@ impl PixelGate {
                 let response = match commit.await {
                     Ok(()) => EventResponse::Accepted(*parts),
                     Err(Overloaded) => {
+                        self.settings().gate.portals().give_back(parts.portal);
                         EventResponse::Rejected(Rejection::of(Reason::Overloaded), parts.portal)
                     }
                 };
@@ -376,8 +380,13 @@ impl PixelGate {
         };
         match response {
             EventResponse::Accepted(_) => self.state.metrics.count_accepted(),
-            EventResponse::Rejected(rejection, _) => {
+            EventResponse::Rejected(rejection, portal) => {
                 self.state.metrics.count_rejected(rejection.reason);
+                // 0: the request names no valid portal.
+                if portal != 0 {
+                    let is_listed = self.state.settings.load().gate.portals().lists(portal);
+                    self.state.spool.count_rejected(portal, is_listed);
+                }
             }
             EventResponse::Head | EventResponse::Preflight => {
                 self.state.metrics.count_not_judged();

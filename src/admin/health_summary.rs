@@ -293,6 +293,8 @@ mod tests {
                 fresh: true,
                 stale: false,
             },
+            portal_totals: Default::default(),
+            portals_since_ms: None,
             faults: Vec::new(),
             routes: vec![delivery::Status {
                 name: "collector".to_owned(),

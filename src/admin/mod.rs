@@ -10,11 +10,14 @@ mod config;
 mod connections;
 mod health_summary;
 mod history;
+mod metrics_config;
 #[cfg(feature = "otlp")]
 mod otlp;
 mod otlp_config;
 mod page;
+mod portal_totals;
 mod readiness;
+mod rfc3339;
 mod sampler;
 mod service;
 mod snapshot;
@@ -26,6 +29,7 @@ pub use access::TokenHandle;
 pub use config::{Config, TOKEN_BYTES_MIN};
 pub use connections::{CONNECTIONS_MAX, CONNECTIONS_PER_ADDRESS_MAX};
 pub use history::{PAST_SECONDS, RECENT_EVENTS};
+pub use metrics_config::Config as MetricsConfig;
 #[cfg(feature = "otlp")]
 pub use otlp::{OtlpExport, OtlpTarget};
 pub use otlp_config::Config as OtlpConfig;

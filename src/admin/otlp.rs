@@ -6,7 +6,7 @@
 
 use super::otlp_config::Config;
 use super::sampler::Sampler;
-use super::status;
+use super::{portal_totals, status};
 use crate::config_error::ConfigError;
 use crate::telemetry::faults::FaultKind;
 use crate::upstream::client::{self, Client};
@@ -142,6 +142,7 @@ impl OtlpExport {
             ticks.tick().await;
             let gate = self.sampler.gate();
             status::refresh_gauges(gate.metrics(), &self.sampler.snapshot());
+            portal_totals::refresh_metric(gate, self.sampler.portals_max());
             let exported = target.send(&self.request(&gate.metrics().gather())).await;
             self.report(target.host(), exported);
         }

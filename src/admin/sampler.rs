@@ -16,7 +16,7 @@ use parking_lot::{Mutex, MutexGuard};
 use pingora::server::ShutdownWatch;
 use pingora::services::background::BackgroundService;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU32, Ordering::Relaxed};
+use std::sync::atomic::{AtomicU32, AtomicUsize, Ordering::Relaxed};
 use std::time::{Duration, Instant};
 use tokio::sync::watch;
 use tokio::time::MissedTickBehavior;
@@ -26,6 +26,8 @@ pub const SAMPLED_ACCEPTED_MAX: u32 = 10;
 /// Most rejected events that are sampled in a second for the page; more than accepted ones, because
 /// operators look for rejections.
 pub const SAMPLED_REJECTED_MAX: u32 = 20;
+/// Most portals whose totals are in `/status`.
+const TOTALS_SHOWN_MAX: usize = 20;
 /// The log target of single verdicts, for filters.
 pub const VERDICT_TARGET: &str = "pixelgate::verdict";
 
@@ -47,6 +49,7 @@ pub struct Sampler {
     gate: PixelGate,
     started: Instant,
     verdicts_per_second: AtomicU32,
+    portals_max: AtomicUsize,
     history: Mutex<History>,
     snapshots: watch::Sender<Arc<Snapshot>>,
 }
@@ -63,16 +66,33 @@ impl Sampler {
         let mut before = second(&gate);
         before.at = before.at.saturating_sub(1);
         history.push_second(before);
-        let first = snapshot(&gate, started, &history);
+        let portals_max = super::metrics_config::Config::default().portals_max;
+        let first = snapshot(&gate, started, &history, portals_max);
         let snapshots = watch::Sender::new(Arc::new(first));
         let verdicts_per_second = AtomicU32::new(verdicts_per_second);
-        Self { gate, started, verdicts_per_second, history: Mutex::new(history), snapshots }
+        Self {
+            gate,
+            started,
+            verdicts_per_second,
+            portals_max: AtomicUsize::new(portals_max),
+            history: Mutex::new(history),
+            snapshots,
+        }
     }
 
     /// Logs at most so many accepted and as many rejected events a second from now on, as
     /// [`Sampler::new`] says.
     pub fn set_verdicts(&self, per_second: u32) {
         self.verdicts_per_second.store(per_second.min(SAMPLES_PER_SECOND_MAX), Relaxed);
+    }
+
+    /// Shows so many of the busiest portals from now on: `metrics.portals_max`, 20 by default.
+    pub fn set_portals_max(&self, portals_max: usize) {
+        self.portals_max.store(portals_max, Relaxed);
+    }
+
+    pub(super) fn portals_max(&self) -> usize {
+        self.portals_max.load(Relaxed)
     }
 
     pub(super) fn gate(&self) -> &PixelGate {
@@ -90,7 +110,7 @@ impl Sampler {
 
     /// Takes a snapshot now.
     pub(super) fn snapshot(&self) -> Snapshot {
-        snapshot(&self.gate, self.started, &self.history())
+        snapshot(&self.gate, self.started, &self.history(), self.portals_max())
     }
 
     /// Adds the samples and counters of the last second to the history, and publishes a snapshot.
@@ -161,7 +181,7 @@ fn second(gate: &PixelGate) -> Second {
     }
 }
 
-fn snapshot(gate: &PixelGate, started: Instant, history: &History) -> Snapshot {
+fn snapshot(gate: &PixelGate, started: Instant, history: &History, portals_max: usize) -> Snapshot {
     let (accepted, rejected) = gate.metrics().verdicts();
     let routes = gate.delivery().status();
     readiness::note_faults(gate);
@@ -180,6 +200,8 @@ fn snapshot(gate: &PixelGate, started: Instant, history: &History) -> Snapshot {
         lately: history.lately(),
         top_portals: gate.event_samples().top_portals().ranking(),
         rejections: history.rejections(),
+        portal_totals: gate.spool().busiest_portals(portals_max.min(TOTALS_SHOWN_MAX)),
+        portals_since_ms: gate.spool().portals_since_ms(),
         recent: history.recent(),
         recent_rejected: history.recent_rejected(),
     }

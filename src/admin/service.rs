@@ -14,6 +14,7 @@ use super::config::Config;
 use super::connections::Connections;
 use super::history::{Second, Span};
 use super::page::Document;
+use super::portal_totals;
 use super::readiness;
 use super::sampler::Sampler;
 use super::snapshot::Snapshot;
@@ -40,6 +41,7 @@ const METRICS_TYPE: &str = "text/plain; version=0.0.4; charset=utf-8";
 const TEXT_TYPE: &str = "text/plain; charset=utf-8";
 const HTML_TYPE: &str = "text/html; charset=utf-8";
 const JSON_TYPE: &str = "application/json";
+const PROBLEM_TYPE: &str = "application/problem+json";
 const EVENTS_TYPE: &str = "text/event-stream";
 /// Most streams of `/live` at once; further ones are answered 503.
 pub const STREAMS_MAX: usize = 32;
@@ -116,6 +118,7 @@ impl Admin {
         session.set_keepalive((!*stop.borrow()).then_some(READ_SECONDS_MAX));
         let request = session.req_header();
         let (method, path) = (request.method.clone(), request.uri.path().to_owned());
+        let query = request.uri.query().unwrap_or_default().to_owned();
         let denied = match path.as_str() {
             "/" => self.access.rule().shell(&request.headers),
             _ => self.access.rule().data(&request.headers),
@@ -138,14 +141,14 @@ impl Admin {
             ("/live", _) if method == Method::GET => {
                 self.stream(&mut session, stop.clone()).await?;
             }
-            _ => send(&mut session, self.page(&path)).await?,
+            _ => send(&mut session, self.page(&path, &query)).await?,
         }
         let (stream, unread) = written(session.finish()).await??.into_parts();
         // Bytes of a pipelined request cannot be put back, so such a connection is closed.
         unread.is_none_or(|unread| unread.is_empty()).then_some(stream)
     }
 
-    fn page(&self, path: &str) -> Page {
+    fn page(&self, path: &str, query: &str) -> Page {
         let gate = self.sampler.gate();
         match path {
             "/" => Page {
@@ -154,6 +157,7 @@ impl Admin {
             },
             "/metrics" => {
                 status::refresh_gauges(gate.metrics(), &self.sampler.snapshot());
+                portal_totals::refresh_metric(gate, self.sampler.portals_max());
                 Page::of(StatusCode::OK, METRICS_TYPE, gate.metrics().render())
             }
             "/livez" => Page::text(StatusCode::OK, "ok\n"),
@@ -165,6 +169,16 @@ impl Admin {
                 };
                 Page::text(code, readiness::text(&snapshot))
             }
+            "/status" if let Some(portal) = portal_totals::requested(query) => match portal {
+                Ok(portal) => {
+                    let totals = portal_totals::of_portal(gate, portal);
+                    Page::of(StatusCode::OK, JSON_TYPE, totals.to_string())
+                }
+                Err(why) => {
+                    let problem = portal_totals::problem(why).to_string();
+                    Page::of(StatusCode::BAD_REQUEST, PROBLEM_TYPE, problem)
+                }
+            },
             "/status" => {
                 let status = status::to_json(&self.sampler.snapshot());
                 Page::of(StatusCode::OK, JSON_TYPE, status.to_string())

@@ -44,6 +44,10 @@ pub struct Snapshot {
     pub top_portals: Ranking,
     /// The sampled rejections of each portal, over the same time as `top_portals`.
     pub rejections: HashMap<u64, Rejections>,
+    /// The portals with the most events over the spool's life, and all others.
+    pub portal_totals: (Vec<spool::PortalTotals>, spool::PortalTotals),
+    /// From when these count, in milliseconds since 1970.
+    pub portals_since_ms: Option<u64>,
     /// The latest event samples, newest first, each with its number since start: accepted and
     /// rejected events in proportion.
     pub recent: Vec<(u64, EventSample)>,

@@ -5,7 +5,9 @@
 
 use super::health_summary::{health_summary, is_in_trouble};
 use super::history::Rejections;
+use super::portal_totals;
 use super::readiness;
+use super::rfc3339::rfc3339;
 use super::snapshot::Snapshot;
 use crate::event::Reason;
 use crate::telemetry::event_samples::{EventSample, PortalCounts};
@@ -45,6 +47,7 @@ pub fn to_json(snapshot: &Snapshot) -> Value {
         "portals": portals(snapshot),
         "upstreams": upstreams(snapshot),
         "ranking": ranking(snapshot),
+        "totals": totals(snapshot),
         "recent": samples(&snapshot.recent),
         "recent_rejected": samples(&snapshot.recent_rejected),
     })
@@ -133,6 +136,11 @@ fn ranking(snapshot: &Snapshot) -> Value {
     json!({ "portals": portals, "others": snapshot.top_portals.others })
 }
 
+fn totals(snapshot: &Snapshot) -> Value {
+    let (busiest, others) = &snapshot.portal_totals;
+    portal_totals::of_busiest(snapshot.portals_since_ms, busiest, others)
+}
+
 fn samples(samples: &[(u64, EventSample)]) -> Vec<Value> {
     samples.iter().map(sample).collect()
 }
@@ -185,10 +193,4 @@ pub fn refresh_gauges(metrics: &Metrics, snapshot: &Snapshot) {
         let up = i64::from(!is_in_trouble(route));
         metrics.upstream_up.with_label_values(&[&route.name]).set(up);
     }
-}
-
-fn rfc3339(unix_ms: u64) -> String {
-    let time =
-        i64::try_from(unix_ms).ok().and_then(|ms| jiff::Timestamp::from_millisecond(ms).ok());
-    time.map_or_else(String::new, |time| format!("{time:.3}"))
 }

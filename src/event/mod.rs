@@ -54,7 +54,7 @@ pub use record::decode::Record;
 pub use record::encode::{Context, encode_record, write_event_json};
 pub use record::error::RecordError;
 pub use record::from_wire::{FromWire, WireError};
-pub use record::raw::{RawRecord, WireWriter, is_newer_record, newer_received_ms};
+pub use record::raw::{RawRecord, WireWriter, is_newer_record, newer_received_ms, portal_and_time};
 pub use record::route::{Route, is_routed, names_upstream};
 pub use revenue::Revenue;
 pub use verdict::{Ignored, IgnoredParams, Reason, Rejection};

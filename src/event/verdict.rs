@@ -215,7 +215,9 @@ impl Reason {
             Reason::RefusedByHost => {
                 "This service does not take this event: ask its operator which events it takes."
             }
-            Reason::RateLimited => "Send more slowly; try again after the time in Retry-After.",
+            Reason::RateLimited => {
+                "The account sends too fast or has used up its day; try again after Retry-After."
+            }
             Reason::Overloaded => "Try again after the time in Retry-After.",
         }
     }

@@ -1,10 +1,11 @@
 //! What a spool takes from its surroundings: a file system, a clock, one histogram, the list of
-//! faults, how to read a record's route, how many files it may hold open, and whether it may begin
-//! without a disk that takes events.
+//! faults, how to read a record's route and portal, how many files it may hold open, and whether it
+//! may begin without a disk that takes events.
 
 use std::sync::Arc;
 
 use super::fs::{Fs, SystemFs};
+use super::metering::Metering;
 use super::routing::Routing;
 use crate::clock::{Clock, SystemClock};
 use crate::telemetry::faults::Faults;
@@ -26,6 +27,8 @@ pub struct Env {
     pub faults: Faults,
     /// How to read which upstreams a record is meant for.
     pub routing: Routing,
+    /// How to read what a record is counted under.
+    pub metering: Metering,
     /// Most files that the lanes of earlier processes hold open.
     pub lane_files_max: usize,
     /// Opening fails where the disk takes no events, instead of refusing them until it does.
@@ -33,8 +36,8 @@ pub struct Env {
 }
 
 impl Env {
-    /// The machine's own file system, clock and limit, without a histogram and routes, and with
-    /// faults of its own.
+    /// The machine's own file system, clock and limit, without a histogram, routes and portals, and
+    /// with faults of its own.
     pub fn system() -> Env {
         let limit = rustix::process::getrlimit(rustix::process::Resource::Nofile).current;
         let files = limit.map_or(usize::MAX, |files| usize::try_from(files).unwrap_or(usize::MAX));
@@ -44,6 +47,7 @@ impl Env {
             commit_seconds: None,
             faults: Faults::unregistered(),
             routing: Routing::none(),
+            metering: Metering::none(),
             lane_files_max: files / LANES_PART_OF_LIMIT,
             needs_disk: false,
         }

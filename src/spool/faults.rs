@@ -113,6 +113,11 @@ fn advice(what: FaultKind) -> &'static str {
             "Look at the disk. Until the cursor can be written, events would be delivered again \
              after a crash, and the lane's files are not removed."
         }
+        FaultKind::PortalTotals => {
+            "Look at the disk. No event is affected. Until the file can be written, the lane's \
+             segments are not removed unless the disk is full, and the counts per portal since the \
+             last write are only in memory."
+        }
         _ => "Look at the disk and at the owner of the files. No event is affected.",
     }
 }

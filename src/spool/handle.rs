@@ -14,10 +14,11 @@ use super::config::{Config, Durability, ValidConfig};
 use super::env::Env;
 use super::error::{CloseError, OpenError};
 use super::maintenance::Maintenance;
+use super::metering::book::Book;
 use super::read::cursor::{UPSTREAM_NAME_BYTES_MAX, UPSTREAMS_MAX};
 use super::read::reader::Reader;
 use super::state::SpoolState;
-use super::status::Status;
+use super::status::{PortalTotals, Status};
 use super::write::commit::Committer;
 use super::write::group::{Commit, Overloaded};
 use super::write::syncer::Syncer;
@@ -32,6 +33,22 @@ const SPOOL_LOCK_WAIT: Duration = Duration::from_secs(10);
 #[derive(Clone)]
 pub struct Spool {
     handle: Arc<Handle>,
+}
+
+/// What is accepted of each portal by day.
+#[derive(Clone)]
+pub struct DayCounts(Arc<Book>);
+
+impl DayCounts {
+    /// Events of a portal that were accepted on this UTC day, counted from 1970-01-01.
+    pub fn accepted(&self, portal: u64, day: u32) -> u64 {
+        self.0.accepted_on(portal, day)
+    }
+
+    /// How often the counts of another process were taken in.
+    pub fn takeovers(&self) -> u64 {
+        self.0.takeovers()
+    }
 }
 
 struct Handle {
@@ -165,6 +182,34 @@ impl Spool {
     /// The spool's content now.
     pub fn status(&self) -> Status {
         self.handle.state.status()
+    }
+
+    /// One portal's totals over the spool's life; zeros for one that was never seen.
+    pub fn portal(&self, portal: u64) -> PortalTotals {
+        self.handle.state.book.portal(portal)
+    }
+
+    /// The portals with the most events, at most `portals_max`, busiest first, and the sum of all
+    /// others.
+    pub fn busiest_portals(&self, portals_max: usize) -> (Vec<PortalTotals>, PortalTotals) {
+        self.handle.state.book.busiest(portals_max)
+    }
+
+    /// From when the totals per portal count, in milliseconds since 1970. `None` while only another
+    /// process that uses this spool knows it.
+    pub fn portals_since_ms(&self) -> Option<u64> {
+        self.handle.state.book.since_ms()
+    }
+
+    /// Counts a rejected event of this portal. `is_listed`: the portal may get totals of its own;
+    /// without it, only one that has some does.
+    pub fn count_rejected(&self, portal: u64, is_listed: bool) {
+        self.handle.state.book.reject(portal, is_listed);
+    }
+
+    /// What is accepted of each portal by day. Does not hold the spool open.
+    pub fn day_counts(&self) -> DayCounts {
+        DayCounts(Arc::clone(&self.handle.state.book))
     }
 
     /// Runs the maintenance of each second at once and returns when it has ended: cursors are

@@ -1,5 +1,4 @@
-//! A lane, one process's part of the spool: a folder with a lock, an identity, segments and a
-//! cursor.
+//! A lane, one process's part of the spool: a folder with a lock, identity, segments and cursor.
 //!
 //! A lane is written by one process in its life. Later processes only read it, so recovery never
 //! has to append behind a torn tail. This file makes, trims and removes a lane's files; it writes
@@ -12,12 +11,10 @@ use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 
 use parking_lot::{Mutex, MutexGuard};
 
-use super::format::SegmentHeader;
 use super::fs::{File, FileId, Fs, Open, write_full};
 use super::hot_tail::HotTail;
-use super::lane_files::{
-    CURSOR, FILLING, IDENTITY, SPARE_EXTENSION, ignore_absent, lane_dir, remove_lane, segment_name,
-};
+use super::lane_files::{FILLING, IDENTITY, SPARE_EXTENSION, ignore_absent, segment_name};
+use super::metering::journal::Journal;
 use super::read::ack_file::AckFile;
 use super::read::cursor::{Cursor, CursorFile, LaneKey};
 use super::read::ledger::ConsumerPosition;
@@ -31,9 +28,6 @@ const FILL_PIECE_BYTES: usize = 1 << 20;
 /// write before the next group of events.
 const FILL_PIECES_PER_SYNC: u64 = 4;
 
-/// Tries, 1 ms apart, to lock a new lane.
-const LOCK_TRIES: u32 = 1_000;
-
 /// A lane whose lock this process holds.
 pub struct Lane {
     pub id: u64,
@@ -44,6 +38,8 @@ pub struct Lane {
     fs: Arc<dyn Fs>,
     lock: Mutex<Option<Arc<dyn File>>>,
     cursor: Mutex<CursorFile>,
+    /// The counts by portal. Locked before the state.
+    pub(super) journal: Mutex<Journal>,
     /// One for each position; opened by the first acknowledgement.
     acks: Vec<Mutex<Option<AckFile>>>,
     state: Mutex<LaneState>,
@@ -90,6 +86,8 @@ pub struct LaneState {
     /// Watermarks of the two slots on disk, the newer last. Only what both have passed may be
     /// trimmed, so that either slot is enough.
     saved: [u64; 2],
+    /// Every record before it is counted by portal in the lane's file. Only that may be trimmed.
+    pub counted: u64,
     /// The sequence number behind the last record that was answered with 200. Readers may be
     /// behind it.
     pub accepted: u64,
@@ -133,7 +131,7 @@ impl Lane {
         place: (u64, PathBuf),
         salt: u64,
         lock: Arc<dyn File>,
-        cursor: CursorFile,
+        (cursor, journal): (CursorFile, Journal),
         segment_index: SegmentIndex,
         positions: Vec<ConsumerPosition>,
     ) -> Lane {
@@ -145,6 +143,7 @@ impl Lane {
             absorbed: Vec::new(),
             dirty: true,
             saved: [0, 0],
+            counted: journal.low(),
             accepted,
             routed: false,
         };
@@ -156,6 +155,7 @@ impl Lane {
             fs,
             lock: Mutex::new(Some(lock)),
             cursor: Mutex::new(cursor),
+            journal: Mutex::new(journal),
             acks,
             state: Mutex::new(state),
             spares: Mutex::new(Vec::new()),
@@ -163,55 +163,6 @@ impl Lane {
             filled: AtomicU64::new(0),
             held_bytes: AtomicU64::new(0),
         }
-    }
-
-    /// Makes a new lane: folder, lock, identity, cursor; all of it durable. Where that fails, the
-    /// folder is removed again, as far as the disk allows.
-    pub fn create(
-        fs: &Arc<dyn Fs>,
-        root: &Path,
-        id: u64,
-        salt: u64,
-        upstreams: &[String],
-    ) -> io::Result<Lane> {
-        let dir = lane_dir(root, id);
-        Lane::create_in(&dir, fs, (root, id), salt, upstreams)
-            .inspect_err(|_| _ = remove_lane(&**fs, &dir))
-    }
-
-    fn create_in(
-        dir: &Path,
-        fs: &Arc<dyn Fs>,
-        (root, id): (&Path, u64),
-        salt: u64,
-        upstreams: &[String],
-    ) -> io::Result<Lane> {
-        let dir = dir.to_owned();
-        fs.create_dir_all(&dir)?;
-        let lock = fs.open(&dir.join(IDENTITY), Open::Create)?;
-        take_lock(&*lock)?;
-        // The identity has the form of a segment's header: number 0 is no segment.
-        let identity =
-            SegmentHeader { lane: id, number: 0, base_seq: 1, salt, previous: 0, recycled: false };
-        write_full(&*lock, &identity.encode(), 0)?;
-        lock.sync_data()?;
-        let (cursor, _) = CursorFile::load(fs.open(&dir.join(CURSOR), Open::Create)?)?;
-        let positions = upstreams.iter().map(|name| ConsumerPosition::new(name, 1)).collect();
-        let lane = Lane::assemble(
-            Arc::clone(fs),
-            (id, dir),
-            salt,
-            lock,
-            cursor,
-            SegmentIndex::new(1),
-            positions,
-        );
-        // Both slots: then writing one needs no room, and a lane can be trimmed on a full disk.
-        lane.save_cursor()?;
-        lane.save_cursor()?;
-        fs.sync_dir(&lane.dir)?;
-        fs.sync_dir(root)?;
-        Ok(lane)
     }
 
     pub fn key(&self) -> LaneKey {
@@ -362,7 +313,7 @@ impl Lane {
         let mut released = self.released.lock();
         {
             let mut state = self.state();
-            let low = state.saved[0];
+            let low = state.saved[0].min(state.counted);
             released.segments.extend(state.segment_index.trim(low));
         }
         if released.segments.is_empty() && !released.unsynced {
@@ -482,16 +433,4 @@ impl Lane {
     pub fn release(&self) {
         *self.lock.lock() = None;
     }
-}
-
-/// Locks a new lane. Another process takes this lock only for the moment in which it checks
-/// whether the lane is locked.
-fn take_lock(lock: &dyn File) -> io::Result<()> {
-    for _ in 0..LOCK_TRIES {
-        if lock.try_lock()? {
-            return Ok(());
-        }
-        std::thread::sleep(std::time::Duration::from_millis(1));
-    }
-    Err(io::Error::other("another process keeps the new lane locked"))
 }

@@ -8,6 +8,10 @@ use super::fs::Fs;
 /// The file that carries the lane's lock and repeats its salt.
 pub(super) const IDENTITY: &str = "lane";
 pub(super) const CURSOR: &str = "cursor";
+/// The counts by portal.
+pub(super) const PORTALS: &str = "portals";
+/// The same in the making.
+pub(super) const PORTALS_ASIDE: &str = "portals.new";
 /// The extension of a file whose blocks have been written before, to make a segment of: a trimmed
 /// segment, or one of zeros.
 pub(super) const SPARE_EXTENSION: &str = "spare";
@@ -22,7 +26,8 @@ pub(super) fn remove_leftovers(fs: &dyn Fs, dir: &Path) -> io::Result<()> {
     for entry in fs.list(dir)? {
         let path = dir.join(&entry.name);
         let is_spare = path.extension().is_some_and(|extension| extension == SPARE_EXTENSION);
-        if is_spare || entry.name == MAKING || entry.name == FILLING {
+        let is_unfinished = [MAKING, FILLING, PORTALS_ASIDE].iter().any(|name| entry.name == *name);
+        if is_spare || is_unfinished {
             _ = fs.remove_file(&path);
         }
     }

@@ -13,7 +13,7 @@ use std::time::Duration;
 
 use super::fs::{Fs, Open, is_absent};
 use super::lane::{Lane, Spares};
-use super::lane_files::{IDENTITY, lane_dir, remove_lane};
+use super::lane_files::{IDENTITY, PORTALS, lane_dir, remove_lane};
 use super::read::cursor::{ABSORBED_MAX, LaneKey};
 use super::recovery::adoption::{lane_ids, lock_spool};
 use super::recovery::recover::header;
@@ -51,6 +51,7 @@ impl Maintenance {
     fn turn(&mut self) {
         self.state.look_at_disk();
         self.tell_full();
+        self.state.book.report_full();
         let own = self.state.own().cloned().or_else(|| self.begin());
         let own = own.filter(|own| self.check_place(own));
         if let Some(own) = &own {
@@ -146,26 +147,38 @@ impl Maintenance {
 
     /// Folds the totals of lanes that are delivered to all upstreams into the own lane.
     fn fold(&self, own: &Lane) {
-        let mut lanes = self.state.lanes.lock();
-        lanes.retain(|lane| {
+        let lanes = self.state.lanes();
+        if lanes.iter().any(|lane| lane.has_stale_fold()) {
+            // It is removed with the next write. Until then a lane that is folded may count twice.
+            return;
+        }
+        // The cursor of a lane names the lanes that it has absorbed until they are removed.
+        let is_done = |lane: &&Arc<Lane>| {
             let state = lane.state();
-            // The cursor of a lane names the lanes that it has absorbed until they are removed.
-            if !state.is_done() || !state.absorbed.is_empty() {
-                return true;
+            state.is_done() && state.absorbed.is_empty()
+        };
+        for lane in lanes.iter().filter(is_done) {
+            // Without the lock of all lanes, because it writes.
+            let has_room = own.state().absorbed.len() < ABSORBED_MAX;
+            if has_room && self.fold_counts(own, lane) {
+                self.absorb(own, lane);
+                own.confirm_fold(lane.key());
             }
-            let mut own = own.state();
-            if own.absorbed.len() >= ABSORBED_MAX {
-                return true;
-            }
-            for (mine, theirs) in own.positions.iter_mut().zip(&state.positions) {
-                mine.carried.add(theirs.totals(state.end()));
-            }
-            own.absorbed.push(lane.key());
-            own.dirty = true;
-            ::log::info!("spool: lane {} is delivered and removed", lane.id);
-            self.state.folded.lock().push(Arc::clone(lane));
-            false
-        });
+        }
+    }
+
+    /// Takes a delivered lane's totals over. Its counts by portal are in the own lane's file.
+    fn absorb(&self, own: &Lane, lane: &Arc<Lane>) {
+        let mut lanes = self.state.lanes.lock();
+        let (state, mut own) = (lane.state(), own.state());
+        for (mine, theirs) in own.positions.iter_mut().zip(&state.positions) {
+            mine.carried.add(theirs.totals(state.end()));
+        }
+        own.absorbed.push(lane.key());
+        own.dirty = true;
+        ::log::info!("spool: lane {} is delivered and removed", lane.id);
+        self.state.folded.lock().push(Arc::clone(lane));
+        lanes.retain(|other| other.key() != lane.key());
     }
 
     /// Writes a lane's cursor if it has changed, and trims the lane.
@@ -180,6 +193,7 @@ impl Maintenance {
                 &lane.save_cursor(),
             );
         }
+        self.save_counts(lane);
         let own = state.own().is_some_and(|own| own.id == lane.id);
         let low = state.bounds.is_disk_low();
         let trimmed = lane.trim((own && !low).then(|| state.config().spares()));
@@ -187,6 +201,29 @@ impl Maintenance {
         if low {
             lane.drop_spares();
         }
+    }
+
+    /// Writes a lane's counts by portal.
+    fn save_counts(&self, lane: &Lane) {
+        let saved = lane.save_counts(&self.state.book);
+        self.note_counts(lane, &saved);
+        if saved.is_err_and(|error| error.kind() == io::ErrorKind::StorageFull) {
+            // Removing segments makes room for the counts. Until they are written, a kill would
+            // cost those of the removed segments, which the next start would find out.
+            lane.state().counted = u64::MAX;
+        }
+    }
+
+    /// Takes a delivered lane's counts into the own lane's file. Says whether they are there.
+    fn fold_counts(&self, own: &Lane, lane: &Lane) -> bool {
+        let folded = own.fold_counts(lane, &self.state.book);
+        self.note_counts(own, &folded);
+        folded.is_ok()
+    }
+
+    fn note_counts(&self, lane: &Lane, saved: &io::Result<()>) {
+        let path = subject(&lane.dir().join(PORTALS));
+        self.state.disk_faults.note(FaultKind::PortalTotals, &path, "writing", saved);
     }
 
     /// Removes the folders of the lanes whose totals `lane` has, once both slots of its cursor say
@@ -208,6 +245,7 @@ impl Maintenance {
             state.disk_faults.note(FaultKind::SpoolFiles, &subject(&dir), "removing", &result);
             if result.is_ok() {
                 state.disk_faults.clear(FaultKind::SpoolCursor, &subject(&dir));
+                state.disk_faults.clear(FaultKind::PortalTotals, &subject(&dir.join(PORTALS)));
                 removed.push(key);
             }
         }
@@ -242,7 +280,7 @@ impl Maintenance {
     /// The last turn, after the committer has ended. Returns the first error, after every lane had
     /// its turn.
     pub fn finish(state: &Arc<SpoolState>) -> io::Result<()> {
-        let save = |lane: Arc<Lane>| lane.save_cursor();
+        let save = |lane: Arc<Lane>| lane.save_cursor().and(lane.save_counts(&state.book));
         state.lanes().into_iter().map(save).fold(Ok(()), io::Result::and)
     }
 }

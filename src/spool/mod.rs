@@ -14,6 +14,8 @@
 //! <dir>/lane-00000001/lane           identity; locked (flock) while the lane's process lives
 //! <dir>/lane-00000001/cursor         two slots, see `read/cursor.rs`
 //! <dir>/lane-00000001/acks-*         one for each upstream, see `read/ack_file.rs`
+//! <dir>/lane-00000001/portals        counts by portal, see `metering/`
+//! <dir>/lane-00000001/portals.new    the same in the making
 //! <dir>/lane-00000001/0000000001.seg segments, oldest first; an empty file gives one up
 //! <dir>/lane-00000001/*.spare        files to make segments of: trimmed segments, and zeros
 //! <dir>/lane-00000001/making         a segment that is not finished
@@ -42,6 +44,8 @@
 //! | 4 | 4 | length of the payload, 1 to 262,144 |
 //! | 8 | 8 | sequence number: contiguous in the lane, from 1 |
 //! | 16 | | payload |
+//!
+//! In the identity file bytes 48 to 55 are 1 where the lane was made with a file `portals`.
 //!
 //! The salt and the segment number are in the checksum and not in the record. So these all fail
 //! the checksum: old records in a recycled file, records copied from another file, and bytes that a
@@ -127,15 +131,18 @@
 //!   that the older slot does not know to be acknowledged are read again.
 //! - *Acknowledgement.* One of three slots of the upstream's ack file is written and not synced: it
 //!   survives the death of the process. A torn or lost one costs what the cursor does not know.
-//! - *Trim.* Only segments that both slots have passed are removed, so either slot is enough. A
+//! - *Counts by portal.* An entry that is torn is counted again from the records.
+//! - *Trim.* Only segments that both slots have passed and whose records are counted by portal are
+//!   removed, so either slot is enough. A
 //!   segment that comes back after a power loss lies before every cursor and is trimmed again.
 //! - *Recycle.* A spare is used only when its name is durable, and it has no segment's name until
 //!   its new header is durable. Its old records carry another segment's number in their checksums.
 //! - *Adopt.* It reads, and cuts off what is behind the end. Done again it does the same.
-//! - *Fold and remove.* A delivered lane's totals go into the own lane's cursor together with the
-//!   lane's identity, into both slots, before its folder is removed. The cursor keeps the identity
-//!   until the removal is durable, also when another process has taken it over: so no process ever
-//!   counts these totals a second time.
+//! - *Fold and remove.* A delivered lane's counts by portal go into the own lane's file, where they
+//!   do not count before the cursor names the lane. Its other totals go into the own lane's cursor
+//!   together with the lane's identity, into both slots, before its folder is removed. The cursor
+//!   keeps the identity until the removal is durable, also when another process has taken it over:
+//!   so no process ever counts these totals a second time.
 //!
 //! # What a disk can do
 //!
@@ -191,8 +198,12 @@ pub mod fs;
 mod handle;
 mod hot_tail;
 mod lane;
+mod lane_counts;
+mod lane_create;
 mod lane_files;
+mod lanes;
 mod maintenance;
+mod metering;
 mod parker;
 mod read;
 mod read_around;
@@ -210,13 +221,15 @@ pub use config::{Config, Durability, ValidConfig};
 pub use env::Env;
 pub use error::{CloseError, OpenError};
 pub use format::RECORD_BYTES_MAX;
-pub use handle::Spool;
+pub use handle::{DayCounts, Spool};
+pub use metering::table::PORTALS_MAX;
+pub use metering::{Metered, Metering};
 pub use read::counts::Ack;
 pub use read::cursor::{UPSTREAM_NAME_BYTES_MAX, UPSTREAMS_MAX};
 pub use read::ledger::RUNS_MAX;
 pub use read::reader::{Acknowledger, Entry, Reader};
 pub use record_id::RecordId;
 pub use routing::Routing;
-pub use status::{Status, UpstreamStatus};
+pub use status::{PortalTotals, PortalUpstream, Status, UpstreamStatus};
 pub use write::admission::PENDING_BYTES_MAX;
 pub use write::group::{Commit, Overloaded};

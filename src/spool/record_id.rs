@@ -5,6 +5,8 @@
 pub struct RecordId {
     pub(crate) lane: u64,
     pub(crate) seq: u64,
+    /// What the record is counted under: see `metering/table.rs`.
+    pub(crate) portal: u32,
 }
 
 impl std::fmt::Display for RecordId {

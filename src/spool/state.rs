@@ -15,13 +15,13 @@ use super::config::{Config, Durability};
 use super::env::Env;
 use super::faults::DiskFaults;
 use super::format::{self, RECORD_BYTES_MAX, RECORD_HEADER_BYTES};
-use super::fs::{Fs, create_dir_durable};
+use super::fs::Fs;
 use super::lane::Lane;
+use super::metering::book::Book;
 use super::parker::Parker;
 use super::read::counts::Counts;
-use super::recovery::adoption::{Adopter, Found, Unheld, lane_ids, lock_spool};
+use super::recovery::adoption::{Adopter, Unheld};
 use super::recovery::quarantine::Quarantine;
-use super::removed;
 use super::routing::{AnyRouted, Foreign, Routing};
 use super::status::{Status, UpstreamStatus};
 use super::write::admission::{Bounds, GROUP_BYTES_MAX, Growth};
@@ -32,8 +32,6 @@ use crate::telemetry::faults::Faults;
 
 /// Most staging buffers; more threads than that share.
 const SHARDS_MAX: usize = 64;
-/// How often the committer looks for the own lane where the start could make none.
-const OWN_LANE_POLL: Duration = Duration::from_millis(50);
 
 /// An upstream's place among readers.
 pub struct Upstream {
@@ -72,6 +70,8 @@ pub struct SpoolState {
     pub commit_seconds: Option<prometheus::Histogram>,
     pub faults: Faults,
     pub routing: Routing,
+    /// The totals by portal.
+    pub book: Arc<Book>,
     any_routed: AnyRouted,
     pub bounds: Bounds,
     pub shards: Box<[Shard]>,
@@ -83,15 +83,15 @@ pub struct SpoolState {
     /// When the last commit was done, in milliseconds since 1970, UTC.
     pub last_commit_ms: AtomicU64,
     /// This process's own lane, from when it could be made; also in `lanes`.
-    own: OnceLock<Arc<Lane>>,
+    pub own: OnceLock<Arc<Lane>>,
     /// The highest number of a lane that was found or is mentioned by another one.
-    newest_lane: AtomicU64,
+    pub newest_lane: AtomicU64,
     /// All lanes that this process delivers, oldest first.
     pub lanes: Mutex<Vec<Arc<Lane>>>,
     /// Lanes whose totals another lane has. They stay locked until their folders are removed.
     pub folded: Mutex<Vec<Arc<Lane>>>,
     /// Lanes that are adopted when older ones are delivered. Changed with `lanes` locked.
-    unheld: Mutex<Vec<Unheld>>,
+    pub unheld: Mutex<Vec<Unheld>>,
     pub upstreams: Vec<Upstream>,
     pub quarantine: Arc<Quarantine>,
     pub disk_faults: Arc<DiskFaults>,
@@ -109,10 +109,13 @@ impl SpoolState {
         let root = config.dir.clone();
         let faults = Arc::new(DiskFaults::new(env.faults.clone(), Arc::clone(&env.clock)));
         let quarantine = Arc::new(Quarantine::open(Arc::clone(&env.fs), &root));
+        let book = Book::new(env.metering, upstreams, env.clock.clone(), env.faults.clone());
+        let book = Arc::new(book);
         let unreadable_seconds_max = Arc::new(AtomicU64::new(config.unreadable_seconds_max));
         let adopter = Adopter {
             fs: Arc::clone(&env.fs),
             routing: env.routing,
+            book: Arc::clone(&book),
             root: root.clone(),
             upstreams: upstreams.to_vec(),
             quarantine: Arc::clone(&quarantine),
@@ -136,6 +139,7 @@ impl SpoolState {
             commit_seconds: env.commit_seconds,
             faults: env.faults,
             routing: env.routing,
+            book,
             any_routed: AnyRouted::default(),
             bounds: Bounds::new(config.bytes_max.as_u64()),
             shards: (0..threads.clamp(1, SHARDS_MAX)).map(|_| Shard::new()).collect(),
@@ -160,56 +164,6 @@ impl SpoolState {
         }
     }
 
-    /// Makes the folder, adopts the lanes of processes that have ended, and makes the own lane.
-    /// Where one of these fails it can be called again, and what was adopted is delivered
-    /// meanwhile.
-    ///
-    /// # Errors
-    ///
-    /// The file system's; `WouldBlock` while another process makes or adopts lanes.
-    pub fn begin(&self) -> io::Result<()> {
-        create_dir_durable(&*self.fs, &self.root)?;
-        let Some(_lock) = lock_spool(&*self.fs, &self.root)? else {
-            let what = "another process makes or adopts lanes there";
-            return Err(io::Error::new(io::ErrorKind::WouldBlock, what));
-        };
-        let ids = lane_ids(&*self.fs, &self.root)?;
-        self.adopt(&ids);
-        self.make_own(&ids)
-    }
-
-    /// Adopts those of the lanes `ids` whose processes have ended. Needs the folder's lock.
-    pub fn adopt(&self, ids: &[u64]) {
-        let (ids, room) = self.adoptable(ids);
-        if !ids.is_empty() {
-            self.take_in(&ids, self.adopter.adopt(&ids, room));
-        }
-    }
-
-    /// Makes the own lane behind all others. Needs the folder's lock.
-    fn make_own(&self, ids: &[u64]) -> io::Result<()> {
-        // Above the removed lanes that others mention, too: in the log, a number means one lane.
-        let newest = ids.iter().copied().fold(self.newest_lane.load(Relaxed), u64::max);
-        let names = &self.adopter.upstreams;
-        let own = Arc::new(Lane::create(&self.fs, &self.root, newest + 1, rand::random(), names)?);
-        self.lanes.lock().push(Arc::clone(&own));
-        _ = self.own.set(own);
-        Ok(())
-    }
-
-    /// This process's own lane. `None` until the disk lets it be made.
-    pub fn own(&self) -> Option<&Arc<Lane>> {
-        self.own.get()
-    }
-
-    /// Waits for the own lane. `None` if the spool is closed before there is one.
-    pub fn wait_for_own(&self) -> Option<Arc<Lane>> {
-        while self.own().is_none() && !self.bounds.is_closed() {
-            std::thread::park_timeout(OWN_LANE_POLL);
-        }
-        self.own().cloned()
-    }
-
     /// The settings in force.
     pub fn config(&self) -> Guard<Arc<Config>> {
         self.config.load()
@@ -229,64 +183,6 @@ impl SpoolState {
     /// Notes that a commit is done now. Call it before the groups of the commit are answered.
     pub fn note_commit(&self) {
         self.last_commit_ms.store(self.clock.unix_ms(), Relaxed);
-    }
-
-    /// Takes in what was found of the lanes `tried`. A lane whose totals another one has is not
-    /// counted and not read, only removed: its process ended between the two steps.
-    fn take_in(&self, tried: &[u64], found: Found) {
-        let mut lanes = self.lanes.lock();
-        let mut absorbed = found.absorbed;
-        let mentioned = absorbed.iter().map(|(id, _)| *id);
-        self.newest_lane.fetch_max(mentioned.max().unwrap_or(0), Relaxed);
-        for lane in lanes.iter() {
-            absorbed.extend_from_slice(&lane.state().absorbed);
-        }
-        let is_absorbed = |lane: &Arc<Lane>| absorbed.contains(&lane.key());
-        for lane in found.adopted {
-            let state = lane.state();
-            let events = state.segment_index.end().saturating_sub(state.low());
-            lane.publish_held(&state, &self.bounds);
-            drop(state);
-            if !is_absorbed(&lane) {
-                ::log::info!("spool: lane {} adopted, {events} events to deliver", lane.id);
-            }
-            lanes.push(lane);
-        }
-        lanes.sort_by_key(|lane| lane.id);
-        let mut folded = self.folded.lock();
-        for lane in lanes.extract_if(.., |lane| is_absorbed(lane)) {
-            lane.withdraw_held(&self.bounds);
-            folded.push(lane);
-        }
-        let mut unheld = self.unheld.lock();
-        for lane in unheld.extract_if(.., |lane| tried.contains(&lane.key.0)) {
-            self.bounds.add_held_bytes(lane.held_bytes.wrapping_neg());
-        }
-        for lane in found.unheld.into_iter().filter(|lane| !absorbed.contains(&lane.key)) {
-            self.bounds.add_held_bytes(lane.held_bytes);
-            unheld.push(lane);
-        }
-        unheld.sort_by_key(|lane| lane.key);
-        removed::report(&lanes, self.upstreams.len(), &self.faults);
-        drop((lanes, folded, unheld));
-        self.wake_readers();
-    }
-
-    /// Which of the lanes in the folder may be adopted now, and how many of them may be held.
-    pub fn adoptable(&self, ids: &[u64]) -> (Vec<u64>, usize) {
-        let lanes = self.lanes.lock();
-        let folded = self.folded.lock();
-        let mut unheld = self.unheld.lock();
-        // Another process has adopted, delivered and removed them.
-        for lane in unheld.extract_if(.., |lane| !ids.contains(&lane.key.0)) {
-            self.bounds.add_held_bytes(lane.held_bytes.wrapping_neg());
-        }
-        // The own lane is not an adopted one.
-        let held = lanes.len() - usize::from(self.own().is_some()) + folded.len();
-        let room = self.adopter.held_max().saturating_sub(held);
-        let waits = |id: &u64| unheld.iter().skip(room).any(|lane| lane.key.0 == *id);
-        let is_held = |id: &u64| lanes.iter().chain(folded.iter()).any(|lane| lane.id == *id);
-        (ids.iter().copied().filter(|id| !is_held(id) && !waits(id)).collect(), room)
     }
 
     pub fn append(&self, encode: impl FnOnce(&mut Vec<u8>)) -> Result<Commit, Overloaded> {

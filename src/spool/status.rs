@@ -34,3 +34,29 @@ pub struct UpstreamStatus {
     /// Events that the upstream has not acknowledged yet.
     pub pending: u64,
 }
+
+/// One portal's totals over the spool's life.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct PortalTotals {
+    /// The portal. 0: all that have no totals of their own.
+    pub portal: u64,
+    /// Events that were accepted.
+    pub accepted: u64,
+    /// Events that were rejected.
+    pub rejected: u64,
+    /// Deliveries: an event counts once for each upstream that has it.
+    pub delivered: u64,
+    /// The same for each configured upstream.
+    pub upstreams: Vec<PortalUpstream>,
+}
+
+/// What became of one portal's events for one upstream.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct PortalUpstream {
+    /// The upstream's name.
+    pub name: String,
+    /// Events that the upstream has acknowledged.
+    pub delivered: u64,
+    /// Events that went to the dead letters.
+    pub dead: u64,
+}

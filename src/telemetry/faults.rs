@@ -48,6 +48,8 @@ pub enum FaultKind {
     SpoolCursor,
     /// Files of the spool cannot be removed.
     SpoolFiles,
+    /// The totals per portal began anew, lack further portals, or cannot be written.
+    PortalTotals,
     /// A changed configuration, or a file that it names, is not in force.
     ConfigReload,
     /// Lines of the access log are not written.
@@ -58,7 +60,7 @@ pub enum FaultKind {
 
 impl FaultKind {
     /// Every kind, so that a scrape shows zeros.
-    pub const ALL: [Self; 17] = [
+    pub const ALL: [Self; 18] = [
         Self::PortalsUnread,
         Self::PortalsStale,
         Self::SpoolRefuses,
@@ -73,6 +75,7 @@ impl FaultKind {
         Self::SpoolSegment,
         Self::SpoolCursor,
         Self::SpoolFiles,
+        Self::PortalTotals,
         Self::ConfigReload,
         Self::AccessLog,
         Self::Otlp,
@@ -95,6 +98,7 @@ impl FaultKind {
             Self::SpoolSegment => "spool_segment",
             Self::SpoolCursor => "spool_cursor",
             Self::SpoolFiles => "spool_files",
+            Self::PortalTotals => "portal_totals",
             Self::ConfigReload => "config_reload",
             Self::AccessLog => "access_log",
             Self::Otlp => "otlp",

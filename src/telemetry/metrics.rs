@@ -3,9 +3,11 @@
 //! One [`Metrics`] belongs to one gate. It has a registry of its own, so that two gates in one
 //! process (or two tests) do not share counters, or registers in the host's, where the label `gate`
 //! tells gates apart. Every label set is closed: reasons, causes and verdicts are enums, and names
-//! of upstreams and gates come from the configuration. No value of a request is ever here.
+//! of upstreams and gates come from the configuration. No other value of a request is ever here
+//! than the number of a portal: see `portal_events.rs`.
 
 use crate::event::{Ignored, Reason};
+use crate::telemetry::portal_events::PortalEvents;
 use parking_lot::Mutex;
 use prometheus::core::Collector;
 use prometheus::proto::MetricFamily;
@@ -143,6 +145,8 @@ pub struct Metrics {
     pub portals: IntGauge,
     /// Refreshes of the list that failed and changed nothing.
     pub portals_refresh_failures: IntCounter,
+    /// The totals of the busiest portals.
+    pub portal_events: PortalEvents,
     /// Requests that no origin answered.
     pub origin_failures: IntCounter,
     /// Lines of the access log that were not written.
@@ -263,6 +267,7 @@ impl Metrics {
                 "portals_refresh_failures_total",
                 "Refreshes of the portal list that failed and changed nothing.",
             )?,
+            portal_events: portal_events(&r)?,
             origin_failures: counter(
                 &r,
                 "origin_failures_total",
@@ -397,6 +402,11 @@ fn refused_by_limit(r: &Registered) -> Result<Box<[IntCounter]>> {
         &["limit"],
     )?;
     Ok(Limit::ALL.iter().map(|limit| refused.with_label_values(&[limit.as_str()])).collect())
+}
+
+fn portal_events(r: &Registered) -> Result<PortalEvents> {
+    let help = "Events over the spool's life, of the busiest portals and of all others.";
+    register(r, PortalEvents::new(r.opts("portal_events_total", help)))
 }
 
 fn faults_by_name(r: &Registered) -> Result<IntGaugeVec> {

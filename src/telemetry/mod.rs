@@ -6,3 +6,4 @@ pub mod faults;
 pub mod in_flight;
 pub mod log_throttle;
 pub mod metrics;
+pub mod portal_events;

@@ -91,6 +91,7 @@ fn a_scrape_is_what_prometheus_reads_and_its_labels_are_bounded() {
         "delivery_lag_seconds",
         "upstream_up",
         "portals",
+        "portal_events_total",
         "portals_refresh_failures_total",
         "origin_failures_total",
         "ready",
@@ -108,7 +109,13 @@ fn a_scrape_is_what_prometheus_reads_and_its_labels_are_bounded() {
     edge.event("_a=62515&_n=a");
     edge.wait_delivered("file");
     let (_, after) = metrics(&edge);
-    assert_eq!(series(&before), series(&after), "no request brings a series of its own");
+    let mut listed = series(&before);
+    for outcome in ["accepted", "rejected", "delivered"] {
+        // The one portal of the list that had an event.
+        let labels = format!("outcome=\"{outcome}\",portal=\"62515\"");
+        listed.insert(format!("pixelgate_portal_events_total {labels}"));
+    }
+    assert_eq!(listed, series(&after), "no request brings another series of its own");
     let accepted = after.samples.iter().find(|sample| {
         sample.metric == "pixelgate_requests_total"
             && sample.labels.get("verdict") == Some("accepted")

@@ -102,6 +102,7 @@ const CHANGES: &[(&str, &str, Option<Probe>)] = &[
     ("access_log.format", "'combined'", None),
     ("access_log.buffer_bytes", "'2MiB'", None),
     ("access_log.flush_seconds", "6", None),
+    ("metrics.portals_max", "0", None),
     ("otlp.endpoint", "'http://127.0.0.1:1'", None),
     ("otlp.interval_seconds", "6", None),
     ("otlp.headers", "{ A = 'b' }", None),

@@ -32,6 +32,7 @@ mod hubspot;
 mod in_flight;
 mod legacy;
 mod logs;
+mod metering;
 mod nginx;
 mod origins;
 #[cfg(feature = "otlp")]
@@ -44,6 +45,7 @@ mod paths;
 mod policy;
 mod previous_version;
 mod privacy;
+mod quota;
 mod receiver;
 mod reload;
 mod removed;

@@ -69,6 +69,16 @@ fn what_the_version_before_left_on_disk_is_taken_up() {
     let ids: Vec<&Value> = refused.iter().map(|letter| &letter["event"]["external_id"]).collect();
     assert_eq!(ids, [&json!("dead-1"), &json!("dead-2")]);
 
+    // Versions before counted nothing by portal: the totals are of what was still there.
+    for (portal, accepted, dead) in [(12345, 5, 0), (62515, 2, 2)] {
+        let totals = crate::metering::totals(&edge, portal);
+        let delivered = accepted - dead;
+        let row = json!([{ "name": "collector", "delivered": delivered, "dead": dead }]);
+        assert_eq!((&totals["accepted"], &totals["upstreams"]), (&json!(accepted), &row));
+        assert!(totals["since"].is_string());
+    }
+    assert_eq!(edge.status()["faults"], json!([]));
+
     // The rules of the list's copy are in force.
     assert_eq!(edge.event("_a=12345&_n=signup-again").status, 200);
     assert_eq!(edge.event("_a=12345&_n=buy").status, 403);

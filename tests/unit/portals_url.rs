@@ -389,14 +389,17 @@ async fn the_same_list_again_is_not_swapped_nor_written() {
 }
 
 #[tokio::test]
-async fn a_state_folder_that_cannot_be_written_is_reported() {
+async fn a_state_folder_that_cannot_be_written_costs_the_next_start_its_list_alone() {
     let mut desk = Desk::new("/l.txt").await;
     let file = desk.dir.path().join("file");
     fs::write(&file, "").unwrap();
     desk.portals =
         Portals::open(&desk.config.validate().unwrap(), &file, desk.clock.clone()).unwrap();
     desk.server.answers("200 OK", "11\n");
-    desk.fails("state folder").await;
+    assert_eq!(desk.look().await, Refreshed::Swapped);
+    assert!(matches!(verdict(&desk.portals, 11), PortalVerdict::Allowed));
+    let next = Portals::open(&desk.config.validate().unwrap(), &file, desk.clock.clone()).unwrap();
+    assert_eq!(verdict(&next, 11), OVERLOADED);
 }
 
 #[tokio::test]

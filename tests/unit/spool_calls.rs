@@ -15,7 +15,7 @@ use std::time::Duration;
 
 use crate::spool_sim::SimFs;
 use crate::spool_sim::calls::Trap;
-use crate::spool_sim::rig::{append_all, config, wait};
+use crate::spool_sim::rig::{METERING, append_all, config, wait};
 use pixelgate::internals::spool::fs::Fs;
 use pixelgate::internals::spool::{Ack, Config, Env, Reader, Spool, UpstreamStatus};
 use pixelgate::internals::telemetry::faults::Faults;
@@ -54,7 +54,12 @@ impl Process {
         let mut first = None;
         for _ in 0..2 {
             let (fs, faults) = (disk.process(), Faults::unregistered());
-            let env = Env { fs: Arc::new(fs.clone()), faults: faults.clone(), ..Env::system() };
+            let env = Env {
+                fs: Arc::new(fs.clone()),
+                faults: faults.clone(),
+                metering: METERING,
+                ..Env::system()
+            };
             match Spool::open(&scenario_config(), &["up".to_owned()], env) {
                 Ok(spool) => {
                     let reader = spool.reader("up").expect("configured");
@@ -220,6 +225,7 @@ fn check_end(disk: &SimFs, mut run: Run, forgot: bool, crashed: bool, what: &str
             assert_eq!(delivered.len(), run.delivered.len(), "{what}: delivered twice");
         }
     }
+    check_portals(&last, &delivered, &up, what);
     let possible = run.answered.len()..=run.tried.len();
     assert!(possible.contains(&(up.accepted as usize)), "{what}: {up:?}, {possible:?}");
     assert!(last.faults.list().is_empty(), "{what}: {:?}", last.faults.list());
@@ -229,6 +235,20 @@ fn check_end(disk: &SimFs, mut run: Run, forgot: bool, crashed: bool, what: &str
         lanes.into_iter().filter(|e| e.name.to_string_lossy().starts_with("lane-")).collect();
     assert_eq!(lanes.len(), 1, "{what}: {lanes:?}");
     append_all(&last.spool, &["goes on"]);
+}
+
+/// Each event that is in the spool is in the totals of its portal, once.
+fn check_portals(last: &Process, delivered: &BTreeSet<String>, up: &UpstreamStatus, what: &str) {
+    let mut sums = (0, 0);
+    for portal in 0..=u8::MAX {
+        let of_portal = |text: &&String| text.as_bytes()[0] == portal;
+        let events = delivered.iter().filter(of_portal).count() as u64;
+        let totals = last.spool.portal(portal.into());
+        let counts = (totals.accepted, totals.delivered);
+        assert_eq!(counts, (events, events), "{what}: portal {portal}: {totals:?}");
+        sums = (sums.0 + totals.accepted, sums.1 + totals.delivered);
+    }
+    assert_eq!(sums, (up.accepted, up.delivered), "{what}: {up:?}");
 }
 
 /// Lets stalled calls go on, some time after the first one stalls.

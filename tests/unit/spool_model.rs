@@ -19,11 +19,13 @@ use std::sync::Arc;
 use crate::spool_sim::{Fault, Op, SimFs};
 use bytesize::ByteSize;
 use pixelgate::internals::spool::{
-    Ack, Commit, Config, Durability, Entry, Env, Overloaded, Reader, RecordId, Routing, Spool,
+    Ack, Commit, Config, Durability, Entry, Env, Metered, Metering, Overloaded, Reader, RecordId,
+    Routing, Spool,
 };
 use proptest::prelude::*;
 
 const UPSTREAMS: [&str; 2] = ["near", "far"];
+const PORTALS: u64 = 3;
 const ROOT: &str = "/spool";
 
 #[derive(Debug, Clone)]
@@ -119,6 +121,9 @@ struct World {
     ended: [BTreeSet<u64>; 2],
     /// Something may fail.
     is_faulty: bool,
+    /// Something failed at some time: then a power loss may cost a cursor.
+    was_faulty: bool,
+    since_ms: Option<u64>,
     /// Damage that a power loss may do to records that no caller was promised.
     may_lose: bool,
 }
@@ -129,7 +134,8 @@ fn open(disk: &SimFs, config: &Config) -> Option<Process> {
         is_routed: |record| record[ROUTE_AT] != 0,
         names: |record, upstream| goes_to(record[ROUTE_AT], upstream),
     };
-    let env = Env { fs: Arc::new(fs.clone()), routing, ..Env::system() };
+    let metering = Metering { read: |r| Some(Metered { portal: portal(number(r)), day: 1 }) };
+    let env = Env { fs: Arc::new(fs.clone()), routing, metering, ..Env::system() };
     let names = UPSTREAMS.map(str::to_owned);
     let spool = Spool::open(config, &names, env).ok()?;
     let readers = UPSTREAMS.map(|name| spool.reader(name).expect("configured")).into();
@@ -142,6 +148,10 @@ fn open(disk: &SimFs, config: &Config) -> Option<Process> {
         handed: Default::default(),
         last: Default::default(),
     })
+}
+
+fn portal(event: u64) -> u64 {
+    1 + event % PORTALS
 }
 
 /// Where a record has its route.
@@ -202,7 +212,10 @@ impl World {
         };
         let disk = SimFs::new(seed);
         let now = open(&disk, &config).expect("a new disk serves");
+        let since_ms = now.spool.portals_since_ms();
         World {
+            was_faulty: false,
+            since_ms,
             config,
             disk,
             now,
@@ -229,11 +242,11 @@ impl World {
             Action::Fault(op, after, times, part) => {
                 let errno = if part % 2 == 0 { 5 } else { 28 };
                 let (after, times) = (u32::from(after), u32::from(times));
-                self.is_faulty = true;
+                (self.is_faulty, self.was_faulty) = (true, true);
                 self.disk.fault(Fault { op, after, times, errno, part });
             }
             Action::Fill(full) => {
-                self.is_faulty |= full;
+                (self.is_faulty, self.was_faulty) = (self.is_faulty | full, true);
                 self.disk.set_full(full);
             }
             Action::Heal => self.heal(),
@@ -383,6 +396,36 @@ impl World {
         }
     }
 
+    /// Each portal's totals are those of its events, as long as they say so.
+    fn portals_add_up(&self) {
+        let may_lack = self.may_lose && self.was_faulty;
+        if may_lack || self.now.spool.portals_since_ms() != self.since_ms {
+            return;
+        }
+        let mut sums = [(0, 0); 2];
+        for of in 1..=PORTALS {
+            let totals = self.now.spool.portal(of);
+            let own = |event: &&u64| portal(**event) == of;
+            let events = |is_in: &dyn Fn(&Event) -> bool| {
+                let is_in = |event: &&u64| own(event) && is_in(&self.events[event]);
+                self.events.keys().filter(is_in).count() as u64
+            };
+            let least = events(&|event| event.told == Told::Yes && !event.forgiven);
+            let most = events(&|event| event.told != Told::No || event.crashed);
+            assert!((least..=most).contains(&totals.accepted), "{totals:?}: {least} to {most}");
+            for (at, upstream) in totals.upstreams.iter().enumerate() {
+                let ended = self.acknowledged[at].iter().filter(own).count() as u64;
+                let counted = upstream.delivered + upstream.dead;
+                assert!(self.may_lose || counted == ended, "{totals:?}: {ended} ended");
+                sums[at] = (sums[at].0 + counted, sums[at].1 + upstream.dead);
+            }
+        }
+        for (upstream, (ended, dead)) in self.now.spool.status().upstreams.iter().zip(sums) {
+            assert_eq!(ended, upstream.delivered + upstream.dead, "{upstream:?}");
+            assert!(dead == upstream.dead || self.was_faulty, "{upstream:?}: {dead} dead");
+        }
+    }
+
     /// Everything still promised arrives, and then the spool is empty.
     fn drain(&mut self) {
         self.heal();
@@ -406,6 +449,7 @@ impl World {
             }
         }
         self.identity_holds();
+        self.portals_add_up();
         let status = self.now.spool.status();
         // Without a power loss, what was counted before it was read is what was then read.
         for (at, (now, before)) in status.upstreams.iter().zip(&unread.upstreams).enumerate() {

@@ -207,6 +207,20 @@ function ranking({ portals, others }) {
   fill(id("ranking"), rows, "no events", 3);
 }
 
+function totals({ since, portals, other }) {
+  write(id("totals-since"), since ? `since ${since.slice(0, 10)}` : "since the first start");
+  const rows = portals.map((totals) => totalsRow(totals.portal, totals));
+  if (other.accepted + other.rejected) rows.push(totalsRow("all others", other));
+  fill(id("totals"), rows, "no events", 4);
+}
+
+function totalsRow(title, { accepted, rejected, delivered }) {
+  const row = make("tr"), name = make("th", title);
+  name.scope = "row";
+  row.append(name, ...[accepted, rejected, delivered].map((n) => make("td", number.format(n), "n")));
+  return row;
+}
+
 function facts(element, pairs) {
   element.replaceChildren(...pairs.flatMap(([what, is]) => [make("dt", what), make("dd", is)]));
 }
@@ -371,6 +385,7 @@ function show({ status, seconds: later }) {
   change("upstreams", status.upstreams, upstreams);
   change("reasons", status.lately.reasons, reasons);
   change("ranking", status.ranking, ranking);
+  change("totals", status.totals, totals);
   list(status.portals);
   spool(status.spool);
   if (!paused) {

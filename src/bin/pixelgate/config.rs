@@ -31,6 +31,8 @@ pub struct Config {
     pub log: crate::logging::config::Config,
     /// The access log.
     pub access_log: crate::access_log::config::Config,
+    /// Which portals the metrics name.
+    pub metrics: pixelgate::config::Metrics,
     /// The export of metrics.
     pub otlp: pixelgate::config::Otlp,
     /// The sections of the gate itself.
@@ -54,6 +56,7 @@ struct Document {
     admin: pixelgate::config::Admin,
     log: crate::logging::config::Config,
     access_log: crate::access_log::config::Config,
+    metrics: pixelgate::config::Metrics,
     otlp: pixelgate::config::Otlp,
 }
 
@@ -136,7 +139,7 @@ impl Document {
     }
 
     fn validate(self, path: &Path, table: toml::Table) -> Result<Config, ConfigError> {
-        let Self { edge, admin, log, access_log, otlp, .. } = self;
+        let Self { edge, admin, log, access_log, metrics, otlp, .. } = self;
         let within = |section: &'static str| {
             move |(key, reason): (&str, String)| {
                 error(path.display(), &format!("{section}.{key}"), reason)
@@ -148,6 +151,7 @@ impl Document {
         check_listeners(&edge, &admin)
             .map_err(|(key, reason)| error(path.display(), &key, reason))?;
         access_log.validate().map_err(within("access_log"))?;
+        metrics.validate().map_err(within("metrics"))?;
         let in_otlp = |e: pixelgate::errors::ConfigError| {
             error(path.display(), &format!("otlp.{}", e.key()), e.reason().to_owned())
         };
@@ -162,7 +166,7 @@ impl Document {
         gate.upstream = self.upstream;
         let gate =
             gate.validate().map_err(|e| error(path.display(), e.key(), e.reason().to_owned()))?;
-        Ok(Config { edge, admin, log, access_log, otlp, gate, table })
+        Ok(Config { edge, admin, log, access_log, metrics, otlp, gate, table })
     }
 }
 

@@ -25,6 +25,8 @@ const HEAD_TIME: usize = 60;
 
 /// Where a record has the time of receipt, in each version.
 const RECEIVED_AT: std::ops::Range<usize> = 2..10;
+/// Where a record has its portal, in the versions that this one reads.
+const PORTAL: std::ops::Range<usize> = 26..34;
 
 /// The fields of a stored record. Texts are not checked to be UTF-8.
 #[derive(Clone, Copy)]
@@ -126,6 +128,19 @@ pub fn is_newer_record(bytes: &[u8]) -> bool {
 pub fn newer_received_ms(bytes: &[u8]) -> Option<u64> {
     let (_, record) = route::split(bytes).ok()?;
     record.get(RECEIVED_AT).and_then(|bytes| bytes.try_into().ok()).map(u64::from_le_bytes)
+}
+
+/// The portal and the time of receipt of a stored record, in milliseconds since 1970. `None` for
+/// one of a newer version, and for bytes that are no record.
+pub fn portal_and_time(bytes: &[u8]) -> Option<(u64, u64)> {
+    let (_, record) = route::split(bytes).ok()?;
+    let head = record.get(..JSON_OFFSET)?;
+    if !(VERSION_SHORT..=VERSION).contains(&head[0]) {
+        return None;
+    }
+    let received_at = head[RECEIVED_AT].try_into().map(u64::from_le_bytes).ok()?;
+    let portal = head[PORTAL].try_into().map(u64::from_le_bytes).ok()?;
+    (1..=PORTAL_MAX).contains(&portal).then_some((portal, received_at))
 }
 
 impl Default for WireWriter {

@@ -95,6 +95,7 @@ mod tests {
     use super::*;
     use crate::event::{
         Context, Event, RawRecord, Record, encode_record, is_newer_record, newer_received_ms,
+        portal_and_time,
     };
 
     fn record(route: Option<&Route>) -> Vec<u8> {
@@ -114,6 +115,10 @@ mod tests {
         let (plain, routed) = (record(None), record(Some(&route)));
         assert_eq!(Record::decode(&routed), Record::decode(&plain));
         assert_eq!(RawRecord::read(&routed).unwrap().portal, 7);
+        for record in [&plain, &routed] {
+            assert_eq!(portal_and_time(record), Some((7, 1_795_401_913_123)));
+            (0..38).for_each(|bytes| assert_eq!(portal_and_time(&record[..bytes]), None));
+        }
         assert!(is_routed(&routed) && !is_routed(&plain));
         for (upstream, named) in [("eu", true), ("warehouse", true), ("e", false), ("euw", false)] {
             assert_eq!(names_upstream(&routed, upstream), named, "{upstream}");

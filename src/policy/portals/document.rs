@@ -200,6 +200,7 @@ enum Rule {
     Upstreams,
     Privacy,
     Rate,
+    Quota,
     Expires,
 }
 
@@ -235,6 +236,7 @@ impl<'de> Visitor<'de> for Table<'_> {
                     put(&mut rules.privacy, map.next_value_seed(Bounded { bounds, check })?)?;
                 }
                 Rule::Rate => put(&mut rules.rate, map.next_value()?)?,
+                Rule::Quota => put(&mut rules.quota, map.next_value()?)?,
                 Rule::Expires => put(&mut rules.expires, map.next_value()?)?,
             }
         }

@@ -5,7 +5,7 @@ use std::{
     path::Path,
     pin::pin,
     sync::{
-        Arc,
+        Arc, OnceLock,
         atomic::{AtomicI64, Ordering},
     },
     time::Duration,
@@ -23,6 +23,7 @@ use super::judge::{Moment, PortalDecision};
 use super::list::List;
 use super::look::{FETCH_SECONDS_MAX, FILE_SECONDS_MAX};
 use super::open_error::OpenError;
+use super::quota::AcceptedByDay;
 use super::refresh;
 use super::refresh::{RefreshMode, Refreshed};
 use super::source::Source;
@@ -155,6 +156,7 @@ impl Portals {
             health: Mutex::new(Health { loaded_at_ms, ..Health::default() }),
             source_name: config.location.name(),
             look_max: Duration::from_secs(seconds),
+            accepted: OnceLock::new(),
             reload: tokio::sync::Notify::new(),
         };
         Portals { shared: Arc::new(shared) }
@@ -165,13 +167,16 @@ impl Portals {
         Arc::ptr_eq(&self.shared, &other.shared)
     }
 
-    /// Takes over from an earlier policy: what is left of each portal's rate, and, until a URL's
-    /// first list is loaded, the earlier list.
+    /// Takes over from an earlier policy: what is left of each portal's rate and quota, and, until
+    /// a URL's first list is loaded, the earlier list.
     pub fn succeed(&self, earlier: &Portals) {
         let (own, earlier) = (&*self.shared, &*earlier.shared);
+        if let Some(accepted) = earlier.accepted.get() {
+            self.count_by(Arc::clone(accepted));
+        }
         let Some(list) = earlier.current.load_full() else { return };
         if let Some(new) = &*own.current.load() {
-            return new.carry_rates(&list);
+            return new.carry(&list);
         }
         // Without a URL there is no list to wait for. The lock is free: nothing watches this yet.
         if !matches!(own.source.try_lock().as_deref(), Ok(Source::Url(_))) {
@@ -180,6 +185,40 @@ impl Portals {
         own.confirmed_ms.store(earlier.confirmed_ms.load(Ordering::Relaxed), Ordering::Relaxed);
         own.health.lock().loaded_at_ms = earlier.health.lock().loaded_at_ms;
         own.current.store(Some(list));
+    }
+
+    /// Says what was accepted by day, so that a quota holds over restarts. The first call counts.
+    pub fn count_by(&self, accepted: Arc<dyn AcceptedByDay>) {
+        // Fails where it is known: it is the same then.
+        _ = self.shared.accepted.set(accepted);
+        self.raise_quotas();
+    }
+
+    fn raise_quotas(&self) {
+        if let (Some(list), Some(accepted)) =
+            (self.shared.current.load_full(), self.shared.accepted.get())
+        {
+            list.raise_quotas(&**accepted);
+        }
+    }
+
+    /// Gives back an event of this portal that the judge has counted and that was not accepted.
+    #[cold]
+    pub fn give_back(&self, portal: u64) {
+        let list = self.shared.current.load();
+        if self.shared.mode == Mode::Enforce
+            && let Some(list) = &*list
+            && let Some(entry) = list.find(portal)
+        {
+            list.give_back(entry);
+        }
+    }
+
+    /// A portal's quota of a day, in events, and how many of them are used. `None`: it has none.
+    pub fn quota_used(&self, portal: u64) -> Option<(u32, u64)> {
+        let list = self.shared.current.load();
+        let list = list.as_ref()?;
+        list.quota_used(list.find(portal)?)
     }
 
     /// Whether a portal's event of this name is accepted. The checks in their order: `overloaded`
@@ -194,6 +233,11 @@ impl Portals {
         let (mode, stale) = (shared.mode, shared.is_stale());
         let moment = Moment { mode, stale, clock: &*shared.terms.clock };
         judge::judge(shared.current.load(), portal, event_name, &moment)
+    }
+
+    /// Whether the list in force has this portal, expired or not.
+    pub fn lists(&self, portal: u64) -> bool {
+        self.shared.current.load().as_ref().is_some_and(|list| list.find(portal).is_some())
     }
 
     /// The names of all upstreams, in their order: where an event without a route goes.
@@ -230,6 +274,7 @@ impl Portals {
 
     /// Looks at the source repeatedly, until `shutdown` is true or its sender is dropped.
     pub async fn watch(self, mut shutdown: watch::Receiver<bool>) {
+        let mut takeovers = None;
         // The first look is at once: a URL has not been asked yet.
         let mut pause = Duration::ZERO;
         loop {
@@ -243,6 +288,10 @@ impl Portals {
                 refreshed = self.refresh_and_report_delay(mode) => {
                     log::trace!("portals: {refreshed:?}");
                 }
+            }
+            let now = self.shared.accepted.get().map(|accepted| accepted.takeovers());
+            if std::mem::replace(&mut takeovers, now) != now {
+                self.raise_quotas();
             }
             pause = self.pause().await;
         }

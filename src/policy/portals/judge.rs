@@ -71,7 +71,7 @@ impl Cause {
 /// because every rate is at least one event a second.
 const RETRY_AFTER_SECONDS: u32 = 1;
 
-/// The portal has exceeded its rate.
+/// The portal has exceeded its rate, or used up its quota of the day.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct RateLimited {
     /// Seconds after which the portal's next event is accepted.
@@ -88,7 +88,7 @@ pub struct Policy {
     metering: Metering,
 }
 
-/// How a portal's rate is applied.
+/// How a portal's rate and quota are applied.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Metering {
     Enforced,
@@ -136,6 +136,12 @@ impl Policy {
         rules.and_then(|rules| rules.privacy).map(|privacy| privacy.0)
     }
 
+    /// The portal's quota of a day, in events, for `explain`.
+    pub fn quota(&self) -> Option<u32> {
+        let rules = self.list.as_ref().map(|list| list.rules(self.entry));
+        rules.and_then(|rules| rules.quota).map(|quota| quota.per_day.get())
+    }
+
     /// How a refusal by one of the portal's rules is treated.
     pub fn refusal(&self, reason: Reason) -> PortalVerdict {
         match self.metering {
@@ -145,8 +151,9 @@ impl Policy {
         }
     }
 
-    /// Counts one event against the portal's rate. Call this once, after every other check that can
-    /// reject the event, because a counted event cannot be given back.
+    /// Counts one event against the portal's rate, and then against its quota of the day. Call this
+    /// once, after every other check that can reject the event, because an event that counted
+    /// against the rate cannot be given back.
     #[inline]
     pub fn take_rate(&self) -> Result<(), RateLimited> {
         let (Some(list), Some(entry)) = (self.list.as_ref(), self.entry) else {
@@ -155,13 +162,14 @@ impl Policy {
         if self.metering == Metering::Off {
             return Ok(());
         }
-        match list.take_rate(entry) {
-            true => Ok(()),
-            false => Err(RateLimited {
-                retry_after_seconds: RETRY_AFTER_SECONDS,
-                enforced: self.metering == Metering::Enforced,
-            }),
+        let limited = |retry_after_seconds| RateLimited {
+            retry_after_seconds,
+            enforced: self.metering == Metering::Enforced,
+        };
+        if !list.take_rate(entry) {
+            return Err(limited(RETRY_AFTER_SECONDS));
         }
+        list.take_quota(entry).map_err(limited)
     }
 }
 

@@ -10,8 +10,9 @@ use std::{
 use super::draft::{Draft, ParseError};
 use super::format::{Format, LIST_BYTES_MAX};
 use super::parse;
+use super::quota::{AcceptedByDay, Quotas};
 use super::rate::{Meter, Meters, Rates};
-use super::rules::Rules;
+use super::rules::{Quota, Rules};
 use super::set::{Duplicate, Set};
 use super::terms::Terms;
 use crate::clock::Clock;
@@ -34,6 +35,8 @@ pub(super) struct List {
     defaults: Rules,
     meter_of_plain: Option<Meter>,
     meters: Meters,
+    /// By the same numbers as the counters of rates; empty if no portal has a quota.
+    quotas: Quotas,
     /// Shows whether a second read of the source gave the same list.
     pub content: Content,
 }
@@ -90,8 +93,22 @@ impl List {
         let meter_of_plain = defaults.rate.map(|rate| rates.meter(rate));
         let metered_plain = if meter_of_plain.is_some() { plain.len() } else { 0 };
         let meters = Meters::new(rates, ruled.len() + metered_plain, clock);
+        let quota_of_plain = if defaults.quota.is_some() { plain.len() } else { 0 };
+        let has_quota = quota_of_plain > 0 || rules.iter().any(|rules| rules.quota.is_some());
+        let quotas = if has_quota { ruled.len() + quota_of_plain } else { 0 };
+        let quotas = Quotas::new(quotas, clock);
         let rules = rules.into_boxed_slice();
-        Ok(List { plain, ruled, rules, meters_of_ruled, defaults, meter_of_plain, meters, content })
+        Ok(List {
+            plain,
+            ruled,
+            rules,
+            meters_of_ruled,
+            defaults,
+            meter_of_plain,
+            meters,
+            quotas,
+            content,
+        })
     }
 
     /// The number of portals in the list, expired ones included.
@@ -132,6 +149,59 @@ impl List {
         self.meter(entry).is_none_or(|(meter, cell)| self.meters.take(meter, cell))
     }
 
+    /// Counts one event against the portal's quota. An error if it is used up: the seconds until
+    /// it has events again.
+    #[inline]
+    pub(super) fn take_quota(&self, entry: Entry) -> Result<(), u32> {
+        match self.quota(entry) {
+            None => Ok(()),
+            Some((quota, cell)) => self.quotas.take(cell, quota.per_day.get()),
+        }
+    }
+
+    /// Gives back an event that was counted against the portal's quota.
+    pub(super) fn give_back(&self, entry: Entry) {
+        if let Some((_, cell)) = self.quota(entry) {
+            self.quotas.give_back(cell);
+        }
+    }
+
+    /// A portal's quota of a day, and how many events of it are used.
+    pub(super) fn quota_used(&self, entry: Entry) -> Option<(u32, u64)> {
+        self.quota(entry).map(|(quota, cell)| (quota.per_day.get(), self.quotas.used(cell)))
+    }
+
+    /// Takes what was accepted today, where that is more than was counted.
+    pub(super) fn raise_quotas(&self, accepted: &dyn AcceptedByDay) {
+        let Ok(day) = u32::try_from(self.quotas.today()) else { return };
+        self.each_quota(|id, cell| self.quotas.raise(cell, accepted.accepted(id, day)));
+    }
+
+    #[inline]
+    fn quota(&self, entry: Entry) -> Option<(Quota, usize)> {
+        match entry {
+            Entry::Ruled(slot) => Some((self.rules[slot].quota?, slot)),
+            Entry::Plain(slot) => Some((self.defaults.quota?, self.ruled.len() + slot)),
+        }
+    }
+
+    /// Calls `each` with the id and the cell of each portal that has a quota.
+    fn each_quota(&self, mut each: impl FnMut(u64, usize)) {
+        let mut portal = |id: u64, entry: Entry| {
+            if let Some((_, cell)) = self.quota(entry) {
+                each(id, cell);
+            }
+        };
+        for (slot, id) in self.ruled.iter().enumerate() {
+            portal(id, Entry::Ruled(slot));
+        }
+        if self.defaults.quota.is_some() {
+            for (slot, id) in self.plain.iter().enumerate() {
+                portal(id, Entry::Plain(slot));
+            }
+        }
+    }
+
     #[inline]
     fn meter(&self, entry: Entry) -> Option<(Meter, usize)> {
         match entry {
@@ -140,8 +210,15 @@ impl List {
         }
     }
 
-    /// Copies the rate counters of an earlier list, for each portal whose rate is unchanged.
-    pub(super) fn carry_rates(&self, earlier: &List) {
+    /// Copies the counters of an earlier list: those of the day, and those of each rate that is
+    /// unchanged.
+    pub(super) fn carry(&self, earlier: &List) {
+        self.each_quota(|id, cell| {
+            let before = earlier.find(id).and_then(|entry| earlier.quota(entry));
+            if let Some((_, earlier_cell)) = before {
+                self.quotas.carry(cell, &earlier.quotas, earlier_cell);
+            }
+        });
         let carry = |id: u64, entry: Entry| {
             let (meter, cell) = self.meter(entry)?;
             let (earlier_meter, earlier_cell) = earlier.meter(earlier.find(id)?)?;

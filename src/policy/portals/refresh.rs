@@ -96,7 +96,10 @@ impl PortalsState {
         let list = Arc::new(list);
         let earlier = self.current.load_full();
         if let Some(earlier) = &earlier {
-            list.carry_rates(earlier);
+            list.carry(earlier);
+        }
+        if let Some(accepted) = self.accepted.get() {
+            list.raise_quotas(&**accepted);
         }
         log::info!("portals: {} in the new list", list.len());
         self.current.store(Some(list));

@@ -1,4 +1,5 @@
-//! The rules of a portal: its event names, dropped properties, upstreams, privacy, rate and expiry.
+//! The rules of a portal: its event names, dropped properties, upstreams, privacy, rate, quota and
+//! expiry.
 //!
 //! Values are checked while a list is read, so that a [`Rules`] never holds a pattern that cannot
 //! match or a rate of zero. A rule that a portal lacks is taken from the defaults; if they lack it
@@ -27,6 +28,9 @@ const UNIX_EPOCH: civil::Date = civil::date(1970, 1, 1);
 /// The highest `per_second` and `burst`.
 pub const RATE_MAX: u32 = 1_000_000;
 
+/// The highest `per_day`.
+pub const QUOTA_MAX: u32 = 1_000_000_000;
+
 /// The most characters in the name of a property (SPEC 3).
 const PROPERTY_CHARS_MAX: usize = 100;
 
@@ -38,6 +42,7 @@ pub(super) struct Rules {
     pub upstreams: Option<Upstreams>,
     pub privacy: Option<Privacy>,
     pub rate: Option<Rate>,
+    pub quota: Option<Quota>,
     pub expires: Option<Expires>,
 }
 
@@ -49,6 +54,7 @@ impl Rules {
         self.upstreams = self.upstreams.or_else(|| defaults.upstreams.clone());
         self.privacy = self.privacy.or(defaults.privacy);
         self.rate = self.rate.or(defaults.rate);
+        self.quota = self.quota.or(defaults.quota);
         self.expires = self.expires.or(defaults.expires);
         self
     }
@@ -226,6 +232,30 @@ impl TryFrom<RawRate> for Rate {
         // Without a burst: the events of one second.
         let burst = raw.burst.map_or(Ok(per_second), |burst| check("burst", burst))?;
         Ok(Rate { per_second, burst })
+    }
+}
+
+/// The most events of a portal that one process accepts in a UTC day.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
+#[serde(try_from = "RawQuota")]
+pub(super) struct Quota {
+    pub per_day: NonZeroU32,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct RawQuota {
+    per_day: u64,
+}
+
+impl TryFrom<RawQuota> for Quota {
+    type Error = String;
+
+    fn try_from(raw: RawQuota) -> Result<Quota, String> {
+        let per_day = u32::try_from(raw.per_day).ok().filter(|&per_day| per_day <= QUOTA_MAX);
+        let per_day = per_day.and_then(NonZeroU32::new);
+        let wrong = || format!("`quota.per_day` must be a whole number, 1 to {QUOTA_MAX}");
+        per_day.map(|per_day| Quota { per_day }).ok_or_else(wrong)
     }
 }
 

@@ -2,7 +2,7 @@
 
 use std::{
     sync::{
-        Arc,
+        Arc, OnceLock,
         atomic::{AtomicI64, Ordering},
     },
     time::Duration,
@@ -13,6 +13,7 @@ use parking_lot::Mutex;
 
 use super::config::Mode;
 use super::list::List;
+use super::quota::AcceptedByDay;
 use super::source::Source;
 use super::status::Health;
 use super::terms::Terms;
@@ -40,6 +41,8 @@ pub(super) struct PortalsState {
     pub source_name: String,
     /// A look at the source that takes longer is a failure to refresh, until it ends.
     pub look_max: Duration,
+    /// What was accepted by day, once it is known.
+    pub accepted: OnceLock<Arc<dyn AcceptedByDay>>,
     /// Notified when the source shall be read at once.
     pub reload: tokio::sync::Notify,
 }

@@ -35,6 +35,8 @@ pub struct Summary {
     pub with_privacy: usize,
     /// Portals with a rate, their own or the default.
     pub with_rate: usize,
+    /// Portals with a quota of the day, their own or the default.
+    pub with_quota: usize,
     /// Portals with an `expires` rule, their own or the default, past or future.
     pub with_expires: usize,
     /// Portals that have expired.
@@ -55,6 +57,7 @@ impl Summary {
             with_upstreams: 0,
             with_privacy: 0,
             with_rate: 0,
+            with_quota: 0,
             with_expires: 0,
             expired: 0,
             expiring: Vec::new(),
@@ -90,6 +93,7 @@ impl Summary {
         self.with_upstreams += count(routed);
         self.with_privacy += count(rules.privacy.is_some());
         self.with_rate += count(rules.rate.is_some());
+        self.with_quota += count(rules.quota.is_some());
         self.with_expires += count(rules.expires.is_some());
         self.expired += count(rules.expires.is_some_and(|expires| expires.unix_ms <= unix_ms));
     }
@@ -108,6 +112,7 @@ impl fmt::Display for Summary {
             ("upstreams", self.with_upstreams),
             ("privacy", self.with_privacy),
             ("rate", self.with_rate),
+            ("quota", self.with_quota),
             ("expires", self.with_expires),
         ];
         for (rule, portals) in rules.into_iter().filter(|&(_, portals)| portals > 0) {

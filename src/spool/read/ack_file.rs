@@ -120,22 +120,9 @@ pub fn resume(
         other => other?,
     };
     let Some(found) = newest(&*file, key, &position.name)? else { return Ok(position) };
-    // What has ended only grows: the more complete of the two is the newer one. The cursor is newer
-    // where the file was not written or was torn, or where a version went on that knows only the
-    // cursor.
-    let ended =
-        |position: &ConsumerPosition| position.below.ended() + position.runs().totals().ended();
-    let known = ended(&position);
-    let found = match found.start == position.start && found.low >= position.low {
-        true => position.clone().resume(found.low, found.below, found.runs),
-        // An older file, or one from before the upstream was removed and came back.
-        false => {
-            let mut newer = position.clone();
-            newer.resume_runs(found.runs);
-            Some(newer)
-        }
-    };
-    Ok(found.filter(|found| ended(found) > known).unwrap_or(position))
+    // The cursor is newer where the file was not written or was torn, or where a version went on
+    // that knows only the cursor.
+    Ok(position.or_newer(found.start, found.low, found.below, found.runs))
 }
 
 /// What a slot says.

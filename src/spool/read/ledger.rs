@@ -73,6 +73,44 @@ impl ConsumerPosition {
         self.advance();
     }
 
+    /// This position, or where another place says that more has ended: `start`, `low`, `below` and
+    /// the runs as they are there. What has ended only grows, so the more complete of the two is
+    /// the newer one.
+    pub fn or_newer(self, start: u64, low: u64, below: Counts, runs: Runs) -> ConsumerPosition {
+        let found = match start == self.start && low >= self.low {
+            true => self.clone().resume(low, below, runs),
+            // An older state, or one from before the upstream was removed and came back.
+            false => {
+                let mut newer = self.clone();
+                newer.resume_runs(runs);
+                Some(newer)
+            }
+        };
+        found.filter(|found| found.ended_count() > self.ended_count()).unwrap_or(self)
+    }
+
+    /// How many records have ended.
+    pub fn ended_count(&self) -> u64 {
+        self.below.ended() + self.runs.totals().ended()
+    }
+
+    /// The numbers of the records that have ended, in order.
+    pub fn ended(&self) -> impl Iterator<Item = Range<u64>> {
+        let below = (self.start < self.low).then_some(self.start..self.low);
+        below.into_iter().chain(self.runs.ranges())
+    }
+
+    /// Whether this record was handed out and has not ended.
+    pub fn is_out(&self, seq: u64) -> bool {
+        seq < self.next && !self.has_ended(seq)
+    }
+
+    /// Whether all of these records were handed out and none has ended.
+    pub fn are_out(&self, seqs: &Range<u64>) -> bool {
+        let is_free = self.runs.start_after(seqs.start).is_none_or(|start| start >= seqs.end);
+        seqs.end <= self.next && is_free && self.is_out(seqs.start)
+    }
+
     /// What has ended above `low`.
     pub fn runs(&self) -> &Runs {
         &self.runs

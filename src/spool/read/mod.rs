@@ -5,5 +5,5 @@ pub(super) mod counts;
 pub(super) mod cursor;
 pub(super) mod ledger;
 pub(super) mod reader;
-mod runs;
+pub(super) mod runs;
 pub(super) mod scanner;

@@ -10,6 +10,7 @@ use super::counts::Ack;
 use super::scanner::{Scanner, Step};
 use crate::spool::fs::File;
 use crate::spool::lane::Lane;
+use crate::spool::metering::table::OTHER;
 use crate::spool::record_id::RecordId;
 use crate::spool::recovery::count_foreign::{each_routed, stretches};
 use crate::spool::recovery::recover::{ends_cleanly, find_missing};
@@ -174,13 +175,14 @@ impl Reader {
                 }
                 Ok(Step::Record { seq, payload }) => {
                     *bytes += payload.len();
-                    entries.push(Entry { record_id: RecordId { lane: lane.id, seq }, payload });
+                    let record_id = RecordId { lane: lane.id, seq, portal: OTHER };
+                    entries.push(Entry { record_id, payload });
                 }
                 other => break other.map(Some),
             }
         };
         let (file, offset, seq) = (Arc::clone(file), scanner.offset, scanner.seq);
-        self.hand_out(lane, entries.len() - before, foreign);
+        self.hand_out(lane, &mut entries[before..], foreign);
         Ok(match step.map_err(|error| Unread::Read { number, error })? {
             None | Some(Step::Record { .. }) => ReadPass::Enough,
             Some(Step::End) => ReadPass::More,
@@ -201,7 +203,11 @@ impl Reader {
     }
 
     /// Notes that the next records were handed out or, if foreign, passed over.
-    fn hand_out(&self, lane: &Lane, events: usize, foreign: SeqRuns) {
+    fn hand_out(&self, lane: &Lane, entries: &mut [Entry], foreign: SeqRuns) {
+        let (events, mut numbers) = (entries.len(), self.state.book.numbering());
+        for entry in entries {
+            entry.record_id.portal = numbers.number(&entry.payload).0;
+        }
         let mut state = lane.state();
         let position = &mut state.positions[self.upstream];
         position.hand_out(events + foreign.events);
@@ -363,19 +369,12 @@ impl Acknowledger {
         let lanes = self.state.lanes();
         for ids in record_ids.chunk_by(|id, next| id.lane == next.lane) {
             let Some(lane) = lanes.iter().find(|lane| lane.id == ids[0].lane) else { continue };
-            let mut state = lane.state();
-            let position = &mut state.positions[self.upstream];
-            let was_full = !position.has_room();
-            for run in ids.chunk_by(|id, next| id.seq + 1 == next.seq) {
-                position.settle(run[0].seq..run[run.len() - 1].seq + 1, ack);
+            let settled = lane.settle(self.upstream, ids, ack, &self.state.book);
+            if settled.has_moved {
+                lane.publish_held(&settled.state, &self.state.bounds);
             }
-            let is_readable = was_full && position.has_room();
-            let has_moved = position.advance();
-            state.dirty = true;
-            if has_moved {
-                lane.publish_held(&state, &self.state.bounds);
-            }
-            drop(state);
+            let is_readable = settled.is_readable;
+            drop(settled);
             // An error costs repetitions after a kill and nothing else: maintenance saves the
             // cursor within a second, and reports its errors.
             _ = lane.save_acks(self.upstream);

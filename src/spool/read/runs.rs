@@ -44,6 +44,11 @@ impl Runs {
         self.runs.last_key_value().map(|(_, run)| run.end)
     }
 
+    /// The runs, the lowest first.
+    pub fn ranges(&self) -> impl Iterator<Item = Range<u64>> {
+        self.runs.iter().map(|(start, run)| *start..run.end)
+    }
+
     /// The first number from `seq` on that is in no run.
     pub fn skip(&self, seq: u64) -> u64 {
         match self.runs.range(..=seq).next_back() {
@@ -153,7 +158,8 @@ impl Runs {
     }
 }
 
-fn put(mut number: u64, out: &mut Vec<u8>) {
+/// Appends a number, seven bits a byte, the lowest first.
+pub fn put(mut number: u64, out: &mut Vec<u8>) {
     while number >= 0x80 {
         out.push(number as u8 | 0x80);
         number >>= 7;
@@ -161,7 +167,8 @@ fn put(mut number: u64, out: &mut Vec<u8>) {
     out.push(number as u8);
 }
 
-fn take(bytes: &mut &[u8]) -> Option<u64> {
+/// Takes a number that [`put`] has appended.
+pub fn take(bytes: &mut &[u8]) -> Option<u64> {
     let mut number = 0;
     for at in 0..NUMBER_BYTES_MAX {
         let (byte, rest) = bytes.split_first()?;

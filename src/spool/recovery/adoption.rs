@@ -1,6 +1,6 @@
 //! Which lanes a spool's folder holds, and taking over those whose process has ended.
 //!
-//! A lane is held by two open files and one more for each upstream that reads it. So that any
+//! A lane is held by three open files and one more for each upstream that reads it. So that any
 //! number of lanes can be adopted under any limit on open files above 256, only the oldest ones
 //! are held; of the others only the counts are kept, and they are adopted again as the older ones
 //! are delivered and removed.
@@ -12,11 +12,12 @@ use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::time::Duration;
 
 use super::quarantine::Quarantine;
-use super::recover::{Adoption, adopt};
+use super::recover::{Adoption, Surroundings, adopt};
 use crate::spool::faults::DiskFaults;
 use crate::spool::fs::{File, Fs, Open};
 use crate::spool::lane::Lane;
 use crate::spool::lane_files::{lane_dir, lane_id};
+use crate::spool::metering::book::Book;
 use crate::spool::read::counts::Counts;
 use crate::spool::read::cursor::LaneKey;
 use crate::spool::read_around::is_refusal;
@@ -25,8 +26,8 @@ use crate::telemetry::faults::FaultKind;
 
 /// The lock of the spool's folder: held while lanes are made and adopted.
 const SPOOL_LOCK: &str = "lock";
-/// Files of a lane that do not depend on the upstreams: the lock and the cursor.
-const FILES_PER_LANE: usize = 2;
+/// Files of a lane that do not depend on the upstreams: the lock, the cursor and the counts.
+const FILES_PER_LANE: usize = 3;
 /// Files of a lane for each upstream: the segment that is read, and the acknowledgements.
 const FILES_PER_UPSTREAM: usize = 2;
 
@@ -36,6 +37,7 @@ pub struct Adopter {
     pub root: PathBuf,
     pub upstreams: Vec<String>,
     pub routing: Routing,
+    pub book: Arc<Book>,
     pub quarantine: Arc<Quarantine>,
     pub faults: Arc<DiskFaults>,
     /// `spool.unreadable_seconds_max`.
@@ -101,9 +103,11 @@ impl Adopter {
     /// ended. A lane that cannot be read becomes a fault and is tried again at a later turn.
     pub fn adopt(&self, ids: &[u64], room: usize) -> Found {
         let mut found = Found::default();
+        // What lanes say of each other depends on which are there. None of these can go meanwhile.
+        let lanes = lane_ids(&*self.fs, &self.root);
         for &id in ids {
             let subject = lane_dir(&self.root, id).display().to_string();
-            match self.adopt_one(id, &subject) {
+            match self.adopt_one(id, &subject, &lanes) {
                 Ok(Adoption::Adopted(lane)) => {
                     found.absorbed.extend_from_slice(&lane.state().absorbed);
                     if found.adopted.len() < room {
@@ -128,10 +132,20 @@ impl Adopter {
     }
 
     /// A lane whose sectors the device has refused to read for long enough is adopted without them.
-    fn adopt_one(&self, id: u64, subject: &str) -> io::Result<Adoption> {
+    fn adopt_one(
+        &self,
+        id: u64,
+        subject: &str,
+        lanes: &io::Result<Vec<u64>>,
+    ) -> io::Result<Adoption> {
         let adopt = |around| {
-            let Adopter { fs, root, upstreams, routing, quarantine, .. } = self;
-            adopt(fs, root, id, (upstreams, routing), quarantine, around)
+            let Adopter { fs, root, upstreams, routing, quarantine, book, .. } = self;
+            let lanes = match lanes {
+                Ok(lanes) => lanes,
+                Err(error) => return Err(io::Error::new(error.kind(), error.to_string())),
+            };
+            let with = Surroundings { upstreams, routing, quarantine, book, lanes };
+            adopt(fs, root, id, &with, around)
         };
         let error = match adopt(false) {
             Err(error) if is_refusal(&error) => error,

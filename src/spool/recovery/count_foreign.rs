@@ -24,6 +24,25 @@ pub fn stretches(segment_index: &SegmentIndex, from: u64) -> Vec<Stretch> {
     all.filter(|(_, seqs)| seqs.end > from).collect()
 }
 
+/// Calls `each` with the number and the bytes of each sound record of a segment.
+pub fn scan(
+    fs: &dyn Fs,
+    dir: &Path,
+    salt: u64,
+    (span, seqs): &Stretch,
+    mut each: impl FnMut(u64, &[u8]),
+) -> io::Result<()> {
+    let file = fs.open(&dir.join(segment_name(span.number)), Open::Read)?;
+    let mut scanner = Scanner::new(span.number, salt, seqs.start);
+    loop {
+        match scanner.step(&*file, span.bytes, seqs.end)? {
+            Step::Record { seq, payload } => each(seq, &payload),
+            Step::Gap { .. } => {}
+            Step::Tail | Step::End => return Ok(()),
+        }
+    }
+}
+
 /// Calls `each` with the number and the bytes of each routed record from `from` on.
 pub fn each_routed(
     fs: &dyn Fs,
@@ -34,26 +53,16 @@ pub fn each_routed(
     routing: &Routing,
     mut each: impl FnMut(u64, &[u8]),
 ) {
-    for (span, seqs) in stretches {
-        let mut scan = || -> io::Result<()> {
-            let file = fs.open(&dir.join(segment_name(span.number)), Open::Read)?;
-            let mut scanner = Scanner::new(span.number, salt, seqs.start);
-            loop {
-                match scanner.step(&*file, span.bytes, seqs.end)? {
-                    Step::Record { seq, payload } => {
-                        if seq >= from && (routing.is_routed)(&payload) {
-                            each(seq, &payload);
-                        }
-                    }
-                    Step::Gap { .. } => {}
-                    Step::Tail | Step::End => return Ok(()),
-                }
+    for stretch in stretches {
+        let scanned = scan(fs, dir, salt, stretch, |seq, record| {
+            if seq >= from && (routing.is_routed)(record) {
+                each(seq, record);
             }
-        };
-        if let Err(error) = scan() {
+        });
+        if let Err(error) = scanned {
             ::log::warn!(
                 "spool: segment {} of {} cannot be counted yet: {error}",
-                span.number,
+                stretch.0.number,
                 dir.display()
             );
         }

@@ -6,13 +6,20 @@
 
 use std::io;
 use std::path::Path;
+use std::sync::Arc;
 
 use super::adoption::{lane_ids, lock_spool};
 use super::inspect::{counted_positions, end_of, snapshot_lane};
+use super::quarantine::Quarantine;
+use super::recover::{Adoption, Surroundings, adopt};
+use crate::clock::SystemClock;
 use crate::spool::fs::{Fs, Open, SystemFs};
-use crate::spool::lane_files::{CURSOR, IDENTITY, lane_dir, remove_lane};
+use crate::spool::lane_files::{CURSOR, IDENTITY, ignore_absent, lane_dir, segment_number};
+use crate::spool::metering::Metering;
+use crate::spool::metering::book::Book;
 use crate::spool::read::cursor::CursorFile;
 use crate::spool::routing::Routing;
+use crate::telemetry::faults::Faults;
 
 /// What [`forget`] gave up.
 ///
@@ -48,8 +55,9 @@ pub enum ForgetError {
     Io(#[from] io::Error),
 }
 
-/// Removes an upstream's position from every lane. A lane that no upstream is left for is removed
-/// as a whole. `routing`: how the records say which upstreams they are meant for.
+/// Removes an upstream's position from every lane. Of a lane that no upstream is left for the
+/// events are removed; its totals by portal stay until the next start takes them over. `routing`
+/// and `metering`: how to read the records.
 ///
 /// ```
 /// # let dir = tempfile::tempdir()?;
@@ -64,21 +72,25 @@ pub enum ForgetError {
 ///
 /// [`ForgetError::Running`] while a process uses the spool: then nothing was changed.
 /// [`ForgetError::Io`] for the file system's errors: the command can be given again.
-pub fn forget(root: &Path, upstream: &str, routing: &Routing) -> Result<Forgotten, ForgetError> {
+pub fn forget(
+    root: &Path,
+    upstream: &str,
+    routing: &Routing,
+    metering: &Metering,
+) -> Result<Forgotten, ForgetError> {
     let Some(_making_no_lanes) = lock_spool(&SystemFs, root)? else {
         return Err(ForgetError::Running);
     };
     let ids = lane_ids(&SystemFs, root)?;
-    let mut locks = Vec::new();
     for id in &ids {
-        let lock = SystemFs.open(&lane_dir(root, *id).join(IDENTITY), Open::Read)?;
-        if !lock.try_lock()? {
+        let identity = SystemFs.open(&lane_dir(root, *id).join(IDENTITY), Open::Read)?;
+        // No process can take it meanwhile: that needs the spool's lock.
+        if !identity.is_unlocked()? {
             return Err(ForgetError::Running);
         }
-        locks.push(lock);
     }
     let mut forgotten = Forgotten::default();
-    for id in ids {
+    for &id in &ids {
         let dir = lane_dir(root, id);
         let (mut file, cursor) = CursorFile::load(SystemFs.open(&dir.join(CURSOR), Open::Write)?)?;
         let Some(mut cursor) = cursor.filter(|cursor| cursor.lane == id) else { continue };
@@ -91,14 +103,50 @@ pub fn forget(root: &Path, upstream: &str, routing: &Routing) -> Result<Forgotte
         let position = counted.iter().find(|position| position.name == upstream);
         forgotten.lanes += 1;
         forgotten.pending += position.map_or(0, |position| position.totals(end).pending());
-        if cursor.positions.is_empty() {
-            remove_lane(&SystemFs, &dir)?;
-            continue;
+        let is_last = cursor.positions.is_empty();
+        if is_last {
+            count_portals(root, id, (upstream, routing, metering), &ids)?;
         }
         // Both slots, so that no older one brings the position back.
         file.save(&cursor)?;
         file.save(&cursor)?;
+        if is_last {
+            remove_segments(&dir)?;
+        }
     }
     SystemFs.sync_dir(root)?;
     Ok(forgotten)
+}
+
+/// Writes what the records of a lane say beyond its counts by portal, before they are removed.
+fn count_portals(
+    root: &Path,
+    id: u64,
+    (upstream, routing, metering): (&str, &Routing, &Metering),
+    lanes: &[u64],
+) -> io::Result<()> {
+    let fs: Arc<dyn Fs> = Arc::new(SystemFs);
+    let upstreams = [upstream.to_owned()];
+    let book = Book::new(*metering, &upstreams, Arc::new(SystemClock), Faults::unregistered());
+    let quarantine = Quarantine::open(Arc::clone(&fs), root);
+    let with = Surroundings {
+        upstreams: &upstreams,
+        routing,
+        quarantine: &quarantine,
+        book: &book,
+        lanes,
+    };
+    match adopt(&fs, root, id, &with, true)? {
+        Adoption::Adopted(lane) => lane.save_counts(&book),
+        Adoption::Living(_) => Err(io::Error::other("a process has taken the lane")),
+    }
+}
+
+fn remove_segments(dir: &Path) -> io::Result<()> {
+    for entry in SystemFs.list(dir)? {
+        if segment_number(&entry.name).is_some() {
+            ignore_absent(SystemFs.remove_file(&dir.join(entry.name)))?;
+        }
+    }
+    SystemFs.sync_dir(dir)
 }

@@ -13,10 +13,13 @@ use bytes::Bytes;
 
 use super::adoption::lane_ids;
 use super::count_foreign::{Stretch, each_routed};
+use super::portal_sums;
+pub use super::portal_sums::PortalSums;
 use super::recover::{Segment, restore_foreign, salt, scan_to_end, survey, torn_bytes};
 use crate::spool::format::{SEGMENT_HEADER_BYTES, SegmentHeader};
 use crate::spool::fs::{File, Fs, Open, SystemFs, read_full};
-use crate::spool::lane_files::{CURSOR, IDENTITY, lane_dir, segment_name, segment_number};
+use crate::spool::lane_files::{CURSOR, IDENTITY, PORTALS, lane_dir, segment_name, segment_number};
+use crate::spool::metering::table::OTHER;
 use crate::spool::read::counts::Counts;
 use crate::spool::read::cursor::{Cursor, CursorFile, LaneKey, damaged_slots};
 use crate::spool::read::ledger::ConsumerPosition;
@@ -47,6 +50,8 @@ pub struct Stat {
     pub lanes: Vec<LaneStat>,
     /// Bytes in the quarantine folder.
     pub quarantined_bytes: u64,
+    /// Totals by portal, as of the last write (about a second old).
+    pub portals: PortalSums,
     /// Totals over the spool's life. What is accepted is up to date; what became of it is as of
     /// the cursors on disk (about a second old).
     pub upstreams: Vec<UpstreamStatus>,
@@ -183,9 +188,13 @@ pub fn stat(dir: &Path, routing: &Routing) -> io::Result<Stat> {
             end_seq,
         });
     }
+    let files: Vec<(PathBuf, LaneKey)> =
+        snapshots.iter().map(|lane| (lane.dir.clone(), (lane.id, lane.salt))).collect();
+    let portals = portal_sums::read(&files, &folded)?;
     let quarantined = SystemFs.list(&dir.join("quarantine")).unwrap_or_default();
     Ok(Stat {
         lanes,
+        portals,
         quarantined_bytes: quarantined.iter().map(|entry| entry.bytes).sum(),
         upstreams: totals.into_iter().map(|(name, counts)| counts.named(name)).collect(),
     })
@@ -260,7 +269,9 @@ pub fn dump(
             loop {
                 match scanner.step(&*file, segment.bytes, limit)? {
                     Step::Record { seq, payload } => {
-                        if each(RecordId { lane: snapshot.id, seq }, &payload).is_break() {
+                        if each(RecordId { lane: snapshot.id, seq, portal: OTHER }, &payload)
+                            .is_break()
+                        {
                             return Ok(());
                         }
                     }
@@ -364,6 +375,15 @@ fn verify_small_files(snapshot: &LaneSnapshot, report: &mut VerifyReport) -> io:
     let again = if snapshot.living { damaged_slots(&*file)? } else { damaged.clone() };
     for offset in damaged.into_iter().filter(|offset| again.contains(offset)) {
         report.find(path.clone(), offset, "a cursor slot is damaged".to_owned());
+    }
+    let key = (snapshot.id, snapshot.salt);
+    let damaged = || portal_sums::damaged_at(&snapshot.dir, key);
+    // A living process may be writing the last entry at the moment.
+    if let Some(offset) = damaged()?
+        && (!snapshot.living || damaged()? == Some(offset))
+    {
+        let what = "counts by portal are damaged".to_owned();
+        report.find(snapshot.dir.join(PORTALS), offset, what);
     }
     for entry in SystemFs.list(&snapshot.dir)? {
         let Some(number) = segment_number(&entry.name) else { continue };

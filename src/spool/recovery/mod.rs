@@ -4,5 +4,6 @@ pub(super) mod adoption;
 pub(super) mod count_foreign;
 pub mod forget;
 pub mod inspect;
+mod portal_sums;
 pub(super) mod quarantine;
 pub(super) mod recover;

@@ -17,9 +17,15 @@ use crate::spool::format::{
 };
 use crate::spool::fs::{File, Fs, Open, read_full};
 use crate::spool::lane::Lane;
+use crate::spool::lane_create::METERED;
 use crate::spool::lane_files::{
-    CURSOR, IDENTITY, lane_dir, remove_leftovers, segment_name, segment_number,
+    CURSOR, IDENTITY, PORTALS, lane_dir, remove_leftovers, segment_name, segment_number,
 };
+use crate::spool::metering::book::Book;
+use crate::spool::metering::contents::Contents;
+use crate::spool::metering::format::Marks;
+use crate::spool::metering::journal::{EARLIER_VERSION, Journal, Loaded};
+use crate::spool::metering::recount;
 use crate::spool::read::ack_file;
 use crate::spool::read::cursor::{Cursor, CursorFile, LaneKey, POSITIONS_MAX};
 use crate::spool::read::ledger::ConsumerPosition;
@@ -61,16 +67,26 @@ pub enum Adoption {
     Living(Vec<LaneKey>),
 }
 
+/// What taking lanes over depends on.
+pub struct Surroundings<'a> {
+    pub upstreams: &'a [String],
+    pub routing: &'a Routing,
+    pub quarantine: &'a Quarantine,
+    pub book: &'a Book,
+    /// The lanes whose folders are there.
+    pub lanes: &'a [u64],
+}
+
 /// Takes a lane over if its process has ended. `around`: sectors that the device refuses to read
 /// count as damaged.
 pub fn adopt(
     fs: &Arc<dyn Fs>,
     root: &Path,
     id: u64,
-    (upstreams, routing): (&[String], &Routing),
-    quarantine: &Quarantine,
+    with: &Surroundings<'_>,
     around: bool,
 ) -> io::Result<Adoption> {
+    let &Surroundings { upstreams, routing, quarantine, book, lanes } = with;
     let dir = lane_dir(root, id);
     let reading: Arc<dyn Fs> =
         if around { Arc::new(ReadAroundFs(Arc::clone(fs))) } else { fs.clone() };
@@ -80,13 +96,23 @@ pub fn adopt(
         let absorbed = cursor.and_then(CursorFile::load).ok().and_then(|(_, cursor)| cursor);
         return Ok(Adoption::Living(absorbed.map_or(Vec::new(), |cursor| cursor.absorbed)));
     }
-    let (cursor_file, cursor) = CursorFile::load(reading.open(&dir.join(CURSOR), Open::Ensure)?)?;
+    let file = reading.open(&dir.join(CURSOR), Open::Ensure)?;
+    // The newer slot may be in the cache alone, and the other one is the next to be written.
+    file.sync_data()?;
+    let (cursor_file, cursor) = CursorFile::load(file)?;
     let cursor = cursor.filter(|cursor| cursor.lane == id);
     let salt = salt(&*reading, &dir, id, &*lock, cursor.as_ref())?;
     remove_leftovers(&*reading, &dir)?;
     let segments = survey(&*reading, &dir, id, salt, Some(quarantine))?;
     let segment_index = rebuild(&*reading, &dir, id, salt, &segments, quarantine)?;
-    let resume = |position| ack_file::resume(&*reading, &dir, (id, salt), position);
+    let absorbed = cursor.as_ref().map_or(&[][..], |cursor| &cursor.absorbed);
+    let is_folded = |key: LaneKey| absorbed.contains(&key) || !lanes.contains(&key.0);
+    let is_metered = header(&*lock)?.is_some_and(|identity| identity.previous == METERED);
+    let mut counted = Journal::load(&*reading, &dir, (id, salt), is_metered, is_folded, book)?;
+    let resume = |position| {
+        let position = ack_file::resume(&*reading, &dir, (id, salt), position)?;
+        Ok(resume_marks(position, cursor.as_ref(), counted.contents.marks.as_ref()))
+    };
     let (segment_index, mut positions) =
         restore_positions(segment_index, cursor.as_ref(), upstreams, resume)?;
     if positions.len() > POSITIONS_MAX {
@@ -99,12 +125,14 @@ pub fn adopt(
     };
     let end = segment_index.end();
     let routed = restore_foreign(&mut positions, cursor.as_ref(), end, routing, scan);
+    let beyond = Beyond { fs: &*reading, dir: &dir, salt, end, routing, book };
+    beyond.count(&mut counted, &stretches(0), &positions)?;
     let lane = Lane::assemble(
         Arc::clone(fs),
         (id, dir),
         salt,
         lock,
-        cursor_file,
+        (cursor_file, counted.journal),
         segment_index,
         positions,
     );
@@ -113,6 +141,69 @@ pub fn adopt(
     state.routed = routed;
     drop(state);
     Ok(Adoption::Adopted(Arc::new(lane)))
+}
+
+/// A position, or where the lane's counts say that more has ended. They are written to disk as the
+/// cursor is, so after a power loss either may be the newer one.
+fn resume_marks(
+    position: ConsumerPosition,
+    cursor: Option<&Cursor>,
+    marks: Option<&Marks>,
+) -> ConsumerPosition {
+    let name = &position.name;
+    // One that the cursor does not know is new, or was forgotten and came back.
+    let is_known = cursor.is_some_and(|cursor| cursor.positions.iter().any(|p| p.name == *name));
+    let marks = marks.filter(|_| is_known);
+    match marks.and_then(|marks| marks.positions.iter().find(|mark| mark.name == *name)) {
+        Some(mark) => position.or_newer(mark.start, mark.low, mark.below, mark.runs().clone()),
+        None => position,
+    }
+}
+
+/// A lane whose records are counted by portal beyond its file.
+struct Beyond<'a> {
+    fs: &'a dyn Fs,
+    dir: &'a Path,
+    salt: u64,
+    end: u64,
+    routing: &'a Routing,
+    book: &'a Book,
+}
+
+impl Beyond<'_> {
+    fn count(
+        &self,
+        counted: &mut Loaded,
+        stretches: &[count_foreign::Stretch],
+        positions: &[ConsumerPosition],
+    ) -> io::Result<()> {
+        let &Beyond { fs, dir, salt, end, routing, book } = self;
+        let Contents { marks, dead, .. } = &counted.contents;
+        let marks = marks.as_ref();
+        let found =
+            recount::Found { fs, dir, salt, stretches, end, positions, marks, dead, routing };
+        let recounted = recount::recount(&found, book)?;
+        counted.journal.add(recounted.counts);
+        note_reset(counted, recounted.has_gap, dir, end, book);
+        Ok(())
+    }
+}
+
+/// Says that a lane's counts begin anew, if they do.
+fn note_reset(counted: &mut Loaded, has_gap: bool, dir: &Path, end: u64, book: &Book) {
+    if counted.is_damaged && counted.reset.is_none() {
+        ::log::warn!("spool: {}/{PORTALS} is damaged: counting what it lacks", dir.display());
+    }
+    let gap = has_gap.then_some("events were removed that its file `portals` does not count");
+    let Some(why) = counted.reset.or(gap) else { return };
+    counted.journal.since_ms = book.now_ms();
+    let (lane, is_empty) = (dir.display(), end <= 1);
+    if why == EARLIER_VERSION {
+        ::log::info!("spool: the totals per portal begin with what {lane} holds: {why}");
+    } else if !is_empty {
+        // An empty lane's process may have ended before it made the file.
+        book.report_reset(&lane.to_string(), why);
+    }
 }
 
 /// Looks again for segments of an adopted lane that were missing. Returns whether some are there.

@@ -16,6 +16,7 @@ use std::sync::atomic::Ordering::SeqCst;
 use std::time::{Duration, Instant};
 
 use super::admission::GROUP_BYTES_MAX;
+use super::counted::Counted;
 use super::group::{Group, Taken};
 use super::segment::Segment;
 use super::syncer::Syncer;
@@ -23,7 +24,6 @@ use super::unsynced::{Unsynced, count};
 use crate::spool::config::{Durability, FIRST_SEGMENT_BYTES};
 use crate::spool::format::{ChecksumSeed, SEGMENT_HEADER_BYTES};
 use crate::spool::lane::Lane;
-use crate::spool::routing::Foreign;
 use crate::spool::state::SpoolState;
 
 /// Pause between two attempts while the disk fails.
@@ -53,8 +53,8 @@ pub struct Committer {
     /// Size of the next segment that is a new file.
     new_bytes: u64,
     unsynced: Unsynced,
-    /// Foreign records of the commit that is under way.
-    foreign: Foreign,
+    /// Counts of the commit that is under way.
+    counted: Counted,
     /// Groups that are being answered; kept for its memory.
     claimed: Vec<(Duration, Arc<Group>)>,
     spares: Vec<Vec<u8>>,
@@ -83,7 +83,7 @@ impl Committer {
             next_number: 1,
             new_bytes: 2 * FIRST_SEGMENT_BYTES,
             unsynced: Unsynced { base: 1, ..Unsynced::default() },
-            foreign: Foreign::default(),
+            counted: Counted::default(),
             claimed: Vec::new(),
             spares: Vec::new(),
             synced_at,
@@ -226,7 +226,7 @@ impl Committer {
         for taken in gathered {
             self.unsynced.events += taken.events;
             self.state.waiting.push(taken.first_at, taken.group);
-            self.state.count_foreign(&taken.bytes, &mut self.foreign);
+            self.counted.count(&taken.bytes, &self.state);
             let mut buffer = taken.bytes;
             if self.unsynced.bytes.is_empty() {
                 // With one busy worker always the case: no byte is copied.
@@ -286,7 +286,7 @@ impl Committer {
         self.unsynced.set_answered();
         let mut state = self.lane.state();
         state.accepted = self.unsynced.end();
-        state.add_foreign(&mut self.foreign);
+        self.counted.add_to(&self.lane, &mut state, &self.state);
         drop(state);
         let now = self.state.clock.monotonic();
         for (first_at, group) in self.claimed.drain(..) {
@@ -391,7 +391,7 @@ impl Committer {
         let end = self.unsynced.base + self.unsynced.events;
         let mut state = self.lane.state();
         state.segment_index.publish(segment.offset, end);
-        state.add_foreign(&mut self.foreign);
+        self.counted.add_to(&self.lane, &mut state, &self.state);
         self.state.bounds.set_unsynced_bytes(self.unsynced.written as u64);
         self.lane.publish_held(&state, &self.state.bounds);
         drop(state);
@@ -490,7 +490,7 @@ impl Committer {
     /// Drops the events that were not answered as safe.
     fn refuse(&mut self) {
         let refused = self.unsynced.drop_unanswered();
-        self.foreign.clear();
+        self.counted.clear();
         self.state.bounds.settle(refused as u64);
         self.state.waiting.refuse();
     }

@@ -3,6 +3,7 @@
 pub(super) mod admission;
 mod blocks;
 pub(super) mod commit;
+mod counted;
 pub(super) mod group;
 pub(super) mod segment;
 mod sync;

@@ -7,7 +7,8 @@ use std::time::Duration;
 
 use bytesize::ByteSize;
 use pixelgate::internals::spool::{
-    Ack, Commit, Config, Env, Overloaded, Reader, RecordId, Routing, Spool, UpstreamStatus,
+    Ack, Commit, Config, Env, Metered, Metering, Overloaded, Reader, RecordId, Routing, Spool,
+    UpstreamStatus,
 };
 
 use super::SimFs;
@@ -24,7 +25,8 @@ pub fn config() -> Config {
 
 pub fn open(fs: &SimFs, config: &Config, upstreams: &[&str]) -> Spool {
     let names: Vec<String> = upstreams.iter().map(|name| (*name).to_owned()).collect();
-    let env = Env { fs: Arc::new(fs.clone()), routing: ROUTING, ..Env::system() };
+    let env =
+        Env { fs: Arc::new(fs.clone()), routing: ROUTING, metering: METERING, ..Env::system() };
     Spool::open(config, &names, env).expect("opens")
 }
 
@@ -35,6 +37,11 @@ pub const ROUTING: Routing = Routing {
         let text = String::from_utf8_lossy(record);
         text.split('>').skip(1).any(|name| name == upstream)
     },
+};
+
+/// A text is counted under the portal that is its first byte.
+pub const METERING: Metering = Metering {
+    read: |record| record.first().map(|byte| Metered { portal: (*byte).into(), day: 20_000 }),
 };
 
 pub fn wait(commit: Commit) -> Result<(), Overloaded> {

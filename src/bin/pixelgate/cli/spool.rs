@@ -9,7 +9,7 @@ use clap::Subcommand;
 use pixelgate::errors::RecordError;
 use pixelgate::tools::backfill;
 use pixelgate::tools::dead_letters::{self, Filter};
-use pixelgate::tools::{EVENT_ROUTING, Record, escape_hidden, forget, inspect};
+use pixelgate::tools::{EVENT_METERING, EVENT_ROUTING, Record, escape_hidden, forget, inspect};
 use std::error::Error;
 use std::io::{self, Write};
 use std::ops::ControlFlow;
@@ -94,6 +94,12 @@ fn print_stat(stat: &inspect::Stat, out: &mut impl Write) -> io::Result<()> {
             upstream.pending
         )?;
     }
+    let inspect::PortalSums { portals, accepted, rejected, delivered, .. } = stat.portals;
+    writeln!(
+        out,
+        "portals: {portals} with totals, {accepted} accepted, {rejected} rejected, {delivered} \
+         delivered"
+    )?;
     writeln!(out, "quarantined: {} bytes", stat.quarantined_bytes)
 }
 
@@ -155,7 +161,8 @@ fn forget_upstream(config: &Config, name: &str) -> Result<(), (u8, String)> {
     // A name is only made part of a path where a file of that name was found.
     let known = dead_letters::upstreams(&dead).map_err(|why| at(&dead, &why))?;
     let has_letters = known.iter().any(|known| known == name);
-    let forgotten = forget::forget(spool, name, &EVENT_ROUTING).map_err(|why| at(spool, &why))?;
+    let forgotten = forget::forget(spool, name, &EVENT_ROUTING, &EVENT_METERING)
+        .map_err(|why| at(spool, &why))?;
     let sent = config.gate.sent_dir();
     let was_sent_to = backfill::forget(&sent, name).map_err(|why| at(&sent, &why))?;
     if forgotten.lanes == 0 && !has_letters && !was_sent_to {

@@ -96,6 +96,7 @@ pub const KEYS: &[(&str, Needs)] = &[
     ("access_log.format", Reload),
     ("access_log.buffer_bytes", Reload),
     ("access_log.flush_seconds", Reload),
+    ("metrics.portals_max", Reload),
     ("otlp.endpoint", Reload),
     ("otlp.interval_seconds", Reload),
     ("otlp.headers", Reload),

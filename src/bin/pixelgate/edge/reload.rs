@@ -184,6 +184,7 @@ impl Reloader {
             handles.metrics_export.put(collector);
         }
         handles.sampler.set_verdicts(new.log.verdicts);
+        handles.sampler.set_portals_max(new.metrics.portals_max);
         handles.token.set(new.admin.token);
         logging::reload(&new.log);
         state.table = new.table;

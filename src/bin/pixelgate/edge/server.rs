@@ -4,7 +4,7 @@
 //! stop is in [`super::stop`].
 
 use super::admin::Pages;
-use super::config::Config;
+use super::config::Config as Section;
 use super::error::EdgeError;
 use super::listen::Bound;
 use super::metrics_export::MetricsExport;
@@ -16,6 +16,7 @@ use super::stop::{Deadline, Handlers, Signals};
 use super::tls::Certificates;
 use super::{admin, file_limit, metrics_export, origin_ca};
 use crate::access_log::{AccessLogs, Opened};
+use crate::config::Config;
 use arc_swap::ArcSwap;
 use async_trait::async_trait;
 use log::{info, warn};
@@ -41,12 +42,11 @@ use tokio::sync::{Notify, watch};
 /// the configuration file, which is read again when it changes.
 pub fn run(
     path: &Path,
-    config: crate::config::Config,
+    config: Config,
     upgrade: bool,
     handlers: Handlers,
 ) -> Result<(), EdgeError> {
-    let crate::config::Config { edge, gate, admin: admin_config, log, access_log, otlp, table } =
-        config;
+    let Config { edge, gate, admin: admin_config, log, access_log, metrics, otlp, table } = config;
     make_state_dir(&edge.state_dir)?;
     // Sockets first: a second edge on the same port must not touch the spool.
     let mut sockets = Sockets::new(&edge, upgrade)?;
@@ -75,6 +75,7 @@ pub fn run(
     let admin_in_flight = InFlight::default();
     let Pages { sampler, service, token } =
         admin::pages(&gate, &admin_config, log.verdicts, &admin_in_flight, pages, stopped);
+    sampler.set_portals_max(metrics.portals_max);
     let metrics_export = MetricsExport::start(&mut server, &sampler, collector);
     server.add_service(GenBackgroundService::new("sampler".to_owned(), sampler.clone()));
     server.add_service(service);
@@ -140,7 +141,7 @@ fn make_state_dir(dir: &Path) -> Result<(), EdgeError> {
 /// does not where the disk takes none.
 fn open_gate(
     config: ValidConfig,
-    edge: &Config,
+    edge: &Section,
     in_flight: &InFlight,
     is_successor: bool,
 ) -> Result<PixelGate, EdgeError> {
@@ -152,14 +153,14 @@ fn open_gate(
     builder.open().map_err(EdgeError::Gate)
 }
 
-fn trusted(edge: &Config) -> Result<TrustedProxies, EdgeError> {
+fn trusted(edge: &Section) -> Result<TrustedProxies, EdgeError> {
     edge.trust().map_err(|e| EdgeError::Edge(e.to_string()))
 }
 
 /// The HTTP server around the proxy.
 fn http_server(
     conf: &Arc<ServerConf>,
-    section: &Arc<ArcSwap<Config>>,
+    section: &Arc<ArcSwap<Section>>,
     gate: &PixelGate,
     origins: &Origins,
     in_flight: &InFlight,
@@ -189,7 +190,7 @@ fn open_access_log(
     Opened::open(config).map_err(failed)
 }
 
-fn load_certificates(edge: &Config) -> Result<Vec<(String, Arc<Certificates>)>, EdgeError> {
+fn load_certificates(edge: &Section) -> Result<Vec<(String, Arc<Certificates>)>, EdgeError> {
     Certificates::load_all(&edge.tls).map_err(|why| EdgeError::Edge(format!("edge.tls: {why}")))
 }
 
@@ -221,7 +222,7 @@ impl Handshake for Tls {
     }
 }
 
-fn server_conf(edge: &Config) -> ServerConf {
+fn server_conf(edge: &Section) -> ServerConf {
     let state = |name: &str| edge.state_dir.join(name).to_string_lossy().into_owned();
     ServerConf {
         // Work stealing stays on. Without it `durability = "memory"` took 2 % less CPU on one
@@ -235,7 +236,7 @@ fn server_conf(edge: &Config) -> ServerConf {
     }
 }
 
-fn load_origins(edge: &Config) -> Result<Origins, EdgeError> {
+fn load_origins(edge: &Section) -> Result<Origins, EdgeError> {
     // Pingora panics over a file that it cannot use.
     let checked = edge.origin_ca.as_deref().map_or(Ok(()), origin_ca::check);
     checked.map_err(|why| EdgeError::Edge(format!("edge.origin_ca: {why}")))?;

@@ -1,0 +1,34 @@
+//! What the spool, which knows no event, must read of one.
+
+use crate::event;
+use crate::policy::portals::AcceptedByDay;
+use crate::spool::{DayCounts, Metered, Metering, Routing};
+
+/// How the spool reads which upstreams an event is meant for.
+pub const EVENT_ROUTING: Routing =
+    Routing { is_routed: event::is_routed, names: event::names_upstream };
+
+/// How the spool reads an event's portal and day.
+pub const EVENT_METERING: Metering = Metering { read: metered };
+
+/// Milliseconds of a UTC day.
+const DAY_MS: u64 = 86_400_000;
+
+fn metered(record: &[u8]) -> Option<Metered> {
+    let (portal, received_at_ms) = event::portal_and_time(record)?;
+    let day = u32::try_from(received_at_ms / DAY_MS).unwrap_or(u32::MAX);
+    Some(Metered { portal, day })
+}
+
+/// What the spool has accepted, for the quotas of the portal list.
+pub struct Counted(pub DayCounts);
+
+impl AcceptedByDay for Counted {
+    fn accepted(&self, portal: u64, day: u32) -> u64 {
+        self.0.accepted(portal, day)
+    }
+
+    fn takeovers(&self) -> u64 {
+        self.0.takeovers()
+    }
+}

@@ -1,0 +1,138 @@
+//! Limits the events of each portal in a UTC day.
+//!
+//! Each portal's count of the day is one number, in an array that is allocated with the list: no
+//! lock and no cleanup, and a reload copies it. The count outlives the process in the totals of the
+//! spool, which count what was accepted: [`Quotas::raise`] takes it from there at the start, and
+//! when the totals of another process were taken over. So an event is given back that was not
+//! accepted in the end.
+//!
+//! Events are counted per process: with several edges, a portal has its full quota at each of them.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+
+use crate::clock::Clock;
+
+/// What was accepted of each portal, over restarts.
+pub trait AcceptedByDay: Send + Sync {
+    /// Events of this portal that were accepted on this UTC day, counted from 1970-01-01.
+    fn accepted(&self, portal: u64, day: u32) -> u64;
+    /// Changes when the counts of another process were taken over.
+    fn takeovers(&self) -> u64;
+}
+
+const DAY_MS: u64 = 86_400_000;
+/// Bits of a cell that hold the events; the day is above.
+const EVENTS_BITS: u32 = 40;
+const EVENTS_MASK: u64 = (1 << EVENTS_BITS) - 1;
+
+/// The counts of a list's portals.
+pub(super) struct Quotas {
+    /// The day, and the events that were counted on it.
+    cells: Box<[AtomicU64]>,
+    clock: Arc<dyn Clock>,
+}
+
+impl Quotas {
+    /// Counts of `cells` portals, all zero.
+    pub(super) fn new(cells: usize, clock: &Arc<dyn Clock>) -> Quotas {
+        let cells = (0..cells).map(|_| AtomicU64::new(0)).collect();
+        Quotas { cells, clock: Arc::clone(clock) }
+    }
+
+    /// Counts one event of a portal. An error if its quota is used up: the seconds until the next
+    /// day, 1 to 86,400.
+    pub(super) fn take(&self, cell: usize, per_day: u32) -> Result<(), u32> {
+        let now_ms = self.clock.unix_ms();
+        let day = now_ms / DAY_MS;
+        let count = |packed: u64| {
+            let used = used_on(packed, day);
+            (used < u64::from(per_day)).then(|| pack(day, used + 1))
+        };
+        // Relaxed: no other memory depends on this number.
+        let taken = self.cells[cell].fetch_update(Relaxed, Relaxed, count);
+        let left_ms = DAY_MS - now_ms % DAY_MS;
+        taken.map(drop).map_err(|_| left_ms.div_ceil(1000) as u32)
+    }
+
+    /// Gives back an event that was counted and was not accepted.
+    pub(super) fn give_back(&self, cell: usize) {
+        let day = self.today();
+        let count = |packed| used_on(packed, day).checked_sub(1).map(|used| pack(day, used));
+        // Nothing to give back on the next day.
+        _ = self.cells[cell].fetch_update(Relaxed, Relaxed, count);
+    }
+
+    /// Events that were counted today.
+    pub(super) fn used(&self, cell: usize) -> u64 {
+        used_on(self.cells[cell].load(Relaxed), self.today())
+    }
+
+    /// At least so many events were accepted today.
+    pub(super) fn raise(&self, cell: usize, events: u64) {
+        self.cells[cell].fetch_max(pack(self.today(), events.min(EVENTS_MASK)), Relaxed);
+    }
+
+    /// Copies the count of a portal from an earlier list.
+    pub(super) fn carry(&self, cell: usize, earlier: &Quotas, earlier_cell: usize) {
+        self.cells[cell].fetch_max(earlier.cells[earlier_cell].load(Relaxed), Relaxed);
+    }
+
+    /// The UTC day.
+    pub(super) fn today(&self) -> u64 {
+        self.clock.unix_ms() / DAY_MS
+    }
+}
+
+fn pack(day: u64, events: u64) -> u64 {
+    // 24 bits hold the days of 45,000 years.
+    day << EVENTS_BITS | events
+}
+
+fn used_on(packed: u64, day: u64) -> u64 {
+    if packed >> EVENTS_BITS == day { packed & EVENTS_MASK } else { 0 }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use parking_lot::Mutex;
+    use std::time::Duration;
+
+    #[derive(Default)]
+    struct Manual(Mutex<u64>);
+
+    impl Clock for Manual {
+        fn unix_ms(&self) -> u64 {
+            *self.0.lock()
+        }
+        fn monotonic(&self) -> Duration {
+            Duration::ZERO
+        }
+    }
+
+    #[test]
+    fn a_day_has_its_events_and_the_next_one_begins_anew() {
+        let manual = Arc::new(Manual::default());
+        let clock: Arc<dyn Clock> = manual.clone();
+        let quotas = Quotas::new(1, &clock);
+        *manual.0.lock() = 20_000 * DAY_MS + 1;
+        assert_eq!(quotas.take(0, 2), Ok(()));
+        assert_eq!(quotas.take(0, 2), Ok(()));
+        assert_eq!(quotas.take(0, 2), Err(86_400));
+        quotas.give_back(0);
+        assert_eq!((quotas.used(0), quotas.take(0, 2)), (1, Ok(())));
+        *manual.0.lock() = 20_001 * DAY_MS - 1;
+        assert_eq!(quotas.take(0, 2), Err(1));
+        assert_eq!(quotas.take(0, 3), Ok(()), "the count is that of the portal, not of the rule");
+        *manual.0.lock() += 1;
+        quotas.give_back(0);
+        assert_eq!((quotas.used(0), quotas.take(0, 1)), (0, Ok(())));
+        quotas.raise(0, 5);
+        quotas.raise(0, 4);
+        assert_eq!((quotas.used(0), quotas.take(0, 5)), (5, Err(86_400)));
+        let next = Quotas::new(1, &clock);
+        next.carry(0, &quotas, 0);
+        assert_eq!(next.used(0), 5);
+    }
+}

@@ -1,0 +1,131 @@
+//! Which lanes a process has: its own, and those of ended processes that it delivers.
+
+use std::io;
+use std::sync::Arc;
+use std::sync::atomic::Ordering::Relaxed;
+use std::time::Duration;
+
+use super::fs::create_dir_durable;
+use super::lane::Lane;
+use super::recovery::adoption::{Found, lane_ids, lock_spool};
+use super::removed;
+use super::state::SpoolState;
+
+/// How often the committer looks for the own lane where the start could make none.
+const OWN_LANE_POLL: Duration = Duration::from_millis(50);
+
+impl SpoolState {
+    /// Makes the folder, adopts the lanes of processes that have ended, and makes the own lane.
+    /// Where one of these fails it can be called again, and what was adopted is delivered
+    /// meanwhile.
+    ///
+    /// # Errors
+    ///
+    /// The file system's; `WouldBlock` while another process makes or adopts lanes.
+    pub fn begin(&self) -> io::Result<()> {
+        create_dir_durable(&*self.fs, &self.root)?;
+        let Some(_lock) = lock_spool(&*self.fs, &self.root)? else {
+            let what = "another process makes or adopts lanes there";
+            return Err(io::Error::new(io::ErrorKind::WouldBlock, what));
+        };
+        let ids = lane_ids(&*self.fs, &self.root)?;
+        self.adopt(&ids);
+        self.make_own(&ids)
+    }
+
+    /// Adopts those of the lanes `ids` whose processes have ended. Needs the folder's lock.
+    pub fn adopt(&self, ids: &[u64]) {
+        let (ids, room) = self.adoptable(ids);
+        if !ids.is_empty() {
+            self.take_in(&ids, self.adopter.adopt(&ids, room));
+        }
+    }
+
+    /// Makes the own lane behind all others. Needs the folder's lock.
+    fn make_own(&self, ids: &[u64]) -> io::Result<()> {
+        // Above the removed lanes that others mention, too: in the log, a number means one lane.
+        let newest = ids.iter().copied().fold(self.newest_lane.load(Relaxed), u64::max);
+        let names = &self.adopter.upstreams;
+        // Beside other lanes, theirs say from when the counts are whole.
+        let since_ms = if newest == 0 { self.book.now_ms() } else { 0 };
+        let (fs, id) = (&self.fs, newest + 1);
+        let own = Arc::new(Lane::create(fs, &self.root, id, rand::random(), names, since_ms)?);
+        own.take_in(&self.book);
+        self.book.set_own(id);
+        self.lanes.lock().push(Arc::clone(&own));
+        _ = self.own.set(own);
+        Ok(())
+    }
+
+    /// This process's own lane. `None` until the disk lets it be made.
+    pub fn own(&self) -> Option<&Arc<Lane>> {
+        self.own.get()
+    }
+
+    /// Waits for the own lane. `None` if the spool is closed before there is one.
+    pub fn wait_for_own(&self) -> Option<Arc<Lane>> {
+        while self.own().is_none() && !self.bounds.is_closed() {
+            std::thread::park_timeout(OWN_LANE_POLL);
+        }
+        self.own().cloned()
+    }
+
+    /// Takes in what was found of the lanes `tried`. A lane whose totals another one has is not
+    /// counted and not read, only removed: its process ended between the two steps.
+    fn take_in(&self, tried: &[u64], found: Found) {
+        let mut lanes = self.lanes.lock();
+        let mut absorbed = found.absorbed;
+        let mentioned = absorbed.iter().map(|(id, _)| *id);
+        self.newest_lane.fetch_max(mentioned.max().unwrap_or(0), Relaxed);
+        for lane in lanes.iter() {
+            absorbed.extend_from_slice(&lane.state().absorbed);
+        }
+        let is_absorbed = |lane: &Arc<Lane>| absorbed.contains(&lane.key());
+        for lane in found.adopted {
+            let state = lane.state();
+            let events = state.segment_index.end().saturating_sub(state.low());
+            lane.publish_held(&state, &self.bounds);
+            drop(state);
+            if !is_absorbed(&lane) {
+                ::log::info!("spool: lane {} adopted, {events} events to deliver", lane.id);
+                lane.take_in(&self.book);
+            }
+            lanes.push(lane);
+        }
+        lanes.sort_by_key(|lane| lane.id);
+        let mut folded = self.folded.lock();
+        for lane in lanes.extract_if(.., |lane| is_absorbed(lane)) {
+            lane.withdraw_held(&self.bounds);
+            folded.push(lane);
+        }
+        let mut unheld = self.unheld.lock();
+        for lane in unheld.extract_if(.., |lane| tried.contains(&lane.key.0)) {
+            self.bounds.add_held_bytes(lane.held_bytes.wrapping_neg());
+        }
+        for lane in found.unheld.into_iter().filter(|lane| !absorbed.contains(&lane.key)) {
+            self.bounds.add_held_bytes(lane.held_bytes);
+            unheld.push(lane);
+        }
+        unheld.sort_by_key(|lane| lane.key);
+        removed::report(&lanes, self.upstreams.len(), &self.faults);
+        drop((lanes, folded, unheld));
+        self.wake_readers();
+    }
+
+    /// Which of the lanes in the folder may be adopted now, and how many of them may be held.
+    pub fn adoptable(&self, ids: &[u64]) -> (Vec<u64>, usize) {
+        let lanes = self.lanes.lock();
+        let folded = self.folded.lock();
+        let mut unheld = self.unheld.lock();
+        // Another process has adopted, delivered and removed them.
+        for lane in unheld.extract_if(.., |lane| !ids.contains(&lane.key.0)) {
+            self.bounds.add_held_bytes(lane.held_bytes.wrapping_neg());
+        }
+        // The own lane is not an adopted one.
+        let held = lanes.len() - usize::from(self.own().is_some()) + folded.len();
+        let room = self.adopter.held_max().saturating_sub(held);
+        let waits = |id: &u64| unheld.iter().skip(room).any(|lane| lane.key.0 == *id);
+        let is_held = |id: &u64| lanes.iter().chain(folded.iter()).any(|lane| lane.id == *id);
+        (ids.iter().copied().filter(|id| !is_held(id) && !waits(id)).collect(), room)
+    }
+}

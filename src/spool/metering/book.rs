@@ -1,0 +1,486 @@
+//! The totals of each portal, over all lanes that this process has.
+//!
+//! What is counted is *open* until the lane's file is written: it is in the totals that are read,
+//! and is taken out to be written together with the positions up to which it counts. Both change
+//! under the lane's lock, so the file never has one without the other.
+
+use std::cmp::Reverse;
+use std::collections::{BTreeMap, BinaryHeap};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
+
+use parking_lot::Mutex;
+
+use super::counts::{Column, Counts, Totals};
+use super::table::{GROWTH, OTHER, PORTALS_MAX, Table};
+use super::{Metered, Metering};
+use crate::clock::Clock;
+use crate::spool::format::{self, RECORD_HEADER_BYTES};
+use crate::spool::status::{PortalTotals, PortalUpstream};
+use crate::telemetry::faults::{FaultKind, Faults};
+
+/// Looks up the numbers of records. The last portal's is at hand, because one portal's events often
+/// come together.
+pub struct Numbering<'b> {
+    book: &'b Book,
+    last: Option<(Metered, u32)>,
+}
+
+impl Numbering<'_> {
+    /// The number of a record's portal, and its day.
+    pub fn number(&mut self, record: &[u8]) -> (u32, u32) {
+        let Some(metered) = (self.book.metering.read)(record) else { return (OTHER, 0) };
+        if let Some((last, number)) = self.last
+            && last == metered
+        {
+            return (number, metered.day);
+        }
+        let number = self.book.number_of(metered.portal);
+        self.last = Some((metered, number));
+        (number, metered.day)
+    }
+}
+
+struct Pages {
+    /// The upstreams' names: first the configured ones in their order, then removed ones.
+    names: Vec<String>,
+    totals: Totals,
+    /// By lane: what is counted and not yet taken out to be written.
+    open: BTreeMap<u64, Counts>,
+    /// Sums over all portals: accepted, rejected, delivered.
+    sums: [u64; 3],
+    since_ms: u64,
+    /// How often a lane's counts were taken in.
+    takeovers: u64,
+}
+
+/// See the module.
+pub struct Book {
+    metering: Metering,
+    configured: usize,
+    clock: Arc<dyn Clock>,
+    faults: Faults,
+    /// The lane that rejected events are counted in.
+    own: AtomicU64,
+    table: Mutex<Table>,
+    pages: Mutex<Pages>,
+    /// The table has no room: logged once.
+    is_full: AtomicBool,
+    /// Rejected events of portals without a count of their own, until they are written.
+    rejected_others: AtomicU64,
+}
+
+impl Book {
+    pub fn new(
+        metering: Metering,
+        upstreams: &[String],
+        clock: Arc<dyn Clock>,
+        faults: Faults,
+    ) -> Book {
+        let pages = Pages {
+            names: upstreams.to_vec(),
+            totals: Totals::default(),
+            open: BTreeMap::new(),
+            sums: [0; 3],
+            since_ms: 0,
+            takeovers: 0,
+        };
+        Book {
+            metering,
+            configured: upstreams.len(),
+            clock,
+            faults,
+            own: AtomicU64::new(0),
+            table: Mutex::new(Table::new()),
+            pages: Mutex::new(pages),
+            is_full: AtomicBool::new(false),
+            rejected_others: AtomicU64::new(0),
+        }
+    }
+
+    /// Reads the numbers of records, one behind the other.
+    pub fn numbering(&self) -> Numbering<'_> {
+        Numbering { book: self, last: None }
+    }
+
+    /// The clock, in milliseconds since 1970.
+    pub fn now_ms(&self) -> u64 {
+        self.clock.unix_ms()
+    }
+
+    /// The number of this portal.
+    pub fn number_of(&self, portal: u64) -> u32 {
+        self.table.lock().number(portal)
+    }
+
+    /// The portal of this number; 0 for [`OTHER`].
+    pub fn portal_of(&self, number: u32) -> u64 {
+        self.table.lock().portal(number)
+    }
+
+    /// Most numbers, [`OTHER`] included.
+    pub fn numbers(&self) -> usize {
+        self.table.lock().len() + 1
+    }
+
+    /// Counts staged records, one behind the other, as accepted.
+    pub fn count_staged(&self, mut staged: &[u8], counts: &mut Counts) {
+        let mut numbers = self.numbering();
+        while staged.len() >= RECORD_HEADER_BYTES {
+            let (record, rest) = staged.split_at(format::record_bytes(staged).min(staged.len()));
+            staged = rest;
+            let payload = &record[RECORD_HEADER_BYTES.min(record.len())..];
+            let (number, day) = numbers.number(payload);
+            counts.tally(Column::Accepted(day)).add(number, 1);
+        }
+    }
+
+    /// Adds what has happened in a lane. Called with the lane's state locked.
+    pub fn add(&self, lane: u64, counts: &mut Counts) {
+        if counts.is_empty() {
+            return;
+        }
+        let mut pages = self.pages.lock();
+        pages.add_sums(counts);
+        let open = pages.open.entry(lane).or_default();
+        for (column, tally) in counts.iter() {
+            let sum = open.tally(*column);
+            tally.iter().for_each(|(number, events)| sum.add(number, events));
+        }
+        counts.empty();
+    }
+
+    /// Adds events of one column, as [`Book::add`] does.
+    pub fn add_each(&self, lane: u64, column: Column, numbers: impl Iterator<Item = u32>) {
+        let mut pages = self.pages.lock();
+        let tally = pages.open.entry(lane).or_default().tally(column);
+        let mut events = 0;
+        for number in numbers {
+            tally.add(number, 1);
+            events += 1;
+        }
+        if let Some(sum) = sum_of(column) {
+            pages.sums[sum] += events;
+        }
+    }
+
+    /// Counts a rejected event. `is_listed`: its portal is in the portal list, so it may get a
+    /// count of its own. Without it only a portal that has one does: clients who make portals up
+    /// must not fill the table.
+    pub fn reject(&self, portal: u64, is_listed: bool) {
+        let mut table = self.table.lock();
+        let number = match is_listed {
+            true => table.number(portal),
+            false => table.find(portal).unwrap_or(OTHER),
+        };
+        drop(table);
+        if number == OTHER {
+            self.rejected_others.fetch_add(1, Relaxed);
+        } else {
+            let own = self.own.load(Relaxed);
+            self.add_each(own, Column::Rejected, std::iter::once(number));
+        }
+    }
+
+    /// The lane that rejected events are counted in from now on.
+    pub fn set_own(&self, lane: u64) {
+        let mut pages = self.pages.lock();
+        let before = self.own.swap(lane, Relaxed);
+        if let Some(counts) = pages.open.remove(&before) {
+            pages.open.entry(lane).or_default().append(counts);
+        }
+    }
+
+    /// Takes out what is open in a lane, to be written. It stays in the totals. Called with the
+    /// lane's state locked.
+    pub fn take_out(&self, lane: u64) -> Counts {
+        let mut pages = self.pages.lock();
+        if lane == self.own.load(Relaxed) {
+            let others = self.rejected_others.swap(0, Relaxed);
+            pages.sums[1] += others;
+            pages.open.entry(lane).or_default().tally(Column::Rejected).add(OTHER, others);
+        }
+        let counts = pages.open.remove(&lane).unwrap_or_default();
+        for (column, tally) in counts.iter() {
+            pages.totals.add(*column, tally.iter());
+        }
+        counts
+    }
+
+    /// Whether something is open in a lane.
+    pub fn has_open(&self, lane: u64) -> bool {
+        let is_own = lane == self.own.load(Relaxed);
+        is_own && self.rejected_others.load(Relaxed) > 0
+            || self.pages.lock().open.get(&lane).is_some_and(|counts| !counts.is_empty())
+    }
+
+    /// Takes in what a lane's file says.
+    pub fn take_in(&self, counts: &Counts) {
+        let mut pages = self.pages.lock();
+        pages.add_sums(counts);
+        for (column, tally) in counts.iter() {
+            pages.totals.add(*column, tally.iter());
+        }
+    }
+
+    /// Notes from when the counts of a lane are whole, in milliseconds since 1970; 0: from its
+    /// beginning, beside other lanes.
+    pub fn note_since(&self, since_ms: u64) {
+        let mut pages = self.pages.lock();
+        pages.since_ms = pages.since_ms.max(since_ms);
+        pages.takeovers += 1;
+    }
+
+    /// From when the totals count, in milliseconds since 1970. `None` while only another process
+    /// knows it.
+    pub fn since_ms(&self) -> Option<u64> {
+        Some(self.pages.lock().since_ms).filter(|since| *since > 0)
+    }
+
+    /// How often the counts of a lane were taken in.
+    pub fn takeovers(&self) -> u64 {
+        self.pages.lock().takeovers
+    }
+
+    /// The place of an upstream's name.
+    pub fn name(&self, name: &str) -> usize {
+        let mut pages = self.pages.lock();
+        let known = pages.names.iter().position(|known| known == name);
+        known.unwrap_or_else(|| {
+            pages.names.push(name.to_owned());
+            pages.names.len() - 1
+        })
+    }
+
+    /// The upstream's name at this place.
+    pub fn name_at(&self, place: usize) -> String {
+        self.pages.lock().names.get(place).cloned().unwrap_or_default()
+    }
+
+    /// A portal's totals; zeros for one that was never seen.
+    pub fn portal(&self, portal: u64) -> PortalTotals {
+        let number = self.table.lock().find(portal);
+        let pages = self.pages.lock();
+        let upstreams = &pages.names[..self.configured];
+        match number {
+            Some(number) => pages.of(portal, number, upstreams),
+            None => pages.of(portal, u32::MAX, upstreams),
+        }
+    }
+
+    /// What was accepted of a portal on this day.
+    pub fn accepted_on(&self, portal: u64, day: u32) -> u64 {
+        let Some(number) = self.table.lock().find(portal) else { return 0 };
+        let pages = self.pages.lock();
+        let written = pages.totals.on(day, number);
+        let is_today =
+            |column| matches!(column, Column::Accepted(on) | Column::Today(on) if on == day);
+        written + pages.open.values().map(|counts| counts.of(number, is_today)).sum::<u64>()
+    }
+
+    /// The portals with the most accepted and rejected events, at most `portals_max`, and the sum
+    /// of all others, which has the portal 0.
+    pub fn busiest(&self, portals_max: usize) -> (Vec<PortalTotals>, PortalTotals) {
+        let mut busiest = BinaryHeap::with_capacity(portals_max + 1);
+        let numbers = self.numbers();
+        for from in (1..numbers).step_by(GROWTH) {
+            // In pieces: the committer and the upstreams' tasks wait for this lock.
+            let pages = self.pages.lock();
+            for number in from..numbers.min(from + GROWTH) {
+                let row = (pages.totals.of(number as u32, is_request), Reverse(number as u32));
+                // Most portals are none of the busiest.
+                let is_less = busiest.peek().is_some_and(|Reverse(least)| row < *least);
+                if busiest.len() >= portals_max && is_less {
+                    continue;
+                }
+                busiest.push(Reverse(row));
+                if busiest.len() > portals_max {
+                    busiest.pop();
+                }
+            }
+        }
+        let numbers: Vec<u32> = busiest
+            .into_sorted_vec()
+            .into_iter()
+            .map(|Reverse((_, Reverse(number)))| number)
+            .collect();
+        let portals: Vec<u64> = numbers.iter().map(|number| self.portal_of(*number)).collect();
+        let pages = self.pages.lock();
+        let upstreams = &pages.names[..self.configured];
+        let each = portals.iter().zip(&numbers);
+        let mut shown: Vec<PortalTotals> =
+            each.map(|(portal, number)| pages.of(*portal, *number, upstreams)).collect();
+        shown.retain(|totals| totals.accepted + totals.rejected > 0);
+        let [accepted, rejected, delivered] = pages.sums;
+        let rejected = rejected + self.rejected_others.load(Relaxed);
+        let sum = |of: fn(&PortalTotals) -> u64| shown.iter().map(of).sum::<u64>();
+        let others = PortalTotals {
+            accepted: accepted.saturating_sub(sum(|totals| totals.accepted)),
+            rejected: rejected.saturating_sub(sum(|totals| totals.rejected)),
+            delivered: delivered.saturating_sub(sum(|totals| totals.delivered)),
+            ..PortalTotals::default()
+        };
+        (shown, others)
+    }
+
+    /// Sums over all portals: accepted, rejected, delivered.
+    pub fn sums(&self) -> [u64; 3] {
+        self.pages.lock().sums
+    }
+
+    /// Raises the fault that a further portal is counted among the others.
+    pub fn report_full(&self) {
+        if self.table.lock().is_full() {
+            if !self.is_full.swap(true, Relaxed) {
+                ::log::error!(
+                    "spool: {PORTALS_MAX} portals have totals, further ones are counted as `other`"
+                );
+            }
+            self.faults.raise(
+                FaultKind::PortalTotals,
+                "portals",
+                format!("{PORTALS_MAX} portals have totals of their own, which is the limit"),
+                "The events of every further portal are counted together, as `other`. The totals \
+                 of all portals begin anew with a new spool folder."
+                    .to_owned(),
+            );
+        }
+    }
+
+    /// Raises the fault that the counts of a lane begin anew.
+    pub fn report_reset(&self, lane: &str, why: &str) {
+        ::log::error!("spool: the totals per portal begin anew with what {lane} holds: {why}");
+        self.faults.raise(
+            FaultKind::PortalTotals,
+            lane,
+            format!("the totals per portal begin anew with what {lane} holds: {why}"),
+            "Nothing can bring the older counts back; no event is affected. `since` in \
+             /status?portal= says from when they count. The fault ends with the next start."
+                .to_owned(),
+        );
+    }
+}
+
+fn is_request(column: Column) -> bool {
+    matches!(column, Column::Accepted(_) | Column::Rejected)
+}
+
+/// In which of the sums a column is.
+fn sum_of(column: Column) -> Option<usize> {
+    match column {
+        Column::Accepted(_) => Some(0),
+        Column::Rejected => Some(1),
+        Column::Delivered(_) => Some(2),
+        Column::Dead(_) | Column::Today(_) => None,
+    }
+}
+
+impl Pages {
+    fn add_sums(&mut self, counts: &Counts) {
+        for (column, tally) in counts.iter() {
+            if let Some(sum) = sum_of(*column) {
+                self.sums[sum] += tally.iter().map(|(_, events)| events).sum::<u64>();
+            }
+        }
+    }
+
+    fn of(&self, portal: u64, number: u32, upstreams: &[String]) -> PortalTotals {
+        let count = |is_wanted: &dyn Fn(Column) -> bool| {
+            let open = self.open.values().map(|counts| counts.of(number, is_wanted));
+            self.totals.of(number, is_wanted) + open.sum::<u64>()
+        };
+        let upstream = |(place, name): (usize, &String)| PortalUpstream {
+            name: name.clone(),
+            delivered: count(&|column| column == Column::Delivered(place)),
+            dead: count(&|column| column == Column::Dead(place)),
+        };
+        PortalTotals {
+            portal,
+            accepted: count(&|column| matches!(column, Column::Accepted(_))),
+            rejected: count(&|column| column == Column::Rejected),
+            delivered: count(&|column| matches!(column, Column::Delivered(_))),
+            upstreams: upstreams.iter().enumerate().map(upstream).collect(),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::clock::SystemClock;
+
+    const LANE: u64 = 1;
+
+    fn book() -> Book {
+        let read = |record: &[u8]| {
+            let portal = u64::from_le_bytes(record.try_into().ok()?);
+            Some(Metered { portal, day: 20_000 })
+        };
+        let upstreams = ["a".to_owned(), "b".to_owned()];
+        let faults = Faults::unregistered();
+        let book = Book::new(Metering { read }, &upstreams, Arc::new(SystemClock), faults);
+        book.set_own(LANE);
+        book
+    }
+
+    /// Counts an event of each of these portals as accepted.
+    fn accept(book: &Book, portals: &[u64]) {
+        let mut counts = Counts::default();
+        for portal in portals {
+            let payload = portal.to_le_bytes();
+            let staged = [&format::stage(&payload)[..], &payload].concat();
+            book.count_staged(&staged, &mut counts);
+        }
+        book.add(LANE, &mut counts);
+        assert!(counts.is_empty());
+    }
+
+    #[test]
+    fn what_is_open_is_in_the_totals_once() {
+        let book = book();
+        accept(&book, &[7, 7, 8]);
+        let number = book.number_of(7);
+        book.add_each(LANE, Column::Delivered(0), [number, number].into_iter());
+        book.add_each(LANE, Column::Delivered(1), [number].into_iter());
+        book.add_each(LANE, Column::Dead(1), [number].into_iter());
+        book.reject(7, true);
+        book.reject(9, false);
+        for _ in 0..2 {
+            let totals = book.portal(7);
+            assert_eq!((totals.accepted, totals.rejected, totals.delivered), (2, 1, 3));
+            let by_upstream = totals.upstreams.iter().map(|of| (of.delivered, of.dead));
+            assert_eq!(by_upstream.collect::<Vec<_>>(), [(2, 0), (1, 1)]);
+            assert_eq!((book.accepted_on(7, 20_000), book.accepted_on(7, 20_001)), (2, 0));
+            let (busiest, others) = book.busiest(0);
+            assert_eq!((busiest.len(), others.accepted, others.rejected), (0, 3, 2));
+            // The second time it is taken out to be written.
+            drop(book.take_out(LANE));
+        }
+        assert!(!book.has_open(LANE));
+        let (busiest, others) = book.busiest(1);
+        assert_eq!(busiest, [book.portal(7)]);
+        assert_eq!((others.accepted, others.rejected, others.delivered), (1, 1, 0));
+        let unknown = book.portal(9);
+        assert_eq!((unknown.portal, unknown.accepted, unknown.rejected), (9, 0, 0));
+    }
+
+    #[test]
+    fn a_portal_beyond_the_limit_is_counted_with_the_others_and_said_so() {
+        let book = book();
+        (2..=PORTALS_MAX as u64).for_each(|portal| _ = book.number_of(portal));
+        book.report_full();
+        assert_eq!(book.faults.list().len(), 0);
+        accept(&book, &[PORTALS_MAX as u64 + 1, PORTALS_MAX as u64 + 2, 7]);
+        book.report_full();
+        let fault = book.faults.list().remove(0);
+        assert_eq!((fault.what, fault.subject.as_str()), (FaultKind::PortalTotals, "portals"));
+        // The first of the two got the last place.
+        assert_eq!(book.portal(PORTALS_MAX as u64 + 1).accepted, 1);
+        assert_eq!(book.portal(PORTALS_MAX as u64 + 2).accepted, 0);
+        assert_eq!(book.portal(7).accepted, 1);
+        book.reject(PORTALS_MAX as u64 + 2, true);
+        drop(book.take_out(LANE));
+        let (_, others) = book.busiest(2);
+        assert_eq!((others.accepted, others.rejected), (1, 1), "nothing is lost");
+    }
+}

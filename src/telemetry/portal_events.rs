@@ -1,0 +1,64 @@
+//! `pixelgate_portal_events_total`: the totals of the busiest portals, set at a scrape.
+//!
+//! Its label `portal` is the one that is no name from the configuration. It is bounded by
+//! `metrics.portals_max`, and a portal is there only if it is in the portal list or had an event
+//! accepted.
+
+use parking_lot::RwLock;
+use prometheus::core::{Collector, Desc};
+use prometheus::proto::MetricFamily;
+use prometheus::{IntCounterVec, Opts, Result};
+use std::sync::Arc;
+
+/// The values of the label `outcome`.
+const OUTCOMES: [&str; 3] = ["accepted", "rejected", "delivered"];
+
+/// A handle to the metric. All of its values change at once.
+#[derive(Clone)]
+pub struct PortalEvents {
+    opts: Opts,
+    descs: Vec<Desc>,
+    families: Arc<RwLock<Vec<MetricFamily>>>,
+}
+
+impl PortalEvents {
+    /// Without values yet.
+    ///
+    /// # Errors
+    ///
+    /// The name or a label of `opts` is none.
+    pub fn new(opts: Opts) -> Result<Self> {
+        let empty = counters(&opts)?;
+        let descs = empty.desc().into_iter().cloned().collect();
+        Ok(Self { opts, descs, families: Arc::default() })
+    }
+
+    /// Sets the totals of these portals: accepted, rejected, delivered. Others are gone.
+    pub fn set(&self, totals: impl IntoIterator<Item = (String, [u64; 3])>) {
+        // Cannot fail: the same options were used before.
+        let Ok(counters) = counters(&self.opts) else { return };
+        let mut is_empty = true;
+        for (portal, counts) in totals {
+            is_empty = false;
+            for (outcome, count) in OUTCOMES.iter().zip(counts) {
+                counters.with_label_values(&[portal.as_str(), outcome]).inc_by(count);
+            }
+        }
+        // A family without values cannot be written as text.
+        *self.families.write() = if is_empty { Vec::new() } else { counters.collect() };
+    }
+}
+
+impl Collector for PortalEvents {
+    fn desc(&self) -> Vec<&Desc> {
+        self.descs.iter().collect()
+    }
+
+    fn collect(&self) -> Vec<MetricFamily> {
+        self.families.read().clone()
+    }
+}
+
+fn counters(opts: &Opts) -> Result<IntCounterVec> {
+    IntCounterVec::new(opts.clone(), &["portal", "outcome"])
+}
