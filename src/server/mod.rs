@@ -68,6 +68,7 @@ mod socket;
 
 pub use acceptor::{Acceptor, Handshake, Listener};
 pub use buffered_bytes::BufferedBytes;
+pub use exchange::add_request_lines;
 pub use in_force::LimitsHandle;
 pub use limits::Limits;
 pub use origin_connector::{OriginConnector, OriginTransport, Proxy, proxy, proxy_with};

@@ -7,7 +7,7 @@
 //! lanes, accepts only a subset of `GET` requests, and never hands a header on.
 
 use super::body::Body;
-use super::grammar::{is_field_byte, is_token};
+use super::grammar::{is_token, is_value};
 use super::target::{Target, is_host};
 use bytes::BytesMut;
 use std::ops::Range;
@@ -88,23 +88,21 @@ struct SeenLines<'h> {
 /// Checks a whole header, its empty line included, by the strict grammar. It may have at most
 /// `lines_max` lines besides the request line.
 pub fn check_header(head: &[u8], lines_max: usize) -> Result<CheckedHeader<'_>, HeaderError> {
-    let lines = head.strip_suffix(b"\r\n\r\n").ok_or(HeaderError::Syntax)?;
-    let mut lines = lines.split(|&b| b == b'\n');
-    // `strip_suffix` removed the last line's CR too.
-    let count = memchr::memchr_iter(b'\n', head).count() - 1;
-    if count > lines_max + 1 {
+    let lines = head.strip_suffix(b"\r\n").filter(|lines| lines.ends_with(b"\r\n"));
+    let lines = lines.ok_or(HeaderError::Syntax)?;
+    if memchr::memchr_iter(b'\n', lines).count() > lines_max + 1 {
         return Err(HeaderError::Lines);
     }
-    let mut number = 0;
-    let mut next = || -> Option<Result<&[u8], HeaderError>> {
-        let line = lines.next()?;
-        number += 1;
-        let whole = if number == count { Some(line) } else { line.strip_suffix(b"\r") };
-        Some(whole.ok_or(HeaderError::Syntax))
-    };
-    let request = request_line(next().ok_or(HeaderError::Syntax)??).ok_or(HeaderError::Syntax)?;
+    let mut from = 0;
+    let mut lines = memchr::memchr_iter(b'\n', lines).map(|end| {
+        let line = lines[from..end].strip_suffix(b"\r").ok_or(HeaderError::Syntax);
+        from = end + 1;
+        line
+    });
+    let line = lines.next().ok_or(HeaderError::Syntax)??;
+    let request = request_line(line).ok_or(HeaderError::Syntax)?;
     let mut seen = SeenLines::default();
-    while let Some(line) = next() {
+    for line in lines {
         header_line(line?, &request, &mut seen).ok_or(HeaderError::Syntax)?;
     }
     checked(request, &seen).ok_or(HeaderError::Syntax)
@@ -201,9 +199,8 @@ fn header_line<'h>(
 ) -> Option<()> {
     let colon = memchr::memchr(b':', line)?;
     let (name, value) = (&line[..colon], trimmed(&line[colon + 1..]));
-    let value_fits = value.iter().all(|&b| is_field_byte(b));
     // This refuses folded lines and white space before the colon: a token holds no white space.
-    if name.is_empty() || !is_token(name) || !value_fits {
+    if name.is_empty() || !is_token(name) || !is_value(value) {
         return None;
     }
     let is = |expect: &str| name.eq_ignore_ascii_case(expect.as_bytes());

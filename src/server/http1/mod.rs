@@ -72,9 +72,6 @@ enum Arrival<'f> {
     Closed,
 }
 
-/// Pingora serving one request; resolves to whether the connection can take another one.
-type ServedFuture<'a> = Pin<Box<dyn Future<Output = bool> + Send + 'a>>;
-
 impl<SV> Server<SV> {
     /// Takes a connection's next bytes. A fast-path event request that arrives in one piece, as
     /// nearly all do, is judged in the read buffer without a copy.
@@ -352,16 +349,16 @@ where
         Some(Connection { stream, received, peer, requests, in_force, permit })
     }
 
-    /// Has Pingora serve the request with this header. The connection closes after the response
-    /// unless `keep` is set.
-    fn hand_over<'a>(
-        &'a self,
+    /// Has Pingora serve the request with this header; resolves to whether the connection can take
+    /// another one. It closes after the response unless `keep` is set.
+    async fn hand_over(
+        &self,
         stream: RequestStream,
         head: BytesMut,
         write_timeout: Duration,
         keep: bool,
-        shutdown: &'a ShutdownWatch,
-    ) -> ServedFuture<'a> {
+        shutdown: &ShutdownWatch,
+    ) -> bool {
         let mut session = ServerSession::new_http1(Box::new(stream));
         session.set_pipelined_prefix(head);
         session.set_write_timeout(Some(write_timeout));
@@ -370,8 +367,7 @@ where
         }
         let served = self.proxy.process_new_http(session, shutdown);
         let ahead = exchange::AHEAD_BYTES_HTTP1;
-        let served = exchange::scope(self.buffered_bytes.clone(), ahead, served);
-        Box::pin(async move { served.await.is_some() })
+        exchange::scope(self.buffered_bytes.clone(), ahead, served).await.is_some()
     }
 }
 

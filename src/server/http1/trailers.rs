@@ -129,8 +129,11 @@ impl Framing {
 
 /// Whether a header says that chunks follow.
 fn is_chunked(head: &[u8]) -> bool {
-    head.split(|&b| b == b'\n').any(|line| {
-        let name = "transfer-encoding".len();
+    let name = "transfer-encoding".len();
+    let mut from = 0;
+    memchr::memchr_iter(b'\n', head).any(|end| {
+        let line = &head[from..end];
+        from = end + 1;
         line.get(name) == Some(&b':')
             && line[..name].eq_ignore_ascii_case(b"transfer-encoding")
             && trimmed(line[name + 1..].trim_ascii_end()).eq_ignore_ascii_case(b"chunked")
@@ -213,13 +216,16 @@ pub struct TrailerWriter {
     framing: Framing,
     /// Bytes of the header that are still to be written.
     head_left: usize,
+    /// The rest of a header that is written in place of those: that of a request with more lines.
+    longer_head: Bytes,
     /// Trailers that are still to be written.
     trailers: Bytes,
 }
 
 impl TrailerWriter {
     pub fn new(side: Side) -> Self {
-        Self { side, framing: Framing::Header, head_left: 0, trailers: Bytes::new() }
+        let (longer_head, trailers) = (Bytes::new(), Bytes::new());
+        Self { side, framing: Framing::Header, head_left: 0, longer_head, trailers }
     }
 
     /// Writes some of `pieces`, and what is to be added before them. Pingora writes each header by
@@ -230,16 +236,14 @@ impl TrailerWriter {
         cx: &mut Context<'_>,
         pieces: &[IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
-        while !self.trailers.is_empty() {
-            let written = ready!(stream.as_mut().poll_write(cx, &self.trailers))?;
-            if written == 0 {
-                return Poll::Ready(Err(io::ErrorKind::WriteZero.into()));
-            }
-            self.trailers.advance(written);
-        }
+        ready!(poll_write_all(stream.as_mut(), cx, &mut self.trailers))?;
         let first = pieces.iter().find(|piece| !piece.is_empty()).map_or(&[][..], |piece| piece);
         if self.head_left == 0 && matches!(self.framing, Framing::Header) && !first.is_empty() {
-            self.begin(first);
+            self.begin(first)?;
+        }
+        if !self.longer_head.is_empty() {
+            ready!(poll_write_all(stream, cx, &mut self.longer_head))?;
+            return Poll::Ready(Ok(std::mem::take(&mut self.head_left)));
         }
         if self.head_left > 0 {
             let length = first.len().min(self.head_left);
@@ -273,13 +277,40 @@ impl TrailerWriter {
         Poll::Ready(Ok(written))
     }
 
-    /// Notes the header at the beginning of `bytes`.
-    fn begin(&mut self, bytes: &[u8]) {
-        match end_of_head(bytes, &mut 0) {
-            Some(end) => (self.head_left, self.framing) = (end, Framing::behind(&bytes[..end])),
-            None => self.framing = Framing::Other,
+    /// Notes the header `head`. A request whose lines cannot be added is not sent.
+    fn begin(&mut self, head: &[u8]) -> io::Result<()> {
+        let added = match self.side {
+            Side::Request => exchange::take_request_lines(),
+            Side::Response => Bytes::new(),
+        };
+        match head.strip_suffix(b"\r\n").filter(|lines| lines.ends_with(b"\r\n")) {
+            Some(_) if added.is_empty() => {}
+            Some(lines) => self.longer_head = [lines, &added, b"\r\n"].concat().into(),
+            None if added.is_empty() => {
+                self.framing = Framing::Other;
+                return Ok(());
+            }
+            None => return Err(io::ErrorKind::InvalidData.into()),
         }
+        (self.head_left, self.framing) = (head.len(), Framing::behind(head));
+        Ok(())
     }
+}
+
+/// Writes all of `bytes`, which holds what is left of them.
+fn poll_write_all(
+    mut stream: Pin<&mut Stream>,
+    cx: &mut Context<'_>,
+    bytes: &mut Bytes,
+) -> Poll<io::Result<()>> {
+    while !bytes.is_empty() {
+        let written = ready!(stream.as_mut().poll_write(cx, bytes))?;
+        if written == 0 {
+            return Poll::Ready(Err(io::ErrorKind::WriteZero.into()));
+        }
+        bytes.advance(written);
+    }
+    Poll::Ready(Ok(()))
 }
 
 /// Writes some of `pieces`: one alone is written plainly.
@@ -313,9 +344,13 @@ mod tests {
 
     /// Writes messages as Pingora does, to a stream that takes few bytes at once.
     async fn written(room: usize, messages: &[&[&[u8]]]) -> Vec<u8> {
+        written_by(Side::Response, room, messages).await
+    }
+
+    async fn written_by(side: Side, room: usize, messages: &[&[&[u8]]]) -> Vec<u8> {
         let (near, mut far) = tokio::io::duplex(room);
         let mut stream: Stream = Box::new(near);
-        let mut writer = TrailerWriter::new(Side::Response);
+        let mut writer = TrailerWriter::new(side);
         let write = async {
             for message in messages {
                 let mut pieces: Vec<IoSlice<'_>> =
@@ -364,6 +399,26 @@ mod tests {
                 exchange::store_trailers(Side::Response, Bytes::from_static(LINES));
                 let messages: [&[&[u8]]; 2] = [&[head], &[LAST_CHUNK]];
                 assert_eq!(written(100, &messages).await, messages.concat().concat());
+            })
+            .await;
+        }
+    }
+
+    #[tokio::test]
+    async fn added_lines_stand_at_the_end_of_the_header_of_one_request() {
+        let head: &[u8] = b"PUT / HTTP/1.1\r\nHost: a\r\n\r\n";
+        let longer = b"PUT / HTTP/1.1\r\nHost: a\r\nx-a: 1\r\nx-b: 2\r\n\r\n";
+        for room in 1..100 {
+            exchange(async {
+                let names = ["x-a", "x-b"].map(HeaderName::from_static);
+                let values = ["1", "2"].map(HeaderValue::from_static);
+                let lines = [(&names[0], &values[0]), (&names[1], &values[1])];
+                assert!(exchange::add_request_lines(&lines));
+                let messages: [&[&[u8]]; 2] = [&[head], &[b"body"]];
+                let expect = [&longer[..], b"body"].concat();
+                assert_eq!(written_by(Side::Request, room, &messages).await, expect, "{room}");
+                let plain = messages.concat().concat();
+                assert_eq!(written_by(Side::Request, room, &messages).await, plain);
             })
             .await;
         }

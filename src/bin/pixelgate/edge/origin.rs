@@ -108,6 +108,11 @@ impl Origins {
     pub fn choose(&self, tried: &[Arc<Server>]) -> Option<Arc<Server>> {
         let untried = |server: &Server| tried.iter().all(|t| t.address != server.address);
         let set = self.0.set.load();
+        let all = set.balancer.backends().get_backend();
+        if all.len() == 1 {
+            // Healthy or not, it is the only one.
+            return all.first().and_then(server).filter(|server| untried(server)).cloned();
+        }
         let choose = |accept: &dyn Fn(&Server, bool) -> bool| {
             set.balancer.select_with(b"", SERVERS_MAX, |backend, healthy| {
                 server(backend).is_some_and(|server| accept(server, healthy))
@@ -115,8 +120,11 @@ impl Origins {
         };
         let healthy =
             choose(&|server, healthy| healthy && !server.failing.load(Relaxed) && untried(server));
-        let chosen = healthy.or_else(|| choose(&|server, _| untried(server)))?;
-        server(&chosen).cloned()
+        match healthy.or_else(|| choose(&|server, _| untried(server))) {
+            Some(chosen) => server(&chosen).cloned(),
+            // The balancer learns of a look-up's servers a moment after it has ended.
+            None => set.servers.lock().values().find(|server| untried(server)).cloned(),
+        }
     }
 
     /// How Pingora connects to this server.

@@ -15,7 +15,7 @@ pub fn remove_from(request: &mut RequestHeader) {
     let replaces_path = |name: &HeaderName| {
         let spelled = |expect: &&str| {
             let bytes = name.as_str().bytes().map(|byte| if byte == b'_' { b'-' } else { byte });
-            bytes.eq(expect.bytes())
+            name.as_str().len() == expect.len() && bytes.eq(expect.bytes())
         };
         NAMES.iter().any(spelled)
     };

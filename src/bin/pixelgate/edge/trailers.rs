@@ -18,9 +18,11 @@ pub fn announce(received: &RequestHeader, request: &mut RequestHeader) -> Result
         request.insert_header(header::TE, "trailers")?;
         request.insert_header(header::CONNECTION, "TE")?;
     }
-    request.remove_header(&header::TRAILER);
-    for line in received.headers.get_all(header::TRAILER) {
-        request.append_header(header::TRAILER, line)?;
+    for (number, line) in received.headers.get_all(header::TRAILER).iter().enumerate() {
+        match number {
+            0 => request.insert_header(header::TRAILER, line)?,
+            _ => drop(request.append_header(header::TRAILER, line)?),
+        }
     }
     Ok(())
 }
