@@ -1,4 +1,4 @@
-//! What an origin is told of the client and of its request: `X-Forwarded-For`, `-Proto` and `-Host`.
+//! Says to an origin for which client, scheme and host a request came: `X-Forwarded-…` (SPEC 1).
 
 use bytes::BytesMut;
 use http::{HeaderName, HeaderValue, header};
