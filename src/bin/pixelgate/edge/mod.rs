@@ -8,6 +8,7 @@ pub mod tls;
 mod admin;
 mod error;
 pub mod file_limit;
+mod forwarded;
 mod handover;
 pub mod huge_pages;
 pub mod listen;

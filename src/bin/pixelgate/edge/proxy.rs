@@ -1,6 +1,7 @@
 //! The Pingora proxy of the edge: the gate answers event requests, an origin gets the others.
 
 use super::config::Config;
+use super::forwarded;
 use super::origin::Origins;
 use super::origin_set::Server;
 use super::own_answers::OwnAnswers;
@@ -9,7 +10,6 @@ use super::trailers;
 use super::upgrade::for_upgrade;
 use arc_swap::ArcSwap;
 use async_trait::async_trait;
-use bytes::BytesMut;
 use http::{HeaderName, HeaderValue, StatusCode, Version, header};
 use log::{debug, error};
 use pingora::http::{RequestHeader, ResponseHeader};
@@ -18,22 +18,14 @@ use pingora::prelude::*;
 use pingora::proxy::{FailToProxy, ProxyWarnLogContext};
 use pingora::{ErrorSource, ErrorType};
 use pixelgate::custom::{AccessRecord, InFlight, InFlightGuard};
-use pixelgate::http_server::{Limit, add_request_lines};
+use pixelgate::http_server::Limit;
 use pixelgate::{PixelGate, Verdict};
-use smallvec::SmallVec;
-use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-static X_FORWARDED_FOR: HeaderName = HeaderName::from_static("x-forwarded-for");
-static X_FORWARDED_PROTO: HeaderName = HeaderName::from_static("x-forwarded-proto");
-static X_FORWARDED_HOST: HeaderName = HeaderName::from_static("x-forwarded-host");
 const KEEP_ALIVE: HeaderName = HeaderName::from_static("keep-alive");
 const PROXY_CONNECTION: HeaderName = HeaderName::from_static("proxy-connection");
 const MAX_FORWARDS: HeaderName = HeaderName::from_static("max-forwards");
-
-/// Longest text of an IP address, in bytes.
-const ADDRESS_BYTES_MAX: usize = 45;
 
 /// Longest wait for the end of a body with `Content-Length: 0`, in seconds.
 const EMPTY_BODY_SECONDS_MAX: u64 = 10;
@@ -75,40 +67,6 @@ impl Edge {
     ) -> Result<Self> {
         let own_answers = OwnAnswers::new()?;
         Ok(Self { gate, origins, section, in_flight, own_answers })
-    }
-
-    /// Sets `X-Forwarded-For`, `-Proto` and `-Host` (SPEC 1). Scheme and host that the request
-    /// brings are passed on only from a trusted proxy.
-    fn forwarded(session: &Session, trusts_peer: bool, request: &mut RequestHeader) -> Result<()> {
-        let address = peer(session).map(|peer| appended(request, &X_FORWARDED_FOR, peer));
-        let address = address.transpose()?;
-        let tls = session.digest().is_some_and(|digest| digest.ssl_digest.is_some());
-        let scheme = HeaderValue::from_static(if tls { "https" } else { "http" });
-        let received = session.req_header();
-        let authority = || HeaderValue::from_str(received.uri.authority()?.as_str()).ok();
-        let host = received.headers.get(header::HOST).cloned().or_else(authority);
-
-        // Those that the request does not have: one that it has keeps its place.
-        let mut added = SmallVec::<[(&HeaderName, &HeaderValue); 3]>::new();
-        for (name, value, is_list) in [
-            (&X_FORWARDED_FOR, address.as_ref(), true),
-            (&X_FORWARDED_PROTO, Some(&scheme), false),
-            (&X_FORWARDED_HOST, host.as_ref(), false),
-        ] {
-            match (request.headers.contains_key(name), value) {
-                (true, _) if trusts_peer && !is_list => {}
-                (false, Some(value)) => added.push((name, value)),
-                (true, Some(value)) => request.insert_header(name, value)?,
-                (true, None) if !is_list => drop(request.remove_header(name)),
-                (_, None) => {}
-            }
-        }
-        if !add_request_lines(&added) {
-            for (name, value) in added {
-                request.insert_header(name, value)?;
-            }
-        }
-        Ok(())
     }
 }
 
@@ -225,11 +183,6 @@ fn frame_no_body(response: &mut ResponseHeader) {
     }
 }
 
-/// The address of the connection's other end. `None`: a Unix socket.
-fn peer(session: &Session) -> Option<IpAddr> {
-    session.client_addr().and_then(|a| a.as_inet()).map(|a| a.ip())
-}
-
 /// Leaves one `Content-Length` with one value (RFC 9110, section 8.6). Pingora has checked that all
 /// values are equal; a client need not take them.
 fn join_lengths(response: &mut ResponseHeader) -> Result<()> {
@@ -243,27 +196,6 @@ fn join_lengths(response: &mut ResponseHeader) -> Result<()> {
     let value = HeaderValue::from_bytes(value)
         .or_err(ErrorType::InvalidHTTPHeader, "in a response's length")?;
     response.insert_header(header::CONTENT_LENGTH, value)
-}
-
-/// All lines of a list header joined into one value, with `address` appended.
-fn appended(request: &RequestHeader, name: &HeaderName, address: IpAddr) -> Result<HeaderValue> {
-    let mut value = BytesMut::with_capacity(ADDRESS_BYTES_MAX);
-    for line in request.headers.get_all(name) {
-        value.extend_from_slice(line.as_bytes());
-        value.extend_from_slice(b", ");
-    }
-    match address.to_canonical() {
-        // As `Display` writes it, at a tenth of the cost.
-        IpAddr::V4(address) => {
-            for (at, octet) in address.octets().into_iter().enumerate() {
-                value.extend_from_slice(if at == 0 { b"" } else { b"." });
-                value.extend_from_slice(itoa::Buffer::new().format(octet).as_bytes());
-            }
-        }
-        IpAddr::V6(address) => value.extend_from_slice(address.to_string().as_bytes()),
-    }
-    HeaderValue::from_maybe_shared(value.freeze())
-        .or_err(ErrorType::InvalidHTTPHeader, "in a list of addresses")
 }
 
 #[async_trait]
@@ -356,13 +288,13 @@ impl ProxyHttp for Edge {
         if let Some(left) = forwards_left(request) {
             request.insert_header(MAX_FORWARDS, left.saturating_sub(1).to_string())?;
         }
-        let trusts_peer = self.gate.trusts_peer(peer(session));
+        let trusts_peer = self.gate.trusts_peer(forwarded::peer(session));
         if !trusts_peer {
             routing_headers::remove_from(request);
         }
         trailers::announce(session.req_header(), request)?;
         restore_order(session.req_header(), request)?;
-        Self::forwarded(session, trusts_peer, request)
+        forwarded::add_to(request, session, trusts_peer)
     }
 
     async fn upstream_response_filter(
