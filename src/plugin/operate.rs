@@ -66,7 +66,7 @@ impl PixelGate {
     }
 
     /// Reports each request that begins from now on to this log. `None`: to none, which is the
-    /// default. The gate's [`Server`](crate::Server) reports the requests that it answers itself;
+    /// default. The gate's `Server` reports the requests that it answers itself;
     /// a host's proxy begins the records of the others by [`PixelGate::begin_record`].
     pub fn set_access_log(&self, log: Option<AccessLog>) {
         self.state.access_log.store(log.map(Arc::new));
