@@ -10,6 +10,9 @@ use std::process::{Child, Command, Stdio};
 /// The JSON key of an element's id in WebDriver.
 const ELEMENT: &str = "element-6066-11e4-a52e-4f735466cecf";
 
+/// A driver that ends at its start is started again so often at most.
+const DRIVER_STARTS_MAX: usize = 5;
+
 /// One Chromium with a profile of its own. Ends when dropped.
 pub struct Browser {
     driver: Child,
@@ -18,25 +21,34 @@ pub struct Browser {
     _profile: tempfile::TempDir,
 }
 
+/// Starts a driver. `None`: it ended.
+fn start_driver() -> Option<(Child, u16)> {
+    let mut driver = Command::new("chromedriver")
+        .arg("--port=0")
+        .stdout(Stdio::piped())
+        .stderr(Stdio::null())
+        .spawn()
+        .expect("chromedriver is not here: install it by `.ci/need chromium chromedriver`");
+    let mut lines = BufReader::new(driver.stdout.take().unwrap()).lines();
+    let port = lines.by_ref().map_while(Result::ok).find_map(|line| {
+        line.split("successfully on port ").nth(1)?.trim_end_matches('.').parse().ok()
+    });
+    // Drained in the background, so that later output does not fill the pipe.
+    std::thread::spawn(move || lines.for_each(drop));
+    if port.is_none() {
+        driver.wait().unwrap();
+    }
+    Some((driver, port?))
+}
+
 impl Browser {
     /// Starts a browser; its driver listens on a port that the kernel chooses.
     pub fn start() -> Browser {
-        let mut driver = Command::new("chromedriver")
-            .arg("--port=0")
-            .stdout(Stdio::piped())
-            .stderr(Stdio::null())
-            .spawn()
-            .expect("chromedriver is not here: install it by `.ci/need chromium chromedriver`");
-        let mut lines = BufReader::new(driver.stdout.take().unwrap()).lines();
-        let port = lines
-            .by_ref()
-            .map_while(Result::ok)
-            .find_map(|line| {
-                line.split("successfully on port ").nth(1)?.trim_end_matches('.').parse().ok()
-            })
+        // It looks for a port that is free over IPv4 and IPv6, and exits if another program takes
+        // the port meanwhile.
+        let (driver, port) = (0..DRIVER_STARTS_MAX)
+            .find_map(|_| start_driver())
             .expect("chromedriver says on which port it listens");
-        // Drained in the background, so that later output does not fill the pipe.
-        std::thread::spawn(move || lines.for_each(drop));
         let profile = tempfile::tempdir().unwrap();
         let mut browser = Browser {
             driver,
