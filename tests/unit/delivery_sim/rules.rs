@@ -56,7 +56,8 @@ impl World {
                 if is_quick && works_for > NEXT_ATTEMPT_MAX && is_late {
                     let writes = !self.dead_fails && self.dead_changed.elapsed() > NEXT_ATTEMPT_MAX;
                     let may_wait = self.has_ended(at, event)
-                        || last.is_some() && (!writes || self.waits_for_its_portal(at, event));
+                        || last.is_some() && !writes
+                        || self.waits_for_its_portal(at, event);
                     assert!(may_wait, "event {event} waits since {last:?}, {}", self.describe());
                 }
             }
