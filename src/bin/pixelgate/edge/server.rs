@@ -53,8 +53,8 @@ pub fn run(
     let plain = sockets.open_all("edge.listen", &edge.listen)?;
     let certificates = load_certificates(&edge)?;
     let tls = sockets.open_all("edge.tls", certificates.iter().map(|(listen, _)| listen))?;
-    let pages =
-        sockets.open_all("admin.listen", Some(&admin_config.listen).filter(|l| !l.is_empty()))?;
+    let pages = Some(&admin_config.listen).filter(|listen| !listen.is_empty());
+    let pages = sockets.open_all("admin.listen", pages)?;
     let access_log = open_access_log(&access_log)?;
     let collector = metrics_export::prepare(&otlp).map_err(EdgeError::Otlp)?;
     let origins = load_origins(&edge)?;
@@ -64,14 +64,13 @@ pub fn run(
     let section = Arc::new(ArcSwap::from_pointee(edge.clone()));
     let mut server = Server::new_with_opt_and_conf(None, server_conf(&edge));
     let buffered_bytes = BufferedBytes::new(edge.buffered_bytes_max());
-    let http_server = http_server(&server.configuration, &section, &gate, &origins, &in_flight)?
-        .buffered_bytes(buffered_bytes.clone());
+    let http_server = http_server(&server.configuration, &section, &gate, &origins, &in_flight)?;
+    let http_server = http_server.buffered_bytes(buffered_bytes.clone());
     let limits = http_server.limits_handle();
     let (stop, stopped) = watch::channel(false);
     let announcement = announcement(&plain, &tls, &pages);
-    let mut acceptor = Acceptor::new("edge", http_server).stop_on(stopped.clone());
-    listen(&mut acceptor, plain, tls, &certificates)?;
-    server.add_service(acceptor);
+    let acceptor = Acceptor::new("edge", http_server).stop_on(stopped.clone());
+    server.add_service(listen(acceptor, plain, tls, &certificates)?);
     // Counted apart, because no group of events lingers for a client of the admin pages.
     let admin_in_flight = InFlight::default();
     let Pages { sampler, service, token } =
@@ -197,11 +196,11 @@ fn load_certificates(edge: &Section) -> Result<Vec<(String, Arc<Certificates>)>,
 
 /// Adds the plain listeners, and the TLS listeners each with its certificates.
 fn listen(
-    acceptor: &mut Acceptor<Edge>,
+    mut acceptor: Acceptor<Edge>,
     plain: Vec<Bound>,
     tls: Vec<Bound>,
     certificates: &[(String, Arc<Certificates>)],
-) -> Result<(), EdgeError> {
+) -> Result<Acceptor<Edge>, EdgeError> {
     plain.into_iter().for_each(|bound| acceptor.listen(bound.into_listener()));
     for (bound, (_, certificates)) in tls.into_iter().zip(certificates) {
         // Empty paths: the resolver holds the certificates already.
@@ -210,7 +209,7 @@ fn listen(
         settings.enable_h2();
         acceptor.listen(bound.into_listener().tls(Tls(settings.build())));
     }
-    Ok(())
+    Ok(acceptor)
 }
 
 /// The handshake of a TLS listener.
