@@ -3,6 +3,9 @@
 #[path = "../../src/config_error.rs"]
 #[allow(dead_code, reason = "the rooms under test need a part of it")]
 pub mod config_error;
+#[path = "../../src/env.rs"]
+#[allow(dead_code, reason = "the rooms under test need a part of it")]
+pub mod env;
 #[path = "../../src/event/mod.rs"]
 #[allow(dead_code, unused_imports, reason = "the rooms under test need a part of it")]
 pub mod event;

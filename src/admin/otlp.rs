@@ -46,13 +46,12 @@ const ADVICE: &str = "Look at the collector and at otlp.endpoint and otlp.header
 /// ```
 /// # use pingora::server::Server;
 /// # use pingora::services::background::background_service;
-/// # use pixelgate::admin_pages::{OtlpExport, Sampler};
+/// # use pixelgate::admin_pages::{OtlpExport, OtlpTarget, Sampler};
 /// # use pixelgate::{config::Otlp, errors::ConfigError};
 /// # use std::sync::Arc;
 /// fn add(server: &mut Server, sampler: Arc<Sampler>, config: &Otlp) -> Result<(), ConfigError> {
-///     if let Some(export) = OtlpExport::new(sampler, config)? {
-///         server.add_service(background_service("otlp", export));
-///     }
+///     let export = OtlpExport::new(sampler, OtlpTarget::new(config)?);
+///     server.add_service(background_service("otlp", export));
 ///     Ok(())
 /// }
 /// ```

@@ -63,8 +63,10 @@ pub enum ForgetError {
 /// # let dir = tempfile::tempdir()?;
 /// # let spool = dir.path();
 /// use pixelgate::tools::forget::{Forgotten, forget};
+/// use pixelgate::tools::{EVENT_METERING, EVENT_ROUTING};
 ///
-/// assert_eq!(forget(spool, "removed")?, Forgotten::default());
+/// let forgotten = forget(spool, "removed", &EVENT_ROUTING, &EVENT_METERING)?;
+/// assert_eq!(forgotten, Forgotten::default());
 /// # Ok::<(), Box<dyn std::error::Error>>(())
 /// ```
 ///

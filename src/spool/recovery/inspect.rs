@@ -146,9 +146,9 @@ pub(super) struct LaneSnapshot {
 /// ```
 /// # let dir = tempfile::tempdir()?;
 /// # let spool = dir.path();
-/// use pixelgate::tools::inspect::stat;
+/// use pixelgate::tools::{EVENT_ROUTING, inspect::stat};
 ///
-/// println!("{} lanes", stat(spool)?.lanes.len());
+/// println!("{} lanes", stat(spool, &EVENT_ROUTING)?.lanes.len());
 /// # Ok::<(), Box<dyn std::error::Error>>(())
 /// ```
 ///
