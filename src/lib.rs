@@ -268,8 +268,8 @@ pub mod tools {
     pub use crate::file_stamp::FileStamp;
     pub use crate::pem::{ENCRYPTED as ENCRYPTED_KEY, is_encrypted};
     pub use crate::regular_file::read as read_regular_file;
-    pub use crate::spool::{Metered, Metering, Routing};
     pub use crate::spool::recovery::{forget, inspect};
+    pub use crate::spool::{Metered, Metering, Routing};
     pub use crate::telemetry::log_throttle::LogThrottle;
     pub use crate::telemetry::metrics::Metrics;
     #[cfg(feature = "http")]
