@@ -35,7 +35,7 @@ use jiff::Timestamp;
 use serde::Deserialize;
 use tokio::sync::{Semaphore, watch};
 use tokio::task::JoinSet;
-use url::{Position, Url};
+use url::Url;
 
 use super::batch::Batch;
 use super::client::Client;
@@ -229,7 +229,7 @@ impl Address {
         let least = Url::parse(&text.replace(PORTAL, "1")).ok();
         // Nor who this edge says it is.
         let credentials =
-            |url: &Url| url[Position::BeforeUsername..Position::AfterPassword].to_owned();
+            |url: &Url| (url.username().to_owned(), url.password().map(str::to_owned));
         if least.as_ref().map(credentials) != Some(credentials(&url)) {
             let why = "may hold {portal} in its host, its path and its query alone";
             return Err(ConfigError::new("url", why));

@@ -198,13 +198,20 @@ fn the_url_may_hold_the_portal_and_no_event_chooses_a_machine() {
     let expect = [56043, 62515].map(|of| format!("/{of}/v1/event/?of={of}&_a={of}&_n=buy"));
     assert_eq!(targets, expect);
 
-    for wrong in ["http://{portal}/", "http://10.0.0.{portal}/", "http://h:{portal}/"] {
+    for (wrong, why) in [
+        ("http://{portal}/", "is no URL"),
+        ("http://10.0.0.{portal}/", "is no URL"),
+        ("http://h:{portal}/", "is no URL"),
+        ("https://{portal}@old.example/", "may hold {portal} in its host"),
+        ("https://user:{portal}@old.example/", "may hold {portal} in its host"),
+        ("https://old.example/#{portal}", "has a fragment"),
+    ] {
         let dir = tempfile::tempdir().unwrap();
         let config = Setup::default().upstreams(&table(wrong)).write(dir.path());
         let output = command(&config, &["check"]).output().unwrap();
         let told = String::from_utf8(output.stderr).unwrap();
         assert_eq!(output.status.code(), Some(2), "{wrong}");
-        assert!(told.contains("upstream.old.url: is no URL"), "{told}");
+        assert!(told.contains(&format!("upstream.old.url: {why}")), "{told}");
     }
     let dir = tempfile::tempdir().unwrap();
     let config =
