@@ -274,6 +274,7 @@ mod tests {
                 free_bytes: 1 << 40,
                 seconds_to_full: None,
                 quarantined_bytes: 0,
+                direct_writes: true,
                 failing: None,
                 upstreams: vec![spool::UpstreamStatus {
                     name: "collector".to_owned(),
@@ -292,6 +293,7 @@ mod tests {
                 failures: 0,
                 fresh: true,
                 stale: false,
+                unstored: None,
             },
             portal_totals: Default::default(),
             portals_since_ms: None,
