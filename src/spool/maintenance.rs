@@ -71,14 +71,8 @@ impl Maintenance {
     /// Does again what the start could not do. Events are refused until it succeeds; those of
     /// earlier processes are delivered meanwhile, and make room.
     fn begin(&self) -> Option<Arc<Lane>> {
-        let state = &self.state;
-        let begun = state.begin();
-        let root = subject(&state.root);
-        state.disk_faults.note(FaultKind::SpoolStart, &root, "making a lane in", &begun);
-        if let Err(error) = &begun {
-            state.fail(error);
-        }
-        state.own().cloned()
+        self.state.note_start(&self.state.begin());
+        self.state.own().cloned()
     }
 
     /// Refuses events while a following process would not find the lane. The committer accepts them

@@ -28,7 +28,7 @@ use super::write::admission::{Bounds, GROUP_BYTES_MAX, Growth};
 use super::write::group::{Commit, Overloaded, Shard};
 use super::write::waiting::Waiting;
 use crate::clock::Clock;
-use crate::telemetry::faults::Faults;
+use crate::telemetry::faults::{FaultKind, Faults};
 
 /// Most staging buffers; more threads than that share.
 const SHARDS_MAX: usize = 64;
@@ -266,6 +266,15 @@ impl SpoolState {
             ::log::error!("spool: failing, events are refused: {why}");
         }
         *self.failing.lock() = Some(why);
+    }
+
+    /// Reports how making the own lane went, and refuses events where it failed.
+    pub fn note_start(&self, begun: &io::Result<()>) {
+        let root = self.root.display().to_string();
+        self.disk_faults.note(FaultKind::SpoolStart, &root, "making a lane in", begun);
+        if let Err(error) = begun {
+            self.fail(error);
+        }
     }
 
     /// The disk takes it again.
