@@ -82,6 +82,8 @@ pub struct SpoolState {
     pub waiting: Waiting,
     /// When the last commit was done, in milliseconds since 1970, UTC.
     pub last_commit_ms: AtomicU64,
+    /// Whether the segment in use is written around the page cache.
+    pub direct_writes: AtomicBool,
     /// This process's own lane, from when it could be made; also in `lanes`.
     pub own: OnceLock<Arc<Lane>>,
     /// The highest number of a lane that was found or is mentioned by another one.
@@ -147,6 +149,7 @@ impl SpoolState {
             flush_requested: AtomicBool::new(false),
             waiting: Waiting::default(),
             last_commit_ms: AtomicU64::new(0),
+            direct_writes: AtomicBool::new(false),
             own: OnceLock::new(),
             newest_lane: AtomicU64::new(0),
             lanes: Mutex::default(),
@@ -379,6 +382,7 @@ impl SpoolState {
             free_bytes: self.bounds.free_bytes(),
             seconds_to_full,
             quarantined_bytes: self.quarantine.bytes(),
+            direct_writes: self.direct_writes.load(Relaxed),
             failing: self.why_refusing(),
             upstreams: self.totals(),
         }

@@ -12,6 +12,10 @@ pub struct Status {
     pub seconds_to_full: Option<u64>,
     /// Damaged bytes found, including those still in the quarantine folder from earlier starts.
     pub quarantined_bytes: u64,
+    /// Whether groups are written around the page cache. `false`: through it, because the file
+    /// system refuses the other way, because of `spool.durability`, or because nothing could be
+    /// written yet.
+    pub direct_writes: bool,
     /// Why appends are refused; `None` while they are accepted.
     pub failing: Option<String>,
     /// Totals for each upstream over the spool's life.
