@@ -30,10 +30,8 @@ use tokio::sync::watch;
 use tokio::time::{MissedTickBehavior, interval};
 use url::Url;
 
-/// Longest time of one export, in seconds.
+/// The longest time of one export, in seconds.
 const EXPORT_SECONDS_MAX: u64 = 10;
-/// Longest use of a connection, in seconds: the default of upstreams.
-const CONNECTION_SECONDS_MAX: u64 = 300;
 const CONTENT_TYPE: HeaderValue = HeaderValue::from_static("application/x-protobuf");
 /// The fault's advice.
 const ADVICE: &str = "Look at the collector and at otlp.endpoint and otlp.headers. No metric is \
@@ -88,9 +86,7 @@ impl OtlpTarget {
             timeout_seconds: EXPORT_SECONDS_MAX,
             connections: 1,
             idle_seconds: 2 * config.interval_seconds,
-            connection_seconds_max: CONNECTION_SECONDS_MAX,
-            http1_only: false,
-            proxy: None,
+            ..client::Setup::default()
         };
         let mut headers = config.header_map()?;
         headers.insert(header::CONTENT_TYPE, CONTENT_TYPE);

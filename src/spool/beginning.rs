@@ -9,12 +9,12 @@ use std::time::{Duration, Instant};
 
 use super::state::SpoolState;
 
-/// How long a start waits for another process that is making or adopting lanes.
+/// The longest wait of a start for another process that creates or adopts lanes.
 const SPOOL_LOCK_WAIT: Duration = Duration::from_secs(10);
-/// How often a start looks whether that process has ended its work.
+/// The time between two attempts to take its lock.
 const SPOOL_LOCK_POLL: Duration = Duration::from_millis(5);
 
-/// The thread that adopts lanes and makes the own one.
+/// The thread that adopts lanes and creates the own one.
 pub struct Beginning {
     thread: JoinHandle<()>,
     /// The result of each attempt. After `WouldBlock` another one follows.
