@@ -201,9 +201,9 @@ impl Spool {
         self.handle.state.book.since_ms()
     }
 
-    /// Counts a rejected event of this portal. `is_listed`: the portal may get totals of its own;
-    /// without it, only one that has some does.
-    pub fn count_rejected(&self, portal: u64, is_listed: bool) {
+    /// Counts a rejected event of this portal. A portal that has no totals of its own gets some if
+    /// `is_listed` says so.
+    pub fn count_rejected(&self, portal: u64, is_listed: impl FnOnce() -> bool) {
         self.handle.state.book.reject(portal, is_listed);
     }
 
