@@ -21,8 +21,8 @@ pub fn report(lanes: &[Arc<Lane>], configured: usize, faults: &Faults) {
             counts.add(position.totals(state.end()));
         }
     }
-    for (name, counts) in waiting {
-        let events = counts.pending();
+    let pending = waiting.into_iter().map(|(name, counts)| (name, counts.pending()));
+    for (name, events) in pending.filter(|(_, events)| *events > 0) {
         let text = format!("{events} events wait for upstream {name}, which is not configured");
         let advice = format!(
             "Configure {name} again, or stop the edge and give them up with `pixelgate spool \

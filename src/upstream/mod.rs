@@ -8,7 +8,7 @@
 //! own implementation. The built-in kinds are chosen by `kind` in `[[upstream]]`, see [`Config`].
 
 #[cfg(feature = "http")]
-mod answer;
+pub mod answer;
 mod batch;
 mod bot;
 #[cfg(feature = "http")]

@@ -364,19 +364,6 @@ pub(crate) fn scan_to_end(file: &dyn File, last: &Segment, salt: u64) -> io::Res
     }
 }
 
-/// Whether a segment ends cleanly behind its last sound record, at `offset`, before `end`.
-pub fn ends_cleanly(
-    file: &dyn File,
-    span: &Span,
-    salt: u64,
-    offset: u64,
-    end: u64,
-) -> io::Result<bool> {
-    let Span { number, base, bytes, recycled, .. } = *span;
-    let segment = Segment { bytes, recycled, ..Segment::none(number, base) };
-    Ok(torn_bytes(file, &segment, salt, offset, end)?.is_none())
-}
-
 /// The bytes behind the last sound record that are damage: a torn record, or one with a flipped
 /// bit. In a file that was never another segment every byte but zero is damage; in a recycled one
 /// only what still looks like the record that is due.
@@ -427,7 +414,9 @@ fn due_record(bytes: &mut [u8], seed: ChecksumSeed, seq: u64) -> Option<usize> {
 }
 
 /// The positions of the upstreams, and the index sealed at its end: first those of the configured
-/// upstreams, in their order, then those of removed ones for which events wait here.
+/// upstreams, in their order, then those of removed ones. One that has all of this lane is kept as
+/// well, where there is room: configured again, it must not get events a second time for which
+/// another upstream still waits.
 ///
 /// An upstream that the cursor does not know begins at the oldest record that any upstream of the
 /// lane still waited for: under a new name nothing that was pending is lost, and a newcomer does
@@ -453,7 +442,11 @@ fn restore_positions(
     let ends = positions.iter().chain(&removed).map(ConsumerPosition::end);
     let end = ends.fold(segment_index.end(), u64::max);
     segment_index.seal(end);
-    positions.extend(removed.into_iter().filter(|position| position.low < end));
+    let (waiting, done): (Vec<_>, Vec<_>) =
+        removed.into_iter().partition(|position| position.low < end);
+    positions.extend(waiting);
+    let room = POSITIONS_MAX.saturating_sub(positions.len());
+    positions.extend(done.into_iter().take(room));
     Ok((segment_index, positions))
 }
 
