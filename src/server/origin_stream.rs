@@ -127,6 +127,7 @@ impl Wire {
                 return Poll::Ready(Err(io::ErrorKind::WriteZero.into()));
             }
             self.unsent.advance(written);
+            self.patience = None;
         }
         Poll::Ready(Ok(()))
     }
