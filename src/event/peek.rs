@@ -1,8 +1,8 @@
 //! Reads the portal and the event name of a query without judging it.
 //!
-//! The samples of rejected events show both, so that people find their own event. A rejection does
-//! not carry them, so the query is read again; only sampled queries are. The access log reads the
-//! portals of a request that was rejected before its portal was judged.
+//! The live page shows both for samples of rejected events, so that the author of a link finds it
+//! there. A rejection does not hold them, so the query of each sample is read a second time. The
+//! access log reads the portals of a request that was rejected before its portal was judged.
 
 use std::borrow::Cow;
 
@@ -11,7 +11,7 @@ use super::param::Reserved;
 use super::query::{Piece, Plus, Text, encode_non_ascii, pieces};
 use super::validate;
 
-/// Portal and event name. A field that is missing or breaks its rule is `None`.
+/// The portal and the event name of a query. A field that is missing or breaks its rule is `None`.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Peek {
     /// The account (`_a`).
@@ -20,8 +20,8 @@ pub struct Peek {
     pub name: Option<String>,
 }
 
-/// Reads at most `query_bytes_max` bytes and `params_max` parameters of a query. Of several values
-/// the first valid one counts.
+/// Reads at most `query_bytes_max` bytes and `params_max` parameters of a query. If a parameter has
+/// several values, the first valid one counts.
 pub fn peek(query: &[u8], rules: &Rules) -> Peek {
     let limits = rules.limits();
     let query = text(&query[..query.len().min(limits.query_bytes_max)]);

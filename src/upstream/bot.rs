@@ -1,5 +1,5 @@
-//! Tells whether a user agent is a known bot. Done at delivery, because the match costs more than
-//! all other work of the request path on an event.
+//! Recognizes user agents of known bots. This is done at delivery, because the match costs more
+//! than all work of the request path on an event.
 //!
 //! The patterns are those of the crate `isbot`. A few thousand user agents make up nearly all
 //! traffic, so results are cached.
@@ -11,15 +11,16 @@ use foldhash::quality::RandomState;
 use isbot::Bots;
 use parking_lot::Mutex;
 
-/// Maximum number of cached results. A full cache is cleared: simpler than an eviction order, and
-/// the common user agents are back within a batch or two.
+/// Maximum number of cached results. A full cache is cleared. This is simpler than an order of
+/// eviction, and the common user agents are in the cache again after a batch or two.
 const REMEMBERED_MAX: usize = 8192;
-/// How many bytes of a user agent are matched. Browsers send shorter ones.
+/// The longest part of a user agent that is matched, in bytes. Browsers send shorter user agents.
 const USER_AGENT_BYTES_MAX: usize = 512;
 
 static BOTS: LazyLock<Bots> = LazyLock::new(Bots::default);
-// Looked up for each event: the standard library's hasher would be most of the cost. This hasher
-// is randomly seeded too. It is easier to attack, but the cache is small and cleared when full.
+// The cache is searched for each event, and the standard library's hasher would be most of the
+// cost. This hasher has a random seed, too. It is easier to attack, but the cache is small and is
+// cleared when it is full.
 type Verdicts = HashMap<Box<[u8]>, bool, RandomState>;
 static REMEMBERED: LazyLock<Mutex<Verdicts>> = LazyLock::new(Mutex::default);
 

@@ -55,8 +55,9 @@ pub trait Upstream: Send + Sync + 'static {
         false
     }
 
-    /// A stop waits no longer: each `send` under way shall return at once with what is known. One
-    /// that does not is dropped, and its events are sent again after the next start.
+    /// Called when a stop waits no longer: each `send` under way must return at once with the
+    /// outcomes that are known. A `send` that does not return is dropped, and its events are sent
+    /// again after the next start.
     fn cut_off(&self) {}
 
     /// Called once, after the last `send` has ended.

@@ -1,14 +1,14 @@
-//! The cache on disk: the last good list of a URL, for the next start.
+//! The cache on disk, which holds the last good list of a URL for the next start (SPEC 5).
 //!
-//! One file, replaced as a whole, so that a list and the facts about it always match:
+//! It is one file that is replaced as a whole, so that a list and the facts about it always match:
 //!
 //! | bytes | content |
 //! |---|---|
-//! | 0..4096 | a JSON object ([`About`]), then blanks, then a line end |
+//! | 0..4096 | a JSON object ([`Header`]), then blanks, then a line end |
 //! | 4096.. | the list as the server sent it, decompressed |
 //!
-//! The modification time is when the server last confirmed the list. A cache that is damaged,
-//! or of another URL or version, is not used.
+//! The modification time of the file is the time at which the server last confirmed the list. A
+//! cache that is damaged, or belongs to another URL or version, is not used.
 
 use std::{
     fs::{self, File},
@@ -57,11 +57,12 @@ struct Header {
     body_crc32c: u32,
 }
 
-/// A list being received. Dropping it removes its file unless it was stored.
+/// A list that is being received. Dropping it removes its file unless [`Incoming::store`]
+/// succeeded.
 ///
-/// It is on disk, so that a large list takes no memory. Where the disk does not take it, such as
-/// when it is full, it is in memory: it is of use all the same, and only the next start will not
-/// find it.
+/// The list is written to disk, so that a large one takes no memory. If the disk refuses it, for
+/// instance because it is full, the list is received in memory: this process can use it, and only
+/// the next start will not find it.
 #[derive(Debug)]
 pub(super) struct Incoming {
     folder: PathBuf,
@@ -107,13 +108,13 @@ impl Incoming {
         Ok(Incoming { folder, file, is_in_memory, crc32c: 0, is_stored: false })
     }
 
-    /// Goes on in memory with what was received so far.
+    /// Moves the part that was received so far into memory, where the rest will follow.
     fn move_into_memory(&mut self) -> io::Result<()> {
         let bytes = self.file.stream_position()?;
         let mut memory = file_in_memory()?;
         self.file.rewind()?;
         io::copy(&mut Read::take(&mut self.file, bytes), &mut memory)?;
-        // The header is a hole, and a file of nothing else has no bytes to copy.
+        // The header is a hole; if the file has nothing after it, there are no bytes to copy.
         memory.seek(SeekFrom::Start(bytes))?;
         self.file = memory;
         self.is_in_memory = true;
@@ -133,7 +134,7 @@ impl Incoming {
         Ok(())
     }
 
-    /// If the file cannot be removed, the next one overwrites it.
+    /// Removes the file. An error is ignored, because the next list overwrites the file.
     fn remove_file(&self) {
         let _ = fs::remove_file(self.folder.join(NAME_WHILE_WRITTEN));
     }
@@ -231,8 +232,8 @@ pub(super) fn find(folder: &Path, url: &str) -> io::Result<Option<Found>> {
     Ok(Some(Found { about: header.about, list: file, age }))
 }
 
-/// Records that the server has just confirmed the cached list. If that fails, the list looks older
-/// after a restart than it is, which is the safe side.
+/// Records that the server has just confirmed the cached list. An error is ignored: the list then
+/// looks older after a restart than it is, which errs towards refusing events.
 pub(super) fn confirm(folder: &Path) {
     let cache = File::options().write(true).open(folder.join(NAME));
     let _ = cache.and_then(|cache| cache.set_modified(SystemTime::now()));
@@ -247,7 +248,7 @@ fn create_file(folder: &Path) -> io::Result<File> {
     options.open(folder.join(NAME_WHILE_WRITTEN))
 }
 
-/// A file without a name, in memory.
+/// A file in memory, without a name.
 #[cfg(any(target_os = "linux", target_os = "android", target_os = "freebsd"))]
 fn file_in_memory() -> io::Result<File> {
     use rustix::fs::{MemfdFlags, memfd_create};

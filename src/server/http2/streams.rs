@@ -70,8 +70,7 @@ where
         let Self(streams) = &self;
         let server = &streams.server;
         let proxied = server.proxy.process_new_http(session, &streams.shutdown);
-        let ahead = exchange::AHEAD_BYTES_HTTP2;
-        let served = exchange::scope(server.buffered_bytes.clone(), ahead, proxied);
+        let served = exchange::scope(server.buffered_bytes.clone(), proxied);
         let cancelled = async {
             match &listed {
                 Some(listed) => listed.upload.cancelled().await,

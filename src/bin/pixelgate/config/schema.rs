@@ -185,10 +185,7 @@ mod tests {
         for (end, step) in ends {
             for (unit, bytes) in SIZES {
                 let near = [end / bytes, end / bytes + step, (end + step) / bytes];
-                all.extend(near.iter().filter(|n| **n >= 0).flat_map(|n| {
-                    ["", ".0", ".001", ".25", ".5", ".999"]
-                        .map(|decimals| json!(format!("{n}{decimals}{unit}")))
-                }));
+                all.extend(near.iter().filter(|n| **n >= 0).map(|n| json!(format!("{n}{unit}"))));
             }
             all.extend([json!("9EiB"), json!("0B"), json!("1 kg"), json!("-1B")]);
         }
