@@ -25,8 +25,6 @@ pub struct EventRequest<'a> {
     pub reading: Reading,
     /// The target's query, undecoded, without `?`.
     pub query: &'a [u8],
-    /// The data of the request's headers and of its connection.
-    pub context: Context<'a>,
 }
 
 /// What the judge decides about an event request.
@@ -53,19 +51,23 @@ pub struct AcceptedEvent<'a> {
     pub ignored: event::IgnoredParams<'a>,
     /// The upstreams that the event is meant for. `None`: all.
     pub route: Option<Route>,
+    /// Whether the portal is in the portal list. `None`: the judge has not come so far.
+    pub is_listed: Option<bool>,
     /// Mode `dry_run` only: the reason for which `enforce` would have rejected the event.
     pub would_reject: Option<Reason>,
 }
 
-impl AcceptedEvent<'_> {
-    /// An empty event for [`Gate::judge`] to fill in. The caller provides it because an event is
-    /// large, and moving one costs more than some checks.
-    pub fn blank() -> Self {
+impl<'a> AcceptedEvent<'a> {
+    /// An empty event for [`Gate::judge`] to fill in, with the data of the request's headers and of
+    /// its connection. The caller provides it because an event is large, and moving one costs more
+    /// than some checks.
+    pub fn blank(context: Context<'a>) -> Self {
         AcceptedEvent {
             event: Event::blank(),
-            context: Context::default(),
+            context,
             ignored: event::IgnoredParams::new(),
             route: None,
+            is_listed: None,
             would_reject: None,
         }
     }
@@ -120,8 +122,8 @@ impl Gate {
 
     /// Judges a request, and fills in `accepted`, which must be blank. Unless the decision is
     /// [`Decision::Accept`], `accepted` has the portal and the name of the event afterwards, as far
-    /// as they are valid, and the context, which [`Gate::reduced`] has yet to reduce; everything
-    /// else in it is meaningless. A request for a path outside the event path is rejected like one
+    /// as they are valid, whether the portal is listed, and the context, which [`Gate::reduced`] has
+    /// yet to reduce; everything else in it is meaningless. A request for a path outside the event path is rejected like one
     /// below the event path.
     pub fn judge<'a>(
         &self,
@@ -146,7 +148,6 @@ impl Gate {
         accepted: &mut AcceptedEvent<'a>,
         take_rate: impl FnOnce(&Policy) -> Rate,
     ) -> Decision {
-        accepted.context = request.context;
         if request.reading != Reading::Event {
             return Decision::Reject(Rejection::of(Reason::UnknownPath));
         }
@@ -172,6 +173,7 @@ impl Gate {
     ) -> Result<(), Rejection> {
         event::parse_into(query, &self.rules, &mut accepted.event, &mut accepted.ignored)?;
         let portal = self.portals.judge(accepted.event.portal, &accepted.event.name);
+        accepted.is_listed = Some(portal.policy.is_listed());
         match portal.verdict {
             PortalVerdict::Allowed => {}
             PortalVerdict::WouldReject(reason) => accepted.would_reject = Some(reason),

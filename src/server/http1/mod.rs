@@ -162,8 +162,9 @@ impl<SV> Server<SV> {
         let begin = |log: &AccessLog| begin_record(log, settings, &request);
         let mut record = in_force.access_log.as_ref().map(begin);
         let event_request =
-            EventRequest { method: &FastRequest::METHOD, reading, query: target.query, context };
-        let step = self.gate.judge(settings, event_request, record.as_deref_mut(), |_| {});
+            EventRequest { method: &FastRequest::METHOD, reading, query: target.query };
+        let step =
+            self.gate.judge(settings, event_request, context, record.as_deref_mut(), |_| {});
         Some(JudgedRequest {
             length,
             step,
