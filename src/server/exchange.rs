@@ -64,15 +64,21 @@ struct Exchange {
     origin_waits: Cell<bool>,
     /// Lines that follow the header lines of the request, each with its CRLF.
     request_lines: RefCell<Bytes>,
+    /// Whether the request's body may end in trailers, and whether that of the response may, as far
+    /// as its header was read.
+    request_has_chunks: bool,
+    response_has_chunks: Cell<bool>,
     /// Lines of trailers, each with its CRLF; empty: none, or not read yet.
     request_trailers: RefCell<Bytes>,
     response_trailers: RefCell<Bytes>,
 }
 
-/// Runs `future`, which serves one request, as an exchange.
+/// Runs `future`, which serves one request, as an exchange. `request_has_chunks`: the request's body
+/// may end in trailers.
 pub fn scope<F: Future>(
     buffered_bytes: BufferedBytes,
     ahead_bytes_max: usize,
+    request_has_chunks: bool,
     future: F,
 ) -> impl Future<Output = F::Output> {
     let exchange = Exchange {
@@ -86,6 +92,8 @@ pub fn scope<F: Future>(
         is_tunnel: Cell::new(false),
         origin_waits: Cell::new(false),
         request_lines: RefCell::default(),
+        request_has_chunks,
+        response_has_chunks: Cell::new(false),
         request_trailers: RefCell::default(),
         response_trailers: RefCell::default(),
     };
@@ -149,6 +157,21 @@ pub fn add_request_lines(lines: &[(&HeaderName, &HeaderValue)]) -> bool {
 /// Takes what [`add_request_lines`] has stored.
 pub fn take_request_lines() -> Bytes {
     EXCHANGE.try_with(|exchange| exchange.request_lines.take()).unwrap_or_default()
+}
+
+/// Whether the body of a message may end in trailers.
+pub fn has_chunks(side: Side) -> bool {
+    let has_chunks = |exchange: &Exchange| match side {
+        Side::Request => exchange.request_has_chunks,
+        Side::Response => exchange.response_has_chunks.get(),
+    };
+    EXCHANGE.try_with(has_chunks).unwrap_or(false)
+}
+
+/// Notes that the body of the response may end in trailers.
+pub fn response_has_chunks() {
+    // As above.
+    let _ = EXCHANGE.try_with(|exchange| exchange.response_has_chunks.set(true));
 }
 
 /// Stores the trailers of a message: whole lines.
@@ -242,7 +265,7 @@ mod tests {
     }
 
     async fn ahead(buffered_bytes: BufferedBytes) -> [usize; 3] {
-        scope(buffered_bytes, AHEAD_BYTES_HTTP1, async {
+        scope(buffered_bytes, AHEAD_BYTES_HTTP1, false, async {
             let first = read_ahead();
             client_written(&Poll::Ready(()));
             let again = read_ahead();

@@ -26,6 +26,7 @@
 //! | `proxy_header` | parses the PROXY header, versions 1 and 2 |
 //! | `socket` | a TCP or Unix socket that holds no write buffer while idle |
 //! | `read_buffer` | one read buffer per thread, so that idle connections hold none |
+//! | `alarm` | timers that outlive the waits that they limit |
 //! | `connection` | the state of a connection between two requests; reads a header |
 //! | `http1` | serves an HTTP/1 connection |
 //! | `http1/header_check` | finds the end of a header and checks its framing (RFC 9112) |
@@ -34,7 +35,7 @@
 //! | `http1/body` | finds the end of a body, by the strict grammar |
 //! | `http1/trailers` | carries trailers past Pingora, which drops them |
 //! | `http1/request_stream` | the stream of one request: Pingora reads nothing after its body |
-//! | `fast_path/request` | parses an event request |
+//! | `fast_path/request` | parses a plain `GET`, of which event requests are answered at once |
 //! | `in_force` | the limits and settings of a request, and their replacement by a reload |
 //! | `origin_connector`, `origin_stream` | connections to origins, of which little is read ahead |
 //! | `exchange` | what the streams of client and origin share: bytes that wait, trailers |
@@ -50,6 +51,7 @@
 
 mod acceptor;
 mod admission;
+mod alarm;
 mod buffered_bytes;
 mod connection;
 mod connection_limit;
@@ -71,6 +73,8 @@ pub use buffered_bytes::BufferedBytes;
 pub use exchange::add_request_lines;
 pub use in_force::LimitsHandle;
 pub use limits::Limits;
-pub use origin_connector::{OriginConnector, OriginTransport, Proxy, proxy, proxy_with};
+pub use origin_connector::{
+    OriginConnector, OriginTimeouts, OriginTransport, Proxy, proxy, proxy_with,
+};
 pub use service::Server;
 pub use socket::Socket;

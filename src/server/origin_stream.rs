@@ -6,6 +6,7 @@
 //! into a tunnel never waits: this stream stores what the origin does not take, sends it as it is
 //! read, and no more is read from the client until all is sent.
 
+use super::alarm::Alarm;
 use super::exchange::{self, Side};
 use super::http1::trailers::{TrailerReader, TrailerWriter};
 use async_trait::async_trait;
@@ -23,6 +24,30 @@ use std::task::{Context, Poll, ready};
 use std::time::Duration;
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, ReadBuf, Take};
 
+/// How long a connection to an origin may be waited for. The timeouts of a Pingora peer do the same,
+/// and register a timer for each wait, which costs a thirtieth of a small request.
+///
+/// A wait that lasts too long ends with [`io::ErrorKind::TimedOut`]. Pingora passes that on as the
+/// cause of a `ReadError` or a `WriteError`, not as a `ReadTimedout` or a `WriteTimedout`.
+///
+/// ```
+/// use pixelgate::http_server::OriginTimeouts;
+/// use std::time::Duration;
+///
+/// let mut timeouts = OriginTimeouts::default();
+/// timeouts.io = Some(Duration::from_secs(60));
+/// timeouts.idle = Some(Duration::from_secs(60));
+/// ```
+#[derive(Debug, Clone, Copy, Default)]
+#[cfg_attr(not(feature = "internals"), non_exhaustive)]
+pub struct OriginTimeouts {
+    /// Longest wait for an origin to send some bytes, or to take some. `None`: no limit.
+    pub io: Option<Duration>,
+    /// Longest time that a connection stays open between two requests. `None`: no limit. It counts
+    /// for each wait outside of the requests of a [`Server`](crate::Server).
+    pub idle: Option<Duration>,
+}
+
 /// A connection to an origin.
 #[derive(Debug)]
 pub struct OriginStream {
@@ -35,12 +60,25 @@ pub struct OriginStream {
     /// Bytes of a tunnel that the origin has not taken: at most the few pieces that Pingora had
     /// read from the client before.
     unsent: BytesMut,
+    timeouts: OriginTimeouts,
+    alarm: Alarm,
+    /// Whether the alarm limits a wait for the next request.
+    is_idle: bool,
 }
 
 impl OriginStream {
-    pub fn new(stream: Stream) -> Self {
+    pub fn new(stream: Stream, timeouts: OriginTimeouts) -> Self {
         let (request, response) = (TrailerWriter::new(Side::Request), TrailerReader::default());
-        Self { stream: stream.take(0), exchange: 0, request, response, unsent: BytesMut::new() }
+        Self {
+            stream: stream.take(0),
+            exchange: 0,
+            request,
+            response,
+            unsent: BytesMut::new(),
+            timeouts,
+            alarm: Alarm::default(),
+            is_idle: false,
+        }
     }
 
     fn stream(&mut self) -> Pin<&mut Stream> {
@@ -62,7 +100,32 @@ impl OriginStream {
         if exchange::is_tunnel() {
             return self.poll_write_tunnel(cx, pieces);
         }
-        self.request.poll_write(Pin::new(self.stream.get_mut()), cx, pieces)
+        let written = self.request.poll_write(Pin::new(self.stream.get_mut()), cx, pieces);
+        self.within_limit(written, cx)
+    }
+
+    /// `polled`, or an error if the origin has been waited for too long.
+    fn within_limit<T>(
+        &mut self,
+        polled: Poll<io::Result<T>>,
+        cx: &mut Context<'_>,
+    ) -> Poll<io::Result<T>> {
+        if polled.is_ready() {
+            self.alarm.end_wait();
+            return polled;
+        }
+        let is_idle = match exchange::number() {
+            None => true,
+            Some(number) if number == self.exchange => false,
+            // Before it uses a connection again, Pingora looks whether that is closed.
+            Some(_) => return polled,
+        };
+        if std::mem::replace(&mut self.is_idle, is_idle) != is_idle {
+            self.alarm.end_wait();
+        }
+        let limit = if is_idle { self.timeouts.idle } else { self.timeouts.io };
+        let Some(limit) = limit else { return polled };
+        self.alarm.poll(limit, cx).map(|()| Err(io::ErrorKind::TimedOut.into()))
     }
 
     /// Writes all of `pieces` that the origin takes, or stores all of them.
@@ -112,13 +175,13 @@ impl AsyncRead for OriginStream {
     ) -> Poll<io::Result<()>> {
         let this = self.get_mut();
         this.send_waiting(cx);
-        let Self { stream, response, .. } = this;
         let room = ready!(exchange::poll_room(cx));
-        stream.set_limit(room as u64);
+        this.stream.set_limit(room as u64);
         let before = buf.filled().len();
-        ready!(Pin::new(stream).poll_read(cx, buf))?;
+        let read = Pin::new(&mut this.stream).poll_read(cx, buf);
+        ready!(this.within_limit(read, cx))?;
         exchange::origin_read(buf.filled().len() - before);
-        response.read(&buf.filled()[before..]);
+        this.response.read(&buf.filled()[before..]);
         Poll::Ready(Ok(()))
     }
 }
@@ -151,7 +214,7 @@ impl AsyncWrite for OriginStream {
             exchange::set_origin_waits(true);
             return Poll::Ready(Ok(()));
         }
-        flushed
+        this.within_limit(flushed, cx)
     }
 
     fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
@@ -217,3 +280,68 @@ impl GetSocketDigest for OriginStream {
 }
 
 impl Peek for OriginStream {}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::server::buffered_bytes::BufferedBytes;
+    use tokio::io::{AsyncWriteExt, DuplexStream, duplex};
+    use tokio::time::{Instant, sleep};
+
+    const HEAD: &[u8] = b"GET / HTTP/1.1\r\nHost: a\r\n\r\n";
+    const TIMEOUTS: OriginTimeouts =
+        OriginTimeouts { io: Some(Duration::from_secs(5)), idle: Some(Duration::from_secs(50)) };
+
+    fn origin() -> (OriginStream, DuplexStream) {
+        let (near, far) = duplex(1 << 10);
+        (OriginStream::new(Box::new(near), TIMEOUTS), far)
+    }
+
+    async fn exchange<T>(test: impl Future<Output = T>) -> T {
+        exchange::scope(BufferedBytes::new(0), exchange::AHEAD_BYTES_HTTP1, false, test).await
+    }
+
+    /// Asserts that `wait` ends with a timeout, after `limit`.
+    async fn check<T>(wait: impl Future<Output = io::Result<T>>, limit: Option<Duration>) {
+        let began = Instant::now();
+        assert_eq!(wait.await.err().map(|e| e.kind()), Some(io::ErrorKind::TimedOut));
+        let (waited, limit) = (began.elapsed(), limit.unwrap());
+        assert!(waited >= limit && waited < limit + Duration::from_millis(2), "{waited:?}");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn each_wait_for_an_origin_has_the_limit_of_what_is_waited_for() {
+        let (mut stream, mut far) = origin();
+        for _ in 0..2 {
+            exchange(async {
+                stream.write_all(HEAD).await.unwrap();
+                // What arrives in time ends a wait, and the next one begins anew.
+                for _ in 0..3 {
+                    let answer = async {
+                        sleep(Duration::from_secs(4)).await;
+                        far.write_all(b"a").await
+                    };
+                    let (read, answered) = tokio::join!(stream.read_u8(), answer);
+                    assert!(read.is_ok() && answered.is_ok());
+                }
+            })
+            .await;
+            check(stream.read_u8(), TIMEOUTS.idle).await;
+        }
+        exchange(async {
+            stream.write_all(HEAD).await.unwrap();
+            check(stream.read_u8(), TIMEOUTS.io).await;
+        })
+        .await;
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn an_origin_that_takes_nothing_is_waited_for_as_long() {
+        let (mut stream, _far) = origin();
+        exchange(async {
+            stream.write_all(HEAD).await.unwrap();
+            check(stream.write_all(&[0; 1 << 11]), TIMEOUTS.io).await;
+        })
+        .await;
+    }
+}

@@ -5,6 +5,7 @@
 //! parser refuses in a target is percent-encoded, so that clients that send it raw get an answer.
 //! All other bytes stay as they are.
 
+use crate::request::simd::{self, Block};
 use std::borrow::Cow;
 
 /// Longest target that Pingora's parser takes, in bytes.
@@ -90,6 +91,13 @@ pub fn is_host(value: &[u8]) -> bool {
         _ => host.iter().all(|b| b.is_ascii_alphanumeric() || b"-._~!$&'()*+;=%".contains(b)),
     };
     host_fits && port_fits
+}
+
+/// Whether Pingora reads a target of printable ASCII in origin form as it is.
+pub fn fits_pingora(target: &[u8]) -> bool {
+    let is_refused =
+        |bytes: Block| bytes.are(b'<').or(bytes.are(b'>')).or(bytes.are(b'`')).or(bytes.are(b'"'));
+    target.len() <= TARGET_BYTES_MAX && simd::find(target, 0, is_refused).is_none()
 }
 
 /// Percent-encodes the bytes that Pingora's parser refuses: `<` and `>`, a backtick in a path, a

@@ -116,12 +116,13 @@ enum Framing {
 
 impl Framing {
     /// What comes behind a header: another header if this one is that of an informational answer.
-    fn behind(head: &[u8]) -> Self {
+    /// `may_have_chunks`: what else is known does not rule out chunks.
+    fn behind(head: &[u8], may_have_chunks: bool) -> Self {
         let status = head.strip_prefix(b"HTTP/1.").and_then(|rest| rest.get(2..5));
         match status {
             Some(b"101" | b"204" | b"304") => Self::Other,
             Some([b'1', ..]) => Self::Header,
-            _ if is_chunked(head) => Self::Chunks(Chunks::Start),
+            _ if may_have_chunks && is_chunked(head) => Self::Chunks(Chunks::Start),
             _ => Self::Other,
         }
     }
@@ -203,7 +204,10 @@ impl TrailerReader {
             return bytes.len();
         };
         let head = if before == 0 { &bytes[..end] } else { &self.head[..end] };
-        self.framing = Framing::behind(head);
+        self.framing = Framing::behind(head, true);
+        if matches!(self.framing, Framing::Chunks(_)) {
+            exchange::response_has_chunks();
+        }
         (self.head, self.searched) = (BytesMut::new(), 0);
         end - before
     }
@@ -292,7 +296,8 @@ impl TrailerWriter {
             }
             None => return Err(io::ErrorKind::InvalidData.into()),
         }
-        (self.head_left, self.framing) = (head.len(), Framing::behind(head));
+        self.head_left = head.len();
+        self.framing = Framing::behind(head, exchange::has_chunks(self.side));
         Ok(())
     }
 }
@@ -339,7 +344,11 @@ mod tests {
     const LAST_CHUNK: &[u8] = b"0\r\n\r\n";
 
     async fn exchange<T>(test: impl Future<Output = T>) -> T {
-        exchange::scope(BufferedBytes::new(0), exchange::AHEAD_BYTES_HTTP1, test).await
+        let test = async {
+            exchange::response_has_chunks();
+            test.await
+        };
+        exchange::scope(BufferedBytes::new(0), exchange::AHEAD_BYTES_HTTP1, true, test).await
     }
 
     /// Writes messages as Pingora does, to a stream that takes few bytes at once.

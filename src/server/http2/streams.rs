@@ -71,7 +71,8 @@ where
         let server = &streams.server;
         let proxied = server.proxy.process_new_http(session, &streams.shutdown);
         let ahead = exchange::AHEAD_BYTES_HTTP2;
-        let served = exchange::scope(server.buffered_bytes.clone(), ahead, proxied);
+        let buffered = server.buffered_bytes.clone();
+        let served = exchange::scope(buffered, ahead, listed.is_some(), proxied);
         let cancelled = async {
             match &listed {
                 Some(listed) => listed.upload.cancelled().await,

@@ -8,6 +8,10 @@ use pingora::prelude::Result;
 /// 9110, section 10.1.4), and which it will send. Pingora removes both, because it drops trailers.
 /// A request for an upgrade has a `Connection` header of its own, and no trailers.
 pub fn announce(received: &RequestHeader, request: &mut RequestHeader) -> Result<()> {
+    // Nearly all requests have neither: to look at each name costs less than to search for two.
+    if !received.headers.keys().any(|name| [header::TE, header::TRAILER].contains(name)) {
+        return Ok(());
+    }
     let takes = |line: &HeaderValue| {
         line.as_bytes()
             .split(|&b| b == b',')
