@@ -122,9 +122,9 @@ impl Gate {
 
     /// Judges a request, and fills in `accepted`, which must be blank. Unless the decision is
     /// [`Decision::Accept`], `accepted` has the portal and the name of the event afterwards, as far
-    /// as they are valid, whether the portal is listed, and the context, which [`Gate::reduced`] has
-    /// yet to reduce; everything else in it is meaningless. A request for a path outside the event path is rejected like one
-    /// below the event path.
+    /// as they are valid, whether the portal is listed, and the context, which [`Gate::reduced`]
+    /// has yet to reduce; everything else in it is meaningless. A request for a path outside the
+    /// event path is rejected like one below the event path.
     pub fn judge<'a>(
         &self,
         request: EventRequest<'a>,

@@ -73,8 +73,8 @@ struct Exchange {
     response_trailers: RefCell<Bytes>,
 }
 
-/// Runs `future`, which serves one request, as an exchange. `request_has_chunks`: the request's body
-/// may end in trailers.
+/// Runs `future`, which serves one request, as an exchange. `request_has_chunks`: the body of the
+/// request may end in trailers.
 pub fn scope<F: Future>(
     buffered_bytes: BufferedBytes,
     ahead_bytes_max: usize,

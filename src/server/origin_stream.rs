@@ -24,8 +24,8 @@ use std::task::{Context, Poll, ready};
 use std::time::Duration;
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, ReadBuf, Take};
 
-/// How long a connection to an origin may be waited for. The timeouts of a Pingora peer do the same,
-/// and register a timer for each wait, which costs a thirtieth of a small request.
+/// How long a connection to an origin may be waited for. The timeouts of a Pingora peer do the
+/// same, and register a timer for each wait, which costs a thirtieth of a small request.
 ///
 /// A wait that lasts too long ends with [`io::ErrorKind::TimedOut`]. Pingora passes that on as the
 /// cause of a `ReadError` or a `WriteError`, not as a `ReadTimedout` or a `WriteTimedout`.

@@ -203,8 +203,8 @@ fn join_lengths(response: &mut ResponseHeader) -> Result<()> {
     response.insert_header(header::CONTENT_LENGTH, value)
 }
 
-/// Names a timeout of an origin's stream (`OriginTimeouts`) as Pingora names its own: it takes it for
-/// an error of the system.
+/// Names a timeout of an origin's stream (`OriginTimeouts`) as Pingora names its own. Pingora takes
+/// it for an error of the system.
 fn name_timeout(e: &mut Error) {
     let by_stream = |e: &io::Error| e.kind() == ErrorKind::TimedOut && e.raw_os_error().is_none();
     if e.root_cause().downcast_ref().is_some_and(by_stream) {
