@@ -227,7 +227,7 @@ pub mod custom {
     pub use crate::telemetry::in_flight::{InFlight, InFlightGuard};
     #[doc(hidden)] // Hosts written for 0.1.0 import them from here.
     pub use crate::upstream::{Batch, Outcome};
-    pub use crate::upstream::{Body, Failure, Part};
+    pub use crate::upstream::{Body, Failure, Part, is_bot};
     pub use prometheus::Registry;
 }
 
