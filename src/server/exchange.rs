@@ -18,11 +18,11 @@ use std::task::{Context, Poll};
 
 /// Most bytes of one piece of a response.
 const PIECE_BYTES: usize = 16 << 10;
-/// The same of a response of which more was read than the kernel holds for a client that reads
-/// nothing: Linux has at most 4 MiB for what a socket sends (`tcp_wmem`). Each piece costs a system
-/// call on either side.
+/// The same of a response of which more was read than two kernels hold for a client that reads
+/// nothing: Linux buffers at most 4 MiB of what a socket sends (`tcp_wmem`), and as a rule less of
+/// what is received. Each piece costs a system call on either side.
 const LARGE_PIECE_BYTES: usize = 64 << 10;
-const LARGE_RESPONSE_BYTES: usize = 4 << 20;
+const LARGE_RESPONSE_BYTES: usize = 8 << 20;
 /// The same while `edge.buffered_bytes_max` bytes wait in the whole process.
 const PIECE_BYTES_MIN: usize = 2 << 10;
 /// What an exchange reserves of `edge.buffered_bytes_max`: its response, or as much of an upload;
