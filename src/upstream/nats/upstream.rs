@@ -19,7 +19,7 @@ use crate::upstream::batch::Batch;
 use crate::upstream::bot;
 use crate::upstream::contract::Upstream;
 use crate::upstream::merge_outcomes::merge_outcomes;
-use crate::upstream::outcome::{Failure, Outcome};
+use crate::upstream::outcome::Outcome;
 
 /// The upstream of kind `nats`.
 pub struct Nats {
