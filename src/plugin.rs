@@ -283,7 +283,9 @@ impl PixelGate {
         });
         record.trace_id = trace_id(&request.headers);
         if reading == Reading::Other || !session.is_body_done() {
-            record.note_visitor(&settings.gate.reduced(self.context_of(settings, session)));
+            let query = Target::split(session.req_header().raw_path()).query;
+            let context = self.context_of(settings, session);
+            record.note_visitor(&settings.gate.reduced_unjudged(reading, query, context));
         }
     }
 
@@ -325,10 +327,7 @@ impl PixelGate {
             // The context of an accepted event is reduced already.
             if decision != Decision::Accept {
                 let context = std::mem::take(&mut accepted.context);
-                accepted.context = match portal {
-                    0 => gate.reduced(context),
-                    _ => gate.reduced_for(portal, context),
-                };
+                accepted.context = gate.reduced_for(portal, query, context);
             }
             record.note_visitor(&accepted.context);
         }

@@ -275,6 +275,7 @@ mod tests {
                 free_bytes: 1 << 40,
                 seconds_to_full: None,
                 quarantined_bytes: 0,
+                direct_writes: true,
                 failing: None,
                 upstreams: vec![spool::UpstreamStatus {
                     name: "collector".to_owned(),
@@ -293,6 +294,7 @@ mod tests {
                 failures: 0,
                 fresh: true,
                 stale: false,
+                unstored: None,
             },
             portal_totals: Default::default(),
             portals_since_ms: None,

@@ -63,9 +63,13 @@ impl Config {
     /// The URL to which metrics are sent. `None` if `endpoint` is not set.
     pub(super) fn url(&self) -> Result<Option<Url>, ConfigError> {
         let Some(endpoint) = &self.endpoint else { return Ok(None) };
+        let parse = |text: &str| {
+            Url::parse(text).map_err(|e| ConfigError::caused("endpoint", "is no URL", e))
+        };
+        // By itself too: to the slashes of a URL without a host the path would be its host.
+        parse(endpoint.expose())?;
         let base = endpoint.expose().trim_end_matches('/');
-        let url = Url::parse(&format!("{base}/{METRICS_PATH}"));
-        let url = url.map_err(|e| ConfigError::caused("endpoint", "is no URL", e))?;
+        let url = parse(&format!("{base}/{METRICS_PATH}"))?;
         let is_plain = url.query().is_none() && url.fragment().is_none();
         if !matches!(url.scheme(), "http" | "https") || !url.has_host() || !is_plain {
             let why = "must be http:// or https://, a host and at most a path";
@@ -103,7 +107,9 @@ mod tests {
         };
         check("http://c.example:4318", Some("http://c.example:4318/v1/metrics"));
         check("https://c.example/otlp/", Some("https://c.example/otlp/v1/metrics"));
-        for wrong in ["c.example:4318", "ftp://c.example", "http://c.example?a=b", "/x", ""] {
+        for wrong in
+            ["c.example:4318", "ftp://c.example", "http://c.example?a=b", "/x", "", "http://"]
+        {
             check(wrong, None);
         }
     }

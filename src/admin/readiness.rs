@@ -41,6 +41,18 @@ pub fn note_faults(gate: &PixelGate) {
         "Look at portals.source. Events are refused until the list is loaded again.",
     );
     note(
+        portals.unstored.is_some(),
+        FaultKind::PortalsUnstored,
+        "portals",
+        &format!(
+            "portals: the list in force cannot be stored for the next start: {}",
+            portals.unstored.as_deref().unwrap_or_default()
+        ),
+        "Make the state folder writable, with room for the list: it is then stored at the next \
+         look at portals.source. Until then a start needs an answer of portals.source before it \
+         accepts events.",
+    );
+    note(
         spool.failing.is_some(),
         FaultKind::SpoolRefuses,
         "spool",

@@ -74,6 +74,7 @@ fn spool(snapshot: &Snapshot) -> Value {
         "free_bytes": spool.free_bytes,
         "seconds_to_full": spool.seconds_to_full,
         "quarantined_bytes": spool.quarantined_bytes,
+        "direct_writes": spool.direct_writes,
         "failing": spool.failing,
     })
 }

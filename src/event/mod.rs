@@ -11,8 +11,8 @@
 //! by their meaning, `validate.rs`, `email.rs` and `revenue.rs` have the rule of each field, and
 //! `normalize.rs` makes the canonical form. `record/` stores an event, reads it back and writes it
 //! as upstreams receive it. `hints.rs` finds likely mistakes in a query, which `hint.rs` lists;
-//! `peek.rs` reads portal and event name of a rejected query. `hidden.rs` knows the characters that
-//! no reader sees.
+//! `peek.rs` reads portal and event name of a query that is rejected. `hidden.rs` knows the
+//! characters that no reader sees.
 //!
 //! A plain query (no `%`, no `+`, lower-case keys) is judged without allocating: the event borrows
 //! from the query.
@@ -49,7 +49,7 @@ pub use normalize::canonical_query;
 pub use param::*;
 pub(crate) use parse::parse_into;
 pub use parse::{Judged, parse};
-pub use peek::{Peek, peek};
+pub use peek::{Peek, named_portals, peek};
 pub use record::decode::Record;
 pub use record::encode::{Context, encode_record, write_event_json};
 pub use record::error::RecordError;

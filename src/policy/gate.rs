@@ -123,7 +123,7 @@ impl Gate {
     /// Judges a request, and fills in `accepted`, which must be blank.
     ///
     /// If the decision is not [`Decision::Accept`], `accepted` holds the portal and the name of the
-    /// event if they are valid, and the context, which [`Gate::reduced`] has yet to reduce;
+    /// event if they are valid, and the context, which [`Gate::reduced_for`] has yet to reduce;
     /// everything else in it is meaningless. A request for a path that is not the event path is
     /// rejected as `unknown_path`.
     pub fn judge<'a>(
@@ -219,11 +219,34 @@ impl Gate {
         context
     }
 
-    /// Reduces the context of a rejected event as `[privacy]` and the portal's `privacy` say.
-    pub fn reduced_for<'a>(&self, portal: u64, mut context: Context<'a>) -> Context<'a> {
-        let privacy = self.portals.judge(portal, "").policy.privacy(self.privacy);
-        privacy.apply(&mut Event::blank(), &mut context);
-        context
+    /// As [`Gate::reduced`], for a request that is not judged, or not yet: if its path is the event
+    /// path or below it, the privacy of each portal counts that its query names.
+    pub fn reduced_unjudged<'a>(
+        &self,
+        reading: Reading,
+        query: &[u8],
+        context: Context<'a>,
+    ) -> Context<'a> {
+        match reading {
+            Reading::Other => self.reduced(context),
+            Reading::Event | Reading::Unknown => self.reduced_for(0, query, context),
+        }
+    }
+
+    /// What `[privacy]` and the portal's own `privacy` leave of the context of an event request
+    /// that was not accepted. `portal` is 0 if it is not known: then each portal counts that the
+    /// query names.
+    pub fn reduced_for<'a>(&self, portal: u64, query: &[u8], context: Context<'a>) -> Context<'a> {
+        let mut reduced = self.reduced(context);
+        let named = match portal {
+            0 => event::named_portals(query, &self.rules),
+            known => vec![known],
+        };
+        for portal in named {
+            let privacy = self.portals.judge(portal, "").policy.privacy(self.privacy);
+            privacy.apply(&mut Event::blank(), &mut reduced);
+        }
+        reduced
     }
 
     /// Appends an accepted event to `out` as a spool record with a new id and the current time.

@@ -217,3 +217,40 @@ impl GetSocketDigest for OriginStream {
 }
 
 impl Peek for OriginStream {}
+
+#[cfg(test)]
+mod tests {
+    use super::super::buffered_bytes::BufferedBytes;
+    use super::super::socket::Socket;
+    use super::*;
+    use tokio::io::AsyncWriteExt;
+    use tokio::net::UnixStream;
+
+    #[tokio::test]
+    async fn pieces_written_into_a_tunnel_count_whole_and_arrive_in_order() {
+        let (near, mut far) = UnixStream::pair().unwrap();
+        let mut origin = OriginStream::new(Box::new(Socket::unix(near)));
+        exchange::scope(BufferedBytes::new(1 << 20), 1 << 15, async {
+            exchange::open_tunnel();
+            let mut expect = Vec::new();
+            // More than a socket takes: the rest is stored, and still counts as written.
+            for round in 0..40_u8 {
+                let (long, short) = (vec![round; 32 << 10], [round, b'-', round]);
+                let pieces = [&long[..], b"", &short].map(io::IoSlice::new);
+                let written = origin.write_vectored(&pieces).await.unwrap();
+                let whole = [&long[..], &short].concat();
+                assert!(written == whole.len() || !exchange::origin_waits(), "{round}: {written}");
+                expect.extend_from_slice(&whole[..written]);
+            }
+            assert!(exchange::origin_waits());
+            let mut all = vec![0; expect.len()];
+            let (read, sent) = tokio::join!(far.read_exact(&mut all), async {
+                std::future::poll_fn(|cx| origin.poll_send(cx)).await
+            });
+            sent.unwrap();
+            read.unwrap();
+            assert!(all == expect, "the bytes arrive as they were written");
+        })
+        .await;
+    }
+}

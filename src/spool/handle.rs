@@ -1,15 +1,18 @@
 //! [`Spool`], the handle to an open spool: opens it, appends, reads and closes.
 //!
-//! It starts and ends the threads of the committer, of maintenance and of the watch. It does no I/O
-//! itself.
+//! It starts and ends the threads of the committer, of maintenance and of the watch. Each call to
+//! the disk is made on a thread of its own, so that a disk that hangs does not delay a start.
 
 use std::io;
+use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
-use std::sync::{Arc, mpsc};
+use std::sync::mpsc::{self, RecvTimeoutError};
+use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use parking_lot::Mutex;
 
+use super::beginning::Beginning;
 use super::config::{Config, Durability, ValidConfig};
 use super::env::Env;
 use super::error::{CloseError, OpenError};
@@ -25,9 +28,6 @@ use super::write::syncer::Syncer;
 use super::write::watch::{StopWatch, Watch};
 use crate::config_error::ConfigError;
 use crate::disk_error;
-
-/// The longest wait of a start for another process that creates or adopts lanes.
-const SPOOL_LOCK_WAIT: Duration = Duration::from_secs(10);
 
 /// The spool. Cheap to clone. Dropping the last clone closes it as [`Spool::close`] does.
 #[derive(Clone)]
@@ -58,9 +58,9 @@ struct Handle {
 }
 
 struct Threads {
-    committer: std::thread::JoinHandle<()>,
-    maintenance: std::thread::JoinHandle<()>,
-    watch: std::thread::JoinHandle<()>,
+    committer: JoinHandle<()>,
+    maintenance: JoinHandle<()>,
+    watch: JoinHandle<()>,
 }
 
 impl Spool {
@@ -72,9 +72,9 @@ impl Spool {
     ///
     /// # Errors
     ///
-    /// Those of [`OpenError`]. A disk that is full, read-only or failing is no error (SPEC 6),
-    /// unless [`Env::needs_disk`] is set: appends are refused until the disk works, and delivery of
-    /// the pending events makes room.
+    /// Those of [`OpenError`]. A disk that is full, read-only, failing or stalled for
+    /// `commit_seconds_max` is no error (SPEC 6), unless [`Env::needs_disk`] is set: appends are
+    /// refused until the disk works, and delivery of the pending events makes room.
     pub fn open<C>(config: C, upstreams: &[String], env: Env) -> Result<Spool, OpenError>
     where
         C: TryInto<ValidConfig>,
@@ -88,16 +88,21 @@ impl Spool {
         check_upstreams(upstreams)?;
         let needs_disk = env.needs_disk;
         let state = Arc::new(SpoolState::new(config, upstreams, env));
-        match begin(&state) {
-            // Maintenance tries again at once and then each second, and reports the fault.
-            Err(OpenError::Io { source, .. }) if !needs_disk && !is_mistake(&source) => {
-                state.fail(&source);
-                state.request_maintenance();
+        let beginning = Beginning::start(&state).map_err(io_error(config))?;
+        let limit = if needs_disk { Duration::MAX } else { config.commit_limit() };
+        if let Err(error) = beginning.wait(limit) {
+            let is_locked = error.kind() == io::ErrorKind::WouldBlock;
+            if is_locked || needs_disk || is_mistake(&error) {
+                // The thread holds the lanes that it has adopted until it ends.
+                beginning.join();
+                let busy = is_locked.then(|| OpenError::Busy(config.dir.clone()));
+                return Err(busy.unwrap_or_else(|| io_error(config)(error)));
             }
-            begun => begun?,
+            // Maintenance tries again at once and then each second, and reports the fault.
+            state.note_start(&Err(error));
+            state.request_maintenance();
         }
-        state.look_at_disk();
-        let spool = Spool::start(Arc::clone(&state))?;
+        let spool = Spool::start(Arc::clone(&state), beginning)?;
         match state.why_failing() {
             // The error drops the spool, which closes it.
             Some(why) if needs_disk => Err(io_error(config)(io::Error::other(why))),
@@ -105,7 +110,7 @@ impl Spool {
         }
     }
 
-    fn start(state: Arc<SpoolState>) -> Result<Spool, OpenError> {
+    fn start(state: Arc<SpoolState>, beginning: Beginning) -> Result<Spool, OpenError> {
         let config = state.config();
         let io_error = io_error(&config);
         let syncer = match state.durability {
@@ -113,7 +118,6 @@ impl Spool {
             Durability::Power | Durability::Memory => None,
         };
         let syncer = syncer.transpose().map_err(io_error)?;
-        let maintenance = Maintenance::new(Arc::clone(&state));
         let watch = Watch::new(Arc::clone(&state));
         let stop = Arc::new(StopWatch::default());
         let watching = Arc::clone(&stop);
@@ -132,14 +136,24 @@ impl Spool {
         let named = |name: &str| std::thread::Builder::new().name(name.to_owned());
         let committer = named("spool-commit").spawn(commit).map_err(io_error)?;
         state.parker.set(committer.thread().clone());
-        if state.own().is_some() {
-            // Maintenance starts only when the committer is prepared, because both make spares. An
-            // error means that the committer has panicked, which its own thread reports.
-            _ = is_prepared.recv();
-        }
+        // An error means that the committer has panicked, which its own thread reports.
+        let is_late = state.own().is_some()
+            && is_prepared.recv_timeout(config.commit_limit()) == Err(RecvTimeoutError::Timeout);
+        let maintained = Arc::clone(&state);
+        // Maintenance starts only after the two threads that create lanes and spares as well.
+        let maintain = move || {
+            beginning.join();
+            if maintained.own().is_some() {
+                maintained.note_start(&Ok(()));
+            }
+            if is_late {
+                _ = is_prepared.recv();
+            }
+            Maintenance::new(maintained).run();
+        };
         let threads = Threads {
             committer,
-            maintenance: named("spool-keep").spawn(move || maintenance.run()).map_err(io_error)?,
+            maintenance: named("spool-keep").spawn(maintain).map_err(io_error)?,
             watch: named("spool-watch").spawn(move || watch.run(&watching)).map_err(io_error)?,
         };
         Ok(Spool { handle: Arc::new(Handle { state, threads: Mutex::new(Some(threads)) }) })
@@ -299,20 +313,4 @@ fn io_error(config: &Config) -> impl Fn(io::Error) -> OpenError + Copy {
 /// created, so it has just been removed.
 fn is_mistake(error: &io::Error) -> bool {
     disk_error::is_of_path(error) && error.kind() != io::ErrorKind::NotFound
-}
-
-/// Begins as soon as no other process creates or adopts lanes. Waits for at most
-/// [`SPOOL_LOCK_WAIT`].
-fn begin(state: &SpoolState) -> Result<(), OpenError> {
-    let until = Instant::now() + SPOOL_LOCK_WAIT;
-    loop {
-        match state.begin() {
-            Err(error) if error.kind() != io::ErrorKind::WouldBlock => {
-                return Err(io_error(&state.config())(error));
-            }
-            Err(_) if Instant::now() >= until => return Err(OpenError::Busy(state.root.clone())),
-            Err(_) => std::thread::sleep(Duration::from_millis(5)),
-            Ok(()) => return Ok(()),
-        }
-    }
 }

@@ -71,14 +71,8 @@ impl Maintenance {
     /// Tries again to begin, which the start could not do. Events are refused until it succeeds.
     /// Those of earlier processes are delivered meanwhile, which makes room.
     fn begin(&self) -> Option<Arc<Lane>> {
-        let state = &self.state;
-        let begun = state.begin();
-        let root = subject(&state.root);
-        state.disk_faults.note(FaultKind::SpoolStart, &root, "making a lane in", &begun);
-        if let Err(error) = &begun {
-            state.fail(error);
-        }
-        state.own().cloned()
+        self.state.note_start(&self.state.begin());
+        self.state.own().cloned()
     }
 
     /// Refuses events while a following process would not find the lane. The committer accepts them

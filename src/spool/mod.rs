@@ -190,6 +190,7 @@
 //! (`maintenance.rs`). Readers read in the tasks of their upstreams, mostly from memory: the hot
 //! tail in `power`, else the page cache (`read/reader.rs`).
 
+mod beginning;
 mod config;
 mod env;
 mod error;

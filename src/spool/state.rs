@@ -28,7 +28,7 @@ use super::write::admission::{Bounds, GROUP_BYTES_MAX, Growth};
 use super::write::group::{Commit, Overloaded, Shard};
 use super::write::waiting::Waiting;
 use crate::clock::Clock;
-use crate::telemetry::faults::Faults;
+use crate::telemetry::faults::{FaultKind, Faults};
 
 /// The most staging buffers. If there are more threads, they share them.
 const SHARDS_MAX: usize = 64;
@@ -82,6 +82,8 @@ pub struct SpoolState {
     pub waiting: Waiting,
     /// The time of the last commit, in milliseconds since 1970, UTC.
     pub last_commit_ms: AtomicU64,
+    /// Whether the segment in use is written around the page cache.
+    pub direct_writes: AtomicBool,
     /// The own lane of this process, once it could be created. It is also in `lanes`.
     pub own: OnceLock<Arc<Lane>>,
     /// The highest number of a lane that was found, or that another lane mentions.
@@ -147,6 +149,7 @@ impl SpoolState {
             flush_requested: AtomicBool::new(false),
             waiting: Waiting::default(),
             last_commit_ms: AtomicU64::new(0),
+            direct_writes: AtomicBool::new(false),
             own: OnceLock::new(),
             newest_lane: AtomicU64::new(0),
             lanes: Mutex::default(),
@@ -268,6 +271,15 @@ impl SpoolState {
         *self.failing.lock() = Some(why);
     }
 
+    /// Reports the result of creating the own lane. After an error, events are refused.
+    pub fn note_start(&self, begun: &io::Result<()>) {
+        let root = self.root.display().to_string();
+        self.disk_faults.note(FaultKind::SpoolStart, &root, "making a lane in", begun);
+        if let Err(error) = begun {
+            self.fail(error);
+        }
+    }
+
     /// Accepts events again, because the disk works.
     pub fn recover(&self) {
         if self.bounds.is_failing() {
@@ -374,6 +386,7 @@ impl SpoolState {
             free_bytes: self.bounds.free_bytes(),
             seconds_to_full,
             quarantined_bytes: self.quarantine.bytes(),
+            direct_writes: self.direct_writes.load(Relaxed),
             failing: self.why_refusing(),
             upstreams: self.totals(),
         }

@@ -13,6 +13,10 @@ pub struct Status {
     /// The damaged bytes that were found, with those of earlier starts that are still in the
     /// quarantine folder.
     pub quarantined_bytes: u64,
+    /// Whether groups are written around the page cache. `false`: through it, because the file
+    /// system refuses the other way, because of `spool.durability`, or because nothing could be
+    /// written yet.
+    pub direct_writes: bool,
     /// Why appends are refused. `None` while they are accepted.
     pub failing: Option<String>,
     /// The totals of each upstream over the spool's life.

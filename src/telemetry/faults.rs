@@ -24,6 +24,8 @@ pub enum FaultKind {
     PortalsUnread,
     /// The portal list is older than `portals.stale_seconds_max`.
     PortalsStale,
+    /// The portal list of a URL cannot be stored for the next start.
+    PortalsUnstored,
     /// The spool refuses events.
     SpoolRefuses,
     /// The same events fail again and again while the upstream takes others.
@@ -60,9 +62,10 @@ pub enum FaultKind {
 
 impl FaultKind {
     /// Every kind, so that `/metrics` shows a zero for each kind without faults.
-    pub const ALL: [Self; 18] = [
+    pub const ALL: [Self; 19] = [
         Self::PortalsUnread,
         Self::PortalsStale,
+        Self::PortalsUnstored,
         Self::SpoolRefuses,
         Self::Poison,
         Self::UpstreamStuck,
@@ -86,6 +89,7 @@ impl FaultKind {
         match self {
             Self::PortalsUnread => "portals_unread",
             Self::PortalsStale => "portals_stale",
+            Self::PortalsUnstored => "portals_unstored",
             Self::SpoolRefuses => "spool_refuses",
             Self::Poison => "poison",
             Self::UpstreamStuck => "upstream_stuck",

@@ -270,6 +270,7 @@ impl Portals {
             failures: health.failures,
             fresh: !health.failing && (list.is_some() || shared.mode == Mode::Off),
             stale: list.is_some() && shared.is_stale(),
+            unstored: health.unstored.clone(),
         }
     }
 

@@ -44,6 +44,7 @@ pub(super) async fn fetch(
     match &mut *source {
         Source::Url(url) => {
             let look = url.look(content, &shared.terms).await;
+            shared.note_unstored(url.unstored());
             // Swapping may wait for the last request that holds the old list.
             let settled = tokio::task::spawn_blocking(move || shared.settle(look));
             settled.await.unwrap_or(Refreshed::Failed)
@@ -124,6 +125,19 @@ impl PortalsState {
         if std::mem::replace(&mut health.failing, false) {
             log::info!("portals: the source can be read again: {}", self.source_name);
         }
+    }
+
+    /// Records why the list in use is not in the state folder, if it is not.
+    fn note_unstored(&self, why: Option<&str>) {
+        let mut health = self.health.lock();
+        match (&health.unstored, why) {
+            (None, Some(why)) => {
+                log::warn!("portals: the list cannot be stored for the next start: {why}");
+            }
+            (Some(_), None) => log::info!("portals: the list is stored in the state folder again"),
+            _ => {}
+        }
+        health.unstored = why.map(str::to_owned);
     }
 
     /// Records that a look at the source has not ended in time, as when its file system hangs. The

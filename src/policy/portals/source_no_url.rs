@@ -30,4 +30,8 @@ impl UrlSource {
     pub(super) async fn look(&mut self, _: Option<Content>, _: &Arc<Terms>) -> Look {
         match *self {}
     }
+
+    pub(super) fn unstored(&self) -> Option<&str> {
+        match *self {}
+    }
 }

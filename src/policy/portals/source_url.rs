@@ -2,7 +2,8 @@
 //!
 //! Requests are conditional (`ETag`, `Last-Modified`), so that the server can answer 304. A new
 //! list is written to a file in the state folder as it arrives, and read from there. A valid list
-//! becomes the cache for the next start. A response with neither a length nor chunks is not used,
+//! becomes the cache for the next start. A list that the folder refuses is used all the same, and
+//! stored as soon as the folder takes it. A response with neither a length nor chunks is not used,
 //! because a broken connection would look like its end.
 //!
 //! Redirects are followed on the same origin only, because the headers may hold a secret.
@@ -30,7 +31,7 @@ use tokio::sync::mpsc;
 use url::Url;
 
 use super::cache;
-use super::cache::{About, Incoming, Validators};
+use super::cache::{About, Incoming, Unstored, Validators};
 use super::config::url_without_query;
 use super::draft::ParseError;
 use super::format::{Format, LIST_BYTES_MAX};
@@ -66,6 +67,8 @@ pub(super) struct UrlSource {
     validators: Validators,
     /// The list that the cache on disk holds.
     cached: Option<Content>,
+    /// The list in use, if the state folder did not take it.
+    unstored: Option<Unstored>,
 }
 
 /// A list from an earlier run, and how long ago the server confirmed it.
@@ -89,6 +92,7 @@ impl UrlSource {
             client: None,
             validators: Validators::default(),
             cached: None,
+            unstored: None,
         };
         let cached = source.take_cache(terms).unwrap_or_else(|error| {
             let folder = state_dir.display();
@@ -116,16 +120,23 @@ impl UrlSource {
         }
     }
 
+    /// Why the list in use is not in the state folder, if it is not.
+    pub(super) fn unstored(&self) -> Option<&str> {
+        self.unstored.as_ref().map(|unstored| unstored.why.as_str())
+    }
+
     async fn fetch(
         &mut self,
         current: Option<Content>,
         terms: &Arc<Terms>,
     ) -> Result<Look, String> {
-        let mut response = self.ask(current.is_some()).await?;
+        // A list that is neither stored nor at hand is asked for as a whole, to be stored.
+        let is_at_hand = self.unstored.as_ref().is_none_or(Unstored::is_at_hand);
+        let conditionally = current.is_some() && is_at_hand;
+        let mut response = self.ask(conditionally).await?;
         match response.status() {
-            StatusCode::NOT_MODIFIED if current.is_some() => {
-                let folder = self.state_dir.clone();
-                let _ = tokio::task::spawn_blocking(move || cache::confirm(&folder)).await;
+            StatusCode::NOT_MODIFIED if conditionally => {
+                self.confirm(current).await;
                 return Ok(Look::Same);
             }
             StatusCode::OK => {}
@@ -145,12 +156,28 @@ impl UrlSource {
             }
         }
         let _ = pieces.send(None).await;
-        let (list, is_cached) = reading.await.map_err(|error| format!(": {error}"))??;
+        let (list, unstored) = reading.await.map_err(|error| format!(": {error}"))??;
         self.validators = validators;
-        self.cached = is_cached.then_some(list.content);
+        self.cached = unstored.is_none().then_some(list.content);
+        self.unstored = unstored;
         match current == Some(list.content) {
             true => Ok(Look::Same),
             false => Ok(Look::New(Box::new(list))),
+        }
+    }
+
+    /// Notes on disk that the server has confirmed the list in use.
+    async fn confirm(&mut self, current: Option<Content>) {
+        let Some(unstored) = self.unstored.take() else {
+            let folder = self.state_dir.clone();
+            let _ = tokio::task::spawn_blocking(move || cache::confirm(&folder)).await;
+            return;
+        };
+        // Fails only if the runtime ends.
+        let storing = tokio::task::spawn_blocking(move || unstored.store_again());
+        self.unstored = storing.await.ok().flatten();
+        if self.unstored.is_none() {
+            self.cached = current;
         }
     }
 
@@ -211,14 +238,14 @@ struct Receipt {
 }
 
 impl Receipt {
-    /// Receives a list, reads it, and caches it unless it is the `cached` one. Returns whether
-    /// the list is on disk.
+    /// Receives a list, reads it, and caches it unless it is the `cached` one. Returns the list as
+    /// it was received, too, if the disk does not take it.
     fn read(
         self,
         mut received: mpsc::Receiver<Option<Bytes>>,
         cached: Option<Content>,
         terms: &Arc<Terms>,
-    ) -> Result<(List, bool), String> {
+    ) -> Result<(List, Option<Unstored>), String> {
         let fault = |error: io::Error| format!(": {error}");
         let disk = |error: io::Error| format!(": cannot be stored in the state folder: {error}");
         let incoming = Incoming::create(&self.folder).map_err(disk)?;
@@ -240,17 +267,9 @@ impl Receipt {
         let list = list.map_err(|error| place(&error))?;
         if cached == Some(list.content) {
             cache::confirm(&self.folder);
-            return Ok((list, true));
+            return Ok((list, None));
         }
-        let stored = incoming.store(&self.about);
-        if let Err(error) = &stored {
-            // The list is valid and is used.
-            log::warn!(
-                "portals: the list cannot be stored in the folder {} for the next start: {error}",
-                self.folder.display()
-            );
-        }
-        Ok((list, stored.is_ok()))
+        Ok((list, incoming.store(self.about)))
     }
 }
 

@@ -20,6 +20,9 @@ pub struct Status {
     pub fresh: bool,
     /// Whether the list is older than `portals.stale_seconds_max`.
     pub stale: bool,
+    /// Why the list of a URL is not in the state folder, where the next start would look for it.
+    /// `None`: it is there, or the source is no URL.
+    pub unstored: Option<String>,
 }
 
 impl Status {
@@ -54,6 +57,7 @@ pub(super) struct Health {
     pub last_failure: Option<RefreshFailure>,
     pub failures: u64,
     pub failing: bool,
+    pub unstored: Option<String>,
     /// Whether it has been logged that the list is too old.
     pub stale_logged: bool,
 }

@@ -12,7 +12,7 @@
 
 use std::io;
 use std::sync::Arc;
-use std::sync::atomic::Ordering::SeqCst;
+use std::sync::atomic::Ordering::{Relaxed, SeqCst};
 use std::time::{Duration, Instant};
 
 use super::admission::GROUP_BYTES_MAX;
@@ -445,6 +445,7 @@ impl Committer {
         self.unsynced.place(ChecksumSeed::new(self.lane.salt, number));
         let (base, records) = (self.unsynced.base, &self.unsynced.bytes);
         let segment = Segment::create(&self.lane, number, base, bytes, records, &mut self.direct)?;
+        self.state.direct_writes.store(segment.is_direct(), Relaxed);
         self.unsynced.written = self.unsynced.bytes.len();
         if !segment.recycled {
             // The first new files are short, because maintenance now makes spares, which are

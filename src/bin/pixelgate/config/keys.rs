@@ -171,10 +171,7 @@ impl Values {
     /// defaults of the other keys.
     pub fn of(configured: &Table) -> Values {
         let mut values = Values::default();
-        // The reference is valid TOML: every test of this module would fail otherwise.
-        let mut defaults: Table = toml::from_str(REFERENCE).unwrap_or_default();
-        defaults.remove("upstream");
-        values.take_sections(&defaults);
+        values.take_sections(&defaults());
         values.take_sections(configured);
         let upstreams = configured.get("upstream").and_then(Value::as_array);
         upstreams.into_iter().flatten().for_each(|upstream| values.take_upstream(upstream));
@@ -221,6 +218,21 @@ impl Values {
 }
 
 impl Changes {
+    /// Refuses a file that sets no key, if the configuration in force sets some. An editor or a full
+    /// disk leaves such a file behind more often than an operator means it.
+    ///
+    /// # Errors
+    ///
+    /// The reason, as the end of a sentence about the file.
+    pub fn check_not_emptied(&self, is_blank: bool) -> Result<(), String> {
+        match is_blank && *self != Changes::default() {
+            true => Err("sets no key, unlike what is in force: it was probably emptied by \
+                         mistake. A new start would use it, with every key at its default"
+                .to_owned()),
+            false => Ok(()),
+        }
+    }
+
     /// Returns those of `keys` that have changed. `same` returns whether a key has the same value
     /// in both configurations, `in_order` whether the upstream of a name keeps an order.
     pub fn between<'a>(
@@ -253,6 +265,14 @@ impl Changes {
         }
         changes
     }
+}
+
+/// Returns the defaults of every section but `[[upstream]]`.
+pub fn defaults() -> Table {
+    // The reference is valid TOML: every test of this module would fail otherwise.
+    let mut defaults: Table = toml::from_str(REFERENCE).unwrap_or_default();
+    defaults.remove("upstream");
+    defaults
 }
 
 /// Returns the configuration that a reload of `new` puts in force: the values of `new`, but those

@@ -29,8 +29,9 @@ const H2_STREAMS_MAX: u32 = 10_000;
 #[derive(Debug, Clone, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct Config {
-    /// The listeners without TLS: `address:port` or `unix:/path`. With port 0 the kernel chooses
-    /// the port. May hold `${NAME}`, as all addresses of this section. Default: `127.0.0.1:8080`.
+    /// The listeners without TLS: `address:port` with an IP address, or `unix:/path`. With port 0
+    /// the kernel chooses the port. May hold `${NAME}`, as all addresses of this section. Default:
+    /// `127.0.0.1:8080`.
     #[serde(deserialize_with = "expanded_list")]
     pub listen: Vec<String>,
     /// The TLS listeners. Default: none.
@@ -152,8 +153,7 @@ pub struct TlsListener {
 type Mistake = (&'static str, String);
 
 impl Config {
-    /// Checks every key. Uses neither disk nor network, except to look up the names in `listen`
-    /// and `tls`.
+    /// Checks every key. Uses neither disk nor network.
     ///
     /// # Errors
     ///

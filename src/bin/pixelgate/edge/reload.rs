@@ -163,9 +163,10 @@ impl Reloader {
     fn try_reload(&self, state: &mut State) -> Result<Changes, String> {
         let file = Config::load(&self.path).map_err(|e| e.to_string())?;
         let changes = Values::of(&state.table).changes(&Values::of(&file.table));
+        let failed = |why: String| format!("{}: {why}", self.path.display());
+        changes.check_not_emptied(file.is_blank).map_err(failed)?;
         let new = file.over(&state.table, &self.path).map_err(|e| e.to_string())?;
-        let built = self.build(new, &changes);
-        let built = built.map_err(|why| format!("{}: {why}", self.path.display()))?;
+        let built = self.build(new, &changes).map_err(failed)?;
         self.put(built, state);
         Ok(changes)
     }
