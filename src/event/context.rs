@@ -1,9 +1,10 @@
-//! The context of an event: what is known of its request besides the query (SPEC 7, `context`).
+//! The context of an event: what the headers and the connection of its request say (SPEC 7,
+//! `context`).
 
 use std::borrow::Cow;
 use std::net::IpAddr;
 
-/// The context of a request: what is known besides its query (SPEC 7, `context`).
+/// The context of a request: what its headers and its connection say (SPEC 7, `context`).
 ///
 /// ```
 /// use pixelgate::custom::Context;
@@ -17,22 +18,22 @@ use std::net::IpAddr;
 pub struct Context<'a> {
     /// The client's address, as far as `[privacy]` keeps it.
     pub ip: Option<IpAddr>,
-    /// `User-Agent`. Cut after 1024 bytes.
+    /// `User-Agent`, cut after 1024 bytes.
     pub user_agent: Option<Cow<'a, str>>,
-    /// `Referer`, as far as `[privacy]` keeps it. Cut after 2048 bytes.
+    /// `Referer`, as far as `[privacy]` keeps it, cut after 2048 bytes.
     pub referer: Option<Cow<'a, str>>,
-    /// `Sec-GPC: 1`.
+    /// Whether the request has `Sec-GPC: 1`.
     pub gpc: bool,
-    /// `DNT: 1`.
+    /// Whether the request has `DNT: 1`.
     pub dnt: bool,
-    /// The browser says that it prefetches the page.
+    /// Whether the browser says that it prefetches the page.
     pub prefetch: bool,
-    /// What an operator or a host asks for besides. `None`: nothing. It is boxed because a context
-    /// is moved several times for each request, and most contexts have nothing further.
+    /// The members that an operator or a host asks for. `None` if there are none. They are boxed,
+    /// because a context is moved several times for each request, and most contexts have none.
     pub further: Option<Box<FurtherContext<'a>>>,
 }
 
-/// The members of a context that are there only where an operator or a host asks for them.
+/// The members of a context that are set only if an operator or a host asks for them.
 ///
 /// ```
 /// use pixelgate::custom::Context;
@@ -44,14 +45,14 @@ pub struct Context<'a> {
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 #[cfg_attr(not(feature = "internals"), non_exhaustive)]
 pub struct FurtherContext<'a> {
-    /// `Host`, where an upstream sends it on, at most 259 bytes.
+    /// `Host`, at most 259 bytes, if an upstream has `keep_host`.
     pub host: Option<Cow<'a, str>>,
     /// The value of the cookie that `events.utk_cookie` names, at most 255 bytes.
     pub utk: Option<Cow<'a, str>>,
     /// The headers that `events.context_headers` names as (name, value), sorted by name. Values are
     /// cut after 1024 bytes, the list after 16.
     pub headers: Vec<(Cow<'a, str>, Cow<'a, str>)>,
-    /// What the host has added (`Builder::inspect`) as (name, value), sorted by name, each name
+    /// The additions of the host (`Builder::inspect`) as (name, value), sorted by name, each name
     /// once. Values are cut after 255 bytes, the list after 16.
     pub added: Vec<(Cow<'a, str>, Cow<'a, str>)>,
 }
@@ -60,14 +61,14 @@ static NOTHING: FurtherContext<'static> =
     FurtherContext { host: None, utk: None, headers: Vec::new(), added: Vec::new() };
 
 impl<'a> Context<'a> {
-    /// The further members; all of them are empty where there are none.
+    /// The further members. All are empty if there are none.
     pub fn further(&self) -> &FurtherContext<'a> {
         self.further.as_deref().unwrap_or(&NOTHING)
     }
 }
 
 impl<'a> FurtherContext<'a> {
-    /// As a context holds it: `None` if all members are empty.
+    /// The value of [`Context::further`]: `None` if all members are empty.
     pub(crate) fn boxed(self) -> Option<Box<FurtherContext<'a>>> {
         (self != NOTHING).then(|| Box::new(self))
     }

@@ -1,7 +1,7 @@
 //! Limits the personal data that is stored (SPEC 9, `[privacy]`; SPEC 7, `gpc`).
 //!
-//! Applied before an event reaches the disk, so that data which must not be stored is never
-//! written. This module only removes data. It rejects a request only if `gpc = "reject"`.
+//! The limits apply before an event reaches the disk, so that data which must not be stored is
+//! never written. This module only removes data. It rejects a request only if `gpc = "reject"`.
 
 use super::referer;
 use crate::event::{Context, Event};
@@ -119,7 +119,7 @@ pub enum Gpc {
 }
 
 impl Config {
-    /// This section with the keys of a portal, where they are stricter.
+    /// This section, with each key of the portal that is stricter in place of its own.
     pub fn tightened(self, by: &Stricter) -> Config {
         Config {
             ip: self.ip.max(by.ip.unwrap_or(self.ip)),
@@ -134,8 +134,8 @@ impl Config {
         context.gpc && self.gpc == Gpc::Reject
     }
 
-    /// Removes from an accepted event the data that must not be stored. An event that `reject`
-    /// refuses and a dry run accepts all the same is anonymized.
+    /// Removes from an accepted event the data that must not be stored. An event that
+    /// `gpc = "reject"` would refuse, but mode `dry_run` accepts, is anonymized.
     pub fn apply<'a>(&self, event: &mut Event<'a>, context: &mut Context<'a>) {
         if context.gpc && self.gpc != Gpc::Flag {
             event.anonymize();
@@ -191,9 +191,9 @@ impl KeepIp {
     }
 }
 
-/// The network of an address. An IPv6 address with an IPv4 address in it that identifies the client
-/// (IPv4-mapped; 6to4, RFC 3056; NAT64, RFC 6052) keeps the first 24 bits of that one. A Teredo
-/// address (RFC 4380) has the client's in its last bits, which are cut off.
+/// The network of an address. If an IPv6 address contains the client's IPv4 address (IPv4-mapped;
+/// 6to4, RFC 3056; NAT64, RFC 6052), the first 24 bits of that address stay. A Teredo address
+/// (RFC 4380) contains it in its last bits, which are cut off.
 fn truncated(address: IpAddr) -> IpAddr {
     let v6 = match address.to_canonical() {
         IpAddr::V4(v4) => return (v4 & Ipv4Addr::new(255, 255, 255, 0)).into(),

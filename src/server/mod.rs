@@ -33,10 +33,12 @@
 //! | `http1/target` | checks target and host, and brings the target into origin form |
 //! | `http1/grammar` | the bytes of names and values |
 //! | `http1/body` | finds the end of a body, by the strict grammar |
+//! | `http1/framing` | what a header says about the bytes behind it |
 //! | `http1/trailers` | carries trailers past Pingora, which drops them |
 //! | `http1/request_stream` | the stream of one request: Pingora reads nothing after its body |
 //! | `fast_path/request` | parses a plain `GET`, of which event requests are answered at once |
 //! | `in_force` | the limits and settings of a request, and their replacement by a reload |
+//! | `origin_timeouts` | how long origins are waited for |
 //! | `origin_connector`, `origin_stream` | connections to origins, of which little is read ahead |
 //! | `exchange` | what the streams of client and origin share: bytes that wait, trailers |
 //! | `buffered_bytes` | counts the bytes of bodies that wait in memory |
@@ -63,6 +65,7 @@ mod in_force;
 mod limits;
 mod origin_connector;
 mod origin_stream;
+mod origin_timeouts;
 mod proxy_header;
 mod read_buffer;
 mod service;
@@ -73,8 +76,7 @@ pub use buffered_bytes::BufferedBytes;
 pub use exchange::add_request_lines;
 pub use in_force::LimitsHandle;
 pub use limits::Limits;
-pub use origin_connector::{
-    OriginConnector, OriginTimeouts, OriginTransport, Proxy, proxy, proxy_with,
-};
+pub use origin_connector::{OriginConnector, OriginTransport, Proxy, proxy, proxy_with};
+pub use origin_timeouts::OriginTimeouts;
 pub use service::Server;
 pub use socket::Socket;

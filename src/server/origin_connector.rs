@@ -1,7 +1,7 @@
 //! A Pingora proxy whose connections to origins are [`OriginStream`]s.
 
 use super::origin_stream::OriginStream;
-pub use super::origin_stream::OriginTimeouts;
+use super::origin_timeouts::OriginTimeouts;
 use arc_swap::ArcSwap;
 use async_trait::async_trait;
 use parking_lot::Mutex;

@@ -1,8 +1,8 @@
 //! Reads a stored record and checks all of it.
 //!
-//! A record comes from a disk, or from a file copied from another machine, so all of it is checked:
-//! a record that decodes gives valid JSON of the right shape and cannot corrupt the batch that
-//! contains it. `encode.rs` specifies the layout; `raw.rs` finds the fields.
+//! A record comes from a disk, or from a file that was copied from another machine. A record that
+//! passes the check gives valid JSON of the right shape, so it cannot corrupt the batch that
+//! contains it. `encode.rs` specifies the layout, and `raw.rs` finds the fields.
 
 use std::borrow::Cow;
 
@@ -17,12 +17,14 @@ use crate::event::event::Event;
 ///
 /// ```
 /// use pixelgate::Batch;
+/// use pixelgate::custom::is_bot;
 ///
 /// /// The events of a batch as lines of JSON.
 /// fn lines(batch: &Batch) -> Result<Vec<u8>, pixelgate::errors::RecordError> {
 ///     let mut out = Vec::new();
 ///     for record in batch.events() {
-///         record?.write_json(&mut out, false);
+///         let record = record?;
+///         record.write_json(&mut out, is_bot(record.context.user_agent.as_deref()));
 ///         out.push(b'\n');
 ///     }
 ///     Ok(out)
@@ -48,7 +50,7 @@ impl<'a> Record<'a> {
     ///
     /// # Errors
     ///
-    /// The first fault found. Any bytes may be given; none make this panic.
+    /// The first fault that is found. No input makes this panic.
     pub fn decode(bytes: &'a [u8]) -> Result<Record<'a>, RecordError> {
         let record = Record::decode_sound(bytes)?;
         let event = wire::read(record.event_json).map_err(|_| RecordError::Json)?;
@@ -58,13 +60,13 @@ impl<'a> Record<'a> {
         Ok(record)
     }
 
-    /// As [`Record::decode`], but does not parse the event's JSON: for records whose checksum the
-    /// spool has just verified. Parsing the JSON again would be the larger part of the cost of
-    /// delivering it.
+    /// Does what [`Record::decode`] does without parsing the JSON of the event. Use it for a record
+    /// whose checksum the spool has just verified: parsing the JSON again would cost more than all
+    /// else in its delivery.
     ///
     /// # Errors
     ///
-    /// Any of [`RecordError`]. JSON with correct framing that is not an event's is not detected.
+    /// Any [`RecordError`]. JSON in braces that is not the JSON of an event is not detected.
     pub fn decode_sound(bytes: &'a [u8]) -> Result<Record<'a>, RecordError> {
         let raw = RawRecord::read(bytes)?;
         let further = wire::read_members(raw.members).map_err(|_| RecordError::Members)?;
@@ -87,7 +89,8 @@ impl<'a> Record<'a> {
 
     /// Appends the record as one JSON object (SPEC 7), without a newline.
     ///
-    /// `bot` says whether the delivery worker takes the user agent for a bot; it is not stored.
+    /// `bot` is not stored, because it follows from the user agent: see
+    /// [`custom::is_bot`](crate::custom::is_bot).
     pub fn write_json(&self, out: &mut Vec<u8>, bot: bool) {
         let mut members = Vec::new();
         write_members(&mut members, self.context.further());
@@ -111,7 +114,8 @@ impl<'a> Record<'a> {
     ///
     /// # Errors
     ///
-    /// [`RecordError::Json`] if the JSON is not that of an event; never for a decoded record.
+    /// [`RecordError::Json`] if the JSON is not that of an event. [`Record::decode`] has ruled that
+    /// out.
     pub fn event(&self) -> Result<Event<'static>, RecordError> {
         let event = wire::read(self.event_json).map_err(|_| RecordError::Json)?;
         Ok(event.into_owned())

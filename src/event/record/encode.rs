@@ -1,6 +1,6 @@
-//! Encodes an accepted event as a record for the spool, with the event's JSON in it.
+//! Encodes an accepted event as a record for the spool. The record holds the JSON of the event.
 //!
-//! The JSON is written once, when the event is accepted, and copied from then on: delivering a
+//! The JSON is written once, when the event is accepted, and only copied afterwards: delivering a
 //! batch costs one copy per event and no parsing.
 //!
 //! # The record, versions 1 to 3
@@ -22,19 +22,20 @@
 //! | … | 2 | R, the length of the referer, if there is one, at most 2048 |
 //! | … | R | the referer, UTF-8 |
 //! | … | 4 | not in version 1: M, the length of the further members, 1 to 131,072 |
-//! | … | M | not in version 1: further members of `context` as JSON, a comma behind each |
+//! | … | M | not in version 1: further members of `context` as JSON, a comma after each |
 //!
-//! Version 2 is written only where there are further members, and version 3 where one of them is
-//! `host` or `added`, which versions before did not know. The members are `host`, `utk`, `headers`
-//! and `added`; the last two are objects that are sorted by name.
+//! Further members are `host`, `utk`, `headers` and `added`; the last two are objects that are
+//! sorted by name. A record with `host` or `added` has version 3, a record with other further
+//! members version 2, and any other record version 1. So an earlier version of this program can
+//! read every record whose members it knows.
 //!
 //! Flags, from the lowest bit: `Sec-GPC`, `DNT`, prefetch, address is IPv4, address is IPv6, has a
 //! user agent, has a referer. The highest bit is 0.
 //!
-//! Each version has the version and the time at these places, so that a reader can say how long a
-//! record waits that a newer version wrote. It rejects a version that it does not know. Any new
-//! field increments the version, up to 127: a record that is not meant for every upstream begins
-//! with another byte, see `route.rs`.
+//! Every version has the version and the time at these offsets, so that a reader can say how long a
+//! record of a newer version has waited. A reader rejects a version that it does not know. A new
+//! field increments the version, up to 127: a greater first byte begins a record that is not meant
+//! for every upstream, see `route.rs`.
 
 use std::borrow::Cow;
 use std::net::IpAddr;
@@ -53,9 +54,9 @@ pub(super) const VERSION: u8 = 3;
 pub(super) const VERSION_MEMBERS: u8 = 2;
 /// The version of a record without further members.
 pub(super) const VERSION_SHORT: u8 = 1;
-/// The longest further members, in bytes: each value at its limit and all of it escaped.
+/// The greatest length of the further members, in bytes: each value at its limit and fully escaped.
 pub(super) const MEMBERS_BYTES_MAX: usize = 128 << 10;
-/// Where the JSON begins.
+/// The offset of the JSON in a record.
 pub(super) const JSON_OFFSET: usize = 38;
 
 pub(super) mod flag {
@@ -115,11 +116,11 @@ pub fn encode_record(
     head[2..10].copy_from_slice(&received_at_ms.min(UNIX_MS_MAX).to_le_bytes());
     head[10..26].copy_from_slice(id);
     head[26..34].copy_from_slice(&event.portal.to_le_bytes());
-    // The length of the JSON follows when it is known.
+    // The length of the JSON is not known yet and is filled in below.
     out.extend_from_slice(&head);
     let json_offset = out.len();
     write_event_json(out, event);
-    // A query has at most 64 KiB, and JSON makes at most six bytes of one: it fits in 32 bits.
+    // Fits: a query has at most 64 KiB, and JSON turns one byte into at most six.
     let json_bytes = (out.len() - json_offset) as u32;
     out[json_offset - 4..json_offset].copy_from_slice(&json_bytes.to_le_bytes());
     match context.ip {
@@ -134,7 +135,7 @@ pub fn encode_record(
     }
 }
 
-/// Appends the length of the further members, and them.
+/// Appends the length of the further members, then the members.
 #[cold]
 fn push_members(out: &mut Vec<u8>, further: &FurtherContext<'_>) {
     let start = out.len();
@@ -145,7 +146,7 @@ fn push_members(out: &mut Vec<u8>, further: &FurtherContext<'_>) {
     out[start..start + 4].copy_from_slice(&bytes.to_le_bytes());
 }
 
-/// Appends the further members of a context as JSON, with a comma behind each.
+/// Appends the further members of a context as JSON, with a comma after each.
 pub(super) fn write_members(out: &mut Vec<u8>, further: &FurtherContext<'_>) {
     let mut write = |key: &[u8], value: &str| {
         out.extend_from_slice(key);
@@ -164,7 +165,7 @@ pub(super) fn write_members(out: &mut Vec<u8>, further: &FurtherContext<'_>) {
     write_pairs(out, b"\"added\":{", added, ADDED_VALUE_BYTES_MAX);
 }
 
-/// Appends an object that begins with `open`, with a comma behind it; nothing if it has no pairs.
+/// Appends an object that begins with `open`, then a comma. Appends nothing if there are no pairs.
 fn write_pairs<'p, 'a: 'p>(
     out: &mut Vec<u8>,
     open: &[u8],
@@ -218,7 +219,7 @@ pub fn write_event_json(out: &mut Vec<u8>, event: &Event<'_>) {
     out.push(b'}');
 }
 
-/// Closes an object, each member of which ends in a comma: the last comma becomes the brace.
+/// Closes an object whose members each end in a comma: the last comma becomes the closing brace.
 pub(super) fn close_json_object(out: &mut Vec<u8>) {
     match out.last_mut() {
         Some(last @ b',') => *last = b'}',
@@ -226,8 +227,8 @@ pub(super) fn close_json_object(out: &mut Vec<u8>) {
     }
 }
 
-/// Appends what stands between the quotes of a JSON string (RFC 8259, section 7): only what must
-/// be escaped is, which is nothing in nearly all texts. `text` is UTF-8.
+/// Appends the content of a JSON string, without its quotes (RFC 8259, section 7). Escapes only the
+/// characters that must be escaped; most texts have none. `text` is UTF-8.
 pub(super) fn write_json_chars(out: &mut Vec<u8>, text: &[u8]) {
     if is_plain(text) {
         out.extend_from_slice(text);
@@ -248,12 +249,13 @@ fn write_escaped(out: &mut Vec<u8>, text: &[u8]) {
 }
 
 fn must_escape(byte: &u8) -> bool {
-    // The bit brings the quote, 0x22, next to the control characters and the space above it.
+    // Flipping bit 1 maps the quote, 0x22, to 0x20, next to the control characters, and the space
+    // to 0x22. So one comparison finds quotes and control characters.
     byte ^ 2 <= b' ' || *byte == b'\\'
 }
 
-/// Whether no byte must be escaped. Looks at sixteen at a time; the last sixteen may overlap those
-/// before them, as do the halves of fewer.
+/// Whether no byte must be escaped. Tests sixteen bytes at a time; the last sixteen may overlap the
+/// bytes before them. Of 4 to 15 bytes, it tests two halves that may overlap.
 fn is_plain(bytes: &[u8]) -> bool {
     if let Some(last) = bytes.last_chunk::<16>() {
         let (chunks, _) = bytes.as_chunks();
@@ -267,7 +269,7 @@ fn is_plain(bytes: &[u8]) -> bool {
     }
 }
 
-/// Leaves no loop early, so that the compiler looks at the whole chunk with a few instructions.
+/// The loop has no early end, so that the compiler tests the whole chunk with a few instructions.
 #[inline]
 fn is_plain_chunk<const N: usize>(chunk: &[u8; N]) -> bool {
     chunk.iter().fold(0, |found, byte| found | u8::from(must_escape(byte))) == 0

@@ -1,7 +1,8 @@
 //! Parses the JSON of an event, of its context's further members, and of its whole wire form, as
 //! `encode.rs` and `raw.rs` write them.
 //!
-//! Strict: unknown, missing or repeated fields and properties out of order are errors.
+//! The parser is strict: unknown, missing or repeated fields, and properties out of order, are
+//! errors.
 
 use std::borrow::Cow;
 use std::fmt;
@@ -73,12 +74,12 @@ impl<'a> Wire<'a> {
     }
 }
 
-/// Reads the further members of a context, which have a comma behind each.
+/// Reads the further members of a context, which have a comma after each.
 pub(super) fn read_members(
     members: &[u8],
 ) -> Result<Option<Box<FurtherContext<'static>>>, serde_json::Error> {
     let Some((b',', members)) = members.split_last() else { return Ok(None) };
-    // Borrowed texts would need the braces around the bytes, so these are owned.
+    // JSON needs braces around the members, so they are copied, and the result owns its texts.
     let json = [&b"{"[..], members, b"}"].concat();
     let Further { host, utk, headers, added } = serde_json::from_slice(&json)?;
     let own = |text: Cow<'_, str>| Cow::Owned(text.into_owned());
@@ -106,8 +107,8 @@ struct Further<'a> {
     added: Option<Pairs<'a>>,
 }
 
-// Borrows what has no escapes in it. `id`, `received_at` and `context` are no part of a stored
-// event's JSON.
+// Borrows every text without escapes. The JSON of a stored event has no `id`, `received_at` and
+// `context`.
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
 struct Wire<'a> {
@@ -148,12 +149,13 @@ struct WireContext<'a> {
     gpc: bool,
     dnt: bool,
     prefetch: bool,
-    /// Not stored: it follows from the user agent.
+    /// Read and dropped, because it follows from the user agent.
     #[serde(rename = "bot")]
     _bot: bool,
 }
 
-// Serde borrows a `Cow` only where the field itself is one, hence the wrapper.
+// Serde borrows a `Cow` only if the field itself is one, and not inside an `Option`. Hence this
+// wrapper.
 #[derive(Deserialize)]
 struct Text<'a>(#[serde(borrow)] Cow<'a, str>);
 
@@ -161,8 +163,8 @@ struct Amount(Revenue);
 
 impl<'de> Deserialize<'de> for Amount {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Amount, D::Error> {
-        // Exact: a decimal of at most 15 digits survives the way through a double, and a double's
-        // shortest text is that decimal again.
+        // Exact, because the shortest text of the double that is nearest to a decimal of at most 15
+        // digits is that decimal.
         let number = f64::deserialize(deserializer)?;
         let amount = Revenue::parse(&number.to_string());
         amount.map(Amount).ok_or_else(|| D::Error::custom("not an amount"))

@@ -2,6 +2,7 @@
 //! path or handed to Pingora.
 
 pub(in crate::server) mod body;
+mod framing;
 mod grammar;
 pub mod header_check;
 mod refusal;
@@ -394,9 +395,9 @@ where
             session.set_keepalive_reuses_remaining(Some(0));
         }
         let served = self.proxy.process_new_http(session, shutdown);
-        let (buffered, ahead) = (self.buffered_bytes.clone(), exchange::AHEAD_BYTES_HTTP1);
+        let buffered = self.buffered_bytes.clone();
         // Whether there may be another request. The stream must be dropped here: see below.
-        let is_kept = exchange::scope(buffered, ahead, has_chunks, served).await.is_some();
+        let is_kept = exchange::scope(buffered, has_chunks, served).await.is_some();
         // Pingora drops each stream that it ends with; then nothing is left of the connection.
         let (mut stream, received) = back.await.ok()?;
         if !is_kept {
