@@ -219,7 +219,7 @@ pub mod config {
 /// ([`Builder::in_flight`]).
 pub mod custom {
     pub use crate::clock::{Clock, SystemClock};
-    pub use crate::event::{Context, Properties, Record, Revenue};
+    pub use crate::event::{Context, FurtherContext, Properties, Record, Revenue};
     pub use crate::plugin::access::{AccessLog, AccessRecord};
     pub use crate::policy::inspect::{Addition, Refusal};
     pub use crate::policy::portals::Format as PortalFormat;

@@ -18,7 +18,7 @@ mod verdict;
 use crate::clock::Clock;
 use crate::delivery::threads::Delivery;
 use crate::event::{Context, Event, EventId, Reason, Rejection};
-use crate::policy::gate::{AcceptedEvent, Decision, EventRequest};
+use crate::policy::gate::{AcceptedEvent, Decision, EventRequest, Gate};
 use crate::request::context::context;
 use crate::request::path::Reading;
 use crate::request::target::Target;
@@ -317,6 +317,7 @@ impl PixelGate {
         let query = request.query;
         let reject = |rejection: Rejection, portal: u64| {
             state.event_samples.rejected(rejection.reason, query, gate.rules());
+            state.count_rejected(gate, portal);
             NextStep::Respond(EventResponse::Rejected(rejection, portal))
         };
         let mut accepted = AcceptedEvent::blank();
@@ -372,7 +373,9 @@ impl PixelGate {
                 let response = match commit.await {
                     Ok(()) => EventResponse::Accepted(*parts),
                     Err(Overloaded) => {
-                        self.settings().gate.portals().give_back(parts.portal);
+                        let gate = self.gate();
+                        gate.portals().give_back(parts.portal);
+                        self.state.count_rejected(&gate, parts.portal);
                         EventResponse::Rejected(Rejection::of(Reason::Overloaded), parts.portal)
                     }
                 };
@@ -383,13 +386,8 @@ impl PixelGate {
         };
         match response {
             EventResponse::Accepted(_) => self.state.metrics.count_accepted(),
-            EventResponse::Rejected(rejection, portal) => {
+            EventResponse::Rejected(rejection, _) => {
                 self.state.metrics.count_rejected(rejection.reason);
-                // 0: the request names no valid portal.
-                if portal != 0 {
-                    let is_listed = self.state.settings.load().gate.portals().lists(portal);
-                    self.state.spool.count_rejected(portal, is_listed);
-                }
             }
             EventResponse::Head | EventResponse::Preflight => {
                 self.state.metrics.count_not_judged();
@@ -400,6 +398,15 @@ impl PixelGate {
 
     pub(crate) fn state(&self) -> &GateState {
         &self.state
+    }
+}
+
+impl GateState {
+    /// Counts a rejected event in the totals of its portal. 0: it names no valid portal.
+    fn count_rejected(&self, gate: &Gate, portal: u64) {
+        if portal != 0 {
+            self.spool.count_rejected(portal, || gate.portals().lists(portal));
+        }
     }
 }
 

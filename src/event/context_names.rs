@@ -77,6 +77,11 @@ impl ContextNames {
         Ok(Self { has_host: false, utk_cookie: cookie.map(str::to_owned), headers: names.into() })
     }
 
+    /// Whether nothing is asked for.
+    pub fn is_empty(&self) -> bool {
+        !self.has_host && self.utk_cookie.is_none() && self.headers.is_empty()
+    }
+
     /// Whether the `Host` of a request is stored as `context.host`.
     pub fn has_host(&self) -> bool {
         self.has_host

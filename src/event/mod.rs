@@ -19,6 +19,7 @@
 
 mod collector;
 mod config;
+mod context;
 mod context_names;
 mod dropped_names;
 mod email;
@@ -39,6 +40,7 @@ mod validate;
 mod verdict;
 
 pub use config::{Config, Limits, Rules};
+pub use context::{Context, FurtherContext};
 pub use context_names::ContextNames;
 pub use event::{Event, Properties};
 pub use hidden::{escape_hidden, is_hidden, without_hidden};
@@ -51,7 +53,7 @@ pub(crate) use parse::parse_into;
 pub use parse::{Judged, parse};
 pub use peek::{Peek, named_portals, peek};
 pub use record::decode::Record;
-pub use record::encode::{Context, encode_record, write_event_json};
+pub use record::encode::{encode_record, write_event_json};
 pub use record::error::RecordError;
 pub use record::from_wire::{FromWire, WireError};
 pub use record::raw::{RawRecord, WireWriter, is_newer_record, newer_received_ms, portal_and_time};

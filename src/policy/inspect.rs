@@ -110,7 +110,7 @@ impl<'c, 'a> Addition<'c, 'a> {
         if value.is_empty() {
             return Err(AddError::Empty);
         }
-        let added = &mut self.context.added;
+        let added = &mut self.context.further.get_or_insert_default().added;
         match added.binary_search_by(|(known, _)| (**known).cmp(name)) {
             Ok(at) => added[at].1 = Cow::Owned(value.to_owned()),
             Err(_) if added.len() == ADDED_MEMBERS_MAX => return Err(AddError::TooMany),
@@ -151,7 +151,7 @@ mod tests {
         }
         check("one_more", "x", Err(AddError::TooMany));
         check("n2", "again", Ok(()));
-        let added = &context.added;
+        let added = &context.further().added;
         assert!(added.is_sorted() && added.len() == ADDED_MEMBERS_MAX);
         assert_eq!(added[0], ("country".into(), "FR".into()));
         assert_eq!(added[15].1, "\u{e9}".repeat(127));

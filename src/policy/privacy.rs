@@ -142,10 +142,7 @@ impl Config {
             context.ip = None;
             context.user_agent = None;
             context.referer = None;
-            context.host = None;
-            context.utk = None;
-            context.headers = Vec::new();
-            context.added = Vec::new();
+            context.further = None;
             return;
         }
         context.ip = context.ip.and_then(|ip| self.ip.apply(ip));
@@ -233,6 +230,7 @@ pub enum KeepReferer {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::event::FurtherContext;
 
     #[test]
     fn addresses_are_kept_as_far_as_privacy_allows() {
@@ -312,10 +310,13 @@ mod tests {
                 gpc,
                 dnt: true,
                 prefetch: false,
-                host: Some("track.company.com".into()),
-                utk: Some("1f".into()),
-                added: vec![("a".into(), "b".into())],
-                headers: vec![("X-Region".into(), "eu".into())],
+                further: FurtherContext {
+                    host: Some("track.company.com".into()),
+                    utk: Some("1f".into()),
+                    added: vec![("a".into(), "b".into())],
+                    headers: vec![("X-Region".into(), "eu".into())],
+                }
+                .boxed(),
             };
             let privacy = Config { gpc: Gpc::Anonymize, ..Config::default() };
             privacy.apply(&mut event, &mut context);
@@ -326,9 +327,9 @@ mod tests {
                 context.ip.is_some(),
                 context.user_agent.is_some(),
                 context.referer.is_some(),
-                context.host.is_some(),
-                context.utk.is_some(),
-                !context.headers.is_empty(),
+                context.further().host.is_some(),
+                context.further().utk.is_some(),
+                !context.further().headers.is_empty(),
             ];
             assert_eq!(personal.iter().filter(|present| **present).count(), expect);
             assert_eq!((event.portal, &*event.name, context.dnt), (1, "buy", true));

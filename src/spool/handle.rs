@@ -225,9 +225,9 @@ impl Spool {
         self.handle.state.book.since_ms()
     }
 
-    /// Counts a rejected event of this portal. If `is_listed`, the portal may get totals of its
-    /// own; otherwise the event is counted there only if the portal has totals already.
-    pub fn count_rejected(&self, portal: u64, is_listed: bool) {
+    /// Counts a rejected event of this portal. If the portal has no totals of its own yet, it gets
+    /// some only if `is_listed` says so.
+    pub fn count_rejected(&self, portal: u64, is_listed: impl FnOnce() -> bool) {
         self.handle.state.book.reject(portal, is_listed);
     }
 

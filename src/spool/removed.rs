@@ -21,10 +21,11 @@ pub fn report(lanes: &[Arc<Lane>], configured: usize, faults: &Faults) {
             counts.add(position.totals(state.end()));
         }
     }
-    for (name, counts) in waiting {
-        let waiting = match counts.pending() {
+    let pending = waiting.into_iter().map(|(name, counts)| (name, counts.pending()));
+    for (name, events) in pending.filter(|(_, events)| *events > 0) {
+        let waiting = match events {
             1 => "1 event waits".to_owned(),
-            events => format!("{events} events wait"),
+            _ => format!("{events} events wait"),
         };
         let text = format!("{waiting} for upstream {name}, which is not configured");
         let advice = format!(

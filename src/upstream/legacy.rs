@@ -343,7 +343,7 @@ impl Replayer {
                 headers.insert(name, value);
             }
         };
-        for (name, value) in &context.headers {
+        for (name, value) in &context.further().headers {
             let name = HeaderName::from_bytes(name.as_bytes()).ok();
             if let Some(name) = name.filter(|name| !OWN_HEADERS.contains(name)) {
                 set(name, Some(value));
@@ -354,7 +354,7 @@ impl Replayer {
         set(header::REFERER, context.referer.as_deref());
         set(HeaderName::from_static("x-forwarded-for"), ip.as_deref());
         if self.keep_host {
-            set(header::HOST, context.host.as_deref());
+            set(header::HOST, context.further().host.as_deref());
         }
         headers
     }

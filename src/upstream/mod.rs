@@ -8,7 +8,7 @@
 //! its own. The key `kind` of `[[upstream]]` selects a built-in kind, see [`Config`].
 
 #[cfg(feature = "http")]
-mod answer;
+pub mod answer;
 mod batch;
 mod bot;
 #[cfg(feature = "http")]

@@ -6,10 +6,11 @@
 
 use std::borrow::Cow;
 
-use super::encode::{Context, write_members};
+use super::encode::write_members;
 use super::error::RecordError;
 use super::raw::{RawRecord, WireWriter};
 use super::wire;
+use crate::event::context::Context;
 use crate::event::event::Event;
 
 /// An accepted event as stored.
@@ -66,7 +67,7 @@ impl<'a> Record<'a> {
     /// Any [`RecordError`]. JSON in braces that is not the JSON of an event is not detected.
     pub fn decode_sound(bytes: &'a [u8]) -> Result<Record<'a>, RecordError> {
         let raw = RawRecord::read(bytes)?;
-        let members = wire::read_members(raw.members).map_err(|_| RecordError::Members)?;
+        let further = wire::read_members(raw.members).map_err(|_| RecordError::Members)?;
         Ok(Record {
             id: raw.id,
             received_at_ms: raw.received_at_ms,
@@ -79,7 +80,7 @@ impl<'a> Record<'a> {
                 gpc: raw.gpc,
                 dnt: raw.dnt,
                 prefetch: raw.prefetch,
-                ..members
+                further,
             },
         })
     }
@@ -89,7 +90,7 @@ impl<'a> Record<'a> {
     /// `bot` says whether the delivery worker takes the user agent for a bot; it is not stored.
     pub fn write_json(&self, out: &mut Vec<u8>, bot: bool) {
         let mut members = Vec::new();
-        write_members(&mut members, &self.context);
+        write_members(&mut members, self.context.further());
         let raw = RawRecord {
             id: self.id,
             received_at_ms: self.received_at_ms,
@@ -134,6 +135,7 @@ mod tests {
     use super::super::encode::encode_record;
     use super::*;
     use crate::event::config::Rules;
+    use crate::event::context::FurtherContext;
     use crate::event::parse::parse;
 
     const QUERY: &[u8] = b"_a=62515&_n=000000001625&email=Person@company.com&id=ext-77&_m=20.50\
@@ -162,10 +164,13 @@ mod tests {
             gpc: true,
             dnt: true,
             prefetch: true,
-            host: Some("track.company.com:8443".into()),
-            added: Vec::new(),
-            utk: Some("1f\"".into()),
-            headers: vec![("CF-IPCountry".into(), "DE".into()), ("X-Y".into(), "\\".into())],
+            further: FurtherContext {
+                host: Some("track.company.com:8443".into()),
+                added: Vec::new(),
+                utk: Some("1f\"".into()),
+                headers: vec![("CF-IPCountry".into(), "DE".into()), ("X-Y".into(), "\\".into())],
+            }
+            .boxed(),
         };
         let event = r#"{"id":"01970102-0304-7506-8708-090a0b0c0d0e","received_at":"#.to_owned()
             + r#""2026-11-23T02:45:13.123Z","portal":62515,"event":"000000001625","#
@@ -257,16 +262,22 @@ mod tests {
                 assert_eq!(Record::decode(&bytes[..length]), Err(RecordError::Truncated));
             }
         };
-        let utk = || Context { utk: Some("a\u{20ac}\n".into()), ..Context::default() };
+        let with = |further: FurtherContext<'static>| Context {
+            further: further.boxed(),
+            ..Context::default()
+        };
+        let none = FurtherContext::default;
+        let utk = || FurtherContext { utk: Some("a\u{20ac}\n".into()), ..none() };
         let headers = vec![("A".into(), "".into()), ("B".into(), "x".into())];
         check(&Context::default(), 1);
-        check(&utk(), 2);
-        check(&Context { host: Some("h".into()), ..Context::default() }, 3);
-        check(&Context { headers: headers.clone(), ..Context::default() }, 2);
-        check(&Context { headers, referer: Some("r".into()), gpc: true, ..utk() }, 2);
+        check(&with(utk()), 2);
+        check(&with(FurtherContext { host: Some("h".into()), ..none() }), 3);
+        check(&with(FurtherContext { headers: headers.clone(), ..none() }), 2);
+        let all = with(FurtherContext { headers, ..utk() });
+        check(&Context { referer: Some("r".into()), gpc: true, ..all }, 2);
         let added = vec![("a".into(), "\"".into()), ("b".into(), "x".into())];
-        check(&Context { added: added.clone(), ..Context::default() }, 3);
-        check(&Context { added, ..utk() }, 3);
+        check(&with(FurtherContext { added: added.clone(), ..none() }), 3);
+        check(&with(FurtherContext { added, ..utk() }), 3);
 
         let with = |members: &str| {
             let mut bytes = encoded(&Context::default());

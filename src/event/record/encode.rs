@@ -41,6 +41,7 @@ use std::borrow::Cow;
 use std::net::IpAddr;
 
 use super::timestamp::UNIX_MS_MAX;
+use crate::event::context::{Context, FurtherContext};
 use crate::event::event::Event;
 use crate::event::param::{
     ADDED_MEMBERS_MAX, ADDED_VALUE_BYTES_MAX, CONTEXT_HEADER_BYTES_MAX, CONTEXT_HEADERS_MAX,
@@ -69,50 +70,15 @@ pub(super) mod flag {
     pub(in super::super) const UNUSED: u8 = 1 << 7;
 }
 
-/// The context of a request: what its headers and its connection say (SPEC 7, `context`).
-///
-/// ```
-/// use pixelgate::custom::Context;
-///
-/// fn is_person(context: &Context<'_>) -> bool {
-///     context.user_agent.is_some() && !context.prefetch
-/// }
-/// ```
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
-#[cfg_attr(not(feature = "internals"), non_exhaustive)]
-pub struct Context<'a> {
-    /// The client's address, as far as `[privacy]` keeps it.
-    pub ip: Option<IpAddr>,
-    /// `User-Agent`, cut after 1024 bytes.
-    pub user_agent: Option<Cow<'a, str>>,
-    /// `Referer`, as far as `[privacy]` keeps it, cut after 2048 bytes.
-    pub referer: Option<Cow<'a, str>>,
-    /// Whether the request has `Sec-GPC: 1`.
-    pub gpc: bool,
-    /// Whether the request has `DNT: 1`.
-    pub dnt: bool,
-    /// Whether the browser says that it prefetches the page.
-    pub prefetch: bool,
-    /// `Host`, at most 259 bytes, if an upstream has `keep_host`.
-    pub host: Option<Cow<'a, str>>,
-    /// The value of the cookie that `events.utk_cookie` names, at most 255 bytes.
-    pub utk: Option<Cow<'a, str>>,
-    /// The headers that `events.context_headers` names as (name, value), sorted by name. Values are
-    /// cut after 1024 bytes, the list after 16.
-    pub headers: Vec<(Cow<'a, str>, Cow<'a, str>)>,
-    /// The additions of the host (`Builder::inspect`) as (name, value), sorted by name, each name
-    /// once. Values are cut after 255 bytes, the list after 16.
-    pub added: Vec<(Cow<'a, str>, Cow<'a, str>)>,
-}
-
 impl Context<'_> {
     fn version(&self) -> u8 {
-        if self.host.is_some() || !self.added.is_empty() {
-            VERSION
-        } else if self.utk.is_some() || !self.headers.is_empty() {
-            VERSION_MEMBERS
-        } else {
-            VERSION_SHORT
+        match &self.further {
+            None => VERSION_SHORT,
+            Some(further) if further.host.is_some() || !further.added.is_empty() => VERSION,
+            Some(further) if further.utk.is_some() || !further.headers.is_empty() => {
+                VERSION_MEMBERS
+            }
+            Some(_) => VERSION_SHORT,
         }
     }
 
@@ -165,37 +131,37 @@ pub fn encode_record(
     push_text(out, context.user_agent.as_deref(), USER_AGENT_BYTES_MAX);
     push_text(out, context.referer.as_deref(), REFERER_BYTES_MAX);
     if version != VERSION_SHORT {
-        push_members(out, context);
+        push_members(out, context.further());
     }
 }
 
 /// Appends the length of the further members, then the members.
 #[cold]
-fn push_members(out: &mut Vec<u8>, context: &Context<'_>) {
+fn push_members(out: &mut Vec<u8>, further: &FurtherContext<'_>) {
     let start = out.len();
     out.extend_from_slice(&[0; 4]);
-    write_members(out, context);
+    write_members(out, further);
     // At most `MEMBERS_BYTES_MAX`.
     let bytes = (out.len() - start - 4) as u32;
     out[start..start + 4].copy_from_slice(&bytes.to_le_bytes());
 }
 
-/// Appends the further members of `context` as JSON, with a comma after each.
-pub(super) fn write_members(out: &mut Vec<u8>, context: &Context<'_>) {
+/// Appends the further members of a context as JSON, with a comma after each.
+pub(super) fn write_members(out: &mut Vec<u8>, further: &FurtherContext<'_>) {
     let mut write = |key: &[u8], value: &str| {
         out.extend_from_slice(key);
         write_json_chars(out, value.as_bytes());
         out.extend_from_slice(b"\",");
     };
-    if let Some(host) = &context.host {
+    if let Some(host) = &further.host {
         write(b"\"host\":\"", cut(host, HOST_BYTES_MAX));
     }
-    if let Some(utk) = &context.utk {
+    if let Some(utk) = &further.utk {
         write(b"\"utk\":\"", cut(utk, UTK_BYTES_MAX));
     }
-    let headers = context.headers.iter().take(CONTEXT_HEADERS_MAX);
+    let headers = further.headers.iter().take(CONTEXT_HEADERS_MAX);
     write_pairs(out, b"\"headers\":{", headers, CONTEXT_HEADER_BYTES_MAX);
-    let added = context.added.iter().take(ADDED_MEMBERS_MAX);
+    let added = further.added.iter().take(ADDED_MEMBERS_MAX);
     write_pairs(out, b"\"added\":{", added, ADDED_VALUE_BYTES_MAX);
 }
 

@@ -15,8 +15,9 @@ use thiserror::Error;
 use uuid::{Uuid, Variant};
 
 use super::decode::Record;
-use super::encode::{Context, encode_record};
+use super::encode::encode_record;
 use super::wire;
+use crate::event::context::Context;
 use crate::event::email;
 use crate::event::event::Event;
 use crate::event::hidden::is_hidden;
@@ -165,21 +166,22 @@ fn check_context(context: &Context<'_>) -> Result<(), WireError> {
     };
     check(fits(&context.user_agent, USER_AGENT_BYTES_MAX), "user_agent")?;
     check(fits(&context.referer, REFERER_BYTES_MAX), "referer")?;
-    check(fits(&context.host, HOST_BYTES_MAX), "host")?;
-    check(context.host.as_deref().is_none_or(is_host), "host")?;
-    check(fits(&context.utk, UTK_BYTES_MAX), "utk")?;
-    let are_headers = context.headers.iter().all(|(name, value)| {
+    let further = context.further();
+    check(fits(&further.host, HOST_BYTES_MAX), "host")?;
+    check(further.host.as_deref().is_none_or(is_host), "host")?;
+    check(fits(&further.utk, UTK_BYTES_MAX), "utk")?;
+    let are_headers = further.headers.iter().all(|(name, value)| {
         name.len() <= CONTEXT_HEADER_NAME_BYTES_MAX
             && http::HeaderName::from_bytes(name.as_bytes()).is_ok()
             && is_text(value, CONTEXT_HEADER_BYTES_MAX)
     });
-    check(are_headers && context.headers.len() <= CONTEXT_HEADERS_MAX, "headers")?;
-    let are_added = context.added.iter().all(|(name, value)| {
+    check(are_headers && further.headers.len() <= CONTEXT_HEADERS_MAX, "headers")?;
+    let are_added = further.added.iter().all(|(name, value)| {
         name.len() <= ADDED_NAME_BYTES_MAX
             && validate::is_property_name(name, false)
             && is_text(value, ADDED_VALUE_BYTES_MAX)
     });
-    check(are_added && context.added.len() <= ADDED_MEMBERS_MAX, "added")
+    check(are_added && further.added.len() <= ADDED_MEMBERS_MAX, "added")
 }
 
 fn is_text(text: &str, bytes_max: usize) -> bool {
@@ -258,6 +260,7 @@ fn is_map_of_strings(value: &Value) -> bool {
 mod tests {
     use super::*;
     use crate::event::config::Rules;
+    use crate::event::context::FurtherContext;
     use crate::event::parse::parse;
 
     const ID: [u8; 16] = *b"\x01\x97\x01\x02\x03\x04\x75\x06\x87\x08\x09\x0a\x0b\x0c\x0d\x0e";
@@ -282,10 +285,13 @@ mod tests {
             gpc: true,
             dnt: true,
             prefetch: true,
-            host: Some("track.company.com".into()),
-            utk: Some("1f".into()),
-            headers,
-            added: vec![("page".into(), "\"/\"".into())],
+            further: FurtherContext {
+                host: Some("track.company.com".into()),
+                utk: Some("1f".into()),
+                headers,
+                added: vec![("page".into(), "\"/\"".into())],
+            }
+            .boxed(),
         };
         for query in [all, "_a=1&_n=a"] {
             for context in [&full, &Context::default()] {

@@ -12,7 +12,7 @@ use std::net::IpAddr;
 use serde::Deserialize;
 use serde::de::{Deserializer, Error, MapAccess, Visitor};
 
-use super::encode::Context;
+use crate::event::context::{Context, FurtherContext};
 use crate::event::event::{Event, Properties};
 use crate::event::revenue::Revenue;
 
@@ -50,10 +50,13 @@ pub(super) fn read_whole<'a>(json: &'a [u8]) -> Result<Whole<'a>, serde_json::Er
         gpc: context.gpc,
         dnt: context.dnt,
         prefetch: context.prefetch,
-        host: text(context.host),
-        utk: text(context.utk),
-        headers: pairs(context.headers),
-        added: pairs(context.added),
+        further: FurtherContext {
+            host: text(context.host),
+            utk: text(context.utk),
+            headers: pairs(context.headers),
+            added: pairs(context.added),
+        }
+        .boxed(),
     };
     Ok(Whole { id: id.0, received_at: received_at.0, event: wire.into_event(), context })
 }
@@ -71,10 +74,11 @@ impl<'a> Wire<'a> {
     }
 }
 
-/// Reads the further members of a context, which have a comma after each. The other fields of the
-/// result are not set.
-pub(super) fn read_members(members: &[u8]) -> Result<Context<'static>, serde_json::Error> {
-    let Some((b',', members)) = members.split_last() else { return Ok(Context::default()) };
+/// Reads the further members of a context, which have a comma after each.
+pub(super) fn read_members(
+    members: &[u8],
+) -> Result<Option<Box<FurtherContext<'static>>>, serde_json::Error> {
+    let Some((b',', members)) = members.split_last() else { return Ok(None) };
     // JSON needs braces around the members, so they are copied, and the result owns its texts.
     let json = [&b"{"[..], members, b"}"].concat();
     let Further { host, utk, headers, added } = serde_json::from_slice(&json)?;
@@ -83,13 +87,9 @@ pub(super) fn read_members(members: &[u8]) -> Result<Context<'static>, serde_jso
         let pairs = pairs.map(|pairs| pairs.0).unwrap_or_default();
         pairs.into_iter().map(|(name, value)| (own(name), own(value))).collect()
     };
-    Ok(Context {
-        host: host.map(|text| own(text.0)),
-        utk: utk.map(|text| own(text.0)),
-        headers: pairs(headers),
-        added: pairs(added),
-        ..Context::default()
-    })
+    let (host, utk) = (host.map(|text| own(text.0)), utk.map(|text| own(text.0)));
+    let (headers, added) = (pairs(headers), pairs(added));
+    Ok(FurtherContext { host, utk, headers, added }.boxed())
 }
 
 // Of a stored record's context these members alone are JSON. Serde cannot embed them in

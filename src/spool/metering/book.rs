@@ -167,16 +167,16 @@ impl Book {
         }
     }
 
-    /// Counts a rejected event. A portal that is in the portal list (`is_listed`) gets totals of
-    /// its own. Another portal is counted under [`OTHER`] unless it has totals already, so that
-    /// clients cannot fill the table with invented portals.
-    pub fn reject(&self, portal: u64, is_listed: bool) {
-        let mut table = self.table.lock();
-        let number = match is_listed {
-            true => table.number(portal),
-            false => table.find(portal).unwrap_or(OTHER),
+    /// Counts a rejected event. A portal that has no totals yet gets some only if `is_listed`, that
+    /// is, if it is in the portal list: clients must not fill the table with invented portals. The
+    /// others are counted under [`OTHER`].
+    pub fn reject(&self, portal: u64, is_listed: impl FnOnce() -> bool) {
+        let known = self.table.lock().find(portal);
+        let number = match known {
+            Some(number) => number,
+            None if is_listed() => self.number_of(portal),
+            None => OTHER,
         };
-        drop(table);
         if number == OTHER {
             self.rejected_others.fetch_add(1, Relaxed);
         } else {
@@ -450,8 +450,8 @@ mod tests {
         book.add_each(LANE, Column::Delivered(0), [number, number].into_iter());
         book.add_each(LANE, Column::Delivered(1), [number].into_iter());
         book.add_each(LANE, Column::Dead(1), [number].into_iter());
-        book.reject(7, true);
-        book.reject(9, false);
+        book.reject(7, || true);
+        book.reject(9, || false);
         for _ in 0..2 {
             let totals = book.portal(7);
             assert_eq!((totals.accepted, totals.rejected, totals.delivered), (2, 1, 3));
@@ -485,7 +485,7 @@ mod tests {
         assert_eq!(book.portal(PORTALS_MAX as u64 + 1).accepted, 1);
         assert_eq!(book.portal(PORTALS_MAX as u64 + 2).accepted, 0);
         assert_eq!(book.portal(7).accepted, 1);
-        book.reject(PORTALS_MAX as u64 + 2, true);
+        book.reject(PORTALS_MAX as u64 + 2, || true);
         drop(book.take_out(LANE));
         let (_, others) = book.busiest(2);
         assert_eq!((others.accepted, others.rejected), (1, 1), "nothing is lost");

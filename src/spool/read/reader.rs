@@ -14,7 +14,7 @@ use crate::spool::lane::Lane;
 use crate::spool::metering::table::OTHER;
 use crate::spool::record_id::RecordId;
 use crate::spool::recovery::count_foreign::{each_routed, stretches};
-use crate::spool::recovery::recover::{ends_cleanly, find_missing};
+use crate::spool::recovery::recover::find_missing;
 use crate::spool::segment_index::View;
 use crate::spool::state::SpoolState;
 use crate::spool::unreadable::{Unread, Unreadable};
@@ -185,13 +185,13 @@ impl Reader {
                 other => break other.map(Some),
             }
         };
-        let (file, offset, seq) = (Arc::clone(file), scanner.offset, scanner.seq);
+        let (file, offset) = (Arc::clone(file), scanner.offset);
         self.hand_out(lane, &mut entries[before..], foreign);
         Ok(match step.map_err(|error| Unread::Read { number, error })? {
             None | Some(Step::Record { .. }) => ReadPass::Enough,
             Some(Step::End) => ReadPass::More,
             Some(Step::Gap { seqs, bytes }) => self.damaged(lane, view, &*file, bytes, seqs.end),
-            Some(Step::Tail) => return self.tail(lane, view, &*file, offset, seq),
+            Some(Step::Tail) => return self.tail(lane, view, &*file, offset),
         })
     }
 
@@ -234,12 +234,11 @@ impl Reader {
         view: View,
         file: &dyn File,
         offset: u64,
-        seq: u64,
     ) -> Result<ReadPass, Unread> {
-        let number = view.span.number;
-        let is_clean = || ends_cleanly(file, &view.span, lane.salt, offset, seq);
-        if view.missing_behind && is_clean().map_err(|error| Unread::Read { number, error })? {
-            return self.look_for_missing(lane, number + 1);
+        if view.missing_behind {
+            // Also where this segment is damaged at its end: only the missing one tells how many
+            // of the records were in this one.
+            return self.look_for_missing(lane, view.span.number + 1);
         }
         Ok(self.damaged(lane, view, file, offset..view.span.bytes, view.limit))
     }

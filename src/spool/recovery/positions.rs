@@ -3,7 +3,7 @@
 use std::io;
 
 use crate::spool::metering::format::Marks;
-use crate::spool::read::cursor::Cursor;
+use crate::spool::read::cursor::{Cursor, POSITIONS_MAX};
 use crate::spool::read::ledger::ConsumerPosition;
 use crate::spool::routing::Routing;
 use crate::spool::segment_index::SegmentIndex;
@@ -27,7 +27,9 @@ pub(super) fn resume_marks(
 
 /// Restores the positions of the upstreams, and seals the index at its end. The positions of the
 /// configured upstreams come first, in their order, then those of removed upstreams for which
-/// events wait in this lane.
+/// events wait in this lane, then, as far as there is room, those of removed upstreams that have
+/// all of it: configured again, they must not get events a second time for which another upstream
+/// still waits.
 ///
 /// An upstream that the cursor does not name begins at the oldest record that any upstream of the
 /// lane still waited for. So no pending event is lost when an upstream is renamed, and a new
@@ -54,7 +56,11 @@ pub(super) fn restore_positions(
     let ends = positions.iter().chain(&removed).map(ConsumerPosition::end);
     let end = ends.fold(segment_index.end(), u64::max);
     segment_index.seal(end);
-    positions.extend(removed.into_iter().filter(|position| position.low < end));
+    let (waiting, done): (Vec<_>, Vec<_>) =
+        removed.into_iter().partition(|position| position.low < end);
+    positions.extend(waiting);
+    let room = POSITIONS_MAX.saturating_sub(positions.len());
+    positions.extend(done.into_iter().take(room));
     Ok((segment_index, positions))
 }
 

@@ -348,20 +348,6 @@ pub(crate) fn scan_to_end(file: &dyn File, last: &Segment, salt: u64) -> io::Res
     }
 }
 
-/// Whether a segment ends without damage after its last sound record, at `offset` and before number
-/// `end`.
-pub fn ends_cleanly(
-    file: &dyn File,
-    span: &Span,
-    salt: u64,
-    offset: u64,
-    end: u64,
-) -> io::Result<bool> {
-    let Span { number, base, bytes, recycled, .. } = *span;
-    let segment = Segment { bytes, recycled, ..Segment::none(number, base) };
-    Ok(torn_bytes(file, &segment, salt, offset, end)?.is_none())
-}
-
 /// The bytes after the last sound record that are damage: a torn record, or one with a flipped bit.
 /// In a file that was never another segment, every byte but zero is damage. In a recycled file,
 /// only bytes that still look like the next record are damage.

@@ -99,7 +99,7 @@ impl Translator {
             .qualify(event.portal, &event.name)
             .map_err(Untranslatable::EventName)?;
         let is_matched = self.match_external_id && event.external_id.is_some();
-        if event.email.is_none() && context.utk.is_none() && !is_matched {
+        if event.email.is_none() && context.further().utk.is_none() && !is_matched {
             return Err(Untranslatable::NoContact);
         }
         let contact = (self.contacts && event.email.is_some())
@@ -120,7 +120,7 @@ impl Translator {
         }
         // An empty name means that the value is left out.
         properties.remove("");
-        let utk = context.utk.as_ref().map(|utk| utk.to_string());
+        let utk = context.further().utk.as_ref().map(|utk| utk.to_string());
         Ok(Translation { event_name, email: event.email, utk, properties, contact })
     }
 
@@ -157,7 +157,7 @@ impl Translation<'_> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::event::{Rules, parse};
+    use crate::event::{FurtherContext, Rules, parse};
     use serde_json::{Value, json};
 
     fn translator() -> Translator {
@@ -227,7 +227,8 @@ mod tests {
             ..translator()
         };
         let check = |query: &str, utk: Option<&'static str>, input: Value, contact: Value| {
-            let context = Context { utk: utk.map(Into::into), ..Context::default() };
+            let further = FurtherContext { utk: utk.map(Into::into), ..Default::default() };
+            let context = Context { further: further.boxed(), ..Context::default() };
             let translation = translator.translate(event(query), &context).unwrap();
             assert_eq!(serde_json::to_value(translation.input(None, None)).unwrap(), input);
             let said = translation.contact.map(|said| said.into_iter().collect());
