@@ -2,7 +2,7 @@
 //! path or handed to Pingora.
 
 mod body;
-mod grammar;
+pub mod grammar;
 pub mod header_check;
 mod refusal;
 mod request_stream;
