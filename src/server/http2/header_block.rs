@@ -51,7 +51,7 @@ enum State {
     Anew,
     /// As [`State::AsReceived`], but a block was not understood: no further one is read.
     Unread,
-    /// A block was replaced by [`UNREADABLE`], which ends the connection.
+    /// [`UNREADABLE`] took the place of a block, which ends the connection.
     Refused,
 }
 
@@ -113,29 +113,32 @@ impl HeaderBlocks {
     /// stream of one that `is_malformed` must be ended, whatever its fields are.
     pub fn read(&mut self, block: &[u8], is_malformed: bool) -> Option<Vec<u8>> {
         if matches!(self.state, State::Unread | State::Refused) {
-            return self.refuse();
+            return self.give_up();
         }
         let begins_anew = self.state == State::Anew || is_malformed;
         let mut written = begins_anew.then(|| self.written(b"", is_malformed));
         match self.read_fields(block, &mut written) {
             Some(()) => written.map(Written::finish),
-            None => self.refuse(),
+            None => self.give_up(),
         }
     }
 
-    /// Gives up a block that cannot be read. Returns what must be passed on for it; `None`: what
-    /// was received.
-    pub fn refuse(&mut self) -> Option<Vec<u8>> {
+    /// Gives up a block that is not read. Returns what must be passed on for it; `None`: what was
+    /// received.
+    pub fn give_up(&mut self) -> Option<Vec<u8>> {
         match self.state {
             State::AsReceived | State::Unread => {
                 self.state = State::Unread;
                 None
             }
-            State::Anew | State::Refused => {
-                self.state = State::Refused;
-                Some(UNREADABLE.to_vec())
-            }
+            State::Anew | State::Refused => Some(self.refuse()),
         }
+    }
+
+    /// Ends the connection. Returns the block that does so.
+    pub fn refuse(&mut self) -> Vec<u8> {
+        self.state = State::Refused;
+        UNREADABLE.to_vec()
     }
 
     /// Begins to write fields anew, behind those that pass as they were received.

@@ -69,23 +69,33 @@ impl HeaderFrames {
             return Next::Replace(Replaced { count: bytes.len(), by: Vec::new() });
         }
         let Some(frame) = frame_at(bytes, 0) else { return Next::Wait };
+        // The `h2` crate ends the connection at a frame that is too long, whatever it is.
+        if frame.length > Frame::PAYLOAD_BYTES_MAX || !self.blocks.are_read() {
+            return self.pass_frame(bytes, frame);
+        }
         match frame.kind {
-            Frame::HEADERS if self.blocks.are_read() => match Block::read(bytes, frame) {
-                Gathered::Whole(block) if block.end <= self.block_bytes_max => {
-                    match self.blocks.read(&block.fields, block.depends_on_itself) {
-                        None => Next::Pass(block.end),
-                        Some(fields) => {
-                            let by = frames(frame, &fields);
-                            Next::Replace(Replaced { count: block.end, by })
-                        }
-                    }
-                }
-                Gathered::Part if bytes.len() <= self.block_bytes_max => Next::Wait,
-                Gathered::Whole(_) | Gathered::Part | Gathered::Broken => self.refuse(bytes, frame),
-            },
-            // Neither has a place here: the `h2` crate ends the connection.
-            Frame::CONTINUATION | Frame::PUSH_PROMISE => self.refuse(bytes, frame),
+            Frame::HEADERS => self.header_block(bytes, frame),
+            // Neither has a place here.
+            Frame::CONTINUATION | Frame::PUSH_PROMISE => self.replace_all(bytes, frame),
             _ => self.pass_frame(bytes, frame),
+        }
+    }
+
+    /// Reads a header block whose first frame is `frame`.
+    fn header_block(&mut self, bytes: &[u8], frame: Frame) -> Next {
+        let is_long = |length: usize| length > self.block_bytes_max;
+        let (end, written) = match Block::read(bytes, frame) {
+            Gathered::Broken => return self.replace_all(bytes, frame),
+            Gathered::Part if !is_long(bytes.len()) => return Next::Wait,
+            Gathered::Whole(block) if !is_long(block.end) => {
+                (block.end, self.blocks.read(&block.fields, block.depends_on_itself))
+            }
+            Gathered::Part | Gathered::Whole(_) => (bytes.len(), self.blocks.give_up()),
+        };
+        match written {
+            None if self.blocks.are_read() => Next::Pass(end),
+            None => self.pass_frame(bytes, frame),
+            Some(fields) => Next::Replace(Replaced { count: end, by: frames(frame, &fields) }),
         }
     }
 
@@ -100,16 +110,11 @@ impl HeaderFrames {
         self.pass_rest(bytes)
     }
 
-    /// Gives up the header blocks of this connection.
-    fn refuse(&mut self, bytes: &[u8], frame: Frame) -> Next {
-        match self.blocks.refuse() {
-            None => self.pass_frame(bytes, frame),
-            Some(fields) => {
-                let frame = Frame { kind: Frame::HEADERS, ..frame };
-                let by = frames(frame, &fields);
-                Next::Replace(Replaced { count: bytes.len(), by })
-            }
-        }
+    /// Replaces all that follows by what ends the connection. The `h2` crate would not always end
+    /// it: where a stream depends on itself, it reads neither the fields nor the padding.
+    fn replace_all(&mut self, bytes: &[u8], frame: Frame) -> Next {
+        let by = frames(frame, &self.blocks.refuse());
+        Next::Replace(Replaced { count: bytes.len(), by })
     }
 }
 

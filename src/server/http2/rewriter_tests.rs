@@ -237,6 +237,32 @@ fn a_list_that_is_too_long_is_refused_and_not_written_out() {
     assert!(requests.is_empty() && is_well, "431");
 }
 
+/// The `h2` crate alone would serve the last request in some cases, with another dynamic table.
+#[test]
+fn nothing_is_served_behind_frames_that_end_the_connection() {
+    let frame = |kind, flags, payload: &[u8]| {
+        [&Frame { kind, flags, stream: 1, length: payload.len() }.head(), payload].concat()
+    };
+    const HEADERS: u8 = Frame::HEADERS;
+    let on_itself = [0, 0, 0, 1, 7];
+    for broken in [
+        frame(Frame::CONTINUATION, Frame::END_HEADERS, &[]),
+        frame(Frame::PUSH_PROMISE, Frame::END_HEADERS, &[0, 0, 0, 2, 0x82]),
+        frame(HEADERS, Frame::PADDED | Frame::END_HEADERS, &[9, 0x82]),
+        frame(HEADERS, 0x2c, &[&[9], &on_itself[..], &[0x82]].concat()),
+        frame(HEADERS, Frame::PRIORITY, &on_itself),
+        frame(HEADERS, Frame::PRIORITY | Frame::END_HEADERS, &on_itself[..4]),
+        frame(HEADERS, 0, &[0x82]),
+    ] {
+        let mut client = Client::new(1);
+        client.bytes.extend(&broken);
+        let (fields, _) = request(&mut client.random, Oddity::None);
+        client.send(3, true, &fields, None);
+        let (requests, is_well) = served(&client.bytes, 3);
+        assert!(requests.is_empty() && !is_well, "{broken:x?}");
+    }
+}
+
 #[test]
 fn broken_bytes_bring_no_request_that_was_not_sent() {
     let mut count = 0;
