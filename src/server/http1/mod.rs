@@ -367,7 +367,8 @@ where
             session.set_keepalive_reuses_remaining(Some(0));
         }
         let served = self.proxy.process_new_http(session, shutdown);
-        exchange::scope(self.buffered_bytes.clone(), served).await.is_some()
+        let piece = exchange::PIECE_BYTES_HTTP1;
+        exchange::scope(self.buffered_bytes.clone(), piece, served).await.is_some()
     }
 }
 

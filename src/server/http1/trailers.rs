@@ -316,7 +316,7 @@ mod tests {
     const LAST_CHUNK: &[u8] = b"0\r\n\r\n";
 
     async fn exchange<T>(test: impl Future<Output = T>) -> T {
-        exchange::scope(BufferedBytes::new(0), test).await
+        exchange::scope(BufferedBytes::new(0), 0, test).await
     }
 
     /// Writes messages as Pingora does, to a stream that takes few bytes at once.

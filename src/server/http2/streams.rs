@@ -70,7 +70,8 @@ where
         let Self(streams) = &self;
         let server = &streams.server;
         let proxied = server.proxy.process_new_http(session, &streams.shutdown);
-        let served = exchange::scope(server.buffered_bytes.clone(), proxied);
+        let piece = exchange::PIECE_BYTES_HTTP2;
+        let served = exchange::scope(server.buffered_bytes.clone(), piece, proxied);
         let cancelled = async {
             match &listed {
                 Some(listed) => listed.upload.cancelled().await,
