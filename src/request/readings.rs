@@ -1,30 +1,30 @@
-//! All readings of a path at once (SPEC 2).
+//! Compares all readings of a path with the event path at once (SPEC 2).
 //!
 //! Each lenient step may be taken or not at each place where it applies, so a path has
 //! exponentially many readings. None is written out. An automaton passes over the path once and
 //! holds, for each position, everything that the readings may have made of the path so far:
 //!
-//! - which segments are on the stack after `.` and `..` are resolved, as far as that matters: how
-//!   many of the event path's segments it begins with, and how many others lie above them;
-//! - what the segment under way may turn out to be: nothing, `.`, `..`, the event path's next
-//!   segment, or any other name.
+//! - which segments are on the stack after `.` and `..` are resolved: how many segments of the
+//!   event path the stack begins with, and how many others lie above them;
+//! - what the segment under way may become: nothing, `.`, `..`, the next segment of the event path,
+//!   or any other name.
 //!
 //! A step that may be taken or not adds its outcome to the set and removes none. An escape is read
-//! as it stands and, beside that, as a byte that begins here and ends up to [`ESCAPE_BYTES_MAX`]
-//! bytes further on, so as many positions are held at a time. The work for each byte is bounded,
-//! and the sets have a fixed size, which is that of the event path.
+//! both as it stands and as the byte that it encodes, which begins here and ends up to
+//! [`ESCAPE_BYTES_MAX`] bytes further on. So the automaton holds that many positions at a time. The
+//! work for each byte is bounded, and the sets have a fixed size, which is that of the event path.
 
-/// An escape is decoded at most this many times.
+/// The most times that an escape is decoded (SPEC 2).
 pub const DECODINGS_MAX: usize = 3;
-/// The longest escape: each byte of `%41` written as an escape, and each byte of those once more.
+/// The longest escape, in bytes: each byte of `%41` is an escape, and each byte of those is one.
 const ESCAPE_BYTES_MAX: usize = 3usize.pow(DECODINGS_MAX as u32);
-/// Positions held at a time.
+/// The number of positions that are held at a time.
 const COLUMNS: usize = ESCAPE_BYTES_MAX + 1;
 /// The most segments of an event path.
 pub const SEGMENTS_MAX: usize = 8;
 /// The longest event path, in bytes, without the slash at its end.
 pub const EVENT_PATH_BYTES_MAX: usize = 127;
-/// Stands for this many segments above those of the event path, or more.
+/// The bit that stands for 63 or more segments above those of the event path.
 const MANY: u64 = 1 << 63;
 
 /// An event path, as the automaton compares with it.
@@ -45,8 +45,8 @@ pub struct Pattern {
 #[derive(Clone, Copy)]
 struct Stacks<const SEGMENTS: usize> {
     above: [u64; SEGMENTS],
-    /// Bit `n`: an empty segment with `n` others above it. The path so far begins with `//`, so
-    /// what comes next at `n == 0` may be an authority.
+    /// Bit `n` is a stack of an empty segment with `n` others above it. The path so far begins with
+    /// `//`, so at `n == 0` the next segment may be an authority.
     above_empty: u64,
 }
 
@@ -55,9 +55,9 @@ struct Stacks<const SEGMENTS: usize> {
 struct Column<const SEGMENTS: usize> {
     /// The stacks after the segment under way, whatever else it holds.
     settled: Stacks<SEGMENTS>,
-    /// The stacks before the segment under way, where it is nothing, one dot or two dots so far.
+    /// The stacks before the segment under way, if it is empty, one dot or two dots so far.
     dots: [Stacks<SEGMENTS>; 3],
-    /// Bit `n`: the first `n` bytes of the event path are matched, and nothing lies above.
+    /// Bit `n`: the first `n` bytes of the event path are matched, with no other segment above.
     matched: u128,
 }
 
@@ -83,8 +83,8 @@ impl Pattern {
         &self.path
     }
 
-    /// Whether any reading of `path` is the event path, or begins with it and a slash. Time is
-    /// linear in the length of `path`; nothing is allocated.
+    /// Whether any reading of `path` is the event path, or begins with it and a slash. Takes time
+    /// linear in the length of `path`, and allocates nothing.
     pub fn is_any_reading_of(&self, path: &[u8]) -> bool {
         match self.starts.len() {
             ..=2 => self.search::<2>(path),
@@ -146,7 +146,7 @@ impl Pattern {
         }
         next.settled.add(&column.settled);
         if matches!(byte, 0..=b' ' | 0x7F) {
-            // Dropped. As part of a name it is in `settled` already.
+            // Dropped. The reading in which it is part of a name is in `settled` already.
             next.dots.iter_mut().zip(&column.dots).for_each(|(to, from)| to.add(from));
             next.matched |= column.matched;
             return false;
@@ -159,7 +159,7 @@ impl Pattern {
         false
     }
 
-    /// A segment begins on these stacks.
+    /// Begins a segment on each of these stacks.
     fn begin_segment<const SEGMENTS: usize>(
         &self,
         stacks: Stacks<SEGMENTS>,
@@ -174,8 +174,8 @@ impl Pattern {
         }
     }
 
-    /// The stacks after the segment under way, if it ends here. `None`: one of them is the event
-    /// path.
+    /// Ends the segment under way, and returns the stacks after it. `None`: one of them is the
+    /// event path.
     fn end_segment<const SEGMENTS: usize>(
         &self,
         column: &Column<SEGMENTS>,

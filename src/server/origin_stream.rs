@@ -359,3 +359,40 @@ impl GetSocketDigest for OriginStream {
 }
 
 impl Peek for OriginStream {}
+
+#[cfg(test)]
+mod tests {
+    use super::super::buffered_bytes::BufferedBytes;
+    use super::super::socket::Socket;
+    use super::*;
+    use tokio::io::AsyncWriteExt;
+    use tokio::net::UnixStream;
+
+    #[tokio::test]
+    async fn pieces_for_an_origin_that_answers_count_whole_and_arrive_in_order() {
+        let (near, mut far) = UnixStream::pair().unwrap();
+        far.write_all(b"HTTP/1.1 101 Switching Protocols\r\n\r\n").await.unwrap();
+        let mut origin = OriginStream::new(Box::new(Socket::unix(near)));
+        exchange::scope(BufferedBytes::new(1 << 20), async {
+            let mut expect = Vec::new();
+            // More than a socket takes: the rest is stored, and still counts as written.
+            for round in 0..40_u8 {
+                let (long, short) = (vec![round; 32 << 10], [round, b'-', round]);
+                let pieces = [&long[..], b"", &short].map(io::IoSlice::new);
+                let written = origin.write_vectored(&pieces).await.unwrap();
+                let whole = [&long[..], &short].concat();
+                assert!(written == whole.len() || !exchange::origin_waits(), "{round}: {written}");
+                expect.extend_from_slice(&whole[..written]);
+            }
+            assert!(exchange::origin_waits());
+            let mut all = vec![0; expect.len()];
+            let (read, sent) = tokio::join!(far.read_exact(&mut all), async {
+                std::future::poll_fn(|cx| origin.wire.poll_send_all(cx)).await
+            });
+            sent.unwrap();
+            read.unwrap();
+            assert!(all == expect, "the bytes arrive as they were written");
+        })
+        .await;
+    }
+}

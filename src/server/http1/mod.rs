@@ -3,7 +3,7 @@
 
 mod body;
 mod framing;
-mod grammar;
+pub mod grammar;
 pub mod header_check;
 mod refusal;
 mod request_stream;
