@@ -415,7 +415,7 @@ mod tests {
     }
 
     async fn exchange<T>(test: impl Future<Output = T>) -> T {
-        exchange::scope(BufferedBytes::new(0), false, test).await
+        exchange::scope(BufferedBytes::new(0), 0, false, test).await
     }
 
     /// Asserts that `wait` ends with a timeout, after `limit`.
@@ -431,7 +431,7 @@ mod tests {
         let (near, mut far) = UnixStream::pair().unwrap();
         far.write_all(b"HTTP/1.1 101 Switching Protocols\r\n\r\n").await.unwrap();
         let mut origin = OriginStream::new(Box::new(Socket::unix(near)), TIMEOUTS);
-        exchange::scope(BufferedBytes::new(1 << 20), false, async {
+        exchange::scope(BufferedBytes::new(1 << 20), 0, false, async {
             let mut expect = Vec::new();
             // More than a socket takes: the rest is stored, and still counts as written.
             for round in 0..40_u8 {

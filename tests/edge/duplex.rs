@@ -56,8 +56,8 @@ fn a_client_that_asks_first_may_be_refused() {
     assert_eq!(read_responses(&mut reader, "PUT")[0].status(), 417);
 }
 
-/// Far more than all buffers on the way hold, so that an origin that sends it back waits to send and
-/// does not read meanwhile; and every value of a byte.
+/// Far more than all buffers on the way hold, so that an origin that sends it back waits to send
+/// and does not read meanwhile; and every value of a byte.
 fn much() -> Vec<u8> {
     (0..64_000_000_u32).map(|n| (n % 251) as u8).collect()
 }

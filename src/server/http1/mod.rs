@@ -395,9 +395,9 @@ where
             session.set_keepalive_reuses_remaining(Some(0));
         }
         let served = self.proxy.process_new_http(session, shutdown);
-        let buffered = self.buffered_bytes.clone();
+        let (buffered, piece) = (self.buffered_bytes.clone(), exchange::PIECE_BYTES_HTTP1);
         // Whether there may be another request. The stream must be dropped here: see below.
-        let is_kept = exchange::scope(buffered, has_chunks, served).await.is_some();
+        let is_kept = exchange::scope(buffered, piece, has_chunks, served).await.is_some();
         // Pingora drops each stream that it ends with; then nothing is left of the connection.
         let (mut stream, received) = back.await.ok()?;
         if !is_kept {

@@ -324,7 +324,7 @@ mod tests {
             exchange::response_has_chunks();
             test.await
         };
-        exchange::scope(BufferedBytes::new(0), true, test).await
+        exchange::scope(BufferedBytes::new(0), 0, true, test).await
     }
 
     /// Writes messages as Pingora does, to a stream that takes few bytes at once.

@@ -71,8 +71,8 @@ where
         let Self(streams) = &self;
         let server = &streams.server;
         let proxied = server.proxy.process_new_http(session, &streams.shutdown);
-        let buffered = server.buffered_bytes.clone();
-        let served = exchange::scope(buffered, listed.is_some(), proxied);
+        let (buffered, piece) = (server.buffered_bytes.clone(), exchange::PIECE_BYTES_HTTP2);
+        let served = exchange::scope(buffered, piece, listed.is_some(), proxied);
         let cancelled = async {
             match &listed {
                 Some(listed) => listed.upload.cancelled().await,
