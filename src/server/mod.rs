@@ -32,6 +32,7 @@
 //! | `http1/target` | checks target and host, and brings the target into origin form |
 //! | `http1/grammar` | the bytes of names and values |
 //! | `http1/body` | finds the end of a body, by the strict grammar |
+//! | `http1/framing` | what a header says about the bytes behind it |
 //! | `http1/trailers` | carries trailers past Pingora, which drops them |
 //! | `http1/request_stream` | the stream of one request: Pingora reads nothing after its body |
 //! | `fast_path/request` | parses an event request |
@@ -42,6 +43,9 @@
 //! | `http2` | serves an HTTP/2 connection |
 //! | `http2/options` | settings for the `h2` crate |
 //! | `http2/frame`, `http2/frame_counter` | frame headers, and a stream that counts them |
+//! | `http2/rewriter`, `http2/header_frames` | a stream that writes header blocks anew |
+//! | `http2/header_block`, `http2/dynamic_table` | which fields `h2` must not see as they are |
+//! | `http2/hpack`, `http2/huffman` | integers and strings of header blocks |
 //! | `http2/frame_budget` | how many frames a client may send per tick; the watchdog |
 //! | `http2/streams` | accepts streams: answers event requests, passes others to the proxy |
 //! | `http2/request` | checks a stream's header as HTTP/1 does |

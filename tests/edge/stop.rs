@@ -42,7 +42,7 @@ fn a_draining_edge_accepts_and_is_unready_until_its_time_or_a_second_signal() {
 
     let mut edge = Setup::default().edge("drain_seconds = 1").start();
     edge.signal(Signal::TERM);
-    edge.wait_log("unready, and accepting for 1 seconds more");
+    edge.wait_log("unready, and accepting for 1 second more");
     assert_eq!(edge.event("_a=62515&_n=a").status, 200);
     assert_eq!(edge.wait().code(), Some(0));
 }

@@ -94,7 +94,7 @@ pub fn is_host(value: &[u8]) -> bool {
 
 /// Percent-encodes the bytes that Pingora's parser refuses: `<` and `>`, a backtick in a path, a
 /// double quote in a query, and every byte above ASCII in a target that is not UTF-8.
-fn encoded(target: Cow<'_, [u8]>) -> Cow<'_, [u8]> {
+pub fn encoded(target: Cow<'_, [u8]>) -> Cow<'_, [u8]> {
     let is_utf8 = target.is_ascii() || std::str::from_utf8(&target).is_ok();
     let query_from = memchr::memchr(b'?', &target).unwrap_or(target.len());
     let is_refused = |(at, byte): (usize, &u8)| match byte {
