@@ -1,8 +1,9 @@
-//! From a configuration to an open gate.
+//! Turns a configuration into an open gate.
 //!
 //! [`Builder::open`] is the one place where the rooms are put together: it checks every section,
 //! opens the portal list and the spool, builds the upstreams and starts delivery.
 
+mod check;
 mod config;
 mod error;
 mod events;
@@ -36,6 +37,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64};
 use tokio::runtime::Handle;
 
+pub use check::check;
 pub use config::{Config, ValidConfig};
 pub use error::OpenError;
 use events::Counted;
@@ -79,8 +81,8 @@ pub struct Builder {
 }
 
 impl PixelGate {
-    /// Begins a gate with this configuration: a [`Config`], which is checked here and whose errors
-    /// the gate's opening returns, or a [`ValidConfig`].
+    /// Begins a gate with this configuration: a [`ValidConfig`], or a [`Config`], which is checked
+    /// here. [`Builder::open`] returns the error of a [`Config`] that cannot be used.
     pub fn builder<C>(config: C) -> Builder
     where
         C: TryInto<ValidConfig>,
@@ -110,8 +112,8 @@ impl Builder {
 
     /// The folder for small state that survives a restart, such as the last good portal list.
     /// Default: `data`.
-    pub fn state_dir(mut self, dir: &Path) -> Self {
-        self.state_dir = dir.to_owned();
+    pub fn state_dir(mut self, dir: impl AsRef<Path>) -> Self {
+        self.state_dir = dir.as_ref().to_owned();
         self
     }
 
@@ -154,10 +156,11 @@ impl Builder {
         self
     }
 
-    /// Looks at each event that the gate would accept, before it is stored and before it counts
-    /// against its portal's rate. `inspector` sees what would be stored, may add to the context,
-    /// and may refuse the event. It runs on the request path, in every way a request comes, so it
-    /// must not block; a panic in it ends the connection. Default: none, at no cost.
+    /// Calls `inspector` for each event that the gate would accept, before the event is stored and
+    /// before it counts against its portal's rate. `inspector` sees the event as it would be
+    /// stored, may add to the context, and may refuse the event. It runs on the request path, for
+    /// every request, so it must not block; a panic in it ends the connection. Default: no
+    /// inspector, at no cost.
     ///
     /// ```
     /// use pixelgate::{Config, PixelGate, custom::Refusal};
@@ -181,9 +184,9 @@ impl Builder {
         self
     }
 
-    /// A portal list that the host brings itself, in place of `portals.source`.
+    /// A portal list that the host brings, in place of `portals.source`.
     /// [`PixelGate::put_portals`] replaces it later; `portals.stale_seconds_max` counts from the
-    /// last one.
+    /// latest list.
     ///
     /// ```
     /// use pixelgate::{Config, PixelGate, custom::PortalFormat};
@@ -219,17 +222,17 @@ impl Builder {
         self
     }
 
-    /// The clock of the gate: for ids and times, intervals and rates. Waits for disks and upstreams
-    /// are timed by the system. Default: [`SystemClock`].
+    /// The clock of the gate, for ids, times, intervals and rates. Waits for disks and upstreams
+    /// use the clock of the system. Default: [`SystemClock`].
     pub fn clock(mut self, clock: Arc<dyn Clock>) -> Self {
         self.clock = clock;
         self
     }
 
-    /// The runtime on which delivery and the watch on the portal list run, with timers and I/O
-    /// enabled. It must run until the gate is closed. An upstream that blocks its thread holds
-    /// back what else runs there. Default: a small runtime for each upstream, on threads of the
-    /// gate's own.
+    /// The runtime on which delivery runs and the portal list is refreshed, with timers and I/O
+    /// enabled. It must run until the gate is closed. An upstream that blocks a thread delays all
+    /// other tasks of that thread. Default: a small runtime for each upstream, on threads of the
+    /// gate.
     ///
     /// ```
     /// # use pixelgate::{Builder, Config, PixelGate};
@@ -242,15 +245,16 @@ impl Builder {
         self
     }
 
-    /// Whether the gate opens only on a disk that takes events: for a process that is to follow one
-    /// which still takes them. Default: no. Then a gate on a disk that is full, read-only or
-    /// failing opens, refuses events, delivers those of earlier processes, and recovers by itself.
+    /// Whether the gate opens only if the disk takes events. `true` is for a process that replaces
+    /// one which still accepts events (SPEC 6). With `false`, the default, a gate opens on a disk
+    /// that is full, read-only or failing, refuses events, delivers those of earlier processes, and
+    /// recovers by itself.
     pub fn needs_disk(mut self, needs_disk: bool) -> Self {
         self.needs_disk = needs_disk;
         self
     }
 
-    /// The judge alone, for `explain`. Opens the portal list and nothing else.
+    /// Builds the judge without spool and delivery, for `explain`. Opens the portal list only.
     ///
     /// ```
     /// use pixelgate::custom::PortalFormat;
@@ -279,8 +283,8 @@ impl Builder {
     ///
     /// # Errors
     ///
-    /// The first part that cannot be used. Damaged records in the spool are no error: they are
-    /// moved to quarantine and counted.
+    /// The error of the first part that cannot be used. Damaged records in the spool are not an
+    /// error: they are moved to quarantine and counted.
     pub fn open(self) -> Result<PixelGate, OpenError> {
         let config = self.config?;
         let is_hosts_list = self.portals.is_some();
@@ -290,8 +294,8 @@ impl Builder {
             Metrics::register(self.registry, self.name.as_deref()).map_err(OpenError::Metrics)?;
         let faults = Faults::new(self.clock.clone(), metrics.faults.clone());
         let upstreams = build_all(config.configured(&self.own), &faults)?;
-        let routes = destinations(&config, &upstreams, &self.own)?;
-        let names: Vec<String> = routes.iter().map(|(name, ..)| name.clone()).collect();
+        let destinations = destinations(&config, &upstreams, &self.own)?;
+        let names: Vec<String> = destinations.iter().map(|(name, ..)| name.clone()).collect();
         let env = Env {
             clock: self.clock.clone(),
             commit_seconds: Some(metrics.spool_commit_seconds.clone()),
@@ -307,20 +311,10 @@ impl Builder {
         let options = delivery::Options {
             clock: self.clock.clone(),
             faults: faults.clone(),
-            meters: Meters {
-                delivered: metrics.delivered_events.clone(),
-                dead: metrics.dead_events.clone(),
-                batches: metrics.batches.clone(),
-                lag_seconds: metrics.delivery_lag_seconds.clone(),
-            },
+            meters: meters(&metrics),
             ..delivery::Options::new(config.dead_dir())
         };
-        let route = |(name, upstream, batch, attempts_max): Destination| {
-            // Always `Some`: the spool was opened with these names, and each is taken once.
-            let reader = spool.reader(&name)?;
-            Some(Route { name, upstream, batch, attempts_max, reader })
-        };
-        let routes = routes.into_iter().filter_map(route).collect();
+        let routes = routes(destinations, &spool);
         let delivery = Delivery::start(routes, options, portals.clone(), self.runtime.as_ref())
             .map_err(OpenError::Threads)?;
         let is_durable = config.spool.durability != Durability::Memory;
@@ -357,16 +351,17 @@ impl ValidConfig {
         &self.valid_spool
     }
 
-    /// The limits of each configured upstream, by its name, and those of a host's own.
+    /// The limits of each configured upstream, by its name, and the limits of all upstreams that
+    /// the host brings.
     pub(crate) fn route_limits(&self) -> (HashMap<String, RouteLimits>, RouteLimits) {
-        let of = |upstream: &upstream::ValidConfig| {
+        let named_limits = |upstream: &upstream::ValidConfig| {
             let batch = upstream.batch.over(&self.batch);
             let attempts_max = upstream.attempts_max;
             (upstream.name.clone(), RouteLimits { batch, attempts_max })
         };
         let attempts_max = upstream::ATTEMPTS_MAX_DEFAULT;
         let others = RouteLimits { batch: self.batch.clone(), attempts_max };
-        (self.destinations.iter().map(of).collect(), others)
+        (self.destinations.iter().map(named_limits).collect(), others)
     }
 
     /// The portal list's configuration, with the names of the upstreams that its rules may name.
@@ -374,7 +369,7 @@ impl ValidConfig {
         self.list.clone().bounded(Bounds { upstreams, privacy: self.privacy })
     }
 
-    /// What a request uses of this configuration.
+    /// The part of this configuration that requests use.
     pub(crate) fn into_settings(
         self,
         portals: Portals,
@@ -394,8 +389,8 @@ impl ValidConfig {
         })
     }
 
-    /// The configured upstreams. The embedded default is none of them where a host brings its own:
-    /// such a host needs no files.
+    /// The configured upstreams. The embedded default, which writes files, is left out if the host
+    /// brings upstreams of its own.
     fn configured(&self, own: &[(String, Arc<dyn Upstream>)]) -> &[upstream::ValidConfig] {
         match self.upstream.is_empty() && !own.is_empty() {
             true => &[],
@@ -403,7 +398,7 @@ impl ValidConfig {
         }
     }
 
-    /// The portal list's configuration, with what its rules must fit.
+    /// The portal list's configuration, with the names of the upstreams that its rules may name.
     fn list(&self, own: &[(String, Arc<dyn Upstream>)]) -> portals::ValidConfig {
         let configured = self.configured(own).iter().map(|upstream| upstream.name.clone());
         let upstreams = configured.chain(own.iter().map(|(name, _)| name.clone())).collect();
@@ -421,7 +416,7 @@ impl ValidConfig {
     }
 }
 
-/// Takes the host's list, or opens `portals.source`.
+/// Opens the portal policy with the list of the host, or with `portals.source`.
 fn open_portals(
     list: &portals::ValidConfig,
     hosts: Option<(String, Format)>,
@@ -435,7 +430,27 @@ fn open_portals(
     portals.map_err(OpenError::Portals)
 }
 
-/// These upstreams, running.
+/// The routes from the spool to these destinations.
+fn routes(destinations: Vec<Destination>, spool: &Spool) -> Vec<Route> {
+    let route = |(name, upstream, batch, attempts_max): Destination| {
+        // Always `Some`: the spool was opened with these names, and each is taken once.
+        let reader = spool.reader(&name)?;
+        Some(Route { name, upstream, batch, attempts_max, reader })
+    };
+    destinations.into_iter().filter_map(route).collect()
+}
+
+/// The metrics that delivery counts into.
+fn meters(metrics: &Metrics) -> Meters {
+    Meters {
+        delivered: metrics.delivered_events.clone(),
+        dead: metrics.dead_events.clone(),
+        batches: metrics.batches.clone(),
+        lag_seconds: metrics.delivery_lag_seconds.clone(),
+    }
+}
+
+/// Builds the configured upstreams.
 fn build_all(
     upstreams: &[upstream::ValidConfig],
     faults: &Faults,
@@ -445,7 +460,7 @@ fn build_all(
     upstreams.iter().map(build).collect()
 }
 
-/// Every upstream, configured or the host's own, with its name and its batches.
+/// All upstreams, those of the configuration and those of the host, as [`Destination`]s.
 fn destinations(
     config: &ValidConfig,
     configured: &[Replaceable],
@@ -459,41 +474,11 @@ fn destinations(
     }
     for (name, upstream) in own {
         if all.iter().any(|(taken, ..)| taken == name) {
-            return Err(ConfigError::new("upstream.name", format!("`{name}` is taken")));
+            let why = format!("`{name}` is the name of two upstreams");
+            return Err(ConfigError::new("upstream.name", why));
         }
         let attempts_max = upstream::ATTEMPTS_MAX_DEFAULT;
         all.push((name.clone(), upstream.clone(), config.batch.clone(), attempts_max));
     }
     Ok(all)
-}
-
-/// Checks a configuration and all that it names, as `pixelgate check` does, and says what is in
-/// force. Opens no spool.
-///
-/// ```
-/// # let dir = tempfile::tempdir()?;
-/// # let folder = dir.path();
-/// use pixelgate::{Config, tools};
-///
-/// std::fs::write(folder.join("portals.txt"), "62515\n")?;
-/// let mut config = Config::default();
-/// config.portals.source = folder.join("portals.txt").display().to_string();
-/// let in_force = tools::check(&config.validate()?, folder)?;
-/// assert!(in_force.ends_with("configuration is valid"));
-/// # Ok::<(), Box<dyn std::error::Error>>(())
-/// ```
-pub fn check(config: &ValidConfig, state_dir: &Path) -> Result<String, OpenError> {
-    let clock: Arc<dyn Clock> = Arc::new(SystemClock);
-    let portals = Portals::open(&config.list(&[]), state_dir, clock).map_err(OpenError::Portals)?;
-    let mut lines = vec![portals.summary().to_string()];
-    for upstream in &config.destinations {
-        // Building a file upstream would create its folder; the other kinds only read files.
-        if !matches!(upstream.kind, upstream::Kind::File(_)) {
-            upstream.build()?;
-        }
-        lines.push(format!("upstream {}: {}", upstream.name, upstream.kind_name()));
-    }
-    lines.push(format!("spool: {}", config.spool.dir.display()));
-    lines.push("configuration is valid".to_owned());
-    Ok(lines.join("\n"))
 }

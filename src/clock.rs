@@ -1,6 +1,6 @@
 //! Time as a parameter.
 //!
-//! Code that stamps, waits or limits rates takes a [`Clock`] instead of asking the system, so that
+//! Code that stamps, waits or limits rates takes a [`Clock`] and does not ask the system, so that
 //! a test sets the time and never sleeps. This module does not sleep, schedule or format.
 //!
 //! [`Clock::unix_ms`] is the date: it is comparable between machines and may jump when the system's
@@ -49,7 +49,7 @@ pub trait Clock: Send + Sync + 'static {
 #[derive(Debug, Clone, Copy, Default)]
 pub struct SystemClock;
 
-// An `Instant` cannot be turned into a number: all `SystemClock`s measure from this one.
+// An `Instant` cannot be turned into a number, so all `SystemClock`s measure from this one.
 static ORIGIN: Lazy<Instant> = Lazy::new(Instant::now);
 
 impl Clock for SystemClock {
@@ -60,7 +60,7 @@ impl Clock for SystemClock {
     }
 
     fn monotonic(&self) -> Duration {
-        // Saturating: the first caller may have read its `Instant` before `ORIGIN` was made.
+        // Saturates, because the first caller may read its `Instant` before `ORIGIN` is made.
         Instant::now().saturating_duration_since(*ORIGIN)
     }
 }

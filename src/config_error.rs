@@ -11,7 +11,7 @@ use std::error::Error;
 /// let mut config = Config::default();
 /// config.batch.events_max = 0;
 /// let error = config.validate().err().unwrap();
-/// assert_eq!((error.key(), error.reason()), ("batch.events_max", "must be within 1 and 100000"));
+/// assert_eq!((error.key(), error.reason()), ("batch.events_max", "must be 1 to 100000"));
 /// ```
 #[derive(Debug, thiserror::Error)]
 #[error("{key}: {reason}")]

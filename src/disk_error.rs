@@ -1,11 +1,12 @@
-//! Which errors of a file system are a mistake in a path, and which are a condition of the disk.
+//! Tells the errors of a file system that are a mistake in a path from those that are a condition
+//! of the disk. SPEC 6 lets only the former stop a start.
 
 use std::io;
 
-/// Whether the path itself is the mistake: it leads through a file, names no folder that is there,
-/// or this process may not use it. Such an error lasts until the configuration or an owner is
-/// changed. Every other one may end by itself: no room, no inode, a quota, a read-only mount, a
-/// device that fails, too many open files.
+/// Whether the path itself is the mistake: it leads through a file, names a folder that does not
+/// exist, or this process lacks the permission. Such an error lasts until an operator changes the
+/// configuration or the owner of the path. Every other error may end without a change: no space, no
+/// inode, a quota, a read-only mount, a device that fails, too many open files.
 pub fn is_of_path(error: &io::Error) -> bool {
     use io::ErrorKind::{
         AlreadyExists, InvalidFilename, InvalidInput, IsADirectory, NotADirectory, NotFound,

@@ -1,10 +1,10 @@
-//! Configured text that may hold `${NAME}`, and how secrets stay out of sight.
+//! Configured text that may hold `${NAME}`, and secrets that no log line shows.
 //!
-//! One rule for every string key that may hold a secret or an address (SPEC 9): each `${NAME}` is
-//! replaced, once, by the environment variable of that name when the configuration is read. White
-//! space around a variable's value and around the whole text is removed, because the file of a
-//! secret often ends in a newline. A name that is not set is an error. Nothing else is special: no
-//! defaults, no nesting, no bare `$NAME`.
+//! One rule applies to every string key that may hold a secret or an address (SPEC 9): when the
+//! configuration is read, each `${NAME}` is replaced once by the environment variable of that name.
+//! White space around the value of a variable and around the whole text is removed, because the
+//! file of a secret often ends in a newline. A name that is not set is an error. There are no
+//! defaults, no nesting and no bare `$NAME`.
 
 use std::fmt;
 use std::marker::PhantomData;
@@ -39,8 +39,8 @@ pub enum ExpandError {
     /// A `${` has no `}` after it.
     #[error("has a `${{` without a `}}`")]
     Unclosed,
-    /// The text between `${` and `}` is no name: it is not shown, because a mistyped `${` may stand
-    /// in the middle of a secret.
+    /// The text between `${` and `}` is not a name. The error does not show it, because a mistyped
+    /// `${` may stand in the middle of a secret.
     #[error("has no variable's name between `${{` and `}}`")]
     NoName,
     /// The environment has no such variable, or its value is not UTF-8.
@@ -54,7 +54,7 @@ impl Secret {
         Secret(text.into())
     }
 
-    /// The text itself, which belongs into no log line, error or page.
+    /// The text itself. It must not appear in a log line, an error or a page.
     pub fn expose(&self) -> &str {
         &self.0
     }
@@ -130,7 +130,7 @@ where
     deserializer.deserialize_any(OneOrMany(PhantomData))
 }
 
-/// See [`one_or_many`].
+/// The serde visitor of [`one_or_many`].
 struct OneOrMany<T>(PhantomData<T>);
 
 impl<'de, T: Deserialize<'de>> Visitor<'de> for OneOrMany<T> {

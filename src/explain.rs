@@ -19,7 +19,7 @@ use std::borrow::Cow;
 use thiserror::Error;
 use url::form_urlencoded;
 
-/// The most received parameters that are shown, one per line.
+/// The most parameters that an explanation lists as received, one per line.
 const RECEIVED_LINES_MAX: usize = 100;
 
 /// The address is not below `events.path`; the edge passes such a request on to the origin.
@@ -179,7 +179,7 @@ impl Explanation<'_> {
                 format!("rejected: {} (status {})", reason.as_str(), reason.status())
             }
             // Unreachable: `explain` judges a GET.
-            Decision::Head | Decision::Preflight => "nothing to judge".to_owned(),
+            Decision::Head | Decision::Preflight => "there is nothing to judge".to_owned(),
         }
     }
 
@@ -338,8 +338,8 @@ fn event_lines(accepted: &AcceptedEvent<'_>) -> Lines {
     lines
 }
 
-/// The rule of the portal list that decided, and what else its rules do to the event. Empty if the
-/// path or the parameters are invalid.
+/// The rule of the portal list that decided, and what the other rules of the portal do to the
+/// event. Empty if the path or the parameters are invalid.
 fn policy_lines(gate: &Gate, reading: Reading, query: &str) -> Lines {
     let parsed = event::parse(query.as_bytes(), gate.rules());
     let (Reading::Event, Ok(Judged { event, .. })) = (reading, parsed) else {

@@ -8,8 +8,8 @@ use std::{
     time::{Duration, SystemTime, UNIX_EPOCH},
 };
 
-/// The least age of a stamp that [`FileStamp::is_settled`]. Today's file systems stamp to some
-/// milliseconds, older ones to 2 seconds.
+/// The least age of a stamp for which [`FileStamp::is_settled`] is true. File systems of today
+/// stamp to some milliseconds, older ones to 2 seconds.
 const SETTLED_AGE_MIN: Duration = Duration::from_secs(2);
 
 /// The state of a file as its metadata shows it. Two equal stamps mean the same content, unless the
@@ -60,11 +60,12 @@ impl FileStamp {
         }
     }
 
-    /// Whether a further change would surely give another stamp: the last one is more than
-    /// 2 seconds from now. Uses the machine's clock, since the kernel stamps files by that clock.
+    /// Whether a further change is certain to give another stamp, because the last change is more
+    /// than 2 seconds away from now. Reads the clock of the machine, by which the kernel stamps
+    /// files.
     pub fn is_settled(&self) -> bool {
         let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_nanos();
-        // A stamp from the future is as good as one from the past: the next will differ.
+        // A stamp in the future counts as well: the next change will get a different one.
         i128::try_from(now)
             .is_ok_and(|now| now.abs_diff(self.changed_ns) > SETTLED_AGE_MIN.as_nanos())
     }

@@ -116,8 +116,8 @@
 #![warn(missing_docs)]
 // docs.rs then says which feature an item needs.
 #![cfg_attr(docsrs, feature(doc_cfg))]
-// Tests and benchmarks use more items than hosts do. Items without any use are reported when the
-// tests are built, which enable `internals`.
+// Tests and benchmarks, which enable `internals`, use more items than hosts do. Their build still
+// reports an item that has no use at all.
 #![cfg_attr(not(feature = "internals"), allow(dead_code, unused_imports))]
 
 #[cfg(feature = "admin")]
@@ -134,6 +134,7 @@ mod file_lock;
 mod file_stamp;
 mod pem;
 mod plugin;
+mod plural;
 mod policy;
 #[cfg(feature = "http")]
 mod proxy;
@@ -157,8 +158,8 @@ pub use reload::Reload;
 pub use server::{Limits, Server};
 pub use upstream::{Batch, Outcome, Upstream};
 
-/// Why something did not open, close or fit. Each error displays as one sentence without a secret
-/// value, and `source()` leads down to the system's error.
+/// The errors of the crate. Each displays as one sentence without a secret value, and the chain of
+/// its `source()` ends at the system's error.
 pub mod errors {
     pub use crate::builder::OpenError;
     pub use crate::config_error::ConfigError;
@@ -218,15 +219,15 @@ pub mod config {
 /// ([`Builder::in_flight`]).
 pub mod custom {
     pub use crate::clock::{Clock, SystemClock};
-    pub use crate::event::{Context, Properties, Record, Revenue};
+    pub use crate::event::{Context, FurtherContext, Properties, Record, Revenue};
     pub use crate::plugin::access::{AccessLog, AccessRecord};
     pub use crate::policy::inspect::{Addition, Refusal};
     pub use crate::policy::portals::Format as PortalFormat;
     pub use crate::telemetry::faults::{Fault, FaultKind, Faults};
     pub use crate::telemetry::in_flight::{InFlight, InFlightGuard};
-    #[doc(hidden)] // As in 0.1.0.
+    #[doc(hidden)] // Hosts written for 0.1.0 import them from here.
     pub use crate::upstream::{Batch, Outcome};
-    pub use crate::upstream::{Body, Failure, Part};
+    pub use crate::upstream::{Body, Failure, Part, is_bot};
     pub use prometheus::Registry;
 }
 
@@ -274,7 +275,7 @@ pub mod tools {
     pub use crate::telemetry::metrics::Metrics;
     #[cfg(feature = "http")]
     pub use crate::tls_error::tls_words;
-    #[doc(hidden)] // As in 0.1.0.
+    #[doc(hidden)] // Hosts written for 0.1.0 import them from here.
     pub use crate::{event::RecordError, explain::NotAnEvent};
 }
 

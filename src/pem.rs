@@ -1,6 +1,8 @@
-//! What can be said about a PEM file before it is parsed.
+//! Recognizes an encrypted private key in a PEM file. A parser skips such a key, so the error would
+//! otherwise say that the file holds none.
 
-/// Why an encrypted private key cannot be used, as the rest of a sentence about its file.
+/// The reason why an encrypted private key cannot be used, as the rest of a sentence that begins
+/// with the name of its file.
 ///
 /// ```
 /// use pixelgate::tools::ENCRYPTED_KEY;

@@ -18,7 +18,7 @@ mod verdict;
 use crate::clock::Clock;
 use crate::delivery::threads::Delivery;
 use crate::event::{Context, Event, EventId, Reason, Rejection};
-use crate::policy::gate::{AcceptedEvent, Decision, EventRequest};
+use crate::policy::gate::{AcceptedEvent, Decision, EventRequest, Gate};
 use crate::request::context::context;
 use crate::request::path::Reading;
 use crate::request::target::Target;
@@ -65,7 +65,7 @@ pub struct PixelGate {
 /// Everything that the clones of a [`PixelGate`] share.
 pub(crate) struct GateState {
     pub settings: ArcSwap<Settings>,
-    /// How often something was reloaded since the gate was opened.
+    /// The number of reloads since the gate was opened.
     pub reloads: AtomicU64,
     /// Whether the host is about to stop.
     pub draining: AtomicBool,
@@ -77,7 +77,7 @@ pub(crate) struct GateState {
     /// Where every room raises its faults.
     pub faults: Faults,
     pub event_samples: EventSamples,
-    /// Where the record of each request goes, if anywhere.
+    /// Receives the record of each request. Empty: no records are made.
     pub access_log: ArcSwapOption<AccessLog>,
     pub delivery: Delivery,
     /// In-flight counters. `None`: every group waits the full linger.
@@ -86,7 +86,7 @@ pub(crate) struct GateState {
     pub reload: ReloadState,
 }
 
-/// What is left to do after an event request was judged.
+/// The step that follows after an event request was judged.
 pub(crate) enum NextStep {
     /// Answer now.
     Respond(EventResponse),
@@ -96,11 +96,11 @@ pub(crate) enum NextStep {
 
 /// What the gate did with a request.
 pub(crate) enum Handled {
-    /// Nothing: its path is another one.
+    /// Nothing, because the path is not the event path.
     Other,
-    /// Its body is broken or cut, and it was answered 400 without being judged.
+    /// The body is broken or cut. The request was answered 400 and not judged.
     Broken,
-    /// It was judged and answered.
+    /// The request was judged and answered.
     Answered(EventResponse),
 }
 
@@ -132,7 +132,8 @@ impl PixelGate {
         self.handle_downstream(session.as_downstream_mut()).await
     }
 
-    /// As [`PixelGate::handle`], for a host that holds no proxy session.
+    /// Does what [`PixelGate::handle`] does, for a host that has a server session and no proxy
+    /// session.
     ///
     /// ```
     /// # use pingora::protocols::http::ServerSession;
@@ -151,9 +152,9 @@ impl PixelGate {
         self.handle_recorded(session, None).await
     }
 
-    /// As [`PixelGate::handle_downstream`]. Notes in `record` what is known of any request, and
-    /// what becomes of an event request, also where writing the answer fails. Not noted are the
-    /// status and the length of the answer, which the session knows.
+    /// Does what [`PixelGate::handle_downstream`] does, and fills in `record`: what is known of any
+    /// request, and the verdict on an event request, even if the answer cannot be written. The host
+    /// adds the status and the length of the answer with [`AccessRecord::note_answer`].
     ///
     /// ```
     /// # use pingora::protocols::http::ServerSession;
@@ -170,7 +171,7 @@ impl PixelGate {
     ///
     /// # Errors
     ///
-    /// As for [`PixelGate::handle`].
+    /// The errors of [`PixelGate::handle`].
     pub async fn handle_recorded(
         &self,
         session: &mut ServerSession,
@@ -189,9 +190,9 @@ impl PixelGate {
         Ok(Some(Verdict { response, event_name, committed_at_ms }))
     }
 
-    /// Judges and answers an event request. `note` gets its event, of which only portal and name
-    /// are meaningful, and these as far as they are valid, unless it is accepted. `record` is that
-    /// of [`PixelGate::handle_recorded`].
+    /// Judges and answers an event request, and fills in `record` as
+    /// [`PixelGate::handle_recorded`] does. `note` receives the event. Of a rejected event only the
+    /// portal and the name are meaningful, and only if they are valid.
     pub(crate) async fn answer_event(
         &self,
         session: &mut ServerSession,
@@ -210,7 +211,8 @@ impl PixelGate {
         // Only an event request, which may wait, counts as a user of the settings: the counter is
         // shared by all threads, and most requests are for other paths.
         let settings = Guard::into_inner(settings);
-        // Before the judging: an event counts only if its request is whole.
+        // The body is read before the event is judged: an event counts only if its request is
+        // whole.
         let mut form = Vec::new();
         if !session.is_body_done() {
             let takes_form =
@@ -233,8 +235,8 @@ impl PixelGate {
         Ok(Handled::Answered(response))
     }
 
-    /// The part without waiting: judge, encode, enqueue. The parameters of a form are read after
-    /// those of the query.
+    /// Judges the request of a session and enqueues an accepted event, without waiting. The
+    /// parameters of `form` count as if they were appended to the query (SPEC 2).
     fn judge_session(
         &self,
         settings: &Settings,
@@ -262,8 +264,9 @@ impl PixelGate {
         context(&session.req_header().headers, peer, &settings.trusted, names)
     }
 
-    /// Notes what is known of a request before it is judged or passed on. The visitor of an event
-    /// request is noted when it is judged, unless its body must arrive before.
+    /// Fills in what is known of a request before it is judged or proxied. The visitor of an event
+    /// request is filled in when it is judged; if the body is still to come, already here, because
+    /// a broken body ends the request before that.
     fn describe(
         &self,
         settings: &Settings,
@@ -280,7 +283,9 @@ impl PixelGate {
         });
         record.trace_id = trace_id(&request.headers);
         if reading == Reading::Other || !session.is_body_done() {
-            record.note_visitor(&settings.gate.reduced(self.context_of(settings, session)));
+            let query = Target::split(session.req_header().raw_path()).query;
+            let context = self.context_of(settings, session);
+            record.note_visitor(&settings.gate.reduced_unjudged(reading, query, context));
         }
     }
 
@@ -294,12 +299,13 @@ impl PixelGate {
             header.insert_header(header::CONTENT_LENGTH, 0)?;
             session.write_response_header(Box::new(header)).await
         };
-        // Fails if the client has gone, as it may have where its body is cut.
+        // Fails if the client has closed the connection, which is likely after a body that was cut.
         let _ = sent.await;
     }
 
-    /// Judges an event request, and enqueues an accepted event in the spool. `note` gets the event
-    /// as in [`PixelGate::answer_event`]; `record` takes what may be said of the visitor.
+    /// Judges an event request, and enqueues an accepted event in the spool. `note` receives the
+    /// event as in [`PixelGate::answer_event`]. In `record` the visitor is filled in, as far as
+    /// `[privacy]` allows.
     pub(crate) fn judge(
         &self,
         settings: &Settings,
@@ -311,6 +317,7 @@ impl PixelGate {
         let query = request.query;
         let reject = |rejection: Rejection, portal: u64| {
             state.event_samples.rejected(rejection.reason, query, gate.rules());
+            state.count_rejected(gate, portal);
             NextStep::Respond(EventResponse::Rejected(rejection, portal))
         };
         let mut accepted = AcceptedEvent::blank();
@@ -321,10 +328,7 @@ impl PixelGate {
             // The context of an accepted event is reduced already.
             if decision != Decision::Accept {
                 let context = std::mem::take(&mut accepted.context);
-                accepted.context = match portal {
-                    0 => gate.reduced(context),
-                    _ => gate.reduced_for(portal, context),
-                };
+                accepted.context = gate.reduced_for(portal, query, context);
             }
             record.note_visitor(&accepted.context);
         }
@@ -369,7 +373,9 @@ impl PixelGate {
                 let response = match commit.await {
                     Ok(()) => EventResponse::Accepted(*parts),
                     Err(Overloaded) => {
-                        self.settings().gate.portals().give_back(parts.portal);
+                        let gate = self.gate();
+                        gate.portals().give_back(parts.portal);
+                        self.state.count_rejected(&gate, parts.portal);
                         EventResponse::Rejected(Rejection::of(Reason::Overloaded), parts.portal)
                     }
                 };
@@ -380,13 +386,8 @@ impl PixelGate {
         };
         match response {
             EventResponse::Accepted(_) => self.state.metrics.count_accepted(),
-            EventResponse::Rejected(rejection, portal) => {
+            EventResponse::Rejected(rejection, _) => {
                 self.state.metrics.count_rejected(rejection.reason);
-                // 0: the request names no valid portal.
-                if portal != 0 {
-                    let is_listed = self.state.settings.load().gate.portals().lists(portal);
-                    self.state.spool.count_rejected(portal, is_listed);
-                }
             }
             EventResponse::Head | EventResponse::Preflight => {
                 self.state.metrics.count_not_judged();
@@ -397,6 +398,15 @@ impl PixelGate {
 
     pub(crate) fn state(&self) -> &GateState {
         &self.state
+    }
+}
+
+impl GateState {
+    /// Counts a rejected event in the totals of its portal. 0: it names no valid portal.
+    fn count_rejected(&self, gate: &Gate, portal: u64) {
+        if portal != 0 {
+            self.spool.count_rejected(portal, || gate.portals().lists(portal));
+        }
     }
 }
 

@@ -1,19 +1,20 @@
-//! The proxy of HTTP clients: upstreams, and portal lists by URL (SPEC 7).
+//! The proxy of the HTTP clients of upstreams and of portal lists by URL (SPEC 7).
 //!
-//! `proxy` names a proxy for all requests of a client. Without it `HTTPS_PROXY` and `NO_PROXY` of
-//! the environment count, for `https` URLs alone: a proxy can read what goes to an `http` URL.
+//! The key `proxy` names a proxy for all requests of a client. Without the key, `HTTPS_PROXY` and
+//! `NO_PROXY` of the environment count, and only for `https` URLs: a proxy can read what is sent to
+//! an `http` URL.
 
 use crate::config_error::ConfigError;
 use crate::env::Secret;
 use reqwest::{ClientBuilder, NoProxy, Proxy};
 use std::ffi::OsString;
 
-/// Sets the proxy of a client: the configured one, or none if that is empty. If none is configured,
-/// it is that of the environment.
+/// Sets the proxy of a client. `proxy` is the configured URL, and an empty one means no proxy; with
+/// `None` the environment decides.
 ///
 /// # Errors
 ///
-/// The configured proxy, or else that of the environment, is no URL of a proxy.
+/// The configured value, or the variable of the environment, is not the URL of a proxy.
 pub fn proxied(
     builder: ClientBuilder,
     proxy: Option<&Secret>,
@@ -26,11 +27,11 @@ pub fn proxied(
     })
 }
 
-/// Checks the value of a key `proxy`; without one, the environment.
+/// Checks what [`proxied`] would use.
 ///
 /// # Errors
 ///
-/// As [`proxied`].
+/// The errors of [`proxied`].
 pub fn check(proxy: Option<&Secret>) -> Result<(), ConfigError> {
     find(proxy).map(drop)
 }
@@ -46,8 +47,8 @@ fn find(proxy: Option<&Secret>) -> Result<Option<Proxy>, ConfigError> {
     }
 }
 
-/// The proxy that the environment names for `https` URLs. As in curl, a lower-case name comes
-/// first, an empty value means none, and a value without a scheme is that of an `http` proxy.
+/// The proxy that the environment names for `https` URLs. As in curl, a variable in lower case
+/// comes first, an empty value means no proxy, and a value without a scheme names an `http` proxy.
 fn of_environment(
     variable: impl Fn(&str) -> Option<OsString>,
 ) -> Result<Option<Proxy>, ConfigError> {

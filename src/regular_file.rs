@@ -1,7 +1,7 @@
 //! Opens regular files and no others, without waiting.
 //!
-//! A FIFO that stands in the place of a list, a certificate or a key would make opening wait until
-//! a process writes to it, and reading wait until that process ends.
+//! If a FIFO stood in the place of a list, a certificate or a key, opening it would wait until a
+//! process writes to it, and reading would wait until that process ends.
 
 use std::{
     fs::File,

@@ -1,7 +1,8 @@
-//! Replaces what is in force of a gate's configuration while the gate serves requests.
+//! Replaces the configuration of a gate while the gate serves requests (SPEC 8, SIGHUP).
 //!
-//! A [`Reload`] is checked and built as a whole before anything of it takes effect, so a mistake
-//! changes nothing. Requests and attempts to deliver that have begun end with what they began with.
+//! A [`Reload`] is checked and built as a whole before any part of it takes effect, so a mistake
+//! changes nothing. A request or a delivery attempt that has begun ends with the configuration that
+//! it began with.
 
 use crate::builder::{OpenError, ValidConfig};
 use crate::delivery::RouteLimits;
@@ -15,7 +16,8 @@ use crate::upstream::{Replaceable, Replacement};
 use std::collections::HashMap;
 use std::sync::Arc;
 
-/// A configuration that is ready to take the place of the one in force: [`PixelGate::prepare`].
+/// A configuration that is checked and built, and takes effect with [`Reload::apply`]. Made by
+/// [`PixelGate::prepare`].
 ///
 /// ```
 /// # use pixelgate::{Config, PixelGate, errors::OpenError};
@@ -32,40 +34,34 @@ pub struct Reload {
     settings: Settings,
     upstreams: Vec<(Replaceable, Replacement)>,
     spool: spool::ValidConfig,
-    /// The limits of each configured upstream, by its name, and those of all others.
+    /// The limits of each configured upstream, by its name.
     limits: HashMap<String, RouteLimits>,
     limits_of_others: RouteLimits,
 }
 
 impl PixelGate {
-    /// Checks and builds everything of a new configuration that takes effect without a restart:
-    /// `[events]`, `[privacy]`, `[response]`, `[portals]`, `[batch]`, `[spool]` but its `dir` and
-    /// `durability`, and of each upstream all but its name, kind and order, and the keys of kind
-    /// `file`. With an order, `concurrency_max` stays as well. The rest of `config` is not looked
-    /// at, and a list that the host brings stays as it is. Reads the files that `config` names
-    /// again. Nothing is in force before [`Reload::apply`].
+    /// Checks and builds the parts of a new configuration that can take effect without a restart.
+    /// [`Reload::apply`] then puts them in force.
     ///
-    /// Blocks. A new portal list behind a URL takes the place of the earlier one when it is loaded.
+    /// These are `[events]`, `[privacy]`, `[response]`, `[portals]`, `[batch]`, and `[spool]`
+    /// without `dir` and `durability`; and of each upstream every key but its name, its kind, its
+    /// `order`, and the keys of kind `file`. For an upstream with an `order`, `concurrency_max`
+    /// cannot change either. Other changes in `config` are ignored, and a portal list that the host
+    /// brings stays in force.
+    ///
+    /// Reads the files that `config` names, and blocks meanwhile. A new portal list behind a URL
+    /// replaces the earlier list once it is loaded.
     ///
     /// # Errors
     ///
     /// The first part that cannot be used.
     pub fn prepare(&self, config: ValidConfig) -> Result<Reload, OpenError> {
         let state = self.state();
-        let in_force = self.gate().portals().clone();
         let known = state.reload.portals.lock().clone();
         let list = (config.portals.clone(), config.privacy);
         let portals = match known.as_ref().is_none_or(|known| *known == list) {
-            true => in_force,
-            false => {
-                let dir = &state.reload.state_dir;
-                // Those that run: an upstream that was added needs an upgrade.
-                let names = self.delivery().status().into_iter().map(|route| route.name).collect();
-                let new = Portals::open(&config.list_for(names), dir, state.clock.clone());
-                let new = new.map_err(OpenError::Portals)?;
-                new.succeed(&in_force);
-                new
-            }
+            true => self.gate().portals().clone(),
+            false => self.open_portals(&config)?,
         };
         let mut upstreams = Vec::new();
         for new in config.upstreams() {
@@ -92,9 +88,22 @@ impl PixelGate {
         })
     }
 
-    /// Reads the certificates and keys of the upstreams again, where their files have changed. Each
-    /// upstream also does so by itself before it sends. A file that cannot be used changes nothing
-    /// and is a fault. Blocks.
+    /// Opens the portal list of a new configuration, which takes over the counts of the list in
+    /// force.
+    fn open_portals(&self, config: &ValidConfig) -> Result<Portals, OpenError> {
+        let state = self.state();
+        // Rules may name running upstreams only: to add an upstream takes an upgrade.
+        let names = self.delivery().status().into_iter().map(|route| route.name).collect();
+        let dir = &state.reload.state_dir;
+        let new = Portals::open(&config.list_for(names), dir, state.clock.clone());
+        let new = new.map_err(OpenError::Portals)?;
+        new.succeed(self.gate().portals());
+        Ok(new)
+    }
+
+    /// Reads those certificates and keys of the upstreams again whose files have changed. Each
+    /// upstream also does this before it sends. A file that cannot be used changes nothing and
+    /// raises a fault. Blocks.
     pub fn reload_upstream_files(&self) {
         self.state().reload.upstreams.iter().for_each(Replaceable::look);
     }

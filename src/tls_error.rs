@@ -1,19 +1,19 @@
 //! Errors of TLS connections in plain words.
 //!
-//! The TLS library shows its own types instead, as in `invalid peer certificate:
-//! Other(OtherError(CaUsedAsEndEntity))`.
+//! The TLS library shows the names of its types, as in `invalid peer certificate:
+//! Other(OtherError(CaUsedAsEndEntity))`, which say nothing to an operator.
 
 use rustls::{CertificateError, Error as TlsError};
 use std::error::Error;
 use std::io;
 
-/// The TLS error among an error and its causes, in plain words and with the library's name for it.
-/// `None`: there is none.
+/// Describes the TLS error among `error` and its causes, in plain words and with the library's name
+/// for it. `None` if there is no TLS error among them.
 pub fn tls_words(error: &(dyn Error + 'static)) -> Option<String> {
     cause::<TlsError>(error).map(words)
 }
 
-/// The same for a TLS error itself.
+/// Describes a TLS error in plain words, with the library's name for it.
 pub fn words(error: &TlsError) -> String {
     match error {
         TlsError::InvalidCertificate(why) => of_certificate(why),
@@ -27,7 +27,7 @@ pub fn words(error: &TlsError) -> String {
 
 fn of_certificate(why: &CertificateError) -> String {
     use CertificateError::*;
-    // The library's name for it, which finds further advice.
+    // The library's name stays in the message, because a search for it finds further advice.
     let name = match why {
         Other(other) => other.to_string(),
         named => format!("{named:?}"),

@@ -1,10 +1,10 @@
 //! Decides which requests the admin listener answers.
 //!
-//! With `admin.token`: requests that bring the token. Without it the listener is on a loopback
-//! address, and every program on this machine may ask. That includes each web page that is open in
-//! a browser here, so two kinds of requests are denied: those whose `Host` is no loopback name or
-//! address (DNS rebinding: a page whose own name resolves to 127.0.0.1), and those that a browser
-//! marks as made by another site.
+//! With `admin.token`, it answers requests that bring the token. Without it, the listener is on a
+//! loopback address, and every program on this machine may send requests. A web page in a browser
+//! on this machine could, too. So two kinds of requests are denied: those whose `Host` is not a
+//! loopback name or address (DNS rebinding: the name of the page resolves to 127.0.0.1), and those
+//! that a browser marks as made by another site.
 
 use crate::env::Secret;
 use arc_swap::{ArcSwap, Guard};
@@ -14,7 +14,7 @@ use std::sync::Arc;
 
 const SEC_FETCH_SITE: HeaderName = HeaderName::from_static("sec-fetch-site");
 
-/// Why a request is not answered.
+/// The reason why a request is denied.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Denied {
     /// The request lacks the token.
@@ -54,20 +54,21 @@ impl TokenHandle {
         self.0.load()
     }
 
-    /// Requires this token from the next request on. `None` only where the listener is on a
-    /// loopback address, as [`Config::validate`](super::Config::validate) demands.
+    /// Requires this token from the next request on. `None` requires no token, and is allowed only
+    /// if the listener is on a loopback address, as [`Config::validate`](super::Config::validate)
+    /// checks.
     pub fn set(&self, token: Option<Secret>) {
         self.0.store(Arc::new(Access::new(token)));
     }
 }
 
 impl Access {
-    /// A rule with this token. With `None` the listener must be on a loopback address.
+    /// A rule that requires this token. With `None`, the listener must be on a loopback address.
     pub fn new(token: Option<Secret>) -> Self {
         Self { token }
     }
 
-    /// Checks a request for the page itself, which holds no data: it needs no token.
+    /// Checks a request for the page itself. It holds no data, so it needs no token.
     pub fn shell(&self, headers: &HeaderMap) -> Result<(), Denied> {
         match self.token {
             None if !is_addressed_to_loopback(headers) => Err(Denied::Host),
@@ -92,13 +93,15 @@ impl Access {
     }
 }
 
-/// The token of an `Authorization` header. The name of the scheme has no case (RFC 9110, 11.1).
+/// The token of an `Authorization` header. The case of the scheme's name does not matter (RFC 9110,
+/// section 11.1).
 fn bearer_token(authorization: &[u8]) -> Option<&[u8]> {
     let (scheme, token) = authorization.split_at_checked(b"Bearer ".len())?;
     scheme.eq_ignore_ascii_case(b"Bearer ").then(|| token.trim_ascii_start())
 }
 
-/// Compares in a time that does not depend on how many bytes are equal.
+/// Compares two tokens in a time that does not depend on how many bytes are equal, so that the time
+/// reveals no part of the token.
 fn equal(a: &[u8], b: &[u8]) -> bool {
     a.len() == b.len() && a.iter().zip(b).fold(0, |differ, (a, b)| differ | (a ^ b)) == 0
 }
@@ -117,8 +120,8 @@ fn is_addressed_to_loopback(headers: &HeaderMap) -> bool {
     is_address || name == "localhost" || name.ends_with(".localhost")
 }
 
-/// Whether a browser marks the request as another site's: by `Sec-Fetch-Site`, or by `Origin` if
-/// the browser does not send the former.
+/// Whether a browser marks the request as made by another site: by `Sec-Fetch-Site` or, from a
+/// browser that does not send it, by `Origin`.
 fn is_of_another_site(headers: &HeaderMap) -> bool {
     if let Some(site) = headers.get(SEC_FETCH_SITE) {
         return !matches!(site.as_bytes(), b"same-origin" | b"none");

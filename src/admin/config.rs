@@ -4,7 +4,7 @@ use crate::env::Secret;
 use serde::Deserialize;
 use std::net::{IpAddr, SocketAddr};
 
-/// Shortest token, in bytes: a shorter one could be guessed.
+/// The shortest token, in bytes. A shorter one could be guessed.
 pub const TOKEN_BYTES_MIN: usize = 16;
 
 /// The `[admin]` section.
@@ -22,7 +22,8 @@ pub const TOKEN_BYTES_MIN: usize = 16;
 #[serde(default, deny_unknown_fields)]
 #[cfg_attr(not(feature = "internals"), non_exhaustive)]
 pub struct Config {
-    /// `address:port`; empty: no admin listener. May hold `${NAME}`. Default: `127.0.0.1:9090`.
+    /// The address and port of the listener. Empty: no admin listener. May hold `${NAME}`. Default:
+    /// `127.0.0.1:9090`.
     #[serde(deserialize_with = "crate::env::expanded")]
     pub listen: String,
     /// The token that a request must send as `Authorization: Bearer`. Required if `listen` is not
@@ -37,7 +38,8 @@ impl Default for Config {
 }
 
 impl Config {
-    /// Checks the section. The error is a key of `[admin]` and what is wrong with its value.
+    /// Checks the section. The error is a key of `[admin]` and the reason why its value cannot be
+    /// used.
     pub fn validate(&self) -> Result<(), (&'static str, String)> {
         if self.listen.is_empty() {
             return Ok(());

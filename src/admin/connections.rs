@@ -1,17 +1,18 @@
-//! Limits the connections to the admin listener, so that silent ones cannot keep out a probe.
+//! Limits the connections to the admin listener, so that silent clients cannot keep out a probe.
 //!
 //! A connection is idle while it waits for a request. When a limit is reached, the oldest idle
-//! connection makes room for the new one: of the same address if the limit is that of an address.
-//! A connection is refused only while all of them are being answered.
+//! connection is closed to make room for the new one. At the limit for one address, that is the
+//! oldest idle connection of this address. A new connection is refused only if no connection is
+//! idle.
 
 use parking_lot::Mutex;
 use std::net::IpAddr;
 use std::sync::Arc;
 use tokio::sync::Notify;
 
-/// Most connections at once.
+/// The most connections at once.
 pub const CONNECTIONS_MAX: usize = 128;
-/// Most connections at once from one address. Unix sockets have none.
+/// The most connections at once from one address. Unix sockets have no address and no such limit.
 pub const CONNECTIONS_PER_ADDRESS_MAX: usize = 64;
 
 /// The open connections of one listener.
@@ -23,7 +24,7 @@ pub struct Connections {
 #[derive(Default)]
 struct Table {
     next_id: u64,
-    /// In the order in which they came, at most [`CONNECTIONS_MAX`].
+    /// The open connections in order of arrival, at most [`CONNECTIONS_MAX`].
     open: Vec<Entry>,
 }
 
@@ -34,7 +35,7 @@ struct Entry {
     evicted: Arc<Notify>,
 }
 
-/// One open connection. Dropping it gives its place back.
+/// One open connection. Dropping it frees its place.
 pub struct Connection<'a> {
     all: &'a Connections,
     id: u64,
@@ -42,7 +43,8 @@ pub struct Connection<'a> {
 }
 
 impl Connections {
-    /// Counts a new, idle connection. `None`: there is no room, and it must be closed.
+    /// Counts a new, idle connection. `None`: there is no room, and the caller must close the
+    /// connection.
     pub fn admit(&self, address: Option<IpAddr>) -> Option<Connection<'_>> {
         let mut table = self.table.lock();
         let of_address = table.open.iter().filter(|e| e.address == address).count();
@@ -60,7 +62,7 @@ impl Connections {
 }
 
 impl Table {
-    /// Removes the oldest idle connection of those that `may_go`.
+    /// Removes the oldest idle connection for which `may_go` is true.
     fn evict(&mut self, may_go: impl Fn(&Entry) -> bool) -> Option<()> {
         let oldest = self.open.iter().position(|entry| entry.is_idle && may_go(entry))?;
         self.open.remove(oldest).evicted.notify_one();
@@ -69,12 +71,13 @@ impl Table {
 }
 
 impl Connection<'_> {
-    /// Returns once the connection must be closed, because a new one has its place.
+    /// Returns when a new connection has taken the place of this one, which must then be closed.
     pub async fn evicted(&self) {
         self.evicted.notified().await;
     }
 
-    /// Marks the connection as idle or as being answered. Returns whether it still has its place.
+    /// Marks the connection as idle or as being answered. Returns false if a new connection has
+    /// taken its place.
     pub fn set_idle(&self, is_idle: bool) -> bool {
         let mut table = self.all.table.lock();
         let entry = table.open.iter_mut().find(|entry| entry.id == self.id);

@@ -1,8 +1,9 @@
-//! The first thing an operator reads: one sentence about the state, and one about what to do.
+//! The health summary, which an operator reads first: one sentence about the state, and one or two
+//! about what to do.
 //!
-//! Only the worst condition is reported: first those that refuse events, then those that hold them
-//! back, then unusual ones. The sentences hold names from the configuration, numbers, and errors
-//! that the log shows as well.
+//! It reports the worst condition only. Conditions in which events are refused come first, then
+//! those in which events wait, then unusual ones. The sentences hold names from the configuration,
+//! numbers, and errors that the log shows as well.
 
 use super::snapshot::Snapshot;
 use crate::delivery;
@@ -21,7 +22,7 @@ const FILLS_SECONDS: u64 = 30 * 86_400;
 /// How urgent the condition is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Level {
-    /// Nothing to do.
+    /// The operator has nothing to do.
     Ok,
     /// Events are accepted and delivered, but an operator should look.
     Notice,
@@ -40,7 +41,7 @@ impl Level {
     }
 }
 
-/// See the module.
+/// The worst condition of a gate, in sentences for an operator.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct HealthSummary {
     /// How urgent the condition is.
@@ -96,7 +97,7 @@ fn portals_refuse(portals: &portals::Status) -> Option<HealthSummary> {
     trouble(format!("Events are refused: {why}."), advice)
 }
 
-/// Of several upstreams in trouble, the one that has been so for longest.
+/// Reports the upstream that has been in trouble for the longest time.
 fn upstream_holds_back(snapshot: &Snapshot) -> Option<HealthSummary> {
     let troubled = snapshot.routes.iter().filter(|route| is_in_trouble(route));
     let route = troubled.max_by_key(|route| route.trouble_seconds)?;
@@ -142,7 +143,8 @@ fn upstream_holds_back(snapshot: &Snapshot) -> Option<HealthSummary> {
 /// Whether an upstream needs an operator's attention.
 pub fn is_in_trouble(route: &delivery::Status) -> bool {
     match route.state {
-        State::Ok | State::Stopped => false,
+        // Records of a newer version are a fault of their own, which `fault` shows.
+        State::Ok | State::NewerRecords | State::Stopped => false,
         State::Retrying => route.trouble_seconds.is_some_and(|s| s >= HICCUP_SECONDS),
         State::Down | State::Misconfigured | State::DeadLettersFailing | State::SpoolUnreadable => {
             true
@@ -184,7 +186,7 @@ fn portals_are_old(portals: &portals::Status) -> Option<HealthSummary> {
     )
 }
 
-/// The fault that has lasted for longest.
+/// Reports the fault that has lasted for the longest time.
 fn fault(snapshot: &Snapshot) -> Option<HealthSummary> {
     let fault = snapshot.faults.first()?;
     notice(fault.text.clone(), fault.advice.clone())
@@ -274,6 +276,7 @@ mod tests {
                 free_bytes: 1 << 40,
                 seconds_to_full: None,
                 quarantined_bytes: 0,
+                direct_writes: true,
                 failing: None,
                 upstreams: vec![spool::UpstreamStatus {
                     name: "collector".to_owned(),
@@ -292,6 +295,7 @@ mod tests {
                 failures: 0,
                 fresh: true,
                 stale: false,
+                unstored: None,
             },
             portal_totals: Default::default(),
             portals_since_ms: None,

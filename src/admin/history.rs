@@ -1,8 +1,8 @@
 //! The history that a newly opened page shows: the counters of each second of the last ten minutes,
 //! the latest event samples, and the rejections of each portal.
 //!
-//! All of it is bounded, none of it is written by the request path, and none of it is personal
-//! ([`crate::telemetry::event_samples`]).
+//! The history is bounded and holds no personal data ([`crate::telemetry::event_samples`]). The
+//! request path never writes to it.
 
 use crate::event::Reason;
 use crate::telemetry::event_samples::{EventSample, TOP_PORTALS_MAX};
@@ -10,7 +10,8 @@ use std::collections::{HashMap, VecDeque};
 
 /// Length of the history, in seconds.
 pub const PAST_SECONDS: usize = 600;
-/// Event samples in the history, and as many rejected ones beside them.
+/// The most event samples in the history. As many samples of rejected events are stored beside
+/// them.
 pub const RECENT_EVENTS: usize = 60;
 /// Length of a period of the portals' ranking, in seconds. The ranking covers the current period
 /// and the previous one.
@@ -18,7 +19,7 @@ const RANKING_PERIOD_SECONDS: u64 = 300;
 
 /// The number of reasons: arrays by reason are indexed by the reason's number.
 pub const REASONS: usize = Reason::ALL.len();
-/// Reasons that do not lie in the event.
+/// The reasons for which an event is rejected although its content is right.
 const TURNED_AWAY: [Reason; 2] = [Reason::RateLimited, Reason::Overloaded];
 
 /// The counters at one second.
@@ -32,7 +33,7 @@ pub struct Second {
     pub by_reason: [u64; REASONS],
     /// Deliveries since start, summed over the upstreams.
     pub delivered: u64,
-    /// Pending events of the upstream that has most of them.
+    /// The pending events of the upstream that has the most.
     pub pending: u64,
     /// Bytes in the spool.
     pub bytes: u64,
@@ -56,31 +57,32 @@ pub struct Span {
 /// The sampled rejections of one portal.
 #[derive(Debug, Clone, Default)]
 pub struct Rejections {
-    /// Their number.
+    /// The number of rejections.
     pub count: u64,
-    /// The same by the reason's number.
+    /// The number of rejections for each reason, by the reason's number.
     pub by_reason: [u64; REASONS],
 }
 
-/// See the module.
+/// The history of one gate.
 #[derive(Default)]
 pub struct History {
-    /// Oldest first.
+    /// The counters of each second, oldest first.
     seconds: VecDeque<Second>,
-    /// Newest first, each with its number since start: accepted and rejected events in the
-    /// proportion in which they arrived.
+    /// Samples of accepted and rejected events, in the proportion in which they arrived. Newest
+    /// first, each with its number since start.
     recent: VecDeque<(u64, EventSample)>,
-    /// The same of rejected events alone, as many as were sampled.
+    /// The samples of rejected events, newest first, each with its number since start.
     recent_rejected: VecDeque<(u64, EventSample)>,
     samples: u64,
-    /// By portal: in the current period of the ranking, and in the previous one.
+    /// The rejections of each portal in the current period of the ranking, and in the previous one.
     rejections: [HashMap<u64, Rejections>; 2],
     rotated_at: u64,
 }
 
 impl History {
-    /// Adds a second. If its time is not after the last one's (an early tick, or a clock that was
-    /// set back), it gets the next second's number: readers ask for the seconds after their last.
+    /// Adds a second. If its time is not after that of the last second, because a tick was early or
+    /// the clock was set back, it gets the number after the last one: readers ask for the seconds
+    /// after the last one that they have.
     pub fn push_second(&mut self, mut second: Second) {
         if let Some(last) = self.seconds.back() {
             second.at = second.at.max(last.at + 1);
@@ -94,8 +96,8 @@ impl History {
 
     /// Adds the samples of the last second that was pushed.
     pub fn push_samples(&mut self, mut samples: Vec<EventSample>) {
-        // They come in the order of their verdicts, and the verdict of an accepted event waits for
-        // the disk.
+        // The samples are in the order of their verdicts, and the verdict on an accepted event
+        // waits for the disk.
         samples.sort_by_key(|sample| sample.at_ms);
         let mut shown = self.proportion(&samples);
         for sample in samples {
@@ -119,8 +121,9 @@ impl History {
         self.recent_rejected.truncate(RECENT_EVENTS);
     }
 
-    /// How many of these samples are shown, accepted and rejected: as many as the kind that was
-    /// sampled less allows, and at least one of each kind that there is.
+    /// How many samples of accepted and of rejected events are shown, so that both kinds are in the
+    /// proportion in which they arrived. The kind of which the smaller share was sampled sets the
+    /// share of both; of each kind that occurred, at least one sample is shown.
     fn proportion(&self, samples: &[EventSample]) -> [u64; 2] {
         let rejected = samples.iter().filter(|sample| sample.rejected.is_some()).count() as u64;
         let sampled = [samples.len() as u64 - rejected, rejected];
@@ -132,7 +135,7 @@ impl History {
         // A sample may be taken before its event is counted.
         let all =
             [span.accepted.max(sampled[0]), span.by_reason.iter().sum::<u64>().max(sampled[1])];
-        // The kind of which the smaller part was sampled: compared as fractions, crosswise.
+        // Finds the kind with the smaller share by comparing the fractions, multiplied crosswise.
         let kinds = [0, 1].into_iter().filter(|kind| sampled[*kind] > 0);
         let part = |a: &usize, b: &usize| (sampled[*a] * all[*b]).cmp(&(sampled[*b] * all[*a]));
         let Some(least) = kinds.min_by(part) else { return [0, 0] };
@@ -161,7 +164,7 @@ impl History {
         self.recent.iter().cloned().collect()
     }
 
-    /// The latest samples of rejected events, as [`History::recent`].
+    /// The latest samples of rejected events, newest first, each with its number since start.
     pub fn recent_rejected(&self) -> Vec<(u64, EventSample)> {
         self.recent_rejected.iter().cloned().collect()
     }
@@ -206,7 +209,8 @@ impl Span {
         }
     }
 
-    /// Events rejected although nothing is wrong with them: too many, or the gate is overloaded.
+    /// Events rejected although their content is right, because the portal sends too many or the
+    /// gate is overloaded.
     pub fn turned_away(&self) -> u64 {
         TURNED_AWAY.iter().map(|&reason| self.by_reason[reason as usize]).sum()
     }

@@ -2,7 +2,7 @@
 
 use serde::Deserialize;
 
-/// Most portals with series of their own.
+/// The most portals with series of their own.
 pub const PORTALS_MAX: usize = 1000;
 
 /// The `[metrics]` section.
@@ -10,8 +10,9 @@ pub const PORTALS_MAX: usize = 1000;
 #[serde(default, deny_unknown_fields)]
 #[cfg_attr(not(feature = "internals"), non_exhaustive)]
 pub struct Config {
-    /// How many of the busiest portals have series of their own in `/metrics` and a row on the live
-    /// page; all others are counted together. 0: no series by portal.
+    /// The number of the busiest portals that have series of their own in `/metrics` and a row on
+    /// the live page, at most 1000. All others are counted together. 0: no series by portal.
+    /// Default: 20.
     pub portals_max: usize,
 }
 
@@ -22,7 +23,8 @@ impl Default for Config {
 }
 
 impl Config {
-    /// Checks the section. The error is a key of `[metrics]` and what is wrong with its value.
+    /// Checks the section. The error is a key of `[metrics]` and the reason why its value cannot be
+    /// used.
     pub fn validate(&self) -> Result<(), (&'static str, String)> {
         match self.portals_max <= PORTALS_MAX {
             true => Ok(()),

@@ -1,9 +1,9 @@
 //! The operator's listener (SPEC 8): `/metrics`, `/livez`, `/readyz`, `/status`, `/explain` and the
 //! live page at `/`.
 //!
-//! [`Sampler`] takes a snapshot of the gate once a second and keeps a history of ten minutes;
-//! [`Admin`] answers requests from both. With the feature `otlp` the metrics can be sent to a
-//! collector, too. Nothing here changes the gate.
+//! [`Sampler`] takes a snapshot of the gate once a second and stores a history of ten minutes.
+//! [`Admin`] answers requests from the snapshot and the history. With the feature `otlp`, the
+//! metrics can also be sent to a collector. This room does not change the gate.
 
 mod access;
 mod config;

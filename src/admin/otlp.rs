@@ -1,8 +1,7 @@
 //! Exports the metrics of `/metrics` by OTLP over HTTP, as protobuf, under the same names.
 //!
-//! The values are cumulative since the start of the process, so an export that fails loses nothing
-//! that the next one does not bring. A collector that takes none is a fault in `/status` and no
-//! reason to delay anything.
+//! The values are cumulative since the start of the process, so the next export makes up for one
+//! that fails. While a collector takes no export, `/status` shows a fault, and nothing is delayed.
 
 use super::otlp_config::Config;
 use super::sampler::Sampler;
@@ -31,17 +30,15 @@ use tokio::sync::watch;
 use tokio::time::{MissedTickBehavior, interval};
 use url::Url;
 
-/// Longest time of one export, in seconds.
+/// The longest time of one export, in seconds.
 const EXPORT_SECONDS_MAX: u64 = 10;
-/// Longest use of a connection, in seconds: the default of upstreams.
-const CONNECTION_SECONDS_MAX: u64 = 300;
 const CONTENT_TYPE: HeaderValue = HeaderValue::from_static("application/x-protobuf");
 /// The fault's advice.
 const ADVICE: &str = "Look at the collector and at otlp.endpoint and otlp.headers. No metric is \
                       lost: each export brings the counts since start.";
 
 /// Exports the metrics of `/metrics` under the same names by OTLP over HTTP, as protobuf. Runs as a
-/// background service of Pingora. An export that fails is a fault; no count is lost by it.
+/// background service of Pingora. An export that fails raises a fault and loses no count.
 ///
 /// ```
 /// # use pingora::server::Server;
@@ -72,11 +69,12 @@ pub struct OtlpTarget {
 }
 
 impl OtlpTarget {
-    /// The collector of this section. `None`: `endpoint` is not set. Opens no connection.
+    /// The collector that this section describes. `None` if `endpoint` is not set. Opens no
+    /// connection.
     ///
     /// # Errors
     ///
-    /// A key that cannot be used, or the system's certificates cannot be read.
+    /// A key cannot be used, or the certificates of the system cannot be read.
     pub fn new(config: &Config) -> Result<Option<Self>, ConfigError> {
         Self::of(config).map_err(|e| e.within("otlp"))
     }
@@ -88,9 +86,7 @@ impl OtlpTarget {
             timeout_seconds: EXPORT_SECONDS_MAX,
             connections: 1,
             idle_seconds: 2 * config.interval_seconds,
-            connection_seconds_max: CONNECTION_SECONDS_MAX,
-            http1_only: false,
-            proxy: None,
+            ..client::Setup::default()
         };
         let mut headers = config.header_map()?;
         headers.insert(header::CONTENT_TYPE, CONTENT_TYPE);
@@ -106,7 +102,7 @@ impl OtlpTarget {
         self.url.host_str().unwrap_or_default()
     }
 
-    /// Sends one export. The error holds nothing of the configuration but the host.
+    /// Sends one export. Of the configuration, the error holds no more than the host.
     async fn send(&self, request: &ExportMetricsServiceRequest) -> Result<(), String> {
         let sent = self
             .client
@@ -122,18 +118,18 @@ impl OtlpTarget {
 }
 
 impl OtlpExport {
-    /// An export of the metrics of the sampler's gate to this collector.
+    /// An export of the metrics of the sampler's gate to `target`. `None` exports nothing.
     pub fn new(sampler: Arc<Sampler>, target: Option<OtlpTarget>) -> Self {
         let target = watch::Sender::new(target.map(Arc::new));
         Self { sampler, target, resource: resource(), started_ns: now_ns() }
     }
 
-    /// Exports to this collector from now on. `None`: to none.
+    /// Exports to this collector from now on. `None` ends the export.
     pub fn set(&self, target: Option<OtlpTarget>) {
         self.target.send_replace(target.map(Arc::new));
     }
 
-    /// Exports to this collector without an end.
+    /// Exports to this collector until the future is dropped.
     async fn export_to(&self, target: &OtlpTarget) {
         let mut ticks = interval(target.interval);
         ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
@@ -171,7 +167,7 @@ impl OtlpExport {
             Ok(()) => faults.clear(FaultKind::Otlp, host),
             Err(why) => {
                 let text = format!("metrics cannot be sent to {host}: {why}");
-                // A line that repeats is written once in a while.
+                // The binary's logger leaves out most repetitions of this line.
                 log::warn!("{text}");
                 faults.raise(FaultKind::Otlp, host, text, ADVICE);
             }
@@ -195,7 +191,7 @@ impl BackgroundService for OtlpExport {
             tokio::select! {
                 _ = shutdown.changed() => return,
                 () = export => {}
-                // `self` has the sender.
+                // Never an error, because `self` owns the sender.
                 _ = targets.changed() => {}
             }
             if let Some(old) = target {
@@ -205,7 +201,7 @@ impl BackgroundService for OtlpExport {
     }
 }
 
-/// What keeps the client from being made, under a key that `[otlp]` has.
+/// Turns an error of the client into an error of `endpoint`, the key of `[otlp]` that it is about.
 fn in_endpoint(e: ConfigError) -> ConfigError {
     match e.key() {
         "proxy" => ConfigError::new("endpoint", format!("its proxy {}", e.reason())),
@@ -213,7 +209,8 @@ fn in_endpoint(e: ConfigError) -> ConfigError {
     }
 }
 
-/// Since when a value counts, and when it was read, in nanoseconds since 1970, UTC.
+/// The time from which a value counts and the time at which it was read, in nanoseconds since 1970,
+/// UTC.
 struct Times {
     started_ns: u64,
     now_ns: u64,
@@ -238,7 +235,7 @@ fn attribute(key: &str, value: &str) -> KeyValue {
     KeyValue { key: key.to_owned(), value: Some(value), ..KeyValue::default() }
 }
 
-/// A family in OTLP. `None`: a type that no metric here has.
+/// A metric family in the form of OTLP. `None` if its type is one that no metric of the gate has.
 fn metric(family: &MetricFamily, times: &Times) -> Option<Metric> {
     let all = family.get_metric();
     let cumulative = AggregationTemporality::Cumulative.into();
@@ -282,8 +279,8 @@ fn number(metric: &proto::Metric, value: f64, times: &Times) -> NumberDataPoint 
     }
 }
 
-/// Prometheus counts each bucket with those below it; OTLP by itself, and has one more without an
-/// upper bound.
+/// A histogram in the form of OTLP. In Prometheus, a bucket includes the counts of all lower
+/// buckets; in OTLP it does not, and a last bucket has no upper bound.
 fn histogram(metric: &proto::Metric, times: &Times) -> HistogramDataPoint {
     let histogram = metric.get_histogram();
     let count = histogram.get_sample_count();

@@ -7,7 +7,7 @@ use serde::Deserialize;
 use std::collections::BTreeMap;
 use url::Url;
 
-/// Longest interval, in seconds: a day.
+/// The longest interval between two exports, in seconds: a day.
 const INTERVAL_SECONDS_MAX: u64 = 86_400;
 /// The path of metrics below a collector's base URL (OTLP 1.x, section OTLP/HTTP Request).
 const METRICS_PATH: &str = "v1/metrics";
@@ -25,8 +25,8 @@ const METRICS_PATH: &str = "v1/metrics";
 #[serde(default, deny_unknown_fields)]
 #[cfg_attr(not(feature = "internals"), non_exhaustive)]
 pub struct Config {
-    /// The base URL of a collector that takes OTLP over HTTP. `None`: nothing is exported. May hold
-    /// `${NAME}`.
+    /// The base URL of a collector that takes OTLP over HTTP. `None`, the default: nothing is
+    /// exported. May hold `${NAME}`.
     pub endpoint: Option<Secret>,
     /// Time between two exports, in seconds, 1 to 86,400. Default: 60.
     pub interval_seconds: u64,
@@ -48,24 +48,28 @@ impl Config {
     /// The first key whose value cannot be used.
     pub fn validate(&self) -> Result<(), ConfigError> {
         if !(1..=INTERVAL_SECONDS_MAX).contains(&self.interval_seconds) {
-            let why = format!("must be 1 to {INTERVAL_SECONDS_MAX}");
+            let why = format!("must be 1 to {INTERVAL_SECONDS_MAX} seconds");
             return Err(ConfigError::new("interval_seconds", why));
         }
         self.header_map()?;
         match self.url()? {
             Some(_) if cfg!(not(feature = "otlp")) => {
-                Err(ConfigError::new("endpoint", "this pixelgate lacks the feature otlp"))
+                Err(ConfigError::new("endpoint", "needs a pixelgate with the cargo feature otlp"))
             }
             _ => Ok(()),
         }
     }
 
-    /// Where metrics are sent.
+    /// The URL to which metrics are sent. `None` if `endpoint` is not set.
     pub(super) fn url(&self) -> Result<Option<Url>, ConfigError> {
         let Some(endpoint) = &self.endpoint else { return Ok(None) };
+        let parse = |text: &str| {
+            Url::parse(text).map_err(|e| ConfigError::caused("endpoint", "is no URL", e))
+        };
+        // By itself too: to the slashes of a URL without a host the path would be its host.
+        parse(endpoint.expose())?;
         let base = endpoint.expose().trim_end_matches('/');
-        let url = Url::parse(&format!("{base}/{METRICS_PATH}"));
-        let url = url.map_err(|e| ConfigError::caused("endpoint", "is no URL", e))?;
+        let url = parse(&format!("{base}/{METRICS_PATH}"))?;
         let is_plain = url.query().is_none() && url.fragment().is_none();
         if !matches!(url.scheme(), "http" | "https") || !url.has_host() || !is_plain {
             let why = "must be http:// or https://, a host and at most a path";
@@ -74,7 +78,7 @@ impl Config {
         Ok(Some(url))
     }
 
-    /// `headers`, none of which is ever shown.
+    /// The configured `headers`. They are marked as sensitive, so that no log shows their values.
     pub(super) fn header_map(&self) -> Result<HeaderMap, ConfigError> {
         let mut headers = HeaderMap::new();
         for (name, value) in &self.headers {
@@ -103,7 +107,9 @@ mod tests {
         };
         check("http://c.example:4318", Some("http://c.example:4318/v1/metrics"));
         check("https://c.example/otlp/", Some("https://c.example/otlp/v1/metrics"));
-        for wrong in ["c.example:4318", "ftp://c.example", "http://c.example?a=b", "/x", ""] {
+        for wrong in
+            ["c.example:4318", "ftp://c.example", "http://c.example?a=b", "/x", "", "http://"]
+        {
             check(wrong, None);
         }
     }

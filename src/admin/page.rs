@@ -1,9 +1,9 @@
 //! The live page: one self-contained document, assembled once from its three sources.
 //!
 //! There is no build step and no outside resource. The `Content-Security-Policy` allows the browser
-//! to run this script and to use this style, by their hashes, and to connect to this listener
-//! alone. The document holds no data: the script fetches it, with the token if `admin.token` is
-//! set.
+//! to run this one script, to use this one style (both named by their hashes), and to connect to
+//! this listener only. The document holds no data. The script fetches the data, with the token if
+//! `admin.token` is set.
 
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;

@@ -13,7 +13,8 @@ const PARAM: &str = "portal";
 /// Why a request for one portal cannot be answered.
 pub const MALFORMED: &str = "`portal` must be one portal id: 1 to 15 digits, and not 0";
 
-/// The portal that a query asks for, written as in an event (SPEC 3). `None`: it asks for none.
+/// The portal that a query of `/status` asks for, written as in an event (SPEC 3). `None` if the
+/// query asks for no portal.
 pub fn requested(query: &str) -> Option<Result<u64, &'static str>> {
     let mut values = query.split('&').filter_map(|piece| match piece.split_once('=') {
         Some((PARAM, value)) => Some(value),
@@ -23,7 +24,7 @@ pub fn requested(query: &str) -> Option<Result<u64, &'static str>> {
     if values.next().is_some() || !value.bytes().all(|byte| byte.is_ascii_digit()) {
         return Some(Err(MALFORMED));
     }
-    // Leading zeros do not count; more digits than fit are no portal.
+    // Leading zeros do not count. A number that does not fit into 64 bits is no portal.
     let portal = value.trim_start_matches('0').parse().ok();
     Some(portal.filter(|portal| (1..=PORTAL_MAX).contains(portal)).ok_or(MALFORMED))
 }

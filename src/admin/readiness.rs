@@ -1,11 +1,13 @@
-//! Whether this edge accepts events, which `/readyz` says, and the faults of portal list and spool.
+//! Decides whether this edge is ready (`/readyz`), and raises the faults of portal list and spool.
 //!
-//! It refuses every event while no portal list was ever loaded, while the list is older than
-//! `portals.stale_seconds_max`, and while the spool refuses records (SPEC 5 and 6). A list that
-//! cannot be refreshed is a fault and leaves the edge ready, because the last good list stays in
-//! force and every other edge would fail with it. So does an upstream that is down, because its
-//! events wait in the spool. An edge that is about to stop is unready, too, while it still accepts
-//! events (`edge.drain_seconds`).
+//! The edge is unready while no portal list was ever loaded, while the list is older than
+//! `portals.stale_seconds_max`, and while the spool refuses records (SPEC 5 and 6): it then refuses
+//! every event. It is also unready while it is about to stop, although it still accepts events
+//! (`edge.drain_seconds`).
+//!
+//! A portal list that cannot be refreshed is a fault and leaves the edge ready: the last good list
+//! stays in force, and every other edge with the same source would be unready, too. An upstream
+//! that is down leaves the edge ready as well, because its events wait in the spool.
 
 use super::snapshot::Snapshot;
 use crate::plugin::PixelGate;
@@ -16,7 +18,7 @@ use crate::telemetry::faults::FaultKind;
 const NAMED: [FaultKind; 3] =
     [FaultKind::PortalsUnread, FaultKind::PortalsStale, FaultKind::SpoolRefuses];
 
-/// Raises and clears the faults of portal list and spool, as their states are now.
+/// Raises and clears the faults of portal list and spool according to their present states.
 pub fn note_faults(gate: &PixelGate) {
     let portals = gate.gate().portals().status();
     let spool = gate.spool().status();
@@ -39,6 +41,18 @@ pub fn note_faults(gate: &PixelGate) {
         "Look at portals.source. Events are refused until the list is loaded again.",
     );
     note(
+        portals.unstored.is_some(),
+        FaultKind::PortalsUnstored,
+        "portals",
+        &format!(
+            "portals: the list in force cannot be stored for the next start: {}",
+            portals.unstored.as_deref().unwrap_or_default()
+        ),
+        "Make the state folder writable, with room for the list: it is then stored at the next \
+         look at portals.source. Until then a start needs an answer of portals.source before it \
+         accepts events.",
+    );
+    note(
         spool.failing.is_some(),
         FaultKind::SpoolRefuses,
         "spool",
@@ -47,7 +61,7 @@ pub fn note_faults(gate: &PixelGate) {
     );
 }
 
-/// Why the source has no list, or no newer one.
+/// A sentence that says why the source gave no list, or no newer one.
 fn unread(portals: &portals::Status) -> String {
     let failure = portals.last_failure.as_ref().map(|failure| failure.what.as_str());
     match (portals.loaded_at_ms, failure) {

@@ -1,6 +1,6 @@
-//! Times as `/status` writes them.
-
-/// A time in UTC with milliseconds, from milliseconds since 1970; empty beyond the year 9999.
+//! Formats times for `/status`.
+/// Formats milliseconds since 1970 as a time in UTC with milliseconds (RFC 3339). The text is empty
+/// for a time after the year 9999.
 pub fn rfc3339(unix_ms: u64) -> String {
     let time =
         i64::try_from(unix_ms).ok().and_then(|ms| jiff::Timestamp::from_millisecond(ms).ok());

@@ -1,7 +1,8 @@
 //! Takes a [`Snapshot`] of the gate once a second and keeps the [`History`].
 //!
-//! A page that is opened shows the last ten minutes at once, so the history is stored here and not
-//! in the page. Lines about single verdicts are logged here, too, from the same samples.
+//! The history is stored here and not in the page, because a page shows the last ten minutes as
+//! soon as it is opened. The log lines about single verdicts are written here as well, from the
+//! same samples.
 //!
 //! Open pages receive each snapshot through a channel that holds only the latest one. A slow page
 //! misses snapshots and catches up on seconds from the history.
@@ -21,12 +22,12 @@ use std::time::{Duration, Instant};
 use tokio::sync::watch;
 use tokio::time::MissedTickBehavior;
 
-/// Most accepted events that are sampled in a second for the page.
+/// The most accepted events that are sampled in a second for the page.
 pub const SAMPLED_ACCEPTED_MAX: u32 = 10;
-/// Most rejected events that are sampled in a second for the page; more than accepted ones, because
-/// operators look for rejections.
+/// The most rejected events that are sampled in a second for the page. They are more than the
+/// accepted ones, because operators look for rejections.
 pub const SAMPLED_REJECTED_MAX: u32 = 20;
-/// Most portals whose totals are in `/status`.
+/// The most portals whose totals are in `/status`.
 const TOTALS_SHOWN_MAX: usize = 20;
 /// The log target of single verdicts, for filters.
 pub const VERDICT_TARGET: &str = "pixelgate::verdict";
@@ -60,7 +61,7 @@ impl Sampler {
     pub fn new(gate: PixelGate, verdicts_per_second: u32) -> Self {
         let started = Instant::now();
         let verdicts_per_second = verdicts_per_second.min(SAMPLES_PER_SECOND_MAX);
-        // Before anything else: an event may arrive before the first tick.
+        // The slots are opened here, because an event may arrive before the first tick.
         open_slots(&gate, verdicts_per_second);
         let mut history = History::default();
         let mut before = second(&gate);
@@ -80,13 +81,14 @@ impl Sampler {
         }
     }
 
-    /// Logs at most so many accepted and as many rejected events a second from now on, as
-    /// [`Sampler::new`] says.
+    /// Logs at most `per_second` accepted and as many rejected events a second from now on, with
+    /// the limit of [`Sampler::new`].
     pub fn set_verdicts(&self, per_second: u32) {
         self.verdicts_per_second.store(per_second.min(SAMPLES_PER_SECOND_MAX), Relaxed);
     }
 
-    /// Shows so many of the busiest portals from now on: `metrics.portals_max`, 20 by default.
+    /// Shows `portals_max` of the busiest portals from now on (`metrics.portals_max`; 20 before the
+    /// first call).
     pub fn set_portals_max(&self, portals_max: usize) {
         self.portals_max.store(portals_max, Relaxed);
     }
@@ -99,7 +101,7 @@ impl Sampler {
         &self.gate
     }
 
-    /// A receiver of each tick's snapshot from now on.
+    /// A receiver that gets the snapshot of each tick from now on.
     pub(super) fn subscribe(&self) -> watch::Receiver<Arc<Snapshot>> {
         self.snapshots.subscribe()
     }
@@ -134,8 +136,8 @@ impl Sampler {
         }
     }
 
-    /// Logs `most` single verdicts of each kind: portal, verdict and reason, as `[log]` documents,
-    /// and nothing else.
+    /// Logs at most `most` accepted and as many rejected events, each with its portal, verdict and
+    /// reason, and no other data of the request.
     fn log_verdicts(samples: &[EventSample], most: usize) {
         for rejected in [false, true] {
             let of_kind = samples.iter().filter(|sample| sample.rejected.is_some() == rejected);
@@ -157,13 +159,13 @@ impl Sampler {
     }
 }
 
-/// Opens the slots of the next second: enough for the page and for the log.
+/// Opens enough slots for the samples that page and log need in the next second.
 fn open_slots(gate: &PixelGate, verdicts_per_second: u32) {
     let slots = |page: u32| page.max(verdicts_per_second);
     gate.event_samples().open(slots(SAMPLED_ACCEPTED_MAX), slots(SAMPLED_REJECTED_MAX));
 }
 
-/// The counters now.
+/// The present values of the counters.
 fn second(gate: &PixelGate) -> Second {
     let (accepted, reasons) = gate.metrics().verdicts();
     let spool = gate.spool().status();
@@ -218,7 +220,7 @@ impl BackgroundService for Sampler {
                 _ = shutdown.changed() => return,
             }
             self.tick();
-            // A logger that leaves out repetitions reports them when it is flushed.
+            // A logger that leaves out repeated lines reports their number when it is flushed.
             log::logger().flush();
         }
     }

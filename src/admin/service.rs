@@ -1,13 +1,14 @@
 //! The HTTP service of the operator's listener (SPEC 8).
 //!
-//! It is apart from the request path: it has a listener and a thread of its own, and reads the same
-//! counters that the gate increments. It changes nothing. Text from requests is here only as
+//! It is separate from the request path: it has a listener and a thread of its own, and only reads
+//! the counters that the gate increments. It shows text from requests only as
 //! [`crate::telemetry::event_samples`] masks it.
 //!
-//! It speaks HTTP/1.1 over Pingora's session, because Pingora's `ServeHttp` holds an answer back
-//! until it is complete, and `/live` (server-sent events) never is. Connections, open pages,
-//! bodies, the time for a header and the time to take an answer are all limited. A page that reads
-//! too slowly is closed; nothing is buffered for it. A stop ends every stream at once.
+//! It speaks HTTP/1.1 over Pingora's session. Pingora's `ServeHttp` would hold an answer back until
+//! it is complete, which the server-sent events of `/live` never are. The number of connections and
+//! of open pages, the size of a body, and the times for a header, a body and the writing of an
+//! answer are limited. A page that reads too slowly is closed, and nothing is buffered for it. A
+//! stop of the process ends every stream at once.
 
 use super::access::{Denied, TokenHandle};
 use super::config::Config;
@@ -36,14 +37,14 @@ use std::time::Duration;
 use tokio::sync::Semaphore;
 use tokio::time::timeout;
 
-/// Content type of the Prometheus text format.
+/// The content type of the Prometheus text format.
 const METRICS_TYPE: &str = "text/plain; version=0.0.4; charset=utf-8";
 const TEXT_TYPE: &str = "text/plain; charset=utf-8";
 const HTML_TYPE: &str = "text/html; charset=utf-8";
 const JSON_TYPE: &str = "application/json";
 const PROBLEM_TYPE: &str = "application/problem+json";
 const EVENTS_TYPE: &str = "text/event-stream";
-/// Most streams of `/live` at once; further ones are answered 503.
+/// The most streams of `/live` at once. Further requests for it are answered 503.
 pub const STREAMS_MAX: usize = 32;
 /// Limit for the arrival of a connection's first header, in seconds.
 const FIRST_HEADER_SECONDS_MAX: u64 = 5;
@@ -55,7 +56,7 @@ const WRITE_SECONDS_MAX: u64 = 5;
 const LAST_EVENT_MS_MAX: u64 = 500;
 /// Longest body of `/explain`, in bytes: larger than any query that is judged, with its URL.
 pub const EXPLAIN_BYTES_MAX: usize = 128 << 10;
-/// Limit for the arrival of that body, in seconds.
+/// Limit for the arrival of a body of `/explain`, in seconds.
 const BODY_SECONDS_MAX: u64 = 10;
 
 /// The admin pages of one gate: the application of a Pingora service.
@@ -90,13 +91,14 @@ struct Page {
     status: StatusCode,
     content_type: &'static str,
     body: String,
-    /// A header beside those that every answer has.
+    /// A header in addition to those of every answer.
     extra: Option<(&'static str, String)>,
 }
 
 impl Admin {
-    /// Pages about the gate that `sampler` samples; the sampler must run as a service of its own.
-    /// An open `/live` counts as in flight, so that a stop waits until its page has the last event.
+    /// The pages of the gate that `sampler` samples. The sampler must run as a service of its own.
+    /// An open `/live` counts as a request in flight, so that a stop waits until the last event is
+    /// sent.
     pub fn new(sampler: Arc<Sampler>, config: &Config, in_flight: InFlight) -> Self {
         Self {
             sampler,
@@ -108,7 +110,7 @@ impl Admin {
         }
     }
 
-    /// Replaces the token while the pages are served.
+    /// A handle that replaces the token while the pages are served.
     pub fn token_handle(&self) -> TokenHandle {
         self.access.clone()
     }
@@ -191,8 +193,8 @@ impl Admin {
         }
     }
 
-    /// The answer of `pixelgate explain`. The text may be personal: it is part of this answer
-    /// alone, and is neither logged nor stored.
+    /// The explanation that `pixelgate explain` prints. The text may hold personal data: it appears
+    /// in this answer only, and is neither logged nor stored.
     fn explain(&self, text: &str) -> Page {
         let gate = self.sampler.gate();
         let settings = gate.settings();
@@ -209,7 +211,8 @@ impl Admin {
         Page::of(StatusCode::OK, JSON_TYPE, answer.to_string())
     }
 
-    /// Server-sent events, one a second: the status, and the seconds since the previous event.
+    /// Sends server-sent events, one a second: the status, and the counters of each second since
+    /// the previous event.
     async fn stream(&self, session: &mut ServerSession, mut stop: ShutdownWatch) -> Option<()> {
         let Ok(_permit) = self.streams.try_acquire() else {
             let page = Page::text(StatusCode::SERVICE_UNAVAILABLE, "too many pages are open\n");
@@ -245,7 +248,8 @@ impl Admin {
         timeout(Duration::from_millis(LAST_EVENT_MS_MAX), last_event).await.ok()?
     }
 
-    /// One event of the stream. `last` is the last second that this page has.
+    /// One event of the stream. `last` is the last second that was sent to this page, and is
+    /// advanced.
     fn event(&self, snapshot: &Snapshot, last: &mut u64) -> String {
         let status = status::to_json(snapshot);
         let history = self.sampler.history();
@@ -302,7 +306,7 @@ impl ServerApp for Admin {
     }
 }
 
-/// The address of a connection's client. `None`: a Unix socket.
+/// The address of a connection's client. `None` for a Unix socket.
 fn client_address(stream: &Stream) -> Option<IpAddr> {
     Some(stream.get_socket_digest()?.peer_addr()?.as_inet()?.ip())
 }
@@ -317,9 +321,11 @@ impl Denied {
             Denied::Host => Page::text(
                 StatusCode::FORBIDDEN,
                 "without admin.token only requests to localhost or a loopback address are \
-                 answered\n",
+                answered\n",
             ),
-            Denied::Site => Page::text(StatusCode::FORBIDDEN, "not for another site's page\n"),
+            Denied::Site => {
+                Page::text(StatusCode::FORBIDDEN, "requests of another site's page are denied\n")
+            }
         }
     }
 }
@@ -333,14 +339,15 @@ impl Page {
         Self::of(status, TEXT_TYPE, body.into())
     }
 
-    /// The answer to a method that the page does not have.
+    /// The answer to a method that the page does not allow.
     fn only(methods: &str) -> Self {
         let extra = Some(("Allow", methods.to_owned()));
         Self { extra, ..Self::text(StatusCode::METHOD_NOT_ALLOWED, format!("only {methods}\n")) }
     }
 }
 
-/// The header of every answer. Without `Access-Control-Allow-Origin` no other site may read it.
+/// The header of every answer. It lacks `Access-Control-Allow-Origin`, so that browsers let no
+/// other site read the answer.
 fn head(status: StatusCode, content_type: &str) -> Option<ResponseHeader> {
     let mut head = ResponseHeader::build(status, Some(8)).ok()?;
     for (name, value) in [
@@ -369,13 +376,13 @@ async fn send(session: &mut ServerSession, page: Page) -> Option<()> {
     Some(())
 }
 
-/// The result of a write. `None`: the client is gone, or did not take the bytes within
-/// [`WRITE_SECONDS_MAX`]. (The session's own write timeout does not cover every write.)
+/// The result of a write. `None`: the client has closed the connection, or did not take the bytes
+/// within [`WRITE_SECONDS_MAX`]. The write timeout of Pingora's session does not cover every write.
 async fn written<T>(write: impl Future<Output = pingora::Result<T>>) -> Option<T> {
     timeout(Duration::from_secs(WRITE_SECONDS_MAX), write).await.ok()?.ok()
 }
 
-/// The request's body as text. `None`: it is too long, or it arrived too slowly.
+/// The body of the request as text. `None` if it is too long or arrives too slowly.
 async fn read_body(session: &mut ServerSession) -> Option<String> {
     let reading = async {
         let mut body = Vec::new();

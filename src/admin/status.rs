@@ -1,7 +1,7 @@
-//! `/status` and the gauges of `/metrics`, from a [`Snapshot`].
+//! Makes `/status` and the gauges of `/metrics` from a [`Snapshot`].
 //!
-//! `/status` holds the keys of SPEC 8 and further ones for the page; `docs/admin.md` has all.
-//! The JSON keys are an interface and do not follow the names of the types here.
+//! `/status` holds the keys of SPEC 8 and further ones for the page; `docs/admin.md` lists them
+//! all. The JSON keys are an interface, so they do not follow the names of the types here.
 
 use super::health_summary::{health_summary, is_in_trouble};
 use super::history::Rejections;
@@ -16,9 +16,9 @@ use crate::telemetry::metrics::Metrics;
 use serde_json::{Value, json};
 use std::cmp::Reverse;
 
-/// Most portals in the ranking.
+/// The most portals in the ranking.
 const RANKED_PORTALS: usize = 12;
-/// Most faults in `/status`. `pixelgate_faults` counts them all.
+/// The most faults in `/status`. `pixelgate_faults` counts all of them.
 const FAULTS_SHOWN_MAX: usize = 100;
 
 /// The whole of `/status`.
@@ -74,6 +74,7 @@ fn spool(snapshot: &Snapshot) -> Value {
         "free_bytes": spool.free_bytes,
         "seconds_to_full": spool.seconds_to_full,
         "quarantined_bytes": spool.quarantined_bytes,
+        "direct_writes": spool.direct_writes,
         "failing": spool.failing,
     })
 }
@@ -173,7 +174,7 @@ fn faults(snapshot: &Snapshot) -> Vec<Value> {
     snapshot.faults.iter().take(FAULTS_SHOWN_MAX).map(row).collect()
 }
 
-/// Sets the gauges that are computed at a scrape and not counted as events happen.
+/// Sets the gauges that are computed when metrics are read, and not counted as events happen.
 pub fn refresh_gauges(metrics: &Metrics, snapshot: &Snapshot) {
     let gauge = |value: u64| i64::try_from(value).unwrap_or(i64::MAX);
     let spool = &snapshot.spool;
@@ -188,7 +189,7 @@ pub fn refresh_gauges(metrics: &Metrics, snapshot: &Snapshot) {
     metrics.portals.set(i64::try_from(portals.count).unwrap_or(i64::MAX));
     let counted = metrics.portals_refresh_failures.get();
     metrics.portals_refresh_failures.inc_by(portals.failures.saturating_sub(counted));
-    // `delivery_lag_seconds` was set by the delivery's own status, when the snapshot was taken.
+    // `delivery_lag_seconds` was set when the snapshot asked delivery for its status.
     for route in &snapshot.routes {
         let up = i64::from(!is_in_trouble(route));
         metrics.upstream_up.with_label_values(&[&route.name]).set(up);

@@ -1,4 +1,4 @@
-//! The configuration of a gate, and its checked form, which alone opens one.
+//! The configuration of a gate, and its checked form, the only one with which a gate opens.
 
 use crate::config_error::ConfigError;
 use crate::event::{self, Rules};
@@ -40,8 +40,8 @@ pub struct Config {
     pub spool: spool::Config,
     /// `[batch]`: defaults for the batches of every upstream.
     pub batch: BatchConfig,
-    /// `[[upstream]]`: where events go. Empty: into files, see [`Config::upstreams`],
-    /// unless the host brings upstreams of its own
+    /// `[[upstream]]`: where events go. If it is empty, they go into files
+    /// ([`Config::upstreams`]), unless the host brings upstreams of its own
     /// ([`Builder::upstream`](crate::Builder::upstream)).
     pub upstream: Vec<upstream::Config>,
 }
@@ -90,7 +90,7 @@ impl TryFrom<Config> for ValidConfig {
 }
 
 impl Config {
-    /// Checks every section by itself, without touching disk or network.
+    /// Checks every section, without access to disk or network.
     ///
     /// # Errors
     ///

@@ -1,4 +1,4 @@
-//! Why a gate did not open.
+//! The error of a gate that did not open.
 
 use crate::config_error::ConfigError;
 use crate::policy::portals;

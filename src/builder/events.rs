@@ -1,4 +1,5 @@
-//! What the spool, which knows no event, must read of one.
+//! Lets the spool, which knows no events, read from a record which upstreams it is meant for and
+//! which portal and day it counts for.
 
 use crate::event;
 use crate::policy::portals::AcceptedByDay;
@@ -20,7 +21,7 @@ fn metered(record: &[u8]) -> Option<Metered> {
     Some(Metered { portal, day })
 }
 
-/// What the spool has accepted, for the quotas of the portal list.
+/// The spool's counts of accepted events, as the quotas of the portal list read them.
 pub struct Counted(pub DayCounts);
 
 impl AcceptedByDay for Counted {

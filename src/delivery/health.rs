@@ -28,6 +28,8 @@ pub enum State {
     DeadLettersFailing,
     /// Events of the spool cannot be read. They are tried again each second.
     SpoolUnreadable,
+    /// Events that a newer version wrote wait for it, and nothing else does.
+    NewerRecords,
     /// The route has stopped: no batch is sent any more.
     Stopped,
 }
@@ -42,6 +44,7 @@ impl State {
             State::Misconfigured => "misconfigured",
             State::DeadLettersFailing => "dead_letters_failing",
             State::SpoolUnreadable => "spool_unreadable",
+            State::NewerRecords => "newer_records",
             State::Stopped => "stopped",
         }
     }
@@ -63,7 +66,7 @@ struct Inner {
     /// Attempts that failed since something was delivered.
     failures: u32,
     /// One throttle for the line about a change to each state.
-    throttles: [LogThrottle; 7],
+    throttles: [LogThrottle; 8],
     /// Whether the last line in the log is a warning or an error, so that a recovery is logged.
     alarmed: bool,
 }
@@ -122,7 +125,8 @@ impl Health {
             log::info!("upstream {name}: delivers again");
         }
         match state {
-            State::Ok | State::Retrying | State::Stopped => {
+            // The first record of a newer version is logged where it is read.
+            State::Ok | State::Retrying | State::NewerRecords | State::Stopped => {
                 log::debug!("upstream {name}: {}: {error}", state.as_str());
                 return;
             }

@@ -5,7 +5,6 @@
 //! say when they were received.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 
 use super::tracker::Tracker;
 use crate::event::{is_newer_record, newer_received_ms};
@@ -17,7 +16,7 @@ pub struct NewerRecords {
     upstream: String,
     faults: Faults,
     tracker: Arc<Tracker>,
-    events: AtomicU64,
+    events: u64,
 }
 
 impl NewerRecords {
@@ -27,13 +26,18 @@ impl NewerRecords {
             upstream: upstream.to_owned(),
             faults: faults.clone(),
             tracker: Arc::clone(tracker),
-            events: AtomicU64::new(0),
+            events: 0,
         }
     }
 
-    /// Removes the records of newer versions from what was read.
+    /// Whether any of them wait.
+    pub fn wait(&self) -> bool {
+        self.events > 0
+    }
+
+    /// Removes the records of newer versions from what was read, and says whether there were any.
     /// `now_ms` is the time since 1970: at the latest, they were received now.
-    pub fn set_aside(&self, entries: &mut Vec<Entry>, now_ms: u64) {
+    pub fn set_aside(&mut self, entries: &mut Vec<Entry>, now_ms: u64) -> bool {
         let read = entries.len();
         entries.retain(|Entry { payload, .. }| {
             let is_newer = is_newer_record(payload);
@@ -45,18 +49,19 @@ impl NewerRecords {
         });
         let newer = (read - entries.len()) as u64;
         if newer == 0 {
-            return;
+            return false;
         }
-        let before = self.events.fetch_add(newer, Relaxed);
+        let is_first = self.events == 0;
+        self.events += newer;
         let text = format!(
             "{} events for upstream {} were written by a newer version and wait for it",
-            before + newer,
-            self.upstream
+            self.events, self.upstream
         );
-        if before == 0 {
+        if is_first {
             log::error!("{text}");
         }
         let advice = "Run the newer version again. It delivers them.";
         self.faults.raise(FaultKind::NewerRecords, &self.upstream, text, advice);
+        true
     }
 }

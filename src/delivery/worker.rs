@@ -287,7 +287,7 @@ impl DeliveryWorker {
     /// Gives each queue the events of its portals.
     fn take_in(&mut self, mut entries: Vec<Entry>, bytes_max: usize) {
         let now = Instant::now();
-        self.newer_records.set_aside(&mut entries, self.monitor.clock.unix_ms());
+        let has_newer = self.newer_records.set_aside(&mut entries, self.monitor.clock.unix_ms());
         let bytes = entries.iter().map(|entry| entry.payload.len()).sum::<usize>();
         if entries.len() < self.batch.events_max / 2 && bytes < bytes_max / 2 {
             self.read_at = now + READ_PAUSE.min(Duration::from_millis(self.batch.linger_ms) / 2);
@@ -304,6 +304,10 @@ impl DeliveryWorker {
                 self.monitor.tracker.set_open(at, Some(&record));
             }
             batcher.push(Arrival { id, record }, now);
+        }
+        if has_newer || self.breaker.is_open(now) {
+            // No attempt will change the state for now.
+            self.note_state(now);
         }
     }
 
@@ -360,6 +364,7 @@ impl DeliveryWorker {
             () if is_down && self.monitor.tracker.oldest_ms().is_some() => State::Down,
             () if troubles.failing > 0 => State::Retrying,
             () if !readable => State::SpoolUnreadable,
+            () if self.newer_records.wait() => State::NewerRecords,
             () => State::Ok,
         });
     }

@@ -1,7 +1,8 @@
-//! Collects the parameters of a query by their meaning, then judges them in the order of SPEC 3.
+//! Collects the parameters of a query, then judges the reserved ones in the order of SPEC 3.
 //!
 //! Collecting and judging are separate steps because the order of the rejections is not the order
-//! of the parameters: a fault of `_a` is reported before one of an earlier `email`.
+//! of the parameters: a fault in `_a` is reported before a fault in `email`, even if `email` comes
+//! first in the query.
 
 use std::borrow::Cow;
 
@@ -32,12 +33,12 @@ impl<'a> Slot<'a> {
         }
     }
 
-    /// Two texts that are not equal are the same value if they have the same canonical form.
+    /// Compares two different texts: they are the same value if they have the same canonical form.
     #[cold]
     fn compare(&mut self, param: Reserved, new: Text<'a>) {
         let canonical = |value| canonical_text(param, value);
         match (self.value.take().and_then(canonical), canonical(new)) {
-            // The canonical form is short, so comparing with it again costs little.
+            // A further value is compared with the canonical form, which is short.
             (Some(first), Some(new)) if first == new => {
                 self.value = Some(Text { text: first, plain: false });
             }
@@ -45,7 +46,7 @@ impl<'a> Slot<'a> {
         }
     }
 
-    /// The one value. `None`: the parameter is absent or empty.
+    /// The value. `None`: the parameter is absent or empty.
     fn read(&mut self, param: Reserved) -> Result<Option<Text<'a>>, Rejection> {
         if self.not_utf8 {
             return Err(Rejection::at(Reason::InvalidEncoding, param));
@@ -65,12 +66,12 @@ pub(super) struct ParamCollector<'e, 'a> {
 }
 
 impl<'e, 'a> ParamCollector<'e, 'a> {
-    /// Fills in an `event` and an `ignored` that are empty.
+    /// A collector that writes into `event` and `ignored`, which must be empty.
     pub(super) fn new(event: &'e mut Event<'a>, ignored: &'e mut IgnoredParams<'a>) -> Self {
         ParamCollector { reserved: Default::default(), event, ignored }
     }
 
-    /// Takes a parameter: a reserved value, a property, or an ignored parameter.
+    /// Adds a parameter to the reserved values, to the properties or to the ignored parameters.
     pub(super) fn take(&mut self, piece: Piece<'a>, rules: &Rules) {
         let Ok(key) = piece.key() else { return self.take_undecodable_key(piece) };
         if let Some(param) = Reserved::of(key.as_bytes()) {
@@ -97,8 +98,8 @@ impl<'e, 'a> ParamCollector<'e, 'a> {
         self.ignored.push((Cow::Owned(piece.key_lossy()), Ignored::InvalidEncoding));
     }
 
-    /// Judges the reserved parameters and completes the event. After an error the event has its
-    /// portal and its name as far as they are valid.
+    /// Judges the reserved parameters and completes the event. After an error, the event holds the
+    /// portal and the name that were found valid before it.
     pub(super) fn judge(self) -> Result<(), Rejection> {
         let ParamCollector {
             reserved: [mut portal, mut name, mut email, mut revenue, mut external_id],
@@ -137,8 +138,8 @@ impl<'e, 'a> ParamCollector<'e, 'a> {
     }
 }
 
-/// The canonical form of a reserved value. `None` if it has none of its own: it breaks the rule of
-/// its parameter, or is opaque.
+/// The canonical form of a reserved value. `None` if the value breaks the rule of its parameter, or
+/// if the parameter is opaque and has no other form than the text.
 fn canonical_text<'a>(param: Reserved, value: Text<'a>) -> Option<Cow<'a, str>> {
     match param {
         Reserved::Portal => Some(validate::portal(&value)?.to_string().into()),
@@ -149,7 +150,7 @@ fn canonical_text<'a>(param: Reserved, value: Text<'a>) -> Option<Cow<'a, str>> 
 }
 
 /// Why a parameter of this name is not a contact property; `None` if it is one. The name is in
-/// lower case; `plain` as in [`validate::is_property_name`].
+/// lower case. `plain` has the meaning that it has in [`validate::is_property_name`].
 pub(super) fn name_fault(name: &str, plain: bool, rules: &Rules) -> Option<Ignored> {
     if let Some(cause) = rules.drops(name) {
         Some(cause)

@@ -44,13 +44,14 @@ pub struct Config {
     /// which callers avoid caches.
     #[serde(deserialize_with = "one_or_many")]
     pub ignore_params: Vec<String>,
-    /// Names of parameters that may be credentials: ignored, and their values are shown nowhere.
-    /// ASCII case does not matter.
+    /// Names of parameters that may be credentials. They are ignored, and their values appear
+    /// nowhere. ASCII case does not matter. Default: the ten names of SPEC 3, such as `hapikey`.
     #[serde(deserialize_with = "one_or_many")]
     pub withhold_params: Vec<String>,
-    /// The cookie whose value is stored as `context.utk`. `None`: no cookie is read.
+    /// The cookie whose value is stored as `context.utk`. Default: none, and no cookie is read.
     pub utk_cookie: Option<String>,
-    /// Headers from trusted proxies that are stored in `context.headers`, at most 16.
+    /// Headers from trusted proxies that are stored in `context.headers`, at most 16 names of at
+    /// most 64 bytes. Default: none.
     #[serde(deserialize_with = "one_or_many")]
     pub context_headers: Vec<String>,
 }
@@ -70,7 +71,7 @@ impl Default for Config {
     }
 }
 
-/// How much of a query is read.
+/// The limits of a query.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Limits {
     /// The longest query, in bytes.
@@ -89,7 +90,7 @@ pub struct Rules {
 }
 
 impl Rules {
-    /// Checks all keys but `path`.
+    /// Checks all keys but `path`, which the path guard checks.
     ///
     /// # Errors
     ///
@@ -99,16 +100,12 @@ impl Rules {
             .ok()
             .filter(|bytes| QUERY_BYTES_MAX_RANGE.contains(bytes))
             .ok_or_else(|| {
-                ConfigError::new(
-                    "events.query_bytes_max",
-                    format!("must be within {QUERY_BYTES_MAX_RANGE:?} bytes"),
-                )
+                let (min, max) = (QUERY_BYTES_MAX_RANGE.start(), QUERY_BYTES_MAX_RANGE.end());
+                ConfigError::new("events.query_bytes_max", format!("must be {min} to {max} bytes"))
             })?;
         if !PARAMS_MAX_RANGE.contains(&config.params_max) {
-            return Err(ConfigError::new(
-                "events.params_max",
-                format!("must be within {PARAMS_MAX_RANGE:?}"),
-            ));
+            let (min, max) = (PARAMS_MAX_RANGE.start(), PARAMS_MAX_RANGE.end());
+            return Err(ConfigError::new("events.params_max", format!("must be {min} to {max}")));
         }
         Ok(Rules {
             limits: Limits { query_bytes_max, params_max: config.params_max },
@@ -121,13 +118,13 @@ impl Rules {
         })
     }
 
-    /// The same rules, with the `Host` of each request stored or not.
+    /// The same rules, which store the `Host` of each request if `is_stored`.
     pub fn with_host(mut self, is_stored: bool) -> Rules {
         self.context_names.set_host(is_stored);
         self
     }
 
-    /// How much of a query is read.
+    /// The limits of a query.
     pub fn limits(&self) -> Limits {
         self.limits
     }
@@ -142,8 +139,8 @@ impl Rules {
         self.judges_post
     }
 
-    /// Why the configuration drops a parameter of this name, which is in lower case. `None`: it
-    /// does not.
+    /// Why the configuration drops a parameter of this name, which is in lower case. `None`: the
+    /// configuration does not drop it.
     #[inline]
     pub(super) fn drops(&self, name: &str) -> Option<Ignored> {
         self.dropped.cause(name)
@@ -175,7 +172,7 @@ impl Default for Rules {
     }
 }
 
-/// Both lists of names; a name in both is withheld.
+/// The names of `withhold_params` and `ignore_params`. A name in both lists is withheld.
 fn dropped_names(config: &Config) -> Result<DroppedNames, ConfigError> {
     let withheld = config
         .withhold_params
@@ -192,7 +189,7 @@ fn dropped_names(config: &Config) -> Result<DroppedNames, ConfigError> {
 fn dropped_name(key: &'static str, name: &str) -> Result<String, ConfigError> {
     let name = name.trim().to_ascii_lowercase();
     if Reserved::of(name.as_bytes()).is_some() {
-        // Each event would lose its address or amount without a word.
+        // Without this check, each event would silently lose its address or its revenue.
         let reason = format!("must not name the reserved parameter {name:?}");
         return Err(ConfigError::new(key, reason));
     }

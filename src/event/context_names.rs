@@ -1,12 +1,13 @@
-//! What the operator wants stored with an event besides: the cookie `events.utk_cookie`, the
-//! headers `events.context_headers`, and the host, where an upstream sends it on.
+//! The parts of a request's context that are stored only on request of the operator: the cookie
+//! `events.utk_cookie`, the headers `events.context_headers`, and the host, for an upstream with
+//! `keep_host`.
 
 use crate::config_error::ConfigError;
 
 use super::param::{CONTEXT_HEADER_NAME_BYTES_MAX, CONTEXT_HEADERS_MAX};
 
-/// Headers that are not stored under their names, each with the reason: credentials never are
-/// (SPEC 3), and what `[privacy]` reduces must not come back unreduced.
+/// Headers that `events.context_headers` must not name, each with the reason. Credentials are never
+/// stored (SPEC 3), and data that `[privacy]` reduces must not be stored unreduced.
 const NEVER_STORED: [(&str, &str); 15] = [
     ("authorization", CREDENTIALS),
     ("cookie", CREDENTIALS),
@@ -27,7 +28,7 @@ const NEVER_STORED: [(&str, &str); 15] = [
 const CREDENTIALS: &str = "holds credentials";
 const ADDRESS: &str = "holds an address, which is context.ip as privacy.ip says";
 
-/// Checked names. The default has none.
+/// The checked names. The default holds none.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct ContextNames {
     has_host: bool,
@@ -35,7 +36,7 @@ pub struct ContextNames {
     headers: Box<[HeaderName]>,
 }
 
-/// A header's name as configured, which is its name in the wire form, and in lower case.
+/// The name of a header: as configured, which is its name in the wire form, and in lower case.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
 struct HeaderName {
     written: String,
@@ -47,9 +48,8 @@ impl ContextNames {
     ///
     /// # Errors
     ///
-    /// A name is not a token (RFC 9110, section 5.6.2) of at most 64 bytes, is given twice, or is
-    /// that of a header that may hold credentials or an address, or that has a place of its own in
-    /// the context; there are more than 16 headers.
+    /// There are more than 16 headers; or a name is not a token (RFC 9110, section 5.6.2) of at
+    /// most 64 bytes, is given twice, or is one of `NEVER_STORED`.
     pub(super) fn new(cookie: Option<&str>, headers: &[String]) -> Result<Self, ConfigError> {
         let wrong = |reason: String| ConfigError::new("events.context_headers", reason);
         if cookie.is_some_and(|name| !is_token(name)) {
@@ -77,6 +77,11 @@ impl ContextNames {
         Ok(Self { has_host: false, utk_cookie: cookie.map(str::to_owned), headers: names.into() })
     }
 
+    /// Whether nothing is asked for.
+    pub fn is_empty(&self) -> bool {
+        !self.has_host && self.utk_cookie.is_none() && self.headers.is_empty()
+    }
+
     /// Whether the `Host` of a request is stored as `context.host`.
     pub fn has_host(&self) -> bool {
         self.has_host
@@ -91,13 +96,14 @@ impl ContextNames {
         self.utk_cookie.as_deref()
     }
 
-    /// The headers as (name in the wire form, name in lower case), sorted by the former.
+    /// The headers as (name in the wire form, name in lower case), sorted by the name in the wire
+    /// form.
     pub fn headers(&self) -> impl ExactSizeIterator<Item = (&str, &str)> {
         self.headers.iter().map(|name| (name.written.as_str(), name.lower.as_str()))
     }
 }
 
-/// RFC 9110, section 5.6.2.
+/// Whether a text is a token (RFC 9110, section 5.6.2).
 fn is_token(text: &str) -> bool {
     let is_token_byte =
         |byte: u8| byte.is_ascii_alphanumeric() || b"!#$%&'*+-.^_`|~".contains(&byte);

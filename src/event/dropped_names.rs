@@ -1,12 +1,12 @@
 //! The parameters that the operator drops by name: `events.withhold_params` and
 //! `events.ignore_params`.
 //!
-//! Each property of each event is looked up here, and nearly none is in the list. So a set of 64
-//! bits, one for each name, answers first: most names end there, after a few instructions.
+//! Every property of every event is looked up here, and almost none is in the list. A filter of 64
+//! bits, in which each name of the list sets one, rules out most properties in a few instructions.
 
 use super::verdict::Ignored;
 
-/// Names in lower case, each with the cause for which it is dropped.
+/// The dropped names in lower case, each with its cause.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct DroppedNames {
     /// The union of [`bit`] over all names.
@@ -15,14 +15,14 @@ pub(super) struct DroppedNames {
 }
 
 impl DroppedNames {
-    /// Of several causes for one name the first counts.
+    /// If a name is given with several causes, the first one counts.
     pub(super) fn new(names: impl IntoIterator<Item = (String, Ignored)>) -> DroppedNames {
         let names: Box<[(String, Ignored)]> = names.into_iter().collect();
         let bits = names.iter().fold(0, |bits, (name, _)| bits | bit(name));
         DroppedNames { bits, names }
     }
 
-    /// Why a parameter of this name, in lower case, is dropped. `None`: it is not.
+    /// Why a parameter of this name, in lower case, is dropped. `None`: it is not dropped.
     #[inline]
     pub(super) fn cause(&self, name: &str) -> Option<Ignored> {
         if self.bits & bit(name) == 0 { None } else { self.find(name) }
@@ -33,7 +33,7 @@ impl DroppedNames {
     }
 }
 
-/// One bit for a name, chosen by its first and last byte and its length.
+/// The bit of a name in the filter, chosen by its first byte, its last byte and its length.
 #[inline]
 fn bit(name: &str) -> u64 {
     let (Some(first), Some(last)) = (name.as_bytes().first(), name.as_bytes().last()) else {

@@ -1,12 +1,13 @@
-//! The rule of SPEC 3 for an address: one plain address, as a person would write it down.
+//! The rule of SPEC 3 for `email`: one plain address, as a person would write it down.
 //!
-//! Most addresses are canonical as received. A quick check (a state machine over the bytes) finds
-//! these. For any other address the `idna` crate (UTS-46) judges the domain. The local part is
-//! RFC 5322's dot-atom with the visible non-ASCII characters of RFC 6532: no quotes, no comments,
-//! no address literals, no display name. The address is not tried: no DNS query is made.
+//! Most addresses are canonical as received. A quick check (a state machine over the bytes)
+//! recognizes these. For any other address the `idna` crate (UTS-46) judges the domain. The local
+//! part is the dot-atom of RFC 5322 with the visible non-ASCII characters of RFC 6532: no quotes,
+//! no comments, no address literals, no display name. No DNS query is made: whether the address
+//! exists is not checked.
 //!
-//! Limits apply to the canonical form, because lower-casing and IDNA mapping change lengths, and a
-//! canonical address must pass again.
+//! The limits apply to the canonical form, because lower-casing and IDNA mapping change lengths and
+//! a canonical address must pass the rule again.
 
 use std::borrow::Cow;
 
@@ -15,36 +16,37 @@ use idna::uts46::{AsciiDenyList, DnsLength, Hyphens, Uts46};
 use super::hidden::is_hidden;
 use super::param::{EMAIL_BYTES_MAX, EMAIL_LABELS_MIN, EMAIL_LOCAL_BYTES_MAX};
 
-/// The longest domain handed to IDNA, in bytes: 253 characters of four bytes. A longer one can only
-/// map to a valid length if it is padded with characters that IDNA drops; it is refused.
+/// The longest domain that is given to IDNA, in bytes: 253 characters of four bytes. A longer
+/// domain could become valid only if IDNA dropped some of its characters, and is refused.
 const DOMAIN_BYTES_READ_MAX: usize = 4 * 253;
 
-/// The longest address that the quick check accepts, in bytes: in it no part can be too long.
+/// The longest address that the quick check accepts, in bytes. No part of such an address can be
+/// too long.
 const QUICK_CHECK_BYTES_MAX: usize = EMAIL_LOCAL_BYTES_MAX;
 
 /// A state of the quick check.
 type State = u8;
-/// At the first byte, or behind a dot of the local part.
+/// At the first byte, or after a dot of the local part.
 const LOCAL_START: State = 0;
 const LOCAL: State = 1;
-/// Behind the `@`.
+/// After the `@`.
 const DOMAIN_START: State = 2;
 const FIRST_LABEL: State = 3;
 const FIRST_LABEL_HYPHEN: State = 4;
-/// Behind a dot of the domain.
+/// After a dot of the domain.
 const LABEL_START: State = 5;
-/// In a label that begins with a letter: a good end.
+/// In a label that begins with a letter: the only state in which an address may end.
 const LABEL: State = 6;
 const LABEL_HYPHEN: State = 7;
 /// In a label that begins with a digit.
 const NUMBER: State = 8;
 const NUMBER_HYPHEN: State = 9;
-/// Only the full rule can decide.
+/// The quick check cannot decide, so the full rule must.
 const UNCLEAR: State = 10;
 
-/// The state after a byte. A local part is of lower-case atoms with single dots between
-/// them, a domain of labels of letters, digits and single hyphens between them: two in a row may be
-/// Punycode, and are left to IDNA.
+/// The state after a byte. The quick check accepts a local part of lower-case atoms with single
+/// dots between them, and a domain of labels of letters, digits and single hyphens. Two hyphens in
+/// a row may be Punycode and are left to IDNA.
 const fn next_state(state: State, byte: u8) -> State {
     match (state, byte) {
         (LOCAL, b'.') => LOCAL_START,
@@ -63,7 +65,7 @@ const fn next_state(state: State, byte: u8) -> State {
     }
 }
 
-/// [`next_state`], by state and byte.
+/// The results of [`next_state`], by state and byte.
 static NEXT_STATE: [[State; 256]; UNCLEAR as usize + 1] = {
     let mut table = [[UNCLEAR; 256]; UNCLEAR as usize + 1];
     let mut state = 0;
@@ -84,7 +86,7 @@ pub(super) fn canonical(address: Cow<'_, str>) -> Option<Cow<'_, str>> {
 }
 
 /// The quick check. True: the address is its own canonical form (lower-case ASCII, a domain of two
-/// or more ordinary labels). False: unknown.
+/// or more ordinary labels). False: the full rule must decide.
 fn is_plainly_canonical(address: &[u8]) -> bool {
     let next = |state: State, byte: &u8| NEXT_STATE[usize::from(state)][usize::from(*byte)];
     address.len() <= QUICK_CHECK_BYTES_MAX && address.iter().fold(LOCAL_START, next) == LABEL
@@ -113,7 +115,7 @@ fn lower_case(local: &str) -> Cow<'_, str> {
     if local.bytes().all(|byte| byte.is_ascii() && !byte.is_ascii_uppercase()) {
         return Cow::Borrowed(local);
     }
-    // By Unicode's rules, final sigma included. Doing it twice changes nothing more.
+    // By the rules of Unicode, which are idempotent even for a final sigma.
     match local.to_lowercase() {
         lower if lower == local => Cow::Borrowed(local),
         lower => Cow::Owned(lower),
@@ -131,8 +133,8 @@ fn is_dot_atom(local: &str) -> bool {
     previous != '.'
 }
 
-/// RFC 5322, 3.2.3, and RFC 6532, 3.2, without white space and hidden characters: two addresses
-/// that look the same must be the same contact.
+/// Whether a character may stand in an atom (RFC 5322, section 3.2.3; RFC 6532, section 3.2). White
+/// space and hidden characters may not: two addresses that look alike must be the same contact.
 fn is_atext(c: char) -> bool {
     match u8::try_from(c) {
         Ok(byte) if byte.is_ascii() => is_ascii_atext(byte),
@@ -148,7 +150,8 @@ const fn is_ascii_atext(byte: u8) -> bool {
     byte.is_ascii_alphanumeric() || is_sign
 }
 
-/// The domain in Unicode form, borrowed where it is that already, and the length of its ASCII form.
+/// The domain in Unicode form, borrowed if `domain` is in that form, and the length of its ASCII
+/// form in bytes. `None` if it is not a valid domain.
 fn canonical_domain(domain: &str) -> Option<(Cow<'_, str>, usize)> {
     if domain.len() > DOMAIN_BYTES_READ_MAX {
         return None;

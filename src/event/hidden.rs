@@ -1,8 +1,8 @@
-//! Characters that no reader sees, and text without them.
+//! Recognizes, removes and escapes characters that a reader does not see.
 //!
-//! Two texts that look alike must not be two contacts, and a text that is shown to an operator must
-//! not change what the terminal shows around it. So hidden characters are no part of an address,
-//! are removed from a request's context, and are escaped in what commands print.
+//! Two addresses that look alike must not be two contacts, and a text that a command prints must
+//! not change the terminal. So an address may hold no hidden characters, the context of a request
+//! loses them, and commands escape them.
 
 use std::borrow::Cow;
 use std::fmt::Write;
@@ -10,8 +10,8 @@ use std::fmt::Write;
 use once_cell::sync::Lazy;
 use regex_syntax::hir::{Class, HirKind};
 
-/// The hidden characters: see [`is_hidden`]. The last one is a pattern of no dots, the one blank
-/// that Unicode counts among the visible symbols.
+/// The hidden characters, see [`is_hidden`]. The last one is the Braille pattern without dots, a
+/// blank that Unicode counts among the visible symbols.
 const HIDDEN: &str = r"[\p{Cc}\p{Cf}\p{Zl}\p{Zp}\p{Co}\p{Default_Ignorable_Code_Point}\u{2800}]";
 
 /// [`HIDDEN`] as ranges, first and last character, in rising order.
@@ -44,9 +44,9 @@ pub fn without_hidden(text: Cow<'_, str>) -> Cow<'_, str> {
     Cow::Owned(text.chars().filter(|c| !is_hidden(*c)).collect())
 }
 
-/// The same JSON with each hidden character of its strings as an escape (RFC 8259, section 7), so
-/// that a terminal shows it. JSON allows these characters as they are; `json` must be valid and
-/// have no line breaks or tabs between its values.
+/// The same JSON with each hidden character in its strings as an escape (RFC 8259, section 7), so
+/// that a terminal shows it. `json` must be valid, and must have no line breaks or tabs between its
+/// values.
 ///
 /// ```
 /// use pixelgate::tools::escape_hidden;
@@ -71,7 +71,7 @@ pub fn escape_hidden(json: &str) -> Cow<'_, str> {
     Cow::Owned(escaped)
 }
 
-/// Without an early end, so that the compiler looks at sixteen bytes at a time.
+/// The loop has no early end, so that the compiler can test sixteen bytes at a time.
 fn is_printable_ascii(text: &str) -> bool {
     text.bytes().fold(true, |all, byte| all & matches!(byte, b' '..=b'~'))
 }

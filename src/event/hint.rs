@@ -1,6 +1,6 @@
-//! The list of likely mistakes in a query or a link, with the sentence that says what to change.
+//! The list of likely mistakes in a query or a link, each with a sentence that says what to change.
 //!
-//! No sentence repeats what was sent.
+//! No sentence repeats text that was sent.
 
 /// A likely mistake.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -166,7 +166,7 @@ fn meant_detail(param: &str) -> &'static str {
     }
 }
 
-/// A hint and what it is about.
+/// A hint and the parameter that it is about.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ParamHint {
     /// The parameter's name as decoded, in lower case; for a hint about the link as a whole, the

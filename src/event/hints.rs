@@ -38,7 +38,8 @@ pub fn hints(query: &[u8], rules: &Rules) -> Vec<ParamHint> {
             about_key(&param, reserved, piece, rules),
             meant_param(&param).filter(|meant| !is_given(meant)).map(Hint::MeantParam),
             is_other_spelling(piece, &pieces[..place]).then_some(Hint::TwoSpellings),
-            // Both forms: decoding may destroy a placeholder, as that of `%%address%%`.
+            // The raw value as well, because decoding may destroy a placeholder such as
+            // `%%address%%`.
             about_value(reserved, value.as_deref().unwrap_or_default(), piece.raw_value()),
         ];
         let about_param = |hint| ParamHint { param: param.clone(), hint };
@@ -167,8 +168,8 @@ fn about_email(value: &str) -> Option<Hint> {
 
 /// Whether a value looks like a placeholder of one of the common template languages.
 fn is_placeholder(value: &str) -> bool {
-    // Distinctive enough to be found anywhere: HubSpot, Handlebars, Liquid, Marketo, Mailchimp,
-    // Salesforce, ERB, shells and Ruby.
+    // Marks that are distinctive anywhere in a value: those of HubSpot, Handlebars, Liquid,
+    // Marketo, Mailchimp, Salesforce, ERB, shells and Ruby.
     const ANYWHERE: [(&str, &str); 8] = [
         ("{{", "}}"),
         ("{%", "%}"),
@@ -179,7 +180,8 @@ fn is_placeholder(value: &str) -> bool {
         ("${", "}"),
         ("#{", "}"),
     ];
-    // Only where they are all there is: `[email]`, `{email}`, `%EMAIL%`, `<email>`, `__EMAIL__`.
+    // Marks that must enclose the whole value: `[email]`, `{email}`, `%EMAIL%`, `<email>`,
+    // `__EMAIL__`.
     const WHOLE: [(&str, &str); 5] = [("[", "]"), ("{", "}"), ("%", "%"), ("<", ">"), ("__", "__")];
     let encloses = |(open, close): (&str, &str)| {
         let (_, rest) = value.split_once(open)?;
@@ -212,8 +214,8 @@ fn is_filler_word(value: &str) -> bool {
     ["null", "(null)", "none", "(none)", "nil", "n/a", "nan", "undefined"].contains(&value)
 }
 
-/// Whether an ASCII letter is followed by a combining accent. Other letters have such forms too;
-/// these are the common ones.
+/// Whether an ASCII letter is followed by a combining accent. Other letters can be decomposed, too,
+/// but these are the common cases.
 fn has_separate_accent(value: &str) -> bool {
     let mut previous = ' ';
     value.chars().any(|c| {
@@ -223,8 +225,8 @@ fn has_separate_accent(value: &str) -> bool {
     })
 }
 
-/// Whether a raw `+` in a value that is not decoded looks like that of a phone number (`+49…`) or
-/// of a time zone (`…10:00:00+02:00`).
+/// Whether a `+` in an undecoded value looks like the `+` of a phone number (`+49…`) or of a time
+/// zone (`…10:00:00+02:00`).
 fn was_plus_meant(raw: &str) -> bool {
     let is_digit = |c: char| c.is_ascii_digit();
     if raw.strip_prefix('+').is_some_and(|rest| rest.starts_with(is_digit)) {

@@ -1,8 +1,8 @@
-//! The canonical form: how properties are put together, and an event written back as a query.
+//! The canonical form of an event: merges its properties, and writes the event as a query.
 //!
-//! The law is idempotence: a canonical event written back and judged again gives the same event
-//! (SPEC 3). Single values are made canonical where they are read: `query.rs` trims, `email.rs`
-//! lower-cases, [`Revenue`](super::revenue::Revenue) prints itself.
+//! Normalizing is idempotent: a canonical event that is written as a query and judged again gives
+//! the same event (SPEC 3). The files that read single values make them canonical: `query.rs` trims
+//! them, `email.rs` lower-cases addresses, and `revenue.rs` writes numbers.
 
 use std::borrow::Cow;
 use std::fmt::Write;
@@ -39,10 +39,10 @@ pub(super) fn sort_and_merge(properties: &mut Properties<'_>) {
     *properties = merged;
 }
 
-/// The distinct values in order of first appearance, joined.
+/// Joins the distinct values in order of first appearance.
 ///
-/// By sorting and not by comparing each with each: a query of nothing but one repeated key must not
-/// take longer than any other.
+/// Finds the distinct values by sorting. If each value were compared with every other, a query that
+/// repeats one key would take longer than any other query.
 fn multi_value<'a>(mut values: Vec<Cow<'a, str>>) -> Cow<'a, str> {
     let mut firsts: Vec<usize> = (0..values.len()).collect();
     firsts.sort_by(|&a, &b| values[a].cmp(&values[b])); // stable: the first of equals stays first
@@ -57,13 +57,12 @@ fn multi_value<'a>(mut values: Vec<Cow<'a, str>>) -> Cow<'a, str> {
     }
 }
 
-/// Writes an event back as a query. Judged again it gives the same event and nothing ignored, as
-/// long as the limits of the query as a whole allow its length (percent-encoding may make it longer
-/// than what was judged, at most thrice).
+/// Writes an event as a query. If that query is judged again, the event is the same and no
+/// parameter is ignored, unless the query is longer than the limits allow: percent-encoding can
+/// make it up to three times as long as the query that was judged.
 ///
-/// Left bare is what RFC 3986 allows in a query and what says the same to every server: not `&`,
-/// `=`, `;` and `+`, which separate parameters or mean a space, and not `'`, which the URL standard
-/// encodes.
+/// Encodes every byte that RFC 3986 does not allow in a query; also `&`, `=`, `;` and `+`, which
+/// separate parameters or mean a space, and `'`, which the URL standard encodes.
 pub fn canonical_query(event: &Event<'_>) -> String {
     let mut query = String::with_capacity(128);
     push(&mut query, Reserved::Portal.key(), &event.portal.to_string());
@@ -83,8 +82,8 @@ pub fn canonical_query(event: &Event<'_>) -> String {
     query
 }
 
-/// A key is made of `[a-z0-9_]` and stays as it is. It is encoded like a value all the same: a
-/// record that something else than an edge has changed adds no parameter.
+/// Appends a parameter. A key consists of `[a-z0-9_]`, which encoding does not change. It is
+/// encoded all the same, so that a record that another program has altered cannot add parameters.
 fn push(query: &mut String, key: &str, value: &str) {
     if !query.is_empty() {
         query.push('&');

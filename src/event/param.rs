@@ -1,10 +1,11 @@
-//! The limits of SPEC 3 in numbers, and the names of parameters that have a meaning.
+//! The limits of SPEC 3 in numbers, and the names of the reserved parameters.
 //!
-//! Each number stands here and nowhere else. The rules that apply them are in the other files.
+//! Each number stands here and nowhere else. The rules that apply them are in the other files of
+//! this room.
 
-/// The longest query judged, in bytes, unless configured otherwise.
+/// The default of `events.query_bytes_max`: the longest query that is judged, in bytes.
 pub const QUERY_BYTES_MAX_DEFAULT: usize = 8192;
-/// The most non-empty pieces of a query, unless configured otherwise.
+/// The default of `events.params_max`: the most non-empty pieces of a query.
 pub const PARAMS_MAX_DEFAULT: usize = 100;
 /// The range of `events.query_bytes_max`, in bytes: an event needs about 64, and no header of a
 /// request has room for more than 64 KiB.
@@ -43,11 +44,11 @@ pub const USER_AGENT_BYTES_MAX: usize = 1024;
 /// The longest `Referer` that is stored, in bytes; the rest is cut off.
 pub const REFERER_BYTES_MAX: usize = 2048;
 
-/// The longest `Host` that is stored, in bytes: a name has at most 253, and a port six more. A
-/// longer one is not stored.
+/// The longest `Host` that is stored, in bytes: a name has at most 253 bytes, and a colon and a
+/// port six more. A longer `Host` is not stored.
 pub const HOST_BYTES_MAX: usize = 259;
-/// The longest value of the cookie `events.utk_cookie`, in bytes; HubSpot's has 32. A longer one is
-/// not stored, because a part of an id is another id.
+/// The longest value of the cookie `events.utk_cookie`, in bytes; HubSpot's has 32. A longer value
+/// is not stored at all, because a part of an id would be a different id.
 pub const UTK_BYTES_MAX: usize = 255;
 /// The most names in `events.context_headers`.
 pub const CONTEXT_HEADERS_MAX: usize = 16;
@@ -76,10 +77,10 @@ pub const WITHHOLD_PARAMS_DEFAULT: [&str; 10] = [
     "auth",
     "authorization",
 ];
-/// The default of `events.ignore_params`: a cache-buster.
+/// The default of `events.ignore_params`: the parameter with which callers avoid caches.
 pub const IGNORE_PARAMS_DEFAULT: [&str; 1] = ["t"];
 
-/// The five parameters with a meaning of their own, in the order in which they are judged.
+/// The five reserved parameters, in the order in which they are judged.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Reserved {
     Portal,

@@ -1,4 +1,4 @@
-//! Judging a query: the entry points of this room.
+//! Judges a query (SPEC 3). These are the entry points of this room.
 
 use std::borrow::Cow;
 
@@ -31,9 +31,9 @@ pub fn parse<'a>(query: &'a [u8], rules: &Rules) -> Result<Judged<'a>, Rejection
     Ok(judged)
 }
 
-/// As [`parse`], but fills in an `event` and an `ignored` that are empty: an event is large, and
-/// moving it costs more than some checks. After an error the event has its portal and its name as
-/// far as they are valid, and the content of everything else is unspecified.
+/// Does what [`parse`] does, but fills in the caller's `event` and `ignored`, which must be empty:
+/// an event is large, and moving it costs more than some checks. After an error, the event holds
+/// the portal and the name that were found valid; all other content is unspecified.
 pub(crate) fn parse_into<'a>(
     query: &'a [u8],
     rules: &Rules,
@@ -58,8 +58,9 @@ pub(crate) fn parse_into<'a>(
     }
 }
 
-/// Whether a query, percent-encoded where RFC 3986 demands it, has at most `max` bytes. An encoded
-/// byte has three, so that a query counts alike however its bytes were sent (SPEC 2).
+/// Whether a query has at most `max` bytes after every byte that RFC 3986 does not allow is
+/// percent-encoded, which takes three bytes. So the length of a query does not depend on whether
+/// the client encodes such bytes (SPEC 2).
 fn fits(query: &[u8], max: usize) -> bool {
     if query.len() <= max / 3 {
         return true;

@@ -1,7 +1,8 @@
 //! Reads the portal and the event name of a query without judging it.
 //!
-//! The samples of rejected events show both, so that people find their own event. A rejection does
-//! not carry them, so the query is read again; only sampled queries are.
+//! The live page shows both for samples of rejected events, so that the author of a link finds it
+//! there. A rejection does not hold them, so the query of each sample is read a second time. The
+//! access log reads the portals of a request that was rejected before its portal was judged.
 
 use std::borrow::Cow;
 
@@ -10,7 +11,7 @@ use super::param::Reserved;
 use super::query::{Piece, Plus, Text, encode_non_ascii, pieces};
 use super::validate;
 
-/// Portal and event name. A field that is missing or breaks its rule is `None`.
+/// The portal and the event name of a query. A field that is missing or breaks its rule is `None`.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Peek {
     /// The account (`_a`).
@@ -19,16 +20,14 @@ pub struct Peek {
     pub name: Option<String>,
 }
 
-/// Reads at most `query_bytes_max` bytes and `params_max` parameters of a query. Of several values
-/// the first valid one counts.
+/// Reads at most `query_bytes_max` bytes and `params_max` parameters of a query. If a parameter has
+/// several values, the first valid one counts.
 pub fn peek(query: &[u8], rules: &Rules) -> Peek {
     let limits = rules.limits();
-    let query = &query[..query.len().min(limits.query_bytes_max)];
-    let query =
-        std::str::from_utf8(query).map_or_else(|_| encode_non_ascii(query).into(), Cow::Borrowed);
+    let query = text(&query[..query.len().min(limits.query_bytes_max)]);
     let mut seen = Peek::default();
     for piece in pieces(&query).take(limits.params_max) {
-        match piece.key().ok().and_then(|key| Reserved::of(key.as_bytes())) {
+        match reserved(&piece) {
             Some(Reserved::Portal) if seen.portal.is_none() => {
                 seen.portal = value(&piece).as_ref().and_then(validate::portal);
             }
@@ -40,6 +39,23 @@ pub fn peek(query: &[u8], rules: &Rules) -> Peek {
         }
     }
     seen
+}
+
+/// Each valid portal in a query, which may be longer than a query that is judged: the first
+/// `params_max` values of `_a` count.
+pub fn named_portals(query: &[u8], rules: &Rules) -> Vec<u64> {
+    let query = text(query);
+    let named = pieces(&query).filter(|piece| reserved(piece) == Some(Reserved::Portal));
+    let values = named.take(rules.limits().params_max);
+    values.filter_map(|piece| value(&piece).as_ref().and_then(validate::portal)).collect()
+}
+
+fn text(query: &[u8]) -> Cow<'_, str> {
+    std::str::from_utf8(query).map_or_else(|_| encode_non_ascii(query).into(), Cow::Borrowed)
+}
+
+fn reserved(piece: &Piece<'_>) -> Option<Reserved> {
+    piece.key().ok().and_then(|key| Reserved::of(key.as_bytes()))
 }
 
 fn value<'a>(piece: &Piece<'a>) -> Option<Text<'a>> {
@@ -65,5 +81,17 @@ mod tests {
         check(b"", None, None);
         let beyond = ["x=1&"; 100].concat() + "_a=7";
         check(beyond.as_bytes(), None, None);
+    }
+
+    #[test]
+    fn every_valid_portal_is_named_however_long_the_query_is() {
+        let check = |query: &[u8], expect: &[u64]| {
+            assert_eq!(named_portals(query, &Rules::default()), expect, "{query:?}");
+        };
+        check(b"_a=x&_A=007&_n=\xff&_a=8", &[7, 8]);
+        check(b"a=7&_n=_a", &[]);
+        let long = ["x=1&"; 9999].concat() + "%5Fa=7";
+        check(long.as_bytes(), &[7]);
+        check(["_a=7&"; 9999].concat().as_bytes(), &[7; 100]);
     }
 }

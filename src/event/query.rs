@@ -1,9 +1,9 @@
-//! Splitting a query and decoding its pieces (SPEC 3; `application/x-www-form-urlencoded` of the
+//! Splits a query into pieces and decodes them (SPEC 3; `application/x-www-form-urlencoded` of the
 //! WHATWG URL Standard).
 //!
-//! One pass over the bytes finds the separators and the kinds of bytes in each part. Most parts are
-//! plain ASCII and are borrowed unchanged; only the others are decoded and trimmed in a second
-//! pass.
+//! A *piece* stands between two `&` and has two *parts*, a key and a value. One pass over the bytes
+//! finds the separators and the classes of bytes in each part. Most parts are plain ASCII and are
+//! borrowed unchanged; only the others are decoded and trimmed, in a second pass.
 //!
 //! This file does not know what parameters mean, except that a raw `+` stands for itself in `email`
 //! and `_m`.
@@ -13,9 +13,9 @@ use std::fmt::Write;
 
 use super::param::Reserved;
 
-/// The kinds of bytes in a part: the union over its bytes.
+/// The classes of the bytes in a part: the union over its bytes. A byte of `[a-z0-9_]` has none.
 type Class = u8;
-/// Not of `[a-z0-9_]`.
+/// Any byte that is not one of `[a-z0-9_]`.
 const NOT_NAME: Class = 1;
 /// `%`.
 const PERCENT: Class = 1 << 1;
@@ -54,9 +54,9 @@ static CLASS: [Class; 256] = {
 /// What a raw `+` stands for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Plus {
-    /// A space, as everywhere in forms.
+    /// A space, as in every form.
     Space,
-    /// Itself, in addresses and numbers: people write it there unencoded.
+    /// A plus sign, in addresses and numbers: people write it there unencoded.
     Itself,
 }
 
@@ -78,7 +78,7 @@ pub(super) struct Text<'a> {
     pub(super) plain: bool,
 }
 
-/// The part's bytes, decoded, are not UTF-8.
+/// The decoded bytes of a part are not UTF-8.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct NotUtf8;
 
@@ -117,7 +117,7 @@ impl<'a> Piece<'a> {
         self.key_class & NOT_NAME == 0
     }
 
-    /// The key where it is not UTF-8, with U+FFFD for what is not.
+    /// The key of a piece whose key is not UTF-8, with U+FFFD in place of each invalid sequence.
     pub(super) fn key_lossy(&self) -> String {
         String::from_utf8_lossy(&decode(self.key.as_bytes(), Plus::Space))
             .trim()
@@ -146,7 +146,7 @@ pub(super) fn pieces(query: &str) -> Pieces<'_> {
     Pieces { rest: query }
 }
 
-/// See [`pieces`].
+/// The iterator of [`pieces`].
 pub(super) struct Pieces<'a> {
     rest: &'a str,
 }
@@ -169,9 +169,10 @@ impl<'a> Iterator for Pieces<'a> {
     }
 }
 
-/// Cuts before the first byte of a class in `ends`. Returns the part, the classes of its bytes
-/// after the first `known`, and the rest. What ends a part is ASCII, so the cut is never within a
-/// character.
+/// Cuts `text` before the first byte of a class in `ends`. The first `known` bytes are known to be
+/// of no such class and are skipped. Returns the part before the cut, the classes of its bytes
+/// after the first `known`, and the rest. Every byte that ends a part is ASCII, so the cut is never
+/// within a character.
 #[inline(always)]
 fn until(ends: Class, text: &str, known: usize) -> (&str, Class, &str) {
     let mut class = 0;
@@ -188,15 +189,15 @@ fn until(ends: Class, text: &str, known: usize) -> (&str, Class, &str) {
     (part, class, rest)
 }
 
-/// How many bytes from the start are of no class.
+/// The number of bytes at the start that are of no class.
 #[inline(always)]
 fn name_prefix(text: &[u8]) -> usize {
     let other = text.iter().position(|byte| CLASS[usize::from(*byte)] != 0);
     other.unwrap_or(text.len())
 }
 
-/// How many bytes from the start are of no class but [`NOT_NAME`] and [`EQUALS_SIGN`], which do not
-/// matter in a value. Looks at eight at a time, and may find too few.
+/// A number of bytes at the start that are of no class but [`NOT_NAME`] and [`EQUALS_SIGN`], which
+/// do not matter in a value. Tests eight bytes at a time, and may return too few.
 #[inline(always)]
 fn plain_prefix(text: &[u8]) -> usize {
     const ONES: u64 = 0x0101_0101_0101_0101;
@@ -204,8 +205,9 @@ fn plain_prefix(text: &[u8]) -> usize {
     let (words, _) = text.as_chunks();
     for (place, word) in words.iter().enumerate() {
         let word = u64::from_le_bytes(*word);
-        // The high bit of each byte that is below `,`, is DEL, or is not ASCII: all bytes of
-        // another class are among these. Carries may set the bit of bytes behind the first too.
+        // Sets the high bit of each byte that is below `,`, is DEL, or is not ASCII. All bytes of
+        // another class are among these. A carry may set the bit of a byte after the first such
+        // byte as well, but never of one before it.
         let others = word.wrapping_sub(ONES * u64::from(b',')) | word.wrapping_add(ONES) | word;
         if others & HIGHS != 0 {
             return 8 * place + (others & HIGHS).trailing_zeros() as usize / 8;

@@ -31,7 +31,7 @@ pub(super) type Space =
     [u8; 2 + REVENUE_INTEGER_DIGITS_MAX as usize + REVENUE_DECIMALS_MAX as usize];
 
 /// An amount within the limits of SPEC 3. Its `Display` is the canonical form: a plain decimal, no
-/// exponent, no needless zeros, no `-0`. That form is a JSON number too.
+/// exponent, no needless zeros, no `-0`. The canonical form is also a JSON number.
 ///
 /// ```
 /// use pixelgate::custom::Revenue;
@@ -46,8 +46,9 @@ pub struct Revenue {
 }
 
 impl Revenue {
-    /// Reads `[+-]?(\d+(\.\d*)?|\.\d+)([eE][+-]?\d{1,2})?`. `None` if it is not that, or if the
-    /// value has more than 15 significant digits, more than 6 decimals, or is not below 10¹².
+    /// Reads an amount of the form `[+-]?(\d+(\.\d*)?|\.\d+)([eE][+-]?\d{1,2})?`. `None` if the
+    /// text does not have this form, or if the value has more than 15 significant digits or more
+    /// than 6 decimals, or if its absolute value is not below 10¹².
     pub fn parse(text: &str) -> Option<Revenue> {
         let (negative, number) = unsigned(text.as_bytes());
         let (mantissa, exponent) = match number.iter().position(|b| matches!(b, b'e' | b'E')) {
@@ -63,8 +64,8 @@ impl Revenue {
         self.micros
     }
 
-    /// Writes the canonical form, which is ASCII, at the end of `space`. By hand, because `fmt`
-    /// takes several times as long and each event with a revenue is written.
+    /// Writes the canonical form, which is ASCII, at the end of `space`. Does not use `fmt`, which
+    /// takes several times as long, because every event with a revenue needs this.
     pub(super) fn write(self, space: &mut Space) -> &[u8] {
         let micros = self.micros.unsigned_abs();
         let (mut whole, mut decimals) =
@@ -131,8 +132,9 @@ fn exponent(text: &[u8]) -> Option<i32> {
 
 /// The absolute value of `mantissa · 10^exponent` in micros.
 fn micros(mantissa: &[u8], exponent: i32) -> Option<i64> {
-    // The value is `significant · 10^(zeros - decimals + exponent)`, where `significant` neither
-    // begins nor ends with a zero: zeros wait until another digit makes them count.
+    // The value is `significant · 10^(zeros - decimals + exponent)`. `significant` neither begins
+    // nor ends with a zero: `zeros` counts the zeros at its end, which become part of it only when
+    // another digit follows.
     let (mut significant, mut count, mut zeros, mut decimals) = (0i64, 0u32, 0u32, 0i32);
     let (mut any_digit, mut point) = (false, false);
     for &byte in mantissa {

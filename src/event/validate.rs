@@ -1,13 +1,14 @@
 //! The rules of single fields (SPEC 3), except those in `email.rs` and `revenue.rs`.
 //!
-//! Each checks a value and changes nothing. A control character is one of Unicode's category Cc.
+//! Each function checks a value and changes nothing. A control character is a character of
+//! Unicode's category Cc.
 
 use super::param::{
     EVENT_CHARS_MAX, EXTERNAL_ID_CHARS_MAX, PORTAL_DIGITS_MAX, PROPERTY_NAME_BYTES_MAX,
 };
 use super::query::Text;
 
-/// `0*[1-9][0-9]{0,14}`.
+/// Reads a portal's number, which has the form `0*[1-9][0-9]{0,14}`. `None` if the value does not.
 pub(super) fn portal(value: &Text<'_>) -> Option<u64> {
     let text = value.text.as_bytes();
     let zeros = text.iter().take_while(|byte| **byte == b'0').count();
@@ -15,23 +16,24 @@ pub(super) fn portal(value: &Text<'_>) -> Option<u64> {
     if digits.is_empty() || digits.len() > PORTAL_DIGITS_MAX {
         return None;
     }
-    // Not `str::parse`: that takes a leading `+`.
+    // Not `str::parse`, which accepts a leading `+`.
     digits.iter().try_fold(0u64, |number, digit| {
         digit.is_ascii_digit().then(|| number * 10 + u64::from(digit - b'0'))
     })
 }
 
-/// An event's id or name.
+/// Whether a value can be the id or name of an event.
 pub(super) fn is_event_name(value: &Text<'_>) -> bool {
     is_opaque(value, EVENT_CHARS_MAX)
 }
 
-/// The caller's id of the contact.
+/// Whether a value can be the caller's id of the contact.
 pub(super) fn is_external_id(value: &Text<'_>) -> bool {
     is_opaque(value, EXTERNAL_ID_CHARS_MAX)
 }
 
-/// `[a-z][a-z0-9_]{0,99}`. `plain`: the name is known to consist of `[a-z0-9_]` alone.
+/// Whether a name has the form `[a-z][a-z0-9_]{0,99}`. `plain` says that the name is known to
+/// consist of `[a-z0-9_]` only.
 pub(super) fn is_property_name(name: &str, plain: bool) -> bool {
     let is_name_byte = |b: u8| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'_';
     name.len() <= PROPERTY_NAME_BYTES_MAX
@@ -39,7 +41,7 @@ pub(super) fn is_property_name(name: &str, plain: bool) -> bool {
         && (plain || name.bytes().all(is_name_byte))
 }
 
-/// No control characters but tab, LF and CR.
+/// Whether a value can be that of a property: it has no control characters but tab, LF and CR.
 pub(super) fn is_property_value(value: &Text<'_>) -> bool {
     value.plain || !value.text.chars().any(|c| c.is_control() && !matches!(c, '\t' | '\n' | '\r'))
 }

@@ -1,7 +1,7 @@
-//! Verdicts as data: why an event request was rejected, why a parameter was ignored.
+//! The reasons for which an event request is rejected, and those for which a parameter is ignored.
 //!
-//! Small enums without strings built at run time. No text here repeats what a client sent, so each
-//! may stand in an answer, a log line or a metric's label.
+//! They are small enums with fixed texts. No text repeats anything that a client sent, so each may
+//! appear in an answer, a log line or the label of a metric.
 
 use std::borrow::Cow;
 
@@ -89,7 +89,7 @@ impl Reason {
         Reason::Overloaded,
     ];
 
-    /// The label: headers, metrics, JSON.
+    /// The label in headers, metrics and JSON.
     pub const fn as_str(self) -> &'static str {
         match self {
             Reason::UnknownPath => "unknown_path",
@@ -240,9 +240,9 @@ pub struct Rejection {
     /// The parameter that the reason is about: `_a`, `_n`, `email`, `_m` or `id`. `None`: the
     /// request as a whole.
     pub param: Option<&'static str>,
-    /// After how many seconds the portal's rate accepts the same event. `None`: not known.
+    /// The seconds after which the portal's rate or quota accepts the same event. `None`: unknown.
     pub retry_after_seconds: Option<u32>,
-    /// With [`Reason::RefusedByHost`]: the host's own reason.
+    /// The reason that the host gave, with [`Reason::RefusedByHost`] only.
     pub host_reason: Option<&'static str>,
 }
 
@@ -268,7 +268,7 @@ impl Rejection {
         Rejection { param: Some(param.key()), ..Rejection::of(reason) }
     }
 
-    /// What to change. Never repeats anything that was sent.
+    /// A sentence that says what to change. It never repeats anything that was sent.
     pub const fn detail(&self) -> &'static str {
         self.reason.detail()
     }
@@ -306,7 +306,7 @@ impl Ignored {
         Ignored::ControlCharacter,
     ];
 
-    /// The label: metrics, JSON.
+    /// The label in metrics and JSON.
     pub const fn as_str(self) -> &'static str {
         match self {
             Ignored::Withheld => "withheld",
@@ -319,7 +319,7 @@ impl Ignored {
         }
     }
 
-    /// A sentence for people.
+    /// A sentence that says why, for `explain`.
     pub const fn detail(self) -> &'static str {
         match self {
             Ignored::Withheld => "It may be a credential, and is never passed on.",

@@ -1,11 +1,12 @@
-//! What an access log says about one request (SPEC 8).
+//! The record of one request for an access log (SPEC 8).
 //!
 //! A record is begun when a request is known, filled in while it is served, and reported when it is
 //! dropped. So each request is reported once, however it ends: by its answer, by a client that goes
 //! away, or by the end of its task. Without an access log no record exists and nothing here runs.
 //!
-//! A record holds of a visitor what an event may keep by `[privacy]`, and never a query. The path
-//! of an event request is the configured one: a request below that path may have parameters in it.
+//! A record holds as much of a visitor as `[privacy]` lets an event hold, and never a query. For an
+//! event request it holds the configured path and not the received one, because a request below the
+//! event path may carry parameters in its path.
 
 use super::verdict::Verdict;
 use crate::event::Context;
@@ -17,7 +18,7 @@ use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-/// Where the record of each request goes. Cheap to clone: all clones report to the same place.
+/// Receives the record of each request. Cheap to clone; all clones report to the same function.
 ///
 /// ```
 /// use pixelgate::custom::AccessLog;
@@ -36,7 +37,7 @@ impl AccessLog {
         Self(Arc::new(report))
     }
 
-    /// Begins the record of a request that is known now.
+    /// Begins the record of a request whose header has just arrived.
     pub fn begin(&self) -> Box<AccessRecord> {
         self.begin_at(Instant::now())
     }
@@ -75,40 +76,40 @@ impl AccessLog {
 /// ```
 pub struct AccessRecord {
     log: AccessLog,
-    /// When the request was known.
+    /// When the header of the request arrived.
     pub began: Instant,
-    /// The client's address. `None`: not known, or `[privacy]` does not allow it.
+    /// The address of the client. `None`: it is not known, or `[privacy]` does not allow it.
     pub client: Option<IpAddr>,
-    /// `None`: the header could not be read.
+    /// The method. `None`: the header could not be read.
     pub method: Option<Method>,
-    /// The path, without its query, as received or, of an event request, as configured. `None`: as
-    /// for the method.
+    /// The path without its query: the received one, or for an event request the configured one.
+    /// `None`: the header could not be read.
     pub path: Option<Bytes>,
     /// The version of HTTP.
     pub version: Version,
-    /// As far as `[privacy]` allows, and without its query.
+    /// The `Referer` without its query, as far as `[privacy]` allows it.
     pub referer: Option<String>,
-    /// Without hidden characters.
+    /// The `User-Agent` without hidden characters.
     pub user_agent: Option<String>,
-    /// The id in a valid `traceparent`.
+    /// The trace id in a valid `traceparent` header.
     pub trace_id: Option<TraceId>,
-    /// What became of an event request, without the event's name and the commit's time. `None`:
-    /// another request, or one that ended before it was judged.
+    /// The verdict on an event request, without the name of the event and the time of the commit.
+    /// `None`: the request is for another path, or ended before it was judged.
     pub verdict: Option<Verdict>,
-    /// The status of the response. `None`: none was sent.
+    /// The status of the response. `None`: no response was sent.
     pub status: Option<u16>,
-    /// Bytes of the response's body that were sent.
+    /// The bytes of the response body that were sent.
     pub body_bytes: u64,
     /// Whether the whole response was sent.
     pub is_whole: bool,
-    /// The name of the origin that was asked last.
+    /// The name of the origin to which the request was sent last.
     pub origin: Option<String>,
-    /// Time from the choice of that origin to the header of its response.
+    /// The time from the choice of that origin to the header of its response.
     pub origin_time: Option<Duration>,
 }
 
 impl AccessRecord {
-    /// Notes what may be said of the visitor. `context` is what `[privacy]` has left.
+    /// Fills in the visitor from a context that `[privacy]` has reduced.
     pub(crate) fn note_visitor(&mut self, context: &Context<'_>) {
         self.client = context.ip;
         self.user_agent = context.user_agent.as_deref().map(str::to_owned);
@@ -116,7 +117,7 @@ impl AccessRecord {
         self.referer = context.referer.as_deref().and_then(without_query);
     }
 
-    /// Notes status and length of the response that `session` has sent so far.
+    /// Fills in the status and the length of the response that `session` has sent so far.
     pub fn note_answer(&mut self, session: &ServerSession) {
         self.status = session.response_written().map(|response| response.status.as_u16());
         self.body_bytes = session.body_bytes_sent() as u64;

@@ -1,4 +1,4 @@
-//! Reads the body of an event request, which is judged only if its request is whole (SPEC 2).
+//! Reads the body of an event request. An event request is judged only if it is whole (SPEC 2).
 
 use http::{Method, Version, header};
 use pingora::http::RequestHeader;
@@ -6,8 +6,8 @@ use pingora::protocols::http::ServerSession;
 use std::time::Duration;
 use tokio::time::timeout;
 
-/// Largest body of an event request that is read to keep the connection usable, in bytes. After a
-/// larger one the connection closes.
+/// The largest body of an event request that is read to its end, in bytes. A larger body is left
+/// unread, and the connection closes after the answer.
 const BODY_BYTES_MAX: usize = 64 << 10;
 /// How long an event request's body may take to arrive, in seconds.
 const BODY_SECONDS_MAX: u64 = 10;
@@ -16,7 +16,7 @@ const BODY_SECONDS_MAX: u64 = 10;
 pub struct EventBody {
     /// The content of a form. Empty for any other body.
     pub form: Vec<u8>,
-    /// Whether it was read to its end. If not, the end of the request is unknown.
+    /// Whether the body was read to its end. If not, the end of the request is unknown.
     pub is_whole: bool,
 }
 
@@ -32,18 +32,19 @@ pub fn is_form(request: &RequestHeader) -> bool {
     request.method == Method::POST && is_urlencoded
 }
 
-/// Reads the body, and stores it if it is a form. Does not read what a client sends only after
-/// `100 Continue`, unless it is a form: the final answer makes that needless.
+/// Reads the body, and returns its content if it is a form. A client that waits for `100 Continue`
+/// is asked to send a form and no other body: it gets the final answer at once instead.
 pub async fn read(session: &mut ServerSession, is_form: bool) -> Result<EventBody, BrokenBody> {
     let request = session.req_header();
-    // A client of HTTP/1.0 does not wait (RFC 9110, section 10.1.1).
+    // An HTTP/1.0 client does not wait for it (RFC 9110, section 10.1.1).
     let waits = request.version != Version::HTTP_10 && request.headers.contains_key(header::EXPECT);
     if waits && !is_form {
         return Ok(EventBody { form: Vec::new(), is_whole: false });
     }
     let reading = async {
         if waits {
-            // Pingora ends keep-alive at an answer before the body's end, and this is none.
+            // Pingora turns keep-alive off when an answer precedes the end of the body. `100
+            // Continue` is not an answer.
             let keepalive = session.get_keepalive();
             session.write_continue_response().await.map_err(|_| BrokenBody)?;
             session.set_keepalive(keepalive);

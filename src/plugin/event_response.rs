@@ -1,19 +1,20 @@
-//! The answer to an event request, before it takes the form in which a connection sends it.
+//! The answer to an event request, in the form that all connections share. The fast path and
+//! Pingora's path each send it in their own form.
 
 use crate::event::{EventId, Rejection};
 use crate::response::answers::{Answers, OwnLines};
 
-/// The answer to an event request, and what the request was about.
+/// The answer to an event request, with the portal and the event that it is about.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum EventResponse {
     Accepted(AcceptedParts),
     Head,
     Preflight,
-    /// Why, and the portal that the request names. 0: none that is valid.
+    /// The rejection, and the portal that the request names. 0: it names no valid portal.
     Rejected(Rejection, u64),
 }
 
-/// What stays known of an accepted event while its commit is awaited.
+/// The parts of an accepted event that its answer needs after the commit.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct AcceptedParts {
     pub id: EventId,

@@ -6,17 +6,19 @@ use bytes::{BufMut, Bytes, BytesMut};
 use http::{HeaderValue, StatusCode, header};
 use std::cell::Cell;
 
-/// A prebuilt response. `Date`, `Connection` and the [`OwnLines`] are filled in per request.
+/// A prebuilt response of the fast path. Each request adds `Date`, `Connection` and the
+/// [`OwnLines`].
 #[derive(Debug)]
 pub struct FastResponse {
-    /// Its status, for the access log.
+    /// The status, for the access log.
     pub status: u16,
-    /// Length of its body, in bytes, for the access log.
+    /// The length of the body, in bytes, for the access log.
     pub body_bytes: u64,
     head: Bytes,
-    /// The default `Retry-After`; a rate limit replaces it by its own seconds.
+    /// The default `Retry-After`, which a rate limit replaces by its own seconds.
     retry_after: Option<HeaderValue>,
-    /// What follows the date: `Connection` and the body, for a kept and for a closed connection.
+    /// The bytes after the date (`Connection` and the body): first for a connection that stays
+    /// open, then for one that closes.
     tails: [Bytes; 2],
 }
 
@@ -51,7 +53,8 @@ impl FastResponse {
         }
     }
 
-    /// Passes the bytes of the whole response to `take`. `keep`: the connection stays open.
+    /// Passes the bytes of the whole response to `take`. `keep` says whether the connection stays
+    /// open.
     pub fn write<T>(&self, own: &OwnLines, keep: bool, take: impl FnOnce(&[u8]) -> T) -> T {
         thread_local! {
             static OUT: Cell<Vec<u8>> = const { Cell::new(Vec::new()) };

@@ -1,4 +1,5 @@
-//! What a host asks of a gate besides handling requests: its state, its portal list, and its end.
+//! The methods of a gate beside the handling of requests: explaining, the portal list, the access
+//! log, metrics and faults, and closing.
 
 use super::access::{AccessLog, AccessRecord};
 use super::{PixelGate, Settings};
@@ -17,9 +18,9 @@ use std::time::{Duration, Instant};
 use tokio::sync::oneshot;
 
 impl PixelGate {
-    /// Explains how the gate would judge an event: a whole URL, a path with a query, or a query
-    /// alone. Nothing is counted or stored. The explanation holds what `text` does, personal data
-    /// included.
+    /// Explains how the gate would judge the event in `text`: a whole URL, a path with a query, or
+    /// a query alone. Counts and stores nothing. The explanation repeats the personal data that
+    /// `text` holds.
     ///
     /// ```
     /// # fn show(gate: &pixelgate::PixelGate) {
@@ -38,36 +39,36 @@ impl PixelGate {
         explain(&settings.gate, &settings.upstreams, text)
     }
 
-    /// The judge. Asking it counts and stores nothing.
+    /// The judge in force.
     pub fn gate(&self) -> Arc<Gate> {
         Arc::clone(&self.state.settings.load().gate)
     }
 
-    /// What is in force for a request that begins now.
+    /// The settings for a request that begins now.
     pub(crate) fn settings(&self) -> Arc<Settings> {
         self.state.settings.load_full()
     }
 
-    /// How often something was reloaded since the gate was opened. Read it before what was
-    /// reloaded.
+    /// The number of reloads since the gate was opened. Read it before the value that a reload
+    /// replaces, so that a later reload is not missed.
     pub(crate) fn reloads(&self) -> u64 {
         self.state.reloads.load(Acquire)
     }
 
-    /// Counts a reload. Call it after what was reloaded is in place.
+    /// Counts a reload. Call this after the new value is in place.
     pub(crate) fn count_reload(&self) {
         self.state.reloads.fetch_add(1, Release);
     }
 
-    /// Whether a connection's peer is one of the trusted proxies in force. `None`: the peer of a
-    /// Unix socket.
+    /// Whether the peer of a connection is a trusted proxy. `None` stands for the peer of a Unix
+    /// socket.
     pub fn trusts_peer(&self, peer: Option<IpAddr>) -> bool {
         self.state.settings.load().trusted.trusts_peer(peer)
     }
 
-    /// Reports each request that begins from now on to this log. `None`: to none, which is the
-    /// default. The gate's `Server` reports the requests that it answers itself;
-    /// a host's proxy begins the records of the others by [`PixelGate::begin_record`].
+    /// Reports each request that begins from now on to `log`. `None`, the default, reports none.
+    /// The gate's `Server` reports the requests that it answers itself. For the others, the proxy
+    /// of the host calls [`PixelGate::begin_record`].
     pub fn set_access_log(&self, log: Option<AccessLog>) {
         self.state.access_log.store(log.map(Arc::new));
         self.count_reload();
@@ -88,7 +89,7 @@ impl PixelGate {
         &self.state.metrics
     }
 
-    /// The conditions that last and need an operator.
+    /// The lasting conditions that need an operator.
     pub fn faults(&self) -> &Faults {
         &self.state.faults
     }
@@ -110,14 +111,14 @@ impl PixelGate {
         self.state.delivery.forwarder()
     }
 
-    /// Asks for the portal list to be read again now, as SIGHUP does. Does not wait for it.
+    /// Starts to read the portal list again, as SIGHUP does, and returns at once.
     pub fn reload_portals(&self) {
         self.state.settings.load().gate.portals().reload();
     }
 
-    /// Puts a host's portal list in force (see [`Builder::portals`](crate::Builder::portals)), as a
-    /// whole; requests are neither refused nor delayed. Blocks while it reads the list: a million
-    /// portals take under a second.
+    /// Puts a portal list of the host in force (see [`Builder::portals`](crate::Builder::portals)).
+    /// It replaces the earlier list at once and as a whole, and refuses or delays no request.
+    /// Blocks while it reads the list: a million portals take under a second.
     ///
     /// ```
     /// # use pixelgate::{PixelGate, custom::PortalFormat, errors::PortalsError};
@@ -129,14 +130,14 @@ impl PixelGate {
     ///
     /// # Errors
     ///
-    /// The text is not a list of this format, which the status shows as a failed refresh, or the
-    /// gate was opened without a list of the host's. The list in force stays.
+    /// The text is not a list in this format, which `/status` shows as a failed refresh; or the
+    /// gate was opened without a list of the host. The list in force stays.
     pub fn put_portals(&self, list: &str, format: Format) -> Result<(), PortalsError> {
         self.gate().portals().put(list, format)
     }
 
-    /// Makes `/readyz` answer 503 from now on, because the host is about to stop: balancers then
-    /// send their requests elsewhere. Events are accepted as before.
+    /// Makes `/readyz` answer 503 from now on, so that load balancers send their requests elsewhere
+    /// before the host stops. Events are accepted as before.
     ///
     /// ```
     /// # fn stop(gate: &pixelgate::PixelGate) {
@@ -148,29 +149,29 @@ impl PixelGate {
         self.state.draining.store(true, Release);
     }
 
-    /// Whether the host is about to stop: see [`PixelGate::drain`].
+    /// Whether [`PixelGate::drain`] was called.
     pub fn is_draining(&self) -> bool {
         self.state.draining.load(Acquire)
     }
 
-    /// Stops delivery and makes every enqueued event durable, within `limit`: attempts under way
-    /// may end in its first half. Call this once no request is in flight: later events are rejected
-    /// as `overloaded`. Events that are not delivered yet are delivered after the next start.
-    /// Blocks, so async code calls [`PixelGate::close_async`].
+    /// Stops delivery and makes every enqueued event durable, within `limit`. Delivery attempts
+    /// that have begun get half of it to end. Call this when no request is in flight: later events
+    /// are rejected as `overloaded`. Events that are not delivered yet are delivered after the next
+    /// start. Blocks, so async code calls [`PixelGate::close_async`].
     ///
     /// # Errors
     ///
     /// The disk refused enqueued events, or took longer than `limit`. None of these events was
     /// answered 200 with durability `power` or `interval`.
     pub fn close(&self, limit: Duration) -> Result<(), CloseError> {
-        // Three quarters are for the threads, two thirds of that for attempts under way.
+        // Delivery gets three quarters and gives attempts under way two thirds of that: one half.
         let until = Instant::now() + limit;
         self.state.delivery.stop(limit * 3 / 4);
         self.state.spool.close(until.saturating_duration_since(Instant::now()))
     }
 
-    /// As [`PixelGate::close`], for async code, on any runtime. Closing goes on, on a thread of its
-    /// own, if this is dropped.
+    /// Does what [`PixelGate::close`] does, for async code on any runtime. It works on a thread of
+    /// its own and goes on there if the future is dropped.
     ///
     /// ```
     /// # use pixelgate::{PixelGate, errors::CloseError};
@@ -182,19 +183,19 @@ impl PixelGate {
     ///
     /// # Errors
     ///
-    /// As [`PixelGate::close`]; also if no thread can be started.
+    /// The errors of [`PixelGate::close`], and that of a thread that cannot be started.
     pub async fn close_async(&self, limit: Duration) -> Result<(), CloseError> {
         let (gate, (closed, closing)) = (self.clone(), oneshot::channel());
         let close = move || {
             let result = gate.close(limit);
-            // The caller may hold the last clone now.
+            // Once the caller has the result, it may rely on holding the last clone.
             drop(gate);
-            // Fails where the caller has stopped waiting.
+            // Fails if the caller has stopped waiting.
             let _ = closed.send(result);
         };
         let thread = std::thread::Builder::new().name("close".to_owned()).spawn(close);
         thread.map_err(CloseError::Io)?;
-        // No answer means a panic, which its thread has reported.
+        // No result means that the thread panicked, which the panic hook has reported.
         closing.await.unwrap_or(Err(CloseError::TimedOut))
     }
 }

@@ -1,4 +1,4 @@
-//! What a reload replaces of a gate, and what it builds on.
+//! The part of a gate that a reload replaces, and the state from which a reload builds it.
 
 #[cfg(feature = "server")]
 use super::fast_response::FastResponse;
@@ -16,12 +16,12 @@ use pingora::http::ResponseHeader;
 use std::path::PathBuf;
 use std::sync::Arc;
 
-/// Spare slots in each prebuilt header for `Date` and `Connection`, which the connection adds, and
-/// for the two lines about an accepted event.
+/// Spare slots in each prebuilt header: for `Date` and `Connection`, which the connection adds, and
+/// for the two lines about an accepted event. They spare a reallocation per response.
 pub const SPARE_HEADERS: usize = 4;
 
-/// What a reload replaces, all at once: a request uses one of these from its first check to its
-/// answer.
+/// The part of a gate that a reload replaces, as a whole. A request uses the same `Settings` from
+/// its first check to its answer.
 pub struct Settings {
     pub gate: Arc<Gate>,
     /// The proxies whose headers name the client's address.
@@ -35,7 +35,8 @@ pub struct Settings {
     pub upstreams: Vec<upstream::Config>,
 }
 
-/// What a reload builds on: what it may not change, and the handles by which it changes the rest.
+/// The state from which a reload builds: parts that it must not change, and handles to those that
+/// it changes.
 pub struct ReloadState {
     pub state_dir: PathBuf,
     pub inspector: Option<Inspector>,

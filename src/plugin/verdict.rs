@@ -1,4 +1,4 @@
-//! What became of an event request, for the host.
+//! The verdict on an event request, as the host sees it.
 
 use super::event_response::EventResponse;
 use crate::event::{EventId, Reason, Rejection};
@@ -14,12 +14,12 @@ pub(super) fn event_name(name: &str) -> Option<EventName> {
     (!name.is_empty()).then(|| EventName::from_slice(name.as_bytes()))
 }
 
-/// What became of an event request: accepted, rejected, or not judged.
+/// The verdict on an event request: accepted, rejected, or not judged.
 ///
-/// Not judged are `HEAD`, `OPTIONS`, and a request whose body is broken. The request is answered; a
-/// host may log the verdict and cannot change it.
+/// `HEAD`, `OPTIONS` and a request with a broken body are not judged. The request is already
+/// answered, so a host may log the verdict and cannot change it.
 ///
-/// Displays as `X-Event-Verdict` has it: `accepted`, `rejected; reason=…`, or `not_judged`.
+/// Displays as `accepted`, `rejected; reason=…` (both as in `X-Event-Verdict`), or `not_judged`.
 ///
 /// ```
 /// # fn log(verdict: &pixelgate::Verdict) {
@@ -39,7 +39,7 @@ pub struct Verdict {
 }
 
 impl Verdict {
-    /// What is known from the answer alone.
+    /// The verdict as far as the answer alone shows it.
     pub(crate) fn of(response: Option<EventResponse>) -> Self {
         Self { response, event_name: None, committed_at_ms: None }
     }
@@ -68,13 +68,13 @@ impl Verdict {
         }
     }
 
-    /// The event's id or name (`_n`), if the request gives a valid one. It is text of the caller's
-    /// own: in a rejected event it may be anything.
+    /// The id or name of the event (`_n`), if the request gives a valid one. The caller chose this
+    /// text: in a rejected event it may be anything.
     pub fn event_name(&self) -> Option<&str> {
         self.event_name.as_deref().and_then(|name| std::str::from_utf8(name).ok())
     }
 
-    /// The id of an accepted event, as `X-Event-Id` has it.
+    /// The id of an accepted event, the same as in `X-Event-Id`.
     pub fn event_id(&self) -> Option<EventId> {
         match self.response {
             Some(EventResponse::Accepted(parts)) => Some(parts.id),
@@ -82,8 +82,8 @@ impl Verdict {
         }
     }
 
-    /// When the commit of an accepted event was done, in milliseconds since 1970, UTC. If the spool
-    /// has made a further commit by now, it is the time of that one. `None` with
+    /// The time of the commit of an accepted event, in milliseconds since 1970, UTC. It is the time
+    /// of a later commit if the spool has made one since. `None` with
     /// `spool.durability = "memory"`, which does not wait for a commit.
     pub fn committed_at_ms(&self) -> Option<u64> {
         self.committed_at_ms
@@ -100,7 +100,7 @@ impl fmt::Display for Verdict {
     }
 }
 
-/// Without the event's name, which is the caller's own text.
+// Leaves out the event's name: the caller chose that text, and it must not reach a log.
 impl fmt::Debug for Verdict {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Verdict")

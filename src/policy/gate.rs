@@ -1,9 +1,10 @@
-//! The judge: from an event request to a decision.
+//! The judge: turns an event request into a decision.
 //!
-//! [`Gate::judge`] applies the path and parameter rules, the portal policy and privacy in the
-//! order that SPEC 3 gives the rejections. It is synchronous, knows no connection and counts
-//! nothing, so that a request, `explain` and a test ask the same judge. It does not make an
-//! accepted event durable: the caller writes it with [`Gate::encode`] into the spool.
+//! [`Gate::judge`] applies the rules for paths and parameters, the portal policy and privacy, in
+//! the order of the rejections in SPEC 3. It is synchronous, knows no connection, and counts
+//! nothing but rates and quotas, so that requests, `explain` and tests use the same judge. It does
+//! not make an accepted event durable: the caller writes the event into the spool with
+//! [`Gate::encode`].
 
 use super::inspect::{Addition, Inspector};
 use super::portals::{Policy, PortalVerdict, Portals, RateLimited};
@@ -36,9 +37,9 @@ pub enum Decision {
     Accept,
     /// The event does not count.
     Reject(Rejection),
-    /// `HEAD`: answered with the headers of a pixel; nothing is recorded.
+    /// The method is `HEAD`: the answer is the header of a pixel, and nothing is recorded.
     Head,
-    /// `OPTIONS`: the CORS request that a browser sends before the event.
+    /// The method is `OPTIONS`: a CORS preflight, which a browser sends before the event.
     Preflight,
 }
 
@@ -49,7 +50,7 @@ pub struct AcceptedEvent<'a> {
     pub event: Event<'a>,
     /// The request's context, reduced as `[privacy]` says.
     pub context: Context<'a>,
-    /// The parameters that were dropped, and why.
+    /// The parameters that were dropped, each with the cause.
     pub ignored: event::IgnoredParams<'a>,
     /// The upstreams that the event is meant for. `None`: all.
     pub route: Option<Route>,
@@ -81,7 +82,7 @@ pub struct Gate {
     privacy: privacy::Config,
     portals: Portals,
     clock: Arc<dyn Clock>,
-    /// The host's own check. `None`: nothing is asked.
+    /// The check that the host brings, if any.
     inspector: Option<Inspector>,
 }
 
@@ -97,7 +98,8 @@ impl Gate {
         Self { guard, rules, privacy, portals, clock, inspector: None }
     }
 
-    /// The same judge, which asks `inspector` about each event before the portal's rate.
+    /// The same judge, which asks `inspector` about each event before it counts the event against
+    /// the portal's rate.
     pub fn with_inspector(self, inspector: Option<Inspector>) -> Self {
         Self { inspector, ..self }
     }
@@ -118,11 +120,12 @@ impl Gate {
         &self.rules
     }
 
-    /// Judges a request, and fills in `accepted`, which must be blank. Unless the decision is
-    /// [`Decision::Accept`], `accepted` has the portal and the name of the event afterwards, as far
-    /// as they are valid, and the context, which [`Gate::reduced`] has yet to reduce; everything
-    /// else in it is meaningless. A request for a path outside the event path is rejected like one
-    /// below the event path.
+    /// Judges a request, and fills in `accepted`, which must be blank.
+    ///
+    /// If the decision is not [`Decision::Accept`], `accepted` holds the portal and the name of the
+    /// event if they are valid, and the context, which [`Gate::reduced_for`] has yet to reduce;
+    /// everything else in it is meaningless. A request for a path that is not the event path is
+    /// rejected as `unknown_path`.
     pub fn judge<'a>(
         &self,
         request: EventRequest<'a>,
@@ -131,7 +134,8 @@ impl Gate {
         self.judge_by(request, accepted, |policy| policy.take_rate())
     }
 
-    /// The decision of [`Gate::judge`], without counting against the portal's rate.
+    /// Judges as [`Gate::judge`] does, but does not count the event against the portal's rate and
+    /// quota.
     pub fn consider<'a>(
         &self,
         request: EventRequest<'a>,
@@ -196,7 +200,7 @@ impl Gate {
         if let Some(inspector) = &self.inspector {
             inspect(inspector, &privacy, accepted)?;
         }
-        // The rate comes last because asking for it counts an event against it.
+        // The rate is last, because checking it counts the event against it.
         if let Err(limited) = take_rate(&portal.policy) {
             if limited.enforced {
                 return Err(Rejection {
@@ -209,17 +213,40 @@ impl Gate {
         Ok(())
     }
 
-    /// What `[privacy]` leaves of the context of any request. A reduced context stays as it is.
+    /// Reduces the context of a request as `[privacy]` says. Does not change a reduced context.
     pub fn reduced<'a>(&self, mut context: Context<'a>) -> Context<'a> {
         self.privacy.apply(&mut Event::blank(), &mut context);
         context
     }
 
-    /// What `[privacy]` and the portal's own `privacy` leave of the context of a rejected event.
-    pub fn reduced_for<'a>(&self, portal: u64, mut context: Context<'a>) -> Context<'a> {
-        let privacy = self.portals.judge(portal, "").policy.privacy(self.privacy);
-        privacy.apply(&mut Event::blank(), &mut context);
-        context
+    /// As [`Gate::reduced`], for a request that is not judged, or not yet: if its path is the event
+    /// path or below it, the privacy of each portal counts that its query names.
+    pub fn reduced_unjudged<'a>(
+        &self,
+        reading: Reading,
+        query: &[u8],
+        context: Context<'a>,
+    ) -> Context<'a> {
+        match reading {
+            Reading::Other => self.reduced(context),
+            Reading::Event | Reading::Unknown => self.reduced_for(0, query, context),
+        }
+    }
+
+    /// What `[privacy]` and the portal's own `privacy` leave of the context of an event request
+    /// that was not accepted. `portal` is 0 if it is not known: then each portal counts that the
+    /// query names.
+    pub fn reduced_for<'a>(&self, portal: u64, query: &[u8], context: Context<'a>) -> Context<'a> {
+        let mut reduced = self.reduced(context);
+        let named = match portal {
+            0 => event::named_portals(query, &self.rules),
+            known => vec![known],
+        };
+        for portal in named {
+            let privacy = self.portals.judge(portal, "").policy.privacy(self.privacy);
+            privacy.apply(&mut Event::blank(), &mut reduced);
+        }
+        reduced
     }
 
     /// Appends an accepted event to `out` as a spool record with a new id and the current time.
@@ -249,7 +276,7 @@ fn drop_fields(policy: &Policy, event: &mut Event<'_>) {
     }
 }
 
-/// Asks the host's own check, which sees what would be stored.
+/// Asks the check that the host brings. It sees the event and the context as they would be stored.
 #[inline(never)]
 fn inspect(
     inspector: &Inspector,
@@ -261,7 +288,8 @@ fn inspect(
         host_reason: Some(refusal.reason()),
         ..Rejection::of(Reason::RefusedByHost)
     })?;
-    // What identifies a person must not come back through the host's additions.
+    // Applied a second time: the additions of the host must not identify a visitor that `[privacy]`
+    // has made anonymous.
     privacy.apply(event, context);
     Ok(())
 }

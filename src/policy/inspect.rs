@@ -1,8 +1,8 @@
-//! What a host's own code may do with an event before it is stored (`Builder::inspect`).
+//! Lets the code of a host look at each event before it is stored (`Builder::inspect`).
 //!
 //! An [`Inspector`] sees the event and its context after the portal's rules and `[privacy]` have
-//! removed what must not be stored. It may add to the context or refuse the event, and can change
-//! nothing else.
+//! removed the data that must not be stored. It may add to the context or refuse the event, and can
+//! change nothing else.
 
 use crate::event::{
     ADDED_MEMBERS_MAX, ADDED_NAME_BYTES_MAX, ADDED_VALUE_BYTES_MAX, Context, Event, without_hidden,
@@ -11,7 +11,7 @@ use std::borrow::Cow;
 use std::ops::Deref;
 use std::sync::Arc;
 
-/// The host's own code that looks at each event. It runs on the request path, so it must not block.
+/// The code of a host that looks at each event. It runs on the request path, so it must not block.
 pub type Inspector =
     Arc<dyn Fn(&Event<'_>, &mut Addition<'_, '_>) -> Result<(), Refusal> + Send + Sync>;
 
@@ -30,7 +30,7 @@ pub struct Refusal {
 }
 
 impl Refusal {
-    /// A refusal for this reason, which must not repeat anything that a request brought.
+    /// A refusal with its reason, which must not repeat anything that a request brought.
     pub const fn new(reason: &'static str) -> Self {
         Self { reason }
     }
@@ -57,7 +57,7 @@ pub struct Addition<'c, 'a> {
     context: &'c mut Context<'a>,
 }
 
-/// Why a name was not added to a context.
+/// The reason why a name was not added to a context.
 ///
 /// ```
 /// use pixelgate::custom::{Addition, Refusal};
@@ -73,13 +73,13 @@ pub struct Addition<'c, 'a> {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum AddError {
-    /// A name is 1 to 64 of `a-z`, `0-9` and `_`, a letter first.
+    /// The name is not 1 to 64 characters of `a-z`, `0-9` and `_` with a letter first.
     #[error("a name is 1 to {ADDED_NAME_BYTES_MAX} of a-z, 0-9 and _, a letter first")]
     Name,
-    /// The value is empty, or none of its characters can be seen.
+    /// The value is empty, or all its characters are hidden.
     #[error("the value is empty")]
     Empty,
-    /// The context has 16 added names.
+    /// The context has 16 added names already.
     #[error("a context has at most {ADDED_MEMBERS_MAX} added names")]
     TooMany,
 }
@@ -89,9 +89,10 @@ impl<'c, 'a> Addition<'c, 'a> {
         Self { context }
     }
 
-    /// Adds `name` to `context.added` of the event as upstreams receive it (SPEC 7). A value is cut
-    /// after 255 bytes and loses its hidden characters. A name that is there already gets the new
-    /// value. Has no effect on an event that `privacy.gpc = "anonymize"` makes anonymous.
+    /// Adds `name` with `value` to `context.added` of the event that upstreams receive (SPEC 7).
+    /// The value loses its hidden characters and is cut after 255 bytes. A name that was added
+    /// before gets the new value. Has no effect on an event that `privacy.gpc = "anonymize"` makes
+    /// anonymous.
     ///
     /// # Errors
     ///
@@ -109,7 +110,7 @@ impl<'c, 'a> Addition<'c, 'a> {
         if value.is_empty() {
             return Err(AddError::Empty);
         }
-        let added = &mut self.context.added;
+        let added = &mut self.context.further.get_or_insert_default().added;
         match added.binary_search_by(|(known, _)| (**known).cmp(name)) {
             Ok(at) => added[at].1 = Cow::Owned(value.to_owned()),
             Err(_) if added.len() == ADDED_MEMBERS_MAX => return Err(AddError::TooMany),
@@ -150,7 +151,7 @@ mod tests {
         }
         check("one_more", "x", Err(AddError::TooMany));
         check("n2", "again", Ok(()));
-        let added = &context.added;
+        let added = &context.further().added;
         assert!(added.is_sorted() && added.len() == ADDED_MEMBERS_MAX);
         assert_eq!(added[0], ("country".into(), "FR".into()));
         assert_eq!(added[15].1, "\u{e9}".repeat(127));

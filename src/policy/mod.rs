@@ -1,4 +1,8 @@
-//! Policy: from an event request to a decision.
+//! The policy: turns an event request into a decision (SPEC 2 to 5).
+//!
+//! `gate.rs` is the judge. `portals/` has the portal list and its rules, `privacy.rs` and
+//! `referer.rs` reduce personal data, and `inspect.rs` is the look of a host at each event. This
+//! room knows no connection and no spool.
 
 pub mod gate;
 pub mod inspect;

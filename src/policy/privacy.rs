@@ -1,7 +1,7 @@
 //! Limits the personal data that is stored (SPEC 9, `[privacy]`; SPEC 7, `gpc`).
 //!
-//! Applied before an event reaches the disk, so that data which must not be stored is never
-//! written. This module only removes data. It rejects a request only if `gpc = "reject"`.
+//! The limits apply before an event reaches the disk, so that data which must not be stored is
+//! never written. This module only removes data. It rejects a request only if `gpc = "reject"`.
 
 use super::referer;
 use crate::event::{Context, Event};
@@ -119,7 +119,7 @@ pub enum Gpc {
 }
 
 impl Config {
-    /// This section with the keys of a portal, where they are stricter.
+    /// This section, with each key of the portal that is stricter in place of its own.
     pub fn tightened(self, by: &Stricter) -> Config {
         Config {
             ip: self.ip.max(by.ip.unwrap_or(self.ip)),
@@ -134,18 +134,15 @@ impl Config {
         context.gpc && self.gpc == Gpc::Reject
     }
 
-    /// Removes from an accepted event the data that must not be stored. An event that `reject`
-    /// refuses and a dry run accepts all the same is anonymized.
+    /// Removes from an accepted event the data that must not be stored. An event that
+    /// `gpc = "reject"` would refuse, but mode `dry_run` accepts, is anonymized.
     pub fn apply<'a>(&self, event: &mut Event<'a>, context: &mut Context<'a>) {
         if context.gpc && self.gpc != Gpc::Flag {
             event.anonymize();
             context.ip = None;
             context.user_agent = None;
             context.referer = None;
-            context.host = None;
-            context.utk = None;
-            context.headers = Vec::new();
-            context.added = Vec::new();
+            context.further = None;
             return;
         }
         context.ip = context.ip.and_then(|ip| self.ip.apply(ip));
@@ -194,9 +191,9 @@ impl KeepIp {
     }
 }
 
-/// The network of an address. An IPv6 address with an IPv4 address in it that identifies the client
-/// (IPv4-mapped; 6to4, RFC 3056; NAT64, RFC 6052) keeps the first 24 bits of that one. A Teredo
-/// address (RFC 4380) has the client's in its last bits, which are cut off.
+/// The network of an address. If an IPv6 address contains the client's IPv4 address (IPv4-mapped;
+/// 6to4, RFC 3056; NAT64, RFC 6052), the first 24 bits of that address stay. A Teredo address
+/// (RFC 4380) contains it in its last bits, which are cut off.
 fn truncated(address: IpAddr) -> IpAddr {
     let v6 = match address.to_canonical() {
         IpAddr::V4(v4) => return (v4 & Ipv4Addr::new(255, 255, 255, 0)).into(),
@@ -233,6 +230,7 @@ pub enum KeepReferer {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::event::FurtherContext;
 
     #[test]
     fn addresses_are_kept_as_far_as_privacy_allows() {
@@ -312,10 +310,13 @@ mod tests {
                 gpc,
                 dnt: true,
                 prefetch: false,
-                host: Some("track.company.com".into()),
-                utk: Some("1f".into()),
-                added: vec![("a".into(), "b".into())],
-                headers: vec![("X-Region".into(), "eu".into())],
+                further: FurtherContext {
+                    host: Some("track.company.com".into()),
+                    utk: Some("1f".into()),
+                    added: vec![("a".into(), "b".into())],
+                    headers: vec![("X-Region".into(), "eu".into())],
+                }
+                .boxed(),
             };
             let privacy = Config { gpc: Gpc::Anonymize, ..Config::default() };
             privacy.apply(&mut event, &mut context);
@@ -326,9 +327,9 @@ mod tests {
                 context.ip.is_some(),
                 context.user_agent.is_some(),
                 context.referer.is_some(),
-                context.host.is_some(),
-                context.utk.is_some(),
-                !context.headers.is_empty(),
+                context.further().host.is_some(),
+                context.further().utk.is_some(),
+                !context.further().headers.is_empty(),
             ];
             assert_eq!(personal.iter().filter(|present| **present).count(), expect);
             assert_eq!((event.portal, &*event.name, context.dnt), (1, "buy", true));

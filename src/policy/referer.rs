@@ -1,13 +1,12 @@
-//! What is left of a `Referer` that may be stored (`privacy.referer`).
+//! Reduces a `Referer` to the part that may be stored (`privacy.referer`).
 //!
-//! The URL of a page often holds what identifies its visitor: an address in the query, a token for
-//! a new password, userinfo. Most referers are plain, and are cut without being parsed and copied.
+//! The URL of a page often identifies its visitor, by an email address in the query, a token for a
+//! new password or userinfo. Most referers are plain and are cut without being parsed and copied.
 
 use std::borrow::Cow;
 use url::{Origin, Url};
 
-/// Scheme, host and port. `None` if the value is not an absolute URL with a host, because there is
-/// nothing to reduce it to.
+/// The scheme, host and port of a referer. `None` if the value is not an absolute URL with a host.
 pub(super) fn origin(referer: Cow<'_, str>) -> Option<Cow<'_, str>> {
     if let Some(end) = plain_origin_end(&referer) {
         return Some(cut(referer, end));
@@ -24,8 +23,8 @@ pub(super) fn origin(referer: Cow<'_, str>) -> Option<Cow<'_, str>> {
     }
 }
 
-/// The value without userinfo and fragment, and without its query unless `keep_query`. `None` if it
-/// may hold userinfo and is not a URL, because then it is unknown where that ends.
+/// The referer without userinfo and fragment, and without its query unless `keep_query`. `None` if
+/// the value may hold userinfo and is not a URL, so that the end of the userinfo is unknown.
 pub(super) fn without_secrets(referer: Cow<'_, str>, keep_query: bool) -> Option<Cow<'_, str>> {
     let is_end = |c: char| c == '#' || c == '?' && !keep_query;
     let end = referer.find(is_end).unwrap_or(referer.len());
@@ -41,8 +40,9 @@ pub(super) fn without_secrets(referer: Cow<'_, str>, keep_query: bool) -> Option
     Some(Cow::Owned(url.into()))
 }
 
-/// Where the origin of an ordinary URL ends: `http` or `https`, and a host in lower case that is
-/// certainly a name and not Punycode, without userinfo or port. `None`: unknown.
+/// The end of the origin in an ordinary URL: one with the scheme `http` or `https`, and with a host
+/// in lower case that is certainly a name, not Punycode, and without userinfo or port. `None` if
+/// the URL is not ordinary.
 fn plain_origin_end(referer: &str) -> Option<usize> {
     let rest = referer.strip_prefix("http")?;
     let host = rest.strip_prefix("s://").or_else(|| rest.strip_prefix("://"))?;
@@ -50,8 +50,8 @@ fn plain_origin_end(referer: &str) -> Option<usize> {
     let length = host.bytes().position(|byte| !is_host(&byte)).unwrap_or(host.len());
     let (host, rest) = host.split_at(length);
     let ends = matches!(rest.as_bytes().first(), None | Some(b'/' | b'?' | b'#'));
-    // A last label that begins with a letter is no part of an IPv4 address. (Bytes, because each
-    // event is looked at here, and a search in a `str` costs several times as much.)
+    // A host whose last label begins with a letter is not an IPv4 address. The search is in bytes,
+    // because a search in a `str` costs several times as much, and every event comes here.
     let host = host.as_bytes();
     let last = host.rsplit(|byte| *byte == b'.').next().unwrap_or_default();
     let is_name = last.first().is_some_and(u8::is_ascii_lowercase)

@@ -1,14 +1,14 @@
-//! The client's address behind trusted proxies.
+//! Finds the address of a client behind trusted proxies (SPEC 9, `edge.trusted_proxies`).
 //!
-//! A client can send any header, so only entries written by trusted proxies count: the chain of
-//! addresses is walked from the connection's peer outwards, and the first address that is not a
-//! trusted proxy is the client. This module reads headers and changes none.
+//! A client can send any header, so only entries that trusted proxies wrote count. The chain of
+//! addresses is followed from the peer of the connection outwards, and the first address that is
+//! not a trusted proxy is the client. This module reads headers and changes none.
 
 use ipnet::IpNet;
 use std::net::IpAddr;
 
-/// The longest chain of proxies that is walked, in addresses: bounds the cost of a hostile header.
-/// In a longer chain the address at the limit is taken.
+/// The longest chain of proxies that is followed, in addresses. It bounds the cost of a hostile
+/// header. Of a longer chain, the address at the limit counts as the client.
 pub const CHAIN_ADDRESSES_MAX: usize = 32;
 
 const X_FORWARDED_FOR: &str = "x-forwarded-for";
@@ -22,8 +22,9 @@ pub trait Headers {
     fn lines<'a>(&'a self, name: &'a str) -> impl DoubleEndedIterator<Item = &'a [u8]>;
 }
 
-/// Whether a header's name, or another token (RFC 9110, section 5.6.2), is `expect`, which is in
-/// lower case. Of the bytes of tokens only a letter's two cases differ by that one bit alone.
+/// Whether the name of a header, or another token (RFC 9110, section 5.6.2), equals `expect`, which
+/// is in lower case. Setting bit 0x20 lower-cases a letter, and makes no other byte of a token
+/// equal to a letter.
 #[inline]
 pub fn token_is<const N: usize>(token: &[u8], expect: &[u8; N]) -> bool {
     let differs = |all: u8, (byte, expect): (&u8, &u8)| all | ((byte | 0x20) ^ expect);
@@ -36,7 +37,7 @@ impl Headers for http::HeaderMap {
     }
 }
 
-/// The proxies whose headers name the client's address, and the header that does (SPEC 9,
+/// The proxies whose headers name the client's address, and the header that names it (SPEC 9,
 /// `[edge]`).
 ///
 /// ```
@@ -92,16 +93,21 @@ impl TrustedProxies {
         self.networks.iter().any(|network| network.contains(&address))
     }
 
-    /// Whether a connection's peer is one of the trusted proxies. `None`: that of a Unix socket.
+    /// Whether the peer of a connection is a trusted proxy. `None` stands for the peer of a Unix
+    /// socket.
     pub fn trusts_peer(&self, peer: Option<IpAddr>) -> bool {
         peer.map_or(self.unix, |address| self.trusts(address))
     }
 
-    /// The client's address: `peer` itself unless it is trusted, else the address in the configured
-    /// header, else the rightmost address of `X-Forwarded-For` or `Forwarded` (RFC 7239) that no
-    /// trusted proxy has. If the configured header is one of these two, the other is ignored: the
-    /// proxy does not overwrite it, so a client could forge it.
-    /// `None`: the peer of a Unix socket, of which nothing is known but what its headers say.
+    /// The address of the client.
+    ///
+    /// This is `peer` if it is not trusted. Otherwise it is the address in the configured header
+    /// or, if none is configured, the rightmost address of `X-Forwarded-For` or `Forwarded` (RFC
+    /// 7239) that is not a trusted proxy. If the configured header is one of these two, the other
+    /// is ignored: the proxy does not overwrite it, so a client could forge it.
+    ///
+    /// `None` as `peer` stands for the peer of a Unix socket, and as the result for an address that
+    /// no header names.
     pub fn client(&self, peer: Option<IpAddr>, headers: &impl Headers) -> Option<IpAddr> {
         let peer = peer.map(canonical);
         if !self.trusts_peer(peer) {
@@ -123,7 +129,8 @@ impl TrustedProxies {
         };
         let mut client = peer;
         for address in walked {
-            // Entries left of an unreadable one were not written by a trusted proxy.
+            // A trusted proxy wrote no unreadable entry, so all entries to the left are the
+            // client's.
             let Some(address) = address else { break };
             client = Some(address);
             if !self.trusts(address) {
@@ -139,7 +146,7 @@ fn parse_network(text: &str) -> Result<IpNet, TrustError> {
     network.map(|n| n.trunc()).map_err(|_| TrustError::Network(text.to_owned()))
 }
 
-/// An IPv4 address that came over an IPv6 socket is the IPv4 address.
+/// Turns an IPv4-mapped IPv6 address, as an IPv6 socket gives it, into the IPv4 address.
 fn canonical(address: IpAddr) -> IpAddr {
     address.to_canonical()
 }

@@ -3,7 +3,9 @@
 //! headers (SPEC 7).
 
 use super::client::{Headers, TrustedProxies, token_is};
-use crate::event::{Context, ContextNames, HOST_BYTES_MAX, UTK_BYTES_MAX, without_hidden};
+use crate::event::{
+    Context, ContextNames, FurtherContext, HOST_BYTES_MAX, UTK_BYTES_MAX, without_hidden,
+};
 use http::HeaderMap;
 use std::borrow::Cow;
 use std::net::IpAddr;
@@ -75,13 +77,6 @@ impl<'a> ContextHeaders<'a> {
         'a: 'h,
     {
         let gpc = self.gpc.is_some_and(is_one);
-        // One of Sec-GPC: 1 and the visitor's cookie is enough.
-        let cookie = names.utk_cookie().filter(|_| !gpc);
-        let takes_headers = names.headers().len() > 0 && trusted.trusts_peer(peer);
-        let value = |lower: &'h str| headers.lines(lower).next().and_then(|line| self.text(line));
-        let host = || value("host").filter(|host| host.len() <= HOST_BYTES_MAX);
-        let pair = |(name, lower): (&'h str, &'h str)| Some((name.into(), value(lower)?));
-        // Built in one piece: it is large, and each move of it costs more than some checks.
         Context {
             ip: trusted.client(peer, headers),
             user_agent: self.user_agent.and_then(|value| self.text(value)),
@@ -89,9 +84,32 @@ impl<'a> ContextHeaders<'a> {
             gpc,
             dnt: self.dnt.is_some_and(is_one),
             prefetch: self.purposes.into_iter().flatten().any(is_prefetch),
+            further: match names.is_empty() {
+                true => None,
+                // One of Sec-GPC: 1 and the visitor's cookie is enough.
+                false => self.further(headers, names, !gpc, trusted.trusts_peer(peer)).boxed(),
+            },
+        }
+    }
+
+    /// What `names` asks for. `takes_cookie`: the visitor may be recognized by a cookie.
+    /// `trusts_peer`: `events.context_headers` are those of a trusted proxy.
+    #[inline(never)]
+    fn further<'h>(
+        &self,
+        headers: &'h impl Headers,
+        names: &'h ContextNames,
+        takes_cookie: bool,
+        trusts_peer: bool,
+    ) -> FurtherContext<'h> {
+        let value = |lower: &'h str| headers.lines(lower).next().and_then(|line| self.text(line));
+        let host = || value("host").filter(|host| host.len() <= HOST_BYTES_MAX);
+        let cookie = names.utk_cookie().filter(|_| takes_cookie);
+        let pair = |(name, lower): (&'h str, &'h str)| Some((name.into(), value(lower)?));
+        FurtherContext {
             host: if names.has_host() { host() } else { None },
             utk: cookie.and_then(|cookie| self.utk(headers, cookie)),
-            headers: match takes_headers {
+            headers: match trusts_peer {
                 true => names.headers().filter_map(pair).collect(),
                 false => Vec::new(),
             },

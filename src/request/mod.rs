@@ -1,6 +1,6 @@
-//! Reading a request before it is judged: target, path guard, client address and context.
+//! Reads a request before it is judged: target, path guard, client address and context (SPEC 2).
 //!
-//! No I/O and no async.
+//! This room does no I/O and is not async.
 
 pub mod client;
 pub mod context;

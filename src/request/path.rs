@@ -1,10 +1,10 @@
-//! The path guard: which requests are events (SPEC 2).
+//! The path guard, which finds the requests that are events (SPEC 2).
 //!
 //! Servers read paths differently: they decode once, twice or never, fold case, merge slashes, drop
-//! path parameters, take backslashes for slashes, resolve dot segments before or after all that. An
-//! event in a spelling that only the origin understands would evade every rule. So a path is *ours*
-//! if any of its readings is the event path or continues below it, and what is ours is never
-//! proxied. It is judged if its *loosest reading* is the event path, and refused otherwise.
+//! path parameters, take backslashes for slashes, and resolve dot segments before or after all
+//! that. An event in a spelling that only the origin understands would evade every rule. So a path
+//! is *ours* if any of its readings is the event path or continues below it, and such a path is
+//! never proxied. It is judged if its *loosest reading* is the event path, and refused otherwise.
 //!
 //! The guard changes no request: any other request is proxied with its path as received.
 
@@ -12,12 +12,12 @@ use super::readings::{DECODINGS_MAX, EVENT_PATH_BYTES_MAX, Pattern, SEGMENTS_MAX
 use smallvec::SmallVec;
 use thiserror::Error;
 
-/// The loosest reading of paths of up to this many bytes allocates nothing.
+/// The longest path whose loosest reading allocates nothing, in bytes.
 const PATH_BYTES_INLINE: usize = 256;
 
-/// Longest path with special characters all of whose readings are compared, in bytes; a longer one
-/// is refused, unless it is the event path. It bounds the work, and costs no client anything: nginx
-/// and Apache refuse longer request lines.
+/// The longest path with special characters whose readings are all compared, in bytes. A longer
+/// path is judged by its loosest reading or refused (SPEC 2). The limit bounds the work, and no
+/// client needs more: nginx and Apache refuse longer request lines.
 pub const READ_BYTES_MAX: usize = 8 << 10;
 
 type Bytes = SmallVec<[u8; PATH_BYTES_INLINE]>;
@@ -25,12 +25,13 @@ type Bytes = SmallVec<[u8; PATH_BYTES_INLINE]>;
 /// How a path relates to the event path.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Reading {
-    /// The event path: judged.
+    /// The path is the event path: the request is judged.
     Event,
-    /// Continues below the event path, or is it in some readings only: rejected as
-    /// `unknown_path`. So is a path with special characters of more than [`READ_BYTES_MAX`] bytes.
+    /// The path continues below the event path, or is the event path in some readings only, or has
+    /// special characters and more than [`READ_BYTES_MAX`] bytes: the request is rejected as
+    /// `unknown_path`.
     Unknown,
-    /// Any other path: proxied to the origin.
+    /// The path is any other one: the request is proxied to the origin.
     Other,
 }
 
@@ -46,7 +47,7 @@ pub enum PathError {
          empty segments, no ; ? # \\ or spaces"
     )]
     NotCanonical,
-    /// The path is longer than what paths are compared with.
+    /// The path has more than 127 bytes or 8 segments.
     #[error("must have at most {EVENT_PATH_BYTES_MAX} bytes and {SEGMENTS_MAX} segments")]
     TooLong,
 }
@@ -80,15 +81,15 @@ impl Guard {
     /// Takes time linear in the path's length, and allocates nothing for a path of up to 256 bytes
     /// or one without special characters.
     pub fn read(&self, raw_path: &[u8]) -> Reading {
-        // Nearly all events have this form; a canonical path is its own loosest reading.
+        // Nearly all events have this form. A canonical path is its own loosest reading.
         if raw_path.strip_suffix(b"/").unwrap_or(raw_path) == self.pattern.path() {
             return Reading::Event;
         }
         if is_plain(raw_path) { self.compare(raw_path) } else { self.compare_readings(raw_path) }
     }
 
-    /// Compares the one reading of a path. Ignores the case of letters, because a plain path is
-    /// compared without being copied.
+    /// Compares one reading of a path. Ignores the case of letters, so that a plain path need not
+    /// be copied to lower-case it.
     fn compare(&self, path: &[u8]) -> Reading {
         match path.split_at_checked(self.pattern.path().len()) {
             Some((start, rest)) if start.eq_ignore_ascii_case(self.pattern.path()) => match rest {
@@ -109,7 +110,7 @@ impl Guard {
     }
 }
 
-/// Whether all readings of a path are the path itself, but for the case.
+/// Whether a path has one reading only, apart from the case of letters.
 fn is_plain(path: &[u8]) -> bool {
     if path.first() != Some(&b'/') {
         return false;
@@ -130,7 +131,7 @@ fn is_plain(path: &[u8]) -> bool {
     true
 }
 
-/// The loosest reading of SPEC 2: every step taken everywhere, mostly in place.
+/// The loosest reading of SPEC 2: every step is taken wherever it applies.
 fn loosest(raw: &[u8]) -> Bytes {
     let mut path = Bytes::from_slice(raw);
     for _ in 0..DECODINGS_MAX {
@@ -185,8 +186,8 @@ fn clean(path: &mut Bytes) {
     });
 }
 
-/// One slash between segments, `.` and `..` resolved, a slash at the start. A path that ends in a
-/// slash, `.` or `..` ends in a slash (RFC 3986, 5.2.4).
+/// Drops empty segments, resolves `.` and `..`, and begins the path with a slash. The result ends
+/// in a slash if the path ends in a slash, `.` or `..` (RFC 3986, section 5.2.4).
 fn resolve(path: &[u8]) -> Bytes {
     let mut resolved = Bytes::new();
     let mut segments = path.split(|byte| *byte == b'/').peekable();

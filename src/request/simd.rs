@@ -1,9 +1,8 @@
 //! Finds the first byte of a kind in a text, sixteen bytes at a time.
 //!
-//! A header is searched for delimiters and for unusual bytes. Byte by byte that costs more than all
-//! decisions about it. (The parts of a query are short: there eight bytes at a time were measured
-//! to
-//! be faster, see `event/query.rs`.)
+//! A header is searched for delimiters and for unusual bytes. One byte at a time, this would cost
+//! more than all decisions about the header. (The parts of a query are short, and for them eight
+//! bytes at a time were measured to be faster: see `event/query.rs`.)
 
 use wide::i8x16;
 
@@ -35,7 +34,7 @@ impl Block {
     /// The mask of bytes below `first` or above `last`.
     #[inline(always)]
     pub fn are_outside(self, first: u8, last: u8) -> Block {
-        // Shifted so that `first` becomes the least signed value.
+        // The bytes are shifted so that `first` becomes the least signed value.
         let by = i8::MIN.wrapping_sub(first.cast_signed());
         let shifted = self.0 + i8x16::splat(by);
         Block(shifted.simd_gt(i8x16::splat(last.cast_signed().wrapping_add(by))))

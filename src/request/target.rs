@@ -1,18 +1,18 @@
-//! The two parts of a request target that judging reads: path and query.
+//! Splits a request target into the two parts that are judged: path and query.
 //!
-//! A request line may carry a path (`/v1/event/?_a=1`), a whole URL (`http://host/v1/event/`) or
-//! something that only a lenient origin would accept (`v1/event/`, `http:/v1/event/`). Every form
-//! is split here once, so that the plugin, the server and `explain` read the same path. Nothing is
-//! decoded here: `path` and `event` do that.
+//! A request line may hold a path (`/v1/event/?_a=1`), a whole URL (`http://host/v1/event/`) or a
+//! form that only a lenient origin accepts (`v1/event/`, `http:/v1/event/`). Every form is split
+//! here, so that the plugin, the server and `explain` read the same path. `path.rs` and the room
+//! `event` decode the parts.
 
 /// Path and query of a request target, borrowed from it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Target<'a> {
-    /// From the first slash after an authority up to `?`. Empty where the target names no path. A
-    /// path that begins without `/` is left so: its readings supply the slash. A fragment is left
-    /// too, because some servers end the path there and others do not.
+    /// The bytes from the first slash after an authority up to `?`. Empty if the target has no
+    /// path. A path without a slash at its start is not changed, since its readings add the slash.
+    /// A fragment stays, because some servers end the path there and others do not.
     pub path: &'a [u8],
-    /// After the first `?`, up to `#`; empty where there is none, or `#` comes first.
+    /// The bytes after the first `?`, up to `#`. Empty if there is no `?`, or if `#` comes first.
     pub query: &'a [u8],
 }
 
@@ -24,7 +24,8 @@ impl<'a> Target<'a> {
         Self { path: without_authority(path), query }
     }
 
-    /// As [`Target::split`], where `target` has no fragment. `None` if it is not in origin form.
+    /// Does what [`Target::split`] does, faster, for a target without a fragment. `None` if the
+    /// target is not in origin form.
     pub(crate) fn of_path(target: &'a [u8]) -> Option<Self> {
         let (path, query) = until(target, b'?');
         path.starts_with(b"/").then_some(Self { path, query })
@@ -58,7 +59,7 @@ fn without_authority(path: &[u8]) -> &[u8] {
     }
 }
 
-/// RFC 3986, section 3.1.
+/// Whether a byte may stand in a scheme (RFC 3986, section 3.1).
 fn is_scheme_byte(byte: u8) -> bool {
     byte.is_ascii_alphanumeric() || matches!(byte, b'+' | b'-' | b'.')
 }

@@ -1,24 +1,24 @@
-//! The trace to which a request belongs (W3C Trace Context, Level 1).
+//! Reads the id of the trace to which a request belongs (W3C Trace Context, Level 1), for logs.
 //!
-//! The header itself is passed on to the origin as it came. This module only reads the id, and
-//! takes it only where the specification calls the header valid: a caller must not be able to bring
-//! any text of its own into a log.
+//! The id is used only if the specification calls the header valid, so that a caller cannot bring
+//! arbitrary text into a log. The header itself is proxied to the origin unchanged.
 
 use super::client::Headers;
 
-/// The header of a trace, in lower case.
+/// The name of the header, in lower case.
 const TRACEPARENT: &str = "traceparent";
-/// Hexadecimal digits of a trace's id.
+/// The hexadecimal digits of a trace id.
 pub const TRACE_ID_DIGITS: usize = 32;
-/// Hexadecimal digits of a version and of the flags, and those of the parent's id.
+/// The hexadecimal digits of the version, and of the flags.
 const OCTET_DIGITS: usize = 2;
+/// The hexadecimal digits of the parent id.
 const PARENT_ID_DIGITS: usize = 16;
 
 /// The id of a trace, as 32 lower-case hexadecimal digits.
 pub type TraceId = [u8; TRACE_ID_DIGITS];
 
-/// The trace's id in the one `traceparent` of a request. `None`: there is none, it is not valid, or
-/// there are several.
+/// The trace id in the `traceparent` header of a request. `None` if the header is missing, invalid
+/// or repeated.
 pub fn trace_id(headers: &impl Headers) -> Option<TraceId> {
     let mut lines = headers.lines(TRACEPARENT);
     let (line, None) = (lines.next()?, lines.next()) else { return None };
@@ -35,7 +35,7 @@ fn is_hex(field: &[u8], digits: usize) -> bool {
     field.len() == digits && field.iter().all(|byte| matches!(byte, b'0'..=b'9' | b'a'..=b'f'))
 }
 
-/// An id of zeros alone is invalid.
+/// Whether a field is a valid id: not all its digits are zero.
 fn is_id(field: &[u8], digits: usize) -> bool {
     is_hex(field, digits) && field.iter().any(|byte| *byte != b'0')
 }

@@ -12,25 +12,25 @@ use bytes::Bytes;
 use http::header::{self, HeaderName, HeaderValue};
 use serde::Deserialize;
 
-/// `Access-Control-Max-Age` of a preflight answer, in seconds: the day that SPEC 2 asks for.
+/// `Access-Control-Max-Age` of a preflight answer, in seconds: one day (SPEC 2).
 const PREFLIGHT_MAX_AGE_SECONDS: &str = "86400";
 /// `Retry-After` of `overloaded`, in seconds: long enough for the spool to check a full disk again,
-/// short enough for a browser's retry to succeed in the same visit.
+/// and short enough for a retry in the same visit of a page.
 const OVERLOADED_RETRY_SECONDS: &str = "5";
-/// `Retry-After` of `rate_limited`, in seconds: the least value of the header; a rate limiter
-/// of one event a second or more admits an event again by then.
+/// `Retry-After` of `rate_limited`, in seconds, if the rejection does not say more. It is the least
+/// value of the header, and enough for every rate, which is at least one event per second.
 const RATE_LIMITED_RETRY_SECONDS: &str = "1";
 /// The parameter that a rejection names: none, or one of the reserved parameters.
 const PARAMS: [Option<&str>; 6] =
     [None, Some("_a"), Some("_n"), Some("email"), Some("_m"), Some("id")];
 /// The header with the verdict.
 const VERDICT_HEADER: HeaderName = HeaderName::from_static("x-event-verdict");
-/// The headers that a script of another origin may read.
+/// The headers that a script of another web origin may read.
 const EXPOSED_HEADERS: &str = "X-Event-Verdict, X-Event-Id, X-Event-Ignored, Retry-After";
 /// The media types of `Accept` that ask for a document.
 const DOCUMENT_TYPES: [&[u8]; 3] =
     [b"application/json", b"application/problem+json", b"text/plain"];
-/// Pages of any origin send events, so any page may load the pixel.
+/// The header that lets pages of every web origin load the pixel: all of them may send events.
 const CORP_HEADER: HeaderName = HeaderName::from_static("cross-origin-resource-policy");
 
 /// The `[response]` section.
@@ -96,9 +96,9 @@ pub enum Body {
 #[serde(rename_all = "lowercase")]
 #[cfg_attr(not(feature = "internals"), non_exhaustive)]
 pub enum Rejections {
-    /// The status of the reason.
+    /// The answer has the status of the reason.
     Status,
-    /// 200 and the pixel for every rejection but `overloaded`.
+    /// The answer is 200 with the pixel, for every rejection but `overloaded`.
     Pixel,
 }
 
@@ -107,9 +107,9 @@ pub enum Rejections {
 pub struct Answer {
     /// The HTTP status.
     pub status: u16,
-    /// Every header, `Content-Length` included where a body may follow.
+    /// Every header, with `Content-Length` if a body may follow.
     pub headers: Vec<(HeaderName, HeaderValue)>,
-    /// The body of a `GET`; a `HEAD` leaves it out and keeps the headers.
+    /// The body. The answer to a `HEAD` has the same headers and no body.
     pub body: Bytes,
 }
 
@@ -119,7 +119,7 @@ pub struct Answers<T> {
     accepted: T,
     head: T,
     preflight: T,
-    /// By `slot(reject)`, image and document.
+    /// An image and a problem document for each rejection, by [`slot`].
     rejected: Vec<(T, T)>,
 }
 
@@ -130,7 +130,7 @@ pub struct OwnLines {
     pub ignored_params: usize,
     /// The id of an accepted event. `None`: no `X-Event-Id`.
     pub event_id: Option<EventId>,
-    /// Replaces the prebuilt `Retry-After`, where there is one, in seconds.
+    /// The seconds of `Retry-After`, in place of those in a prebuilt answer that has this header.
     pub retry_after_seconds: Option<u32>,
 }
 
@@ -162,8 +162,8 @@ impl<T> Answers<T> {
         &self.accepted
     }
 
-    /// The answer to `HEAD`, whose header tells the length of a body that is not sent. It has no
-    /// verdict, because nothing was judged.
+    /// The answer to `HEAD`: the header of a 200 pixel, whose body is not sent. It has no verdict,
+    /// because nothing was judged.
     pub fn head(&self) -> &T {
         &self.head
     }
@@ -192,8 +192,8 @@ impl OwnLines {
     }
 }
 
-/// Whether a rejection is answered with a pixel: unless the request's `Accept` names a document's
-/// media type and none of images (SPEC 4).
+/// Whether a rejection is answered with a pixel and not with a problem document. It is, unless the
+/// request's `Accept` names the media type of a document and none of images (SPEC 4).
 pub fn wants_image(accept: Option<&[u8]>) -> bool {
     let accept = accept.unwrap_or_default();
     let is_image =
@@ -213,8 +213,8 @@ pub fn wants_image(accept: Option<&[u8]>) -> bool {
     !names_document
 }
 
-/// Every (reason, parameter) pair, in the order of [`slot`]. Pairs that no check produces cost a
-/// few unused kilobytes and spare a lookup table.
+/// Every pair of a reason and a parameter, in the order of [`slot`]. The pairs that no check
+/// produces cost a few kilobytes and spare a lookup table.
 fn rejects() -> impl Iterator<Item = Rejection> {
     let every =
         |reason| PARAMS.into_iter().map(move |param| Rejection { param, ..Rejection::of(reason) });

@@ -1,4 +1,4 @@
-//! The answers to event requests. No I/O and no async.
+//! The answers to event requests (SPEC 4). This room does no I/O and is not async.
 
 pub mod answers;
 pub mod pixel;

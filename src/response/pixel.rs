@@ -1,6 +1,6 @@
 //! The pixel: a GIF89a image of one transparent pixel, 43 bytes.
 //!
-//! It is made once for the process; an answer clones a [`Bytes`] of it, which copies nothing.
+//! It is built once for the process (SPEC 4). An answer clones a [`Bytes`], which copies nothing.
 
 use bytes::Bytes;
 use once_cell::sync::Lazy;

@@ -1,9 +1,9 @@
-//! Header names in their conventional spelling.
+//! Writes header names in their conventional spelling.
 
 use http::header::HeaderName;
 
-/// `x-event-verdict` as `X-Event-Verdict`. Clients ignore the case; people read this form more
-/// easily.
+/// Turns `x-event-verdict` into `X-Event-Verdict`, which people read more easily. Clients ignore
+/// the case.
 pub(crate) fn title_case(name: &HeaderName) -> String {
     let mut begins = true;
     let title = |c: char| {

@@ -32,6 +32,7 @@
 //! | `http1/target` | checks target and host, and brings the target into origin form |
 //! | `http1/grammar` | the bytes of names and values |
 //! | `http1/body` | finds the end of a body, by the strict grammar |
+//! | `http1/framing` | what a header says about the bytes behind it |
 //! | `http1/trailers` | carries trailers past Pingora, which drops them |
 //! | `http1/request_stream` | the stream of one request: Pingora reads nothing after its body |
 //! | `fast_path/request` | parses an event request |

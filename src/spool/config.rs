@@ -10,35 +10,37 @@ use serde::Deserialize;
 
 use super::lane::Spares;
 
-/// Longest wait, in milliseconds, that `spool.linger_ms` may put before an answer.
+/// The greatest `spool.linger_ms`, in milliseconds: a request waits so long for its answer.
 pub const LINGER_MS_MAX: u64 = 1_000;
-/// Longest time, in milliseconds, that `interval` may leave answered events to the page cache.
+/// The greatest `spool.sync_ms`, in milliseconds: answered events are in the page cache for so
+/// long.
 pub const SYNC_MS_MAX: u64 = 60_000;
-/// Longest time, in seconds, that `spool.commit_seconds_max` may leave a request to a stalled disk.
+/// The greatest `spool.commit_seconds_max`, in seconds: a request waits so long for a stalled disk.
 pub const COMMIT_SECONDS_MAX: u64 = 60;
-/// Longest time, in seconds, that `spool.unreadable_seconds_max` may wait for bytes: a year.
+/// The greatest `spool.unreadable_seconds_max`, in seconds: a year.
 pub const UNREADABLE_SECONDS_MAX: u64 = 31_536_000;
-/// Smallest segment; below it the headers and the directory outweigh the records.
+/// The smallest segment, in bytes. Below it, headers and directory outweigh the records.
 pub const SEGMENT_BYTES_MIN: u64 = 4 << 10;
-/// Largest segment; a start reads up to one segment before it serves.
+/// The largest segment, in bytes. A start reads up to one segment before it serves.
 pub const SEGMENT_BYTES_MAX: u64 = 1 << 30;
-/// Smallest bound on the spool: room for one segment with room around it.
+/// The smallest `spool.bytes_max`, in bytes: four segments of the smallest size.
 pub const SPOOL_BYTES_MIN: u64 = 16 << 10;
-/// A bound holds at least this many segments, so that trimming, which frees whole segments,
-/// keeps the disk near the bound.
+/// `spool.bytes_max` holds at least this many segments. Trimming frees whole segments, so the disk
+/// stays near the limit only if segments are small in comparison.
 const SEGMENTS_PER_BOUND: u64 = 4;
-
-/// Smaller segments are made of new files: for them it is not worth writing zeros ahead.
+/// The smallest segment that is filled with zeros before it is written. For a smaller one, this
+/// would cost more than it saves.
 const FILLED_BYTES_MIN: u64 = 1 << 20;
-/// Size of a lane's first segment: small, because a start waits until it is filled.
+/// The size of a lane's first segment, in bytes. It is small, because a start waits until it is
+/// filled with zeros.
 pub const FIRST_SEGMENT_BYTES: u64 = FILLED_BYTES_MIN;
-/// Most trimmed segments that are kept to be written again. In a steady flow three go around
-/// between the committer and the slowest cursor, which the disk has twice before it frees one.
+/// The most trimmed segments that are kept as spares. A steady flow uses three in turn: the
+/// committer writes one, and a segment is freed only when the cursor has been written twice.
 const SPARES_MAX: u64 = 3;
-/// Spares hold at most this part of the bound, but always one.
+/// The part of `spool.bytes_max` that spares may hold. One spare is always allowed.
 const SPARES_PART_OF_BOUND: u64 = 8;
 
-/// What an accepted event survives from the moment it is answered (SPEC 6).
+/// What an accepted event survives once it is answered (SPEC 6).
 ///
 /// ```
 /// use pixelgate::config::{Durability, Spool};
@@ -49,11 +51,12 @@ const SPARES_PART_OF_BOUND: u64 = 8;
 #[serde(rename_all = "lowercase")]
 #[cfg_attr(not(feature = "internals"), non_exhaustive)]
 pub enum Durability {
-    /// Answered after `fdatasync`: survives power loss.
+    /// The answer follows `fdatasync`. The event survives power loss.
     Power,
-    /// Answered after `write`; synced every `sync_ms`: survives any crash of the process.
+    /// The answer follows `write`, and a sync every `sync_ms`. The event survives any crash of the
+    /// process.
     Interval,
-    /// Answered at once: survives a graceful stop.
+    /// The answer is sent at once. The event survives a graceful stop.
     Memory,
 }
 
@@ -71,30 +74,32 @@ pub enum Durability {
 #[serde(default, deny_unknown_fields)]
 #[cfg_attr(not(feature = "internals"), non_exhaustive)]
 pub struct Config {
-    /// The spool's folder; created when absent. On a local file system with working `flock`.
-    /// Default: `data/spool`.
+    /// The folder of the spool, which is created if it is missing. It must be on a local file
+    /// system with working `flock`. Default: `data/spool`.
     pub dir: PathBuf,
     /// What a 200 means. Default: `power`.
     pub durability: Durability,
-    /// How long a group commit waits for more events after its first one, in milliseconds, 0 to
-    /// 1000; less where every request in flight waits already. Default: 2.
+    /// The time for which a group commit waits for more events after its first one, in
+    /// milliseconds, 0 to 1000. The wait ends early if every request in flight waits for the group.
+    /// Default: 2.
     pub linger_ms: u64,
-    /// Time between two `fdatasync`s in `interval`, in milliseconds, 1 to 60,000. Default: 50.
+    /// The time between two `fdatasync`s in `interval`, in milliseconds, 1 to 60,000. Default: 50.
     pub sync_ms: u64,
-    /// Longest time in seconds, 1 to 60, that an event waits for its commit. Then those that wait
-    /// are refused, and new ones are refused at once, until the disk answers. Default: 5.
+    /// The longest wait of an event for its commit, in seconds, 1 to 60. After it, the events that
+    /// wait are refused, and new events are refused at once, until the disk answers. Default: 5.
     pub commit_seconds_max: u64,
-    /// Time in seconds, 1 to 31536000, for which the device must have refused to read bytes before
-    /// their events count as lost. Default: 600.
+    /// The time for which the device must have refused to read bytes before their events count as
+    /// lost, in seconds, 1 to 31,536,000. Default: 600.
     pub unreadable_seconds_max: u64,
-    /// Most bytes of events not yet acknowledged by every upstream. Beyond it: `overloaded`. The
-    /// files may hold up to five segments more: they are freed whole, and up to three are kept to
-    /// be written again. At least 16 KiB. Default: 8 GiB.
+    /// The most bytes of events that are not yet acknowledged by every upstream, at least 16 KiB.
+    /// Beyond it, events are rejected as `overloaded`. The files may hold up to five segments more,
+    /// because they are freed whole and up to three are kept as spares. Default: 8 GiB.
     pub bytes_max: ByteSize,
-    /// The disk keeps at least this many bytes free; below it: `overloaded`. Default: 256 MiB.
+    /// The bytes that stay free on the disk. Below it, events are rejected as `overloaded`.
+    /// Default: 256 MiB.
     pub free_bytes_min: ByteSize,
-    /// Size of one segment file, 4 KiB to 1 GiB. A spool with a small `bytes_max` uses smaller
-    /// ones: a quarter. Default: 64 MiB.
+    /// The size of one segment file, 4 KiB to 1 GiB, but at most a quarter of `bytes_max`. Default:
+    /// 64 MiB.
     pub segment_bytes: ByteSize,
 }
 
@@ -173,25 +178,25 @@ impl Config {
         }
     }
 
-    /// The segment size that is used: a small bound gets segments to match.
+    /// The segment size that is used: `segment_bytes`, or less if `bytes_max` is small.
     pub(super) fn segment_bytes_used(&self) -> u64 {
         let fitting = self.bytes_max.as_u64() / SEGMENTS_PER_BOUND;
         self.segment_bytes.as_u64().min(fitting).max(SEGMENT_BYTES_MIN)
     }
 
-    /// How long a commit may take before its events are refused: the deadline without the time for
-    /// which they may have lingered before.
+    /// The longest time of a commit before its events are refused: the deadline of the events, less
+    /// the time for which they may have lingered before.
     pub(super) fn commit_limit(&self) -> Duration {
         let deadline = Duration::from_secs(self.commit_seconds_max);
         deadline.saturating_sub(Duration::from_millis(self.linger_ms)).max(deadline / 2)
     }
 
-    /// Whether segments are worth writing zeros ahead.
+    /// Whether segments are large enough to be filled with zeros before they are written.
     pub(super) fn fills_spares(&self) -> bool {
         self.segment_bytes_used() >= FILLED_BYTES_MIN
     }
 
-    /// Which trimmed segments are kept.
+    /// The trimmed segments that are kept as spares.
     pub(super) fn spares(&self) -> Spares {
         let bytes = self.segment_bytes_used();
         let fitting = self.bytes_max.as_u64() / SPARES_PART_OF_BOUND / bytes;

@@ -1,6 +1,6 @@
-//! What a spool takes from its surroundings: a file system, a clock, one histogram, the list of
-//! faults, how to read a record's route and portal, how many files it may hold open, and whether it
-//! may begin without a disk that takes events.
+//! The surroundings of a spool: its file system, clock, histogram and list of faults; the functions
+//! that read a record's route and portal; the limit on open files; and whether the spool may open
+//! on a disk that takes no events.
 
 use std::sync::Arc;
 
@@ -23,21 +23,22 @@ pub struct Env {
     /// `pixelgate_spool_commit_seconds`: seconds from a group's first append to its answer,
     /// observed once for each group.
     pub commit_seconds: Option<prometheus::Histogram>,
-    /// Where the spool raises its faults.
+    /// The list to which the spool adds its faults.
     pub faults: Faults,
-    /// How to read which upstreams a record is meant for.
+    /// The functions that read which upstreams a record is meant for.
     pub routing: Routing,
-    /// How to read what a record is counted under.
+    /// The function that reads the portal and the day for which a record counts.
     pub metering: Metering,
-    /// Most files that the lanes of earlier processes hold open.
+    /// The most files that the lanes of earlier processes hold open.
     pub lane_files_max: usize,
-    /// Opening fails where the disk takes no events, instead of refusing them until it does.
+    /// Whether opening fails if the disk takes no events. Otherwise the spool refuses events until
+    /// the disk takes them.
     pub needs_disk: bool,
 }
 
 impl Env {
-    /// The machine's own file system, clock and limit, without a histogram, routes and portals, and
-    /// with faults of its own.
+    /// The file system, the clock and the file limit of this machine, with a list of faults of its
+    /// own, and without a histogram, routes and portals.
     pub fn system() -> Env {
         let limit = rustix::process::getrlimit(rustix::process::Resource::Nofile).current;
         let files = limit.map_or(usize::MAX, |files| usize::try_from(files).unwrap_or(usize::MAX));

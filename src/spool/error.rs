@@ -1,12 +1,12 @@
-//! Why a spool could not be opened or closed.
+//! The errors of a spool that could not be opened or closed.
 
 use std::io;
 use std::path::PathBuf;
 
 use crate::config_error::ConfigError;
 
-/// Why a spool could not be opened. What its files hold is never a reason, nor is a disk that is
-/// full or fails (SPEC 6), unless the caller needs one that takes events.
+/// Why a spool could not be opened. The content of its files is never a reason, nor is a disk that
+/// is full or fails (SPEC 6), unless the caller needs a disk that takes events.
 ///
 /// ```
 /// use pixelgate::errors::{OpenError, SpoolError};
@@ -24,10 +24,10 @@ pub enum OpenError {
     /// There are too many upstreams, a name is empty or too long, or two have the same name.
     #[error("the spool's upstreams: {0}")]
     Upstreams(String),
-    /// Another process held the folder's lock for 10 s.
+    /// Another process has held the lock of the folder for 10 s.
     #[error("another process keeps the spool {} locked", .0.display())]
     Busy(PathBuf),
-    /// The folder cannot be used: it is none, or this process may not write it.
+    /// The folder cannot be used: the path is not a folder, or this process may not write there.
     #[error("the spool {} cannot be used", path.display())]
     Io {
         /// The folder.
@@ -54,10 +54,10 @@ pub enum OpenError {
 #[derive(Debug, thiserror::Error)]
 #[cfg_attr(not(feature = "internals"), non_exhaustive)]
 pub enum CloseError {
-    /// The disk took longer than the time limit; the threads finish in the background.
+    /// The disk took longer than the time limit. The threads end in the background.
     #[error("the spool did not close in time")]
     TimedOut,
-    /// The cursors could not be written: some delivered events will be delivered again.
+    /// The cursors could not be written, so some delivered events will be delivered again.
     #[error("the spool's cursors could not be written")]
     Io(#[source] io::Error),
 }

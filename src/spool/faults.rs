@@ -1,7 +1,7 @@
-//! The spool's faults that last: what about which path, and for how long already.
+//! The spool's lasting faults, each with its path and the time for which it has lasted.
 //!
-//! A fault is in `/status` and in `pixelgate_faults` from its first failure to its first success,
-//! and each of the two writes one line to the log, however often the work is tried in between.
+//! A fault is in `/status` and in `pixelgate_faults` from the first failure to the first success.
+//! Each of these two writes one line to the log, however often the work is tried in between.
 
 use std::collections::BTreeMap;
 use std::io;
@@ -13,7 +13,7 @@ use parking_lot::Mutex;
 use crate::clock::Clock;
 use crate::telemetry::faults::{FaultKind, Faults};
 
-/// See the module.
+/// The lasting faults of one spool.
 pub struct DiskFaults {
     faults: Faults,
     clock: Arc<dyn Clock>,
@@ -27,13 +27,13 @@ struct Lasting {
 }
 
 impl DiskFaults {
-    /// No faults yet.
+    /// An empty list, which adds its faults to `faults`.
     pub fn new(faults: Faults, clock: Arc<dyn Clock>) -> DiskFaults {
         DiskFaults { faults, clock, lasting: Mutex::default() }
     }
 
-    /// Work on `subject` failed. Returns for how long it has failed with this error without a
-    /// success in between; another error begins anew.
+    /// Records that the work `doing` on `subject` failed, and is tried again. Returns the time for
+    /// which it has failed with this error without a success; another error begins anew.
     pub fn raise(
         &self,
         what: FaultKind,
@@ -60,7 +60,7 @@ impl DiskFaults {
         age
     }
 
-    /// Work on `subject` succeeded.
+    /// Records that work on `subject` succeeded.
     pub fn clear(&self, what: FaultKind, subject: &str) {
         if self.lasting.lock().remove(&(what, subject.to_owned())).is_some() {
             self.faults.clear(what, subject);
@@ -76,7 +76,7 @@ impl DiskFaults {
         }
     }
 
-    /// Clears the faults of this kind about subjects that are not there any more.
+    /// Clears the faults of this kind whose subjects are gone.
     pub fn retain(&self, what: FaultKind, is_there: impl Fn(&str) -> bool) {
         let mut gone = Vec::new();
         for (kind, subject) in self.lasting.lock().keys() {
@@ -88,7 +88,7 @@ impl DiskFaults {
     }
 }
 
-/// What an operator can do.
+/// The sentences that say what an operator can do.
 fn advice(what: FaultKind) -> &'static str {
     match what {
         FaultKind::SpoolStart => {
@@ -105,9 +105,9 @@ fn advice(what: FaultKind) -> &'static str {
              unreadable are skipped after spool.unreadable_seconds_max."
         }
         FaultKind::SpoolSegment => {
-            "Put the file back, or look at the disk. Its events wait, and so do those behind them \
-             in the same lane. To give up the events of a file that is gone, create an empty file \
-             with its name."
+            "Put the file back, or look at the disk. Its events wait, and so do later events of \
+            the same lane. To give up the events of a file that is gone, create an empty file \
+            with its name."
         }
         FaultKind::SpoolCursor => {
             "Look at the disk. Until the cursor can be written, events would be delivered again \
@@ -115,8 +115,8 @@ fn advice(what: FaultKind) -> &'static str {
         }
         FaultKind::PortalTotals => {
             "Look at the disk. No event is affected. Until the file can be written, the lane's \
-             segments are not removed unless the disk is full, and the counts per portal since the \
-             last write are only in memory."
+            segments are not removed unless the disk is full, and the counts by portal since the \
+            last write are only in memory."
         }
         _ => "Look at the disk and at the owner of the files. No event is affected.",
     }

@@ -1,13 +1,12 @@
-//! The bytes of a segment: header and records, written and read back.
+//! Encodes and decodes the bytes of a segment: its header and its records.
 //!
-//! [`super`] has the tables. This module does no I/O: it takes slices of any content and returns
-//! what is in them.
-
-/// Bytes of a segment's header.
+//! [`super`] has the tables. This module does no I/O. It takes slices of any content and returns
+//! what they hold.
+/// The bytes of a segment's header.
 pub const SEGMENT_HEADER_BYTES: usize = 64;
-/// Bytes before a record's payload.
+/// The bytes before a record's payload.
 pub const RECORD_HEADER_BYTES: usize = 16;
-/// Largest payload of a record. An event of a query of 8 KiB stays far below it.
+/// The largest payload of a record, in bytes. An event from a query of 8 KiB stays far below it.
 pub const RECORD_BYTES_MAX: usize = 256 << 10;
 
 const MAGIC: [u8; 8] = *b"pxgspool";
@@ -19,21 +18,21 @@ const FLAG_RECYCLED: u32 = 1;
 pub struct SegmentHeader {
     /// The lane that the segment belongs to.
     pub lane: u64,
-    /// Its number in the lane, counted from 1 and never used twice.
+    /// The number of the segment in its lane, counted from 1 and never used twice.
     pub number: u64,
-    /// Sequence number of its first record; every segment before it ends there.
+    /// The sequence number of the first record. Every earlier segment ends before it.
     pub base_seq: u64,
-    /// The lane's random salt.
+    /// The random salt of the lane.
     pub salt: u64,
-    /// The number of the segment before it; 0 if there is none or it is not known.
+    /// The number of the segment before this one; 0 if there is none or it is not known.
     pub previous: u64,
-    /// Whether the file held another segment before, so that bytes behind the last record say
+    /// Whether the file held another segment before, so that the bytes after the last record mean
     /// nothing.
     pub recycled: bool,
 }
 
 impl SegmentHeader {
-    /// The header's bytes.
+    /// The bytes of the header.
     pub fn encode(&self) -> [u8; SEGMENT_HEADER_BYTES] {
         let mut out = [0; SEGMENT_HEADER_BYTES];
         out[0..8].copy_from_slice(&MAGIC);
@@ -49,7 +48,7 @@ impl SegmentHeader {
         out
     }
 
-    /// Reads a header; `None` if these bytes are not one.
+    /// Reads a header. `None` if the bytes are not a header.
     pub fn decode(bytes: &[u8]) -> Option<SegmentHeader> {
         let bytes = bytes.get(..SEGMENT_HEADER_BYTES)?;
         let sound = bytes[0..8] == MAGIC
@@ -66,11 +65,12 @@ impl SegmentHeader {
     }
 }
 
-/// What the checksums of one segment's records are sealed with, the lane's salt and the segment's
-/// number: a record copied from another segment, or left over in a recycled file, fails it.
+/// The part of a record's checksum that depends on the lane's salt and the segment's number. It
+/// makes a record that was copied from another segment, or left over in a recycled file, fail its
+/// checksum.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct ChecksumSeed {
-    /// What the two do to a checksum.
+    /// The share of salt and number in the register of the checksum.
     share: u32,
 }
 
@@ -80,23 +80,25 @@ impl ChecksumSeed {
         ChecksumSeed { share: share(salt.to_le_bytes(), 8) ^ share(number.to_le_bytes(), 0) }
     }
 
-    /// A record's checksum from that of its payload: the payload is summed where it was written,
-    /// by the appending thread; its place is only known to the committer.
+    /// The checksum of a record, from that of its payload. The appending thread sums the payload
+    /// when it stages the record; only the committer knows the place of the record.
     pub fn finish(self, payload_crc: u32, len: u32, seq: u64) -> u32 {
-        // The register of a CRC is its complement, and takes up the next four bytes by XOR.
+        // The register of a CRC is the complement of its value, and the next four bytes enter it by
+        // XOR.
         let taken_up = !payload_crc ^ len;
         !(share(taken_up.to_le_bytes(), 24) ^ share(seq.to_le_bytes(), 16) ^ self.share)
     }
 }
 
-/// What follows the payload under a checksum: length, sequence number, salt, segment number.
+/// The bytes that follow the payload in a checksum, its *tail*: length, sequence number, salt and
+/// segment number.
 const TAIL_BYTES: usize = 28;
-
-/// What each byte of the tail does to the register, by how many bytes are `behind` it.
+/// The share of each byte of the tail in the register, by the number of bytes that follow it
+/// (`behind`).
 ///
-/// A CRC is linear: what a few bytes at fixed places do is the XOR of what each does by itself.
-/// Looking that up takes a third of the instructions that the general way takes for so few bytes,
-/// and each record is sealed twice: when it is placed and when it is read.
+/// A CRC is linear: the effect of a few bytes at fixed places is the XOR of their single effects.
+/// Looking these up takes a third of the instructions of the general algorithm. Each checksum is
+/// computed twice: when the record is placed, and when it is read.
 static SHARES: [[u32; 256]; TAIL_BYTES] = {
     /// CRC-32C (RFC 3720, section 12.1), bits reversed.
     const POLYNOMIAL: u32 = 0x82F6_3B78;
@@ -118,13 +120,14 @@ static SHARES: [[u32; 256]; TAIL_BYTES] = {
     shares
 };
 
-/// What these bytes of the tail do to the register, with so many bytes `behind` them.
+/// The share of these bytes of the tail in the register, with `behind` bytes after them.
 fn share<const N: usize>(bytes: [u8; N], behind: usize) -> u32 {
     let of = |(place, byte): (usize, u8)| SHARES[behind + N - 1 - place][usize::from(byte)];
     bytes.into_iter().enumerate().map(of).fold(0, |sum, share| sum ^ share)
 }
 
-/// The header of a staged record: its payload's length and checksum, no place yet.
+/// The header of a staged record: the length and the checksum of its payload. It has no sequence
+/// number yet.
 pub fn stage(payload: &[u8]) -> [u8; RECORD_HEADER_BYTES] {
     let mut header = [0; RECORD_HEADER_BYTES];
     header[0..4].copy_from_slice(&crc32c::crc32c(payload).to_le_bytes());
@@ -132,13 +135,14 @@ pub fn stage(payload: &[u8]) -> [u8; RECORD_HEADER_BYTES] {
     header
 }
 
-/// Makes a placed record a staged one again.
+/// Turns a placed record back into a staged one.
 pub fn unplace(record: &mut [u8]) {
     let header = stage(&record[RECORD_HEADER_BYTES..]);
     record[..RECORD_HEADER_BYTES].copy_from_slice(&header);
 }
 
-/// Gives the staged record at the start of `records` its place. Returns its whole size.
+/// Gives the staged record at the start of `records` its sequence number and its final checksum.
+/// Returns its whole size, in bytes.
 pub fn place(records: &mut [u8], seed: ChecksumSeed, seq: u64) -> usize {
     let (payload_crc, len) = (u32_at(records, 0), u32_at(records, 4));
     records[0..4].copy_from_slice(&seed.finish(payload_crc, len, seq).to_le_bytes());
@@ -146,17 +150,17 @@ pub fn place(records: &mut [u8], seed: ChecksumSeed, seq: u64) -> usize {
     RECORD_HEADER_BYTES + len as usize
 }
 
-/// Whole size of the record, staged or placed, at the start of `records`.
+/// The whole size of the staged or placed record at the start of `records`, in bytes.
 pub fn record_bytes(records: &[u8]) -> usize {
     RECORD_HEADER_BYTES + u32_at(records, 4) as usize
 }
 
-/// What stands at one place of a segment.
+/// What one offset of a segment holds.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Found {
-    /// A sound record: its sequence number and whole size.
+    /// A sound record, with its sequence number and its whole size.
     Record { seq: u64, bytes: usize },
-    /// A record may be here, but it takes this many bytes to tell.
+    /// Perhaps a record: this many bytes are needed to tell.
     Short { bytes: usize },
     /// No record.
     Damaged,

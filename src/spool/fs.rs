@@ -1,38 +1,39 @@
-//! The file system, as a parameter.
+//! The file system as a parameter.
 //!
 //! Every call that the spool makes to a disk goes through [`Fs`] and [`File`], so that a test can
 //! replace the disk by one that tears writes, fills up, fails a sync, stalls or loses power. The
 //! calls promise as little as those of POSIX: a write may be short, a sync may fail, and a name is
-//! durable only after its folder was synced. This file retries interrupted calls and nothing else.
+//! durable only after its folder was synced. This file retries calls that were interrupted, and no
+//! others.
 
 use std::ffi::OsString;
 use std::io;
 use std::path::Path;
 use std::sync::Arc;
 
-/// Offset and length of each write to a file that was opened with [`Open::Direct`], and the address
-/// of what is written, are multiples of so many bytes: a block of all common file systems, and no
-/// less than a sector of any disk.
+/// The size of a block, in bytes. A write to a file that was opened with [`Open::Direct`] has an
+/// offset, a length and a memory address that are multiples of it. It is the block of all common
+/// file systems, and no disk has larger sectors.
 pub const DIRECT_BLOCK_BYTES: usize = 4096;
 
 /// How a file is opened. Reading and writing are always at an offset.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Open {
-    /// An existing file, to read.
+    /// Opens an existing file for reading.
     Read,
-    /// An existing file, to read and write.
+    /// Opens an existing file for reading and writing.
     Write,
-    /// An existing file, to write around the page cache (`O_DIRECT | O_DSYNC`): bytes are durable
-    /// when a write returns, as after [`File::sync_data`]. Many file systems refuse this, some of
-    /// them not before the first write: see [`refuses_direct`].
+    /// Opens an existing file for writing around the page cache (`O_DIRECT | O_DSYNC`). The bytes
+    /// are durable when a write returns, as after [`File::sync_data`]. Many file systems refuse
+    /// this, some of them only at the first write: see [`refuses_direct`].
     Direct,
-    /// A file that is made, or emptied if it is there.
+    /// Creates a file, or empties the file that exists.
     Create,
-    /// A file that is made if it is not there, and left as it is if it is.
+    /// Creates a file if it does not exist, and leaves an existing one as it is.
     Ensure,
 }
 
-/// Which file a path or an open file is. Another file under the same path has another one.
+/// The identity of a file. Another file under the same path has another identity.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct FileId {
     /// The device, which tells mounts apart.
@@ -44,23 +45,23 @@ pub struct FileId {
 /// One entry of a folder.
 #[derive(Debug, Clone)]
 pub struct Entry {
-    /// Its name without the folder.
+    /// The name without the folder.
     pub name: OsString,
-    /// Whether it is a folder.
+    /// Whether the entry is a folder.
     pub is_dir: bool,
-    /// Its size in bytes; 0 for a folder.
+    /// The size in bytes; 0 for a folder.
     pub bytes: u64,
 }
 
-/// What the spool needs of a file system.
+/// The calls of a file system that the spool uses.
 pub trait Fs: Send + Sync + 'static {
-    /// Makes a folder and those above it; one that is there already is no error.
+    /// Creates a folder and its parents. A folder that exists is no error.
     fn create_dir_all(&self, dir: &Path) -> io::Result<()>;
     /// The entries of a folder, in no order. An entry that vanishes meanwhile may be missing.
     fn list(&self, dir: &Path) -> io::Result<Vec<Entry>>;
     /// Opens a file.
     fn open(&self, path: &Path, how: Open) -> io::Result<Arc<dyn File>>;
-    /// Renames a file, replacing what has the name.
+    /// Renames a file, and replaces a file that has the new name.
     fn rename(&self, from: &Path, to: &Path) -> io::Result<()>;
     /// Removes a file.
     fn remove_file(&self, path: &Path) -> io::Result<()>;
@@ -68,18 +69,19 @@ pub trait Fs: Send + Sync + 'static {
     fn remove_dir(&self, dir: &Path) -> io::Result<()>;
     /// Makes the names in a folder durable.
     fn sync_dir(&self, dir: &Path) -> io::Result<()>;
-    /// Which file or folder has this path.
+    /// The identity of the file or folder with this path.
     fn id(&self, path: &Path) -> io::Result<FileId>;
-    /// Bytes that an unprivileged process may still write on the disk below `dir`.
+    /// The bytes that an unprivileged process may still write on the disk of `dir`.
     fn free_bytes(&self, dir: &Path) -> io::Result<u64>;
 }
 
-/// One open file. Dropping it closes it and gives back its lock.
+/// One open file. Dropping it closes the file and releases its lock.
 pub trait File: Send + Sync {
-    /// Reads at `offset`; fewer bytes than asked for only near the end, 0 at it.
+    /// Reads at `offset`. Returns fewer bytes than asked for only near the end of the file, and 0
+    /// at its end.
     fn read_at(&self, buf: &mut [u8], offset: u64) -> io::Result<usize>;
-    /// Like [`File::read_at`], but appends to `buf`, at most as many bytes as its spare capacity.
-    /// The system's files do so without zeroing that capacity first.
+    /// Reads as [`File::read_at`] does, but appends to `buf`, at most as many bytes as its spare
+    /// capacity. The files of the system do this without zeroing that capacity first.
     fn read_spare(&self, buf: &mut Vec<u8>, offset: u64) -> io::Result<usize> {
         let filled = buf.len();
         buf.resize(buf.capacity(), 0);
@@ -87,25 +89,64 @@ pub trait File: Send + Sync {
         buf.truncate(filled + read.as_ref().map_or(0, |bytes| *bytes));
         read
     }
-    /// Writes at `offset`; may write less than it was given.
+    /// Writes at `offset`. May write fewer bytes than it was given.
     fn write_at(&self, buf: &[u8], offset: u64) -> io::Result<usize>;
-    /// `fdatasync`: the bytes, and the size needed to find them, are durable.
+    /// Makes the bytes, and the size needed to find them, durable (`fdatasync`).
     fn sync_data(&self) -> io::Result<()>;
-    /// Cuts or extends (with zeros) the file.
+    /// Sets the length of the file: cuts it, or extends it with zeros.
     fn set_len(&self, bytes: u64) -> io::Result<()>;
-    /// Makes the file `bytes` long with its blocks reserved, where the file system can.
+    /// Sets the length of the file and, if the file system can, reserves its blocks.
     fn allocate(&self, bytes: u64) -> io::Result<()>;
-    /// The file's size in bytes.
+    /// The size of the file in bytes.
     fn bytes(&self) -> io::Result<u64>;
-    /// Which file this is.
+    /// The identity of the file.
     fn id(&self) -> io::Result<FileId>;
-    /// Takes the file's exclusive lock; `false` if a living process, this one included, holds it.
+    /// Takes the exclusive lock of the file. `false` if a living process, perhaps this one, holds
+    /// it.
     fn try_lock(&self) -> io::Result<bool>;
     /// Whether no process holds the file's exclusive lock at the moment.
     fn is_unlocked(&self) -> io::Result<bool>;
 }
 
-/// Reads exactly `buf.len()` bytes, or fewer at the end of the file; returns how many.
+/// Implements the calls of [`File`] other than the reads by those of the field `$inner`.
+macro_rules! forward_writes {
+    ($inner:tt) => {
+        fn write_at(&self, buf: &[u8], offset: u64) -> io::Result<usize> {
+            self.$inner.write_at(buf, offset)
+        }
+
+        fn sync_data(&self) -> io::Result<()> {
+            self.$inner.sync_data()
+        }
+
+        fn set_len(&self, bytes: u64) -> io::Result<()> {
+            self.$inner.set_len(bytes)
+        }
+
+        fn allocate(&self, bytes: u64) -> io::Result<()> {
+            self.$inner.allocate(bytes)
+        }
+
+        fn bytes(&self) -> io::Result<u64> {
+            self.$inner.bytes()
+        }
+
+        fn id(&self) -> io::Result<FileId> {
+            self.$inner.id()
+        }
+
+        fn try_lock(&self) -> io::Result<bool> {
+            self.$inner.try_lock()
+        }
+
+        fn is_unlocked(&self) -> io::Result<bool> {
+            self.$inner.is_unlocked()
+        }
+    };
+}
+pub(super) use forward_writes;
+
+/// Reads exactly `buf.len()` bytes, or fewer at the end of the file. Returns their number.
 pub(super) fn read_full(file: &dyn File, buf: &mut [u8], offset: u64) -> io::Result<usize> {
     let mut filled = 0;
     while filled < buf.len() {
@@ -119,7 +160,7 @@ pub(super) fn read_full(file: &dyn File, buf: &mut [u8], offset: u64) -> io::Res
     Ok(filled)
 }
 
-/// Reads `bytes` bytes into memory of their own, or fewer at the end of the file.
+/// Reads `bytes` bytes into a new buffer, or fewer at the end of the file.
 pub(super) fn read_block(file: &dyn File, bytes: usize, offset: u64) -> io::Result<Vec<u8>> {
     let mut block = Vec::with_capacity(bytes);
     while block.len() < bytes {
@@ -131,12 +172,12 @@ pub(super) fn read_block(file: &dyn File, bytes: usize, offset: u64) -> io::Resu
             Err(error) => return Err(error),
         }
     }
-    // An allocator may have given more room than was asked for.
+    // An allocator may give more capacity than was asked for.
     block.truncate(bytes);
     Ok(block)
 }
 
-/// Writes all of `buf`. After an error an unknown part of it has been written.
+/// Writes all of `buf`. After an error, an unknown part of it has been written.
 pub(super) fn write_full(file: &dyn File, buf: &[u8], offset: u64) -> io::Result<()> {
     let mut written = 0;
     while written < buf.len() {
@@ -150,18 +191,18 @@ pub(super) fn write_full(file: &dyn File, buf: &[u8], offset: u64) -> io::Result
     Ok(())
 }
 
-/// Makes a folder and those above it, with durable names. The folder's own name is synced on each
-/// call, because an earlier process may have ended before it did so.
+/// Creates a folder and its parents, and makes their names durable. The name of the folder is
+/// synced on each call, because an earlier process may have ended before it did so.
 pub(super) fn create_dir_durable(fs: &dyn Fs, dir: &Path) -> io::Result<()> {
     let Some(parent) = dir.parent() else { return Ok(()) };
-    // A relative path of one part lies in the working folder.
+    // A relative path of one part is in the working folder.
     let parent = if parent.as_os_str().is_empty() { Path::new(".") } else { parent };
     if is_absent(&fs.id(parent)) {
         create_dir_durable(fs, parent)?;
     }
     fs.create_dir_all(dir)?;
     match fs.sync_dir(parent) {
-        // A folder that this process may not read cannot be opened, and so not synced.
+        // A folder that this process may not read cannot be opened, so it cannot be synced.
         Err(error) if error.kind() == io::ErrorKind::PermissionDenied => {
             ::log::warn!("spool: the folder {} cannot be synced: {error}", parent.display());
             Ok(())
@@ -170,8 +211,8 @@ pub(super) fn create_dir_durable(fs: &dyn Fs, dir: &Path) -> io::Result<()> {
     }
 }
 
-/// Whether a call failed because the file system has no writes around its cache, or only of larger
-/// blocks.
+/// Whether a call failed because the file system does not allow writes around its cache, or only
+/// with larger blocks.
 pub(super) fn refuses_direct(error: &io::Error) -> bool {
     matches!(error.kind(), io::ErrorKind::InvalidInput | io::ErrorKind::Unsupported)
 }
@@ -181,7 +222,7 @@ pub(super) fn is_absent<T>(result: &io::Result<T>) -> bool {
     result.as_ref().is_err_and(|error| error.kind() == io::ErrorKind::NotFound)
 }
 
-/// The machine's own file system.
+/// The file system of this machine.
 #[derive(Debug, Clone, Copy, Default)]
 pub struct SystemFs;
 
@@ -198,7 +239,7 @@ impl Fs for SystemFs {
             let entry = entry?;
             let metadata = entry.metadata();
             if is_absent(&metadata) {
-                // A living process has trimmed it since the listing.
+                // A living process has removed the file since the listing.
                 continue;
             }
             let metadata = metadata?;
@@ -274,7 +315,8 @@ impl File for SystemFile {
     fn allocate(&self, bytes: u64) -> io::Result<()> {
         use rustix::io::Errno;
         match rustix::fs::fallocate(&self.0, rustix::fs::FallocateFlags::empty(), 0, bytes) {
-            // A file system without reservation still serves: a full disk then shows at the write.
+            // A file system without reservation can be used as well: a full disk then shows when
+            // the file is written.
             Err(Errno::OPNOTSUPP | Errno::NOSYS | Errno::INVAL) => self.0.set_len(bytes),
             other => Ok(other?),
         }

@@ -1,15 +1,18 @@
-//! The handle to an open spool: opening, appending, reading, closing.
+//! [`Spool`], the handle to an open spool: opens it, appends, reads and closes.
 //!
-//! It starts and ends the threads of the committer, of maintenance and of the watch, and does no
-//! I/O of its own.
+//! It starts and ends the threads of the committer, of maintenance and of the watch. Each call to
+//! the disk is made on a thread of its own, so that a disk that hangs does not delay a start.
 
 use std::io;
+use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
-use std::sync::{Arc, mpsc};
+use std::sync::mpsc::{self, RecvTimeoutError};
+use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use parking_lot::Mutex;
 
+use super::beginning::Beginning;
 use super::config::{Config, Durability, ValidConfig};
 use super::env::Env;
 use super::error::{CloseError, OpenError};
@@ -26,16 +29,13 @@ use super::write::watch::{StopWatch, Watch};
 use crate::config_error::ConfigError;
 use crate::disk_error;
 
-/// How long a start waits for another process that is making or adopting lanes.
-const SPOOL_LOCK_WAIT: Duration = Duration::from_secs(10);
-
-/// The spool. A cheap clone; when the last one is dropped it is closed as [`Spool::close`] does.
+/// The spool. Cheap to clone. Dropping the last clone closes it as [`Spool::close`] does.
 #[derive(Clone)]
 pub struct Spool {
     handle: Arc<Handle>,
 }
 
-/// What is accepted of each portal by day.
+/// The counts of each portal's accepted events by day.
 #[derive(Clone)]
 pub struct DayCounts(Arc<Book>);
 
@@ -45,7 +45,7 @@ impl DayCounts {
         self.0.accepted_on(portal, day)
     }
 
-    /// How often the counts of another process were taken in.
+    /// A number that changes when the counts of another process are taken over.
     pub fn takeovers(&self) -> u64 {
         self.0.takeovers()
     }
@@ -58,19 +58,23 @@ struct Handle {
 }
 
 struct Threads {
-    committer: std::thread::JoinHandle<()>,
-    maintenance: std::thread::JoinHandle<()>,
-    watch: std::thread::JoinHandle<()>,
+    committer: JoinHandle<()>,
+    maintenance: JoinHandle<()>,
+    watch: JoinHandle<()>,
 }
 
 impl Spool {
-    /// Opens the spool for these upstreams: adopts the lanes of dead processes and makes a lane
-    /// for this one. Call it after daemonizing, because it takes locks and starts threads.
+    /// Opens the spool for these upstreams: adopts the lanes of ended processes and creates a lane
+    /// for this one. A host that daemonizes must do so before, because this takes locks and starts
+    /// threads.
     ///
-    /// A disk that is full, read-only or failing is no error (SPEC 6), unless [`Env::needs_disk`]
-    /// is set: appends are refused until it works, and delivering pending events makes room.
+    /// `config` is a [`ValidConfig`], or a [`Config`], which is checked here.
     ///
-    /// `config` is a [`Config`], which is checked here, or a [`ValidConfig`].
+    /// # Errors
+    ///
+    /// Those of [`OpenError`]. A disk that is full, read-only, failing or stalled for
+    /// `commit_seconds_max` is no error (SPEC 6), unless [`Env::needs_disk`] is set: appends are
+    /// refused until the disk works, and delivery of the pending events makes room.
     pub fn open<C>(config: C, upstreams: &[String], env: Env) -> Result<Spool, OpenError>
     where
         C: TryInto<ValidConfig>,
@@ -84,24 +88,29 @@ impl Spool {
         check_upstreams(upstreams)?;
         let needs_disk = env.needs_disk;
         let state = Arc::new(SpoolState::new(config, upstreams, env));
-        match begin(&state) {
-            // Maintenance tries again, now and each second, and reports it.
-            Err(OpenError::Io { source, .. }) if !needs_disk && !is_mistake(&source) => {
-                state.fail(&source);
-                state.request_maintenance();
+        let beginning = Beginning::start(&state).map_err(io_error(config))?;
+        let limit = if needs_disk { Duration::MAX } else { config.commit_limit() };
+        if let Err(error) = beginning.wait(limit) {
+            let is_locked = error.kind() == io::ErrorKind::WouldBlock;
+            if is_locked || needs_disk || is_mistake(&error) {
+                // The thread holds the lanes that it has adopted until it ends.
+                beginning.join();
+                let busy = is_locked.then(|| OpenError::Busy(config.dir.clone()));
+                return Err(busy.unwrap_or_else(|| io_error(config)(error)));
             }
-            begun => begun?,
+            // Maintenance tries again at once and then each second, and reports the fault.
+            state.note_start(&Err(error));
+            state.request_maintenance();
         }
-        state.look_at_disk();
-        let spool = Spool::start(Arc::clone(&state))?;
+        let spool = Spool::start(Arc::clone(&state), beginning)?;
         match state.why_failing() {
-            // Dropping the spool closes it.
+            // The error drops the spool, which closes it.
             Some(why) if needs_disk => Err(io_error(config)(io::Error::other(why))),
             _ => Ok(spool),
         }
     }
 
-    fn start(state: Arc<SpoolState>) -> Result<Spool, OpenError> {
+    fn start(state: Arc<SpoolState>, beginning: Beginning) -> Result<Spool, OpenError> {
         let config = state.config();
         let io_error = io_error(&config);
         let syncer = match state.durability {
@@ -109,7 +118,6 @@ impl Spool {
             Durability::Power | Durability::Memory => None,
         };
         let syncer = syncer.transpose().map_err(io_error)?;
-        let maintenance = Maintenance::new(Arc::clone(&state));
         let watch = Watch::new(Arc::clone(&state));
         let stop = Arc::new(StopWatch::default());
         let watching = Arc::clone(&stop);
@@ -122,40 +130,55 @@ impl Spool {
                 _ = prepared.send(());
                 committer.run();
             }
-            // Until the committer has ended, the watch may have to refuse events.
+            // The watch ends after the committer, whose events it may have to refuse.
             stop.stop();
         };
         let named = |name: &str| std::thread::Builder::new().name(name.to_owned());
         let committer = named("spool-commit").spawn(commit).map_err(io_error)?;
         state.parker.set(committer.thread().clone());
-        if state.own().is_some() {
-            // Only then maintenance, which makes spares as well. An error means that the committer
-            // has panicked, which its own thread reports.
-            _ = is_prepared.recv();
-        }
+        // An error means that the committer has panicked, which its own thread reports.
+        let is_late = state.own().is_some()
+            && is_prepared.recv_timeout(config.commit_limit()) == Err(RecvTimeoutError::Timeout);
+        let maintained = Arc::clone(&state);
+        // Maintenance starts only after the two threads that create lanes and spares as well.
+        let maintain = move || {
+            beginning.join();
+            if maintained.own().is_some() {
+                maintained.note_start(&Ok(()));
+            }
+            if is_late {
+                _ = is_prepared.recv();
+            }
+            Maintenance::new(maintained).run();
+        };
         let threads = Threads {
             committer,
-            maintenance: named("spool-keep").spawn(move || maintenance.run()).map_err(io_error)?,
+            maintenance: named("spool-keep").spawn(maintain).map_err(io_error)?,
             watch: named("spool-watch").spawn(move || watch.run(&watching)).map_err(io_error)?,
         };
         Ok(Spool { handle: Arc::new(Handle { state, threads: Mutex::new(Some(threads)) }) })
     }
 
-    /// Appends what `encode` writes into the empty buffer it is given: 1 byte to
-    /// [`RECORD_BYTES_MAX`](super::RECORD_BYTES_MAX). Never waits for the disk. The event is safe
-    /// when the [`Commit`] says
-    /// so; in `memory` it is ready at once.
+    /// Appends a record of 1 byte to [`RECORD_BYTES_MAX`](super::RECORD_BYTES_MAX), which `encode`
+    /// writes into an empty buffer. Never waits for the disk. The record is as durable as
+    /// `spool.durability` says when the [`Commit`] is ready; in `memory` that is at once.
+    ///
+    /// # Errors
+    ///
+    /// [`Overloaded`] if the spool is full, failing, stalled or closed, or if the record is empty
+    /// or too long.
     pub fn append(&self, encode: impl FnOnce(&mut Vec<u8>)) -> Result<Commit, Overloaded> {
         self.handle.state.append(encode)
     }
 
-    /// Ends the linger of the group that is being gathered. Call it when every request that could
-    /// still add an event to the group is waiting for its answer already.
+    /// Ends the linger of the group that is being gathered. Call this when every request that could
+    /// still add an event to the group waits for its answer.
     pub fn flush_now(&self) {
         self.handle.state.flush_now();
     }
 
-    /// The reader of an upstream; `None` if it is not configured or its reader was taken.
+    /// The reader of an upstream. `None` if the upstream is not configured, or if its reader was
+    /// taken before.
     pub fn reader(&self, upstream: &str) -> Option<Reader> {
         let state = &self.handle.state;
         let at = state.upstreams.iter().position(|known| known.name == upstream)?;
@@ -167,24 +190,25 @@ impl Spool {
         self.handle.state.bounds.bytes_max()
     }
 
-    /// Puts other settings in force while the spool runs. Its folder and `durability` stay, and a
-    /// segment that is being written keeps its size.
+    /// Puts other settings in force while the spool runs. The folder and `durability` do not
+    /// change, nor does the size of the segment that is being written.
     pub fn set_config(&self, config: &ValidConfig) {
         self.handle.state.set_config(config);
     }
 
-    /// When the last commit was done, in milliseconds since 1970, UTC; not in `memory`. One reading
-    /// of the clock serves all events of a commit.
+    /// The time of the last commit, in milliseconds since 1970, UTC; 0 in `memory`. The clock is
+    /// read once for all events of a commit.
     pub fn last_commit_ms(&self) -> u64 {
         self.handle.state.last_commit_ms.load(Relaxed)
     }
 
-    /// The spool's content now.
+    /// The figures of the spool at this moment.
     pub fn status(&self) -> Status {
         self.handle.state.status()
     }
 
-    /// One portal's totals over the spool's life; zeros for one that was never seen.
+    /// The totals of one portal over the spool's life. They are zero for a portal that was never
+    /// seen.
     pub fn portal(&self, portal: u64) -> PortalTotals {
         self.handle.state.book.portal(portal)
     }
@@ -195,32 +219,37 @@ impl Spool {
         self.handle.state.book.busiest(portals_max)
     }
 
-    /// From when the totals per portal count, in milliseconds since 1970. `None` while only another
-    /// process that uses this spool knows it.
+    /// The time from which the totals by portal count, in milliseconds since 1970, UTC. `None`
+    /// while only another process that uses this spool knows it.
     pub fn portals_since_ms(&self) -> Option<u64> {
         self.handle.state.book.since_ms()
     }
 
-    /// Counts a rejected event of this portal. `is_listed`: the portal may get totals of its own;
-    /// without it, only one that has some does.
-    pub fn count_rejected(&self, portal: u64, is_listed: bool) {
+    /// Counts a rejected event of this portal. If the portal has no totals of its own yet, it gets
+    /// some only if `is_listed` says so.
+    pub fn count_rejected(&self, portal: u64, is_listed: impl FnOnce() -> bool) {
         self.handle.state.book.reject(portal, is_listed);
     }
 
-    /// What is accepted of each portal by day. Does not hold the spool open.
+    /// The counts of each portal's accepted events by day. They do not keep the spool open.
     pub fn day_counts(&self) -> DayCounts {
         DayCounts(Arc::clone(&self.handle.state.book))
     }
 
-    /// Runs the maintenance of each second at once and returns when it has ended: cursors are
-    /// durable, segments that all upstreams have acknowledged are trimmed, and the lanes of dead
-    /// processes are adopted.
+    /// Runs a turn of maintenance at once, and returns when it has ended: the cursors are durable,
+    /// segments that all upstreams have acknowledged are trimmed, and the lanes of ended processes
+    /// are adopted.
     pub fn checkpoint(&self) {
         self.handle.state.run_maintenance();
     }
 
-    /// Refuses further appends, writes staged events, syncs, writes the cursors and releases the
-    /// lane's lock, waiting at most `within`. A second call does nothing.
+    /// Closes the spool: refuses further appends, writes the staged events, syncs, writes the
+    /// cursors and releases the lock of the lane. Waits at most `within`. A second call does
+    /// nothing.
+    ///
+    /// # Errors
+    ///
+    /// Those of [`CloseError`].
     pub fn close(&self, within: Duration) -> Result<(), CloseError> {
         self.handle.close(within)
     }
@@ -241,7 +270,7 @@ impl Handle {
                 }
                 std::thread::park_timeout(Duration::from_millis(1));
             }
-            // A panic was reported by its own thread.
+            // An error means a panic, which its own thread has reported.
             _ = thread.join();
         }
         let result = Maintenance::finish(&self.state);
@@ -260,7 +289,9 @@ impl Drop for Handle {
 
 fn check_upstreams(upstreams: &[String]) -> Result<(), OpenError> {
     if upstreams.len() > UPSTREAMS_MAX {
-        return Err(OpenError::Upstreams(format!("at most {UPSTREAMS_MAX}")));
+        let reason =
+            format!("at most {UPSTREAMS_MAX} are possible, and there are {}", upstreams.len());
+        return Err(OpenError::Upstreams(reason));
     }
     for (at, name) in upstreams.iter().enumerate() {
         if name.is_empty() || name.len() > UPSTREAM_NAME_BYTES_MAX {
@@ -268,7 +299,7 @@ fn check_upstreams(upstreams: &[String]) -> Result<(), OpenError> {
             return Err(OpenError::Upstreams(reason));
         }
         if upstreams[..at].contains(name) {
-            return Err(OpenError::Upstreams(format!("{name:?} is there twice")));
+            return Err(OpenError::Upstreams(format!("{name:?} is the name of two upstreams")));
         }
     }
     Ok(())
@@ -278,23 +309,8 @@ fn io_error(config: &Config) -> impl Fn(io::Error) -> OpenError + Copy {
     |source| OpenError::Io { path: config.dir.clone(), source }
 }
 
-/// Whether only an operator can end it, and not the disk by itself. The folder is made where it is
-/// missing, so what is absent has just vanished.
+/// Whether only an operator can end this error. An absent folder is no mistake: a missing folder is
+/// created, so it has just been removed.
 fn is_mistake(error: &io::Error) -> bool {
     disk_error::is_of_path(error) && error.kind() != io::ErrorKind::NotFound
-}
-
-/// Begins as soon as no other process makes or adopts lanes.
-fn begin(state: &SpoolState) -> Result<(), OpenError> {
-    let until = Instant::now() + SPOOL_LOCK_WAIT;
-    loop {
-        match state.begin() {
-            Err(error) if error.kind() != io::ErrorKind::WouldBlock => {
-                return Err(io_error(&state.config())(error));
-            }
-            Err(_) if Instant::now() >= until => return Err(OpenError::Busy(state.root.clone())),
-            Err(_) => std::thread::sleep(Duration::from_millis(5)),
-            Ok(()) => return Ok(()),
-        }
-    }
 }

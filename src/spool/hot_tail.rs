@@ -1,9 +1,9 @@
-//! The newest records of a lane, in memory.
+//! Holds the newest records of a lane in memory.
 //!
-//! What is written around the page cache would have to be read from the device, by each upstream
-//! and at once, because most events are delivered within milliseconds. So the committer leaves a
-//! copy of the last records here, and a reader that keeps up reads that. One that is further behind
-//! reads the file.
+//! Records that are written around the page cache would have to be read from the device by each
+//! upstream, and at once, because most events are delivered within milliseconds. So the committer
+//! copies the last records here. A reader that keeps up reads this copy, and a slower one reads the
+//! file.
 
 use std::collections::VecDeque;
 use std::io;
@@ -11,9 +11,9 @@ use std::sync::Arc;
 
 use parking_lot::Mutex;
 
-use super::fs::{File, FileId};
+use super::fs::{File, FileId, forward_writes};
 
-/// Most bytes of records that are held: about 3,000 events.
+/// The most bytes of records that are held: about 3,000 events.
 const TAIL_BYTES_MAX: usize = 1 << 20;
 
 /// The last bytes of one segment.
@@ -24,13 +24,13 @@ pub struct HotTail(Mutex<Bytes>);
 struct Bytes {
     /// The segment's number.
     number: u64,
-    /// Where they begin in it.
+    /// The offset of `bytes` in the segment.
     start: u64,
     bytes: VecDeque<u8>,
 }
 
 impl HotTail {
-    /// Adds records that stand at `offset` of a segment. The oldest bytes make room for them.
+    /// Adds records that are at `offset` of a segment. The oldest bytes are dropped to make room.
     pub fn push(&self, number: u64, offset: u64, records: &[u8]) {
         let mut tail = self.0.lock();
         let tail = &mut *tail;
@@ -45,13 +45,13 @@ impl HotTail {
         tail.start += dropped as u64;
     }
 
-    /// A segment's file, read from memory where the records are here.
+    /// The file of a segment, whose newest records are read from memory.
     pub fn over(self: &Arc<Self>, number: u64, file: Arc<dyn File>) -> Arc<dyn File> {
         Arc::new(TailedFile { tail: Arc::clone(self), number, file })
     }
 
     /// Passes at most `bytes_max` bytes at `offset` of a segment to `take`, in up to two pieces.
-    /// Returns how many.
+    /// Returns the number of bytes; 0 if they are not in memory.
     fn read(
         &self,
         number: u64,
@@ -77,7 +77,7 @@ impl HotTail {
     }
 }
 
-/// See [`HotTail::over`].
+/// The file that [`HotTail::over`] returns.
 struct TailedFile {
     tail: Arc<HotTail>,
     number: u64,
@@ -106,35 +106,5 @@ impl File for TailedFile {
         }
     }
 
-    fn write_at(&self, buf: &[u8], offset: u64) -> io::Result<usize> {
-        self.file.write_at(buf, offset)
-    }
-
-    fn sync_data(&self) -> io::Result<()> {
-        self.file.sync_data()
-    }
-
-    fn set_len(&self, bytes: u64) -> io::Result<()> {
-        self.file.set_len(bytes)
-    }
-
-    fn allocate(&self, bytes: u64) -> io::Result<()> {
-        self.file.allocate(bytes)
-    }
-
-    fn bytes(&self) -> io::Result<u64> {
-        self.file.bytes()
-    }
-
-    fn id(&self) -> io::Result<FileId> {
-        self.file.id()
-    }
-
-    fn try_lock(&self) -> io::Result<bool> {
-        self.file.try_lock()
-    }
-
-    fn is_unlocked(&self) -> io::Result<bool> {
-        self.file.is_unlocked()
-    }
+    forward_writes!(file);
 }

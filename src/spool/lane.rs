@@ -1,8 +1,9 @@
-//! A lane, one process's part of the spool: a folder with a lock, identity, segments and cursor.
+//! A lane, the part of the spool that one process writes: a folder with a lock, an identity,
+//! segments and a cursor.
 //!
-//! A lane is written by one process in its life. Later processes only read it, so recovery never
-//! has to append behind a torn tail. This file makes, trims and removes a lane's files; it writes
-//! no records and decides nothing about them.
+//! Only one process ever writes records to a lane. Later processes only read them, so recovery
+//! never has to append after a torn tail. This file creates, trims and removes the files of a lane.
+//! It writes no records and decides nothing about them.
 
 use std::io;
 use std::path::{Path, PathBuf};
@@ -22,17 +23,17 @@ use super::routing::Foreign;
 use super::segment_index::SegmentIndex;
 use super::write::admission::Bounds;
 
-/// Zeros are written in pieces of this size.
+/// The size of one write of zeros, in bytes.
 const FILL_PIECE_BYTES: usize = 1 << 20;
-/// Zeros are synced after this many pieces, so that the disk never has a whole segment of zeros to
-/// write before the next group of events.
+/// The number of writes of zeros after which they are synced, so that the next group of events does
+/// not wait until the disk has written a whole segment of zeros.
 const FILL_PIECES_PER_SYNC: u64 = 4;
 
 /// A lane whose lock this process holds.
 pub struct Lane {
     pub id: u64,
     pub salt: u64,
-    /// Its newest records, if this process writes it around the page cache.
+    /// The newest records, if this process writes the lane around the page cache.
     pub hot_tail: Arc<HotTail>,
     dir: PathBuf,
     fs: Arc<dyn Fs>,
@@ -40,73 +41,74 @@ pub struct Lane {
     cursor: Mutex<CursorFile>,
     /// The counts by portal. Locked before the state.
     pub(super) journal: Mutex<Journal>,
-    /// One for each position; opened by the first acknowledgement.
+    /// The ack file of each position, which the first acknowledgement opens.
     acks: Vec<Mutex<Option<AckFile>>>,
     state: Mutex<LaneState>,
-    /// Files to make segments of; their names are durable.
+    /// The files from which segments are made. Their names are durable.
     spares: Mutex<Vec<PathBuf>>,
     released: Mutex<Released>,
-    /// Spares of zeros that were made.
+    /// The number of spares of zeros that were made.
     filled: AtomicU64,
     held_bytes: AtomicU64,
 }
 
-/// Which spares a lane has.
+/// The spares that a lane may have.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Spares {
-    /// How many, at most.
+    /// The greatest number of spares.
     pub count_max: usize,
-    /// Of this size each.
+    /// The size of each spare, in bytes.
     pub bytes: u64,
 }
 
-/// Files that the lane does not need any more, until the disk has let them go.
+/// The files that the lane does not need any more and that are not removed or reused yet.
 #[derive(Default)]
 struct Released {
-    /// Segments whose files are to be removed or kept as spares.
+    /// The segments whose files will be removed or kept as spares.
     segments: Vec<u64>,
-    /// Spares whose names are not durable yet. Until then a crash could bring the file back under
-    /// the name of the old segment, with what was written into the spare.
+    /// The spares whose names are not durable yet. Until then, a crash could bring the file back
+    /// under the name of the old segment, with the bytes that were written into the spare.
     spares: Vec<PathBuf>,
-    /// The folder was changed and not synced.
+    /// Whether the folder was changed and not synced.
     unsynced: bool,
 }
 
-/// What changes while the lane is in use.
+/// The part of a lane that changes while it is in use.
 pub struct LaneState {
     pub segment_index: SegmentIndex,
-    /// One for each configured upstream, in the configuration's order, and behind them those of
-    /// removed upstreams for which events wait here.
+    /// The positions of the configured upstreams, in the order of the configuration, and then those
+    /// of removed upstreams for which events wait in this lane.
     pub positions: Vec<ConsumerPosition>,
-    /// Lanes whose totals are folded into this one's positions and whose folders may still be
-    /// there. The cursor names them until they are removed, so that no process counts them again.
+    /// The lanes whose totals are folded into the positions of this one and whose folders may still
+    /// exist. The cursor names them until they are removed, so that no process counts them again.
     pub absorbed: Vec<LaneKey>,
-    /// The cursor on disk is behind.
+    /// Whether the cursor on disk is older than this state.
     pub dirty: bool,
-    /// Watermarks of the two slots on disk, the newer last. Only what both have passed may be
-    /// trimmed, so that either slot is enough.
+    /// The watermarks of the two slots on disk, the newer one last. Only records before both may be
+    /// trimmed, so that either slot alone is enough for recovery.
     saved: [u64; 2],
-    /// Every record before it is counted by portal in the lane's file. Only that may be trimmed.
+    /// The lane's file counts every record before this number by portal. Only these records may be
+    /// trimmed.
     pub counted: u64,
-    /// The sequence number behind the last record that was answered with 200. Readers may be
-    /// behind it.
+    /// The sequence number after the last record that was answered with 200. Readers may not have
+    /// reached it.
     pub accepted: u64,
     /// Whether a record of the lane is not meant for all upstreams.
     pub routed: bool,
 }
 
 impl LaneState {
-    /// Every record before it is acknowledged by every upstream; 0 without upstreams.
+    /// The number before which every upstream has acknowledged every record; 0 without upstreams.
     pub fn low(&self) -> u64 {
         self.positions.iter().map(|position| position.low).min().unwrap_or(0)
     }
 
-    /// The number behind the last record, readable or not yet.
+    /// The number after the last record, whether it is readable or not yet.
     pub fn end(&self) -> u64 {
         self.segment_index.end().max(self.accepted)
     }
 
-    /// Counts the foreign records among those that are published or answered with this change.
+    /// Adds the counts of foreign records that are published or answered with this change.
     pub fn add_foreign(&mut self, foreign: &mut Foreign) {
         let Some(counts) = foreign.take() else { return };
         for (position, count) in self.positions.iter_mut().zip(counts) {
@@ -115,7 +117,7 @@ impl LaneState {
         (self.routed, self.dirty) = (true, true);
     }
 
-    /// Whether it is sealed and every upstream has acknowledged all of it.
+    /// Whether the lane is sealed and every upstream has acknowledged all of its records.
     pub fn is_done(&self) -> bool {
         let end = self.segment_index.end();
         self.segment_index.is_sealed()
@@ -185,20 +187,20 @@ impl Lane {
         self.dir.join(segment_name(number))
     }
 
-    /// Updates how much the gate counts as held by this lane. Called with the state locked, so that
-    /// calls take effect in the order of the changes.
+    /// Updates the bytes that `bounds` counts as held by this lane. Called with the state locked,
+    /// so that calls take effect in the order of the changes.
     pub fn publish_held(&self, state: &LaneState, bounds: &Bounds) {
         let now = state.segment_index.held_bytes(state.low());
         let before = self.held_bytes.swap(now, Relaxed);
         bounds.add_held_bytes(now.wrapping_sub(before));
     }
 
-    /// Takes this lane out of what the gate counts as held.
+    /// Removes the bytes of this lane from those that `bounds` counts as held.
     pub fn withdraw_held(&self, bounds: &Bounds) {
         bounds.add_held_bytes(self.held_bytes.swap(0, Relaxed).wrapping_neg());
     }
 
-    /// Writes the cursor and makes it durable. What both slots have passed may be trimmed.
+    /// Writes the cursor and makes it durable. Records that both slots have passed may be trimmed.
     pub fn save_cursor(&self) -> io::Result<()> {
         let mut file = self.cursor.lock();
         let (cursor, low) = {
@@ -222,20 +224,21 @@ impl Lane {
             state.dirty = true;
         } else {
             state.saved = [state.saved[1], low];
-            // The other slot follows at the next turn, and then the segments may go.
+            // The other slot follows at the next turn, and then the segments may be trimmed.
             state.dirty |= state.saved[0] != low;
         }
         saved
     }
 
-    /// Writes what an upstream has acknowledged here into the page cache.
+    /// Writes the acknowledgements of an upstream in this lane into the page cache.
     pub fn save_acks(&self, upstream: usize) -> io::Result<()> {
         let mut held = self.acks[upstream].lock();
         let file = self.acks_file(&mut held, upstream)?;
         if !file.is_due() {
             return Ok(());
         }
-        // Read under the file's lock, so that a later write is never an older state.
+        // The state is read under the lock of the file, so that a later write never holds an older
+        // state.
         let state = self.state();
         let position = &state.positions[upstream];
         let slot = file.encode(self.key(), position);
@@ -244,13 +247,14 @@ impl Lane {
         drop(state);
         let written = file.write(&slot);
         if is_through {
-            // An upstream that is through with a lane keeps no file open.
+            // An upstream that has acknowledged the whole lane needs no open file.
             *held = None;
         }
         written
     }
 
-    /// Makes an upstream's acknowledgements durable where the cursor has no room for them.
+    /// Makes the acknowledgements of an upstream durable in its ack file, because the cursor has no
+    /// room for them.
     fn sync_acks(&self, upstream: usize) -> io::Result<()> {
         let mut held = self.acks[upstream].lock();
         let file = self.acks_file(&mut held, upstream)?;
@@ -258,7 +262,7 @@ impl Lane {
         file.write(&slot)?;
         let (to_sync, written, has_name) = file.newest();
         drop(held);
-        // Without the lock: acknowledgements do not wait for the disk.
+        // The lock is released here, so that acknowledgements do not wait for the disk.
         to_sync.sync_data()?;
         if !has_name {
             self.fs.sync_dir(&self.dir)?;
@@ -269,13 +273,13 @@ impl Lane {
         Ok(())
     }
 
-    /// Whether the lane is still at its path: a following process would find nothing else.
+    /// Checks that the lane is still at its path, where a following process looks for it.
     pub fn check_place(&self) -> io::Result<()> {
         let Some(lock) = self.lock.lock().clone() else { return Ok(()) };
         self.check_path(&self.dir.join(IDENTITY), lock.id()?)
     }
 
-    /// Whether a segment's file is still at its path.
+    /// Checks that the file of a segment is still at its path.
     pub fn check_segment(&self, number: u64, id: FileId) -> io::Result<()> {
         self.check_path(&self.segment_path(number), id)
     }
@@ -307,8 +311,9 @@ impl Lane {
         Ok(held.insert(file))
     }
 
-    /// Removes, or keeps as spares, segments that both cursor slots have passed. A file that cannot
-    /// be removed does not keep the others, and is tried again at the next call.
+    /// Removes segments that both cursor slots have passed, or keeps them as spares. A file that
+    /// cannot be removed does not stop the removal of the others, and is tried again at the next
+    /// call.
     pub fn trim(&self, keep: Option<Spares>) -> io::Result<()> {
         let mut released = self.released.lock();
         {
@@ -354,7 +359,7 @@ impl Lane {
         Ok(())
     }
 
-    /// Makes the names of new spares durable, and so fit for use.
+    /// Makes the names of new spares durable, so that they can be used.
     fn sync_released(&self, released: &mut Released) -> io::Result<()> {
         if released.unsynced {
             self.fs.sync_dir(&self.dir)?;
@@ -364,14 +369,14 @@ impl Lane {
         Ok(())
     }
 
-    /// Removes a segment that was never part of the lane, now or at a later [`Lane::trim`].
+    /// Removes a segment that never became part of the lane, now or at a later [`Lane::trim`].
     pub fn discard_segment(&self, number: u64) {
         if ignore_absent(self.fs.remove_file(&self.segment_path(number))).is_err() {
             self.released.lock().segments.push(number);
         }
     }
 
-    /// Makes a spare of `bytes` zeros, unless `go_on` says no on the way.
+    /// Makes a spare of `bytes` zeros. Gives up when `go_on` returns false.
     pub fn fill_spare(&self, bytes: u64, go_on: impl Fn() -> bool) -> io::Result<()> {
         let filling = self.dir.join(FILLING);
         let filled = self.fill(&filling, bytes, go_on);
@@ -390,7 +395,7 @@ impl Lane {
 
     fn fill(&self, path: &Path, bytes: u64, go_on: impl Fn() -> bool) -> io::Result<bool> {
         let file = self.fs.open(path, Open::Create)?;
-        // Reserved first, so that a disk without room fails before anything is written.
+        // The blocks are reserved first, so that a disk without room fails before a write.
         file.allocate(bytes)?;
         let zeros = vec![0; FILL_PIECE_BYTES.min(bytes as usize)];
         let mut at = 0;
@@ -408,7 +413,7 @@ impl Lane {
         Ok(true)
     }
 
-    /// Takes a spare, to be renamed and written.
+    /// Takes a spare, which the caller renames and writes.
     pub fn take_spare(&self) -> Option<PathBuf> {
         self.spares().pop()
     }
@@ -418,7 +423,7 @@ impl Lane {
         !self.spares().is_empty()
     }
 
-    /// Removes the spares. A file that cannot be removed now goes with the lane.
+    /// Removes the spares. A file that cannot be removed now is removed with the lane.
     pub fn drop_spares(&self) {
         for spare in std::mem::take(&mut *self.spares()) {
             _ = self.fs.remove_file(&spare);
@@ -429,7 +434,7 @@ impl Lane {
         self.spares.lock()
     }
 
-    /// Gives the lock back: another process may adopt the lane.
+    /// Releases the lock, so that another process may adopt the lane.
     pub fn release(&self) {
         *self.lock.lock() = None;
     }

@@ -1,4 +1,4 @@
-//! What a lane does for the counts by portal: see `metering/`.
+//! The part of [`Lane`] that keeps the counts by portal, see `metering/`.
 
 use std::io;
 
@@ -13,18 +13,18 @@ use super::read::counts::Ack;
 use super::read::cursor::LaneKey;
 use super::record_id::RecordId;
 
-/// What came of acknowledgements.
+/// The effect of acknowledgements.
 pub struct Settled<'a> {
-    /// The state, still locked.
+    /// The state, which is still locked.
     pub state: MutexGuard<'a, LaneState>,
-    /// Reading had to wait, and need not any more.
+    /// Whether reading had to wait and can now go on.
     pub is_readable: bool,
-    /// The watermark has moved.
+    /// Whether the watermark has moved.
     pub has_moved: bool,
 }
 
 impl Lane {
-    /// Writes what was counted by portal since the last call, and makes it durable.
+    /// Writes the counts by portal since the last call, and makes them durable.
     pub fn save_counts(&self, book: &Book) -> io::Result<()> {
         let mut journal = self.journal.lock();
         let state = self.state();
@@ -38,7 +38,7 @@ impl Lane {
         Ok(())
     }
 
-    /// Takes the counts of a delivered lane into this lane's file, durably. They count there when
+    /// Adds the counts of a delivered lane to this lane's file, durably. They count there from when
     /// the cursor names that lane: see [`Lane::confirm_fold`].
     pub fn fold_counts(&self, folded: &Lane, book: &Book) -> io::Result<()> {
         folded.save_counts(book)?;
@@ -50,22 +50,22 @@ impl Lane {
         Ok(())
     }
 
-    /// The state names the folded lane as absorbed.
+    /// Confirms a fold, when the state names the folded lane as absorbed.
     pub fn confirm_fold(&self, folded: LaneKey) {
         self.journal.lock().confirm_fold(folded);
     }
 
-    /// Whether the file holds counts of another lane that are to be removed from it first.
+    /// Whether the file holds counts of another lane that must first be removed from it.
     pub fn has_stale_fold(&self) -> bool {
         self.journal.lock().has_stale_fold()
     }
 
-    /// Takes the lane's counts into the totals.
+    /// Adds the counts of the lane to the totals.
     pub fn take_in(&self, book: &Book) {
         self.journal.lock().take_in(book);
     }
 
-    /// Moves what is counted into the journal, together with up to where it counts.
+    /// Moves the counts from `book` into the journal, and returns the marks up to which they count.
     fn take_out(
         &self,
         state: MutexGuard<'_, LaneState>,
@@ -77,7 +77,7 @@ impl Lane {
         (marks, state.absorbed.clone())
     }
 
-    /// Notes what became of records, and counts them by portal. Says whether the watermark moved.
+    /// Records the acknowledgement `ack` of these records, and counts them by portal.
     pub fn settle(&self, upstream: usize, ids: &[RecordId], ack: Ack, book: &Book) -> Settled<'_> {
         let runs = || ids.chunk_by(|id, next| id.seq + 1 == next.seq);
         let seqs = |run: &[RecordId]| run[0].seq..run[run.len() - 1].seq + 1;
@@ -85,7 +85,8 @@ impl Lane {
             let ranges: Vec<_> = runs().map(seqs).collect();
             let mut journal = self.journal.lock();
             let name = self.state().positions[upstream].name.clone();
-            // Locked until they have ended: a summary written before would not name them.
+            // The journal stays locked until the records have ended: a summary that is written
+            // before would not name them.
             (journal.save_dead(&name, &ranges), journal)
         });
         if let Some((Err(error), _)) = &dead {

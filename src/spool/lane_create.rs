@@ -1,4 +1,4 @@
-//! Making a lane: its folder and its small files.
+//! Creates a lane: its folder and its small files.
 
 use std::io;
 use std::path::Path;
@@ -13,15 +13,16 @@ use super::read::cursor::CursorFile;
 use super::read::ledger::ConsumerPosition;
 use super::segment_index::SegmentIndex;
 
-/// Tries, 1 ms apart, to lock a new lane.
+/// The most attempts to lock a new lane, 1 ms apart.
 const LOCK_TRIES: u32 = 1_000;
 
-/// The `previous` of an identity whose lane has a file of counts by portal.
+/// The value of `previous` in the identity of a lane that has a file of counts by portal.
 pub const METERED: u64 = 1;
 
 impl Lane {
-    /// Makes a new lane: folder, lock, identity, cursor, counts; all of it durable. Where that
-    /// fails, the folder is removed, as far as the disk allows. `since_ms`: see `metering/`.
+    /// Creates a lane with its folder, lock, identity, cursor and counts, and makes all of it
+    /// durable. If that fails, the folder is removed as far as the disk allows. `since_ms` is the
+    /// time from which its counts by portal are complete, see `metering/`.
     pub fn create(
         fs: &Arc<dyn Fs>,
         root: &Path,
@@ -47,7 +48,7 @@ impl Lane {
         fs.create_dir_all(&dir)?;
         let lock = fs.open(&dir.join(IDENTITY), Open::Create)?;
         take_lock(&*lock)?;
-        // The identity has the form of a segment's header: number 0 is no segment.
+        // The identity has the form of a segment's header with the number 0, which no segment has.
         let identity = SegmentHeader {
             lane: id,
             number: 0,
@@ -70,7 +71,8 @@ impl Lane {
             SegmentIndex::new(1),
             positions,
         );
-        // Both slots: then writing one needs no room, and a lane can be trimmed on a full disk.
+        // Writes both slots, so that a later write needs no further room, and a lane can be trimmed
+        // on a full disk.
         lane.save_cursor()?;
         lane.save_cursor()?;
         fs.sync_dir(lane.dir())?;
@@ -79,8 +81,8 @@ impl Lane {
     }
 }
 
-/// Locks a new lane. Another process takes this lock only for the moment in which it checks
-/// whether the lane is locked.
+/// Locks a new lane. Another process takes this lock only for a moment, to check whether the lane
+/// is locked.
 fn take_lock(lock: &dyn File) -> io::Result<()> {
     for _ in 0..LOCK_TRIES {
         if lock.try_lock()? {

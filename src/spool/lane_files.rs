@@ -1,27 +1,28 @@
-//! The names of a lane's files, and their removal.
+//! The names of the files of a lane, and their removal.
 
 use std::io;
 use std::path::{Path, PathBuf};
 
 use super::fs::Fs;
 
-/// The file that carries the lane's lock and repeats its salt.
+/// The file that has the lane's lock and a copy of its salt.
 pub(super) const IDENTITY: &str = "lane";
+/// The positions of the upstreams.
 pub(super) const CURSOR: &str = "cursor";
 /// The counts by portal.
 pub(super) const PORTALS: &str = "portals";
-/// The same in the making.
+/// The counts by portal while they are written anew.
 pub(super) const PORTALS_ASIDE: &str = "portals.new";
-/// The extension of a file whose blocks have been written before, to make a segment of: a trimmed
-/// segment, or one of zeros.
+/// The extension of a spare: a file whose blocks have been written before and from which a segment
+/// is made. It is a trimmed segment, or holds zeros.
 pub(super) const SPARE_EXTENSION: &str = "spare";
-/// A segment in the making: no record in it was ever answered.
+/// A segment that is not finished. No record in it was ever answered.
 pub(super) const MAKING: &str = "making";
-/// A spare in the making.
+/// A spare that is not finished.
 pub(super) const FILLING: &str = "filling";
 
 /// Removes the unfinished files and the spares of a process that has ended. A file that cannot be
-/// removed does no harm and goes with the lane.
+/// removed does no harm, and is removed with the lane.
 pub(super) fn remove_leftovers(fs: &dyn Fs, dir: &Path) -> io::Result<()> {
     for entry in fs.list(dir)? {
         let path = dir.join(&entry.name);
@@ -34,7 +35,7 @@ pub(super) fn remove_leftovers(fs: &dyn Fs, dir: &Path) -> io::Result<()> {
     Ok(())
 }
 
-/// Removes a lane's folder. The identity goes last: while it is there, so is its lock.
+/// Removes the folder of a lane. The identity is removed last, because it has the lock.
 pub(super) fn remove_lane(fs: &dyn Fs, dir: &Path) -> io::Result<()> {
     for entry in fs.list(dir)? {
         if entry.name != IDENTITY {
@@ -45,7 +46,7 @@ pub(super) fn remove_lane(fs: &dyn Fs, dir: &Path) -> io::Result<()> {
     fs.remove_dir(dir)
 }
 
-/// The result of a removal: it has succeeded if the file was not there.
+/// The result of a removal, which also succeeds if the file did not exist.
 pub(super) fn ignore_absent(result: io::Result<()>) -> io::Result<()> {
     match result {
         Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
@@ -68,7 +69,7 @@ pub(super) fn segment_name(number: u64) -> String {
     format!("{number:010}.seg")
 }
 
-/// The segment that a file is.
+/// The number of the segment in a file of this name.
 pub(super) fn segment_number(name: &std::ffi::OsStr) -> Option<u64> {
     name.to_str()?.strip_suffix(".seg")?.parse().ok()
 }

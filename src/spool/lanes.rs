@@ -1,4 +1,4 @@
-//! Which lanes a process has: its own, and those of ended processes that it delivers.
+//! The lanes of a process: its own, and those of ended processes that it delivers.
 
 use std::io;
 use std::sync::Arc;
@@ -10,24 +10,24 @@ use super::lane::Lane;
 use super::recovery::adoption::{Found, lane_ids, lock_spool};
 use super::removed;
 use super::state::SpoolState;
+use crate::plural::counted;
 
-/// How often the committer looks for the own lane where the start could make none.
+/// The time between two looks of the committer for the own lane, if the start could create none.
 const OWN_LANE_POLL: Duration = Duration::from_millis(50);
 
 impl SpoolState {
-    /// Makes the folder, adopts the lanes of processes that have ended, and makes the own lane.
-    /// Where one of these fails it can be called again, and what was adopted is delivered
-    /// meanwhile.
+    /// Creates the folder, adopts the lanes of processes that have ended, and creates the own lane.
+    /// After an error it can be called again, and the adopted lanes are delivered meanwhile.
     ///
     /// # Errors
     ///
-    /// The file system's; `WouldBlock` while another process makes or adopts lanes.
+    /// The errors of the file system; `WouldBlock` while another process creates or adopts lanes.
     pub fn begin(&self) -> io::Result<()> {
         let locked = create_dir_durable(&*self.fs, &self.root)
             .and_then(|()| lock_spool(&*self.fs, &self.root))
             .inspect_err(|error| self.adopter.refuse(&self.waiting_lanes(), error))?;
         let Some(_lock) = locked else {
-            let what = "another process makes or adopts lanes there";
+            let what = "another process creates or adopts lanes there";
             return Err(io::Error::new(io::ErrorKind::WouldBlock, what));
         };
         let ids = lane_ids(&*self.fs, &self.root)?;
@@ -35,7 +35,8 @@ impl SpoolState {
         self.make_own(&ids)
     }
 
-    /// Adopts those of the lanes `ids` whose processes have ended. Needs the folder's lock.
+    /// Adopts those of the lanes `ids` whose processes have ended. The caller holds the lock of the
+    /// folder.
     pub fn adopt(&self, ids: &[u64]) {
         let (ids, room) = self.adoptable(ids);
         if !ids.is_empty() {
@@ -43,18 +44,21 @@ impl SpoolState {
         }
     }
 
-    /// The lanes in the folder that this process has not taken over, as far as it can be listed.
+    /// The lanes in the folder that this process has not taken over. None if the folder cannot be
+    /// listed.
     fn waiting_lanes(&self) -> Vec<u64> {
         let ids = lane_ids(&*self.fs, &self.root).unwrap_or_default();
         self.adoptable(&ids).0
     }
 
-    /// Makes the own lane behind all others. Needs the folder's lock.
+    /// Creates the own lane, with a number above those of all others. The caller holds the lock of
+    /// the folder.
     fn make_own(&self, ids: &[u64]) -> io::Result<()> {
-        // Above the removed lanes that others mention, too: in the log, a number means one lane.
+        // Also above the removed lanes that other lanes mention, so that a number in the log means
+        // one lane.
         let newest = ids.iter().copied().fold(self.newest_lane.load(Relaxed), u64::max);
         let names = &self.adopter.upstreams;
-        // Beside other lanes, theirs say from when the counts are whole.
+        // If there are other lanes, they say from when the counts are complete.
         let since_ms = if newest == 0 { self.book.now_ms() } else { 0 };
         let (fs, id) = (&self.fs, newest + 1);
         let own = Arc::new(Lane::create(fs, &self.root, id, rand::random(), names, since_ms)?);
@@ -65,12 +69,12 @@ impl SpoolState {
         Ok(())
     }
 
-    /// This process's own lane. `None` until the disk lets it be made.
+    /// The own lane of this process. `None` until the disk lets it be created.
     pub fn own(&self) -> Option<&Arc<Lane>> {
         self.own.get()
     }
 
-    /// Waits for the own lane. `None` if the spool is closed before there is one.
+    /// Waits for the own lane. `None` if the spool is closed before.
     pub fn wait_for_own(&self) -> Option<Arc<Lane>> {
         while self.own().is_none() && !self.bounds.is_closed() {
             std::thread::park_timeout(OWN_LANE_POLL);
@@ -78,8 +82,8 @@ impl SpoolState {
         self.own().cloned()
     }
 
-    /// Takes in what was found of the lanes `tried`. A lane whose totals another one has is not
-    /// counted and not read, only removed: its process ended between the two steps.
+    /// Adds the lanes `found` among those that were tried. A lane whose totals another lane has is
+    /// neither counted nor read, and only removed: its process ended between these two steps.
     fn take_in(&self, tried: &[u64], found: Found) {
         let mut lanes = self.lanes.lock();
         let mut absorbed = found.absorbed;
@@ -95,7 +99,8 @@ impl SpoolState {
             lane.publish_held(&state, &self.bounds);
             drop(state);
             if !is_absorbed(&lane) {
-                ::log::info!("spool: lane {} adopted, {events} events to deliver", lane.id);
+                let events = counted(events, "event");
+                ::log::info!("spool: lane {} adopted, {events} to deliver", lane.id);
                 lane.take_in(&self.book);
             }
             lanes.push(lane);
@@ -120,16 +125,16 @@ impl SpoolState {
         self.wake_readers();
     }
 
-    /// Which of the lanes in the folder may be adopted now, and how many of them may be held.
+    /// The lanes among `ids` that may be adopted now, and the number of them that may be held.
     pub fn adoptable(&self, ids: &[u64]) -> (Vec<u64>, usize) {
         let lanes = self.lanes.lock();
         let folded = self.folded.lock();
         let mut unheld = self.unheld.lock();
-        // Another process has adopted, delivered and removed them.
+        // Another process has adopted, delivered and removed these lanes.
         for lane in unheld.extract_if(.., |lane| !ids.contains(&lane.key.0)) {
             self.bounds.add_held_bytes(lane.held_bytes.wrapping_neg());
         }
-        // The own lane is not an adopted one.
+        // The own lane does not count as adopted.
         let held = lanes.len() - usize::from(self.own().is_some()) + folded.len();
         let room = self.adopter.held_max().saturating_sub(held);
         let waits = |id: &u64| unheld.iter().skip(room).any(|lane| lane.key.0 == *id);

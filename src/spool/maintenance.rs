@@ -1,10 +1,10 @@
-//! Maintenance: one thread that runs once a second the work that can wait.
+//! Maintenance: a thread that once a second does the work that can wait.
 //!
-//! It writes cursors, trims, adopts and removes the lanes of processes that have ended, measures
-//! the disk's free space and the spool's growth, and checks that the spool is still at its path.
-//! Where the disk did not let the start make the process's own lane, it makes it.
-//! It is not part of the committer's thread, for which requests wait. One lane's failure does not
-//! keep the others from their turn: it is a fault, and the work is tried again at the next turn.
+//! It writes cursors, trims lanes, adopts and removes the lanes of processes that have ended,
+//! measures the free space of the disk and the growth of the spool, and checks that the spool is
+//! still at its path. If the disk did not let the start create the own lane, maintenance creates
+//! it. It has a thread of its own because requests wait for the committer's. The failure of one
+//! lane does not stop the work on the others: it is a fault, and is tried again at the next turn.
 
 use std::io;
 use std::path::Path;
@@ -20,28 +20,28 @@ use super::recovery::recover::header;
 use super::state::SpoolState;
 use crate::telemetry::faults::FaultKind;
 
-/// Spares of zeros that are made, at most: one is used while the other waits. The third that a fast
-/// flow uses in turn is a new file that has been trimmed.
+/// The most spares of zeros that are made: one is used while the other waits. The third that a fast
+/// flow uses in turn is a new file that was trimmed.
 const FILLS_MAX: usize = 2;
-/// How often maintenance runs.
+/// The time between two turns of maintenance.
 pub const TURN: Duration = Duration::from_secs(1);
 
 /// The state of the maintenance thread.
 pub struct Maintenance {
     state: Arc<SpoolState>,
-    /// `spool.bytes_max` was reached at the last turn.
+    /// Whether the spool was full (`spool.bytes_max`) at the last turn.
     full: bool,
-    /// How often a spare of zeros was begun.
+    /// The number of spares of zeros that were begun.
     fills: usize,
 }
 
 impl Maintenance {
-    /// Maintenance of this spool.
+    /// The maintenance of this spool.
     pub fn new(state: Arc<SpoolState>) -> Maintenance {
         Maintenance { state, full: false, fills: 0 }
     }
 
-    /// Turns until the spool is closed.
+    /// Runs turns until the spool is closed.
     pub fn run(mut self) {
         while !self.state.wait_for_turn(TURN) {
             self.turn();
@@ -68,21 +68,15 @@ impl Maintenance {
         self.state.wake_failed_reads();
     }
 
-    /// Does again what the start could not do. Events are refused until it succeeds; those of
-    /// earlier processes are delivered meanwhile, and make room.
+    /// Tries again to begin, which the start could not do. Events are refused until it succeeds.
+    /// Those of earlier processes are delivered meanwhile, which makes room.
     fn begin(&self) -> Option<Arc<Lane>> {
-        let state = &self.state;
-        let begun = state.begin();
-        let root = subject(&state.root);
-        state.disk_faults.note(FaultKind::SpoolStart, &root, "making a lane in", &begun);
-        if let Err(error) = &begun {
-            state.fail(error);
-        }
-        state.own().cloned()
+        self.state.note_start(&self.state.begin());
+        self.state.own().cloned()
     }
 
     /// Refuses events while a following process would not find the lane. The committer accepts them
-    /// again when the lane is back. Returns whether it is there.
+    /// again when the lane is back. Returns whether the lane is at its path.
     fn check_place(&self, own: &Lane) -> bool {
         let state = &self.state;
         let found = own.check_place();
@@ -94,8 +88,8 @@ impl Maintenance {
         found.is_ok()
     }
 
-    /// Makes the spares that a steady flow then uses again and again. A spool that grows takes new
-    /// files instead, because writing zeros into each would double what is written.
+    /// Makes the spares that a steady flow then uses in turn. A spool that grows takes new files
+    /// instead, because writing zeros into each would double the bytes that are written.
     fn fill(&mut self, own: &Lane) {
         let state = &self.state;
         let Spares { count_max, bytes } = state.config().spares();
@@ -108,7 +102,8 @@ impl Maintenance {
         if wanted {
             self.fills += 1;
             if let Err(error) = own.fill_spare(bytes, || !state.maintenance_stops()) {
-                ::log::warn!("spool: a segment cannot be made ahead: {error}");
+                let dir = own.dir().display();
+                ::log::warn!("spool: a spare segment cannot be made in {dir}: {error}");
             }
         }
     }
@@ -118,7 +113,8 @@ impl Maintenance {
         let full = self.state.bounds.is_full();
         match (std::mem::replace(&mut self.full, full), full) {
             (false, true) => ::log::error!(
-                "spool: full, spool.bytes_max is {}: events are refused",
+                "spool: full, spool.bytes_max is {} bytes: events are refused until upstreams \
+                take some",
                 self.state.bounds.bytes_max()
             ),
             (true, false) => ::log::info!("spool: there is room again, events are accepted"),
@@ -149,7 +145,8 @@ impl Maintenance {
     fn fold(&self, own: &Lane) {
         let lanes = self.state.lanes();
         if lanes.iter().any(|lane| lane.has_stale_fold()) {
-            // It is removed with the next write. Until then a lane that is folded may count twice.
+            // The stale fold is removed with the next write. If a lane were folded before, it might
+            // count twice.
             return;
         }
         // The cursor of a lane names the lanes that it has absorbed until they are removed.
@@ -158,7 +155,7 @@ impl Maintenance {
             state.is_done() && state.absorbed.is_empty()
         };
         for lane in lanes.iter().filter(is_done) {
-            // Without the lock of all lanes, because it writes.
+            // Runs without the lock of all lanes, because it writes to disk.
             let has_room = own.state().absorbed.len() < ABSORBED_MAX;
             if has_room && self.fold_counts(own, lane) {
                 self.absorb(own, lane);
@@ -167,7 +164,7 @@ impl Maintenance {
         }
     }
 
-    /// Takes a delivered lane's totals over. Its counts by portal are in the own lane's file.
+    /// Takes over the totals of a delivered lane. Its counts by portal are in the own lane's file.
     fn absorb(&self, own: &Lane, lane: &Arc<Lane>) {
         let mut lanes = self.state.lanes.lock();
         let (state, mut own) = (lane.state(), own.state());
@@ -203,18 +200,18 @@ impl Maintenance {
         }
     }
 
-    /// Writes a lane's counts by portal.
+    /// Writes the counts by portal of a lane.
     fn save_counts(&self, lane: &Lane) {
         let saved = lane.save_counts(&self.state.book);
         self.note_counts(lane, &saved);
         if saved.is_err_and(|error| error.kind() == io::ErrorKind::StorageFull) {
-            // Removing segments makes room for the counts. Until they are written, a kill would
-            // cost those of the removed segments, which the next start would find out.
+            // Removing segments makes room for the counts. Until these are written, a kill would
+            // lose the counts of the removed segments, which the next start would report.
             lane.state().counted = u64::MAX;
         }
     }
 
-    /// Takes a delivered lane's counts into the own lane's file. Says whether they are there.
+    /// Adds the counts of a delivered lane to the own lane's file. Returns whether that succeeded.
     fn fold_counts(&self, own: &Lane, lane: &Lane) -> bool {
         let folded = own.fold_counts(lane, &self.state.book);
         self.note_counts(own, &folded);
@@ -226,11 +223,11 @@ impl Maintenance {
         self.state.disk_faults.note(FaultKind::PortalTotals, &path, "writing", saved);
     }
 
-    /// Removes the folders of the lanes whose totals `lane` has, once both slots of its cursor say
-    /// so. The cursor names them until their removal is durable.
+    /// Removes the folders of the lanes whose totals `lane` has taken over, once both slots of its
+    /// cursor name them. The cursor names them until their removal is durable.
     fn remove_absorbed(&self, lane: &Lane) {
         let absorbed = lane.state().absorbed.clone();
-        // Where this lane is not in its place, folders with these names are another spool's.
+        // If this lane is not at its path, folders with these names belong to another spool.
         if absorbed.is_empty() || lane.check_place().is_err() {
             return;
         }
@@ -259,26 +256,26 @@ impl Maintenance {
         }
     }
 
-    /// Removes a lane's folder, if it is that lane's: a later one may have its number, and another
-    /// spool may have taken the place of this one.
+    /// Removes the folder of a lane, if it is that of this lane. A later lane may have the same
+    /// number, and another spool may have taken the place of this one.
     fn remove(&self, key: LaneKey, dir: &Path) -> io::Result<()> {
         let fs = &*self.state.fs;
         let is_held = self.state.folded.lock().iter().any(|lane| lane.key() == key);
         let removed = match lane_key(fs, dir)? {
             Some(found) if found != key => return Ok(()),
-            // The rest of a folder whose removal did not end.
+            // The remains of a folder whose removal was interrupted.
             None if !is_held => fs.remove_dir(dir),
             _ => remove_lane(fs, dir),
         };
-        // A call may report a folder as absent that is there, such as while a mount comes back. If
-        // the cursor forgot the lane now, a later process would adopt it and count its events
-        // again.
+        // A call may report a folder as absent although it exists, for instance while a mount comes
+        // back. If the cursor forgot the lane now, a later process would adopt it and count its
+        // events again.
         let is_gone = is_absent(&removed) && !lane_ids(fs, &self.state.root)?.contains(&key.0);
         if is_gone { Ok(()) } else { removed }
     }
 
-    /// The last turn, after the committer has ended. Returns the first error, after every lane had
-    /// its turn.
+    /// Runs the last turn, after the committer has ended. Returns the first error, after it has
+    /// tried every lane.
     pub fn finish(state: &Arc<SpoolState>) -> io::Result<()> {
         let save = |lane: Arc<Lane>| lane.save_cursor().and(lane.save_counts(&state.book));
         state.lanes().into_iter().map(save).fold(Ok(()), io::Result::and)

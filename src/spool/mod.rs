@@ -1,29 +1,29 @@
-//! The spool keeps accepted events on disk from before their answer until every upstream has
-//! acknowledged them.
+//! The spool stores accepted events on disk, from before their answer until every upstream has
+//! acknowledged them (SPEC 6).
 //!
-//! It stores bytes and knows nothing of events: it does not encode, batch or deliver them. It does
-//! not repair what a disk has damaged, but skips it and reports it. It is not built on a database,
-//! because no crate offers appends from many threads below a microsecond, trimming in order, and
-//! several processes at once. It uses `write` and not `mmap`, because a full disk is then an error
-//! before the answer, and not a SIGBUS.
+//! It stores bytes and knows no events: it does not encode, batch or deliver them. It does not
+//! repair what a disk has damaged, but skips the damage and reports it. It is not built on a
+//! database, because no crate offers appends from many threads below a microsecond, trimming in
+//! order, and several processes at once. It uses `write` and not `mmap`, so that a full disk is an
+//! error before the answer and not a SIGBUS.
 //!
 //! # Files
 //!
 //! ```text
-//! <dir>/lock                         held while lanes are made and adopted
+//! <dir>/lock                         locked (flock) while lanes are created and adopted
 //! <dir>/lane-00000001/lane           identity; locked (flock) while the lane's process lives
 //! <dir>/lane-00000001/cursor         two slots, see `read/cursor.rs`
 //! <dir>/lane-00000001/acks-*         one for each upstream, see `read/ack_file.rs`
 //! <dir>/lane-00000001/portals        counts by portal, see `metering/`
-//! <dir>/lane-00000001/portals.new    the same in the making
+//! <dir>/lane-00000001/portals.new    the same while it is written anew
 //! <dir>/lane-00000001/0000000001.seg segments, oldest first; an empty file gives one up
-//! <dir>/lane-00000001/*.spare        files to make segments of: trimmed segments, and zeros
+//! <dir>/lane-00000001/*.spare        from these segments are made: trimmed segments, and zeros
 //! <dir>/lane-00000001/making         a segment that is not finished
 //! <dir>/lane-00000001/filling        a spare that is not finished
 //! <dir>/quarantine/<lane>-<segment>-<offset>.bin   damaged bytes, at most 64 MiB of them
 //! ```
 //!
-//! A lane is written by one process in its life. All integers are little-endian.
+//! A lane is the part of the spool that one process writes. All integers are little-endian.
 //!
 //! | segment header, at | bytes | |
 //! |---|---|---|
@@ -45,11 +45,11 @@
 //! | 8 | 8 | sequence number: contiguous in the lane, from 1 |
 //! | 16 | | payload |
 //!
-//! In the identity file bytes 48 to 55 are 1 where the lane was made with a file `portals`.
+//! In the identity file, bytes 48 to 55 are 1 if the lane was created with a file `portals`.
 //!
-//! The salt and the segment number are in the checksum and not in the record. So these all fail
-//! the checksum: old records in a recycled file, records copied from another file, and bytes that a
-//! client wrote into an event to look like a record. Zeros fail by their length.
+//! The salt and the segment number are in the checksum and not in the record. So the checksum
+//! rejects old records in a recycled file, records copied from another file, and bytes that a
+//! client wrote into an event to look like a record. Zeros are rejected by their length.
 //!
 //! Two rules make every other mark on disk unnecessary. **A segment ends where the next one
 //! begins**: its records from the next one's first sequence number on do not count. **A lane ends
@@ -94,9 +94,9 @@
 //!
 //! The kernel removes what it has cached of these blocks, so that a reader, also one of another
 //! process, finds what was written. A reader of the same process that keeps up finds the last 1 MiB
-//! in memory (`hot_tail.rs`). Where the file system refuses `O_DIRECT`, the log says so once, and a
+//! in memory (`hot_tail.rs`). If the file system refuses `O_DIRECT`, the log says so once, and a
 //! group is a `write` and an `fdatasync`. `interval` and `memory` answer before the disk has the
-//! events; they always write into the cache.
+//! events, so they always write into the cache.
 //!
 //! # Spares
 //!
@@ -133,11 +133,12 @@
 //!   survives the death of the process. A torn or lost one costs what the cursor does not know.
 //! - *Counts by portal.* An entry that is torn is counted again from the records.
 //! - *Trim.* Only segments that both slots have passed and whose records are counted by portal are
-//!   removed, so either slot is enough. A
-//!   segment that comes back after a power loss lies before every cursor and is trimmed again.
+//!   removed, so either slot is enough. A segment that comes back after a power loss is before
+//!   every cursor and is trimmed again.
 //! - *Recycle.* A spare is used only when its name is durable, and it has no segment's name until
 //!   its new header is durable. Its old records carry another segment's number in their checksums.
-//! - *Adopt.* It reads, and cuts off what is behind the end. Done again it does the same.
+//! - *Adopt.* It reads, and cuts off the bytes after the end of the last segment. Doing it again
+//!   has the same result.
 //! - *Fold and remove.* A delivered lane's counts by portal go into the own lane's file, where they
 //!   do not count before the cursor names the lane. Its other totals go into the own lane's cursor
 //!   together with the lane's identity, into both slots, before its folder is removed. The cursor
@@ -172,14 +173,14 @@
 //!
 //! # Upstreams that come and go
 //!
-//! Positions are made anew from the configuration at each start. A new upstream begins at the
-//! oldest event that any upstream still waited for: after renaming one nothing pending is lost,
-//! and a newcomer does not get what the others are through with. A removed one keeps its position
-//! in the lanes in which events wait for it, and these events are not trimmed; new events are not
-//! meant for it. When it is configured again it goes on there; `pixelgate spool forget` removes its
-//! positions. Its other counts are forgotten. `accepted` counts from where an upstream began.
-//! Without any upstream nothing is trimmed. A record may be meant for some upstreams only: see
-//! `routing.rs`.
+//! At each start, positions are created from the configuration. A new upstream begins at the oldest
+//! event that any upstream still waited for. So no pending event is lost when an upstream is
+//! renamed, and a new upstream does not get events that all others have. A removed upstream keeps
+//! its position in the lanes in which events wait for it, and these events are not trimmed; new
+//! events are not meant for it. When it is configured again, it goes on there, and `pixelgate spool
+//! forget` removes its positions. Its other counts are forgotten. `accepted` counts from where an
+//! upstream began. Without any upstream, no segment is trimmed. A record may be meant for some
+//! upstreams only: see `routing.rs`.
 //!
 //! # Threads
 //!
@@ -189,6 +190,7 @@
 //! (`maintenance.rs`). Readers read in the tasks of their upstreams, mostly from memory: the hot
 //! tail in `power`, else the page cache (`read/reader.rs`).
 
+mod beginning;
 mod config;
 mod env;
 mod error;

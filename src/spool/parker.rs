@@ -1,4 +1,4 @@
-//! How the committer sleeps and how other threads wake it.
+//! Lets the committer sleep, and lets other threads wake it.
 
 use std::sync::OnceLock;
 use std::sync::atomic::{AtomicBool, Ordering::SeqCst};
@@ -28,17 +28,18 @@ impl Parker {
 
     /// Wakes the committer after a record was staged, if it is idle or the record is `urgent`.
     pub fn wake(&self, urgent: bool) {
-        // The shard's lock orders the two: a committer that found the shard empty had set `idle`
-        // before.
+        // The shard's lock orders the two threads: a committer that found the shard empty had set
+        // `idle` before.
         if urgent || (self.idle.load(SeqCst) && self.idle.swap(false, SeqCst)) {
             self.unpark();
         }
     }
 
-    /// Sleeps until woken or until `timeout` is over; returns at once if there is `work`.
+    /// Sleeps until another thread wakes this one, or until `timeout` is over. Returns at once if
+    /// there is `work`.
     pub fn park(&self, timeout: Option<Duration>, work: impl Fn() -> bool) {
         if work() {
-            // Not announced as idle: appends then make no system call to wake this thread.
+            // The thread is not marked as idle, so that appends make no system call to wake it.
             return;
         }
         self.idle.store(true, SeqCst);

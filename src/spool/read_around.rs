@@ -1,8 +1,8 @@
-//! Reading around sectors that the device does not give back.
+//! Reads around sectors that the device refuses to read.
 //!
-//! An unreadable sector reads as zeros here. Zeros are no header and no record, so whatever reads
-//! through this finds the sound records before and behind the sector, and takes the sector itself
-//! for damage. It is used only once the device has refused for `spool.unreadable_seconds_max`.
+//! Here, an unreadable sector reads as zeros. Zeros are neither a header nor a record, so a reader
+//! finds the sound records before and after the sector, and treats the sector as damage. This is
+//! used only after the device has refused for `spool.unreadable_seconds_max` (SPEC 6).
 
 use std::io;
 use std::path::Path;
@@ -10,13 +10,13 @@ use std::sync::Arc;
 
 use rustix::io::Errno;
 
-use super::fs::{Entry, File, FileId, Fs, Open};
+use super::fs::{Entry, File, FileId, Fs, Open, forward_writes};
 
-/// Bytes that are read at a time where a larger read fails: one page of the page cache.
+/// The bytes that are read at a time after a larger read failed: one page of the page cache.
 const SECTOR_BYTES: usize = 4096;
 
-/// The errors of a read by which a device or its file system refuses bytes: `EIO`, `ENODATA` (a bad
-/// sector), `EBADMSG` and `EUCLEAN` (a checksum of the file system's own does not match).
+/// The errors by which a device or its file system refuses to read bytes: `EIO`, `ENODATA` (a bad
+/// sector), `EBADMSG` and `EUCLEAN` (a checksum of the file system does not match).
 const REFUSALS: [Errno; 4] = [Errno::IO, Errno::NODATA, Errno::BADMSG, Errno::UCLEAN];
 
 /// Whether an error of a read means that the device refused the bytes.
@@ -36,7 +36,7 @@ impl File for ReadAround {
             Err(error) if is_refusal(&error) => {}
             other => return other,
         }
-        // One sector at a time: the others of this range may be readable.
+        // Reads one sector at a time, because the others of this range may be readable.
         let to_boundary = SECTOR_BYTES - (offset % SECTOR_BYTES as u64) as usize;
         let left = usize::try_from(self.0.bytes()?.saturating_sub(offset)).unwrap_or(usize::MAX);
         let bytes = buf.len().min(to_boundary).min(left);
@@ -50,37 +50,7 @@ impl File for ReadAround {
         }
     }
 
-    fn write_at(&self, buf: &[u8], offset: u64) -> io::Result<usize> {
-        self.0.write_at(buf, offset)
-    }
-
-    fn sync_data(&self) -> io::Result<()> {
-        self.0.sync_data()
-    }
-
-    fn set_len(&self, bytes: u64) -> io::Result<()> {
-        self.0.set_len(bytes)
-    }
-
-    fn allocate(&self, bytes: u64) -> io::Result<()> {
-        self.0.allocate(bytes)
-    }
-
-    fn bytes(&self) -> io::Result<u64> {
-        self.0.bytes()
-    }
-
-    fn id(&self) -> io::Result<FileId> {
-        self.0.id()
-    }
-
-    fn try_lock(&self) -> io::Result<bool> {
-        self.0.try_lock()
-    }
-
-    fn is_unlocked(&self) -> io::Result<bool> {
-        self.0.is_unlocked()
-    }
+    forward_writes!(0);
 }
 
 impl Fs for ReadAroundFs {

@@ -1,11 +1,11 @@
 //! The identity of one record.
 
-/// The place of one record. Opaque; ordered as the records of one lane are.
+/// The identity of one record. It is opaque, and ordered as the records of a lane are.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct RecordId {
     pub(crate) lane: u64,
     pub(crate) seq: u64,
-    /// What the record is counted under: see `metering/table.rs`.
+    /// The number under which the record's portal is counted: see `metering/table.rs`.
     pub(crate) portal: u32,
 }
 

@@ -1,7 +1,7 @@
-//! Upstreams that are not configured any more, and for which events wait.
+//! Reports upstreams that are not configured any more and for which events wait.
 //!
-//! Their events stay in the lanes in which they waited, and take room of `spool.bytes_max`. New
-//! events are not meant for them. Configured again, they go on where they were.
+//! These events stay in their lanes, and use up `spool.bytes_max`. New events are not meant for a
+//! removed upstream. When the upstream is configured again, it goes on at its position.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -10,8 +10,8 @@ use super::lane::Lane;
 use super::read::counts::Counts;
 use crate::telemetry::faults::{FaultKind, Faults};
 
-/// Names each removed upstream in the log and among the faults. In each lane its position stands
-/// behind those of the configured upstreams.
+/// Logs each removed upstream and raises a fault for it. `configured` is the number of configured
+/// upstreams, whose positions come first in each lane.
 pub fn report(lanes: &[Arc<Lane>], configured: usize, faults: &Faults) {
     let mut waiting: BTreeMap<String, Counts> = BTreeMap::new();
     for lane in lanes {
@@ -21,12 +21,16 @@ pub fn report(lanes: &[Arc<Lane>], configured: usize, faults: &Faults) {
             counts.add(position.totals(state.end()));
         }
     }
-    for (name, counts) in waiting {
-        let events = counts.pending();
-        let text = format!("{events} events wait for upstream {name}, which is not configured");
+    let pending = waiting.into_iter().map(|(name, counts)| (name, counts.pending()));
+    for (name, events) in pending.filter(|(_, events)| *events > 0) {
+        let waiting = match events {
+            1 => "1 event waits".to_owned(),
+            _ => format!("{events} events wait"),
+        };
+        let text = format!("{waiting} for upstream {name}, which is not configured");
         let advice = format!(
-            "Configure {name} again, or stop the edge and give them up with `pixelgate spool \
-             forget {name}`. Until then they take room of spool.bytes_max."
+            "Configure {name} again, or stop the edge and give its events up with `pixelgate spool \
+         forget {name}`. Until then they use up spool.bytes_max."
         );
         ::log::warn!("spool: {text}. {advice}");
         faults.raise(FaultKind::UpstreamRemoved, &name, text, advice);

@@ -1,33 +1,33 @@
-//! Which upstreams a record is meant for.
+//! Records that are meant for some upstreams only (SPEC 5, `upstreams`).
 //!
-//! The spool knows no event: it is opened with functions that read a record's route. A record that
-//! is not meant for an upstream is *foreign* to it. It is in none of that upstream's counts, and
-//! the upstream's reader passes over it. A segment is trimmed when every upstream has acknowledged
-//! or passed over each of its records.
+//! The spool knows no events, so it is opened with functions that read the route of a record. A
+//! record that is not meant for an upstream is *foreign* to it. It is in none of that upstream's
+//! counts, and the upstream's reader passes over it. A segment is trimmed when every upstream has
+//! acknowledged or passed over each of its records.
 //!
-//! **The route is decided when the event is accepted, and stands in the record.** Were it looked up
-//! when the event is read, a changed rule would send events that wait to upstreams that they were
-//! not accepted for, or withhold them from those they were; the counts of one upstream would change
-//! with the rules; and after a kill an event that was delivered could count as never meant for it.
-//! A route names upstreams and not their numbers, because the configuration may change. A record
-//! without a route is meant for every upstream, also one that is added later, as is each record of
-//! earlier versions; one with a route is never meant for an upstream that it does not name.
+//! **The route is decided when the event is accepted, and stored in the record.** If it were
+//! decided when the event is read, a changed rule could send waiting events to upstreams for which
+//! they were not accepted, or withhold them from the others; the counts of an upstream would change
+//! with the rules; and after a kill, a delivered event could count as foreign. A route holds the
+//! names of upstreams and not their numbers, because the configuration may change. A record without
+//! a route is meant for every upstream, even one that is added later; so is each record of earlier
+//! versions. A record with a route is never meant for an upstream that the route does not name.
 //!
-//! **How the counts stay exact.** They follow from sequence numbers: `accepted` is the lane's end
-//! minus the position's start, minus the foreign records in between. So these are counted when they
-//! are committed, together with the lane's new end and under the same lock. Each cursor holds the
-//! count and the number up to which it reaches; a process that adopts the lane counts on from there
-//! to the lane's end (`recovery/count_foreign.rs`). Cursors are written with each new segment at
-//! the latest, so that is little more than one segment. The bytes of a damaged record do not say
-//! whom it was meant for: it counts as lost for every upstream, and the reader counts the foreign
-//! records behind it anew.
+//! **How the counts stay exact.** They follow from sequence numbers: `accepted` is the end of the
+//! lane minus the start of the position, minus the foreign records in between. So foreign records
+//! are counted when they are committed, together with the new end of the lane and under the same
+//! lock. Each cursor holds the count and the number up to which it reaches. A process that adopts
+//! the lane counts from there to the end of the lane (`recovery/count_foreign.rs`), which is little
+//! more than one segment, because each new segment writes the cursor. The bytes of a damaged record
+//! do not say for which upstreams it was meant. It counts as lost for every upstream, and the
+//! reader counts the foreign records after it again.
 
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 
 use super::format;
 use super::format::RECORD_HEADER_BYTES;
 
-/// How to read a record's route.
+/// The functions that read the route of a record.
 #[derive(Clone, Copy)]
 pub struct Routing {
     /// Whether the record is not meant for every upstream. Called for each record.
@@ -48,33 +48,36 @@ impl Routing {
     }
 }
 
-/// Whether a routed record was appended. Until then the committer looks at no record.
+/// Whether a routed record was ever appended. Until then, the committer does not read records.
 #[derive(Default)]
 pub struct AnyRouted(AtomicBool);
 
 impl AnyRouted {
-    /// Notes a record before it is staged.
+    /// Notes whether a record is routed, before it is staged.
     pub fn note(&self, is_routed: bool) {
         if is_routed {
             self.0.store(true, Relaxed);
         }
     }
 
-    /// Relaxed is enough: the lock of the staging buffer orders the note before its record.
+    /// Whether a routed record was noted. Relaxed is enough, because the lock of the staging buffer
+    /// orders the note before its record.
     pub fn get(&self) -> bool {
         self.0.load(Relaxed)
     }
 }
 
-/// How many records of a commit are foreign to each upstream, until the commit is published.
+/// The numbers of records of a commit that are foreign to each upstream, until the commit is
+/// published.
 #[derive(Default)]
 pub struct Foreign {
-    /// In the configuration's order. `None` while no record of the commit is routed.
+    /// The counts in the order of the configuration. `None` while no record of the commit is
+    /// routed.
     counts: Option<Vec<u64>>,
 }
 
 impl Foreign {
-    /// Counts staged records, one behind the other.
+    /// Counts consecutive staged records.
     pub fn count<'a>(
         &mut self,
         mut staged: &[u8],
@@ -96,12 +99,12 @@ impl Foreign {
         }
     }
 
-    /// Takes the counts; `None` if no record was routed.
+    /// Takes the counts. `None` if no record was routed.
     pub fn take(&mut self) -> Option<Vec<u64>> {
         self.counts.take()
     }
 
-    /// Forgets records that were refused.
+    /// Drops the counts of records that were refused.
     pub fn clear(&mut self) {
         self.counts = None;
     }

@@ -1,7 +1,7 @@
-//! Which segments a lane has, and which sequence numbers and bytes each of them holds.
+//! The segments of a lane, with the sequence numbers and bytes that each of them holds.
 //!
-//! A span ends where the next one begins, whatever else its file may hold: so a segment that was
-//! given up after a failed write or sync is cut, on disk as in memory.
+//! A span ends where the next one begins, even if its file holds more. So a segment that was given
+//! up after a failed write or sync is cut, on disk and in memory.
 
 use std::collections::VecDeque;
 
@@ -12,15 +12,15 @@ use super::format::SEGMENT_HEADER_BYTES;
 pub struct Span {
     /// The segment's number.
     pub number: u64,
-    /// Its first sequence number.
+    /// The first sequence number.
     pub base: u64,
-    /// Where its readable bytes end in the file.
+    /// The end of the readable bytes in the file.
     pub bytes: u64,
-    /// Whether the bytes behind them may be another segment's.
+    /// Whether the bytes after them may be those of another segment.
     pub recycled: bool,
-    /// The number of the segment before it; 0 if it is not known.
+    /// The number of the segment before this one; 0 if it is not known.
     pub previous: u64,
-    // Bytes of all spans before it, ever.
+    // The bytes of all earlier spans, trimmed ones included.
     before: u64,
 }
 
@@ -31,22 +31,22 @@ impl Span {
     }
 }
 
-/// What a reader may read next.
+/// The segment that a reader reads next.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct View {
     pub span: Span,
     /// The sequence number at which the span ends.
     pub limit: u64,
-    /// Whether more may still be written into it.
+    /// Whether more may still be written into the segment.
     pub open: bool,
-    /// Whether segments before it are missing that held `seq`.
+    /// Whether segments before this one are missing that held the sought number.
     pub missing_before: bool,
-    /// Whether segments between it and the next one are missing.
+    /// Whether segments between this one and the next one are missing.
     pub missing_behind: bool,
 }
 
 impl View {
-    /// Whether all that `other` showed is still there: a segment may be cut, or end earlier.
+    /// Whether this view holds all that `other` held: a segment may have been cut meanwhile.
     pub fn covers(&self, other: &View) -> bool {
         self.span.number == other.span.number
             && self.span.bytes >= other.span.bytes
@@ -58,33 +58,32 @@ impl View {
 #[derive(Debug)]
 pub struct SegmentIndex {
     spans: VecDeque<Span>,
-    /// The sequence number behind the last readable record.
+    /// The sequence number after the last readable record.
     end: u64,
     sealed: bool,
-    /// Sequence numbers before it that no segment holds were in segments that are missing.
+    /// Numbers before this one that no segment holds were in segments that are missing.
     missing_until: u64,
 }
 
 impl SegmentIndex {
-    /// A lane whose first record will have the number `end`.
+    /// The index of an empty lane whose first record will have the number `end`.
     pub fn new(end: u64) -> SegmentIndex {
         SegmentIndex { spans: VecDeque::new(), end, sealed: false, missing_until: 0 }
     }
 
-    /// Adds a segment behind the others.
+    /// Adds a segment after the others.
     pub fn push(&mut self, number: u64, base: u64, recycled: bool, bytes: u64) {
         self.push_span(Span::found(number, base, recycled, bytes));
     }
 
-    /// Adds a segment as it was found, behind the others.
+    /// Adds a segment that was found on disk, after the others.
     pub fn push_span(&mut self, span: Span) {
         let before = self.spans.back().map_or(0, |span| span.before + span.bytes);
         self.spans.push_back(Span { before, ..span });
         self.end = self.end.max(span.base);
     }
 
-    /// Adds segments, with their numbers, bases and bytes, that were missing in a sealed lane.
-    /// Returns whether there were any that it did not have.
+    /// Adds segments that were missing in a sealed lane. Returns whether any of them is new.
     pub fn insert(&mut self, found: &[Span]) -> bool {
         let is_known = |span: &Span, spans: &VecDeque<Span>| {
             spans.iter().any(|known| known.number == span.number)
@@ -102,14 +101,14 @@ impl SegmentIndex {
         !new.is_empty()
     }
 
-    /// Says that the sequence numbers before `seq` that no segment holds were in missing segments,
-    /// and not in bytes that were read and are damaged.
+    /// Sets the number before which numbers that no segment holds were in missing segments, and not
+    /// in bytes that were read and are damaged.
     pub fn set_missing_until(&mut self, seq: u64) {
         self.missing_until = seq;
     }
 
-    /// The last segment is readable up to this byte and sequence number. Both may go back: a
-    /// segment whose sync failed is cut.
+    /// Makes the last segment readable up to this byte and sequence number. Both may go back,
+    /// because a segment whose sync failed is cut.
     pub fn publish(&mut self, bytes: u64, end: u64) {
         if let Some(span) = self.spans.back_mut() {
             span.bytes = bytes;
@@ -117,7 +116,7 @@ impl SegmentIndex {
         self.end = end;
     }
 
-    /// Nothing more will be written.
+    /// Seals the lane: no further record will be written.
     pub fn seal(&mut self, end: u64) {
         self.sealed = true;
         self.end = end;
@@ -127,7 +126,7 @@ impl SegmentIndex {
         self.end
     }
 
-    /// The number of the last segment, 0 if there is none.
+    /// The number of the last segment; 0 if there is none.
     pub fn last_number(&self) -> u64 {
         self.spans.back().map_or(0, |span| span.number)
     }
@@ -140,7 +139,7 @@ impl SegmentIndex {
         self.spans.iter()
     }
 
-    /// The segment that holds `seq`, or the first behind it where none does.
+    /// The segment that holds `seq`, or the first segment after it if none does.
     pub fn view(&self, seq: u64) -> Option<View> {
         if seq >= self.end {
             return None;
@@ -150,7 +149,8 @@ impl SegmentIndex {
         let open = at + 1 == self.spans.len() && !self.sealed;
         let missing_before = seq < span.base && seq < self.missing_until;
         let next = self.spans.get(at + 1).filter(|_| self.sealed);
-        // A number may also be missing because making its segment failed; the header tells.
+        // The number of a segment that could not be created is missing as well. The header of the
+        // next segment tells the two cases apart.
         let missing_behind = next.is_some_and(|next| match next.previous {
             0 => next.number > span.number + 1,
             previous => previous > span.number,
@@ -158,7 +158,7 @@ impl SegmentIndex {
         Some(View { span, limit: self.limit(at), open, missing_before, missing_behind })
     }
 
-    /// Bytes from `low` on, to within the mean record of one segment.
+    /// The bytes from `low` on. The result may be off by the mean size of a record.
     pub fn held_bytes(&self, low: u64) -> u64 {
         let Some(last) = self.spans.back() else { return 0 };
         if low >= self.end {
@@ -170,12 +170,12 @@ impl SegmentIndex {
         let events = self.limit(at).saturating_sub(span.base).max(1);
         let done = low.saturating_sub(span.base).min(events);
         let payload = span.bytes.saturating_sub(SEGMENT_HEADER_BYTES as u64);
-        // In u128: a segment of a GiB times its events does not fit into 64 bits.
+        // In 128 bits, because a GiB times the events of a segment does not fit into 64 bits.
         let done_bytes = (u128::from(payload) * u128::from(done) / u128::from(events)) as u64;
         total - span.before - done_bytes
     }
 
-    /// Takes out the segments that end at or before `low`, save the one being written.
+    /// Removes the segments that end at or before `low`, except the one that is being written.
     pub fn trim(&mut self, low: u64) -> Vec<u64> {
         let mut numbers = Vec::new();
         while let Some(first) = self.spans.front() {

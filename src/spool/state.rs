@@ -1,4 +1,4 @@
-//! What the handles, the readers and the threads of a spool share.
+//! The state that the handles, the readers and the threads of a spool share.
 
 use std::cell::RefCell;
 use std::io;
@@ -28,15 +28,15 @@ use super::write::admission::{Bounds, GROUP_BYTES_MAX, Growth};
 use super::write::group::{Commit, Overloaded, Shard};
 use super::write::waiting::Waiting;
 use crate::clock::Clock;
-use crate::telemetry::faults::Faults;
+use crate::telemetry::faults::{FaultKind, Faults};
 
-/// Most staging buffers; more threads than that share.
+/// The most staging buffers. If there are more threads, they share them.
 const SHARDS_MAX: usize = 64;
 
-/// An upstream's place among readers.
+/// An upstream and its reader.
 pub struct Upstream {
     pub name: String,
-    /// Something may be readable.
+    /// Notified when records may be readable.
     pub readable: Notify,
     taken: AtomicBool,
 }
@@ -48,7 +48,7 @@ impl Upstream {
     }
 }
 
-// Maintenance turns: how many were asked for, begun and done.
+// The numbers of maintenance turns that were asked for, begun and done.
 #[derive(Default)]
 struct Turns {
     stop: bool,
@@ -57,7 +57,7 @@ struct Turns {
     done: u64,
 }
 
-/// Everything but the threads.
+/// The state of a spool, without its threads.
 pub struct SpoolState {
     /// The settings in force, without `durability`, which stays.
     config: ArcSwap<Config>,
@@ -76,21 +76,23 @@ pub struct SpoolState {
     pub bounds: Bounds,
     pub shards: Box<[Shard]>,
     pub parker: Arc<Parker>,
-    /// The group that is gathered shall not linger.
+    /// Whether the group that is being gathered must not linger.
     pub flush_requested: AtomicBool,
     /// The groups of the commit that is under way.
     pub waiting: Waiting,
-    /// When the last commit was done, in milliseconds since 1970, UTC.
+    /// The time of the last commit, in milliseconds since 1970, UTC.
     pub last_commit_ms: AtomicU64,
-    /// This process's own lane, from when it could be made; also in `lanes`.
+    /// Whether the segment in use is written around the page cache.
+    pub direct_writes: AtomicBool,
+    /// The own lane of this process, once it could be created. It is also in `lanes`.
     pub own: OnceLock<Arc<Lane>>,
-    /// The highest number of a lane that was found or is mentioned by another one.
+    /// The highest number of a lane that was found, or that another lane mentions.
     pub newest_lane: AtomicU64,
     /// All lanes that this process delivers, oldest first.
     pub lanes: Mutex<Vec<Arc<Lane>>>,
-    /// Lanes whose totals another lane has. They stay locked until their folders are removed.
+    /// The lanes whose totals another lane has. They stay locked until their folders are removed.
     pub folded: Mutex<Vec<Arc<Lane>>>,
-    /// Lanes that are adopted when older ones are delivered. Changed with `lanes` locked.
+    /// The lanes that are adopted when older ones are delivered. Changed with `lanes` locked.
     pub unheld: Mutex<Vec<Unheld>>,
     pub upstreams: Vec<Upstream>,
     pub quarantine: Arc<Quarantine>,
@@ -104,7 +106,7 @@ pub struct SpoolState {
 }
 
 impl SpoolState {
-    /// Holds no lane yet: see [`SpoolState::begin`].
+    /// The state of a spool that holds no lane yet: see [`SpoolState::begin`].
     pub fn new(config: &Config, upstreams: &[String], env: Env) -> SpoolState {
         let root = config.dir.clone();
         let faults = Arc::new(DiskFaults::new(env.faults.clone(), Arc::clone(&env.clock)));
@@ -147,6 +149,7 @@ impl SpoolState {
             flush_requested: AtomicBool::new(false),
             waiting: Waiting::default(),
             last_commit_ms: AtomicU64::new(0),
+            direct_writes: AtomicBool::new(false),
             own: OnceLock::new(),
             newest_lane: AtomicU64::new(0),
             lanes: Mutex::default(),
@@ -169,7 +172,7 @@ impl SpoolState {
         self.config.load()
     }
 
-    /// Puts these settings in force, but for the folder and `durability`.
+    /// Puts these settings in force, except the folder and `durability`.
     pub fn set_config(&self, new: &Config) {
         let old = self.config.load_full();
         let (dir, durability) = (old.dir.clone(), old.durability);
@@ -180,7 +183,7 @@ impl SpoolState {
         self.request_maintenance();
     }
 
-    /// Notes that a commit is done now. Call it before the groups of the commit are answered.
+    /// Notes the time of a commit. Call this before the groups of the commit are answered.
     pub fn note_commit(&self) {
         self.last_commit_ms.store(self.clock.unix_ms(), Relaxed);
     }
@@ -191,7 +194,7 @@ impl SpoolState {
         }
         BUFFER.with(|buffer| match buffer.try_borrow_mut() {
             Ok(mut record) => self.append_with(&mut record, encode),
-            // An encoder that appends by itself gets a buffer of its own.
+            // The encoder appends a record itself, so that record gets a buffer of its own.
             Err(_) => self.append_with(&mut Vec::new(), encode),
         })
     }
@@ -223,7 +226,7 @@ impl SpoolState {
         })
     }
 
-    /// Counts the foreign ones of staged records.
+    /// Adds the foreign records among staged ones to `foreign`.
     pub fn count_foreign(&self, staged: &[u8], foreign: &mut Foreign) {
         if self.any_routed.get() {
             let names = self.upstreams.iter().map(|upstream| upstream.name.as_str());
@@ -231,9 +234,9 @@ impl SpoolState {
         }
     }
 
-    /// See [`Spool::flush_now`](super::Spool::flush_now).
+    /// Does what [`Spool::flush_now`](super::Spool::flush_now) says.
     pub fn flush_now(&self) {
-        // In `memory` no request waits.
+        // In `memory`, no request waits.
         if self.durability != Durability::Memory && !self.flush_requested.swap(true, SeqCst) {
             self.parker.unpark();
         }
@@ -243,7 +246,7 @@ impl SpoolState {
         self.first_at().is_some()
     }
 
-    /// When the first record that waits was staged.
+    /// The time at which the first waiting record was staged.
     pub fn first_at(&self) -> Option<Duration> {
         self.shards.iter().filter_map(Shard::first_at).min()
     }
@@ -256,7 +259,7 @@ impl SpoolState {
         self.upstreams.iter().for_each(|upstream| upstream.readable.notify_one());
     }
 
-    /// The disk does not take what is written: refuse until it does.
+    /// Refuses events from now on, because the disk failed with this error.
     pub fn fail(&self, error: &io::Error) {
         let why = match self.own() {
             Some(_) => error.to_string(),
@@ -268,16 +271,25 @@ impl SpoolState {
         *self.failing.lock() = Some(why);
     }
 
-    /// The disk takes it again.
+    /// Reports the result of creating the own lane. After an error, events are refused.
+    pub fn note_start(&self, begun: &io::Result<()>) {
+        let root = self.root.display().to_string();
+        self.disk_faults.note(FaultKind::SpoolStart, &root, "making a lane in", begun);
+        if let Err(error) = begun {
+            self.fail(error);
+        }
+    }
+
+    /// Accepts events again, because the disk works.
     pub fn recover(&self) {
         if self.bounds.is_failing() {
             self.bounds.set_failing(false);
             *self.failing.lock() = None;
-            ::log::info!("spool: working again");
+            ::log::info!("spool: working again, events are accepted");
         }
     }
 
-    /// Says whether the disk has stalled: then events are refused until it answers.
+    /// Sets whether the disk has stalled. Events are refused while it has.
     pub fn set_stalled(&self, stalled: bool) {
         let seconds = self.config().commit_seconds_max;
         match (self.bounds.set_stalled(stalled), stalled) {
@@ -294,11 +306,14 @@ impl SpoolState {
         self.bounds.is_failing()
     }
 
-    /// Notes the disk's free space and the spool's growth.
+    /// Measures the free space of the disk and the growth of the spool.
     pub fn look_at_disk(&self) {
         let least = self.config().free_bytes_min.as_u64();
         match self.fs.free_bytes(&self.root) {
-            Err(error) => ::log::warn!("spool: the disk's free space is unknown: {error}"),
+            Err(error) => {
+                let root = self.root.display();
+                ::log::warn!("spool: the free space of the disk of {root} is unknown: {error}");
+            }
             Ok(free) => match self.bounds.set_free_bytes(free, least) {
                 Some(true) => ::log::error!(
                     "spool: {free} bytes free, spool.free_bytes_min is {least}: events are refused"
@@ -312,7 +327,7 @@ impl SpoolState {
         growth.observe(self.clock.monotonic(), held);
     }
 
-    /// A read failed: maintenance wakes the readers at its next turn.
+    /// Makes maintenance wake the readers at its next turn, because a read failed.
     pub fn retry_reads(&self) {
         self.reads_failed.store(true, SeqCst);
     }
@@ -323,7 +338,8 @@ impl SpoolState {
         }
     }
 
-    /// Waits for the next maintenance turn, which is over with the next call. Says whether to stop.
+    /// Waits for the next maintenance turn, which ends with the next call. Returns whether
+    /// maintenance must stop.
     pub fn wait_for_turn(&self, turn: Duration) -> bool {
         let mut turns = self.turns.lock();
         turns.done = turns.begun;
@@ -370,12 +386,13 @@ impl SpoolState {
             free_bytes: self.bounds.free_bytes(),
             seconds_to_full,
             quarantined_bytes: self.quarantine.bytes(),
+            direct_writes: self.direct_writes.load(Relaxed),
             failing: self.why_refusing(),
             upstreams: self.totals(),
         }
     }
 
-    /// Why the disk takes no events; `None` while it does.
+    /// Why the disk takes no events. `None` while it does.
     pub fn why_failing(&self) -> Option<String> {
         self.failing.lock().clone()
     }
@@ -392,7 +409,7 @@ impl SpoolState {
     }
 
     fn totals(&self) -> Vec<UpstreamStatus> {
-        // Locked, so that a lane that is being folded or adopted is counted once.
+        // The lock ensures that a lane that is being folded or adopted is counted once.
         let lanes = self.lanes.lock();
         let mut totals = vec![Counts::default(); self.upstreams.len()];
         for lane in lanes.iter() {

@@ -1,10 +1,10 @@
-//! What a reader does with a segment that it cannot read.
+//! Handles segments that a reader cannot read.
 //!
-//! It waits and tries again each second, and the segment is a fault meanwhile. The records of a
-//! lane keep their order, so those behind it in the same lane wait as well; other lanes go on.
-//! Only where the device itself refuses bytes, and has done so for `spool.unreadable_seconds_max`,
-//! the segment is read without them. A file that is missing or cannot be opened is waited for
-//! without an end: its bytes may well be intact.
+//! The reader tries again each second, and the segment is a fault meanwhile. Records of a lane are
+//! read in order, so later records of the same lane wait; other lanes go on. If the device itself
+//! has refused bytes for `spool.unreadable_seconds_max`, the segment is read without them (SPEC 6).
+//! For a file that is missing or cannot be opened, the reader waits without an end, because its
+//! bytes may be intact.
 
 use std::collections::BTreeMap;
 use std::io;
@@ -20,11 +20,11 @@ use crate::telemetry::faults::FaultKind;
 
 /// Why a segment could not be read.
 pub enum Unread {
-    /// Segments that belong before or behind it are not there.
+    /// The segment is missing.
     Missing { number: u64 },
-    /// Its file could not be opened.
+    /// The file could not be opened.
     Open { number: u64, error: io::Error },
-    /// Its open file could not be read.
+    /// The open file could not be read.
     Read { number: u64, error: io::Error },
 }
 
@@ -32,21 +32,21 @@ pub enum Unread {
 pub struct Unreadable {
     faults: Arc<DiskFaults>,
     upstream: String,
-    /// `spool.unreadable_seconds_max`, in force.
+    /// The `spool.unreadable_seconds_max` in force.
     limit_seconds: Arc<AtomicU64>,
     waits: BTreeMap<u64, Wait>,
 }
 
 struct Wait {
     number: u64,
-    /// The file, as the fault names it.
+    /// The subject of the fault: the path of the file and the upstream.
     subject: String,
-    /// Sectors that the device refuses are taken for damage.
+    /// Whether sectors that the device refuses count as damage.
     around: bool,
 }
 
 impl Unreadable {
-    /// Waits for nothing.
+    /// No segment to wait for yet.
     pub fn new(
         faults: Arc<DiskFaults>,
         upstream: &str,
@@ -66,8 +66,8 @@ impl Unreadable {
         })
     }
 
-    /// Begins or goes on to wait. `trusted`: the device works otherwise, so what it refuses now
-    /// may be given up when it has refused for long enough.
+    /// Begins to wait, or goes on. `trusted` says that the device works otherwise, so that bytes
+    /// that it has refused for long enough can be given up.
     pub fn wait_for(&mut self, lane: &Lane, unread: Unread, trusted: bool) {
         let (number, is_read, error) = match unread {
             Unread::Missing { number } => {
@@ -90,7 +90,7 @@ impl Unreadable {
         }
     }
 
-    /// The lane can be read again.
+    /// Ends the wait, because the lane can be read again.
     pub fn is_over(&mut self, lane: u64) {
         if let Some(wait) = self.waits.get(&lane) {
             self.faults.clear(FaultKind::SpoolSegment, &wait.subject);
@@ -105,7 +105,7 @@ impl Unreadable {
         self.waits.values().any(|wait| !wait.around)
     }
 
-    /// Only these lanes are still there.
+    /// Ends the waits for lanes other than these.
     pub fn retain(&mut self, lanes: &[Arc<Lane>]) {
         let gone = |id: &u64| lanes.iter().all(|lane| lane.id != *id);
         let gone: Vec<u64> = self.waits.keys().copied().filter(gone).collect();

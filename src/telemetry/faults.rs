@@ -1,8 +1,8 @@
-//! Faults: conditions that last, that need an operator, and that hold events back (SPEC 8).
+//! The list of faults: lasting conditions that need an operator (SPEC 8).
 //!
-//! Any room raises a fault when its condition begins and clears it when the condition is over. A
-//! fault is named by its [`FaultKind`] and by its `subject`: the upstream, file or folder it is
-//! about. A single failed attempt is no fault.
+//! Any room raises a fault when a condition begins and clears it when the condition is over. A
+//! [`FaultKind`] and a `subject` identify the fault; the subject is the upstream, file or folder
+//! that the fault is about. A single failed attempt is not a fault.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -11,7 +11,7 @@ use crate::clock::{Clock, SystemClock};
 use parking_lot::Mutex;
 use prometheus::{IntGaugeVec, Opts};
 
-/// What a fault is: `what` in `/status`, and the label of `pixelgate_faults`.
+/// The kind of a fault: `what` in `/status`, and the label of `pixelgate_faults`.
 ///
 /// ```
 /// use pixelgate::custom::FaultKind;
@@ -24,23 +24,25 @@ pub enum FaultKind {
     PortalsUnread,
     /// The portal list is older than `portals.stale_seconds_max`.
     PortalsStale,
+    /// The portal list of a URL cannot be stored for the next start.
+    PortalsUnstored,
     /// The spool refuses events.
     SpoolRefuses,
     /// The same events fail again and again while the upstream takes others.
     Poison,
     /// The upstream takes nothing, and events wait for it.
     UpstreamStuck,
-    /// So many separate events are stuck that the upstream's events are not read any more.
+    /// So many separate events are stuck that no further events are read for the upstream.
     RunAheadBound,
     /// Events wait for an upstream that is not configured.
     UpstreamRemoved,
-    /// A newer version wrote records, which wait for it.
+    /// A newer version wrote records, which wait until that version runs again.
     NewerRecords,
-    /// The process has no lane in the spool's folder yet, because the disk did not let it make one.
+    /// The process has no lane in the spool's folder yet, because the disk refused to create one.
     SpoolStart,
     /// The spool's folder or lane is not at its path any more, or cannot be listed.
     SpoolFolder,
-    /// A lane cannot be taken over, so its events are in no count.
+    /// A lane of an earlier process cannot be taken over, so no count includes its events.
     SpoolLane,
     /// A segment is missing or cannot be read, so its events wait.
     SpoolSegment,
@@ -48,7 +50,7 @@ pub enum FaultKind {
     SpoolCursor,
     /// Files of the spool cannot be removed.
     SpoolFiles,
-    /// The totals per portal began anew, lack further portals, or cannot be written.
+    /// The totals by portal began anew, have no room for further portals, or cannot be written.
     PortalTotals,
     /// A changed configuration, or a file that it names, is not in force.
     ConfigReload,
@@ -59,10 +61,11 @@ pub enum FaultKind {
 }
 
 impl FaultKind {
-    /// Every kind, so that a scrape shows zeros.
-    pub const ALL: [Self; 18] = [
+    /// Every kind, so that `/metrics` shows a zero for each kind without faults.
+    pub const ALL: [Self; 19] = [
         Self::PortalsUnread,
         Self::PortalsStale,
+        Self::PortalsUnstored,
         Self::SpoolRefuses,
         Self::Poison,
         Self::UpstreamStuck,
@@ -81,11 +84,12 @@ impl FaultKind {
         Self::Otlp,
     ];
 
-    /// The word in `/status` and in the metric's label.
+    /// The word in `/status` and in the label of the metric.
     pub fn as_str(self) -> &'static str {
         match self {
             Self::PortalsUnread => "portals_unread",
             Self::PortalsStale => "portals_stale",
+            Self::PortalsUnstored => "portals_unstored",
             Self::SpoolRefuses => "spool_refuses",
             Self::Poison => "poison",
             Self::UpstreamStuck => "upstream_stuck",
@@ -106,7 +110,7 @@ impl FaultKind {
     }
 }
 
-/// A condition that lasts and needs an operator.
+/// A lasting condition that needs an operator.
 ///
 /// ```
 /// use pixelgate::custom::Fault;
@@ -117,11 +121,11 @@ impl FaultKind {
 /// ```
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Fault {
-    /// What it is.
+    /// The kind of the fault.
     pub what: FaultKind,
-    /// What it is about: the name of an upstream, a path.
+    /// The upstream, file or folder that the fault is about.
     pub subject: String,
-    /// When it began, in milliseconds since 1970, UTC.
+    /// When the fault began, in milliseconds since 1970, UTC.
     pub since_ms: u64,
     /// The condition, as one sentence. Holds nothing that a request brought.
     pub text: String,
@@ -151,7 +155,7 @@ struct Inner {
 }
 
 impl Faults {
-    /// No faults. `gauge` has one label, `what`, and counts the faults that last.
+    /// An empty list. `gauge` has one label, `what`, and shows the number of faults of each kind.
     pub fn new(clock: Arc<dyn Clock>, gauge: IntGaugeVec) -> Faults {
         for kind in FaultKind::ALL {
             gauge.with_label_values(&[kind.as_str()]).set(0);
@@ -159,15 +163,15 @@ impl Faults {
         Faults { inner: Arc::new(Inner { clock, gauge, faults: Mutex::default() }) }
     }
 
-    /// A list of its own with the system's clock, whose gauge belongs to no registry.
+    /// An empty list with the clock of the system, and with a gauge that is in no registry.
     pub fn unregistered() -> Faults {
         let gauge = IntGaugeVec::new(Opts::new("faults", "faults"), &["what"]);
         let gauge = gauge.expect("the name and the label are valid: a test makes this gauge");
         Faults::new(Arc::new(SystemClock), gauge)
     }
 
-    /// Adds the fault `what` of `subject` to the list. A fault that is on it already keeps its
-    /// beginning, and gets the new text and advice.
+    /// Adds the fault `what` of `subject` to the list. A fault that is in the list already keeps
+    /// the time of its beginning, and gets the new text and advice.
     pub fn raise(
         &self,
         what: FaultKind,
@@ -187,7 +191,7 @@ impl Faults {
         self.inner.gauge.with_label_values(&[what.as_str()]).inc();
     }
 
-    /// Removes the fault from the list, if it is on it: its condition is over.
+    /// Removes the fault from the list, if it is there, because its condition is over.
     pub fn clear(&self, what: FaultKind, subject: &str) {
         let mut faults = self.inner.faults.lock();
         if faults.remove(&(what, subject.to_owned())).is_some() {
@@ -195,7 +199,7 @@ impl Faults {
         }
     }
 
-    /// The faults that last, the oldest first.
+    /// The faults, the oldest first.
     pub fn list(&self) -> Vec<Fault> {
         let mut list: Vec<Fault> = self.inner.faults.lock().values().cloned().collect();
         list.sort_by_key(|fault| fault.since_ms);

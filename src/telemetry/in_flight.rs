@@ -27,18 +27,18 @@ pub struct InFlight(Arc<Counts>);
 struct Counts {
     requests: AtomicUsize,
     connections: AtomicUsize,
-    /// How many requests all open connections together may have in flight: 1 for an HTTP/1
-    /// connection, the stream limit for an HTTP/2 connection.
+    /// The most requests that all open connections together may have in flight: 1 for each HTTP/1
+    /// connection, and the stream limit for each HTTP/2 connection.
     stream_capacity: AtomicUsize,
     lingering: AtomicBool,
 }
 
-/// Counts one request in flight until dropped. Owns its [`InFlight`] or borrows it.
+/// Counts one request in flight until it is dropped. Owns or borrows the counters.
 ///
 /// ```
 /// use pixelgate::custom::{InFlight, InFlightGuard};
 ///
-/// /// What a proxy keeps for each request.
+/// /// The state of a proxy for each request.
 /// struct Ctx {
 ///     _in_flight: InFlightGuard,
 /// }
@@ -49,10 +49,10 @@ struct Counts {
 #[derive(Debug)]
 pub struct InFlightGuard<F: Borrow<InFlight> = InFlight>(F);
 
-/// Counts one open connection until dropped.
+/// Counts one open connection until it is dropped.
 pub struct Connected(InFlight);
 
-/// Adds an HTTP/2 connection's further streams to the stream capacity until dropped.
+/// Adds the further streams of an HTTP/2 connection to the stream capacity until it is dropped.
 pub(crate) struct StreamCapacity(InFlight, usize);
 
 impl InFlight {
@@ -61,7 +61,7 @@ impl InFlight {
         InFlightGuard::of(self.clone())
     }
 
-    /// As [`InFlight::enter`], with a guard that borrows the counters.
+    /// Does what [`InFlight::enter`] does, with a guard that borrows the counters.
     pub(crate) fn enter_here(&self) -> InFlightGuard<&InFlight> {
         InFlightGuard::of(self)
     }
@@ -82,8 +82,8 @@ impl InFlight {
         self.0.requests.load(Relaxed) >= self.0.stream_capacity.load(Relaxed)
     }
 
-    /// Keeps idle connections open during a stop, so that a request that a client is sending just
-    /// then is answered; that response says `Connection: close`. Call this before the stop. The
+    /// Keeps idle connections open during a stop, so that a request that a client sends at that
+    /// moment is answered. The response says `Connection: close`. Call this before the stop; the
     /// caller decides how long the stop waits for these connections.
     pub fn linger(&self) {
         self.0.lingering.store(true, Relaxed);
@@ -101,13 +101,14 @@ impl InFlight {
         self.0.stream_capacity.fetch_add(1, Relaxed);
     }
 
-    /// Counts one connection less.
+    /// Counts the end of a connection.
     pub(crate) fn disconnected(&self) {
         self.0.connections.fetch_sub(1, Relaxed);
         self.0.stream_capacity.fetch_sub(1, Relaxed);
     }
 
-    /// Allows an already counted connection `max` requests at once, until the guard is dropped.
+    /// Lets a connection that is counted already have `max` requests in flight, until the guard is
+    /// dropped.
     pub(crate) fn streams(&self, max: u32) -> StreamCapacity {
         let more = usize::try_from(max).unwrap_or(usize::MAX).saturating_sub(1);
         self.0.stream_capacity.fetch_add(more, Relaxed);

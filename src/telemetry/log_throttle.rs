@@ -1,9 +1,9 @@
 //! Limits how often one kind of log line is written.
 //!
 //! A remote client or a failing upstream can cause the same line thousands of times a second. A
-//! [`LogThrottle`] lets at most N lines pass in a period, counts the others, and gives that count
-//! to the caller, who writes it into the next line. It neither formats nor writes a line, and it
-//! has no lock: the caller has one throttle for each kind of line.
+//! [`LogThrottle`] lets at most N lines pass in a period, counts the others, and returns that
+//! count, which the caller writes into the next line. It does not format or write lines and has no
+//! lock: the caller has one throttle for each kind of line.
 
 use std::time::{Duration, Instant};
 
@@ -42,8 +42,8 @@ impl LogThrottle {
 
     /// Whether a line may be written at `now`.
     ///
-    /// `Some(n)`: write it; `n` lines were left out since the last report, and this is the report
-    /// of them. `None`: leave it out; it is counted.
+    /// `Some(n)`: write the line, and report in it that `n` lines were left out since the last
+    /// report. `None`: leave the line out; it is counted.
     pub fn admit(&mut self, now: Instant) -> Option<u64> {
         if self.is_period_over(now) {
             self.since = Some(now);
@@ -57,11 +57,12 @@ impl LogThrottle {
         Some(std::mem::take(&mut self.left_out))
     }
 
-    /// The number of lines left out, once their period is over: for a caller that reports without
+    /// The number of lines that were left out, once their period is over. `None` if the period is
+    /// not over, or if no line was left out. This is for a caller that reports the number without
     /// waiting for the next line.
     ///
-    /// Such a report begins a new period and stands for its lines: as long as lines keep coming,
-    /// they cost one report in each period. `None`: the period is not over, or it left nothing out.
+    /// The report begins a new period in which no line passes, so that lines that keep coming cost
+    /// one report in each period.
     pub fn report(&mut self, now: Instant) -> Option<u64> {
         if self.left_out == 0 || !self.is_period_over(now) {
             return None;
@@ -71,8 +72,8 @@ impl LogThrottle {
         Some(std::mem::take(&mut self.left_out))
     }
 
-    /// Whether nothing is lost when the throttle is dropped at `now`: its period is over and no
-    /// count waits to be reported.
+    /// Whether the throttle can be dropped at `now` without a loss: its period is over and no count
+    /// waits to be reported.
     pub fn is_idle(&self, now: Instant) -> bool {
         self.left_out == 0 && self.is_period_over(now)
     }

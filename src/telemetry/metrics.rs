@@ -1,10 +1,10 @@
 //! The metrics of a gate, under the names of SPEC 8.
 //!
-//! One [`Metrics`] belongs to one gate. It has a registry of its own, so that two gates in one
-//! process (or two tests) do not share counters, or registers in the host's, where the label `gate`
-//! tells gates apart. Every label set is closed: reasons, causes and verdicts are enums, and names
-//! of upstreams and gates come from the configuration. No other value of a request is ever here
-//! than the number of a portal: see `portal_events.rs`.
+//! Each gate has one [`Metrics`]. It has a registry of its own, so that two gates in one process
+//! (or two tests) do not share counters; or it uses a registry of the host, where the label `gate`
+//! tells the gates apart. Every set of labels is closed: reasons, causes and verdicts are enums,
+//! and the names of upstreams and gates come from the configuration. The only value of a request in
+//! a label is the number of a portal, see `portal_events.rs`.
 
 use crate::event::{Ignored, Reason};
 use crate::telemetry::portal_events::PortalEvents;
@@ -19,8 +19,8 @@ use std::sync::Arc;
 
 /// Upper bounds, in seconds, of the buckets of `pixelgate_spool_commit_seconds`.
 ///
-/// From a tenth of a millisecond (a battery-backed log device) to ten seconds (a disk that is
-/// about to be declared failing).
+/// They reach from a tenth of a millisecond (a log device with a battery) to ten seconds (a disk
+/// that is about to be reported as failing).
 const COMMIT_BUCKETS_SECONDS: [f64; 12] =
     [1e-4, 2.5e-4, 5e-4, 1e-3, 2.5e-3, 5e-3, 1e-2, 2.5e-2, 0.1, 0.5, 2.0, 10.0];
 
@@ -65,7 +65,7 @@ pub enum Limit {
 }
 
 impl Limit {
-    /// Every limit, in the order of its number.
+    /// Every limit, in the order of their numbers.
     pub const ALL: [Self; 14] = [
         Self::Connections,
         Self::ConnectionsPerAddress,
@@ -117,7 +117,7 @@ impl Limit {
 pub struct Metrics {
     registered: Arc<Registered>,
     requests: RequestCounters,
-    /// Time from a record's `append` to its commit, as `spool` observes it.
+    /// The time from the append of a record to its commit.
     pub spool_commit_seconds: Histogram,
     /// Bytes that the spool's segments hold.
     pub spool_bytes: IntGauge,
@@ -139,7 +139,7 @@ pub struct Metrics {
     pub batches: IntCounterVec,
     /// Age in seconds of the oldest event that is not delivered yet, by upstream.
     pub delivery_lag_seconds: IntGaugeVec,
-    /// Faults that last, by what they are (`docs/admin.md` lists them).
+    /// Faults, by kind (`docs/admin.md` lists the kinds).
     pub faults: IntGaugeVec,
     /// Portals in the list that is in force.
     pub portals: IntGauge,
@@ -210,13 +210,13 @@ impl Metrics {
             .expect("names and labels are literals of this file, tested below")
     }
 
-    /// Registers every metric in `registry`, so that a scrape shows zeros before the first event.
-    /// `gate` becomes the label of this name. They leave the registry when the last clone is
-    /// dropped.
+    /// Registers every metric in `registry`, so that `/metrics` shows zeros before the first event.
+    /// `gate` becomes the value of the label `gate`. The metrics leave the registry when the last
+    /// clone is dropped.
     ///
     /// # Errors
     ///
-    /// The registry has metrics of these names already, of a gate with the same label.
+    /// The registry already has the metrics of a gate with the same label.
     pub fn register(registry: Registry, gate: Option<&str>) -> Result<Self> {
         let gate = gate.map(str::to_owned);
         let r = Registered { registry, gate, collectors: Mutex::default() };
@@ -339,15 +339,15 @@ impl Metrics {
     /// All metrics in the Prometheus text format, version 0.0.4.
     pub fn render(&self) -> String {
         let mut out = Vec::new();
-        // Encoding fails only if a family has no metrics or the writer fails: every family above
-        // has one, and a `Vec` does not fail.
+        // Encoding fails only if a family has no metrics or if the writer fails. Every family above
+        // has a metric, and a `Vec` does not fail.
         let _ = TextEncoder::new().encode(&self.gather(), &mut out);
         String::from_utf8_lossy(&out).into_owned()
     }
 }
 
-/// What was registered, and where; it is removed when this is dropped, so that a gate can be opened
-/// again.
+/// The registered metrics and their registry. Dropping this removes them, so that a gate of the
+/// same name can be opened again.
 struct Registered {
     registry: Registry,
     /// The value of the label `gate`.
@@ -365,7 +365,7 @@ impl Registered {
 impl Drop for Registered {
     fn drop(&mut self) {
         for collector in self.collectors.get_mut().drain(..) {
-            // Fails only if the host has removed it.
+            // Fails only if the host has removed the metric.
             let _ = self.registry.unregister(collector);
         }
     }

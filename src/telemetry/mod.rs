@@ -1,5 +1,5 @@
-//! What the gate reports about itself: counters, faults, samples of single events, requests in
-//! flight, and the limit on log lines.
+//! The data that the gate reports about itself (SPEC 8): counters, faults, samples of single events
+//! and requests in flight; and the limit on log lines.
 
 pub mod event_samples;
 pub mod faults;

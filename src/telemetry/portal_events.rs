@@ -1,8 +1,8 @@
-//! `pixelgate_portal_events_total`: the totals of the busiest portals, set at a scrape.
+//! The metric `pixelgate_portal_events_total`: the totals of the busiest portals. They are set each
+//! time metrics are read.
 //!
-//! Its label `portal` is the one that is no name from the configuration. It is bounded by
-//! `metrics.portals_max`, and a portal is there only if it is in the portal list or had an event
-//! accepted.
+//! Its label `portal` is the only label with a value from requests. `metrics.portals_max` limits
+//! its values, and a portal appears only if it is in the portal list or had an event accepted.
 
 use parking_lot::RwLock;
 use prometheus::core::{Collector, Desc};
@@ -13,7 +13,7 @@ use std::sync::Arc;
 /// The values of the label `outcome`.
 const OUTCOMES: [&str; 3] = ["accepted", "rejected", "delivered"];
 
-/// A handle to the metric. All of its values change at once.
+/// A handle to the metric. All values change at once.
 #[derive(Clone)]
 pub struct PortalEvents {
     opts: Opts,
@@ -22,18 +22,18 @@ pub struct PortalEvents {
 }
 
 impl PortalEvents {
-    /// Without values yet.
+    /// A metric without values.
     ///
     /// # Errors
     ///
-    /// The name or a label of `opts` is none.
+    /// The name or a label of `opts` is not valid.
     pub fn new(opts: Opts) -> Result<Self> {
         let empty = counters(&opts)?;
         let descs = empty.desc().into_iter().cloned().collect();
         Ok(Self { opts, descs, families: Arc::default() })
     }
 
-    /// Sets the totals of these portals: accepted, rejected, delivered. Others are gone.
+    /// Replaces all values by the totals of these portals: accepted, rejected and delivered events.
     pub fn set(&self, totals: impl IntoIterator<Item = (String, [u64; 3])>) {
         // Cannot fail: the same options were used before.
         let Ok(counters) = counters(&self.opts) else { return };

@@ -9,8 +9,8 @@ use jiff::Timestamp;
 use super::outcome::{Failure, Outcome};
 use crate::tls_error::tls_words;
 
-/// Longest wait, in seconds, that an upstream can ask for. A longer `Retry-After` is reduced to
-/// it, so that a wrong date does not stop delivery for a year.
+/// The longest wait that an upstream can ask for, in seconds. A longer `Retry-After` is reduced to
+/// this limit, so that a wrong date does not stop delivery for a year.
 pub const RETRY_AFTER_SECONDS_MAX: u64 = 3600;
 
 /// The outcome of a batch, by the status of the response.
@@ -67,7 +67,8 @@ pub fn describe(error: &reqwest::Error) -> String {
     }
 }
 
-/// What a proxy did with `CONNECT`, of which the client's error is terse.
+/// Describes how a proxy answered `CONNECT`, in more words than the client's error has. `None` if
+/// the error is not about a proxy.
 fn of_proxy(cause: &str) -> Option<&'static str> {
     Some(match cause.strip_prefix("tunnel error: ")? {
         "proxy authorization required" => {

@@ -1,8 +1,8 @@
 //! A batch: events that are sent together, under one idempotency key.
 //!
-//! A batch does not change after it is made. Its body is encoded and compressed once and kept, so
-//! that every attempt sends the same bytes under the same key. A batch that is split becomes
-//! two new batches with new keys.
+//! A batch never changes. Its body is encoded and compressed once and stored, so that every attempt
+//! sends the same bytes under the same key. A batch that is split becomes two new batches with new
+//! keys.
 
 use crate::config_error::ConfigError;
 use crate::event::{Record, RecordError};
@@ -45,7 +45,7 @@ pub struct BatchConfig {
     pub linger_ms: u64,
 }
 
-/// The `[upstream.batch]` table: what one upstream does differently from `[batch]`.
+/// The `[upstream.batch]` table: the keys of `[batch]` that one upstream overrides.
 ///
 /// ```
 /// use pixelgate::config::{Batch, BatchOverride};
@@ -59,11 +59,11 @@ pub struct BatchConfig {
 #[serde(default, deny_unknown_fields)]
 #[cfg_attr(not(feature = "internals"), non_exhaustive)]
 pub struct BatchOverride {
-    /// See [`BatchConfig::events_max`].
+    /// Overrides [`BatchConfig::events_max`].
     pub events_max: Option<usize>,
-    /// See [`BatchConfig::bytes_max`].
+    /// Overrides [`BatchConfig::bytes_max`].
     pub bytes_max: Option<ByteSize>,
-    /// See [`BatchConfig::linger_ms`].
+    /// Overrides [`BatchConfig::linger_ms`].
     pub linger_ms: Option<u64>,
 }
 
@@ -91,7 +91,7 @@ pub struct Batch {
 /// use pixelgate::Batch;
 /// use pixelgate::custom::Body;
 ///
-/// /// The records one behind the other, joined once for all attempts.
+/// /// The records, joined once for all attempts.
 /// fn body(batch: &Batch) -> Option<&Body> {
 ///     batch.body_or_encode(|records| {
 ///         let bytes = records.concat();
@@ -103,7 +103,7 @@ pub struct Batch {
 pub struct Body {
     /// The bytes of the request body, compressed.
     pub bytes: Bytes,
-    /// Its size before compression.
+    /// The size of the body before compression, in bytes.
     pub plain_bytes: usize,
 }
 
@@ -117,7 +117,7 @@ impl BatchConfig {
     /// Checks every limit. The error names the key.
     pub fn validate(&self) -> Result<(), ConfigError> {
         let within = |key, value: u64, min: u64, max: u64| {
-            let reason = || format!("must be within {min} and {max}");
+            let reason = || format!("must be {min} to {max}");
             if (min..=max).contains(&value) { Ok(()) } else { Err(ConfigError::new(key, reason())) }
         };
         within("batch.events_max", self.events_max as u64, 1, BATCH_EVENTS_MAX as u64)?;
@@ -127,7 +127,7 @@ impl BatchConfig {
 }
 
 impl BatchOverride {
-    /// The limits of an upstream: its own where set, else those of `base`.
+    /// The limits of an upstream: those that it overrides, and those of `base` for the rest.
     pub fn over(&self, base: &BatchConfig) -> BatchConfig {
         BatchConfig {
             events_max: self.events_max.unwrap_or(base.events_max),
@@ -137,7 +137,7 @@ impl BatchOverride {
     }
 }
 
-/// A UUIDv7 of this moment.
+/// A new UUIDv7 with the present time.
 fn new_id() -> Uuid {
     let since_1970 = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
     let ms = u64::try_from(since_1970.as_millis()).unwrap_or(u64::MAX);
@@ -145,8 +145,8 @@ fn new_id() -> Uuid {
 }
 
 impl Batch {
-    /// Estimated size of an event's wire form beyond its spool record: keys, braces, id and
-    /// time.
+    /// The estimated number of bytes by which the wire form of an event is longer than its spool
+    /// record: keys, braces, id and time.
     pub const EVENT_OVERHEAD_BYTES: usize = 192;
 
     /// A new batch with a new key. Each record is one encoded `event::Record`.
@@ -159,12 +159,22 @@ impl Batch {
         self.id
     }
 
+    /// The number of events.
+    pub fn len(&self) -> usize {
+        self.records.len()
+    }
+
+    /// Whether there is no event in it. A batch that an upstream gets has one at least.
+    pub fn is_empty(&self) -> bool {
+        self.records.is_empty()
+    }
+
     /// The spool records of the events, in order.
     pub fn records(&self) -> &[Bytes] {
         &self.records
     }
 
-    /// The events, in order. A record whose bytes are damaged is an error of its own.
+    /// The events, in order. A damaged record gives an error in its place.
     pub fn events(&self) -> impl Iterator<Item = Result<Record<'_>, RecordError>> {
         self.records.iter().map(|record| Record::decode_sound(record))
     }
@@ -174,8 +184,8 @@ impl Batch {
         self.body.get().is_some()
     }
 
-    /// The body: made by `encode` at the first call, and kept. `None` if a record cannot be read,
-    /// which a retry does not change.
+    /// The body, which `encode` makes at the first call. `None` if a record cannot be read, which a
+    /// retry does not change.
     pub fn body_or_encode(&self, encode: impl FnOnce(&[Bytes]) -> Option<Body>) -> Option<&Body> {
         self.body.get_or_init(|| encode(&self.records)).as_ref()
     }

@@ -1,8 +1,8 @@
 //! The HTTP client that the kinds `http`, `legacy` and `hubspot` share.
 //!
-//! A connection is used for `connection_seconds_max` at most, and the names behind the connections
-//! are looked up again every [`LOOKUP_SECONDS`]: where an address has changed, or after that time,
-//! further requests get new connections, and those under way end on the old ones.
+//! A connection is used for at most `connection_seconds_max`, and the names behind the connections
+//! are looked up again every [`LOOKUP_SECONDS`] (SPEC 8). After that time, or when an address has
+//! changed, further requests use new connections; requests under way end on the old ones.
 //!
 //! Redirects are not followed: a `POST` could become a `GET`, or go to an address that is not
 //! configured.
@@ -18,38 +18,58 @@ use reqwest::{RequestBuilder, Response, redirect};
 use rustls::ClientConfig;
 use url::Url;
 
-use super::limits::{CONCURRENCY_MAX, TIMEOUT_SECONDS_MAX, check_connection_seconds, check_within};
+use super::limits::{
+    CONCURRENCY_MAX, CONNECTION_SECONDS_DEFAULT, TIMEOUT_SECONDS_MAX, check_connection_seconds,
+    check_within,
+};
 use super::names::Names;
 use super::tls::{Tls, tls_config};
 use crate::proxy::proxied;
 
-/// Connect timeout in seconds, TLS handshake included; `timeout_seconds` if that is less.
+/// Limit for connecting, TLS handshake included, in seconds; `timeout_seconds` if that is less.
 pub const CONNECT_SECONDS_MAX: u64 = 5;
-/// How many bytes of a response body are read and dropped to reuse its connection.
+/// The most bytes of a response body that are read and dropped to reuse its connection.
 pub const ANSWER_BYTES_MAX: usize = 64 << 10;
-/// How long [`drain`] may take, in milliseconds: a batch does not wait for an unused body.
+/// The longest time for [`drain`], in milliseconds: a batch does not wait for an unused body.
 pub const ANSWER_BODY_MS_MAX: u64 = 1000;
 /// Interval of pings on an HTTP/2 connection, in seconds, so that a dead connection is noticed.
 const H2_PING_SECONDS: u64 = 15;
 /// Pause between two look-ups of the names behind the connections, in seconds.
 const LOOKUP_SECONDS: u64 = 30;
+/// The longest time that a connection stays open without a request, in seconds: less than the
+/// keep-alive of common backends and balancers (60 s and more), so that they rarely close a
+/// connection just as a request uses it.
+const IDLE_SECONDS_DEFAULT: u64 = 50;
 
 const USER_AGENT: &str = concat!("pixelgate/", env!("CARGO_PKG_VERSION"));
 
-/// Settings that differ between the kinds.
+/// The settings of a client.
 pub struct Setup {
-    /// Time from the start of a request to the end of its response.
+    /// The longest time from the start of a request to the end of its response.
     pub timeout_seconds: u64,
-    /// Maximum number of idle connections: `concurrency_max`.
+    /// The most idle connections: `concurrency_max`.
     pub connections: usize,
-    /// How long an idle connection is kept.
+    /// The longest time that a connection stays open without a request.
     pub idle_seconds: u64,
-    /// How long a connection is used.
+    /// The longest time that a connection is used.
     pub connection_seconds_max: u64,
-    /// Whether HTTP/2 is never used: there, a request's `Host` is that of its URL.
+    /// Whether HTTP/2 is never used. In HTTP/2, the `Host` of a request is always that of its URL.
     pub http1_only: bool,
-    /// The configured proxy; empty: none, whatever the environment says. `None`: the environment's.
+    /// The configured proxy. Empty: no proxy. `None`: the proxy that the environment names.
     pub proxy: Option<Secret>,
+}
+
+impl Default for Setup {
+    fn default() -> Self {
+        Self {
+            timeout_seconds: 10,
+            connections: 8,
+            idle_seconds: IDLE_SECONDS_DEFAULT,
+            connection_seconds_max: CONNECTION_SECONDS_DEFAULT,
+            http1_only: false,
+            proxy: None,
+        }
+    }
 }
 
 impl Setup {
@@ -76,7 +96,7 @@ struct Inner {
     connections: ArcSwap<Connections>,
 }
 
-/// Connections that were opened since one moment.
+/// The connections that were opened since `since`.
 struct Connections {
     client: reqwest::Client,
     since: Instant,
@@ -92,8 +112,8 @@ impl Client {
     ///
     /// The key whose value or file cannot be used.
     pub fn build(url: &Url, setup: Setup, tls: &Tls<'_>) -> Result<Client, ConfigError> {
-        // Set for plain `http` too: the client needs a TLS configuration before its first request
-        // and would otherwise look for a process-wide default, which may not exist.
+        // Needed for `http` URLs as well: without a TLS configuration, the client would look for a
+        // process-wide default, which may not exist.
         let is_http = url.scheme() == "http";
         let proxy = setup.proxy.as_ref().map_or("", Secret::expose);
         let roots = !is_http || tls.ca.is_some() || proxy.starts_with("https:");
@@ -116,7 +136,7 @@ impl Client {
         self.current().post(url)
     }
 
-    /// The client whose connections may be used now.
+    /// The client whose connections may still be used.
     fn current(&self) -> reqwest::Client {
         let Inner { setup, connections, .. } = &*self.0;
         let current = connections.load_full();
@@ -128,16 +148,16 @@ impl Client {
         connections.load().client.clone()
     }
 
-    /// Opens further connections anew. Does nothing if that has happened since `old`.
+    /// Makes further requests use new connections. Does nothing if that has happened since `old`.
     fn renew(&self, old: &Arc<Connections>) {
         let Inner { setup, tls, connections: current } = &*self.0;
-        // It was built once, so it can be built again.
+        // Building it succeeded before, so an error is not expected; the old connections stay then.
         if let Ok(new) = connections(setup, tls) {
             current.compare_and_swap(old, Arc::new(new));
         }
     }
 
-    /// Looks the names up again every [`LOOKUP_SECONDS`], beside the requests.
+    /// Looks the names up again every [`LOOKUP_SECONDS`], in a task beside the requests.
     fn look_up_if_due(&self, current: &Arc<Connections>) {
         let mut looked_up = current.looked_up.lock();
         let Ok(runtime) = tokio::runtime::Handle::try_current() else { return };
@@ -154,7 +174,7 @@ impl Client {
     }
 }
 
-/// A client without a connection yet.
+/// A client that has no connection yet.
 fn connections(setup: &Setup, tls: &ClientConfig) -> Result<Connections, ConfigError> {
     let names = Names::default();
     let connect = Duration::from_secs(setup.timeout_seconds.min(CONNECT_SECONDS_MAX));
@@ -175,7 +195,7 @@ fn connections(setup: &Setup, tls: &ClientConfig) -> Result<Connections, ConfigE
     let builder = proxied(builder, setup.proxy.as_ref())?;
     let client = builder.tls_backend_preconfigured(tls.clone()).build();
     let client =
-        client.map_err(|e| ConfigError::caused("url", "no client for it can be made", e))?;
+        client.map_err(|e| ConfigError::caused("url", "cannot be used by the HTTP client", e))?;
     let now = Instant::now();
     Ok(Connections { client, since: now, names, looked_up: Mutex::new(now) })
 }
@@ -193,9 +213,9 @@ pub async fn body(mut answer: Response, bytes_max: usize) -> Option<Vec<u8>> {
     Some(bytes)
 }
 
-/// Reads and drops the rest of a response, so that its connection can be reused. Errors are
-/// ignored: the status has already decided the outcome, and only the connection is lost. Stops
-/// after [`ANSWER_BYTES_MAX`] or [`ANSWER_BODY_MS_MAX`].
+/// Reads and drops the rest of a response, so that its connection can be reused. Ignores errors:
+/// the status has decided the outcome, and only the connection is lost. Stops after
+/// [`ANSWER_BYTES_MAX`] or [`ANSWER_BODY_MS_MAX`].
 pub async fn drain(mut answer: Response) {
     let read = async {
         let mut bytes = 0;

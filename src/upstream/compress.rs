@@ -1,4 +1,4 @@
-//! Compresses a batch's body.
+//! Compresses the body of a batch (SPEC 7).
 
 use std::cell::RefCell;
 use std::io::Write;
@@ -6,10 +6,10 @@ use std::io::Write;
 use flate2::write::GzEncoder;
 use serde::Deserialize;
 
-/// gzip level (0 to 9). Higher levels hardly reduce the size of batches of similar events.
+/// The gzip level (0 to 9). Higher levels hardly reduce the size of batches of similar events.
 const GZIP_LEVEL: u32 = 3;
-/// zstd level (1 to 22). For batches of similar events, 3 (the library's default) costs 50 % more
-/// and is no smaller.
+/// The zstd level (1 to 22). For batches of similar events, level 3 (the library's default) takes
+/// 50 % more time, and the result is not smaller.
 const ZSTD_LEVEL: i32 = 1;
 
 /// The compression of a body.
@@ -25,7 +25,7 @@ pub enum Compression {
     /// gzip (RFC 1952), which every backend can read.
     #[default]
     Gzip,
-    /// zstd (RFC 8878): smaller, and several times cheaper than gzip.
+    /// zstd (RFC 8878), whose result is smaller and takes a fraction of gzip's time.
     Zstd,
     /// No compression.
     None,

@@ -1,4 +1,4 @@
-//! `[[upstream]]`: the kinds, their settings and their checks.
+//! The `[[upstream]]` section: reads, checks and builds upstreams of every kind (SPEC 7 and 9).
 
 use crate::config_error::{ConfigError, without_value};
 use std::collections::HashSet;
@@ -14,17 +14,18 @@ use super::file;
 use super::http;
 use super::kind::Kind;
 
-/// Longest name of an upstream, in characters.
+/// The longest name of an upstream, in characters.
 pub const NAME_CHARS_MAX: usize = 64;
-/// Maximum number of upstreams: each has its own connections, memory and cursor.
+/// The most upstreams. Each has its own connections, memory and cursor.
 pub const UPSTREAMS_MAX: usize = 16;
 
 /// Default of `attempts_max`.
 pub const ATTEMPTS_MAX_DEFAULT: u32 = 12;
-/// Greatest value of `attempts_max`: at up to a minute each, a year of attempts.
+/// Greatest value of `attempts_max`: with a pause of up to a minute between two, a year of
+/// attempts.
 pub const ATTEMPTS_MAX_MAX: u32 = 1_000_000;
 
-/// Every kind, and the cargo feature that it needs.
+/// Every kind, with the cargo feature that it needs.
 const KINDS: [(&str, Option<&str>); 6] = [
     ("file", None),
     ("http", Some("http")),
@@ -45,19 +46,20 @@ const KINDS: [(&str, Option<&str>); 6] = [
 #[derive(Debug, Clone, PartialEq, Eq)]
 #[cfg_attr(not(feature = "internals"), non_exhaustive)]
 pub struct Config {
-    /// Names the upstream's cursor, dead letters and metrics: `[a-z0-9_-]{1,64}`, unique.
+    /// The name, which the upstream's cursor, dead letters and metrics carry: `[a-z0-9_-]{1,64}`,
+    /// unique.
     pub name: String,
     /// Overrides of `[batch]`: the table `[upstream.batch]`.
     pub batch: BatchOverride,
-    /// After so many failed attempts the events of a batch are to blame, if the upstream took
-    /// others meanwhile: the batch is halved, and a single event becomes a dead letter. 0: never.
-    /// At most 1,000,000. Default: 12.
+    /// The failed attempts after which the events of a batch are considered the cause, if the
+    /// upstream took others meanwhile: the batch is halved, and a single event becomes a dead
+    /// letter. 0: never. At most 1,000,000. Default: 12.
     pub attempts_max: u32,
     /// The kind and its settings.
     pub kind: Kind,
 }
 
-/// A [`Config`] that [`Config::validate`] has checked: only such a one is built.
+/// A [`Config`] that [`Config::validate`] has checked, and from which an upstream can be built.
 ///
 /// ```
 /// # let dir = tempfile::tempdir()?;
@@ -111,7 +113,7 @@ impl Config {
         let batch = self.batch.over(&BatchConfig::default());
         batch.validate().map_err(|e| e.within(&format!("upstream.{}", self.name)))?;
         if self.attempts_max > ATTEMPTS_MAX_MAX {
-            let reason = format!("{} is more than {ATTEMPTS_MAX_MAX}", self.attempts_max);
+            let reason = format!("must be at most {ATTEMPTS_MAX_MAX}");
             return Err(ConfigError::new(format!("upstream.{}.attempts_max", self.name), reason));
         }
         match &self.kind {
@@ -130,7 +132,7 @@ impl Config {
         .map_err(|e| e.within(&format!("upstream.{}", self.name)))
     }
 
-    /// Whether this upstream sends on the `Host` that an event came with.
+    /// Whether this upstream sends the `Host` that an event came with.
     pub fn keeps_host(&self) -> bool {
         #[cfg(feature = "http")]
         if let Kind::Legacy(config) = &self.kind {
@@ -163,7 +165,8 @@ impl Config {
     /// The first key whose value cannot be used.
     pub fn validate_all(all: &[Config]) -> Result<Vec<ValidConfig>, ConfigError> {
         if all.len() > UPSTREAMS_MAX {
-            let reason = format!("there are {}, at most {UPSTREAMS_MAX} are possible", all.len());
+            let reason =
+                format!("must name at most {UPSTREAMS_MAX} upstreams, and names {}", all.len());
             return Err(ConfigError::new("upstream", reason));
         }
         let mut names = HashSet::new();
@@ -179,32 +182,37 @@ impl Config {
 }
 
 impl ValidConfig {
-    /// Reads certificates and opens the kind's files. Resolves no name and opens no connection.
+    /// Builds the upstream. Reads certificates and opens the files of the kind; resolves no name
+    /// and opens no connection.
     ///
     /// # Errors
     ///
     /// The key of the file that cannot be used.
     pub fn build(&self) -> Result<Arc<dyn Upstream>, ConfigError> {
-        let built: Result<Arc<dyn Upstream>, ConfigError> = match &self.kind {
-            Kind::File(config) => config.build().map(|u| Arc::new(u) as Arc<dyn Upstream>),
+        let built = match &self.kind {
+            Kind::File(config) => shared(config.build()),
             #[cfg(feature = "http")]
-            Kind::Http(config) => config.build().map(|u| Arc::new(u) as Arc<dyn Upstream>),
+            Kind::Http(config) => shared(config.build()),
             #[cfg(feature = "http")]
-            Kind::Legacy(config) => config.build().map(|u| Arc::new(u) as Arc<dyn Upstream>),
+            Kind::Legacy(config) => shared(config.build()),
             #[cfg(feature = "http")]
-            Kind::Hubspot(config) => config.build().map(|u| Arc::new(u) as Arc<dyn Upstream>),
+            Kind::Hubspot(config) => shared(config.build()),
             #[cfg(feature = "kafka")]
-            Kind::Kafka(config) => config.build().map(|u| Arc::new(u) as Arc<dyn Upstream>),
+            Kind::Kafka(config) => shared(config.build()),
             #[cfg(feature = "nats")]
-            Kind::Nats(config) => config.build().map(|u| Arc::new(u) as Arc<dyn Upstream>),
+            Kind::Nats(config) => shared(config.build()),
         };
         built.map_err(|e| e.within(&format!("upstream.{}", self.name)))
     }
 }
 
+fn shared<U: Upstream>(built: Result<U, ConfigError>) -> Result<Arc<dyn Upstream>, ConfigError> {
+    built.map(|upstream| Arc::new(upstream) as Arc<dyn Upstream>)
+}
+
 impl Config {
-    /// How long a connection is used, in seconds. `None` for a kind without connections, and for
-    /// those that open theirs anew themselves: `http`, `legacy` and `hubspot`.
+    /// The longest time that a connection is used, in seconds. `None` for a kind without
+    /// connections, and for `http`, `legacy` and `hubspot`, whose client renews its connections.
     pub(super) fn connection_seconds_max(&self) -> Option<u64> {
         match &self.kind {
             #[cfg(feature = "kafka")]
@@ -215,7 +223,7 @@ impl Config {
         }
     }
 
-    /// The servers of such a kind, each as `host:port`.
+    /// The servers of a kind whose connections are renewed here, each as `host:port`.
     pub(super) fn servers(&self) -> Vec<String> {
         match &self.kind {
             #[cfg(feature = "kafka")]
@@ -226,8 +234,8 @@ impl Config {
         }
     }
 
-    /// The files that the settings name, which are read again when they change. Without those of
-    /// kind `file`, which are written.
+    /// The files that the settings name and that are read again when they change. The files of kind
+    /// `file` are not among them, because they are written.
     pub(super) fn files(&self) -> Vec<PathBuf> {
         let named: Vec<Option<&Path>> = match &self.kind {
             Kind::File(_) => Vec::new(),
@@ -247,16 +255,16 @@ impl Config {
 }
 
 impl ValidConfig {
-    /// The kind's settings as a reload changes them: what only a new process can change stays: the
-    /// name, the kind, `order`, and where that keeps an order, `concurrency_max`. `None`: nothing
-    /// of them can be reloaded.
+    /// These settings with the values of `new` that a reload may change. The name, the kind,
+    /// `order` and, with an order, `concurrency_max` need a new process and stay. `None` if a
+    /// reload cannot change any of them.
     pub(super) fn reloaded(&self, new: &Config) -> Option<ValidConfig> {
         let kind = reloaded(&self.kind, &new.kind).filter(|_| self.name == new.name)?;
         Some(ValidConfig(Config { kind, ..self.0.clone() }))
     }
 }
 
-/// The settings of `new` but for those of `own` that a running upstream cannot change.
+/// The settings of `new`, with those of `own` that a running upstream cannot change.
 fn reloaded(own: &Kind, new: &Kind) -> Option<Kind> {
     match (own, new) {
         #[cfg(feature = "http")]
@@ -280,14 +288,18 @@ fn reloaded(own: &Kind, new: &Kind) -> Option<Kind> {
     }
 }
 
-/// Checks an upstream's name, which becomes a file name, a metric label and a key:
-/// `[a-z0-9_-]{1,64}`.
+/// Checks the name of an upstream, `[a-z0-9_-]{1,64}`. It becomes part of file names, metric labels
+/// and keys.
+///
+/// # Errors
+///
+/// The name has other characters, or not 1 to 64 of them.
 pub fn check_name(name: &str) -> Result<(), ConfigError> {
     let plain = |b: u8| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'_' || b == b'-';
     if (1..=NAME_CHARS_MAX).contains(&name.len()) && name.bytes().all(plain) {
         return Ok(());
     }
-    let reason = format!("is not 1 to {NAME_CHARS_MAX} of a-z, 0-9, `_` and `-`");
+    let reason = format!("must be 1 to {NAME_CHARS_MAX} characters of a-z, 0-9, `_` and `-`");
     Err(ConfigError::new("upstream.name", reason))
 }
 
@@ -337,8 +349,8 @@ impl<'de> Deserialize<'de> for Config {
     }
 }
 
-/// Reads the settings below a key; an empty one: those of a kind. The error names the whole key,
-/// and no value.
+/// Reads the settings below a key; with an empty key, the settings of a kind. The error names the
+/// whole key and no value.
 fn read<T: DeserializeOwned>(settings: impl Into<toml::Value>, below: &str) -> Result<T, String> {
     serde_path_to_error::deserialize(settings.into()).map_err(|e| {
         let reason = without_value(e.inner().message());

@@ -44,18 +44,20 @@ pub trait Upstream: Send + Sync + 'static {
     /// of this process.
     async fn send(&self, batch: &Batch) -> Outcome;
 
-    /// Maximum number of batches in flight. At least 1.
+    /// Maximum number of batches in flight. At least 1. Default: 1.
     fn concurrency_max(&self) -> usize {
         1
     }
 
     /// Whether each portal's events must be delivered in the order in which they were accepted.
+    /// Default: no.
     fn keeps_portal_order(&self) -> bool {
         false
     }
 
-    /// A stop waits no longer: each `send` under way shall return at once with what is known. One
-    /// that does not is dropped, and its events are sent again after the next start.
+    /// Called when a stop waits no longer: each `send` under way must return at once with the
+    /// outcomes that are known. A `send` that does not return is dropped, and its events are sent
+    /// again after the next start.
     fn cut_off(&self) {}
 
     /// Called once, after the last `send` has ended.

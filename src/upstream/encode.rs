@@ -42,7 +42,7 @@ impl Format {
     }
 }
 
-/// The body of a batch, not compressed. `None` if a record cannot be read.
+/// The body of a batch, before compression. `None` if a record cannot be read.
 pub fn encode(records: &[Bytes], format: Format) -> Option<Vec<u8>> {
     let size = records.iter().map(|r| r.len() + Batch::EVENT_OVERHEAD_BYTES).sum::<usize>();
     let mut out = Vec::with_capacity(size + 2);
@@ -56,12 +56,13 @@ pub fn encode(records: &[Bytes], format: Format) -> Option<Vec<u8>> {
         if place > 0 {
             out.extend_from_slice(between);
         }
-        // Not checksummed again: the spool verified the record when it read it.
+        // The spool verified the checksum of the record when it read it, so the texts are not
+        // checked.
         let record = RawRecord::read(bytes).ok()?;
         if format == Format::CloudEvents {
             open_envelope(&mut out, &record)?;
         }
-        writer.write(&mut out, &record, bot::is_bot(record.user_agent));
+        writer.write(&mut out, &record, bot::is_bot_bytes(record.user_agent));
         if format == Format::CloudEvents {
             out.push(b'}');
         }

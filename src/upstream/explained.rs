@@ -1,4 +1,4 @@
-//! What an upstream that translates events would send; the command `explain` prints it.
+//! The translation of an event by an upstream, as the command `explain` prints it.
 
 use serde_json::Value;
 
@@ -7,9 +7,9 @@ use serde_json::Value;
 pub struct Explained {
     /// The upstream's name.
     pub upstream: String,
-    /// Text output, one statement per line. Holds the event's texts unescaped.
+    /// The translation as text, one statement per line. The texts of the event are not escaped.
     pub lines: Vec<String>,
-    /// JSON output: `{"upstream":…,"event":{…},"contact":{…}}` with HubSpot's keys, or
+    /// The translation as JSON: `{"upstream":…,"event":{…},"contact":{…}}` with HubSpot's keys, or
     /// `{"upstream":…,"dead":"why"}`. `event` lacks the fields that are set at receipt.
     pub json: Value,
 }

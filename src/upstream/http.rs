@@ -27,10 +27,6 @@ use crate::env::Secret;
 /// Maximum number of configured headers.
 pub const HEADERS_MAX: usize = 32;
 
-/// How long an idle connection is kept, in seconds: less than the keep-alive of common backends
-/// and balancers (60 s and more), so that they rarely close a connection just as it is used.
-const IDLE_SECONDS_MAX: u64 = 50;
-
 /// Headers that cannot be configured, because pixelgate sets them for each request.
 const HEADERS_OURS: &[&str] = &[
     "connection",
@@ -65,28 +61,28 @@ const HEADERS_OURS: &[&str] = &[
 #[serde(default, deny_unknown_fields)]
 #[cfg_attr(not(feature = "internals"), non_exhaustive)]
 pub struct Config {
-    /// Where batches are posted to: `http` or `https`. May hold `${ENV}`.
+    /// The `http` or `https` URL to which batches are posted. May hold `${ENV}`.
     pub url: Secret,
-    /// The layout of a body.
+    /// The format of a body. Default: `json`.
     pub format: Format,
-    /// The compression of a body.
+    /// The compression of a body. Default: `gzip`.
     pub compression: Compression,
     /// Headers that are added to every request, at most 32. Values may hold `${ENV}`.
     pub headers: BTreeMap<String, Secret>,
-    /// Key that signs every request after Standard Webhooks 1.0: `whsec_…`. May hold `${ENV}`.
+    /// The key that signs every request by Standard Webhooks 1.0: `whsec_…`. May hold `${ENV}`.
     pub secret: Option<Secret>,
-    /// Time for one request, from connecting to the end of the response, in seconds, 1 to 300.
-    /// Default: 10.
+    /// The longest time for one request, from connecting to the end of the response, in seconds, 1
+    /// to 300. Default: 10.
     pub timeout_seconds: u64,
-    /// How long a connection is used, in seconds, 1 to 86,400. Default: 300.
+    /// The longest time that a connection is used, in seconds, 1 to 86,400. Default: 300.
     pub connection_seconds_max: u64,
-    /// The proxy for all requests: `http://` or `https://`; empty: none. `None`: that of the
-    /// environment. May hold `${ENV}`.
+    /// The proxy for all requests, an `http://` or `https://` URL. Empty: no proxy. `None`, the
+    /// default: the proxy that the environment names. May hold `${ENV}`.
     pub proxy: Option<Secret>,
     /// Maximum number of batches in flight, 1 to 64. The concurrency limiter stays at or below it.
     /// Default: 8.
     pub concurrency_max: usize,
-    /// Whether each portal's events are delivered in order.
+    /// Whether each portal's events are delivered in order. Default: `none`.
     pub order: Order,
     /// Certificates (PEM) to trust instead of the machine's.
     pub ca: Option<PathBuf>,
@@ -96,7 +92,7 @@ pub struct Config {
     pub key: Option<PathBuf>,
 }
 
-/// In which order events are delivered.
+/// The order in which events are delivered.
 ///
 /// ```
 /// use pixelgate::config::{HttpUpstream, Order};
@@ -107,7 +103,7 @@ pub struct Config {
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Order {
-    /// No order: batches overtake each other.
+    /// No order: a batch may overtake another.
     #[default]
     None,
     /// Each portal's events in the order in which they were accepted, retries included. A batch
@@ -168,10 +164,9 @@ impl Config {
         client::Setup {
             timeout_seconds: self.timeout_seconds,
             connections: self.concurrency_max,
-            idle_seconds: IDLE_SECONDS_MAX,
-            http1_only: false,
             connection_seconds_max: self.connection_seconds_max,
             proxy: self.proxy.clone(),
+            ..client::Setup::default()
         }
     }
 
@@ -210,7 +205,7 @@ impl Config {
 
     fn own_headers(&self) -> Result<HeaderMap, ConfigError> {
         if self.headers.len() > HEADERS_MAX {
-            let reason = format!("there are {}, at most {HEADERS_MAX}", self.headers.len());
+            let reason = format!("must be at most {HEADERS_MAX}, and are {}", self.headers.len());
             return Err(ConfigError::new("headers", reason));
         }
         let mut headers = HeaderMap::new();
@@ -231,10 +226,10 @@ impl Config {
     }
 }
 
-/// What stands in the `url` of kind `legacy` for an event's portal.
+/// The placeholder for an event's portal in the `url` of kind `legacy`.
 pub(super) const PORTAL: &str = "{portal}";
 
-/// Parses a configured URL, which must be absolute, `http` or `https`, and have a host.
+/// Parses a configured URL, which must begin with `http://` or `https://` and a host.
 pub(super) fn parse_url(text: &Secret) -> Result<Url, ConfigError> {
     let text = text.expose();
     if text.is_empty() {
@@ -255,8 +250,8 @@ pub(super) fn parse_url(text: &Secret) -> Result<Url, ConfigError> {
 }
 
 impl Http {
-    /// The batch's body, encoded on a blocking thread: compressing 1 MB takes milliseconds, for
-    /// which the other tasks of the async thread would otherwise wait.
+    /// The body of the batch. It is encoded on a blocking thread: compressing 1 MB takes
+    /// milliseconds, during which the other tasks of the async thread would wait.
     async fn body(&self, batch: &Batch) -> Result<Body, Outcome> {
         let (batch, format, compression) = (batch.clone(), self.format, self.compression);
         let is_encoded = batch.is_encoded();
@@ -275,8 +270,7 @@ impl Http {
             let shut_down = |_| Outcome::Retry(Failure::new("shutting down"));
             tokio::task::spawn_blocking(make).await.map_err(shut_down)?
         };
-        let unreadable = || Outcome::Rejected(Failure::new("a spool record cannot be read"));
-        body.ok_or_else(unreadable)
+        body.ok_or_else(Outcome::unreadable)
     }
 }
 
@@ -299,7 +293,7 @@ impl Upstream for Http {
             .header("idempotency-key", &id)
             .header("x-batch-events", batch.records().len());
         if let Some(signer) = &self.signer {
-            // The time of this attempt: receivers reject an old time as a replay.
+            // The time is that of this attempt, because receivers reject an old time as a replay.
             let seconds = Timestamp::now().as_second();
             request = request
                 .header("webhook-id", &id)

@@ -38,43 +38,28 @@ pub enum Kind {
     Nats(nats::Config),
 }
 
-impl From<file::Config> for Kind {
-    fn from(config: file::Config) -> Kind {
-        Kind::File(config)
-    }
+/// Implements `From` for the settings of each kind.
+macro_rules! from_settings {
+    ($($(#[$feature:meta])* $module:ident => $kind:ident,)*) => {$(
+        $(#[$feature])*
+        impl From<$module::Config> for Kind {
+            fn from(settings: $module::Config) -> Kind {
+                Kind::$kind(settings)
+            }
+        }
+    )*};
 }
 
-#[cfg(feature = "http")]
-impl From<http::Config> for Kind {
-    fn from(config: http::Config) -> Kind {
-        Kind::Http(config)
-    }
-}
-
-#[cfg(feature = "http")]
-impl From<legacy::Config> for Kind {
-    fn from(config: legacy::Config) -> Kind {
-        Kind::Legacy(config)
-    }
-}
-
-#[cfg(feature = "http")]
-impl From<hubspot::Config> for Kind {
-    fn from(config: hubspot::Config) -> Kind {
-        Kind::Hubspot(config)
-    }
-}
-
-#[cfg(feature = "kafka")]
-impl From<kafka::Config> for Kind {
-    fn from(config: kafka::Config) -> Kind {
-        Kind::Kafka(config)
-    }
-}
-
-#[cfg(feature = "nats")]
-impl From<nats::Config> for Kind {
-    fn from(config: nats::Config) -> Kind {
-        Kind::Nats(config)
-    }
+from_settings! {
+    file => File,
+    #[cfg(feature = "http")]
+    http => Http,
+    #[cfg(feature = "http")]
+    legacy => Legacy,
+    #[cfg(feature = "http")]
+    hubspot => Hubspot,
+    #[cfg(feature = "kafka")]
+    kafka => Kafka,
+    #[cfg(feature = "nats")]
+    nats => Nats,
 }

@@ -1,8 +1,8 @@
-//! `legacy`: an existing backend without a batch API. Each event is replayed as a `GET` request in
-//! canonical form (SPEC 3), with the client's `User-Agent`, `Referer` and address
+//! `legacy`: an existing backend without a batch API (SPEC 7). Each event is replayed as a `GET`
+//! request in canonical form (SPEC 3), with the client's `User-Agent`, `Referer` and address
 //! (`X-Forwarded-For`), and the headers of `events.context_headers`, such as `Accept-Language`.
-//! With `keep_host` the request has the client's `Host`, and HTTP/2 is not used. Requests run in
-//! parallel over kept connections.
+//! With `keep_host`, the request has the client's `Host`, and HTTP/2 is not used. Requests run in
+//! parallel over connections that stay open.
 //!
 //! # Money
 //!
@@ -12,16 +12,17 @@
 //! gateway lost the backend (502, 504). An event without revenue is then sent again. For an event
 //! with revenue `on_unknown` decides:
 //!
-//! - `dead` (default): it becomes a dead letter. An operator can look the amount up, and
-//!   `pixelgate dead replay` sends it again. A missing amount is on the list of dead letters; an
-//!   amount that was booked twice would be on no list.
-//! - `retry`: it is sent again, and may count twice.
+//! - `dead` (default): the event becomes a dead letter. An operator can look up the amount, and
+//!   `pixelgate dead replay` sends the event again. A missing amount is in the list of dead
+//!   letters; an amount that was booked twice would be in no list.
+//! - `retry`: the event is sent again, and may count twice.
 //!
-//! A request that a stop cuts off is unknown, too. One case remains: events in flight while this
-//! process is killed are sent again after the next start, with or without revenue.
+//! The result of a request that a stop cuts off is unknown, too. In one case this setting has no
+//! effect: events in flight while this process is killed are sent again after the next start, with
+//! or without revenue.
 //!
-//! After a response that shows trouble of the backend, the rest of the batch is not sent: it
-//! would add load and more unknown results.
+//! After a response that shows trouble of the backend, the rest of the batch is not sent, because
+//! it would add load and unknown results.
 
 use crate::config_error::ConfigError;
 use std::collections::BTreeMap;
@@ -48,11 +49,12 @@ use super::{answer, client};
 use crate::env::Secret;
 use crate::event::{PORTAL_MAX, Record, canonical_query};
 
-/// Maximum number of batches in flight: the second starts while the first waits for its last
+/// Maximum number of batches in flight. The second starts while the first waits for its last
 /// responses.
 const BATCHES_MAX: usize = 2;
-/// How long an idle connection is kept, in seconds. Old servers close theirs after 5 s; if one is
-/// closed during a request, the event's result is unknown.
+/// The longest time that a connection stays open without a request, in seconds. Old servers close
+/// idle connections after 5 s, and if one is closed during a request, the result of its event is
+/// unknown.
 const IDLE_SECONDS_MAX: u64 = 4;
 
 /// Headers that frame a request or a connection: `events.context_headers` cannot set them here.
@@ -80,26 +82,26 @@ const OWN_HEADERS: [HeaderName; 8] = [
 #[serde(default, deny_unknown_fields)]
 #[cfg_attr(not(feature = "internals"), non_exhaustive)]
 pub struct Config {
-    /// The URL that events are sent to, with the event path. May hold `${ENV}`, and `{portal}`, for
-    /// which each event's portal stands.
+    /// The URL to which events are sent, with the event path. May hold `${ENV}`, and `{portal}`,
+    /// which is replaced by the number of each event's portal.
     pub url: Secret,
-    /// Whether each request has the `Host` that the event came with.
+    /// Whether each request has the `Host` that the event came with. Default: `false`.
     pub keep_host: bool,
     /// Maximum number of requests in flight, 1 to 64. Default: 8.
     pub concurrency_max: usize,
-    /// Time for one request, in seconds, 1 to 300. Default: 10.
+    /// The longest time for one request, in seconds, 1 to 300. Default: 10.
     pub timeout_seconds: u64,
-    /// How long a connection is used, in seconds, 1 to 86,400. Default: 300.
+    /// The longest time that a connection is used, in seconds, 1 to 86,400. Default: 300.
     pub connection_seconds_max: u64,
-    /// The proxy for all requests: `http://` or `https://`; empty: none. `None`: that of the
-    /// environment. May hold `${ENV}`.
+    /// The proxy for all requests, an `http://` or `https://` URL. Empty: no proxy. `None`, the
+    /// default: the proxy that the environment names. May hold `${ENV}`.
     pub proxy: Option<Secret>,
-    /// What happens to an event with revenue whose result is unknown.
+    /// What happens to an event with revenue whose result is unknown. Default: `dead`.
     pub on_unknown: OnUnknown,
 }
 
-/// What happens to an event with revenue of which it is not known whether the backend has counted
-/// it: the request was sent and no response arrived, or a gateway lost the backend (502, 504).
+/// What happens to an event with revenue whose result is unknown: the request was sent, and no
+/// response arrived or a gateway lost the backend (502, 504).
 ///
 /// ```
 /// use pixelgate::config::{LegacyUpstream, OnUnknown};
@@ -110,9 +112,9 @@ pub struct Config {
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum OnUnknown {
-    /// Send the event again: it may count twice.
+    /// The event is sent again, and may count twice.
     Retry,
-    /// Keep the event as a dead letter, for an operator to decide.
+    /// The event becomes a dead letter, and an operator decides.
     #[default]
     Dead,
 }
@@ -131,15 +133,15 @@ struct Replayer {
     address: Address,
     keep_host: bool,
     on_unknown: OnUnknown,
-    /// Whether the last batch met trouble. Then each request waits for the previous response.
+    /// Whether the last batch met trouble. If so, each request waits for the previous response.
     careful: AtomicBool,
 }
 
-/// Where events are sent to.
+/// The URL to which events are sent.
 struct Address {
-    /// For an address with `{portal}`: with a portal's number in its place.
+    /// The URL. If it is configured with `{portal}`, a portal's number is in its place.
     url: Url,
-    /// The address as configured, where it has `{portal}`.
+    /// The URL as configured, if it has `{portal}`.
     template: Option<String>,
 }
 
@@ -150,7 +152,7 @@ struct Replay {
     has_revenue: bool,
 }
 
-/// How a request ended: the outcome of its event, and the trouble that stops later requests.
+/// The end of a request: the outcome of its event, and the trouble that stops later requests.
 struct End {
     outcome: Outcome,
     trouble: Option<Outcome>,
@@ -160,7 +162,7 @@ struct End {
 struct Ends {
     outcomes: Vec<Option<Outcome>>,
     trouble: Option<Outcome>,
-    /// Places of the events whose request is under way, and whether the event has revenue.
+    /// The places of the events whose requests are under way, and whether each event has revenue.
     under_way: BTreeMap<usize, bool>,
 }
 
@@ -197,8 +199,8 @@ impl Config {
             timeout_seconds: self.timeout_seconds,
             connections: self.concurrency_max,
             idle_seconds: IDLE_SECONDS_MAX,
-            http1_only: self.keep_host,
             connection_seconds_max: self.connection_seconds_max,
+            http1_only: self.keep_host,
             proxy: self.proxy.clone(),
         }
     }
@@ -222,23 +224,23 @@ impl Address {
     fn new(url: &Secret) -> Result<Address, ConfigError> {
         let text = url.expose();
         let template = text.contains(PORTAL).then(|| text.to_owned());
-        // The greatest number is neither a port nor a part of an IPv4 address: an event must not
-        // choose the machine that it is sent to.
+        // An event must not choose the machine that it is sent to. The greatest number is too large
+        // for a port and for a part of an IPv4 address, so `{portal}` there is refused.
         let greatest = Secret::new(text.replace(PORTAL, &PORTAL_MAX.to_string()));
         let url = parse_url(&greatest)?;
         let least = Url::parse(&text.replace(PORTAL, "1")).ok();
-        // Nor who this edge says it is.
+        // Nor must an event choose the credentials of the request.
         let credentials =
             |url: &Url| (url.username().to_owned(), url.password().map(str::to_owned));
         if least.as_ref().map(credentials) != Some(credentials(&url)) {
-            let why = "may hold {portal} in its host, its path and its query alone";
+            let why = "may hold {portal} in its host, its path and its query only";
             return Err(ConfigError::new("url", why));
         }
         Ok(Address { url, template })
     }
 
-    /// The address for a portal; `None` if it is no URL, which no address that was checked with a
-    /// longer number is known to give.
+    /// The URL for a portal. `None` if it is not a URL, which is not expected of an address that
+    /// was checked with the longest number.
     fn of(&self, portal: u64) -> Option<Url> {
         match &self.template {
             None => Some(self.url.clone()),
@@ -260,7 +262,7 @@ impl Upstream for Legacy {
         let is_cut = tokio::select! {
             biased;
             () = self.send_all(batch, &mut ends) => false,
-            // The sender lives as long as this upstream.
+            // Never an error, because the sender lives as long as this upstream.
             _ = cut.wait_for(|cut| *cut) => true,
         };
         if is_cut {
@@ -280,19 +282,18 @@ impl Upstream for Legacy {
 }
 
 impl Legacy {
-    /// Sends the events and notes how they end, until the first trouble. Dropped, it leaves those
-    /// under way in `ends`.
+    /// Sends the events until the first trouble, and notes their ends. If the future is dropped,
+    /// the requests under way stay noted in `ends`.
     async fn send_all(&self, batch: &Batch, ends: &mut Ends) {
         let mut sending = JoinSet::new();
         for (place, record) in batch.records().iter().enumerate() {
             let Some(replay) = self.replayer.prepare(record) else {
-                let failure = Failure::new("a spool record cannot be read");
-                ends.outcomes[place] = Some(Outcome::Rejected(failure));
+                ends.outcomes[place] = Some(Outcome::unreadable());
                 continue;
             };
             // The semaphore is never closed.
             let Ok(permit) = Arc::clone(&self.requests).acquire_owned().await else { break };
-            // Read the responses received so far before sending more.
+            // Reads the responses that have arrived before sending more.
             while let Some(done) = sending.try_join_next() {
                 ends.note(done.ok());
             }
@@ -310,7 +311,7 @@ impl Legacy {
                 ends.note(sending.join_next().await.and_then(Result::ok));
             }
         }
-        // Wait for all requests that were sent: their results are known only here.
+        // Waits for all requests that were sent, whose results are known only then.
         while let Some(done) = sending.join_next().await {
             ends.note(done.ok());
         }
@@ -331,17 +332,18 @@ impl Replayer {
         Some(Replay { url, headers: self.headers(&record), has_revenue: event.revenue.is_some() })
     }
 
-    /// The headers that the event came with, as far as they are stored.
+    /// The stored headers that the event came with.
     fn headers(&self, record: &Record<'_>) -> HeaderMap {
         let context = &record.context;
         let mut headers = HeaderMap::new();
         let mut set = |name: HeaderName, value: Option<&str>| {
-            // A value that is not valid in a header is left out: the event counts without it.
+            // A value that is not valid in a header is left out, because the event counts without
+            // it.
             if let Some(value) = value.and_then(|v| HeaderValue::from_bytes(v.as_bytes()).ok()) {
                 headers.insert(name, value);
             }
         };
-        for (name, value) in &context.headers {
+        for (name, value) in &context.further().headers {
             let name = HeaderName::from_bytes(name.as_bytes()).ok();
             if let Some(name) = name.filter(|name| !OWN_HEADERS.contains(name)) {
                 set(name, Some(value));
@@ -352,7 +354,7 @@ impl Replayer {
         set(header::REFERER, context.referer.as_deref());
         set(HeaderName::from_static("x-forwarded-for"), ip.as_deref());
         if self.keep_host {
-            set(header::HOST, context.host.as_deref());
+            set(header::HOST, context.further().host.as_deref());
         }
         headers
     }
@@ -379,7 +381,8 @@ impl Replayer {
         }
     }
 
-    /// `at_stake`: the result is unknown and the event has revenue.
+    /// The end of a request with this outcome. `at_stake` says that the result is unknown and the
+    /// event has revenue.
     fn end(&self, outcome: Outcome, at_stake: bool) -> End {
         match outcome {
             Outcome::Retry(failure) => {
@@ -406,7 +409,7 @@ impl Ends {
         self.trouble = self.trouble.take().or(end.trouble);
     }
 
-    /// A stop has cut off the requests under way: what became of them is unknown.
+    /// Ends the requests that a stop has cut off. Their results are unknown.
     fn cut_off(&mut self, replayer: &Replayer) {
         for (place, has_revenue) in std::mem::take(&mut self.under_way) {
             let failure = Failure::new("cut off by a stop");
@@ -421,14 +424,15 @@ impl Ends {
         let mut parts: Vec<Part> = Vec::new();
         for (place, outcome) in self.outcomes.into_iter().enumerate() {
             let outcome = outcome.unwrap_or_else(|| not_sent.clone());
-            // Each rejected event is a part of its own: two in one part would be split and resent.
+            // Each rejected event is a part of its own: delivery would split a part of two and send
+            // both again.
             let alone = matches!(outcome, Outcome::Rejected(_) | Outcome::TooLarge(_));
             match parts.iter_mut().find(|part| !alone && part.outcome == outcome) {
                 Some(part) => part.places.push(place),
                 None => parts.push(Part { places: vec![place], outcome }),
             }
         }
-        // Report the trouble even if no event is to be retried.
+        // Reports the trouble even if no event must be retried.
         if let Some(outcome) = self.trouble
             && !parts.iter().any(|part| part.outcome == outcome)
         {

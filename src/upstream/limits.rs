@@ -1,4 +1,4 @@
-//! Limits of settings that several kinds share.
+//! The limits of settings that several kinds share.
 
 use crate::config_error::ConfigError;
 
@@ -27,5 +27,5 @@ pub fn check_within(key: &str, value: u64, max: u64) -> Result<(), ConfigError> 
     if (1..=max).contains(&value) {
         return Ok(());
     }
-    Err(ConfigError::new(key, format!("must be within 1 and {max}")))
+    Err(ConfigError::new(key, format!("must be 1 to {max}")))
 }

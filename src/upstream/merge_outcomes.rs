@@ -7,8 +7,8 @@ use super::outcome::{Outcome, Part};
 /// are equal, else [`Outcome::Mixed`] with one part for each distinct outcome.
 ///
 /// Events that are rejected, or too large, with the same failure share a part, which delivery
-/// splits until each event is alone. So each outcome must be about its event, not about a request
-/// that held several.
+/// splits until each event is alone. So each outcome must be about its event, and not about a
+/// request that held several events.
 pub fn merge_outcomes(ends: impl IntoIterator<Item = Outcome>) -> Outcome {
     let mut parts: Vec<Part> = Vec::new();
     for (place, outcome) in ends.into_iter().enumerate() {

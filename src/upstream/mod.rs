@@ -1,14 +1,14 @@
-//! Upstreams: where batches go.
+//! Upstreams, the destinations of batches (SPEC 7).
 //!
 //! An [`Upstream`] makes one attempt to deliver one [`Batch`] and returns its [`Outcome`]. Retries,
-//! waits, splits and metrics are the same for every kind and belong to `delivery`. This keeps a
-//! new kind small and its failures predictable.
+//! waits, splits and metrics are the same for every kind and belong to the room `delivery`. So a
+//! new kind is small, and its failures are predictable.
 //!
-//! The trait is the one extension point of the delivery path: an embedding program may pass its
-//! own implementation. The built-in kinds are chosen by `kind` in `[[upstream]]`, see [`Config`].
+//! The trait is the one extension point of the delivery path: a host may bring an implementation of
+//! its own. The key `kind` of `[[upstream]]` selects a built-in kind, see [`Config`].
 
 #[cfg(feature = "http")]
-mod answer;
+pub mod answer;
 mod batch;
 mod bot;
 #[cfg(feature = "http")]
@@ -43,7 +43,7 @@ mod sign;
 #[cfg(any(feature = "http", feature = "nats"))]
 mod tls;
 
-pub(crate) use bot::is_bot;
+pub use bot::is_bot;
 
 pub use crate::env::Secret;
 pub use batch::{Batch, BatchConfig, BatchOverride, Body};
@@ -62,7 +62,7 @@ pub use kind::Kind;
 pub use outcome::{Failure, Outcome, Part};
 pub(crate) use replaceable::{Replaceable, Replacement};
 
-/// What the kinds that translate events would send for `event`: none of them is in this build.
+/// The translations of `event`. There are none in this build, which lacks the feature `http`.
 #[cfg(not(feature = "http"))]
 pub fn explain(_: &[Config], _: &crate::event::Event<'_>) -> Vec<Explained> {
     Vec::new()

@@ -1,4 +1,5 @@
-//! Looks up the names that connections are opened to, and notices when an address has changed.
+//! Looks up the names of the servers to which connections are opened, and detects changed
+//! addresses.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::io;
@@ -8,13 +9,14 @@ use std::sync::Arc;
 use parking_lot::Mutex;
 use reqwest::dns::{Addrs, Name, Resolve, Resolving};
 
-/// The names that were looked up, with their addresses. A clone is another handle to the same.
+/// The names that were looked up, with their addresses. A clone is another handle to the same
+/// table.
 #[derive(Clone, Default)]
 pub struct Names(Arc<Mutex<BTreeMap<String, BTreeSet<IpAddr>>>>);
 
 impl Names {
     /// Whether a name that was looked up before has other addresses now. A name that cannot be
-    /// looked up has not changed.
+    /// looked up counts as unchanged.
     pub async fn have_changed(&self) -> bool {
         let known = self.0.lock().clone();
         for (name, before) in known {
@@ -42,9 +44,9 @@ fn addresses(found: &[SocketAddr]) -> BTreeSet<IpAddr> {
     found.iter().map(SocketAddr::ip).collect()
 }
 
-/// On a blocking thread, because a name server may not answer.
+/// Looks up a name on a blocking thread, because the name server may not answer.
 async fn look_up(name: String) -> io::Result<Vec<SocketAddr>> {
-    // The connector sets the port.
+    // The port is 0, because the connector sets it.
     let look = move || (name.as_str(), 0).to_socket_addrs().map(Iterator::collect);
     tokio::task::spawn_blocking(look).await.map_err(io::Error::other)?
 }

@@ -1,9 +1,9 @@
-//! How an attempt to deliver a batch ended, and why.
+//! The outcome of an attempt to deliver a batch, and the reason of a failure (SPEC 7).
 
 use std::borrow::Cow;
 use std::time::Duration;
 
-/// How one attempt ended.
+/// The outcome of one attempt.
 ///
 /// ```
 /// use pixelgate::Outcome;
@@ -26,19 +26,20 @@ use std::time::Duration;
 pub enum Outcome {
     /// The upstream has the whole batch, durably.
     Delivered,
-    /// Nothing is wrong with the batch: try the same bytes again, later.
+    /// The batch is in order. The same bytes are sent again later.
     Retry(Failure),
-    /// The batch is too big: split it. A single event that is too big becomes a dead letter.
+    /// The batch is too large and is split. A single event that is too large becomes a dead letter.
     TooLarge(Failure),
-    /// The upstream rejects something in the batch permanently: split it to find the event. A
+    /// The upstream rejects a part of the batch for good. The batch is split to find the event. A
     /// single event that is rejected becomes a dead letter.
     Rejected(Failure),
-    /// The configuration is wrong (address, credentials): keep retrying and alert the operator.
+    /// The configuration is wrong, for instance the address or the credentials. The batch is
+    /// retried, and the state of the upstream calls the operator.
     Fault(Failure),
-    /// These events can never be delivered: all of them become dead letters.
+    /// These events can never be delivered, and all of them become dead letters.
     Dead(Failure),
-    /// The events of the batch ended differently. An event in no part is retried; of an event in
-    /// two parts the first one counts.
+    /// The events of the batch have different outcomes. An event in no part is retried. For an
+    /// event in two parts, the first part counts.
     Mixed(Vec<Part>),
 }
 
@@ -56,15 +57,15 @@ pub enum Outcome {
 #[derive(Debug, Clone, PartialEq, Eq)]
 #[cfg_attr(not(feature = "internals"), non_exhaustive)]
 pub struct Part {
-    /// Indices into [`Batch::records`](super::Batch::records). Empty: the outcome is about the
-    /// upstream only.
+    /// Indices into [`Batch::records`](super::Batch::records). If there are none, the outcome is
+    /// about the upstream only.
     pub places: Vec<usize>,
-    /// Their outcome; never `Mixed`.
+    /// The outcome of these events, which is never `Mixed`.
     pub outcome: Outcome,
 }
 
-/// Why an attempt did not deliver. Shown in logs, `/status` and dead letters, so it holds no data
-/// of an event or of an upstream's response, except a portal's number.
+/// The reason why an attempt did not deliver. Logs, `/status` and dead letters show it, so it holds
+/// no data of an event or of an upstream's response but the number of a portal.
 ///
 /// ```
 /// use pixelgate::custom::Failure;
@@ -83,8 +84,8 @@ pub struct Failure {
     pub status: Option<u16>,
     /// The wait that the upstream asked for (`Retry-After`).
     pub after: Option<Duration>,
-    /// Whether the failure concerns these events only (for example, their portal is rate limited)
-    /// and not the upstream: then breaker and limiter ignore it.
+    /// Whether the failure concerns these events only and not the upstream, for instance because
+    /// their portal is rate limited. Breaker and limiter ignore such a failure.
     pub local: bool,
 }
 
@@ -107,13 +108,19 @@ impl Failure {
         Failure { what, status: Some(status), after: None, local: false }
     }
 
-    /// The same failure, limited to these events: see [`Failure::local`].
+    /// The same failure, but of these events only: see [`Failure::local`].
     pub fn of_these_events(self) -> Failure {
         Failure { local: true, ..self }
     }
 }
 
 impl Outcome {
+    /// The outcome of events whose record in the spool cannot be read. A retry does not change it,
+    /// so the events become dead letters.
+    pub(super) fn unreadable() -> Outcome {
+        Outcome::Rejected(Failure::new("a spool record cannot be read"))
+    }
+
     /// The label of `pixelgate_batches_total{outcome}`.
     pub fn label(&self) -> &'static str {
         match self {

@@ -1,8 +1,8 @@
-//! A configured upstream that takes new settings, certificates and keys while it delivers.
+//! A configured upstream that takes new settings, certificates and keys while it delivers (SPEC 8,
+//! SIGHUP).
 //!
-//! A batch that is being sent ends with the settings that it began with; the next one uses those
-//! that are in use by then. An upstream that was replaced is closed when its last attempt has
-//! ended.
+//! A batch that is being sent ends with the settings that it began with, and the next batch uses
+//! the new ones. An upstream that was replaced is closed when its last attempt has ended.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, ToSocketAddrs};
@@ -25,10 +25,10 @@ use crate::telemetry::faults::{FaultKind, Faults};
 const LOOK_SECONDS: u64 = 2;
 /// Pause between two look-ups of an upstream's servers, in seconds.
 const LOOKUP_SECONDS: u64 = 30;
-/// How long an attempt waits for a look that is due, in milliseconds: a file system may hang.
+/// The longest wait of an attempt for a look that is due, in milliseconds: a file system may hang.
 const LOOK_MS_MAX: u64 = 500;
 
-/// See the module. A clone is another handle to the same upstream.
+/// A configured upstream that can be replaced. A clone is another handle to the same upstream.
 #[derive(Clone)]
 pub struct Replaceable(Arc<Inner>);
 
@@ -38,7 +38,7 @@ struct Inner {
     keeps_portal_order: bool,
     faults: Faults,
     in_use: Mutex<InUse>,
-    /// When the last look began. Locked during a look, so that there is one at a time.
+    /// When the last look began. It is locked during a look, so that one look runs at a time.
     looked_at: Arc<tokio::sync::Mutex<Instant>>,
     /// Replaced upstreams that are not closed yet.
     retired: Mutex<Vec<Arc<dyn Upstream>>>,
@@ -47,7 +47,7 @@ struct Inner {
 struct InUse {
     config: ValidConfig,
     upstream: Arc<dyn Upstream>,
-    /// The files that the settings name, as they were just before they were read.
+    /// The files that the settings name, with their stamps from just before they were read.
     files: Files,
     since: Instant,
     /// The addresses of the servers that the settings name, and when they were looked up.
@@ -87,12 +87,12 @@ impl Replaceable {
         &self.0.name
     }
 
-    /// Builds the upstream with the settings of `config`, without those that need a new process.
-    /// `None`: nothing would change, not even a file.
+    /// Builds the upstream with those settings of `config` that a running upstream can change.
+    /// `None` if no setting and no file has changed.
     ///
     /// # Errors
     ///
-    /// As for [`Replaceable::build`].
+    /// The errors of [`Replaceable::build`].
     pub fn prepare(&self, config: &Config) -> Result<Option<Replacement>, ConfigError> {
         let in_use = self.0.in_use.lock();
         let Some(config) = in_use.config.reloaded(config) else { return Ok(None) };
@@ -103,19 +103,19 @@ impl Replaceable {
         InUse::build(config).map(|built| Some(Replacement(built)))
     }
 
-    /// Puts a replacement in use. Attempts under way end with what they began with.
+    /// Puts a replacement in use. Attempts under way end with the settings that they began with.
     pub fn put(&self, Replacement(new): Replacement) {
         let old = std::mem::replace(&mut *self.0.in_use.lock(), new);
         self.0.retired.lock().push(old.upstream);
         self.0.faults.clear(FaultKind::ConfigReload, &self.subject());
-        // Outside of a runtime the next attempt closes it.
+        // Outside of a runtime, the next attempt closes the old upstream.
         if let Ok(runtime) = tokio::runtime::Handle::try_current() {
             let this = self.clone();
             runtime.spawn(async move { this.close_retired().await });
         }
     }
 
-    /// Reads the upstream's files again if they have changed, and opens its connections anew if
+    /// Reads the files of the upstream again if they have changed, and renews its connections if
     /// they are too old or its servers have other addresses. Blocks.
     pub fn look(&self) {
         let (config, has_changed) = {
@@ -125,7 +125,8 @@ impl Replaceable {
         if !has_changed {
             return self.renew_connections(config);
         }
-        // Taken before the files are read, so that a change meanwhile is seen at the next look.
+        // The stamps are taken before the files are read, so that the next look finds a change in
+        // between.
         let files = stamps(&config);
         match InUse::build(config) {
             Ok(built) => {
@@ -133,17 +134,17 @@ impl Replaceable {
                 log::info!("upstream {}: its changed files are in use from now on", self.0.name);
             }
             Err(why) => {
-                // These count as read, so that each change is reported once.
+                // The files count as read, so that each change is reported once.
                 self.0.in_use.lock().files = files;
                 let text = format!("{why}; what was read before stays in use");
                 log::error!("{text}");
-                let advice = "Set the file right. It is read again when it changes, and at SIGHUP.";
+                let advice = "Correct the file. It is read again when it changes, and at SIGHUP.";
                 self.0.faults.raise(FaultKind::ConfigReload, &self.subject(), text, advice);
             }
         }
     }
 
-    /// Opens the connections of a kind that does not do so itself anew where that is due.
+    /// Renews the connections of a kind whose client does not, if that is due.
     fn renew_connections(&self, config: ValidConfig) {
         let Some(seconds_max) = config.connection_seconds_max() else { return };
         let (since, looked_up) = {
@@ -155,12 +156,12 @@ impl Replaceable {
             let found = look_up(&config);
             let mut in_use = self.0.in_use.lock();
             let known = &in_use.addresses.0;
-            // A name that cannot be looked up has not changed.
+            // A name that cannot be looked up counts as unchanged.
             is_due = found.iter().any(|(name, now)| known.get(name).is_some_and(|was| was != now));
             in_use.addresses = (found, Instant::now());
         }
         if is_due && let Ok(built) = InUse::build(config) {
-            log::debug!("upstream {}: its connections are opened anew", self.0.name);
+            log::debug!("upstream {}: its connections are renewed", self.0.name);
             self.put(Replacement(built));
         }
     }
@@ -173,7 +174,7 @@ impl Replaceable {
         Arc::clone(&self.0.in_use.lock().upstream)
     }
 
-    /// Takes a look if one is due and none is under way. Waits for it, but not for long.
+    /// Takes a look if one is due and none is under way. Waits for it for at most [`LOOK_MS_MAX`].
     async fn look_if_due(&self) {
         let Ok(mut looked_at) = Arc::clone(&self.0.looked_at).try_lock_owned() else { return };
         if looked_at.elapsed() < Duration::from_secs(LOOK_SECONDS) {
@@ -185,7 +186,7 @@ impl Replaceable {
             this.look();
             drop(looked_at);
         });
-        // A look that takes longer goes on beside this attempt.
+        // A look that takes longer goes on during this attempt.
         let _ = tokio::time::timeout(Duration::from_millis(LOOK_MS_MAX), look).await;
     }
 

@@ -1,5 +1,5 @@
-//! The signature of a batch, after Standard Webhooks 1.0 (symmetric, `v1`): the receiver
-//! recomputes HMAC-SHA256 over `{webhook-id}.{webhook-timestamp}.{body as sent}`.
+//! Signs a batch by Standard Webhooks 1.0 (symmetric, `v1`): the receiver recomputes the
+//! HMAC-SHA256 of `{webhook-id}.{webhook-timestamp}.{body as sent}`.
 
 use crate::config_error::ConfigError;
 use std::fmt;
@@ -8,9 +8,9 @@ use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use ring::hmac;
 
-/// Shortest key, in bytes, that Standard Webhooks allows.
+/// The shortest key that Standard Webhooks allows, in bytes.
 const KEY_BYTES_MIN: usize = 24;
-/// Longest key, in bytes, that Standard Webhooks allows.
+/// The longest key that Standard Webhooks allows, in bytes.
 const KEY_BYTES_MAX: usize = 64;
 
 /// Signs request bodies with one key.

@@ -1,19 +1,19 @@
-//! The TLS setup of connections to upstreams.
+//! The TLS configuration of connections to upstreams.
 //!
-//! Trusted are the machine's root certificates, or only those of `ca` if it is set.
+//! A connection trusts the root certificates of the machine or, if `ca` is set, those of `ca` only.
 
 use crate::config_error::ConfigError;
 use crate::pem;
 use crate::regular_file;
 use crate::tls_error::words;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::Arc;
 
 use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer};
 use rustls::{ClientConfig, RootCertStore};
 
-/// Largest PEM file that is read, in bytes.
+/// The largest PEM file that is read, in bytes.
 const PEM_BYTES_MAX: u64 = 4 << 20;
 
 /// Paths to PEM files, as configured.
@@ -21,14 +21,14 @@ const PEM_BYTES_MAX: u64 = 4 << 20;
 pub struct Tls<'a> {
     /// Certificates to trust instead of the machine's.
     pub ca: Option<&'a Path>,
-    /// Client certificate chain. Needs `key`.
+    /// The client's certificate chain. Needs `key`.
     pub cert: Option<&'a Path>,
     /// The private key of `cert`.
     pub key: Option<&'a Path>,
 }
 
-/// The TLS configuration of a connection: trusted roots and client certificate. Without `ca`, the
-/// machine's root certificates are trusted if `roots` is true, else none.
+/// The TLS configuration of a connection: the trusted roots and the client certificate. Without
+/// `ca`, the root certificates of the machine are trusted if `roots` is true, and none otherwise.
 pub fn tls_config(tls: &Tls<'_>, roots: bool) -> Result<ClientConfig, ConfigError> {
     let provider = Arc::new(rustls::crypto::ring::default_provider());
     let store = match tls.ca {
@@ -48,11 +48,13 @@ pub fn tls_config(tls: &Tls<'_>, roots: bool) -> Result<ClientConfig, ConfigErro
                 let reason = format!("{} {}", key.display(), pem::ENCRYPTED);
                 return Err(ConfigError::new("key", reason));
             }
-            let key = PrivateKeyDer::from_pem_slice(&pem)
-                .map_err(|e| ConfigError::caused("key", "no private key can be read", e))?;
+            let private_key = PrivateKeyDer::from_pem_slice(&pem).map_err(|e| {
+                let reason = format!("{} holds no private key that can be read", key.display());
+                ConfigError::caused("key", reason, e)
+            })?;
             builder
-                .with_client_auth_cert(chain, key)
-                .map_err(|e| ConfigError::new("cert", format!("cannot be used: {}", words(&e))))?
+                .with_client_auth_cert(chain, private_key)
+                .map_err(|e| unusable("cert", cert, &e))?
         }
         (None, None) => builder.with_no_client_auth(),
         (Some(_), None) => return Err(ConfigError::new("key", "is missing: `cert` needs it")),
@@ -63,16 +65,19 @@ pub fn tls_config(tls: &Tls<'_>, roots: bool) -> Result<ClientConfig, ConfigErro
 fn given_roots(path: &Path) -> Result<RootCertStore, ConfigError> {
     let mut store = RootCertStore::empty();
     for certificate in certificates("ca", path)? {
-        store
-            .add(certificate)
-            .map_err(|e| ConfigError::new("ca", format!("cannot be used: {}", words(&e))))?;
+        store.add(certificate).map_err(|e| unusable("ca", path, &e))?;
     }
     Ok(store)
 }
 
+fn unusable(key: &str, path: &Path, error: &rustls::Error) -> ConfigError {
+    ConfigError::new(key, format!("{} cannot be used: {}", path.display(), words(error)))
+}
+
 fn machine_roots() -> Result<RootCertStore, ConfigError> {
     let mut store = RootCertStore::empty();
-    // Unreadable certificates are skipped: one among hundreds must not prevent the start.
+    // Certificates that cannot be read are skipped, because one among hundreds must not prevent the
+    // start.
     store.add_parsable_certificates(rustls_native_certs::load_native_certs().certs);
     if store.is_empty() {
         let reason = "this machine has no root certificates: install ca-certificates or set `ca`";
@@ -92,9 +97,12 @@ fn certificates(
 ) -> Result<Vec<CertificateDer<'static>>, ConfigError> {
     let pem = read_pem(key, path)?;
     let all: Result<Vec<_>, _> = CertificateDer::pem_slice_iter(&pem).collect();
-    let all = all.map_err(|e| ConfigError::caused(key, "no certificate can be read", e))?;
+    let all = all.map_err(|e| {
+        let reason = format!("{} holds a certificate that cannot be read", path.display());
+        ConfigError::caused(key, reason, e)
+    })?;
     if all.is_empty() {
-        let reason = format!("{} holds no certificate", PathBuf::from(path).display());
+        let reason = format!("{} holds no certificate", path.display());
         return Err(ConfigError::new(key, reason));
     }
     Ok(all)

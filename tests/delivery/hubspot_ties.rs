@@ -6,7 +6,7 @@ use std::collections::BTreeSet;
 use crate::crm::{Fault, Hubspot, MATCHED, Repeat};
 use crate::delivery::{Rig, context};
 use pixelgate::internals::delivery::dead_letters::{Letter, Reason};
-use pixelgate::internals::event::{Context, Event, Properties};
+use pixelgate::internals::event::{Context, Event, FurtherContext, Properties};
 use pixelgate::internals::upstream::{self, BatchConfig};
 
 const MATCHING: &str = "match_external_id = true\nexternal_id_contact_property = \"legacy_id\"";
@@ -30,7 +30,8 @@ fn event(email: Option<&'static str>, id: Option<&'static str>) -> Event<'static
 }
 
 fn with_cookie(utk: &'static str) -> Context<'static> {
-    Context { utk: Some(utk.into()), ..context() }
+    let further = FurtherContext { utk: Some(utk.into()), ..Default::default() };
+    Context { further: Some(further.into()), ..context() }
 }
 
 fn dead_ids(letters: &[Letter]) -> BTreeSet<String> {

@@ -218,3 +218,27 @@ fn a_damaged_line_is_named_and_stays() {
     }
     assert_eq!(std::fs::read_to_string(&path).unwrap(), "{\"torn");
 }
+
+#[test]
+fn a_last_line_without_its_end_is_a_letter_like_the_others() {
+    let backend = RUNTIME.block_on(Backend::start(|_| Act::Refuse(422)));
+    let edge = Setup::default().upstreams(&http_upstream(&backend, "")).start();
+    for n in 0..3 {
+        assert_eq!(edge.event(&format!("_a=62515&_n=a&id={n}")).status, 200);
+    }
+    assert_eq!(edge.wait_delivered("collector")["dead"], 3);
+    let path = edge.dir().join("spool/dead/collector.ndjson");
+    let text = std::fs::read_to_string(&path).unwrap();
+    std::fs::write(&path, text.trim_end()).unwrap();
+    assert_eq!(letters(&edge).len(), 3);
+    // What the edge adds begins a line of its own.
+    assert_eq!(edge.event("_a=62515&_n=a&id=3").status, 200);
+    assert_eq!(edge.wait_delivered("collector")["dead"], 4);
+    let text = std::fs::read_to_string(&path).unwrap();
+    std::fs::write(&path, text.trim_end()).unwrap();
+    backend.script(|_| Act::Take);
+    let done = "collector: 4 delivered, 0 refused again, 0 not delivered\n";
+    assert_eq!(dead(&edge, "replay"), (Some(0), done.to_owned()));
+    assert_eq!(ids(&backend.events()), BTreeSet::from([0, 1, 2, 3]));
+    assert_eq!(letters(&edge), Vec::<Value>::new());
+}

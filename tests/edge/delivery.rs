@@ -2,8 +2,13 @@
 
 use crate::backend::{Act, Backend};
 use crate::harness::{Edge, Setup, wait_for};
+use bytesize::ByteSize;
+use pixelgate::internals::event::{Context, Event, encode_record};
+use pixelgate::internals::spool::{Config, Durability, Env, Spool};
 use serde_json::{Value, json};
-use std::sync::{Arc, LazyLock};
+use std::path::Path;
+use std::sync::{Arc, LazyLock, Mutex};
+use std::time::{Duration, SystemTime};
 use tokio::runtime::Runtime;
 
 /// Backends live on it.
@@ -219,6 +224,7 @@ fn one_event_that_fails_stops_no_other_and_a_kill_repeats_none_of_those() {
     wait_for("the poison to fail", || !backend.seen().is_empty());
     send(&edge, 300);
     wait_for("the others to arrive", || edge.upstream("collector")["delivered"] == 300);
+    check_state_is_true(&edge, "collector");
     assert_eq!(edge.upstream("collector")["state"], "retrying");
     wait_for("the fault", || edge.status()["faults"][0]["what"] == "poison");
 
@@ -258,4 +264,207 @@ fn one_id_names_an_event_in_its_answer_in_status_and_at_the_backend() {
             status["recent"].as_array().unwrap().iter().find(|of| of["reason"].is_string());
         rejected.is_some_and(|of| of["id"] == Value::Null)
     });
+}
+
+/// Waits until an upstream's state is not `ok`, or nothing waits for long (SPEC 7): `ok` never
+/// stands beside an event that waits for nothing.
+pub fn check_state_is_true(edge: &Edge, name: &str) {
+    wait_for("a state that is true", || {
+        let row = edge.upstream(name);
+        let waits = row["pending"] != 0 && row["lag_seconds"].as_u64().unwrap() > 5;
+        row["state"] != "ok" || !waits
+    });
+}
+
+/// An edge's folder whose spool holds so many events for its upstream, and the spool's segments.
+pub fn filled(
+    setup: Setup,
+    upstream: &str,
+    segment_bytes: ByteSize,
+    events: u64,
+) -> Arc<tempfile::TempDir> {
+    let dir = Arc::new(tempfile::tempdir().unwrap());
+    setup.write(dir.path());
+    let config = Config {
+        dir: dir.path().join("spool"),
+        durability: Durability::Memory,
+        segment_bytes,
+        ..Config::default()
+    };
+    let spool = Spool::open(&config, &[upstream.to_owned()], Env::system()).unwrap();
+    for n in 0..events {
+        let event = Event {
+            portal: 62515,
+            name: "a".into(),
+            email: None,
+            revenue: None,
+            external_id: Some(n.to_string().into()),
+            properties: Default::default(),
+        };
+        let id = uuid::Uuid::now_v7();
+        let received_at = 1_750_000_000_000;
+        let record = |out: &mut Vec<u8>| {
+            encode_record(out, id.as_bytes(), received_at, &event, &Context::default());
+        };
+        drop(spool.append(record).unwrap());
+    }
+    spool.close(Duration::from_secs(60)).unwrap();
+    dir
+}
+
+#[test]
+fn limits_that_are_large_together_still_make_requests() {
+    let backend = RUNTIME.block_on(Backend::playing([]));
+    let url = backend.url("/take");
+    let upstream = format!(
+        "[[upstream]]\nname = \"collector\"\nkind = \"http\"\nurl = \"{url}\"\n\
+         [upstream.batch]\nevents_max = 100000\nlinger_ms = 600000\nbytes_max = \"64MiB\"\n"
+    );
+    let setup = Setup::default().upstreams(&upstream);
+    let edge = Edge::start_in(filled(setup, "collector", ByteSize::mib(64), 150_000));
+    wait_for("a full batch", || edge.upstream("collector")["delivered"] == 100_000);
+    // The others wait for their batch: that is no trouble.
+    assert_eq!(edge.upstream("collector")["pending"], 50_000);
+}
+
+#[test]
+fn a_damaged_stretch_of_the_spool_costs_itself_alone() {
+    const EVENTS: u64 = 150_000;
+    let backend = RUNTIME.block_on(Backend::playing([]));
+    let setup = Setup::default().upstreams(&http_upstream(&backend, ""));
+    let dir = filled(setup, "collector", ByteSize::mib(4), EVENTS);
+    let lanes = std::fs::read_dir(dir.path().join("spool")).unwrap();
+    let lanes = lanes.map(|entry| entry.unwrap().path()).filter(|path| path.is_dir());
+    let second = lanes.map(|lane| lane.join("0000000002.seg")).find(|path| path.exists()).unwrap();
+    let mut bytes = std::fs::read(&second).unwrap();
+    // The last record stays, and so does the header.
+    let end = bytes.iter().rposition(|byte| *byte != 0).unwrap() - 4096;
+    bytes[4096..end].fill(0xA5);
+    std::fs::write(&second, &bytes).unwrap();
+
+    let edge = Edge::start_in(dir);
+    wait_for("all that is left", || edge.upstream("collector")["pending"] == 0);
+    let row = edge.upstream("collector");
+    let [delivered, lost] = ["delivered", "lost"].map(|key| row[key].as_u64().unwrap());
+    assert!(lost > 10_000 && delivered + lost == EVENTS, "{row}");
+    assert_eq!(backend.events().len() as u64, delivered);
+    assert_eq!((&row["state"], &row["lag_seconds"]), (&json!("ok"), &json!(0)));
+}
+
+/// The date at least this far away, in one of HTTP's three forms (RFC 9110, 5.6.7).
+fn date_after(wait: Duration, form: &str) -> (SystemTime, String) {
+    // A date has no fractions of a second.
+    let seconds = (SystemTime::now() + wait).duration_since(SystemTime::UNIX_EPOCH).unwrap();
+    let date = SystemTime::UNIX_EPOCH + Duration::from_secs(seconds.as_secs() + 1);
+    let text = jiff::Timestamp::try_from(date).unwrap().to_zoned(jiff::tz::TimeZone::UTC);
+    (date, text.strftime(form).to_string())
+}
+
+#[test]
+fn a_pause_is_kept_in_whichever_form_it_is_asked_for() {
+    let forms = ["%a, %d %b %Y %H:%M:%S GMT", "%A, %d-%b-%y %H:%M:%S GMT", "%a %b %e %H:%M:%S %Y"];
+    for form in forms {
+        // When the next request is due, and whether it came before.
+        let due = Arc::new(Mutex::new(None));
+        let early = Arc::new(Mutex::new(0));
+        let (pause, count) = (Arc::clone(&due), Arc::clone(&early));
+        let backend = RUNTIME.block_on(Backend::start(move |_| {
+            let mut due = pause.lock().unwrap();
+            match *due {
+                None => {
+                    let (date, text) = date_after(Duration::from_secs(4), form);
+                    *due = Some(date);
+                    return Act::RefuseWith(429, vec![("Retry-After", text)]);
+                }
+                Some(date) => *count.lock().unwrap() += u32::from(SystemTime::now() < date),
+            }
+            Act::Take
+        }));
+        let edge = Setup::default().upstreams(&http_upstream(&backend, "")).start();
+        for n in 0..5 {
+            assert_eq!(edge.event(&format!("_a=62515&_n=a&id={n}")).status, 200);
+            wait_for("an attempt", || !backend.seen().is_empty());
+        }
+        check_state_is_true(&edge, "collector");
+        edge.wait_delivered("collector");
+        assert_eq!(*early.lock().unwrap(), 0, "attempts before the date in the form {form:?}");
+    }
+}
+
+/// The lines of the file upstream's files, and how often each event stands there.
+fn written(dir: &Path) -> std::collections::BTreeMap<String, u32> {
+    let mut written = std::collections::BTreeMap::new();
+    for event in Edge::events_in_files(dir) {
+        *written.entry(event["external_id"].as_str().unwrap().to_owned()).or_default() += 1;
+    }
+    written
+}
+
+#[test]
+fn an_event_is_delivered_once_it_is_in_a_file_that_is_there() {
+    type Disturb = fn(&Path);
+    let remove_files: Disturb = |events| {
+        for entry in std::fs::read_dir(events).unwrap() {
+            std::fs::remove_file(entry.unwrap().path()).unwrap();
+        }
+    };
+    let remove_folder: Disturb = |events| std::fs::remove_dir_all(events).unwrap();
+    let replace_file: Disturb = |events| {
+        let part = std::fs::read_dir(events).unwrap().next().unwrap().unwrap().path();
+        std::fs::remove_file(&part).unwrap();
+        std::fs::write(&part, "").unwrap();
+    };
+    for disturb in [remove_files, remove_folder, replace_file] {
+        let edge = Setup::default().start();
+        assert_eq!(edge.event("_a=62515&_n=a&id=before").status, 200);
+        edge.wait_delivered("file");
+        disturb(&edge.dir().join("events"));
+        for n in 0..9 {
+            assert_eq!(edge.event(&format!("_a=62515&_n=a&id={n}")).status, 200);
+        }
+        check_state_is_true(&edge, "file");
+        assert_eq!(edge.wait_delivered("file")["delivered"], 10);
+        let there = written(edge.dir());
+        for n in 0..9 {
+            assert_eq!(there.get(&n.to_string()), Some(&1), "{there:?}");
+        }
+    }
+}
+
+/// The name servers of two upstreams never answer. Needs the right to mount, without which it only
+/// says so.
+#[test]
+fn name_servers_that_are_silent_delay_no_other_upstream() {
+    let may_mount = std::process::Command::new("unshare").args(["-m", "true"]).status();
+    if !may_mount.is_ok_and(|status| status.success()) {
+        return println!("skipped: needs `unshare -m`");
+    }
+    let silent = std::net::UdpSocket::bind("127.0.0.61:53");
+    let Ok(silent) = silent else { return println!("skipped: port 53 cannot be bound") };
+    let backend = RUNTIME.block_on(Backend::playing([]));
+    let lost = |name: &str| {
+        format!(
+            "[[upstream]]\nname = \"{name}\"\nkind = \"http\"\nurl = \"http://{name}.example/\"\n\
+             concurrency_max = 8\n[upstream.batch]\nlinger_ms = 5\nevents_max = 1\n"
+        )
+    };
+    let dir = Arc::new(tempfile::tempdir().unwrap());
+    let setup = Setup::default().upstreams(&lost("one")).upstreams(&lost("two"));
+    setup.upstreams(&http_upstream(&backend, "")).write(dir.path());
+    let names = dir.path().join("resolv.conf");
+    std::fs::write(&names, "nameserver 127.0.0.61\noptions timeout:30 attempts:5\n").unwrap();
+    let mount = format!("mount --bind {} /etc/resolv.conf", names.display());
+    let run = "exec \"$0\" run --config \"$1\"";
+    let apart = format!("exec unshare -m sh -c '{mount} && {run}' \"$0\" \"$1\"");
+    let edge = Edge::start_under(dir, &apart);
+    for n in 0..40 {
+        assert_eq!(edge.event(&format!("_a=62515&_n=a&id={n}")).status, 200);
+        wait_for("the event", || edge.upstream("collector")["delivered"] == n + 1);
+    }
+    // They were asked, and are still silent.
+    let mut question = [0; 512];
+    silent.set_nonblocking(true).unwrap();
+    assert!(silent.recv(&mut question).is_ok(), "no name server was asked");
+    assert_eq!(edge.upstream("one")["delivered"], 0);
+    edge.stop();
 }

@@ -5,7 +5,7 @@
 //! missing and passes without testing anything.
 
 use crate::backend::{Act, Backend};
-use crate::delivery::RUNTIME;
+use crate::delivery::{RUNTIME, http_upstream};
 use crate::disk::{Disk, Ledger, folder, or_skip, run};
 use crate::disk_faults::{send, shows_fault, wait_well};
 use crate::harness::{Edge, Setup, command, wait_for};
@@ -219,4 +219,50 @@ fn no_error_of_a_disk_stops_a_start() {
         check_refusing(&edge, &Ledger::default(), "os error");
         edge.stop();
     }
+}
+
+#[test]
+fn a_start_does_not_wait_for_a_frozen_disk() {
+    let backend = RUNTIME.block_on(Backend::playing([]));
+    let dir = Arc::new(tempfile::tempdir().unwrap());
+    Setup::default()
+        .spool("commit_seconds_max = 1\nsegment_bytes = \"1MiB\"\nfree_bytes_min = \"0\"")
+        .upstreams(&http_upstream(&backend, ""))
+        .write(dir.path());
+    let (image, spool) = (dir.path().join("image"), dir.path().join("spool"));
+    let Some(disk) = or_skip(Disk::ext4(&image, &spool)) else { return };
+    let edge = Edge::start_in(Arc::clone(&dir));
+    let ledger = Ledger::default();
+    send(&edge, &ledger, 100);
+    edge.kill();
+    let freeze = |flag: &str| run(Command::new("fsfreeze").arg(flag).arg(&spool));
+    if let Err(reason) = freeze("--freeze") {
+        eprintln!("skipped, no fsfreeze here: {reason}");
+        return;
+    }
+    let edge = Edge::start_in(Arc::clone(&dir));
+    check_refusing(&edge, &ledger, "has not answered for spool.commit_seconds_max");
+    freeze("--unfreeze").unwrap();
+    ledger.wait_accepting(&edge);
+    let row = edge.wait_delivered("collector");
+    assert_eq!((&row["lost"], &row["accepted"]), (&0.into(), &ledger.count.load(Relaxed).into()));
+    wait_well(&edge);
+    ledger.check(&backend, true);
+    edge.stop();
+    disk.unmount();
+}
+
+#[test]
+fn a_folder_that_another_process_keeps_locked_ends_the_start() {
+    let dir = tempfile::tempdir().unwrap();
+    Setup::default().write(dir.path());
+    let spool = dir.path().join("spool");
+    std::fs::create_dir_all(&spool).unwrap();
+    let lock = std::fs::File::create(spool.join("lock")).unwrap();
+    lock.lock().unwrap();
+    let output = command(&dir.path().join("edge.toml"), &["run"]).output().unwrap();
+    let printed = String::from_utf8(output.stderr).unwrap();
+    assert_eq!(output.status.code(), Some(2), "{printed}");
+    let expected = format!("another process keeps the spool {} locked", spool.display());
+    assert!(printed.contains(&expected), "{printed}");
 }

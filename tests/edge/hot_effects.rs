@@ -229,3 +229,39 @@ fn the_peer_of_a_unix_socket_is_trusted_where_the_list_says_so() {
     subject.change("trusted_proxies = []", "trusted_proxies = [\"unix:\"]");
     assert_eq!(ip("b"), "203.0.113.7");
 }
+
+#[test]
+fn a_file_that_was_emptied_is_refused_and_one_that_was_empty_at_start_is_not() {
+    let subject = Subject::start(Setup::default());
+    let path = subject.edge.dir().join("edge.toml");
+    for emptied in ["", "\n# nothing is left\n"] {
+        rename_over(&path, emptied);
+        subject.edge.signal(Signal::HUP);
+        subject.edge.wait_log("edge.toml: sets no key, unlike what is in force");
+        let fault = || subject.edge.status()["faults"][0].clone();
+        wait_for("the fault", || fault()["what"] == "config_reload");
+        assert_eq!(subject.verdict(), "accepted");
+        rename_over(&path, &subject.first);
+        subject.edge.signal(Signal::HUP);
+        wait_for("the fault to be over", || fault().is_null());
+    }
+
+    // An edge whose keys all come from its environment.
+    let dir = Arc::new(tempfile::tempdir().unwrap());
+    fs::write(dir.path().join("edge.toml"), "").unwrap();
+    fs::write(dir.path().join("portals.toml"), list(100)).unwrap();
+    let at = dir.path().display();
+    let set = [
+        ("PIXELGATE__EDGE", format!("{{ listen = \"127.0.0.1:0\", state_dir = \"{at}\" }}")),
+        ("PIXELGATE__PORTALS__SOURCE", format!("{at}/portals.toml")),
+        ("PIXELGATE__SPOOL__DIR", format!("{at}/spool")),
+        ("PIXELGATE__ADMIN__LISTEN", "127.0.0.1:0".to_owned()),
+        (
+            "PIXELGATE__UPSTREAM",
+            "[{ name = \"a\", kind = \"http\", url = \"http://127.0.0.1:1\" }]".to_owned(),
+        ),
+    ];
+    let edge = Edge::start_with(dir, &set.each_ref().map(|(name, value)| (*name, value.as_str())));
+    edge.signal(Signal::HUP);
+    edge.wait_log("no key has changed that a reload puts in force");
+}

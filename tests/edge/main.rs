@@ -50,6 +50,7 @@ mod receiver;
 mod reload;
 mod removed;
 mod routes;
+mod run_ahead;
 mod schema;
 mod send;
 mod sizing;

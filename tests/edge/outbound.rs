@@ -9,14 +9,17 @@ use std::io::{BufRead, BufReader, Write};
 use std::net::{SocketAddr, TcpListener};
 use std::sync::{Arc, Mutex};
 
-/// A proxy that notes the first line of each request and refuses it.
+/// What refuses a request.
+const REFUSED: &str = "HTTP/1.1 502 Bad Gateway\r\nContent-Length: 0\r\n\r\n";
+
+/// A proxy that notes the first line of each request, and gives one answer to all.
 struct Proxy {
     address: SocketAddr,
     lines: Arc<Mutex<Vec<String>>>,
 }
 
 impl Proxy {
-    fn start() -> Proxy {
+    fn start(answer: &'static str) -> Proxy {
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         let (address, lines) = (listener.local_addr().unwrap(), Arc::<Mutex<Vec<_>>>::default());
         let seen = Arc::clone(&lines);
@@ -27,8 +30,7 @@ impl Proxy {
                 while reader.read_line(&mut head).is_ok_and(|n| n > 2) {}
                 let line = head.lines().next().unwrap_or_default().to_owned();
                 seen.lock().unwrap().push(line);
-                let answer = b"HTTP/1.1 502 Bad Gateway\r\nContent-Length: 0\r\n\r\n";
-                let _ = stream.write_all(answer);
+                let _ = stream.write_all(answer.as_bytes());
             }
         });
         Proxy { address, lines }
@@ -52,7 +54,7 @@ fn http(name: &str, url: &str, more: &str) -> String {
 
 #[test]
 fn the_environments_proxy_gets_what_is_encrypted_and_no_credentials_in_clear() {
-    let (proxy, plain) = (Proxy::start(), RUNTIME.block_on(Backend::playing([])));
+    let (proxy, plain) = (Proxy::start(REFUSED), RUNTIME.block_on(Backend::playing([])));
     let url = format!("http://{}", proxy.address);
     let upstreams = http("tls", "https://collector.test:443/in", "")
         + &http("left-out", "https://left-out.test/in", "")
@@ -72,6 +74,32 @@ fn the_environments_proxy_gets_what_is_encrypted_and_no_credentials_in_clear() {
         let failed = || edge.upstream(direct)["last_error"].is_string();
         wait_for("an attempt without the proxy", failed);
         assert!(!proxy.seen(direct) && !proxy.seen("clear.test"), "{direct}");
+    }
+}
+
+#[test]
+fn what_a_proxy_does_instead_of_connecting_is_said_in_words() {
+    let cases = [
+        ("refuses", REFUSED, "the proxy refuses to connect to the upstream"),
+        ("forbids", "HTTP/1.1 403 Forbidden\r\n\r\n", "its answer to CONNECT is not 200"),
+        (
+            "asks",
+            "HTTP/1.1 407 Proxy Authentication Required\r\nContent-Length: 0\r\n\r\n",
+            "the proxy wants credentials (its answer to CONNECT is 407)",
+        ),
+        ("closes", "", "the proxy closed the connection instead of answering CONNECT"),
+        ("is-none", "SSH-2.0-x\r\n", "its answer to CONNECT is not 200"),
+    ];
+    let upstream = |(name, answer, _): &(&str, &'static str, &str)| {
+        let proxy = format!("proxy = \"http://{}\"", Proxy::start(answer).address);
+        http(name, "https://collector.test/in", &proxy)
+    };
+    let edge = start(&cases.iter().map(upstream).collect::<String>(), &[]);
+    assert_eq!(edge.event("_a=62515&_n=a").status, 200);
+    for (name, _, expect) in cases {
+        wait_for("an attempt", || edge.upstream(name)["last_error"].is_string());
+        let said = edge.upstream(name)["last_error"].as_str().unwrap().to_owned();
+        assert!(said.starts_with("cannot connect: ") && said.contains(expect), "{name}: {said}");
     }
 }
 

@@ -2,6 +2,7 @@
 
 use crate::admin::post_explain;
 use crate::harness::{Edge, Setup, wait_for};
+use crate::wire::Origin;
 use serde_json::{Value, json};
 
 /// Starts an edge whose portal list is a file `name` with this text.
@@ -146,4 +147,44 @@ fn a_dry_run_counts_a_portals_opt_out_and_keeps_no_more_than_it_allows() {
     assert!(metrics.contains(line), "{metrics}");
     edge.wait_delivered("file");
     assert_eq!(Edge::events_in_files(edge.dir())[0]["email"], Value::Null);
+}
+
+#[test]
+fn a_list_that_the_state_folder_does_not_take_is_a_fault_until_it_does() {
+    let origin = Origin::start();
+    let answer = |head: &str, list: &str| {
+        let length = list.len();
+        let answer = format!("HTTP/1.1 {head}\r\nContent-Length: {length}\r\n\r\n{list}");
+        origin.answer("/list.txt", answer.as_bytes());
+    };
+    answer("200 OK\r\nETag: \"v1\"", "7\n");
+    let dir = std::sync::Arc::new(tempfile::tempdir().unwrap());
+    let config = Setup::default().write(dir.path());
+    let text = std::fs::read_to_string(&config).unwrap();
+    let file = dir.path().join("portals.toml").display().to_string();
+    let url = format!("http://{}/list.txt", origin.address);
+    std::fs::write(&config, text.replace(&file, &url)).unwrap();
+    // The place of the file into which a list is received.
+    let in_the_way = dir.path().join("portals.copy.new");
+    std::fs::create_dir(&in_the_way).unwrap();
+
+    let edge = Edge::start_in(dir);
+    wait_for("the list", || edge.event("_a=7&_n=a").status == 200);
+    answer("304 Not Modified", "");
+    let fault = || {
+        let faults = edge.status()["faults"].as_array().unwrap().clone();
+        faults.into_iter().find(|fault| fault["what"] == "portals_unstored")
+    };
+    wait_for("the fault", || fault().is_some());
+    let text = fault().unwrap()["text"].to_string();
+    assert!(text.contains("cannot be stored for the next start: Is a directory"), "{text}");
+    let metrics = || String::from_utf8(edge.admin("/metrics").body).unwrap();
+    assert!(metrics().contains("pixelgate_faults{what=\"portals_unstored\"} 1"));
+    assert_eq!(edge.admin("/readyz").body, b"ready\n");
+
+    std::fs::remove_dir(&in_the_way).unwrap();
+    wait_for("the fault to be over", || fault().is_none());
+    edge.wait_log("the list is stored in the state folder again");
+    assert!(metrics().contains("pixelgate_faults{what=\"portals_unstored\"} 0"));
+    assert!(edge.dir().join("portals.copy").is_file());
 }

@@ -1,5 +1,7 @@
 //! `[privacy]` on the running binary: what is kept of referers and addresses.
 
+use crate::delivery::RUNTIME;
+use crate::h2;
 use crate::harness::{Edge, Setup, wait_for};
 use serde_json::{Value, json};
 
@@ -131,4 +133,73 @@ fn an_access_log_has_of_a_portals_visitor_what_its_rule_leaves_in_every_line() {
             assert_eq!(line["client"].is_null(), line["portal"] == 8, "{line}");
         }
     }
+}
+
+#[test]
+fn the_rule_of_each_portal_that_a_request_names_holds_also_where_it_is_not_judged() {
+    let list = "portals = [7]\n[[portal]]\nid = 8\nprivacy = { ip = \"none\" }\n";
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("access.log");
+    let log = format!("[access_log]\npath = \"{}\"", path.display());
+    let setup = Setup::default().portals(list).sections(&log);
+    let edge = setup.sections("[events]\nmethods = [\"GET\", \"POST\"]").start();
+    let named = |portal: u64| {
+        let target = format!("/v1/event/?_a={portal}&_n=a");
+        let (long, many) = ("x=1".repeat(9000), "x=1&".repeat(101));
+        let form = format!("_a={portal}&_n=\u{1}");
+        let body = "Host: a\r\nContent-Type: application/x-www-form-urlencoded\r\n";
+        let chunks = "Host: a\r\nTransfer-Encoding: chunked\r\n\r\nzz\r\n";
+        [
+            format!("HEAD {target} HTTP/1.1\r\nHost: a\r\n\r\n"),
+            format!("OPTIONS {target} HTTP/1.1\r\nHost: a\r\n\r\n"),
+            format!("PUT {target} HTTP/1.1\r\nHost: a\r\n\r\n"),
+            format!("GET {target}&{long} HTTP/1.1\r\nHost: a\r\n\r\n"),
+            format!("GET /v1/event/?{many}_a={portal} HTTP/1.1\r\nHost: a\r\n\r\n"),
+            format!("GET /v1/event/?_a=x&_a={portal} HTTP/1.1\r\nHost: a\r\n\r\n"),
+            format!("GET /v1/event/more?_a={portal} HTTP/1.1\r\nHost: a\r\n\r\n"),
+            format!(
+                "POST /v1/event/ HTTP/1.1\r\n{body}Content-Length: {}\r\n\r\n{form}",
+                form.len()
+            ),
+            format!("POST {target} HTTP/1.1\r\n{chunks}"),
+        ]
+    };
+    for portal in [7, 8] {
+        for request in named(portal) {
+            let before = lines(&path).len();
+            let mut connection = edge.connect();
+            connection.send(request.as_bytes());
+            wait_for("its line", || lines(&path).len() > before);
+            let line = lines(&path).pop().unwrap();
+            assert_eq!(line["client"].is_null(), portal == 8, "{request:.60} {line}");
+        }
+    }
+}
+
+#[test]
+fn the_rule_of_a_portal_holds_where_a_stream_of_http2_is_refused() {
+    let list = "portals = [7]\n[[portal]]\nid = 8\nprivacy = { ip = \"none\" }\n";
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("access.log");
+    let log = format!("[access_log]\npath = \"{}\"", path.display());
+    let setup = Setup::default().portals(list).sections(&log);
+    let (_edge, address) = h2::start_with(setup);
+    RUNTIME.block_on(async {
+        let mut client = h2::connect(address).await;
+        for portal in [7, 8] {
+            let before = lines(&path).len();
+            let uri = format!("https://edge.test/v1/event/?_a={portal}&_n=a");
+            let bad = http::Request::get(uri).header("content_length", "1");
+            assert_eq!(client.ask(bad, None).await.await.unwrap().status(), 400);
+            wait_for("its line", || lines(&path).len() > before);
+            let line = lines(&path).pop().unwrap();
+            assert_eq!(line["client"].is_null(), portal == 8, "{line}");
+        }
+    });
+}
+
+fn lines(path: &std::path::Path) -> Vec<Value> {
+    let text = std::fs::read_to_string(path).unwrap_or_default();
+    let whole = text.lines().filter_map(|line| serde_json::from_str(line).ok());
+    whole.collect()
 }

@@ -3,7 +3,7 @@
 
 use crate::backend::{Act, Backend};
 use crate::dead::{dead_with, letters};
-use crate::delivery::{RUNTIME, http_upstream};
+use crate::delivery::{RUNTIME, check_state_is_true, http_upstream};
 use crate::harness::{Edge, Setup, command};
 use pixelgate::internals::spool::{self, Env, Spool};
 use serde_json::{Value, json};
@@ -68,6 +68,7 @@ fn an_upstream_that_is_missing_for_some_starts_finds_what_waited_for_it() {
         let backend = RUNTIME.block_on(Backend::playing([]));
         let mut edge = edge_without_collector(&backend);
         for round in 0..3 {
+            check_state_is_true(&edge, "file");
             edge.wait_log("30 events wait for upstream collector, which is not configured");
             let faults = faults(&edge, "upstream_removed");
             assert_eq!(faults.len(), 1, "{faults:?}");
@@ -167,6 +168,8 @@ fn a_record_of_a_newer_version_waits_for_it_and_is_named() {
         crate::harness::wait_for("the event", || row()["delivered"] == accepted - 3);
         let counts = ["accepted", "dead", "lost", "pending"].map(|key| row()[key].clone());
         assert_eq!(counts, [json!(accepted), json!(0), json!(0), json!(3)]);
+        check_state_is_true(&edge, "collector");
+        assert_eq!(row()["state"], "newer_records");
         assert!(row()["lag_seconds"].as_u64().unwrap() > 20 * 365 * 86_400, "{}", row());
         let faults = faults(&edge, "newer_records");
         assert_eq!(faults.len(), 1);

@@ -201,3 +201,36 @@ fn whatever_a_key_names_check_refuses_it_as_run_does() {
         }
     }
 }
+
+#[test]
+fn an_access_log_that_would_spoil_another_file_names_both_keys() {
+    let dir = tempfile::tempdir().unwrap();
+    let at = dir.path().display().to_string();
+    for (path, expect) in [
+        ("edge.toml", "access_log.path: is this configuration file"),
+        ("portals.toml", "access_log.path: is the file that portals.source names"),
+        ("spool/access.log", "access_log.path: is in the folder that spool.dir names"),
+        ("events/access.log", "access_log.path: is in the folder that upstream.file.dir names"),
+        ("ca.pem", "access_log.path: is the file that edge.origin_ca names"),
+    ] {
+        let log = format!("[access_log]\npath = \"{at}/./{path}\"");
+        let setup = Setup::default().edge(&format!("origin_ca = \"{at}/ca.pem\"")).sections(&log);
+        let config = setup.write(dir.path());
+        let before = std::fs::read(&config).unwrap();
+        for arguments in [["run"], ["check"]] {
+            check(&config, &arguments, &[expect]);
+        }
+        assert_eq!(std::fs::read(&config).unwrap(), before);
+    }
+}
+
+#[test]
+fn a_listener_is_an_address_because_a_start_waits_for_no_name_server() {
+    let dir = tempfile::tempdir().unwrap();
+    let config = Setup::default().write(dir.path());
+    let text = std::fs::read_to_string(&config).unwrap();
+    std::fs::write(&config, text.replacen("127.0.0.1:0", "edge.invalid:80", 1)).unwrap();
+    for arguments in [["run"], ["check"]] {
+        check(&config, &arguments, &["edge.listen: entry 1 is neither", "an IP address"]);
+    }
+}

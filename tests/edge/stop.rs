@@ -1,7 +1,7 @@
 //! A graceful stop loses no event and does not wait longer than needed (SPEC 8).
 
 use crate::backend::{Act, Backend};
-use crate::delivery::{RUNTIME, http_upstream};
+use crate::delivery::{RUNTIME, check_state_is_true, http_upstream};
 use crate::harness::{Edge, Setup, wait_for};
 use rustix::process::Signal;
 use serde_json::json;
@@ -134,6 +134,7 @@ fn whatever_hangs_the_process_ends() {
         assert_eq!(edge.event(&format!("_a=62515&_n=a&id={n}")).status, 200);
     }
     edge.wait_delivered("c");
+    ["a", "c"].iter().for_each(|name| check_state_is_true(&edge, name));
     wait_for("the state to say so", || edge.upstream("a")["state"] == "dead_letters_failing");
     edge.signal(Signal::TERM);
     edge.wait();

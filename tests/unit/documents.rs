@@ -1,5 +1,6 @@
 //! The documents, held to the code and to each other.
 
+use pixelgate::custom::FaultKind;
 use pixelgate::internals::event::{Ignored, Reason};
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
@@ -74,6 +75,16 @@ fn every_relative_link_leads_somewhere() {
 fn codes(text: &str, mark: &str) -> Vec<String> {
     let lines = text.lines().filter_map(|line| line.strip_prefix(mark));
     lines.filter_map(|rest| rest.split('`').next()).map(str::to_owned).collect()
+}
+
+#[test]
+fn operating_has_every_fault() {
+    const HEAD: &str = "| `what` | condition | to do |";
+    let section = OPERATING.split("## Faults").nth(1).and_then(|rest| rest.split("\n## ").next());
+    let rows = section.unwrap().lines().filter(|line| line.starts_with("| `") && *line != HEAD);
+    let named = rows.flat_map(|row| row.split('|').nth(1).unwrap().split('`').skip(1).step_by(2));
+    let faults = FaultKind::ALL.map(FaultKind::as_str);
+    assert_eq!(named.collect::<BTreeSet<_>>(), BTreeSet::from(faults));
 }
 
 #[test]

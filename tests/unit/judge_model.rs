@@ -11,7 +11,7 @@ use std::net::IpAddr;
 use crate::cases::{cases, run};
 use crate::naive::{self, compare};
 use pixelgate::internals::event::{
-    Context, Ignored, Reason, Record, RecordError, Rules, hints, is_hidden,
+    Context, FurtherContext, Ignored, Reason, Record, RecordError, Rules, hints, is_hidden,
 };
 use proptest::prelude::*;
 use proptest::sample::select;
@@ -129,10 +129,9 @@ fn context() -> impl Strategy<Value = Context<'static>> {
             gpc,
             dnt,
             prefetch,
-            host,
-            utk,
-            headers,
-            added,
+            further: Some(FurtherContext { host, utk, headers, added })
+                .filter(|further| *further != FurtherContext::default())
+                .map(Box::new),
         },
     )
 }

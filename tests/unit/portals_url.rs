@@ -395,11 +395,39 @@ async fn a_state_folder_that_cannot_be_written_costs_the_next_start_its_list_alo
     fs::write(&file, "").unwrap();
     desk.portals =
         Portals::open(&desk.config.validate().unwrap(), &file, desk.clock.clone()).unwrap();
-    desk.server.answers("200 OK", "11\n");
+    desk.server.answers("200 OK\nETag: \"v1\"", "11\n");
     assert_eq!(desk.look().await, Refreshed::Swapped);
     assert!(matches!(verdict(&desk.portals, 11), PortalVerdict::Allowed));
-    let next = Portals::open(&desk.config.validate().unwrap(), &file, desk.clock.clone()).unwrap();
-    assert_eq!(verdict(&next, 11), OVERLOADED);
+    let next =
+        || Portals::open(&desk.config.validate().unwrap(), &file, desk.clock.clone()).unwrap();
+    assert_eq!(verdict(&next(), 11), OVERLOADED);
+    assert!(desk.portals.status().unstored.is_some());
+
+    // While the server has no other list, it need not send this one again.
+    desk.server.answers("304 Not Modified", "");
+    assert_eq!(desk.look().await, Refreshed::Same);
+    assert!(desk.portals.status().unstored.is_some());
+    fs::remove_file(&file).unwrap();
+    desk.server.answers("304 Not Modified", "");
+    assert_eq!(desk.look().await, Refreshed::Same);
+    assert!(desk.server.last_request().contains("if-none-match: \"v1\""));
+    assert_eq!(desk.portals.status().unstored, None);
+    assert!(matches!(verdict(&next(), 11), PortalVerdict::Allowed));
+}
+
+#[tokio::test]
+async fn a_cache_of_an_older_list_is_not_confirmed_while_the_newer_one_cannot_be_stored() {
+    let desk = Desk::new("/l.txt").await;
+    desk.server.answers("200 OK\nETag: \"v1\"", "11\n");
+    assert_eq!(desk.look().await, Refreshed::Swapped);
+    let cache = desk.dir.path().join("portals.copy");
+    let written = fs::metadata(&cache).unwrap().modified().unwrap();
+    fs::create_dir(desk.dir.path().join("portals.copy.new")).unwrap();
+    desk.server.answers("200 OK\nETag: \"v2\"", "22\n");
+    assert_eq!(desk.look().await, Refreshed::Swapped);
+    desk.server.answers("304 Not Modified", "");
+    assert_eq!(desk.look().await, Refreshed::Same);
+    assert_eq!(fs::metadata(&cache).unwrap().modified().unwrap(), written);
 }
 
 #[tokio::test]

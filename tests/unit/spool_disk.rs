@@ -427,6 +427,7 @@ fn a_file_system_without_direct_writes_keeps_the_same_promises() {
             append_all(&spool, &[text]);
             assert_eq!(read(&mut reader).0, [text.as_str()]);
         }
+        assert_eq!(spool.status().direct_writes, !refuses);
         fs.lose_power();
         assert_eq!(drain(&open(&fs.process(), &config(), &["up"]), "up"), texts);
     }

@@ -1,10 +1,14 @@
-//! The memory that the totals of a million portals take.
+//! The totals of portals: what a full disk and a kill cost, and the memory of a million portals.
 
 use std::path::Path;
+use std::sync::Arc;
 
+use crate::spool_sim::SimFs;
+use crate::spool_sim::rig::{ROUTING, append_all, config, of, read};
 use pixelgate::internals::spool::{
     Ack, Config, Durability, Env, Metered, Metering, PORTALS_MAX, Spool,
 };
+use pixelgate::internals::telemetry::faults::{FaultKind, Faults};
 
 /// Events between two deliveries, so that little else than the totals takes memory.
 const STEP: u64 = 10_000;
@@ -18,6 +22,69 @@ fn open(dir: &Path) -> Spool {
         Config { dir: dir.to_owned(), durability: Durability::Memory, ..Config::default() };
     let env = Env { metering: Metering { read }, ..Env::system() };
     Spool::open(&config, &["up".to_owned()], env).expect("opens")
+}
+
+/// A spool of texts that begin with the number of their portal.
+fn open_on(process: &SimFs, faults: &Faults) -> Spool {
+    let (fs, faults) = (Arc::new(process.clone()), faults.clone());
+    let read = |record: &[u8]| {
+        let portal = std::str::from_utf8(record).ok()?.split(' ').next()?.parse().ok()?;
+        Some(Metered { portal, day: 20_000 })
+    };
+    let metering = Metering { read };
+    let env = Env { fs, faults, routing: ROUTING, metering, ..Env::system() };
+    Spool::open(&config(), &["up".to_owned()], env).expect("opens")
+}
+
+#[test]
+fn what_a_full_disk_and_a_kill_cost_of_the_totals_is_said_and_no_event_is_affected() {
+    const EVENTS: u64 = 6_000;
+    // Numbers far apart, so that each takes many bytes.
+    let portal = |number: u64| number * 100_000_007;
+    let fs = SimFs::new(1);
+    let process = fs.process();
+    let faults = Faults::unregistered();
+    let spool = open_on(&process, &faults);
+    let mut reader = spool.reader("up").expect("configured");
+    let mut deliver = |portals: std::ops::Range<u64>| {
+        for number in portals {
+            append_all(&spool, &[&format!("{} {:040}", portal(number), 0)]);
+        }
+        while spool.status().upstreams[0].pending > 0 {
+            let (_, ids) = read(&mut reader);
+            reader.acknowledger().acknowledge(&ids, Ack::Delivered);
+        }
+    };
+    deliver(1..3);
+    (0..3).for_each(|_| spool.checkpoint());
+    // So many new portals that the file has no room for their counts.
+    deliver(3..1 + EVENTS);
+    let is_segment = |path: &Path| path.extension() == Some("seg".as_ref());
+    let segments = || fs.files().iter().filter(|path| is_segment(path)).count();
+    let before = segments();
+    fs.set_full(true);
+    fs.set_free_bytes(0);
+    // Twice: only what both slots of the cursor have passed is trimmed.
+    spool.checkpoint();
+    spool.checkpoint();
+    assert!(segments() < before, "{before} segments, then {}", segments());
+    fs.kill(&process);
+    fs.heal();
+
+    let faults = Faults::unregistered();
+    let spool = open_on(&fs.process(), &faults);
+    let up = of(&spool, "up");
+    assert_eq!((up.accepted, up.delivered), (EVENTS, EVENTS), "{up:?}");
+    assert_eq!((up.lost, up.pending), (0, 0), "{up:?}");
+    let counts = |portals: std::ops::Range<u64>| -> u64 {
+        portals.map(|number| spool.portal(portal(number)).accepted).sum()
+    };
+    assert_eq!(counts(1..3), 2, "what was counted before");
+    let behind = counts(3..1 + EVENTS);
+    assert!(behind < EVENTS - 2, "the removed segments were not counted: {behind}");
+    let [fault] = &faults.list()[..] else { panic!("one fault") };
+    assert_eq!(fault.what, FaultKind::PortalTotals, "{fault:?}");
+    assert!(fault.text.contains("events were removed that its file"), "{fault:?}");
 }
 
 /// The resident memory of this process, in KiB.

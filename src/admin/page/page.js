@@ -20,6 +20,7 @@ const STATES = {
   misconfigured: ["■ misconfigured", "trouble"],
   dead_letters_failing: ["■ dead letters fail", "trouble"],
   spool_unreadable: ["■ spool unreadable", "trouble"],
+  newer_records: ["▲ newer records wait", "notice"],
   stopped: ["○ stopped", "notice"],
 };
 

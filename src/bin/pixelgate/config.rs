@@ -4,17 +4,17 @@
 //! overrides. A mistake is reported as `file:line: key: reason`.
 
 mod environment;
+mod files;
 pub mod keys;
 mod line;
+mod listeners;
 pub mod schema;
 
-use crate::edge::listen::conflict;
 use environment::Environment;
 use line::{line_at, line_in_list};
 use pixelgate::tools::without_value;
 use serde::Deserialize;
 use serde_path_to_error::{Path as KeyPath, Segment};
-use std::collections::BTreeSet;
 use std::path::Path;
 
 /// Largest configuration file that is read, in bytes. A file with ten thousand upstream headers is
@@ -39,6 +39,8 @@ pub struct Config {
     pub gate: pixelgate::config::ValidConfig,
     /// The file with the environment's overrides, by which changes are found.
     pub table: toml::Table,
+    /// Whether the file itself sets no key.
+    pub is_blank: bool,
 }
 
 /// The sections as they stand in the file, not checked yet.
@@ -77,7 +79,8 @@ impl Config {
         let overrides = Environment::new(std::env::vars_os());
         let overrides = overrides.map_err(|(name, reason)| error("environment", &name, reason))?;
         let (document, table) = Document::parse(path, &text, overrides)?;
-        document.validate(path, table)
+        let is_blank = toml::from_str(&text).is_ok_and(|own: toml::Table| own.is_empty());
+        Ok(Config { is_blank, ..document.validate(path, table)? })
     }
 
     /// This configuration of `path` with the keys that need an upgrade as `in_force` has them:
@@ -148,9 +151,11 @@ impl Document {
         edge.validate().map_err(within("edge"))?;
         admin.validate().map_err(within("admin"))?;
         log.validate().map_err(within("log"))?;
-        check_listeners(&edge, &admin)
+        listeners::check(&edge, &admin)
             .map_err(|(key, reason)| error(path.display(), &key, reason))?;
         access_log.validate().map_err(within("access_log"))?;
+        files::check_access_log(&access_log, path, &table)
+            .map_err(|reason| error(path.display(), "access_log.path", reason))?;
         metrics.validate().map_err(within("metrics"))?;
         let in_otlp = |e: pixelgate::errors::ConfigError| {
             error(path.display(), &format!("otlp.{}", e.key()), e.reason().to_owned())
@@ -166,25 +171,8 @@ impl Document {
         gate.upstream = self.upstream;
         let gate =
             gate.validate().map_err(|e| error(path.display(), e.key(), e.reason().to_owned()))?;
-        Ok(Config { edge, admin, log, access_log, metrics, otlp, gate, table })
-    }
-}
-
-/// Checks that no two listeners have the same address. Entries of `edge.tls` share theirs.
-fn check_listeners(
-    edge: &crate::edge::config::Config,
-    admin: &pixelgate::config::Admin,
-) -> Result<(), (String, String)> {
-    let tls: BTreeSet<&str> = edge.tls.iter().map(|entry| entry.listen.as_str()).collect();
-    let plain = edge.listen.iter().map(|text| ("edge.listen", text.as_str()));
-    let all = plain.chain(tls.into_iter().map(|text| ("edge.tls", text)));
-    let all: Vec<_> = all.chain([("admin.listen", admin.listen.as_str())]).collect();
-    match conflict(&all) {
-        None => Ok(()),
-        Some([(first, _), (second, _)]) => {
-            let reason = format!("listens on an address that {first} listens on");
-            Err((second.to_owned(), reason))
-        }
+        let is_blank = false;
+        Ok(Config { edge, admin, log, access_log, metrics, otlp, gate, table, is_blank })
     }
 }
 

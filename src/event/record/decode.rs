@@ -1,27 +1,30 @@
 //! Reads a stored record and checks all of it.
 //!
-//! A record comes from a disk, or from a file copied from another machine, so all of it is checked:
-//! a record that decodes gives valid JSON of the right shape and cannot corrupt the batch that
-//! contains it. `encode.rs` specifies the layout; `raw.rs` finds the fields.
+//! A record comes from a disk, or from a file that was copied from another machine. A record that
+//! passes the check gives valid JSON of the right shape, so it cannot corrupt the batch that
+//! contains it. `encode.rs` specifies the layout, and `raw.rs` finds the fields.
 
 use std::borrow::Cow;
 
-use super::encode::{Context, write_members};
+use super::encode::write_members;
 use super::error::RecordError;
 use super::raw::{RawRecord, WireWriter};
 use super::wire;
+use crate::event::context::Context;
 use crate::event::event::Event;
 
 /// An accepted event as stored.
 ///
 /// ```
 /// use pixelgate::Batch;
+/// use pixelgate::custom::is_bot;
 ///
 /// /// The events of a batch as lines of JSON.
 /// fn lines(batch: &Batch) -> Result<Vec<u8>, pixelgate::errors::RecordError> {
 ///     let mut out = Vec::new();
 ///     for record in batch.events() {
-///         record?.write_json(&mut out, false);
+///         let record = record?;
+///         record.write_json(&mut out, is_bot(record.context.user_agent.as_deref()));
 ///         out.push(b'\n');
 ///     }
 ///     Ok(out)
@@ -47,7 +50,7 @@ impl<'a> Record<'a> {
     ///
     /// # Errors
     ///
-    /// The first fault found. Any bytes may be given; none make this panic.
+    /// The first fault that is found. No input makes this panic.
     pub fn decode(bytes: &'a [u8]) -> Result<Record<'a>, RecordError> {
         let record = Record::decode_sound(bytes)?;
         let event = wire::read(record.event_json).map_err(|_| RecordError::Json)?;
@@ -57,16 +60,16 @@ impl<'a> Record<'a> {
         Ok(record)
     }
 
-    /// As [`Record::decode`], but does not parse the event's JSON: for records whose checksum the
-    /// spool has just verified. Parsing the JSON again would be the larger part of the cost of
-    /// delivering it.
+    /// Does what [`Record::decode`] does without parsing the JSON of the event. Use it for a record
+    /// whose checksum the spool has just verified: parsing the JSON again would cost more than all
+    /// else in its delivery.
     ///
     /// # Errors
     ///
-    /// Any of [`RecordError`]. JSON with correct framing that is not an event's is not detected.
+    /// Any [`RecordError`]. JSON in braces that is not the JSON of an event is not detected.
     pub fn decode_sound(bytes: &'a [u8]) -> Result<Record<'a>, RecordError> {
         let raw = RawRecord::read(bytes)?;
-        let members = wire::read_members(raw.members).map_err(|_| RecordError::Members)?;
+        let further = wire::read_members(raw.members).map_err(|_| RecordError::Members)?;
         Ok(Record {
             id: raw.id,
             received_at_ms: raw.received_at_ms,
@@ -79,17 +82,18 @@ impl<'a> Record<'a> {
                 gpc: raw.gpc,
                 dnt: raw.dnt,
                 prefetch: raw.prefetch,
-                ..members
+                further,
             },
         })
     }
 
     /// Appends the record as one JSON object (SPEC 7), without a newline.
     ///
-    /// `bot` says whether the delivery worker takes the user agent for a bot; it is not stored.
+    /// `bot` is not stored, because it follows from the user agent: see
+    /// [`custom::is_bot`](crate::custom::is_bot).
     pub fn write_json(&self, out: &mut Vec<u8>, bot: bool) {
         let mut members = Vec::new();
-        write_members(&mut members, &self.context);
+        write_members(&mut members, self.context.further());
         let raw = RawRecord {
             id: self.id,
             received_at_ms: self.received_at_ms,
@@ -110,7 +114,8 @@ impl<'a> Record<'a> {
     ///
     /// # Errors
     ///
-    /// [`RecordError::Json`] if the JSON is not that of an event; never for a decoded record.
+    /// [`RecordError::Json`] if the JSON is not that of an event. [`Record::decode`] has ruled that
+    /// out.
     pub fn event(&self) -> Result<Event<'static>, RecordError> {
         let event = wire::read(self.event_json).map_err(|_| RecordError::Json)?;
         Ok(event.into_owned())
@@ -133,6 +138,7 @@ mod tests {
     use super::super::encode::encode_record;
     use super::*;
     use crate::event::config::Rules;
+    use crate::event::context::FurtherContext;
     use crate::event::parse::parse;
 
     const QUERY: &[u8] = b"_a=62515&_n=000000001625&email=Person@company.com&id=ext-77&_m=20.50\
@@ -161,10 +167,13 @@ mod tests {
             gpc: true,
             dnt: true,
             prefetch: true,
-            host: Some("track.company.com:8443".into()),
-            added: Vec::new(),
-            utk: Some("1f\"".into()),
-            headers: vec![("CF-IPCountry".into(), "DE".into()), ("X-Y".into(), "\\".into())],
+            further: FurtherContext {
+                host: Some("track.company.com:8443".into()),
+                added: Vec::new(),
+                utk: Some("1f\"".into()),
+                headers: vec![("CF-IPCountry".into(), "DE".into()), ("X-Y".into(), "\\".into())],
+            }
+            .boxed(),
         };
         let event = r#"{"id":"01970102-0304-7506-8708-090a0b0c0d0e","received_at":"#.to_owned()
             + r#""2026-11-23T02:45:13.123Z","portal":62515,"event":"000000001625","#
@@ -256,16 +265,22 @@ mod tests {
                 assert_eq!(Record::decode(&bytes[..length]), Err(RecordError::Truncated));
             }
         };
-        let utk = || Context { utk: Some("a\u{20ac}\n".into()), ..Context::default() };
+        let with = |further: FurtherContext<'static>| Context {
+            further: further.boxed(),
+            ..Context::default()
+        };
+        let none = FurtherContext::default;
+        let utk = || FurtherContext { utk: Some("a\u{20ac}\n".into()), ..none() };
         let headers = vec![("A".into(), "".into()), ("B".into(), "x".into())];
         check(&Context::default(), 1);
-        check(&utk(), 2);
-        check(&Context { host: Some("h".into()), ..Context::default() }, 3);
-        check(&Context { headers: headers.clone(), ..Context::default() }, 2);
-        check(&Context { headers, referer: Some("r".into()), gpc: true, ..utk() }, 2);
+        check(&with(utk()), 2);
+        check(&with(FurtherContext { host: Some("h".into()), ..none() }), 3);
+        check(&with(FurtherContext { headers: headers.clone(), ..none() }), 2);
+        let all = with(FurtherContext { headers, ..utk() });
+        check(&Context { referer: Some("r".into()), gpc: true, ..all }, 2);
         let added = vec![("a".into(), "\"".into()), ("b".into(), "x".into())];
-        check(&Context { added: added.clone(), ..Context::default() }, 3);
-        check(&Context { added, ..utk() }, 3);
+        check(&with(FurtherContext { added: added.clone(), ..none() }), 3);
+        check(&with(FurtherContext { added, ..utk() }), 3);
 
         let with = |members: &str| {
             let mut bytes = encoded(&Context::default());

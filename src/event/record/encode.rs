@@ -1,6 +1,6 @@
-//! Encodes an accepted event as a record for the spool, with the event's JSON in it.
+//! Encodes an accepted event as a record for the spool. The record holds the JSON of the event.
 //!
-//! The JSON is written once, when the event is accepted, and copied from then on: delivering a
+//! The JSON is written once, when the event is accepted, and only copied afterwards: delivering a
 //! batch costs one copy per event and no parsing.
 //!
 //! # The record, versions 1 to 3
@@ -22,24 +22,26 @@
 //! | … | 2 | R, the length of the referer, if there is one, at most 2048 |
 //! | … | R | the referer, UTF-8 |
 //! | … | 4 | not in version 1: M, the length of the further members, 1 to 131,072 |
-//! | … | M | not in version 1: further members of `context` as JSON, a comma behind each |
+//! | … | M | not in version 1: further members of `context` as JSON, a comma after each |
 //!
-//! Version 2 is written only where there are further members, and version 3 where one of them is
-//! `host` or `added`, which versions before did not know. The members are `host`, `utk`, `headers`
-//! and `added`; the last two are objects that are sorted by name.
+//! Further members are `host`, `utk`, `headers` and `added`; the last two are objects that are
+//! sorted by name. A record with `host` or `added` has version 3, a record with other further
+//! members version 2, and any other record version 1. So an earlier version of this program can
+//! read every record whose members it knows.
 //!
 //! Flags, from the lowest bit: `Sec-GPC`, `DNT`, prefetch, address is IPv4, address is IPv6, has a
 //! user agent, has a referer. The highest bit is 0.
 //!
-//! Each version has the version and the time at these places, so that a reader can say how long a
-//! record waits that a newer version wrote. It rejects a version that it does not know. Any new
-//! field increments the version, up to 127: a record that is not meant for every upstream begins
-//! with another byte, see `route.rs`.
+//! Every version has the version and the time at these offsets, so that a reader can say how long a
+//! record of a newer version has waited. A reader rejects a version that it does not know. A new
+//! field increments the version, up to 127: a greater first byte begins a record that is not meant
+//! for every upstream, see `route.rs`.
 
 use std::borrow::Cow;
 use std::net::IpAddr;
 
 use super::timestamp::UNIX_MS_MAX;
+use crate::event::context::{Context, FurtherContext};
 use crate::event::event::Event;
 use crate::event::param::{
     ADDED_MEMBERS_MAX, ADDED_VALUE_BYTES_MAX, CONTEXT_HEADER_BYTES_MAX, CONTEXT_HEADERS_MAX,
@@ -52,9 +54,9 @@ pub(super) const VERSION: u8 = 3;
 pub(super) const VERSION_MEMBERS: u8 = 2;
 /// The version of a record without further members.
 pub(super) const VERSION_SHORT: u8 = 1;
-/// The longest further members, in bytes: each value at its limit and all of it escaped.
+/// The greatest length of the further members, in bytes: each value at its limit and fully escaped.
 pub(super) const MEMBERS_BYTES_MAX: usize = 128 << 10;
-/// Where the JSON begins.
+/// The offset of the JSON in a record.
 pub(super) const JSON_OFFSET: usize = 38;
 
 pub(super) mod flag {
@@ -68,50 +70,15 @@ pub(super) mod flag {
     pub(in super::super) const UNUSED: u8 = 1 << 7;
 }
 
-/// The context of a request: what is known besides its query (SPEC 7, `context`).
-///
-/// ```
-/// use pixelgate::custom::Context;
-///
-/// fn is_person(context: &Context<'_>) -> bool {
-///     context.user_agent.is_some() && !context.prefetch
-/// }
-/// ```
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
-#[cfg_attr(not(feature = "internals"), non_exhaustive)]
-pub struct Context<'a> {
-    /// The client's address, as far as `[privacy]` keeps it.
-    pub ip: Option<IpAddr>,
-    /// `User-Agent`. Cut after 1024 bytes.
-    pub user_agent: Option<Cow<'a, str>>,
-    /// `Referer`, as far as `[privacy]` keeps it. Cut after 2048 bytes.
-    pub referer: Option<Cow<'a, str>>,
-    /// `Sec-GPC: 1`.
-    pub gpc: bool,
-    /// `DNT: 1`.
-    pub dnt: bool,
-    /// The browser says that it prefetches the page.
-    pub prefetch: bool,
-    /// `Host`, where an upstream sends it on, at most 259 bytes.
-    pub host: Option<Cow<'a, str>>,
-    /// The value of the cookie that `events.utk_cookie` names, at most 255 bytes.
-    pub utk: Option<Cow<'a, str>>,
-    /// The headers that `events.context_headers` names as (name, value), sorted by name. Values are
-    /// cut after 1024 bytes, the list after 16.
-    pub headers: Vec<(Cow<'a, str>, Cow<'a, str>)>,
-    /// What the host has added (`Builder::inspect`) as (name, value), sorted by name, each name
-    /// once. Values are cut after 255 bytes, the list after 16.
-    pub added: Vec<(Cow<'a, str>, Cow<'a, str>)>,
-}
-
 impl Context<'_> {
     fn version(&self) -> u8 {
-        if self.host.is_some() || !self.added.is_empty() {
-            VERSION
-        } else if self.utk.is_some() || !self.headers.is_empty() {
-            VERSION_MEMBERS
-        } else {
-            VERSION_SHORT
+        match &self.further {
+            None => VERSION_SHORT,
+            Some(further) if further.host.is_some() || !further.added.is_empty() => VERSION,
+            Some(further) if further.utk.is_some() || !further.headers.is_empty() => {
+                VERSION_MEMBERS
+            }
+            Some(_) => VERSION_SHORT,
         }
     }
 
@@ -149,11 +116,11 @@ pub fn encode_record(
     head[2..10].copy_from_slice(&received_at_ms.min(UNIX_MS_MAX).to_le_bytes());
     head[10..26].copy_from_slice(id);
     head[26..34].copy_from_slice(&event.portal.to_le_bytes());
-    // The length of the JSON follows when it is known.
+    // The length of the JSON is not known yet and is filled in below.
     out.extend_from_slice(&head);
     let json_offset = out.len();
     write_event_json(out, event);
-    // A query has at most 64 KiB, and JSON makes at most six bytes of one: it fits in 32 bits.
+    // Fits: a query has at most 64 KiB, and JSON turns one byte into at most six.
     let json_bytes = (out.len() - json_offset) as u32;
     out[json_offset - 4..json_offset].copy_from_slice(&json_bytes.to_le_bytes());
     match context.ip {
@@ -164,41 +131,41 @@ pub fn encode_record(
     push_text(out, context.user_agent.as_deref(), USER_AGENT_BYTES_MAX);
     push_text(out, context.referer.as_deref(), REFERER_BYTES_MAX);
     if version != VERSION_SHORT {
-        push_members(out, context);
+        push_members(out, context.further());
     }
 }
 
-/// Appends the length of the further members, and them.
+/// Appends the length of the further members, then the members.
 #[cold]
-fn push_members(out: &mut Vec<u8>, context: &Context<'_>) {
+fn push_members(out: &mut Vec<u8>, further: &FurtherContext<'_>) {
     let start = out.len();
     out.extend_from_slice(&[0; 4]);
-    write_members(out, context);
+    write_members(out, further);
     // At most `MEMBERS_BYTES_MAX`.
     let bytes = (out.len() - start - 4) as u32;
     out[start..start + 4].copy_from_slice(&bytes.to_le_bytes());
 }
 
-/// Appends the further members of `context` as JSON, with a comma behind each.
-pub(super) fn write_members(out: &mut Vec<u8>, context: &Context<'_>) {
+/// Appends the further members of a context as JSON, with a comma after each.
+pub(super) fn write_members(out: &mut Vec<u8>, further: &FurtherContext<'_>) {
     let mut write = |key: &[u8], value: &str| {
         out.extend_from_slice(key);
         write_json_chars(out, value.as_bytes());
         out.extend_from_slice(b"\",");
     };
-    if let Some(host) = &context.host {
+    if let Some(host) = &further.host {
         write(b"\"host\":\"", cut(host, HOST_BYTES_MAX));
     }
-    if let Some(utk) = &context.utk {
+    if let Some(utk) = &further.utk {
         write(b"\"utk\":\"", cut(utk, UTK_BYTES_MAX));
     }
-    let headers = context.headers.iter().take(CONTEXT_HEADERS_MAX);
+    let headers = further.headers.iter().take(CONTEXT_HEADERS_MAX);
     write_pairs(out, b"\"headers\":{", headers, CONTEXT_HEADER_BYTES_MAX);
-    let added = context.added.iter().take(ADDED_MEMBERS_MAX);
+    let added = further.added.iter().take(ADDED_MEMBERS_MAX);
     write_pairs(out, b"\"added\":{", added, ADDED_VALUE_BYTES_MAX);
 }
 
-/// Appends an object that begins with `open`, with a comma behind it; nothing if it has no pairs.
+/// Appends an object that begins with `open`, then a comma. Appends nothing if there are no pairs.
 fn write_pairs<'p, 'a: 'p>(
     out: &mut Vec<u8>,
     open: &[u8],
@@ -252,7 +219,7 @@ pub fn write_event_json(out: &mut Vec<u8>, event: &Event<'_>) {
     out.push(b'}');
 }
 
-/// Closes an object, each member of which ends in a comma: the last comma becomes the brace.
+/// Closes an object whose members each end in a comma: the last comma becomes the closing brace.
 pub(super) fn close_json_object(out: &mut Vec<u8>) {
     match out.last_mut() {
         Some(last @ b',') => *last = b'}',
@@ -260,8 +227,8 @@ pub(super) fn close_json_object(out: &mut Vec<u8>) {
     }
 }
 
-/// Appends what stands between the quotes of a JSON string (RFC 8259, section 7): only what must
-/// be escaped is, which is nothing in nearly all texts. `text` is UTF-8.
+/// Appends the content of a JSON string, without its quotes (RFC 8259, section 7). Escapes only the
+/// characters that must be escaped; most texts have none. `text` is UTF-8.
 pub(super) fn write_json_chars(out: &mut Vec<u8>, text: &[u8]) {
     if is_plain(text) {
         out.extend_from_slice(text);
@@ -282,12 +249,13 @@ fn write_escaped(out: &mut Vec<u8>, text: &[u8]) {
 }
 
 fn must_escape(byte: &u8) -> bool {
-    // The bit brings the quote, 0x22, next to the control characters and the space above it.
+    // Flipping bit 1 maps the quote, 0x22, to 0x20, next to the control characters, and the space
+    // to 0x22. So one comparison finds quotes and control characters.
     byte ^ 2 <= b' ' || *byte == b'\\'
 }
 
-/// Whether no byte must be escaped. Looks at sixteen at a time; the last sixteen may overlap those
-/// before them, as do the halves of fewer.
+/// Whether no byte must be escaped. Tests sixteen bytes at a time; the last sixteen may overlap the
+/// bytes before them. Of 4 to 15 bytes, it tests two halves that may overlap.
 fn is_plain(bytes: &[u8]) -> bool {
     if let Some(last) = bytes.last_chunk::<16>() {
         let (chunks, _) = bytes.as_chunks();
@@ -301,7 +269,7 @@ fn is_plain(bytes: &[u8]) -> bool {
     }
 }
 
-/// Leaves no loop early, so that the compiler looks at the whole chunk with a few instructions.
+/// The loop has no early end, so that the compiler tests the whole chunk with a few instructions.
 #[inline]
 fn is_plain_chunk<const N: usize>(chunk: &[u8; N]) -> bool {
     chunk.iter().fold(0, |found, byte| found | u8::from(must_escape(byte))) == 0

@@ -1,8 +1,8 @@
-//! Faults of stored records.
+//! The error of a stored record that cannot be read.
 
 use thiserror::Error;
 
-/// What is wrong with a record. Names the field and never shows its content.
+/// Why a stored record cannot be read. Names the field and never shows its content.
 ///
 /// ```
 /// use pixelgate::custom::Record;
@@ -13,8 +13,8 @@ use thiserror::Error;
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Error)]
 #[cfg_attr(not(feature = "internals"), non_exhaustive)]
 pub enum RecordError {
-    /// The version byte is not 1 to 3: another version of this program wrote it, or it is no
-    /// record.
+    /// The version byte is not 1 to 3: another version of this program wrote the record, or the
+    /// bytes are not a record.
     #[error("unknown record version {0}")]
     UnknownVersion(u8),
     /// The flags contradict each other, or an unused flag is set.
@@ -41,7 +41,7 @@ pub enum RecordError {
     /// The referer is longer than 2048 bytes or not UTF-8.
     #[error("referer too long or not UTF-8")]
     Referer,
-    /// The further members of the context are too long or are not their JSON.
-    #[error("further context is not its JSON")]
+    /// The further members of the context are too long, or are not the JSON of such members.
+    #[error("further context is too long or not JSON")]
     Members,
 }

@@ -1,8 +1,9 @@
-//! Makes a record of an event's wire form (SPEC 7), with the id and the time that it has.
+//! Turns the wire form of an event (SPEC 7) into a record with the same id and time of receipt, for
+//! `pixelgate send`.
 //!
-//! The wire form comes from a file that other programs may have changed, so all of it is checked,
-//! and nothing is cut: what an edge could not have written is an error. The checks are those of a
-//! query (SPEC 3). `bot` is read and dropped, because it follows from the user agent.
+//! The wire form comes from a file that other programs may have changed. So all of it is checked by
+//! the rules for a query (SPEC 3), and no value is cut: a value that an edge could not have written
+//! is an error. `bot` is read and dropped, because it follows from the user agent.
 
 use std::borrow::Cow;
 use std::net::IpAddr;
@@ -14,8 +15,9 @@ use thiserror::Error;
 use uuid::{Uuid, Variant};
 
 use super::decode::Record;
-use super::encode::{Context, encode_record};
+use super::encode::encode_record;
 use super::wire;
+use crate::event::context::Context;
 use crate::event::email;
 use crate::event::event::Event;
 use crate::event::hidden::is_hidden;
@@ -28,7 +30,7 @@ use crate::event::query::Text;
 use crate::event::revenue::Revenue;
 use crate::event::validate;
 
-/// The members that every event has.
+/// The members that the wire form of every event has.
 const REQUIRED: [&str; 5] = ["id", "received_at", "portal", "event", "properties"];
 
 /// An event that was read from its wire form.
@@ -49,7 +51,7 @@ pub struct FromWire {
 /// Why a text is not the wire form of an event. Names the field and never shows its content.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Error)]
 pub enum WireError {
-    /// The text is longer than any event, so that it was not read to its end.
+    /// The text is longer than any event, so it was not read to its end.
     #[error("it is longer than an event can be")]
     TooLong,
     /// It is not a JSON object of this shape; or names are not in rising order, or are repeated.
@@ -108,7 +110,7 @@ impl FromWire {
     ///
     /// # Errors
     ///
-    /// The first fault found. Any bytes may be given; none make this panic.
+    /// The first fault that is found. No input makes this panic.
     pub fn read(json: &[u8]) -> Result<FromWire, WireError> {
         let whole = wire::read_whole(json).map_err(|_| shape_fault(json))?;
         let id = Uuid::parse_str(&whole.id).ok();
@@ -121,14 +123,14 @@ impl FromWire {
         check_context(&whole.context)?;
         let mut record = Vec::new();
         encode_record(&mut record, &id, received_at_ms, &whole.event, &whole.context);
-        // The limits of a record are those of its reader.
+        // The reader of records enforces their limits, so the record is read once here.
         Record::decode(&record).map_err(|_| WireError::Value)?;
         let (portal, name) = (whole.event.portal, whole.event.name.into_owned());
         Ok(FromWire { id, received_at_ms, portal, name, record })
     }
 }
 
-/// Each value must be what judging it would give.
+/// Checks that each value is in the form that judging a query would give it.
 fn check_event(event: &Event<'_>) -> Result<(), WireError> {
     let check = |is_right: bool, fault: WireError| is_right.then_some(()).ok_or(fault);
     check((1..=PORTAL_MAX).contains(&event.portal), WireError::Portal)?;
@@ -149,13 +151,14 @@ fn check_event(event: &Event<'_>) -> Result<(), WireError> {
     Ok(())
 }
 
-/// Whether this can be a value of a query: those are trimmed, and an empty one counts as absent.
+/// Whether a text can be the value of a parameter. Such values are trimmed, and an empty one counts
+/// as absent.
 fn is_value(value: &str, follows_rule: fn(&Text<'_>) -> bool) -> bool {
     let text = Text { text: Cow::Borrowed(value), plain: false };
     !value.is_empty() && value.trim() == value && follows_rule(&text)
 }
 
-/// Each text must be stored as it is.
+/// Checks that each text of the context can be stored without being cut or cleaned.
 fn check_context(context: &Context<'_>) -> Result<(), WireError> {
     let check = |is_right: bool, field| is_right.then_some(()).ok_or(WireError::Context(field));
     let fits = |text: &Option<Cow<'_, str>>, bytes_max: usize| {
@@ -163,33 +166,35 @@ fn check_context(context: &Context<'_>) -> Result<(), WireError> {
     };
     check(fits(&context.user_agent, USER_AGENT_BYTES_MAX), "user_agent")?;
     check(fits(&context.referer, REFERER_BYTES_MAX), "referer")?;
-    check(fits(&context.host, HOST_BYTES_MAX), "host")?;
-    check(context.host.as_deref().is_none_or(is_host), "host")?;
-    check(fits(&context.utk, UTK_BYTES_MAX), "utk")?;
-    let are_headers = context.headers.iter().all(|(name, value)| {
+    let further = context.further();
+    check(fits(&further.host, HOST_BYTES_MAX), "host")?;
+    check(further.host.as_deref().is_none_or(is_host), "host")?;
+    check(fits(&further.utk, UTK_BYTES_MAX), "utk")?;
+    let are_headers = further.headers.iter().all(|(name, value)| {
         name.len() <= CONTEXT_HEADER_NAME_BYTES_MAX
             && http::HeaderName::from_bytes(name.as_bytes()).is_ok()
             && is_text(value, CONTEXT_HEADER_BYTES_MAX)
     });
-    check(are_headers && context.headers.len() <= CONTEXT_HEADERS_MAX, "headers")?;
-    let are_added = context.added.iter().all(|(name, value)| {
+    check(are_headers && further.headers.len() <= CONTEXT_HEADERS_MAX, "headers")?;
+    let are_added = further.added.iter().all(|(name, value)| {
         name.len() <= ADDED_NAME_BYTES_MAX
             && validate::is_property_name(name, false)
             && is_text(value, ADDED_VALUE_BYTES_MAX)
     });
-    check(are_added && context.added.len() <= ADDED_MEMBERS_MAX, "added")
+    check(are_added && further.added.len() <= ADDED_MEMBERS_MAX, "added")
 }
 
 fn is_text(text: &str, bytes_max: usize) -> bool {
     (1..=bytes_max).contains(&text.len()) && !text.contains(is_hidden)
 }
 
-/// A host and perhaps a port (RFC 9110, section 7.2).
+/// Whether a text is a host with an optional port (RFC 9110, section 7.2).
 fn is_host(text: &str) -> bool {
     !text.contains('@') && text.parse::<Authority>().is_ok()
 }
 
-/// Why a text does not have the shape of an event. The parser's own message shows content.
+/// Why a text does not have the shape of an event. The message of the JSON parser cannot be used,
+/// because it shows content.
 fn shape_fault(json: &[u8]) -> WireError {
     let Ok(members) = serde_json::from_slice::<Map<String, Value>>(json) else {
         return WireError::Json;
@@ -255,6 +260,7 @@ fn is_map_of_strings(value: &Value) -> bool {
 mod tests {
     use super::*;
     use crate::event::config::Rules;
+    use crate::event::context::FurtherContext;
     use crate::event::parse::parse;
 
     const ID: [u8; 16] = *b"\x01\x97\x01\x02\x03\x04\x75\x06\x87\x08\x09\x0a\x0b\x0c\x0d\x0e";
@@ -279,10 +285,13 @@ mod tests {
             gpc: true,
             dnt: true,
             prefetch: true,
-            host: Some("track.company.com".into()),
-            utk: Some("1f".into()),
-            headers,
-            added: vec![("page".into(), "\"/\"".into())],
+            further: FurtherContext {
+                host: Some("track.company.com".into()),
+                utk: Some("1f".into()),
+                headers,
+                added: vec![("page".into(), "\"/\"".into())],
+            }
+            .boxed(),
         };
         for query in [all, "_a=1&_n=a"] {
             for context in [&full, &Context::default()] {

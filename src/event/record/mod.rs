@@ -1,9 +1,9 @@
-//! An accepted event as bytes: how the spool keeps it, and how upstreams receive it (SPEC 7).
+//! An accepted event as bytes: as the spool stores it, and as upstreams receive it (SPEC 7).
 //!
-//! `encode.rs` specifies and writes the stored format. `raw.rs` finds the fields of a stored record
-//! and writes the JSON that is delivered. `decode.rs` reads a record and checks all of it;
-//! `from_wire.rs` makes a record of that JSON again.
-//! `route.rs` specifies what stands before a record that is not meant for every upstream.
+//! `encode.rs` specifies and writes the stored record. `raw.rs` finds the fields of a record and
+//! writes the JSON that is delivered. `decode.rs` reads a record and checks all of it.
+//! `from_wire.rs` turns delivered JSON back into a record. `route.rs` specifies the prefix of a
+//! record that is not meant for every upstream.
 
 pub(super) mod decode;
 pub(super) mod encode;

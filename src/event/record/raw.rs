@@ -1,8 +1,8 @@
 //! Finds the fields of a stored record, and writes the JSON that upstreams receive (SPEC 7).
 //!
-//! Field limits are checked, texts are not: this is for records whose checksum the spool has just
-//! verified. This program wrote them, so their texts are UTF-8 and their JSON is an event's. A
-//! record from any other source is read by `decode.rs`, which checks all of it. `encode.rs`
+//! This file is for records whose checksum the spool has just verified. Since this program wrote
+//! them, their texts are UTF-8 and their JSON is that of an event; so the lengths of the fields are
+//! checked and the texts are not. `decode.rs` reads records from any other source. `encode.rs`
 //! specifies the layout.
 
 use std::io::Write;
@@ -17,15 +17,15 @@ use super::route;
 use super::timestamp::{RFC3339_BYTES, Stamp, UNIX_MS_MAX};
 use crate::event::param::{PORTAL_MAX, REFERER_BYTES_MAX, USER_AGENT_BYTES_MAX};
 
-/// The start of each event's JSON, and the offsets of id and time in it.
+/// The start of the JSON of each event, and the offsets of the id and the time in it.
 const HEAD: [u8; 86] = *b"{\"id\":\"00000000-0000-0000-0000-000000000000\",\
     \"received_at\":\"0000-00-00T00:00:00.000Z\",";
 const HEAD_ID: usize = 7;
 const HEAD_TIME: usize = 60;
 
-/// Where a record has the time of receipt, in each version.
+/// The bytes of the time of receipt, in a record of any version.
 const RECEIVED_AT: std::ops::Range<usize> = 2..10;
-/// Where a record has its portal, in the versions that this one reads.
+/// The bytes of the portal, in a record of a version that this program reads.
 const PORTAL: std::ops::Range<usize> = 26..34;
 
 /// The fields of a stored record. Texts are not checked to be UTF-8.
@@ -46,12 +46,12 @@ pub struct RawRecord<'a> {
     pub(super) gpc: bool,
     pub(super) dnt: bool,
     pub(super) prefetch: bool,
-    /// Further members of `context`, with a comma behind each; empty if there are none.
+    /// Further members of `context`, with a comma after each; empty if there are none.
     pub(super) members: &'a [u8],
 }
 
-/// Writes records as upstreams receive them. Reuses the text of the last record's second, which
-/// consecutive records mostly share.
+/// Writes records as upstreams receive them. Keeps the text of the last record's time to the
+/// second, which most consecutive records share.
 pub struct WireWriter {
     head: [u8; HEAD.len()],
     stamp: Stamp,
@@ -62,8 +62,8 @@ impl<'a> RawRecord<'a> {
     ///
     /// # Errors
     ///
-    /// Any of [`RecordError`]. Texts that are not UTF-8, and JSON with correct framing that is not
-    /// an event's, are not detected.
+    /// Any [`RecordError`]. Texts that are not UTF-8 are not detected, nor is JSON in braces that
+    /// is not the JSON of an event.
     pub fn read(bytes: &'a [u8]) -> Result<RawRecord<'a>, RecordError> {
         let (_, bytes) = route::split(bytes)?;
         let &[version, flags, ..] = bytes else { return Err(RecordError::Truncated) };
@@ -115,23 +115,23 @@ impl<'a> RawRecord<'a> {
     }
 }
 
-/// Whether a record was written by a newer version of this program: it is not damaged, and a
-/// version that knows it delivers it.
+/// Whether a newer version of this program wrote a record. Such a record is not damaged, and that
+/// version can deliver it.
 pub fn is_newer_record(bytes: &[u8]) -> bool {
-    // One that is cut short is damaged.
+    // A record that is cut short is damaged, not newer.
     let record = route::split(bytes).map_or(&[][..], |(_, record)| record);
     record.first().is_some_and(|version| *version > VERSION)
 }
 
-/// When a record of a newer version was received, in milliseconds since 1970. `None` if it is too
-/// short to say so.
+/// The time of receipt of a record of a newer version, in milliseconds since 1970, UTC. `None` if
+/// the record is too short to hold it.
 pub fn newer_received_ms(bytes: &[u8]) -> Option<u64> {
     let (_, record) = route::split(bytes).ok()?;
     record.get(RECEIVED_AT).and_then(|bytes| bytes.try_into().ok()).map(u64::from_le_bytes)
 }
 
-/// The portal and the time of receipt of a stored record, in milliseconds since 1970. `None` for
-/// one of a newer version, and for bytes that are no record.
+/// The portal and the time of receipt of a stored record, in milliseconds since 1970, UTC. `None`
+/// for a record of a newer version, and for bytes that are not a record.
 pub fn portal_and_time(bytes: &[u8]) -> Option<(u64, u64)> {
     let (_, record) = route::split(bytes).ok()?;
     let head = record.get(..JSON_OFFSET)?;
@@ -150,8 +150,8 @@ impl Default for WireWriter {
 }
 
 impl WireWriter {
-    /// Appends a record as one JSON object (SPEC 7), without a newline. It is UTF-8 if the
-    /// record's texts are.
+    /// Appends a record as one JSON object (SPEC 7), without a newline. The JSON is UTF-8 if the
+    /// texts of the record are.
     ///
     /// `bot` says whether the delivery worker takes the user agent for a bot; it is not stored.
     pub fn write(&mut self, out: &mut Vec<u8>, record: &RawRecord<'_>, bot: bool) {
@@ -160,7 +160,7 @@ impl WireWriter {
         let time = self.stamp.rfc3339(record.received_at_ms);
         self.head[HEAD_TIME..][..RFC3339_BYTES].copy_from_slice(time);
         out.extend_from_slice(&self.head);
-        // The event's object is opened here and closed below: its fields stand among the others.
+        // The fields of the event's own object stand among the others, so its braces are left out.
         if let [b'{', fields @ .., b'}'] = record.event_json {
             out.extend_from_slice(fields);
         }
@@ -202,8 +202,8 @@ fn write_context(out: &mut Vec<u8>, record: &RawRecord<'_>, bot: bool) {
     close_json_object(out);
 }
 
-/// Writes an address as its `Display` does. IPv4 without `fmt`, because each event delivered pays
-/// for it.
+/// Writes an address as its `Display` does. Writes IPv4 without `fmt`, which every delivered event
+/// would pay for.
 fn write_ip(out: &mut Vec<u8>, ip: IpAddr) {
     match ip {
         IpAddr::V4(ip) => write_ipv4(out, ip),
@@ -213,7 +213,7 @@ fn write_ip(out: &mut Vec<u8>, ip: IpAddr) {
 }
 
 fn write_ipv4(out: &mut Vec<u8>, ip: Ipv4Addr) {
-    /// Each number with a point behind it, and what is left of four bytes.
+    /// Each number followed by a point, padded to four bytes.
     static NUMBERS: [[u8; 4]; 256] = {
         let mut numbers = [[0; 4]; 256];
         let mut n = 0;
@@ -234,7 +234,7 @@ fn write_ipv4(out: &mut Vec<u8>, ip: Ipv4Addr) {
         text[end..end + 4].copy_from_slice(&NUMBERS[usize::from(octet)]);
         end += 2 + usize::from(octet >= 10) + usize::from(octet >= 100);
     }
-    // Without the last point.
+    // The last point is left out.
     out.extend_from_slice(&text[..end - 1]);
 }
 
@@ -277,7 +277,7 @@ impl<'a> Reader<'a> {
             return Err(RecordError::Members);
         }
         let members = self.take(bytes)?;
-        // Other ends would break the JSON around them.
+        // Members that begin or end otherwise would break the JSON around them.
         if matches!(members, [b'"', .., b',']) { Ok(members) } else { Err(RecordError::Members) }
     }
 }

@@ -1,16 +1,16 @@
-//! Which upstreams a stored record is meant for.
+//! The route: the prefix of a stored record that names the upstreams which it is meant for.
 //!
-//! A record that is not meant for every upstream begins with its route, and the record as
-//! `encode.rs` specifies it follows. Integers are little-endian.
+//! Only a record that is not meant for every upstream has a route. The record as `encode.rs`
+//! specifies it follows. Integers are little-endian.
 //!
 //! | offset | bytes | field |
 //! |---|---|---|
-//! | 0 | 1 | 128: no record without a route begins with it |
+//! | 0 | 1 | 128, with which no record without a route begins |
 //! | 1 | 2 | N, the length of the names |
 //! | 3 | N | for each upstream the length of its name, 1 byte, and its name, UTF-8 |
 //!
-//! Versions that do not know it take such a record for one of a newer version, and leave it in the
-//! spool.
+//! A version of this program that knows no routes takes such a record for one of a newer version,
+//! and leaves it in the spool.
 
 use std::sync::Arc;
 
@@ -20,13 +20,13 @@ use super::error::RecordError;
 pub(super) const ROUTED: u8 = 128;
 const HEAD_BYTES: usize = 3;
 
-/// The upstreams that an event is meant for, as they stand before its record. Cheap to clone.
+/// The upstreams that an event is meant for, encoded as the prefix of its record. Cheap to clone.
 #[derive(Clone, PartialEq, Eq)]
 pub struct Route(Arc<[u8]>);
 
 impl Route {
-    /// A route to the upstreams of these names. `None` if they do not fit: a name has at most 255
-    /// bytes, and all of them, with a byte for each, at most 65,535.
+    /// A route to the upstreams of these names. `None` if a name has more than 255 bytes, or if all
+    /// names together, each with one byte for its length, have more than 65,535.
     pub fn to<S: AsRef<str>>(upstreams: &[S]) -> Option<Route> {
         let mut names = Vec::new();
         for name in upstreams {
@@ -40,7 +40,7 @@ impl Route {
 
     /// The names of the upstreams.
     pub fn names(&self) -> impl Iterator<Item = &str> {
-        // Made of texts.
+        // Every name is UTF-8, because `to` takes texts only.
         names(&self.0[HEAD_BYTES..]).filter_map(|name| std::str::from_utf8(name).ok())
     }
 
@@ -62,8 +62,8 @@ pub fn is_routed(record: &[u8]) -> bool {
     record.first() == Some(&ROUTED)
 }
 
-/// Whether a routed record names this upstream. One that is cut short does: the upstream's
-/// delivery finds the fault and says so.
+/// Whether a routed record names this upstream. True for a record that is cut short, so that the
+/// delivery of that upstream finds the fault and reports it.
 pub fn names_upstream(record: &[u8], upstream: &str) -> bool {
     match split(record) {
         Ok((route, _)) => names(route).any(|name| name == upstream.as_bytes()),
@@ -71,7 +71,7 @@ pub fn names_upstream(record: &[u8], upstream: &str) -> bool {
     }
 }
 
-/// The names of a record's route, empty without one, and the record behind it.
+/// Splits a record into the names of its route, empty if it has none, and the record after it.
 pub(super) fn split(record: &[u8]) -> Result<(&[u8], &[u8]), RecordError> {
     if !is_routed(record) {
         return Ok((&[], record));

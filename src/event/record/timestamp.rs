@@ -1,7 +1,7 @@
-//! RFC 3339 in UTC with milliseconds: the one form in which a time leaves this program in a batch.
+//! Writes a time by RFC 3339, in UTC with milliseconds: the form of every time in a batch.
 //!
-//! By hand because it is written for each event delivered: a calendar library takes ten times as
-//! long. The tests hold it equal to one.
+//! This is written by hand because each delivered event needs it and a calendar library takes ten
+//! times as long. The tests compare it with such a library.
 
 /// The last millisecond of the year 9999: RFC 3339 has four digits for the year.
 pub(super) const UNIX_MS_MAX: u64 = 253_402_300_799_999;
@@ -9,8 +9,8 @@ pub(super) const UNIX_MS_MAX: u64 = 253_402_300_799_999;
 /// The length of a time as [`Stamp::rfc3339`] writes it.
 pub(super) const RFC3339_BYTES: usize = 24;
 
-/// A time as it was written last. Events follow each other closely: mostly, the next one's differs
-/// in its milliseconds alone.
+/// The text of the time that was written last. Most consecutive events differ in the milliseconds
+/// only, so that the rest of the text is used again.
 pub(super) struct Stamp {
     second: u64,
     text: [u8; RFC3339_BYTES],

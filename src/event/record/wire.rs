@@ -1,7 +1,8 @@
 //! Parses the JSON of an event, of its context's further members, and of its whole wire form, as
 //! `encode.rs` and `raw.rs` write them.
 //!
-//! Strict: unknown, missing or repeated fields and properties out of order are errors.
+//! The parser is strict: unknown, missing or repeated fields, and properties out of order, are
+//! errors.
 
 use std::borrow::Cow;
 use std::fmt;
@@ -11,7 +12,7 @@ use std::net::IpAddr;
 use serde::Deserialize;
 use serde::de::{Deserializer, Error, MapAccess, Visitor};
 
-use super::encode::Context;
+use crate::event::context::{Context, FurtherContext};
 use crate::event::event::{Event, Properties};
 use crate::event::revenue::Revenue;
 
@@ -49,10 +50,13 @@ pub(super) fn read_whole<'a>(json: &'a [u8]) -> Result<Whole<'a>, serde_json::Er
         gpc: context.gpc,
         dnt: context.dnt,
         prefetch: context.prefetch,
-        host: text(context.host),
-        utk: text(context.utk),
-        headers: pairs(context.headers),
-        added: pairs(context.added),
+        further: FurtherContext {
+            host: text(context.host),
+            utk: text(context.utk),
+            headers: pairs(context.headers),
+            added: pairs(context.added),
+        }
+        .boxed(),
     };
     Ok(Whole { id: id.0, received_at: received_at.0, event: wire.into_event(), context })
 }
@@ -70,11 +74,12 @@ impl<'a> Wire<'a> {
     }
 }
 
-/// Reads the further members of a context, which have a comma behind each. The other fields of the
-/// result are not set.
-pub(super) fn read_members(members: &[u8]) -> Result<Context<'static>, serde_json::Error> {
-    let Some((b',', members)) = members.split_last() else { return Ok(Context::default()) };
-    // Borrowed texts would need the braces around the bytes, so these are owned.
+/// Reads the further members of a context, which have a comma after each.
+pub(super) fn read_members(
+    members: &[u8],
+) -> Result<Option<Box<FurtherContext<'static>>>, serde_json::Error> {
+    let Some((b',', members)) = members.split_last() else { return Ok(None) };
+    // JSON needs braces around the members, so they are copied, and the result owns its texts.
     let json = [&b"{"[..], members, b"}"].concat();
     let Further { host, utk, headers, added } = serde_json::from_slice(&json)?;
     let own = |text: Cow<'_, str>| Cow::Owned(text.into_owned());
@@ -82,13 +87,9 @@ pub(super) fn read_members(members: &[u8]) -> Result<Context<'static>, serde_jso
         let pairs = pairs.map(|pairs| pairs.0).unwrap_or_default();
         pairs.into_iter().map(|(name, value)| (own(name), own(value))).collect()
     };
-    Ok(Context {
-        host: host.map(|text| own(text.0)),
-        utk: utk.map(|text| own(text.0)),
-        headers: pairs(headers),
-        added: pairs(added),
-        ..Context::default()
-    })
+    let (host, utk) = (host.map(|text| own(text.0)), utk.map(|text| own(text.0)));
+    let (headers, added) = (pairs(headers), pairs(added));
+    Ok(FurtherContext { host, utk, headers, added }.boxed())
 }
 
 // Of a stored record's context these members alone are JSON. Serde cannot embed them in
@@ -106,8 +107,8 @@ struct Further<'a> {
     added: Option<Pairs<'a>>,
 }
 
-// Borrows what has no escapes in it. `id`, `received_at` and `context` are no part of a stored
-// event's JSON.
+// Borrows every text without escapes. The JSON of a stored event has no `id`, `received_at` and
+// `context`.
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
 struct Wire<'a> {
@@ -148,12 +149,13 @@ struct WireContext<'a> {
     gpc: bool,
     dnt: bool,
     prefetch: bool,
-    /// Not stored: it follows from the user agent.
+    /// Read and dropped, because it follows from the user agent.
     #[serde(rename = "bot")]
     _bot: bool,
 }
 
-// Serde borrows a `Cow` only where the field itself is one, hence the wrapper.
+// Serde borrows a `Cow` only if the field itself is one, and not inside an `Option`. Hence this
+// wrapper.
 #[derive(Deserialize)]
 struct Text<'a>(#[serde(borrow)] Cow<'a, str>);
 
@@ -161,8 +163,8 @@ struct Amount(Revenue);
 
 impl<'de> Deserialize<'de> for Amount {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Amount, D::Error> {
-        // Exact: a decimal of at most 15 digits survives the way through a double, and a double's
-        // shortest text is that decimal again.
+        // Exact, because the shortest text of the double that is nearest to a decimal of at most 15
+        // digits is that decimal.
         let number = f64::deserialize(deserializer)?;
         let amount = Revenue::parse(&number.to_string());
         amount.map(Amount).ok_or_else(|| D::Error::custom("not an amount"))

@@ -1,14 +1,14 @@
-//! The cache on disk: the last good list of a URL, for the next start.
+//! The cache on disk, which holds the last good list of a URL for the next start (SPEC 5).
 //!
-//! One file, replaced as a whole, so that a list and the facts about it always match:
+//! It is one file that is replaced as a whole, so that a list and the facts about it always match:
 //!
 //! | bytes | content |
 //! |---|---|
-//! | 0..4096 | a JSON object ([`About`]), then blanks, then a line end |
+//! | 0..4096 | a JSON object ([`Header`]), then blanks, then a line end |
 //! | 4096.. | the list as the server sent it, decompressed |
 //!
-//! The modification time is when the server last confirmed the list. A cache that is damaged,
-//! or of another URL or version, is not used.
+//! The modification time of the file is the time at which the server last confirmed the list. A
+//! cache that is damaged, or belongs to another URL or version, is not used.
 
 use std::{
     fs::{self, File},
@@ -57,52 +57,84 @@ struct Header {
     body_crc32c: u32,
 }
 
-/// A list being received. Dropping it removes its file unless [`Incoming::store`] succeeded.
+/// A list that is being received. Dropping it removes its file unless [`Incoming::store`]
+/// succeeded.
 ///
-/// It is on disk, so that a large list takes no memory. Where the disk does not take it, such as
-/// when it is full, it is in memory: it is of use all the same, and only the next start will not
-/// find it.
+/// The list is written to disk, so that a large one takes no memory. If the disk refuses it, for
+/// instance because it is full, the list is received in memory: this process can use it, and only
+/// the next start will not find it.
 #[derive(Debug)]
 pub(super) struct Incoming {
     folder: PathBuf,
     file: File,
-    /// Why it is in memory.
-    refused: Option<io::Error>,
+    is_in_memory: bool,
     crc32c: u32,
     is_stored: bool,
+}
+
+/// A list that the state folder did not take.
+#[derive(Debug)]
+pub(super) struct Unstored {
+    /// The list, in memory. `None`: the memory did not take it either.
+    incoming: Option<Incoming>,
+    about: About,
+    /// Why the folder did not take it.
+    pub why: String,
+}
+
+impl Unstored {
+    /// Stores the list if the folder takes it now, and returns it if not.
+    pub(super) fn store_again(mut self) -> Option<Unstored> {
+        match self.incoming.take() {
+            Some(incoming) => incoming.store(self.about),
+            None => Some(self),
+        }
+    }
+
+    /// Whether [`Unstored::store_again`] has a list to store.
+    pub(super) fn is_at_hand(&self) -> bool {
+        self.incoming.is_some()
+    }
 }
 
 impl Incoming {
     /// Creates the file in the state folder, and the folder if it is missing.
     pub(super) fn create(folder: &Path) -> io::Result<Incoming> {
-        let mut options = File::options();
-        // Readable by the owner only: a URL may hold a token.
-        options.read(true).write(true).create(true).truncate(true).mode(0o600);
-        let on_disk =
-            fs::create_dir_all(folder).and_then(|()| options.open(folder.join(NAME_WHILE_WRITTEN)));
-        let (mut file, refused) = match on_disk {
-            Ok(file) => (file, None),
-            Err(error) => (file_in_memory()?, Some(error)),
-        };
+        let on_disk = create_file(folder);
+        let is_in_memory = on_disk.is_err();
+        let mut file = on_disk.or_else(|_| file_in_memory())?;
         file.seek(SeekFrom::Start(HEADER_BYTES as u64))?;
-        Ok(Incoming { folder: folder.to_owned(), file, refused, crc32c: 0, is_stored: false })
+        let folder = folder.to_owned();
+        Ok(Incoming { folder, file, is_in_memory, crc32c: 0, is_stored: false })
     }
 
-    /// Goes on in memory with what was received so far.
-    fn move_into_memory(&mut self, why: io::Error) -> io::Result<()> {
+    /// Moves the part that was received so far into memory, where the rest will follow.
+    fn move_into_memory(&mut self) -> io::Result<()> {
         let bytes = self.file.stream_position()?;
         let mut memory = file_in_memory()?;
         self.file.rewind()?;
         io::copy(&mut Read::take(&mut self.file, bytes), &mut memory)?;
-        // The header is a hole, and a file of nothing else has no bytes to copy.
+        // The header is a hole; if the file has nothing after it, there are no bytes to copy.
         memory.seek(SeekFrom::Start(bytes))?;
         self.file = memory;
-        self.refused = Some(why);
+        self.is_in_memory = true;
         self.remove_file();
         Ok(())
     }
 
-    /// If the file cannot be removed, the next one overwrites it.
+    fn move_onto_disk(&mut self) -> io::Result<()> {
+        let mut file = create_file(&self.folder)?;
+        self.file.rewind()?;
+        if let Err(error) = io::copy(&mut self.file, &mut file) {
+            self.remove_file();
+            return Err(error);
+        }
+        self.file = file;
+        self.is_in_memory = false;
+        Ok(())
+    }
+
+    /// Removes the file. An error is ignored, because the next list overwrites the file.
     fn remove_file(&self) {
         let _ = fs::remove_file(self.folder.join(NAME_WHILE_WRITTEN));
     }
@@ -113,11 +145,16 @@ impl Incoming {
         Ok(&mut self.file)
     }
 
-    /// Replaces the cache with this list, and syncs it to disk.
-    pub(super) fn store(mut self, about: &About) -> io::Result<()> {
-        if let Some(error) = self.refused.take() {
-            return Err(error);
-        }
+    /// Replaces the cache with this list, and syncs it to disk. Returns the list, in memory, if the
+    /// disk does not take it.
+    pub(super) fn store(mut self, about: About) -> Option<Unstored> {
+        let why = self.try_store(&about).err()?.to_string();
+        let is_in_memory = self.is_in_memory
+            || self.file.seek(SeekFrom::End(0)).and_then(|_| self.move_into_memory()).is_ok();
+        Some(Unstored { incoming: is_in_memory.then_some(self), about, why })
+    }
+
+    fn try_store(&mut self, about: &About) -> io::Result<()> {
         let body_crc32c = self.crc32c;
         let header = Header { version: VERSION, about: about.clone(), body_crc32c };
         let mut header = serde_json::to_vec(&header)?;
@@ -126,19 +163,23 @@ impl Incoming {
         }
         header.resize(HEADER_BYTES - 1, b' ');
         header.push(b'\n');
+        if self.is_in_memory {
+            self.move_onto_disk()?;
+        }
         self.file.write_all_at(&header, 0)?;
         self.file.sync_all()?;
         fs::rename(self.folder.join(NAME_WHILE_WRITTEN), self.folder.join(NAME))?;
+        File::open(&self.folder)?.sync_all()?;
         self.is_stored = true;
-        File::open(&self.folder)?.sync_all()
+        Ok(())
     }
 }
 
 impl Write for Incoming {
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
         let written = match self.file.write(bytes) {
-            Err(error) if self.refused.is_none() && error.kind() != io::ErrorKind::Interrupted => {
-                self.move_into_memory(error)?;
+            Err(error) if !self.is_in_memory && error.kind() != io::ErrorKind::Interrupted => {
+                self.move_into_memory()?;
                 self.file.write(bytes)?
             }
             written => written?,
@@ -154,7 +195,7 @@ impl Write for Incoming {
 
 impl Drop for Incoming {
     fn drop(&mut self) {
-        if !self.is_stored {
+        if !self.is_in_memory && !self.is_stored {
             self.remove_file();
         }
     }
@@ -191,14 +232,23 @@ pub(super) fn find(folder: &Path, url: &str) -> io::Result<Option<Found>> {
     Ok(Some(Found { about: header.about, list: file, age }))
 }
 
-/// Records that the server has just confirmed the cached list. If that fails, the list looks older
-/// after a restart than it is, which is the safe side.
+/// Records that the server has just confirmed the cached list. An error is ignored: the list then
+/// looks older after a restart than it is, which errs towards refusing events.
 pub(super) fn confirm(folder: &Path) {
     let cache = File::options().write(true).open(folder.join(NAME));
     let _ = cache.and_then(|cache| cache.set_modified(SystemTime::now()));
 }
 
-/// A file without a name, in memory.
+/// The file of a list that is being received.
+fn create_file(folder: &Path) -> io::Result<File> {
+    fs::create_dir_all(folder)?;
+    let mut options = File::options();
+    // Readable by the owner only: a URL may hold a token.
+    options.read(true).write(true).create(true).truncate(true).mode(0o600);
+    options.open(folder.join(NAME_WHILE_WRITTEN))
+}
+
+/// A file in memory, without a name.
 #[cfg(any(target_os = "linux", target_os = "android", target_os = "freebsd"))]
 fn file_in_memory() -> io::Result<File> {
     use rustix::fs::{MemfdFlags, memfd_create};
@@ -235,7 +285,7 @@ mod tests {
     fn store(folder: &Path, body: &[u8]) {
         let mut incoming = Incoming::create(folder).unwrap();
         incoming.write_all(body).unwrap();
-        incoming.store(&about(URL)).unwrap();
+        assert!(incoming.store(about(URL)).is_none());
     }
 
     #[test]
@@ -246,9 +296,7 @@ mod tests {
         store(&folder, b"11\n");
         store(&folder, b"22\n33\n");
         let mut found = find(&folder, URL).unwrap().unwrap();
-        let mut body = String::new();
-        found.list.read_to_string(&mut body).unwrap();
-        assert_eq!((body.as_str(), found.about), ("22\n33\n", about(URL)));
+        assert_eq!((text(&mut found.list).as_str(), found.about), ("22\n33\n", about(URL)));
         assert!(find(&folder, "https://lists.example/other.txt").unwrap().is_none());
         assert_eq!(fs::read_dir(&folder).unwrap().count(), 1);
     }
@@ -261,10 +309,8 @@ mod tests {
         assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 1);
         let mut incoming = Incoming::create(dir.path()).unwrap();
         incoming.write_all(b"22\n").unwrap();
-        assert!(incoming.store(&about(&"x".repeat(HEADER_BYTES))).is_err());
-        let mut body = Vec::new();
-        find(dir.path(), URL).unwrap().unwrap().list.read_to_end(&mut body).unwrap();
-        assert_eq!(body, b"11\n");
+        assert!(incoming.store(about(&"x".repeat(HEADER_BYTES))).is_some());
+        assert_eq!(text(&mut find(dir.path(), URL).unwrap().unwrap().list), "11\n");
     }
 
     /// From now on the disk is full: what is in the file can be read, and nothing can be added.
@@ -277,22 +323,49 @@ mod tests {
     #[test]
     fn a_list_that_the_disk_does_not_take_is_read_all_the_same() {
         let dir = tempfile::tempdir().unwrap();
-        let no_folder = dir.path().join("file");
-        fs::write(&no_folder, "").unwrap();
-        for (folder, full_at) in [(no_folder.as_path(), 9), (dir.path(), 0), (dir.path(), 1)] {
-            let mut incoming = Incoming::create(folder).unwrap();
+        for full_at in [0, 1] {
+            let mut incoming = Incoming::create(dir.path()).unwrap();
             for (at, piece) in [b"11\n", b"22\n"].into_iter().enumerate() {
                 if at == full_at {
-                    fill_disk(&mut incoming, folder);
+                    fill_disk(&mut incoming, dir.path());
                 }
                 incoming.write_all(piece).unwrap();
             }
-            let mut body = String::new();
-            incoming.list().unwrap().read_to_string(&mut body).unwrap();
-            assert_eq!(body, "11\n22\n");
-            incoming.store(&about(URL)).unwrap_err();
+            assert!(incoming.is_in_memory);
+            assert_eq!(text(incoming.list().unwrap()), "11\n22\n");
         }
-        assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 1, "the file that is no folder");
+        assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 0);
+    }
+
+    #[test]
+    fn a_list_that_the_disk_does_not_take_is_stored_once_it_does() {
+        let dir = tempfile::tempdir().unwrap();
+        let folder = dir.path().join("state");
+        // First there is no folder, then the cache has no place in it.
+        fs::write(&folder, "").unwrap();
+        let mut incoming = Incoming::create(&folder).unwrap();
+        incoming.write_all(b"11\n22\n").unwrap();
+        let unstored = incoming.store(about(URL)).unwrap();
+        assert!(unstored.is_at_hand(), "{}", unstored.why);
+        fs::remove_file(&folder).unwrap();
+        fs::create_dir_all(folder.join(NAME)).unwrap();
+        let unstored = unstored.store_again().unwrap();
+        assert_eq!(fs::read_dir(&folder).unwrap().count(), 1, "nothing but what is in the way");
+        // Another list that is being received meanwhile stays.
+        let mut other = Incoming::create(&folder).unwrap();
+        other.write_all(b"33\n").unwrap();
+        fs::remove_dir(folder.join(NAME)).unwrap();
+        assert!(other.store(about(URL)).is_none());
+        assert_eq!(text(&mut find(&folder, URL).unwrap().unwrap().list), "33\n");
+        assert!(unstored.store_again().is_none());
+        assert_eq!(text(&mut find(&folder, URL).unwrap().unwrap().list), "11\n22\n");
+        assert_eq!(fs::read_dir(&folder).unwrap().count(), 1);
+    }
+
+    fn text(list: &mut File) -> String {
+        let mut text = String::new();
+        list.read_to_string(&mut text).unwrap();
+        text
     }
 
     #[test]

@@ -11,7 +11,8 @@ use url::Url;
 use super::format::Format;
 use super::terms::Bounds;
 
-/// The longest interval between two checks of the source: one day; more is surely a mistake.
+/// The longest interval between two checks of the source, in seconds: one day. A longer one is
+/// surely a mistake.
 pub const REFRESH_SECONDS_MAX: u64 = 86_400;
 
 /// The `[portals]` section (SPEC 5 and 9).
@@ -27,22 +28,22 @@ pub const REFRESH_SECONDS_MAX: u64 = 86_400;
 #[serde(default, deny_unknown_fields)]
 #[cfg_attr(not(feature = "internals"), non_exhaustive)]
 pub struct Config {
-    /// A file ending in `.toml`, `.json` or `.txt`, or an `http://` or `https://` URL. May be
-    /// empty only if `mode` is `off`; there is no list then. May hold `${NAME}`. Default:
+    /// A file whose name ends in `.toml`, `.json` or `.txt`, or an `http://` or `https://` URL. May
+    /// be empty if `mode` is `off`, and then there is no list. May hold `${NAME}`. Default:
     /// `portals.toml`.
     #[serde(deserialize_with = "crate::env::expanded")]
     pub source: String,
-    /// How a refusal by the list is treated.
+    /// How a refusal by the list is treated. Default: `enforce`.
     pub mode: Mode,
-    /// A change is picked up within this many seconds, 1 to 86,400. Default: 5.
+    /// The seconds within which a change of the source is picked up, 1 to 86,400. Default: 5.
     pub refresh_seconds: u64,
-    /// Seconds without a successful check of the source, after which events are rejected as
-    /// `overloaded`: more than `refresh_seconds`, or 0 (the default): never.
+    /// The seconds without a successful check of the source after which every event is rejected as
+    /// `overloaded`: more than `refresh_seconds`, or 0 for never. Default: 0.
     pub stale_seconds_max: u64,
     /// Request headers for a URL source. Values may hold `${NAME}`.
     pub headers: BTreeMap<String, Secret>,
-    /// The proxy for a URL source: `http://` or `https://`; empty: none. `None`: that of the
-    /// environment. May hold `${NAME}`.
+    /// The proxy for a URL source, an `http://` or `https://` URL. Empty: no proxy. `None`, the
+    /// default: the proxy that the environment names. May hold `${NAME}`.
     pub proxy: Option<Secret>,
 }
 
@@ -74,10 +75,10 @@ pub enum Mode {
     /// The event is rejected.
     #[default]
     Enforce,
-    /// The event is accepted; the decision names the reason with which `enforce` would reject it.
+    /// The event is accepted. The decision names the reason for which `enforce` would reject it.
     DryRun,
-    /// Nothing is refused. `drop_properties` still applies: accepting more events must not pass on
-    /// more data.
+    /// The list refuses nothing. Its `drop_properties`, `privacy` and `upstreams` still apply:
+    /// accepting more events must not pass on more data.
     Off,
 }
 
@@ -104,8 +105,8 @@ pub struct ValidConfig {
 }
 
 impl ValidConfig {
-    /// With the configuration that the rules of the list must fit. Without it there is no
-    /// upstream that they may name.
+    /// The same section with the configuration that the rules of the list must fit. Without it, no
+    /// rule may name an upstream.
     pub fn bounded(self, bounds: Bounds) -> ValidConfig {
         ValidConfig { bounds, ..self }
     }
@@ -136,7 +137,7 @@ impl Config {
     pub fn validate(&self) -> Result<ValidConfig, ConfigError> {
         let location = self.location()?;
         if !(1..=REFRESH_SECONDS_MAX).contains(&self.refresh_seconds) {
-            let why = format!("must be 1 to {REFRESH_SECONDS_MAX}");
+            let why = format!("must be 1 to {REFRESH_SECONDS_MAX} seconds");
             return Err(ConfigError::new("portals.refresh_seconds", why));
         }
         if self.stale_seconds_max != 0 && self.stale_seconds_max <= self.refresh_seconds {

@@ -1,7 +1,7 @@
-//! The shape that TOML and JSON share: `portals`, `[[portal]]` and `[defaults]`.
+//! Reads the shape that TOML and JSON lists share: `portals`, `[[portal]]` and `[defaults]`.
 //!
-//! It is read with serde's seeds, so that ids go straight into the [`Draft`] without a copy, and so
-//! that the second place of a duplicate id becomes an error at the parser's own position.
+//! It uses the seeds of serde, so that ids go into the [`Draft`] without a copy, and so that the
+//! parser reports the position of a duplicate id.
 
 use std::{fmt, io::BufRead};
 
@@ -23,7 +23,7 @@ pub(super) fn read_json(
     let read = Document(bounds, draft).deserialize(&mut json).and_then(|()| json.end());
     read.map_err(|error| {
         let what = error.to_string();
-        // The caller reports the place, so it is cut off here.
+        // The caller reports the position, so it is removed from the message.
         let end = what.rfind(" at line ").unwrap_or(what.len());
         match error.line() {
             0 => ParseError::new(&what[..end]),
@@ -47,7 +47,7 @@ pub(super) fn read_toml(text: &str, bounds: &Bounds, draft: &mut Draft) -> Resul
     })
 }
 
-/// The line and column, from 1, of a byte of a text.
+/// The line and the column of a byte in a text, both counted from 1.
 pub(super) fn place(text: &str, byte: usize) -> (u64, u64) {
     let before = &text.as_bytes()[..byte.min(text.len())];
     let line = memchr::memrchr(b'\n', before).map_or(0, |newline| newline + 1);
@@ -129,7 +129,8 @@ impl<'de> Visitor<'de> for IdList<'_> {
     }
 }
 
-/// One id in `portals`. Taken while it is visited, so that an error gets the id's own place.
+/// One id in `portals`. It is checked while it is visited, so that an error has the position of the
+/// id.
 struct Listed<'d>(&'d mut Ids);
 
 impl<'de> DeserializeSeed<'de> for Listed<'_> {
@@ -185,7 +186,7 @@ impl<'de> Visitor<'de> for Tables<'_> {
     }
 }
 
-/// One `[[portal]]`, which has an id, or `[defaults]`, which has none: 0 then.
+/// Reads a `[[portal]]`, which has an id, or `[defaults]`, which has none and gives 0.
 struct Table<'b> {
     bounds: &'b Bounds,
     is_portal: bool,
@@ -247,7 +248,7 @@ impl<'de> Visitor<'de> for Table<'_> {
     }
 }
 
-/// The name of a rule. The defaults have no id.
+/// Reads the name of a rule. `[defaults]` must have no `id`.
 struct RuleName {
     is_portal: bool,
 }
@@ -270,8 +271,8 @@ fn put<T, E: Error>(slot: &mut Option<T>, value: T) -> Result<(), E> {
     }
 }
 
-/// A rule that must fit the configuration. Checked while it is read, so that an error gets the
-/// rule's own place.
+/// Reads a rule that must fit the configuration. It is checked while it is read, so that an error
+/// has the position of the rule.
 struct Bounded<'b, V, T> {
     bounds: &'b Bounds,
     check: fn(V, &Bounds) -> Result<T, String>,

@@ -1,4 +1,5 @@
-//! What the readers of all formats share: the [`Draft`] that they fill, ids, and their errors.
+//! The types that the readers of all formats share: the [`Draft`] that they fill, the ids, and the
+//! error with its position.
 
 use std::io;
 
@@ -7,7 +8,7 @@ use super::rules::Rules;
 /// The most digits a portal id has (SPEC 3, `_a`).
 const ID_DIGITS_MAX: usize = 15;
 
-/// What a list says.
+/// The content of a list, in the order in which it was read.
 #[derive(Debug, Default)]
 pub(super) struct Draft {
     pub ids: Ids,
@@ -17,7 +18,7 @@ pub(super) struct Draft {
     pub names_portals: bool,
 }
 
-/// Where and why a list cannot be read.
+/// Why a list cannot be read, and where the mistake is.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("{}{what}", place(*line, *column))]
 pub(super) struct ParseError {
@@ -44,7 +45,7 @@ impl From<io::Error> for ParseError {
     }
 }
 
-/// The place of an error, as it stands before the error's text. Empty if there is none.
+/// The position of an error, as the beginning of its message. Empty if the error has no position.
 fn place(line: Option<u64>, column: Option<u64>) -> String {
     match (line, column) {
         (Some(line), Some(column)) => format!("line {line}, column {column}: "),
@@ -53,23 +54,23 @@ fn place(line: Option<u64>, column: Option<u64>) -> String {
     }
 }
 
-/// Collects the ids as they are read, or looks for the second place of one known duplicate.
+/// Collects the ids as they are read, or finds where a known duplicate occurs for the second time.
 #[derive(Debug, Default)]
 pub(super) struct Ids {
     pub list: Vec<u64>,
-    /// The id whose second place is wanted. `None`: ids are collected.
+    /// The id whose second occurrence is sought. `None`: ids are collected.
     duplicate_id: Option<u64>,
     /// Whether `duplicate_id` has been read once.
     seen: bool,
 }
 
 impl Ids {
-    /// Collects no ids; fails where `id` comes for the second time.
+    /// Collects no ids, and fails where `id` occurs for the second time.
     pub(super) fn looking_for(id: u64) -> Ids {
         Ids { duplicate_id: Some(id), ..Ids::default() }
     }
 
-    /// Collects an id; fails if it is the duplicate id and read for the second time.
+    /// Collects an id. Fails if it is the sought duplicate and occurs for the second time.
     #[inline]
     pub(super) fn take(&mut self, id: u64) -> Result<(), &'static str> {
         self.see(id)?;
@@ -79,7 +80,8 @@ impl Ids {
         Ok(())
     }
 
-    /// Checks an id as [`Ids::take`] does; the caller stores it elsewhere.
+    /// Checks an id as [`Ids::take`] does, without collecting it: the id of a table is stored with
+    /// its rules.
     pub(super) fn see(&mut self, id: u64) -> Result<(), &'static str> {
         if self.duplicate_id == Some(id) && std::mem::replace(&mut self.seen, true) {
             return Err("this portal id is already in the list");

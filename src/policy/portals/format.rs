@@ -35,7 +35,7 @@ impl Format {
             .find(|format| extension.eq_ignore_ascii_case(format.extension()))
     }
 
-    /// What stands between two ids.
+    /// The byte between two ids.
     pub(super) const fn separator(self) -> u8 {
         match self {
             Format::Toml | Format::Json => b',',
@@ -43,7 +43,7 @@ impl Format {
         }
     }
 
-    /// The ending of such files' names, without the dot.
+    /// The ending of the names of such files, without the dot.
     pub(super) const fn extension(self) -> &'static str {
         match self {
             Format::Toml => "toml",

@@ -1,4 +1,5 @@
-//! [`Portals`], the handle that judges portals' events and keeps their list up to date.
+//! [`Portals`], the handle to the portal policy: it judges events by the list in use and keeps the
+//! list up to date (SPEC 5).
 
 use std::{
     fmt, io,
@@ -42,10 +43,10 @@ pub struct Portals {
 }
 
 impl Portals {
-    /// Reads the file, or the cached list of a URL. Needs no runtime. Until a URL's first list is
-    /// loaded, judging answers `overloaded`.
+    /// Opens the policy with the list in the file, or with the cached list of the URL. Needs no
+    /// runtime. Until the first list of a URL is loaded, events are rejected as `overloaded`.
     ///
-    /// `state_dir` holds the cache; it is created when a list is first cached.
+    /// `state_dir` is the folder of the cache. It is created when a list is first cached.
     ///
     /// # Errors
     ///
@@ -75,7 +76,7 @@ impl Portals {
         Ok(portals)
     }
 
-    /// A policy whose list never changes, from the list's text. For tests.
+    /// A policy whose list never changes, made from the text of the list. For tests.
     ///
     /// # Errors
     ///
@@ -98,7 +99,7 @@ impl Portals {
         Ok(Portals::new(&config, Source::Fixed, Some(list), terms))
     }
 
-    /// A policy whose lists the host brings: this one first, later ones by [`Portals::put`].
+    /// A policy whose lists come from the host: the first one here, later ones by [`Portals::put`].
     /// `portals.source` and `portals.refresh_seconds` are not used.
     ///
     /// # Errors
@@ -116,16 +117,17 @@ impl Portals {
         Ok(Portals::new(&config, Source::Host, Some(list), terms))
     }
 
-    /// Puts a host's list in force, as a whole; requests are neither refused nor delayed. Blocks
-    /// while it reads the list, and up to 0.1 s for requests that use the old one.
+    /// Puts a list of the host in force. It replaces the old list at once and as a whole, and
+    /// refuses or delays no request. Blocks while it reads the list, and for up to 0.1 s more until
+    /// requests have released the old list.
     ///
     /// # Errors
     ///
-    /// The list is not one of this format, which counts as a failed refresh, or the policy's lists
-    /// are not the host's. The list in force stays.
+    /// The text is not a list in this format, which counts as a failed refresh; or the lists of
+    /// this policy do not come from the host. The list in force stays.
     pub fn put(&self, list: &str, format: Format) -> Result<(), OpenError> {
         if !self.shared.is_hosts {
-            return Err(OpenError("the list is not the host's".to_owned()));
+            return Err(OpenError("the gate was opened without a list of the host".to_owned()));
         }
         match read_text(list, format, &self.shared.terms) {
             Ok(list) => self.shared.put(list),
@@ -139,7 +141,7 @@ impl Portals {
 
     fn new(config: &ValidConfig, source: Source, list: Option<List>, terms: Arc<Terms>) -> Portals {
         let loaded_at_ms = list.as_ref().map(|_| terms.clock.unix_ms());
-        // The answer of a URL is also written to a file.
+        // The list from a URL is also written to a file.
         let seconds = match config.location {
             Location::None | Location::File { .. } => FILE_SECONDS_MAX,
             Location::Url { .. } => FETCH_SECONDS_MAX + FILE_SECONDS_MAX,
@@ -167,8 +169,8 @@ impl Portals {
         Arc::ptr_eq(&self.shared, &other.shared)
     }
 
-    /// Takes over from an earlier policy: what is left of each portal's rate and quota, and, until
-    /// a URL's first list is loaded, the earlier list.
+    /// Takes over from an earlier policy the state of each portal's rate and quota. Until the first
+    /// list of a URL is loaded, takes over the earlier list as well.
     pub fn succeed(&self, earlier: &Portals) {
         let (own, earlier) = (&*self.shared, &*earlier.shared);
         if let Some(accepted) = earlier.accepted.get() {
@@ -178,7 +180,7 @@ impl Portals {
         if let Some(new) = &*own.current.load() {
             return new.carry(&list);
         }
-        // Without a URL there is no list to wait for. The lock is free: nothing watches this yet.
+        // Only a URL may still be without a list. The lock is free, because `watch` has not begun.
         if !matches!(own.source.try_lock().as_deref(), Ok(Source::Url(_))) {
             return;
         }
@@ -187,9 +189,10 @@ impl Portals {
         own.current.store(Some(list));
     }
 
-    /// Says what was accepted by day, so that a quota holds over restarts. The first call counts.
+    /// Sets the source of the counts of accepted events by day, so that quotas hold over restarts.
+    /// Only the first call has an effect.
     pub fn count_by(&self, accepted: Arc<dyn AcceptedByDay>) {
-        // Fails where it is known: it is the same then.
+        // Fails if a source is set already, which is the same one then.
         _ = self.shared.accepted.set(accepted);
         self.raise_quotas();
     }
@@ -202,7 +205,8 @@ impl Portals {
         }
     }
 
-    /// Gives back an event of this portal that the judge has counted and that was not accepted.
+    /// Returns an event to the portal's quota: the judge has counted it, but the spool did not take
+    /// it.
     #[cold]
     pub fn give_back(&self, portal: u64) {
         let list = self.shared.current.load();
@@ -214,15 +218,16 @@ impl Portals {
         }
     }
 
-    /// A portal's quota of a day, in events, and how many of them are used. `None`: it has none.
+    /// A portal's quota of a day and the part of it that is used, both in events. `None`: the
+    /// portal has no quota.
     pub fn quota_used(&self, portal: u64) -> Option<(u32, u64)> {
         let list = self.shared.current.load();
         let list = list.as_ref()?;
         list.quota_used(list.find(portal)?)
     }
 
-    /// Whether a portal's event of this name is accepted. The checks in their order: `overloaded`
-    /// (no list, or a list that is too old), `portal_not_allowed`, `event_not_allowed`. Takes no
+    /// Whether a portal's event of this name is accepted. Checks in this order for `overloaded` (no
+    /// list, or a list that is too old), `portal_not_allowed` and `event_not_allowed`. Takes no
     /// lock and allocates nothing.
     ///
     /// The rate is not checked here but by [`Policy::take_rate`], because other checks come before
@@ -240,7 +245,8 @@ impl Portals {
         self.shared.current.load().as_ref().is_some_and(|list| list.find(portal).is_some())
     }
 
-    /// The names of all upstreams, in their order: where an event without a route goes.
+    /// The names of all upstreams, in the order of the configuration. An event without a route goes
+    /// to all of them.
     pub fn upstreams(&self) -> &[String] {
         &self.shared.terms.bounds.upstreams
     }
@@ -264,6 +270,7 @@ impl Portals {
             failures: health.failures,
             fresh: !health.failing && (list.is_some() || shared.mode == Mode::Off),
             stale: list.is_some() && shared.is_stale(),
+            unstored: health.unstored.clone(),
         }
     }
 
@@ -275,7 +282,7 @@ impl Portals {
     /// Looks at the source repeatedly, until `shutdown` is true or its sender is dropped.
     pub async fn watch(self, mut shutdown: watch::Receiver<bool>) {
         let mut takeovers = None;
-        // The first look is at once: a URL has not been asked yet.
+        // No pause before the first look, because a URL was not read yet.
         let mut pause = Duration::ZERO;
         loop {
             let mode = tokio::select! {
@@ -297,7 +304,7 @@ impl Portals {
         }
     }
 
-    /// A refresh that counts as failed for as long as it is overdue.
+    /// Refreshes the list. A refresh that takes too long counts as failed until it ends.
     async fn refresh_and_report_delay(&self, mode: RefreshMode) -> Refreshed {
         let mut refresh = pin!(self.refresh(mode));
         loop {
@@ -319,12 +326,12 @@ impl Portals {
         if matches!(*source, Source::Url(_)) {
             return refresh::fetch(source, shared).await;
         }
-        // On a blocking thread: a file system may hang, and a million ids take a while to read.
+        // Runs on a blocking thread, because a file system may hang and a million ids take time.
         let look = tokio::task::spawn_blocking(move || shared.look_at_file(source, mode));
         look.await.unwrap_or(Refreshed::Failed)
     }
 
-    /// How long to wait until the next look.
+    /// The pause before the next look.
     async fn pause(&self) -> Duration {
         match *self.shared.source.lock().await {
             Source::Fixed | Source::Host | Source::File(_) => {

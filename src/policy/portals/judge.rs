@@ -16,7 +16,7 @@ use crate::policy::privacy;
 pub struct PortalDecision {
     /// Whether the event is accepted.
     pub verdict: PortalVerdict,
-    /// Why.
+    /// What decided about the event.
     pub cause: Cause,
     /// The rules that apply to an accepted event.
     pub policy: Policy,
@@ -67,21 +67,21 @@ impl Cause {
     }
 }
 
-/// `Retry-After` of a portal over its rate, in seconds. It is the smallest value, and long enough
-/// because every rate is at least one event a second.
+/// `Retry-After` for a portal over its rate, in seconds. The least value of the header is long
+/// enough, because every rate is at least one event per second.
 const RETRY_AFTER_SECONDS: u32 = 1;
 
 /// The portal has exceeded its rate, or used up its quota of the day.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct RateLimited {
-    /// Seconds after which the portal's next event is accepted.
+    /// The seconds after which the portal's next event is accepted.
     pub retry_after_seconds: u32,
     /// False in mode `dry_run`: the event is accepted and counted.
     pub enforced: bool,
 }
 
-/// The rules of one portal. It holds the list of that moment in memory, so it must be dropped at
-/// the end of the request.
+/// The rules of one portal. It keeps the list in memory from which the rules are, so it must be
+/// dropped at the end of the request.
 pub struct Policy {
     list: Guard<Option<Arc<List>>>,
     entry: Option<Entry>,
@@ -92,15 +92,16 @@ pub struct Policy {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Metering {
     Enforced,
-    /// `dry_run`: an event over the rate is accepted and counted.
+    /// Mode `dry_run`: an event over the rate is accepted, and counted as a refusal that `enforce`
+    /// would give.
     Reported,
-    /// The rate is not applied: mode `off`, or the event is already rejected.
+    /// The rate is not applied, because the mode is `off` or the event is already rejected.
     Off,
 }
 
 impl Policy {
-    /// Whether this property is removed from the portal's events. It is in every mode, `off`
-    /// included; a portal that is not in the list has the defaults.
+    /// Whether this property is removed from the portal's events. This applies in every mode, `off`
+    /// included. For a portal that is not in the list, the defaults apply.
     #[inline]
     pub fn drops(&self, property: &str) -> bool {
         let rules = self.list.as_ref().map(|list| list.rules(self.entry));
@@ -116,15 +117,16 @@ impl Policy {
         dropped.is_some_and(|dropped| !dropped.is_empty())
     }
 
-    /// The upstreams that the portal's events are meant for. `None`: all. In every mode, as
-    /// [`Policy::drops`].
+    /// The upstreams that the portal's events are meant for. `None`: all. Applies in every mode, as
+    /// [`Policy::drops`] does.
     #[inline]
     pub fn route(&self) -> Option<&Route> {
         let rules = self.list.as_ref().map(|list| list.rules(self.entry));
         rules.and_then(|rules| rules.upstreams.as_ref()).and_then(|upstreams| upstreams.0.as_ref())
     }
 
-    /// What the portal's `privacy` leaves of `[privacy]`. In every mode, as [`Policy::drops`].
+    /// `[privacy]`, made stricter by the portal's `privacy`. Applies in every mode, as
+    /// [`Policy::drops`] does.
     #[inline]
     pub fn privacy(&self, base: privacy::Config) -> privacy::Config {
         self.stricter().map_or(base, |stricter| base.tightened(&stricter))
@@ -152,8 +154,8 @@ impl Policy {
     }
 
     /// Counts one event against the portal's rate, and then against its quota of the day. Call this
-    /// once, after every other check that can reject the event, because an event that counted
-    /// against the rate cannot be given back.
+    /// once, after every other check that can reject the event: an event that counted against the
+    /// rate cannot be returned to it.
     #[inline]
     pub fn take_rate(&self) -> Result<(), RateLimited> {
         let (Some(list), Some(entry)) = (self.list.as_ref(), self.entry) else {
@@ -202,7 +204,7 @@ impl fmt::Debug for Policy {
     }
 }
 
-/// The inputs of `judge` beside the list.
+/// The state of the policy at the moment of a decision.
 pub(super) struct Moment<'a> {
     pub mode: Mode,
     pub stale: bool,

@@ -17,7 +17,7 @@ use super::set::{Duplicate, Set};
 use super::terms::Terms;
 use crate::clock::Clock;
 
-/// Bytes of one read.
+/// Size of one read, in bytes.
 const READ_BYTES: usize = 64 << 10;
 
 /// The most ids that memory is reserved for in advance.
@@ -35,13 +35,13 @@ pub(super) struct List {
     defaults: Rules,
     meter_of_plain: Option<Meter>,
     meters: Meters,
-    /// By the same numbers as the counters of rates; empty if no portal has a quota.
+    /// The counters of quotas, numbered as those of rates; empty if no portal has a quota.
     quotas: Quotas,
-    /// Shows whether a second read of the source gave the same list.
+    /// Tells whether a second read of the source gave the same list.
     pub content: Content,
 }
 
-/// A hash of a list's bytes. It is not stable between processes.
+/// A hash of the bytes of a list. It differs between processes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Content(u64);
 
@@ -124,7 +124,8 @@ impl List {
         }
     }
 
-    /// The rules of an entry. `None`, a portal that is not in the list: the defaults.
+    /// The rules of an entry. `None` stands for a portal that is not in the list, to which the
+    /// defaults apply.
     #[inline]
     pub(super) fn rules(&self, entry: Option<Entry>) -> &Rules {
         match entry {
@@ -149,8 +150,8 @@ impl List {
         self.meter(entry).is_none_or(|(meter, cell)| self.meters.take(meter, cell))
     }
 
-    /// Counts one event against the portal's quota. An error if it is used up: the seconds until
-    /// it has events again.
+    /// Counts one event against the portal's quota. If the quota is used up, the error holds the
+    /// seconds until the next UTC day.
     #[inline]
     pub(super) fn take_quota(&self, entry: Entry) -> Result<(), u32> {
         match self.quota(entry) {
@@ -159,7 +160,7 @@ impl List {
         }
     }
 
-    /// Gives back an event that was counted against the portal's quota.
+    /// Returns an event to the portal's quota.
     pub(super) fn give_back(&self, entry: Entry) {
         if let Some((_, cell)) = self.quota(entry) {
             self.quotas.give_back(cell);
@@ -171,7 +172,7 @@ impl List {
         self.quota(entry).map(|(quota, cell)| (quota.per_day.get(), self.quotas.used(cell)))
     }
 
-    /// Takes what was accepted today, where that is more than was counted.
+    /// Raises each quota's count to the events that were accepted today, if they are more.
     pub(super) fn raise_quotas(&self, accepted: &dyn AcceptedByDay) {
         let Ok(day) = u32::try_from(self.quotas.today()) else { return };
         self.each_quota(|id, cell| self.quotas.raise(cell, accepted.accepted(id, day)));
@@ -210,7 +211,7 @@ impl List {
         }
     }
 
-    /// Copies the counters of an earlier list: those of the day, and those of each rate that is
+    /// Copies the counters of an earlier list: those of all quotas, and those of each rate that is
     /// unchanged.
     pub(super) fn carry(&self, earlier: &List) {
         self.each_quota(|id, cell| {
@@ -244,8 +245,8 @@ impl fmt::Debug for List {
     }
 }
 
-/// Counts the ids of a list; the result may be a little too high. Reserving the memory in advance
-/// matters: a vector that grows needs up to three times as much, while two lists are in memory.
+/// Counts the ids of a list, to reserve memory for them; the result may be a little too high. A
+/// vector that grows would need up to three times the memory while two lists are loaded.
 fn count_ids(format: Format, source: &mut impl Read) -> io::Result<usize> {
     let mut buffer = vec![0; READ_BYTES];
     let mut ids = 1;
@@ -258,7 +259,7 @@ fn count_ids(format: Format, source: &mut impl Read) -> io::Result<usize> {
     }
 }
 
-/// Fails beyond [`LIST_BYTES_MAX`] and hashes the bytes that are read.
+/// A reader that hashes the bytes that are read, and fails after [`LIST_BYTES_MAX`] bytes.
 struct HashingReader<R> {
     inner: R,
     left: u64,

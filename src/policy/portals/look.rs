@@ -1,4 +1,4 @@
-//! What one look at a list's source found.
+//! The outcome of one look at the source of a list.
 
 use super::list::List;
 
@@ -7,7 +7,7 @@ pub(super) const FILE_SECONDS_MAX: u64 = 10;
 /// Limit for a whole request to a URL and its answer, in seconds.
 pub(super) const FETCH_SECONDS_MAX: u64 = 60;
 
-/// What one look at a source found.
+/// The outcome of one look at a source.
 #[derive(Debug)]
 pub(super) enum Look {
     /// The source still has the list in use.
@@ -16,6 +16,7 @@ pub(super) enum Look {
     New(Box<List>),
     /// The source is changing; the next look may find it at rest.
     Unsettled,
-    /// The source has no usable list. Says why, with the file or URL and, if known, the line.
+    /// The source has no usable list. The text says why, with the file or URL and, if known, the
+    /// line.
     Failed(String),
 }

@@ -1,9 +1,8 @@
 //! Portal policy: which portals' events are accepted, and the rules of each (SPEC 5).
 //!
 //! [`Portals`] judges by a list in memory that is swapped as a whole. Judging takes no lock and
-//! allocates nothing; [`Portals::watch`] reads new lists in the background, and a source that fails
-//! leaves the list in use as it is. This module knows portals and event names only: it sees no
-//! request, and counts nothing but its own failures.
+//! allocates nothing. [`Portals::watch`] reads new lists in the background; while the source fails,
+//! the list in use stays. This module knows portals and event names only, and sees no request.
 
 mod cache;
 mod config;

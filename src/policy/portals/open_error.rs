@@ -1,4 +1,4 @@
-//! Why a portal policy cannot be opened.
+//! The error of a portal policy that cannot be opened.
 
 /// The file cannot be read or is not a list. Names the file and, if known, the line.
 ///

@@ -1,11 +1,11 @@
-//! From the bytes of a list to a [`Draft`]: its portals and rules, not sorted yet.
+//! Reads the bytes of a list into a [`Draft`]: its portals and rules, not sorted yet.
 //!
-//! All three formats mean the same (SPEC 5). Each is read as a stream, since a list of a million
+//! All three formats mean the same (SPEC 5). Each is read as a stream, because a list of a million
 //! ids is larger as text than in memory. Reading is strict: text that is not understood is an error
-//! with its line and column, because skipping a rule silently would accept, or reject, the events
-//! of the wrong portal.
+//! with its line and column, because a rule that was silently skipped would accept or reject the
+//! events of the wrong portal.
 //!
-//! Duplicates are found later, when the ids are sorted and no longer have a place. For the error,
+//! Duplicates are found later, when the ids are sorted and their positions are lost. For the error,
 //! [`locate`] therefore reads the list a second time and looks for the duplicate id.
 
 use std::io::BufRead;
@@ -16,7 +16,7 @@ use super::set::Duplicate;
 use super::terms::Bounds;
 use super::{document, parse_toml};
 
-/// Reads a list. `separators` is an estimate of the number of ids that may be too high.
+/// Reads a list. `separators` is the estimated number of ids, which may be too high.
 pub(super) fn parse(
     format: Format,
     reader: impl BufRead,

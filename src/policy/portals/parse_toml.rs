@@ -1,10 +1,10 @@
 //! Reads a list in TOML.
 //!
-//! The general parser makes a tree of the whole document, which for a million ids is ten times
-//! what the list itself takes. So `portals = [...]`, where it comes first, is read here as a
-//! stream of digits, and the general parser gets the rest: the same text with an empty array in
-//! its place. This reader accepts a subset of TOML: an id is written in plain digits, not as
-//! `0xF433` or `62_515`.
+//! The general TOML parser makes a tree of the whole document, which for a million ids takes ten
+//! times the memory of the list. So if `portals = [...]` comes first, this file reads it as a
+//! stream of digits, and the general parser gets the same text with an empty array in its place.
+//! This reader accepts a subset of TOML: an id is written in plain digits, not as `0xF433` or
+//! `62_515`.
 
 use std::io::{self, BufRead, Read};
 
@@ -12,7 +12,8 @@ use super::document;
 use super::draft::{Draft, Ids, ParseError, read_id};
 use super::terms::Bounds;
 
-/// The most bytes of text for the general parser: 100,000 portals with rules of their own.
+/// The longest text for the general parser, in bytes: enough for 100,000 portals with rules of
+/// their own.
 pub const RULES_BYTES_MAX: usize = 16 << 20;
 
 pub(super) fn read(
@@ -27,7 +28,8 @@ pub(super) fn read(
         let begin = scan.line;
         scan.ids(&mut draft.ids)?;
         cut = Some(Cut { begin, end: scan.line });
-        // The rest must not seem to stand on the line where the ids begin.
+        // The line break keeps the text after the ids off the line where the ids begin, so that
+        // `Cut::undo` can tell the two apart.
         rest.extend_from_slice(b"\n]");
     }
     let limit = RULES_BYTES_MAX as u64 + 1;
@@ -50,14 +52,14 @@ pub(super) fn read(
     })
 }
 
-/// The lines of the ids, which the text for the general parser lacks.
+/// The first and the last line of the ids, which the text for the general parser lacks.
 struct Cut {
     begin: u64,
     end: u64,
 }
 
 impl Cut {
-    /// Moves the place of an error in the rest to its place in the whole text.
+    /// Turns the position of an error in the shortened text into its position in the whole text.
     fn undo(self, mut error: ParseError) -> ParseError {
         if let Some(line) = error.line.as_mut().filter(|line| **line > self.begin) {
             *line = *line - 1 - self.begin + self.end;
@@ -88,7 +90,7 @@ impl<R: BufRead> Scan<R> {
         match next {
             None => return Ok(None),
             Some(b'\n') => (self.line, self.column) = (self.line + 1, 1),
-            // A continuation byte of UTF-8 is not a character of its own.
+            // Columns count characters, so the continuation bytes of UTF-8 do not count.
             Some(byte) => self.column += u64::from(byte & 0xc0 != 0x80),
         }
         self.reader.consume(1);
@@ -99,8 +101,9 @@ impl<R: BufRead> Scan<R> {
         Err(ParseError::at(self.line, self.column, what))
     }
 
-    /// Whether the list begins with `portals = [`, apart from blanks and comments. Copies the
-    /// bytes that it reads, because any other text is left to the general parser.
+    /// Reads up to and including `portals = [`, if the list begins with it apart from blanks and
+    /// comments. Returns whether it does. Copies the bytes that it reads into `rest`, because the
+    /// general parser needs them.
     fn enters_ids(&mut self, rest: &mut Vec<u8>) -> io::Result<bool> {
         while let Some(byte) = self.peek()? {
             match byte {
@@ -142,7 +145,7 @@ impl<R: BufRead> Scan<R> {
         Ok(())
     }
 
-    /// The ids up to and with the `]`.
+    /// Reads the ids up to and including the `]`.
     fn ids(&mut self, ids: &mut Ids) -> Result<(), ParseError> {
         loop {
             if self.blank()? == Some(b']') {
@@ -183,7 +186,7 @@ impl<R: BufRead> Scan<R> {
 
     fn id(&mut self, ids: &mut Ids) -> Result<(), ParseError> {
         let (line, column) = (self.line, self.column);
-        // One digit more than an id may have, so that a longer number is an error.
+        // Room for one digit more than an id may have, so that a longer number is an error.
         let mut digits = [0; 16];
         let mut count = 0;
         while let Some(byte) = self.peek()? {

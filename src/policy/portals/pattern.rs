@@ -7,7 +7,7 @@
 
 use memchr::memmem;
 
-/// The most characters of a pattern, as of an event name (SPEC 3, `_n`).
+/// The most characters of a pattern: as many as an event name may have (SPEC 3, `_n`).
 pub const PATTERN_CHARS_MAX: usize = 255;
 
 /// An event name pattern.

@@ -1,10 +1,10 @@
-//! Limits the events of each portal in a UTC day.
+//! Limits the events of each portal in a UTC day (SPEC 5, `quota`).
 //!
-//! Each portal's count of the day is one number, in an array that is allocated with the list: no
-//! lock and no cleanup, and a reload copies it. The count outlives the process in the totals of the
-//! spool, which count what was accepted: [`Quotas::raise`] takes it from there at the start, and
-//! when the totals of another process were taken over. So an event is given back that was not
-//! accepted in the end.
+//! The count of each portal is one number in an array that is allocated with the list. It needs no
+//! lock and no cleanup, and a reload copies it. The totals of the spool count accepted events over
+//! restarts: [`Quotas::raise`] takes the count of the day from them at start, and again after this
+//! process has taken over the totals of another one. Since these totals hold accepted events only,
+//! an event that is counted here and not accepted in the end is taken off again.
 //!
 //! Events are counted per process: with several edges, a portal has its full quota at each of them.
 
@@ -13,11 +13,11 @@ use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 
 use crate::clock::Clock;
 
-/// What was accepted of each portal, over restarts.
+/// The counts of each portal's accepted events, which outlive the process.
 pub trait AcceptedByDay: Send + Sync {
     /// Events of this portal that were accepted on this UTC day, counted from 1970-01-01.
     fn accepted(&self, portal: u64, day: u32) -> u64;
-    /// Changes when the counts of another process were taken over.
+    /// A number that changes when the counts of another process have been taken over.
     fn takeovers(&self) -> u64;
 }
 
@@ -28,20 +28,20 @@ const EVENTS_MASK: u64 = (1 << EVENTS_BITS) - 1;
 
 /// The counts of a list's portals.
 pub(super) struct Quotas {
-    /// The day, and the events that were counted on it.
+    /// For each portal, the day (upper bits) and the events that were counted on it (lower bits).
     cells: Box<[AtomicU64]>,
     clock: Arc<dyn Clock>,
 }
 
 impl Quotas {
-    /// Counts of `cells` portals, all zero.
+    /// Counters for `cells` portals, all zero.
     pub(super) fn new(cells: usize, clock: &Arc<dyn Clock>) -> Quotas {
         let cells = (0..cells).map(|_| AtomicU64::new(0)).collect();
         Quotas { cells, clock: Arc::clone(clock) }
     }
 
-    /// Counts one event of a portal. An error if its quota is used up: the seconds until the next
-    /// day, 1 to 86,400.
+    /// Counts one event of a portal. If its quota is used up, the error holds the seconds until the
+    /// next UTC day, 1 to 86,400.
     pub(super) fn take(&self, cell: usize, per_day: u32) -> Result<(), u32> {
         let now_ms = self.clock.unix_ms();
         let day = now_ms / DAY_MS;
@@ -55,20 +55,20 @@ impl Quotas {
         taken.map(drop).map_err(|_| left_ms.div_ceil(1000) as u32)
     }
 
-    /// Gives back an event that was counted and was not accepted.
+    /// Takes off an event that was counted and was not accepted.
     pub(super) fn give_back(&self, cell: usize) {
         let day = self.today();
         let count = |packed| used_on(packed, day).checked_sub(1).map(|used| pack(day, used));
-        // Nothing to give back on the next day.
+        // Fails if the day has ended meanwhile: its count does not matter any more.
         _ = self.cells[cell].fetch_update(Relaxed, Relaxed, count);
     }
 
-    /// Events that were counted today.
+    /// The events that were counted today.
     pub(super) fn used(&self, cell: usize) -> u64 {
         used_on(self.cells[cell].load(Relaxed), self.today())
     }
 
-    /// At least so many events were accepted today.
+    /// Raises the count of today to `events`, if it is lower.
     pub(super) fn raise(&self, cell: usize, events: u64) {
         self.cells[cell].fetch_max(pack(self.today(), events.min(EVENTS_MASK)), Relaxed);
     }
@@ -78,7 +78,7 @@ impl Quotas {
         self.cells[cell].fetch_max(earlier.cells[earlier_cell].load(Relaxed), Relaxed);
     }
 
-    /// The UTC day.
+    /// The UTC day, counted from 1970-01-01.
     pub(super) fn today(&self) -> u64 {
         self.clock.unix_ms() / DAY_MS
     }

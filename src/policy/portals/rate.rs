@@ -1,10 +1,10 @@
-//! Limits the rate of events of each portal.
+//! Limits the rate of events of each portal (SPEC 5, `rate`).
 //!
 //! The algorithm is GCRA (the generic cell rate algorithm of ITU-T I.371): each event advances the
 //! portal's *theoretical arrival time* by one interval, and an event that comes more than a burst
-//! before this time is refused. The state is this one number for each portal, in an array that is
-//! allocated with the list. It is therefore bounded and needs no lock and no cleanup, and a reload
-//! copies it; events that are counted in the milliseconds of the copy are forgotten.
+//! before this time is refused. The state is one number for each portal, in an array that is
+//! allocated with the list. So it is bounded, and needs no lock and no cleanup. A reload copies it;
+//! events that are counted during the milliseconds of the copy are forgotten.
 //!
 //! Events are counted per process: with several edges, a portal has its full rate at each of them.
 
@@ -32,12 +32,12 @@ pub(super) struct Meters {
     clock: Arc<dyn Clock>,
 }
 
-/// A rate in the algorithm's terms, in nanoseconds.
+/// A rate in the terms of the algorithm. Times are in nanoseconds.
 struct Limit {
     rate: Rate,
     /// Time between events at the full rate.
     interval: u64,
-    /// How early an event may come: the interval times all events of a burst but one.
+    /// How early an event may come: one interval for each event of a burst but the first.
     tolerance: u64,
 }
 
@@ -100,7 +100,7 @@ impl Meters {
     /// Copies the counter of a portal from an earlier list.
     pub(super) fn carry(&self, cell: usize, earlier: &Meters, earlier_cell: usize) {
         let due = earlier.cells[earlier_cell].load(Ordering::Relaxed);
-        // Each list has its own origin. A time before the new one has passed: 0 means the same.
+        // Each list has an origin of its own. A time before the new origin has passed, as 0 has.
         let between = self.origin.saturating_sub(earlier.origin).as_nanos();
         let due = due.saturating_sub(u64::try_from(between).unwrap_or(u64::MAX));
         self.cells[cell].store(due, Ordering::Relaxed);

@@ -1,4 +1,4 @@
-//! Keeping the list up to date: looking at the source, swapping the list, and logging failures.
+//! Keeps the list up to date: looks at the source, swaps the list, and logs failures.
 
 use std::{
     sync::{Arc, atomic::Ordering},
@@ -18,7 +18,7 @@ use super::status::RefreshFailure;
 pub enum RefreshMode {
     /// A changed file is read when a second look finds it the same as the first.
     Routine,
-    /// The source is read now: the operator says that it is complete (start, SIGHUP).
+    /// The source is read now. A start or SIGHUP implies that the operator has completed the file.
     AtOnce,
 }
 
@@ -29,9 +29,9 @@ pub enum Refreshed {
     Same,
     /// A new list is in use.
     Swapped,
-    /// The source is changing, and will be looked at again.
+    /// The source is changing, and the next look will read it.
     Unsettled,
-    /// The source has no usable list; the one in use stays.
+    /// The source has no usable list. The list in use stays.
     Failed,
 }
 
@@ -44,6 +44,7 @@ pub(super) async fn fetch(
     match &mut *source {
         Source::Url(url) => {
             let look = url.look(content, &shared.terms).await;
+            shared.note_unstored(url.unstored());
             // Swapping may wait for the last request that holds the old list.
             let settled = tokio::task::spawn_blocking(move || shared.settle(look));
             settled.await.unwrap_or(Refreshed::Failed)
@@ -67,7 +68,7 @@ impl PortalsState {
         self.settle(look)
     }
 
-    /// Puts a look's outcome into effect.
+    /// Puts the outcome of a look into effect.
     fn settle(&self, look: Look) -> Refreshed {
         match look {
             Look::Same => {
@@ -101,12 +102,12 @@ impl PortalsState {
         if let Some(accepted) = self.accepted.get() {
             list.raise_quotas(&**accepted);
         }
-        log::info!("portals: {} in the new list", list.len());
+        log::info!("portals: a new list is in force (portals: {})", list.len());
         self.current.store(Some(list));
         self.health.lock().loaded_at_ms = Some(self.terms.clock.unix_ms());
-        // Wait for the last request that holds the old list, so that freeing it is not left to a
-        // request. Requests hold it for microseconds; the limit of 1,000 waits of 100 µs is for
-        // a host that keeps a `Policy`.
+        // Wait until no request holds the old list, so that it is freed here and not by a request.
+        // Requests hold it for microseconds. The limit of 1,000 waits of 100 µs is for a host that
+        // does not drop a `Policy`.
         if let Some(mut earlier) = earlier {
             for _ in 0..1_000 {
                 if Arc::get_mut(&mut earlier).is_some() {
@@ -122,12 +123,25 @@ impl PortalsState {
         let mut health = self.health.lock();
         health.stale_logged = false;
         if std::mem::replace(&mut health.failing, false) {
-            log::info!("portals: the source is well again");
+            log::info!("portals: the source can be read again: {}", self.source_name);
         }
     }
 
-    /// Records that a look at the source has not ended in time: its file system may hang. The look
-    /// goes on, and when it ends its result counts.
+    /// Records why the list in use is not in the state folder, if it is not.
+    fn note_unstored(&self, why: Option<&str>) {
+        let mut health = self.health.lock();
+        match (&health.unstored, why) {
+            (None, Some(why)) => {
+                log::warn!("portals: the list cannot be stored for the next start: {why}");
+            }
+            (Some(_), None) => log::info!("portals: the list is stored in the state folder again"),
+            _ => {}
+        }
+        health.unstored = why.map(str::to_owned);
+    }
+
+    /// Records that a look at the source has not ended in time, as when its file system hangs. The
+    /// look goes on, and its outcome counts when it ends.
     pub(super) fn look_is_overdue(&self) {
         let (name, seconds) = (&self.source_name, self.look_max.as_secs());
         self.fail(format!("{name}: reading it takes longer than {seconds} seconds"));
@@ -137,11 +151,14 @@ impl PortalsState {
         let mut health = self.health.lock();
         let known = health.failing && health.last_failure.as_ref().is_some_and(|f| f.what == what);
         if !known {
-            log::error!("portals: the list in use stays: {what}");
+            log::error!("portals: the list cannot be refreshed, so the list in use stays: {what}");
         }
         let stale = self.is_stale() && self.current.load().is_some();
         if stale && !std::mem::replace(&mut health.stale_logged, true) {
-            log::error!("portals: the list in use is too old: every event is overloaded");
+            log::error!(
+                "portals: the list in use is older than portals.stale_seconds_max, so every event \
+    is rejected as overloaded until the list can be refreshed"
+            );
         }
         health.failing = true;
         health.failures += 1;

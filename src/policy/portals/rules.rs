@@ -22,13 +22,13 @@ use crate::policy::privacy::Stricter;
 /// The most patterns in one `events`, and the most names in one `drop_properties`.
 pub const RULE_ENTRIES_MAX: usize = 1_000;
 
-/// The day from which Unix time is counted.
+/// The day on which Unix time begins.
 const UNIX_EPOCH: civil::Date = civil::date(1970, 1, 1);
 
-/// The highest `per_second` and `burst`.
+/// The greatest `per_second` and `burst` of a rate, in events.
 pub const RATE_MAX: u32 = 1_000_000;
 
-/// The highest `per_day`.
+/// The greatest `per_day` of a quota, in events.
 pub const QUOTA_MAX: u32 = 1_000_000_000;
 
 /// The most characters in the name of a property (SPEC 3).
@@ -47,7 +47,7 @@ pub(super) struct Rules {
 }
 
 impl Rules {
-    /// These rules, completed by the defaults.
+    /// These rules, with the default for each rule that is missing.
     pub(super) fn or(mut self, defaults: &Rules) -> Rules {
         self.events = self.events.or_else(|| defaults.events.clone());
         self.drop_properties = self.drop_properties.or_else(|| defaults.drop_properties.clone());
@@ -110,7 +110,8 @@ impl TryFrom<Vec<String>> for Events {
     }
 }
 
-/// What is removed from events: properties, `email` and `id`. Empty if a portal lifts the default.
+/// The names that are removed from events: properties, `email` and `id`. Empty if a portal lifts
+/// the default.
 #[derive(Debug, Clone, Deserialize)]
 #[serde(try_from = "Vec<String>")]
 pub(super) struct DropProperties(Arc<[Box<str>]>);
@@ -164,7 +165,7 @@ impl Upstreams {
     }
 }
 
-/// How much less of a portal's personal data is stored than `[privacy]` allows.
+/// The portal's `privacy`, which is stricter than `[privacy]`.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Privacy(pub Stricter);
 
@@ -180,7 +181,8 @@ impl Privacy {
     }
 }
 
-/// Refuses a name that no property can have: it would look like protection and drop nothing.
+/// Refuses a name that no property can have, because such a rule would drop nothing and the
+/// operator would rely on it.
 fn check_property(name: &str) -> Result<(), String> {
     let valid_start = name.as_bytes().first().is_some_and(u8::is_ascii_lowercase);
     let valid_characters =
@@ -229,7 +231,7 @@ impl TryFrom<RawRate> for Rate {
             value.ok_or_else(|| format!("`rate.{key}` must be a whole number, 1 to {RATE_MAX}"))
         };
         let per_second = check("per_second", raw.per_second)?;
-        // Without a burst: the events of one second.
+        // Default burst: the events of one second.
         let burst = raw.burst.map_or(Ok(per_second), |burst| check("burst", burst))?;
         Ok(Rate { per_second, burst })
     }
@@ -273,7 +275,7 @@ impl Expires {
             return Err(wrong());
         }
         let day: civil::Date = date.parse().map_err(|_| wrong())?;
-        // Not by a timestamp: jiff's end a day before the last date does.
+        // Not `jiff::Timestamp`, whose range ends a day before that of dates.
         let unix_ms = day.duration_since(UNIX_EPOCH).as_millis();
         // A date before 1970 has passed, so 0 means the same.
         Ok(Expires { unix_ms: u64::try_from(unix_ms).unwrap_or(0) })

@@ -1,9 +1,9 @@
 //! An immutable set of portal ids.
 //!
-//! A million ids take 8 MB for the ids and 1 MB for the index, and one lookup touches two places
-//! in memory: the index entry of the id's bucket, and the bucket, which holds two ids on average
-//! and so usually lies on one cache line. Each id also has a *slot*, a number below `len`, so that
-//! data about a portal can be stored in an array beside the set.
+//! A million ids take 8 MB, and their index 2 MB. A lookup touches two places in memory: the
+//! index entry of the id's bucket, and the bucket, which holds two ids on average and so usually
+//! lies on one cache line. Each id also has a *slot*, a number below `len`, so that an array beside
+//! the set can hold data about each portal.
 //!
 //! Ids are stored *mixed*: a reversible function spreads any pattern among them (all even, all in
 //! one range) over the buckets. It does not protect against ids chosen to collide. That is not
@@ -89,8 +89,9 @@ fn starts(mixed: &[u64], bits: u32, shift: u32) -> Box<[u32]> {
 const MIX: u64 = 0x9e37_79b9_7f4a_7c15;
 const UNMIX: u64 = inverse(MIX);
 
-/// Multiplication spreads low bits to the high bits, which select the bucket. Folding the high half
-/// down first also spreads ids that differ only there. Both steps are reversible.
+/// Mixes an id. The multiplication spreads the low bits to the high bits, which select the bucket.
+/// The high half is folded down first, which also spreads ids that differ only there. Both steps
+/// are reversible.
 #[inline]
 const fn mix(id: u64) -> u64 {
     (id ^ (id >> 32)).wrapping_mul(MIX)

@@ -1,16 +1,16 @@
-//! Where a portal list comes from.
+//! The source of portal lists.
 
 use super::source_file::FileSource;
 use super::source_url::UrlSource;
 
-/// Where lists come from.
+/// The source of the lists of one policy.
 #[derive(Debug)]
-// A process has one, so its size does not matter.
+// A process has one value of this type, so its size does not matter.
 #[allow(clippy::large_enum_variant)]
 pub(super) enum Source {
-    /// There will be no other list.
+    /// No other list follows.
     Fixed,
-    /// The host brings each list ([`Portals::put`](super::Portals::put)).
+    /// The host passes each list to [`Portals::put`](super::Portals::put).
     Host,
     File(FileSource),
     Url(UrlSource),

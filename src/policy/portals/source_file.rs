@@ -1,20 +1,21 @@
-//! A list in a file, and when a changed file is read.
+//! A list in a file, and the rules by which a changed file is read.
 //!
 //! A file is watched by reading the metadata that its path leads to: device, inode, size, and the
 //! times of change to the nanosecond. This detects rewrites, an editor's rename and a symlink that
 //! is swapped anywhere along the path, on every file system. Notifications miss some of these
 //! changes on some file systems.
 //!
-//! **A file that is being written must not be taken for a list.** Cut anywhere, a `.txt` is still
-//! a list, only a shorter one, and a `.toml` may lose a portal's last rules. So a change is read
-//! only when two looks in a row, a quarter of `refresh_seconds` apart, found the same stamp; and
-//! what was read is thrown away if the file changed meanwhile. A writer that pauses for longer in
-//! the middle of a file is not detected: write another file and rename it. When asked to read at
-//! once (at start, and on SIGHUP), only the second condition holds.
+//! **A half-written file must not be taken for a list.** The first part of a `.txt` is still a
+//! list, only a shorter one, and the first part of a `.toml` may lack the last rules of a portal.
+//! Two conditions guard against this. First, a changed file is read only when two looks in a row, a
+//! quarter of `refresh_seconds` apart, found the same stamp. Second, a list is dropped if the file
+//! changed while it was read. A writer that pauses for longer in the middle of a file is not
+//! detected: an operator writes another file and renames it. At start and on SIGHUP, only the
+//! second condition applies.
 //!
-//! **A fresh stamp is not trusted.** A file changed twice within one tick of the kernel's clock
-//! has the same stamp both times, so a file read within 2 seconds of its last change is read
-//! again.
+//! **A fresh stamp is not trusted.** A file that changes twice within one tick of the kernel's
+//! clock has the same stamp both times, so a file that was read within 2 seconds of its last change
+//! is read again.
 
 use std::{
     fs::{self, Metadata},
@@ -30,11 +31,12 @@ use super::terms::Terms;
 use crate::file_stamp::FileStamp;
 use crate::regular_file;
 
-/// Looks in every `refresh_seconds`. One look may find that the old file is gone, the next finds
-/// the new one, and the third finds it unchanged; one part of the time is left to read it.
+/// The number of looks in `refresh_seconds`. One look may find that the old file is gone, the
+/// second finds the new file, and the third finds it unchanged; the last quarter is left to read
+/// it.
 pub(super) const LOOKS_PER_REFRESH: u32 = 4;
 
-/// Attempts at start to read a file that changes while it is read.
+/// The most attempts at start to read a file that changes while it is read.
 const OPEN_ATTEMPTS_MAX: u32 = 5;
 
 /// A list in a file.
@@ -46,7 +48,7 @@ pub(super) struct FileSource {
     taken: Option<FileStamp>,
     /// The file as the last look saw it.
     seen: Option<FileStamp>,
-    /// The mistake in the file with the stamp `seen`.
+    /// The mistake in the text of the file that has the stamp `seen`.
     rejected: Option<String>,
 }
 
@@ -68,8 +70,8 @@ impl FileSource {
         Err(format!("{}: keeps changing while it is read", source.path.display()))
     }
 
-    /// Checks whether the file has changed, and reads it if it has and no longer changes. `at_once`
-    /// reads it in any case. `current` is the list in use.
+    /// Reads the file if it has changed and no longer changes; with `at_once`, in any case.
+    /// `current` is the list in use.
     pub(super) fn look(&mut self, current: Option<Content>, at_once: bool, terms: &Terms) -> Look {
         let stamp = FileStamp::read(&self.path);
         let before = self.seen;
@@ -110,7 +112,7 @@ impl FileSource {
         }
     }
 
-    /// Reads the file, if it stays the one that was seen.
+    /// Reads the file. `None` if its stamp differs from `seen` before or after.
     fn read(&self, seen: FileStamp, terms: &Terms) -> Result<Option<List>, ParseError> {
         let mut file = regular_file::open(&self.path)?;
         if FileStamp::of(&file.metadata()?) != seen {

@@ -1,4 +1,4 @@
-//! Stands in for lists from a URL in a build without the feature `http`.
+//! Replaces `source_url.rs` in a build without the feature `http`.
 
 use std::{path::Path, sync::Arc, time::Duration};
 
@@ -11,7 +11,7 @@ use super::open_error::OpenError;
 use super::terms::Terms;
 use crate::env::Secret;
 
-/// Cannot exist in this build.
+/// A type without values: this build opens no URL.
 #[derive(Debug)]
 pub(super) enum UrlSource {}
 
@@ -28,6 +28,10 @@ impl UrlSource {
     }
 
     pub(super) async fn look(&mut self, _: Option<Content>, _: &Arc<Terms>) -> Look {
+        match *self {}
+    }
+
+    pub(super) fn unstored(&self) -> Option<&str> {
         match *self {}
     }
 }

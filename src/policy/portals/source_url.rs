@@ -1,11 +1,12 @@
-//! A list behind a URL, fetched repeatedly.
+//! A list behind a URL, which is fetched repeatedly.
 //!
 //! Requests are conditional (`ETag`, `Last-Modified`), so that the server can answer 304. A new
-//! list is written to a file in the state folder as it arrives, and read from there; a valid list
-//! becomes the cache for the next start. An answer with neither a length nor chunks is not used,
-//! since a broken connection would look like its end.
+//! list is written to a file in the state folder as it arrives, and read from there. A valid list
+//! becomes the cache for the next start. A list that the folder refuses is used all the same, and
+//! stored as soon as the folder takes it. A response with neither a length nor chunks is not used,
+//! because a broken connection would look like its end.
 //!
-//! Redirects are followed on the same origin only, since the headers may hold a secret.
+//! Redirects are followed on the same origin only, because the headers may hold a secret.
 
 use std::{
     error::Error as _,
@@ -30,7 +31,7 @@ use tokio::sync::mpsc;
 use url::Url;
 
 use super::cache;
-use super::cache::{About, Incoming, Validators};
+use super::cache::{About, Incoming, Unstored, Validators};
 use super::config::url_without_query;
 use super::draft::ParseError;
 use super::format::{Format, LIST_BYTES_MAX};
@@ -45,11 +46,11 @@ use crate::proxy::proxied;
 const CONNECT_SECONDS_MAX: u64 = 5;
 /// Limit for the silence between two reads, in seconds.
 const READ_SECONDS_MAX: u64 = 10;
-/// How long a connection is used, in seconds.
+/// The longest use of one connection, in seconds.
 const CONNECTION_SECONDS_MAX: u64 = 300;
-/// Most redirects that one request follows.
+/// The most redirects that one request follows.
 const REDIRECTS_MAX: usize = 5;
-/// Pieces of the body on their way to the file.
+/// The most pieces of a body that wait to be written to the file.
 const PIECES_MAX: usize = 8;
 
 /// A list behind a URL.
@@ -59,19 +60,23 @@ pub(super) struct UrlSource {
     headers: HeaderMap,
     proxy: Option<Secret>,
     state_dir: PathBuf,
-    /// Built at the first look, because `check` and `explain` need no client, and again after
-    /// [`CONNECTION_SECONDS_MAX`], so that the name is looked up again.
+    /// The client and the time at which it was built: at the first look, because `check` and
+    /// `explain` need none, and again after [`CONNECTION_SECONDS_MAX`], so that the name of the
+    /// server is looked up again.
     client: Option<(Client, Instant)>,
     validators: Validators,
     /// The list that the cache on disk holds.
     cached: Option<Content>,
+    /// The list in use, if the state folder did not take it.
+    unstored: Option<Unstored>,
 }
 
 /// A list from an earlier run, and how long ago the server confirmed it.
 pub(super) type Cached = Option<(List, Duration)>;
 
 impl UrlSource {
-    /// Reads the cached list if there is one. Fails only in a build without URLs.
+    /// Opens the source with the cached list, if there is one. Never fails: the error is that of a
+    /// build without the feature `http`.
     pub(super) fn open(
         url: Url,
         headers: HeaderMap,
@@ -87,9 +92,11 @@ impl UrlSource {
             client: None,
             validators: Validators::default(),
             cached: None,
+            unstored: None,
         };
         let cached = source.take_cache(terms).unwrap_or_else(|error| {
-            log::warn!("portals: the cached list in the state folder cannot be used: {error}");
+            let folder = state_dir.display();
+            log::warn!("portals: the cached list in the folder {folder} cannot be used: {error}");
             None
         });
         Ok((source, cached))
@@ -105,7 +112,7 @@ impl UrlSource {
         Ok(Some((list, found.age)))
     }
 
-    /// Asks the server whether it has another list than the one in use.
+    /// Asks the server for a list other than the one in use.
     pub(super) async fn look(&mut self, current: Option<Content>, terms: &Arc<Terms>) -> Look {
         match self.fetch(current, terms).await {
             Ok(look) => look,
@@ -113,16 +120,23 @@ impl UrlSource {
         }
     }
 
+    /// Why the list in use is not in the state folder, if it is not.
+    pub(super) fn unstored(&self) -> Option<&str> {
+        self.unstored.as_ref().map(|unstored| unstored.why.as_str())
+    }
+
     async fn fetch(
         &mut self,
         current: Option<Content>,
         terms: &Arc<Terms>,
     ) -> Result<Look, String> {
-        let mut response = self.ask(current.is_some()).await?;
+        // A list that is neither stored nor at hand is asked for as a whole, to be stored.
+        let is_at_hand = self.unstored.as_ref().is_none_or(Unstored::is_at_hand);
+        let conditionally = current.is_some() && is_at_hand;
+        let mut response = self.ask(conditionally).await?;
         match response.status() {
-            StatusCode::NOT_MODIFIED if current.is_some() => {
-                let folder = self.state_dir.clone();
-                let _ = tokio::task::spawn_blocking(move || cache::confirm(&folder)).await;
+            StatusCode::NOT_MODIFIED if conditionally => {
+                self.confirm(current).await;
                 return Ok(Look::Same);
             }
             StatusCode::OK => {}
@@ -130,24 +144,40 @@ impl UrlSource {
         }
         let receipt = self.receipt(&response)?;
         let validators = receipt.about.validators.clone();
-        // If the validators are those of the cached list, the cache need not be written again.
+        // If the validators are those of the cached list, the cache is not written again.
         let cached = self.cached.filter(|_| validators == self.validators);
         let (pieces, received) = mpsc::channel(PIECES_MAX);
         let terms = Arc::clone(terms);
         let reading = tokio::task::spawn_blocking(move || receipt.read(received, cached, &terms));
         while let Some(piece) = response.chunk().await.map_err(explain)? {
-            // The reader ends early on an error, and returns it below.
+            // Fails if the reader has ended with an error, which is returned below.
             if pieces.send(Some(piece)).await.is_err() {
                 break;
             }
         }
         let _ = pieces.send(None).await;
-        let (list, is_cached) = reading.await.map_err(|error| format!(": {error}"))??;
+        let (list, unstored) = reading.await.map_err(|error| format!(": {error}"))??;
         self.validators = validators;
-        self.cached = is_cached.then_some(list.content);
+        self.cached = unstored.is_none().then_some(list.content);
+        self.unstored = unstored;
         match current == Some(list.content) {
             true => Ok(Look::Same),
             false => Ok(Look::New(Box::new(list))),
+        }
+    }
+
+    /// Notes on disk that the server has confirmed the list in use.
+    async fn confirm(&mut self, current: Option<Content>) {
+        let Some(unstored) = self.unstored.take() else {
+            let folder = self.state_dir.clone();
+            let _ = tokio::task::spawn_blocking(move || cache::confirm(&folder)).await;
+            return;
+        };
+        // Fails only if the runtime ends.
+        let storing = tokio::task::spawn_blocking(move || unstored.store_again());
+        self.unstored = storing.await.ok().flatten();
+        if self.unstored.is_none() {
+            self.cached = current;
         }
     }
 
@@ -183,12 +213,14 @@ impl UrlSource {
             || headers.contains_key(CONTENT_LENGTH)
             || headers.contains_key(TRANSFER_ENCODING);
         if !framed {
-            return Err(": its answer has no length, so it may be cut off".to_owned());
+            return Err(": the response has no length, so it may be cut off".to_owned());
         }
         let gzip = is_gzip(text(CONTENT_ENCODING).unwrap_or_default())
-            .ok_or(": its answer's Content-Encoding is not gzip")?;
+            .ok_or(": the response has a Content-Encoding other than gzip")?;
         let format = format(text(CONTENT_TYPE), self.url.path());
-        let format = format.ok_or(": neither Content-Type nor name say toml, json or text")?;
+        let format = format.ok_or(
+            ": the format is unknown, because neither Content-Type nor name say toml, json or text",
+        )?;
         let validators = Validators {
             etag: text(ETAG).map(str::to_owned),
             last_modified: text(LAST_MODIFIED).map(str::to_owned),
@@ -206,14 +238,14 @@ struct Receipt {
 }
 
 impl Receipt {
-    /// Receives a list, reads it, and caches it unless it is the `cached` one. Returns whether
-    /// the list is on disk.
+    /// Receives a list, reads it, and caches it unless it is the `cached` one. Returns the list as
+    /// it was received, too, if the disk does not take it.
     fn read(
         self,
         mut received: mpsc::Receiver<Option<Bytes>>,
         cached: Option<Content>,
         terms: &Arc<Terms>,
-    ) -> Result<(List, bool), String> {
+    ) -> Result<(List, Option<Unstored>), String> {
         let fault = |error: io::Error| format!(": {error}");
         let disk = |error: io::Error| format!(": cannot be stored in the state folder: {error}");
         let incoming = Incoming::create(&self.folder).map_err(disk)?;
@@ -226,7 +258,7 @@ impl Receipt {
             match received.blocking_recv() {
                 Some(Some(piece)) => body.write(&piece).map_err(fault)?,
                 Some(None) => break,
-                None => return Err(": its answer was cut off".to_owned()),
+                None => return Err(": the response was cut off".to_owned()),
             }
         }
         let mut incoming = body.finish().map_err(fault)?;
@@ -235,14 +267,9 @@ impl Receipt {
         let list = list.map_err(|error| place(&error))?;
         if cached == Some(list.content) {
             cache::confirm(&self.folder);
-            return Ok((list, true));
+            return Ok((list, None));
         }
-        let stored = incoming.store(&self.about);
-        if let Err(error) = &stored {
-            // The list is valid and used; only the next start cannot use it.
-            log::warn!("portals: the list cannot be stored in the state folder: {error}");
-        }
-        Ok((list, stored.is_ok()))
+        Ok((list, incoming.store(self.about)))
     }
 }
 
@@ -267,7 +294,7 @@ impl Body {
     }
 }
 
-/// Limits a list to [`LIST_BYTES_MAX`] bytes: a short gzip stream can become a long text.
+/// A writer that fails after [`LIST_BYTES_MAX`] bytes: a short gzip stream can become a long text.
 struct Bounded {
     incoming: Incoming,
     left: u64,
@@ -309,7 +336,7 @@ fn builder() -> ClientBuilder {
         .redirect(same_origin)
 }
 
-/// The whole chain of causes, without the URL and its query.
+/// The error with the chain of its causes, without the URL, whose query may hold a secret.
 fn explain(error: reqwest::Error) -> String {
     let error = error.without_url();
     let mut what = format!(": {error}");
@@ -340,14 +367,15 @@ fn is_gzip(content_encoding: &str) -> Option<bool> {
     }
 }
 
-/// The format that `Content-Type` names; where it names only text, that of the file name.
+/// The format that `Content-Type` names. If it says no more than text or is unknown, the format
+/// that the name in the URL ends in.
 fn format(content_type: Option<&str>, path: &str) -> Option<Format> {
     let content_type = content_type.unwrap_or_default().split(';').next().unwrap_or_default();
     match content_type.trim().to_ascii_lowercase().as_str() {
         "application/toml" | "text/toml" | "text/x-toml" => Some(Format::Toml),
         "application/json" | "text/json" => Some(Format::Json),
         "text/plain" => Format::of_name(path).or(Some(Format::Text)),
-        // An error page that was sent with a 200.
+        // Probably an error page that was sent with the status 200.
         "text/html" => None,
         _ => Format::of_name(path),
     }

@@ -1,4 +1,5 @@
-//! What all handles of one portal policy share: the list in use, its source and its health.
+//! The state that all handles to one portal policy share: the list in use, its source and its
+//! health.
 
 use std::{
     sync::{
@@ -26,24 +27,24 @@ pub(super) struct PortalsState {
     pub refresh: Duration,
     /// `portals.stale_seconds_max`. `None`: a list of any age is used.
     pub stale_after: Option<Duration>,
-    /// The clock, and what a new list is read against.
+    /// The clock, and the configuration that the rules of a new list must fit.
     pub terms: Arc<Terms>,
     /// `None` until a list has been loaded.
     pub current: ArcSwapOption<List>,
     /// When the source last confirmed the list in use: milliseconds of the monotonic
     /// clock, negative for a time before it began.
     pub confirmed_ms: AtomicI64,
-    /// Whether the host brings the lists.
+    /// Whether the lists come from the host.
     pub is_hosts: bool,
     pub source: Arc<tokio::sync::Mutex<Source>>,
     pub health: Mutex<Health>,
     /// The source as messages name it: a path, or a URL without its query.
     pub source_name: String,
-    /// A look at the source that takes longer is a failure to refresh, until it ends.
+    /// The longest time for a look at the source. A longer one counts as failed until it ends.
     pub look_max: Duration,
-    /// What was accepted by day, once it is known.
+    /// The counts of accepted events by day, once they are known.
     pub accepted: OnceLock<Arc<dyn AcceptedByDay>>,
-    /// Notified when the source shall be read at once.
+    /// Notified when the source must be read at once.
     pub reload: tokio::sync::Notify,
 }
 

@@ -9,17 +9,20 @@ pub struct Status {
     pub count: usize,
     /// The configured mode.
     pub mode: Mode,
-    /// When the list in use was loaded: milliseconds since 1970, UTC.
-    /// `None`: no list has been loaded.
+    /// When the list in use was loaded, in milliseconds since 1970, UTC. `None`: no list has been
+    /// loaded.
     pub loaded_at_ms: Option<u64>,
-    /// The last failure to refresh the list, also if the list has been refreshed since.
+    /// The last failure to refresh the list, even if the list has been refreshed since.
     pub last_failure: Option<RefreshFailure>,
-    /// Failures to refresh the list since start: one for each failed look.
+    /// The failures to refresh the list since start. Each failed look counts.
     pub failures: u64,
     /// Whether there is a list, and the last look at its source found nothing wrong.
     pub fresh: bool,
     /// Whether the list is older than `portals.stale_seconds_max`.
     pub stale: bool,
+    /// Why the list of a URL is not in the state folder, where the next start would look for it.
+    /// `None`: it is there, or the source is no URL.
+    pub unstored: Option<String>,
 }
 
 impl Status {
@@ -41,7 +44,7 @@ impl Status {
 /// A failure to refresh the list.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct RefreshFailure {
-    /// When: milliseconds since 1970, UTC.
+    /// The time of the failure, in milliseconds since 1970, UTC.
     pub at_ms: u64,
     /// The cause, with the file or URL and, if known, the line. No personal data.
     pub what: String,
@@ -54,6 +57,7 @@ pub(super) struct Health {
     pub last_failure: Option<RefreshFailure>,
     pub failures: u64,
     pub failing: bool,
+    pub unstored: Option<String>,
     /// Whether it has been logged that the list is too old.
     pub stale_logged: bool,
 }

@@ -1,4 +1,4 @@
-//! What a portal list is read against: the configuration that its rules must fit.
+//! The configuration that the rules of a portal list must fit.
 
 use std::sync::Arc;
 
@@ -8,13 +8,13 @@ use crate::policy::privacy;
 /// The configuration that a list's rules must fit.
 #[derive(Debug, Clone, Default)]
 pub struct Bounds {
-    /// The names of all upstreams: those that `upstreams` may name.
+    /// The names of all upstreams, which the rule `upstreams` may name.
     pub upstreams: Vec<String>,
     /// `[privacy]`: a portal's `privacy` must not be looser.
     pub privacy: privacy::Config,
 }
 
-/// What reading a list needs besides its text.
+/// The inputs that reading a list needs besides its text.
 pub(super) struct Terms {
     pub bounds: Bounds,
     pub clock: Arc<dyn Clock>,

@@ -2,6 +2,7 @@
 //! path or handed to Pingora.
 
 mod body;
+mod framing;
 pub mod grammar;
 pub mod header_check;
 mod refusal;
@@ -366,8 +367,7 @@ where
             session.set_keepalive_reuses_remaining(Some(0));
         }
         let served = self.proxy.process_new_http(session, shutdown);
-        let ahead = exchange::AHEAD_BYTES_HTTP1;
-        exchange::scope(self.buffered_bytes.clone(), ahead, served).await.is_some()
+        exchange::scope(self.buffered_bytes.clone(), served).await.is_some()
     }
 }
 

@@ -71,8 +71,7 @@ where
         let Self(streams) = &self;
         let server = &streams.server;
         let proxied = server.proxy.process_new_http(session, &streams.shutdown);
-        let ahead = exchange::AHEAD_BYTES_HTTP2;
-        let served = exchange::scope(server.buffered_bytes.clone(), ahead, proxied);
+        let served = exchange::scope(server.buffered_bytes.clone(), proxied);
         let cancelled = async {
             match &listed {
                 Some(listed) => listed.upload.cancelled().await,
@@ -253,7 +252,10 @@ where
         record.method = Some(session.req_header().method.clone());
         let ip = session.client_addr().and_then(|a| a.as_inet()).map(|a| a.ip());
         let seen = Context { ip, ..Context::default() };
-        record.note_visitor(&self.server.gate.gate().reduced(seen));
+        let gate = self.server.gate.gate();
+        let target = Target::split(session.req_header().raw_path());
+        let reading = gate.read(target.path);
+        record.note_visitor(&gate.reduced_unjudged(reading, target.query, seen));
         Some(record)
     }
 

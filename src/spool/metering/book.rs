@@ -164,16 +164,15 @@ impl Book {
         }
     }
 
-    /// Counts a rejected event. `is_listed`: its portal is in the portal list, so it may get a
-    /// count of its own. Without it only a portal that has one does: clients who make portals up
-    /// must not fill the table.
-    pub fn reject(&self, portal: u64, is_listed: bool) {
-        let mut table = self.table.lock();
-        let number = match is_listed {
-            true => table.number(portal),
-            false => table.find(portal).unwrap_or(OTHER),
+    /// Counts a rejected event. A portal that has no count of its own yet gets one only if it is in
+    /// the portal list: clients who make portals up must not fill the table.
+    pub fn reject(&self, portal: u64, is_listed: impl FnOnce() -> bool) {
+        let known = self.table.lock().find(portal);
+        let number = match known {
+            Some(number) => number,
+            None if is_listed() => self.number_of(portal),
+            None => OTHER,
         };
-        drop(table);
         if number == OTHER {
             self.rejected_others.fetch_add(1, Relaxed);
         } else {
@@ -443,8 +442,8 @@ mod tests {
         book.add_each(LANE, Column::Delivered(0), [number, number].into_iter());
         book.add_each(LANE, Column::Delivered(1), [number].into_iter());
         book.add_each(LANE, Column::Dead(1), [number].into_iter());
-        book.reject(7, true);
-        book.reject(9, false);
+        book.reject(7, || true);
+        book.reject(9, || false);
         for _ in 0..2 {
             let totals = book.portal(7);
             assert_eq!((totals.accepted, totals.rejected, totals.delivered), (2, 1, 3));
@@ -478,7 +477,7 @@ mod tests {
         assert_eq!(book.portal(PORTALS_MAX as u64 + 1).accepted, 1);
         assert_eq!(book.portal(PORTALS_MAX as u64 + 2).accepted, 0);
         assert_eq!(book.portal(7).accepted, 1);
-        book.reject(PORTALS_MAX as u64 + 2, true);
+        book.reject(PORTALS_MAX as u64 + 2, || true);
         drop(book.take_out(LANE));
         let (_, others) = book.busiest(2);
         assert_eq!((others.accepted, others.rejected), (1, 1), "nothing is lost");

@@ -1,25 +1,21 @@
-//! `acks-<upstream>`: what one upstream has acknowledged in one lane, written with each
+//! The file `acks-<upstream>`: the acknowledgements of one upstream in one lane, written with each
 //! acknowledgement and not synced.
 //!
 //! The cursor file is synced and up to a second old. This file is in the page cache at once, so
-//! that after a kill only those batches come again that were on their way. Each upstream has a file
-//! of its own: the write of one never waits for another's. Losing the file costs what the cursor
-//! does not know.
+//! that after a kill only the batches that were in flight are sent again (SPEC 7). Each upstream
+//! has a file of its own, so that the write for one never waits for the write for another. If the
+//! file is lost, the acknowledgements that the cursor does not hold are lost.
 //!
-//! Three slots; the newest sound one counts. A slot that was synced is not written again before
-//! another one is: a power loss may tear the other two. Small slots lie side by side, large ones
-//! behind them. Bytes of a slot, little-endian:
+//! The file has three slots, and the newest sound one counts. A slot that was synced is not written
+//! again before another one is synced, because a power loss may tear the other two. Small slots are
+//! side by side, and large ones follow them. The bytes of a slot, little-endian:
 //!
 //! | at | bytes | |
 //! |---|---|---|
-//! | 0 | 8 | magic `pxgacks1`, or `pxgacks2` where foreign records were passed over |
-//! | 8 | 4 | crc32c of bytes 12 to the end |
-//! | 12 | 4 | length of the whole |
-//! | 16 | 8 | generation |
-//! | 24 | 8 + 8 | number and salt of the lane |
+//! | 0 | 40 | magic `pxgacks1`, or `pxgacks2` if foreign records were passed over; see `slot.rs` |
 //! | 40 | 2 + name | the upstream |
 //! | | 5 × 8 | start, low, delivered, dead, lost: as in the cursor file |
-//! | | 8 | `pxgacks2` alone: foreign, as in the cursor file |
+//! | | 8 | only in `pxgacks2`: foreign, as in the cursor file |
 //! | | | the runs above `low`: see [`Runs::encode`] |
 
 use std::io;
@@ -28,26 +24,24 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use super::counts::Counts;
-use super::cursor::LaneKey;
 use super::ledger::ConsumerPosition;
 use super::runs::Runs;
-use crate::spool::format::{u32_at, u64_at};
+use super::slot::{self, Kind, LaneKey, Opened};
+use crate::spool::format::u64_at;
 use crate::spool::fs::{File, Fs, Open, read_full, write_full};
-
-const MAGIC: [u8; 8] = *b"pxgacks1";
-const MAGIC_ROUTED: [u8; 8] = *b"pxgacks2";
+const KIND: Kind = Kind { magic: *b"pxgacks1", magic_routed: *b"pxgacks2" };
 const HEADER_BYTES: usize = 42;
 const WORDS: usize = 5;
 const SLOTS: usize = 3;
-/// A slot of at most this size is a small one.
+/// The size of a small slot, in bytes.
 const SMALL_BYTES: usize = 4 << 10;
-/// Size of a large slot. What does not fit is read again after a crash.
+/// The size of a large slot, in bytes. Records whose runs do not fit are read again after a crash.
 const LARGE_BYTES: usize = 1 << 20;
-/// A large slot is written at most this often: encoding it with each acknowledgement would cost
-/// more than the few batches that a kill then repeats.
+/// The shortest time between two writes of a large slot. Encoding it with each acknowledgement
+/// would cost more than the few batches that are repeated after a kill.
 const LARGE_PAUSE: Duration = Duration::from_millis(100);
 
-/// The open file, and which slot is next.
+/// The open file of one upstream in one lane.
 pub struct AckFile {
     file: Arc<dyn File>,
     generation: u64,
@@ -59,8 +53,9 @@ pub struct AckFile {
     large_at: Option<Instant>,
 }
 
-/// A file's name: short, whatever the upstream's name is. Two upstreams whose checksums are equal
-/// would only overwrite each other's file, which costs nothing but repetitions.
+/// The path of the file. Its name is short, however long the upstream's name is. If the checksums
+/// of two names were equal, the upstreams would overwrite each other's file, which costs only
+/// repetitions after a kill.
 fn path(dir: &Path, upstream: &str) -> PathBuf {
     dir.join(format!("acks-{:08x}", crc32c::crc32c(upstream.as_bytes())))
 }
@@ -74,13 +69,13 @@ impl AckFile {
         Ok(AckFile { file, generation, newest, synced: None, large_at: None })
     }
 
-    /// Whether the acknowledgements are to be written now and not with later ones: see
+    /// Whether the acknowledgements must be written now, and not together with later ones: see
     /// [`LARGE_PAUSE`].
     pub fn is_due(&self) -> bool {
         self.large_at.is_none_or(|at| at.elapsed() >= LARGE_PAUSE)
     }
 
-    /// The next slot's bytes, with the acknowledgements of this position.
+    /// The bytes of the next slot, with the acknowledgements of this position.
     pub fn encode(&self, key: LaneKey, position: &ConsumerPosition) -> Vec<u8> {
         encode(self.generation + 1, key, position)
     }
@@ -96,19 +91,20 @@ impl AckFile {
         Ok(())
     }
 
-    /// The file to sync, the slot that is durable then, and whether the file's name is already.
+    /// The file to sync, the slot that is durable after the sync, and whether the name of the file
+    /// is durable already.
     pub fn newest(&self) -> (Arc<dyn File>, usize, bool) {
         (Arc::clone(&self.file), self.newest, self.synced.is_some())
     }
 
-    /// The slot is durable: it stays until another one is.
+    /// Records that the slot is durable. It is not written again until another one is durable.
     pub fn keep(&mut self, slot: usize) {
         self.synced = Some(slot);
     }
 }
 
-/// Takes over what the upstream's file in this lane knows beyond the cursor. A file that is absent
-/// or damaged changes nothing.
+/// Adds to a position the acknowledgements in the upstream's file that the cursor does not hold. A
+/// file that is absent or damaged changes nothing.
 pub fn resume(
     fs: &dyn Fs,
     dir: &Path,
@@ -120,12 +116,12 @@ pub fn resume(
         other => other?,
     };
     let Some(found) = newest(&*file, key, &position.name)? else { return Ok(position) };
-    // The cursor is newer where the file was not written or was torn, or where a version went on
-    // that knows only the cursor.
+    // The cursor is newer if the file was not written or was torn, or if a version of this program
+    // ran that knows the cursor only.
     Ok(position.or_newer(found.start, found.low, found.below, found.runs))
 }
 
-/// What a slot says.
+/// The content of a slot.
 struct Found {
     slot: usize,
     generation: u64,
@@ -160,12 +156,8 @@ fn newest(file: &dyn File, key: LaneKey, upstream: &str) -> io::Result<Option<Fo
 }
 
 fn encode(generation: u64, (lane, salt): LaneKey, position: &ConsumerPosition) -> Vec<u8> {
-    let mut out = vec![0; 16];
     let routed = position.passed_over() > 0;
-    out[0..8].copy_from_slice(if routed { &MAGIC_ROUTED } else { &MAGIC });
-    for word in [generation, lane, salt] {
-        out.extend_from_slice(&word.to_le_bytes());
-    }
+    let mut out = KIND.begin(routed, generation, (lane, salt));
     out.extend_from_slice(&(position.name.len() as u16).to_le_bytes());
     out.extend_from_slice(position.name.as_bytes());
     let Counts { delivered, dead, lost, foreign, .. } = position.below;
@@ -173,37 +165,27 @@ fn encode(generation: u64, (lane, salt): LaneKey, position: &ConsumerPosition) -
     for word in &words[..WORDS + usize::from(routed)] {
         out.extend_from_slice(&word.to_le_bytes());
     }
-    // What does not fit is read again after a crash.
+    // Records whose runs do not fit are read again after a crash.
     _ = position.runs().encode(position.low, routed, LARGE_BYTES - out.len(), &mut out);
-    let len = out.len() as u32;
-    out[12..16].copy_from_slice(&len.to_le_bytes());
-    let crc = crc32c::crc32c(&out[12..]);
-    out[8..12].copy_from_slice(&crc.to_le_bytes());
+    slot::seal(&mut out);
     out
 }
 
-fn decode(bytes: &[u8], slot: usize, (lane, salt): LaneKey, upstream: &str) -> Option<Found> {
-    let header = bytes.get(..HEADER_BYTES)?;
-    let whole = bytes.get(..u32_at(header, 12) as usize)?;
-    let routed = header[0..8] == MAGIC_ROUTED;
-    if header[0..8] != MAGIC && !routed || whole.len() < HEADER_BYTES {
-        return None;
-    }
-    if crc32c::crc32c(&whole[12..]) != u32_at(header, 8) {
-        return None;
-    }
+fn decode(bytes: &[u8], slot: usize, key: LaneKey, upstream: &str) -> Option<Found> {
+    let Opened { whole, routed, generation, key: found_key } = KIND.open(bytes)?;
+    let header = whole.get(..HEADER_BYTES)?;
     let name_bytes = usize::from(u16::from_le_bytes([header[40], header[41]]));
     let name = whole.get(HEADER_BYTES..HEADER_BYTES + name_bytes)?;
     let words = whole.get(HEADER_BYTES + name_bytes..)?;
     let (words, runs) = words.split_at_checked(8 * (WORDS + usize::from(routed)))?;
-    if name != upstream.as_bytes() || (u64_at(header, 24), u64_at(header, 32)) != (lane, salt) {
+    if name != upstream.as_bytes() || found_key != key {
         return None;
     }
     let [start, low, delivered, dead, lost] = [0, 8, 16, 24, 32].map(|at| u64_at(words, at));
     let foreign = if routed { u64_at(words, 40) } else { 0 };
     Some(Found {
         slot,
-        generation: u64_at(header, 16),
+        generation,
         start,
         low,
         below: Counts { accepted: 0, delivered, dead, lost, foreign },

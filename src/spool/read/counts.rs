@@ -1,24 +1,23 @@
-//! Counts of records, by what became of them.
+//! Counts of records by their end.
 
 use crate::spool::status::UpstreamStatus;
 
-/// What became of a record.
+/// An acknowledgement of a record.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Ack {
-    /// The upstream has it.
+    /// The upstream has the record.
     Delivered,
-    /// It went to the dead letters.
+    /// The record is in the dead letters.
     Dead,
 }
-
-/// How a record ended for one upstream.
+/// The end of a record for one upstream.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum End {
-    /// It was acknowledged.
+    /// The record was acknowledged.
     Acknowledged(Ack),
-    /// It was lost to corruption or a torn write.
+    /// The record was lost to damage or a torn write.
     Lost,
-    /// It is not meant for this upstream, which passed it over.
+    /// The record is not meant for this upstream, which passed over it.
     Foreign,
 }
 
@@ -28,9 +27,9 @@ pub struct Counts {
     pub accepted: u64,
     pub delivered: u64,
     pub dead: u64,
-    /// Lost to corruption or a torn write.
+    /// Records that were lost to damage or a torn write.
     pub lost: u64,
-    /// Passed over: not meant for this upstream, and in none of the other counts.
+    /// Records that are not meant for this upstream, which are in none of the other counts.
     pub foreign: u64,
 }
 
@@ -46,7 +45,7 @@ impl Counts {
         }
     }
 
-    /// Adds another lane's.
+    /// Adds the counts of another lane.
     pub fn add(&mut self, other: Counts) {
         self.accepted = self.accepted.saturating_add(other.accepted);
         self.delivered = self.delivered.saturating_add(other.delivered);
@@ -55,7 +54,7 @@ impl Counts {
         self.foreign = self.foreign.saturating_add(other.foreign);
     }
 
-    /// Takes away what was added before.
+    /// Subtracts counts that were added before.
     pub fn subtract(&mut self, other: Counts) {
         self.accepted = self.accepted.saturating_sub(other.accepted);
         self.delivered = self.delivered.saturating_sub(other.delivered);
@@ -76,12 +75,12 @@ impl Counts {
         }
     }
 
-    /// What is neither delivered nor dead nor lost.
+    /// The records that have not ended.
     pub fn pending(&self) -> u64 {
         self.accepted.saturating_sub(self.ended())
     }
 
-    /// What is delivered, dead, lost or passed over: what need not be read again.
+    /// The records that have ended: delivered, dead, lost or passed over.
     pub fn ended(&self) -> u64 {
         let own = self.delivered.saturating_add(self.dead).saturating_add(self.lost);
         own.saturating_add(self.foreign)

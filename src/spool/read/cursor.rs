@@ -1,29 +1,27 @@
-//! A lane's cursor file: how far each upstream has come.
+//! The cursor file of a lane: the position of each upstream.
 //!
-//! Two slots, written in turn and synced: a write that is torn costs one slot, and the other is
-//! about a second older. What an older cursor forgets is read again (at least once). Bytes of a
-//! slot, little-endian:
+//! The file has two slots that are written in turn and synced. A torn write costs one slot, and the
+//! other is about a second older. Records that an older cursor does not count as ended are read
+//! again (at least once, SPEC 7). The bytes of a slot, little-endian:
 //!
 //! | at | bytes | |
 //! |---|---|---|
-//! | 0 | 8 | magic `pxgcurs1`, or `pxgcurs2` where the lane holds routed records |
-//! | 8 | 4 | crc32c of bytes 12 to the end |
-//! | 12 | 4 | length of the whole |
-//! | 16 | 8 | generation: the greater one of two sound slots counts |
-//! | 24 | 8 | lane |
-//! | 32 | 8 | the lane's salt |
-//! | 40 | 2, 2 | how many lanes are folded in, how many positions follow |
+//! | 0 | 40 | magic `pxgcurs1`, or `pxgcurs2` if the lane holds routed records; see `slot.rs` |
+//! | 40 | 2, 2 | the number of folded lanes, and of positions, that follow |
 //! | 44 | 8 + 8 each | number and salt of lanes whose totals are in `carried` already |
 //! | | 2 + name | a consumer position: the upstream's name |
 //! | | 9 × 8 | start, low, delivered, dead, lost; carried: accepted, delivered, dead, lost |
-//! | | 2 × 8 | `pxgcurs2` alone: foreign records before `low`, and all that are counted |
-//! | | 2 + runs | behind all positions, for each: what has ended above `low`, see `runs.rs` |
-//! | | 8 | up to which record the foreign ones are counted |
+//! | | 2 × 8 | only in `pxgcurs2`: foreign records before `low`, and all that are counted |
+//! | | 2 + runs | after all positions, for each: the runs above `low`, see `runs.rs` |
+//! | | 8 | the number up to which foreign records are counted |
 //!
-//! Versions before the runs, and before the last word, end earlier. They read a slot without what
-//! they do not know: what is in a run comes again. They do not read `pxgcurs2`, nor the records for
-//! whose sake it is written: after a downgrade they read such a lane from its oldest segment. Runs
-//! that do not fit are in the upstream's [ack file](super::ack_file).
+//! Of two sound slots, the one with the greater generation counts.
+//!
+//! Earlier versions of this program wrote slots without the runs, or without the last word. They
+//! read a slot and ignore the parts that they do not know, so records in a run are delivered again.
+//! They do not read `pxgcurs2`, nor the records that make it necessary: after a downgrade they read
+//! such a lane from its oldest segment. Runs that do not fit are in the upstream's
+//! [ack file](super::ack_file).
 
 use std::io;
 use std::sync::Arc;
@@ -31,26 +29,26 @@ use std::sync::Arc;
 use super::counts::Counts;
 use super::ledger::ConsumerPosition;
 use super::runs::Runs;
-use crate::spool::format::{u32_at, u64_at};
+pub use super::slot::LaneKey;
+use super::slot::{self, Kind, Opened};
+use crate::spool::format::u64_at;
 use crate::spool::fs::{File, read_full, write_full};
-
-/// Bytes of one slot. Holds [`POSITIONS_MAX`] positions with the longest names, and runs.
+/// The size of one slot, in bytes. It has room for [`POSITIONS_MAX`] positions with the longest
+/// names, and for runs.
 const SLOT_BYTES: usize = 32 << 10;
-/// Most upstreams of one spool.
+/// The most upstreams of one spool.
 pub const UPSTREAMS_MAX: usize = 64;
-/// Most positions of a lane: those of configured upstreams, and of removed ones with events that
-/// wait.
+/// The most positions of a lane: those of configured upstreams, and of removed ones for which
+/// events wait.
 pub const POSITIONS_MAX: usize = 120;
-/// Longest name of an upstream.
+/// The longest name of an upstream, in bytes.
 pub const UPSTREAM_NAME_BYTES_MAX: usize = 128;
-/// Most folded lanes that may wait for their removal at a time.
+/// The most folded lanes that may wait for their removal at a time.
 pub const ABSORBED_MAX: usize = 384;
-
-const MAGIC: [u8; 8] = *b"pxgcurs1";
-const MAGIC_ROUTED: [u8; 8] = *b"pxgcurs2";
+const KIND: Kind = Kind { magic: *b"pxgcurs1", magic_routed: *b"pxgcurs2" };
 const HEADER_BYTES: usize = 44;
 const POSITION_WORDS: usize = 9;
-/// Words of a position that only a slot of a lane with routed records has.
+/// The further words of a position in a lane with routed records.
 const ROUTED_WORDS: usize = 2;
 
 const _: () = assert!(
@@ -61,32 +59,29 @@ const _: () = assert!(
         <= SLOT_BYTES
 );
 
-/// A lane's number and salt: which lane it is, even if a later one got the same number.
-pub type LaneKey = (u64, u64);
-
-/// What a slot says.
+/// The content of a slot.
 #[derive(Debug, Clone)]
 pub struct Cursor {
     pub lane: u64,
     pub salt: u64,
-    /// Lanes whose totals are counted here already.
+    /// The lanes whose totals are counted here already.
     pub absorbed: Vec<LaneKey>,
     pub positions: Vec<ConsumerPosition>,
     /// Whether a record before `counted_to` is not meant for all upstreams.
     pub routed: bool,
-    /// The foreign records before it are counted in the positions. `None`: a version wrote it that
-    /// knew no routed records.
+    /// The positions count the foreign records before this number. `None`: the slot was written by
+    /// a version that knew no routed records.
     pub counted_to: Option<u64>,
 }
 
-/// The open file, and which slot is next.
+/// The open file of a lane.
 pub struct CursorFile {
     file: Arc<dyn File>,
     generation: u64,
 }
 
 impl CursorFile {
-    /// Reads both slots. Neither being sound is no error: then there is no cursor.
+    /// Reads both slots. The cursor is `None` if neither slot is sound.
     pub fn load(file: Arc<dyn File>) -> io::Result<(CursorFile, Option<Cursor>)> {
         let mut best: Option<(u64, Cursor)> = None;
         for slot in 0..2 {
@@ -102,7 +97,7 @@ impl CursorFile {
         Ok((CursorFile { file, generation }, best.map(|(_, cursor)| cursor)))
     }
 
-    /// Writes the older slot and makes it durable. After an error the other slot still stands,
+    /// Writes the older slot and makes it durable. After an error, the other slot is still sound,
     /// and the next attempt writes this one again. Returns the places of the positions whose runs
     /// did not all fit.
     pub fn save(&mut self, cursor: &Cursor) -> io::Result<Vec<usize>> {
@@ -115,7 +110,7 @@ impl CursorFile {
     }
 }
 
-/// Offsets of slots that were written and cannot be read.
+/// The offsets of slots that were written and cannot be read.
 pub fn damaged_slots(file: &dyn File) -> io::Result<Vec<u64>> {
     let mut damaged = Vec::new();
     for slot in 0..2 {
@@ -130,13 +125,9 @@ pub fn damaged_slots(file: &dyn File) -> io::Result<Vec<u64>> {
     Ok(damaged)
 }
 
-/// A slot, and the places of the positions whose runs did not all fit.
+/// The bytes of a slot, and the places of the positions whose runs did not all fit.
 fn encode(generation: u64, cursor: &Cursor) -> (Vec<u8>, Vec<usize>) {
-    let mut out = vec![0; 16];
-    out[0..8].copy_from_slice(if cursor.routed { &MAGIC_ROUTED } else { &MAGIC });
-    for word in [generation, cursor.lane, cursor.salt] {
-        out.extend_from_slice(&word.to_le_bytes());
-    }
+    let mut out = KIND.begin(cursor.routed, generation, (cursor.lane, cursor.salt));
     out.extend_from_slice(&(cursor.absorbed.len() as u16).to_le_bytes());
     out.extend_from_slice(&(cursor.positions.len() as u16).to_le_bytes());
     for (lane, salt) in &cursor.absorbed {
@@ -168,14 +159,11 @@ fn encode(generation: u64, cursor: &Cursor) -> (Vec<u8>, Vec<usize>) {
     if let Some(counted_to) = cursor.counted_to {
         out.extend_from_slice(&counted_to.to_le_bytes());
     }
-    let len = out.len() as u32;
-    out[12..16].copy_from_slice(&len.to_le_bytes());
-    let crc = crc32c::crc32c(&out[12..]);
-    out[8..12].copy_from_slice(&crc.to_le_bytes());
+    slot::seal(&mut out);
     (out, cut)
 }
 
-/// Each position may use its share of the room that the ones before it have left.
+/// Appends the runs of each position, which may use its share of the room that is left.
 fn encode_runs(cursor: &Cursor, out: &mut Vec<u8>) -> Vec<usize> {
     let mut cut = Vec::new();
     for (place, position) in cursor.positions.iter().enumerate() {
@@ -201,15 +189,8 @@ fn take_runs(rest: &mut &[u8], low: u64, routed: bool) -> Option<Runs> {
 }
 
 fn decode(bytes: &[u8]) -> Option<(u64, Cursor)> {
-    let header = bytes.get(..HEADER_BYTES)?;
-    let whole = bytes.get(..u32_at(header, 12) as usize)?;
-    let routed = header[0..8] == MAGIC_ROUTED;
-    if header[0..8] != MAGIC && !routed || whole.len() < HEADER_BYTES {
-        return None;
-    }
-    if crc32c::crc32c(&whole[12..]) != u32_at(header, 8) {
-        return None;
-    }
+    let Opened { whole, routed, generation, key: (lane, salt) } = KIND.open(bytes)?;
+    let header = whole.get(..HEADER_BYTES)?;
     let (absorbed, positions) = (u16_at(header, 40), u16_at(header, 42));
     let mut rest = &whole[HEADER_BYTES..];
     let absorbed = (0..absorbed)
@@ -223,9 +204,8 @@ fn decode(bytes: &[u8]) -> Option<(u64, Cursor)> {
         }
     }
     let counted_to = take_u64(&mut rest);
-    let (lane, salt) = (u64_at(header, 24), u64_at(header, 32));
     let cursor = Cursor { lane, salt, absorbed, positions, routed, counted_to };
-    Some((u64_at(header, 16), cursor))
+    Some((generation, cursor))
 }
 
 fn take_position(rest: &mut &[u8], routed: bool) -> Option<ConsumerPosition> {

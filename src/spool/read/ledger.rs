@@ -1,10 +1,11 @@
-//! What became of each record of a lane, per upstream.
+//! The position of one upstream in one lane: which records have ended, and how.
 //!
-//! Acknowledgements come in any order. Everything before the low watermark (`low`) has ended; what
-//! has ended above it is kept as runs. So one event that is stuck holds back no other, and costs
-//! no memory: the number of *runs* is bounded, not that of events. Counts below `low` and the runs
-//! are persisted together, so that after a crash `low - start = delivered + dead + lost + foreign`
-//! holds, and with it SPEC 7's identity: what is in neither is pending and read again.
+//! Acknowledgements come in any order. Every record before the low watermark (`low`) has ended; the
+//! records above it that have ended are stored as runs. So one event that is stuck holds back no
+//! other, and costs little memory: the number of *runs* is bounded, not that of events. The counts
+//! below `low` and the runs are written together, so that after a crash
+//! `low - start = delivered + dead + lost + foreign` holds, and with it the identity of SPEC 7. All
+//! other records are pending, and are read again.
 //!
 //! A record that is not meant for this upstream is *foreign* to it (`spool/routing.rs`).
 
@@ -13,9 +14,10 @@ use std::ops::Range;
 use super::counts::{Ack, Counts, End};
 use super::runs::Runs;
 
-/// Most runs above the watermark, for each upstream and lane. Each stands between two events that
-/// wait, so they are as many as there are separate events that are stuck. At the bound nothing
-/// more is read from the lane until runs join, and `/status` shows the fault `run_ahead_bound`.
+/// The most runs above the watermark, for each upstream and lane. Each run is between two events
+/// that wait, so there are as many runs as separate events that are stuck. At this limit, no
+/// further record is read from the lane until runs join, and `/status` shows the fault
+/// `run_ahead_bound`.
 pub const RUNS_MAX: usize = 131_072;
 
 /// One upstream's position in one lane.
@@ -23,19 +25,20 @@ pub const RUNS_MAX: usize = 131_072;
 pub struct ConsumerPosition {
     /// The upstream's name.
     pub name: String,
-    /// Where this upstream began to count in this lane.
+    /// The number of the first record that counts for this upstream in this lane.
     pub start: u64,
-    /// Everything before it is acknowledged or lost.
+    /// The low watermark: every record before it has ended.
     pub low: u64,
-    /// Counts between `start` and `low`. `accepted` stays 0: it follows from the lane's end.
+    /// The counts between `start` and `low`. `accepted` stays 0, because it follows from the end of
+    /// the lane.
     pub below: Counts,
-    /// Totals of lanes that were folded into this one.
+    /// The totals of lanes that were folded into this one.
     pub carried: Counts,
-    /// Foreign records from `start` on, passed over or not read yet.
+    /// The foreign records from `start` on, whether they were passed over or not read yet.
     pub foreign: u64,
-    /// What has ended above `low`.
+    /// The runs of records above `low` that have ended.
     runs: Runs,
-    /// The next record to hand out. In no run.
+    /// The next record to hand out, which is in no run.
     next: u64,
 }
 
@@ -54,8 +57,8 @@ impl ConsumerPosition {
         }
     }
 
-    /// Continues where `low`, `below` and `runs` say; what is in none of them is read again. `None`
-    /// if the counts do not add up: then this code did not write them.
+    /// Continues a position that was stored as `low`, `below` and `runs`. Records in none of them
+    /// are read again. `None` if the counts do not add up, so that this code did not write them.
     pub fn resume(mut self, low: u64, below: Counts, runs: Runs) -> Option<ConsumerPosition> {
         if low.checked_sub(self.start)? != below.ended() {
             return None;
@@ -65,7 +68,7 @@ impl ConsumerPosition {
         Some(self)
     }
 
-    /// Takes over what has ended above `low`. Runs from before it are left out.
+    /// Takes over the runs above `low`. Runs that begin before it are left out.
     pub fn resume_runs(&mut self, mut runs: Runs) {
         runs.drop_before(self.low);
         self.runs = runs;
@@ -73,13 +76,13 @@ impl ConsumerPosition {
         self.advance();
     }
 
-    /// This position, or where another place says that more has ended: `start`, `low`, `below` and
-    /// the runs as they are there. What has ended only grows, so the more complete of the two is
-    /// the newer one.
+    /// The newer one of this position and another stored state of it, which consists of `start`,
+    /// `low`, `below` and `runs`. The number of ended records only grows, so the state with more of
+    /// them is the newer one.
     pub fn or_newer(self, start: u64, low: u64, below: Counts, runs: Runs) -> ConsumerPosition {
         let found = match start == self.start && low >= self.low {
             true => self.clone().resume(low, below, runs),
-            // An older state, or one from before the upstream was removed and came back.
+            // An older state, or one from before the upstream was removed and configured again.
             false => {
                 let mut newer = self.clone();
                 newer.resume_runs(runs);
@@ -89,7 +92,7 @@ impl ConsumerPosition {
         found.filter(|found| found.ended_count() > self.ended_count()).unwrap_or(self)
     }
 
-    /// How many records have ended.
+    /// The number of records that have ended.
     pub fn ended_count(&self) -> u64 {
         self.below.ended() + self.runs.totals().ended()
     }
@@ -111,17 +114,17 @@ impl ConsumerPosition {
         seqs.end <= self.next && is_free && self.is_out(seqs.start)
     }
 
-    /// What has ended above `low`.
+    /// The runs of ended records above `low`.
     pub fn runs(&self) -> &Runs {
         &self.runs
     }
 
-    /// The number behind the last record that has ended.
+    /// The number after the last record that has ended.
     pub fn end(&self) -> u64 {
         self.runs.end().unwrap_or(self.low)
     }
 
-    /// The next records to hand out: from here up to one that has ended already.
+    /// The next records to hand out, up to one that has ended already.
     pub fn next(&self) -> Range<u64> {
         self.next..self.runs.start_after(self.next).unwrap_or(u64::MAX)
     }
@@ -131,20 +134,20 @@ impl ConsumerPosition {
         self.runs.len() < RUNS_MAX
     }
 
-    /// The next records were handed out.
+    /// Records that the next `events` records were handed out.
     pub fn hand_out(&mut self, events: usize) {
         self.next = self.runs.skip(self.next + events as u64);
     }
 
-    /// The next records up to `seq` do not exist any more.
+    /// Records that the next records before `seq` are lost.
     pub fn lose_to(&mut self, seq: u64) {
         self.runs.mark(self.next..seq, End::Lost);
         self.next = self.runs.skip(self.next);
         self.advance();
     }
 
-    /// Notes what became of records. A record that was not handed out, or that has ended already,
-    /// is left alone.
+    /// Ends records with this acknowledgement. A record that was not handed out, or that has ended
+    /// already, does not change.
     pub fn settle(&mut self, seqs: Range<u64>, ack: Ack) {
         let seqs = seqs.start.max(self.low)..seqs.end.min(self.next);
         self.runs.mark(seqs, End::Acknowledged(ack));
@@ -153,21 +156,22 @@ impl ConsumerPosition {
     /// Passes over records that are foreign to this upstream.
     pub fn pass_over(&mut self, seqs: Range<u64>) {
         self.runs.mark(seqs.start.max(self.low)..seqs.end.min(self.next), End::Foreign);
-        // They are not counted yet where their segment was missing when the others were.
+        // Records of a segment that was missing when the foreign records were counted are not in
+        // `foreign` yet.
         self.foreign = self.foreign.max(self.passed_over());
     }
 
-    /// How many foreign records were passed over.
+    /// The number of foreign records that were passed over.
     pub fn passed_over(&self) -> u64 {
         self.below.foreign + self.runs.totals().foreign
     }
 
-    /// Whether what became of this record is known.
+    /// Whether this record has ended.
     pub fn has_ended(&self, seq: u64) -> bool {
         seq < self.low || self.runs.skip(seq) > seq
     }
 
-    /// Moves `low` up over everything that has ended. Says whether it moved.
+    /// Moves `low` up over the records that have ended. Returns whether it moved.
     pub fn advance(&mut self) -> bool {
         let Some((end, counts)) = self.runs.take_at(self.low) else { return false };
         self.low = end;

@@ -1,4 +1,4 @@
-//! Reading: from records on disk to an upstream, and what it has acknowledged.
+//! Reads records from disk for an upstream, and stores which of them it has acknowledged.
 
 pub(super) mod ack_file;
 pub(super) mod counts;
@@ -7,3 +7,4 @@ pub(super) mod ledger;
 pub(super) mod reader;
 pub(super) mod runs;
 pub(super) mod scanner;
+mod slot;

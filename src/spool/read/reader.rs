@@ -1,4 +1,4 @@
-//! Reading for one upstream, and acknowledging.
+//! Reads the records for one upstream, and takes its acknowledgements.
 
 use std::collections::HashMap;
 use std::ops::Range;
@@ -8,44 +8,46 @@ use bytes::Bytes;
 
 use super::counts::Ack;
 use super::scanner::{Scanner, Step};
+use crate::plural::counted;
 use crate::spool::fs::File;
 use crate::spool::lane::Lane;
 use crate::spool::metering::table::OTHER;
 use crate::spool::record_id::RecordId;
 use crate::spool::recovery::count_foreign::{each_routed, stretches};
-use crate::spool::recovery::recover::{ends_cleanly, find_missing};
+use crate::spool::recovery::recover::find_missing;
 use crate::spool::segment_index::View;
 use crate::spool::state::SpoolState;
 use crate::spool::unreadable::{Unread, Unreadable};
 
-/// A record, to be acknowledged by its id.
+/// A record, which the caller acknowledges by its id.
 #[derive(Debug, Clone)]
 pub struct Entry {
-    /// Its place.
+    /// The identity of the record.
     pub record_id: RecordId,
-    /// What was appended. A slice of the block that was read: a copy frees the block.
+    /// The bytes that were appended. They are a slice of the block that was read, which stays in
+    /// memory until the slice is dropped.
     pub payload: Bytes,
 }
 
-/// Most bytes of foreign records that one read passes over, before it gives its task a turn.
+/// The most bytes of foreign records that one read passes over before it yields to other tasks.
 const PASSED_BYTES_MAX: usize = 4 << 20;
 
-/// Reads the records of all lanes that are meant for one upstream, oldest lane first, each lane in
+/// Reads the records that are meant for one upstream: the oldest lane first, and each lane in
 /// order.
 pub struct Reader {
     state: Arc<SpoolState>,
     upstream: usize,
     scanners: HashMap<u64, (Scanner, Arc<dyn File>)>,
     unreadable: Unreadable,
-    /// Bytes of foreign records that the read under way has passed over.
+    /// The bytes of foreign records that the current read has passed over.
     passed_bytes: usize,
 }
 
-/// What one pass over a segment came to.
+/// The outcome of one pass over a segment.
 enum ReadPass {
-    /// Go on with the same lane.
+    /// Another pass over the same lane follows.
     More,
-    /// Nothing more in this lane for now.
+    /// The lane has no further record to read now.
     Enough,
 }
 
@@ -57,11 +59,12 @@ impl Reader {
         Reader { state, upstream, scanners: HashMap::new(), unreadable, passed_bytes: 0 }
     }
 
-    /// Waits until at least one record is readable, and returns up to `events_max` records of up
-    /// to `bytes_max` bytes in all (one record may be larger). Records that were read and not
-    /// acknowledged are not returned again before a restart. When [`RUNS_MAX`] runs of
-    /// acknowledged records lie between those that are not, it waits for acknowledgements. May be
-    /// dropped while it waits: nothing is lost.
+    /// Waits until at least one record is readable, and returns up to `events_max` records of up to
+    /// `bytes_max` bytes in all, or one larger record.
+    ///
+    /// A record that was read and not acknowledged is not returned again before a restart. With
+    /// [`RUNS_MAX`] runs of acknowledged records between others, this waits for acknowledgements.
+    /// The future may be dropped while it waits: no record is lost.
     ///
     /// [`RUNS_MAX`]: super::ledger::RUNS_MAX
     pub async fn read(&mut self, events_max: usize, bytes_max: usize) -> Vec<Entry> {
@@ -75,12 +78,13 @@ impl Reader {
                 tokio::task::yield_now().await;
                 continue;
             }
-            // A wake-up between the look and this wait has left its permit.
+            // A wake-up between the read and this wait has left a permit, so it is not missed.
             state.upstreams[self.upstream].readable.notified().await;
         }
     }
 
-    /// What is readable now; nothing if nothing is. Reads from disk, mostly from its cache.
+    /// The records that are readable now, perhaps none. Reads from disk, mostly from the page
+    /// cache.
     pub fn try_read(&mut self, events_max: usize, bytes_max: usize) -> Vec<Entry> {
         let mut entries = Vec::new();
         let lanes = self.state.lanes();
@@ -111,12 +115,12 @@ impl Reader {
         entries
     }
 
-    /// Whether the last read failed. It is tried again each second.
+    /// Whether the last read failed. The read is tried again each second.
     pub fn is_failing(&self) -> bool {
         self.unreadable.is_waiting()
     }
 
-    /// A handle to say what became of records.
+    /// A handle that acknowledges the records of this reader.
     pub fn acknowledger(&self) -> Acknowledger {
         Acknowledger { state: Arc::clone(&self.state), upstream: self.upstream }
     }
@@ -169,7 +173,7 @@ impl Reader {
                 Ok(Step::Record { payload, .. })
                     if !entries.is_empty() && *bytes + payload.len() > bytes_max =>
                 {
-                    // Looked at too early: the next read begins with it.
+                    // The record does not fit, so the next read begins with it.
                     scanner.step_back(payload.len() as u64);
                     *bytes = bytes_max;
                 }
@@ -181,17 +185,17 @@ impl Reader {
                 other => break other.map(Some),
             }
         };
-        let (file, offset, seq) = (Arc::clone(file), scanner.offset, scanner.seq);
+        let (file, offset) = (Arc::clone(file), scanner.offset);
         self.hand_out(lane, &mut entries[before..], foreign);
         Ok(match step.map_err(|error| Unread::Read { number, error })? {
             None | Some(Step::Record { .. }) => ReadPass::Enough,
             Some(Step::End) => ReadPass::More,
             Some(Step::Gap { seqs, bytes }) => self.damaged(lane, view, &*file, bytes, seqs.end),
-            Some(Step::Tail) => return self.tail(lane, view, &*file, offset, seq),
+            Some(Step::Tail) => return self.tail(lane, view, &*file, offset),
         })
     }
 
-    /// Makes sure that the lane's scanner is in this segment.
+    /// Opens a scanner for this segment, unless the lane has one already.
     fn open_scanner(&mut self, lane: &Lane, view: &View) -> Result<(), Unread> {
         let number = view.span.number;
         if self.scanners.get(&lane.id).is_none_or(|(scanner, _)| scanner.number != number) {
@@ -202,7 +206,7 @@ impl Reader {
         Ok(())
     }
 
-    /// Notes that the next records were handed out or, if foreign, passed over.
+    /// Marks the next records as handed out or, if they are foreign, as passed over.
     fn hand_out(&self, lane: &Lane, entries: &mut [Entry], foreign: SeqRuns) {
         let (events, mut numbers) = (entries.len(), self.state.book.numbering());
         for entry in entries {
@@ -222,25 +226,24 @@ impl Reader {
         }
     }
 
-    /// No record is left where there should be some: they are damaged, or in a segment that is
-    /// missing.
+    /// Handles a segment that ends before its last record: the others are damaged, or in a segment
+    /// that is missing.
     fn tail(
         &mut self,
         lane: &Lane,
         view: View,
         file: &dyn File,
         offset: u64,
-        seq: u64,
     ) -> Result<ReadPass, Unread> {
-        let number = view.span.number;
-        let is_clean = || ends_cleanly(file, &view.span, lane.salt, offset, seq);
-        if view.missing_behind && is_clean().map_err(|error| Unread::Read { number, error })? {
-            return self.look_for_missing(lane, number + 1);
+        if view.missing_behind {
+            // Also where this segment is damaged at its end: only the missing one tells how many
+            // of the records were in this one.
+            return self.look_for_missing(lane, view.span.number + 1);
         }
         Ok(self.damaged(lane, view, file, offset..view.span.bytes, view.limit))
     }
 
-    /// A bad spot, unless the segment was cut while it was read.
+    /// Handles a damaged stretch, unless the segment was cut while it was read.
     fn damaged(
         &mut self,
         lane: &Lane,
@@ -275,13 +278,14 @@ impl Reader {
         lane.publish_held(&state, &self.state.bounds);
         drop(state);
         if foreign > 0 {
-            // An acknowledgement is written without the count of foreign records. An error costs
-            // the exactness of `accepted` after a kill at this moment.
+            // The ack file does not hold the count of foreign records, so the cursor is written.
+            // After an error, `accepted` may be inexact if the process is killed at this moment.
             _ = lane.save_cursor();
         }
         ::log::error!(
-            "spool: {lost} events of lane {} are lost to damage before number {seq} \
-             (segment {}) for upstream {:?}",
+            "spool: {} of lane {} lost to damage before number {seq} (segment {}), \
+             for upstream {:?}",
+            counted(lost, "event"),
             lane.id,
             view.span.number,
             self.state.upstreams[self.upstream].name
@@ -289,8 +293,8 @@ impl Reader {
         ReadPass::More
     }
 
-    /// How many foreign records are among those that are lost before `seq`: what is counted and is
-    /// neither passed over nor to be read behind them.
+    /// The number of foreign records among those that are lost before `seq`: those that are
+    /// counted, were not passed over, and are not after `seq`.
     fn lost_foreign(&self, lane: &Lane, seq: u64) -> u64 {
         let state = lane.state();
         let position = state.positions[self.upstream].clone();
@@ -316,7 +320,7 @@ impl Reader {
         unread.saturating_sub(ahead)
     }
 
-    /// Looks whether segments that are missing have come back. They do not count as lost: an
+    /// Checks whether missing segments have come back. They do not count as lost, because an
     /// operator may have moved them away.
     fn look_for_missing(&mut self, lane: &Lane, number: u64) -> Result<ReadPass, Unread> {
         match find_missing(lane, &self.state.quarantine) {
@@ -337,7 +341,7 @@ impl Reader {
     }
 }
 
-/// Sequence numbers as they come, in runs.
+/// Rising sequence numbers, collected in runs.
 #[derive(Default)]
 struct SeqRuns {
     runs: Vec<Range<u64>>,
@@ -354,7 +358,7 @@ impl SeqRuns {
     }
 }
 
-/// Says what became of records. Cheap to clone; any thread, any order.
+/// Acknowledges records, from any thread and in any order. Cheap to clone.
 #[derive(Clone)]
 pub struct Acknowledger {
     state: Arc<SpoolState>,
@@ -362,9 +366,9 @@ pub struct Acknowledger {
 }
 
 impl Acknowledger {
-    /// These records need not be read again, even if the process is killed after this call; after
-    /// a power loss, from the next second on. A record that was not handed out, or has its ack
-    /// already, is ignored.
+    /// Acknowledges these records. They are not read again, even if the process is killed after
+    /// this call, or if the power fails more than a second later. A record that was not handed out,
+    /// or is acknowledged already, is ignored.
     pub fn acknowledge(&self, record_ids: &[RecordId], ack: Ack) {
         let lanes = self.state.lanes();
         for ids in record_ids.chunk_by(|id, next| id.lane == next.lane) {
@@ -375,8 +379,8 @@ impl Acknowledger {
             }
             let is_readable = settled.is_readable;
             drop(settled);
-            // An error costs repetitions after a kill and nothing else: maintenance saves the
-            // cursor within a second, and reports its errors.
+            // An error only costs repetitions after a kill: maintenance saves the cursor within a
+            // second, and reports its errors.
             _ = lane.save_acks(self.upstream);
             if is_readable {
                 self.state.upstreams[self.upstream].readable.notify_one();
@@ -384,7 +388,9 @@ impl Acknowledger {
         }
     }
 
-    /// Whether reading waits because too many runs lie behind events that are stuck.
+    /// Whether reading waits because too many separate events are stuck: see [`RUNS_MAX`].
+    ///
+    /// [`RUNS_MAX`]: super::ledger::RUNS_MAX
     pub fn is_at_bound(&self) -> bool {
         let is_full = |lane: &Arc<Lane>| !lane.state().positions[self.upstream].has_room();
         self.state.lanes().iter().any(is_full)

@@ -1,35 +1,35 @@
-//! Runs of consecutive records that have ended, as sparse sets.
+//! A sparse set of records that have ended, stored as runs of consecutive records.
 //!
-//! A run costs the same whatever its length: ten million events behind one that is stuck are one
-//! run. Runs that touch are one run, with the sum of their counts.
+//! A run costs the same whatever its length: ten million events after one that is stuck are one
+//! run. Runs that touch are joined, with the sum of their counts.
 
 use std::collections::BTreeMap;
 use std::ops::Range;
 
 use super::counts::{Ack, Counts, End};
 
-/// Longest number in bytes, seven bits a byte.
+/// The longest encoded number, in bytes of seven bits.
 const NUMBER_BYTES_MAX: usize = 10;
-/// Most bytes of one encoded run.
+/// The longest encoded run, in bytes.
 const RUN_BYTES_MAX: usize = 5 * NUMBER_BYTES_MAX;
 
-/// See the module.
+/// The runs of one upstream in one lane.
 #[derive(Debug, Clone, Default)]
 pub struct Runs {
-    /// By the first sequence number of each.
+    /// The runs, by their first sequence numbers.
     runs: BTreeMap<u64, Run>,
     totals: Counts,
 }
 
 #[derive(Debug, Clone, Copy)]
 struct Run {
-    /// The sequence number behind the last.
+    /// The sequence number after the last record.
     end: u64,
     counts: Counts,
 }
 
 impl Runs {
-    /// How many runs there are.
+    /// The number of runs.
     pub fn len(&self) -> usize {
         self.runs.len()
     }
@@ -39,7 +39,7 @@ impl Runs {
         self.totals
     }
 
-    /// The sequence number behind the last run.
+    /// The sequence number after the last run.
     pub fn end(&self) -> Option<u64> {
         self.runs.last_key_value().map(|(_, run)| run.end)
     }
@@ -57,12 +57,12 @@ impl Runs {
         }
     }
 
-    /// Where the first run behind `seq` begins.
+    /// The first number from `seq` on at which a run begins.
     pub fn start_after(&self, seq: u64) -> Option<u64> {
         self.runs.range(seq..).next().map(|(start, _)| *start)
     }
 
-    /// The records of `seqs` that are in no run have ended in this way. The others keep their end.
+    /// Ends the records of `seqs` that are in no run. The others keep their end.
     pub fn mark(&mut self, seqs: Range<u64>, end: End) {
         let mut at = self.skip(seqs.start);
         while at < seqs.end {
@@ -72,7 +72,7 @@ impl Runs {
         }
     }
 
-    /// Takes the first run out if it begins at `low`: its end and its counts.
+    /// Removes the first run if it begins at `low`. Returns its end and its counts.
     pub fn take_at(&mut self, low: u64) -> Option<(u64, Counts)> {
         let first = self.runs.first_entry().filter(|first| *first.key() == low)?;
         let run = first.remove();
@@ -80,7 +80,7 @@ impl Runs {
         Some((run.end, run.counts))
     }
 
-    /// Takes out the runs that begin before `low`.
+    /// Removes the runs that begin before `low`.
     pub fn drop_before(&mut self, low: u64) {
         while let Some(first) = self.runs.first_entry().filter(|first| *first.key() < low) {
             let run = first.remove();
@@ -104,11 +104,13 @@ impl Runs {
         self.runs.insert(start, run);
     }
 
-    /// Appends the runs, the lowest first, as far as they fit into `bytes_max` bytes: each as its
-    /// distance from the one before (from `low` the first), twice its delivered records plus 1
-    /// where others follow, and then its dead and its lost ones and, if `routed`, its foreign ones.
-    /// Numbers have seven bits a byte, the lowest first. Says whether all runs fit. Without
-    /// `routed` no run may hold foreign records.
+    /// Appends the runs to `out`, the lowest first, as far as they fit into `bytes_max` bytes.
+    /// Returns whether all of them fit. Without `routed`, no run may hold foreign records.
+    ///
+    /// A run consists of its distance from the run before it (the first: from `low`), and of twice
+    /// its delivered records. If it also holds other records, 1 is added to the latter, and its
+    /// dead records, its lost records and, if `routed`, its foreign records follow. Numbers have
+    /// seven bits a byte, the lowest bits first.
     pub fn encode(&self, low: u64, routed: bool, bytes_max: usize, out: &mut Vec<u8>) -> bool {
         let until = out.len() + bytes_max;
         let mut before = low;
@@ -132,7 +134,7 @@ impl Runs {
         true
     }
 
-    /// Reads what [`Runs::encode`] wrote. `None` for bytes that it does not write.
+    /// Reads runs that [`Runs::encode`] wrote. `None` for bytes that it does not write.
     pub fn decode(mut low: u64, routed: bool, mut bytes: &[u8]) -> Option<Runs> {
         let mut runs = Runs::default();
         while !bytes.is_empty() {
@@ -158,7 +160,7 @@ impl Runs {
     }
 }
 
-/// Appends a number, seven bits a byte, the lowest first.
+/// Appends a number, seven bits a byte, the lowest bits first.
 pub fn put(mut number: u64, out: &mut Vec<u8>) {
     while number >= 0x80 {
         out.push(number as u8 | 0x80);

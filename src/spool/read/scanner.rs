@@ -1,7 +1,7 @@
-//! Scanning the records of a segment, and finding the way again behind a bad spot.
+//! Scans the records of a segment, and finds the next sound record after a damaged stretch.
 //!
-//! The one reader of record bytes: upstream readers, recovery and `pixelgate spool` all use it.
-//! It decides nothing about what a gap means; it says where it is.
+//! This is the only reader of record bytes: upstream readers, recovery and `pixelgate spool` all
+//! use it. It reports where a gap is, and does not decide what the gap means.
 
 use std::io;
 
@@ -12,25 +12,23 @@ use crate::spool::format::{
 };
 use crate::spool::fs::{File, read_block};
 
-/// Bytes of one read. Records are slices of such a block, so it is also what one forgotten
-/// payload keeps in memory.
+/// The size of one read, in bytes. Records are slices of such a block, so one payload keeps a whole
+/// block in memory.
 const BLOCK_BYTES: u64 = 256 << 10;
-/// Bytes of one read while searching behind a bad spot.
+/// The size of one read of the search after a damaged stretch, in bytes.
 const SEARCH_BYTES: u64 = 4 << 20;
-
-/// A run of zeros that is skipped at once.
+/// A run of zeros that the search skips at once.
 const ZEROS: [u8; 256] = [0; 256];
-
-/// What stands at the scanner's place.
+/// What the scanner found at its place.
 #[derive(Debug)]
 pub enum Step {
-    /// The record with the number that was expected.
+    /// The record with the expected number.
     Record { seq: u64, payload: Bytes },
-    /// A bad spot with a sound record behind it: numbers and bytes that are skipped.
+    /// A damaged stretch before a sound record: the numbers and bytes that are skipped.
     Gap { seqs: std::ops::Range<u64>, bytes: std::ops::Range<u64> },
-    /// No record here or behind, up to the bound that was given. The scanner stays here.
+    /// There is no record from here up to the given bound. The scanner stays here.
     Tail,
-    /// All expected numbers were seen.
+    /// All expected numbers were read.
     End,
 }
 
@@ -40,9 +38,9 @@ pub struct Scanner {
     /// The segment's number.
     pub number: u64,
     seed: ChecksumSeed,
-    /// Where the next record should be.
+    /// The offset at which the next record is expected.
     pub offset: u64,
-    /// The number it should have.
+    /// The expected number of the next record.
     pub seq: u64,
     block: Bytes,
     block_at: u64,
@@ -79,7 +77,7 @@ impl Scanner {
                 }
                 Found::Short { bytes: more } if self.offset + more as u64 <= bytes => {
                     if want >= more as u64 {
-                        // The file is shorter than it was said to be.
+                        // The file is shorter than `bytes`.
                         return self.skip(file, bytes, limit);
                     }
                     want = more as u64;
@@ -89,13 +87,13 @@ impl Scanner {
         }
     }
 
-    /// Goes back to the record it just returned, whose payload had this many bytes.
+    /// Goes back to the record that was returned last, whose payload had `payload_bytes` bytes.
     pub fn step_back(&mut self, payload_bytes: u64) {
         self.offset -= RECORD_HEADER_BYTES as u64 + payload_bytes;
         self.seq -= 1;
     }
 
-    /// The block from the scanner's place on, with at least `want` bytes if the file has them.
+    /// The bytes from the scanner's place on, at least `want` of them if the file has so many.
     fn window(&mut self, file: &dyn File, bytes: u64, want: u64) -> io::Result<&[u8]> {
         let block_end = self.block_at + self.block.len() as u64;
         let inside = self.block_at <= self.offset && self.offset + want <= block_end;
@@ -109,7 +107,8 @@ impl Scanner {
     }
 
     fn skip(&mut self, file: &dyn File, bytes: u64, limit: u64) -> io::Result<Step> {
-        // Numbers are contiguous and a record has its size: none can be further ahead than this.
+        // The numbers are contiguous, and each record takes some bytes, so no greater number than
+        // this can be in the rest of the file.
         let left = bytes.saturating_sub(self.offset);
         let last = (self.seq + 1).saturating_add(left / (RECORD_HEADER_BYTES as u64 + 1));
         let seqs = self.seq + 1..limit.min(last);
@@ -142,14 +141,14 @@ fn search(
 ) -> io::Result<Option<(u64, u64)>> {
     let mut from = range.start;
     while from < range.end && !seqs.is_empty() {
-        // Each read reaches one record further than it searches.
+        // Each read reaches one record beyond the stretch that it searches.
         let whole = SEARCH_BYTES + (RECORD_HEADER_BYTES + RECORD_BYTES_MAX) as u64;
         let window = read_block(file, whole.min(range.end - from) as usize, from)?;
         let mut at = 0;
         while at < window.len().min(SEARCH_BYTES as usize) {
             if window[at..].starts_with(&ZEROS) {
-                // A preallocated tail is nothing but zeros. The length, in bytes 4 to 7 of a
-                // record, is never zero: none begins here but in the last seven bytes.
+                // A preallocated tail is all zeros. Bytes 4 to 7 of a record, its length, are never
+                // zero, so a record can only begin in the last seven bytes of this run.
                 at += ZEROS.len() - 7;
                 continue;
             }

@@ -1,9 +1,9 @@
-//! Which lanes a spool's folder holds, and taking over those whose process has ended.
+//! Lists the lanes of a spool's folder, and takes over those whose process has ended.
 //!
-//! A lane is held by three open files and one more for each upstream that reads it. So that any
-//! number of lanes can be adopted under any limit on open files above 256, only the oldest ones
-//! are held; of the others only the counts are kept, and they are adopted again as the older ones
-//! are delivered and removed.
+//! Holding a lane takes three open files, and two more for each upstream. So that any number of
+//! lanes can be adopted with any limit on open files above 256 (SPEC 6), only the oldest lanes are
+//! held. For the others, only the counts are kept in memory, and they are adopted again when older
+//! lanes are delivered and removed.
 
 use std::io;
 use std::path::{Path, PathBuf};
@@ -24,14 +24,14 @@ use crate::spool::read_around::is_refusal;
 use crate::spool::routing::Routing;
 use crate::telemetry::faults::FaultKind;
 
-/// The lock of the spool's folder: held while lanes are made and adopted.
+/// The lock of the spool's folder, which a process holds while it creates or adopts lanes.
 const SPOOL_LOCK: &str = "lock";
-/// Files of a lane that do not depend on the upstreams: the lock, the cursor and the counts.
+/// The open files of a lane that do not depend on the upstreams: the lock, the cursor and the
+/// counts.
 const FILES_PER_LANE: usize = 3;
-/// Files of a lane for each upstream: the segment that is read, and the acknowledgements.
+/// The open files of a lane for each upstream: the segment that is read, and the acknowledgements.
 const FILES_PER_UPSTREAM: usize = 2;
-
-/// What adopting needs.
+/// Adopts the lanes of one spool.
 pub struct Adopter {
     pub fs: Arc<dyn Fs>,
     pub root: PathBuf,
@@ -42,25 +42,25 @@ pub struct Adopter {
     pub faults: Arc<DiskFaults>,
     /// `spool.unreadable_seconds_max`.
     pub unreadable_seconds_max: Arc<AtomicU64>,
-    /// Most files that adopted lanes hold open.
+    /// The most files that adopted lanes hold open.
     pub files_max: usize,
 }
 
-/// What was found of some lanes.
+/// The result of an adoption of several lanes.
 #[derive(Default)]
 pub struct Found {
-    /// Lanes that were taken over and are held, oldest first.
+    /// The lanes that were taken over and are held, oldest first.
     pub adopted: Vec<Arc<Lane>>,
-    /// Lanes that could be taken over but are not held now, oldest first.
+    /// The lanes that could be taken over but are not held now, oldest first.
     pub unheld: Vec<Unheld>,
-    /// Lanes whose totals another lane has: they are only removed.
+    /// The lanes whose totals another lane has, and which only need to be removed.
     pub absorbed: Vec<LaneKey>,
 }
 
 /// A lane that waits until older ones are delivered.
 pub struct Unheld {
     pub key: LaneKey,
-    /// For each upstream, in the configuration's order.
+    /// The counts of each upstream, in the order of the configuration.
     pub counts: Vec<Counts>,
     pub held_bytes: u64,
 }
@@ -74,7 +74,7 @@ impl Unheld {
     }
 }
 
-/// Takes the folder's lock; `None` while another process is making or adopting lanes.
+/// Takes the lock of the folder. `None` while another process creates or adopts lanes.
 pub fn lock_spool(fs: &dyn Fs, root: &Path) -> io::Result<Option<Arc<dyn File>>> {
     let lock = fs.open(&root.join(SPOOL_LOCK), Open::Ensure)?;
     Ok(lock.try_lock()?.then_some(lock))
@@ -93,17 +93,19 @@ pub fn lane_ids(fs: &dyn Fs, root: &Path) -> io::Result<Vec<u64>> {
 }
 
 impl Adopter {
-    /// Most adopted lanes that are held at a time.
+    /// The most adopted lanes that are held at a time.
     pub fn held_max(&self) -> usize {
         (self.files_max / (FILES_PER_LANE + FILES_PER_UPSTREAM * self.upstreams.len())).max(1)
     }
 
-    /// Adopts each of these lanes whose process has ended, and holds up to `room` of them. Needs
-    /// the folder's lock, so that no lane that is just being made looks as if its process had
-    /// ended. A lane that cannot be read becomes a fault and is tried again at a later turn.
+    /// Adopts each of these lanes whose process has ended, and holds up to `room` of them. The
+    /// caller holds the lock of the folder, because a lane that is just being created would look as
+    /// if its process had ended. A lane that cannot be read becomes a fault, and is tried again at
+    /// a later turn.
     pub fn adopt(&self, ids: &[u64], room: usize) -> Found {
         let mut found = Found::default();
-        // What lanes say of each other depends on which are there. None of these can go meanwhile.
+        // Lanes mention each other, and it matters which of them exist. None can be removed while
+        // the folder is locked.
         let lanes = lane_ids(&*self.fs, &self.root);
         for &id in ids {
             let subject = lane_dir(&self.root, id).display().to_string();
@@ -117,7 +119,7 @@ impl Adopter {
                     }
                 }
                 Ok(Adoption::Living(absorbed)) => found.absorbed.extend(absorbed),
-                // Removed by its process, between the listing and now.
+                // The process of the lane has removed it since the listing.
                 Err(error)
                     if error.kind() == io::ErrorKind::NotFound
                         && lane_ids(&*self.fs, &self.root).is_ok_and(|ids| !ids.contains(&id)) => {}
@@ -131,8 +133,8 @@ impl Adopter {
         found
     }
 
-    /// Shows each of these lanes as a fault: without the folder's lock, which a read-only disk does
-    /// not give, none can be taken over.
+    /// Raises a fault for each of these lanes. Without the lock of the folder, which cannot be
+    /// taken on a read-only disk, no lane can be taken over.
     pub fn refuse(&self, ids: &[u64], error: &io::Error) {
         for &id in ids {
             let subject = lane_dir(&self.root, id).display().to_string();
@@ -140,7 +142,8 @@ impl Adopter {
         }
     }
 
-    /// A lane whose sectors the device has refused to read for long enough is adopted without them.
+    /// Adopts one lane. If the device has refused to read some of its sectors for
+    /// `spool.unreadable_seconds_max`, the lane is adopted without them.
     fn adopt_one(
         &self,
         id: u64,

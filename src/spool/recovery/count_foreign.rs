@@ -1,7 +1,8 @@
-//! Counts the records of a lane that are foreign to an upstream, where no count is known.
+//! Counts the records of a lane that are foreign to an upstream, beyond those that its cursor
+//! counts.
 //!
-//! What cannot be read is not counted: it is lost, or comes back later, and is counted then by the
-//! reader that passes over it.
+//! A record that cannot be read is not counted. It is lost, or becomes readable later, and then the
+//! reader that passes over it counts it.
 
 use std::io;
 use std::ops::Range;
@@ -13,7 +14,7 @@ use crate::spool::read::scanner::{Scanner, Step};
 use crate::spool::routing::Routing;
 use crate::spool::segment_index::{SegmentIndex, Span};
 
-/// A segment and its first and last sequence numbers, for a scan without the lane's lock.
+/// A segment and the range of its sequence numbers, for a scan without the lane's lock.
 pub type Stretch = (Span, Range<u64>);
 
 /// The segments that hold records from `from` on.
@@ -61,7 +62,7 @@ pub fn each_routed(
         });
         if let Err(error) = scanned {
             ::log::warn!(
-                "spool: segment {} of {} cannot be counted yet: {error}",
+                "spool: the events in segment {} of {} cannot be counted yet: {error}",
                 stretch.0.number,
                 dir.display()
             );

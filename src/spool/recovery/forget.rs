@@ -1,8 +1,8 @@
-//! Gives up what waits for an upstream that is not configured any more: what `pixelgate spool
-//! forget` does.
+//! Gives up the events that wait for an upstream which is not configured any more, for the command
+//! `pixelgate spool forget`.
 //!
-//! A running process keeps the positions of all upstreams in memory and writes them to the cursors
-//! each second, so its lanes cannot be changed from outside: no process may use the spool.
+//! A running process has the positions of all upstreams in memory and writes them to the cursors
+//! each second. So its lanes cannot be changed from outside, and no process may use the spool.
 
 use std::io;
 use std::path::Path;
@@ -21,7 +21,7 @@ use crate::spool::read::cursor::CursorFile;
 use crate::spool::routing::Routing;
 use crate::telemetry::faults::Faults;
 
-/// What [`forget`] gave up.
+/// The lanes and events that [`forget`] gave up.
 ///
 /// ```
 /// use pixelgate::tools::forget::Forgotten;
@@ -32,9 +32,9 @@ use crate::telemetry::faults::Faults;
 /// ```
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Forgotten {
-    /// Lanes that knew the upstream.
+    /// The lanes that had a position of the upstream.
     pub lanes: u64,
-    /// Events that waited for it.
+    /// The events that waited for the upstream.
     pub pending: u64,
 }
 
@@ -55,9 +55,9 @@ pub enum ForgetError {
     Io(#[from] io::Error),
 }
 
-/// Removes an upstream's position from every lane. Of a lane that no upstream is left for the
-/// events are removed; its totals by portal stay until the next start takes them over. `routing`
-/// and `metering`: how to read the records.
+/// Removes the position of an upstream from every lane. If a lane has no other upstream, its events
+/// are removed as well; its totals by portal stay until the next start takes them over. `routing`
+/// and `metering` say how to read the records.
 ///
 /// ```
 /// # let dir = tempfile::tempdir()?;
@@ -72,8 +72,8 @@ pub enum ForgetError {
 ///
 /// # Errors
 ///
-/// [`ForgetError::Running`] while a process uses the spool: then nothing was changed.
-/// [`ForgetError::Io`] for the file system's errors: the command can be given again.
+/// [`ForgetError::Running`] while a process uses the spool; nothing was changed then.
+/// [`ForgetError::Io`] for errors of the file system, after which the command can be repeated.
 pub fn forget(
     root: &Path,
     upstream: &str,
@@ -86,7 +86,7 @@ pub fn forget(
     let ids = lane_ids(&SystemFs, root)?;
     for id in &ids {
         let identity = SystemFs.open(&lane_dir(root, *id).join(IDENTITY), Open::Read)?;
-        // No process can take it meanwhile: that needs the spool's lock.
+        // No process can take the lane meanwhile, because that needs the lock of the spool.
         if !identity.is_unlocked()? {
             return Err(ForgetError::Running);
         }
@@ -109,7 +109,7 @@ pub fn forget(
         if is_last {
             count_portals(root, id, (upstream, routing, metering), &ids)?;
         }
-        // Both slots, so that no older one brings the position back.
+        // Writes both slots, so that no older slot brings the position back.
         file.save(&cursor)?;
         file.save(&cursor)?;
         if is_last {
@@ -120,7 +120,8 @@ pub fn forget(
     Ok(forgotten)
 }
 
-/// Writes what the records of a lane say beyond its counts by portal, before they are removed.
+/// Counts the records of a lane by portal that its file does not count yet, before they are
+/// removed.
 fn count_portals(
     root: &Path,
     id: u64,

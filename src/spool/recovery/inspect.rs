@@ -1,8 +1,8 @@
-//! Reading a spool for `pixelgate spool stat | verify | dump`.
+//! Reads a spool for `pixelgate spool stat | verify | dump`.
 //!
-//! It changes nothing and takes no lock, so it may run beside a living process: records that the
-//! process is writing or trimming at the moment are no finding. It repairs nothing; the next start
-//! of an edge does that.
+//! It changes nothing and takes no lock, so it may run beside a living process. Records that the
+//! process is just writing or trimming are no finding. It repairs nothing; the next start of an
+//! edge does that.
 
 use std::io;
 use std::ops::ControlFlow;
@@ -15,9 +15,9 @@ use super::adoption::lane_ids;
 use super::count_foreign::{Stretch, each_routed};
 use super::portal_sums;
 pub use super::portal_sums::PortalSums;
-use super::recover::{Segment, restore_foreign, salt, scan_to_end, survey, torn_bytes};
-use crate::spool::format::{SEGMENT_HEADER_BYTES, SegmentHeader};
-use crate::spool::fs::{File, Fs, Open, SystemFs, read_full};
+use super::positions::restore_foreign;
+use super::recover::{Segment, header, salt, scan_to_end, survey, torn_bytes};
+use crate::spool::fs::{File, Fs, Open, SystemFs};
 use crate::spool::lane_files::{CURSOR, IDENTITY, PORTALS, lane_dir, segment_name, segment_number};
 use crate::spool::metering::table::OTHER;
 use crate::spool::read::counts::Counts;
@@ -29,9 +29,9 @@ use crate::spool::routing::Routing;
 use crate::spool::segment_index::Span;
 use crate::spool::status::UpstreamStatus;
 
-/// Most findings that a report lists; the others are only counted.
+/// The most findings that a report lists. The others are only counted.
 pub const FINDINGS_MAX: usize = 1_000;
-/// Pauses before a segment that a process writes is read again, in milliseconds.
+/// The pauses before a segment that a process writes is read again, in milliseconds.
 const REREAD_PAUSES_MS: [u64; 4] = [1, 10, 100, 1000];
 
 /// A spool at one moment.
@@ -46,14 +46,14 @@ const REREAD_PAUSES_MS: [u64; 4] = [1, 10, 100, 1000];
 /// ```
 #[derive(Debug, Clone)]
 pub struct Stat {
-    /// Its lanes, oldest first.
+    /// The lanes, oldest first.
     pub lanes: Vec<LaneStat>,
-    /// Bytes in the quarantine folder.
+    /// The bytes in the quarantine folder.
     pub quarantined_bytes: u64,
-    /// Totals by portal, as of the last write (about a second old).
+    /// The totals by portal at the last write, about a second ago.
     pub portals: PortalSums,
-    /// Totals over the spool's life. What is accepted is up to date; what became of it is as of
-    /// the cursors on disk (about a second old).
+    /// The totals over the spool's life. `accepted` is up to date; the other counts are those of
+    /// the cursors on disk, about a second old.
     pub upstreams: Vec<UpstreamStatus>,
 }
 
@@ -68,21 +68,21 @@ pub struct Stat {
 /// ```
 #[derive(Debug, Clone)]
 pub struct LaneStat {
-    /// Its number.
+    /// The number of the lane.
     pub id: u64,
-    /// Whether a living process holds it.
+    /// Whether a living process holds the lane.
     pub living: bool,
-    /// How many segments it has.
+    /// The number of its segments.
     pub segments: usize,
-    /// Bytes of its segment files, preallocated ones included.
+    /// The bytes of its segment files, preallocated bytes included.
     pub file_bytes: u64,
-    /// Sequence number of the oldest record held.
+    /// The sequence number of the oldest record that it holds.
     pub first_seq: u64,
-    /// Sequence number that the next record would have.
+    /// The sequence number that the next record would have.
     pub end_seq: u64,
 }
 
-/// What `verify` found.
+/// The result of [`verify`].
 ///
 /// ```
 /// use pixelgate::tools::inspect::VerifyReport;
@@ -94,19 +94,19 @@ pub struct LaneStat {
 /// ```
 #[derive(Debug, Clone, Default)]
 pub struct VerifyReport {
-    /// No findings.
+    /// Whether there are no findings.
     pub ok: bool,
-    /// Sound records.
+    /// The number of sound records.
     pub records: u64,
-    /// Bytes of their payloads.
+    /// The bytes of their payloads.
     pub payload_bytes: u64,
-    /// Where something is wrong; at most [`FINDINGS_MAX`].
+    /// The findings, at most [`FINDINGS_MAX`] of them.
     pub findings: Vec<Finding>,
-    /// Findings beyond those listed.
+    /// The number of further findings, which are not listed.
     pub findings_unlisted: u64,
 }
 
-/// One thing that is wrong.
+/// One fault in a file of the spool.
 ///
 /// ```
 /// use pixelgate::tools::inspect::Finding;
@@ -118,7 +118,7 @@ pub struct VerifyReport {
 pub struct Finding {
     /// The file.
     pub file: PathBuf,
-    /// Where in it.
+    /// The offset of the fault in the file, in bytes.
     pub offset: u64,
     /// What is wrong there.
     pub what: String,
@@ -130,7 +130,7 @@ impl std::fmt::Display for Finding {
     }
 }
 
-/// What the files of a lane hold at one moment.
+/// The content of the files of a lane at one moment.
 pub(super) struct LaneSnapshot {
     id: u64,
     dir: PathBuf,
@@ -140,7 +140,7 @@ pub(super) struct LaneSnapshot {
     segments: Vec<Segment>,
 }
 
-/// Counts lanes, segments and events. `routing`: how the records say which upstreams they are meant
+/// Counts lanes, segments and events. `routing` says how to read which upstreams a record is meant
 /// for.
 ///
 /// ```
@@ -200,8 +200,8 @@ pub fn stat(dir: &Path, routing: &Routing) -> io::Result<Stat> {
     })
 }
 
-/// Reads every record and reports what is wrong and where. `progress` is called after each segment
-/// with the bytes read and the bytes of all segments.
+/// Reads every record and reports each fault with its place. `progress` is called after each
+/// segment with the bytes that were read and the bytes of all segments.
 ///
 /// ```
 /// # let dir = tempfile::tempdir()?;
@@ -215,7 +215,8 @@ pub fn stat(dir: &Path, routing: &Routing) -> io::Result<Stat> {
 ///
 /// # Errors
 ///
-/// The folder or a file in it cannot be read. What its files hold is a finding and no error.
+/// The folder or a file in it cannot be read. The content of a file is never an error, but a
+/// finding.
 pub fn verify(dir: &Path, progress: &mut dyn FnMut(u64, u64)) -> io::Result<VerifyReport> {
     let mut report = VerifyReport::default();
     let snapshots = snapshot_all(dir)?;
@@ -237,8 +238,8 @@ pub fn verify(dir: &Path, progress: &mut dyn FnMut(u64, u64)) -> io::Result<Veri
     Ok(report)
 }
 
-/// Calls `each` with each sound record, oldest lane first, each lane in order. Records that all
-/// upstreams have and that are not trimmed yet are among them.
+/// Calls `each` with each sound record, the oldest lane first and each lane in order. Among them
+/// are records that all upstreams have and that are not trimmed yet.
 ///
 /// ```
 /// # let dir = tempfile::tempdir()?;
@@ -311,7 +312,7 @@ fn snapshot_all(dir: &Path) -> io::Result<Vec<LaneSnapshot>> {
     for id in lane_ids(&SystemFs, dir)? {
         match snapshot_lane(dir, id) {
             Ok(snapshot) => snapshots.push(snapshot),
-            // A living process has delivered and removed it meanwhile.
+            // A living process has delivered and removed the lane meanwhile.
             Err(error) if error.kind() == io::ErrorKind::NotFound => {}
             Err(error) => return Err(error),
         }
@@ -330,8 +331,8 @@ pub(super) fn snapshot_lane(root: &Path, id: u64) -> io::Result<LaneSnapshot> {
     Ok(LaneSnapshot { id, dir, living, salt, cursor, segments })
 }
 
-/// The positions of a lane's cursor. The foreign records behind those that the cursor has counted
-/// are counted here, up to `end`.
+/// The positions in the cursor of a lane. Foreign records that the cursor does not count yet are
+/// counted here, up to `end`.
 pub(super) fn counted_positions(
     snapshot: &LaneSnapshot,
     end: u64,
@@ -371,14 +372,14 @@ fn verify_small_files(snapshot: &LaneSnapshot, report: &mut VerifyReport) -> io:
     let path = snapshot.dir.join(CURSOR);
     let file = SystemFs.open(&path, Open::Read)?;
     let damaged = damaged_slots(&*file)?;
-    // A living process may be writing one of them at the moment.
+    // A living process may be writing one of the slots.
     let again = if snapshot.living { damaged_slots(&*file)? } else { damaged.clone() };
     for offset in damaged.into_iter().filter(|offset| again.contains(offset)) {
         report.find(path.clone(), offset, "a cursor slot is damaged".to_owned());
     }
     let key = (snapshot.id, snapshot.salt);
     let damaged = || portal_sums::damaged_at(&snapshot.dir, key);
-    // A living process may be writing the last entry at the moment.
+    // A living process may be writing the last entry.
     if let Some(offset) = damaged()?
         && (!snapshot.living || damaged()? == Some(offset))
     {
@@ -388,7 +389,8 @@ fn verify_small_files(snapshot: &LaneSnapshot, report: &mut VerifyReport) -> io:
     for entry in SystemFs.list(&snapshot.dir)? {
         let Some(number) = segment_number(&entry.name) else { continue };
         if !snapshot.living && snapshot.segments.iter().all(|segment| segment.number != number) {
-            report.find(snapshot.dir.join(entry.name), 0, "no segment of this lane".to_owned());
+            let what = "the file is not a segment of this lane".to_owned();
+            report.find(snapshot.dir.join(entry.name), 0, what);
         }
     }
     let low =
@@ -403,9 +405,9 @@ fn verify_small_files(snapshot: &LaneSnapshot, report: &mut VerifyReport) -> io:
     Ok(())
 }
 
-/// As [`verify_segment`], beside the process that writes the segment. A block that is on its way to
-/// the disk may look damaged, and only for as long as its write takes: what each of several
-/// readings finds is damage.
+/// Does what [`verify_segment`] does, while a process writes the segment. A block that is being
+/// written may look damaged for the time of the write, so only what several readings find is
+/// damage.
 fn verify_living_segment(snapshot: &LaneSnapshot, at: usize) -> io::Result<VerifyReport> {
     let mut report = verify_segment(snapshot, at)?;
     for pause in REREAD_PAUSES_MS {
@@ -413,7 +415,7 @@ fn verify_living_segment(snapshot: &LaneSnapshot, at: usize) -> io::Result<Verif
             break;
         }
         std::thread::sleep(Duration::from_millis(pause));
-        // The process may have cut, trimmed or recycled it meanwhile.
+        // The process may have cut, trimmed or recycled the segment meanwhile.
         if !still_there(snapshot, &snapshot.segments[at])? {
             return Ok(VerifyReport::default());
         }
@@ -453,7 +455,8 @@ fn verify_segment(snapshot: &LaneSnapshot, at: usize) -> io::Result<VerifyReport
             Step::Tail => {
                 let torn = torn_bytes(&*file, segment, snapshot.salt, scanner.offset, scanner.seq)?;
                 if let Some(torn) = torn.filter(|_| !snapshot.living) {
-                    let what = format!("{} bytes are no record", torn.end - torn.start);
+                    let bytes = torn.end - torn.start;
+                    let what = format!("{bytes} bytes after the last record are not a record");
                     report.find(path.clone(), torn.start, what);
                 }
                 break;
@@ -467,7 +470,8 @@ fn damage(from: u64, to: u64, bytes: u64) -> String {
     format!("{bytes} bytes are damaged: records {from} to {}", to - 1)
 }
 
-/// Where a segment ends: where the next begins. The last one's end is not known beforehand.
+/// The number at which a segment ends: that at which the next one begins. The end of the last one
+/// is not known beforehand.
 fn limit(snapshot: &LaneSnapshot, at: usize) -> u64 {
     snapshot.segments.get(at + 1).map_or(u64::MAX, |next| next.base)
 }
@@ -481,12 +485,6 @@ fn open(
         Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
         Err(error) => Err(error),
     }
-}
-
-fn header(file: &dyn File) -> io::Result<Option<SegmentHeader>> {
-    let mut bytes = [0; SEGMENT_HEADER_BYTES];
-    let filled = read_full(file, &mut bytes, 0)?;
-    Ok(SegmentHeader::decode(&bytes[..filled]))
 }
 
 fn still_there(snapshot: &LaneSnapshot, segment: &Segment) -> io::Result<bool> {

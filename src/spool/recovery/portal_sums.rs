@@ -1,4 +1,4 @@
-//! The totals by portal as the files of the lanes hold them, for the commands.
+//! Sums the totals by portal in the files of the lanes, for the commands `pixelgate spool`.
 
 use std::io;
 use std::path::{Path, PathBuf};
@@ -14,9 +14,10 @@ use crate::telemetry::faults::Faults;
 /// The totals of all portals.
 #[derive(Debug, Clone, Copy, Default)]
 pub struct PortalSums {
-    /// How many portals have totals of their own.
+    /// The number of portals that have totals of their own.
     pub portals: usize,
-    /// From when they count, in milliseconds since 1970. `None`: nothing is counted yet.
+    /// The time from which they count, in milliseconds since 1970, UTC. `None`: no event is counted
+    /// yet.
     pub since_ms: Option<u64>,
     /// Accepted events.
     pub accepted: u64,
@@ -26,7 +27,7 @@ pub struct PortalSums {
     pub delivered: u64,
 }
 
-/// Reads the files of these lanes; `folded` are those whose counts another one has.
+/// Reads the files of these lanes. `folded` are the lanes whose counts another lane has.
 pub(super) fn read(lanes: &[(PathBuf, LaneKey)], folded: &[LaneKey]) -> io::Result<PortalSums> {
     let book = no_book();
     let is_there = |key: LaneKey| lanes.iter().any(|(_, there)| *there == key);
@@ -39,12 +40,12 @@ pub(super) fn read(lanes: &[(PathBuf, LaneKey)], folded: &[LaneKey]) -> io::Resu
     Ok(PortalSums { portals, since_ms, accepted, rejected, delivered })
 }
 
-/// Where a lane's file is damaged.
+/// The offset at which the file of a lane is damaged, if it is.
 pub(super) fn damaged_at(dir: &Path, key: LaneKey) -> io::Result<Option<u64>> {
     contents::inspect(&SystemFs, dir, key, |_| true, &no_book())
 }
 
-/// A book of no upstream.
+/// A book without upstreams.
 fn no_book() -> Book {
     Book::new(Metering::none(), &[], Arc::new(SystemClock), Faults::unregistered())
 }

@@ -1,7 +1,7 @@
-//! The quarantine: damaged bytes are copied into a folder of their own and counted.
+//! The quarantine: copies damaged bytes into a folder of their own, and counts them.
 //!
-//! It is for people who want to look at the damage. Nothing in the spool reads it, and a copy that
-//! fails is logged and forgotten: the damage is counted all the same.
+//! It is for people who want to look at the damage. The spool does not read it. A copy that fails
+//! is logged and not tried again; the damage is counted in any case.
 
 use std::collections::HashSet;
 use std::io;
@@ -14,27 +14,28 @@ use parking_lot::Mutex;
 
 use crate::spool::fs::{File, Fs, Open, is_absent, read_full, write_full};
 
-/// Most bytes that are copied aside. Beyond it damage is counted but not kept.
+/// The most bytes that are copied. Beyond it, damage is counted and not copied.
 pub const QUARANTINE_BYTES_MAX: u64 = 64 << 20;
 
-/// The folder of damaged bytes: one file per bad spot, `<lane>-<segment>-<offset>.bin`.
+/// The folder of damaged bytes. Each damaged stretch has a file `<lane>-<segment>-<offset>.bin`.
 pub struct Quarantine {
     fs: Arc<dyn Fs>,
     dir: PathBuf,
-    // Spots that were counted: the readers of several upstreams come to the same one.
+    // The stretches that were counted: the readers of several upstreams find the same one.
     seen: Mutex<HashSet<String>>,
     bytes: AtomicU64,
 }
 
 impl Quarantine {
-    /// The quarantine of a spool. What is in it from before is counted.
+    /// The quarantine of a spool. Bytes that are in it already are counted.
     pub fn open(fs: Arc<dyn Fs>, root: &Path) -> Quarantine {
         let dir = root.join("quarantine");
         let entries = fs.list(&dir);
         if let Err(error) = &entries
             && !is_absent(&entries)
         {
-            ::log::warn!("spool: the quarantine cannot be listed, its bytes count as 0: {error}");
+            let dir = dir.display();
+            ::log::warn!("spool: {dir} cannot be listed, so its bytes count as 0: {error}");
         }
         let entries = entries.unwrap_or_default();
         let bytes = entries.iter().map(|entry| entry.bytes).sum();
@@ -42,12 +43,13 @@ impl Quarantine {
         Quarantine { fs, dir, seen: Mutex::new(seen), bytes: AtomicU64::new(bytes) }
     }
 
-    /// Damaged bytes so far, those of earlier processes included while their files are there.
+    /// The damaged bytes so far, with those of earlier processes while their files exist.
     pub fn bytes(&self) -> u64 {
         self.bytes.load(Relaxed)
     }
 
-    /// Counts a bad spot and keeps its bytes if that works. Says whether it was a new one.
+    /// Counts a damaged stretch and copies its bytes, if that is possible. Returns whether the
+    /// stretch is a new one.
     pub fn keep(&self, lane: u64, number: u64, file: &dyn File, range: Range<u64>) -> bool {
         let name = format!("{lane}-{number}-{}.bin", range.start);
         if !self.seen.lock().insert(name.clone()) {
@@ -60,15 +62,17 @@ impl Quarantine {
             range.start
         );
         if before.saturating_add(bytes) > QUARANTINE_BYTES_MAX {
-            ::log::warn!("spool: the quarantine is full, the damaged bytes are not kept");
+            let dir = self.dir.display();
+            ::log::warn!("spool: {dir} holds 64 MiB, so the damaged bytes are not copied there");
         } else if let Err(error) = self.copy(&name, file, range) {
-            ::log::warn!("spool: the damaged bytes could not be kept: {error}");
+            let dir = self.dir.display();
+            ::log::warn!("spool: the damaged bytes cannot be copied into {dir}: {error}");
         }
         true
     }
 
-    /// Moves a whole file here that is not what its name says, and leaves an empty one in its
-    /// place.
+    /// Moves a file here that is not the segment that its name says, and leaves an empty file in
+    /// its place.
     pub fn take(&self, lane: u64, number: u64, path: &Path, bytes: u64) {
         ::log::error!("spool: lane {lane}, segment {number}, is not a segment of this lane");
         let moved = self
@@ -79,11 +83,11 @@ impl Quarantine {
             Ok(()) => {
                 self.bytes.fetch_add(bytes, Relaxed);
                 if let Err(error) = self.fs.open(path, Open::Create) {
-                    ::log::warn!("spool: {} cannot be made anew: {error}", path.display());
+                    ::log::warn!("spool: {} cannot be created again: {error}", path.display());
                 }
             }
             Err(error) => {
-                ::log::warn!("spool: {} cannot be moved aside: {error}", path.display());
+                ::log::warn!("spool: {} cannot be moved to quarantine: {error}", path.display());
             }
         }
     }

@@ -1,15 +1,16 @@
-//! Taking over the lane of a process that has ended.
+//! Takes over the lane of a process that has ended.
 //!
-//! Only the last segment is read here, to find where the lane ends; a damaged spot elsewhere is
-//! found, quarantined and counted by the readers when they come to it. So a start costs one
-//! segment however much is waiting. Nothing here fails because of what a file holds: an error
-//! means that the disk did not answer, and then the lane is tried again each second.
+//! Only the last segment is read here, to find the end of the lane. The readers find, quarantine
+//! and count damage elsewhere when they come to it. So a start reads one segment however much
+//! waits. The content of a file never causes an error here: an error means that the disk failed,
+//! and then the lane is tried again each second.
 
 use std::io;
 use std::path::Path;
 use std::sync::Arc;
 
 use super::count_foreign;
+use super::positions::{restore_foreign, restore_positions, resume_marks};
 use super::quarantine::Quarantine;
 use crate::spool::format::{
     ChecksumSeed, Found, RECORD_BYTES_MAX, RECORD_HEADER_BYTES, SEGMENT_HEADER_BYTES,
@@ -23,7 +24,6 @@ use crate::spool::lane_files::{
 };
 use crate::spool::metering::book::Book;
 use crate::spool::metering::contents::Contents;
-use crate::spool::metering::format::Marks;
 use crate::spool::metering::journal::{EARLIER_VERSION, Journal, Loaded};
 use crate::spool::metering::recount;
 use crate::spool::read::ack_file;
@@ -34,15 +34,15 @@ use crate::spool::read_around::ReadAroundFs;
 use crate::spool::routing::Routing;
 use crate::spool::segment_index::{SegmentIndex, Span};
 
-/// What is known of a segment before its records are read.
+/// The facts about a segment that are known before its records are read.
 pub(crate) struct Segment {
     pub number: u64,
     pub base: u64,
     pub bytes: u64,
     pub recycled: bool,
-    /// The number of the segment before it; 0 if it is not known.
+    /// The number of the segment before this one; 0 if it is not known.
     pub previous: u64,
-    /// Whether its header is sound. If not, the base is that of the first sound record.
+    /// Whether the header is sound. If not, `base` is that of the first sound record.
     pub sound: bool,
 }
 
@@ -59,26 +59,26 @@ impl Segment {
     }
 }
 
-/// What became of a lane that a process wanted to take over.
+/// The outcome of taking over a lane.
 pub enum Adoption {
-    /// It was taken over.
+    /// The lane was taken over.
     Adopted(Arc<Lane>),
-    /// Its process lives. It has the totals of these lanes.
+    /// The process of the lane lives. The lane has the totals of these lanes.
     Living(Vec<LaneKey>),
 }
 
-/// What taking lanes over depends on.
+/// The inputs of taking over a lane.
 pub struct Surroundings<'a> {
     pub upstreams: &'a [String],
     pub routing: &'a Routing,
     pub quarantine: &'a Quarantine,
     pub book: &'a Book,
-    /// The lanes whose folders are there.
+    /// The lanes whose folders exist.
     pub lanes: &'a [u64],
 }
 
-/// Takes a lane over if its process has ended. `around`: sectors that the device refuses to read
-/// count as damaged.
+/// Takes over a lane if its process has ended. With `around`, sectors that the device refuses to
+/// read count as damaged.
 pub fn adopt(
     fs: &Arc<dyn Fs>,
     root: &Path,
@@ -97,7 +97,7 @@ pub fn adopt(
         return Ok(Adoption::Living(absorbed.map_or(Vec::new(), |cursor| cursor.absorbed)));
     }
     let file = reading.open(&dir.join(CURSOR), Open::Ensure)?;
-    // The newer slot may be in the cache alone, and the other one is the next to be written.
+    // The newer slot may be in the page cache only, and the other one is written next.
     file.sync_data()?;
     let (cursor_file, cursor) = CursorFile::load(file)?;
     let cursor = cursor.filter(|cursor| cursor.lane == id);
@@ -143,24 +143,7 @@ pub fn adopt(
     Ok(Adoption::Adopted(Arc::new(lane)))
 }
 
-/// A position, or where the lane's counts say that more has ended. They are written to disk as the
-/// cursor is, so after a power loss either may be the newer one.
-fn resume_marks(
-    position: ConsumerPosition,
-    cursor: Option<&Cursor>,
-    marks: Option<&Marks>,
-) -> ConsumerPosition {
-    let name = &position.name;
-    // One that the cursor does not know is new, or was forgotten and came back.
-    let is_known = cursor.is_some_and(|cursor| cursor.positions.iter().any(|p| p.name == *name));
-    let marks = marks.filter(|_| is_known);
-    match marks.and_then(|marks| marks.positions.iter().find(|mark| mark.name == *name)) {
-        Some(mark) => position.or_newer(mark.start, mark.low, mark.below, mark.runs().clone()),
-        None => position,
-    }
-}
-
-/// A lane whose records are counted by portal beyond its file.
+/// A lane with records that its file does not count by portal yet.
 struct Beyond<'a> {
     fs: &'a dyn Fs,
     dir: &'a Path,
@@ -189,24 +172,25 @@ impl Beyond<'_> {
     }
 }
 
-/// Says that a lane's counts begin anew, if they do.
+/// Logs that the counts of a lane begin anew, if they do.
 fn note_reset(counted: &mut Loaded, has_gap: bool, dir: &Path, end: u64, book: &Book) {
     if counted.is_damaged && counted.reset.is_none() {
-        ::log::warn!("spool: {}/{PORTALS} is damaged: counting what it lacks", dir.display());
+        let file = dir.join(PORTALS);
+        ::log::warn!("spool: {} is damaged; its records are counted again", file.display());
     }
     let gap = has_gap.then_some("events were removed that its file `portals` does not count");
     let Some(why) = counted.reset.or(gap) else { return };
     counted.journal.since_ms = book.now_ms();
     let (lane, is_empty) = (dir.display(), end <= 1);
     if why == EARLIER_VERSION {
-        ::log::info!("spool: the totals per portal begin with what {lane} holds: {why}");
+        ::log::info!("spool: the totals per portal begin with the events in {lane}: {why}");
     } else if !is_empty {
         // An empty lane's process may have ended before it made the file.
         book.report_reset(&lane.to_string(), why);
     }
 }
 
-/// Looks again for segments of an adopted lane that were missing. Returns whether some are there.
+/// Looks again for missing segments of an adopted lane. Returns whether some have come back.
 pub fn find_missing(lane: &Lane, quarantine: &Quarantine) -> io::Result<bool> {
     let segments = survey(&**lane.fs(), lane.dir(), lane.id, lane.salt, Some(quarantine))?;
     let spans: Vec<Span> = segments.iter().map(Segment::span).collect();
@@ -218,14 +202,14 @@ pub fn find_missing(lane: &Lane, quarantine: &Quarantine) -> io::Result<bool> {
     Ok(found)
 }
 
-/// Where what is missing before the first segment ends. Nothing is missing where the bytes were
-/// read and are damaged.
+/// The number before which segments are missing, or 0. If the first segment's header is damaged,
+/// its bytes were read, and no segment counts as missing.
 fn missing_until(segments: &[Segment]) -> u64 {
     segments.first().filter(|first| first.sound).map_or(0, |first| first.base)
 }
 
-/// The lane's salt: it stands in the identity, in each cursor slot and in each segment, and any
-/// of them is enough.
+/// The salt of a lane. The identity, each cursor slot and each segment have it, and any of them is
+/// enough.
 pub(crate) fn salt(
     fs: &dyn Fs,
     dir: &Path,
@@ -258,10 +242,10 @@ pub(crate) fn header(file: &dyn File) -> io::Result<Option<SegmentHeader>> {
     Ok(SegmentHeader::decode(&bytes[..filled]))
 }
 
-/// The segments of a lane in order. A file that is no segment is left out; if a quarantine is
-/// given, it is moved there, and an empty file takes its place and a segment without records its
-/// place in the order. It says that the segment's bytes were read and are damaged, where a segment
-/// whose file is missing may come back.
+/// The segments of a lane in order. A file that is not a segment of the lane is left out. If a
+/// quarantine is given, the file is moved there, an empty file takes its place, and a segment
+/// without records takes its place in the order. The empty file says that the bytes were read and
+/// are damaged; a segment whose file is missing may come back.
 pub(crate) fn survey(
     fs: &dyn Fs,
     dir: &Path,
@@ -286,9 +270,9 @@ pub(crate) fn survey(
                 let SegmentHeader { base_seq: base, recycled, previous, .. } = header;
                 Some(Segment { number, base, bytes, recycled, previous, sound: true })
             }
-            // A sound header of another lane or segment: copied here by mistake.
+            // A sound header of another lane or segment: the file was copied here by mistake.
             Some(_) => None,
-            // Its header is damaged, its records need not be.
+            // The header is damaged, but the records may be sound.
             None => {
                 let record = first_record(&*file, ChecksumSeed::new(salt, number), bytes)?;
                 record.map(|(_, base)| Segment {
@@ -312,7 +296,7 @@ pub(crate) fn survey(
             }
         }
     }
-    // A segment without records begins where the next one begins. The last one tells nothing.
+    // A segment without records begins where the next one begins. A last one is dropped.
     let mut base = u64::MAX;
     for segment in segments.iter_mut().rev() {
         base = base.min(segment.base);
@@ -322,7 +306,7 @@ pub(crate) fn survey(
     Ok(segments)
 }
 
-/// The lane's segments, up to its last sound record; what is behind it is cut off.
+/// The index of the lane's segments up to its last sound record. The bytes after it are cut off.
 fn rebuild(
     fs: &dyn Fs,
     dir: &Path,
@@ -344,7 +328,7 @@ fn rebuild(
         quarantine.keep(id, last.number, &*file, torn);
     }
     if offset < last.bytes {
-        // Only gives the unused part of a preallocated segment back to the disk.
+        // This only gives the unused part of a preallocated segment back to the disk.
         if let Err(error) = file.set_len(offset) {
             ::log::warn!("spool: lane {id}, segment {}, could not be cut: {error}", last.number);
         }
@@ -353,7 +337,7 @@ fn rebuild(
     Ok(segment_index)
 }
 
-/// Where the sound records of the last segment end: offset and sequence number.
+/// The offset and the sequence number at which the sound records of the last segment end.
 pub(crate) fn scan_to_end(file: &dyn File, last: &Segment, salt: u64) -> io::Result<(u64, u64)> {
     let mut scanner = Scanner::new(last.number, salt, last.base);
     loop {
@@ -364,22 +348,9 @@ pub(crate) fn scan_to_end(file: &dyn File, last: &Segment, salt: u64) -> io::Res
     }
 }
 
-/// Whether a segment ends cleanly behind its last sound record, at `offset`, before `end`.
-pub fn ends_cleanly(
-    file: &dyn File,
-    span: &Span,
-    salt: u64,
-    offset: u64,
-    end: u64,
-) -> io::Result<bool> {
-    let Span { number, base, bytes, recycled, .. } = *span;
-    let segment = Segment { bytes, recycled, ..Segment::none(number, base) };
-    Ok(torn_bytes(file, &segment, salt, offset, end)?.is_none())
-}
-
-/// The bytes behind the last sound record that are damage: a torn record, or one with a flipped
-/// bit. In a file that was never another segment every byte but zero is damage; in a recycled one
-/// only what still looks like the record that is due.
+/// The bytes after the last sound record that are damage: a torn record, or one with a flipped bit.
+/// In a file that was never another segment, every byte but zero is damage. In a recycled file,
+/// only bytes that still look like the next record are damage.
 pub(crate) fn torn_bytes(
     file: &dyn File,
     last: &Segment,
@@ -411,7 +382,7 @@ pub(crate) fn torn_bytes(
     Ok(until.map(|until| offset..until))
 }
 
-/// Whether these bytes begin with what is left of record `seq`, and how long it says it is.
+/// The length of record `seq`, if `bytes` begins with the remains of it.
 fn due_record(bytes: &mut [u8], seed: ChecksumSeed, seq: u64) -> Option<usize> {
     if bytes.len() < RECORD_HEADER_BYTES {
         return None;
@@ -421,80 +392,7 @@ fn due_record(bytes: &mut [u8], seed: ChecksumSeed, seq: u64) -> Option<usize> {
     if (1..=RECORD_BYTES_MAX).contains(&len) && u64_at(bytes, 8) == seq {
         return Some(whole);
     }
-    // Its number may be what was damaged.
+    // Perhaps only the number of the record is damaged.
     bytes[8..16].copy_from_slice(&seq.to_le_bytes());
     matches!(probe(bytes, seed, seq..seq + 1), Found::Record { .. }).then_some(whole)
-}
-
-/// The positions of the upstreams, and the index sealed at its end: first those of the configured
-/// upstreams, in their order, then those of removed ones for which events wait here.
-///
-/// An upstream that the cursor does not know begins at the oldest record that any upstream of the
-/// lane still waited for: under a new name nothing that was pending is lost, and a newcomer does
-/// not get what the others are through with. `resume` adds what the cursor is too old to know.
-fn restore_positions(
-    mut segment_index: SegmentIndex,
-    cursor: Option<&Cursor>,
-    upstreams: &[String],
-    resume: impl Fn(ConsumerPosition) -> io::Result<ConsumerPosition>,
-) -> io::Result<(SegmentIndex, Vec<ConsumerPosition>)> {
-    let known = cursor.map_or(&[][..], |cursor| &cursor.positions);
-    let oldest = segment_index.spans().next().map_or(segment_index.end(), |span| span.base);
-    let lows = || known.iter().map(|position| position.low);
-    let start = lows().min().unwrap_or(oldest);
-    let position = |name: &String| {
-        let found = known.iter().find(|position| position.name == *name);
-        resume(found.cloned().unwrap_or_else(|| ConsumerPosition::new(name, start)))
-    };
-    let removed: Vec<_> = known.iter().filter(|p| !upstreams.contains(&p.name)).cloned().collect();
-    let removed = removed.into_iter().map(&resume).collect::<io::Result<Vec<_>>>()?;
-    let mut positions = upstreams.iter().map(position).collect::<io::Result<Vec<_>>>()?;
-    // A cursor beyond the last record: segments at the end are missing.
-    let ends = positions.iter().chain(&removed).map(ConsumerPosition::end);
-    let end = ends.fold(segment_index.end(), u64::max);
-    segment_index.seal(end);
-    positions.extend(removed.into_iter().filter(|position| position.low < end));
-    Ok((segment_index, positions))
-}
-
-/// Completes the positions' counts of foreign records up to the lane's end. `scan` visits the
-/// routed records from a number on. Returns whether the lane holds any.
-///
-/// What a cursor counts need not be read again, unless the lane ends before it: a power loss may
-/// cost events that were not synced. An upstream that the cursor does not know is counted from its
-/// start.
-pub(super) fn restore_foreign(
-    positions: &mut [ConsumerPosition],
-    cursor: Option<&Cursor>,
-    end: u64,
-    routing: &Routing,
-    scan: impl Fn(u64, &mut dyn FnMut(u64, &[u8])),
-) -> bool {
-    let mut routed = cursor.is_some_and(|cursor| cursor.routed);
-    // Without a cursor nothing is known; a version that knew no routed records wrote none.
-    let counted_to = cursor.map_or(0, |cursor| cursor.counted_to.unwrap_or(u64::MAX));
-    let is_known = |name: &str| {
-        cursor.is_some_and(|cursor| cursor.positions.iter().any(|known| known.name == name))
-    };
-    // Where each goes on, and whether what has ended is counted already.
-    let begin = |position: &mut ConsumerPosition| {
-        if !routed || is_known(&position.name) && counted_to <= end {
-            return (counted_to.max(position.start), false);
-        }
-        position.foreign = position.passed_over();
-        (position.low, true)
-    };
-    let begins: Vec<(u64, bool)> = positions.iter_mut().map(begin).collect();
-    let from = begins.iter().map(|(from, _)| *from).min().unwrap_or(end);
-    if from < end {
-        scan(from, &mut |seq, record| {
-            routed = true;
-            for (position, (from, anew)) in positions.iter_mut().zip(&begins) {
-                let is_counted = seq < *from || *anew && position.has_ended(seq);
-                let is_foreign = !is_counted && !(routing.names)(record, &position.name);
-                position.foreign += u64::from(is_foreign);
-            }
-        });
-    }
-    routed
 }

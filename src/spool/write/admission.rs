@@ -1,22 +1,20 @@
-//! What the spool may hold, and the gate that refuses records beyond it.
+//! The limits of the spool, and the check that refuses records beyond them (SPEC 6).
 //!
-//! The gate is read on every append, so it consists of relaxed atomics: at a bound of gigabytes it
+//! The check runs on every append, so it consists of relaxed atomics. At a limit of gigabytes it
 //! may be some records late, and a lock would cost more.
 
 use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU64, Ordering::Relaxed};
 use std::time::Duration;
 
-/// Most bytes of records that are in memory and not yet durable. While a disk stalls, this many are
-/// queued; then appends are refused.
+/// The most bytes of records that are in memory and not yet durable. While a disk stalls, so many
+/// are queued, and further appends are refused.
 pub const PENDING_BYTES_MAX: u64 = 64 << 20;
-
-/// A group of at least this many bytes is committed at once: it does not linger for more.
+/// The size from which a group is committed at once and does not linger, in bytes.
 pub const GROUP_BYTES_MAX: u64 = 4 << 20;
-
-/// How quickly the growth rate forgets: a change counts for two thirds after this long.
+/// The time constant of the growth rate, in seconds: after it, a change counts for two thirds.
 const GROWTH_MEMORY_SECONDS: f64 = 30.0;
 
-/// The causes that close the gate whatever the spool holds, one bit each.
+/// The causes for which all records are refused, one bit each.
 #[derive(Debug, Clone, Copy)]
 #[repr(u8)]
 enum Cause {
@@ -30,20 +28,20 @@ enum Cause {
     Stalled = 8,
 }
 
-/// The gate and the counters it looks at.
+/// The limits of the spool and the counters that are compared with them.
 #[derive(Debug, Default)]
 pub struct Bounds {
-    /// Bytes that may be held on disk for upstreams.
+    /// The bytes that may be held on disk for upstreams (`spool.bytes_max`).
     bytes_max: AtomicU64,
-    /// [`Cause`]s that close the gate now.
+    /// The [`Cause`]s for which records are refused now.
     causes: AtomicU8,
-    /// A record was refused because of `bytes_max`, and there is not yet room again.
+    /// Whether a record was refused because of `bytes_max`, and there is not yet room again.
     full: AtomicBool,
-    /// Staged, or being written, or written and not synced.
+    /// The bytes that are staged, or being written, or written and not synced.
     pending_bytes: AtomicU64,
-    /// In segments and not acknowledged by every upstream.
+    /// The bytes in segments that not every upstream has acknowledged.
     held_bytes: AtomicU64,
-    /// Counted in both: written, readable, and not synced yet.
+    /// The bytes in both: written, readable, and not synced yet.
     unsynced_bytes: AtomicU64,
     free_bytes: AtomicU64,
 }
@@ -54,12 +52,12 @@ impl Bounds {
         Bounds { bytes_max, free_bytes: AtomicU64::new(u64::MAX), ..Bounds::default() }
     }
 
-    /// The bound in force.
+    /// The `spool.bytes_max` in force, in bytes.
     pub fn bytes_max(&self) -> u64 {
         self.bytes_max.load(Relaxed)
     }
 
-    /// Puts another bound in force. What is held beyond it stays.
+    /// Puts another `spool.bytes_max` in force. Events beyond it stay.
     pub fn set_bytes_max(&self, bytes_max: u64) {
         self.bytes_max.store(bytes_max, Relaxed);
     }
@@ -81,8 +79,8 @@ impl Bounds {
         fits
     }
 
-    /// Whether records were refused for want of room under `bytes_max`. That is over when a
-    /// sixteenth of it is free, so that a spool at its bound does not say yes and no in turn.
+    /// Whether records were refused because of `bytes_max`. This ends when a sixteenth of it is
+    /// free, so that a full spool does not accept and refuse events in turn.
     pub fn is_full(&self) -> bool {
         let bytes_max = self.bytes_max();
         if self.bytes() <= bytes_max - bytes_max / 16 {
@@ -91,7 +89,7 @@ impl Bounds {
         self.full.load(Relaxed)
     }
 
-    /// Bytes that `admit` took in are durable, or were refused.
+    /// Takes off bytes that `admit` counted, because they are durable or were refused.
     pub fn settle(&self, bytes: u64) {
         self.pending_bytes.fetch_sub(bytes, Relaxed);
     }
@@ -100,22 +98,22 @@ impl Bounds {
         self.pending_bytes.load(Relaxed)
     }
 
-    /// Adds what a lane holds more than before; wrapping, so that less is a negative number.
+    /// Adds the change of the bytes that a lane holds. A decrease wraps around.
     pub fn add_held_bytes(&self, difference: u64) {
         self.held_bytes.fetch_add(difference, Relaxed);
     }
 
-    /// How much of what is pending is in segments already.
+    /// Sets how many of the pending bytes are in segments already.
     pub fn set_unsynced_bytes(&self, bytes: u64) {
         self.unsynced_bytes.store(bytes, Relaxed);
     }
 
-    /// Bytes that wait to be written.
+    /// The bytes that wait to be written.
     pub fn staged_bytes(&self) -> u64 {
         self.pending_bytes().saturating_sub(self.unsynced_bytes.load(Relaxed))
     }
 
-    /// Bytes in the spool, in memory and on disk.
+    /// The bytes in the spool, in memory and on disk.
     pub fn bytes(&self) -> u64 {
         self.held_bytes.load(Relaxed).saturating_add(self.staged_bytes())
     }
@@ -128,7 +126,7 @@ impl Bounds {
         self.is(Cause::Closed)
     }
 
-    /// Returns what it was before.
+    /// Sets whether the disk fails. Returns the earlier value.
     pub fn set_failing(&self, failing: bool) -> bool {
         self.set(Cause::Failing, failing)
     }
@@ -137,7 +135,7 @@ impl Bounds {
         self.is(Cause::Failing)
     }
 
-    /// Returns what it was before.
+    /// Sets whether the disk has stalled. Returns the earlier value.
     pub fn set_stalled(&self, stalled: bool) -> bool {
         self.set(Cause::Stalled, stalled)
     }
@@ -159,7 +157,8 @@ impl Bounds {
         before & bit != 0
     }
 
-    /// Notes what the disk has left. Returns whether that closed (`true`) or opened the gate.
+    /// Sets the free bytes of the disk. Returns `true` if records are refused from now on, `false`
+    /// if they are accepted again, and `None` if this did not change.
     pub fn set_free_bytes(&self, free: u64, free_bytes_min: u64) -> Option<bool> {
         self.free_bytes.store(free, Relaxed);
         let low = free < free_bytes_min;
@@ -175,7 +174,7 @@ impl Bounds {
     }
 }
 
-/// How fast the spool grows: an exponentially weighted mean over about half a minute.
+/// The growth of the spool: an exponentially weighted mean over about half a minute.
 #[derive(Debug, Default)]
 pub struct Growth {
     last: Option<(Duration, u64)>,
@@ -183,7 +182,7 @@ pub struct Growth {
 }
 
 impl Growth {
-    /// Notes how much is held at a time.
+    /// Adds a measurement: the bytes held at the time `now`.
     pub fn observe(&mut self, now: Duration, held_bytes: u64) {
         if let Some((then, before)) = self.last {
             let seconds = now.saturating_sub(then).as_secs_f64();
@@ -197,9 +196,9 @@ impl Growth {
         self.last = Some((now, held_bytes));
     }
 
-    /// Seconds until `room` bytes are used up; `None` while the spool does not grow.
+    /// The seconds until `room` bytes are used up. `None` while the spool does not grow.
     pub fn seconds_until(&self, room: u64) -> Option<u64> {
-        // Below a byte a second the mean is forgetting, not growing.
+        // Below a byte a second, the mean only decays and the spool does not grow.
         (self.bytes_per_second >= 1.0).then(|| (room as f64 / self.bytes_per_second) as u64)
     }
 }

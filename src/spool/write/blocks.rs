@@ -1,29 +1,28 @@
 //! Writes records in whole blocks, around the page cache.
 //!
 //! A record rarely ends where a block does. So the last block is filled up with zeros, and the next
-//! write repeats it: its records, byte for byte as they are on disk, then the new ones. A write
-//! that a power loss tears changes only bytes behind the records that were answered.
+//! write repeats it: its records, with the same bytes as on disk, and then the new ones. A write
+//! that a power loss tears changes only bytes after the records that were answered.
 
 use std::io;
 
 use crate::spool::fs::{DIRECT_BLOCK_BYTES, File, write_full};
 
-/// A larger buffer is given back after a burst.
+/// The largest buffer that is kept after a burst, in bytes.
 const BUFFER_BYTES_KEPT: usize = 1 << 20;
-
-/// See the module.
+/// Writes the blocks of one segment.
 #[derive(Default)]
 pub struct BlockWriter {
     /// The records of the last block, which are on disk.
     last: Vec<u8>,
-    /// Has room for one block more than is written, because what is written must begin at an
+    /// The memory of a write. It has room for one block more, because a write must begin at an
     /// address that is a multiple of a block.
     buffer: Vec<u8>,
 }
 
 impl BlockWriter {
-    /// Writes `pieces`, one behind the other, at `offset`: 0 at first, then where the last write
-    /// ended. After an error it is unknown which blocks have been written.
+    /// Writes `pieces` in order at `offset`, which is 0 at first and then the end of the last
+    /// write. After an error, it is unknown which blocks have been written.
     pub fn write(&mut self, file: &dyn File, pieces: &[&[u8]], offset: u64) -> io::Result<()> {
         let from = offset - self.last.len() as u64;
         assert!(from.is_multiple_of(DIRECT_BLOCK_BYTES as u64), "a block begins at {from}");

@@ -1,18 +1,18 @@
 //! The committer: one thread that takes the staged records, writes them, makes them durable and
-//! answers those who wait.
+//! answers the requests that wait (SPEC 6).
 //!
-//! The records that are taken at one time go into one segment and are answered together. They stay
-//! in memory until they are as durable as the mode wants, because a segment whose write or sync
-//! failed is never touched again: they are written a second time, into a new segment that begins
-//! at the first of their numbers and thereby cuts the old one. If that fails too, they are refused
-//! (`power`), and their numbers are given to others.
+//! The records that are taken together go into one segment and are answered together. They stay in
+//! memory until they are as durable as the mode demands, because a segment whose write or sync
+//! failed is never written again. Its records are written a second time, into a new segment that
+//! begins at the first of their numbers and thereby cuts the old one. If that fails, too, they are
+//! refused (`power`), and later records get their numbers.
 //!
-//! In `interval` answers do not wait for a sync: the syncer's thread makes it, and the records that
-//! were there when it began leave the memory when it has succeeded.
+//! In `interval`, answers do not wait for a sync. The syncer's thread syncs, and the records that
+//! were written before the sync began are dropped from memory when it has succeeded.
 
 use std::io;
 use std::sync::Arc;
-use std::sync::atomic::Ordering::SeqCst;
+use std::sync::atomic::Ordering::{Relaxed, SeqCst};
 use std::time::{Duration, Instant};
 
 use super::admission::GROUP_BYTES_MAX;
@@ -21,6 +21,7 @@ use super::group::{Group, Taken};
 use super::segment::Segment;
 use super::syncer::Syncer;
 use super::unsynced::{Unsynced, count};
+use crate::plural::counted;
 use crate::spool::config::{Durability, FIRST_SEGMENT_BYTES};
 use crate::spool::format::{ChecksumSeed, SEGMENT_HEADER_BYTES};
 use crate::spool::lane::Lane;
@@ -28,15 +29,16 @@ use crate::spool::state::SpoolState;
 
 /// Pause between two attempts while the disk fails.
 const RETRY: Duration = Duration::from_millis(250);
-/// How many times as long a group lingers in `memory`, where no request waits for it and each group
-/// costs a wake-up. Longer would make groups so large that writing one keeps a core from answering.
+/// The factor by which a group lingers longer in `memory`, where no request waits for it and each
+/// group costs a wake-up. With a greater factor, groups would be so large that writing one keeps a
+/// core from answering requests.
 const MEMORY_LINGERS: u32 = 2;
-/// Unsynced bytes in `memory`, at most: the kernel never has much to write at a time.
+/// The unsynced bytes in `memory` after which the segment is synced, so that the kernel never has
+/// much to write at a time.
 const MEMORY_SYNC_BYTES: u64 = 2 << 20;
-/// Buffers larger than this are given back after a burst.
+/// The largest buffer that is kept after a burst, in bytes.
 const BUFFER_BYTES_KEPT: usize = 1 << 20;
-
-/// What a sync that is under way will have made durable: the first of what is unsynced.
+/// The first part of the unsynced records, which a sync under way makes durable.
 struct SyncInFlight {
     bytes: usize,
     events: u64,
@@ -47,33 +49,33 @@ pub struct Committer {
     state: Arc<SpoolState>,
     lane: Arc<Lane>,
     segment: Option<Segment>,
-    /// Segments are written around the page cache.
+    /// Whether segments are written around the page cache.
     direct: bool,
     next_number: u64,
-    /// Size of the next segment that is a new file.
+    /// The size of the next segment that is a new file.
     new_bytes: u64,
     unsynced: Unsynced,
-    /// Counts of the commit that is under way.
+    /// The counts of the commit that is under way.
     counted: Counted,
-    /// Groups that are being answered; kept for its memory.
+    /// The groups that are being answered. Stored here so that its memory is used again.
     claimed: Vec<(Duration, Arc<Group>)>,
     spares: Vec<Vec<u8>>,
     /// When the last sync began or, in `power`, ended.
     synced_at: Duration,
-    /// Only in `interval`.
+    /// Present only in `interval`.
     syncer: Option<Syncer>,
-    /// Set while the syncer syncs the segment.
+    /// Present while the syncer syncs the segment.
     sync_in_flight: Option<SyncInFlight>,
-    /// Records were staged at the last visit.
+    /// Whether records were staged at the last visit.
     busy: bool,
 }
 
 impl Committer {
-    /// A committer for the process's own lane, which has no segment yet. `syncer`: only in
+    /// A committer for the own lane, which has no segment yet. `syncer` is present only in
     /// `interval`.
     pub fn new(state: Arc<SpoolState>, lane: Arc<Lane>, syncer: Option<Syncer>) -> Committer {
         let synced_at = state.clock.monotonic();
-        // The other modes answer before the disk has the events, so the cache is their way.
+        // The other modes answer before the disk has the events, so they write into the cache.
         let direct = state.durability == Durability::Power;
         Committer {
             state,
@@ -93,10 +95,10 @@ impl Committer {
         }
     }
 
-    /// Makes the first segment ahead of the first event. Events are accepted once that succeeds.
+    /// Makes the first segment before the first event. Events are accepted when that has succeeded.
     pub fn prepare(&mut self) {
         if self.state.config().fills_spares() {
-            // Without it the first segment is a new file.
+            // After an error, the first segment is a new file.
             _ = self.lane.fill_spare(FIRST_SEGMENT_BYTES, || true);
         }
         match self.open_segment() {
@@ -105,7 +107,7 @@ impl Committer {
         }
     }
 
-    /// Runs until the spool is closed and everything staged has its answer.
+    /// Runs until the spool is closed and every staged record has its answer.
     pub fn run(mut self) {
         loop {
             let closing = self.state.bounds.is_closed();
@@ -124,28 +126,26 @@ impl Committer {
             }
         }
         if self.unsynced.answered_events > 0 {
-            ::log::error!(
-                "spool: {} answered events could not be written before the stop",
-                self.unsynced.answered_events
-            );
+            let events = counted(self.unsynced.answered_events, "answered event");
+            ::log::error!("spool: {events} could not be written before the stop");
         }
         if let Some(segment) = &self.segment {
             segment.cut(segment.offset);
         }
     }
 
-    /// Sleeps until there is something to do, then lingers for more events.
+    /// Sleeps until there is work, then lingers for more events.
     ///
-    /// It lingers even for a lone event while no sync is in flight: at 2 ms it costs less than the
-    /// sync itself, and it is what makes the second event free.
+    /// It lingers even after a single event: 2 ms cost less than the sync itself, and a second
+    /// event in the same group costs no sync of its own.
     fn wait(&self) {
         let state = &self.state;
         let failing = state.is_failing();
         let linger = self.linger();
         if self.busy && !failing {
-            // The next event is expected soon: it need not wake this thread.
+            // The next event is expected soon, so it need not wake this thread.
             self.doze(self.sync_due().map_or(linger, |due| due.min(linger)));
-            // Nor does a sync that ended meanwhile wake it a second time.
+            // A sync that ended meanwhile must not wake it a second time.
             if state.has_staged() || self.sync_in_flight.is_some() {
                 return;
             }
@@ -167,14 +167,14 @@ impl Committer {
         }
     }
 
-    /// The time until the next sync is due; `None` if all that is written is synced or in a sync.
+    /// The time until the next sync is due. `None` if all written records are synced or in a sync.
     fn sync_due(&self) -> Option<Duration> {
         let waits = self.unsynced.written > 0 && self.sync_in_flight.is_none();
         let due = self.synced_at + Duration::from_millis(self.state.config().sync_ms);
         waits.then(|| due.saturating_sub(self.state.clock.monotonic()))
     }
 
-    /// Sleeps for `left`, or until the staged records shall be written at once.
+    /// Sleeps for `left`, or until the staged records must be written at once.
     fn doze(&self, left: Duration) {
         // Measured by the system's time, because the clock of a test may stand still.
         let until = Instant::now() + left;
@@ -191,7 +191,7 @@ impl Committer {
     }
 
     fn gather(&mut self) -> Vec<Taken> {
-        // Reset before the shards are read: a later request is for the next group.
+        // Reset before the shards are read, because a later request is for the next group.
         self.state.flush_requested.store(false, SeqCst);
         let mut gathered = Vec::new();
         let mut bytes = 0;
@@ -229,7 +229,7 @@ impl Committer {
             self.counted.count(&taken.bytes, &self.state);
             let mut buffer = taken.bytes;
             if self.unsynced.bytes.is_empty() {
-                // With one busy worker always the case: no byte is copied.
+                // Always so with one busy thread: no byte is copied.
                 std::mem::swap(&mut self.unsynced.bytes, &mut buffer);
             } else {
                 self.unsynced.bytes.extend_from_slice(&buffer);
@@ -248,7 +248,8 @@ impl Committer {
                 return Err(error);
             }
             if !self.state.is_failing() {
-                ::log::warn!("spool: a segment failed, trying a new one: {error}");
+                let lane = self.lane.id;
+                ::log::warn!("spool: a segment of lane {lane} failed, trying a new one: {error}");
             }
             self.give_up_segment();
             self.persist(true)
@@ -264,8 +265,8 @@ impl Committer {
         self.state.waiting.end_commit();
     }
 
-    /// Answers those who wait: all that is in memory is as safe as was promised. An error if a
-    /// following process would not find it, or if the deadline has passed.
+    /// Answers the requests that wait, because all records in memory are as durable as the mode
+    /// demands. Fails if a successor would not find the segment, or if the deadline has passed.
     fn answer(&mut self) -> io::Result<()> {
         if let Some(segment) = &self.segment {
             self.lane.check_segment(segment.number, segment.id)?;
@@ -277,7 +278,7 @@ impl Committer {
         Ok(())
     }
 
-    /// Notes that all records are answered, and answers the groups that were claimed.
+    /// Marks all records as answered, and answers the groups that were claimed.
     fn set_answered(&mut self) {
         if self.state.durability == Durability::Memory {
             // No request waits, so no deadline can have passed.
@@ -297,7 +298,7 @@ impl Committer {
         }
     }
 
-    /// Writes what is not yet written, and syncs.
+    /// Writes the records that are not yet written and, with `sync`, syncs.
     fn persist(&mut self, sync: bool) -> io::Result<()> {
         if let Some(end) = self.syncer.as_ref().and_then(Syncer::try_end) {
             self.take_end(end)?;
@@ -359,7 +360,7 @@ impl Committer {
     }
 
     /// Waits for the end of a sync that is under way. Linux reports a failed sync only once, so no
-    /// other sync of the file may begin before.
+    /// other sync of the file may begin before it has ended.
     fn await_sync(&mut self) -> io::Result<()> {
         match (&self.syncer, &self.sync_in_flight) {
             (Some(syncer), Some(_)) => {
@@ -380,7 +381,7 @@ impl Committer {
         Ok(())
     }
 
-    /// Lets readers see what is written.
+    /// Makes the written records readable.
     fn publish(&mut self) {
         let Some(segment) = &self.segment else { return };
         if segment.is_direct() {
@@ -398,7 +399,7 @@ impl Committer {
         self.state.wake_readers();
     }
 
-    /// The first records are durable. Those that were staged since stay.
+    /// Drops the first records, which are durable, from memory.
     fn forget(&mut self, bytes: usize, events: u64) {
         let unsynced = &mut self.unsynced;
         unsynced.remove(bytes, events);
@@ -409,7 +410,7 @@ impl Committer {
         self.state.bounds.settle(bytes as u64);
     }
 
-    /// Whether a following process would find the lane and the segment at their paths.
+    /// Checks that a following process would find the lane and the segment at their paths.
     fn check_place(&self) -> io::Result<()> {
         self.lane.check_place()?;
         match &self.segment {
@@ -432,52 +433,53 @@ impl Committer {
         Ok(())
     }
 
-    /// Makes a segment with all that is not yet durable in it.
+    /// Makes a segment that holds all records that are not yet durable.
     fn open_segment(&mut self) -> io::Result<()> {
         self.lane.check_place()?;
         let records = self.unsynced.bytes.len() as u64;
         let most = self.state.config().segment_bytes_used();
         let bytes = self.new_bytes.min(most).max(SEGMENT_HEADER_BYTES as u64 + records);
-        // A number is used once, even when making its segment failed half way.
+        // A number is used once, even if making its segment fails half way.
         let number = self.next_number;
         self.next_number += 1;
         self.unsynced.place(ChecksumSeed::new(self.lane.salt, number));
         let (base, records) = (self.unsynced.base, &self.unsynced.bytes);
         let segment = Segment::create(&self.lane, number, base, bytes, records, &mut self.direct)?;
+        self.state.direct_writes.store(segment.is_direct(), Relaxed);
         self.unsynced.written = self.unsynced.bytes.len();
         if !segment.recycled {
-            // The first new files are short: maintenance now makes spares, which are cheaper to
-            // write.
+            // The first new files are short, because maintenance now makes spares, which are
+            // cheaper to write.
             self.new_bytes = self.new_bytes.saturating_mul(2);
             if self.state.config().fills_spares() {
                 self.state.request_maintenance();
             }
         }
-        // With all its bytes: readers may have been shown these records in the segment before.
+        // All its bytes are readable, since readers may have read these records in the one before.
         let mut state = self.lane.state();
         state.segment_index.push(number, base, segment.recycled, segment.offset);
-        // The cursor says up to where the foreign records are counted.
+        // The cursor must be written: it holds the number up to which foreign records are counted.
         state.dirty = true;
         drop(state);
         self.segment = Some(segment);
         Ok(())
     }
 
-    /// Cuts the segment back to what is surely good, and makes what was in it ready to be placed
-    /// elsewhere.
+    /// Cuts the segment after the records that are certainly durable, and prepares the others for
+    /// another segment.
     fn give_up_segment(&mut self) {
-        // Whether it succeeds does not matter: all of it is written elsewhere.
+        // The result of the sync does not matter, because all its records are written again.
         _ = self.await_sync();
         let unsynced = &mut self.unsynced;
         let written = unsynced.written;
         unsynced.unplace();
-        // What was answered after `write` stays where it is until it is written elsewhere: should
-        // the process be killed before, it is all there is.
+        // Records that were answered after `write` stay in the old segment until they are in a new
+        // one. If the process is killed before, the old segment is the only one that holds them.
         let kept = written.min(unsynced.answered);
         let end = unsynced.base + count(&unsynced.bytes[..kept]);
         if let Some(segment) = self.segment.take() {
             let good = segment.offset - (written - kept) as u64;
-            // Readers first: they must not see the file shorter than its span.
+            // The index first, because readers must not find the file shorter than its span.
             let mut state = self.lane.state();
             state.segment_index.publish(good, end);
             self.state.bounds.set_unsynced_bytes(kept as u64);
@@ -487,7 +489,7 @@ impl Committer {
         }
     }
 
-    /// Drops the events that were not answered as safe.
+    /// Refuses the events that were not answered.
     fn refuse(&mut self) {
         let refused = self.unsynced.drop_unanswered();
         self.counted.clear();

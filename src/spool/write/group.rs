@@ -1,10 +1,10 @@
-//! Staging records, and answering those who wait for them.
+//! Stages records, and answers the requests that wait for them.
 //!
 //! Each worker thread stages into a [`Shard`] of its own: a buffer behind a lock that only the
-//! committer takes besides. The records that a shard stages between two visits of the committer are
+//! committer also takes. The records that a shard stages between two visits of the committer are
 //! one [`Group`], which is answered as a whole. The committer wakes one waiter of a group; that
 //! waiter, on its worker thread, wakes the others. So a thousand waiting requests cost the
-//! committer one wake-up, and none of them costs a thread.
+//! committer one wake-up, and none of them needs a thread.
 //!
 //! This file does no I/O and takes its primitives from `super::sync`: `tests/unit/spool_loom.rs`
 //! compiles it with loom's primitives and tries every interleaving.
@@ -19,7 +19,7 @@ use super::sync::{Arc, AtomicU8, Mutex, MutexGuard, Ordering, PoisonError};
 const WAITING: u8 = 0;
 const COMMITTED: u8 = 1;
 const REFUSED: u8 = 2;
-/// Set in addition to one of the last two: every waiter was woken.
+/// Set in addition to `COMMITTED` or `REFUSED` when every waiter was woken.
 const PASSED_ON: u8 = 4;
 
 /// The spool did not take the event: it is full, failing or closed (SPEC 4, `overloaded`).
@@ -34,7 +34,7 @@ impl std::fmt::Display for Overloaded {
 
 impl std::error::Error for Overloaded {}
 
-/// The records that one shard staged together: their outcome and those who wait for it.
+/// The records that one shard staged together: their outcome and the tasks that wait for it.
 pub struct Group {
     outcome: AtomicU8,
     waiters: Mutex<Vec<Option<Waker>>>,
@@ -50,7 +50,7 @@ impl Group {
     pub fn settle(&self, outcome: Result<(), Overloaded>) {
         let outcome = if outcome.is_ok() { COMMITTED } else { REFUSED };
         let first = {
-            // Under the lock: a waiter that saw WAITING under it is on the list.
+            // Set under the lock: a waiter that saw WAITING under the lock is in the list.
             let mut waiters = lock(&self.waiters);
             self.outcome.store(outcome, Ordering::Release);
             waiters.iter_mut().find_map(Option::take)
@@ -96,7 +96,7 @@ impl Default for Group {
 ///
 /// Dropping it does not withdraw the event, which is still written.
 pub struct Commit {
-    // `None`: settled, or there was nothing to wait for.
+    // `None`: the group is settled, or there was no need to wait.
     group: Option<Arc<Group>>,
     slot: Option<usize>,
 }
@@ -107,7 +107,7 @@ impl Commit {
         Commit { group: Some(group), slot: None }
     }
 
-    /// Done already.
+    /// A commit that is done already.
     pub fn ready() -> Commit {
         Commit { group: None, slot: None }
     }
@@ -138,7 +138,7 @@ impl Future for Commit {
             }
         };
         group.pass_on();
-        // Polled again after it ended, it reports success; a refusal was reported already.
+        // If it is polled again after its end, it reports success; a refusal was reported already.
         this.group = None;
         this.slot = None;
         Poll::Ready(outcome)
@@ -152,27 +152,27 @@ impl Drop for Commit {
             let mut waiters = lock(&group.waiters);
             let settled = group.outcome().is_some();
             if !settled {
-                // Its task may go on without polling this again, so another waiter must be woken.
+                // Its task will not poll this again, so another waiter must be woken instead.
                 waiters[slot] = None;
             }
             settled
         };
         if settled {
-            // This waiter may be the one that was woken, so it must wake the others.
+            // This waiter may be the one that `settle` woke, so it must wake the others.
             group.pass_on();
         }
     }
 }
 
-/// What the committer takes from a shard.
+/// The records that the committer takes from a shard.
 pub struct Taken {
-    /// The staged records, one behind the other.
+    /// The consecutive staged records.
     pub bytes: Vec<u8>,
-    /// Their number.
+    /// The number of records.
     pub events: u64,
-    /// When the first one was staged, on the monotonic clock.
+    /// When the first record was staged, by the monotonic clock.
     pub first_at: Duration,
-    /// Those who wait for them.
+    /// The group whose tasks wait for these records.
     pub group: Arc<Group>,
 }
 
@@ -225,13 +225,14 @@ impl Shard {
         Ok(Arc::clone(&staging.group))
     }
 
-    /// When the first record that waits here was staged.
+    /// The time at which the first record in this shard was staged.
     pub fn first_at(&self) -> Option<Duration> {
         let staging = lock(&self.staging);
         (staging.events > 0).then_some(staging.first_at)
     }
 
-    /// Takes what was staged and leaves `spare`, an empty buffer, and a new group.
+    /// Takes the staged records, and leaves `spare`, an empty buffer, and a new group. `None` if no
+    /// record is staged.
     pub fn take(&self, spare: &mut Option<Vec<u8>>) -> Option<Taken> {
         let mut staging = lock(&self.staging);
         if staging.events == 0 {

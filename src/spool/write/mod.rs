@@ -1,4 +1,4 @@
-//! Writing: from an event's bytes to a record that is on disk.
+//! Writes records to disk, from the bytes of an event to its commit.
 
 pub(super) mod admission;
 mod blocks;

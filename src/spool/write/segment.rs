@@ -10,34 +10,35 @@ use crate::spool::fs::{File, FileId, Open, refuses_direct, write_full};
 use crate::spool::lane::Lane;
 use crate::spool::lane_files::MAKING;
 
-/// Smallest segment that is tried when the disk has no room for a whole one.
+/// The smallest segment that is tried if the disk has no room for a whole one, in bytes.
 const SEGMENT_BYTES_TRIED_MIN: u64 = 64 << 10;
 
-/// An open segment and how far it is good.
+/// An open segment, and the end of its records.
 pub struct Segment {
     file: Arc<dyn File>,
     /// Writes around the page cache, where each write is durable. `None`: writes go into the cache.
     blocks: Option<BlockWriter>,
-    /// Which file it is, to see whether it is still at its path.
+    /// The identity of the file, by which it is checked to be still at its path.
     pub id: FileId,
     pub number: u64,
     pub seed: ChecksumSeed,
     pub recycled: bool,
-    /// Where it is closed. Not a hard limit: a group is never split.
+    /// The size at which the segment is closed. A group is never split, so it may grow beyond it.
     pub capacity: u64,
-    /// Where the next record goes.
+    /// The offset of the next record.
     pub offset: u64,
-    /// What is before it is on disk, by a sync of this thread.
+    /// The offset up to which the segment was synced by this thread.
     synced: u64,
 }
 
 impl Segment {
-    /// Makes segment `number`, whose first records, from sequence number `base_seq` on, are
-    /// `records`: a spare of the lane or a new file. Header and records are durable before the file
-    /// has a segment's name, because with the name it cuts the segment before it, which may hold
-    /// the same records. A crash on the way leaves a file whose name is not that of a segment.
+    /// Makes segment `number` from a spare of the lane or a new file. It begins with `records`,
+    /// which have sequence numbers from `base_seq` on. The header and these records are durable
+    /// before the file gets the name of a segment, because with the name it cuts the segment before
+    /// it, which may hold the same records. A crash before that leaves a file with another name.
     ///
-    /// `direct`: it is written around the page cache. Reset where the file system refuses that.
+    /// `direct` says whether to write around the page cache. It is reset if the file system refuses
+    /// that.
     pub fn create(
         lane: &Lane,
         number: u64,
@@ -69,13 +70,13 @@ impl Segment {
                 (file, None)
             }
         };
-        // The size as well, where the file is new.
+        // This also makes the size of a new file durable.
         file.sync_data()?;
         let id = file.id()?;
         let path = lane.segment_path(number);
         let named = lane.fs().rename(&making, &path).and_then(|()| lane.fs().sync_dir(lane.dir()));
         if let Err(error) = named {
-            // Its records may be refused now, and should then not be found.
+            // The records may be refused now, and must not be found then.
             lane.discard_segment(number);
             return Err(error);
         }
@@ -84,7 +85,7 @@ impl Segment {
         Ok(Segment { file, blocks, id, number, seed, recycled, capacity, offset, synced: offset })
     }
 
-    /// Writes records behind the others. After an error the segment must be given up.
+    /// Writes records after the others. After an error, the segment must be given up.
     pub fn write(&mut self, records: &[u8]) -> io::Result<()> {
         match &mut self.blocks {
             Some(blocks) => blocks.write(&*self.file, &[records], self.offset)?,
@@ -94,7 +95,7 @@ impl Segment {
         Ok(())
     }
 
-    /// Whether what is written is durable, and not in the page cache.
+    /// Whether written records are durable at once, and not in the page cache.
     pub fn is_direct(&self) -> bool {
         self.blocks.is_some()
     }
@@ -104,9 +105,9 @@ impl Segment {
         Arc::clone(&self.file)
     }
 
-    /// `fdatasync`, unless all that was written is durable. After an error the segment must be
-    /// given up: what the kernel could not write it may have marked clean, and a second sync would
-    /// succeed and lie.
+    /// Makes all written records durable (`fdatasync`). After an error, the segment must be given
+    /// up: the kernel may have marked pages as clean that it could not write, and a second sync
+    /// would then succeed although they are lost.
     pub fn sync(&mut self) -> io::Result<()> {
         if !self.is_direct() {
             self.file.sync_data()?;
@@ -115,23 +116,23 @@ impl Segment {
         Ok(())
     }
 
-    /// Syncs if at least `most` bytes are not yet on disk. If the kernel wrote a whole segment at a
-    /// time, it would keep a core from answering.
+    /// Syncs if at least `most` bytes are not yet on disk. If the kernel had a whole segment to
+    /// write at a time, it would keep a core from answering requests.
     pub fn sync_beyond(&mut self, most: u64) -> io::Result<()> {
         if self.offset - self.synced >= most { self.sync() } else { Ok(()) }
     }
 
-    /// Cuts what is behind `bytes`: the best that can be done for a segment that was given up,
-    /// which also gives a full disk its room back. The next segment's base cuts it in any case.
+    /// Cuts the file after `bytes`, which also frees space on a full disk. An error is only logged,
+    /// because the base of the next segment cuts this one in any case.
     pub fn cut(&self, bytes: u64) {
         if let Err(error) = self.file.set_len(bytes) {
-            ::log::warn!("spool: segment {} could not be cut: {error}", self.number);
+            ::log::warn!("spool: segment {} cannot be truncated: {error}", self.number);
         }
     }
 }
 
 /// Opens the file once more, to write around the page cache, and writes its beginning. `None` if it
-/// is to be written through the cache.
+/// must be written through the cache.
 fn begin_direct(
     lane: &Lane,
     path: &Path,
@@ -158,7 +159,7 @@ fn begin_direct(
     }
 }
 
-/// Reserves the segment, or as much of it as the disk has.
+/// Reserves space for the segment, or for as much of it as the disk has.
 fn allocate(file: &dyn File, bytes: u64) -> io::Result<u64> {
     let mut wanted = bytes;
     loop {

@@ -1,8 +1,7 @@
-//! The synchronization primitives of [`super::group`], named in one place.
+//! The synchronization primitives of [`super::group`].
 //!
-//! `group.rs` takes them from its parent's `sync`, so that `tests/spool_loom.rs` can compile the
-//! very same file against loom's versions and try every interleaving. Nothing here is conditional:
-//! the ordinary build sees plain `std`.
+//! `group.rs` imports them from here, so that `tests/unit/spool_loom.rs` can compile the same file
+//! with loom's versions and try every interleaving. Every other build uses those of `std`.
 
 pub use std::sync::atomic::{AtomicU8, Ordering};
 pub use std::sync::{Arc, Mutex, MutexGuard, PoisonError};

@@ -1,8 +1,8 @@
-//! The syncer: a thread that runs the `fdatasync` of `interval`, so that writing and answering go
-//! on meanwhile.
+//! The syncer: a thread that runs the `fdatasync` of `interval`, so that the committer can write
+//! and answer meanwhile.
 //!
-//! It syncs one file at a time and reports the result once. Linux reports a failed sync only to the
-//! first caller after it, so nothing else may sync the same file before this result was taken.
+//! It syncs one file at a time, and reports the result once. Linux reports a failed sync only to
+//! the first caller after it, so no other thread may sync the same file before the result is taken.
 
 use std::io;
 use std::sync::Arc;
@@ -12,7 +12,7 @@ use parking_lot::{Condvar, Mutex, MutexGuard};
 use crate::spool::fs::File;
 use crate::spool::parker::Parker;
 
-/// The committer's handle. Dropping it ends the thread.
+/// The handle of the committer to the thread. Dropping it ends the thread.
 pub struct Syncer {
     slot: Arc<SyncSlot>,
 }
@@ -34,7 +34,7 @@ enum State {
 }
 
 impl Syncer {
-    /// Starts the thread; it wakes the committer through `parker` when a sync has ended.
+    /// Starts the thread, which wakes the committer with `parker` when a sync has ended.
     pub fn start(parker: Arc<Parker>) -> io::Result<Syncer> {
         let slot = Arc::new(SyncSlot::default());
         let own = Arc::clone(&slot);
@@ -43,18 +43,18 @@ impl Syncer {
         Ok(Syncer { slot })
     }
 
-    /// Begins the sync of a file. The next one may begin when this one's result was taken.
+    /// Begins the sync of a file. The next sync may begin when the result of this one was taken.
     pub fn begin(&self, file: Arc<dyn File>) {
         *self.slot.lock() = State::Asked(file);
         self.slot.changed.notify_all();
     }
 
-    /// The result; `None` while the sync goes on.
+    /// Takes the result. `None` while the sync goes on.
     pub fn try_end(&self) -> Option<io::Result<()>> {
         self.slot.lock().take_end()
     }
 
-    /// Waits for the result. May be called only while there is one to come.
+    /// Waits for the result and takes it. May be called only while a sync is under way.
     pub fn end(&self) -> io::Result<()> {
         let mut state = self.slot.lock();
         loop {

@@ -1,27 +1,27 @@
 //! The records in memory that are not yet durable.
 //!
-//! They stay here until they are as durable as the mode wants, so that they can be written a second
-//! time, into another segment, when a write or a sync has failed.
+//! They stay here until they are as durable as the mode demands, so that they can be written a
+//! second time, into another segment, after a write or a sync has failed.
 
 use crate::spool::format;
 use crate::spool::format::{ChecksumSeed, RECORD_HEADER_BYTES};
 
-/// See the module. All byte counts are from the front.
+/// The records that are not yet durable. All byte counts are from the front.
 #[derive(Default)]
 pub struct Unsynced {
     pub bytes: Vec<u8>,
     /// The sequence number of the first record.
     pub base: u64,
     pub events: u64,
-    /// How many bytes are in the segment.
+    /// The number of bytes that are in the segment.
     pub written: usize,
-    /// How many bytes were answered: they must not be given up.
+    /// The number of bytes whose events were answered, and which must not be given up.
     pub answered: usize,
     pub answered_events: u64,
 }
 
 impl Unsynced {
-    /// Gives those that are not written their place in a segment.
+    /// Gives the records that are not written yet their numbers in a segment.
     pub fn place(&mut self, seed: ChecksumSeed) {
         let mut at = self.written;
         let mut seq = self.base + count(&self.bytes[..at]);
@@ -31,7 +31,7 @@ impl Unsynced {
         }
     }
 
-    /// Takes all places back: the records are as they were staged.
+    /// Turns all records back into staged ones.
     pub fn unplace(&mut self) {
         let mut at = 0;
         while at < self.bytes.len() {
@@ -42,18 +42,18 @@ impl Unsynced {
         self.written = 0;
     }
 
-    /// The sequence number behind the last record.
+    /// The sequence number after the last record.
     pub fn end(&self) -> u64 {
         self.base + self.events
     }
 
-    /// Every record is as safe as was promised.
+    /// Marks every record as answered.
     pub fn set_answered(&mut self) {
         self.answered = self.bytes.len();
         self.answered_events = self.events;
     }
 
-    /// Removes the first records, which are durable.
+    /// Removes the first records, because they are durable.
     pub fn remove(&mut self, bytes: usize, events: u64) {
         self.written = self.written.saturating_sub(bytes);
         self.answered = self.answered.saturating_sub(bytes);
@@ -72,7 +72,7 @@ impl Unsynced {
     }
 }
 
-/// How many records these bytes are.
+/// The number of records in these bytes.
 pub fn count(mut records: &[u8]) -> u64 {
     let mut events = 0;
     while records.len() >= RECORD_HEADER_BYTES {

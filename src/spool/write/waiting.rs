@@ -1,9 +1,9 @@
 //! The groups that wait for their answer, and the deadline for it (`spool.commit_seconds_max`).
 //!
-//! A disk that is frozen keeps the committer inside a system call without an end. So the watch, a
-//! thread of its own, refuses the groups when the committer has been at work for too long. Each
-//! group is either claimed by the committer or refused by the watch, never both: the committer
-//! takes what the watch has refused out of the segment as soon as the disk answers.
+//! A frozen disk can hold the committer in a system call without an end. So the watch, a thread of
+//! its own, refuses the groups when a commit takes too long. Each group is either claimed by the
+//! committer or refused by the watch, never both. When the disk answers, the committer removes the
+//! refused records from the segment.
 
 use std::io;
 use std::sync::Arc;
@@ -23,43 +23,44 @@ pub struct Waiting {
 struct State {
     /// When the first record of each group was staged, and the group.
     groups: Vec<(Duration, Arc<Group>)>,
-    /// Since when the committer has been at work.
+    /// When the commit under way began.
     commit_began: Option<Duration>,
-    /// Since when the syncer has been at work.
+    /// When the sync under way began.
     sync_began: Option<Duration>,
-    /// The watch has refused groups of this commit.
+    /// Whether the watch has refused groups of this commit.
     expired: bool,
 }
 
 impl Waiting {
-    /// The committer begins to write.
+    /// Notes that a commit begins.
     pub fn begin_commit(&self, now: Duration) {
         self.state.lock().commit_began = Some(now);
     }
 
-    /// The committer has a result.
+    /// Notes that the commit has ended.
     pub fn end_commit(&self) {
         let mut state = self.state.lock();
         state.commit_began = None;
         state.expired = false;
     }
 
-    /// The syncer begins (`Some`) or ends a sync.
+    /// Notes that a sync begins (`Some`) or has ended.
     pub fn set_sync(&self, began: Option<Duration>) {
         self.state.lock().sync_began = began;
     }
 
-    /// A group waits for the commit that is under way.
+    /// Adds a group to the commit that is under way.
     pub fn push(&self, first_at: Duration, group: Arc<Group>) {
         self.state.lock().groups.push((first_at, group));
     }
 
-    /// Moves the groups into `claimed`, which is empty, to be answered. An error if the deadline
-    /// has passed: then they were refused.
+    /// Moves the groups into `claimed`, which must be empty, so that the caller answers them. Fails
+    /// if the deadline has passed and they were refused.
     pub fn claim(&self, claimed: &mut Vec<(Duration, Arc<Group>)>) -> io::Result<()> {
         let mut state = self.state.lock();
         if state.expired {
-            return Err(io::Error::new(io::ErrorKind::TimedOut, "the disk took too long"));
+            let what = "the commit took longer than spool.commit_seconds_max";
+            return Err(io::Error::new(io::ErrorKind::TimedOut, what));
         }
         std::mem::swap(&mut state.groups, claimed);
         Ok(())
@@ -76,7 +77,7 @@ impl Waiting {
         groups.into_iter().for_each(|(_, group)| group.settle(Err(Overloaded)));
     }
 
-    /// Since when the disk has been at work on one commit or one sync.
+    /// When the commit or sync under way began, whichever is earlier.
     pub fn busy_since(&self) -> Option<Duration> {
         let state = self.state.lock();
         [state.commit_began, state.sync_began].into_iter().flatten().min()

@@ -1,6 +1,7 @@
 //! The watch: a thread that refuses events while the disk is stalled.
 //!
-//! It makes no call to the disk, so it goes on when every other thread of the spool hangs in one.
+//! It makes no call to the disk, so it goes on if every other thread of the spool hangs in such a
+//! call.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -11,9 +12,9 @@ use super::group::Overloaded;
 use crate::spool::config::Durability;
 use crate::spool::state::SpoolState;
 
-/// Longest sleep while nothing is overdue.
+/// The longest sleep while no commit is overdue.
 const SLEEP_MAX: Duration = Duration::from_secs(1);
-/// How often the watch checks whether a stall is over.
+/// The time between two checks for the end of a stall.
 const STALL_POLL: Duration = Duration::from_millis(50);
 
 /// The state of the watching thread.
@@ -29,13 +30,13 @@ pub struct StopWatch {
 }
 
 impl StopWatch {
-    /// The watch ends soon.
+    /// Ends the watch, without waiting for its thread.
     pub fn stop(&self) {
         *self.stop.lock() = true;
         self.stopped.notify_all();
     }
 
-    /// Waits so long, or until the stop. Returns whether to stop.
+    /// Waits for `time`, or until the stop. Returns whether the watch must stop.
     fn wait(&self, time: Duration) -> bool {
         let mut stop = self.stop.lock();
         self.stopped.wait_while_for(&mut stop, |stop| !*stop, time);
@@ -70,11 +71,11 @@ impl Watch {
         }
     }
 
-    /// Refuses the events that wait. The gate is closed, so no more are staged.
+    /// Refuses the events that wait. Further events are refused at once, so none are staged.
     fn refuse(&self, latest: Duration) {
         self.state.waiting.expire(latest);
         if self.state.durability == Durability::Memory {
-            // What is staged was answered when it was staged.
+            // Each event was answered when it was staged.
             return;
         }
         for shard in &self.state.shards {

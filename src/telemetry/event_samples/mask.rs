@@ -1,6 +1,6 @@
 //! Masks the text of a request before an operator sees it.
 
-/// Longest event name that is shown, in characters.
+/// The longest event name that is shown, in characters.
 pub const NAME_CHARS_MAX: usize = 64;
 
 /// Masks an address, so that only its owner recognizes it: `p…@c….com`.
@@ -12,8 +12,8 @@ pub fn email(address: &str) -> String {
 }
 
 /// The event's name, if it consists of letters, digits and a few separators and has at most
-/// [`NAME_CHARS_MAX`] characters. The name is the caller's own text and may hold an address or a
-/// query by mistake; such a name gives `None`.
+/// [`NAME_CHARS_MAX`] characters; otherwise `None`. A caller chooses the name, which may hold an
+/// email address or a query by mistake.
 pub fn name(name: &str) -> Option<String> {
     let is_usual = |c: char| c.is_alphanumeric() || matches!(c, ' ' | '_' | '-' | '.' | ':' | '/');
     let usual = name.chars().all(is_usual) && name.chars().count() <= NAME_CHARS_MAX;

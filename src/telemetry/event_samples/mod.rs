@@ -5,14 +5,13 @@
 //! name, the verdict, and an address as `p…@c….com`. Values of properties and queries are never
 //! stored (`mask.rs` decides what is shown).
 //!
-//! The cost on the request path is one atomic load, and no lock that workers share. The sampler
-//! opens a number of slots for each second ([`EventSamples::open`]). A request that finds no slot
-//! left, or none opened, pays that load alone. A request that takes a slot puts its sample into a
-//! bounded queue without a lock. Accepted and rejected events have separate slots, so that a single
-//! rejection is seen among any number of accepted events.
+//! The request path takes no lock here. The sampler opens a number of slots for each second
+//! ([`EventSamples::open`]). A request that finds no slot costs one atomic load. A request that
+//! takes a slot puts its sample into a bounded queue. Accepted and rejected events have separate
+//! slots, so that a single rejection is seen among any number of accepted events.
 //!
-//! [`TopPortals`] counts the accepted events of each portal, all of them, for one more counter
-//! increment per event, and the parameters that were dropped from them.
+//! [`TopPortals`] counts all accepted events of each portal, and the parameters that were dropped
+//! from them, at the cost of one more counter per event.
 
 mod mask;
 mod top_portals;
@@ -28,8 +27,8 @@ use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
 pub use mask::{NAME_CHARS_MAX, email, name};
 pub use top_portals::{PortalCounts, Ranking, TOP_PORTALS_MAX, TopPortals};
 
-/// Most accepted events, and most rejected events, that are sampled in a second. The queue holds
-/// twice as many samples; a sample that finds it full is dropped.
+/// The most accepted events, and the most rejected events, that are sampled in a second. The queue
+/// holds twice as many samples; a sample that finds the queue full is dropped.
 pub const SAMPLES_PER_SECOND_MAX: u32 = 1000;
 
 /// One event as it may be shown.
@@ -37,9 +36,9 @@ pub const SAMPLES_PER_SECOND_MAX: u32 = 1000;
 pub struct EventSample {
     /// When the event was judged, in milliseconds since 1970, UTC.
     pub at_ms: u64,
-    /// The event's id, under which upstreams get it. `None`: it was rejected.
+    /// The event's id, under which upstreams receive it. `None`: the event was rejected.
     pub id: Option<EventId>,
-    /// Why the event was rejected. `None`: it was accepted.
+    /// Why the event was rejected. `None`: the event was accepted.
     pub rejected: Option<Reason>,
     /// The portal, if the request names one.
     pub portal: Option<u64>,
@@ -72,7 +71,7 @@ pub struct EventSamples {
 }
 
 impl EventSamples {
-    /// An empty queue with no slots: nothing is sampled before [`EventSamples::open`].
+    /// An empty queue without slots: no event is sampled before [`EventSamples::open`].
     pub fn new(clock: Arc<dyn Clock>) -> Self {
         let (sender, receiver) = sync_channel(2 * SAMPLES_PER_SECOND_MAX as usize);
         Self {
@@ -85,8 +84,8 @@ impl EventSamples {
         }
     }
 
-    /// Sets the number of slots of each kind, at most [`SAMPLES_PER_SECOND_MAX`]; slots left over
-    /// are forgotten. Call this once a second, after [`EventSamples::drain`].
+    /// Sets the number of slots of each kind, at most [`SAMPLES_PER_SECOND_MAX`]; unused slots of
+    /// the last second end. Call this once a second, after [`EventSamples::drain`].
     pub fn open(&self, accepted: u32, rejected: u32) {
         self.accepted.store(accepted.min(SAMPLES_PER_SECOND_MAX), Relaxed);
         self.rejected.store(rejected.min(SAMPLES_PER_SECOND_MAX), Relaxed);
@@ -137,8 +136,8 @@ impl EventSamples {
         PendingSample { portal: event.portal, sample }
     }
 
-    /// Completes a sample by the outcome of the commit. `None`: the event was accepted, and
-    /// `ignored` parameters were dropped from it.
+    /// Completes a sample by the outcome of the commit. If `rejected` is `None`, the event was
+    /// accepted, and `ignored` parameters were dropped from it.
     pub(crate) fn committed(
         &self,
         pending: &mut PendingSample,
@@ -156,8 +155,8 @@ impl EventSamples {
     }
 
     fn push(&self, sample: Box<EventSample>) {
-        // A full queue means that slots were opened and the queue was not drained. The sample is
-        // dropped: a request never waits for its sample.
+        // The queue is full if slots were opened and it was not drained. The sample is dropped,
+        // because a request must not wait for it.
         let _ = self.sender.try_send(sample);
     }
 }

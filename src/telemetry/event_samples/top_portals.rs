@@ -1,19 +1,19 @@
 //! The number of accepted events of each portal, and of the parameters that were dropped from them,
 //! over the current and the previous period.
 //!
-//! A fixed table of counters that every worker increments without a lock. A portal finds its slot
-//! by a hash of its number and may take one of [`PROBES_MAX`] slots; if other portals hold all of
-//! them, the event is counted under "others". The table needs the same memory for a million
-//! portals as for a thousand.
+//! The counters are in a table of fixed size, which every thread increments without a lock. A hash
+//! of a portal's number selects [`PROBES_MAX`] slots, of which the portal takes the first free one.
+//! If other portals hold all of them, the event is counted under "others". The table needs the same
+//! memory for a million portals as for a thousand.
 //!
 //! There are two tables. [`TopPortals::rotate`] begins a period: it empties the table of the
 //! previous period and counts in it from then on. The ranking covers both tables.
 
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering::Relaxed};
 
-/// Most portals that have a count of their own in one period.
+/// The most portals that have a count of their own in one period.
 pub const TOP_PORTALS_MAX: usize = 1024;
-/// The number of slots in which a portal is looked for.
+/// The number of slots in which a portal is searched.
 const PROBES_MAX: usize = 8;
 
 /// Counters of accepted events by portal.
@@ -29,7 +29,7 @@ struct Table {
 
 #[derive(Default)]
 struct Slot {
-    /// The portal's number. 0, which is no portal's number: the slot is free.
+    /// The portal's number. 0, which is no portal's number, marks a free slot.
     portal: AtomicU64,
     accepted: AtomicU64,
     ignored: AtomicU64,
@@ -46,7 +46,7 @@ pub struct PortalCounts {
     pub ignored: u64,
 }
 
-/// Portals by their number of accepted events, highest first.
+/// The portals, the one with the most accepted events first.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Ranking {
     /// The portals with a count of their own.
@@ -66,7 +66,7 @@ impl Default for TopPortals {
 }
 
 impl TopPortals {
-    /// Counts one accepted event of this portal, from which so many parameters were dropped.
+    /// Counts one accepted event of this portal, from which `ignored` parameters were dropped.
     #[inline]
     pub fn count(&self, portal: u64, ignored: usize) {
         self.tables[self.current.load(Relaxed) % 2].count(portal, ignored as u64);

@@ -1,9 +1,10 @@
 //! `file`: rotated NDJSON files, one event per line, in the wire form of SPEC 7.
 //!
-//! The open file is `<dir>/<time>-<random>.ndjson.part`: whole lines, readable at any time, and
-//! on disk as soon as a batch counts as delivered. After `rotate_bytes` or `rotate_seconds`,
-//! and at a stop, it is renamed to `*.ndjson` and never changed again: a collector of `*.ndjson`
-//! reads complete files only. Names sort by time. Finished files are never deleted.
+//! The open file is `<dir>/<time>-<random>.ndjson.part`. It holds whole lines, can be read at any
+//! time, and is on disk when a batch counts as delivered. After `rotate_bytes` or
+//! `rotate_seconds`, and at a stop, it is renamed to `*.ndjson` and never changes again, so that a
+//! collector of `*.ndjson` reads complete files only. Names sort by time. pixelgate never deletes a
+//! finished file.
 //!
 //! A dedicated thread does the disk work, so that a slow disk does not block async tasks.
 
@@ -33,12 +34,12 @@ pub const ROTATE_BYTES_MAX: u64 = 16 << 30;
 /// Maximum of `rotate_seconds`: one day.
 pub const ROTATE_SECONDS_MAX: u64 = 86_400;
 
-/// Maximum number of batches in flight: one is synced while the others wait for the next sync.
+/// Maximum number of batches in flight. One is synced while the others wait for the next sync.
 const CONCURRENCY_MAX: usize = 4;
 /// Maximum number of batches in the thread's queue. More than [`CONCURRENCY_MAX`], because the
 /// batch of a dropped `send` stays in the queue.
 const QUEUE_BATCHES_MAX: usize = 64;
-/// Maximum number of batches per sync.
+/// Maximum number of batches that one sync covers.
 const GROUP_BATCHES_MAX: usize = 16;
 
 /// The settings of an `[[upstream]]` of kind `file`.
@@ -54,12 +55,13 @@ const GROUP_BATCHES_MAX: usize = 16;
 #[serde(default, deny_unknown_fields)]
 #[cfg_attr(not(feature = "internals"), non_exhaustive)]
 pub struct Config {
-    /// The folder. Created if missing. Several processes may share it. Default: `data/events`.
+    /// The folder. It is created if it is missing, and several processes may share it. Default:
+    /// `data/events`.
     pub dir: PathBuf,
-    /// A file is finished before it grows beyond this size, 1 KiB to 16 GiB. A larger batch gets
-    /// its own file. Default: 64 MiB.
+    /// The size beyond which a file does not grow, 1 KiB to 16 GiB: the file is finished before. A
+    /// larger batch gets a file of its own. Default: 64 MiB.
     pub rotate_bytes: ByteSize,
-    /// A file is finished this many seconds after its first event, with or without traffic; 1 to
+    /// The seconds after its first event when a file is finished, with or without traffic, 1 to
     /// 86,400. Default: 60.
     pub rotate_seconds: u64,
 }
@@ -99,25 +101,25 @@ impl Config {
         }
         let bytes = self.rotate_bytes.as_u64();
         if !(ROTATE_BYTES_MIN..=ROTATE_BYTES_MAX).contains(&bytes) {
-            let reason = "must be within 1KiB and 16GiB";
+            let reason = "must be 1KiB to 16GiB";
             return Err(ConfigError::new("rotate_bytes", reason));
         }
         super::limits::check_within("rotate_seconds", self.rotate_seconds, ROTATE_SECONDS_MAX)
     }
 
-    /// Creates the folder, finishes files that a crash left open, and starts the thread.
+    /// Creates the folder, finishes files that a crash left open, and starts the writing thread.
     pub(in crate::upstream) fn build(&self) -> Result<File, ConfigError> {
         let rotate_after = Duration::from_secs(self.rotate_seconds);
         let writer =
             Writer::open(&self.dir, self.rotate_bytes.as_u64(), rotate_after).map_err(|e| {
-                let reason = format!("{} cannot be written to", self.dir.display());
+                let reason = format!("the folder {} cannot be used", self.dir.display());
                 ConfigError::caused("dir", reason, e)
             })?;
         let (orders, inbox) = sync_channel(QUEUE_BATCHES_MAX);
         std::thread::Builder::new()
             .name("pixelgate-file".into())
             .spawn(move || work(writer, &inbox))
-            .map_err(|e| ConfigError::caused("dir", "no thread for it can be started", e))?;
+            .map_err(|e| ConfigError::caused("dir", "its writing thread cannot be started", e))?;
         Ok(File { orders })
     }
 }
@@ -133,7 +135,7 @@ impl Upstream for File {
         match self.orders.try_send(Order::Write(batch.clone(), done)) {
             Ok(()) => {}
             Err(TrySendError::Full(_)) => {
-                return Outcome::Retry(Failure::new("the disk is behind"));
+                return Outcome::Retry(Failure::new("the disk is too slow: the queue is full"));
             }
             Err(TrySendError::Disconnected(_)) => return gone(),
         }
@@ -147,7 +149,7 @@ impl Upstream for File {
     async fn close(&self) {
         let (done, finished) = oneshot::channel();
         if self.orders.try_send(Order::Finish(done)).is_ok() {
-            // An error means that the thread has ended. The next start finishes the file.
+            // An error means that the thread has ended. The next start then finishes the file.
             let _ = finished.await;
         }
     }
@@ -182,10 +184,10 @@ fn work(mut writer: Writer, inbox: &Receiver<Order>) {
         let_others_run();
         let outcome = match writer.sync() {
             Ok(()) => Outcome::Delivered,
-            Err(e) => Outcome::Retry(Failure::new(format!("cannot sync: {e}"))),
+            Err(e) => Outcome::Retry(Failure::new(format!("the file cannot be synced: {e}"))),
         };
         for done in group {
-            // An error means that the `send` was dropped: delivery sends its events again, with the
+            // An error means that the `send` was dropped. Delivery sends its events again, with the
             // same ids.
             let _ = done.send(outcome.clone());
         }
@@ -199,14 +201,14 @@ fn work(mut writer: Writer, inbox: &Receiver<Order>) {
     }
 }
 
-/// Yields the core between encoding, writing and syncing, each of which takes long: a thread that
-/// answers requests may be waiting for the core.
+/// Yields the core between encoding, writing and syncing, each of which takes long, because a
+/// thread that answers requests may wait for the core.
 fn let_others_run() {
     std::thread::yield_now();
 }
 
-/// Writes one batch. On success `done` joins `group`, which is answered after the sync; on failure
-/// it is answered at once.
+/// Writes one batch. After a success, `done` joins `group`, which gets its outcome after the sync;
+/// after a failure, `done` gets it at once.
 fn write(
     writer: &mut Writer,
     batch: &Batch,
@@ -219,14 +221,15 @@ fn write(
         Some(Body { bytes: plain.into(), plain_bytes })
     };
     let Some(body) = batch.body_or_encode(lines) else {
-        let _ = done.send(Outcome::Rejected(Failure::new("a spool record cannot be read")));
+        let _ = done.send(Outcome::unreadable());
         return;
     };
     let_others_run();
     match writer.append(&body.bytes) {
         Ok(()) => group.push(done),
         Err(e) => {
-            let _ = done.send(Outcome::Retry(Failure::new(format!("cannot write: {e}"))));
+            let failure = Failure::new(format!("the file cannot be written: {e}"));
+            let _ = done.send(Outcome::Retry(failure));
         }
     }
 }

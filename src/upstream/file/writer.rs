@@ -1,12 +1,14 @@
-//! The files of one folder, and the order of writes, syncs and renames that keeps them whole.
+//! Writes the files of one folder, with an order of writes, syncs and renames that keeps them
+//! whole.
 //!
-//! Guarantees:
+//! It guarantees:
 //! - A finished file (`*.ndjson`) holds whole lines only and never changes.
 //! - A line is on disk, in a file that is still under its name, when [`Writer::sync`] has returned
-//!   `Ok` after its [`Writer::append`].
-//! - An open file (`*.ndjson.part`) is locked by its process. One without a lock was left by a
-//!   crash or a failing disk: the process that opens the next file removes its torn last line
-//!   and renames it. Removed or repeated lines were never synced: their events come again.
+//!   `Ok` after the [`Writer::append`] of the line.
+//! - An open file (`*.ndjson.part`) is locked by its process. An open file without a lock is a
+//!   leftover of a crash or of a failing disk: the process that opens the next file removes its
+//!   torn last line and renames it. A line that is removed or repeated there was never synced, so
+//!   its event is delivered again.
 
 use std::fs::{self, File, OpenOptions, TryLockError};
 use std::io::{self, Read, Seek, SeekFrom, Write};
@@ -19,16 +21,18 @@ use jiff::Timestamp;
 use crate::disk_error::is_of_path;
 use crate::file_lock;
 
-/// Suffix of an open file, after its final name.
+/// The suffix of an open file, after its final name.
 const PART: &str = ".part";
-/// Lock file of the folder, held while a file is created and locked and while leftovers are
-/// searched. Without it, a file that is created but not locked yet would look like a leftover.
+/// The lock file of the folder. It is locked while a file is created and locked, and while
+/// leftovers are searched: otherwise a file that is created but not locked yet would look like a
+/// leftover.
 const LOCK: &str = ".lock";
-/// Block size, in bytes, for the backward search for the last line feed of a leftover.
+/// The block size of the backward search for the last line feed of a leftover, in bytes.
 const TAIL_BYTES: u64 = 64 << 10;
-/// How long to wait for a request while no file is open.
+/// The longest wait for a request while no file is open. It ends in another wait.
 const IDLE: Duration = Duration::from_secs(3600);
-/// File mode: the owner writes and the group reads, because events hold personal data.
+/// The mode of files. The owner writes and the group reads; no others may, because events hold
+/// personal data.
 const FILE_MODE: u32 = 0o640;
 
 /// Writes lines to one file after another.
@@ -38,10 +42,10 @@ pub struct Writer {
     rotate_bytes: u64,
     rotate_after: Duration,
     open: Option<Open>,
-    /// The time in the last file name, in milliseconds, so that names sort even if the clock goes
-    /// back.
+    /// The time in the last file name, in milliseconds since 1970, so that names sort even if the
+    /// clock goes back.
     last_ms: i64,
-    /// Whether lines appended since the last [`Writer::sync`] may not be on disk.
+    /// Whether lines that were appended since the last [`Writer::sync`] may be missing on disk.
     lost: bool,
 }
 
@@ -50,34 +54,35 @@ struct Open {
     file: File,
     part: PathBuf,
     since: Instant,
-    /// Length of the whole batches in the file.
+    /// The bytes of whole batches in the file.
     bytes: u64,
-    /// How many of these bytes are synced.
+    /// The number of these bytes that are synced.
     synced: u64,
 }
 
 impl Writer {
-    /// Creates the folder and finishes files that a crash left open. Where the disk does not allow
-    /// it now, the first event does so.
+    /// Creates the folder and finishes files that a crash left open. If the condition of the disk
+    /// does not allow this, the first event tries it again.
     ///
     /// # Errors
     ///
-    /// The path is a mistake.
+    /// The path of the folder is a mistake ([`is_of_path`]).
     pub fn open(dir: &Path, rotate_bytes: u64, rotate_after: Duration) -> io::Result<Writer> {
         let dir = dir.to_path_buf();
         let writer =
             Writer { dir, rotate_bytes, rotate_after, open: None, last_ms: 0, lost: false };
         match writer.prepare() {
             Err(e) if !is_of_path(&e) => {
-                log::warn!("{}: {e}: events wait until it can be written", writer.dir.display());
+                let dir = writer.dir.display();
+                log::warn!("the folder {dir} cannot be written, and events wait until it can: {e}");
             }
             prepared => drop(prepared?),
         }
         Ok(writer)
     }
 
-    /// Creates the folder, also one that was removed since the start, and finishes files that no
-    /// process has open. Returns the folder's lock.
+    /// Creates the folder, even if it was removed after the start, and finishes files that no
+    /// process has open. Returns the lock of the folder.
     fn prepare(&self) -> io::Result<File> {
         make_dir(&self.dir)?;
         let lock = self.lock_dir()?;
@@ -85,7 +90,7 @@ impl Writer {
         Ok(lock)
     }
 
-    /// Time until the open file is due for rotation.
+    /// The time until the open file is due for rotation.
     pub fn until_rotation(&self) -> Duration {
         match &self.open {
             Some(open) => self.rotate_after.saturating_sub(open.since.elapsed()),
@@ -100,7 +105,7 @@ impl Writer {
         }
     }
 
-    /// Appends whole lines: all of them, or on error none.
+    /// Appends whole lines. After an error, none of them is in the file.
     pub fn append(&mut self, lines: &[u8]) -> io::Result<()> {
         let len = lines.len() as u64;
         if self.open.as_ref().is_some_and(|o| o.bytes > 0 && o.bytes + len > self.rotate_bytes) {
@@ -116,39 +121,40 @@ impl Writer {
                 open.bytes += len;
                 self.open = Some(open);
             }
-            // Cut the torn lines off and continue with the same file. If that fails too, close
-            // the file; it is finished as a leftover.
+            // Removes the torn lines and goes on with the same file. If that fails, too, the file
+            // is closed, and is finished later as a leftover.
             Err(_) if open.file.set_len(open.bytes).is_ok() => self.open = Some(open),
             Err(_) => self.lost |= open.synced < open.bytes,
         }
         written
     }
 
-    /// Syncs everything appended since the last call. After an error all of it may be lost.
+    /// Syncs all lines that were appended since the last call. After an error, all of these lines
+    /// may be missing on disk.
     pub fn sync(&mut self) -> io::Result<()> {
         let lost = std::mem::take(&mut self.lost);
         self.sync_open()?;
         if lost {
-            return Err(io::Error::other("an earlier file failed"));
+            return Err(io::Error::other("lines in a file that was closed before may be missing"));
         }
         Ok(())
     }
 
-    /// Gives the open file its final name. If that fails, it is finished later as a leftover.
+    /// Gives the open file its final name. If that fails, the file is finished later as a leftover.
     pub fn finish(&mut self) {
         if let Err(e) = self.sync_open() {
             self.lost = true;
-            log::warn!("{}: cannot sync: {e}", self.dir.display());
+            log::warn!("a file in {} cannot be synced: {e}", self.dir.display());
         }
         let Some(open) = self.open.take() else { return };
         if let Err(e) = open.check_place().and_then(|()| self.finish_part(&open.part)) {
-            log::warn!("{} is not finished: {e}", open.part.display());
+            log::warn!("{} cannot be given its final name yet: {e}", open.part.display());
         }
     }
 
-    /// Syncs the open file, and closes it after an error: a sync that failed once may succeed the
-    /// next time without having written anything. A file that was removed or replaced is an error,
-    /// too, and its lines are written again into a new one.
+    /// Syncs the open file, and closes it after an error: after a failed sync, the next sync may
+    /// succeed without writing the lost data. A file that was removed or replaced is an error, too,
+    /// and its lines are written again into a new file.
     fn sync_open(&mut self) -> io::Result<()> {
         let Some(mut open) = self.open.take() else { return Ok(()) };
         if open.synced < open.bytes {
@@ -163,7 +169,7 @@ impl Writer {
     }
 
     fn finish_part(&self, part: &Path) -> io::Result<()> {
-        // The final name is free: `create` checked it.
+        // The final name is free, because `create` checked it.
         fs::rename(part, part.with_extension(""))?;
         sync_dir(&self.dir)
     }
@@ -188,7 +194,7 @@ impl Writer {
             TryLockError::Error(e) => e,
             TryLockError::WouldBlock => io::ErrorKind::WouldBlock.into(),
         })?;
-        // Without this a power loss could remove the file with all its synced data.
+        // Without this sync, a power loss could remove the file with all its synced data.
         sync_dir(&self.dir)?;
         Ok(Open { file, part, since: Instant::now(), bytes: 0, synced: 0 })
     }
@@ -201,7 +207,7 @@ impl Writer {
         Ok(lock)
     }
 
-    /// Finishes open files that no process has locked. The caller holds the folder's lock.
+    /// Finishes open files that no process has locked. The caller holds the lock of the folder.
     fn finish_leftovers(&self) -> io::Result<()> {
         for entry in fs::read_dir(&self.dir)? {
             let part = entry?.path();
@@ -213,7 +219,7 @@ impl Writer {
             if file.try_lock().is_err() {
                 continue;
             }
-            if cut_torn_line(&mut file)? == 0 {
+            if cut_torn_line(&mut file, &part)? == 0 {
                 fs::remove_file(&part)?;
                 continue;
             }
@@ -225,7 +231,7 @@ impl Writer {
 }
 
 impl Open {
-    /// Checks that the open file is the one under its name, with all that was written to it.
+    /// Checks that the open file is still the one under its name and holds all that was written.
     fn check_place(&self) -> io::Result<()> {
         let (ours, there) = (self.file.metadata()?, fs::symlink_metadata(&self.part)?);
         let same = (ours.dev(), ours.ino()) == (there.dev(), there.ino());
@@ -235,7 +241,7 @@ impl Open {
         Err(io::Error::other("the open file was removed, replaced or truncated"))
     }
 
-    /// Takes back the lines that were not synced: they are written again into another file.
+    /// Removes the lines that were not synced, because they are written again into another file.
     fn cut_unsynced(&self) {
         if self.file.metadata().is_ok_and(|ours| ours.len() > self.synced) {
             let _ = self.file.set_len(self.synced);
@@ -243,7 +249,8 @@ impl Open {
     }
 }
 
-/// Creates the folder if it is not there, durably.
+/// Creates the folder if it is missing, and syncs its parent so that the folder survives a power
+/// loss.
 fn make_dir(dir: &Path) -> io::Result<()> {
     fs::create_dir_all(dir)?;
     match dir.parent().filter(|parent| !parent.as_os_str().is_empty()) {
@@ -253,17 +260,18 @@ fn make_dir(dir: &Path) -> io::Result<()> {
 }
 
 /// Truncates a file to the end of its last whole line. Returns its new length in bytes.
-fn cut_torn_line(file: &mut File) -> io::Result<u64> {
+fn cut_torn_line(file: &mut File, path: &Path) -> io::Result<u64> {
     let len = file.metadata()?.len();
     let whole = whole_lines(file, len)?;
     if whole < len {
-        log::warn!("cut {} bytes of a line torn by a crash", len - whole);
+        let (path, torn) = (path.display(), len - whole);
+        log::warn!("{path}: cut {torn} bytes of a line torn by a crash; its event is sent again");
         file.set_len(whole)?;
     }
     Ok(whole)
 }
 
-/// Length up to and including the last line feed of a file of `len` bytes.
+/// The length of a file of `len` bytes up to and including its last line feed.
 fn whole_lines(file: &mut File, len: u64) -> io::Result<u64> {
     let mut end = len;
     let mut tail = Vec::new();

@@ -1,7 +1,8 @@
 //! Maps HubSpot's responses to outcomes, where they differ from `upstream::answer` (SPEC 7).
 //!
-//! A response's body is read for two things only: the inputs that a `207 Multi-Status` names, and
-//! a few known error codes that help an operator. Nothing else of it is kept or shown.
+//! The body of a response is read for two purposes only: to find the inputs that a
+//! `207 Multi-Status` names, and a few known error codes that help an operator. No other part of it
+//! is stored or shown.
 
 use std::collections::HashSet;
 use std::time::Duration;
@@ -14,11 +15,11 @@ use serde_json::Value;
 use crate::upstream::answer;
 use crate::upstream::outcome::{Failure, Outcome};
 
-/// Pause of a portal, in seconds, if the response names none: the window over which HubSpot counts
-/// requests.
+/// The pause of a portal if the response names none, in seconds: the window over which HubSpot
+/// counts requests.
 pub const PAUSE_SECONDS: u64 = 10;
-/// How many bytes of a response's body are read. 100 contacts with all their properties need a
-/// fraction of this.
+/// The longest body of a response that is read, in bytes. 100 contacts with all their properties
+/// need a fraction of this.
 pub const BODY_BYTES_MAX: usize = 4 << 20;
 
 /// HubSpot's error codes for an input, the most specific first.
@@ -43,8 +44,8 @@ struct MultiStatus {
     errors: Vec<Value>,
 }
 
-/// The outcome of one portal's events, by the status of the response. A failure that is caused by
-/// this portal's token or limit is local: it stops no other portal.
+/// The outcome of one portal's events, by the status of the response. A failure that this portal's
+/// token or limit causes is local ([`Failure::local`]) and stops no other portal.
 pub fn outcome(status: StatusCode, headers: &HeaderMap, now: Timestamp) -> Outcome {
     let failure = || Failure::answered(status.as_u16());
     match status.as_u16() {
@@ -55,7 +56,7 @@ pub fn outcome(status: StatusCode, headers: &HeaderMap, now: Timestamp) -> Outco
             let after = after.unwrap_or(Duration::from_secs(PAUSE_SECONDS));
             Outcome::Retry(Failure { after: Some(after), ..failure() }.of_these_events())
         }
-        // HubSpot has this, or something conflicting, already: a retry does not change that.
+        // HubSpot already has these inputs, or conflicting ones, and a retry does not change that.
         409 => Outcome::Rejected(failure()),
         _ => answer::outcome(status, headers, now),
     }
@@ -71,16 +72,16 @@ pub fn code(body: &[u8]) -> Option<&'static str> {
 /// response repeats an id under `name`, in a result or in the `context` of an error. `None` if the
 /// response leaves an input's outcome open.
 pub fn refused(body: Option<&[u8]>, name: &str, keys: &[String]) -> Option<Vec<usize>> {
-    let said: MultiStatus = serde_json::from_slice(body?).ok()?;
+    let answer: MultiStatus = serde_json::from_slice(body?).ok()?;
     let (mut refused, mut taken) = (HashSet::new(), HashSet::new());
     // A 207 without errors does not prove that every input was accepted.
-    let mut all_named = !said.errors.is_empty();
-    for error in &said.errors {
+    let mut all_named = !answer.errors.is_empty();
+    for error in &answer.errors {
         let before = refused.len();
         note(&error["context"][name], &mut refused);
         all_named &= refused.len() > before;
     }
-    for result in &said.results {
+    for result in &answer.results {
         note(&result[name], &mut taken);
     }
     let is_known = |key: &String| all_named || refused.contains(&**key) || taken.contains(&**key);

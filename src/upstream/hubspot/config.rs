@@ -14,7 +14,7 @@ use super::names::{self, EventNames};
 use super::pauses::Pauses;
 use super::send::Sender;
 use super::translate::{REFERRER_PROPERTY, Translator, USER_AGENT_PROPERTY};
-use super::upstream::{Hubspot, IDLE_SECONDS_MAX};
+use super::upstream::Hubspot;
 use crate::env::Secret;
 use crate::event::PROPERTY_NAME_BYTES_MAX;
 use crate::upstream::client;
@@ -39,12 +39,12 @@ pub const FAULT_SECONDS_MAX: u64 = 604_800;
 #[serde(default, deny_unknown_fields)]
 #[cfg_attr(not(feature = "internals"), non_exhaustive)]
 pub struct Config {
-    /// Scheme and host of the API. May hold `${ENV}`. Default: `https://api.hubapi.com`.
+    /// The scheme and host of the API. May hold `${ENV}`. Default: `https://api.hubapi.com`.
     pub url: Secret,
     /// A token for each portal, by its number. Values may hold `${ENV}`.
     pub tokens: BTreeMap<String, Secret>,
-    /// HubSpot's event names by the names in the pixels. A key is a name, or
-    /// `portal/name`; a value is a whole `pe{portal}_{name}`, or the name alone.
+    /// HubSpot's event names by the names in the pixels. A key is a name, or `portal/name`. A value
+    /// is a whole `pe{portal}_{name}`, or the name without its prefix.
     pub event_names: BTreeMap<String, String>,
     /// Whether contacts and their properties are written. Default: `true`.
     pub contacts: bool,
@@ -53,28 +53,30 @@ pub struct Config {
     /// The event property for the external id. Empty: the external id is left out. Default:
     /// `external_id`.
     pub external_id_property: String,
-    /// The contact property for the external id of an event that has an address, too. Empty: none.
+    /// The contact property for the external id of an event that also has an address. Empty, the
+    /// default: the id is not written to contacts.
     pub external_id_contact_property: String,
-    /// Whether an event with an external id and no address is sent: the event's definition finds
-    /// the contact by it (`customMatchingId`).
+    /// Whether an event with an external id and no address is sent. HubSpot then finds the contact
+    /// by the id, if the event's definition matches it (`customMatchingId`). Default: `false`.
     pub match_external_id: bool,
-    /// Whether user agent and referer go along as HubSpot's default event properties.
+    /// Whether user agent and referer are sent as HubSpot's default event properties. Default:
+    /// `false`.
     pub context_properties: bool,
-    /// How long a portal's events wait while its token is rejected or missing, in seconds. Then
-    /// they become dead letters. 0: without limit. At most 604,800 (a week). Default: 0.
+    /// The longest wait of a portal's events while its token is rejected or missing, in seconds, at
+    /// most 604,800 (a week). After it, they become dead letters. 0: no limit. Default: 0.
     pub fault_seconds_max: u64,
-    /// The path below `url` for events.
+    /// The path below `url` for events. Default: `/events/v3/send/batch`.
     pub events_path: String,
-    /// The path below `url` for contacts.
+    /// The path below `url` for contacts. Default: `/crm/v3/objects/contacts/batch/upsert`.
     pub contacts_path: String,
     /// Maximum number of requests in flight, 1 to 64. Default: 8.
     pub concurrency_max: usize,
-    /// Time for one request, in seconds, 1 to 300. Default: 10.
+    /// The longest time for one request, in seconds, 1 to 300. Default: 10.
     pub timeout_seconds: u64,
-    /// How long a connection is used, in seconds, 1 to 86,400. Default: 300.
+    /// The longest time that a connection is used, in seconds, 1 to 86,400. Default: 300.
     pub connection_seconds_max: u64,
-    /// The proxy for all requests: `http://` or `https://`; empty: none. `None`: that of the
-    /// environment. May hold `${ENV}`.
+    /// The proxy for all requests, an `http://` or `https://` URL. Empty: no proxy. `None`, the
+    /// default: the proxy that the environment names. May hold `${ENV}`.
     pub proxy: Option<Secret>,
     /// Certificates (PEM) to trust instead of the machine's.
     pub ca: Option<PathBuf>,
@@ -109,7 +111,7 @@ impl Config {
     pub fn validate(&self) -> Result<(), ConfigError> {
         self.setup().validate()?;
         if self.fault_seconds_max > FAULT_SECONDS_MAX {
-            let reason = format!("is more than {FAULT_SECONDS_MAX}");
+            let reason = format!("must be at most {FAULT_SECONDS_MAX} seconds");
             return Err(ConfigError::new("fault_seconds_max", reason));
         }
         self.endpoint("events_path", &self.events_path)?;
@@ -131,7 +133,8 @@ impl Config {
         check("revenue_property", &self.revenue_property)?;
         check("external_id_property", &self.external_id_property)?;
         if self.revenue_property == self.external_id_property && !self.revenue_property.is_empty() {
-            return Err(ConfigError::new("external_id_property", "is the revenue's, too"));
+            let reason = "must differ from revenue_property";
+            return Err(ConfigError::new("external_id_property", reason));
         }
         let own = [
             ("revenue_property", &self.revenue_property),
@@ -187,10 +190,9 @@ impl Config {
         client::Setup {
             timeout_seconds: self.timeout_seconds,
             connections: self.concurrency_max,
-            idle_seconds: IDLE_SECONDS_MAX,
-            http1_only: false,
             connection_seconds_max: self.connection_seconds_max,
             proxy: self.proxy.clone(),
+            ..client::Setup::default()
         }
     }
 
@@ -217,7 +219,8 @@ impl Config {
     fn endpoint(&self, key: &str, path: &str) -> Result<Url, ConfigError> {
         let base = parse_url(&self.url)?;
         if base.query().is_some() || base.fragment().is_some() {
-            return Err(ConfigError::new("url", "has a query: the paths have keys of their own"));
+            let reason = "must have no query: events_path and contacts_path name the paths";
+            return Err(ConfigError::new("url", reason));
         }
         if !path.starts_with('/') || path.contains('#') {
             return Err(ConfigError::new(key, "must begin with `/`"));
@@ -228,7 +231,9 @@ impl Config {
 
     fn authorizations(&self) -> Result<HashMap<u64, HeaderValue>, ConfigError> {
         if self.tokens.is_empty() {
-            return Err(ConfigError::new("tokens", "is missing: { \"62515\" = \"${TOKEN}\" }"));
+            let reason =
+                "is missing: name a token for each portal, as in { \"62515\" = \"${TOKEN}\" }";
+            return Err(ConfigError::new("tokens", reason));
         }
         let mut all = HashMap::new();
         for (portal, token) in &self.tokens {

@@ -1,7 +1,7 @@
 //! Merges the contact properties of several events of one person into one upsert.
 //!
 //! HubSpot rejects a request that names a contact twice, so the events of a request are merged
-//! first, in their order: of two values of a property the later one is sent.
+//! first, in their order. If a property has two values, the later one is sent.
 
 use std::collections::{BTreeMap, HashMap};
 
@@ -33,8 +33,8 @@ struct Inputs<'a> {
     inputs: Vec<Input<'a>>,
 }
 
-/// The contacts of `items`, in the order in which each first appears. An item without an address
-/// names no contact that could be written.
+/// The contacts of `items`, in order of first appearance. An item without an address names no
+/// contact that could be written.
 pub fn merge(items: &[Item]) -> Vec<Contact<'_>> {
     let mut contacts: Vec<Contact<'_>> = Vec::new();
     let mut known: HashMap<&str, usize> = HashMap::new();
@@ -47,8 +47,8 @@ pub fn merge(items: &[Item]) -> Vec<Contact<'_>> {
         });
         let contact = &mut contacts[at];
         contact.members.push(index);
-        let said = item.translation.contact.iter().flatten();
-        contact.properties.extend(said.map(|(name, value)| (&**name, &**value)));
+        let properties = item.translation.contact.iter().flatten();
+        contact.properties.extend(properties.map(|(name, value)| (&**name, &**value)));
     }
     contacts
 }

@@ -1,5 +1,5 @@
-//! What would be sent to HubSpot for an event. The command `explain` prints it. Uses the same
-//! translation as delivery, and sends nothing.
+//! Describes what an upstream would send to HubSpot for an event, for the command `explain`. Uses
+//! the same translation as delivery, and sends nothing.
 
 use std::collections::BTreeMap;
 
@@ -17,7 +17,7 @@ pub fn explain(upstreams: &[Upstream], event: &Event<'_>) -> Vec<Explained> {
     let mut all = Vec::new();
     for upstream in upstreams {
         let Kind::Hubspot(config) = &upstream.kind else { continue };
-        // Validation has rejected unusable names before.
+        // Always `Ok`: validation has rejected names that cannot be used.
         let Ok(translator) = config.translator() else { continue };
         let translation = translator.translate(event.clone(), &Context::default());
         all.push(Explained {
@@ -81,14 +81,14 @@ fn to_json(upstream: &str, translation: &Result<Translation<'_>, Untranslatable>
         Ok(translation) => translation,
         Err(why) => return json!({ "upstream": upstream, "dead": why.as_str() }),
     };
-    let mut told = json!({ "upstream": upstream, "event": translation.input(None, None) });
+    let mut explained = json!({ "upstream": upstream, "event": translation.input(None, None) });
     if let Some((properties, email)) = translation.contact.as_ref().zip(translation.email.as_ref())
     {
         let pairs = properties.iter().map(|(name, value)| (&**name, &**value));
         let all: BTreeMap<&str, &str> = pairs.chain([("email", &**email)]).collect();
-        told["contact"] = json!(all);
+        explained["contact"] = json!(all);
     }
-    told
+    explained
 }
 
 #[cfg(test)]

@@ -8,11 +8,11 @@ use super::translate::Translation;
 /// One translated event.
 #[derive(Debug)]
 pub struct Item {
-    /// Its index in the batch.
+    /// The index of the event in the batch.
     pub place: usize,
     /// The event's id. HubSpot drops a second occurrence with the same `uuid`.
     pub uuid: String,
-    /// RFC 3339 with milliseconds, UTC.
+    /// The time of receipt by RFC 3339, with milliseconds, in UTC.
     pub occurred_at: String,
     /// The event's name, address and properties as HubSpot takes them.
     pub translation: Translation<'static>,

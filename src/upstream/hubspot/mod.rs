@@ -1,11 +1,12 @@
-//! `hubspot`: HubSpot's API for custom events, the successor of the legacy events API. Events
-//! become occurrences of custom events (`POST /events/v3/send/batch`), contact properties an
-//! upsert of contacts.
+//! `hubspot`: HubSpot's API for custom events, the successor of the legacy events API (SPEC 7).
+//! Events become occurrences of custom events (`POST /events/v3/send/batch`), and contact
+//! properties become an upsert of contacts.
 //!
 //! A batch holds events of many portals. Each portal has its own token and limits, so its events
-//! are sent in requests of their own (`send.rs`), and a failure of one portal stops no other: a
+//! are sent in requests of their own (`send.rs`), and a failure of one portal stops no other. A
 //! portal that is rate limited, or whose token is rejected, is paused (`pauses.rs`), and its
-//! events are retried while the others are delivered. [`BATCHES_MAX`] bounds for how long.
+//! events are retried while those of other portals are delivered, until [`BATCHES_MAX`] batches
+//! wait.
 //!
 //! An event that cannot be translated (`translate.rs`) becomes a dead letter. `answers.rs` maps
 //! the API's responses to outcomes. `docs/hubspot.md` is the operator's guide.

@@ -1,28 +1,29 @@
 //! HubSpot's event names: `pe{portal}_{name}`.
 //!
-//! The legacy `_n` is opaque: an id such as `000000001625`, or free text. A custom event's name
-//! consists of lower-case ASCII letters, digits, `_` and `-` and begins with a letter. Names in
-//! `event_names` are mapped. Of other names only the case and the separators are changed, so that
-//! two names rarely become one by accident. A name that does not fit then must be mapped.
+//! The legacy `_n` is opaque: an id such as `000000001625`, or free text. The name of a custom
+//! event consists of lower-case ASCII letters, digits, `_` and `-` and begins with a letter. Names
+//! in `event_names` are mapped. In other names, only the case and the separators are changed, so
+//! that two names rarely become one by accident. A name that cannot be used even then must be
+//! mapped.
 
 use crate::config_error::ConfigError;
 use std::collections::HashMap;
 
 use crate::event::{EVENT_CHARS_MAX, PORTAL_MAX};
 
-/// Longest name of a custom event, without its `pe{portal}_`, in characters.
+/// The longest name of a custom event, without its `pe{portal}_`, in characters.
 pub const EVENT_NAME_CHARS_MAX: usize = 50;
 
-/// Why an event's name cannot be used at HubSpot.
+/// The reason why HubSpot does not allow an event's name.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum NameFault {
-    /// It holds letters or digits that are not ASCII.
+    /// The name holds letters or digits that are not ASCII.
     NotAscii,
-    /// It does not begin with a letter.
+    /// The name does not begin with a letter.
     NoLetterFirst,
-    /// It is too long.
+    /// The name is too long.
     TooLong,
-    /// It is mapped to, or is, the name of another portal's event.
+    /// The name is, or is mapped to, the name of another portal's event.
     OtherPortal,
 }
 
@@ -62,8 +63,8 @@ impl NameFault {
 }
 
 impl EventNames {
-    /// Reads the configured map. A key is a name, or `portal/name` where that name is to mean
-    /// something else in that portal; a value is a whole `pe{portal}_{name}`, or the name alone.
+    /// Reads the configured map. A key is a name, or `portal/name` for a name of one portal. A
+    /// value is a whole `pe{portal}_{name}`, or the name without its prefix.
     pub fn new<'a>(
         map: impl IntoIterator<Item = (&'a String, &'a String)>,
     ) -> Result<EventNames, ConfigError> {
@@ -92,7 +93,7 @@ impl EventNames {
 
     /// HubSpot's name for a portal's event.
     pub fn qualify(&self, portal: u64, name: &str) -> Result<String, NameFault> {
-        // The key is owned, which costs one allocation per delivered event.
+        // A lookup needs an owned key, which costs one allocation per delivered event.
         let mapped = self.of_portal.get(&(portal, name.to_owned()));
         if let Some(target) = mapped.or_else(|| self.everywhere.get(name)) {
             return target.qualify(portal);
@@ -144,7 +145,8 @@ fn check_from(name: &str) -> Result<(), &'static str> {
     }
 }
 
-/// Lower case, with one `_` for each run of characters other than letters, digits and `-`.
+/// Turns a name into lower case, with one `_` for each run of characters other than letters, digits
+/// and `-`.
 fn made_valid(name: &str) -> Result<String, NameFault> {
     let mut valid = String::with_capacity(name.len());
     for c in name.chars() {

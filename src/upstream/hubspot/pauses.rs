@@ -2,8 +2,8 @@
 //!
 //! After a failure that concerns one portal only, no request is sent for that portal until its
 //! pause ends. If its token is rejected or missing for longer than `fault_seconds_max`, its events
-//! become dead letters: events that wait for a portal that may never come back would in the end
-//! block the other portals.
+//! become dead letters: if they waited for a token that never comes, they would in the end block
+//! the other portals.
 
 use std::collections::HashMap;
 use std::time::Duration;
@@ -14,7 +14,7 @@ use tokio::time::Instant;
 use super::answers::PAUSE_SECONDS;
 use crate::upstream::outcome::{Failure, Outcome};
 
-/// The paused portals. At most as many as there are tokens.
+/// The paused portals, at most as many as there are tokens.
 #[derive(Debug)]
 pub struct Pauses {
     fault_max: Option<Duration>,
@@ -24,14 +24,15 @@ pub struct Pauses {
 
 #[derive(Debug)]
 struct Trouble {
-    /// Time of the first fault since the last other outcome.
+    /// The time of the first fault after the last outcome that was no fault.
     faulty_since: Option<Instant>,
     until: Instant,
     why: Outcome,
 }
 
 impl Pauses {
-    /// A fault turns into dead letters after `fault_max`. `None`: never.
+    /// No portal is paused. Events of a portal with a fault become dead letters after `fault_max`;
+    /// with `None`, never.
     pub fn new(fault_max: Option<Duration>) -> Pauses {
         Pauses { fault_max, started: Instant::now(), inner: Mutex::default() }
     }
@@ -53,7 +54,8 @@ impl Pauses {
         self.unless_too_long(faulty_since, outcome)
     }
 
-    /// The outcome of a paused portal's events, without a request. `None` if it is not paused.
+    /// The outcome of the events of a paused portal, without a request. `None` if the portal is not
+    /// paused.
     pub fn of(&self, portal: u64) -> Option<Outcome> {
         let inner = self.inner.lock();
         let trouble = inner.get(&portal)?;
@@ -72,8 +74,8 @@ impl Pauses {
         self.unless_too_long(Some(self.started), fault)
     }
 
-    /// Ends a fault after a success. A pause that HubSpot asked for is kept: the success may be the
-    /// response to a request that was sent before the pause.
+    /// Ends a fault after a success. A pause that HubSpot asked for goes on, because the success
+    /// may be the response to a request that was sent before the pause.
     pub fn over(&self, portal: u64) {
         let keep =
             |trouble: &Trouble| trouble.faulty_since.is_none() && trouble.until > Instant::now();

@@ -1,14 +1,15 @@
 //! Sends one portal's events: first their contacts, then the events.
 //!
-//! # Why in this order
+//! # The reason for this order
 //!
-//! HubSpot links an occurrence to a contact when it receives the occurrence, and occurrences cannot
-//! be changed. After the upsert the contact exists with its properties, so the link does not depend
-//! on what HubSpot does with an unknown address or, where the event's definition matches it, id.
+//! HubSpot links an occurrence to a contact when it receives the occurrence, and an occurrence
+//! cannot be changed. After the upsert, the contact exists with its properties, so the link does
+//! not depend on what HubSpot does with an unknown address, or with an unknown id that the event's
+//! definition matches.
 //!
 //! A failure between the two requests neither loses nor duplicates an event. All events are
-//! retried: the upsert writes the same values again, and an occurrence carries the event's id as
-//! its `uuid`, of which HubSpot keeps only the first.
+//! retried: the upsert writes the same values again, and an occurrence has the event's id as its
+//! `uuid`, so that HubSpot drops a second occurrence.
 //!
 //! The events of a rejected contact are not sent: they become dead letters, and a replay sends
 //! contact and events. So an event is either delivered completely or a dead letter.
@@ -37,7 +38,7 @@ pub const CONTACTS_MAX: usize = 100;
 const CONTACT_REFUSED: &str = "its contact is refused";
 const EVENT_REFUSED: &str = "the event is refused";
 
-/// The HTTP client and the API's addresses, shared by all portals.
+/// The HTTP client and the URLs of the API, which all portals share.
 pub struct Sender {
     pub client: Client,
     pub events_url: Url,
@@ -50,13 +51,13 @@ pub struct Sender {
 /// The outcomes of one portal's events.
 #[derive(Debug, Default)]
 pub struct Ends {
-    /// Events with a final outcome. The events of a rejected part were rejected together.
+    /// The events with a final outcome. The events of a rejected part were rejected together.
     pub parts: Vec<Part>,
-    /// The events to be retried, and why. Nothing was sent after the failure.
+    /// The events that must be retried, with the reason. No request was sent after this failure.
     pub left: Option<Part>,
 }
 
-/// A response, or a failed request (`status` 0).
+/// A response. Its `status` is 0 if the request failed.
 struct Answer {
     outcome: Outcome,
     status: u16,
@@ -69,9 +70,9 @@ struct Inputs<'a> {
 }
 
 impl Sender {
-    /// Sends one portal's events in stretches, each of which fits into one request of each sort.
-    /// Stops at the first stretch that must be retried. Earlier stretches stay delivered, so a
-    /// rate-limited portal makes progress with every attempt that gets through.
+    /// Sends one portal's events in stretches. A stretch fits into one request for contacts and one
+    /// for events. Stops at the first stretch that must be retried; earlier stretches count as
+    /// delivered, so that a rate-limited portal makes progress with every attempt.
     pub async fn hand_over(&self, authorization: &HeaderValue, items: Vec<Item>) -> Ends {
         let mut ends = Ends::default();
         let mut rest = &items[..];
@@ -88,8 +89,7 @@ impl Sender {
         ends
     }
 
-    /// How many of `items` fit into one request of each sort: see [`EVENTS_MAX`] and
-    /// [`CONTACTS_MAX`].
+    /// The number of `items` in the first stretch, by [`EVENTS_MAX`] and [`CONTACTS_MAX`].
     fn stretch_len(&self, items: &[Item]) -> usize {
         let most = items.len().min(EVENTS_MAX);
         if self.contacts_url.is_none() {
@@ -105,7 +105,7 @@ impl Sender {
         items[..most].iter().position(|item| !fits(&item)).unwrap_or(most)
     }
 
-    /// Sends one stretch. Returns the events to be retried, and why.
+    /// Sends one stretch. Returns the events that must be retried, with the reason.
     async fn hand_over_stretch(
         &self,
         authorization: &HeaderValue,
@@ -132,7 +132,7 @@ impl Sender {
         self.send_events(authorization, &to_send, parts).await
     }
 
-    /// Writes the contacts of a stretch. Returns the events of the contacts that were rejected.
+    /// Writes the contacts of a stretch. Returns the events whose contacts were rejected.
     async fn upsert(
         &self,
         url: &Url,
@@ -146,7 +146,7 @@ impl Sender {
         let Ok(body) = contacts::body(&contacts) else { return Err(unencodable()) };
         let mut answer = self.post(url, authorization, body.clone()).await;
         if answer.status == 409 {
-            // Another client created one of the contacts at the same time. It exists now.
+            // Another client created one of the contacts at the same time, so it exists now.
             answer = self.post(url, authorization, body).await;
         }
         match (&answer.outcome, answer.status) {
@@ -158,8 +158,8 @@ impl Sender {
         let failure = Outcome::Rejected(rejection(CONTACT_REFUSED, &answer));
         let named = answers::refused(answer.body.as_deref(), "objectWriteTraceId", &keys);
         let named = named.ok_or_else(|| failure.clone())?;
-        // One part for each contact: its events were rejected together, and splitting the part
-        // finds the event at fault.
+        // One part for each contact. Its events were rejected together, and delivery splits the
+        // part to find the event at fault.
         let part = |index: usize| {
             let members = contacts[index].members.iter();
             let places = members.map(|member| stretch[*member].place).collect();
@@ -214,8 +214,8 @@ impl Sender {
                 let (status, headers) = (response.status(), response.headers());
                 let outcome = answers::outcome(status, headers, Timestamp::now());
                 let status = status.as_u16();
-                let tells = matches!(status, 207 | 400..=499);
-                let body = match tells {
+                let is_body_of_use = matches!(status, 207 | 400..=499);
+                let body = match is_body_of_use {
                     true => client::body(response, BODY_BYTES_MAX).await,
                     false => {
                         client::drain(response).await;
@@ -232,7 +232,7 @@ impl Sender {
     }
 }
 
-/// Adds a final outcome to `parts`. Returns a part that must be retried.
+/// Adds a part with a final outcome to `parts`. Returns a part that must be retried.
 fn split_final(part: Part, parts: &mut Vec<Part>) -> Option<Part> {
     match part.outcome {
         Outcome::Retry(_) | Outcome::Fault(_) => return Some(part),
@@ -242,7 +242,7 @@ fn split_final(part: Part, parts: &mut Vec<Part>) -> Option<Part> {
     None
 }
 
-/// The response's outcome. A rejection is described by `what` and HubSpot's error code.
+/// The outcome of a response. A rejection is described by `what` and HubSpot's error code.
 fn refused(what: &'static str, answer: &Answer) -> Outcome {
     match &answer.outcome {
         Outcome::Rejected(_) => Outcome::Rejected(rejection(what, answer)),
@@ -267,7 +267,8 @@ fn with_code(what: &str, body: Option<&[u8]>) -> String {
     }
 }
 
-/// Unreachable in practice: serde fails only on maps with keys that are not strings.
+/// The outcome of inputs that cannot be encoded. Not expected: serde fails only for maps whose keys
+/// are not strings.
 fn unencodable() -> Outcome {
-    Outcome::Rejected(Failure::new("it cannot be written as JSON"))
+    Outcome::Rejected(Failure::new("the event cannot be written as JSON"))
 }

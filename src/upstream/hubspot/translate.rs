@@ -1,8 +1,8 @@
-//! Translates an event of the legacy API for HubSpot's API of custom events. Pure: no I/O, no
-//! clock, no state, so that `explain` shows exactly what would be sent.
+//! Translates an event of the legacy API for HubSpot's API of custom events. The translation does
+//! no I/O, reads no clock and has no state, so that `explain` shows exactly what would be sent.
 //!
-//! `docs/hubspot.md` lists what is lost, and why. An event that cannot be translated at all is
-//! [`Untranslatable`].
+//! `docs/hubspot.md` lists the data that is lost, with the reasons. An event that cannot be
+//! translated is [`Untranslatable`].
 
 use std::borrow::Cow;
 use std::collections::BTreeMap;
@@ -17,7 +17,7 @@ pub const USER_AGENT_PROPERTY: &str = "hs_user_agent";
 /// HubSpot's default event property for the referrer.
 pub const REFERRER_PROPERTY: &str = "hs_referrer";
 
-/// Translates events by the checked settings of an upstream.
+/// The checked settings of an upstream, by which events are translated.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Translator {
     pub(super) event_names: EventNames,
@@ -29,12 +29,12 @@ pub struct Translator {
     pub(super) context_properties: bool,
 }
 
-/// An event in HubSpot's terms.
+/// An event as HubSpot's API takes it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Translation<'a> {
-    /// `pe{portal}_{name}`.
+    /// The event's name at HubSpot, `pe{portal}_{name}`.
     pub event_name: String,
-    /// The email address, by which the contact is written and found.
+    /// The email address, by which HubSpot finds and writes the contact.
     pub email: Option<Cow<'a, str>>,
     /// The value of HubSpot's cookie, by which it finds the visitor's contact.
     pub utk: Option<String>,
@@ -44,13 +44,13 @@ pub struct Translation<'a> {
     pub contact: Option<Properties<'a>>,
 }
 
-/// Why an event cannot be sent to HubSpot with this configuration. It becomes a dead letter, which
-/// can be replayed after a change of the configuration.
+/// The reason why an event cannot be sent to HubSpot with this configuration. The event becomes a
+/// dead letter, which can be replayed after a change of the configuration.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Untranslatable {
     /// The event has nothing by which HubSpot would find its contact.
     NoContact,
-    /// See [`NameFault`].
+    /// HubSpot does not allow the event's name.
     EventName(NameFault),
 }
 
@@ -88,7 +88,7 @@ impl Translator {
     ///
     /// # Errors
     ///
-    /// Why the event cannot be translated. The name is checked before what names the contact.
+    /// The event cannot be translated. Its name is checked first, then whether it names a contact.
     pub fn translate<'a>(
         &self,
         event: Event<'a>,
@@ -99,7 +99,7 @@ impl Translator {
             .qualify(event.portal, &event.name)
             .map_err(Untranslatable::EventName)?;
         let is_matched = self.match_external_id && event.external_id.is_some();
-        if event.email.is_none() && context.utk.is_none() && !is_matched {
+        if event.email.is_none() && context.further().utk.is_none() && !is_matched {
             return Err(Untranslatable::NoContact);
         }
         let contact = (self.contacts && event.email.is_some())
@@ -120,23 +120,24 @@ impl Translator {
         }
         // An empty name means that the value is left out.
         properties.remove("");
-        let utk = context.utk.as_ref().map(|utk| utk.to_string());
+        let utk = context.further().utk.as_ref().map(|utk| utk.to_string());
         Ok(Translation { event_name, email: event.email, utk, properties, contact })
     }
 
     /// The contact's properties: those of the event, and the sender's own id of the contact.
-    fn contact<'a>(&self, mut said: Properties<'a>, id: Option<&Cow<'a, str>>) -> Properties<'a> {
+    fn contact<'a>(&self, mut all: Properties<'a>, id: Option<&Cow<'a, str>>) -> Properties<'a> {
         let name = &self.external_id_contact_property;
         if let Some(id) = id.filter(|_| !name.is_empty()) {
-            said.retain(|(other, _)| *other != name.as_str());
-            said.push((name.clone().into(), id.clone()));
+            all.retain(|(other, _)| *other != name.as_str());
+            all.push((name.clone().into(), id.clone()));
         }
-        said
+        all
     }
 }
 
 impl Translation<'_> {
-    /// As one of the `inputs`. `occurred_at` is RFC 3339, `uuid` what HubSpot drops repeats by.
+    /// The translation as one of the `inputs` of a request. `occurred_at` is a time by RFC 3339;
+    /// HubSpot drops a second occurrence with the same `uuid`.
     pub fn input<'s>(
         &'s self,
         occurred_at: Option<&'s str>,
@@ -156,7 +157,7 @@ impl Translation<'_> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::event::{Rules, parse};
+    use crate::event::{FurtherContext, Rules, parse};
     use serde_json::{Value, json};
 
     fn translator() -> Translator {
@@ -226,7 +227,8 @@ mod tests {
             ..translator()
         };
         let check = |query: &str, utk: Option<&'static str>, input: Value, contact: Value| {
-            let context = Context { utk: utk.map(Into::into), ..Context::default() };
+            let further = FurtherContext { utk: utk.map(Into::into), ..Default::default() };
+            let context = Context { further: further.boxed(), ..Context::default() };
             let translation = translator.translate(event(query), &context).unwrap();
             assert_eq!(serde_json::to_value(translation.input(None, None)).unwrap(), input);
             let said = translation.contact.map(|said| said.into_iter().collect());

@@ -20,10 +20,8 @@ use super::translate::Translator;
 
 /// Maximum number of batches in flight.
 pub const BATCHES_MAX: usize = 64;
-/// How long an idle connection is kept, in seconds: less than common balancers do.
-pub(super) const IDLE_SECONDS_MAX: u64 = 50;
 
-/// The upstream of kind `hubspot`: see the module `hubspot`.
+/// The upstream of kind `hubspot`.
 pub struct Hubspot {
     translator: Translator,
     authorizations: HashMap<u64, HeaderValue>,
@@ -35,9 +33,9 @@ pub struct Hubspot {
 #[derive(Default)]
 struct Progress {
     delivered: Vec<usize>,
-    /// Rejected or dead.
+    /// The events that are rejected or dead.
     ended: Vec<Part>,
-    /// To be retried.
+    /// The events that must be retried.
     left: Option<Part>,
 }
 
@@ -65,9 +63,7 @@ impl Hubspot {
             let read = Record::decode_sound(bytes);
             let read = read.and_then(|record| Ok((record.event()?, record)));
             let Ok((event, record)) = read else {
-                let failure = Failure::new("a spool record cannot be read");
-                let outcome = Outcome::Rejected(failure);
-                progress.take(Part { places: vec![place], outcome });
+                progress.take(Part { places: vec![place], outcome: Outcome::unreadable() });
                 continue;
             };
             match self.translator.translate(event, &record.context) {
@@ -84,7 +80,8 @@ impl Hubspot {
         portals
     }
 
-    /// The portal's `Authorization` header, or the outcome if its events cannot be sent now.
+    /// The `Authorization` header of a portal, or the outcome of its events if they cannot be sent
+    /// now.
     fn authorization(&self, portal: u64) -> Result<HeaderValue, Outcome> {
         let Some(authorization) = self.authorizations.get(&portal) else {
             // A portal's number is not secret, and the operator needs it.
@@ -145,8 +142,8 @@ impl Progress {
         match part.outcome {
             Outcome::Delivered => self.delivered.extend(part.places),
             Outcome::Retry(_) | Outcome::Fault(_) => self.leave(part),
-            // Those that can never be sent are alike. A refusal is about what was refused
-            // together: two of them in one part would be halved and sent again.
+            // Events that can never be sent share a part. Events that were refused in different
+            // requests do not: delivery would halve the part and send them again.
             Outcome::Dead(_) => match self.ended.iter_mut().find(|p| p.outcome == part.outcome) {
                 Some(known) => known.places.extend(part.places),
                 None => self.ended.push(part),
@@ -155,8 +152,8 @@ impl Progress {
         }
     }
 
-    /// All that is to be tried again stays together: one portal's events must not wait for
-    /// another's.
+    /// Adds events that must be retried. They stay in one part, so that the events of one portal do
+    /// not wait for those of another.
     fn leave(&mut self, part: Part) {
         self.left = Some(match self.left.take() {
             None => part,
@@ -175,7 +172,7 @@ impl Progress {
             parts.push(Part { places: self.delivered, outcome: Outcome::Delivered });
         }
         parts.extend(self.ended);
-        // Last, because later parts would wait for it.
+        // This part is last, because later parts would wait for it.
         parts.extend(self.left);
         match &mut parts[..] {
             [only] if only.places.len() == count => {
@@ -186,9 +183,9 @@ impl Progress {
     }
 }
 
-/// Combines the outcomes of two portals that are both to be retried. The result has the reason that
-/// says more about the upstream, and the shorter of the two waits: the portal with the longer wait
-/// has a pause of its own, which holds its events back.
+/// Combines the outcomes of two portals whose events must both be retried. The result has the
+/// reason that says more about the upstream, and the shorter of the two waits. The portal with the
+/// longer wait has a pause of its own, during which its events are not sent.
 fn worse(a: Outcome, b: Outcome) -> Outcome {
     let rank = |outcome: &Outcome| match outcome {
         Outcome::Retry(failure) if !failure.local => 3,
@@ -210,7 +207,8 @@ fn worse(a: Outcome, b: Outcome) -> Outcome {
     worse
 }
 
-/// Says whose trouble it is, where it is one portal's: a number that the operator configured.
+/// Adds the number of the portal to a failure that concerns one portal only. The number is not
+/// personal data: the operator configured it.
 fn name_portal(portal: u64, outcome: &mut Outcome) {
     if let Outcome::Retry(failure) | Outcome::Fault(failure) = outcome
         && failure.local

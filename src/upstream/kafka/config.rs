@@ -25,7 +25,7 @@ pub const PROPERTIES_MAX: usize = 64;
 /// Longest topic name, in characters (Kafka's limit).
 pub const TOPIC_CHARS_MAX: usize = 249;
 
-/// Defaults, which `properties` may override.
+/// The default properties, which `properties` may override.
 const DEFAULTS: &[(&str, &str)] = &[
     ("client.id", "pixelgate"),
     ("compression.type", "zstd"),
@@ -34,17 +34,17 @@ const DEFAULTS: &[(&str, &str)] = &[
     // The queue holds events in flight only. Waiting events are in the spool.
     ("queue.buffering.max.messages", "100000"),
     ("queue.buffering.max.kbytes", "131072"),
-    // A connection to a broker that does not respond is closed early enough for librdkafka to
-    // resend its requests before the attempt ends.
+    // librdkafka closes a connection to a broker that does not respond early enough to send its
+    // requests again before the attempt ends.
     ("socket.timeout.ms", "10000"),
     ("socket.keepalive.enable", "true"),
-    // An edge tells a cluster nothing about itself unasked.
+    // An edge does not send metrics about itself to the cluster.
     ("enable.metrics.push", "false"),
-    // A missing topic is reported as missing before the attempt ends.
+    // A topic that does not exist is reported before the attempt ends.
     ("topic.metadata.propagation.max.ms", "5000"),
 ];
 
-/// Properties that name a file which librdkafka reads when a producer is made.
+/// The properties that name a file which librdkafka reads when a producer is opened.
 const FILES: &[&str] = &[
     "ssl.ca.location",
     "ssl.certificate.location",
@@ -53,7 +53,7 @@ const FILES: &[&str] = &[
     "ssl.crl.location",
 ];
 
-/// Properties that cannot be configured, because pixelgate sets them, with the reason.
+/// The properties that cannot be configured because pixelgate sets them, each with the reason.
 const OURS: &[(&str, &str)] = &[
     ("bootstrap.servers", "is the key `brokers`"),
     ("metadata.broker.list", "is the key `brokers`"),
@@ -85,14 +85,14 @@ pub struct Config {
     pub brokers: Vec<Secret>,
     /// The topic. It must exist, unless the cluster creates topics automatically.
     pub topic: String,
-    /// The message key, which chooses an event's partition.
+    /// The message key, which chooses an event's partition. Default: `portal`.
     pub key: Key,
     /// Further properties of librdkafka, such as `sasl.mechanism`. Values may hold `${ENV}`.
     pub properties: Properties,
-    /// Time for one attempt at a batch, in seconds, 1 to 300. Sets `message.timeout.ms`. Default:
-    /// 30.
+    /// The longest time for one attempt at a batch, in seconds, 1 to 300. Sets
+    /// `message.timeout.ms`. Default: 30.
     pub timeout_seconds: u64,
-    /// How long a connection is used, in seconds, 1 to 86,400. Default: 300.
+    /// The longest time that a connection is used, in seconds, 1 to 86,400. Default: 300.
     pub connection_seconds_max: u64,
 }
 
@@ -179,22 +179,23 @@ impl Config {
         client.set("acks", "all").set("enable.idempotence", "true");
         client.set("message.timeout.ms", (self.timeout_seconds * 1000).to_string());
         client.set("bootstrap.servers", self.bootstrap()?);
-        client.create_native_config().map_err(told)?;
+        client.create_native_config().map_err(property_error)?;
         Ok(client)
     }
 
     fn bootstrap(&self) -> Result<String, ConfigError> {
         if self.brokers.is_empty() {
-            return Err(ConfigError::new("brokers", "is missing: `[\"kafka.example:9092\"]`"));
+            let reason = "is missing: name a broker, as in `[\"kafka.example:9092\"]`";
+            return Err(ConfigError::new("brokers", reason));
         }
         if self.brokers.len() > BROKERS_MAX {
-            let reason = format!("there are {}, at most {BROKERS_MAX}", self.brokers.len());
+            let reason = format!("must be at most {BROKERS_MAX}, and are {}", self.brokers.len());
             return Err(ConfigError::new("brokers", reason));
         }
         let brokers: Vec<&str> = self.brokers.iter().map(Secret::expose).collect();
         let plain = |b: &&str| !b.is_empty() && !b.contains(char::is_whitespace);
         if !brokers.iter().all(plain) {
-            return Err(ConfigError::new("brokers", "holds one that is no `host:port`"));
+            return Err(ConfigError::new("brokers", "must each be a `host:port`"));
         }
         Ok(brokers.join(","))
     }
@@ -203,7 +204,7 @@ impl Config {
     fn values(&self) -> Result<BTreeMap<String, String>, ConfigError> {
         let Properties(all) = &self.properties;
         if all.len() > PROPERTIES_MAX {
-            let reason = format!("there are {}, at most {PROPERTIES_MAX}", all.len());
+            let reason = format!("must be at most {PROPERTIES_MAX}, and are {}", all.len());
             return Err(ConfigError::new("properties", reason));
         }
         let mut values = BTreeMap::new();
@@ -231,12 +232,14 @@ fn check_topic(topic: &str) -> Result<(), ConfigError> {
     if fits && !matches!(topic, "." | "..") {
         return Ok(());
     }
-    let reason = format!("is not 1 to {TOPIC_CHARS_MAX} of a-z, A-Z, 0-9, `.`, `_` and `-`");
+    let reason =
+        format!("must be 1 to {TOPIC_CHARS_MAX} characters of a-z, A-Z, 0-9, `.`, `_` and `-`");
     Err(ConfigError::new("topic", reason))
 }
 
-/// The error for a property that librdkafka rejects. Its message is dropped, as it holds the value.
-fn told(error: KafkaError) -> ConfigError {
+/// The error of a property that librdkafka rejects. The message of librdkafka is dropped, because
+/// it holds the value.
+fn property_error(error: KafkaError) -> ConfigError {
     match error {
         KafkaError::ClientConfig(RDKafkaConfRes::RD_KAFKA_CONF_UNKNOWN, _, name, _) => {
             ConfigError::new(format!("properties.{name}"), "is no property of librdkafka")
@@ -244,7 +247,7 @@ fn told(error: KafkaError) -> ConfigError {
         KafkaError::ClientConfig(_, _, name, _) => {
             ConfigError::new(format!("properties.{name}"), "has a value that librdkafka refuses")
         }
-        _ => ConfigError::new("properties", "hold a null character"),
+        _ => ConfigError::new("properties", "must not hold a null character"),
     }
 }
 

@@ -1,9 +1,9 @@
-//! Forwards librdkafka's log lines to our log, throttled, shortened and without secrets.
+//! Writes the log lines of librdkafka to pixelgate's log, throttled, shortened and without secrets.
 //!
-//! The lines are about brokers, connections and topics and never hold an event's key or value. A
-//! broken connection is logged repeatedly, so of each facility (librdkafka's word for a sort of
-//! line) one line passes per [`REPEAT_SECONDS_MIN`]; the others are counted. Debug lines are not
-//! throttled: an operator has to enable them twice (`properties.debug` and `RUST_LOG`).
+//! The lines are about brokers, connections and topics, and never hold the key or the value of an
+//! event. librdkafka logs a broken connection repeatedly, so each facility (its word for a kind of
+//! line) gets one line per [`REPEAT_SECONDS_MIN`]; the others are counted. Debug lines are not
+//! throttled, because an operator has to enable them twice (`properties.debug` and `RUST_LOG`).
 
 use std::collections::HashMap;
 use std::time::Duration;
@@ -13,31 +13,32 @@ use parking_lot::Mutex;
 use rdkafka::config::RDKafkaLogLevel;
 use tokio::time::Instant;
 
-/// Minimum time between two logged lines of a facility, in seconds.
+/// The shortest time between two logged lines of a facility, in seconds.
 pub const REPEAT_SECONDS_MIN: u64 = 60;
 /// Maximum number of facilities; librdkafka has fewer. Lines of further facilities are dropped.
 const FACILITIES_MAX: usize = 128;
-/// Longest line, in characters.
+/// The longest line that is logged, in characters. The rest is cut off.
 const LINE_CHARS_MAX: usize = 400;
-/// Shorter values, in characters, are not masked: they are words like `true` and `plain`.
+/// The shortest value that is masked, in characters. Shorter values are words like `true` and
+/// `plain`.
 const SECRET_CHARS_MIN: usize = 6;
 
-/// Forwards librdkafka's log lines: see the module.
+/// Writes the log lines of one producer.
 pub struct LogLines {
     secrets: Vec<String>,
     throttles: Mutex<HashMap<String, LogThrottle>>,
 }
 
 impl LogLines {
-    /// `secrets` are masked in every line.
+    /// Masks `secrets` in every line.
     pub fn new(secrets: &[String]) -> LogLines {
         LogLines { secrets: secrets.to_vec(), throttles: Mutex::default() }
     }
 
-    /// Logs a line, or counts it as held back.
+    /// Logs a line, or counts it as left out.
     pub fn pass_on(&self, level: RDKafkaLogLevel, facility: &str, line: &str) {
         let level = match level {
-            // At most a warning: the upstream's state in `/status` shows the severity.
+            // At most a warning, because the state of the upstream in `/status` shows the severity.
             RDKafkaLogLevel::Emerg
             | RDKafkaLogLevel::Alert
             | RDKafkaLogLevel::Critical
@@ -46,19 +47,22 @@ impl LogLines {
             RDKafkaLogLevel::Notice | RDKafkaLogLevel::Info => log::Level::Info,
             RDKafkaLogLevel::Debug => log::Level::Debug,
         };
-        let held_back = match level {
+        let left_out = match level {
             log::Level::Debug => Some(0),
             _ => self.may_log(facility),
         };
-        let Some(held_back) = held_back else { return };
+        let Some(left_out) = left_out else { return };
         let line = without(&self.secrets, line);
-        match held_back {
+        match left_out {
             0 => log::log!(level, "librdkafka: {facility}: {line}"),
-            n => log::log!(level, "librdkafka: {facility}: {line} ({n} like it were held back)"),
+            n => {
+                log::log!(level, "librdkafka: {facility}: {line} (further lines left out: {n})");
+            }
         }
     }
 
-    /// `Some` if this line may pass, with the number of lines held back since the last one.
+    /// `Some` if a line of this facility may be logged, with the number of lines that were left out
+    /// since the last one.
     fn may_log(&self, facility: &str) -> Option<u64> {
         let now = Instant::now().into_std();
         let mut throttles = self.throttles.lock();
@@ -75,7 +79,8 @@ impl LogLines {
     }
 }
 
-/// A text of librdkafka as one line of at most [`LINE_CHARS_MAX`] characters, secrets as `***`.
+/// A text of librdkafka as one line of at most [`LINE_CHARS_MAX`] characters, with `***` in place
+/// of each secret.
 pub fn without(secrets: &[String], text: &str) -> String {
     let mut text = text.to_owned();
     for secret in secrets.iter().filter(|s| s.chars().count() >= SECRET_CHARS_MIN) {

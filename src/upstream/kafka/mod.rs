@@ -1,18 +1,21 @@
 //! `kafka`: each event is one message in one topic (SPEC 7), sent by librdkafka.
 //!
-//! The value is the event's wire form, the header `id` its id, the timestamp its receive time. An
-//! event counts as delivered when all in-sync replicas have it (`acks=all`).
+//! The value of the message is the event's wire form, its header `id` is the event's id, and its
+//! timestamp the time of receipt. An event counts as delivered when all in-sync replicas have it
+//! (`acks=all`).
 //!
 //! # Retries
 //!
-//! Within an attempt librdkafka retries as an idempotent producer, which makes no duplicates. An
+//! Within an attempt, librdkafka retries as an idempotent producer, which makes no duplicates. An
 //! attempt ends after `timeout_seconds`; then delivery retries from the spool without a time limit.
-//! An event in a request without a response may then be in the topic twice, under one `id`. For
-//! Kafka, two processes, or one process before and after a restart, are two producers, so this
-//! cannot be prevented here: a consumer that must count once drops ids that it has seen.
+//! An event in a request without a response may then be in the topic twice, with the same `id`.
+//! This cannot be prevented here, because for Kafka two processes, or one process before and after
+//! a restart, are two producers. A consumer that must count each event once drops ids that it has
+//! seen.
 //!
-//! A producer that delivers nothing in several attempts, although a broker answers, is replaced: so
-//! it goes on after a topic was made again, or a broker has lost its state.
+//! A producer that delivers nothing in several attempts, although a broker answers, is replaced.
+//! This ends the stall after a topic was deleted and created again, or after a broker lost its
+//! state.
 //!
 //! # Order
 //!

@@ -10,7 +10,7 @@ use crate::upstream::outcome::{Failure, Outcome};
 /// The outcome of an event whose delivery failed with `code` while the connections were in
 /// `trouble`.
 ///
-/// The texts are librdkafka's own, one for each code. No text from a broker is passed on.
+/// The texts are those of librdkafka, one for each code. No text of a broker is shown.
 pub fn of(code: Code, trouble: Trouble) -> Outcome {
     match code {
         // An event whose broker is unreachable fails with a timeout. `trouble` is the cause.
@@ -24,13 +24,13 @@ pub fn of(code: Code, trouble: Trouble) -> Outcome {
             Trouble::Tls => Outcome::Fault(Failure::new("the TLS handshake fails")),
             Trouble::Authentication => Outcome::Fault(Failure::new("authentication fails")),
         },
-        // Reported by librdkafka about one event, or by a broker about a request: splitting tells.
+        // librdkafka reports this about one event, or a broker about a whole request: splitting the
+        // batch finds the event.
         Code::MessageSizeTooLarge | Code::MessageBatchTooLarge | Code::InvalidMessageSize => {
             Outcome::TooLarge(failure(code))
         }
         Code::InvalidRecord => Outcome::Rejected(failure(code)),
-        // The topic limits timestamps. The topic's configuration or a clock is wrong, not the
-        // event.
+        // The topic limits timestamps. Its configuration or a clock is wrong, and not the event.
         Code::InvalidTimestamp => Outcome::Fault(failure(code)),
         Code::Authentication
         | Code::ClusterAuthorizationFailed

@@ -6,20 +6,21 @@ use parking_lot::{Mutex, MutexGuard};
 use rdkafka::error::RDKafkaErrorCode;
 use tokio::sync::Notify;
 
-/// How an event's delivery ended.
+/// The end of an event's delivery.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum End {
     /// The report has not arrived yet.
     Open,
     /// All in-sync replicas have the event.
     Delivered,
-    /// librdkafka gave the event up.
+    /// librdkafka gave up the event.
     Failed(RDKafkaErrorCode),
     /// The event was not sent: its record cannot be read.
     Unreadable,
 }
 
-/// The ends of a batch's events. Shared by the batch's attempt and the handles of its events.
+/// The ends of the events of a batch. The attempt at the batch and the handles of its events share
+/// it.
 #[derive(Debug)]
 pub struct Outstanding {
     inner: Mutex<Inner>,
@@ -41,7 +42,7 @@ pub struct DeliveryHandle {
 }
 
 impl Outstanding {
-    /// For `events` events, all open.
+    /// The ends of `events` events, which are all open.
     pub fn new(events: usize) -> Arc<Outstanding> {
         let inner = Inner { ends: vec![End::Open; events], open: events };
         Arc::new(Outstanding { inner: Mutex::new(inner), closed: Notify::new() })
@@ -54,7 +55,7 @@ impl Outstanding {
 
     /// Waits until no event is open.
     pub async fn closed(&self) {
-        // There is one waiter, and `notify_one` stores a permit: the last report is not missed.
+        // The last report cannot be missed: there is one waiter, and `notify_one` stores a permit.
         while self.lock().open > 0 {
             self.closed.notified().await;
         }
@@ -71,7 +72,7 @@ impl Outstanding {
 }
 
 impl DeliveryHandle {
-    /// Records the event's end. Only the first one counts.
+    /// Records the end of the event. A second end has no effect.
     pub fn end(self, end: End) {
         let mut inner = self.outstanding.lock();
         if inner.ends.get(self.place) != Some(&End::Open) || end == End::Open {

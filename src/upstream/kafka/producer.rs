@@ -1,8 +1,8 @@
 //! One librdkafka producer, with its own threads and connections.
 //!
-//! After a fatal error (the idempotent producer has lost its sequence) a producer accepts no more
-//! events. After a broker has lost its state, or a topic was made again, it may deliver nothing
-//! without saying so. In both cases `upstream.rs` replaces it.
+//! After a fatal error (the idempotent producer has lost its sequence), a producer accepts no more
+//! events. After a broker has lost its state, or after a topic was deleted and created again, it
+//! may deliver nothing without an error. In both cases `upstream.rs` replaces the producer.
 
 use std::sync::atomic::{AtomicU8, Ordering};
 use std::thread;
@@ -23,7 +23,7 @@ use super::setup::Setup;
 /// The header that holds an event's id.
 const ID_HEADER: &str = "id";
 
-/// One librdkafka producer: see the module.
+/// One librdkafka producer.
 pub struct Producer {
     /// `None` only during `drop`.
     producer: Option<ThreadedProducer<Callbacks>>,
@@ -59,29 +59,30 @@ impl Producer {
     ///
     /// # Errors
     ///
-    /// Why librdkafka rejects the configuration as a whole, with secrets masked.
+    /// librdkafka rejects the configuration as a whole. The text says why, with secrets masked.
     pub fn open(setup: &Setup) -> Result<Producer, String> {
         let callbacks =
             Callbacks { trouble: AtomicU8::new(0), lines: LogLines::new(&setup.secrets) };
         let producer = setup.client.create_with_context(callbacks);
-        Ok(Producer { producer: Some(producer.map_err(|e| told(e, setup))?) })
+        Ok(Producer { producer: Some(producer.map_err(|e| masked_text(e, setup))?) })
     }
 
-    /// Checks that [`Producer::open`] would succeed. Without brokers, so nothing is connected.
+    /// Checks that [`Producer::open`] would succeed. Removes the brokers, so that no connection is
+    /// opened.
     pub fn rehearse(setup: &Setup) -> Result<(), String> {
         let mut client = setup.client.clone();
         client.remove("bootstrap.servers");
         let callbacks =
             Callbacks { trouble: AtomicU8::new(0), lines: LogLines::new(&setup.secrets) };
         let producer: Result<BaseProducer<Callbacks>, _> = client.create_with_context(callbacks);
-        producer.map(drop).map_err(|e| told(e, setup))
+        producer.map(drop).map_err(|e| masked_text(e, setup))
     }
 
-    /// Queues one event. `handle` ends with its delivery report, or at once if queuing fails.
+    /// Queues one event. `handle` ends with its delivery report, or at once if it cannot be queued.
     ///
     /// # Errors
     ///
-    /// The queue is full: the handle is returned open, to be tried again.
+    /// The queue is full. The open handle is returned, and the caller tries again.
     pub fn hand_over(
         &self,
         message: &Message<'_>,
@@ -100,7 +101,7 @@ impl Producer {
                 return Err(*record.delivery_opaque);
             }
             KafkaError::MessageProduction(code) => record.delivery_opaque.end(End::Failed(code)),
-            // The topic's name holds a null character, which the configuration rejects.
+            // The name of the topic holds a null character, which the configuration does not allow.
             _ => record.delivery_opaque.end(End::Failed(RDKafkaErrorCode::InvalidTopic)),
         }
         Ok(())
@@ -111,8 +112,8 @@ impl Producer {
         self.producer.as_ref().map_or(Trouble::None, |p| p.client().context().trouble())
     }
 
-    /// Whether a broker answers within `patience`. Blocks until then. If one does, earlier trouble
-    /// with connections is over.
+    /// Whether a broker answers within `patience`. Blocks until then. An answer ends earlier
+    /// trouble with connections.
     pub fn is_answered(&self, topic: &str, patience: Duration) -> bool {
         let Some(producer) = &self.producer else { return false };
         let answered = producer.client().fetch_metadata(Some(topic), patience).is_ok();
@@ -123,7 +124,7 @@ impl Producer {
         answered
     }
 
-    /// Stops the producer and gives up events in flight. Blocks until its threads have ended.
+    /// Stops the producer and gives up the events in flight. Blocks until its threads have ended.
     pub fn close(mut self) {
         drop(self.producer.take());
     }
@@ -136,8 +137,8 @@ impl Producer {
 
 impl Drop for Producer {
     fn drop(&mut self) {
-        // Stops on a thread of its own, because async code must not block. If no thread can be
-        // started, the producer is dropped here.
+        // Stopping blocks, so it is done on a thread of its own. If no thread can be started, the
+        // producer is dropped, and stopped, here.
         let Some(producer) = self.producer.take() else { return };
         let _ = thread::Builder::new().spawn(move || drop(producer));
     }
@@ -166,7 +167,7 @@ impl ClientContext for Callbacks {
     }
 
     fn error(&self, error: KafkaError, _: &str) {
-        // librdkafka logs the error's text too.
+        // librdkafka also logs the text of the error.
         let KafkaError::Global(code) = error else { return };
         let trouble = match code {
             RDKafkaErrorCode::Authentication => Trouble::Authentication,
@@ -199,8 +200,8 @@ impl ProducerContext for Callbacks {
     }
 }
 
-/// librdkafka's message, which names the property at fault, with secrets masked.
-fn told(error: KafkaError, setup: &Setup) -> String {
+/// The message of librdkafka, which names the property at fault, with secrets masked.
+fn masked_text(error: KafkaError, setup: &Setup) -> String {
     match error {
         KafkaError::ClientCreation(text) => log_lines::without(&setup.secrets, &text),
         _ => "librdkafka refuses the configuration".to_owned(),

@@ -1,12 +1,12 @@
-//! A checked configuration, as the producer and the upstream use it.
+//! The checked settings that the producer and the upstream share.
 
 use rdkafka::ClientConfig;
 use serde::Deserialize;
 
-/// A checked configuration.
+/// The checked settings of an upstream.
 pub struct Setup {
     pub client: ClientConfig,
-    /// Configured values that are never shown.
+    /// The values of properties, which log lines and errors must not show.
     pub secrets: Vec<String>,
     pub topic: String,
     pub key: Key,
@@ -29,6 +29,6 @@ pub enum Key {
     Portal,
     /// The canonical email address; an event without one has no key.
     Email,
-    /// None: spread over all partitions.
+    /// No key: events spread over all partitions.
     None,
 }

@@ -27,26 +27,26 @@ use crate::upstream::outcome::{Failure, Outcome};
 const BATCHES_MAX: usize = 8;
 /// Pause before an event is queued again after the queue was full, in milliseconds.
 const QUEUE_FULL_MS: u64 = 5;
-/// How long a delivery report may come after the event's timeout, in seconds.
+/// The longest delay of a delivery report after the event's timeout, in seconds.
 const REPORT_GRACE_SECONDS: u64 = 5;
-/// How long a stop waits for the producer's threads, in seconds.
+/// The longest wait of a stop for the producer's threads, in seconds.
 const CLOSE_SECONDS_MAX: u64 = 2;
-/// How long a broker may take to answer when an attempt has delivered nothing, in seconds.
+/// The longest wait for a broker's answer after an attempt that has delivered nothing, in seconds.
 const ANSWER_SECONDS_MAX: u64 = 2;
-/// Attempts in a row that deliver nothing although a broker answers, after which the producer is
-/// replaced.
+/// The attempts in a row that deliver nothing although a broker answers, after which the producer
+/// is replaced.
 const STUCK_ATTEMPTS_MAX: u32 = 2;
-/// Number of events after which the task yields to others on its thread.
+/// The number of events after which the task yields to others on its thread.
 const EVENTS_AT_ONCE: usize = 64;
 
-/// The upstream of kind `kafka`: see the module `kafka`.
+/// The upstream of kind `kafka`.
 pub struct Kafka {
     setup: Arc<Setup>,
-    /// Opened by the first attempt, and again after a fatal error or when it is stuck.
+    /// The first attempt opens it, and so does an attempt after a fatal error or when it is stuck.
     producer: Mutex<Option<Arc<Producer>>>,
     /// Attempts in a row that delivered nothing although a broker answered.
     stuck_attempts: AtomicU32,
-    /// Read-locked by every attempt; write-locked by one that must not share a request: see
+    /// Every attempt read-locks it; an attempt that must not share a request write-locks it, see
     /// `send`.
     exclusive_send: RwLock<()>,
 }
@@ -87,7 +87,7 @@ impl Upstream for Kafka {
         let Some(producer) = self.producer.lock().await.take().and_then(Arc::into_inner) else {
             return;
         };
-        // Wait, so that the producer's threads do not run during process exit.
+        // Waits, so that the threads of the producer do not run while the process exits.
         let closing = tokio::task::spawn_blocking(move || producer.close());
         let _ = timeout(Duration::from_secs(CLOSE_SECONDS_MAX), closing).await;
     }
@@ -124,9 +124,9 @@ impl Kafka {
         let fatal = producer.fatal_error();
         let outcome = |end| match end {
             End::Delivered => Outcome::Delivered,
-            End::Unreadable => Outcome::Rejected(Failure::new("a spool record cannot be read")),
+            End::Unreadable => Outcome::unreadable(),
             End::Open => outcome::of(RDKafkaErrorCode::MessageTimedOut, trouble),
-            // `Fatal` only refers to the producer's fatal error, which is the cause.
+            // `Fatal` only says that the producer has a fatal error, which is the cause.
             End::Failed(RDKafkaErrorCode::Fatal) => {
                 outcome::of(fatal.unwrap_or(RDKafkaErrorCode::Fatal), trouble)
             }
@@ -173,7 +173,7 @@ impl Kafka {
                 continue;
             };
             value.clear();
-            writer.write(&mut value, &record, bot::is_bot(record.user_agent));
+            writer.write(&mut value, &record, bot::is_bot_bytes(record.user_agent));
             let mut digits = itoa::Buffer::new();
             let key = match self.setup.key {
                 Key::Portal => Some(digits.format(record.portal).as_bytes()),
@@ -198,7 +198,7 @@ impl Kafka {
         }
     }
 
-    /// A record, and the email address if it is the message key.
+    /// Reads a record, and the email address if that is the message key.
     fn read<'a>(&self, bytes: &'a [u8]) -> Option<(RawRecord<'a>, Option<String>)> {
         let email = match self.setup.key {
             Key::Email => {
@@ -218,8 +218,9 @@ impl Kafka {
         }
         let setup = Arc::clone(&self.setup);
         let opened = tokio::task::spawn_blocking(move || Producer::open(&setup)).await;
-        // Panics if the system cannot start a thread, which may be temporary.
-        let opened = opened.map_err(|_| Outcome::Retry(Failure::new("no producer can be made")))?;
+        // `open` panics if the system cannot start a thread, which may be temporary.
+        let failure = || Failure::new("the threads of a producer cannot be started");
+        let opened = opened.map_err(|_| Outcome::Retry(failure()))?;
         let producer = Arc::new(opened.map_err(|why| Outcome::Fault(Failure::new(why)))?);
         *current = Some(Arc::clone(&producer));
         Ok(producer)

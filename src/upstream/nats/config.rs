@@ -41,19 +41,21 @@ const PORT_DEFAULT: u16 = 4222;
 #[serde(default, deny_unknown_fields)]
 #[cfg_attr(not(feature = "internals"), non_exhaustive)]
 pub struct Config {
-    /// Servers of one cluster: `nats://` or `tls://`, with `user:password@` or `token@` if the
-    /// servers require it, the same in every URL. May hold `${ENV}`.
+    /// The servers of one cluster, as `nats://` or `tls://` URLs, at most 16. They have
+    /// `user:password@` or `token@` if the servers require it, the same in every URL. May hold
+    /// `${ENV}`.
     #[serde(deserialize_with = "one_or_many")]
     pub urls: Vec<Secret>,
-    /// Where events are published. `{portal}` stands for the event's portal.
+    /// The subject to which events are published. `{portal}` is replaced by the number of each
+    /// event's portal.
     pub subject: String,
     /// The stream that stores the events. It must exist and take the subject.
     pub stream: String,
-    /// A credentials file (`.creds`: a JWT and its key), read again for every connection.
+    /// A credentials file (`.creds`: a JWT and its key), which is read for every connection.
     pub credentials: Option<PathBuf>,
-    /// Time for one attempt at a batch, in seconds, 1 to 300. Default: 10.
+    /// The longest time for one attempt at a batch, in seconds, 1 to 300. Default: 10.
     pub timeout_seconds: u64,
-    /// How long a connection is used, in seconds, 1 to 86,400. Default: 300.
+    /// The longest time that a connection is used, in seconds, 1 to 86,400. Default: 300.
     pub connection_seconds_max: u64,
     /// Certificates (PEM) to trust instead of the machine's. If set, TLS is required.
     pub ca: Option<PathBuf>,
@@ -133,7 +135,7 @@ impl Config {
             Tls { ca: self.ca.as_deref(), cert: self.cert.as_deref(), key: self.key.as_deref() };
         match tls_config(&tls, true) {
             // A server may require TLS even if the configuration does not. Without the machine's
-            // certificates that server is not trusted; servers without TLS work.
+            // certificates, such a server is not trusted, and servers without TLS still work.
             Err(_) if !required => tls_config(&tls, false),
             config => config,
         }
@@ -143,16 +145,17 @@ impl Config {
     fn servers(&self) -> Result<(Vec<ServerAddr>, Login), ConfigError> {
         let wrong = |reason: String| ConfigError::new("urls", reason);
         if self.urls.is_empty() {
-            return Err(wrong("is missing: `[\"nats://nats.example:4222\"]`".to_owned()));
+            let reason = "is missing: name a server, as in `[\"nats://nats.example:4222\"]`";
+            return Err(wrong(reason.to_owned()));
         }
         if self.urls.len() > URLS_MAX {
-            return Err(wrong(format!("there are {}, at most {URLS_MAX}", self.urls.len())));
+            return Err(wrong(format!("must be at most {URLS_MAX}, and are {}", self.urls.len())));
         }
         let mut servers = Vec::new();
         let mut login: Option<Login> = None;
         for text in &self.urls {
             let mut url = Url::parse(text.expose())
-                .map_err(|e| ConfigError::caused("urls", "holds one that is no URL", e))?;
+                .map_err(|e| ConfigError::caused("urls", "must each be a URL", e))?;
             if !matches!(url.scheme(), "nats" | "tls") || !url.has_host() {
                 let reason = "must each begin with nats:// or tls:// and a host";
                 return Err(wrong(reason.to_owned()));
@@ -161,7 +164,7 @@ impl Config {
             if *login.get_or_insert(own.clone()) != own {
                 return Err(wrong("must all hold the same user and password".to_owned()));
             }
-            // Cannot fail: the URL has a host.
+            // Cannot fail, because the URL has a host.
             let _ = (url.set_username(""), url.set_password(None));
             let server = ServerAddr::from_url(url);
             servers.push(server.map_err(|e| ConfigError::caused("urls", "cannot be used", e))?);
@@ -176,7 +179,7 @@ impl Config {
 }
 
 impl Login {
-    /// Reads the part before the `@`: `user:password`, or a token alone, as NATS defines it.
+    /// Reads the part before the `@`, which is `user:password` or a token, as NATS defines it.
     fn of(url: &Url) -> Result<Login, &'static str> {
         let plain = |text: &str| {
             let text = percent_decode_str(text).decode_utf8();
@@ -199,15 +202,17 @@ fn check_stream(stream: &str) -> Result<(), ConfigError> {
         return Ok(());
     }
     let reason = format!(
-        "is not 1 to {STREAM_CHARS_MAX} characters without white space, `.`, `*`, `>`, `/` and `\\`"
+        "must be 1 to {STREAM_CHARS_MAX} characters without white space, `.`, `*`, `>`, `/`, `\\`"
     );
     Err(ConfigError::new("stream", reason))
 }
 
 fn check_credentials(path: &std::path::Path) -> Result<(), ConfigError> {
+    let file = path.display();
     let text = std::fs::read_to_string(path)
-        .map_err(|e| ConfigError::caused("credentials", "cannot be read", e))?;
+        .map_err(|e| ConfigError::caused("credentials", format!("{file} cannot be read"), e))?;
     let parsed = async_nats::ConnectOptions::new().credentials(&text);
     // The cause is dropped, because it may hold a part of the file.
-    parsed.map(drop).map_err(|_| ConfigError::new("credentials", "holds no JWT with its key"))
+    let reason = || format!("{file} does not hold a JWT and its key");
+    parsed.map(drop).map_err(|_| ConfigError::new("credentials", reason()))
 }

@@ -2,8 +2,9 @@
 //!
 //! A connection is used until it breaks, an acknowledgement is missing at the deadline, or the
 //! server denies a permission. Publishes in flight then fail at once, because their
-//! acknowledgements cannot arrive any more, and the next attempt opens a new connection. Its
-//! error says why there is no connection; the client's own reconnecting would not report that.
+//! acknowledgements cannot arrive any more, and the next attempt opens a new connection. If that
+//! fails, its error says why. The client could reconnect by itself, but it would not report why it
+//! fails.
 
 use std::future::Future;
 use std::time::Duration;
@@ -18,14 +19,14 @@ use super::outcome;
 use super::setup::{BATCHES_MAX, Login, Setup, UNANSWERED_MAX};
 use crate::upstream::outcome::{Failure, Outcome};
 
-/// Connect timeout for one server, in seconds; `timeout_seconds` if that is less.
+/// Limit for connecting to one server, in seconds; `timeout_seconds` if that is less.
 const CONNECT_SECONDS_MAX: u64 = 5;
 /// Interval of pings, in seconds.
 const PING_SECONDS: u64 = 15;
 
-/// A connection with its stream checked: see the module.
+/// A connection whose stream was checked.
 pub struct Connection {
-    /// Kept, because dropping the client closes the connection.
+    /// Stored here, because dropping the client closes the connection.
     _client: Client,
     jetstream: jetstream::Context,
     health: watch::Receiver<Health>,
@@ -95,7 +96,7 @@ impl Connection {
         *self.health.borrow() == Health::Fine
     }
 
-    /// The future's value, or an error if the connection fails or the deadline passes first.
+    /// Waits for `future`. An error means that the connection failed first or the deadline passed.
     async fn unless_broken<F: Future>(
         &self,
         deadline: Instant,
@@ -103,7 +104,7 @@ impl Connection {
     ) -> Result<F::Output, Outcome> {
         let mut health = self.health.clone();
         let failed = async {
-            // An error means that the client has ended.
+            // `wait_for` fails if the client has ended.
             health
                 .wait_for(|health| *health != Health::Fine)
                 .await
@@ -113,7 +114,7 @@ impl Connection {
             biased;
             value = future => Ok(value),
             health = failed => Err(match health {
-                Health::Denied => Outcome::Fault(Failure::new("the server denies us the right")),
+                Health::Denied => Outcome::Fault(Failure::new("the server denies a permission")),
                 Health::Fine | Health::Broken => {
                     Outcome::Retry(Failure::new("the connection broke"))
                 }
@@ -134,7 +135,7 @@ fn ended(
     acknowledged: Result<jetstream::publish::PublishAck, jetstream::context::PublishError>,
 ) -> Outcome {
     match acknowledged {
-        // A duplicate counts as delivered too: the stream has the event.
+        // A duplicate counts as delivered, too, because the stream has the event.
         Ok(_) => Outcome::Delivered,
         Err(error) => outcome::of_publish(&error),
     }
@@ -149,10 +150,10 @@ async fn options(setup: &Setup, report: watch::Sender<Health>) -> Result<Connect
         }
     };
     let options = match &setup.credentials {
-        Some(path) => options
-            .credentials_file(path)
-            .await
-            .map_err(|_| Outcome::Fault(Failure::new("the credentials file cannot be read")))?,
+        Some(path) => options.credentials_file(path).await.map_err(|_| {
+            let what = format!("the credentials file {} cannot be read", path.display());
+            Outcome::Fault(Failure::new(what))
+        })?,
         None => options,
     };
     let connect = setup.timeout.min(Duration::from_secs(CONNECT_SECONDS_MAX));
@@ -163,8 +164,8 @@ async fn options(setup: &Setup, report: watch::Sender<Health>) -> Result<Connect
         .connection_timeout(connect)
         .request_timeout(Some(setup.timeout))
         .ping_interval(Duration::from_secs(PING_SECONDS))
-        // One pass over the servers to connect, and one after the connection broke, so that an
-        // abandoned client ends.
+        // The client tries each server once to connect, and once after the connection broke. Then
+        // it ends, even if it is abandoned.
         .max_reconnects(setup.servers.len())
         .ignore_discovered_servers()
         .event_callback(move |event| {

@@ -1,8 +1,8 @@
 //! `nats`: each event is one message in a JetStream stream (SPEC 7).
 //!
-//! The payload is the event's wire form, the header `Nats-Msg-Id` its id: the stream drops repeats
-//! within its `duplicate_window`. An event counts as delivered when the stream has acknowledged
-//! it; how safely it is stored then is the stream's configuration.
+//! The payload is the event's wire form. The header `Nats-Msg-Id` is the event's id, by which the
+//! stream drops repeats within its `duplicate_window`. An event counts as delivered when the stream
+//! has acknowledged it. The configuration of the stream decides how safely it is stored then.
 //!
 //! Events are published without waiting, with up to [`UNANSWERED_MAX`] unacknowledged events per
 //! batch. An event whose acknowledgement does not arrive within `timeout_seconds`, or whose

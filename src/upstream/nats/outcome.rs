@@ -1,6 +1,6 @@
 //! Maps errors of NATS to the outcome of an event or of an attempt (SPEC 7).
 //!
-//! A server's message may repeat a subject or a name, so it is not passed on: each error has a
+//! The message of a server may repeat a subject or a name, so it is not shown. Each error has a
 //! fixed text.
 
 use std::io;
@@ -27,19 +27,20 @@ pub fn of_connect(error: &ConnectError) -> Outcome {
     }
     match error.kind() {
         ConnectErrorKind::Authentication | ConnectErrorKind::AuthorizationViolation => {
-            fault("the server refuses our credentials")
+            fault("the server refuses the credentials")
         }
-        ConnectErrorKind::Tls => fault("no TLS can be set up"),
+        ConnectErrorKind::Tls => fault("TLS cannot be set up"),
         ConnectErrorKind::ServerParse => fault("a server's address cannot be used"),
         ConnectErrorKind::Dns => retry("cannot connect: the server's name is not known"),
         ConnectErrorKind::TimedOut => retry("connecting timed out"),
         ConnectErrorKind::Io | ConnectErrorKind::MaxReconnects => match cause(error) {
             Some(ServerError::Other(text)) if is_about_login(text) => {
-                fault("the server refuses our credentials")
+                fault("the server refuses the credentials")
             }
             Some(_) => retry("the server refuses the connection"),
             None => match cause::<io::Error>(error) {
-                // The operating system's text. The text of other errors may be the server's.
+                // The text is that of the operating system. Other errors may hold text of the
+                // server.
                 Some(e) if e.raw_os_error().is_some() => retry(format!("cannot connect: {e}")),
                 _ => retry("cannot connect"),
             },
@@ -67,13 +68,14 @@ pub fn of_publish(error: &PublishError) -> Outcome {
         PublishErrorKind::MaxPayloadExceeded => {
             Outcome::TooLarge(Failure::new("larger than the server's max_payload"))
         }
-        // Also while a stream has no leader. The next attempt checks whether the stream exists.
+        // This may mean that the stream has no leader now. The next attempt checks whether the
+        // stream exists.
         PublishErrorKind::StreamNotFound => retry("no stream takes the subject"),
         PublishErrorKind::TimedOut => retry("no answer in time"),
         PublishErrorKind::BrokenPipe => retry("the connection broke"),
-        PublishErrorKind::MaxAckPending => retry("too many events on their way"),
+        PublishErrorKind::MaxAckPending => retry("too many events wait for an acknowledgement"),
         PublishErrorKind::WrongLastMessageId | PublishErrorKind::WrongLastSequence => {
-            retry("the stream is ahead")
+            retry("the stream expects another last message")
         }
         PublishErrorKind::Other => match cause::<async_nats::jetstream::Error>(error) {
             Some(answer) => of_code(answer.error_code()),

@@ -1,4 +1,4 @@
-//! A checked configuration, as the connection and the upstream use it.
+//! The checked settings that the connection and the upstream share.
 
 use std::path::PathBuf;
 use std::time::Duration;
@@ -12,7 +12,7 @@ pub const BATCHES_MAX: usize = 4;
 /// Maximum number of unacknowledged events of one batch.
 pub const UNANSWERED_MAX: usize = 1000;
 
-/// A checked configuration.
+/// The checked settings of an upstream.
 pub struct Setup {
     pub servers: Vec<ServerAddr>,
     pub login: Login,

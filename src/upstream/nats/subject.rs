@@ -1,10 +1,10 @@
-//! Subjects: where events are published, and whether a stream's filter matches them.
+//! The subjects to which events are published, and how the filters of a stream match them.
 
 use std::fmt::Write;
 
-/// Longest configured subject, in characters, before `{portal}` is replaced.
+/// The longest configured subject, in characters, before `{portal}` is replaced.
 pub const SUBJECT_CHARS_MAX: usize = 255;
-/// Placeholder for the event's portal.
+/// The placeholder for the event's portal.
 const PORTAL: &str = "{portal}";
 
 /// A checked subject, with or without the placeholder.
@@ -21,7 +21,7 @@ impl Subject {
             return Err(format!("has more than {SUBJECT_CHARS_MAX} characters"));
         }
         if text.starts_with('$') {
-            return Err("begins with `$`, which is NATS's own".to_owned());
+            return Err("begins with `$`, which NATS reserves for itself".to_owned());
         }
         let rest = text.replace(PORTAL, "0");
         if rest.contains(['{', '}']) {

@@ -19,19 +19,19 @@ use crate::upstream::batch::Batch;
 use crate::upstream::bot;
 use crate::upstream::contract::Upstream;
 use crate::upstream::merge_outcomes::merge_outcomes;
-use crate::upstream::outcome::{Failure, Outcome};
+use crate::upstream::outcome::Outcome;
 
-/// The upstream of kind `nats`: see the module `nats`.
+/// The upstream of kind `nats`.
 pub struct Nats {
     setup: Setup,
-    /// Opened by the first attempt, and again after a failure.
+    /// The first attempt opens it, and so does an attempt after a failure.
     connection: Mutex<Option<Arc<Connection>>>,
 }
 
 /// The outcomes of a batch's events so far.
 struct Progress {
     ends: Vec<Option<Outcome>>,
-    /// Published and not acknowledged yet, the oldest first.
+    /// The events that are published and not acknowledged yet, the oldest first.
     unanswered: VecDeque<(usize, PublishAckFuture)>,
 }
 
@@ -64,7 +64,7 @@ impl Upstream for Nats {
         }
         let ends = || progress.ends.iter().flatten();
         if ends().any(|end| matches!(end, Outcome::Retry(_) | Outcome::Fault(_))) {
-            // The next attempt opens a new connection, which checks server and stream.
+            // The next attempt opens a new connection, and checks server and stream.
             self.retire(&connection).await;
         }
         merge_outcomes(ends().cloned())
@@ -104,7 +104,8 @@ impl Nats {
         }
     }
 
-    /// Publishes all events and waits for their acknowledgements. The error is the connection's.
+    /// Publishes all events and waits for their acknowledgements. An error means that the
+    /// connection failed.
     async fn publish(
         &self,
         connection: &Connection,
@@ -114,8 +115,7 @@ impl Nats {
     ) -> Result<(), Outcome> {
         for (place, bytes) in records.iter().enumerate() {
             let Some((subject, message)) = self.message(bytes) else {
-                let failure = Failure::new("a spool record cannot be read");
-                progress.ends[place] = Some(Outcome::Rejected(failure));
+                progress.ends[place] = Some(Outcome::unreadable());
                 continue;
             };
             if progress.unanswered.len() >= UNANSWERED_MAX {
@@ -135,7 +135,7 @@ impl Nats {
     fn message(&self, bytes: &[u8]) -> Option<(String, PublishMessage)> {
         let record = RawRecord::read(bytes).ok()?;
         let mut payload = Vec::with_capacity(bytes.len() + Batch::EVENT_OVERHEAD_BYTES);
-        let bot = bot::is_bot(record.user_agent);
+        let bot = bot::is_bot_bytes(record.user_agent);
         WireWriter::default().write(&mut payload, &record, bot);
         let mut id = Uuid::encode_buffer();
         let id: &str = Uuid::from_bytes(record.id).hyphenated().encode_lower(&mut id);
@@ -160,7 +160,7 @@ impl Progress {
         Ok(())
     }
 
-    /// Takes the acknowledgements that have arrived. All other open events end as `why`.
+    /// Takes the acknowledgements that have arrived. All other open events get the outcome `why`.
     async fn give_up(&mut self, why: &Outcome) {
         for (place, ack) in self.unanswered.drain(..) {
             self.ends[place] = connection::already_acknowledged(ack).await;

@@ -1,45 +1,52 @@
 //! Delivery as a whole, simulated: workers, breaker, limiter, spool and scripted upstreams on one
-//! thread and tokio's paused time. A seed draws traffic, answers, outages, stalls, crashes and
-//! stops. The spool's own threads run in real time beside it, on a disk in memory.
+//! thread and tokio's paused time. A seed draws traffic, answers, outages, stalls, crashes, stops,
+//! damaged and missing segments, records of a newer version, other configurations and replays of
+//! dead letters. The spool's own threads run in real time beside it, on a disk in memory.
 //!
 //! After each step: accepted = delivered + dead + lost + pending; no event comes twice but by a
-//! rule; no attempt begins within a pause; no event waits long for its next attempt while its
-//! upstream works, whatever fails beside it; no upstream is left alone while an event waits for it;
-//! the lag is that of the oldest; no event is attempted without end in a minute; the state is not
-//! `ok` while an event waits for nothing; a stop cuts off no attempt before its time. At the end
-//! every event has ended, those that the upstreams never take as dead letters.
+//! rule, and none that a stop has cut off where that is money; no event is lost but a damaged one;
+//! no attempt begins within a pause, in whichever form it was asked for; no more attempts are under
+//! way than the answers allow; no event waits long for its next attempt while its upstream works,
+//! whatever fails beside it; no upstream is left alone while an event waits for it; the lag is that
+//! of the oldest; no event is attempted without end in a minute; the state is not `ok` while an
+//! event waits for nothing; what lasts is a fault; a stop cuts off no attempt before its time; a
+//! replay that is cut off leaves exactly the letters of what was not delivered. At the end every
+//! event has ended, those that the upstreams never take as dead letters.
 //!
 //! In one seed of eight the upstreams fail for nothing but events that they never take: those are
 //! dead letters at the end, and no others. In every other seed the workers have no tick, which
 //! would hide a wake-up that is lost, and at the end there are quiet stretches without traffic,
-//! which would hide it as well.
+//! which would hide it as well. In one seed of 64, 70,000 events come behind one that is stuck.
 //!
 //! `PIXELGATE_TEST_SEEDS=10000` runs more seeds, from `PIXELGATE_TEST_SEED_FIRST` on, and
 //! `PIXELGATE_TEST_SEED=7` one. A failure names its seed; a seed that has found a defect is kept in
 //! [`FOUND`].
 
+mod disk;
+mod load;
+mod operator;
+mod process;
 mod rules;
+mod script;
+mod traffic;
 mod upstream;
 
 use std::collections::BTreeSet;
+use std::path::PathBuf;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::sync::mpsc::RecvTimeoutError;
 use std::time::Duration;
 
 use bytesize::ByteSize;
 use parking_lot::Mutex;
 use pixelgate::internals::clock::Clock;
-use pixelgate::internals::delivery::{
-    self, Backoff, CLOSE_MS_MAX, CUT_OFF_MS_MAX, Forwarder, Options, Route,
-};
-use pixelgate::internals::event::{Context, Event, encode_record};
-use pixelgate::internals::spool::{Config, Durability, Env, Spool};
-use pixelgate::internals::upstream::{BatchConfig, Upstream};
-use tokio::task::JoinSet;
+use pixelgate::internals::upstream::BatchConfig;
 use tokio::time::{Instant, sleep};
 
-use self::upstream::{Mode, Random, Script, Scripted};
-use crate::spool_model::wait;
+use self::process::Process;
+use self::script::{Random, Script};
+use self::upstream::{Mode, Scripted};
 use crate::spool_sim::SimFs;
 
 /// Seeds that have found a defect.
@@ -47,12 +54,16 @@ const FOUND: &[u64] = &[];
 const SEEDS: u64 = 100;
 const STEPS: u64 = 40;
 const BASE_MS: u64 = 1_750_000_000_000;
+/// The first half of each event's id.
+const ID_PREFIX: u64 = 0x0197_5A1D_70E5_7A11;
+/// The events of a flood: more than a window of 65,536, in which delivery once froze.
+const FLOOD: u64 = 70_000;
 const NAMES: [&str; 2] = ["a", "b"];
 /// An upstream that works, and neither stalls nor asks for pauses, is sent each event that waits
 /// within this time, whatever else it refuses.
 const NEXT_ATTEMPT_MAX: Duration = Duration::from_secs(20 * 60);
-/// No attempt begins or ends within this time while an event waits: longer than any wait, pause,
-/// linger or stall.
+/// No attempt begins or ends within this time while a full batch waits, nor within this time and
+/// the linger while an event waits: longer than any wait, pause or stall.
 const QUIET_MAX: Duration = Duration::from_secs(120);
 /// As good as no tick.
 const NO_TICK: Duration = Duration::from_secs(365 * 24 * 3600);
@@ -74,17 +85,29 @@ impl Clock for PausedClock {
     }
 }
 
-/// One process.
-struct Process {
-    fs: SimFs,
-    spool: Spool,
-    forwarder: Forwarder,
-    workers: JoinSet<()>,
-    started: Instant,
+/// What a seed's story is about, beside traffic and answers.
+#[derive(Debug)]
+struct Plot {
+    /// The upstreams fail for nothing but events that they never take.
+    is_sober: bool,
+    /// Many events come behind one that is stuck until the end.
+    is_flood: bool,
+    /// Slow traffic goes on for long beside events that the upstreams take only at the end, or after
+    /// many attempts.
+    is_patient: bool,
+    /// Segments are damaged, or missing for a while.
+    hurts: bool,
+    /// The second upstream is missing for some starts.
+    removes: bool,
+    /// Dead letters are replayed.
+    replays: bool,
+    /// A newer version has written some records.
+    has_newer: bool,
 }
 
 struct World {
     random: Random,
+    plot: Plot,
     disk: SimFs,
     dead_dir: tempfile::TempDir,
     /// Whether no dead letter can be written.
@@ -95,17 +118,37 @@ struct World {
     upstreams: Vec<Arc<Scripted>>,
     /// The events that are dead letters of each upstream, as far as they were read.
     dead: [BTreeSet<u64>; NAMES.len()],
+    /// The sizes of their files when they were read.
+    letters_bytes: [u64; NAMES.len()],
     /// The first event that has not ended at each upstream: all before it have.
     first_left: [u64; NAMES.len()],
+    is_configured: [bool; NAMES.len()],
+    /// What waited for each upstream when the last process that knew it stopped.
+    pending_at_stop: [u64; NAMES.len()],
     tick_every: Option<Duration>,
-    is_sober: bool,
     batch: BatchConfig,
     attempts_max: u32,
+    segment_bytes: ByteSize,
     process: Option<Process>,
-    accepted: u64,
-    /// When each event was accepted, by its number less 1.
-    accepted_at: Vec<Instant>,
+    accepted: Vec<Accepted>,
+    /// Records of a newer version.
+    newer: u64,
+    /// Events of damaged records: they may be lost.
+    damaged: BTreeSet<u64>,
+    /// A segment that was moved away.
+    moved: Option<PathBuf>,
+    /// When a segment was last moved back.
+    moved_at: Instant,
+    /// All is well from now on.
+    is_ending: bool,
     seed: u64,
+}
+
+/// An event, by its number less 1.
+struct Accepted {
+    at: Instant,
+    /// Whether it is meant for each upstream: those that were configured.
+    is_for: [bool; NAMES.len()],
 }
 
 /// The portal of an event, by its number.
@@ -120,156 +163,85 @@ async fn due_now() {
     }
 }
 
-/// What an upstream does. `is_sober`: it fails for the events that it never takes alone.
-fn script(random: &mut Random, is_sober: bool) -> Script {
-    let in_order = random.once_in(4);
-    let mut one_in = |often: u64| if random.once_in(2) { often } else { 0 };
-    let (poison, rejected) = (one_in(40), one_in(50));
-    let mut one_in = |often: u64| if is_sober { 0 } else { one_in(often) };
-    Script {
-        poison,
-        rejected,
-        pauses: one_in(30),
-        flaky: one_in(10),
-        lost_answers: one_in(40),
-        panics: one_in(60),
-        stalls: one_in(20),
-        mixed: one_in(10),
-        local: one_in(15),
-        in_order,
-        concurrency: 1 + random.below(6) as usize,
+impl Plot {
+    fn drawn(seed: u64, random: &mut Random) -> Plot {
+        let is_sober = seed % 8 == 3;
+        let mut also = |times| random.once_in(times) && !is_sober;
+        let (hurts, removes, replays) = (also(4), also(4), also(3));
+        let is_flood = seed % 64 == 6;
+        // Records of a newer version do not end, and may not be lost.
+        let has_newer = also(6) && !hurts && !is_flood;
+        let is_patient = seed % 16 == 9;
+        Plot { is_sober, is_flood, is_patient, hurts, removes, replays, has_newer }
     }
 }
 
 impl World {
     fn new(seed: u64) -> World {
         let mut random = Random(seed);
-        let is_sober = seed % 8 == 3;
+        let plot = Plot::drawn(seed, &mut random);
+        let script = |random: &mut Random| match plot.is_flood {
+            true => Script::stuck_at(1, random),
+            false if plot.is_patient => Script::poisoned(random),
+            false => Script::drawn(random, plot.is_sober),
+        };
         let upstreams = NAMES
             .iter()
-            .map(|_| Scripted::new(script(&mut random, is_sober), Random(random.next())))
+            .map(|_| Scripted::new(script(&mut random), Random(random.next())))
             .collect();
+        let linger_max = if random.once_in(6) { 600_000 } else { 2_000 };
         let batch = BatchConfig {
-            events_max: 1 + random.below(20) as usize,
-            bytes_max: ByteSize::kib(64),
-            linger_ms: random.below(2_000),
+            events_max: match plot.is_flood && random.once_in(2) {
+                // One batch holds more than the window, and comes before its linger is over.
+                true => 66_000,
+                false if plot.is_flood => 500,
+                false => 1 + random.below(20) as usize,
+            },
+            bytes_max: if plot.is_flood { ByteSize::mib(64) } else { ByteSize::kib(64) },
+            linger_ms: random.below(linger_max),
         };
+        let now = Instant::now();
         World {
             disk: SimFs::new(seed),
             dead_dir: tempfile::tempdir().unwrap(),
             dead_fails: false,
-            dead_changed: Instant::now(),
+            dead_changed: now,
             dead: Default::default(),
+            letters_bytes: [0; NAMES.len()],
             first_left: [1; NAMES.len()],
-            is_sober,
+            is_configured: [true; NAMES.len()],
+            pending_at_stop: [0; NAMES.len()],
             tick_every: (seed % 2 == 1).then_some(NO_TICK),
-            clock: Arc::new(PausedClock(Instant::now())),
+            clock: Arc::new(PausedClock(now)),
             upstreams,
             batch,
-            attempts_max: 2 + random.below(4) as u32,
+            attempts_max: match () {
+                () if plot.is_flood => 0,
+                () if plot.is_patient => 12 * random.below(2) as u32,
+                () => 2 + random.below(4) as u32,
+            },
+            segment_bytes: if plot.hurts { ByteSize::kib(4) } else { ByteSize::kib(16) },
             process: None,
-            accepted: 0,
-            accepted_at: Vec::new(),
+            accepted: Vec::new(),
+            newer: 0,
+            damaged: BTreeSet::new(),
+            moved: None,
+            moved_at: now,
+            is_ending: false,
             random,
+            plot,
             seed,
         }
     }
 
-    fn start(&mut self) {
-        let config = Config {
-            dir: "/spool".into(),
-            durability: Durability::Interval,
-            linger_ms: 0,
-            sync_ms: 1_000,
-            segment_bytes: ByteSize::kib(16),
-            bytes_max: ByteSize::mib(64),
-            ..Config::default()
-        };
-        let fs = self.disk.process();
-        let env = Env { fs: Arc::new(fs.clone()), ..Env::system() };
-        let spool = Spool::open(&config, &NAMES.map(str::to_owned), env).expect("opens");
-        let random = Mutex::new(Random(self.random.next()));
-        let options = Options {
-            clock: Arc::clone(&self.clock) as Arc<dyn Clock>,
-            backoff: Backoff::new(move || random.lock().unit()),
-            ..Options::new(self.dead_dir.path().join("dead"))
-        };
-        let options = match self.tick_every {
-            Some(tick_every) => Options { tick_every, ..options },
-            None => options,
-        };
-        let route = |(name, upstream): (&&str, &Arc<Scripted>)| Route {
-            name: (*name).to_owned(),
-            upstream: Arc::clone(upstream) as Arc<dyn Upstream>,
-            batch: self.batch.clone(),
-            attempts_max: self.attempts_max,
-            reader: spool.reader(name).expect("configured"),
-        };
-        let routes = NAMES.iter().zip(&self.upstreams).map(route).collect();
-        let (forwarder, all) = delivery::prepare(routes, &options);
-        let mut workers = JoinSet::new();
-        all.into_iter().for_each(|worker| _ = workers.spawn(worker.run()));
-        let started = Instant::now();
-        self.process = Some(Process { fs, spool, forwarder, workers, started });
+    /// How many events were accepted.
+    fn last(&self) -> u64 {
+        self.accepted.len() as u64
     }
 
-    fn spool(&self) -> &Spool {
-        &self.process.as_ref().expect("runs").spool
-    }
-
-    /// Accepts events, and waits in real time until they can be read.
-    async fn accept(&mut self, count: u64) {
-        let mut commits = Vec::new();
-        for _ in 0..count {
-            self.accepted += 1;
-            self.accepted_at.push(Instant::now());
-            let (mut record, number) = (Vec::new(), self.accepted.to_string());
-            let event = Event {
-                portal: portal_of(self.accepted),
-                name: "simulated".into(),
-                email: None,
-                revenue: None,
-                external_id: Some(number.into()),
-                properties: Default::default(),
-            };
-            let id = u128::from(self.accepted).to_be_bytes();
-            let now_ms = self.clock.unix_ms();
-            encode_record(&mut record, &id, now_ms, &event, &Context::default());
-            let commit = self.spool().append(|out| out.extend_from_slice(&record));
-            commits.push(commit.expect("there is room"));
-        }
-        // The readers are woken before the answers are given.
-        commits.into_iter().for_each(|commit| wait(commit).expect("committed"));
-        tokio::task::yield_now().await;
-    }
-
-    /// The process is killed, and another one starts.
-    async fn crash(&mut self) {
-        let mut process = self.process.take().expect("runs");
-        self.upstreams.iter().for_each(|upstream| upstream.crashed());
-        process.workers.shutdown().await;
-        self.disk.kill(&process.fs);
-        drop(process);
-        self.start();
-    }
-
-    /// A graceful stop, and another process starts.
-    async fn restart(&mut self) {
-        let within = Duration::from_millis(self.random.below(20_000));
-        let mut process = self.process.take().expect("runs");
-        let began = Instant::now();
-        process.forwarder.begin_stop(within);
-        while process.workers.join_next().await.is_some() {}
-        let limit = within + Duration::from_millis(CUT_OFF_MS_MAX + CLOSE_MS_MAX + 100);
-        assert!(began.elapsed() <= limit, "the stop took {:?} of {limit:?}", began.elapsed());
-        let cut_off: usize = self.upstreams.iter().map(|upstream| upstream.in_flight()).sum();
-        let is_early = began.elapsed() < within;
-        assert!(!(is_early && cut_off > 0), "{cut_off} attempts cut off before their time");
-        // What was cut off may come again.
-        self.upstreams.iter().for_each(|upstream| upstream.crashed());
-        process.spool.close(Duration::from_secs(60)).expect("closes");
-        drop(process);
-        self.start();
+    /// The folder of the dead letters, wherever it is.
+    fn letters_dir(&self) -> PathBuf {
+        self.dead_dir.path().join(if self.dead_fails { "away" } else { "dead" })
     }
 
     /// Has no dead letter be written from now on, or ends that.
@@ -292,10 +264,10 @@ impl World {
             1 => Mode::Misconfigured,
             _ => Mode::Works,
         };
-        match self.random.below(20) {
+        match self.random.below(22) {
             0 => self.crash().await,
             1 => self.restart().await,
-            2 | 3 if !self.is_sober => {
+            2 | 3 if !self.plot.is_sober && !self.plot.is_flood && !self.plot.is_patient => {
                 let at = self.random.below(NAMES.len() as u64) as usize;
                 let mode = mode(&mut self.random);
                 self.upstreams[at].state.lock().set_mode(mode);
@@ -307,6 +279,13 @@ impl World {
                 let count = self.random.below(200);
                 self.accept(count).await;
             }
+            14 => {
+                let count = self.random.below(30);
+                self.trickle(count).await;
+            }
+
+            15 if self.plot.hurts => _ = self.bring_segment_back(),
+            16 if self.plot.removes || self.plot.replays => self.restart().await,
             _ => self.accept(1).await,
         }
     }
@@ -314,23 +293,64 @@ impl World {
     /// Every rule, of what is due at this moment.
     async fn check_all(&mut self) {
         due_now().await;
+        if self.plot.hurts {
+            // Maintenance wakes the readers of missing segments, once a second in real time.
+            self.spool().checkpoint();
+            due_now().await;
+        }
         self.check();
         self.check_attempts();
         self.check_lag();
+        self.check_faults();
         self.check_states().await;
     }
 
     async fn run(mut self) {
         self.start();
-        for _ in 0..STEPS {
+        let steps = if self.plot.is_flood { 5 } else { STEPS };
+        if self.plot.is_flood {
+            self.accept(FLOOD).await;
+            self.check_all().await;
+            sleep(NEXT_ATTEMPT_MAX).await;
+        }
+        for _ in 0..steps {
             self.step().await;
             self.check_all().await;
         }
+        if self.plot.is_patient {
+            for _ in 0..10 {
+                self.trickle(20).await;
+            }
+        }
+        self.end().await;
+        let last = self.last();
+        for (upstream, dead) in self.upstreams.iter().zip(&self.dead) {
+            let refused = (1..=last).filter(|event| upstream.script.refuses(*event));
+            let dead = dead.iter().copied().filter(|event| *event <= last);
+            if self.plot.is_sober {
+                assert_eq!(dead.collect::<Vec<_>>(), refused.collect::<Vec<_>>());
+            }
+        }
+        let began = Instant::now();
+        self.restart().await;
+        assert!(began.elapsed() < Duration::from_secs(60), "seed {}", self.seed);
+    }
+
+    /// All is well from now on: each event ends.
+    async fn end(&mut self) {
         for upstream in &self.upstreams {
             upstream.state.lock().set_mode(Mode::Works);
+            if self.attempts_max == 0 {
+                upstream.state.lock().mend();
+            }
         }
+        self.is_ending = true;
+        self.bring_segment_back();
         self.fail_dead_letters(false);
-        let last = self.accepted;
+        while !self.is_configured.iter().all(|is_configured| *is_configured) {
+            self.restart().await;
+        }
+        let last = self.last();
         let began = Instant::now();
         while !self.have_ended(last) {
             assert!(began.elapsed() < SETTLE, "{}", self.describe());
@@ -342,14 +362,6 @@ impl World {
             }
             self.check_all().await;
         }
-        for (upstream, dead) in self.upstreams.iter().zip(&self.dead).filter(|_| self.is_sober) {
-            let refused = (1..=last).filter(|event| upstream.refuses(*event));
-            let dead = dead.iter().copied().filter(|event| *event <= last);
-            assert_eq!(dead.collect::<Vec<_>>(), refused.collect::<Vec<_>>());
-        }
-        let began = Instant::now();
-        self.restart().await;
-        assert!(began.elapsed() < Duration::from_secs(60), "seed {}", self.seed);
     }
 }
 
@@ -381,10 +393,15 @@ fn delivery_keeps_its_rules_in_every_order_of_events() {
     let first = number("PIXELGATE_TEST_SEED_FIRST").unwrap_or(0);
     let last = first + number("PIXELGATE_TEST_SEEDS").unwrap_or(SEEDS);
     let seeds = Mutex::new(FOUND.iter().copied().chain(first..last));
-    let next = || seeds.lock().next();
+    let has_failed = AtomicBool::new(false);
+    let next = || seeds.lock().next().filter(|_| !has_failed.load(Relaxed));
     let run_all = || {
         while let Some(seed) = next() {
-            run(seed);
+            let ran = std::panic::catch_unwind(|| run(seed));
+            if let Err(panic) = ran {
+                has_failed.store(true, Relaxed);
+                std::panic::resume_unwind(panic);
+            }
             if seed % 1000 == 999 {
                 println!("seed {seed}");
             }

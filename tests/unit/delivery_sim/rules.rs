@@ -6,25 +6,51 @@ use std::time::Duration;
 use pixelgate::internals::delivery::dead_letters::{self, Filter, Letter};
 use tokio::time::{Instant, sleep};
 
+use super::process::Process;
 use super::upstream::number_of;
-use super::{NAMES, NEXT_ATTEMPT_MAX, QUIET_MAX, World, due_now, portal_of};
+use super::{Accepted, NAMES, NEXT_ATTEMPT_MAX, QUIET_MAX, World, due_now, portal_of};
+
+/// An upstream that has not worked for this long, while events wait for it, is a fault: the waits
+/// before the first attempts, and the minute after them.
+const FAULT_AFTER: Duration = Duration::from_secs(5 * 60);
+
+/// The same as [`NEXT_ATTEMPT_MAX`], for an upstream whose answers depend on the events alone.
+const PATIENT_MAX: Duration = Duration::from_secs(5 * 60);
 
 impl World {
-    /// Whether an event has ended at an upstream, which has taken it or written its dead letter.
+    fn process(&self) -> &Process {
+        self.process.as_ref().expect("runs")
+    }
+
+    fn accepted(&self, event: u64) -> Option<&Accepted> {
+        self.accepted.get(event as usize - 1)
+    }
+
+    /// Whether an event is not meant for an upstream, or has ended there: it was taken, its dead
+    /// letter was written, or its record is damaged.
     fn has_ended(&mut self, at: usize, event: u64) -> bool {
-        if self.upstreams[at].state.lock().taken.contains_key(&event) {
+        let is_for = self.accepted(event).is_some_and(|accepted| accepted.is_for[at]);
+        let taken = self.upstreams[at].state.lock().taken.contains_key(&event);
+        if !is_for || taken || self.damaged.contains(&event) {
             return true;
         }
-        if !self.dead[at].contains(&event) {
-            let note = |letter: &Letter| {
-                let record = letter.record().expect("as written");
-                self.dead[at].insert(number_of(&record));
-            };
-            let all = Filter::default();
-            let dir = self.dead_dir.path().join(if self.dead_fails { "away" } else { "dead" });
-            dead_letters::list(&dir, NAMES[at], &all, note).expect("readable");
-        }
+        self.read_letters(at);
         self.dead[at].contains(&event)
+    }
+
+    /// Notes which events are dead letters, if the file has changed since.
+    fn read_letters(&mut self, at: usize) {
+        let dir = self.letters_dir();
+        let file = std::fs::metadata(dir.join(format!("{}.ndjson", NAMES[at])));
+        let bytes = file.map_or(0, |file| file.len());
+        if std::mem::replace(&mut self.letters_bytes[at], bytes) == bytes {
+            return;
+        }
+        let note = |letter: &Letter| {
+            let record = letter.record().expect("as written");
+            self.dead[at].insert(number_of(&record));
+        };
+        dead_letters::list(&dir, NAMES[at], &Filter::default(), note).expect("readable");
     }
 
     /// Whether the first `last` events have ended at each upstream.
@@ -40,36 +66,60 @@ impl World {
     /// No event waits long for its next attempt while its upstream works, and no upstream is left
     /// alone while an event waits for it.
     pub fn check_attempts(&mut self) {
-        self.have_ended(self.accepted);
-        for (at, name) in NAMES.iter().enumerate() {
-            let upstream = Arc::clone(&self.upstreams[at]);
-            let (works_for, busy_at) = {
-                let state = upstream.state.lock();
-                (state.works_for(), state.busy_at)
-            };
-            let is_quick = upstream.script.stalls == 0 && upstream.script.pauses == 0;
-            let is_old = |accepted: &Instant| accepted.elapsed() > NEXT_ATTEMPT_MAX;
-            let old = self.accepted_at.partition_point(is_old) as u64;
-            for event in self.first_left[at]..=old {
-                let last = upstream.state.lock().attempted_at.get(&event).copied();
-                let is_late = last.is_none_or(|last| last.elapsed() > NEXT_ATTEMPT_MAX);
-                if is_quick && works_for > NEXT_ATTEMPT_MAX && is_late {
-                    let writes = !self.dead_fails && self.dead_changed.elapsed() > NEXT_ATTEMPT_MAX;
-                    let may_wait = self.has_ended(at, event)
-                        || last.is_some() && !writes
-                        || self.waits_for_its_portal(at, event);
-                    assert!(may_wait, "event {event} waits since {last:?}, {}", self.describe());
-                }
-            }
-            let process = self.process.as_ref().expect("runs");
-            let waits_since = self.accepted_at.get(self.first_left[at] as usize - 1);
-            let quiet_since = waits_since
-                .map(|at| (*at).max(busy_at).max(process.started).max(self.dead_changed));
+        self.have_ended(self.last());
+        if self.moved.is_some() {
+            // What is behind the missing segment waits for it.
+            return;
+        }
+        for at in self.process().routes.clone() {
+            self.check_each_event(at);
+            let (upstream, process) = (&self.upstreams[at], self.process());
+            let busy_at = upstream.state.lock().busy_at;
+            let waits_since = self.accepted(self.first_left[at]);
+            let quiet_since = waits_since.map(|event| {
+                event.at.max(busy_at).max(process.started).max(self.dead_changed).max(self.moved_at)
+            });
+            let is_full = self.waiting(at) >= self.batch.events_max && !upstream.script.in_order;
+            let linger = Duration::from_millis(if is_full { 0 } else { self.batch.linger_ms });
             let is_left = upstream.in_flight() == 0
                 && !self.dead_fails
-                && quiet_since.is_some_and(|since| since.elapsed() > QUIET_MAX);
-            assert!(!is_left, "{name} is left alone, {}", self.describe());
+                && quiet_since.is_some_and(|since| since.elapsed() > QUIET_MAX + linger);
+            assert!(!is_left, "{} is left alone, {}", NAMES[at], self.describe());
         }
+    }
+
+    fn check_each_event(&mut self, at: usize) {
+        let upstream = Arc::clone(&self.upstreams[at]);
+        let works_for = upstream.state.lock().works_for().min(self.moved_at.elapsed());
+        let is_quick = upstream.script.stalls == 0 && upstream.script.pauses == 0;
+        let most = if self.plot.is_patient { PATIENT_MAX } else { NEXT_ATTEMPT_MAX };
+        if !is_quick || works_for <= most {
+            return;
+        }
+        let is_late = |at: Instant| at.elapsed() > most;
+        let old = self.accepted.partition_point(|accepted| is_late(accepted.at)) as u64;
+        for event in self.first_left[at]..=old {
+            let last = upstream.state.lock().attempted_at.get(&event).copied();
+            if last.is_some_and(|last| !is_late(last)) {
+                continue;
+            }
+            let writes = !self.dead_fails && is_late(self.dead_changed);
+            let may_wait = self.has_ended(at, event)
+                || last.is_some() && !writes
+                || self.waits_for_its_portal(at, event);
+            assert!(may_wait, "event {event} waits since {last:?}, {}", self.describe());
+        }
+    }
+
+    /// How many events wait for an upstream, if they are many.
+    fn waiting(&self, at: usize) -> usize {
+        let state = self.upstreams[at].state.lock();
+        let waits = |event: &u64| {
+            let is_for = self.accepted(*event).is_some_and(|accepted| accepted.is_for[at]);
+            is_for && !state.taken.contains_key(event) && !self.damaged.contains(event)
+        };
+        let waiting = (self.first_left[at]..=self.last()).filter(waits).count();
+        waiting.saturating_sub(self.dead[at].len())
     }
 
     /// Whether an order is kept and an older event of the same portal has not ended: if nothing is
@@ -80,38 +130,79 @@ impl World {
             && older.rev().any(|o| portal_of(o) == portal_of(event) && !self.has_ended(at, o))
     }
 
+    /// The counts add up, nothing is lost but what was damaged, and no upstream has seen a rule
+    /// broken.
     pub fn check(&self) {
-        let process = self.process.as_ref().expect("runs");
-        let counts = process.spool.status().upstreams;
-        for (at, upstream) in self.upstreams.iter().enumerate() {
-            let (counts, state) = (&counts[at], upstream.state.lock());
-            assert_eq!(state.broken, [""; 0], "{}", NAMES[at]);
-            let ended = counts.delivered + counts.dead;
+        let process = self.process();
+        for (counts, at) in process.spool.status().upstreams.iter().zip(&process.routes) {
+            let state = self.upstreams[*at].state.lock();
+            assert_eq!(state.broken, [""; 0], "{}", NAMES[*at]);
+            let ended = counts.delivered + counts.dead + counts.lost;
             assert_eq!(counts.accepted, ended + counts.pending, "{counts:?}");
-            assert_eq!((counts.accepted, counts.lost), (self.accepted, 0), "{counts:?}");
+            let damaged = self.damaged.len();
+            assert!(counts.lost <= damaged as u64, "{damaged} damaged: {}", self.describe());
             assert!(counts.delivered <= state.taken.len() as u64, "{counts:?}");
+            let is_for = |accepted: &&Accepted| accepted.is_for[*at];
+            let meant = self.accepted.iter().filter(is_for).count() as u64 + self.newer;
+            // An upstream that comes back takes over what others had not acknowledged, and has
+            // forgotten the totals of lanes that were delivered meanwhile.
+            let (least, most) = match self.plot.removes {
+                true => (0, self.last() + self.newer),
+                false => (meant, meant),
+            };
+            assert!((least..=most).contains(&counts.accepted), "{least} to {most}: {counts:?}");
         }
     }
 
     /// The lag is at least the age of the oldest event that was not taken, less the second between
-    /// two updates. An upstream with dead letters, which it did not take, is left out.
+    /// two updates. An upstream with dead letters, which it did not take, is left out, and so is
+    /// one whose events cannot be read: their age is not known.
     pub fn check_lag(&self) {
-        let process = self.process.as_ref().expect("runs");
-        if process.started.elapsed().as_secs() <= 3 {
+        let process = self.process();
+        if process.started.elapsed().as_secs() <= 3 || self.moved.is_some() {
             return;
         }
         let counts = process.spool.status().upstreams;
-        let all = process.forwarder.status().into_iter().zip(&counts).zip(&self.upstreams);
-        for (((status, counts), upstream), first_left) in all.zip(self.first_left) {
-            if counts.dead > 0 {
+        let all = process.forwarder.status().into_iter().zip(&counts).zip(&process.routes);
+        for ((status, counts), at) in all {
+            if counts.dead > 0 || counts.lost > 0 {
                 continue;
             }
-            let state = upstream.state.lock();
-            let oldest =
-                (first_left..=self.accepted).find(|event| !state.taken.contains_key(event));
-            let Some(oldest) = oldest else { continue };
-            let age = self.accepted_at[oldest as usize - 1].elapsed().as_secs();
+            let state = self.upstreams[*at].state.lock();
+            let waits = |event: &u64| {
+                let is_for = self.accepted(*event).is_some_and(|accepted| accepted.is_for[*at]);
+                is_for && !state.taken.contains_key(event) && !self.damaged.contains(event)
+            };
+            let oldest = (self.first_left[*at]..=self.last()).find(waits);
+            let Some(oldest) = oldest.and_then(|oldest| self.accepted(oldest)) else { continue };
+            let age = oldest.at.elapsed().as_secs();
             assert!(status.lag_seconds + 3 >= age, "{age} s, {}", self.describe());
+        }
+    }
+
+    /// An upstream that takes nothing for long while events wait is named as a fault, and no fault
+    /// is named of one for which none wait. A worker without its tick updates none.
+    pub fn check_faults(&self) {
+        let process = self.process();
+        if self.tick_every.is_some() {
+            return;
+        }
+        let faults = process.faults.list();
+        for (counts, at) in process.spool.status().upstreams.iter().zip(&process.routes) {
+            let upstream = &self.upstreams[*at];
+            let is_named = |what: &str| {
+                faults
+                    .iter()
+                    .any(|fault| fault.what.as_str() == what && fault.subject == NAMES[*at])
+            };
+            let state = upstream.state.lock();
+            let is_stuck = state.fails_for() > FAULT_AFTER && self.moved.is_none();
+            let has_waited = self.accepted(self.first_left[*at]);
+            let has_waited = has_waited.is_some_and(|event| event.at.elapsed() > FAULT_AFTER);
+            let is_fault = is_named("upstream_stuck") || is_named("poison");
+            assert!(!(is_stuck && has_waited) || is_fault, "no fault, {}", self.describe());
+            let is_idle = counts.pending == 0 && state.busy_at.elapsed().as_secs() > 2;
+            assert!(!(is_idle && is_fault), "{faults:?}, {}", self.describe());
         }
     }
 
@@ -126,27 +217,29 @@ impl World {
     }
 
     fn is_quietly_stuck(&self) -> bool {
-        let process = self.process.as_ref().expect("runs");
+        let process = self.process();
         let bound = 3 + self.batch.linger_ms / 1_000;
         if process.started.elapsed().as_secs() <= bound {
             // What waited before the start lingers for its first attempt.
             return false;
         }
-        process.forwarder.status().iter().zip(&self.upstreams).any(|(status, upstream)| {
-            let is_idle = status.state.as_str() == "ok" && upstream.in_flight() == 0;
+        process.forwarder.status().iter().zip(&process.routes).any(|(status, at)| {
+            let is_idle = status.state.as_str() == "ok" && self.upstreams[*at].in_flight() == 0;
             is_idle && status.lag_seconds > bound
         })
     }
 
     pub fn describe(&self) -> String {
-        let process = self.process.as_ref().expect("runs");
+        let process = self.process();
         let scripts: Vec<_> = self.upstreams.iter().map(|upstream| &upstream.script).collect();
         format!(
-            "{:#?}\n{:#?}\n{scripts:#?}\n{:?}, attempts_max {}",
+            "{:#?}\n{:#?}\n{scripts:#?}\n{:?}\n{:?}, attempts_max {}, {:?}",
             process.spool.status().upstreams,
             process.forwarder.status(),
+            self.plot,
             self.batch,
-            self.attempts_max
+            self.attempts_max,
+            process.faults.list(),
         )
     }
 }

@@ -8,61 +8,12 @@ use async_trait::async_trait;
 use parking_lot::Mutex;
 use pixelgate::internals::event::Record;
 use pixelgate::internals::upstream::{Batch, Failure, Outcome, Part, Upstream};
+use tokio::sync::Notify;
 use tokio::time::{Instant, sleep};
 
-/// Numbers that follow from a seed (splitmix64).
-#[derive(Debug, Clone)]
-pub struct Random(pub u64);
-
-impl Random {
-    pub fn next(&mut self) -> u64 {
-        self.0 = self.0.wrapping_add(0x9E37_79B9_7F4A_7C15);
-        let mut word = self.0;
-        word = (word ^ (word >> 30)).wrapping_mul(0xBF58_476D_1CE4_E5B9);
-        word = (word ^ (word >> 27)).wrapping_mul(0x94D0_49BB_1331_11EB);
-        word ^ (word >> 31)
-    }
-
-    /// From 0 up to but not including `end`.
-    pub fn below(&mut self, end: u64) -> u64 {
-        self.next() % end
-    }
-
-    /// Once in `times`.
-    pub fn once_in(&mut self, times: u64) -> bool {
-        self.below(times) == 0
-    }
-
-    /// From 0 up to but not including 1.
-    pub fn unit(&mut self) -> f64 {
-        (self.next() >> 11) as f64 / (1_u64 << 53) as f64
-    }
-}
-
-/// What an upstream does, beside taking what it is sent.
-#[derive(Debug, Clone)]
-pub struct Script {
-    /// One in so many events always gets a 500; 0: none.
-    pub poison: u64,
-    /// One in so many events gets a 400; 0: none.
-    pub rejected: u64,
-    /// One in so many attempts ends with a 429 and a pause; 0: none.
-    pub pauses: u64,
-    /// One in so many attempts ends with a 503; 0: none.
-    pub flaky: u64,
-    /// One in so many attempts is taken and its answer lost; 0: none.
-    pub lost_answers: u64,
-    /// One in so many attempts panics; 0: none.
-    pub panics: u64,
-    /// One in so many attempts takes up to a minute; 0: none.
-    pub stalls: u64,
-    /// One in so many attempts ends differently for each half; 0: none.
-    pub mixed: u64,
-    /// One in so many attempts ends with a failure that says nothing about the upstream; 0: none.
-    pub local: u64,
-    pub in_order: bool,
-    pub concurrency: usize,
-}
+use super::BASE_MS;
+use super::load::Load;
+use super::script::{Random, Script, asks_for_pause};
 
 /// How an upstream is at the moment.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -77,6 +28,10 @@ pub struct State {
     mode: Mode,
     /// Since when the upstream works, and the process runs. `None`: it does not work.
     works_since: Option<Instant>,
+    /// Since when it does not work. `None`: it works.
+    fails_since: Option<Instant>,
+    /// Whether it takes the events to which it always answered 500.
+    is_mended: bool,
     /// When the last attempt at each event began.
     pub attempted_at: BTreeMap<u64, Instant>,
     /// When an attempt last began or ended.
@@ -86,22 +41,40 @@ pub struct State {
     pub taken: BTreeMap<u64, u32>,
     /// How often each event may have been taken: one more after a crash or a lost answer.
     pub allowed: BTreeMap<u64, u32>,
-    /// When the minute began in which each event was attempted so often.
+    /// When the minute began in which each event was attempted so often. Of this process.
     attempted: BTreeMap<u64, (Instant, u32)>,
-    /// Events of attempts under way, by attempt, and whether they are taken already.
+    /// Events of attempts under way, by attempt.
     under_way: BTreeMap<u64, Vec<u64>>,
+    load: Load,
     /// Events of attempts that ended at this moment: the worker may not know of them yet.
     just_ended: (Option<Instant>, Vec<u64>),
     attempts: u64,
     paused_until: Option<Instant>,
     /// When the last pause was asked for: the worker may not know of it at the same moment.
     asked_at: Option<Instant>,
+    /// Events of attempts that the last stop has cut off.
+    cut_off: Vec<u64>,
+    /// Events that must not be sent again, because a stop has cut them off.
+    unknown: BTreeSet<u64>,
     pub broken: Vec<String>,
 }
 
 pub struct Scripted {
     pub script: Script,
     pub state: Mutex<State>,
+    began: Instant,
+    cut: Notify,
+}
+
+/// What an attempt comes to.
+struct Answer {
+    outcome: Outcome,
+    /// How long it takes.
+    takes: Duration,
+    /// Whether the events are taken although the attempt fails.
+    is_taken: bool,
+    /// The pause that it asks for.
+    asks: Option<Duration>,
 }
 
 impl Scripted {
@@ -109,6 +82,8 @@ impl Scripted {
         let state = State {
             mode: Mode::Works,
             works_since: Some(Instant::now()),
+            fails_since: None,
+            is_mended: false,
             attempted_at: BTreeMap::new(),
             busy_at: Instant::now(),
             random,
@@ -116,27 +91,17 @@ impl Scripted {
             allowed: BTreeMap::new(),
             attempted: BTreeMap::new(),
             under_way: BTreeMap::new(),
+            load: Load::new(script.concurrency),
             just_ended: (None, Vec::new()),
             attempts: 0,
             paused_until: None,
             asked_at: None,
+            cut_off: Vec::new(),
+            unknown: BTreeSet::new(),
             broken: Vec::new(),
         };
-        Arc::new(Scripted { script, state: Mutex::new(state) })
-    }
-
-    /// Whether this upstream always answers 500 to the event.
-    fn is_poison(&self, event: u64) -> bool {
-        self.script.poison > 0 && Random(event).once_in(self.script.poison)
-    }
-
-    fn is_rejected(&self, event: u64) -> bool {
-        self.script.rejected > 0 && Random(event ^ 0xBAD).once_in(self.script.rejected)
-    }
-
-    /// Whether this upstream never takes the event.
-    pub fn refuses(&self, event: u64) -> bool {
-        self.is_poison(event) || self.is_rejected(event)
+        let (began, cut) = (Instant::now(), Notify::new());
+        Arc::new(Scripted { script, state: Mutex::new(state), began, cut })
     }
 
     pub fn in_flight(&self) -> usize {
@@ -146,7 +111,6 @@ impl Scripted {
     /// The process is gone: what was on its way may come again.
     pub fn crashed(&self) {
         let mut state = self.state.lock();
-        state.busy_at = Instant::now();
         let mut again: BTreeSet<u64> = BTreeSet::new();
         for events in std::mem::take(&mut state.under_way).into_values() {
             again.extend(events);
@@ -155,51 +119,166 @@ impl Scripted {
             again.extend(std::mem::take(&mut state.just_ended.1));
         }
         again.into_iter().for_each(|event| state.allow(event));
-        // A new process knows nothing of the waits and of the pause.
+    }
+
+    /// A process begins. It knows nothing of the waits and of the pause.
+    pub fn started(&self) {
+        let mut state = self.state.lock();
+        let now = Instant::now();
+        state.busy_at = now;
         state.attempted.clear();
-        state.works_since = state.works_since.map(|_| Instant::now());
+        state.load = Load::new(self.script.concurrency);
+        state.works_since = state.works_since.map(|_| now);
+        state.fails_since = state.fails_since.map(|_| now);
         state.paused_until = None;
     }
 
-    /// What the attempt comes to, how long it takes, and whether the events are taken although it
-    /// fails.
-    fn judge(&self, events: &[u64]) -> (Outcome, Duration, bool) {
+    /// The attempts that the last stop has cut off, of which it is unknown whether they were taken.
+    pub fn take_cut_off(&self) -> Vec<u64> {
+        std::mem::take(&mut self.state.lock().cut_off)
+    }
+
+    /// They may come again all the same: their letters could not be written.
+    pub fn allow_again(&self, events: Vec<u64>) {
         let mut state = self.state.lock();
-        let mode = state.mode;
-        let random = &mut state.random;
+        for event in events {
+            state.unknown.remove(&event);
+            state.allow(event);
+        }
+    }
+
+    fn judge(&self, events: &[u64]) -> Answer {
+        let mut state = self.state.lock();
+        let (mode, is_mended, random) = (state.mode, state.is_mended, &mut state.random);
         let (script, mut takes) = (&self.script, Duration::from_millis(1 + random.below(200)));
-        let mut chance = |times: u64| times > 0 && random.once_in(times);
-        let (stalls, panics) = (chance(script.stalls), chance(script.panics));
-        let (pauses, flaky) = (chance(script.pauses), chance(script.flaky));
-        let (loses, mixed) = (chance(script.lost_answers), chance(script.mixed));
-        let local = chance(script.local);
-        if stalls {
+        let chances = Chances::drawn(script, random);
+        if chances.stalls {
             takes = Duration::from_millis(random.below(60_000));
         }
         let after = Duration::from_secs(1 + random.below(90));
-        let failure = Failure::answered;
-        let outcome = match mode {
-            Mode::Down => Outcome::Retry(Failure::new("connection refused")),
-            Mode::Misconfigured => Outcome::Fault(failure(404)),
-            Mode::Works if local => Outcome::Retry(failure(503).of_these_events()),
+        let answer = |outcome| Answer { outcome, takes, is_taken: false, asks: None };
+        match mode {
+            Mode::Down => return answer(Outcome::Retry(Failure::new("connection refused"))),
+            Mode::Misconfigured => return answer(Outcome::Fault(Failure::answered(404))),
+            Mode::Works => {}
+        }
+        let any = |is: &dyn Fn(u64) -> bool| events.iter().any(|event| is(*event));
+        let failed = |status| Outcome::Retry(Failure::answered(status));
+        answer(match () {
+            () if chances.local => Outcome::Retry(Failure::answered(503).of_these_events()),
             // Without the message of a panic.
-            Mode::Works if panics => std::panic::resume_unwind(Box::new("as the seed says")),
-            Mode::Works if pauses => Outcome::Retry(Failure { after: Some(after), ..failure(429) }),
-            Mode::Works if flaky || loses => Outcome::Retry(failure(503)),
-            Mode::Works if events.iter().any(|event| self.is_poison(*event)) => {
-                Outcome::Retry(failure(500))
+            () if chances.panics => std::panic::resume_unwind(Box::new("as the seed says")),
+            () if chances.pauses => {
+                let answered_at = BASE_MS + (self.began.elapsed() + takes).as_millis() as u64;
+                let outcome = asks_for_pause(after, answered_at, random);
+                return Answer { asks: Some(after), ..answer(outcome) };
             }
-            Mode::Works if events.iter().any(|event| self.is_rejected(*event)) => {
-                Outcome::Rejected(failure(400))
+            () if chances.loses => return Answer { is_taken: true, ..answer(failed(503)) },
+            () if chances.flaky => failed(503),
+            () if !is_mended && any(&|event| script.is_poison(event)) => failed(500),
+            () if any(&|event| script.is_rejected(event)) => {
+                Outcome::Rejected(Failure::answered(400))
             }
-            Mode::Works if mixed && events.len() > 1 => {
+            () if chances.mixed && events.len() > 1 => {
                 let half = events.len() / 2;
                 let delivered = Part { places: (0..half).collect(), outcome: Outcome::Delivered };
                 Outcome::Mixed(vec![delivered])
             }
-            Mode::Works => Outcome::Delivered,
+            () => Outcome::Delivered,
+        })
+    }
+
+    /// An attempt begins. Returns its number, and whether none of its events was attempted before.
+    fn begin(&self, events: &[u64]) -> (u64, bool) {
+        let mut state = self.state.lock();
+        let now = Instant::now();
+        let until = state.paused_until.filter(|until| now < *until);
+        if let Some(until) = until.filter(|_| state.asked_at < Some(now)) {
+            let early = until - now;
+            state.broken.push(format!("an attempt {early:?} before the pause was over"));
+        }
+        let is_fresh = events.iter().all(|event| !state.attempted.contains_key(event));
+        events.iter().for_each(|event| state.attempt(*event, now));
+        state.attempts += 1;
+        let attempt = state.attempts;
+        state.under_way.insert(attempt, events.to_vec());
+        if let Err(many) = state.load.begin(attempt) {
+            state.broken.push(many);
+        }
+        (attempt, is_fresh)
+    }
+
+    /// An attempt has ended.
+    fn end(&self, attempt: u64, is_fresh: bool, events: &[u64], answer: &Answer) {
+        let mut state = self.state.lock();
+        state.under_way.remove(&attempt);
+        if answer.is_taken {
+            events.iter().for_each(|event| state.allow(*event));
+        }
+        let delivered = match &answer.outcome {
+            Outcome::Delivered => events.len(),
+            Outcome::Mixed(_) => events.len() / 2,
+            _ if answer.is_taken => events.len(),
+            _ => 0,
         };
-        (outcome, takes, loses && !local && mode == Mode::Works)
+        events[..delivered].iter().for_each(|event| state.take(*event));
+        match &answer.outcome {
+            Outcome::Fault(_) => state.load.end(attempt),
+            Outcome::Retry(failure) if failure.local => state.load.end(attempt),
+            // What failed before may fail for itself, and halves nothing.
+            Outcome::Retry(_) if !is_fresh && answer.asks.is_none() => state.load.end(attempt),
+            Outcome::Retry(_) => state.load.pressed(attempt),
+            _ => state.load.succeeded(attempt),
+        }
+        let now = Instant::now();
+        state.busy_at = now;
+        if state.just_ended.0 != Some(now) {
+            state.just_ended = (Some(now), Vec::new());
+        }
+        state.just_ended.1.extend(events);
+        if let Some(after) = answer.asks {
+            state.paused_until = state.paused_until.max(Some(now + after));
+            state.asked_at = Some(now);
+        }
+    }
+
+    /// A stop has cut an attempt off: its events may have been taken.
+    fn cut(&self, attempt: u64, events: &[u64]) -> Outcome {
+        let mut state = self.state.lock();
+        state.under_way.remove(&attempt);
+        state.load.end(attempt);
+        if state.random.once_in(2) {
+            events.iter().for_each(|event| state.take(*event));
+        }
+        state.cut_off.extend(events);
+        state.unknown.extend(events);
+        Outcome::Dead(Failure::new("cut off by a stop"))
+    }
+}
+
+/// What becomes of one attempt, by chance.
+struct Chances {
+    stalls: bool,
+    panics: bool,
+    pauses: bool,
+    flaky: bool,
+    loses: bool,
+    mixed: bool,
+    local: bool,
+}
+
+impl Chances {
+    fn drawn(script: &Script, random: &mut Random) -> Chances {
+        let mut chance = |times: u64| times > 0 && random.once_in(times);
+        Chances {
+            stalls: chance(script.stalls),
+            panics: chance(script.panics),
+            pauses: chance(script.pauses),
+            flaky: chance(script.flaky),
+            loses: chance(script.lost_answers),
+            mixed: chance(script.mixed),
+            local: chance(script.local),
+        }
     }
 }
 
@@ -209,11 +288,16 @@ const ATTEMPTS_PER_MINUTE_MAX: u32 = 100;
 
 impl State {
     pub fn set_mode(&mut self, mode: Mode) {
-        self.works_since = match mode {
-            Mode::Works => self.works_since.or(Some(Instant::now())),
-            Mode::Down | Mode::Misconfigured => None,
-        };
+        let now = Instant::now();
+        let works = mode == Mode::Works;
+        self.works_since = works.then(|| self.works_since.unwrap_or(now));
+        self.fails_since = (!works).then(|| self.fails_since.unwrap_or(now));
         self.mode = mode;
+    }
+
+    /// The upstream takes the events to which it always answered 500.
+    pub fn mend(&mut self) {
+        self.is_mended = true;
     }
 
     /// How long the upstream has worked, at this process.
@@ -221,7 +305,15 @@ impl State {
         self.works_since.map_or(Duration::ZERO, |since| since.elapsed())
     }
 
+    /// How long the upstream has not worked, at this process.
+    pub fn fails_for(&self) -> Duration {
+        self.fails_since.map_or(Duration::ZERO, |since| since.elapsed())
+    }
+
     fn attempt(&mut self, event: u64, now: Instant) {
+        if self.unknown.contains(&event) {
+            self.broken.push(format!("event {event} was cut off, and is sent again"));
+        }
         let (began, count) = self.attempted.entry(event).or_insert((now, 0));
         if now > *began + Duration::from_secs(60) {
             (*began, *count) = (now, 0);
@@ -262,7 +354,9 @@ struct UnderWay<'a>(&'a Scripted, u64);
 impl Drop for UnderWay<'_> {
     fn drop(&mut self) {
         if std::thread::panicking() {
-            self.0.state.lock().under_way.remove(&self.1);
+            let mut state = self.0.state.lock();
+            state.under_way.remove(&self.1);
+            state.load.end(self.1);
         }
     }
 }
@@ -275,48 +369,23 @@ impl Upstream for Scripted {
 
     async fn send(&self, batch: &Batch) -> Outcome {
         let events: Vec<u64> = batch.records().iter().map(|record| number_of(record)).collect();
-        let attempt = {
-            let mut state = self.state.lock();
-            let now = Instant::now();
-            let until = state.paused_until.filter(|until| now < *until);
-            if let Some(until) = until.filter(|_| state.asked_at < Some(now)) {
-                let early = until - now;
-                state.broken.push(format!("an attempt {early:?} before the pause was over"));
-            }
-            events.iter().for_each(|event| state.attempt(*event, now));
-            state.attempts += 1;
-            let attempt = state.attempts;
-            state.under_way.insert(attempt, events.clone());
-            attempt
-        };
-        let (outcome, takes, is_taken) = {
+        let (attempt, is_fresh) = self.begin(&events);
+        let answer = {
             let _under_way = UnderWay(self, attempt);
             self.judge(&events)
         };
-        sleep(takes).await;
-        let mut state = self.state.lock();
-        state.under_way.remove(&attempt);
-        if is_taken {
-            events.iter().for_each(|event| state.allow(*event));
+        tokio::select! {
+            biased;
+            () = sleep(answer.takes) => self.end(attempt, is_fresh, &events, &answer),
+            () = self.cut.notified(), if self.script.counts_money => {
+                return self.cut(attempt, &events);
+            }
         }
-        let delivered = match &outcome {
-            Outcome::Delivered => events.len(),
-            Outcome::Mixed(_) => events.len() / 2,
-            _ if is_taken => events.len(),
-            _ => 0,
-        };
-        events[..delivered].iter().for_each(|event| state.take(*event));
-        let now = Instant::now();
-        state.busy_at = now;
-        if state.just_ended.0 != Some(now) {
-            state.just_ended = (Some(now), Vec::new());
-        }
-        state.just_ended.1.extend(&events);
-        if let Outcome::Retry(Failure { after: Some(after), .. }) = &outcome {
-            state.paused_until = state.paused_until.max(Some(now + *after));
-            state.asked_at = Some(now);
-        }
-        outcome
+        answer.outcome
+    }
+
+    fn cut_off(&self) {
+        self.cut.notify_waiters();
     }
 
     fn concurrency_max(&self) -> usize {

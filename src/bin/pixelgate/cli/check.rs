@@ -41,6 +41,7 @@ pub fn run(path: &Path, config: Config) -> ExitCode {
 /// what it needs.
 pub fn diff(path: &Path, config: Config) -> ExitCode {
     let (state_dir, values) = (config.edge.state_dir.clone(), Values::of(&config.table));
+    let is_blank = config.is_blank;
     if let Err(why) = check_in_time(config) {
         return fail(UNUSABLE, format!("{}: {why}", path.display()));
     }
@@ -49,6 +50,9 @@ pub fn diff(path: &Path, config: Config) -> ExitCode {
         Err(why) => return fail(NO, why),
     };
     let changes = running.changes(&values);
+    if let Err(why) = changes.check_not_emptied(is_blank) {
+        return fail(UNUSABLE, format!("{}: {why}", path.display()));
+    }
     let kinds = [(&changes.reload, "hot"), (&changes.upgrade, "needs an upgrade")];
     let mut lines: Vec<String> = Vec::new();
     for (keys, needs) in kinds {

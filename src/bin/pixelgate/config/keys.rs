@@ -169,10 +169,7 @@ impl Values {
     /// The values of a configuration: the file with the overrides of the environment.
     pub fn of(configured: &Table) -> Values {
         let mut values = Values::default();
-        // The reference is valid TOML, as every test of this module shows.
-        let mut defaults: Table = toml::from_str(REFERENCE).unwrap_or_default();
-        defaults.remove("upstream");
-        values.take_sections(&defaults);
+        values.take_sections(&defaults());
         values.take_sections(configured);
         let upstreams = configured.get("upstream").and_then(Value::as_array);
         upstreams.into_iter().flatten().for_each(|upstream| values.take_upstream(upstream));
@@ -219,6 +216,17 @@ impl Values {
 }
 
 impl Changes {
+    /// Refuses a file that sets no key in place of one that did: an editor or a full disk leaves
+    /// such a file behind more often than an operator means it.
+    pub fn check_not_emptied(&self, is_blank: bool) -> Result<(), String> {
+        match is_blank && *self != Changes::default() {
+            true => Err("sets no key, unlike what is in force: it was probably emptied by \
+                         mistake. A new start would use it, with every key at its default"
+                .to_owned()),
+            false => Ok(()),
+        }
+    }
+
     /// The keys that differ, where `same` says whether a key has the same value in both, and
     /// `in_order` whether the upstream of a name keeps an order.
     pub fn between<'a>(
@@ -251,6 +259,14 @@ impl Changes {
         }
         changes
     }
+}
+
+/// The defaults of every section but `[[upstream]]`.
+pub fn defaults() -> Table {
+    // The reference is valid TOML, as every test of this module shows.
+    let mut defaults: Table = toml::from_str(REFERENCE).unwrap_or_default();
+    defaults.remove("upstream");
+    defaults
 }
 
 /// The configuration that a reload of `new` puts in force: the keys that need an upgrade stay as

@@ -29,8 +29,8 @@ const H2_STREAMS_MAX: u32 = 10_000;
 #[derive(Debug, Clone, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct Config {
-    /// Listeners without TLS: `address:port` or `unix:/path`. Port 0: the kernel chooses the port.
-    /// May hold `${NAME}`, as all addresses of this section.
+    /// Listeners without TLS: `address:port`, an IP address, or `unix:/path`. Port 0: the kernel
+    /// chooses the port. May hold `${NAME}`, as all addresses of this section.
     #[serde(deserialize_with = "expanded_list")]
     pub listen: Vec<String>,
     /// TLS listeners.
@@ -145,8 +145,7 @@ pub struct TlsListener {
 type Mistake = (&'static str, String);
 
 impl Config {
-    /// Checks every key without touching disk or network, except that it resolves the names in
-    /// `listen` and `tls`.
+    /// Checks every key without touching disk or network.
     pub fn validate(&self) -> Result<(), Mistake> {
         if self.listen.is_empty() && self.tls.is_empty() {
             return Err(("listen", "names no listener, and edge.tls has none either".to_owned()));

@@ -10,7 +10,7 @@ use rustix::fs::{Access, access};
 use std::fmt;
 use std::fs::{Permissions, set_permissions};
 use std::io::{self, ErrorKind};
-use std::net::{SocketAddr, TcpListener, ToSocketAddrs};
+use std::net::{SocketAddr, TcpListener};
 use std::os::fd::{AsFd, IntoRawFd, OwnedFd, RawFd};
 use std::os::unix;
 use std::os::unix::fs::{FileTypeExt, PermissionsExt};
@@ -34,18 +34,16 @@ pub enum Address {
 }
 
 impl Address {
-    /// Reads `address:port` (a name such as `localhost` is looked up) or `unix:/path`.
+    /// Reads `address:port` or `unix:/path`. A name is refused: a start waits for no name server.
     pub fn parse(text: &str) -> Result<Self, String> {
-        if let Some(path) = text.strip_prefix("unix:") {
-            return match path {
-                "" => Err("names no path after `unix:`".to_owned()),
-                path => Ok(Self::Unix(PathBuf::from(path))),
-            };
+        match text.strip_prefix("unix:") {
+            Some("") => Err("names no path after `unix:`".to_owned()),
+            Some(path) => Ok(Self::Unix(PathBuf::from(path))),
+            None => text.parse().map(Self::Tcp).map_err(|_| {
+                let why = "is neither address:port, the address an IP address, nor unix:/path";
+                why.to_owned()
+            }),
         }
-        let mut found = text
-            .to_socket_addrs()
-            .map_err(|e| format!("is neither address:port nor unix:/path ({e})"))?;
-        found.next().map(Self::Tcp).ok_or_else(|| "names no address".to_owned())
     }
 }
 
@@ -245,6 +243,7 @@ mod tests {
         assert!(parse("127.0.0.1").unwrap_err().contains("address:port"));
         assert!(parse("unix:").unwrap_err().contains("path"));
         assert!(parse("").is_err());
+        assert!(parse("localhost:80").unwrap_err().contains("IP address"));
     }
 
     #[test]

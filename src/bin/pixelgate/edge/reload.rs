@@ -144,8 +144,9 @@ impl Reloader {
     fn try_reload(&self, state: &mut State) -> Result<Changes, String> {
         let file = Config::load(&self.path).map_err(|e| e.to_string())?;
         let changes = Values::of(&state.table).changes(&Values::of(&file.table));
-        let new = file.over(&state.table, &self.path).map_err(|e| e.to_string())?;
         let failed = |why: String| format!("{}: {why}", self.path.display());
+        changes.check_not_emptied(file.is_blank).map_err(failed)?;
+        let new = file.over(&state.table, &self.path).map_err(|e| e.to_string())?;
         let of = |key: &'static str| move |why: String| failed(format!("{key}: {why}"));
         let listeners = match changes.reload.iter().any(|key| key == "edge.tls") {
             true => Certificates::load_all(&new.edge.tls).map_err(of("edge.tls"))?,

@@ -46,14 +46,14 @@ pub fn run(
     upgrade: bool,
     handlers: Handlers,
 ) -> Result<(), EdgeError> {
-    let Config { edge, gate, admin: admin_config, log, access_log, metrics, otlp, table } = config;
+    let Config { edge, gate, admin, log, access_log, metrics, otlp, table, .. } = config;
     make_state_dir(&edge.state_dir)?;
     // Sockets first: a second edge on the same port must not touch the spool.
     let mut sockets = Sockets::new(&edge, upgrade)?;
     let plain = sockets.open_all("edge.listen", &edge.listen)?;
     let certificates = load_certificates(&edge)?;
     let tls = sockets.open_all("edge.tls", certificates.iter().map(|(listen, _)| listen))?;
-    let pages = Some(&admin_config.listen).filter(|listen| !listen.is_empty());
+    let pages = Some(&admin.listen).filter(|listen| !listen.is_empty());
     let pages = sockets.open_all("admin.listen", pages)?;
     let access_log = open_access_log(&access_log)?;
     let collector = metrics_export::prepare(&otlp).map_err(EdgeError::Otlp)?;
@@ -74,7 +74,7 @@ pub fn run(
     // Counted apart, because no group of events lingers for a client of the admin pages.
     let admin_in_flight = InFlight::default();
     let Pages { sampler, service, token } =
-        admin::pages(&gate, &admin_config, log.verdicts, &admin_in_flight, pages, stopped);
+        admin::pages(&gate, &admin, log.verdicts, &admin_in_flight, pages, stopped);
     sampler.set_portals_max(metrics.portals_max);
     let metrics_export = MetricsExport::start(&mut server, &sampler, collector);
     server.add_service(GenBackgroundService::new("sampler".to_owned(), sampler.clone()));

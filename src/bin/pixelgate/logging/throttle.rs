@@ -1,4 +1,5 @@
-//! Limits the rate of log lines that remote clients can trigger.
+//! Limits the rate of log lines that remote clients can trigger, and drops those of Pingora that
+//! say nothing to an operator.
 //!
 //! Pingora and h2 log many client errors, so clients could fill a disk. Of their lines at most
 //! [`LINES_MAX`] are written in each window; the counters of the server count all of the errors.
@@ -14,6 +15,13 @@ const LINES_MAX: u64 = 20;
 const WINDOW: Duration = Duration::from_secs(10);
 /// Targets whose lines remote clients can trigger, by prefix.
 const TARGETS: [&str; 2] = ["pingora", "h2"];
+
+/// Errors of Pingora that are none.
+const HARMLESS: [&str; 1] = [
+    // Two requests wanted one idle connection to an origin, or it was closed meanwhile: this one
+    // opens another connection.
+    "failed to acquire reusable stream",
+];
 
 /// A logger that limits the lines of [`TARGETS`].
 pub struct Throttle<L> {
@@ -40,6 +48,9 @@ impl<L: Log> Log for Throttle<L> {
 
     fn log(&self, record: &Record<'_>) {
         let limited = TARGETS.iter().any(|target| record.target().starts_with(target));
+        if limited && record.args().as_str().is_some_and(|text| HARMLESS.contains(&text)) {
+            return;
+        }
         if limited && self.inner.enabled(record.metadata()) && !self.admits(Instant::now()) {
             return;
         }
@@ -83,6 +94,16 @@ mod tests {
         let count = |text: &str| log.inner.0.lock().iter().filter(|l| *l == text).count();
         assert_eq!((count("theirs"), count("ours")), (LINES_MAX as usize, 1000));
         assert_eq!(log.inner.0.lock().len(), 1000 + LINES_MAX as usize);
+    }
+
+    #[test]
+    fn what_needs_nobody_is_no_line() {
+        let log = Throttle::new(Lines::default());
+        for target in ["pingora_core::connectors", "pixelgate::server"] {
+            let args = format_args!("failed to acquire reusable stream");
+            log.log(&Record::builder().target(target).args(args).build());
+        }
+        assert_eq!(log.inner.0.lock().len(), 1, "that of pixelgate itself");
     }
 
     #[test]

@@ -1,0 +1,122 @@
+//! The files and folders that a configuration names, of which the access log must be none: its
+//! lines would spoil them.
+//!
+//! Paths are compared as they are written, each from the working directory on, so that no file
+//! system is asked: one of them may hang.
+
+use super::keys;
+use crate::access_log::config::Config as AccessLog;
+use std::path::{Path, PathBuf, absolute};
+use toml::{Table, Value};
+
+/// The last names of the keys that name a file which is read. Those of librdkafka's properties end
+/// with `.location`.
+const FILES: [&str; 6] = ["ca", "cert", "credentials", "key", "origin_ca", "source"];
+/// That of the keys that name a folder which is written.
+const FOLDER: &str = "dir";
+
+/// Checks that `access_log.path` is neither the configuration at `path`, nor a file that a key of
+/// `table` names, nor in a folder that one names. The error names that key.
+pub fn check_access_log(log: &AccessLog, path: &Path, table: &Table) -> Result<(), String> {
+    if !log.is_on() || log.is_stderr() {
+        return Ok(());
+    }
+    let log = whole(&log.path);
+    if log == whole(path) {
+        return Err("is this configuration file".to_owned());
+    }
+    for (key, value) in texts(table) {
+        let name = key.rsplit('.').next().unwrap_or_default();
+        let named = whole(Path::new(&value));
+        if (FILES.contains(&name) || key.ends_with(".location")) && log == named {
+            return Err(format!("is the file that {key} names"));
+        }
+        if name == FOLDER && log.starts_with(&named) {
+            return Err(format!("is in the folder that {key} names"));
+        }
+    }
+    Ok(())
+}
+
+/// The path from the root on.
+fn whole(path: &Path) -> PathBuf {
+    // Fails only without a working directory; then no relative path can be opened either.
+    absolute(path).unwrap_or_else(|_| path.to_owned())
+}
+
+/// The values that are texts, each with its key, the defaults included. The upstream has its name
+/// in its key.
+fn texts(table: &Table) -> Vec<(String, String)> {
+    let mut found = Vec::new();
+    let mut all = keys::defaults();
+    for (section, keys) in table {
+        match (all.get_mut(section), keys) {
+            (Some(Value::Table(all)), Value::Table(keys)) => all.extend(keys.clone()),
+            _ => _ = all.insert(section.clone(), keys.clone()),
+        }
+    }
+    for (section, value) in &all {
+        collect(section.clone(), value, &mut found);
+    }
+    found
+}
+
+fn collect(key: String, value: &Value, found: &mut Vec<(String, String)>) {
+    match value {
+        Value::String(text) => found.push((key, text.clone())),
+        Value::Array(all) => {
+            for one in all {
+                let name = one.get("name").and_then(Value::as_str);
+                let key = name.map_or_else(|| key.clone(), |name| format!("{key}.{name}"));
+                collect(key, one, found);
+            }
+        }
+        Value::Table(keys) => {
+            // The `key` of kind `kafka` is not a file.
+            let is_kafka = keys.get("kind").and_then(Value::as_str) == Some("kafka");
+            for (name, value) in keys.iter().filter(|(name, _)| !is_kafka || *name != "key") {
+                collect(format!("{key}.{name}"), value, found);
+            }
+        }
+        _ => {}
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_access_log_is_no_other_file_of_the_configuration() {
+        let text = "[edge]\norigin_ca = \"/etc/ca.pem\"\n\
+             tls = { listen = \"a:1\", cert = \"/etc/c.pem\", key = \"/etc/k.pem\" }\n\
+             [portals]\nsource = \"lists/portals.toml\"\n\
+             [[upstream]]\nname = \"crm\"\nkind = \"http\"\nca = \"crm.pem\"\n\
+             [[upstream]]\nname = \"disk\"\nkind = \"file\"\ndir = \"/var/events\"\n\
+             [[upstream]]\nname = \"bus\"\nkind = \"nats\"\ncredentials = \"/etc/edge.creds\"\n\
+             [[upstream]]\nname = \"log\"\nkind = \"kafka\"\nkey = \"portal\"\n\
+             properties = { \"ssl.ca.location\" = \"/etc/kafka.pem\" }\n";
+        let table: Table = toml::from_str(text).unwrap();
+        let check = |path: &str, expect: Option<&str>| {
+            let log = AccessLog { path: path.into(), ..AccessLog::default() };
+            let wrong = check_access_log(&log, Path::new("conf/edge.toml"), &table).err();
+            assert_eq!(wrong.is_some(), expect.is_some(), "{path}: {wrong:?}");
+            assert!(wrong.unwrap_or_default().contains(expect.unwrap_or_default()), "{path}");
+        };
+        for free in ["", "stderr", "access.log", "portal", "data/access.log", "/var/events.log"] {
+            check(free, None);
+        }
+        check("conf/edge.toml", Some("this configuration"));
+        check("./conf//edge.toml", Some("this configuration"));
+        check("/etc/ca.pem", Some("edge.origin_ca"));
+        check("/etc/c.pem", Some("edge.tls.cert"));
+        check("/etc/k.pem", Some("edge.tls.key"));
+        check("lists/portals.toml", Some("portals.source"));
+        check("crm.pem", Some("upstream.crm.ca"));
+        check("/etc/edge.creds", Some("upstream.bus.credentials"));
+        check("/etc/kafka.pem", Some("upstream.log.properties.ssl.ca.location"));
+        check("data/spool/access.log", Some("spool.dir"));
+        check("data/spool/dead/crm.ndjson", Some("spool.dir"));
+        check("/var/events/access.log", Some("upstream.disk.dir"));
+    }
+}

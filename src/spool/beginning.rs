@@ -1,0 +1,81 @@
+//! The start's first work on the disk, on a thread that hangs for as long as the disk does, so that
+//! the start itself does not.
+
+use std::io;
+use std::sync::Arc;
+use std::sync::mpsc::{self, Receiver, RecvTimeoutError};
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
+
+use super::state::SpoolState;
+
+/// The longest wait of a start for another process that creates or adopts lanes.
+const SPOOL_LOCK_WAIT: Duration = Duration::from_secs(10);
+/// The time between two attempts to take its lock.
+const SPOOL_LOCK_POLL: Duration = Duration::from_millis(5);
+
+/// The thread that adopts lanes and creates the own one.
+pub struct Beginning {
+    thread: JoinHandle<()>,
+    /// The result of each attempt. After `WouldBlock` another one follows.
+    results: Receiver<io::Result<()>>,
+}
+
+impl Beginning {
+    /// Starts the thread.
+    pub fn start(state: &Arc<SpoolState>) -> io::Result<Beginning> {
+        let state = Arc::clone(state);
+        let (sender, results) = mpsc::sync_channel(1);
+        let begin = move || {
+            let until = Instant::now() + SPOOL_LOCK_WAIT;
+            loop {
+                let result = state.begin();
+                let is_last = !is_locked(&result) || Instant::now() >= until;
+                if is_last {
+                    state.look_at_disk();
+                }
+                // An error means that the start goes on without this thread.
+                _ = sender.send(result);
+                if is_last {
+                    return;
+                }
+                std::thread::sleep(SPOOL_LOCK_POLL);
+            }
+        };
+        let thread = std::thread::Builder::new().name("spool-begin".to_owned()).spawn(begin)?;
+        Ok(Beginning { thread, results })
+    }
+
+    /// The result of the last attempt. One attempt may take this long.
+    ///
+    /// # Errors
+    ///
+    /// The file system's; `WouldBlock` where another process held the folder's lock for
+    /// [`SPOOL_LOCK_WAIT`]; `TimedOut` where the disk does not answer.
+    pub fn wait(&self, limit: Duration) -> io::Result<()> {
+        let mut last = Err(io::Error::other("the thread that opens the spool has panicked"));
+        loop {
+            match self.results.recv_timeout(limit) {
+                Ok(result) if is_locked(&result) => last = result,
+                Ok(result) => return result,
+                Err(RecvTimeoutError::Disconnected) => return last,
+                Err(RecvTimeoutError::Timeout) => {
+                    let what = "the disk has not answered for spool.commit_seconds_max";
+                    return Err(io::Error::new(io::ErrorKind::TimedOut, what));
+                }
+            }
+        }
+    }
+
+    /// Waits until the thread has ended.
+    pub fn join(self) {
+        // The thread does not wait for a full channel then.
+        drop(self.results);
+        // A panic was reported by the thread itself.
+        _ = self.thread.join();
+    }
+}
+
+fn is_locked(result: &io::Result<()>) -> bool {
+    result.as_ref().is_err_and(|error| error.kind() == io::ErrorKind::WouldBlock)
+}
