@@ -103,7 +103,8 @@ impl Client {
     fn block(&mut self, fields: &[Field]) -> Vec<u8> {
         let mut block = Vec::new();
         if self.random.gen_bool(0.1) {
-            for size in [*[0, 100, 1000].choose(&mut self.random).unwrap(), 4096] {
+            let sizes = [0, 100, 1000, 4096];
+            for size in sizes.choose_multiple(&mut self.random, 2).copied().collect::<Vec<_>>() {
                 Client::integer(&mut block, 0x20, 5, size);
                 self.tables.resize(size);
             }

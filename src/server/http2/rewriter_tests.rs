@@ -263,6 +263,24 @@ fn nothing_is_served_behind_frames_that_end_the_connection() {
     }
 }
 
+/// The dynamic table of the `h2` crate still has the entry that the last request names.
+#[test]
+fn an_entry_that_the_client_dropped_is_not_found_again() {
+    let mut client = Client::new(1);
+    let blocks: [&[u8]; 4] = [
+        b"\x82\x86\x84\x41\x01a\x40\x01x\x01y",
+        b"\x82\x86\x04\x03/?\"\xbf",
+        b"\x20\x82\x86\x84\x01\x01a",
+        b"\x82\x86\x84\x01\x01a\xbe",
+    ];
+    for (stream, block) in (1..).step_by(2).zip(blocks) {
+        let frame = Frame { kind: Frame::HEADERS, flags: 5, stream, length: block.len() };
+        client.bytes.extend([&frame.head(), block].concat());
+    }
+    let (requests, is_well) = served(&client.bytes, 3);
+    assert!(!requests.contains_key(&7) && !is_well, "{requests:?}");
+}
+
 #[test]
 fn broken_bytes_bring_no_request_that_was_not_sent() {
     let mut count = 0;
