@@ -241,7 +241,8 @@ pub mod custom {
 pub mod http_server {
     pub use crate::server::{
         Acceptor, BufferedBytes, Handshake, Limits, LimitsHandle, Listener, OriginConnector,
-        OriginTransport, Proxy, Server, Socket, add_request_lines, proxy, proxy_with,
+        OriginTimeouts, OriginTransport, Proxy, Server, Socket, add_request_lines, proxy,
+        proxy_with,
     };
     pub use crate::telemetry::metrics::Limit;
 }

@@ -50,14 +50,6 @@ struct Stacks<const SEGMENTS: usize> {
     above_empty: u64,
 }
 
-/// Bytes that the beginning of a text may spell by escapes, each with the length of its spelling:
-/// at most one for each odd length.
-#[derive(Default)]
-struct Spellings {
-    all: [(u8, u8); ESCAPE_BYTES_MAX / 2],
-    count: usize,
-}
-
 /// What the readings may have made of the path up to one position.
 #[derive(Clone, Copy)]
 struct Column<const SEGMENTS: usize> {
@@ -113,11 +105,11 @@ impl Pattern {
             let mut next = Column::EMPTY;
             let mut found = self.step(&column, path[at], &mut next);
             if path[at] == b'%' {
-                for &(byte, length) in spellings(&path[at..], DECODINGS_MAX).as_slice() {
-                    let end = at + usize::from(length);
+                escapes(&path[at..], DECODINGS_MAX, |byte, length, _| {
+                    let end = at + length;
                     found |= self.step(&column, byte, &mut later[end % COLUMNS]);
                     later_end = later_end.max(end);
-                }
+                });
             }
             if found {
                 return true;
@@ -248,58 +240,37 @@ impl<const SEGMENTS: usize> Stacks<SEGMENTS> {
     }
 }
 
-impl Spellings {
-    fn as_slice(&self) -> &[(u8, u8)] {
-        &self.all[..self.count]
-    }
-
-    /// Adds a spelling unless it is there.
-    fn add(&mut self, byte: u8, length: u8) {
-        if !self.as_slice().contains(&(byte, length)) {
-            self.all[self.count] = (byte, length);
-            self.count += 1;
+/// Passes each byte to `found` that escapes at the beginning of `text` spell, decoded up to
+/// `decodings` times, with the length of its spelling and how often it is decoded. `text` begins
+/// with `%`. Each of the three bytes of an escape may be spelled as an escape itself: the first by
+/// the escape found before it, a digit by whatever is found last at its place.
+fn escapes(text: &[u8], decodings: usize, mut found: impl FnMut(u8, usize, usize)) {
+    let (mut end, mut times) = (1, 0);
+    while times < decodings {
+        let Some((high, at_low, high_times)) = digit(text, end, decodings - 1) else { return };
+        let Some((low, at_end, low_times)) = digit(text, at_low, decodings - 1) else { return };
+        (end, times) = (at_end, times.max(high_times).max(low_times) + 1);
+        let byte = high << 4 | low;
+        found(byte, end, times);
+        if byte != b'%' {
+            return;
         }
     }
 }
 
-/// What escapes at the beginning of `text` may spell, decoded up to `decodings` times. The three
-/// bytes of an escape may themselves be spelled as escapes.
-fn spellings(text: &[u8], decodings: usize) -> Spellings {
-    let mut all = Spellings::default();
-    // Of several `%` in a row each begins an escape within the escape before it.
-    let nested = text.iter().take(decodings + 1).take_while(|byte| **byte == b'%').count();
-    if nested == 0 || nested > decodings {
-        return all;
-    }
-    let decodings = decodings - 1;
-    let escaped = spellings(text, decodings);
-    // The first `%` as it stands, or spelled as an escape.
-    let percents = escaped.as_slice().iter().filter(|(byte, _)| *byte == b'%');
-    for at_high in percents.map(|(_, length)| *length).chain([1]) {
-        digits(text, at_high, decodings, |high, at_low| {
-            digits(text, at_low, decodings, |low, end| all.add(high << 4 | low, end));
-        });
-    }
-    all
-}
-
-/// Passes the values of the hexadecimal digits that may be spelled at `at` to `found`, with the end
-/// of each spelling.
-fn digits(text: &[u8], at: u8, decodings: usize, mut found: impl FnMut(u8, u8)) {
-    match text.get(usize::from(at)..) {
-        Some(text @ [b'%', ..]) => {
-            for &(byte, length) in spellings(text, decodings).as_slice() {
-                if let Some(value) = hex(byte) {
-                    found(value, at + length);
-                }
-            }
+/// The value of the hexadecimal digit that is spelled at `at`, where its spelling ends, and how
+/// often it is decoded.
+fn digit(text: &[u8], at: usize, decodings: usize) -> Option<(u8, usize, usize)> {
+    let text = text.get(at..)?;
+    match *text.first()? {
+        b'%' => {
+            let mut last = None;
+            escapes(text, decodings, |byte, length, times| {
+                last = hex(byte).map(|value| (value, at + length, times));
+            });
+            last
         }
-        Some([byte, ..]) => {
-            if let Some(value) = hex(*byte) {
-                found(value, at + 1);
-            }
-        }
-        _ => {}
+        byte => Some((hex(byte)?, at + 1, 0)),
     }
 }
 

@@ -8,8 +8,10 @@
 //! more is read from the client until all is sent. If the whole answer has come and the origin
 //! takes nothing for a while, the rest of the request is dropped, and the connection ends.
 
+use super::alarm::Alarm;
 use super::exchange::{self, Side};
 use super::http1::trailers::{TrailerReader, TrailerWriter, write};
+use super::origin_timeouts::OriginTimeouts;
 use super::read_buffer;
 use async_trait::async_trait;
 use bytes::{Buf, BytesMut};
@@ -39,6 +41,10 @@ pub struct OriginStream {
     exchange: u64,
     request: TrailerWriter,
     response: TrailerReader,
+    timeouts: OriginTimeouts,
+    alarm: Alarm,
+    /// Whether the alarm limits a wait for the next request.
+    is_idle: bool,
 }
 
 /// How much of the final answer has come.
@@ -66,7 +72,7 @@ struct Wire {
 }
 
 impl OriginStream {
-    pub fn new(stream: Stream) -> Self {
+    pub fn new(stream: Stream, timeouts: OriginTimeouts) -> Self {
         let wire = Wire {
             stream: stream.take(0),
             answer: Answer::None,
@@ -76,7 +82,8 @@ impl OriginStream {
             is_over: false,
         };
         let (request, response) = (TrailerWriter::new(Side::Request), TrailerReader::default());
-        Self { wire, exchange: 0, request, response }
+        let alarm = Alarm::default();
+        Self { wire, exchange: 0, request, response, timeouts, alarm, is_idle: false }
     }
 
     fn stream(&self) -> &Stream {
@@ -96,7 +103,32 @@ impl OriginStream {
             self.response = TrailerReader::new(pieces.first().map_or(&[], |head| head));
             self.wire.answer = Answer::None;
         }
-        self.request.poll_write(Pin::new(&mut self.wire), cx, pieces)
+        let written = self.request.poll_write(Pin::new(&mut self.wire), cx, pieces);
+        self.within_limit(written, cx)
+    }
+
+    /// `polled`, or an error if the origin has been waited for too long.
+    fn within_limit<T>(
+        &mut self,
+        polled: Poll<io::Result<T>>,
+        cx: &mut Context<'_>,
+    ) -> Poll<io::Result<T>> {
+        if polled.is_ready() {
+            self.alarm.end_wait();
+            return polled;
+        }
+        let is_idle = match exchange::number() {
+            None => true,
+            Some(number) if number == self.exchange => false,
+            // Before it uses a connection again, Pingora looks whether that is closed.
+            Some(_) => return polled,
+        };
+        if std::mem::replace(&mut self.is_idle, is_idle) != is_idle {
+            self.alarm.end_wait();
+        }
+        let limit = if is_idle { self.timeouts.idle } else { self.timeouts.io };
+        let Some(limit) = limit else { return polled };
+        self.alarm.poll(limit, cx).map(|()| Err(io::ErrorKind::TimedOut.into()))
     }
 }
 
@@ -251,15 +283,17 @@ impl AsyncRead for OriginStream {
         cx: &mut Context<'_>,
         buf: &mut ReadBuf<'_>,
     ) -> Poll<io::Result<()>> {
-        let Self { wire, response, .. } = self.get_mut();
-        if wire.ends() {
+        let this = self.get_mut();
+        if this.wire.ends() {
             // Pingora takes this for a close by the origin, and uses the connection no more.
             return Poll::Ready(Ok(()));
         }
-        wire.send_waiting(cx);
+        this.wire.send_waiting(cx);
         let room = ready!(exchange::poll_room(cx));
         let before = buf.filled().len();
-        ready!(wire.poll_read(cx, buf, room))?;
+        let read = this.wire.poll_read(cx, buf, room);
+        ready!(this.within_limit(read, cx))?;
+        let Self { wire, response, .. } = this;
         let bytes = &buf.filled()[before..];
         exchange::origin_read(bytes.len());
         response.read(bytes);
@@ -295,7 +329,9 @@ impl AsyncWrite for OriginStream {
     }
 
     fn poll_flush(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.get_mut().wire).poll_flush(cx)
+        let this = self.get_mut();
+        let flushed = Pin::new(&mut this.wire).poll_flush(cx);
+        this.within_limit(flushed, cx)
     }
 
     fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
@@ -365,15 +401,37 @@ mod tests {
     use super::super::buffered_bytes::BufferedBytes;
     use super::super::socket::Socket;
     use super::*;
-    use tokio::io::AsyncWriteExt;
+    use tokio::io::{AsyncWriteExt, DuplexStream, duplex};
     use tokio::net::UnixStream;
+    use tokio::time::Instant;
+
+    const HEAD: &[u8] = b"GET / HTTP/1.1\r\nHost: a\r\n\r\n";
+    const TIMEOUTS: OriginTimeouts =
+        OriginTimeouts { io: Some(Duration::from_secs(5)), idle: Some(Duration::from_secs(50)) };
+
+    fn origin() -> (OriginStream, DuplexStream) {
+        let (near, far) = duplex(1 << 10);
+        (OriginStream::new(Box::new(near), TIMEOUTS), far)
+    }
+
+    async fn exchange<T>(test: impl Future<Output = T>) -> T {
+        exchange::scope(BufferedBytes::new(0), 0, false, test).await
+    }
+
+    /// Asserts that `wait` ends with a timeout, after `limit`.
+    async fn check<T>(wait: impl Future<Output = io::Result<T>>, limit: Option<Duration>) {
+        let began = Instant::now();
+        assert_eq!(wait.await.err().map(|e| e.kind()), Some(io::ErrorKind::TimedOut));
+        let (waited, limit) = (began.elapsed(), limit.unwrap());
+        assert!(waited >= limit && waited < limit + Duration::from_millis(2), "{waited:?}");
+    }
 
     #[tokio::test]
     async fn pieces_for_an_origin_that_answers_count_whole_and_arrive_in_order() {
         let (near, mut far) = UnixStream::pair().unwrap();
         far.write_all(b"HTTP/1.1 101 Switching Protocols\r\n\r\n").await.unwrap();
-        let mut origin = OriginStream::new(Box::new(Socket::unix(near)));
-        exchange::scope(BufferedBytes::new(1 << 20), async {
+        let mut origin = OriginStream::new(Box::new(Socket::unix(near)), TIMEOUTS);
+        exchange::scope(BufferedBytes::new(1 << 20), 0, false, async {
             let mut expect = Vec::new();
             // More than a socket takes: the rest is stored, and still counts as written.
             for round in 0..40_u8 {
@@ -392,6 +450,42 @@ mod tests {
             sent.unwrap();
             read.unwrap();
             assert!(all == expect, "the bytes arrive as they were written");
+        })
+        .await;
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn each_wait_for_an_origin_has_the_limit_of_what_is_waited_for() {
+        let (mut stream, mut far) = origin();
+        for _ in 0..2 {
+            exchange(async {
+                stream.write_all(HEAD).await.unwrap();
+                // What arrives in time ends a wait, and the next one begins anew.
+                for _ in 0..3 {
+                    let answer = async {
+                        sleep(Duration::from_secs(4)).await;
+                        far.write_all(b"a").await
+                    };
+                    let (read, answered) = tokio::join!(stream.read_u8(), answer);
+                    assert!(read.is_ok() && answered.is_ok());
+                }
+            })
+            .await;
+            check(stream.read_u8(), TIMEOUTS.idle).await;
+        }
+        exchange(async {
+            stream.write_all(HEAD).await.unwrap();
+            check(stream.read_u8(), TIMEOUTS.io).await;
+        })
+        .await;
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn an_origin_that_takes_nothing_is_waited_for_as_long() {
+        let (mut stream, _far) = origin();
+        exchange(async {
+            stream.write_all(HEAD).await.unwrap();
+            check(stream.write_all(&[0; 1 << 11]), TIMEOUTS.io).await;
         })
         .await;
     }

@@ -1,5 +1,5 @@
-//! The start's first work on the disk, on a thread that hangs for as long as the disk does, so that
-//! the start itself does not.
+//! Does the first work of a start on the disk on another thread. If the disk hangs, only that
+//! thread hangs, and the start goes on without it (SPEC 6).
 
 use std::io;
 use std::sync::Arc;
@@ -11,13 +11,13 @@ use super::state::SpoolState;
 
 /// The longest wait of a start for another process that creates or adopts lanes.
 const SPOOL_LOCK_WAIT: Duration = Duration::from_secs(10);
-/// The time between two attempts to take its lock.
+/// The time between two attempts to take the lock of that process.
 const SPOOL_LOCK_POLL: Duration = Duration::from_millis(5);
 
-/// The thread that adopts lanes and creates the own one.
+/// The thread that adopts the lanes of earlier processes and creates the lane of this one.
 pub struct Beginning {
     thread: JoinHandle<()>,
-    /// The result of each attempt. After `WouldBlock` another one follows.
+    /// The result of each attempt. After `WouldBlock` another attempt follows.
     results: Receiver<io::Result<()>>,
 }
 
@@ -34,7 +34,7 @@ impl Beginning {
                 if is_last {
                     state.look_at_disk();
                 }
-                // An error means that the start goes on without this thread.
+                // Fails if the start has gone on without this thread.
                 _ = sender.send(result);
                 if is_last {
                     return;
@@ -46,12 +46,12 @@ impl Beginning {
         Ok(Beginning { thread, results })
     }
 
-    /// The result of the last attempt. One attempt may take this long.
+    /// Waits for the last attempt, for `limit` at most for each attempt, and returns its result.
     ///
     /// # Errors
     ///
-    /// The file system's; `WouldBlock` where another process held the folder's lock for
-    /// [`SPOOL_LOCK_WAIT`]; `TimedOut` where the disk does not answer.
+    /// The error of the file system, or `WouldBlock` if another process held the lock of the folder
+    /// for [`SPOOL_LOCK_WAIT`], or `TimedOut` if the disk does not answer.
     pub fn wait(&self, limit: Duration) -> io::Result<()> {
         let mut last = Err(io::Error::other("the thread that opens the spool has panicked"));
         loop {
@@ -69,7 +69,7 @@ impl Beginning {
 
     /// Waits until the thread has ended.
     pub fn join(self) {
-        // The thread does not wait for a full channel then.
+        // So the thread does not wait until there is room in the channel.
         drop(self.results);
         // A panic was reported by the thread itself.
         _ = self.thread.join();

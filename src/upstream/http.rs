@@ -363,7 +363,7 @@ mod tests {
                 config(&format!("{key} = {good}")).validate().expect(key);
             }
             for bad in [0, max + 1] {
-                check_refused(&config(&format!("{key} = {bad}")), key, "within");
+                check_refused(&config(&format!("{key} = {bad}")), key, "must be 1 to");
             }
         }
     }

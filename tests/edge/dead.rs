@@ -203,7 +203,7 @@ fn a_damaged_line_is_named_and_stays() {
     backend.script(|_| Act::Refuse(503));
     let (code, _, said) = dead_with(&edge, &["replay"]);
     assert_eq!(code, Some(1));
-    for reason in ["answered 503", "1 lines are not dead letters"] {
+    for reason in ["answered 503", "1 line is not a dead letter"] {
         assert!(said.contains(reason), "{reason:?} is not in {said:?}");
     }
     backend.script(|_| Act::Take);

@@ -56,8 +56,8 @@ fn a_client_that_asks_first_may_be_refused() {
     assert_eq!(read_responses(&mut reader, "PUT")[0].status(), 417);
 }
 
-/// Far more than all buffers on the way hold, so that an origin that sends it back waits to send and
-/// does not read meanwhile; and every value of a byte.
+/// Far more than all buffers on the way hold, so that an origin that sends it back waits to send
+/// and does not read meanwhile; and every value of a byte.
 fn much() -> Vec<u8> {
     (0..64_000_000_u32).map(|n| (n % 251) as u8).collect()
 }
@@ -114,7 +114,7 @@ fn an_origin_that_answers_an_upload_without_reading_it_is_heard_at_once() {
             let sender = std::thread::spawn(move || {
                 // One chunk; its first and last line are data where the length counts.
                 let end: &[u8] = if head.contains("chunked") { b"\r\n0\r\n\r\n" } else { b"\r\n" };
-                for piece in [head.as_bytes(), b"3D09000\r\n", &much(), end] {
+                for piece in [head.as_bytes(), b"3D09000\r\n", &vec![7; 64_000_000], end] {
                     // The edge may close the connection once it has answered.
                     if writer.write_all(piece).is_err() {
                         return;
@@ -128,9 +128,9 @@ fn an_origin_that_answers_an_upload_without_reading_it_is_heard_at_once() {
             let _ = reader.read_to_end(&mut rest);
             assert!(rest.windows(2).any(|word| word == b"no"), "{framing}: {rest:?}");
             sender.join().unwrap();
-            // The origin's connection serves no other request: it would not be read there.
-            assert_eq!(edge.get("/page").status, 413);
         }
+        // The connections to the origin serve no other request: it would not be read there.
+        assert_eq!(edge.get("/page").status, 413);
         assert!(!edge.log().contains("does not answer"), "{}", edge.log());
     }
 }

@@ -47,8 +47,7 @@ fn an_idle_connection_costs_little() {
     drop((first, all));
 }
 
-/// Most memory of a response that its client does not read, in KiB, in any build: 64 in an
-/// optimized one.
+/// Most memory of a response that its client does not read, in KiB, in any build.
 const UNREAD_KIB_MAX: f64 = 80.0;
 /// The same of an upload that its origin does not read, with the copy for a second attempt.
 const UPLOAD_KIB_MAX: f64 = 360.0;

@@ -1,9 +1,9 @@
-//! An error with its causes, as one line of text.
+//! Writes an error and its causes as one line of text, for the log and for standard error.
 
 use std::error::Error;
 
-/// An error and all its causes in one line, separated by colons. A cause is left out only where
-/// the error above it already ends with the same text.
+/// Returns `error` and all its causes in one line, separated by colons. A cause is left out if the
+/// text of the error above it already ends with it.
 pub fn with_causes(error: &dyn Error) -> String {
     let mut line = error.to_string();
     let mut above = line.clone();

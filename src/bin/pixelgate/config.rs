@@ -1,9 +1,10 @@
-//! The configuration file: SPEC 9 as one TOML document, and the environment over it.
+//! Reads the configuration (SPEC 9): one TOML file, and overrides from the environment.
 //!
-//! Each section is defined and checked by the module that uses it, once, after the environment's
-//! overrides. A mistake is reported as `file:line: key: reason`.
+//! Each section is defined and checked by the module that uses it. It is checked once, after the
+//! overrides were applied. A mistake is reported as `file:line: key: reason`.
 
 mod environment;
+mod error;
 mod files;
 pub mod keys;
 mod line;
@@ -11,17 +12,19 @@ mod listeners;
 pub mod schema;
 
 use environment::Environment;
+pub use error::ConfigError;
+use error::{error, file_place, key_of};
 use line::{line_at, line_in_list};
 use pixelgate::tools::without_value;
 use serde::Deserialize;
-use serde_path_to_error::{Path as KeyPath, Segment};
+use serde_path_to_error::Segment;
 use std::path::Path;
 
-/// Largest configuration file that is read, in bytes. A file with ten thousand upstream headers is
-/// smaller; a larger one is the wrong file.
+/// The most bytes of a configuration file. A file with ten thousand upstream headers is smaller, so
+/// a larger one is the wrong file.
 const FILE_BYTES_MAX: u64 = 4 << 20;
 
-/// A checked configuration, made only by [`Config::load`].
+/// A checked configuration.
 pub struct Config {
     /// The listeners and the origins.
     pub edge: crate::edge::config::Config,
@@ -37,13 +40,13 @@ pub struct Config {
     pub otlp: pixelgate::config::Otlp,
     /// The sections of the gate itself.
     pub gate: pixelgate::config::ValidConfig,
-    /// The file with the environment's overrides, by which changes are found.
+    /// The values of the file and of the overrides, to compare with those of a later reload.
     pub table: toml::Table,
     /// Whether the file itself sets no key.
     pub is_blank: bool,
 }
 
-/// The sections as they stand in the file, not checked yet.
+/// The sections as the file has them, before they are checked.
 #[derive(Debug, Default, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 struct Document {
@@ -62,18 +65,13 @@ struct Document {
     otlp: pixelgate::config::Otlp,
 }
 
-/// Why a configuration cannot be used. Displays as `file:line: key: reason`.
-#[derive(Debug, thiserror::Error)]
-#[error("{place}: {key}{}{reason}", if key.is_empty() { "" } else { ": " })]
-pub struct ConfigError {
-    /// The file, with the line where it is known, or `environment`.
-    place: String,
-    key: String,
-    reason: String,
-}
-
 impl Config {
-    /// Reads `path`, applies the overrides of the environment and checks every section.
+    /// Reads the file at `path`, applies the overrides of the environment and checks every section.
+    ///
+    /// # Errors
+    ///
+    /// The file cannot be read, or the first key that cannot be used, with its place and the
+    /// reason.
     pub fn load(path: &Path) -> Result<Self, ConfigError> {
         let text = read(path).map_err(|reason| error(path.display(), "", reason))?;
         let overrides = Environment::new(std::env::vars_os());
@@ -83,23 +81,28 @@ impl Config {
         Ok(Config { is_blank, ..document.validate(path, table)? })
     }
 
-    /// This configuration of `path` with the keys that need an upgrade as `in_force` has them:
-    /// what a reload puts in force. It is checked as a whole, because a key that a reload changes
-    /// may depend on one that it does not.
+    /// Returns what a reload puts in force: this configuration of the file at `path`, but with the
+    /// values of `in_force` for the keys that need an upgrade.
+    ///
+    /// # Errors
+    ///
+    /// The result cannot be used, although both configurations can: a key that a reload changes
+    /// depends on one that needs an upgrade.
     pub fn over(&self, in_force: &toml::Table, path: &Path) -> Result<Self, ConfigError> {
         let table = keys::overlay(in_force, &self.table);
         let document = serde_path_to_error::deserialize(table.clone()).map_err(|e| {
             error(path.display(), &key_of(e.path()), without_value(e.inner().message()))
         })?;
         Document::validate(document, path, table).map_err(|mut e| {
-            e.reason += " (with what is in force of the keys that need an upgrade)";
+            e.reason += " (with the values in force of the keys that need an upgrade)";
             e
         })
     }
 }
 
 impl Document {
-    /// Returns the document, and the table that it was read from.
+    /// Reads `text`, the file at `path`, and applies the overrides. Returns the sections, and the
+    /// table that they were read from.
     fn parse(
         path: &Path,
         text: &str,
@@ -116,7 +119,7 @@ impl Document {
         applied.map_err(|(name, reason)| error("environment", &name, reason))?;
         let document = serde_path_to_error::deserialize(table.clone()).map_err(|e| {
             let key = key_of(e.path());
-            // Only the file's own text has the line of a mistake.
+            // A mistake that the file has, too, is reported with its line.
             match Self::from_text(path, text) {
                 Err(own) if own.key == key => own,
                 _ => error("environment", &key, without_value(e.inner().message())),
@@ -130,7 +133,7 @@ impl Document {
         let document = toml::Deserializer::parse(text)
             .map_err(|e| error(file_place(path, line(&e)), "", without_value(e.message())))?;
         serde_path_to_error::deserialize(document).map_err(|e| {
-            // What is wrong in a list of tables has the span of the whole list.
+            // For a mistake in a list of tables the parser reports the span of the whole list.
             let in_a_list = e.path().iter().any(|segment| matches!(segment, Segment::Seq { .. }));
             let mistake = |table: &toml::Table| {
                 Self::deserialize(table.clone()).err().map(|e| e.message().to_owned())
@@ -176,25 +179,10 @@ impl Document {
     }
 }
 
-fn error(place: impl ToString, key: &str, reason: String) -> ConfigError {
-    ConfigError { place: place.to_string(), key: key.to_owned(), reason }
-}
-
 fn read(path: &Path) -> Result<String, String> {
     let bytes = pixelgate::tools::read_regular_file(path, FILE_BYTES_MAX);
     let bytes = bytes.map_err(|e| format!("cannot be read: {e}"))?;
-    String::from_utf8(bytes).map_err(|_| "cannot be read: is not UTF-8".to_owned())
-}
-
-fn file_place(path: &Path, line: Option<usize>) -> String {
-    let file = path.display();
-    line.map_or_else(|| file.to_string(), |line| format!("{file}:{line}"))
-}
-
-/// A path as it is written in messages: `upstream[0].url`.
-fn key_of(path: &KeyPath) -> String {
-    let key = path.to_string();
-    if key == "." { String::new() } else { key }
+    String::from_utf8(bytes).map_err(|_| "cannot be read: the file is not UTF-8".to_owned())
 }
 
 #[cfg(test)]

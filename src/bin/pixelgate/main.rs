@@ -1,4 +1,5 @@
-//! The `pixelgate` binary: an HTTP edge around the gate, and commands over its data.
+//! The `pixelgate` binary: an HTTP edge around the gate, and commands that read and change its data
+//! (SPEC 8). It uses the library through its public interface alone, as any other host does.
 
 #![forbid(unsafe_code)]
 
@@ -8,10 +9,13 @@ mod cli;
 mod config;
 mod edge;
 mod logging;
+// Shared as a file, because the public interface of the library does not offer it.
+#[path = "../../plural.rs"]
+mod plural;
 
 use std::process::ExitCode;
 
-// The request path makes small allocations often; under load mimalloc is measurably faster.
+// The request path often makes small allocations, for which mimalloc is measurably faster.
 #[global_allocator]
 static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 

@@ -21,10 +21,12 @@ pub enum Framing {
 
 impl Framing {
     /// What comes behind a header: another header if this one is that of an informational answer.
-    pub fn behind(head: &[u8]) -> Self {
+    /// `may_have_chunks`: what else is known does not rule out chunks.
+    pub fn behind(head: &[u8], may_have_chunks: bool) -> Self {
         match status(head) {
             Some(b"101" | b"204" | b"304") => Self::Other,
             Some([b'1', ..]) => Self::Header,
+            _ if !may_have_chunks => Self::Other,
             _ if values(head, "transfer-encoding").any(is_chunked) => Self::Chunks(Chunks::Start),
             _ => Self::Other,
         }
@@ -32,7 +34,7 @@ impl Framing {
 
     /// As [`Framing::behind`], of an answer, with the length of its body.
     pub fn of_answer(head: &[u8], has_no_body: bool) -> Self {
-        match (Self::behind(head), status(head)) {
+        match (Self::behind(head, true), status(head)) {
             (Self::Header, _) => Self::Header,
             (_, Some(b"204" | b"304")) => Self::Length(0),
             _ if has_no_body => Self::Length(0),

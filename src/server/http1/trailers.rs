@@ -181,6 +181,9 @@ impl TrailerReader {
         };
         let head = if before == 0 { &bytes[..end] } else { &self.head[..end] };
         self.framing = Framing::of_answer(head, self.has_no_body);
+        if matches!(self.framing, Framing::Chunks(_)) {
+            exchange::response_has_chunks();
+        }
         (self.head, self.searched) = (BytesMut::new(), 0);
         end - before
     }
@@ -269,7 +272,8 @@ impl TrailerWriter {
             }
             None => return Err(io::ErrorKind::InvalidData.into()),
         }
-        (self.head_left, self.framing) = (head.len(), Framing::behind(head));
+        self.head_left = head.len();
+        self.framing = Framing::behind(head, exchange::has_chunks(self.side));
         Ok(())
     }
 }
@@ -316,7 +320,11 @@ mod tests {
     const LAST_CHUNK: &[u8] = b"0\r\n\r\n";
 
     async fn exchange<T>(test: impl Future<Output = T>) -> T {
-        exchange::scope(BufferedBytes::new(0), test).await
+        let test = async {
+            exchange::response_has_chunks();
+            test.await
+        };
+        exchange::scope(BufferedBytes::new(0), 0, true, test).await
     }
 
     /// Writes messages as Pingora does, to a stream that takes few bytes at once.

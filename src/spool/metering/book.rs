@@ -1,8 +1,8 @@
 //! The totals of each portal, over all lanes that this process has.
 //!
-//! What is counted is *open* until the lane's file is written: it is in the totals that are read,
-//! and is taken out to be written together with the positions up to which it counts. Both change
-//! under the lane's lock, so the file never has one without the other.
+//! Counts are *open* until they are written to the file of their lane. Readers of the totals see
+//! them at once. They are taken out to be written, together with the positions up to which they
+//! count. Both change under the lock of the lane, so the file never has one without the other.
 
 use std::cmp::Reverse;
 use std::collections::{BTreeMap, BinaryHeap};
@@ -19,15 +19,15 @@ use crate::spool::format::{self, RECORD_HEADER_BYTES};
 use crate::spool::status::{PortalTotals, PortalUpstream};
 use crate::telemetry::faults::{FaultKind, Faults};
 
-/// Looks up the numbers of records. The last portal's is at hand, because one portal's events often
-/// come together.
+/// Looks up the numbers of portals of records. It remembers the last portal, because the events of
+/// one portal often follow each other.
 pub struct Numbering<'b> {
     book: &'b Book,
     last: Option<(Metered, u32)>,
 }
 
 impl Numbering<'_> {
-    /// The number of a record's portal, and its day.
+    /// Returns the number of a record's portal, and the day of the record.
     pub fn number(&mut self, record: &[u8]) -> (u32, u32) {
         let Some(metered) = (self.book.metering.read)(record) else { return (OTHER, 0) };
         if let Some((last, number)) = self.last
@@ -42,31 +42,33 @@ impl Numbering<'_> {
 }
 
 struct Pages {
-    /// The upstreams' names: first the configured ones in their order, then removed ones.
+    /// The names of the upstreams: first the configured ones in their order, then removed ones.
     names: Vec<String>,
     totals: Totals,
-    /// By lane: what is counted and not yet taken out to be written.
+    /// The open counts of each lane.
     open: BTreeMap<u64, Counts>,
-    /// Sums over all portals: accepted, rejected, delivered.
+    /// The sums over all portals: accepted, rejected, delivered.
     sums: [u64; 3],
+    /// See [`Book::since_ms`]; 0 if it is not known.
     since_ms: u64,
-    /// How often a lane's counts were taken in.
+    /// The number of lanes whose counts were taken in.
     takeovers: u64,
 }
 
-/// See the module.
+/// The totals of each portal.
 pub struct Book {
     metering: Metering,
+    /// The number of configured upstreams.
     configured: usize,
     clock: Arc<dyn Clock>,
     faults: Faults,
-    /// The lane that rejected events are counted in.
+    /// The number of this process's own lane, in which rejected events are counted.
     own: AtomicU64,
     table: Mutex<Table>,
     pages: Mutex<Pages>,
-    /// The table has no room: logged once.
+    /// Whether the log has reported that the table has no room.
     is_full: AtomicBool,
-    /// Rejected events of portals without a count of their own, until they are written.
+    /// Rejected events of portals without totals, which are not written yet.
     rejected_others: AtomicU64,
 }
 
@@ -98,32 +100,32 @@ impl Book {
         }
     }
 
-    /// Reads the numbers of records, one behind the other.
+    /// Returns a reader of the numbers of many records.
     pub fn numbering(&self) -> Numbering<'_> {
         Numbering { book: self, last: None }
     }
 
-    /// The clock, in milliseconds since 1970.
+    /// The time, in milliseconds since 1970.
     pub fn now_ms(&self) -> u64 {
         self.clock.unix_ms()
     }
 
-    /// The number of this portal.
+    /// Returns the number of a portal, a new one if it has none. See [`Table::number`].
     pub fn number_of(&self, portal: u64) -> u32 {
         self.table.lock().number(portal)
     }
 
-    /// The portal of this number; 0 for [`OTHER`].
+    /// Returns the portal of a number, or 0 for [`OTHER`].
     pub fn portal_of(&self, number: u32) -> u64 {
         self.table.lock().portal(number)
     }
 
-    /// Most numbers, [`OTHER`] included.
+    /// The number of numbers that are in use, [`OTHER`] included.
     pub fn numbers(&self) -> usize {
         self.table.lock().len() + 1
     }
 
-    /// Counts staged records, one behind the other, as accepted.
+    /// Counts the records in `staged` as accepted.
     pub fn count_staged(&self, mut staged: &[u8], counts: &mut Counts) {
         let mut numbers = self.numbering();
         while staged.len() >= RECORD_HEADER_BYTES {
@@ -135,7 +137,8 @@ impl Book {
         }
     }
 
-    /// Adds what has happened in a lane. Called with the lane's state locked.
+    /// Adds counts of a lane to its open ones, and empties `counts`. The lane's state must be
+    /// locked.
     pub fn add(&self, lane: u64, counts: &mut Counts) {
         if counts.is_empty() {
             return;
@@ -150,7 +153,7 @@ impl Book {
         counts.empty();
     }
 
-    /// Adds events of one column, as [`Book::add`] does.
+    /// Adds one event of a column for each number. The lane's state must be locked.
     pub fn add_each(&self, lane: u64, column: Column, numbers: impl Iterator<Item = u32>) {
         let mut pages = self.pages.lock();
         let tally = pages.open.entry(lane).or_default().tally(column);
@@ -164,8 +167,9 @@ impl Book {
         }
     }
 
-    /// Counts a rejected event. A portal that has no count of its own yet gets one only if it is in
-    /// the portal list: clients who make portals up must not fill the table.
+    /// Counts a rejected event. A portal that has no totals yet gets some only if `is_listed` says
+    /// that it is in the portal list, so that clients cannot fill the table with invented portals.
+    /// Any other portal is counted under [`OTHER`].
     pub fn reject(&self, portal: u64, is_listed: impl FnOnce() -> bool) {
         let known = self.table.lock().find(portal);
         let number = match known {
@@ -181,7 +185,8 @@ impl Book {
         }
     }
 
-    /// The lane that rejected events are counted in from now on.
+    /// Sets the own lane of this process, in which rejected events are counted from now on. Moves
+    /// the open counts of the previous one there.
     pub fn set_own(&self, lane: u64) {
         let mut pages = self.pages.lock();
         let before = self.own.swap(lane, Relaxed);
@@ -190,8 +195,8 @@ impl Book {
         }
     }
 
-    /// Takes out what is open in a lane, to be written. It stays in the totals. Called with the
-    /// lane's state locked.
+    /// Takes out the open counts of a lane, to be written. They stay in the totals. The lane's
+    /// state must be locked.
     pub fn take_out(&self, lane: u64) -> Counts {
         let mut pages = self.pages.lock();
         if lane == self.own.load(Relaxed) {
@@ -206,14 +211,14 @@ impl Book {
         counts
     }
 
-    /// Whether something is open in a lane.
+    /// Whether a lane has open counts.
     pub fn has_open(&self, lane: u64) -> bool {
         let is_own = lane == self.own.load(Relaxed);
         is_own && self.rejected_others.load(Relaxed) > 0
             || self.pages.lock().open.get(&lane).is_some_and(|counts| !counts.is_empty())
     }
 
-    /// Takes in what a lane's file says.
+    /// Adds the counts of a lane's file to the totals.
     pub fn take_in(&self, counts: &Counts) {
         let mut pages = self.pages.lock();
         pages.add_sums(counts);
@@ -222,26 +227,26 @@ impl Book {
         }
     }
 
-    /// Notes from when the counts of a lane are whole, in milliseconds since 1970; 0: from its
-    /// beginning, beside other lanes.
+    /// Records that a lane was taken in whose counts are complete from `since_ms` on, in
+    /// milliseconds since 1970. 0: from the beginning of the lane.
     pub fn note_since(&self, since_ms: u64) {
         let mut pages = self.pages.lock();
         pages.since_ms = pages.since_ms.max(since_ms);
         pages.takeovers += 1;
     }
 
-    /// From when the totals count, in milliseconds since 1970. `None` while only another process
-    /// knows it.
+    /// The time from which the totals count, in milliseconds since 1970. `None` while only another
+    /// process knows it, which has the lane with this time.
     pub fn since_ms(&self) -> Option<u64> {
         Some(self.pages.lock().since_ms).filter(|since| *since > 0)
     }
 
-    /// How often the counts of a lane were taken in.
+    /// The number of lanes whose counts were taken in.
     pub fn takeovers(&self) -> u64 {
         self.pages.lock().takeovers
     }
 
-    /// The place of an upstream's name.
+    /// Returns the place of an upstream's name in the list of names, and adds a new name.
     pub fn name(&self, name: &str) -> usize {
         let mut pages = self.pages.lock();
         let known = pages.names.iter().position(|known| known == name);
@@ -251,12 +256,12 @@ impl Book {
         })
     }
 
-    /// The upstream's name at this place.
+    /// Returns the name of the upstream at a place.
     pub fn name_at(&self, place: usize) -> String {
         self.pages.lock().names.get(place).cloned().unwrap_or_default()
     }
 
-    /// A portal's totals; zeros for one that was never seen.
+    /// Returns the totals of a portal, which are zeros if it has none.
     pub fn portal(&self, portal: u64) -> PortalTotals {
         let number = self.table.lock().find(portal);
         let pages = self.pages.lock();
@@ -267,7 +272,7 @@ impl Book {
         }
     }
 
-    /// What was accepted of a portal on this day.
+    /// Returns the number of events of a portal that were accepted on a day.
     pub fn accepted_on(&self, portal: u64, day: u32) -> u64 {
         let Some(number) = self.table.lock().find(portal) else { return 0 };
         let pages = self.pages.lock();
@@ -277,17 +282,18 @@ impl Book {
         written + pages.open.values().map(|counts| counts.of(number, is_today)).sum::<u64>()
     }
 
-    /// The portals with the most accepted and rejected events, at most `portals_max`, and the sum
-    /// of all others, which has the portal 0.
+    /// Returns the `portals_max` portals with the most requests (accepted and rejected events), the
+    /// busiest first, and the sum of all others, whose portal is 0.
     pub fn busiest(&self, portals_max: usize) -> (Vec<PortalTotals>, PortalTotals) {
         let mut busiest = BinaryHeap::with_capacity(portals_max + 1);
         let numbers = self.numbers();
         for from in (1..numbers).step_by(GROWTH) {
-            // In pieces: the committer and the upstreams' tasks wait for this lock.
+            // The lock is released again and again, because the committer and the tasks of
+            // upstreams wait for it.
             let pages = self.pages.lock();
             for number in from..numbers.min(from + GROWTH) {
                 let row = (pages.totals.of(number as u32, is_request), Reverse(number as u32));
-                // Most portals are none of the busiest.
+                // Most portals are not among the busiest, so this is checked first.
                 let is_less = busiest.peek().is_some_and(|Reverse(least)| row < *least);
                 if busiest.len() >= portals_max && is_less {
                     continue;
@@ -322,17 +328,18 @@ impl Book {
         (shown, others)
     }
 
-    /// Sums over all portals: accepted, rejected, delivered.
+    /// Returns the sums over all portals: accepted, rejected, delivered.
     pub fn sums(&self) -> [u64; 3] {
         self.pages.lock().sums
     }
 
-    /// Raises the fault that a further portal is counted among the others.
+    /// Raises the fault that further portals get no totals, if the table is full. Logs it once.
     pub fn report_full(&self) {
         if self.table.lock().is_full() {
             if !self.is_full.swap(true, Relaxed) {
                 ::log::error!(
-                    "spool: {PORTALS_MAX} portals have totals, further ones are counted as `other`"
+                    "spool: {PORTALS_MAX} portals have totals, which is the limit: further portals \
+are counted together, as `other`"
                 );
             }
             self.faults.raise(
@@ -346,15 +353,16 @@ impl Book {
         }
     }
 
-    /// Raises the fault that the counts of a lane begin anew.
+    /// Logs that the counts of a lane begin anew, and raises the fault. `lane` names the lane,
+    /// `why` is the reason.
     pub fn report_reset(&self, lane: &str, why: &str) {
         ::log::error!("spool: the totals per portal begin anew with what {lane} holds: {why}");
         self.faults.raise(
             FaultKind::PortalTotals,
             lane,
             format!("the totals per portal begin anew with what {lane} holds: {why}"),
-            "Nothing can bring the older counts back; no event is affected. `since` in \
-             /status?portal= says from when they count. The fault ends with the next start."
+            "The older counts are lost; no event is affected. `since` in /status?portal= is the \
+            time from which the totals count. The fault ends with the next start."
                 .to_owned(),
         );
     }
@@ -364,7 +372,7 @@ fn is_request(column: Column) -> bool {
     matches!(column, Column::Accepted(_) | Column::Rejected)
 }
 
-/// In which of the sums a column is.
+/// Returns the place of the sum that a column is a part of.
 fn sum_of(column: Column) -> Option<usize> {
     match column {
         Column::Accepted(_) => Some(0),

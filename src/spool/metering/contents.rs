@@ -1,4 +1,4 @@
-//! Reading a lane's `portals` file.
+//! Reads the `portals` file of a lane. `format.rs` has its bytes.
 
 use std::collections::BTreeMap;
 use std::io;
@@ -12,31 +12,32 @@ use crate::spool::fs::{Fs, Open, read_block};
 use crate::spool::lane_files::PORTALS;
 use crate::spool::read::cursor::LaneKey;
 
-/// What a file says.
+/// The content of a file.
 #[derive(Default)]
 pub struct Contents {
-    /// The counts of the lane, and of the lanes folded into it.
+    /// The counts of the lane, and those of folded lanes that count here.
     pub counts: Counts,
+    /// Up to where the file counts. `None`: the file has no entry that says it.
     pub marks: Option<Marks>,
-    /// By upstream: records that went to the dead letters, if they have ended.
+    /// The records of each upstream that went to the dead letters, if they have ended.
     pub dead: BTreeMap<String, Vec<Range<u64>>>,
-    /// Lanes whose counts the file has, and whether these count.
+    /// The folded lanes whose counts the file has, and whether these count here.
     pub folds: Vec<(LaneKey, bool)>,
 }
 
-/// What is sound of a file.
+/// The sound part of a file.
 pub struct Sound {
-    /// `None`: the header is not this lane's.
+    /// The time from which the counts are complete. `None`: the header is not that of this lane.
     pub since_ms: Option<u64>,
-    /// Where the sound entries end.
+    /// The offset at which the sound entries end.
     pub end: usize,
     pub contents: Contents,
-    /// Whether bytes are damaged, and not only the last write torn.
+    /// Whether bytes are damaged. A torn last write is not damage.
     pub is_damaged: bool,
 }
 
 impl Sound {
-    /// Reads a whole file.
+    /// Reads a whole file. `is_folded` returns whether the counts of a folded lane count here.
     pub fn read(
         bytes: &[u8],
         key: LaneKey,
@@ -50,14 +51,15 @@ impl Sound {
         };
         let entries = bytes.get(format::HEADER_BYTES..end).filter(|_| since_ms.is_some());
         let contents = Contents::read(entries.unwrap_or_default(), key.1, is_folded, book);
-        // A summary ends with the marks, and takes its name as a whole.
+        // A new file is renamed to its name only when it is complete, and ends with the marks. So
+        // counts without marks mean damage.
         let is_cut = contents.marks.is_none() && !contents.counts.is_empty();
         Sound { since_ms, end, contents, is_damaged: is_damaged || is_cut }
     }
 }
 
-/// Takes what a lane's file says into `book`, for a command. Returns where it is damaged; `None` if
-/// it is sound or there is none.
+/// Adds the counts of a lane's file to `book`, for a command. Returns the offset of the damage, or
+/// `None` if the file is sound or missing.
 pub fn inspect(
     fs: &dyn Fs,
     dir: &Path,
@@ -79,7 +81,7 @@ pub fn inspect(
 }
 
 impl Contents {
-    /// Reads entries. `is_folded` says whether the counts of a lane that is folded in count.
+    /// Reads entries. `is_folded` returns whether the counts of a folded lane count here.
     pub fn read(
         entries: &[u8],
         salt: u64,
@@ -112,7 +114,8 @@ impl Contents {
     }
 }
 
-/// Calls `each` with the items of each entry, and the lane in whose counts they stand.
+/// Calls `each` with each item, and with the folded lane whose counts it belongs to. `None`: the
+/// lane of the file.
 fn each_item<'a>(
     mut entries: &'a [u8],
     salt: u64,
@@ -130,7 +133,8 @@ fn each_item<'a>(
     }
 }
 
-/// Calls `each` with the counts of each entry, and the lane whose they are.
+/// Calls `each` with the counts of each entry, and with the folded lane that they belong to.
+/// `None`: the lane of the file.
 pub fn each_count<'a>(
     entries: &'a [u8],
     salt: u64,

@@ -1,24 +1,29 @@
-//! Counts by column and by the portal's number.
+//! Counts of events by column and by portal. A portal is named by its number in `table.rs`, so that
+//! the counts of a column are one dense list.
 
 use super::table::GROWTH;
 use super::tally::Tally;
 
-/// Columns whose memory is kept.
+/// The number of columns whose memory [`Counts::empty`] keeps.
 const COLUMNS_KEPT: usize = 2;
 
-/// What is counted of a portal. An upstream is named by its place in the names of `book.rs`.
+/// What is counted of a portal. An upstream is named by its place in the list of names of
+/// `book.rs`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Column {
-    /// Accepted on this day. In the totals: on any day, and the day is 0.
+    /// Accepted on this day. In the totals the day is 0 and means any day.
     Accepted(u32),
+    /// Rejected.
     Rejected,
+    /// Delivered to this upstream.
     Delivered(usize),
+    /// Became a dead letter of this upstream.
     Dead(usize),
-    /// Accepted on this day, and counted as accepted already.
+    /// Accepted on this day, and also counted in [`Column::Accepted`] without a day.
     Today(u32),
 }
 
-/// Counts by column and by the portal's number.
+/// Counts of events by column and by the number of the portal.
 #[derive(Debug, Default)]
 pub struct Counts(Vec<(Column, Tally)>);
 
@@ -45,9 +50,9 @@ impl Counts {
         self.0.clear();
     }
 
-    /// Forgets the counts and keeps their memory.
+    /// Removes the counts and keeps the memory of some columns.
     pub fn empty(&mut self) {
-        // There is a column for each day.
+        // Each day adds a column, so the number is limited.
         self.0.truncate(COLUMNS_KEPT);
         self.0.iter_mut().for_each(|(_, tally)| tally.clear());
     }
@@ -56,24 +61,26 @@ impl Counts {
         self.0.iter()
     }
 
-    /// Each number once in each column.
+    /// Adds up the counts of the same number, so that each is in a column once.
     pub fn merge(&mut self) {
         self.0.iter_mut().for_each(|(_, tally)| tally.merge());
     }
 
-    /// The sum of some columns under this number.
+    /// Returns the sum of the wanted columns for a number.
     pub fn of(&self, number: u32, is_wanted: impl Fn(Column) -> bool) -> u64 {
         let wanted = self.0.iter().filter(|(column, _)| is_wanted(*column));
         wanted.map(|(_, tally)| tally.of(number)).sum()
     }
 }
 
-/// The totals that are in the lanes' files.
+/// The totals that are written in the files of the lanes.
 #[derive(Default)]
 pub struct Totals {
+    /// Each column with its counts, by number.
     columns: Vec<(Column, Vec<u64>)>,
-    /// The newest day, and what was accepted on it.
+    /// The newest day.
     day: u32,
+    /// The events accepted on that day, by number.
     today: Vec<u32>,
 }
 
@@ -112,20 +119,20 @@ impl Totals {
         }
     }
 
-    /// What was accepted on this day.
+    /// Returns the number of events accepted on a day: 0 unless it is the newest one.
     pub fn on(&self, day: u32, number: u32) -> u64 {
         let today = self.today.get(number as usize).filter(|_| day == self.day);
         today.map_or(0, |events| u64::from(*events))
     }
 
-    /// The sum of some columns under this number.
+    /// Returns the sum of the wanted columns for a number.
     pub fn of(&self, number: u32, is_wanted: impl Fn(Column) -> bool) -> u64 {
         let wanted = self.columns.iter().filter(|(column, _)| is_wanted(*column));
         wanted.map(|(_, totals)| totals.get(number as usize).copied().unwrap_or(0)).sum()
     }
 }
 
-/// A number's place in a column, which grows up to it.
+/// Returns the place of a number in a column, which grows up to that place.
 fn place<T: Default + Clone>(column: &mut Vec<T>, number: u32) -> &mut T {
     let number = number as usize;
     if number >= column.len() {

@@ -1,14 +1,14 @@
-//! The bytes of a lane's `portals` file, written and read back. No I/O.
+//! Writes and reads the bytes of a lane's `portals` file. Does no I/O.
 //!
-//! All integers are little-endian; a *number* has seven bits a byte, the lowest first; a *name* is
-//! its length in one byte and its bytes. A header and entries, the first of which are a summary of
-//! all before; behind them, zeros.
+//! All integers are little-endian. A *number* has seven bits in each byte, the lowest first. A
+//! *name* is its length in one byte and then its bytes. The file is a header, then entries, then
+//! zeros. The first entries are a summary of all earlier ones.
 //!
 //! | header, at | bytes | |
 //! |---|---|---|
 //! | 0 | 8 | magic `pxgmetr1` |
 //! | 8 | 8 + 8 | number and salt of the lane |
-//! | 24 | 8 | from when its counts are whole, in milliseconds since 1970; 0: always |
+//! | 24 | 8 | since when its counts are complete, in milliseconds since 1970; 0: always |
 //! | 32 | 4 | crc32c of bytes 0 to 31 |
 //!
 //! | entry, at | bytes | |
@@ -21,15 +21,15 @@
 //! |---|---|---|
 //! | 1 | 1, 4, name, 4 | counts: column, day, upstream, how many follow |
 //! | | 2 numbers each | a portal (0: other) and its events, to be added |
-//! | 2 | 8, 2 | up to which record the accepted ones are counted; how many positions follow |
+//! | 2 | 8, 2 | up to which record accepted records are counted; how many positions follow |
 //! | | name, 6 × 8 | upstream; start, low, delivered, dead, lost, foreign as in the cursor file |
-//! | | 4 + runs | what has ended above `low`, see `read/runs.rs` |
-//! | 3 | name, 4 | records that are about to go to the upstream's dead letters, how many ranges |
-//! | | 2 × 8 each | first, and behind the last |
-//! | 4 | 8 + 8 | what follows in this entry are the counts of this lane, which is folded into it |
+//! | | 4 + runs | length and runs of the records that have ended above `low`, see `read/runs.rs` |
+//! | 3 | name, 4 | records that will go to the upstream's dead letters: how many ranges follow |
+//! | | 2 × 8 each | the first record of the range, and the one after the last |
+//! | 4 | 8 + 8 | number and salt of a folded lane, to which the rest of the entry belongs |
 //!
 //! An entry counts as a whole or not at all. Columns: 1 accepted on `day` (0: any), 2 rejected,
-//! 3 delivered, 4 dead, 5 accepted on `day` and counted as accepted already.
+//! 3 delivered, 4 dead, 5 accepted on `day` and also counted in column 1.
 
 use super::counts::Column;
 use crate::spool::format::{u32_at, u64_at};
@@ -38,11 +38,11 @@ use crate::spool::read::cursor::LaneKey;
 use crate::spool::read::ledger::ConsumerPosition;
 use crate::spool::read::runs::{self, Runs};
 
-/// Bytes of the file's header.
+/// The length of the file's header, in bytes.
 pub const HEADER_BYTES: usize = 36;
 const MAGIC: [u8; 8] = *b"pxgmetr1";
 const ENTRY_HEADER_BYTES: usize = 8;
-/// Most bytes of an encoded position's runs.
+/// The most bytes of the runs of an encoded position.
 const RUNS_BYTES_MAX: usize = 16 << 20;
 
 const COUNTS: u8 = 1;
@@ -50,17 +50,18 @@ const MARKS: u8 = 2;
 const DEAD: u8 = 3;
 const FOLD: u8 = 4;
 
-/// Up to where a file counts.
+/// Up to which record a file counts.
 #[derive(Debug, Clone, Default)]
 pub struct Marks {
-    /// Accepted records before it are counted.
+    /// Accepted records before this one are counted.
     pub counted_to: u64,
-    /// What has ended for each upstream is counted.
+    /// The position of each upstream, up to which ended records are counted.
     pub positions: Vec<ConsumerPosition>,
 }
 
 impl Marks {
-    /// Every record before it is counted in all that can be counted of it.
+    /// Returns the record before which every record is counted completely: as accepted and, for
+    /// each upstream, as ended.
     pub fn low(&self) -> u64 {
         self.positions.iter().map(|position| position.low).fold(self.counted_to, u64::min)
     }
@@ -69,20 +70,20 @@ impl Marks {
 /// One item of an entry.
 #[derive(Debug)]
 pub enum Item<'a> {
-    /// Counts of one column, by upstream where it has one, and their portals.
+    /// The counts of one column.
     Counts {
         column: RawColumn<'a>,
+        /// Portals and their events.
         pairs: Vec<(u64, u64)>,
     },
+    /// Up to which record the file counts.
     Marks(Marks),
-    Dead {
-        upstream: &'a str,
-        ranges: Vec<std::ops::Range<u64>>,
-    },
+    /// Records that will go to the upstream's dead letters.
+    Dead { upstream: &'a str, ranges: Vec<std::ops::Range<u64>> },
+    /// The rest of the entry belongs to this folded lane.
     Fold(LaneKey),
 }
-
-/// A column as it is written.
+/// A column in the form in which it is written.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub struct RawColumn<'a> {
     kind: u8,
@@ -91,7 +92,7 @@ pub struct RawColumn<'a> {
 }
 
 impl<'a> RawColumn<'a> {
-    /// How a column is written. `name` gives the upstream's name at a place.
+    /// Returns the written form of a column. `name` returns the name of the upstream at a place.
     pub fn of(column: Column, name: impl FnOnce(usize) -> &'a str) -> RawColumn<'a> {
         let (kind, day, upstream) = match column {
             Column::Accepted(day) => (1, day, ""),
@@ -103,7 +104,8 @@ impl<'a> RawColumn<'a> {
         RawColumn { kind, day, upstream }
     }
 
-    /// The column; `place` gives the place of an upstream's name. `None`: a later version wrote it.
+    /// Returns the column, or `None` if a later version wrote one that this version does not know.
+    /// `place` returns the place of an upstream's name.
     pub fn column(&self, place: impl FnOnce(&str) -> usize) -> Option<Column> {
         Some(match self.kind {
             1 => Column::Accepted(self.day),
@@ -116,7 +118,7 @@ impl<'a> RawColumn<'a> {
     }
 }
 
-/// The file's header.
+/// Returns the header of a file.
 pub fn header((lane, salt): LaneKey, since_ms: u64) -> Vec<u8> {
     let mut out = MAGIC.to_vec();
     for word in [lane, salt, since_ms] {
@@ -126,7 +128,8 @@ pub fn header((lane, salt): LaneKey, since_ms: u64) -> Vec<u8> {
     out
 }
 
-/// Reads the header: from when the counts are whole. `None` if it is not this lane's.
+/// Reads the header. Returns the time from which the counts are complete, or `None` if the header
+/// is not that of this lane.
 pub fn read_header(bytes: &[u8], (lane, salt): LaneKey) -> Option<u64> {
     let header = bytes.get(..HEADER_BYTES)?;
     let is_sound = header[..8] == MAGIC
@@ -135,14 +138,14 @@ pub fn read_header(bytes: &[u8], (lane, salt): LaneKey) -> Option<u64> {
     is_sound.then(|| u64_at(header, 24))
 }
 
-/// Begins an entry in `out`; returns its place for [`end_entry`].
+/// Begins an entry in `out`. Returns its offset for [`end_entry`].
 pub fn begin_entry(out: &mut Vec<u8>) -> usize {
     let at = out.len();
     out.extend_from_slice(&[0; ENTRY_HEADER_BYTES]);
     at
 }
 
-/// Ends an entry: its items are behind `at`.
+/// Ends the entry that begins at `at`, after its items were appended.
 pub fn end_entry(out: &mut [u8], at: usize, salt: u64) {
     let bytes = (out.len() - at - ENTRY_HEADER_BYTES) as u32;
     out[at + 4..at + 8].copy_from_slice(&bytes.to_le_bytes());
@@ -154,8 +157,8 @@ fn seal(bytes: &[u8], salt: u64) -> u32 {
     crc32c::crc32c_append(crc32c::crc32c(bytes), &salt.to_le_bytes())
 }
 
-/// The items of the entry at the start of `bytes`, and the size of the whole entry. `None` if
-/// there is none.
+/// Returns the items of the entry at the start of `bytes`, and the size of the whole entry. Returns
+/// `None` if no sound entry is there.
 pub fn entry(bytes: &[u8], salt: u64) -> Option<(&[u8], usize)> {
     let header = bytes.get(..ENTRY_HEADER_BYTES)?;
     let len = u32_at(header, 4) as usize;
@@ -164,8 +167,8 @@ pub fn entry(bytes: &[u8], salt: u64) -> Option<(&[u8], usize)> {
     is_sound.then(|| (&whole[ENTRY_HEADER_BYTES..], whole.len()))
 }
 
-/// Where the entries of a file end, and whether a sound entry is behind this: then bytes between
-/// are damaged, where otherwise the last write was torn.
+/// Returns the offset at which the entries of a file end, and whether a sound entry follows later.
+/// If one does, the bytes in between are damaged; if not, the last write was torn.
 pub fn end_of_entries(bytes: &[u8], salt: u64) -> (usize, bool) {
     let mut at = HEADER_BYTES;
     while let Some((_, whole)) = bytes.get(at..).and_then(|rest| entry(rest, salt)) {
@@ -176,7 +179,7 @@ pub fn end_of_entries(bytes: &[u8], salt: u64) -> (usize, bool) {
     (at, is_damaged)
 }
 
-/// Appends counts of one column.
+/// Appends the counts of one column.
 pub fn put_counts(
     column: RawColumn<'_>,
     pairs: impl ExactSizeIterator<Item = (u64, u64)>,
@@ -192,7 +195,7 @@ pub fn put_counts(
     }
 }
 
-/// Appends up to where the file counts.
+/// Appends up to which record the file counts.
 pub fn put_marks(marks: &Marks, out: &mut Vec<u8>) {
     out.push(MARKS);
     out.extend_from_slice(&marks.counted_to.to_le_bytes());
@@ -205,14 +208,14 @@ pub fn put_marks(marks: &Marks, out: &mut Vec<u8>) {
         }
         let at = out.len();
         out.extend_from_slice(&[0; 4]);
-        // All of them fit: see `RUNS_MAX`.
+        // All runs fit: see `RUNS_MAX`.
         _ = position.runs().encode(position.low, true, RUNS_BYTES_MAX, out);
         let bytes = (out.len() - at - 4) as u32;
         out[at..at + 4].copy_from_slice(&bytes.to_le_bytes());
     }
 }
 
-/// Appends the records that are about to go to an upstream's dead letters.
+/// Appends the records that will go to an upstream's dead letters.
 pub fn put_dead(upstream: &str, ranges: &[std::ops::Range<u64>], out: &mut Vec<u8>) {
     out.push(DEAD);
     put_name(upstream, out);
@@ -223,14 +226,14 @@ pub fn put_dead(upstream: &str, ranges: &[std::ops::Range<u64>], out: &mut Vec<u
     }
 }
 
-/// Appends that the counts behind it are those of a lane that is folded in.
+/// Appends that the rest of the entry belongs to a folded lane.
 pub fn put_fold((lane, salt): LaneKey, out: &mut Vec<u8>) {
     out.push(FOLD);
     out.extend_from_slice(&lane.to_le_bytes());
     out.extend_from_slice(&salt.to_le_bytes());
 }
 
-/// Takes the next item. `None` at the end, and for what this version does not write.
+/// Takes the next item. Returns `None` at the end, and for an item that this version does not know.
 pub fn take_item<'a>(rest: &mut &'a [u8]) -> Option<Item<'a>> {
     Some(match take::<1>(rest)?[0] {
         COUNTS => {
@@ -238,7 +241,7 @@ pub fn take_item<'a>(rest: &mut &'a [u8]) -> Option<Item<'a>> {
             let day = u32::from_le_bytes(take(rest)?);
             let upstream = take_name(rest)?;
             let count = u32::from_le_bytes(take(rest)?) as usize;
-            // Each pair has two bytes at least.
+            // Each pair has at least two bytes, so a damaged count cannot reserve more memory.
             let mut pairs = Vec::with_capacity(count.min(rest.len() / 2));
             for _ in 0..count {
                 pairs.push((runs::take(rest)?, runs::take(rest)?));
@@ -280,7 +283,7 @@ fn take_position(rest: &mut &[u8]) -> Option<ConsumerPosition> {
 }
 
 fn put_name(name: &str, out: &mut Vec<u8>) {
-    // An upstream's name has at most 128 bytes.
+    // The name of an upstream has at most 128 bytes.
     out.push(name.len() as u8);
     out.extend_from_slice(name.as_bytes());
 }

@@ -1,11 +1,12 @@
-//! A lane's `portals` file: the counts of its records by portal, and up to where they count.
+//! The `portals` file of a lane: the counts of its records by portal, and up to which record they
+//! count.
 //!
-//! An entry is appended once a second where something has changed. When the file has no room left,
-//! a summary of all entries is written aside and takes its name, with zeros behind it for the
-//! entries to come: at least [`LOG_BYTES_MIN`], and a quarter of the summary. So the file has at
-//! most 5/4 of what its portals need, and a full disk does not keep entries from being written. A
-//! write that was torn costs nothing: what it says is counted again from the records. See
-//! `format.rs` for the bytes, and [`super`] for what follows from them.
+//! Once a second an entry is appended if something has changed. When the file has no room left, a
+//! new file with a summary of all entries takes its place. Behind the summary it has zeros for
+//! further entries: at least [`LOG_BYTES_MIN`], and a quarter of the summary. So the file takes at
+//! most 5/4 of the bytes that its portals need, and entries can be written on a full disk. A torn
+//! write loses nothing, because its content is counted again from the records. See `format.rs` for
+//! the bytes, and [`super`] for why the counts are exact.
 
 use std::collections::BTreeSet;
 use std::io;
@@ -22,51 +23,55 @@ use crate::spool::lane_files::{PORTALS, PORTALS_ASIDE};
 use crate::spool::read::cursor::LaneKey;
 use crate::spool::read::ledger::ConsumerPosition;
 
-/// Bytes for entries behind the summary, at least.
+/// The least number of bytes for entries behind the summary.
 const LOG_BYTES_MIN: u64 = 64 << 10;
-/// Why the counts of a lane begin anew that knew none.
+/// Why the counts of a lane begin anew, if it has no file because its version had none.
 pub const EARLIER_VERSION: &str = "an earlier version wrote it";
-/// Most portals of one entry of a summary.
+/// The most portals in one entry of a summary.
 const PAIRS_MAX: usize = 1 << 16;
 
-/// Lanes whose counts the file has, and whether these count.
+/// The folded lanes whose counts a file has, and whether these count there.
 type Folds = Vec<(LaneKey, bool)>;
-
 /// The open file.
 pub struct Journal {
     dir: PathBuf,
     key: LaneKey,
     file: Arc<dyn File>,
-    /// From when its counts are whole, in milliseconds since 1970; 0: from the lane's beginning.
+    /// The time from which the counts are complete, in milliseconds since 1970. 0: from the
+    /// beginning of the lane.
     pub since_ms: u64,
-    /// Where the entries end, and what the file has room for.
+    /// The offset at which the entries end.
     end: u64,
+    /// The size of the file.
     room: u64,
-    /// The next entry goes into a new file: this one is damaged, or a write to it failed.
+    /// Whether the next entry goes into a new file, because this one is damaged or a write to it
+    /// has failed.
     is_spent: bool,
-    /// The file's name is not durable yet.
+    /// Whether the name of the file is not durable yet.
     is_unnamed: bool,
-    /// Lanes whose counts the file has, and whether these count: see [`Journal::fold`].
+    /// See [`Journal::fold`].
     folds: Folds,
-    /// Counts of the file that are not in the totals yet.
+    /// The counts of the file that are not in the totals yet.
     history: Counts,
-    /// Counted and not written yet.
+    /// The counts that are not written yet.
     unwritten: Counts,
+    /// Up to which record the file counts. `None`: nothing was written yet.
     written: Option<Marks>,
 }
 
-/// A file that was read.
+/// A file that was read at a start.
 pub struct Loaded {
     pub journal: Journal,
     pub contents: Contents,
-    /// Whether bytes of it are damaged. What they said is counted again if the records are there.
+    /// Whether bytes of the file are damaged. Their counts are counted again if the records are
+    /// still there.
     pub is_damaged: bool,
-    /// Why its counts begin anew; `None`: they do not.
+    /// Why the counts begin anew. `None`: they do not.
     pub reset: Option<&'static str>,
 }
 
 impl Journal {
-    /// Makes the file of a new lane, whose name the caller makes durable.
+    /// Makes the file of a new lane. The caller must make its name durable.
     pub fn create(fs: &dyn Fs, dir: &Path, key: LaneKey, since_ms: u64) -> io::Result<Journal> {
         let file = fs.open(&dir.join(PORTALS), Open::Create)?;
         write_full(&*file, &format::header(key, since_ms), 0)?;
@@ -92,8 +97,8 @@ impl Journal {
         }
     }
 
-    /// Reads the file of a lane whose process has ended. `is_folded` says whether another lane's
-    /// counts in it count. `is_metered`: the lane's process has made the file.
+    /// Reads the file of a lane whose process has ended. `is_metered` is whether that process has
+    /// made the file. `is_folded` returns whether the counts of a folded lane count there.
     pub fn load(
         fs: &dyn Fs,
         dir: &Path,
@@ -104,10 +109,10 @@ impl Journal {
     ) -> io::Result<Loaded> {
         let path = dir.join(PORTALS);
         let opened = fs.open(&path, Open::Write);
-        // A call may report a file as absent that is there.
+        // The listing is the proof: a file system may report a file as absent that is there.
         let is_missing = is_absent(&opened) && fs.list(dir)?.iter().all(|e| e.name != PORTALS);
         let file = if is_missing { fs.open(&path, Open::Create)? } else { opened? };
-        // The last entry may be in the cache alone, and segments are trimmed by it.
+        // The last entry may not be on disk yet, and segments are trimmed by what it counts.
         file.sync_data()?;
         let bytes = read_block(&*file, usize::try_from(file.bytes()?).unwrap_or(0), 0)?;
         let Sound { since_ms, end, mut contents, is_damaged } =
@@ -134,19 +139,19 @@ impl Journal {
         Ok(Loaded { journal, contents, is_damaged, reset })
     }
 
-    /// Adds counts that are to be written with the next entry.
+    /// Adds counts, which the next entry will hold.
     pub fn add(&mut self, counts: Counts) {
         self.unwritten.append(counts);
     }
 
-    /// Takes the lane's counts into the totals.
+    /// Adds the counts of the lane to the totals.
     pub fn take_in(&mut self, book: &Book) {
         book.take_in(&std::mem::take(&mut self.history));
         book.take_in(&self.unwritten);
         book.note_since(self.since_ms);
     }
 
-    /// Whether the file counts up to here, and nothing is to be written.
+    /// Whether the file counts up to these positions, so that nothing must be written.
     pub fn is_at(&self, counted_to: u64, positions: &[ConsumerPosition]) -> bool {
         let Some(written) = &self.written else { return false };
         let ended = |positions: &[ConsumerPosition]| -> Vec<u64> {
@@ -160,19 +165,19 @@ impl Journal {
             && ended(&written.positions) == ended(positions)
     }
 
-    /// Every record before it is counted in the file.
+    /// Returns the record before which every record is counted in the file.
     pub fn low(&self) -> u64 {
         self.written.as_ref().filter(|_| !self.is_spent).map_or(0, Marks::low)
     }
 
-    /// Whether the file holds counts of a lane that count elsewhere, until the next entry is
-    /// written.
+    /// Whether the file holds counts of a folded lane that count elsewhere. The next
+    /// [`Journal::save`] removes them.
     pub fn has_stale_fold(&self) -> bool {
         self.folds.iter().any(|(_, counts)| !counts)
     }
 
-    /// Writes what was counted, and up to where, and makes it durable. After an error it is written
-    /// with the next call. `absorbed`: the lanes whose folders may still be there.
+    /// Writes the unwritten counts and up to which record they count, durably. After an error the
+    /// next call writes them. `absorbed` are the folded lanes whose folders may still exist.
     pub fn save(
         &mut self,
         fs: &dyn Fs,
@@ -191,7 +196,7 @@ impl Journal {
         self.sync_name(fs)
     }
 
-    /// The entry with what is not written.
+    /// Returns an entry with the unwritten counts and the marks.
     fn entry(&mut self, book: &Book, marks: &Marks) -> Vec<u8> {
         self.unwritten.merge();
         let mut items = Vec::new();
@@ -203,17 +208,17 @@ impl Journal {
         sealed(&items, self.key.1)
     }
 
-    /// Names records that are about to go to an upstream's dead letters, durably.
+    /// Writes, durably, which records will go to an upstream's dead letters.
     pub fn save_dead(&mut self, upstream: &str, ranges: &[Range<u64>]) -> io::Result<()> {
         let mut items = Vec::new();
         format::put_dead(upstream, ranges, &mut items);
         let entry = sealed(&items, self.key.1);
-        // Also into a file that is spent or has no room left: it is replaced within a second.
+        // The file may be damaged or have no room left: a new one replaces it within a second.
         self.append(&entry)
     }
 
-    /// Takes the counts of a delivered lane in, durably. They count once the cursor of this file's
-    /// lane names the other one, and the caller calls [`Journal::confirm_fold`].
+    /// Adds the counts of a delivered lane, durably. They count here once the cursor of this lane
+    /// names the other one. The caller then calls [`Journal::confirm_fold`].
     pub fn fold(
         &mut self,
         fs: &dyn Fs,
@@ -232,7 +237,7 @@ impl Journal {
         self.sync_name(fs)
     }
 
-    /// The cursor names the folded lane.
+    /// Records that the cursor names the folded lane, so that its counts count here.
     pub fn confirm_fold(&mut self, folded: LaneKey) {
         for (key, counts) in &mut self.folds {
             *counts |= *key == folded;
@@ -248,7 +253,7 @@ impl Journal {
         let written = write_full(&*self.file, entry, self.end).and_then(|()| self.file.sync_data());
         match &written {
             Ok(()) => self.end += entry.len() as u64,
-            // Nothing is known of the file's newest bytes any more.
+            // After an error the newest bytes of the file are unknown.
             Err(_) => self.is_spent = true,
         }
         written
@@ -262,7 +267,7 @@ impl Journal {
         Ok(())
     }
 
-    /// Writes a new file with a summary of all that was counted.
+    /// Replaces the file by a new one with a summary of all counts, and with those of `fold`.
     fn rewrite(
         &mut self,
         fs: &dyn Fs,
@@ -278,7 +283,7 @@ impl Journal {
         let room = end + LOG_BYTES_MIN.max(end / 4);
         let path = self.dir.join(PORTALS_ASIDE);
         let file = fs.open(&path, Open::Create)?;
-        // Without it, entries may find the disk full.
+        // If this fails, later entries may find the disk full.
         _ = file.allocate(room);
         write_full(&*file, &out, 0)?;
         file.sync_data()?;
@@ -289,8 +294,8 @@ impl Journal {
         Ok(())
     }
 
-    /// The header and the entries of a summary of what is written, and of a lane that is folded in.
-    /// Counts of a lane that is folded in stay apart until its folder is gone.
+    /// Returns the header and the entries of a summary of the written counts and of `fold`. The
+    /// counts of a folded lane have entries of their own until its folder is gone.
     fn summary(
         &self,
         book: &Book,
@@ -320,7 +325,8 @@ impl Journal {
         Ok((out, folds))
     }
 
-    /// Appends the sums of the sections that `is_wanted`; of the lane's own if `fold` is `None`.
+    /// Appends the sums over the sections of the folded lanes that `is_wanted` names, and over
+    /// those of the lane itself if `fold` is `None`.
     fn summarize(
         &self,
         entries: &[u8],
@@ -343,7 +349,7 @@ impl Journal {
             _ => None,
         });
         let newest = newest.max().unwrap_or(0);
-        // One column at a time, so that a million portals need 8 MB and not as much for each.
+        // Sums one column at a time, so that a million portals need only 8 MB at once.
         let mut sum = |wanted: &dyn Fn(Column) -> bool, as_column: Column| {
             let mut sums: Vec<u64> = vec![0; book.numbers()];
             each_count(entries, self.key.1, |section, column, pairs| {
@@ -401,7 +407,7 @@ fn put_pairs(column: Column, pairs: &[(u32, u64)], book: &Book, out: &mut Vec<u8
     format::put_counts(RawColumn::of(column, |_| &name), pairs, out);
 }
 
-/// An entry of these items.
+/// Returns an entry of these items.
 fn sealed(items: &[u8], salt: u64) -> Vec<u8> {
     let mut out = Vec::with_capacity(items.len() + 8);
     let at = format::begin_entry(&mut out);

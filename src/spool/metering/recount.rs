@@ -1,4 +1,4 @@
-//! Counts what the records of a lane say beyond its `portals` file.
+//! Counts the records of a lane that its `portals` file does not count yet, at a start.
 
 use std::collections::BTreeMap;
 use std::io;
@@ -15,14 +15,14 @@ use crate::spool::read::ledger::ConsumerPosition;
 use crate::spool::recovery::count_foreign::{Stretch, scan};
 use crate::spool::routing::Routing;
 
-/// A lane as it was found, and up to where its file counts.
+/// A lane as a start found it, and up to which record its file counts.
 pub struct Found<'a> {
     pub fs: &'a dyn Fs,
     pub dir: &'a Path,
     pub salt: u64,
-    /// All its segments.
+    /// All segments of the lane.
     pub stretches: &'a [Stretch],
-    /// The number behind its last record.
+    /// The number after that of the last record.
     pub end: u64,
     pub positions: &'a [ConsumerPosition],
     pub marks: Option<&'a Marks>,
@@ -30,28 +30,30 @@ pub struct Found<'a> {
     pub routing: &'a Routing,
 }
 
-/// What is not counted yet.
+/// The result of a recount.
 pub struct Recounted {
+    /// The counts that the file does not have.
     pub counts: Counts,
-    /// Records that the file does not count are gone.
+    /// Whether records that the file does not count are missing.
     pub has_gap: bool,
 }
 
-/// Records whose end for one upstream is not counted yet.
+/// The records that have ended for one upstream, and whose end is not counted yet.
 struct Uncounted<'a> {
     name: &'a str,
     place: usize,
     ranges: Vec<Range<u64>>,
-    /// Those that the file names as dead letters.
+    /// The records that the file names as dead letters.
     dead: Vec<Range<u64>>,
-    /// How many of them went to the dead letters, and how many were delivered.
+    /// How many of the remaining records went to the dead letters, and how many were delivered.
     dead_left: u64,
     delivered_left: u64,
 }
 
 impl Uncounted<'_> {
-    /// What became of a record. What the file names may have been delivered in the end, and what an
-    /// earlier version counted is not named; the sums are those of the position in any case.
+    /// Returns whether a record was delivered or went to the dead letters. The names in the file
+    /// are only a hint: a named record may have been delivered in the end, and an earlier version
+    /// named none. The sums are always those of the position.
     fn column(&mut self, seq: u64) -> Column {
         let is_dead = self.dead_left > 0 && (has(&self.dead, seq) || self.delivered_left == 0);
         let left = if is_dead { &mut self.dead_left } else { &mut self.delivered_left };
@@ -60,11 +62,11 @@ impl Uncounted<'_> {
     }
 }
 
-/// Reads the records that are not counted yet.
+/// Reads and counts the records that are not counted yet.
 ///
 /// # Errors
 ///
-/// The file system's. A segment that is not there is no error.
+/// The error of the file system. A missing segment is not an error.
 pub fn recount(found: &Found<'_>, book: &Book) -> io::Result<Recounted> {
     let counted_to = found.marks.map_or(0, |marks| marks.counted_to);
     let oldest = found.stretches.first().map_or(found.end, |(_, seqs)| seqs.start);
@@ -102,7 +104,7 @@ pub fn recount(found: &Found<'_>, book: &Book) -> io::Result<Recounted> {
             other => other?,
         }
     }
-    // Damaged, or not there now: nothing says whose they are.
+    // The portal of a damaged or missing record is unknown.
     let from = counted_to.max(oldest);
     let unread = found.end.saturating_sub(from).saturating_sub(accepted);
     counts.tally(Column::Accepted(0)).add(OTHER, unread);
@@ -134,7 +136,7 @@ fn uncounted<'a>(position: &'a ConsumerPosition, found: &Found<'a>, book: &Book)
     }
 }
 
-/// What is in `all` and not in `taken`; both sorted and each without overlaps.
+/// Returns the numbers that are in `all` and not in `taken`. Both are sorted and without overlaps.
 fn without(all: impl Iterator<Item = Range<u64>>, taken: &[Range<u64>]) -> Vec<Range<u64>> {
     let mut left = Vec::new();
     let mut taken = taken.iter().peekable();
@@ -159,7 +161,7 @@ fn without(all: impl Iterator<Item = Range<u64>>, taken: &[Range<u64>]) -> Vec<R
     left
 }
 
-/// The same numbers in sorted ranges without overlaps.
+/// Returns the same numbers in sorted ranges without overlaps.
 fn joined(ranges: &[Range<u64>]) -> Vec<Range<u64>> {
     let mut sorted = ranges.to_vec();
     sorted.sort_unstable_by_key(|range| range.start);

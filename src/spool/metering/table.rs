@@ -1,25 +1,24 @@
-//! Which portals are counted, each under a small number that its counts are stored by.
+//! Gives each counted portal a small number, which is its place in the lists of counts.
 //!
-//! A table of the numbers by hash, and a dense list of the portals: 16 bytes for a portal. Portals
-//! are never taken out, so a number stays valid for the process's life.
+//! A hash table has the numbers, and a dense list the portals. They take 16 bytes for each portal.
+//! Portals are never removed, so a number stays valid until the process ends.
 
-/// The number of what has no number of its own: records without a portal, and the portals beyond
-/// [`PORTALS_MAX`].
+/// The number of records without a portal, and of all portals above [`PORTALS_MAX`].
 pub const OTHER: u32 = 0;
-/// Most portals with counts of their own. Further ones are counted under [`OTHER`].
+/// The most portals that get a number. Further ones are counted under [`OTHER`].
 pub const PORTALS_MAX: usize = 1_000_000;
-/// Places of a new table; a power of two.
+/// The number of places of a new hash table: a power of two.
 const PLACES: usize = 1024;
-/// The list grows by so many portals at a time: doubling it would cost memory for nothing.
+/// The number of portals by which the lists grow at once. Doubling them would waste memory.
 pub(super) const GROWTH: usize = 1 << 16;
 
-/// See the module.
+/// The numbers of all counted portals.
 pub struct Table {
-    /// By number. The first is no portal.
+    /// The portals, by number. The first entry is not a portal.
     portals: Vec<u64>,
-    /// By hash: a portal's number, or 0 where the place is free. Half of them are, at least.
+    /// The numbers, by hash. 0: the place is free. At least half of the places are free.
     places: Box<[u32]>,
-    /// An odd number that clients cannot know, so that they cannot choose portals that collide.
+    /// A random odd number. Clients do not know it, so they cannot choose portals that collide.
     factor: u64,
 }
 
@@ -29,13 +28,14 @@ impl Table {
         Table { portals: vec![0], places, factor: rand::random::<u64>() | 1 }
     }
 
-    /// A portal's number, if it has one.
+    /// Returns the number of a portal, if it has one.
     pub fn find(&self, portal: u64) -> Option<u32> {
         let number = self.places[self.place(portal)];
         (number != 0).then_some(number)
     }
 
-    /// A portal's number, a new one if it has none and there is room.
+    /// Returns the number of a portal. A portal without one gets a new one, or [`OTHER`] if the
+    /// table is full.
     pub fn number(&mut self, portal: u64) -> u32 {
         let at = self.place(portal);
         if self.places[at] != 0 {
@@ -57,22 +57,22 @@ impl Table {
         number
     }
 
-    /// The portal of this number; 0 for [`OTHER`].
+    /// Returns the portal of a number, or 0 for [`OTHER`].
     pub fn portal(&self, number: u32) -> u64 {
         self.portals.get(number as usize).copied().unwrap_or(0)
     }
 
-    /// How many portals there are.
+    /// The number of portals.
     pub fn len(&self) -> usize {
         self.portals.len() - 1
     }
 
-    /// Whether a further portal gets no number.
+    /// Whether further portals get no number.
     pub fn is_full(&self) -> bool {
         self.len() >= PORTALS_MAX
     }
 
-    /// The place that holds the portal, or the free one where it belongs.
+    /// Returns the place of the portal, or the free place where it belongs.
     fn place(&self, portal: u64) -> usize {
         let bits = self.places.len().trailing_zeros();
         let hash = (portal ^ (portal >> 32)).wrapping_mul(self.factor);

@@ -1,13 +1,14 @@
-//! Counts by number, as they come: appending one costs next to nothing.
+//! Counts by number, in the order in which they come, so that adding one is cheap.
 
-/// Counts are merged when there are so many: see [`Tally::add`].
+/// The least number of counts at which they are merged: see [`Tally::add`].
 const MERGED_MIN: usize = 1 << 16;
 
-/// Counts by the number of what is counted. Bounded by twice the numbers that occur.
+/// Counts by the number of a portal. It holds at most [`MERGED_MIN`] counts, or twice as many as
+/// there are different numbers.
 #[derive(Debug, Default)]
 pub struct Tally {
     counts: Vec<(u32, u64)>,
-    /// How many counts there were after they were merged.
+    /// The number of counts after the last merge.
     merged: usize,
 }
 
@@ -16,13 +17,13 @@ impl Tally {
         self.counts.is_empty()
     }
 
-    /// Forgets the counts and keeps the memory.
+    /// Removes the counts and keeps the memory.
     pub fn clear(&mut self) {
         self.counts.clear();
         self.merged = 0;
     }
 
-    /// Counts `events` more under this number.
+    /// Counts `events` more events under a number.
     pub fn add(&mut self, number: u32, events: u64) {
         match self.counts.last_mut() {
             Some((last, count)) if *last == number => *count += events,
@@ -36,7 +37,7 @@ impl Tally {
         }
     }
 
-    /// Adds the counts of another.
+    /// Adds the counts of `other`.
     pub fn append(&mut self, other: Tally) {
         if self.is_empty() {
             *self = other;
@@ -45,12 +46,12 @@ impl Tally {
         }
     }
 
-    /// What is counted under this number.
+    /// Returns the number of events counted under a number.
     pub fn of(&self, number: u32) -> u64 {
         self.iter().filter(|(other, _)| *other == number).map(|(_, events)| events).sum()
     }
 
-    /// Each number once.
+    /// Adds up the counts of the same number, so that each number is there once.
     pub fn merge(&mut self) {
         self.counts.sort_unstable_by_key(|(number, _)| *number);
         self.counts.dedup_by(|(number, events), (kept, sum)| {

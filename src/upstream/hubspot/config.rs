@@ -336,11 +336,15 @@ mod tests {
                 config(&format!("{key} = {good}")).validate().expect(key);
             }
             for bad in [0, max + 1] {
-                check_refused(&config(&format!("{key} = {bad}")), key, "within");
+                check_refused(&config(&format!("{key} = {bad}")), key, "must be 1 to");
             }
         }
         config("fault_seconds_max = 604800").validate().unwrap();
-        check_refused(&config("fault_seconds_max = 604801"), "fault_seconds_max", "more than");
+        check_refused(
+            &config("fault_seconds_max = 604801"),
+            "fault_seconds_max",
+            "must be at most",
+        );
         for key in ["revenue_property", "external_id_property"] {
             config(&format!("{key} = ''")).validate().expect(key);
             config(&format!("{key} = 'amount_2'")).validate().expect(key);

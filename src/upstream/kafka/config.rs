@@ -323,11 +323,11 @@ mod tests {
         topic(&"t".repeat(TOPIC_CHARS_MAX)).validate().unwrap();
         check_refused(&topic(""), "topic", "missing");
         for bad in [".", "..", "a b", "ä", &"t".repeat(TOPIC_CHARS_MAX + 1)] {
-            check_refused(&topic(bad), "topic", "is not 1 to");
+            check_refused(&topic(bad), "topic", "must be 1 to");
         }
         for seconds in [0, TIMEOUT_SECONDS_MAX + 1] {
             let config = config(&format!("{WHOLE}timeout_seconds = {seconds}"));
-            check_refused(&config, "timeout_seconds", "within");
+            check_refused(&config, "timeout_seconds", "must be 1 to");
         }
     }
 

@@ -1,14 +1,15 @@
-//! Lines between the threads that serve requests and the thread that writes.
+//! The buffer of the access log. The threads that serve requests add lines to it, and one thread
+//! writes them to the file.
 //!
-//! A line that finds no room is lost and counted: a disk that is slow or full must not delay a
-//! request. The writer is woken when half of the room is taken, or `flush_seconds` after the first
-//! line.
+//! A line that finds no room in the buffer is lost and counted, because a disk that is slow or full
+//! must not delay a request. The writer wakes up when half of the buffer is full, or
+//! `access_log.flush_seconds` after the first line.
 
 use parking_lot::{Condvar, Mutex};
 use prometheus::IntCounter;
 use std::time::{Duration, Instant};
 
-/// See the module.
+/// Lines that wait to be written.
 pub struct Buffer {
     state: Mutex<State>,
     changed: Condvar,
@@ -23,16 +24,17 @@ struct State {
     closing: bool,
 }
 
-/// What the writer is asked to do beside writing.
+/// What the writer must do beside writing.
 pub struct Asked {
-    /// Open the file again, after what waits now is written.
+    /// Open the file again, after the waiting lines are written.
     pub reopen: bool,
-    /// Write what waits, and end.
+    /// Write the waiting lines, and end.
     pub closing: bool,
 }
 
 impl Buffer {
-    /// An empty buffer of `bytes_max`, whose memory is touched only as lines fill it.
+    /// Returns an empty buffer for `bytes_max` bytes. `lost_lines` counts the lines that find no
+    /// room. The system gives the memory only as lines fill it.
     pub fn new(bytes_max: usize, flush: Duration, lost_lines: IntCounter) -> Self {
         let state = State { lines: Vec::with_capacity(bytes_max), reopen: false, closing: false };
         Self { state: Mutex::new(state), changed: Condvar::new(), bytes_max, flush, lost_lines }
@@ -55,12 +57,12 @@ impl Buffer {
         }
     }
 
-    /// Counts lines that the writer gives up.
+    /// Counts lines that the writer could not write.
     pub fn count_lost(&self, lines: u64) {
         self.lost_lines.inc_by(lines);
     }
 
-    /// Lines lost since start.
+    /// The number of lines lost since the start of the process.
     pub fn lost(&self) -> u64 {
         self.lost_lines.get()
     }
@@ -71,14 +73,15 @@ impl Buffer {
         self.changed.notify_one();
     }
 
-    /// Asks the writer to write what waits, and to end.
+    /// Asks the writer to write the waiting lines, and to end.
     pub fn close(&self) {
         self.state.lock().closing = true;
         self.changed.notify_one();
     }
 
-    /// Waits until lines are due or something is asked, at most `limit`. `is_stuck`: the writer
-    /// cannot take lines, so none is due.
+    /// Waits until lines must be written or the writer is asked for something, for `limit` at
+    /// most. With `is_stuck` the writer still holds lines that it could not write, so the lines
+    /// here are not waited for.
     pub fn wait(&self, is_stuck: bool, limit: Option<Duration>) -> Asked {
         let mut until = limit.map(|limit| Instant::now() + limit);
         let mut state = self.state.lock();
@@ -98,7 +101,7 @@ impl Buffer {
         Asked { reopen: std::mem::take(&mut state.reopen), closing: state.closing }
     }
 
-    /// Exchanges the lines that wait for `empty`, whose memory takes the next ones.
+    /// Exchanges the waiting lines for `empty`, whose memory then holds the next lines.
     pub fn take(&self, empty: &mut Vec<u8>) {
         debug_assert!(empty.is_empty());
         std::mem::swap(&mut self.state.lock().lines, empty);

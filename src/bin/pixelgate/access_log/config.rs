@@ -1,4 +1,4 @@
-//! The `[access_log]` section.
+//! The `[access_log]` section: its keys, their defaults and limits (SPEC 9).
 
 use bytesize::ByteSize;
 use rustix::fs::{Access, access};
@@ -7,9 +7,10 @@ use std::fmt::Display;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-/// The `path` that means standard error.
+/// The value of `path` that stands for standard error.
 const STDERR: &str = "stderr";
-/// Limits of `buffer_bytes`: some lines must fit, and two buffers are held in memory.
+/// Limits of `buffer_bytes`, in bytes. The longest line must fit, and the process holds two
+/// buffers in memory.
 const BUFFER_BYTES: std::ops::RangeInclusive<u64> = 16 << 10..=1 << 30;
 /// Largest `flush_seconds`: an hour.
 const FLUSH_SECONDS_MAX: u64 = 3600;
@@ -18,17 +19,17 @@ const FLUSH_SECONDS_MAX: u64 = 3600;
 #[derive(Debug, Clone, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct Config {
-    /// The file, or `stderr`. Empty: no access log.
+    /// The path of the file, or `stderr`. Empty (the default): no access log is written.
     pub path: PathBuf,
-    /// The form of a line.
+    /// The format of a line. Default: `json`.
     pub format: Format,
-    /// Most bytes of lines that wait to be written; further lines are lost.
+    /// The most bytes of lines that wait to be written; further lines are lost. Default: 1 MiB.
     pub buffer_bytes: ByteSize,
-    /// Longest time that a line waits to be written, in seconds.
+    /// The longest time that a line waits to be written, in seconds. Default: 1.
     pub flush_seconds: u64,
 }
 
-/// The form of a line.
+/// The format of a line.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Format {
@@ -51,18 +52,26 @@ impl Default for Config {
 }
 
 impl Config {
-    /// Checks the section. An error is the key below `access_log.` and the reason.
+    /// Checks the limits of every key.
+    ///
+    /// # Errors
+    ///
+    /// The first key that cannot be used, without `access_log.`, and the reason.
     pub fn validate(&self) -> Result<(), (&'static str, String)> {
         if !BUFFER_BYTES.contains(&self.buffer_bytes.as_u64()) {
             return Err(("buffer_bytes", "must be 16KiB to 1GiB".to_owned()));
         }
         if !(1..=FLUSH_SECONDS_MAX).contains(&self.flush_seconds) {
-            return Err(("flush_seconds", format!("must be 1 to {FLUSH_SECONDS_MAX}")));
+            return Err(("flush_seconds", format!("must be 1 to {FLUSH_SECONDS_MAX} seconds")));
         }
         Ok(())
     }
 
-    /// Checks that a file can be made at `path`, without making it.
+    /// Checks that the file at `path` can be written, or made if it is missing. Makes no file.
+    ///
+    /// # Errors
+    ///
+    /// The path, and why the file cannot be opened.
     pub fn check_path(&self) -> Result<(), String> {
         if !self.is_on() || self.is_stderr() {
             return Ok(());
@@ -79,12 +88,12 @@ impl Config {
         let folder = folder.unwrap_or(Path::new("."));
         match access(folder, Access::WRITE_OK | Access::EXEC_OK) {
             Ok(()) if folder.is_dir() => Ok(()),
-            Ok(()) => cannot(&"its folder is none"),
-            Err(e) => cannot(&format!("its folder: {e}")),
+            Ok(()) => cannot(&format!("{} is not a folder", folder.display())),
+            Err(e) => cannot(&format!("its folder {} cannot be written: {e}", folder.display())),
         }
     }
 
-    /// Whether there is an access log.
+    /// Whether an access log is written.
     pub fn is_on(&self) -> bool {
         !self.path.as_os_str().is_empty()
     }
@@ -94,12 +103,12 @@ impl Config {
         self.path.as_os_str() == STDERR
     }
 
-    /// `buffer_bytes`, which `validate` has limited.
+    /// `buffer_bytes` as a length in memory. `validate` has limited it.
     pub fn buffer_len(&self) -> usize {
         usize::try_from(self.buffer_bytes.as_u64()).unwrap_or(usize::MAX)
     }
 
-    /// `flush_seconds`.
+    /// `flush_seconds` as a duration.
     pub fn flush(&self) -> Duration {
         Duration::from_secs(self.flush_seconds)
     }

@@ -1,7 +1,8 @@
-//! The access log in force, which a reload replaces.
+//! The access log in force, which a reload can replace by another.
 //!
-//! The writer of a replaced log ends when the last request that began under it has ended, because
-//! its line belongs into the old file. A stop waits for such writers, too.
+//! The line of a request belongs into the access log that was in force when the request began. So
+//! the writer of a replaced log ends only after the last of these requests, and a stop of the edge
+//! waits for it, too.
 
 use super::writer::{AccessLogFile, Writing};
 use parking_lot::Mutex;
@@ -9,7 +10,7 @@ use pixelgate::PixelGate;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-/// See the module. A clone is another handle to the same log.
+/// The access log in force, and those it has replaced. All clones are handles to the same logs.
 #[derive(Clone)]
 pub struct AccessLogs(Arc<Inner>);
 
@@ -26,12 +27,12 @@ struct Files {
 }
 
 impl AccessLogs {
-    /// No access log yet, for the requests of this gate.
+    /// Returns the access logs of the requests of `gate`; none is in force yet.
     pub fn new(gate: PixelGate) -> Self {
         Self(Arc::new(Inner { gate, files: Mutex::default() }))
     }
 
-    /// Puts another log in force for requests that begin from now on. `None`: there is none.
+    /// Puts `new` in force for requests that begin from now on. `None`: no access log is written.
     pub fn put(&self, new: Option<AccessLogFile>) {
         let (log, writing) = new.map(AccessLogFile::into_parts).unzip();
         let mut files = self.0.files.lock();
@@ -41,13 +42,13 @@ impl AccessLogs {
         files.replaced.retain(|writing| !writing.has_ended());
     }
 
-    /// Opens the file again, after the lines of all requests that have ended are in the old one.
-    /// Does not wait for it.
+    /// Asks the writer to open the file again, after the lines of all ended requests are in the
+    /// old one. Returns at once.
     pub fn reopen(&self) {
         self.0.files.lock().current.iter().for_each(Writing::reopen);
     }
 
-    /// Writes what waits, at most within `limit`.
+    /// Writes the waiting lines of all logs, and ends their writers. Waits for `limit` at most.
     pub fn close(&self, limit: Duration) {
         let until = Instant::now() + limit;
         let Files { current, replaced } = std::mem::take(&mut *self.0.files.lock());

@@ -1,7 +1,7 @@
-//! A request as a line, in one of the two formats.
+//! Writes the line of a request in one of the two formats of the access log (SPEC 8).
 //!
-//! A line holds no byte that could end it early or change what a terminal shows, and of each text
-//! that a client sent at most [`TEXT_BYTES_MAX`] bytes.
+//! Clients choose parts of a line. So a line holds no byte that could end it early or change what
+//! a terminal shows, and at most [`TEXT_BYTES_MAX`] bytes of each text that a client sent.
 
 use super::config::Format;
 use super::time::with_second;
@@ -17,15 +17,16 @@ use std::io::Write;
 use std::net::IpAddr;
 use std::time::Duration;
 
-/// Most bytes of a path, a referer or a user agent in a line.
+/// The most bytes of a path, a referer or a user agent in a line.
 const TEXT_BYTES_MAX: usize = 2048;
-/// The status of a request whose client went away before its response began, as nginx has it.
+/// The status of a request whose client closed the connection before its response began. nginx
+/// logs the same one.
 const CLIENT_GONE: u16 = 499;
-/// The address in the combined format where none may be shown. Programs that read the format want
-/// an address.
+/// The address in the combined format where `privacy.ip` forbids the client's. Programs that read
+/// the format need an address.
 const NO_ADDRESS: &str = "0.0.0.0";
 
-/// Appends the line of a request that ended at `now`.
+/// Appends to `out` the line of a request that ended at `now`.
 pub fn write(format: Format, record: &AccessRecord, now: Timestamp, out: &mut Vec<u8>) {
     match format {
         Format::Json => json(record, now, out),
@@ -101,7 +102,7 @@ fn json(record: &AccessRecord, now: Timestamp, out: &mut Vec<u8>) {
             referer: record.referer.as_deref().map(shortened_text),
             user_agent: record.user_agent.as_deref().map(shortened_text),
         };
-        // Writing to a vector does not fail, and all keys are texts.
+        // Serializing fails only for a map whose keys are not texts.
         let line = serde_json::to_string(&line).unwrap_or_default();
         out.extend_from_slice(escape_hidden(&line).as_bytes());
     });
@@ -134,8 +135,8 @@ fn put(out: &mut Vec<u8>, text: Arguments<'_>) {
     let _ = out.write_fmt(text);
 }
 
-/// Appends a text as nginx's `log_format` does by default: quotation marks, backslashes, control
-/// characters and all bytes outside of ASCII as `\xHH`.
+/// Appends `text` to `out` as nginx's `log_format` does by default: quotation marks, backslashes,
+/// control characters and all bytes outside of ASCII become `\xHH`.
 fn escape(text: &[u8], out: &mut Vec<u8>) {
     const DIGITS: &[u8; 16] = b"0123456789ABCDEF";
     for &byte in shortened(text) {
@@ -161,7 +162,7 @@ fn protocol(version: Version) -> &'static str {
     }
 }
 
-/// To the microsecond.
+/// The seconds of a duration, with the precision of a microsecond.
 fn seconds(time: Duration) -> f64 {
     time.as_micros() as f64 / 1e6
 }

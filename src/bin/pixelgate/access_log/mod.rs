@@ -1,8 +1,8 @@
 //! The access log: one line for each request, events and proxied requests alike (SPEC 8).
 //!
-//! The library tells what became of a request ([`AccessRecord`]); this module writes it as a line
-//! and buffers lines for a thread that writes them to the file. A request waits for that thread
-//! never, and for a lock only as long as it takes to copy a line.
+//! The library makes a record of each request ([`AccessRecord`]). This module writes the record as
+//! a line into a buffer, and a thread writes the buffer to the file. A request never waits for
+//! this thread, and for a lock only while a line is copied.
 //!
 //! [`AccessRecord`]: pixelgate::custom::AccessRecord
 

@@ -1,4 +1,5 @@
-//! The time of a line, formatted once a second for each thread.
+//! The time of a line. Each thread formats it only once a second, because that takes longer than
+//! writing the rest of the line.
 
 use super::config::Format;
 use jiff::Timestamp;
@@ -6,12 +7,13 @@ use jiff::tz::TimeZone;
 use std::cell::RefCell;
 
 thread_local! {
-    /// The last second that this thread has formatted, in which format, and its text.
+    /// The second that this thread formatted last, its format, and its text.
     static LAST: RefCell<(i64, Format, String)> =
         const { RefCell::new((i64::MIN, Format::Json, String::new())) };
 }
 
-/// Passes the text of `now`, to the second and in UTC, to `take`.
+/// Calls `take` with the text of `now` in UTC, without fractions of a second, and returns what
+/// `take` returns.
 pub fn with_second<T>(format: Format, now: Timestamp, take: impl FnOnce(&str) -> T) -> T {
     let second = now.as_second();
     LAST.with_borrow_mut(|(last, last_format, text)| {

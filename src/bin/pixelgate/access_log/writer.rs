@@ -1,11 +1,12 @@
-//! The thread that writes lines to the file.
+//! The thread that writes the lines of the access log to its file.
 //!
-//! What cannot be written waits in one buffer and is tried again each second; the next lines wait
-//! in the other one, and what it cannot hold is lost. Both last as one fault in `/status` and are
-//! two lines of the log: when it begins and when it is over.
+//! Lines that cannot be written stay in the writer's own buffer, and the writer tries again each
+//! second. Meanwhile the next lines wait in [`Buffer`], and lines that find no room there are lost.
+//! While this lasts, `/status` shows a fault. The log gets one line when the fault begins and one
+//! when it ends.
 //!
-//! The file is opened for appending, so that two processes may write to it during an upgrade, and
-//! without blocking, so that a pipe without a reader cannot hold a start.
+//! The file is opened for appending, so that two processes can write to it during an upgrade, and
+//! without blocking, so that a pipe without a reader does not delay a start.
 
 use super::buffer::Buffer;
 use super::config::Config;
@@ -30,17 +31,17 @@ use std::time::Duration;
 const RETRY_SECONDS: u64 = 1;
 /// Permissions of a new file: it holds addresses of clients.
 const FILE_MODE: u32 = 0o640;
-/// Most bytes of one write to standard error. A pipe takes as many in one piece, so that lines of
-/// the log do not fall into lines of the access log.
+/// The most bytes of one write to standard error. A pipe takes this many bytes in one piece, so no
+/// line of the log can divide a line of the access log.
 const STDERR_WRITE_BYTES_MAX: usize = 4096;
-/// The fault's advice.
+/// The advice that `/status` shows with the fault.
 const ADVICE: &str = "Look at the disk and the permissions of access_log.path. Requests are served \
-                      all the same; further lines are lost while the buffer is full.";
+ all the same; further lines are lost while the buffer is full.";
 
-/// An access log whose thread does not run yet.
+/// An access log whose file is opened and whose writer is not started yet.
 pub struct Opened {
     config: Config,
-    /// An error if the disk does not let it be opened now.
+    /// An error if the disk does not let the file be opened now. The writer tries again.
     file: io::Result<File>,
 }
 
@@ -50,15 +51,16 @@ pub struct AccessLogFile {
     writing: Writing,
 }
 
-/// The writer's thread. It ends when it is closed, or when no request can report to its log any
-/// more.
+/// A handle to the thread of the writer. The thread ends when the log is closed, or when no request
+/// can add a line any more.
 pub struct Writing {
     buffer: Arc<Buffer>,
     /// Disconnected when the writer has ended.
     ended: Receiver<()>,
 }
 
-/// Where the lines of requests go. Dropped with the last handle to the log.
+/// Adds the lines of requests to the buffer, and closes the buffer when it is dropped, with the
+/// last handle to the log.
 struct Sink(Arc<Buffer>);
 
 impl Drop for Sink {
@@ -69,28 +71,29 @@ impl Drop for Sink {
 
 struct Writer {
     buffer: Arc<Buffer>,
-    /// `None`: it could not be opened yet.
+    /// `None`: the file could not be opened yet.
     file: Option<File>,
-    /// What is being written.
+    /// The lines that are being written.
     lines: Vec<u8>,
-    /// How much of it is written.
+    /// The number of bytes of `lines` that are written.
     written: usize,
     config: Config,
     faults: Faults,
-    /// Why the file could not be opened, at first or again. It is tried until it can.
+    /// Why the file could not be opened, or opened again. The writer tries until it can be.
     reopen_error: Option<io::Error>,
-    /// Whether the fault is raised.
+    /// Whether `/status` shows the fault.
     is_failing: bool,
+    /// The number of lost lines at the last report.
     lost_before: u64,
 }
 
 impl Opened {
-    /// Opens the file. A disk that does not let it be opened stops no start. `None`: the access log
-    /// is off.
+    /// Opens the file. Returns `None` if no access log is configured. A disk that does not let the
+    /// file be opened is not an error, because it must not prevent a start.
     ///
     /// # Errors
     ///
-    /// The path is a mistake.
+    /// The path is wrong, such as that of a folder.
     pub fn open(config: &Config) -> io::Result<Option<Opened>> {
         if !config.is_on() {
             return Ok(None);
@@ -102,7 +105,11 @@ impl Opened {
         Ok(Some(Opened { file, config: config.clone() }))
     }
 
-    /// Starts the writer.
+    /// Starts the thread of the writer.
+    ///
+    /// # Errors
+    ///
+    /// The system starts no thread.
     pub fn start(self, gate: &PixelGate) -> io::Result<AccessLogFile> {
         let Opened { config, file } = self;
         let lost = gate.metrics().access_log_lost_lines.clone();
@@ -145,28 +152,28 @@ impl Opened {
 }
 
 impl AccessLogFile {
-    /// Where the records of requests go, and the thread that writes their lines.
+    /// Returns what receives the records of requests, and the handle to the writer.
     pub fn into_parts(self) -> (AccessLog, Writing) {
         (self.log, self.writing)
     }
 }
 
 impl Writing {
-    /// Whether every line is written, or given up.
+    /// Whether the writer has ended: every line is written or lost.
     pub fn has_ended(&self) -> bool {
         self.ended.try_recv() == Err(TryRecvError::Disconnected)
     }
 
-    /// Opens the file again, after the lines of all requests that have ended are in the old one.
-    /// Does not wait for it.
+    /// Asks the writer to open the file again, after the lines of all ended requests are in the
+    /// old one. Returns at once.
     pub fn reopen(&self) {
         self.buffer.reopen();
     }
 
-    /// Writes what waits, at most within `limit`.
+    /// Writes the waiting lines, and ends the writer. Waits for `limit` at most.
     pub fn close(&self, limit: Duration) {
         self.buffer.close();
-        // The channel carries nothing: the writer's end disconnects it.
+        // No message is ever sent: the end of the writer disconnects the channel.
         if self.ended.recv_timeout(limit) == Err(RecvTimeoutError::Timeout) {
             warn!("the last lines of the access log are lost: its disk does not answer");
         }
@@ -193,7 +200,8 @@ impl Writer {
         }
     }
 
-    /// Writes the lines of the last failure, or else those that wait now.
+    /// Writes the lines that could not be written last time, or, if there are none, those that
+    /// wait in the buffer.
     fn write_next(&mut self) -> io::Result<()> {
         if self.lines.is_empty() {
             self.buffer.take(&mut self.lines);
@@ -206,7 +214,7 @@ impl Writer {
             let rest = &self.lines[self.written..];
             let piece = if self.config.is_stderr() { whole_lines(rest) } else { rest };
             let Some(file) = &mut self.file else {
-                return Err(io::Error::other("it is not open"));
+                return Err(io::Error::other("the file is not open"));
             };
             match file.write(piece) {
                 Ok(0) => return Err(io::ErrorKind::WriteZero.into()),
@@ -234,7 +242,7 @@ impl Writer {
         }
     }
 
-    /// Gives up the rest of a line whose beginning is in another file.
+    /// Leaves out the rest of a line whose beginning is in the old file.
     fn skip_to_line(&mut self) {
         let (done, rest) = self.lines.split_at(self.written);
         if done.last().is_some_and(|byte| *byte != b'\n') {
@@ -244,7 +252,7 @@ impl Writer {
         }
     }
 
-    /// Raises the fault or clears it.
+    /// Raises or clears the fault, after a write with the result `written`.
     fn report(&mut self, written: io::Result<()>) {
         let lost = self.buffer.lost();
         let path = self.config.path.display();
@@ -267,11 +275,11 @@ impl Writer {
                     error!("{text}");
                 }
                 self.is_failing = true;
-                let text = format!("{text}; {lost} lines are lost since start");
+                let text = format!("{text}; lines lost since the start: {lost}");
                 self.faults.raise(FaultKind::AccessLog, &subject, text, ADVICE);
             }
             None if self.is_failing => {
-                info!("the access log {path} is written again; {lost} lines are lost since start");
+                info!("the access log {path} is written again; lines lost since the start: {lost}");
                 self.is_failing = false;
                 self.faults.clear(FaultKind::AccessLog, &subject);
             }
@@ -279,7 +287,8 @@ impl Writer {
         }
     }
 
-    /// The end: what cannot be written now is lost.
+    /// Ends the writer after its last write had the result `written`. Lines that could not be
+    /// written are lost.
     fn give_up(mut self, written: io::Result<()>) {
         self.faults.clear(FaultKind::AccessLog, &self.config.path.display().to_string());
         let Err(e) = written else { return };
@@ -288,7 +297,8 @@ impl Writer {
         self.buffer.take(&mut self.lines);
         let is_end = |byte: &&u8| **byte == b'\n';
         let lines = rest.iter().chain(&self.lines).filter(is_end).count();
-        warn!("the last {lines} lines of the access log are lost: {e}");
+        let path = self.config.path.display();
+        warn!("the access log {path} cannot be written, lines lost at the stop: {lines}: {e}");
     }
 }
 
@@ -300,13 +310,13 @@ fn open(config: &Config) -> io::Result<File> {
 }
 
 fn open_file(path: &Path) -> io::Result<File> {
-    // The flags are bits, which both crates have as the system does.
+    // Both crates use the system's own values of the flags.
     let flags = OFlags::NONBLOCK.bits().cast_signed();
     let mut options = OpenOptions::new();
     options.append(true).create(true).mode(FILE_MODE).custom_flags(flags).open(path)
 }
 
-/// The lines at the beginning of `bytes` that fit into one write, at least one.
+/// Returns the lines at the beginning of `bytes` that fit into one write, but at least one line.
 fn whole_lines(bytes: &[u8]) -> &[u8] {
     if bytes.len() <= STDERR_WRITE_BYTES_MAX {
         return bytes;

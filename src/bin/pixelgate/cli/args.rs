@@ -1,4 +1,4 @@
-//! The command line as clap reads it (SPEC 8).
+//! The command line as clap reads it (SPEC 8). The comments here are the texts of `--help`.
 
 use super::{dead, help, probe, send, spool};
 use clap::{Args, Parser, Subcommand};

@@ -1,4 +1,4 @@
-//! `pixelgate check`: validates the configuration and everything that it names.
+//! `pixelgate check`: validates the configuration and everything that it names (SPEC 8).
 
 use super::exit::{NO, UNUSABLE, fail, unwritten};
 use super::terminal::{GOOD, Progress};
@@ -20,16 +20,17 @@ use std::process::ExitCode;
 use std::sync::mpsc;
 use std::time::Duration;
 
-/// Limit for the check of everything that a configuration names, in seconds.
+/// The longest time for the check of everything that a configuration names, in seconds.
 const CHECK_SECONDS_MAX: u64 = 30;
 
-/// Checks certificates, trust file, portal list and upstreams, and prints a summary.
+/// Checks everything that the configuration names, and prints a summary. `path` is the file of the
+/// configuration, for messages.
 pub fn run(path: &Path, config: Config) -> ExitCode {
     let summary = match check_in_time(config) {
         Ok(summary) => summary,
         Err(why) => return fail(UNUSABLE, format!("{}: {why}", path.display())),
     };
-    // Its last line is the verdict.
+    // The last line of the summary is the verdict, which gets a colour.
     let (body, verdict) = summary.rsplit_once('\n').unwrap_or(("", &summary));
     match writeln!(anstream::stdout(), "{body}\n{GOOD}{verdict}{GOOD:#}") {
         Ok(()) => ExitCode::SUCCESS,
@@ -37,8 +38,8 @@ pub fn run(path: &Path, config: Config) -> ExitCode {
     }
 }
 
-/// Checks the same, and prints each key that differs from what the running edge has in force, with
-/// what it needs.
+/// Checks the same as [`run`], and prints each key whose value the running edge does not have in
+/// force, and whether a reload or an upgrade puts it in force.
 pub fn diff(path: &Path, config: Config) -> ExitCode {
     let (state_dir, values) = (config.edge.state_dir.clone(), Values::of(&config.table));
     let is_blank = config.is_blank;
@@ -68,14 +69,15 @@ pub fn diff(path: &Path, config: Config) -> ExitCode {
     }
 }
 
-/// The check, on a thread of its own: the file system of one of the files may hang.
+/// Runs [`check`] on another thread, because the file system of a file may hang.
 fn check_in_time(config: Config) -> Result<String, String> {
     let (sender, checked) = mpsc::channel();
     let check = move || {
-        // Fails if the check has taken too long, and its result is not waited for any more.
+        // Fails if the check has taken too long: then nothing receives its result.
         let _ = sender.send(check(&config));
     };
-    std::thread::Builder::new().spawn(check).map_err(|e| format!("no thread can start: {e}"))?;
+    let started = std::thread::Builder::new().spawn(check);
+    started.map_err(|e| format!("the check needs a thread, and none can be started: {e}"))?;
     checked.recv_timeout(Duration::from_secs(CHECK_SECONDS_MAX)).unwrap_or_else(|_| {
         Err(format!(
             "reading the files that the configuration names takes longer than {CHECK_SECONDS_MAX} \
@@ -84,7 +86,8 @@ fn check_in_time(config: Config) -> Result<String, String> {
     })
 }
 
-/// Checks all that the configuration names. Returns a summary whose last line is the verdict.
+/// Checks everything that the configuration names. Returns a summary whose last line is the
+/// verdict.
 fn check(config: &Config) -> Result<String, String> {
     if let Err(why) = Certificates::load_all(&config.edge.tls) {
         return Err(format!("edge.tls: {why}"));
@@ -105,7 +108,7 @@ fn check(config: &Config) -> Result<String, String> {
     checked.map(|summary| occupied(config) + &summary).map_err(|e| with_causes(&e))
 }
 
-/// Each listener's key and address.
+/// Returns the key and the address of each listener.
 fn listeners(config: &Config) -> impl Iterator<Item = (&'static str, Address)> {
     let plain = config.edge.listen.iter().map(|text| ("edge.listen", text));
     let tls = config.edge.tls.iter().map(|entry| ("edge.tls", &entry.listen));
@@ -115,8 +118,8 @@ fn listeners(config: &Config) -> impl Iterator<Item = (&'static str, Address)> {
     all.filter_map(|(key, text)| Some((key, Address::parse(text).ok()?)))
 }
 
-/// A line for each address on which nothing can listen now. No mistake, because it is the running
-/// edge that listens there when its configuration is checked.
+/// Returns a line for each TCP address on which the system does not let this process listen now.
+/// Such an address is not an error: while an edge runs, the edge itself listens there.
 fn occupied(config: &Config) -> String {
     let line = |(key, address): (&str, Address)| {
         let Address::Tcp(address) = address else { return None };
@@ -138,7 +141,7 @@ fn check_sockets(config: &Config) -> Result<(), String> {
     Ok(())
 }
 
-/// Checks that the folders that the edge writes to can be written, or made where they are missing.
+/// Checks that each folder that the edge writes to can be written, or can be made if it is missing.
 fn check_folders(config: &Config) -> Result<(), String> {
     let upstreams = config.gate.upstreams();
     let files = upstreams.iter().filter_map(|upstream| match &upstream.kind {
@@ -151,16 +154,16 @@ fn check_folders(config: &Config) -> Result<(), String> {
     ];
     for (key, folder) in own.into_iter().chain(files) {
         let failed = |at: &Path, why: &dyn Display| {
-            Err(format!("{key}: {}: {why}: {}", folder.display(), at.display()))
+            Err(format!("{key}: {}: {} {why}", folder.display(), at.display()))
         };
-        // A relative path without a folder in front of it begins here.
+        // A relative path that does not exist at all begins in the working directory.
         let there = folder.ancestors().find(|path| path.exists()).unwrap_or(Path::new("."));
         let there = if there.as_os_str().is_empty() { Path::new(".") } else { there };
         if !there.is_dir() {
-            return failed(there, &"this is no folder");
+            return failed(there, &"is not a folder");
         }
         if let Err(e) = access(there, Access::WRITE_OK | Access::EXEC_OK) {
-            return failed(there, &format!("cannot be written ({e})"));
+            return failed(there, &format!("cannot be written: {e}"));
         }
     }
     Ok(())

@@ -1,10 +1,12 @@
-//! `pixelgate dead`: the events that an upstream refused for good.
+//! `pixelgate dead`: lists, sends again and removes dead letters, the events that an upstream
+//! refused for good (SPEC 8).
 
 use super::exit::{NO, UNUSABLE, fail};
 use super::resend::{Session, unix_ms};
 use super::terminal::{Progress, Unit};
 use crate::causes::with_causes;
 use crate::config::Config;
+use crate::plural::counted;
 use clap::builder::{PossibleValuesParser, TypedValueParser};
 use clap::{Args, Subcommand};
 use pixelgate::tools::dead_letters::{self, Filter, Letter, Reason, Summary};
@@ -23,7 +25,7 @@ pub enum Command {
     Drop(Filters),
 }
 
-/// Which dead letters; all conditions must hold.
+/// The options that choose dead letters. Those that are given must all hold.
 #[derive(Debug, Args)]
 pub struct Filters {
     /// Only those of this upstream, configured or not.
@@ -58,7 +60,8 @@ impl Filters {
     }
 }
 
-/// Runs the command for every upstream. A failure of one does not stop the others.
+/// Runs the command for every upstream. A failure for one upstream does not end the command for the
+/// others.
 pub fn run(config: &Config, command: &Command) -> ExitCode {
     let (Command::List(filters) | Command::Replay(filters) | Command::Drop(filters)) = command;
     let dir = config.gate.dead_dir();
@@ -81,7 +84,8 @@ pub fn run(config: &Config, command: &Command) -> ExitCode {
     code
 }
 
-/// The upstreams that are configured, then those that only have dead letters; or the one asked for.
+/// Returns the names of the configured upstreams, and then of those that are not configured but
+/// have dead letters. With `only`, returns this name if it is one of them.
 fn names(config: &Config, dir: &Path, only: Option<&str>) -> Result<Vec<String>, ExitCode> {
     let found =
         dead_letters::upstreams(dir).map_err(|e| fail(NO, format!("{}: {e}", dir.display())))?;
@@ -119,13 +123,14 @@ fn unprinted(error: std::io::Error) -> String {
     format!("standard output: {error}")
 }
 
-/// Names the damaged lines, and fails if there are any.
+/// Prints where the damaged lines are, and fails if there are any.
 fn check_damaged(summary: &Summary) -> Result<(), String> {
     for place in &summary.places {
         _ = fail(NO, format!("{place}: not a dead letter; the line stays in the file"));
     }
     match summary.damaged {
         0 => Ok(()),
+        1 => Err("1 line is not a dead letter".to_owned()),
         damaged => Err(format!("{damaged} lines are not dead letters")),
     }
 }
@@ -138,12 +143,15 @@ fn drop_letters(dir: &Path, upstream: &str, filter: &Filter) -> Result<(), Strin
 fn replay(config: &Config, name: &str, filter: &Filter) -> Result<(), String> {
     let gate = &config.gate;
     let dir = gate.dead_dir();
-    // Counted first, for the bar and for an upstream that cannot be built.
+    // The count is needed for the progress, and where the upstream is not configured.
     let found = dead_letters::list(&dir, name, filter, |_| {}).map_err(|e| with_causes(&e))?;
     let Some(upstream) = gate.upstreams().iter().find(|upstream| upstream.name == name) else {
         return match found.letters {
             0 => check_damaged(&found),
-            n => Err(format!("{n} dead letters cannot be sent: the upstream is not configured")),
+            n => Err(format!(
+                "{} cannot be sent: the upstream is not configured",
+                counted(n, "dead letter")
+            )),
         };
     };
     let Session { runtime, built, batch, stop } = Session::open(upstream, &gate.batch)?;
@@ -174,7 +182,7 @@ fn replay(config: &Config, name: &str, filter: &Filter) -> Result<(), String> {
 fn reasons() -> impl TypedValueParser<Value = Reason> {
     PossibleValuesParser::new(Reason::ALL.map(Reason::as_str)).map(|word| {
         let reason = Reason::ALL.into_iter().find(|reason| reason.as_str() == word);
-        // The parser lets no other word through.
+        // The parser has refused all other words, so the default is never used.
         reason.unwrap_or(Reason::Unreadable)
     })
 }

@@ -1,24 +1,24 @@
-//! How a command ends: its exit code, and one line about its failure on standard error.
+//! The exit codes of commands (SPEC 8), and the line on standard error that explains a failure.
 
 use super::terminal::BAD;
 use std::fmt::Display;
 use std::io::{self, Write};
 use std::process::ExitCode;
 
-/// Exit code: the answer is no, or the command failed.
+/// The exit code of a command that answers no, or that failed.
 pub const NO: u8 = 1;
-/// Exit code: the command line or the configuration cannot be used.
+/// The exit code for a command line or a configuration that cannot be used.
 pub const UNUSABLE: u8 = 2;
 
 /// Prints `why` on standard error and returns `code`.
 pub fn fail(code: u8, why: impl Display) -> ExitCode {
-    // Without a standard error the exit code is all that can be reported.
+    // If standard error cannot be written, only the exit code reports the failure.
     let _ = writeln!(anstream::stderr(), "{BAD}pixelgate:{BAD:#} {why}");
     ExitCode::from(code)
 }
 
-/// Ends a command whose result could not be written to standard output. The reader of a pipe may
-/// stop early, as `head` does: that is success.
+/// Returns the exit code of a command whose result could not be written to standard output. It is
+/// success where the reader of a pipe has stopped early, as `head` does.
 pub fn unwritten(error: &io::Error) -> ExitCode {
     match error.kind() {
         io::ErrorKind::BrokenPipe => ExitCode::SUCCESS,

@@ -1,4 +1,5 @@
-//! `pixelgate explain`: prints the verdict on an event and its reasons on standard output.
+//! `pixelgate explain`: prints on standard output whether an event would be accepted, and why
+//! (SPEC 8).
 
 use crate::config::Config;
 use pixelgate::PixelGate;
@@ -16,11 +17,12 @@ pub enum ExplainError {
     #[error(transparent)]
     NotAnEvent(NotAnEvent),
     /// The answer could not be printed.
-    #[error("cannot print")]
+    #[error("standard output cannot be written")]
     Print(#[source] std::io::Error),
 }
 
-/// Explains one event on standard output. Returns whether the event would be accepted.
+/// Explains the event in `text`, a URL, a path or a query, on standard output, as JSON if `as_json`
+/// is true. Returns whether the event would be accepted.
 pub fn explain(config: Config, text: &str, as_json: bool) -> Result<bool, ExplainError> {
     let upstreams = config.gate.upstream.clone();
     let builder = PixelGate::builder(config.gate).state_dir(&config.edge.state_dir);

@@ -1,5 +1,6 @@
-//! The examples, exit codes and other sections that `--help` prints below the options. The manual
-//! pages are made from the same text: an unindented line that ends in a colon is a heading.
+//! The sections that `--help` prints below the options: examples, exit codes, signals and files.
+//! The manual pages are made from the same texts. A line that is not indented and ends in a colon
+//! is a heading.
 
 /// Sections of `pixelgate --help`.
 pub const ALL: &str = "\

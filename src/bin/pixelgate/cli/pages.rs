@@ -1,4 +1,5 @@
-//! `pixelgate completions` and `man`, made from the same definitions as `--help`, and `schema`.
+//! `pixelgate completions` and `man`, which are made from the same definitions as `--help`, and
+//! `schema`, which prints a file that is part of the binary (SPEC 8).
 
 use super::args::Cli;
 use super::exit::{NO, fail, unwritten};
@@ -11,7 +12,7 @@ use std::io::{self, Write};
 use std::path::Path;
 use std::process::ExitCode;
 
-/// Prints a shell's completion script.
+/// Prints the completion script of a shell.
 pub fn completions(shell: Shell) -> ExitCode {
     let mut script = Vec::new();
     clap_complete::generate(shell, &mut Cli::command(), "pixelgate", &mut script);
@@ -21,7 +22,7 @@ pub fn completions(shell: Shell) -> ExitCode {
 /// Prints the manual page `pixelgate(1)`, or writes it and a page for each command into `dir`.
 pub fn man(dir: Option<&Path>) -> ExitCode {
     let mut command = Cli::command().disable_help_subcommand(true);
-    // Sets each command's full name, such as `pixelgate-spool-verify`.
+    // This sets the full name of each command, such as `pixelgate-spool-verify`.
     command.build();
     let made = match dir {
         None => page(&command).map(|page| written(&page)),
@@ -32,7 +33,7 @@ pub fn man(dir: Option<&Path>) -> ExitCode {
     made.unwrap_or_else(|e| fail(NO, e))
 }
 
-/// Prints the configuration's JSON Schema.
+/// Prints the JSON Schema of the configuration.
 pub fn schema() -> ExitCode {
     written(SCHEMA.as_bytes())
 }
@@ -50,8 +51,8 @@ fn write_all(command: &Command, dir: &Path) -> io::Result<()> {
     command.get_subcommands().try_for_each(|below| write_all(below, dir))
 }
 
-/// The manual page of one command. `clap_mangen` would print the sections below the options as one
-/// paragraph, so they are rendered here.
+/// Returns the manual page of one command. `clap_mangen` would print the sections below the options
+/// as one paragraph, so [`sections`] renders them.
 fn page(command: &Command) -> io::Result<Vec<u8>> {
     let name = command.get_display_name().unwrap_or(command.get_name()).to_owned();
     let version = concat!("pixelgate ", env!("CARGO_PKG_VERSION"));
@@ -71,7 +72,8 @@ fn page(command: &Command) -> io::Result<Vec<u8>> {
     Ok(page)
 }
 
-/// The sections of a help text: each heading in capitals, the lines below it not refilled.
+/// Renders the sections of a help text: each heading in capitals, and the lines below it as they
+/// are.
 fn sections(text: &str) -> Roff {
     let mut roff = Roff::new();
     let mut open = false;

@@ -1,7 +1,8 @@
-//! `pixelgate probe`: requests `/readyz` or `/livez` from the running edge, for health checks.
+//! `pixelgate probe`: requests `/readyz` or `/livez` from the running edge, for health checks
+//! (SPEC 8).
 //!
-//! The command reads address and token from the same configuration as the edge, so a health check
-//! needs neither a further program in the image nor the token on its command line.
+//! The command reads the address and the token from the configuration of the edge. So a health
+//! check needs no other program in the image, and no token on its command line.
 
 use super::exit::{NO, UNUSABLE, fail};
 use clap::ValueEnum;
@@ -11,11 +12,11 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpStream};
 use std::process::ExitCode;
 use std::time::Duration;
 
-/// Longest wait for the connection, and for each part of the answer, in seconds.
+/// The longest wait for the connection, and for each part of the answer, in seconds.
 const WAIT_SECONDS: u64 = 5;
-/// Largest answer that is read, in bytes: `/readyz` is a line for each fault.
+/// The most bytes of an answer that are read. `/readyz` has a line for each fault.
 const ANSWER_BYTES_MAX: u64 = 64 << 10;
-/// Most header lines of an answer.
+/// The most header lines of an answer.
 const HEADERS_MAX: usize = 32;
 
 /// The page to request.
@@ -39,7 +40,7 @@ pub fn run(config: &Admin, page: Page) -> ExitCode {
     };
     match ask(address, page, config.token.as_ref().map(Secret::expose)) {
         Ok((200, body)) => {
-            // Without a reader the exit code is the answer.
+            // If standard output cannot be written, the exit code is the answer.
             let _ = io::stdout().write_all(&body);
             ExitCode::SUCCESS
         }
@@ -51,7 +52,8 @@ pub fn run(config: &Admin, page: Page) -> ExitCode {
     }
 }
 
-/// The address of the admin listener; the loopback address where it listens on all addresses.
+/// Returns the address of the admin listener, or the loopback address if it listens on all
+/// addresses.
 fn address(listen: &str) -> Result<SocketAddr, &'static str> {
     if listen.is_empty() {
         return Err("is empty, so there is no listener to ask");
@@ -77,10 +79,10 @@ fn ask(address: SocketAddr, page: &str, token: Option<&str>) -> io::Result<(u16,
     stream.write_all(format!("{request}\r\n").as_bytes())?;
     let mut answer = Vec::new();
     stream.take(ANSWER_BYTES_MAX).read_to_end(&mut answer)?;
-    read(&answer).ok_or_else(|| io::Error::other("its answer is not HTTP"))
+    read(&answer).ok_or_else(|| io::Error::other("the answer is not HTTP"))
 }
 
-/// The status and the body of an answer.
+/// Returns the status and the body of an answer, or `None` if it is not HTTP.
 fn read(answer: &[u8]) -> Option<(u16, Vec<u8>)> {
     let mut headers = [httparse::EMPTY_HEADER; HEADERS_MAX];
     let mut head = httparse::Response::new(&mut headers);

@@ -1,4 +1,4 @@
-//! What the commands that send events have in common: `dead replay` and `send`.
+//! The parts that the two commands that send events share: `dead replay` and `send`.
 
 use crate::causes::with_causes;
 use pixelgate::Upstream;
@@ -8,21 +8,26 @@ use tokio::runtime::Runtime;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::watch;
 
-/// The exit code of a command that a second signal ends.
+/// The exit code of a command that is ended by a second signal.
 const KILLED: i32 = 130;
 
-/// An upstream to send to, and all that sending needs.
+/// An upstream that is ready to send to.
 pub struct Session {
     pub runtime: Runtime,
     pub built: Arc<dyn Upstream>,
-    /// The upstream's batches.
+    /// The limits of a batch.
     pub batch: Batch,
     /// Becomes true at the first SIGINT or SIGTERM. The second one ends the process.
     pub stop: watch::Receiver<bool>,
 }
 
 impl Session {
-    /// Builds the upstream and handles signals from here on. An error is a sentence.
+    /// Builds the upstream, and handles signals from now on.
+    ///
+    /// # Errors
+    ///
+    /// A text for the operator: the upstream cannot be built, or the system refuses a thread or a
+    /// signal handler.
     pub fn open(upstream: &ValidUpstream, base: &Batch) -> Result<Session, String> {
         let built = upstream.build().map_err(|e| with_causes(&e))?;
         let runtime = tokio::runtime::Builder::new_multi_thread()
@@ -35,8 +40,9 @@ impl Session {
     }
 }
 
-/// The batches to send. A legacy backend counts an event that is sent twice as two, so each is sent
-/// and noted alone: a command that is killed repeats at most the one that was on its way.
+/// Returns the limits of a batch for this upstream. A legacy backend counts an event that it
+/// receives twice as two events. So a batch for it holds one event, and after a command was killed
+/// the next one repeats at most the event that was being sent.
 fn batches(upstream: &ValidUpstream, base: &Batch) -> Batch {
     let mut batch = upstream.batch.over(base);
     if matches!(upstream.kind, UpstreamKind::Legacy(_)) {
@@ -64,7 +70,8 @@ fn stop_on_signals(runtime: &Runtime) -> std::io::Result<watch::Receiver<bool>> 
     Ok(stopping)
 }
 
-/// A time in milliseconds since 1970: RFC 3339, or a date, whose day begins at 00:00 UTC.
+/// Reads a time in RFC 3339, or a date, which stands for its beginning (00:00 UTC). Returns
+/// milliseconds since 1970.
 pub fn unix_ms(text: &str) -> Result<i64, String> {
     if let Ok(time) = text.parse::<jiff::Timestamp>() {
         return Ok(time.as_millisecond());

@@ -1,4 +1,4 @@
-//! Runs the command that the command line names.
+//! Runs the command that the command line names, and returns its exit code (SPEC 8).
 
 use super::args::{Cli, Command};
 use super::exit::{NO, UNUSABLE, fail, unwritten};
@@ -31,7 +31,7 @@ pub fn run(cli: Cli) -> ExitCode {
                 Ok(handlers) => handlers,
                 Err(e) => return fail(UNUSABLE, format!("signals cannot be handled: {e}")),
             };
-            // Before the spool opens: it may hold many lanes.
+            // Must come before the spool opens, because the spool may open the files of many lanes.
             file_limit::raise();
             match server::run(&cli.file.config, config, upgrade, handlers) {
                 Ok(()) => ExitCode::SUCCESS,
@@ -54,7 +54,7 @@ pub fn run(cli: Cli) -> ExitCode {
         Command::Dead(command) => dead::run(&config, &command),
         Command::Send(arguments) => send::run(config, &arguments),
         Command::Probe { page } => probe::run(&config.admin, page),
-        // Handled above, because they need no configuration.
+        // These need no configuration, so they have returned above.
         Command::Completions { .. } | Command::Man { .. } | Command::Schema => ExitCode::SUCCESS,
     }
 }

@@ -1,4 +1,4 @@
-//! `pixelgate send`: events from files to one upstream.
+//! `pixelgate send`: sends events from files to one upstream (SPEC 8).
 
 use super::exit::{NO, UNUSABLE, fail};
 use super::resend::{Session, unix_ms};
@@ -14,12 +14,12 @@ use std::num::NonZeroU32;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
-/// The name of standard input.
+/// The file name that stands for standard input.
 const STDIN: &str = "-";
-/// How much of a file is read at once, in bytes.
+/// The number of bytes of a file that are read at once.
 const BUFFER_BYTES: usize = 256 << 10;
 
-/// What is sent, and where to.
+/// The arguments: which events are sent, and to which upstream.
 #[derive(Debug, Args)]
 pub struct Arguments {
     /// The upstream, by its name in the configuration.
@@ -37,7 +37,7 @@ pub struct Arguments {
     /// Only events that were received before this time: RFC 3339, or a date (00:00 UTC).
     #[arg(long, value_name = "TIME", value_parser = unix_ms)]
     until: Option<i64>,
-    /// Send at most so many events in a second.
+    /// Send at most this many events per second.
     #[arg(long, value_name = "EVENTS", allow_negative_numbers = true)]
     per_second: Option<NonZeroU32>,
     /// Count what would be sent; send nothing and write nothing.
@@ -48,18 +48,18 @@ pub struct Arguments {
     files: Vec<PathBuf>,
 }
 
-/// The files of a command, and how far it is.
+/// The files of the command, its progress, and its exit code so far.
 struct Files<'a> {
     paths: &'a [PathBuf],
     progress: Progress,
-    /// Bytes of all files whose length is known.
+    /// The bytes of all files whose length is known; 0 if none is.
     total: u64,
-    /// Bytes of the files before the current one.
+    /// The bytes of the files before the current one.
     before: u64,
     code: ExitCode,
 }
 
-/// Runs the command. A file that cannot be read does not stop the others.
+/// Runs the command. After a file that cannot be read, it goes on with the next one.
 pub fn run(config: Config, arguments: &Arguments) -> ExitCode {
     let name = &arguments.upstream;
     let known = config.gate.upstreams().iter().find(|upstream| upstream.name == *name);
@@ -75,7 +75,7 @@ pub fn run(config: Config, arguments: &Arguments) -> ExitCode {
     if arguments.dry_run {
         return survey(files, &options);
     }
-    // An edge that has not run yet has no spool.
+    // Before the first run of an edge the folder of the spool does not exist.
     if let Err(e) = std::fs::create_dir_all(&spool) {
         return fail(NO, format!("{}: {e}", spool.display()));
     }
@@ -94,7 +94,8 @@ fn options(config: Config, arguments: &Arguments) -> Result<Options, ExitCode> {
     let builder = PixelGate::builder(config.gate).state_dir(&config.edge.state_dir);
     let gate = builder.gate().map_err(|e| fail(UNUSABLE, with_causes(&e)))?;
     if let Some(why) = gate.portals().status().refuses_all() {
-        return Err(fail(NO, format!("the portal list, which names upstreams: {why}")));
+        let need = "the portal list is needed, because it names the upstreams of portals";
+        return Err(fail(NO, format!("{need}: {why}")));
     }
     Ok(Options {
         upstream: arguments.upstream.clone(),
@@ -165,7 +166,7 @@ fn send(mut files: Files<'_>, options: &Options, session: Session) -> ExitCode {
     files.end(&line, counts)
 }
 
-/// What was left out, in words.
+/// Names the numbers of events that were not sent, by reason.
 fn left(counts: &Counts) -> String {
     let Counts { sent_before, unmatched, of_others, .. } = counts;
     format!("{sent_before} sent before, {unmatched} not chosen, {of_others} of other upstreams")
@@ -183,7 +184,8 @@ impl<'a> Files<'a> {
         Files { paths, progress, total, before: 0, code: ExitCode::SUCCESS }
     }
 
-    /// The file's content, and its length where it is known.
+    /// Opens a file. Returns its content and its length in bytes; the length of standard input is
+    /// 0, because it is unknown.
     fn open(&self, path: &Path) -> Result<(Box<dyn BufRead>, u64), BackfillError> {
         if is_stdin(path) {
             return Ok((Box::new(BufReader::with_capacity(BUFFER_BYTES, io::stdin())), 0));
@@ -205,7 +207,8 @@ impl<'a> Files<'a> {
         }
     }
 
-    /// Names the lines that are not events, and prints the result.
+    /// Prints the lines that are not events on standard error, and `line`, the result, on standard
+    /// output.
     fn end(self, line: &str, counts: &Counts) -> ExitCode {
         let Files { progress, mut code, .. } = self;
         drop(progress);
@@ -213,7 +216,13 @@ impl<'a> Files<'a> {
             _ = fail(NO, format!("{place}: {why}; the line is left out"));
         }
         if counts.malformed > 0 {
-            code = fail(NO, format!("{} lines are not events", counts.malformed));
+            code = fail(
+                NO,
+                match counts.malformed {
+                    1 => "1 line is not an event".to_owned(),
+                    malformed => format!("{malformed} lines are not events"),
+                },
+            );
         }
         if let Err(e) = writeln!(io::stdout(), "{line}") {
             code = fail(NO, format!("standard output: {e}"));

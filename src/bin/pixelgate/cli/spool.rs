@@ -1,10 +1,11 @@
-//! `pixelgate spool`: inspects the spool, with or without a running edge, and forgets an upstream
-//! that is not configured any more.
+//! `pixelgate spool`: reads the spool, while an edge runs or not, and forgets an upstream that is
+//! not configured any more (SPEC 8).
 
 use super::exit::{NO, UNUSABLE, fail, unwritten};
 use super::terminal::{BAD, GOOD, Progress, Unit};
 use crate::causes::with_causes;
 use crate::config::Config;
+use crate::plural::counted;
 use clap::Subcommand;
 use pixelgate::errors::RecordError;
 use pixelgate::tools::backfill;
@@ -32,7 +33,7 @@ pub enum Command {
     },
 }
 
-/// Runs the command.
+/// Runs the command and returns its exit code.
 pub fn run(config: &Config, command: &Command) -> ExitCode {
     let dir = &config.gate.spool.dir;
     let sound = match command {
@@ -77,10 +78,11 @@ fn stat(dir: &Path, out: &mut impl Write) -> Result<(), Failure> {
 
 fn print_stat(stat: &inspect::Stat, out: &mut impl Write) -> io::Result<()> {
     for lane in &stat.lanes {
-        let held = lane.end_seq.saturating_sub(lane.first_seq);
+        let records = counted(lane.end_seq.saturating_sub(lane.first_seq), "record");
+        let segments = counted(lane.segments as u64, "segment");
         let life = if lane.living { "in use" } else { "left behind" };
-        let (id, segments, bytes) = (lane.id, lane.segments, lane.file_bytes);
-        writeln!(out, "lane {id}: {life}, {held} records, {segments} segments, {bytes} bytes")?;
+        let (id, bytes) = (lane.id, lane.file_bytes);
+        writeln!(out, "lane {id}: {life}, {records}, {segments}, {bytes} bytes")?;
     }
     for upstream in &stat.upstreams {
         writeln!(
@@ -119,11 +121,11 @@ fn print_report(report: &inspect::VerifyReport) -> io::Result<()> {
         writeln!(out, "{file}:{offset}: {BAD}{what}{BAD:#}")?;
     }
     if report.findings_unlisted > 0 {
-        writeln!(out, "and {} places more", report.findings_unlisted)?;
+        writeln!(out, "and {} more", counted(report.findings_unlisted, "place"))?;
     }
-    let (records, bytes) = (report.records, report.payload_bytes);
+    let (records, bytes) = (counted(report.records, "sound record"), report.payload_bytes);
     let style = if report.ok { GOOD } else { BAD };
-    writeln!(out, "{style}{records} sound records, {bytes} bytes{style:#}")?;
+    writeln!(out, "{style}{records}, {bytes} bytes{style:#}")?;
     out.flush()
 }
 
@@ -133,15 +135,15 @@ fn dump(dir: &Path, out: &mut impl Write) -> Result<(), Failure> {
     inspect::dump(dir, |_, payload| {
         line.clear();
         match Record::decode(payload) {
-            // Bots are detected at delivery, not here.
+            // Bots are detected at delivery, so the spool does not know them.
             Ok(record) => record.write_json(&mut line, false),
-            // A newer version wrote it: the record is not damaged.
+            // A newer version of pixelgate wrote the record, so it is not damaged.
             Err(RecordError::UnknownVersion(version)) => {
                 line.extend_from_slice(format!("{{\"unknown_version\":{version}}}").as_bytes());
             }
             Err(why) => line.extend_from_slice(format!("{{\"damaged\":\"{why}\"}}").as_bytes()),
         }
-        // An event's JSON is UTF-8, so nothing is replaced here.
+        // The JSON of an event is UTF-8, so this replaces nothing.
         let shown = String::from_utf8_lossy(&line);
         written = writeln!(out, "{}", escape_hidden(&shown));
         if written.is_ok() { ControlFlow::Continue(()) } else { ControlFlow::Break(()) }
@@ -150,7 +152,8 @@ fn dump(dir: &Path, out: &mut impl Write) -> Result<(), Failure> {
     written.map_err(Failure::Output)
 }
 
-/// Gives up what waits for an upstream that is not configured. The error comes with its exit code.
+/// Removes the pending events and the dead letters of an upstream that is not configured. The error
+/// is an exit code and a text.
 fn forget_upstream(config: &Config, name: &str) -> Result<(), (u8, String)> {
     if config.gate.upstreams().iter().any(|upstream| upstream.name == name) {
         let why = format!("{name} is configured: remove it from the configuration first");
@@ -158,7 +161,8 @@ fn forget_upstream(config: &Config, name: &str) -> Result<(), (u8, String)> {
     }
     let (spool, dead) = (&config.gate.spool.dir, config.gate.dead_dir());
     let at = |dir: &Path, why: &dyn Error| (NO, format!("{}: {}", dir.display(), with_causes(why)));
-    // A name is only made part of a path where a file of that name was found.
+    // The name comes from the command line, so a path is made of it only if a file of this name
+    // was found.
     let known = dead_letters::upstreams(&dead).map_err(|why| at(&dead, &why))?;
     let has_letters = known.iter().any(|known| known == name);
     let forgotten = forget::forget(spool, name, &EVENT_ROUTING, &EVENT_METERING)
@@ -173,7 +177,7 @@ fn forget_upstream(config: &Config, name: &str) -> Result<(), (u8, String)> {
         let all = Filter::default();
         letters = dead_letters::remove(&dead, name, &all).map_err(|why| at(&dead, &why))?;
     }
-    let pending = forgotten.pending;
-    let line = format!("{name}: {pending} pending events and {letters} dead letters were removed");
+    let pending = counted(forgotten.pending, "pending event");
+    let line = format!("{name}: {pending} and {} were removed", counted(letters, "dead letter"));
     writeln!(io::stdout(), "{line}").map_err(|why| (NO, format!("standard output: {why}")))
 }

@@ -1,8 +1,8 @@
-//! Colours, and the progress of long commands.
+//! The colours of commands, and the progress of long ones.
 //!
-//! Progress goes to standard error, so that standard output holds only the result. anstream drops
-//! colours where the output is not a terminal or `NO_COLOR` is set. Where standard error is not a
-//! terminal, or `TERM` is `dumb`, each tenth of the progress is a line instead of a bar.
+//! Progress goes to standard error, so that standard output holds only the result. anstream removes
+//! colours if the output is not a terminal or `NO_COLOR` is set. If standard error is not a
+//! terminal, or `TERM` is `dumb`, a line is printed for each tenth instead of a bar.
 
 use anstyle::{AnsiColor, Style};
 use bytesize::ByteSize;
@@ -15,7 +15,7 @@ pub const BAD: Style = AnsiColor::Red.on_default().bold();
 /// The style of success.
 pub const GOOD: Style = AnsiColor::Green.on_default();
 
-/// Pause between two frames of the spinner, in milliseconds.
+/// The pause between two frames of the spinner, in milliseconds.
 const SPINNER_MS: u64 = 100;
 
 /// The unit of progress.
@@ -30,12 +30,12 @@ pub struct Progress {
     what: String,
     unit: Unit,
     bar: ProgressBar,
-    /// Tenths that were printed as lines.
+    /// The number of tenths that were printed as lines.
     printed: u64,
 }
 
 impl Progress {
-    /// A bar with `what` in front of its figures.
+    /// Returns a bar that shows `what` in front of its figures.
     pub fn new(what: impl Into<String>, unit: Unit) -> Progress {
         let what = what.into();
         let template = match unit {
@@ -45,17 +45,17 @@ impl Progress {
         Progress { bar: bar(template, &what), what, unit, printed: 0 }
     }
 
-    /// A spinner for work of unknown length; without a terminal, nothing.
+    /// Returns a spinner for work of unknown length. Without a terminal it shows nothing.
     pub fn spinner(what: impl Into<String>) -> Progress {
         let what = what.into();
         let bar = bar("{spinner} {msg}", &what);
-        // The first steady tick could come only after the end of short work.
+        // Draws at once: the first steady tick could come only after the end of short work.
         bar.tick();
         bar.enable_steady_tick(Duration::from_millis(SPINNER_MS));
         Progress { bar, what, unit: Unit::Events, printed: 0 }
     }
 
-    /// Shows that `done` of `total` is done.
+    /// Shows that `done` of `total` units are done.
     pub fn update(&mut self, done: u64, total: u64) {
         if !self.bar.is_hidden() {
             self.bar.set_length(total);
@@ -66,7 +66,7 @@ impl Progress {
                 Unit::Bytes => ByteSize(total).to_string(),
                 Unit::Events => format!("{total} events"),
             };
-            // Without a standard error there is no progress to show.
+            // If standard error cannot be written, no progress is shown.
             let _ = writeln!(std::io::stderr(), "{}: {tenths}0 % of {total}", self.what);
         }
     }
@@ -80,14 +80,14 @@ impl Drop for Progress {
 
 fn bar(template: &str, what: &str) -> ProgressBar {
     let bar = ProgressBar::with_draw_target(None, ProgressDrawTarget::stderr());
-    // All templates parse, as a test shows; the default bar avoids a panic.
+    // A test shows that all templates are valid; the default bar only avoids a panic.
     let style = ProgressStyle::with_template(template);
     let style = style.unwrap_or_else(|_| ProgressStyle::default_bar());
     bar.with_style(style.progress_chars("=> ")).with_message(what.to_owned())
 }
 
-/// The tenths to print, if there are more than were printed. The last one is not printed, because
-/// the result follows.
+/// Returns the number of done tenths, if it is more than `printed`. The last tenth is not printed,
+/// because the result follows.
 fn next_tenth(printed: u64, done: u64, total: u64) -> Option<u64> {
     let tenths = u128::from(done) * 10 / u128::from(total.max(1));
     let tenths = u64::try_from(tenths).unwrap_or(u64::MAX);

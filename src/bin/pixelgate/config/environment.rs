@@ -1,33 +1,33 @@
-//! Overrides from the environment: `PIXELGATE__EDGE__THREADS=4` is `edge.threads = 4`, and
-//! `PIXELGATE__UPSTREAM__0__URL` is the `url` of the first `[[upstream]]`.
+//! Overrides of the configuration by environment variables (SPEC 9).
 //!
-//! An override replaces the value of its key, be that a number, a list or a whole table. The crates
-//! for layered configuration merge tables instead, so that an override could not clear one, and
-//! have no form for TOML's dates.
+//! `PIXELGATE__EDGE__THREADS=4` means `edge.threads = 4`, and `PIXELGATE__UPSTREAM__0__URL` sets
+//! the `url` of the first `[[upstream]]`. An override replaces the value of its key: a number, a
+//! list or a whole table. Crates for layered configuration are not used, because they merge tables,
+//! so that no override could clear one, and because they cannot hold the dates of TOML.
 
 use std::ffi::OsString;
 use toml::{Table, Value};
 
-/// What the name of an override begins with.
+/// The beginning of the name of each override.
 const PREFIX: &str = "PIXELGATE__";
 
-/// The overrides, sorted by name.
+/// All overrides of the environment, sorted by name.
 pub struct Environment(Vec<Override>);
 
-/// One variable.
+/// One variable, which overrides one key.
 struct Override {
     name: String,
-    /// The key that it sets: section, then keys and list positions.
+    /// The key that the variable sets: the section, then keys and positions in lists.
     path: Vec<String>,
     text: String,
 }
 
 impl Environment {
-    /// Takes the variables whose name begins with `PIXELGATE__`; others may hold any bytes.
+    /// Takes the variables whose name begins with `PIXELGATE__`. The other ones may hold any bytes.
     ///
     /// # Errors
     ///
-    /// The name of an override whose value is not UTF-8, and that reason.
+    /// The name of an override whose value is not UTF-8, and a reason that says this.
     pub fn new(
         variables: impl IntoIterator<Item = (OsString, OsString)>,
     ) -> Result<Self, (String, String)> {
@@ -50,13 +50,13 @@ impl Environment {
         self.0.is_empty()
     }
 
-    /// Sets every override in `file`. A text is read as TOML (`4`, `true`, `["a"]`). Where it is no
-    /// TOML, or where its key takes only a string, it is that string as it is. `fits` returns
-    /// whether a table is a configuration.
+    /// Sets the key of every override in `file`. The text of a variable is read as TOML (`4`,
+    /// `true`, `["a"]`). A text that is not TOML, or whose key takes only a string, is used as a
+    /// string. `fits` returns whether a table is a valid configuration.
     ///
     /// # Errors
     ///
-    /// The variable that sets no possible key, and the reason.
+    /// The name of a variable that sets no possible key, and the reason.
     pub fn apply(
         self,
         file: &mut Table,
@@ -65,7 +65,8 @@ impl Environment {
         for each in &self.0 {
             each.set(file, each.toml().unwrap_or_else(|| each.string()))?;
         }
-        // Each text with two readings is tried without the others, which may not fit yet.
+        // A text that is TOML can also be meant as a string. Each such text is tried alone, because
+        // the other ones may not fit yet.
         let doubtful: Vec<_> = self.0.iter().filter(|each| each.toml().is_some()).collect();
         let mut rest = file.clone();
         doubtful.iter().for_each(|each| each.remove(&mut rest));
@@ -87,7 +88,7 @@ impl Override {
         Value::String(self.text.clone())
     }
 
-    /// The value that the text is as TOML.
+    /// Returns the text read as TOML, or `None` if it is not TOML.
     fn toml(&self) -> Option<Value> {
         let parsed = toml::from_str::<Table>(&format!("value = {}", self.text));
         parsed.ok().filter(|table| table.len() == 1).and_then(|mut table| table.remove("value"))
@@ -101,7 +102,7 @@ impl Override {
         }
     }
 
-    /// Removes the key, so that its default counts. An entry of a list stays.
+    /// Removes the key from `root`, so that its default counts. An entry of a list stays.
     fn remove(&self, root: &mut Table) {
         let Some((leaf, parents)) = self.path.split_last() else { return };
         let mut table = Some(root);
@@ -148,5 +149,8 @@ fn set(root: &mut Table, parents: &[String], leaf: &str, value: Value) -> Result
 fn element<'a>(list: &'a mut [Value], key: &str) -> Result<&'a mut Value, String> {
     let length = list.len();
     let index: usize = key.parse().map_err(|_| format!("`{key}` is not a position in a list"))?;
-    list.get_mut(index).ok_or_else(|| format!("the list has {length} entries, none at {index}"))
+    list.get_mut(index).ok_or_else(|| match length {
+        0 => format!("position {index} does not exist: the list is empty"),
+        _ => format!("position {index} does not exist: the last one is {}", length - 1),
+    })
 }

@@ -1,33 +1,34 @@
-//! Which keys of the configuration take effect in the running edge, and which have changed.
+//! Finds the keys of the configuration that have changed, and whether a reload puts each in force
+//! or only an upgrade (SPEC 9).
 //!
-//! A key is named as in messages: `privacy.ip`, and `upstream.crm.tokens` for the upstream `crm`.
-//! Values are compared as the file writes them: `${NAME}` stays, because the environment of a
-//! running process does not change.
+//! A key is named as in messages: `privacy.ip`, or `upstream.crm.tokens` for the upstream `crm`.
+//! Values are compared as the file writes them. `${NAME}` is not replaced, because the environment
+//! of a running process does not change.
 
 use std::collections::{BTreeMap, BTreeSet};
 use toml::{Table, Value};
 
-/// The defaults, which a test holds equal to the code.
+/// The reference configuration, which has every default. A test holds it equal to the code.
 const REFERENCE: &str = include_str!("../../../../config/reference.toml");
 
-/// What a change of a key needs.
+/// What puts a changed key in force.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Needs {
-    /// A reload: SIGHUP, or nothing but the change of the file.
+    /// A reload, which SIGHUP or the change of the file itself causes.
     Reload,
-    /// A new process, which `pixelgate run --upgrade` starts without a refused connection.
+    /// A new process, which `pixelgate run --upgrade` starts without refusing a connection.
     Upgrade,
 }
 
 use Needs::{Reload, Upgrade};
 
-/// The value of `upstream.order` that keeps an order, as [`text`] has it.
+/// The value of `upstream.order` that keeps an order, in the form of [`text`].
 const IN_ORDER: &str = "\"portal\"";
 
-/// Every key. Those of `[[upstream]]` stand once, for each kind that has them.
+/// Every key, and what puts its change in force. A key of several kinds of upstream is listed once.
 pub const KEYS: &[(&str, Needs)] = &[
     ("edge.listen", Upgrade),
-    // The certificates. `edge.tls.listen` stands for the addresses of its entries.
+    // `edge.tls` stands for the certificates, `edge.tls.listen` for the addresses of its entries.
     ("edge.tls", Reload),
     ("edge.tls.listen", Upgrade),
     ("edge.origin", Reload),
@@ -102,12 +103,12 @@ pub const KEYS: &[(&str, Needs)] = &[
     ("otlp.headers", Reload),
     ("admin.listen", Upgrade),
     ("admin.token", Reload),
-    // An upstream that is added, removed or renamed. Of its own keys: those of all kinds,
+    // `upstream` stands for an upstream that is added, removed or renamed. The keys of all kinds:
     ("upstream", Upgrade),
     ("upstream.kind", Upgrade),
     ("upstream.batch", Reload),
     ("upstream.attempts_max", Reload),
-    // With `order = "portal"` an upgrade: see `needs`.
+    // With `order = "portal"` this needs an upgrade: see `needs`.
     ("upstream.concurrency_max", Reload),
     ("upstream.timeout_seconds", Reload),
     ("upstream.connection_seconds_max", Reload),
@@ -116,20 +117,20 @@ pub const KEYS: &[(&str, Needs)] = &[
     ("upstream.ca", Reload),
     ("upstream.cert", Reload),
     ("upstream.key", Reload),
-    // of `file`,
+    // The keys of `file`:
     ("upstream.dir", Upgrade),
     ("upstream.rotate_bytes", Upgrade),
     ("upstream.rotate_seconds", Upgrade),
-    // of `http`,
+    // The keys of `http`:
     ("upstream.format", Reload),
     ("upstream.compression", Reload),
     ("upstream.headers", Reload),
     ("upstream.secret", Reload),
     ("upstream.order", Upgrade),
-    // of `legacy`,
+    // The keys of `legacy`:
     ("upstream.on_unknown", Reload),
     ("upstream.keep_host", Reload),
-    // of `hubspot`,
+    // The keys of `hubspot`:
     ("upstream.tokens", Reload),
     ("upstream.event_names", Reload),
     ("upstream.contacts", Reload),
@@ -141,32 +142,33 @@ pub const KEYS: &[(&str, Needs)] = &[
     ("upstream.fault_seconds_max", Reload),
     ("upstream.events_path", Reload),
     ("upstream.contacts_path", Reload),
-    // of `kafka` (whose `key` is not a file),
+    // The keys of `kafka`, whose `key` is not a file:
     ("upstream.brokers", Reload),
     ("upstream.topic", Reload),
     ("upstream.properties", Reload),
-    // and of `nats`.
+    // The keys of `nats`:
     ("upstream.urls", Reload),
     ("upstream.subject", Reload),
     ("upstream.stream", Reload),
     ("upstream.credentials", Reload),
 ];
 
-/// The value of every key that the configuration sets or that has a default, as text.
+/// The value, as text, of every key that the configuration sets or that has a default.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Values(BTreeMap<String, String>);
 
-/// The keys that have changed, by what they need.
+/// The keys that have changed, by what puts them in force.
 #[derive(Debug, Default, PartialEq, Eq)]
 pub struct Changes {
-    /// Keys that a reload puts in force.
+    /// The keys that a reload puts in force.
     pub reload: Vec<String>,
-    /// Keys that need an upgrade.
+    /// The keys that need an upgrade.
     pub upgrade: Vec<String>,
 }
 
 impl Values {
-    /// The values of a configuration: the file with the overrides of the environment.
+    /// Returns the values of a configuration: those of the file and of the overrides, and the
+    /// defaults of the other keys.
     pub fn of(configured: &Table) -> Values {
         let mut values = Values::default();
         values.take_sections(&defaults());
@@ -176,7 +178,7 @@ impl Values {
         values
     }
 
-    /// The keys that differ in `new`.
+    /// Returns the keys whose values differ in `new`.
     pub fn changes(&self, new: &Values) -> Changes {
         let same = |key: &str| self.0.get(key) == new.0.get(key);
         let in_order = |name: &str| self.keeps_order(name) || new.keeps_order(name);
@@ -188,7 +190,7 @@ impl Values {
         self.0.get(&format!("upstream.{upstream}.order")).is_some_and(|order| order == IN_ORDER)
     }
 
-    /// From each key to its value.
+    /// All keys and their values.
     pub fn all(&self) -> &BTreeMap<String, String> {
         &self.0
     }
@@ -216,8 +218,12 @@ impl Values {
 }
 
 impl Changes {
-    /// Refuses a file that sets no key in place of one that did: an editor or a full disk leaves
-    /// such a file behind more often than an operator means it.
+    /// Refuses a file that sets no key, if the configuration in force sets some. An editor or a full
+    /// disk leaves such a file behind more often than an operator means it.
+    ///
+    /// # Errors
+    ///
+    /// The reason, as the end of a sentence about the file.
     pub fn check_not_emptied(&self, is_blank: bool) -> Result<(), String> {
         match is_blank && *self != Changes::default() {
             true => Err("sets no key, unlike what is in force: it was probably emptied by \
@@ -227,8 +233,8 @@ impl Changes {
         }
     }
 
-    /// The keys that differ, where `same` says whether a key has the same value in both, and
-    /// `in_order` whether the upstream of a name keeps an order.
+    /// Returns those of `keys` that have changed. `same` returns whether a key has the same value
+    /// in both configurations, `in_order` whether the upstream of a name keeps an order.
     pub fn between<'a>(
         keys: impl Iterator<Item = &'a String>,
         same: impl Fn(&str) -> bool,
@@ -243,7 +249,7 @@ impl Changes {
                 }
             }
         }
-        // Other addresses need new sockets, and their certificates come with them.
+        // Other addresses need an upgrade, which loads the certificates as well.
         if changes.upgrade.iter().any(|key| key == "edge.tls.listen") {
             changes.reload.retain(|key| key != "edge.tls");
         }
@@ -261,16 +267,16 @@ impl Changes {
     }
 }
 
-/// The defaults of every section but `[[upstream]]`.
+/// Returns the defaults of every section but `[[upstream]]`.
 pub fn defaults() -> Table {
-    // The reference is valid TOML, as every test of this module shows.
+    // The reference is valid TOML: every test of this module would fail otherwise.
     let mut defaults: Table = toml::from_str(REFERENCE).unwrap_or_default();
     defaults.remove("upstream");
     defaults
 }
 
-/// The configuration that a reload of `new` puts in force: the keys that need an upgrade stay as
-/// `in_force` has them.
+/// Returns the configuration that a reload of `new` puts in force: the values of `new`, but those
+/// of `in_force` for the keys that need an upgrade.
 pub fn overlay(in_force: &Table, new: &Table) -> Table {
     let sections: BTreeSet<&String> = in_force.keys().chain(new.keys()).collect();
     let mut all = Table::new();
@@ -297,12 +303,12 @@ pub fn overlay(in_force: &Table, new: &Table) -> Table {
     all
 }
 
-/// The same for the keys of one section, or of one upstream.
+/// Does what [`overlay`] does, for the keys of one section or of one upstream.
 fn overlay_keys(section: &str, in_force: &Table, new: &Table) -> Table {
     let tls = |table: &Table| table.get("tls").map(listeners).unwrap_or_default();
     let in_order = in_force.get("order").is_some_and(|order| text(order) == IN_ORDER);
     let is_hot = |key: &str| match (section, key) {
-        // The addresses are a part of the key.
+        // The addresses need an upgrade and are a part of this key.
         ("edge", "tls") => tls(in_force) == tls(new),
         _ => needs(&format!("{section}.{key}"), in_order) == Needs::Reload,
     };
@@ -311,7 +317,8 @@ fn overlay_keys(section: &str, in_force: &Table, new: &Table) -> Table {
     hot.chain(cold).map(|(key, value)| (key.clone(), value.clone())).collect()
 }
 
-/// A key of [`KEYS`]. An upstream's key is that of its kind; its presence is `upstream`.
+/// Returns the name of a key in [`KEYS`], where the name of an upstream is left out: `upstream.url`
+/// for `upstream.crm.url`, and `upstream` for `upstream.crm`.
 fn listed(key: &str) -> String {
     let mut parts = key.splitn(3, '.');
     match (parts.next(), parts.next(), parts.next()) {
@@ -321,14 +328,14 @@ fn listed(key: &str) -> String {
     }
 }
 
-/// The name of the upstream that a key belongs to.
+/// Returns the name of the upstream that a key belongs to, if it belongs to one.
 fn upstream_of(key: &str) -> Option<&str> {
     let mut parts = key.splitn(3, '.');
     (parts.next() == Some("upstream")).then(|| parts.next()).flatten()
 }
 
-/// What a change of a key of [`KEYS`] needs, for an upstream that keeps an order or does not. With
-/// an order, as many queues as batches in flight are made at the start.
+/// Returns what puts a changed key of [`KEYS`] in force. `in_order` is whether its upstream keeps
+/// an order: then `concurrency_max` is the number of queues, which are made at the start.
 fn needs(listed: &str, in_order: bool) -> Needs {
     if in_order && listed == "upstream.concurrency_max" {
         return Needs::Upgrade;
@@ -337,18 +344,18 @@ fn needs(listed: &str, in_order: bool) -> Needs {
     known.map_or(Needs::Upgrade, |(_, needs)| *needs)
 }
 
-/// A value as text, by which values are compared. A list of one value is that value: both mean the
-/// same in every key that takes a list.
+/// Returns a value as text, to compare values. A list of one value has the text of the value,
+/// because both mean the same for every key that takes a list.
 fn text(value: &Value) -> String {
     let value = match value.as_array().map(Vec::as_slice) {
         Some([one]) => one,
         _ => value,
     };
-    // Every TOML value has a form in JSON.
+    // Every TOML value can be written as JSON.
     serde_json::to_string(value).unwrap_or_default()
 }
 
-/// The distinct addresses of `edge.tls`, in their order, as text.
+/// Returns the addresses of `edge.tls`, each once and in their order, as text.
 fn listeners(tls: &Value) -> String {
     let mut all: Vec<&str> = Vec::new();
     let entries = tls.as_array().map_or(std::slice::from_ref(tls), Vec::as_slice);

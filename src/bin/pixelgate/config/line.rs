@@ -1,23 +1,26 @@
-//! The line of a configuration file on which a mistake is.
+//! Finds the line of a mistake in a configuration file.
+//!
+//! For a mistake in a list of tables the TOML parser reports only the whole list. The line is found
+//! by leaving out one key after the other until the mistake is gone.
 
 use serde_path_to_error::{Path as KeyPath, Segment};
 use toml::de::{DeArray, DeTable, DeValue};
 use toml::{Table, Value};
 
-/// The line of an offset in a text.
+/// Returns the number of the line, from 1, that holds the byte at `offset`.
 pub fn line_at(text: &str, offset: usize) -> usize {
     1 + text[..offset.min(text.len())].matches('\n').count()
 }
 
-/// A step from a value into one that it holds.
+/// A step from a table or list to a value in it.
 #[derive(Debug, Clone)]
 enum Step {
     Key(String),
     Index(usize),
 }
 
-/// The line of what is wrong at this path, or below it in a table whose errors have no path.
-/// `mistake`: the message of the first mistake of a document.
+/// Returns the line of the mistake at `path`, or below it in a table whose errors have no path.
+/// `mistake` returns the message of the first mistake of a document.
 pub fn line_in_list(
     text: &str,
     path: &KeyPath,
@@ -31,8 +34,8 @@ pub fn line_in_list(
     let mut steps: Vec<Step> = path.iter().map_while(step).collect();
     let document: Table = toml::from_str(text).ok()?;
     let wrong = mistake(&document)?;
-    // The key without which there is another mistake or none. The errors of an upstream name it
-    // and depend on its kind, so these two come last.
+    // Finds the key without which there is another mistake or none. The errors of an upstream
+    // depend on its `kind` and quote its `name`, so these two are tried last.
     while let Some(table) = value_at(&document, &steps).and_then(Value::as_table) {
         let mut keys: Vec<&String> = table.keys().collect();
         keys.sort_by_key(|key| ["kind", "name"].iter().position(|last| last == key));
@@ -66,7 +69,8 @@ fn table_at<'t>(document: &'t mut Table, steps: &[Step]) -> Option<&'t mut Table
     value?.as_table_mut()
 }
 
-/// The line of a value, or of the nearest one above it that the file has.
+/// Returns the line of a value. If the file does not have it, returns that of the table or list
+/// around it.
 fn line_of(text: &str, steps: &[Step]) -> Option<usize> {
     let document = DeTable::parse(text).ok()?;
     let mut offset = None;

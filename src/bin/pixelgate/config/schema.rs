@@ -1,6 +1,6 @@
-//! The configuration as a JSON Schema (draft 2020-12), for editors: `pixelgate schema`.
+//! The configuration as a JSON Schema (draft 2020-12), which `pixelgate schema` prints for editors.
 
-/// `config/schema.json`, which the tests below hold equal to the code.
+/// The content of `config/schema.json`. The tests below hold it equal to the code.
 pub const SCHEMA: &str = include_str!("../../../../config/schema.json");
 
 #[cfg(test)]

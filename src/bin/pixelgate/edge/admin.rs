@@ -1,4 +1,4 @@
-//! The admin listener as a Pingora service, and the sampler behind its pages.
+//! The admin listener as a Pingora service, and the sampler that its pages read from (SPEC 8).
 
 use super::listen::Bound;
 use async_trait::async_trait;
@@ -10,18 +10,19 @@ use pixelgate::admin_pages::{Admin, Sampler, TokenHandle};
 use pixelgate::custom::InFlight;
 use std::sync::Arc;
 
-/// The admin pages before they are served.
+/// The parts of the admin pages, before they are served.
 pub struct Pages {
-    /// To be run as a background service.
+    /// Must run as a background service.
     pub sampler: Arc<Sampler>,
     /// The listener.
     pub service: Stoppable<Admin>,
-    /// Replaces the token.
+    /// Replaces the token at a reload.
     pub token: TokenHandle,
 }
 
-/// Builds the sampler and the service of the admin pages on `sockets`. The service ends when
-/// `stopped` changes.
+/// Builds the sampler and the service of the admin pages. The service listens on `sockets`, shows
+/// at most `verdicts` events per second in the log, counts its requests in `in_flight`, and ends
+/// when `stopped` changes.
 pub fn pages(
     gate: &PixelGate,
     config: &pixelgate::config::Admin,
@@ -48,7 +49,8 @@ fn listener(bound: &Bound) -> ListenerConfig {
     config.l4_buffer(L4BufferSettings::default().read(0))
 }
 
-/// A service that ends with `stopped` instead of Pingora's own stop, on sockets opened before.
+/// A service on open sockets that ends when `stopped` changes. Pingora's own stop would end it too
+/// late, because it comes after the stop of the edge.
 pub struct Stoppable<A> {
     inner: Service<A>,
     sockets: Vec<Bound>,

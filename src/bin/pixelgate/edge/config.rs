@@ -10,86 +10,94 @@ use serde::Deserialize;
 use std::path::PathBuf;
 use std::time::Duration;
 
-/// Most worker threads: more than any machine has cores.
+/// The most worker threads: more than any machine has cores.
 const THREADS_MAX: usize = 1024;
-/// Longest timeout, in seconds: a day.
+/// The longest timeout, in seconds: a day.
 const SECONDS_MAX: u64 = 86_400;
-/// Limits of `header_bytes_max`: a browser's header with its cookies must fit, and Pingora itself
-/// accepts no more than the upper limit.
+/// Limits of `header_bytes_max`, in bytes. The header of a browser with its cookies must fit, and
+/// Pingora accepts no more than the upper limit.
 const HEADER_BYTES: std::ops::RangeInclusive<u64> = 1 << 10..=1 << 20;
-/// Largest `header_lines_max`: Pingora's own limit less the lines that it adds.
+/// The largest `header_lines_max`: the limit of Pingora less the lines that the edge adds.
 const HEADER_LINES_MAX: usize = 250;
-/// Least `buffered_bytes_max`: the window of one HTTP/2 connection that uploads, and as much for
-/// responses.
+/// The least `buffered_bytes_max`, in bytes: the window of one HTTP/2 connection that uploads, and
+/// the same for responses.
 const BUFFERED_BYTES_MIN: u64 = 8 << 20;
-/// Largest `h2_streams_max`.
+/// The largest `h2_streams_max`.
 const H2_STREAMS_MAX: u32 = 10_000;
 
 /// The `[edge]` section.
 #[derive(Debug, Clone, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct Config {
-    /// Listeners without TLS: `address:port`, an IP address, or `unix:/path`. Port 0: the kernel
-    /// chooses the port. May hold `${NAME}`, as all addresses of this section.
+    /// The listeners without TLS: `address:port` with an IP address, or `unix:/path`. With port 0
+    /// the kernel chooses the port. May hold `${NAME}`, as all addresses of this section. Default:
+    /// `127.0.0.1:8080`.
     #[serde(deserialize_with = "expanded_list")]
     pub listen: Vec<String>,
-    /// TLS listeners.
+    /// The TLS listeners. Default: none.
     #[serde(deserialize_with = "one_or_many")]
     pub tls: Vec<TlsListener>,
-    /// URLs of the servers that get every request that is not an event. Empty: status 404.
+    /// The URLs of the servers that get every request that is not an event. Empty (the default):
+    /// these requests are answered with status 404.
     #[serde(deserialize_with = "expanded_list")]
     pub origin: Vec<String>,
-    /// PEM file of the certificates that origins are verified with. `None`: those of the system.
+    /// The PEM file of the authorities that the certificates of origins are verified with. `None`
+    /// (the default): those of the system.
     pub origin_ca: Option<PathBuf>,
-    /// Path that health checks request from an origin. `None`: a health check only connects.
+    /// The path that health checks request from an origin. `None` (the default): a health check
+    /// only connects.
     pub origin_health_path: Option<String>,
-    /// Pause between two health checks of an origin, in seconds.
+    /// The pause between two health checks of an origin, in seconds. Default: 5.
     pub origin_health_seconds: u64,
-    /// Longest wait for a read from or a write to an origin, in seconds.
+    /// The longest wait for one read from or one write to an origin, in seconds. Default: 60.
     pub origin_timeout_seconds: u64,
-    /// How long an idle connection to an origin stays open, in seconds.
+    /// How long an idle connection to an origin stays open, in seconds. Default: 60.
     pub origin_idle_seconds: u64,
-    /// How long a connection to an origin is used, in seconds.
+    /// How long a connection to an origin is used for further requests, in seconds. Default: 300.
     pub connection_seconds_max: u64,
-    /// Number of worker threads; 0: one per core.
+    /// The number of worker threads. 0 (the default): one per core.
     pub threads: usize,
-    /// Longest idle time of a persistent connection, in seconds.
+    /// The longest idle time of a client's persistent connection, in seconds. Default: 75.
     pub keepalive_seconds: u64,
-    /// Longest time from the first byte of a request header to its last, in seconds.
+    /// The longest time from the first byte of a request header to the last, in seconds.
+    /// Default: 10.
     pub header_timeout_seconds: u64,
-    /// Longest time for one write of a response to a client, in seconds.
+    /// The longest time for one write of a response to a client, in seconds. Default: 60.
     pub write_timeout_seconds: u64,
-    /// Most client connections at once.
+    /// The most client connections at once. Default: see [`Limits`].
     pub connections_max: usize,
-    /// Most connections at once from one client address; 0: no limit.
+    /// The most connections at once from one client address. 0: no limit. Default: see [`Limits`].
     pub connections_per_address_max: usize,
-    /// Most requests on one connection; 0: no limit.
+    /// The most requests on one connection. 0: no limit. Default: see [`Limits`].
     pub requests_per_connection_max: u32,
-    /// Largest request header.
+    /// The most bytes of a request header. Default: see [`Limits`].
     pub header_bytes_max: ByteSize,
-    /// Most lines of a request header.
+    /// The most lines of a request header. Default: see [`Limits`].
     pub header_lines_max: usize,
-    /// Most open streams on one HTTP/2 connection.
+    /// The most open streams on one HTTP/2 connection. Default: see [`Limits`].
     pub h2_streams_max: u32,
-    /// Bytes of bodies that wait in memory, in the whole process, above which each further exchange
-    /// gets small buffers.
+    /// The bytes of bodies that wait in the memory of the process, above which each further
+    /// exchange gets small buffers. Default: 256 MiB.
     pub buffered_bytes_max: ByteSize,
-    /// Whether the server's fast path answers plain event requests. If not, all requests take
-    /// Pingora's path.
+    /// Whether the fast path of the server answers plain event requests. If not, all requests take
+    /// the path through Pingora. Default: true.
     pub answer_plain: bool,
-    /// How long a stopping edge goes on accepting, unready, before it closes its listeners, in
-    /// seconds.
+    /// How long a stopping edge is unready but still accepts, before it closes its listeners, in
+    /// seconds. Default: 0.
     pub drain_seconds: u64,
-    /// Longest wait for requests in flight at a stop, in seconds.
+    /// The longest wait for requests in flight at a stop, in seconds. Default: 10.
     pub shutdown_grace_seconds: u64,
-    /// Addresses and networks that may report the client's address.
+    /// The addresses and networks of proxies that may report the client's address. Default: none.
     #[serde(deserialize_with = "expanded_list")]
     pub trusted_proxies: Vec<String>,
-    /// Header in which trusted proxies report it. `None`: `X-Forwarded-For` or `Forwarded`.
+    /// The header in which trusted proxies report the client's address. `None` (the default):
+    /// `X-Forwarded-For` or `Forwarded`.
     pub client_ip_header: Option<String>,
     /// Whether each TCP connection begins with a PROXY protocol header from a trusted proxy.
+    /// Default: false.
     pub proxy_protocol: bool,
-    /// Folder of the small state that outlives a restart, such as the last good portal list.
+    /// The folder of small files that must survive a restart, such as the last good portal list.
+    /// Default: `data`.
     pub state_dir: PathBuf,
 }
 
@@ -132,20 +140,24 @@ impl Default for Config {
 #[derive(Debug, Clone, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct TlsListener {
-    /// `address:port`.
+    /// The address: `address:port`.
     #[serde(deserialize_with = "expanded")]
     pub listen: String,
-    /// The certificate chain, PEM.
+    /// The PEM file of the certificate chain.
     pub cert: PathBuf,
-    /// Its key, PEM.
+    /// The PEM file of the certificate's private key.
     pub key: PathBuf,
 }
 
-/// A mistake: the key below `edge.`, and the reason.
+/// A key that cannot be used, without `edge.`, and the reason.
 type Mistake = (&'static str, String);
 
 impl Config {
-    /// Checks every key without touching disk or network.
+    /// Checks every key. Uses neither disk nor network.
+    ///
+    /// # Errors
+    ///
+    /// The first key that cannot be used, and the reason.
     pub fn validate(&self) -> Result<(), Mistake> {
         if self.listen.is_empty() && self.tls.is_empty() {
             return Err(("listen", "names no listener, and edge.tls has none either".to_owned()));
@@ -198,7 +210,7 @@ impl Config {
             ("write_timeout_seconds", self.write_timeout_seconds),
         ] {
             if !(1..=SECONDS_MAX).contains(&seconds) {
-                return Err((key, format!("must be 1 to {SECONDS_MAX}")));
+                return Err((key, format!("must be 1 to {SECONDS_MAX} seconds")));
             }
         }
         for (key, seconds) in [
@@ -206,7 +218,7 @@ impl Config {
             ("shutdown_grace_seconds", self.shutdown_grace_seconds),
         ] {
             if seconds > SECONDS_MAX {
-                return Err((key, format!("must be at most {SECONDS_MAX}")));
+                return Err((key, format!("must be at most {SECONDS_MAX} seconds")));
             }
         }
         self.validate_limits()
@@ -232,7 +244,7 @@ impl Config {
         Ok(())
     }
 
-    /// The limits of the HTTP server.
+    /// Returns the limits of the HTTP server.
     pub fn limits(&self) -> Limits {
         let mut limits = Limits::default();
         limits.header_timeout = Duration::from_secs(self.header_timeout_seconds);
@@ -241,7 +253,7 @@ impl Config {
         limits.connections_max = self.connections_max;
         limits.connections_per_address_max = self.connections_per_address_max;
         limits.requests_per_connection_max = self.requests_per_connection_max;
-        // At most 1 MiB, see `validate`.
+        // `validate` has limited it to 1 MiB.
         limits.header_bytes_max = self.header_bytes_max.as_u64() as usize;
         limits.header_lines_max = self.header_lines_max;
         limits.h2_streams_max = self.h2_streams_max;
@@ -250,17 +262,17 @@ impl Config {
         limits
     }
 
-    /// Most bytes of bodies that wait in memory.
+    /// Returns `buffered_bytes_max` as a length in memory.
     pub fn buffered_bytes_max(&self) -> usize {
         usize::try_from(self.buffered_bytes_max.as_u64()).unwrap_or(usize::MAX)
     }
 
-    /// The proxies that may report the client's address.
+    /// Returns the proxies that may report the client's address.
     pub fn trust(&self) -> Result<TrustedProxies, pixelgate::errors::TrustError> {
         TrustedProxies::new(&self.trusted_proxies, self.client_ip_header.as_deref())
     }
 
-    /// The number of worker threads.
+    /// Returns the number of worker threads.
     pub fn threads(&self) -> usize {
         match self.threads {
             0 => std::thread::available_parallelism().map_or(1, usize::from),

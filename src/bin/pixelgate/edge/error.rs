@@ -1,4 +1,4 @@
-//! Why an edge does not start or stop as it should.
+//! The error of an edge that does not start, or does not stop as it should.
 
 use super::listen::BindError;
 
@@ -9,16 +9,16 @@ pub enum EdgeError {
     /// A part of the gate did not open.
     #[error(transparent)]
     Gate(pixelgate::errors::OpenError),
-    /// A listener did not open: the key that names it.
+    /// A listener did not open. Holds the key that names it.
     #[error("{0}")]
     Listen(&'static str, #[source] BindError),
-    /// A key of `[edge]` cannot be used: key and reason.
+    /// A key of `[edge]` cannot be used. Holds the key and the reason.
     #[error("{0}")]
     Edge(String),
     /// `edge.state_dir` cannot be created.
     #[error("edge.state_dir cannot be created")]
     State(#[source] std::io::Error),
-    /// The file of the access log cannot be opened: its path.
+    /// The file of the access log cannot be opened. Holds its path.
     #[error("access_log.path: {0} cannot be opened")]
     AccessLog(String, #[source] std::io::Error),
     /// The writer of the access log did not start.
@@ -27,10 +27,10 @@ pub enum EdgeError {
     /// A key of `[otlp]` cannot be used.
     #[error(transparent)]
     Otlp(pixelgate::errors::ConfigError),
-    /// The running process does not hand its sockets over.
+    /// The running process does not hand over its sockets.
     #[error("the running process does not hand over its listening sockets")]
     Upgrade(#[source] std::io::Error),
-    /// The proxy did not start.
+    /// The proxy did not start, because no socket could be opened on the loopback interface.
     #[error("the proxy needs a socket on the loopback interface to start")]
     Proxy(#[source] std::io::Error),
     /// Pingora refused a setting.
@@ -42,7 +42,7 @@ pub enum EdgeError {
 }
 
 impl EdgeError {
-    /// Whether the configuration, or what it names, is the reason.
+    /// Whether the configuration, or something that it names, is the reason.
     pub fn is_of_configuration(&self) -> bool {
         use EdgeError::*;
         matches!(self, Gate(_) | Listen(..) | Edge(_) | State(_) | AccessLog(..) | Otlp(_))

@@ -1,4 +1,5 @@
-//! Says to an origin for which client, scheme and host a request came: `X-Forwarded-…` (SPEC 1).
+//! Adds the headers `X-Forwarded-…`, which name the client, the scheme and the host of a request to
+//! an origin (SPEC 1).
 
 use bytes::BytesMut;
 use http::{HeaderName, HeaderValue, header};
@@ -13,13 +14,17 @@ static X_FORWARDED_FOR: HeaderName = HeaderName::from_static("x-forwarded-for");
 static X_FORWARDED_PROTO: HeaderName = HeaderName::from_static("x-forwarded-proto");
 static X_FORWARDED_HOST: HeaderName = HeaderName::from_static("x-forwarded-host");
 
-/// Longest text of an IP address, in bytes.
+/// The most bytes of an IP address as text.
 const ADDRESS_BYTES_MAX: usize = 45;
 
-/// Sets `X-Forwarded-For`, `-Proto` and `-Host` (SPEC 1). Scheme and host that the request
-/// brings are passed on only from a trusted proxy.
+/// Sets `X-Forwarded-For`, `X-Forwarded-Proto` and `X-Forwarded-Host` in `request`. Those that the
+/// client sent keep their scheme and host only if the client is a trusted proxy (`trusts_peer`).
 pub fn add_to(request: &mut RequestHeader, session: &Session, trusts_peer: bool) -> Result<()> {
-    let address = peer(session).map(|peer| appended(request, &X_FORWARDED_FOR, peer));
+    // Nearly all requests have none: to look at each name costs less than to search for three.
+    let names = [&X_FORWARDED_FOR, &X_FORWARDED_PROTO, &X_FORWARDED_HOST];
+    let has_any = request.headers.keys().any(|name| names.contains(&name));
+    let lines = || has_any.then(|| request.headers.get_all(&X_FORWARDED_FOR));
+    let address = peer(session).map(|peer| appended(lines().into_iter().flatten(), peer));
     let address = address.transpose()?;
     let tls = session.digest().is_some_and(|digest| digest.ssl_digest.is_some());
     let scheme = HeaderValue::from_static(if tls { "https" } else { "http" });
@@ -27,14 +32,14 @@ pub fn add_to(request: &mut RequestHeader, session: &Session, trusts_peer: bool)
     let authority = || HeaderValue::from_str(received.uri.authority()?.as_str()).ok();
     let host = received.headers.get(header::HOST).cloned().or_else(authority);
 
-    // Those that the request does not have: one that it has keeps its place.
+    // Lines for names that the request does not have. A line that it has keeps its place.
     let mut added = SmallVec::<[(&HeaderName, &HeaderValue); 3]>::new();
     for (name, value, is_list) in [
         (&X_FORWARDED_FOR, address.as_ref(), true),
         (&X_FORWARDED_PROTO, Some(&scheme), false),
         (&X_FORWARDED_HOST, host.as_ref(), false),
     ] {
-        match (request.headers.contains_key(name), value) {
+        match (has_any && request.headers.contains_key(name), value) {
             (true, _) if trusts_peer && !is_list => {}
             (false, Some(value)) => added.push((name, value)),
             (true, Some(value)) => request.insert_header(name, value)?,
@@ -50,20 +55,23 @@ pub fn add_to(request: &mut RequestHeader, session: &Session, trusts_peer: bool)
     Ok(())
 }
 
-/// The address of the connection's other end. `None`: a Unix socket.
+/// Returns the address of the other end of the connection, or `None` for a Unix socket.
 pub fn peer(session: &Session) -> Option<IpAddr> {
     session.client_addr().and_then(|a| a.as_inet()).map(|a| a.ip())
 }
 
-/// All lines of a list header joined into one value, with `address` appended.
-fn appended(request: &RequestHeader, name: &HeaderName, address: IpAddr) -> Result<HeaderValue> {
+/// Joins all lines of a list header into one value, and appends `address`.
+fn appended<'l>(
+    lines: impl Iterator<Item = &'l HeaderValue>,
+    address: IpAddr,
+) -> Result<HeaderValue> {
     let mut value = BytesMut::with_capacity(ADDRESS_BYTES_MAX);
-    for line in request.headers.get_all(name) {
+    for line in lines {
         value.extend_from_slice(line.as_bytes());
         value.extend_from_slice(b", ");
     }
     match address.to_canonical() {
-        // As `Display` writes it, at a tenth of the cost.
+        // Writes the same as `Display` in a tenth of the time.
         IpAddr::V4(address) => {
             for (at, octet) in address.octets().into_iter().enumerate() {
                 value.extend_from_slice(if at == 0 { b"" } else { b"." });

@@ -1,22 +1,24 @@
-//! Listening sockets pass from a running process to its successor: `pixelgate run --upgrade`.
+//! Hands the listening sockets of a running process over to its successor, which
+//! `pixelgate run --upgrade` starts (SPEC 8).
 //!
 //! The running process offers its sockets on a Unix socket in `edge.state_dir`. The successor
-//! receives copies of them, opens its own spool lane, starts to accept and reports that. From then
-//! on both processes accept, until SIGQUIT stops the old one. No connection is refused, because
-//! at every moment a process holds each socket, and a connection that is not accepted yet waits in
-//! the kernel's queue for either process.
+//! receives copies of them, opens a lane of the spool, starts to accept and reports this. From then
+//! on both processes accept, until SIGQUIT stops the old one. No connection is refused: at every
+//! moment a process holds each socket, and a connection that is not accepted yet waits in the queue
+//! of the kernel for either process.
 //!
-//! The successor keeps its connection to the old process open as long as it lives. The end of that
-//! connection shows the old process that the successor has ended; a successor that fails to start
+//! The successor keeps its connection to the old process open until it ends. So the old process
+//! sees the end of the successor as the end of the connection. A successor that fails to start
 //! changes nothing.
 //!
-//! Pingora's own transfer is not used: it sends the sockets on SIGQUIT whether or not the successor
-//! starts, opens its Unix socket to every user of the machine, and panics over an unexpected name
-//! or message.
+//! Pingora's own handover is not used. It sends the sockets on SIGQUIT whether or not the successor
+//! starts, it lets every user of the machine connect to its Unix socket, and it panics if a name or
+//! a message is not the expected one.
 //!
-//! The protocol, numbers big-endian: the running process sends [`VERSION`]; for each socket
-//! [`SOCKET`] with the descriptor attached (`SCM_RIGHTS`), the length of its name as `u16` and the
-//! name; then [`END`]. The successor sends [`ACCEPTING`] when it accepts connections.
+//! The protocol: the running process sends [`VERSION`]. For each socket it sends [`SOCKET`] with
+//! the descriptor attached (`SCM_RIGHTS`), the length of the socket's name as `u16` (big-endian)
+//! and the name. Then it sends [`END`]. The successor sends [`ACCEPTING`] when it accepts
+//! connections.
 
 use rustix::net::{
     RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SendAncillaryBuffer,
@@ -32,46 +34,47 @@ use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 use tokio::sync::watch;
 
-/// File name of the Unix socket in `edge.state_dir`.
+/// The file name of the Unix socket in `edge.state_dir`.
 pub const SOCKET_NAME: &str = "upgrade.sock";
 /// The version of the protocol.
 const VERSION: u8 = 1;
 const SOCKET: u8 = b'S';
 const END: u8 = b'E';
 const ACCEPTING: u8 = b'A';
-/// Longest time for one read or write of the transfer, in seconds. Both ends are on one machine.
+/// The longest time for one read or write of the handover, in seconds. Both ends are on one
+/// machine.
 const STEP_SECONDS_MAX: u64 = 10;
-/// Pause between two attempts to make the Unix socket, in seconds.
-const OPEN_RETRY_SECONDS: u64 = 1;
-/// Most sockets in one handover: more than a configuration lists.
+/// The pause between two attempts to make the Unix socket or to accept on it, in seconds.
+const RETRY_SECONDS: u64 = 1;
+/// The most sockets in one handover: more than a configuration lists.
 const SOCKETS_MAX: usize = 1024;
 
-/// A copy of a listening socket, with its name: role and configured address.
+/// A listening socket with its name, which is its role and its configured address.
 pub type Named = (String, OwnedFd);
 
-/// The state of the successor.
+/// The state of the successor, as the old process knows it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Successor {
-    /// There is none.
+    /// There is no successor.
     None,
-    /// It has the sockets and does not accept yet.
+    /// The successor has the sockets and does not accept yet.
     Starting,
-    /// It accepts.
+    /// The successor accepts.
     Accepting,
 }
 
-/// Offers the listening sockets to a successor until it is dropped.
+/// Offers the listening sockets to a successor. The offer ends when this is dropped.
 pub struct Offer {
     path: PathBuf,
-    /// Not set while the disk does not let the Unix socket be made.
+    /// Not set until the Unix socket could be made.
     listener: OnceLock<tokio::net::UnixListener>,
     sockets: Arc<Vec<Named>>,
     successor: watch::Sender<Successor>,
 }
 
 impl Offer {
-    /// Offers `sockets` at `path`, in place of an earlier offer there. Must be called on a tokio
-    /// runtime. Where the Unix socket cannot be made there, [`Offer::serve`] tries again.
+    /// Offers `sockets` at `path`, in place of an earlier offer there. If the Unix socket cannot be
+    /// made, the log says so and [`Offer::serve`] tries again. Must be called on a tokio runtime.
     pub fn open(path: &Path, sockets: Vec<Named>) -> Self {
         let offer = Self {
             path: path.to_owned(),
@@ -80,7 +83,10 @@ impl Offer {
             successor: watch::channel(Successor::None).0,
         };
         if let Err(e) = offer.listen() {
-            log::warn!("{}: {e}: no upgrade is possible until it can be made", path.display());
+            log::warn!(
+                "{}: the socket for an upgrade cannot be made, and is tried again each second: {e}",
+                path.display()
+            );
         }
         offer
     }
@@ -90,8 +96,8 @@ impl Offer {
         if let Some(state_dir) = path.parent() {
             std::fs::create_dir_all(state_dir)?;
         }
-        // Bound under a temporary name until only this user may connect, then renamed: a successor
-        // finds the old socket or the new one, and other users can never connect.
+        // The socket has a temporary name until its permissions are set. So other users can never
+        // connect, and a successor finds either the old socket or the new one.
         let making = path.with_extension(format!("{}", std::process::id()));
         remove_if_there(&making)?;
         let listener = UnixListener::bind(&making)?;
@@ -102,21 +108,21 @@ impl Offer {
         if opened.is_err() {
             let _ = std::fs::remove_file(&making);
         }
-        // Only this function sets it, and only while it is not set.
+        // Cannot fail: only this function sets the listener, and only while it is not set.
         let _ = self.listener.set(opened?);
         Ok(())
     }
 
-    /// The state of the successor and its changes.
+    /// Returns the state of the successor and its changes.
     pub fn successor(&self) -> watch::Receiver<Successor> {
         self.successor.subscribe()
     }
 
-    /// Hands the sockets to each process that connects as this user or root. Never returns.
+    /// Hands the sockets over to each process of this user or of root that connects. Never returns.
     pub async fn serve(&self) {
         loop {
             let Some(listener) = self.listener.get() else {
-                tokio::time::sleep(Duration::from_secs(OPEN_RETRY_SECONDS)).await;
+                tokio::time::sleep(Duration::from_secs(RETRY_SECONDS)).await;
                 if self.listen().is_ok() {
                     log::info!("{}: an upgrade is possible from now on", self.path.display());
                 }
@@ -125,24 +131,26 @@ impl Offer {
             match listener.accept().await.and_then(|(taker, _)| taker.into_std()) {
                 Ok(taker) => {
                     let (sockets, successor) = (self.sockets.clone(), self.successor.clone());
-                    // A thread, because the connection lasts as long as the successor lives.
+                    // Another thread, because the connection lasts until the successor ends.
                     let serve = move || serve_successor(&taker, sockets, &successor);
                     let spawned =
                         std::thread::Builder::new().name("handover".to_owned()).spawn(serve);
                     if let Err(e) = spawned {
-                        log::error!("an upgrade cannot be served: {e}");
+                        log::error!(
+                            "upgrade: the thread for the new process cannot be started: {e}"
+                        );
                     }
                 }
                 Err(e) => {
-                    log::error!("an upgrade cannot be served: {e}");
-                    tokio::time::sleep(Duration::from_secs(1)).await;
+                    log::error!("upgrade: the new process cannot connect: {e}");
+                    tokio::time::sleep(Duration::from_secs(RETRY_SECONDS)).await;
                 }
             }
         }
     }
 }
 
-/// Serves one successor until it ends.
+/// Hands the sockets over to one successor, and reports its state until it ends.
 fn serve_successor(
     taker: &UnixStream,
     sockets: Arc<Vec<Named>>,
@@ -152,14 +160,14 @@ fn serve_successor(
         log::error!("upgrade: the listening sockets were not handed over: {e}");
         return;
     }
-    // Only the successor's copies may hold the sockets open when this process stops.
+    // After the stop of this process only the successor may hold the sockets open.
     drop(sockets);
     log::info!("upgrade: a new process has the listening sockets");
     successor.send_replace(Successor::Starting);
     if read_byte(taker).is_ok_and(|byte| byte == ACCEPTING) {
         log::info!("upgrade: the new process accepts; SIGQUIT ends this one");
         successor.send_replace(Successor::Accepting);
-        // No further byte follows; the read returns when the successor ends.
+        // The successor sends no further byte: this read returns when it ends.
         let _ = read_byte(taker);
     }
     log::warn!("upgrade: the new process has ended");
@@ -189,7 +197,7 @@ fn send_all(taker: &UnixStream, sockets: &[Named]) -> io::Result<()> {
     writer.write_all(&[END])
 }
 
-/// The sockets that this process received from the running one, and the connection to it.
+/// The sockets that this process has received from the running one, and the connection to that.
 #[derive(Debug)]
 pub struct InheritedSockets {
     offerer: UnixStream,
@@ -197,7 +205,8 @@ pub struct InheritedSockets {
 }
 
 impl InheritedSockets {
-    /// Receives copies of the sockets that are offered at `path`; `None` if no process offers any.
+    /// Receives copies of the sockets that are offered at `path`. Returns `None` if no process
+    /// offers any.
     pub fn take(path: &Path) -> io::Result<Option<Self>> {
         let offerer = match UnixStream::connect(path) {
             Ok(offerer) => offerer,
@@ -209,7 +218,7 @@ impl InheritedSockets {
         offerer.set_read_timeout(Some(Duration::from_secs(STEP_SECONDS_MAX)))?;
         let version = match read_byte(&offerer) {
             Ok(version) => version,
-            // The process has just stopped and closed its queue of connections.
+            // The process has just stopped, and its queue of connections is closed.
             Err(e) if is_end(&e) => return Ok(None),
             Err(e) => return Err(e),
         };
@@ -221,22 +230,22 @@ impl InheritedSockets {
         let mut sockets = Vec::new();
         while let Some(socket) = receive_one(&offerer)? {
             if sockets.len() == SOCKETS_MAX {
-                return Err(io::Error::other(format!("more than {SOCKETS_MAX} sockets")));
+                return Err(io::Error::other(format!("it offers more than {SOCKETS_MAX} sockets")));
             }
             sockets.push(socket);
         }
         Ok(Some(Self { offerer, sockets }))
     }
 
-    /// Takes the socket of this name; `None` if there is none or it was taken before.
+    /// Takes the socket of this name. Returns `None` if there is none, or if it was taken before.
     pub fn claim(&mut self, name: &str) -> Option<OwnedFd> {
         let at = self.sockets.iter().position(|(named, _)| named == name)?;
         Some(self.sockets.remove(at).1)
     }
 
     /// Reports to the old process that this one accepts, and closes the sockets that were not
-    /// claimed. The returned stream must live as long as the process: when it closes, the old
-    /// process takes this one for ended.
+    /// claimed. The returned stream must stay open until this process ends: the old process takes
+    /// its end for the end of this process.
     pub fn accepting(self) -> io::Result<UnixStream> {
         (&self.offerer).write_all(&[ACCEPTING])?;
         Ok(self.offerer)
@@ -291,7 +300,7 @@ fn remove_if_there(path: &Path) -> io::Result<()> {
     }
 }
 
-/// Whether a living process offers sockets at `path`.
+/// Whether a process offers sockets at `path`.
 pub fn is_offered(path: &Path) -> bool {
     UnixStream::connect(path).is_ok()
 }

@@ -1,11 +1,11 @@
-//! Keeps the process's memory in small pages.
-
-/// Has the system give this process no huge pages. The allocator asks for them where the system
-/// leaves that to the program, and gets them where the system always gives them. One that holds a
-/// single live allocation takes 2 MiB, so thousands of connections, each with a few buffers, would
-/// take more than twice the memory. Call this first: what is in a huge page already stays there.
+//! Keeps the memory of the process in small pages.
+/// Asks the system to give this process no huge pages.
+///
+/// A huge page takes 2 MiB even if it holds a single allocation, so thousands of connections, each
+/// with a few buffers, would take more than twice the memory. Must be called first, because memory
+/// that is in a huge page stays there.
 pub fn decline() {
-    // An error means that the kernel knows no huge pages.
+    // An error means that the kernel has no huge pages.
     #[cfg(target_os = "linux")]
     let _ = rustix::thread::disable_transparent_huge_pages(true);
 }

@@ -1,9 +1,10 @@
-//! One listening socket, opened before Pingora starts.
+//! A listening socket, which is opened before Pingora starts.
 //!
-//! Pingora binds inside its services, where a failure is a panic in a background task. A socket
-//! that is opened before gives one clear line and an exit code for an address in use, and the port
-//! that the kernel chose for port 0. The acceptor takes the sockets of the edge as they are; those
-//! of the admin pages go into the table of descriptors that Pingora searches before it binds.
+//! Pingora opens sockets inside its services, where a failure is a panic in a background task. A
+//! socket that is opened earlier gives a clear message and an exit code if its address is in use,
+//! and tells the port that the kernel chose for port 0. The acceptor uses the sockets of the edge
+//! directly. Those of the admin pages go into a table of descriptors, in which Pingora looks before
+//! it opens a socket.
 
 use pixelgate::http_server::Listener;
 use rustix::fs::{Access, access};
@@ -17,14 +18,15 @@ use std::os::unix::fs::{FileTypeExt, PermissionsExt};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
 
-/// Connections that may wait to be accepted; the system may allow fewer (`net.core.somaxconn`).
+/// The most connections that wait to be accepted. The system may allow fewer
+/// (`net.core.somaxconn`).
 const BACKLOG: i32 = 65_535;
 
-/// Mode of a Unix socket. The proxy in front runs as another user, so the permissions of the folder
-/// decide which users may connect.
+/// The mode of a Unix socket. A proxy in front of the edge runs as another user, so the permissions
+/// of the folder decide which users may connect.
 const SOCKET_MODE: u32 = 0o666;
 
-/// Where to listen.
+/// An address to listen on.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Address {
     /// `address:port`.
@@ -34,7 +36,12 @@ pub enum Address {
 }
 
 impl Address {
-    /// Reads `address:port` or `unix:/path`. A name is refused: a start waits for no name server.
+    /// Reads `address:port` or `unix:/path`. A name instead of an IP address is an error, because a
+    /// start must not wait for a name server.
+    ///
+    /// # Errors
+    ///
+    /// What is wrong with the text, as the end of a sentence about its key.
     pub fn parse(text: &str) -> Result<Self, String> {
         match text.strip_prefix("unix:") {
             Some("") => Err("names no path after `unix:`".to_owned()),
@@ -48,8 +55,12 @@ impl Address {
 }
 
 impl Address {
-    /// Finds what keeps a Unix socket from being made here: its folder, the length of its path, or
-    /// a file at its path. That a running edge listens there does not.
+    /// Checks that a Unix socket can be made at this address. A socket on which a running edge
+    /// listens is no error.
+    ///
+    /// # Errors
+    ///
+    /// The folder cannot be written, the path is too long, or another file has this path.
     pub fn check_path(&self) -> Result<(), BindError> {
         let Self::Unix(path) = self else { return Ok(()) };
         let parent = path.parent().filter(|parent| !parent.as_os_str().is_empty());
@@ -62,12 +73,12 @@ impl Address {
             .map_err(|source| BindError { address: self.to_string(), source })
     }
 
-    /// Whether the system refuses to listen on both at once.
+    /// Whether the system refuses to listen on both addresses at once.
     pub fn conflicts(&self, other: &Self) -> bool {
         match (self, other) {
             (Self::Unix(a), Self::Unix(b)) => a == b,
             (Self::Tcp(a), Self::Tcp(b)) => {
-                // Port 0 is a port of its own each time. `[::]` takes IPv4 connections, too.
+                // For port 0 the kernel chooses a free port. `[::]` takes IPv4 connections, too.
                 let covers = |all: &SocketAddr, one: &SocketAddr| {
                     all.ip().is_unspecified() && (all.is_ipv6() || one.is_ipv4())
                 };
@@ -80,8 +91,8 @@ impl Address {
     }
 }
 
-/// The first two of these addresses on which the system refuses to listen at once, each with its
-/// key. Addresses that cannot be read are left out.
+/// Returns the first two of the addresses in `all` on which the system refuses to listen at once,
+/// each with its key. Addresses that cannot be read are left out.
 pub fn conflict<'a>(all: &[(&'a str, &'a str)]) -> Option<[(&'a str, &'a str); 2]> {
     let parsed: Vec<_> = all
         .iter()
@@ -108,9 +119,10 @@ impl fmt::Display for Address {
 /// A listening socket that no service uses yet.
 #[derive(Debug)]
 pub struct Bound {
-    /// The address as Pingora keys it: with the port that the kernel chose, or the path.
+    /// The address in the form that Pingora's table of descriptors uses: with the port that the
+    /// kernel chose, or the path of a Unix socket.
     pub key: String,
-    /// Whether it is a Unix socket.
+    /// Whether this is a Unix socket.
     pub unix: bool,
     socket: OwnedFd,
 }
@@ -169,12 +181,12 @@ impl Bound {
         }
     }
 
-    /// Another descriptor of the same socket.
+    /// Returns another descriptor of the same socket.
     pub fn copy(&self) -> io::Result<OwnedFd> {
         self.socket.try_clone()
     }
 
-    /// The socket as the acceptor takes it.
+    /// Returns the socket in the form that the acceptor takes.
     pub fn into_listener(self) -> Listener {
         match self.unix {
             true => Listener::unix(self.socket.into()),
@@ -182,20 +194,20 @@ impl Bound {
         }
     }
 
-    /// Returns key and descriptor. The caller must close the descriptor.
+    /// Returns `key` and the descriptor, which the caller must close.
     pub fn into_raw(self) -> (String, RawFd) {
         (self.key, self.socket.into_raw_fd())
     }
 }
 
-/// Lengthens the queue of a listening socket. That of the standard library is short, and a client
-/// that finds it full retries its SYN after a second.
+/// Lengthens the queue of a listening socket. The standard library makes a short one, and a client
+/// that finds it full connects a second later.
 fn listen(socket: impl AsFd) -> io::Result<()> {
     Ok(rustix::net::listen(socket, BACKLOG)?)
 }
 
-/// Removes the socket that a dead process left at `path`. A socket on which a process listens, and
-/// a file that is not a socket, stay and are an error.
+/// Removes the socket that an ended process left at `path`. It is an error if a process listens on
+/// the socket, or if the file is not a socket; then the file stays.
 fn remove_stale(path: &Path) -> io::Result<()> {
     match find_socket(path)? {
         false => Ok(()),
@@ -204,13 +216,16 @@ fn remove_stale(path: &Path) -> io::Result<()> {
     }
 }
 
-/// Whether there is a socket at `path`. A file that is not a socket is an error.
+/// Returns whether there is a socket at `path`. A file that is not a socket is an error.
 fn find_socket(path: &Path) -> io::Result<bool> {
     match std::fs::symlink_metadata(path) {
         Err(e) if e.kind() == ErrorKind::NotFound => Ok(false),
         Err(e) => Err(e),
         Ok(meta) if meta.file_type().is_socket() => Ok(true),
-        Ok(_) => Err(io::Error::new(ErrorKind::AlreadyExists, "a file is in the way")),
+        Ok(_) => Err(io::Error::new(
+            ErrorKind::AlreadyExists,
+            "a file that is not a socket has this path",
+        )),
     }
 }
 

@@ -1,5 +1,7 @@
-//! The export of metrics by OTLP, which a reload begins, changes or ends. Without the feature
-//! `otlp` nothing is exported: a configured collector has been refused as a mistake.
+//! The export of metrics by OTLP, which a reload can begin, change or end (SPEC 8).
+//!
+//! Without the feature `otlp` nothing is exported, and a configuration that names a collector is
+//! refused when it is read.
 
 use pingora::server::Server;
 use pixelgate::admin_pages::Sampler;
@@ -15,19 +17,19 @@ pub struct MetricsExport {
     export: Arc<OtlpExport>,
 }
 
-/// A collector that is not in use yet, if one is configured.
+/// The configured collector, if there is one, before metrics are sent to it.
 pub struct Prepared {
     #[cfg(feature = "otlp")]
     target: Option<OtlpTarget>,
 }
 
-/// Reads the section `[otlp]` and what it names.
+/// Reads the section `[otlp]` and the files that it names.
 ///
 /// # Errors
 ///
-/// A key of the section that cannot be used, and the reason.
+/// The first key of the section that cannot be used, and the reason.
 pub fn prepare(otlp: &Otlp) -> Result<Prepared, ConfigError> {
-    // The section was checked when it was read.
+    // Without the feature the section has been refused unless it names no collector.
     #[cfg(not(feature = "otlp"))]
     let _ = otlp;
     Ok(Prepared {
@@ -38,7 +40,7 @@ pub fn prepare(otlp: &Otlp) -> Result<Prepared, ConfigError> {
 
 #[cfg(feature = "otlp")]
 impl MetricsExport {
-    /// Adds the service that sends the metrics of this sampler's gate.
+    /// Adds the service that sends the metrics of the sampler's gate.
     pub fn start(server: &mut Server, sampler: &Arc<Sampler>, prepared: Prepared) -> Self {
         let export = Arc::new(OtlpExport::new(sampler.clone(), prepared.target));
         let service = pingora::services::background::GenBackgroundService::new(
@@ -49,7 +51,7 @@ impl MetricsExport {
         Self { export }
     }
 
-    /// Sends the metrics to this collector from now on, or to none.
+    /// Sends the metrics to this collector from now on, or to none if none is configured.
     pub fn put(&self, prepared: Prepared) {
         self.export.set(prepared.target);
     }

@@ -1,4 +1,5 @@
-//! The HTTP edge: listeners and origins around the gate, on the library's public interface alone.
+//! The HTTP edge: listeners and origins around the gate. It uses only the public interface of the
+//! library, so another host could do the same.
 
 pub mod config;
 pub mod origin_ca;

@@ -1,9 +1,9 @@
-//! The origins: servers that get the requests that are not events.
+//! Chooses the origin's server for each request that is not an event (SPEC 1).
 //!
-//! Each origin is a name with one or several addresses; [`super::origin_set`] knows them. The load
-//! balancer of Pingora selects round robin. Added here: a server that fails a request is skipped at
-//! once, until a health check or a request succeeds. Where no server is healthy, all are tried. A
-//! reload puts other origins in force.
+//! An origin is a name with one or several addresses, and each address is a server
+//! ([`super::origin_set`]). Pingora's load balancer takes the servers in turn. This module adds
+//! that a server is skipped as soon as a request to it fails, until a health check or a request
+//! succeeds. If no server is healthy, all are tried. A reload can put other origins in force.
 
 use super::config::Config;
 use super::origin_set::{Keys, Server, Set, server};
@@ -15,19 +15,19 @@ use pingora::server::ShutdownWatch;
 use pingora::server::configuration::ServerConf;
 use pingora::services::background::BackgroundService;
 use pingora::upstreams::peer::HttpPeer;
-use pixelgate::http_server::{OriginConnector, OriginTransport};
+use pixelgate::http_server::{OriginConnector, OriginTimeouts, OriginTransport};
 use std::collections::HashMap;
 use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
 use std::time::{Duration, Instant};
 use tokio::sync::Notify;
 
-/// Longest time to connect to an origin, TLS included, in seconds.
+/// The longest time to connect to an origin, TLS included, in seconds.
 const CONNECT_SECONDS_MAX: u64 = 5;
-/// Most servers that one selection looks at: more than a name has addresses.
+/// The most servers that one selection looks at: more than a name has addresses.
 const SERVERS_MAX: usize = 256;
 
-/// All origins of an edge. Cheap to clone.
+/// All origins of an edge. All clones are handles to the same origins.
 #[derive(Clone)]
 pub struct Origins(Arc<Inner>);
 
@@ -39,35 +39,42 @@ struct Inner {
     settings: ArcSwap<Settings>,
 }
 
-/// What every reload replaces.
+/// The values of `[edge]` that every reload replaces.
 struct Settings {
-    io_timeout: Duration,
-    idle: Duration,
     connection_seconds_max: u64,
+    /// When these settings came into force.
     since: Instant,
-    /// How many settings there were before these.
+    /// The number of settings before these.
     generation: u64,
 }
 
 impl Origins {
-    /// Looks up no name, so that a start waits for no name server: the first look-up begins with
-    /// the service. `edge.origin_ca` must have been checked.
+    /// Builds the origins of `edge`. Looks up no name, so that a start does not wait for a name
+    /// server: the service begins with the first look-up. `edge.origin_ca` must have been checked.
+    ///
+    /// # Errors
+    ///
+    /// A text for the operator: an origin or the path of its health check cannot be used.
     pub fn new(edge: &Config) -> Result<Self, String> {
         let options = connector_options(edge);
         let set = ArcSwap::from_pointee(Set::new(edge, &options, HashMap::new())?);
-        let transport = OriginTransport::new(options);
+        let transport = OriginTransport::new(options, timeouts(edge));
         let settings = ArcSwap::from_pointee(Settings::of(edge, 0));
         Ok(Self(Arc::new(Inner { set, replaced: Notify::new(), transport, settings })))
     }
 
-    /// What opens the connections to the origins.
+    /// Returns what opens the connections to the origins.
     pub fn transport(&self) -> OriginTransport {
         self.0.transport.clone()
     }
 
-    /// Puts the origins of `edge`, their health checks, its timeouts and the certificates of its
-    /// `origin_ca` in force. No further request uses a connection that was opened before; those
-    /// under way end on theirs. `edge.origin_ca` must have been checked. Blocks.
+    /// Puts the origins of `edge` in force, with their health checks and timeouts and the
+    /// certificates of `origin_ca`. A request under way keeps its connection; no later request uses
+    /// a connection that is open now. `edge.origin_ca` must have been checked. Blocks.
+    ///
+    /// # Errors
+    ///
+    /// A text for the operator, as for [`Origins::new`]; then nothing has changed.
     pub fn reload(&self, edge: &Config) -> Result<(), String> {
         let Inner { set, replaced, transport, settings } = &*self.0;
         let options = connector_options(edge);
@@ -76,7 +83,7 @@ impl Origins {
             true => running.renew_checks(&options).map(|()| None)?,
             false => Some(Set::new(edge, &options, running.servers.lock().clone())?),
         };
-        transport.replace(options);
+        transport.replace(options, timeouts(edge));
         let generation = settings.load().generation + 1;
         settings.store(Arc::new(Settings::of(edge, generation)));
         if let Some(new) = new {
@@ -91,26 +98,26 @@ impl Origins {
         self.0.set.load().origins.is_empty()
     }
 
-    /// The number of servers: the most attempts of one request on new connections.
+    /// The number of servers, which is also the most attempts of one request on new connections.
     pub fn servers(&self) -> usize {
         self.0.set.load().balancer.backends().get_backend().len()
     }
 
-    /// Waits until every name was looked up once, at most as long as a connection may take.
+    /// Waits until every name was looked up once, for [`CONNECT_SECONDS_MAX`] at most.
     pub async fn looked_up(&self) {
         let mut done = self.0.set.load().looked_up.clone();
         let limit = Duration::from_secs(CONNECT_SECONDS_MAX);
-        // Whether it ended in time shows when a server is chosen.
+        // After a timeout no server can be chosen, and the request is answered with that.
         let _ = tokio::time::timeout(limit, done.wait_for(|done| *done)).await;
     }
 
-    /// The next server in turn that is not in `tried`, a healthy one if there is any.
+    /// Returns the next server in turn that is not in `tried`, a healthy one if there is one.
     pub fn choose(&self, tried: &[Arc<Server>]) -> Option<Arc<Server>> {
         let untried = |server: &Server| tried.iter().all(|t| t.address != server.address);
         let set = self.0.set.load();
         let all = set.balancer.backends().get_backend();
         if all.len() == 1 {
-            // Healthy or not, it is the only one.
+            // The only server is used whether it is healthy or not.
             return all.first().and_then(server).filter(|server| untried(server)).cloned();
         }
         let choose = |accept: &dyn Fn(&Server, bool) -> bool| {
@@ -122,22 +129,18 @@ impl Origins {
             choose(&|server, healthy| healthy && !server.failing.load(Relaxed) && untried(server));
         match healthy.or_else(|| choose(&|server, _| untried(server))) {
             Some(chosen) => server(&chosen).cloned(),
-            // The balancer learns of a look-up's servers a moment after it has ended.
+            // The balancer knows the servers of a look-up only a moment after its end.
             None => set.servers.lock().values().find(|server| untried(server)).cloned(),
         }
     }
 
-    /// How Pingora connects to this server.
+    /// Returns the settings with which Pingora connects to this server.
     pub fn peer(&self, server: &Server) -> HttpPeer {
         let OriginUrl { tls, host, .. } = &server.origin.url;
         let mut peer = HttpPeer::new(server.address, *tls, host.clone());
         peer.options.connection_timeout = Some(Duration::from_secs(CONNECT_SECONDS_MAX));
         peer.options.total_connection_timeout = Some(Duration::from_secs(CONNECT_SECONDS_MAX));
-        let settings = self.0.settings.load();
-        peer.options.read_timeout = Some(settings.io_timeout);
-        peer.options.write_timeout = Some(settings.io_timeout);
-        peer.group_key = settings.group();
-        peer.options.idle_timeout = Some(settings.idle);
+        peer.group_key = self.0.settings.load().group();
         OriginConnector::route(&mut peer);
         peer
     }
@@ -152,7 +155,7 @@ impl BackgroundService for Origins {
             let set = self.0.set.load_full();
             let run = async {
                 set.balancer.start(shutdown.clone()).await;
-                // It ends where it has nothing to look up and nothing to check.
+                // The balancer returns if there is nothing to look up and nothing to check.
                 std::future::pending::<()>().await;
             };
             tokio::select! {
@@ -167,27 +170,32 @@ impl BackgroundService for Origins {
 impl Settings {
     fn of(edge: &Config, generation: u64) -> Self {
         Self {
-            io_timeout: Duration::from_secs(edge.origin_timeout_seconds),
-            idle: Duration::from_secs(edge.origin_idle_seconds),
             connection_seconds_max: edge.connection_seconds_max,
             since: Instant::now(),
             generation,
         }
     }
 
-    /// Only connections of the same group are used for a request: those that were opened with the
-    /// same certificates, in the same period of `connection_seconds_max`.
+    /// Returns the group of connections that a request may use. Connections of one group were
+    /// opened with the same settings, in the same period of `connection_seconds_max`.
     fn group(&self) -> u64 {
         let period = self.since.elapsed().as_secs() / self.connection_seconds_max;
         (self.generation << 32) | period
     }
 }
 
-/// How Pingora connects to origins, with the certificates that it trusts.
+/// Returns the options with which Pingora connects to origins, `origin_ca` among them.
 fn connector_options(edge: &Config) -> ConnectorOptions {
     let mut options = ConnectorOptions::from_server_conf(&ServerConf::default());
     options.ca_file = edge.origin_ca.as_ref().map(|path| path.to_string_lossy().into_owned());
     options
+}
+
+fn timeouts(edge: &Config) -> OriginTimeouts {
+    let mut timeouts = OriginTimeouts::default();
+    timeouts.io = Some(Duration::from_secs(edge.origin_timeout_seconds));
+    timeouts.idle = Some(Duration::from_secs(edge.origin_idle_seconds));
+    timeouts
 }
 
 #[cfg(test)]

@@ -1,8 +1,9 @@
-//! The origins of one configuration: the servers behind their names, and their health checks.
+//! The origins of one configuration: the servers at their addresses, and their health checks
+//! (SPEC 1).
 //!
-//! Every address of an origin is a server of Pingora's load balancer, which resolves names every
-//! [`LOOKUP_SECONDS`] and runs health checks. The change of a server from healthy to failing and
-//! back is logged once.
+//! Each address of an origin is a server of Pingora's load balancer. The balancer looks up names
+//! every [`LOOKUP_SECONDS`] and runs the health checks. One line of the log reports that a server
+//! begins to fail, and one that it answers again.
 
 use super::config::Config;
 use super::origin_url::OriginUrl;
@@ -25,14 +26,15 @@ use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::time::Duration;
 use tokio::sync::watch;
 
-/// Pause between two look-ups of an origin's name, in seconds.
+/// The pause between two look-ups of an origin's name, in seconds.
 const LOOKUP_SECONDS: u64 = 30;
-/// Longest time for each step of a health check, in seconds.
+/// The longest time for each step of a health check, in seconds.
 const CHECK_SECONDS_MAX: u64 = 5;
-/// Failed checks in a row after which a server is unhealthy; one successful check makes it healthy.
+/// The number of failed checks in a row after which a server is unhealthy. One successful check
+/// makes it healthy again.
 const CHECKS_FAILED: usize = 2;
 
-/// The origins in force, replaced as a whole where a key of [`Keys`] changes.
+/// The origins in force. A reload that changes a key of [`Keys`] replaces them as a whole.
 pub struct Set {
     pub keys: Keys,
     pub origins: Arc<[Arc<Origin>]>,
@@ -42,7 +44,7 @@ pub struct Set {
     pub looked_up: watch::Receiver<bool>,
 }
 
-/// The keys of `[edge]` that make a [`Set`].
+/// The keys of `[edge]` that a [`Set`] is made of.
 #[derive(PartialEq, Eq)]
 pub struct Keys {
     urls: Vec<String>,
@@ -50,7 +52,7 @@ pub struct Keys {
     health_seconds: u64,
 }
 
-/// The servers of the last look-up, so that a server keeps its state.
+/// The servers of the last look-up. The next look-up takes from here the state of each server.
 pub type Servers = Arc<Mutex<HashMap<std::net::SocketAddr, Arc<Server>>>>;
 
 /// One entry of `edge.origin`.
@@ -58,7 +60,7 @@ pub struct Origin {
     /// The URL as configured, for the log.
     name: String,
     pub url: OriginUrl,
-    /// Its health check, if it has one.
+    /// The health check of the servers, if they are checked.
     check: ArcSwapOption<Check>,
 }
 
@@ -66,13 +68,13 @@ pub struct Origin {
 pub struct Server {
     pub origin: Arc<Origin>,
     pub address: std::net::SocketAddr,
-    /// Its name in the log and in the access log.
+    /// The name of the server in the log and in the access log.
     pub name: String,
     pub failing: AtomicBool,
 }
 
 impl Keys {
-    /// The values in `edge`.
+    /// Returns the values in `edge`.
     pub fn of(edge: &Config) -> Self {
         Self {
             urls: edge.origin.clone(),
@@ -83,7 +85,13 @@ impl Keys {
 }
 
 impl Set {
-    /// Looks up no name. `known`: servers whose state is kept where the new origins have them, too.
+    /// Builds the origins of `edge`, without looking up a name. A server of `known` that the new
+    /// origins have, too, keeps its state.
+    ///
+    /// # Errors
+    ///
+    /// A text for the operator: a URL or the path of the health checks cannot be used, or the
+    /// system refuses a runtime.
     pub fn new(
         edge: &Config,
         options: &ConnectorOptions,
@@ -107,7 +115,8 @@ impl Set {
         let mut balancer = LoadBalancer::from_backends(Backends::new(Box::new(lookup)));
         balancer.update_frequency = names.then_some(Duration::from_secs(LOOKUP_SECONDS));
         balancer.parallel_health_check = true;
-        // A single server gets every request, healthy or not, so a check would change nothing.
+        // A single server gets every request whether it is healthy or not, so without a path to
+        // request its check would change nothing.
         let is_checked = edge.origin_health_path.is_some() || names || origins.len() > 1;
         if is_checked {
             let every = Duration::from_secs(edge.origin_health_seconds);
@@ -126,7 +135,11 @@ impl Set {
         Ok(set)
     }
 
-    /// Checks over connections that are opened with these options from now on.
+    /// Builds the health checks anew, with `options` for their connections.
+    ///
+    /// # Errors
+    ///
+    /// The path of the health checks cannot be used.
     pub fn renew_checks(&self, options: &ConnectorOptions) -> Result<(), String> {
         let path = self.keys.health_path.as_deref();
         let check = |origin: &Arc<Origin>| origin.check(path, options).map(Arc::new);
@@ -139,7 +152,7 @@ impl Set {
 }
 
 impl Server {
-    /// The value of a `Host` header that names this server's origin.
+    /// Returns the value of a `Host` header that names the origin of this server.
     pub fn authority(&self) -> String {
         self.origin.url.authority()
     }
@@ -148,7 +161,7 @@ impl Server {
         self.origin.url == origin.url
     }
 
-    /// Records that the server failed a request or its health checks.
+    /// Records that a request to the server or its health checks have failed.
     pub fn failed(&self, why: &str) {
         if !self.failing.swap(true, Relaxed) {
             error!("origin {} does not answer: {why}", self.name);
@@ -168,11 +181,11 @@ impl Origin {
         self.url.host.parse::<IpAddr>().is_ok()
     }
 
-    /// The health check: a request for `path`, or only a connection.
+    /// Builds the health check: a request for `path`, or only a connection if there is no path.
     fn check(&self, path: Option<&str>, options: &ConnectorOptions) -> Result<Check, String> {
         let timeout = Some(Duration::from_secs(CHECK_SECONDS_MAX));
         let Some(path) = path else {
-            // Over TLS the certificate must be valid too.
+            // Over TLS the check includes that the certificate is valid.
             let mut check = match self.url.tls {
                 true => TcpHealthCheck::new_tls(&self.url.host),
                 false => TcpHealthCheck::new(),
@@ -201,18 +214,19 @@ impl Origin {
     }
 }
 
-/// The server of an address in the load balancer.
+/// Returns the server of an address in the load balancer.
 pub fn server(backend: &Backend) -> Option<&Arc<Server>> {
     backend.ext.get()
 }
 
-/// Resolves the origins to servers.
+/// Looks up the servers of the origins.
 struct LookUp {
     origins: Arc<[Arc<Origin>]>,
     found: Servers,
-    /// Whether names are looked up. The first time only addresses are taken.
+    /// Whether names are looked up. In the first look-up they are not, so that a start does not
+    /// wait for a name server.
     with_names: AtomicBool,
-    /// Set when every name was looked up once.
+    /// Becomes true when every name was looked up once.
     done: watch::Sender<bool>,
 }
 
@@ -223,7 +237,7 @@ impl ServiceDiscovery for LookUp {
         let with_names = self.with_names.swap(true, Relaxed);
         for origin in self.origins.iter().filter(|origin| with_names || origin.is_address()) {
             for address in self.look_up(origin).await {
-                // Two names with one address are one server, which is asked for the first name.
+                // Two names with the same address are one server, which gets the first name.
                 let name = match origin.is_address() {
                     true => origin.name.clone(),
                     false => format!("{} ({address})", origin.name),
@@ -250,7 +264,7 @@ impl LookUp {
         self.found.lock()
     }
 
-    /// The server at an address of an origin. One that was known keeps its state.
+    /// Returns the server at an address of an origin. A known server keeps its state.
     fn server(
         &self,
         origin: &Arc<Origin>,
@@ -268,7 +282,8 @@ impl LookUp {
         }
     }
 
-    /// The addresses of a name. A failed look-up keeps the addresses of the last one.
+    /// Looks up the addresses of an origin. If that fails, returns the addresses of the last
+    /// look-up.
     async fn look_up(&self, origin: &Arc<Origin>) -> Vec<std::net::SocketAddr> {
         if let Ok(ip) = origin.url.host.parse::<IpAddr>() {
             return vec![(ip, origin.url.port).into()];
@@ -280,7 +295,10 @@ impl LookUp {
         match found.flatten() {
             Ok(found) => found,
             Err(e) => {
-                error!("origin {}: its name cannot be looked up: {e}", origin.name);
+                error!(
+                    "origin {}: its name cannot be looked up, and the last addresses stay: {e}",
+                    origin.name
+                );
                 let known = self.known();
                 let same = known.values().filter(|server| server.is_of(origin));
                 same.map(|server| server.address).collect()
@@ -292,7 +310,7 @@ impl LookUp {
 /// A health check of one origin.
 type Check = Box<dyn HealthCheck + Send + Sync>;
 
-/// The health checks of all origins: each server's own is that of its origin.
+/// The health check of the whole load balancer. For each server it runs the check of its origin.
 struct Checks;
 
 #[async_trait]

@@ -1,18 +1,22 @@
-//! The URL of an origin: scheme, host and port.
+//! Reads the URL of an origin: scheme, host and port (SPEC 9, `edge.origin`).
 
 /// A parsed entry of `edge.origin`.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct OriginUrl {
-    /// Name or address; an IPv6 address without its brackets.
+    /// The name or the address. An IPv6 address is without its brackets.
     pub host: String,
-    /// The port; where the URL names none, that of its scheme.
+    /// The port. A URL without a port has that of its scheme.
     pub port: u16,
     /// Whether the scheme is `https`.
     pub tls: bool,
 }
 
 impl OriginUrl {
-    /// Reads `http://host:port` or `https://host:port`. The error is a reason for the operator.
+    /// Reads `http://host:port` or `https://host:port`.
+    ///
+    /// # Errors
+    ///
+    /// What is wrong with the URL, as the end of a sentence about its key.
     pub fn parse(text: &str) -> Result<Self, String> {
         let url = url::Url::parse(text).map_err(|e| format!("is not a URL: {e}"))?;
         let tls = match url.scheme() {
@@ -25,13 +29,13 @@ impl OriginUrl {
         if !bare || !url.username().is_empty() || url.password().is_some() {
             return Err("takes scheme, host and port only: requests keep their own path".to_owned());
         }
-        // `Url` guarantees a host for http and https.
+        // A URL with the scheme http or https always has a host.
         let host = url.host_str().unwrap_or_default().trim_matches(['[', ']']).to_owned();
         let port = url.port_or_known_default().unwrap_or(80);
         Ok(Self { host, port, tls })
     }
 
-    /// The value of a `Host` header that names this origin.
+    /// Returns the value of a `Host` header that names this origin.
     pub fn authority(&self) -> String {
         let host = match self.host.contains(':') {
             true => format!("[{}]", self.host),

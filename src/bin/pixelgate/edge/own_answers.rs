@@ -1,4 +1,5 @@
-//! The responses of the edge itself, built once.
+//! The responses that the edge itself sends, where neither the gate nor an origin answers. They are
+//! built once, at the start.
 
 use bytes::Bytes;
 use http::{Method, header};
@@ -6,7 +7,7 @@ use pingora::http::ResponseHeader;
 use pingora::prelude::*;
 use std::sync::Arc;
 
-/// See the module.
+/// All responses of the edge itself.
 pub struct OwnAnswers {
     pub not_found: OwnAnswer,
     pub last_hop: OwnAnswer,
@@ -23,7 +24,7 @@ pub struct OwnAnswer {
 }
 
 impl OwnAnswers {
-    /// Builds them. Fails only if Pingora refuses a header.
+    /// Builds all responses. Fails only if Pingora refuses a header.
     pub fn new() -> Result<Self> {
         Ok(Self {
             not_found: OwnAnswer::new(404, "There is nothing here.\n")?,
@@ -49,7 +50,7 @@ impl OwnAnswer {
         self.header.status.as_u16()
     }
 
-    /// Sends it; to a `HEAD` request without its body.
+    /// Sends the response. The response to a `HEAD` request has no body (RFC 9110, section 9.3.2).
     pub async fn send(&self, session: &mut Session) -> Result<()> {
         let is_head = session.req_header().method == Method::HEAD;
         let header = Box::new(ResponseHeader::clone(&self.header));

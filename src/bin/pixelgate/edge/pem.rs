@@ -1,19 +1,18 @@
-//! PEM files, as certificates of listeners and as the trust file of the origins.
+//! Reads PEM files: the certificates of listeners, and the authorities of `edge.origin_ca`.
 
 use pixelgate::tools::read_regular_file;
 use rustls::pki_types::CertificateDer;
 use rustls::pki_types::pem::PemObject;
 use std::path::Path;
 
-/// Largest PEM file that is read, in bytes: ten times the certificates that an operating system
-/// trusts.
+/// The most bytes of a PEM file: ten times the certificates that an operating system trusts.
 const FILE_BYTES_MAX: u64 = 4 << 20;
 
 /// Reads a PEM file, which must be a regular file.
 ///
 /// # Errors
 ///
-/// The file cannot be read. Begins with its path, as all errors here.
+/// The path of the file, and why it cannot be read.
 pub fn read(path: &Path) -> Result<Vec<u8>, String> {
     read_regular_file(path, FILE_BYTES_MAX).map_err(|e| format!("{}: {e}", path.display()))
 }
@@ -22,13 +21,13 @@ pub fn read(path: &Path) -> Result<Vec<u8>, String> {
 ///
 /// # Errors
 ///
-/// The file cannot be read, is no PEM, or holds no certificate.
+/// The path of the file, and the reason: it cannot be read, is not PEM, or holds no certificate.
 pub fn certificates(path: &Path) -> Result<Vec<CertificateDer<'static>>, String> {
     let text = read(path)?;
     let all: Result<Vec<_>, _> = CertificateDer::pem_slice_iter(&text).collect();
-    let all = all.map_err(|_| format!("{}: is no sound PEM file", path.display()))?;
+    let all = all.map_err(|_| format!("{}: the file is not valid PEM", path.display()))?;
     match all.is_empty() {
-        true => Err(format!("{}: holds no certificate", path.display())),
+        true => Err(format!("{}: the file holds no certificate", path.display())),
         false => Ok(all),
     }
 }

@@ -1,4 +1,5 @@
-//! The Pingora proxy of the edge: the gate answers event requests, an origin gets the others.
+//! The Pingora proxy of the edge. The gate answers event requests; all other requests are passed on
+//! to an origin (SPEC 1).
 
 use super::config::Config;
 use super::forwarded;
@@ -20,6 +21,7 @@ use pingora::{ErrorSource, ErrorType};
 use pixelgate::custom::{AccessRecord, InFlight, InFlightGuard};
 use pixelgate::http_server::Limit;
 use pixelgate::{PixelGate, Verdict};
+use std::io::{self, ErrorKind};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -27,10 +29,10 @@ const KEEP_ALIVE: HeaderName = HeaderName::from_static("keep-alive");
 const PROXY_CONNECTION: HeaderName = HeaderName::from_static("proxy-connection");
 const MAX_FORWARDS: HeaderName = HeaderName::from_static("max-forwards");
 
-/// Longest wait for the end of a body with `Content-Length: 0`, in seconds.
+/// The longest wait for the end of a body with `Content-Length: 0`, in seconds.
 const EMPTY_BODY_SECONDS_MAX: u64 = 10;
 
-/// The edge: one gate in front of its origins.
+/// The proxy: a gate in front of the origins.
 pub struct Edge {
     gate: PixelGate,
     origins: Origins,
@@ -46,11 +48,11 @@ pub struct Ctx {
     verdict: Option<Verdict>,
     /// The server of the last attempt.
     server: Option<Arc<Server>>,
-    /// Servers on which a new connection, or a request on one, has failed.
+    /// The servers to which a new connection, or a request on a new connection, has failed.
     tried: Vec<Arc<Server>>,
-    /// For the access log, where there is one.
+    /// The record for the access log, if there is one.
     record: Option<Box<AccessRecord>>,
-    /// When that server was chosen, for the access log.
+    /// When `server` was chosen, for the access log.
     chosen: Option<Instant>,
     /// Whether the response could not be sent whole.
     is_cut: bool,
@@ -71,7 +73,7 @@ impl Edge {
 }
 
 impl Edge {
-    /// Records that the server failed this request.
+    /// Records that the request to the chosen server has failed, so that it is not tried again.
     fn give_up(&self, ctx: &mut Ctx, why: &str) {
         if let Some(server) = ctx.server.take() {
             server.failed(why);
@@ -80,10 +82,10 @@ impl Edge {
     }
 }
 
-/// Restores the received order of the remaining headers: when Pingora removes a header, the map
-/// moves its last entry into the gap.
+/// Restores the order in which the headers were received. When Pingora removes a header, the map of
+/// headers moves its last entry into the gap.
 fn restore_order(received: &RequestHeader, request: &mut RequestHeader) -> Result<()> {
-    // As a rule nothing was removed.
+    // In most requests no header was removed.
     if request.headers.keys().take(received.headers.keys_len()).eq(received.headers.keys()) {
         return Ok(());
     }
@@ -100,7 +102,7 @@ fn restore_order(received: &RequestHeader, request: &mut RequestHeader) -> Resul
         request.remove_header(*name);
     }
     for (name, values) in late {
-        // Keeps the spelling of the client, which over HTTP/2 is lower case.
+        // Keeps the spelling of the client. Over HTTP/2 it is lower case.
         let is_it = |spelled: &[u8]| spelled.eq_ignore_ascii_case(name.as_str().as_bytes());
         let mut spellings =
             received.case_header_iter().filter(|(spelled, _)| is_it(spelled.as_slice()));
@@ -114,12 +116,12 @@ fn restore_order(received: &RequestHeader, request: &mut RequestHeader) -> Resul
     Ok(())
 }
 
-/// Waits for the end of an HTTP/2 body with `Content-Length: 0`. A body that contradicts its length
-/// ends the request here, before Pingora has passed its header on.
+/// Waits for the end of an HTTP/2 body with `Content-Length: 0`. A body that is not empty ends the
+/// request here, before Pingora has passed its header on (RFC 9113, section 8.1.1).
 async fn end_of_empty_body(session: &mut Session) -> Result<()> {
     let request = session.req_header();
-    let length = request.headers.get(header::CONTENT_LENGTH);
-    if request.version != Version::HTTP_2 || length.is_none_or(|length| length != "0") {
+    let is_empty = || request.headers.get(header::CONTENT_LENGTH).is_some_and(|n| n == "0");
+    if request.version != Version::HTTP_2 || !is_empty() {
         return Ok(());
     }
     let limit = Duration::from_secs(EMPTY_BODY_SECONDS_MAX);
@@ -134,14 +136,15 @@ async fn end_of_empty_body(session: &mut Session) -> Result<()> {
         .map_err(|e: Box<Error>| e.into_down())
 }
 
-/// Whether a client's error came before the end of its body. Over HTTP/2 the stream is reset.
+/// Whether the error of a client came before the end of its body. Always false over HTTP/2, where
+/// the stream is reset instead of answered.
 fn fails_in_body(session: &mut Session) -> bool {
     let session = session.as_downstream_mut();
     session.req_header().version != Version::HTTP_2 && !session.is_body_done()
 }
 
-/// `Max-Forwards` of a `TRACE` or `OPTIONS` request (RFC 9110, section 7.6.2). `None` for other
-/// methods, and for a value that is not a number, which is passed on unchanged.
+/// Returns `Max-Forwards` of a `TRACE` or `OPTIONS` request (RFC 9110, section 7.6.2), or `None`
+/// for other methods and for a value that is not a number. Such a value is passed on unchanged.
 fn forwards_left(request: &RequestHeader) -> Option<u64> {
     if !matches!(request.method, http::Method::TRACE | http::Method::OPTIONS) {
         return None;
@@ -149,9 +152,10 @@ fn forwards_left(request: &RequestHeader) -> Option<u64> {
     request.headers.get(MAX_FORWARDS)?.to_str().ok()?.parse().ok()
 }
 
-/// Removes the hop-by-hop headers of a response (RFC 9110, section 7.6.1). Pingora does so for
-/// requests; of a response it only replaces `Connection`, which therefore stays here and keeps its
-/// place. Responses to an upgrade keep these headers, because they concern both hops.
+/// Removes the hop-by-hop headers of a response (RFC 9110, section 7.6.1). Pingora removes those of
+/// requests. Of a response it only replaces `Connection`, so this header stays here and keeps its
+/// place. A response to a request for an upgrade keeps all of them, because they are also meant for
+/// the client.
 fn end_hop(response: &mut ResponseHeader) {
     let upgrade = [StatusCode::SWITCHING_PROTOCOLS, StatusCode::UPGRADE_REQUIRED];
     if upgrade.contains(&response.status) {
@@ -159,7 +163,7 @@ fn end_hop(response: &mut ResponseHeader) {
     }
     let lines = response.headers.get_all(header::CONNECTION);
     let tokens = lines.iter().flat_map(|line| line.as_bytes().split(|b| *b == b','));
-    // Nearly all responses name `Keep-Alive`, which is removed in any case.
+    // Nearly all responses name `Keep-Alive`, which is removed below.
     let tokens = tokens
         .map(<[u8]>::trim_ascii)
         .filter(|t| !t.eq_ignore_ascii_case(KEEP_ALIVE.as_str().as_bytes()));
@@ -169,13 +173,17 @@ fn end_hop(response: &mut ResponseHeader) {
     for name in &named {
         response.remove_header(name);
     }
-    for name in [KEEP_ALIVE, PROXY_CONNECTION] {
-        response.remove_header(&name);
+    // As a rule there is neither: to look at each name costs less than to search for two.
+    let own_hop = [KEEP_ALIVE, PROXY_CONNECTION];
+    if response.headers.keys().any(|name| own_hop.contains(name)) {
+        for name in &own_hop {
+            response.remove_header(name);
+        }
     }
 }
 
-/// Removes the lines that say how a body is framed from a response that has none (RFC 9112, section
-/// 6.1, and RFC 9110, section 8.6): some clients wait for that body.
+/// Removes the headers that frame a body from a response that cannot have a body (RFC 9112, section
+/// 6.1, and RFC 9110, section 8.6). Some clients would wait for the body.
 fn frame_no_body(response: &mut ResponseHeader) {
     if response.status.is_informational() || response.status == StatusCode::NO_CONTENT {
         response.remove_header(&header::TRANSFER_ENCODING);
@@ -183,8 +191,8 @@ fn frame_no_body(response: &mut ResponseHeader) {
     }
 }
 
-/// Leaves one `Content-Length` with one value (RFC 9110, section 8.6). Pingora has checked that all
-/// values are equal; a client need not take them.
+/// Replaces several equal values of `Content-Length` by one (RFC 9110, section 8.6). Pingora has
+/// checked that they are equal, but a client may refuse a response with more than one.
 fn join_lengths(response: &mut ResponseHeader) -> Result<()> {
     let mut lines = response.headers.get_all(header::CONTENT_LENGTH).iter();
     let Some(first) = lines.next() else { return Ok(()) };
@@ -196,6 +204,18 @@ fn join_lengths(response: &mut ResponseHeader) -> Result<()> {
     let value = HeaderValue::from_bytes(value)
         .or_err(ErrorType::InvalidHTTPHeader, "in a response's length")?;
     response.insert_header(header::CONTENT_LENGTH, value)
+}
+
+/// Names a timeout of an origin's stream (`OriginTimeouts`) as Pingora names its own. Pingora takes
+/// it for an error of the system.
+fn name_timeout(e: &mut Error) {
+    let by_stream = |e: &io::Error| e.kind() == ErrorKind::TimedOut && e.raw_os_error().is_none();
+    if e.root_cause().downcast_ref().is_some_and(by_stream) {
+        e.etype = match e.etype {
+            ErrorType::WriteError => ErrorType::WriteTimedout,
+            _ => ErrorType::ReadTimedout,
+        };
+    }
 }
 
 #[async_trait]
@@ -218,7 +238,7 @@ impl ProxyHttp for Edge {
     fn init_downstream_modules(&self, _modules: &mut HttpModules) {}
 
     async fn request_filter(&self, session: &mut Session, ctx: &mut Ctx) -> Result<bool> {
-        // An HTTP/2 client that never opens its window would block a write for ever.
+        // Without a timeout an HTTP/2 client that never opens its window blocks a write for ever.
         let (write, keepalive) = {
             let section = self.section.load();
             (section.write_timeout_seconds, section.keepalive_seconds)
@@ -239,12 +259,12 @@ impl ProxyHttp for Edge {
             return Ok(true);
         }
         if forwards_left(session.req_header()) == Some(0) {
-            // The request is for this hop, which does not echo requests.
+            // This hop is the last one, and the edge does not echo requests.
             self.own_answers.last_hop.send(session).await?;
             return Ok(true);
         }
         end_of_empty_body(session).await?;
-        // HTTP/1.0 knows no informational answers (RFC 9110, section 15.2).
+        // HTTP/1.0 has no informational responses (RFC 9110, section 15.2).
         let is_old = session.req_header().version == Version::HTTP_10;
         session.as_downstream_mut().set_ignore_info_resp(is_old);
         Ok(false)
@@ -253,12 +273,12 @@ impl ProxyHttp for Edge {
     async fn upstream_peer(&self, session: &mut Session, ctx: &mut Ctx) -> Result<Box<HttpPeer>> {
         ctx.server = self.origins.choose(&ctx.tried);
         if ctx.server.is_none() {
-            // Right after a start the first look-up may not have ended.
+            // Just after a start the first look-up may not have ended.
             self.origins.looked_up().await;
             ctx.server = self.origins.choose(&ctx.tried);
         }
         let Some(server) = &ctx.server else {
-            // No origin's name has an address; the look-up has logged that.
+            // No name of an origin has an address. The look-up has logged this.
             return Err(Error::new_up(ErrorType::ConnectNoRoute));
         };
         if let Some(record) = &mut ctx.record {
@@ -279,7 +299,7 @@ impl ProxyHttp for Edge {
         request: &mut RequestHeader,
         ctx: &mut Ctx,
     ) -> Result<()> {
-        // Every origin is spoken to in HTTP/1.1, which needs a host; HTTP/1.0 has none at times.
+        // Origins get HTTP/1.1, which needs a `Host`. A request in HTTP/1.0 may have none.
         if let Some(server) = &ctx.server
             && !request.headers.contains_key(header::HOST)
         {
@@ -309,8 +329,8 @@ impl ProxyHttp for Edge {
         end_hop(response);
         join_lengths(response)?;
         frame_no_body(response);
-        // The version is this hop's (RFC 9110, section 2.5). HTTP/1.0 has no chunks: a client that
-        // read the origin's version would take their lines for content.
+        // The version is that of this hop (RFC 9110, section 2.5). A client that got the version
+        // HTTP/1.0 of an origin would take the lines of chunks for content.
         response.set_version(Version::HTTP_11);
         if let Some(server) = &ctx.server {
             server.answered();
@@ -324,7 +344,8 @@ impl ProxyHttp for Edge {
         response: &mut ResponseHeader,
         _ctx: &mut Ctx,
     ) -> Result<()> {
-        // HTTP/1.0 knows no chunks: the close ends such a body (RFC 9112, section 6.1).
+        // HTTP/1.0 has no chunks: the end of the connection ends such a body (RFC 9112, section
+        // 6.1).
         if session.req_header().version == Version::HTTP_10
             && response.remove_header(&header::TRANSFER_ENCODING).is_some()
         {
@@ -340,16 +361,17 @@ impl ProxyHttp for Edge {
         ctx: &mut Ctx,
         mut e: Box<Error>,
     ) -> Box<Error> {
-        // The error concerns only edge and origin and holds nothing of the request.
+        // The text of this error may be logged: it holds no part of the request.
         self.give_up(ctx, &e.to_string());
-        // Nothing was sent yet, so any method may be tried elsewhere.
+        // Nothing was sent yet, so a request of any method may be sent to another server.
         e.set_retry(ctx.tried.len() < self.origins.servers());
         e
     }
 
     /// Retries a failed request only if its method is idempotent (RFC 9110, section 9.2.2) and no
-    /// response has started: on a new connection if the failed one was reused, else on another
-    /// server. After a timeout there is no retry, so that a client waits at most once.
+    /// response has begun. If the failed connection was a reused one, the retry uses a new
+    /// connection, else another server. A timeout is not retried, so that a client waits for only
+    /// one timeout.
     fn error_while_proxy(
         &self,
         _peer: &HttpPeer,
@@ -358,9 +380,10 @@ impl ProxyHttp for Edge {
         ctx: &mut Ctx,
         reused: bool,
     ) -> Box<Error> {
+        name_timeout(&mut e);
         let is_upstream_error = *e.esource() == ErrorSource::Upstream;
         let timed_out = matches!(e.etype(), ErrorType::ReadTimedout | ErrorType::WriteTimedout);
-        // An origin may wait for the rest of a body that its client does not send.
+        // The origin may be waiting for the rest of a body that the client does not send.
         let client_is_late = *e.etype() == ErrorType::ReadTimedout && !session.is_body_done();
         if is_upstream_error && !reused && !client_is_late {
             self.give_up(ctx, e.etype().as_str());
@@ -376,7 +399,7 @@ impl ProxyHttp for Edge {
     }
 
     async fn fail_to_proxy(&self, session: &mut Session, e: &Error, ctx: &mut Ctx) -> FailToProxy {
-        // Unless an answer of the edge's own is sent below.
+        // Stays so unless a response of the edge itself is sent below.
         ctx.is_cut = true;
         let gone = FailToProxy { error_code: 0, can_reuse_downstream: false };
         let answer = match (e.esource(), e.etype()) {
@@ -388,12 +411,12 @@ impl ProxyHttp for Edge {
             (ErrorSource::Downstream, ErrorType::InvalidHTTPHeader) => {
                 &self.own_answers.bad_request
             }
-            // The client does not read or has gone, so no response can reach it.
+            // The client does not read or has closed, so no response can reach it.
             (ErrorSource::Downstream, ErrorType::WriteTimedout) => {
                 self.gate.metrics().count_refused(Limit::WriteTime);
                 return gone;
             }
-            // The body is malformed or cut: see `fails_in_body`.
+            // The body is malformed or not complete.
             (ErrorSource::Downstream, _) if fails_in_body(session) => {
                 self.gate.metrics().count_refused(Limit::BodySyntax);
                 &self.own_answers.bad_request
@@ -404,13 +427,13 @@ impl ProxyHttp for Edge {
         if *e.esource() == ErrorSource::Upstream {
             self.gate.metrics().origin_failures.inc();
         } else if *e.esource() != ErrorSource::Downstream {
-            // The kind of error alone: its context may quote the request.
+            // Only the kind of the error, because its context may quote the request.
             error!("a request failed inside the edge: {}", e.etype().as_str());
         }
         if session.response_written().is_some() {
             return gone;
         }
-        // Pingora closes after a failed exchange in any case; announce that to the client.
+        // Pingora closes the connection after a failed request. This announces the close.
         session.set_keepalive(None);
         match answer.send(session).await {
             Ok(()) => {
@@ -434,7 +457,7 @@ impl ProxyHttp for Edge {
         }
     }
 
-    // Pingora's lines quote the request with its query; `fail_to_proxy` logs without it.
+    // The lines of Pingora quote the request with its query. `fail_to_proxy` logs without it.
     fn suppress_error_log(&self, _: &Session, _: &Ctx, _: &Error) -> bool {
         true
     }

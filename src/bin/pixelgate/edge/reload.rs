@@ -1,14 +1,16 @@
-//! Puts a changed configuration in force while the edge runs: at SIGHUP, and when the file changes.
+//! Puts a changed configuration in force while the edge runs: at SIGHUP, and when the file changes
+//! (SPEC 9).
 //!
-//! Everything that a reload can change is checked and built first; only then does it take the place
-//! of what is in force. A file with a mistake therefore changes nothing. What needs a new process
-//! is named in the log and in `/status`, until it has been upgraded or the file says again what is
-//! in force.
+//! Everything that a reload can change is checked and built first. Only then does it replace what
+//! is in force, so a file with a mistake changes nothing. The keys that need an upgrade are named
+//! in the log and in `/status`, until an upgrade puts them in force or the file has their old
+//! values again.
 //!
-//! Files are polled every [`POLL_SECONDS`] and not watched: polling also sees an editor's rename, a
-//! changed symlink (Kubernetes) and a network file system. A changed configuration is read when two
-//! polls have found it the same, because half of a file may be valid, too. A file that a
-//! configuration names is checked as a whole, so it is read at once.
+//! The files are polled every [`POLL_SECONDS`] and not watched, because a poll also finds a file
+//! that an editor has renamed, a changed symbolic link (Kubernetes), and a change in a network file
+//! system. A changed configuration is read when two polls have found the same file, because the
+//! first half of a file may be valid, too. A certificate is only valid as a whole, so it is read at
+//! the first poll.
 
 use super::config::Config as Section;
 use super::metrics_export::MetricsExport;
@@ -38,18 +40,18 @@ use std::sync::Arc;
 use std::time::Duration;
 use tokio::sync::Notify;
 
-/// Pause between two looks at the files, in seconds.
+/// The pause between two looks at the files, in seconds.
 const POLL_SECONDS: u64 = 2;
-/// Limit for one look, in seconds; their file system may hang.
+/// The longest time of one look, in seconds, before it is a fault: a file system may hang.
 const LOOK_SECONDS_MAX: u64 = 10;
-/// Subjects of the fault `config_reload`.
+/// The subjects of the fault `config_reload`.
 const FILE: &str = "configuration";
 const CERTIFICATES: &str = "certificates";
 const ORIGIN_CA: &str = "origin_ca";
 const NOT_IN_FORCE: &str = "upgrade";
 const LOOK: &str = "look";
 
-/// What a reload changes.
+/// Everything that a reload changes.
 pub struct Handles {
     /// The section `[edge]` in force.
     pub section: Arc<ArcSwap<Section>>,
@@ -65,10 +67,11 @@ pub struct Handles {
     pub metrics_export: MetricsExport,
 }
 
-/// See the module.
+/// Reads the files and puts their changes in force.
 pub struct Reloader {
+    /// The path of the configuration file.
     path: PathBuf,
-    /// `edge.state_dir`, which stays.
+    /// `edge.state_dir`, which only an upgrade changes.
     state_dir: PathBuf,
     handles: Handles,
     state: Mutex<State>,
@@ -77,18 +80,32 @@ pub struct Reloader {
 struct State {
     /// The configuration in force.
     table: toml::Table,
-    /// The configuration file when it was last read, successfully or not.
+    /// The stamp of the configuration file when it was last read, successfully or not.
     read: Option<FileStamp>,
-    /// The configuration file at the last look.
+    /// The stamp of the configuration file at the last look.
     seen: Option<FileStamp>,
-    /// `edge.origin_ca` when it was last read.
+    /// The stamp of `edge.origin_ca` when it was last read.
     origin_ca: Option<FileStamp>,
-    /// Whether `table` is written for `pixelgate check --diff`.
+    /// Whether the file for `pixelgate check --diff` has the values of `table`.
     is_noted: bool,
 }
 
+/// A new configuration, of which everything that can fail is built. `None` and an empty list: that
+/// part has not changed.
+struct Built {
+    edge: Section,
+    log: logging::config::Config,
+    metrics: pixelgate::config::Metrics,
+    admin: pixelgate::config::Admin,
+    table: toml::Table,
+    gate: pixelgate::Reload,
+    certificates: Vec<(String, Arc<Certificates>)>,
+    access_log: Option<Option<AccessLogFile>>,
+    collector: Option<metrics_export::Prepared>,
+}
+
 impl Reloader {
-    /// A reloader of the configuration at `path`, of which `table` is in force.
+    /// Returns a reloader of the configuration at `path`. `table` is the configuration in force.
     pub fn new(path: PathBuf, table: toml::Table, handles: Handles) -> Self {
         let seen = FileStamp::read(&path).ok();
         let origin_ca = origin_ca_stamp(&handles.section.load());
@@ -102,7 +119,8 @@ impl Reloader {
         this
     }
 
-    /// Looks at every file, and puts in force what has changed; all of them `at_once`, at SIGHUP.
+    /// Looks at every file, and puts those that have changed in force. With `at_once`, as at
+    /// SIGHUP, reads all of them, changed or not.
     fn look(&self, at_once: bool) {
         let mut state = self.state.lock();
         let now = FileStamp::read(&self.path).ok();
@@ -123,7 +141,7 @@ impl Reloader {
         }
     }
 
-    /// Reads the configuration and puts it in force.
+    /// Reads the configuration, puts it in force, and reports the result.
     fn reload(&self, state: &mut State) {
         let in_force = self.try_reload(state);
         let faults = self.handles.gate.faults();
@@ -135,72 +153,87 @@ impl Reloader {
             Err(why) => {
                 let text = format!("{why}; the configuration in force stays");
                 error!("{text}");
-                let advice = "Set the file right: it is read again when it changes, and at SIGHUP.";
+                let advice = "Correct the file. It is read again when it changes, and at SIGHUP.";
                 faults.raise(FaultKind::ConfigReload, FILE, text, advice);
             }
         }
     }
 
+    /// Reads the configuration and puts it in force. Returns the keys that have changed.
     fn try_reload(&self, state: &mut State) -> Result<Changes, String> {
         let file = Config::load(&self.path).map_err(|e| e.to_string())?;
         let changes = Values::of(&state.table).changes(&Values::of(&file.table));
         let failed = |why: String| format!("{}: {why}", self.path.display());
         changes.check_not_emptied(file.is_blank).map_err(failed)?;
         let new = file.over(&state.table, &self.path).map_err(|e| e.to_string())?;
-        let of = |key: &'static str| move |why: String| failed(format!("{key}: {why}"));
-        let listeners = match changes.reload.iter().any(|key| key == "edge.tls") {
+        let built = self.build(new, &changes).map_err(failed)?;
+        self.put(built, state);
+        Ok(changes)
+    }
+
+    /// Checks what `new` names, and builds everything that can fail. The origins come last, because
+    /// they are in force as soon as they are built.
+    fn build(&self, new: Config, changes: &Changes) -> Result<Built, String> {
+        let handles = &self.handles;
+        let changed = |keys: &str| changes.reload.iter().any(|key| key.starts_with(keys));
+        let of = |key: &'static str| move |why: String| format!("{key}: {why}");
+        let certificates = match changed("edge.tls") {
             true => Certificates::load_all(&new.edge.tls).map_err(of("edge.tls"))?,
             false => Vec::new(),
         };
         if let Some(path) = &new.edge.origin_ca {
             origin_ca::check(path).map_err(of("edge.origin_ca"))?;
         }
-        let handles = &self.handles;
-        let access_log = match changes.reload.iter().any(|key| key.starts_with("access_log.")) {
+        let access_log = match changed("access_log.") {
             true => Some(self.open_access_log(&new.access_log).map_err(of("access_log.path"))?),
             false => None,
         };
-        let collector = match changes.reload.iter().any(|key| key.starts_with("otlp.")) {
-            true => Some(metrics_export::prepare(&new.otlp).map_err(|e| failed(with_causes(&e)))?),
+        let collector = match changed("otlp.") {
+            true => Some(metrics_export::prepare(&new.otlp).map_err(|e| with_causes(&e))?),
             false => None,
         };
-        let trusted = new.edge.trust().map_err(|e| failed(e.to_string()))?;
-        let gate = handles.gate.prepare(new.gate).map_err(|e| failed(with_causes(&e)))?;
+        let trusted = new.edge.trust().map_err(|e| e.to_string())?;
+        let gate = handles.gate.prepare(new.gate).map_err(|e| with_causes(&e))?;
         let gate = gate.trusted_proxies(trusted);
         handles.origins.reload(&new.edge).map_err(of("edge.origin"))?;
-
-        // Nothing fails from here on.
-        for ((_, running), (_, loaded)) in handles.certificates.iter().zip(&listeners) {
-            running.replace(loaded);
-        }
-        handles.limits.set(file_limit::limits(&new.edge));
-        handles.buffered_bytes.set_max(new.edge.buffered_bytes_max());
-        state.origin_ca = origin_ca_stamp(&new.edge);
-        handles.section.store(Arc::new(new.edge));
-        gate.apply();
-        if let Some(file) = access_log {
-            handles.access_logs.put(file);
-        }
-        if let Some(collector) = collector {
-            handles.metrics_export.put(collector);
-        }
-        handles.sampler.set_verdicts(new.log.verdicts);
-        handles.sampler.set_portals_max(new.metrics.portals_max);
-        handles.token.set(new.admin.token);
-        logging::reload(&new.log);
-        state.table = new.table;
-        self.note_in_force(state);
-        Ok(changes)
+        let Config { edge, log, metrics, admin, table, .. } = new;
+        Ok(Built { edge, log, metrics, admin, table, gate, certificates, access_log, collector })
     }
 
-    /// Opens the file of the access log and starts its writer, if there is one.
+    /// Puts everything in force. Nothing here can fail.
+    fn put(&self, built: Built, state: &mut State) {
+        let handles = &self.handles;
+        for ((_, running), (_, loaded)) in handles.certificates.iter().zip(&built.certificates) {
+            running.replace(loaded);
+        }
+        handles.limits.set(file_limit::limits(&built.edge));
+        handles.buffered_bytes.set_max(built.edge.buffered_bytes_max());
+        state.origin_ca = origin_ca_stamp(&built.edge);
+        handles.section.store(Arc::new(built.edge));
+        built.gate.apply();
+        if let Some(file) = built.access_log {
+            handles.access_logs.put(file);
+        }
+        if let Some(collector) = built.collector {
+            handles.metrics_export.put(collector);
+        }
+        handles.sampler.set_verdicts(built.log.verdicts);
+        handles.sampler.set_portals_max(built.metrics.portals_max);
+        handles.token.set(built.admin.token);
+        logging::reload(&built.log);
+        state.table = built.table;
+        self.note_in_force(state);
+    }
+
+    /// Opens the file of the access log and starts its writer, if an access log is configured.
     fn open_access_log(&self, config: &AccessLogSection) -> Result<Option<AccessLogFile>, String> {
         let cannot = |e| format!("{} cannot be opened: {e}", config.path.display());
         let opened = Opened::open(config).map_err(cannot)?;
         opened.map(|log| log.start(&self.handles.gate)).transpose().map_err(|e| e.to_string())
     }
 
-    /// Logs what has changed and what needs an upgrade, and names the latter in `/status`.
+    /// Logs which keys are in force from now on and which need an upgrade, and names the latter in
+    /// `/status`.
     fn report(&self, changes: &Changes) {
         match changes.reload.as_slice() {
             [] => info!("{}: no key has changed that a reload puts in force", self.path.display()),
@@ -217,21 +250,22 @@ impl Reloader {
         faults.raise(FaultKind::ConfigReload, NOT_IN_FORCE, text, advice);
     }
 
-    /// Writes what is in force for `pixelgate check --diff`. After a failure each look tries again.
+    /// Writes the values in force to the file for `pixelgate check --diff`. After a failure each
+    /// look tries again.
     fn note_in_force(&self, state: &mut State) {
         let dir = &self.state_dir;
         let written = Running::write(dir, &Values::of(&state.table));
         let was_noted = std::mem::replace(&mut state.is_noted, written.is_ok());
         if let (true, Err(e)) = (was_noted, written) {
             warn!(
-                "{}: {e}: until it can be written, `pixelgate check --diff` compares with older \
-                 values",
+                "the values in force cannot be written into {}, so `pixelgate check --diff` compares \
+            with older ones: {e}",
                 dir.display()
             );
         }
     }
 
-    /// Names the certificates that cannot be used in `/status`.
+    /// Names in `/status` the certificates that cannot be used.
     fn note_certificates(&self) {
         let failed: Vec<String> =
             self.handles.certificates.iter().flat_map(|(_, each)| each.failures()).collect();
@@ -240,11 +274,11 @@ impl Reloader {
             return faults.clear(FaultKind::ConfigReload, CERTIFICATES);
         }
         let text = format!("edge.tls: {}; the certificate in use stays", failed.join("; "));
-        let advice = "Set the files right. They are read again when they change, and at SIGHUP.";
+        let advice = "Correct the files. They are read again when they change, and at SIGHUP.";
         faults.raise(FaultKind::ConfigReload, CERTIFICATES, text, advice);
     }
 
-    /// Reads the certificates of the origins again if their file has changed.
+    /// Reads `edge.origin_ca` again if the file has changed.
     fn look_at_origin_ca(&self, state: &mut State) {
         let section = self.handles.section.load_full();
         let now = origin_ca_stamp(&section);
@@ -261,7 +295,7 @@ impl Reloader {
             Err(why) => {
                 let text = format!("edge.origin_ca: {why}; the certificates in use stay");
                 error!("{text}");
-                let advice = "Set the file right. It is read again when it changes.";
+                let advice = "Correct the file. It is read again when it changes.";
                 faults.raise(FaultKind::ConfigReload, ORIGIN_CA, text, advice);
             }
         }
@@ -274,8 +308,8 @@ impl Reloader {
     }
 }
 
-/// A look on a thread that may hang. A look that takes longer than `limit` is a fault and is waited
-/// for.
+/// Runs `look` on another thread, which may hang, and waits for its end. `/status` shows a fault
+/// while it takes longer than `limit`.
 async fn apart(faults: &Faults, limit: Duration, look: impl FnOnce() + Send + 'static) {
     let mut looking = tokio::task::spawn_blocking(look);
     let mut ended = tokio::time::timeout(limit, &mut looking).await;
@@ -294,7 +328,7 @@ async fn apart(faults: &Faults, limit: Duration, look: impl FnOnce() + Send + 's
         faults.clear(FaultKind::ConfigReload, LOOK);
     }
     if matches!(ended, Ok(Err(_))) {
-        // A panic of a crate that reads certificates. The next look tries again.
+        // A crate that reads certificates has panicked. The next look tries again.
         error!("a look at the configuration and its files failed; what is in force stays");
     }
 }
@@ -303,15 +337,15 @@ fn origin_ca_stamp(edge: &Section) -> Option<FileStamp> {
     edge.origin_ca.as_ref().and_then(|path| FileStamp::read(path).ok())
 }
 
-/// Looks until the stop.
+/// The service that looks at the files until the stop.
 pub struct Watch {
     reloader: Arc<Reloader>,
-    /// Asks for a reload at once.
+    /// A notification asks for a reload at once.
     at_once: Arc<Notify>,
 }
 
 impl Watch {
-    /// Reloads when a file changes, and whenever `at_once` is notified.
+    /// Returns the service. It reloads when a file changes, and whenever `at_once` is notified.
     pub fn new(reloader: Reloader, at_once: Arc<Notify>) -> Self {
         Self { reloader: Arc::new(reloader), at_once }
     }

@@ -1,16 +1,17 @@
-//! Headers that replace the path of a request at some origins.
+//! Removes headers by which some origins replace the path of a request.
 //!
-//! `X-Original-URL` and `X-Rewrite-URL` are written by URL rewriters in front of an application,
-//! and the application routes by them instead of by the request target (IIS, Symfony, Zend). From
-//! a client they would name the event path behind any other path. Only trusted proxies may send
-//! them (SPEC 2).
+//! A URL rewriter in front of an application writes `X-Original-URL` or `X-Rewrite-URL`, and the
+//! application (IIS, Symfony, Zend) reads the path from there instead of from the request. A client
+//! could use these headers to reach the event path of an origin past the gate. So only trusted
+//! proxies may send them (SPEC 2).
 
 use http::HeaderName;
 use pingora::http::RequestHeader;
 
 const NAMES: [&str; 2] = ["x-original-url", "x-rewrite-url"];
 
-/// Removes these headers. Origins that follow CGI read `_` in a name as `-`.
+/// Removes these headers from `request`. A `_` in a name is compared as a `-`, because origins that
+/// use CGI read both as the same.
 pub fn remove_from(request: &mut RequestHeader) {
     let replaces_path = |name: &HeaderName| {
         let spelled = |expect: &&str| {

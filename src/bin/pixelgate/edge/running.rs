@@ -1,8 +1,9 @@
-//! The configuration that the running edge has in force, as a file in `edge.state_dir`.
+//! Stores the values that a running edge has in force in a file in `edge.state_dir`, with which
+//! `pixelgate check --diff` compares a configuration (SPEC 8).
 //!
-//! `pixelgate check --diff` compares a configuration with it. It holds the name of each key and a
-//! keyed hash of its value, with a key of its own that is made anew each time: equal values have
-//! equal hashes within one file, and no value can be read from it.
+//! The values may be secrets. So the file holds, for each key of the configuration, a keyed hash of
+//! the value (HMAC-SHA-256). The key of the hashes is in the file and is new for each file. Equal
+//! values have equal hashes within one file.
 
 use crate::config::keys::{Changes, Values};
 use base64::Engine;
@@ -16,24 +17,24 @@ use std::io::{self, Write};
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::Path;
 
-/// Its name in `edge.state_dir`.
+/// The name of the file in `edge.state_dir`.
 const FILE_NAME: &str = "configuration.json";
-/// Length of the key of its hashes, in bytes.
+/// The length of the key of the hashes, in bytes.
 const KEY_BYTES: usize = 32;
-/// Largest file that is read, in bytes: more keys than a configuration has.
+/// The most bytes of the file that are read: enough for more keys than a configuration has.
 const FILE_BYTES_MAX: u64 = 16 << 20;
 
-/// The configuration of a running edge.
+/// The content of the file: the configuration of a running edge.
 #[derive(Debug, Serialize, Deserialize)]
 pub struct Running {
     /// The key of the hashes, in base64.
     hash_key: String,
-    /// From each configuration key to the hash of its value, in base64.
+    /// The hash of the value of each configuration key, in base64.
     values: BTreeMap<String, String>,
 }
 
 impl Running {
-    /// The file's content for these values.
+    /// Returns the content of the file for `values`.
     fn of(values: &Values) -> io::Result<Running> {
         let mut key = [0; KEY_BYTES];
         let filled = SystemRandom::new().fill(&mut key);
@@ -42,7 +43,8 @@ impl Running {
         Ok(Running { hash_key: BASE64_STANDARD.encode(key), values: hashed.collect() })
     }
 
-    /// Writes the values that are in force, for this user alone, in place of an earlier file.
+    /// Writes the values that are in force, in place of an earlier file. Only this user may read
+    /// the file.
     pub fn write(state_dir: &Path, values: &Values) -> io::Result<()> {
         let content = Self::of(values)?;
         fs::create_dir_all(state_dir)?;
@@ -55,11 +57,11 @@ impl Running {
         placed.inspect_err(|_| drop(fs::remove_file(&making)))
     }
 
-    /// Reads what the edge of this `edge.state_dir` has in force.
+    /// Reads the file of the edge that runs with this `edge.state_dir`.
     ///
     /// # Errors
     ///
-    /// The file cannot be read, or is none of this version.
+    /// The path of the file, and why it cannot be read.
     pub fn read(state_dir: &Path) -> Result<Running, String> {
         let path = state_dir.join(FILE_NAME);
         let failed = |why: String| format!("{}: {why}", path.display());
@@ -70,7 +72,7 @@ impl Running {
         serde_json::from_slice(&text).map_err(|e| failed(e.to_string()))
     }
 
-    /// The keys of `values` that this edge has not in force, or has and `values` has not.
+    /// Returns the keys whose value in `values` is not the one that this edge has in force.
     pub fn changes(&self, values: &Values) -> Changes {
         let key = BASE64_STANDARD.decode(&self.hash_key).unwrap_or_default();
         let same = |name: &str| match (values.all().get(name), self.values.get(name)) {
@@ -78,7 +80,7 @@ impl Running {
             (None, None) => true,
             _ => false,
         };
-        // A changed order needs an upgrade in any case, and is named beside this key.
+        // If `order` has changed, it needs an upgrade and is named beside `concurrency_max`.
         let in_order = |name: &str| values.keeps_order(name);
         Changes::between(values.all().keys().chain(self.values.keys()), same, in_order)
     }

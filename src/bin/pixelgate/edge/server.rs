@@ -1,7 +1,8 @@
-//! From a configuration to a running edge.
+//! Builds an edge from a configuration and runs it until a signal stops it.
 //!
-//! Everything that can fail (sockets, certificates, spool) is opened before Pingora starts. The
-//! stop is in [`super::stop`].
+//! Everything that can fail is opened before Pingora starts: the sockets, the certificates and the
+//! spool. So an edge that does not start ends with a message and an exit code (SPEC 8). The stop is
+//! in [`super::stop`].
 
 use super::admin::Pages;
 use super::config::Config as Section;
@@ -37,9 +38,15 @@ use std::path::Path;
 use std::sync::Arc;
 use tokio::sync::{Notify, watch};
 
-/// Runs an edge until a signal stops it. With `upgrade` it takes the listening sockets of the
-/// running edge; where none runs, it opens its own. `handlers` are the signals' handlers. `path` is
-/// the configuration file, which is read again when it changes.
+/// Runs an edge until a signal stops it.
+///
+/// `path` is the configuration file, which is read again when it changes. With `upgrade` the edge
+/// takes over the listening sockets of the running edge, or opens new ones if none runs. `handlers`
+/// receive the signals.
+///
+/// # Errors
+///
+/// The edge did not start, or did not stop as it should.
 pub fn run(
     path: &Path,
     config: Config,
@@ -48,7 +55,7 @@ pub fn run(
 ) -> Result<(), EdgeError> {
     let Config { edge, gate, admin, log, access_log, metrics, otlp, table, .. } = config;
     make_state_dir(&edge.state_dir)?;
-    // Sockets first: a second edge on the same port must not touch the spool.
+    // The sockets come first: a second edge on the same port must not use the spool.
     let mut sockets = Sockets::new(&edge, upgrade)?;
     let plain = sockets.open_all("edge.listen", &edge.listen)?;
     let certificates = load_certificates(&edge)?;
@@ -71,7 +78,8 @@ pub fn run(
     let announcement = announcement(&plain, &tls, &pages);
     let acceptor = Acceptor::new("edge", http_server).stop_on(stopped.clone());
     server.add_service(listen(acceptor, plain, tls, &certificates)?);
-    // Counted apart, because no group of events lingers for a client of the admin pages.
+    // Not the same as `in_flight`, because events must not wait (`spool.linger_ms`) for requests
+    // to the admin pages.
     let admin_in_flight = InFlight::default();
     let Pages { sampler, service, token } =
         admin::pages(&gate, &admin, log.verdicts, &admin_in_flight, pages, stopped);
@@ -111,34 +119,38 @@ pub fn run(
     end(&gate, &access_logs, &deadline)
 }
 
-/// Adds the service that reads a changed configuration. A notification makes it look at once.
+/// Adds the service that reads a changed configuration. A notification of the returned value makes
+/// it look at once.
 fn watch_configuration(server: &mut Server, reloader: Reloader) -> Arc<Notify> {
     let at_once = Arc::new(Notify::new());
     server.add_service(background_service("reload", Watch::new(reloader, at_once.clone())));
     at_once
 }
 
-/// Closes the gate, and after it the access log.
+/// Closes the gate, and then the access log, because the last events belong into it.
 fn end(gate: &PixelGate, access_logs: &AccessLogs, deadline: &Deadline) -> Result<(), EdgeError> {
     let closed = gate.close(deadline.left()).map_err(EdgeError::Close);
     access_logs.close(deadline.left());
     closed.inspect(|()| info!("stopped"))
 }
 
-/// Makes `edge.state_dir`. A disk that does not let it be made stops no start: what is written
-/// there later makes it as well.
+/// Makes `edge.state_dir`. A disk that does not let the folder be made is no error, because it must
+/// not prevent a start: each later write to the folder tries to make it, too.
 fn make_state_dir(dir: &Path) -> Result<(), EdgeError> {
     match std::fs::create_dir_all(dir) {
         Err(e) if !is_of_path(&e) => {
-            warn!("edge.state_dir {}: {e}: it is made once the disk allows it", dir.display());
+            warn!(
+                "edge.state_dir {} cannot be made now, and is tried again later: {e}",
+                dir.display()
+            );
             Ok(())
         }
         made => made.map_err(EdgeError::State),
     }
 }
 
-/// `is_successor`: another edge takes events, and goes on if this one does not start. So this one
-/// does not where the disk takes none.
+/// Opens the gate. A successor (`is_successor`) needs a disk that can be written, and does not
+/// start without one: the running edge then goes on.
 fn open_gate(
     config: ValidConfig,
     edge: &Section,
@@ -157,7 +169,7 @@ fn trusted(edge: &Section) -> Result<TrustedProxies, EdgeError> {
     edge.trust().map_err(|e| EdgeError::Edge(e.to_string()))
 }
 
-/// The HTTP server around the proxy.
+/// Builds the HTTP server around the proxy.
 fn http_server(
     conf: &Arc<ServerConf>,
     section: &Arc<ArcSwap<Section>>,
@@ -174,7 +186,7 @@ fn http_server(
     Ok(HttpServer::new(proxy, gate.clone(), file_limit::limits(&edge)))
 }
 
-/// Starts the writer of the access log, if there is one.
+/// Starts the writer of the access log, if one is configured.
 fn start_access_log(opened: Option<Opened>, gate: &PixelGate) -> Result<AccessLogs, EdgeError> {
     let started = opened.map(|log| log.start(gate)).transpose();
     let all = AccessLogs::new(gate.clone());
@@ -182,7 +194,7 @@ fn start_access_log(opened: Option<Opened>, gate: &PixelGate) -> Result<AccessLo
     Ok(all)
 }
 
-/// Opens the file of the access log, if there is one.
+/// Opens the file of the access log, if one is configured.
 fn open_access_log(
     config: &crate::access_log::config::Config,
 ) -> Result<Option<Opened>, EdgeError> {
@@ -194,7 +206,7 @@ fn load_certificates(edge: &Section) -> Result<Vec<(String, Arc<Certificates>)>,
     Certificates::load_all(&edge.tls).map_err(|why| EdgeError::Edge(format!("edge.tls: {why}")))
 }
 
-/// Adds the plain listeners, and the TLS listeners each with its certificates.
+/// Adds to the acceptor the listeners without TLS, and the TLS listeners with their certificates.
 fn listen(
     mut acceptor: Acceptor<Edge>,
     plain: Vec<Bound>,
@@ -203,7 +215,7 @@ fn listen(
 ) -> Result<Acceptor<Edge>, EdgeError> {
     plain.into_iter().for_each(|bound| acceptor.listen(bound.into_listener()));
     for (bound, (_, certificates)) in tls.into_iter().zip(certificates) {
-        // Empty paths: the resolver holds the certificates already.
+        // The paths are empty, because the resolver holds the certificates.
         let mut settings = TlsSettings::intermediate("", "").map_err(EdgeError::Pingora)?;
         settings.set_cert_resolver(certificates.clone());
         settings.enable_h2();
@@ -212,7 +224,7 @@ fn listen(
     Ok(acceptor)
 }
 
-/// The handshake of a TLS listener.
+/// Does the TLS handshake for the connections of a listener.
 struct Tls(TlsAcceptor);
 
 #[async_trait]
@@ -225,11 +237,12 @@ impl Handshake for Tls {
 fn server_conf(edge: &Section) -> ServerConf {
     let state = |name: &str| edge.state_dir.join(name).to_string_lossy().into_owned();
     ServerConf {
-        // Work stealing stays on. Without it `durability = "memory"` took 2 % less CPU on one
-        // thread and `power` about 15 % more, because another thread wakes its answers.
+        // Work stealing stays on. Without it `durability = "memory"` took 2 % less CPU time on
+        // one thread, but `power` took about 15 % more, because there another thread wakes the
+        // requests.
         threads: edge.threads(),
         pid_file: state("pixelgate.pid"),
-        // `super::stop` waits for requests in flight; Pingora must not sleep after that.
+        // `super::stop` has waited for requests in flight, so Pingora must not wait again.
         grace_period_seconds: Some(0),
         graceful_shutdown_timeout_seconds: Some(0),
         ..ServerConf::default()
@@ -237,13 +250,13 @@ fn server_conf(edge: &Section) -> ServerConf {
 }
 
 fn load_origins(edge: &Section) -> Result<Origins, EdgeError> {
-    // Pingora panics over a file that it cannot use.
+    // Pingora would panic over a file that it cannot use.
     let checked = edge.origin_ca.as_deref().map_or(Ok(()), origin_ca::check);
     checked.map_err(|why| EdgeError::Edge(format!("edge.origin_ca: {why}")))?;
     Origins::new(edge).map_err(|why| EdgeError::Edge(format!("edge.origin: {why}")))
 }
 
-/// The log line of each listener, with the port that the kernel chose for port 0.
+/// Returns a line of the log for each listener, with the port that the kernel chose for port 0.
 fn announcement(plain: &[Bound], tls: &[Bound], admin: &[Bound]) -> Vec<String> {
     let kinds = [
         ("http", "events and pass-through", plain),

@@ -1,4 +1,4 @@
-//! All listening sockets of an edge: opened here, or inherited from the running process.
+//! Opens all listening sockets of an edge, or takes them over from the running process.
 
 use super::config::Config;
 use super::error::EdgeError;
@@ -7,24 +7,25 @@ use super::listen::{Address, Bound};
 use log::warn;
 use std::time::{Duration, Instant};
 
-/// How long an upgrade that found no running process retries an address in use, in seconds: that
-/// process may just be closing its listener.
+/// How long an upgrade that found no running process tries again to open an address in use, in
+/// seconds. A process that is just stopping may not have closed its listener yet.
 const BIND_SECONDS_MAX: u64 = 5;
-/// Pause between two attempts to bind, in milliseconds.
+/// The pause between two attempts to open a socket, in milliseconds.
 const BIND_RETRY_MS: u64 = 20;
 
-/// The listening sockets, opened one after the other.
+/// The listening sockets of an edge that is starting.
 pub struct Sockets {
-    /// The running process's sockets that no address has claimed yet.
+    /// The sockets of the running process that no address has claimed yet.
     pub inherited: Option<InheritedSockets>,
-    /// Until when an address in use is retried.
+    /// Until when an address in use is tried again.
     retry_until: Instant,
     /// Copies of every socket, for a successor.
     pub copies: Vec<Named>,
 }
 
 impl Sockets {
-    /// Takes the sockets of the running process if this is an upgrade.
+    /// Takes over the sockets of the running process if this is an upgrade. If no process runs, the
+    /// log says so.
     pub fn new(edge: &Config, upgrade: bool) -> Result<Self, EdgeError> {
         let mut retry_until = Instant::now();
         let mut inherited = None;
@@ -39,7 +40,7 @@ impl Sockets {
         Ok(Self { inherited, retry_until, copies: Vec::new() })
     }
 
-    /// Opens or inherits a listening socket for each address of a key.
+    /// Opens or takes over a listening socket for each address of the configuration key `key`.
     pub fn open_all<'a>(
         &mut self,
         key: &'static str,
@@ -51,7 +52,8 @@ impl Sockets {
     fn open(&mut self, key: &'static str, text: &str) -> Result<Bound, EdgeError> {
         let address =
             Address::parse(text).map_err(|why| EdgeError::Edge(format!("{key}: {why}")))?;
-        // A socket may move between `edge.listen` and `edge.tls`: an upgrade hands it to either.
+        // The role of `edge.listen` and `edge.tls` is the same, so an address may move between them
+        // in an upgrade.
         let role = key.split('.').next().unwrap_or(key);
         let name = format!("{role} {address}");
         let claimed = self.inherited.as_mut().and_then(|all| all.claim(&name));
@@ -69,7 +71,7 @@ impl Sockets {
         let bound = bound.map_err(|e| EdgeError::Listen(key, e))?;
         match bound.copy() {
             Ok(copy) => self.copies.push((name, copy)),
-            Err(e) => warn!("{name} cannot be handed over to a successor: {e}"),
+            Err(e) => warn!("the socket {name} cannot be handed over in a later upgrade: {e}"),
         }
         Ok(bound)
     }

@@ -1,17 +1,18 @@
-//! Signals, and the stop that follows one.
+//! Handles the signals of an edge, and stops it (SPEC 8).
 //!
-//! Pingora's own stop sleeps through its grace period even when nothing is in flight, and then
-//! drops the requests in flight. The stop here closes the listeners, waits only for requests in
-//! flight, and then lets Pingora end its threads; after that the gate is closed.
+//! Pingora's own stop waits for the whole grace period even if nothing is in flight, and then drops
+//! the requests that still are. The stop here closes the listeners, waits only for requests in
+//! flight, and then lets Pingora end its threads. After that the gate is closed.
 //!
 //! A stop after an upgrade leaves idle connections open for the grace period. The next request on
-//! each is answered with `Connection: close` (HTTP/2: GOAWAY), so that no connection closes while
-//! its client is sending.
+//! such a connection is answered with `Connection: close` (HTTP/2: GOAWAY). So no connection closes
+//! while its client is sending.
 
 use super::config::Config;
 use super::handover::{InheritedSockets, Named, Offer, SOCKET_NAME, Successor};
 use super::systemd;
 use crate::access_log::AccessLogs;
+use crate::plural::counted;
 use arc_swap::ArcSwap;
 use async_trait::async_trait;
 use log::{error, info, warn};
@@ -25,55 +26,56 @@ use std::time::{Duration, Instant};
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::{Notify, watch};
 
-/// Pause between two checks for requests in flight, in milliseconds.
+/// The pause between two checks for requests in flight, in milliseconds.
 const DRAIN_POLL_MS: u64 = 2;
-/// Shortest deadline of a stop, for a grace period of 0.
+/// The shortest time until the deadline of a stop, for a grace period of 0.
 const STOP_MIN: Duration = Duration::from_secs(1);
-/// Part of the time left that closing the gate may take.
+/// The part of the time until the deadline that closing the gate may take.
 const CLOSE_PART: f64 = 0.95;
 /// How long exit handlers may take when a stop hangs.
 const EXIT_LIMIT: Duration = Duration::from_secs(1);
-/// Shortest stop after an upgrade, in milliseconds: a connection that is just being accepted is
-/// counted a moment later.
+/// The shortest stop after an upgrade, in milliseconds: a connection that is just being accepted is
+/// counted only a moment later.
 const ACCEPT_MS: u64 = 200;
 
-/// What a running edge needs to stop.
+/// Handles the signals of a running edge. Holds everything that a stop needs.
 pub struct Signals {
-    /// Asks for a reload, at SIGHUP.
+    /// A notification asks for a reload, at SIGHUP.
     pub reload: Arc<Notify>,
-    /// Opened again at SIGHUP, also while the files that a reload reads hang.
+    /// Are opened again at SIGHUP, even while a file that a reload reads hangs.
     pub access_logs: AccessLogs,
-    /// The section `[edge]` in force, for the grace period.
+    /// The section `[edge]` in force, with `drain_seconds` and the grace period.
     pub section: Arc<ArcSwap<Config>>,
     /// Becomes unready at a stop.
     pub gate: PixelGate,
     /// Closes the listeners when set to true.
     pub stop: watch::Sender<bool>,
-    /// Requests and connections that a stop waits for: of the edge and of the admin pages.
+    /// The requests and connections that a stop waits for: those of the edge, and those of the
+    /// admin pages.
     pub in_flight: [InFlight; 2],
-    /// When the process is gone at the latest.
+    /// When the process must have ended.
     pub deadline: Deadline,
     /// `edge.state_dir`.
     pub state_dir: PathBuf,
-    /// Copies of the listening sockets for a successor; moved out when they are offered.
+    /// Copies of the listening sockets for a successor. Taken when they are offered.
     pub sockets: Mutex<Vec<Named>>,
-    /// Sockets inherited from the old process; moved out when this one accepts.
+    /// The sockets taken over from the old process. Taken when this process accepts.
     pub inherited: Mutex<Option<InheritedSockets>>,
-    /// Log lines that name the listeners, written when the edge accepts.
+    /// The lines of the log that name the listeners. Written when the edge accepts.
     pub announcement: Vec<String>,
-    /// Moved out when the edge accepts.
+    /// The handlers of the signals. Taken when the edge accepts.
     pub handlers: Mutex<Option<Handlers>>,
 }
 
-/// When the process is gone at the latest: twice the grace period after the signal. Cheap to
-/// clone: all clones are one.
+/// When the process must have ended: twice the grace period after the signal. All clones are
+/// handles to the same deadline.
 #[derive(Clone, Default)]
 pub struct Deadline {
     at: Arc<OnceLock<Instant>>,
 }
 
-/// The signals that the edge handles. A signal that arrives before the edge accepts is handled when
-/// it does.
+/// The handlers of signals. A signal that arrives before the edge accepts is handled when it
+/// accepts.
 pub struct Handlers {
     terminate: Signal,
     quit: Signal,
@@ -81,28 +83,28 @@ pub struct Handlers {
     hangup: Signal,
 }
 
-/// How to stop.
+/// The two kinds of stop.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Stop {
-    /// Close idle connections at once.
+    /// Idle connections are closed at once.
     Now,
-    /// A successor accepts: keep idle connections for the grace period.
+    /// A successor accepts, so idle connections stay open for the grace period.
     Upgraded,
 }
 
 #[async_trait]
 impl ShutdownSignalWatch for Signals {
-    // Pingora calls this when all services have started.
+    // Pingora calls this once, when all services have started.
     async fn recv(&self) -> ShutdownSignal {
         let Some(mut handlers) = take(&self.handlers) else {
-            // Pingora calls this once.
             return std::future::pending().await;
         };
         let inherited = take(&self.inherited);
         let offer = self.offer(inherited.is_some());
-        // Held to the end: the old process watches this connection.
+        // Held until the end of this process: see `InheritedSockets::accepting`.
         let _old = inherited.map(|sockets| {
-            sockets.accepting().inspect_err(|e| warn!("the old process is gone already: {e}"))
+            let failed = |e: &_| warn!("the old process does not hear that this one accepts: {e}");
+            sockets.accepting().inspect_err(failed)
         });
         self.announcement.iter().for_each(|line| info!("{line}"));
         systemd::ready();
@@ -112,7 +114,7 @@ impl ShutdownSignalWatch for Signals {
         }
         let grace = Duration::from_secs(self.section.load().shutdown_grace_seconds);
         self.deadline.begin(grace);
-        // Drops the copies of the sockets: a listener is closed only with its last descriptor.
+        // Drops the copies of the sockets: a listener closes only with its last descriptor.
         drop(offer);
         tokio::select! {
             () = self.finish(stop, grace) => {}
@@ -123,7 +125,7 @@ impl ShutdownSignalWatch for Signals {
 }
 
 impl Deadline {
-    /// Begins to run now. A thread of its own ends the process at the end, whatever hangs.
+    /// Sets the deadline. Another thread ends the process at the deadline, whatever hangs.
     fn begin(&self, grace: Duration) {
         let limit = (2 * grace).max(STOP_MIN);
         if self.at.set(Instant::now() + limit).is_err() {
@@ -131,19 +133,20 @@ impl Deadline {
         }
         let end = move || {
             std::thread::sleep(limit);
-            error!("the stop hangs: ending after twice edge.shutdown_grace_seconds");
+            error!("the stop hangs: the process ends after twice edge.shutdown_grace_seconds");
             log::logger().flush();
-            // An exit handler may hang, too.
+            // The handlers of `exit` may hang, too: then `abort` ends the process.
             std::thread::spawn(|| std::process::exit(1));
             std::thread::sleep(EXIT_LIMIT);
             std::process::abort();
         };
         if let Err(e) = std::thread::Builder::new().name("deadline".to_owned()).spawn(end) {
-            warn!("a stop that hangs will not be ended: {e}");
+            warn!("a stop that hangs would not be ended, because no thread can be started: {e}");
         }
     }
 
-    /// The time left for closing the gate, less some for the end of the process.
+    /// Returns how long closing the gate may take. A part of the time until the deadline is kept
+    /// for the end of the process.
     pub fn left(&self) -> Duration {
         let left = self.at.get().map(|at| at.saturating_duration_since(Instant::now()));
         left.unwrap_or_default().mul_f64(CLOSE_PART)
@@ -155,14 +158,14 @@ fn take<T: Default>(held: &Mutex<T>) -> T {
 }
 
 impl Handlers {
-    /// Handles the signals from now on, so that none ends the process by its default action. Must
-    /// be called before the first listener opens.
+    /// Handles the signals from now on, so that none of them ends the process at once. Must be
+    /// called before the first listener opens.
     pub fn install() -> std::io::Result<Self> {
-        // Tokio's registry is global: the handlers outlive the runtime they were installed in.
+        // Tokio keeps handlers for the whole process: they stay after this runtime has ended.
         let runtime = tokio::runtime::Builder::new_current_thread().enable_io().build()?;
         let _inside = runtime.enter();
-        // At the limit of the size of files (`ulimit -f`) a write then fails with EFBIG, and the
-        // spool refuses events. The default action of SIGXFSZ would end the process.
+        // SIGXFSZ, which comes at the limit of the size of files (`ulimit -f`), would end the
+        // process. With a handler the write fails instead (EFBIG), and the spool refuses events.
         drop(signal(SignalKind::from_raw(rustix::process::Signal::XFSZ.as_raw()))?);
         Ok(Self {
             terminate: signal(SignalKind::terminate())?,
@@ -174,11 +177,16 @@ impl Handlers {
 }
 
 impl Signals {
-    /// Offers the sockets to a successor. `None`: another edge does so at the same path.
+    /// Offers the sockets to a successor. Returns `None` if another edge offers sockets at the
+    /// same path.
     fn offer(&self, upgraded: bool) -> Option<Offer> {
         let path = self.state_dir.join(SOCKET_NAME);
         if !upgraded && super::handover::is_offered(&path) {
-            warn!("another edge runs with this edge.state_dir: this one cannot be upgraded");
+            warn!(
+                "another edge runs with the edge.state_dir {}, so this one cannot be upgraded: use \
+another folder",
+                self.state_dir.display()
+            );
             return None;
         }
         Some(Offer::open(&path, take(&self.sockets)))
@@ -230,14 +238,16 @@ impl Signals {
         }
     }
 
-    /// Goes on accepting, unready, for `edge.drain_seconds` or until another signal.
+    /// Makes the edge unready, and accepts further requests for `edge.drain_seconds` or until
+    /// another signal.
     async fn drain(&self, on: &mut Handlers) {
         let seconds = self.section.load().drain_seconds;
         if seconds == 0 {
             return;
         }
         self.gate.drain();
-        info!("unready, and accepting for {seconds} seconds more (edge.drain_seconds)");
+        let more = counted(seconds, "second");
+        info!("unready, and accepting for {more} more (edge.drain_seconds)");
         tokio::select! {
             () = tokio::time::sleep(Duration::from_secs(seconds)) => {}
             _ = on.terminate.recv() => {}
@@ -247,7 +257,7 @@ impl Signals {
         }
     }
 
-    /// Handles each SIGHUP. Does not end.
+    /// Handles each SIGHUP. Never returns.
     async fn hang_ups(&self, signal: &mut Signal) {
         loop {
             match signal.recv().await {
@@ -263,12 +273,14 @@ impl Signals {
         self.reload.notify_one();
     }
 
-    /// Closes the listeners and waits for what is in flight, for the grace period at most.
+    /// Closes the listeners and waits for requests in flight, for the grace period at most. After
+    /// an upgrade it waits for open connections, too.
     async fn finish(&self, stop: Stop, grace: Duration) {
         if stop == Stop::Upgraded {
             self.in_flight.iter().for_each(InFlight::linger);
         }
-        // Listeners close, idle connections end, requests in flight are answered.
+        // All services see this: listeners close, idle connections end, and requests in flight are
+        // answered.
         let _ = self.stop.send(true);
         let began = Instant::now();
         let at_least = match stop {
@@ -286,7 +298,10 @@ impl Signals {
         }
         let left = requests();
         if left > 0 {
-            error!("{left} requests were still in flight when the grace period ended");
+            let left = counted(left as u64, "request");
+            error!(
+                "the grace period (edge.shutdown_grace_seconds) ended with {left} still in flight"
+            );
         }
     }
 }

@@ -1,10 +1,10 @@
-//! Certificates of the TLS listeners: loaded before the start, chosen by server name, reloaded when
-//! their files change and on SIGHUP.
+//! The certificates of the TLS listeners (SPEC 9, `edge.tls`). They are loaded before the start,
+//! chosen by the name of the server (SNI), and reloaded when their files change and at SIGHUP.
 //!
 //! Entries of `edge.tls` with the same address share one listener. A connection gets the first
-//! certificate that is valid for its server name (SNI), or the first of all where none is valid or
-//! no name is sent. Entries are reloaded one by one: an entry that cannot be read, or whose key
-//! does not match its certificate yet, keeps the pair in use and does not delay the others.
+//! certificate that is valid for the name that the client sent. If none is valid, or no name was
+//! sent, it gets the first one. Entries are reloaded one by one. An entry that cannot be read, or
+//! whose key does not match its certificate yet, keeps the certificate and key in use.
 
 use super::config::TlsListener;
 use super::pem;
@@ -32,15 +32,20 @@ pub struct Certificates {
 struct Entry {
     cert: PathBuf,
     key: PathBuf,
-    /// Stamps of certificate and key when they were last read, successfully or not. `None`: the
-    /// file's metadata could not be read.
+    /// The stamps of certificate and key when they were last read, successfully or not. `None`: the
+    /// metadata of the file could not be read.
     seen: [Option<FileStamp>; 2],
-    /// The last failure that was logged.
+    /// The last failure, which was logged. `None`: the files could be read.
     logged: Option<String>,
 }
 
 impl Certificates {
-    /// Loads the entries of `edge.tls`, grouped by address in configured order.
+    /// Loads the entries of `edge.tls`. Returns the certificates of each address, in the order of
+    /// the configuration.
+    ///
+    /// # Errors
+    ///
+    /// The path of the first file that cannot be used, and the reason.
     pub fn load_all(entries: &[TlsListener]) -> Result<Vec<(String, Arc<Self>)>, String> {
         let mut grouped: Vec<(String, Vec<Entry>)> = Vec::new();
         for TlsListener { listen, cert, key } in entries {
@@ -59,14 +64,15 @@ impl Certificates {
         grouped.into_iter().map(load).collect()
     }
 
-    /// Reloads the entries with changed files, or all of them if `whole`. Open connections keep
-    /// their certificate. A failure is logged once until its reason changes.
+    /// Reloads the entries whose files have changed, or all of them if `whole` is true. Open
+    /// connections keep their certificate. A failure is logged again only if its reason changes, or
+    /// if `whole` is true.
     pub fn reload(&self, whole: bool) {
         let mut entries = self.entries.lock();
         let mut keys = Vec::clone(&self.in_use.load());
         let mut changed = false;
         for (entry, in_use) in entries.iter_mut().zip(&mut keys) {
-            // Taken before the files are read, so that a change meanwhile is seen at the next poll.
+            // Read before the files, so that the next poll finds a change in between.
             let now = [&entry.cert, &entry.key].map(|file| FileStamp::read(file).ok());
             if now == entry.seen && !whole {
                 continue;
@@ -93,12 +99,12 @@ impl Certificates {
         }
     }
 
-    /// What is wrong with the files of the entries that could not be read again.
+    /// Returns what is wrong with the entries that could not be reloaded.
     pub fn failures(&self) -> Vec<String> {
         self.entries.lock().iter().filter_map(|entry| entry.logged.clone()).collect()
     }
 
-    /// Takes over the entries of `other`, in a reload that changes `edge.tls`.
+    /// Replaces the entries by those of `other`, in a reload that changes `edge.tls`.
     pub fn replace(&self, other: &Self) {
         let mut entries = self.entries.lock();
         *entries = std::mem::take(&mut *other.entries.lock());
@@ -139,7 +145,9 @@ fn read(cert: &Path, key: &Path) -> Result<CertifiedKey, String> {
     let secret = any_supported_type(&secret)
         .map_err(|_| failed(key, &"holds a key that is neither RSA, ECDSA nor Ed25519"))?;
     let certified = CertifiedKey::new(chain, secret);
-    certified.keys_match().map_err(|_| failed(key, &format!("is not {}'s", cert.display())))?;
+    certified.keys_match().map_err(|_| {
+        failed(key, &format!("is not the key of the certificate {}", cert.display()))
+    })?;
     Ok(certified)
 }
 

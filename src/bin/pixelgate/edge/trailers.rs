@@ -1,13 +1,19 @@
-//! What is said to an origin of trailers. The server's streams carry the trailers themselves.
+//! Announces trailers to an origin (RFC 9110, section 6.5). The streams of the server carry the
+//! trailers themselves.
 
 use http::{HeaderValue, header};
 use pingora::http::RequestHeader;
 use pingora::prelude::Result;
 
-/// Says of trailers to the origin what the client said: that it takes some (`TE: trailers`, RFC
-/// 9110, section 10.1.4), and which it will send. Pingora removes both, because it drops trailers.
-/// A request for an upgrade has a `Connection` header of its own, and no trailers.
+/// Adds to `request` what the client said about trailers: that it accepts some (`TE: trailers`, RFC
+/// 9110, section 10.1.4), and which ones it will send (`Trailer`). Pingora removes both headers,
+/// because it drops trailers. A request for an upgrade has another `Connection` header, and no
+/// trailers.
 pub fn announce(received: &RequestHeader, request: &mut RequestHeader) -> Result<()> {
+    // Nearly all requests have neither: to look at each name costs less than to search for two.
+    if !received.headers.keys().any(|name| [header::TE, header::TRAILER].contains(name)) {
+        return Ok(());
+    }
     let takes = |line: &HeaderValue| {
         line.as_bytes()
             .split(|&b| b == b',')

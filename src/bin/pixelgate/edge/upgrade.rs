@@ -1,13 +1,15 @@
 //! Connections to an origin for requests that ask for an upgrade, such as WebSocket.
 //!
-//! Pingora 0.9.1 sends the end of a request's empty body to its own origin side as a message. If
-//! that side reads the origin's 101 first, it takes the message for the end of the tunnel and
-//! closes. An origin that answers within microseconds wins this race every hundredth time or so. So
-//! the first read after a write waits here for one round of the scheduler, in which the message is
-//! handled. `tests/edge/duplex.rs` shows when a newer Pingora needs this no longer.
+//! Pingora 0.9.1 has two halves for a request, one for the client and one for the origin. The end
+//! of the request's empty body is a message from the first half to the second. If the second half
+//! reads the origin's status 101 before this message, it takes the message for the end of the
+//! tunnel and closes. With an origin that answers within microseconds this happens in about one of
+//! a hundred requests. So the first read after a write waits here for one round of the scheduler,
+//! in which the message is handled. `tests/edge/duplex.rs` shows when a newer Pingora does not need
+//! this any more.
 //!
-//! Such a connection is never used for a second request: a tunnel ends with its connection, and an
-//! upgrade that the origin declines is rare.
+//! Such a connection is never used for a second request. A tunnel ends with its connection, and an
+//! origin that declines an upgrade is rare.
 
 use async_trait::async_trait;
 use pingora::connectors::l4::Connect;
@@ -25,11 +27,11 @@ use std::time::Duration;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::TcpStream;
 
-/// Number of connections so far. Each has a group of its own in Pingora's pool, so that no other
-/// request is given it.
+/// The number of the next connection. It is also the group of the connection in Pingora's pool, so
+/// that no other request can get the connection.
 static CONNECTIONS: AtomicU64 = AtomicU64::new(1);
 
-/// Makes a request to `peer` use a connection of this kind.
+/// Lets a request to `peer` use a connection of this kind.
 pub fn for_upgrade(peer: &mut HttpPeer) {
     peer.group_key = CONNECTIONS.fetch_add(1, Relaxed);
     peer.options.idle_timeout = Some(Duration::ZERO);
@@ -41,7 +43,7 @@ struct Connector;
 
 #[async_trait]
 impl Connect for Connector {
-    /// Pingora limits the time of this.
+    /// Connects. Pingora limits the time that this takes.
     async fn connect(&self, address: &SocketAddr) -> Result<Stream> {
         let Some(address) = address.as_inet() else {
             return Error::e_explain(ErrorType::ConnectNoRoute, "no origin has a Unix socket");
@@ -53,8 +55,9 @@ impl Connect for Connector {
     }
 }
 
-/// A socket whose first read after a write waits for one round of the scheduler, until the origin's
-/// answer comes. Later a tunnel would hardly be read while its client sends.
+/// A socket whose reads after a write wait for one round of the scheduler, until the answer of the
+/// origin comes. From then on reads do not wait, because a tunnel whose client sends all the time
+/// would hardly be read.
 #[derive(Debug)]
 struct YieldingSocket {
     tcp: TcpStream,

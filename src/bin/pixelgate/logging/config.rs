@@ -1,4 +1,4 @@
-//! The `[log]` section.
+//! The `[log]` section: its keys, their defaults and limits (SPEC 9).
 
 use log::LevelFilter;
 use pixelgate::admin_pages::SAMPLES_PER_SECOND_MAX;
@@ -8,11 +8,12 @@ use serde::Deserialize;
 #[derive(Debug, Clone, Default, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct Config {
-    /// Text or JSON.
+    /// The format of a line. Default: `text`.
     pub format: Format,
-    /// The least severe level that is logged. `RUST_LOG` overrides it.
+    /// The least severe level that is logged. `RUST_LOG` overrides it. Default: `info`.
     pub level: Level,
-    /// Most accepted events that are logged each second, and most rejected ones; 0: none.
+    /// The most accepted events that are logged in a second, and the most rejected ones. 0 (the
+    /// default): none.
     pub verdicts: u32,
 }
 
@@ -33,9 +34,9 @@ pub enum Format {
 pub enum Level {
     /// No lines.
     Off,
-    /// The operator has to act.
+    /// The operator must act.
     Error,
-    /// The operator may have to act.
+    /// The operator may need to act.
     Warn,
     /// A change of state, such as a start or a reload.
     #[default]
@@ -47,7 +48,7 @@ pub enum Level {
 }
 
 impl Level {
-    /// The filter that lets this level and everything more important pass.
+    /// Returns the filter that lets lines of this level and of more severe ones pass.
     pub fn filter(self) -> LevelFilter {
         match self {
             Level::Off => LevelFilter::Off,
@@ -61,11 +62,15 @@ impl Level {
 }
 
 impl Config {
-    /// Checks the section. An error is the key below `log.` and the reason.
+    /// Checks the limits of every key.
+    ///
+    /// # Errors
+    ///
+    /// The first key that cannot be used, without `log.`, and the reason.
     pub fn validate(&self) -> Result<(), (&'static str, String)> {
         match self.verdicts {
             0..=SAMPLES_PER_SECOND_MAX => Ok(()),
-            _ => Err(("verdicts", format!("is more than {SAMPLES_PER_SECOND_MAX} a second"))),
+            _ => Err(("verdicts", format!("must be at most {SAMPLES_PER_SECOND_MAX} per second"))),
         }
     }
 }

@@ -1,10 +1,12 @@
-//! A logger that writes a repeated line once and then counts it.
+//! A logger that writes a repeated line once and then counts it, so that a fault that lasts does
+//! not fill the disk (SPEC 8).
 //!
-//! A warning or error that repeats within [`WINDOW`] is held back; at the end of the window one
-//! line reports how often it occurred. Different lines from one place in the code are limited in
-//! the same way. Two kinds of line are exempt: single verdicts, which repeat by nature and have
-//! their own limit (`log.verdicts`), and everything below info.
+//! A warning or error that repeats within [`WINDOW`] is not written. At the end of the window one
+//! line reports how often it occurred. The number of different lines from one place in the code is
+//! limited in the same way. Two kinds of line are not limited here: single verdicts, which repeat
+//! by nature and have another limit (`log.verdicts`), and lines less severe than info.
 
+use crate::plural::counted;
 use log::{Level, Log, Metadata, Record};
 use parking_lot::Mutex;
 use pixelgate::admin_pages::VERDICT_TARGET;
@@ -12,25 +14,25 @@ use pixelgate::tools::LogThrottle;
 use std::collections::HashMap;
 use std::time::{Duration, Instant};
 
-/// How long repetitions of a line are held back.
+/// How long repetitions of a line are not written but counted.
 pub const WINDOW: Duration = Duration::from_secs(60);
-/// Most lines from one place in the code in one window.
+/// The most lines from one place in the code in one window.
 pub const LINES_FROM_ONE_PLACE_MAX: u64 = 60;
-/// Most different lines and places that are tracked. Beyond it every new line is written.
+/// The most lines and places that are remembered. Above it every new line is written.
 pub const TRACKED_MAX: usize = 512;
 
-/// Writes to `L` what is not a repetition.
+/// A logger that passes lines that are not repetitions on to `L`.
 pub struct Dedup<L> {
     inner: L,
     seen: Mutex<Seen>,
 }
 
-/// What counts as a repetition.
+/// What two lines have in common if the later one is a repetition.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 enum Kind {
-    /// The same text: level, target, text.
+    /// The same level, target and text.
     Text(Level, String, String),
-    /// Different texts from one place: level, target, line.
+    /// The same level, target and line of the source, with any text.
     Place(Level, String, u32),
 }
 
@@ -38,7 +40,7 @@ enum Kind {
 #[derive(Debug)]
 struct Window {
     throttle: LogThrottle,
-    /// Lines held back in earlier windows, for the next flush to report.
+    /// The number of lines not written in earlier windows, for the next flush to report.
     unreported: u64,
 }
 
@@ -70,11 +72,12 @@ impl<L: Log> Dedup<L> {
         let seconds = WINDOW.as_secs();
         let (level, target, message) = match kind {
             Kind::Text(level, target, text) => {
-                (*level, target, format!("{text} ({count} times more in {seconds} s)"))
+                let times = counted(count, "more time");
+                (*level, target, format!("{text} ({times} in {seconds} s)"))
             }
             Kind::Place(level, target, line) => {
-                let what =
-                    format!("{count} lines like those before, of line {line}, in {seconds} s");
+                let lines = counted(count, "more line");
+                let what = format!("{lines} from line {line} of this module in {seconds} s");
                 (*level, target, what)
             }
         };
@@ -99,7 +102,7 @@ impl<L: Log> Log for Dedup<L> {
         }
     }
 
-    /// Reports what was held back in windows that are over.
+    /// Reports the lines that were not written in windows that are over.
     fn flush(&self) {
         for (kind, count) in self.with_seen(|seen| seen.due(Instant::now())) {
             self.report(&kind, count);
@@ -109,7 +112,7 @@ impl<L: Log> Log for Dedup<L> {
 }
 
 impl Seen {
-    /// Whether one more line of this kind is written, of which a window allows `most`.
+    /// Returns whether one more line of this kind is written. A window allows `most` of them.
     fn admit(&mut self, kind: Kind, most: u64, now: Instant) -> bool {
         if self.0.len() >= TRACKED_MAX && !self.0.contains_key(&kind) {
             return true;
@@ -120,8 +123,8 @@ impl Seen {
         window.throttle.admit(now).is_some()
     }
 
-    /// What was held back in windows that are over. A window that held lines back starts again, so
-    /// that a fault that lasts is reported once in each window.
+    /// Returns the number of lines that were not written in windows that are over, by kind. Such a
+    /// window begins again, so that a fault that lasts is reported once in each window.
     fn due(&mut self, now: Instant) -> Vec<(Kind, u64)> {
         let mut due = Vec::new();
         self.0.retain(|kind, window| {

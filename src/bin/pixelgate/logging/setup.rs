@@ -1,4 +1,4 @@
-//! Starts the logger and writes its lines.
+//! Builds the logger from `[log]` and `RUST_LOG`, and writes lines as JSON.
 
 use super::config::{Config, Format};
 use super::dedup::Dedup;
@@ -12,7 +12,7 @@ use std::collections::BTreeMap;
 use std::io::{self, Write};
 use std::sync::{Arc, OnceLock};
 
-/// Crates whose own lines may quote a request.
+/// The crates whose lines may quote a request.
 const OTHERS: [&str; 7] =
     ["pingora", "pingora_core", "pingora_proxy", "hyper", "h2", "reqwest", "rustls"];
 
@@ -35,12 +35,13 @@ impl Log for &InUse {
     }
 }
 
-/// Starts logging. A short command (`running` is false) logs warnings and errors only, as text.
+/// Starts logging. `running` is whether an edge runs: every other command logs only warnings and
+/// errors, as text.
 pub fn start(config: &Config, running: bool) {
     let log = logger(config, running);
     let most = log.filter();
     let in_use = IN_USE.get_or_init(|| InUse(ArcSwap::from_pointee(log)));
-    // Fails only at a second call, which then changes nothing.
+    // Fails only in a second call, which then changes nothing.
     if log::set_boxed_logger(Box::new(Throttle::new(Dedup::new(in_use)))).is_ok() {
         log::set_max_level(most);
     }
@@ -64,7 +65,7 @@ fn logger(config: &Config, running: bool) -> env_logger::Logger {
     for target in OTHERS {
         log.filter_module(target, LevelFilter::Warn.min(level));
     }
-    // `edge::origin` logs the health of origins itself.
+    // `edge::origin_set` logs the health of origins, once for each change.
     log.filter_module("pingora_load_balancing", LevelFilter::Off);
     if running && config.format == Format::Json {
         log.format(write_json);

@@ -1,19 +1,19 @@
-//! Limits the rate of log lines that remote clients can trigger, and drops those of Pingora that
-//! say nothing to an operator.
+//! Limits the rate of log lines that remote clients can cause, and drops those lines of Pingora
+//! that are of no use to an operator.
 //!
-//! Pingora and h2 log many client errors, so clients could fill a disk. Of their lines at most
-//! [`LINES_MAX`] are written in each window; the counters of the server count all of the errors.
+//! Pingora and h2 log many errors of clients, so clients could fill a disk. At most [`LINES_MAX`]
+//! of their lines are written in each window. The metrics of the server count all of the errors.
 
 use log::{Log, Metadata, Record};
 use parking_lot::Mutex;
 use pixelgate::tools::LogThrottle;
 use std::time::{Duration, Instant};
 
-/// Most lines in one window that remote clients can trigger.
+/// The most lines in one window that remote clients can cause.
 const LINES_MAX: u64 = 20;
-/// Length of a window.
+/// The length of a window.
 const WINDOW: Duration = Duration::from_secs(10);
-/// Targets whose lines remote clients can trigger, by prefix.
+/// The beginnings of the targets whose lines remote clients can cause.
 const TARGETS: [&str; 2] = ["pingora", "h2"];
 
 /// Errors of Pingora that are none.
@@ -35,7 +35,7 @@ impl<L: Log> Throttle<L> {
         Self { inner, throttle: Mutex::new(LogThrottle::new(LINES_MAX, WINDOW)) }
     }
 
-    /// Whether one more line is allowed at `now`.
+    /// Returns whether one more line is written at `now`.
     fn admits(&self, now: Instant) -> bool {
         self.throttle.lock().admit(now).is_some()
     }
