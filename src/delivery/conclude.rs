@@ -15,8 +15,8 @@ use crate::event::Record;
 use crate::spool::Ack;
 use crate::upstream::{Failure, Outcome};
 
-/// So many failures of events that the upstream does not take while it takes others are shown as
-/// poison, or `attempts_max` where that is less.
+/// Events that failed so often while others were delivered are shown as poison, or after
+/// `attempts_max` failures where that is less.
 const POISON_FAILURES: u32 = 3;
 
 /// Parts to attempt again, in order, each with the moment at which it is due.

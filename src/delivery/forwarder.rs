@@ -22,7 +22,8 @@ pub struct Forwarder {
     tasks: Mutex<Vec<JoinHandle<()>>>,
 }
 
-/// The workers of all routes, each to be run where it pleases the caller, and the handle to them.
+/// The handle to all routes and their workers, each of which the caller runs on a runtime of its
+/// choice.
 pub fn prepare(routes: Vec<Route>, options: &Options) -> (Forwarder, Vec<DeliveryWorker>) {
     let (stop, stopping) = watch::channel(None);
     let mut limits = Vec::new();

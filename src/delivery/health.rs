@@ -188,7 +188,7 @@ mod tests {
     }
 
     #[test]
-    fn the_last_error_outlives_what_it_told_of() {
+    fn the_last_error_stays_after_a_recovery() {
         let health = Health::new("a");
         health.failed("connection refused");
         health.set(State::Down);

@@ -18,11 +18,11 @@ pub struct InFlightBatch<T = RecordId> {
     pub ids: Vec<T>,
     /// Failed attempts in a row.
     pub failures: u32,
-    /// Those of them for which the events may be to blame, and how often the upstream had taken
-    /// something when the first of them ended.
+    /// The failed attempts for which the events may be to blame, and how often the upstream had
+    /// taken something when the first of them ended. `None`: there are none.
     pub suspect: Option<Suspicion>,
-    /// A single event that failed too often, while it is not known whether the upstream takes
-    /// others.
+    /// Whether it is a single event that failed `attempts_max` times or more, while it is not known
+    /// whether the upstream takes others.
     pub is_stuck: bool,
     /// Whether it, or the batch that it is a part of, failed again and again while the upstream
     /// took others.

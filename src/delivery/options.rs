@@ -54,8 +54,8 @@ pub struct Options {
     pub faults: Faults,
     /// Gives the waits between attempts.
     pub backoff: Backoff,
-    /// Interval between two updates of lag, state and faults. A worker also looks at its work then,
-    /// which hides a wake-up that is lost: a simulation sets a long one, and finds it.
+    /// Interval between two updates of lag, state and faults. Since a worker also looks at its work
+    /// then, a short one hides a lost wake-up: the simulation of delivery sets a long one.
     pub tick_every: Duration,
 }
 
