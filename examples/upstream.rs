@@ -12,7 +12,7 @@ use async_trait::async_trait;
 use pingora::prelude::*;
 use pingora::server::RunArgs;
 use pingora::server::configuration::ServerConf;
-use pixelgate::custom::{Failure, PortalFormat};
+use pixelgate::custom::{Failure, PortalFormat, is_bot};
 use pixelgate::{Batch, Config, Outcome, PixelGate, Upstream};
 use std::io::Write;
 use std::path::PathBuf;
@@ -31,7 +31,7 @@ impl Upstream for Printer {
         let mut lines = Vec::new();
         for event in batch.events() {
             let Ok(event) = event else { return Outcome::Rejected(Failure::new("damaged")) };
-            event.write_json(&mut lines, false);
+            event.write_json(&mut lines, is_bot(event.context.user_agent.as_deref()));
             lines.push(b'\n');
         }
         let written = std::io::stdout().write_all(&lines);

@@ -112,8 +112,8 @@ impl Builder {
 
     /// The folder for small state that survives a restart, such as the last good portal list.
     /// Default: `data`.
-    pub fn state_dir(mut self, dir: &Path) -> Self {
-        self.state_dir = dir.to_owned();
+    pub fn state_dir(mut self, dir: impl AsRef<Path>) -> Self {
+        self.state_dir = dir.as_ref().to_owned();
         self
     }
 

@@ -140,9 +140,8 @@ pub fn explain<'a>(
     }
     // A browser sends a link without its fragment.
     let query = link_query.split('#').next().unwrap_or_default();
-    let context = Context::default();
-    let request = EventRequest { method: &Method::GET, reading, query: query.as_bytes(), context };
-    let mut accepted = AcceptedEvent::blank();
+    let request = EventRequest { method: &Method::GET, reading, query: query.as_bytes() };
+    let mut accepted = AcceptedEvent::blank(Context::default());
     let decision = gate.consider(request, &mut accepted);
     let names: Vec<String> = match &accepted.route {
         Some(route) => route.names().map(str::to_owned).collect(),

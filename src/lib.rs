@@ -227,7 +227,7 @@ pub mod custom {
     pub use crate::telemetry::in_flight::{InFlight, InFlightGuard};
     #[doc(hidden)] // Hosts written for 0.1.0 import them from here.
     pub use crate::upstream::{Batch, Outcome};
-    pub use crate::upstream::{Body, Failure, Part};
+    pub use crate::upstream::{Body, Failure, Part, is_bot};
     pub use prometheus::Registry;
 }
 
@@ -241,7 +241,8 @@ pub mod custom {
 pub mod http_server {
     pub use crate::server::{
         Acceptor, BufferedBytes, Handshake, Limits, LimitsHandle, Listener, OriginConnector,
-        OriginTransport, Proxy, Server, Socket, add_request_lines, proxy, proxy_with,
+        OriginTimeouts, OriginTransport, Proxy, Server, Socket, add_request_lines, proxy,
+        proxy_with,
     };
     pub use crate::telemetry::metrics::Limit;
 }

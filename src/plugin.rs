@@ -253,9 +253,8 @@ impl PixelGate {
             method: &request.method,
             reading,
             query: if form.is_empty() { query } else { &joined },
-            context: self.context_of(settings, session),
         };
-        self.judge(settings, request, record, note)
+        self.judge(settings, request, self.context_of(settings, session), record, note)
     }
 
     fn context_of<'s>(&'s self, settings: &'s Settings, session: &'s ServerSession) -> Context<'s> {
@@ -303,27 +302,29 @@ impl PixelGate {
         let _ = sent.await;
     }
 
-    /// Judges an event request, and enqueues an accepted event in the spool. `note` receives the
-    /// event as in [`PixelGate::answer_event`]. In `record` the visitor is filled in, as far as
-    /// `[privacy]` allows.
-    pub(crate) fn judge(
+    /// Judges an event request, and enqueues an accepted event in the spool. `context` holds the
+    /// data of its headers and of its connection. `note` receives the event as in
+    /// [`PixelGate::answer_event`]. In `record` the visitor is filled in, as far as `[privacy]`
+    /// allows.
+    pub(crate) fn judge<'a>(
         &self,
-        settings: &Settings,
-        request: EventRequest<'_>,
+        settings: &'a Settings,
+        request: EventRequest<'a>,
+        context: Context<'a>,
         record: Option<&mut AccessRecord>,
         note: impl FnOnce(&Event<'_>),
     ) -> NextStep {
         let (state, gate) = (&*self.state, &settings.gate);
         let query = request.query;
-        let reject = |rejection: Rejection, portal: u64| {
+        let reject = |rejection: Rejection, portal: u64, is_listed: Option<bool>| {
             state.event_samples.rejected(rejection.reason, query, gate.rules());
-            state.count_rejected(gate, portal);
+            state.count_rejected(gate, portal, is_listed);
             NextStep::Respond(EventResponse::Rejected(rejection, portal))
         };
-        let mut accepted = AcceptedEvent::blank();
+        let mut accepted = AcceptedEvent::blank(context);
         let decision = gate.judge(request, &mut accepted);
         note(&accepted.event);
-        let portal = accepted.event.portal;
+        let (portal, is_listed) = (accepted.event.portal, accepted.is_listed);
         if let Some(record) = record {
             // The context of an accepted event is reduced already.
             if decision != Decision::Accept {
@@ -334,7 +335,7 @@ impl PixelGate {
         }
         match decision {
             Decision::Accept => {}
-            Decision::Reject(rejection) => return reject(rejection, portal),
+            Decision::Reject(rejection) => return reject(rejection, portal, is_listed),
             Decision::Preflight => return NextStep::Respond(EventResponse::Preflight),
             Decision::Head => return NextStep::Respond(EventResponse::Head),
         }
@@ -358,7 +359,7 @@ impl PixelGate {
             }
             Err(Overloaded) => {
                 gate.portals().give_back(portal);
-                reject(Rejection::of(Reason::Overloaded), portal)
+                reject(Rejection::of(Reason::Overloaded), portal, is_listed)
             }
         }
     }
@@ -375,7 +376,7 @@ impl PixelGate {
                     Err(Overloaded) => {
                         let gate = self.gate();
                         gate.portals().give_back(parts.portal);
-                        self.state.count_rejected(&gate, parts.portal);
+                        self.state.count_rejected(&gate, parts.portal, None);
                         EventResponse::Rejected(Rejection::of(Reason::Overloaded), parts.portal)
                     }
                 };
@@ -403,9 +404,11 @@ impl PixelGate {
 
 impl GateState {
     /// Counts a rejected event in the totals of its portal. 0: it names no valid portal.
-    fn count_rejected(&self, gate: &Gate, portal: u64) {
+    /// `is_listed`: whether the portal is in the list, if that is known.
+    fn count_rejected(&self, gate: &Gate, portal: u64, is_listed: Option<bool>) {
         if portal != 0 {
-            self.spool.count_rejected(portal, || gate.portals().lists(portal));
+            let is_listed = || is_listed.unwrap_or_else(|| gate.portals().lists(portal));
+            self.spool.count_rejected(portal, is_listed);
         }
     }
 }

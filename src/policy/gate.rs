@@ -26,8 +26,6 @@ pub struct EventRequest<'a> {
     pub reading: Reading,
     /// The target's query, undecoded, without `?`.
     pub query: &'a [u8],
-    /// The data of the request's headers and of its connection.
-    pub context: Context<'a>,
 }
 
 /// What the judge decides about an event request.
@@ -54,19 +52,23 @@ pub struct AcceptedEvent<'a> {
     pub ignored: event::IgnoredParams<'a>,
     /// The upstreams that the event is meant for. `None`: all.
     pub route: Option<Route>,
+    /// Whether the portal is in the portal list. `None`: the judge has not come so far.
+    pub is_listed: Option<bool>,
     /// Mode `dry_run` only: the reason for which `enforce` would have rejected the event.
     pub would_reject: Option<Reason>,
 }
 
-impl AcceptedEvent<'_> {
-    /// An empty event for [`Gate::judge`] to fill in. The caller provides it because an event is
-    /// large, and moving one costs more than some checks.
-    pub fn blank() -> Self {
+impl<'a> AcceptedEvent<'a> {
+    /// An empty event for [`Gate::judge`] to fill in, with the data of the request's headers and of
+    /// its connection. The caller provides it because an event is large, and moving one costs more
+    /// than some checks.
+    pub fn blank(context: Context<'a>) -> Self {
         AcceptedEvent {
             event: Event::blank(),
-            context: Context::default(),
+            context,
             ignored: event::IgnoredParams::new(),
             route: None,
+            is_listed: None,
             would_reject: None,
         }
     }
@@ -123,9 +125,9 @@ impl Gate {
     /// Judges a request, and fills in `accepted`, which must be blank.
     ///
     /// If the decision is not [`Decision::Accept`], `accepted` holds the portal and the name of the
-    /// event if they are valid, and the context, which [`Gate::reduced_for`] has yet to reduce;
-    /// everything else in it is meaningless. A request for a path that is not the event path is
-    /// rejected as `unknown_path`.
+    /// event if they are valid, whether the portal is listed if that is known, and the context,
+    /// which [`Gate::reduced_for`] has yet to reduce; everything else in it is meaningless. A
+    /// request for a path that is not the event path is rejected as `unknown_path`.
     pub fn judge<'a>(
         &self,
         request: EventRequest<'a>,
@@ -150,7 +152,6 @@ impl Gate {
         accepted: &mut AcceptedEvent<'a>,
         take_rate: impl FnOnce(&Policy) -> Rate,
     ) -> Decision {
-        accepted.context = request.context;
         if request.reading != Reading::Event {
             return Decision::Reject(Rejection::of(Reason::UnknownPath));
         }
@@ -176,6 +177,7 @@ impl Gate {
     ) -> Result<(), Rejection> {
         event::parse_into(query, &self.rules, &mut accepted.event, &mut accepted.ignored)?;
         let portal = self.portals.judge(accepted.event.portal, &accepted.event.name);
+        accepted.is_listed = Some(portal.policy.is_listed());
         match portal.verdict {
             PortalVerdict::Allowed => {}
             PortalVerdict::WouldReject(reason) => accepted.would_reject = Some(reason),

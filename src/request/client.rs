@@ -89,6 +89,9 @@ impl TrustedProxies {
 
     /// Whether `address` is one of the trusted proxies.
     pub fn trusts(&self, address: IpAddr) -> bool {
+        if self.networks.is_empty() {
+            return false;
+        }
         let address = canonical(address);
         self.networks.iter().any(|network| network.contains(&address))
     }

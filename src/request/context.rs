@@ -28,15 +28,15 @@ pub fn context<'a>(
     seen.context(headers, peer, trusted, names)
 }
 
-/// The first line of each header that belongs to the context.
+/// What the first line of each header that belongs to the context says.
 #[derive(Default)]
 pub(crate) struct ContextHeaders<'a> {
     user_agent: Option<&'a [u8]>,
     referer: Option<&'a [u8]>,
-    gpc: Option<&'a [u8]>,
-    dnt: Option<&'a [u8]>,
-    /// The headers in which browsers announce a prefetch.
-    purposes: [Option<&'a [u8]>; 4],
+    gpc: Option<bool>,
+    dnt: Option<bool>,
+    /// Whether the headers in which browsers announce a prefetch do so.
+    prefetches: [Option<bool>; 4],
     /// Whether every header line is known to be printable ASCII, which holds no hidden characters.
     is_printable: bool,
 }
@@ -51,18 +51,24 @@ impl<'a> ContextHeaders<'a> {
     #[inline]
     pub fn note(&mut self, name: &[u8], value: &'a [u8]) {
         // The length alone excludes most other headers.
-        let slot = match name.len() {
-            3 if token_is(name, b"dnt") => &mut self.dnt,
-            5 if token_is(name, b"x-moz") => &mut self.purposes[3],
-            7 if token_is(name, b"referer") => &mut self.referer,
-            7 if token_is(name, b"sec-gpc") => &mut self.gpc,
-            7 if token_is(name, b"purpose") => &mut self.purposes[1],
-            9 if token_is(name, b"x-purpose") => &mut self.purposes[2],
-            10 if token_is(name, b"user-agent") => &mut self.user_agent,
-            11 if token_is(name, b"sec-purpose") => &mut self.purposes[0],
+        let (flag, says): (_, fn(&[u8]) -> bool) = match name.len() {
+            7 if token_is(name, b"referer") => {
+                self.referer.get_or_insert(value);
+                return;
+            }
+            10 if token_is(name, b"user-agent") => {
+                self.user_agent.get_or_insert(value);
+                return;
+            }
+            3 if token_is(name, b"dnt") => (&mut self.dnt, is_one),
+            7 if token_is(name, b"sec-gpc") => (&mut self.gpc, is_one),
+            11 if token_is(name, b"sec-purpose") => (&mut self.prefetches[0], is_prefetch),
+            7 if token_is(name, b"purpose") => (&mut self.prefetches[1], is_prefetch),
+            9 if token_is(name, b"x-purpose") => (&mut self.prefetches[2], is_prefetch),
+            5 if token_is(name, b"x-moz") => (&mut self.prefetches[3], is_prefetch),
             _ => return,
         };
-        slot.get_or_insert(value);
+        flag.get_or_insert_with(|| says(value));
     }
 
     /// The context of the request with these `headers`, whose lines were noted, from `peer`.
@@ -76,14 +82,14 @@ impl<'a> ContextHeaders<'a> {
     where
         'a: 'h,
     {
-        let gpc = self.gpc.is_some_and(is_one);
+        let gpc = self.gpc == Some(true);
         Context {
             ip: trusted.client(peer, headers),
             user_agent: self.user_agent.and_then(|value| self.text(value)),
             referer: self.referer.and_then(|value| self.text(value)),
             gpc,
-            dnt: self.dnt.is_some_and(is_one),
-            prefetch: self.purposes.into_iter().flatten().any(is_prefetch),
+            dnt: self.dnt == Some(true),
+            prefetch: self.prefetches.contains(&Some(true)),
             further: match names.is_empty() {
                 true => None,
                 // One of Sec-GPC: 1 and the visitor's cookie is enough.

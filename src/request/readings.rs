@@ -12,7 +12,7 @@
 //! A step that may be taken or not adds its outcome to the set and removes none. An escape is read
 //! both as it stands and as the byte that it encodes, which begins here and ends up to
 //! [`ESCAPE_BYTES_MAX`] bytes further on. So the automaton holds that many positions at a time. The
-//! work for each byte is bounded, and the sets have a fixed size.
+//! work for each byte is bounded, and the sets have a fixed size, which is that of the event path.
 
 /// The most times that an escape is decoded (SPEC 2).
 pub const DECODINGS_MAX: usize = 3;
@@ -32,29 +32,31 @@ const MANY: u64 = 1 << 63;
 pub struct Pattern {
     /// Canonical, without the slash at the end.
     path: Box<[u8]>,
-    /// Where each segment begins in `path`.
-    starts: Box<[usize]>,
+    /// One bit for each position in `path`: where each segment begins.
+    starts: Box<[u128]>,
+    /// For each byte, whatever the case of a letter: where it stands in `path`.
+    places: Box<[u128]>,
 }
 
 /// A set of stacks of resolved segments.
 ///
 /// Bit `n` of `above[m]` is the stack that begins with `m` segments of the event path and has `n`
 /// others above them; the highest bit stands for all greater `n` too, which errs towards refusing.
-#[derive(Clone, Copy, Default)]
-struct Stacks {
-    above: [u64; SEGMENTS_MAX],
+#[derive(Clone, Copy)]
+struct Stacks<const SEGMENTS: usize> {
+    above: [u64; SEGMENTS],
     /// Bit `n` is a stack of an empty segment with `n` others above it. The path so far begins with
     /// `//`, so at `n == 0` the next segment may be an authority.
     above_empty: u64,
 }
 
 /// What the readings may have made of the path up to one position.
-#[derive(Clone, Copy, Default)]
-struct Column {
+#[derive(Clone, Copy)]
+struct Column<const SEGMENTS: usize> {
     /// The stacks after the segment under way, whatever else it holds.
-    settled: Stacks,
+    settled: Stacks<SEGMENTS>,
     /// The stacks before the segment under way, if it is empty, one dot or two dots so far.
-    dots: [Stacks; 3],
+    dots: [Stacks<SEGMENTS>; 3],
     /// Bit `n`: the first `n` bytes of the event path are matched, with no other segment above.
     matched: u128,
 }
@@ -62,10 +64,18 @@ struct Column {
 impl Pattern {
     /// `None` if the path has too many bytes or segments. It must be canonical.
     pub fn new(path: &[u8]) -> Option<Self> {
-        let slashes = path.iter().enumerate().filter(|(_, byte)| **byte == b'/');
-        let starts: Box<[usize]> = slashes.map(|(at, _)| at + 1).collect();
-        let fits = path.len() <= EVENT_PATH_BYTES_MAX && starts.len() <= SEGMENTS_MAX;
-        fits.then(|| Self { path: path.into(), starts })
+        let slashes = path.iter().filter(|byte| **byte == b'/').count();
+        if path.len() > EVENT_PATH_BYTES_MAX || slashes > SEGMENTS_MAX {
+            return None;
+        }
+        let mut places = vec![0; 256];
+        for (at, byte) in path.iter().enumerate() {
+            places[usize::from(byte.to_ascii_lowercase())] |= 1 << at;
+            places[usize::from(byte.to_ascii_uppercase())] |= 1 << at;
+        }
+        let slashes = (0..path.len()).filter(|at| path[*at] == b'/');
+        let starts = slashes.map(|at| 1 << (at + 1)).collect();
+        Some(Self { path: path.into(), starts, places: places.into() })
     }
 
     /// The event path.
@@ -76,25 +86,51 @@ impl Pattern {
     /// Whether any reading of `path` is the event path, or begins with it and a slash. Takes time
     /// linear in the length of `path`, and allocates nothing.
     pub fn is_any_reading_of(&self, path: &[u8]) -> bool {
+        match self.starts.len() {
+            ..=2 => self.search::<2>(path),
+            3 | 4 => self.search::<4>(path),
+            _ => self.search::<SEGMENTS_MAX>(path),
+        }
+    }
+
+    /// As [`Pattern::is_any_reading_of`], for an event path of up to `SEGMENTS` segments.
+    fn search<const SEGMENTS: usize>(&self, path: &[u8]) -> bool {
         let path = path.strip_prefix(b"/").unwrap_or(path);
-        let mut columns = [Column::default(); COLUMNS];
-        self.begin_segment(Stacks::root(), &mut columns[0]);
+        let mut column = Column::<SEGMENTS>::EMPTY;
+        self.begin_segment(Stacks::root(), &mut column);
+        // What escapes have led to at positions further on, of which the last is `later_end`.
+        let mut later = [Column::<SEGMENTS>::EMPTY; COLUMNS];
+        let mut later_end = 0;
         for at in 0..path.len() {
-            let column = std::mem::take(&mut columns[at % COLUMNS]);
-            let mut found = false;
-            spellings(&path[at..], DECODINGS_MAX, &mut |byte, length| {
-                found |= self.step(&column, byte, &mut columns[(at + length) % COLUMNS]);
-            });
+            let mut next = Column::EMPTY;
+            let mut found = self.step(&column, path[at], &mut next);
+            if path[at] == b'%' {
+                escapes(&path[at..], DECODINGS_MAX, |byte, length, _| {
+                    let end = at + length;
+                    found |= self.step(&column, byte, &mut later[end % COLUMNS]);
+                    later_end = later_end.max(end);
+                });
+            }
             if found {
                 return true;
             }
+            if at < later_end {
+                next.add(&std::mem::replace(&mut later[(at + 1) % COLUMNS], Column::EMPTY));
+            }
+            column = next;
         }
-        self.end_segment(&columns[path.len() % COLUMNS]).is_none()
+        self.end_segment(&column).is_none()
     }
 
     /// Adds to `next` what the readings in `column` become by `byte`. Returns whether one of them
     /// has reached the event path.
-    fn step(&self, column: &Column, byte: u8, next: &mut Column) -> bool {
+    #[inline(always)]
+    fn step<const SEGMENTS: usize>(
+        &self,
+        column: &Column<SEGMENTS>,
+        byte: u8,
+        next: &mut Column<SEGMENTS>,
+    ) -> bool {
         if matches!(byte, b'/' | b'\\' | b';' | b'?' | b'#') {
             let Some(stacks) = self.end_segment(column) else { return true };
             match byte {
@@ -119,33 +155,32 @@ impl Pattern {
             next.dots[1].add(&column.dots[0]);
             next.dots[2].add(&column.dots[1]);
         }
-        let mut matched = column.matched;
-        while matched != 0 {
-            let length = matched.trailing_zeros() as usize;
-            matched &= matched - 1;
-            if self.path.get(length) == Some(&byte.to_ascii_lowercase()) {
-                next.matched |= 1 << (length + 1);
-            }
-        }
+        next.matched |= (column.matched & self.places[usize::from(byte)]) << 1;
         false
     }
 
     /// Begins a segment on each of these stacks.
-    fn begin_segment(&self, stacks: Stacks, column: &mut Column) {
+    fn begin_segment<const SEGMENTS: usize>(
+        &self,
+        stacks: Stacks<SEGMENTS>,
+        column: &mut Column<SEGMENTS>,
+    ) {
         column.settled.add(&stacks.pushed());
         // An authority is dropped with the slashes before it.
         column.settled.above[0] |= stacks.above_empty & 1;
         column.dots[0].add(&stacks);
         for (above, start) in stacks.above.iter().zip(&self.starts) {
-            column.matched |= u128::from(above & 1) << start;
+            column.matched |= if above & 1 == 1 { *start } else { 0 };
         }
     }
 
     /// Ends the segment under way, and returns the stacks after it. `None`: one of them is the
     /// event path.
-    fn end_segment(&self, column: &Column) -> Option<Stacks> {
-        let is_matched = |length: usize| column.matched >> length & 1 == 1;
-        if is_matched(self.path.len()) {
+    fn end_segment<const SEGMENTS: usize>(
+        &self,
+        column: &Column<SEGMENTS>,
+    ) -> Option<Stacks<SEGMENTS>> {
+        if column.matched & (1 << self.path.len()) != 0 {
             return None;
         }
         let [nothing, one_dot, two_dots] = &column.dots;
@@ -156,16 +191,28 @@ impl Pattern {
         stacks.above_empty |= nothing.above[0] & 1;
         for (above, start) in stacks.above.iter_mut().zip(&self.starts).skip(1) {
             // The slash before the next segment is never matched as a byte.
-            *above |= u64::from(is_matched(start - 1));
+            *above |= u64::from(column.matched & (start >> 1) != 0);
         }
         Some(stacks)
     }
 }
 
-impl Stacks {
+impl<const SEGMENTS: usize> Column<SEGMENTS> {
+    const EMPTY: Self = Self { settled: Stacks::NONE, dots: [Stacks::NONE; 3], matched: 0 };
+
+    fn add(&mut self, other: &Self) {
+        self.settled.add(&other.settled);
+        self.dots.iter_mut().zip(&other.dots).for_each(|(to, from)| to.add(from));
+        self.matched |= other.matched;
+    }
+}
+
+impl<const SEGMENTS: usize> Stacks<SEGMENTS> {
+    const NONE: Self = Self { above: [0; SEGMENTS], above_empty: 0 };
+
     /// The empty stack.
     fn root() -> Self {
-        let mut stacks = Self::default();
+        let mut stacks = Self::NONE;
         stacks.above[0] = 1;
         stacks
     }
@@ -193,32 +240,38 @@ impl Stacks {
     }
 }
 
-/// Calls `found` for each byte that the beginning of `text` may stand for, with the length of its
-/// spelling: for the first byte as it is, and for the byte of each escape, decoded up to
-/// `decodings` times. The three bytes of an escape may themselves be spelled as escapes.
-fn spellings(text: &[u8], decodings: usize, found: &mut dyn FnMut(u8, usize)) {
-    let Some(&first) = text.first() else { return };
-    found(first, 1);
-    // Each further `%` in a row begins an escape within the escape before it.
-    let nested = text.iter().take(decodings + 1).take_while(|byte| **byte == b'%').count();
-    if nested == 0 || nested > decodings {
-        return;
-    }
-    let decodings = decodings - 1;
-    spellings(text, decodings, &mut |percent, at_high| {
-        if percent != b'%' {
+/// Passes each byte to `found` that escapes at the beginning of `text` spell, decoded up to
+/// `decodings` times, with the length of its spelling and how often it is decoded. `text` begins
+/// with `%`. Each of the three bytes of an escape may be spelled as an escape itself: the first by
+/// the escape found before it, a digit by whatever is found last at its place.
+fn escapes(text: &[u8], decodings: usize, mut found: impl FnMut(u8, usize, usize)) {
+    let (mut end, mut times) = (1, 0);
+    while times < decodings {
+        let Some((high, at_low, high_times)) = digit(text, end, decodings - 1) else { return };
+        let Some((low, at_end, low_times)) = digit(text, at_low, decodings - 1) else { return };
+        (end, times) = (at_end, times.max(high_times).max(low_times) + 1);
+        let byte = high << 4 | low;
+        found(byte, end, times);
+        if byte != b'%' {
             return;
         }
-        spellings(&text[at_high..], decodings, &mut |high, length| {
-            let Some(high) = hex(high) else { return };
-            let at_low = at_high + length;
-            spellings(&text[at_low..], decodings, &mut |low, length| {
-                if let Some(low) = hex(low) {
-                    found(high << 4 | low, at_low + length);
-                }
+    }
+}
+
+/// The value of the hexadecimal digit that is spelled at `at`, where its spelling ends, and how
+/// often it is decoded.
+fn digit(text: &[u8], at: usize, decodings: usize) -> Option<(u8, usize, usize)> {
+    let text = text.get(at..)?;
+    match *text.first()? {
+        b'%' => {
+            let mut last = None;
+            escapes(text, decodings, |byte, length, times| {
+                last = hex(byte).map(|value| (value, at + length, times));
             });
-        });
-    });
+            last
+        }
+        byte => Some((hex(byte)?, at + 1, 0)),
+    }
 }
 
 /// The value of a hexadecimal digit.

@@ -26,22 +26,28 @@
 //! | `proxy_header` | parses the PROXY header, versions 1 and 2 |
 //! | `socket` | a TCP or Unix socket that holds no write buffer while idle |
 //! | `read_buffer` | one read buffer per thread, so that idle connections hold none |
+//! | `alarm` | timers that outlive the waits that they limit |
 //! | `connection` | the state of a connection between two requests; reads a header |
 //! | `http1` | serves an HTTP/1 connection |
 //! | `http1/header_check` | finds the end of a header and checks its framing (RFC 9112) |
 //! | `http1/target` | checks target and host, and brings the target into origin form |
 //! | `http1/grammar` | the bytes of names and values |
 //! | `http1/body` | finds the end of a body, by the strict grammar |
+//! | `http1/framing` | what a header says about the bytes behind it |
 //! | `http1/trailers` | carries trailers past Pingora, which drops them |
 //! | `http1/request_stream` | the stream of one request: Pingora reads nothing after its body |
-//! | `fast_path/request` | parses an event request |
+//! | `fast_path/request` | parses a plain `GET`, of which event requests are answered at once |
 //! | `in_force` | the limits and settings of a request, and their replacement by a reload |
+//! | `origin_timeouts` | how long origins are waited for |
 //! | `origin_connector`, `origin_stream` | connections to origins, of which little is read ahead |
 //! | `exchange` | what the streams of client and origin share: bytes that wait, trailers |
 //! | `buffered_bytes` | counts the bytes of bodies that wait in memory |
 //! | `http2` | serves an HTTP/2 connection |
 //! | `http2/options` | settings for the `h2` crate |
 //! | `http2/frame`, `http2/frame_counter` | frame headers, and a stream that counts them |
+//! | `http2/rewriter`, `http2/header_frames` | a stream that writes header blocks anew |
+//! | `http2/header_block`, `http2/dynamic_table` | which fields `h2` must not see as they are |
+//! | `http2/hpack`, `http2/huffman` | integers and strings of header blocks |
 //! | `http2/frame_budget` | how many frames a client may send per tick; the watchdog |
 //! | `http2/streams` | accepts streams: answers event requests, passes others to the proxy |
 //! | `http2/request` | checks a stream's header as HTTP/1 does |
@@ -50,6 +56,7 @@
 
 mod acceptor;
 mod admission;
+mod alarm;
 mod buffered_bytes;
 mod connection;
 mod connection_limit;
@@ -61,6 +68,7 @@ mod in_force;
 mod limits;
 mod origin_connector;
 mod origin_stream;
+mod origin_timeouts;
 mod proxy_header;
 mod read_buffer;
 mod service;
@@ -72,5 +80,6 @@ pub use exchange::add_request_lines;
 pub use in_force::LimitsHandle;
 pub use limits::Limits;
 pub use origin_connector::{OriginConnector, OriginTransport, Proxy, proxy, proxy_with};
+pub use origin_timeouts::OriginTimeouts;
 pub use service::Server;
 pub use socket::Socket;

@@ -1,6 +1,7 @@
 //! A Pingora proxy whose connections to origins are [`OriginStream`]s.
 
 use super::origin_stream::OriginStream;
+use super::origin_timeouts::OriginTimeouts;
 use arc_swap::ArcSwap;
 use async_trait::async_trait;
 use parking_lot::Mutex;
@@ -57,25 +58,38 @@ pub struct OriginConnector(OriginTransport);
 ///
 /// ```
 /// use pingora::connectors::ConnectorOptions;
-/// use pixelgate::http_server::OriginTransport;
+/// use pixelgate::http_server::{OriginTimeouts, OriginTransport};
 ///
-/// let idle_connections_max = 128;
-/// let transport = OriginTransport::new(ConnectorOptions::new(idle_connections_max));
+/// let options = ConnectorOptions::new(128); // most connections that stay open unused
+/// let timeouts = OriginTimeouts::default();
+/// let transport = OriginTransport::new(options.clone(), timeouts);
 /// let handle = transport.clone();
-/// handle.replace(ConnectorOptions::new(idle_connections_max)); // reads the certificates again
+/// handle.replace(options, timeouts); // reads the certificates again
 /// ```
 #[derive(Clone)]
-pub struct OriginTransport(Arc<ArcSwap<TransportConnector>>);
+pub struct OriginTransport(Arc<ArcSwap<Transport>>);
+
+struct Transport {
+    connector: TransportConnector,
+    timeouts: OriginTimeouts,
+}
 
 impl OriginTransport {
     /// Reads the trusted certificates of `options`, and panics where its `ca_file` holds none.
-    pub fn new(options: ConnectorOptions) -> Self {
-        Self(Arc::new(ArcSwap::from_pointee(TransportConnector::new(Some(options)))))
+    pub fn new(options: ConnectorOptions, timeouts: OriginTimeouts) -> Self {
+        Self(Arc::new(ArcSwap::from_pointee(Transport::new(options, timeouts))))
     }
 
-    /// Opens further connections with these options. Panics as [`OriginTransport::new`] does.
-    pub fn replace(&self, options: ConnectorOptions) {
-        self.0.store(Arc::new(TransportConnector::new(Some(options))));
+    /// Opens further connections with these options and timeouts. Panics as
+    /// [`OriginTransport::new`] does.
+    pub fn replace(&self, options: ConnectorOptions, timeouts: OriginTimeouts) {
+        self.0.store(Arc::new(Transport::new(options, timeouts)));
+    }
+}
+
+impl Transport {
+    fn new(options: ConnectorOptions, timeouts: OriginTimeouts) -> Self {
+        Self { connector: TransportConnector::new(Some(options)), timeouts }
     }
 }
 
@@ -100,8 +114,10 @@ impl Connector for OriginConnector {
             options.alpn = ALPN::H1;
         }
         let OriginConnector(OriginTransport(transport)) = self;
-        let stream = transport.load_full().new_stream(&peer).await?;
-        Ok((Connection::Stream(Box::new(OriginStream::new(stream))), false))
+        let transport = transport.load_full();
+        let stream = transport.connector.new_stream(&peer).await?;
+        let stream = OriginStream::new(stream, transport.timeouts);
+        Ok((Connection::Stream(Box::new(stream)), false))
     }
 
     /// None: all sessions are HTTP/1 sessions of Pingora, which reuses them itself.
@@ -147,7 +163,8 @@ where
     SV: ProxyHttp + Send + Sync + 'static,
     SV::CTX: Send + Sync + 'static,
 {
-    proxy_with(conf, inner, OriginTransport::new(ConnectorOptions::from_server_conf(conf)))
+    let options = ConnectorOptions::from_server_conf(conf);
+    proxy_with(conf, inner, OriginTransport::new(options, OriginTimeouts::default()))
 }
 
 /// As [`proxy`], with connections to origins that are opened by `transport`.
@@ -156,14 +173,15 @@ where
 /// # use pingora::connectors::ConnectorOptions;
 /// # use pingora::proxy::ProxyHttp;
 /// # use pingora::server::configuration::ServerConf;
-/// # use pixelgate::http_server::{self, OriginTransport, Proxy};
+/// # use pixelgate::http_server::{self, OriginTimeouts, OriginTransport, Proxy};
 /// # use std::sync::Arc;
 /// # fn build<SV>(conf: &Arc<ServerConf>, my_proxy: SV) -> std::io::Result<Arc<Proxy<SV>>>
 /// # where
 /// #     SV: ProxyHttp + Send + Sync + 'static,
 /// #     SV::CTX: Send + Sync,
 /// # {
-/// let transport = OriginTransport::new(ConnectorOptions::from_server_conf(conf));
+/// let options = ConnectorOptions::from_server_conf(conf);
+/// let transport = OriginTransport::new(options, OriginTimeouts::default());
 /// let proxy = http_server::proxy_with(conf, my_proxy, transport.clone())?;
 /// # Ok(proxy)
 /// # }

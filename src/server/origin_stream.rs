@@ -2,12 +2,17 @@
 //! trailers.
 //!
 //! Pingora reads nothing from an origin while it writes to it. An origin that sends and does not
-//! read until it has sent would so wait for ever, as an echo through a WebSocket does. So a write
-//! into a tunnel never waits: this stream stores what the origin does not take, sends it as it is
-//! read, and no more is read from the client until all is sent.
+//! read until it has sent, as an echo does, would so wait for ever, and one that answers an upload
+//! without reading it would be heard only after a timeout. So once an origin answers, a write does
+//! not wait: what the origin does not take is stored and sent as its answer is read, and nothing
+//! more is read from the client until all is sent. If the whole answer has come and the origin
+//! takes nothing for a while, the rest of the request is dropped, and the connection ends.
 
+use super::alarm::Alarm;
 use super::exchange::{self, Side};
-use super::http1::trailers::{TrailerReader, TrailerWriter};
+use super::http1::trailers::{TrailerReader, TrailerWriter, write};
+use super::origin_timeouts::OriginTimeouts;
+use super::read_buffer;
 use async_trait::async_trait;
 use bytes::{Buf, BytesMut};
 use pingora::protocols::raw_connect::ProxyDigest;
@@ -16,41 +21,79 @@ use pingora::protocols::{
     ALPN, GetProxyDigest, GetSocketDigest, GetTimingDigest, Peek, Shutdown, SocketDigest, Ssl,
     Stream, TimingDigest, UniqueID, UniqueIDType,
 };
-use std::io;
+use std::io::{self, IoSlice};
 use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll, ready};
 use std::time::Duration;
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, ReadBuf, Take};
+use tokio::time::{Sleep, sleep};
+
+/// How long an origin whose whole answer has come may take no byte of the request.
+const PATIENCE: Duration = Duration::from_secs(2);
 
 /// A connection to an origin.
 #[derive(Debug)]
 pub struct OriginStream {
-    stream: Take<Stream>,
+    wire: Wire,
     /// Number of the exchange that it serves. A connection serves one request of an exchange only:
     /// Pingora makes a second attempt on another connection.
     exchange: u64,
     request: TrailerWriter,
     response: TrailerReader,
-    /// Bytes of a tunnel that the origin has not taken: at most the few pieces that Pingora had
+    timeouts: OriginTimeouts,
+    alarm: Alarm,
+    /// Whether the alarm limits a wait for the next request.
+    is_idle: bool,
+}
+
+/// How much of the final answer has come.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Answer {
+    None,
+    Some,
+    Whole,
+}
+
+/// The connection without regard to trailers.
+#[derive(Debug)]
+struct Wire {
+    stream: Take<Stream>,
+    answer: Answer,
+    /// Bytes of the answer that came while a write waited, and that Pingora has not read.
+    received: BytesMut,
+    /// Bytes of the request that the origin has not taken: at most the few pieces that Pingora had
     /// read from the client before.
     unsent: BytesMut,
+    /// Runs while the origin takes nothing and its whole answer has come.
+    patience: Option<Pin<Box<Sleep>>>,
+    /// Whether the rest of the request is dropped.
+    is_over: bool,
 }
 
 impl OriginStream {
-    pub fn new(stream: Stream) -> Self {
+    pub fn new(stream: Stream, timeouts: OriginTimeouts) -> Self {
+        let wire = Wire {
+            stream: stream.take(0),
+            answer: Answer::None,
+            received: BytesMut::new(),
+            unsent: BytesMut::new(),
+            patience: None,
+            is_over: false,
+        };
         let (request, response) = (TrailerWriter::new(Side::Request), TrailerReader::default());
-        Self { stream: stream.take(0), exchange: 0, request, response, unsent: BytesMut::new() }
+        let alarm = Alarm::default();
+        Self { wire, exchange: 0, request, response, timeouts, alarm, is_idle: false }
     }
 
-    fn stream(&mut self) -> Pin<&mut Stream> {
-        Pin::new(self.stream.get_mut())
+    fn stream(&self) -> &Stream {
+        self.wire.stream.get_ref()
     }
 
     fn poll_write_pieces(
         &mut self,
         cx: &mut Context<'_>,
-        pieces: &[io::IoSlice<'_>],
+        pieces: &[IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
         if let Some(number) = exchange::number()
             && self.exchange != number
@@ -58,30 +101,57 @@ impl OriginStream {
             self.exchange = number;
             self.request = TrailerWriter::new(Side::Request);
             self.response = TrailerReader::new(pieces.first().map_or(&[], |head| head));
+            self.wire.answer = Answer::None;
         }
-        if exchange::is_tunnel() {
-            return self.poll_write_tunnel(cx, pieces);
-        }
-        self.request.poll_write(Pin::new(self.stream.get_mut()), cx, pieces)
+        let written = self.request.poll_write(Pin::new(&mut self.wire), cx, pieces);
+        self.within_limit(written, cx)
     }
 
-    /// Writes all of `pieces` that the origin takes, or stores all of them.
-    fn poll_write_tunnel(
+    /// `polled`, or an error if the origin has been waited for too long.
+    fn within_limit<T>(
         &mut self,
+        polled: Poll<io::Result<T>>,
         cx: &mut Context<'_>,
-        pieces: &[io::IoSlice<'_>],
-    ) -> Poll<io::Result<usize>> {
-        if !exchange::origin_waits()
-            && let Poll::Ready(written) = self.stream().poll_write_vectored(cx, pieces)
-        {
-            return Poll::Ready(written);
+    ) -> Poll<io::Result<T>> {
+        if polled.is_ready() {
+            self.alarm.end_wait();
+            return polled;
         }
-        pieces.iter().for_each(|piece| self.unsent.extend_from_slice(piece));
-        exchange::set_origin_waits(true);
-        Poll::Ready(Ok(pieces.iter().map(|piece| piece.len()).sum()))
+        let is_idle = match exchange::number() {
+            None => true,
+            Some(number) if number == self.exchange => false,
+            // Before it uses a connection again, Pingora looks whether that is closed.
+            Some(_) => return polled,
+        };
+        if std::mem::replace(&mut self.is_idle, is_idle) != is_idle {
+            self.alarm.end_wait();
+        }
+        let limit = if is_idle { self.timeouts.idle } else { self.timeouts.io };
+        let Some(limit) = limit else { return polled };
+        self.alarm.poll(limit, cx).map(|()| Err(io::ErrorKind::TimedOut.into()))
+    }
+}
+
+impl Drop for OriginStream {
+    fn drop(&mut self) {
+        // Nothing is sent any more that the client would have to wait for.
+        if exchange::number() == Some(self.exchange) {
+            exchange::set_origin_waits(false);
+        }
+    }
+}
+
+impl Wire {
+    fn stream(&mut self) -> Pin<&mut Stream> {
+        Pin::new(self.stream.get_mut())
     }
 
-    /// Sends what was written into a tunnel and is not sent yet.
+    /// Whether the connection can serve no other request: its origin has not taken all of this one.
+    fn ends(&self) -> bool {
+        self.is_over || (self.answer == Answer::Whole && !self.unsent.is_empty())
+    }
+
+    /// Sends what is stored.
     fn poll_send(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         while !self.unsent.is_empty() {
             let written = ready!(Pin::new(self.stream.get_mut()).poll_write(cx, &self.unsent))?;
@@ -89,18 +159,121 @@ impl OriginStream {
                 return Poll::Ready(Err(io::ErrorKind::WriteZero.into()));
             }
             self.unsent.advance(written);
+            self.patience = None;
         }
+        Poll::Ready(Ok(()))
+    }
+
+    /// As [`Wire::poll_send`], and flushes.
+    fn poll_send_all(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        ready!(self.poll_send(cx))?;
         self.stream().poll_flush(cx)
     }
 
     /// Sends what waits for the origin, and then lets the client be read again.
     fn send_waiting(&mut self, cx: &mut Context<'_>) {
         // After an error the next write meets it again; what the origin sent before is still read.
-        if exchange::origin_waits() && self.poll_send(cx).is_ready() {
+        if exchange::origin_waits() && self.poll_send_all(cx).is_ready() {
             self.unsent = BytesMut::new();
             exchange::set_origin_waits(false);
             cx.waker().wake_by_ref();
         }
+    }
+
+    fn poll_read(
+        &mut self,
+        cx: &mut Context<'_>,
+        buf: &mut ReadBuf<'_>,
+        bytes_max: usize,
+    ) -> Poll<io::Result<()>> {
+        if read_buffer::replay(&mut self.received, buf) {
+            return Poll::Ready(Ok(()));
+        }
+        self.stream.set_limit(bytes_max as u64);
+        Pin::new(&mut self.stream).poll_read(cx, buf)
+    }
+
+    /// Notes how much of the answer was read.
+    fn note_answer(&mut self, cx: &mut Context<'_>, answer: Answer) {
+        self.answer = answer;
+        // Pingora reads no more, so that only a further write can send what is stored.
+        if answer == Answer::Whole && exchange::origin_waits() {
+            exchange::set_origin_waits(false);
+            cx.waker().wake_by_ref();
+        }
+    }
+
+    /// What to do about an origin that takes nothing: resolves once the write need not wait for it.
+    fn poll_untaken(&mut self, cx: &mut Context<'_>) -> Poll<()> {
+        if self.answer == Answer::None {
+            ready!(self.poll_answer(cx));
+            self.answer = Answer::Some;
+        }
+        if self.answer == Answer::Some {
+            exchange::set_origin_waits(true);
+            return Poll::Ready(());
+        }
+        let patience = self.patience.get_or_insert_with(|| Box::pin(sleep(PATIENCE)));
+        ready!(patience.as_mut().poll(cx));
+        (self.is_over, self.unsent) = (true, BytesMut::new());
+        Poll::Ready(())
+    }
+
+    /// Waits until the origin sends something, and stores it for Pingora.
+    fn poll_answer(&mut self, cx: &mut Context<'_>) -> Poll<()> {
+        let Self { stream, received, .. } = self;
+        if !received.is_empty() {
+            return Poll::Ready(());
+        }
+        let store = |bytes: &[u8]| received.extend_from_slice(bytes);
+        // Pingora meets an end or an error again when it reads.
+        read_buffer::poll_read(&mut **stream.get_mut(), cx, store).map(drop)
+    }
+}
+
+impl AsyncWrite for Wire {
+    fn poll_write(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        bytes: &[u8],
+    ) -> Poll<io::Result<usize>> {
+        self.poll_write_vectored(cx, &[IoSlice::new(bytes)])
+    }
+
+    /// Writes some of `pieces`, or stores or drops all of them.
+    fn poll_write_vectored(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        pieces: &[IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        let this = self.get_mut();
+        if !this.is_over {
+            if this.poll_send(cx)?.is_ready()
+                && let Poll::Ready(written) = write(this.stream(), cx, pieces)
+            {
+                this.patience = None;
+                return Poll::Ready(written);
+            }
+            ready!(this.poll_untaken(cx));
+        }
+        if !this.is_over {
+            pieces.iter().for_each(|piece| this.unsent.extend_from_slice(piece));
+        }
+        Poll::Ready(Ok(pieces.iter().map(|piece| piece.len()).sum()))
+    }
+
+    fn poll_flush(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        let this = self.get_mut();
+        if let Poll::Ready(flushed) = this.poll_send_all(cx) {
+            return Poll::Ready(flushed);
+        }
+        this.poll_untaken(cx).map(Ok)
+    }
+
+    fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        let this = self.get_mut();
+        ready!(this.poll_send_all(cx))?;
+        this.stream().poll_shutdown(cx)
     }
 }
 
@@ -111,14 +284,25 @@ impl AsyncRead for OriginStream {
         buf: &mut ReadBuf<'_>,
     ) -> Poll<io::Result<()>> {
         let this = self.get_mut();
-        this.send_waiting(cx);
-        let Self { stream, response, .. } = this;
+        if this.wire.ends() {
+            // Pingora takes this for a close by the origin, and uses the connection no more.
+            return Poll::Ready(Ok(()));
+        }
+        this.wire.send_waiting(cx);
         let room = ready!(exchange::poll_room(cx));
-        stream.set_limit(room as u64);
         let before = buf.filled().len();
-        ready!(Pin::new(stream).poll_read(cx, buf))?;
-        exchange::origin_read(buf.filled().len() - before);
-        response.read(&buf.filled()[before..]);
+        let read = this.wire.poll_read(cx, buf, room);
+        ready!(this.within_limit(read, cx))?;
+        let Self { wire, response, .. } = this;
+        let bytes = &buf.filled()[before..];
+        exchange::origin_read(bytes.len());
+        response.read(bytes);
+        let answer = match response.has_begun() {
+            _ if bytes.is_empty() || response.is_whole() => Answer::Whole,
+            true => Answer::Some,
+            false => Answer::None,
+        };
+        wire.note_answer(cx, answer);
         Poll::Ready(Ok(()))
     }
 }
@@ -129,35 +313,29 @@ impl AsyncWrite for OriginStream {
         cx: &mut Context<'_>,
         bytes: &[u8],
     ) -> Poll<io::Result<usize>> {
-        self.get_mut().poll_write_pieces(cx, &[io::IoSlice::new(bytes)])
+        self.get_mut().poll_write_pieces(cx, &[IoSlice::new(bytes)])
     }
 
     fn poll_write_vectored(
         self: Pin<&mut Self>,
         cx: &mut Context<'_>,
-        pieces: &[io::IoSlice<'_>],
+        pieces: &[IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
         self.get_mut().poll_write_pieces(cx, pieces)
     }
 
     fn is_write_vectored(&self) -> bool {
-        self.stream.get_ref().is_write_vectored()
+        self.stream().is_write_vectored()
     }
 
     fn poll_flush(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         let this = self.get_mut();
-        let flushed = this.poll_send(cx);
-        if flushed.is_pending() && exchange::is_tunnel() {
-            exchange::set_origin_waits(true);
-            return Poll::Ready(Ok(()));
-        }
-        flushed
+        let flushed = Pin::new(&mut this.wire).poll_flush(cx);
+        this.within_limit(flushed, cx)
     }
 
     fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        let this = self.get_mut();
-        ready!(this.poll_send(cx))?;
-        this.stream().poll_shutdown(cx)
+        Pin::new(&mut self.get_mut().wire).poll_shutdown(cx)
     }
 }
 
@@ -166,53 +344,53 @@ impl AsyncWrite for OriginStream {
 #[async_trait]
 impl Shutdown for OriginStream {
     async fn shutdown(&mut self) {
-        Shutdown::shutdown(&mut **self.stream.get_mut()).await;
+        Shutdown::shutdown(&mut **self.wire.stream.get_mut()).await;
     }
 }
 
 impl UniqueID for OriginStream {
     fn id(&self) -> UniqueIDType {
-        self.stream.get_ref().id()
+        self.stream().id()
     }
 }
 
 impl Ssl for OriginStream {
     fn get_ssl(&self) -> Option<&TlsRef> {
-        self.stream.get_ref().get_ssl()
+        self.stream().get_ssl()
     }
 
     fn get_ssl_digest(&self) -> Option<Arc<SslDigest>> {
-        self.stream.get_ref().get_ssl_digest()
+        self.stream().get_ssl_digest()
     }
 
     fn selected_alpn_proto(&self) -> Option<ALPN> {
-        self.stream.get_ref().selected_alpn_proto()
+        self.stream().selected_alpn_proto()
     }
 }
 
 impl GetTimingDigest for OriginStream {
     fn get_timing_digest(&self) -> Vec<Option<TimingDigest>> {
-        self.stream.get_ref().get_timing_digest()
+        self.stream().get_timing_digest()
     }
 
     fn get_read_pending_time(&self) -> Duration {
-        self.stream.get_ref().get_read_pending_time()
+        self.stream().get_read_pending_time()
     }
 
     fn get_write_pending_time(&self) -> Duration {
-        self.stream.get_ref().get_write_pending_time()
+        self.stream().get_write_pending_time()
     }
 }
 
 impl GetProxyDigest for OriginStream {
     fn get_proxy_digest(&self) -> Option<Arc<ProxyDigest>> {
-        self.stream.get_ref().get_proxy_digest()
+        self.stream().get_proxy_digest()
     }
 }
 
 impl GetSocketDigest for OriginStream {
     fn get_socket_digest(&self) -> Option<Arc<SocketDigest>> {
-        self.stream.get_ref().get_socket_digest()
+        self.stream().get_socket_digest()
     }
 }
 
@@ -223,15 +401,37 @@ mod tests {
     use super::super::buffered_bytes::BufferedBytes;
     use super::super::socket::Socket;
     use super::*;
-    use tokio::io::AsyncWriteExt;
+    use tokio::io::{AsyncWriteExt, DuplexStream, duplex};
     use tokio::net::UnixStream;
+    use tokio::time::Instant;
+
+    const HEAD: &[u8] = b"GET / HTTP/1.1\r\nHost: a\r\n\r\n";
+    const TIMEOUTS: OriginTimeouts =
+        OriginTimeouts { io: Some(Duration::from_secs(5)), idle: Some(Duration::from_secs(50)) };
+
+    fn origin() -> (OriginStream, DuplexStream) {
+        let (near, far) = duplex(1 << 10);
+        (OriginStream::new(Box::new(near), TIMEOUTS), far)
+    }
+
+    async fn exchange<T>(test: impl Future<Output = T>) -> T {
+        exchange::scope(BufferedBytes::new(0), 0, false, test).await
+    }
+
+    /// Asserts that `wait` ends with a timeout, after `limit`.
+    async fn check<T>(wait: impl Future<Output = io::Result<T>>, limit: Option<Duration>) {
+        let began = Instant::now();
+        assert_eq!(wait.await.err().map(|e| e.kind()), Some(io::ErrorKind::TimedOut));
+        let (waited, limit) = (began.elapsed(), limit.unwrap());
+        assert!(waited >= limit && waited < limit + Duration::from_millis(2), "{waited:?}");
+    }
 
     #[tokio::test]
-    async fn pieces_written_into_a_tunnel_count_whole_and_arrive_in_order() {
+    async fn pieces_for_an_origin_that_answers_count_whole_and_arrive_in_order() {
         let (near, mut far) = UnixStream::pair().unwrap();
-        let mut origin = OriginStream::new(Box::new(Socket::unix(near)));
-        exchange::scope(BufferedBytes::new(1 << 20), 1 << 15, async {
-            exchange::open_tunnel();
+        far.write_all(b"HTTP/1.1 101 Switching Protocols\r\n\r\n").await.unwrap();
+        let mut origin = OriginStream::new(Box::new(Socket::unix(near)), TIMEOUTS);
+        exchange::scope(BufferedBytes::new(1 << 20), 0, false, async {
             let mut expect = Vec::new();
             // More than a socket takes: the rest is stored, and still counts as written.
             for round in 0..40_u8 {
@@ -245,11 +445,47 @@ mod tests {
             assert!(exchange::origin_waits());
             let mut all = vec![0; expect.len()];
             let (read, sent) = tokio::join!(far.read_exact(&mut all), async {
-                std::future::poll_fn(|cx| origin.poll_send(cx)).await
+                std::future::poll_fn(|cx| origin.wire.poll_send_all(cx)).await
             });
             sent.unwrap();
             read.unwrap();
             assert!(all == expect, "the bytes arrive as they were written");
+        })
+        .await;
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn each_wait_for_an_origin_has_the_limit_of_what_is_waited_for() {
+        let (mut stream, mut far) = origin();
+        for _ in 0..2 {
+            exchange(async {
+                stream.write_all(HEAD).await.unwrap();
+                // What arrives in time ends a wait, and the next one begins anew.
+                for _ in 0..3 {
+                    let answer = async {
+                        sleep(Duration::from_secs(4)).await;
+                        far.write_all(b"a").await
+                    };
+                    let (read, answered) = tokio::join!(stream.read_u8(), answer);
+                    assert!(read.is_ok() && answered.is_ok());
+                }
+            })
+            .await;
+            check(stream.read_u8(), TIMEOUTS.idle).await;
+        }
+        exchange(async {
+            stream.write_all(HEAD).await.unwrap();
+            check(stream.read_u8(), TIMEOUTS.io).await;
+        })
+        .await;
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn an_origin_that_takes_nothing_is_waited_for_as_long() {
+        let (mut stream, _far) = origin();
+        exchange(async {
+            stream.write_all(HEAD).await.unwrap();
+            check(stream.write_all(&[0; 1 << 11]), TIMEOUTS.io).await;
         })
         .await;
     }

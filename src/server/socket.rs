@@ -124,12 +124,10 @@ impl Socket {
     }
 
     fn poll_wire(&mut self, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
-        let written = match &mut self.wire {
+        match &mut self.wire {
             Wire::Tcp(stream) => Pin::new(stream).poll_write(cx, bytes),
             Wire::Unix(stream) => Pin::new(stream).poll_write(cx, bytes),
-        };
-        exchange::client_written(&written);
-        written
+        }
     }
 
     /// As [`Socket::poll_wire`], for several pieces.
@@ -138,12 +136,10 @@ impl Socket {
         cx: &mut Context<'_>,
         pieces: &[IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
-        let written = match &mut self.wire {
+        match &mut self.wire {
             Wire::Tcp(stream) => Pin::new(stream).poll_write_vectored(cx, pieces),
             Wire::Unix(stream) => Pin::new(stream).poll_write_vectored(cx, pieces),
-        };
-        exchange::client_written(&written);
-        written
+        }
     }
 
     /// Sends the write buffer and frees it.

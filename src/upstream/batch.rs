@@ -159,6 +159,16 @@ impl Batch {
         self.id
     }
 
+    /// The number of events.
+    pub fn len(&self) -> usize {
+        self.records.len()
+    }
+
+    /// Whether there is no event in it. A batch that an upstream gets has one at least.
+    pub fn is_empty(&self) -> bool {
+        self.records.is_empty()
+    }
+
     /// The spool records of the events, in order.
     pub fn records(&self) -> &[Bytes] {
         &self.records

@@ -24,8 +24,26 @@ static BOTS: LazyLock<Bots> = LazyLock::new(Bots::default);
 type Verdicts = HashMap<Box<[u8]>, bool, RandomState>;
 static REMEMBERED: LazyLock<Mutex<Verdicts>> = LazyLock::new(Mutex::default);
 
-/// Whether `user_agent` is that of a known bot. `false` if it is absent.
-pub fn is_bot(user_agent: Option<&[u8]>) -> bool {
+/// Whether a user agent is that of a known bot: `context.bot` in the wire form (SPEC 7). `false` if
+/// it is absent. Looks at its first 512 bytes.
+///
+/// ```
+/// use pixelgate::Batch;
+/// use pixelgate::custom::is_bot;
+///
+/// /// The number of events in a batch that no known bot has sent.
+/// fn of_people(batch: &Batch) -> usize {
+///     let events = batch.events().filter_map(Result::ok);
+///     events.filter(|event| !is_bot(event.context.user_agent.as_deref())).count()
+/// }
+/// # assert_eq!(of_people(&Batch::new(Vec::new())), 0);
+/// ```
+pub fn is_bot(user_agent: Option<&str>) -> bool {
+    is_bot_bytes(user_agent.map(str::as_bytes))
+}
+
+/// As [`is_bot`], for a user agent as it is stored.
+pub(super) fn is_bot_bytes(user_agent: Option<&[u8]>) -> bool {
     let Some(agent) = user_agent else { return false };
     let agent = agent.get(..USER_AGENT_BYTES_MAX).unwrap_or(agent);
     if let Some(&known) = REMEMBERED.lock().get(agent) {
@@ -57,8 +75,8 @@ mod tests {
     #[test]
     fn bots_are_told_from_browsers_and_stay_told() {
         for _ in 0..2 {
-            assert!(is_bot(Some(GOOGLEBOT.as_bytes())));
-            assert!(!is_bot(Some(CHROME.as_bytes())));
+            assert!(is_bot(Some(GOOGLEBOT)));
+            assert!(!is_bot(Some(CHROME)));
             assert!(!is_bot(None));
         }
     }
@@ -66,19 +84,19 @@ mod tests {
     #[test]
     fn the_memory_is_bounded() {
         for n in 0..REMEMBERED_MAX + 10 {
-            is_bot(Some(format!("agent {n}").as_bytes()));
+            is_bot(Some(&format!("agent {n}")));
         }
         let len = REMEMBERED.lock().len();
         assert!(len <= REMEMBERED_MAX);
-        assert!(is_bot(Some(GOOGLEBOT.as_bytes())));
+        assert!(is_bot(Some(GOOGLEBOT)));
     }
 
     #[test]
     fn a_long_agent_is_cut_between_characters() {
         for lead in ["", "x"] {
             let long = lead.to_owned() + &"é".repeat(USER_AGENT_BYTES_MAX);
-            assert!(!is_bot(Some(long.as_bytes())));
-            assert!(!is_bot(Some((long + GOOGLEBOT).as_bytes())));
+            assert!(!is_bot(Some(&long)));
+            assert!(!is_bot(Some(&(long + GOOGLEBOT))));
         }
     }
 }

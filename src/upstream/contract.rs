@@ -44,12 +44,13 @@ pub trait Upstream: Send + Sync + 'static {
     /// of this process.
     async fn send(&self, batch: &Batch) -> Outcome;
 
-    /// Maximum number of batches in flight. At least 1.
+    /// Maximum number of batches in flight. At least 1. Default: 1.
     fn concurrency_max(&self) -> usize {
         1
     }
 
     /// Whether each portal's events must be delivered in the order in which they were accepted.
+    /// Default: no.
     fn keeps_portal_order(&self) -> bool {
         false
     }

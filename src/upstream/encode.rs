@@ -62,7 +62,7 @@ pub fn encode(records: &[Bytes], format: Format) -> Option<Vec<u8>> {
         if format == Format::CloudEvents {
             open_envelope(&mut out, &record)?;
         }
-        writer.write(&mut out, &record, bot::is_bot(record.user_agent));
+        writer.write(&mut out, &record, bot::is_bot_bytes(record.user_agent));
         if format == Format::CloudEvents {
             out.push(b'}');
         }

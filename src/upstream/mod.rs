@@ -43,7 +43,7 @@ mod sign;
 #[cfg(any(feature = "http", feature = "nats"))]
 mod tls;
 
-pub(crate) use bot::is_bot;
+pub use bot::is_bot;
 
 pub use crate::env::Secret;
 pub use batch::{Batch, BatchConfig, BatchOverride, Body};

@@ -4,7 +4,7 @@
 use crate::harness::{Edge, PATIENCE, Setup, wait_for};
 use crate::wire::{Act, Origin, Script, read_head, read_responses};
 use std::io::{BufReader, Read, Write};
-use std::net::{Shutdown, TcpStream};
+use std::net::{Shutdown, SocketAddr, TcpListener, TcpStream};
 
 fn start() -> (Origin, Edge) {
     let origin = Origin::start();
@@ -56,6 +56,85 @@ fn a_client_that_asks_first_may_be_refused() {
     assert_eq!(read_responses(&mut reader, "PUT")[0].status(), 417);
 }
 
+/// Far more than all buffers on the way hold, so that an origin that sends it back waits to send
+/// and does not read meanwhile; and every value of a byte.
+fn much() -> Vec<u8> {
+    (0..64_000_000_u32).map(|n| (n % 251) as u8).collect()
+}
+
+#[test]
+fn an_upload_that_comes_back_while_it_is_sent_passes() {
+    let (origin, edge) = start();
+    let sent = much();
+    let length = sent.len();
+    let answer = format!("HTTP/1.1 200 OK\r\nContent-Length: {length}\r\n\r\n");
+    origin.on("/echo", Script { before_body: vec![send(&answer), Act::Echo], after_body: vec![] });
+    let (mut writer, mut reader) = connect(&edge);
+    let head = format!("PUT /echo HTTP/1.1\r\nHost: a\r\nContent-Length: {length}\r\n\r\n");
+    let sending = sent.clone();
+    let sender = std::thread::spawn(move || {
+        writer.write_all(head.as_bytes()).unwrap();
+        writer.write_all(&sending).unwrap();
+        writer
+    });
+    assert_eq!(read_head(&mut reader).unwrap().status(), 200);
+    let mut echoed = vec![0; length];
+    reader.read_exact(&mut echoed).unwrap();
+    assert!(echoed == sent, "the bytes differ");
+    sender.join().unwrap();
+}
+
+/// An origin that answers each request by its header, and reads and closes nothing after that.
+fn origin_that_reads_no_body(answer: &'static str) -> SocketAddr {
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = listener.local_addr().unwrap();
+    std::thread::spawn(move || {
+        let mut open = Vec::new();
+        for mut stream in listener.incoming().map_while(Result::ok) {
+            if read_head(&mut BufReader::with_capacity(256, &stream)).is_some() {
+                stream.write_all(answer.as_bytes()).unwrap();
+            }
+            open.push(stream);
+        }
+    });
+    address
+}
+
+#[test]
+fn an_origin_that_answers_an_upload_without_reading_it_is_heard_at_once() {
+    for answer in [
+        "HTTP/1.1 413 Content Too Large\r\nContent-Length: 2\r\n\r\nno",
+        "HTTP/1.1 413 Content Too Large\r\nTransfer-Encoding: chunked\r\n\r\n\
+         2\r\nno\r\n0\r\n\r\n",
+    ] {
+        let edge = Setup::default().origin(origin_that_reads_no_body(answer)).start();
+        for framing in ["Content-Length: 64000011", "Transfer-Encoding: chunked"] {
+            let (mut writer, mut reader) = connect(&edge);
+            let head = format!("POST /upload HTTP/1.1\r\nHost: a\r\n{framing}\r\n\r\n");
+            let sender = std::thread::spawn(move || {
+                // One chunk; its first and last line are data where the length counts.
+                let end: &[u8] = if head.contains("chunked") { b"\r\n0\r\n\r\n" } else { b"\r\n" };
+                for piece in [head.as_bytes(), b"3D09000\r\n", &vec![7; 64_000_000], end] {
+                    // The edge may close the connection once it has answered.
+                    if writer.write_all(piece).is_err() {
+                        return;
+                    }
+                }
+            });
+            let refused = read_head(&mut reader).unwrap();
+            assert_eq!((refused.status(), refused.header("connection")), (413, Some("close")));
+            let mut rest = Vec::new();
+            // An error is a close while the upload goes on: what came before it is read.
+            let _ = reader.read_to_end(&mut rest);
+            assert!(rest.windows(2).any(|word| word == b"no"), "{framing}: {rest:?}");
+            sender.join().unwrap();
+        }
+        // The connections to the origin serve no other request: it would not be read there.
+        assert_eq!(edge.get("/page").status, 413);
+        assert!(!edge.log().contains("does not answer"), "{}", edge.log());
+    }
+}
+
 const UPGRADE: &str = "GET /socket?a=b HTTP/1.1\r\nHost: edge.test\r\nConnection: Upgrade\r\n\
                        Upgrade: websocket\r\nSec-WebSocket-Version: 13\r\n\
                        Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n\r\n";
@@ -82,9 +161,7 @@ fn a_websocket_is_two_streams_of_bytes_until_one_side_closes() {
     let mut greeting = [0; 5];
     reader.read_exact(&mut greeting).unwrap();
     assert_eq!(&greeting, b"hello");
-    // Far more than all buffers on the way hold, so that the origin waits to send and does not read
-    // meanwhile; and every value of a byte.
-    let sent: Vec<u8> = (0..64_000_000_u32).map(|n| (n % 251) as u8).collect();
+    let sent = much();
     let sending = sent.clone();
     let sender = std::thread::spawn(move || {
         writer.write_all(&sending).unwrap();

@@ -44,6 +44,11 @@ pub fn start_with(setup: Setup) -> (Edge, SocketAddr) {
 
 /// A client over TLS.
 pub async fn connect(address: SocketAddr) -> Client {
+    over(tls(address).await).await
+}
+
+/// A connection over TLS.
+pub async fn tls(address: SocketAddr) -> impl AsyncRead + AsyncWrite + Unpin + Send {
     let mut roots = RootCertStore::empty();
     roots.add(CertificateDer::from_pem_file(CERT).unwrap()).unwrap();
     let provider = Arc::new(rustls::crypto::ring::default_provider());
@@ -54,7 +59,7 @@ pub async fn connect(address: SocketAddr) -> Client {
     let connector = tokio_rustls::TlsConnector::from(Arc::new(config));
     let stream = tokio::net::TcpStream::connect(address).await.unwrap();
     let name = ServerName::try_from("edge.test").unwrap();
-    over(connector.connect(name, stream).await.unwrap()).await
+    connector.connect(name, stream).await.unwrap()
 }
 
 /// A client over this stream.

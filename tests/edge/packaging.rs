@@ -217,6 +217,34 @@ fn the_manifests_fit_each_other_and_the_edge() {
 }
 
 #[test]
+fn kustomize_builds_the_base_and_an_overlay_sets_its_image() {
+    if !is_there("kubectl") {
+        return;
+    }
+    let dir = tempfile::tempdir().unwrap();
+    let (base, overlay) = (dir.path().join("base"), dir.path().join("overlay"));
+    std::fs::create_dir_all(&base).unwrap();
+    std::fs::create_dir_all(&overlay).unwrap();
+    for file in ["kustomization.yaml", "pixelgate.yaml"] {
+        std::fs::copy(root().join("packaging/kubernetes").join(file), base.join(file)).unwrap();
+    }
+    let lines = "resources: [../base]\nnamespace: pixels\n\
+                 images: [{ name: pixelgate, newName: registry.example/pixelgate, newTag: v1 }]\n";
+    std::fs::write(overlay.join("kustomization.yaml"), lines).unwrap();
+    let built = Command::new("kubectl").arg("kustomize").arg(&overlay).output().unwrap();
+    let text = String::from_utf8(built.stdout).unwrap();
+    assert!(built.status.success(), "{}", String::from_utf8_lossy(&built.stderr));
+    let built = yaml_documents(&text);
+    let kinds = |manifests: &[Value]| -> BTreeSet<String> {
+        manifests.iter().map(|m| format!("{} {}", m["kind"], m["metadata"]["name"])).collect()
+    };
+    assert_eq!(kinds(&built), kinds(&yaml_documents(MANIFESTS)));
+    assert!(built.iter().all(|manifest| manifest["metadata"]["namespace"] == "pixels"));
+    let set = &of_kind(&built, "StatefulSet")["spec"]["template"]["spec"];
+    assert_eq!(set["containers"][0]["image"], "registry.example/pixelgate:v1");
+}
+
+#[test]
 fn a_pod_is_taken_out_of_the_service_before_its_edge_closes() {
     let manifests = yaml_documents(MANIFESTS);
     let pod = &of_kind(&manifests, "StatefulSet")["spec"]["template"]["spec"];

@@ -13,6 +13,11 @@ use std::net::TcpListener;
 const STATUS_200: u8 = 0x88;
 const STATUS_400: u8 = 0x8c;
 
+/// The flag of a HEADERS frame with a priority.
+const PRIORITY_FLAG: u8 = 0x20;
+/// The code of `PROTOCOL_ERROR` (RFC 9113, section 7).
+const PROTOCOL_ERROR: [u8; 4] = [0, 0, 0, 1];
+
 const EVENT_PATH: &str = "/v1/event/?_a=62515&_n=a";
 
 /// The next frame that answers or ends this stream.
@@ -149,41 +154,150 @@ fn more_small_frames_than_an_origin_takes_end_their_connection() {
     assert_eq!(edge.event("_a=62515&_n=a").status, 200);
 }
 
-/// A limit of the `h2` crate, whose `http::Uri` holds none of these bytes: HTTP/1 encodes them
-/// instead. `#` begins a fragment, which is cut off either way.
+/// The frame of a request with this target, of any bytes.
+fn get_bytes(stream: u32, target: &[u8]) -> Vec<u8> {
+    let mut block = block("GET", "/");
+    let at = block.iter().position(|byte| *byte == 4).unwrap() + 1;
+    block.splice(at..at + 2, [&[u8::try_from(target.len()).unwrap()], target].concat());
+    frame(HEADERS, END_STREAM | END_HEADERS, stream, &block)
+}
+
 #[test]
-fn a_target_with_bytes_that_no_uri_holds_ends_its_stream_alone() {
+fn a_target_of_any_bytes_is_judged_and_passed_on_as_over_http1() {
+    let origins = [Origin::start(), Origin::start()];
+    let spool = "linger_ms = 0\ndurability = \"memory\"";
+    let edge = |at: usize| Setup::default().origin(origins[at].address).spool(spool).start();
+    let edges = [edge(0), edge(1)];
+    let mut http2 = Client::open(edges[0].address, b"");
+    let mut http1 = edges[1].connect();
+    let bytes = (b'!'..=u8::MAX).filter(|byte| *byte != 0x7f).map(|byte| vec![byte]);
+    let texts = ["\u{e9}", "\u{e9}\"", "\"<>`|{}^\\"].map(|text| text.as_bytes().to_vec());
+    let mut stream = 1;
+    for bytes in bytes.chain(texts).chain([b"\xc3\xa9\xe9".to_vec()]) {
+        for begin in ["/page/", "/page?q=", &format!("{EVENT_PATH}&q="), "/v1/event/?_a=62515&_n="]
+        {
+            let target = [begin.as_bytes(), &bytes].concat();
+            http2.send(&get_bytes(stream, &target));
+            let answered = answer(&mut http2, stream);
+            http1.send(&[b"GET ", &target[..], b" HTTP/1.1\r\nHost: a\r\n\r\n"].concat());
+            let status = match http1.read("GET").status {
+                200 => STATUS_200,
+                400 => STATUS_400,
+                other => panic!("{other}"),
+            };
+            let shown = target.escape_ascii();
+            assert_eq!((answered.kind, answered.payload[0]), (HEADERS, status), "{shown}");
+            stream += 2;
+        }
+    }
+    let lines = origins.each_ref().map(|origin| origin.request_lines(Credulity::Chunks));
+    assert_eq!(lines[0], lines[1]);
+    assert_eq!(lines[0].len(), 2 * (222 + 4));
+    assert_eq!(accepted(&edges[0]), accepted(&edges[1]));
+}
+
+/// Header blocks of malformed requests (RFC 9113, section 8.1.1), each with its name. A field that
+/// is added begins with the byte `literal`.
+fn malformed(literal: u8) -> Vec<(&'static str, Vec<u8>)> {
+    let text = |text: &[u8]| [&[u8::try_from(text.len()).unwrap()], text].concat();
+    let with = |name: &[u8], value: &[u8]| {
+        [block("GET", "/page"), vec![literal], text(name), text(value)].concat()
+    };
+    let of_path = |target: &[u8]| get_bytes(1, target)[9..].to_vec();
+    let get = block("GET", "/page");
+    vec![
+        ("a name in upper case", with(b"X-A", b"b")),
+        ("a name with a space", with(b"x a", b"b")),
+        ("a name with a colon", with(b"x:a", b"b")),
+        ("a name above ASCII", with(b"caf\xc3\xa9", b"b")),
+        ("no name", with(b"", b"b")),
+        ("NUL in a value", with(b"x", b"a\0b")),
+        ("a line end in a value", with(b"x", b"a\r\nb: c")),
+        ("DEL in a value", with(b"x", b"\x7f")),
+        ("an unknown pseudo-header", with(b":other", b"b")),
+        ("a status", with(b":status", b"200")),
+        ("a status that is none", with(b":status", b"2")),
+        ("a pseudo-header twice", with(b":path", b"/")),
+        ("a scheme above ASCII", with(b":scheme", b"\xe9")),
+        ("a connection header", with(b"connection", b"close")),
+        ("a coding", with(b"transfer-encoding", b"chunked")),
+        ("TE of HTTP/1", with(b"te", b"gzip")),
+        ("a body that does not come", with(b"content-length", b"5")),
+        ("no method", get[5..].to_vec()),
+        ("a method with a space", block("G T", "/page")),
+        ("a method above ASCII", block("\u{e9}", "/page")),
+        ("a host above ASCII", [&get[..get.len() - 2], &text(b"\xe9")].concat()),
+        ("a host with a quote", [&get[..get.len() - 2], &text(b"\"")].concat()),
+        ("an empty target", of_path(b"")),
+        ("a target without a slash", of_path(b"page")),
+        ("a space in a target", of_path(b"/a b")),
+        ("a tab in a target", of_path(b"/a\tb")),
+        ("a line end in a target", of_path(b"/a\r\nb")),
+        ("NUL in a target", of_path(b"/\0")),
+        ("DEL in a target", of_path(b"/\x7f?\xe9")),
+    ]
+}
+
+#[test]
+fn a_malformed_stream_ends_alone() {
+    const SIBLINGS: u32 = 13;
     let origin = Origin::start();
     let edge = Setup::default().origin(origin.address).start();
-    let mut client = Client::open(edge.address, b"");
-    let mut stream = 1;
-    for (target, refused) in [(&*format!("{EVENT_PATH}&q="), "\"<>"), ("/page/", "<>`")] {
-        let mut seen = String::new();
-        for sign in (b'!'..=b'~').map(char::from) {
-            client.send(&get(stream, &format!("{target}{sign}")));
-            if answer(&mut client, stream).kind == RST_STREAM {
-                seen.push(sign);
+    // Without and with indexing.
+    for literal in [0x00, 0x40] {
+        let mut client = Client::open(edge.address, b"");
+        let mut stream = 1;
+        for (name, block) in malformed(literal) {
+            let siblings = (0..SIBLINGS).map(move |n| stream + 2 * n);
+            for sibling in siblings.clone() {
+                let post = crate::frames::block("POST", "/page");
+                client.send(&frame(HEADERS, END_HEADERS, sibling, &post));
+            }
+            stream += 2 * SIBLINGS;
+            client.send(&frame(HEADERS, END_STREAM | END_HEADERS, stream, &block));
+            let ended = answer(&mut client, stream);
+            let is_refused = match ended.kind {
+                HEADERS => ended.payload[0] == STATUS_400,
+                _ => ended.payload == PROTOCOL_ERROR,
+            };
+            assert!(is_refused, "{name}: {ended:?}");
+            for sibling in siblings {
+                client.send(&frame(DATA, END_STREAM, sibling, b"x"));
+                assert_eq!(answer(&mut client, sibling).payload[0], STATUS_200, "{name}");
             }
             stream += 2;
         }
-        assert_eq!(seen, refused, "{target}");
         assert_served(&mut client, stream);
-        stream += 2;
     }
-    assert_eq!(accepted(&edge), 94 - 3 + 2);
 }
 
-/// A limit of the `h2` crate, which decodes `:path` as UTF-8 while it decodes the header block.
 #[test]
-fn a_target_that_is_not_utf8_ends_its_connection_and_is_counted() {
+fn a_stream_that_depends_on_itself_ends_alone_and_its_fields_count() {
     let edge = Edge::start();
     let mut client = Client::open(edge.address, b"");
-    assert_served(&mut client, 1);
-    let mut request = get(3, &format!("{EVENT_PATH}&q=e"));
-    let last = request.iter().rposition(|&b| b == b'e').unwrap();
-    request[last] = 0xe9;
-    client.send(&request);
-    while client.next().expect("GOAWAY").kind != GOAWAY {}
-    wait_refused(&edge, "header_syntax", 1);
-    assert_eq!(edge.event("_a=62515&_n=a").status, 200);
+    let path = [&[0x44, 24], EVENT_PATH.as_bytes()].concat();
+    let block = [&[0x82, 0x86, 0x41, 1, b'a'], &path[..]].concat();
+    let payload = [&[0, 0, 0, 1, 0], &block[..]].concat();
+    client.send(&frame(HEADERS, END_STREAM | END_HEADERS | PRIORITY_FLAG, 1, &payload));
+    assert_eq!(answer(&mut client, 1).kind, RST_STREAM);
+    // The entries of the stream that ended.
+    client.send(&frame(HEADERS, END_STREAM | END_HEADERS, 3, &[0x82, 0x86, 0xbe, 0xbf]));
+    assert_eq!(answer(&mut client, 3).payload[0], STATUS_200);
+}
+
+#[test]
+fn compression_that_cannot_be_read_ends_its_connection_and_is_counted() {
+    let edge = Edge::start();
+    // As received, and behind a target that was encoded.
+    for (count, target) in
+        ["/v1/event/?_a=62515&_n=a", "/v1/event/?_a=62515&_n=\""].into_iter().enumerate()
+    {
+        let mut client = Client::open(edge.address, b"");
+        client.send(&get(1, target));
+        assert_eq!(answer(&mut client, 1).payload[0], STATUS_200);
+        client.send(&frame(HEADERS, END_STREAM | END_HEADERS, 3, &[0x82, 0x86, 0xfe]));
+        while client.next().expect("GOAWAY").kind != GOAWAY {}
+        assert!(client.is_closed());
+        wait_refused(&edge, "header_syntax", count as u64 + 1);
+    }
 }

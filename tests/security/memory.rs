@@ -47,10 +47,8 @@ fn an_idle_connection_costs_little() {
     drop((first, all));
 }
 
-/// Most memory of a response over HTTP/1 that its client does not read, in KiB, in any build.
-const UNREAD_KIB_MAX: f64 = 190.0;
-/// The same over HTTP/2.
-const UNREAD_STREAM_KIB_MAX: f64 = 90.0;
+/// Most memory of a response that its client does not read, in KiB, in any build.
+const UNREAD_KIB_MAX: f64 = 80.0;
 /// The same of an upload that its origin does not read, with the copy for a second attempt.
 const UPLOAD_KIB_MAX: f64 = 360.0;
 /// Most memory in huge pages, in KiB: what a process took before it could decline them.
@@ -128,7 +126,7 @@ fn a_stream_that_is_not_read_costs_little() {
             client
         })
         .collect();
-    assert_little(&edge, before, UNREAD, UNREAD_STREAM_KIB_MAX);
+    assert_little(&edge, before, UNREAD, UNREAD_KIB_MAX);
     drop(unread);
 }
 

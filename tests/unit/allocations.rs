@@ -79,14 +79,10 @@ impl Worker {
             method: &Method::GET,
             reading: self.gate.read(target.path),
             query: target.query,
-            context: context(
-                &self.headers,
-                Some(peer),
-                &self.trusted,
-                self.gate.rules().context_names(),
-            ),
         };
-        let mut accepted = AcceptedEvent::blank();
+        let names = self.gate.rules().context_names();
+        let context = context(&self.headers, Some(peer), &self.trusted, names);
+        let mut accepted = AcceptedEvent::blank(context);
         if self.gate.judge(request, &mut accepted) != Decision::Accept {
             return false;
         }

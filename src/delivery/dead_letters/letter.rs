@@ -122,7 +122,7 @@ impl Letter {
 
 fn wire_form(record: &[u8]) -> Option<Box<RawValue>> {
     let record = Record::decode(record).ok()?;
-    let bot = upstream::is_bot(record.context.user_agent.as_deref().map(str::as_bytes));
+    let bot = upstream::is_bot(record.context.user_agent.as_deref());
     let mut json = Vec::new();
     record.write_json(&mut json, bot);
     RawValue::from_string(String::from_utf8(json).ok()?).ok()

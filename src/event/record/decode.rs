@@ -17,12 +17,14 @@ use crate::event::event::Event;
 ///
 /// ```
 /// use pixelgate::Batch;
+/// use pixelgate::custom::is_bot;
 ///
 /// /// The events of a batch as lines of JSON.
 /// fn lines(batch: &Batch) -> Result<Vec<u8>, pixelgate::errors::RecordError> {
 ///     let mut out = Vec::new();
 ///     for record in batch.events() {
-///         record?.write_json(&mut out, false);
+///         let record = record?;
+///         record.write_json(&mut out, is_bot(record.context.user_agent.as_deref()));
 ///         out.push(b'\n');
 ///     }
 ///     Ok(out)
@@ -87,7 +89,8 @@ impl<'a> Record<'a> {
 
     /// Appends the record as one JSON object (SPEC 7), without a newline.
     ///
-    /// `bot` says whether the delivery worker takes the user agent for a bot; it is not stored.
+    /// `bot` is not stored, because it follows from the user agent: see
+    /// [`custom::is_bot`](crate::custom::is_bot).
     pub fn write_json(&self, out: &mut Vec<u8>, bot: bool) {
         let mut members = Vec::new();
         write_members(&mut members, self.context.further());

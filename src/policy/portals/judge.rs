@@ -100,6 +100,12 @@ enum Metering {
 }
 
 impl Policy {
+    /// Whether the portal is in the list, expired or not.
+    #[inline]
+    pub fn is_listed(&self) -> bool {
+        self.entry.is_some()
+    }
+
     /// Whether this property is removed from the portal's events. This applies in every mode, `off`
     /// included. For a portal that is not in the list, the defaults apply.
     #[inline]

@@ -1,14 +1,16 @@
 //! Serves an HTTP/1 connection: each request is read under one deadline, then answered by the fast
 //! path or handed to Pingora.
 
-mod body;
-mod grammar;
+pub(in crate::server) mod body;
+mod framing;
+pub mod grammar;
 pub mod header_check;
 mod refusal;
 mod request_stream;
 pub mod target;
 pub mod trailers;
 
+use super::alarm::poll_until;
 use super::connection::{Connection, Head};
 use super::exchange;
 use super::fast_path::request::{FastRequest, request_line};
@@ -60,12 +62,23 @@ struct JudgedRequest<'f> {
     _in_flight_guard: InFlightGuard<&'f InFlight>,
 }
 
+/// What the fast path makes of the first bytes of a request.
+enum FastPath<'f> {
+    /// A whole event request; it has its verdict.
+    Judged(JudgedRequest<'f>),
+    /// A whole header of another plain request, of so many bytes.
+    Plain(usize),
+    /// The request is not plain, or its header is not whole.
+    Unknown,
+}
+
 /// How a wait for the next request ended.
 enum Arrival<'f> {
     /// A whole fast-path event request arrived; it has its verdict.
     Judged(JudgedRequest<'f>),
-    /// Other bytes arrived; they are in the connection's `received`.
-    Bytes,
+    /// Other bytes arrived; they are in the connection's `received`. They begin with the header of
+    /// a plain request if its length is known.
+    Bytes(Option<usize>),
     /// The read timeout passed.
     Late,
     /// The client closed the connection, or the server stops.
@@ -78,24 +91,28 @@ impl<SV> Server<SV> {
     fn poll_arrival(&self, connection: &mut Connection, cx: &mut Context<'_>) -> Poll<Arrival<'_>> {
         let Connection { stream, received, peer, in_force, .. } = connection;
         if !received.is_empty() {
-            return Poll::Ready(Arrival::Bytes);
+            return Poll::Ready(Arrival::Bytes(None));
         }
         let read = read_buffer::poll_read(&mut **stream, cx, |bytes| {
             self.refresh(in_force);
-            if let Some(judged) = self.judge_fast_path(bytes, *peer, in_force) {
-                received.extend_from_slice(&bytes[judged.length..]);
-                return Arrival::Judged(judged);
-            }
+            let plain = match self.take_fast_path(bytes, *peer, in_force) {
+                FastPath::Judged(judged) => {
+                    received.extend_from_slice(&bytes[judged.length..]);
+                    return Arrival::Judged(judged);
+                }
+                FastPath::Plain(length) => Some(length),
+                FastPath::Unknown => None,
+            };
             received.extend_from_slice(bytes);
-            if bytes.is_empty() { Arrival::Closed } else { Arrival::Bytes }
+            if bytes.is_empty() { Arrival::Closed } else { Arrival::Bytes(plain) }
         });
         read.map(|read| read.unwrap_or(Arrival::Closed))
     }
 
     /// Waits for a connection's next bytes until its read timeout or until `stopped` resolves.
     ///
-    /// `alarm` lives as long as the connection. It is reset only if it fires too early, which is
-    /// once in many requests: a reset per request would cost more than judging an event.
+    /// `alarm` lives as long as the connection: a timer for each request would cost more than
+    /// judging an event.
     async fn wait(
         &self,
         connection: &mut Connection,
@@ -106,18 +123,12 @@ impl<SV> Server<SV> {
             connection.received = BytesMut::new();
         }
         let until = Instant::now() + self.read_timeout(connection);
-        if until < alarm.deadline() {
-            alarm.as_mut().reset(until);
-        }
         poll_fn(|cx| {
             if let Poll::Ready(arrival) = self.poll_arrival(connection, cx) {
                 return Poll::Ready(arrival);
             }
-            while alarm.as_mut().poll(cx).is_ready() {
-                if alarm.deadline() >= until {
-                    return Poll::Ready(Arrival::Late);
-                }
-                alarm.as_mut().reset(until);
+            if poll_until(alarm.as_mut(), until, cx).is_ready() {
+                return Poll::Ready(Arrival::Late);
             }
             stopped.as_mut().poll(cx).map(|_| Arrival::Closed)
         })
@@ -132,27 +143,30 @@ impl<SV> Server<SV> {
     }
 
     /// Judges the request at the beginning of `bytes` if it is a whole fast-path request for an
-    /// event path. `None`: the request takes Pingora's path.
-    fn judge_fast_path(
+    /// event path.
+    fn take_fast_path(
         &self,
         bytes: &[u8],
         peer: Option<IpAddr>,
         in_force: &InForce,
-    ) -> Option<JudgedRequest<'_>> {
+    ) -> FastPath<'_> {
         let (limits, settings) = (&in_force.limits, &in_force.settings);
         if !limits.answer_plain {
-            return None;
+            return FastPath::Unknown;
         }
-        let line = request_line(bytes)?;
+        let Some(line) = request_line(bytes) else { return FastPath::Unknown };
         let target = line.target;
         let reading = settings.gate.read(target.path);
-        if reading == Reading::Other {
-            return None;
+        if reading == Reading::Other && !line.fits_pingora() {
+            return FastPath::Unknown;
         }
-        let request = FastRequest::parse(line)?;
+        let Some(request) = FastRequest::parse(line) else { return FastPath::Unknown };
         let length = request.length;
         if request.count > limits.header_lines_max || length > limits.header_bytes_max {
-            return None;
+            return FastPath::Unknown;
+        }
+        if reading == Reading::Other {
+            return FastPath::Plain(length);
         }
         let in_flight_guard = self.in_flight.enter_here();
         let names = settings.gate.rules().context_names();
@@ -162,9 +176,9 @@ impl<SV> Server<SV> {
         let begin = |log: &AccessLog| begin_record(log, settings, &request);
         let mut record = in_force.access_log.as_ref().map(begin);
         let event_request =
-            EventRequest { method: &FastRequest::METHOD, reading, query: target.query, context };
-        let step = self.gate.judge(settings, event_request, record.as_deref_mut(), |_| {});
-        Some(JudgedRequest {
+            EventRequest { method: &FastRequest::METHOD, reading, query: target.query };
+        let step = self.gate.judge(settings, event_request, context, record.as_deref_mut(), |_| {});
+        FastPath::Judged(JudgedRequest {
             length,
             step,
             image,
@@ -274,10 +288,11 @@ where
                     }
                 }
                 // Boxed, as this is rare: an idle connection's task would hold its memory.
-                Arrival::Bytes => match Box::pin(self.serve_bytes(connection, &shutdown)).await {
-                    Some(kept) => connection = kept,
-                    None => return,
-                },
+                Arrival::Bytes(plain) => {
+                    let served = Box::pin(self.serve_bytes(connection, plain, &shutdown)).await;
+                    let Some(kept) = served else { return };
+                    connection = kept;
+                }
                 Arrival::Late => {
                     let limit = if first { Limit::HeaderTime } else { Limit::IdleTime };
                     return self.admission.limit_reporter.report(limit);
@@ -287,12 +302,17 @@ where
         }
     }
 
-    /// Serves a request whose first bytes are in `received`. `None`: the connection has ended.
+    /// Serves a request whose first bytes are in `received`: the header of a plain request if its
+    /// length is known. `None`: the connection has ended.
     async fn serve_bytes(
         self: &Arc<Self>,
         mut connection: Connection,
+        plain: Option<usize>,
         shutdown: &ShutdownWatch,
     ) -> Option<Connection> {
+        if let Some(end) = plain {
+            return self.pass_plain(connection, end, shutdown).await;
+        }
         self.refresh(&mut connection.in_force);
         let in_force = connection.in_force.clone();
         let began = in_force.access_log.is_some().then(StdInstant::now);
@@ -308,9 +328,14 @@ where
             }
         };
         let Connection { stream, received, peer, requests, .. } = &mut connection;
-        if let Some(mut judged) = self.judge_fast_path(&received[..end], *peer, &in_force) {
-            received.advance(judged.length);
-            return self.answer(&mut connection, &mut judged, shutdown).await.then_some(connection);
+        match self.take_fast_path(&received[..end], *peer, &in_force) {
+            FastPath::Judged(mut judged) => {
+                received.advance(judged.length);
+                let keeps = self.answer(&mut connection, &mut judged, shutdown).await;
+                return keeps.then_some(connection);
+            }
+            FastPath::Plain(end) => return self.pass_plain(connection, end, shutdown).await,
+            FastPath::Unknown => {}
         }
         // Over TLS, HTTP/2 is agreed on by ALPN alone (RFC 9113, section 3.2).
         let may_be_h2 = *requests == 1 && stream.get_ssl_digest().is_none();
@@ -334,40 +359,52 @@ where
             Box::pin(self.close_with(connection, StatusCode::METHOD_NOT_ALLOWED, record)).await;
             return None;
         }
-        let keep = self.keeps(&connection, shutdown);
-        let Connection { stream, received, peer, requests, permit, .. } = connection;
-        let (stream, back) =
-            RequestStream::new(stream, received, body, upgrade, in_force.limits.header_lines_max);
-        let limit = in_force.limits.write_timeout;
-        let can_take_another = self.hand_over(stream, head, limit, keep, shutdown).await;
-        // Pingora drops each stream that it ends with; then nothing is left of the connection.
-        let (mut stream, received) = back.await.ok()?;
-        if !can_take_another {
-            lingering_close(&mut stream).await;
-            return None;
-        }
-        Some(Connection { stream, received, peer, requests, in_force, permit })
+        self.pass(connection, head, body, upgrade, shutdown).await
     }
 
-    /// Has Pingora serve the request with this header; resolves to whether the connection can take
-    /// another one. It closes after the response unless `keep` is set.
-    async fn hand_over(
+    /// Passes on a plain request, whose header of `end` bytes is in `received`. That the fast path
+    /// has parsed it stands in for the strict check, which would take it as it is.
+    async fn pass_plain(
         &self,
-        stream: RequestStream,
-        head: BytesMut,
-        write_timeout: Duration,
-        keep: bool,
+        mut connection: Connection,
+        end: usize,
         shutdown: &ShutdownWatch,
-    ) -> bool {
+    ) -> Option<Connection> {
+        let head = connection.received.split_to(end);
+        self.pass(connection, head, Body::Length(0), Upgrade::None, shutdown).await
+    }
+
+    /// Has Pingora serve the request with this header. `None`: the connection has ended.
+    async fn pass(
+        &self,
+        connection: Connection,
+        head: BytesMut,
+        body: Body,
+        upgrade: Upgrade,
+        shutdown: &ShutdownWatch,
+    ) -> Option<Connection> {
+        let keep = self.keeps(&connection, shutdown);
+        let Connection { stream, received, peer, requests, in_force, permit } = connection;
+        let has_chunks = body == Body::CHUNKED;
+        let (stream, back) =
+            RequestStream::new(stream, received, body, upgrade, in_force.limits.header_lines_max);
         let mut session = ServerSession::new_http1(Box::new(stream));
         session.set_pipelined_prefix(head);
-        session.set_write_timeout(Some(write_timeout));
+        session.set_write_timeout(Some(in_force.limits.write_timeout));
         if !keep {
             session.set_keepalive_reuses_remaining(Some(0));
         }
         let served = self.proxy.process_new_http(session, shutdown);
-        let ahead = exchange::AHEAD_BYTES_HTTP1;
-        exchange::scope(self.buffered_bytes.clone(), ahead, served).await.is_some()
+        let (buffered, piece) = (self.buffered_bytes.clone(), exchange::PIECE_BYTES_HTTP1);
+        // Whether there may be another request. The stream must be dropped here: see below.
+        let is_kept = exchange::scope(buffered, piece, has_chunks, served).await.is_some();
+        // Pingora drops each stream that it ends with; then nothing is left of the connection.
+        let (mut stream, received) = back.await.ok()?;
+        if !is_kept {
+            lingering_close(&mut stream).await;
+            return None;
+        }
+        Some(Connection { stream, received, peer, requests, in_force, permit })
     }
 }
 

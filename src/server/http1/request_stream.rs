@@ -99,6 +99,7 @@ impl RequestStream {
 
     /// Reads bytes of the body.
     fn poll_body(&mut self, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        ready!(exchange::poll_origin());
         if !self.received.is_empty() {
             let mut received = std::mem::take(&mut self.received);
             let piece = received.len().min(buf.remaining());
@@ -155,7 +156,9 @@ impl RequestStream {
         let Self { inner: Some(inner), response, .. } = self else {
             return Poll::Ready(Err(io::ErrorKind::NotConnected.into()));
         };
-        response.poll_write(Pin::new(inner), cx, pieces)
+        let written = response.poll_write(Pin::new(inner), cx, pieces);
+        exchange::client_written(&written);
+        written
     }
 
     /// Notes whether an answer that begins with `bytes` accepts an upgrade.
@@ -163,7 +166,6 @@ impl RequestStream {
         if self.tunnel == Tunnel::Asked {
             if bytes.starts_with(SWITCHING_PROTOCOLS) {
                 self.tunnel = Tunnel::Open;
-                exchange::open_tunnel();
             } else if !bytes.starts_with(INFORMATIONAL) {
                 self.tunnel = Tunnel::No;
             }
@@ -188,10 +190,7 @@ impl AsyncRead for RequestStream {
     ) -> Poll<io::Result<()>> {
         let this = self.get_mut();
         if this.tunnel == Tunnel::Open {
-            // The origin's stream, which is read in the same task, wakes that task.
-            if exchange::origin_waits() {
-                return Poll::Pending;
-            }
+            ready!(exchange::poll_origin());
             if read_buffer::replay(&mut this.received, buf) {
                 return Poll::Ready(Ok(()));
             }
@@ -230,7 +229,9 @@ impl AsyncWrite for RequestStream {
     }
 
     fn poll_flush(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(self.get_mut().inner_mut()).poll_flush(cx)
+        let flushed = Pin::new(self.get_mut().inner_mut()).poll_flush(cx);
+        exchange::client_written(&flushed);
+        flushed
     }
 
     /// Sends what is written. The server closes the connection after its return.

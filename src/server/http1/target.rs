@@ -5,6 +5,7 @@
 //! parser refuses in a target is percent-encoded, so that clients that send it raw get an answer.
 //! All other bytes stay as they are.
 
+use crate::request::simd::{self, Block};
 use std::borrow::Cow;
 
 /// Longest target that Pingora's parser takes, in bytes.
@@ -92,9 +93,16 @@ pub fn is_host(value: &[u8]) -> bool {
     host_fits && port_fits
 }
 
+/// Whether Pingora reads a target of printable ASCII in origin form as it is.
+pub fn fits_pingora(target: &[u8]) -> bool {
+    let is_refused =
+        |bytes: Block| bytes.are(b'<').or(bytes.are(b'>')).or(bytes.are(b'`')).or(bytes.are(b'"'));
+    target.len() <= TARGET_BYTES_MAX && simd::find(target, 0, is_refused).is_none()
+}
+
 /// Percent-encodes the bytes that Pingora's parser refuses: `<` and `>`, a backtick in a path, a
 /// double quote in a query, and every byte above ASCII in a target that is not UTF-8.
-fn encoded(target: Cow<'_, [u8]>) -> Cow<'_, [u8]> {
+pub fn encoded(target: Cow<'_, [u8]>) -> Cow<'_, [u8]> {
     let is_utf8 = target.is_ascii() || std::str::from_utf8(&target).is_ok();
     let query_from = memchr::memchr(b'?', &target).unwrap_or(target.len());
     let is_refused = |(at, byte): (usize, &u8)| match byte {

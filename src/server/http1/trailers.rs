@@ -7,11 +7,11 @@
 //! place for them, and loses them.
 
 use super::body::Chunks;
+use super::framing::Framing;
 use super::header_check::{end_of_head, trimmed};
 use crate::server::exchange::{self, Side};
 use bytes::{Buf, Bytes, BytesMut};
 use http::{HeaderMap, HeaderName, HeaderValue};
-use pingora::protocols::Stream;
 use std::io::{self, IoSlice};
 use std::pin::Pin;
 use std::task::{Context, Poll, ready};
@@ -103,47 +103,12 @@ pub fn of_response() -> Option<HeaderMap> {
     (!trailers.is_empty()).then_some(trailers)
 }
 
-/// Where a message stands.
-#[derive(Debug, Default)]
-enum Framing {
-    /// Its header has not begun, or is not whole.
-    #[default]
-    Header,
-    Chunks(Chunks),
-    /// No chunks come, or none that have trailers.
-    Other,
-}
-
-impl Framing {
-    /// What comes behind a header: another header if this one is that of an informational answer.
-    fn behind(head: &[u8]) -> Self {
-        let status = head.strip_prefix(b"HTTP/1.").and_then(|rest| rest.get(2..5));
-        match status {
-            Some(b"101" | b"204" | b"304") => Self::Other,
-            Some([b'1', ..]) => Self::Header,
-            _ if is_chunked(head) => Self::Chunks(Chunks::Start),
-            _ => Self::Other,
-        }
-    }
-}
-
-/// Whether a header says that chunks follow.
-fn is_chunked(head: &[u8]) -> bool {
-    let name = "transfer-encoding".len();
-    let mut from = 0;
-    memchr::memchr_iter(b'\n', head).any(|end| {
-        let line = &head[from..end];
-        from = end + 1;
-        line.get(name) == Some(&b':')
-            && line[..name].eq_ignore_ascii_case(b"transfer-encoding")
-            && trimmed(line[name + 1..].trim_ascii_end()).eq_ignore_ascii_case(b"chunked")
-    })
-}
-
-/// Finds the trailers in the answers to one request.
+/// Finds the trailers in the answers to one request, and the end of the last one.
 #[derive(Debug, Default)]
 pub struct TrailerReader {
     framing: Framing,
+    /// Whether the answer has no body whatever its header says.
+    has_no_body: bool,
     /// The header as far as it was read, if it came in pieces, and how much of it was searched.
     head: BytesMut,
     searched: usize,
@@ -153,9 +118,17 @@ pub struct TrailerReader {
 impl TrailerReader {
     /// A reader of the answers to the request whose header begins with `head`.
     pub fn new(head: &[u8]) -> Self {
-        let has_no_body = head.starts_with(b"HEAD ");
-        let framing = if has_no_body { Framing::Other } else { Framing::Header };
-        Self { framing, ..Self::default() }
+        Self { has_no_body: head.starts_with(b"HEAD "), ..Self::default() }
+    }
+
+    /// Whether a byte of the final answer was read, or of one whose status is not known yet.
+    pub fn has_begun(&self) -> bool {
+        !matches!(self.framing, Framing::Header) || !self.head.is_empty()
+    }
+
+    /// Whether the final answer was read to its end.
+    pub fn is_whole(&self) -> bool {
+        matches!(self.framing, Framing::Length(0))
     }
 
     /// Reads the next bytes of the connection, and stores the trailers when they are whole.
@@ -169,7 +142,7 @@ impl TrailerReader {
                         if !self.trailers.is_empty() {
                             store(Side::Response, &self.trailers);
                         }
-                        self.framing = Framing::Other;
+                        self.framing = Framing::Length(0);
                         taken
                     }
                     // Pingora decides whether it takes them.
@@ -178,6 +151,10 @@ impl TrailerReader {
                         return;
                     }
                 },
+                Framing::Length(left) => {
+                    *left = left.saturating_sub(bytes.len() as u64);
+                    return;
+                }
                 Framing::Other => return,
             };
             bytes = &bytes[taken..];
@@ -203,7 +180,10 @@ impl TrailerReader {
             return bytes.len();
         };
         let head = if before == 0 { &bytes[..end] } else { &self.head[..end] };
-        self.framing = Framing::behind(head);
+        self.framing = Framing::of_answer(head, self.has_no_body);
+        if matches!(self.framing, Framing::Chunks(_)) {
+            exchange::response_has_chunks();
+        }
         (self.head, self.searched) = (BytesMut::new(), 0);
         end - before
     }
@@ -232,7 +212,7 @@ impl TrailerWriter {
     /// itself, and offers all of it at once.
     pub fn poll_write(
         &mut self,
-        mut stream: Pin<&mut Stream>,
+        mut stream: Pin<&mut impl AsyncWrite>,
         cx: &mut Context<'_>,
         pieces: &[IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
@@ -292,14 +272,15 @@ impl TrailerWriter {
             }
             None => return Err(io::ErrorKind::InvalidData.into()),
         }
-        (self.head_left, self.framing) = (head.len(), Framing::behind(head));
+        self.head_left = head.len();
+        self.framing = Framing::behind(head, exchange::has_chunks(self.side));
         Ok(())
     }
 }
 
 /// Writes all of `bytes`, which holds what is left of them.
 fn poll_write_all(
-    mut stream: Pin<&mut Stream>,
+    mut stream: Pin<&mut impl AsyncWrite>,
     cx: &mut Context<'_>,
     bytes: &mut Bytes,
 ) -> Poll<io::Result<()>> {
@@ -314,8 +295,8 @@ fn poll_write_all(
 }
 
 /// Writes some of `pieces`: one alone is written plainly.
-fn write(
-    stream: Pin<&mut Stream>,
+pub fn write(
+    stream: Pin<&mut impl AsyncWrite>,
     cx: &mut Context<'_>,
     pieces: &[IoSlice<'_>],
 ) -> Poll<io::Result<usize>> {
@@ -339,7 +320,11 @@ mod tests {
     const LAST_CHUNK: &[u8] = b"0\r\n\r\n";
 
     async fn exchange<T>(test: impl Future<Output = T>) -> T {
-        exchange::scope(BufferedBytes::new(0), exchange::AHEAD_BYTES_HTTP1, test).await
+        let test = async {
+            exchange::response_has_chunks();
+            test.await
+        };
+        exchange::scope(BufferedBytes::new(0), 0, true, test).await
     }
 
     /// Writes messages as Pingora does, to a stream that takes few bytes at once.
@@ -348,8 +333,7 @@ mod tests {
     }
 
     async fn written_by(side: Side, room: usize, messages: &[&[&[u8]]]) -> Vec<u8> {
-        let (near, mut far) = tokio::io::duplex(room);
-        let mut stream: Stream = Box::new(near);
+        let (mut stream, mut far) = tokio::io::duplex(room);
         let mut writer = TrailerWriter::new(side);
         let write = async {
             for message in messages {

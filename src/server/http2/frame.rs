@@ -16,9 +16,34 @@ pub struct Frame {
 }
 
 impl Frame {
+    /// Length of a frame header, in bytes.
+    pub const HEAD_BYTES: usize = 9;
+    /// Longest payload in bytes. The edge announces no other (RFC 9113, section 6.5.2).
+    pub const PAYLOAD_BYTES_MAX: usize = 16 << 10;
+
     pub const DATA: u8 = 0;
     pub const HEADERS: u8 = 1;
     pub const RST_STREAM: u8 = 3;
+    pub const PUSH_PROMISE: u8 = 5;
     pub const CONTINUATION: u8 = 9;
+
+    pub const END_STREAM: u8 = 1;
     pub const END_HEADERS: u8 = 4;
+    pub const PADDED: u8 = 8;
+    pub const PRIORITY: u8 = 0x20;
+
+    /// The frame with this header.
+    pub fn of([a, b, c, kind, flags, stream @ ..]: [u8; Self::HEAD_BYTES]) -> Self {
+        let length = u32::from_be_bytes([0, a, b, c]) as usize;
+        // The first bit is reserved and ignored.
+        let stream = u32::from_be_bytes(stream) & (u32::MAX >> 1);
+        Self { kind, flags, stream, length }
+    }
+
+    /// The header of this frame. A payload has less than 2^24 bytes.
+    pub fn head(self) -> [u8; Self::HEAD_BYTES] {
+        let [_, a, b, c] = (self.length as u32).to_be_bytes();
+        let [d, e, f, g] = self.stream.to_be_bytes();
+        [a, b, c, self.kind, self.flags, d, e, f, g]
+    }
 }

@@ -22,8 +22,6 @@ use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::sync::oneshot;
 use tokio::time::{Sleep, sleep};
 
-/// Length of a frame header, in bytes (RFC 9113, section 4.1).
-const FRAME_HEAD_BYTES: usize = 9;
 /// At its end a connection is drained up to 1 s or 256 KiB before it is closed: unread bytes, such
 /// as a client's last SETTINGS or WINDOW_UPDATE, would make the kernel send RST, which can destroy
 /// the GOAWAY and the responses on their way, and lets the client's next write fail.
@@ -33,7 +31,7 @@ const LINGER_BYTES_MAX: usize = 256 << 10;
 /// Finds frame headers in a byte stream that arrives in pieces of any size.
 #[derive(Debug)]
 struct Frames {
-    head: [u8; FRAME_HEAD_BYTES],
+    head: [u8; Frame::HEAD_BYTES],
     /// Bytes of `head` that are filled.
     filled: usize,
     /// Bytes until the next frame header.
@@ -43,7 +41,7 @@ struct Frames {
 impl Frames {
     /// Expects a client's preface first.
     fn new() -> Self {
-        Self { head: [0; FRAME_HEAD_BYTES], filled: 0, skip: PREFACE.len() }
+        Self { head: [0; Frame::HEAD_BYTES], filled: 0, skip: PREFACE.len() }
     }
 
     /// Calls `received` for each frame header in `bytes`; stops at its first error.
@@ -59,18 +57,15 @@ impl Frames {
             if bytes.is_empty() {
                 return Ok(());
             }
-            let piece = (FRAME_HEAD_BYTES - self.filled).min(bytes.len());
+            let piece = (Frame::HEAD_BYTES - self.filled).min(bytes.len());
             self.head[self.filled..self.filled + piece].copy_from_slice(&bytes[..piece]);
             self.filled += piece;
             bytes = &bytes[piece..];
-            if self.filled == FRAME_HEAD_BYTES {
+            if self.filled == Frame::HEAD_BYTES {
                 self.filled = 0;
-                let [a, b, c, kind, flags, stream @ ..] = self.head;
-                let length = u32::from_be_bytes([0, a, b, c]) as usize;
-                // The first bit is reserved and ignored.
-                let stream = u32::from_be_bytes(stream) & (u32::MAX >> 1);
-                self.skip = length;
-                received(Frame { kind, flags, stream, length })?;
+                let frame = Frame::of(self.head);
+                self.skip = frame.length;
+                received(frame)?;
             }
         }
     }
@@ -278,7 +273,7 @@ mod tests {
         let frame = |kind: u8, flags: u8, payload: usize| {
             let length = u32::try_from(payload).unwrap().to_be_bytes();
             let mut bytes = vec![length[1], length[2], length[3], kind, flags, 0x80, 0, 0, 7];
-            bytes.resize(FRAME_HEAD_BYTES + payload, 0xaa);
+            bytes.resize(Frame::HEAD_BYTES + payload, 0xaa);
             bytes
         };
         let all =

@@ -1,17 +1,28 @@
 //! Serves an HTTP/2 connection: the `h2` crate reads and writes frames, this module limits them.
 //!
-//! Every byte of a connection passes [`FrameCounter`], which parses frame headers only. The `h2`
+//! Every byte of a connection passes [`FrameCounter`], which parses frame headers only, and the
+//! [`rewriter`], which changes header blocks that the `h2` crate would refuse needlessly. That
 //! crate limits concurrent streams, and the size of header blocks and their continuations. This
 //! module limits frames that cause work without being a request: resets, and frames about the
 //! connection itself. A tick every `header_timeout` refills the budget. It ends a connection that
 //! has made no request yet, that left one header block open for a whole tick, or that moved no
 //! byte for longer than `keepalive` + `write_timeout`.
 
+mod dynamic_table;
 pub mod frame;
 mod frame_budget;
 mod frame_counter;
+mod header_block;
+mod header_frames;
+mod hpack;
+#[cfg(test)]
+mod hpack_model;
+mod huffman;
 mod options;
 mod request;
+mod rewriter;
+#[cfg(test)]
+mod rewriter_tests;
 mod session;
 mod streams;
 mod uploads;

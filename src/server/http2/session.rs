@@ -24,6 +24,7 @@ use pingora::protocols::l4::socket::SocketAddr;
 use pingora::{Error, ErrorType, Result};
 use std::future::poll_fn;
 use std::sync::Arc;
+use std::task::Poll;
 use std::time::Duration;
 use tokio::time::timeout;
 
@@ -136,6 +137,7 @@ impl Http2Session {
         self.sender = Some(self.respond.send_response(response, end).map_err(write_error)?);
         self.written = Some(header);
         self.ended = end;
+        exchange::client_written(&Poll::Ready(()));
         Ok(())
     }
 
@@ -255,6 +257,7 @@ impl Session for Http2Session {
 
     async fn read_body_bytes(&mut self) -> Result<Option<Bytes>> {
         loop {
+            poll_fn(|_| exchange::poll_origin()).await;
             let Some(data) = self.body.data().await else {
                 if !self.body_ended {
                     self.read_trailers().await?;

@@ -6,6 +6,7 @@
 use super::frame_counter::FrameCounter;
 use super::options::{CONNECTION_WINDOW_BYTES, h2_options};
 use super::request::{check, join_cookies};
+use super::rewriter::Rewriter;
 use super::session::Http2Session;
 use super::uploads::{ListedUpload, Uploads};
 use crate::event::Context;
@@ -70,8 +71,8 @@ where
         let Self(streams) = &self;
         let server = &streams.server;
         let proxied = server.proxy.process_new_http(session, &streams.shutdown);
-        let ahead = exchange::AHEAD_BYTES_HTTP2;
-        let served = exchange::scope(server.buffered_bytes.clone(), ahead, proxied);
+        let (buffered, piece) = (server.buffered_bytes.clone(), exchange::PIECE_BYTES_HTTP2);
+        let served = exchange::scope(buffered, piece, listed.is_some(), proxied);
         let cancelled = async {
             match &listed {
                 Some(listed) => listed.upload.cancelled().await,
@@ -141,6 +142,7 @@ where
         limits: &Limits,
         mut stopping: watch::Receiver<bool>,
     ) -> Option<Limit> {
+        let io = Rewriter::new(io, limits.header_bytes_max);
         let mut connection = match h2_options(limits).handshake(io).await {
             Ok(connection) => connection,
             Err(e) => return limit_of(&e),
@@ -179,7 +181,10 @@ where
 
     /// Opens the window of a connection that uploads, if the bytes for it are left. Returns what
     /// keeps them reserved.
-    fn widen(&self, connection: &mut Connection<FrameCounter, Bytes>) -> Option<Reservation> {
+    fn widen(
+        &self,
+        connection: &mut Connection<Rewriter<FrameCounter>, Bytes>,
+    ) -> Option<Reservation> {
         let reserved =
             self.server.buffered_bytes.reserve_window(CONNECTION_WINDOW_BYTES as usize)?;
         connection.set_target_window_size(CONNECTION_WINDOW_BYTES);

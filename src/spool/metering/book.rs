@@ -167,9 +167,9 @@ impl Book {
         }
     }
 
-    /// Counts a rejected event. A portal that has no totals yet gets some only if `is_listed`, that
-    /// is, if it is in the portal list: clients must not fill the table with invented portals. The
-    /// others are counted under [`OTHER`].
+    /// Counts a rejected event. A portal that has no totals yet gets some only if `is_listed` says
+    /// that it is in the portal list, so that clients cannot fill the table with invented portals.
+    /// Any other portal is counted under [`OTHER`].
     pub fn reject(&self, portal: u64, is_listed: impl FnOnce() -> bool) {
         let known = self.table.lock().find(portal);
         let number = match known {

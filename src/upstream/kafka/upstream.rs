@@ -173,7 +173,7 @@ impl Kafka {
                 continue;
             };
             value.clear();
-            writer.write(&mut value, &record, bot::is_bot(record.user_agent));
+            writer.write(&mut value, &record, bot::is_bot_bytes(record.user_agent));
             let mut digits = itoa::Buffer::new();
             let key = match self.setup.key {
                 Key::Portal => Some(digits.format(record.portal).as_bytes()),

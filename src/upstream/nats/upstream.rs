@@ -135,7 +135,7 @@ impl Nats {
     fn message(&self, bytes: &[u8]) -> Option<(String, PublishMessage)> {
         let record = RawRecord::read(bytes).ok()?;
         let mut payload = Vec::with_capacity(bytes.len() + Batch::EVENT_OVERHEAD_BYTES);
-        let bot = bot::is_bot(record.user_agent);
+        let bot = bot::is_bot_bytes(record.user_agent);
         WireWriter::default().write(&mut payload, &record, bot);
         let mut id = Uuid::encode_buffer();
         let id: &str = Uuid::from_bytes(record.id).hyphenated().encode_lower(&mut id);

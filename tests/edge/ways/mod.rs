@@ -8,6 +8,7 @@ use crate::delivery::RUNTIME;
 use crate::harness::{Edge, PATIENCE, Setup, example, kill, wait_for};
 use crate::http::{Connection, Response};
 use crate::tls_client::{CERT, Client, KEY};
+use http2::AnyClient;
 use requests::{encoded, latin1, long_queries, queries, raw_queries, requests, ways};
 use serde_json::Value;
 use std::collections::BTreeMap;
@@ -218,7 +219,7 @@ enum Over {
 
 /// The answer to a request, which must be one that HTTP/2 has where it comes over HTTP/2.
 fn answer_over(over: Over, (edge, tls): &(Edge, SocketAddr), request: &str) -> Response {
-    let asked = || vec![(http2::translated(request).unwrap(), None)];
+    let asked = || vec![http2::translated(request).unwrap()];
     let method = request.split(' ').next().unwrap();
     fate(match over {
         Over::Http1 => answer(edge, request),
@@ -229,11 +230,10 @@ fn answer_over(over: Over, (edge, tls): &(Edge, SocketAddr), request: &str) -> R
             connection.read(method)
         }
         Over::Http2 => RUNTIME.block_on(async {
-            http2::ask_all(&mut http2::in_clear(edge.address).await, asked()).await.remove(0)
+            AnyClient::in_clear(edge.address).await.ask_all(asked()).await.remove(0)
         }),
-        Over::Http2Tls => RUNTIME.block_on(async {
-            http2::ask_all(&mut crate::h2::connect(*tls).await, asked()).await.remove(0)
-        }),
+        Over::Http2Tls => RUNTIME
+            .block_on(async { AnyClient::over_tls(*tls).await.ask_all(asked()).await.remove(0) }),
     })
 }
 

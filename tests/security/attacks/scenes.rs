@@ -28,6 +28,8 @@ pub struct Scene {
 }
 
 pub const SCENES: &[Scene] = &[
+    // What an attack's figures are compared with.
+    Scene { name: "none", clients: 1, run: none },
     Scene { name: "rapid reset (CVE-2023-44487)", clients: 8, run: rapid_reset },
     Scene { name: "MadeYouReset (CVE-2025-8671)", clients: 8, run: made_you_reset },
     Scene { name: "CONTINUATION without end", clients: 8, run: continuation },
@@ -42,6 +44,10 @@ pub const SCENES: &[Scene] = &[
     Scene { name: "downloads that are not read", clients: 4, run: unread },
     Scene { name: "TLS handshakes broken off", clients: 8, run: broken_handshakes },
 ];
+
+fn none(_: Addresses, until: Instant) {
+    std::thread::sleep(until.saturating_duration_since(Instant::now()));
+}
 
 fn connect(address: SocketAddr) -> Option<TcpStream> {
     let stream = TcpStream::connect(address).ok()?;

@@ -206,9 +206,9 @@ impl World {
         }
     }
 
-    /// Never `ok` while an event waits and nothing is under way. Events that were read late, behind
-    /// others, may linger for a batch once more.
-    pub async fn check_states(&self) {
+    /// Never `ok` while an event waits and nothing is under way, by the lag or by what is known
+    /// here. Events that were read late, behind others, may linger for a batch once more.
+    pub async fn check_states(&mut self) {
         if self.is_quietly_stuck() {
             sleep(Duration::from_millis(self.batch.linger_ms + 1_000)).await;
             due_now().await;
@@ -216,16 +216,21 @@ impl World {
         }
     }
 
-    fn is_quietly_stuck(&self) -> bool {
+    fn is_quietly_stuck(&mut self) -> bool {
+        self.have_ended(self.last());
         let process = self.process();
         let bound = 3 + self.batch.linger_ms / 1_000;
-        if process.started.elapsed().as_secs() <= bound {
+        // A worker without its tick does not notice that it cannot read.
+        let is_unseen = self.moved.is_some() && self.tick_every.is_some();
+        if process.started.elapsed().as_secs() <= bound || is_unseen {
             // What waited before the start lingers for its first attempt.
             return false;
         }
         process.forwarder.status().iter().zip(&process.routes).any(|(status, at)| {
             let is_idle = status.state.as_str() == "ok" && self.upstreams[*at].in_flight() == 0;
-            is_idle && status.lag_seconds > bound
+            let oldest = self.accepted(self.first_left[*at]);
+            let is_old = oldest.is_some_and(|event| event.at.elapsed().as_secs() > bound);
+            is_idle && (is_old || status.lag_seconds > bound)
         })
     }
 

@@ -95,7 +95,7 @@ impl Script {
         Script { poison, concurrency, ..Script::default() }
     }
 
-    /// Takes everything but one event.
+    /// Takes everything but one event; 0: everything.
     pub fn stuck_at(event: u64, random: &mut Random) -> Script {
         let concurrency = 1 + random.below(8) as usize;
         Script { stuck: event, concurrency, ..Script::default() }

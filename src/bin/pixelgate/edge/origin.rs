@@ -15,7 +15,7 @@ use pingora::server::ShutdownWatch;
 use pingora::server::configuration::ServerConf;
 use pingora::services::background::BackgroundService;
 use pingora::upstreams::peer::HttpPeer;
-use pixelgate::http_server::{OriginConnector, OriginTransport};
+use pixelgate::http_server::{OriginConnector, OriginTimeouts, OriginTransport};
 use std::collections::HashMap;
 use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
@@ -41,8 +41,6 @@ struct Inner {
 
 /// The values of `[edge]` that every reload replaces.
 struct Settings {
-    io_timeout: Duration,
-    idle: Duration,
     connection_seconds_max: u64,
     /// When these settings came into force.
     since: Instant,
@@ -60,7 +58,7 @@ impl Origins {
     pub fn new(edge: &Config) -> Result<Self, String> {
         let options = connector_options(edge);
         let set = ArcSwap::from_pointee(Set::new(edge, &options, HashMap::new())?);
-        let transport = OriginTransport::new(options);
+        let transport = OriginTransport::new(options, timeouts(edge));
         let settings = ArcSwap::from_pointee(Settings::of(edge, 0));
         Ok(Self(Arc::new(Inner { set, replaced: Notify::new(), transport, settings })))
     }
@@ -85,7 +83,7 @@ impl Origins {
             true => running.renew_checks(&options).map(|()| None)?,
             false => Some(Set::new(edge, &options, running.servers.lock().clone())?),
         };
-        transport.replace(options);
+        transport.replace(options, timeouts(edge));
         let generation = settings.load().generation + 1;
         settings.store(Arc::new(Settings::of(edge, generation)));
         if let Some(new) = new {
@@ -142,11 +140,7 @@ impl Origins {
         let mut peer = HttpPeer::new(server.address, *tls, host.clone());
         peer.options.connection_timeout = Some(Duration::from_secs(CONNECT_SECONDS_MAX));
         peer.options.total_connection_timeout = Some(Duration::from_secs(CONNECT_SECONDS_MAX));
-        let settings = self.0.settings.load();
-        peer.options.read_timeout = Some(settings.io_timeout);
-        peer.options.write_timeout = Some(settings.io_timeout);
-        peer.group_key = settings.group();
-        peer.options.idle_timeout = Some(settings.idle);
+        peer.group_key = self.0.settings.load().group();
         OriginConnector::route(&mut peer);
         peer
     }
@@ -176,8 +170,6 @@ impl BackgroundService for Origins {
 impl Settings {
     fn of(edge: &Config, generation: u64) -> Self {
         Self {
-            io_timeout: Duration::from_secs(edge.origin_timeout_seconds),
-            idle: Duration::from_secs(edge.origin_idle_seconds),
             connection_seconds_max: edge.connection_seconds_max,
             since: Instant::now(),
             generation,
@@ -197,6 +189,13 @@ fn connector_options(edge: &Config) -> ConnectorOptions {
     let mut options = ConnectorOptions::from_server_conf(&ServerConf::default());
     options.ca_file = edge.origin_ca.as_ref().map(|path| path.to_string_lossy().into_owned());
     options
+}
+
+fn timeouts(edge: &Config) -> OriginTimeouts {
+    let mut timeouts = OriginTimeouts::default();
+    timeouts.io = Some(Duration::from_secs(edge.origin_timeout_seconds));
+    timeouts.idle = Some(Duration::from_secs(edge.origin_idle_seconds));
+    timeouts
 }
 
 #[cfg(test)]

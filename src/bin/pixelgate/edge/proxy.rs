@@ -21,6 +21,7 @@ use pingora::{ErrorSource, ErrorType};
 use pixelgate::custom::{AccessRecord, InFlight, InFlightGuard};
 use pixelgate::http_server::Limit;
 use pixelgate::{PixelGate, Verdict};
+use std::io::{self, ErrorKind};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -119,8 +120,8 @@ fn restore_order(received: &RequestHeader, request: &mut RequestHeader) -> Resul
 /// request here, before Pingora has passed its header on (RFC 9113, section 8.1.1).
 async fn end_of_empty_body(session: &mut Session) -> Result<()> {
     let request = session.req_header();
-    let length = request.headers.get(header::CONTENT_LENGTH);
-    if request.version != Version::HTTP_2 || length.is_none_or(|length| length != "0") {
+    let is_empty = || request.headers.get(header::CONTENT_LENGTH).is_some_and(|n| n == "0");
+    if request.version != Version::HTTP_2 || !is_empty() {
         return Ok(());
     }
     let limit = Duration::from_secs(EMPTY_BODY_SECONDS_MAX);
@@ -172,8 +173,12 @@ fn end_hop(response: &mut ResponseHeader) {
     for name in &named {
         response.remove_header(name);
     }
-    for name in [KEEP_ALIVE, PROXY_CONNECTION] {
-        response.remove_header(&name);
+    // As a rule there is neither: to look at each name costs less than to search for two.
+    let own_hop = [KEEP_ALIVE, PROXY_CONNECTION];
+    if response.headers.keys().any(|name| own_hop.contains(name)) {
+        for name in &own_hop {
+            response.remove_header(name);
+        }
     }
 }
 
@@ -199,6 +204,18 @@ fn join_lengths(response: &mut ResponseHeader) -> Result<()> {
     let value = HeaderValue::from_bytes(value)
         .or_err(ErrorType::InvalidHTTPHeader, "in a response's length")?;
     response.insert_header(header::CONTENT_LENGTH, value)
+}
+
+/// Names a timeout of an origin's stream (`OriginTimeouts`) as Pingora names its own. Pingora takes
+/// it for an error of the system.
+fn name_timeout(e: &mut Error) {
+    let by_stream = |e: &io::Error| e.kind() == ErrorKind::TimedOut && e.raw_os_error().is_none();
+    if e.root_cause().downcast_ref().is_some_and(by_stream) {
+        e.etype = match e.etype {
+            ErrorType::WriteError => ErrorType::WriteTimedout,
+            _ => ErrorType::ReadTimedout,
+        };
+    }
 }
 
 #[async_trait]
@@ -363,6 +380,7 @@ impl ProxyHttp for Edge {
         ctx: &mut Ctx,
         reused: bool,
     ) -> Box<Error> {
+        name_timeout(&mut e);
         let is_upstream_error = *e.esource() == ErrorSource::Upstream;
         let timed_out = matches!(e.etype(), ErrorType::ReadTimedout | ErrorType::WriteTimedout);
         // The origin may be waiting for the rest of a body that the client does not send.

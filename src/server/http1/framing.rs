@@ -1,0 +1,99 @@
+//! What a header that Pingora reads or writes says about the bytes behind it.
+//!
+//! Only what concerns this server: where the trailers of a message stand, and where an answer ends.
+//! Pingora frames each message itself, and refuses those whose framing is not sound.
+
+use super::body::Chunks;
+use super::header_check::{length, trimmed};
+
+/// Where a message stands.
+#[derive(Debug, Default)]
+pub enum Framing {
+    /// Its header has not begun, or is not whole.
+    #[default]
+    Header,
+    Chunks(Chunks),
+    /// So many bytes come, and no trailers.
+    Length(u64),
+    /// No chunks come, or none that have trailers; where they end is not known.
+    Other,
+}
+
+impl Framing {
+    /// What comes behind a header: another header if this one is that of an informational answer.
+    /// `may_have_chunks`: what else is known does not rule out chunks.
+    pub fn behind(head: &[u8], may_have_chunks: bool) -> Self {
+        match status(head) {
+            Some(b"101" | b"204" | b"304") => Self::Other,
+            Some([b'1', ..]) => Self::Header,
+            _ if !may_have_chunks => Self::Other,
+            _ if values(head, "transfer-encoding").any(is_chunked) => Self::Chunks(Chunks::Start),
+            _ => Self::Other,
+        }
+    }
+
+    /// As [`Framing::behind`], of an answer, with the length of its body.
+    pub fn of_answer(head: &[u8], has_no_body: bool) -> Self {
+        match (Self::behind(head, true), status(head)) {
+            (Self::Header, _) => Self::Header,
+            (_, Some(b"204" | b"304")) => Self::Length(0),
+            _ if has_no_body => Self::Length(0),
+            (Self::Other, _) => values(head, "content-length")
+                .next()
+                .and_then(length)
+                .map_or(Self::Other, Self::Length),
+            (framing, _) => framing,
+        }
+    }
+}
+
+/// The status of an answer. `None`: the header is that of a request.
+fn status(head: &[u8]) -> Option<&[u8]> {
+    head.strip_prefix(b"HTTP/1.")?.get(2..5)
+}
+
+/// The values of the header lines of this name.
+fn values<'h>(head: &'h [u8], name: &'h str) -> impl Iterator<Item = &'h [u8]> {
+    let mut from = 0;
+    memchr::memchr_iter(b'\n', head).filter_map(move |end| {
+        let line = &head[from..end];
+        from = end + 1;
+        let (found, rest) = line.split_at_checked(name.len())?;
+        let value = rest.strip_prefix(b":")?;
+        found.eq_ignore_ascii_case(name.as_bytes()).then(|| trimmed(value.trim_ascii_end()))
+    })
+}
+
+/// Whether a `Transfer-Encoding` says that chunks follow.
+fn is_chunked(coding: &[u8]) -> bool {
+    coding.eq_ignore_ascii_case(b"chunked")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_length_of_an_answer_is_that_of_its_header() {
+        let check = |status: &str, lines: &str, has_no_body, expect: Option<u64>| {
+            let head = format!("HTTP/1.1 {status} x\r\nX: y\r\n{lines}\r\n");
+            let left = match Framing::of_answer(head.as_bytes(), has_no_body) {
+                Framing::Length(left) => Some(left),
+                _ => None,
+            };
+            assert_eq!(left, expect, "{status} {lines:?} {has_no_body}");
+        };
+        check("200", "Content-Length: 5\r\n", false, Some(5));
+        check("200", "CONTENT-LENGTH:\t5 \r\n", false, Some(5));
+        check("200", "Content-Length: 5\r\n", true, Some(0));
+        check("200", "Transfer-Encoding: chunked\r\n", true, Some(0));
+        check("200", "Transfer-Encoding: chunked\r\nContent-Length: 5\r\n", false, None);
+        check("200", "Content-Length: five\r\n", false, None);
+        check("200", "Content-Lengths: 5\r\nX: Content-Length: 5\r\n", false, None);
+        check("200", "", false, None);
+        check("204", "Content-Length: 5\r\n", false, Some(0));
+        check("304", "Content-Length: 5\r\n", false, Some(0));
+        check("101", "", false, None);
+        check("100", "Content-Length: 5\r\n", false, None);
+    }
+}

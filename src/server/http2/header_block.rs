@@ -1,0 +1,266 @@
+//! Header blocks (HPACK, RFC 7541), read before the `h2` crate reads them.
+//!
+//! That crate ends a stream over a `:path` with bytes that `http::Uri` does not hold, and the whole
+//! connection over a name or value that is malformed, which RFC 9113, section 8.1.1, calls an error
+//! of the stream. Here such a `:path` is encoded as that of an HTTP/1 request is, and a malformed
+//! field becomes one for which the crate ends the stream alone.
+//!
+//! Blocks pass as they are received until one holds such a field. From that field on, all fields of
+//! the connection are written as literals without indexing, so that nothing refers to the dynamic
+//! table of the `h2` crate any more, which then lacks entries. Strings stay encoded: only one with
+//! bytes that are not plain is decoded.
+//!
+//! A block that cannot be read ends the connection. While blocks pass as they are received, so does
+//! this one, and no further one is read here: the crate, whose dynamic table is the client's, finds
+//! the fault itself. Once fields are written anew, its table is another one; then the block is
+//! replaced by one that no reader takes. So no fault here can turn a request into another.
+
+use super::dynamic_table::{Entry, Kind, Name, Table};
+use super::hpack::{Rest, Text};
+use crate::server::http1::grammar::is_value;
+use crate::server::http1::target::encoded;
+use http::{Method, StatusCode};
+
+/// The first bits of a representation (RFC 7541, section 6). A literal without indexing has none
+/// of them; one that is never indexed is alike here.
+const INDEXED: u8 = 0x80;
+const WITH_INDEXING: u8 = 0x40;
+const SIZE_UPDATE: u8 = 0x20;
+/// A block that no reader takes: a field with the index 0.
+const UNREADABLE: &[u8] = &[INDEXED];
+/// A field that ends its stream, not the connection: it may not stand in HTTP/2 (RFC 9113, section
+/// 8.2.2).
+const MALFORMED: &[u8] = b"\x00\x0aconnection\x00";
+/// What an entry of the static table counts for at least, in a list of fields.
+const FIELD_BYTES_MIN: usize = 32;
+
+/// The header blocks of one connection, in their order.
+#[derive(Debug)]
+pub struct HeaderBlocks {
+    table: Table,
+    /// The `h2` crate takes no fields beyond this size of a list.
+    list_bytes_max: usize,
+    state: State,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum State {
+    /// All blocks passed as they were received: the `h2` crate has the same dynamic table.
+    AsReceived,
+    /// Fields are written anew.
+    Anew,
+    /// As [`State::AsReceived`], but a block was not understood: no further one is read.
+    Unread,
+    /// [`UNREADABLE`] took the place of a block, which ends the connection.
+    Refused,
+}
+
+/// What is written anew of a block.
+struct Written {
+    block: Vec<u8>,
+    /// Size of the list of its fields, at most as large as the `h2` crate finds it.
+    list_bytes: usize,
+    list_bytes_max: usize,
+    /// Whether its stream must be ended.
+    is_malformed: bool,
+}
+
+impl Written {
+    /// Adds a field. The `h2` crate refuses the stream of a list that is too long, whatever follows
+    /// there, so no more of it is written: a few bytes may stand for an entry of 4 KiB.
+    fn push(&mut self, field: &[u8], list_bytes: usize) {
+        if self.list_bytes < self.list_bytes_max {
+            self.block.extend_from_slice(field);
+        }
+        self.list_bytes += list_bytes;
+    }
+
+    fn push_entry(&mut self, entry: &Entry) {
+        if entry.is_malformed {
+            self.is_malformed = true;
+        } else {
+            self.push(&entry.literal, entry.list_bytes);
+        }
+    }
+
+    /// The block. Its last field is what ends its stream: where a frame cuts a field, the `h2`
+    /// crate forgets that one before it was malformed.
+    fn finish(mut self) -> Vec<u8> {
+        if self.is_malformed {
+            self.block.extend_from_slice(MALFORMED);
+        }
+        self.block
+    }
+}
+
+impl HeaderBlocks {
+    /// The blocks of a connection whose lists of fields may have `list_bytes_max` bytes.
+    pub fn new(list_bytes_max: usize) -> Self {
+        Self { table: Table::new(), list_bytes_max, state: State::AsReceived }
+    }
+
+    /// Whether further blocks must be passed to [`HeaderBlocks::read`].
+    pub fn are_read(&self) -> bool {
+        self.state != State::Unread
+    }
+
+    /// Whether the connection ends with what was written.
+    pub fn are_refused(&self) -> bool {
+        self.state == State::Refused
+    }
+
+    /// Reads the next block. Returns it as it must be passed on; `None`: as it was received. The
+    /// stream of one that `is_malformed` must be ended, whatever its fields are.
+    pub fn read(&mut self, block: &[u8], is_malformed: bool) -> Option<Vec<u8>> {
+        if matches!(self.state, State::Unread | State::Refused) {
+            return self.give_up();
+        }
+        let begins_anew = self.state == State::Anew || is_malformed;
+        let mut written = begins_anew.then(|| self.written(b"", is_malformed));
+        match self.read_fields(block, &mut written) {
+            Some(()) => written.map(Written::finish),
+            None => self.give_up(),
+        }
+    }
+
+    /// Gives up a block that is not read. Returns what must be passed on for it; `None`: what was
+    /// received.
+    pub fn give_up(&mut self) -> Option<Vec<u8>> {
+        match self.state {
+            State::AsReceived | State::Unread => {
+                self.state = State::Unread;
+                None
+            }
+            State::Anew | State::Refused => Some(self.refuse()),
+        }
+    }
+
+    /// Ends the connection. Returns the block that does so.
+    pub fn refuse(&mut self) -> Vec<u8> {
+        self.state = State::Refused;
+        UNREADABLE.to_vec()
+    }
+
+    /// Begins to write fields anew, behind those that pass as they were received.
+    fn written(&mut self, as_received: &[u8], is_malformed: bool) -> Written {
+        self.state = State::Anew;
+        let (block, list_bytes_max) = (as_received.to_vec(), self.list_bytes_max);
+        Written { block, list_bytes: 0, list_bytes_max, is_malformed }
+    }
+
+    fn read_fields(&mut self, block: &[u8], written: &mut Option<Written>) -> Option<()> {
+        let mut rest = Rest(block);
+        // Where the changes of the table's size end; they come first.
+        let mut resized = 0;
+        loop {
+            if written.is_none() {
+                // Only the `h2` crate looks them up.
+                rest.skip_while(is_short_index);
+            }
+            let before = block.len() - rest.0.len();
+            let Some(&first) = rest.0.first() else { return Some(()) };
+            if first & INDEXED != 0 {
+                let index = rest.integer(7)?;
+                if let Some(written) = written {
+                    self.write_indexed(index, written)?;
+                }
+            } else if first & (WITH_INDEXING | SIZE_UPDATE) == SIZE_UPDATE {
+                (before == resized).then_some(())?;
+                self.table.resize(rest.integer(5)?)?;
+                resized = block.len() - rest.0.len();
+            } else {
+                self.read_literal(&mut rest, &block[..before], written)?;
+            }
+        }
+    }
+
+    fn write_indexed(&self, index: usize, written: &mut Written) -> Option<()> {
+        match index {
+            0 => return None,
+            1..=Table::STATIC => written.push(&[INDEXED | index as u8], FIELD_BYTES_MIN),
+            _ => written.push_entry(self.table.entry(index)?),
+        }
+        Some(())
+    }
+
+    fn read_literal(
+        &mut self,
+        rest: &mut Rest<'_>,
+        before: &[u8],
+        written: &mut Option<Written>,
+    ) -> Option<()> {
+        let is_indexed = rest.0[0] & WITH_INDEXING != 0;
+        let spelled;
+        let name = match rest.integer(if is_indexed { 6 } else { 4 })? {
+            0 => {
+                let text = rest.text()?;
+                spelled = text.decoded()?;
+                Name::literal(&spelled, text.encoded)
+            }
+            index => self.table.name(index)?,
+        };
+        let value = rest.text()?;
+        let (length, checked) = check(name.kind, &value)?;
+        let is_odd = !matches!(checked, Checked::Sound);
+        if !is_indexed && !is_odd && written.is_none() {
+            return Some(());
+        }
+        let is_malformed = matches!(checked, Checked::Malformed);
+        let entry = match &checked {
+            Checked::Encoded(text) => Entry::new(&name, length, &Text::encode(text), false),
+            Checked::Sound | Checked::Malformed => {
+                Entry::new(&name, length, value.encoded, is_malformed)
+            }
+        };
+        if is_odd && written.is_none() {
+            *written = Some(self.written(before, false));
+        }
+        if let Some(written) = written {
+            written.push_entry(&entry);
+        }
+        if is_indexed {
+            self.table.insert(entry);
+        }
+        Some(())
+    }
+}
+
+/// Whether a representation is this byte alone: a field with an index below 127.
+fn is_short_index(byte: u8) -> bool {
+    byte & INDEXED != 0 && byte != u8::MAX
+}
+
+/// What is to be done about a value.
+enum Checked {
+    /// Nothing.
+    Sound,
+    /// This takes its place.
+    Encoded(Vec<u8>),
+    /// The stream must be ended.
+    Malformed,
+}
+
+/// Checks a value. Returns its length, decoded. `None`: it cannot be decoded.
+fn check(kind: Kind, value: &Text<'_>) -> Option<(usize, Checked)> {
+    let is_plain_enough = matches!(kind, Kind::Path | Kind::Text | Kind::Field);
+    if is_plain_enough && let Some(length) = value.plain_length() {
+        return Some((length, Checked::Sound));
+    }
+    let text = value.decoded()?;
+    let length = text.len();
+    let is_sound = match kind {
+        Kind::Path => {
+            return Some(match encoded(text) {
+                // Nothing is encoded in a target that is returned as it is.
+                same if same.len() == length => (length, Checked::Sound),
+                longer => (length, Checked::Encoded(longer.into_owned())),
+            });
+        }
+        Kind::Text => std::str::from_utf8(&text).is_ok(),
+        Kind::Method => Method::from_bytes(&text).is_ok(),
+        Kind::Status => StatusCode::from_bytes(&text).is_ok(),
+        Kind::Field => is_value(&text),
+        Kind::Malformed => false,
+    };
+    Some((length, if is_sound { Checked::Sound } else { Checked::Malformed }))
+}

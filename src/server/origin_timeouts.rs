@@ -1,0 +1,28 @@
+//! How long origins are waited for.
+
+use std::time::Duration;
+
+/// How long a connection to an origin may be waited for. The timeouts of a Pingora peer do the
+/// same, and register a timer for each wait, which costs a thirtieth of a small request.
+///
+/// A wait that lasts too long ends with [`TimedOut`](std::io::ErrorKind::TimedOut). Pingora passes
+/// that on as the cause of a `ReadError` or a `WriteError`, not as a `ReadTimedout` or a
+/// `WriteTimedout`.
+///
+/// ```
+/// use pixelgate::http_server::OriginTimeouts;
+/// use std::time::Duration;
+///
+/// let mut timeouts = OriginTimeouts::default();
+/// timeouts.io = Some(Duration::from_secs(60));
+/// timeouts.idle = Some(Duration::from_secs(60));
+/// ```
+#[derive(Debug, Clone, Copy, Default)]
+#[cfg_attr(not(feature = "internals"), non_exhaustive)]
+pub struct OriginTimeouts {
+    /// Longest wait for an origin to send some bytes, or to take some. `None`: no limit.
+    pub io: Option<Duration>,
+    /// Longest time that a connection stays open between two requests. `None`: no limit. It counts
+    /// for each wait outside of the requests of a [`Server`](crate::Server).
+    pub idle: Option<Duration>,
+}
