@@ -156,8 +156,8 @@ impl PortalsState {
         let stale = self.is_stale() && self.current.load().is_some();
         if stale && !std::mem::replace(&mut health.stale_logged, true) {
             log::error!(
-                "portals: the list in use is older than portals.stale_seconds_max, so every event \
-    is rejected as overloaded until the list can be refreshed"
+                "portals: the list in use is too old (older than portals.stale_seconds_max), so \
+                 every event is rejected as overloaded until the list can be refreshed"
             );
         }
         health.failing = true;

@@ -216,7 +216,7 @@ impl UrlSource {
             return Err(": the response has no length, so it may be cut off".to_owned());
         }
         let gzip = is_gzip(text(CONTENT_ENCODING).unwrap_or_default())
-            .ok_or(": the response has a Content-Encoding other than gzip")?;
+            .ok_or(": the Content-Encoding is not gzip")?;
         let format = format(text(CONTENT_TYPE), self.url.path());
         let format = format.ok_or(
             ": the format is unknown, because neither Content-Type nor name say toml, json or text",

@@ -352,7 +352,11 @@ mod tests {
                 check_refused(&config(&format!("{key} = '{bad}'")), key, "no event property");
             }
         }
-        check_refused(&config("external_id_property = 'revenue'"), "external_id_property", "too");
+        check_refused(
+            &config("external_id_property = 'revenue'"),
+            "external_id_property",
+            "must differ",
+        );
         config("revenue_property = 'hs_referrer'").validate().unwrap();
         let both = config("context_properties = true\nrevenue_property = 'hs_referrer'");
         check_refused(&both, "revenue_property", "context_properties");

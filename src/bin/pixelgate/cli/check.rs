@@ -160,7 +160,7 @@ fn check_folders(config: &Config) -> Result<(), String> {
         let there = folder.ancestors().find(|path| path.exists()).unwrap_or(Path::new("."));
         let there = if there.as_os_str().is_empty() { Path::new(".") } else { there };
         if !there.is_dir() {
-            return failed(there, &"is not a folder");
+            return failed(there, &"is no folder");
         }
         if let Err(e) = access(there, Access::WRITE_OK | Access::EXEC_OK) {
             return failed(there, &format!("cannot be written: {e}"));

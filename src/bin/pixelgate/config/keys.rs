@@ -218,8 +218,8 @@ impl Values {
 }
 
 impl Changes {
-    /// Refuses a file that sets no key, if the configuration in force sets some. An editor or a full
-    /// disk leaves such a file behind more often than an operator means it.
+    /// Refuses a file that sets no key, if the configuration in force sets some. An editor or a
+    /// full disk leaves such a file behind more often than an operator means it.
     ///
     /// # Errors
     ///

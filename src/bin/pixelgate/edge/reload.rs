@@ -258,8 +258,8 @@ impl Reloader {
         let was_noted = std::mem::replace(&mut state.is_noted, written.is_ok());
         if let (true, Err(e)) = (was_noted, written) {
             warn!(
-                "the values in force cannot be written into {}, so `pixelgate check --diff` compares \
-            with older ones: {e}",
+                "the values in force cannot be written into {}, so `pixelgate check --diff` \
+                 compares with older ones: {e}",
                 dir.display()
             );
         }

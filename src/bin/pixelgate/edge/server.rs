@@ -78,8 +78,7 @@ pub fn run(
     let announcement = announcement(&plain, &tls, &pages);
     let acceptor = Acceptor::new("edge", http_server).stop_on(stopped.clone());
     server.add_service(listen(acceptor, plain, tls, &certificates)?);
-    // Not the same as `in_flight`, because events must not wait (`spool.linger_ms`) for requests
-    // to the admin pages.
+    // Counted apart, so that no event waits (`spool.linger_ms`) for a request to the admin pages.
     let admin_in_flight = InFlight::default();
     let Pages { sampler, service, token } =
         admin::pages(&gate, &admin, log.verdicts, &admin_in_flight, pages, stopped);
