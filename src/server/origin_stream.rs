@@ -373,7 +373,7 @@ mod tests {
         let (near, mut far) = UnixStream::pair().unwrap();
         far.write_all(b"HTTP/1.1 101 Switching Protocols\r\n\r\n").await.unwrap();
         let mut origin = OriginStream::new(Box::new(Socket::unix(near)));
-        exchange::scope(BufferedBytes::new(1 << 20), async {
+        exchange::scope(BufferedBytes::new(1 << 20), 0, async {
             let mut expect = Vec::new();
             // More than a socket takes: the rest is stored, and still counts as written.
             for round in 0..40_u8 {
