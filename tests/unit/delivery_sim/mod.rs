@@ -93,8 +93,8 @@ struct Plot {
     is_sober: bool,
     /// Many events come behind one that is stuck until the end.
     is_flood: bool,
-    /// Slow traffic goes on for long beside events that the upstreams take only at the end, or after
-    /// many attempts.
+    /// Slow traffic goes on for long beside events that the upstreams take only at the end, or
+    /// after many attempts.
     is_patient: bool,
     /// Segments are damaged, or missing for a while.
     hurts: bool,
