@@ -4,6 +4,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use pixelgate::internals::delivery::dead_letters::{self, Filter, Letter};
+use pixelgate::internals::telemetry::faults::Fault;
 use tokio::time::{Instant, sleep};
 
 use super::process::Process;
@@ -159,7 +160,9 @@ impl World {
     /// one whose events cannot be read: their age is not known.
     pub fn check_lag(&self) {
         let process = self.process();
-        if process.started.elapsed().as_secs() <= 3 || self.moved.is_some() {
+        let is_unread = |fault: &Fault| fault.what.as_str() == "spool_segment";
+        let is_unread = self.moved.is_some() || process.faults.list().iter().any(is_unread);
+        if process.started.elapsed().as_secs() <= 3 || is_unread {
             return;
         }
         let counts = process.spool.status().upstreams;
