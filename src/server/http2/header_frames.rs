@@ -29,8 +29,8 @@ pub struct HeaderFrames {
     /// Bytes until the next frame header.
     skip: usize,
     blocks: HeaderBlocks,
-    /// Longest header block with its frame headers, in bytes. The encoded fields of a longer one are
-    /// too many to be taken.
+    /// Longest header block with its frame headers, in bytes. The fields of a longer one are too
+    /// many to be taken.
     block_bytes_max: usize,
 }
 

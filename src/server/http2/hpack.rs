@@ -20,8 +20,8 @@ impl<'b> Rest<'b> {
         self.0 = &self.0[end.unwrap_or(self.0.len())..];
     }
 
-    /// Reads an integer of whose first byte `prefix` bits, at most 7, are its own. `None`: it is too long, or not
-    /// whole.
+    /// Reads an integer that begins with the last `prefix` bits, at most 7. `None`: it is too
+    /// long, or not whole.
     #[inline]
     pub fn integer(&mut self, prefix: u32) -> Option<usize> {
         let (first, rest) = self.0.split_first()?;

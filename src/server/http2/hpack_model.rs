@@ -1,6 +1,7 @@
 //! A model of an HTTP/2 client for the tests of the rewriter, and a decoder of what it sends, both
 //! written for nothing but to be right.
 
+#[cfg(test)]
 use super::frame::{Frame, PREFACE};
 use super::huffman::{self, encoder};
 use rand::rngs::StdRng;

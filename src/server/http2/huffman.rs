@@ -187,7 +187,7 @@ pub fn decode(text: &[u8]) -> Option<Vec<u8>> {
 /// An encoder for tests, which knows the codes by the rule that makes them.
 #[cfg(test)]
 pub mod encoder {
-    use super::LENGTHS;
+    use crate::server::http2::huffman::LENGTHS;
 
     /// The bits of a code in ones and zeros.
     pub fn code(byte: u8) -> String {

@@ -1,6 +1,7 @@
 //! The rewriter between a model of a client and the `h2` crate: the crate gets what the client
 //! sent, with targets encoded, however the client compresses it.
 
+#[cfg(test)]
 use super::frame::{Frame, PREFACE};
 use super::hpack_model::{Client, Field, decoded, field};
 use super::rewriter::Rewriter;
