@@ -1,7 +1,8 @@
 //! SPEC 7: how far delivery runs ahead of an event that is stuck is bounded by disk alone.
 //!
 //! `cargo test --test edge run_ahead -- --ignored --nocapture` delivers ten million events behind
-//! one that is stuck, and prints the edge's memory. `PIXELGATE_TEST_BINARY` names an optimized build.
+//! one that is stuck, and prints the edge's memory. `PIXELGATE_TEST_BINARY` names an optimized
+//! build.
 
 use crate::delivery::{check_state_is_true, filled};
 use crate::harness::{Edge, Setup};
