@@ -89,12 +89,13 @@ impl Spool {
         let needs_disk = env.needs_disk;
         let state = Arc::new(SpoolState::new(config, upstreams, env));
         let beginning = Beginning::start(&state).map_err(io_error(config))?;
-        let limit = if needs_disk { Duration::MAX } else { config.commit_limit() };
-        if let Err(error) = beginning.wait(limit) {
+        if let Err(error) = beginning.wait(config.commit_limit()) {
             let is_locked = error.kind() == io::ErrorKind::WouldBlock;
             if is_locked || needs_disk || is_mistake(&error) {
-                // The thread holds the lanes that it has adopted until it ends.
-                beginning.join();
+                if error.kind() != io::ErrorKind::TimedOut {
+                    // The thread holds the lanes that it has adopted until it ends.
+                    beginning.join();
+                }
                 let busy = is_locked.then(|| OpenError::Busy(config.dir.clone()));
                 return Err(busy.unwrap_or_else(|| io_error(config)(error)));
             }
@@ -103,7 +104,7 @@ impl Spool {
             state.request_maintenance();
         }
         let spool = Spool::start(Arc::clone(&state), beginning)?;
-        match state.why_failing() {
+        match state.why_failing().or_else(|| state.why_stalled()) {
             // The error drops the spool, which closes it.
             Some(why) if needs_disk => Err(io_error(config)(io::Error::other(why))),
             _ => Ok(spool),
@@ -139,6 +140,9 @@ impl Spool {
         // An error means that the committer has panicked, which its own thread reports.
         let is_late = state.own().is_some()
             && is_prepared.recv_timeout(config.commit_limit()) == Err(RecvTimeoutError::Timeout);
+        if is_late {
+            state.set_stalled(true);
+        }
         let maintained = Arc::clone(&state);
         // Maintenance starts only after the two threads that create lanes and spares as well.
         let maintain = move || {

@@ -397,10 +397,14 @@ impl SpoolState {
         self.failing.lock().clone()
     }
 
-    fn why_refusing(&self) -> Option<String> {
+    /// Why events are refused while the disk does not answer. `None` while it does.
+    pub fn why_stalled(&self) -> Option<String> {
         let stalled = || "the disk has stalled for spool.commit_seconds_max".to_owned();
-        let failing = self.bounds.is_stalled().then(stalled);
-        failing
+        self.bounds.is_stalled().then(stalled)
+    }
+
+    fn why_refusing(&self) -> Option<String> {
+        self.why_stalled()
             .or_else(|| self.why_failing())
             .or_else(|| {
                 self.bounds.is_disk_low().then(|| "spool.free_bytes_min is reached".to_owned())

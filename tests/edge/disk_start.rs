@@ -253,6 +253,61 @@ fn a_start_does_not_wait_for_a_frozen_disk() {
 }
 
 #[test]
+fn a_start_waits_for_no_disk_of_its_state_either() {
+    let dir = Arc::new(tempfile::tempdir().unwrap());
+    let data = dir.path().join("data");
+    Setup::default()
+        .spool("commit_seconds_max = 1\nsegment_bytes = \"1MiB\"\nfree_bytes_min = \"0\"")
+        .write(dir.path());
+    // As in the samples, the spool lies in the state folder.
+    let config = dir.path().join("edge.toml");
+    let text = std::fs::read_to_string(&config).unwrap();
+    let state = format!("state_dir = {:?}", dir.path());
+    let own = text.replacen(&state, &format!("state_dir = {data:?}"), 1);
+    assert_ne!(own, text, "the configuration names the state folder");
+    let spool = format!("{:?}", dir.path().join("spool"));
+    std::fs::write(&config, own.replacen(&spool, &format!("{:?}", data.join("spool")), 1)).unwrap();
+    let Some(disk) = or_skip(Disk::ext4(&dir.path().join("image"), &data)) else { return };
+    let edge = Edge::start_in(Arc::clone(&dir));
+    let ledger = Ledger::default();
+    send(&edge, &ledger, 10);
+    edge.stop();
+    let freeze = |flag: &str| run(Command::new("fsfreeze").arg(flag).arg(&data));
+    if let Err(reason) = freeze("--freeze") {
+        eprintln!("skipped, no fsfreeze here: {reason}");
+        return;
+    }
+    let edge = Edge::start_in(Arc::clone(&dir));
+    check_refusing(&edge, &ledger, "has not answered for spool.commit_seconds_max");
+    freeze("--unfreeze").unwrap();
+    ledger.wait_accepting(&edge);
+    edge.wait_log("an upgrade is possible from now on");
+    wait_well(&edge);
+    edge.stop();
+    disk.unmount();
+}
+
+#[test]
+fn a_disk_that_stalls_at_the_first_segment_refuses_events() {
+    if run(Command::new("strace").args(["-o", "/dev/null", "true"])).is_err() {
+        eprintln!("skipped, no strace here");
+        return;
+    }
+    let dir = Arc::new(tempfile::tempdir().unwrap());
+    Setup::default().spool("commit_seconds_max = 1").write(dir.path());
+    let strace = "exec strace -D -f -o /dev/null -e trace=fallocate \
+                  -e inject=fallocate:delay_enter=8000000:when=1 \"$0\" run --config \"$1\"";
+    let edge = Edge::start_under(Arc::clone(&dir), strace);
+    let ledger = Ledger::default();
+    ledger.wait_refusing(&edge);
+    let ready = edge.admin("/readyz");
+    assert!(String::from_utf8_lossy(&ready.body).contains("commit_seconds_max"));
+    ledger.wait_accepting(&edge);
+    wait_well(&edge);
+    edge.stop();
+}
+
+#[test]
 fn a_folder_that_another_process_keeps_locked_ends_the_start() {
     let dir = tempfile::tempdir().unwrap();
     Setup::default().write(dir.path());

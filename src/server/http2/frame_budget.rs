@@ -3,17 +3,24 @@
 use super::frame::Frame;
 use crate::server::limits::Limits;
 use crate::telemetry::metrics::Limit;
-use std::sync::atomic::{AtomicBool, AtomicU32, Ordering::Relaxed};
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering::Relaxed};
 use std::time::Duration;
 use tokio::sync::watch;
 
 /// Resets that a client may send per tick, for each stream that it may have at once. A browser
 /// cancels its requests when the user leaves a page; CVE-2023-44487 needs thousands of resets.
 const RESETS_PER_STREAM: u32 = 2;
-/// Frames about the connection itself (SETTINGS, PING, PRIORITY, empty DATA and the like) and
-/// continuations that a client may send per tick. Each KiB sent to the client allows one more, for
-/// the window updates that it causes.
+/// Frames about the connection itself (SETTINGS, PING, PRIORITY, WINDOW_UPDATE, empty DATA and the
+/// like) and continuations that a client may send per tick.
 const FRAMES_MAX: u32 = 1000;
+/// Further frames that each request allows: updates of the two windows that its answer uses.
+const FRAMES_PER_REQUEST: u32 = 2;
+/// Bytes sent to a client that allow one more frame, for the window updates that they cause. A
+/// client whose window is one byte makes the edge send 10 bytes for each update, frame header
+/// included, and soon has no frames left (CVE-2019-9511).
+const BYTES_PER_FRAME: u64 = 128;
+/// The most frames that a client can have left: enough to update a window of 6 MiB in small steps.
+const FRAMES_LEFT_MAX: u32 = 50_000;
 
 /// What a client may still send in this tick, and what the watchdog needs to know. The frame
 /// counter and the watchdog share it. Both run in one task; the atomics only make it `Sync`.
@@ -27,6 +34,8 @@ pub struct FrameBudget {
     block_open: AtomicBool,
     resets_left: AtomicU32,
     frames_left: AtomicU32,
+    /// Sent bytes that have not allowed a frame yet: fewer than [`BYTES_PER_FRAME`].
+    bytes_over: AtomicU64,
     resets_max: u32,
     requests_max: u32,
     /// Tells Pingora to take no more requests on this connection.
@@ -42,6 +51,7 @@ impl FrameBudget {
             block_open: AtomicBool::new(false),
             resets_left: AtomicU32::new(resets_max),
             frames_left: AtomicU32::new(FRAMES_MAX),
+            bytes_over: AtomicU64::new(0),
             resets_max,
             requests_max: limits.requests_per_connection_max,
             stop,
@@ -73,6 +83,7 @@ impl FrameBudget {
     fn request(&self) -> Result<(), Limit> {
         let blocks = self.blocks.load(Relaxed).saturating_add(1);
         self.blocks.store(blocks, Relaxed);
+        self.allow(FRAMES_PER_REQUEST);
         if self.requests_max > 0 && blocks >= self.requests_max {
             self.stop.send_replace(true);
             if blocks / 2 > self.requests_max {
@@ -90,10 +101,15 @@ impl FrameBudget {
     /// Notes that `bytes` bytes were sent.
     pub fn bytes_sent(&self, bytes: usize) {
         self.moved.store(true, Relaxed);
-        let more = u32::try_from(bytes >> 10).unwrap_or(u32::MAX);
-        if more > 0 {
-            self.frames_left.store(self.frames_left.load(Relaxed).saturating_add(more), Relaxed);
-        }
+        let bytes = self.bytes_over.load(Relaxed).saturating_add(bytes as u64);
+        self.bytes_over.store(bytes % BYTES_PER_FRAME, Relaxed);
+        self.allow(u32::try_from(bytes / BYTES_PER_FRAME).unwrap_or(u32::MAX));
+    }
+
+    /// Allows so many more frames.
+    fn allow(&self, frames: u32) {
+        let left = self.frames_left.load(Relaxed).saturating_add(frames);
+        self.frames_left.store(left.min(FRAMES_LEFT_MAX), Relaxed);
     }
 
     /// Tells Pingora to take no more requests on this connection.
@@ -103,7 +119,8 @@ impl FrameBudget {
 
     fn refill(&self) {
         self.resets_left.store(self.resets_max, Relaxed);
-        self.frames_left.store(FRAMES_MAX, Relaxed);
+        // Updates for what was sent before may still be on their way.
+        self.frames_left.store(self.frames_left.load(Relaxed).max(FRAMES_MAX), Relaxed);
     }
 }
 
@@ -164,18 +181,53 @@ mod tests {
         let limits = Limits { h2_streams_max: 10, ..Limits::default() };
         let (budget, _stopping) = budget(&limits);
         budget.frame_received(REQUEST).unwrap();
-        for _ in 0..2 {
+        for requests in [FRAMES_PER_REQUEST, 0] {
             for _ in 0..20 {
                 assert_eq!(budget.frame_received(frame(Frame::RST_STREAM, 0)), Ok(()));
             }
             assert_eq!(budget.frame_received(frame(Frame::RST_STREAM, 0)), Err(Limit::Resets));
-            for _ in 0..FRAMES_MAX {
+            for _ in 0..FRAMES_MAX + requests {
                 assert_eq!(budget.frame_received(frame(PING, 0)), Ok(()));
             }
             assert_eq!(budget.frame_received(frame(PING, 0)), Err(Limit::Frames));
-            budget.bytes_sent(1024);
-            assert_eq!(budget.frame_received(frame(PING, 0)), Ok(()));
             Watchdog::default().tick(&budget, &limits).unwrap();
+        }
+    }
+
+    #[test]
+    fn what_is_sent_allows_the_window_updates_that_it_causes() {
+        const WINDOW_UPDATE: Frame = Frame { kind: 8, flags: 0, stream: 0, length: 4 };
+        let updates = |bytes_each: usize| {
+            let (budget, _stopping) = budget(&Limits::default());
+            budget.frame_received(REQUEST).unwrap();
+            (0..10 * FRAMES_MAX)
+                .take_while(|_| {
+                    budget.bytes_sent(bytes_each);
+                    // One for the stream and one for the connection.
+                    let taken = [(); 2].map(|()| budget.frame_received(WINDOW_UPDATE));
+                    taken == [Ok(()), Ok(())]
+                })
+                .count()
+        };
+        assert_eq!(updates(2 * BYTES_PER_FRAME as usize), 10_000, "small pieces of a download");
+        // The frame header and one byte.
+        assert!(updates(10) < 600, "a window of one byte");
+        let (budget, _stopping) = budget(&Limits::default());
+        budget.bytes_sent(usize::MAX);
+        Watchdog::default().tick(&budget, &Limits::default()).unwrap_err();
+        budget.refill();
+        let left = (0..).take_while(|_| budget.frame_received(frame(PING, 0)).is_ok()).count();
+        assert_eq!(left, FRAMES_LEFT_MAX as usize);
+    }
+
+    #[test]
+    fn each_request_allows_the_window_updates_of_its_answer() {
+        let limits = Limits { requests_per_connection_max: 0, ..Limits::default() };
+        let (budget, _stopping) = budget(&limits);
+        for _ in 0..10 * FRAMES_MAX {
+            budget.frame_received(REQUEST).unwrap();
+            assert_eq!(budget.frame_received(frame(8, 0)), Ok(()));
+            assert_eq!(budget.frame_received(frame(8, 0)), Ok(()));
         }
     }
 

@@ -97,6 +97,8 @@ impl Committer {
 
     /// Makes the first segment before the first event. Events are accepted when that has succeeded.
     pub fn prepare(&mut self) {
+        // As for a commit, the watch refuses events if the disk does not answer.
+        self.state.waiting.begin_commit(self.state.clock.monotonic());
         if self.state.config().fills_spares() {
             // After an error, the first segment is a new file.
             _ = self.lane.fill_spare(FIRST_SEGMENT_BYTES, || true);
@@ -105,6 +107,7 @@ impl Committer {
             Ok(()) => self.state.recover(),
             Err(error) => self.state.fail(&error),
         }
+        self.state.waiting.end_commit();
     }
 
     /// Runs until the spool is closed and every staged record has its answer.

@@ -5,6 +5,7 @@ use super::exit::{NO, UNUSABLE, fail, unwritten};
 use super::{check, dead, explain, pages, probe, send, spool};
 use crate::causes::with_causes;
 use crate::config::Config;
+use crate::edge::error::EdgeError;
 use crate::edge::stop::Handlers;
 use crate::edge::{file_limit, huge_pages, server};
 use crate::logging;
@@ -39,6 +40,7 @@ pub fn run(cli: Cli) -> ExitCode {
                     let file = cli.file.config.display();
                     fail(UNUSABLE, format!("{file}: {}", with_causes(&e)))
                 }
+                Err(e @ EdgeError::Close(_)) => fail(NO, with_causes(&e)),
                 Err(e) => fail(UNUSABLE, with_causes(&e)),
             }
         }

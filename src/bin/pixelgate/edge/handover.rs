@@ -20,6 +20,7 @@
 //! and the name. Then it sends [`END`]. The successor sends [`ACCEPTING`] when it accepts
 //! connections.
 
+use super::within::{START_LIMIT, within};
 use rustix::net::{
     RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SendAncillaryBuffer,
     SendAncillaryMessage, SendFlags, recvmsg, sendmsg, sockopt::socket_peercred,
@@ -29,9 +30,9 @@ use std::mem::MaybeUninit;
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::fs::PermissionsExt;
 use std::os::unix::net::{UnixListener, UnixStream};
-use std::path::{Path, PathBuf};
-use std::sync::{Arc, OnceLock};
-use std::time::Duration;
+use std::path::Path;
+use std::sync::{Arc, OnceLock, Weak};
+use std::time::{Duration, Instant};
 use tokio::sync::watch;
 
 /// The file name of the Unix socket in `edge.state_dir`.
@@ -65,52 +66,26 @@ pub enum Successor {
 
 /// Offers the listening sockets to a successor. The offer ends when this is dropped.
 pub struct Offer {
-    path: PathBuf,
     /// Not set until the Unix socket could be made.
-    listener: OnceLock<tokio::net::UnixListener>,
+    listener: Arc<OnceLock<UnixListener>>,
     sockets: Arc<Vec<Named>>,
     successor: watch::Sender<Successor>,
 }
 
 impl Offer {
     /// Offers `sockets` at `path`, in place of an earlier offer there. If the Unix socket cannot be
-    /// made, the log says so and [`Offer::serve`] tries again. Must be called on a tokio runtime.
+    /// made, the log says so, and a thread tries again each second until the offer ends. A disk that
+    /// does not answer delays the return by [`START_LIMIT`].
     pub fn open(path: &Path, sockets: Vec<Named>) -> Self {
-        let offer = Self {
-            path: path.to_owned(),
-            listener: OnceLock::new(),
-            sockets: Arc::new(sockets),
-            successor: watch::channel(Successor::None).0,
-        };
-        if let Err(e) = offer.listen() {
-            log::warn!(
-                "{}: the socket for an upgrade cannot be made, and is tried again each second: {e}",
-                path.display()
-            );
+        let listener = Arc::new(OnceLock::new());
+        let (path, slot) = (path.to_owned(), Arc::downgrade(&listener));
+        let made = within(START_LIMIT, move |tried| {
+            make(&path, &slot, tried);
+        });
+        if made.is_none() {
+            log::warn!("the disk does not answer: no upgrade is possible until it does");
         }
-        offer
-    }
-
-    fn listen(&self) -> io::Result<()> {
-        let path = &self.path;
-        if let Some(state_dir) = path.parent() {
-            std::fs::create_dir_all(state_dir)?;
-        }
-        // The socket has a temporary name until its permissions are set. So other users can never
-        // connect, and a successor finds either the old socket or the new one.
-        let making = path.with_extension(format!("{}", std::process::id()));
-        remove_if_there(&making)?;
-        let listener = UnixListener::bind(&making)?;
-        let opened = std::fs::set_permissions(&making, std::fs::Permissions::from_mode(0o600))
-            .and_then(|()| std::fs::rename(&making, path))
-            .and_then(|()| listener.set_nonblocking(true))
-            .and_then(|()| tokio::net::UnixListener::from_std(listener));
-        if opened.is_err() {
-            let _ = std::fs::remove_file(&making);
-        }
-        // Cannot fail: only this function sets the listener, and only while it is not set.
-        let _ = self.listener.set(opened?);
-        Ok(())
+        Self { listener, sockets: Arc::new(sockets), successor: watch::channel(Successor::None).0 }
     }
 
     /// Returns the state of the successor and its changes.
@@ -120,14 +95,21 @@ impl Offer {
 
     /// Hands the sockets over to each process of this user or of root that connects. Never returns.
     pub async fn serve(&self) {
+        let pause = || tokio::time::sleep(Duration::from_secs(RETRY_SECONDS));
+        let made = loop {
+            match self.listener.get() {
+                Some(listener) => break listener.try_clone(),
+                None => pause().await,
+            }
+        };
+        let listener = match made.and_then(tokio::net::UnixListener::from_std) {
+            Ok(listener) => listener,
+            Err(e) => {
+                log::error!("upgrade: the socket for an upgrade cannot be used: {e}");
+                return std::future::pending().await;
+            }
+        };
         loop {
-            let Some(listener) = self.listener.get() else {
-                tokio::time::sleep(Duration::from_secs(RETRY_SECONDS)).await;
-                if self.listen().is_ok() {
-                    log::info!("{}: an upgrade is possible from now on", self.path.display());
-                }
-                continue;
-            };
             match listener.accept().await.and_then(|(taker, _)| taker.into_std()) {
                 Ok(taker) => {
                     let (sockets, successor) = (self.sockets.clone(), self.successor.clone());
@@ -143,11 +125,65 @@ impl Offer {
                 }
                 Err(e) => {
                     log::error!("upgrade: the new process cannot connect: {e}");
-                    tokio::time::sleep(Duration::from_secs(RETRY_SECONDS)).await;
+                    pause().await;
                 }
             }
         }
     }
+}
+
+/// Makes the Unix socket at `path`, and tries again until it is made or the offer has ended.
+/// `tried` is called after the first attempt.
+fn make(path: &Path, slot: &Weak<OnceLock<UnixListener>>, tried: impl FnOnce(())) {
+    let mut tried = Some(tried);
+    let began = Instant::now();
+    loop {
+        let made = listen(path);
+        let Some(listener) = slot.upgrade() else { return };
+        let is_first = tried.is_some();
+        match made {
+            Ok(made) => {
+                // Cannot fail: only this thread sets the listener.
+                let _ = listener.set(made);
+                // After a failure, or a wait that has ended without it.
+                if !is_first || began.elapsed() >= START_LIMIT {
+                    log::info!("{}: an upgrade is possible from now on", path.display());
+                }
+            }
+            Err(e) if is_first => log::warn!(
+                "{}: the socket for an upgrade cannot be made, and is tried again each second: {e}",
+                path.display()
+            ),
+            Err(_) => {}
+        }
+        if let Some(tried) = tried.take() {
+            tried(());
+        }
+        if listener.get().is_some() {
+            return;
+        }
+        drop(listener);
+        std::thread::sleep(Duration::from_secs(RETRY_SECONDS));
+    }
+}
+
+/// Makes a Unix socket for this user at `path`, in place of an earlier one.
+fn listen(path: &Path) -> io::Result<UnixListener> {
+    if let Some(state_dir) = path.parent() {
+        std::fs::create_dir_all(state_dir)?;
+    }
+    // The socket has a temporary name until its permissions are set. So other users can never
+    // connect, and a successor finds either the old socket or the new one.
+    let making = path.with_extension(format!("{}", std::process::id()));
+    remove_if_there(&making)?;
+    let listener = UnixListener::bind(&making)?;
+    let opened = std::fs::set_permissions(&making, std::fs::Permissions::from_mode(0o600))
+        .and_then(|()| std::fs::rename(&making, path))
+        .and_then(|()| listener.set_nonblocking(true));
+    if opened.is_err() {
+        let _ = std::fs::remove_file(&making);
+    }
+    opened.map(|()| listener)
 }
 
 /// Hands the sockets over to one successor, and reports its state until it ends.

@@ -7,7 +7,7 @@ pub mod server;
 pub mod tls;
 
 mod admin;
-mod error;
+pub mod error;
 pub mod file_limit;
 mod forwarded;
 mod handover;
@@ -28,3 +28,4 @@ pub mod stop;
 mod systemd;
 mod trailers;
 mod upgrade;
+mod within;

@@ -17,6 +17,7 @@ use super::metrics_export::MetricsExport;
 use super::origin::Origins;
 use super::running::Running;
 use super::tls::Certificates;
+use super::within::{START_LIMIT, within};
 use super::{file_limit, metrics_export, origin_ca, systemd};
 use crate::access_log::config::Config as AccessLogSection;
 use crate::access_log::{AccessLogFile, AccessLogs, Opened};
@@ -35,6 +36,7 @@ use pixelgate::admin_pages::{FaultKind, Sampler, TokenHandle};
 use pixelgate::custom::Faults;
 use pixelgate::http_server::{BufferedBytes, LimitsHandle};
 use pixelgate::tools::FileStamp;
+use std::io;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
@@ -115,7 +117,7 @@ impl Reloader {
             state_dir: handles.section.load().state_dir.clone(),
             handles,
         };
-        this.note_in_force(&mut this.state.lock());
+        this.note_in_force_at_start();
         this
     }
 
@@ -250,11 +252,26 @@ impl Reloader {
         faults.raise(FaultKind::ConfigReload, NOT_IN_FORCE, text, advice);
     }
 
+    /// Writes the values in force at a start. If the disk does not answer, the next look tries again.
+    fn note_in_force_at_start(&self) {
+        let mut state = self.state.lock();
+        let (dir, values) = (self.state_dir.clone(), Values::of(&state.table));
+        let write = move |done: Box<dyn FnOnce(_) + Send>| done(Running::write(&dir, &values));
+        let no_answer = || Err(io::Error::new(io::ErrorKind::TimedOut, "the disk does not answer"));
+        let written = within(START_LIMIT, write).unwrap_or_else(no_answer);
+        self.note_written(&mut state, written);
+    }
+
     /// Writes the values in force to the file for `pixelgate check --diff`. After a failure each
     /// look tries again.
     fn note_in_force(&self, state: &mut State) {
+        let written = Running::write(&self.state_dir, &Values::of(&state.table));
+        self.note_written(state, written);
+    }
+
+    /// Logs the first of several failures.
+    fn note_written(&self, state: &mut State, written: io::Result<()>) {
         let dir = &self.state_dir;
-        let written = Running::write(dir, &Values::of(&state.table));
         let was_noted = std::mem::replace(&mut state.is_noted, written.is_ok());
         if let (true, Err(e)) = (was_noted, written) {
             warn!(

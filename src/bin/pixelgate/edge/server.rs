@@ -15,6 +15,7 @@ use super::reload::{Handles, Reloader, Watch};
 use super::sockets::Sockets;
 use super::stop::{Deadline, Handlers, Signals};
 use super::tls::Certificates;
+use super::within::{START_LIMIT, within};
 use super::{admin, file_limit, metrics_export, origin_ca};
 use crate::access_log::{AccessLogs, Opened};
 use crate::config::Config;
@@ -133,19 +134,18 @@ fn end(gate: &PixelGate, access_logs: &AccessLogs, deadline: &Deadline) -> Resul
     closed.inspect(|()| info!("stopped"))
 }
 
-/// Makes `edge.state_dir`. A disk that does not let the folder be made is no error, because it must
-/// not prevent a start: each later write to the folder tries to make it, too.
+/// Makes `edge.state_dir`. A disk that does not let the folder be made, or does not answer, is no
+/// error, because it must not prevent a start: each later write to the folder tries to make it, too.
 fn make_state_dir(dir: &Path) -> Result<(), EdgeError> {
-    match std::fs::create_dir_all(dir) {
-        Err(e) if !is_of_path(&e) => {
-            warn!(
-                "edge.state_dir {} cannot be made now, and is tried again later: {e}",
-                dir.display()
-            );
-            Ok(())
-        }
-        made => made.map_err(EdgeError::State),
-    }
+    let path = dir.to_owned();
+    let made = within(START_LIMIT, move |done| done(std::fs::create_dir_all(path)));
+    let why = match made {
+        None => format!("the disk has not answered for {} s", START_LIMIT.as_secs()),
+        Some(Err(e)) if !is_of_path(&e) => e.to_string(),
+        Some(made) => return made.map_err(|e| EdgeError::State(dir.display().to_string(), e)),
+    };
+    warn!("edge.state_dir {} cannot be made now, and is tried again later: {why}", dir.display());
+    Ok(())
 }
 
 /// Opens the gate. A successor (`is_successor`) needs a disk that can be written, and does not
