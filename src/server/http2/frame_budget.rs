@@ -18,7 +18,7 @@ const FRAMES_PER_REQUEST: u32 = 2;
 /// Bytes sent to a client that allow one more frame, for the window updates that they cause. A
 /// client whose window is one byte makes the edge send 10 bytes for each update, frame header
 /// included, and soon has no frames left (CVE-2019-9511).
-const BYTES_PER_FRAME: u64 = 128;
+const BYTES_PER_FRAME: u64 = 32;
 /// The most frames that a client can have left: enough to update a window of 6 MiB in small steps.
 const FRAMES_LEFT_MAX: u32 = 50_000;
 
@@ -211,7 +211,7 @@ mod tests {
         };
         assert_eq!(updates(2 * BYTES_PER_FRAME as usize), 10_000, "small pieces of a download");
         // The frame header and one byte.
-        assert!(updates(10) < 600, "a window of one byte");
+        assert!(updates(10) < 1_000, "a window of one byte");
         let (budget, _stopping) = budget(&Limits::default());
         budget.bytes_sent(usize::MAX);
         Watchdog::default().tick(&budget, &Limits::default()).unwrap_err();

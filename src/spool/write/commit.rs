@@ -74,21 +74,19 @@ impl Committer {
     /// A committer for the own lane, which has no segment yet. `syncer` is present only in
     /// `interval`.
     pub fn new(state: Arc<SpoolState>, lane: Arc<Lane>, syncer: Option<Syncer>) -> Committer {
-        let synced_at = state.clock.monotonic();
-        // The other modes answer before the disk has the events, so they write into the cache.
-        let direct = state.durability == Durability::Power;
         Committer {
+            // The other modes answer before the disk has the events, so they write into the cache.
+            direct: state.durability == Durability::Power,
+            synced_at: state.clock.monotonic(),
             state,
             lane,
             segment: None,
-            direct,
             next_number: 1,
             new_bytes: 2 * FIRST_SEGMENT_BYTES,
             unsynced: Unsynced { base: 1, ..Unsynced::default() },
             counted: Counted::default(),
             claimed: Vec::new(),
             spares: Vec::new(),
-            synced_at,
             syncer,
             sync_in_flight: None,
             busy: false,

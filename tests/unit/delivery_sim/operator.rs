@@ -122,7 +122,7 @@ impl World {
             let is_named = faults.iter().any(|fault| {
                 fault.what.as_str() == "upstream_removed"
                     && fault.subject == *name
-                    && fault.text.starts_with(&format!("{waiting} events "))
+                    && fault.text.starts_with(&format!("{waiting} event"))
             });
             assert_eq!(is_named, waiting > 0, "{waiting} events wait for {name}: {faults:?}");
         }

@@ -74,8 +74,8 @@ pub struct Offer {
 
 impl Offer {
     /// Offers `sockets` at `path`, in place of an earlier offer there. If the Unix socket cannot be
-    /// made, the log says so, and a thread tries again each second until the offer ends. A disk that
-    /// does not answer delays the return by [`START_LIMIT`].
+    /// made, the log says so, and a thread tries again each second until the offer ends. A disk
+    /// that does not answer delays the return by [`START_LIMIT`].
     pub fn open(path: &Path, sockets: Vec<Named>) -> Self {
         let listener = Arc::new(OnceLock::new());
         let (path, slot) = (path.to_owned(), Arc::downgrade(&listener));
