@@ -252,7 +252,8 @@ impl Reloader {
         faults.raise(FaultKind::ConfigReload, NOT_IN_FORCE, text, advice);
     }
 
-    /// Writes the values in force at a start. If the disk does not answer, the next look tries again.
+    /// Writes the values in force at a start. If the disk does not answer, the next look tries
+    /// again.
     fn note_in_force_at_start(&self) {
         let mut state = self.state.lock();
         let (dir, values) = (self.state_dir.clone(), Values::of(&state.table));

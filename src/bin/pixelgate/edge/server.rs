@@ -135,7 +135,8 @@ fn end(gate: &PixelGate, access_logs: &AccessLogs, deadline: &Deadline) -> Resul
 }
 
 /// Makes `edge.state_dir`. A disk that does not let the folder be made, or does not answer, is no
-/// error, because it must not prevent a start: each later write to the folder tries to make it, too.
+/// error, because it must not prevent a start: each later write to the folder tries to make it,
+/// too.
 fn make_state_dir(dir: &Path) -> Result<(), EdgeError> {
     let path = dir.to_owned();
     let made = within(START_LIMIT, move |done| done(std::fs::create_dir_all(path)));
