@@ -302,8 +302,8 @@ fn what_is_wrong_with_the_configuration_is_named_by_its_key() {
     check(&format!("{whole}urls = ['127.0.0.1:s3cret']"), "urls", "URL");
     check(&format!("{whole}urls = ['http://s3cret']"), "urls", "nats://");
     check(&format!("{whole}urls = ['nats://u:s3cret@a', 'nats://b']"), "urls", "same");
-    check(&format!("{whole}{url}timeout_seconds = 0"), "timeout_seconds", "within");
-    check(&format!("{whole}{url}timeout_seconds = 301"), "timeout_seconds", "within");
+    check(&format!("{whole}{url}timeout_seconds = 0"), "timeout_seconds", "must be 1 to 300");
+    check(&format!("{whole}{url}timeout_seconds = 301"), "timeout_seconds", "must be 1 to 300");
     check(&format!("{whole}{url}credentials = '/no/such'"), "credentials", "read");
     check(&format!("{whole}{url}ca = '/no/such'"), "ca", "read");
     check(&format!("{whole}{url}cert = '/no/such'"), "key", "missing");

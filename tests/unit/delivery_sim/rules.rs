@@ -157,12 +157,14 @@ impl World {
 
     /// The lag is at least the age of the oldest event that was not taken, less the second between
     /// two updates. An upstream with dead letters, which it did not take, is left out, and so is
-    /// one whose events cannot be read: their age is not known.
+    /// one whose events cannot be read, or were not until just now: their age is not known.
     pub fn check_lag(&self) {
         let process = self.process();
         let is_unread = |fault: &Fault| fault.what.as_str() == "spool_segment";
         let is_unread = self.moved.is_some() || process.faults.list().iter().any(is_unread);
-        if process.started.elapsed().as_secs() <= 3 || is_unread {
+        // A segment that is back is read at the next turn of maintenance.
+        let is_back = self.moved_at.elapsed().as_secs() <= 10;
+        if process.started.elapsed().as_secs() <= 3 || is_unread || is_back {
             return;
         }
         let counts = process.spool.status().upstreams;
