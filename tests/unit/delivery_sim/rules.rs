@@ -76,15 +76,16 @@ impl World {
             self.check_each_event(at);
             let (upstream, process) = (&self.upstreams[at], self.process());
             let busy_at = upstream.state.lock().busy_at;
-            let waits_since = self.accepted(self.first_left[at]);
-            let quiet_since = waits_since.map(|event| {
-                event.at.max(busy_at).max(process.started).max(self.dead_changed).max(self.moved_at)
-            });
-            let is_full = self.waiting(at) >= self.batch.events_max && !upstream.script.in_order;
-            let linger = Duration::from_millis(if is_full { 0 } else { self.batch.linger_ms });
+            let settled_at = busy_at.max(process.started).max(self.dead_changed).max(self.moved_at);
+            let is_quiet = |since: Option<Instant>, linger| {
+                since.is_some_and(|at| at.max(settled_at).elapsed() > QUIET_MAX + linger)
+            };
+            let waits_since = self.accepted(self.first_left[at]).map(|event| event.at);
+            let full_since = self.full_since(at).filter(|_| !upstream.script.in_order);
             let is_left = upstream.in_flight() == 0
                 && !self.dead_fails
-                && quiet_since.is_some_and(|since| since.elapsed() > QUIET_MAX + linger);
+                && (is_quiet(waits_since, Duration::from_millis(self.batch.linger_ms))
+                    || is_quiet(full_since, Duration::ZERO));
             assert!(!is_left, "{} is left alone, {}", NAMES[at], self.describe());
         }
     }
@@ -112,15 +113,16 @@ impl World {
         }
     }
 
-    /// How many events wait for an upstream, if they are many.
-    fn waiting(&self, at: usize) -> usize {
+    /// Since when at least as many events wait for an upstream as one batch takes.
+    fn full_since(&self, at: usize) -> Option<Instant> {
         let state = self.upstreams[at].state.lock();
         let waits = |event: &u64| {
             let is_for = self.accepted(*event).is_some_and(|accepted| accepted.is_for[at]);
             is_for && !state.taken.contains_key(event) && !self.damaged.contains(event)
         };
-        let waiting = (self.first_left[at]..=self.last()).filter(waits).count();
-        waiting.saturating_sub(self.dead[at].len())
+        let mut waiting = (self.first_left[at]..=self.last()).filter(waits);
+        let last = waiting.nth(self.batch.events_max - 1 + self.dead[at].len())?;
+        Some(self.accepted(last)?.at)
     }
 
     /// Whether an order is kept and an older event of the same portal has not ended: if nothing is
