@@ -300,6 +300,8 @@ fn the_combined_format_is_escaped_as_nginx_does_and_goaccess_reads_it() {
     let mut connection = edge.connect();
     connection.get("/v1/event/?_a=62515&_n=a", "User-Agent: a\"b\\c \u{e9}\r\n");
     connection.get("/a%20b?c", "Referer: https://a.test/d?e\r\nUser-Agent: f\r\n");
+    // A line follows its answer, and connections do not wait for each other.
+    wait_for("two lines", || log.text().lines().count() == 2);
     assert_eq!(send(edge.address, "GET / HTTP/9.9\r\nHost: a\r\n\r\n"), 400);
     edge.stop();
     let text = log.text();
