@@ -323,8 +323,7 @@ impl World {
                 self.trickle(20).await;
             }
         }
-        self.end().await;
-        let last = self.last();
+        let last = self.end().await;
         for (upstream, dead) in self.upstreams.iter().zip(&self.dead) {
             let refused = (1..=last).filter(|event| upstream.script.refuses(*event));
             let dead = dead.iter().copied().filter(|event| *event <= last);
@@ -347,8 +346,9 @@ impl World {
         self.check_all().await;
     }
 
-    /// All is well from now on: each event ends.
-    async fn end(&mut self) {
+    /// All is well from now on: each event ends. Returns the last one that must have; further ones
+    /// come meanwhile.
+    async fn end(&mut self) -> u64 {
         for upstream in &self.upstreams {
             upstream.state.lock().set_mode(Mode::Works);
             if self.attempts_max == 0 {
@@ -373,6 +373,7 @@ impl World {
             }
             self.check_all().await;
         }
+        last
     }
 }
 
