@@ -3,7 +3,6 @@
 //! The URL of a page often identifies its visitor, by an email address in the query, a token for a
 //! new password or userinfo. Most referers are plain and are cut without being parsed and copied.
 
-use crate::request::simd::{self, Block};
 use std::borrow::Cow;
 use url::{Origin, Url};
 
@@ -47,19 +46,17 @@ pub(super) fn without_secrets(referer: Cow<'_, str>, keep_query: bool) -> Option
 fn plain_origin_end(referer: &str) -> Option<usize> {
     let rest = referer.strip_prefix("http")?;
     let host = rest.strip_prefix("s://").or_else(|| rest.strip_prefix("://"))?;
-    let is_not_host = |bytes: Block| {
-        let no_letter = bytes.are_outside(b'a', b'z');
-        let no_digit = bytes.are_outside(b'0', b'9');
-        no_letter.and(no_digit).and(bytes.are_not(b'-')).and(bytes.are_not(b'.'))
-    };
-    let length = simd::find(host.as_bytes(), 0, is_not_host).unwrap_or(host.len());
-    let (host, rest) = host.as_bytes().split_at(length);
+    // The search is in bytes, because a search in a `str` costs several times as much, and every
+    // event comes here.
+    let host = host.as_bytes();
+    let is_host = |byte: &u8| matches!(byte, b'a'..=b'z' | b'0'..=b'9' | b'-' | b'.');
+    let length = host.iter().position(|byte| !is_host(byte)).unwrap_or(host.len());
+    let (host, rest) = host.split_at(length);
     let ends = matches!(rest.first(), None | Some(b'/' | b'?' | b'#'));
-    // A last label that begins with a letter is no part of an IPv4 address.
-    let last = memchr::memrchr(b'.', host).map_or(host, |dot| &host[dot + 1..]);
+    // A host whose last label begins with a letter is not an IPv4 address.
+    let last = host.rsplit(|byte| *byte == b'.').next().unwrap_or_default();
     // Few names have a hyphen, so that this costs less than to search for Punycode in all.
-    let has_hyphen = simd::find(host, 0, |bytes| bytes.are(b'-')).is_some();
-    let is_punycode = has_hyphen && host.windows(4).any(|part| part == b"xn--");
+    let is_punycode = host.contains(&b'-') && host.windows(4).any(|part| part == b"xn--");
     let is_name = last.first().is_some_and(u8::is_ascii_lowercase) && !is_punycode;
     (ends && is_name).then_some(referer.len() - rest.len())
 }

@@ -232,7 +232,7 @@ async fn a_right_that_is_missing_is_a_wrong_configuration() {
     jetstream.create_stream(events_stream()).await.unwrap();
     let mut rig = Rig::start(&upstream(&server.url("edge:pw@"), SUBJECT));
     rig.accept(10).await;
-    check_error(&rig, "misconfigured", "right").await;
+    check_error(&rig, "misconfigured", "permission").await;
     rig.stop().await;
 }
 
