@@ -51,6 +51,12 @@ impl Disk {
         run(Command::new("mount").args(["-o", &options]).arg(&self.at)).unwrap();
     }
 
+    /// Freezes the disk until the returned value is dropped. `None`: there is no `fsfreeze` here.
+    pub fn freeze(&self) -> Option<Frozen> {
+        or_skip(run(Command::new("fsfreeze").arg("--freeze").arg(&self.at)))?;
+        Some(Frozen(self.at.clone()))
+    }
+
     /// As if its power went: nothing more reaches it, not even the journal of what was done.
     fn lose_power(&self) {
         const SHUTDOWN: rustix::ioctl::Opcode = rustix::ioctl::opcode::read::<u32>(b'X', 125);
@@ -71,6 +77,21 @@ impl Disk {
     }
 }
 
+/// A disk that answers no write. Dropping it lets the disk answer, also after a failed test, whose
+/// processes would hang otherwise.
+pub struct Frozen(PathBuf);
+
+impl Drop for Frozen {
+    fn drop(&mut self) {
+        _ = run(Command::new("fsfreeze").arg("--unfreeze").arg(&self.0));
+    }
+}
+
+/// Lines of `[spool]` for a disk that stalls: events are refused after a second, and segments fit
+/// on the small disk of a test.
+pub const REFUSES_SOON: &str =
+    "commit_seconds_max = 1\nsegment_bytes = \"1MiB\"\nfree_bytes_min = \"0\"";
+
 impl Drop for Disk {
     fn drop(&mut self) {
         if self.mounted {
@@ -90,8 +111,8 @@ pub fn run(command: &mut Command) -> Result<(), String> {
 }
 
 /// The disk, or the reason why the test cannot run here.
-pub fn or_skip(disk: Result<Disk, String>) -> Option<Disk> {
-    disk.inspect_err(|reason| eprintln!("skipped, no such disk here: {reason}")).ok()
+pub fn or_skip<T>(found: Result<T, String>) -> Option<T> {
+    found.inspect_err(|reason| eprintln!("skipped, it is not to be had here: {reason}")).ok()
 }
 
 /// The events that were sent, and those that were answered with 200.

@@ -6,7 +6,7 @@
 
 use crate::backend::{Act, Backend};
 use crate::delivery::{RUNTIME, http_upstream};
-use crate::disk::{Disk, Ledger, Load, folder, or_skip, run};
+use crate::disk::{Disk, Ledger, Load, REFUSES_SOON, folder, or_skip, run};
 use crate::harness::{Edge, Setup, command, wait_for};
 use pixelgate::internals::spool::{Config, Env, Spool};
 use rustix::process::Signal;
@@ -94,26 +94,19 @@ fn a_removed_spool_folder_refuses_events_until_the_edge_is_restarted() {
 fn a_frozen_file_system_refuses_within_the_deadline_and_recovers() {
     let backend = RUNTIME.block_on(Backend::playing([]));
     let dir = Arc::new(tempfile::tempdir().unwrap());
-    Setup::default()
-        .spool("commit_seconds_max = 1\nsegment_bytes = \"1MiB\"\nfree_bytes_min = \"0\"")
-        .upstreams(&http_upstream(&backend, ""))
-        .write(dir.path());
+    Setup::default().spool(REFUSES_SOON).upstreams(&http_upstream(&backend, "")).write(dir.path());
     let (image, spool) = (dir.path().join("image"), dir.path().join("spool"));
     let Some(disk) = or_skip(Disk::ext4(&image, &spool)) else { return };
     let edge = Edge::start_in(Arc::clone(&dir));
     let ledger = Arc::new(Ledger::default());
     send(&edge, &ledger, 100);
-    let freeze = |flag: &str| run(Command::new("fsfreeze").arg(flag).arg(&spool));
-    if let Err(reason) = freeze("--freeze") {
-        eprintln!("skipped, no fsfreeze here: {reason}");
-        return;
-    }
+    let Some(frozen) = disk.freeze() else { return };
     // Those who wait are answered, or these senders would never end.
     Load::start(edge.address, &ledger).end();
     ledger.wait_refusing(&edge);
     let ready = edge.admin("/readyz");
     assert!(String::from_utf8_lossy(&ready.body).contains("commit_seconds_max"));
-    freeze("--unfreeze").unwrap();
+    drop(frozen);
     ledger.wait_accepting(&edge);
     let row = edge.wait_delivered("collector");
     assert_eq!((&row["lost"], &row["accepted"]), (&0.into(), &ledger.count.load(Relaxed).into()));

@@ -6,7 +6,7 @@
 
 use crate::backend::{Act, Backend};
 use crate::delivery::{RUNTIME, http_upstream};
-use crate::disk::{Disk, Ledger, folder, or_skip, run};
+use crate::disk::{Disk, Ledger, REFUSES_SOON, folder, or_skip, run};
 use crate::disk_faults::{send, shows_fault, wait_well};
 use crate::harness::{Edge, Setup, command, wait_for};
 use crate::wire::Origin;
@@ -62,6 +62,11 @@ fn check_refusing(edge: &Edge, ledger: &Ledger, why: &str) {
     let metrics = String::from_utf8_lossy(&metrics.body).into_owned();
     assert!(metrics.contains("pixelgate_faults{what=\"spool_start\"} 1"), "{metrics}");
     assert_eq!(edge.admin("/livez").status, 200);
+}
+
+/// Whether `strace` can be used. Says so if it cannot.
+fn has_strace() -> bool {
+    or_skip(run(Command::new("strace").args(["-o", "/dev/null", "true"]))).is_some()
 }
 
 #[test]
@@ -204,8 +209,7 @@ fn an_upgrade_on_a_full_disk_leaves_the_old_edge_as_it_is() {
 
 #[test]
 fn no_error_of_a_disk_stops_a_start() {
-    if run(Command::new("strace").args(["-o", "/dev/null", "true"])).is_err() {
-        eprintln!("skipped, no strace here");
+    if !has_strace() {
         return;
     }
     for (call, error) in [("mkdir", "EDQUOT"), ("fdatasync", "EIO"), ("pwrite64", "ENOSPC")] {
@@ -225,24 +229,17 @@ fn no_error_of_a_disk_stops_a_start() {
 fn a_start_does_not_wait_for_a_frozen_disk() {
     let backend = RUNTIME.block_on(Backend::playing([]));
     let dir = Arc::new(tempfile::tempdir().unwrap());
-    Setup::default()
-        .spool("commit_seconds_max = 1\nsegment_bytes = \"1MiB\"\nfree_bytes_min = \"0\"")
-        .upstreams(&http_upstream(&backend, ""))
-        .write(dir.path());
+    Setup::default().spool(REFUSES_SOON).upstreams(&http_upstream(&backend, "")).write(dir.path());
     let (image, spool) = (dir.path().join("image"), dir.path().join("spool"));
     let Some(disk) = or_skip(Disk::ext4(&image, &spool)) else { return };
     let edge = Edge::start_in(Arc::clone(&dir));
     let ledger = Ledger::default();
     send(&edge, &ledger, 100);
     edge.kill();
-    let freeze = |flag: &str| run(Command::new("fsfreeze").arg(flag).arg(&spool));
-    if let Err(reason) = freeze("--freeze") {
-        eprintln!("skipped, no fsfreeze here: {reason}");
-        return;
-    }
+    let Some(frozen) = disk.freeze() else { return };
     let edge = Edge::start_in(Arc::clone(&dir));
     check_refusing(&edge, &ledger, "has not answered for spool.commit_seconds_max");
-    freeze("--unfreeze").unwrap();
+    drop(frozen);
     ledger.wait_accepting(&edge);
     let row = edge.wait_delivered("collector");
     assert_eq!((&row["lost"], &row["accepted"]), (&0.into(), &ledger.count.load(Relaxed).into()));
@@ -256,9 +253,7 @@ fn a_start_does_not_wait_for_a_frozen_disk() {
 fn a_start_waits_for_no_disk_of_its_state_either() {
     let dir = Arc::new(tempfile::tempdir().unwrap());
     let data = dir.path().join("data");
-    Setup::default()
-        .spool("commit_seconds_max = 1\nsegment_bytes = \"1MiB\"\nfree_bytes_min = \"0\"")
-        .write(dir.path());
+    Setup::default().spool(REFUSES_SOON).write(dir.path());
     // As in the samples, the spool lies in the state folder.
     let config = dir.path().join("edge.toml");
     let text = std::fs::read_to_string(&config).unwrap();
@@ -272,14 +267,10 @@ fn a_start_waits_for_no_disk_of_its_state_either() {
     let ledger = Ledger::default();
     send(&edge, &ledger, 10);
     edge.stop();
-    let freeze = |flag: &str| run(Command::new("fsfreeze").arg(flag).arg(&data));
-    if let Err(reason) = freeze("--freeze") {
-        eprintln!("skipped, no fsfreeze here: {reason}");
-        return;
-    }
+    let Some(frozen) = disk.freeze() else { return };
     let edge = Edge::start_in(Arc::clone(&dir));
     check_refusing(&edge, &ledger, "has not answered for spool.commit_seconds_max");
-    freeze("--unfreeze").unwrap();
+    drop(frozen);
     ledger.wait_accepting(&edge);
     edge.wait_log("an upgrade is possible from now on");
     wait_well(&edge);
@@ -289,8 +280,7 @@ fn a_start_waits_for_no_disk_of_its_state_either() {
 
 #[test]
 fn a_disk_that_stalls_at_the_first_segment_refuses_events() {
-    if run(Command::new("strace").args(["-o", "/dev/null", "true"])).is_err() {
-        eprintln!("skipped, no strace here");
+    if !has_strace() {
         return;
     }
     let dir = Arc::new(tempfile::tempdir().unwrap());
@@ -305,6 +295,21 @@ fn a_disk_that_stalls_at_the_first_segment_refuses_events() {
     ledger.wait_accepting(&edge);
     wait_well(&edge);
     edge.stop();
+}
+
+#[test]
+fn a_stop_that_a_stalled_disk_cuts_has_exit_code_1() {
+    if !has_strace() {
+        return;
+    }
+    let dir = Arc::new(tempfile::tempdir().unwrap());
+    let grace = "shutdown_grace_seconds = 1";
+    Setup::default().spool("commit_seconds_max = 1").edge(grace).write(dir.path());
+    let strace = "exec strace -D -f -o /dev/null -e trace=fallocate \
+                  -e inject=fallocate:delay_enter=30000000:when=1 \"$0\" run --config \"$1\"";
+    let mut edge = Edge::start_under(Arc::clone(&dir), strace);
+    edge.signal(Signal::TERM);
+    assert_eq!(edge.wait().code(), Some(1), "{}", edge.log());
 }
 
 #[test]

@@ -31,6 +31,7 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::fs::PermissionsExt;
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::Path;
+use std::sync::mpsc::SyncSender;
 use std::sync::{Arc, OnceLock, Weak};
 use std::time::{Duration, Instant};
 use tokio::sync::watch;
@@ -78,12 +79,13 @@ impl Offer {
     /// that does not answer delays the return by [`START_LIMIT`].
     pub fn open(path: &Path, sockets: Vec<Named>) -> Self {
         let listener = Arc::new(OnceLock::new());
-        let (path, slot) = (path.to_owned(), Arc::downgrade(&listener));
-        let made = within(START_LIMIT, move |tried| {
-            make(&path, &slot, tried);
-        });
+        let (offered, slot) = (path.to_owned(), Arc::downgrade(&listener));
+        let made = within(START_LIMIT, move |tried| make(&offered, &slot, &tried));
         if made.is_none() {
-            log::warn!("the disk does not answer: no upgrade is possible until it does");
+            log::warn!(
+                "{}: the disk does not answer, so no upgrade is possible until it does",
+                path.display()
+            );
         }
         Self { listener, sockets: Arc::new(sockets), successor: watch::channel(Successor::None).0 }
     }
@@ -132,36 +134,36 @@ impl Offer {
     }
 }
 
-/// Makes the Unix socket at `path`, and tries again until it is made or the offer has ended.
-/// `tried` is called after the first attempt.
-fn make(path: &Path, slot: &Weak<OnceLock<UnixListener>>, tried: impl FnOnce(())) {
-    let mut tried = Some(tried);
+/// Makes the Unix socket at `path`, and tries again until it is made or the offer has ended. Sends
+/// to `tried` after the first attempt.
+fn make(path: &Path, slot: &Weak<OnceLock<UnixListener>>, tried: &SyncSender<()>) {
     let began = Instant::now();
+    let mut has_failed = false;
     loop {
         let made = listen(path);
         let Some(listener) = slot.upgrade() else { return };
-        let is_first = tried.is_some();
+        let is_made = made.is_ok();
         match made {
             Ok(made) => {
                 // Cannot fail: only this thread sets the listener.
                 let _ = listener.set(made);
-                // After a failure, or a wait that has ended without it.
-                if !is_first || began.elapsed() >= START_LIMIT {
+                // After a failure, or after the start has gone on without it.
+                if has_failed || began.elapsed() >= START_LIMIT {
                     log::info!("{}: an upgrade is possible from now on", path.display());
                 }
             }
-            Err(e) if is_first => log::warn!(
+            Err(e) if !has_failed => log::warn!(
                 "{}: the socket for an upgrade cannot be made, and is tried again each second: {e}",
                 path.display()
             ),
             Err(_) => {}
         }
-        if let Some(tried) = tried.take() {
-            tried(());
-        }
-        if listener.get().is_some() {
+        // An error means that nothing waits for the first attempt any more.
+        let _ = tried.try_send(());
+        if is_made {
             return;
         }
+        has_failed = true;
         drop(listener);
         std::thread::sleep(Duration::from_secs(RETRY_SECONDS));
     }

@@ -257,9 +257,10 @@ impl Reloader {
     fn note_in_force_at_start(&self) {
         let mut state = self.state.lock();
         let (dir, values) = (self.state_dir.clone(), Values::of(&state.table));
-        let write = move |done: Box<dyn FnOnce(_) + Send>| done(Running::write(&dir, &values));
+        // An error of the sender means that the start has gone on without it.
+        let written = within(START_LIMIT, move |done| _ = done.send(Running::write(&dir, &values)));
         let no_answer = || Err(io::Error::new(io::ErrorKind::TimedOut, "the disk does not answer"));
-        let written = within(START_LIMIT, write).unwrap_or_else(no_answer);
+        let written = written.unwrap_or_else(no_answer);
         self.note_written(&mut state, written);
     }
 

@@ -139,7 +139,8 @@ fn end(gate: &PixelGate, access_logs: &AccessLogs, deadline: &Deadline) -> Resul
 /// too.
 fn make_state_dir(dir: &Path) -> Result<(), EdgeError> {
     let path = dir.to_owned();
-    let made = within(START_LIMIT, move |done| done(std::fs::create_dir_all(path)));
+    // An error of the sender means that the start has gone on without it.
+    let made = within(START_LIMIT, move |done| _ = done.send(std::fs::create_dir_all(path)));
     let why = match made {
         None => format!("the disk has not answered for {} s", START_LIMIT.as_secs()),
         Some(Err(e)) if !is_of_path(&e) => e.to_string(),
