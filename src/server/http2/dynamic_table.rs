@@ -15,8 +15,10 @@ const STATIC_NAMES: [u8; Table::STATIC] = [
     16, 13, 12, 6, 4, 4, 6, 7, 4, 4, 8, 17, 13, 8, 19, 13, 4, 8, 12, 18, 19, 5, 7, 7, 11, 6, 10, 25,
     17, 10, 4, 3, 16,
 ];
-/// First bytes of a literal without indexing whose name has an index of the static table.
+/// From this index on, a literal without indexing whose name is in the static table begins with two
+/// bytes: this number, and what the index has more (RFC 7541, section 5.1, with 4 bits).
 const FIRST_BITS: usize = 15;
+/// The second of these bytes, for each index.
 const SECOND_BYTES: [u8; Table::STATIC - FIRST_BITS + 1] = {
     let mut bytes = [0; Table::STATIC - FIRST_BITS + 1];
     let mut at = 0;

@@ -44,9 +44,9 @@ impl HeaderFrames {
         }
     }
 
-    /// Reads on. Returns how many of `bytes` pass as they are, and how the bytes behind those are
-    /// replaced; `None`: more are needed. The caller must not come with either again, but with all
-    /// that follow.
+    /// Reads the next bytes of the connection. Returns how many of `bytes` pass as they are, and
+    /// what replaces the bytes after those. `None`: more bytes are needed to say so. The next call
+    /// begins with the first byte that neither passed nor was replaced.
     pub fn pass(&mut self, bytes: &[u8]) -> (usize, Option<Replaced>) {
         let mut passed = 0;
         loop {

@@ -15,7 +15,7 @@ pub struct Rewriter<S> {
     frames: HeaderFrames,
     /// The beginning of a frame header or of a header block that has not arrived yet.
     held: BytesMut,
-    /// What goes on before anything else is read.
+    /// Bytes that are passed on before more are read.
     ready: BytesMut,
 }
 
@@ -26,7 +26,7 @@ impl<S> Rewriter<S> {
         Self { inner, frames, held: BytesMut::new(), ready: BytesMut::new() }
     }
 
-    /// Moves on what is held, as far as it is whole.
+    /// Moves what is whole of `held` to `ready`.
     fn release(&mut self) {
         loop {
             let (passed, replaced) = self.frames.pass(&self.held);
@@ -55,7 +55,7 @@ impl<S: AsyncRead + Unpin> AsyncRead for Rewriter<S> {
             ready!(Pin::new(&mut this.inner).poll_read(cx, buf))?;
             let bytes = &buf.filled()[before..];
             if bytes.is_empty() {
-                // The client closed. A reader finds out what is missing.
+                // The client has closed. The `h2` crate finds out what is missing.
                 this.ready = std::mem::take(&mut this.held);
                 replay(&mut this.ready, buf);
                 break;
