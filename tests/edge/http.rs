@@ -88,10 +88,15 @@ impl<S: Read + Write> Connection<S> {
 
     /// Reads one final response to a request with `method`.
     pub fn read(&mut self, method: &str) -> Response {
+        self.try_read(method).expect("a whole response")
+    }
+
+    /// As `read`; the error is the peer's early close.
+    pub fn try_read(&mut self, method: &str) -> std::io::Result<Response> {
         loop {
-            let response = self.read_one(method).expect("a whole response");
+            let response = self.read_one(method)?;
             if response.status >= 200 {
-                return response;
+                return Ok(response);
             }
         }
     }

@@ -100,8 +100,11 @@ fn no_request_brings_a_real_origin_out_of_step() {
                     let (line, method) = request.line();
                     let mut connection = edge.connect();
                     connection.send(&request.send);
-                    let answer = connection.read(&method);
-                    if let Some(asked) = answer.header("x-asked") {
+                    // Node resets the connection behind a refusal if bytes of the body arrive
+                    // after it. Then the edge cuts the refusal's body, whose end it never saw.
+                    let answer = connection.try_read(&method).ok();
+                    if let Some(asked) = answer.as_ref().and_then(|answer| answer.header("x-asked"))
+                    {
                         let target = line.split(' ').nth(1).unwrap();
                         assert!(
                             asked.starts_with(&format!("{method} {target}")),

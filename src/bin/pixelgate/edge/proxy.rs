@@ -385,14 +385,15 @@ impl ProxyHttp for Edge {
         let timed_out = matches!(e.etype(), ErrorType::ReadTimedout | ErrorType::WriteTimedout);
         // The origin may be waiting for the rest of a body that the client does not send.
         let client_is_late = *e.etype() == ErrorType::ReadTimedout && !session.is_body_done();
-        if is_upstream_error && !reused && !client_is_late {
+        let has_answered = session.response_written().is_some();
+        if is_upstream_error && !reused && !client_is_late && !has_answered {
             self.give_up(ctx, e.etype().as_str());
         }
         let retry = is_upstream_error
             && !timed_out
             && session.req_header().method.is_idempotent()
             && !session.as_ref().retry_buffer_truncated()
-            && session.response_written().is_none()
+            && !has_answered
             && (reused || ctx.tried.len() < self.origins.servers());
         e.set_retry(retry);
         e
