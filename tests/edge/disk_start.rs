@@ -136,6 +136,10 @@ fn an_edge_starts_where_no_file_of_its_own_can_be_made() {
         wait_for("the portal list", || edge.event("_a=56043&_n=a").status == 403);
         assert_eq!(edge.get("/other").status, 204, "it is proxied");
         wait_for("the access log's fault", || shows_fault(&edge, "access_log", "access.log"));
+        // A socket needs an inode and no bytes.
+        let no_socket = || shows_fault(&edge, "state_dir", "upgrade.sock");
+        wait_for("the fault of upgrades", || no_socket() == matches!(out, Out::OfInodes));
+        wait_for("the fault of values", || shows_fault(&edge, "state_dir", "values in force"));
 
         std::fs::remove_dir_all(&ballast).unwrap();
         ledger.wait_accepting(&edge);

@@ -28,4 +28,5 @@ pub mod stop;
 mod systemd;
 mod trailers;
 mod upgrade;
+mod upgrade_socket;
 mod within;
