@@ -243,6 +243,11 @@ impl Reloader {
             [] => info!("{}: no key has changed that a reload puts in force", self.path.display()),
             keys => info!("{}: in force from now on: {}", self.path.display(), keys.join(", ")),
         }
+        if logging::is_overridden() && changes.reload.iter().any(|key| key == "log.level") {
+            warn!(
+                "log.level: RUST_LOG of the environment comes before it, until an upgrade without"
+            );
+        }
         let faults = self.handles.gate.faults();
         if changes.upgrade.is_empty() {
             return faults.clear(FaultKind::ConfigReload, NOT_IN_FORCE);
