@@ -174,6 +174,7 @@ fn check_names_a_disk_that_takes_nothing_and_finds_no_mistake() {
         assert!(found.1.contains(expect), "{}", found.1);
     };
     is(check(dir.path(), &["--diff"]), 0, "no key has changed");
+    edge.stop();
     disk.remount("ro");
     is(check(dir.path(), &[]), 0, "Read-only file system (os error 30); the edge starts and");
     is(check(dir.path(), &["--diff"]), 0, "may be older than those in force");
@@ -183,7 +184,6 @@ fn check_names_a_disk_that_takes_nothing_and_finds_no_mistake() {
     is(check(dir.path(), &[]), 0, "No space left on device (os error 28); the edge starts and");
     is(check(dir.path(), &["--diff"]), 1, "its disk does not take the file");
     std::fs::remove_dir_all(ballast).unwrap();
-    edge.stop();
     disk.unmount();
 }
 
