@@ -30,6 +30,7 @@ mod hot_effects;
 mod http;
 mod hubspot;
 mod in_flight;
+mod interim;
 mod legacy;
 mod logs;
 mod metering;

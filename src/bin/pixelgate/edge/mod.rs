@@ -21,6 +21,7 @@ mod own_answers;
 mod pem;
 mod proxy;
 mod reload;
+mod response;
 mod routing_headers;
 pub mod running;
 mod sockets;
