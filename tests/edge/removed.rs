@@ -119,8 +119,8 @@ fn what_waits_for_a_removed_upstream_is_forgotten_by_its_exact_name() {
     assert!(code == Some(2) && told.contains("file is configured"), "{told}");
     let done = "collector: 30 pending events and 2 dead letters were removed\n";
     assert_eq!(forget("collector"), (Some(0), done.to_owned()));
-    let nothing = "pixelgate: collector: there is nothing to forget, the spool knows no upstream of \
-                   exactly this name";
+    let nothing = "pixelgate: collector: there is nothing to forget, the spool knows no upstream \
+                   of exactly this name";
     assert_eq!(forget("collector"), (Some(1), format!("{nothing}\n")), "it is forgotten");
     // A line that no edge wrote is no letter. It stays, and is not passed over in silence.
     std::fs::write(dir.path().join("spool/dead/collector.ndjson"), "{}\n").unwrap();

@@ -130,8 +130,8 @@ fn check_listeners(config: &Config) -> Result<String, String> {
         match Bound::check(&address) {
             Err(e) if e.is_in_use() => {
                 lines += &format!(
-                    "{key}: {address}: Address already in use: `run --upgrade` takes it over from \
-                     a running edge, and while another process has it, `run` ends with exit code 2\n"
+                    "{key}: {address}: Address already in use: `run --upgrade` takes it over \
+                     from a running edge, and beside another process `run` ends with exit code 2\n"
                 );
             }
             opened => opened.map_err(|e| failed(&e))?,

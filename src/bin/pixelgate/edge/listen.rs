@@ -163,8 +163,8 @@ impl Bound {
         }
     }
 
-    /// Opens a TCP socket at `address` and closes it, to see whether it can be opened. A Unix socket
-    /// is not opened, because that would make a file.
+    /// Opens a TCP socket at `address` and closes it, to see whether it can be opened. A Unix
+    /// socket is not opened, because that would make a file.
     pub fn check(address: &Address) -> Result<(), BindError> {
         match address {
             Address::Tcp(_) => Self::open(address).map(drop),
