@@ -5,16 +5,19 @@
 //! Pingora reads a response in pieces of up to 64 KiB and queues up to ten of them, 640 KiB, while
 //! the client takes none; neither number can be configured. But it reads from the origin and writes
 //! to the client in one task, through streams of this module's choice. So those streams agree, in a
-//! value that belongs to the task: the origin's stream gives a piece, and little more until the
-//! client has taken bytes. So two pieces are in memory at most: Pingora's read buffer, whose pages
+//! value that belongs to the task: the origin's stream gives a piece, and no more while a write
+//! waits for the client. So two pieces are in memory at most: Pingora's read buffer, whose pages
 //! stay in use, and the piece that is being written.
+//!
+//! A wait for the client cannot last for ever: the write that waits ends, by the client or by its
+//! timeout, and either wakes the reader or ends the exchange.
 
 use super::buffered_bytes::{BufferedBytes, Reservation};
 use bytes::{Bytes, BytesMut};
 use http::{HeaderName, HeaderValue};
 use std::cell::{Cell, OnceCell, RefCell};
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
-use std::task::{Context, Poll};
+use std::task::{Context, Poll, Waker};
 
 /// Most bytes of one piece of a response over HTTP/1. Each piece costs a system call on either
 /// side: with 16 KiB a download of 1 MB took 1.4 times the CPU time.
@@ -33,11 +36,10 @@ const PIECE_BYTES_MIN: usize = 2 << 10;
 /// and what it reserves beside that for large pieces.
 const RESERVED_BYTES: usize = 80 << 10;
 const LARGE_RESERVED_BYTES: usize = 64 << 10;
-/// Bytes that are given at once while the client takes nothing. Pingora stops reading when its
-/// queue is full; no bytes at all would look as if the origin were late.
+/// Bytes that are given at once while none of those before were written, and no write waits: they
+/// may be the beginning of a header or of a chunk, of which Pingora writes nothing yet.
 const TRICKLE_BYTES: usize = 256;
-/// How often the task lets its other half, or an HTTP/2 connection, write first, before it counts
-/// the client as one that does not read.
+/// How often the task lets its other half, or an HTTP/2 connection, write first.
 const YIELDS_MAX: u32 = 2;
 
 /// Number of exchanges so far.
@@ -54,6 +56,17 @@ pub enum Side {
     Response,
 }
 
+/// What the last write to a client said about it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Client {
+    /// It took bytes.
+    Takes,
+    /// Nothing was written since bytes were read from the origin.
+    Unknown,
+    /// It has no room: the write waits.
+    Full,
+}
+
 /// The state of one exchange between a client and an origin.
 struct Exchange {
     /// From 1 on.
@@ -66,9 +79,10 @@ struct Exchange {
     large_reserved: OnceCell<Option<Reservation>>,
     /// Bytes that were read from the origin.
     read: Cell<usize>,
-    /// Whether the client has taken nothing since the last of them, or has no room.
-    client_waits: Cell<bool>,
+    client: Cell<Client>,
     yields: Cell<u32>,
+    /// The origin's stream, while it waits for the client to take bytes.
+    reader: Cell<Option<Waker>>,
     /// Whether bytes of the request wait in memory for the origin to take them.
     origin_waits: Cell<bool>,
     /// Lines that follow the header lines of the request, each with its CRLF.
@@ -97,8 +111,9 @@ pub fn scope<F: Future>(
         reserved: OnceCell::new(),
         large_reserved: OnceCell::new(),
         read: Cell::new(0),
-        client_waits: Cell::new(false),
+        client: Cell::new(Client::Takes),
         yields: Cell::new(0),
+        reader: Cell::default(),
         origin_waits: Cell::new(false),
         request_lines: RefCell::default(),
         request_has_chunks,
@@ -113,14 +128,20 @@ pub fn scope<F: Future>(
 pub fn client_written<T>(written: &Poll<T>) {
     // Outside of an exchange there is nothing to note.
     let _ = EXCHANGE.try_with(|exchange| {
-        exchange.client_waits.set(written.is_pending());
-        if written.is_ready() {
-            exchange.yields.set(0);
+        if written.is_pending() {
+            exchange.client.set(Client::Full);
+            return;
+        }
+        exchange.client.set(Client::Takes);
+        exchange.yields.set(0);
+        if let Some(reader) = exchange.reader.take() {
+            reader.wake();
         }
     });
 }
 
-/// How many bytes may be read from the origin now; at least 1.
+/// How many bytes may be read from the origin now; at least 1. Pending while a write waits for the
+/// client.
 pub fn poll_room(cx: &mut Context<'_>) -> Poll<usize> {
     EXCHANGE.try_with(|exchange| exchange.poll_room(cx)).unwrap_or(Poll::Ready(usize::MAX))
 }
@@ -221,7 +242,7 @@ pub fn origin_read(bytes: usize) {
     // As above.
     let _ = EXCHANGE.try_with(|exchange| {
         exchange.read.set(exchange.read.get().saturating_add(bytes));
-        exchange.client_waits.set(true);
+        exchange.client.set(Client::Unknown);
     });
 }
 
@@ -234,14 +255,17 @@ impl Exchange {
     }
 
     fn poll_room(&self, cx: &mut Context<'_>) -> Poll<usize> {
-        if !self.client_waits.get() {
-            return Poll::Ready(self.piece_bytes());
+        match self.client.get() {
+            Client::Takes => return Poll::Ready(self.piece_bytes()),
+            Client::Unknown if self.yields.get() >= YIELDS_MAX => {
+                return Poll::Ready(TRICKLE_BYTES);
+            }
+            Client::Unknown => {
+                self.yields.set(self.yields.get() + 1);
+                cx.waker().wake_by_ref();
+            }
+            Client::Full => self.reader.set(Some(cx.waker().clone())),
         }
-        if self.yields.get() >= YIELDS_MAX {
-            return Poll::Ready(TRICKLE_BYTES);
-        }
-        self.yields.set(self.yields.get() + 1);
-        cx.waker().wake_by_ref();
         Poll::Pending
     }
 
@@ -259,7 +283,9 @@ impl Exchange {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use std::task::Waker;
+    use std::sync::Arc;
+    use std::sync::atomic::AtomicBool;
+    use std::task::Wake;
 
     /// Reads all that may be read, as Pingora does: up to five pieces until the client takes some.
     fn read_ahead() -> usize {
@@ -298,11 +324,37 @@ mod tests {
             (large, LARGE_RESPONSE_BYTES / 2, PIECE_BYTES_HTTP1),
             (large, LARGE_RESPONSE_BYTES, LARGE_PIECE_BYTES),
         ] {
-            // Two of the five reads wait; after a client that has no room, three wait no more.
-            let (ahead_max, trickle) = (piece + 2 * TRICKLE_BYTES, 5 * TRICKLE_BYTES);
+            // Two of the five reads wait; while the client has no room, all do.
+            let ahead_max = piece + 2 * TRICKLE_BYTES;
             let read = ahead(BufferedBytes::new(bytes_max), read_before).await;
-            assert_eq!(read, [ahead_max, ahead_max, trickle], "{bytes_max} {read_before}");
+            assert_eq!(read, [ahead_max, ahead_max, 0], "{bytes_max} {read_before}");
         }
+    }
+
+    #[derive(Default)]
+    struct Woken(AtomicBool);
+
+    impl Wake for Woken {
+        fn wake(self: Arc<Self>) {
+            self.0.store(true, Relaxed);
+        }
+    }
+
+    #[tokio::test]
+    async fn a_client_that_takes_bytes_wakes_the_reader() {
+        scope(BufferedBytes::new(0), PIECE_BYTES_HTTP1, false, async {
+            let woken = Arc::<Woken>::default();
+            let waker = Waker::from(woken.clone());
+            origin_read(1);
+            client_written(&Poll::<()>::Pending);
+            assert!(poll_room(&mut Context::from_waker(&waker)).is_pending());
+            assert!(!woken.0.load(Relaxed));
+            client_written(&Poll::Ready(()));
+            assert!(woken.0.load(Relaxed));
+            let room = poll_room(&mut Context::from_waker(&waker));
+            assert_eq!(room, Poll::Ready(PIECE_BYTES_MIN));
+        })
+        .await;
     }
 
     #[tokio::test]

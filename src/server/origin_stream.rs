@@ -289,7 +289,11 @@ impl AsyncRead for OriginStream {
             return Poll::Ready(Ok(()));
         }
         this.wire.send_waiting(cx);
-        let room = ready!(exchange::poll_room(cx));
+        let Poll::Ready(room) = exchange::poll_room(cx) else {
+            // The wait is for the client, not for the origin.
+            this.alarm.end_wait();
+            return Poll::Pending;
+        };
         let before = buf.filled().len();
         let read = this.wire.poll_read(cx, buf, room);
         ready!(this.within_limit(read, cx))?;

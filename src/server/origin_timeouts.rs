@@ -5,6 +5,9 @@ use std::time::Duration;
 /// How long a connection to an origin may be waited for. The timeouts of a Pingora peer do the
 /// same, and register a timer for each wait, which costs a thirtieth of a small request.
 ///
+/// They do not count the time in which the client of a [`Server`](crate::Server) takes nothing, which
+/// Pingora's `read_timeout` does: then nothing is read from the origin either.
+///
 /// A wait that lasts too long ends with [`TimedOut`](std::io::ErrorKind::TimedOut). Pingora passes
 /// that on as the cause of a `ReadError` or a `WriteError`, not as a `ReadTimedout` or a
 /// `WriteTimedout`.
