@@ -12,15 +12,11 @@ use super::alarm::Alarm;
 use super::exchange::{self, Side};
 use super::http1::trailers::{TrailerReader, TrailerWriter, write};
 use super::origin_timeouts::OriginTimeouts;
+use super::pingora_traits::delegate_traits;
 use super::read_buffer;
 use async_trait::async_trait;
 use bytes::{Buf, BytesMut};
-use pingora::protocols::raw_connect::ProxyDigest;
-use pingora::protocols::tls::{SslDigest, TlsRef};
-use pingora::protocols::{
-    ALPN, GetProxyDigest, GetSocketDigest, GetTimingDigest, Peek, Shutdown, SocketDigest, Ssl,
-    Stream, TimingDigest, UniqueID, UniqueIDType,
-};
+use pingora::protocols::{Shutdown, Stream};
 use std::io::{self, IoSlice};
 use std::pin::Pin;
 use std::sync::Arc;
@@ -343,8 +339,6 @@ impl AsyncWrite for OriginStream {
     }
 }
 
-// The remaining traits are required by Pingora; they delegate to the stream.
-
 #[async_trait]
 impl Shutdown for OriginStream {
     async fn shutdown(&mut self) {
@@ -352,53 +346,7 @@ impl Shutdown for OriginStream {
     }
 }
 
-impl UniqueID for OriginStream {
-    fn id(&self) -> UniqueIDType {
-        self.stream().id()
-    }
-}
-
-impl Ssl for OriginStream {
-    fn get_ssl(&self) -> Option<&TlsRef> {
-        self.stream().get_ssl()
-    }
-
-    fn get_ssl_digest(&self) -> Option<Arc<SslDigest>> {
-        self.stream().get_ssl_digest()
-    }
-
-    fn selected_alpn_proto(&self) -> Option<ALPN> {
-        self.stream().selected_alpn_proto()
-    }
-}
-
-impl GetTimingDigest for OriginStream {
-    fn get_timing_digest(&self) -> Vec<Option<TimingDigest>> {
-        self.stream().get_timing_digest()
-    }
-
-    fn get_read_pending_time(&self) -> Duration {
-        self.stream().get_read_pending_time()
-    }
-
-    fn get_write_pending_time(&self) -> Duration {
-        self.stream().get_write_pending_time()
-    }
-}
-
-impl GetProxyDigest for OriginStream {
-    fn get_proxy_digest(&self) -> Option<Arc<ProxyDigest>> {
-        self.stream().get_proxy_digest()
-    }
-}
-
-impl GetSocketDigest for OriginStream {
-    fn get_socket_digest(&self) -> Option<Arc<SocketDigest>> {
-        self.stream().get_socket_digest()
-    }
-}
-
-impl Peek for OriginStream {}
+delegate_traits!(OriginStream, stream);
 
 #[cfg(test)]
 mod tests {

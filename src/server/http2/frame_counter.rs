@@ -5,14 +5,8 @@ use super::frame_budget::FrameBudget;
 use super::uploads::Uploads;
 use crate::server::read_buffer::{self, replay};
 use crate::telemetry::metrics::Limit;
-use async_trait::async_trait;
 use bytes::BytesMut;
-use pingora::protocols::raw_connect::ProxyDigest;
-use pingora::protocols::tls::{SslDigest, TlsRef};
-use pingora::protocols::{
-    ALPN, GetProxyDigest, GetSocketDigest, GetTimingDigest, Peek, Shutdown, SocketDigest, Ssl,
-    Stream, TimingDigest, UniqueID, UniqueIDType,
-};
+use pingora::protocols::Stream;
 use std::io;
 use std::pin::Pin;
 use std::sync::Arc;
@@ -75,7 +69,7 @@ impl Frames {
 #[derive(Debug)]
 pub struct FrameCounter {
     inner: Stream,
-    /// Bytes that were read before Pingora got the connection.
+    /// Bytes that were read before and are not counted yet.
     received: BytesMut,
     frames: Frames,
     budget: Arc<FrameBudget>,
@@ -205,64 +199,6 @@ impl AsyncWrite for FrameCounter {
         }
     }
 }
-
-// The remaining traits are required by Pingora; they delegate to `inner`.
-
-#[async_trait]
-impl Shutdown for FrameCounter {
-    async fn shutdown(&mut self) {
-        Shutdown::shutdown(&mut *self.inner).await;
-    }
-}
-
-impl UniqueID for FrameCounter {
-    fn id(&self) -> UniqueIDType {
-        self.inner.id()
-    }
-}
-
-impl Ssl for FrameCounter {
-    fn get_ssl(&self) -> Option<&TlsRef> {
-        self.inner.get_ssl()
-    }
-
-    fn get_ssl_digest(&self) -> Option<Arc<SslDigest>> {
-        self.inner.get_ssl_digest()
-    }
-
-    /// HTTP/2, also if the client chose it by prior knowledge.
-    fn selected_alpn_proto(&self) -> Option<ALPN> {
-        Some(ALPN::H2)
-    }
-}
-
-impl GetTimingDigest for FrameCounter {
-    fn get_timing_digest(&self) -> Vec<Option<TimingDigest>> {
-        self.inner.get_timing_digest()
-    }
-
-    fn get_read_pending_time(&self) -> Duration {
-        self.inner.get_read_pending_time()
-    }
-
-    fn get_write_pending_time(&self) -> Duration {
-        self.inner.get_write_pending_time()
-    }
-}
-
-impl GetProxyDigest for FrameCounter {
-    fn get_proxy_digest(&self) -> Option<Arc<ProxyDigest>> {
-        self.inner.get_proxy_digest()
-    }
-}
-
-impl GetSocketDigest for FrameCounter {
-    fn get_socket_digest(&self) -> Option<Arc<SocketDigest>> {
-        self.inner.get_socket_digest()
-    }
-}
-
-impl Peek for FrameCounter {}
 
 #[cfg(test)]
 mod tests {
