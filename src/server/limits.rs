@@ -3,6 +3,7 @@
 //! Every such connection is counted. Each limit is logged at most once per 10 s, so that a flood of
 //! connections does not flood the log.
 
+use crate::plural::counted;
 use crate::telemetry::log_throttle::LogThrottle;
 use crate::telemetry::metrics::{Limit, Metrics};
 use log::warn;
@@ -95,11 +96,8 @@ impl LimitReporter {
         }
         let left_out = self.throttles[limit as usize].lock().admit(Instant::now());
         let Some(left_out) = left_out else { return };
-        let since = left_out + 1;
-        warn!(
-            "{since} connections ended at the limit {} since the last such log line",
-            limit.as_str()
-        );
+        let connections = counted(left_out + 1, "connection");
+        warn!("{connections} ended at the limit {} since the last such log line", limit.as_str());
     }
 }
 
