@@ -1,6 +1,6 @@
-//! What the two streams of one exchange, the client's and the origin's, tell each other: how many
-//! bytes of a response wait in memory for a client that does not read them, the header lines that
-//! are added to the request, and the trailers, which Pingora does not pass on.
+//! What the two streams of one exchange, the client's and the origin's, must know of each other. It
+//! is how many bytes of a response wait in memory for a client that does not read them, the header
+//! lines that are added to the request, and the trailers, which Pingora does not pass on.
 //!
 //! Pingora reads a response in pieces of up to 64 KiB and queues up to ten of them, 640 KiB, while
 //! the client takes none; neither number can be configured. But it reads from the origin and writes
@@ -19,21 +19,21 @@ use std::cell::{Cell, OnceCell, RefCell};
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::task::{Context, Poll, Waker};
 
-/// Most bytes of one piece of a response over HTTP/1. Each piece costs a system call on either
+/// The most bytes of one piece of a response over HTTP/1. Each piece costs a system call on either
 /// side: with 16 KiB a download of 1 MB took 1.4 times the CPU time.
 pub const PIECE_BYTES_HTTP1: usize = 32 << 10;
-/// The same for one stream of HTTP/2, of which one client may have many: the longest DATA frame
-/// that every client takes (RFC 9113, section 4.2).
+/// The most bytes of one piece of a response over HTTP/2. One client may have many streams, so this
+/// is less: the longest DATA frame that every client takes (RFC 9113, section 4.2).
 pub const PIECE_BYTES_HTTP2: usize = 16 << 10;
-/// The same of a response of which more was read than two kernels hold for a client that reads
-/// nothing: Linux buffers at most 4 MiB of what a socket sends (`tcp_wmem`), and as a rule less of
-/// what is received.
+/// The most bytes of one piece of a large response, whose client reads: more of it was read than
+/// two kernels hold for a client that reads nothing. Linux buffers at most 4 MiB of what a socket
+/// sends (`tcp_wmem`), and as a rule less of what is received.
 const LARGE_PIECE_BYTES: usize = 64 << 10;
 const LARGE_RESPONSE_BYTES: usize = 8 << 20;
-/// The same while `edge.buffered_bytes_max` bytes wait in the whole process.
+/// The most bytes of one piece while `edge.buffered_bytes_max` bytes wait in the whole process.
 const PIECE_BYTES_MIN: usize = 2 << 10;
-/// What an exchange reserves of `edge.buffered_bytes_max`: its response, or as much of an upload;
-/// and what it reserves beside that for large pieces.
+/// How many bytes of `edge.buffered_bytes_max` an exchange reserves for its response, or as much of
+/// an upload, and how many it reserves beside that for large pieces.
 const RESERVED_BYTES: usize = 80 << 10;
 const LARGE_RESERVED_BYTES: usize = 64 << 10;
 /// Bytes that are given at once while none of those before were written, and no write waits: they
@@ -42,7 +42,7 @@ const TRICKLE_BYTES: usize = 256;
 /// How often the task lets its other half, or an HTTP/2 connection, write first.
 const YIELDS_MAX: u32 = 2;
 
-/// Number of exchanges so far.
+/// The number of exchanges so far.
 static EXCHANGES: AtomicU64 = AtomicU64::new(0);
 
 tokio::task_local! {
@@ -84,7 +84,7 @@ struct Exchange {
     /// The origin's stream, while it waits for the client to take bytes.
     reader: Cell<Option<Waker>>,
     /// Whether bytes of the request wait in memory for the origin to take them.
-    origin_waits: Cell<bool>,
+    request_waits: Cell<bool>,
     /// Lines that follow the header lines of the request, each with its CRLF.
     request_lines: RefCell<Bytes>,
     /// Whether the request's body may end in trailers, and whether that of the response may, as far
@@ -114,7 +114,7 @@ pub fn scope<F: Future>(
         client: Cell::new(Client::Takes),
         yields: Cell::new(0),
         reader: Cell::default(),
-        origin_waits: Cell::new(false),
+        request_waits: Cell::new(false),
         request_lines: RefCell::default(),
         request_has_chunks,
         response_has_chunks: Cell::new(false),
@@ -199,7 +199,7 @@ pub fn has_chunks(side: Side) -> bool {
 
 /// Notes that the body of the response may end in trailers.
 pub fn response_has_chunks() {
-    // As above.
+    // Outside of an exchange there is nothing to note.
     let _ = EXCHANGE.try_with(|exchange| exchange.response_has_chunks.set(true));
 }
 
@@ -216,20 +216,21 @@ pub fn trailers(side: Side) -> Bytes {
 
 /// Notes whether bytes of the request wait in memory for the origin to take them. Meanwhile no more
 /// are read from the client.
-pub fn set_origin_waits(waits: bool) {
-    // As above.
-    let _ = EXCHANGE.try_with(|exchange| exchange.origin_waits.set(waits));
+pub fn set_request_waits(waits: bool) {
+    // Outside of an exchange there is nothing to note.
+    let _ = EXCHANGE.try_with(|exchange| exchange.request_waits.set(waits));
 }
 
 /// Whether bytes of the request wait in memory for the origin to take them.
-pub fn origin_waits() -> bool {
-    EXCHANGE.try_with(|exchange| exchange.origin_waits.get()).unwrap_or(false)
+pub fn request_waits() -> bool {
+    EXCHANGE.try_with(|exchange| exchange.request_waits.get()).unwrap_or(false)
 }
 
-/// Waits until the client may be read. Registers no waker: the origin's stream, which is read in
+/// Waits until the origin has taken all bytes of the request that wait in memory: before that, no
+/// more are read from the client. Registers no waker, because the origin's stream, which is read in
 /// the same task, wakes that task.
-pub fn poll_origin() -> Poll<()> {
-    if origin_waits() { Poll::Pending } else { Poll::Ready(()) }
+pub fn poll_request_taken() -> Poll<()> {
+    if request_waits() { Poll::Pending } else { Poll::Ready(()) }
 }
 
 /// Whether the current task is in an exchange.
@@ -239,7 +240,7 @@ pub fn is_current() -> bool {
 
 /// Notes that bytes were read from the origin.
 pub fn origin_read(bytes: usize) {
-    // As above.
+    // Outside of an exchange there is nothing to note.
     let _ = EXCHANGE.try_with(|exchange| {
         exchange.read.set(exchange.read.get().saturating_add(bytes));
         exchange.client.set(Client::Unknown);

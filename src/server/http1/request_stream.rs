@@ -95,7 +95,7 @@ impl RequestStream {
 
     /// Reads bytes of the body.
     fn poll_body(&mut self, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
-        ready!(exchange::poll_origin());
+        ready!(exchange::poll_request_taken());
         if !self.received.is_empty() {
             let mut received = std::mem::take(&mut self.received);
             let piece = received.len().min(buf.remaining());
@@ -186,7 +186,7 @@ impl AsyncRead for RequestStream {
     ) -> Poll<io::Result<()>> {
         let this = self.get_mut();
         if this.tunnel == Tunnel::Open {
-            ready!(exchange::poll_origin());
+            ready!(exchange::poll_request_taken());
             if read_buffer::replay(&mut this.received, buf) {
                 return Poll::Ready(Ok(()));
             }

@@ -3,6 +3,7 @@
 use super::frame::{Frame, PREFACE};
 use super::frame_budget::FrameBudget;
 use super::uploads::Uploads;
+use crate::server::limits::{LINGER_BYTES_MAX, LINGER_SECONDS_MAX};
 use crate::server::read_buffer::{self, replay};
 use crate::telemetry::metrics::Limit;
 use bytes::BytesMut;
@@ -15,12 +16,6 @@ use std::time::Duration;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::sync::oneshot;
 use tokio::time::{Sleep, sleep};
-
-/// At its end a connection is drained up to 1 s or 256 KiB before it is closed: unread bytes, such
-/// as a client's last SETTINGS or WINDOW_UPDATE, would make the kernel send RST, which can destroy
-/// the GOAWAY and the responses on their way, and lets the client's next write fail.
-const LINGER_SECONDS_MAX: u64 = 1;
-const LINGER_BYTES_MAX: usize = 256 << 10;
 
 /// Finds frame headers in a byte stream that arrives in pieces of any size.
 #[derive(Debug)]
@@ -174,7 +169,8 @@ impl AsyncWrite for FrameCounter {
         Pin::new(&mut self.inner).poll_flush(cx)
     }
 
-    /// Closes the sending side, then drains: see [`LINGER_SECONDS_MAX`].
+    /// Closes the sending side, then drains: see [`LINGER_SECONDS_MAX`]. A client's last SETTINGS or
+    /// WINDOW_UPDATE may still arrive, and the GOAWAY is on its way.
     fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         let Self { inner, lingering, .. } = self.get_mut();
         let lingering = match lingering {

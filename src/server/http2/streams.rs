@@ -38,7 +38,7 @@ use std::time::Duration;
 use tokio::sync::watch;
 use tokio::time::{sleep, timeout};
 
-/// Longest wait for a client to take the GOAWAY that ends an idle connection, in seconds.
+/// The longest wait for a client to take the GOAWAY that ends an idle connection, in seconds.
 const GOAWAY_SECONDS_MAX: u64 = 1;
 
 /// What the streams of one connection share.
@@ -46,7 +46,7 @@ pub struct Streams<SV> {
     server: Arc<Server<SV>>,
     digest: Arc<Digest>,
     uploads: Arc<Uploads>,
-    /// Number of streams that are being served.
+    /// The number of streams that are being served.
     open: watch::Sender<usize>,
     shutdown: ShutdownWatch,
 }
