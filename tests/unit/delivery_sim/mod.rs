@@ -51,7 +51,7 @@ use self::upstream::{Mode, Scripted};
 use crate::spool_sim::SimFs;
 
 /// Seeds that have found a defect.
-const FOUND: &[u64] = &[];
+const FOUND: &[u64] = &[393];
 const SEEDS: u64 = 100;
 const STEPS: u64 = 40;
 const BASE_MS: u64 = 1_750_000_000_000;

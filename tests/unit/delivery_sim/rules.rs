@@ -98,6 +98,8 @@ impl World {
         if !is_quick || works_for <= most {
             return;
         }
+        // Where it takes nothing, one event at a time is attempted, with pauses of up to a minute.
+        let takes_others = upstream.state.lock().takes_for() > most;
         let is_late = |at: Instant| at.elapsed() > most;
         let old = self.accepted.partition_point(|accepted| is_late(accepted.at)) as u64;
         for event in self.first_left[at]..=old {
@@ -108,6 +110,7 @@ impl World {
             let writes = !self.dead_fails && is_late(self.dead_changed);
             let may_wait = self.has_ended(at, event)
                 || last.is_some() && !writes
+                || last.is_some() && upstream.script.refuses(event) && !takes_others
                 || self.waits_for_its_portal(at, event);
             assert!(may_wait, "event {event} waits since {last:?}, {}", self.describe());
         }

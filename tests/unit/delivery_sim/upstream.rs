@@ -30,6 +30,10 @@ pub struct State {
     works_since: Option<Instant>,
     /// Since when it does not work. `None`: it works.
     fails_since: Option<Instant>,
+    /// Since when it has taken something at least once in each [`TAKES_WITHIN`].
+    takes_since: Instant,
+    /// When it last took something.
+    took_at: Instant,
     /// Whether it takes the events to which it always answered 500.
     is_mended: bool,
     /// When the last attempt at each event began.
@@ -83,6 +87,8 @@ impl Scripted {
             mode: Mode::Works,
             works_since: Some(Instant::now()),
             fails_since: None,
+            takes_since: Instant::now(),
+            took_at: Instant::now(),
             is_mended: false,
             attempted_at: BTreeMap::new(),
             busy_at: Instant::now(),
@@ -285,6 +291,8 @@ impl Chances {
 /// Most attempts at one event within a minute, those of a batch that is halved again and again
 /// included. Without its wait an event would be attempted some 600 times.
 const ATTEMPTS_PER_MINUTE_MAX: u32 = 100;
+/// An upstream that takes nothing for longer than this seems to be down.
+const TAKES_WITHIN: Duration = Duration::from_secs(5 * 60);
 
 impl State {
     pub fn set_mode(&mut self, mode: Mode) {
@@ -303,6 +311,14 @@ impl State {
     /// How long the upstream has worked, at this process.
     pub fn works_for(&self) -> Duration {
         self.works_since.map_or(Duration::ZERO, |since| since.elapsed())
+    }
+
+    /// How long the upstream has taken something at least once in each [`TAKES_WITHIN`].
+    pub fn takes_for(&self) -> Duration {
+        match self.took_at.elapsed() > TAKES_WITHIN {
+            true => Duration::ZERO,
+            false => self.takes_since.elapsed(),
+        }
     }
 
     /// How long the upstream has not worked, at this process.
@@ -332,6 +348,10 @@ impl State {
     }
 
     fn take(&mut self, event: u64) {
+        if self.took_at.elapsed() > TAKES_WITHIN {
+            self.takes_since = Instant::now();
+        }
+        self.took_at = Instant::now();
         let taken = self.taken.entry(event).or_default();
         *taken += 1;
         let (taken, allowed) = (*taken, self.allowed.get(&event).copied().unwrap_or(1));
