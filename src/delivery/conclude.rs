@@ -9,7 +9,6 @@ use super::dead_letters::Reason;
 use super::feedback::Feedback;
 use super::in_flight_batch::{InFlightBatch, Suspicion};
 use super::schedule::Work;
-use super::tracker::Trouble;
 use super::worker::{Attempt, DeliveryWorker};
 use crate::event::Record;
 use crate::spool::Ack;
@@ -116,7 +115,6 @@ impl DeliveryWorker {
     ) {
         self.monitor.health.failed(&failure.what);
         batch.failures = batch.failures.saturating_add(1);
-        let mut trouble = if is_fault { Trouble::Misconfigured } else { Trouble::Retrying };
         // A failure that is limited to a portal is known not to be the events' own.
         if !failure.local {
             let suspect = batch.suspect.get_or_insert_default();
@@ -131,16 +129,13 @@ impl DeliveryWorker {
                 attempts_max => POISON_FAILURES.min(attempts_max),
             };
             batch.is_poison |= is_alone && failures >= poison_failures;
-            if batch.is_poison && !is_fault {
-                trouble = Trouble::Poison;
-            }
             if self.attempts_max > 0 && failures >= self.attempts_max {
                 if batch.len() > 1 {
                     follow_up.extend(batch.halve().map(|mut half| {
                         // Until the next attempts say which one it is, both are suspect: their
                         // failures say nothing about the upstream.
                         half.suspect = Some(Suspicion::default());
-                        half.set_trouble(trouble);
+                        half.note_failure(is_fault);
                         (half, now)
                     }));
                     return;
@@ -156,7 +151,7 @@ impl DeliveryWorker {
                 batch.is_stuck = !is_fault;
             }
         }
-        batch.set_trouble(trouble);
+        batch.note_failure(is_fault);
         let wait = self.backoff.wait(batch.failures, failure.after);
         follow_up.push((batch, now + wait));
     }

@@ -65,8 +65,14 @@ impl<T: Copy> InFlightBatch<T> {
         self.batch.records().iter().map(Bytes::len).sum()
     }
 
-    /// Tells the tracker how the last attempt ended.
-    pub fn set_trouble(&self, trouble: Trouble) {
+    /// Tells the tracker that the last attempt failed. `is_fault`: a changed configuration would
+    /// help.
+    pub fn note_failure(&self, is_fault: bool) {
+        let trouble = match is_fault {
+            true => Trouble::Misconfigured,
+            false if self.is_poison => Trouble::Poison,
+            false => Trouble::Retrying,
+        };
         if let Some(entry) = &self.entry {
             entry.set(trouble, self.len());
         }
@@ -211,12 +217,13 @@ mod tests {
     fn a_tracker_knows_of_each_part_until_it_is_dropped() {
         let tracker = Arc::new(Tracker::default());
         let arrival = |id| Arrival { id, record: Bytes::from_static(b"x") };
-        let batch = InFlightBatch::new(vec![arrival(1), arrival(2)], &tracker);
-        batch.set_trouble(Trouble::Poison);
+        let mut batch = InFlightBatch::new(vec![arrival(1), arrival(2)], &tracker);
+        batch.is_poison = true;
+        batch.note_failure(false);
         assert_eq!(tracker.troubles().poison_events, 2);
         let [front, back] = batch.halve();
         assert_eq!((tracker.troubles().poison_events, front.suspect), (0, None));
-        back.set_trouble(Trouble::Poison);
+        back.note_failure(false);
         drop(front);
         assert_eq!(tracker.troubles().poison_events, 1);
         drop(back);

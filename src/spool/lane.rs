@@ -17,8 +17,9 @@ use super::hot_tail::HotTail;
 use super::lane_files::{FILLING, IDENTITY, SPARE_EXTENSION, ignore_absent, segment_name};
 use super::metering::journal::Journal;
 use super::read::ack_file::AckFile;
-use super::read::cursor::{Cursor, CursorFile, LaneKey};
+use super::read::cursor::{Cursor, CursorFile, LaneKey, POSITIONS_MAX};
 use super::read::ledger::ConsumerPosition;
+use super::read::named_totals::NamedTotals;
 use super::routing::Foreign;
 use super::segment_index::SegmentIndex;
 use super::write::admission::Bounds;
@@ -82,6 +83,8 @@ pub struct LaneState {
     /// The lanes whose totals are folded into the positions of this one and whose folders may still
     /// exist. The cursor names them until they are removed, so that no process counts them again.
     pub absorbed: Vec<LaneKey>,
+    /// The totals of folded lanes for removed upstreams that have no position here.
+    pub removed: NamedTotals,
     /// Whether the cursor on disk is older than this state.
     pub dirty: bool,
     /// The watermarks of the two slots on disk, the newer one last. Only records before both may be
@@ -117,6 +120,32 @@ impl LaneState {
         (self.routed, self.dirty) = (true, true);
     }
 
+    /// Takes over the totals of upstreams that had no position when they were kept.
+    pub fn take_back_totals(&mut self) {
+        for position in &mut self.positions {
+            position.carried.add(self.removed.take(&position.name).unwrap_or_default());
+        }
+        self.removed.0.truncate(POSITIONS_MAX - self.positions.len());
+    }
+
+    /// Takes over the totals of a delivered lane.
+    pub fn absorb(&mut self, lane: LaneKey, state: &LaneState) {
+        // The configured upstreams come first in both lanes, in the same order.
+        let (end, configured) = (state.end(), self.positions.len());
+        for (mine, theirs) in self.positions.iter_mut().zip(&state.positions) {
+            mine.carried.add(theirs.totals(end));
+        }
+        let names_max = POSITIONS_MAX - configured;
+        for position in state.positions.iter().skip(configured) {
+            self.removed.add(&position.name, position.totals(end), names_max);
+        }
+        for (name, totals) in &state.removed.0 {
+            self.removed.add(name, *totals, names_max);
+        }
+        self.absorbed.push(lane);
+        self.dirty = true;
+    }
+
     /// Whether the lane is sealed and every upstream has acknowledged all of its records.
     pub fn is_done(&self) -> bool {
         let end = self.segment_index.end();
@@ -143,6 +172,7 @@ impl Lane {
             segment_index,
             positions,
             absorbed: Vec::new(),
+            removed: NamedTotals::default(),
             dirty: true,
             saved: [0, 0],
             counted: journal.low(),
@@ -213,6 +243,7 @@ impl Lane {
                 positions: state.positions.clone(),
                 routed: state.routed,
                 counted_to: Some(state.end()),
+                removed: state.removed.clone(),
             };
             (cursor, state.low())
         };

@@ -168,11 +168,7 @@ impl Maintenance {
     fn absorb(&self, own: &Lane, lane: &Arc<Lane>) {
         let mut lanes = self.state.lanes.lock();
         let (state, mut own) = (lane.state(), own.state());
-        for (mine, theirs) in own.positions.iter_mut().zip(&state.positions) {
-            mine.carried.add(theirs.totals(state.end()));
-        }
-        own.absorbed.push(lane.key());
-        own.dirty = true;
+        own.absorb(lane.key(), &state);
         ::log::info!("spool: lane {} is delivered and removed", lane.id);
         self.state.folded.lock().push(Arc::clone(lane));
         lanes.retain(|other| other.key() != lane.key());

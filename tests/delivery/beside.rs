@@ -153,6 +153,27 @@ async fn poison_is_shown_however_few_its_attempts_are() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn poison_is_shown_while_its_attempts_fail_on_this_side() {
+    let attempts = Arc::new(AtomicUsize::new(0));
+    let counted = Arc::clone(&attempts);
+    let upstream = Timed::new(move |_, batch| {
+        let outcome = match is_poison(batch).then(|| counted.fetch_add(1, SeqCst)) {
+            None => Outcome::Delivered,
+            Some(0..8) => Outcome::Retry(answered(500)),
+            Some(_) => Outcome::Retry(answered(500).of_these_events()),
+        };
+        (SECOND / 100, outcome)
+    });
+    let mut rig = upstream.rig("batch = { events_max = 1, linger_ms = 5 }");
+    while attempts.load(SeqCst) < 10 {
+        rig.accept_readable(1).await;
+        sleep(2 * SECOND).await;
+    }
+    assert!(rig.faults.list().iter().any(|fault| fault.what.as_str() == "poison"));
+    rig.stop().await;
+}
+
+#[tokio::test(start_paused = true)]
 async fn an_event_that_failed_alone_while_others_were_delivered_is_a_dead_letter() {
     let upstream = Timed::new(|_, batch| {
         let failed = Outcome::Retry(answered(500));

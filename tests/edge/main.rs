@@ -56,6 +56,7 @@ mod schema;
 mod send;
 mod sizing;
 mod soak;
+mod stalled;
 mod start_errors;
 mod start_times;
 mod stop;

@@ -108,6 +108,32 @@ fn a_removed_upstream_finds_what_waited_for_it_and_nothing_newer() {
 }
 
 #[test]
+fn a_removed_upstream_finds_its_totals_again() {
+    let fs = SimFs::new(1);
+    let spool = open(&fs, &config(), &["up", "other"]);
+    append_all(&spool, &["a", "b"]);
+    ["up", "other"].iter().for_each(|name| assert_eq!(drain(&spool, name).len(), 2));
+    close(&spool);
+    for _ in 0..3 {
+        let spool = open(&fs, &config(), &["other"]);
+        append_all(&spool, &["new"]);
+        assert_eq!(drain(&spool, "other").len(), 1);
+        (0..3).for_each(|_| spool.checkpoint());
+        assert_eq!(lanes(&fs).len(), 1, "the lane with its position is gone");
+        close(&spool);
+    }
+    for events in 2..5 {
+        let spool = open(&fs, &config(), &["up", "other"]);
+        let up = of(&spool, "up");
+        assert_eq!((up.accepted, up.delivered, up.pending), (events, events, 0));
+        append_all(&spool, &["new"]);
+        ["up", "other"].iter().for_each(|name| assert_eq!(drain(&spool, name).len(), 1));
+        (0..3).for_each(|_| spool.checkpoint());
+        close(&spool);
+    }
+}
+
+#[test]
 fn a_lane_with_more_positions_than_a_cursor_holds_waits_untouched() {
     let fs = SimFs::new(1);
     let names = |prefix: &str, count: usize| -> Vec<String> {

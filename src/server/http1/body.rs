@@ -7,14 +7,14 @@
 use super::grammar::{is_field_byte, is_token_byte};
 use thiserror::Error;
 
-/// Most digits of a chunk size, zeros in front included.
+/// The most digits of a chunk size, zeros in front included.
 const SIZE_DIGITS_MAX: u8 = 16;
-/// Number of bits of the largest chunk size. Pingora adds to a size, and closes without an answer
-/// where the sum has more than 64 bits.
+/// The largest chunk size is below 2 to the power of this number. Pingora adds to a size, and
+/// closes the connection without an answer where the sum has more than 64 bits.
 const SIZE_BITS_MAX: u32 = 63;
-/// Longest chunk line after its size, in bytes (RFC 9112, section 7.1.1). Pingora takes 8 KiB.
+/// The longest chunk line after its size, in bytes (RFC 9112, section 7.1.1). Pingora takes 8 KiB.
 const EXTENSION_BYTES_MAX: u16 = 4096;
-/// Longest trailer section, in bytes. Pingora takes 64 KiB.
+/// The longest trailer section, in bytes. Pingora takes 64 KiB.
 const TRAILER_BYTES_MAX: u16 = 32 << 10;
 
 /// A body violates the grammar, or its parts exceed a limit.
@@ -189,7 +189,7 @@ impl Chunks {
 mod tests {
     use super::*;
 
-    /// Length of the body at the beginning of `bytes`, received in pieces of `piece` bytes.
+    /// The length of the body at the beginning of `bytes`, received in pieces of `piece` bytes.
     /// `Ok(None)`: it is not whole.
     fn length(mut body: Body, bytes: &[u8], piece: usize) -> Result<Option<usize>, BodyError> {
         let mut length = 0;

@@ -3,7 +3,7 @@
 use http::HeaderName;
 use std::collections::VecDeque;
 
-/// Largest size of a table in bytes. The edge announces no other (RFC 9113, section 6.5.2).
+/// The largest size of a table in bytes. The edge announces no other (RFC 9113, section 6.5.2).
 const TABLE_BYTES_MAX: usize = 4096;
 /// What an entry counts for, beside its name and value (section 4.1).
 const ENTRY_BYTES: usize = 32;
@@ -120,11 +120,11 @@ impl<'n> Name<'n> {
 #[derive(Debug)]
 pub struct Entry {
     kind: Kind,
-    /// Length of its name in bytes, decoded.
+    /// The length of its name in bytes, decoded.
     name_length: usize,
     /// As a literal without indexing.
     pub literal: Box<[u8]>,
-    /// Number of bytes of `literal` that are the name.
+    /// The number of bytes of `literal` that are the name.
     name_bytes: usize,
     /// Whether the stream must be ended whose header has this field.
     pub is_malformed: bool,
@@ -161,7 +161,7 @@ pub struct Table {
 }
 
 impl Table {
-    /// Number of entries of the static table.
+    /// The number of entries of the static table.
     pub const STATIC: usize = 61;
 
     pub fn new() -> Self {

@@ -11,14 +11,14 @@
 //! bytes that are not plain is decoded.
 //!
 //! A block that cannot be read ends the connection. While blocks pass as they are received, so does
-//! this one, and no further one is read here: the crate, whose dynamic table is the client's, finds
+//! this one, and no later one is read here: the crate, whose dynamic table is the client's, finds
 //! the fault itself. Once fields are written anew, its table is another one; then the block is
 //! replaced by one that no reader takes. So no fault here can turn a request into another.
 //!
-//! What that crate does not check is checked here as well: that trailers hold no pseudo-header, and
-//! that all of them fit in a list, of which the crate would drop the rest. Of a block in several
-//! frames, the crate ends the connection where an earlier frame than the last is malformed; so the
-//! order of the fields of such a block is checked here before.
+//! Trailers may hold no pseudo-header, which the crate does not check, and must fit into a list of
+//! fields, of which the crate drops what is too much. Where a block has several frames, and another
+//! than the last is malformed, the crate ends the connection. So the order and the size of the
+//! fields of such blocks are checked here.
 
 use super::dynamic_table::{Entry, Kind, Name, Table};
 use super::hpack::{Rest, Text};
@@ -66,7 +66,7 @@ enum State {
     AsReceived,
     /// Fields are written anew.
     Anew,
-    /// As [`State::AsReceived`], but a block was not understood: no further one is read.
+    /// As [`State::AsReceived`], but a block could not be read, and so no later one is.
     Unread,
     /// [`UNREADABLE`] took the place of a block, which ends the connection.
     Refused,
@@ -75,7 +75,7 @@ enum State {
 /// What is written anew of a block.
 struct Written {
     block: Vec<u8>,
-    /// Size of the list of its fields, at most as large as the `h2` crate finds it.
+    /// The size of the list of its fields, at most as large as the `h2` crate finds it.
     list_bytes: usize,
     list_bytes_max: usize,
     /// Whether its stream must be ended.
@@ -88,7 +88,7 @@ struct Order {
     has_fields: bool,
     /// A bit for each [`Kind`] of pseudo-header that was there.
     pseudo: u16,
-    /// Size of the list of fields.
+    /// The size of the list of fields.
     list_bytes: usize,
     list_bytes_max: usize,
 }
@@ -145,7 +145,7 @@ impl HeaderBlocks {
         Self { table: Table::new(), list_bytes_max, state: State::AsReceived }
     }
 
-    /// Whether further blocks must be passed to [`HeaderBlocks::read`].
+    /// Whether the blocks that follow must be passed to [`HeaderBlocks::read`].
     pub fn are_read(&self) -> bool {
         self.state != State::Unread
     }

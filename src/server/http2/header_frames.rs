@@ -17,7 +17,7 @@ enum Next {
 /// Bytes that do not pass as they are.
 #[derive(Debug, Default, PartialEq, Eq)]
 pub struct Replaced {
-    /// Number of bytes that are replaced.
+    /// The number of bytes that are replaced.
     pub count: usize,
     /// What takes their place.
     pub by: Vec<u8>,
@@ -29,11 +29,11 @@ pub struct HeaderFrames {
     /// Bytes until the next frame header.
     skip: usize,
     blocks: HeaderBlocks,
-    /// The last stream that the client has opened: each further block of a stream up to it holds
-    /// trailers.
+    /// The number of the last stream that the client has opened. A header block of a stream up to
+    /// this one holds trailers.
     last_stream: u32,
-    /// Longest header block with its frame headers, in bytes. The fields of a longer one are too
-    /// many to be taken.
+    /// The length of the longest header block that is read, with its frame headers, in bytes. A
+    /// longer one has more fields than the `h2` crate takes.
     block_bytes_max: usize,
 }
 
@@ -79,7 +79,7 @@ impl HeaderFrames {
         }
         match frame.kind {
             Frame::HEADERS if self.blocks.are_read() => self.header_block(bytes, frame),
-            // What trailers that are not read hold is not known.
+            // These trailers are not read, so they may hold a pseudo-header.
             Frame::HEADERS if self.are_trailers(frame) => self.replace_all(bytes, frame),
             Frame::HEADERS => {
                 self.last_stream = frame.stream;
@@ -102,12 +102,12 @@ impl HeaderFrames {
         let is_long = |length: usize| length > self.block_bytes_max;
         let are_trailers = self.are_trailers(frame);
         let (end, written) = match read_block(bytes, frame, are_trailers) {
-            Gathered::Broken => return self.replace_all(bytes, frame),
-            Gathered::Part if !is_long(bytes.len()) => return Next::Wait,
-            Gathered::Whole(block, end) if !is_long(end) => (end, self.blocks.read(&block)),
-            // No more of these trailers would be checked.
+            BlockRead::Broken => return self.replace_all(bytes, frame),
+            BlockRead::Part if !is_long(bytes.len()) => return Next::Wait,
+            BlockRead::Whole(block, end) if !is_long(end) => (end, self.blocks.read(&block)),
+            // Without this, trailers would pass that are not checked.
             _ if are_trailers => return self.replace_all(bytes, frame),
-            Gathered::Part | Gathered::Whole(..) => (bytes.len(), self.blocks.give_up()),
+            BlockRead::Part | BlockRead::Whole(..) => (bytes.len(), self.blocks.give_up()),
         };
         self.last_stream = self.last_stream.max(frame.stream);
         match written {
@@ -162,7 +162,7 @@ fn frames(frame: Frame, block: &[u8]) -> Vec<u8> {
     }
 }
 
-enum Gathered<'b> {
+enum BlockRead<'b> {
     /// A block, and the length of its frames in bytes.
     Whole(Block<'b>, usize),
     /// Its end is missing.
@@ -172,42 +172,42 @@ enum Gathered<'b> {
 }
 
 /// The payload of the frame at `at`.
-fn payload_at(bytes: &[u8], at: usize, frame: Frame) -> Result<&[u8], Gathered<'static>> {
+fn payload_at(bytes: &[u8], at: usize, frame: Frame) -> Result<&[u8], BlockRead<'static>> {
     if frame.length > Frame::PAYLOAD_BYTES_MAX {
-        return Err(Gathered::Broken);
+        return Err(BlockRead::Broken);
     }
     let from = at + Frame::HEAD_BYTES;
-    bytes.get(from..from + frame.length).ok_or(Gathered::Part)
+    bytes.get(from..from + frame.length).ok_or(BlockRead::Part)
 }
 
 /// Reads the block at the beginning of `bytes`, whose first frame is `first`.
-fn read_block(bytes: &[u8], first: Frame, are_trailers: bool) -> Gathered<'_> {
+fn read_block(bytes: &[u8], first: Frame, are_trailers: bool) -> BlockRead<'_> {
     let payload = match payload_at(bytes, 0, first) {
         Ok(payload) => payload,
-        Err(gathered) => return gathered,
+        Err(unread) => return unread,
     };
     let Some((fields, depends_on_itself)) = first_fields(payload, first) else {
-        return Gathered::Broken;
+        return BlockRead::Broken;
     };
     let is_cut = first.flags & Frame::END_HEADERS == 0;
     let (mut fields, mut end) = (Cow::Borrowed(fields), Frame::HEAD_BYTES + first.length);
     let mut frame = first;
     while frame.flags & Frame::END_HEADERS == 0 {
         frame = match frame_at(bytes, end) {
-            None => return Gathered::Part,
+            None => return BlockRead::Part,
             Some(next) if (next.kind, next.stream) == (Frame::CONTINUATION, first.stream) => next,
-            Some(_) => return Gathered::Broken,
+            Some(_) => return BlockRead::Broken,
         };
         match payload_at(bytes, end, frame) {
             Ok(payload) => fields.to_mut().extend_from_slice(payload),
-            Err(gathered) => return gathered,
+            Err(unread) => return unread,
         }
         end += Frame::HEAD_BYTES + frame.length;
     }
     // A stream that depends on itself is an error of that stream. The `h2` crate does not even read
     // its fields then, as it would have to.
     let block = Block { fields, are_trailers, is_cut, is_malformed: depends_on_itself };
-    Gathered::Whole(block, end)
+    BlockRead::Whole(block, end)
 }
 
 /// The fields in the payload of a HEADERS frame, and whether its stream depends on itself. `None`:

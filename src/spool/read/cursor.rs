@@ -14,11 +14,15 @@
 //! | | 2 × 8 | only in `pxgcurs2`: foreign records before `low`, and all that are counted |
 //! | | 2 + runs | after all positions, for each: the runs above `low`, see `runs.rs` |
 //! | | 8 | the number up to which foreign records are counted |
+//! | | 2 | the number of removed upstreams that follow |
+//! | | 2 + name | a removed upstream that has no position here |
+//! | | 4 × 8 | its totals: accepted, delivered, dead, lost |
 //!
 //! Of two sound slots, the one with the greater generation counts.
 //!
-//! Earlier versions of this program wrote slots without the runs, or without the last word. They
-//! read a slot and ignore the parts that they do not know, so records in a run are delivered again.
+//! Earlier versions of this program wrote slots without the runs, or without what follows them.
+//! They read a slot and ignore the parts that they do not know, so records in a run are delivered
+//! again, and the totals of removed upstreams are forgotten.
 //! They do not read `pxgcurs2`, nor the records that make it necessary: after a downgrade they read
 //! such a lane from its oldest segment. Runs that do not fit are in the upstream's
 //! [ack file](super::ack_file).
@@ -28,6 +32,7 @@ use std::sync::Arc;
 
 use super::counts::Counts;
 use super::ledger::ConsumerPosition;
+use super::named_totals::NamedTotals;
 use super::runs::Runs;
 pub use super::slot::LaneKey;
 use super::slot::{self, Kind, Opened};
@@ -38,8 +43,8 @@ use crate::spool::fs::{File, read_full, write_full};
 const SLOT_BYTES: usize = 32 << 10;
 /// The most upstreams of one spool.
 pub const UPSTREAMS_MAX: usize = 64;
-/// The most positions of a lane: those of configured upstreams, and of removed ones for which
-/// events wait.
+/// The most positions of a lane: those of configured upstreams, and of removed ones. A removed
+/// upstream of which only the totals are kept counts as one.
 pub const POSITIONS_MAX: usize = 120;
 /// The longest name of an upstream, in bytes.
 pub const UPSTREAM_NAME_BYTES_MAX: usize = 128;
@@ -56,6 +61,7 @@ const _: () = assert!(
         + ABSORBED_MAX * 16
         + POSITIONS_MAX * (2 + UPSTREAM_NAME_BYTES_MAX + (POSITION_WORDS + ROUTED_WORDS) * 8 + 2)
         + 8
+        + 2
         <= SLOT_BYTES
 );
 
@@ -72,6 +78,8 @@ pub struct Cursor {
     /// The positions count the foreign records before this number. `None`: the slot was written by
     /// a version that knew no routed records.
     pub counted_to: Option<u64>,
+    /// The totals of removed upstreams that have no position here.
+    pub removed: NamedTotals,
 }
 
 /// The open file of a lane.
@@ -155,20 +163,35 @@ fn encode(generation: u64, cursor: &Cursor) -> (Vec<u8>, Vec<usize>) {
             out.extend_from_slice(&word.to_le_bytes());
         }
     }
-    let cut = encode_runs(cursor, &mut out);
-    if let Some(counted_to) = cursor.counted_to {
-        out.extend_from_slice(&counted_to.to_le_bytes());
-    }
+    let behind = encode_behind(cursor);
+    let cut = encode_runs(cursor, SLOT_BYTES - behind.len(), &mut out);
+    out.extend_from_slice(&behind);
     slot::seal(&mut out);
     (out, cut)
 }
 
-/// Appends the runs of each position, which may use its share of the room that is left.
-fn encode_runs(cursor: &Cursor, out: &mut Vec<u8>) -> Vec<usize> {
+/// What follows the runs.
+fn encode_behind(cursor: &Cursor) -> Vec<u8> {
+    let mut out = Vec::new();
+    let Some(counted_to) = cursor.counted_to else { return out };
+    out.extend_from_slice(&counted_to.to_le_bytes());
+    out.extend_from_slice(&(cursor.removed.0.len() as u16).to_le_bytes());
+    for (name, totals) in &cursor.removed.0 {
+        out.extend_from_slice(&(name.len() as u16).to_le_bytes());
+        out.extend_from_slice(name.as_bytes());
+        for word in [totals.accepted, totals.delivered, totals.dead, totals.lost] {
+            out.extend_from_slice(&word.to_le_bytes());
+        }
+    }
+    out
+}
+
+/// Appends the runs of each position, which may use its share of the room up to `end`.
+fn encode_runs(cursor: &Cursor, end: usize, out: &mut Vec<u8>) -> Vec<usize> {
     let mut cut = Vec::new();
     for (place, position) in cursor.positions.iter().enumerate() {
         let left = cursor.positions.len() - place;
-        let share = (SLOT_BYTES - 8).saturating_sub(out.len()) / left;
+        let share = end.saturating_sub(out.len()) / left;
         let share = share.saturating_sub(2);
         let at = out.len();
         out.extend_from_slice(&[0; 2]);
@@ -204,27 +227,23 @@ fn decode(bytes: &[u8]) -> Option<(u64, Cursor)> {
         }
     }
     let counted_to = take_u64(&mut rest);
-    let cursor = Cursor { lane, salt, absorbed, positions, routed, counted_to };
+    let removed = match take_u16(&mut rest) {
+        None => NamedTotals::default(),
+        Some(removed) => take_totals(&mut rest, removed)?,
+    };
+    let cursor = Cursor { lane, salt, absorbed, positions, routed, counted_to, removed };
     Some((generation, cursor))
 }
 
 fn take_position(rest: &mut &[u8], routed: bool) -> Option<ConsumerPosition> {
-    let name_bytes = usize::from(u16_at(rest.get(..2)?, 0));
-    let name = std::str::from_utf8(rest.get(2..2 + name_bytes)?).ok()?;
-    *rest = rest.get(2 + name_bytes..)?;
-    let position = ConsumerPosition::new(name, take_u64(rest)?);
+    let name = take_name(rest)?;
+    let position = ConsumerPosition::new(&name, take_u64(rest)?);
     let low = take_u64(rest)?;
     let mut below = Counts::default();
     for count in [&mut below.delivered, &mut below.dead, &mut below.lost] {
         *count = take_u64(rest)?;
     }
-    let carried = Counts {
-        accepted: take_u64(rest)?,
-        delivered: take_u64(rest)?,
-        dead: take_u64(rest)?,
-        lost: take_u64(rest)?,
-        foreign: 0,
-    };
+    let carried = take_counts(rest)?;
     let mut foreign = 0;
     if routed {
         (below.foreign, foreign) = (take_u64(rest)?, take_u64(rest)?);
@@ -232,6 +251,34 @@ fn take_position(rest: &mut &[u8], routed: bool) -> Option<ConsumerPosition> {
     let mut position = position.resume(low, below, Runs::default())?;
     (position.carried, position.foreign) = (carried, foreign);
     Some(position)
+}
+
+fn take_name(rest: &mut &[u8]) -> Option<String> {
+    let bytes = usize::from(take_u16(rest)?);
+    let (name, behind) = rest.split_at_checked(bytes)?;
+    *rest = behind;
+    std::str::from_utf8(name).ok().map(str::to_owned)
+}
+
+fn take_totals(rest: &mut &[u8], upstreams: u16) -> Option<NamedTotals> {
+    let totals = (0..upstreams).map(|_| Some((take_name(rest)?, take_counts(rest)?)));
+    totals.collect::<Option<_>>().map(NamedTotals)
+}
+
+fn take_counts(rest: &mut &[u8]) -> Option<Counts> {
+    Some(Counts {
+        accepted: take_u64(rest)?,
+        delivered: take_u64(rest)?,
+        dead: take_u64(rest)?,
+        lost: take_u64(rest)?,
+        foreign: 0,
+    })
+}
+
+fn take_u16(rest: &mut &[u8]) -> Option<u16> {
+    let (word, behind) = rest.split_at_checked(2)?;
+    *rest = behind;
+    Some(u16_at(word, 0))
 }
 
 fn take_u64(rest: &mut &[u8]) -> Option<u64> {
@@ -254,12 +301,15 @@ mod tests {
         let below = Counts { delivered: low - 5, ..Counts::default() };
         let position = ConsumerPosition::new("collector", 5);
         let mut position = position.resume(low, below, Runs::default()).expect("sound");
-        position.carried = Counts { accepted: 9, delivered: 6, dead: 2, lost: 1, foreign: 0 };
+        let carried = Counts { accepted: 9, delivered: 6, dead: 2, lost: 1, foreign: 0 };
+        position.carried = carried;
         position.hand_out(30);
         position.settle(low + 3..low + 7, Ack::Delivered);
         position.settle(low + 9..low + 10, Ack::Dead);
         let (absorbed, positions) = (vec![(1, 8), (2, 9)], vec![position]);
-        Cursor { lane: 3, salt: 4, absorbed, positions, routed: false, counted_to: Some(30) }
+        let removed = NamedTotals(vec![("gone".into(), Counts { accepted: 7, ..carried })]);
+        let (routed, counted_to) = (false, Some(30));
+        Cursor { lane: 3, salt: 4, absorbed, positions, routed, counted_to, removed }
     }
 
     /// The same slot as versions wrote it that knew neither runs nor routed records.
@@ -275,7 +325,8 @@ mod tests {
     #[test]
     fn a_slot_of_a_version_without_runs_is_read_and_its_place_is_the_same() {
         let (bytes, _) = encode(8, &cursor(11));
-        let runs_bytes = 2 + 2 + 4 + 8;
+        let removed_bytes = 2 + 2 + "gone".len() + 4 * 8;
+        let runs_bytes = 2 + 2 + 4 + 8 + removed_bytes;
         let (_, old) = decode(&without_runs(bytes, runs_bytes)).expect("sound");
         assert_eq!((old.positions[0].low, old.positions[0].runs().len()), (11, 0));
         assert_eq!(old.counted_to, None);
@@ -306,6 +357,7 @@ mod tests {
         assert_eq!(read.absorbed, [(1, 8), (2, 9)]);
         assert_eq!(read.positions[0].low, 11);
         assert_eq!(read.positions[0].carried.accepted, 9);
+        assert_eq!(read.removed, cursor(11).removed);
         assert_eq!(read.positions[0].next(), 11..14);
         let runs = read.positions[0].runs();
         assert_eq!((runs.len(), runs.totals().delivered, runs.totals().dead), (2, 4, 1));

@@ -4,6 +4,7 @@ pub(super) mod ack_file;
 pub(super) mod counts;
 pub(super) mod cursor;
 pub(super) mod ledger;
+pub(super) mod named_totals;
 pub(super) mod reader;
 pub(super) mod runs;
 pub(super) mod scanner;

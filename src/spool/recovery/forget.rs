@@ -17,7 +17,7 @@ use crate::spool::fs::{Fs, Open, SystemFs};
 use crate::spool::lane_files::{CURSOR, IDENTITY, ignore_absent, lane_dir, segment_number};
 use crate::spool::metering::Metering;
 use crate::spool::metering::book::Book;
-use crate::spool::read::cursor::CursorFile;
+use crate::spool::read::cursor::{Cursor, CursorFile};
 use crate::spool::routing::Routing;
 use crate::telemetry::faults::Faults;
 
@@ -32,7 +32,7 @@ use crate::telemetry::faults::Faults;
 /// ```
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Forgotten {
-    /// The lanes that had a position of the upstream.
+    /// The lanes that had a position of the upstream, or its totals.
     pub lanes: u64,
     /// The events that waited for the upstream.
     pub pending: u64,
@@ -55,9 +55,9 @@ pub enum ForgetError {
     Io(#[from] io::Error),
 }
 
-/// Removes the position of an upstream from every lane. If a lane has no other upstream, its events
-/// are removed as well; its totals by portal stay until the next start takes them over. `routing`
-/// and `metering` say how to read the records.
+/// Removes the position and the totals of an upstream from every lane. If a lane has no other
+/// upstream, its events are removed as well; its totals by portal stay until the next start takes
+/// them over. `routing` and `metering` say how to read the records.
 ///
 /// ```
 /// # let dir = tempfile::tempdir()?;
@@ -84,40 +84,58 @@ pub fn forget(
         return Err(ForgetError::Running);
     };
     let ids = lane_ids(&SystemFs, root)?;
-    for id in &ids {
-        let identity = SystemFs.open(&lane_dir(root, *id).join(IDENTITY), Open::Read)?;
-        // No process can take the lane meanwhile, because that needs the lock of the spool.
-        if !identity.is_unlocked()? {
-            return Err(ForgetError::Running);
-        }
+    if is_used(root, &ids)? {
+        return Err(ForgetError::Running);
     }
     let mut forgotten = Forgotten::default();
     for &id in &ids {
         let dir = lane_dir(root, id);
         let (mut file, cursor) = CursorFile::load(SystemFs.open(&dir.join(CURSOR), Open::Write)?)?;
         let Some(mut cursor) = cursor.filter(|cursor| cursor.lane == id) else { continue };
+        let has_totals = cursor.removed.take(upstream).is_some();
         let place = cursor.positions.iter().position(|position| position.name == upstream);
-        let Some(place) = place else { continue };
+        forgotten.lanes += u64::from(place.is_some() || has_totals);
+        let Some(place) = place else {
+            if has_totals {
+                save_both(&mut file, &cursor)?;
+            }
+            continue;
+        };
         let snapshot = snapshot_lane(root, id)?;
         let low = cursor.positions.remove(place).low;
         let end = end_of(&snapshot)?.max(low);
         let counted = counted_positions(&snapshot, end, routing);
         let position = counted.iter().find(|position| position.name == upstream);
-        forgotten.lanes += 1;
         forgotten.pending += position.map_or(0, |position| position.totals(end).pending());
         let is_last = cursor.positions.is_empty();
         if is_last {
             count_portals(root, id, (upstream, routing, metering), &ids)?;
         }
-        // Writes both slots, so that no older slot brings the position back.
-        file.save(&cursor)?;
-        file.save(&cursor)?;
+        save_both(&mut file, &cursor)?;
         if is_last {
             remove_segments(&dir)?;
         }
     }
     SystemFs.sync_dir(root)?;
     Ok(forgotten)
+}
+
+/// Whether a process uses one of these lanes. No process can take one meanwhile, because that needs
+/// the lock of the spool.
+fn is_used(root: &Path, ids: &[u64]) -> io::Result<bool> {
+    for id in ids {
+        let identity = SystemFs.open(&lane_dir(root, *id).join(IDENTITY), Open::Read)?;
+        if !identity.is_unlocked()? {
+            return Ok(true);
+        }
+    }
+    Ok(false)
+}
+
+/// Writes both slots, so that no older slot brings the position back.
+fn save_both(file: &mut CursorFile, cursor: &Cursor) -> io::Result<()> {
+    file.save(cursor)?;
+    file.save(cursor).map(drop)
 }
 
 /// Counts the records of a lane by portal that its file does not count yet, before they are

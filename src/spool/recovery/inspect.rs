@@ -20,9 +20,9 @@ use super::recover::{Segment, header, salt, scan_to_end, survey, torn_bytes};
 use crate::spool::fs::{File, Fs, Open, SystemFs};
 use crate::spool::lane_files::{CURSOR, IDENTITY, PORTALS, lane_dir, segment_name, segment_number};
 use crate::spool::metering::table::OTHER;
-use crate::spool::read::counts::Counts;
 use crate::spool::read::cursor::{Cursor, CursorFile, LaneKey, damaged_slots};
 use crate::spool::read::ledger::ConsumerPosition;
+use crate::spool::read::named_totals::NamedTotals;
 use crate::spool::read::scanner::{Scanner, Step};
 use crate::spool::record_id::RecordId;
 use crate::spool::routing::Routing;
@@ -162,21 +162,18 @@ pub fn stat(dir: &Path, routing: &Routing) -> io::Result<Stat> {
         .filter_map(|snapshot| snapshot.cursor.as_ref())
         .flat_map(|cursor| cursor.absorbed.iter().copied())
         .collect();
-    let mut totals: Vec<(String, Counts)> = Vec::new();
+    let mut totals = NamedTotals::default();
     let mut lanes = Vec::new();
     for snapshot in &snapshots {
         let end_seq = end_of(snapshot)?;
         let known = snapshot.cursor.as_ref().map_or(&[][..], |cursor| &cursor.positions);
         let end_seq = known.iter().map(|position| position.low).fold(end_seq, u64::max);
-        let positions = match folded.contains(&(snapshot.id, snapshot.salt)) {
-            true => Vec::new(),
-            false => counted_positions(snapshot, end_seq, routing),
-        };
-        for position in positions {
-            let counts = position.totals(end_seq);
-            match totals.iter_mut().find(|(name, _)| *name == position.name) {
-                Some((_, total)) => total.add(counts),
-                None => totals.push((position.name, counts)),
+        if !folded.contains(&(snapshot.id, snapshot.salt)) {
+            for position in counted_positions(snapshot, end_seq, routing) {
+                totals.add(&position.name, position.totals(end_seq), usize::MAX);
+            }
+            for (name, counts) in snapshot.cursor.iter().flat_map(|cursor| &cursor.removed.0) {
+                totals.add(name, *counts, usize::MAX);
             }
         }
         lanes.push(LaneStat {
@@ -196,7 +193,7 @@ pub fn stat(dir: &Path, routing: &Routing) -> io::Result<Stat> {
         lanes,
         portals,
         quarantined_bytes: quarantined.iter().map(|entry| entry.bytes).sum(),
-        upstreams: totals.into_iter().map(|(name, counts)| counts.named(name)).collect(),
+        upstreams: totals.0.into_iter().map(|(name, counts)| counts.named(name)).collect(),
     })
 }
 

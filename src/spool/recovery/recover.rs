@@ -137,8 +137,11 @@ pub fn adopt(
         positions,
     );
     let mut state = lane.state();
-    state.absorbed = cursor.map(|cursor| cursor.absorbed).unwrap_or_default();
     state.routed = routed;
+    if let Some(cursor) = cursor {
+        (state.absorbed, state.removed) = (cursor.absorbed, cursor.removed);
+    }
+    state.take_back_totals();
     drop(state);
     Ok(Adoption::Adopted(Arc::new(lane)))
 }

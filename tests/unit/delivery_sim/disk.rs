@@ -1,7 +1,6 @@
 //! What happens to the segments of a running spool: records are damaged, and files are moved away
 //! and come back.
 
-use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 
 use tokio::time::Instant;
@@ -34,25 +33,29 @@ fn places(bytes: &[u8]) -> Vec<(usize, u64)> {
 }
 
 impl World {
-    /// Damages one record of a full segment, or all of its records.
+    /// Damages one record of a full segment, all of its records, or those of all full segments: a
+    /// reader that slept after each loss would be woken once by the traffic.
     pub fn damage(&mut self) {
-        let Some(path) = self.pick_segment() else { return };
-        let Some(bytes) = self.disk.bytes_of(&path) else { return };
-        let places = places(&bytes);
+        match self.random.below(3) {
+            0 => full_segments(self.disk.files()).iter().for_each(|path| self.damage_all(path)),
+            1 => _ = self.pick_segment().map(|path| self.damage_all(&path)),
+            _ => _ = self.pick_segment().map(|path| self.damage_one(&path)),
+        }
+    }
+
+    fn damage_one(&mut self, path: &Path) {
+        let places = self.disk.bytes_of(path).map_or(Vec::new(), |bytes| places(&bytes));
+        let place = self.random.below(places.len().max(1) as u64) as usize;
+        let Some((at, event)) = places.get(place) else { return };
+        self.disk.damage(path, |bytes| bytes[*at] ^= 0xFF);
+        self.damaged.insert(*event);
+    }
+
+    fn damage_all(&mut self, path: &Path) {
+        let places = self.disk.bytes_of(path).map_or(Vec::new(), |bytes| places(&bytes));
         let (Some((first, _)), Some((last, _))) = (places.first(), places.last()) else { return };
-        let (first, last) = (*first, *last);
-        let hurt: BTreeSet<u64> = match self.random.once_in(2) {
-            true => {
-                let (at, event) = places[self.random.below(places.len() as u64) as usize];
-                self.disk.damage(&path, |bytes| bytes[at] ^= 0xFF);
-                BTreeSet::from([event])
-            }
-            false => {
-                self.disk.damage(&path, |bytes| bytes[first..last + 16].fill(0xA5));
-                places.iter().map(|(_, event)| *event).collect()
-            }
-        };
-        self.damaged.extend(hurt);
+        self.disk.damage(path, |bytes| bytes[*first..last + 16].fill(0xA5));
+        self.damaged.extend(places.iter().map(|(_, event)| *event));
     }
 
     /// Moves a full segment away, or what was moved away back.
@@ -73,9 +76,10 @@ impl World {
         true
     }
 
+    /// One of the newest full segments: most older ones were read.
     fn pick_segment(&mut self) -> Option<PathBuf> {
         let full = full_segments(self.disk.files());
-        let at = self.random.below(full.len().max(1) as u64) as usize;
-        full.get(at).cloned()
+        let back = 1 + self.random.below(full.len().clamp(1, 6) as u64) as usize;
+        full.get(full.len().checked_sub(back)?).cloned()
     }
 }

@@ -51,7 +51,7 @@ use self::upstream::{Mode, Scripted};
 use crate::spool_sim::SimFs;
 
 /// Seeds that have found a defect.
-const FOUND: &[u64] = &[];
+const FOUND: &[u64] = &[393];
 const SEEDS: u64 = 100;
 const STEPS: u64 = 40;
 const BASE_MS: u64 = 1_750_000_000_000;
@@ -132,8 +132,8 @@ struct World {
     segment_bytes: ByteSize,
     process: Option<Process>,
     accepted: Vec<Accepted>,
-    /// Records of a newer version.
-    newer: u64,
+    /// Records of a newer version: whether each is meant for each upstream.
+    newer: Vec<[bool; NAMES.len()]>,
     /// Events of damaged records: they may be lost.
     damaged: BTreeSet<u64>,
     /// A segment that was moved away.
@@ -181,8 +181,8 @@ impl World {
     fn new(seed: u64) -> World {
         let mut random = Random(seed);
         let plot = Plot::drawn(seed, &mut random);
-        // One batch holds more than the window, and comes before its linger is over.
-        let is_large = plot.is_flood && random.once_in(2);
+        // One batch holds more than the window, and is full long before its linger is over.
+        let is_large = plot.is_flood && seed % 128 == 70;
         let script = |random: &mut Random| match plot.is_flood {
             true if is_large => Script::stuck_at(0, random),
             true => Script::stuck_at(1, random),
@@ -194,6 +194,7 @@ impl World {
             .map(|_| Scripted::new(script(&mut random), Random(random.next())))
             .collect();
         let linger_max = if random.once_in(6) { 600_000 } else { 2_000 };
+        let linger_ms = if is_large { 600_000 } else { random.below(linger_max) };
         let batch = BatchConfig {
             events_max: match () {
                 () if is_large => 66_000,
@@ -201,7 +202,7 @@ impl World {
                 () => 1 + random.below(20) as usize,
             },
             bytes_max: if plot.is_flood { ByteSize::mib(64) } else { ByteSize::kib(64) },
-            linger_ms: random.below(linger_max),
+            linger_ms,
         };
         let now = Instant::now();
         World {
@@ -226,7 +227,7 @@ impl World {
             segment_bytes: if plot.hurts { ByteSize::kib(4) } else { ByteSize::kib(16) },
             process: None,
             accepted: Vec::new(),
-            newer: 0,
+            newer: Vec::new(),
             damaged: BTreeSet::new(),
             moved: None,
             moved_at: now,
@@ -296,14 +297,16 @@ impl World {
     /// Every rule, of what is due at this moment.
     async fn check_all(&mut self) {
         due_now().await;
-        if self.plot.hurts {
-            // Maintenance wakes the readers of missing segments, once a second in real time.
+        if self.plot.hurts || self.plot.removes {
+            // Maintenance wakes the readers of missing segments and removes delivered lanes, once a
+            // second in real time.
             self.spool().checkpoint();
             due_now().await;
         }
         self.check();
         self.check_attempts();
         self.check_lag();
+        self.check_poison();
         self.check_faults();
         self.check_states().await;
     }
@@ -339,9 +342,11 @@ impl World {
     /// All events but the first are delivered, over a crash as well.
     async fn flood(&mut self) {
         self.accept(FLOOD).await;
-        self.check_all().await;
-        sleep(NEXT_ATTEMPT_MAX).await;
-        self.check_all().await;
+        let linger = Duration::from_millis(self.batch.linger_ms);
+        for wait in [Duration::ZERO, 2 * QUIET_MAX, NEXT_ATTEMPT_MAX + linger] {
+            sleep(wait).await;
+            self.check_all().await;
+        }
         self.crash().await;
         self.check_all().await;
     }
@@ -354,6 +359,11 @@ impl World {
             if self.attempts_max == 0 {
                 upstream.state.lock().mend();
             }
+        }
+        if self.plot.hurts {
+            // Damaged or missing, and then quiet.
+            self.accept_some(150, true).await;
+            sleep(QUIET_MAX / 2).await;
         }
         self.is_ending = true;
         self.bring_segment_back();

@@ -95,9 +95,12 @@ impl World {
         let works_for = upstream.state.lock().works_for().min(self.moved_at.elapsed());
         let is_quick = upstream.script.stalls == 0 && upstream.script.pauses == 0;
         let most = if self.plot.is_patient { PATIENT_MAX } else { NEXT_ATTEMPT_MAX };
+        let most = most + Duration::from_millis(self.batch.linger_ms);
         if !is_quick || works_for <= most {
             return;
         }
+        // Where it takes nothing, one event at a time is attempted, with pauses of up to a minute.
+        let takes_others = upstream.state.lock().takes_for() > most;
         let is_late = |at: Instant| at.elapsed() > most;
         let old = self.accepted.partition_point(|accepted| is_late(accepted.at)) as u64;
         for event in self.first_left[at]..=old {
@@ -108,6 +111,7 @@ impl World {
             let writes = !self.dead_fails && is_late(self.dead_changed);
             let may_wait = self.has_ended(at, event)
                 || last.is_some() && !writes
+                || last.is_some() && upstream.script.refuses(event) && !takes_others
                 || self.waits_for_its_portal(at, event);
             assert!(may_wait, "event {event} waits since {last:?}, {}", self.describe());
         }
@@ -145,15 +149,13 @@ impl World {
             let damaged = self.damaged.len();
             assert!(counts.lost <= damaged as u64, "{damaged} damaged: {}", self.describe());
             assert!(counts.delivered <= state.taken.len() as u64, "{counts:?}");
-            let is_for = |accepted: &&Accepted| accepted.is_for[*at];
-            let meant = self.accepted.iter().filter(is_for).count() as u64 + self.newer;
-            // An upstream that comes back takes over what others had not acknowledged, and has
-            // forgotten the totals of lanes that were delivered meanwhile.
-            let (least, most) = match self.plot.removes {
-                true => (0, self.last() + self.newer),
-                false => (meant, meant),
-            };
-            assert!((least..=most).contains(&counts.accepted), "{least} to {most}: {counts:?}");
+            let all =
+                self.accepted.iter().map(|accepted| accepted.is_for).chain(self.newer.clone());
+            let meant = all.filter(|is_for| is_for[*at]).count() as u64;
+            // An upstream that comes back takes over what others had not acknowledged.
+            let most =
+                if self.plot.removes { self.last() + self.newer.len() as u64 } else { meant };
+            assert!((meant..=most).contains(&counts.accepted), "{meant} to {most}: {counts:?}");
         }
     }
 
@@ -187,6 +189,28 @@ impl World {
         }
     }
 
+    /// Events that fail again and again while their upstream takes others are named as a fault.
+    /// Where an order is kept, an event that goes alone before others begins to count anew.
+    pub fn check_poison(&mut self) {
+        if self.dead_fails || self.dead_changed.elapsed() <= QUIET_MAX {
+            // They may be dead letters that wait to be written.
+            return;
+        }
+        for at in self.process().routes.clone() {
+            let upstream = Arc::clone(&self.upstreams[at]);
+            let poison: Vec<u64> = upstream.state.lock().poison().collect();
+            let waits = poison.iter().find(|event| !self.has_ended(at, **event));
+            let is_named = self.is_named(at, "poison") || upstream.script.in_order;
+            assert!(is_named || waits.is_none(), "{waits:?} of {poison:?}, {}", self.describe());
+        }
+    }
+
+    /// Whether a fault of this kind is named of an upstream.
+    fn is_named(&self, at: usize, what: &str) -> bool {
+        let is_it = |fault: &Fault| fault.what.as_str() == what && fault.subject == NAMES[at];
+        self.process().faults.list().iter().any(is_it)
+    }
+
     /// An upstream that takes nothing for long while events wait is named as a fault, and no fault
     /// is named of one for which none wait. A worker without its tick updates none.
     pub fn check_faults(&self) {
@@ -194,22 +218,16 @@ impl World {
         if self.tick_every.is_some() {
             return;
         }
-        let faults = process.faults.list();
         for (counts, at) in process.spool.status().upstreams.iter().zip(&process.routes) {
             let upstream = &self.upstreams[*at];
-            let is_named = |what: &str| {
-                faults
-                    .iter()
-                    .any(|fault| fault.what.as_str() == what && fault.subject == NAMES[*at])
-            };
             let state = upstream.state.lock();
             let is_stuck = state.fails_for() > FAULT_AFTER && self.moved.is_none();
             let has_waited = self.accepted(self.first_left[*at]);
             let has_waited = has_waited.is_some_and(|event| event.at.elapsed() > FAULT_AFTER);
-            let is_fault = is_named("upstream_stuck") || is_named("poison");
+            let is_fault = self.is_named(*at, "upstream_stuck") || self.is_named(*at, "poison");
             assert!(!(is_stuck && has_waited) || is_fault, "no fault, {}", self.describe());
             let is_idle = counts.pending == 0 && state.busy_at.elapsed().as_secs() > 2;
-            assert!(!(is_idle && is_fault), "{faults:?}, {}", self.describe());
+            assert!(!(is_idle && is_fault), "a fault, {}", self.describe());
         }
     }
 

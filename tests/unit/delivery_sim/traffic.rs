@@ -11,21 +11,27 @@ use super::{Accepted, ID_PREFIX, World, portal_of};
 use crate::spool_model::wait;
 
 impl World {
-    /// Accepts events, and waits in real time until they can be read.
+    /// Accepts events, and waits in real time until they can be read. At times a part of the spool
+    /// is hurt before they are read.
     pub async fn accept(&mut self, count: u64) {
+        let hurts = self.plot.hurts && !self.is_ending && self.random.once_in(3);
+        self.accept_some(count, hurts).await;
+    }
+
+    /// See [`World::accept`].
+    pub async fn accept_some(&mut self, count: u64, hurts: bool) {
         let mut commits = Vec::new();
         for _ in 0..count {
             if self.plot.has_newer && self.random.once_in(40) {
                 commits.push(self.append(&self.newer_record()));
-                self.newer += 1;
+                self.newer.push(self.is_configured);
             }
             self.accepted.push(Accepted { at: Instant::now(), is_for: self.is_configured });
             commits.push(self.append(&self.record(self.last())));
         }
         // The readers are woken before the answers are given.
         commits.into_iter().for_each(|commit| wait(commit).expect("committed"));
-        if self.plot.hurts && !self.is_ending && self.random.once_in(3) {
-            // Before it is read.
+        if hurts {
             match self.random.once_in(2) {
                 true => self.damage(),
                 false => self.move_segment(),

@@ -30,6 +30,10 @@ pub struct State {
     works_since: Option<Instant>,
     /// Since when it does not work. `None`: it works.
     fails_since: Option<Instant>,
+    /// Since when it has taken something at least once in each [`TAKES_WITHIN`].
+    takes_since: Instant,
+    /// When it last took something.
+    took_at: Instant,
     /// Whether it takes the events to which it always answered 500.
     is_mended: bool,
     /// When the last attempt at each event began.
@@ -43,6 +47,10 @@ pub struct State {
     pub allowed: BTreeMap<u64, u32>,
     /// When the minute began in which each event was attempted so often. Of this process.
     attempted: BTreeMap<u64, (Instant, u32)>,
+    /// The events whose last attempt failed and said something about them. Of this process.
+    failing: BTreeMap<u64, Failing>,
+    /// Attempts that were answered and took something.
+    takes: u64,
     /// Events of attempts under way, by attempt.
     under_way: BTreeMap<u64, Vec<u64>>,
     load: Load,
@@ -57,6 +65,17 @@ pub struct State {
     /// Events that must not be sent again, because a stop has cut them off.
     unknown: BTreeSet<u64>,
     pub broken: Vec<String>,
+}
+
+/// An event that fails.
+#[derive(Debug)]
+struct Failing {
+    /// The number of events in its batch. The parts of a batch begin to count anew.
+    batch_len: usize,
+    /// What [`State::takes`] was when it failed first in such a batch.
+    takes: u64,
+    /// How often it has failed since the upstream took something meanwhile.
+    beside_others: u32,
 }
 
 pub struct Scripted {
@@ -83,6 +102,8 @@ impl Scripted {
             mode: Mode::Works,
             works_since: Some(Instant::now()),
             fails_since: None,
+            takes_since: Instant::now(),
+            took_at: Instant::now(),
             is_mended: false,
             attempted_at: BTreeMap::new(),
             busy_at: Instant::now(),
@@ -90,6 +111,8 @@ impl Scripted {
             taken: BTreeMap::new(),
             allowed: BTreeMap::new(),
             attempted: BTreeMap::new(),
+            failing: BTreeMap::new(),
+            takes: 0,
             under_way: BTreeMap::new(),
             load: Load::new(script.concurrency),
             just_ended: (None, Vec::new()),
@@ -127,6 +150,7 @@ impl Scripted {
         let now = Instant::now();
         state.busy_at = now;
         state.attempted.clear();
+        state.failing.clear();
         state.load = Load::new(self.script.concurrency);
         state.works_since = state.works_since.map(|_| now);
         state.fails_since = state.fails_since.map(|_| now);
@@ -230,6 +254,7 @@ impl Scripted {
             Outcome::Retry(_) => state.load.pressed(attempt),
             _ => state.load.succeeded(attempt),
         }
+        state.note_failures(events, &answer.outcome);
         let now = Instant::now();
         state.busy_at = now;
         if state.just_ended.0 != Some(now) {
@@ -285,6 +310,11 @@ impl Chances {
 /// Most attempts at one event within a minute, those of a batch that is halved again and again
 /// included. Without its wait an event would be attempted some 600 times.
 const ATTEMPTS_PER_MINUTE_MAX: u32 = 100;
+/// An event that failed so often while its upstream took others must be shown as poison: one more
+/// than in the product, because two attempts that end at the same moment have no order.
+const POISON_FAILURES: u32 = 4;
+/// An upstream that takes nothing for longer than this seems to be down.
+const TAKES_WITHIN: Duration = Duration::from_secs(5 * 60);
 
 impl State {
     pub fn set_mode(&mut self, mode: Mode) {
@@ -305,9 +335,45 @@ impl State {
         self.works_since.map_or(Duration::ZERO, |since| since.elapsed())
     }
 
+    /// How long the upstream has taken something at least once in each [`TAKES_WITHIN`].
+    pub fn takes_for(&self) -> Duration {
+        match self.took_at.elapsed() > TAKES_WITHIN {
+            true => Duration::ZERO,
+            false => self.takes_since.elapsed(),
+        }
+    }
+
     /// How long the upstream has not worked, at this process.
     pub fn fails_for(&self) -> Duration {
         self.fails_since.map_or(Duration::ZERO, |since| since.elapsed())
+    }
+
+    /// The events that have failed again and again while the upstream took others.
+    pub fn poison(&self) -> impl Iterator<Item = u64> {
+        let is_poison = |failing: &Failing| failing.beside_others >= POISON_FAILURES;
+        self.failing.iter().filter(move |(_, failing)| is_poison(failing)).map(|(event, _)| *event)
+    }
+
+    fn note_failures(&mut self, events: &[u64], outcome: &Outcome) {
+        match outcome {
+            // What is true of the upstream, or of this side, changes nothing.
+            Outcome::Retry(failure) if failure.local => return,
+            Outcome::Retry(_) => {}
+            outcome => {
+                self.takes += u64::from(matches!(outcome, Outcome::Delivered | Outcome::Mixed(_)));
+                events.iter().for_each(|event| _ = self.failing.remove(event));
+                return;
+            }
+        }
+        let (batch_len, takes) = (events.len(), self.takes);
+        for event in events {
+            let first = || Failing { batch_len, takes, beside_others: 0 };
+            let failing = self.failing.entry(*event).or_insert_with(first);
+            if failing.batch_len != batch_len {
+                *failing = first();
+            }
+            failing.beside_others += u32::from(takes > failing.takes);
+        }
     }
 
     fn attempt(&mut self, event: u64, now: Instant) {
@@ -332,6 +398,10 @@ impl State {
     }
 
     fn take(&mut self, event: u64) {
+        if self.took_at.elapsed() > TAKES_WITHIN {
+            self.takes_since = Instant::now();
+        }
+        self.took_at = Instant::now();
         let taken = self.taken.entry(event).or_default();
         *taken += 1;
         let (taken, allowed) = (*taken, self.allowed.get(&event).copied().unwrap_or(1));
