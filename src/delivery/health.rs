@@ -139,7 +139,10 @@ impl Health {
                 "upstream {name}: dead letters cannot be written: {error}; their events wait"
             ),
             State::SpoolUnreadable => {
-                log::error!("upstream {name}: events of the spool cannot be read and wait");
+                log::error!(
+                    "upstream {name}: a segment of the spool cannot be read; its events wait, and \
+                     reading is tried again each second"
+                );
             }
         }
         inner.alarmed = true;

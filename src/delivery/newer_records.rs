@@ -8,6 +8,7 @@ use std::sync::Arc;
 
 use super::tracker::Tracker;
 use crate::event::{is_newer_record, newer_received_ms};
+use crate::plural::counted;
 use crate::spool::Entry;
 use crate::telemetry::faults::{FaultKind, Faults};
 
@@ -53,9 +54,10 @@ impl NewerRecords {
         }
         let is_first = self.events == 0;
         self.events += newer;
+        let events = counted(self.events, "event");
         let text = format!(
-            "{} events for upstream {} were written by a newer version and wait for it",
-            self.events, self.upstream
+            "upstream {}: {events} written by a newer version of pixelgate must wait for it",
+            self.upstream
         );
         if is_first {
             log::error!("{text}");
