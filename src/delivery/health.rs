@@ -107,7 +107,7 @@ impl Health {
         inner.last_error = Some(error.to_owned());
     }
 
-    /// Something on this side fails because of `error`.
+    /// Something on this side, such as the disk, fails because of `error`.
     pub fn failed_here(&self, error: &str) {
         self.inner.lock().last_error = Some(error.to_owned());
     }
