@@ -15,7 +15,7 @@ use super::{Accepted, NAMES, NEXT_ATTEMPT_MAX, QUIET_MAX, World, due_now, portal
 /// before the first attempts, and the minute after them.
 const FAULT_AFTER: Duration = Duration::from_secs(5 * 60);
 
-/// The same as [`NEXT_ATTEMPT_MAX`], for an upstream whose answers depend on the events alone.
+/// As [`NEXT_ATTEMPT_MAX`], for upstreams whose answers depend on nothing but the events.
 const PATIENT_MAX: Duration = Duration::from_secs(5 * 60);
 
 impl World {
@@ -64,8 +64,8 @@ impl World {
         self.first_left.iter().all(|first_left| *first_left > last)
     }
 
-    /// No event waits long for its next attempt while its upstream works, and no upstream is left
-    /// alone while an event waits for it.
+    /// No event waits long for its next attempt while its upstream works, and no upstream is
+    /// without an attempt for long while an event waits for it.
     pub fn check_attempts(&mut self) {
         self.have_ended(self.last());
         if self.moved.is_some() {
