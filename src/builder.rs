@@ -149,8 +149,9 @@ impl Builder {
         self
     }
 
-    /// Adds an upstream of the host's own to the configured ones. Its name must stay the same
-    /// between starts, because the spool stores the upstream's position under it.
+    /// Adds an upstream of the host's own to the configured ones. Its name (`[a-z0-9_-]{1,64}`, as
+    /// no other one has) must stay the same between starts, because the spool stores the upstream's
+    /// position under it.
     pub fn upstream(mut self, name: &str, upstream: Arc<dyn Upstream>) -> Self {
         self.own.push((name.to_owned(), upstream));
         self
@@ -279,7 +280,9 @@ impl Builder {
 
     /// Opens the portal list and the spool, and starts delivery.
     ///
-    /// This starts threads, so a host that daemonizes must do so before.
+    /// This starts threads, so a host that daemonizes must do so before. It blocks while it reads
+    /// the portal list and the spool; a disk that does not answer delays it by
+    /// `spool.commit_seconds_max`.
     ///
     /// # Errors
     ///
@@ -473,6 +476,7 @@ fn destinations(
         all.push((upstream.name.clone(), built, batch, upstream.attempts_max));
     }
     for (name, upstream) in own {
+        upstream::check_name(name)?;
         if all.iter().any(|(taken, ..)| taken == name) {
             let why = format!("`{name}` is the name of two upstreams");
             return Err(ConfigError::new("upstream.name", why));

@@ -120,6 +120,11 @@
 // reports an item that has no use at all.
 #![cfg_attr(not(feature = "internals"), allow(dead_code, unused_imports))]
 
+/// The program in the README, which `cargo test --doc` compiles.
+#[cfg(doctest)]
+#[doc = include_str!("../README.md")]
+struct Readme;
+
 #[cfg(feature = "admin")]
 mod admin;
 mod builder;

@@ -6,8 +6,19 @@
 
 use crate::config_error::ConfigError;
 use crate::env::Secret;
+use hyper_util::client::proxy::matcher::Matcher;
 use reqwest::{ClientBuilder, NoProxy, Proxy};
 use std::ffi::OsString;
+use url::Url;
+
+/// A proxy that is in use.
+struct Found {
+    proxy: Proxy,
+    /// Its host and port, for messages.
+    place: String,
+    /// Which URLs it is used for. `None`: for all.
+    matcher: Option<Matcher>,
+}
 
 /// Sets the proxy of a client. `proxy` is the configured URL, and an empty one means no proxy; with
 /// `None` the environment decides.
@@ -22,7 +33,7 @@ pub fn proxied(
     // Without this the client reads further variables, such as `HTTP_PROXY`.
     let builder = builder.no_proxy();
     Ok(match find(proxy)? {
-        Some(proxy) => builder.proxy(proxy),
+        Some(found) => builder.proxy(found.proxy),
         None => builder,
     })
 }
@@ -36,42 +47,69 @@ pub fn check(proxy: Option<&Secret>) -> Result<(), ConfigError> {
     find(proxy).map(drop)
 }
 
-fn find(proxy: Option<&Secret>) -> Result<Option<Proxy>, ConfigError> {
+/// Host and port of the proxy that requests to `url` go through, never its credentials. `None`:
+/// there is no proxy.
+pub fn place(proxy: Option<&Secret>, url: &Url) -> Option<String> {
+    let found = find(proxy).ok().flatten()?;
+    let is_used = match found.matcher {
+        None => true,
+        Some(matcher) => matcher.intercept(&url.as_str().parse().ok()?).is_some(),
+    };
+    is_used.then_some(found.place)
+}
+
+fn find(proxy: Option<&Secret>) -> Result<Option<Found>, ConfigError> {
     match proxy.map(Secret::expose) {
         None => of_environment(|name| std::env::var_os(name)),
         Some("") => Ok(None),
-        Some(url) => {
-            let proxy = checked(url).and_then(|url| Proxy::all(url).ok());
-            proxy.map(Some).ok_or_else(|| error("is"))
+        Some(text) => {
+            let found = checked(text).and_then(|url| {
+                Some(Found {
+                    proxy: Proxy::all(text).ok()?,
+                    place: host_and_port(&url),
+                    matcher: None,
+                })
+            });
+            found.map(Some).ok_or_else(|| error("is"))
         }
     }
+}
+
+fn host_and_port(url: &Url) -> String {
+    let (host, port) = (url.host_str().unwrap_or_default(), url.port_or_known_default());
+    format!("{host}:{}", port.unwrap_or_default())
 }
 
 /// The proxy that the environment names for `https` URLs. As in curl, a variable in lower case
 /// comes first, an empty value means no proxy, and a value without a scheme names an `http` proxy.
 fn of_environment(
     variable: impl Fn(&str) -> Option<OsString>,
-) -> Result<Option<Proxy>, ConfigError> {
+) -> Result<Option<Found>, ConfigError> {
     let either = |lower: &str, upper: &str| variable(lower).or_else(|| variable(upper));
     let Some(text) = either("https_proxy", "HTTPS_PROXY").filter(|text| !text.is_empty()) else {
         return Ok(None);
     };
-    let url = text.to_str().map(|text| match text.contains("://") {
+    let text = text.to_str().map(|text| match text.contains("://") {
         true => text.to_owned(),
         false => format!("http://{text}"),
     });
-    let proxy = url.as_deref().and_then(checked).and_then(|url| Proxy::https(url).ok());
-    let proxy = proxy.ok_or_else(|| error("is not set, and HTTPS_PROXY of the environment is"))?;
     let except = either("no_proxy", "NO_PROXY").unwrap_or_default();
-    Ok(Some(proxy.no_proxy(NoProxy::from_string(&except.to_string_lossy()))))
+    let except = except.to_string_lossy();
+    let found = text.and_then(|text| {
+        let place = host_and_port(&checked(&text)?);
+        let proxy = Proxy::https(&text).ok()?.no_proxy(NoProxy::from_string(&except));
+        let matcher = Matcher::builder().https(text).no(except.into_owned()).build();
+        Some(Found { proxy, place, matcher: Some(matcher) })
+    });
+    found.map(Some).ok_or_else(|| error("is not set, and HTTPS_PROXY of the environment is"))
 }
 
-/// Returns `text` where it is the URL of a proxy: scheme and host, perhaps a port and credentials.
-fn checked(text: &str) -> Option<&str> {
-    let url = url::Url::parse(text).ok()?;
+/// Reads the URL of a proxy: scheme and host, perhaps a port and credentials.
+fn checked(text: &str) -> Option<Url> {
+    let url = Url::parse(text).ok()?;
     let is_http = text.starts_with("http://") || text.starts_with("https://");
     let is_bare = url.path() == "/" && url.query().is_none() && url.fragment().is_none();
-    (is_http && url.has_host() && is_bare).then_some(text)
+    (is_http && url.has_host() && is_bare).then_some(url)
 }
 
 fn error(subject: &str) -> ConfigError {
@@ -90,6 +128,31 @@ mod tests {
         assert!(check("http://proxy:3128/"));
         assert!(!check("proxy:3128") && !check("socks5://proxy") && !check("http://"));
         assert!(!check("http://proxy/path") && !check("http://proxy/?a") && !check("http://p/#a"));
+    }
+
+    #[test]
+    fn a_proxy_has_a_place_without_credentials() {
+        let at = |proxy: &str, url: &str| place(Some(&Secret::new(proxy)), &url.parse().unwrap());
+        assert_eq!(at("", "http://a/"), None);
+        assert_eq!(at("http://u:p@proxy", "http://a/").as_deref(), Some("proxy:80"));
+        assert_eq!(at("https://[::1]:3128/", "https://a/").as_deref(), Some("[::1]:3128"));
+    }
+
+    #[test]
+    fn the_proxy_of_the_environment_is_not_used_for_every_url() {
+        let value = |name: &str| match name {
+            "HTTPS_PROXY" => Some("u:p@proxy:3128".into()),
+            "NO_PROXY" => Some("inside.test,10.0.0.0/8".into()),
+            _ => None,
+        };
+        let found = of_environment(value).unwrap().unwrap();
+        assert_eq!(found.place, "proxy:3128");
+        let matcher = found.matcher.unwrap();
+        let is_used = |url: &str| matcher.intercept(&url.parse().unwrap()).is_some();
+        assert!(is_used("https://outside.test/") && is_used("https://192.0.2.1/"));
+        for direct in ["http://outside.test/", "https://a.inside.test/", "https://10.1.2.3/"] {
+            assert!(!is_used(direct), "{direct}");
+        }
     }
 
     #[test]

@@ -25,7 +25,7 @@ use tokio::net::{TcpListener, UnixListener};
 use tokio::task::JoinSet;
 use tokio::time::{sleep, timeout};
 
-/// Pause after `accept` failed, usually because open files or memory ran out.
+/// The pause after `accept` failed, usually because open files or memory ran out.
 const ACCEPT_PAUSE: Duration = Duration::from_secs(1);
 
 /// The TLS handshake of a listener. The library names no TLS backend of Pingora, so the host calls

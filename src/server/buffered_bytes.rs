@@ -2,8 +2,8 @@
 //!
 //! A client that does not read its download, or an origin that does not read an upload, makes the
 //! other side's bytes wait here. Each exchange alone holds a bounded number of bytes. This count
-//! bounds all of them together: once it is full, further exchanges get the smallest buffers with
-//! which they still make progress. None is refused.
+//! bounds all of them together: once it is full, each exchange that begins gets the smallest
+//! buffers with which it still makes progress. None is refused.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};

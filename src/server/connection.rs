@@ -13,7 +13,7 @@ use std::sync::Arc;
 use tokio::io::AsyncReadExt;
 use tokio::time::timeout;
 
-/// Buffer space for one read of the rest of a header, in bytes.
+/// The buffer space for one read of the rest of a header, in bytes.
 const READ_BYTES: usize = 4096;
 
 /// How reading a header ended.
@@ -33,7 +33,7 @@ pub struct Connection {
     pub received: BytesMut,
     /// The client's address: from the PROXY header, else the peer's. `None` on a Unix socket.
     pub peer: Option<IpAddr>,
-    /// Number of requests so far, the current one included.
+    /// The number of requests so far, the current one included.
     pub requests: u32,
     /// What was in force when its last request arrived.
     pub in_force: Arc<InForce>,

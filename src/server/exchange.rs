@@ -1,46 +1,48 @@
-//! What the two streams of one exchange, the client's and the origin's, tell each other: how many
-//! bytes of a response wait in memory for a client that does not read them, the header lines that
-//! are added to the request, and the trailers, which Pingora does not pass on.
+//! What the two streams of one exchange, the client's and the origin's, must know of each other. It
+//! is how many bytes of a response wait in memory for a client that does not read them, the header
+//! lines that are added to the request, and the trailers, which Pingora does not pass on.
 //!
 //! Pingora reads a response in pieces of up to 64 KiB and queues up to ten of them, 640 KiB, while
 //! the client takes none; neither number can be configured. But it reads from the origin and writes
 //! to the client in one task, through streams of this module's choice. So those streams agree, in a
-//! value that belongs to the task: the origin's stream gives a piece, and little more until the
-//! client has taken bytes. So two pieces are in memory at most: Pingora's read buffer, whose pages
+//! value that belongs to the task: the origin's stream gives a piece, and no more while a write
+//! waits for the client. So two pieces are in memory at most: Pingora's read buffer, whose pages
 //! stay in use, and the piece that is being written.
+//!
+//! A wait for the client cannot last for ever: the write that waits ends, by the client or by its
+//! timeout, and either wakes the reader or ends the exchange.
 
 use super::buffered_bytes::{BufferedBytes, Reservation};
 use bytes::{Bytes, BytesMut};
 use http::{HeaderName, HeaderValue};
 use std::cell::{Cell, OnceCell, RefCell};
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
-use std::task::{Context, Poll};
+use std::task::{Context, Poll, Waker};
 
-/// Most bytes of one piece of a response over HTTP/1. Each piece costs a system call on either
+/// The most bytes of one piece of a response over HTTP/1. Each piece costs a system call on either
 /// side: with 16 KiB a download of 1 MB took 1.4 times the CPU time.
 pub const PIECE_BYTES_HTTP1: usize = 32 << 10;
-/// The same for one stream of HTTP/2, of which one client may have many: the longest DATA frame
-/// that every client takes (RFC 9113, section 4.2).
+/// The most bytes of one piece of a response over HTTP/2. One client may have many streams, so this
+/// is less: the longest DATA frame that every client takes (RFC 9113, section 4.2).
 pub const PIECE_BYTES_HTTP2: usize = 16 << 10;
-/// The same of a response of which more was read than two kernels hold for a client that reads
-/// nothing: Linux buffers at most 4 MiB of what a socket sends (`tcp_wmem`), and as a rule less of
-/// what is received.
+/// The most bytes of one piece of a large response, whose client reads: more of it was read than
+/// two kernels hold for a client that reads nothing. Linux buffers at most 4 MiB of what a socket
+/// sends (`tcp_wmem`), and as a rule less of what is received.
 const LARGE_PIECE_BYTES: usize = 64 << 10;
 const LARGE_RESPONSE_BYTES: usize = 8 << 20;
-/// The same while `edge.buffered_bytes_max` bytes wait in the whole process.
+/// The most bytes of one piece while `edge.buffered_bytes_max` bytes wait in the whole process.
 const PIECE_BYTES_MIN: usize = 2 << 10;
-/// What an exchange reserves of `edge.buffered_bytes_max`: its response, or as much of an upload;
-/// and what it reserves beside that for large pieces.
+/// How many bytes of `edge.buffered_bytes_max` an exchange reserves for its response, or as much of
+/// an upload, and how many it reserves beside that for large pieces.
 const RESERVED_BYTES: usize = 80 << 10;
 const LARGE_RESERVED_BYTES: usize = 64 << 10;
-/// Bytes that are given at once while the client takes nothing. Pingora stops reading when its
-/// queue is full; no bytes at all would look as if the origin were late.
+/// Bytes that are given at once while none of those before were written, and no write waits: they
+/// may be the beginning of a header or of a chunk, of which Pingora writes nothing yet.
 const TRICKLE_BYTES: usize = 256;
-/// How often the task lets its other half, or an HTTP/2 connection, write first, before it counts
-/// the client as one that does not read.
+/// How often the task lets its other half, or an HTTP/2 connection, write first.
 const YIELDS_MAX: u32 = 2;
 
-/// Number of exchanges so far.
+/// The number of exchanges so far.
 static EXCHANGES: AtomicU64 = AtomicU64::new(0);
 
 tokio::task_local! {
@@ -52,6 +54,17 @@ tokio::task_local! {
 pub enum Side {
     Request,
     Response,
+}
+
+/// What the last write to a client said about it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Client {
+    /// It took bytes.
+    Takes,
+    /// Nothing was written since bytes were read from the origin.
+    Unknown,
+    /// It has no room: the write waits.
+    Full,
 }
 
 /// The state of one exchange between a client and an origin.
@@ -66,11 +79,12 @@ struct Exchange {
     large_reserved: OnceCell<Option<Reservation>>,
     /// Bytes that were read from the origin.
     read: Cell<usize>,
-    /// Whether the client has taken nothing since the last of them, or has no room.
-    client_waits: Cell<bool>,
+    client: Cell<Client>,
     yields: Cell<u32>,
+    /// The origin's stream, while it waits for the client to take bytes.
+    reader: Cell<Option<Waker>>,
     /// Whether bytes of the request wait in memory for the origin to take them.
-    origin_waits: Cell<bool>,
+    request_waits: Cell<bool>,
     /// Lines that follow the header lines of the request, each with its CRLF.
     request_lines: RefCell<Bytes>,
     /// Whether the request's body may end in trailers, and whether that of the response may, as far
@@ -97,9 +111,10 @@ pub fn scope<F: Future>(
         reserved: OnceCell::new(),
         large_reserved: OnceCell::new(),
         read: Cell::new(0),
-        client_waits: Cell::new(false),
+        client: Cell::new(Client::Takes),
         yields: Cell::new(0),
-        origin_waits: Cell::new(false),
+        reader: Cell::default(),
+        request_waits: Cell::new(false),
         request_lines: RefCell::default(),
         request_has_chunks,
         response_has_chunks: Cell::new(false),
@@ -113,14 +128,20 @@ pub fn scope<F: Future>(
 pub fn client_written<T>(written: &Poll<T>) {
     // Outside of an exchange there is nothing to note.
     let _ = EXCHANGE.try_with(|exchange| {
-        exchange.client_waits.set(written.is_pending());
-        if written.is_ready() {
-            exchange.yields.set(0);
+        if written.is_pending() {
+            exchange.client.set(Client::Full);
+            return;
+        }
+        exchange.client.set(Client::Takes);
+        exchange.yields.set(0);
+        if let Some(reader) = exchange.reader.take() {
+            reader.wake();
         }
     });
 }
 
-/// How many bytes may be read from the origin now; at least 1.
+/// How many bytes may be read from the origin now; at least 1. Pending while a write waits for the
+/// client.
 pub fn poll_room(cx: &mut Context<'_>) -> Poll<usize> {
     EXCHANGE.try_with(|exchange| exchange.poll_room(cx)).unwrap_or(Poll::Ready(usize::MAX))
 }
@@ -178,7 +199,7 @@ pub fn has_chunks(side: Side) -> bool {
 
 /// Notes that the body of the response may end in trailers.
 pub fn response_has_chunks() {
-    // As above.
+    // Outside of an exchange there is nothing to note.
     let _ = EXCHANGE.try_with(|exchange| exchange.response_has_chunks.set(true));
 }
 
@@ -195,20 +216,21 @@ pub fn trailers(side: Side) -> Bytes {
 
 /// Notes whether bytes of the request wait in memory for the origin to take them. Meanwhile no more
 /// are read from the client.
-pub fn set_origin_waits(waits: bool) {
-    // As above.
-    let _ = EXCHANGE.try_with(|exchange| exchange.origin_waits.set(waits));
+pub fn set_request_waits(waits: bool) {
+    // Outside of an exchange there is nothing to note.
+    let _ = EXCHANGE.try_with(|exchange| exchange.request_waits.set(waits));
 }
 
 /// Whether bytes of the request wait in memory for the origin to take them.
-pub fn origin_waits() -> bool {
-    EXCHANGE.try_with(|exchange| exchange.origin_waits.get()).unwrap_or(false)
+pub fn request_waits() -> bool {
+    EXCHANGE.try_with(|exchange| exchange.request_waits.get()).unwrap_or(false)
 }
 
-/// Waits until the client may be read. Registers no waker: the origin's stream, which is read in
+/// Waits until the origin has taken all bytes of the request that wait in memory: before that, no
+/// more are read from the client. Registers no waker, because the origin's stream, which is read in
 /// the same task, wakes that task.
-pub fn poll_origin() -> Poll<()> {
-    if origin_waits() { Poll::Pending } else { Poll::Ready(()) }
+pub fn poll_request_taken() -> Poll<()> {
+    if request_waits() { Poll::Pending } else { Poll::Ready(()) }
 }
 
 /// Whether the current task is in an exchange.
@@ -218,10 +240,10 @@ pub fn is_current() -> bool {
 
 /// Notes that bytes were read from the origin.
 pub fn origin_read(bytes: usize) {
-    // As above.
+    // Outside of an exchange there is nothing to note.
     let _ = EXCHANGE.try_with(|exchange| {
         exchange.read.set(exchange.read.get().saturating_add(bytes));
-        exchange.client_waits.set(true);
+        exchange.client.set(Client::Unknown);
     });
 }
 
@@ -234,14 +256,17 @@ impl Exchange {
     }
 
     fn poll_room(&self, cx: &mut Context<'_>) -> Poll<usize> {
-        if !self.client_waits.get() {
-            return Poll::Ready(self.piece_bytes());
+        match self.client.get() {
+            Client::Takes => return Poll::Ready(self.piece_bytes()),
+            Client::Unknown if self.yields.get() >= YIELDS_MAX => {
+                return Poll::Ready(TRICKLE_BYTES);
+            }
+            Client::Unknown => {
+                self.yields.set(self.yields.get() + 1);
+                cx.waker().wake_by_ref();
+            }
+            Client::Full => self.reader.set(Some(cx.waker().clone())),
         }
-        if self.yields.get() >= YIELDS_MAX {
-            return Poll::Ready(TRICKLE_BYTES);
-        }
-        self.yields.set(self.yields.get() + 1);
-        cx.waker().wake_by_ref();
         Poll::Pending
     }
 
@@ -259,7 +284,9 @@ impl Exchange {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use std::task::Waker;
+    use std::sync::Arc;
+    use std::sync::atomic::AtomicBool;
+    use std::task::Wake;
 
     /// Reads all that may be read, as Pingora does: up to five pieces until the client takes some.
     fn read_ahead() -> usize {
@@ -298,11 +325,37 @@ mod tests {
             (large, LARGE_RESPONSE_BYTES / 2, PIECE_BYTES_HTTP1),
             (large, LARGE_RESPONSE_BYTES, LARGE_PIECE_BYTES),
         ] {
-            // Two of the five reads wait; after a client that has no room, three wait no more.
-            let (ahead_max, trickle) = (piece + 2 * TRICKLE_BYTES, 5 * TRICKLE_BYTES);
+            // Two of the five reads wait; while the client has no room, all do.
+            let ahead_max = piece + 2 * TRICKLE_BYTES;
             let read = ahead(BufferedBytes::new(bytes_max), read_before).await;
-            assert_eq!(read, [ahead_max, ahead_max, trickle], "{bytes_max} {read_before}");
+            assert_eq!(read, [ahead_max, ahead_max, 0], "{bytes_max} {read_before}");
         }
+    }
+
+    #[derive(Default)]
+    struct Woken(AtomicBool);
+
+    impl Wake for Woken {
+        fn wake(self: Arc<Self>) {
+            self.0.store(true, Relaxed);
+        }
+    }
+
+    #[tokio::test]
+    async fn a_client_that_takes_bytes_wakes_the_reader() {
+        scope(BufferedBytes::new(0), PIECE_BYTES_HTTP1, false, async {
+            let woken = Arc::<Woken>::default();
+            let waker = Waker::from(woken.clone());
+            origin_read(1);
+            client_written(&Poll::<()>::Pending);
+            assert!(poll_room(&mut Context::from_waker(&waker)).is_pending());
+            assert!(!woken.0.load(Relaxed));
+            client_written(&Poll::Ready(()));
+            assert!(woken.0.load(Relaxed));
+            let room = poll_room(&mut Context::from_waker(&waker));
+            assert_eq!(room, Poll::Ready(PIECE_BYTES_MIN));
+        })
+        .await;
     }
 
     #[tokio::test]

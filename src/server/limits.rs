@@ -3,14 +3,20 @@
 //! Every such connection is counted. Each limit is logged at most once per 10 s, so that a flood of
 //! connections does not flood the log.
 
+use crate::plural::counted;
 use crate::telemetry::log_throttle::LogThrottle;
 use crate::telemetry::metrics::{Limit, Metrics};
 use log::warn;
 use parking_lot::Mutex;
 use std::time::{Duration, Instant};
 
-/// Shortest time between two log lines about one limit.
+/// The shortest time between two log lines about one limit.
 const LOG_PAUSE: Duration = Duration::from_secs(10);
+/// A lingering close drains a connection for at most 1 s and 256 KiB before it closes. Unread bytes
+/// would make the kernel send RST, which can destroy the response on its way (RFC 9112, section
+/// 9.6).
+pub const LINGER_SECONDS_MAX: u64 = 1;
+pub const LINGER_BYTES_MAX: usize = 256 << 10;
 
 /// The limits of the HTTP server.
 ///
@@ -25,26 +31,26 @@ const LOG_PAUSE: Duration = Duration::from_secs(10);
 #[derive(Debug, Clone)]
 #[cfg_attr(not(feature = "internals"), non_exhaustive)]
 pub struct Limits {
-    /// Deadline for each of: a request's header from its first bytes, the first bytes of a
+    /// The deadline for each of: a request's header from its first bytes, the first bytes of a
     /// connection, a PROXY header, a TLS handshake. Also the interval in which the frames of an
     /// HTTP/2 connection are counted. Default: 10 s.
     pub header_timeout: Duration,
-    /// Longest time from the end of one request to the first byte of the next. Default: 75 s.
+    /// The longest time from the end of one request to the first byte of the next. Default: 75 s.
     pub keepalive: Duration,
-    /// Longest time for one write of a response. Default: 60 s.
+    /// The longest time for one write of a response. Default: 60 s.
     pub write_timeout: Duration,
-    /// Most open connections. Default: 65,536.
+    /// The most open connections. Default: 65,536.
     pub connections_max: usize,
-    /// Most open connections per address (IPv6: per /64 network); 0: no limit. Trusted proxies and
-    /// Unix sockets are exempt. Default: 0.
+    /// The most open connections per address (IPv6: per /64 network); 0: no limit. Trusted proxies
+    /// and Unix sockets are exempt. Default: 0.
     pub connections_per_address_max: usize,
-    /// Most requests on one connection; 0: no limit. Default: 0.
+    /// The most requests on one connection; 0: no limit. Default: 0.
     pub requests_per_connection_max: u32,
-    /// Longest request header, in bytes. Default: 64 KiB.
+    /// The longest request header, in bytes. Default: 64 KiB.
     pub header_bytes_max: usize,
-    /// Most lines of a request header, not counting the request line. Default: 100.
+    /// The most lines of a request header, not counting the request line. Default: 100.
     pub header_lines_max: usize,
-    /// Most concurrent streams on one HTTP/2 connection. Default: 100.
+    /// The most concurrent streams on one HTTP/2 connection. Default: 100.
     pub h2_streams_max: u32,
     /// Whether each TCP connection must begin with a PROXY header (version 1 or 2). Default:
     /// `false`.
@@ -95,11 +101,8 @@ impl LimitReporter {
         }
         let left_out = self.throttles[limit as usize].lock().admit(Instant::now());
         let Some(left_out) = left_out else { return };
-        let since = left_out + 1;
-        warn!(
-            "{since} connections ended at the limit {} since the last such log line",
-            limit.as_str()
-        );
+        let connections = counted(left_out + 1, "connection");
+        warn!("{connections} ended at the limit {} since the last such log line", limit.as_str());
     }
 }
 

@@ -25,6 +25,7 @@
 //! | `limits` | the configured limits; counts and logs connections that exceed them |
 //! | `proxy_header` | parses the PROXY header, versions 1 and 2 |
 //! | `socket` | a TCP or Unix socket that holds no write buffer while idle |
+//! | `pingora_traits` | what Pingora requires of a stream beside its bytes |
 //! | `read_buffer` | one read buffer per thread, so that idle connections hold none |
 //! | `alarm` | timers that outlive the waits that they limit |
 //! | `connection` | the state of a connection between two requests; reads a header |
@@ -69,6 +70,7 @@ mod limits;
 mod origin_connector;
 mod origin_stream;
 mod origin_timeouts;
+mod pingora_traits;
 mod proxy_header;
 mod read_buffer;
 mod service;

@@ -80,7 +80,7 @@ impl OriginTransport {
         Self(Arc::new(ArcSwap::from_pointee(Transport::new(options, timeouts))))
     }
 
-    /// Opens further connections with these options and timeouts. Panics as
+    /// Opens each later connection with these options and timeouts. Panics as
     /// [`OriginTransport::new`] does.
     pub fn replace(&self, options: ConnectorOptions, timeouts: OriginTimeouts) {
         self.0.store(Arc::new(Transport::new(options, timeouts)));

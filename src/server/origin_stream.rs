@@ -12,15 +12,11 @@ use super::alarm::Alarm;
 use super::exchange::{self, Side};
 use super::http1::trailers::{TrailerReader, TrailerWriter, write};
 use super::origin_timeouts::OriginTimeouts;
+use super::pingora_traits::delegate_traits;
 use super::read_buffer;
 use async_trait::async_trait;
 use bytes::{Buf, BytesMut};
-use pingora::protocols::raw_connect::ProxyDigest;
-use pingora::protocols::tls::{SslDigest, TlsRef};
-use pingora::protocols::{
-    ALPN, GetProxyDigest, GetSocketDigest, GetTimingDigest, Peek, Shutdown, SocketDigest, Ssl,
-    Stream, TimingDigest, UniqueID, UniqueIDType,
-};
+use pingora::protocols::{Shutdown, Stream};
 use std::io::{self, IoSlice};
 use std::pin::Pin;
 use std::sync::Arc;
@@ -36,8 +32,8 @@ const PATIENCE: Duration = Duration::from_secs(2);
 #[derive(Debug)]
 pub struct OriginStream {
     wire: Wire,
-    /// Number of the exchange that it serves. A connection serves one request of an exchange only:
-    /// Pingora makes a second attempt on another connection.
+    /// The number of the exchange that the connection serves. It serves one request of an exchange
+    /// only: Pingora makes a second attempt on another connection.
     exchange: u64,
     request: TrailerWriter,
     response: TrailerReader,
@@ -55,15 +51,15 @@ enum Answer {
     Whole,
 }
 
-/// The connection without regard to trailers.
+/// The connection beneath the trailers.
 #[derive(Debug)]
 struct Wire {
     stream: Take<Stream>,
     answer: Answer,
     /// Bytes of the answer that came while a write waited, and that Pingora has not read.
     received: BytesMut,
-    /// Bytes of the request that the origin has not taken: at most the few pieces that Pingora had
-    /// read from the client before.
+    /// Bytes of the request that the origin has not taken. They are at most the few pieces that
+    /// Pingora had read from the client before.
     unsent: BytesMut,
     /// Runs while the origin takes nothing and its whole answer has come.
     patience: Option<Pin<Box<Sleep>>>,
@@ -136,7 +132,7 @@ impl Drop for OriginStream {
     fn drop(&mut self) {
         // Nothing is sent any more that the client would have to wait for.
         if exchange::number() == Some(self.exchange) {
-            exchange::set_origin_waits(false);
+            exchange::set_request_waits(false);
         }
     }
 }
@@ -146,7 +142,8 @@ impl Wire {
         Pin::new(self.stream.get_mut())
     }
 
-    /// Whether the connection can serve no other request: its origin has not taken all of this one.
+    /// Whether the connection can serve no other request, because its origin has not taken all of
+    /// this one.
     fn ends(&self) -> bool {
         self.is_over || (self.answer == Answer::Whole && !self.unsent.is_empty())
     }
@@ -172,10 +169,11 @@ impl Wire {
 
     /// Sends what waits for the origin, and then lets the client be read again.
     fn send_waiting(&mut self, cx: &mut Context<'_>) {
-        // After an error the next write meets it again; what the origin sent before is still read.
-        if exchange::origin_waits() && self.poll_send_all(cx).is_ready() {
+        // An error is left to the next write, which meets it again. Until then all that the origin
+        // has sent is read.
+        if exchange::request_waits() && self.poll_send_all(cx).is_ready() {
             self.unsent = BytesMut::new();
-            exchange::set_origin_waits(false);
+            exchange::set_request_waits(false);
             cx.waker().wake_by_ref();
         }
     }
@@ -197,20 +195,20 @@ impl Wire {
     fn note_answer(&mut self, cx: &mut Context<'_>, answer: Answer) {
         self.answer = answer;
         // Pingora reads no more, so that only a further write can send what is stored.
-        if answer == Answer::Whole && exchange::origin_waits() {
-            exchange::set_origin_waits(false);
+        if answer == Answer::Whole && exchange::request_waits() {
+            exchange::set_request_waits(false);
             cx.waker().wake_by_ref();
         }
     }
 
-    /// What to do about an origin that takes nothing: resolves once the write need not wait for it.
+    /// Waits until a write need not wait any longer for an origin that takes nothing.
     fn poll_untaken(&mut self, cx: &mut Context<'_>) -> Poll<()> {
         if self.answer == Answer::None {
             ready!(self.poll_answer(cx));
             self.answer = Answer::Some;
         }
         if self.answer == Answer::Some {
-            exchange::set_origin_waits(true);
+            exchange::set_request_waits(true);
             return Poll::Ready(());
         }
         let patience = self.patience.get_or_insert_with(|| Box::pin(sleep(PATIENCE)));
@@ -226,7 +224,7 @@ impl Wire {
             return Poll::Ready(());
         }
         let store = |bytes: &[u8]| received.extend_from_slice(bytes);
-        // Pingora meets an end or an error again when it reads.
+        // An end or an error is left to Pingora, which meets it again when it reads.
         read_buffer::poll_read(&mut **stream.get_mut(), cx, store).map(drop)
     }
 }
@@ -289,7 +287,11 @@ impl AsyncRead for OriginStream {
             return Poll::Ready(Ok(()));
         }
         this.wire.send_waiting(cx);
-        let room = ready!(exchange::poll_room(cx));
+        let Poll::Ready(room) = exchange::poll_room(cx) else {
+            // The wait is for the client, not for the origin.
+            this.alarm.end_wait();
+            return Poll::Pending;
+        };
         let before = buf.filled().len();
         let read = this.wire.poll_read(cx, buf, room);
         ready!(this.within_limit(read, cx))?;
@@ -339,8 +341,6 @@ impl AsyncWrite for OriginStream {
     }
 }
 
-// The remaining traits are required by Pingora; they delegate to the stream.
-
 #[async_trait]
 impl Shutdown for OriginStream {
     async fn shutdown(&mut self) {
@@ -348,53 +348,7 @@ impl Shutdown for OriginStream {
     }
 }
 
-impl UniqueID for OriginStream {
-    fn id(&self) -> UniqueIDType {
-        self.stream().id()
-    }
-}
-
-impl Ssl for OriginStream {
-    fn get_ssl(&self) -> Option<&TlsRef> {
-        self.stream().get_ssl()
-    }
-
-    fn get_ssl_digest(&self) -> Option<Arc<SslDigest>> {
-        self.stream().get_ssl_digest()
-    }
-
-    fn selected_alpn_proto(&self) -> Option<ALPN> {
-        self.stream().selected_alpn_proto()
-    }
-}
-
-impl GetTimingDigest for OriginStream {
-    fn get_timing_digest(&self) -> Vec<Option<TimingDigest>> {
-        self.stream().get_timing_digest()
-    }
-
-    fn get_read_pending_time(&self) -> Duration {
-        self.stream().get_read_pending_time()
-    }
-
-    fn get_write_pending_time(&self) -> Duration {
-        self.stream().get_write_pending_time()
-    }
-}
-
-impl GetProxyDigest for OriginStream {
-    fn get_proxy_digest(&self) -> Option<Arc<ProxyDigest>> {
-        self.stream().get_proxy_digest()
-    }
-}
-
-impl GetSocketDigest for OriginStream {
-    fn get_socket_digest(&self) -> Option<Arc<SocketDigest>> {
-        self.stream().get_socket_digest()
-    }
-}
-
-impl Peek for OriginStream {}
+delegate_traits!(OriginStream, stream);
 
 #[cfg(test)]
 mod tests {
@@ -439,10 +393,10 @@ mod tests {
                 let pieces = [&long[..], b"", &short].map(io::IoSlice::new);
                 let written = origin.write_vectored(&pieces).await.unwrap();
                 let whole = [&long[..], &short].concat();
-                assert!(written == whole.len() || !exchange::origin_waits(), "{round}: {written}");
+                assert!(written == whole.len() || !exchange::request_waits(), "{round}: {written}");
                 expect.extend_from_slice(&whole[..written]);
             }
-            assert!(exchange::origin_waits());
+            assert!(exchange::request_waits());
             let mut all = vec![0; expect.len()];
             let (read, sent) = tokio::join!(far.read_exact(&mut all), async {
                 std::future::poll_fn(|cx| origin.wire.poll_send_all(cx)).await

@@ -5,6 +5,9 @@ use std::time::Duration;
 /// How long a connection to an origin may be waited for. The timeouts of a Pingora peer do the
 /// same, and register a timer for each wait, which costs a thirtieth of a small request.
 ///
+/// While the client of a [`Server`](crate::Server) takes nothing, nothing is read from the origin.
+/// That time does not count here, as it does for Pingora's `read_timeout`.
+///
 /// A wait that lasts too long ends with [`TimedOut`](std::io::ErrorKind::TimedOut). Pingora passes
 /// that on as the cause of a `ReadError` or a `WriteError`, not as a `ReadTimedout` or a
 /// `WriteTimedout`.
@@ -20,9 +23,9 @@ use std::time::Duration;
 #[derive(Debug, Clone, Copy, Default)]
 #[cfg_attr(not(feature = "internals"), non_exhaustive)]
 pub struct OriginTimeouts {
-    /// Longest wait for an origin to send some bytes, or to take some. `None`: no limit.
+    /// The longest wait for an origin to send some bytes, or to take some. `None`: no limit.
     pub io: Option<Duration>,
-    /// Longest time that a connection stays open between two requests. `None`: no limit. It counts
-    /// for each wait outside of the requests of a [`Server`](crate::Server).
+    /// The longest time that a connection stays open between two requests. `None`: no limit. It
+    /// limits each wait outside of the requests of a [`Server`](crate::Server).
     pub idle: Option<Duration>,
 }

@@ -15,11 +15,11 @@ use std::net::SocketAddr;
 use tokio::io::AsyncReadExt;
 use tokio::time::timeout;
 
-/// Longest version 1 header, in bytes, its line end included (PROXY protocol, section 2.1).
+/// The longest version 1 header, in bytes, its line end included (PROXY protocol, section 2.1).
 const V1_BYTES_MAX: usize = 107;
-/// Longest accepted version 2 header, in bytes: addresses and a client certificate's names fit.
+/// The longest accepted version 2 header, in bytes: addresses and a client certificate's names fit.
 const V2_BYTES_MAX: usize = 4096;
-/// Length of a version 2 header before its addresses, in bytes.
+/// The length of a version 2 header before its addresses, in bytes.
 const V2_BYTES_MIN: usize = 16;
 
 /// A parsed PROXY header.
@@ -27,7 +27,7 @@ const V2_BYTES_MIN: usize = 16;
 pub struct ProxyHeader {
     /// The client's address; `None` if the header names none (health check, Unix socket).
     pub client: Option<SocketAddr>,
-    /// Length of the header, in bytes.
+    /// The length of the header, in bytes.
     pub length: usize,
 }
 

@@ -12,7 +12,7 @@ use std::pin::Pin;
 use std::task::{Context, Poll};
 use tokio::io::ReadBuf;
 
-/// Size of a thread's read buffer, in bytes: fits a header with many cookies, or one TLS record.
+/// The size of a thread's read buffer, in bytes. A header with many cookies or one TLS record fits.
 pub const READ_BUFFER_BYTES: usize = 16 << 10;
 
 thread_local! {

@@ -25,8 +25,8 @@ use std::time::SystemTime;
 use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt, ReadBuf};
 use tokio::net::{TcpStream, UnixStream};
 
-/// Most bytes in the write buffer. Header and body of a small response, written separately, leave
-/// in one system call.
+/// The most bytes in the write buffer. The header and the body of a small response, which are
+/// written separately, leave in one system call.
 const WRITE_BUFFER_BYTES_MAX: usize = 2048;
 
 #[derive(Debug)]

@@ -19,6 +19,7 @@ use prometheus::{IntGaugeVec, Opts};
 /// assert_eq!(FaultKind::ConfigReload.as_str(), "config_reload");
 /// ```
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+#[non_exhaustive]
 pub enum FaultKind {
     /// The portal list could not be read, or was never loaded.
     PortalsUnread,
@@ -54,6 +55,9 @@ pub enum FaultKind {
     PortalTotals,
     /// A changed configuration, or a file that it names, is not in force.
     ConfigReload,
+    /// Files of the state folder cannot be made: an upgrade is not possible, or the values in force
+    /// are not noted.
+    StateDir,
     /// Lines of the access log are not written.
     AccessLog,
     /// A collector does not take the metrics.
@@ -62,7 +66,7 @@ pub enum FaultKind {
 
 impl FaultKind {
     /// Every kind, so that `/metrics` shows a zero for each kind without faults.
-    pub const ALL: [Self; 19] = [
+    pub const ALL: [Self; 20] = [
         Self::PortalsUnread,
         Self::PortalsStale,
         Self::PortalsUnstored,
@@ -80,6 +84,7 @@ impl FaultKind {
         Self::SpoolFiles,
         Self::PortalTotals,
         Self::ConfigReload,
+        Self::StateDir,
         Self::AccessLog,
         Self::Otlp,
     ];
@@ -104,6 +109,7 @@ impl FaultKind {
             Self::SpoolFiles => "spool_files",
             Self::PortalTotals => "portal_totals",
             Self::ConfigReload => "config_reload",
+            Self::StateDir => "state_dir",
             Self::AccessLog => "access_log",
             Self::Otlp => "otlp",
         }

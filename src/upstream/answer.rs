@@ -45,13 +45,17 @@ pub fn retry_after(headers: &HeaderMap, now: Timestamp) -> Option<Duration> {
 }
 
 /// Describes a failed request for logs: the stage and the innermost cause. The URL is left out,
-/// because it may hold an event's query or credentials.
-pub fn describe(error: &reqwest::Error) -> String {
+/// because it may hold an event's query or credentials. `proxy` is the host and port of the proxy
+/// that the request went through.
+pub fn describe(error: &reqwest::Error, proxy: Option<&str>) -> String {
+    let through = proxy.map_or(String::new(), |proxy| format!(" through the proxy {proxy}"));
     let stage = match () {
-        () if error.is_connect() && error.is_timeout() => return "connecting timed out".into(),
+        () if error.is_connect() && error.is_timeout() => {
+            return format!("connecting{through} timed out");
+        }
         () if error.is_timeout() => return "no answer in time".into(),
-        () if error.is_connect() => "cannot connect",
-        () => "connection failed",
+        () if error.is_connect() => format!("cannot connect{through}"),
+        () => "connection failed".to_owned(),
     };
     if let Some(words) = tls_words(error) {
         return format!("{stage}: {words}");
@@ -63,7 +67,7 @@ pub fn describe(error: &reqwest::Error) -> String {
     let cause = innermost.map(ToString::to_string);
     match cause.as_deref().map(|cause| of_proxy(cause).unwrap_or(cause)) {
         Some(cause) => format!("{stage}: {cause}"),
-        None => stage.into(),
+        None => stage,
     }
 }
 

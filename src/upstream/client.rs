@@ -18,13 +18,14 @@ use reqwest::{RequestBuilder, Response, redirect};
 use rustls::ClientConfig;
 use url::Url;
 
+use super::answer;
 use super::limits::{
     CONCURRENCY_MAX, CONNECTION_SECONDS_DEFAULT, TIMEOUT_SECONDS_MAX, check_connection_seconds,
     check_within,
 };
 use super::names::Names;
 use super::tls::{Tls, tls_config};
-use crate::proxy::proxied;
+use crate::proxy;
 
 /// Limit for connecting, TLS handshake included, in seconds; `timeout_seconds` if that is less.
 pub const CONNECT_SECONDS_MAX: u64 = 5;
@@ -93,6 +94,8 @@ pub struct Client(Arc<Inner>);
 struct Inner {
     setup: Setup,
     tls: ClientConfig,
+    /// Host and port of the proxy in use, for messages.
+    proxy: Option<String>,
     connections: ArcSwap<Connections>,
 }
 
@@ -115,15 +118,21 @@ impl Client {
         // Needed for `http` URLs as well: without a TLS configuration, the client would look for a
         // process-wide default, which may not exist.
         let is_http = url.scheme() == "http";
-        let proxy = setup.proxy.as_ref().map_or("", Secret::expose);
-        let roots = !is_http || tls.ca.is_some() || proxy.starts_with("https:");
+        let own = setup.proxy.as_ref().map_or("", Secret::expose);
+        let roots = !is_http || tls.ca.is_some() || own.starts_with("https:");
         let mut tls = tls_config(tls, roots)?;
         tls.alpn_protocols = match setup.http1_only {
             true => vec![b"http/1.1".to_vec()],
             false => vec![b"h2".to_vec(), b"http/1.1".to_vec()],
         };
         let connections = ArcSwap::from_pointee(connections(&setup, &tls)?);
-        Ok(Client(Arc::new(Inner { setup, tls, connections })))
+        let proxy = proxy::place(setup.proxy.as_ref(), url);
+        Ok(Client(Arc::new(Inner { setup, tls, proxy, connections })))
+    }
+
+    /// Describes a failed request for logs, without its URL.
+    pub fn describe(&self, error: &reqwest::Error) -> String {
+        answer::describe(error, self.0.proxy.as_deref())
     }
 
     /// Begins a `GET` request.
@@ -150,7 +159,7 @@ impl Client {
 
     /// Makes further requests use new connections. Does nothing if that has happened since `old`.
     fn renew(&self, old: &Arc<Connections>) {
-        let Inner { setup, tls, connections: current } = &*self.0;
+        let Inner { setup, tls, connections: current, .. } = &*self.0;
         // Building it succeeded before, so an error is not expected; the old connections stay then.
         if let Ok(new) = connections(setup, tls) {
             current.compare_and_swap(old, Arc::new(new));
@@ -192,7 +201,7 @@ fn connections(setup: &Setup, tls: &ClientConfig) -> Result<Connections, ConfigE
     if setup.http1_only {
         builder = builder.http1_only();
     }
-    let builder = proxied(builder, setup.proxy.as_ref())?;
+    let builder = proxy::proxied(builder, setup.proxy.as_ref())?;
     let client = builder.tls_backend_preconfigured(tls.clone()).build();
     let client =
         client.map_err(|e| ConfigError::caused("url", "cannot be used by the HTTP client", e))?;

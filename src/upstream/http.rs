@@ -307,7 +307,7 @@ impl Upstream for Http {
                 client::drain(response).await;
                 outcome
             }
-            Err(error) => Outcome::Retry(Failure::new(answer::describe(&error))),
+            Err(error) => Outcome::Retry(Failure::new(self.client.describe(&error))),
         }
     }
 

@@ -375,7 +375,7 @@ impl Replayer {
             }
             Err(error) => {
                 let unknown = !error.is_connect();
-                let outcome = Outcome::Retry(Failure::new(answer::describe(&error)));
+                let outcome = Outcome::Retry(Failure::new(self.client.describe(&error)));
                 self.end(outcome, unknown && has_revenue)
             }
         }

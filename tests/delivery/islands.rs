@@ -81,6 +81,24 @@ impl Upstream for Healthy {
 }
 
 #[test]
+fn the_name_of_a_hosts_upstream_is_checked_like_a_configured_one() {
+    let dir = tempfile::tempdir().unwrap();
+    for (name, expect) in [("../mine", "must be"), ("", "must be"), ("file", "two upstreams")] {
+        let mut config = Config::default();
+        config.spool.dir = dir.path().join("spool");
+        let files = format!("name = 'file'\nkind = 'file'\ndir = '{}'", dir.path().display());
+        config.upstream = vec![toml::from_str(&files).unwrap()];
+        let opened = PixelGate::builder(config)
+            .state_dir(dir.path())
+            .portals("1", pixelgate::custom::PortalFormat::Text)
+            .upstream(name, Arc::<Healthy>::default())
+            .open();
+        let error = opened.err().expect("the name cannot be used").to_string();
+        assert!(error.starts_with("upstream.name: ") && error.contains(expect), "{name}: {error}");
+    }
+}
+
+#[test]
 fn what_hangs_is_felt_by_no_other_upstream_and_by_no_stop() {
     for how in [Hang::Thread, Hang::BlockingThreads, Hang::Future, Hang::Close] {
         let dir = tempfile::tempdir().unwrap();

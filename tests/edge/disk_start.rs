@@ -136,6 +136,10 @@ fn an_edge_starts_where_no_file_of_its_own_can_be_made() {
         wait_for("the portal list", || edge.event("_a=56043&_n=a").status == 403);
         assert_eq!(edge.get("/other").status, 204, "it is proxied");
         wait_for("the access log's fault", || shows_fault(&edge, "access_log", "access.log"));
+        // A socket needs an inode and no bytes.
+        let no_socket = || shows_fault(&edge, "state_dir", "upgrade.sock");
+        wait_for("the fault of upgrades", || no_socket() == matches!(out, Out::OfInodes));
+        wait_for("the fault of values", || shows_fault(&edge, "state_dir", "values in force"));
 
         std::fs::remove_dir_all(&ballast).unwrap();
         ledger.wait_accepting(&edge);
@@ -149,6 +153,38 @@ fn an_edge_starts_where_no_file_of_its_own_can_be_made() {
         edge.stop();
         disk.unmount();
     }
+}
+
+/// What `pixelgate check` prints, and its exit code.
+fn check(dir: &Path, arguments: &[&str]) -> (Option<i32>, String) {
+    let arguments = [&["check"], arguments].concat();
+    let output = command(&dir.join("edge.toml"), &arguments).output().unwrap();
+    let printed = [output.stdout, output.stderr].concat();
+    (output.status.code(), String::from_utf8(printed).unwrap())
+}
+
+#[test]
+fn check_names_a_disk_that_takes_nothing_and_finds_no_mistake() {
+    let dir = Arc::new(tempfile::tempdir().unwrap());
+    let Some(disk) = or_skip(small_disk(dir.path())) else { return };
+    Setup::default().spool("segment_bytes = \"64KiB\"\nfree_bytes_min = \"0\"").write(dir.path());
+    let edge = Edge::start_in(Arc::clone(&dir));
+    let is = |found: (Option<i32>, String), code: i32, expect: &str| {
+        assert_eq!(found.0, Some(code), "{}", found.1);
+        assert!(found.1.contains(expect), "{}", found.1);
+    };
+    is(check(dir.path(), &["--diff"]), 0, "no key has changed");
+    edge.stop();
+    disk.remount("ro");
+    is(check(dir.path(), &[]), 0, "Read-only file system (os error 30); the edge starts and");
+    is(check(dir.path(), &["--diff"]), 0, "may be older than those in force");
+    disk.remount("rw");
+    std::fs::remove_file(dir.path().join("configuration.json")).unwrap();
+    let ballast = fill(dir.path(), Out::OfInodes);
+    is(check(dir.path(), &[]), 0, "No space left on device (os error 28); the edge starts and");
+    is(check(dir.path(), &["--diff"]), 1, "its disk does not take the file");
+    std::fs::remove_dir_all(ballast).unwrap();
+    disk.unmount();
 }
 
 #[test]

@@ -402,7 +402,8 @@ fn certificates_of_an_upstream_are_read_again() {
     fs::write(&cert, pair().cert.pem()).unwrap();
     let line = subject.logged("what was read before stays in use");
     assert!(line.contains("upstream.collector.cert: "), "{line}");
-    assert!(subject.fault().unwrap().contains("upstream.collector.cert: "));
+    let named = "upstream.collector.cert: ";
+    wait_for("the fault", || subject.fault().is_some_and(|text| text.contains(named)));
     assert_eq!(subject.delivered("").target, "/take");
     crate::tls_origin::write_pair(&pair(), &cert, &key);
     subject.logged("upstream collector: its changed files are in use from now on");

@@ -1,6 +1,7 @@
 //! The lines that the edge writes to standard error (SPEC 8), as text and as JSON.
 
 use crate::harness::{Edge, Setup, command, wait_for};
+use rustix::process::Signal;
 use serde_json::Value;
 use std::sync::Arc;
 
@@ -78,4 +79,16 @@ fn a_mistake_in_the_section_is_told_by_its_key() {
     check("verdicts = 1001", &["log.verdicts", "1000"]);
     check("format = \"xml\"", &["log.format", "`json`"]);
     check("level = \"loud\"", &["log.level", "`info`"]);
+}
+
+#[test]
+fn a_changed_level_without_effect_is_named() {
+    let dir = Arc::new(tempfile::tempdir().unwrap());
+    let config = Setup::default().write(dir.path());
+    let edge = Edge::start_with(Arc::clone(&dir), &[("RUST_LOG", "info")]);
+    let text = std::fs::read_to_string(&config).unwrap();
+    std::fs::write(&config, text + "[log]\nlevel = \"debug\"\n").unwrap();
+    edge.signal(Signal::HUP);
+    edge.wait_log("log.level: RUST_LOG of the environment comes before it");
+    assert!(!edge.log().contains("DEBUG"), "{}", edge.log());
 }

@@ -115,6 +115,23 @@ fn each_failure_has_its_status_and_half_an_answer_never_looks_whole() {
     wait_for("failed connections to close", || origin.open() <= 21);
 }
 
+/// As Node's, which resets the connection behind a refusal when more of the body arrives.
+#[test]
+fn an_origin_that_fails_behind_the_beginning_of_its_answer_has_answered() {
+    let origin = Origin::start();
+    let edge = Setup::default()
+        .origin(origin.address)
+        .edge("origin_timeout_seconds = 1\norigin_health_seconds = 3600")
+        .start();
+    for (target, acts, status, truncated) in failures().into_iter().filter(|failure| failure.3) {
+        origin.on(target, Script { after_body: acts, ..Script::default() });
+        let answer = get(edge.address, target);
+        assert_eq!((answer.status(), answer.truncated), (status, truncated), "{target}");
+    }
+    assert_eq!(get(edge.address, "/well").status(), 204);
+    assert!(!edge.log().contains("does not answer"), "{}", edge.log());
+}
+
 #[test]
 fn a_request_that_can_be_repeated_goes_to_another_origin_and_one_that_cannot_does_not() {
     let broken = Origin::start();

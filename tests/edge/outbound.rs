@@ -90,17 +90,49 @@ fn what_a_proxy_does_instead_of_connecting_is_said_in_words() {
         ("closes", "", "the proxy closed the connection instead of answering CONNECT"),
         ("is-none", "SSH-2.0-x\r\n", "its answer to CONNECT is not 200"),
     ];
-    let upstream = |(name, answer, _): &(&str, &'static str, &str)| {
-        let proxy = format!("proxy = \"http://{}\"", Proxy::start(answer).address);
+    let proxies = cases.each_ref().map(|(_, answer, _)| Proxy::start(answer).address);
+    let upstream = |((name, ..), address): (&(&str, &str, &str), &SocketAddr)| {
+        let proxy = format!("proxy = \"http://user:password@{address}\"");
         http(name, "https://collector.test/in", &proxy)
     };
-    let edge = start(&cases.iter().map(upstream).collect::<String>(), &[]);
+    let upstreams: String = cases.iter().zip(&proxies).map(upstream).collect();
+    let edge = start(&upstreams, &[]);
     assert_eq!(edge.event("_a=62515&_n=a").status, 200);
-    for (name, _, expect) in cases {
+    for ((name, _, expect), address) in cases.into_iter().zip(proxies) {
         wait_for("an attempt", || edge.upstream(name)["last_error"].is_string());
         let said = edge.upstream(name)["last_error"].as_str().unwrap().to_owned();
-        assert!(said.starts_with("cannot connect: ") && said.contains(expect), "{name}: {said}");
+        let through = format!("cannot connect through the proxy {address}: ");
+        assert!(said.starts_with(&through) && said.contains(expect), "{name}: {said}");
+        assert!(!said.contains("password"), "{said}");
     }
+}
+
+#[test]
+fn a_proxy_that_cannot_be_reached_is_named_without_its_credentials() {
+    let closed = || TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
+    let (own, of_environment) = (closed(), closed());
+    let proxy = format!("proxy = \"http://user:password@{own}\"");
+    let upstreams = http("own", "http://collector.test/in", &proxy)
+        + &http("of-environment", "https://collector.test/in", "")
+        + &http("direct", &format!("https://{own}/in"), "");
+    let url = format!("http://user:password@{of_environment}");
+    let edge = start(&upstreams, &[("HTTPS_PROXY", url.as_str()), ("NO_PROXY", "127.0.0.1")]);
+    assert_eq!(edge.event("_a=62515&_n=a").status, 200);
+    for (name, expect) in [
+        ("own", format!("cannot connect through the proxy {own}: Connection refused")),
+        ("of-environment", format!("cannot connect through the proxy {of_environment}: Conn")),
+        ("direct", "cannot connect: Connection refused".to_owned()),
+    ] {
+        wait_for("an attempt", || edge.upstream(name)["last_error"].is_string());
+        let said = edge.upstream(name)["last_error"].as_str().unwrap().to_owned();
+        assert!(said.starts_with(&expect), "{name}: {said}");
+    }
+    assert!(!edge.log().contains("password") && !edge.status().to_string().contains("password"));
+
+    let list = "https://lists.test/portals.txt?token=password";
+    let edge = start("", &[("HTTPS_PROXY", &url), ("PIXELGATE__PORTALS__SOURCE", list)]);
+    edge.wait_log(&format!("https://lists.test/portals.txt: through the proxy {of_environment}: "));
+    assert!(!edge.log().contains("password"), "{}", edge.log());
 }
 
 #[test]

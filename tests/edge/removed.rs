@@ -119,7 +119,17 @@ fn what_waits_for_a_removed_upstream_is_forgotten_by_its_exact_name() {
     assert!(code == Some(2) && told.contains("file is configured"), "{told}");
     let done = "collector: 30 pending events and 2 dead letters were removed\n";
     assert_eq!(forget("collector"), (Some(0), done.to_owned()));
-    assert_eq!(forget("collector").0, Some(1), "it is forgotten");
+    let nothing = "pixelgate: collector: there is nothing to forget, the spool knows no upstream \
+                   of exactly this name";
+    assert_eq!(forget("collector"), (Some(1), format!("{nothing}\n")), "it is forgotten");
+    // A line that no edge wrote is no letter. It stays, and is not passed over in silence.
+    std::fs::write(dir.path().join("spool/dead/collector.ndjson"), "{}\n").unwrap();
+    let other = format!(
+        "{nothing}; 1 line in {} that no edge wrote: remove the file by hand\n",
+        dir.path().join("spool/dead").display()
+    );
+    assert_eq!(forget("collector"), (Some(1), other));
+    std::fs::remove_file(dir.path().join("spool/dead/collector.ndjson")).unwrap();
 
     // The other upstream's events are all there, and configured again it starts anew.
     let edge = Edge::start_in(dir);

@@ -98,13 +98,15 @@ fn files_and_the_dump_hold_what_the_schema_says() {
     let edge = setup().start();
     send_all(&edge);
     edge.wait_delivered("file");
-    check_all(&Edge::events_in_files(edge.dir()));
+    let delivered = Edge::events_in_files(edge.dir());
+    check_all(&delivered);
     let dump = command(&edge.dir().join("edge.toml"), &["spool", "dump"]).output().unwrap();
     assert_eq!(dump.status.code(), Some(0));
     let lines = String::from_utf8(dump.stdout).unwrap();
     let events: Vec<Value> =
         lines.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
     check_all(&events);
+    assert!(events.iter().all(|event| delivered.contains(event)), "with `bot`, as delivered");
 }
 
 #[test]

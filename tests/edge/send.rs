@@ -48,7 +48,9 @@ impl Place {
     fn send(&self, options: &[&str], files: &[&Path]) -> (i32, String, String) {
         let output = self.command(options, files).output().unwrap();
         let told = String::from_utf8(output.stderr).unwrap();
-        let is_progress = |line: &&str| line.starts_with("sending to collector: ");
+        let verb = if options.contains(&"--dry-run") { "counting for" } else { "sending to" };
+        let progress = format!("{verb} collector: ");
+        let is_progress = |line: &&str| line.starts_with(&progress);
         let told = told.split_inclusive('\n').filter(|line| !is_progress(line)).collect();
         (output.status.code().unwrap(), String::from_utf8(output.stdout).unwrap(), told)
     }

@@ -1,6 +1,6 @@
 //! What `pixelgate run` and `pixelgate check` print when the edge cannot start (SPEC 8).
 
-use crate::harness::{PATIENCE, Setup, command};
+use crate::harness::{Edge, PATIENCE, Setup, command};
 use std::io::Read;
 use std::net::TcpListener;
 use std::path::Path;
@@ -135,20 +135,28 @@ fn failure(config: &Path, arguments: &[&str], environment: &[(&str, &str)]) -> (
 /// The key that is wrong, the rest of the configuration, and the environment.
 type Case<'a> = (String, Setup, Vec<(&'a str, &'a str)>);
 
+/// Makes what stands in the place of a file or a folder in `dir`.
+fn make_stand_ins(dir: &Path) {
+    let at = |name: &str| dir.join(name);
+    std::fs::create_dir(at("folder")).unwrap();
+    std::fs::write(at("text"), "some text\n").unwrap();
+    std::fs::write(at("empty"), "").unwrap();
+    assert!(Command::new("mkfifo").arg(at("fifo")).status().unwrap().success());
+    for (name, target) in [("dangling", "none/file"), ("proc", "/proc"), ("sys", "/sys")] {
+        std::os::unix::fs::symlink(target, at(name)).unwrap();
+    }
+}
+
 #[test]
 fn whatever_a_key_names_check_refuses_it_as_run_does() {
     let dir = tempfile::tempdir().unwrap();
     let at = dir.path().display();
     let data = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/data");
-    std::fs::create_dir(dir.path().join("folder")).unwrap();
-    std::fs::write(dir.path().join("text"), "some text\n").unwrap();
-    std::fs::write(dir.path().join("empty"), "").unwrap();
-    let made = Command::new("mkfifo").arg(dir.path().join("fifo")).status().unwrap();
-    assert!(made.success());
+    make_stand_ins(dir.path());
     // What stands in the place of a file that is read, of one that is written, and of a folder.
-    let read = ["none", "folder", "text", "empty", "fifo", "text/below"];
-    let written = ["folder", "none/below", "text/below"];
-    let folders = ["text", "text/below", "fifo"];
+    let read = ["none", "folder", "text", "empty", "fifo", "text/below", "dangling"];
+    let written = ["folder", "none/below", "text/below", "dangling", "proc/new"];
+    let folders = ["text", "text/below", "fifo", "dangling", "sys/new/below"];
     let http = "[[upstream]]\nname = 'u'\nkind = 'http'\nurl = 'https://h/'\n";
     let pair = |cert: &str, key: &str| {
         format!("tls = [{{ listen = '127.0.0.1:0', cert = '{cert}', key = '{key}' }}]")
@@ -173,12 +181,20 @@ fn whatever_a_key_names_check_refuses_it_as_run_does() {
         add("access_log.path", Setup::default().sections(&section));
     }
     let long = "x".repeat(120);
-    for name in ["folder", "text", "none/below", "text/below", &long] {
+    for name in ["folder", "text", "none/below", "text/below", "proc/new", "dangling", &long] {
         add("edge.listen: cannot listen on", Setup::default().listen(&format!("unix:{at}/{name}")));
     }
     for name in folders {
         let file = format!("[[upstream]]\nname = 'u'\nkind = 'file'\ndir = '{at}/{name}'");
         add("upstream.u.dir", Setup::default().upstreams(&file));
+    }
+    add("edge.listen: cannot listen on", Setup::default().listen("192.0.2.1:1"));
+    let named = folders.map(|name| format!("{at}/{name}"));
+    for path in &named {
+        let state = vec![("PIXELGATE__EDGE__STATE_DIR", path.as_str())];
+        all.push(("edge.state_dir: ".to_owned(), Setup::default(), state));
+        let spool = vec![("PIXELGATE__SPOOL__DIR", path.as_str())];
+        all.push(("".to_owned(), Setup::default(), spool));
     }
     let proxy = |value| vec![("HTTPS_PROXY", value)];
     for mistake in ["junk junk", "socks5://p", "http://p/path"] {
@@ -233,4 +249,20 @@ fn a_listener_is_an_address_because_a_start_waits_for_no_name_server() {
     for arguments in [["run"], ["check"]] {
         check(&config, &arguments, &["edge.listen: entry 1 is neither", "an IP address"]);
     }
+}
+
+#[test]
+fn check_takes_files_below_a_state_folder_that_run_makes() {
+    let dir = std::sync::Arc::new(tempfile::tempdir().unwrap());
+    let at = dir.path().display().to_string();
+    let log = format!("[access_log]\npath = '{at}/new/access.log'");
+    let listen = format!("unix:{at}/new/state/edge.sock");
+    let config = Setup::default().sections(&log).listen(&listen).write(dir.path());
+    let state = format!("{at}/new/state");
+    let set = [("PIXELGATE__EDGE__STATE_DIR", state.as_str())];
+    let output = command(&config, &["check"]).envs(set).output().unwrap();
+    assert_eq!(output.status.code(), Some(0), "{}", String::from_utf8_lossy(&output.stderr));
+    assert!(!dir.path().join("new").exists(), "check makes nothing");
+    let edge = Edge::start_with(dir, &set);
+    assert_eq!(edge.event("_a=62515&_n=a").status, 200);
 }

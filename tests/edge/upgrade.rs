@@ -1,5 +1,6 @@
 //! `pixelgate run --upgrade`: a new process replaces the old one without a failed request (SPEC 8).
 
+use crate::disk_faults::shows_fault;
 use crate::harness::{Edge, PATIENCE, Setup, command, wait_for};
 use crate::http::Connection;
 use crate::nginx::Nginx;
@@ -8,6 +9,7 @@ use rustix::process::Signal;
 use std::collections::{BTreeMap, BTreeSet};
 use std::io::{self, BufRead, BufReader, Read, Write};
 use std::net::{SocketAddr, TcpStream};
+use std::os::unix::fs::MetadataExt;
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
@@ -314,6 +316,72 @@ fn an_upgrade_of_nothing_is_a_start() {
     let edge = Edge::start_successor(dir);
     edge.wait_log("no running edge offers its sockets here");
     assert_eq!(edge.event("_a=62515&_n=a").status, 200);
+}
+
+/// Whether the edge shows the fault `state_dir` of its Unix socket for upgrades.
+fn has_no_socket(edge: &Edge) -> bool {
+    shows_fault(edge, "state_dir", "upgrade.sock")
+}
+
+#[test]
+fn without_its_socket_an_edge_names_a_fault_and_makes_the_socket_when_it_can() {
+    let dir = Arc::new(tempfile::tempdir().unwrap());
+    Setup::default().write(dir.path());
+    let socket = dir.path().join("upgrade.sock");
+    std::fs::create_dir(&socket).unwrap();
+    let edge = Edge::start_in(Arc::clone(&dir));
+    wait_for("the fault", || has_no_socket(&edge));
+    assert_eq!(edge.admin("/readyz").status, 200);
+    let metrics = String::from_utf8(edge.admin("/metrics").body).unwrap();
+    assert!(metrics.contains("pixelgate_faults{what=\"state_dir\"} 1"), "{metrics}");
+    std::fs::remove_dir(&socket).unwrap();
+    wait_for("the fault to end", || !has_no_socket(&edge));
+    edge.wait_log("an upgrade is possible from now on");
+    // Something that removes old files from a temporary folder.
+    std::fs::remove_file(&socket).unwrap();
+    wait_for("the socket", || socket.exists());
+    let next = edge.upgrade();
+    edge.wait_log("the new process accepts");
+    edge.stop();
+    assert_eq!(next.event("_a=62515&_n=a").status, 200);
+}
+
+#[test]
+fn after_a_new_process_was_killed_the_old_one_can_be_upgraded_again() {
+    let edge = Edge::start();
+    let made = || std::fs::metadata(edge.dir().join("upgrade.sock")).map(|file| file.ino()).ok();
+    let own = made();
+    let killed = edge.upgrade();
+    edge.wait_log("the new process accepts");
+    wait_for("the socket of the new process", || made() != own);
+    let of_killed = made();
+    killed.kill();
+    edge.wait_log("the new process has ended");
+    wait_for("a socket of the old process", || made() != of_killed);
+    let next = edge.upgrade();
+    wait_for("the next process", || edge.log().matches("the new process accepts").count() == 2);
+    edge.stop();
+    assert_eq!(next.event("_a=62515&_n=a").status, 200);
+}
+
+#[test]
+fn two_edges_with_one_state_folder_do_not_replace_each_others_socket() {
+    let first = Edge::start();
+    let socket = first.dir().join("upgrade.sock");
+    let made = || std::fs::metadata(&socket).unwrap().ino();
+    let own = made();
+    let other = Arc::new(tempfile::tempdir().unwrap());
+    Setup::default().write(other.path());
+    let state = first.dir().display().to_string();
+    let second = Edge::start_with(other, &[("PIXELGATE__EDGE__STATE_DIR", &state)]);
+    wait_for("the fault", || has_no_socket(&second));
+    let fault = second.status()["faults"][0]["text"].to_string();
+    assert!(fault.contains("another edge offers its sockets here"), "{fault}");
+    assert!(!has_no_socket(&first) && made() == own);
+    assert!(!first.log().contains("a new process"), "{}", first.log());
+    let _dir = first.stop();
+    wait_for("the fault to end", || !has_no_socket(&second));
+    assert_ne!(made(), own);
 }
 
 #[test]

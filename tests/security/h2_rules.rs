@@ -1,8 +1,8 @@
 //! HTTP/2 requests by the rules of HTTP/1, and what a single stream or frame may cost the others.
 
 use crate::frames::{
-    Client, DATA, END_HEADERS, END_STREAM, Frame, GOAWAY, HEADERS, RST_STREAM, SETTINGS,
-    WINDOW_UPDATE, block, frame, get, literal,
+    CONTINUATION, Client, DATA, END_HEADERS, END_STREAM, Frame, GOAWAY, HEADERS, RST_STREAM,
+    SETTINGS, WINDOW_UPDATE, block, frame, get, literal,
 };
 use crate::harness::{Edge, Setup, wait_for};
 use crate::origin::{Credulity, Origin};
@@ -12,10 +12,12 @@ use std::net::TcpListener;
 /// The first byte of a header block with this status (RFC 7541, appendix A).
 const STATUS_200: u8 = 0x88;
 const STATUS_400: u8 = 0x8c;
+const STATUS_404: u8 = 0x8d;
 
 /// The flag of a HEADERS frame with a priority.
 const PRIORITY_FLAG: u8 = 0x20;
-/// The code of `PROTOCOL_ERROR` (RFC 9113, section 7).
+/// The codes of `NO_ERROR` and `PROTOCOL_ERROR` (RFC 9113, section 7).
+const NO_ERROR: [u8; 4] = [0, 0, 0, 0];
 const PROTOCOL_ERROR: [u8; 4] = [0, 0, 0, 1];
 
 const EVENT_PATH: &str = "/v1/event/?_a=62515&_n=a";
@@ -243,18 +245,28 @@ fn a_malformed_stream_ends_alone() {
     const SIBLINGS: u32 = 13;
     let origin = Origin::start();
     let edge = Setup::default().origin(origin.address).start();
-    // Without and with indexing.
-    for literal in [0x00, 0x40] {
+    // Without and with indexing, and in two frames, of which the second is sound.
+    for (literal, is_cut) in [(0x00, false), (0x40, false), (0x00, true), (0x40, true)] {
         let mut client = Client::open(edge.address, b"");
         let mut stream = 1;
         for (name, block) in malformed(literal) {
+            if is_cut {
+                // Behind a malformed block the edge writes all of them as one frame.
+                (client, stream) = (Client::open(edge.address, b""), 1);
+            }
             let siblings = (0..SIBLINGS).map(move |n| stream + 2 * n);
             for sibling in siblings.clone() {
                 let post = crate::frames::block("POST", "/page");
                 client.send(&frame(HEADERS, END_HEADERS, sibling, &post));
             }
             stream += 2 * SIBLINGS;
-            client.send(&frame(HEADERS, END_STREAM | END_HEADERS, stream, &block));
+            if is_cut {
+                let sound = crate::frames::literal("x", "y");
+                client.send(&frame(HEADERS, END_STREAM, stream, &block));
+                client.send(&frame(CONTINUATION, END_HEADERS, stream, &sound));
+            } else {
+                client.send(&frame(HEADERS, END_STREAM | END_HEADERS, stream, &block));
+            }
             let ended = answer(&mut client, stream);
             let is_refused = match ended.kind {
                 HEADERS => ended.payload[0] == STATUS_400,
@@ -269,6 +281,113 @@ fn a_malformed_stream_ends_alone() {
         }
         assert_served(&mut client, stream);
     }
+}
+
+/// Trailer sections of malformed requests (RFC 9113, sections 8.1 and 8.3), each with its name. A
+/// field begins with the byte `literal`.
+fn malformed_trailers(literal: u8) -> Vec<(&'static str, Vec<u8>)> {
+    let text = |text: &[u8]| [&[u8::try_from(text.len()).unwrap()], text].concat();
+    let field = |name: &[u8], value: &[u8]| [vec![literal], text(name), text(value)].concat();
+    // 7000 bytes (RFC 7541, section 5.1).
+    let long = [&[literal], &text(b"x-sum")[..], &[0x7f, 0xd9, 0x35], &[b'1'; 7000]].concat();
+    let after = |second: Vec<u8>| [field(b"x-sum", b"1"), second].concat();
+    vec![
+        ("a target", field(b":path", b"/")),
+        ("a target behind a field", after(field(b":path", b"/"))),
+        ("a target of the static table", after(vec![0x84])),
+        ("a method of the static table", vec![0x82]),
+        ("a host", vec![&[0x01][..], &text(b"a")].concat()),
+        ("a status", field(b":status", b"200")),
+        ("an unknown pseudo-header", field(b":other", b"b")),
+        ("a name in upper case", after(field(b"X-A", b"b"))),
+        ("a name with a space", field(b"x a", b"b")),
+        ("no name", field(b"", b"b")),
+        ("NUL in a value", field(b"x", b"a\0b")),
+        ("a line end in a value", field(b"x", b"a\r\nb: c")),
+        ("a connection header", after(field(b"connection", b"close"))),
+        ("a coding", field(b"transfer-encoding", b"chunked")),
+        ("TE of HTTP/1", field(b"te", b"gzip")),
+        ("too many bytes", long.repeat(10)),
+    ]
+}
+
+/// The frames of a header block, which ends its stream.
+fn block_frames(stream: u32, block: &[u8]) -> Vec<u8> {
+    let mut pieces = block.chunks(16_000).peekable();
+    let (mut kind, mut flags) = (HEADERS, END_STREAM);
+    let mut frames = Vec::new();
+    while let Some(piece) = pieces.next() {
+        if pieces.peek().is_none() {
+            flags |= END_HEADERS;
+        }
+        frames.extend(frame(kind, flags, stream, piece));
+        (kind, flags) = (CONTINUATION, 0);
+    }
+    frames
+}
+
+#[test]
+fn malformed_trailers_end_their_stream_alone() {
+    let origin = Origin::start();
+    let edge = Setup::default().origin(origin.address).start();
+    let open = |stream: u32, method: &str, path: &str| {
+        frame(HEADERS, END_HEADERS, stream, &block(method, path))
+    };
+    let mut sound = 0;
+    // Without and with indexing.
+    for literal in [0x00, 0x40] {
+        let mut client = Client::open(edge.address, b"");
+        let mut stream = 1;
+        let sum = crate::frames::literal("x-sum", "1");
+        let endless = ("no end", frame(HEADERS, END_HEADERS, 0, &sum));
+        let all = malformed_trailers(literal)
+            .into_iter()
+            .map(|(name, block)| (name, block_frames(0, &block)));
+        for (name, frames) in all.chain([endless]) {
+            for (method, path) in [("POST", "/page"), ("GET", EVENT_PATH)] {
+                client.send(&open(stream, method, path));
+                client.send(&frame(DATA, 0, stream, b"hello"));
+                client.send(&on_stream(&frames, stream));
+                let ended = answer(&mut client, stream);
+                let is_refused = ended.kind == RST_STREAM && ended.payload == PROTOCOL_ERROR;
+                assert!(is_refused, "{name}: {ended:?}");
+                client.send(&open(stream + 2, "POST", "/page"));
+                client.send(&block_frames(stream + 2, &sum));
+                assert_eq!(answer(&mut client, stream + 2).payload[0], STATUS_200, "{name}");
+                sound += 1;
+                stream += 4;
+            }
+        }
+    }
+    let lines = origin.request_lines(Credulity::Chunks);
+    assert_eq!(lines, vec!["POST /page HTTP/1.1"; sound], "nothing else was passed on whole");
+    assert_eq!(accepted(&edge), 0);
+}
+
+/// These frames on another stream.
+fn on_stream(frames: &[u8], stream: u32) -> Vec<u8> {
+    let (mut frames, mut at) = (frames.to_vec(), 0);
+    while at < frames.len() {
+        let length = u32::from_be_bytes([0, frames[at], frames[at + 1], frames[at + 2]]);
+        frames[at + 5..at + 9].copy_from_slice(&stream.to_be_bytes());
+        at += 9 + length as usize;
+    }
+    frames
+}
+
+/// As RFC 9113, section 8.1 says; curl 7.88 takes the reset for an error, also from nginx.
+#[test]
+fn an_answer_before_the_end_of_the_request_is_whole_and_no_error() {
+    let edge = Edge::start();
+    let mut client = Client::open(edge.address, b"");
+    client.send(&frame(HEADERS, END_HEADERS, 1, &block("POST", "/page")));
+    client.send(&frame(DATA, 0, 1, b"hello"));
+    assert_eq!(client.next_of(HEADERS).payload[0], STATUS_404);
+    let body = client.next_of(DATA);
+    assert_eq!((&body.payload[..], body.flags), (&b"There is nothing here.\n"[..], END_STREAM));
+    let reset = client.next_of(RST_STREAM);
+    assert_eq!((reset.stream, &reset.payload[..]), (1, &NO_ERROR[..]));
+    assert_served(&mut client, 3);
 }
 
 #[test]

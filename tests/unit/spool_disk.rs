@@ -356,8 +356,13 @@ fn a_stop_waits_for_the_sync_that_alone_is_told_of_a_failure() {
 #[test]
 fn a_stalled_disk_queues_then_sheds() {
     let fs = SimFs::new(1);
-    let config =
-        Config { bytes_max: ByteSize::gib(1), segment_bytes: ByteSize::mib(1), ..config() };
+    let config = Config {
+        bytes_max: ByteSize::gib(1),
+        segment_bytes: ByteSize::mib(1),
+        // A slow machine takes longer than the default to queue so much.
+        commit_seconds_max: 60,
+        ..config()
+    };
     let spool = open(&fs, &config, &["up"]);
     append_all(&spool, &["a"]);
     fs.stall_syncs(true);

@@ -40,7 +40,7 @@ use super::look::{FETCH_SECONDS_MAX, Look};
 use super::open_error::OpenError;
 use super::terms::Terms;
 use crate::env::Secret;
-use crate::proxy::proxied;
+use crate::proxy;
 
 /// Limit for connecting, in seconds.
 const CONNECT_SECONDS_MAX: u64 = 5;
@@ -186,7 +186,7 @@ impl UrlSource {
         let client = match self.client.take_if(|(_, since)| since.elapsed() < limit) {
             Some(known) => self.client.insert(known),
             None => {
-                let builder = proxied(builder(), self.proxy.as_ref());
+                let builder = proxy::proxied(builder(), self.proxy.as_ref());
                 let client = builder.map_err(|e| format!(": {e}"))?.build().map_err(explain)?;
                 self.client.insert((client, Instant::now()))
             }
@@ -202,7 +202,16 @@ impl UrlSource {
                 request = request.header(IF_MODIFIED_SINCE, date);
             }
         }
-        request.send().await.map_err(explain)
+        request.send().await.map_err(|error| self.explain_request(error))
+    }
+
+    /// As [`explain`], and names the proxy where no connection could be made through it.
+    fn explain_request(&self, error: reqwest::Error) -> String {
+        let through = proxy::place(self.proxy.as_ref(), &self.url);
+        match through.filter(|_| error.is_connect()) {
+            Some(proxy) => format!(": through the proxy {proxy}{}", explain(error)),
+            None => explain(error),
+        }
     }
 
     /// What the header of an answer says about the list in its body.

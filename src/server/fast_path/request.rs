@@ -28,9 +28,9 @@ const VERSION: &[u8] = b" HTTP/1.1\r\n";
 pub struct FastRequest<'b> {
     /// Its header lines, each with its line end.
     lines: &'b [u8],
-    /// Number of header lines.
+    /// The number of header lines.
     pub count: usize,
-    /// Length of the whole header in bytes, its empty line included.
+    /// The length of the whole header in bytes, its empty line included.
     pub length: usize,
     /// The header fields of the event's context.
     pub seen: ContextHeaders<'b>,

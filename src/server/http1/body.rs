@@ -7,11 +7,14 @@
 use super::grammar::{is_field_byte, is_token_byte};
 use thiserror::Error;
 
-/// Most digits of a chunk size; every such value fits in 64 bits.
+/// The most digits of a chunk size, zeros in front included.
 const SIZE_DIGITS_MAX: u8 = 16;
-/// Longest chunk line after its size, in bytes (RFC 9112, section 7.1.1). Pingora takes 8 KiB.
+/// The largest chunk size is below 2 to the power of this number. Pingora adds to a size, and
+/// closes the connection without an answer where the sum has more than 64 bits.
+const SIZE_BITS_MAX: u32 = 63;
+/// The longest chunk line after its size, in bytes (RFC 9112, section 7.1.1). Pingora takes 8 KiB.
 const EXTENSION_BYTES_MAX: u16 = 4096;
-/// Longest trailer section, in bytes. Pingora takes 64 KiB.
+/// The longest trailer section, in bytes. Pingora takes 64 KiB.
 const TRAILER_BYTES_MAX: u16 = 32 << 10;
 
 /// A body violates the grammar, or its parts exceed a limit.
@@ -143,7 +146,9 @@ impl Chunks {
             (Self::Size { size, .. }, b'\r') => Self::LineEnd { size },
             (Self::Size { size, .. }, b';') => Self::Extension { size, bytes: 0 },
             (Self::Size { size, .. }, b' ' | b'\t') => Self::Blank { size, bytes: 0 },
-            (Self::Size { digits, size }, _) if digits < SIZE_DIGITS_MAX => {
+            (Self::Size { digits, size }, _)
+                if digits < SIZE_DIGITS_MAX && size >> (SIZE_BITS_MAX - 4) == 0 =>
+            {
                 Self::Size { digits: digits + 1, size: size << 4 | digit? }
             }
             (Self::Blank { size, bytes }, b' ' | b'\t') if bytes < EXTENSION_BYTES_MAX => {
@@ -184,7 +189,7 @@ impl Chunks {
 mod tests {
     use super::*;
 
-    /// Length of the body at the beginning of `bytes`, received in pieces of `piece` bytes.
+    /// The length of the body at the beginning of `bytes`, received in pieces of `piece` bytes.
     /// `Ok(None)`: it is not whole.
     fn length(mut body: Body, bytes: &[u8], piece: usize) -> Result<Option<usize>, BodyError> {
         let mut length = 0;
@@ -257,6 +262,8 @@ mod tests {
             "5,5\r\nhello",
             "00000000000000005\r\nhello",
             "FFFFFFFFFFFFFFFFF\r\nhello",
+            "ffffffffffffffff\r\nhello",
+            "8000000000000000\r\nhello",
             "5\r\nhello0\r\n\r\n",
             "5\r\nhello\n0\r\n\r\n",
             "4\r\nhello\r\n0\r\n\r\n",
@@ -274,6 +281,14 @@ mod tests {
         ] {
             check(bytes, Err(BodyError));
         }
+    }
+
+    #[test]
+    fn sizes_are_taken_up_to_their_limit() {
+        let mut body = Body::CHUNKED;
+        let bytes = b"7fffffffffffffff\r\nhello";
+        assert_eq!(body.take(bytes, &mut Vec::new()), Ok(bytes.len()));
+        assert_eq!(body, Body::Chunked(Chunks::Data { left: (1 << SIZE_BITS_MAX) - 1 - 5 }));
     }
 
     #[test]

@@ -12,9 +12,9 @@ use super::target::{Target, is_host};
 use bytes::BytesMut;
 use std::ops::Range;
 
-/// Longest method, in bytes. The longest registered method has 17.
+/// The longest method, in bytes. The longest registered method has 17.
 pub const METHOD_BYTES_MAX: usize = 32;
-/// Most digits of a `Content-Length`; every such value fits in 64 bits.
+/// The most digits of a `Content-Length`; every such value fits in 64 bits.
 const LENGTH_DIGITS_MAX: usize = 18;
 
 /// Length in bytes of the empty lines before a request line; they are skipped (RFC 9112,

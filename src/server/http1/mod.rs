@@ -51,7 +51,7 @@ use tokio::time::{Instant, Sleep, sleep, timeout};
 
 /// A fast-path event request that has its verdict and may still wait for the disk.
 struct JudgedRequest<'f> {
-    /// Length of its header, in bytes.
+    /// The length of its header, in bytes.
     length: usize,
     step: NextStep,
     image: bool,
@@ -458,7 +458,7 @@ mod tests {
     use pingora::Error;
     use pingora::prelude::{HttpPeer, Session};
 
-    /// Most bytes in an idle connection's task. The socket's buffers and what the runtime and
+    /// The most bytes in an idle connection's task. The socket's buffers and what the runtime and
     /// Pingora keep per socket come on top; `tests/security` measures the whole.
     const IDLE_BYTES_MAX: usize = 1120;
 

@@ -3,6 +3,7 @@
 use crate::event::Context;
 use crate::plugin::access::AccessRecord;
 use crate::server::connection::Connection;
+use crate::server::limits::{LINGER_BYTES_MAX, LINGER_SECONDS_MAX};
 use crate::server::read_buffer;
 use crate::server::service::Server;
 use crate::telemetry::metrics::Limit;
@@ -15,10 +16,6 @@ use std::time::{Duration, Instant};
 use tokio::io::AsyncWriteExt;
 use tokio::time::timeout;
 
-/// A lingering close drains up to 1 s or 256 KiB before closing: unread bytes would make the kernel
-/// send RST, which can destroy the response on its way (RFC 9112, section 9.6).
-const LINGER_SECONDS_MAX: u64 = 1;
-const LINGER_BYTES_MAX: usize = 256 << 10;
 /// What follows the status line of a response to a refused header; the connection closes after it.
 const REFUSED: &str = "Content-Length: 0\r\nConnection: close\r\n\r\n";
 

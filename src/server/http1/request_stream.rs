@@ -13,15 +13,11 @@ use super::body::{Body, BodyError};
 use super::header_check::Upgrade;
 use super::trailers::{self, TrailerWriter};
 use crate::server::exchange::{self, Side};
+use crate::server::pingora_traits::delegate_traits;
 use crate::server::read_buffer;
 use async_trait::async_trait;
 use bytes::BytesMut;
-use pingora::protocols::raw_connect::ProxyDigest;
-use pingora::protocols::tls::{SslDigest, TlsRef};
-use pingora::protocols::{
-    ALPN, GetProxyDigest, GetSocketDigest, GetTimingDigest, Peek, Shutdown, SocketDigest, Ssl,
-    Stream, TimingDigest, UniqueID, UniqueIDType,
-};
+use pingora::protocols::{Shutdown, Stream};
 use std::io;
 use std::pin::Pin;
 use std::sync::Arc;
@@ -99,7 +95,7 @@ impl RequestStream {
 
     /// Reads bytes of the body.
     fn poll_body(&mut self, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
-        ready!(exchange::poll_origin());
+        ready!(exchange::poll_request_taken());
         if !self.received.is_empty() {
             let mut received = std::mem::take(&mut self.received);
             let piece = received.len().min(buf.remaining());
@@ -190,7 +186,7 @@ impl AsyncRead for RequestStream {
     ) -> Poll<io::Result<()>> {
         let this = self.get_mut();
         if this.tunnel == Tunnel::Open {
-            ready!(exchange::poll_origin());
+            ready!(exchange::poll_request_taken());
             if read_buffer::replay(&mut this.received, buf) {
                 return Poll::Ready(Ok(()));
             }
@@ -248,55 +244,7 @@ impl Shutdown for RequestStream {
     }
 }
 
-// The remaining traits are required by Pingora; they delegate to `inner`.
-
-impl UniqueID for RequestStream {
-    fn id(&self) -> UniqueIDType {
-        self.inner().id()
-    }
-}
-
-impl Ssl for RequestStream {
-    fn get_ssl(&self) -> Option<&TlsRef> {
-        self.inner().get_ssl()
-    }
-
-    fn get_ssl_digest(&self) -> Option<Arc<SslDigest>> {
-        self.inner().get_ssl_digest()
-    }
-
-    fn selected_alpn_proto(&self) -> Option<ALPN> {
-        self.inner().selected_alpn_proto()
-    }
-}
-
-impl GetTimingDigest for RequestStream {
-    fn get_timing_digest(&self) -> Vec<Option<TimingDigest>> {
-        self.inner().get_timing_digest()
-    }
-
-    fn get_read_pending_time(&self) -> Duration {
-        self.inner().get_read_pending_time()
-    }
-
-    fn get_write_pending_time(&self) -> Duration {
-        self.inner().get_write_pending_time()
-    }
-}
-
-impl GetProxyDigest for RequestStream {
-    fn get_proxy_digest(&self) -> Option<Arc<ProxyDigest>> {
-        self.inner().get_proxy_digest()
-    }
-}
-
-impl GetSocketDigest for RequestStream {
-    fn get_socket_digest(&self) -> Option<Arc<SocketDigest>> {
-        self.inner().get_socket_digest()
-    }
-}
-
-impl Peek for RequestStream {}
+delegate_traits!(RequestStream, inner);
 
 #[cfg(test)]
 mod tests {

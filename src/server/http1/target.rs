@@ -8,7 +8,7 @@
 use crate::request::simd::{self, Block};
 use std::borrow::Cow;
 
-/// Longest target that Pingora's parser takes, in bytes.
+/// The longest target that Pingora's parser takes, in bytes.
 const TARGET_BYTES_MAX: usize = 65_534;
 
 /// A valid target.

@@ -17,8 +17,8 @@ use std::pin::Pin;
 use std::task::{Context, Poll, ready};
 use tokio::io::AsyncWrite;
 
-/// Longest header of an answer whose trailers are looked for, in bytes: the longest that Pingora
-/// takes.
+/// The longest header of an answer whose trailers are looked for, in bytes. Pingora takes no longer
+/// one.
 const HEAD_BYTES_MAX: usize = 1 << 20;
 
 /// Fields that may stand in no trailer section, because a recipient that takes trailers for headers

@@ -3,7 +3,7 @@
 use http::HeaderName;
 use std::collections::VecDeque;
 
-/// Largest size of a table in bytes. The edge announces no other (RFC 9113, section 6.5.2).
+/// The largest size of a table in bytes. The edge announces no other (RFC 9113, section 6.5.2).
 const TABLE_BYTES_MAX: usize = 4096;
 /// What an entry counts for, beside its name and value (section 4.1).
 const ENTRY_BYTES: usize = 32;
@@ -15,6 +15,8 @@ const STATIC_NAMES: [u8; Table::STATIC] = [
     16, 13, 12, 6, 4, 4, 6, 7, 4, 4, 8, 17, 13, 8, 19, 13, 4, 8, 12, 18, 19, 5, 7, 7, 11, 6, 10, 25,
     17, 10, 4, 3, 16,
 ];
+/// The one field of the static table that has a value and is no pseudo-header.
+const ACCEPT_ENCODING: usize = 16;
 /// From this index on, a literal without indexing whose name is in the static table begins with two
 /// bytes: this number, and what the index has more (RFC 7541, section 5.1, with 4 bits).
 const FIRST_BITS: usize = 15;
@@ -34,13 +36,17 @@ const SECOND_BYTES: [u8; Table::STATIC - FIRST_BITS + 1] = {
 pub enum Kind {
     /// A target, which can be encoded.
     Path,
-    /// Another pseudo-header of text.
-    Text,
+    /// Text, as of the next two.
+    Authority,
+    Scheme,
+    Protocol,
     Method,
     Status,
-    /// A field of the message.
+    /// Nothing but `trailers` (RFC 9113, section 8.2.2).
+    Te,
+    /// That of a field of the message.
     Field,
-    /// Any: the name is malformed.
+    /// Any: no field may have this name.
     Malformed,
 }
 
@@ -48,12 +54,23 @@ impl Kind {
     fn of(name: &[u8]) -> Kind {
         match name {
             b":path" => Kind::Path,
-            b":authority" | b":scheme" | b":protocol" => Kind::Text,
+            b":authority" => Kind::Authority,
+            b":scheme" => Kind::Scheme,
+            b":protocol" => Kind::Protocol,
             b":method" => Kind::Method,
             b":status" => Kind::Status,
+            b"te" => Kind::Te,
+            // These concern one HTTP/1 connection (RFC 9113, section 8.2.2).
+            b"connection" | b"keep-alive" | b"proxy-connection" | b"transfer-encoding"
+            | b"upgrade" => Kind::Malformed,
             _ if HeaderName::from_lowercase(name).is_ok() => Kind::Field,
             _ => Kind::Malformed,
         }
+    }
+
+    /// Whether the field is a pseudo-header (RFC 9113, section 8.3).
+    pub fn is_pseudo(self) -> bool {
+        !matches!(self, Kind::Te | Kind::Field | Kind::Malformed)
     }
 }
 
@@ -73,12 +90,20 @@ impl<'n> Name<'n> {
         Self { kind: Kind::of(name), length: name.len(), first: 0, others: encoded }
     }
 
+    /// Size in a list of fields of one whose value has `length` bytes, decoded.
+    pub fn list_bytes(&self, length: usize) -> usize {
+        ENTRY_BYTES + self.length + length
+    }
+
     fn of_static(index: usize) -> Self {
         let kind = match index {
-            1 | 6 | 7 => Kind::Text,
+            1 => Kind::Authority,
             2 | 3 => Kind::Method,
             4 | 5 => Kind::Path,
+            6 | 7 => Kind::Scheme,
             8..=14 => Kind::Status,
+            // `transfer-encoding`.
+            57 => Kind::Malformed,
             _ => Kind::Field,
         };
         let length = usize::from(STATIC_NAMES[index - 1]);
@@ -95,11 +120,11 @@ impl<'n> Name<'n> {
 #[derive(Debug)]
 pub struct Entry {
     kind: Kind,
-    /// Length of its name in bytes, decoded.
+    /// The length of its name in bytes, decoded.
     name_length: usize,
     /// As a literal without indexing.
     pub literal: Box<[u8]>,
-    /// Number of bytes of `literal` that are the name.
+    /// The number of bytes of `literal` that are the name.
     name_bytes: usize,
     /// Whether the stream must be ended whose header has this field.
     pub is_malformed: bool,
@@ -117,7 +142,7 @@ impl Entry {
             literal: [&[name.first], name.others, text].concat().into(),
             name_bytes: 1 + name.others.len(),
             is_malformed,
-            list_bytes: ENTRY_BYTES + name.length + length,
+            list_bytes: name.list_bytes(length),
         }
     }
 
@@ -136,7 +161,7 @@ pub struct Table {
 }
 
 impl Table {
-    /// Number of entries of the static table.
+    /// The number of entries of the static table.
     pub const STATIC: usize = 61;
 
     pub fn new() -> Self {
@@ -146,6 +171,20 @@ impl Table {
     /// The entry with an index behind those of the static table.
     pub fn entry(&self, index: usize) -> Option<&Entry> {
         self.entries.get(index.checked_sub(Self::STATIC + 1)?)
+    }
+
+    /// The kind of the field with an index above 0, of either table, and its size in a list of
+    /// fields, in bytes. That of a pseudo-header of the static table counts without its value.
+    pub fn field(&self, index: usize) -> Option<(Kind, usize)> {
+        match index {
+            0 => None,
+            1..=Self::STATIC => {
+                let name = Name::of_static(index);
+                let value = if index == ACCEPT_ENCODING { "gzip, deflate".len() } else { 0 };
+                Some((name.kind, name.list_bytes(value)))
+            }
+            _ => self.entry(index).map(|entry| (entry.kind, entry.list_bytes)),
+        }
     }
 
     /// The name with an index above 0, of either table.

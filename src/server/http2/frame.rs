@@ -11,14 +11,14 @@ pub struct Frame {
     pub kind: u8,
     pub flags: u8,
     pub stream: u32,
-    /// Length of the payload, in bytes.
+    /// The length of the payload, in bytes.
     pub length: usize,
 }
 
 impl Frame {
-    /// Length of a frame header, in bytes.
+    /// The length of a frame header, in bytes.
     pub const HEAD_BYTES: usize = 9;
-    /// Longest payload in bytes. The edge announces no other (RFC 9113, section 6.5.2).
+    /// The longest payload in bytes. The edge announces no other (RFC 9113, section 6.5.2).
     pub const PAYLOAD_BYTES_MAX: usize = 16 << 10;
 
     pub const DATA: u8 = 0;

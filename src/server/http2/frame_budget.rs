@@ -13,7 +13,8 @@ const RESETS_PER_STREAM: u32 = 2;
 /// Frames about the connection itself (SETTINGS, PING, PRIORITY, WINDOW_UPDATE, empty DATA and the
 /// like) and continuations that a client may send per tick.
 const FRAMES_MAX: u32 = 1000;
-/// Further frames that each request allows: updates of the two windows that its answer uses.
+/// The number of frames that each request allows beside those, for updates of the two windows that
+/// its answer uses.
 const FRAMES_PER_REQUEST: u32 = 2;
 /// Bytes sent to a client that allow one more frame, for the window updates that they cause. A
 /// client whose window is one byte makes the edge send 10 bytes for each update, frame header
@@ -23,12 +24,13 @@ const BYTES_PER_FRAME: u64 = 32;
 const FRAMES_LEFT_MAX: u32 = 50_000;
 
 /// What a client may still send in this tick, and what the watchdog needs to know. The frame
-/// counter and the watchdog share it. Both run in one task; the atomics only make it `Sync`.
+/// counter and the watchdog share it, in one task. The fields are atomics only because the type
+/// must be `Sync`.
 #[derive(Debug)]
 pub struct FrameBudget {
     /// Whether a byte was received or sent since the last tick.
     moved: AtomicBool,
-    /// Number of header blocks that began on this connection.
+    /// The number of header blocks that began on this connection.
     blocks: AtomicU32,
     /// Whether the last header block has not ended yet.
     block_open: AtomicBool,
@@ -38,7 +40,7 @@ pub struct FrameBudget {
     bytes_over: AtomicU64,
     resets_max: u32,
     requests_max: u32,
-    /// Tells Pingora to take no more requests on this connection.
+    /// Becomes `true` when the connection must take no more requests.
     stop: watch::Sender<bool>,
 }
 
@@ -78,8 +80,8 @@ impl FrameBudget {
         if allowed { Ok(()) } else { Err(Limit::Frames) }
     }
 
-    /// Counts a header block. At the request limit Pingora sends GOAWAY and finishes the open
-    /// streams. A client that ignores this exceeds the limit at about twice as many requests.
+    /// Counts a header block. At the request limit the connection sends GOAWAY and finishes its
+    /// open streams. A client that ignores this exceeds the limit at about twice as many requests.
     fn request(&self) -> Result<(), Limit> {
         let blocks = self.blocks.load(Relaxed).saturating_add(1);
         self.blocks.store(blocks, Relaxed);
@@ -112,7 +114,7 @@ impl FrameBudget {
         self.frames_left.store(left.min(FRAMES_LEFT_MAX), Relaxed);
     }
 
-    /// Tells Pingora to take no more requests on this connection.
+    /// Lets the connection take no more requests.
     pub fn stop_requests(&self) {
         self.stop.send_replace(true);
     }

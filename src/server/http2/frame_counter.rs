@@ -3,16 +3,11 @@
 use super::frame::{Frame, PREFACE};
 use super::frame_budget::FrameBudget;
 use super::uploads::Uploads;
+use crate::server::limits::{LINGER_BYTES_MAX, LINGER_SECONDS_MAX};
 use crate::server::read_buffer::{self, replay};
 use crate::telemetry::metrics::Limit;
-use async_trait::async_trait;
 use bytes::BytesMut;
-use pingora::protocols::raw_connect::ProxyDigest;
-use pingora::protocols::tls::{SslDigest, TlsRef};
-use pingora::protocols::{
-    ALPN, GetProxyDigest, GetSocketDigest, GetTimingDigest, Peek, Shutdown, SocketDigest, Ssl,
-    Stream, TimingDigest, UniqueID, UniqueIDType,
-};
+use pingora::protocols::Stream;
 use std::io;
 use std::pin::Pin;
 use std::sync::Arc;
@@ -21,12 +16,6 @@ use std::time::Duration;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::sync::oneshot;
 use tokio::time::{Sleep, sleep};
-
-/// At its end a connection is drained up to 1 s or 256 KiB before it is closed: unread bytes, such
-/// as a client's last SETTINGS or WINDOW_UPDATE, would make the kernel send RST, which can destroy
-/// the GOAWAY and the responses on their way, and lets the client's next write fail.
-const LINGER_SECONDS_MAX: u64 = 1;
-const LINGER_BYTES_MAX: usize = 256 << 10;
 
 /// Finds frame headers in a byte stream that arrives in pieces of any size.
 #[derive(Debug)]
@@ -75,7 +64,7 @@ impl Frames {
 #[derive(Debug)]
 pub struct FrameCounter {
     inner: Stream,
-    /// Bytes that were read before Pingora got the connection.
+    /// Bytes that were read before and are not counted yet.
     received: BytesMut,
     frames: Frames,
     budget: Arc<FrameBudget>,
@@ -180,7 +169,8 @@ impl AsyncWrite for FrameCounter {
         Pin::new(&mut self.inner).poll_flush(cx)
     }
 
-    /// Closes the sending side, then drains: see [`LINGER_SECONDS_MAX`].
+    /// Closes the sending side, then drains: see [`LINGER_SECONDS_MAX`]. A client's last SETTINGS or
+    /// WINDOW_UPDATE may still arrive, and the GOAWAY is on its way.
     fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         let Self { inner, lingering, .. } = self.get_mut();
         let lingering = match lingering {
@@ -205,64 +195,6 @@ impl AsyncWrite for FrameCounter {
         }
     }
 }
-
-// The remaining traits are required by Pingora; they delegate to `inner`.
-
-#[async_trait]
-impl Shutdown for FrameCounter {
-    async fn shutdown(&mut self) {
-        Shutdown::shutdown(&mut *self.inner).await;
-    }
-}
-
-impl UniqueID for FrameCounter {
-    fn id(&self) -> UniqueIDType {
-        self.inner.id()
-    }
-}
-
-impl Ssl for FrameCounter {
-    fn get_ssl(&self) -> Option<&TlsRef> {
-        self.inner.get_ssl()
-    }
-
-    fn get_ssl_digest(&self) -> Option<Arc<SslDigest>> {
-        self.inner.get_ssl_digest()
-    }
-
-    /// HTTP/2, also if the client chose it by prior knowledge.
-    fn selected_alpn_proto(&self) -> Option<ALPN> {
-        Some(ALPN::H2)
-    }
-}
-
-impl GetTimingDigest for FrameCounter {
-    fn get_timing_digest(&self) -> Vec<Option<TimingDigest>> {
-        self.inner.get_timing_digest()
-    }
-
-    fn get_read_pending_time(&self) -> Duration {
-        self.inner.get_read_pending_time()
-    }
-
-    fn get_write_pending_time(&self) -> Duration {
-        self.inner.get_write_pending_time()
-    }
-}
-
-impl GetProxyDigest for FrameCounter {
-    fn get_proxy_digest(&self) -> Option<Arc<ProxyDigest>> {
-        self.inner.get_proxy_digest()
-    }
-}
-
-impl GetSocketDigest for FrameCounter {
-    fn get_socket_digest(&self) -> Option<Arc<SocketDigest>> {
-        self.inner.get_socket_digest()
-    }
-}
-
-impl Peek for FrameCounter {}
 
 #[cfg(test)]
 mod tests {

@@ -11,15 +11,21 @@
 //! bytes that are not plain is decoded.
 //!
 //! A block that cannot be read ends the connection. While blocks pass as they are received, so does
-//! this one, and no further one is read here: the crate, whose dynamic table is the client's, finds
+//! this one, and no later one is read here: the crate, whose dynamic table is the client's, finds
 //! the fault itself. Once fields are written anew, its table is another one; then the block is
 //! replaced by one that no reader takes. So no fault here can turn a request into another.
+//!
+//! Trailers may hold no pseudo-header, which the crate does not check, and must fit into a list of
+//! fields, of which the crate drops what is too much. Where a block has several frames, and another
+//! than the last is malformed, the crate ends the connection. So the order and the size of the
+//! fields of such blocks are checked here.
 
 use super::dynamic_table::{Entry, Kind, Name, Table};
 use super::hpack::{Rest, Text};
 use crate::server::http1::grammar::is_value;
 use crate::server::http1::target::encoded;
 use http::{Method, StatusCode};
+use std::borrow::Cow;
 
 /// The first bits of a representation (RFC 7541, section 6). A literal without indexing has none
 /// of them; one that is never indexed is alike here.
@@ -33,6 +39,17 @@ const UNREADABLE: &[u8] = &[INDEXED];
 const MALFORMED: &[u8] = b"\x00\x0aconnection\x00";
 /// What an entry of the static table counts for at least, in a list of fields.
 const FIELD_BYTES_MIN: usize = 32;
+
+/// A header block.
+pub struct Block<'b> {
+    pub fields: Cow<'b, [u8]>,
+    /// Whether it is not the first block of its stream.
+    pub are_trailers: bool,
+    /// Whether it is in several frames.
+    pub is_cut: bool,
+    /// Whether its stream must be ended, whatever its fields are.
+    pub is_malformed: bool,
+}
 
 /// The header blocks of one connection, in their order.
 #[derive(Debug)]
@@ -49,7 +66,7 @@ enum State {
     AsReceived,
     /// Fields are written anew.
     Anew,
-    /// As [`State::AsReceived`], but a block was not understood: no further one is read.
+    /// As [`State::AsReceived`], but a block could not be read, and so no later one is.
     Unread,
     /// [`UNREADABLE`] took the place of a block, which ends the connection.
     Refused,
@@ -58,11 +75,40 @@ enum State {
 /// What is written anew of a block.
 struct Written {
     block: Vec<u8>,
-    /// Size of the list of its fields, at most as large as the `h2` crate finds it.
+    /// The size of the list of its fields, at most as large as the `h2` crate finds it.
     list_bytes: usize,
     list_bytes_max: usize,
     /// Whether its stream must be ended.
     is_malformed: bool,
+}
+
+/// The fields of a block so far, where their order is checked.
+struct Order {
+    are_trailers: bool,
+    has_fields: bool,
+    /// A bit for each [`Kind`] of pseudo-header that was there.
+    pseudo: u16,
+    /// The size of the list of fields.
+    list_bytes: usize,
+    list_bytes_max: usize,
+}
+
+impl Order {
+    /// Notes a field. Returns whether it may stand here.
+    fn note(&mut self, kind: Kind, list_bytes: usize) -> bool {
+        self.list_bytes += list_bytes;
+        if self.are_trailers && self.list_bytes >= self.list_bytes_max {
+            return false;
+        }
+        if !kind.is_pseudo() {
+            self.has_fields = true;
+            return kind != Kind::Malformed;
+        }
+        let bit = 1 << kind as u8;
+        let is_first = self.pseudo & bit == 0;
+        self.pseudo |= bit;
+        is_first && !self.has_fields && !self.are_trailers
+    }
 }
 
 impl Written {
@@ -99,7 +145,7 @@ impl HeaderBlocks {
         Self { table: Table::new(), list_bytes_max, state: State::AsReceived }
     }
 
-    /// Whether further blocks must be passed to [`HeaderBlocks::read`].
+    /// Whether the blocks that follow must be passed to [`HeaderBlocks::read`].
     pub fn are_read(&self) -> bool {
         self.state != State::Unread
     }
@@ -109,15 +155,21 @@ impl HeaderBlocks {
         self.state == State::Refused
     }
 
-    /// Reads the next block. Returns it as it must be passed on; `None`: as it was received. The
-    /// stream of one that `is_malformed` must be ended, whatever its fields are.
-    pub fn read(&mut self, block: &[u8], is_malformed: bool) -> Option<Vec<u8>> {
+    /// Reads the next block. Returns it as it must be passed on; `None`: as it was received.
+    pub fn read(&mut self, block: &Block<'_>) -> Option<Vec<u8>> {
         if matches!(self.state, State::Unread | State::Refused) {
             return self.give_up();
         }
-        let begins_anew = self.state == State::Anew || is_malformed;
-        let mut written = begins_anew.then(|| self.written(b"", is_malformed));
-        match self.read_fields(block, &mut written) {
+        let begins_anew = self.state == State::Anew || block.is_malformed;
+        let mut written = begins_anew.then(|| self.written(b"", block.is_malformed));
+        let mut order = (block.are_trailers || block.is_cut).then_some(Order {
+            are_trailers: block.are_trailers,
+            has_fields: false,
+            pseudo: 0,
+            list_bytes: 0,
+            list_bytes_max: self.list_bytes_max,
+        });
+        match self.read_fields(&block.fields, &mut order, &mut written) {
             Some(()) => written.map(Written::finish),
             None => self.give_up(),
         }
@@ -148,12 +200,17 @@ impl HeaderBlocks {
         Written { block, list_bytes: 0, list_bytes_max, is_malformed }
     }
 
-    fn read_fields(&mut self, block: &[u8], written: &mut Option<Written>) -> Option<()> {
+    fn read_fields(
+        &mut self,
+        block: &[u8],
+        order: &mut Option<Order>,
+        written: &mut Option<Written>,
+    ) -> Option<()> {
         let mut rest = Rest(block);
         // Where the changes of the table's size end; they come first.
         let mut resized = 0;
         loop {
-            if written.is_none() {
+            if written.is_none() && order.is_none() {
                 // Only the `h2` crate looks them up.
                 rest.skip_while(is_short_index);
             }
@@ -161,6 +218,10 @@ impl HeaderBlocks {
             let Some(&first) = rest.0.first() else { return Some(()) };
             if first & INDEXED != 0 {
                 let index = rest.integer(7)?;
+                if let Some(order) = order {
+                    let (kind, list_bytes) = self.table.field(index)?;
+                    self.note(order, kind, list_bytes, &block[..before], written);
+                }
                 if let Some(written) = written {
                     self.write_indexed(index, written)?;
                 }
@@ -169,8 +230,26 @@ impl HeaderBlocks {
                 self.table.resize(rest.integer(5)?)?;
                 resized = block.len() - rest.0.len();
             } else {
-                self.read_literal(&mut rest, &block[..before], written)?;
+                let (kind, list_bytes) = self.read_literal(&mut rest, &block[..before], written)?;
+                if let Some(order) = order {
+                    self.note(order, kind, list_bytes, &block[..before], written);
+                }
             }
+        }
+    }
+
+    /// Notes the field behind `before` in the order of its block. One that may not stand there ends
+    /// its stream.
+    fn note(
+        &mut self,
+        order: &mut Order,
+        kind: Kind,
+        list_bytes: usize,
+        before: &[u8],
+        written: &mut Option<Written>,
+    ) {
+        if !order.note(kind, list_bytes) {
+            written.get_or_insert_with(|| self.written(before, false)).is_malformed = true;
         }
     }
 
@@ -183,12 +262,13 @@ impl HeaderBlocks {
         Some(())
     }
 
+    /// Reads a field that is spelled out. Returns its kind, and its size in a list of fields.
     fn read_literal(
         &mut self,
         rest: &mut Rest<'_>,
         before: &[u8],
         written: &mut Option<Written>,
-    ) -> Option<()> {
+    ) -> Option<(Kind, usize)> {
         let is_indexed = rest.0[0] & WITH_INDEXING != 0;
         let spelled;
         let name = match rest.integer(if is_indexed { 6 } else { 4 })? {
@@ -201,9 +281,10 @@ impl HeaderBlocks {
         };
         let value = rest.text()?;
         let (length, checked) = check(name.kind, &value)?;
+        let noted = (name.kind, name.list_bytes(length));
         let is_odd = !matches!(checked, Checked::Sound);
         if !is_indexed && !is_odd && written.is_none() {
-            return Some(());
+            return Some(noted);
         }
         let is_malformed = matches!(checked, Checked::Malformed);
         let entry = match &checked {
@@ -221,7 +302,7 @@ impl HeaderBlocks {
         if is_indexed {
             self.table.insert(entry);
         }
-        Some(())
+        Some(noted)
     }
 }
 
@@ -242,7 +323,7 @@ enum Checked {
 
 /// Checks a value. Returns its length, decoded. `None`: it cannot be decoded.
 fn check(kind: Kind, value: &Text<'_>) -> Option<(usize, Checked)> {
-    let is_plain_enough = matches!(kind, Kind::Path | Kind::Text | Kind::Field);
+    let is_plain_enough = !matches!(kind, Kind::Method | Kind::Status | Kind::Te | Kind::Malformed);
     if is_plain_enough && let Some(length) = value.plain_length() {
         return Some((length, Checked::Sound));
     }
@@ -256,9 +337,10 @@ fn check(kind: Kind, value: &Text<'_>) -> Option<(usize, Checked)> {
                 longer => (length, Checked::Encoded(longer.into_owned())),
             });
         }
-        Kind::Text => std::str::from_utf8(&text).is_ok(),
+        Kind::Authority | Kind::Scheme | Kind::Protocol => std::str::from_utf8(&text).is_ok(),
         Kind::Method => Method::from_bytes(&text).is_ok(),
         Kind::Status => StatusCode::from_bytes(&text).is_ok(),
+        Kind::Te => *text == *b"trailers",
         Kind::Field => is_value(&text),
         Kind::Malformed => false,
     };

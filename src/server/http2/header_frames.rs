@@ -2,7 +2,7 @@
 //! the frames of those that must change.
 
 use super::frame::{Frame, PREFACE};
-use super::header_block::HeaderBlocks;
+use super::header_block::{Block, HeaderBlocks};
 use std::borrow::Cow;
 
 /// What to do with the first bytes of those that were received.
@@ -17,7 +17,7 @@ enum Next {
 /// Bytes that do not pass as they are.
 #[derive(Debug, Default, PartialEq, Eq)]
 pub struct Replaced {
-    /// Number of bytes that are replaced.
+    /// The number of bytes that are replaced.
     pub count: usize,
     /// What takes their place.
     pub by: Vec<u8>,
@@ -29,8 +29,11 @@ pub struct HeaderFrames {
     /// Bytes until the next frame header.
     skip: usize,
     blocks: HeaderBlocks,
-    /// Longest header block with its frame headers, in bytes. The fields of a longer one are too
-    /// many to be taken.
+    /// The number of the last stream that the client has opened. A header block of a stream up to
+    /// this one holds trailers.
+    last_stream: u32,
+    /// The length of the longest header block that is read, with its frame headers, in bytes. A
+    /// longer one has more fields than the `h2` crate takes.
     block_bytes_max: usize,
 }
 
@@ -40,6 +43,7 @@ impl HeaderFrames {
         Self {
             skip: PREFACE.len(),
             blocks: HeaderBlocks::new(list_bytes_max),
+            last_stream: 0,
             block_bytes_max: list_bytes_max.saturating_add(Frame::PAYLOAD_BYTES_MAX),
         }
     }
@@ -70,28 +74,42 @@ impl HeaderFrames {
         }
         let Some(frame) = frame_at(bytes, 0) else { return Next::Wait };
         // The `h2` crate ends the connection at a frame that is too long, whatever it is.
-        if frame.length > Frame::PAYLOAD_BYTES_MAX || !self.blocks.are_read() {
+        if frame.length > Frame::PAYLOAD_BYTES_MAX {
             return self.pass_frame(bytes, frame);
         }
         match frame.kind {
-            Frame::HEADERS => self.header_block(bytes, frame),
+            Frame::HEADERS if self.blocks.are_read() => self.header_block(bytes, frame),
+            // These trailers are not read, so they may hold a pseudo-header.
+            Frame::HEADERS if self.are_trailers(frame) => self.replace_all(bytes, frame),
+            Frame::HEADERS => {
+                self.last_stream = frame.stream;
+                self.pass_frame(bytes, frame)
+            }
             // Neither has a place here.
-            Frame::CONTINUATION | Frame::PUSH_PROMISE => self.replace_all(bytes, frame),
+            Frame::CONTINUATION | Frame::PUSH_PROMISE if self.blocks.are_read() => {
+                self.replace_all(bytes, frame)
+            }
             _ => self.pass_frame(bytes, frame),
         }
+    }
+
+    fn are_trailers(&self, frame: Frame) -> bool {
+        frame.stream <= self.last_stream
     }
 
     /// Reads a header block whose first frame is `frame`.
     fn header_block(&mut self, bytes: &[u8], frame: Frame) -> Next {
         let is_long = |length: usize| length > self.block_bytes_max;
-        let (end, written) = match Block::read(bytes, frame) {
-            Gathered::Broken => return self.replace_all(bytes, frame),
-            Gathered::Part if !is_long(bytes.len()) => return Next::Wait,
-            Gathered::Whole(block) if !is_long(block.end) => {
-                (block.end, self.blocks.read(&block.fields, block.depends_on_itself))
-            }
-            Gathered::Part | Gathered::Whole(_) => (bytes.len(), self.blocks.give_up()),
+        let are_trailers = self.are_trailers(frame);
+        let (end, written) = match read_block(bytes, frame, are_trailers) {
+            BlockRead::Broken => return self.replace_all(bytes, frame),
+            BlockRead::Part if !is_long(bytes.len()) => return Next::Wait,
+            BlockRead::Whole(block, end) if !is_long(end) => (end, self.blocks.read(&block)),
+            // Without this, trailers would pass that are not checked.
+            _ if are_trailers => return self.replace_all(bytes, frame),
+            BlockRead::Part | BlockRead::Whole(..) => (bytes.len(), self.blocks.give_up()),
         };
+        self.last_stream = self.last_stream.max(frame.stream);
         match written {
             None if self.blocks.are_read() => Next::Pass(end),
             None => self.pass_frame(bytes, frame),
@@ -144,18 +162,9 @@ fn frames(frame: Frame, block: &[u8]) -> Vec<u8> {
     }
 }
 
-/// A header block.
-struct Block<'b> {
-    fields: Cow<'b, [u8]>,
-    /// Whether its stream depends on itself, which is an error of that stream. The `h2` crate does
-    /// not even read its fields then, as it would have to.
-    depends_on_itself: bool,
-    /// Length of its frames in bytes.
-    end: usize,
-}
-
-enum Gathered<'b> {
-    Whole(Block<'b>),
+enum BlockRead<'b> {
+    /// A block, and the length of its frames in bytes.
+    Whole(Block<'b>, usize),
     /// Its end is missing.
     Part,
     /// Its frames are an error of the connection.
@@ -163,57 +172,58 @@ enum Gathered<'b> {
 }
 
 /// The payload of the frame at `at`.
-fn payload_at(bytes: &[u8], at: usize, frame: Frame) -> Result<&[u8], Gathered<'static>> {
+fn payload_at(bytes: &[u8], at: usize, frame: Frame) -> Result<&[u8], BlockRead<'static>> {
     if frame.length > Frame::PAYLOAD_BYTES_MAX {
-        return Err(Gathered::Broken);
+        return Err(BlockRead::Broken);
     }
     let from = at + Frame::HEAD_BYTES;
-    bytes.get(from..from + frame.length).ok_or(Gathered::Part)
+    bytes.get(from..from + frame.length).ok_or(BlockRead::Part)
 }
 
-impl<'b> Block<'b> {
-    /// Reads the block at the beginning of `bytes`, whose first frame is `first`.
-    fn read(bytes: &'b [u8], first: Frame) -> Gathered<'b> {
-        let payload = match payload_at(bytes, 0, first) {
-            Ok(payload) => payload,
-            Err(gathered) => return gathered,
+/// Reads the block at the beginning of `bytes`, whose first frame is `first`.
+fn read_block(bytes: &[u8], first: Frame, are_trailers: bool) -> BlockRead<'_> {
+    let payload = match payload_at(bytes, 0, first) {
+        Ok(payload) => payload,
+        Err(unread) => return unread,
+    };
+    let Some((fields, depends_on_itself)) = first_fields(payload, first) else {
+        return BlockRead::Broken;
+    };
+    let is_cut = first.flags & Frame::END_HEADERS == 0;
+    let (mut fields, mut end) = (Cow::Borrowed(fields), Frame::HEAD_BYTES + first.length);
+    let mut frame = first;
+    while frame.flags & Frame::END_HEADERS == 0 {
+        frame = match frame_at(bytes, end) {
+            None => return BlockRead::Part,
+            Some(next) if (next.kind, next.stream) == (Frame::CONTINUATION, first.stream) => next,
+            Some(_) => return BlockRead::Broken,
         };
-        let Some(mut block) = Block::first(payload, first) else { return Gathered::Broken };
-        let mut frame = first;
-        while frame.flags & Frame::END_HEADERS == 0 {
-            frame = match frame_at(bytes, block.end) {
-                None => return Gathered::Part,
-                Some(next) if (next.kind, next.stream) == (Frame::CONTINUATION, first.stream) => {
-                    next
-                }
-                Some(_) => return Gathered::Broken,
-            };
-            match payload_at(bytes, block.end, frame) {
-                Ok(payload) => block.fields.to_mut().extend_from_slice(payload),
-                Err(gathered) => return gathered,
-            }
-            block.end += Frame::HEAD_BYTES + frame.length;
+        match payload_at(bytes, end, frame) {
+            Ok(payload) => fields.to_mut().extend_from_slice(payload),
+            Err(unread) => return unread,
         }
-        Gathered::Whole(block)
+        end += Frame::HEAD_BYTES + frame.length;
     }
+    // A stream that depends on itself is an error of that stream. The `h2` crate does not even read
+    // its fields then, as it would have to.
+    let block = Block { fields, are_trailers, is_cut, is_malformed: depends_on_itself };
+    BlockRead::Whole(block, end)
+}
 
-    /// Reads the payload of a HEADERS frame. `None`: an error of the connection.
-    fn first(payload: &'b [u8], frame: Frame) -> Option<Self> {
-        let (mut rest, mut padding, mut dependency) = (payload, 0, None);
-        if frame.flags & Frame::PADDED != 0 {
-            let (length, fields) = rest.split_first()?;
-            (rest, padding) = (fields, usize::from(*length));
-        }
-        if frame.flags & Frame::PRIORITY != 0 {
-            let ([a, b, c, d, _], fields) = rest.split_first_chunk()?;
-            rest = fields;
-            // The first bit says whether the dependency is exclusive.
-            dependency = Some(u32::from_be_bytes([*a, *b, *c, *d]) & (u32::MAX >> 1));
-        }
-        let fields = &rest[..rest.len().checked_sub(padding)?];
-        let depends_on_itself = dependency == Some(frame.stream);
-        let end = Frame::HEAD_BYTES + frame.length;
-        let block = Self { fields: Cow::Borrowed(fields), depends_on_itself, end };
-        (frame.stream != 0).then_some(block)
+/// The fields in the payload of a HEADERS frame, and whether its stream depends on itself. `None`:
+/// the frame is an error of the connection.
+fn first_fields(payload: &[u8], frame: Frame) -> Option<(&[u8], bool)> {
+    let (mut rest, mut padding, mut dependency) = (payload, 0, None);
+    if frame.flags & Frame::PADDED != 0 {
+        let (length, fields) = rest.split_first()?;
+        (rest, padding) = (fields, usize::from(*length));
     }
+    if frame.flags & Frame::PRIORITY != 0 {
+        let ([a, b, c, d, _], fields) = rest.split_first_chunk()?;
+        rest = fields;
+        // The first bit says whether the dependency is exclusive.
+        dependency = Some(u32::from_be_bytes([*a, *b, *c, *d]) & (u32::MAX >> 1));
+    }
+    let fields = &rest[..rest.len().checked_sub(padding)?];
+    (frame.stream != 0).then_some((fields, dependency == Some(frame.stream)))
 }

@@ -4,7 +4,7 @@ use super::huffman;
 use crate::request::simd::{self, Block};
 use std::borrow::Cow;
 
-/// Most bytes of an integer, as in the `h2` crate.
+/// The most bytes of an integer, as in the `h2` crate.
 const INTEGER_BYTES_MAX: usize = 5;
 /// The bit of a string in the Huffman code.
 const HUFFMAN: u8 = 0x80;

@@ -4,7 +4,7 @@
 //! each length begins where the one before it ends. So the lengths alone say what the codes are.
 //! The longest one, of ones only, ends a string; as padding its first bits fill up the last byte.
 
-/// Length of each byte's code, in bits.
+/// The length of each byte's code, in bits.
 #[rustfmt::skip]
 const LENGTHS: [u8; 256] = [
     13, 23, 28, 28, 28, 28, 28, 28, 28, 24, 30, 28, 28, 30, 28, 28,
@@ -25,7 +25,7 @@ const LENGTHS: [u8; 256] = [
     26, 27, 26, 26, 27, 27, 27, 27, 27, 28, 27, 27, 27, 27, 27, 26,
 ];
 
-/// Length of the shortest and the longest code, in bits.
+/// The length of the shortest and the longest code, in bits.
 const CODE_BITS_MIN: usize = 5;
 const CODE_BITS_MAX: usize = 30;
 
@@ -80,7 +80,7 @@ pub const fn is_plain(byte: u8) -> bool {
     matches!(byte, b' '..=b'~') && !matches!(byte, b'"' | b'<' | b'>' | b'`')
 }
 
-/// Number of bits that are looked up at once. The codes of nearly all plain bytes are as short.
+/// The number of bits that are looked up at once. The codes of nearly all plain bytes are as short.
 const STEP_BITS: usize = 13;
 /// A step that takes two codes, not one.
 const TWO_CODES: u8 = 1 << 6;

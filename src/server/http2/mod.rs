@@ -86,14 +86,13 @@ where
         let (stop, stopping) = watch::channel(false);
         let budget = Arc::new(FrameBudget::new(limits, stop));
         let uploads = Arc::<Uploads>::default();
-        let (counted, mut exceeded) =
-            FrameCounter::new(stream, received, budget.clone(), uploads.clone());
+        let streams = Streams::new(self.clone(), &stream, uploads.clone(), shutdown.clone());
+        let (counted, mut exceeded) = FrameCounter::new(stream, received, budget.clone(), uploads);
         let tick = limits.header_timeout;
         let mut ticks = interval_at(tokio::time::Instant::now() + tick, tick);
         ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
         let mut watchdog = Watchdog::default();
         let mut is_stopping = false;
-        let streams = Streams::new(self.clone(), &counted, uploads, shutdown.clone());
         let mut serving = pin!(poll_last(Box::pin(streams.serve(counted, limits, stopping))));
         let limit = loop {
             tokio::select! {

@@ -3,7 +3,7 @@
 use crate::server::limits::Limits;
 use h2::server::Builder;
 
-/// Most response bytes that wait for one stream's window.
+/// The most response bytes that wait for one stream's window.
 const SEND_BUFFER_BYTES: usize = 16 << 10;
 /// Window of a stream: as many bytes of one request's body as may wait for its origin.
 const STREAM_WINDOW_BYTES: u32 = 1 << 20;

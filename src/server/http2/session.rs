@@ -28,7 +28,7 @@ use std::task::Poll;
 use std::time::Duration;
 use tokio::time::timeout;
 
-/// Most bytes of a request's body that are kept for a second attempt at an origin.
+/// The most bytes of a request's body that are kept for a second attempt at an origin.
 const RETRY_BYTES_MAX: usize = 64 << 10;
 
 /// Fields that concern one HTTP/1 connection (RFC 9113, section 8.2.2).
@@ -257,7 +257,7 @@ impl Session for Http2Session {
 
     async fn read_body_bytes(&mut self) -> Result<Option<Bytes>> {
         loop {
-            poll_fn(|_| exchange::poll_origin()).await;
+            poll_fn(|_| exchange::poll_request_taken()).await;
             let Some(data) = self.body.data().await else {
                 if !self.body_ended {
                     self.read_trailers().await?;

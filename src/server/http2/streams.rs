@@ -29,7 +29,7 @@ use pingora::apps::HttpServerApp;
 use pingora::http::ResponseHeader;
 use pingora::protocols::http::ServerSession;
 use pingora::protocols::http::custom::server::Session;
-use pingora::protocols::{Digest, GetProxyDigest, GetSocketDigest, GetTimingDigest, Ssl};
+use pingora::protocols::{Digest, Stream};
 use pingora::proxy::ProxyHttp;
 use pingora::server::ShutdownWatch;
 use std::future::{pending, poll_fn};
@@ -38,7 +38,7 @@ use std::time::Duration;
 use tokio::sync::watch;
 use tokio::time::{sleep, timeout};
 
-/// Longest wait for a client to take the GOAWAY that ends an idle connection, in seconds.
+/// The longest wait for a client to take the GOAWAY that ends an idle connection, in seconds.
 const GOAWAY_SECONDS_MAX: u64 = 1;
 
 /// What the streams of one connection share.
@@ -46,7 +46,7 @@ pub struct Streams<SV> {
     server: Arc<Server<SV>>,
     digest: Arc<Digest>,
     uploads: Arc<Uploads>,
-    /// Number of streams that are being served.
+    /// The number of streams that are being served.
     open: watch::Sender<usize>,
     shutdown: ShutdownWatch,
 }
@@ -117,18 +117,18 @@ where
     SV: ProxyHttp + Send + Sync + 'static,
     SV::CTX: Send + Sync,
 {
-    /// The streams of the connection `io`, for [`Streams::serve`].
+    /// The streams of `connection`, for [`Streams::serve`].
     pub fn new(
         server: Arc<Server<SV>>,
-        io: &FrameCounter,
+        connection: &Stream,
         uploads: Arc<Uploads>,
         shutdown: ShutdownWatch,
     ) -> Arc<Self> {
         let digest = Arc::new(Digest {
-            ssl_digest: io.get_ssl_digest(),
-            timing_digest: io.get_timing_digest(),
-            proxy_digest: io.get_proxy_digest(),
-            socket_digest: io.get_socket_digest(),
+            ssl_digest: connection.get_ssl_digest(),
+            timing_digest: connection.get_timing_digest(),
+            proxy_digest: connection.get_proxy_digest(),
+            socket_digest: connection.get_socket_digest(),
         });
         Arc::new(Self { server, digest, uploads, open: watch::Sender::new(0), shutdown })
     }

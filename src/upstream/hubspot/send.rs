@@ -26,9 +26,9 @@ use super::answers::{self, BODY_BYTES_MAX};
 use super::contacts;
 use super::item::Item;
 use super::translate::EventInput;
+use crate::upstream::client;
 use crate::upstream::client::Client;
 use crate::upstream::outcome::{Failure, Outcome, Part};
-use crate::upstream::{answer, client};
 
 /// Maximum number of events in one request (HubSpot's limit).
 pub const EVENTS_MAX: usize = 500;
@@ -225,7 +225,7 @@ impl Sender {
                 Answer { outcome, status, body }
             }
             Err(error) => {
-                let outcome = Outcome::Retry(Failure::new(answer::describe(&error)));
+                let outcome = Outcome::Retry(Failure::new(self.client.describe(&error)));
                 Answer { outcome, status: 0, body: None }
             }
         }

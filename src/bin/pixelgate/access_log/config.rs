@@ -1,10 +1,8 @@
 //! The `[access_log]` section: its keys, their defaults and limits (SPEC 9).
 
 use bytesize::ByteSize;
-use rustix::fs::{Access, access};
 use serde::Deserialize;
-use std::fmt::Display;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::time::Duration;
 
 /// The value of `path` that stands for standard error.
@@ -67,32 +65,6 @@ impl Config {
         Ok(())
     }
 
-    /// Checks that the file at `path` can be written, or made if it is missing. Makes no file.
-    ///
-    /// # Errors
-    ///
-    /// The path, and why the file cannot be opened.
-    pub fn check_path(&self) -> Result<(), String> {
-        if !self.is_on() || self.is_stderr() {
-            return Ok(());
-        }
-        let path = self.path.display();
-        let cannot = |e: &dyn Display| Err(format!("{path} cannot be opened: {e}"));
-        if self.path.is_dir() {
-            return cannot(&"it is a folder");
-        }
-        if self.path.exists() {
-            return access(&self.path, Access::WRITE_OK).or_else(|e| cannot(&e));
-        }
-        let folder = self.path.parent().filter(|folder| !folder.as_os_str().is_empty());
-        let folder = folder.unwrap_or(Path::new("."));
-        match access(folder, Access::WRITE_OK | Access::EXEC_OK) {
-            Ok(()) if folder.is_dir() => Ok(()),
-            Ok(()) => cannot(&format!("{} is not a folder", folder.display())),
-            Err(e) => cannot(&format!("its folder {} cannot be written: {e}", folder.display())),
-        }
-    }
-
     /// Whether an access log is written.
     pub fn is_on(&self) -> bool {
         !self.path.as_os_str().is_empty()
@@ -117,19 +89,6 @@ impl Config {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn a_path_without_its_folder_is_a_mistake() {
-        let check =
-            |path: &str| Config { path: path.into(), ..Config::default() }.check_path().is_ok();
-        assert!(
-            ["", "stderr", "access.log", "/dev/null", "/tmp/access.log"]
-                .map(check)
-                .iter()
-                .all(|ok| *ok)
-        );
-        assert!(!check("/tmp") && !check("/there/is/no/such/folder"));
-    }
 
     #[test]
     fn each_limit_has_a_smallest_and_a_largest_value() {

@@ -5,16 +5,14 @@ use super::terminal::{GOOD, Progress};
 use crate::causes::with_causes;
 use crate::config::Config;
 use crate::config::keys::Values;
-use crate::edge::listen::Address;
+use crate::edge::listen::{Address, Bound};
 use crate::edge::metrics_export;
 use crate::edge::origin_ca;
 use crate::edge::running::Running;
 use crate::edge::tls::Certificates;
+use crate::writable::{self, Unwritable};
 use pixelgate::config::UpstreamKind;
-use rustix::fs::{Access, access};
-use std::fmt::Display;
-use std::io::{ErrorKind, Write};
-use std::net::TcpListener;
+use std::io::Write;
 use std::path::Path;
 use std::process::ExitCode;
 use std::sync::mpsc;
@@ -50,6 +48,13 @@ pub fn diff(path: &Path, config: Config) -> ExitCode {
         Ok(running) => running,
         Err(why) => return fail(NO, why),
     };
+    // Answers at once: the check above has asked the same disk.
+    if let Err(Unwritable { why, .. }) = writable::folder(&state_dir) {
+        let _ = writeln!(
+            anstream::stderr(),
+            "pixelgate: edge.state_dir: {why}: the values below may be older than those in force"
+        );
+    }
     let changes = running.changes(&values);
     if let Err(why) = changes.check_not_emptied(is_blank) {
         return fail(UNUSABLE, format!("{}: {why}", path.display()));
@@ -96,16 +101,13 @@ fn check(config: &Config) -> Result<String, String> {
     if let Some(why) = origin_ca.and_then(|path| origin_ca::check(path).err()) {
         return Err(format!("edge.origin_ca: {why}"));
     }
-    if let Err(why) = config.access_log.check_path() {
-        return Err(format!("access_log.path: {why}"));
-    }
     metrics_export::prepare(&config.otlp).map_err(|e| with_causes(&e))?;
-    check_folders(config)?;
-    check_sockets(config)?;
+    let mut summary = check_writable(config)?;
+    summary += &check_listeners(config)?;
     let spinner = Progress::spinner("reading the portal list");
     let checked = pixelgate::tools::check(&config.gate, &config.edge.state_dir);
     drop(spinner);
-    checked.map(|summary| occupied(config) + &summary).map_err(|e| with_causes(&e))
+    checked.map(|about| summary + &about).map_err(|e| with_causes(&e))
 }
 
 /// Returns the key and the address of each listener.
@@ -118,53 +120,53 @@ fn listeners(config: &Config) -> impl Iterator<Item = (&'static str, Address)> {
     all.filter_map(|(key, text)| Some((key, Address::parse(text).ok()?)))
 }
 
-/// Returns a line for each TCP address on which the system does not let this process listen now.
-/// Such an address is not an error: while an edge runs, the edge itself listens there.
-fn occupied(config: &Config) -> String {
-    let line = |(key, address): (&str, Address)| {
-        let Address::Tcp(address) = address else { return None };
-        let e = TcpListener::bind(address).err()?;
-        let taken = match e.kind() {
-            ErrorKind::AddrInUse => "; `run --upgrade` takes it over from a running edge",
-            _ => "",
-        };
-        Some(format!("{key}: {address}: {e}{taken}\n"))
-    };
-    listeners(config).filter_map(line).collect()
-}
-
-/// Checks that the Unix sockets can be made.
-fn check_sockets(config: &Config) -> Result<(), String> {
+/// Checks that the sockets can be opened. Returns a line for each TCP address in use, which is not
+/// an error: while an edge runs, the edge itself listens there.
+fn check_listeners(config: &Config) -> Result<String, String> {
+    let mut lines = String::new();
     for (key, address) in listeners(config) {
-        address.check_path().map_err(|e| format!("{key}: {}", with_causes(&e)))?;
+        let failed = |e: &dyn std::error::Error| format!("{key}: {}", with_causes(e));
+        address.check_path(&config.edge.state_dir).map_err(|e| failed(&e))?;
+        match Bound::check(&address) {
+            Err(e) if e.is_in_use() => {
+                lines += &format!(
+                    "{key}: {address}: Address already in use: `run --upgrade` takes it over \
+                     from a running edge, and beside another process `run` ends with exit code 2\n"
+                );
+            }
+            opened => opened.map_err(|e| failed(&e))?,
+        }
     }
-    Ok(())
+    Ok(lines)
 }
 
-/// Checks that each folder that the edge writes to can be written, or can be made if it is missing.
-fn check_folders(config: &Config) -> Result<(), String> {
+/// Checks that each file and folder that the edge writes to can be written, or can be made if it is
+/// missing. Returns a line for each that a disk does not let be written now, which is not an error:
+/// the edge starts and tries again.
+fn check_writable(config: &Config) -> Result<String, String> {
+    let state_dir = &config.edge.state_dir;
     let upstreams = config.gate.upstreams();
     let files = upstreams.iter().filter_map(|upstream| match &upstream.kind {
         UpstreamKind::File(file) => Some((format!("upstream.{}.dir", upstream.name), &file.dir)),
         _ => None,
     });
     let own = [
-        ("edge.state_dir".to_owned(), &config.edge.state_dir),
+        ("edge.state_dir".to_owned(), state_dir),
         ("spool.dir".to_owned(), &config.gate.spool.dir),
     ];
-    for (key, folder) in own.into_iter().chain(files) {
-        let failed = |at: &Path, why: &dyn Display| {
-            Err(format!("{key}: {}: {} {why}", folder.display(), at.display()))
-        };
-        // A relative path that does not exist at all begins in the working directory.
-        let there = folder.ancestors().find(|path| path.exists()).unwrap_or(Path::new("."));
-        let there = if there.as_os_str().is_empty() { Path::new(".") } else { there };
-        if !there.is_dir() {
-            return failed(there, &"is no folder");
-        }
-        if let Err(e) = access(there, Access::WRITE_OK | Access::EXEC_OK) {
-            return failed(there, &format!("cannot be written: {e}"));
+    let folders = own.into_iter().chain(files).map(|(key, dir)| (key, writable::folder(dir)));
+    let log = &config.access_log;
+    let log = Some(&log.path).filter(|_| log.is_on() && !log.is_stderr());
+    let log = log.map(|path| ("access_log.path".to_owned(), writable::file(path, state_dir)));
+    let mut lines = String::new();
+    for (key, checked) in folders.chain(log) {
+        match checked {
+            Err(Unwritable { why, is_of_path: true }) => return Err(format!("{key}: {why}")),
+            Err(Unwritable { why, .. }) => {
+                lines += &format!("{key}: {why}; the edge starts and tries again\n");
+            }
+            Ok(()) => {}
         }
     }
-    Ok(())
+    Ok(lines)
 }

@@ -50,8 +50,9 @@ Examples:
   pixelgate check --diff                 what would a reload change, and what needs an upgrade?
 
 Exit codes:
-  0  everything is valid; a summary or the changed keys are printed
-  1  for --diff: no edge has run with this edge.state_dir
+  0  everything is valid; a summary or the changed keys are printed. An address in use is named:
+     `run` ends with 2 there, unless it is that of an edge which `run --upgrade` replaces
+  1  for --diff: no edge runs with this edge.state_dir, or it could not store its values there
   2  something is invalid; one line names the file, the key and the reason";
 
 /// Sections of `pixelgate schema --help`.
@@ -82,7 +83,7 @@ Examples:
 Exit codes:
   0  done; for verify: every record is intact
   1  a record is damaged, or the folder cannot be read; for forget: an edge runs on the spool,
-     or it knows no upstream of this name
+     or there is nothing to forget, because it knows no upstream of this name
   2  for forget: the upstream is configured";
 
 /// Sections of `pixelgate dead --help`.

@@ -71,7 +71,8 @@ pub fn run(config: Config, arguments: &Arguments) -> ExitCode {
         Ok(options) => options,
         Err(code) => return code,
     };
-    let files = Files::new(&arguments.files, name);
+    let verb = if arguments.dry_run { "counting for" } else { "sending to" };
+    let files = Files::new(&arguments.files, format!("{verb} {name}"));
     if arguments.dry_run {
         return survey(files, &options);
     }
@@ -173,10 +174,9 @@ fn left(counts: &Counts) -> String {
 }
 
 impl<'a> Files<'a> {
-    fn new(paths: &'a [PathBuf], upstream: &str) -> Files<'a> {
+    fn new(paths: &'a [PathBuf], what: String) -> Files<'a> {
         let length = |path: &PathBuf| path.metadata().map_or(0, |file| file.len());
         let total = paths.iter().filter(|path| !is_stdin(path)).map(length).sum();
-        let what = format!("sending to {upstream}");
         let progress = match total {
             0 => Progress::spinner(what),
             _ => Progress::new(what, Unit::Bytes),

@@ -7,6 +7,7 @@ use crate::causes::with_causes;
 use crate::config::Config;
 use crate::plural::counted;
 use clap::Subcommand;
+use pixelgate::custom::is_bot;
 use pixelgate::errors::RecordError;
 use pixelgate::tools::backfill;
 use pixelgate::tools::dead_letters::{self, Filter};
@@ -135,8 +136,11 @@ fn dump(dir: &Path, out: &mut impl Write) -> Result<(), Failure> {
     inspect::dump(dir, |_, payload| {
         line.clear();
         match Record::decode(payload) {
-            // Bots are detected at delivery, so the spool does not know them.
-            Ok(record) => record.write_json(&mut line, false),
+            // As at delivery: the spool does not know bots.
+            Ok(record) => {
+                let is_bot = is_bot(record.context.user_agent.as_deref());
+                record.write_json(&mut line, is_bot);
+            }
             // A newer version of pixelgate wrote the record, so it is not damaged.
             Err(RecordError::UnknownVersion(version)) => {
                 line.extend_from_slice(format!("{{\"unknown_version\":{version}}}").as_bytes());
@@ -169,15 +173,32 @@ fn forget_upstream(config: &Config, name: &str) -> Result<(), (u8, String)> {
         .map_err(|why| at(spool, &why))?;
     let sent = config.gate.sent_dir();
     let was_sent_to = backfill::forget(&sent, name).map_err(|why| at(&sent, &why))?;
-    if forgotten.lanes == 0 && !has_letters && !was_sent_to {
-        return Err((NO, format!("{name}: the spool knows no upstream of exactly this name")));
-    }
-    let mut letters = 0;
+    let (mut letters, mut others) = (0, String::new());
     if has_letters {
         let all = Filter::default();
         letters = dead_letters::remove(&dead, name, &all).map_err(|why| at(&dead, &why))?;
+        let left = dead_letters::list(&dead, name, &all, |_| {}).map_err(|why| at(&dead, &why))?;
+        others = not_letters(&dead, left.damaged);
+    }
+    if forgotten.lanes == 0 && letters == 0 && !was_sent_to {
+        let unknown =
+            "there is nothing to forget, the spool knows no upstream of exactly this name";
+        return Err((NO, format!("{name}: {unknown}{others}")));
     }
     let pending = counted(forgotten.pending, "pending event");
-    let line = format!("{name}: {pending} and {} were removed", counted(letters, "dead letter"));
+    let letters = counted(letters, "dead letter");
+    let line = format!("{name}: {pending} and {letters} were removed{others}");
     writeln!(io::stdout(), "{line}").map_err(|why| (NO, format!("standard output: {why}")))
+}
+
+/// The end of a message about lines of the dead letters' files that stay there.
+fn not_letters(dead: &Path, lines: u64) -> String {
+    match lines {
+        0 => String::new(),
+        _ => format!(
+            "; {} in {} that no edge wrote: remove the file by hand",
+            counted(lines, "line"),
+            dead.display()
+        ),
+    }
 }

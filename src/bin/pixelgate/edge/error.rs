@@ -15,9 +15,6 @@ pub enum EdgeError {
     /// A key of `[edge]` cannot be used. Holds the key and the reason.
     #[error("{0}")]
     Edge(String),
-    /// `edge.state_dir` cannot be created. Holds its path.
-    #[error("edge.state_dir {0} cannot be created")]
-    State(String, #[source] std::io::Error),
     /// The file of the access log cannot be opened. Holds its path.
     #[error("access_log.path: {0} cannot be opened")]
     AccessLog(String, #[source] std::io::Error),
@@ -45,6 +42,6 @@ impl EdgeError {
     /// Whether the configuration, or something that it names, is the reason.
     pub fn is_of_configuration(&self) -> bool {
         use EdgeError::*;
-        matches!(self, Gate(_) | Listen(..) | Edge(_) | State(..) | AccessLog(..) | Otlp(_))
+        matches!(self, Gate(_) | Listen(..) | Edge(_) | AccessLog(..) | Otlp(_))
     }
 }

@@ -20,7 +20,8 @@
 //! and the name. Then it sends [`END`]. The successor sends [`ACCEPTING`] when it accepts
 //! connections.
 
-use super::within::{START_LIMIT, within};
+use super::upgrade_socket::{Listeners, Maker, Successor};
+use pixelgate::custom::Faults;
 use rustix::net::{
     RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SendAncillaryBuffer,
     SendAncillaryMessage, SendFlags, recvmsg, sendmsg, sockopt::socket_peercred,
@@ -28,12 +29,10 @@ use rustix::net::{
 use std::io::{self, ErrorKind, IoSlice, IoSliceMut, Read, Write};
 use std::mem::MaybeUninit;
 use std::os::fd::{AsFd, OwnedFd};
-use std::os::unix::fs::PermissionsExt;
 use std::os::unix::net::{UnixListener, UnixStream};
-use std::path::Path;
-use std::sync::mpsc::SyncSender;
-use std::sync::{Arc, OnceLock, Weak};
-use std::time::{Duration, Instant};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
 use tokio::sync::watch;
 
 /// The file name of the Unix socket in `edge.state_dir`.
@@ -46,7 +45,7 @@ const ACCEPTING: u8 = b'A';
 /// The longest time for one read or write of the handover, in seconds. Both ends are on one
 /// machine.
 const STEP_SECONDS_MAX: u64 = 10;
-/// The pause between two attempts to make the Unix socket or to accept on it, in seconds.
+/// The pause after a failure to accept a connection, in seconds.
 const RETRY_SECONDS: u64 = 1;
 /// The most sockets in one handover: more than a configuration lists.
 const SOCKETS_MAX: usize = 1024;
@@ -54,40 +53,22 @@ const SOCKETS_MAX: usize = 1024;
 /// A listening socket with its name, which is its role and its configured address.
 pub type Named = (String, OwnedFd);
 
-/// The state of the successor, as the old process knows it.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Successor {
-    /// There is no successor.
-    None,
-    /// The successor has the sockets and does not accept yet.
-    Starting,
-    /// The successor accepts.
-    Accepting,
-}
-
 /// Offers the listening sockets to a successor. The offer ends when this is dropped.
 pub struct Offer {
-    /// Not set until the Unix socket could be made.
-    listener: Arc<OnceLock<UnixListener>>,
+    listeners: Arc<Listeners>,
     sockets: Arc<Vec<Named>>,
     successor: watch::Sender<Successor>,
 }
 
 impl Offer {
-    /// Offers `sockets` at `path`, in place of an earlier offer there. If the Unix socket cannot be
-    /// made, the log says so, and a thread tries again each second until the offer ends. A disk
-    /// that does not answer delays the return by [`START_LIMIT`].
-    pub fn open(path: &Path, sockets: Vec<Named>) -> Self {
-        let listener = Arc::new(OnceLock::new());
-        let (offered, slot) = (path.to_owned(), Arc::downgrade(&listener));
-        let made = within(START_LIMIT, move |tried| make(&offered, &slot, &tried));
-        if made.is_none() {
-            log::warn!(
-                "{}: the disk does not answer, so no upgrade is possible until it does",
-                path.display()
-            );
-        }
-        Self { listener, sockets: Arc::new(sockets), successor: watch::channel(Successor::None).0 }
+    /// Offers `sockets` at `path`. With `replaces`, in place of the offer of the process that this
+    /// one replaces. While the Unix socket cannot be made, it is tried again, and `faults` has the
+    /// fault `state_dir`. A disk that does not answer delays the return by
+    /// [`super::within::START_LIMIT`].
+    pub fn open(path: PathBuf, sockets: Vec<Named>, replaces: bool, faults: Faults) -> Self {
+        let successor = watch::channel(Successor::None).0;
+        let maker = Maker { path, replaces, successor: successor.subscribe(), faults };
+        Self { listeners: maker.start(), sockets: Arc::new(sockets), successor }
     }
 
     /// Returns the state of the successor and its changes.
@@ -97,14 +78,20 @@ impl Offer {
 
     /// Hands the sockets over to each process of this user or of root that connects. Never returns.
     pub async fn serve(&self) {
-        let pause = || tokio::time::sleep(Duration::from_secs(RETRY_SECONDS));
-        let made = loop {
-            match self.listener.get() {
-                Some(listener) => break listener.try_clone(),
-                None => pause().await,
+        let mut changed = self.listeners.subscribe();
+        loop {
+            let listener = changed.borrow_and_update().as_ref().map(UnixListener::try_clone);
+            tokio::select! {
+                Ok(()) = changed.changed() => {}
+                () = self.serve_on(listener) => {}
             }
-        };
-        let listener = match made.and_then(tokio::net::UnixListener::from_std) {
+        }
+    }
+
+    /// Hands the sockets over to each process that connects to `listener`. Never returns.
+    async fn serve_on(&self, listener: Option<io::Result<UnixListener>>) {
+        let Some(listener) = listener else { return std::future::pending().await };
+        let listener = match listener.and_then(tokio::net::UnixListener::from_std) {
             Ok(listener) => listener,
             Err(e) => {
                 log::error!("upgrade: the socket for an upgrade cannot be used: {e}");
@@ -127,65 +114,11 @@ impl Offer {
                 }
                 Err(e) => {
                     log::error!("upgrade: the new process cannot connect: {e}");
-                    pause().await;
+                    tokio::time::sleep(Duration::from_secs(RETRY_SECONDS)).await;
                 }
             }
         }
     }
-}
-
-/// Makes the Unix socket at `path`, and tries again until it is made or the offer has ended. Sends
-/// to `tried` after the first attempt.
-fn make(path: &Path, slot: &Weak<OnceLock<UnixListener>>, tried: &SyncSender<()>) {
-    let began = Instant::now();
-    let mut has_failed = false;
-    loop {
-        let made = listen(path);
-        let Some(listener) = slot.upgrade() else { return };
-        let is_made = made.is_ok();
-        match made {
-            Ok(made) => {
-                // Cannot fail: only this thread sets the listener.
-                let _ = listener.set(made);
-                // After a failure, or after the start has gone on without it.
-                if has_failed || began.elapsed() >= START_LIMIT {
-                    log::info!("{}: an upgrade is possible from now on", path.display());
-                }
-            }
-            Err(e) if !has_failed => log::warn!(
-                "{}: the socket for an upgrade cannot be made, and is tried again each second: {e}",
-                path.display()
-            ),
-            Err(_) => {}
-        }
-        // An error means that nothing waits for the first attempt any more.
-        let _ = tried.try_send(());
-        if is_made {
-            return;
-        }
-        has_failed = true;
-        drop(listener);
-        std::thread::sleep(Duration::from_secs(RETRY_SECONDS));
-    }
-}
-
-/// Makes a Unix socket for this user at `path`, in place of an earlier one.
-fn listen(path: &Path) -> io::Result<UnixListener> {
-    if let Some(state_dir) = path.parent() {
-        std::fs::create_dir_all(state_dir)?;
-    }
-    // The socket has a temporary name until its permissions are set. So other users can never
-    // connect, and a successor finds either the old socket or the new one.
-    let making = path.with_extension(format!("{}", std::process::id()));
-    remove_if_there(&making)?;
-    let listener = UnixListener::bind(&making)?;
-    let opened = std::fs::set_permissions(&making, std::fs::Permissions::from_mode(0o600))
-        .and_then(|()| std::fs::rename(&making, path))
-        .and_then(|()| listener.set_nonblocking(true));
-    if opened.is_err() {
-        let _ = std::fs::remove_file(&making);
-    }
-    opened.map(|()| listener)
 }
 
 /// Hands the sockets over to one successor, and reports its state until it ends.
@@ -331,22 +264,11 @@ fn is_end(e: &io::Error) -> bool {
     matches!(e.kind(), ErrorKind::UnexpectedEof | ErrorKind::ConnectionReset)
 }
 
-fn remove_if_there(path: &Path) -> io::Result<()> {
-    match std::fs::remove_file(path) {
-        Err(e) if e.kind() != ErrorKind::NotFound => Err(e),
-        _ => Ok(()),
-    }
-}
-
-/// Whether a process offers sockets at `path`.
-pub fn is_offered(path: &Path) -> bool {
-    UnixStream::connect(path).is_ok()
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
     use std::net::{TcpListener, TcpStream};
+    use std::os::unix::fs::PermissionsExt;
 
     #[tokio::test]
     async fn a_successor_gets_what_it_claims_and_says_when_it_accepts() {
@@ -357,7 +279,8 @@ mod tests {
         let addresses = listeners.each_ref().map(|listener| listener.local_addr().unwrap());
         let named = ["edge a", "edge b"].map(str::to_owned);
         let sockets = named.into_iter().zip(listeners.map(OwnedFd::from)).collect();
-        let offer = Arc::new(Offer::open(&path, sockets));
+        let offer = Offer::open(path.clone(), sockets, false, Faults::unregistered());
+        let offer = Arc::new(offer);
         let mode = std::fs::metadata(&path).unwrap().permissions().mode();
         assert_eq!(mode & 0o777, 0o600);
         let mut successor = offer.successor();

@@ -6,8 +6,8 @@
 //! directly. Those of the admin pages go into a table of descriptors, in which Pingora looks before
 //! it opens a socket.
 
+use crate::writable;
 use pixelgate::http_server::Listener;
-use rustix::fs::{Access, access};
 use std::fmt;
 use std::fs::{Permissions, set_permissions};
 use std::io::{self, ErrorKind};
@@ -56,20 +56,16 @@ impl Address {
 
 impl Address {
     /// Checks that a Unix socket can be made at this address. A socket on which a running edge
-    /// listens is no error.
+    /// listens is no error. `made` is a folder that a start makes before.
     ///
     /// # Errors
     ///
     /// The folder cannot be written, the path is too long, or another file has this path.
-    pub fn check_path(&self) -> Result<(), BindError> {
+    pub fn check_path(&self, made: &Path) -> Result<(), BindError> {
         let Self::Unix(path) = self else { return Ok(()) };
-        let parent = path.parent().filter(|parent| !parent.as_os_str().is_empty());
         unix::net::SocketAddr::from_pathname(path)
             .and_then(|_| find_socket(path))
-            .and_then(|_| {
-                let needed = Access::WRITE_OK | Access::EXEC_OK;
-                Ok(access(parent.unwrap_or(Path::new(".")), needed)?)
-            })
+            .and_then(|_| writable::parent(path, made).map_err(|e| io::Error::other(e.why)))
             .map_err(|source| BindError { address: self.to_string(), source })
     }
 
@@ -164,6 +160,15 @@ impl Bound {
                 listener.set_nonblocking(true).map_err(failed)?;
                 Ok(Self { key, unix: true, socket: listener.into() })
             }
+        }
+    }
+
+    /// Opens a TCP socket at `address` and closes it, to see whether it can be opened. A Unix
+    /// socket is not opened, because that would make a file.
+    pub fn check(address: &Address) -> Result<(), BindError> {
+        match address {
+            Address::Tcp(_) => Self::open(address).map(drop),
+            Address::Unix(_) => Ok(()),
         }
     }
 

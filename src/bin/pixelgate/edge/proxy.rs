@@ -6,12 +6,13 @@ use super::forwarded;
 use super::origin::Origins;
 use super::origin_set::Server;
 use super::own_answers::OwnAnswers;
+use super::response;
 use super::routing_headers;
 use super::trailers;
 use super::upgrade::for_upgrade;
 use arc_swap::ArcSwap;
 use async_trait::async_trait;
-use http::{HeaderName, HeaderValue, StatusCode, Version, header};
+use http::{HeaderName, HeaderValue, Version, header};
 use log::{debug, error};
 use pingora::http::{RequestHeader, ResponseHeader};
 use pingora::modules::http::HttpModules;
@@ -25,8 +26,6 @@ use std::io::{self, ErrorKind};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-const KEEP_ALIVE: HeaderName = HeaderName::from_static("keep-alive");
-const PROXY_CONNECTION: HeaderName = HeaderName::from_static("proxy-connection");
 const MAX_FORWARDS: HeaderName = HeaderName::from_static("max-forwards");
 
 /// The longest wait for the end of a body with `Content-Length: 0`, in seconds.
@@ -54,6 +53,8 @@ pub struct Ctx {
     record: Option<Box<AccessRecord>>,
     /// When `server` was chosen, for the access log.
     chosen: Option<Instant>,
+    /// The number of informational responses so far.
+    informational: u32,
     /// Whether the response could not be sent whole.
     is_cut: bool,
     _guard: InFlightGuard,
@@ -143,6 +144,11 @@ fn fails_in_body(session: &mut Session) -> bool {
     session.req_header().version != Version::HTTP_2 && !session.is_body_done()
 }
 
+/// Whether the final response of a request has begun: an informational one may precede it.
+fn has_begun(session: &Session) -> bool {
+    session.response_written().is_some_and(|written| !response::is_informational(written))
+}
+
 /// Returns `Max-Forwards` of a `TRACE` or `OPTIONS` request (RFC 9110, section 7.6.2), or `None`
 /// for other methods and for a value that is not a number. Such a value is passed on unchanged.
 fn forwards_left(request: &RequestHeader) -> Option<u64> {
@@ -150,60 +156,6 @@ fn forwards_left(request: &RequestHeader) -> Option<u64> {
         return None;
     }
     request.headers.get(MAX_FORWARDS)?.to_str().ok()?.parse().ok()
-}
-
-/// Removes the hop-by-hop headers of a response (RFC 9110, section 7.6.1). Pingora removes those of
-/// requests. Of a response it only replaces `Connection`, so this header stays here and keeps its
-/// place. A response to a request for an upgrade keeps all of them, because they are also meant for
-/// the client.
-fn end_hop(response: &mut ResponseHeader) {
-    let upgrade = [StatusCode::SWITCHING_PROTOCOLS, StatusCode::UPGRADE_REQUIRED];
-    if upgrade.contains(&response.status) {
-        return;
-    }
-    let lines = response.headers.get_all(header::CONNECTION);
-    let tokens = lines.iter().flat_map(|line| line.as_bytes().split(|b| *b == b','));
-    // Nearly all responses name `Keep-Alive`, which is removed below.
-    let tokens = tokens
-        .map(<[u8]>::trim_ascii)
-        .filter(|t| !t.eq_ignore_ascii_case(KEEP_ALIVE.as_str().as_bytes()));
-    let named = tokens.filter_map(|token| HeaderName::from_bytes(token).ok());
-    let framing = [header::CONNECTION, header::CONTENT_LENGTH, header::TRANSFER_ENCODING];
-    let named: Vec<_> = named.filter(|name| !framing.contains(name)).collect();
-    for name in &named {
-        response.remove_header(name);
-    }
-    // As a rule there is neither: to look at each name costs less than to search for two.
-    let own_hop = [KEEP_ALIVE, PROXY_CONNECTION];
-    if response.headers.keys().any(|name| own_hop.contains(name)) {
-        for name in &own_hop {
-            response.remove_header(name);
-        }
-    }
-}
-
-/// Removes the headers that frame a body from a response that cannot have a body (RFC 9112, section
-/// 6.1, and RFC 9110, section 8.6). Some clients would wait for the body.
-fn frame_no_body(response: &mut ResponseHeader) {
-    if response.status.is_informational() || response.status == StatusCode::NO_CONTENT {
-        response.remove_header(&header::TRANSFER_ENCODING);
-        response.remove_header(&header::CONTENT_LENGTH);
-    }
-}
-
-/// Replaces several equal values of `Content-Length` by one (RFC 9110, section 8.6). Pingora has
-/// checked that they are equal, but a client may refuse a response with more than one.
-fn join_lengths(response: &mut ResponseHeader) -> Result<()> {
-    let mut lines = response.headers.get_all(header::CONTENT_LENGTH).iter();
-    let Some(first) = lines.next() else { return Ok(()) };
-    let values = || first.as_bytes().split(|b| *b == b',');
-    if lines.next().is_none() && values().count() == 1 {
-        return Ok(());
-    }
-    let value = values().next().unwrap_or_default().trim_ascii();
-    let value = HeaderValue::from_bytes(value)
-        .or_err(ErrorType::InvalidHTTPHeader, "in a response's length")?;
-    response.insert_header(header::CONTENT_LENGTH, value)
 }
 
 /// Names a timeout of an origin's stream (`OriginTimeouts`) as Pingora names its own. Pingora takes
@@ -229,6 +181,7 @@ impl ProxyHttp for Edge {
             tried: Vec::new(),
             record: None,
             chosen: None,
+            informational: 0,
             is_cut: false,
             _guard: self.in_flight.enter(),
         }
@@ -319,16 +272,17 @@ impl ProxyHttp for Edge {
 
     async fn upstream_response_filter(
         &self,
-        _session: &mut Session,
+        session: &mut Session,
         response: &mut ResponseHeader,
         ctx: &mut Ctx,
     ) -> Result<()> {
+        response::check_interim(session, response, &mut ctx.informational)?;
         if let (Some(record), Some(chosen)) = (&mut ctx.record, ctx.chosen) {
             record.origin_time = Some(chosen.elapsed());
         }
-        end_hop(response);
-        join_lengths(response)?;
-        frame_no_body(response);
+        response::end_hop(response);
+        response::join_lengths(response)?;
+        response::frame_no_body(response);
         // The version is that of this hop (RFC 9110, section 2.5). A client that got the version
         // HTTP/1.0 of an origin would take the lines of chunks for content.
         response.set_version(Version::HTTP_11);
@@ -385,7 +339,7 @@ impl ProxyHttp for Edge {
         let timed_out = matches!(e.etype(), ErrorType::ReadTimedout | ErrorType::WriteTimedout);
         // The origin may be waiting for the rest of a body that the client does not send.
         let client_is_late = *e.etype() == ErrorType::ReadTimedout && !session.is_body_done();
-        let has_answered = session.response_written().is_some();
+        let has_answered = has_begun(session);
         if is_upstream_error && !reused && !client_is_late && !has_answered {
             self.give_up(ctx, e.etype().as_str());
         }
@@ -393,7 +347,7 @@ impl ProxyHttp for Edge {
             && !timed_out
             && session.req_header().method.is_idempotent()
             && !session.as_ref().retry_buffer_truncated()
-            && !has_answered
+            && session.response_written().is_none()
             && (reused || ctx.tried.len() < self.origins.servers());
         e.set_retry(retry);
         e
@@ -431,7 +385,7 @@ impl ProxyHttp for Edge {
             // Only the kind of the error, because its context may quote the request.
             error!("a request failed inside the edge: {}", e.etype().as_str());
         }
-        if session.response_written().is_some() {
+        if has_begun(session) {
             return gone;
         }
         // Pingora closes the connection after a failed request. This announces the close.

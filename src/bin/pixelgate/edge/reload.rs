@@ -52,6 +52,8 @@ const CERTIFICATES: &str = "certificates";
 const ORIGIN_CA: &str = "origin_ca";
 const NOT_IN_FORCE: &str = "upgrade";
 const LOOK: &str = "look";
+/// The subject of the fault `state_dir`.
+const VALUES: &str = "values in force";
 
 /// Everything that a reload changes.
 pub struct Handles {
@@ -241,6 +243,11 @@ impl Reloader {
             [] => info!("{}: no key has changed that a reload puts in force", self.path.display()),
             keys => info!("{}: in force from now on: {}", self.path.display(), keys.join(", ")),
         }
+        if logging::is_overridden() && changes.reload.iter().any(|key| key == "log.level") {
+            warn!(
+                "log.level: RUST_LOG of the environment comes before it, until an upgrade without"
+            );
+        }
         let faults = self.handles.gate.faults();
         if changes.upgrade.is_empty() {
             return faults.clear(FaultKind::ConfigReload, NOT_IN_FORCE);
@@ -271,17 +278,21 @@ impl Reloader {
         self.note_written(state, written);
     }
 
-    /// Logs the first of several failures.
+    /// Shows in `/status` that the values are not written, and logs the first of several failures.
     fn note_written(&self, state: &mut State, written: io::Result<()>) {
-        let dir = &self.state_dir;
         let was_noted = std::mem::replace(&mut state.is_noted, written.is_ok());
-        if let (true, Err(e)) = (was_noted, written) {
-            warn!(
-                "the values in force cannot be written into {}, so `pixelgate check --diff` \
-                 compares with older ones: {e}",
-                dir.display()
-            );
+        let (dir, faults) = (self.state_dir.display(), self.handles.gate.faults());
+        let Err(e) = written else { return faults.clear(FaultKind::StateDir, VALUES) };
+        let text = format!(
+            "{dir}: the values in force cannot be written, so `pixelgate check --diff` compares \
+             with older ones: {e}"
+        );
+        if was_noted {
+            warn!("{text}");
         }
+        let advice = "Make edge.state_dir writable, with room for a file. It is tried again every \
+                      2 seconds. Events are not affected.";
+        faults.raise(FaultKind::StateDir, VALUES, text, advice);
     }
 
     /// Names in `/status` the certificates that cannot be used.

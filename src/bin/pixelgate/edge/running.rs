@@ -44,17 +44,17 @@ impl Running {
     }
 
     /// Writes the values that are in force, in place of an earlier file. Only this user may read
-    /// the file.
+    /// the file. After a failure there is no file, because an earlier one has other values.
     pub fn write(state_dir: &Path, values: &Values) -> io::Result<()> {
-        let content = Self::of(values)?;
-        fs::create_dir_all(state_dir)?;
+        let content = serde_json::to_vec(&Self::of(values)?).map_err(io::Error::other)?;
         let making = state_dir.join(format!("{FILE_NAME}.{}", std::process::id()));
-        let mut file =
-            OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(&making)?;
-        let written = serde_json::to_vec(&content).map_err(io::Error::other);
-        let written = written.and_then(|text| file.write_all(&text));
-        let placed = written.and_then(|()| fs::rename(&making, state_dir.join(FILE_NAME)));
-        placed.inspect_err(|_| drop(fs::remove_file(&making)))
+        let path = state_dir.join(FILE_NAME);
+        let mut options = OpenOptions::new();
+        options.write(true).create(true).truncate(true).mode(0o600);
+        fs::create_dir_all(state_dir)
+            .and_then(|()| options.open(&making)?.write_all(&content))
+            .and_then(|()| fs::rename(&making, &path))
+            .inspect_err(|_| [&making, &path].into_iter().for_each(|at| _ = fs::remove_file(at)))
     }
 
     /// Reads the file of the edge that runs with this `edge.state_dir`.
@@ -66,8 +66,8 @@ impl Running {
         let path = state_dir.join(FILE_NAME);
         let failed = |why: String| format!("{}: {why}", path.display());
         let text = pixelgate::tools::read_regular_file(&path, FILE_BYTES_MAX);
-        let unknown = "no edge has run with this edge.state_dir, and a changed edge.state_dir \
-                       cannot be compared";
+        let unknown = "no edge runs with this edge.state_dir, or its disk does not take the file \
+                       (the fault `state_dir`); a changed edge.state_dir cannot be compared";
         let text = text.map_err(|e| failed(format!("{e}: {unknown}")))?;
         serde_json::from_slice(&text).map_err(|e| failed(e.to_string()))
     }

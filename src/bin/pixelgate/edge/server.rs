@@ -19,6 +19,7 @@ use super::within::{START_LIMIT, within};
 use super::{admin, file_limit, metrics_export, origin_ca};
 use crate::access_log::{AccessLogs, Opened};
 use crate::config::Config;
+use crate::writable;
 use arc_swap::ArcSwap;
 use async_trait::async_trait;
 use log::{info, warn};
@@ -34,7 +35,6 @@ use pixelgate::custom::InFlight;
 use pixelgate::http_server::{
     self, Acceptor, BufferedBytes, Handshake, Server as HttpServer, Socket,
 };
-use pixelgate::tools::is_of_path;
 use std::path::Path;
 use std::sync::Arc;
 use tokio::sync::{Notify, watch};
@@ -134,19 +134,25 @@ fn end(gate: &PixelGate, access_logs: &AccessLogs, deadline: &Deadline) -> Resul
     closed.inspect(|()| info!("stopped"))
 }
 
-/// Makes `edge.state_dir`. A disk that does not let the folder be made, or does not answer, is no
-/// error, because it must not prevent a start: each later write to the folder tries to make it,
-/// too.
+/// Makes `edge.state_dir`. A disk that does not let the folder be made or written, or does not
+/// answer, is no error, because it must not prevent a start: each later write to the folder tries
+/// to make it, too.
 fn make_state_dir(dir: &Path) -> Result<(), EdgeError> {
     let path = dir.to_owned();
     // An error of the sender means that the start has gone on without it.
-    let made = within(START_LIMIT, move |done| _ = done.send(std::fs::create_dir_all(path)));
+    let made = within(START_LIMIT, move |done| _ = done.send(writable::make_folder(&path)));
     let why = match made {
         None => format!("the disk has not answered for {} s", START_LIMIT.as_secs()),
-        Some(Err(e)) if !is_of_path(&e) => e.to_string(),
-        Some(made) => return made.map_err(|e| EdgeError::State(dir.display().to_string(), e)),
+        Some(Err(e)) if e.is_of_path => {
+            return Err(EdgeError::Edge(format!("edge.state_dir: {}", e.why)));
+        }
+        Some(Err(e)) => e.why,
+        Some(Ok(())) => return Ok(()),
     };
-    warn!("edge.state_dir {} cannot be made now, and is tried again later: {why}", dir.display());
+    warn!(
+        "edge.state_dir {} cannot be written now, and is tried again later: {why}",
+        dir.display()
+    );
     Ok(())
 }
 

@@ -9,8 +9,9 @@
 //! while its client is sending.
 
 use super::config::Config;
-use super::handover::{InheritedSockets, Named, Offer, SOCKET_NAME, Successor};
+use super::handover::{InheritedSockets, Named, Offer, SOCKET_NAME};
 use super::systemd;
+use super::upgrade_socket::Successor;
 use crate::access_log::AccessLogs;
 use crate::plural::counted;
 use arc_swap::ArcSwap;
@@ -108,7 +109,7 @@ impl ShutdownSignalWatch for Signals {
         });
         self.announcement.iter().for_each(|line| info!("{line}"));
         systemd::ready();
-        let stop = self.wait(&mut handlers, offer.as_ref()).await;
+        let stop = self.wait(&mut handlers, &offer).await;
         if stop == Stop::Now {
             self.drain(&mut handlers).await;
         }
@@ -177,30 +178,15 @@ impl Handlers {
 }
 
 impl Signals {
-    /// Offers the sockets to a successor. Returns `None` if another edge offers sockets at the
-    /// same path.
-    fn offer(&self, upgraded: bool) -> Option<Offer> {
+    /// Offers the sockets to a successor. With `replaces`, this process is a successor itself.
+    fn offer(&self, replaces: bool) -> Offer {
         let path = self.state_dir.join(SOCKET_NAME);
-        if !upgraded && super::handover::is_offered(&path) {
-            warn!(
-                "another edge runs with the edge.state_dir {}, so this one cannot be upgraded: use \
-another folder",
-                self.state_dir.display()
-            );
-            return None;
-        }
-        Some(Offer::open(&path, take(&self.sockets)))
+        Offer::open(path, take(&self.sockets), replaces, self.gate.faults().clone())
     }
 
-    async fn wait(&self, on: &mut Handlers, offer: Option<&Offer>) -> Stop {
-        let (_sender, no_successor) = watch::channel(Successor::None);
-        let mut successor = offer.map_or(no_successor, Offer::successor);
-        let serve = async {
-            match offer {
-                Some(offer) => offer.serve().await,
-                None => std::future::pending().await,
-            }
-        };
+    async fn wait(&self, on: &mut Handlers, offer: &Offer) -> Stop {
+        let mut successor = offer.successor();
+        let serve = offer.serve();
         tokio::pin!(serve);
         // Whether SIGQUIT arrived while a successor was starting.
         let mut quitting = false;

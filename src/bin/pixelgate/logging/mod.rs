@@ -12,4 +12,4 @@ mod dedup;
 mod setup;
 mod throttle;
 
-pub use setup::{reload, start};
+pub use setup::{is_overridden, reload, start};

@@ -16,6 +16,9 @@ use std::sync::{Arc, OnceLock};
 const OTHERS: [&str; 7] =
     ["pingora", "pingora_core", "pingora_proxy", "hyper", "h2", "reqwest", "rustls"];
 
+/// The variable of the environment whose levels come before `log.level`.
+const LEVELS: &str = "RUST_LOG";
+
 /// The logger in use, which a reload replaces.
 struct InUse(ArcSwap<env_logger::Logger>);
 
@@ -55,11 +58,17 @@ pub fn reload(config: &Config) {
     in_use.store(Arc::new(log));
 }
 
+/// Whether `RUST_LOG` sets levels, so that `log.level` does not set all of them. The environment of
+/// a process does not change.
+pub fn is_overridden() -> bool {
+    std::env::var(LEVELS).is_ok_and(|levels| !levels.is_empty())
+}
+
 fn logger(config: &Config, running: bool) -> env_logger::Logger {
     let level = config.level.filter();
     let mut log = env_logger::Builder::new();
     log.filter_level(if running { level } else { level.min(LevelFilter::Warn) });
-    if let Ok(wish) = std::env::var("RUST_LOG") {
+    if let Ok(wish) = std::env::var(LEVELS) {
         log.parse_filters(&wish);
     }
     for target in OTHERS {

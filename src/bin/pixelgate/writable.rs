@@ -1,0 +1,172 @@
+//! Checks that files can be made where a configuration says, and leaves none there.
+//!
+//! Permissions alone do not say it: root passes them where a file system makes no files, as in
+//! `/proc`. So a folder is made in the nearest folder that exists, and removed at once.
+
+use pixelgate::tools::is_of_path;
+use std::fs::{self, OpenOptions};
+use std::io::{self, ErrorKind};
+use std::os::unix::fs::OpenOptionsExt;
+use std::path::{Path, PathBuf, absolute};
+
+/// The most symbolic links that are followed, as in Linux.
+const LINKS_MAX: usize = 40;
+
+/// Why no file can be made.
+#[derive(Debug)]
+pub struct Unwritable {
+    /// The place and the reason, as the end of a message.
+    pub why: String,
+    /// Whether the path is the reason, so that `run` ends with exit code 2. Otherwise the disk is:
+    /// `run` starts and tries again.
+    pub is_of_path: bool,
+}
+
+impl Unwritable {
+    fn of(at: &Path, what: &str, e: &io::Error) -> Self {
+        Self { why: format!("{} {what}: {e}", at.display()), is_of_path: is_of_path(e) }
+    }
+
+    fn wrong(at: &Path, what: &str) -> Self {
+        Self { why: format!("{} {what}", at.display()), is_of_path: true }
+    }
+}
+
+/// Checks that `path` is a folder or can be made one, and that files can be made in it.
+pub fn folder(path: &Path) -> Result<(), Unwritable> {
+    // Also finds a symbolic link to a place that does not exist, in which no folder can be made.
+    let is_absent = |path: &Path| {
+        let found = fs::symlink_metadata(path);
+        found.is_err_and(|e| matches!(e.kind(), ErrorKind::NotFound | ErrorKind::NotADirectory))
+    };
+    let there = path.ancestors().find(|path| !is_absent(path));
+    // A relative path that does not exist at all begins in the working directory.
+    let there = there.filter(|path| !path.as_os_str().is_empty()).unwrap_or(Path::new("."));
+    match fs::metadata(there) {
+        Ok(found) if found.is_dir() => probe(there),
+        Ok(_) => Err(Unwritable::wrong(there, "is no folder")),
+        Err(e) if e.kind() == ErrorKind::NotFound => {
+            Err(Unwritable::wrong(there, "is a symbolic link to a place that does not exist"))
+        }
+        Err(e) => Err(Unwritable::of(there, "cannot be used", &e)),
+    }
+}
+
+/// Makes `path` a folder, with those above it, and checks that files can be made in it.
+pub fn make_folder(path: &Path) -> Result<(), Unwritable> {
+    fs::create_dir_all(path).map_err(|e| Unwritable::of(path, "cannot be made", &e))?;
+    folder(path)
+}
+
+/// Checks that `path` is a file that can be written, or can be made one: its folder exists, or is
+/// `made` or above it, which a start makes before.
+pub fn file(path: &Path, made: &Path) -> Result<(), Unwritable> {
+    let nonblocking = rustix::fs::OFlags::NONBLOCK.bits().cast_signed();
+    match OpenOptions::new().append(true).custom_flags(nonblocking).open(path) {
+        Ok(_) => Ok(()),
+        Err(e) if e.kind() == ErrorKind::NotFound => parent(&target(path), made),
+        Err(e) => Err(Unwritable::of(path, "cannot be opened", &e)),
+    }
+}
+
+/// Checks that a file can be made at `path`: its folder exists, or is `made` or above it.
+pub fn parent(path: &Path, made: &Path) -> Result<(), Unwritable> {
+    let parent = path.parent().filter(|parent| !parent.as_os_str().is_empty());
+    let parent = parent.unwrap_or(Path::new("."));
+    let is_made = || whole(made).starts_with(whole(parent));
+    match fs::metadata(parent) {
+        Err(e) if e.kind() == ErrorKind::NotFound && is_made() => folder(parent),
+        Err(e) => Err(Unwritable::of(path, "cannot be made", &e)),
+        Ok(found) if found.is_dir() => probe(parent),
+        Ok(_) => Err(Unwritable::wrong(parent, "is no folder")),
+    }
+}
+
+/// The path at which a file is made when `path` is opened: that to which symbolic links lead.
+fn target(path: &Path) -> PathBuf {
+    let mut path = path.to_owned();
+    for _ in 0..LINKS_MAX {
+        let Ok(link) = fs::read_link(&path) else { break };
+        path = path.parent().unwrap_or(Path::new("")).join(link);
+    }
+    path
+}
+
+/// The path from the root on.
+fn whole(path: &Path) -> PathBuf {
+    // Fails only without a working directory; then no relative path can be opened either.
+    absolute(path).unwrap_or_else(|_| path.to_owned())
+}
+
+/// Makes and removes a folder in one that exists.
+fn probe(folder: &Path) -> Result<(), Unwritable> {
+    let made = folder.join(format!(".pixelgate-check-{}", std::process::id()));
+    match fs::create_dir(&made) {
+        // What is there already, another process of this number has made, in another container.
+        Err(e) if e.kind() != ErrorKind::AlreadyExists => {
+            Err(Unwritable::of(folder, "cannot be written", &e))
+        }
+        _ => {
+            let _ = fs::remove_dir(&made);
+            Ok(())
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::os::unix::fs::symlink;
+
+    #[test]
+    fn a_place_is_writable_where_a_start_could_write_and_nothing_is_left_there() {
+        let dir = tempfile::tempdir().unwrap();
+        let at = |name: &str| dir.path().join(name);
+        fs::write(at("text"), "a").unwrap();
+        symlink(at("none"), at("dangling")).unwrap();
+        symlink("to-be-made", at("to-file")).unwrap();
+        symlink("none/file", at("too-deep")).unwrap();
+        symlink("loop", at("loop")).unwrap();
+        let state = at("state/below");
+        let check = |checked: Result<(), Unwritable>, expect: &str| match checked {
+            Ok(()) => assert_eq!(expect, ""),
+            Err(found) => {
+                assert!(found.is_of_path && !expect.is_empty(), "{found:?}");
+                assert!(found.why.contains(expect), "{found:?}");
+            }
+        };
+        for (name, expect) in [
+            ("", ""),
+            ("new", ""),
+            ("new/below", ""),
+            ("text", "is no folder"),
+            ("text/below", "is no folder"),
+            ("dangling", "symbolic link"),
+            ("dangling/below", "symbolic link"),
+            ("loop/below", "symbolic link"),
+        ] {
+            check(folder(&at(name)), expect);
+        }
+        for (name, expect) in [
+            ("text", ""),
+            ("new", ""),
+            ("to-file", ""),
+            ("state/access.log", ""),
+            ("state/below/access.log", ""),
+            ("state/below/further/access.log", "No such file"),
+            ("none/access.log", "No such file"),
+            ("too-deep", "No such file"),
+            ("text/below", "Not a directory"),
+            ("", "Is a directory"),
+            ("loop", "symbolic link"),
+        ] {
+            check(file(&at(name), &state), expect);
+        }
+        for made_by_no_process in ["/proc", "/sys", "/proc/new/below"] {
+            check(folder(Path::new(made_by_no_process)), "cannot be written");
+        }
+        let mut left: Vec<_> = fs::read_dir(dir.path()).unwrap().map(Result::unwrap).collect();
+        left.retain(|entry| !entry.path().is_symlink());
+        assert_eq!(left.len(), 1, "{left:?}");
+    }
+}
