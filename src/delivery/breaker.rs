@@ -103,8 +103,8 @@ impl Breaker {
         Pass { probe }
     }
 
-    /// The upstream answered and handled the batch. This closes the breaker, whether the attempt was
-    /// the probe or not.
+    /// The upstream answered and handled the batch. This closes the breaker, whether the attempt
+    /// was the probe or not.
     pub fn succeed(&mut self, _: Pass) {
         self.state = State::Closed;
         (self.failures, self.attempts_failed, self.first_probes) = (0, 0, 0);

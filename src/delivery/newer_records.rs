@@ -36,9 +36,9 @@ impl NewerRecords {
         self.events > 0
     }
 
-    /// Removes the records of newer versions from what was read, and returns whether there were any.
-    /// `now_ms` is the time in milliseconds since 1970. A record without a readable time, or with a
-    /// later one, counts as received now.
+    /// Removes the records of newer versions from what was read, and returns whether there were
+    /// any. `now_ms` is the time in milliseconds since 1970. A record without a readable time, or
+    /// with a later one, counts as received now.
     pub fn set_aside(&mut self, entries: &mut Vec<Entry>, now_ms: u64) -> bool {
         let read = entries.len();
         entries.retain(|Entry { payload, .. }| {

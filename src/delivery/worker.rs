@@ -54,8 +54,8 @@ pub struct DeliveryWorker {
     pub(super) letters: LetterQueue,
     pub(super) schedule: Schedule,
     pub(super) queues: Vec<Queue>,
-    /// Whether the order of events is kept: a queue has one batch under way at a time, and the parts
-    /// of a batch stay in order.
+    /// Whether the order of events is kept: a queue has one batch under way at a time, and the
+    /// parts of a batch stay in order.
     pub(super) in_order: bool,
     pub(super) attempts_max: u32,
     /// Attempts that delivered something.
@@ -180,8 +180,8 @@ impl DeliveryWorker {
     }
 
     /// Takes over what a reload has changed, at the latest one tick after it. Where an order is
-    /// kept, the number of queues stays, and with it the number of batches in flight: a portal whose
-    /// events moved to another queue could have two batches under way.
+    /// kept, the number of queues stays, and with it the number of batches in flight: a portal
+    /// whose events moved to another queue could have two batches under way.
     fn take_limits(&mut self) {
         if !self.in_order {
             self.limiter.set_max(self.upstream.concurrency_max());

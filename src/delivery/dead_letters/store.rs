@@ -164,8 +164,8 @@ impl Files {
 
     fn open_lock(&self, path: &Path) -> io::Result<File> {
         if !self.dir.is_dir() {
-            // The spool's folder above it is not made anew: if its disk is not mounted, a new folder
-            // would hide the letters when the disk is mounted again.
+            // The spool's folder above it is not made anew: if its disk is not mounted, a new
+            // folder would hide the letters when the disk is mounted again.
             match fs::create_dir(&self.dir) {
                 Err(e) if e.kind() != io::ErrorKind::AlreadyExists => return Err(e),
                 _ => {}
