@@ -10,6 +10,8 @@ use super::options::{Options, Route};
 use super::status::Status;
 use super::tracker::Tracker;
 use crate::clock::Clock;
+use crate::plural::counted;
+use crate::spool::RUNS_MAX;
 use crate::telemetry::faults::{FaultKind, Faults};
 
 const OUTCOMES: [&str; 7] =
@@ -110,9 +112,12 @@ impl Monitor {
         self.note(
             FaultKind::Poison,
             poison > 0,
-            || format!("{poison} events of upstream {name} fail while it takes others: {error}."),
-            "They are tried again, then one by one, and become dead letters after attempts_max \
-             failures of each. Look at what the upstream logs about them.",
+            || {
+                let events = counted(poison as u64, "event");
+                format!("{events} of upstream {name} failed often while it took others: {error}.")
+            },
+            "Look at what the upstream logs about these events. Their batch is tried again and \
+             halved, and an event that fails alone attempts_max times becomes a dead letter.",
         );
         let waits = state != State::Ok && state != State::Stopped;
         let stuck = self.health.trouble_seconds().filter(|s| waits && *s >= STUCK_SECONDS);
@@ -120,18 +125,19 @@ impl Monitor {
             FaultKind::UpstreamStuck,
             stuck.is_some(),
             || format!("Upstream {name} has taken nothing for {} s: {error}.", stuck.unwrap_or(0)),
-            "See to the upstream. Its events wait on disk, and delivery goes on without a restart.",
+            "Repair the upstream. Its events wait on disk, and delivery goes on by itself.",
         );
         self.note(
             FaultKind::RunAheadBound,
             at_bound,
             || {
                 format!(
-                    "So many separate events of upstream {name} are stuck that no more is read."
+                    "No more events are read for upstream {name}: {RUNS_MAX} of them are stuck, \
+                     each between delivered ones."
                 )
             },
-            "See to what fails: the last error of the upstream. New events wait on disk until \
-             some of the stuck ones have ended.",
+            "The last error of the upstream says why they fail. New events wait on disk until some \
+             of the stuck ones have ended.",
         );
     }
 
