@@ -112,7 +112,7 @@ pub fn run(
         sockets: Mutex::new(sockets.copies),
         inherited: Mutex::new(sockets.inherited),
         announcement,
-        handlers: Mutex::new(Some(handlers)),
+        handlers: Mutex::new(Some(handlers.started())),
     };
     let deadline = signals.deadline.clone();
     server.run(RunArgs { shutdown_signal: Box::new(signals) });
