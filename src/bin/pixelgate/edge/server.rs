@@ -170,7 +170,7 @@ fn open_gate(
         .state_dir(&edge.state_dir)
         .trusted_proxies(trusted(edge)?)
         .in_flight(in_flight.clone());
-    builder.open().map_err(EdgeError::Gate)
+    builder.open().map_err(if is_successor { EdgeError::Successor } else { EdgeError::Gate })
 }
 
 fn trusted(edge: &Section) -> Result<TrustedProxies, EdgeError> {
