@@ -16,6 +16,7 @@ mod delivery;
 mod discretion;
 mod disk;
 mod disk_faults;
+mod disk_missing;
 mod disk_start;
 mod documented;
 mod duplex;
