@@ -15,6 +15,7 @@ mod dead;
 mod delivery;
 mod discretion;
 mod disk;
+mod disk_damage;
 mod disk_faults;
 mod disk_missing;
 mod disk_start;
