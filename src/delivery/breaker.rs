@@ -10,6 +10,7 @@
 //! times. So a probe soon finds that an upstream works, and an upstream that does not work still
 //! gets fewer and fewer probes. A process that starts with 64 batches that the upstream never takes
 //! at the front of its spool reaches the others after 2 minutes on average; with 192, after 15.
+//! A batch that fails as the probe is halved, so that probes become small: see `conclude.rs`.
 //!
 //! A batch that fails again and again says nothing about the upstream: it has a wait of its own,
 //! and only its first failure counts here. A pause that the upstream asks for is kept whatever else
@@ -69,6 +70,13 @@ pub struct Pass {
     probe: bool,
 }
 
+impl Pass {
+    /// Whether the attempt is the probe.
+    pub fn is_probe(&self) -> bool {
+        self.probe
+    }
+}
+
 impl Breaker {
     /// When the next attempt may begin.
     pub fn admission(&self, now: Instant) -> Admission {
@@ -110,12 +118,12 @@ impl Breaker {
         (self.failures, self.attempts_failed, self.first_probes) = (0, 0, 0);
     }
 
-    /// The attempt failed, for the first time of its batch or not, and the upstream may have asked
-    /// for a pause of `after`.
+    /// The attempt failed, and the upstream may have asked for a pause of `after`. `is_first`: for
+    /// the first time of its events. `is_new`: of its batch, which may be a half of one that failed.
     pub fn fail(
         &mut self,
         pass: Pass,
-        is_first: bool,
+        [is_first, is_new]: [bool; 2],
         after: Option<Duration>,
         backoff: &Backoff,
         now: Instant,
@@ -135,10 +143,10 @@ impl Breaker {
         if !counts {
             return;
         }
-        if pass.probe && is_first {
+        if pass.probe && is_new {
             self.first_probes = self.first_probes.wrapping_add(1);
         }
-        if !(pass.probe && is_first) || self.first_probes.is_multiple_of(FIRST_PROBES) {
+        if !(pass.probe && is_new) || self.first_probes.is_multiple_of(FIRST_PROBES) {
             self.failures = self.failures.saturating_add(1);
         }
         if pass.probe || asked.is_some() || self.failures >= FAILURES_MAX {
@@ -179,7 +187,7 @@ mod tests {
         }
 
         fn fail(&mut self, pass: Pass, is_first: bool, after: Option<Duration>) {
-            self.breaker.fail(pass, is_first, after, &self.backoff, self.now);
+            self.breaker.fail(pass, [is_first; 2], after, &self.backoff, self.now);
         }
 
         fn fail_until_open(&mut self) {

@@ -29,7 +29,11 @@ impl DeliveryWorker {
         self.monitor.count_attempt(outcome.label());
         let Some(batch) = work.parts.pop_front() else { return };
         let is_first = batch.suspect.is_none();
-        match Feedback::of(&outcome) {
+        let is_new = is_first || batch.failures == 0;
+        let feedback = Feedback::of(&outcome);
+        let is_failure = matches!(feedback, Feedback::Failure | Feedback::Backpressure(None));
+        let narrows = is_failure && pass.is_probe() && !self.in_order;
+        match feedback {
             Feedback::Success => {
                 self.limiter.grow(permit);
                 self.breaker.succeed(pass);
@@ -40,18 +44,18 @@ impl DeliveryWorker {
                     true => self.limiter.shrink(permit),
                     false => self.limiter.give_back(permit),
                 }
-                self.breaker.fail(pass, is_first, after, &self.backoff, now);
+                self.breaker.fail(pass, [is_first, is_new], after, &self.backoff, now);
             }
             Feedback::Failure => {
                 self.limiter.give_back(permit);
-                self.breaker.fail(pass, is_first, None, &self.backoff, now);
+                self.breaker.fail(pass, [is_first, is_new], None, &self.backoff, now);
             }
             Feedback::Nothing => {
                 self.limiter.give_back(permit);
                 self.breaker.abandon(pass, now);
             }
         }
-        let follow_up = self.follow_up(batch, outcome, now);
+        let follow_up = self.follow_up(batch, outcome, narrows, now);
         self.put_back(work, follow_up, now);
         self.note_state(now);
         if self.monitor.tracker.troubles().poison_events > 0 {
@@ -60,8 +64,15 @@ impl DeliveryWorker {
         }
     }
 
-    /// Acknowledges what was delivered, passes on what is dead, and returns the rest.
-    fn follow_up(&mut self, batch: InFlightBatch, outcome: Outcome, now: Instant) -> FollowUp {
+    /// Acknowledges what was delivered, passes on what is dead, and returns the rest. `narrows`: see
+    /// [`DeliveryWorker::retry`].
+    fn follow_up(
+        &mut self,
+        batch: InFlightBatch,
+        outcome: Outcome,
+        narrows: bool,
+        now: Instant,
+    ) -> FollowUp {
         let mut parts = match outcome {
             Outcome::Mixed(parts) => batch.split(parts),
             outcome => vec![(batch, outcome)],
@@ -80,10 +91,15 @@ impl DeliveryWorker {
         for (batch, outcome) in parts {
             match outcome {
                 Outcome::Delivered => {}
-                Outcome::Retry(failure) => self.retry(batch, &failure, false, now, &mut follow_up),
-                Outcome::Fault(failure) => self.retry(batch, &failure, true, now, &mut follow_up),
+                Outcome::Retry(failure) => {
+                    follow_up.extend(self.retry(batch, &failure, false, narrows, now));
+                }
+                Outcome::Fault(failure) => {
+                    follow_up.extend(self.retry(batch, &failure, true, narrows, now));
+                }
                 Outcome::Mixed(_) => {
-                    self.retry(batch, &Failure::new("mixed"), false, now, &mut follow_up);
+                    let failure = Failure::new("mixed");
+                    follow_up.extend(self.retry(batch, &failure, false, narrows, now));
                 }
                 Outcome::TooLarge(_) | Outcome::Rejected(_) if batch.len() > 1 => {
                     follow_up.extend(batch.halve().map(|half| (half, now)));
@@ -101,18 +117,19 @@ impl DeliveryWorker {
         follow_up
     }
 
-    /// Plans another attempt. A batch that failed too often is halved: where every batch holds an
-    /// event that the upstream never takes, the upstream seems to take nothing. A single event that
-    /// failed too often while others were delivered becomes a dead letter, unless a changed
-    /// configuration would help.
+    /// Plans another attempt. A batch that failed too often is halved, and one that failed as the
+    /// probe (`narrows`) at once: where nearly every batch holds an event that the upstream never
+    /// takes, the upstream seems to take nothing until a small batch shows that it takes others. A
+    /// single event that failed too often while others were delivered becomes a dead letter, unless
+    /// a changed configuration would help.
     fn retry(
         &mut self,
         mut batch: InFlightBatch,
         failure: &Failure,
         is_fault: bool,
+        narrows: bool,
         now: Instant,
-        follow_up: &mut FollowUp,
-    ) {
+    ) -> FollowUp {
         self.monitor.health.failed(&failure.what);
         batch.failures = batch.failures.saturating_add(1);
         // The events are not to blame for a failure of this side or of a whole portal.
@@ -129,31 +146,33 @@ impl DeliveryWorker {
                 attempts_max => POISON_FAILURES.min(attempts_max),
             };
             batch.is_poison |= is_alone && failures >= poison_failures;
-            if self.attempts_max > 0 && failures >= self.attempts_max {
-                if batch.len() > 1 {
-                    follow_up.extend(batch.halve().map(|mut half| {
-                        // Until the next attempts say which one it is, both are suspect: their
-                        // failures say nothing about the upstream.
-                        half.suspect = Some(Suspicion::default());
-                        half.note_failure(is_fault);
-                        (half, now)
-                    }));
-                    return;
-                }
+            let is_too_often = self.attempts_max > 0 && failures >= self.attempts_max;
+            if batch.len() > 1 && (is_too_often || narrows) {
+                let halves = batch.halve().map(|mut half| {
+                    // Until the next attempts say which one it is, both are suspect: their
+                    // failures say nothing about the upstream.
+                    half.suspect = Some(Suspicion::default());
+                    half.note_failure(is_fault);
+                    (half, now)
+                });
+                return halves.into();
+            }
+            if is_too_often {
                 if is_alone && !is_fault {
                     let what = format!(
                         "{}; {failures} attempts failed while other events were delivered",
                         failure.what
                     );
                     let failure = Failure { what: what.into(), ..failure.clone() };
-                    return self.dead_letter(batch, Reason::Undeliverable, &failure);
+                    self.dead_letter(batch, Reason::Undeliverable, &failure);
+                    return Vec::new();
                 }
                 batch.is_stuck = !is_fault;
             }
         }
         batch.note_failure(is_fault);
         let wait = self.backoff.wait(batch.failures, failure.after);
-        follow_up.push((batch, now + wait));
+        vec![(batch, now + wait)]
     }
 
     fn dead_letter(&mut self, batch: InFlightBatch, reason: Reason, failure: &Failure) {

@@ -28,12 +28,19 @@ pub struct Schedule {
     /// How many have not failed yet, and the bytes of their records.
     fresh: usize,
     fresh_bytes: usize,
+    /// Whether the last probe was a smallest one.
+    takes_small: bool,
 }
 
 impl Work {
     /// Bytes of its records.
     pub fn bytes(&self) -> usize {
         self.parts.iter().map(InFlightBatch::bytes).sum()
+    }
+
+    /// Number of events of what is attempted next.
+    fn len(&self) -> usize {
+        self.parts.front().map_or(0, InFlightBatch::len)
     }
 
     /// Failures of what is attempted next.
@@ -55,13 +62,23 @@ impl Schedule {
     }
 
     /// Takes what has been due for longest. `as_probe`: what has failed least often, because that
-    /// says most about the upstream.
+    /// says most about the upstream, and of that in turn the largest batch and the smallest one. A
+    /// small one is likely to hold no event that the upstream never takes; but its events may be
+    /// alike, and those of a batch that was never attempted may be others.
     pub fn take(&mut self, now: Instant, as_probe: bool) -> Option<Work> {
         let mut due = self.waiting.range(..=(now, u64::MAX));
         let key = match as_probe {
-            false => due.next().map(|(key, _)| *key),
-            true => due.min_by_key(|(_, work)| work.failures()).map(|(key, _)| *key),
+            false => due.next(),
+            true => {
+                self.takes_small = !self.takes_small;
+                let size = |work: &Work| match self.takes_small {
+                    true => work.len() as isize,
+                    false => -(work.len() as isize),
+                };
+                due.min_by_key(|(_, work)| (work.failures(), size(work)))
+            }
         };
+        let key = key.map(|(key, _)| *key);
         let work = self.waiting.remove(&key?)?;
         self.bytes -= work.bytes();
         if work.failures() == 0 {

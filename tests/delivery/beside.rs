@@ -12,7 +12,7 @@ use async_trait::async_trait;
 use pixelgate::internals::delivery::dead_letters::Reason;
 use pixelgate::internals::event::{Event, Record};
 use pixelgate::internals::upstream::{Batch, Failure, Outcome, Upstream};
-use tokio::time::sleep;
+use tokio::time::{Instant, sleep};
 
 const SECOND: Duration = Duration::from_secs(1);
 
@@ -441,4 +441,26 @@ async fn a_lock_that_is_held_delays_its_dead_letter_and_no_delivery_and_no_stop(
     rig.until_counts("own", |counts| counts.dead == 1 && counts.pending == 0).await;
     rig.stop().await;
     assert!(STOP_WITHIN >= SECOND);
+}
+
+/// Full batches hold such events nearly all, so that the upstream seems to take nothing.
+#[tokio::test(start_paused = true)]
+async fn many_events_that_always_fail_do_not_make_the_upstream_look_down_for_long() {
+    for every in [100, 10] {
+        let upstream = Timed::new(move |_, batch| {
+            let portals = batch.records().iter().map(|r| Record::decode(r).unwrap().portal);
+            let failed = Outcome::Retry(answered(500));
+            let is_taken = portals.into_iter().all(|portal| portal % every != 1);
+            (SECOND / 100, if is_taken { Outcome::Delivered } else { failed })
+        });
+        let mut rig = upstream.rig("attempts_max = 12\nbatch = { linger_ms = 1000 }");
+        let began = Instant::now();
+        rig.accept_readable(5_000).await;
+        let good = 5_000 - 5_000 / every;
+        while rig.counts("own").delivered < good {
+            assert!(began.elapsed() < 7_200 * SECOND, "{every}: {:?}", rig.counts("own"));
+            sleep(10 * SECOND).await;
+        }
+        rig.stop().await;
+    }
 }

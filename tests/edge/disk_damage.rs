@@ -226,14 +226,12 @@ fn check(template: &Template, file: &Path, damage: Damage) {
         || ["lock", "making", "pixelgate.pid", "upgrade.sock", "filling"].contains(&name)
         // The lane has its salt in three places, and the dead letters are read by commands only.
         || file.starts_with("spool/dead")
-        || name == "lane" && damage.is_of_bytes()
-        || name == "lane" && damage == Damage::Removed
+        || name == "lane" && (damage.is_of_bytes() || damage == Damage::Removed)
         || name == "configuration.json"
         // Each event of it was delivered before the kill.
         || template.segments.contains_key(file) && missing.is_empty();
-    let is_named = told.contains(name) || lost > 0;
-    let is_read_only = damage == Damage::ReadOnly;
-    assert!(is_needless || is_named || is_read_only, "{name} is not named: {told}");
+    let is_named = told.contains(name) || lost > 0 || damage == Damage::ReadOnly;
+    assert!(is_needless || is_named, "{name} is not named: {told}");
     assert!(!told.contains("panicked"), "{told}");
     edge.stop();
 }
