@@ -56,6 +56,35 @@ fn a_client_that_asks_first_may_be_refused() {
     assert_eq!(read_responses(&mut reader, "PUT")[0].status(), 417);
 }
 
+/// Many clients read an answer only after they have sent all of the body.
+#[test]
+fn an_answer_that_comes_early_breaks_no_upload() {
+    const PIECE: [u8; 1 << 16] = [b'x'; 1 << 16];
+    const PIECES: usize = 256;
+    let (origin, edge) = start();
+    let refusal =
+        "HTTP/1.1 413 Content Too Large\r\nContent-Length: 0\r\nConnection: close\r\n\r\n";
+    origin
+        .on("/upload", Script { before_body: vec![send(refusal), Act::Close], after_body: vec![] });
+    let alone = Setup::default().start();
+    let event = "/v1/event/?_a=62515&_n=a";
+    for (edge, target, status) in [(&edge, "/upload", 413), (&alone, "/", 404), (&edge, event, 200)]
+    {
+        let (mut writer, mut reader) = connect(edge);
+        let length = PIECES * PIECE.len();
+        let head = format!("GET {target} HTTP/1.1\r\nHost: a\r\nContent-Length: {length}\r\n\r\n");
+        writer.write_all(head.as_bytes()).unwrap();
+        writer.write_all(&[PIECE; 2].concat()).unwrap();
+        let answers = read_responses(&mut reader, "GET");
+        assert_eq!(answers[0].status(), status, "{target}");
+        assert_eq!(answers[0].header("connection"), Some("close"), "{target}");
+        assert_eq!(reader.read(&mut [0]).unwrap(), 0, "the edge has closed its sending direction");
+        for piece in 2..PIECES {
+            writer.write_all(&PIECE).unwrap_or_else(|e| panic!("{target}, piece {piece}: {e}"));
+        }
+    }
+}
+
 /// Far more than all buffers on the way hold, so that an origin that sends it back waits to send
 /// and does not read meanwhile; and every value of a byte.
 fn much() -> Vec<u8> {
