@@ -23,7 +23,7 @@ use super::retries::Backoff;
 
 /// First failures in a row that open the breaker.
 pub const FAILURES_MAX: u32 = 5;
-/// Failed probes that were never attempted before, for which the pause doubles once.
+/// After this many probes that failed at their first attempt, the pause doubles.
 const FIRST_PROBES: u32 = 64;
 
 /// See the module.
@@ -33,7 +33,7 @@ pub struct Breaker {
     failures: u32,
     /// Failed attempts in a row that asked for no pause.
     attempts_failed: u32,
-    /// Failed probes in a row that were never attempted before.
+    /// Probes in a row that failed at their first attempt.
     first_probes: u32,
     /// The end of the longest pause that the upstream asked for.
     paused_until: Option<Instant>,
@@ -103,7 +103,8 @@ impl Breaker {
         Pass { probe }
     }
 
-    /// The upstream answered and handled the batch. Closes the breaker: a probe would succeed, too.
+    /// The upstream answered and handled the batch. This closes the breaker, whether the attempt
+    /// was the probe or not.
     pub fn succeed(&mut self, _: Pass) {
         self.state = State::Closed;
         (self.failures, self.attempts_failed, self.first_probes) = (0, 0, 0);
@@ -125,7 +126,7 @@ impl Breaker {
         } else {
             self.attempts_failed = self.attempts_failed.saturating_add(1);
         }
-        // Of attempts from before the breaker opened only the pause counts.
+        // Of an attempt that began before the breaker opened, only the pause counts.
         let counts = match self.state {
             State::Closed => is_first || asked.is_some(),
             State::Open { .. } => false,
@@ -145,7 +146,8 @@ impl Breaker {
         }
     }
 
-    /// The attempt ended and says nothing about the upstream. If it was the probe, the next one is.
+    /// The attempt ended and says nothing about the upstream. If it was the probe, the next attempt
+    /// becomes the probe.
     pub fn abandon(&mut self, pass: Pass, now: Instant) {
         if pass.probe && self.state == State::HalfOpen {
             self.state = State::Open { until: now };

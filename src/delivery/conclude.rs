@@ -14,8 +14,8 @@ use crate::event::Record;
 use crate::spool::Ack;
 use crate::upstream::{Failure, Outcome};
 
-/// Events that failed so often while others were delivered are shown as poison, or after
-/// `attempts_max` failures where that is less.
+/// After this many failures while others were delivered, or `attempts_max` where that is less, the
+/// events of a batch are shown as poison.
 const POISON_FAILURES: u32 = 3;
 
 /// Parts to attempt again, in order, each with the moment at which it is due.
@@ -56,11 +56,11 @@ impl DeliveryWorker {
         self.note_state(now);
         if self.monitor.tracker.troubles().poison_events > 0 {
             // Between two ticks a batch may be halved down to its dead letter.
-            self.monitor.note_faults(self.acknowledger.is_at_bound());
+            self.monitor.note_faults(self.bound());
         }
     }
 
-    /// What is delivered or dead ends here; the rest comes back.
+    /// Acknowledges what was delivered, passes on what is dead, and returns the rest.
     fn follow_up(&mut self, batch: InFlightBatch, outcome: Outcome, now: Instant) -> FollowUp {
         let mut parts = match outcome {
             Outcome::Mixed(parts) => batch.split(parts),
@@ -115,7 +115,7 @@ impl DeliveryWorker {
     ) {
         self.monitor.health.failed(&failure.what);
         batch.failures = batch.failures.saturating_add(1);
-        // A failure that is limited to a portal is known not to be the events' own.
+        // The events are not to blame for a failure of this side or of a whole portal.
         if !failure.local {
             let suspect = batch.suspect.get_or_insert_default();
             if suspect.failures == 0 {

@@ -22,8 +22,8 @@ pub struct Forwarder {
     tasks: Mutex<Vec<JoinHandle<()>>>,
 }
 
-/// The handle to all routes and their workers, each of which the caller runs on a runtime of its
-/// choice.
+/// The handle to all routes, and their workers, which do not run yet. The caller runs each of them
+/// on a runtime of its choice.
 pub fn prepare(routes: Vec<Route>, options: &Options) -> (Forwarder, Vec<DeliveryWorker>) {
     let (stop, stopping) = watch::channel(None);
     let mut limits = Vec::new();

@@ -107,7 +107,7 @@ impl Health {
         inner.last_error = Some(error.to_owned());
     }
 
-    /// Something on this side fails because of `error`.
+    /// Something on this side, such as the disk, fails because of `error`.
     pub fn failed_here(&self, error: &str) {
         self.inner.lock().last_error = Some(error.to_owned());
     }
@@ -139,7 +139,10 @@ impl Health {
                 "upstream {name}: dead letters cannot be written: {error}; their events wait"
             ),
             State::SpoolUnreadable => {
-                log::error!("upstream {name}: events of the spool cannot be read and wait");
+                log::error!(
+                    "upstream {name}: a segment of the spool cannot be read; its events wait, and \
+                     reading is tried again each second"
+                );
             }
         }
         inner.alarmed = true;

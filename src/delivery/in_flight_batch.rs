@@ -30,7 +30,7 @@ pub struct InFlightBatch<T = RecordId> {
     entry: Option<Entry>,
 }
 
-/// Why the events of a batch may be what fails: see [`InFlightBatch::suspect`].
+/// Why the events of a batch may be to blame for its failures: see [`InFlightBatch::suspect`].
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Suspicion {
     /// Failed attempts that were not limited to a portal.

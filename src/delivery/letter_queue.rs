@@ -71,7 +71,7 @@ impl LetterQueue {
         self.bytes
     }
 
-    /// When the next write is due. `None`: the last write did not fail.
+    /// When the write that failed last is due again. `None`: the last write did not fail.
     pub fn retry_at(&self) -> Option<Instant> {
         self.retry_at
     }

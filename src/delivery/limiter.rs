@@ -47,8 +47,8 @@ impl Limiter {
 
     /// The attempt succeeded.
     pub fn grow(&mut self, permit: Permit) {
-        // Only while the limit is used up: otherwise it would grow while there is little to send,
-        // and would be too high when there is much.
+        // Only while the limit is used up: a limit that grew while there is little to send would be
+        // too high when there is much.
         if !self.has_room() {
             self.limit = (self.limit + 1.0 / self.limit).min(self.max as f64);
         }

@@ -10,6 +10,8 @@ use super::options::{Options, Route};
 use super::status::Status;
 use super::tracker::Tracker;
 use crate::clock::Clock;
+use crate::plural::counted;
+use crate::spool::RUNS_MAX;
 use crate::telemetry::faults::{FaultKind, Faults};
 
 const OUTCOMES: [&str; 7] =
@@ -20,6 +22,19 @@ const STUCK_SECONDS: u64 = 60;
 
 /// No moment, in [`Monitor::unreadable_ms`].
 const NEVER: u64 = u64::MAX;
+
+/// Most bytes of records that wait in memory for another attempt, for their queue or for their
+/// dead letter, before no more is read from the spool.
+pub const HELD_BYTES_MAX: usize = 64 << 20;
+
+/// A bound at which no more events are read for an upstream.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Bound {
+    /// [`RUNS_MAX`] runs of delivered events lie between events that are stuck.
+    Runs,
+    /// [`HELD_BYTES_MAX`] bytes wait in memory, most of them after a failure.
+    Bytes,
+}
 
 /// See the module.
 pub struct Monitor {
@@ -100,9 +115,9 @@ impl Monitor {
         }
     }
 
-    /// Raises the faults that last and clears the others. `at_bound`: reading waits because too
-    /// many separate events are stuck.
-    pub fn note_faults(&self, at_bound: bool) {
+    /// Raises the faults that last and clears the others. `bound`: why no more events are read
+    /// although the upstream may take them.
+    pub fn note_faults(&self, bound: Option<Bound>) {
         let name = &self.name;
         let (state, last_error) = self.health.read();
         let error = last_error.unwrap_or_default();
@@ -110,9 +125,12 @@ impl Monitor {
         self.note(
             FaultKind::Poison,
             poison > 0,
-            || format!("{poison} events of upstream {name} fail while it takes others: {error}."),
-            "They are tried again, then one by one, and become dead letters after attempts_max \
-             failures of each. Look at what the upstream logs about them.",
+            || {
+                let events = counted(poison as u64, "event");
+                format!("{events} of upstream {name} failed often while it took others: {error}.")
+            },
+            "Look at what the upstream logs about these events. Their batch is tried again and \
+             halved, and an event that fails alone attempts_max times becomes a dead letter.",
         );
         let waits = state != State::Ok && state != State::Stopped;
         let stuck = self.health.trouble_seconds().filter(|s| waits && *s >= STUCK_SECONDS);
@@ -120,18 +138,23 @@ impl Monitor {
             FaultKind::UpstreamStuck,
             stuck.is_some(),
             || format!("Upstream {name} has taken nothing for {} s: {error}.", stuck.unwrap_or(0)),
-            "See to the upstream. Its events wait on disk, and delivery goes on without a restart.",
+            "Repair the upstream. Its events wait on disk, and delivery goes on by itself.",
         );
         self.note(
             FaultKind::RunAheadBound,
-            at_bound,
+            bound.is_some(),
             || {
-                format!(
-                    "So many separate events of upstream {name} are stuck that no more is read."
-                )
+                let why = match bound {
+                    Some(Bound::Bytes) => format!(
+                        "{} MiB of them have failed and wait for another attempt",
+                        HELD_BYTES_MAX >> 20
+                    ),
+                    _ => format!("{RUNS_MAX} of them are stuck, each between delivered ones"),
+                };
+                format!("No more events are read for upstream {name}: {why}.")
             },
-            "See to what fails: the last error of the upstream. New events wait on disk until \
-             some of the stuck ones have ended.",
+            "The last error of the upstream says why they fail. New events wait on disk until some \
+             of the stuck ones have ended.",
         );
     }
 

@@ -8,6 +8,7 @@ use std::sync::Arc;
 
 use super::tracker::Tracker;
 use crate::event::{is_newer_record, newer_received_ms};
+use crate::plural::counted;
 use crate::spool::Entry;
 use crate::telemetry::faults::{FaultKind, Faults};
 
@@ -35,8 +36,9 @@ impl NewerRecords {
         self.events > 0
     }
 
-    /// Removes the records of newer versions from what was read, and says whether there were any.
-    /// `now_ms` is the time since 1970: at the latest, they were received now.
+    /// Removes the records of newer versions from what was read, and returns whether there were
+    /// any. `now_ms` is the time in milliseconds since 1970. A record without a readable time, or
+    /// with a later one, counts as received now.
     pub fn set_aside(&mut self, entries: &mut Vec<Entry>, now_ms: u64) -> bool {
         let read = entries.len();
         entries.retain(|Entry { payload, .. }| {
@@ -53,9 +55,10 @@ impl NewerRecords {
         }
         let is_first = self.events == 0;
         self.events += newer;
+        let events = counted(self.events, "event");
         let text = format!(
-            "{} events for upstream {} were written by a newer version and wait for it",
-            self.events, self.upstream
+            "{events} of upstream {} must wait, because a newer version of pixelgate wrote them",
+            self.upstream
         );
         if is_first {
             log::error!("{text}");

@@ -24,7 +24,7 @@ pub struct Route {
     pub upstream: Arc<dyn Upstream>,
     /// When a batch is closed.
     pub batch: BatchConfig,
-    /// After so many failed attempts the events of a batch are to blame, if the upstream took
+    /// After this many failed attempts the events of a batch are to blame, if the upstream took
     /// others meanwhile; 0: never (SPEC 7).
     pub attempts_max: u32,
     /// The spool's reader for this upstream.
@@ -54,8 +54,8 @@ pub struct Options {
     pub faults: Faults,
     /// Gives the waits between attempts.
     pub backoff: Backoff,
-    /// Interval between two updates of lag, state and faults. Since a worker also looks at its work
-    /// then, a short one hides a lost wake-up: the simulation of delivery sets a long one.
+    /// Interval between two updates of lag, state and faults. A worker also looks for work then, so
+    /// that a short interval hides a lost wake-up: the simulation of delivery sets a long one.
     pub tick_every: Duration,
 }
 

@@ -55,7 +55,7 @@ impl Delivery {
     ///
     /// # Errors
     ///
-    /// Where the operating system cannot start the threads.
+    /// The operating system's, if it cannot start the threads.
     pub fn start(
         routes: Vec<Route>,
         options: Options,
@@ -122,8 +122,8 @@ async fn watch_latest(mut portals: watch::Receiver<Portals>, stopped: watch::Rec
     }
 }
 
-/// Runs `task` on the host's runtime, or on a thread and a runtime of its own. What it leaves
-/// running is not waited for.
+/// Runs `task` on the host's runtime, or on a thread and a runtime of its own. Does not wait for
+/// blocking calls that are still under way when the task ends.
 fn spawn<F>(name: String, task: F, runtime: Option<&Handle>) -> io::Result<Running>
 where
     F: Future<Output = ()> + Send + 'static,

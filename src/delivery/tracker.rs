@@ -84,7 +84,7 @@ impl Tracker {
         inner.open[queue] = first.map(received_ms);
     }
 
-    /// An event that was received at this time waits until this process has ended.
+    /// Adds an event that was received at this time and waits until this process has ended.
     pub fn set_aside(&self, received_ms: u64) {
         let mut inner = self.inner.lock();
         inner.set_aside = Some(inner.set_aside.unwrap_or(u64::MAX).min(received_ms));

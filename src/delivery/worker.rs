@@ -1,9 +1,8 @@
 //! The delivery worker of one route: reads the spool, sends batches, and acts on their outcomes.
 //!
-//! One task does it all, and nothing in it waits but the one `select!` of [`DeliveryWorker::run`]:
-//! what has to wait stands in the schedule with the moment at which it is due. So no batch holds
-//! anything that another needs. Attempts run as tasks of their own, and so does the one write of
-//! dead letters.
+//! One task does everything but the attempts and the writes of dead letters, which are tasks of
+//! their own. It waits only in the `select!` of [`DeliveryWorker::run`]. A batch that has to wait
+//! is in the schedule, with the moment at which it is due, and holds nothing that another needs.
 
 use std::collections::VecDeque;
 use std::sync::Arc;
@@ -21,7 +20,7 @@ use super::health::State;
 use super::in_flight_batch::{self, InFlightBatch};
 use super::letter_queue::{LetterQueue, Written};
 use super::limiter::{Limiter, Permit};
-use super::monitor::Monitor;
+use super::monitor::{Bound, HELD_BYTES_MAX, Monitor};
 use super::newer_records::NewerRecords;
 use super::options::{Options, Route, RouteLimits};
 use super::retries::Backoff;
@@ -30,9 +29,6 @@ use crate::event::RawRecord;
 use crate::spool::{Ack, Acknowledger, Entry, Reader};
 use crate::upstream::{BatchConfig, Failure, Outcome, Upstream};
 
-/// Most bytes of records that wait in memory for another attempt, for their queue or for their
-/// dead letter, before no more is read from the spool.
-pub const HELD_BYTES_MAX: usize = 64 << 20;
 /// How long attempts have to end after [`Upstream::cut_off`], in milliseconds.
 pub const CUT_OFF_MS_MAX: u64 = 500;
 /// How long [`Upstream::close`] may take, in milliseconds.
@@ -55,7 +51,8 @@ pub struct DeliveryWorker {
     pub(super) letters: LetterQueue,
     pub(super) schedule: Schedule,
     pub(super) queues: Vec<Queue>,
-    /// Whether a queue has one batch under way, and the parts of a batch keep their order.
+    /// Whether the order of events is kept: a queue has one batch under way at a time, and the
+    /// parts of a batch stay in order.
     pub(super) in_order: bool,
     pub(super) attempts_max: u32,
     /// Attempts that delivered something.
@@ -179,9 +176,9 @@ impl DeliveryWorker {
         self.end(cut_at).await;
     }
 
-    /// Takes what a reload has changed, within a [`TICK`] of it. With an order to keep, the number
-    /// of queues stays, and so does the number of batches in flight: a portal whose events moved
-    /// to another queue could have two batches under way.
+    /// Takes over what a reload has changed, at the latest one tick after it. Where an order is
+    /// kept, the number of queues stays, and with it the number of batches in flight: a portal
+    /// whose events moved to another queue could have two batches under way.
     fn take_limits(&mut self) {
         if !self.in_order {
             self.limiter.set_max(self.upstream.concurrency_max());
@@ -257,8 +254,9 @@ impl DeliveryWorker {
         }
     }
 
-    /// Moves closed batches into the schedule: one of each queue that keeps an order, and one at
-    /// all otherwise, whatever waits there after failures: a new batch is the best probe.
+    /// Moves closed batches into the schedule, however many wait there after failures: a new batch
+    /// is the best probe. At most one that has not failed is there at a time, or one of each queue
+    /// where an order is kept.
     fn close_batches(&mut self, now: Instant) {
         for (at, queue) in self.queues.iter_mut().enumerate() {
             let is_taken = match self.in_order {
@@ -279,9 +277,14 @@ impl DeliveryWorker {
 
     /// Whether a queue can use events, and there is room for them.
     fn wants_events(&self) -> bool {
+        self.has_room()
+            && self.queues.iter().any(|queue| !queue.batcher.is_full() || queue.seeks_probe)
+    }
+
+    /// Whether fewer than [`HELD_BYTES_MAX`] bytes wait in memory.
+    fn has_room(&self) -> bool {
         let behind: usize = self.queues.iter().map(|queue| queue.batcher.behind_bytes()).sum();
         behind + self.schedule.bytes() + self.letters.bytes() < HELD_BYTES_MAX
-            && self.queues.iter().any(|queue| !queue.batcher.is_full() || queue.seeks_probe)
     }
 
     /// Gives each queue the events of its portals.
@@ -306,7 +309,7 @@ impl DeliveryWorker {
             batcher.push(Arrival { id, record }, now);
         }
         if has_newer || self.breaker.is_open(now) {
-            // No attempt will change the state for now.
+            // No attempt ends soon and sets the state.
             self.note_state(now);
         }
     }
@@ -348,10 +351,20 @@ impl DeliveryWorker {
         self.tick_at = now + self.tick_every;
         self.note_state(now);
         self.monitor.set_lag();
-        self.monitor.note_faults(self.acknowledger.is_at_bound());
+        self.monitor.note_faults(self.bound());
     }
 
-    /// The state is what waits, and for what.
+    /// What keeps the worker from reading events although its upstream may take them.
+    pub(super) fn bound(&self) -> Option<Bound> {
+        if self.acknowledger.is_at_bound() {
+            return Some(Bound::Runs);
+        }
+        // The rest may be batches that are on their way for the first time.
+        let is_full_of_failed = self.schedule.failed_bytes() > HELD_BYTES_MAX / 2;
+        (is_full_of_failed && !self.has_room()).then_some(Bound::Bytes)
+    }
+
+    /// Sets the state, which says what events wait for.
     pub(super) fn note_state(&mut self, now: Instant) {
         let readable = !self.reader.is_failing();
         self.monitor.set_readable(readable);

@@ -20,6 +20,14 @@ pub struct DiskFaults {
     lasting: Mutex<BTreeMap<(FaultKind, String), Lasting>>,
 }
 
+/// A loss that a start has found in the small files of a lane, and that cannot be made good.
+pub struct Loss {
+    pub what: FaultKind,
+    pub subject: String,
+    pub text: String,
+    pub advice: &'static str,
+}
+
 struct Lasting {
     /// When this error was first seen, on the monotonic clock.
     since: Duration,
@@ -58,6 +66,12 @@ impl DiskFaults {
         }
         self.faults.raise(what, subject, text, advice(what));
         age
+    }
+
+    /// Reports a loss in the log and as a fault, which lasts until the process ends.
+    pub fn report(&self, loss: &Loss) {
+        ::log::error!("spool: {}", loss.text);
+        self.faults.raise(loss.what, &loss.subject, loss.text.clone(), loss.advice);
     }
 
     /// Records that work on `subject` succeeded.

@@ -2,6 +2,7 @@
 //!
 //! [`super`] has the tables. This module does no I/O. It takes slices of any content and returns
 //! what they hold.
+
 /// The bytes of a segment's header.
 pub const SEGMENT_HEADER_BYTES: usize = 64;
 /// The bytes before a record's payload.

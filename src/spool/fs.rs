@@ -8,8 +8,11 @@
 
 use std::ffi::OsString;
 use std::io;
+use std::os::unix::fs::OpenOptionsExt;
 use std::path::Path;
 use std::sync::Arc;
+
+use rustix::fs::OFlags;
 
 /// The size of a block, in bytes. A write to a file that was opened with [`Open::Direct`] has an
 /// offset, a length and a memory address that are multiples of it. It is the block of all common
@@ -47,8 +50,6 @@ pub struct FileId {
 pub struct Entry {
     /// The name without the folder.
     pub name: OsString,
-    /// Whether the entry is a folder.
-    pub is_dir: bool,
     /// The size in bytes; 0 for a folder.
     pub bytes: u64,
 }
@@ -59,7 +60,7 @@ pub trait Fs: Send + Sync + 'static {
     fn create_dir_all(&self, dir: &Path) -> io::Result<()>;
     /// The entries of a folder, in no order. An entry that vanishes meanwhile may be missing.
     fn list(&self, dir: &Path) -> io::Result<Vec<Entry>>;
-    /// Opens a file.
+    /// Opens a regular file. Anything else at the path is an error.
     fn open(&self, path: &Path, how: Open) -> io::Result<Arc<dyn File>>;
     /// Renames a file, and replaces a file that has the new name.
     fn rename(&self, from: &Path, to: &Path) -> io::Result<()>;
@@ -244,7 +245,7 @@ impl Fs for SystemFs {
             }
             let metadata = metadata?;
             let bytes = if metadata.is_dir() { 0 } else { metadata.len() };
-            entries.push(Entry { name: entry.file_name(), is_dir: metadata.is_dir(), bytes });
+            entries.push(Entry { name: entry.file_name(), bytes });
         }
         Ok(entries)
     }
@@ -253,15 +254,22 @@ impl Fs for SystemFs {
         let mut options = std::fs::OpenOptions::new();
         options.read(true).write(how != Open::Read);
         match how {
-            Open::Read | Open::Write => {}
-            Open::Direct => set_direct(&mut options)?,
+            Open::Read | Open::Write | Open::Direct => {}
             Open::Create => _ = options.create(true).truncate(true),
             Open::Ensure => _ = options.create(true),
         }
+        let flags = match how {
+            Open::Direct => direct_flags()?,
+            // A FIFO in the place of the file must not hold the call.
+            _ => OFlags::NONBLOCK,
+        };
         // Events are personal data: only the owner may read them.
-        #[cfg(unix)]
-        std::os::unix::fs::OpenOptionsExt::mode(&mut options, 0o600);
-        Ok(Arc::new(SystemFile(options.open(path)?)))
+        let file = options.mode(0o600).custom_flags(flags.bits().cast_signed()).open(path);
+        let file = file.map_err(|error| named(path, error))?;
+        match file.metadata()?.is_file() {
+            true => Ok(Arc::new(SystemFile(file))),
+            false => Err(io::Error::other(format!("{} is not a regular file", path.display()))),
+        }
     }
 
     fn rename(&self, from: &Path, to: &Path) -> io::Result<()> {
@@ -348,16 +356,25 @@ impl File for SystemFile {
     }
 }
 
+/// Adds the path to an error of which the path is the reason. Other errors stay as they are,
+/// because callers compare their numbers.
+fn named(path: &Path, error: io::Error) -> io::Error {
+    use io::ErrorKind::{IsADirectory, NotADirectory, NotFound, PermissionDenied};
+    match error.kind() {
+        kind @ (IsADirectory | NotADirectory | NotFound | PermissionDenied) => {
+            io::Error::new(kind, format!("{}: {error}", path.display()))
+        }
+        _ => error,
+    }
+}
+
 #[cfg(target_os = "linux")]
-fn set_direct(options: &mut std::fs::OpenOptions) -> io::Result<()> {
-    use rustix::fs::OFlags;
-    let flags = (OFlags::DIRECT | OFlags::DSYNC).bits();
-    std::os::unix::fs::OpenOptionsExt::custom_flags(options, flags.cast_signed());
-    Ok(())
+fn direct_flags() -> io::Result<OFlags> {
+    Ok(OFlags::DIRECT | OFlags::DSYNC)
 }
 
 #[cfg(not(target_os = "linux"))]
-fn set_direct(_: &mut std::fs::OpenOptions) -> io::Result<()> {
+fn direct_flags() -> io::Result<OFlags> {
     Err(io::ErrorKind::Unsupported.into())
 }
 

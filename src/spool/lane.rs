@@ -5,6 +5,7 @@
 //! never has to append after a torn tail. This file creates, trims and removes the files of a lane.
 //! It writes no records and decides nothing about them.
 
+use std::collections::BTreeSet;
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -12,9 +13,10 @@ use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 
 use parking_lot::{Mutex, MutexGuard};
 
-use super::fs::{File, FileId, Fs, Open, write_full};
+use super::faults::Loss;
+use super::fs::{File, Fs, Open, write_full};
 use super::hot_tail::HotTail;
-use super::lane_files::{FILLING, IDENTITY, SPARE_EXTENSION, ignore_absent, segment_name};
+use super::lane_files::{CURSOR, FILLING, SPARE_EXTENSION, ignore_absent, segment_name};
 use super::metering::journal::Journal;
 use super::read::ack_file::AckFile;
 use super::read::cursor::{Cursor, CursorFile, LaneKey, POSITIONS_MAX};
@@ -38,7 +40,7 @@ pub struct Lane {
     pub hot_tail: Arc<HotTail>,
     dir: PathBuf,
     fs: Arc<dyn Fs>,
-    lock: Mutex<Option<Arc<dyn File>>>,
+    pub(super) lock: Mutex<Option<Arc<dyn File>>>,
     cursor: Mutex<CursorFile>,
     /// The counts by portal. Locked before the state.
     pub(super) journal: Mutex<Journal>,
@@ -98,6 +100,11 @@ pub struct LaneState {
     pub accepted: u64,
     /// Whether a record of the lane is not meant for all upstreams.
     pub routed: bool,
+    /// The segments whose files were found to be missing while the lane was in use.
+    pub vanished: BTreeSet<u64>,
+    /// What the start found to be lost. It is reported unless another lane has the totals of this
+    /// one: then a process has ended while it removed the lane.
+    pub losses: Vec<Loss>,
 }
 
 impl LaneState {
@@ -178,6 +185,8 @@ impl Lane {
             counted: journal.low(),
             accepted,
             routed: false,
+            vanished: BTreeSet::new(),
+            losses: Vec::new(),
         };
         Lane {
             id: place.0,
@@ -233,6 +242,7 @@ impl Lane {
     /// Writes the cursor and makes it durable. Records that both slots have passed may be trimmed.
     pub fn save_cursor(&self) -> io::Result<()> {
         let mut file = self.cursor.lock();
+        self.find_cursor(&mut file)?;
         let (cursor, low) = {
             let mut state = self.state();
             state.dirty = false;
@@ -242,7 +252,8 @@ impl Lane {
                 absorbed: state.absorbed.clone(),
                 positions: state.positions.clone(),
                 routed: state.routed,
-                counted_to: Some(state.end()),
+                end: Some(state.end()),
+                last_segment: Some(state.segment_index.last_number()),
                 removed: state.removed.clone(),
             };
             (cursor, state.low())
@@ -259,6 +270,24 @@ impl Lane {
             state.dirty |= state.saved[0] != low;
         }
         saved
+    }
+
+    /// Makes the cursor anew if its file was removed or replaced, because a following process would
+    /// not find it.
+    fn find_cursor(&self, file: &mut CursorFile) -> io::Result<()> {
+        let path = self.dir.join(CURSOR);
+        let is_there = self.check_path(&path, file.id()?).is_ok();
+        // Where the whole lane was moved, the cursor was moved with it.
+        if is_there || self.check_place().is_err() {
+            return Ok(());
+        }
+        ::log::warn!("spool: {} was removed or replaced, and is made anew", path.display());
+        let anew = self.fs.open(&path, Open::Ensure)?;
+        self.fs.sync_dir(&self.dir)?;
+        file.replace(anew);
+        // Nothing is trimmed before both slots are written.
+        self.state().saved = [0, 0];
+        Ok(())
     }
 
     /// Writes the acknowledgements of an upstream in this lane into the page cache.
@@ -300,29 +329,6 @@ impl Lane {
         }
         if let Some(file) = &mut *self.acks[upstream].lock() {
             file.keep(written);
-        }
-        Ok(())
-    }
-
-    /// Checks that the lane is still at its path, where a following process looks for it.
-    pub fn check_place(&self) -> io::Result<()> {
-        let Some(lock) = self.lock.lock().clone() else { return Ok(()) };
-        self.check_path(&self.dir.join(IDENTITY), lock.id()?)
-    }
-
-    /// Checks that the file of a segment is still at its path.
-    pub fn check_segment(&self, number: u64, id: FileId) -> io::Result<()> {
-        self.check_path(&self.segment_path(number), id)
-    }
-
-    fn check_path(&self, path: &Path, id: FileId) -> io::Result<()> {
-        let found = self.fs.id(path).map_err(|error| {
-            let text = format!("{} cannot be found any more: {error}", path.display());
-            io::Error::new(error.kind(), text)
-        })?;
-        if found != id {
-            let text = format!("another file has taken the place of {}", path.display());
-            return Err(io::Error::other(text));
         }
         Ok(())
     }

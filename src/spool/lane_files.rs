@@ -1,5 +1,6 @@
 //! The names of the files of a lane, and their removal.
 
+use std::ffi::OsStr;
 use std::io;
 use std::path::{Path, PathBuf};
 
@@ -56,12 +57,18 @@ pub(super) fn ignore_absent(result: io::Result<()>) -> io::Result<()> {
 
 /// The folder of a lane.
 pub(super) fn lane_dir(root: &Path, id: u64) -> PathBuf {
-    root.join(format!("lane-{id:08}"))
+    root.join(lane_name(id))
 }
 
-/// The lane that a folder belongs to.
-pub(super) fn lane_id(name: &std::ffi::OsStr) -> Option<u64> {
-    name.to_str()?.strip_prefix("lane-")?.parse().ok()
+fn lane_name(id: u64) -> String {
+    format!("lane-{id:08}")
+}
+
+/// The number of the lane whose folder has this name.
+pub(super) fn lane_id(name: &OsStr) -> Option<u64> {
+    let id = name.to_str()?.strip_prefix("lane-")?.parse().ok()?;
+    // Other spellings of a number are names of other files.
+    (name == lane_name(id).as_str()).then_some(id)
 }
 
 /// The file of a segment.
@@ -70,6 +77,7 @@ pub(super) fn segment_name(number: u64) -> String {
 }
 
 /// The number of the segment in a file of this name.
-pub(super) fn segment_number(name: &std::ffi::OsStr) -> Option<u64> {
-    name.to_str()?.strip_suffix(".seg")?.parse().ok()
+pub(super) fn segment_number(name: &OsStr) -> Option<u64> {
+    let number = name.to_str()?.strip_suffix(".seg")?.parse().ok()?;
+    (name == segment_name(number).as_str()).then_some(number)
 }

@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use super::fs::create_dir_durable;
 use super::lane::Lane;
+use super::missing;
 use super::recovery::adoption::{Found, lane_ids, lock_spool};
 use super::removed;
 use super::state::SpoolState;
@@ -101,6 +102,8 @@ impl SpoolState {
             if !is_absorbed(&lane) {
                 let events = counted(events, "event");
                 ::log::info!("spool: lane {} adopted, {events} to deliver", lane.id);
+                let losses = std::mem::take(&mut lane.state().losses);
+                losses.iter().for_each(|loss| self.disk_faults.report(loss));
                 lane.take_in(&self.book);
             }
             lanes.push(lane);
@@ -122,6 +125,7 @@ impl SpoolState {
         unheld.sort_by_key(|lane| lane.key);
         removed::report(&lanes, self.upstreams.len(), &self.faults);
         drop((lanes, folded, unheld));
+        missing::report(&self.lanes(), &self.disk_faults);
         self.wake_readers();
     }
 

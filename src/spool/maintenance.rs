@@ -14,6 +14,7 @@ use std::time::Duration;
 use super::fs::{Fs, Open, is_absent};
 use super::lane::{Lane, Spares};
 use super::lane_files::{IDENTITY, PORTALS, lane_dir, remove_lane};
+use super::missing;
 use super::read::cursor::{ABSORBED_MAX, LaneKey};
 use super::recovery::adoption::{lane_ids, lock_spool};
 use super::recovery::recover::header;
@@ -62,6 +63,7 @@ impl Maintenance {
             self.save(&lane);
         }
         self.state.lanes().iter().for_each(|lane| self.remove_absorbed(lane));
+        missing::report(&self.state.lanes(), &self.state.disk_faults);
         if let Some(own) = &own {
             self.fill(own);
         }
@@ -75,11 +77,12 @@ impl Maintenance {
         self.state.own().cloned()
     }
 
-    /// Refuses events while a following process would not find the lane. The committer accepts them
-    /// again when the lane is back. Returns whether the lane is at its path.
+    /// Refuses events while a following process would not find the lane or its last segment. The
+    /// committer accepts them again when the lane is back, or in a new segment. Returns whether
+    /// both are at their paths.
     fn check_place(&self, own: &Lane) -> bool {
         let state = &self.state;
-        let found = own.check_place();
+        let found = own.check_place().and_then(|()| own.check_last_segment());
         state.disk_faults.note(FaultKind::SpoolFolder, &subject(own.dir()), "finding", &found);
         if let Err(error) = &found {
             state.fail(error);

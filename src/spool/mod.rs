@@ -152,7 +152,13 @@
 //!   sequence numbers as lost. A damaged segment header costs nothing, because the salt stands in
 //!   three places; a damaged cursor makes the readers begin at the lane's oldest segment.
 //! - *A segment that is missing or cannot be opened* is a fault and is tried again each second,
-//!   without an end. An operator gives its events up by creating an empty file with its name.
+//!   without an end. An operator gives its events up by creating an empty file with its name. A
+//!   missing segment is known by the header of the next one or, if none follows, by the cursor.
+//! - *A lane that ends before the last record that the cursor proves*, although its last segment is
+//!   there. The bytes were read, so these records are lost. In `interval` a power loss does this,
+//!   and in `memory` also a kill.
+//! - *A cursor or a file of counts by portal that is missing or damaged* is a fault until the next
+//!   start. The process that writes the lane makes a removed one anew.
 //! - *Bytes that the device refuses* (`EIO`) are a fault and are tried again each second. After
 //!   `unreadable_seconds_max` the sectors that are still refused count as damage. The records of a
 //!   lane keep their order, so those behind them in the lane wait so long; other lanes go on.
@@ -203,9 +209,11 @@ mod lane;
 mod lane_counts;
 mod lane_create;
 mod lane_files;
+mod lane_place;
 mod lanes;
 mod maintenance;
 mod metering;
+mod missing;
 mod parker;
 mod read;
 mod read_around;

@@ -29,6 +29,31 @@ impl Span {
     pub fn found(number: u64, base: u64, recycled: bool, bytes: u64) -> Span {
         Span { number, base, bytes, recycled, previous: 0, before: 0 }
     }
+
+    /// The number of the segment before this one. Version 0.1.0 did not store it, and then it is
+    /// taken to be the next smaller number.
+    fn previous_number(&self) -> u64 {
+        if self.previous > 0 { self.previous } else { self.number.saturating_sub(1) }
+    }
+
+    /// The number of the segment that is missing directly before this one, if the segment that is
+    /// there before it has the number `number`.
+    pub fn missing_after(&self, number: u64) -> Option<u64> {
+        // The header names the segment before, because a number may have been used up by a segment
+        // that could not be created.
+        Some(self.previous_number()).filter(|previous| *previous > number)
+    }
+}
+
+/// The place of a record that is to be read.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Place {
+    /// The record is in this segment.
+    Segment(View),
+    /// The record is in a segment whose file is missing, or in one before it.
+    Missing { number: u64 },
+    /// No record before `until` is left, although every segment was read.
+    Lost { until: u64 },
 }
 
 /// The segment that a reader reads next.
@@ -39,10 +64,8 @@ pub struct View {
     pub limit: u64,
     /// Whether more may still be written into the segment.
     pub open: bool,
-    /// Whether segments before this one are missing that held the sought number.
-    pub missing_before: bool,
-    /// Whether segments between this one and the next one are missing.
-    pub missing_behind: bool,
+    /// The number of a segment behind this one, and before the next one, that is missing.
+    pub missing_behind: Option<u64>,
 }
 
 impl View {
@@ -63,12 +86,20 @@ pub struct SegmentIndex {
     sealed: bool,
     /// Numbers before this one that no segment holds were in segments that are missing.
     missing_until: u64,
+    /// The number of the lane's last segment if it is missing, else 0.
+    missing_last: u64,
 }
 
 impl SegmentIndex {
     /// The index of an empty lane whose first record will have the number `end`.
     pub fn new(end: u64) -> SegmentIndex {
-        SegmentIndex { spans: VecDeque::new(), end, sealed: false, missing_until: 0 }
+        SegmentIndex {
+            spans: VecDeque::new(),
+            end,
+            sealed: false,
+            missing_until: 0,
+            missing_last: 0,
+        }
     }
 
     /// Adds a segment after the others.
@@ -88,8 +119,8 @@ impl SegmentIndex {
         let is_known = |span: &Span, spans: &VecDeque<Span>| {
             spans.iter().any(|known| known.number == span.number)
         };
-        let last = self.spans.back().map_or(0, |last| last.number);
-        let is_new = |span: &&Span| span.number < last && !is_known(span, &self.spans);
+        let last = self.last_number();
+        let is_new = |span: &&Span| span.number <= last && !is_known(span, &self.spans);
         let new: Vec<Span> = found.iter().filter(is_new).copied().collect();
         self.spans.extend(&new);
         self.spans.make_contiguous().sort_by_key(|span| span.number);
@@ -102,9 +133,28 @@ impl SegmentIndex {
     }
 
     /// Sets the number before which numbers that no segment holds were in missing segments, and not
-    /// in bytes that were read and are damaged.
-    pub fn set_missing_until(&mut self, seq: u64) {
-        self.missing_until = seq;
+    /// in bytes that were read and are damaged; and the number of the lane's last segment if it is
+    /// missing, else 0.
+    pub fn set_missing(&mut self, until: u64, last: u64) {
+        (self.missing_until, self.missing_last) = (until, last);
+    }
+
+    /// The number of the lane's last segment if it is missing.
+    pub fn missing_last(&self) -> Option<u64> {
+        Some(self.missing_last).filter(|last| *last > 0)
+    }
+
+    /// The numbers of missing segments that held records from `low` on, as far as they are known.
+    pub fn missing(&self, low: u64) -> Vec<u64> {
+        if !self.sealed {
+            return Vec::new();
+        }
+        let first = self.spans.front().filter(|first| low < first.base.min(self.missing_until));
+        let first = first.map(Span::previous_number);
+        let last = Some(self.missing_last).filter(|last| *last > 0 && self.spans.is_empty());
+        let behind = (0..self.spans.len()).filter(|at| low < self.limit(*at));
+        let behind = behind.filter_map(|at| self.missing_behind(at));
+        first.into_iter().chain(last.filter(|_| low < self.end)).chain(behind).collect()
     }
 
     /// Makes the last segment readable up to this byte and sequence number. Both may go back,
@@ -126,9 +176,15 @@ impl SegmentIndex {
         self.end
     }
 
-    /// The number of the last segment; 0 if there is none.
+    /// Whether this segment holds records from `low` on.
+    pub fn is_needed(&self, number: u64, low: u64) -> bool {
+        let at = self.spans.iter().position(|span| span.number == number);
+        at.is_some_and(|at| low < self.limit(at))
+    }
+
+    /// The number of the last segment, whether its file is there or missing; 0 if there is none.
     pub fn last_number(&self) -> u64 {
-        self.spans.back().map_or(0, |span| span.number)
+        self.spans.back().map_or(0, |span| span.number).max(self.missing_last)
     }
 
     pub fn is_sealed(&self) -> bool {
@@ -139,23 +195,36 @@ impl SegmentIndex {
         self.spans.iter()
     }
 
-    /// The segment that holds `seq`, or the first segment after it if none does.
-    pub fn view(&self, seq: u64) -> Option<View> {
+    /// The place of the record `seq`. `None` if the lane ends before it.
+    pub fn place(&self, seq: u64) -> Option<Place> {
         if seq >= self.end {
             return None;
         }
-        let at = self.at(seq)?;
+        let Some(at) = self.at(seq) else {
+            return Some(match self.missing_last {
+                0 => Place::Lost { until: self.end },
+                number => Place::Missing { number },
+            });
+        };
         let span = self.spans[at];
+        if seq < span.base {
+            return Some(match seq < self.missing_until {
+                true => Place::Missing { number: span.previous_number() },
+                false => Place::Lost { until: span.base },
+            });
+        }
         let open = at + 1 == self.spans.len() && !self.sealed;
-        let missing_before = seq < span.base && seq < self.missing_until;
-        let next = self.spans.get(at + 1).filter(|_| self.sealed);
-        // The number of a segment that could not be created is missing as well. The header of the
-        // next segment tells the two cases apart.
-        let missing_behind = next.is_some_and(|next| match next.previous {
-            0 => next.number > span.number + 1,
-            previous => previous > span.number,
-        });
-        Some(View { span, limit: self.limit(at), open, missing_before, missing_behind })
+        let missing_behind = self.missing_behind(at);
+        Some(Place::Segment(View { span, limit: self.limit(at), open, missing_behind }))
+    }
+
+    /// The number of a segment that is missing between the segment at this place and the next one.
+    pub fn missing_behind(&self, at: usize) -> Option<u64> {
+        let span = self.spans.get(at).filter(|_| self.sealed)?;
+        match self.spans.get(at + 1) {
+            Some(next) => next.missing_after(span.number),
+            None => Some(self.missing_last).filter(|last| *last > span.number),
+        }
     }
 
     /// The bytes from `low` on. The result may be off by the mean size of a record.
@@ -212,23 +281,58 @@ mod tests {
         segment_index
     }
 
+    fn view(segment_index: &SegmentIndex, seq: u64) -> View {
+        match segment_index.place(seq) {
+            Some(Place::Segment(view)) => view,
+            other => panic!("{seq} is in a segment, and not {other:?}"),
+        }
+    }
+
     #[test]
     fn a_sequence_number_is_found_in_its_segment() {
         let segment_index = segment_index();
         for (seq, number, limit, open) in
             [(1, 1, 11, false), (10, 1, 11, false), (11, 2, 21, false), (25, 3, 26, true)]
         {
-            let view = segment_index.view(seq).expect("held");
+            let view = view(&segment_index, seq);
             assert_eq!((view.span.number, view.limit, view.open), (number, limit, open));
         }
-        assert_eq!(segment_index.view(26), None);
+        assert_eq!(segment_index.place(26), None);
     }
 
     #[test]
-    fn a_number_before_the_first_segment_shows_the_first() {
+    fn a_number_before_the_first_segment_is_lost_or_in_a_missing_one() {
         let mut segment_index = segment_index();
         assert_eq!(segment_index.trim(11), [1]);
-        assert_eq!(segment_index.view(3).map(|view| view.span.number), Some(2));
+        assert_eq!(segment_index.place(3), Some(Place::Lost { until: 11 }));
+        segment_index.set_missing(11, 0);
+        assert_eq!(segment_index.place(3), Some(Place::Missing { number: 1 }));
+    }
+
+    #[test]
+    fn missing_segments_are_known_by_the_next_one_or_as_the_last_one() {
+        let mut segment_index = SegmentIndex::new(1);
+        for (number, base, previous) in [(2, 11, 1), (4, 21, 2), (6, 41, 5)] {
+            let span = Span { previous, ..Span::found(number, base, false, 1064) };
+            segment_index.push_span(span);
+        }
+        segment_index.set_missing(11, 8);
+        segment_index.seal(61);
+        // Number 3 was used up by a segment that could not be created.
+        assert_eq!(segment_index.missing(1), [1, 5, 8]);
+        assert_eq!(segment_index.missing(11), [5, 8]);
+        assert_eq!(segment_index.missing(41), [8]);
+        assert_eq!(segment_index.missing(61), [0; 0]);
+        let behind = [11, 21, 41].map(|seq| view(&segment_index, seq).missing_behind);
+        assert_eq!(behind, [None, Some(5), Some(8)]);
+        assert_eq!(segment_index.last_number(), 8);
+        // Without any segment, all records are in the last one or before it.
+        assert_eq!(segment_index.trim(60), [2, 4]);
+        let mut none = SegmentIndex::new(1);
+        none.seal(61);
+        assert_eq!(none.place(1), Some(Place::Lost { until: 61 }));
+        none.set_missing(0, 8);
+        assert_eq!(none.place(1), Some(Place::Missing { number: 8 }));
     }
 
     #[test]
@@ -247,7 +351,7 @@ mod tests {
         segment_index.publish(64, 21);
         segment_index.push(4, 21, false, 164);
         segment_index.publish(164, 22);
-        let view = segment_index.view(21).expect("held");
+        let view = view(&segment_index, 21);
         assert_eq!((view.span.number, view.limit), (4, 22));
         assert_eq!(segment_index.trim(21), [1, 2, 3]);
     }

@@ -13,14 +13,14 @@ use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::time::Duration;
 
 use super::faults::DiskFaults;
-use super::fs::{File, Open};
+use super::fs::{File, Open, is_absent};
 use super::lane::Lane;
 use super::read_around::{ReadAround, is_refusal};
 use crate::telemetry::faults::FaultKind;
 
 /// Why a segment could not be read.
 pub enum Unread {
-    /// The segment is missing.
+    /// The file is missing, which is a fault of the lane: see `missing.rs`.
     Missing { number: u64 },
     /// The file could not be opened.
     Open { number: u64, error: io::Error },
@@ -39,8 +39,9 @@ pub struct Unreadable {
 
 struct Wait {
     number: u64,
-    /// The subject of the fault: the path of the file and the upstream.
-    subject: String,
+    /// The subject of the fault: the path of the file and the upstream. `None` if the file is
+    /// missing.
+    subject: Option<String>,
     /// Whether sectors that the device refuses count as damage.
     around: bool,
 }
@@ -58,6 +59,9 @@ impl Unreadable {
     /// Opens a segment to read.
     pub fn open(&self, lane: &Lane, number: u64) -> Result<Arc<dyn File>, Unread> {
         let file = lane.fs().open(&lane.segment_path(number), Open::Read);
+        if is_absent(&file) {
+            return Err(Unread::Missing { number });
+        }
         let file = file.map_err(|error| Unread::Open { number, error })?;
         let wait = self.waits.get(&lane.id);
         Ok(match wait.is_some_and(|wait| wait.number == number && wait.around) {
@@ -71,7 +75,9 @@ impl Unreadable {
     pub fn wait_for(&mut self, lane: &Lane, unread: Unread, trusted: bool) {
         let (number, is_read, error) = match unread {
             Unread::Missing { number } => {
-                (number, false, io::Error::new(io::ErrorKind::NotFound, "the file is missing"))
+                self.end(lane.id);
+                self.waits.insert(lane.id, Wait { number, subject: None, around: false });
+                return;
             }
             Unread::Open { number, error } => (number, false, error),
             Unread::Read { number, error } => (number, true, error),
@@ -84,7 +90,8 @@ impl Unreadable {
         let lasts = self.faults.raise(FaultKind::SpoolSegment, &subject, "reading", &error);
         let limit = Duration::from_secs(self.limit_seconds.load(Relaxed));
         let around = is_read && trusted && is_refusal(&error) && lasts >= limit;
-        let before = self.waits.insert(lane.id, Wait { number, subject, around });
+        let wait = Wait { number, subject: Some(subject), around };
+        let before = self.waits.insert(lane.id, wait);
         if around && before.is_none_or(|before| !before.around) {
             ::log::error!("spool: unreadable parts of {} are given up: {error}", path.display());
         }
@@ -92,11 +99,9 @@ impl Unreadable {
 
     /// Ends the wait, because the lane can be read again.
     pub fn is_over(&mut self, lane: u64) {
-        if let Some(wait) = self.waits.get(&lane) {
-            self.faults.clear(FaultKind::SpoolSegment, &wait.subject);
-            if !wait.around {
-                self.waits.remove(&lane);
-            }
+        match self.waits.get(&lane) {
+            Some(wait) if wait.around => self.clear(wait),
+            _ => self.end(lane),
         }
     }
 
@@ -114,7 +119,13 @@ impl Unreadable {
 
     fn end(&mut self, lane: u64) {
         if let Some(wait) = self.waits.remove(&lane) {
-            self.faults.clear(FaultKind::SpoolSegment, &wait.subject);
+            self.clear(&wait);
+        }
+    }
+
+    fn clear(&self, wait: &Wait) {
+        if let Some(subject) = &wait.subject {
+            self.faults.clear(FaultKind::SpoolSegment, subject);
         }
     }
 }

@@ -47,7 +47,7 @@ pub enum FaultKind {
     SpoolLane,
     /// A segment is missing or cannot be read, so its events wait.
     SpoolSegment,
-    /// A lane's cursor cannot be written.
+    /// A lane's cursor cannot be written, or a start found none that can be read.
     SpoolCursor,
     /// Files of the spool cannot be removed.
     SpoolFiles,

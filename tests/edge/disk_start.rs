@@ -8,10 +8,10 @@ use crate::backend::{Act, Backend};
 use crate::delivery::{RUNTIME, http_upstream};
 use crate::disk::{Disk, Ledger, REFUSES_SOON, folder, or_skip, run};
 use crate::disk_faults::{send, shows_fault, wait_well};
-use crate::harness::{Edge, Setup, command, wait_for};
+use crate::harness::{Edge, Setup, command, kill, wait_for};
 use crate::wire::Origin;
 use rustix::process::Signal;
-use std::io::{ErrorKind, Write};
+use std::io::{BufRead, BufReader, ErrorKind, Write};
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::Arc;
@@ -346,6 +346,88 @@ fn a_stop_that_a_stalled_disk_cuts_has_exit_code_1() {
     let mut edge = Edge::start_under(Arc::clone(&dir), strace);
     edge.signal(Signal::TERM);
     assert_eq!(edge.wait().code(), Some(1), "{}", edge.log());
+}
+
+#[test]
+fn an_upgrade_on_a_stalled_disk_leaves_the_old_edge_as_it_is() {
+    let backend = RUNTIME.block_on(Backend::playing([]));
+    let dir = Arc::new(tempfile::tempdir().unwrap());
+    Setup::default().spool(REFUSES_SOON).upstreams(&http_upstream(&backend, "")).write(dir.path());
+    let (image, spool) = (dir.path().join("image"), dir.path().join("spool"));
+    let Some(disk) = or_skip(Disk::ext4(&image, &spool)) else { return };
+    let mut old = Edge::start_in(Arc::clone(&dir));
+    let ledger = Ledger::default();
+    send(&old, &ledger, 10);
+    let Some(frozen) = disk.freeze() else { return };
+    let config = dir.path().join("edge.toml");
+    let mut successor = command(&config, &["run", "--upgrade"]).spawn().unwrap();
+    let stderr = BufReader::new(successor.stderr.take().unwrap());
+    let mut lines = stderr.lines().map_while(Result::ok);
+    let told = lines.find(|line| line.starts_with("pixelgate:")).unwrap();
+    for expected in [
+        "the running edge goes on",
+        "run the upgrade again",
+        &format!("the spool {} cannot be used", spool.display()),
+        "the disk has not answered for spool.commit_seconds_max",
+    ] {
+        assert!(told.contains(expected), "{expected:?} is not in {told:?}");
+    }
+    old.wait_log("upgrade: the new process has ended");
+    // The kernel holds the process until its thread comes back from the disk.
+    drop(frozen);
+    assert_eq!(successor.wait().unwrap().code(), Some(2));
+    ledger.wait_accepting(&old);
+
+    let mut new = old.upgrade();
+    old.signal(Signal::QUIT);
+    old.wait();
+    new.address = old.address;
+    ledger.wait_accepting(&new);
+    let count = || ledger.count.load(Relaxed);
+    wait_for("every event to arrive", || backend.events().len() as u64 >= count());
+    ledger.check(&backend, true);
+    drop((old, new));
+    disk.unmount();
+}
+
+#[test]
+fn a_start_waits_for_no_disk_of_its_access_log() {
+    let dir = Arc::new(tempfile::tempdir().unwrap());
+    let logs = dir.path().join("logs");
+    let log = logs.join("access.log");
+    let section = format!("[access_log]\npath = \"{}\"\nflush_seconds = 1", log.display());
+    Setup::default().sections(&section).write(dir.path());
+    let Some(disk) = or_skip(Disk::ext4(&dir.path().join("image"), &logs)) else { return };
+    let Some(frozen) = disk.freeze() else { return };
+    let edge = Edge::start_in(Arc::clone(&dir));
+    wait_for("the fault to be shown", || shows_fault(&edge, "access_log", "access.log"));
+    edge.wait_log("cannot be opened: the disk has not answered for 5 s");
+    send(&edge, &Ledger::default(), 10);
+    drop(frozen);
+    wait_for("the access log", || std::fs::metadata(&log).is_ok_and(|log| log.len() > 0));
+    wait_well(&edge);
+    edge.stop();
+    disk.unmount();
+}
+
+#[test]
+fn a_signal_ends_the_wait_for_a_locked_folder_at_once() {
+    for signal in [Signal::TERM, Signal::INT, Signal::QUIT] {
+        let dir = tempfile::tempdir().unwrap();
+        let socket = dir.path().join("edge.sock");
+        let listen = format!("unix:{}", socket.display());
+        let config = Setup::default().listen(&listen).write(dir.path());
+        let spool = dir.path().join("spool");
+        std::fs::create_dir_all(&spool).unwrap();
+        let lock = std::fs::File::create(spool.join("lock")).unwrap();
+        lock.lock().unwrap();
+        let mut child = command(&config, &["run"]).spawn().unwrap();
+        // Opened before the spool.
+        wait_for("the listener to open", || socket.exists());
+        kill(&child, signal);
+        // Waited for in vain, the lock would end it with exit code 2.
+        assert_eq!(child.wait().unwrap().code(), Some(0), "{signal:?}");
+    }
 }
 
 #[test]

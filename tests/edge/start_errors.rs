@@ -241,6 +241,60 @@ fn an_access_log_that_would_spoil_another_file_names_both_keys() {
 }
 
 #[test]
+fn an_access_log_that_leads_to_another_file_is_refused_by_check_and_run() {
+    let dir = tempfile::tempdir().unwrap();
+    let at = dir.path();
+    for folder in ["spool/dead", "events", "logs"] {
+        std::fs::create_dir_all(at.join(folder)).unwrap();
+    }
+    for file in ["spool/dead/crm.ndjson", "events/a.ndjson", "logs/access.log"] {
+        std::fs::write(at.join(file), "").unwrap();
+    }
+    Setup::default().write(at);
+    let linked = |link: fn(&Path, &Path) -> std::io::Result<()>, target: &str, name: &str| {
+        link(&at.join(target), &at.join(name)).unwrap();
+    };
+    let hard: fn(&Path, &Path) -> std::io::Result<()> = |a, b| std::fs::hard_link(a, b);
+    let soft: fn(&Path, &Path) -> std::io::Result<()> = |a, b| std::os::unix::fs::symlink(a, b);
+    linked(soft, "portals.toml", "to-list");
+    linked(hard, "portals.toml", "list");
+    linked(hard, "spool/dead/crm.ndjson", "dead");
+    linked(hard, "events/a.ndjson", "event");
+    linked(soft, "spool/access.log", "to-new");
+    linked(soft, "spool", "to-spool");
+    linked(soft, "logs/access.log", "to-log");
+    for (path, expect) in [
+        ("to-list", "it leads to the file that portals.source names"),
+        ("list", "it leads to the file that portals.source names"),
+        ("dead", "it is also a file in the folder that spool.dir names"),
+        ("event", "it is also a file in the folder that upstream.file.dir names"),
+        ("to-new", "it leads into the folder that spool.dir names"),
+        ("to-spool/access.log", "it leads into the folder that spool.dir names"),
+    ] {
+        let log = format!("[access_log]\npath = \"{}/{path}\"", at.display());
+        let config = Setup::default().sections(&log).write(at);
+        for arguments in [["run"], ["check"]] {
+            check(&config, &arguments, &["access_log.path: ", path, "cannot be opened", expect]);
+        }
+        assert!(!at.join("spool/access.log").exists(), "nothing was made there");
+    }
+    // The configuration itself, by a link of either kind, and a link to a log that nothing else
+    // uses.
+    for (link, name) in [(soft, "to-itself"), (hard, "itself")] {
+        let log = format!("[access_log]\npath = \"{}/{name}\"", at.display());
+        let config = Setup::default().sections(&log).write(at);
+        link(&config, &at.join(name)).unwrap();
+        let expect = "it leads to the file that --config names";
+        check(&config, &["check"], &[expect]);
+        check(&config, &["run"], &[expect]);
+        std::fs::remove_file(at.join(name)).unwrap();
+    }
+    let log = format!("[access_log]\npath = \"{}/to-log\"", at.display());
+    let config = Setup::default().sections(&log).write(at);
+    assert_eq!(command(&config, &["check"]).output().unwrap().status.code(), Some(0));
+}
+
+#[test]
 fn a_listener_is_an_address_because_a_start_waits_for_no_name_server() {
     let dir = tempfile::tempdir().unwrap();
     let config = Setup::default().write(dir.path());

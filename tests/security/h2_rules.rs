@@ -296,7 +296,7 @@ fn malformed_trailers(literal: u8) -> Vec<(&'static str, Vec<u8>)> {
         ("a target behind a field", after(field(b":path", b"/"))),
         ("a target of the static table", after(vec![0x84])),
         ("a method of the static table", vec![0x82]),
-        ("a host", vec![&[0x01][..], &text(b"a")].concat()),
+        ("a host", [&[0x01][..], &text(b"a")].concat()),
         ("a status", field(b":status", b"200")),
         ("an unknown pseudo-header", field(b":other", b"b")),
         ("a name in upper case", after(field(b"X-A", b"b"))),

@@ -19,6 +19,7 @@ use pixelgate::tools::without_value;
 use serde::Deserialize;
 use serde_path_to_error::Segment;
 use std::path::Path;
+use std::sync::Arc;
 
 /// The most bytes of a configuration file. A file with ten thousand upstream headers is smaller, so
 /// a larger one is the wrong file.
@@ -145,7 +146,7 @@ impl Document {
     }
 
     fn validate(self, path: &Path, table: toml::Table) -> Result<Config, ConfigError> {
-        let Self { edge, admin, log, access_log, metrics, otlp, .. } = self;
+        let Self { edge, admin, log, mut access_log, metrics, otlp, .. } = self;
         let within = |section: &'static str| {
             move |(key, reason): (&str, String)| {
                 error(path.display(), &format!("{section}.{key}"), reason)
@@ -157,8 +158,10 @@ impl Document {
         listeners::check(&edge, &admin)
             .map_err(|(key, reason)| error(path.display(), &key, reason))?;
         access_log.validate().map_err(within("access_log"))?;
-        files::check_access_log(&access_log, path, &table)
+        let others = files::named(path, &table);
+        files::check_access_log(&access_log, &others)
             .map_err(|reason| error(path.display(), "access_log.path", reason))?;
+        access_log.others = Arc::new(others);
         metrics.validate().map_err(within("metrics"))?;
         let in_otlp = |e: pixelgate::errors::ConfigError| {
             error(path.display(), &format!("otlp.{}", e.key()), e.reason().to_owned())

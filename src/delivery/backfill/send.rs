@@ -135,7 +135,7 @@ impl<'a> Backfill<'a> {
         Ok(())
     }
 
-    /// Waits until so many events may be sent.
+    /// Waits until this many events may be sent.
     async fn wait_for_turn(&mut self, events: usize) {
         let Some(per_second) = self.options.per_second else { return };
         self.resender.pause(self.next_at.saturating_duration_since(Instant::now())).await;

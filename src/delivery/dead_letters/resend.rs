@@ -37,7 +37,7 @@ pub trait Notes<T> {
         failure: &Failure,
     ) -> Result<(), Self::Error>;
 
-    /// So many events cannot be delivered now.
+    /// This many events cannot be delivered now.
     fn undelivered(&mut self, events: usize, why: Cow<'static, str>);
 }
 
@@ -91,7 +91,7 @@ impl<'a> Resender<'a> {
         Ok(())
     }
 
-    /// Waits. A stop ends the wait; without a sender there is nothing to wait for but the time.
+    /// Waits for this time, or until the stop.
     pub async fn pause(&mut self, wait: Duration) {
         tokio::select! {
             Ok(_) = self.stop.wait_for(|stop| *stop) => {}

@@ -14,9 +14,8 @@ use std::path::{Path, PathBuf};
 use super::letter::Letter;
 use crate::file_lock;
 
-/// Largest size in bytes of one upstream's dead letters, by default. At some 700 bytes a letter
-/// that is a third of a million letters; so many are the sign of a broken backend, not of poison
-/// events.
+/// Largest size in bytes of one upstream's dead letters, by default. At about 700 bytes for each,
+/// 380,000 letters fit. More of them mean that the backend is broken, and not that events are.
 pub const DEAD_BYTES_MAX: u64 = 256 << 20;
 
 /// Letters hold personal data: the owner may write, the group may read.
@@ -138,8 +137,8 @@ impl Files {
         Ok(lock)
     }
 
-    /// Takes the same lock for reading, and needs no right to write. `None` where there is no lock,
-    /// as in a folder that no process has written to.
+    /// Takes the same lock for reading, which needs no right to write. `None` if there is no lock
+    /// file, because no process has written to the folder.
     pub(super) fn lock_shared(&self) -> io::Result<Option<File>> {
         match File::open(&self.lock) {
             Ok(lock) => file_lock::lock_shared(&lock).map(|()| Some(lock)),
@@ -165,8 +164,8 @@ impl Files {
 
     fn open_lock(&self, path: &Path) -> io::Result<File> {
         if !self.dir.is_dir() {
-            // Not the spool's folder above it: where that is gone, a new one would hide the letters
-            // when its disk is mounted again.
+            // The spool's folder above it is not made anew: if its disk is not mounted, a new
+            // folder would hide the letters when the disk is mounted again.
             match fs::create_dir(&self.dir) {
                 Err(e) if e.kind() != io::ErrorKind::AlreadyExists => return Err(e),
                 _ => {}
@@ -195,7 +194,8 @@ impl Files {
         if len + (end.len() + lines.len()) as u64 > bytes_max {
             return Err(DeadError::Full { bytes_max });
         }
-        // The folder each time: the process that made the file may have ended before it could.
+        // The folder is synced each time: the process that made the file may have ended before it
+        // synced the folder.
         let written = file.write_all(end).and_then(|()| file.write_all(lines));
         let synced = written.and_then(|()| file.sync_data()).and_then(|()| sync_dir(&self.dir));
         if let Err(e) = synced {

@@ -169,8 +169,8 @@ impl AsyncWrite for FrameCounter {
         Pin::new(&mut self.inner).poll_flush(cx)
     }
 
-    /// Closes the sending side, then drains: see [`LINGER_SECONDS_MAX`]. A client's last SETTINGS or
-    /// WINDOW_UPDATE may still arrive, and the GOAWAY is on its way.
+    /// Closes the sending side, then drains: see [`LINGER_SECONDS_MAX`]. A client's last SETTINGS
+    /// or WINDOW_UPDATE may still arrive, and the GOAWAY is on its way.
     fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         let Self { inner, lingering, .. } = self.get_mut();
         let lingering = match lingering {

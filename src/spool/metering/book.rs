@@ -352,20 +352,6 @@ are counted together, as `other`"
             );
         }
     }
-
-    /// Logs that the counts of a lane begin anew, and raises the fault. `lane` names the lane,
-    /// `why` is the reason.
-    pub fn report_reset(&self, lane: &str, why: &str) {
-        ::log::error!("spool: the totals per portal begin anew with what {lane} holds: {why}");
-        self.faults.raise(
-            FaultKind::PortalTotals,
-            lane,
-            format!("the totals per portal begin anew with what {lane} holds: {why}"),
-            "The older counts are lost; no event is affected. `since` in /status?portal= is the \
-            time from which the totals count. The fault ends with the next start."
-                .to_owned(),
-        );
-    }
 }
 
 fn is_request(column: Column) -> bool {

@@ -83,6 +83,7 @@ pub enum Item<'a> {
     /// The rest of the entry belongs to this folded lane.
     Fold(LaneKey),
 }
+
 /// A column in the form in which it is written.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub struct RawColumn<'a> {

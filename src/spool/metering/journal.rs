@@ -32,6 +32,7 @@ const PAIRS_MAX: usize = 1 << 16;
 
 /// The folded lanes whose counts a file has, and whether these count there.
 type Folds = Vec<(LaneKey, bool)>;
+
 /// The open file.
 pub struct Journal {
     dir: PathBuf,
@@ -187,13 +188,19 @@ impl Journal {
     ) -> io::Result<()> {
         let entry = self.entry(book, marks);
         let has_room = self.end + entry.len() as u64 <= self.room;
-        if has_room && !self.is_spent && !self.has_stale_fold() {
+        if has_room && !self.is_spent && !self.has_stale_fold() && self.is_at_its_path(fs)? {
             self.append(&entry)?;
             self.note_written(marks);
         } else {
             self.rewrite(fs, book, marks, absorbed, None)?;
         }
         self.sync_name(fs)
+    }
+
+    /// Whether a following process would find this file: it may have been removed or replaced.
+    fn is_at_its_path(&self, fs: &dyn Fs) -> io::Result<bool> {
+        let found = fs.id(&self.dir.join(PORTALS));
+        if is_absent(&found) { Ok(false) } else { Ok(found? == self.file.id()?) }
     }
 
     /// Returns an entry with the unwritten counts and the marks.

@@ -32,7 +32,8 @@
 //! [`OTHER`](table::OTHER). If the file of a lane is missing or damaged, its counts begin with the
 //! records that the lane still holds. The log and a fault report this, and
 //! [`since`](book::Book::since_ms) is the time from which the totals count. An event that `memory`
-//! or `interval` loses is lost to the counts, too.
+//! or `interval` loses stays in the counts if the cursor or this file knows it, that is, unless it
+//! was accepted after their last write, about a second ago. Then it is in no count.
 
 pub(super) mod book;
 pub(super) mod contents;

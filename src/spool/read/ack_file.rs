@@ -29,6 +29,7 @@ use super::runs::Runs;
 use super::slot::{self, Kind, LaneKey, Opened};
 use crate::spool::format::u64_at;
 use crate::spool::fs::{File, Fs, Open, read_full, write_full};
+
 const KIND: Kind = Kind { magic: *b"pxgacks1", magic_routed: *b"pxgacks2" };
 const HEADER_BYTES: usize = 42;
 const WORDS: usize = 5;

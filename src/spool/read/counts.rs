@@ -10,6 +10,7 @@ pub enum Ack {
     /// The record is in the dead letters.
     Dead,
 }
+
 /// The end of a record for one upstream.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum End {

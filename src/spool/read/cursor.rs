@@ -13,12 +13,14 @@
 //! | | 9 × 8 | start, low, delivered, dead, lost; carried: accepted, delivered, dead, lost |
 //! | | 2 × 8 | only in `pxgcurs2`: foreign records before `low`, and all that are counted |
 //! | | 2 + runs | after all positions, for each: the runs above `low`, see `runs.rs` |
-//! | | 8 | the number up to which foreign records are counted |
+//! | | 8 | the number up to which foreign records are counted: that after the last record |
 //! | | 2 | the number of removed upstreams that follow |
 //! | | 2 + name | a removed upstream that has no position here |
 //! | | 4 × 8 | its totals: accepted, delivered, dead, lost |
+//! | | 8 | the number of the lane's last segment |
 //!
-//! Of two sound slots, the one with the greater generation counts.
+//! Of two sound slots, the one with the greater generation counts. The numbers of the last
+//! record and of the last segment prove that the lane had these, if segments are missing.
 //!
 //! Earlier versions of this program wrote slots without the runs, or without what follows them.
 //! They read a slot and ignore the parts that they do not know, so records in a run are delivered
@@ -37,7 +39,8 @@ use super::runs::Runs;
 pub use super::slot::LaneKey;
 use super::slot::{self, Kind, Opened};
 use crate::spool::format::u64_at;
-use crate::spool::fs::{File, read_full, write_full};
+use crate::spool::fs::{File, FileId, read_full, write_full};
+
 /// The size of one slot, in bytes. It has room for [`POSITIONS_MAX`] positions with the longest
 /// names, and for runs.
 const SLOT_BYTES: usize = 32 << 10;
@@ -62,6 +65,7 @@ const _: () = assert!(
         + POSITIONS_MAX * (2 + UPSTREAM_NAME_BYTES_MAX + (POSITION_WORDS + ROUTED_WORDS) * 8 + 2)
         + 8
         + 2
+        + 8
         <= SLOT_BYTES
 );
 
@@ -73,13 +77,16 @@ pub struct Cursor {
     /// The lanes whose totals are counted here already.
     pub absorbed: Vec<LaneKey>,
     pub positions: Vec<ConsumerPosition>,
-    /// Whether a record before `counted_to` is not meant for all upstreams.
+    /// Whether a record before `end` is not meant for all upstreams.
     pub routed: bool,
-    /// The positions count the foreign records before this number. `None`: the slot was written by
-    /// a version that knew no routed records.
-    pub counted_to: Option<u64>,
+    /// The number after the last record, up to which the positions count foreign records. `None`:
+    /// the slot was written by a version that knew no routed records.
+    pub end: Option<u64>,
     /// The totals of removed upstreams that have no position here.
     pub removed: NamedTotals,
+    /// The number of the lane's last segment; 0 if it has none. `None`: the slot was written by a
+    /// version that did not store it.
+    pub last_segment: Option<u64>,
 }
 
 /// The open file of a lane.
@@ -103,6 +110,16 @@ impl CursorFile {
         }
         let generation = best.as_ref().map_or(0, |(generation, _)| *generation);
         Ok((CursorFile { file, generation }, best.map(|(_, cursor)| cursor)))
+    }
+
+    /// The identity of the file.
+    pub fn id(&self) -> io::Result<FileId> {
+        self.file.id()
+    }
+
+    /// Goes on with another file, which has the same path and whose slots are older.
+    pub fn replace(&mut self, file: Arc<dyn File>) {
+        self.file = file;
     }
 
     /// Writes the older slot and makes it durable. After an error, the other slot is still sound,
@@ -173,8 +190,8 @@ fn encode(generation: u64, cursor: &Cursor) -> (Vec<u8>, Vec<usize>) {
 /// What follows the runs.
 fn encode_behind(cursor: &Cursor) -> Vec<u8> {
     let mut out = Vec::new();
-    let Some(counted_to) = cursor.counted_to else { return out };
-    out.extend_from_slice(&counted_to.to_le_bytes());
+    let Some(end) = cursor.end else { return out };
+    out.extend_from_slice(&end.to_le_bytes());
     out.extend_from_slice(&(cursor.removed.0.len() as u16).to_le_bytes());
     for (name, totals) in &cursor.removed.0 {
         out.extend_from_slice(&(name.len() as u16).to_le_bytes());
@@ -182,6 +199,9 @@ fn encode_behind(cursor: &Cursor) -> Vec<u8> {
         for word in [totals.accepted, totals.delivered, totals.dead, totals.lost] {
             out.extend_from_slice(&word.to_le_bytes());
         }
+    }
+    if let Some(number) = cursor.last_segment {
+        out.extend_from_slice(&number.to_le_bytes());
     }
     out
 }
@@ -226,12 +246,13 @@ fn decode(bytes: &[u8]) -> Option<(u64, Cursor)> {
             position.resume_runs(take_runs(&mut rest, position.low, routed)?);
         }
     }
-    let counted_to = take_u64(&mut rest);
+    let end = take_u64(&mut rest);
     let removed = match take_u16(&mut rest) {
         None => NamedTotals::default(),
         Some(removed) => take_totals(&mut rest, removed)?,
     };
-    let cursor = Cursor { lane, salt, absorbed, positions, routed, counted_to, removed };
+    let last_segment = take_u64(&mut rest);
+    let cursor = Cursor { lane, salt, absorbed, positions, routed, end, removed, last_segment };
     Some((generation, cursor))
 }
 
@@ -308,8 +329,8 @@ mod tests {
         position.settle(low + 9..low + 10, Ack::Dead);
         let (absorbed, positions) = (vec![(1, 8), (2, 9)], vec![position]);
         let removed = NamedTotals(vec![("gone".into(), Counts { accepted: 7, ..carried })]);
-        let (routed, counted_to) = (false, Some(30));
-        Cursor { lane: 3, salt: 4, absorbed, positions, routed, counted_to, removed }
+        let (routed, end, last_segment) = (false, Some(30), Some(7));
+        Cursor { lane: 3, salt: 4, absorbed, positions, routed, end, removed, last_segment }
     }
 
     /// The same slot as versions wrote it that knew neither runs nor routed records.
@@ -326,10 +347,10 @@ mod tests {
     fn a_slot_of_a_version_without_runs_is_read_and_its_place_is_the_same() {
         let (bytes, _) = encode(8, &cursor(11));
         let removed_bytes = 2 + 2 + "gone".len() + 4 * 8;
-        let runs_bytes = 2 + 2 + 4 + 8 + removed_bytes;
+        let runs_bytes = 2 + 2 + 4 + 8 + removed_bytes + 8;
         let (_, old) = decode(&without_runs(bytes, runs_bytes)).expect("sound");
         assert_eq!((old.positions[0].low, old.positions[0].runs().len()), (11, 0));
-        assert_eq!(old.counted_to, None);
+        assert_eq!((old.end, old.last_segment), (None, None));
         assert_eq!(old.positions[0].carried.accepted, 9);
     }
 
@@ -380,7 +401,7 @@ mod tests {
         assert!(routed.positions[0].advance());
         let (bytes, _) = encode(8, &routed);
         let (_, read) = decode(&bytes).expect("sound");
-        assert_eq!((read.routed, read.counted_to), (true, Some(30)));
+        assert_eq!((read.routed, read.end, read.last_segment), (true, Some(30), Some(7)));
         assert_eq!(format!("{:?}", read.positions), {
             let mut expect = routed.positions[0].clone();
             // It goes on behind `low`.

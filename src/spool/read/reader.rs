@@ -12,10 +12,11 @@ use crate::plural::counted;
 use crate::spool::fs::File;
 use crate::spool::lane::Lane;
 use crate::spool::metering::table::OTHER;
+use crate::spool::missing;
 use crate::spool::record_id::RecordId;
 use crate::spool::recovery::count_foreign::{each_routed, stretches};
-use crate::spool::recovery::recover::find_missing;
-use crate::spool::segment_index::View;
+use crate::spool::recovery::returned::find_missing;
+use crate::spool::segment_index::{Place, View};
 use crate::spool::state::SpoolState;
 use crate::spool::unreadable::{Unread, Unreadable};
 
@@ -133,21 +134,19 @@ impl Reader {
         bytes: &mut usize,
         entries: &mut Vec<Entry>,
     ) -> Result<ReadPass, Unread> {
-        let (view, next) = {
+        let (place, next) = {
             let state = lane.state();
             let position = &state.positions[self.upstream];
             let next = position.next();
-            let view = state.segment_index.view(next.start).filter(|_| position.has_room());
-            let Some(view) = view else { return Ok(ReadPass::Enough) };
-            (view, next)
+            (state.segment_index.place(next.start).filter(|_| position.has_room()), next)
+        };
+        let view = match place {
+            None => return Ok(ReadPass::Enough),
+            Some(Place::Missing { number }) => return self.look_for_missing(lane, number),
+            Some(Place::Lost { until }) => return Ok(self.lose(lane, until)),
+            Some(Place::Segment(view)) => view,
         };
         let number = view.span.number;
-        if view.missing_before {
-            return self.look_for_missing(lane, number - 1);
-        }
-        if view.span.base > next.start {
-            return Ok(self.lose(lane, view, view.span.base));
-        }
         self.open_scanner(lane, &view)?;
         let name = &self.state.upstreams[self.upstream].name;
         let routing = self.state.routing;
@@ -235,10 +234,10 @@ impl Reader {
         file: &dyn File,
         offset: u64,
     ) -> Result<ReadPass, Unread> {
-        if view.missing_behind {
+        if let Some(number) = view.missing_behind {
             // Also where this segment is damaged at its end: only the missing one tells how many
             // of the records were in this one.
-            return self.look_for_missing(lane, view.span.number + 1);
+            return self.look_for_missing(lane, number);
         }
         Ok(self.damaged(lane, view, file, offset..view.span.bytes, view.limit))
     }
@@ -252,18 +251,22 @@ impl Reader {
         bytes: Range<u64>,
         seq: u64,
     ) -> ReadPass {
-        let next = lane.state().positions[self.upstream].next().start;
-        if lane.state().segment_index.view(next).is_none_or(|now| !now.covers(&view)) {
+        let place = {
+            let state = lane.state();
+            state.segment_index.place(state.positions[self.upstream].next().start)
+        };
+        if !matches!(place, Some(Place::Segment(now)) if now.covers(&view)) {
             self.scanners.remove(&lane.id);
             return ReadPass::More;
         }
         if !bytes.is_empty() {
             self.state.quarantine.keep(lane.id, view.span.number, file, bytes);
         }
-        self.lose(lane, view, seq)
+        self.lose(lane, seq)
     }
 
-    fn lose(&mut self, lane: &Lane, view: View, seq: u64) -> ReadPass {
+    /// Counts the next records before `seq` as lost.
+    fn lose(&mut self, lane: &Lane, seq: u64) -> ReadPass {
         let foreign = self.lost_foreign(lane, seq);
         let mut state = lane.state();
         let position = &mut state.positions[self.upstream];
@@ -283,11 +286,9 @@ impl Reader {
             _ = lane.save_cursor();
         }
         ::log::error!(
-            "spool: {} of lane {} lost to damage before number {seq} (segment {}), \
-             for upstream {:?}",
+            "spool: {} of lane {} lost to damage before number {seq}, for upstream {:?}",
             counted(lost, "event"),
             lane.id,
-            view.span.number,
             self.state.upstreams[self.upstream].name
         );
         ReadPass::More
@@ -323,8 +324,9 @@ impl Reader {
     /// Checks whether missing segments have come back. They do not count as lost, because an
     /// operator may have moved them away.
     fn look_for_missing(&mut self, lane: &Lane, number: u64) -> Result<ReadPass, Unread> {
-        match find_missing(lane, &self.state.quarantine) {
+        match find_missing(lane, &self.state) {
             Ok(true) => {
+                missing::report(&self.state.lanes(), &self.state.disk_faults);
                 self.scanners.remove(&lane.id);
                 Ok(ReadPass::More)
             }
@@ -334,6 +336,10 @@ impl Reader {
     }
 
     fn read_failed(&mut self, lane: &Lane, unread: Unread) {
+        if let Unread::Missing { number } = unread {
+            lane.state().vanished.insert(number);
+            missing::report(&self.state.lanes(), &self.state.disk_faults);
+        }
         self.unreadable.wait_for(lane, unread, !self.state.is_failing());
         self.scanners.remove(&lane.id);
         // Maintenance wakes this reader at its next turn.

@@ -19,6 +19,7 @@ const BLOCK_BYTES: u64 = 256 << 10;
 const SEARCH_BYTES: u64 = 4 << 20;
 /// A run of zeros that the search skips at once.
 const ZEROS: [u8; 256] = [0; 256];
+
 /// What the scanner found at its place.
 #[derive(Debug)]
 pub enum Step {

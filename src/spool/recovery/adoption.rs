@@ -31,6 +31,7 @@ const SPOOL_LOCK: &str = "lock";
 const FILES_PER_LANE: usize = 3;
 /// The open files of a lane for each upstream: the segment that is read, and the acknowledgements.
 const FILES_PER_UPSTREAM: usize = 2;
+
 /// Adopts the lanes of one spool.
 pub struct Adopter {
     pub fs: Arc<dyn Fs>,
@@ -80,14 +81,11 @@ pub fn lock_spool(fs: &dyn Fs, root: &Path) -> io::Result<Option<Arc<dyn File>>>
     Ok(lock.try_lock()?.then_some(lock))
 }
 
-/// The lanes that a spool's folder holds, oldest first.
+/// The lanes that a spool's folder holds, oldest first. A file with the name of a lane counts as
+/// one, so that it becomes a fault and no new lane takes its number.
 pub fn lane_ids(fs: &dyn Fs, root: &Path) -> io::Result<Vec<u64>> {
     let entries = fs.list(root)?;
-    let mut ids: Vec<u64> = entries
-        .iter()
-        .filter(|entry| entry.is_dir)
-        .filter_map(|entry| lane_id(&entry.name))
-        .collect();
+    let mut ids: Vec<u64> = entries.iter().filter_map(|entry| lane_id(&entry.name)).collect();
     ids.sort_unstable();
     Ok(ids)
 }

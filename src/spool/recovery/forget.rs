@@ -9,9 +9,9 @@ use std::path::Path;
 use std::sync::Arc;
 
 use super::adoption::{lane_ids, lock_spool};
-use super::inspect::{counted_positions, end_of, snapshot_lane};
 use super::quarantine::Quarantine;
 use super::recover::{Adoption, Surroundings, adopt};
+use super::snapshot::LaneSnapshot;
 use crate::clock::SystemClock;
 use crate::spool::fs::{Fs, Open, SystemFs};
 use crate::spool::lane_files::{CURSOR, IDENTITY, ignore_absent, lane_dir, segment_number};
@@ -101,12 +101,12 @@ pub fn forget(
             }
             continue;
         };
-        let snapshot = snapshot_lane(root, id)?;
-        let low = cursor.positions.remove(place).low;
-        let end = end_of(&snapshot)?.max(low);
-        let counted = counted_positions(&snapshot, end, routing);
+        cursor.positions.remove(place);
+        let snapshot = LaneSnapshot::read(root, id)?;
+        let counted = snapshot.counted_positions(routing);
         let position = counted.iter().find(|position| position.name == upstream);
-        forgotten.pending += position.map_or(0, |position| position.totals(end).pending());
+        let pending = position.map(|position| position.totals(snapshot.end()).pending());
+        forgotten.pending += pending.unwrap_or(0);
         let is_last = cursor.positions.is_empty();
         if is_last {
             count_portals(root, id, (upstream, routing, metering), &ids)?;

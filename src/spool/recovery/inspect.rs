@@ -11,22 +11,20 @@ use std::time::Duration;
 
 use bytes::Bytes;
 
-use super::adoption::lane_ids;
-use super::count_foreign::{Stretch, each_routed};
 use super::portal_sums;
 pub use super::portal_sums::PortalSums;
-use super::positions::restore_foreign;
-use super::recover::{Segment, header, salt, scan_to_end, survey, torn_bytes};
-use crate::spool::fs::{File, Fs, Open, SystemFs};
-use crate::spool::lane_files::{CURSOR, IDENTITY, PORTALS, lane_dir, segment_name, segment_number};
+use super::recover::{Segment, header, torn_bytes};
+use super::snapshot::LaneSnapshot;
+use crate::spool::fs::{Fs, SystemFs};
+use crate::spool::lane_create::METERED;
+use crate::spool::lane_files::{CURSOR, IDENTITY, PORTALS, segment_name, segment_number};
 use crate::spool::metering::table::OTHER;
-use crate::spool::read::cursor::{Cursor, CursorFile, LaneKey, damaged_slots};
-use crate::spool::read::ledger::ConsumerPosition;
+use crate::spool::read::cursor::{LaneKey, damaged_slots};
 use crate::spool::read::named_totals::NamedTotals;
 use crate::spool::read::scanner::{Scanner, Step};
 use crate::spool::record_id::RecordId;
 use crate::spool::routing::Routing;
-use crate::spool::segment_index::Span;
+use crate::spool::segment_index::Place;
 use crate::spool::status::UpstreamStatus;
 
 /// The most findings that a report lists. The others are only counted.
@@ -130,16 +128,6 @@ impl std::fmt::Display for Finding {
     }
 }
 
-/// The content of the files of a lane at one moment.
-pub(super) struct LaneSnapshot {
-    id: u64,
-    dir: PathBuf,
-    living: bool,
-    salt: u64,
-    cursor: Option<Cursor>,
-    segments: Vec<Segment>,
-}
-
 /// Counts lanes, segments and events. `routing` says how to read which upstreams a record is meant
 /// for.
 ///
@@ -156,7 +144,7 @@ pub(super) struct LaneSnapshot {
 ///
 /// The folder or a file in it cannot be read.
 pub fn stat(dir: &Path, routing: &Routing) -> io::Result<Stat> {
-    let snapshots = snapshot_all(dir)?;
+    let snapshots = LaneSnapshot::all(dir)?;
     let folded: Vec<LaneKey> = snapshots
         .iter()
         .filter_map(|snapshot| snapshot.cursor.as_ref())
@@ -165,11 +153,9 @@ pub fn stat(dir: &Path, routing: &Routing) -> io::Result<Stat> {
     let mut totals = NamedTotals::default();
     let mut lanes = Vec::new();
     for snapshot in &snapshots {
-        let end_seq = end_of(snapshot)?;
-        let known = snapshot.cursor.as_ref().map_or(&[][..], |cursor| &cursor.positions);
-        let end_seq = known.iter().map(|position| position.low).fold(end_seq, u64::max);
-        if !folded.contains(&(snapshot.id, snapshot.salt)) {
-            for position in counted_positions(snapshot, end_seq, routing) {
+        let end_seq = snapshot.end();
+        if !folded.contains(&snapshot.key()) {
+            for position in snapshot.counted_positions(routing) {
                 totals.add(&position.name, position.totals(end_seq), usize::MAX);
             }
             for (name, counts) in snapshot.cursor.iter().flat_map(|cursor| &cursor.removed.0) {
@@ -186,7 +172,7 @@ pub fn stat(dir: &Path, routing: &Routing) -> io::Result<Stat> {
         });
     }
     let files: Vec<(PathBuf, LaneKey)> =
-        snapshots.iter().map(|lane| (lane.dir.clone(), (lane.id, lane.salt))).collect();
+        snapshots.iter().map(|lane| (lane.dir.clone(), lane.key())).collect();
     let portals = portal_sums::read(&files, &folded)?;
     let quarantined = SystemFs.list(&dir.join("quarantine")).unwrap_or_default();
     Ok(Stat {
@@ -216,12 +202,15 @@ pub fn stat(dir: &Path, routing: &Routing) -> io::Result<Stat> {
 /// finding.
 pub fn verify(dir: &Path, progress: &mut dyn FnMut(u64, u64)) -> io::Result<VerifyReport> {
     let mut report = VerifyReport::default();
-    let snapshots = snapshot_all(dir)?;
+    let snapshots = LaneSnapshot::all(dir)?;
     let total =
         snapshots.iter().flat_map(|snapshot| &snapshot.segments).map(|segment| segment.bytes).sum();
     let mut done = 0;
     for snapshot in &snapshots {
         verify_small_files(snapshot, &mut report)?;
+        if !snapshot.living {
+            verify_names(snapshot, &mut report)?;
+        }
         for at in 0..snapshot.segments.len() {
             report.merge(match snapshot.living {
                 true => verify_living_segment(snapshot, at)?,
@@ -258,11 +247,10 @@ pub fn dump(
     dir: &Path,
     mut each: impl FnMut(RecordId, &Bytes) -> ControlFlow<()>,
 ) -> io::Result<()> {
-    for snapshot in snapshot_all(dir)? {
-        for at in 0..snapshot.segments.len() {
-            let segment = &snapshot.segments[at];
-            let limit = limit(&snapshot, at);
-            let Some(file) = open(&snapshot, segment)? else { continue };
+    for snapshot in LaneSnapshot::all(dir)? {
+        for (at, segment) in snapshot.segments.iter().enumerate() {
+            let limit = snapshot.limit(at);
+            let Some(file) = snapshot.open(&segment_name(segment.number))? else { continue };
             let mut scanner = Scanner::new(segment.number, snapshot.salt, segment.base);
             loop {
                 match scanner.step(&*file, segment.bytes, limit)? {
@@ -304,100 +292,71 @@ impl VerifyReport {
     }
 }
 
-fn snapshot_all(dir: &Path) -> io::Result<Vec<LaneSnapshot>> {
-    let mut snapshots = Vec::new();
-    for id in lane_ids(&SystemFs, dir)? {
-        match snapshot_lane(dir, id) {
-            Ok(snapshot) => snapshots.push(snapshot),
-            // A living process has delivered and removed the lane meanwhile.
-            Err(error) if error.kind() == io::ErrorKind::NotFound => {}
-            Err(error) => return Err(error),
+/// Checks the files of a lane that are not segments.
+fn verify_small_files(snapshot: &LaneSnapshot, report: &mut VerifyReport) -> io::Result<()> {
+    let path = |name| snapshot.dir.join(name);
+    let (identity, cursor) = (snapshot.open(IDENTITY)?, snapshot.open(CURSOR)?);
+    let (is_metered, damaged) = (snapshot.open(PORTALS)?.is_some(), || {
+        portal_sums::damaged_at(&snapshot.dir, snapshot.key())
+    });
+    let identity = identity.map(|file| header(&*file)).transpose()?;
+    let mut found = Vec::new();
+    match identity {
+        None => found.push((IDENTITY, 0, "the lane's identity is missing")),
+        Some(Some(identity)) if identity.lane == snapshot.id => {
+            if identity.previous == METERED && !is_metered {
+                found.push((PORTALS, 0, "the counts by portal are missing"));
+            }
+        }
+        Some(_) => found.push((IDENTITY, 0, "the lane's identity is damaged")),
+    }
+    match cursor {
+        None => found.push((CURSOR, 0, "the cursor is missing")),
+        Some(file) => {
+            let damaged = damaged_slots(&*file)?;
+            // A living process may be writing one of the slots.
+            let again = if snapshot.living { damaged_slots(&*file)? } else { damaged.clone() };
+            let offsets = damaged.into_iter().filter(|offset| again.contains(offset));
+            found.extend(offsets.map(|offset| (CURSOR, offset, "a cursor slot is damaged")));
         }
     }
-    Ok(snapshots)
-}
-
-pub(super) fn snapshot_lane(root: &Path, id: u64) -> io::Result<LaneSnapshot> {
-    let dir = lane_dir(root, id);
-    let identity = SystemFs.open(&dir.join(IDENTITY), Open::Read)?;
-    let living = !identity.is_unlocked()?;
-    let (_, cursor) = CursorFile::load(SystemFs.open(&dir.join(CURSOR), Open::Read)?)?;
-    let cursor = cursor.filter(|cursor| cursor.lane == id);
-    let salt = salt(&SystemFs, &dir, id, &*identity, cursor.as_ref())?;
-    let segments = survey(&SystemFs, &dir, id, salt, None)?;
-    Ok(LaneSnapshot { id, dir, living, salt, cursor, segments })
-}
-
-/// The positions in the cursor of a lane. Foreign records that the cursor does not count yet are
-/// counted here, up to `end`.
-pub(super) fn counted_positions(
-    snapshot: &LaneSnapshot,
-    end: u64,
-    routing: &Routing,
-) -> Vec<ConsumerPosition> {
-    let mut positions =
-        snapshot.cursor.as_ref().map_or(Vec::new(), |cursor| cursor.positions.clone());
-    let stretch = |(at, segment): (usize, &Segment)| {
-        let &Segment { number, base, bytes, recycled, .. } = segment;
-        (Span::found(number, base, recycled, bytes), base..limit(snapshot, at).min(end))
-    };
-    let stretches: Vec<Stretch> = snapshot.segments.iter().enumerate().map(stretch).collect();
-    let scan = |from, each: &mut dyn FnMut(u64, &[u8])| {
-        let behind = stretches.partition_point(|(_, seqs)| seqs.end <= from);
-        let (dir, salt) = (&snapshot.dir, snapshot.salt);
-        each_routed(&SystemFs, dir, salt, &stretches[behind..], from, routing, each);
-    };
-    restore_foreign(&mut positions, snapshot.cursor.as_ref(), end, routing, scan);
-    positions
-}
-
-pub(super) fn end_of(snapshot: &LaneSnapshot) -> io::Result<u64> {
-    let Some(last) = snapshot.segments.last() else { return Ok(1) };
-    match open(snapshot, last)? {
-        Some(file) => Ok(scan_to_end(&*file, last, snapshot.salt)?.1),
-        None => Ok(last.base),
-    }
-}
-
-fn verify_small_files(snapshot: &LaneSnapshot, report: &mut VerifyReport) -> io::Result<()> {
-    let identity = snapshot.dir.join(IDENTITY);
-    if header(&*SystemFs.open(&identity, Open::Read)?)?
-        .is_none_or(|found| found.lane != snapshot.id)
-    {
-        report.find(identity, 0, "the lane's identity is damaged".to_owned());
-    }
-    let path = snapshot.dir.join(CURSOR);
-    let file = SystemFs.open(&path, Open::Read)?;
-    let damaged = damaged_slots(&*file)?;
-    // A living process may be writing one of the slots.
-    let again = if snapshot.living { damaged_slots(&*file)? } else { damaged.clone() };
-    for offset in damaged.into_iter().filter(|offset| again.contains(offset)) {
-        report.find(path.clone(), offset, "a cursor slot is damaged".to_owned());
-    }
-    let key = (snapshot.id, snapshot.salt);
-    let damaged = || portal_sums::damaged_at(&snapshot.dir, key);
     // A living process may be writing the last entry.
     if let Some(offset) = damaged()?
         && (!snapshot.living || damaged()? == Some(offset))
     {
-        let what = "counts by portal are damaged".to_owned();
-        report.find(snapshot.dir.join(PORTALS), offset, what);
+        found.push((PORTALS, offset, "counts by portal are damaged"));
     }
+    // Otherwise a living process has delivered and removed the lane meanwhile.
+    if snapshot.is_there() {
+        for (name, offset, what) in found {
+            report.find(path(name), offset, what.to_owned());
+        }
+    }
+    Ok(())
+}
+
+/// Checks that a lane has all of its segments and no other ones. A living process removes segments
+/// and makes new ones.
+fn verify_names(snapshot: &LaneSnapshot, report: &mut VerifyReport) -> io::Result<()> {
     for entry in SystemFs.list(&snapshot.dir)? {
         let Some(number) = segment_number(&entry.name) else { continue };
-        if !snapshot.living && snapshot.segments.iter().all(|segment| segment.number != number) {
+        if snapshot.segments.iter().all(|segment| segment.number != number) {
             let what = "the file is not a segment of this lane".to_owned();
             report.find(snapshot.dir.join(entry.name), 0, what);
         }
     }
-    let low =
-        snapshot.cursor.as_ref().and_then(|cursor| cursor.positions.iter().map(|a| a.low).min());
-    if let (Some(low), Some(first)) = (low, snapshot.segments.first())
-        && first.base > low
-        && !snapshot.living
-    {
-        let what = format!("the records from {low} to {} are missing", first.base - 1);
-        report.find(snapshot.dir.join(segment_name(first.number)), 0, what);
+    let positions = snapshot.cursor.iter().flat_map(|cursor| &cursor.positions);
+    let Some(low) = positions.map(|position| position.low).min() else { return Ok(()) };
+    let until = snapshot.segments.first().map_or(snapshot.end(), |first| first.base);
+    match (snapshot.segment_index.place(low), snapshot.segments.first()) {
+        (Some(Place::Missing { number }), _) => {
+            report.find(snapshot.segment_path(number), 0, missing(low, until));
+        }
+        (Some(Place::Lost { .. }), Some(first)) => {
+            let what = format!("the records from {low} to {} are missing", until - 1);
+            report.find(snapshot.segment_path(first.number), 0, what);
+        }
+        _ => {}
     }
     Ok(())
 }
@@ -426,12 +385,12 @@ fn verify_living_segment(snapshot: &LaneSnapshot, at: usize) -> io::Result<Verif
 fn verify_segment(snapshot: &LaneSnapshot, at: usize) -> io::Result<VerifyReport> {
     let mut report = VerifyReport::default();
     let segment = &snapshot.segments[at];
-    let path = snapshot.dir.join(segment_name(segment.number));
-    let Some(file) = open(snapshot, segment)? else { return Ok(report) };
+    let path = snapshot.segment_path(segment.number);
+    let Some(file) = snapshot.open(&segment_name(segment.number))? else { return Ok(report) };
     if header(&*file)?.is_none() {
         report.find(path.clone(), 0, "the segment's header is damaged".to_owned());
     }
-    let limit = limit(snapshot, at);
+    let limit = snapshot.limit(at);
     let mut scanner = Scanner::new(segment.number, snapshot.salt, segment.base);
     loop {
         match scanner.step(&*file, segment.bytes, limit)? {
@@ -443,21 +402,32 @@ fn verify_segment(snapshot: &LaneSnapshot, at: usize) -> io::Result<VerifyReport
                 let what = damage(seqs.start, seqs.end, bytes.end - bytes.start);
                 report.find(path.clone(), bytes.start, what);
             }
-            Step::End => break,
-            Step::Tail if limit != u64::MAX => {
-                let what = damage(scanner.seq, limit, segment.bytes.saturating_sub(scanner.offset));
-                report.find(path.clone(), scanner.offset, what);
-                break;
-            }
-            Step::Tail => {
-                let torn = torn_bytes(&*file, segment, snapshot.salt, scanner.offset, scanner.seq)?;
-                if let Some(torn) = torn.filter(|_| !snapshot.living) {
-                    let bytes = torn.end - torn.start;
-                    let what = format!("{bytes} bytes after the last record are not a record");
-                    report.find(path.clone(), torn.start, what);
-                }
-                break;
-            }
+            Step::End => return Ok(report),
+            Step::Tail => break,
+        }
+    }
+    let (offset, seq) = (scanner.offset, scanner.seq);
+    let is_last = limit == u64::MAX;
+    let torn = match is_last && !snapshot.living {
+        true => torn_bytes(&*file, segment, snapshot.salt, offset, seq)?,
+        false => None,
+    };
+    if let Some(torn) = torn {
+        let bytes = torn.end - torn.start;
+        let what = format!("{bytes} bytes after the last record are not a record");
+        report.find(path.clone(), torn.start, what);
+    }
+    let limit = limit.min(snapshot.end());
+    if seq >= limit || is_last && snapshot.living {
+        return Ok(report);
+    }
+    match snapshot.segment_index.missing_behind(at) {
+        Some(number) if snapshot.open(&segment_name(number))?.is_none() => {
+            report.find(snapshot.segment_path(number), 0, missing(seq, limit));
+        }
+        _ => {
+            let what = damage(seq, limit, segment.bytes.saturating_sub(offset));
+            report.find(path, offset, what);
         }
     }
     Ok(report)
@@ -467,25 +437,12 @@ fn damage(from: u64, to: u64, bytes: u64) -> String {
     format!("{bytes} bytes are damaged: records {from} to {}", to - 1)
 }
 
-/// The number at which a segment ends: that at which the next one begins. The end of the last one
-/// is not known beforehand.
-fn limit(snapshot: &LaneSnapshot, at: usize) -> u64 {
-    snapshot.segments.get(at + 1).map_or(u64::MAX, |next| next.base)
-}
-
-fn open(
-    snapshot: &LaneSnapshot,
-    segment: &Segment,
-) -> io::Result<Option<std::sync::Arc<dyn File>>> {
-    match SystemFs.open(&snapshot.dir.join(segment_name(segment.number)), Open::Read) {
-        Ok(file) => Ok(Some(file)),
-        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
-        Err(error) => Err(error),
-    }
+fn missing(from: u64, to: u64) -> String {
+    format!("the segment is missing, and with it records {from} to {}", to - 1)
 }
 
 fn still_there(snapshot: &LaneSnapshot, segment: &Segment) -> io::Result<bool> {
-    Ok(match open(snapshot, segment)? {
+    Ok(match snapshot.open(&segment_name(segment.number))? {
         Some(file) => header(&*file)?.is_none_or(|header| header.number == segment.number),
         None => false,
     })

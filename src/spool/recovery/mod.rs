@@ -8,3 +8,5 @@ mod portal_sums;
 mod positions;
 pub(super) mod quarantine;
 pub(super) mod recover;
+pub(super) mod returned;
+mod snapshot;

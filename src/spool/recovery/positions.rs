@@ -33,18 +33,21 @@ pub(super) fn resume_marks(
 ///
 /// An upstream that the cursor does not name begins at the oldest record that any upstream of the
 /// lane still waited for. So no pending event is lost when an upstream is renamed, and a new
-/// upstream gets no events that all others have. `resume` adds acknowledgements newer than the
-/// cursor.
+/// upstream gets no events that all others have. Without a cursor, each upstream begins at the
+/// oldest record that is left, or at the oldest one that had not ended by the counts by portal.
+/// `resume` adds acknowledgements newer than the cursor.
 pub(super) fn restore_positions(
     mut segment_index: SegmentIndex,
     cursor: Option<&Cursor>,
+    marks: Option<&Marks>,
     upstreams: &[String],
     resume: impl Fn(ConsumerPosition) -> io::Result<ConsumerPosition>,
 ) -> io::Result<(SegmentIndex, Vec<ConsumerPosition>)> {
     let known = cursor.map_or(&[][..], |cursor| &cursor.positions);
     let oldest = segment_index.spans().next().map_or(segment_index.end(), |span| span.base);
-    let lows = || known.iter().map(|position| position.low);
-    let start = lows().min().unwrap_or(oldest);
+    let low = marks.filter(|_| cursor.is_none()).map_or(oldest, Marks::low);
+    let lows = known.iter().map(|position| position.low);
+    let start = lows.min().unwrap_or(oldest.min(low));
     let position = |name: &String| {
         let found = known.iter().find(|position| position.name == *name);
         resume(found.cloned().unwrap_or_else(|| ConsumerPosition::new(name, start)))
@@ -52,7 +55,7 @@ pub(super) fn restore_positions(
     let removed: Vec<_> = known.iter().filter(|p| !upstreams.contains(&p.name)).cloned().collect();
     let removed = removed.into_iter().map(&resume).collect::<io::Result<Vec<_>>>()?;
     let mut positions = upstreams.iter().map(position).collect::<io::Result<Vec<_>>>()?;
-    // If a cursor is beyond the last record, segments at the end are missing.
+    // The ack file may be newer than the cursor and the counts by portal.
     let ends = positions.iter().chain(&removed).map(ConsumerPosition::end);
     let end = ends.fold(segment_index.end(), u64::max);
     segment_index.seal(end);
@@ -67,41 +70,37 @@ pub(super) fn restore_positions(
 /// Completes each position's count of foreign records up to the end of the lane. `scan` visits the
 /// routed records from a number on. Returns whether the lane holds any.
 ///
-/// Records that the cursor counts are not read again, unless the lane ends before them: a power
-/// loss may cost events that were not synced. For an upstream that the cursor does not name, all
-/// records are counted.
+/// Records that the cursor counts are not read again. For an upstream that the cursor does not
+/// name, all records are counted.
 pub(super) fn restore_foreign(
     positions: &mut [ConsumerPosition],
     cursor: Option<&Cursor>,
-    end: u64,
     routing: &Routing,
     scan: impl Fn(u64, &mut dyn FnMut(u64, &[u8])),
 ) -> bool {
     let mut routed = cursor.is_some_and(|cursor| cursor.routed);
     // Without a cursor, no record is counted. A version without routed records wrote none of them.
-    let counted_to = cursor.map_or(0, |cursor| cursor.counted_to.unwrap_or(u64::MAX));
+    let counted_to = cursor.map_or(0, |cursor| cursor.end.unwrap_or(u64::MAX));
     let is_known = |name: &str| {
         cursor.is_some_and(|cursor| cursor.positions.iter().any(|known| known.name == name))
     };
     // The number from which each position counts, and whether ended records are counted already.
     let begin = |position: &mut ConsumerPosition| {
-        if !routed || is_known(&position.name) && counted_to <= end {
+        if !routed || is_known(&position.name) {
             return (counted_to.max(position.start), false);
         }
         position.foreign = position.passed_over();
         (position.low, true)
     };
     let begins: Vec<(u64, bool)> = positions.iter_mut().map(begin).collect();
-    let from = begins.iter().map(|(from, _)| *from).min().unwrap_or(end);
-    if from < end {
-        scan(from, &mut |seq, record| {
-            routed = true;
-            for (position, (from, anew)) in positions.iter_mut().zip(&begins) {
-                let is_counted = seq < *from || *anew && position.has_ended(seq);
-                let is_foreign = !is_counted && !(routing.names)(record, &position.name);
-                position.foreign += u64::from(is_foreign);
-            }
-        });
-    }
+    let from = begins.iter().map(|(from, _)| *from).min().unwrap_or(u64::MAX);
+    scan(from, &mut |seq, record| {
+        routed = true;
+        for (position, (from, anew)) in positions.iter_mut().zip(&begins) {
+            let is_counted = seq < *from || *anew && position.has_ended(seq);
+            let is_foreign = !is_counted && !(routing.names)(record, &position.name);
+            position.foreign += u64::from(is_foreign);
+        }
+    });
     routed
 }

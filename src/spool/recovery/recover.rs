@@ -12,6 +12,7 @@ use std::sync::Arc;
 use super::count_foreign;
 use super::positions::{restore_foreign, restore_positions, resume_marks};
 use super::quarantine::Quarantine;
+use crate::spool::faults::Loss;
 use crate::spool::format::{
     ChecksumSeed, Found, RECORD_BYTES_MAX, RECORD_HEADER_BYTES, SEGMENT_HEADER_BYTES,
     SegmentHeader, probe, u32_at, u64_at,
@@ -23,9 +24,9 @@ use crate::spool::lane_files::{
     CURSOR, IDENTITY, PORTALS, lane_dir, remove_leftovers, segment_name, segment_number,
 };
 use crate::spool::metering::book::Book;
-use crate::spool::metering::contents::Contents;
+use crate::spool::metering::format::Marks;
 use crate::spool::metering::journal::{EARLIER_VERSION, Journal, Loaded};
-use crate::spool::metering::recount;
+use crate::spool::metering::recount::{self, Recounted};
 use crate::spool::read::ack_file;
 use crate::spool::read::cursor::{Cursor, CursorFile, LaneKey, POSITIONS_MAX};
 use crate::spool::read::ledger::ConsumerPosition;
@@ -33,6 +34,7 @@ use crate::spool::read::scanner::{Scanner, Step, first_record};
 use crate::spool::read_around::ReadAroundFs;
 use crate::spool::routing::Routing;
 use crate::spool::segment_index::{SegmentIndex, Span};
+use crate::telemetry::faults::FaultKind;
 
 /// The facts about a segment that are known before its records are read.
 pub(crate) struct Segment {
@@ -44,6 +46,50 @@ pub(crate) struct Segment {
     pub previous: u64,
     /// Whether the header is sound. If not, `base` is that of the first sound record.
     pub sound: bool,
+}
+
+/// The segments of a lane, as their files were found.
+pub(crate) struct Survey {
+    /// The segments in order.
+    pub segments: Vec<Segment>,
+    /// The greatest number of a segment's file, which may be empty; 0 if there is none.
+    last_file: u64,
+}
+
+impl Survey {
+    /// The segments for an index.
+    pub fn spans(&self) -> Vec<Span> {
+        self.segments.iter().map(Segment::span).collect()
+    }
+
+    /// Sets in the index which segments are missing. `last_known` is the number of the last segment
+    /// that the lane is known to have had.
+    pub fn note_missing(&self, last_known: u64, segment_index: &mut SegmentIndex) {
+        // If the first segment's header is damaged, its bytes were read, and no segment before it
+        // counts as missing.
+        let first = self.segments.first().filter(|first| first.sound);
+        let last = if last_known > self.last_file { last_known } else { 0 };
+        segment_index.set_missing(first.map_or(0, |first| first.base), last);
+    }
+}
+
+/// The end of a lane and its last segment, as its small files prove them.
+pub(crate) struct Proven {
+    /// The number after the last record.
+    pub end: u64,
+    /// The number of the last segment; 0 if there is none.
+    pub last_segment: u64,
+}
+
+impl Proven {
+    /// What the cursor and the counts by portal prove.
+    pub fn by(cursor: Option<&Cursor>, marks: Option<&Marks>) -> Proven {
+        let end = cursor.and_then(|cursor| cursor.end).unwrap_or(1);
+        let end = marks.map_or(end, |marks| marks.counted_to.max(end));
+        // Without the number, the lane is known to have had a segment if it had a record.
+        let last_segment = cursor.and_then(|cursor| cursor.last_segment);
+        Proven { end, last_segment: last_segment.unwrap_or(u64::from(end > 1)) }
+    }
 }
 
 impl Segment {
@@ -101,20 +147,24 @@ pub fn adopt(
     file.sync_data()?;
     let (cursor_file, cursor) = CursorFile::load(file)?;
     let cursor = cursor.filter(|cursor| cursor.lane == id);
-    let salt = salt(&*reading, &dir, id, &*lock, cursor.as_ref())?;
+    let salt = salt(&*reading, &dir, id, Some(&*lock), cursor.as_ref())?;
     remove_leftovers(&*reading, &dir)?;
-    let segments = survey(&*reading, &dir, id, salt, Some(quarantine))?;
-    let segment_index = rebuild(&*reading, &dir, id, salt, &segments, quarantine)?;
+    let survey = survey(&*reading, &dir, id, salt, Some(quarantine))?;
+    let mut segment_index = rebuild(&*reading, &dir, id, salt, &survey, quarantine)?;
     let absorbed = cursor.as_ref().map_or(&[][..], |cursor| &cursor.absorbed);
     let is_folded = |key: LaneKey| absorbed.contains(&key) || !lanes.contains(&key.0);
     let is_metered = header(&*lock)?.is_some_and(|identity| identity.previous == METERED);
     let mut counted = Journal::load(&*reading, &dir, (id, salt), is_metered, is_folded, book)?;
+    let marks = counted.contents.marks.as_ref();
+    let proven = Proven::by(cursor.as_ref(), marks);
+    segment_index.seal(segment_index.end().max(proven.end));
+    survey.note_missing(proven.last_segment, &mut segment_index);
     let resume = |position| {
         let position = ack_file::resume(&*reading, &dir, (id, salt), position)?;
-        Ok(resume_marks(position, cursor.as_ref(), counted.contents.marks.as_ref()))
+        Ok(resume_marks(position, cursor.as_ref(), marks))
     };
     let (segment_index, mut positions) =
-        restore_positions(segment_index, cursor.as_ref(), upstreams, resume)?;
+        restore_positions(segment_index, cursor.as_ref(), marks, upstreams, resume)?;
     if positions.len() > POSITIONS_MAX {
         let what = "events wait for too many removed upstreams: `pixelgate spool forget` them";
         return Err(io::Error::other(what));
@@ -124,9 +174,10 @@ pub fn adopt(
         count_foreign::each_routed(&*reading, &dir, salt, &stretches(from), from, routing, each);
     };
     let end = segment_index.end();
-    let routed = restore_foreign(&mut positions, cursor.as_ref(), end, routing, scan);
+    let routed = restore_foreign(&mut positions, cursor.as_ref(), routing, scan);
     let beyond = Beyond { fs: &*reading, dir: &dir, salt, end, routing, book };
-    beyond.count(&mut counted, &stretches(0), &positions)?;
+    let lost_counts = beyond.count(&mut counted, &stretches(0), &positions)?;
+    let lost_cursor = (cursor.is_none() && end > 1).then(|| lost_cursor(&dir));
     let lane = Lane::assemble(
         Arc::clone(fs),
         (id, dir),
@@ -137,10 +188,9 @@ pub fn adopt(
         positions,
     );
     let mut state = lane.state();
-    state.routed = routed;
-    if let Some(cursor) = cursor {
-        (state.absorbed, state.removed) = (cursor.absorbed, cursor.removed);
-    }
+    (state.routed, state.losses) = (routed, lost_cursor.into_iter().chain(lost_counts).collect());
+    let known = cursor.map(|cursor| (cursor.absorbed, cursor.removed));
+    (state.absorbed, state.removed) = known.unwrap_or_default();
     state.take_back_totals();
     drop(state);
     Ok(Adoption::Adopted(Arc::new(lane)))
@@ -157,58 +207,66 @@ struct Beyond<'a> {
 }
 
 impl Beyond<'_> {
+    /// Counts these records. Returns the loss if the counts begin anew.
     fn count(
         &self,
         counted: &mut Loaded,
         stretches: &[count_foreign::Stretch],
         positions: &[ConsumerPosition],
-    ) -> io::Result<()> {
+    ) -> io::Result<Option<Loss>> {
         let &Beyond { fs, dir, salt, end, routing, book } = self;
-        let Contents { marks, dead, .. } = &counted.contents;
-        let marks = marks.as_ref();
+        let (marks, dead) = (counted.contents.marks.as_ref(), &counted.contents.dead);
         let found =
             recount::Found { fs, dir, salt, stretches, end, positions, marks, dead, routing };
         let recounted = recount::recount(&found, book)?;
-        counted.journal.add(recounted.counts);
-        note_reset(counted, recounted.has_gap, dir, end, book);
-        Ok(())
+        Ok(lost_counts(counted, recounted, dir, end, book))
     }
 }
 
-/// Logs that the counts of a lane begin anew, if they do.
-fn note_reset(counted: &mut Loaded, has_gap: bool, dir: &Path, end: u64, book: &Book) {
+/// Adds what was counted again to the counts of a lane. Returns the loss if they begin anew.
+fn lost_counts(
+    counted: &mut Loaded,
+    recounted: Recounted,
+    dir: &Path,
+    end: u64,
+    book: &Book,
+) -> Option<Loss> {
+    counted.journal.add(recounted.counts);
     if counted.is_damaged && counted.reset.is_none() {
         let file = dir.join(PORTALS);
         ::log::warn!("spool: {} is damaged; its records are counted again", file.display());
     }
-    let gap = has_gap.then_some("events were removed that its file `portals` does not count");
-    let Some(why) = counted.reset.or(gap) else { return };
+    let gap = "events were removed that its file `portals` does not count";
+    let why = counted.reset.or(recounted.has_gap.then_some(gap))?;
     counted.journal.since_ms = book.now_ms();
-    let (lane, is_empty) = (dir.display(), end <= 1);
+    let lane = dir.display().to_string();
     if why == EARLIER_VERSION {
         ::log::info!("spool: the totals per portal begin with the events in {lane}: {why}");
-    } else if !is_empty {
-        // An empty lane's process may have ended before it made the file.
-        book.report_reset(&lane.to_string(), why);
+        return None;
     }
+    // The process of an empty lane may have ended before it made the file.
+    (end > 1).then(|| Loss {
+        what: FaultKind::PortalTotals,
+        text: format!("the totals per portal begin anew with what {lane} holds: {why}"),
+        subject: lane,
+        advice: "The older counts are lost; no event is affected. `since` in /status?portal= is \
+                 the time from which the totals count. The fault ends with the next start.",
+    })
 }
 
-/// Looks again for missing segments of an adopted lane. Returns whether some have come back.
-pub fn find_missing(lane: &Lane, quarantine: &Quarantine) -> io::Result<bool> {
-    let segments = survey(&**lane.fs(), lane.dir(), lane.id, lane.salt, Some(quarantine))?;
-    let spans: Vec<Span> = segments.iter().map(Segment::span).collect();
-    let mut state = lane.state();
-    let found = state.segment_index.insert(&spans);
-    if found {
-        state.segment_index.set_missing_until(missing_until(&segments));
+/// The loss of a cursor of which neither slot can be read.
+fn lost_cursor(dir: &Path) -> Loss {
+    let path = dir.join(CURSOR).display().to_string();
+    Loss {
+        what: FaultKind::SpoolCursor,
+        text: format!(
+            "{path} is missing or damaged: the lane's events are delivered again from the oldest \
+             one that is left, and the totals of each upstream begin with it"
+        ),
+        subject: path,
+        advice: "Look at the disk. An event that arrives again has the same id. The fault ends \
+                 with the next start.",
     }
-    Ok(found)
-}
-
-/// The number before which segments are missing, or 0. If the first segment's header is damaged,
-/// its bytes were read, and no segment counts as missing.
-fn missing_until(segments: &[Segment]) -> u64 {
-    segments.first().filter(|first| first.sound).map_or(0, |first| first.base)
 }
 
 /// The salt of a lane. The identity, each cursor slot and each segment have it, and any of them is
@@ -217,10 +275,11 @@ pub(crate) fn salt(
     fs: &dyn Fs,
     dir: &Path,
     id: u64,
-    identity: &dyn File,
+    identity: Option<&dyn File>,
     cursor: Option<&Cursor>,
 ) -> io::Result<u64> {
-    if let Some(header) = header(identity)?
+    if let Some(identity) = identity
+        && let Some(header) = header(identity)?
         && header.lane == id
     {
         return Ok(header.salt);
@@ -248,20 +307,22 @@ pub(crate) fn header(file: &dyn File) -> io::Result<Option<SegmentHeader>> {
 /// The segments of a lane in order. A file that is not a segment of the lane is left out. If a
 /// quarantine is given, the file is moved there, an empty file takes its place, and a segment
 /// without records takes its place in the order. The empty file says that the bytes were read and
-/// are damaged; a segment whose file is missing may come back.
+/// are damaged; a segment whose file is missing may come back. Empty files behind the last segment
+/// are only in `last_file`.
 pub(crate) fn survey(
     fs: &dyn Fs,
     dir: &Path,
     id: u64,
     salt: u64,
     quarantine: Option<&Quarantine>,
-) -> io::Result<Vec<Segment>> {
+) -> io::Result<Survey> {
     let mut files: Vec<_> = fs
         .list(dir)?
         .into_iter()
         .filter_map(|entry| segment_number(&entry.name).map(|number| (number, entry)))
         .collect();
     files.sort_by_key(|(number, _)| *number);
+    let last_file = files.last().map_or(0, |(number, _)| *number);
     let mut segments: Vec<Segment> = Vec::new();
     let mut least = 0;
     for (number, entry) in files {
@@ -299,14 +360,14 @@ pub(crate) fn survey(
             }
         }
     }
-    // A segment without records begins where the next one begins. A last one is dropped.
+    // A segment without records begins where the next one begins.
     let mut base = u64::MAX;
     for segment in segments.iter_mut().rev() {
         base = base.min(segment.base);
         segment.base = base;
     }
     segments.retain(|segment| segment.base < u64::MAX);
-    Ok(segments)
+    Ok(Survey { segments, last_file })
 }
 
 /// The index of the lane's segments up to its last sound record. The bytes after it are cut off.
@@ -315,14 +376,12 @@ fn rebuild(
     dir: &Path,
     id: u64,
     salt: u64,
-    segments: &[Segment],
+    survey: &Survey,
     quarantine: &Quarantine,
 ) -> io::Result<SegmentIndex> {
+    let segments = &survey.segments;
     let mut segment_index = SegmentIndex::new(segments.first().map_or(1, |first| first.base));
-    for segment in segments {
-        segment_index.push_span(segment.span());
-    }
-    segment_index.set_missing_until(missing_until(segments));
+    survey.spans().into_iter().for_each(|span| segment_index.push_span(span));
     let Some(last) = segments.last() else { return Ok(segment_index) };
     let path = dir.join(segment_name(last.number));
     let file = fs.open(&path, Open::Write)?;

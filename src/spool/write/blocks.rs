@@ -10,6 +10,7 @@ use crate::spool::fs::{DIRECT_BLOCK_BYTES, File, write_full};
 
 /// The largest buffer that is kept after a burst, in bytes.
 const BUFFER_BYTES_KEPT: usize = 1 << 20;
+
 /// Writes the blocks of one segment.
 #[derive(Default)]
 pub struct BlockWriter {

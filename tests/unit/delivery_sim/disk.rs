@@ -36,9 +36,9 @@ impl World {
     /// Damages one record of a full segment, all of its records, or those of all full segments: a
     /// reader that slept after each loss would be woken once by the traffic.
     pub fn damage(&mut self) {
-        match self.random.below(3) {
-            0 => full_segments(self.disk.files()).iter().for_each(|path| self.damage_all(path)),
-            1 => _ = self.pick_segment().map(|path| self.damage_all(&path)),
+        match self.random.below(4) {
+            0 | 1 => full_segments(self.disk.files()).iter().for_each(|path| self.damage_all(path)),
+            2 => _ = self.pick_segment().map(|path| self.damage_all(&path)),
             _ => _ = self.pick_segment().map(|path| self.damage_one(&path)),
         }
     }

@@ -1,8 +1,8 @@
-//! How much an upstream may be sent at once, as it can tell itself.
+//! The most attempts that a worker may have under way, as far as the upstream can know it.
 //!
 //! A worker begins with one attempt at a time, may begin one more for each that succeeds, and
-//! halves what it allows when an attempt meets backpressure. What the worker allows beyond that, it
-//! has not halved.
+//! halves that number when an attempt meets backpressure. If there are more attempts, the worker
+//! has not halved it.
 
 use std::collections::BTreeMap;
 

@@ -114,7 +114,8 @@ impl World {
         self.start();
     }
 
-    /// What a stop has cut off may come again, unless it counts money and has become a dead letter.
+    /// Checks that the stop left attempts their time. What it has cut off may come again, unless it
+    /// counts money: then it is a dead letter, if one can be written.
     fn check_cut_off(&self, is_early: bool) {
         for upstream in &self.upstreams {
             let (left, cut_off) = (upstream.in_flight(), upstream.take_cut_off());

@@ -15,7 +15,7 @@ use super::{Accepted, NAMES, NEXT_ATTEMPT_MAX, QUIET_MAX, World, due_now, portal
 /// before the first attempts, and the minute after them.
 const FAULT_AFTER: Duration = Duration::from_secs(5 * 60);
 
-/// The same as [`NEXT_ATTEMPT_MAX`], for an upstream whose answers depend on the events alone.
+/// As [`NEXT_ATTEMPT_MAX`], for upstreams whose answers depend on nothing but the events.
 const PATIENT_MAX: Duration = Duration::from_secs(5 * 60);
 
 impl World {
@@ -64,8 +64,8 @@ impl World {
         self.first_left.iter().all(|first_left| *first_left > last)
     }
 
-    /// No event waits long for its next attempt while its upstream works, and no upstream is left
-    /// alone while an event waits for it.
+    /// No event waits long for its next attempt while its upstream works, and no upstream is
+    /// without an attempt for long while an event waits for it.
     pub fn check_attempts(&mut self) {
         self.have_ended(self.last());
         if self.moved.is_some() {
@@ -99,9 +99,13 @@ impl World {
         if !is_quick || works_for <= most {
             return;
         }
-        // Where it takes nothing, one event at a time is attempted, with pauses of up to a minute.
+        // While it takes nothing, one batch at a time is attempted, with pauses of up to a minute:
+        // one that was attempted before waits for all others.
         let takes_others = upstream.state.lock().takes_for() > most;
         let is_late = |at: Instant| at.elapsed() > most;
+        let may_rest = |last: Instant, event| {
+            upstream.script.refuses(event) || last.elapsed() <= NEXT_ATTEMPT_MAX
+        };
         let old = self.accepted.partition_point(|accepted| is_late(accepted.at)) as u64;
         for event in self.first_left[at]..=old {
             let last = upstream.state.lock().attempted_at.get(&event).copied();
@@ -111,7 +115,7 @@ impl World {
             let writes = !self.dead_fails && is_late(self.dead_changed);
             let may_wait = self.has_ended(at, event)
                 || last.is_some() && !writes
-                || last.is_some() && upstream.script.refuses(event) && !takes_others
+                || last.is_some_and(|last| !takes_others && may_rest(last, event))
                 || self.waits_for_its_portal(at, event);
             assert!(may_wait, "event {event} waits since {last:?}, {}", self.describe());
         }

@@ -162,7 +162,7 @@ impl Scripted {
         std::mem::take(&mut self.state.lock().cut_off)
     }
 
-    /// They may come again all the same: their letters could not be written.
+    /// Lets these events come again, because their letters could not be written.
     pub fn allow_again(&self, events: Vec<u64>) {
         let mut state = self.state.lock();
         for event in events {

@@ -37,7 +37,6 @@ impl Fs for SimFs {
         Ok(inside
             .map(|(path, node)| Entry {
                 name: path.file_name().map(OsString::from).unwrap_or_default(),
-                is_dir: *node == Node::Dir,
                 bytes: match node {
                     Node::Dir => 0,
                     Node::File(id) => disk.inodes[id].seen.len() as u64,

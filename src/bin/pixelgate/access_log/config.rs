@@ -1,8 +1,10 @@
 //! The `[access_log]` section: its keys, their defaults and limits (SPEC 9).
 
+use super::others::OtherFiles;
 use bytesize::ByteSize;
 use serde::Deserialize;
 use std::path::PathBuf;
+use std::sync::Arc;
 use std::time::Duration;
 
 /// The value of `path` that stands for standard error.
@@ -25,6 +27,9 @@ pub struct Config {
     pub buffer_bytes: ByteSize,
     /// The longest time that a line waits to be written, in seconds. Default: 1.
     pub flush_seconds: u64,
+    /// The files and folders that other keys name. Not a key.
+    #[serde(skip)]
+    pub others: Arc<OtherFiles>,
 }
 
 /// The format of a line.
@@ -45,6 +50,7 @@ impl Default for Config {
             format: Format::default(),
             buffer_bytes: ByteSize::mib(1),
             flush_seconds: 1,
+            others: Arc::default(),
         }
     }
 }
@@ -63,6 +69,13 @@ impl Config {
             return Err(("flush_seconds", format!("must be 1 to {FLUSH_SECONDS_MAX} seconds")));
         }
         Ok(())
+    }
+
+    /// Why the file at `path` cannot be the access log: another key names it. Asks the file
+    /// systems.
+    pub fn conflict(&self) -> Option<String> {
+        let is_file = self.is_on() && !self.is_stderr();
+        is_file.then(|| self.others.conflict(&self.path)).flatten()
     }
 
     /// Whether an access log is written.

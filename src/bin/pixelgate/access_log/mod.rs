@@ -11,6 +11,7 @@ pub mod config;
 mod buffer;
 mod in_force;
 mod line;
+pub mod others;
 mod time;
 mod writer;
 

@@ -93,7 +93,7 @@ impl Opened {
     ///
     /// # Errors
     ///
-    /// The path is wrong, such as that of a folder.
+    /// The path is wrong, such as that of a folder, or leads to a file that another key names.
     pub fn open(config: &Config) -> io::Result<Option<Opened>> {
         if !config.is_on() {
             return Ok(None);
@@ -103,6 +103,11 @@ impl Opened {
             opened => opened,
         };
         Ok(Some(Opened { file, config: config.clone() }))
+    }
+
+    /// An access log whose file could not be opened in time. The writer tries again.
+    pub fn late(config: &Config, why: io::Error) -> Opened {
+        Opened { file: Err(why), config: config.clone() }
     }
 
     /// Starts the thread of the writer.
@@ -306,7 +311,11 @@ fn open(config: &Config) -> io::Result<File> {
     if config.is_stderr() {
         return Ok(File::from(io::stderr().as_fd().try_clone_to_owned()?));
     }
-    open_file(&config.path)
+    // Before it is opened, because that may make the file.
+    match config.conflict() {
+        Some(why) => Err(io::Error::new(io::ErrorKind::InvalidInput, why)),
+        None => open_file(&config.path),
+    }
 }
 
 fn open_file(path: &Path) -> io::Result<File> {

@@ -102,6 +102,10 @@ fn check(config: &Config) -> Result<String, String> {
         return Err(format!("edge.origin_ca: {why}"));
     }
     metrics_export::prepare(&config.otlp).map_err(|e| with_causes(&e))?;
+    if let Some(why) = config.access_log.conflict() {
+        let path = config.access_log.path.display();
+        return Err(format!("access_log.path: {path} cannot be opened: {why}"));
+    }
     let mut summary = check_writable(config)?;
     summary += &check_listeners(config)?;
     let spinner = Progress::spinner("reading the portal list");

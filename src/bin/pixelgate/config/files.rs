@@ -1,11 +1,13 @@
 //! The files and folders that a configuration names, of which the access log must be none: its
 //! lines would spoil them.
 //!
-//! Paths are compared as they are written, each from the working directory on, so that no file
-//! system is asked: one of them may hang.
+//! Here, paths are compared as they are written, each from the working directory on, so that no
+//! file system is asked: one of them may hang. `access_log/others.rs` compares the files themselves
+//! when the access log is opened.
 
 use super::keys;
 use crate::access_log::config::Config as AccessLog;
+use crate::access_log::others::OtherFiles;
 use std::path::{Path, PathBuf, absolute};
 use toml::{Table, Value};
 
@@ -14,28 +16,42 @@ use toml::{Table, Value};
 const FILES: [&str; 6] = ["ca", "cert", "credentials", "key", "origin_ca", "source"];
 /// That of the keys that name a folder which is written.
 const FOLDER: &str = "dir";
+/// What stands for the key of the configuration file itself.
+const CONFIGURATION: &str = "--config";
 
-/// Checks that `access_log.path` is neither the configuration at `path`, nor a file that a key of
-/// `table` names, nor in a folder that one names. The error names that key.
-pub fn check_access_log(log: &AccessLog, path: &Path, table: &Table) -> Result<(), String> {
+/// The files and folders that the configuration at `path` names, with itself. `table` has its keys.
+pub fn named(path: &Path, table: &Table) -> OtherFiles {
+    let mut others = OtherFiles::default();
+    others.files.push((CONFIGURATION.to_owned(), whole(path)));
+    for (key, value) in texts(table) {
+        let name = key.rsplit('.').next().unwrap_or_default();
+        let named = whole(Path::new(&value));
+        if FILES.contains(&name) || key.ends_with(".location") {
+            others.files.push((key, named));
+        } else if name == FOLDER {
+            others.folders.push((key, named));
+        }
+    }
+    others
+}
+
+/// Checks that `access_log.path` is none of these files, and in none of these folders. The error
+/// names the key of the file or folder.
+pub fn check_access_log(log: &AccessLog, others: &OtherFiles) -> Result<(), String> {
     if !log.is_on() || log.is_stderr() {
         return Ok(());
     }
     let log = whole(&log.path);
-    if log == whole(path) {
-        return Err("is this configuration file".to_owned());
+    if let Some((key, _)) = others.files.iter().find(|(_, file)| log == *file) {
+        return Err(match key.as_str() {
+            CONFIGURATION => "is this configuration file".to_owned(),
+            key => format!("is the file that {key} names"),
+        });
     }
-    for (key, value) in texts(table) {
-        let name = key.rsplit('.').next().unwrap_or_default();
-        let named = whole(Path::new(&value));
-        if (FILES.contains(&name) || key.ends_with(".location")) && log == named {
-            return Err(format!("is the file that {key} names"));
-        }
-        if name == FOLDER && log.starts_with(&named) {
-            return Err(format!("is in the folder that {key} names"));
-        }
+    match others.folders.iter().find(|(_, folder)| log.starts_with(folder)) {
+        Some((key, _)) => Err(format!("is in the folder that {key} names")),
+        None => Ok(()),
     }
-    Ok(())
 }
 
 /// The path from the root on.
@@ -99,7 +115,8 @@ mod tests {
         let table: Table = toml::from_str(text).unwrap();
         let check = |path: &str, expect: Option<&str>| {
             let log = AccessLog { path: path.into(), ..AccessLog::default() };
-            let wrong = check_access_log(&log, Path::new("conf/edge.toml"), &table).err();
+            let others = named(Path::new("conf/edge.toml"), &table);
+            let wrong = check_access_log(&log, &others).err();
             assert_eq!(wrong.is_some(), expect.is_some(), "{path}: {wrong:?}");
             assert!(wrong.unwrap_or_default().contains(expect.unwrap_or_default()), "{path}");
         };

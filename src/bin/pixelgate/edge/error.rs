@@ -9,6 +9,9 @@ pub enum EdgeError {
     /// A part of the gate did not open.
     #[error(transparent)]
     Gate(pixelgate::errors::OpenError),
+    /// A part of the gate of a successor did not open.
+    #[error("the running edge goes on; when the reason is gone, run the upgrade again")]
+    Successor(#[source] pixelgate::errors::OpenError),
     /// A listener did not open. Holds the key that names it.
     #[error("{0}")]
     Listen(&'static str, #[source] BindError),
@@ -42,6 +45,6 @@ impl EdgeError {
     /// Whether the configuration, or something that it names, is the reason.
     pub fn is_of_configuration(&self) -> bool {
         use EdgeError::*;
-        matches!(self, Gate(_) | Listen(..) | Edge(_) | AccessLog(..) | Otlp(_))
+        matches!(self, Gate(_) | Successor(_) | Listen(..) | Edge(_) | AccessLog(..) | Otlp(_))
     }
 }

@@ -35,6 +35,7 @@ use pixelgate::custom::InFlight;
 use pixelgate::http_server::{
     self, Acceptor, BufferedBytes, Handshake, Server as HttpServer, Socket,
 };
+use std::io;
 use std::path::Path;
 use std::sync::Arc;
 use tokio::sync::{Notify, watch};
@@ -112,7 +113,7 @@ pub fn run(
         sockets: Mutex::new(sockets.copies),
         inherited: Mutex::new(sockets.inherited),
         announcement,
-        handlers: Mutex::new(Some(handlers)),
+        handlers: Mutex::new(Some(handlers.started())),
     };
     let deadline = signals.deadline.clone();
     server.run(RunArgs { shutdown_signal: Box::new(signals) });
@@ -169,7 +170,7 @@ fn open_gate(
         .state_dir(&edge.state_dir)
         .trusted_proxies(trusted(edge)?)
         .in_flight(in_flight.clone());
-    builder.open().map_err(EdgeError::Gate)
+    builder.open().map_err(if is_successor { EdgeError::Successor } else { EdgeError::Gate })
 }
 
 fn trusted(edge: &Section) -> Result<TrustedProxies, EdgeError> {
@@ -201,12 +202,21 @@ fn start_access_log(opened: Option<Opened>, gate: &PixelGate) -> Result<AccessLo
     Ok(all)
 }
 
-/// Opens the file of the access log, if one is configured.
+/// Opens the file of the access log, if one is configured. If the disk does not answer in time, the
+/// start goes on, and the writer of the log tries again.
 fn open_access_log(
     config: &crate::access_log::config::Config,
 ) -> Result<Option<Opened>, EdgeError> {
-    let failed = |e| EdgeError::AccessLog(config.path.display().to_string(), e);
-    Opened::open(config).map_err(failed)
+    if !config.is_on() {
+        return Ok(None);
+    }
+    let own = config.clone();
+    let opened = within(START_LIMIT, move |done| _ = done.send(Opened::open(&own)));
+    let opened = opened.unwrap_or_else(|| {
+        let why = format!("the disk has not answered for {} s", START_LIMIT.as_secs());
+        Ok(Some(Opened::late(config, io::Error::new(io::ErrorKind::TimedOut, why))))
+    });
+    opened.map_err(|e| EdgeError::AccessLog(config.path.display().to_string(), e))
 }
 
 fn load_certificates(edge: &Section) -> Result<Vec<(String, Arc<Certificates>)>, EdgeError> {

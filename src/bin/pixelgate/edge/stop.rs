@@ -23,9 +23,11 @@ use pixelgate::PixelGate;
 use pixelgate::custom::InFlight;
 use std::path::PathBuf;
 use std::sync::{Arc, OnceLock};
+use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
+use tokio::runtime::Runtime;
 use tokio::signal::unix::{Signal, SignalKind, signal};
-use tokio::sync::{Notify, watch};
+use tokio::sync::{Notify, oneshot, watch};
 
 /// The pause between two checks for requests in flight, in milliseconds.
 const DRAIN_POLL_MS: u64 = 2;
@@ -75,13 +77,23 @@ pub struct Deadline {
     at: Arc<OnceLock<Instant>>,
 }
 
-/// The handlers of signals. A signal that arrives before the edge accepts is handled when it
-/// accepts.
+/// The handlers of signals. While the edge starts, a signal to stop ends the process. SIGHUP is
+/// handled when the edge accepts.
 pub struct Handlers {
     terminate: Signal,
     quit: Signal,
     interrupt: Signal,
     hangup: Signal,
+    /// `None` once the edge has started.
+    starting: Option<Starting>,
+}
+
+/// Ends the process at SIGTERM, SIGQUIT or SIGINT while the edge starts: a start may wait for a
+/// disk or for another process. No event was answered yet, so nothing has to be finished.
+struct Starting {
+    thread: JoinHandle<()>,
+    /// Dropping it ends the thread.
+    going: oneshot::Sender<()>,
 }
 
 /// The two kinds of stop.
@@ -164,6 +176,17 @@ impl Handlers {
     pub fn install() -> std::io::Result<Self> {
         // Tokio keeps handlers for the whole process: they stay after this runtime has ended.
         let runtime = tokio::runtime::Builder::new_current_thread().enable_io().build()?;
+        let handlers = Self::install_in(&runtime)?;
+        Ok(Self { starting: Some(Starting::begin()?), ..handlers })
+    }
+
+    /// The same handlers, when the edge is about to accept: they are for [`Signals`] from now on.
+    pub fn started(mut self) -> Self {
+        self.starting.take().into_iter().for_each(Starting::end);
+        self
+    }
+
+    fn install_in(runtime: &Runtime) -> std::io::Result<Self> {
         let _inside = runtime.enter();
         // SIGXFSZ, which comes at the limit of the size of files (`ulimit -f`), would end the
         // process. With a handler the write fails instead (EFBIG), and the spool refuses events.
@@ -173,7 +196,37 @@ impl Handlers {
             quit: signal(SignalKind::quit())?,
             interrupt: signal(SignalKind::interrupt())?,
             hangup: signal(SignalKind::hangup())?,
+            starting: None,
         })
+    }
+}
+
+impl Starting {
+    fn begin() -> std::io::Result<Self> {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_io().build()?;
+        let (going, mut gone) = oneshot::channel();
+        let Handlers { mut terminate, mut quit, mut interrupt, .. } =
+            Handlers::install_in(&runtime)?;
+        let watch = async move {
+            let name = tokio::select! {
+                _ = &mut gone => return,
+                _ = terminate.recv() => "SIGTERM",
+                _ = quit.recv() => "SIGQUIT",
+                _ = interrupt.recv() => "SIGINT",
+            };
+            info!("{name}: stopped before the edge had started");
+            log::logger().flush();
+            std::process::exit(0);
+        };
+        let thread = std::thread::Builder::new().name("starting".to_owned());
+        Ok(Self { thread: thread.spawn(move || runtime.block_on(watch))?, going })
+    }
+
+    /// Returns when no signal can end the process here any more.
+    fn end(self) {
+        drop(self.going);
+        // A panic was reported by the thread itself.
+        _ = self.thread.join();
     }
 }
 

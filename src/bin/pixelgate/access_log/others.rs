@@ -1,0 +1,92 @@
+//! The files and folders that other keys name, of which the access log must be none: its lines
+//! would spoil them.
+//!
+//! A symbolic link or a second name (a hard link) may lead to such a file, so the files themselves
+//! are compared, by device and inode. This asks the file systems, of which one may hang, so it is
+//! done only where the access log is opened or checked.
+
+use std::fs;
+use std::os::unix::fs::MetadataExt;
+use std::path::{Path, PathBuf, absolute};
+
+/// The most symbolic links that are followed, as in the kernel.
+const LINKS_MAX: usize = 40;
+/// The most entries of a folder that are compared with the access log.
+const ENTRIES_MAX: usize = 1_000_000;
+
+/// The files and folders that other keys name, each with its key.
+#[derive(Debug, Clone, Default)]
+pub struct OtherFiles {
+    pub files: Vec<(String, PathBuf)>,
+    pub folders: Vec<(String, PathBuf)>,
+}
+
+impl OtherFiles {
+    /// Returns why the file at `path` cannot be the access log. `None`: nothing else uses it, or it
+    /// does not exist yet.
+    pub fn conflict(&self, path: &Path) -> Option<String> {
+        let real = resolved(path);
+        let metadata = fs::metadata(path).ok().filter(fs::Metadata::is_file);
+        let id = metadata.as_ref().map(id);
+        let has_names = metadata.is_some_and(|metadata| metadata.nlink() > 1);
+        for (key, named) in &self.files {
+            let named_id = fs::metadata(named).ok().as_ref().map(self::id);
+            if real == resolved(named) || id.is_some() && id == named_id {
+                return Some(format!("it leads to the file that {key} names"));
+            }
+        }
+        for (key, folder) in &self.folders {
+            let folder = resolved(folder);
+            if real.starts_with(&folder) {
+                return Some(format!("it leads into the folder that {key} names"));
+            }
+            if has_names && id.is_some_and(|id| holds(&folder, id)) {
+                return Some(format!("it is also a file in the folder that {key} names"));
+            }
+        }
+        None
+    }
+}
+
+/// The device and the inode of a file.
+fn id(metadata: &fs::Metadata) -> (u64, u64) {
+    (metadata.dev(), metadata.ino())
+}
+
+/// The path without symbolic links, as far as it exists.
+fn resolved(path: &Path) -> PathBuf {
+    let mut path = absolute(path).unwrap_or_else(|_| path.to_owned());
+    for _ in 0..LINKS_MAX {
+        if let Ok(real) = fs::canonicalize(&path) {
+            return real;
+        }
+        // A link may lead to a file that does not exist yet.
+        let Ok(target) = fs::read_link(&path) else { break };
+        path = path.parent().unwrap_or(Path::new("/")).join(target);
+    }
+    let folder = path.parent().and_then(|folder| fs::canonicalize(folder).ok());
+    match (folder, path.file_name()) {
+        (Some(folder), Some(name)) => folder.join(name),
+        _ => path,
+    }
+}
+
+/// Whether one of the files below a folder is this one.
+fn holds(folder: &Path, file: (u64, u64)) -> bool {
+    let mut folders = vec![folder.to_owned()];
+    let mut entries = 0;
+    while let Some(folder) = folders.pop() {
+        for entry in fs::read_dir(folder).into_iter().flatten().flatten() {
+            entries += 1;
+            match entry.metadata() {
+                Ok(metadata) if metadata.is_dir() => folders.push(entry.path()),
+                Ok(metadata) if id(&metadata) == file => return true,
+                _ => {}
+            }
+            if entries == ENTRIES_MAX {
+                return false;
+            }
+        }
+    }
+    false
+}
