@@ -65,6 +65,9 @@ struct Wire {
     patience: Option<Pin<Box<Sleep>>>,
     /// Whether the rest of the request is dropped.
     is_over: bool,
+    /// Whether a part of a request was sent after its whole answer had come. An origin that has not
+    /// read it may take it for the next request.
+    is_ahead: bool,
 }
 
 impl OriginStream {
@@ -76,6 +79,7 @@ impl OriginStream {
             unsent: BytesMut::new(),
             patience: None,
             is_over: false,
+            is_ahead: false,
         };
         let (request, response) = (TrailerWriter::new(Side::Request), TrailerReader::default());
         let alarm = Alarm::default();
@@ -142,10 +146,10 @@ impl Wire {
         Pin::new(self.stream.get_mut())
     }
 
-    /// Whether the connection can serve no other request, because its origin has not taken all of
-    /// this one.
+    /// Whether the connection can serve no other request, because its origin may not have taken all
+    /// of this one.
     fn ends(&self) -> bool {
-        self.is_over || (self.answer == Answer::Whole && !self.unsent.is_empty())
+        self.is_over || self.is_ahead || (self.answer == Answer::Whole && !self.unsent.is_empty())
     }
 
     /// Sends what is stored.
@@ -245,6 +249,8 @@ impl AsyncWrite for Wire {
         pieces: &[IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
         let this = self.get_mut();
+        this.is_ahead |=
+            this.answer == Answer::Whole && pieces.iter().any(|piece| !piece.is_empty());
         if !this.is_over {
             if this.poll_send(cx)?.is_ready()
                 && let Poll::Ready(written) = write(this.stream(), cx, pieces)

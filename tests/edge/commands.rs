@@ -2,6 +2,8 @@
 
 use crate::harness::{Setup, command};
 use serde_json::{Value, json};
+use std::ffi::OsStr;
+use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
 use std::process::Output;
 
@@ -104,6 +106,23 @@ fn explain_keeps_the_order_of_the_contract() {
     let expect = "{\"verdict\":\"rejected\",\"reason\":\"invalid_email\",\"status\":400,\
         \"param\":\"email\",\"detail\":\"";
     assert!(out.starts_with(expect), "{out}");
+}
+
+#[test]
+fn explain_takes_bytes_that_are_not_utf8() {
+    let dir = tempfile::tempdir().unwrap();
+    let config = Setup::default().write(dir.path());
+    for name in ["caf\u{e9}", "\u{e9}\u{c3}\u{a9}"] {
+        let latin1: Vec<u8> = name.chars().map(|c| c as u8).collect();
+        let encoded: String = latin1.iter().map(|byte| format!("%{byte:02X}")).collect();
+        for query in ["_a=62515&_n=a&note=", "/v1/event/?_a=62515&_n="] {
+            let raw = [query.as_bytes(), &latin1].concat();
+            let mut command = command(&config, &["explain", "--json"]);
+            let Output { stdout, .. } = command.arg(OsStr::from_bytes(&raw)).output().unwrap();
+            let (_, expect) = explain(&["--json", &format!("{query}{encoded}")]);
+            assert_eq!(String::from_utf8(stdout).unwrap(), expect, "{query}{encoded}");
+        }
+    }
 }
 
 #[test]

@@ -56,6 +56,55 @@ fn a_client_that_asks_first_may_be_refused() {
     assert_eq!(read_responses(&mut reader, "PUT")[0].status(), 417);
 }
 
+/// Many clients read an answer only after they have sent all of the body.
+#[test]
+fn an_answer_that_comes_early_breaks_no_upload() {
+    const PIECES: usize = 256;
+    let piece = vec![b'x'; 1 << 16];
+    let (origin, edge) = start();
+    let refusal =
+        "HTTP/1.1 413 Content Too Large\r\nContent-Length: 0\r\nConnection: close\r\n\r\n";
+    origin
+        .on("/upload", Script { before_body: vec![send(refusal), Act::Close], after_body: vec![] });
+    let alone = Setup::default().start();
+    let event = "/v1/event/?_a=62515&_n=a";
+    for (edge, target, status) in [(&edge, "/upload", 413), (&alone, "/", 404), (&edge, event, 200)]
+    {
+        let (mut writer, mut reader) = connect(edge);
+        let length = PIECES * piece.len();
+        let head = format!("GET {target} HTTP/1.1\r\nHost: a\r\nContent-Length: {length}\r\n\r\n");
+        writer.write_all(head.as_bytes()).unwrap();
+        writer.write_all(&piece.repeat(2)).unwrap();
+        let answers = read_responses(&mut reader, "GET");
+        assert_eq!(answers[0].status(), status, "{target}");
+        assert_eq!(answers[0].header("connection"), Some("close"), "{target}");
+        assert_eq!(reader.read(&mut [0]).unwrap(), 0, "the edge has closed its sending direction");
+        for number in 2..PIECES {
+            writer.write_all(&piece).unwrap_or_else(|e| panic!("{target}, piece {number}: {e}"));
+        }
+    }
+}
+
+/// An origin that answers before it has read a body may take the rest of it for the next request.
+#[test]
+fn a_connection_whose_answer_came_early_serves_no_other_request() {
+    let (origin, edge) = start();
+    let before_body = vec![send("HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n")];
+    origin.on("/upload", Script { before_body, after_body: vec![] });
+    for (framing, rest) in
+        [("Content-Length: 5", "ello"), ("Transfer-Encoding: chunked", "ello\r\n0\r\n\r\n")]
+    {
+        let (mut writer, mut reader) = connect(&edge);
+        let size = if framing.starts_with('T') { "5\r\n" } else { "" };
+        let head = format!("PUT /upload HTTP/1.1\r\nHost: a\r\n{framing}\r\n\r\n{size}h");
+        writer.write_all(head.as_bytes()).unwrap();
+        assert_eq!(read_head(&mut reader).unwrap().status(), 200);
+        assert_eq!(origin.open(), 1);
+        writer.write_all(rest.as_bytes()).unwrap();
+        wait_for("the connection to the origin to close", || origin.open() == 0);
+    }
+}
+
 /// Far more than all buffers on the way hold, so that an origin that sends it back waits to send
 /// and does not read meanwhile; and every value of a byte.
 fn much() -> Vec<u8> {

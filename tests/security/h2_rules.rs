@@ -311,9 +311,9 @@ fn malformed_trailers(literal: u8) -> Vec<(&'static str, Vec<u8>)> {
     ]
 }
 
-/// The frames of a header block, which ends its stream.
-fn block_frames(stream: u32, block: &[u8]) -> Vec<u8> {
-    let mut pieces = block.chunks(16_000).peekable();
+/// The frames of a header block, which ends its stream, with so many bytes of it each.
+fn block_frames(stream: u32, block: &[u8], bytes: usize) -> Vec<u8> {
+    let mut pieces = block.chunks(bytes).peekable();
     let (mut kind, mut flags) = (HEADERS, END_STREAM);
     let mut frames = Vec::new();
     while let Some(piece) = pieces.next() {
@@ -342,7 +342,7 @@ fn malformed_trailers_end_their_stream_alone() {
         let endless = ("no end", frame(HEADERS, END_HEADERS, 0, &sum));
         let all = malformed_trailers(literal)
             .into_iter()
-            .map(|(name, block)| (name, block_frames(0, &block)));
+            .map(|(name, block)| (name, block_frames(0, &block, 16_000)));
         for (name, frames) in all.chain([endless]) {
             for (method, path) in [("POST", "/page"), ("GET", EVENT_PATH)] {
                 client.send(&open(stream, method, path));
@@ -352,7 +352,7 @@ fn malformed_trailers_end_their_stream_alone() {
                 let is_refused = ended.kind == RST_STREAM && ended.payload == PROTOCOL_ERROR;
                 assert!(is_refused, "{name}: {ended:?}");
                 client.send(&open(stream + 2, "POST", "/page"));
-                client.send(&block_frames(stream + 2, &sum));
+                client.send(&block_frames(stream + 2, &sum, 16_000));
                 assert_eq!(answer(&mut client, stream + 2).payload[0], STATUS_200, "{name}");
                 sound += 1;
                 stream += 4;
@@ -419,4 +419,24 @@ fn compression_that_cannot_be_read_ends_its_connection_and_is_counted() {
         assert!(client.is_closed());
         wait_refused(&edge, "header_syntax", count as u64 + 1);
     }
+}
+
+#[test]
+fn a_header_block_of_many_frames_is_served() {
+    let origin = Origin::start();
+    let edge = Setup::default().origin(origin.address).start();
+    let mut stream = 1;
+    let mut client = Client::open(edge.address, b"");
+    for path in [EVENT_PATH, "/page"] {
+        let header = block("GET", path);
+        for bytes in [header.len().div_ceil(7), 1] {
+            client.send(&block_frames(stream, &header, bytes));
+            assert_eq!(answer(&mut client, stream).payload[0], STATUS_200, "{path}, {bytes} bytes");
+            stream += 2;
+        }
+    }
+    client.send(&frame(HEADERS, END_HEADERS, stream, &block("POST", "/page")));
+    client.send(&block_frames(stream, &literal("x-sum", "1"), 1));
+    assert_eq!(answer(&mut client, stream).payload[0], STATUS_200, "trailers");
+    assert_served(&mut client, stream + 2);
 }

@@ -37,7 +37,7 @@ use pingora::protocols::http::ServerSession;
 use pingora::protocols::{ALPN, Stream};
 use pingora::proxy::ProxyHttp;
 use pingora::server::ShutdownWatch;
-use refusal::lingering_close;
+use refusal::{lingering_close, lingering_close_of_upload};
 use request_stream::RequestStream;
 use std::future::poll_fn;
 use std::io;
@@ -399,9 +399,12 @@ where
         // Whether there may be another request. The stream must be dropped here: see below.
         let is_kept = exchange::scope(buffered, piece, has_chunks, served).await.is_some();
         // Pingora drops each stream that it ends with; then nothing is left of the connection.
-        let (mut stream, received) = back.await.ok()?;
+        let (mut stream, received, body) = back.await.ok()?;
         if !is_kept {
-            lingering_close(&mut stream).await;
+            match body.is_whole() {
+                true => lingering_close(&mut stream).await,
+                false => lingering_close_of_upload(&mut stream, shutdown).await,
+            }
             return None;
         }
         Some(Connection { stream, received, peer, requests, in_force, permit })

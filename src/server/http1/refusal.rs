@@ -3,18 +3,19 @@
 use crate::event::Context;
 use crate::plugin::access::AccessRecord;
 use crate::server::connection::Connection;
-use crate::server::limits::{LINGER_BYTES_MAX, LINGER_SECONDS_MAX};
+use crate::server::limits::{LINGER_BYTES_MAX, LINGER_SECONDS_MAX, LINGER_UPLOAD_SECONDS_MAX};
 use crate::server::read_buffer;
 use crate::server::service::Server;
 use crate::telemetry::metrics::Limit;
 use http::StatusCode;
 use pingora::protocols::Stream;
+use pingora::server::ShutdownWatch;
 use std::future::poll_fn;
 use std::io;
 use std::net::IpAddr;
 use std::time::{Duration, Instant};
 use tokio::io::AsyncWriteExt;
-use tokio::time::timeout;
+use tokio::time::{sleep, timeout};
 
 /// What follows the status line of a response to a refused header; the connection closes after it.
 const REFUSED: &str = "Content-Length: 0\r\nConnection: close\r\n\r\n";
@@ -77,17 +78,36 @@ impl<SV> Server<SV> {
 
 /// Closes the sending side, then drains up to 1 s or 256 KiB: see [`LINGER_SECONDS_MAX`].
 pub(super) async fn lingering_close(stream: &mut Stream) {
-    let drain = async {
-        AsyncWriteExt::shutdown(stream).await?;
-        let mut drained = 0;
-        while drained < LINGER_BYTES_MAX {
-            let more = poll_fn(|cx| read_buffer::poll_read(&mut **stream, cx, <[u8]>::len)).await?;
-            if more == 0 {
-                break;
-            }
-            drained += more;
-        }
-        io::Result::Ok(())
+    let drained = drain(stream, LINGER_BYTES_MAX);
+    let _ = timeout(Duration::from_secs(LINGER_SECONDS_MAX), drained).await;
+}
+
+/// As [`lingering_close`], of a client that still sends the body of a request that was answered:
+/// see [`LINGER_UPLOAD_SECONDS_MAX`]. Where the server stops, 1 s is left.
+pub(super) async fn lingering_close_of_upload(stream: &mut Stream, shutdown: &ShutdownWatch) {
+    let mut stopping = shutdown.clone();
+    let stopped = async {
+        // An error means that the server is gone.
+        let _ = stopping.wait_for(|stop| *stop).await;
+        sleep(Duration::from_secs(LINGER_SECONDS_MAX)).await;
     };
-    let _ = timeout(Duration::from_secs(LINGER_SECONDS_MAX), drain).await;
+    let drained = drain(stream, usize::MAX);
+    tokio::select! {
+        _ = timeout(Duration::from_secs(LINGER_UPLOAD_SECONDS_MAX), drained) => {}
+        () = stopped => {}
+    }
+}
+
+/// Closes the sending side, then reads until the client closes or has sent `bytes_max`.
+async fn drain(stream: &mut Stream, bytes_max: usize) -> io::Result<()> {
+    AsyncWriteExt::shutdown(stream).await?;
+    let mut drained = 0;
+    while drained < bytes_max {
+        let more = poll_fn(|cx| read_buffer::poll_read(&mut **stream, cx, <[u8]>::len)).await?;
+        if more == 0 {
+            break;
+        }
+        drained += more;
+    }
+    Ok(())
 }

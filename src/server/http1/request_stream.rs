@@ -30,9 +30,9 @@ use tokio::sync::oneshot;
 const SWITCHING_PROTOCOLS: &[u8] = b"HTTP/1.1 101 ";
 const INFORMATIONAL: &[u8] = b"HTTP/1.1 1";
 
-/// Receives the connection when Pingora has dropped its stream: the stream below, and the bytes
-/// received after the request.
-pub type Return = oneshot::Receiver<(Stream, BytesMut)>;
+/// Receives the connection when Pingora has dropped its stream: the stream below, the bytes that
+/// were received and not read, and what is left of the request's body.
+pub type Return = oneshot::Receiver<(Stream, BytesMut, Body)>;
 
 /// Whether the connection becomes a tunnel.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -57,7 +57,7 @@ pub struct RequestStream {
     trailer_lines_max: usize,
     response: TrailerWriter,
     tunnel: Tunnel,
-    back: Option<oneshot::Sender<(Stream, BytesMut)>>,
+    back: Option<oneshot::Sender<(Stream, BytesMut, Body)>>,
 }
 
 impl RequestStream {
@@ -173,7 +173,7 @@ impl Drop for RequestStream {
     fn drop(&mut self) {
         if let (Some(back), Some(inner)) = (self.back.take(), self.inner.take()) {
             // Fails if the connection's task is gone; then the connection closes here.
-            let _ = back.send((inner, std::mem::take(&mut self.received)));
+            let _ = back.send((inner, std::mem::take(&mut self.received), self.body));
         }
     }
 }
@@ -284,7 +284,8 @@ mod tests {
             assert_eq!(body, &sent[..length]);
             assert!(waits(&mut stream).await && waits(&mut stream).await);
             drop((stream, far));
-            let (mut inner, received) = back.await.unwrap();
+            let (mut inner, received, body) = back.await.unwrap();
+            assert!(body.is_whole());
             let mut next = received.to_vec();
             inner.read_to_end(&mut next).await.unwrap();
             assert_eq!(next, b"GET /next", "{ahead} bytes ahead");

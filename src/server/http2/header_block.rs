@@ -45,8 +45,8 @@ pub struct Block<'b> {
     pub fields: Cow<'b, [u8]>,
     /// Whether it is not the first block of its stream.
     pub are_trailers: bool,
-    /// Whether it is in several frames.
-    pub is_cut: bool,
+    /// The number of its frames.
+    pub frames: usize,
     /// Whether its stream must be ended, whatever its fields are.
     pub is_malformed: bool,
 }
@@ -162,7 +162,7 @@ impl HeaderBlocks {
         }
         let begins_anew = self.state == State::Anew || block.is_malformed;
         let mut written = begins_anew.then(|| self.written(b"", block.is_malformed));
-        let mut order = (block.are_trailers || block.is_cut).then_some(Order {
+        let mut order = (block.are_trailers || block.frames > 1).then_some(Order {
             are_trailers: block.are_trailers,
             has_fields: false,
             pseudo: 0,

@@ -5,6 +5,10 @@ use super::frame::{Frame, PREFACE};
 use super::header_block::{Block, HeaderBlocks};
 use std::borrow::Cow;
 
+/// The most frames of a header block that pass as they are. The `h2` crate takes at least so many,
+/// and ends the connection at a block of too many.
+const FRAMES_MAX: usize = 6;
+
 /// What to do with the first bytes of those that were received.
 enum Next {
     /// So many pass as they are.
@@ -104,7 +108,11 @@ impl HeaderFrames {
         let (end, written) = match read_block(bytes, frame, are_trailers) {
             BlockRead::Broken => return self.replace_all(bytes, frame),
             BlockRead::Part if !is_long(bytes.len()) => return Next::Wait,
-            BlockRead::Whole(block, end) if !is_long(end) => (end, self.blocks.read(&block)),
+            BlockRead::Whole(block, end) if !is_long(end) => {
+                let written = self.blocks.read(&block);
+                let is_joined = block.frames > FRAMES_MAX && self.blocks.are_read();
+                (end, written.or_else(|| is_joined.then(|| block.fields.into_owned())))
+            }
             // Without this, trailers would pass that are not checked.
             _ if are_trailers => return self.replace_all(bytes, frame),
             BlockRead::Part | BlockRead::Whole(..) => (bytes.len(), self.blocks.give_up()),
@@ -189,9 +197,8 @@ fn read_block(bytes: &[u8], first: Frame, are_trailers: bool) -> BlockRead<'_> {
     let Some((fields, depends_on_itself)) = first_fields(payload, first) else {
         return BlockRead::Broken;
     };
-    let is_cut = first.flags & Frame::END_HEADERS == 0;
     let (mut fields, mut end) = (Cow::Borrowed(fields), Frame::HEAD_BYTES + first.length);
-    let mut frame = first;
+    let (mut frame, mut frames) = (first, 1);
     while frame.flags & Frame::END_HEADERS == 0 {
         frame = match frame_at(bytes, end) {
             None => return BlockRead::Part,
@@ -203,10 +210,11 @@ fn read_block(bytes: &[u8], first: Frame, are_trailers: bool) -> BlockRead<'_> {
             Err(unread) => return unread,
         }
         end += Frame::HEAD_BYTES + frame.length;
+        frames += 1;
     }
     // A stream that depends on itself is an error of that stream. The `h2` crate does not even read
     // its fields then, as it would have to.
-    let block = Block { fields, are_trailers, is_cut, is_malformed: depends_on_itself };
+    let block = Block { fields, are_trailers, frames, is_malformed: depends_on_itself };
     BlockRead::Whole(block, end)
 }
 

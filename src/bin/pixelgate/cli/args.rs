@@ -3,6 +3,7 @@
 use super::{dead, help, probe, send, spool};
 use clap::{Args, Parser, Subcommand};
 use clap_complete::Shell;
+use std::ffi::OsString;
 use std::path::PathBuf;
 
 /// The default configuration file.
@@ -58,7 +59,7 @@ pub enum Command {
         json: bool,
         /// A whole URL, a path with a query, or a query.
         #[arg(value_name = "URL or query", allow_hyphen_values = true)]
-        event: String,
+        event: OsString,
     },
     /// Read the spool, while the edge runs or not; forget an upstream that was removed.
     #[command(subcommand, after_long_help = help::SPOOL)]
