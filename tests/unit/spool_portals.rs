@@ -123,8 +123,11 @@ fn a_clock_that_was_a_day_ahead_costs_no_count_of_the_right_day() {
         append_all(spool, &[&format!("7 {day}")]);
         (0..3).for_each(|_| spool.checkpoint());
     };
+    // So many portals that the file has no room for their counts, and a summary replaces it.
+    let others: Vec<String> =
+        (1..8_000).map(|number| format!("{} 20000", number * 100_000_007_u64)).collect();
+    let others: Vec<&str> = others.iter().map(String::as_str).collect();
     let mut accepted = 0;
-    // The folds of the lanes in between summarize their counts.
     for _ in 0..4 {
         let process = fs.process();
         let spool = open(&process);
@@ -132,6 +135,8 @@ fn a_clock_that_was_a_day_ahead_costs_no_count_of_the_right_day() {
         assert_eq!(spool.day_counts().accepted(7, 20_001), accepted / 2);
         [20_000, 20_001, 20_000].into_iter().for_each(|day| append_on(&spool, day));
         accepted += 2;
+        append_all(&spool, &others);
+        (0..3).for_each(|_| spool.checkpoint());
         drain(&spool, "up");
         (0..3).for_each(|_| spool.checkpoint());
         fs.kill(&process);
