@@ -56,7 +56,7 @@ impl DeliveryWorker {
         self.note_state(now);
         if self.monitor.tracker.troubles().poison_events > 0 {
             // Between two ticks a batch may be halved down to its dead letter.
-            self.monitor.note_faults(self.acknowledger.is_at_bound());
+            self.monitor.note_faults(self.bound());
         }
     }
 

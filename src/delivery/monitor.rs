@@ -23,6 +23,19 @@ const STUCK_SECONDS: u64 = 60;
 /// No moment, in [`Monitor::unreadable_ms`].
 const NEVER: u64 = u64::MAX;
 
+/// Most bytes of records that wait in memory for another attempt, for their queue or for their
+/// dead letter, before no more is read from the spool.
+pub const HELD_BYTES_MAX: usize = 64 << 20;
+
+/// A bound at which no more events are read for an upstream.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Bound {
+    /// [`RUNS_MAX`] runs of delivered events lie between events that are stuck.
+    Runs,
+    /// [`HELD_BYTES_MAX`] bytes wait in memory, most of them after a failure.
+    Bytes,
+}
+
 /// See the module.
 pub struct Monitor {
     pub name: String,
@@ -102,9 +115,9 @@ impl Monitor {
         }
     }
 
-    /// Raises the faults that last and clears the others. `at_bound`: reading waits because too
-    /// many separate events are stuck.
-    pub fn note_faults(&self, at_bound: bool) {
+    /// Raises the faults that last and clears the others. `bound`: why no more events are read
+    /// although the upstream may take them.
+    pub fn note_faults(&self, bound: Option<Bound>) {
         let name = &self.name;
         let (state, last_error) = self.health.read();
         let error = last_error.unwrap_or_default();
@@ -129,12 +142,16 @@ impl Monitor {
         );
         self.note(
             FaultKind::RunAheadBound,
-            at_bound,
+            bound.is_some(),
             || {
-                format!(
-                    "No more events are read for upstream {name}: {RUNS_MAX} of them are stuck, \
-                     each between delivered ones."
-                )
+                let why = match bound {
+                    Some(Bound::Bytes) => format!(
+                        "{} MiB of them have failed and wait for another attempt",
+                        HELD_BYTES_MAX >> 20
+                    ),
+                    _ => format!("{RUNS_MAX} of them are stuck, each between delivered ones"),
+                };
+                format!("No more events are read for upstream {name}: {why}.")
             },
             "The last error of the upstream says why they fail. New events wait on disk until some \
              of the stuck ones have ended.",

@@ -57,7 +57,7 @@ impl NewerRecords {
         self.events += newer;
         let events = counted(self.events, "event");
         let text = format!(
-            "upstream {}: {events} written by a newer version of pixelgate must wait for it",
+            "{events} of upstream {} must wait, because a newer version of pixelgate wrote them",
             self.upstream
         );
         if is_first {

@@ -25,8 +25,9 @@ pub struct Schedule {
     waiting: BTreeMap<(Instant, u64), Work>,
     entered: u64,
     bytes: usize,
-    /// How many have not failed yet.
+    /// How many have not failed yet, and the bytes of their records.
     fresh: usize,
+    fresh_bytes: usize,
 }
 
 impl Work {
@@ -46,7 +47,10 @@ impl Schedule {
     pub fn push(&mut self, work: Work, due: Instant) {
         self.entered += 1;
         self.bytes += work.bytes();
-        self.fresh += usize::from(work.failures() == 0);
+        if work.failures() == 0 {
+            self.fresh += 1;
+            self.fresh_bytes += work.bytes();
+        }
         self.waiting.insert((due, self.entered), work);
     }
 
@@ -60,7 +64,10 @@ impl Schedule {
         };
         let work = self.waiting.remove(&key?)?;
         self.bytes -= work.bytes();
-        self.fresh -= usize::from(work.failures() == 0);
+        if work.failures() == 0 {
+            self.fresh -= 1;
+            self.fresh_bytes -= work.bytes();
+        }
         Some(work)
     }
 
@@ -77,6 +84,11 @@ impl Schedule {
     /// Bytes of all records that wait.
     pub fn bytes(&self) -> usize {
         self.bytes
+    }
+
+    /// Bytes of the records that wait after a failure.
+    pub fn failed_bytes(&self) -> usize {
+        self.bytes - self.fresh_bytes
     }
 }
 
@@ -102,10 +114,12 @@ mod tests {
         schedule.push(work(2, 0), now);
         schedule.push(work(3, 0), now);
         assert_eq!((schedule.bytes(), schedule.next_due()), (9, Some(now)));
+        assert_eq!(schedule.failed_bytes(), 3);
         let mut take = |at| schedule.take(at, false).map(|work| work.queue);
         assert_eq!([take(now), take(now), take(now)], [Some(2), Some(3), None]);
         assert_eq!(take(now + Duration::from_secs(1)), Some(1));
         assert_eq!((schedule.bytes(), schedule.next_due()), (0, None));
+        assert_eq!(schedule.failed_bytes(), 0);
         assert!(!schedule.has_fresh());
     }
 

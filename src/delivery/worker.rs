@@ -20,7 +20,7 @@ use super::health::State;
 use super::in_flight_batch::{self, InFlightBatch};
 use super::letter_queue::{LetterQueue, Written};
 use super::limiter::{Limiter, Permit};
-use super::monitor::Monitor;
+use super::monitor::{Bound, HELD_BYTES_MAX, Monitor};
 use super::newer_records::NewerRecords;
 use super::options::{Options, Route, RouteLimits};
 use super::retries::Backoff;
@@ -29,9 +29,6 @@ use crate::event::RawRecord;
 use crate::spool::{Ack, Acknowledger, Entry, Reader};
 use crate::upstream::{BatchConfig, Failure, Outcome, Upstream};
 
-/// Most bytes of records that wait in memory for another attempt, for their queue or for their
-/// dead letter, before no more is read from the spool.
-pub const HELD_BYTES_MAX: usize = 64 << 20;
 /// How long attempts have to end after [`Upstream::cut_off`], in milliseconds.
 pub const CUT_OFF_MS_MAX: u64 = 500;
 /// How long [`Upstream::close`] may take, in milliseconds.
@@ -280,9 +277,14 @@ impl DeliveryWorker {
 
     /// Whether a queue can use events, and there is room for them.
     fn wants_events(&self) -> bool {
+        self.has_room()
+            && self.queues.iter().any(|queue| !queue.batcher.is_full() || queue.seeks_probe)
+    }
+
+    /// Whether fewer than [`HELD_BYTES_MAX`] bytes wait in memory.
+    fn has_room(&self) -> bool {
         let behind: usize = self.queues.iter().map(|queue| queue.batcher.behind_bytes()).sum();
         behind + self.schedule.bytes() + self.letters.bytes() < HELD_BYTES_MAX
-            && self.queues.iter().any(|queue| !queue.batcher.is_full() || queue.seeks_probe)
     }
 
     /// Gives each queue the events of its portals.
@@ -349,7 +351,17 @@ impl DeliveryWorker {
         self.tick_at = now + self.tick_every;
         self.note_state(now);
         self.monitor.set_lag();
-        self.monitor.note_faults(self.acknowledger.is_at_bound());
+        self.monitor.note_faults(self.bound());
+    }
+
+    /// What keeps the worker from reading events although its upstream may take them.
+    pub(super) fn bound(&self) -> Option<Bound> {
+        if self.acknowledger.is_at_bound() {
+            return Some(Bound::Runs);
+        }
+        // The rest may be batches that are on their way for the first time.
+        let is_full_of_failed = self.schedule.failed_bytes() > HELD_BYTES_MAX / 2;
+        (is_full_of_failed && !self.has_room()).then_some(Bound::Bytes)
     }
 
     /// Sets the state, which says what events wait for.

@@ -6,79 +6,15 @@ use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering::SeqCst};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use crate::delivery::{Rig, STOP_WITHIN};
+use crate::delivery::{Rig, STOP_WITHIN, sample};
+use crate::timed::Timed;
 use async_trait::async_trait;
 use pixelgate::internals::delivery::dead_letters::Reason;
 use pixelgate::internals::event::{Event, Record};
 use pixelgate::internals::upstream::{Batch, Failure, Outcome, Upstream};
-use tokio::time::{Instant, sleep};
+use tokio::time::sleep;
 
 const SECOND: Duration = Duration::from_secs(1);
-
-type Judge = Box<dyn Fn(usize, &Batch) -> (Duration, Outcome) + Send + Sync>;
-
-/// Answers each attempt as `judge` says, after the time that it says.
-struct Timed {
-    judge: Judge,
-    in_order: bool,
-    /// When each attempt began.
-    begun: Mutex<Vec<Instant>>,
-    in_flight: AtomicUsize,
-    in_flight_max: AtomicUsize,
-}
-
-impl Timed {
-    fn new(
-        judge: impl Fn(usize, &Batch) -> (Duration, Outcome) + Send + Sync + 'static,
-    ) -> Arc<Timed> {
-        Timed::with_order(false, judge)
-    }
-
-    fn with_order(
-        in_order: bool,
-        judge: impl Fn(usize, &Batch) -> (Duration, Outcome) + Send + Sync + 'static,
-    ) -> Arc<Timed> {
-        Arc::new(Timed {
-            judge: Box::new(judge),
-            in_order,
-            begun: Mutex::default(),
-            in_flight: AtomicUsize::new(0),
-            in_flight_max: AtomicUsize::new(0),
-        })
-    }
-
-    fn rig(self: &Arc<Self>, config: &str) -> Rig {
-        Rig::start_with(vec![("own", Arc::clone(self) as Arc<dyn Upstream>)], config)
-    }
-}
-
-#[async_trait]
-impl Upstream for Timed {
-    fn kind(&self) -> &'static str {
-        "timed"
-    }
-
-    async fn send(&self, batch: &Batch) -> Outcome {
-        let attempt = {
-            let mut begun = self.begun.lock().unwrap();
-            begun.push(Instant::now());
-            begun.len() - 1
-        };
-        self.in_flight_max.fetch_max(self.in_flight.fetch_add(1, SeqCst) + 1, SeqCst);
-        let (takes, outcome) = (self.judge)(attempt, batch);
-        sleep(takes).await;
-        self.in_flight.fetch_sub(1, SeqCst);
-        outcome
-    }
-
-    fn concurrency_max(&self) -> usize {
-        4
-    }
-
-    fn keeps_portal_order(&self) -> bool {
-        self.in_order
-    }
-}
 
 fn answered(status: u16) -> Failure {
     Failure::answered(status)
@@ -128,6 +64,43 @@ async fn one_event_that_always_fails_stops_no_other_in_slow_traffic() {
         assert_ne!(rig.status("own").state.as_str(), "ok");
         rig.stop().await;
     }
+}
+
+/// Only without `attempts_max`: else such events become dead letters.
+#[tokio::test(start_paused = true)]
+async fn so_many_failed_events_that_no_more_are_read_are_a_fault() {
+    let is_repaired = Arc::new(AtomicBool::new(false));
+    let takes_all = Arc::clone(&is_repaired);
+    let upstream = Timed::new(move |_, batch| {
+        let is_taken = takes_all.load(SeqCst) || !is_poison(batch);
+        let failed = Outcome::Retry(answered(500));
+        (SECOND / 100, if is_taken { Outcome::Delivered } else { failed })
+    });
+    let mut rig = upstream.rig("batch = { events_max = 1, linger_ms = 5 }");
+    let fault = |rig: &Rig| {
+        let mut faults = rig.faults.list().into_iter();
+        faults.find(|fault| fault.what.as_str() == "run_ahead_bound")
+    };
+    let mut events = 0_u64;
+    while fault(&rig).is_none() {
+        assert!(events < 1_000, "{:?}", rig.status("own"));
+        for portal in [1, 2] {
+            let mut event = sample(events as usize);
+            event.portal = portal;
+            event.properties.push(("z".into(), "x".repeat(200_000).into()));
+            rig.accept_event(&event).await;
+            events += 1;
+        }
+        sleep(SECOND).await;
+    }
+    let text = fault(&rig).unwrap().text;
+    assert!(text.contains("own: 64 MiB of them have failed"), "{text}");
+    assert_ne!(rig.status("own").state.as_str(), "ok");
+    is_repaired.store(true, SeqCst);
+    wait_delivered(&rig, events).await;
+    rig.until("own", |status| status.state.as_str() == "ok").await;
+    assert!(fault(&rig).is_none());
+    rig.stop().await;
 }
 
 /// With two attempts the batch is halved before it has failed three times.

@@ -9,6 +9,7 @@ mod hubspot;
 mod hubspot_ties;
 mod islands;
 mod legacy;
+mod timed;
 mod tls;
 
 #[path = "../support/authority.rs"]
