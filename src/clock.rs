@@ -11,6 +11,9 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use once_cell::sync::Lazy;
 
+/// Milliseconds of a UTC day.
+pub(crate) const DAY_MS: u64 = 86_400_000;
+
 /// A source of time.
 ///
 /// ```

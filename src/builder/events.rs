@@ -1,6 +1,7 @@
 //! Lets the spool, which knows no events, read from a record which upstreams it is meant for and
 //! which portal and day it counts for.
 
+use crate::clock::DAY_MS;
 use crate::event;
 use crate::policy::portals::AcceptedByDay;
 use crate::spool::{DayCounts, Metered, Metering, Routing};
@@ -11,9 +12,6 @@ pub const EVENT_ROUTING: Routing =
 
 /// How the spool reads an event's portal and day.
 pub const EVENT_METERING: Metering = Metering { read: metered };
-
-/// Milliseconds of a UTC day.
-const DAY_MS: u64 = 86_400_000;
 
 fn metered(record: &[u8]) -> Option<Metered> {
     let (portal, received_at_ms) = event::portal_and_time(record)?;

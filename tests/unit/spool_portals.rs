@@ -2,9 +2,12 @@
 
 use std::path::Path;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+use std::time::Duration;
 
 use crate::spool_sim::SimFs;
-use crate::spool_sim::rig::{ROUTING, append_all, config, of, read};
+use crate::spool_sim::rig::{ROUTING, append_all, config, drain, of, read};
+use pixelgate::custom::Clock;
 use pixelgate::internals::spool::{
     Ack, Config, Durability, Env, Metered, Metering, PORTALS_MAX, Spool,
 };
@@ -85,6 +88,64 @@ fn what_a_full_disk_and_a_kill_cost_of_the_totals_is_said_and_no_event_is_affect
     let [fault] = &faults.list()[..] else { panic!("one fault") };
     assert_eq!(fault.what, FaultKind::PortalTotals, "{fault:?}");
     assert!(fault.text.contains("events were removed that its file"), "{fault:?}");
+}
+
+/// A clock that stands at a day, counted from 1970-01-01.
+struct StandingAt(AtomicU64);
+
+impl Clock for StandingAt {
+    fn unix_ms(&self) -> u64 {
+        self.0.load(Relaxed) * 86_400_000
+    }
+
+    fn monotonic(&self) -> Duration {
+        Duration::ZERO
+    }
+}
+
+#[test]
+fn a_clock_that_was_a_day_ahead_costs_no_count_of_the_right_day() {
+    let fs = SimFs::new(1);
+    let clock = Arc::new(StandingAt(AtomicU64::new(0)));
+    let open = |process: &SimFs| {
+        // Texts that begin with the portal and the day.
+        let read = |record: &[u8]| {
+            let mut words = std::str::from_utf8(record).ok()?.split(' ').map(str::parse);
+            let (portal, day) = (words.next()?.ok()?, words.next()?.ok()?);
+            Some(Metered { portal, day: u32::try_from(day).ok()? })
+        };
+        let (fs, clock) = (Arc::new(process.clone()), clock.clone());
+        let env = Env { fs, clock, routing: ROUTING, metering: Metering { read }, ..Env::system() };
+        Spool::open(&config(), &["up".to_owned()], env).expect("opens")
+    };
+    let append_on = |spool: &Spool, day: u64| {
+        clock.0.store(day, Relaxed);
+        append_all(spool, &[&format!("7 {day}")]);
+        (0..3).for_each(|_| spool.checkpoint());
+    };
+    // So many portals that the file has no room for their counts, and a summary replaces it.
+    let others: Vec<String> =
+        (1..8_000).map(|number| format!("{} 20000", number * 100_000_007_u64)).collect();
+    let others: Vec<&str> = others.iter().map(String::as_str).collect();
+    let mut accepted = 0;
+    for _ in 0..4 {
+        let process = fs.process();
+        let spool = open(&process);
+        assert_eq!(spool.day_counts().accepted(7, 20_000), accepted);
+        assert_eq!(spool.day_counts().accepted(7, 20_001), accepted / 2);
+        [20_000, 20_001, 20_000].into_iter().for_each(|day| append_on(&spool, day));
+        accepted += 2;
+        append_all(&spool, &others);
+        (0..3).for_each(|_| spool.checkpoint());
+        drain(&spool, "up");
+        (0..3).for_each(|_| spool.checkpoint());
+        fs.kill(&process);
+    }
+    // A clock that is not set yet at the start.
+    clock.0.store(0, Relaxed);
+    let spool = open(&fs.process());
+    clock.0.store(20_001, Relaxed);
+    assert_eq!(spool.day_counts().accepted(7, 20_001), accepted / 2);
 }
 
 /// The resident memory of this process, in KiB.

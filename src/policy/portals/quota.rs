@@ -11,7 +11,7 @@
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 
-use crate::clock::Clock;
+use crate::clock::{Clock, DAY_MS};
 
 /// The counts of each portal's accepted events, which outlive the process.
 pub trait AcceptedByDay: Send + Sync {
@@ -21,7 +21,6 @@ pub trait AcceptedByDay: Send + Sync {
     fn takeovers(&self) -> u64;
 }
 
-const DAY_MS: u64 = 86_400_000;
 /// Bits of a cell that hold the events; the day is above.
 const EVENTS_BITS: u32 = 40;
 const EVENTS_MASK: u64 = (1 << EVENTS_BITS) - 1;
@@ -46,7 +45,7 @@ impl Quotas {
         let now_ms = self.clock.unix_ms();
         let day = now_ms / DAY_MS;
         let count = |packed: u64| {
-            let used = used_on(packed, day);
+            let (day, used) = begun(packed, day);
             (used < u64::from(per_day)).then(|| pack(day, used + 1))
         };
         // Relaxed: no other memory depends on this number.
@@ -58,19 +57,28 @@ impl Quotas {
     /// Takes off an event that was counted and was not accepted.
     pub(super) fn give_back(&self, cell: usize) {
         let day = self.today();
-        let count = |packed| used_on(packed, day).checked_sub(1).map(|used| pack(day, used));
+        let count = |packed| {
+            let (day, used) = begun(packed, day);
+            used.checked_sub(1).map(|used| pack(day, used))
+        };
         // Fails if the day has ended meanwhile: its count does not matter any more.
         _ = self.cells[cell].fetch_update(Relaxed, Relaxed, count);
     }
 
     /// The events that were counted today.
     pub(super) fn used(&self, cell: usize) -> u64 {
-        used_on(self.cells[cell].load(Relaxed), self.today())
+        begun(self.cells[cell].load(Relaxed), self.today()).1
     }
 
     /// Raises the count of today to `events`, if it is lower.
     pub(super) fn raise(&self, cell: usize, events: u64) {
-        self.cells[cell].fetch_max(pack(self.today(), events.min(EVENTS_MASK)), Relaxed);
+        let today = self.today();
+        let count = |packed| {
+            let (day, used) = begun(packed, today);
+            Some(pack(day, used.max(events.min(EVENTS_MASK))))
+        };
+        // The closure gives a number in any case, so this does not fail.
+        _ = self.cells[cell].fetch_update(Relaxed, Relaxed, count);
     }
 
     /// Copies the count of a portal from an earlier list.
@@ -89,8 +97,11 @@ fn pack(day: u64, events: u64) -> u64 {
     day << EVENTS_BITS | events
 }
 
-fn used_on(packed: u64, day: u64) -> u64 {
-    if packed >> EVENTS_BITS == day { packed & EVENTS_MASK } else { 0 }
+/// The day for which a cell counts, and the events of that day. If the clock was set back over
+/// midnight, the day that had begun goes on, so that no day has its quota twice.
+fn begun(packed: u64, today: u64) -> (u64, u64) {
+    let day = packed >> EVENTS_BITS;
+    if day == today || day == today + 1 { (day, packed & EVENTS_MASK) } else { (today, 0) }
 }
 
 #[cfg(test)]
@@ -134,5 +145,28 @@ mod tests {
         let next = Quotas::new(1, &clock);
         next.carry(0, &quotas, 0);
         assert_eq!(next.used(0), 5);
+    }
+
+    #[test]
+    fn a_clock_that_is_set_back_gives_no_quota_again() {
+        let manual = Arc::new(Manual::default());
+        let clock: Arc<dyn Clock> = manual.clone();
+        let quotas = Quotas::new(1, &clock);
+        *manual.0.lock() = 20_001 * DAY_MS + 1000;
+        assert_eq!((quotas.take(0, 2), quotas.take(0, 2)), (Ok(()), Ok(())));
+        *manual.0.lock() -= 3000;
+        assert_eq!((quotas.used(0), quotas.take(0, 2)), (2, Err(2)));
+        quotas.raise(0, 1);
+        *manual.0.lock() += 3000;
+        assert_eq!((quotas.used(0), quotas.take(0, 2)), (2, Err(86_399)));
+        // A clock that was ahead by more than a day refuses no event once it is right again.
+        *manual.0.lock() = 30_000 * DAY_MS;
+        assert_eq!(quotas.take(0, 1), Ok(()));
+        *manual.0.lock() = 20_001 * DAY_MS;
+        quotas.raise(0, 1);
+        assert_eq!(
+            (quotas.used(0), quotas.take(0, 2), quotas.take(0, 2)),
+            (1, Ok(()), Err(86_400))
+        );
     }
 }

@@ -5,14 +5,13 @@ use std::fmt;
 use super::config::Mode;
 use super::list::List;
 use super::rules::{Expires, Rules};
+use crate::clock::DAY_MS;
 
 /// Portals that expire within this many days are listed.
 pub const EXPIRES_SOON_DAYS: u64 = 30;
 
 /// The most portals that are listed one per line.
 const NAMED_MAX: usize = 20;
-
-const DAY_MS: u64 = 86_400_000;
 
 /// Counts of a list. Its `Display` is one or more lines of text, without a final line end.
 #[derive(Debug, Clone)]

@@ -14,7 +14,7 @@ use parking_lot::Mutex;
 use super::counts::{Column, Counts, Totals};
 use super::table::{GROWTH, OTHER, PORTALS_MAX, Table};
 use super::{Metered, Metering};
-use crate::clock::Clock;
+use crate::clock::{Clock, DAY_MS};
 use crate::spool::format::{self, RECORD_HEADER_BYTES};
 use crate::spool::status::{PortalTotals, PortalUpstream};
 use crate::telemetry::faults::{FaultKind, Faults};
@@ -110,6 +110,11 @@ impl Book {
         self.clock.unix_ms()
     }
 
+    /// The UTC day, in days since 1970-01-01.
+    pub fn today(&self) -> u32 {
+        u32::try_from(self.now_ms() / DAY_MS).unwrap_or(u32::MAX)
+    }
+
     /// Returns the number of a portal, a new one if it has none. See [`Table::number`].
     pub fn number_of(&self, portal: u64) -> u32 {
         self.table.lock().number(portal)
@@ -198,6 +203,7 @@ impl Book {
     /// Takes out the open counts of a lane, to be written. They stay in the totals. The lane's
     /// state must be locked.
     pub fn take_out(&self, lane: u64) -> Counts {
+        let today = self.today();
         let mut pages = self.pages.lock();
         if lane == self.own.load(Relaxed) {
             let others = self.rejected_others.swap(0, Relaxed);
@@ -206,7 +212,7 @@ impl Book {
         }
         let counts = pages.open.remove(&lane).unwrap_or_default();
         for (column, tally) in counts.iter() {
-            pages.totals.add(*column, tally.iter());
+            pages.totals.add(*column, tally.iter(), today);
         }
         counts
     }
@@ -220,10 +226,11 @@ impl Book {
 
     /// Adds the counts of a lane's file to the totals.
     pub fn take_in(&self, counts: &Counts) {
+        let today = self.today();
         let mut pages = self.pages.lock();
         pages.add_sums(counts);
         for (column, tally) in counts.iter() {
-            pages.totals.add(*column, tally.iter());
+            pages.totals.add(*column, tally.iter(), today);
         }
     }
 

@@ -78,17 +78,33 @@ impl Counts {
 pub struct Totals {
     /// Each column with its counts, by number.
     columns: Vec<(Column, Vec<u64>)>,
-    /// The newest day.
-    day: u32,
-    /// The events accepted on that day, by number.
-    today: Vec<u32>,
+    /// The newest day that has come.
+    today: Day,
+    /// Another day: one that has not come, because the clock was ahead then or is behind now.
+    other: Day,
+}
+
+/// The events that were accepted on a day.
+#[derive(Default)]
+struct Day {
+    /// Days since 1970-01-01; 0 if there is none.
+    number: u32,
+    /// The events of each portal, by its number.
+    events: Vec<u32>,
 }
 
 impl Totals {
-    /// Adds counts of one column.
-    pub fn add(&mut self, column: Column, tally: impl Iterator<Item = (u32, u64)> + Clone) {
+    /// Adds counts of one column on the day `now`.
+    pub fn add(
+        &mut self,
+        column: Column,
+        tally: impl Iterator<Item = (u32, u64)> + Clone,
+        now: u32,
+    ) {
         if let Column::Accepted(day) | Column::Today(day) = column {
-            self.add_today(day, tally.clone());
+            self.follow_clock(now);
+            let counted = if day <= now { &mut self.today } else { &mut self.other };
+            counted.add(day, tally.clone());
         }
         let column = match column {
             Column::Accepted(_) => Column::Accepted(0),
@@ -106,29 +122,48 @@ impl Totals {
         }
     }
 
-    fn add_today(&mut self, day: u32, tally: impl Iterator<Item = (u32, u64)>) {
-        if day > self.day {
-            self.day = day;
-            self.today.fill(0);
+    /// Changes the two days when the other one has come, and when the clock was set back.
+    fn follow_clock(&mut self, now: u32) {
+        let has_come = self.other.number > self.today.number && self.other.number <= now;
+        if has_come || self.today.number > now {
+            std::mem::swap(&mut self.today, &mut self.other);
         }
-        if day == self.day && day > 0 {
-            for (number, events) in tally {
-                let total = place(&mut self.today, number);
-                *total = total.saturating_add(u32::try_from(events).unwrap_or(u32::MAX));
-            }
+        if self.today.number > now {
+            self.today.begin(0);
         }
     }
 
-    /// Returns the number of events accepted on a day: 0 unless it is the newest one.
+    /// Returns the number of events accepted on a day: 0 unless it is one of the two that are
+    /// counted.
     pub fn on(&self, day: u32, number: u32) -> u64 {
-        let today = self.today.get(number as usize).filter(|_| day == self.day);
-        today.map_or(0, |events| u64::from(*events))
+        let known = [&self.today, &self.other].into_iter().find(|known| known.number == day);
+        let events = known.and_then(|known| known.events.get(number as usize));
+        events.map_or(0, |events| u64::from(*events))
     }
 
     /// Returns the sum of the wanted columns for a number.
     pub fn of(&self, number: u32, is_wanted: impl Fn(Column) -> bool) -> u64 {
         let wanted = self.columns.iter().filter(|(column, _)| is_wanted(*column));
         wanted.map(|(_, totals)| totals.get(number as usize).copied().unwrap_or(0)).sum()
+    }
+}
+
+impl Day {
+    fn begin(&mut self, day: u32) {
+        self.number = day;
+        self.events.fill(0);
+    }
+
+    fn add(&mut self, day: u32, tally: impl Iterator<Item = (u32, u64)>) {
+        if day > self.number {
+            self.begin(day);
+        }
+        if day == self.number && day > 0 {
+            for (number, events) in tally {
+                let total = place(&mut self.events, number);
+                *total = total.saturating_add(u32::try_from(events).unwrap_or(u32::MAX));
+            }
+        }
     }
 }
 
@@ -155,14 +190,38 @@ mod tests {
         let each = || (0..=PORTALS_MAX as u32).map(|number| (number, 1));
         let columns =
             [Column::Accepted(7), Column::Rejected, Column::Delivered(0), Column::Dead(0)];
-        columns.into_iter().for_each(|column| totals.add(column, each()));
+        columns.into_iter().for_each(|column| totals.add(column, each(), 7));
         let columns = totals.columns.iter().map(|(_, column)| column.capacity() * 8);
-        let bytes = columns.sum::<usize>() + totals.today.capacity() * 4;
+        let bytes = columns.sum::<usize>() + totals.today.events.capacity() * 4;
         // `table.rs` takes 17 MiB at most, and what is open until the next write the rest.
         assert!(bytes <= 38 << 20, "{bytes} bytes");
         assert_eq!((totals.on(7, 5), totals.on(8, 5), totals.of(5, |_| true)), (1, 0, 4));
-        totals.add(Column::Today(8), [(5, 9)].into_iter());
+        totals.add(Column::Today(8), [(5, 9)].into_iter(), 8);
         assert_eq!((totals.on(7, 5), totals.on(8, 5)), (0, 9));
         assert_eq!(totals.of(5, |column| column == Column::Accepted(0)), 1);
+    }
+
+    #[test]
+    fn a_clock_that_is_wrong_for_a_while_costs_no_day_its_counts() {
+        let mut totals = Totals::default();
+        let add = |totals: &mut Totals, day, events, now| {
+            totals.add(Column::Accepted(day), [(1, events)].into_iter(), now);
+        };
+        // Read by a clock that is behind.
+        add(&mut totals, 20, 3, 0);
+        assert_eq!(totals.on(20, 1), 3);
+        add(&mut totals, 20, 1, 20);
+        assert_eq!(totals.on(20, 1), 4);
+        // Read with counts of a day that has not come.
+        add(&mut totals, 22, 5, 20);
+        add(&mut totals, 20, 1, 20);
+        assert_eq!((totals.on(20, 1), totals.on(22, 1)), (5, 5));
+        add(&mut totals, 21, 1, 21);
+        assert_eq!((totals.on(20, 1), totals.on(21, 1)), (0, 1));
+        add(&mut totals, 22, 1, 22);
+        assert_eq!((totals.on(21, 1), totals.on(22, 1)), (1, 6));
+        // Set back while it runs.
+        add(&mut totals, 21, 2, 21);
+        assert_eq!((totals.on(21, 1), totals.on(22, 1)), (3, 6));
     }
 }

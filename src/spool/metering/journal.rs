@@ -351,11 +351,14 @@ impl Journal {
                 columns.insert(column);
             }
         });
-        let newest = columns.iter().filter_map(|column| match column {
-            Column::Accepted(day) | Column::Today(day) => Some(*day),
+        let days = columns.iter().filter_map(|column| match column {
+            Column::Accepted(day) | Column::Today(day) if *day > 0 => Some(*day),
             _ => None,
         });
-        let newest = newest.max().unwrap_or(0);
+        // The clock may be a day ahead for a while, or behind, so today is not only the newest day.
+        let (come, ahead): (BTreeSet<u32>, BTreeSet<u32>) =
+            days.partition(|day| *day <= book.today());
+        let days = come.into_iter().rev().take(2).chain(ahead.last().copied());
         // Sums one column at a time, so that a million portals need only 8 MB at once.
         let mut sum = |wanted: &dyn Fn(Column) -> bool, as_column: Column| {
             let mut sums: Vec<u64> = vec![0; book.numbers()];
@@ -376,9 +379,11 @@ impl Journal {
             self.put_column(fold, as_column, &pairs, book, out);
         };
         sum(&|column| matches!(column, Column::Accepted(_)), Column::Accepted(0));
-        let is_newest =
-            |column| matches!(column, Column::Accepted(on) | Column::Today(on) if on == newest);
-        sum(&is_newest, Column::Today(newest));
+        for day in days {
+            let is_day =
+                |column| matches!(column, Column::Accepted(on) | Column::Today(on) if on == day);
+            sum(&is_day, Column::Today(day));
+        }
         for column in columns {
             if !matches!(column, Column::Accepted(_) | Column::Today(_)) {
                 sum(&|other| other == column, column);
