@@ -119,7 +119,8 @@ impl Breaker {
     }
 
     /// The attempt failed, and the upstream may have asked for a pause of `after`. `is_first`: for
-    /// the first time of its events. `is_new`: of its batch, which may be a half of one that failed.
+    /// the first time of its events. `is_new`: of its batch, which may be a half of one that
+    /// failed.
     pub fn fail(
         &mut self,
         pass: Pass,

@@ -64,8 +64,8 @@ impl DeliveryWorker {
         }
     }
 
-    /// Acknowledges what was delivered, passes on what is dead, and returns the rest. `narrows`: see
-    /// [`DeliveryWorker::retry`].
+    /// Acknowledges what was delivered, passes on what is dead, and returns the rest. `narrows`:
+    /// see [`DeliveryWorker::retry`].
     fn follow_up(
         &mut self,
         batch: InFlightBatch,
