@@ -301,8 +301,8 @@ impl World {
         }
     }
 
-    /// Checks every rule, after the tasks have done what is due at this moment.
-    async fn check_all(&mut self) {
+    /// Lets the tasks do what is due at this moment.
+    async fn settle(&self) {
         due_now().await;
         if self.plot.hurts || self.plot.removes {
             // Maintenance wakes the readers of missing segments and removes delivered lanes, once a
@@ -310,6 +310,11 @@ impl World {
             self.spool().checkpoint();
             due_now().await;
         }
+    }
+
+    /// Checks every rule, after the tasks have done what is due at this moment.
+    async fn check_all(&mut self) {
+        self.settle().await;
         self.check();
         self.check_attempts();
         self.check_lag();
@@ -374,6 +379,8 @@ impl World {
         }
         self.is_ending = true;
         self.bring_segment_back();
+        // Before time passes: else what is read now seems to have waited.
+        self.settle().await;
         self.fail_dead_letters(false);
         while !self.is_configured.iter().all(|is_configured| *is_configured) {
             self.restart().await;
