@@ -156,7 +156,8 @@ fn resident_kib() -> u64 {
 }
 
 #[test]
-#[ignore = "measures the process's memory, so no other test may run: docs/admin.md"]
+#[ignore = "measures the process's memory, so no other test may run, and glibc must give back what \
+            is freed: docs/admin.md"]
 fn a_million_portals_take_less_than_64_mib() {
     let dir = tempfile::tempdir().expect("a folder");
     let spool = open(dir.path());
