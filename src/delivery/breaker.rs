@@ -63,6 +63,17 @@ pub enum Admission {
     AfterProbe,
 }
 
+/// How often the events of an attempt were tried.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Tried {
+    /// For the first time.
+    First,
+    /// For the first time as this batch, which is a part of one that failed.
+    FirstAsPart,
+    /// Again.
+    Again,
+}
+
 /// One attempt under way, to be given back with its result.
 #[derive(Debug)]
 #[must_use]
@@ -118,13 +129,11 @@ impl Breaker {
         (self.failures, self.attempts_failed, self.first_probes) = (0, 0, 0);
     }
 
-    /// The attempt failed, and the upstream may have asked for a pause of `after`. `is_first`: for
-    /// the first time of its events. `is_new`: of its batch, which may be a half of one that
-    /// failed.
+    /// The attempt failed, and the upstream may have asked for a pause of `after`.
     pub fn fail(
         &mut self,
         pass: Pass,
-        [is_first, is_new]: [bool; 2],
+        tried: Tried,
         after: Option<Duration>,
         backoff: &Backoff,
         now: Instant,
@@ -137,17 +146,18 @@ impl Breaker {
         }
         // Of an attempt that began before the breaker opened, only the pause counts.
         let counts = match self.state {
-            State::Closed => is_first || asked.is_some(),
+            State::Closed => tried == Tried::First || asked.is_some(),
             State::Open { .. } => false,
             State::HalfOpen => pass.probe,
         };
         if !counts {
             return;
         }
-        if pass.probe && is_new {
+        let is_new_probe = pass.probe && tried != Tried::Again;
+        if is_new_probe {
             self.first_probes = self.first_probes.wrapping_add(1);
         }
-        if !(pass.probe && is_new) || self.first_probes.is_multiple_of(FIRST_PROBES) {
+        if !is_new_probe || self.first_probes.is_multiple_of(FIRST_PROBES) {
             self.failures = self.failures.saturating_add(1);
         }
         if pass.probe || asked.is_some() || self.failures >= FAILURES_MAX {
@@ -188,7 +198,8 @@ mod tests {
         }
 
         fn fail(&mut self, pass: Pass, is_first: bool, after: Option<Duration>) {
-            self.breaker.fail(pass, [is_first; 2], after, &self.backoff, self.now);
+            let tried = if is_first { Tried::First } else { Tried::Again };
+            self.breaker.fail(pass, tried, after, &self.backoff, self.now);
         }
 
         fn fail_until_open(&mut self) {

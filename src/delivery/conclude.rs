@@ -5,6 +5,7 @@ use std::collections::VecDeque;
 use bytes::Bytes;
 use tokio::time::Instant;
 
+use super::breaker::Tried;
 use super::dead_letters::Reason;
 use super::feedback::Feedback;
 use super::in_flight_batch::{InFlightBatch, Suspicion};
@@ -29,7 +30,11 @@ impl DeliveryWorker {
         self.monitor.count_attempt(outcome.label());
         let Some(batch) = work.parts.pop_front() else { return };
         let is_first = batch.suspect.is_none();
-        let is_new = is_first || batch.failures == 0;
+        let tried = match batch.failures {
+            _ if is_first => Tried::First,
+            0 => Tried::FirstAsPart,
+            _ => Tried::Again,
+        };
         let feedback = Feedback::of(&outcome);
         let is_failure = matches!(feedback, Feedback::Failure | Feedback::Backpressure(None));
         let narrows = is_failure && pass.is_probe() && !self.in_order;
@@ -44,11 +49,11 @@ impl DeliveryWorker {
                     true => self.limiter.shrink(permit),
                     false => self.limiter.give_back(permit),
                 }
-                self.breaker.fail(pass, [is_first, is_new], after, &self.backoff, now);
+                self.breaker.fail(pass, tried, after, &self.backoff, now);
             }
             Feedback::Failure => {
                 self.limiter.give_back(permit);
-                self.breaker.fail(pass, [is_first, is_new], None, &self.backoff, now);
+                self.breaker.fail(pass, tried, None, &self.backoff, now);
             }
             Feedback::Nothing => {
                 self.limiter.give_back(permit);

@@ -141,6 +141,20 @@ mod tests {
     }
 
     #[tokio::test]
+    async fn probes_are_the_smallest_and_the_largest_batch_in_turn() {
+        let now = Instant::now();
+        let mut schedule = Schedule::default();
+        for events in [2, 1, 4, 3] {
+            let records = vec![Bytes::from_static(b"abc"); events];
+            let id = RecordId { lane: 1, seq: 1, portal: 0 };
+            let batch = InFlightBatch::of(records, vec![id; events]);
+            schedule.push(Work { queue: events, parts: VecDeque::from([batch]) }, now);
+        }
+        let taken = [(); 4].map(|()| schedule.take(now, true).map(|work| work.queue));
+        assert_eq!(taken, [Some(1), Some(4), Some(2), Some(3)]);
+    }
+
+    #[tokio::test]
     async fn a_probe_is_what_failed_least_often() {
         let now = Instant::now();
         let mut schedule = Schedule::default();

@@ -232,6 +232,11 @@ fn an_upgrade_on_a_full_disk_leaves_the_old_edge_as_it_is() {
     ledger.wait_accepting(&old);
 
     std::fs::remove_dir_all(&ballast).unwrap();
+    upgrade_whole(&mut old, &ledger, &backend);
+}
+
+/// Upgrades, and waits until the new edge accepts and every event has arrived.
+fn upgrade_whole(old: &mut Edge, ledger: &Ledger, backend: &Backend) -> Edge {
     let mut new = old.upgrade();
     old.signal(Signal::QUIT);
     old.wait();
@@ -240,7 +245,8 @@ fn an_upgrade_on_a_full_disk_leaves_the_old_edge_as_it_is() {
     // The lane of the old edge counts once the new one has adopted it.
     let count = || ledger.count.load(Relaxed);
     wait_for("every event to arrive", || backend.events().len() as u64 >= count());
-    ledger.check(&backend, true);
+    ledger.check(backend, true);
+    new
 }
 
 #[test]
@@ -378,14 +384,7 @@ fn an_upgrade_on_a_stalled_disk_leaves_the_old_edge_as_it_is() {
     assert_eq!(successor.wait().unwrap().code(), Some(2));
     ledger.wait_accepting(&old);
 
-    let mut new = old.upgrade();
-    old.signal(Signal::QUIT);
-    old.wait();
-    new.address = old.address;
-    ledger.wait_accepting(&new);
-    let count = || ledger.count.load(Relaxed);
-    wait_for("every event to arrive", || backend.events().len() as u64 >= count());
-    ledger.check(&backend, true);
+    let new = upgrade_whole(&mut old, &ledger, &backend);
     drop((old, new));
     disk.unmount();
 }
