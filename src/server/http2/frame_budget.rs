@@ -32,6 +32,8 @@ pub struct FrameBudget {
     moved: AtomicBool,
     /// The number of header blocks that began on this connection.
     blocks: AtomicU32,
+    /// Whether a frame came that can end a stream before it is accepted.
+    may_have_ended: AtomicBool,
     /// Whether the last header block has not ended yet.
     block_open: AtomicBool,
     resets_left: AtomicU32,
@@ -50,6 +52,7 @@ impl FrameBudget {
         Self {
             moved: AtomicBool::new(true),
             blocks: AtomicU32::new(0),
+            may_have_ended: AtomicBool::new(false),
             block_open: AtomicBool::new(false),
             resets_left: AtomicU32::new(resets_max),
             frames_left: AtomicU32::new(FRAMES_MAX),
@@ -62,6 +65,9 @@ impl FrameBudget {
 
     /// Counts a received frame. Returns the limit that it exceeds as the error.
     pub fn frame_received(&self, frame: Frame) -> Result<(), Limit> {
+        if frame.stream != 0 && !matches!(frame.kind, Frame::HEADERS | Frame::CONTINUATION) {
+            self.may_have_ended.store(true, Relaxed);
+        }
         let ends_block = frame.flags & Frame::END_HEADERS != 0;
         let allowed = match frame.kind {
             Frame::HEADERS => {
@@ -93,6 +99,12 @@ impl FrameBudget {
             }
         }
         Ok(())
+    }
+
+    /// Whether a stream of this connection may have ended before it was accepted: by RST_STREAM, or
+    /// by a frame that is an error of the stream, as a window above 2^31 - 1 is.
+    pub fn may_have_ended(&self) -> bool {
+        self.may_have_ended.load(Relaxed)
     }
 
     /// Notes that bytes were received.

@@ -93,7 +93,8 @@ where
         ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
         let mut watchdog = Watchdog::default();
         let mut is_stopping = false;
-        let mut serving = pin!(poll_last(Box::pin(streams.serve(counted, limits, stopping))));
+        let serving = streams.serve(counted, limits, &budget, stopping);
+        let mut serving = pin!(poll_last(Box::pin(serving)));
         let limit = loop {
             tokio::select! {
                 biased;

@@ -8,7 +8,7 @@ use crate::frames::{
     Client, END_HEADERS, END_STREAM, HEADERS, RST_STREAM, WINDOW_UPDATE, block, frame, get, literal,
 };
 use crate::harness::{Edge, Setup};
-use crate::origin::Origin;
+use crate::origin::{Credulity, Origin};
 use crate::refused;
 
 /// Most memory of an attack by one connection, in KiB, in any build.
@@ -93,4 +93,17 @@ fn idle_uploads_end_at_the_timeout_of_the_origin() {
         clients
     });
     assert!(!edge.log().contains("does not answer"), "the client is late, not the origin");
+}
+
+/// CVE-2023-44487 and CVE-2025-8671: work for a stream that has ended is what they live on.
+#[test]
+fn a_stream_that_ends_with_its_request_starts_nothing() {
+    let origin = Origin::start();
+    let edge = Setup::default().origin(origin.address).start();
+    let mut client = Client::open(edge.address, b"");
+    let cancelled = [get(1, "/cancelled"), frame(RST_STREAM, 0, 1, &[0, 0, 0, 8])].concat();
+    let broken = [get(3, "/broken"), frame(WINDOW_UPDATE, 0, 3, &[0x7f, 255, 255, 255])].concat();
+    client.send(&[cancelled, broken, get(5, "/served")].concat());
+    assert_eq!(client.next_of(HEADERS).stream, 5);
+    assert_eq!(origin.request_lines(Credulity::Chunks), ["GET /served HTTP/1.1"]);
 }
