@@ -2,7 +2,7 @@
 //!
 //! This room does no I/O, reads no clock, is not async and has no state. A request, the command
 //! `explain` and the tests call the same function, so their verdicts cannot differ. SPEC 3 has the
-//! rules, and `param.rs` their limits.
+//! rules, and `param.rs` all of their limits, which other rooms take from there.
 //!
 //! The path and the method (SPEC 2), the portal policy (SPEC 5) and the answer (SPEC 4) belong to
 //! other rooms. [`Reason`] lists the reasons of their checks as well, so that there is one list.
@@ -59,4 +59,5 @@ pub use record::from_wire::{FromWire, WireError};
 pub use record::raw::{RawRecord, WireWriter, is_newer_record, newer_received_ms, portal_and_time};
 pub use record::route::{Route, is_routed, names_upstream};
 pub use revenue::Revenue;
+pub use validate::is_property_name;
 pub use verdict::{Ignored, IgnoredParams, Reason, Rejection};
