@@ -4,8 +4,8 @@ use std::io::{self, BufRead};
 
 /// Reads a line into `text`, which it clears first, without the line feed. Of a line that is longer
 /// than `bytes_max`, stores `bytes_max` bytes and one more, so that the caller sees that it is too
-/// long. The last line may lack its line feed. Returns the number of bytes read, with the line feed;
-/// 0 at the end of the file.
+/// long. The last line may lack its line feed. Returns the number of bytes read, with the line
+/// feed; 0 at the end of the file.
 ///
 /// # Errors
 ///

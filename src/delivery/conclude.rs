@@ -19,7 +19,8 @@ use crate::upstream::{Failure, Outcome};
 /// events of a batch are shown as poison.
 const POISON_FAILURES: u32 = 3;
 
-/// The parts of a batch that are attempted again, in order, each with the moment at which it is due.
+/// The parts of a batch that are attempted again, in order, each with the moment at which it is
+/// due.
 type FollowUp = Vec<(InFlightBatch, Instant)>;
 
 impl DeliveryWorker {
