@@ -36,7 +36,7 @@ use crate::spool::routing::Routing;
 use crate::spool::segment_index::{SegmentIndex, Span};
 use crate::telemetry::faults::FaultKind;
 
-/// The facts about a segment that are known before its records are read.
+/// A segment, as far as it is known before its records are read.
 pub(crate) struct Segment {
     pub number: u64,
     pub base: u64,
@@ -113,7 +113,7 @@ pub enum Adoption {
     Living(Vec<LaneKey>),
 }
 
-/// The inputs of taking over a lane.
+/// The inputs for taking over a lane.
 pub struct Surroundings<'a> {
     pub upstreams: &'a [String],
     pub routing: &'a Routing,
@@ -143,7 +143,8 @@ pub fn adopt(
         return Ok(Adoption::Living(absorbed.map_or(Vec::new(), |cursor| cursor.absorbed)));
     }
     let file = reading.open(&dir.join(CURSOR), Open::Ensure)?;
-    // The newer slot may be in the page cache only, and the other one is written next.
+    // The newer slot may be in the page cache only. It must be durable before the older one is
+    // written.
     file.sync_data()?;
     let (cursor_file, cursor) = CursorFile::load(file)?;
     let cursor = cursor.filter(|cursor| cursor.lane == id);
