@@ -11,8 +11,8 @@
 //! by their meaning, `validate.rs`, `email.rs` and `revenue.rs` have the rule of each field, and
 //! `normalize.rs` makes the canonical form. `record/` stores an event, reads it back and writes it
 //! as upstreams receive it. `hints.rs` finds likely mistakes in a query, which `hint.rs` lists;
-//! `peek.rs` reads portal and event name of a query that is rejected. `hidden.rs` knows the
-//! characters that no reader sees.
+//! `peek.rs` reads portal and event name of a query that is rejected. `hidden.rs` recognizes the
+//! characters that a reader does not see. `verdict.rs` lists the reasons, with their texts.
 //!
 //! A plain query (no `%`, no `+`, lower-case keys) is judged without allocating: the event borrows
 //! from the query.

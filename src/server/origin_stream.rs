@@ -167,7 +167,7 @@ impl Wire {
         Poll::Ready(Ok(()))
     }
 
-    /// As [`Wire::poll_send`], and flushes.
+    /// Does what [`Wire::poll_send`] does, and then flushes.
     fn poll_send_all(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         ready!(self.poll_send(cx))?;
         self.stream().poll_flush(cx)

@@ -183,10 +183,10 @@
 //! event that any upstream still waited for. So no pending event is lost when an upstream is
 //! renamed, and a new upstream does not get events that all others have. A removed upstream keeps
 //! its position in the lanes in which events wait for it, and these events are not trimmed; new
-//! events are not meant for it. Its totals stay under its name. When it is configured again, it goes
-//! on at its position and with its totals, unless `pixelgate spool forget` has removed them.
-//! `accepted` counts from where an upstream began. Without any upstream, no segment is trimmed. A record may be meant for some
-//! upstreams only: see `routing.rs`.
+//! events are not meant for it. Its totals stay under its name. When it is configured again, it
+//! goes on at its position and with its totals, unless `pixelgate spool forget` has removed them.
+//! `accepted` counts from where an upstream began. Without any upstream, no segment is trimmed. A
+//! record may be meant for some upstreams only: see `routing.rs`.
 //!
 //! # Threads
 //!

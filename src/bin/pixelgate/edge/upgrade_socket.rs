@@ -43,18 +43,18 @@ pub struct Maker {
     /// Whether the first socket takes the place of one on which another process listens: that
     /// process is the one that this process replaces.
     pub replaces: bool,
-    /// While there is a successor, the path is its place.
+    /// The state of the successor. While there is one, the socket at the path is the successor's.
     pub successor: watch::Receiver<Successor>,
     /// The faults of this process.
     pub faults: Faults,
 }
 
-/// What is at the path.
+/// The file that was found at the path of the socket.
 enum Found {
     Ours,
     /// A socket on which another process listens.
     Another,
-    /// Nothing, or what an ended process left.
+    /// None, or a socket of a process that has ended.
     Free,
 }
 
