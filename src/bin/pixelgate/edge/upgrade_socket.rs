@@ -49,8 +49,8 @@ pub struct Maker {
     pub faults: Faults,
 }
 
-/// The file that was found at the path of the socket.
-enum Found {
+/// What is at the path of the socket.
+enum PathState {
     Ours,
     /// A socket on which another process listens.
     Another,
@@ -113,11 +113,11 @@ impl Maker {
             return Ok(None);
         }
         match self.find(*made) {
-            Found::Ours => return Ok(None),
-            Found::Another if !self.replaces => {
+            PathState::Ours => return Ok(None),
+            PathState::Another if !self.replaces => {
                 return Err(io::Error::other("another edge offers its sockets here"));
             }
-            Found::Another | Found::Free => {}
+            PathState::Another | PathState::Free => {}
         }
         let listener = listen(&self.path)?;
         *made = identity(&self.path);
@@ -125,11 +125,11 @@ impl Maker {
         Ok(Some(listener))
     }
 
-    fn find(&self, made: Option<Identity>) -> Found {
+    fn find(&self, made: Option<Identity>) -> PathState {
         match identity(&self.path) {
-            Some(found) if made == Some(found) => Found::Ours,
-            Some(_) if is_used(&self.path) => Found::Another,
-            _ => Found::Free,
+            Some(found) if made == Some(found) => PathState::Ours,
+            Some(_) if is_used(&self.path) => PathState::Another,
+            _ => PathState::Free,
         }
     }
 }
