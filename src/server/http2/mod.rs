@@ -93,8 +93,11 @@ where
         ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
         let mut watchdog = Watchdog::default();
         let mut is_stopping = false;
-        let serving = streams.serve(counted, limits, &budget, stopping);
-        let mut serving = pin!(poll_last(Box::pin(serving)));
+        let mut turns = Box::pin(streams.serve(counted, limits, &budget, stopping));
+        let mut serving = pin!(poll_last(poll_fn(|cx| {
+            budget.begin_turn();
+            turns.as_mut().poll(cx)
+        })));
         let limit = loop {
             tokio::select! {
                 biased;
