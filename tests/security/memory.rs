@@ -47,8 +47,8 @@ fn an_idle_connection_costs_little() {
     drop((first, all));
 }
 
-/// Most memory of a response over HTTP/1 that its client does not read, in KiB, in any build. So many
-/// run at once here that they are read in small pieces.
+/// Most memory of a response over HTTP/1 that its client does not read, in KiB, in any build. So
+/// many run at once here that they are read in small pieces.
 const UNREAD_KIB_MAX: f64 = 80.0;
 /// Most memory of such a response over HTTP/2, in KiB.
 const UNREAD_STREAM_KIB_MAX: f64 = 80.0;

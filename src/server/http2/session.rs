@@ -193,9 +193,9 @@ impl Http2Session {
         Ok(())
     }
 
-    /// The next piece of the body. Once the answer was sent whole, nothing else limits the wait, and
-    /// a client that sends nothing would hold the exchange and its connection to the origin for as
-    /// long as it sends PINGs. The `h2` crate then resets the stream with NO_ERROR.
+    /// The next piece of the body. Once the answer was sent whole, nothing else limits the wait: a
+    /// client that sends nothing would hold the exchange, and its connection to the origin, for as
+    /// long as it sends PINGs. After an error the `h2` crate resets the stream with NO_ERROR.
     async fn next_data(&mut self) -> Result<Option<Bytes>> {
         let next = self.body.data();
         let data = match self.write_timeout.filter(|_| self.ended) {
