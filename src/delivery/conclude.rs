@@ -38,7 +38,7 @@ impl DeliveryWorker {
             _ => Tried::Again,
         };
         let feedback = Feedback::of(&outcome);
-        let is_failure = matches!(feedback, Feedback::Failure | Feedback::Backpressure(None));
+        let is_failure = matches!(feedback, Feedback::Failure(None) | Feedback::Backpressure(None));
         let narrows = is_failure && pass.is_probe() && !self.in_order;
         match feedback {
             Feedback::Success => {
@@ -54,9 +54,9 @@ impl DeliveryWorker {
                 }
                 self.breaker.fail(pass, tried, after, &self.backoff, now);
             }
-            Feedback::Failure => {
+            Feedback::Failure(after) => {
                 self.limiter.give_back(permit);
-                self.breaker.fail(pass, tried, None, &self.backoff, now);
+                self.breaker.fail(pass, tried, after, &self.backoff, now);
             }
             Feedback::Nothing => {
                 self.limiter.give_back(permit);
@@ -97,7 +97,7 @@ impl DeliveryWorker {
             self.monitor.health.delivered();
         }
         for (batch, outcome) in parts {
-            match outcome {
+            match outcome.for_events(batch.len()) {
                 Outcome::Delivered => {}
                 Outcome::Retry(failure) => {
                     follow_up.extend(self.retry(batch, &failure, false, narrows, now));
@@ -109,8 +109,9 @@ impl DeliveryWorker {
                     let failure = Failure::new("mixed");
                     follow_up.extend(self.retry(batch, &failure, false, narrows, now));
                 }
-                Outcome::TooLarge(_) | Outcome::Rejected(_) if batch.len() > 1 => {
-                    follow_up.extend(batch.halve().map(|half| (half, now)));
+                Outcome::TooLarge(failure) | Outcome::Rejected(failure) if batch.len() > 1 => {
+                    let due = now + failure.after.unwrap_or_default();
+                    follow_up.extend(batch.halve().map(|half| (half, due)));
                 }
                 Outcome::TooLarge(failure) => self.dead_letter(batch, Reason::TooLarge, &failure),
                 Outcome::Rejected(failure) => {

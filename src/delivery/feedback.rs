@@ -14,8 +14,9 @@ pub enum Feedback {
     Success,
     /// The upstream is unreachable or overloaded, and may have asked for a pause.
     Backpressure(Option<Duration>),
-    /// The upstream answers and refuses every batch, for example because of a wrong key.
-    Failure,
+    /// The upstream answers and refuses every batch, for example because of a wrong key, and may
+    /// have asked for a pause.
+    Failure(Option<Duration>),
 }
 
 impl Feedback {
@@ -27,7 +28,10 @@ impl Feedback {
                 Feedback::Nothing
             }
             Outcome::Retry(failure) => Feedback::Backpressure(failure.after),
-            Outcome::Fault(_) => Feedback::Failure,
+            Outcome::Fault(failure) => Feedback::Failure(failure.after),
+            Outcome::TooLarge(failure) if failure.asks_to_wait() => {
+                Feedback::Backpressure(failure.after)
+            }
             Outcome::Delivered | Outcome::TooLarge(_) | Outcome::Rejected(_) | Outcome::Dead(_) => {
                 Feedback::Success
             }
@@ -49,13 +53,13 @@ impl Feedback {
 
     fn worse(self, other: Feedback) -> Feedback {
         match (self, other) {
-            (Feedback::Backpressure(a), Feedback::Backpressure(b)) => {
-                Feedback::Backpressure(a.max(b))
-            }
+            (Feedback::Backpressure(a), Feedback::Backpressure(b) | Feedback::Failure(b))
+            | (Feedback::Failure(a), Feedback::Backpressure(b)) => Feedback::Backpressure(a.max(b)),
             (pressed @ Feedback::Backpressure(_), _) | (_, pressed @ Feedback::Backpressure(_)) => {
                 pressed
             }
-            (Feedback::Failure, _) | (_, Feedback::Failure) => Feedback::Failure,
+            (Feedback::Failure(a), Feedback::Failure(b)) => Feedback::Failure(a.max(b)),
+            (failure @ Feedback::Failure(_), _) | (_, failure @ Feedback::Failure(_)) => failure,
             (Feedback::Success, _) | (_, Feedback::Success) => Feedback::Success,
             (Feedback::Nothing, Feedback::Nothing) => Feedback::Nothing,
         }
@@ -78,10 +82,15 @@ mod tests {
         let failure = || Failure::new("test");
         let pause = |s| Failure { after: Some(Duration::from_secs(s)), ..failure() };
         let local = || Failure { local: true, ..failure() };
-        use Outcome::{Delivered, Fault, Mixed, Retry};
+        use Outcome::{Delivered, Fault, Mixed, Retry, TooLarge};
         check(vec![], Feedback::Nothing);
         check(vec![Retry(local()), Delivered], Feedback::Success);
-        check(vec![Fault(failure()), Delivered], Feedback::Failure);
+        check(vec![Fault(failure()), Delivered], Feedback::Failure(None));
+        check(vec![TooLarge(failure()), Delivered], Feedback::Success);
+        let seconds = |s| Some(Duration::from_secs(s));
+        check(vec![TooLarge(pause(2)), Delivered], Feedback::Backpressure(seconds(2)));
+        check(vec![Fault(pause(2)), Fault(pause(3))], Feedback::Failure(seconds(3)));
+        check(vec![Fault(pause(9)), Retry(failure())], Feedback::Backpressure(seconds(9)));
         check(vec![Delivered, Mixed(vec![])], Feedback::Backpressure(None));
         let expect = Feedback::Backpressure(Some(Duration::from_secs(7)));
         check(vec![Retry(pause(3)), Fault(failure()), Retry(pause(7)), Retry(failure())], expect);

@@ -13,16 +13,17 @@ use crate::tls_error::tls_words;
 /// this limit, so that a wrong date does not stop delivery for a year.
 pub const RETRY_AFTER_SECONDS_MAX: u64 = 3600;
 
-/// The outcome of a batch, by the status of the response.
+/// The outcome of a batch, by the status of the response. `Retry-After` counts with every status
+/// after which something is sent again (RFC 9110, 10.2.3 and 15.5.14), and not with one that is a
+/// verdict on the events.
 pub fn outcome(status: StatusCode, headers: &HeaderMap, now: Timestamp) -> Outcome {
-    let failure = || Failure::answered(status.as_u16());
+    let verdict = || Failure::answered(status.as_u16());
+    let failure = || Failure { after: retry_after(headers, now), ..verdict() };
     match status.as_u16() {
         200..=299 => Outcome::Delivered,
-        408 | 425 | 429 | 500..=599 => {
-            Outcome::Retry(Failure { after: retry_after(headers, now), ..failure() })
-        }
+        408 | 425 | 429 | 500..=599 => Outcome::Retry(failure()),
         413 => Outcome::TooLarge(failure()),
-        400 | 422 => Outcome::Rejected(failure()),
+        400 | 422 => Outcome::Rejected(verdict()),
         _ => Outcome::Fault(failure()),
     }
 }
@@ -109,6 +110,16 @@ mod tests {
                 _ => "fault",
             };
             assert_eq!(got.label(), expect, "{code}");
+            let headers = HeaderMap::from_iter([(header::RETRY_AFTER, "7".parse().unwrap())]);
+            let after = match outcome(status, &headers, NOW.parse().unwrap()) {
+                Outcome::Retry(failure)
+                | Outcome::TooLarge(failure)
+                | Outcome::Rejected(failure)
+                | Outcome::Fault(failure) => failure.after.map(|after| after.as_secs()),
+                _ => None,
+            };
+            let waits = matches!(expect, "retry" | "too_large" | "fault");
+            assert_eq!(after, waits.then_some(7), "{code}");
         }
     }
 

@@ -28,7 +28,8 @@ pub enum Outcome {
     Delivered,
     /// The batch is in order. The same bytes are sent again later.
     Retry(Failure),
-    /// The batch is too large and is split. A single event that is too large becomes a dead letter.
+    /// The batch is too large and is split. A single event that is too large becomes a dead letter,
+    /// unless the upstream asks for a wait: then it is sent again.
     TooLarge(Failure),
     /// The upstream rejects a part of the batch for good. The batch is split to find the event. A
     /// single event that is rejected becomes a dead letter.
@@ -108,6 +109,11 @@ impl Failure {
         Failure { what, status: Some(status), after: None, local: false }
     }
 
+    /// Whether the upstream asked for a wait, of more than no time.
+    pub(crate) fn asks_to_wait(&self) -> bool {
+        self.after.is_some_and(|after| !after.is_zero())
+    }
+
     /// The same failure, but of these events only: see [`Failure::local`].
     pub fn of_these_events(self) -> Failure {
         Failure { local: true, ..self }
@@ -119,6 +125,17 @@ impl Outcome {
     /// so the events become dead letters.
     pub(super) fn unreadable() -> Outcome {
         Outcome::Rejected(Failure::new("a spool record cannot be read"))
+    }
+
+    /// The outcome for a batch of this many events. A wait that is asked for says that the upstream
+    /// will take more later (RFC 9110, 15.5.14), so a single event is retried.
+    pub(crate) fn for_events(self, events: usize) -> Outcome {
+        match self {
+            Outcome::TooLarge(failure) if events == 1 && failure.asks_to_wait() => {
+                Outcome::Retry(failure)
+            }
+            other => other,
+        }
     }
 
     /// The label of `pixelgate_batches_total{outcome}`.

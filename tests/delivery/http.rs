@@ -251,6 +251,35 @@ async fn the_pause_that_is_asked_for_is_kept() {
 }
 
 #[tokio::test]
+async fn a_pause_is_kept_whatever_the_status_of_the_answer() {
+    for status in [301, 401, 403, 404, 413, 500] {
+        let start = std::time::Instant::now();
+        let after = vec![("Retry-After", "1".to_owned())];
+        let backend = Backend::playing([Act::RefuseWith(status, after)]).await;
+        let mut rig = Rig::start(&upstream(&backend, ""));
+        rig.accept(2).await;
+        rig.settled("collector").await;
+        assert!(start.elapsed() >= Duration::from_millis(950), "{status}: {:?}", start.elapsed());
+        assert_eq!(rig.check("collector", &backend.events()), 0, "{status}");
+        assert_eq!(rig.counts("collector").dead, 0, "{status}");
+        rig.stop().await;
+    }
+}
+
+#[tokio::test]
+async fn an_event_that_is_too_large_for_now_is_no_dead_letter() {
+    let after = vec![("Retry-After", "1".to_owned())];
+    let refuse = || Act::RefuseWith(413, after.clone());
+    let backend = Backend::playing([refuse(), refuse()]).await;
+    let mut rig = Rig::start(&upstream(&backend, ""));
+    rig.accept(1).await;
+    rig.settled("collector").await;
+    assert_eq!(rig.check("collector", &backend.events()), 0);
+    assert_eq!((rig.counts("collector").delivered, rig.counts("collector").dead), (1, 0));
+    rig.stop().await;
+}
+
+#[tokio::test]
 async fn each_portals_events_keep_their_order_through_failures() {
     let mut n = 0_u32;
     let backend = Backend::start(move |_| {

@@ -107,10 +107,11 @@ impl<'a> Resender<'a> {
         queue: &mut VecDeque<InFlightBatch<T>>,
         notes: &mut N,
     ) -> Result<Duration, N::Error> {
-        match outcome {
+        match outcome.for_events(batch.len()) {
             Outcome::Delivered => notes.delivered(&batch.ids)?,
-            Outcome::TooLarge(_) | Outcome::Rejected(_) if batch.len() > 1 => {
+            Outcome::TooLarge(failure) | Outcome::Rejected(failure) if batch.len() > 1 => {
                 queue.extend(batch.halve());
+                return Ok(failure.after.unwrap_or_default());
             }
             Outcome::TooLarge(failure) => notes.refused(&batch, Reason::TooLarge, &failure)?,
             Outcome::Rejected(failure) => notes.refused(&batch, Reason::Rejected, &failure)?,

@@ -49,7 +49,10 @@ struct MultiStatus {
 pub fn outcome(status: StatusCode, headers: &HeaderMap, now: Timestamp) -> Outcome {
     let failure = || Failure::answered(status.as_u16());
     match status.as_u16() {
-        401 | 403 => Outcome::Fault(failure().of_these_events()),
+        401 | 403 => {
+            let after = answer::retry_after(headers, now);
+            Outcome::Fault(Failure { after, ..failure() }.of_these_events())
+        }
         // 429: rate limited. 423: locked. 477: the portal is being moved to another data centre.
         429 | 423 | 477 => {
             let after = answer::retry_after(headers, now);

@@ -63,10 +63,11 @@ impl Pauses {
         if left.is_zero() {
             return None;
         }
-        Some(match trouble.why.clone() {
-            Outcome::Retry(failure) => Outcome::Retry(Failure { after: Some(left), ..failure }),
-            why => self.unless_too_long(trouble.faulty_since, why),
-        })
+        let mut why = trouble.why.clone();
+        if let Outcome::Retry(failure) | Outcome::Fault(failure) = &mut why {
+            failure.after = Some(left);
+        }
+        Some(self.unless_too_long(trouble.faulty_since, why))
     }
 
     /// The outcome of the events of a portal without a token.
