@@ -142,6 +142,10 @@ fn a_list_of_none_must_say_so() {
     assert!(complaint("l.json", "").contains("l.json:1:"));
 }
 
+const TWICE: &str = "[[portal]]\nid = 11\n[[portal]]\nid = 22\n[[portal]]\nid = 11\n";
+/// The TOML parser gives its tables before its ids.
+const LISTED_LATER: &str = "defaults = {}\nportals = [\n11]\n[[portal]]\nid = 11\n";
+
 #[test]
 fn what_is_not_understood_is_named_with_its_place() {
     for (name, list, place, what) in [
@@ -168,7 +172,7 @@ fn what_is_not_understood_is_named_with_its_place() {
         ("l.toml", "portals = [11,\n 22,\n 11]", "l.toml:3:2: ", "portal 11: this portal id is"),
         ("l.json", "{\"portals\": [11,\n22,\n11]}", "l.json:3:", "portal 11: this portal id is"),
         ("l.txt", "11\n22\n11\n", "l.txt:3:1: ", "portal 11: this portal id is"),
-        ("l.toml", "portals = [11]\n\n[[portal]]\nid = 11", "l.toml:3:1: ", "portal 11: "),
+        ("l.toml", "portals = [11]\n\n[[portal]]\nid = 11", "l.toml:4:6: ", "portal 11: "),
         ("l.json", "{\"portal\": [{\"id\": 1},\n{\"id\": 1}]}", "l.json:2:", "portal 1: "),
         // Lists that are cut off.
         ("l.toml", "portals = [11,\n 22", "l.toml:2:4: ", "not closed"),
@@ -181,6 +185,8 @@ fn what_is_not_understood_is_named_with_its_place() {
         ("l.toml", "portals = [11,, 22]", "l.toml:1:15: ", "expected a portal id"),
         ("l.toml", "portals = [11,\n 22] x\n", "l.toml:2: ", "expected"),
         ("l.toml", "portals = [11] x\n", "l.toml:1: ", "expected"),
+        ("l.toml", TWICE, "l.toml:6:6: ", "also at line 2, column 6"),
+        ("l.toml", LISTED_LATER, "l.toml:5:6: ", "also at line 3, column 1"),
         ("l.toml", "portals = [11]\nportals = [22]", "l.toml:2:1: ", "duplicate key"),
         ("l.json", "{\"portals\": [11],\n\"portals\": [22]}", "l.json:2:", "already in the list"),
         ("l.json", "{\"portals\": [11]}\n{}", "l.json:2:1: ", "trailing"),

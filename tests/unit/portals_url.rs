@@ -217,7 +217,7 @@ async fn a_server_that_fails_changes_nothing_and_may_come_back() {
     garbage(&rig, b"11\n22\n<secret>\n");
     rig.fails("/l.txt:3:1: not a portal id").await;
     garbage(&rig, b"11\n22\n11\n");
-    rig.fails("/l.txt:3:1: portal 11: this portal id is already in the list").await;
+    rig.fails("/l.txt:3:1: portal 11: this portal id is already in the list, also at line 1").await;
     garbage(&rig, b"");
     rig.fails("/l.txt: there is no portal in it").await;
     rig.server.answers("200 OK\nContent-Type: text/html; charset=utf-8", "22\n");

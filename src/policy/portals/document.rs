@@ -88,7 +88,7 @@ impl<'de> Visitor<'de> for Document<'_> {
                 Key::Portals => map.next_value_seed(IdList(&mut draft.ids))?,
                 Key::Portal => map.next_value_seed(Tables(bounds, draft))?,
                 Key::Defaults => {
-                    let table = Table { bounds, is_portal: false };
+                    let table = Table { bounds, ids: None };
                     (_, draft.defaults) = map.next_value_seed(table)?;
                 }
             }
@@ -124,36 +124,40 @@ impl<'de> Visitor<'de> for IdList<'_> {
 
     fn visit_seq<A: SeqAccess<'de>>(self, mut seq: A) -> Result<(), A::Error> {
         let IdList(ids) = self;
-        while seq.next_element_seed(Listed(ids))?.is_some() {}
+        while seq.next_element_seed(PortalId { ids, is_listed: true })?.is_some() {}
         Ok(())
     }
 }
 
-/// One id in `portals`. It is checked while it is visited, so that an error has the position of the
-/// id.
-struct Listed<'d>(&'d mut Ids);
+/// The id of a portal, in `portals` (`is_listed`) or in its table. It is checked while it is
+/// visited, so that an error has the position of the id.
+struct PortalId<'d> {
+    ids: &'d mut Ids,
+    is_listed: bool,
+}
 
-impl<'de> DeserializeSeed<'de> for Listed<'_> {
-    type Value = ();
+impl<'de> DeserializeSeed<'de> for PortalId<'_> {
+    type Value = u64;
 
-    fn deserialize<D: Deserializer<'de>>(self, deserializer: D) -> Result<(), D::Error> {
+    fn deserialize<D: Deserializer<'de>>(self, deserializer: D) -> Result<u64, D::Error> {
         deserializer.deserialize_u64(self)
     }
 }
 
-impl<'de> Visitor<'de> for Listed<'_> {
-    type Value = ();
+impl<'de> Visitor<'de> for PortalId<'_> {
+    type Value = u64;
 
     fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str("a portal id")
     }
 
-    fn visit_u64<E: Error>(self, id: u64) -> Result<(), E> {
-        let Listed(ids) = self;
-        check_id(id).and_then(|id| ids.take(id)).map_err(E::custom)
+    fn visit_u64<E: Error>(self, id: u64) -> Result<u64, E> {
+        let PortalId { ids, is_listed } = self;
+        let taken = check_id(id).and_then(|id| if is_listed { ids.take(id) } else { ids.see(id) });
+        taken.map(|()| id).map_err(E::custom)
     }
 
-    fn visit_i64<E: Error>(self, id: i64) -> Result<(), E> {
+    fn visit_i64<E: Error>(self, id: i64) -> Result<u64, E> {
         self.visit_u64(u64::try_from(id).unwrap_or(0))
     }
 }
@@ -178,18 +182,21 @@ impl<'de> Visitor<'de> for Tables<'_> {
 
     fn visit_seq<A: SeqAccess<'de>>(self, mut seq: A) -> Result<(), A::Error> {
         let Tables(bounds, draft) = self;
-        while let Some((id, rules)) = seq.next_element_seed(Table { bounds, is_portal: true })? {
-            draft.ids.see(id).map_err(A::Error::custom)?;
-            draft.tables.push((id, rules));
+        loop {
+            let table = Table { bounds, ids: Some(&mut draft.ids) };
+            match seq.next_element_seed(table)? {
+                Some(table) => draft.tables.push(table),
+                None => return Ok(()),
+            }
         }
-        Ok(())
     }
 }
 
-/// Reads a `[[portal]]`, which has an id, or `[defaults]`, which has none and gives 0.
+/// Reads a `[[portal]]`, which has an id, or `[defaults]` (without `ids`), which has none and gives
+/// 0.
 struct Table<'b> {
     bounds: &'b Bounds,
-    is_portal: bool,
+    ids: Option<&'b mut Ids>,
 }
 
 #[derive(Deserialize)]
@@ -221,11 +228,17 @@ impl<'de> Visitor<'de> for Table<'_> {
     }
 
     fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Self::Value, A::Error> {
-        let Table { bounds, is_portal } = self;
+        let Table { bounds, mut ids } = self;
+        let is_portal = ids.is_some();
         let (mut id, mut rules) = (None, Rules::default());
         while let Some(rule) = map.next_key_seed(RuleName { is_portal })? {
             match rule {
-                Rule::Id => put(&mut id, map.next_value_seed(PortalId)?)?,
+                Rule::Id => {
+                    let Some(ids) = ids.take() else {
+                        return Err(A::Error::custom("this rule is already in the table"));
+                    };
+                    id = Some(map.next_value_seed(PortalId { ids, is_listed: false })?);
+                }
                 Rule::Events => put(&mut rules.events, map.next_value()?)?,
                 Rule::DropProperties => put(&mut rules.drop_properties, map.next_value()?)?,
                 Rule::Upstreams => {
@@ -284,17 +297,5 @@ impl<'de, V: Deserialize<'de>, T> DeserializeSeed<'de> for Bounded<'_, V, T> {
     fn deserialize<D: Deserializer<'de>>(self, deserializer: D) -> Result<T, D::Error> {
         let value = V::deserialize(deserializer)?;
         (self.check)(value, self.bounds).map_err(D::Error::custom)
-    }
-}
-
-struct PortalId;
-
-impl<'de> DeserializeSeed<'de> for PortalId {
-    type Value = u64;
-
-    fn deserialize<D: Deserializer<'de>>(self, deserializer: D) -> Result<u64, D::Error> {
-        let mut ids = Ids::default();
-        Listed(&mut ids).deserialize(deserializer)?;
-        ids.list.pop().ok_or_else(|| D::Error::custom("a portal id is missing"))
     }
 }

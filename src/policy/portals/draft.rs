@@ -18,7 +18,7 @@ pub(super) struct Draft {
 
 /// Why a list cannot be read, and where the mistake is.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-#[error("{}{what}", place(*line, *column))]
+#[error("{}{what}", self.place().map_or(String::new(), |place| place + ": "))]
 pub(super) struct ParseError {
     /// From 1; `None` if the error is not at one place.
     pub line: Option<u64>,
@@ -35,6 +35,15 @@ impl ParseError {
     pub(super) fn at(line: u64, column: u64, what: impl Into<String>) -> ParseError {
         ParseError { line: Some(line), column: Some(column), what: what.into() }
     }
+
+    /// The position of the mistake, in words.
+    pub(super) fn place(&self) -> Option<String> {
+        let line = self.line?;
+        Some(match self.column {
+            Some(column) => format!("line {line}, column {column}"),
+            None => format!("line {line}"),
+        })
+    }
 }
 
 impl From<io::Error> for ParseError {
@@ -43,32 +52,23 @@ impl From<io::Error> for ParseError {
     }
 }
 
-/// The position of an error, as the beginning of its message. Empty if the error has no position.
-fn place(line: Option<u64>, column: Option<u64>) -> String {
-    match (line, column) {
-        (Some(line), Some(column)) => format!("line {line}, column {column}: "),
-        (Some(line), None) => format!("line {line}: "),
-        (None, _) => String::new(),
-    }
-}
-
-/// Collects the ids as they are read, or finds where a known duplicate occurs for the second time.
+/// Collects the ids as they are read, or finds where a known duplicate occurs.
 #[derive(Debug, Default)]
 pub(super) struct Ids {
     pub list: Vec<u64>,
-    /// The id whose second occurrence is sought. `None`: ids are collected.
+    /// The id that is sought. `None`: ids are collected.
     duplicate_id: Option<u64>,
-    /// Whether `duplicate_id` has been read once.
-    seen: bool,
+    /// The occurrences of `duplicate_id` that are still to be passed over.
+    before: u32,
 }
 
 impl Ids {
-    /// Collects no ids, and fails where `id` occurs for the second time.
-    pub(super) fn looking_for(id: u64) -> Ids {
-        Ids { duplicate_id: Some(id), ..Ids::default() }
+    /// Collects no ids, and fails where `id` occurs after `before` other occurrences.
+    pub(super) fn looking_for(id: u64, before: u32) -> Ids {
+        Ids { duplicate_id: Some(id), before, ..Ids::default() }
     }
 
-    /// Collects an id. Fails if it is the sought duplicate and occurs for the second time.
+    /// Collects an id. Fails at the sought occurrence of a duplicate.
     #[inline]
     pub(super) fn take(&mut self, id: u64) -> Result<(), &'static str> {
         self.see(id)?;
@@ -81,9 +81,10 @@ impl Ids {
     /// Checks an id as [`Ids::take`] does, without collecting it: the id of a table is stored with
     /// its rules.
     pub(super) fn see(&mut self, id: u64) -> Result<(), &'static str> {
-        if self.duplicate_id == Some(id) && std::mem::replace(&mut self.seen, true) {
-            return Err("this portal id is already in the list");
+        if self.duplicate_id != Some(id) {
+            return Ok(());
         }
+        self.before = self.before.checked_sub(1).ok_or("this portal id is already in the list")?;
         Ok(())
     }
 }

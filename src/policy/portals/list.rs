@@ -67,10 +67,12 @@ impl List {
         // Bytes that the parser left unread still count for the hash and the size limit.
         io::copy(&mut reader, &mut io::sink())?;
         let content = reader.get_ref().content();
-        List::build(draft, content, &terms.clock).or_else(|duplicate| {
-            source.seek(SeekFrom::Start(start))?;
-            let again = BufReader::with_capacity(READ_BYTES, HashingReader::new(source));
-            Err(parse::locate(format, again, &terms.bounds, duplicate))
+        List::build(draft, content, &terms.clock).map_err(|duplicate| {
+            parse::locate(duplicate, |draft| {
+                source.seek(SeekFrom::Start(start))?;
+                let again = BufReader::with_capacity(READ_BYTES, &mut *source);
+                parse::read(format, again, &terms.bounds, draft)
+            })
         })
     }
 

@@ -6,7 +6,7 @@
 //! events of the wrong portal.
 //!
 //! Duplicates are found later, when the ids are sorted and their positions are lost. For the error,
-//! [`locate`] therefore reads the list a second time and looks for the duplicate id.
+//! [`locate`] therefore reads the list again and looks for the duplicate id.
 
 use std::io::BufRead;
 
@@ -39,22 +39,31 @@ pub(super) fn parse(
     Ok(draft)
 }
 
-/// Reads a list again to find where an id occurs for the second time.
+/// Finds where an id occurs for the second time, with the place of the first. `read` reads the list
+/// again from its beginning.
 pub(super) fn locate(
-    format: Format,
-    reader: impl BufRead,
-    bounds: &Bounds,
     twice: Duplicate,
+    mut read: impl FnMut(&mut Draft) -> Result<(), ParseError>,
 ) -> ParseError {
     let Duplicate(id) = twice;
-    let mut draft = Draft { ids: Ids::looking_for(id), ..Draft::default() };
-    let found = read(format, reader, bounds, &mut draft).err();
-    let mut error = found.unwrap_or_else(|| ParseError::new("a portal id is in the list twice"));
-    error.what = format!("portal {id}: {}", error.what);
-    error
+    let mut find = |before| {
+        let ids = Ids::looking_for(id, before);
+        read(&mut Draft { ids, ..Draft::default() }).err()
+    };
+    let (Some(mut first), Some(mut second)) = (find(0), find(1)) else {
+        return ParseError::new(format!("portal {id} is in the list twice"));
+    };
+    // The TOML parser gives the keys of a table in alphabetical order.
+    if (second.line, second.column) < (first.line, first.column) {
+        std::mem::swap(&mut first, &mut second);
+    }
+    let also = first.place().map_or(String::new(), |place| format!(", also at {place}"));
+    second.what = format!("portal {id}: {}{also}", second.what);
+    second
 }
 
-fn read(
+/// Reads a list into `draft`.
+pub(super) fn read(
     format: Format,
     mut reader: impl BufRead,
     bounds: &Bounds,
