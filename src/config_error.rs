@@ -79,9 +79,21 @@ pub fn without_value(message: &str) -> String {
         "unknown variant" => format!("unknown value, expected {expected}"),
         mistake @ ("invalid type" | "invalid value") => {
             let kind = found.split(['`', '"', ',']).next().unwrap_or_default().trim();
-            format!("{mistake}: {kind}, expected {expected}")
+            format!("{mistake}: {kind}, expected {}", in_words(expected))
         }
         _ => message.to_owned(),
+    }
+}
+
+/// What a deserializer expects, for readers who know no types of Rust.
+fn in_words(expected: &str) -> &str {
+    match expected {
+        "u8" => "a whole number, 0 to 255",
+        "u16" => "a whole number, 0 to 65535",
+        "u32" => "a whole number, 0 to 4294967295",
+        "u64" | "usize" => "a whole number, 0 or more",
+        "parsable string" => "a size such as \"64MiB\"",
+        other => other,
     }
 }
 
@@ -102,11 +114,11 @@ mod tests {
         );
         check(
             "invalid type: floating point `1.5`, expected u64",
-            "invalid type: floating point, expected u64",
+            "invalid type: floating point, expected a whole number, 0 or more",
         );
         check(
             "invalid value: string \"x\", expected parsable string",
-            "invalid value: string, expected parsable string",
+            "invalid value: string, expected a size such as \"64MiB\"",
         );
         check(
             "unknown variant `s3cret`, expected `a` or `b`",

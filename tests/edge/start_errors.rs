@@ -147,16 +147,27 @@ fn make_stand_ins(dir: &Path) {
     }
 }
 
+/// Wrong things in the place of a folder.
+const FOLDERS: [&str; 8] = [
+    "text",
+    "text/below",
+    "fifo",
+    "dangling",
+    "sys/new/below",
+    "proc",
+    "proc/new",
+    "proc/new/below",
+];
+
 #[test]
 fn whatever_a_key_names_check_refuses_it_as_run_does() {
     let dir = tempfile::tempdir().unwrap();
     let at = dir.path().display();
     let data = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/data");
     make_stand_ins(dir.path());
-    // Wrong things in the place of a file that is read, of one that is written, and of a folder.
+    // Wrong things in the place of a file that is read, and of one that is written.
     let read = ["none", "folder", "text", "empty", "fifo", "text/below", "dangling"];
     let written = ["folder", "none/below", "text/below", "dangling", "proc/new"];
-    let folders = ["text", "text/below", "fifo", "dangling", "sys/new/below"];
     let http = "[[upstream]]\nname = 'u'\nkind = 'http'\nurl = 'https://h/'\n";
     let pair = |cert: &str, key: &str| {
         format!("tls = [{{ listen = '127.0.0.1:0', cert = '{cert}', key = '{key}' }}]")
@@ -184,12 +195,12 @@ fn whatever_a_key_names_check_refuses_it_as_run_does() {
     for name in ["folder", "text", "none/below", "text/below", "proc/new", "dangling", &long] {
         add("edge.listen: cannot listen on", Setup::default().listen(&format!("unix:{at}/{name}")));
     }
-    for name in folders {
+    for name in FOLDERS {
         let file = format!("[[upstream]]\nname = 'u'\nkind = 'file'\ndir = '{at}/{name}'");
         add("upstream.u.dir", Setup::default().upstreams(&file));
     }
     add("edge.listen: cannot listen on", Setup::default().listen("192.0.2.1:1"));
-    let named = folders.map(|name| format!("{at}/{name}"));
+    let named = FOLDERS.map(|name| format!("{at}/{name}"));
     for path in &named {
         let state = vec![("PIXELGATE__EDGE__STATE_DIR", path.as_str())];
         all.push(("edge.state_dir: ".to_owned(), Setup::default(), state));

@@ -1,7 +1,8 @@
 //! Checks that files can be made where a configuration says, and leaves none there.
 //!
 //! The permissions alone do not show it: they never stop root, and some file systems make no files,
-//! such as `/proc`. So a folder is made in the nearest folder that exists, and removed at once.
+//! such as `/proc`, or only folders, as that of control groups. So a folder with a file is made in
+//! the nearest folder that exists, and removed at once.
 
 use pixelgate::tools::is_of_path;
 use std::fs::{self, OpenOptions};
@@ -98,19 +99,23 @@ fn whole(path: &Path) -> PathBuf {
     absolute(path).unwrap_or_else(|_| path.to_owned())
 }
 
-/// Makes and removes a folder in one that exists.
+/// Makes and removes a folder with a file in one that exists.
 fn probe(folder: &Path) -> Result<(), Unwritable> {
     let made = folder.join(format!(".pixelgate-check-{}", std::process::id()));
-    match fs::create_dir(&made) {
+    let file = made.join("file");
+    let written = match fs::create_dir(&made) {
         // A folder of this name was made by a process of the same number in another container.
-        Err(e) if e.kind() != ErrorKind::AlreadyExists => {
-            Err(Unwritable::of(folder, "cannot be written", &e))
+        Err(e) if e.kind() != ErrorKind::AlreadyExists => Err(e),
+        _ => fs::write(&file, "written"),
+    };
+    let _ = fs::remove_file(&file);
+    let _ = fs::remove_dir(&made);
+    written.map_err(|e| match e.kind() {
+        ErrorKind::NotFound => {
+            Unwritable::wrong(folder, "cannot be written: the file system makes no files there")
         }
-        _ => {
-            let _ = fs::remove_dir(&made);
-            Ok(())
-        }
-    }
+        _ => Unwritable::of(folder, "cannot be written", &e),
+    })
 }
 
 #[cfg(test)]
@@ -162,8 +167,12 @@ mod tests {
         ] {
             check(file(&at(name), &state), expect);
         }
-        for made_by_no_process in ["/proc", "/sys", "/proc/new/below"] {
-            check(folder(Path::new(made_by_no_process)), "cannot be written");
+        for (makes_none, expect) in [
+            ("/proc", "cannot be written: the file system makes no files"),
+            ("/proc/new/below", "cannot be written: the file system makes no files"),
+            ("/sys", "cannot be written"),
+        ] {
+            check(folder(Path::new(makes_none)), expect);
         }
         let mut left: Vec<_> = fs::read_dir(dir.path()).unwrap().map(Result::unwrap).collect();
         left.retain(|entry| !entry.path().is_symlink());

@@ -73,7 +73,9 @@ fn stop_on_signals(runtime: &Runtime) -> std::io::Result<watch::Receiver<bool>> 
 /// Reads a time in RFC 3339, or a date, which stands for its beginning (00:00 UTC). Returns
 /// milliseconds since 1970.
 pub fn unix_ms(text: &str) -> Result<i64, String> {
-    if let Ok(time) = text.parse::<jiff::Timestamp>() {
+    if let Ok(time) = text.parse::<jiff::Timestamp>()
+        && has_possible_offset(text)
+    {
         return Ok(time.as_millisecond());
     }
     let time = jiff::civil::Date::strptime("%Y-%m-%d", text).ok().and_then(|date| {
@@ -83,12 +85,21 @@ pub fn unix_ms(text: &str) -> Result<i64, String> {
     Ok(time.as_millisecond())
 }
 
+/// Whether a time ends in `Z` or in an offset of less than a day (RFC 3339, section 5.6). `jiff`
+/// takes offsets of up to 25 hours.
+fn has_possible_offset(time: &str) -> bool {
+    let is_utc = time.ends_with(['Z', 'z']);
+    let Some((_, offset)) = time.rsplit_once(['+', '-']).filter(|_| !is_utc) else { return true };
+    offset.get(..2).and_then(|hours| hours.parse::<u8>().ok()).is_some_and(|hours| hours < 24)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
 
     #[test]
     fn a_time_is_rfc_3339_or_a_date_in_utc() {
+        const OVER_A_DAY: &str = "2026-11-23T02:45:13+25:00";
         let check = |text: &str, expect: Option<&str>| {
             let expect = expect.map(|time| time.parse::<jiff::Timestamp>().unwrap());
             assert_eq!(unix_ms(text).ok(), expect.map(|time| time.as_millisecond()), "{text}");
@@ -96,8 +107,9 @@ mod tests {
         check("2026-11-23T02:45:13Z", Some("2026-11-23T02:45:13Z"));
         check("2026-11-23T02:45:13.123Z", Some("2026-11-23T02:45:13.123Z"));
         check("2026-11-23T02:45:13+02:00", Some("2026-11-23T00:45:13Z"));
+        check("2026-11-23T02:45:13-23:59", Some("2026-11-24T02:44:13Z"));
         check("2026-11-23", Some("2026-11-23T00:00:00Z"));
-        for bad in ["", "yesterday", "2026-13-01", "2026-11-23T02:45", "1795401913"] {
+        for bad in ["", "yesterday", "2026-13-01", "2026-11-23T02:45", "1795401913", OVER_A_DAY] {
             check(bad, None);
         }
     }
