@@ -81,10 +81,11 @@ pub fn store(side: Side, lines: &[u8]) {
     exchange::store_trailers(side, allowed.freeze());
 }
 
-/// The lines of trailers that came over HTTP/2.
+/// The lines of trailers that came over HTTP/2. White space around a value is no part of it (RFC
+/// 9110, section 5.5).
 pub fn lines(trailers: &HeaderMap) -> Vec<u8> {
     let line = |(name, value): (&HeaderName, &HeaderValue)| {
-        [name.as_str().as_bytes(), b": ", value.as_bytes(), b"\r\n"].concat()
+        [name.as_str().as_bytes(), b": ", trimmed(value.as_bytes()), b"\r\n"].concat()
     };
     trailers.iter().flat_map(line).collect()
 }
@@ -442,6 +443,15 @@ mod tests {
             }
         })
         .await;
+    }
+
+    #[test]
+    fn a_trailer_of_http2_has_no_white_space_around_its_value() {
+        let name = HeaderName::from_static("x-sum");
+        for (value, expect) in [(" 1 ", "x-sum: 1\r\n"), ("\t1 2\t", "x-sum: 1 2\r\n")] {
+            let value = HeaderValue::from_static(value);
+            assert_eq!(lines(&HeaderMap::from_iter([(name.clone(), value)])), expect.as_bytes());
+        }
     }
 
     #[tokio::test]
