@@ -277,6 +277,7 @@ mod tests {
                 seconds_to_full: None,
                 quarantined_bytes: 0,
                 direct_writes: true,
+                lanes_of_other_processes: 0,
                 failing: None,
                 upstreams: vec![spool::UpstreamStatus {
                     name: "collector".to_owned(),

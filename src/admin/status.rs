@@ -31,6 +31,7 @@ pub fn to_json(snapshot: &Snapshot) -> Value {
     }
     json!({
         "version": env!("CARGO_PKG_VERSION"),
+        "pid": std::process::id(),
         "uptime_seconds": snapshot.uptime.as_secs(),
         "now": snapshot.at_ms,
         "headline": {
@@ -76,6 +77,7 @@ fn spool(snapshot: &Snapshot) -> Value {
         "quarantined_bytes": spool.quarantined_bytes,
         "direct_writes": spool.direct_writes,
         "failing": spool.failing,
+        "lanes_of_other_processes": spool.lanes_of_other_processes,
     })
 }
 

@@ -314,7 +314,7 @@ fn io_error(config: &Config) -> impl Fn(io::Error) -> OpenError + Copy {
 }
 
 /// Whether only an operator can end this error. An absent folder is no mistake: a missing folder is
-/// created, so it has just been removed.
+/// created, so it has just been removed. Where none can be created, the error is another one.
 fn is_mistake(error: &io::Error) -> bool {
     disk_error::is_of_path(error) && error.kind() != io::ErrorKind::NotFound
 }

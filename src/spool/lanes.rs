@@ -5,10 +5,13 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
 use std::time::Duration;
 
-use super::fs::create_dir_durable;
+use super::fs::{File, create_dir_durable, is_absent};
 use super::lane::Lane;
+use super::metering;
 use super::missing;
+use super::read::cursor::LaneKey;
 use super::recovery::adoption::{Adoptions, lane_ids, lock_spool};
+use super::recovery::living::Living;
 use super::removed;
 use super::state::SpoolState;
 use crate::plural::counted;
@@ -24,8 +27,8 @@ impl SpoolState {
     ///
     /// The errors of the file system; `WouldBlock` while another process creates or adopts lanes.
     pub fn begin(&self) -> io::Result<()> {
-        let locked = create_dir_durable(&*self.fs, &self.root)
-            .and_then(|()| lock_spool(&*self.fs, &self.root))
+        let locked = self
+            .lock_folder()
             .inspect_err(|error| self.adopter.refuse(&self.waiting_lanes(), error))?;
         let Some(_lock) = locked else {
             let what = "another process creates or adopts lanes there";
@@ -34,6 +37,26 @@ impl SpoolState {
         let ids = lane_ids(&*self.fs, &self.root)?;
         self.adopt(&ids);
         self.make_own(&ids)
+    }
+
+    /// Creates the folder and takes its lock. `None` while another process has it.
+    fn lock_folder(&self) -> io::Result<Option<Arc<dyn File>>> {
+        let lock = || {
+            create_dir_durable(&*self.fs, &self.root)?;
+            lock_spool(&*self.fs, &self.root)
+        };
+        let first = lock();
+        if !is_absent(&first) {
+            return first;
+        }
+        // A folder that was just removed is created now. A file system that makes no files, such as
+        // that of `/proc`, gives the same error again.
+        let again = lock();
+        if is_absent(&again) {
+            let what = "the file system makes no files there";
+            return Err(io::Error::new(io::ErrorKind::Unsupported, what));
+        }
+        again
     }
 
     /// Adopts those of the lanes `ids` whose processes have ended. The caller holds the lock of the
@@ -87,6 +110,8 @@ impl SpoolState {
     /// neither counted nor read, and only removed: its process ended between these two steps.
     fn take_in(&self, tried: &[u64], found: Adoptions) {
         let mut lanes = self.lanes.lock();
+        let adopted = found.adopted.iter().map(|lane| lane.key());
+        let taken: Vec<LaneKey> = adopted.chain(found.unheld.iter().map(|lane| lane.key)).collect();
         let mut absorbed = found.absorbed;
         let mentioned = absorbed.iter().map(|(id, _)| *id);
         self.newest_lane.fetch_max(mentioned.max().unwrap_or(0), Relaxed);
@@ -114,6 +139,7 @@ impl SpoolState {
             lane.withdraw_held(&self.bounds);
             folded.push(lane);
         }
+        self.note_living(found.living, |key| taken.contains(&key) || absorbed.contains(&key));
         let mut unheld = self.unheld.lock();
         for lane in unheld.extract_if(.., |lane| tried.contains(&lane.key.0)) {
             self.bounds.add_held_bytes(lane.held_bytes.wrapping_neg());
@@ -129,6 +155,19 @@ impl SpoolState {
         self.wake_readers();
     }
 
+    /// Replaces the totals of lanes whose processes live by those that were read now. The totals of
+    /// a lane that could not be read stay; those of a lane that `is_counted` already do not.
+    fn note_living(&self, read: Vec<Living>, is_counted: impl Fn(LaneKey) -> bool) {
+        let mut living = self.living.lock();
+        for lane in read.into_iter().filter(|lane| !is_counted(lane.key)) {
+            self.book.set_living(lane.key.0, &lane.portals, lane.since_ms);
+            living.retain(|before| before.key.0 != lane.key.0);
+            living.push(Living { portals: metering::counts::Counts::default(), ..lane });
+        }
+        living.retain(|lane| !is_counted(lane.key));
+        self.book.retain_living(|id| living.iter().any(|lane| lane.key.0 == id));
+    }
+
     /// The lanes among `ids` that may be adopted now, and the number of them that may be held.
     pub fn adoptable(&self, ids: &[u64]) -> (Vec<u64>, usize) {
         let lanes = self.lanes.lock();
@@ -138,6 +177,10 @@ impl SpoolState {
         for lane in unheld.extract_if(.., |lane| !ids.contains(&lane.key.0)) {
             self.bounds.add_held_bytes(lane.held_bytes.wrapping_neg());
         }
+        let mut living = self.living.lock();
+        living.retain(|lane| ids.contains(&lane.key.0));
+        self.book.retain_living(|id| living.iter().any(|lane| lane.key.0 == id));
+        drop(living);
         // The own lane does not count as adopted.
         let held = lanes.len() - usize::from(self.own().is_some()) + folded.len();
         let room = self.adopter.held_max().saturating_sub(held);

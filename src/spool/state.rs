@@ -21,6 +21,7 @@ use super::metering::book::Book;
 use super::parker::Parker;
 use super::read::counts::Counts;
 use super::recovery::adoption::{Adopter, Unheld};
+use super::recovery::living::Living;
 use super::recovery::quarantine::Quarantine;
 use super::routing::{AnyRouted, Foreign, Routing};
 use super::status::{Status, UpstreamStatus};
@@ -94,6 +95,8 @@ pub struct SpoolState {
     pub folded: Mutex<Vec<Arc<Lane>>>,
     /// The lanes that are adopted when older ones are delivered. Changed with `lanes` locked.
     pub unheld: Mutex<Vec<Unheld>>,
+    /// The totals of lanes whose processes live. Changed with `lanes` locked.
+    pub living: Mutex<Vec<Living>>,
     pub upstreams: Vec<Upstream>,
     pub quarantine: Arc<Quarantine>,
     pub disk_faults: Arc<DiskFaults>,
@@ -155,6 +158,7 @@ impl SpoolState {
             lanes: Mutex::default(),
             folded: Mutex::default(),
             unheld: Mutex::default(),
+            living: Mutex::default(),
             upstreams: upstreams.iter().map(upstream).collect(),
             quarantine,
             disk_faults: faults,
@@ -381,6 +385,7 @@ impl SpoolState {
         let growth = self.growth.lock();
         let seconds_to_full = growth.seconds_until(room);
         drop(growth);
+        let lanes_of_other_processes = self.living.lock().len();
         Status {
             bytes,
             free_bytes: self.bounds.free_bytes(),
@@ -388,6 +393,7 @@ impl SpoolState {
             quarantined_bytes: self.quarantine.bytes(),
             direct_writes: self.direct_writes.load(Relaxed),
             failing: self.why_refusing(),
+            lanes_of_other_processes,
             upstreams: self.totals(),
         }
     }
@@ -424,6 +430,9 @@ impl SpoolState {
             }
         }
         for lane in self.unheld.lock().iter() {
+            totals.iter_mut().zip(&lane.counts).for_each(|(total, counts)| total.add(*counts));
+        }
+        for lane in self.living.lock().iter() {
             totals.iter_mut().zip(&lane.counts).for_each(|(total, counts)| total.add(*counts));
         }
         let named = self.upstreams.iter().zip(totals);

@@ -19,6 +19,9 @@ pub struct Status {
     pub direct_writes: bool,
     /// Why appends are refused. `None` while they are accepted.
     pub failing: Option<String>,
+    /// The lanes that other processes hold, as during an upgrade. The totals contain what these
+    /// processes have written to the files of their lanes, which they do once a second.
+    pub lanes_of_other_processes: usize,
     /// The totals of each upstream over the spool's life.
     pub upstreams: Vec<UpstreamStatus>,
 }

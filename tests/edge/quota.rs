@@ -2,7 +2,7 @@
 //! list. A test that runs over midnight would see a new day.
 
 use crate::admin::post_explain;
-use crate::harness::{Edge, Setup, wait_for};
+use crate::harness::{Edge, Setup, command, wait_for};
 use crate::metering::totals;
 use serde_json::json;
 use std::sync::Arc;
@@ -88,6 +88,43 @@ fn a_successor_counts_on() {
     old.stop();
     wait_for("the old one's counts", || totals(&new, 7)["quota"]["used"] == 2);
     assert_eq!(accepted_until_refused(&new), 1);
+}
+
+#[test]
+fn a_successor_knows_at_once_what_the_old_one_has_accepted() {
+    let old = Setup::default().portals(LIST).start();
+    for _ in 0..2 {
+        assert_eq!(old.event("_a=7&_n=a").status, 200);
+    }
+    old.wait_delivered("file");
+    // The old one writes its totals once a second; `spool stat` reads its files.
+    let config = old.dir().join("edge.toml");
+    let written = || {
+        let stat = command(&config, &["spool", "stat"]).output().unwrap().stdout;
+        let stat = String::from_utf8(stat).unwrap();
+        let portals = stat.lines().find(|line| line.contains("portal")).unwrap_or_default();
+        portals.contains("2 accepted") && portals.contains("2 delivered")
+    };
+    wait_for("the totals in the files", written);
+    let new = old.upgrade();
+    let row = totals(&new, 7);
+    assert_eq!((&row["accepted"], &row["delivered"]), (&json!(2), &json!(2)), "{row}");
+    assert_eq!(row["quota"]["used"], 2);
+    assert!(row["since"].is_string(), "{row}");
+    let status = new.status();
+    assert_eq!(status["spool"]["lanes_of_other_processes"], 1);
+    let up = &status["upstreams"][0];
+    assert_eq!(
+        (&up["accepted"], &up["delivered"], &up["pending"]),
+        (&json!(2), &json!(2), &json!(0))
+    );
+    assert_eq!(status["totals"]["portals"][0]["portal"], 7);
+    assert_eq!(accepted_until_refused(&new), 1);
+    old.stop();
+    wait_for("the old one's lane", || new.status()["spool"]["lanes_of_other_processes"] == 0);
+    assert_eq!(totals(&new, 7)["accepted"], 3, "no event counts twice");
+    assert_eq!(new.upstream("file")["accepted"], 3);
+    assert_eq!(accepted_until_refused(&new), 0);
 }
 
 #[test]

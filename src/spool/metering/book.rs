@@ -12,6 +12,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
 use parking_lot::Mutex;
 
 use super::counts::{Column, Counts, Totals};
+use super::living::LivingLanes;
 use super::table::{GROWTH, OTHER, PORTALS_MAX, Table};
 use super::{Metered, Metering};
 use crate::clock::{Clock, DAY_MS};
@@ -45,13 +46,15 @@ struct Pages {
     /// The names of the upstreams: first the configured ones in their order, then removed ones.
     names: Vec<String>,
     totals: Totals,
+    /// The totals of the lanes whose process lives, which are in none of the other fields.
+    living: LivingLanes,
     /// The open counts of each lane.
     open: BTreeMap<u64, Counts>,
     /// The sums over all portals: accepted, rejected, delivered.
     sums: [u64; 3],
     /// See [`Book::since_ms`]; 0 if it is not known.
     since_ms: u64,
-    /// The number of lanes whose counts were taken in.
+    /// The number of times that accepted events of other processes were counted.
     takeovers: u64,
 }
 
@@ -82,6 +85,7 @@ impl Book {
         let pages = Pages {
             names: upstreams.to_vec(),
             totals: Totals::default(),
+            living: LivingLanes::default(),
             open: BTreeMap::new(),
             sums: [0; 3],
             since_ms: 0,
@@ -167,7 +171,7 @@ impl Book {
             tally.add(number, 1);
             events += 1;
         }
-        if let Some(sum) = sum_of(column) {
+        if let Some(sum) = column.sum() {
             pages.sums[sum] += events;
         }
     }
@@ -224,22 +228,34 @@ impl Book {
             || self.pages.lock().open.get(&lane).is_some_and(|counts| !counts.is_empty())
     }
 
-    /// Adds the counts of a lane's file to the totals.
-    pub fn take_in(&self, counts: &Counts) {
+    /// Adds the counts of a lane that was taken over to the totals, in place of those that were
+    /// known while its process lived. They are complete from `since_ms` on, in milliseconds since
+    /// 1970. 0: from the beginning of the lane.
+    pub fn take_in(&self, lane: u64, counts: &[&Counts], since_ms: u64) {
         let today = self.today();
         let mut pages = self.pages.lock();
-        pages.add_sums(counts);
-        for (column, tally) in counts.iter() {
-            pages.totals.add(*column, tally.iter(), today);
+        pages.living.retain(|living| living != lane);
+        for counts in counts {
+            pages.add_sums(counts);
+            for (column, tally) in counts.iter() {
+                pages.totals.add(*column, tally.iter(), today);
+            }
         }
-    }
-
-    /// Records that a lane was taken in whose counts are complete from `since_ms` on, in
-    /// milliseconds since 1970. 0: from the beginning of the lane.
-    pub fn note_since(&self, since_ms: u64) {
-        let mut pages = self.pages.lock();
         pages.since_ms = pages.since_ms.max(since_ms);
         pages.takeovers += 1;
+    }
+
+    /// Replaces the totals of a lane whose process lives by those that its file has.
+    pub fn set_living(&self, lane: u64, counts: &Counts, since_ms: u64) {
+        let today = self.today();
+        let mut pages = self.pages.lock();
+        pages.since_ms = pages.since_ms.max(since_ms);
+        pages.takeovers += u64::from(pages.living.set(lane, counts, today));
+    }
+
+    /// Removes the totals of the lanes of living processes that are not to be kept.
+    pub fn retain_living(&self, is_kept: impl Fn(u64) -> bool) {
+        self.pages.lock().living.retain(is_kept);
     }
 
     /// The time from which the totals count, in milliseconds since 1970. `None` while only another
@@ -248,7 +264,7 @@ impl Book {
         Some(self.pages.lock().since_ms).filter(|since| *since > 0)
     }
 
-    /// The number of lanes whose counts were taken in.
+    /// The number of times that accepted events of other processes were counted.
     pub fn takeovers(&self) -> u64 {
         self.pages.lock().takeovers
     }
@@ -283,7 +299,7 @@ impl Book {
     pub fn accepted_on(&self, portal: u64, day: u32) -> u64 {
         let Some(number) = self.table.lock().find(portal) else { return 0 };
         let pages = self.pages.lock();
-        let written = pages.totals.on(day, number);
+        let written = pages.all_totals().map(|totals| totals.on(day, number)).sum::<u64>();
         let is_today =
             |column| matches!(column, Column::Accepted(on) | Column::Today(on) if on == day);
         written + pages.open.values().map(|counts| counts.of(number, is_today)).sum::<u64>()
@@ -299,7 +315,9 @@ impl Book {
             // upstreams wait for it.
             let pages = self.pages.lock();
             for number in from..numbers.min(from + GROWTH) {
-                let row = (pages.totals.of(number as u32, is_request), Reverse(number as u32));
+                let requests =
+                    pages.all_totals().map(|totals| totals.of(number as u32, is_request));
+                let row = (requests.sum::<u64>(), Reverse(number as u32));
                 // Most portals are not among the busiest, so this is checked first.
                 let is_less = busiest.peek().is_some_and(|Reverse(least)| row < *least);
                 if busiest.len() >= portals_max && is_less {
@@ -323,7 +341,7 @@ impl Book {
         let mut shown: Vec<PortalTotals> =
             each.map(|(portal, number)| pages.of(*portal, *number, upstreams)).collect();
         shown.retain(|totals| totals.accepted + totals.rejected > 0);
-        let [accepted, rejected, delivered] = pages.sums;
+        let [accepted, rejected, delivered] = pages.all_sums();
         let rejected = rejected + self.rejected_others.load(Relaxed);
         let sum = |of: fn(&PortalTotals) -> u64| shown.iter().map(of).sum::<u64>();
         let others = PortalTotals {
@@ -337,7 +355,7 @@ impl Book {
 
     /// Returns the sums over all portals: accepted, rejected, delivered.
     pub fn sums(&self) -> [u64; 3] {
-        self.pages.lock().sums
+        self.pages.lock().all_sums()
     }
 
     /// Raises the fault that further portals get no totals, if the table is full. Logs it once.
@@ -365,29 +383,25 @@ fn is_request(column: Column) -> bool {
     matches!(column, Column::Accepted(_) | Column::Rejected)
 }
 
-/// Returns the place of the sum that a column is a part of.
-fn sum_of(column: Column) -> Option<usize> {
-    match column {
-        Column::Accepted(_) => Some(0),
-        Column::Rejected => Some(1),
-        Column::Delivered(_) => Some(2),
-        Column::Dead(_) | Column::Today(_) => None,
-    }
-}
-
 impl Pages {
     fn add_sums(&mut self, counts: &Counts) {
-        for (column, tally) in counts.iter() {
-            if let Some(sum) = sum_of(*column) {
-                self.sums[sum] += tally.iter().map(|(_, events)| events).sum::<u64>();
-            }
-        }
+        self.sums.iter_mut().zip(counts.sums()).for_each(|(sum, events)| *sum += events);
+    }
+
+    /// The totals of this process and those of each lane whose process lives.
+    fn all_totals(&self) -> impl Iterator<Item = &Totals> {
+        std::iter::once(&self.totals).chain(self.living.totals())
+    }
+
+    fn all_sums(&self) -> [u64; 3] {
+        std::array::from_fn(|at| self.sums[at] + self.living.sums()[at])
     }
 
     fn of(&self, portal: u64, number: u32, upstreams: &[String]) -> PortalTotals {
         let count = |is_wanted: &dyn Fn(Column) -> bool| {
             let open = self.open.values().map(|counts| counts.of(number, is_wanted));
-            self.totals.of(number, is_wanted) + open.sum::<u64>()
+            let totals = self.all_totals().map(|totals| totals.of(number, is_wanted));
+            totals.sum::<u64>() + open.sum::<u64>()
         };
         let upstream = |(place, name): (usize, &String)| PortalUpstream {
             name: name.clone(),

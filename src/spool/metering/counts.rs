@@ -23,6 +23,18 @@ pub enum Column {
     Today(u32),
 }
 
+impl Column {
+    /// The place of the column's sum among those of [`Counts::sums`], if it is a part of one.
+    pub fn sum(self) -> Option<usize> {
+        match self {
+            Column::Accepted(_) => Some(0),
+            Column::Rejected => Some(1),
+            Column::Delivered(_) => Some(2),
+            Column::Dead(_) | Column::Today(_) => None,
+        }
+    }
+}
+
 /// Counts of events by column and by the number of the portal.
 #[derive(Debug, Default)]
 pub struct Counts(Vec<(Column, Tally)>);
@@ -64,6 +76,17 @@ impl Counts {
     /// Adds up the counts of the same number, so that each is in a column once.
     pub fn merge(&mut self) {
         self.0.iter_mut().for_each(|(_, tally)| tally.merge());
+    }
+
+    /// Returns the sums over all portals: accepted, rejected, delivered.
+    pub fn sums(&self) -> [u64; 3] {
+        let mut sums = [0; 3];
+        for (column, tally) in self.iter() {
+            if let Some(sum) = column.sum() {
+                sums[sum] += tally.iter().map(|(_, events)| events).sum::<u64>();
+            }
+        }
+        sums
     }
 
     /// Returns the sum of the wanted columns for a number.

@@ -147,9 +147,8 @@ impl Journal {
 
     /// Adds the counts of the lane to the totals.
     pub fn take_in(&mut self, book: &Book) {
-        book.take_in(&std::mem::take(&mut self.history));
-        book.take_in(&self.unwritten);
-        book.note_since(self.since_ms);
+        let history = std::mem::take(&mut self.history);
+        book.take_in(self.key.0, &[&history, &self.unwritten], self.since_ms);
     }
 
     /// Whether the file counts up to these positions, so that nothing must be written.

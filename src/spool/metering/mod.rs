@@ -40,6 +40,7 @@ pub(super) mod contents;
 pub(super) mod counts;
 pub(super) mod format;
 pub(super) mod journal;
+mod living;
 pub(super) mod recount;
 pub(super) mod table;
 mod tally;

@@ -11,6 +11,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::time::Duration;
 
+use super::living::Living;
 use super::quarantine::Quarantine;
 use super::recover::{Adoption, AdoptionInputs, adopt};
 use crate::spool::faults::DiskFaults;
@@ -54,6 +55,8 @@ pub struct Adoptions {
     pub adopted: Vec<Arc<Lane>>,
     /// The lanes that could be taken over but are not held now, oldest first.
     pub unheld: Vec<Unheld>,
+    /// The totals of the lanes whose processes live.
+    pub living: Vec<Living>,
     /// The lanes whose totals another lane has, and which only need to be removed.
     pub absorbed: Vec<LaneKey>,
 }
@@ -116,13 +119,22 @@ impl Adopter {
                         found.unheld.push(Unheld::of(&lane));
                     }
                 }
-                Ok(Adoption::Living(absorbed)) => found.absorbed.extend(absorbed),
+                Ok(Adoption::Living { absorbed, totals }) => {
+                    found.absorbed.extend(absorbed);
+                    match totals {
+                        Ok(totals) => found.living.extend(totals),
+                        Err(error) => {
+                            self.fault(&subject, "reading the totals of", &error);
+                            continue;
+                        }
+                    }
+                }
                 // The process of the lane has removed it since the listing.
                 Err(error)
                     if error.kind() == io::ErrorKind::NotFound
                         && lane_ids(&*self.fs, &self.root).is_ok_and(|ids| !ids.contains(&id)) => {}
                 Err(error) => {
-                    _ = self.faults.raise(FaultKind::SpoolLane, &subject, "taking over", &error);
+                    self.fault(&subject, "taking over", &error);
                     continue;
                 }
             }
@@ -136,8 +148,12 @@ impl Adopter {
     pub fn refuse(&self, ids: &[u64], error: &io::Error) {
         for &id in ids {
             let subject = lane_dir(&self.root, id).display().to_string();
-            _ = self.faults.raise(FaultKind::SpoolLane, &subject, "taking over", error);
+            self.fault(&subject, "taking over", error);
         }
+    }
+
+    fn fault(&self, subject: &str, doing: &'static str, error: &io::Error) {
+        _ = self.faults.raise(FaultKind::SpoolLane, subject, doing, error);
     }
 
     /// Adopts one lane. If the device has refused to read some of its sectors for

@@ -159,7 +159,7 @@ fn count_portals(
     };
     match adopt(&fs, root, id, &with, true)? {
         Adoption::Adopted(lane) => lane.save_counts(&book),
-        Adoption::Living(_) => Err(io::Error::other("a process has taken the lane")),
+        Adoption::Living { .. } => Err(io::Error::other("a process has taken the lane")),
     }
 }
 

@@ -9,6 +9,7 @@ pub(super) mod adoption;
 pub(super) mod count_foreign;
 pub mod forget;
 pub mod inspect;
+pub(super) mod living;
 mod portal_sums;
 mod positions;
 pub(super) mod quarantine;

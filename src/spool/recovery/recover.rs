@@ -10,6 +10,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use super::count_foreign;
+use super::living::{self, Living};
 use super::positions::{restore_foreign, restore_positions, resume_marks};
 use super::quarantine::Quarantine;
 use crate::spool::faults::Loss;
@@ -109,8 +110,13 @@ impl Segment {
 pub enum Adoption {
     /// The lane was taken over.
     Adopted(Arc<Lane>),
-    /// The process of the lane lives. The lane has the totals of these lanes.
-    Living(Vec<LaneKey>),
+    /// The process of the lane lives.
+    Living {
+        /// The lanes whose totals the lane has.
+        absorbed: Vec<LaneKey>,
+        /// The totals of the lane. `None`: it has none yet.
+        totals: io::Result<Option<Living>>,
+    },
 }
 
 /// The inputs for taking over a lane.
@@ -140,9 +146,7 @@ pub fn adopt(
         let lane = take_over(Arc::clone(fs), &*reading, (id, dir), lock, with)?;
         return Ok(Adoption::Adopted(Arc::new(lane)));
     }
-    let cursor = reading.open(&dir.join(CURSOR), Open::Read);
-    let absorbed = cursor.and_then(CursorFile::load).ok().and_then(|(_, cursor)| cursor);
-    Ok(Adoption::Living(absorbed.map_or(Vec::new(), |cursor| cursor.absorbed)))
+    Ok(living_lane(&*reading, &dir, id, with))
 }
 
 /// Restores a lane whose lock is held from its files: the cursor, the segments, the counts by
@@ -209,6 +213,18 @@ fn take_over(
     state.take_back_totals();
     drop(state);
     Ok(lane)
+}
+
+/// The outcome for a lane whose process lives.
+fn living_lane(fs: &dyn Fs, dir: &Path, id: u64, with: &AdoptionInputs<'_>) -> Adoption {
+    match living::cursor(fs, dir, id) {
+        Ok(Some(cursor)) => Adoption::Living {
+            totals: living::totals(fs, dir, &cursor, with.upstreams, with.lanes, with.book)
+                .map(Some),
+            absorbed: cursor.absorbed,
+        },
+        other => Adoption::Living { absorbed: Vec::new(), totals: other.map(|_| None) },
+    }
 }
 
 /// The records of a lane that its file `portals` does not count yet, with all that counting them
