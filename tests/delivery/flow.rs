@@ -185,7 +185,7 @@ async fn a_batch_that_always_fails_does_not_delay_the_others() {
             tokio::time::sleep(Duration::from_millis(2)).await;
         }
     };
-    tokio::time::timeout(Duration::from_secs(60), rest).await.expect("the others get through");
+    tokio::time::timeout(crate::delivery::HANGS_AFTER, rest).await.expect("the others get through");
     assert_eq!(rig.counts("own").dead, 0);
     rig.stop().await;
 }
@@ -279,6 +279,6 @@ async fn a_stop_does_not_wait_for_the_next_attempt() {
     let mut rig = Rig::start_with(vec![("own", own)], BATCHES);
     rig.accept(10);
     rig.until("own", |s| s.state.as_str() == "misconfigured").await;
-    let stop = tokio::time::timeout(Duration::from_secs(60), rig.stop());
+    let stop = tokio::time::timeout(crate::delivery::HANGS_AFTER, rig.stop());
     stop.await.expect("the stop does not wait for the next attempt");
 }

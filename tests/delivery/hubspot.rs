@@ -165,7 +165,7 @@ async fn others_arrive(hubspot: &Hubspot, rig: &mut Rig, fault: Fault) {
             tokio::time::sleep(Duration::from_millis(2)).await;
         }
     };
-    tokio::time::timeout(Duration::from_secs(60), wait).await.unwrap();
+    tokio::time::timeout(crate::delivery::HANGS_AFTER, wait).await.unwrap();
     assert_eq!(rig.counts("crm").dead, 0);
 }
 

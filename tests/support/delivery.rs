@@ -26,6 +26,9 @@ pub const RECEIVED_AT_MS: u64 = 1_750_000_000_000;
 /// How long attempts under way may take at a stop.
 pub const STOP_WITHIN: Duration = Duration::from_secs(1);
 
+/// After this time a wait counts as one without end, on a machine with any load.
+pub const HANGS_AFTER: Duration = Duration::from_secs(600);
+
 /// See the module.
 pub struct Rig {
     pub dir: Arc<tempfile::TempDir>,
@@ -103,7 +106,7 @@ impl Rig {
         commits.into_iter().for_each(wait);
     }
 
-    /// Waits until `done` holds for the spool's counts. Panics after 60 s.
+    /// Waits until `done` holds for the spool's counts. Panics after [`HANGS_AFTER`].
     pub async fn until_counts(
         &self,
         upstream: &str,
@@ -114,7 +117,7 @@ impl Rig {
                 tokio::time::sleep(Duration::from_millis(2)).await;
             }
         };
-        let waited = tokio::time::timeout(Duration::from_secs(60), wait).await;
+        let waited = tokio::time::timeout(HANGS_AFTER, wait).await;
         waited.unwrap_or_else(|_| panic!("{:?}", self.counts(upstream)));
     }
 
@@ -148,7 +151,7 @@ impl Rig {
     }
 
     /// Waits until each accepted event is delivered or a dead letter at this upstream. Panics after
-    /// 60 s.
+    /// [`HANGS_AFTER`].
     pub async fn settled(&self, upstream: &str) {
         let wait = async {
             let ended = |c: spool::UpstreamStatus| c.delivered + c.dead;
@@ -156,7 +159,7 @@ impl Rig {
                 tokio::time::sleep(Duration::from_millis(2)).await;
             }
         };
-        let waited = tokio::time::timeout(Duration::from_secs(60), wait).await;
+        let waited = tokio::time::timeout(HANGS_AFTER, wait).await;
         waited.unwrap_or_else(|_| panic!("{upstream}: {:?}", self.counts(upstream)));
     }
 
@@ -175,14 +178,14 @@ impl Rig {
         all.into_iter().find(|s| s.name == upstream).unwrap()
     }
 
-    /// Waits until `done` holds for the upstream's status. Panics after 60 s.
+    /// Waits until `done` holds for the upstream's status. Panics after [`HANGS_AFTER`].
     pub async fn until(&self, upstream: &str, done: impl Fn(&delivery::Status) -> bool) {
         let wait = async {
             while !done(&self.status(upstream)) {
                 tokio::time::sleep(Duration::from_millis(2)).await;
             }
         };
-        let waited = tokio::time::timeout(Duration::from_secs(60), wait).await;
+        let waited = tokio::time::timeout(HANGS_AFTER, wait).await;
         waited.unwrap_or_else(|_| panic!("{:?}", self.status(upstream)));
     }
 
@@ -268,6 +271,9 @@ fn open_spool(dir: &Path, names: &[String]) -> Spool {
         dir: dir.join("spool"),
         durability: Durability::Interval,
         linger_ms: 0,
+        sync_ms: 1_000,
+        // However loaded the machine is.
+        commit_seconds_max: 60,
         bytes_max: ByteSize::mib(256),
         free_bytes_min: ByteSize::mib(1),
         segment_bytes: ByteSize::mib(4),
