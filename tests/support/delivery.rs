@@ -29,14 +29,14 @@ pub const STOP_WITHIN: Duration = Duration::from_secs(1);
 /// After this time a wait counts as one without end, on a machine with any load.
 pub const HANGS_AFTER: Duration = Duration::from_secs(600);
 
-/// See the module.
+/// A spool and delivery from it (see the module).
 pub struct Rig {
     pub dir: Arc<tempfile::TempDir>,
     pub spool: Spool,
     pub forwarder: Option<Forwarder>,
     /// The metrics of delivery.
     pub meters: Meters,
-    /// The faults that last.
+    /// The present faults.
     pub faults: Faults,
     /// The wire form of each accepted event, by id.
     pub accepted: BTreeMap<String, Value>,
@@ -45,7 +45,8 @@ pub struct Rig {
 
 #[derive(serde::Deserialize)]
 struct Whole {
-    /// Of the upstreams that the test defines; 0: never.
+    /// Attempts after which an event is a dead letter, at upstreams that the test defines; 0:
+    /// never.
     #[serde(default)]
     attempts_max: u32,
     #[serde(default)]

@@ -32,9 +32,9 @@ const PATIENCE: Duration = Duration::from_secs(60);
 
 const INTERRUPTED: &str = "interrupted";
 
-/// Where a command notes how events ended. `T` is an event's place in its file.
+/// Where a command notes the ends of events. `T` is the place of an event in its file.
 pub trait Notes<T> {
-    /// Why something cannot be noted. It ends the command.
+    /// Why the end of an event cannot be noted. Such an error ends the command.
     type Error;
 
     /// The upstream has acknowledged the events at these places.
@@ -55,7 +55,7 @@ pub trait Notes<T> {
 /// What is left of a batch, in no order.
 type Parts<T> = VecDeque<InFlightBatch<T>>;
 
-/// See the module.
+/// Delivers events of a file to one upstream, one batch at a time.
 pub struct Resender<'a> {
     upstream: &'a dyn Upstream,
     stop: watch::Receiver<bool>,
@@ -69,12 +69,12 @@ pub struct Resender<'a> {
     parts_failed: u32,
     /// Attempts in a row that ended with a pause that the upstream asked for.
     pauses: u32,
-    /// Why it gave up, once it has.
+    /// Why no further attempt is made. `None`: attempts are made.
     gave_up: Option<Cow<'static, str>>,
 }
 
 impl<'a> Resender<'a> {
-    /// Delivers to `upstream` until `stop` becomes true.
+    /// A resender that delivers to `upstream` until `stop` becomes true.
     pub fn new(upstream: &'a dyn Upstream, stop: watch::Receiver<bool>) -> Resender<'a> {
         Resender {
             upstream,
