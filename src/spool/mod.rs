@@ -168,14 +168,14 @@
 //! - *A start on a disk that takes nothing.* Where the folder, its lock or the own lane cannot be
 //!   made, the process holds the lanes that it could adopt, and no own lane. It refuses events, and
 //!   maintenance tries again each second. Each lane's two cursor slots have had their blocks since
-//! the lane was created, so delivered segments can be trimmed on a full disk. A lane that could be
-//!   made only in part is removed again. Delivered lanes are folded once there is an own lane.
+//!   the lane was created, so delivered segments can be trimmed on a full disk. A lane that could
+//!   be made only in part is removed again. Delivered lanes are folded once there is an own lane.
 //! - *A folder that is removed, moved or replaced.* The committer compares the file at the path of
 //!   the segment with its open file before each answer, and maintenance compares that of the lane
 //!   each second. While they differ, events are refused.
 //! - *A stall.* When a commit takes `commit_seconds_max`, the watch refuses the events that wait,
-//! and all further ones until the disk answers. The committer then cuts the refused records out of
-//!   the segment.
+//!   and all further ones until the disk answers. The committer then cuts the refused records out
+//!   of the segment.
 //!
 //! # Upstreams that come and go
 //!
