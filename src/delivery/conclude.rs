@@ -13,7 +13,7 @@ use super::schedule::Work;
 use super::worker::{Attempt, DeliveryWorker};
 use crate::event::Record;
 use crate::spool::Ack;
-use crate::upstream::{Failure, Outcome};
+use crate::upstream::{ATTEMPTS_MAX_DEFAULT, Failure, Outcome};
 
 /// After this many failures while others were delivered, or `attempts_max` where that is less, the
 /// events of a batch are shown as poison.
@@ -150,12 +150,13 @@ impl DeliveryWorker {
             suspect.failures = suspect.failures.saturating_add(1);
             let Suspicion { failures, deliveries } = *suspect;
             let is_alone = self.deliveries > deliveries;
-            let poison_failures = match self.attempts_max {
-                0 => POISON_FAILURES,
-                attempts_max => POISON_FAILURES.min(attempts_max),
+            // With 0 the event that fails waits without end, and those of its batch must not.
+            let attempts_max = match self.attempts_max {
+                0 => ATTEMPTS_MAX_DEFAULT,
+                attempts_max => attempts_max,
             };
-            batch.is_poison |= is_alone && failures >= poison_failures;
-            let is_too_often = self.attempts_max > 0 && failures >= self.attempts_max;
+            batch.is_poison |= is_alone && failures >= POISON_FAILURES.min(attempts_max);
+            let is_too_often = failures >= attempts_max;
             if batch.len() > 1 && (is_too_often || narrows) {
                 let halves = batch.halve().map(|mut half| {
                     // One half holds the event that is to blame, and it is not known which one. So
@@ -166,8 +167,8 @@ impl DeliveryWorker {
                 });
                 return halves.into();
             }
-            if is_too_often {
-                if is_alone && !is_fault {
+            if is_too_often && self.attempts_max > 0 && !is_fault {
+                if is_alone {
                     let what = format!(
                         "{}; {failures} attempts failed while other events were delivered",
                         failure.what
@@ -176,7 +177,7 @@ impl DeliveryWorker {
                     self.dead_letter(batch, Reason::Undeliverable, &failure);
                     return Vec::new();
                 }
-                batch.is_stuck = !is_fault;
+                batch.is_stuck = true;
             }
         }
         batch.note_failure(is_fault);

@@ -25,7 +25,7 @@ pub struct Route {
     /// When a batch is closed.
     pub batch: BatchConfig,
     /// After this many failed attempts the events of a batch are to blame, if the upstream took
-    /// others meanwhile; 0: never (SPEC 7).
+    /// others meanwhile; 0: after 12, and no event becomes a dead letter for it (SPEC 7).
     pub attempts_max: u32,
     /// The spool's reader for this upstream.
     pub reader: Reader,

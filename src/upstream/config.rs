@@ -53,7 +53,8 @@ pub struct Config {
     pub batch: BatchOverride,
     /// The failed attempts after which the events of a batch are considered the cause, if the
     /// upstream took others meanwhile: the batch is halved, and a single event becomes a dead
-    /// letter. 0: never. At most 1,000,000. Default: 12.
+    /// letter. 0: the batch is halved after 12, and the event is tried without end. At most
+    /// 1,000,000. Default: 12.
     pub attempts_max: u32,
     /// The kind and its settings.
     pub kind: Kind,

@@ -45,7 +45,7 @@ fn start(cluster: &Cluster, rest: &str) -> Rig {
 
 /// Waits for 300 events to arrive, none of them as a dead letter; gives what lies in the topic.
 async fn check_all_arrive(cluster: &Cluster, mut rig: Rig) -> (Vec<Stored>, usize) {
-    rig.accept(300).await;
+    rig.accept(300);
     rig.settled("log").await;
     let stored = read_topic(&cluster.bootstrap_servers(), "events");
     let duplicates = rig.check("log", &events(&stored));
@@ -84,8 +84,8 @@ async fn an_event_is_a_message_with_its_id_its_time_and_its_portal_as_key() {
 async fn the_key_is_what_was_asked_for() {
     let cluster = cluster();
     let mut rig = start(&cluster, "key = 'email'");
-    rig.accept(20).await;
-    rig.accept_event(&Event { email: None, ..sample(20) }).await;
+    rig.accept(20);
+    rig.accept_event(&Event { email: None, ..sample(20) });
     rig.settled("log").await;
     for message in read_topic(&cluster.bootstrap_servers(), "events") {
         let email = message.value.get("email").map(|e| e.as_str().unwrap().as_bytes().to_vec());
@@ -127,7 +127,7 @@ async fn a_cluster_that_is_down_gets_everything_when_it_is_back() {
     let cluster = cluster();
     all_brokers(|n| cluster.broker_down(n).unwrap());
     let mut rig = start(&cluster, "timeout_seconds = 1");
-    rig.accept(100).await;
+    rig.accept(100);
     rig.until("log", |s| s.last_error.is_some()).await;
     assert_eq!(rig.counts("log").delivered, 0);
     let error = rig.status("log").last_error.unwrap();
@@ -141,7 +141,7 @@ async fn a_broker_that_is_too_slow_costs_an_attempt_and_no_event() {
     let cluster = cluster();
     all_brokers(|n| cluster.broker_round_trip_time(n, Duration::from_secs(3)).unwrap());
     let mut rig = start(&cluster, "timeout_seconds = 1");
-    rig.accept(100).await;
+    rig.accept(100);
     rig.until("log", |s| s.last_error.is_some()).await;
     all_brokers(|n| cluster.broker_round_trip_time(n, Duration::ZERO).unwrap());
     check_all_arrive(&cluster, rig).await;
@@ -151,11 +151,11 @@ async fn a_broker_that_is_too_slow_costs_an_attempt_and_no_event() {
 async fn an_event_that_is_too_large_is_a_dead_letter_and_the_others_arrive() {
     let cluster = cluster();
     let mut rig = start(&cluster, "properties = { 'message.max.bytes' = 2000 }");
-    rig.accept(30).await;
+    rig.accept(30);
     let mut large = sample(30);
     large.properties.push(("note".into(), "x".repeat(3000).into()));
-    rig.accept_event(&large).await;
-    rig.accept(30).await;
+    rig.accept_event(&large);
+    rig.accept(30);
     rig.settled("log").await;
     let stored = read_topic(&cluster.bootstrap_servers(), "events");
     assert_eq!((stored.len(), rig.check("log", &events(&stored))), (60, 0));
@@ -176,14 +176,14 @@ async fn a_request_that_is_too_large_says_nothing_about_one_event() {
     let cluster = self::cluster();
     let mut rig = start(&cluster, "");
     fail_produce(&cluster, too_large, 1);
-    rig.accept(1).await;
+    rig.accept(1);
     rig.settled("log").await;
     assert_eq!(rig.counts("log").dead, 0, "no other batch is sent while it is tried");
     rig.stop().await;
 
     let mut rig = start(&cluster, "");
     fail_produce(&cluster, too_large, 2);
-    rig.accept(1).await;
+    rig.accept(1);
     rig.settled("log").await;
     assert_eq!(rig.dead("log")[0].reason, Reason::TooLarge);
     rig.stop().await;
@@ -200,7 +200,7 @@ async fn what_only_an_operator_can_set_right_waits_for_it() {
         let cluster = cluster();
         fail_produce(&cluster, error, 200);
         let mut rig = start(&cluster, "");
-        rig.accept(10).await;
+        rig.accept(10);
         rig.until("log", |s| s.state.as_str() == "misconfigured").await;
         assert_eq!(rig.counts("log").dead, 0);
         cluster.clear_request_errors(RDKafkaApiKey::Produce);
@@ -214,7 +214,7 @@ async fn a_topic_that_is_not_there_is_a_wrong_configuration() {
     let unknown = RDKafkaRespErr::RD_KAFKA_RESP_ERR_UNKNOWN_TOPIC_OR_PART;
     cluster.topic_error("events", unknown).unwrap();
     let mut rig = start(&cluster, "properties = { 'topic.metadata.propagation.max.ms' = 100 }");
-    rig.accept(10).await;
+    rig.accept(10);
     rig.until("log", |s| s.state.as_str() == "misconfigured").await;
     cluster.topic_error("events", RDKafkaRespErr::RD_KAFKA_RESP_ERR_NO_ERROR).unwrap();
     check_all_arrive(&cluster, rig).await;
@@ -222,7 +222,7 @@ async fn a_topic_that_is_not_there_is_a_wrong_configuration() {
 
 async fn check_misconfigured(config: &str, word: &str) {
     let mut rig = Rig::start(config);
-    rig.accept(10).await;
+    rig.accept(10);
     rig.until("log", |s| s.state.as_str() == "misconfigured").await;
     let error = rig.status("log").last_error.unwrap();
     assert!(error.contains(word) && !error.contains("s3cret"), "{error}");
@@ -300,11 +300,11 @@ async fn a_password_that_is_refused_is_a_wrong_configuration() {
 async fn a_producer_that_has_lost_its_place_is_replaced() {
     let cluster = cluster();
     let mut rig = start(&cluster, "");
-    rig.accept(20).await;
+    rig.accept(20);
     rig.settled("log").await;
     let lost = RDKafkaRespErr::RD_KAFKA_RESP_ERR_OUT_OF_ORDER_SEQUENCE_NUMBER;
     fail_produce(&cluster, lost, 1);
-    rig.accept(20).await;
+    rig.accept(20);
     rig.until("log", |s| s.last_error.is_some()).await;
     check_all_arrive(&cluster, rig).await;
 }
@@ -323,7 +323,7 @@ async fn a_stop_does_not_wait_for_a_cluster_that_is_down() {
     let cluster = cluster();
     all_brokers(|n| cluster.broker_down(n).unwrap());
     let mut rig = start(&cluster, "timeout_seconds = 300");
-    rig.accept(10).await;
+    rig.accept(10);
     let stop = tokio::time::timeout(Duration::from_secs(60), rig.stop());
     stop.await.expect("it does not wait for five minutes");
 }
@@ -386,7 +386,7 @@ async fn a_real_broker_keeps_every_event() {
     let topic = format!("pixelgate-{}", uuid::Uuid::now_v7());
     let config = upstream(&brokers, "").replace("'events'", &format!("'{topic}'"));
     let mut rig = Rig::start(&config);
-    rig.accept(2000).await;
+    rig.accept(2000);
     rig.settled("log").await;
     let stored = read_topic(&brokers, &topic);
     assert_eq!(rig.check("log", &events(&stored)), 0);

@@ -49,7 +49,7 @@ async fn an_event_is_a_message_with_its_id_on_its_portals_subject() {
     let server = Server::start("");
     server.create_stream("EVENTS", &["events.*"]).await;
     let mut rig = Rig::start(&upstream(&server.url(""), "subject = 'events.{portal}'"));
-    rig.accept(3000).await;
+    rig.accept(3000);
     let stored = check_all_arrive(&server, rig).await;
     assert_eq!(stored.len(), 3000);
     for message in stored {
@@ -64,7 +64,7 @@ async fn a_batch_may_be_larger_than_what_may_be_unanswered() {
     server.create_stream("EVENTS", &["events"]).await;
     let config = upstream(&server.url(""), SUBJECT);
     let mut rig = Rig::start(&config.replace("events_max = 50", "events_max = 5000"));
-    rig.accept(12_000).await;
+    rig.accept(12_000);
     check_all_arrive(&server, rig).await;
 }
 
@@ -74,13 +74,13 @@ async fn a_server_that_is_killed_under_load_costs_no_event_and_makes_no_duplicat
     server.create_stream("EVENTS", &["events"]).await;
     let mut rig = Rig::start(&upstream(&server.url(""), SUBJECT));
     for round in 1..=5 {
-        rig.accept(1000).await;
+        rig.accept(1000);
         let enough = round * 500;
         while rig.counts("log").delivered < enough {
             tokio::task::yield_now().await;
         }
         server.kill();
-        rig.accept(100).await;
+        rig.accept(100);
         rig.until("log", |s| s.state.as_str() != "ok").await;
         server.restart();
     }
@@ -94,10 +94,10 @@ async fn a_server_that_freezes_is_given_up_on_and_gets_everything_when_it_wakes(
     let server = Server::start("");
     server.create_stream("EVENTS", &["events"]).await;
     let mut rig = Rig::start(&upstream(&server.url(""), SUBJECT_IMPATIENT));
-    rig.accept(100).await;
+    rig.accept(100);
     rig.settled("log").await;
     server.signal(Signal::STOP);
-    rig.accept(100).await;
+    rig.accept(100);
     rig.until("log", |s| s.state.as_str() != "ok").await;
     server.signal(Signal::CONT);
     check_all_arrive(&server, rig).await;
@@ -107,7 +107,7 @@ async fn a_server_that_freezes_is_given_up_on_and_gets_everything_when_it_wakes(
 async fn a_stream_that_is_not_there_is_waited_for() {
     let server = Server::start("");
     let mut rig = Rig::start(&upstream(&server.url(""), SUBJECT));
-    rig.accept(10).await;
+    rig.accept(10);
     check_error(&rig, "misconfigured", "does not exist").await;
     server.create_stream("EVENTS", &["elsewhere"]).await;
     check_error(&rig, "misconfigured", "does not take the subject").await;
@@ -121,10 +121,10 @@ async fn a_stream_that_goes_away_under_way_is_missed() {
     let server = Server::start("");
     server.create_stream("EVENTS", &["events"]).await;
     let mut rig = Rig::start(&upstream(&server.url(""), SUBJECT));
-    rig.accept(10).await;
+    rig.accept(10);
     rig.settled("log").await;
     server.jetstream(ConnectOptions::new()).await.delete_stream("EVENTS").await.unwrap();
-    rig.accept(10).await;
+    rig.accept(10);
     check_error(&rig, "misconfigured", "does not exist").await;
     server.create_stream("OTHER", &["events"]).await;
     server.create_stream("EVENTS", &["elsewhere"]).await;
@@ -139,7 +139,7 @@ async fn a_full_stream_is_waited_for() {
     let config = stream::Config { max_messages: 50, discard, ..events_stream() };
     server.create(config.clone()).await;
     let mut rig = Rig::start(&upstream(&server.url(""), SUBJECT));
-    rig.accept(70).await;
+    rig.accept(70);
     rig.until("log", |s| s.last_error.as_ref().is_some_and(|e| e.contains("full"))).await;
     let jetstream = server.jetstream(ConnectOptions::new()).await;
     jetstream.update_stream(stream::Config { max_messages: 1000, ..config }).await.unwrap();
@@ -153,11 +153,11 @@ async fn an_event_that_is_too_large_is_a_dead_letter_and_the_others_arrive() {
         let server = Server::start(lines);
         server.create(stream::Config { max_message_size, ..events_stream() }).await;
         let mut rig = Rig::start(&upstream(&server.url(""), SUBJECT));
-        rig.accept(30).await;
+        rig.accept(30);
         let mut large = sample(30);
         large.properties.push(("note".into(), "x".repeat(3000).into()));
-        rig.accept_event(&large).await;
-        rig.accept(30).await;
+        rig.accept_event(&large);
+        rig.accept(30);
         rig.settled("log").await;
         let stored = server.read_stream("EVENTS").await;
         assert_eq!((stored.len(), rig.check("log", &events(&stored))), (60, 0));
@@ -181,7 +181,7 @@ async fn who_we_are_is_in_the_url() {
         let jetstream = server.jetstream(options).await;
         jetstream.create_stream(events_stream()).await.unwrap();
         let mut rig = Rig::start(&upstream(&server.url(wrong), SUBJECT));
-        rig.accept(10).await;
+        rig.accept(10);
         check_error(&rig, "misconfigured", "credentials").await;
         let dir = rig.stop().await;
         let rig = Rig::start_in(dir, &upstream(&server.url(login), SUBJECT), Vec::new());
@@ -207,7 +207,7 @@ async fn who_we_are_is_in_a_credentials_file() {
     let rest = format!("{SUBJECT}\ncredentials = '{}'", copy.display());
     let mut rig = Rig::start(&upstream(&server.url(""), &rest));
     std::fs::remove_file(&copy).unwrap();
-    rig.accept(10).await;
+    rig.accept(10);
     check_error(&rig, "misconfigured", "credentials file").await;
     std::fs::copy(creds, &copy).unwrap();
     rig.settled("log").await;
@@ -215,7 +215,7 @@ async fn who_we_are_is_in_a_credentials_file() {
     rig.stop().await;
 
     let mut rig = Rig::start(&upstream(&server.url(""), SUBJECT));
-    rig.accept(10).await;
+    rig.accept(10);
     check_error(&rig, "misconfigured", "credentials").await;
     rig.stop().await;
 }
@@ -231,7 +231,7 @@ async fn a_right_that_is_missing_is_a_wrong_configuration() {
     let jetstream = server.jetstream(options).await;
     jetstream.create_stream(events_stream()).await.unwrap();
     let mut rig = Rig::start(&upstream(&server.url("edge:pw@"), SUBJECT));
-    rig.accept(10).await;
+    rig.accept(10);
     check_error(&rig, "misconfigured", "permission").await;
     rig.stop().await;
 }
@@ -264,7 +264,7 @@ async fn tls_is_spoken_with_whom_we_trust_and_we_show_ourselves() {
     let other = file("other.pem", &other.pem);
     let shown = format!("{SUBJECT}\ncert = '{cert}'\nkey = '{key}'");
     let mut rig = Rig::start(&upstream(&url, &format!("{shown}\nca = '{other}'")));
-    rig.accept(10).await;
+    rig.accept(10);
     check_error(&rig, "misconfigured", "TLS").await;
     let folder = rig.stop().await;
     let config = upstream(&url, &format!("{SUBJECT}\nca = '{ca}'"));

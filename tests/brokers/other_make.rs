@@ -90,7 +90,7 @@ fn spawn(binary: &str, address: &str) -> Child {
 async fn delivering() -> Option<(Tansu, Rig)> {
     let tansu = Tansu::start()?;
     let mut rig = tansu.rig();
-    rig.accept(20).await;
+    rig.accept(20);
     rig.settled("log").await;
     tansu.read(&rig.accepted.keys().cloned().collect());
     Some((tansu, rig))
@@ -100,7 +100,7 @@ async fn delivering() -> Option<(Tansu, Rig)> {
 async fn check_goes_on(tansu: &Tansu, mut rig: Rig) {
     let before: BTreeSet<String> = rig.accepted.keys().cloned().collect();
     for _ in 0..3 {
-        rig.accept(20).await;
+        rig.accept(20);
         rig.settled("log").await;
     }
     let after = rig.accepted.keys().filter(|id| !before.contains(*id)).cloned();
@@ -115,7 +115,7 @@ async fn check_goes_on(tansu: &Tansu, mut rig: Rig) {
 async fn every_event_arrives_unchanged() {
     let Some(tansu) = Tansu::start() else { return };
     let mut rig = tansu.rig();
-    rig.accept(2000).await;
+    rig.accept(2000);
     rig.settled("log").await;
     let stored = tansu.read(&rig.accepted.keys().cloned().collect());
     assert_eq!(rig.check("log", &events(&stored)), 0);
@@ -147,7 +147,7 @@ async fn delivery_goes_on_when_the_producer_is_not_known_any_more() {
     let Some((tansu, mut rig)) = delivering().await else { return };
     tansu.topic("delete");
     // This broker acknowledges what is sent to a topic that is not there.
-    rig.accept(20).await;
+    rig.accept(20);
     rig.settled("log").await;
     tansu.topic("create");
     check_goes_on(&tansu, rig).await;

@@ -7,7 +7,7 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use crate::delivery::{Rig, STOP_WITHIN, sample};
-use crate::timed::Timed;
+use crate::timed::{Timed, number};
 use async_trait::async_trait;
 use pixelgate::internals::delivery::dead_letters::Reason;
 use pixelgate::internals::event::{Event, Record};
@@ -53,7 +53,7 @@ async fn one_event_that_always_fails_stops_no_other_in_slow_traffic() {
         });
         let mut rig = upstream.rig("batch = { events_max = 20, linger_ms = 5 }");
         for n in 0..100 {
-            rig.accept_readable(1).await;
+            rig.accept(1);
             sleep(4 * SECOND).await;
             check_state(&rig, &upstream);
             let late = (n as u64).saturating_sub(rig.counts("own").delivered);
@@ -62,6 +62,23 @@ async fn one_event_that_always_fails_stops_no_other_in_slow_traffic() {
         wait_delivered(&rig, 99).await;
         assert_eq!((rig.counts("own").pending, rig.counts("own").dead), (1, 0));
         assert_ne!(rig.status("own").state.as_str(), "ok");
+        rig.stop().await;
+    }
+}
+
+/// Without `attempts_max` it waits without end, and nothing else does.
+#[tokio::test(start_paused = true)]
+async fn an_event_that_is_never_a_dead_letter_holds_back_none_of_its_batch() {
+    for in_order in [false, true] {
+        let upstream = Timed::with_order(in_order, |_, batch| {
+            let failed = Outcome::Retry(answered(500));
+            (SECOND / 100, if is_poison(batch) { failed } else { Outcome::Delivered })
+        });
+        let mut rig = upstream.rig("attempts_max = 0\nbatch = { events_max = 20, linger_ms = 5 }");
+        rig.accept(20);
+        wait_delivered(&rig, 19).await;
+        sleep(3600 * SECOND).await;
+        assert_eq!((rig.counts("own").pending, rig.counts("own").dead), (1, 0));
         rig.stop().await;
     }
 }
@@ -88,7 +105,7 @@ async fn so_many_failed_events_that_no_more_are_read_are_a_fault() {
             let mut event = sample(events as usize);
             event.portal = portal;
             event.properties.push(("z".into(), "x".repeat(200_000).into()));
-            rig.accept_event(&event).await;
+            rig.accept_event(&event);
             events += 1;
         }
         sleep(SECOND).await;
@@ -113,7 +130,7 @@ async fn poison_is_shown_however_few_its_attempts_are() {
     let mut rig = upstream.rig("attempts_max = 2\nbatch = { events_max = 20, linger_ms = 5 }");
     let mut has_been_shown = false;
     for _ in 0..300 {
-        rig.accept_readable(10).await;
+        rig.accept(10);
         sleep(SECOND / 50).await;
         has_been_shown |= rig.faults.list().iter().any(|fault| fault.what.as_str() == "poison");
     }
@@ -139,7 +156,7 @@ async fn poison_is_shown_while_its_attempts_fail_on_this_side() {
     });
     let mut rig = upstream.rig("batch = { events_max = 1, linger_ms = 5 }");
     while attempts.load(SeqCst) < 10 {
-        rig.accept_readable(1).await;
+        rig.accept(1);
         sleep(2 * SECOND).await;
     }
     assert!(rig.faults.list().iter().any(|fault| fault.what.as_str() == "poison"));
@@ -155,7 +172,7 @@ async fn an_event_that_failed_alone_while_others_were_delivered_is_a_dead_letter
     let mut rig = upstream.rig("attempts_max = 4\nbatch = { events_max = 20, linger_ms = 5 }");
     let mut has_been_shown = false;
     for _ in 0..300 {
-        rig.accept_readable(10).await;
+        rig.accept(10);
         sleep(SECOND).await;
         has_been_shown |= rig.faults.list().iter().any(|fault| fault.what.as_str() == "poison");
     }
@@ -184,7 +201,7 @@ async fn an_upstream_that_takes_nothing_is_probed_one_by_one_and_loses_nothing()
         false => (SECOND / 100, Outcome::Retry(answered(503))),
     });
     let mut rig = upstream.rig("attempts_max = 2\nbatch = { events_max = 20, linger_ms = 5 }");
-    rig.accept_readable(400).await;
+    rig.accept(400);
     sleep(600 * SECOND).await;
     upstream.in_flight_max.store(0, SeqCst);
     let before = upstream.begun.lock().unwrap().len();
@@ -209,9 +226,9 @@ async fn a_fault_is_halved_and_its_event_waits_for_a_new_configuration() {
         (SECOND / 100, if is_poison(batch) { failed } else { Outcome::Delivered })
     });
     let mut rig = upstream.rig("attempts_max = 2\nbatch = { events_max = 20, linger_ms = 5 }");
-    rig.accept_readable(10).await;
+    rig.accept(10);
     for _ in 0..20 {
-        rig.accept_readable(10).await;
+        rig.accept(10);
         sleep(30 * SECOND).await;
     }
     wait_delivered(&rig, 209).await;
@@ -231,7 +248,7 @@ async fn a_pause_that_is_asked_for_is_kept_whatever_else_is_under_way() {
         _ => (SECOND, Outcome::Delivered),
     });
     let mut rig = upstream.rig("batch = { events_max = 20, linger_ms = 5 }");
-    rig.accept_readable(2000).await;
+    rig.accept(2000);
     rig.settled("own").await;
     let begun = upstream.begun.lock().unwrap().clone();
     assert_eq!(upstream.in_flight_max.load(SeqCst), 4);
@@ -248,17 +265,10 @@ async fn a_queue_that_keeps_an_order_stops_no_other_queue() {
         (SECOND / 100, if is_poison(batch) { failed } else { Outcome::Delivered })
     });
     let mut rig = upstream.rig("batch = { events_max = 20, linger_ms = 5 }");
-    rig.accept_readable(5000).await;
+    rig.accept(5000);
     // One of four queues waits for its poison; the portals of the others all get through.
     wait_delivered(&rig, 3500).await;
     rig.stop().await;
-}
-
-/// The number that each sample event carries.
-fn number(record: &[u8]) -> usize {
-    let record = Record::decode(record).unwrap();
-    let json: serde_json::Value = serde_json::from_str(record.event_json).unwrap();
-    json["properties"]["n"].as_str().unwrap().parse().unwrap()
 }
 
 /// Takes, in each portal's order, what is not poison, and notes what it has taken.
@@ -284,7 +294,7 @@ async fn poison_at_the_front_of_every_queue_that_keeps_an_order_ends() {
     const POISON: usize = 20;
     let (upstream, taken) = in_order_without(|n| n < POISON);
     let mut rig = upstream.rig("attempts_max = 3\nbatch = { events_max = 20, linger_ms = 5 }");
-    rig.accept_readable(2500).await;
+    rig.accept(2500);
     let settled = async {
         while rig.counts("own").pending > 0 {
             sleep(SECOND).await;
@@ -313,7 +323,7 @@ async fn poison_of_many_portals_stops_no_portal_beside_them() {
         portals.extend((0..150).map(|n| 1 + POISON + n % 5));
         for (n, portal) in portals.iter().enumerate() {
             let event = crate::delivery::sample(n);
-            rig.accept_event(&Event { portal: *portal, ..event }).await;
+            rig.accept_event(&Event { portal: *portal, ..event });
             sleep(SECOND / 5).await;
         }
         sleep(120 * SECOND).await;
@@ -344,7 +354,7 @@ async fn a_portal_that_waits_for_its_poison_lets_others_pass_however_much_it_sen
             sleep(3600 * SECOND).await;
         }
         let event = crate::delivery::sample(rig.accepted_count());
-        rig.accept_event(&Event { portal, ..event }).await;
+        rig.accept_event(&Event { portal, ..event });
     }
     wait_delivered(&rig, 409).await;
     assert_eq!(rig.dead("own").len(), 1);
@@ -362,7 +372,7 @@ async fn an_outage_costs_no_event_where_an_order_is_kept() {
         false => (SECOND / 100, Outcome::Retry(answered(503))),
     });
     let mut rig = upstream.rig("attempts_max = 2\nbatch = { events_max = 20, linger_ms = 5 }");
-    rig.accept_readable(400).await;
+    rig.accept(400);
     sleep(3600 * SECOND).await;
     upstream.in_flight_max.store(0, SeqCst);
     let before = upstream.begun.lock().unwrap().len();
@@ -412,7 +422,7 @@ async fn limits_that_are_large_together_still_make_requests() {
 async fn the_lag_counts_an_event_that_is_in_no_batch_yet() {
     let upstream = Timed::new(|_, _| (SECOND, Outcome::Delivered));
     let mut rig = upstream.rig("batch = { events_max = 20, linger_ms = 600000 }");
-    rig.accept_readable(1).await;
+    rig.accept(1);
     sleep(2 * SECOND).await;
     assert!(upstream.begun.lock().unwrap().is_empty());
     assert!(rig.status("own").lag_seconds > 0);
@@ -429,7 +439,7 @@ async fn a_lock_that_is_held_delays_its_dead_letter_and_no_delivery_and_no_stop(
     std::fs::create_dir_all(rig.dead_dir()).unwrap();
     let lock = std::fs::File::create(rig.dead_dir().join("own.lock")).unwrap();
     lock.lock().unwrap();
-    rig.accept(900).await;
+    rig.accept(900);
     wait_delivered(&rig, 899).await;
     rig.until("own", |status| status.state.as_str() == "dead_letters_failing").await;
     let dir = tokio::time::timeout(60 * SECOND, rig.stop()).await.expect("the stop ends");
@@ -455,7 +465,7 @@ async fn many_events_that_always_fail_do_not_make_the_upstream_look_down_for_lon
         });
         let mut rig = upstream.rig("attempts_max = 12\nbatch = { linger_ms = 1000 }");
         let began = Instant::now();
-        rig.accept_readable(5_000).await;
+        rig.accept(5_000);
         let good = 5_000 - 5_000 / every;
         while rig.counts("own").delivered < good {
             assert!(began.elapsed() < 7_200 * SECOND, "{every}: {:?}", rig.counts("own"));

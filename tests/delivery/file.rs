@@ -48,14 +48,16 @@ async fn until(what: &str, done: impl Fn() -> bool) {
             tokio::time::sleep(Duration::from_millis(5)).await;
         }
     };
-    tokio::time::timeout(Duration::from_secs(60), wait).await.unwrap_or_else(|_| panic!("{what}"));
+    tokio::time::timeout(crate::delivery::HANGS_AFTER, wait)
+        .await
+        .unwrap_or_else(|_| panic!("{what}"));
 }
 
 #[tokio::test]
 async fn a_stop_finishes_the_open_file() {
     let dir = tempfile::tempdir().unwrap();
     let mut rig = Rig::start(&config(dir.path(), ""));
-    rig.accept(230).await;
+    rig.accept(230);
     rig.settled("files").await;
     assert_eq!(files(dir.path(), ".ndjson").len(), 0);
     assert_eq!(files(dir.path(), ".ndjson.part").len(), 1);
@@ -68,10 +70,10 @@ async fn a_stop_finishes_the_open_file() {
 async fn an_open_file_is_finished_by_time_even_when_nothing_comes() {
     let dir = tempfile::tempdir().unwrap();
     let mut rig = Rig::start(&config(dir.path(), "rotate_seconds = 1"));
-    rig.accept(3).await;
+    rig.accept(3);
     rig.settled("files").await;
     until("rotated", || files(dir.path(), ".ndjson").len() == 1).await;
-    rig.accept(3).await;
+    rig.accept(3);
     rig.settled("files").await;
     until("rotated again", || files(dir.path(), ".ndjson").len() == 2).await;
     assert_eq!(rig.check("files", &events(dir.path())), 0);
@@ -82,7 +84,7 @@ async fn an_open_file_is_finished_by_time_even_when_nothing_comes() {
 async fn no_finished_file_is_larger_than_asked_for() {
     let dir = tempfile::tempdir().unwrap();
     let mut rig = Rig::start(&config(dir.path(), "rotate_bytes = '64KiB'"));
-    rig.accept(2000).await;
+    rig.accept(2000);
     rig.settled("files").await;
     rig.forwarder.take().unwrap().stop(STOP_WITHIN).await;
     let all = files(dir.path(), ".ndjson");
@@ -123,7 +125,7 @@ async fn several_processes_share_a_folder_and_leave_each_others_open_files_alone
     let mut rigs = [Rig::start(&one), Rig::start(&one), Rig::start(&one)];
     for _ in 0..10 {
         for rig in &mut rigs {
-            rig.accept(40).await;
+            rig.accept(40);
         }
         for rig in &rigs {
             rig.settled("files").await;
@@ -147,7 +149,7 @@ async fn names_sort_by_time() {
     let rest = "rotate_bytes = '1KiB'\nbatch = { events_max = 1 }";
     let mut rig = Rig::start(&config(dir.path(), rest));
     for _ in 0..40 {
-        rig.accept(1).await;
+        rig.accept(1);
         rig.settled("files").await;
     }
     rig.forwarder.take().unwrap().stop(STOP_WITHIN).await;
@@ -162,12 +164,12 @@ async fn a_folder_that_goes_away_is_made_again_and_nothing_is_lost() {
     let outer = tempfile::tempdir().unwrap();
     let dir = outer.path().join("events");
     let mut rig = Rig::start(&config(&dir, "rotate_seconds = 1"));
-    rig.accept(10).await;
+    rig.accept(10);
     rig.settled("files").await;
     until("rotated", || files(&dir, ".ndjson").len() == 1).await;
     let aside = outer.path().join("aside");
     fs::rename(&dir, &aside).unwrap();
-    rig.accept(10).await;
+    rig.accept(10);
     rig.settled("files").await;
     rig.forwarder.take().unwrap().stop(STOP_WITHIN).await;
     let mut all = events(&aside);
@@ -182,7 +184,7 @@ async fn check_disturbed(disturb: impl Fn(&Path, &Path)) -> usize {
     let dir = outer.path().join("events");
     let mut rig = Rig::start(&config(&dir, ""));
     for round in 1..=3 {
-        rig.accept(30).await;
+        rig.accept(30);
         rig.settled("files").await;
         let there = written(&dir);
         let last = rig.accepted.keys().skip(30 * (round - 1)).filter(|id| !there.contains(*id));
@@ -235,7 +237,7 @@ async fn a_folder_that_cannot_be_written_to_is_retried_until_it_can() {
     // A file in the folder's place: not even root can make files below it.
     fs::remove_dir_all(&dir).unwrap();
     fs::write(&dir, "in the way").unwrap();
-    rig.accept(10).await;
+    rig.accept(10);
     rig.until("files", |s| s.last_error.is_some()).await;
     assert_eq!(rig.counts("files").delivered, 0);
     fs::remove_file(&dir).unwrap();

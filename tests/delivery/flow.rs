@@ -99,7 +99,7 @@ async fn run(upstream: &Arc<Scripted>, count: usize) -> Rig {
 async fn run_with(upstream: &Arc<Scripted>, count: usize, config: &str) -> Rig {
     let own: Arc<dyn Upstream> = Arc::clone(upstream) as Arc<dyn Upstream>;
     let mut rig = Rig::start_with(vec![("own", own)], config);
-    rig.accept(count).await;
+    rig.accept(count);
     rig.settled("own").await;
     rig
 }
@@ -179,13 +179,13 @@ async fn a_batch_that_always_fails_does_not_delay_the_others() {
     });
     let own: Arc<dyn Upstream> = Arc::clone(&upstream) as Arc<dyn Upstream>;
     let mut rig = Rig::start_with(vec![("own", own)], BATCHES);
-    rig.accept(900).await;
+    rig.accept(900);
     let rest = async {
         while rig.counts("own").delivered < 880 {
             tokio::time::sleep(Duration::from_millis(2)).await;
         }
     };
-    tokio::time::timeout(Duration::from_secs(60), rest).await.expect("the others get through");
+    tokio::time::timeout(crate::delivery::HANGS_AFTER, rest).await.expect("the others get through");
     assert_eq!(rig.counts("own").dead, 0);
     rig.stop().await;
 }
@@ -214,7 +214,7 @@ async fn the_lag_is_the_age_of_the_oldest_event_that_waits() {
     let upstream = Scripted::new(|_, _| Outcome::Retry(failure()));
     let own: Arc<dyn Upstream> = Arc::clone(&upstream) as Arc<dyn Upstream>;
     let mut rig = Rig::start_with(vec![("own", own)], BATCHES);
-    rig.accept(10).await;
+    rig.accept(10);
     rig.until("own", |s| s.state.as_str() == "retrying" || s.state.as_str() == "down").await;
     let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap();
     let age = now.as_secs().saturating_sub(crate::delivery::RECEIVED_AT_MS / 1000);
@@ -250,7 +250,7 @@ async fn delivered_when_answered_after(wait: Duration) -> u64 {
     let late = Arc::new(Late::default());
     let own: Arc<dyn Upstream> = Arc::clone(&late) as Arc<dyn Upstream>;
     let mut rig = Rig::start_with(vec![("own", own)], BATCHES);
-    rig.accept(1).await;
+    rig.accept(1);
     late.begun.notified().await;
     let forwarder = rig.forwarder.take().unwrap();
     let answer = async {
@@ -277,8 +277,8 @@ async fn a_stop_does_not_wait_for_the_next_attempt() {
     let upstream = Scripted::new(move |_, _| Outcome::Fault(later.clone()));
     let own: Arc<dyn Upstream> = Arc::clone(&upstream) as Arc<dyn Upstream>;
     let mut rig = Rig::start_with(vec![("own", own)], BATCHES);
-    rig.accept(10).await;
+    rig.accept(10);
     rig.until("own", |s| s.state.as_str() == "misconfigured").await;
-    let stop = tokio::time::timeout(Duration::from_secs(60), rig.stop());
+    let stop = tokio::time::timeout(crate::delivery::HANGS_AFTER, rig.stop());
     stop.await.expect("the stop does not wait for the next attempt");
 }

@@ -33,12 +33,6 @@ fn config(hubspot: &Hubspot, rest: &str) -> String {
     )
 }
 
-async fn accept(rig: &mut Rig, events: impl IntoIterator<Item = Event<'static>>) {
-    for event in events {
-        rig.accept_event(&event).await;
-    }
-}
-
 fn dead_ids(rig: &Rig) -> BTreeSet<String> {
     rig.dead("crm").iter().map(|letter| letter.id().unwrap().to_string()).collect()
 }
@@ -46,7 +40,7 @@ fn dead_ids(rig: &Rig) -> BTreeSet<String> {
 /// Accepts 300 events, and compares all of them with what arrived. Gives the repeats.
 async fn check_all_arrive(hubspot: &Hubspot, rest: &str) -> usize {
     let mut rig = Rig::start(&config(hubspot, rest));
-    accept(&mut rig, (0..300).map(event)).await;
+    rig.accept_all((0..300).map(event));
     rig.settled("crm").await;
     assert_eq!(rig.counts("crm").dead, 0);
     let repeats = hubspot.check(&rig.accepted, &BTreeSet::new());
@@ -85,7 +79,7 @@ async fn no_request_holds_more_than_is_allowed() {
             email: Some(format!("person{n}@company.com").into()),
             ..event(n)
         };
-        accept(&mut rig, (0..1201).map(of_portal_1)).await;
+        rig.accept_all((0..1201).map(of_portal_1));
         rig.settled("crm").await;
         hubspot.check(&rig.accepted, &BTreeSet::new());
         let sizes = |path: &str| {
@@ -110,7 +104,7 @@ async fn what_several_events_say_of_one_person_is_merged_in_their_order() {
     let mut rig = Rig::start(&config(&hubspot, rest));
     let of_one =
         |n: usize| Event { portal: 2, email: Some("person@company.com".into()), ..event(n) };
-    accept(&mut rig, (0..40).map(of_one)).await;
+    rig.accept_all((0..40).map(of_one));
     rig.settled("crm").await;
     assert_eq!(hubspot.check(&rig.accepted, &BTreeSet::new()), 0);
     {
@@ -159,7 +153,7 @@ async fn others_arrive(hubspot: &Hubspot, rig: &mut Rig, fault: Fault) {
         1 => fault.clone(),
         _ => Fault::None,
     });
-    accept(rig, (0..600).map(event)).await;
+    rig.accept_all((0..600).map(event));
     hubspot
         .backend
         .until("the others to arrive", |_| hubspot.state().occurrences.len() == 400)
@@ -171,7 +165,7 @@ async fn others_arrive(hubspot: &Hubspot, rig: &mut Rig, fault: Fault) {
             tokio::time::sleep(Duration::from_millis(2)).await;
         }
     };
-    tokio::time::timeout(Duration::from_secs(60), wait).await.unwrap();
+    tokio::time::timeout(crate::delivery::HANGS_AFTER, wait).await.unwrap();
     assert_eq!(rig.counts("crm").dead, 0);
 }
 
@@ -201,7 +195,7 @@ async fn a_limited_portal_gets_on_after_the_pause_and_not_before() {
     })
     .await;
     let mut rig = Rig::start(&config(&hubspot, ""));
-    accept(&mut rig, (0..30).map(event)).await;
+    rig.accept_all((0..30).map(event));
     rig.settled("crm").await;
     assert_eq!(hubspot.check(&rig.accepted, &BTreeSet::new()), 0);
     let of_1 = |(portal, at, ..): &(u64, Instant, String, usize)| (*portal == 1).then_some(*at);
@@ -238,8 +232,8 @@ async fn events_of_a_portal_without_a_token_wait_for_one() {
     let hubspot = Hubspot::start().await;
     let mut rig = Rig::start(&config(&hubspot, ""));
     let unknown = |n: usize| Event { portal: 9, ..event(n) };
-    accept(&mut rig, (0..3).map(unknown)).await;
-    accept(&mut rig, (0..300).map(event)).await;
+    rig.accept_all((0..3).map(unknown));
+    rig.accept_all((0..300).map(event));
     hubspot.backend.until("the others", |_| hubspot.state().occurrences.len() == 300).await;
     rig.until("crm", |s| s.state.as_str() == "misconfigured").await;
     assert_eq!(rig.status("crm").last_error.unwrap(), "there is no token for portal 9");
@@ -264,7 +258,7 @@ async fn a_fault_that_lasts_longer_than_it_may_ends_in_dead_letters_that_can_be_
     .await;
     let mut rig = Rig::start(&config(&hubspot, "fault_seconds_max = 1"));
     let unknown = |n: usize| Event { portal: 9, ..event(n) };
-    accept(&mut rig, (0..3).map(unknown).chain((0..60).map(event))).await;
+    rig.accept_all((0..3).map(unknown).chain((0..60).map(event)));
     rig.settled("crm").await;
     assert_eq!(rig.counts("crm").dead, 3 + 20);
     hubspot.check(&rig.accepted, &dead_ids(&rig));
@@ -296,7 +290,7 @@ async fn a_contact_that_is_refused_keeps_its_event_back_and_no_other() {
         hubspot.state().is_bad_contact = bad;
         hubspot.state().refusal = refusal;
         let mut rig = Rig::start(&config(&hubspot, ""));
-        accept(&mut rig, (0..300).map(event)).await;
+        rig.accept_all((0..300).map(event));
         rig.settled("crm").await;
         let dead = dead_ids(&rig);
         hubspot.check(&rig.accepted, &dead);
@@ -323,7 +317,7 @@ async fn of_one_persons_events_only_the_one_that_says_the_wrong_thing_dies() {
         }
         event
     };
-    accept(&mut rig, (0..10).map(of_one)).await;
+    rig.accept_all((0..10).map(of_one));
     rig.settled("crm").await;
     let dead = dead_ids(&rig);
     hubspot.check(&rig.accepted, &dead);
@@ -337,7 +331,7 @@ async fn poison_events_are_found_and_everything_else_arrives() {
     hubspot.state().is_bad_event =
         |input| matches!(input["properties"]["external_id"].as_str(), Some("ext-0" | "ext-150"));
     let mut rig = Rig::start(&config(&hubspot, ""));
-    accept(&mut rig, (0..300).map(event)).await;
+    rig.accept_all((0..300).map(event));
     rig.settled("crm").await;
     let dead = dead_ids(&rig);
     assert_eq!(hubspot.check(&rig.accepted, &dead), 0);
@@ -357,7 +351,7 @@ async fn a_conflict_ends_as_a_dead_letter_and_blocks_nothing() {
     })
     .await;
     let mut rig = Rig::start(&config(&hubspot, ""));
-    accept(&mut rig, (0..30).map(event)).await;
+    rig.accept_all((0..30).map(event));
     rig.settled("crm").await;
     assert_eq!(rig.counts("crm").dead, 10);
     hubspot.check(&rig.accepted, &dead_ids(&rig));
@@ -372,7 +366,7 @@ async fn a_contact_that_somebody_else_creates_at_the_same_time_is_asked_about_ag
     })
     .await;
     let mut rig = Rig::start(&config(&hubspot, ""));
-    accept(&mut rig, [event(0)]).await;
+    rig.accept_all([event(0)]);
     rig.settled("crm").await;
     assert_eq!(rig.counts("crm").dead, 0);
     assert_eq!(hubspot.check(&rig.accepted, &BTreeSet::new()), 0);
@@ -385,7 +379,7 @@ async fn what_does_not_fit_is_a_dead_letter_with_its_reason_and_can_be_replayed(
     let mut rig = Rig::start(&config(&hubspot, ""));
     let nameless = Event { name: "0042".into(), ..event(1) };
     let anonymous = Event { email: None, ..event(2) };
-    accept(&mut rig, [nameless, anonymous, event(3)]).await;
+    rig.accept_all([nameless, anonymous, event(3)]);
     rig.settled("crm").await;
     let letters = rig.dead("crm");
     let mut details: Vec<&str> = letters.iter().map(|letter| letter.detail.as_str()).collect();
@@ -446,7 +440,7 @@ async fn check_erratic(seed: u64) {
     let hubspot = erratic(seed).await;
     let mut rig = Rig::start(&config(&hubspot, "batch = { events_max = 17, linger_ms = 5 }"));
     let anonymous = |n: usize| Event { email: None, ..event(n) };
-    accept(&mut rig, (0..60).map(event).chain([anonymous(1), anonymous(2)])).await;
+    rig.accept_all((0..60).map(event).chain([anonymous(1), anonymous(2)]));
     rig.settled("crm").await;
     let dead = dead_ids(&rig);
     hubspot.check(&rig.accepted, &dead);
@@ -480,7 +474,7 @@ async fn whatever_fails_in_whichever_order_each_event_is_delivered_or_dead() {
 async fn a_server_that_is_down_for_all_is_not_flooded_and_loses_nothing() {
     let hubspot = Hubspot::failing(|_| Fault::Refuse(503, Vec::new())).await;
     let mut rig = Rig::start(&config(&hubspot, ""));
-    accept(&mut rig, (0..300).map(event)).await;
+    rig.accept_all((0..300).map(event));
     rig.until("crm", |s| s.state.as_str() == "down").await;
     let accepted = rig.accepted.clone();
     let dir = rig.stop().await;

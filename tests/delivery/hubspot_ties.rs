@@ -51,10 +51,10 @@ async fn an_id_finds_the_contact_that_an_earlier_event_tied_to_an_address() {
     let hubspot = Hubspot::start().await;
     hubspot.state().matches_ids = true;
     let mut rig = Rig::start(&config(&hubspot, MATCHING));
-    rig.accept_event(&event(Some("a@b.example"), Some("ext-7"))).await;
+    rig.accept_event(&event(Some("a@b.example"), Some("ext-7")));
     rig.settled("crm").await;
     for _ in 0..3 {
-        rig.accept_event(&event(None, Some("ext-7"))).await;
+        rig.accept_event(&event(None, Some("ext-7")));
     }
     rig.settled("crm").await;
     assert_eq!(rig.counts("crm").dead, 0);
@@ -71,9 +71,9 @@ async fn an_id_that_matches_no_contact_is_a_dead_letter_until_it_does() {
     let hubspot = Hubspot::start().await;
     hubspot.state().matches_ids = true;
     let mut rig = Rig::start(&config(&hubspot, MATCHING));
-    rig.accept_event(&event(None, Some("ext-7"))).await;
-    rig.accept_event(&event(Some("c@d.example"), Some("ext-8"))).await;
-    rig.accept_event(&event(None, None)).await;
+    rig.accept_event(&event(None, Some("ext-7")));
+    rig.accept_event(&event(Some("c@d.example"), Some("ext-8")));
+    rig.accept_event(&event(None, None));
     rig.settled("crm").await;
     let letters = rig.dead("crm");
     hubspot.check(&rig.accepted, &dead_ids(&letters));
@@ -84,7 +84,7 @@ async fn an_id_that_matches_no_contact_is_a_dead_letter_until_it_does() {
     assert_eq!(why[0], (Reason::Rejected, refused.to_owned()));
     assert!(why[1].0 == Reason::Undeliverable && why[1].1.contains("no email address"), "{why:?}");
 
-    rig.accept_event(&event(Some("a@b.example"), Some("ext-7"))).await;
+    rig.accept_event(&event(Some("a@b.example"), Some("ext-7")));
     rig.settled("crm").await;
     assert_eq!(replay(&rig, &hubspot, MATCHING).await, 1);
     assert_eq!(hubspot.state().occurrences.len(), 3);
@@ -95,7 +95,7 @@ async fn an_id_that_matches_no_contact_is_a_dead_letter_until_it_does() {
 async fn without_a_definition_that_matches_an_id_alone_is_a_dead_letter_and_sends_nothing() {
     let hubspot = Hubspot::start().await;
     let mut rig = Rig::start(&config(&hubspot, ""));
-    rig.accept_event(&event(None, Some("ext-7"))).await;
+    rig.accept_event(&event(None, Some("ext-7")));
     rig.settled("crm").await;
     let letters = rig.dead("crm");
     assert!(letters[0].detail.contains("match_external_id"), "{letters:?}");
@@ -108,9 +108,9 @@ async fn a_cookie_finds_its_visitor_with_an_address_and_without() {
     let hubspot = Hubspot::start().await;
     hubspot.state().utks.insert("1f".to_owned());
     let mut rig = Rig::start(&config(&hubspot, ""));
-    rig.accept_event_in(&event(Some("a@b.example"), None), &with_cookie("1f")).await;
-    rig.accept_event_in(&event(None, Some("ext-7")), &with_cookie("1f")).await;
-    rig.accept_event_in(&event(None, None), &with_cookie("unknown")).await;
+    rig.accept_event_in(&event(Some("a@b.example"), None), &with_cookie("1f"));
+    rig.accept_event_in(&event(None, Some("ext-7")), &with_cookie("1f"));
+    rig.accept_event_in(&event(None, None), &with_cookie("unknown"));
     rig.settled("crm").await;
     let letters = rig.dead("crm");
     hubspot.check(&rig.accepted, &dead_ids(&letters));
@@ -124,7 +124,7 @@ async fn the_default_properties_go_along_and_a_definition_without_them_refuses_t
     let hubspot = Hubspot::start().await;
     hubspot.state().has_default_properties = true;
     let mut rig = Rig::start(&config(&hubspot, "context_properties = true"));
-    rig.accept_event(&event(Some("a@b.example"), None)).await;
+    rig.accept_event(&event(Some("a@b.example"), None));
     rig.settled("crm").await;
     assert_eq!(hubspot.check(&rig.accepted, &BTreeSet::new()), 0);
     let (_, occurrence) = hubspot.state().occurrences.values().next().unwrap().clone();
@@ -132,7 +132,7 @@ async fn the_default_properties_go_along_and_a_definition_without_them_refuses_t
     assert_eq!(occurrence["properties"]["hs_referrer"], context().referer.unwrap().as_ref());
 
     hubspot.state().has_default_properties = false;
-    rig.accept_event(&event(Some("a@b.example"), None)).await;
+    rig.accept_event(&event(Some("a@b.example"), None));
     rig.settled("crm").await;
     let detail = &rig.dead("crm")[0].detail;
     assert_eq!(detail, "the event is refused: answered 400 (PROPERTY_DOESNT_EXIST)");
@@ -150,7 +150,7 @@ async fn a_repeat_that_is_answered_with_an_error_counts_once_and_is_a_dead_lette
     .await;
     hubspot.state().repeat = Repeat::Named;
     let mut rig = Rig::start(&config(&hubspot, ""));
-    rig.accept_event(&event(Some("a@b.example"), None)).await;
+    rig.accept_event(&event(Some("a@b.example"), None));
     rig.settled("crm").await;
     let letters = rig.dead("crm");
     assert_eq!(letters[0].detail, "the event is refused: answered 207 (CONFLICT)");

@@ -10,7 +10,7 @@ use pixelgate::internals::event;
 use pixelgate::{Batch, Outcome};
 use pixelgate::{Config, Upstream};
 
-const PATIENCE: Duration = Duration::from_secs(60);
+const PATIENCE: Duration = crate::delivery::HANGS_AFTER;
 
 /// How an attempt hangs.
 #[derive(Clone, Copy, Debug)]

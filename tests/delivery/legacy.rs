@@ -38,7 +38,7 @@ fn has_revenue(request: &Request) -> bool {
 async fn each_event_arrives_once_as_the_request_that_it_was() {
     let backend = Backend::playing([]).await;
     let mut rig = Rig::start(&upstream(&backend, ""));
-    rig.accept(200).await;
+    rig.accept(200);
     rig.settled("old").await;
     let taken = backend.taken();
     assert_eq!((taken.len(), ns(&taken).len()), (200, 200));
@@ -71,7 +71,7 @@ async fn a_backend_that_says_it_did_not_count_gets_everything_again() {
         })
         .await;
         let mut rig = Rig::start(&upstream(&backend, ""));
-        rig.accept(100).await;
+        rig.accept(100);
         rig.settled("old").await;
         let taken = backend.taken();
         assert_eq!((taken.len(), ns(&taken).len()), (100, 100), "{status}");
@@ -91,7 +91,7 @@ async fn revenue_that_may_have_counted_is_never_sent_twice_by_default() {
         })
         .await;
         let mut rig = Rig::start(&upstream(&backend, ""));
-        rig.accept(100).await;
+        rig.accept(100);
         rig.settled("old").await;
         let taken = backend.taken();
         assert_eq!(ns(&taken).len(), 100);
@@ -113,7 +113,7 @@ async fn revenue_that_may_have_counted_becomes_one_dead_letter_an_event() {
     let mut rig = Rig::start(&upstream(&backend, "concurrency_max = 1"));
     let mut event: Event<'static> = crate::delivery::sample(1);
     event.revenue = Revenue::parse("99.9");
-    rig.accept_event(&event).await;
+    rig.accept_event(&event);
     rig.settled("old").await;
     let counts = rig.counts("old");
     assert_eq!((counts.dead, counts.delivered, backend.seen().len()), (1, 0, 1));
@@ -124,7 +124,7 @@ async fn revenue_that_may_have_counted_becomes_one_dead_letter_an_event() {
 async fn on_unknown_retry_sends_revenue_again() {
     let backend = Backend::playing(vec![Act::ResetAfterBody; 2]).await;
     let mut rig = Rig::start(&upstream(&backend, "on_unknown = 'retry'"));
-    rig.accept(20).await;
+    rig.accept(20);
     rig.settled("old").await;
     let taken = backend.taken();
     assert_eq!(ns(&taken).len(), 20);
@@ -139,7 +139,7 @@ async fn a_refused_connection_kills_no_event() {
     let config = upstream(&backend, "");
     drop(backend);
     let mut rig = Rig::start(&config);
-    rig.accept(20).await;
+    rig.accept(20);
     rig.until("old", |s| s.state.as_str() == "down").await;
     let counts = rig.counts("old");
     assert_eq!((counts.dead, counts.delivered), (0, 0));
@@ -157,7 +157,7 @@ async fn an_event_that_is_refused_dies_alone_and_is_asked_about_once() {
     })
     .await;
     let mut rig = Rig::start(&upstream(&backend, ""));
-    rig.accept(100).await;
+    rig.accept(100);
     rig.settled("old").await;
     assert_eq!(backend.seen().len(), 100);
     assert_eq!(rig.counts("old").dead, 4);
@@ -178,7 +178,7 @@ async fn an_event_that_is_refused_dies_alone_and_is_asked_about_once() {
 async fn a_backend_in_trouble_is_not_flooded() {
     let backend = Backend::start(|_| Act::Refuse(503)).await;
     let mut rig = Rig::start(&upstream(&backend, "concurrency_max = 4"));
-    rig.accept(500).await;
+    rig.accept(500);
     rig.until("old", |s| s.state.as_str() == "down").await;
     // Five failed batches opened the breaker; none of them sent all its fifty events.
     assert!(backend.seen().len() < 5 * 8, "{}", backend.seen().len());
@@ -253,8 +253,8 @@ async fn a_request_that_a_stop_cuts_off_is_unknown() {
         let with_revenue = crate::delivery::sample(0);
         let without = Event { revenue: None, ..crate::delivery::sample(1) };
         assert!(with_revenue.revenue.is_some());
-        rig.accept_event(&with_revenue).await;
-        rig.accept_event(&without).await;
+        rig.accept_event(&with_revenue);
+        rig.accept_event(&without);
         while backend.seen().len() < 2 {
             tokio::time::sleep(std::time::Duration::from_millis(2)).await;
         }

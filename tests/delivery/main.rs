@@ -9,6 +9,7 @@ mod hubspot;
 mod hubspot_ties;
 mod islands;
 mod legacy;
+mod resend;
 mod timed;
 mod tls;
 

@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use crate::delivery::Rig;
 use async_trait::async_trait;
+use pixelgate::internals::event::Record;
 use pixelgate::internals::upstream::{Batch, Outcome, Upstream};
 use tokio::time::{Instant, sleep};
 
@@ -44,6 +45,13 @@ impl Timed {
     pub fn rig(self: &Arc<Self>, config: &str) -> Rig {
         Rig::start_with(vec![("own", Arc::clone(self) as Arc<dyn Upstream>)], config)
     }
+}
+
+/// The number that each sample event carries.
+pub fn number(record: &[u8]) -> usize {
+    let record = Record::decode(record).unwrap();
+    let json: serde_json::Value = serde_json::from_str(record.event_json).unwrap();
+    json["properties"]["n"].as_str().unwrap().parse().unwrap()
 }
 
 #[async_trait]

@@ -63,7 +63,7 @@ fn upstream(addr: SocketAddr, rest: &str) -> String {
 
 async fn check_delivered(backend: &Backend, config: &str) {
     let mut rig = Rig::start(config);
-    rig.accept(120).await;
+    rig.accept(120);
     rig.settled("out").await;
     assert_eq!(rig.check("out", &backend.events()), 0);
     rig.stop().await;
@@ -71,7 +71,7 @@ async fn check_delivered(backend: &Backend, config: &str) {
 
 async fn check_refused(config: &str) {
     let mut rig = Rig::start(config);
-    rig.accept(120).await;
+    rig.accept(120);
     rig.until("out", |s| s.last_error.is_some()).await;
     assert_eq!(rig.counts("out").delivered, 0);
     rig.stop().await;
@@ -146,7 +146,7 @@ async fn http2_is_used_where_the_backend_offers_it() {
         }
     });
     let mut rig = Rig::start(&upstream(addr, &format!("ca = '{ca}'\ncompression = 'none'")));
-    rig.accept(500).await;
+    rig.accept(500);
     rig.settled("out").await;
     assert_eq!(rig.check("out", &taken.lock().unwrap()), 0);
     rig.stop().await;

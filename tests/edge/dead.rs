@@ -242,3 +242,43 @@ fn a_last_line_without_its_end_is_a_letter_like_the_others() {
     assert_eq!(ids(&backend.events()), BTreeSet::from([0, 1, 2, 3]));
     assert_eq!(letters(&edge), Vec::<Value>::new());
 }
+
+#[test]
+fn letters_that_always_fail_stay_and_hold_back_no_other() {
+    let backend = RUNTIME.block_on(Backend::start(|_| Act::Refuse(422)));
+    let upstream = http_upstream(&backend, "") + "events_max = 100\n";
+    let edge = Setup::default().upstreams(&upstream).start();
+    for n in 0..400 {
+        let name = match n % 100 {
+            7 => "broken",
+            9 => "poison",
+            _ => "good",
+        };
+        assert_eq!(edge.event(&format!("_a=62515&_n={name}&id={n}")).status, 200);
+    }
+    assert_eq!(edge.wait_delivered("collector")["dead"], 400);
+
+    let holds = |request: &Request, name: &str| request.events().iter().any(|e| e["event"] == name);
+    let judge = move |request: &Request| match request {
+        request if holds(request, "broken") => Act::Refuse(500),
+        request if holds(request, "poison") => Act::Refuse(400),
+        _ => Act::Take,
+    };
+    backend.script(move |_| Act::Judge(std::sync::Arc::new(judge)));
+    let (code, out, told) = dead_with(&edge, &["replay"]);
+    let done = "collector: 392 delivered, 4 refused again, 4 not delivered\n";
+    assert_eq!((code, out.as_str()), (Some(1), done), "{told}");
+    let why = "collector: answered 500; the next replay tries 4 dead letters again";
+    assert!(told.contains(why), "{told}");
+    let left = letters(&edge);
+    let reason = |letter: &Value| (letter["event"]["event"].clone(), letter["status"].clone());
+    for expect in [(json!("broken"), json!(422)), (json!("poison"), json!(400))] {
+        assert_eq!(left.iter().map(reason).filter(|found| *found == expect).count(), 4);
+    }
+
+    backend.script(|_| Act::Take);
+    let done = "collector: 8 delivered, 0 refused again, 0 not delivered\n";
+    assert_eq!(dead(&edge, "replay"), (Some(0), done.to_owned()));
+    assert_eq!(backend.events().len(), 400, "none was taken twice");
+    assert_eq!(ids(&backend.events()).len(), 400);
+}

@@ -83,7 +83,9 @@ fn ten_million_events_behind_one_that_is_stuck_take_no_memory() {
         println!("{million:>3} million events delivered: {} KiB", edge.resident_kib());
     }
     let row = edge.upstream("collector");
-    assert_eq!((&row["pending"], &row["state"]), (&json!(500), &json!("retrying")));
+    // Its batch is halved meanwhile, until it waits alone.
+    assert!((1..=500).contains(&row["pending"].as_u64().unwrap()), "{row}");
+    assert_eq!(row["state"], json!("retrying"));
     let grown = resident[resident.len() - 1].saturating_sub(resident[0]);
     assert!(grown < GROWTH_KIB_MAX, "{grown} KiB more after ten million than after one");
 }

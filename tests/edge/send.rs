@@ -356,6 +356,25 @@ fn refused_events_become_dead_letters_and_are_not_sent_again() {
 }
 
 #[test]
+fn events_that_always_fail_hold_back_no_other_and_are_tried_again() {
+    let fails = |event: &Value| event["external_id"].as_str().unwrap().ends_with("07");
+    let judge = move |request: &Request| match request.events().iter().any(fails) {
+        true => Act::Refuse(500),
+        false => Act::Take,
+    };
+    let backend = RUNTIME.block_on(Backend::start(move |_| Act::Judge(Arc::new(judge))));
+    let place = Place::of(&backend, 100);
+    let file = place.file("week.ndjson", &lines(300));
+    let (code, out, told) = place.send(&[], &[&file]);
+    assert_eq!((code, out), (1, said(298, 0, 2, 0, 0)), "{told}");
+    assert!(told.contains("answered 500; these events are left out"), "{told}");
+    backend.script(|_| Act::Take);
+    assert_eq!(place.send(&[], &[&file]), (0, said(2, 0, 0, 298, 0), String::new()));
+    let all: BTreeSet<usize> = arrived(&backend).into_iter().collect();
+    assert_eq!((all.len(), arrived(&backend).len()), (300, 300));
+}
+
+#[test]
 fn the_portal_list_says_which_portals_events_are_not_sent_to_an_upstream() {
     let backend = RUNTIME.block_on(Backend::playing([]));
     let place = Place::of(&backend, 500);

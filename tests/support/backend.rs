@@ -149,7 +149,7 @@ impl Backend {
                 changed.await;
             }
         };
-        let waited = tokio::time::timeout(Duration::from_secs(60), wait).await;
+        let waited = tokio::time::timeout(Duration::from_secs(600), wait).await;
         waited.unwrap_or_else(|_| panic!("never: {what}"));
     }
 }

@@ -359,6 +359,13 @@ impl World {
             sleep(wait).await;
             self.check_all().await;
         }
+        for upstream in &self.upstreams {
+            // Those that came in one batch with the one that is stuck as well.
+            let taken = upstream.state.lock().taken.clone();
+            let is_left = |event: &u64| !taken.contains_key(event) && !self.damaged.contains(event);
+            let left: Vec<u64> = (1..=self.last()).filter(is_left).collect();
+            assert!(left.len() <= 1, "{left:?}, {}", self.describe());
+        }
         self.crash().await;
         self.check_all().await;
     }

@@ -38,6 +38,8 @@ impl World {
             durability: Durability::Interval,
             linger_ms: 0,
             sync_ms: 1_000,
+            // The spool's threads work in real time, however loaded the machine is.
+            commit_seconds_max: 60,
             segment_bytes: self.segment_bytes,
             bytes_max: ByteSize::mib(64),
             ..Config::default()

@@ -165,7 +165,8 @@ impl World {
 
     /// The lag is at least the age of the oldest event that was not taken, less the second between
     /// two updates. An upstream with dead letters, which it did not take, is left out, and so is
-    /// one whose events cannot be read, or were not until just now: their age is not known.
+    /// one whose events cannot be read, or were not until just now: their age is not known. Nor is
+    /// that of events that came back behind younger ones which fill a batch already.
     pub fn check_lag(&self) {
         let process = self.process();
         let is_unread = |fault: &Fault| fault.what.as_str() == "spool_segment";
@@ -186,8 +187,13 @@ impl World {
                 let is_for = self.accepted(*event).is_some_and(|accepted| accepted.is_for[*at]);
                 is_for && !state.taken.contains_key(event) && !self.damaged.contains(event)
             };
-            let oldest = (self.first_left[*at]..=self.last()).find(waits);
-            let Some(oldest) = oldest.and_then(|oldest| self.accepted(oldest)) else { continue };
+            let Some(oldest) = (self.first_left[*at]..=self.last()).find(waits) else { continue };
+            let last = state.attempted_at.get(&oldest).copied();
+            let is_known = last.is_some_and(|last| last >= process.started);
+            if self.moved_at > process.started && !is_known {
+                continue;
+            }
+            let Some(oldest) = self.accepted(oldest) else { continue };
             let age = oldest.at.elapsed().as_secs();
             assert!(status.lag_seconds + 3 >= age, "{age} s, {}", self.describe());
         }

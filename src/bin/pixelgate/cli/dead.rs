@@ -172,7 +172,9 @@ fn replay(config: &Config, name: &str, filter: &Filter) -> Result<(), String> {
         done.delivered, done.refused, done.undelivered
     );
     writeln!(std::io::stdout(), "{line}").map_err(unprinted)?;
-    match (done.gave_up, check_damaged(&found)) {
+    let tries = counted(done.undelivered, "dead letter");
+    let left = done.gave_up.map(|why| format!("{why}; the next replay tries {tries} again"));
+    match (left, check_damaged(&found)) {
         (Some(why), Err(damaged)) => Err(format!("{why}; {damaged}")),
         (Some(why), Ok(())) => Err(why),
         (None, checked) => checked,
