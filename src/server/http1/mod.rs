@@ -172,7 +172,7 @@ impl<SV> Server<SV> {
         let names = settings.gate.rules().context_names();
         let trusted = &settings.trusted;
         let (image, closes) = (wants_image(request.accept), request.closes);
-        let context = request.seen.context(&request, peer, trusted, names);
+        let context = || request.seen.context(&request, peer, trusted, names);
         let begin = |log: &AccessLog| begin_record(log, settings, &request);
         let mut record = in_force.access_log.as_ref().map(begin);
         let event_request =
